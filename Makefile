@@ -1,0 +1,48 @@
+# `make test` and `make demo` need Python >= 3.11, make, and a package index; everything else they install into .venv.
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
+# One worker per core, as far as there are cores; PYTEST_ARGS narrows a run: make pytest PYTEST_ARGS="-k reload"
+PYTEST_ARGS ?=
+
+.PHONY: test lint types layers pytest demo soak fuzz format clean
+
+test: lint types layers pytest
+
+$(BIN)/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "tlsproxy needs Python >= 3.11")'
+	$(PYTHON) -m venv .venv
+
+.venv/installed-demo: $(BIN)/python pyproject.toml constraints.txt
+	$(PIP) --editable '.[demo]' && touch $@
+
+.venv/installed-test: $(BIN)/python pyproject.toml constraints.txt
+	$(PIP) --editable '.[test]' && touch $@ .venv/installed-demo
+
+lint: .venv/installed-test
+	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+types: .venv/installed-test
+	$(BIN)/mypy
+
+layers: .venv/installed-test
+	$(BIN)/lint-imports
+
+pytest: .venv/installed-test
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+demo: .venv/installed-demo
+	$(BIN)/tlsproxy demo $(DEMO_ARGS)
+
+# The long forms of what `make test` runs briefly.
+soak: .venv/installed-test
+	TLSPROXY_SOAK=1 $(BIN)/python -m pytest -m soak --timeout=3600 $(PYTEST_ARGS)
+
+fuzz: .venv/installed-test
+	TLSPROXY_FUZZ=1 $(BIN)/python -m pytest -m fuzz --timeout=3600 $(PYTEST_ARGS)
+
+format: .venv/installed-test
+	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
+
+clean:
+	rm -rf .venv demo-data build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -1,0 +1,51 @@
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+from support.gateway import Gateway
+from support.site import Site
+from support.upstream import ScriptedUpstream
+
+settings.register_profile("brief", deadline=None, max_examples=100, derandomize=bool(os.environ.get("CI")))
+settings.register_profile("fuzz", deadline=None, max_examples=20_000)
+settings.load_profile("fuzz" if os.environ.get("TLSPROXY_FUZZ") else "brief")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
+    """In CI everything that a test needs is installed: a skip would hide that it is not."""
+    report = yield
+    if report.skipped and os.environ.get("CI") == "true" and not hasattr(report, "wasxfail"):
+        report.outcome = "failed"
+        report.longrepr = f"{item.nodeid} was skipped in CI: {report.longrepr}"
+    return report
+
+
+@pytest.fixture(scope="session")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Site:
+    """Certificates and configuration files, in a directory of their own; shared, so never rewritten in place."""
+    return Site(tmp_path_factory.mktemp("site"))
+
+
+@pytest.fixture
+def own_site(tmp_path: Path) -> Site:
+    """One that a test may change."""
+    return Site(tmp_path)
+
+
+@pytest.fixture
+def upstream() -> Iterator[ScriptedUpstream]:
+    with ScriptedUpstream() as running:
+        yield running
+
+
+@pytest.fixture
+def gateway(site: Site, upstream: ScriptedUpstream) -> Iterator[Gateway]:
+    """The usual gateway in front of the scripted upstream."""
+    with Gateway(site.write_config(upstream.url)) as running:
+        yield running

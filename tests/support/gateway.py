@@ -1,0 +1,135 @@
+"""A gateway as it really runs: a process of its own, its log and its audit lines read as they come."""
+
+from __future__ import annotations
+
+import json
+import queue
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+DEADLINE = 20.0
+
+
+class Lines:
+    """The lines of a pipe, waited for one by one. ``seen`` keeps them all."""
+
+    def __init__(self, pipe: Any) -> None:
+        self.seen: list[str] = []
+        self._queue: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._read, args=(pipe,), daemon=True)
+        self._thread.start()
+
+    def _read(self, pipe: Any) -> None:
+        with pipe:
+            for line in pipe:
+                self._queue.put(line.rstrip("\n"))
+        self._queue.put(None)
+
+    def wait(self, matches: Callable[[str], bool], deadline: float = DEADLINE) -> str:
+        """The next line that matches; those before it are taken too."""
+        end = time.monotonic() + deadline
+        while True:
+            line = self._queue.get(timeout=max(0.01, end - time.monotonic()))
+            if line is None:
+                raise AssertionError("the gateway ended:\n" + "\n".join(self.seen))
+            self.seen.append(line)
+            if matches(line):
+                return line
+
+    def drain(self) -> list[str]:
+        """All that came until the pipe's end."""
+        while (line := self._queue.get(timeout=DEADLINE)) is not None:
+            self.seen.append(line)
+        self._thread.join()
+        return self.seen
+
+
+class Gateway:
+    """``port`` is the REST listener's, ``admin`` the admin server's ``host:port``."""
+
+    def __init__(self, config: Path, **environ: str) -> None:
+        self.config = config
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "tlsproxy", "run", "--config", str(config)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={"PATH": "/usr/bin:/bin", "PYTHONWARNINGS": "error", **environ},
+        )
+        self.log = Lines(self.process.stderr)
+        self._audit = Lines(self.process.stdout)
+        self.records: list[dict[str, Any]] = []
+
+    def __enter__(self) -> Self:
+        try:
+            line = self.log.wait(lambda line: "serving REST on https://" in line)
+            self.port = int(line.rsplit(":", 1)[1])
+            if "admin:" in self.config.read_text():
+                self.admin = self.log.wait(lambda line: "serving the operators on" in line).rsplit(" ", 1)[1]
+        except BaseException:
+            self.process.kill()
+            self.process.wait()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+        try:
+            self.process.wait(DEADLINE)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+            raise
+        log = self.log.drain()
+        self._audit.drain()
+        assert not [line for line in log if "CRITICAL" in line or "Traceback" in line], "\n".join(log)
+
+    def url(self, path: str) -> str:
+        return f"https://localhost:{self.port}{path}"
+
+    def stop(self) -> list[dict[str, Any]]:
+        """Ends it well; every audit record of its life."""
+        self.process.send_signal(signal.SIGTERM)
+        self.process.wait(DEADLINE)
+        self.log.drain()
+        return [json.loads(line) for line in self._audit.drain()]
+
+    def audited(self, **fields: Any) -> dict[str, Any]:
+        """The next audit record that has these values."""
+
+        def matches(line: str) -> bool:
+            record = json.loads(line)
+            return all(record.get(name) == value for name, value in fields.items())
+
+        return dict(json.loads(self._audit.wait(matches)))
+
+    def ask_admin(self, path: str, method: str = "GET") -> tuple[int, str]:
+        request = urllib.request.Request(f"http://{self.admin}{path}", method=method)  # noqa: S310 - our own
+        try:
+            with urllib.request.urlopen(request, timeout=DEADLINE) as response:  # noqa: S310
+                return response.status, response.read().decode()
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code, error.read().decode()
+
+    def connect(self, context: ssl.SSLContext) -> ssl.SSLSocket:
+        """A raw TLS connection."""
+        sock = socket.create_connection(("127.0.0.1", self.port), timeout=DEADLINE)
+        try:
+            return context.wrap_socket(sock, server_hostname="localhost")
+        except BaseException:
+            sock.close()
+            raise

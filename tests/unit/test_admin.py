@@ -1,0 +1,280 @@
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import stat
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+import aiohttp
+import pytest
+
+from tlsproxy.service.admin import AdminServer, _is_this_machine
+from tlsproxy.service.adminsocket import AdminAddressError, listening_socket
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+    from pathlib import Path
+
+
+class State:
+    def __init__(self) -> None:
+        self.parts = {"listeners": "ok", "upstream": "ok"}
+        self.verdict: Mapping[str, Any] = {"result": "ok", "generation": 2, "changed": ["tls.cert"]}
+        self.reload_gate = asyncio.Event()
+        self.reload_gate.set()
+        self.triggers: list[str] = []
+
+    async def ready(self) -> Mapping[str, str]:
+        return self.parts
+
+    def status(self) -> Mapping[str, Any]:
+        return {"version": "1", "generation": {"number": 1}}
+
+    async def reload(self, trigger: str) -> Mapping[str, Any]:
+        self.triggers.append(trigger)
+        await self.reload_gate.wait()
+        return self.verdict
+
+    def metrics(self) -> tuple[bytes, str]:
+        return b"tlsproxy_generation 1.0\n", "text/plain; version=0.0.4; charset=utf-8"
+
+
+class Client:
+    def __init__(self, session: aiohttp.ClientSession, base: str) -> None:
+        self._session = session
+        self._base = base
+
+    async def __call__(self, method: str, path: str, **headers: str) -> tuple[int, Any, Mapping[str, str]]:
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        async with self._session.request(method, self._base + path, headers=named) as response:
+            is_json = response.content_type == "application/json"
+            return response.status, await (response.json() if is_json else response.text()), dict(response.headers)
+
+
+@asynccontextmanager
+async def serving(state: State, listen: str = "127.0.0.1:0", deadline: float = 5.0) -> AsyncIterator[Client]:
+    server = AdminServer(listen, state, deadline)
+    address = await server.start()
+    try:
+        if address.startswith("unix:"):
+            connector: aiohttp.BaseConnector = aiohttp.UnixConnector(address.removeprefix("unix:"))
+            base = "http://localhost"
+        else:
+            connector, base = aiohttp.TCPConnector(), f"http://{address}"
+        async with aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(10)) as session:
+            yield Client(session, base)
+    finally:
+        await server.stop()
+
+
+def over_both(scenario: Callable[[State, Client], Coroutine[Any, Any, None]], directory: Path) -> None:
+    async def run() -> None:
+        for listen in ("127.0.0.1:0", f"unix:{directory / 'admin.sock'}"):
+            state = State()
+            async with serving(state, listen) as client:
+                await scenario(state, client)
+
+    asyncio.run(run())
+
+
+def test_alive(tmp_path: Path) -> None:
+    async def scenario(_state: State, client: Client) -> None:
+        status, body, headers = await client("GET", "/livez")
+        assert (status, body) == (200, {"alive": True})
+        assert headers["Cache-Control"] == "no-store"
+
+    over_both(scenario, tmp_path)
+
+
+def test_ready_names_each_part_and_is_503_while_one_is_not(tmp_path: Path) -> None:
+    async def scenario(state: State, client: Client) -> None:
+        status, body, _ = await client("GET", "/readyz")
+        assert (status, body) == (200, {"ready": True, "parts": {"listeners": "ok", "upstream": "ok"}})
+        state.parts = {"listeners": "ok", "upstream": "Connection refused"}
+        status, body, _ = await client("GET", "/readyz")
+        assert (status, body["ready"], body["parts"]["upstream"]) == (503, False, "Connection refused")
+
+    over_both(scenario, tmp_path)
+
+
+def test_metrics_and_status(tmp_path: Path) -> None:
+    async def scenario(_state: State, client: Client) -> None:
+        status, text, headers = await client("GET", "/metrics")
+        assert (status, text) == (200, "tlsproxy_generation 1.0\n")
+        assert headers["Content-Type"] == "text/plain; version=0.0.4; charset=utf-8"
+        status, body, _ = await client("GET", "/status")
+        assert (status, body) == (200, {"version": "1", "generation": {"number": 1}})
+
+    over_both(scenario, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("result", "expected"), [("ok", 200), ("unchanged", 200), ("deferred", 409), ("failed", 409), ("odd", 500)]
+)
+def test_a_reload_answers_with_its_verdict(tmp_path: Path, result: str, expected: int) -> None:
+    async def scenario(state: State, client: Client) -> None:
+        state.verdict = {"result": result, "error": "tls.key: does not match"}
+        status, body, _ = await client("POST", "/reload")
+        assert (status, body, state.triggers) == (expected, state.verdict, ["admin"])
+
+    over_both(scenario, tmp_path)
+
+
+def test_a_reload_without_a_verdict_in_time_says_so() -> None:
+    async def run() -> None:
+        state = State()
+        state.reload_gate.clear()
+        async with serving(state, deadline=0.05) as client:
+            status, body, _ = await client("POST", "/reload")
+            assert status == 500
+            assert body["error"].startswith("no verdict within 0.05 s")
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Origin": "http://evil.example"},
+        {"Origin": "null"},
+        {"Sec_Fetch_Site": "cross-site"},
+        {"Sec_Fetch_Site": "same-site"},
+    ],
+)
+def test_a_web_page_cannot_reload(tmp_path: Path, headers: dict[str, str]) -> None:
+    async def scenario(state: State, client: Client) -> None:
+        status, _, _ = await client("POST", "/reload", **headers)
+        assert (status, state.triggers) == (403, [])
+
+    over_both(scenario, tmp_path)
+
+
+def test_a_reload_is_a_post(tmp_path: Path) -> None:
+    async def scenario(state: State, client: Client) -> None:
+        status, _, headers = await client("GET", "/reload")
+        assert (status, headers["Allow"], state.triggers) == (405, "POST", [])
+
+    over_both(scenario, tmp_path)
+
+
+def test_a_rebound_name_reaches_nothing(tmp_path: Path) -> None:
+    async def scenario(state: State, client: Client) -> None:
+        for method, path in (("GET", "/status"), ("GET", "/metrics"), ("GET", "/nowhere"), ("POST", "/reload")):
+            status, body, _ = await client(method, path, Host="evil.example")
+            assert (status, list(body)) == (403, ["error"])
+        assert state.triggers == []
+
+    over_both(scenario, tmp_path)
+
+
+@pytest.mark.parametrize("host", ["localhost", "LOCALHOST:1", "127.0.0.1", "127.8.9.1:80", "[::1]", "[::1]:9000"])
+def test_names_of_this_machine(host: str) -> None:
+    assert _is_this_machine(host)
+
+
+@pytest.mark.parametrize(
+    "host",
+    ["", ":", "evil.example", "localhost.evil.example", "127.0.0.1.evil.example:80", "10.0.0.1", "[::2]", "[::1]x",
+     "localhost:x", "0.0.0.1", "127.0.0.1:80:80", "user@localhost"],
+)  # fmt: skip
+def test_names_of_others(host: str) -> None:
+    assert not _is_this_machine(host)
+
+
+def test_an_error_of_ours_is_told_to_the_log_alone(caplog: pytest.LogCaptureFixture) -> None:
+    class Broken(State):
+        def status(self) -> Mapping[str, Any]:
+            raise RuntimeError("holding a secret")
+
+    async def run() -> None:
+        async with serving(Broken()) as client:
+            status, body, _ = await client("GET", "/status")
+            assert (status, body) == (500, {"error": "internal error; see the log"})
+
+    asyncio.run(run())
+    assert "holding a secret" in caplog.text
+
+
+def test_only_its_owner_opens_the_unix_socket_and_it_goes_with_the_server(tmp_path: Path) -> None:
+    path = tmp_path / "admin.sock"
+
+    async def run() -> None:
+        old = os.umask(0)
+        try:
+            async with serving(State(), f"unix:{path}"):
+                assert stat.S_IMODE(path.stat().st_mode) == 0o600
+        finally:
+            os.umask(old)
+
+    asyncio.run(run())
+    assert not path.exists()
+
+
+def test_a_stale_socket_is_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "admin.sock"
+    with socket.socket(socket.AF_UNIX) as stale:
+        stale.bind(str(path))
+    first = listening_socket(f"unix:{path}")
+    first.close()
+    assert not path.exists()
+
+
+def test_a_socket_in_use_is_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "admin.sock"
+    first = listening_socket(f"unix:{path}")
+    with pytest.raises(AdminAddressError, match="another process is listening there"):
+        listening_socket(f"unix:{path}")
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(str(path))
+    first.close()
+
+
+def test_closing_leaves_the_socket_of_a_successor(tmp_path: Path) -> None:
+    path = tmp_path / "admin.sock"
+    first = listening_socket(f"unix:{path}")
+    path.rename(tmp_path / "moved.sock")
+    second = listening_socket(f"unix:{path}")
+    first.close()
+    assert path.exists()
+    second.close()
+    second.close()
+
+
+@pytest.mark.parametrize("kind", ["file", "directory", "link"])
+def test_what_is_not_a_socket_is_never_removed(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "admin.sock"
+    if kind == "file":
+        path.write_text("precious")
+    elif kind == "directory":
+        path.mkdir()
+    else:
+        path.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(AdminAddressError, match="exists and is not a socket"):
+        listening_socket(f"unix:{path}")
+    assert path.is_symlink() or path.exists()
+
+
+@pytest.mark.parametrize("listen", ["0.0.0.0:0", "[::]:0", "192.0.2.1:0"])
+def test_only_loopback_is_bound(listen: str) -> None:
+    with pytest.raises(AdminAddressError, match="is not a loopback address"):
+        listening_socket(listen)
+
+
+@pytest.mark.parametrize("listen", ["", "9000", "example.org:9000", "127.0.0.1", "127.0.0.1:", "127.0.0.1:http"])
+def test_an_address_that_cannot_be_read(listen: str) -> None:
+    with pytest.raises(AdminAddressError, match="is neither"):
+        listening_socket(listen)
+
+
+def test_an_address_in_use_says_so() -> None:
+    first = listening_socket("localhost:0")
+    with pytest.raises(AdminAddressError, match=r"admin\.listen 127\.0\.0\.1:\d+: .*in use"):
+        listening_socket(first.address)
+    first.close()
+
+
+def test_a_unix_socket_where_there_is_no_directory_says_so(tmp_path: Path) -> None:
+    with pytest.raises(AdminAddressError, match="No such file"):
+        listening_socket(f"unix:{tmp_path / 'missing' / 'admin.sock'}")

@@ -1,0 +1,240 @@
+from __future__ import annotations
+
+import json
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+from cryptography import x509
+from cryptography.x509.oid import ExtendedKeyUsageOID
+
+from tlsproxy import __version__
+from tlsproxy.cli import main
+
+CONFIG = """\
+service: {grpc_port: null, max_workers: 2}
+tls: {cert: certs/server.pem, key: certs/server.key, ca_cert: certs/ca.pem}
+roles:
+  search: {access: r}
+  ingest: {access: [{collection: docs, access: rw}]}
+  spare: {access: m}
+identities:
+  - {name: jobs, match: {cn: "ingest-*"}, role: ingest}
+  - {name: searchers, match: {ou: search}, role: search}
+"""
+
+
+def call(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+def done(*arguments: str | Path) -> str:
+    result = call(*arguments)
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A configuration and its certificates, made by the very commands under test. Not to be written to."""
+    directory = tmp_path_factory.mktemp("site")
+    certs = directory / "certs"
+    done("certs", "init", "--dir", certs)
+    issue = ("certs", "issue", "--dir", certs, "--name")
+    done(*issue, "server", "--server", "--dns", "localhost", "--ip", "127.0.0.1")
+    done(
+        *issue, "searcher", "--client", "--ou", "search", "--uri", "spiffe://example.org/a", "--email", "a@example.org"
+    )
+    done(*issue, "ingest-1", "--client")
+    done(*issue, "stranger", "--client", "--days", "3")
+    (directory / "tlsproxy.yaml").write_text(CONFIG)
+    return directory
+
+
+def test_version() -> None:
+    assert done("--version") == f"tlsproxy, version {__version__}\n"
+
+
+def test_module_is_the_command() -> None:
+    result = subprocess.run([sys.executable, "-m", "tlsproxy", "--version"], capture_output=True, text=True, check=True)
+    assert result.stdout == f"tlsproxy, version {__version__}\n"
+
+
+@pytest.mark.parametrize(
+    "command", [(), ("run",), ("check",), ("explain",), ("certs", "issue"), ("config",), ("demo",)]
+)
+def test_help(command: tuple[str, ...]) -> None:
+    assert "Usage: " in done(*command, "--help")
+
+
+def test_schema_is_json() -> None:
+    assert json.loads(done("config", "schema"))["title"] == "Config"
+
+
+class TestCheck:
+    def test_says_what_run_would_use(self, site: Path) -> None:
+        result = call("check", "--config", site / "tlsproxy.yaml")
+        assert result.exit_code == 0
+        assert "certificate: CN=server" in result.stdout
+        assert "names      DNS:localhost, IP:127.0.0.1" in result.stdout
+        assert "client CA: CN=tlsproxy development CA" in result.stdout
+        assert "role ingest: docs (rw); given by jobs" in result.stdout
+        assert "role spare: everything (m); given by no rule" in result.stdout
+        assert "unused: " in result.stdout
+        assert "service.max_workers" in result.stdout
+        assert "warning: " in result.stderr
+        assert "roles.spare: no identity has this role" in result.stderr
+        assert result.stdout.endswith(": ok\n")
+
+    def test_tells_every_mistake_and_exits_with_2(self, site: Path, tmp_path: Path) -> None:
+        wrong = tmp_path / "wrong.yaml"
+        wrong.write_text(CONFIG.replace("role: search", "role: serach").replace("service:", "sevice:"))
+        result = call("check", "--config", wrong)
+        assert result.exit_code == 2
+        assert result.stderr.splitlines() == [
+            f"error: {wrong}:1:1 sevice: unknown key (did you mean 'service'?)",
+            f"error: {wrong}:9:48 identities[1].role: no role is called 'serach' (did you mean 'search'?)",
+        ]
+        assert site.exists()
+
+    def test_finds_what_is_wrong_with_a_certificate(self, site: Path, tmp_path: Path) -> None:
+        wrong = tmp_path / "wrong.yaml"
+        wrong.write_text(CONFIG.replace("certs/server.key", "certs/ingest-1.key").replace("certs/", f"{site}/certs/"))
+        result = call("check", "--config", wrong)
+        assert result.exit_code == 2
+        assert "ingest-1.key" in result.stderr
+
+    def test_absent_file_is_explained(self, tmp_path: Path) -> None:
+        result = call("check", "--config", tmp_path / "none.yaml")
+        assert result.exit_code == 2
+        assert "none.yaml" in result.stderr
+        assert "does not exist" in result.stderr
+
+    def test_environment_wins(self, site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("QDRANT__UPSTREAM__REST", "https://127.0.0.1:1")
+        result = call("check", "--config", site / "tlsproxy.yaml")
+        assert result.exit_code == 2
+        assert "env QDRANT__UPSTREAM__REST upstream.rest: " in result.stderr
+
+
+class TestExplain:
+    def explain(self, site: Path, name: str, method: str, path: str) -> Result:
+        return call("explain", "--config", site / "tlsproxy.yaml", site / "certs" / f"{name}.pem", method, path)
+
+    def test_allowed(self, site: Path) -> None:
+        result = self.explain(site, "searcher", "POST", "/collections/docs/points/search")
+        assert result.exit_code == 0
+        assert "subject    CN=searcher,OU=search" in result.stdout
+        assert "uri        spiffe://example.org/a" in result.stdout
+        assert 'rule "jobs" (role "ingest"): cn is "searcher", not "ingest-*"' in result.stdout
+        assert "rule       searchers\nrole       search\n" in result.stdout
+        assert "operation  search" in result.stdout
+        assert "collection docs\n" in result.stdout
+        assert result.stdout.endswith("decision   allowed\n")
+
+    @pytest.mark.parametrize(
+        ("name", "method", "path", "says"),
+        [
+            ("searcher", "PUT", "/collections/docs", "403 Forbidden: Global manage access is required"),
+            ("ingest-1", "PUT", "/collections/docs", "403 Forbidden: "),
+            ("ingest-1", "GET", "/collections/other", "403 Forbidden: Access to collection other is required"),
+            ("stranger", "GET", "/collections", '403 Forbidden: no role for certificate "CN=stranger"'),
+            ("searcher", "GET", "/nothing/here", "404 (empty body) (unknown_operation)"),
+            ("searcher", "GET", "/collections/%00", "400 "),
+        ],
+    )
+    def test_refused(self, site: Path, name: str, method: str, path: str, says: str) -> None:
+        result = self.explain(site, name, method, path)
+        assert result.exit_code == 1
+        assert f"decision   refused: {says}" in result.stdout
+
+    def test_whole_storage_is_open_to_nobody_without_a_role(self, site: Path) -> None:
+        assert self.explain(site, "stranger", "GET", "/healthz").exit_code == 0
+
+    def test_not_a_certificate(self, site: Path) -> None:
+        result = call("explain", "--config", site / "tlsproxy.yaml", site / "tlsproxy.yaml", "GET", "/")
+        assert result.exit_code == 2
+        assert "is not a certificate" in result.stderr
+
+
+class TestCerts:
+    def test_what_is_issued_is_what_was_asked_for(self, site: Path) -> None:
+        server = x509.load_pem_x509_certificate((site / "certs" / "server.pem").read_bytes())
+        ca = x509.load_pem_x509_certificate((site / "certs" / "ca.pem").read_bytes())
+        server.verify_directly_issued_by(ca)
+        usage = server.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
+        assert list(usage) == [ExtendedKeyUsageOID.SERVER_AUTH]
+        stranger = x509.load_pem_x509_certificate((site / "certs" / "stranger.pem").read_bytes())
+        assert (stranger.not_valid_after_utc - stranger.not_valid_before_utc).days == 3
+
+    def test_only_the_owner_may_read_a_key(self, site: Path) -> None:
+        for path in (site / "certs").glob("*.key"):
+            assert stat.S_IMODE(path.stat().st_mode) == 0o600
+        assert not list((site / "certs").glob(".*"))
+
+    @pytest.mark.parametrize("command", [("init",), ("issue", "--name", "server", "--server")])
+    def test_nothing_is_overwritten_unless_told(self, tmp_path: Path, command: tuple[str, ...]) -> None:
+        done("certs", "init", "--dir", tmp_path)
+        done("certs", "issue", "--dir", tmp_path, "--name", "server", "--server")
+        before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+        result = call("certs", *command, "--dir", tmp_path)
+        assert result.exit_code == 2
+        assert "--force overwrites it" in result.stderr
+        assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+        done("certs", *command, "--dir", tmp_path, "--force")
+        assert {path: path.read_bytes() for path in tmp_path.iterdir()} != before
+
+    def test_half_a_pair_is_not_overwritten_either(self, tmp_path: Path) -> None:
+        (tmp_path / "ca.pem").write_text("mine")
+        assert call("certs", "init", "--dir", tmp_path).exit_code == 2
+        assert [path.name for path in tmp_path.iterdir()] == ["ca.pem"]
+
+    def test_no_ca_says_how_to_make_one(self, tmp_path: Path) -> None:
+        result = call("certs", "issue", "--dir", tmp_path, "--name", "a", "--client")
+        assert result.exit_code == 2
+        assert f"tlsproxy certs init --dir {tmp_path}" in result.stderr
+
+    @pytest.mark.parametrize(
+        "options",
+        [
+            ("--name", "a"),
+            ("--name", "../a", "--client"),
+            ("--name", "ca", "--client"),
+            ("--name", "a", "--client", "--ip", "localhost"),
+            ("--name", "a", "--client", "--days", "0"),
+        ],
+    )
+    def test_refused_options(self, site: Path, options: tuple[str, ...]) -> None:
+        before = sorted(os.listdir(site / "certs"))
+        assert call("certs", "issue", "--dir", site / "certs", *options).exit_code == 2
+        assert sorted(os.listdir(site / "certs")) == before
+
+    def test_directory_that_cannot_be_written(self, tmp_path: Path) -> None:
+        (tmp_path / "file").touch()
+        result = call("certs", "init", "--dir", tmp_path / "file" / "certs")
+        assert result.exit_code == 2
+        assert isinstance(result.exception, SystemExit)
+
+    def test_show(self, site: Path) -> None:
+        shown = done("certs", "show", site / "certs" / "searcher.pem", site / "certs" / "ca.pem")
+        assert "  email      a@example.org\n" in shown
+        assert "defect     a CA certificate" in shown
+
+
+class TestRun:
+    def test_demo_without_its_libraries_says_what_to_install(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setitem(sys.modules, "qdrant_client", None)
+        for name in [name for name in sys.modules if name.startswith("tlsproxy.demo.")]:
+            monkeypatch.delitem(sys.modules, name)
+        result = call("demo", "--once")
+        assert result.exit_code == 2
+        assert "pip install 'tlsproxy[demo]'" in result.stderr
+
+    def test_run_without_a_configuration(self, tmp_path: Path) -> None:
+        result = call("run", "--config", tmp_path / "none.yaml")
+        assert result.exit_code == 2
+        assert "none.yaml" in result.stderr

@@ -1,0 +1,196 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tlsproxy.config.loader import Loaded, parse
+from tlsproxy.config.problems import ConfigError
+
+
+def sound() -> dict[str, Any]:
+    return {
+        "tls": {"cert": "server.pem", "key": "server.key", "ca_cert": "ca.pem"},
+        "roles": {"search": {"access": "r"}},
+        "identities": [{"name": "searchers", "match": {"ou": "search"}, "role": "search"}],
+    }
+
+
+def load(**sections: Any) -> Loaded:
+    tree = sound() | sections
+    return parse(yaml.safe_dump(tree).encode(), Path("/etc/f.yaml"), {})
+
+
+def errors(**sections: Any) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        load(**sections)
+    return [f"{problem.key}: {problem.text}" for problem in caught.value.problems]
+
+
+def warnings(**sections: Any) -> list[str]:
+    return [f"{problem.key}: {problem.text}" for problem in load(**sections).warnings]
+
+
+def rule(name: str = "a", role: str = "search", **match: str) -> dict[str, Any]:
+    return {"name": name, "match": match, "role": role}
+
+
+KEY = "x" * 32
+ERRORS: dict[str, tuple[dict[str, Any], str]] = {
+    "plaintext": ({"service": {"enable_tls": False}}, "service.enable_tls: tlsproxy terminates TLS"),
+    "client_certificates_without_ca": (
+        {"tls": {"cert": "c", "key": "k"}},
+        "service.verify_https_client_certificate: tls.ca_cert is needed",
+    ),
+    "identities_without_ca": (
+        {"tls": {"cert": "c", "key": "k"}, "service": {"verify_https_client_certificate": False}},
+        "identities: tls.ca_cert is needed",
+    ),
+    "crl_without_ca": (
+        {
+            "tls": {"cert": "c", "key": "k", "crl": ["r"]},
+            "service": {"verify_https_client_certificate": False, "api_key": KEY},
+            "identities": [],
+        },
+        "tls.crl: tls.ca_cert is needed",
+    ),
+    "unknown_role": (
+        {"identities": [rule(role="serach", ou="x")]},
+        "identities[0].role: no role is called 'serach' (did you mean 'search'?)",
+    ),
+    "duplicate_rule": (
+        {"identities": [rule(ou="x"), rule(ou="y")]},
+        "identities[1].name: 'a' is the name of an earlier rule",
+    ),
+    "empty_match": ({"identities": [rule()]}, "identities[0].match: an empty match would match everybody"),
+    "bad_glob": ({"identities": [rule(cn="a***")]}, "identities[0].match.cn: '***' is neither"),
+    "empty_value": ({"identities": [rule(cn="")]}, "identities[0].match.cn: an empty pattern"),
+    "space_in_value": ({"identities": [rule(cn="a ")]}, "identities[0].match.cn: begins or ends with a space"),
+    "bad_fingerprint": ({"identities": [rule(sha256="ab:cd")]}, "identities[0].match.sha256: 64 hex digits"),
+    "bad_serial": ({"identities": [rule(serial="xyz")]}, "identities[0].match.serial: a serial number in hex"),
+    "bad_ip": ({"identities": [rule(ip="10.0.0")]}, "identities[0].match.ip: an IP address"),
+    "bad_collection_glob": (
+        {"roles": {"search": {"access": [{"collection": "a***", "access": "r"}]}}},
+        "roles.search.access[0].collection: '***' is neither",
+    ),
+    "slash_in_collection": (
+        {"roles": {"search": {"access": [{"collection": "a/b", "access": "r"}]}}},
+        "roles.search.access[0].collection: no collection name holds a '/'",
+    ),
+    "collection_twice": (
+        {"roles": {"search": {"access": [{"collection": "a", "access": "r"}, {"collection": "a", "access": "rw"}]}}},
+        "roles.search.access[1].collection: 'a' is in this list already",
+    ),
+    "key_and_key_file": (
+        {"service": {"api_key": KEY, "api_key_file": "f"}},
+        "service.api_key_file: api_key is given too",
+    ),
+    "key_that_no_header_can_carry": ({"service": {"api_key": "schlüssel"}}, "service.api_key: a key must be printable"),
+    "upstream_key_and_key_file": (
+        {"upstream": {"api_key": KEY, "api_key_file": "f"}},
+        "upstream.api_key_file: api_key is given too",
+    ),
+    "upstream_key_that_no_header_can_carry": (
+        {"upstream": {"api_key": "a\nb"}},
+        "upstream.api_key: a key must be printable",
+    ),
+    "nobody": ({"identities": []}, "identities: nobody could do anything"),
+    "nobody_useful": ({"roles": {"search": {"access": []}}}, "identities: nobody could do anything"),
+    "upstream_https": (
+        {"upstream": {"rest": "https://127.0.0.1:1"}},
+        "upstream.rest: the upstream is a plaintext Qdrant",
+    ),
+    "upstream_path": ({"upstream": {"rest": "http://127.0.0.1:1/x"}}, "upstream.rest: only http://host:port"),
+    "upstream_user": ({"upstream": {"rest": "http://u@127.0.0.1:1"}}, "upstream.rest: a user or password"),
+    "upstream_portless": ({"upstream": {"rest": "http://127.0.0.1"}}, "upstream.rest: the port is missing"),
+    "upstream_no_url": ({"upstream": {"rest": "127.0.0.1:16333"}}, "upstream.rest: http://host:port is expected"),
+    "upstream_bad_port": ({"upstream": {"rest": "http://h:99999"}}, "upstream.rest: not a URL"),
+    "upstream_grpc": ({"upstream": {"grpc": "https://127.0.0.1:1"}}, "upstream.grpc: the upstream is a plaintext"),
+    "upstream_idle": ({"upstream": {"idle_timeout": 5}}, "upstream.idle_timeout: must be less than 5 s"),
+    "loop": ({"upstream": {"rest": "http://127.0.0.1:6333"}}, "upstream.rest: 127.0.0.1:6333 is where tlsproxy itself"),
+    "loop_name": ({"upstream": {"rest": "http://localhost:6333"}}, "upstream.rest: localhost:6333 is where"),
+    "loop_same_address": (
+        {"upstream": {"rest": "http://10.0.0.1:6333"}, "service": {"host": "10.0.0.1"}},
+        "upstream.rest: 10.0.0.1:6333 is where",
+    ),
+    "admin_open": ({"admin": {"listen": "0.0.0.0:9333"}}, "admin.listen: the admin server has no authentication"),
+    "admin_name": ({"admin": {"listen": "example.org:9333"}}, "admin.listen: the admin server has no authentication"),
+    "admin_relative": ({"admin": {"listen": "unix:admin.sock"}}, "admin.listen: the path of a unix socket"),
+    "admin_nonsense": ({"admin": {"listen": "9333"}}, "admin.listen: unix:/path or host:port"),
+    "admin_same_port": ({"admin": {"listen": "127.0.0.1:6333"}}, "admin.listen: service.http_port is the same"),
+    "forwarded": ({"audit": {"trust_forwarded_headers": True}}, "audit.trust_forwarded_headers: must be false"),
+    "empty_path": ({"audit": {"dir": ""}}, "audit.dir: must not be empty"),
+}
+
+
+@pytest.mark.parametrize("case", ERRORS)
+def test_error(case: str) -> None:
+    sections, expected = ERRORS[case]
+    assert [found for found in errors(**sections) if found.startswith(expected)], errors(**sections)
+
+
+WARNINGS: dict[str, tuple[dict[str, Any], str]] = {
+    "tokens": ({"service": {"jwt_rbac": True}}, "service.jwt_rbac: tokens are not decided yet"),
+    "grpc_port": ({"service": {"grpc_port": 6334}}, "service.grpc_port: gRPC is not served yet"),
+    "grpc_upstream": ({"upstream": {"grpc": "http://127.0.0.1:16334"}}, "upstream.grpc: gRPC is not served yet"),
+    "remote_upstream": ({"upstream": {"rest": "http://10.0.0.9:6333"}}, "upstream.rest: not on loopback"),
+    "unused_role": (
+        {"roles": {"search": {"access": "r"}, "admin": {"access": "m"}}},
+        "roles.admin: no identity has this role",
+    ),
+    "empty_role": (
+        {"roles": {"search": {"access": []}}, "service": {"api_key": KEY}},
+        "roles.search.access: an empty list allows nothing",
+    ),
+    "unreachable": (
+        {"identities": [rule(dns="A.example"), rule("b", dns="a.EXAMPLE")]},
+        "identities[1]: never reached: rule 'a' has the same match",
+    ),
+    "glob_over_a_subject": ({"identities": [rule(subject="CN=*,O=Acme")]}, "identities[0].match.subject: a '*' here"),
+}
+
+
+@pytest.mark.parametrize("case", WARNINGS)
+def test_warning(case: str) -> None:
+    sections, expected = WARNINGS[case]
+    found = warnings(**sections)
+    assert len(found) == 1
+    assert found[0].startswith(expected)
+
+
+@pytest.mark.parametrize(
+    "sections",
+    [
+        {},
+        {"service": {"grpc_port": None}},
+        {"service": {"api_key": KEY}, "roles": {}, "identities": []},
+        {"service": {"read_only_api_key_file": "f"}, "roles": {}, "identities": []},
+        {
+            "service": {"api_key": KEY, "verify_https_client_certificate": False},
+            "roles": {},
+            "identities": [],
+            "tls": {"cert": "c", "key": "k"},
+        },
+        {"admin": {"listen": "unix:/run/admin.sock"}},
+        {"admin": {"listen": "127.0.0.1:0"}},
+        {"admin": {"listen": "[::1]:9333"}},
+        {"admin": {"listen": "localhost:9333"}},
+        {"upstream": {"rest": "http://[::1]:6333/"}, "service": {"http_port": 7333}},
+        {"identities": [rule(sha256=":".join(["AB"] * 32)), rule("b", serial="00:AB"), rule("c", ip="10.0.0.*")]},
+    ],
+)
+def test_clean(sections: dict[str, Any]) -> None:
+    assert warnings(**sections) == []
+
+
+def test_check_does_not_run_on_a_section_that_is_invalid_itself() -> None:
+    assert errors(identities=[rule(role="nobody", ou="x") | {"nam": 1}]) == [
+        "identities[0].nam: unknown key (did you mean 'name'?)"
+    ]
+
+
+def test_errors_of_sound_sections_come_with_those_of_an_invalid_one() -> None:
+    found = errors(limits={"connections": 0}, upstream={"rest": "https://h:1"})
+    assert [text.split(":")[0] for text in found] == ["limits.connections", "upstream.rest"]

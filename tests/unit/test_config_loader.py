@@ -1,0 +1,246 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tlsproxy.config.loader import Loaded, parse, schema
+from tlsproxy.config.problems import ConfigError
+
+FILE = Path("/etc/tlsproxy/tlsproxy.yaml")
+MINIMAL = """\
+tls: {cert: server.pem, key: server.key, ca_cert: ca.pem}
+roles: {search: {access: r}}
+identities: [{name: searchers, match: {ou: search}, role: search}]
+"""
+
+
+def load(text: str, environ: Mapping[str, str] | None = None) -> Loaded:
+    return parse(text.encode(), FILE, environ or {})
+
+
+def problems(text: str, environ: Mapping[str, str] | None = None) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        load(text, environ)
+    return [str(problem).removeprefix(f"{FILE}:") for problem in caught.value.problems]
+
+
+def test_minimal_configuration_is_clean() -> None:
+    loaded = load(MINIMAL)
+    assert (loaded.unused, loaded.warnings) == ((), ())
+    assert loaded.config.service.http_port == 6333
+    assert loaded.config.roles["search"].access == "r"
+
+
+def test_relative_paths_are_relative_to_the_file() -> None:
+    config = load(MINIMAL + "audit: {}\nservice: {api_key_file: ../secrets/key, alt_api_key_file: /run/key}\n").config
+    assert config.tls.cert == Path("/etc/tlsproxy/server.pem")
+    assert config.tls.ca_cert == Path("/etc/tlsproxy/ca.pem")
+    assert config.service.api_key_file == Path("/etc/tlsproxy/../secrets/key")
+    assert config.service.alt_api_key_file == Path("/run/key")
+    assert config.audit.dir == Path("/etc/tlsproxy/audit")
+
+
+def test_audit_to_standard_output_is_no_path() -> None:
+    assert load(MINIMAL + 'audit: {dir: "-"}\n').config.audit.dir == "-"
+
+
+def test_every_crl_is_resolved() -> None:
+    text = MINIMAL.replace("ca_cert: ca.pem", "ca_cert: ca.pem, crl: [a.crl, /b.crl]")
+    assert load(text).config.tls.crl == (Path("/etc/tlsproxy/a.crl"), Path("/b.crl"))
+
+
+def test_credential_names_a_file_of_systemd() -> None:
+    text = MINIMAL.replace("key: server.key", 'key: "credential:server.key"')
+    environ = {"CREDENTIALS_DIRECTORY": "/run/credentials/tlsproxy.service"}
+    assert load(text, environ).config.tls.key == Path("/run/credentials/tlsproxy.service/server.key")
+    assert problems(text) == [
+        "1:25 tls.key: credential:NAME needs systemd's LoadCredential=: $CREDENTIALS_DIRECTORY is not set"
+    ]
+
+
+@pytest.mark.parametrize("name", ["../key", "a/b", "", ".", ".."])
+def test_credential_is_a_name_and_no_path(name: str) -> None:
+    text = MINIMAL.replace("server.key", f'"credential:{name}"')
+    assert problems(text, {"CREDENTIALS_DIRECTORY": "/run"}) == [
+        "1:25 tls.key: credential:NAME must name a credential, not a path"
+    ]
+
+
+def test_all_problems_come_at_once_in_order() -> None:
+    text = """\
+tls: {cert: server.pem, kee: server.key, ca_cert: ca.pem}
+service:
+  http_port: many
+  hots: 127.0.0.1
+  api_key: [s3cret]
+rolse: {}
+roles:
+  search: {access: x}
+  ingest: {access: [{collection: docs, acces: rw}]}
+  "bad name": {access: r}
+identities: {}
+audit:
+  rotation: dayly
+  rotation: daily
+limits: 3
+log_level: WARNING
+"""
+    assert problems(text) == [
+        "1:1 tls.key: is required",
+        "1:25 tls.kee: unknown key (did you mean 'key'?)",
+        "3:3 service.http_port: must be a valid integer, unable to parse string as an integer",
+        "4:3 service.hots: unknown key (did you mean 'host'?)",
+        "5:3 service.api_key: must be text: quote it",
+        "6:1 rolse: unknown key (did you mean 'roles'?)",
+        "8:12 roles.search.access: must be 'r' or 'm'",
+        "9:21 roles.ingest.access[0].access: is required",
+        "9:40 roles.ingest.access[0].acces: unknown key (did you mean 'access'?)",
+        "10:3 roles.bad name: must be 1 to 64 letters, digits, '.', '_' or '-', and begin with a letter or a digit",
+        "11:1 identities: must be a list",
+        "13:3 audit.rotation: must be 'daily' or 'hourly' (did you mean 'daily'?)",
+        "14:3 audit.rotation: duplicate key (the first is in line 13)",
+        "15:1 limits: must be a mapping",
+        "16:1 log_level: must be 'DEBUG', 'INFO', 'WARN' or 'ERROR' (did you mean 'WARN'?)",
+    ]
+
+
+def test_qdrants_keys_are_listed_and_not_used() -> None:
+    text = MINIMAL + "storage: {storage_path: ./storage}\nservice: {max_workers: 0, enable_cors: true}\ncluster:\n"
+    unused = [f"{problem.line}:{problem.column} {problem.key}" for problem in load(text).unused]
+    assert unused == ["4:1 storage", "5:11 service.max_workers", "5:27 service.enable_cors", "6:1 cluster"]
+
+
+def test_section_whose_keys_are_commented_out_holds_its_defaults() -> None:
+    assert load(MINIMAL + "limits:\nservice:\n  # host: 0.0.0.0\n").config.limits.connections == 10_000
+
+
+def test_environment_wins_over_the_file() -> None:
+    environ = {
+        "QDRANT__SERVICE__HTTP_PORT": "7333",
+        "qdrant__service__Grpc_Port": "null",
+        "QDRANT__TLS__CRL": "[a.crl, b.crl]",
+        "QDRANT__TLS__CA_CERT": "/run/ca.pem",
+        "QDRANT__LOG_LEVEL": "debug",
+        "QDRANT__AUDIT__LOG_API": "false",
+        "QDRANT__LIMITS__HEAD_TIMEOUT": "2.5",
+        "QDRANT_HOST": "not ours",
+    }
+    loaded = load(MINIMAL + "service: {http_port: 6333}\n", environ)
+    config = loaded.config
+    assert (config.service.http_port, config.service.grpc_port, config.log_level) == (7333, None, "DEBUG")
+    assert config.tls.crl == (Path("/etc/tlsproxy/a.crl"), Path("/etc/tlsproxy/b.crl"))
+    assert config.tls.ca_cert == Path("/run/ca.pem")
+    assert (config.audit.log_api, config.limits.head_timeout) == (False, 2.5)
+    assert (loaded.unused, loaded.warnings) == ((), ())
+
+
+@pytest.mark.parametrize("key", ["123", "true", "null", "[a]", "0x10", "a: b"])
+def test_key_from_the_environment_is_text_as_it_stands(key: str) -> None:
+    api_key = load(MINIMAL, {"QDRANT__SERVICE__API_KEY": key}).config.service.api_key
+    assert api_key is not None
+    assert api_key.get_secret_value() == key
+
+
+def test_empty_api_key_is_unset_as_in_qdrant() -> None:
+    text = MINIMAL + 'service: {read_only_api_key: ""}\nupstream: {api_key: ""}\n'
+    config = load(text, {"QDRANT__SERVICE__API_KEY": ""}).config
+    assert (config.service.api_key, config.service.read_only_api_key, config.upstream.api_key) == (None, None, None)
+
+
+def test_problem_of_a_variable_names_it() -> None:
+    environ = {
+        "QDRANT__SERVICE__HTTP_PORT": "x",
+        "QDRANT__TLS__CRL": "[",
+        "QDRANT__SERVICE__HOST": "a",
+        "qdrant__service__host": "b",
+    }
+    assert problems(MINIMAL, environ) == [
+        "env QDRANT__TLS__CRL tls.crl: not a value that YAML could read",
+        "env qdrant__service__host service.host: set twice: QDRANT__SERVICE__HOST names the same key",
+        "env QDRANT__SERVICE__HTTP_PORT service.http_port: "
+        "must be a valid integer, unable to parse string as an integer",
+    ]
+
+
+def test_variable_that_sets_nothing_is_reported() -> None:
+    loaded = load(
+        MINIMAL,
+        {
+            "QDRANT__STORAGE__STORAGE_PATH": "x",
+            "QDRANT__SERVICE__MAX_WORKERS": "1",
+            "QDRANT__SERVICE__API_KEI": "x",
+            "QDRANT__ROLES__ADMIN__ACCESS": "m",
+            "QDRANT__SERVICE": "x",
+            "QDRANT__": "x",
+        },
+    )
+    assert [str(problem) for problem in loaded.unused] == [
+        "env QDRANT__SERVICE__MAX_WORKERS service.max_workers: Qdrant's own; tlsproxy does not use it",
+        "env QDRANT__STORAGE__STORAGE_PATH storage.storage_path: Qdrant's own; tlsproxy does not use it",
+    ]
+    warnings = [str(problem) for problem in loaded.warnings]
+    assert (
+        "env QDRANT__ROLES__ADMIN__ACCESS roles.admin.access: roles cannot be set in the environment; ignored"
+        in warnings
+    )
+    assert (
+        "env QDRANT__SERVICE__API_KEI service.api_kei: no such key (did you mean 'service.api_key'?); ignored"
+        in warnings
+    )
+    assert len(warnings) == 4
+    assert loaded.config.roles.keys() == {"search"}
+
+
+def test_variable_alone_makes_a_section() -> None:
+    environ = {"QDRANT__TLS__CERT": "/c", "QDRANT__TLS__KEY": "/k", "QDRANT__TLS__CA_CERT": "/ca"}
+    config = load(MINIMAL.split("\n", 1)[1], environ).config
+    assert config.tls.cert == Path("/c")
+
+
+def test_secret_is_in_no_problem_and_no_repr() -> None:
+    secret = "hunter2hunter2"
+    text = MINIMAL + f"service: {{api_key: {secret}, alt_api_key: [{secret}], read_only_api_key: {secret}\u00e9}}\n"
+    text += f"upstream: {{rest: 'http://u:{secret}@127.0.0.1:1', api_key: {{{secret}: 1}}}}\nlog_level: {secret}\n"
+    assert secret not in "\n".join(problems(text, {"QDRANT__LIMITS__CONNECTIONS": secret}))
+    assert secret not in repr(load(MINIMAL + f"service: {{api_key: {secret}}}\n"))
+
+
+def test_not_yaml_is_one_problem() -> None:
+    assert problems("tls: [\n") == ["2:1 not YAML: expected the node content, but found '<stream end>'"]
+
+
+def test_empty_file_says_what_is_required() -> None:
+    assert "1:1 tls: is required" in problems("")
+
+
+def test_schema_knows_both_ours_and_qdrants_keys() -> None:
+    document = json.loads(json.dumps(schema()))
+    assert document["properties"].keys() >= {"service", "tls", "identities", "storage", "telemetry_disabled"}
+    service = document["$defs"]["Service"]["properties"]
+    assert service["http_port"]["description"].startswith("Port of the REST API")
+    assert "max_workers" in service
+    assert document["additionalProperties"] is False
+
+
+WORDS = st.sampled_from(["tls", "service", "cert", "key", "access", "name", "match", "roles", "x", "", "r", "1", "*"])
+VALUES = st.recursive(
+    WORDS | st.none() | st.integers() | st.booleans(),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(WORDS, inner, max_size=3),
+    max_leaves=10,
+)
+SECTIONS = st.sampled_from(
+    ["tls", "service", "roles", "identities", "audit", "upstream", "admin", "limits", "storage", "log_level"]
+)
+
+
+@given(st.dictionaries(SECTIONS, VALUES, max_size=5))
+def test_any_tree_is_a_configuration_or_a_config_error(tree: dict[str, object]) -> None:
+    try:
+        load(json.dumps(tree), {"QDRANT__SERVICE__HTTP_PORT": "1", "QDRANT__AUDIT__DIR": "x"})
+    except ConfigError as error:
+        assert error.problems  # noqa: PT017 - either outcome is right, and nothing else

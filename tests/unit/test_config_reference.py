@@ -1,0 +1,73 @@
+"""config/tlsproxy.yaml names every key of the model, and nothing else, with the values that are its defaults."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from pydantic_core import PydanticUndefined
+
+from tlsproxy.config.loader import parse
+from tlsproxy.config.model import CollectionGrant, Config, IdentityRule, Match, Role, Section
+from tlsproxy.config.qdrant_keys import KEYS, SECTIONS
+from tlsproxy.config.shape import sections
+
+REFERENCE = Path(__file__).parents[2] / "config" / "tlsproxy.yaml"
+EXAMPLES = {("tls", "cert"), ("tls", "key"), ("tls", "ca_cert")}
+"""Keys without a default that one could use as it is."""
+
+
+@pytest.fixture(scope="module")
+def tree() -> dict[str, Any]:
+    content: dict[str, Any] = yaml.safe_load(REFERENCE.read_text())
+    return content
+
+
+def test_it_loads() -> None:
+    loaded = parse(REFERENCE.read_bytes(), REFERENCE, {})
+    assert loaded.unused == ()
+    assert [problem.key for problem in loaded.warnings] == ["service.grpc_port"]
+
+
+def test_it_names_every_section_and_key(tree: dict[str, Any]) -> None:
+    assert tree.keys() == Config.model_fields.keys()
+    for name, model in sections():
+        assert tree[name].keys() == model.model_fields.keys(), name
+    assert tree["identities"][0].keys() == IdentityRule.model_fields.keys()
+    assert tree["identities"][0]["match"].keys() == Match.model_fields.keys()
+    assert tree["roles"]["admin"].keys() == Role.model_fields.keys()
+    assert tree["roles"]["ingest"]["access"][0].keys() == CollectionGrant.model_fields.keys()
+
+
+def defaults() -> Iterator[tuple[str, str, object]]:
+    for section, model in sections():
+        for key, field in model.model_fields.items():
+            if (section, key) not in EXAMPLES:
+                yield section, key, field.default
+
+
+@pytest.mark.parametrize(("section", "key", "default"), list(defaults()))
+def test_it_shows_the_default(tree: dict[str, Any], section: str, key: str, default: object) -> None:
+    assert default is not PydanticUndefined
+    shown = tree[section][key]
+    if isinstance(default, Path):
+        assert Path(shown) == default
+    else:
+        assert (tuple(shown) if isinstance(shown, list) else shown) == default
+        assert isinstance(shown, list) or type(shown) is type(default)
+
+
+def test_every_key_has_a_description() -> None:
+    models: list[type[Section]] = [Role, CollectionGrant, IdentityRule, Match, *(model for _, model in sections())]
+    for model in models:
+        for key, field in model.model_fields.items():
+            assert field.description, f"{model.__name__}.{key}"
+
+
+def test_no_key_is_both_ours_and_unused() -> None:
+    assert SECTIONS.isdisjoint(Config.model_fields)
+    for name, model in sections():
+        assert KEYS.get(name, frozenset()).isdisjoint(model.model_fields)

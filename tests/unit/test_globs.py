@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+import re
+import time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tlsproxy.authz.globs import LONGEST, glob_error, glob_matches
+
+PIECES = st.sampled_from(["*", "**", "?", "a", "b", ".", "/", "-", "[", "\\", "\n"])
+
+
+def obvious(pattern: str, value: str) -> bool:
+    pieces = re.findall(r"\*\*|\*|\?|.", pattern, re.DOTALL)
+    spelled = {"**": "(?s:.*)", "*": "[^/.]*", "?": "[^/.]"}
+    return re.fullmatch("".join(spelled.get(piece, re.escape(piece)) for piece in pieces), value) is not None
+
+
+@pytest.mark.parametrize(
+    ("pattern", "value", "expected"),
+    [
+        ("docs", "docs", True),
+        ("docs", "Docs", False),
+        ("*", "docs", True),
+        ("*", "", True),
+        ("*", "docs.v2", False),
+        ("**", "docs.v2", True),
+        ("ingest-*", "ingest-1", True),
+        ("ingest-*", "xingest-1", False),
+        ("ingest-*", "ingest-1.evil", False),
+        ("*.example.org", "a.example.org", True),
+        ("*.example.org", "a.b.example.org", False),
+        ("spiffe://example.org/search/*", "spiffe://example.org/search/a", True),
+        ("spiffe://example.org/search/*", "spiffe://example.org/search/a/b", False),
+        ("spiffe://example.org/search/*", "spiffe://example.org.evil/search/a", False),
+        ("spiffe://example.org/**", "spiffe://example.org/search/a/b", True),
+        ("spiffe://example.org/**", "spiffe://example.orgevil/x", False),
+        ("a?c", "abc", True),
+        ("a?c", "a.c", False),
+        ("a?c", "ac", False),
+        ("[ab]", "a", False),
+        ("[ab]", "[ab]", True),
+        ("a.c", "abc", False),
+        ("**a*b", "a.ab", True),
+        ("a*", "a\n", True),
+        ("a", "a\n", False),
+    ],
+)
+def test_pattern(pattern: str, value: str, *, expected: bool) -> None:
+    assert glob_matches(pattern, value) is expected
+
+
+@given(st.lists(PIECES, max_size=8).map("".join), st.text(alphabet="ab./-[\\\n", max_size=12))
+def test_equals_the_obvious_regex(pattern: str, value: str) -> None:
+    assert glob_matches(pattern, value) is obvious(pattern, value)
+
+
+@given(st.text(alphabet="ab./-*?", max_size=30))
+def test_double_star_matches_everything(value: str) -> None:
+    assert glob_matches("**", value)
+
+
+def test_hostile_value_costs_linear_time() -> None:
+    began = time.perf_counter()
+    assert not glob_matches("*-" * 100 + "x", "-" * 20_000)
+    assert time.perf_counter() - began < 5
+
+
+@pytest.mark.parametrize(
+    ("pattern", "says"),
+    [("", "empty"), ("a" * (LONGEST + 1), "longer"), ("a\x00", "control"), ("a***", "neither")],
+)
+def test_refused_pattern(pattern: str, says: str) -> None:
+    assert says in (glob_error(pattern) or "")
+
+
+@pytest.mark.parametrize("pattern", ["*", "**", "a*b**c?", "docs.v2", "[ab]", "ünï"])
+def test_accepted_pattern(pattern: str) -> None:
+    assert glob_error(pattern) is None

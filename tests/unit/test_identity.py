@@ -1,0 +1,192 @@
+from __future__ import annotations
+
+import datetime as dt
+import hashlib
+import ipaddress
+import warnings
+from collections.abc import Callable, Sequence
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.x509.name import _ASN1Type
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tlsproxy.authz.identity import Identity, identity_of
+
+KEY = ec.generate_private_key(ec.SECP256R1())
+BEGIN = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
+END = dt.datetime(2036, 1, 1, tzinfo=dt.UTC)
+CN, O, OU = NameOID.COMMON_NAME, NameOID.ORGANIZATION_NAME, NameOID.ORGANIZATIONAL_UNIT_NAME  # noqa: E741 - RFC 4514's
+
+
+def name(*pairs: tuple[x509.ObjectIdentifier, str]) -> x509.Name:
+    return x509.Name([x509.NameAttribute(oid, value) for oid, value in pairs])
+
+
+def certificate(
+    subject: x509.Name | None = None,
+    sans: Sequence[x509.GeneralName] = (),
+    *,
+    ekus: Sequence[x509.ObjectIdentifier] = (),
+    ca: bool | None = None,
+    issuer: x509.Name | None = None,
+    serial: int = 0x0ABC,
+) -> bytes:
+    builder = (
+        x509.CertificateBuilder()
+        .subject_name(name((CN, "alice")) if subject is None else subject)
+        .issuer_name(issuer or name((CN, "Test CA")))
+        .public_key(KEY.public_key())
+        .serial_number(serial)
+        .not_valid_before(BEGIN)
+        .not_valid_after(END)
+    )
+    if sans:
+        builder = builder.add_extension(x509.SubjectAlternativeName(sans), critical=False)
+    if ekus:
+        builder = builder.add_extension(x509.ExtendedKeyUsage(ekus), critical=False)
+    if ca is not None:
+        builder = builder.add_extension(x509.BasicConstraints(ca=ca, path_length=None), critical=True)
+    return builder.sign(KEY, hashes.SHA256()).public_bytes(Encoding.DER)
+
+
+def test_everything_that_a_certificate_says() -> None:
+    der = certificate(
+        name((O, "Acme"), (OU, "platform"), (OU, "search"), (CN, "a,b")),
+        [
+            x509.DNSName("Api.Example.org"),
+            x509.UniformResourceIdentifier("spiffe://example.org/Search/a"),
+            x509.RFC822Name("Alice@example.org"),
+            x509.IPAddress(ipaddress.ip_address("10.0.0.1")),
+            x509.IPAddress(ipaddress.ip_address("2001:0db8::0001")),
+        ],
+        ekus=[ExtendedKeyUsageOID.CLIENT_AUTH, ExtendedKeyUsageOID.SERVER_AUTH],
+        ca=False,
+    )
+    assert identity_of(der) == Identity(
+        subject=r"CN=a\,b,OU=search,OU=platform,O=Acme",
+        issuer="CN=Test CA",
+        serial="abc",
+        sha256=hashlib.sha256(der).hexdigest(),
+        not_after=END.timestamp(),
+        common_name="a,b",
+        organizations=("Acme",),
+        organizational_units=("platform", "search"),
+        dns_names=("api.example.org",),
+        uris=("spiffe://example.org/Search/a",),
+        emails=("Alice@example.org",),
+        ips=("10.0.0.1", "2001:db8::1"),
+    )
+
+
+def test_alternative_name_alone_is_enough() -> None:
+    identity = identity_of(certificate(x509.Name([]), [x509.UniformResourceIdentifier("spiffe://example.org/a")]))
+    assert identity.defect == ""
+    assert identity.common_name == ""
+    assert identity.uris == ("spiffe://example.org/a",)
+
+
+def test_unicode_name_is_no_defect() -> None:
+    assert identity_of(certificate(name((CN, "Ünïcode-Søk")))).defect == ""
+
+
+def typed(value: str, kind: _ASN1Type) -> x509.Name:
+    return x509.Name([x509.NameAttribute(CN, value, kind)])
+
+
+@pytest.mark.parametrize("kind", [_ASN1Type.UTF8String, _ASN1Type.PrintableString, _ASN1Type.IA5String])
+def test_name_encodings_that_are_read(kind: _ASN1Type) -> None:
+    identity = identity_of(certificate(typed("alice", kind)))
+    assert (identity.common_name, identity.defect) == ("alice", "")
+
+
+@pytest.mark.parametrize("kind", [_ASN1Type.BMPString, _ASN1Type.UniversalString, _ASN1Type.T61String])
+@pytest.mark.parametrize("which", ["subject", "issuer"])
+def test_name_encodings_that_are_not(kind: _ASN1Type, which: str) -> None:
+    odd = typed("alice", kind)
+    der = certificate(odd) if which == "subject" else certificate(issuer=odd)
+    assert identity_of(der).defect.startswith((f"{which} in an encoding", "unparsable"))
+
+
+URI = x509.UniformResourceIdentifier
+DEFECTS: dict[str, tuple[Callable[[], bytes], str]] = {
+    "two_cns": (lambda: certificate(name((CN, "alice"), (CN, "admin"))), "several common names"),
+    "two_cns_in_one_rdn": (
+        lambda: certificate(
+            x509.Name(
+                [x509.RelativeDistinguishedName([x509.NameAttribute(CN, "alice"), x509.NameAttribute(CN, "admin")])]
+            )
+        ),
+        "several common names",
+    ),
+    "nul": (lambda: certificate(name((CN, "admin\x00.evil"))), "control or invisible"),
+    "newline": (lambda: certificate(name((OU, "a\nb"), (CN, "alice"))), "control or invisible"),
+    "right_to_left": (lambda: certificate(name((CN, "admin\u202e"))), "control or invisible"),
+    "zero_width": (lambda: certificate(name((CN, "ad\u200bmin"))), "control or invisible"),
+    "trailing_space": (lambda: certificate(name((CN, "admin "))), "leading or trailing space"),
+    "leading_space": (lambda: certificate(name((O, " Acme"), (CN, "admin"))), "leading or trailing space"),
+    "issuer_nul": (lambda: certificate(issuer=name((CN, "CA\x00"))), "control or invisible"),
+    "nothing": (lambda: certificate(x509.Name([])), "empty subject"),
+    "server_only": (lambda: certificate(ekus=[ExtendedKeyUsageOID.SERVER_AUTH]), "without clientAuth"),
+    "any_eku": (lambda: certificate(ekus=[ExtendedKeyUsageOID.ANY_EXTENDED_KEY_USAGE]), "without clientAuth"),
+    "ca": (lambda: certificate(ca=True), "CA certificate"),
+    "two_spiffe": (lambda: certificate(sans=[URI("spiffe://a/b"), URI("SPIFFE://a/c")]), "SPIFFE"),
+    "spiffe_and_https": (lambda: certificate(sans=[URI("https://a/b"), URI("spiffe://a/c")]), "SPIFFE"),
+    "dns_nul": (lambda: certificate(sans=[x509.DNSName("a\x00.example.org")]), "control or invisible"),
+    "dns_space": (lambda: certificate(sans=[x509.DNSName("a b")]), "space in an alternative name"),
+    "uri_newline": (lambda: certificate(sans=[URI("spiffe://a/b\n")]), "control or invisible"),
+}
+
+
+@pytest.mark.parametrize("case", DEFECTS)
+def test_defect(case: str) -> None:
+    build, says = DEFECTS[case]
+    assert says in identity_of(build()).defect
+
+
+def test_non_ascii_dns_name_is_a_defect() -> None:
+    der = certificate(sans=[x509.DNSName("abc.example")]).replace(b"abc.example", "äd.example".encode())
+    assert identity_of(der).defect in {"unreadable extensions", "non-ASCII alternative name"}
+
+
+def test_subject_is_fit_for_a_log() -> None:
+    subject = identity_of(certificate(name((CN, "a\r\nb\x1b\u2028\x00")))).subject
+    assert subject == r"CN=a\0d\0ab\1b\e2\80\a8\00"
+
+
+def test_bytes_that_are_no_certificate() -> None:
+    identity = identity_of(b"not one")
+    assert (identity.defect, identity.subject) == ("unparsable", "")
+    assert identity.sha256 == hashlib.sha256(b"not one").hexdigest()
+
+
+WHOLE = certificate(
+    name((O, "Acme"), (CN, "alice")),
+    [x509.DNSName("a.example.org"), URI("spiffe://a/b"), x509.IPAddress(ipaddress.ip_address("::1"))],
+    ekus=[ExtendedKeyUsageOID.CLIENT_AUTH],
+    ca=False,
+)
+
+
+@settings(suppress_health_check=[HealthCheck.too_slow], max_examples=600)
+@given(st.lists(st.tuples(st.integers(0, len(WHOLE) - 1), st.integers(0, 255)), max_size=4), st.integers(0, 8))
+def test_mutated_certificate_never_raises(changes: list[tuple[int, int]], cut: int) -> None:
+    der = bytearray(WHOLE)
+    for offset, value in changes:
+        der[offset] = value
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # cryptography warns of odd but readable certificates
+        identity = identity_of(bytes(der[: len(der) - cut]))
+    assert identity.sha256 == hashlib.sha256(der[: len(der) - cut]).hexdigest()
+    assert identity.subject.isprintable()
+    assert identity.issuer.isprintable()
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes_never_raise(data: bytes) -> None:
+    assert identity_of(data).defect

@@ -1,0 +1,229 @@
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, cast
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from prometheus_client import REGISTRY
+from prometheus_client.parser import text_string_to_metric_families
+
+import tlsproxy
+from tlsproxy.service.metrics import HANDSHAKE_BUCKETS, REQUEST_BUCKETS, Metrics
+
+if TYPE_CHECKING:
+    from tlsproxy.tls.generation import Generation
+
+Series = dict[tuple[str, frozenset[tuple[str, str]]], float]
+
+
+@dataclass
+class Certificate:
+    sha256: str
+    not_after: float
+
+
+@dataclass
+class Crl:
+    issuer: str
+    next_update: float
+
+
+@dataclass
+class Material:
+    leaf: Certificate
+    authorities: tuple[Certificate, ...]
+    crls: tuple[Crl, ...]
+
+
+@dataclass
+class Published:
+    number: int
+    material: Material
+
+
+def generation(number: int, leaf: str, authorities: tuple[str, ...] = (), crls: tuple[Crl, ...] = ()) -> Generation:
+    certificates = tuple(Certificate(sha256, 200.0) for sha256 in authorities)
+    return cast("Generation", Published(number, Material(Certificate(leaf, 100.0), certificates, crls)))
+
+
+def series_of(metrics: Metrics) -> Series:
+    exposition, content_type = metrics.render()
+    assert content_type.startswith("text/plain; version=0.0.4")
+    found: Series = {}
+    for family in text_string_to_metric_families(exposition.decode()):
+        for sample in family.samples:
+            key = (sample.name, frozenset(sample.labels.items()))
+            assert key not in found, f"{key} stands twice, and a scrape would fail"
+            found[key] = sample.value
+    return found
+
+
+def value(metrics: Metrics, name: str, **labels: str) -> float | None:
+    return series_of(metrics).get((name, frozenset(labels.items())))
+
+
+@pytest.fixture
+def metrics() -> Metrics:
+    return Metrics(pool=lambda: (3, 2), audit=lambda: (5, 7, 1))
+
+
+def everything(metrics: Metrics) -> None:
+    metrics.request("search_points", "search", "allowed", 0.003)
+    metrics.decision("allowed")
+    metrics.handshake("ok", 0.002)
+    metrics.connection("accepted")
+    metrics.accept_error()
+    metrics.upstream_connect("ok")
+    metrics.upstream_retry()
+    metrics.reload("ok", "sighup", 50.0)
+    metrics.published(generation(4, "aa" * 32, ("bb" * 32,), (Crl("CN=CA", 300.0),)))
+
+
+def test_every_family_follows_the_conventions(metrics: Metrics) -> None:
+    everything(metrics)
+    families = list(text_string_to_metric_families(metrics.render()[0].decode()))
+    for family in families:
+        assert family.documentation
+        assert family.documentation.endswith(".") or family.name.startswith("process_")
+        assert family.name.startswith(("tlsproxy_", "process_"))
+        assert re.fullmatch(r"[a-z][a-z0-9_]*", family.name)
+        if family.type == "counter":
+            assert all(sample.name.endswith("_total") for sample in family.samples)
+        else:
+            assert not family.name.endswith(("_total", "_count", "_sum", "_bucket"))
+        assert not re.search(r"_(ms|milliseconds|minutes|kb|mb)(_|$)", family.name)
+    assert len({(family.name, family.type) for family in families}) == len(families)
+
+
+def test_the_names_that_dashboards_rely_on(metrics: Metrics) -> None:
+    everything(metrics)
+    names = {name for name, _ in series_of(metrics) if name.startswith("tlsproxy_")}
+    assert names == {
+        "tlsproxy_accept_errors_total",
+        "tlsproxy_audit_dropped_total",
+        "tlsproxy_audit_lines_total",
+        "tlsproxy_audit_queue_length",
+        "tlsproxy_build_info",
+        "tlsproxy_certificate_not_after_seconds",
+        "tlsproxy_connections",
+        "tlsproxy_connections_total",
+        "tlsproxy_crl_next_update_seconds",
+        "tlsproxy_decisions_total",
+        "tlsproxy_generation",
+        "tlsproxy_handshake_duration_seconds_bucket",
+        "tlsproxy_handshake_duration_seconds_count",
+        "tlsproxy_handshake_duration_seconds_sum",
+        "tlsproxy_handshakes_total",
+        "tlsproxy_reload_last_attempt_failed",
+        "tlsproxy_reload_last_success_timestamp_seconds",
+        "tlsproxy_reloads_total",
+        "tlsproxy_request_duration_seconds_bucket",
+        "tlsproxy_request_duration_seconds_count",
+        "tlsproxy_request_duration_seconds_sum",
+        "tlsproxy_requests_total",
+        "tlsproxy_upstream_connections",
+        "tlsproxy_upstream_connects_total",
+        "tlsproxy_upstream_retries_total",
+    }
+
+
+def test_the_registry_is_its_own(metrics: Metrics) -> None:
+    everything(metrics)
+    assert not [family.name for family in REGISTRY.collect() if family.name.startswith("tlsproxy")]
+    series_of(Metrics(pool=lambda: (0, 0), audit=lambda: (0, 0, 0)))
+
+
+def test_requests_by_operation_role_and_outcome(metrics: Metrics) -> None:
+    metrics.request("search_points", "search", "allowed", 0.1)
+    metrics.request("search_points", "search", "allowed", 0.1)
+    metrics.request("search_points", "search", "denied", 0.1)
+    name = "tlsproxy_requests_total"
+    assert value(metrics, name, operation="search_points", role="search", outcome="allowed") == 2
+    assert value(metrics, name, operation="search_points", role="search", outcome="denied") == 1
+    assert value(metrics, "tlsproxy_request_duration_seconds_count", operation="search_points") == 3
+
+
+def test_decisions_handshakes_and_upstream(metrics: Metrics) -> None:
+    metrics.decision("needs_write")
+    metrics.handshake("no_certificate", 0.2)
+    metrics.upstream_connect("refused")
+    metrics.upstream_retry()
+    metrics.accept_error()
+    assert value(metrics, "tlsproxy_decisions_total", reason="needs_write") == 1
+    assert value(metrics, "tlsproxy_handshakes_total", outcome="no_certificate") == 1
+    assert value(metrics, "tlsproxy_handshake_duration_seconds_sum") == 0.2
+    assert value(metrics, "tlsproxy_upstream_connects_total", outcome="refused") == 1
+    assert value(metrics, "tlsproxy_upstream_retries_total") == 1
+    assert value(metrics, "tlsproxy_accept_errors_total") == 1
+    assert value(metrics, "tlsproxy_upstream_connections", state="idle") == 3
+    assert value(metrics, "tlsproxy_upstream_connections", state="busy") == 2
+
+
+def test_open_connections_are_those_that_were_accepted_and_not_closed(metrics: Metrics) -> None:
+    metrics.connection("accepted")
+    metrics.connection("accepted")
+    metrics.connection("address_limit")
+    metrics.connection_closed()
+    assert metrics.open_connections == 1
+    assert value(metrics, "tlsproxy_connections") == 1
+    assert value(metrics, "tlsproxy_connections_total", outcome="accepted") == 2
+    assert value(metrics, "tlsproxy_connections_total", outcome="address_limit") == 1
+
+
+def test_a_failed_reload_shows_until_one_succeeds_and_keeps_the_last_success(metrics: Metrics) -> None:
+    name = "tlsproxy_reload_last_success_timestamp_seconds"
+    assert value(metrics, name) is None
+    metrics.reload("ok", "start", 10.0)
+    assert (value(metrics, name), value(metrics, "tlsproxy_reload_last_attempt_failed")) == (10, 0)
+    metrics.reload("failed", "poll", 20.0)
+    assert (value(metrics, name), value(metrics, "tlsproxy_reload_last_attempt_failed")) == (10, 1)
+    metrics.reload("unchanged", "sighup", 30.0)
+    assert (value(metrics, name), value(metrics, "tlsproxy_reload_last_attempt_failed")) == (30, 0)
+    assert value(metrics, "tlsproxy_reloads_total", result="failed", trigger="poll") == 1
+
+
+def test_a_publication_replaces_all_that_was_told_of_the_one_before(metrics: Metrics) -> None:
+    metrics.published(generation(1, "aa" * 32, ("bb" * 32,), (Crl("CN=Old", 1.0),)))
+    metrics.published(generation(2, "cc" * 32, ("dd" * 32,)))
+    series = series_of(metrics)
+    certificates = {labels: number for (name, labels), number in series.items() if "not_after" in name}
+    assert certificates == {
+        frozenset({("role", "server"), ("sha256", "cc" * 8)}): 100,
+        frozenset({("role", "ca"), ("sha256", "dd" * 8)}): 200,
+    }
+    assert not [name for name, _ in series if "crl" in name]
+    assert value(metrics, "tlsproxy_generation") == 2
+
+
+def test_a_doubled_certificate_is_one_series_and_the_first_crl_to_expire_counts(metrics: Metrics) -> None:
+    crls = (Crl("CN=CA", 300.0), Crl("CN=CA", 200.0), Crl("CN=CA", 400.0))
+    metrics.published(generation(1, "aa" * 32, ("bb" * 32, "bb" * 32), crls))
+    assert value(metrics, "tlsproxy_crl_next_update_seconds", issuer="CN=CA") == 200
+    assert value(metrics, "tlsproxy_certificate_not_after_seconds", role="ca", sha256="bb" * 8) == 200
+
+
+def test_audit_build_and_process(metrics: Metrics) -> None:
+    assert value(metrics, "tlsproxy_audit_queue_length") == 5
+    assert value(metrics, "tlsproxy_audit_lines_total") == 7
+    assert value(metrics, "tlsproxy_audit_dropped_total") == 1
+    assert value(metrics, "tlsproxy_build_info", version=tlsproxy.__version__) == 1
+    assert (value(metrics, "process_open_fds") or 0) > 0
+
+
+@given(st.lists(st.floats(0, 200) | st.sampled_from(REQUEST_BUCKETS)))
+def test_a_bucket_counts_what_is_not_above_its_bound(durations: list[float]) -> None:
+    metrics = Metrics(pool=lambda: (0, 0), audit=lambda: (0, 0, 0))
+    for seconds in durations:
+        metrics.request("scroll_points", "search", "allowed", seconds)
+        metrics.handshake("ok", seconds)
+    series = series_of(metrics)
+    for bound in (*map(str, HANDSHAKE_BUCKETS), "+Inf"):
+        key = ("tlsproxy_handshake_duration_seconds_bucket", frozenset({("le", bound)}))
+        assert series[key] == sum(seconds <= float(bound) for seconds in durations)
+    for bound in (*map(str, REQUEST_BUCKETS), "+Inf") if durations else ():
+        labels = frozenset({("le", bound), ("operation", "scroll_points")})
+        counted = series["tlsproxy_request_duration_seconds_bucket", labels]
+        assert counted == sum(seconds <= float(bound) for seconds in durations)

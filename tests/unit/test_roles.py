@@ -1,0 +1,155 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tlsproxy.authz.access import GlobalMode, Grant, Rights
+from tlsproxy.authz.credentials import Keys
+from tlsproxy.authz.identity import Identity
+from tlsproxy.authz.roles import Matcher, Policy, Principal, Rule
+
+ALICE = Identity(
+    subject="CN=alice,OU=platform,O=Acme",
+    issuer="CN=Clients CA,O=Acme",
+    serial="abc",
+    sha256="ab" * 32,
+    not_after=0.0,
+    common_name="alice",
+    organizations=("Acme",),
+    organizational_units=("platform", "search"),
+    dns_names=("api.example.org",),
+    uris=("spiffe://example.org/search/a",),
+    emails=("alice@example.org",),
+    ips=("10.0.0.1", "2001:db8::1"),
+)
+NOBODY = Identity(subject="", issuer="CN=Clients CA,O=Acme", serial="1", sha256="00" * 32, not_after=0.0)
+ADMIN = Rights(everywhere=GlobalMode.M)
+DOCS = Rights(grants=(Grant("docs", write=True, extras=True),))
+
+
+def policy(*rules: Rule) -> Policy:
+    return Policy(roles={"admin": ADMIN, "ingest": DOCS}, rules=rules, keys=Keys())
+
+
+@pytest.mark.parametrize(
+    "matcher",
+    [
+        Matcher(cn="alice"),
+        Matcher(cn="al*"),
+        Matcher(o="Acme"),
+        Matcher(ou="platform"),
+        Matcher(ou="search"),
+        Matcher(dns="API.Example.org"),
+        Matcher(dns="*.example.org"),
+        Matcher(uri="spiffe://example.org/search/*"),
+        Matcher(email="*@example.org"),
+        Matcher(ip="10.0.0.1"),
+        Matcher(ip="10.0.0.*"),
+        Matcher(ip="2001:0DB8:0::1"),
+        Matcher(subject="CN=alice,OU=platform,O=Acme"),
+        Matcher(issuer="CN=Clients CA,O=Acme"),
+        Matcher(serial="0A:BC"),
+        Matcher(sha256=":".join(["AB"] * 32)),
+        Matcher(cn="alice", ou="search", issuer="CN=Clients CA,*"),
+    ],
+)
+def test_matches(matcher: Matcher) -> None:
+    assert matcher.matches(ALICE)
+
+
+@pytest.mark.parametrize(
+    "matcher",
+    [
+        Matcher(),
+        Matcher(cn="Alice"),
+        Matcher(cn="alic"),
+        Matcher(cn="spiffe://example.org/search/a"),
+        Matcher(o="acme"),
+        Matcher(ou="platform,search"),
+        Matcher(uri="spiffe://example.org/*"),
+        Matcher(uri="spiffe://EXAMPLE.org/search/a"),
+        Matcher(dns="*.org"),
+        Matcher(ip="10.0.0.2"),
+        Matcher(serial="abcd"),
+        Matcher(sha256="cd" * 32),
+        Matcher(cn="alice", issuer="CN=Servers CA,O=Acme"),
+        Matcher(cn="mallory", ou="platform"),
+    ],
+)
+def test_does_not_match(matcher: Matcher) -> None:
+    assert not matcher.matches(ALICE)
+
+
+FIELDS = ("cn", "o", "ou", "dns", "uri", "email", "ip", "subject")
+
+
+@pytest.mark.parametrize("field", FIELDS)
+def test_absent_attribute_is_matched_by_nothing(field: str) -> None:
+    assert not Matcher(**{field: "**"}).matches(NOBODY)
+
+
+def test_first_match_wins() -> None:
+    principal = policy(
+        Rule("other", Matcher(cn="bob"), "admin"),
+        Rule("narrow", Matcher(cn="alice"), "ingest"),
+        Rule("wide", Matcher(ou="platform"), "admin"),
+    ).principal_of(ALICE)
+    assert (principal.rule, principal.role, principal.rights, principal.refusal) == ("narrow", "ingest", DOCS, None)
+
+
+def test_certificate_without_a_role_is_refused() -> None:
+    principal = policy(Rule("other", Matcher(cn="bob"), "admin")).principal_of(ALICE)
+    assert principal.rights == Rights()
+    assert principal.refusal is not None
+    assert (principal.refusal.status, principal.refusal.reason) == (403, "no_role")
+    assert principal.refusal.text.startswith('Forbidden: no role for certificate "CN=alice,OU=platform,O=Acme"')
+    assert "`identities`" in principal.refusal.text
+
+
+def test_empty_policy_admits_nobody() -> None:
+    refusal = policy().principal_of(ALICE).refusal
+    assert refusal is not None
+    assert not refusal.allowed
+
+
+@given(st.sampled_from(FIELDS))
+def test_certificate_with_a_defect_never_has_a_role(field: str) -> None:
+    odd = replace(ALICE, defect="several common names")
+    principal = policy(Rule("everybody", Matcher(**{field: "**"}), "admin")).principal_of(odd)
+    assert (principal.rule, principal.role, principal.rights) == ("", "", Rights())
+    assert principal.refusal is not None
+    assert principal.refusal.reason == "certificate_defect"
+    assert "several common names" in principal.refusal.text
+
+
+def test_no_certificate_has_no_rights_and_no_refusal() -> None:
+    principal = policy(Rule("everybody", Matcher(cn="**"), "admin")).principal_of(None)
+    assert (principal.identity, principal.rule, principal.role) == (None, "", "")
+    assert principal.rights == Rights()
+    assert principal.refusal is None
+
+
+def test_principal_is_compared_as_an_object() -> None:
+    rules = policy(Rule("a", Matcher(cn="alice"), "admin"))
+    one, other = rules.principal_of(ALICE), rules.principal_of(ALICE)
+    assert one != other
+    assert len({one, other}) == 2
+    assert isinstance(one, Principal)
+
+
+def test_why_says_which_field_did_not_hold() -> None:
+    rules = policy(
+        Rule("other", Matcher(cn="bob", email="bob@example.org"), "admin"),
+        Rule("narrow", Matcher(cn="alice"), "ingest"),
+        Rule("wide", Matcher(ou="platform"), "admin"),
+    )
+    assert rules.why(ALICE) == (
+        'rule "other" (role "admin"): cn is "alice", not "bob"; email is "alice@example.org", not "bob@example.org"',
+        'rule "narrow" (role "ingest"): matched; later rules are not tried',
+    )
+    assert rules.why(NOBODY)[-1] == "no rule matched"
+    assert "absent" in rules.why(NOBODY)[0]
+    assert "several" in rules.why(replace(ALICE, defect="several common names"))[0]

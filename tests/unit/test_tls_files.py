@@ -1,0 +1,270 @@
+from __future__ import annotations
+
+import os
+import socket
+import threading
+
+import pytest
+from tls_site import ROOT, SERVER, Site, site
+from tlsproxy.config.problems import ConfigError
+from tlsproxy.errors import MaterialError
+from tlsproxy.tls import files
+from tlsproxy.tls.files import UnstableInputs, read_file, read_inputs
+
+
+@pytest.fixture(autouse=True)
+def _hasty(monkeypatch):
+    monkeypatch.setattr(files, "PAUSE", 0.0)
+
+
+def refused(path, limit=100):
+    with pytest.raises(MaterialError) as error:
+        read_file(path, limit)
+    assert error.value.path == str(path)
+    return error.value.text
+
+
+def test_a_regular_file_is_read_whole(tmp_path):
+    path = tmp_path / "f"
+    for data in (b"", b"x", os.urandom(100)):
+        path.write_bytes(data)
+        assert read_file(path, 100) == data
+
+
+def test_a_file_over_the_limit_is_not_read(tmp_path):
+    path = tmp_path / "f"
+    with path.open("wb") as file:
+        file.truncate(1 << 30)
+    assert "1073741824 bytes" in refused(path)
+
+
+def test_a_named_pipe_does_not_block(tmp_path):
+    os.mkfifo(tmp_path / "f")
+    assert "a named pipe" in refused(tmp_path / "f")
+
+
+def test_a_socket_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind("s")
+        assert "cannot be read" in refused(tmp_path / "s")
+
+
+def test_a_directory_a_device_and_a_dangling_link_are_refused(tmp_path):
+    assert "a directory" in refused(tmp_path)
+    (tmp_path / "null").symlink_to("/dev/null")
+    assert "a device" in refused(tmp_path / "null")
+    (tmp_path / "dangling").symlink_to("nowhere")
+    assert "does not exist" in refused(tmp_path / "dangling")
+    (tmp_path / "loop").symlink_to("loop")
+    assert "leads back to itself" in refused(tmp_path / "loop")
+    (tmp_path / "file").write_bytes(b"")
+    assert "not a directory" in refused(tmp_path / "file" / "below")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
+def test_a_file_of_somebody_else_is_refused_with_advice(tmp_path):
+    (tmp_path / "f").touch(mode=0o000)
+    assert "read permission" in refused(tmp_path / "f")
+
+
+def test_a_file_that_grows_while_it_is_read_is_unstable(tmp_path, monkeypatch):
+    path = tmp_path / "f"
+    path.write_bytes(b"one")
+    fstat = os.fstat
+
+    def then_grow(descriptor):
+        status = fstat(descriptor)
+        path.write_bytes(b"one two")
+        return status
+
+    monkeypatch.setattr(files.os, "fstat", then_grow)
+    with pytest.raises(UnstableInputs):
+        read_file(path, 100)
+
+
+def test_inputs_are_the_configuration_and_all_that_it_names(tmp_path):
+    made = site(
+        tmp_path,
+        tls={"crl": ["a.crl", "b.crl"], "key_passphrase_file": "pass"},
+        service={"api_key_file": "api"},
+        upstream={"api_key_file": "up"},
+    )
+    for name in ("a.crl", "b.crl", "pass", "api", "up"):
+        made.write(name, name.encode())
+    inputs = read_inputs(made.config, {})
+    assert {path.name for path in inputs.files} == {
+        "tlsproxy.yaml", "server.pem", "server.key", "ca.pem", "a.crl", "b.crl", "pass", "api", "up",
+    }  # fmt: skip
+    assert inputs.files[tmp_path / "up"] == b"up"
+    assert "PRIVATE" not in repr(inputs)
+
+
+def test_the_digest_changes_with_every_input_and_only_then(tmp_path):
+    made = site(tmp_path)
+    seen = {made.digest()}
+    assert made.digest() in seen
+    for name in ("tlsproxy.yaml", "server.pem", "server.key", "ca.pem"):
+        path = tmp_path / name
+        path.write_bytes(path.read_bytes() + b"\n")
+        seen.add(made.digest())
+    assert len(seen) == 5
+    (tmp_path / "ca.pem").touch()
+    assert made.digest() in seen
+
+
+def test_a_steady_poll_reads_once_and_parses_nothing(tmp_path, monkeypatch):
+    made = site(tmp_path)
+    first = read_inputs(made.config, {})
+    monkeypatch.setattr(files.loader, "parse", None)
+    reads = []
+    read = files._read
+    monkeypatch.setattr(files, "_read", lambda *args: (reads.append(args[0]), read(*args))[1])
+    again = read_inputs(made.config, {}, earlier=first)
+    assert again.digest == first.digest
+    assert again.loaded is first.loaded
+    assert len(reads) == len(first.files)
+
+
+def test_a_set_that_never_settles_is_unstable(tmp_path, monkeypatch):
+    made = site(tmp_path)
+    read = files._read
+
+    def disturbed(path, *args):
+        if path.name == "ca.pem":
+            made.write("ca.pem", os.urandom(8).hex().encode())
+        return read(path, *args)
+
+    monkeypatch.setattr(files, "_read", disturbed)
+    with pytest.raises(UnstableInputs, match="keep changing"):
+        read_inputs(made.config, {})
+
+
+def test_a_change_between_two_readings_is_read_again(tmp_path, monkeypatch):
+    made = site(tmp_path)
+    read = files._read
+    count = 0
+
+    def once_disturbed(path, *args):
+        nonlocal count
+        count += path.name == "ca.pem"
+        if count == 2:
+            made.write("ca.pem", ROOT.certificate_pem * 2)
+        return read(path, *args)
+
+    monkeypatch.setattr(files, "_read", once_disturbed)
+    assert read_inputs(made.config, {}).files[tmp_path / "ca.pem"] == ROOT.certificate_pem * 2
+    assert count == 3
+
+
+def versions(tmp_path) -> tuple[Site, dict[str, tuple[bytes, bytes]]]:
+    """Kubernetes' layout: server.* → ..data/server.*, ..data → v1."""
+    made = site(tmp_path, tls={"cert": "tls/server.pem", "key": "tls/server.key"})
+    pairs = {}
+    for version in ("v1", "v2"):
+        issued = ROOT.issue(dns=["localhost"], server=True)
+        (tmp_path / "tls" / version).mkdir(parents=True)
+        made.write(f"tls/{version}/server.pem", issued.chain_pem)
+        made.write(f"tls/{version}/server.key", issued.key_pem)
+        pairs[version] = issued.chain_pem, issued.key_pem
+    (tmp_path / "tls/..data").symlink_to("v1")
+    for name in ("server.pem", "server.key"):
+        (tmp_path / "tls" / name).symlink_to(f"..data/{name}")
+    return made, pairs
+
+
+def swap(tmp_path, version: str) -> None:
+    (tmp_path / "tls/..tmp").symlink_to(version)
+    (tmp_path / "tls/..tmp").rename(tmp_path / "tls/..data")
+
+
+@pytest.mark.parametrize("moment", ["tls/server.pem", "tls/server.key", "ca.pem"])
+def test_key_and_certificate_come_from_one_directory_when_links_are_swapped_meanwhile(tmp_path, monkeypatch, moment):
+    made, pairs = versions(tmp_path)
+    read = files._read
+    swapped = []
+
+    def swapping(path, *args):
+        if path == tmp_path / moment and not swapped:
+            swapped.append(moment)
+            swap(tmp_path, "v2")
+        return read(path, *args)
+
+    monkeypatch.setattr(files, "_read", swapping)
+    inputs = read_inputs(made.config, {})
+    assert (inputs.files[tmp_path / "tls/server.pem"], inputs.files[tmp_path / "tls/server.key"]) == pairs["v2"]
+
+
+def test_under_continuous_link_swaps_every_reading_is_a_pair(tmp_path):
+    made, pairs = versions(tmp_path)
+    stop = threading.Event()
+
+    def rotate() -> None:
+        turn = 0
+        while not stop.wait(0.001):
+            turn += 1
+            swap(tmp_path, f"v{turn % 2 + 1}")
+
+    writer = threading.Thread(target=rotate)
+    writer.start()
+    settled = 0
+    try:
+        for _ in range(100):
+            try:
+                inputs = read_inputs(made.config, {})
+            except UnstableInputs:
+                continue
+            settled += 1
+            assert (
+                inputs.files[tmp_path / "tls/server.pem"],
+                inputs.files[tmp_path / "tls/server.key"],
+            ) in pairs.values()
+    finally:
+        stop.set()
+        writer.join()
+    swap(tmp_path, "v1")
+    assert read_inputs(made.config, {}).files[tmp_path / "tls/server.key"] == pairs["v1"][1]
+
+
+def test_key_and_certificate_in_directories_of_their_own_are_fine(tmp_path):
+    made = site(tmp_path)
+    for name in ("server.pem", "server.key"):
+        (tmp_path / f"real-{name}").mkdir()
+        (tmp_path / name).rename(tmp_path / f"real-{name}" / name)
+        (tmp_path / name).symlink_to(f"real-{name}/{name}")
+    assert read_inputs(made.config, {}).files[tmp_path / "server.key"] == SERVER.key_pem
+
+
+def test_a_file_missing_for_a_moment_is_waited_for(tmp_path, monkeypatch):
+    made = site(tmp_path)
+    (tmp_path / "ca.pem").unlink()
+    monkeypatch.setattr(files.time, "sleep", lambda _: made.write("ca.pem", ROOT.certificate_pem))
+    assert read_inputs(made.config, {}).files[tmp_path / "ca.pem"] == ROOT.certificate_pem
+
+
+def test_a_configuration_cut_off_for_a_moment_is_waited_for(tmp_path, monkeypatch):
+    made = site(tmp_path)
+    whole = made.config.read_bytes()
+    made.config.write_bytes(b"")
+    monkeypatch.setattr(files.time, "sleep", lambda _: made.config.write_bytes(whole))
+    assert made.config in read_inputs(made.config, {}).files
+
+
+def test_a_file_missing_for_good_is_named(tmp_path):
+    made = site(tmp_path)
+    (tmp_path / "ca.pem").unlink()
+    with pytest.raises(MaterialError, match="ca.pem: does not exist"):
+        read_inputs(made.config, {})
+
+
+def test_a_wrong_configuration_is_a_configuration_error(tmp_path):
+    made = site(tmp_path, service={"htpp_port": 1})
+    with pytest.raises(ConfigError, match="htpp_port"):
+        read_inputs(made.config, {})
+
+
+def test_a_key_that_others_can_read_is_warned_of(tmp_path):
+    made = site(tmp_path)
+    assert read_inputs(made.config, {}).warnings == ()
+    (tmp_path / "server.key").chmod(0o640)
+    assert "chmod 600" in read_inputs(made.config, {}).warnings[0]

@@ -1,0 +1,121 @@
+"""A directory with a configuration and everything it names, for the tests of `tlsproxy.tls`."""
+
+from __future__ import annotations
+
+import ssl
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import yaml
+from tlsproxy.tls.files import read_inputs
+from tlsproxy.tls.generation import Generation, build
+from tlsproxy.tls.pki import Authority
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from tlsproxy.tls.material import Material
+    from tlsproxy.tls.pki import Issued
+
+ROOT = Authority.create("test root")
+OTHER = Authority.create("other root")
+SERVER = ROOT.issue(dns=["localhost"], ips=["127.0.0.1"], server=True)
+CLIENT = ROOT.issue(common_name="alice", organizational_unit="platform", client=True)
+
+
+def config_text(**changes: Mapping[str, Any]) -> str:
+    sections: dict[str, Any] = {
+        "service": {"host": "127.0.0.1", "http_port": 0, "enable_tls": True, "verify_https_client_certificate": True},
+        "tls": {"cert": "server.pem", "key": "server.key", "ca_cert": "ca.pem"},
+        "upstream": {"rest": "http://127.0.0.1:16333"},
+        "roles": {"admin": {"access": "m"}},
+        "identities": [{"name": "platform", "match": {"ou": "platform"}, "role": "admin"}],
+    }
+    for section, values in changes.items():
+        sections[section] = {**sections.get(section, {}), **values}
+    return yaml.safe_dump(sections)
+
+
+@dataclass
+class Site:
+    directory: Path
+    environ: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def config(self) -> Path:
+        return self.directory / "tlsproxy.yaml"
+
+    def configure(self, **changes: Mapping[str, Any]) -> None:
+        self.config.write_text(config_text(**changes))
+
+    def write(self, name: str, data: bytes) -> Path:
+        path = self.directory / name
+        path.write_bytes(data)
+        path.chmod(0o600)
+        return path
+
+    def serve(self, issued: Issued) -> None:
+        self.write("server.pem", issued.chain_pem)
+        self.write("server.key", issued.key_pem)
+
+    def build(self, previous: Generation | None = None, **more: Any) -> Generation:
+        number = previous.number + 1 if previous is not None else 1
+        return build(number=number, config_path=self.config, environ=self.environ, previous=previous, **more)
+
+    def digest(self) -> str:
+        return read_inputs(self.config, self.environ).digest
+
+
+def site(directory: Path, **changes: Mapping[str, Any]) -> Site:
+    made = Site(directory)
+    made.configure(**changes)
+    made.serve(SERVER)
+    made.write("ca.pem", ROOT.certificate_pem)
+    return made
+
+
+def client_context(issued: Issued | None, directory: Path, version: ssl.TLSVersion | None = None) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.load_verify_locations(cadata=ROOT.certificate_pem.decode())
+    if version is not None:
+        context.minimum_version = context.maximum_version = version
+    if issued is not None:
+        path = directory / f"client-{issued.serial:x}.pem"
+        path.write_bytes(issued.chain_pem + issued.key_pem)
+        context.load_cert_chain(path)
+    return context
+
+
+def handshake(
+    server: ssl.SSLContext, client: ssl.SSLContext, session: ssl.SSLSession | None = None
+) -> tuple[ssl.SSLObject, ssl.SSLObject]:
+    """(server's side, client's side), both finished, and the client has read what came after. Raises ssl.SSLError."""
+    upward, downward = ssl.MemoryBIO(), ssl.MemoryBIO()
+    answerer = server.wrap_bio(upward, downward, server_side=True)
+    caller = client.wrap_bio(downward, upward, session=session)
+    waiting = [caller, answerer]
+    for turn in range(10):
+        side = (caller, answerer)[turn % 2]
+        if side in waiting:
+            try:
+                side.do_handshake()
+                waiting.remove(side)
+            except ssl.SSLWantReadError:
+                pass
+    assert not waiting
+    try:
+        caller.read(1)  # tickets, had there been any
+    except ssl.SSLWantReadError:
+        pass
+    return answerer, caller
+
+
+def hour(hours: float) -> timedelta:
+    return timedelta(hours=hours)
+
+
+def facts_repr(material: Material) -> str:
+    return f"{material!r} {material!s}"

@@ -1,0 +1,3 @@
+"""tlsproxy: a security gateway for Qdrant."""
+
+__version__ = "0.1.0"

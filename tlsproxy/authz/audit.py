@@ -1,0 +1,183 @@
+"""Audit record → line: one JSON object for each decision and each event, which nothing in it can break into two.
+
+Qdrant's fields come first, under its names and in its order (lib/storage/src/audit.rs), so that readers of its audit
+log read ours; ours follow. A field that has no value is left out, as Qdrant does. `result` says what was decided, not
+whether it then succeeded (as in Qdrant): `status` and `reason` say that.
+
+Names, paths and trace ids are a stranger's text. All that is not printable ASCII is escaped, so that neither a line
+break of any alphabet nor a terminal's control sequence (C0, DEL, C1, bidirectional marks) gets into the file as
+itself. A lone surrogate, which strict JSON readers refuse, becomes U+FFFD.
+
+This module never sees a key, a token, a vector or a payload, and writes nothing anywhere.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import lru_cache
+from json import JSONEncoder
+from math import isfinite
+from typing import TYPE_CHECKING, Final, Literal
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+AuthType = Literal["Certificate", "ApiKey", "None"]
+EventKind = Literal["handshake", "connection", "reload", "start", "stop"]
+EventResult = Literal["ok", "denied", "failed"]
+
+TRACING_HEADERS: Final = ("x-request-id", "x-tracing-id", "traceparent")
+"""Where a trace id may stand; the first that is present wins (Qdrant: audit.rs)."""
+
+TRACING_ID_LIMIT: Final = 256
+"""A trace id of more bytes than this is cut to as many characters (Qdrant: audit.rs)."""
+
+_encode: Final = JSONEncoder(ensure_ascii=True).encode
+_SURROGATE: Final = re.compile("[\ud800-\udfff]")
+_MICROSECONDS: Final = 1_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who asked. An empty field is one that does not apply, and is left out of the line."""
+
+    auth_type: AuthType
+    role: str = ""
+    rule: str = ""
+    certificate_subject: str = ""
+    certificate_sha256: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """What is the same for every request with the same head and caller, rendered once: the text around `remote`."""
+
+    before_remote: str
+    after_remote: str
+    reason: str
+
+
+def json_string(text: str) -> str:
+    """A JSON string literal in printable ASCII."""
+    if not text.isascii():
+        text = _SURROGATE.sub("\ufffd", text)
+    return _encode(text).replace("\x7f", "\\u007f")
+
+
+def tracing_id_of(headers: Mapping[str, str]) -> str | None:
+    """The request's trace id. `headers` has lower-case names."""
+    for name in TRACING_HEADERS:
+        value = headers.get(name)
+        if value is not None:
+            return value
+    return None
+
+
+def prepare(  # noqa: PLR0913 - the fields of one record, by name
+    *,
+    method: str | None,
+    api: str | None,
+    caller: Caller,
+    collection: str | None,
+    tracing_id: str | None,
+    allowed: bool,
+    error: str | None,
+    reason: str,
+) -> Prepared:
+    """`method` is Qdrant's name of the operation, `api` the path without its query, `error` the text of a refusal.
+
+    The subject of a certificate is also Qdrant's `subject` where the certificate is what admitted the caller; a key
+    has none, and the certificate beside it then stands in `certificate_subject` alone.
+    """
+    before = _fields(
+        ("method", method),
+        ("api", api),
+        ("auth_type", caller.auth_type),
+        ("subject", caller.certificate_subject if caller.auth_type == "Certificate" else None),
+    )
+    after = _fields(
+        ("collection", collection),
+        ("tracing_id", _shortened(tracing_id)),
+        ("result", "ok" if allowed else "denied"),
+        ("error", error),
+        ("role", caller.role),
+        ("rule", caller.rule),
+        ("certificate_subject", caller.certificate_subject),
+        ("certificate_sha256", caller.certificate_sha256),
+    )
+    return Prepared(f'{before},"remote":', after, json_string(reason))
+
+
+def request_line(  # noqa: PLR0913 - the fields of one record, by name
+    prepared: Prepared,
+    *,
+    when: float,
+    remote: str,
+    status: int,
+    bytes_in: int,
+    bytes_out: int,
+    duration: float,
+    reason: str = "",
+) -> str:
+    """The line of one request, its newline included.
+
+    `when` is seconds since the epoch, `remote` the peer's address as :func:`json_string` renders it (once for each
+    connection), `duration` seconds. `reason` replaces the decision's where something went wrong after it.
+    """
+    return (
+        f'{{"timestamp":"{timestamp(when)}"{prepared.before_remote}{remote}{prepared.after_remote}'
+        f',"status":{status},"bytes_in":{bytes_in},"bytes_out":{bytes_out},"duration_ms":{duration * 1000:.3f}'
+        f',"reason":{json_string(reason) if reason else prepared.reason}}}\n'
+    )
+
+
+def event_line(
+    *,
+    when: float,
+    event: EventKind,
+    remote: str | None,
+    result: EventResult,
+    reason: str,
+    detail: Mapping[str, str | int | float],
+) -> str:
+    """The line of what is not a request, its newline included. `remote` is the bare address here.
+
+    The fields of `detail` stand beside the others, so that `certificate_sha256` is found under one name in every kind
+    of line. They never replace one of the others.
+    """
+    own = {"remote": remote, "result": result, "event": event, "reason": reason}
+    known = {"timestamp", *own}
+    fields = _fields(*own.items())
+    for name, value in detail.items():
+        if name not in known:
+            fields += f",{json_string(name)}:{json_string(value) if isinstance(value, str) else _number(value)}"
+    return f'{{"timestamp":"{timestamp(when)}"{fields}}}\n'
+
+
+def timestamp(when: float) -> str:
+    """RFC 3339, UTC, microseconds."""
+    second, microsecond = divmod(int(when * _MICROSECONDS), _MICROSECONDS)
+    return f"{_second(second)}.{microsecond:06d}Z"
+
+
+@lru_cache(maxsize=4)
+def _second(second: int) -> str:
+    """Rendered once for each second: the larger part of a line's cost otherwise."""
+    return datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%S")
+
+
+def _fields(*fields: tuple[str, str | None]) -> str:
+    return "".join(f',"{name}":{json_string(value)}' for name, value in fields if value)
+
+
+def _shortened(tracing_id: str | None) -> str | None:
+    if tracing_id is not None and len(tracing_id.encode("utf-8", "surrogatepass")) > TRACING_ID_LIMIT:
+        return tracing_id[:TRACING_ID_LIMIT]
+    return tracing_id
+
+
+def _number(value: float) -> str:
+    """JSON has no infinity and no NaN (RFC 8259 §6)."""
+    return _encode(value) if isfinite(value) else "null"

@@ -1,0 +1,74 @@
+"""`check` and `config schema`: what a configuration says, and whether `run` would accept it."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+
+from tlsproxy.cli.common import config_option, explained
+from tlsproxy.config.loader import schema
+from tlsproxy.config.model import Role
+from tlsproxy.tls.facts import CertificateFacts, day
+from tlsproxy.tls.generation import Generation, build
+
+
+@click.command()
+@config_option
+def check(config_path: Path) -> None:
+    """Everything that `run` would refuse: the configuration, its certificates, keys and CRLs, and a TLS handshake.
+
+    Exits with 2 where there is an error. Nothing is listened on, and nothing sent to the upstream.
+    """
+    with explained():
+        generation = build(number=1, config_path=config_path, environ=os.environ, previous=None)
+    for line in _summary(generation):
+        click.echo(line)
+    for problem in generation.unused:
+        click.echo(f"unused: {problem}")
+    for warning in generation.warnings:
+        click.echo(f"warning: {warning}", err=True)
+    click.echo(f"{config_path}: ok")
+
+
+@click.group()
+def config() -> None:
+    """About the configuration file."""
+
+
+@config.command("schema")
+def config_schema() -> None:
+    """Print the JSON Schema of the configuration, for editors."""
+    click.echo(json.dumps(schema(), indent=2))
+
+
+def _summary(generation: Generation) -> Iterator[str]:
+    material = generation.material
+    yield from _certificate("certificate", material.leaf)
+    for authority in material.authorities:
+        yield from _certificate("client CA", authority)
+    for crl in material.crls:
+        yield f"CRL of {crl.issuer}: {crl.count} revoked, next update {day(crl.next_update)}"
+    if not generation.config.service.verify_https_client_certificate:
+        yield "client certificates are optional"
+    for name, role in generation.config.roles.items():
+        holders = [rule.name for rule in generation.config.identities if rule.role == name]
+        yield f"role {name}: {_access(role)}; given by {', '.join(holders) or 'no rule'}"
+
+
+def _certificate(label: str, facts: CertificateFacts) -> Iterator[str]:
+    yield f"{label}: {facts.subject or '(empty subject)'}"
+    names = [*(f"DNS:{name}" for name in facts.dns_names), *(f"IP:{ip}" for ip in facts.ips)]
+    if names:
+        yield f"  names      {', '.join(names)}"
+    yield f"  valid      {day(facts.not_before)} to {day(facts.not_after)}"
+    yield f"  SHA-256    {facts.sha256}"
+
+
+def _access(role: Role) -> str:
+    if isinstance(role.access, str):
+        return {"r": "reads everything (r)", "m": "everything (m)"}[role.access]
+    return ", ".join(f"{grant.collection} ({grant.access})" for grant in role.access) or "nothing"

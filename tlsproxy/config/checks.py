@@ -1,0 +1,142 @@
+"""What must hold between the keys of a configuration, as a table of checks. Each says which sections it reads.
+
+A check never runs where one of its sections is invalid in itself, so that one mistake is reported once. The rules about
+roles and identities are in :mod:`tlsproxy.config.identity_checks`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Final
+
+from tlsproxy.config.endpoints import Endpoint, admin_endpoint, upstream_endpoint
+from tlsproxy.config.findings import Finding
+from tlsproxy.config.identity_checks import matches, names, nobody, role_use, roles
+from tlsproxy.config.model import Config
+from tlsproxy.config.positions import Path, Tree
+from tlsproxy.config.secrets import KEY_NAMES, key_error
+
+QDRANT_IDLE_TIMEOUT: Final = 5.0
+"""Seconds after which Qdrant closes an idle connection (actix keep-alive)."""
+
+Check = Callable[[Config, Tree], Iterator[Finding]]
+
+
+def findings(config: Config, tree: Tree, failed: frozenset[str]) -> Iterator[Finding]:
+    """``failed``: the sections of ``config`` that are not the file's."""
+    for reads, check in _CHECKS:
+        if failed.isdisjoint(reads):
+            yield from check(config, tree)
+
+
+def _tls(config: Config, _tree: Tree) -> Iterator[Finding]:
+    if not config.service.enable_tls:
+        text = "tlsproxy terminates TLS: set it to true here, and to false in the Qdrant behind it"
+        yield Finding(("service", "enable_tls"), text)
+    if config.tls.ca_cert is None:
+        where = ("service", "verify_https_client_certificate")
+        if config.service.verify_https_client_certificate:
+            yield Finding(where, "tls.ca_cert is needed to verify client certificates: set it, or set this to false")
+        elif config.identities:
+            yield Finding(("identities",), "tls.ca_cert is needed: without it no client certificate can be verified")
+
+
+def _crl(config: Config, _tree: Tree) -> Iterator[Finding]:
+    if config.tls.crl and config.tls.ca_cert is None:
+        yield Finding(("tls", "crl"), "tls.ca_cert is needed: a CRL is signed by one of its CAs")
+
+
+def _service_keys(config: Config, _tree: Tree) -> Iterator[Finding]:
+    for name in KEY_NAMES:
+        value, path = getattr(config.service, name), getattr(config.service, f"{name}_file")
+        if value is not None and path is not None:
+            yield Finding(("service", f"{name}_file"), f"{name} is given too: keep one of them")
+        elif value is not None and (error := key_error(value.get_secret_value())):
+            yield Finding(("service", name), error)
+
+
+def _upstream_key(config: Config, _tree: Tree) -> Iterator[Finding]:
+    upstream = config.upstream
+    if upstream.api_key is not None and upstream.api_key_file is not None:
+        yield Finding(("upstream", "api_key_file"), "api_key is given too: keep one of them")
+    elif upstream.api_key is not None and (error := key_error(upstream.api_key.get_secret_value())):
+        yield Finding(("upstream", "api_key"), error)
+
+
+def _tokens(config: Config, _tree: Tree) -> Iterator[Finding]:
+    if config.service.jwt_rbac:
+        text = "tokens are not decided yet: a JWT is refused as an invalid key"
+        yield Finding(("service", "jwt_rbac"), text, warning=True)
+
+
+def _grpc(_config: Config, tree: Tree) -> Iterator[Finding]:
+    for path in (("service", "grpc_port"), ("upstream", "grpc")):
+        if tree.get(path) is not None:
+            yield Finding(path, "gRPC is not served yet; no gRPC port is opened", warning=True)
+
+
+def _upstream(config: Config, _tree: Tree) -> Iterator[Finding]:
+    for key, url in (("rest", config.upstream.rest), ("grpc", config.upstream.grpc)):
+        path: Path = ("upstream", key)
+        endpoint = _upstream_endpoint(url)
+        if isinstance(endpoint, str):
+            yield Finding(path, endpoint)
+        elif endpoint is not None and not endpoint.loopback:
+            yield Finding(path, "not on loopback: requests and data cross a network in plaintext", warning=True)
+    if config.upstream.idle_timeout >= QDRANT_IDLE_TIMEOUT:
+        text = f"must be less than {QDRANT_IDLE_TIMEOUT:g} s, after which Qdrant closes an idle connection"
+        yield Finding(("upstream", "idle_timeout"), text)
+
+
+def _loop(config: Config, _tree: Tree) -> Iterator[Finding]:
+    host = config.service.host
+    ports = {config.service.http_port, config.service.grpc_port} - {0, None}
+    for key, url in (("rest", config.upstream.rest), ("grpc", config.upstream.grpc)):
+        upstream = _upstream_endpoint(url)
+        if not isinstance(upstream, Endpoint) or upstream.port not in ports:
+            continue
+        own = Endpoint(host, upstream.port)
+        if own == upstream or (upstream.loopback and (own.loopback or own.wildcard)):
+            text = f"{upstream} is where tlsproxy itself listens: let Qdrant listen on another port"
+            yield Finding(("upstream", key), text)
+
+
+def _admin(config: Config, _tree: Tree) -> Iterator[Finding]:
+    listen = config.admin.listen
+    if listen is None:
+        return
+    try:
+        endpoint = admin_endpoint(listen)
+    except ValueError as error:
+        yield Finding(("admin", "listen"), str(error))
+        return
+    if isinstance(endpoint, Endpoint) and endpoint.port and endpoint.port == config.service.http_port:
+        yield Finding(("admin", "listen"), "service.http_port is the same port")
+
+
+def _upstream_endpoint(url: str | None) -> Endpoint | str | None:
+    """An endpoint, or what is wrong with it."""
+    if url is None:
+        return None
+    try:
+        return upstream_endpoint(url)
+    except ValueError as error:
+        return str(error)
+
+
+_CHECKS: Final[tuple[tuple[frozenset[str], Check], ...]] = (
+    (frozenset({"service", "tls", "identities"}), _tls),
+    (frozenset({"tls"}), _crl),
+    (frozenset({"service"}), _service_keys),
+    (frozenset({"service"}), _tokens),
+    (frozenset({"service", "upstream"}), _grpc),
+    (frozenset({"upstream"}), _upstream_key),
+    (frozenset({"upstream"}), _upstream),
+    (frozenset({"service", "upstream"}), _loop),
+    (frozenset({"service", "admin"}), _admin),
+    (frozenset({"roles"}), roles),
+    (frozenset({"identities"}), matches),
+    (frozenset({"roles", "identities"}), names),
+    (frozenset({"roles", "identities"}), role_use),
+    (frozenset({"service", "roles", "identities"}), nobody),
+)

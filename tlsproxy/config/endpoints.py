@@ -1,0 +1,76 @@
+"""The addresses of a configuration: the upstream's URL and the admin server's listening address. Resolves no name."""
+
+from __future__ import annotations
+
+import ipaddress
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """A host name or address without brackets, and a port."""
+
+    host: str
+    port: int
+
+    @property
+    def loopback(self) -> bool:
+        return self.host == "localhost" or (is_address(self.host) and ipaddress.ip_address(self.host).is_loopback)
+
+    @property
+    def wildcard(self) -> bool:
+        return is_address(self.host) and ipaddress.ip_address(self.host).is_unspecified
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+def is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
+def upstream_endpoint(url: str) -> Endpoint:
+    """`http://host:port`. Raises ValueError, whose text never repeats what might be a password in the URL."""
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        raise ValueError("not a URL: http://host:port is expected") from None
+    if parts.scheme == "https":
+        raise ValueError(
+            "the upstream is a plaintext Qdrant: use http://, and keep it on loopback or a private network"
+        )
+    if parts.scheme != "http" or not host:
+        raise ValueError("http://host:port is expected")
+    if "@" in parts.netloc:
+        raise ValueError("a user or password in the URL is not supported: see upstream.api_key_file")
+    if parts.path not in {"", "/"} or parts.query or parts.fragment:
+        raise ValueError("only http://host:port is expected, without a path")
+    if not port:
+        raise ValueError("the port is missing: Qdrant's own default is 6333 for REST and 6334 for gRPC")
+    return Endpoint(host, port)
+
+
+def admin_endpoint(listen: str) -> Endpoint | str:
+    """The path of `unix:/path`, or a loopback endpoint. Raises ValueError."""
+    scheme, _, path = listen.partition(":")
+    if scheme == "unix":
+        if not path.startswith("/"):
+            raise ValueError("the path of a unix socket must be absolute: unix:/run/tlsproxy/admin.sock")
+        return path
+    try:
+        parts = urlsplit(f"//{listen}")
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        host, port, parts = None, None, urlsplit("")
+    if not host or port is None or parts.netloc != listen or "@" in listen:
+        raise ValueError("unix:/path or host:port is expected")
+    endpoint = Endpoint(host, port)
+    if not endpoint.loopback:
+        raise ValueError("the admin server has no authentication: listen on 127.0.0.1, [::1] or a unix socket")
+    return endpoint

@@ -1,0 +1,105 @@
+"""What must hold of roles and identities: every rule can match and names a role, and somebody may do something."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Iterator
+from typing import Final
+
+from tlsproxy.authz.globs import glob_error
+from tlsproxy.authz.roles import Matcher, normal_form
+from tlsproxy.config.findings import Finding
+from tlsproxy.config.model import Config
+from tlsproxy.config.positions import Path, Tree
+from tlsproxy.config.problems import did_you_mean
+from tlsproxy.config.secrets import KEY_NAMES
+
+_HEX: Final = {"sha256": re.compile(r"[0-9a-f]{64}"), "serial": re.compile(r"[0-9a-f]{1,40}")}
+"""RFC 5280 §4.1.2.2: a serial number has at most 20 octets."""
+
+
+def roles(config: Config, _tree: Tree) -> Iterator[Finding]:
+    for name, role in config.roles.items():
+        if isinstance(role.access, str):
+            continue
+        if not role.access:
+            yield Finding(("roles", name, "access"), "an empty list allows nothing", warning=True)
+        seen: set[str] = set()
+        for index, grant in enumerate(role.access):
+            path: Path = ("roles", name, "access", index, "collection")
+            if error := glob_error(grant.collection):
+                yield Finding(path, error)
+            elif "/" in grant.collection:
+                yield Finding(path, "no collection name holds a '/'")
+            # Qdrant refuses a token with a collection twice: whoever reads it might see only one of the two.
+            if grant.collection in seen:
+                yield Finding(path, f"{grant.collection!r} is in this list already")
+            seen.add(grant.collection)
+
+
+def matches(config: Config, _tree: Tree) -> Iterator[Finding]:
+    earlier: dict[tuple[tuple[str, str], ...], str] = {}
+    for index, rule in enumerate(config.identities):
+        path: Path = ("identities", index, "match")
+        given = rule.match.model_dump(exclude_none=True)
+        if not given:
+            yield Finding(path, "an empty match would match everybody: name at least one field")
+        for name, pattern in given.items():
+            if error := glob_error(pattern) or _value_error(name, pattern):
+                yield Finding((*path, name), error)
+            elif name in {"subject", "issuer"} and _is_glob(pattern):
+                text = "a '*' here crosses the ',' between two attributes: prefer cn, o and ou, or the exact text"
+                yield Finding((*path, name), text, warning=True)
+        same = Matcher(**given).given()
+        if same in earlier:
+            text = f"never reached: rule {earlier[same]!r} has the same match and comes first"
+            yield Finding(("identities", index), text, warning=True)
+        earlier.setdefault(same, rule.name)
+
+
+def names(config: Config, _tree: Tree) -> Iterator[Finding]:
+    seen: set[str] = set()
+    for index, rule in enumerate(config.identities):
+        if rule.name in seen:
+            yield Finding(("identities", index, "name"), f"{rule.name!r} is the name of an earlier rule")
+        seen.add(rule.name)
+        if rule.role not in config.roles:
+            text = f"no role is called {rule.role!r}{did_you_mean(rule.role, config.roles)}"
+            yield Finding(("identities", index, "role"), text)
+
+
+def role_use(config: Config, _tree: Tree) -> Iterator[Finding]:
+    used = {rule.role for rule in config.identities}
+    for name in config.roles:
+        if name not in used:
+            yield Finding(("roles", name), "no identity has this role", warning=True)
+
+
+def nobody(config: Config, _tree: Tree) -> Iterator[Finding]:
+    service = config.service
+    keys = [getattr(service, name) or getattr(service, f"{name}_file") for name in KEY_NAMES]
+    useful = {name for name, role in config.roles.items() if role.access}
+    if not any(keys) and not any(rule.role in useful for rule in config.identities):
+        text = "nobody could do anything: give an identity a role, or set an API key"
+        yield Finding(("identities",), f"{text} (Qdrant's 'no keys set: everybody may do everything' is not offered)")
+
+
+def _is_glob(pattern: str) -> bool:
+    return "*" in pattern or "?" in pattern
+
+
+def _value_error(name: str, pattern: str) -> str | None:
+    """A value that no certificate could have, so that the rule would never match."""
+    if pattern != pattern.strip():
+        return "begins or ends with a space: a certificate with such a name never has a role"
+    if _is_glob(pattern):
+        return None
+    if (expected := _HEX.get(name)) and not expected.fullmatch(normal_form(name, pattern)):
+        return "64 hex digits are expected" if name == "sha256" else "a serial number in hex is expected"
+    if name == "ip":
+        try:
+            ipaddress.ip_address(pattern)
+        except ValueError:
+            return "an IP address, or a glob of one, is expected"
+    return None

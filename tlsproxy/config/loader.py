@@ -1,0 +1,181 @@
+"""Bytes and environment → a checked configuration, or everything that is wrong with it at once.
+
+Reads no file and resolves no name. Values of secrets never appear in a problem: of what was given, only keys and the
+words of enumerations are shown.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from pydantic import ValidationError
+
+from tlsproxy.config.checks import findings
+from tlsproxy.config.environment import overlay
+from tlsproxy.config.model import Config
+from tlsproxy.config.positions import Path as TreePath
+from tlsproxy.config.positions import Tree, read_tree
+from tlsproxy.config.problems import ConfigError, Problem, did_you_mean
+from tlsproxy.config.qdrant_keys import KEYS, SECTIONS, is_unused
+from tlsproxy.config.shape import model_at, sections, takes_path
+
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
+
+CREDENTIAL: Final = "credential:"
+"""A path that begins so names a file in systemd's $CREDENTIALS_DIRECTORY (systemd.exec(5), LoadCredential=)."""
+
+_CREDENTIAL_NAME: Final = re.compile(r"[A-Za-z0-9@_-][A-Za-z0-9@._-]*")
+_TEXTS: Final = {
+    "missing": "is required",
+    "string_type": "must be text: quote it",
+    "path_type": "must be a path: quote it",
+    "model_type": "must be a mapping",
+    "dict_type": "must be a mapping",
+    "tuple_type": "must be a list",
+    "string_pattern_mismatch": "must be 1 to 64 letters, digits, '.', '_' or '-', and begin with a letter or a digit",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """``unused``: keys of Qdrant's that are accepted and not acted on."""
+
+    config: Config
+    unused: tuple[Problem, ...]
+    warnings: tuple[Problem, ...]
+
+
+def parse(data: bytes, path: Path, environ: Mapping[str, str]) -> Loaded:
+    """Relative paths in the configuration become absolute against ``path``'s directory.
+
+    Raises :class:`ConfigError` with every problem that was found.
+    """
+    tree = read_tree(data, str(path))
+    said = overlay(tree, environ)
+    unused = (*_take_unused(tree), *said.unused)
+    _drop_empty(tree)
+    problems = [*tree.problems, *said.problems, *_resolve_paths(tree, path.absolute().parent, environ)]
+    config, invalid, failed = _validate(tree)
+    problems += invalid
+    warnings = list(said.warnings)
+    for finding in findings(config, tree, failed):
+        (warnings if finding.warning else problems).append(
+            tree.position(finding.path).problem(finding.path, finding.text)
+        )
+    if problems:
+        raise ConfigError(sorted(problems, key=lambda problem: (problem.line == 0, problem.line, problem.column)))
+    return Loaded(config, unused, tuple(warnings))
+
+
+def schema() -> dict[str, Any]:
+    """The JSON Schema of a configuration file, for editors: Qdrant's unused keys are allowed, and described as such."""
+    result = Config.model_json_schema()
+    unused = {"description": "Qdrant's own; tlsproxy accepts and does not use it"}
+    result["properties"] |= dict.fromkeys(sorted(SECTIONS), unused)
+    for section, model in sections():
+        result["$defs"][model.__name__]["properties"] |= dict.fromkeys(sorted(KEYS.get(section, ())), unused)
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **result}
+
+
+def _take_unused(tree: Tree) -> Iterator[Problem]:
+    for section, value in list(tree.root.items()):
+        mapping = value if isinstance(value, dict) else {}
+        for path in [(section,), *((section, key) for key in mapping)]:
+            if is_unused(path):
+                (tree.root if len(path) == 1 else mapping).pop(path[-1])
+                yield tree.positions[path].problem(path, "Qdrant's own; tlsproxy does not use it")
+                if len(path) == 1:
+                    break
+
+
+def _drop_empty(tree: Tree) -> None:
+    """A section whose keys are all commented out is null in YAML; an API key of "" is unset (Qdrant 1.19)."""
+    for name in Config.model_fields:
+        if name in tree.root and tree.root[name] is None:
+            del tree.root[name]
+    for section in ("service", "upstream"):
+        mapping = tree.root.get(section)
+        if isinstance(mapping, dict):
+            for key in [key for key, value in mapping.items() if key.endswith("api_key") and value == ""]:
+                del mapping[key]
+
+
+def _resolve_paths(tree: Tree, base: Path, environ: Mapping[str, str]) -> Iterator[Problem]:
+    for section, model in sections():
+        mapping = tree.root.setdefault(section, {}) if section == "audit" else tree.root.get(section)
+        if not isinstance(mapping, dict):
+            continue
+        for key, field in model.model_fields.items():
+            if not takes_path(field):
+                continue
+            if isinstance(field.default, Path):
+                mapping.setdefault(key, str(field.default))
+            given = mapping.get(key)
+            values = given if isinstance(given, list) else [given]
+            resolved: list[Any] = []
+            for index, value in enumerate(values):
+                try:
+                    resolved.append(_resolve(value, base, environ))
+                except ValueError as error:
+                    path: TreePath = (section, key, index) if values is given else (section, key)
+                    yield tree.position(path).problem(path, str(error))
+                    resolved.append(value)
+            if key in mapping:
+                mapping[key] = resolved if values is given else resolved[0]
+
+
+def _resolve(value: Any, base: Path, environ: Mapping[str, str]) -> Any:
+    if not isinstance(value, str) or value == "-":
+        return value
+    if not value or "\0" in value:
+        raise ValueError("must not be empty" if not value else "a path holds no NUL")
+    if not value.startswith(CREDENTIAL):
+        return str(base / value)
+    name = value.removeprefix(CREDENTIAL)
+    if not _CREDENTIAL_NAME.fullmatch(name):
+        raise ValueError("credential:NAME must name a credential, not a path")
+    directory = environ.get("CREDENTIALS_DIRECTORY", "")
+    if not directory:
+        raise ValueError("credential:NAME needs systemd's LoadCredential=: $CREDENTIALS_DIRECTORY is not set")
+    return str(Path(directory) / name)
+
+
+def _validate(tree: Tree) -> tuple[Config, list[Problem], frozenset[str]]:
+    """The configuration, its problems, and the sections that have some: those hold their defaults."""
+    try:
+        return Config.model_validate(tree.root), [], frozenset()
+    except ValidationError as error:
+        details = error.errors(include_url=False, include_input=False)
+    failed = frozenset(str(detail["loc"][0]) for detail in details)
+    sound = {name: value for name, value in tree.root.items() if name not in failed}
+    # The only section without defaults. No check runs that reads a section which failed.
+    sound.setdefault("tls", {"cert": "/", "key": "/"})
+    return Config.model_validate(sound), [_problem(tree, detail) for detail in details], failed
+
+
+def _problem(tree: Tree, detail: ErrorDetails) -> Problem:
+    path: TreePath = ()
+    for index, step in enumerate(detail["loc"]):
+        # Steps that are in no file are pydantic's own: the tag of a union's branch, the "[key]" of a mapping.
+        last = index == len(detail["loc"]) - 1
+        if (*path, step) in tree.positions or (last and detail["type"] == "missing"):
+            path = (*path, step)
+    return tree.position(path).problem(path, _text(tree, path, detail))
+
+
+def _text(tree: Tree, path: TreePath, detail: ErrorDetails) -> str:
+    kind = detail["type"]
+    if kind == "extra_forbidden":
+        section = path[0] if len(path) > 1 else ""
+        known = set(model_at(path[:-1]).model_fields) | (KEYS.get(str(section), frozenset()) if section else SECTIONS)
+        return f"unknown key{did_you_mean(str(path[-1]), known)}"
+    if kind == "literal_error":
+        expected = detail["ctx"]["expected"]
+        words = re.findall(r"'([^']*)'", expected)
+        return f"must be {expected if words else expected.lower()}{did_you_mean(str(tree.get(path)), words)}"
+    return _TEXTS.get(kind) or detail["msg"].replace("Input should be", "must be").replace("Value", "value", 1)

@@ -1,0 +1,238 @@
+"""The configuration's shape. `service`, `tls` and `audit` speak Qdrant; the other sections are ours.
+
+Units stand in the names or the descriptions: times are seconds, sizes bytes unless a name says megabytes. A path is
+absolute here: the loader resolves it against the configuration file's directory. What concerns more than one key is
+checked in :mod:`tlsproxy.config.checks`; the texts below each field are the descriptions of the JSON Schema.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, SecretStr, Tag
+
+Port = Annotated[int, Field(ge=0, le=65535)]
+Seconds = Annotated[float, Field(gt=0, le=86400 * 365)]
+Count = Annotated[int, Field(ge=1, le=10_000_000)]
+Size = Annotated[int, Field(ge=1024, le=1 << 40)]
+Label = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+"""A name that appears in the audit log and as a metric's label."""
+
+
+class Section(BaseModel):
+    """Frozen; a key that is neither ours nor Qdrant's is an error (the loader takes Qdrant's unused keys out first)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True, use_attribute_docstrings=True)
+
+
+class Service(Section):
+    """Where clients connect, and the keys that they may send; keys and names are Qdrant's."""
+
+    host: Annotated[str, Field(min_length=1)] = "0.0.0.0"  # noqa: S104 - Qdrant's own default
+    """Address to listen on."""
+    http_port: Port = 6333
+    """Port of the REST API; 0 lets the system choose one. Needs a restart."""
+    grpc_port: Port | None = 6334
+    """Port of the gRPC API; null for none. gRPC is not served yet."""
+    enable_tls: bool = True
+    """Must be true: terminating TLS is what this gateway is for."""
+    verify_https_client_certificate: bool = True
+    """Whether a client certificate is required; if false it is optional, and verified where one is sent."""
+    api_key: SecretStr | None = None
+    """Key with all rights, sent as `api-key` or as a bearer token. Prefer `api_key_file`."""
+    api_key_file: Path | None = None
+    """File that holds the `api_key`, or `credential:NAME` (systemd)."""
+    alt_api_key: SecretStr | None = None
+    """A second key with all rights, for the time of a key rotation."""
+    alt_api_key_file: Path | None = None
+    """File that holds the `alt_api_key`."""
+    read_only_api_key: SecretStr | None = None
+    """Key that may read everything and write nothing."""
+    read_only_api_key_file: Path | None = None
+    """File that holds the `read_only_api_key`."""
+    jwt_rbac: bool = False
+    """Accepted for Qdrant's sake; a JWT is refused as an invalid key until tokens are decided."""
+    max_request_size_mb: Annotated[int, Field(ge=1, le=1 << 20)] = 32
+    """Largest JSON request body, in MiB. Uploads have `limits.max_upload_size_mb`."""
+
+
+class Tls(Section):
+    """The server's certificate, and what clients' certificates are verified against."""
+
+    cert: Path
+    """PEM file: the server certificate, then its intermediates."""
+    key: Path
+    """PEM file: the private key of `cert`."""
+    key_passphrase_file: Path | None = None
+    """File that holds the passphrase of an encrypted `key`."""
+    ca_cert: Path | None = None
+    """PEM file: the CAs that client certificates are verified against. The system's roots are never used."""
+    crl: tuple[Path, ...] = ()
+    """PEM files: revocation lists, each signed by a CA of `ca_cert`."""
+    cert_ttl: Annotated[int, Field(ge=0)] | None = 3600
+    """Seconds after which all files are loaded anew, changed or not; 0 or null for never."""
+    poll_interval: Seconds = 5.0
+    """Seconds between two looks at the files' contents."""
+
+
+class Upstream(Section):
+    """The plaintext Qdrant behind the gateway."""
+
+    rest: str = "http://127.0.0.1:16333"
+    """Its REST API: `http://host:port`."""
+    grpc: str | None = None
+    """Its gRPC API: `http://host:port`. gRPC is not served yet."""
+    api_key: SecretStr | None = None
+    """Key that is sent to Qdrant with every request, where it asks for one."""
+    api_key_file: Path | None = None
+    """File that holds the upstream's `api_key`."""
+    max_connections: Count = 256
+    """Most connections to Qdrant at a time; a request beyond waits for one."""
+    connect_timeout: Seconds = 5.0
+    """Seconds to wait for a connection to Qdrant."""
+    response_timeout: Seconds = 300.0
+    """Seconds to wait for the head of Qdrant's response, and between two pieces of its body."""
+    idle_timeout: Seconds = 4.0
+    """Seconds that an unused connection is kept. Qdrant closes one after 5 s, so this must be less."""
+
+
+class CollectionGrant(Section):
+    """What a role may do in the collections that one name or glob describes."""
+
+    collection: Annotated[str, Field(min_length=1, max_length=255)]
+    """Name or glob. `*` stops at `/` and `.`, so `docs.v2` is matched by `docs.*` or `**` but not by `*`."""
+    access: Literal["r", "rw", "prw"]
+    """As in Qdrant's tokens: r reads, rw reads and writes, prw reads and writes points only."""
+
+
+def _access_kind(value: object) -> str:
+    return "grants" if isinstance(value, list | tuple) else "mode"
+
+
+class Role(Section):
+    """The rights of a role."""
+
+    access: Annotated[
+        Annotated[Literal["r", "m"], Tag("mode")] | Annotated[tuple[CollectionGrant, ...], Tag("grants")],
+        Discriminator(_access_kind),
+    ]
+    """r (read everything), m (everything), or a list of collections and what may be done in each."""
+
+
+class Match(Section):
+    """All fields that are given must hold. A value is exact or a glob; `*` stops at `/` and `.`, `**` does not."""
+
+    cn: str | None = None
+    """Common name of the subject."""
+    o: str | None = None
+    """Organization of the subject; any of several."""
+    ou: str | None = None
+    """Organizational unit of the subject; any of several."""
+    dns: str | None = None
+    """DNS alternative name, in any case."""
+    uri: str | None = None
+    """URI alternative name, such as a SPIFFE ID."""
+    email: str | None = None
+    """Email alternative name."""
+    ip: str | None = None
+    """IP alternative name."""
+    subject: str | None = None
+    """The whole subject as RFC 4514 writes it, for example `CN=alice,OU=platform,O=Acme`."""
+    issuer: str | None = None
+    """The issuer as RFC 4514 writes it: needed where two CAs may issue the same name."""
+    serial: str | None = None
+    """Serial number in hex."""
+    sha256: str | None = None
+    """SHA-256 fingerprint of the certificate in hex, with or without colons."""
+
+
+class IdentityRule(Section):
+    """Which certificates have which role. The first rule that matches decides."""
+
+    name: Label
+    """What `explain` and the audit log call this rule."""
+    match: Match
+    """The certificate fields that must hold."""
+    role: str
+    """A key of `roles`."""
+
+
+class Audit(Section):
+    """The audit log: one JSON object a line, in Qdrant's format and files. All but `log_api` needs a restart."""
+
+    enabled: bool = True
+    """Whether decisions are written down."""
+    dir: Path | Literal["-"] = Path("./audit")
+    """Directory of the files, or `-` for standard output."""
+    rotation: Literal["daily", "hourly"] = "daily"
+    """How often a new file begins (UTC)."""
+    max_log_files: Count = 7
+    """How many files are kept."""
+    on_full: Literal["refuse", "block"] = "refuse"
+    """What a request meets when its line cannot be queued: a refusal (503), or a wait."""
+    queue_size: Count = 65536
+    """Most lines that wait to be written."""
+    flush_interval: Seconds = 0.5
+    """Seconds for which a line may stay in memory."""
+    trust_forwarded_headers: Literal[False] = False
+    """Must be false: who the client is, is known from its connection."""
+    log_api: bool = True
+    """Whether the request's path is written."""
+
+
+class Limits(Section):
+    """Bounds on what clients may use. Times are seconds."""
+
+    connections: Count = 10_000
+    """Most client connections at a time."""
+    connections_per_address: Count = 1_000
+    """Most client connections of one address at a time."""
+    handshake_timeout: Seconds = 10.0
+    """Seconds for a TLS handshake."""
+    head_timeout: Seconds = 10.0
+    """Seconds from the first byte of a request to the end of its head."""
+    body_timeout: Seconds = 30.0
+    """Seconds between two pieces of a request's body."""
+    write_timeout: Seconds = 30.0
+    """Seconds for which a client may not take any of its response."""
+    idle_timeout: Seconds = 75.0
+    """Seconds that a connection without a request is kept."""
+    linger_timeout: Seconds = 10.0
+    """Seconds for which the rest of a refused upload is read, so that the client sees the refusal."""
+    drain_timeout: Seconds = 30.0
+    """Seconds that running requests have to finish at shutdown."""
+    max_head_size: Size = 32_768
+    """Largest request head, in bytes."""
+    max_headers: Count = 100
+    """Most headers of a request."""
+    max_upload_size_mb: Annotated[int, Field(ge=0)] = 0
+    """Largest snapshot upload, in MiB; 0 for no limit, as in Qdrant."""
+
+
+class Admin(Section):
+    """The admin server: health, metrics, status and reload."""
+
+    listen: str | None = None
+    """`unix:/path`, or `host:port` on loopback; null for no admin server. Needs a restart."""
+
+
+def _upper(value: object) -> object:
+    return value.upper() if isinstance(value, str) else value
+
+
+class Config(Section):
+    """The configuration of tlsproxy."""
+
+    service: Service = Service()
+    tls: Tls
+    upstream: Upstream = Upstream()
+    roles: dict[Label, Role] = {}
+    """Role names and their rights."""
+    identities: tuple[IdentityRule, ...] = ()
+    """Which certificates have which role, in order: the first rule that matches decides."""
+    audit: Audit = Audit()
+    limits: Limits = Limits()
+    admin: Admin = Admin()
+    log_level: Annotated[Literal["DEBUG", "INFO", "WARN", "ERROR"], BeforeValidator(_upper)] = "INFO"
+    """How much is logged to standard error."""

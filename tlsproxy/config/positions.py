@@ -1,0 +1,171 @@
+"""YAML → a tree of plain values that remembers where each stood.
+
+A strict subset: one document, string keys, no key twice, no merge keys, no tags beyond strings, numbers, booleans and
+null. Size, depth and the number of values are bounded, aliases expanded or not: a file that is not a configuration
+costs little. Nothing here knows what a key means.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import yaml
+
+from tlsproxy.config.problems import ConfigError, Problem
+
+Path = tuple[str | int, ...]
+"""The way from the root of a tree: keys of mappings and indices of lists."""
+
+MAX_BYTES: Final = 1 << 20
+MAX_DEPTH: Final = 16
+MAX_VALUES: Final = 100_000
+
+_TAG: Final = "tag:yaml.org,2002:"
+_SCALARS: Final = frozenset(_TAG + name for name in ("str", "int", "float", "bool", "null"))
+_OPENING: Final = (yaml.MappingStartEvent, yaml.SequenceStartEvent)
+_CLOSING: Final = (yaml.MappingEndEvent, yaml.SequenceEndEvent)
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """``line`` 0: there is none, for ``file`` is an environment variable."""
+
+    file: str
+    line: int = 0
+    column: int = 0
+
+    def problem(self, path: Path, text: str) -> Problem:
+        return Problem(self.file, self.line, self.column, dotted(path), text)
+
+
+@dataclass(slots=True)
+class Tree:
+    """``positions`` has every value's: the key's place for a value of a mapping, its own for one of a list."""
+
+    root: dict[str, Any]
+    positions: dict[Path, Position]
+    problems: list[Problem] = field(default_factory=list)
+
+    def position(self, path: Path) -> Position:
+        """Of the value, or of the nearest thing above it that is there at all."""
+        while path not in self.positions:
+            path = path[:-1]
+        return self.positions[path]
+
+    def get(self, path: Path) -> Any:
+        """None for what is not there."""
+        value: Any = self.root
+        for step in path:
+            try:
+                value = value[step]
+            except (KeyError, IndexError, TypeError):
+                return None
+        return value
+
+
+def dotted(path: Path) -> str:
+    """`roles.ingest.access[0].collection`"""
+    return "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in path).removeprefix(".")
+
+
+def read_tree(data: bytes, file: str) -> Tree:
+    """Raises :class:`ConfigError` for what is not YAML at all; lesser problems are in the tree's list."""
+    start = Position(file, 1, 1)
+    if len(data) > MAX_BYTES:
+        raise ConfigError([start.problem((), f"larger than {MAX_BYTES} bytes: is this the configuration file?")])
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ConfigError([start.problem((), f"not UTF-8: byte {error.start} cannot be decoded")]) from None
+    try:
+        # The parser is a state machine, the composer after it recursive: depth is checked before anything recurs.
+        _check_depth(yaml.parse(text, Loader=yaml.SafeLoader), file)
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+    except yaml.reader.ReaderError as error:
+        where = Position(file, text.count("\n", 0, error.position) + 1, 1)
+        raise ConfigError([where.problem((), "a control character, which YAML does not allow")]) from None
+    except yaml.MarkedYAMLError as error:
+        raise ConfigError([_at(error.problem_mark, file).problem((), f"not YAML: {error.problem}")]) from None
+    tree = Tree(root={}, positions={(): start})
+    if node is None or node.tag == _TAG + "null":
+        return tree
+    if not isinstance(node, yaml.MappingNode):
+        raise ConfigError([_at(node.start_mark, file).problem((), "the file must be a mapping of sections")])
+    tree.root = _Converter(tree, file).mapping(node, ())
+    return tree
+
+
+def read_value(text: str) -> Any:
+    """A scalar or a list in flow style, as in an environment variable. Raises :class:`ConfigError`."""
+    tree = read_tree(b"value: " + text.encode(), "")
+    if tree.problems:
+        raise ConfigError(tree.problems)
+    return tree.root.get("value")
+
+
+def _at(mark: Any, file: str) -> Position:
+    return Position(file, 1, 1) if mark is None else Position(file, mark.line + 1, mark.column + 1)
+
+
+def _check_depth(events: Iterator[yaml.Event], file: str) -> None:
+    depth = 0
+    for event in events:
+        depth += isinstance(event, _OPENING) - isinstance(event, _CLOSING)
+        if depth > MAX_DEPTH:
+            raise ConfigError([_at(event.start_mark, file).problem((), f"nested deeper than {MAX_DEPTH} levels")])
+
+
+class _Converter:
+    """Nodes → values. Aliases are the same node again, so that every visit is counted and its depth checked."""
+
+    def __init__(self, tree: Tree, file: str) -> None:
+        self._tree = tree
+        self._file = file
+        self._values = 0
+        self._scalars = yaml.SafeLoader("")
+
+    def mapping(self, node: yaml.MappingNode, path: Path) -> dict[str, Any]:
+        result: dict[str, Any] = {}
+        for key_node, value_node in node.value:
+            where = _at(key_node.start_mark, self._file)
+            if key_node.tag == _TAG + "merge":
+                self._problem(where, path, "merge keys (<<) are not supported: write the keys out")
+            elif not isinstance(key_node, yaml.ScalarNode) or key_node.tag != _TAG + "str":
+                self._problem(where, path, "a key must be a string: quote it")
+            elif key_node.value in result:
+                first = self._tree.positions[*path, key_node.value]
+                self._problem(where, (*path, key_node.value), f"duplicate key (the first is in line {first.line})")
+            else:
+                self._tree.positions[*path, key_node.value] = where
+                result[key_node.value] = self._value(value_node, (*path, key_node.value))
+        return result
+
+    def _value(self, node: yaml.Node, path: Path) -> Any:
+        self._values += 1
+        where = _at(node.start_mark, self._file)
+        if self._values > MAX_VALUES or len(path) > MAX_DEPTH:
+            raise ConfigError([where.problem(path, "too many values, or an alias of what holds it")])
+        if isinstance(node, yaml.MappingNode) and node.tag == _TAG + "map":
+            return self.mapping(node, path)
+        if isinstance(node, yaml.SequenceNode) and node.tag == _TAG + "seq":
+            for index, item in enumerate(node.value):
+                self._tree.positions[*path, index] = _at(item.start_mark, self._file)
+            return [self._value(item, (*path, index)) for index, item in enumerate(node.value)]
+        if isinstance(node, yaml.ScalarNode) and node.tag in _SCALARS:
+            return self._scalar(node, path, where)
+        if isinstance(node, yaml.ScalarNode) and node.tag == _TAG + "timestamp":
+            return node.value
+        self._problem(where, path, f"the tag {node.tag.removeprefix(_TAG)!r} is not supported")
+        return None
+
+    def _scalar(self, node: yaml.ScalarNode, path: Path, where: Position) -> Any:
+        try:
+            return self._scalars.construct_object(node)
+        except ValueError:  # what looks like a number and is none: 0x_, or more digits than int() takes
+            self._problem(where, path, "not a number: quote it if it is text")
+            return None
+
+    def _problem(self, where: Position, path: Path, text: str) -> None:
+        self._tree.problems.append(where.problem(path, text))

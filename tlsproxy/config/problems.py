@@ -1,0 +1,38 @@
+"""What is wrong with a configuration, and where."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from tlsproxy.errors import TlsproxyError
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """``line`` and ``column`` count from 1; a line of 0 is no line: ``file`` then names an environment variable."""
+
+    file: str
+    line: int
+    column: int
+    key: str
+    text: str
+
+    def __str__(self) -> str:
+        place = f"{self.file}:{self.line}:{self.column}" if self.line else self.file
+        return " ".join(part for part in (place, f"{self.key}:" if self.key else "", self.text) if part)
+
+
+class ConfigError(TlsproxyError):
+    """All that is wrong with a configuration at once. ``str(error)`` has one problem on each line."""
+
+    def __init__(self, problems: Iterable[Problem]) -> None:
+        self.problems = tuple(problems)
+        super().__init__("\n".join(map(str, self.problems)))
+
+
+def did_you_mean(given: str, known: Iterable[str]) -> str:
+    """A hint at the nearest of the known words, to be appended to a text; empty where none is near."""
+    near = difflib.get_close_matches(given, sorted(known), n=1)
+    return f" (did you mean {near[0]!r}?)" if near else ""

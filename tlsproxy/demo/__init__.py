@@ -1,0 +1,1 @@
+"""The embedded upstream and the one-command demo. Nothing but the CLI imports it."""

@@ -1,0 +1,84 @@
+"""The demo's clients: the real qdrant-client with a client certificate, and a bare connection that shows the server's.
+
+They trust the demo's CA and nothing else.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import ssl
+from contextlib import closing
+from http.client import HTTPSConnection
+from typing import TYPE_CHECKING
+
+import httpx
+from qdrant_client import QdrantClient
+
+from tlsproxy.demo.steps import StepError
+
+if TYPE_CHECKING:
+    from tlsproxy.demo.premises import Premises
+
+HOST = "localhost"
+_TIMEOUT = 20
+_OK = 200
+
+
+def tls_context(premises: Premises, client: str | None) -> ssl.SSLContext:
+    """With the certificate of ``client``, or with none."""
+    context = ssl.create_default_context(cafile=premises.ca)
+    if client is not None:
+        context.load_cert_chain(premises.certificate(client), premises.key(client))
+    return context
+
+
+def qdrant(premises: Premises, client: str, port: int) -> QdrantClient:
+    """Limits are given because qdrant-client otherwise opens a new connection for each request to localhost.
+
+    The environment is not trusted, as a proxy that it names would stand between the demo and its own gateway.
+    """
+    return QdrantClient(
+        url=f"https://{HOST}:{port}",
+        verify=tls_context(premises, client),
+        check_compatibility=False,
+        limits=httpx.Limits(),
+        trust_env=False,
+        timeout=_TIMEOUT,
+    )
+
+
+def query_once(context: ssl.SSLContext, port: int, collection: str, vector: list[float]) -> int:
+    """One query on a connection of its own. Returns the serial number of the certificate that the server showed."""
+    with closing(HTTPSConnection(HOST, port, context=context, timeout=_TIMEOUT)) as connection:
+        connection.connect()
+        if not isinstance(connection.sock, ssl.SSLSocket):
+            raise StepError("the connection is not TLS")
+        shown = connection.sock.getpeercert() or {}
+        body = json.dumps({"query": vector, "limit": 1})
+        connection.request(
+            "POST", f"/collections/{collection}/points/query", body, {"content-type": "application/json"}
+        )
+        response = connection.getresponse()
+        text = response.read()
+        if response.status != _OK:
+            raise StepError(f"{response.status}: {text!r}")
+        return int(str(shown["serialNumber"]), 16)
+
+
+def handshake_refusal(context: ssl.SSLContext, port: int) -> str:
+    """The alert with which the server ends the handshake. Raises :class:`StepError` when there is none.
+
+    In TLS 1.3 the client is done before the server has seen its certificate (RFC 8446 section 2), so that the alert
+    comes in the place of the first answer.
+    """
+    with socket.create_connection((HOST, port), _TIMEOUT) as raw:
+        try:
+            with context.wrap_socket(raw, server_hostname=HOST) as connection:
+                connection.sendall(b"GET / HTTP/1.1\r\nhost: localhost\r\n\r\n")
+                answer = connection.recv(4096)
+        except ssl.SSLError as error:
+            if error.reason is None or "ALERT" not in error.reason:
+                raise
+            return error.reason.lower().replace("_", " ")
+    raise StepError(f"expected an alert, got {answer[:100]!r}")

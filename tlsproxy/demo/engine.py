@@ -1,0 +1,106 @@
+"""The embedded upstream's storage: qdrant-client's local mode, every call on one worker thread.
+
+It answers for what a call means and for which of Qdrant's refusals a failed one is. It never sees HTTP or protobuf, and
+nothing is written to disk: the data lives as long as the process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from http import HTTPStatus
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
+from qdrant_client.http import models
+from qdrant_client.local.qdrant_local import QdrantLocal
+
+from tlsproxy.errors import TlsproxyError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+TITLE = "qdrant - vector search engine (embedded in tlsproxy)"
+VERSION = version("qdrant-client")
+
+_NO_COLLECTION = re.compile(r"Collection (.+) not found", re.DOTALL)
+_SHOWN_VALIDATION_ERRORS = 3
+
+
+class EngineError(TlsproxyError):
+    """A call that ends as Qdrant would end it: ``status`` is the REST status, ``str(error)`` the text shown."""
+
+    def __init__(self, status: HTTPStatus, text: str) -> None:
+        super().__init__(text)
+        self.status = status
+
+
+class _Local(QdrantLocal):
+    """Local mode, and the two calls of the REST API that its interface lacks."""
+
+    def point(self, collection_name: str, point_id: str) -> models.Record:
+        # Qdrant reads a path segment of digits as a number and anything else as a UUID.
+        key: int | str = int(point_id) if point_id.isdecimal() else point_id
+        found = self.retrieve(collection_name, ids=[key], with_payload=True, with_vectors=True)
+        if not found:
+            raise EngineError(HTTPStatus.NOT_FOUND, f"Not found: Point with id {point_id} does not exists!")
+        return found[0]
+
+    def collection_aliases(self, collection_name: str) -> models.CollectionsAliasesResponse:
+        """As Qdrant: asking for the aliases of a collection that is not there is an error, not an empty list."""
+        self._get_collection(collection_name)
+        return self.get_collection_aliases(collection_name)
+
+
+class Engine:
+    """The one owner of the data. Calls are taken in order, as QdrantLocal is not made for several threads."""
+
+    def __init__(self) -> None:
+        self._local = _Local(":memory:")
+        self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine")
+
+    async def call(self, method: str, /, **arguments: Any) -> Any:
+        """Call the local client's ``method``. Raises what it raises: see :func:`refusals`."""
+        function = getattr(self._local, method)
+        return await asyncio.get_running_loop().run_in_executor(self._worker, lambda: function(**arguments))
+
+    def close(self) -> None:
+        self._worker.shutdown(wait=True)
+        self._local.close()
+
+
+@contextmanager
+def refusals() -> Iterator[None]:
+    """Turn what the client library raises for bad input into the :class:`EngineError` that Qdrant would answer.
+
+    Anything else is a fault of this program; it goes on to the server's own handler, which logs it and answers 500.
+    """
+    try:
+        yield
+    except NotImplementedError as error:
+        raise EngineError(HTTPStatus.NOT_IMPLEMENTED, str(error)) from error
+    except ValidationError as error:
+        raise EngineError(HTTPStatus.BAD_REQUEST, f"Format error in JSON body: {_first_errors(error)}") from error
+    except KeyError as error:  # the point ids that a payload operation named in vain
+        raise EngineError(HTTPStatus.NOT_FOUND, f"Not found: No point with id {error} found") from error
+    except (ValueError, TypeError, AssertionError) as error:
+        raise _bad_input(str(error)) from error
+
+
+def _first_errors(error: ValidationError) -> str:
+    shown = error.errors(include_url=False, include_context=False, include_input=False)[:_SHOWN_VALIDATION_ERRORS]
+    return "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in shown)
+
+
+def _bad_input(text: str) -> EngineError:
+    """Local mode knows only ValueError, so Qdrant's statuses have to be told from the texts."""
+    if missing := _NO_COLLECTION.fullmatch(text):
+        return EngineError(HTTPStatus.NOT_FOUND, f"Not found: Collection `{missing[1]}` doesn't exist!")
+    if text.startswith("Alias ") and text.endswith(" does not exist"):
+        return EngineError(HTTPStatus.NOT_FOUND, f"Not found: {text}")
+    if text.startswith(("Collection ", "Alias ")) and text.endswith(" already exists"):
+        return EngineError(HTTPStatus.CONFLICT, f"Wrong input: {text}")
+    return EngineError(HTTPStatus.BAD_REQUEST, text if text.startswith("Wrong input: ") else f"Wrong input: {text}")

@@ -1,0 +1,182 @@
+"""Qdrant's gRPC messages as arguments of qdrant-client's local mode, and its answers as messages.
+
+qdrant-client's own conversions do the work. Pure: it calls no engine and reads no clock. It raises ValueError for what
+cannot be converted.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from qdrant_client import grpc as pb
+from qdrant_client.conversions.conversion import GrpcToRest, RestToGrpc
+from qdrant_client.http import models
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+def given(message: Any, **conversions: tuple[str, Callable[[Any], Any]]) -> dict[str, Any]:
+    """The fields of ``message`` that are set, as ``argument=(field, conversion)``."""
+    return {
+        argument: convert(getattr(message, field))
+        for argument, (field, convert) in conversions.items()
+        if message.HasField(field)
+    }
+
+
+def same(value: Any) -> Any:
+    return value
+
+
+def done(result: Any) -> Any:
+    return pb.CollectionOperationResponse(result=result)
+
+
+def aliases(found: models.CollectionsAliasesResponse) -> Any:
+    return pb.ListAliasesResponse(aliases=[RestToGrpc.convert_alias_description(alias) for alias in found.aliases])
+
+
+def create(message: Any) -> dict[str, Any]:
+    return {
+        "metadata": GrpcToRest.convert_payload(message.metadata) or None,
+        **given(
+            message,
+            vectors_config=("vectors_config", GrpcToRest.convert_vectors_config),
+            sparse_vectors_config=("sparse_vectors_config", GrpcToRest.convert_sparse_vector_config),
+        ),
+    }
+
+
+def update(message: Any) -> dict[str, Any]:
+    return {
+        "metadata": GrpcToRest.convert_payload(message.metadata) or None,
+        **given(
+            message,
+            vectors_config=("vectors_config", GrpcToRest.convert_vectors_config_diff),
+            sparse_vectors_config=("sparse_vectors_config", GrpcToRest.convert_sparse_vector_config),
+        ),
+    }
+
+
+def selection(message: Any) -> dict[str, Any]:
+    """What to return of a point. A selector that is not set means nothing of it, in gRPC for every method."""
+    return {"with_payload": False, "with_vectors": False} | given(
+        message,
+        with_payload=("with_payload", GrpcToRest.convert_with_payload_selector),
+        with_vectors=("with_vectors", GrpcToRest.convert_with_vectors_selector),
+    )
+
+
+def query(message: Any) -> dict[str, Any]:
+    return {
+        "prefetch": [GrpcToRest.convert_prefetch_query(one) for one in message.prefetch] or None,
+        **selection(message),
+        **given(
+            message,
+            query=("query", GrpcToRest.convert_query),
+            using=("using", same),
+            query_filter=("filter", GrpcToRest.convert_filter),
+            search_params=("params", GrpcToRest.convert_search_params),
+            limit=("limit", same),
+            score_threshold=("score_threshold", same),
+            lookup_from=("lookup_from", GrpcToRest.convert_lookup_location),
+        ),
+    }
+
+
+def query_batch(message: Any) -> dict[str, Any]:
+    """Inner collection names are not looked at: Qdrant too takes the outer one for all."""
+    renamed = {"query_filter": "filter", "search_params": "params", "with_vectors": "with_vector"}
+    return {
+        "requests": [
+            models.QueryRequest(
+                **{renamed.get(key, key): value for key, value in query(one).items()},
+                **given(one, offset=("offset", same)),
+            )
+            for one in message.query_points
+        ]
+    }
+
+
+def query_groups(message: Any) -> dict[str, Any]:
+    return {
+        "group_by": message.group_by,
+        **query(message),
+        **given(message, group_size=("group_size", same), with_lookup=("with_lookup", GrpcToRest.convert_with_lookup)),
+    }
+
+
+def scroll(message: Any) -> dict[str, Any]:
+    return {
+        **selection(message),
+        **given(
+            message,
+            scroll_filter=("filter", GrpcToRest.convert_filter),
+            offset=("offset", GrpcToRest.convert_point_id),
+            limit=("limit", same),
+            order_by=("order_by", GrpcToRest.convert_order_by),
+        ),
+    }
+
+
+def scrolled(page: tuple[list[models.Record], models.ExtendedPointId | None]) -> Any:
+    records, offset = page
+    return pb.ScrollResponse(
+        result=[RestToGrpc.convert_record(record) for record in records],
+        next_page_offset=None if offset is None else RestToGrpc.convert_extended_point_id(offset),
+    )
+
+
+def scored(answer: models.QueryResponse) -> list[Any]:
+    return [RestToGrpc.convert_scored_point(point) for point in answer.points]
+
+
+def matrix(message: Any) -> dict[str, Any]:
+    # Qdrant's defaults: 10 sampled points, the 3 nearest of each.
+    return {"sample": 10, "limit": 3} | given(
+        message,
+        query_filter=("filter", GrpcToRest.convert_filter),
+        sample=("sample", same),
+        limit=("limit", same),
+        using=("using", same),
+    )
+
+
+def facet(message: Any) -> dict[str, Any]:
+    return {
+        "key": message.key,
+        **given(message, facet_filter=("filter", GrpcToRest.convert_filter), limit=("limit", same)),
+    }
+
+
+def index(message: Any) -> dict[str, Any]:
+    if message.HasField("field_index_params"):
+        params = GrpcToRest.convert_payload_schema_params(message.field_index_params)
+        return {"field_name": message.field_name, "field_schema": params}
+    name = pb.FieldType.Name(message.field_type).removeprefix("FieldType").lower()
+    return {"field_name": message.field_name, "field_schema": models.PayloadSchemaType(name)}
+
+
+def written(result: models.UpdateResult) -> Any:
+    return pb.PointsOperationResponse(result=RestToGrpc.convert_update_result(result))
+
+
+def operation(name: str, message: Any) -> models.UpdateOperation:
+    """A write as the batch operation ``name``, which has the fields of the method of its own, under the same names."""
+    kind = pb.PointsUpdateOperation.DESCRIPTOR.fields_by_name[name].message_type
+    fields = {field.name: value for field, value in message.ListFields() if field.name in kind.fields_by_name}
+    write = getattr(pb.PointsUpdateOperation, kind.name)(**fields)
+    return GrpcToRest.convert_points_update_operation(pb.PointsUpdateOperation(**{name: write}))
+
+
+def batches(answers: list[models.QueryResponse]) -> Any:
+    return pb.QueryBatchResponse(result=[pb.BatchResult(result=scored(answer)) for answer in answers])
+
+
+def retrieve(message: Any) -> dict[str, Any]:
+    return {"ids": [GrpcToRest.convert_point_id(one) for one in message.ids], **selection(message)}
+
+
+def index_name(message: Any) -> dict[str, Any]:
+    return {"field_name": message.field_name}

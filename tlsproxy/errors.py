@@ -1,0 +1,131 @@
+"""Every error that tlsproxy raises on purpose, and what a client is told when one ends its request.
+
+A leaf of :class:`RequestError` knows its REST status, its gRPC status, the slug under which it is counted and audited,
+and the form of its body. Qdrant answers in three forms, and clients depend on them: its authentication layer sends the
+bare text without a content type, its handlers send JSON, its download and upload handlers send text/plain.
+This module imports nothing of ours.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import ClassVar
+
+
+class TlsproxyError(Exception):
+    """The root of all of them."""
+
+
+class Form(Enum):
+    """How the text of a refusal is put into a response body."""
+
+    BARE = "bare"
+    JSON = "json"
+    TEXT = "text"
+    EMPTY = "empty"
+
+
+class GrpcStatus(Enum):
+    """The gRPC status codes that we send (grpc/status.h)."""
+
+    INVALID_ARGUMENT = 3
+    DEADLINE_EXCEEDED = 4
+    PERMISSION_DENIED = 7
+    RESOURCE_EXHAUSTED = 8
+    UNIMPLEMENTED = 12
+    INTERNAL = 13
+    UNAVAILABLE = 14
+    UNAUTHENTICATED = 16
+
+
+class MaterialError(TlsproxyError):
+    """A certificate, key, CA or CRL file that cannot be used. ``path`` names the file the reason is about."""
+
+    def __init__(self, path: str, text: str) -> None:
+        super().__init__(f"{path}: {text}")
+        self.path = path
+        self.text = text
+
+
+class RequestError(TlsproxyError):
+    """A request that ends here. ``str(error)`` is the text that the client is shown."""
+
+    status: ClassVar[int] = 500
+    grpc: ClassVar[GrpcStatus] = GrpcStatus.INTERNAL
+    reason: ClassVar[str] = "internal"
+    form: ClassVar[Form] = Form.JSON
+
+
+class BadRequest(RequestError):
+    """Not a request of the strict subset of HTTP/1.1 that we accept (RFC 9112), or not one that we can name."""
+
+    status = 400
+    grpc = GrpcStatus.INVALID_ARGUMENT
+    reason = "bad_request"
+
+
+class HeadTooLarge(BadRequest):
+    status = 431
+    reason = "head_too_large"
+
+
+class UpgradeRefused(BadRequest):
+    reason = "upgrade_refused"
+
+
+class VersionRefused(BadRequest):
+    status = 505
+    reason = "http_version"
+
+
+class ExpectationFailed(BadRequest):
+    status = 417
+    reason = "expectation"
+
+
+class BodyTooLarge(RequestError):
+    """Qdrant answers an oversized JSON body with 400, not 413 (semantics of actix's Json extractor there)."""
+
+    status = 400
+    grpc = GrpcStatus.RESOURCE_EXHAUSTED
+    reason = "body_too_large"
+
+
+class RequestTimeout(RequestError):
+    status = 408
+    grpc = GrpcStatus.DEADLINE_EXCEEDED
+    reason = "client_timeout"
+
+
+class UpstreamUnreachable(RequestError):
+    status = 502
+    grpc = GrpcStatus.UNAVAILABLE
+    reason = "upstream_unreachable"
+
+
+class UpstreamBroken(RequestError):
+    """The upstream closed before its response, or sent what is not HTTP/1.1."""
+
+    status = 502
+    grpc = GrpcStatus.UNAVAILABLE
+    reason = "upstream_broken"
+
+
+class UpstreamTimeout(RequestError):
+    status = 504
+    grpc = GrpcStatus.DEADLINE_EXCEEDED
+    reason = "upstream_timeout"
+
+
+class Overloaded(RequestError):
+    status = 503
+    grpc = GrpcStatus.UNAVAILABLE
+    reason = "overloaded"
+
+
+class AuditUnavailable(RequestError):
+    """A decision that cannot be written down is not carried out."""
+
+    status = 503
+    grpc = GrpcStatus.UNAVAILABLE
+    reason = "audit_unavailable"

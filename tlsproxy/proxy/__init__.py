@@ -1,0 +1,1 @@
+"""The data path: the only place that moves a client's bytes."""

@@ -1,0 +1,49 @@
+"""One clock for every wait: streams carry the moment by which something must have happened, and one sweep looks.
+
+A timer for each wait would be armed and cancelled several times for each request; a deadline that is an attribute costs
+an assignment. The price is precision: a wait ends up to ``TICK`` seconds late.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Final, Protocol
+
+TICK: Final = 0.1
+NEVER: Final = float("inf")
+
+
+class Expiring(Protocol):
+    """``deadline`` is on the monotonic clock; ``expired`` is called at every sweep from then on, until it moves."""
+
+    deadline: float
+
+    def expired(self) -> None: ...
+
+
+class Deadlines:
+    """The streams that are swept. Ended by :meth:`close`."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._streams: set[Expiring] = set()
+        self._handle = loop.call_later(TICK, self._sweep)
+
+    def __len__(self) -> int:
+        return len(self._streams)
+
+    def add(self, stream: Expiring) -> None:
+        self._streams.add(stream)
+
+    def discard(self, stream: Expiring) -> None:
+        self._streams.discard(stream)
+
+    def close(self) -> None:
+        self._handle.cancel()
+
+    def _sweep(self) -> None:
+        self._handle = self._loop.call_later(TICK, self._sweep)
+        now = time.monotonic()
+        for stream in [stream for stream in self._streams if stream.deadline <= now]:
+            stream.expired()

@@ -1,0 +1,81 @@
+"""A stream towards an address that may not answer: what is written before the connection stands waits for it."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import socket
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from tlsproxy.proxy.deadlines import Deadlines
+from tlsproxy.proxy.stream import Owner, Stream
+
+Address = tuple[int, tuple[Any, ...]]
+"""(family, sockaddr), as getaddrinfo gives them."""
+
+
+class DialOwner(Owner, Protocol):
+    def connected(self) -> None: ...
+
+
+class DialledStream(Stream):
+    """Tries the addresses in their order. When none answers, the connection is lost without ever having been."""
+
+    __slots__ = ("_addresses", "_dial_owner")
+
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, addresses: Sequence[Address], owner: DialOwner, deadlines: Deadlines
+    ) -> None:
+        self._addresses = list(addresses)
+        self._dial_owner = owner
+        family, address = self._addresses.pop(0)
+        super().__init__(loop, self._socket(family), owner, deadlines, linger=0.0)
+        self._connected = False
+        self._dial(address)
+
+    @staticmethod
+    def _socket(family: int) -> socket.socket:
+        sock = socket.socket(family, socket.SOCK_STREAM)
+        sock.setblocking(False)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return sock
+
+    @property
+    def established(self) -> bool:
+        return self._connected
+
+    def _dial(self, address: tuple[Any, ...]) -> None:
+        error = self._sock.connect_ex(address)
+        if error not in {0, errno.EINPROGRESS}:  # known at once, and not told by SO_ERROR
+            self._loop.call_soon(self._try_next, OSError(error, os.strerror(error)))
+            return
+        self._writing = True
+        self._loop.add_writer(self._fd, self._on_dialled)
+
+    def _on_dialled(self) -> None:
+        error = self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        self._stop_writing()
+        if error:
+            self._try_next(OSError(error, os.strerror(error)))
+            return
+        self._connected = True
+        self._dial_owner.connected()
+        self.resume_reading()
+        if self._out:
+            self._writing = True
+            self._loop.add_writer(self._fd, self._on_writable)
+            self._on_writable()
+
+    def _try_next(self, error: OSError) -> None:
+        if self.closed:
+            return
+        if not self._addresses:
+            self.abort(error)
+            return
+        self._sock.close()
+        family, address = self._addresses.pop(0)
+        self._sock = self._socket(family)
+        self._fd = self._sock.fileno()
+        self._dial(address)

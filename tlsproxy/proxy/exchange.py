@@ -1,0 +1,220 @@
+"""One allowed request and its response: bytes up, bytes down, neither faster than the other side takes them.
+
+It is made once the decision is yes, begins when the audit log and the upstream pool have room, and ends exactly once:
+done, failed (the client can still be told), cut (it cannot, a part of the response is with it), or abandoned.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Final, Protocol
+
+from tlsproxy.errors import AuditUnavailable, RequestError, RequestTimeout, UpstreamTimeout
+from tlsproxy.proxy.deadlines import NEVER
+from tlsproxy.proxy.gateway import Gateway
+from tlsproxy.proxy.record import Record, RequestBody
+from tlsproxy.proxy.tlsstream import TlsStream
+from tlsproxy.proxy.upstream import Pool, Upstream
+from tlsproxy.wire.response import UNTIL_CLOSE, ResponseHead
+
+REPLAY: Final = 65_536
+"""A request of at most this many bytes is kept until it is answered, to be sent again if that is safe."""
+MIN_RATE: Final = 1024
+"""Bytes per second: each of them buys a body the next part of its deadline."""
+
+
+class Client(Protocol):
+    """The connection that a request came on. ``close`` says that it ends with this response."""
+
+    stream: TlsStream
+    close: bool
+
+    def upstream_ready(self, upstream: Upstream) -> None: ...
+    def reading_changed(self) -> None: ...
+    def exchange_done(self) -> None: ...
+    def exchange_failed(self, error: RequestError) -> None: ...
+    def exchange_cut(self, error: RequestError) -> None: ...
+
+
+class Exchange:
+    """``congested``: the upstream takes no more of the request for now. ``overdue``: what an expired wait means."""
+
+    def __init__(self, gateway: Gateway, pool: Pool, client: Client, record: Record, body: RequestBody) -> None:
+        self._gateway = gateway
+        self._pool = pool
+        self._client = client
+        self._upstream: Upstream | None = None
+        self._sent: list[bytes] | None = None
+        self._head = b""
+        self._body_since = 0.0
+        self.record = record
+        self.body = body
+        self.congested = False
+        self.overdue: RequestError = AuditUnavailable("The audit log has no room")
+        self._ended = False
+
+    # Admission
+
+    def admit(self) -> None:
+        """Begins now, or waits for room as far as that is allowed. Raises AuditUnavailable, Overloaded."""
+        gateway, config = self._gateway, self._gateway.generation.config
+        if gateway.audit.accepts(gateway.in_flight):
+            self._acquire()
+        elif config.audit.on_full == "block":
+            self._wait(AuditUnavailable("The audit log has no room"), config.limits.write_timeout)
+            gateway.audit.when_writable(self._readmit)
+        else:
+            raise AuditUnavailable("The audit log cannot be written")
+
+    def _wait(self, overdue: RequestError, seconds: float) -> None:
+        self.overdue = overdue
+        self._client.stream.deadline = time.monotonic() + seconds
+
+    def _readmit(self) -> None:
+        if self._ended:
+            return
+        if self._gateway.audit.accepts(self._gateway.in_flight):
+            try:
+                self._acquire()
+            except RequestError as error:
+                self._client.exchange_failed(error)
+        else:
+            self._gateway.audit.when_writable(self._readmit)
+
+    def _acquire(self) -> None:
+        self.record.admit(self._gateway)
+        self._wait(
+            UpstreamTimeout("No connection to the upstream became free in time"),
+            self._gateway.generation.config.upstream.connect_timeout,
+        )
+        upstream = self._pool.acquire(self)
+        if upstream is not None:
+            self._client.upstream_ready(upstream)
+
+    def upstream_ready(self, upstream: Upstream) -> None:
+        self._client.upstream_ready(upstream)
+
+    @property
+    def sending(self) -> bool:
+        """Whether what the client sends now belongs to this request."""
+        return self._upstream is not None and not self.body.done
+
+    # The request
+
+    def begin(self, upstream: Upstream, tail: bytes, data: bytes) -> bytes:
+        """Sends the head, ``tail`` ends it, and what is here of the body. Returns what belongs to later requests.
+
+        Raises as :meth:`RequestBody.feed` does, before anything was sent.
+        """
+        plan = self.record.plan
+        out = plan.upstream + tail
+        if not self.body.done and data:
+            piece, taken = self.body.feed(data)
+            self.record.bytes_in += taken
+            out, data = out + piece, data[taken:]
+        if plan.resend and not plan.expects_continue and len(out) <= REPLAY:
+            self._sent = [out]
+        self._upstream = upstream
+        self.overdue = RequestTimeout("The request body came too slowly")
+        upstream.begin(self, out, to_head=plan.to_head)
+        self._await()
+        return data
+
+    def send(self, data: bytes) -> bytes:
+        """The next bytes of the body, as :meth:`begin`."""
+        upstream = self._upstream
+        if upstream is None:
+            return data
+        piece, taken = self.body.feed(data)
+        self.record.bytes_in += taken
+        if self._sent is not None:
+            self._sent = [*self._sent, piece] if self.record.bytes_in <= REPLAY else None
+        upstream.stream.write(piece)
+        if self.body.done or not self.congested:
+            self._await()
+        return data[taken:]
+
+    def _await(self) -> None:
+        """Sets who is waited for: the client for its body, then the upstream for its response."""
+        if self._upstream is None or self._client.stream.stalled:
+            return
+        if self.body.done:
+            self._client.stream.deadline = NEVER
+            self._upstream.await_response()
+            return
+        now = time.monotonic()
+        self._body_since = self._body_since or now
+        self._client.stream.deadline = (
+            self._body_since + self._gateway.generation.config.limits.body_timeout + self.record.bytes_in / MIN_RATE
+        )
+        self._upstream.await_client()
+
+    def upstream_congested(self) -> None:
+        self.congested = True
+        self._client.stream.deadline = NEVER
+        if self._upstream is not None:
+            self._upstream.await_response()
+        self._client.reading_changed()
+
+    def upstream_drained(self) -> None:
+        self.congested = False
+        self._body_since = time.monotonic() - self.record.bytes_in / MIN_RATE
+        self._await()
+        self._client.reading_changed()
+
+    # The response
+
+    def interim(self, head: ResponseHead) -> None:
+        self._client.stream.write(head.restated(close=False))
+
+    def response_head(self, head: ResponseHead) -> None:
+        """It waits for what comes with it: one record, one send."""
+        self.record.status = head.status
+        if head.length == UNTIL_CLOSE or not self.body.done:  # the next request could not be found
+            self._client.close = True
+        self._head = head.restated(close=self._client.close)
+
+    def response_body(self, data: bytes) -> None:
+        self.record.bytes_out += len(data)
+        out, self._head = self._head + data, b""
+        if out:
+            self._client.stream.write(out)
+
+    def response_done(self) -> None:
+        self._upstream = None
+        if not self.body.done:
+            self._client.close = True
+        self._client.exchange_done()
+
+    def pause_response(self) -> None:
+        if self._upstream is not None:
+            self._upstream.pause()
+
+    def resume_response(self) -> None:
+        if self._upstream is not None:
+            self._upstream.resume()
+            self._await()
+
+    # The ends that are not good
+
+    def upstream_lost(self, error: RequestError, *, stale: bool, answered: bool) -> None:
+        self._upstream = None
+        self.congested = False
+        if stale and self._sent is not None:
+            self._gateway.metrics.upstream_retry()
+            self._upstream = self._pool.open()
+            self._upstream.begin(self, b"".join(self._sent), to_head=self.record.plan.to_head)
+            self._await()
+            self._client.reading_changed()
+        elif answered:
+            self._client.exchange_cut(error)
+        else:
+            self._client.exchange_failed(error)
+
+    def abandon(self) -> None:
+        """The client is gone, or is told something else."""
+        self._ended = True
+        self._pool.forget(self)
+        if self._upstream is not None:
+            upstream, self._upstream = self._upstream, None
+            upstream.discard()

@@ -1,0 +1,57 @@
+"""What every connection shares, and what the data path asks of the service around it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Protocol
+
+from tlsproxy.proxy.deadlines import Deadlines
+from tlsproxy.proxy.plan import Plans
+from tlsproxy.tls.generation import Generation
+
+
+class Audit(Protocol):
+    """The audit log. ``accepts`` says whether one more line fits beside ``pending`` ones that are still to come."""
+
+    def accepts(self, pending: int = 0) -> bool: ...
+    def write(self, line: str) -> None: ...
+    def when_writable(self, callback: Callable[[], None]) -> None: ...
+
+
+class Metrics(Protocol):
+    def request(self, operation: str, role: str, outcome: str, seconds: float) -> None: ...
+    def decision(self, reason: str) -> None: ...
+    def handshake(self, outcome: str, seconds: float) -> None: ...
+    def connection(self, outcome: str) -> None: ...
+    def connection_closed(self) -> None: ...
+    def accept_error(self) -> None: ...
+    def upstream_connect(self, outcome: str) -> None: ...
+    def upstream_retry(self) -> None: ...
+
+
+class Gateway:
+    """``generation`` is replaced by :meth:`publish` and by nothing else: one assignment, between two callbacks."""
+
+    __slots__ = ("audit", "deadlines", "draining", "generation", "in_flight", "loop", "metrics", "plans")
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        generation: Generation,
+        audit: Audit,
+        metrics: Metrics,
+        deadlines: Deadlines,
+    ) -> None:
+        self.loop = loop
+        self.audit = audit
+        self.metrics = metrics
+        self.deadlines = deadlines
+        self.generation = generation
+        self.plans = Plans(generation)
+        self.in_flight = 0
+        self.draining = False
+
+    def publish(self, generation: Generation) -> None:
+        """What was decided under the old generation is forgotten with it."""
+        self.generation, self.plans = generation, Plans(generation)

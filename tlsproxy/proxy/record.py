@@ -1,0 +1,103 @@
+"""What is written down: of one request from its decision to its end, and of a handshake that failed."""
+
+from __future__ import annotations
+
+import time
+
+from tlsproxy.authz.audit import event_line, request_line
+from tlsproxy.errors import BodyTooLarge
+from tlsproxy.proxy.gateway import Gateway
+from tlsproxy.proxy.plan import Plan
+from tlsproxy.wire.chunked import ChunkedBody
+from tlsproxy.wire.http1 import CHUNKED
+
+
+class Record:
+    """``status`` is 0 until the client is told one. Bytes are those of the bodies."""
+
+    __slots__ = ("_admitted", "_started", "_when", "bytes_in", "bytes_out", "plan", "status")
+
+    def __init__(self, plan: Plan, when: float) -> None:
+        self.plan = plan
+        self.status = 0
+        self.bytes_in = 0
+        self.bytes_out = 0
+        self._when = when
+        self._started = time.monotonic()
+        self._admitted = False
+
+    def admit(self, gateway: Gateway) -> None:
+        """From here on the audit log owes it a line."""
+        self._admitted = True
+        gateway.in_flight += 1
+
+    def finish(self, gateway: Gateway, remote: str, reason: str) -> None:
+        """Writes the one line. ``reason`` is what went wrong after the decision, empty where nothing did."""
+        if self._admitted:
+            gateway.in_flight -= 1
+        plan, duration = self.plan, time.monotonic() - self._started
+        gateway.audit.write(
+            request_line(
+                plan.audit,
+                when=self._when,
+                remote=remote,
+                status=self.status,
+                bytes_in=self.bytes_in,
+                bytes_out=self.bytes_out,
+                duration=duration,
+                reason=reason,
+            )
+        )
+        outcome = "denied" if not plan.decision.allowed else "failed" if reason else "allowed"
+        gateway.metrics.request(plan.operation, plan.role, outcome, duration)
+        gateway.metrics.decision(reason or plan.decision.reason)
+
+
+def handshake_refused(gateway: Gateway, address: str, seconds: float, reason: str, detail: str) -> None:
+    """``detail`` is OpenSSL's words, empty where it had none."""
+    gateway.metrics.handshake(reason, seconds)
+    line = event_line(
+        when=time.time(),
+        event="handshake",
+        remote=address,
+        result="denied",
+        reason=reason,
+        detail={"error": detail} if detail else {},
+    )
+    gateway.audit.write(line)
+
+
+class RequestBody:
+    """Where a request's body ends. ``done`` from the start where there is none."""
+
+    __slots__ = ("_chunks", "_left", "_limit", "done")
+
+    def __init__(self, length: int, limit: int) -> None:
+        """Raises :class:`BodyTooLarge` where the length alone says so."""
+        self._limit = limit
+        self._chunks = ChunkedBody() if length == CHUNKED else None
+        self._left = max(0, length)
+        self.done = length == 0
+        if length > limit:
+            raise self._too_large()
+
+    @property
+    def left(self) -> int | None:
+        """Bytes that are still to come, None where that is not known."""
+        return None if self._chunks is not None and not self.done else self._left
+
+    def feed(self, data: bytes) -> tuple[bytes, int]:
+        """(the bytes to forward, how many were taken). Raises ChunkedError, :class:`BodyTooLarge`."""
+        if self._chunks is not None:
+            forward, taken = self._chunks.feed(data)
+            if self._chunks.size > self._limit:
+                raise self._too_large()
+            self.done = self._chunks.done
+            return forward, taken
+        forward = data[: self._left] if len(data) > self._left else data
+        self._left -= len(forward)
+        self.done = self._left == 0
+        return forward, len(forward)
+
+    def _too_large(self) -> BodyTooLarge:
+        return BodyTooLarge(f"The body is larger than allowed (limit: {self._limit} bytes)")

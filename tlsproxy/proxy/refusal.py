@@ -1,0 +1,41 @@
+"""What a client is told when its request ends here: Qdrant's status, body and form."""
+
+from __future__ import annotations
+
+import time
+from email.utils import formatdate
+from functools import lru_cache
+from http import HTTPStatus
+
+import orjson
+
+from tlsproxy.errors import Form
+
+_CONTENT_TYPE = {
+    Form.JSON: b"content-type: application/json\r\n",
+    Form.TEXT: b"content-type: text/plain; charset=utf-8\r\n",
+    Form.BARE: b"",
+    Form.EMPTY: b"",
+}
+
+
+def refusal(status: int, text: str, form: Form, *, close: bool, to_head: bool) -> bytes:
+    """A whole response. ``to_head``: it answers a HEAD request, so that only its length is told (RFC 9110 §9.3.2)."""
+    body = b"" if form is Form.EMPTY else text.encode()
+    if form is Form.JSON:
+        body = orjson.dumps({"status": {"error": text}, "time": 0.0})
+    head = b"HTTP/1.1 %d %b\r\n%bcontent-length: %d\r\ndate: %b\r\n%b%b\r\n" % (
+        status,
+        HTTPStatus(status).phrase.encode(),
+        _CONTENT_TYPE[form],
+        len(body),
+        _date(int(time.time())),
+        b"retry-after: 1\r\n" if status == HTTPStatus.SERVICE_UNAVAILABLE else b"",
+        b"connection: close\r\n" if close else b"",
+    )
+    return head if to_head else head + body
+
+
+@lru_cache(maxsize=1)
+def _date(second: int) -> bytes:
+    return formatdate(second, usegmt=True).encode()

@@ -1,0 +1,55 @@
+"""Who a connection's client is under the generation that is current, and whether it may still be here.
+
+A connection outlives generations. Before each request its standing is brought up to date: a role that was changed, a
+certificate that was revoked or ran out, a CA that was removed count from the next request on.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from tlsproxy.authz.access import Decision, forbidden
+from tlsproxy.authz.roles import Principal
+from tlsproxy.tls.generation import Generation
+from tlsproxy.tls.peer import Peer
+
+_ENDED: Final = {
+    "certificate_expired": "the client certificate has expired",
+    "certificate_revoked": "the client certificate was revoked",
+    "issuer_not_trusted": "the client certificate's issuer is not trusted any more",
+    "certificate_required": "a client certificate is required",
+}
+
+
+class Standing:
+    """``principal`` is what decisions are made for; ``ended`` is the refusal of whatever is asked, or None."""
+
+    __slots__ = ("_ended", "_expires", "_peer", "generation", "principal")
+
+    def __init__(self, generation: Generation, peer: Peer | None, now: float) -> None:
+        self._peer = peer
+        self._expires = peer.identity.not_after if peer is not None else float("inf")
+        self.generation = generation
+        self.principal: Principal = generation.principal_of(peer)
+        self._ended: Decision | None = None
+        self.renew(generation, now)
+
+    def renew(self, generation: Generation, now: float) -> None:
+        self.generation = generation
+        self.principal = generation.principal_of(self._peer)
+        reason = ""
+        if self._peer is not None:
+            reason = generation.refusal_of(self._peer, now)
+        elif generation.config.service.verify_https_client_certificate:
+            reason = "certificate_required"
+        self._ended = _ended(reason) if reason else None
+
+    def ended(self, now: float) -> Decision | None:
+        """``now`` is seconds since the epoch."""
+        if self._ended is None and now > self._expires:
+            self._ended = _ended("certificate_expired")
+        return self._ended
+
+
+def _ended(reason: str) -> Decision:
+    return forbidden(reason, _ENDED.get(reason, reason))

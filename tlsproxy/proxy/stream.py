@@ -1,0 +1,222 @@
+"""A byte stream over a non-blocking socket, driven by the loop's readers and writers, with a bounded queue.
+
+The loop's own transports cannot say why a handshake failed, send the alert of one (CPython #98078), or pause between
+records; so the data path stands on sockets, the same on uvloop and asyncio. A stream tells its owner what came, without
+looking at it. One recv takes all there is (a fresh 256 KiB buffer for each would cost an mmap), one send gives all.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import time
+from collections import deque
+from typing import Final, Protocol
+
+from tlsproxy.proxy.deadlines import NEVER, Deadlines
+
+RECEIVE: Final = 262_144
+HIGH_WATER: Final = 262_144
+LOW_WATER: Final = 65_536
+
+_log = logging.getLogger(__name__)
+# Shared by all streams: the loop is one thread, and nothing keeps a view of it past a callback.
+_buffer = bytearray(RECEIVE)
+received = memoryview(_buffer)
+
+
+class Owner(Protocol):
+    """Who is told what a stream sees. ``connection_lost`` comes exactly once, last, from the loop."""
+
+    def data_received(self, data: bytes) -> None: ...
+    def pause_writing(self) -> None: ...
+    def resume_writing(self) -> None: ...
+    def deadline_passed(self) -> None: ...
+    def connection_lost(self, error: Exception | None) -> None: ...
+
+
+class Stream:
+    """A plaintext stream, the ground of the others. ``stalled``: the other side takes no more for now."""
+
+    __slots__ = (
+        "_closing",
+        "_connected",
+        "_deadlines",
+        "_fd",
+        "_linger",
+        "_loop",
+        "_out",
+        "_queued",
+        "_reading",
+        "_sock",
+        "_writing",
+        "closed",
+        "deadline",
+        "owner",
+        "stalled",
+    )
+
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, sock: socket.socket, owner: Owner, deadlines: Deadlines, linger: float
+    ) -> None:
+        self._loop = loop
+        self._sock = sock
+        self._fd = sock.fileno()
+        self._deadlines = deadlines
+        self._linger = linger
+        self._out: deque[bytes | memoryview] = deque()
+        self._queued = 0
+        self._connected = True
+        self._reading = self._writing = self._closing = False
+        self.stalled = False
+        self.closed = False
+        self.deadline = NEVER
+        self.owner = owner
+        deadlines.add(self)
+
+    # Reading
+
+    def resume_reading(self) -> None:
+        if not self._reading and not self.closed and not self._closing:
+            self._reading = True
+            self._loop.add_reader(self._fd, self._on_readable)
+
+    def pause_reading(self) -> None:
+        if self._reading:
+            self._reading = False
+            self._loop.remove_reader(self._fd)
+
+    def _receive(self) -> int:
+        """Bytes now in the buffer; 0 where there are none, be it that the stream ended, which is dealt with."""
+        try:
+            size = self._sock.recv_into(_buffer)
+        except (BlockingIOError, InterruptedError):
+            return 0
+        except OSError as error:
+            self.abort(error)
+            return 0
+        if size == 0:
+            self.abort(None)
+        return size
+
+    def _on_readable(self) -> None:
+        size = self._receive()
+        if size and not self._closing:
+            self._deliver(bytes(received[:size]))
+
+    def _deliver(self, data: bytes) -> None:
+        try:
+            self.owner.data_received(data)
+        except Exception as error:  # noqa: BLE001 - whatever it is, it must not leave the connection half decided
+            _log.critical("connection ended by an internal error", exc_info=error)
+            self.abort(error)
+
+    # Writing
+
+    def write(self, data: bytes) -> None:
+        if not self.closed and not self._closing:
+            self._send(data)
+
+    def _send(self, data: bytes) -> None:
+        rest: bytes | memoryview = data
+        if not self._out and self._connected:
+            try:
+                sent = self._sock.send(data)
+            except (BlockingIOError, InterruptedError):
+                sent = 0
+            except OSError as error:
+                self._write_failed(error)
+                return
+            if sent == len(data):
+                return
+            rest = memoryview(data)[sent:]
+        self._out.append(rest)
+        self._queued += len(rest)
+        if not self._writing:
+            self._writing = True
+            self._loop.add_writer(self._fd, self._on_writable)
+        if self._queued > HIGH_WATER and not self.stalled:
+            self.stalled = True
+            self.owner.pause_writing()
+
+    def _on_writable(self) -> None:
+        while self._out:
+            data = self._out[0]
+            try:
+                sent = self._sock.send(data)
+            except (BlockingIOError, InterruptedError):
+                break
+            except OSError as error:
+                self._write_failed(error)
+                return
+            self._queued -= sent
+            if sent == len(data):
+                self._out.popleft()
+            else:
+                self._out[0] = memoryview(data)[sent:]
+        if not self._out:
+            self._stop_writing()
+            if self._closing:
+                self._half_close()
+        if self.stalled and self._queued <= LOW_WATER and not self.closed and not self._closing:
+            self.stalled = False
+            self.owner.resume_writing()
+
+    def _write_failed(self, error: OSError) -> None:
+        """The other side reads no more. What it said before may still wait to be read, such as an early refusal."""
+        _log.debug("write failed: %s", error)
+        self._out.clear()
+        self._queued = 0
+        self._stop_writing()
+        if self._closing:
+            self.abort(error)
+
+    def _stop_writing(self) -> None:
+        if self._writing:
+            self._writing = False
+            self._loop.remove_writer(self._fd)
+
+    # Ending
+
+    def close(self) -> None:
+        """Sends what is queued, ends our side, and takes what the other still sends, unread, for a bounded time.
+
+        Without that, a client that is still sending would meet a reset before it has read our answer.
+        """
+        if self.closed or self._closing:
+            return
+        self._closing = True
+        self.deadline = time.monotonic() + self._linger
+        if not self._out:
+            self._half_close()
+
+    def _half_close(self) -> None:
+        try:
+            self._sock.shutdown(socket.SHUT_WR)
+        except OSError as error:  # the other side was faster
+            self.abort(error)
+            return
+        if not self._reading:
+            self._reading = True
+            self._loop.add_reader(self._fd, self._on_readable)
+
+    def abort(self, error: Exception | None = None) -> None:
+        """Ends it now. What is queued is lost."""
+        if self.closed:
+            return
+        self.closed = True
+        self.pause_reading()
+        self._stop_writing()
+        self._out.clear()
+        self._queued = 0
+        self._deadlines.discard(self)
+        self._sock.close()
+        self._loop.call_soon(self.owner.connection_lost, error)
+
+    def expired(self) -> None:
+        if self._closing:
+            self.abort(TimeoutError("the other side did not close"))
+            return
+        self.deadline = NEVER
+        self.owner.deadline_passed()

@@ -1,0 +1,268 @@
+"""The upstream's side: a pool of keep-alive connections, and the relay of one response at a time on each.
+
+Qdrant closes a connection that idled for 5 seconds. One that is about to be closed is never handed out: the pool ends
+its own after ``upstream.idle_timeout``, and hears of a close before it would write. What remains is a race, and whoever
+sent the request decides whether it may be sent again.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from typing import Final, Protocol
+
+from tlsproxy.errors import Overloaded, RequestError, UpstreamBroken, UpstreamTimeout, UpstreamUnreachable
+from tlsproxy.proxy.deadlines import NEVER
+from tlsproxy.proxy.dial import DialledStream
+from tlsproxy.proxy.gateway import Gateway
+from tlsproxy.wire.chunked import ChunkedBody
+from tlsproxy.wire.http1 import CHUNKED, END
+from tlsproxy.wire.response import UNTIL_CLOSE, ResponseHead, parse_response
+
+MAX_HEAD: Final = 65_536
+MAX_WAITING: Final = 1024
+_FINAL: Final = 200
+_SWITCHING: Final = 101
+
+
+class Exchange(Protocol):
+    """The client's side of one request, as an upstream connection sees it.
+
+    ``upstream_lost`` ends the exchange: ``stale`` says that a kept connection ended without a byte of an answer,
+    ``answered`` that the client has seen a part of one. ``response_done`` ends it well.
+    """
+
+    def upstream_ready(self, upstream: Upstream) -> None: ...
+    def interim(self, head: ResponseHead) -> None: ...
+    def response_head(self, head: ResponseHead) -> None: ...
+    def response_body(self, data: bytes) -> None: ...
+    def response_done(self) -> None: ...
+    def upstream_lost(self, error: RequestError, *, stale: bool, answered: bool) -> None: ...
+    def upstream_congested(self) -> None: ...
+    def upstream_drained(self) -> None: ...
+
+
+class Upstream:
+    """One connection. ``exchange`` is whose request is on it, None while it idles. ``used`` counts what it answered."""
+
+    __slots__ = ("_buffer", "_chunks", "_gateway", "_head", "_left", "_pool", "_to_head", "exchange", "stream", "used")
+
+    def __init__(self, gateway: Gateway, pool: Pool) -> None:
+        self._gateway = gateway
+        self._pool = pool
+        self.exchange: Exchange | None = None
+        self.used = 0
+        self._reset(to_head=False)
+        self.stream = DialledStream(gateway.loop, gateway.generation.upstream_addresses, self, gateway.deadlines)
+        self.stream.deadline = time.monotonic() + gateway.generation.config.upstream.connect_timeout
+
+    def _reset(self, *, to_head: bool) -> None:
+        self._buffer = b""
+        self._head: ResponseHead | None = None
+        self._left = 0
+        self._chunks: ChunkedBody | None = None
+        self._to_head = to_head
+
+    def begin(self, exchange: Exchange, data: bytes, *, to_head: bool) -> None:
+        """Sends a request's first bytes."""
+        self.exchange = exchange
+        self._reset(to_head=to_head)
+        if self.stream.established:
+            self.stream.deadline = NEVER
+        self.stream.write(data)
+
+    def await_response(self) -> None:
+        """The request is whole, or its next bytes wait for room: it is the upstream that is waited for."""
+        if self.stream.established:
+            self.stream.deadline = time.monotonic() + self._gateway.generation.config.upstream.response_timeout
+
+    def await_client(self) -> None:
+        """The next bytes of the request are the client's to send."""
+        if self.stream.established:
+            self.stream.deadline = NEVER
+
+    def pause(self) -> None:
+        """The client reads slower than the upstream answers."""
+        self.stream.deadline = NEVER
+        self.stream.pause_reading()
+
+    def resume(self) -> None:
+        self.await_response()
+        self.stream.resume_reading()
+
+    def discard(self) -> None:
+        """Ends the connection; its request, if it has one, is nobody's any more."""
+        self.exchange = None
+        self.stream.abort()
+
+    # What the stream says
+
+    def connected(self) -> None:
+        self._gateway.metrics.upstream_connect("ok")
+        self.await_response()
+
+    def data_received(self, data: bytes) -> None:
+        exchange = self.exchange
+        if exchange is None:  # nobody asked: whatever it is, it must not become somebody's answer
+            self.stream.abort()
+            return
+        self.await_response()
+        try:
+            if self._head is None:
+                self._read_head(exchange, self._buffer + data if self._buffer else data)
+            else:
+                self._read_body(exchange, self._head, data)
+        except ValueError as error:
+            self._fail(UpstreamBroken(f"The upstream sent what is not HTTP/1.1: {error}"))
+
+    def _read_head(self, exchange: Exchange, data: bytes) -> None:
+        while True:
+            end = data.find(END) + len(END)
+            if end < len(END):
+                if len(data) > MAX_HEAD:
+                    raise ValueError("a head without an end")
+                self._buffer = data
+                return
+            head = parse_response(data[:end], to_head=self._to_head)
+            data = data[end:]
+            if head.status >= _FINAL:
+                break
+            if head.status == _SWITCHING:
+                raise ValueError("an upgrade that nobody asked for")
+            exchange.interim(head)
+        self._buffer = b""
+        self._head = head
+        if head.length == CHUNKED:
+            self._chunks = ChunkedBody()
+        elif head.length != UNTIL_CLOSE:
+            self._left = head.length
+        exchange.response_head(head)
+        self._read_body(exchange, head, data)
+
+    def _read_body(self, exchange: Exchange, head: ResponseHead, data: bytes) -> None:
+        if self._chunks is not None:
+            forward, taken = self._chunks.feed(data) if data else (data, 0)
+            done = self._chunks.done
+        elif head.length == UNTIL_CLOSE:
+            forward, taken, done = data, len(data), False
+        else:
+            forward = data[: self._left] if len(data) > self._left else data
+            taken = len(forward)
+            self._left -= taken
+            done = self._left == 0
+        exchange.response_body(forward)
+        if done and self.exchange is exchange:
+            self._finish(exchange, keep=head.keep and taken == len(data))
+
+    def _finish(self, exchange: Exchange, *, keep: bool) -> None:
+        self.used += 1
+        self.exchange = None
+        self._pool.release(self, keep=keep)
+        exchange.response_done()
+
+    def pause_writing(self) -> None:
+        if self.exchange is not None:
+            self.exchange.upstream_congested()
+
+    def resume_writing(self) -> None:
+        if self.exchange is not None:
+            self.exchange.upstream_drained()
+
+    def deadline_passed(self) -> None:
+        if self.exchange is None:  # idled long enough
+            self.stream.abort()
+        elif self.stream.established:
+            self._fail(UpstreamTimeout("The upstream did not answer in time"))
+        else:
+            self._gateway.metrics.upstream_connect("timeout")
+            self._fail(UpstreamTimeout("The upstream could not be reached in time"))
+
+    def _fail(self, error: RequestError) -> None:
+        exchange, answered = self.exchange, self._head is not None
+        self.discard()
+        if exchange is not None:
+            exchange.upstream_lost(error, stale=False, answered=answered)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._pool.lost(self)
+        exchange, head = self.exchange, self._head
+        self.exchange = None
+        if exchange is None:
+            return
+        if not self.stream.established:
+            self._gateway.metrics.upstream_connect("failed")
+            exchange.upstream_lost(
+                UpstreamUnreachable(f"The upstream cannot be reached: {error}"), stale=False, answered=False
+            )
+        elif head is not None and head.length == UNTIL_CLOSE and error is None:
+            exchange.response_done()
+        else:
+            untouched = head is None and not self._buffer
+            exchange.upstream_lost(
+                UpstreamBroken("The upstream closed the connection before its response was whole"),
+                stale=untouched and self.used > 0,
+                answered=head is not None,
+            )
+
+
+class Pool:
+    """The upstream connections of one process. Waiting for one is bounded in number and, by the waiter, in time."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        self._gateway = gateway
+        self._idle: list[Upstream] = []
+        self._all: set[Upstream] = set()
+        self._waiting: deque[Exchange] = deque()
+
+    @property
+    def counts(self) -> tuple[int, int]:
+        """(idle, busy)."""
+        return len(self._idle), len(self._all) - len(self._idle)
+
+    def acquire(self, exchange: Exchange) -> Upstream | None:
+        """A connection, or None: then ``exchange.upstream_ready`` will be called.
+
+        Raises :class:`Overloaded` where too many wait already.
+        """
+        while self._idle:
+            upstream = self._idle.pop()
+            if not upstream.stream.closed:
+                return upstream
+        if len(self._all) < self._gateway.generation.config.upstream.max_connections:
+            return self.open()
+        if len(self._waiting) >= MAX_WAITING:
+            raise Overloaded("Too many requests wait for the upstream")
+        self._waiting.append(exchange)
+        return None
+
+    def forget(self, exchange: Exchange) -> None:
+        """It waits no longer."""
+        if exchange in self._waiting:
+            self._waiting.remove(exchange)
+
+    def open(self) -> Upstream:
+        """A new connection, which cannot be stale."""
+        upstream = Upstream(self._gateway, self)
+        self._all.add(upstream)
+        return upstream
+
+    def release(self, upstream: Upstream, *, keep: bool) -> None:
+        """Its response is whole. ``keep``: it may carry another."""
+        if not keep or upstream.stream.closed:
+            upstream.discard()
+        elif self._waiting:
+            self._waiting.popleft().upstream_ready(upstream)
+        else:
+            upstream.stream.deadline = time.monotonic() + self._gateway.generation.config.upstream.idle_timeout
+            self._idle.append(upstream)
+
+    def lost(self, upstream: Upstream) -> None:
+        self._all.discard(upstream)
+        if upstream in self._idle:
+            self._idle.remove(upstream)
+        if self._waiting and len(self._all) < self._gateway.generation.config.upstream.max_connections:
+            self._waiting.popleft().upstream_ready(self.open())
+
+    def close(self) -> None:
+        for upstream in list(self._all):
+            upstream.discard()

@@ -1,0 +1,1 @@
+"""What a Qdrant request means. Pure."""

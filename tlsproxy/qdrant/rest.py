@@ -1,0 +1,88 @@
+"""A REST request → its operation and the collection in its path.
+
+Routes are matched on decoded segments, a literal before a parameter, as in Qdrant's own router; a route with another
+method does not exist (Qdrant's routes are guarded by method: a wrong one is 404, never 405, and HEAD is not GET).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from tlsproxy.errors import BadRequest
+from tlsproxy.qdrant.operations import REST, Operation
+from tlsproxy.wire.target import Target, parse_target
+
+# Qdrant's rule for a name; separators and control characters are refused before, with the whole target.
+_MAX_NAME_BYTES = 255
+_COLLECTION = "{collection_name}"
+
+
+@dataclass(frozen=True, slots=True)
+class Recognised:
+    """``operation`` is None for what has no row in the table."""
+
+    target: Target
+    operation: Operation | None
+    collection: str | None
+
+
+@dataclass(slots=True)
+class _Node:
+    """One level of the routes of one method."""
+
+    literals: dict[str, _Node] = field(default_factory=dict)
+    parameter: _Node | None = None
+    names_collection: bool = False
+    operation: Operation | None = None
+    tail: Operation | None = None
+
+
+def _routes() -> dict[str, _Node]:
+    roots: dict[str, _Node] = {}
+    for operation in REST:
+        node = roots.setdefault(operation.method, _Node())
+        for segment in operation.path.split("/")[1:]:
+            if segment == "{tail...}":
+                node.tail = operation
+            elif segment.startswith("{"):
+                node.names_collection |= segment == _COLLECTION
+                node.parameter = node = node.parameter or _Node()
+            elif segment:
+                node = node.literals.setdefault(segment, _Node())
+        if node.tail is not operation:
+            node.operation = operation
+    return roots
+
+
+_ROUTES = _routes()
+
+
+def recognise(method: str, target: str) -> Recognised:
+    """What is asked. Raises :class:`BadRequest` for a target, or a collection name, that cannot be one."""
+    parsed = parse_target(target)
+    root = _ROUTES.get(method)
+    found = _match(root, parsed.segments, 0, None) if root is not None else None
+    if found is None:
+        return Recognised(parsed, None, None)
+    operation, collection = found
+    if collection is not None and len(collection.encode()) > _MAX_NAME_BYTES:
+        raise BadRequest(f"A collection name has at most {_MAX_NAME_BYTES} bytes")
+    return Recognised(parsed, operation, collection)
+
+
+def _match(
+    node: _Node, segments: tuple[str, ...], index: int, collection: str | None
+) -> tuple[Operation, str | None] | None:
+    """The literal way first; where it leads nowhere, the parameter's: a collection may be called ``aliases``."""
+    if index == len(segments):
+        operation = node.operation or node.tail
+        return (operation, collection) if operation is not None else None
+    segment = segments[index]
+    literal = node.literals.get(segment)
+    if literal is not None and (found := _match(literal, segments, index + 1, collection)) is not None:
+        return found
+    if node.parameter is not None:
+        name = segment if node.names_collection else collection
+        if (found := _match(node.parameter, segments, index + 1, name)) is not None:
+            return found
+    return (node.tail, collection) if node.tail is not None else None

@@ -1,0 +1,82 @@
+"""Whether what serving needs is there: the parts that `/readyz` names, each `ok` or the reason why it is not.
+
+Nothing here serves or changes anything: a gateway that is not ready goes on as well as it can.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import time
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from tlsproxy.tls.generation import Generation
+
+OK: Final = "ok"
+
+_DEADLINE: Final = 1.0
+_KEPT: Final = 1.0
+"""Seconds for which a probe's answer is given again: probes of ours must not become the upstream's load."""
+
+Address = tuple[int, Any]
+"""(address family, the address that `socket.connect` takes)"""
+
+
+class UpstreamProbe:
+    """A TCP connect to the upstream, closed at once. `addresses` gives those of the present, tried in order."""
+
+    def __init__(self, addresses: Callable[[], Sequence[Address]], clock: Callable[[], float] = time.monotonic) -> None:
+        self._addresses = addresses
+        self._clock = clock
+        self._lock = asyncio.Lock()
+        self._answer = ""
+        self._asked = float("-inf")
+
+    async def __call__(self) -> str:
+        async with self._lock:
+            if self._clock() - self._asked >= _KEPT:
+                self._answer = await self._probe()
+                self._asked = self._clock()
+            return self._answer
+
+    async def _probe(self) -> str:
+        answer = "no address"
+        try:
+            async with asyncio.timeout(_DEADLINE):
+                for family, address in self._addresses():
+                    answer = await _connect(family, address)
+                    if answer == OK:
+                        break
+        except TimeoutError:
+            return f"no connection within {_DEADLINE:g} s"
+        return answer
+
+
+async def _connect(family: int, address: Any) -> str:
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)
+        try:
+            await asyncio.get_running_loop().sock_connect(probe, address)
+        except OSError as error:
+            # asyncio words it otherwise ("Connect call failed"), and says less.
+            return os.strerror(error.errno) if error.errno else str(error)
+    return OK
+
+
+def generation_part(generation: Generation, now: float) -> str:
+    """`now` is seconds since the epoch. A server certificate or a CRL that is out of date serves nobody."""
+    material = generation.material
+    if material.leaf.not_after <= now:
+        return "the server certificate has expired"
+    outdated = sorted({crl.issuer for crl in material.crls if crl.next_update <= now})
+    return f"the CRL of {outdated[0]} is out of date" if outdated else OK
+
+
+def audit_part(*, healthy: bool, accepts: bool, last_error: str) -> str:
+    if not healthy:
+        return last_error or "not writing"
+    return OK if accepts else "the queue is full"

@@ -1,0 +1,137 @@
+"""Reload: a trigger, a build off the loop, one publication or none, and a verdict that everybody can read.
+
+A failed build leaves the old generation serving and says so in the log, the metrics, the status and the audit log. One
+build runs at a time; what asks meanwhile gets the verdict of the next.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Mapping
+from contextlib import aclosing
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final, Literal, Protocol
+
+from tlsproxy.authz.audit import event_line
+from tlsproxy.errors import TlsproxyError
+from tlsproxy.proxy.gateway import Gateway
+from tlsproxy.tls.generation import Generation, build
+from tlsproxy.tls.watch import Watcher
+
+_AGAIN: Final = 5.0
+"""Seconds before a watcher that failed is begun anew."""
+
+_log = logging.getLogger(__name__)
+
+
+class ReloadMetrics(Protocol):
+    def reload(self, result: str, trigger: str, when: float) -> None: ...
+    def published(self, generation: Generation) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """``unchanged``: built anew from the same files. ``error`` says why, naming the file. ``when`` is epoch seconds."""
+
+    result: Literal["ok", "unchanged", "failed"]
+    trigger: str
+    when: float
+    generation: int
+    error: str = ""
+
+
+class Reloader:
+    """The one owner of what is published after the start."""
+
+    def __init__(
+        self, gateway: Gateway, metrics: ReloadMetrics, config_path: Path, environ: Mapping[str, str], watcher: Watcher
+    ) -> None:
+        self._gateway = gateway
+        self._metrics = metrics
+        self._config_path = config_path
+        self._environ = environ
+        self._watcher = watcher
+        self._turn = asyncio.Lock()
+        generation = gateway.generation
+        self.last = Verdict("ok", "start", generation.built_at, generation.number)
+        metrics.published(generation)
+        watcher.seen(generation.digest)
+
+    async def run(self) -> None:
+        """Follows the watcher until cancelled. Should the watcher itself fail, it is begun anew."""
+        while True:
+            try:
+                async with aclosing(self._watcher.changes()) as changes:
+                    async for trigger in changes:
+                        await self.reload(trigger)
+            except Exception as error:  # noqa: BLE001 - nothing may end the watching for good
+                _log.critical("a defect in the watcher", exc_info=error)
+                await asyncio.sleep(_AGAIN)
+
+    async def reload(self, trigger: str) -> Verdict:
+        """Builds from what the files hold now, and publishes it if it is good."""
+        async with self._turn:
+            old = self._gateway.generation
+            try:
+                new = await asyncio.to_thread(
+                    build,
+                    number=old.number + 1,
+                    config_path=self._config_path,
+                    environ=self._environ,
+                    previous=old,
+                )
+            except TlsproxyError as error:
+                return self._failed(trigger, old, str(error))
+            except Exception as error:  # noqa: BLE001 - a defect of ours, which must not end the watching
+                _log.critical("a defect in reload", exc_info=error)
+                return self._failed(trigger, old, f"{type(error).__name__}: {error}")
+            self._gateway.publish(new)
+            self._watcher.seen(new.digest)
+            self._metrics.published(new)
+            return self._tell(trigger, old, new)
+
+    def _failed(self, trigger: str, old: Generation, error: str) -> Verdict:
+        """Also marks the inputs as tried, so that the watcher does not come back before they change."""
+        _log.error("reload (%s) failed, generation %d goes on serving: %s", trigger, old.number, error)
+        return self._record(Verdict("failed", trigger, time.time(), old.number, error), "failed", {"error": error})
+
+    def _tell(self, trigger: str, old: Generation, new: Generation) -> Verdict:
+        changed = old.digest != new.digest
+        _log.info(
+            "reload (%s): generation %d serves%s, certificate %s until %s",
+            trigger,
+            new.number,
+            "" if changed else " (the files are the same)",
+            new.material.leaf.serial,
+            time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(new.material.leaf.not_after)),
+        )
+        for name in new.restart_needed:
+            _log.warning("%s has changed, which takes effect at the next restart only", name)
+        for warning in new.warnings:
+            _log.warning("%s", warning)
+        detail = {
+            "old_certificate_sha256": old.material.leaf.sha256,
+            "new_certificate_sha256": new.material.leaf.sha256,
+        }
+        verdict = Verdict("ok" if changed else "unchanged", trigger, time.time(), new.number)
+        return self._record(verdict, "ok", detail)
+
+    def _record(self, verdict: Verdict, result: Literal["ok", "failed"], detail: Mapping[str, str]) -> Verdict:
+        self.last = verdict
+        self._metrics.reload(verdict.result, verdict.trigger, verdict.when)
+        line = event_line(
+            when=verdict.when,
+            event="reload",
+            remote=None,
+            result=result,
+            reason=verdict.trigger,
+            detail={"generation": verdict.generation, **detail},
+        )
+        self._gateway.audit.write(line)
+        return verdict
+
+    def status(self) -> dict[str, Any]:
+        return asdict(self.last)

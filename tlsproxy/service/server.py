@@ -1,0 +1,179 @@
+"""The composition root: one process, one loop, every part made here and ended here.
+
+SIGHUP reloads. SIGTERM and SIGINT drain: no new connections, idle ones end, busy ones after their response, all within
+``limits.drain_timeout``; a second one ends it at once. SIGHUP during a drain is ignored.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import signal
+import sys
+import time
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Literal
+
+import tlsproxy
+from tlsproxy.authz.audit import event_line
+from tlsproxy.config.problems import ConfigError
+from tlsproxy.errors import TlsproxyError
+from tlsproxy.proxy.deadlines import Deadlines
+from tlsproxy.proxy.gateway import Gateway
+from tlsproxy.proxy.listener import Listener, bind
+from tlsproxy.proxy.upstream import Pool
+from tlsproxy.service.admin import AdminServer
+from tlsproxy.service.auditlog import AuditLog, NoAudit, audit_log
+from tlsproxy.service.metrics import Metrics
+from tlsproxy.service.reloader import Reloader
+from tlsproxy.service.state import ServiceState
+from tlsproxy.tls.generation import Generation, build
+from tlsproxy.tls.watch import Watcher
+
+try:
+    import uvloop
+except ImportError:  # where it does not exist, asyncio's own loop does the same, slower
+    _loop_factory = None
+else:
+    _loop_factory = uvloop.new_event_loop
+
+_log = logging.getLogger(__name__)
+
+
+def run(config_path: Path, ready_file: Path | None) -> int:
+    """Serves until told to stop. The exit code: 0 after a stop, 1 if serving failed, 2 if it could not begin."""
+    try:
+        generation = build(number=1, config_path=config_path, environ=os.environ, previous=None)
+    except ConfigError as error:
+        for problem in error.problems:
+            print(problem, file=sys.stderr)  # noqa: T201 - before there is a log
+        return 2
+    except TlsproxyError as error:
+        print(error, file=sys.stderr)  # noqa: T201
+        return 2
+    logging.basicConfig(
+        level=generation.config.log_level.replace("WARN", "WARNING"),
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+        stream=sys.stderr,
+    )
+    try:
+        with asyncio.Runner(loop_factory=_loop_factory) as runner:
+            runner.run(_Service(config_path, generation, ready_file).serve())
+    except (TlsproxyError, OSError) as error:
+        _log.critical("cannot serve: %s", error)
+        return 1
+    return 0
+
+
+class _Service:
+    def __init__(self, config_path: Path, generation: Generation, ready_file: Path | None) -> None:
+        self._config_path = config_path
+        self._generation = generation
+        self._ready_file = ready_file
+        self._stopping = asyncio.Event()
+        self._ended = asyncio.Event()
+        self._reload = asyncio.Event()
+
+    async def serve(self) -> None:
+        config = self._generation.config
+        loop = asyncio.get_running_loop()
+        async with AsyncExitStack() as stack:
+            audit = audit_log(config.audit)
+            audit.start()
+            stack.callback(audit.close)
+            deadlines = Deadlines(loop)
+            stack.callback(deadlines.close)
+            metrics = Metrics(pool=lambda: pool.counts, audit=lambda: (audit.queued, audit.written, audit.dropped))
+            gateway = Gateway(loop, self._generation, audit, metrics, deadlines)
+            pool = Pool(gateway)
+            stack.callback(pool.close)
+            listener = Listener(gateway, pool, bind(config.service.host, config.service.http_port))
+            stack.callback(listener.cut)
+            watcher = Watcher(self._config_path, os.environ)
+            reloader = Reloader(gateway, metrics, self._config_path, os.environ, watcher)
+            state = ServiceState(
+                gateway=gateway,
+                listener=listener,
+                bound=listener.bound,
+                pool=pool,
+                audit=audit,
+                metrics=metrics,
+                reloader=reloader,
+            )
+            admin = await self._start_admin(stack, state)
+            self._announce(listener.bound, admin)
+            self._handle_signals(loop)
+            _event(audit, "start")
+            async with asyncio.TaskGroup() as tasks:
+                owned = [tasks.create_task(reloader.run()), tasks.create_task(self._reload_on_signal(reloader))]
+                await self._stopping.wait()
+                for task in owned:
+                    task.cancel()
+            await self._drain(gateway, listener)
+            _event(audit, "stop")
+
+    async def _start_admin(self, stack: AsyncExitStack, state: ServiceState) -> str | None:
+        listen = self._generation.config.admin.listen
+        if listen is None:
+            return None
+        server = AdminServer(listen, state)
+        bound = await server.start()
+        stack.push_async_callback(server.stop)
+        return bound
+
+    def _announce(self, rest: str, admin: str | None) -> None:
+        _log.info("tlsproxy %s: serving REST on https://%s", tlsproxy.__version__, rest)
+        if admin is not None:
+            _log.info("serving the operators on %s", admin)
+        for warning in self._generation.warnings:
+            _log.warning("%s", warning)
+        if self._ready_file is not None:
+            staged = self._ready_file.with_name(f"{self._ready_file.name}.{os.getpid()}")
+            staged.write_text(json.dumps({"rest": rest, "admin": admin}), encoding="utf-8")
+            staged.replace(self._ready_file)
+
+    def _handle_signals(self, loop: asyncio.AbstractEventLoop) -> None:
+        loop.add_signal_handler(signal.SIGHUP, self._on_hangup)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._on_stop, signal.Signals(number).name)
+
+    def _on_hangup(self) -> None:
+        if self._stopping.is_set():
+            _log.info("SIGHUP is ignored: the service is stopping")
+        else:
+            self._reload.set()
+
+    def _on_stop(self, name: str) -> None:
+        if self._stopping.is_set():
+            _log.warning("%s again: ending at once", name)
+            self._ended.set()
+        else:
+            _log.info("%s: draining", name)
+            self._stopping.set()
+
+    async def _reload_on_signal(self, reloader: Reloader) -> None:
+        while True:
+            await self._reload.wait()
+            self._reload.clear()
+            await reloader.reload("sighup")
+
+    async def _drain(self, gateway: Gateway, listener: Listener) -> None:
+        gateway.draining = True
+        listener.stop()
+        listener.drain(self._ended.set)
+        deadline = gateway.generation.config.limits.drain_timeout
+        try:
+            async with asyncio.timeout(deadline):
+                await self._ended.wait()
+        except TimeoutError:
+            _log.warning("%d connections are cut after %g s of draining", listener.open_connections, deadline)
+        listener.cut()
+        await asyncio.sleep(0)  # each cut connection writes its audit line from the loop
+
+
+def _event(audit: AuditLog | NoAudit, event: Literal["start", "stop"]) -> None:
+    detail = {"version": tlsproxy.__version__}
+    audit.write(event_line(when=time.time(), event=event, remote=None, result="ok", reason=event, detail=detail))

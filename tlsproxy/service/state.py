@@ -1,0 +1,82 @@
+"""What the service tells of itself on the admin server: readiness, status, metrics, and reload on demand."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+import tlsproxy
+from tlsproxy.proxy.gateway import Gateway
+from tlsproxy.proxy.listener import Listener
+from tlsproxy.proxy.upstream import Pool
+from tlsproxy.service.auditlog import AuditLog, NoAudit
+from tlsproxy.service.metrics import Metrics
+from tlsproxy.service.readiness import OK, UpstreamProbe, audit_part, generation_part
+from tlsproxy.service.reloader import Reloader
+
+
+class ServiceState:
+    """Reads the parts of a running service; implements :class:`tlsproxy.service.admin.AdminState`."""
+
+    def __init__(
+        self,
+        *,
+        gateway: Gateway,
+        listener: Listener,
+        bound: str,
+        pool: Pool,
+        audit: AuditLog | NoAudit,
+        metrics: Metrics,
+        reloader: Reloader,
+    ) -> None:
+        self._gateway = gateway
+        self._listener = listener
+        self._bound = bound
+        self._pool = pool
+        self._audit = audit
+        self._metrics = metrics
+        self._reloader = reloader
+        self._probe = UpstreamProbe(lambda: gateway.generation.upstream_addresses)
+
+    async def ready(self) -> Mapping[str, str]:
+        audit = self._audit
+        return {
+            "listeners": "draining" if self._gateway.draining else OK,
+            "generation": generation_part(self._gateway.generation, time.time()),
+            "upstream": await self._probe(),
+            "audit": audit_part(healthy=audit.healthy, accepts=audit.accepts(), last_error=audit.last_error),
+        }
+
+    def status(self) -> Mapping[str, Any]:
+        generation = self._gateway.generation
+        idle, busy = self._pool.counts
+        return {
+            "version": tlsproxy.__version__,
+            "generation": {
+                "number": generation.number,
+                "digest": generation.digest,
+                "built_at": generation.built_at,
+                "warnings": generation.warnings,
+                "unused": [str(problem) for problem in generation.unused],
+                "restart_needed": generation.restart_needed,
+            },
+            "last_reload": self._reloader.status(),
+            "certificate": asdict(generation.material.leaf),
+            "authorities": [asdict(authority) for authority in generation.material.authorities],
+            "crls": [asdict(crl) for crl in generation.material.crls],
+            "listeners": {"rest": self._bound},
+            "connections": {"open": self._listener.open_connections, "draining": self._gateway.draining},
+            "upstream": {"url": generation.config.upstream.rest, "idle": idle, "busy": busy},
+            "audit": {"queued": self._audit.queued, "written": self._audit.written, "dropped": self._audit.dropped},
+        }
+
+    async def reload(self, trigger: str) -> Mapping[str, Any]:
+        """Shielded: whoever asked may stop waiting, the reload goes on."""
+        await asyncio.shield(self._reloader.reload(trigger))
+        return self._reloader.status() | {"restart_needed": self._gateway.generation.restart_needed}
+
+    def metrics(self) -> tuple[bytes, str]:
+        return self._metrics.render()

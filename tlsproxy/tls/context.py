@@ -1,0 +1,141 @@
+"""Material → a fresh SSLContext, and the proof that it can shake hands before anybody is served with it.
+
+A context is made for one generation and never changed afterwards: `load_cert_chain` with a wrong key breaks a live
+context for good, and sessions of a changed one skip the checks that changed. The system's roots are never loaded.
+"""
+
+from __future__ import annotations
+
+import os
+import ssl
+import sys
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from tlsproxy.errors import MaterialError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from tlsproxy.tls.material import Material
+
+CIPHERS: Final = "ECDHE+AESGCM:ECDHE+CHACHA20:@SECLEVEL=2"
+"""For TLS 1.2: forward secrecy and AEAD only (RFC 9325 section 4.2), keys of at least 112 bits of security.
+TLS 1.3 has nothing else."""
+OPTIONS: Final = ssl.OP_NO_TICKET | ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_COMPRESSION
+VERSIONS: Final = (ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3)
+FLIGHTS: Final = 4
+"""How often each side of a handshake may speak; TLS 1.2, the longer one, needs two."""
+
+
+def build_context(material: Material, *, require_client_certificate: bool, alpn: Sequence[str]) -> ssl.SSLContext:
+    """A server context that verifies clients against the material's CAs and CRLs, and nothing else.
+
+    With ``require_client_certificate`` false a certificate is asked for, and verified if one is sent. Raises
+    MaterialError where OpenSSL does not take the material.
+    """
+    if require_client_certificate and not material.authorities:
+        raise MaterialError(material.cert_path, "client certificates are required, but there is no CA to verify them")
+    context = _server_context(material, alpn)
+    if not material.authorities:
+        return context
+    try:
+        context.load_verify_locations(cadata=material.authorities_der)
+        if material.crls_pem:
+            with _as_file(material.crls_pem) as path:
+                context.load_verify_locations(cafile=path)
+    except ssl.SSLError as error:
+        raise MaterialError(material.cert_path, f"OpenSSL does not take its CAs or CRLs: {error.reason}") from None
+    # A CA of the file is trusted for what it is, an intermediate too, as in Qdrant (rustls trust anchors). No leaf can
+    # become an anchor by this: the file holds CAs only.
+    context.verify_flags |= ssl.VerifyFlags.VERIFY_X509_PARTIAL_CHAIN
+    if material.crls:
+        # The client's certificate. A revoked intermediate is found in the verified chain, by Generation.refusal_of.
+        context.verify_flags |= ssl.VerifyFlags.VERIFY_CRL_CHECK_LEAF
+    context.verify_mode = ssl.CERT_REQUIRED if require_client_certificate else ssl.CERT_OPTIONAL
+    return context
+
+
+def self_handshake(material: Material, *, alpn: Sequence[str]) -> None:
+    """A real handshake in memory with each TLS version, as a client would do it. Raises MaterialError.
+
+    No client key is at hand, so it runs on a twin of the context that differs only in asking for no certificate.
+    """
+    server = _server_context(material, alpn)
+    for version in VERSIONS:
+        client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        # The certificate is compared to the byte below, which no verification could better.
+        client.check_hostname = False
+        client.verify_mode = ssl.CERT_NONE
+        client.minimum_version = client.maximum_version = version
+        client.set_alpn_protocols(list(alpn))
+        try:
+            shown, protocol = _shake_hands(server, client)
+        except ssl.SSLError as error:
+            raise MaterialError(
+                material.cert_path, f"a trial handshake with {version.name} failed: {error.reason}"
+            ) from None
+        if shown != material.leaf_der:
+            raise MaterialError(material.cert_path, f"a trial handshake with {version.name} showed another certificate")
+        if alpn and protocol != alpn[0]:
+            raise MaterialError(material.cert_path, f"a trial handshake with {version.name} agreed on no protocol")
+
+
+def _server_context(material: Material, alpn: Sequence[str]) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.options |= OPTIONS
+    # TLS 1.3 would still send stateful tickets. A session id of TLS 1.2 cannot be switched off through `ssl`, but it is
+    # known to this context alone and dies with it.
+    context.num_tickets = 0
+    context.set_ciphers(CIPHERS)
+    if alpn:
+        context.set_alpn_protocols(list(alpn))
+    passphrase = material.passphrase
+    try:
+        with _as_file(material.chain_pem) as chain, _as_file(material.key_pem) as key:
+            # Without a passphrase OpenSSL would ask for one on the terminal: a callable that gives none prevents it.
+            context.load_cert_chain(chain, key, password=lambda: passphrase or b"")
+    except (ssl.SSLError, ValueError) as error:
+        reason = getattr(error, "reason", None) or type(error).__name__
+        raise MaterialError(material.key_path, f"OpenSSL does not take this key and certificate: {reason}") from None
+    return context
+
+
+def _shake_hands(server: ssl.SSLContext, client: ssl.SSLContext) -> tuple[bytes | None, str | None]:
+    """The certificate that the client saw, and the protocol that was agreed on."""
+    upward, downward = ssl.MemoryBIO(), ssl.MemoryBIO()
+    caller = client.wrap_bio(downward, upward, server_side=False)
+    answerer = server.wrap_bio(upward, downward, server_side=True)
+    for _ in range(FLIGHTS):
+        if _step(caller) & _step(answerer):
+            return caller.getpeercert(binary_form=True), caller.selected_alpn_protocol()
+    raise ssl.SSLError(0, "the handshake did not end")
+
+
+def _step(side: ssl.SSLObject) -> bool:
+    try:
+        side.do_handshake()
+    except ssl.SSLWantReadError:
+        return False
+    return True
+
+
+@contextmanager
+def _as_file(data: bytes) -> Iterator[str]:
+    """A path under which OpenSSL, which only reads files, finds these bytes; on Linux in memory alone."""
+    if sys.platform == "linux" and Path("/proc/self/fd").is_dir():
+        descriptor = os.memfd_create("tlsproxy", os.MFD_CLOEXEC)
+        try:
+            with open(descriptor, "wb", closefd=False) as file:
+                file.write(data)
+            yield f"/proc/self/fd/{descriptor}"
+        finally:
+            os.close(descriptor)
+        return
+    with tempfile.TemporaryDirectory(prefix="tlsproxy-") as directory:  # its mode is 0700
+        path = Path(directory, "pem")
+        path.write_bytes(data)
+        yield str(path)

@@ -1,0 +1,161 @@
+"""A generation: everything that a connection is accepted and decided by, as one immutable value.
+
+It is read, checked, built and tried off the event loop, and published by one assignment of whoever owns the listener.
+A build that fails raises and changes nothing: the generation in use goes on.
+"""
+
+from __future__ import annotations
+
+import socket
+import time
+from dataclasses import dataclass, field
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
+
+from tlsproxy.config.endpoints import is_address, upstream_endpoint
+from tlsproxy.config.policy import policy_of
+from tlsproxy.config.secrets import resolve_keys, upstream_api_key
+from tlsproxy.errors import MaterialError
+from tlsproxy.tls.context import build_context, self_handshake
+from tlsproxy.tls.files import read_inputs
+from tlsproxy.tls.material import Material, load_material
+
+if TYPE_CHECKING:
+    import ssl
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from tlsproxy.authz.roles import Policy, Principal
+    from tlsproxy.config.model import Config
+    from tlsproxy.config.problems import Problem
+    from tlsproxy.tls.files import Inputs
+    from tlsproxy.tls.peer import Peer
+
+ALPN: Final = ("http/1.1",)
+PRINCIPALS: Final = 4096
+NEEDS_RESTART: Final = (
+    "service.host",
+    "service.http_port",
+    "service.grpc_port",
+    "admin.listen",
+    "audit.enabled",
+    "audit.dir",
+    "audit.rotation",
+    "audit.max_log_files",
+    "audit.on_full",
+    "audit.queue_size",
+    "audit.flush_interval",
+)
+"""What is bound or opened once, when the service starts."""
+
+Address: TypeAlias = tuple[int, tuple[Any, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """``number`` counts from 1; ``digest`` is over every input's bytes; ``built_at`` is seconds since the epoch.
+
+    ``started`` is the configuration that the process started with, and ``restart_needed`` names what has changed since
+    in vain. ``upstream_addresses`` are (family, sockaddr), in the order to try them.
+    """
+
+    number: int
+    digest: str
+    config: Config
+    started: Config = field(repr=False)
+    context: ssl.SSLContext = field(repr=False)
+    material: Material
+    policy: Policy = field(repr=False)
+    upstream_api_key: str | None = field(repr=False)
+    upstream_addresses: tuple[Address, ...]
+    warnings: tuple[str, ...]
+    unused: tuple[Problem, ...]
+    restart_needed: tuple[str, ...]
+    built_at: float
+    _principals: dict[str, Principal] = field(default_factory=dict, repr=False, compare=False)
+
+    def principal_of(self, peer: Peer | None) -> Principal:
+        """The same object each time for the same certificate, so that it can be the key of a memo."""
+        key = "" if peer is None else peer.identity.sha256
+        principal = self._principals.get(key)
+        if principal is None:
+            principal = self.policy.principal_of(None if peer is None else peer.identity)
+            if len(self._principals) >= PRINCIPALS:
+                del self._principals[next(iter(self._principals))]
+            self._principals[key] = principal
+        return principal
+
+    def refusal_of(self, peer: Peer, now: float) -> str:
+        """Why this generation would not admit a client that an older one (or OpenSSL's leaf check) did; "" if it would.
+
+        ``certificate_expired``, ``certificate_revoked`` (the client's or an intermediate's) or ``issuer_not_trusted``.
+        """
+        if now > peer.identity.not_after:
+            return "certificate_expired"
+        revoked = self.material.revoked
+        if any(serial in revoked.get(issuer, ()) for issuer, serial in peer.serials):
+            return "certificate_revoked"
+        issuers = peer.chain[1:]
+        if not any(ca.sha256 in issuers and ca.not_after >= now for ca in self.material.authorities):
+            return "issuer_not_trusted"
+        return ""
+
+
+def build(
+    *,
+    number: int,
+    config_path: Path,
+    environ: Mapping[str, str],
+    previous: Generation | None,
+    inputs: Inputs | None = None,
+    now: float | None = None,
+) -> Generation:
+    """Read (unless ``inputs`` were read already), check, build and try out. Blocks: call it in a worker thread.
+
+    Raises ConfigError or MaterialError; UnstableInputs, a MaterialError, where the files are being written just now.
+    """
+    if inputs is None:
+        inputs = read_inputs(config_path, environ)
+    moment = time.time() if now is None else now
+    loaded, files = inputs.loaded, inputs.files
+    config = loaded.config
+    material = load_material(config, files, now=moment, previous=previous.material if previous is not None else None)
+    keys = resolve_keys(config, files.__getitem__)
+    context = build_context(
+        material, require_client_certificate=config.service.verify_https_client_certificate, alpn=ALPN
+    )
+    self_handshake(material, alpn=ALPN)
+    addresses, address_warnings = _upstream_addresses(config_path, config, previous)
+    started = previous.started if previous is not None else config
+    return Generation(
+        number=number,
+        digest=inputs.digest,
+        config=config,
+        started=started,
+        context=context,
+        material=material,
+        policy=policy_of(config, keys),
+        upstream_api_key=upstream_api_key(config, files.__getitem__),
+        upstream_addresses=addresses,
+        warnings=(*map(str, loaded.warnings), *inputs.warnings, *material.warnings, *address_warnings),
+        unused=loaded.unused,
+        restart_needed=tuple(name for name in NEEDS_RESTART if attrgetter(name)(config) != attrgetter(name)(started)),
+        built_at=moment,
+    )
+
+
+def _upstream_addresses(
+    config_path: Path, config: Config, previous: Generation | None
+) -> tuple[tuple[Address, ...], tuple[str, ...]]:
+    """A resolver that is down must not keep a new certificate from being served: the addresses in use stay then."""
+    url = config.upstream.rest
+    endpoint = upstream_endpoint(url)
+    flags = socket.AI_NUMERICHOST if is_address(endpoint.host) else 0
+    try:
+        found = socket.getaddrinfo(endpoint.host, endpoint.port, type=socket.SOCK_STREAM, flags=flags)
+    except OSError as error:
+        text = f"upstream.rest: {endpoint.host} cannot be resolved ({error.strerror})"
+        if previous is None or previous.config.upstream.rest != url:
+            raise MaterialError(str(config_path), text) from None
+        return previous.upstream_addresses, (f"{text}; its former addresses are used",)
+    return tuple(dict.fromkeys((int(family), address) for family, _, _, _, address in found)), ()

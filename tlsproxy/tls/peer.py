@@ -1,0 +1,88 @@
+"""A finished handshake → the client that it proved, as plain values that outlive the connection's context.
+
+Nothing here verifies: the chain is the one that OpenSSL verified. A connection whose verified chain is not known is
+given a chain that holds no CA, which no generation accepts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import ssl
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import TYPE_CHECKING, Final, cast
+from weakref import WeakKeyDictionary
+
+from cryptography import x509
+
+from tlsproxy.authz.identity import Identity, identity_of
+from tlsproxy.tls.facts import issuer_key
+
+if TYPE_CHECKING:
+    from collections.abc import MutableMapping
+
+REMEMBERED: Final = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """``chain`` has the SHA-256 (hex) of each certificate of the verified chain, leaf first, trust anchor last.
+
+    ``serials`` has (issuer, serial number) of each of them, as :func:`tlsproxy.tls.facts.issuer_key` writes issuers.
+    """
+
+    identity: Identity
+    chain: tuple[str, ...]
+    serials: tuple[tuple[str, int], ...]
+
+
+_remembered: MutableMapping[ssl.SSLContext, dict[str, Peer]] = WeakKeyDictionary()
+"""For each context the peers that it verified, by leaf. A session that TLS 1.2 resumes by its id has the client's
+certificate but no verified chain (OpenSSL does not keep it), and can only resume what the same context has verified."""
+
+
+def peer_of(ssl_object: ssl.SSLObject) -> Peer | None:
+    """Who is at the other end, or None where no certificate was sent. Call it after the handshake, once."""
+    leaf = ssl_object.getpeercert(binary_form=True)
+    if not leaf:
+        return None
+    known = _remembered.setdefault(ssl_object.context, {})
+    sha256 = hashlib.sha256(leaf).hexdigest()
+    peer = known.pop(sha256, None)
+    verified = _verified_chain(ssl_object)
+    chain = tuple(hashlib.sha256(der).hexdigest() for der in verified)
+    if peer is None or (chain and chain != peer.chain):
+        if not chain:
+            return Peer(identity_of(leaf), (sha256,), ())
+        peer = _peer(verified, chain)
+    known[sha256] = peer
+    if len(known) > REMEMBERED:
+        del known[next(iter(known))]  # the one that was seen longest ago
+    return peer
+
+
+def _peer(verified: list[bytes], chain: tuple[str, ...]) -> Peer:
+    identity = identity_of(verified[0])
+    serials = tuple(map(_issued, verified))
+    if None in serials:
+        # OpenSSL reads a certificate that cryptography does not: what cannot be looked up in a CRL has no role.
+        identity = replace(identity, defect=identity.defect or "unparsable issuer")
+    return Peer(identity, chain, tuple(pair for pair in serials if pair is not None))
+
+
+@lru_cache(maxsize=256)
+def _issued(der: bytes) -> tuple[str, int] | None:
+    try:
+        certificate = x509.load_der_x509_certificate(der)
+        return issuer_key(certificate.issuer), certificate.serial_number
+    except Exception:  # noqa: BLE001 - as identity_of: whatever a parser raises, the answer is: no role
+        return None
+
+
+def _verified_chain(ssl_object: ssl.SSLObject) -> list[bytes]:
+    """DER, leaf first; empty where OpenSSL has none. Public since Python 3.13, there all along since 3.10."""
+    public = getattr(ssl_object, "get_verified_chain", None)
+    if public is not None:
+        return cast("list[bytes]", public())
+    chain = ssl_object._sslobj.get_verified_chain()  # type: ignore[attr-defined] # noqa: SLF001 - no public way before 3.13
+    return [ssl.PEM_cert_to_DER_cert(certificate.public_bytes()) for certificate in chain or ()]

@@ -1,0 +1,226 @@
+"""A development PKI: an authority that issues server and client certificates, intermediates and CRLs.
+
+Every certificate and CRL follows RFC 5280 to the letter (SKI, AKI, key usage, basic constraints, EKU), so that
+OpenSSL's strict mode accepts it. ECDSA P-256 throughout. This module never reads or writes a file, and nothing that
+serves traffic uses it: a production CA belongs elsewhere.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Final
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID, ObjectIdentifier
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+BACKDATED: Final = timedelta(minutes=1)
+"""A certificate starts a little in the past, so that a peer whose clock runs behind accepts it at once."""
+CRL_LIFETIME: Final = timedelta(days=30)
+
+
+@dataclass(frozen=True, slots=True)
+class Issued:
+    """A certificate and its key, as PEM. ``chain_pem`` is the leaf and its intermediates, without the root."""
+
+    certificate_pem: bytes
+    chain_pem: bytes
+    key_pem: bytes = field(repr=False)
+    serial: int
+
+
+@dataclass(frozen=True, slots=True)
+class Authority:
+    """A CA: its certificate, its key, and the intermediates that a certificate of its own must be sent with."""
+
+    certificate_pem: bytes
+    key_pem: bytes = field(repr=False)
+    intermediates_pem: bytes = b""
+
+    @classmethod
+    def create(
+        cls, common_name: str = "tlsproxy development CA", *, lifetime: timedelta = timedelta(days=3650)
+    ) -> Authority:
+        """A new root."""
+        key = ec.generate_private_key(ec.SECP256R1())
+        subject = _name(common_name=common_name)
+        now = datetime.now(UTC)
+        # RFC 5280 section 4.2.1.1 lets a self-signed certificate leave its AKI out; strict verifiers agree.
+        certificate = (
+            _base(subject, subject, key.public_key(), now - BACKDATED, now + lifetime)
+            .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+            .add_extension(_key_usage(ca=True), critical=True)
+            .sign(key, hashes.SHA256())
+        )
+        return cls(certificate.public_bytes(serialization.Encoding.PEM), _key_pem(key))
+
+    @classmethod
+    def load(cls, certificate_pem: bytes, key_pem: bytes) -> Authority:
+        """An authority from its files. Raises ValueError where they are not a CA certificate and its key."""
+        authority = cls(certificate_pem, key_pem)
+        certificate = authority._certificate()
+        if certificate.public_key() != authority._key().public_key():
+            raise ValueError("the key does not belong to the CA certificate")
+        try:
+            constraints = certificate.extensions.get_extension_for_class(x509.BasicConstraints).value
+        except x509.ExtensionNotFound:
+            raise ValueError("the certificate is not a CA: it has no basic constraints") from None
+        if not constraints.ca:
+            raise ValueError("the certificate is not a CA")
+        return authority
+
+    def issue(  # noqa: PLR0913 - one keyword for each field of a certificate
+        self,
+        *,
+        common_name: str = "",
+        organization: str = "",
+        organizational_unit: str = "",
+        dns: Sequence[str] = (),
+        uris: Sequence[str] = (),
+        emails: Sequence[str] = (),
+        ips: Sequence[str] = (),
+        server: bool = False,
+        client: bool = False,
+        lifetime: timedelta = timedelta(days=90),
+        not_before: datetime | None = None,
+    ) -> Issued:
+        """A leaf with a new key, valid for ``lifetime`` from now, or from ``not_before``.
+
+        Neither ``server`` nor ``client`` gives a certificate without extended key usage.
+        """
+        key = ec.generate_private_key(ec.SECP256R1())
+        subject = _name(common_name, organization, organizational_unit)
+        start = not_before if not_before is not None else datetime.now(UTC) - BACKDATED
+        end = (not_before if not_before is not None else datetime.now(UTC)) + lifetime
+        builder = (
+            _base(subject, self._certificate().subject, key.public_key(), start, end)
+            .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+            .add_extension(_key_usage(ca=False), critical=True)
+            .add_extension(self._authority_key_identifier(), critical=False)
+        )
+        purposes = _purposes(server=server, client=client)
+        if purposes:
+            builder = builder.add_extension(x509.ExtendedKeyUsage(purposes), critical=False)
+        names: list[x509.GeneralName] = [
+            *map(x509.DNSName, dns),
+            *map(x509.UniformResourceIdentifier, uris),
+            *map(x509.RFC822Name, emails),
+            *(x509.IPAddress(ipaddress.ip_address(ip)) for ip in ips),
+        ]
+        if names:
+            # RFC 5280 section 4.2.1.6: critical where the subject is empty.
+            builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=not subject.rdns)
+        certificate = builder.sign(self._key(), hashes.SHA256())
+        pem = certificate.public_bytes(serialization.Encoding.PEM)
+        return Issued(pem, pem + self.intermediates_pem, _key_pem(key), certificate.serial_number)
+
+    def intermediate(self, common_name: str) -> Authority:
+        """An authority below this one. It may issue leaves and further intermediates, for as long as its issuer."""
+        key = ec.generate_private_key(ec.SECP256R1())
+        issuer = self._certificate()
+        certificate = (
+            _base(
+                _name(common_name=common_name),
+                issuer.subject,
+                key.public_key(),
+                issuer.not_valid_before_utc,
+                issuer.not_valid_after_utc,
+            )
+            .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+            .add_extension(_key_usage(ca=True), critical=True)
+            .add_extension(self._authority_key_identifier(), critical=False)
+            .sign(self._key(), hashes.SHA256())
+        )
+        pem = certificate.public_bytes(serialization.Encoding.PEM)
+        return Authority(pem, _key_pem(key), pem + self.intermediates_pem)
+
+    def crl_pem(
+        self,
+        revoked: Iterable[int] = (),
+        *,
+        number: int = 1,
+        this_update: datetime | None = None,
+        next_update: datetime | None = None,
+    ) -> bytes:
+        """A CRL that names these serial numbers."""
+        start = this_update if this_update is not None else datetime.now(UTC) - BACKDATED
+        builder = (
+            x509.CertificateRevocationListBuilder()
+            .issuer_name(self._certificate().subject)
+            .last_update(start)
+            .next_update(next_update if next_update is not None else start + CRL_LIFETIME)
+            .add_extension(x509.CRLNumber(number), critical=False)
+            .add_extension(self._authority_key_identifier(), critical=False)
+        )
+        for serial in revoked:
+            entry = x509.RevokedCertificateBuilder().serial_number(serial).revocation_date(start).build()
+            builder = builder.add_revoked_certificate(entry)
+        return builder.sign(self._key(), hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
+
+    def _certificate(self) -> x509.Certificate:
+        return x509.load_pem_x509_certificate(self.certificate_pem)
+
+    def _key(self) -> ec.EllipticCurvePrivateKey:
+        key = serialization.load_pem_private_key(self.key_pem, password=None)
+        if not isinstance(key, ec.EllipticCurvePrivateKey):
+            raise ValueError("the key of a development CA is an ECDSA key")  # noqa: TRY004 - a bad file, not a bad call
+        return key
+
+    def _authority_key_identifier(self) -> x509.AuthorityKeyIdentifier:
+        own = self._certificate().extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
+        return x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(own)
+
+
+def _base(
+    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey, start: datetime, end: datetime
+) -> x509.CertificateBuilder:
+    return (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(issuer)
+        .public_key(key)
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(start)
+        .not_valid_after(end)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
+    )
+
+
+def _name(common_name: str = "", organization: str = "", organizational_unit: str = "") -> x509.Name:
+    parts = (
+        (NameOID.ORGANIZATION_NAME, organization),
+        (NameOID.ORGANIZATIONAL_UNIT_NAME, organizational_unit),
+        (NameOID.COMMON_NAME, common_name),
+    )
+    return x509.Name([x509.NameAttribute(oid, value) for oid, value in parts if value])
+
+
+def _purposes(*, server: bool, client: bool) -> list[ObjectIdentifier]:
+    wanted = ((ExtendedKeyUsageOID.SERVER_AUTH, server), (ExtendedKeyUsageOID.CLIENT_AUTH, client))
+    return [oid for oid, given in wanted if given]
+
+
+def _key_usage(*, ca: bool) -> x509.KeyUsage:
+    return x509.KeyUsage(
+        digital_signature=not ca,
+        content_commitment=False,
+        key_encipherment=False,
+        data_encipherment=False,
+        key_agreement=False,
+        key_cert_sign=ca,
+        crl_sign=ca,
+        encipher_only=False,
+        decipher_only=False,
+    )
+
+
+def _key_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
+    return key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )

@@ -1,0 +1,209 @@
+"""The server's own certificate, chain and key: read strictly, so that what is published is what clients can verify.
+
+Every check here is one that would otherwise show as failed handshakes at every client at once. It never looks at who
+may connect (that is :mod:`tlsproxy.tls.trust`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import TYPE_CHECKING, Final
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from cryptography.x509.oid import ExtendedKeyUsageOID
+
+from tlsproxy.errors import MaterialError
+from tlsproxy.tls import pem
+from tlsproxy.tls.facts import day
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
+
+SKEW: Final = 300.0
+"""Seconds by which a certificate may start in the future: its issuer's clock is not ours."""
+RSA_BITS: Final = 2048
+CURVES: Final = ("secp256r1", "secp384r1", "secp521r1")
+PASSPHRASE_LIMIT: Final = 1024
+"""OpenSSL's PEM_BUFSIZE, beyond which the ssl module refuses a passphrase."""
+
+PARSE_ERRORS: Final = (
+    ValueError,
+    UnsupportedAlgorithm,
+    x509.DuplicateExtension,
+    x509.InvalidVersion,
+    x509.UnsupportedGeneralNameType,
+)
+"""What `cryptography` raises for a certificate or CRL that it does not read."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServerCertificate:
+    """``key_pem`` is the key as configured: an encrypted one stays so, and ``passphrase`` opens it."""
+
+    chain: tuple[x509.Certificate, ...]
+    key_pem: bytes = field(repr=False)
+    passphrase: bytes | None = field(repr=False)
+    warnings: tuple[str, ...]
+
+
+def load_chain(path: str, data: bytes, *, now: float) -> tuple[x509.Certificate, ...]:
+    """The leaf and its intermediates, leaf first. Raises MaterialError for the first thing that is wrong with them."""
+    chain = []
+    for block in pem.blocks_of(path, data):
+        if block.label == pem.CERTIFICATE:
+            chain.append(certificate_of(path, block.data))
+        elif block.label not in pem.PRIVATE_KEYS and block.label != pem.EC_PARAMETERS:
+            raise MaterialError(path, f"holds a {block.label!r} block; only the certificate and its chain belong here")
+    if not chain:
+        raise MaterialError(path, "holds no certificate; put the server certificate first, then its intermediates")
+    _check_leaf(path, chain[0])
+    for certificate in chain:
+        _check_dates(path, certificate, now)
+    for issued, issuer in pairwise(chain):
+        _check_link(path, issued, issuer)
+    return tuple(chain)
+
+
+def load_key(path: str, data: bytes, passphrase: bytes | None) -> tuple[PrivateKeyTypes, bytes]:
+    """The one private key of a file (which may hold certificates beside it) and its block."""
+    blocks = [block for block in pem.blocks_of(path, data) if block.label in pem.PRIVATE_KEYS]
+    if len(blocks) != 1:
+        raise MaterialError(path, f"holds {len(blocks)} private keys; exactly one is needed")
+    block = blocks[0].data
+    encrypted = blocks[0].label == "ENCRYPTED PRIVATE KEY" or b"Proc-Type: 4,ENCRYPTED" in block
+    if encrypted and passphrase is None:
+        raise MaterialError(path, "the private key is encrypted; name its passphrase in tls.key_passphrase_file")
+    try:
+        key = serialization.load_pem_private_key(block, passphrase if encrypted else None)
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+        # The library's text may quote the input; a key file's content stays out of every message.
+        hint = "is the passphrase in tls.key_passphrase_file the right one?" if encrypted else "write the file anew"
+        raise MaterialError(path, f"the private key cannot be read ({type(error).__name__}); {hint}") from None
+    _check_strength(path, key)
+    return key, block
+
+
+def load_server_certificate(
+    cert: tuple[str, bytes], key: tuple[str, bytes], passphrase: bytes | None, *, now: float
+) -> ServerCertificate:
+    """Certificate, chain and key as configured, each a path and its bytes. Raises MaterialError."""
+    cert_path, cert_data = cert
+    key_path, key_data = key
+    chain = load_chain(cert_path, cert_data, now=now)
+    private, block = load_key(key_path, key_data, passphrase)
+    if private.public_key() != chain[0].public_key():
+        raise MaterialError(
+            key_path,
+            f"does not belong to the first certificate of {cert_path}; if they are being replaced, both must be",
+        )
+    warnings = []
+    if cert_path != key_path and b"PRIVATE KEY-----" in cert_data:
+        warnings.append(f"{cert_path}: holds a private key that is not used; the key is read from {key_path}")
+    if not _has_names(chain[0]):
+        warnings.append(f"{cert_path}: names no host in subjectAltName; clients that verify host names refuse it")
+    return ServerCertificate(chain, block, passphrase, tuple(warnings))
+
+
+def passphrase_of(path: str, data: bytes) -> bytes:
+    """A passphrase file's content without the line end that an editor leaves."""
+    passphrase = data.removesuffix(b"\n").removesuffix(b"\r")
+    if not passphrase:
+        raise MaterialError(path, "is empty; put the passphrase of the private key there")
+    if len(passphrase) > PASSPHRASE_LIMIT:
+        raise MaterialError(path, f"is longer than the {PASSPHRASE_LIMIT} bytes that OpenSSL takes as a passphrase")
+    return passphrase
+
+
+def certificate_of(path: str, block: bytes) -> x509.Certificate:
+    """One parsed block, its extensions included. Raises MaterialError."""
+    try:
+        certificate = x509.load_pem_x509_certificate(block)
+        # They are parsed late otherwise, and would raise where nobody expects it.
+        certificate.public_key()
+        _ = certificate.subject, certificate.issuer, certificate.extensions, certificate.signature_hash_algorithm
+    except PARSE_ERRORS as error:
+        raise MaterialError(path, f"holds a certificate that cannot be parsed: {error}") from None
+    return certificate
+
+
+def is_authority(certificate: x509.Certificate) -> bool:
+    """RFC 5280 section 4.2.1.9: without basic constraints that say CA, a certificate issues nothing."""
+    try:
+        return certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
+    except x509.ExtensionNotFound:
+        return False
+
+
+def _check_leaf(path: str, leaf: x509.Certificate) -> None:
+    name = leaf.subject.rfc4514_string() or "the first certificate"
+    if is_authority(leaf):
+        raise MaterialError(path, f"{name} is a CA; the server certificate must come first, and not be a CA itself")
+    if isinstance(leaf.signature_hash_algorithm, hashes.SHA1 | hashes.MD5):
+        raise MaterialError(
+            path, f"{name} is signed with {leaf.signature_hash_algorithm.name}; issue it anew with SHA-256"
+        )
+    _check_strength(path, leaf.public_key())
+    try:
+        purposes = leaf.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
+    except x509.ExtensionNotFound:
+        purposes = None
+    if purposes is not None and ExtendedKeyUsageOID.SERVER_AUTH not in purposes:
+        raise MaterialError(path, f"{name} is not for servers: its extended key usage lacks serverAuth")
+    try:
+        usage = leaf.extensions.get_extension_for_class(x509.KeyUsage).value
+    except x509.ExtensionNotFound:
+        usage = None
+    if usage is not None and not usage.digital_signature:
+        raise MaterialError(
+            path, f"{name} may not sign: its key usage lacks digitalSignature, which ECDHE and TLS 1.3 need"
+        )
+
+
+def _check_dates(path: str, certificate: x509.Certificate, now: float) -> None:
+    name = certificate.subject.rfc4514_string()
+    start, end = certificate.not_valid_before_utc.timestamp(), certificate.not_valid_after_utc.timestamp()
+    if start > now + SKEW:
+        raise MaterialError(path, f"{name} is not valid before {day(start)}; check the clock, or wait")
+    if end <= now:
+        raise MaterialError(path, f"{name} expired at {day(end)}; renew it")
+
+
+def _check_link(path: str, issued: x509.Certificate, issuer: x509.Certificate) -> None:
+    below, above = issued.subject.rfc4514_string(), issuer.subject.rfc4514_string()
+    if not is_authority(issuer):
+        raise MaterialError(
+            path, f"{above} follows {below} but is not a CA; only the chain's intermediates belong here"
+        )
+    try:
+        issued.verify_directly_issued_by(issuer)
+    except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm):
+        raise MaterialError(
+            path, f"{above} did not issue {below}, which stands before it; order the file from leaf to root"
+        ) from None
+
+
+def _check_strength(path: str, key: object) -> None:
+    """Private or public. What OpenSSL's security level 2 and every client of today accept."""
+    match key:
+        case rsa.RSAPrivateKey() | rsa.RSAPublicKey():
+            if key.key_size < RSA_BITS:
+                raise MaterialError(path, f"an RSA key of {key.key_size} bits is too short; use {RSA_BITS} or more")
+        case ec.EllipticCurvePrivateKey() | ec.EllipticCurvePublicKey():
+            if key.curve.name not in CURVES:
+                raise MaterialError(path, f"the curve {key.curve.name} is not used in TLS; use {', '.join(CURVES)}")
+        case ed25519.Ed25519PrivateKey() | ed25519.Ed25519PublicKey():
+            pass
+        case _:
+            raise MaterialError(path, "the key is neither RSA nor ECDSA nor Ed25519")
+
+
+def _has_names(leaf: x509.Certificate) -> bool:
+    try:
+        names = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except x509.ExtensionNotFound:
+        return False
+    return bool(names.get_values_for_type(x509.DNSName) or names.get_values_for_type(x509.IPAddress))

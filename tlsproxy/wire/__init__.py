@@ -1,0 +1,1 @@
+"""Bytes in, values out: HTTP/1 heads, targets and framing. Pure."""

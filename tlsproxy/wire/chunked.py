@@ -1,0 +1,105 @@
+"""The chunked transfer coding (RFC 9112 §7.1), relayed as it comes and followed byte by byte.
+
+Chunk extensions are refused: nobody here sends them, and parsers disagree about them. Trailer fields are re-stated:
+those that frame, route or identify (RFC 9110 §6.5.1) are dropped, so that none enters by the back door.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+from tlsproxy.wire.http1 import is_identity
+
+MAX_TRAILERS: Final = 8192
+
+_SIZE_LINE = re.compile(rb"([0-9A-Fa-f]{1,8})\r\n")
+_SIZE_LINE_MAX: Final = 10
+_TRAILERS = re.compile(rb"(?:[!#$%&'*+\-.^_`|~0-9A-Za-z]+:[\t\x20-\x7e\x80-\xff]*\r\n)*\r\n")
+_TRAILER = re.compile(rb"([^:\r\n]+):([^\r\n]*)\r\n")
+_NEVER_TRAILERS = re.compile(
+    rb"host|connection|keep-alive|te|trailer|transfer-encoding|upgrade|expect|content-.*|set-cookie|cookie|www-.*|"
+    rb"proxy-.*|cache-control|range|if-.*|vary|date|location|retry-after|age|expires|max-forwards|pragma"
+)
+
+
+class ChunkedError(ValueError):
+    """Not the chunked coding; the connection it came on cannot be used any more."""
+
+
+class ChunkedBody:
+    """Follows one body. ``done`` turns true at its end; ``size`` counts the bytes of the content itself."""
+
+    __slots__ = ("_held", "_left", "_trailers", "done", "size")
+
+    def __init__(self) -> None:
+        self.done = False
+        self.size = 0
+        self._left = 0  # of the current chunk, its CRLF included
+        self._held = b""  # the beginning of a size line, or of the trailer section
+        self._trailers = False
+
+    def feed(self, data: bytes) -> tuple[bytes, int]:
+        """Takes what belongs to the body: (the bytes to forward, how many were taken). Raises :class:`ChunkedError`.
+
+        Fewer bytes are taken than given only when the body is done.
+        """
+        end = len(data)
+        if end <= self._left - 2:  # the common case: the middle of a chunk
+            self._left -= end
+            self.size += end
+            return data, end
+        position = 0
+        while position < end and not self._trailers:
+            position = self._content(data, position) if self._left else self._size_line(data, position)
+        if not self._trailers:
+            return data, end
+        return self._trailer_section(data, position)
+
+    def _content(self, data: bytes, position: int) -> int:
+        step = min(self._left, len(data) - position)
+        content = max(0, min(step, self._left - 2))
+        self.size += content
+        ending = data[position + content : position + step]
+        self._left -= content
+        if ending and not b"\r\n"[2 - self._left :].startswith(ending):
+            raise ChunkedError("a chunk does not end where its size says")
+        self._left -= len(ending)
+        return position + step
+
+    def _size_line(self, data: bytes, position: int) -> int:
+        newline = data.find(b"\n", position, position + _SIZE_LINE_MAX)
+        stop = min(len(data), position + _SIZE_LINE_MAX) if newline < 0 else newline + 1
+        line = self._held + data[position:stop]
+        if newline < 0:
+            if len(line) >= _SIZE_LINE_MAX:
+                raise ChunkedError("a chunk size without its end")
+            self._held = line
+            return stop
+        match = _SIZE_LINE.fullmatch(line)
+        if match is None:
+            raise ChunkedError("a malformed chunk size")
+        self._held = b""
+        size = int(match.group(1), 16)
+        self._left = size + 2 if size else 0
+        self._trailers = not size
+        return stop
+
+    def _trailer_section(self, data: bytes, position: int) -> tuple[bytes, int]:
+        """Held back until it is whole, since its fields are judged by name."""
+        before, section = len(self._held), self._held + data[position:]
+        stop = 2 if section.startswith(b"\r\n") else section.find(b"\r\n\r\n") + 4
+        if stop < 4 and not section.startswith(b"\r\n"):  # noqa: PLR2004 - not found
+            if len(section) > MAX_TRAILERS:
+                raise ChunkedError("trailers are too large")
+            self._held = section
+            return data[:position], len(data)
+        if stop > MAX_TRAILERS or _TRAILERS.fullmatch(section, 0, stop) is None:
+            raise ChunkedError("malformed trailers")
+        self.done = True
+        kept = [
+            b"%b:%b\r\n" % (name, value)
+            for name, value in _TRAILER.findall(section, 0, stop)
+            if not is_identity(name.lower()) and _NEVER_TRAILERS.fullmatch(name.lower()) is None
+        ]
+        return data[:position] + b"".join(kept) + b"\r\n", position + stop - before

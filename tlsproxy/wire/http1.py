@@ -1,0 +1,163 @@
+"""HTTP/1.1 heads: the strict subset that is accepted, and its one re-statement.
+
+A head is parsed whole, from its first byte to its empty line, and written anew: nothing of it travels upstream because
+it was there, only because it was understood. What two parsers could read differently is refused here: bare LF or CR,
+obs-fold, space before a colon, two Hosts, two Content-Lengths, Content-Length beside Transfer-Encoding, a transfer
+coding other than exactly ``chunked`` (RFC 9112 §2.2, §5, §6, §11.2). Heads never include a body byte.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Final
+
+from tlsproxy.errors import BadRequest, ExpectationFailed, HeadTooLarge, UpgradeRefused, VersionRefused
+
+CHUNKED: Final = -1
+"""The length of a body that comes in chunks."""
+
+END: Final = b"\r\n\r\n"
+
+# request-line = method SP request-target SP HTTP-version (RFC 9112 §3); the target is visible ASCII, split later.
+_REQUEST_LINE = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]{1,32}) ([\x21-\x7e]+) HTTP/([0-9])\.([0-9])\r\n")
+# field-line = field-name ":" OWS field-value OWS (RFC 9112 §5); field-vchar and obs-text, so no CTL but HTAB.
+_FIELD_LINES = re.compile(rb"(?:[!#$%&'*+\-.^_`|~0-9A-Za-z]+:[\t\x20-\x7e\x80-\xff]*\r\n)+\r\n")
+_FIELD = re.compile(rb"([^:\r\n]+):([^\r\n]*)\r\n")
+_DIGITS = re.compile(rb"[0-9]{1,15}")
+# uri-host [ ":" port ] (RFC 9110 §7.2), without the userinfo, percent-encoding and sub-delims that no client sends.
+_HOST = re.compile(rb"(?:[0-9A-Za-z._\-]{1,255}|\[[0-9A-Fa-f:.]{2,45}\])(?::[0-9]{1,5})?")
+_BARE_LF = re.compile(rb"(?<!\r)\n")
+
+_HOP_BY_HOP = frozenset(
+    (b"connection", b"keep-alive", b"proxy-connection", b"te", b"trailer", b"transfer-encoding", b"upgrade")
+)
+_IDENTITY = re.compile(
+    rb"api-key|authorization|proxy-auth.*|forwarded|x-forwarded(-.*)?|x-real-ip|x-client-cert.*|x-ssl-.*|x-tlsproxy-.*"
+)
+# What decides about the message, or about its sender, has one value.
+_ONCE = frozenset(
+    b"host content-length transfer-encoding expect upgrade api-key authorization content-type content-encoding".split()
+)
+_KEPT_BY_CONNECTION = frozenset((b"host", b"content-length", b"content-type", b"content-encoding", b"expect"))
+
+
+@dataclass(frozen=True, slots=True)
+class RequestHead:
+    """A request head that was understood. Field names are lower case; values are the bytes between the white space.
+
+    ``length`` is the body's size in bytes, 0 for none, ``CHUNKED`` for a chunked one. ``close`` says that the client
+    wants the connection closed after the response.
+    """
+
+    method: str
+    target: str
+    fields: tuple[tuple[bytes, bytes], ...]
+    host: bytes
+    length: int
+    close: bool
+    expects_continue: bool
+
+    def value(self, name: bytes) -> str | None:
+        """The field's value as text, None where it is absent. Names that may come once only are checked at parsing."""
+        for field, value in self.fields:
+            if field == name:
+                return value.decode("latin-1")
+        return None
+
+
+def is_identity(name: bytes) -> bool:
+    """Whether a field of this lower-case name carries identity or credentials, which never pass from a client.
+
+    ``_`` and ``.`` count as ``-``: servers that fold names into variables cannot tell them apart.
+    """
+    return _IDENTITY.fullmatch(name.replace(b"_", b"-").replace(b".", b"-")) is not None
+
+
+def has_bare_lf(data: bytes) -> bool:
+    """Whether an unfinished head already holds a line end that we do not accept, so that there is no use in waiting."""
+    return _BARE_LF.search(data) is not None
+
+
+def parse_request(head: bytes, *, max_fields: int = 100) -> RequestHead:
+    """The head up to and with its empty line. Raises :class:`BadRequest` or one of its leaves."""
+    line = _REQUEST_LINE.match(head)
+    if line is None:
+        raise BadRequest("Malformed request line")
+    if line.group(3) != b"1" or line.group(4) != b"1":
+        raise VersionRefused("Only HTTP/1.1 is served here")
+    if _FIELD_LINES.fullmatch(head, line.end()) is None:
+        raise BadRequest("Malformed header")
+    fields = tuple((name.lower(), value.strip(b" \t")) for name, value in _FIELD.findall(head, line.end()))
+    if len(fields) > max_fields:
+        raise HeadTooLarge(f"More than {max_fields} header fields")
+    once = _singular(fields)
+    host = once.get(b"host")
+    if host is None or _HOST.fullmatch(host) is None:
+        raise BadRequest("Exactly one valid Host header is required")
+    if b"upgrade" in once or line.group(1) == b"CONNECT":
+        raise UpgradeRefused("Upgrade and CONNECT are not offered")
+    expect = once.get(b"expect")
+    if expect is not None and expect.lower() != b"100-continue":
+        raise ExpectationFailed("The only expectation that is understood is 100-continue")
+    return RequestHead(
+        method=line.group(1).decode(),
+        target=line.group(2).decode(),
+        fields=fields,
+        host=host,
+        length=_body_length(once),
+        close=b"close" in _options(fields),
+        expects_continue=expect is not None,
+    )
+
+
+def _singular(fields: tuple[tuple[bytes, bytes], ...]) -> dict[bytes, bytes]:
+    values: dict[bytes, bytes] = {}
+    for name, value in fields:
+        if name in _ONCE:
+            if name in values:
+                raise BadRequest(f"Header {name.decode()} is given more than once")
+            values[name] = value
+    return values
+
+
+def _body_length(once: dict[bytes, bytes]) -> int:
+    length, coding = once.get(b"content-length"), once.get(b"transfer-encoding")
+    if coding is not None:
+        if length is not None:
+            raise BadRequest("Content-Length and Transfer-Encoding exclude each other")
+        if coding.lower() != b"chunked":
+            raise BadRequest("The only transfer coding that is understood is chunked")
+        return CHUNKED
+    if length is None:
+        return 0
+    if _DIGITS.fullmatch(length) is None:
+        raise BadRequest("Malformed Content-Length")
+    return int(length)
+
+
+def _options(fields: tuple[tuple[bytes, bytes], ...]) -> frozenset[bytes]:
+    """The connection options (RFC 9110 §7.6.1), which also name the fields that end at this hop."""
+    options = frozenset(
+        option.strip(b" \t").lower() for name, value in fields if name == b"connection" for option in value.split(b",")
+    )
+    if options & _KEPT_BY_CONNECTION:
+        raise BadRequest("Connection names a header that must reach the server")
+    return options
+
+
+def restate_request(head: RequestHead, target: str, *, upstream_host: bytes, upstream_key: bytes | None) -> bytes:
+    """The head as it goes upstream, without the lines of the connection and without the empty line.
+
+    ``target`` is the canonical one that was decided on. Hop-by-hop fields, those that Connection names, and whatever
+    carries identity or credentials are gone (RFC 9110 §7.6.1).
+    """
+    dropped = _HOP_BY_HOP | _options(head.fields) | {b"host"}
+    lines = [b"%b %b HTTP/1.1" % (head.method.encode(), target.encode()), b"host: " + upstream_host]
+    lines += [b"%b: %b" % field for field in head.fields if field[0] not in dropped and not is_identity(field[0])]
+    if head.length == CHUNKED:
+        lines.append(b"transfer-encoding: chunked")
+    if upstream_key is not None:
+        lines.append(b"api-key: " + upstream_key)
+    lines.append(b"x-forwarded-host: " + head.host)
+    return b"\r\n".join(lines) + b"\r\n"

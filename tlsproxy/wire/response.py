@@ -1,0 +1,92 @@
+"""HTTP/1.1 response heads of the upstream: read as strictly as requests, re-stated without their hop-by-hop fields.
+
+The upstream is trusted with its answers, not with their framing: a response whose end two parsers could place
+differently ends the connection instead of reaching a client (RFC 9112 §6.3, §11.1).
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Final
+
+from tlsproxy.wire.http1 import CHUNKED
+
+UNTIL_CLOSE: Final = -2
+"""The length of a body that ends with its connection."""
+
+_HEAD = re.compile(
+    rb"HTTP/1\.([01]) ([1-5][0-9]{2})([ \t\x21-\x7e\x80-\xff]*)\r\n"
+    rb"((?:[!#$%&'*+\-.^_`|~0-9A-Za-z]+:[\t\x20-\x7e\x80-\xff]*\r\n)*)\r\n"
+)
+_HOP_BY_HOP = re.compile(
+    rb"^(connection|keep-alive|proxy-connection|te|trailer|upgrade|transfer-encoding|content-length)"
+    rb":([^\r\n]*)\r\n",
+    re.IGNORECASE | re.MULTILINE,
+)
+_DIGITS = re.compile(rb"[0-9]{1,15}")
+_BODILESS = frozenset((204, 304))
+
+
+@dataclass(frozen=True, slots=True)
+class ResponseHead:
+    """``fields`` is the re-stated block of field lines. ``length`` is what follows this head on the connection:
+    a size, ``CHUNKED`` or ``UNTIL_CLOSE``. ``keep`` says whether the upstream connection survives the response.
+    """
+
+    status: int
+    line: bytes
+    fields: bytes
+    length: int
+    keep: bool
+
+    def restated(self, *, close: bool) -> bytes:
+        """The whole head for the client; ``close`` announces that its connection ends with this response."""
+        return self.line + self.fields + (b"connection: close\r\n\r\n" if close else b"\r\n")
+
+
+def parse_response(head: bytes, *, to_head: bool) -> ResponseHead:  # noqa: C901 - one row for each field that frames
+    """The head up to and with its empty line. ``to_head``: it answers a HEAD request. Raises ValueError."""
+    match = _HEAD.fullmatch(head)
+    if match is None:
+        raise ValueError("malformed response head")
+    status = int(match.group(2))
+    fields = match.group(4)
+    keep = match.group(1) == b"1"
+    length: int | None = None
+    coding: bytes | None = None
+    for name, padded in _HOP_BY_HOP.findall(fields):
+        lowered, value = name.lower(), padded.strip(b" \t")
+        if lowered == b"content-length":
+            if length is not None or _DIGITS.fullmatch(value) is None:
+                raise ValueError("malformed or repeated content-length")
+            length = int(value)
+        elif lowered == b"transfer-encoding":
+            if coding is not None or value.lower() != b"chunked":
+                raise ValueError("a transfer coding other than chunked")
+            coding = value
+        elif lowered == b"connection" and b"close" in value.lower():
+            keep = False
+    if length is not None and coding is not None:
+        raise ValueError("content-length beside transfer-encoding")
+    restated = _HOP_BY_HOP.sub(b"", fields)
+    if length is not None:
+        restated += b"content-length: %d\r\n" % length
+    elif coding is not None:
+        restated += b"transfer-encoding: chunked\r\n"
+    return ResponseHead(
+        status=status,
+        line=b"HTTP/1.1 %d%b\r\n" % (status, match.group(3)),
+        fields=restated,
+        length=_on_the_wire(status, length, chunked=coding is not None, to_head=to_head),
+        keep=keep,
+    )
+
+
+def _on_the_wire(status: int, length: int | None, *, chunked: bool, to_head: bool) -> int:
+    """RFC 9112 §6.3, the rules in their order."""
+    if to_head or status < 200 or status in _BODILESS:  # noqa: PLR2004 - 1xx
+        return 0
+    if chunked:
+        return CHUNKED
+    return UNTIL_CLOSE if length is None else length
