@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
@@ -48,9 +49,9 @@ class Lines:
 
     def drain(self) -> list[str]:
         """All that came until the pipe's end."""
-        while (line := self._queue.get(timeout=DEADLINE)) is not None:
+        self._thread.join(DEADLINE)
+        while not self._queue.empty() and (line := self._queue.get()) is not None:
             self.seen.append(line)
-        self._thread.join()
         return self.seen
 
 
@@ -68,7 +69,6 @@ class Gateway:
         )
         self.log = Lines(self.process.stderr)
         self._audit = Lines(self.process.stdout)
-        self.records: list[dict[str, Any]] = []
 
     def __enter__(self) -> Self:
         try:

@@ -87,7 +87,7 @@ class ScriptedUpstream:
     answer: Answer = field(default_factory=plain)
     requests: list[Received] = field(default_factory=list)
     connections: int = 0
-    _listener: socket.socket = field(default_factory=socket.socket)
+    _listener: socket.socket = field(init=False)
     _open: set[socket.socket] = field(default_factory=set)
     _threads: list[threading.Thread] = field(default_factory=list)
 

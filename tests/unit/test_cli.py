@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import os
 import stat
 import subprocess
 import sys
@@ -97,7 +96,7 @@ class TestCheck:
         assert result.exit_code == 2
         assert result.stderr.splitlines() == [
             f"error: {wrong}:1:1 sevice: unknown key (did you mean 'service'?)",
-            f"error: {wrong}:9:48 identities[1].role: no role is called 'serach' (did you mean 'search'?)",
+            f"error: {wrong}:9:44 identities[1].role: no role is called 'serach' (did you mean 'search'?)",
         ]
         assert site.exists()
 
@@ -132,7 +131,7 @@ class TestExplain:
         assert "uri        spiffe://example.org/a" in result.stdout
         assert 'rule "jobs" (role "ingest"): cn is "searcher", not "ingest-*"' in result.stdout
         assert "rule       searchers\nrole       search\n" in result.stdout
-        assert "operation  search" in result.stdout
+        assert "operation  core_search_batch: scope collection" in result.stdout
         assert "collection docs\n" in result.stdout
         assert result.stdout.endswith("decision   allowed\n")
 
@@ -209,9 +208,9 @@ class TestCerts:
         ],
     )
     def test_refused_options(self, site: Path, options: tuple[str, ...]) -> None:
-        before = sorted(os.listdir(site / "certs"))
+        before = sorted((site / "certs").iterdir())
         assert call("certs", "issue", "--dir", site / "certs", *options).exit_code == 2
-        assert sorted(os.listdir(site / "certs")) == before
+        assert sorted((site / "certs").iterdir()) == before
 
     def test_directory_that_cannot_be_written(self, tmp_path: Path) -> None:
         (tmp_path / "file").touch()

@@ -153,6 +153,7 @@ def test_empty_api_key_is_unset_as_in_qdrant() -> None:
 
 
 def test_problem_of_a_variable_names_it() -> None:
+    not_a_number = "must be a valid integer, unable to parse string as an integer"
     environ = {
         "QDRANT__SERVICE__HTTP_PORT": "x",
         "QDRANT__TLS__CRL": "[",
@@ -162,8 +163,7 @@ def test_problem_of_a_variable_names_it() -> None:
     assert problems(MINIMAL, environ) == [
         "env QDRANT__TLS__CRL tls.crl: not a value that YAML could read",
         "env qdrant__service__host service.host: set twice: QDRANT__SERVICE__HOST names the same key",
-        "env QDRANT__SERVICE__HTTP_PORT service.http_port: "
-        "must be a valid integer, unable to parse string as an integer",
+        f"env QDRANT__SERVICE__HTTP_PORT service.http_port: {not_a_number}",
     ]
 
 

@@ -109,6 +109,13 @@ def test_certificate_without_a_role_is_refused() -> None:
     assert "`identities`" in principal.refusal.text
 
 
+def test_refusal_names_a_certificate_that_has_no_subject() -> None:
+    for identity, shown in ((replace(NOBODY, uris=("spiffe://a/b",)), "spiffe://a/b"), (NOBODY, "SHA-256 0000")):
+        refusal = policy().principal_of(identity).refusal
+        assert refusal is not None
+        assert f'no role for certificate "{shown}' in refusal.text
+
+
 def test_empty_policy_admits_nobody() -> None:
     refusal = policy().principal_of(ALICE).refusal
     assert refusal is not None

@@ -6,6 +6,7 @@ import threading
 
 import pytest
 from tls_site import ROOT, SERVER, Site, site
+
 from tlsproxy.config.problems import ConfigError
 from tlsproxy.errors import MaterialError
 from tlsproxy.tls import files
@@ -13,44 +14,44 @@ from tlsproxy.tls.files import UnstableInputs, read_file, read_inputs
 
 
 @pytest.fixture(autouse=True)
-def _hasty(monkeypatch):
+def _hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(files, "PAUSE", 0.0)
 
 
-def refused(path, limit=100):
+def refused(path: Path, limit: int = 100):
     with pytest.raises(MaterialError) as error:
         read_file(path, limit)
     assert error.value.path == str(path)
     return error.value.text
 
 
-def test_a_regular_file_is_read_whole(tmp_path):
+def test_a_regular_file_is_read_whole(tmp_path: Path) -> None:
     path = tmp_path / "f"
     for data in (b"", b"x", os.urandom(100)):
         path.write_bytes(data)
         assert read_file(path, 100) == data
 
 
-def test_a_file_over_the_limit_is_not_read(tmp_path):
+def test_a_file_over_the_limit_is_not_read(tmp_path: Path) -> None:
     path = tmp_path / "f"
     with path.open("wb") as file:
         file.truncate(1 << 30)
     assert "1073741824 bytes" in refused(path)
 
 
-def test_a_named_pipe_does_not_block(tmp_path):
+def test_a_named_pipe_does_not_block(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "f")
     assert "a named pipe" in refused(tmp_path / "f")
 
 
-def test_a_socket_is_refused(tmp_path, monkeypatch):
+def test_a_socket_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind("s")
         assert "cannot be read" in refused(tmp_path / "s")
 
 
-def test_a_directory_a_device_and_a_dangling_link_are_refused(tmp_path):
+def test_a_directory_a_device_and_a_dangling_link_are_refused(tmp_path: Path) -> None:
     assert "a directory" in refused(tmp_path)
     (tmp_path / "null").symlink_to("/dev/null")
     assert "a device" in refused(tmp_path / "null")
@@ -63,17 +64,17 @@ def test_a_directory_a_device_and_a_dangling_link_are_refused(tmp_path):
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
-def test_a_file_of_somebody_else_is_refused_with_advice(tmp_path):
+def test_a_file_of_somebody_else_is_refused_with_advice(tmp_path: Path) -> None:
     (tmp_path / "f").touch(mode=0o000)
     assert "read permission" in refused(tmp_path / "f")
 
 
-def test_a_file_that_grows_while_it_is_read_is_unstable(tmp_path, monkeypatch):
+def test_a_file_that_grows_while_it_is_read_is_unstable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "f"
     path.write_bytes(b"one")
     fstat = os.fstat
 
-    def then_grow(descriptor):
+    def then_grow(descriptor: int):
         status = fstat(descriptor)
         path.write_bytes(b"one two")
         return status
@@ -83,7 +84,7 @@ def test_a_file_that_grows_while_it_is_read_is_unstable(tmp_path, monkeypatch):
         read_file(path, 100)
 
 
-def test_inputs_are_the_configuration_and_all_that_it_names(tmp_path):
+def test_inputs_are_the_configuration_and_all_that_it_names(tmp_path: Path) -> None:
     made = site(
         tmp_path,
         tls={"crl": ["a.crl", "b.crl"], "key_passphrase_file": "pass"},
@@ -100,7 +101,7 @@ def test_inputs_are_the_configuration_and_all_that_it_names(tmp_path):
     assert "PRIVATE" not in repr(inputs)
 
 
-def test_the_digest_changes_with_every_input_and_only_then(tmp_path):
+def test_the_digest_changes_with_every_input_and_only_then(tmp_path: Path) -> None:
     made = site(tmp_path)
     seen = {made.digest()}
     assert made.digest() in seen
@@ -113,7 +114,7 @@ def test_the_digest_changes_with_every_input_and_only_then(tmp_path):
     assert made.digest() in seen
 
 
-def test_a_steady_poll_reads_once_and_parses_nothing(tmp_path, monkeypatch):
+def test_a_steady_poll_reads_once_and_parses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = site(tmp_path)
     first = read_inputs(made.config, {})
     monkeypatch.setattr(files.loader, "parse", None)
@@ -126,11 +127,11 @@ def test_a_steady_poll_reads_once_and_parses_nothing(tmp_path, monkeypatch):
     assert len(reads) == len(first.files)
 
 
-def test_a_set_that_never_settles_is_unstable(tmp_path, monkeypatch):
+def test_a_set_that_never_settles_is_unstable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = site(tmp_path)
     read = files._read
 
-    def disturbed(path, *args):
+    def disturbed(path: Path, *args: Any):
         if path.name == "ca.pem":
             made.write("ca.pem", os.urandom(8).hex().encode())
         return read(path, *args)
@@ -140,12 +141,12 @@ def test_a_set_that_never_settles_is_unstable(tmp_path, monkeypatch):
         read_inputs(made.config, {})
 
 
-def test_a_change_between_two_readings_is_read_again(tmp_path, monkeypatch):
+def test_a_change_between_two_readings_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = site(tmp_path)
     read = files._read
     count = 0
 
-    def once_disturbed(path, *args):
+    def once_disturbed(path: Path, *args: Any):
         nonlocal count
         count += path.name == "ca.pem"
         if count == 2:
@@ -157,7 +158,7 @@ def test_a_change_between_two_readings_is_read_again(tmp_path, monkeypatch):
     assert count == 3
 
 
-def versions(tmp_path) -> tuple[Site, dict[str, tuple[bytes, bytes]]]:
+def versions(tmp_path: Path) -> tuple[Site, dict[str, tuple[bytes, bytes]]]:
     """Kubernetes' layout: server.* → ..data/server.*, ..data → v1."""
     made = site(tmp_path, tls={"cert": "tls/server.pem", "key": "tls/server.key"})
     pairs = {}
@@ -173,18 +174,20 @@ def versions(tmp_path) -> tuple[Site, dict[str, tuple[bytes, bytes]]]:
     return made, pairs
 
 
-def swap(tmp_path, version: str) -> None:
+def swap(tmp_path: Path, version: str) -> None:
     (tmp_path / "tls/..tmp").symlink_to(version)
     (tmp_path / "tls/..tmp").rename(tmp_path / "tls/..data")
 
 
 @pytest.mark.parametrize("moment", ["tls/server.pem", "tls/server.key", "ca.pem"])
-def test_key_and_certificate_come_from_one_directory_when_links_are_swapped_meanwhile(tmp_path, monkeypatch, moment):
+def test_key_and_certificate_come_from_one_directory_when_links_are_swapped_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
     made, pairs = versions(tmp_path)
     read = files._read
     swapped = []
 
-    def swapping(path, *args):
+    def swapping(path: Path, *args: Any):
         if path == tmp_path / moment and not swapped:
             swapped.append(moment)
             swap(tmp_path, "v2")
@@ -195,7 +198,7 @@ def test_key_and_certificate_come_from_one_directory_when_links_are_swapped_mean
     assert (inputs.files[tmp_path / "tls/server.pem"], inputs.files[tmp_path / "tls/server.key"]) == pairs["v2"]
 
 
-def test_under_continuous_link_swaps_every_reading_is_a_pair(tmp_path):
+def test_under_continuous_link_swaps_every_reading_is_a_pair(tmp_path: Path) -> None:
     made, pairs = versions(tmp_path)
     stop = threading.Event()
 
@@ -226,7 +229,7 @@ def test_under_continuous_link_swaps_every_reading_is_a_pair(tmp_path):
     assert read_inputs(made.config, {}).files[tmp_path / "tls/server.key"] == pairs["v1"][1]
 
 
-def test_key_and_certificate_in_directories_of_their_own_are_fine(tmp_path):
+def test_key_and_certificate_in_directories_of_their_own_are_fine(tmp_path: Path) -> None:
     made = site(tmp_path)
     for name in ("server.pem", "server.key"):
         (tmp_path / f"real-{name}").mkdir()
@@ -235,14 +238,14 @@ def test_key_and_certificate_in_directories_of_their_own_are_fine(tmp_path):
     assert read_inputs(made.config, {}).files[tmp_path / "server.key"] == SERVER.key_pem
 
 
-def test_a_file_missing_for_a_moment_is_waited_for(tmp_path, monkeypatch):
+def test_a_file_missing_for_a_moment_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = site(tmp_path)
     (tmp_path / "ca.pem").unlink()
     monkeypatch.setattr(files.time, "sleep", lambda _: made.write("ca.pem", ROOT.certificate_pem))
     assert read_inputs(made.config, {}).files[tmp_path / "ca.pem"] == ROOT.certificate_pem
 
 
-def test_a_configuration_cut_off_for_a_moment_is_waited_for(tmp_path, monkeypatch):
+def test_a_configuration_cut_off_for_a_moment_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = site(tmp_path)
     whole = made.config.read_bytes()
     made.config.write_bytes(b"")
@@ -250,20 +253,20 @@ def test_a_configuration_cut_off_for_a_moment_is_waited_for(tmp_path, monkeypatc
     assert made.config in read_inputs(made.config, {}).files
 
 
-def test_a_file_missing_for_good_is_named(tmp_path):
+def test_a_file_missing_for_good_is_named(tmp_path: Path) -> None:
     made = site(tmp_path)
     (tmp_path / "ca.pem").unlink()
     with pytest.raises(MaterialError, match="ca.pem: does not exist"):
         read_inputs(made.config, {})
 
 
-def test_a_wrong_configuration_is_a_configuration_error(tmp_path):
+def test_a_wrong_configuration_is_a_configuration_error(tmp_path: Path) -> None:
     made = site(tmp_path, service={"htpp_port": 1})
     with pytest.raises(ConfigError, match="htpp_port"):
         read_inputs(made.config, {})
 
 
-def test_a_key_that_others_can_read_is_warned_of(tmp_path):
+def test_a_key_that_others_can_read_is_warned_of(tmp_path: Path) -> None:
     made = site(tmp_path)
     assert read_inputs(made.config, {}).warnings == ()
     (tmp_path / "server.key").chmod(0o640)

@@ -10,7 +10,9 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import dsa, ec, ed448, ed25519, rsa
 from cryptography.x509.oid import NameOID
 from tls_site import CLIENT, OTHER, ROOT, SERVER, hour, site
+
 from tlsproxy.errors import MaterialError
+from tlsproxy.tls import files
 from tlsproxy.tls.files import read_inputs
 from tlsproxy.tls.material import load_material
 
@@ -18,25 +20,30 @@ NOW = time.time()
 PEM = serialization.Encoding.PEM
 
 
+@pytest.fixture(autouse=True)
+def _hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "PAUSE", 0.0)
+
+
 @pytest.fixture
-def made(tmp_path):
+def made(tmp_path: Path):
     return site(tmp_path)
 
 
-def load(made, *, now=None, previous=None):
+def load(made: Site, *, now: float | None = None, previous: Any = None):
     inputs = read_inputs(made.config, {})
     moment = time.time() if now is None else now
     return load_material(inputs.loaded.config, inputs.files, now=moment, previous=previous)
 
 
-def reason(made, **more):
+def reason(made: Site, **more: Any):
     with pytest.raises(MaterialError) as error:
         load(made, **more)
     assert "PRIVATE" not in str(error.value)
     return str(error.value)
 
 
-def self_signed(key, *extensions, **fields):
+def self_signed(key: Any, *extensions: x509.ExtensionType, **fields: Any):
     """A server certificate of its own, for what an authority would not sign."""
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "odd")])
     start = datetime.now(UTC) - timedelta(minutes=1)
@@ -55,16 +62,16 @@ def self_signed(key, *extensions, **fields):
     return builder.sign(key, fields.get("algorithm", algorithm)).public_bytes(PEM)
 
 
-def pem_of(key, encryption=None):
+def pem_of(key: Any, encryption: serialization.KeySerializationEncryption | None = None):
     return key.private_bytes(PEM, serialization.PrivateFormat.PKCS8, encryption or serialization.NoEncryption())
 
 
-def serve(made, key, *extensions, **fields):
+def serve(made: Site, key: Any, *extensions: x509.ExtensionType, **fields: Any) -> None:
     made.write("server.pem", self_signed(key, *extensions, **fields))
     made.write("server.key", pem_of(key))
 
 
-def test_good_material_says_what_it_is_and_no_secret(made):
+def test_good_material_says_what_it_is_and_no_secret(made: Site) -> None:
     material = load(made)
     leaf = x509.load_pem_x509_certificate(SERVER.certificate_pem)
     assert material.leaf.serial == f"{SERVER.serial:x}"
@@ -78,19 +85,19 @@ def test_good_material_says_what_it_is_and_no_secret(made):
     assert "BEGIN" not in repr(material)
 
 
-def test_a_key_of_another_certificate_is_refused(made):
+def test_a_key_of_another_certificate_is_refused(made: Site) -> None:
     made.write("server.key", CLIENT.key_pem)
     assert "server.key: does not belong to" in reason(made)
 
 
-def test_one_file_may_hold_key_and_chain_in_any_order(made):
+def test_one_file_may_hold_key_and_chain_in_any_order(made: Site) -> None:
     for combined in (SERVER.key_pem + SERVER.chain_pem, SERVER.chain_pem + SERVER.key_pem):
         made.configure(tls={"key": "server.pem"})
         made.write("server.pem", combined)
         assert load(made).leaf.serial == f"{SERVER.serial:x}"
 
 
-def test_a_key_in_the_certificate_file_that_is_not_used_is_warned_of(made):
+def test_a_key_in_the_certificate_file_that_is_not_used_is_warned_of(made: Site) -> None:
     made.write("server.pem", SERVER.chain_pem + SERVER.key_pem)
     assert "is not used" in load(made).warnings[0]
 
@@ -113,12 +120,12 @@ def test_a_key_in_the_certificate_file_that_is_not_used_is_warned_of(made):
         ("server.pem", CLIENT.chain_pem, "lacks serverAuth"),
     ],
 )
-def test_what_is_not_a_chain_with_its_key_is_refused(made, name, data, expected):
+def test_what_is_not_a_chain_with_its_key_is_refused(made: Site, name: str, data: bytes, expected: str) -> None:
     made.write(name, data)
     assert expected in reason(made)
 
 
-def test_a_chain_goes_from_leaf_to_root(made):
+def test_a_chain_goes_from_leaf_to_root(made: Site) -> None:
     bottom = ROOT.intermediate("middle").intermediate("bottom")
     issued = bottom.issue(dns=["localhost"], server=True)
     made.serve(issued)
@@ -130,11 +137,11 @@ def test_a_chain_goes_from_leaf_to_root(made):
     assert "order the file from leaf to root" in reason(made)
 
 
-def _split(pem):
+def _split(pem: bytes):
     return [part + b"-----END CERTIFICATE-----\n" for part in pem.split(b"-----END CERTIFICATE-----\n") if part]
 
 
-def test_a_wrong_signature_under_the_right_name_is_refused(made):
+def test_a_wrong_signature_under_the_right_name_is_refused(made: Site) -> None:
     impostor = type(ROOT).create("test root")
     issued = ROOT.issue(dns=["localhost"], server=True)
     made.serve(issued)
@@ -142,7 +149,7 @@ def test_a_wrong_signature_under_the_right_name_is_refused(made):
     assert "did not issue" in reason(made)
 
 
-def test_dates_allow_five_minutes_of_skew_and_no_expiry(made):
+def test_dates_allow_five_minutes_of_skew_and_no_expiry(made: Site) -> None:
     facts = load(made).leaf
     assert load(made, now=facts.not_before - 299).leaf == facts
     assert "is not valid before" in reason(made, now=facts.not_before - 301)
@@ -150,7 +157,7 @@ def test_dates_allow_five_minutes_of_skew_and_no_expiry(made):
     assert "is valid only until" in load(made, now=facts.not_after - 3600).warnings[0]
 
 
-def test_an_expired_intermediate_is_refused(made):
+def test_an_expired_intermediate_is_refused(made: Site) -> None:
     intermediate = type(ROOT).create("short", lifetime=hour(1)).intermediate("expiring")
     made.serve(intermediate.issue(dns=["localhost"], server=True, lifetime=hour(5)))
     assert "CN=expiring expired" in reason(made, now=NOW + 2 * 3600)
@@ -158,10 +165,14 @@ def test_an_expired_intermediate_is_refused(made):
 
 @pytest.mark.parametrize(
     "key",
-    [ed25519.Ed25519PrivateKey.generate(), ec.generate_private_key(ec.SECP384R1()), rsa.generate_private_key(65537, 2048)],
+    [
+        ed25519.Ed25519PrivateKey.generate(),
+        ec.generate_private_key(ec.SECP384R1()),
+        rsa.generate_private_key(65537, 2048),
+    ],
     ids=["ed25519", "p384", "rsa2048"],
 )
-def test_strong_keys_are_taken(made, key):
+def test_strong_keys_are_taken(made: Site, key: Any) -> None:
     serve(made, key)
     assert "names no host" in load(made).warnings[0]
 
@@ -176,12 +187,12 @@ def test_strong_keys_are_taken(made, key):
     ],
     ids=["rsa1024", "secp256k1", "ed448", "dsa"],
 )
-def test_weak_and_odd_keys_are_refused(made, key, expected):
+def test_weak_and_odd_keys_are_refused(made: Site, key: Any, expected: str) -> None:
     serve(made, key)
     assert expected in reason(made)
 
 
-def test_a_leaf_that_may_not_sign_is_refused(made):
+def test_a_leaf_that_may_not_sign_is_refused(made: Site) -> None:
     usage = x509.KeyUsage(
         digital_signature=False, content_commitment=False, key_encipherment=True, data_encipherment=False,
         key_agreement=False, key_cert_sign=False, crl_sign=False, encipher_only=False, decipher_only=False,
@@ -190,7 +201,7 @@ def test_a_leaf_that_may_not_sign_is_refused(made):
     assert "lacks digitalSignature" in reason(made)
 
 
-def test_a_sha1_signature_is_refused(made, tmp_path):
+def test_a_sha1_signature_is_refused(made: Site, tmp_path: Path) -> None:
     key, config = tmp_path / "k", tmp_path / "odd.pem"
     request = ["openssl", "req", "-x509", "-sha1", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=x", "-days", "3"]
     no_ca = ["-addext", "basicConstraints=CA:FALSE"]
@@ -201,7 +212,7 @@ def test_a_sha1_signature_is_refused(made, tmp_path):
 
 
 @pytest.mark.parametrize("form", [serialization.PrivateFormat.PKCS8, serialization.PrivateFormat.TraditionalOpenSSL])
-def test_an_encrypted_key_opens_with_its_passphrase_file(made, form):
+def test_an_encrypted_key_opens_with_its_passphrase_file(made: Site, form: serialization.PrivateFormat) -> None:
     key = serialization.load_pem_private_key(SERVER.key_pem, None)
     made.write("server.key", key.private_bytes(PEM, form, serialization.BestAvailableEncryption(b"pass phrase")))
     assert "tls.key_passphrase_file" in reason(made)
@@ -218,18 +229,20 @@ def test_an_encrypted_key_opens_with_its_passphrase_file(made, form):
     assert "longer than the 1024 bytes" in reason(made)
 
 
-def test_a_passphrase_beside_a_plain_key_does_no_harm(made):
+def test_a_passphrase_beside_a_plain_key_does_no_harm(made: Site) -> None:
     made.configure(tls={"key_passphrase_file": "passphrase"})
     made.write("passphrase", b"unused")
     assert load(made).leaf.serial == f"{SERVER.serial:x}"
 
 
-def test_ec_parameters_before_the_key_are_passed_over(made):
-    made.write("server.key", b"-----BEGIN EC PARAMETERS-----\nBggqhkjOPQMBBw==\n-----END EC PARAMETERS-----\n" + SERVER.key_pem)
+def test_ec_parameters_before_the_key_are_passed_over(made: Site) -> None:
+    made.write(
+        "server.key", b"-----BEGIN EC PARAMETERS-----\nBggqhkjOPQMBBw==\n-----END EC PARAMETERS-----\n" + SERVER.key_pem
+    )
     assert load(made).leaf.serial == f"{SERVER.serial:x}"
 
 
-def test_an_older_certificate_than_the_running_one_is_warned_of(made):
+def test_an_older_certificate_than_the_running_one_is_warned_of(made: Site) -> None:
     running = load(made)
     made.serve(ROOT.issue(dns=["localhost"], server=True, not_before=datetime.now(UTC) - hour(2)))
     assert "is older than the certificate that it replaces" in load(made, previous=running).warnings[0]

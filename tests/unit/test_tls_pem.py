@@ -4,18 +4,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tls_site import ROOT, SERVER
+
 from tlsproxy.errors import MaterialError
 from tlsproxy.tls.pem import blocks_of
 
 WHOLE = SERVER.chain_pem + SERVER.key_pem + ROOT.certificate_pem
 
 
-def test_every_block_is_found_in_order():
+def test_every_block_is_found_in_order() -> None:
     assert [block.label for block in blocks_of("f", WHOLE)] == ["CERTIFICATE", "PRIVATE KEY", "CERTIFICATE"]
     assert b"".join(block.data for block in blocks_of("f", WHOLE)) == WHOLE
 
 
-def test_text_between_blocks_and_crlf_are_allowed():
+def test_text_between_blocks_and_crlf_are_allowed() -> None:
     text = b"Bag Attributes\r\n  friendlyName: x\r\n" + SERVER.certificate_pem.replace(b"\n", b"\r\n") + b"bye"
     assert len(blocks_of("f", text)) == 1
 
@@ -33,13 +34,13 @@ def test_text_between_blocks_and_crlf_are_allowed():
         (b"-----BEGIN A-----\n-----END A-----\nx-----BEGIN A-----\n", "damaged"),
     ],
 )
-def test_what_is_not_whole_is_refused(data, reason):
+def test_what_is_not_whole_is_refused(data: bytes, reason: str) -> None:
     with pytest.raises(MaterialError, match=reason):
         blocks_of("f", data)
 
 
 @given(st.integers(0, len(WHOLE) - 2))
-def test_a_file_cut_off_anywhere_is_refused_or_ends_at_a_block(end):
+def test_a_file_cut_off_anywhere_is_refused_or_ends_at_a_block(end: int) -> None:
     cut = WHOLE[:end]
     try:
         blocks = blocks_of("f", cut)
@@ -50,7 +51,7 @@ def test_a_file_cut_off_anywhere_is_refused_or_ends_at_a_block(end):
 
 
 @given(st.binary(max_size=200))
-def test_any_bytes_are_answered_or_refused(data):
+def test_any_bytes_are_answered_or_refused(data: bytes) -> None:
     try:
         assert blocks_of("f", data)
     except MaterialError as error:

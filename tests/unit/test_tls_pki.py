@@ -7,10 +7,11 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from tls_site import OTHER, ROOT, handshake
+
 from tlsproxy.tls.pki import Authority, Issued
 
 
-def strict(purpose: int, issued: Issued, tmp_path, crl: bytes) -> ssl.SSLContext:
+def strict(purpose: int, issued: Issued, tmp_path: Path, crl: bytes) -> ssl.SSLContext:
     context = ssl.SSLContext(purpose)
     context.check_hostname = False
     context.verify_mode = ssl.CERT_REQUIRED
@@ -24,7 +25,7 @@ def strict(purpose: int, issued: Issued, tmp_path, crl: bytes) -> ssl.SSLContext
     return context
 
 
-def test_leaf_intermediate_root_and_crls_pass_openssl_strict_mode(tmp_path):
+def test_leaf_intermediate_root_and_crls_pass_openssl_strict_mode(tmp_path: Path) -> None:
     middle = ROOT.intermediate("middle")
     bottom = middle.intermediate("bottom")
     crls = ROOT.crl_pem([1, 2]) + middle.crl_pem() + bottom.crl_pem(number=7)
@@ -36,7 +37,7 @@ def test_leaf_intermediate_root_and_crls_pass_openssl_strict_mode(tmp_path):
     assert answerer.version() == caller.version() == "TLSv1.3"
 
 
-def test_a_certificate_says_what_was_asked_for():
+def test_a_certificate_says_what_was_asked_for() -> None:
     issued = ROOT.issue(
         common_name="n", organization="o", organizational_unit="u", dns=["a.b"], ips=["10.0.0.1"], client=True
     )
@@ -48,12 +49,12 @@ def test_a_certificate_says_what_was_asked_for():
     assert issued.chain_pem == issued.certificate_pem
 
 
-def test_a_certificate_without_a_subject_has_critical_names():
+def test_a_certificate_without_a_subject_has_critical_names() -> None:
     certificate = x509.load_pem_x509_certificate(ROOT.issue(dns=["a"]).certificate_pem)
     assert certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).critical
 
 
-def test_lifetime_counts_from_now_or_from_not_before():
+def test_lifetime_counts_from_now_or_from_not_before() -> None:
     start = datetime(2020, 1, 1, tzinfo=UTC)
     certificate = x509.load_pem_x509_certificate(
         ROOT.issue(not_before=start, lifetime=timedelta(days=1)).certificate_pem
@@ -63,13 +64,13 @@ def test_lifetime_counts_from_now_or_from_not_before():
     assert soon.not_valid_after_utc > datetime.now(UTC)
 
 
-def test_an_authority_is_loaded_from_its_files_and_issues_the_same():
+def test_an_authority_is_loaded_from_its_files_and_issues_the_same() -> None:
     again = Authority.load(ROOT.certificate_pem, ROOT.key_pem)
     leaf = x509.load_pem_x509_certificate(again.issue(common_name="x").certificate_pem)
     leaf.verify_directly_issued_by(x509.load_pem_x509_certificate(ROOT.certificate_pem))
 
 
-def test_what_is_not_an_authority_is_not_loaded():
+def test_what_is_not_an_authority_is_not_loaded() -> None:
     leaf = ROOT.issue(common_name="x")
     with pytest.raises(ValueError, match="not a CA"):
         Authority.load(leaf.certificate_pem, leaf.key_pem)
@@ -77,7 +78,7 @@ def test_what_is_not_an_authority_is_not_loaded():
         Authority.load(ROOT.certificate_pem, OTHER.key_pem)
 
 
-def test_keys_stay_out_of_repr():
+def test_keys_stay_out_of_repr() -> None:
     issued = ROOT.issue(common_name="x")
     assert "PRIVATE" not in repr(issued) + repr(ROOT)
     assert x509.load_pem_x509_certificate(ROOT.certificate_pem).public_key().curve.name == ec.SECP256R1.name

@@ -8,6 +8,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import yaml
+
 from tlsproxy.tls.files import read_inputs
 from tlsproxy.tls.generation import Generation, build
 from tlsproxy.tls.pki import Authority
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from tlsproxy.tls.material import Material
     from tlsproxy.tls.pki import Issued
 
 ROOT = Authority.create("test root")
@@ -115,7 +115,3 @@ def handshake(
 
 def hour(hours: float) -> timedelta:
     return timedelta(hours=hours)
-
-
-def facts_repr(material: Material) -> str:
-    return f"{material!r} {material!s}"

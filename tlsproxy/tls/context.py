@@ -47,7 +47,7 @@ def build_context(material: Material, *, require_client_certificate: bool, alpn:
             with _as_file(material.crls_pem) as path:
                 context.load_verify_locations(cafile=path)
     except ssl.SSLError as error:
-        raise MaterialError(material.cert_path, f"OpenSSL does not take its CAs or CRLs: {error.reason}") from None
+        raise MaterialError(material.cert_path, f"OpenSSL does not take its CAs or CRLs: {_reason(error)}") from None
     # A CA of the file is trusted for what it is, an intermediate too, as in Qdrant (rustls trust anchors). No leaf can
     # become an anchor by this: the file holds CAs only.
     context.verify_flags |= ssl.VerifyFlags.VERIFY_X509_PARTIAL_CHAIN
@@ -75,7 +75,7 @@ def self_handshake(material: Material, *, alpn: Sequence[str]) -> None:
             shown, protocol = _shake_hands(server, client)
         except ssl.SSLError as error:
             raise MaterialError(
-                material.cert_path, f"a trial handshake with {version.name} failed: {error.reason}"
+                material.cert_path, f"a trial handshake with {version.name} failed: {_reason(error)}"
             ) from None
         if shown != material.leaf_der:
             raise MaterialError(material.cert_path, f"a trial handshake with {version.name} showed another certificate")
@@ -99,8 +99,9 @@ def _server_context(material: Material, alpn: Sequence[str]) -> ssl.SSLContext:
             # Without a passphrase OpenSSL would ask for one on the terminal: a callable that gives none prevents it.
             context.load_cert_chain(chain, key, password=lambda: passphrase or b"")
     except (ssl.SSLError, ValueError) as error:
-        reason = getattr(error, "reason", None) or type(error).__name__
-        raise MaterialError(material.key_path, f"OpenSSL does not take this key and certificate: {reason}") from None
+        raise MaterialError(
+            material.key_path, f"OpenSSL does not take this key and certificate: {_reason(error)}"
+        ) from None
     return context
 
 
@@ -113,6 +114,11 @@ def _shake_hands(server: ssl.SSLContext, client: ssl.SSLContext) -> tuple[bytes 
         if _step(caller) & _step(answerer):
             return caller.getpeercert(binary_form=True), caller.selected_alpn_protocol()
     raise ssl.SSLError(0, "the handshake did not end")
+
+
+def _reason(error: ssl.SSLError | ValueError) -> str:
+    """OpenSSL's own word where there is one: an SSLError that Python raises has none."""
+    return getattr(error, "reason", None) or str(error)
 
 
 def _step(side: ssl.SSLObject) -> bool:

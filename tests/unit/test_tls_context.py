@@ -1,0 +1,212 @@
+from __future__ import annotations
+
+import dataclasses
+import os
+import ssl
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from cryptography.hazmat.primitives import serialization
+from tls_site import CLIENT, OTHER, ROOT, SERVER, client_context, handshake, hour, site
+
+from tlsproxy.errors import MaterialError
+from tlsproxy.tls import context as context_module
+from tlsproxy.tls import files
+from tlsproxy.tls.context import build_context, self_handshake
+from tlsproxy.tls.files import read_inputs
+from tlsproxy.tls.material import load_material
+from tlsproxy.tls.pki import Authority
+
+TLS12, TLS13 = ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3
+ALPN = ("http/1.1",)
+
+
+def material_of(made: Site):
+    inputs = read_inputs(made.config, {})
+    return load_material(inputs.loaded.config, inputs.files, now=time.time(), previous=None)
+
+
+@pytest.fixture(autouse=True)
+def _hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "PAUSE", 0.0)
+
+
+@pytest.fixture
+def made(tmp_path: Path):
+    return site(tmp_path)
+
+
+def server(made: Site, *, required: bool = True):
+    return build_context(material_of(made), require_client_certificate=required, alpn=ALPN)
+
+
+def test_the_context_is_as_strict_as_it_is_meant_to_be(made: Site) -> None:
+    context = server(made)
+    assert context.minimum_version is TLS12
+    assert context.verify_mode is ssl.CERT_REQUIRED
+    assert context.num_tickets == 0
+    for option in (ssl.OP_NO_TICKET, ssl.OP_NO_RENEGOTIATION, ssl.OP_NO_COMPRESSION):
+        assert context.options & option
+    assert [c["subject"] for c in context.get_ca_certs()] == [((("commonName", "test root"),),)]
+    ciphers = context.get_ciphers()
+    assert {cipher["aead"] for cipher in ciphers} == {True}
+    assert {cipher["kea"] for cipher in ciphers} == {"kx-ecdhe", "kx-any"}
+
+
+@pytest.mark.parametrize("version", [TLS12, TLS13])
+def test_a_client_of_the_ca_is_admitted_and_others_are_not(made: Site, tmp_path: Path, version: ssl.TLSVersion) -> None:
+    context = server(made)
+    answerer, _ = handshake(context, client_context(CLIENT, tmp_path, version))
+    assert answerer.getpeercert()["subject"][-1] == (("commonName", "alice"),)
+    with pytest.raises(ssl.SSLError, match="PEER_DID_NOT_RETURN_A_CERTIFICATE"):
+        handshake(context, client_context(None, tmp_path, version))
+    for stranger in (
+        OTHER.issue(common_name="alice", client=True),
+        ROOT.issue(common_name="alice", server=True),
+        Authority.create("test root").issue(common_name="alice", client=True),
+        ROOT.issue(common_name="alice", client=True, not_before=datetime.now(UTC) - hour(3), lifetime=hour(1)),
+    ):
+        with pytest.raises(ssl.SSLCertVerificationError):
+            handshake(context, client_context(stranger, tmp_path, version))
+
+
+def test_a_cipher_without_aead_is_refused(made: Site, tmp_path: Path) -> None:
+    context = server(made)
+    old = client_context(CLIENT, tmp_path, TLS12)
+    old.set_ciphers("ECDHE-ECDSA-AES128-SHA256")
+    with pytest.raises(ssl.SSLError, match="NO_SHARED_CIPHER"):
+        handshake(context, old)
+
+
+def test_an_optional_certificate_is_verified_when_it_is_sent(made: Site, tmp_path: Path) -> None:
+    context = server(made, required=False)
+    answerer, _ = handshake(context, client_context(None, tmp_path))
+    assert answerer.getpeercert(binary_form=True) is None
+    assert handshake(context, client_context(CLIENT, tmp_path))[0].getpeercert()
+    with pytest.raises(ssl.SSLCertVerificationError):
+        handshake(context, client_context(OTHER.issue(common_name="x", client=True), tmp_path))
+
+
+def test_without_a_ca_nothing_is_asked_for_and_required_is_refused(made: Site) -> None:
+    material = dataclasses.replace(material_of(made), authorities=(), authorities_der=b"")
+    context = build_context(material, require_client_certificate=False, alpn=ALPN)
+    assert context.verify_mode is ssl.CERT_NONE
+    assert context.get_ca_certs() == []
+    with pytest.raises(MaterialError, match="no CA"):
+        build_context(material, require_client_certificate=True, alpn=ALPN)
+
+
+def test_an_intermediate_in_the_ca_file_is_an_anchor_of_its_own(made: Site, tmp_path: Path) -> None:
+    intermediate = ROOT.intermediate("middle")
+    made.write("ca.pem", intermediate.certificate_pem)
+    context = server(made)
+    assert handshake(context, client_context(intermediate.issue(common_name="a", client=True), tmp_path))
+    with pytest.raises(ssl.SSLCertVerificationError):
+        handshake(context, client_context(CLIENT, tmp_path))
+
+
+@pytest.mark.parametrize("version", [TLS12, TLS13])
+def test_revoked_clients_are_refused_by_any_of_several_crls(
+    made: Site, tmp_path: Path, version: ssl.TLSVersion
+) -> None:
+    stranger = OTHER.issue(common_name="b", client=True)
+    good = ROOT.issue(common_name="c", client=True)
+    made.configure(tls={"crl": ["all.crl"]})
+    made.write("ca.pem", ROOT.certificate_pem + OTHER.certificate_pem)
+    made.write("all.crl", ROOT.crl_pem([CLIENT.serial]) + OTHER.crl_pem([stranger.serial]))
+    context = server(made)
+    assert handshake(context, client_context(good, tmp_path, version))
+    for revoked in (CLIENT, stranger):
+        with pytest.raises(ssl.SSLCertVerificationError, match="revoked"):
+            handshake(context, client_context(revoked, tmp_path, version))
+
+
+def test_a_ca_without_a_crl_admits_nobody_while_others_have_one(made: Site, tmp_path: Path) -> None:
+    made.configure(tls={"crl": ["all.crl"]})
+    made.write("ca.pem", ROOT.certificate_pem + OTHER.certificate_pem)
+    made.write("all.crl", OTHER.crl_pem())
+    with pytest.raises(ssl.SSLCertVerificationError, match="unable to get certificate CRL"):
+        handshake(server(made), client_context(CLIENT, tmp_path))
+
+
+def test_an_encrypted_key_and_a_combined_file_serve(made: Site, tmp_path: Path) -> None:
+    key = serialization.load_pem_private_key(SERVER.key_pem, None)
+    encrypted = key.private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.BestAvailableEncryption(b"secret"),
+    )
+    made.configure(tls={"key": "server.pem", "key_passphrase_file": "p"})
+    made.write("server.pem", encrypted + SERVER.chain_pem)
+    made.write("p", b"secret\n")
+    assert handshake(server(made), client_context(CLIENT, tmp_path))
+
+
+def test_alpn_is_agreed_on_where_the_client_speaks_of_it(made: Site, tmp_path: Path) -> None:
+    client = client_context(CLIENT, tmp_path)
+    assert handshake(server(made), client)[0].selected_alpn_protocol() is None
+    client.set_alpn_protocols(["h2", "http/1.1"])
+    assert handshake(server(made), client)[0].selected_alpn_protocol() == "http/1.1"
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_nothing_is_left_on_disk_or_open(
+    made: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, elsewhere: bool
+) -> None:
+    if elsewhere:
+        monkeypatch.setattr(context_module.sys, "platform", "darwin")
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setattr(context_module.tempfile, "tempdir", str(tmp_path / "tmp"))
+    made.configure(tls={"crl": ["a.crl"]})
+    made.write("a.crl", ROOT.crl_pem())
+    before = len(os.listdir("/proc/self/fd")) if Path("/proc/self/fd").is_dir() else 0
+    context = server(made)
+    assert handshake(context, client_context(CLIENT, tmp_path))
+    assert list((tmp_path / "tmp").iterdir()) == []
+    if before:
+        assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_trial_handshake_passes_with_good_material(made: Site) -> None:
+    self_handshake(material_of(made), alpn=ALPN)
+    self_handshake(material_of(made), alpn=())
+
+
+def test_a_trial_handshake_finds_what_checks_could_not(made: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    material = material_of(made)
+    with pytest.raises(MaterialError, match="showed another certificate"):
+        self_handshake(dataclasses.replace(material, leaf_der=b"x"), alpn=ALPN)
+    with pytest.raises(MaterialError, match="OpenSSL does not take this key and certificate: KEY_VALUES_MISMATCH"):
+        self_handshake(dataclasses.replace(material, key_pem=CLIENT.key_pem), alpn=ALPN)
+    monkeypatch.setattr(context_module, "CIPHERS", "ECDHE-RSA-AES128-GCM-SHA256")
+    with pytest.raises(MaterialError, match="trial handshake with TLSv1_2 failed: NO_SHARED_CIPHER"):
+        self_handshake(material, alpn=ALPN)
+    monkeypatch.setattr(context_module, "CIPHERS", "ECDHE+AESGCM")
+    monkeypatch.setattr(context_module, "FLIGHTS", 1)
+    with pytest.raises(MaterialError, match="failed: .*the handshake did not end"):
+        self_handshake(material, alpn=ALPN)
+
+
+@pytest.mark.parametrize("version", [TLS12, TLS13])
+def test_no_ticket_is_ever_sent_and_a_session_of_an_older_generation_proves_nothing(
+    made: Site, tmp_path: Path, version: ssl.TLSVersion
+) -> None:
+    """T5: the client is revoked, or its CA removed; what it kept of an older handshake must not help it."""
+    old = server(made)
+    client = client_context(CLIENT, tmp_path, version)
+    _, caller = handshake(old, client)
+    session = caller.session
+    assert session is None or not session.has_ticket
+    made.configure(tls={"crl": ["a.crl"]})
+    made.write("a.crl", ROOT.crl_pem([CLIENT.serial]))
+    with pytest.raises(ssl.SSLCertVerificationError, match="revoked"):
+        handshake(server(made), client, session)
+    made.configure()
+    made.write("ca.pem", OTHER.certificate_pem)
+    with pytest.raises(ssl.SSLCertVerificationError):
+        handshake(server(made), client, session)
+    made.write("ca.pem", ROOT.certificate_pem)
+    answerer, _ = handshake(server(made), client, session)
+    assert not answerer.session_reused

@@ -1,0 +1,196 @@
+from __future__ import annotations
+
+import os
+import socket
+import time
+from datetime import UTC, datetime
+
+import pytest
+from cryptography import x509
+from tls_site import CLIENT, OTHER, ROOT, client_context, handshake, hour, site
+
+from tlsproxy.config.problems import ConfigError
+from tlsproxy.errors import MaterialError
+from tlsproxy.tls import files
+from tlsproxy.tls import generation as generation_module
+from tlsproxy.tls.files import read_inputs
+from tlsproxy.tls.peer import peer_of
+
+
+@pytest.fixture(autouse=True)
+def _hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "PAUSE", 0.0)
+
+
+@pytest.fixture
+def made(tmp_path: Path):
+    return site(tmp_path)
+
+
+def peer_at(generation: Generation, issued: Issued, tmp_path: Path):
+    return peer_of(handshake(generation.context, client_context(issued, tmp_path))[0])
+
+
+def test_a_generation_serves_and_decides(made: Site, tmp_path: Path) -> None:
+    generation = made.build()
+    assert generation.number == 1
+    assert generation.digest == made.digest()
+    assert generation.upstream_addresses == ((socket.AF_INET, ("127.0.0.1", 16333)),)
+    peer = peer_at(generation, CLIENT, tmp_path)
+    assert generation.principal_of(peer).role == "admin"
+    assert generation.refusal_of(peer, time.time()) == ""
+
+
+def test_a_principal_is_the_same_object_for_the_same_certificate(
+    made: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generation = made.build()
+    peers = [peer_at(generation, CLIENT, tmp_path) for _ in range(2)]
+    assert generation.principal_of(peers[0]) is generation.principal_of(peers[1])
+    assert generation.principal_of(None) is generation.principal_of(None)
+    assert generation.principal_of(None).role == ""
+    monkeypatch.setattr(generation_module, "PRINCIPALS", 2)
+    for _ in range(3):
+        generation.principal_of(peer_at(generation, ROOT.issue(common_name="x", client=True), tmp_path))
+    assert len(generation._principals) == 2
+
+
+def test_secrets_are_in_no_repr(made: Site) -> None:
+    made.configure(service={"api_key_file": "api"}, upstream={"api_key_file": "up"})
+    made.write("api", b"cl13nt-k3y\n")
+    made.write("up", b"upstr34m-k3y\n")
+    generation = made.build()
+    assert generation.upstream_api_key == "upstr34m-k3y"
+    assert generation.policy.keys.rights_of("cl13nt-k3y") is not None
+    assert "k3y" not in repr(generation)
+    assert "PRIVATE" not in repr(generation)
+
+
+def test_a_failed_build_names_the_file_and_leaves_the_old_one_serving(made: Site, tmp_path: Path) -> None:
+    first = made.build()
+    made.write("server.key", CLIENT.key_pem)
+    with pytest.raises(MaterialError, match="server.key"):
+        made.build(first)
+    made.configure(service={"htpp_port": 1})
+    with pytest.raises(ConfigError, match="htpp_port"):
+        made.build(first)
+    assert handshake(first.context, client_context(CLIENT, tmp_path))
+
+
+def test_given_inputs_are_built_from_whatever_the_disk_says_now(made: Site) -> None:
+    inputs = read_inputs(made.config, {})
+    made.write("ca.pem", b"")
+    assert made.build(inputs=inputs).digest == inputs.digest
+
+
+def test_the_environment_wins_as_in_qdrant(made: Site) -> None:
+    made.environ["QDRANT__SERVICE__HTTP_PORT"] = "7777"
+    assert made.build().config.service.http_port == 7777
+
+
+def test_an_older_crl_than_the_one_in_use_is_not_published(made: Site) -> None:
+    made.configure(tls={"crl": ["a.crl"]})
+    made.write("a.crl", ROOT.crl_pem([1], number=2))
+    first = made.build()
+    made.write("a.crl", ROOT.crl_pem(number=1))
+    with pytest.raises(MaterialError, match="older than the one in use"):
+        made.build(first)
+    made.configure()
+    assert "there is no CRL of CN=test root any more" in made.build(first).warnings
+
+
+def test_a_crl_without_a_ca_is_refused(made: Site) -> None:
+    made.configure(tls={"crl": ["a.crl"], "ca_cert": None}, service={"verify_https_client_certificate": False})
+    made.write("a.crl", ROOT.crl_pem())
+    with pytest.raises((MaterialError, ConfigError)):
+        made.build()
+
+
+def test_clients_of_an_older_generation_answer_to_the_present(made: Site, tmp_path: Path) -> None:
+    middle = ROOT.intermediate("middle")
+    alice = ROOT.issue(common_name="alice", client=True)
+    bob = middle.issue(common_name="bob", client=True, lifetime=hour(1))
+    first = made.build()
+    peers = {name: peer_at(first, issued, tmp_path) for name, issued in (("alice", alice), ("bob", bob))}
+    now = time.time()
+
+    def refusals(generation: Generation, at: float = now):
+        return [generation.refusal_of(peers[name], at) for name in ("alice", "bob")]
+
+    assert refusals(first) == ["", ""]
+    assert refusals(first, now + 2 * 3600) == ["", "certificate_expired"]
+    made.configure(tls={"crl": ["a.crl"]})
+    made.write("a.crl", ROOT.crl_pem([alice.serial]))
+    assert refusals(made.build(first)) == ["certificate_revoked", ""]
+    middle_serial = x509.load_pem_x509_certificate(middle.certificate_pem).serial_number
+    made.write("a.crl", ROOT.crl_pem([middle_serial], number=2))
+    assert refusals(made.build(first)) == ["", "certificate_revoked"]
+    made.configure()
+    made.write("ca.pem", OTHER.certificate_pem)
+    assert refusals(made.build(first)) == ["issuer_not_trusted", "issuer_not_trusted"]
+    made.write("ca.pem", OTHER.certificate_pem + middle.certificate_pem)
+    assert refusals(made.build(first)) == ["issuer_not_trusted", ""]
+
+
+def test_an_expired_ca_trusts_nobody_any_more(made: Site, tmp_path: Path) -> None:
+    generation = made.build()
+    peer = peer_at(generation, ROOT.issue(common_name="x", client=True, lifetime=hour(24 * 5000)), tmp_path)
+    assert generation.refusal_of(peer, generation.material.authorities[0].not_after + 1) == "issuer_not_trusted"
+
+
+def test_what_needs_a_restart_is_named_until_it_has_happened(made: Site) -> None:
+    first = made.build()
+    assert first.restart_needed == ()
+    made.configure(service={"http_port": 7000}, audit={"queue_size": 5})
+    second = made.build(first)
+    assert second.restart_needed == ("service.http_port", "audit.queue_size")
+    made.configure(service={"http_port": 7000}, limits={"connections": 5})
+    third = made.build(second)
+    assert third.restart_needed == ("service.http_port",)
+    made.configure()
+    assert made.build(third).restart_needed == ()
+
+
+def test_every_name_that_needs_a_restart_exists(made: Site) -> None:
+    config = made.build().config
+    for name in generation_module.NEEDS_RESTART:
+        section, key = name.split(".")
+        assert hasattr(getattr(config, section), key)
+
+
+def test_upstream_names_are_resolved_and_a_resolver_that_is_down_changes_nothing(
+    made: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made.configure(upstream={"rest": "http://[::1]:16333"})
+    assert made.build().upstream_addresses == ((socket.AF_INET6, ("::1", 16333, 0, 0)),)
+    made.configure(upstream={"rest": "http://localhost:16333"})
+    first = made.build()
+    assert (socket.AF_INET, ("127.0.0.1", 16333)) in first.upstream_addresses
+
+    def down(*_args: object, **_more: object) -> None:
+        raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
+
+    monkeypatch.setattr(generation_module.socket, "getaddrinfo", down)
+    second = made.build(first)
+    assert second.upstream_addresses == first.upstream_addresses
+    assert "its former addresses are used" in second.warnings[-1]
+    with pytest.raises(MaterialError, match="upstream.rest: localhost cannot be resolved"):
+        made.build()
+
+
+def test_warnings_of_all_sources_are_gathered(made: Site) -> None:
+    (made.directory / "server.key").chmod(0o644)
+    made.serve(ROOT.issue(dns=["x"], server=True, lifetime=hour(2), not_before=datetime.now(UTC) - hour(1)))
+    (made.directory / "server.key").chmod(0o644)
+    text = "\n".join(made.build().warnings)
+    assert "chmod 600" in text
+    assert "is valid only until" in text
+
+
+def test_twenty_generations_leave_no_descriptor_behind(made: Site) -> None:
+    generation = made.build()
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(20):
+        generation = made.build(generation)
+    assert generation.number == 21
+    assert len(os.listdir("/proc/self/fd")) == before
