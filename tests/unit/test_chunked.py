@@ -1,0 +1,111 @@
+"""The chunked coding: whole = byte by byte = split anywhere, and nothing of it is read past its end."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tlsproxy.wire.chunked import MAX_TRAILERS, ChunkedBody, ChunkedError
+
+chunks = st.lists(st.binary(min_size=1, max_size=40), max_size=6)
+TAIL = b"GET /next HTTP/1.1\r\n"
+
+
+def encode(parts: list[bytes], trailers: bytes = b"") -> bytes:
+    return b"".join(b"%x\r\n%b\r\n" % (len(part), part) for part in parts) + b"0\r\n" + trailers + b"\r\n"
+
+
+def feed_all(pieces: list[bytes]) -> tuple[bytes, bytes, ChunkedBody]:
+    """(forwarded, left over, the body)."""
+    body, forwarded, rest = ChunkedBody(), b"", b""
+    for index, piece in enumerate(pieces):
+        out, taken = body.feed(piece)
+        forwarded += out
+        if body.done:
+            rest = piece[taken:] + b"".join(pieces[index + 1 :])
+            break
+        assert taken == len(piece)
+    return forwarded, rest, body
+
+
+@pytest.mark.fuzz
+@given(chunks, st.lists(st.integers(0, 400), max_size=8))
+def test_whole_equals_byte_by_byte_equals_split_anywhere(parts: list[bytes], cuts: list[int]) -> None:
+    data = encode(parts, b"x-checksum: 1\r\n") + TAIL
+    bounds = sorted({0, len(data), *(cut for cut in cuts if cut < len(data))})
+    splits = [
+        [data],
+        [data[index : index + 1] for index in range(len(data))],
+        [data[start:end] for start, end in itertools.pairwise(bounds)],
+    ]
+    for pieces in splits:
+        forwarded, rest, body = feed_all(pieces)
+        assert body.done
+        assert forwarded == encode(parts, b"x-checksum: 1\r\n")
+        assert rest == TAIL
+        assert body.size == sum(map(len, parts))
+
+
+@pytest.mark.fuzz
+@given(st.binary(max_size=60), st.integers(0, 60))
+def test_any_bytes_end_the_same_however_they_are_split(data: bytes, cut: int) -> None:
+    def outcome(pieces: list[bytes]) -> tuple[bytes, bytes, bool] | str:
+        try:
+            forwarded, rest, body = feed_all(pieces)
+        except ChunkedError:
+            return "refused"
+        return (forwarded if body.done else b"", rest, body.done)
+
+    whole = outcome([data])
+    assert outcome([data[:cut], data[cut:]]) == whole
+    assert outcome([data[index : index + 1] for index in range(len(data))]) == whole
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"5;ext=1\r\nhello\r\n0\r\n\r\n",
+        b"0x5\r\nhello\r\n0\r\n\r\n",
+        b"+5\r\nhello\r\n0\r\n\r\n",
+        b"5 \r\nhello\r\n0\r\n\r\n",
+        b" 5\r\nhello\r\n0\r\n\r\n",
+        b"5\nhello\r\n0\r\n\r\n",
+        b"5\r\nhello\n0\r\n\r\n",
+        b"5\r\nhelloXX0\r\n\r\n",
+        b"5\r\nhello\r\r\n",
+        b"\r\n",
+        b"ffffffffffffffff\r\n",
+        b"g\r\n",
+        b"0\r\nbad trailer\r\n\r\n",
+        b"0\r\nx : 1\r\n\r\n",
+        b"0\r\nx: a\nb: c\r\n\r\n",
+        b"0\r\nx: " + b"a" * MAX_TRAILERS + b"\r\n\r\n",
+        b"0\r\nx: " + b"a" * (MAX_TRAILERS + 10),
+    ],
+)
+def test_what_is_not_the_coding_is_refused(data: bytes) -> None:
+    with pytest.raises(ChunkedError):
+        feed_all([data])
+    with pytest.raises(ChunkedError):
+        feed_all([data[index : index + 1] for index in range(len(data))])
+
+
+@pytest.mark.parametrize(
+    "name", [b"Host", b"Authorization", b"API_KEY", b"Content-Length", b"Transfer-Encoding", b"x-forwarded-for"]
+)
+def test_a_trailer_cannot_say_what_a_header_may_not(name: bytes) -> None:
+    data = encode([b"a"], b"x-ok: 1\r\n" + name + b": 2\r\n")
+    assert feed_all([data])[0] == encode([b"a"], b"x-ok: 1\r\n")
+
+
+def test_large_chunks_pass_untouched() -> None:
+    block = b"z" * 100_000
+    body = ChunkedBody()
+    assert body.feed(b"249f0\r\n")[0] == b"249f0\r\n"
+    assert body.feed(block) == (block, len(block))
+    assert body.feed(block[:50_000] + b"\r\n0\r\n\r\n")[1] == 50_007
+    assert body.done
+    assert body.size == 150_000

@@ -1,0 +1,258 @@
+"""The operation table against Qdrant's own: every route is there, and asks what Qdrant asks."""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+import re
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tlsproxy.authz.access import Decision, GlobalMode, Grant, Rights, Scope, decide
+from tlsproxy.errors import BadRequest, Form
+from tlsproxy.qdrant.operations import GRPC, REST, Operation
+from tlsproxy.qdrant.rest import recognise
+
+DATA = Path(__file__).parent.parent / "data" / "qdrant-1.19-access.csv"
+with DATA.open(encoding="utf-8") as _lines:
+    ROWS = list(csv.DictReader(line for line in _lines if not line.startswith("#")))
+
+CLASSES = {
+    "m": Rights(everywhere=GlobalMode.M),
+    "r": Rights(everywhere=GlobalMode.R),
+    "cr": Rights(grants=(Grant("docs", write=False, extras=True),)),
+    "crw": Rights(grants=(Grant("docs", write=True, extras=True),)),
+    "cprw": Rights(grants=(Grant("docs", write=True, extras=False),)),
+}
+
+
+def row_of(operation: Operation, surface: str) -> dict[str, str] | None:
+    method = "GET" if operation.path.startswith("/dashboard") else operation.method
+    found = [row for row in ROWS if (row["surface"], row["method"], row["path"]) == (surface, method, operation.path)]
+    return found[0] if found else None
+
+
+def concrete(operation: Operation) -> str:
+    """A path that the row matches."""
+    path = operation.path.replace("{collection_name}", "docs").replace("{tail...}", "app/index.js")
+    return re.sub(r"\{\w+\}", "7", path)
+
+
+TABLE = [(operation, "rest") for operation in REST] + [(operation, "grpc") for operation in GRPC]
+
+
+def test_every_row_of_qdrant_is_here_and_no_other() -> None:
+    ours = {(surface, operation.method, operation.path) for operation, surface in TABLE}
+    theirs = {(row["surface"], row["method"], row["path"]) for row in ROWS}
+    assert theirs - ours == set()
+    assert ours - theirs == {
+        ("rest", "HEAD", "/dashboard/{tail...}"),  # served beside GET by Qdrant's file service
+        ("grpc", "POST", "/qdrant.StorageRead/ReadMulti"),  # until 1.18
+    }
+
+
+@pytest.mark.parametrize(
+    ("operation", "surface"),
+    TABLE,
+    ids=[f"{surface} {operation.method} {operation.path}" for operation, surface in TABLE],
+)
+def test_who_passes_is_who_passes_in_qdrant(operation: Operation, surface: str) -> None:
+    row = row_of(operation, surface)
+    if row is None:
+        row = row_of(next(other for other in GRPC if other.path == "/qdrant.StorageRead/ReadBatch"), "grpc")
+    assert row is not None
+    assert operation.names_others is bool(row["body_names"])
+    for name, rights in CLASSES.items():
+        decision = decide(rights, operation.requirement, "docs", form=operation.form)
+        expected = name in row["passes"].split()
+        if operation.requirement.scope is Scope.CREDENTIAL and rights.limited:
+            expected = False  # an unfiltered listing is nothing for a limited caller
+        assert decision.allowed is expected, name
+        if not decision.allowed and row["refusal"]:
+            assert (decision.status, decision.form) == (403, Form(row["refusal"]))
+    assert (operation.requirement.scope is Scope.NONE) is ("none" in row["passes"].split())
+    assert (operation.filtered or operation.requirement.scope is Scope.CREDENTIAL) is bool(row["listing"]) or (
+        "Reflection" in operation.path
+    )
+
+
+@pytest.mark.parametrize("operation", REST, ids=lambda operation: f"{operation.method} {operation.path}")
+def test_each_route_is_recognised_as_itself(operation: Operation) -> None:
+    asked = recognise(operation.method, concrete(operation) + "?wait=true")
+    assert asked.operation is operation
+    assert asked.collection == ("docs" if "{collection_name}" in operation.path else None)
+    row = row_of(operation, "rest")
+    assert row is not None
+    assert not row["audit"] or operation.name == row["audit"]
+
+
+def test_the_routes_that_the_client_library_knows_are_all_here() -> None:
+    spec = importlib.util.find_spec("qdrant_client")
+    assert spec is not None
+    assert spec.origin is not None
+    sources = sorted((Path(spec.origin).parent / "http" / "api").glob("*.py"))
+    found = {
+        (method, re.sub(r"\{\w+\}", "7", path))
+        for source in sources
+        for method, path in re.findall(r'method="(\w+)",\s*url="([^"]+)"', source.read_text())
+    }
+    assert len(found) > 50
+    assert [request for request in found if recognise(*request).operation is None] == []
+
+
+def test_the_methods_that_the_client_library_knows_are_all_here() -> None:
+    pytest.importorskip("grpc")
+    import qdrant_client.grpc as proto  # noqa: PLC0415 - slow, and needed here only
+
+    services = {
+        service
+        for module in vars(proto).values()
+        if hasattr(module, "DESCRIPTOR") and hasattr(module.DESCRIPTOR, "services_by_name")
+        for service in module.DESCRIPTOR.services_by_name.values()
+    }
+    found = {f"/{service.full_name}/{method.name}" for service in services for method in service.methods}
+    assert len(found) > 40
+    assert found - {operation.path for operation in GRPC} == set()
+
+
+@pytest.mark.parametrize(
+    ("method", "target", "name", "collection"),
+    [
+        ("POST", "/collections/aliases", "change_aliases", None),
+        ("GET", "/collections/aliases", "get_collection", "aliases"),
+        ("PUT", "/collections/aliases", "create_collection", "aliases"),
+        ("POST", "/collections/aliases/points", "retrieve", "aliases"),
+        ("POST", "/collections/c/shards/delete", "update_collection_cluster", "c"),
+        ("POST", "/collections/c/shards/delete/points", "retrieve", "c"),
+        ("GET", "/collections/c/points/count", "retrieve", "c"),
+        ("GET", "/dashboard", "web_ui", None),
+        ("GET", "/dashboard/a/b.js", "web_ui", None),
+        ("GET", "//collections//c/", "get_collection", "c"),
+        ("GET", "/%63ollections/c", "get_collection", "c"),
+        ("GET", "/collections/%63", "get_collection", "c"),
+        ("GET", "/", "index", None),
+    ],
+)
+def test_routes_that_look_alike(method: str, target: str, name: str, collection: str | None) -> None:
+    asked = recognise(method, target)
+    assert asked.operation is not None
+    assert (asked.operation.name, asked.collection) == (name, collection)
+
+
+@pytest.mark.parametrize(
+    ("method", "target"),
+    [
+        ("HEAD", "/collections"),
+        ("get", "/collections"),
+        ("POST", "/collections"),
+        ("OPTIONS", "/collections"),
+        ("TRACE", "/"),
+        ("GET", "/Collections"),
+        ("GET", "/collections/c/unheard-of"),
+        ("GET", "/collections/c/points/1/2"),
+        ("GET", "/dashboards"),
+        ("GET", "/healthz/x"),
+        ("GET", "/readyz2"),
+    ],
+)
+def test_what_has_no_row_is_nothing(method: str, target: str) -> None:
+    assert recognise(method, target).operation is None
+
+
+def test_a_name_that_qdrant_would_refuse() -> None:
+    assert recognise("GET", "/collections/" + "a" * 255).collection == "a" * 255
+    for name in ("a" * 256, "%C3%A9" * 128):
+        with pytest.raises(BadRequest):
+            recognise("GET", f"/collections/{name}")
+
+
+segments = st.sampled_from(
+    ["collections", "aliases", "docs", "points", "count", "delete", "shards", "7", "snapshots", "snapshot", "partial"]
+    + ["recover", "upload", "dashboard"]
+)
+
+
+@pytest.mark.fuzz
+@given(st.sampled_from(["GET", "PUT", "POST", "PATCH", "DELETE", "HEAD"]), st.lists(segments, max_size=7))
+def test_matching_agrees_with_trying_every_row(method: str, path: list[str]) -> None:
+    """The slow twin: each row as a regex, the one with the fewest parameters wins."""
+    target = "/" + "/".join(path)
+
+    def matches(operation: Operation) -> bool:
+        pattern = re.sub(r"/\{tail\.\.\.\}", r"(/.*)?", re.sub(r"\{\w+\}", "[^/]+", operation.path))
+        return operation.method == method and re.fullmatch(pattern, target) is not None
+
+    candidates = [operation for operation in REST if matches(operation)]
+    expected = min(candidates, key=lambda operation: operation.path.count("{"), default=None)
+    assert recognise(method, target).operation is expected
+
+
+names = st.sampled_from(["docs", "other", "docs2"])
+grants = st.builds(Grant, st.sampled_from(["docs", "doc*", "**", "other"]), st.booleans(), st.booleans())
+
+
+@pytest.mark.fuzz
+@given(st.lists(grants, max_size=4), st.sampled_from(REST), names)
+def test_more_grants_never_allow_less_and_a_read_only_key_never_more(
+    held: list[Grant], operation: Operation, name: str
+) -> None:
+    def ask(rights: Rights) -> Decision:
+        return decide(rights, operation.requirement, name, names_others=operation.names_others)
+
+    rights = Rights(grants=tuple(held))
+    narrowed = ask(rights.narrowed_to(GlobalMode.R))
+    assert ask(rights).allowed or not narrowed.allowed
+    assert not (narrowed.allowed and (operation.requirement.write or operation.requirement.manage)) or (
+        operation.requirement.scope is Scope.NONE
+    )
+    for index in range(len(held)):
+        fewer = Rights(grants=tuple(held[:index] + held[index + 1 :]))
+        assert ask(rights).allowed or not ask(fewer).allowed
+    assert rights.narrowed_to(GlobalMode.M) == rights
+
+
+@pytest.mark.parametrize(
+    ("grant", "path", "method", "text"),
+    [
+        (
+            Grant("docs", write=False, extras=True),
+            "/collections/other",
+            "GET",
+            "Access to collection other is required",
+        ),
+        (
+            Grant("docs", write=True, extras=False),
+            "/collections/docs/index",
+            "PUT",
+            "Only points access is allowed for collection docs",
+        ),
+        (
+            Grant("docs", write=False, extras=True),
+            "/collections/docs/index",
+            "PUT",
+            "Write access to collection docs is required",
+        ),
+        (
+            Grant("docs", write=True, extras=True),
+            "/collections/docs/shards",
+            "PUT",
+            "Manage access for this operation is required",
+        ),
+        (Grant("docs", write=True, extras=True), "/collections/docs", "DELETE", "Global access is required"),
+    ],
+)
+def test_the_texts_are_qdrants(grant: Grant, path: str, method: str, text: str) -> None:
+    asked = recognise(method, path)
+    assert asked.operation is not None
+    decision = decide(Rights(grants=(grant,)), asked.operation.requirement, asked.collection)
+    assert decision.text == f"Forbidden: {text}"
+
+
+def test_two_grants_do_not_add_up_to_what_neither_gives() -> None:
+    both = Rights(grants=(Grant("docs", write=True, extras=False), Grant("doc*", write=False, extras=True)))
+    asked = recognise("PUT", "/collections/docs/index")
+    assert asked.operation is not None
+    assert not decide(both, asked.operation.requirement, asked.collection).allowed

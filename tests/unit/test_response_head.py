@@ -1,0 +1,85 @@
+"""The upstream's head: where its body ends is beyond doubt, or the response never reaches a client."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tlsproxy.wire.http1 import CHUNKED
+from tlsproxy.wire.response import UNTIL_CLOSE, parse_response
+
+
+def parse(*lines: bytes, status: bytes = b"HTTP/1.1 200 OK", to_head: bool = False):  # noqa: ANN201 - a helper
+    return parse_response(status + b"\r\n" + b"".join(line + b"\r\n" for line in lines) + b"\r\n", to_head=to_head)
+
+
+@pytest.mark.parametrize(
+    ("lines", "status", "to_head", "length"),
+    [
+        ((b"content-length: 12",), b"HTTP/1.1 200 OK", False, 12),
+        ((b"content-length: 0",), b"HTTP/1.1 200 OK", False, 0),
+        ((b"Transfer-Encoding: Chunked",), b"HTTP/1.1 200 OK", False, CHUNKED),
+        ((), b"HTTP/1.1 200 OK", False, UNTIL_CLOSE),
+        ((), b"HTTP/1.1 204 No Content", False, 0),
+        ((b"content-length: 12",), b"HTTP/1.1 304 Not Modified", False, 0),
+        ((b"content-length: 12",), b"HTTP/1.1 200 OK", True, 0),
+        ((b"transfer-encoding: chunked",), b"HTTP/1.1 200 OK", True, 0),
+        ((), b"HTTP/1.1 100 Continue", False, 0),
+        ((), b"HTTP/1.1 200", False, UNTIL_CLOSE),
+    ],
+)
+def test_the_length_of_the_body(lines: tuple[bytes, ...], status: bytes, *, to_head: bool, length: int) -> None:
+    assert parse(*lines, status=status, to_head=to_head).length == length
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        (b"content-length: 1", b"content-length: 1"),
+        (b"content-length: 1", b"transfer-encoding: chunked"),
+        (b"content-length: +1",),
+        (b"content-length: 1, 1",),
+        (b"transfer-encoding: gzip, chunked",),
+        (b"transfer-encoding: chunked", b"transfer-encoding: chunked"),
+        (b"x: a\nb: c",),
+        (b"x: a\x00",),
+        (b"x : a",),
+        (b" x: a",),
+        (b"x: a\r\n folded",),
+    ],
+)
+def test_a_head_that_can_be_framed_in_two_ways_is_refused(lines: tuple[bytes, ...]) -> None:
+    with pytest.raises(ValueError, match=r"head|content-length|coding|transfer"):
+        parse(*lines)
+
+
+@pytest.mark.parametrize(
+    "status", [b"HTTP/2.0 200 OK", b"HTTP/1.1 20 OK", b"HTTP/1.1  200 OK", b"200 OK", b"HTTP/1.1 600 x"]
+)
+def test_a_status_line_that_is_none_is_refused(status: bytes) -> None:
+    with pytest.raises(ValueError, match="malformed"):
+        parse(status=status)
+
+
+def test_hop_by_hop_fields_end_here() -> None:
+    head = parse(b"Connection: close", b"Keep-Alive: timeout=5", b"X: y", b"Content-Length: 3", b"Upgrade: h2c")
+    assert not head.keep
+    assert head.restated(close=False) == b"HTTP/1.1 200 OK\r\nX: y\r\ncontent-length: 3\r\n\r\n"
+    assert head.restated(close=True).endswith(b"connection: close\r\n\r\n")
+
+
+def test_http_1_0_is_not_kept() -> None:
+    assert not parse(b"content-length: 1", status=b"HTTP/1.0 200 OK").keep
+    assert parse(b"content-length: 1").keep
+
+
+@pytest.mark.fuzz
+@given(st.binary(max_size=120))
+def test_any_bytes_are_a_head_or_refused(data: bytes) -> None:
+    try:
+        head = parse_response(b"HTTP/1.1 200 OK\r\n" + data + b"\r\n\r\n", to_head=False)
+    except ValueError:
+        return
+    again = parse_response(head.restated(close=False), to_head=False)
+    assert (again.status, again.length) == (head.status, head.length)
