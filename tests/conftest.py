@@ -49,3 +49,16 @@ def gateway(site: Site, upstream: ScriptedUpstream) -> Iterator[Gateway]:
     """The usual gateway in front of the scripted upstream."""
     with Gateway(site.write_config(upstream.url)) as running:
         yield running
+
+
+@pytest.fixture(scope="module")
+def shared_upstream() -> Iterator[ScriptedUpstream]:
+    with ScriptedUpstream() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def shared_gateway(site: Site, shared_upstream: ScriptedUpstream) -> Iterator[Gateway]:
+    """The usual gateway, one for all tests of a file: none of them may change what the others meet."""
+    with Gateway(site.write_config(shared_upstream.url)) as running:
+        yield running

@@ -116,6 +116,13 @@ class Gateway:
 
         return dict(json.loads(self._audit.wait(matches)))
 
+    def reloaded(self, result: str = "ok", **fields: Any) -> dict[str, Any]:
+        """The next audit record of a reload with this result."""
+        return self.audited(event="reload", result=result, **fields)
+
+    def hang_up(self) -> None:
+        self.process.send_signal(signal.SIGHUP)
+
     def ask_admin(self, path: str, method: str = "GET") -> tuple[int, str]:
         request = urllib.request.Request(f"http://{self.admin}{path}", method=method)  # noqa: S310 - our own
         try:
@@ -125,11 +132,11 @@ class Gateway:
             with error:
                 return error.code, error.read().decode()
 
-    def connect(self, context: ssl.SSLContext) -> ssl.SSLSocket:
-        """A raw TLS connection."""
+    def connect(self, context: ssl.SSLContext, session: ssl.SSLSession | None = None) -> ssl.SSLSocket:
+        """A raw TLS connection. ``session``: one that is offered for resumption."""
         sock = socket.create_connection(("127.0.0.1", self.port), timeout=DEADLINE)
         try:
-            return context.wrap_socket(sock, server_hostname="localhost")
+            return context.wrap_socket(sock, server_hostname="localhost", session=session)
         except BaseException:
             sock.close()
             raise

@@ -55,6 +55,10 @@ class Site:
         path.write_bytes(data)
         return path
 
+    def replace(self, name: str, data: bytes) -> None:
+        """Rename-over: whoever reads it sees the old bytes or the new ones."""
+        self.write(f".{name}.new", data).replace(self.directory / name)
+
     def issue(self, name: str, *, authority: Authority | None = None, **names: Any) -> int:
         """Writes NAME.pem and NAME.key; the serial number."""
         issued = (authority or self.authority).issue(**names)
@@ -71,6 +75,13 @@ class Site:
         path = self.directory / f"tlsproxy-{next(self._numbers)}.yaml"
         path.write_text(yaml.safe_dump(config))
         return path
+
+    def edit_config(self, path: Path, **sections: dict[str, Any] | list[Any]) -> None:
+        """As an operator does while the gateway runs: sections are merged into those of the file, a list replaces."""
+        config = yaml.safe_load(path.read_text())
+        for name, section in sections.items():
+            config[name] = config.get(name, {}) | section if isinstance(section, dict) else section
+        self.replace(path.name, yaml.safe_dump(config).encode())
 
     def client(self, name: str | None = "admin") -> ssl.SSLContext:
         """A client context that trusts the CA and, unless ``name`` is None, has that client's certificate."""

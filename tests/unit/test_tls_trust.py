@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import time
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from cryptography import x509
@@ -10,24 +11,27 @@ from tls_site import CLIENT, OTHER, ROOT, hour
 
 from tlsproxy.errors import MaterialError
 from tlsproxy.tls.pki import Authority
-from tlsproxy.tls.trust import load_trust
+from tlsproxy.tls.trust import Trust, load_trust
+
+if TYPE_CHECKING:
+    from tlsproxy.tls.facts import CrlFacts
 
 PEM = serialization.Encoding.PEM
 NOW = datetime.now(UTC)
 
 
-def load(authorities: bytes, *crls: bytes, now: float | None = None, previous: Any = ()):
+def load(authorities: bytes, *crls: bytes, now: float | None = None, previous: Any = ()) -> Trust:
     sources = [(f"{number}.crl", crl) for number, crl in enumerate(crls)]
     return load_trust(("ca.pem", authorities), sources, now=now or time.time(), previous=previous)
 
 
-def reason(authorities: bytes, *crls: bytes, **more: Any):
+def reason(authorities: bytes, *crls: bytes, **more: Any) -> str:
     with pytest.raises(MaterialError) as error:
         load(authorities, *crls, **more)
     return str(error.value)
 
 
-def facts(*crls: bytes):
+def facts(*crls: bytes) -> list[CrlFacts]:
     return [crl.facts for crl in load(ROOT.certificate_pem, *crls).crls]
 
 
@@ -96,7 +100,7 @@ def test_a_crl_that_does_not_count_is_refused(crl: bytes, expected: str) -> None
     assert expected in reason(ROOT.certificate_pem, crl)
 
 
-def special_crl(*extensions: x509.ExtensionType):
+def special_crl(*extensions: x509.ExtensionType) -> bytes:
     key = serialization.load_pem_private_key(ROOT.key_pem, None)
     issuer = x509.load_pem_x509_certificate(ROOT.certificate_pem).subject
     builder = x509.CertificateRevocationListBuilder(issuer, NOW - hour(1), NOW + hour(1))
@@ -105,7 +109,7 @@ def special_crl(*extensions: x509.ExtensionType):
     return builder.sign(key, hashes.SHA256()).public_bytes(PEM)
 
 
-def point(**fields: Any):
+def point(**fields: Any) -> x509.IssuingDistributionPoint:
     base = {
         "full_name": None, "relative_name": None, "only_contains_user_certs": False, "only_contains_ca_certs": False,
         "only_some_reasons": None, "indirect_crl": False, "only_contains_attribute_certs": False,

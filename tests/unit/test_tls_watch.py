@@ -8,21 +8,31 @@ import os
 import shutil
 import threading
 import time
+from collections.abc import AsyncIterator, Callable, Coroutine
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from tls_site import OTHER, ROOT, SERVER, Site, site
 
 from tlsproxy.errors import TlsproxyError
 from tlsproxy.tls import files, hint, watch
-from tlsproxy.tls.places import places_of
+from tlsproxy.tls.places import Places, places_of
 from tlsproxy.tls.watch import Watcher
+
+if TYPE_CHECKING:
+    from tlsproxy.tls.files import Inputs
+    from tlsproxy.tls.pki import Issued
+
+Rotate = Callable[[], None]
+Way = Callable[[Path, Site], Rotate]
 
 SLOW = 300.0
 """A poll interval that no test waits for: what is found in time was found by a notification."""
 FAST = 0.02
 
 
-def in_loop(test: Callable[..., Coroutine[Any, Any, None]]):
+def in_loop(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
     @functools.wraps(test)
     def run(*args: Any, **kwargs: Any) -> None:
         asyncio.run(test(*args, **kwargs))
@@ -48,7 +58,7 @@ class Watched:
         poll = self.watcher._poll
         loop = asyncio.get_running_loop()
 
-        def counted():
+        def counted() -> tuple[str, Places]:
             outcome = poll()
             self.polls += 1
             loop.call_soon_threadsafe(self.polled.set)
@@ -74,7 +84,7 @@ class Watched:
 
 
 @contextlib.asynccontextmanager
-async def watched(made: Site):
+async def watched(made: Site) -> AsyncIterator[Watched]:
     it = Watched(made)
     task = asyncio.create_task(it.run())
     try:
@@ -101,11 +111,11 @@ def replaced(path: Path, data: bytes) -> None:
     temporary.rename(path)
 
 
-def fresh():
+def fresh() -> Issued:
     return ROOT.issue(dns=["localhost"], server=True)
 
 
-def certbot(tmp_path: Path, made: Site):
+def certbot(tmp_path: Path, made: Site) -> Rotate:
     """live/… → ../archive/…N, re-pointed file by file."""
     (tmp_path / "live").mkdir()
     (tmp_path / "archive").mkdir()
@@ -124,7 +134,7 @@ def certbot(tmp_path: Path, made: Site):
     return rotate
 
 
-def kubernetes(tmp_path: Path, made: Site):
+def kubernetes(tmp_path: Path, made: Site) -> Rotate:
     """server.* → ..data/server.*, ..data → a directory of each version, the old one removed."""
     turn = 0
 
@@ -145,7 +155,7 @@ def kubernetes(tmp_path: Path, made: Site):
     return lambda: version(fresh())
 
 
-def parent_link(tmp_path: Path, made: Site):
+def parent_link(tmp_path: Path, made: Site) -> Rotate:
     """current → a directory of each version, reached by the configured path through it."""
     for name in ("v1", "v2"):
         (tmp_path / name).mkdir()
@@ -164,7 +174,7 @@ def parent_link(tmp_path: Path, made: Site):
     return rotate
 
 
-def rename_over(tmp_path: Path, _made: Site):
+def rename_over(tmp_path: Path, _made: Site) -> Rotate:
     def rotate() -> None:
         issued = fresh()
         replaced(tmp_path / "server.key", issued.key_pem)
@@ -173,17 +183,17 @@ def rename_over(tmp_path: Path, _made: Site):
     return rotate
 
 
-def in_place(tmp_path: Path, made: Site):
+def in_place(tmp_path: Path, made: Site) -> Rotate:
     assert tmp_path
     return lambda: made.serve(fresh())
 
 
-def ca_alone(tmp_path: Path, made: Site):
+def ca_alone(tmp_path: Path, made: Site) -> Rotate:
     assert tmp_path
     return lambda: made.write("ca.pem", ROOT.certificate_pem + OTHER.certificate_pem)
 
 
-def configuration(tmp_path: Path, made: Site):
+def configuration(tmp_path: Path, made: Site) -> Rotate:
     text = (tmp_path / "tlsproxy.yaml").read_bytes()
     return lambda: made.write("tlsproxy.yaml", text + b"log_level: DEBUG\n")
 
@@ -281,8 +291,8 @@ async def test_same_size_and_same_times_are_no_disguise(tmp_path: Path) -> None:
 async def test_a_touched_file_is_no_change(tmp_path: Path) -> None:
     made = fast(tmp_path)
     async with watched(made) as it:
-        for path in tmp_path.iterdir():
-            path.touch()
+        for name in ("tlsproxy.yaml", "server.pem", "server.key", "ca.pem"):
+            os.utime(tmp_path / name)
         replaced(tmp_path / "ca.pem", ROOT.certificate_pem)
         await it.some_polls(5)
         assert it.triggers.empty()
@@ -452,7 +462,7 @@ async def test_unstable_inputs_are_waited_for_and_told_if_it_lasts(
         outcomes = [unstable] * (watch.PATIENCE - 1)
         read = watch.read_inputs
 
-        def reading(*args: Any, **more: Any):
+        def reading(*args: Any, **more: Any) -> Inputs:
             if outcomes:
                 raise outcomes.pop()
             return read(*args, **more)

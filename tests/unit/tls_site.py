@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ssl
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -106,10 +107,8 @@ def handshake(
             except ssl.SSLWantReadError:
                 pass
     assert not waiting
-    try:
+    with contextlib.suppress(ssl.SSLWantReadError):
         caller.read(1)  # tickets, had there been any
-    except ssl.SSLWantReadError:
-        pass
     return answerer, caller
 
 

@@ -18,6 +18,7 @@ from typing import Any, Final, Literal, Protocol
 from tlsproxy.authz.audit import event_line
 from tlsproxy.errors import TlsproxyError
 from tlsproxy.proxy.gateway import Gateway
+from tlsproxy.tls.files import read_inputs
 from tlsproxy.tls.generation import Generation, build
 from tlsproxy.tls.watch import Watcher
 
@@ -55,6 +56,7 @@ class Reloader:
         self._environ = environ
         self._watcher = watcher
         self._turn = asyncio.Lock()
+        self._begun = self._answered = 0
         generation = gateway.generation
         self.last = Verdict("ok", "start", generation.built_at, generation.number)
         metrics.published(generation)
@@ -73,28 +75,49 @@ class Reloader:
 
     async def reload(self, trigger: str) -> Verdict:
         """Builds from what the files hold now, and publishes it if it is good."""
+        asked = self._begun
         async with self._turn:
-            old = self._gateway.generation
-            try:
-                new = await asyncio.to_thread(
-                    build,
-                    number=old.number + 1,
-                    config_path=self._config_path,
-                    environ=self._environ,
-                    previous=old,
-                )
-            except TlsproxyError as error:
-                return self._failed(trigger, old, str(error))
-            except Exception as error:  # noqa: BLE001 - a defect of ours, which must not end the watching
-                _log.critical("a defect in reload", exc_info=error)
-                return self._failed(trigger, old, f"{type(error).__name__}: {error}")
-            self._gateway.publish(new)
-            self._watcher.seen(new.digest)
-            self._metrics.published(new)
-            return self._tell(trigger, old, new)
+            if self._answered > asked:
+                return self.last
+            self._begun += 1
+            verdict = await self._attempt(trigger)
+            self._answered = self._begun
+            return verdict
 
-    def _failed(self, trigger: str, old: Generation, error: str) -> Verdict:
-        """Also marks the inputs as tried, so that the watcher does not come back before they change."""
+    async def _attempt(self, trigger: str) -> Verdict:
+        old = self._gateway.generation
+        tried = ""
+        try:
+            try:
+                inputs = await asyncio.to_thread(read_inputs, self._config_path, self._environ)
+            except TlsproxyError as error:
+                tried = f"{type(error).__name__}: {error}"  # as the watcher names inputs that it cannot read
+                raise
+            tried = inputs.digest
+            new = await asyncio.to_thread(
+                build,
+                number=old.number + 1,
+                config_path=self._config_path,
+                environ=self._environ,
+                previous=old,
+                inputs=inputs,
+            )
+        except TlsproxyError as error:
+            return self._failed(trigger, old, tried, str(error))
+        except Exception as error:  # noqa: BLE001 - a defect of ours, which must not end the watching
+            _log.critical("a defect in reload", exc_info=error)
+            return self._failed(trigger, old, tried, f"{type(error).__name__}: {error}")
+        self._gateway.publish(new)
+        self._watcher.seen(new.digest)
+        self._metrics.published(new)
+        return self._tell(trigger, old, new)
+
+    def _failed(self, trigger: str, old: Generation, tried: str, error: str) -> Verdict:
+        """The watcher does not come back with what was tried, but does with anything else.
+
+        What it saw may have been something else: a writer was at work between its look and this one.
+        """
+        self._watcher.seen(tried)
         _log.error("reload (%s) failed, generation %d goes on serving: %s", trigger, old.number, error)
         return self._record(Verdict("failed", trigger, time.time(), old.number, error), "failed", {"error": error})
 

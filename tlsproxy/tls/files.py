@@ -14,7 +14,6 @@ import os
 import stat
 import time
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from tlsproxy.config import loader
@@ -23,6 +22,7 @@ from tlsproxy.errors import MaterialError, TlsproxyError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+    from pathlib import Path
 
     from tlsproxy.config.loader import Loaded
     from tlsproxy.config.model import Config

@@ -1,0 +1,49 @@
+"""A certificate counts for what its issuer is worth: another CA's, or nobody's, is refused in the handshake."""
+
+from __future__ import annotations
+
+import pytest
+
+from support.client import alert, ask
+from support.gateway import Gateway
+from support.site import CLIENTS, Site
+from support.upstream import ScriptedUpstream
+from tlsproxy.tls.pki import Authority
+
+
+def refused(site: Site, gateway: Gateway, upstream: ScriptedUpstream, client: str) -> None:
+    before = len(upstream.requests)
+    assert alert(gateway, site.client(client)) == "TLSV1_ALERT_UNKNOWN_CA"
+    record = gateway.audited(event="handshake")
+    assert (record["result"], record["reason"]) == ("denied", "unknown_ca")
+    assert len(upstream.requests) == before
+
+
+@pytest.mark.parametrize("called", ["another CA", "tlsproxy development CA"])
+def test_another_authority_even_of_the_same_name(
+    site: Site, shared_gateway: Gateway, shared_upstream: ScriptedUpstream, called: str
+) -> None:
+    label = "other-" + called.replace(" ", "-")
+    site.issue(label, authority=Authority.create(called), client=True, **CLIENTS["admin"])
+    refused(site, shared_gateway, shared_upstream, label)
+
+
+def test_a_certificate_that_signed_itself(site: Site, shared_gateway: Gateway, shared_upstream: ScriptedUpstream) -> None:
+    itself = Authority.create("alice")
+    site.write("self.pem", itself.certificate_pem)
+    site.write("self.key", itself.key_pem)
+    refused(site, shared_gateway, shared_upstream, "self")
+
+
+def test_an_intermediate_that_was_not_sent(site: Site, shared_gateway: Gateway, shared_upstream: ScriptedUpstream) -> None:
+    issued = site.authority.intermediate("issuing").issue(client=True, **CLIENTS["admin"])
+    site.write("bare.pem", issued.certificate_pem)
+    site.write("bare.key", issued.key_pem)
+    refused(site, shared_gateway, shared_upstream, "bare")
+
+
+def test_an_intermediate_that_was_sent_is_fine(site: Site, shared_gateway: Gateway) -> None:
+    site.issue("chained", authority=site.authority.intermediate("issuing"), client=True, **CLIENTS["admin"])
+    with shared_gateway.connect(site.client("chained")) as sock:
+        assert ask(sock).status == 200
+    assert shared_gateway.audited(status=200)["role"] == "admin"

@@ -1,0 +1,48 @@
+"""The embedded upstream in a process of its own, and the real qdrant-client through a gateway."""
+
+from __future__ import annotations
+
+import json
+import ssl
+import subprocess
+import sys
+from types import TracebackType
+from typing import Self
+
+import httpx
+from qdrant_client import QdrantClient
+
+from support.gateway import DEADLINE, Gateway
+
+
+class EmbeddedUpstream:
+    """``url`` is that of its REST API."""
+
+    def __enter__(self) -> Self:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "tlsproxy.demo.upstream", "--until-stdin-closes"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert self._process.stdout is not None
+        self.url = "http://127.0.0.1:{}".format(json.loads(self._process.stdout.readline())["rest"])
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._process.communicate(timeout=DEADLINE)
+
+
+def qdrant(gateway: Gateway, context: ssl.SSLContext, **options: object) -> QdrantClient:
+    """Limits are given because qdrant-client otherwise opens a new connection for each request to localhost."""
+    return QdrantClient(
+        url=f"https://localhost:{gateway.port}",
+        verify=context,
+        check_compatibility=False,
+        limits=httpx.Limits(),
+        trust_env=False,
+        timeout=int(DEADLINE),
+        **options,
+    )

@@ -1,0 +1,45 @@
+"""Programs that operators have: what they say about a gateway."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+
+import pytest
+
+from support.gateway import DEADLINE, Gateway
+from support.site import Site
+
+
+def tool(name: str) -> str:
+    """The program's path; the test is skipped where it is not installed."""
+    path = shutil.which(name)
+    if path is None:
+        pytest.skip(f"{name} is not installed")
+    return path
+
+
+def curl(gateway: Gateway, site: Site, client: str | None, path: str, *options: str) -> tuple[int, int, str]:
+    """(exit code, HTTP status, body)."""
+    command = [tool("curl"), "-sS", "--noproxy", "*", "--cacert", str(site.directory / "ca.pem"), "-w", "\n%{http_code}"]
+    if client is not None:
+        command += ["--cert", str(site.directory / f"{client}.pem"), "--key", str(site.directory / f"{client}.key")]
+    done = subprocess.run(
+        [*command, *options, gateway.url(path)], capture_output=True, text=True, timeout=DEADLINE, check=False
+    )
+    body, _, status = done.stdout.rpartition("\n")
+    return done.returncode, int(status), body
+
+
+def s_client(gateway: Gateway, site: Site, client: str | None, *options: str, say: str = "") -> str:
+    """All that `openssl s_client` printed. ``say`` is what it sends after the handshake; it waits for the answer."""
+    command = [tool("openssl"), "s_client", "-connect", f"127.0.0.1:{gateway.port}", "-servername", "localhost"]
+    command += ["-CAfile", str(site.directory / "ca.pem"), *options]
+    if client is not None:
+        command += ["-cert", str(site.directory / f"{client}.pem"), "-key", str(site.directory / f"{client}.key")]
+    if say:
+        command.append("-ign_eof")
+    done = subprocess.run(
+        command, input=say, capture_output=True, text=True, errors="replace", timeout=DEADLINE, check=False
+    )
+    return done.stdout + done.stderr

@@ -1,0 +1,181 @@
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from tls_site import OTHER, ROOT, Site, site
+
+from tlsproxy.errors import MaterialError
+from tlsproxy.service import reloader
+from tlsproxy.service.reloader import Reloader
+from tlsproxy.tls import files
+from tlsproxy.tls.watch import Watcher
+
+
+@pytest.fixture(autouse=True)
+def _hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "PAUSE", 0.005)
+
+
+class Bench:
+    """A reloader over real files. What it publishes, counts and writes down is kept."""
+
+    def __init__(self, made: Site) -> None:
+        self.generation = made.build()
+        self.lines: list[dict[str, Any]] = []
+        self.counted: list[tuple[str, str]] = []
+        self.told = asyncio.Event()
+        self.audit = SimpleNamespace(write=self._write)
+        metrics = SimpleNamespace(reload=lambda result, trigger, _when: self.counted.append((result, trigger)))
+        metrics.published = lambda _generation: None
+        watcher = Watcher(made.config, made.environ)
+        self.reloader = Reloader(self, metrics, made.config, made.environ, watcher)  # type: ignore[arg-type]
+
+    def publish(self, generation: Any) -> None:
+        self.generation = generation
+
+    def _write(self, line: str) -> None:
+        self.lines.append(json.loads(line))
+        self.told.set()
+
+    async def until(self, reached: Callable[[], bool]) -> None:
+        async with asyncio.timeout(10):
+            while not reached():
+                self.told.clear()
+                await self.told.wait()
+
+
+def fresh(made: Site) -> str:
+    issued = ROOT.issue(dns=["localhost"], server=True)
+    made.serve(issued)
+    return f"{issued.serial:x}"
+
+
+def test_callers_that_come_during_a_build_share_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = site(tmp_path)
+    begun, go_on = threading.Semaphore(0), threading.Semaphore(0)
+    build = reloader.build
+
+    def held(**arguments: Any) -> Any:
+        begun.release()
+        assert go_on.acquire(timeout=10)
+        return build(**arguments)
+
+    async def run() -> None:
+        bench = Bench(made)
+        monkeypatch.setattr(reloader, "build", held)
+        first = asyncio.create_task(bench.reloader.reload("sighup"))
+        assert await asyncio.to_thread(begun.acquire, timeout=10)
+        serial = fresh(made)  # too late for the build that is at work
+        others = [asyncio.create_task(bench.reloader.reload("admin")) for _ in range(50)]
+        go_on.release(2)
+        await asyncio.sleep(0)
+        verdicts = await asyncio.gather(*others)
+
+        assert (await first).result == "unchanged"
+        assert {verdict.generation for verdict in verdicts} == {3}
+        assert {verdict.result for verdict in verdicts} == {"ok"}
+        assert bench.generation.material.leaf.serial == serial
+        assert bench.counted == [("unchanged", "sighup"), ("ok", "admin")]
+
+    asyncio.run(run())
+
+
+def test_a_caller_that_gave_up_takes_nobody_with_it(tmp_path: Path) -> None:
+    made = site(tmp_path)
+
+    async def run() -> None:
+        bench = Bench(made)
+        first = asyncio.create_task(bench.reloader.reload("admin"))
+        await asyncio.sleep(0)
+        second = asyncio.create_task(bench.reloader.reload("admin"))
+        await asyncio.sleep(0)
+        first.cancel()
+        assert (await second).generation == 2
+        assert first.cancelled()
+
+    asyncio.run(run())
+
+
+def test_files_that_were_caught_in_the_writing_are_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The watcher saw the new files; the build read them while their writer, for a moment, had them cut off."""
+    made = site(tmp_path, tls={"poll_interval": 0.02})
+    read_inputs = reloader.read_inputs
+    failures = [MaterialError(str(tmp_path / "server.key"), "does not exist; create it")]
+
+    def unlucky_once(*arguments: Any) -> Any:
+        if failures:
+            raise failures.pop()
+        return read_inputs(*arguments)
+
+    async def run() -> None:
+        bench = Bench(made)
+        monkeypatch.setattr(reloader, "read_inputs", unlucky_once)
+        watching = asyncio.create_task(bench.reloader.run())
+        serial = fresh(made)
+        await bench.until(lambda: bench.generation.material.leaf.serial == serial)
+        assert bench.lines[0]["result"] == "failed"
+        watching.cancel()
+        await asyncio.gather(watching, return_exceptions=True)
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("spoil", [b"", None], ids=["unusable", "unreadable"])
+def test_the_watcher_does_not_repeat_what_a_signal_has_tried(tmp_path: Path, spoil: bytes | None) -> None:
+    made = site(tmp_path, tls={"poll_interval": 0.02})
+
+    async def run() -> None:
+        bench = Bench(made)
+        watcher, loop = bench.reloader._watcher, asyncio.get_running_loop()
+        poll = watcher._poll
+        poll()  # which tells it how often to look
+        if spoil is None:
+            (tmp_path / "server.key").unlink()
+        else:
+            made.write("server.key", spoil)
+        assert (await bench.reloader.reload("sighup")).result == "failed"
+        polls, polled = 0, asyncio.Event()
+
+        def counted() -> Any:
+            nonlocal polls
+            outcome = poll()
+            polls += 1
+            loop.call_soon_threadsafe(polled.set)
+            return outcome
+
+        watcher._poll = counted  # type: ignore[method-assign]
+        watching = asyncio.create_task(bench.reloader.run())
+        async with asyncio.timeout(10):
+            while polls < 4:
+                polled.clear()
+                await polled.wait()
+        assert bench.counted == [("failed", "sighup")]
+        fresh(made)
+        await bench.until(lambda: bench.generation.number > 1)
+        watching.cancel()
+        await asyncio.gather(watching, return_exceptions=True)
+
+    asyncio.run(run())
+
+
+def test_a_failure_names_the_file_and_changes_nothing(tmp_path: Path) -> None:
+    made = site(tmp_path)
+
+    async def run() -> None:
+        bench = Bench(made)
+        before = bench.generation
+        made.write("server.pem", OTHER.issue(dns=["localhost"], server=True).chain_pem)
+        verdict = await bench.reloader.reload("admin")
+        assert verdict.result == "failed"
+        assert verdict.error.startswith(f"{tmp_path / 'server.key'}: does not belong")
+        assert bench.generation is before
+        assert bench.reloader.status()["error"] == verdict.error
+
+    asyncio.run(run())
