@@ -48,6 +48,12 @@ class Identity:
     ips: tuple[str, ...] = ()
     defect: str = ""
 
+    @property
+    def name(self) -> str:
+        """The subject, or what stands for it where that is empty, as in a SPIFFE certificate."""
+        alternatives = () if self.defect else (*self.uris, *self.dns_names, *self.emails, *self.ips)
+        return self.subject or next(iter(alternatives), f"SHA-256 {self.sha256}")
+
 
 def identity_of(der: bytes) -> Identity:
     """Never raises: bytes that are not a certificate have the defect ``unparsable``, and no name at all."""

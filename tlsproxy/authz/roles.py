@@ -95,7 +95,7 @@ class Policy:
             return _refused(
                 identity,
                 "certificate_defect",
-                f'no role for certificate "{_label(identity)}" ({identity.defect}): issue it anew without this defect',
+                f'no role for certificate "{identity.name}" ({identity.defect}): issue it anew without this defect',
             )
         for rule in self.rules:
             if rule.match.matches(identity):
@@ -103,7 +103,7 @@ class Policy:
         return _refused(
             identity,
             "no_role",
-            f'no role for certificate "{_label(identity)}": '
+            f'no role for certificate "{identity.name}": '
             "the gateway's administrator can add a rule for it to `identities`",
         )
 
@@ -161,12 +161,6 @@ def _values_of(identity: Identity, name: str) -> tuple[str, ...]:
     if isinstance(value, str):
         return (value,) if value else ()
     return value
-
-
-def _label(identity: Identity) -> str:
-    """The subject, or what stands for it where that is empty, as in a SPIFFE certificate."""
-    names = (*identity.uris, *identity.dns_names, *identity.emails, *identity.ips)
-    return identity.subject or next(iter(names if not identity.defect else ()), f"SHA-256 {identity.sha256}")
 
 
 def _refused(identity: Identity, reason: str, text: str) -> Principal:

@@ -134,7 +134,7 @@ def _caller(principal: Principal, decision: Decision) -> Caller:
     identity = principal.identity
     if identity is None:
         return Caller("ApiKey" if decision.allowed else "None")
-    return Caller("Certificate", principal.role, principal.rule, identity.subject, identity.sha256)
+    return Caller("Certificate", principal.role, principal.rule, identity.name, identity.sha256)
 
 
 def _prepared(

@@ -20,7 +20,7 @@ from tlsproxy.tls.hint import Hint
 from tlsproxy.tls.places import Places, places_of
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping
+    from collections.abc import AsyncGenerator, Mapping
     from pathlib import Path
 
     from tlsproxy.tls.files import Inputs
@@ -54,7 +54,7 @@ class Watcher:
         self._state = digest
         self._renewed = time.monotonic()
 
-    async def changes(self) -> AsyncIterator[str]:
+    async def changes(self) -> AsyncGenerator[str, None]:
         """Yield ``poll`` or ``watch`` when the inputs have changed, ``ttl`` when `tls.cert_ttl` is over.
 
         Runs until it is cancelled or closed (`contextlib.aclosing`), and leaves no task behind then. One at a time.
