@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 from cryptography import x509
-
 from support.caller import Caller
 from support.gateway import Gateway
 from support.site import Site
 from support.upstream import ScriptedUpstream
+
 from tlsproxy.tls.pki import Authority
 
 SERVER = {"common_name": "localhost", "dns": ["localhost"], "ips": ["127.0.0.1"]}

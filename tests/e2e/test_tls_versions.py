@@ -62,7 +62,7 @@ def test_refused_with_an_alert(
 
 
 def test_renegotiation_is_refused(site: Site, shared_gateway: Gateway) -> None:
-    said = s_client(shared_gateway, site, "admin", "-tls1_2", say="R\n")
+    said = s_client(shared_gateway, site, "admin", "-tls1_2", order="R")
     assert "Secure Renegotiation IS supported" in said
     assert "RENEGOTIATING" in said
     assert "no renegotiation" in said

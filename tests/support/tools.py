@@ -31,15 +31,24 @@ def curl(gateway: Gateway, site: Site, client: str | None, path: str, *options: 
     return done.returncode, int(status), body
 
 
-def s_client(gateway: Gateway, site: Site, client: str | None, *options: str, say: str = "") -> str:
-    """All that `openssl s_client` printed. ``say`` is what it sends after the handshake; it waits for the answer."""
+def s_client(gateway: Gateway, site: Site, client: str | None, *options: str, say: str = "", order: str = "") -> str:
+    """All that `openssl s_client` printed until it ended.
+
+    ``say`` is what it sends after the handshake. ``order`` is one of its own commands, such as ``R`` to renegotiate.
+    """
     command = [tool("openssl"), "s_client", "-connect", f"127.0.0.1:{gateway.port}", "-servername", "localhost"]
     command += ["-CAfile", str(site.directory / "ca.pem"), *options]
     if client is not None:
         command += ["-cert", str(site.directory / f"{client}.pem"), "-key", str(site.directory / f"{client}.key")]
     if say:
         command.append("-ign_eof")
-    done = subprocess.run(
-        command, input=say, capture_output=True, text=True, errors="replace", timeout=DEADLINE, check=False
-    )
-    return done.stdout + done.stderr
+    pipe = subprocess.PIPE
+    with subprocess.Popen(
+        command, stdin=pipe, stdout=pipe, stderr=subprocess.STDOUT, text=True, errors="replace"
+    ) as process:
+        assert process.stdin is not None
+        if order:  # its input stays open: at the end of that it would end itself
+            process.stdin.write(f"{order}\n")
+            process.stdin.flush()
+            process.wait(DEADLINE)
+        return process.communicate(say or None, timeout=DEADLINE)[0]

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from tlsproxy.proxy.deadlines import Deadlines
-from tlsproxy.proxy.stream import Owner, Stream
+from tlsproxy.proxy.stream import Owner, Patience, Stream
 
 Address = tuple[int, tuple[Any, ...]]
 """(family, sockaddr), as getaddrinfo gives them."""
@@ -26,12 +26,18 @@ class DialledStream(Stream):
     __slots__ = ("_addresses", "_dial_owner")
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, addresses: Sequence[Address], owner: DialOwner, deadlines: Deadlines
+        self,
+        loop: asyncio.AbstractEventLoop,
+        addresses: Sequence[Address],
+        owner: DialOwner,
+        deadlines: Deadlines,
+        patience: Patience,
     ) -> None:
+        """Raises OSError where no socket is to be had."""
         self._addresses = list(addresses)
         self._dial_owner = owner
         family, address = self._addresses.pop(0)
-        super().__init__(loop, self._socket(family), owner, deadlines, linger=0.0)
+        super().__init__(loop, self._socket(family), owner, deadlines, patience)
         self._connected = False
         self._dial(address)
 
@@ -61,11 +67,10 @@ class DialledStream(Stream):
             self._try_next(OSError(error, os.strerror(error)))
             return
         self._connected = True
-        self._dial_owner.connected()
+        self._tell(self._dial_owner.connected)
         self.resume_reading()
         if self._out:
-            self._writing = True
-            self._loop.add_writer(self._fd, self._on_writable)
+            self._start_writing()
             self._on_writable()
 
     def _try_next(self, error: OSError) -> None:
@@ -76,6 +81,10 @@ class DialledStream(Stream):
             return
         self._sock.close()
         family, address = self._addresses.pop(0)
-        self._sock = self._socket(family)
+        try:
+            self._sock = self._socket(family)
+        except OSError as none:
+            self.abort(none)
+            return
         self._fd = self._sock.fileno()
         self._dial(address)

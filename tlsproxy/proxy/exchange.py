@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from typing import Final, Protocol
 
-from tlsproxy.errors import AuditUnavailable, RequestError, RequestTimeout, UpstreamTimeout
+from tlsproxy.errors import AuditUnavailable, Overloaded, RequestError, RequestTimeout, UpstreamTimeout
 from tlsproxy.proxy.deadlines import NEVER
 from tlsproxy.proxy.gateway import Gateway
 from tlsproxy.proxy.record import Record, RequestBody
@@ -20,7 +20,7 @@ from tlsproxy.wire.response import UNTIL_CLOSE, ResponseHead
 REPLAY: Final = 65_536
 """A request of at most this many bytes is kept until it is answered, to be sent again if that is safe."""
 MIN_RATE: Final = 1024
-"""Bytes per second: each of them buys a body the next part of its deadline."""
+"""Bytes per second on average, less than which exhausts a body's deadline piece by piece."""
 
 
 class Client(Protocol):
@@ -99,6 +99,10 @@ class Exchange:
         """Whether what the client sends now belongs to this request."""
         return self._upstream is not None and not self.body.done
 
+    @property
+    def request_sent(self) -> bool:
+        return self.body.done
+
     # The request
 
     def begin(self, upstream: Upstream, tail: bytes, data: bytes) -> bytes:
@@ -144,9 +148,8 @@ class Exchange:
             return
         now = time.monotonic()
         self._body_since = self._body_since or now
-        self._client.stream.deadline = (
-            self._body_since + self._gateway.generation.config.limits.body_timeout + self.record.bytes_in / MIN_RATE
-        )
+        earned = min(now, self._body_since + self.record.bytes_in / MIN_RATE)
+        self._client.stream.deadline = earned + self._gateway.generation.config.limits.body_timeout
         self._upstream.await_client()
 
     def upstream_congested(self) -> None:
@@ -201,15 +204,22 @@ class Exchange:
         self._upstream = None
         self.congested = False
         if stale and self._sent is not None:
-            self._gateway.metrics.upstream_retry()
-            self._upstream = self._pool.open()
-            self._upstream.begin(self, b"".join(self._sent), to_head=self.record.plan.to_head)
-            self._await()
-            self._client.reading_changed()
+            self._send_again(b"".join(self._sent))
         elif answered:
             self._client.exchange_cut(error)
         else:
             self._client.exchange_failed(error)
+
+    def _send_again(self, sent: bytes) -> None:
+        self._gateway.metrics.upstream_retry()
+        try:
+            self._upstream = self._pool.open()
+        except Overloaded as error:
+            self._client.exchange_failed(error)
+            return
+        self._upstream.begin(self, sent, to_head=self.record.plan.to_head)
+        self._await()
+        self._client.reading_changed()
 
     def abandon(self) -> None:
         """The client is gone, or is told something else."""

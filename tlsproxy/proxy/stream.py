@@ -12,6 +12,8 @@ import logging
 import socket
 import time
 from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Final, Protocol
 
 from tlsproxy.proxy.deadlines import NEVER, Deadlines
@@ -36,21 +38,33 @@ class Owner(Protocol):
     def connection_lost(self, error: Exception | None) -> None: ...
 
 
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """Seconds: ``write`` for the other side to take the next part of a full queue, ``linger`` for it to end after us."""
+
+    write: float
+    linger: float
+
+
 class Stream:
-    """A plaintext stream, the ground of the others. ``stalled``: the other side takes no more for now."""
+    """A plaintext stream, the ground of the others.
+
+    ``stalled``: the other side takes no more for now. ``broken``: some of what was written is lost.
+    """
 
     __slots__ = (
         "_closing",
         "_connected",
         "_deadlines",
         "_fd",
-        "_linger",
         "_loop",
         "_out",
+        "_patience",
         "_queued",
         "_reading",
         "_sock",
         "_writing",
+        "broken",
         "closed",
         "deadline",
         "owner",
@@ -58,19 +72,23 @@ class Stream:
     )
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, sock: socket.socket, owner: Owner, deadlines: Deadlines, linger: float
+        self,
+        loop: asyncio.AbstractEventLoop,
+        sock: socket.socket,
+        owner: Owner,
+        deadlines: Deadlines,
+        patience: Patience,
     ) -> None:
         self._loop = loop
         self._sock = sock
         self._fd = sock.fileno()
         self._deadlines = deadlines
-        self._linger = linger
+        self._patience = patience
         self._out: deque[bytes | memoryview] = deque()
         self._queued = 0
         self._connected = True
         self._reading = self._writing = self._closing = False
-        self.stalled = False
-        self.closed = False
+        self.stalled = self.broken = self.closed = False
         self.deadline = NEVER
         self.owner = owner
         deadlines.add(self)
@@ -103,11 +121,12 @@ class Stream:
     def _on_readable(self) -> None:
         size = self._receive()
         if size and not self._closing:
-            self._deliver(bytes(received[:size]))
+            self._tell(self.owner.data_received, bytes(received[:size]))
 
-    def _deliver(self, data: bytes) -> None:
+    def _tell(self, what: Callable[..., None], *args: object) -> None:
+        """Whatever the loop wakes us for, the owner hears of it through here."""
         try:
-            self.owner.data_received(data)
+            what(*args)
         except Exception as error:  # noqa: BLE001 - whatever it is, it must not leave the connection half decided
             _log.critical("connection ended by an internal error", exc_info=error)
             self.abort(error)
@@ -133,14 +152,20 @@ class Stream:
             rest = memoryview(data)[sent:]
         self._out.append(rest)
         self._queued += len(rest)
+        if self._connected:
+            self._start_writing()
+        if self._queued > HIGH_WATER and not self.stalled:
+            self.stalled = True
+            self.deadline = time.monotonic() + self._patience.write
+            self.owner.pause_writing()
+
+    def _start_writing(self) -> None:
         if not self._writing:
             self._writing = True
             self._loop.add_writer(self._fd, self._on_writable)
-        if self._queued > HIGH_WATER and not self.stalled:
-            self.stalled = True
-            self.owner.pause_writing()
 
     def _on_writable(self) -> None:
+        before = self._queued
         while self._out:
             data = self._out[0]
             try:
@@ -155,17 +180,20 @@ class Stream:
                 self._out.popleft()
             else:
                 self._out[0] = memoryview(data)[sent:]
+        if (self.stalled or self._closing) and self._queued < before:
+            self.deadline = time.monotonic() + self._patience.write
         if not self._out:
             self._stop_writing()
             if self._closing:
                 self._half_close()
         if self.stalled and self._queued <= LOW_WATER and not self.closed and not self._closing:
             self.stalled = False
-            self.owner.resume_writing()
+            self._tell(self.owner.resume_writing)
 
     def _write_failed(self, error: OSError) -> None:
         """The other side reads no more. What it said before may still wait to be read, such as an early refusal."""
         _log.debug("write failed: %s", error)
+        self.broken = True
         self._out.clear()
         self._queued = 0
         self._stop_writing()
@@ -187,11 +215,12 @@ class Stream:
         if self.closed or self._closing:
             return
         self._closing = True
-        self.deadline = time.monotonic() + self._linger
+        self.deadline = time.monotonic() + self._patience.write
         if not self._out:
             self._half_close()
 
     def _half_close(self) -> None:
+        self.deadline = time.monotonic() + self._patience.linger
         try:
             self._sock.shutdown(socket.SHUT_WR)
         except OSError as error:  # the other side was faster
@@ -219,4 +248,4 @@ class Stream:
             self.abort(TimeoutError("the other side did not close"))
             return
         self.deadline = NEVER
-        self.owner.deadline_passed()
+        self._tell(self.owner.deadline_passed)

@@ -10,10 +10,11 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
+from contextlib import suppress
 from typing import Final, Protocol
 
 from tlsproxy.proxy.deadlines import Deadlines
-from tlsproxy.proxy.stream import Owner, Stream, received
+from tlsproxy.proxy.stream import Owner, Patience, Stream, received
 
 RECORD: Final = 16_384
 PLAIN: Final = 262_144 + RECORD
@@ -76,10 +77,10 @@ class TlsStream(Stream):
         sock: socket.socket,
         owner: TlsOwner,
         deadlines: Deadlines,
-        linger: float,
+        patience: Patience,
         context: ssl.SSLContext,
     ) -> None:
-        super().__init__(loop, sock, owner, deadlines, linger)
+        super().__init__(loop, sock, owner, deadlines, patience)
         self._tls_owner = owner
         self._incoming = ssl.MemoryBIO()
         self._outgoing = ssl.MemoryBIO()
@@ -113,7 +114,7 @@ class TlsStream(Stream):
             return
         self._handshaken = True
         self._flush()
-        self._tls_owner.handshake_done(self._tls)
+        self._tell(self._tls_owner.handshake_done, self._tls)
         if self._incoming.pending and not self.closed and not self._closing:
             self._decrypt()
 
@@ -122,6 +123,8 @@ class TlsStream(Stream):
         super().close()
 
     def resume_reading(self) -> None:
+        if self._reading:
+            return
         super().resume_reading()
         if self._incoming.pending or (self._handshaken and self._tls.pending()):
             self._loop.call_soon(self._decrypt_waiting)
@@ -152,7 +155,7 @@ class TlsStream(Stream):
         if self._outgoing.pending:  # a key update, an alert
             self._flush()
         if size:
-            self._deliver(bytes(_plain_view[:size]))
+            self._tell(self.owner.data_received, bytes(_plain_view[:size]))
         if end:
             self.abort(ended)
         elif size > PLAIN - RECORD:
@@ -174,13 +177,9 @@ class TlsStream(Stream):
         if self.closed or self._closing:
             return
         if self._handshaken:
-            try:
+            # Ours is written first; that theirs is not there yet, or data before it, is what the error would say.
+            with suppress(ssl.SSLError):
                 self._tls.unwrap()
-            except ssl.SSLWantReadError:
-                pass  # ours is written; theirs may never come
-            except ssl.SSLError as error:
-                self.abort(error)
-                return
             self._flush()
         super().close()
 

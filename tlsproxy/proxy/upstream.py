@@ -15,6 +15,7 @@ from tlsproxy.errors import Overloaded, RequestError, UpstreamBroken, UpstreamTi
 from tlsproxy.proxy.deadlines import NEVER
 from tlsproxy.proxy.dial import DialledStream
 from tlsproxy.proxy.gateway import Gateway
+from tlsproxy.proxy.stream import Patience
 from tlsproxy.wire.chunked import ChunkedBody
 from tlsproxy.wire.http1 import CHUNKED, END
 from tlsproxy.wire.response import UNTIL_CLOSE, ResponseHead, parse_response
@@ -29,9 +30,11 @@ class Exchange(Protocol):
     """The client's side of one request, as an upstream connection sees it.
 
     ``upstream_lost`` ends the exchange: ``stale`` says that a kept connection ended without a byte of an answer,
-    ``answered`` that the client has seen a part of one. ``response_done`` ends it well.
+    ``answered`` that the client has seen a part of one. ``response_done`` ends it well. ``request_sent``: whole.
     """
 
+    @property
+    def request_sent(self) -> bool: ...
     def upstream_ready(self, upstream: Upstream) -> None: ...
     def interim(self, head: ResponseHead) -> None: ...
     def response_head(self, head: ResponseHead) -> None: ...
@@ -45,16 +48,34 @@ class Exchange(Protocol):
 class Upstream:
     """One connection. ``exchange`` is whose request is on it, None while it idles. ``used`` counts what it answered."""
 
-    __slots__ = ("_buffer", "_chunks", "_gateway", "_head", "_left", "_pool", "_to_head", "exchange", "stream", "used")
+    __slots__ = (
+        "_awaited",
+        "_buffer",
+        "_chunks",
+        "_gateway",
+        "_head",
+        "_left",
+        "_pool",
+        "_to_head",
+        "exchange",
+        "stream",
+        "used",
+    )
 
     def __init__(self, gateway: Gateway, pool: Pool) -> None:
+        """Raises OSError where no socket is to be had."""
         self._gateway = gateway
         self._pool = pool
         self.exchange: Exchange | None = None
         self.used = 0
         self._reset(to_head=False)
-        self.stream = DialledStream(gateway.loop, gateway.generation.upstream_addresses, self, gateway.deadlines)
-        self.stream.deadline = time.monotonic() + gateway.generation.config.upstream.connect_timeout
+        generation = gateway.generation
+        settings = generation.config.upstream
+        patience = Patience(write=settings.response_timeout, linger=0.0)
+        self.stream = DialledStream(
+            gateway.loop, generation.upstream_addresses, self, gateway.deadlines, patience
+        )
+        self.stream.deadline = time.monotonic() + settings.connect_timeout
 
     def _reset(self, *, to_head: bool) -> None:
         self._buffer = b""
@@ -62,24 +83,29 @@ class Upstream:
         self._left = 0
         self._chunks: ChunkedBody | None = None
         self._to_head = to_head
+        self._awaited = False
 
     def begin(self, exchange: Exchange, data: bytes, *, to_head: bool) -> None:
         """Sends a request's first bytes."""
         self.exchange = exchange
         self._reset(to_head=to_head)
-        if self.stream.established:
-            self.stream.deadline = NEVER
+        self._await()
         self.stream.write(data)
 
     def await_response(self) -> None:
         """The request is whole, or its next bytes wait for room: it is the upstream that is waited for."""
-        if self.stream.established:
-            self.stream.deadline = time.monotonic() + self._gateway.generation.config.upstream.response_timeout
+        self._awaited = True
+        self._await()
 
     def await_client(self) -> None:
         """The next bytes of the request are the client's to send."""
-        if self.stream.established:
-            self.stream.deadline = NEVER
+        self._awaited = False
+        self._await()
+
+    def _await(self) -> None:
+        if self.stream.established:  # until then, the connection is waited for
+            timeout = self._gateway.generation.config.upstream.response_timeout
+            self.stream.deadline = time.monotonic() + timeout if self._awaited else NEVER
 
     def pause(self) -> None:
         """The client reads slower than the upstream answers."""
@@ -99,7 +125,7 @@ class Upstream:
 
     def connected(self) -> None:
         self._gateway.metrics.upstream_connect("ok")
-        self.await_response()
+        self._await()
 
     def data_received(self, data: bytes) -> None:
         exchange = self.exchange
@@ -155,9 +181,10 @@ class Upstream:
             self._finish(exchange, keep=head.keep and taken == len(data))
 
     def _finish(self, exchange: Exchange, *, keep: bool) -> None:
+        """An early response leaves a connection that waits for the rest of a body: never for the next request."""
         self.used += 1
         self.exchange = None
-        self._pool.release(self, keep=keep)
+        self._pool.release(self, keep=keep and exchange.request_sent)
         exchange.response_done()
 
     def pause_writing(self) -> None:
@@ -184,11 +211,14 @@ class Upstream:
             exchange.upstream_lost(error, stale=False, answered=answered)
 
     def connection_lost(self, error: Exception | None) -> None:
-        self._pool.lost(self)
-        exchange, head = self.exchange, self._head
-        self.exchange = None
-        if exchange is None:
-            return
+        exchange, self.exchange = self.exchange, None
+        try:
+            if exchange is not None:
+                self._lose(exchange, self._head, error)
+        finally:  # after a retry has taken its place
+            self._pool.lost(self)
+
+    def _lose(self, exchange: Exchange, head: ResponseHead | None, error: Exception | None) -> None:
         if not self.stream.established:
             self._gateway.metrics.upstream_connect("failed")
             exchange.upstream_lost(
@@ -241,16 +271,21 @@ class Pool:
             self._waiting.remove(exchange)
 
     def open(self) -> Upstream:
-        """A new connection, which cannot be stale."""
-        upstream = Upstream(self._gateway, self)
+        """A new connection, which cannot be stale. Raises :class:`Overloaded` where no socket is to be had."""
+        try:
+            upstream = Upstream(self._gateway, self)
+        except OSError as error:
+            raise Overloaded(f"No connection to the upstream can be made: {error.strerror}") from error
         self._all.add(upstream)
         return upstream
 
     def release(self, upstream: Upstream, *, keep: bool) -> None:
         """Its response is whole. ``keep``: it may carry another."""
-        if not keep or upstream.stream.closed:
+        if not keep or upstream.stream.closed or upstream.stream.broken:
             upstream.discard()
-        elif self._waiting:
+            return
+        upstream.stream.resume_reading()  # the client may have been slower than the end of its response
+        if self._waiting:
             self._waiting.popleft().upstream_ready(upstream)
         else:
             upstream.stream.deadline = time.monotonic() + self._gateway.generation.config.upstream.idle_timeout
@@ -261,7 +296,13 @@ class Pool:
         if upstream in self._idle:
             self._idle.remove(upstream)
         if self._waiting and len(self._all) < self._gateway.generation.config.upstream.max_connections:
-            self._waiting.popleft().upstream_ready(self.open())
+            exchange = self._waiting.popleft()
+            try:
+                upstream = self.open()
+            except Overloaded as error:
+                exchange.upstream_lost(error, stale=False, answered=False)
+            else:
+                exchange.upstream_ready(upstream)
 
     def close(self) -> None:
         for upstream in list(self._all):

@@ -74,9 +74,9 @@ def is_identity(name: bytes) -> bool:
     return _IDENTITY.fullmatch(name.replace(b"_", b"-").replace(b".", b"-")) is not None
 
 
-def has_bare_lf(data: bytes) -> bool:
-    """Whether an unfinished head already holds a line end that we do not accept, so that there is no use in waiting."""
-    return _BARE_LF.search(data) is not None
+def has_bare_lf(data: bytes, start: int = 0) -> bool:
+    """Whether an unfinished head already holds a line end that we do not accept, at ``start`` or after it."""
+    return _BARE_LF.search(data, start) is not None
 
 
 def parse_request(head: bytes, *, max_fields: int = 100) -> RequestHead:

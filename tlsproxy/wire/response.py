@@ -25,7 +25,8 @@ _HOP_BY_HOP = re.compile(
     re.IGNORECASE | re.MULTILINE,
 )
 _DIGITS = re.compile(rb"[0-9]{1,15}")
-_BODILESS = frozenset((204, 304))
+_NO_CONTENT: Final = 204
+_BODILESS = frozenset((_NO_CONTENT, 304))
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +71,9 @@ def parse_response(head: bytes, *, to_head: bool) -> ResponseHead:  # noqa: C901
     if length is not None and coding is not None:
         raise ValueError("content-length beside transfer-encoding")
     restated = _HOP_BY_HOP.sub(b"", fields)
-    if length is not None:
+    if status < 200 or status == _NO_CONTENT:  # noqa: PLR2004 - 1xx; neither is framed (RFC 9110 §8.6, RFC 9112 §6.1)
+        pass
+    elif length is not None:
         restated += b"content-length: %d\r\n" % length
     elif coding is not None:
         restated += b"transfer-encoding: chunked\r\n"

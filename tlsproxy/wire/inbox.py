@@ -1,0 +1,46 @@
+"""What has come of a connection's requests and was not taken yet: heads are cut out of it one at a time.
+
+Each byte of an unfinished head is looked at once, however small the pieces in which it comes: a client that sends a head
+byte by byte costs no more than the bytes do.
+"""
+
+from __future__ import annotations
+
+from tlsproxy.errors import BadRequest, HeadTooLarge
+from tlsproxy.wire.http1 import END, has_bare_lf
+
+
+class Inbox:
+    """``data`` is what was not taken. It is bounded by who feeds it, the head by ``max_head`` bytes."""
+
+    __slots__ = ("_max_head", "_searched", "data")
+
+    def __init__(self, max_head: int) -> None:
+        self.data = b""
+        self._max_head = max_head
+        self._searched = 0
+
+    def add(self, data: bytes) -> None:
+        self.data = self.data + data if self.data else data
+
+    def keep(self, rest: bytes) -> None:
+        """What is left of ``data`` after a body was taken from it."""
+        self.data, self._searched = rest, 0
+
+    def head(self) -> bytes | None:
+        """The next head up to and with its empty line, taken; None until it is whole.
+
+        Raises :class:`HeadTooLarge`, and :class:`BadRequest` where waiting for its end is of no use.
+        """
+        data, known = self.data, self._searched
+        end = data.find(END, max(0, known - len(END) + 1)) + len(END)
+        whole = end >= len(END)
+        if (end if whole else len(data)) > self._max_head:
+            raise HeadTooLarge(f"The request head exceeds {self._max_head} bytes")
+        if whole:
+            self.keep(data[end:])
+            return data[:end]
+        if has_bare_lf(data, known):
+            raise BadRequest("Header lines end with CRLF")
+        self._searched = len(data)
+        return None
