@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from cryptography import x509
 
 from tlsproxy.tls.pki import Authority
 
@@ -66,7 +67,11 @@ class Site:
         self.write(f"{name}.key", issued.key_pem)
         return issued.serial
 
-    def write_config(self, upstream: str, **sections: dict[str, Any] | list[Any]) -> Path:
+    def serial(self, name: str) -> int:
+        """Of NAME.pem as it is now."""
+        return x509.load_pem_x509_certificate((self.directory / f"{name}.pem").read_bytes()).serial_number
+
+    def write_config(self, upstream: str, /, **sections: dict[str, Any] | list[Any]) -> Path:
         """A new file each time; a section that is given is merged into the usual one, a list replaces it."""
         config = copy.deepcopy(CONFIG)
         config["upstream"] = {"rest": upstream}

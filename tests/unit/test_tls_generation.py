@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import socket
 import time
 from datetime import UTC, datetime
@@ -141,6 +142,13 @@ def test_an_expired_ca_trusts_nobody_any_more(made: Site, tmp_path: Path) -> Non
     generation = made.build()
     peer = peer_at(generation, ROOT.issue(common_name="x", client=True, lifetime=hour(24 * 5000)), tmp_path)
     assert generation.refusal_of(peer, generation.material.authorities[0].not_after + 1) == "issuer_not_trusted"
+
+
+def test_a_chain_that_is_nothing_but_a_ca_has_no_issuer(made: Site, tmp_path: Path) -> None:
+    generation = made.build()
+    peer = peer_at(generation, CLIENT, tmp_path)
+    alone = dataclasses.replace(peer, chain=(generation.material.authorities[0].sha256,))
+    assert generation.refusal_of(alone, time.time()) == "issuer_not_trusted"
 
 
 def test_what_needs_a_restart_is_named_until_it_has_happened(made: Site) -> None:

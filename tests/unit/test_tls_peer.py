@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from cryptography import x509
-from tls_site import CLIENT, ROOT, client_context, handshake, site
+from tls_site import CLIENT, OTHER, ROOT, client_context, handshake, site
 
 from tlsproxy.tls import files
 from tlsproxy.tls import peer as peer_module
@@ -115,17 +115,28 @@ def test_bytes_that_are_no_certificate_have_no_issuer() -> None:
     assert peer_module._issued(b"junk") is None
 
 
+class Newer:
+    """An SSLObject of Python 3.13, where the verified chain is public."""
+
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+
+    def __init__(self, *chain: bytes) -> None:
+        self.chain = [ssl.PEM_cert_to_DER_cert(pem.decode()) for pem in chain]
+
+    def getpeercert(self, *, binary_form: bool) -> bytes:
+        assert binary_form
+        return self.chain[0]
+
+    def get_verified_chain(self) -> list[bytes]:
+        return self.chain
+
+
 def test_the_public_way_of_newer_pythons_is_used_where_it_exists() -> None:
-    class Newer:
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        leaf = ssl.PEM_cert_to_DER_cert(CLIENT.certificate_pem.decode())
-        root = ssl.PEM_cert_to_DER_cert(ROOT.certificate_pem.decode())
+    peer = peer_of(Newer(CLIENT.certificate_pem, ROOT.certificate_pem))
+    assert peer.chain == (sha256(CLIENT.certificate_pem), sha256(ROOT.certificate_pem))
 
-        def getpeercert(self, *, binary_form: bool) -> bytes:
-            assert binary_form
-            return self.leaf
 
-        def get_verified_chain(self) -> list[bytes]:
-            return [self.leaf, self.root]
-
-    assert peer_of(Newer()).chain == (sha256(CLIENT.certificate_pem), sha256(ROOT.certificate_pem))
+def test_another_chain_of_the_same_leaf_is_not_taken_for_the_first() -> None:
+    peer_of(Newer(CLIENT.certificate_pem, ROOT.certificate_pem))
+    peer = peer_of(Newer(CLIENT.certificate_pem, OTHER.certificate_pem))
+    assert peer.chain[1:] == (sha256(OTHER.certificate_pem),)

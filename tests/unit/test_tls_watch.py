@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from tls_site import OTHER, ROOT, SERVER, Site, site
+from watchfiles import awatch
 
 from tlsproxy.errors import TlsproxyError
 from tlsproxy.tls import files, hint, watch
@@ -441,15 +442,66 @@ async def test_polling_goes_on_where_notifications_fail_and_it_is_told_once(
 
 
 @in_loop
-async def test_other_files_in_the_directory_and_our_own_reading_stir_nothing(tmp_path: Path) -> None:
+async def test_notifications_are_tried_again_at_each_poll(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+
+    def failing_at_first(*paths: Path, **options: Any) -> AsyncIterator[Any]:
+        calls.append(paths)
+        if len(calls) <= 2:
+            raise OSError(24, "Too many open files")
+        return awatch(*paths, **options)
+
+    monkeypatch.setattr(hint, "awatch", failing_at_first)
+    made = fast(tmp_path)
+    async with watched(made) as it:
+        while len(calls) < 3:
+            await it.some_polls()
+        made.configure(tls={"poll_interval": SLOW})
+        await until_served(it)
+        made.write("ca.pem", ROOT.certificate_pem * 2)
+        assert await it.next() == "watch"
+
+
+@in_loop
+async def test_only_entries_that_matter_stir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    filters = []
+
+    def seen(*paths: Path, watch_filter: Callable[[object, str], bool], **options: Any) -> AsyncIterator[Any]:
+        filters.append(watch_filter)
+        return awatch(*paths, watch_filter=watch_filter, **options)
+
+    monkeypatch.setattr(hint, "awatch", seen)
+    async with watched(slow(tmp_path)):
+        (matters,) = filters
+        names = ("ca.pem", "tlsproxy.yaml", "server.key", "", "audit.log", "server.key.new")
+        assert [matters(None, str(tmp_path / name)) for name in names] == [
+            True,
+            True,
+            True,
+            True,
+            False,
+            False,
+        ]
+
+
+@in_loop
+async def test_our_own_reading_stirs_nothing(tmp_path: Path) -> None:
     made = slow(tmp_path)
     async with watched(made) as it:
         polls = it.polls
-        (tmp_path / "audit.log").write_bytes(b"line\n")
         await asyncio.to_thread(made.digest)
         made.write("ca.pem", ROOT.certificate_pem * 2)
         assert await it.next() == "watch"
         assert it.polls == polls + 1
+
+
+@in_loop
+async def test_a_ttl_that_is_over_does_not_hurry_polls_of_unreadable_inputs(tmp_path: Path) -> None:
+    watcher = Watcher(site(tmp_path).config, {})
+    watcher._ttl, watcher._renewed, watcher._interval = 1, time.monotonic() - 10, 0.05
+    started = time.monotonic()
+    assert await watcher._pause(asyncio.Event()) is False
+    assert time.monotonic() - started > 0.04
 
 
 @in_loop
@@ -468,6 +520,8 @@ async def test_unstable_inputs_are_waited_for_and_told_if_it_lasts(
             return read(*args, **more)
 
         monkeypatch.setattr(watch, "read_inputs", reading)
+        await it.some_polls(5)
+        outcomes.extend([unstable] * (watch.PATIENCE - 1))
         await it.some_polls(5)
         assert it.triggers.empty()
         outcomes.extend([unstable] * watch.PATIENCE)

@@ -193,9 +193,9 @@ class Limits(Section):
     head_timeout: Seconds = 10.0
     """Seconds from the first byte of a request to the end of its head."""
     body_timeout: Seconds = 30.0
-    """Seconds between two pieces of a request's body."""
+    """Seconds for a request's body, and one more for each KiB of it that has come."""
     write_timeout: Seconds = 30.0
-    """Seconds for which a client may not take any of its response."""
+    """Seconds in which a client must make room for more of its response."""
     idle_timeout: Seconds = 75.0
     """Seconds that a connection without a request is kept."""
     linger_timeout: Seconds = 10.0

@@ -12,9 +12,10 @@ from typing import Final, Protocol
 from tlsproxy.errors import AuditUnavailable, Overloaded, RequestError, RequestTimeout, UpstreamTimeout
 from tlsproxy.proxy.deadlines import NEVER
 from tlsproxy.proxy.gateway import Gateway
+from tlsproxy.proxy.pool import Pool
 from tlsproxy.proxy.record import Record, RequestBody
 from tlsproxy.proxy.tlsstream import TlsStream
-from tlsproxy.proxy.upstream import Pool, Upstream
+from tlsproxy.proxy.upstream import Upstream
 from tlsproxy.wire.response import UNTIL_CLOSE, ResponseHead
 
 REPLAY: Final = 65_536

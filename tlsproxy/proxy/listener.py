@@ -6,7 +6,6 @@ each address and for all. When the process runs out of descriptors, accepting re
 
 from __future__ import annotations
 
-import errno
 import logging
 import socket
 import time
@@ -16,17 +15,15 @@ from typing import Final
 
 from tlsproxy.authz.audit import event_line
 from tlsproxy.proxy.gateway import Gateway
-from tlsproxy.proxy.rest import RestConnection
-from tlsproxy.proxy.tlsstream import TlsStream
-from tlsproxy.proxy.upstream import Pool
+from tlsproxy.proxy.pool import Pool
+from tlsproxy.proxy.reception import Reception
 
 BACKLOG: Final = 4096
 BATCH: Final = 32
 """Connections that are accepted before the others get their turn."""
 REST: Final = 0.2
-"""Seconds without accepting, after the process ran out of descriptors or memory."""
+"""Seconds without accepting after an error: most often the process ran out of descriptors."""
 
-_EXHAUSTED: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 _log = logging.getLogger(__name__)
 
 
@@ -54,7 +51,7 @@ class Listener:
         self._gateway = gateway
         self._pool = pool
         self._sock = sock
-        self._connections: set[RestConnection] = set()
+        self._connections: set[Reception] = set()
         self._by_address: Counter[str] = Counter()
         self._when_empty: Callable[[], None] | None = None
         self._accepting = False
@@ -87,8 +84,6 @@ class Listener:
                 return
             except OSError as error:
                 self._gateway.metrics.accept_error()
-                if error.errno not in _EXHAUSTED:
-                    raise
                 _log.warning("cannot accept connections for the moment: %s", error.strerror)
                 self._pause()
                 self._gateway.loop.call_later(REST, self._resume)
@@ -105,19 +100,8 @@ class Listener:
             self._gateway.metrics.connection("accepted")
             sock.setblocking(False)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            connection = RestConnection(self._gateway, self._pool, address, self._ended)
-            self._connections.add(connection)
+            self._connections.add(Reception(self._gateway, self._pool, sock, address, self._ended))
             self._by_address[address] += 1
-            stream = TlsStream(
-                self._gateway.loop,
-                sock,
-                connection,
-                self._gateway.deadlines,
-                limits.linger_timeout,
-                self._gateway.generation.context,
-            )
-            connection.stream = stream
-            stream.deadline = time.monotonic() + limits.handshake_timeout
 
     def _turn_away(self, sock: socket.socket, address: str, outcome: str) -> None:
         sock.close()
@@ -127,7 +111,7 @@ class Listener:
         )
         self._gateway.audit.write(line)
 
-    def _ended(self, connection: RestConnection) -> None:
+    def _ended(self, connection: Reception) -> None:
         self._connections.discard(connection)
         self._by_address[connection.address] -= 1
         if not self._by_address[connection.address]:

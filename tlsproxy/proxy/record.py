@@ -1,14 +1,14 @@
-"""What is written down: of one request from its decision to its end, and of a handshake that failed."""
+"""One request from its decision to its end: what is written down of it, and where its body ends."""
 
 from __future__ import annotations
 
 import time
 
-from tlsproxy.authz.audit import event_line, request_line
-from tlsproxy.errors import BodyTooLarge
+from tlsproxy.authz.audit import request_line
+from tlsproxy.errors import BadRequest, BodyTooLarge
 from tlsproxy.proxy.gateway import Gateway
 from tlsproxy.proxy.plan import Plan
-from tlsproxy.wire.chunked import ChunkedBody
+from tlsproxy.wire.chunked import ChunkedBody, ChunkedError
 from tlsproxy.wire.http1 import CHUNKED
 
 
@@ -53,20 +53,6 @@ class Record:
         gateway.metrics.decision(reason or plan.decision.reason)
 
 
-def handshake_refused(gateway: Gateway, address: str, seconds: float, reason: str, detail: str) -> None:
-    """``detail`` is OpenSSL's words, empty where it had none."""
-    gateway.metrics.handshake(reason, seconds)
-    line = event_line(
-        when=time.time(),
-        event="handshake",
-        remote=address,
-        result="denied",
-        reason=reason,
-        detail={"error": detail} if detail else {},
-    )
-    gateway.audit.write(line)
-
-
 class RequestBody:
     """Where a request's body ends. ``done`` from the start where there is none."""
 
@@ -87,9 +73,12 @@ class RequestBody:
         return None if self._chunks is not None and not self.done else self._left
 
     def feed(self, data: bytes) -> tuple[bytes, int]:
-        """(the bytes to forward, how many were taken). Raises ChunkedError, :class:`BodyTooLarge`."""
+        """(the bytes to forward, how many were taken). Raises :class:`BadRequest`, :class:`BodyTooLarge`."""
         if self._chunks is not None:
-            forward, taken = self._chunks.feed(data)
+            try:
+                forward, taken = self._chunks.feed(data)
+            except ChunkedError as error:
+                raise BadRequest(f"Malformed chunked body: {error}") from None
             if self._chunks.size > self._limit:
                 raise self._too_large()
             self.done = self._chunks.done

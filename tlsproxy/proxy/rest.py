@@ -13,32 +13,23 @@ request was whole) is closed after its answer, so that no byte is ever read as w
 
 from __future__ import annotations
 
-import ssl
 import time
 from collections.abc import Callable
 from enum import Enum
 from typing import Final
 
 from tlsproxy.authz.audit import json_string
-from tlsproxy.errors import (
-    BadRequest,
-    BodyTooLarge,
-    Form,
-    HeadTooLarge,
-    RequestError,
-    RequestTimeout,
-)
+from tlsproxy.errors import BodyTooLarge, Form, RequestError, RequestTimeout
 from tlsproxy.proxy.exchange import Exchange
 from tlsproxy.proxy.gateway import Gateway
 from tlsproxy.proxy.plan import Plan
-from tlsproxy.proxy.record import Record, RequestBody, handshake_refused
+from tlsproxy.proxy.pool import Pool
+from tlsproxy.proxy.record import Record, RequestBody
 from tlsproxy.proxy.refusal import refusal
 from tlsproxy.proxy.standing import Standing
 from tlsproxy.proxy.tlsstream import TlsStream
-from tlsproxy.proxy.upstream import Pool, Upstream
-from tlsproxy.tls.peer import peer_of
-from tlsproxy.wire.chunked import ChunkedError
-from tlsproxy.wire.http1 import END, has_bare_lf
+from tlsproxy.proxy.upstream import Upstream
+from tlsproxy.wire.inbox import Inbox
 
 SMALL_REST: Final = 65_536
 """A refused body of at most this many bytes is dropped and the connection kept; a larger one costs the connection."""
@@ -54,48 +45,45 @@ class State(Enum):
 
 
 class RestConnection:
-    """The owner of one TLS stream. ``address`` is the client's, without its port."""
-
-    stream: TlsStream
+    """The owner of one TLS stream, from its handshake on. ``address`` is the client's, without its port."""
 
     def __init__(
-        self, gateway: Gateway, pool: Pool, address: str, when_ended: Callable[[RestConnection], None]
+        self,
+        gateway: Gateway,
+        pool: Pool,
+        stream: TlsStream,
+        address: str,
+        standing: Standing,
+        when_ended: Callable[[], None],
     ) -> None:
-        self.address = address
+        self.stream = stream
         self.close = False
         self._gateway = gateway
         self._pool = pool
+        self._standing = standing
         self._when_ended = when_ended
         self._remote = json_string(address)
         self._limits = gateway.generation.config.limits
         self._tail = b"x-forwarded-for: %b\r\nx-forwarded-proto: https\r\n\r\n" % address.encode()
-        self._state = State.IDLE
-        self._opened = time.monotonic()
-        self._standing: Standing | None = None
-        self._buffer = b""
+        self._inbox = Inbox(self._limits.max_head_size)
         self._head_started = False
         self._record: Record | None = None
         self._body = _NO_BODY
         self._exchange: Exchange | None = None
-
-    # The handshake
-
-    def handshake_done(self, tls: ssl.SSLObject) -> None:
-        self._gateway.metrics.handshake("ok", time.monotonic() - self._opened)
-        self._standing = Standing(self._gateway.generation, peer_of(tls), time.time())
         self._rest()
-
-    def handshake_failed(self, reason: str, detail: str) -> None:
-        self._state = State.ENDED
-        handshake_refused(self._gateway, self.address, time.monotonic() - self._opened, reason, detail)
 
     # Requests
 
     def data_received(self, data: bytes) -> None:
-        if self._exchange is not None and self._exchange.sending:
-            self._feed(self._exchange, data)
+        exchange = self._exchange
+        if exchange is not None and exchange.sending:
+            try:
+                self._inbox.keep(exchange.send(data))
+            except RequestError as error:
+                self._fail(error)
+            self.reading_changed()
         elif self._state is not State.ENDED:
-            self._buffer = self._buffer + data if self._buffer else data
+            self._inbox.add(data)
             if self._state is State.SKIPPING:
                 self._skip()
             self._advance()
@@ -104,43 +92,32 @@ class RestConnection:
         """Between two requests."""
         self._state = State.IDLE
         self._head_started = False
-        self.stream.deadline = time.monotonic() + self._limits.idle_timeout
-        if self._gateway.draining and not self._buffer:
+        timeout = self._limits.write_timeout if self.stream.stalled else self._limits.idle_timeout
+        self.stream.deadline = time.monotonic() + timeout
+        if self._gateway.draining and not self._inbox.data:
             self._end()
 
     def _advance(self) -> None:
         """Takes up the requests that are here, one at a time; a loop, since a client may send thousands at once."""
-        while self._state is State.IDLE and self._buffer and not self.stream.stalled and not self.stream.closed:
-            end = self._buffer.find(END) + len(END)
-            if end < len(END) and len(self._buffer) <= self._limits.max_head_size:
-                self._await_head()
+        while self._state is State.IDLE and self._inbox.data and not self.stream.stalled and not self.stream.closed:
+            try:
+                head = self._inbox.head()
+            except RequestError as error:
+                self._unreadable(error)
                 break
-            if end < len(END) or end > self._limits.max_head_size:
-                self._unreadable(HeadTooLarge(f"The request head exceeds {self._limits.max_head_size} bytes"))
-                break
-            head, self._buffer = self._buffer[:end], self._buffer[end:]
-            self._request(head)
+            if head is not None:
+                self._request(head)
+                continue
+            if not self._head_started:
+                self._head_started = True
+                self.stream.deadline = time.monotonic() + self._limits.head_timeout
+            break
         self.reading_changed()
 
-    def _await_head(self) -> None:
-        if has_bare_lf(self._buffer):
-            self._unreadable(BadRequest("Header lines end with CRLF"))
-        elif not self._head_started:
-            self._head_started = True
-            self.stream.deadline = time.monotonic() + self._limits.head_timeout
-
-    def _current(self) -> tuple[Standing, float]:
-        """The client's standing under the current generation, and the time."""
-        standing, now = self._standing, time.time()
-        if standing is None:
-            raise RuntimeError("a request before the handshake")
-        if standing.generation is not self._gateway.generation:
-            standing.renew(self._gateway.generation, now)
-        return standing, now
-
     def _unreadable(self, error: RequestError) -> None:
-        standing, now = self._current()
-        self._open_record(self._gateway.plans.unreadable(standing.principal, error), now)
+        now = time.time()
+        self._standing.ended(self._gateway.generation, now)
+        self._open_record(self._gateway.plans.unreadable(self._standing.principal, error), now)
         self._fail(error)
 
     def _open_record(self, plan: Plan, now: float) -> Record:
@@ -150,11 +127,10 @@ class RestConnection:
         return record
 
     def _request(self, head: bytes) -> None:
-        standing, now = self._current()
-        ended, plans = standing.ended(now), self._gateway.plans
-        plan = (
-            plans.of(standing.principal, head) if ended is None else plans.make(standing.principal, head, ended=ended)
-        )
+        now, plans = time.time(), self._gateway.plans
+        ended = self._standing.ended(self._gateway.generation, now)
+        principal = self._standing.principal
+        plan = plans.of(principal, head) if ended is None else plans.make(principal, head, ended=ended)
         record = self._open_record(plan, now)
         self.close |= ended is not None
         try:
@@ -166,36 +142,29 @@ class RestConnection:
         decision = plan.decision
         if not decision.allowed:
             self._refuse(decision.status, decision.text, decision.form)
-        else:
-            self._state = State.BUSY
-            self._exchange = exchange = Exchange(self._gateway, self._pool, self, record, self._body)
-            try:
-                exchange.admit()
-            except RequestError as error:
-                self._fail(error)
+            return
+        self._state = State.BUSY
+        self._exchange = exchange = Exchange(self._gateway, self._pool, self, record, self._body)
+        try:
+            exchange.admit()
+        except RequestError as error:
+            self._fail(error)
 
     def upstream_ready(self, upstream: Upstream) -> None:
         exchange = self._exchange
         if exchange is None:
             raise RuntimeError("an upstream for nobody")
         try:
-            self._buffer = exchange.begin(upstream, self._tail, self._buffer)
-        except (ChunkedError, BodyTooLarge) as error:
+            self._inbox.keep(exchange.begin(upstream, self._tail, self._inbox.data))
+        except RequestError as error:
             upstream.discard()
-            self._fail(_body_error(error))
-        self.reading_changed()
-
-    def _feed(self, exchange: Exchange, data: bytes) -> None:
-        try:
-            self._buffer = exchange.send(data)
-        except (ChunkedError, BodyTooLarge) as error:
-            self._fail(_body_error(error))
+            self._fail(error)
         self.reading_changed()
 
     def reading_changed(self) -> None:
         """Reads on, unless the upstream takes no more of a body, or a client runs ahead of its answers."""
-        exchange = self._exchange
-        ahead = len(self._buffer) > self._limits.max_head_size and (self._state is State.BUSY or self.stream.stalled)
+        exchange, waiting = self._exchange, self._state is State.BUSY or self.stream.stalled
+        ahead = waiting and len(self._inbox.data) > self._limits.max_head_size
         if ahead or (exchange is not None and exchange.congested):
             self.stream.pause_reading()
         else:
@@ -209,10 +178,7 @@ class RestConnection:
             self._end()
             return
         self._rest()
-        if self.stream.stalled:
-            self.stream.deadline = time.monotonic() + self._limits.write_timeout
-        if self._buffer:
-            self._advance()
+        self._advance()
 
     def exchange_failed(self, error: RequestError) -> None:
         self._fail(error)
@@ -227,6 +193,7 @@ class RestConnection:
         """Ends the current request with what went wrong, where the client can still be told."""
         if self._exchange is not None:
             self._exchange.abandon()
+        self.close |= isinstance(error, RequestTimeout)  # RFC 9110 §15.5.9
         if self._record is not None and self._record.status:
             self.exchange_cut(error)
         else:
@@ -251,7 +218,8 @@ class RestConnection:
 
     def _skip(self) -> None:
         if not self._body.done:
-            self._buffer = self._buffer[self._body.feed(self._buffer)[1] :]
+            data = self._inbox.data
+            self._inbox.keep(data[self._body.feed(data)[1] :])
         if self._body.done:
             self._rest()
 
@@ -263,13 +231,12 @@ class RestConnection:
     def _end(self) -> None:
         """Nothing more is read as a request; what is queued still goes out."""
         self._state = State.ENDED
-        self._buffer = b""
+        self._inbox.keep(b"")
         self.stream.close()
 
     # What else the stream says
 
     def pause_writing(self) -> None:
-        self.stream.deadline = time.monotonic() + self._limits.write_timeout
         if self._exchange is not None:
             self._exchange.pause_response()
 
@@ -281,10 +248,7 @@ class RestConnection:
             self._advance()
 
     def deadline_passed(self) -> None:
-        if self._standing is None:
-            self.handshake_failed("handshake_timeout", "")
-            self.stream.abort()
-        elif self.stream.stalled:
+        if self.stream.stalled:
             self._cut("client_stalled")
         elif self._exchange is not None:
             self._fail(self._exchange.overdue)
@@ -297,7 +261,7 @@ class RestConnection:
     def drain(self) -> None:
         """The service stops: idle connections end now, busy ones after their response."""
         self.close = True
-        if self._state is State.IDLE and not self._buffer and self._standing is not None:
+        if self._state is State.IDLE and not self._inbox.data:
             self._end()
 
     def _cut(self, reason: str) -> None:
@@ -310,16 +274,11 @@ class RestConnection:
         self.stream.abort()
 
     def connection_lost(self, error: Exception | None) -> None:
-        if self._standing is None and self._state is not State.ENDED:
-            self.handshake_failed("client_closed", str(error or ""))
         foreseen = error is None or isinstance(error, OSError)  # an SSLError is one
-        self._cut("client_gone" if foreseen else "internal_error")
-        self._gateway.metrics.connection_closed()
-        self._when_ended(self)
+        try:
+            self._cut("client_gone" if foreseen else "internal_error")
+        finally:
+            self._when_ended()
 
 
 _NO_BODY: Final = RequestBody(0, 0)
-
-
-def _body_error(error: ChunkedError | BodyTooLarge) -> RequestError:
-    return error if isinstance(error, BodyTooLarge) else BadRequest(f"Malformed chunked body: {error}")

@@ -44,8 +44,10 @@ class Standing:
             reason = "certificate_required"
         self._ended = _ended(reason) if reason else None
 
-    def ended(self, now: float) -> Decision | None:
-        """``now`` is seconds since the epoch."""
+    def ended(self, generation: Generation, now: float) -> Decision | None:
+        """Brings the standing up to date first. ``now`` is seconds since the epoch."""
+        if self.generation is not generation:
+            self.renew(generation, now)
         if self._ended is None and now > self._expires:
             self._ended = _ended("certificate_expired")
         return self._ended

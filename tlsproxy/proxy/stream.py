@@ -40,7 +40,7 @@ class Owner(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Patience:
-    """Seconds: ``write`` for the other side to take the next part of a full queue, ``linger`` for it to end after us."""
+    """Seconds: ``write`` for the other side to take the next part of a full queue, ``linger`` to end after us."""
 
     write: float
     linger: float

@@ -1,17 +1,15 @@
-"""The upstream's side: a pool of keep-alive connections, and the relay of one response at a time on each.
+"""The upstream's side: one keep-alive connection, and the relay of one response at a time on it.
 
-Qdrant closes a connection that idled for 5 seconds. One that is about to be closed is never handed out: the pool ends
-its own after ``upstream.idle_timeout``, and hears of a close before it would write. What remains is a race, and whoever
-sent the request decides whether it may be sent again.
+Qdrant closes a connection that idled for 5 seconds, at times just as the next request is sent on it. That is a race
+that nobody wins: who sent the request is told that the connection was stale, and decides whether to send it again.
 """
 
 from __future__ import annotations
 
 import time
-from collections import deque
 from typing import Final, Protocol
 
-from tlsproxy.errors import Overloaded, RequestError, UpstreamBroken, UpstreamTimeout, UpstreamUnreachable
+from tlsproxy.errors import RequestError, UpstreamBroken, UpstreamTimeout, UpstreamUnreachable
 from tlsproxy.proxy.deadlines import NEVER
 from tlsproxy.proxy.dial import DialledStream
 from tlsproxy.proxy.gateway import Gateway
@@ -21,7 +19,6 @@ from tlsproxy.wire.http1 import CHUNKED, END
 from tlsproxy.wire.response import UNTIL_CLOSE, ResponseHead, parse_response
 
 MAX_HEAD: Final = 65_536
-MAX_WAITING: Final = 1024
 _FINAL: Final = 200
 _SWITCHING: Final = 101
 
@@ -45,6 +42,13 @@ class Exchange(Protocol):
     def upstream_drained(self) -> None: ...
 
 
+class Keeper(Protocol):
+    """Where a connection belongs. ``keep``: it may carry another request."""
+
+    def release(self, upstream: Upstream, *, keep: bool) -> None: ...
+    def lost(self, upstream: Upstream) -> None: ...
+
+
 class Upstream:
     """One connection. ``exchange`` is whose request is on it, None while it idles. ``used`` counts what it answered."""
 
@@ -54,27 +58,25 @@ class Upstream:
         "_chunks",
         "_gateway",
         "_head",
+        "_keeper",
         "_left",
-        "_pool",
         "_to_head",
         "exchange",
         "stream",
         "used",
     )
 
-    def __init__(self, gateway: Gateway, pool: Pool) -> None:
+    def __init__(self, gateway: Gateway, keeper: Keeper) -> None:
         """Raises OSError where no socket is to be had."""
         self._gateway = gateway
-        self._pool = pool
+        self._keeper = keeper
         self.exchange: Exchange | None = None
         self.used = 0
         self._reset(to_head=False)
         generation = gateway.generation
         settings = generation.config.upstream
         patience = Patience(write=settings.response_timeout, linger=0.0)
-        self.stream = DialledStream(
-            gateway.loop, generation.upstream_addresses, self, gateway.deadlines, patience
-        )
+        self.stream = DialledStream(gateway.loop, generation.upstream_addresses, self, gateway.deadlines, patience)
         self.stream.deadline = time.monotonic() + settings.connect_timeout
 
     def _reset(self, *, to_head: bool) -> None:
@@ -184,7 +186,7 @@ class Upstream:
         """An early response leaves a connection that waits for the rest of a body: never for the next request."""
         self.used += 1
         self.exchange = None
-        self._pool.release(self, keep=keep and exchange.request_sent)
+        self._keeper.release(self, keep=keep and exchange.request_sent)
         exchange.response_done()
 
     def pause_writing(self) -> None:
@@ -216,7 +218,7 @@ class Upstream:
             if exchange is not None:
                 self._lose(exchange, self._head, error)
         finally:  # after a retry has taken its place
-            self._pool.lost(self)
+            self._keeper.lost(self)
 
     def _lose(self, exchange: Exchange, head: ResponseHead | None, error: Exception | None) -> None:
         if not self.stream.established:
@@ -233,77 +235,3 @@ class Upstream:
                 stale=untouched and self.used > 0,
                 answered=head is not None,
             )
-
-
-class Pool:
-    """The upstream connections of one process. Waiting for one is bounded in number and, by the waiter, in time."""
-
-    def __init__(self, gateway: Gateway) -> None:
-        self._gateway = gateway
-        self._idle: list[Upstream] = []
-        self._all: set[Upstream] = set()
-        self._waiting: deque[Exchange] = deque()
-
-    @property
-    def counts(self) -> tuple[int, int]:
-        """(idle, busy)."""
-        return len(self._idle), len(self._all) - len(self._idle)
-
-    def acquire(self, exchange: Exchange) -> Upstream | None:
-        """A connection, or None: then ``exchange.upstream_ready`` will be called.
-
-        Raises :class:`Overloaded` where too many wait already.
-        """
-        while self._idle:
-            upstream = self._idle.pop()
-            if not upstream.stream.closed:
-                return upstream
-        if len(self._all) < self._gateway.generation.config.upstream.max_connections:
-            return self.open()
-        if len(self._waiting) >= MAX_WAITING:
-            raise Overloaded("Too many requests wait for the upstream")
-        self._waiting.append(exchange)
-        return None
-
-    def forget(self, exchange: Exchange) -> None:
-        """It waits no longer."""
-        if exchange in self._waiting:
-            self._waiting.remove(exchange)
-
-    def open(self) -> Upstream:
-        """A new connection, which cannot be stale. Raises :class:`Overloaded` where no socket is to be had."""
-        try:
-            upstream = Upstream(self._gateway, self)
-        except OSError as error:
-            raise Overloaded(f"No connection to the upstream can be made: {error.strerror}") from error
-        self._all.add(upstream)
-        return upstream
-
-    def release(self, upstream: Upstream, *, keep: bool) -> None:
-        """Its response is whole. ``keep``: it may carry another."""
-        if not keep or upstream.stream.closed or upstream.stream.broken:
-            upstream.discard()
-            return
-        upstream.stream.resume_reading()  # the client may have been slower than the end of its response
-        if self._waiting:
-            self._waiting.popleft().upstream_ready(upstream)
-        else:
-            upstream.stream.deadline = time.monotonic() + self._gateway.generation.config.upstream.idle_timeout
-            self._idle.append(upstream)
-
-    def lost(self, upstream: Upstream) -> None:
-        self._all.discard(upstream)
-        if upstream in self._idle:
-            self._idle.remove(upstream)
-        if self._waiting and len(self._all) < self._gateway.generation.config.upstream.max_connections:
-            exchange = self._waiting.popleft()
-            try:
-                upstream = self.open()
-            except Overloaded as error:
-                exchange.upstream_lost(error, stale=False, answered=False)
-            else:
-                exchange.upstream_ready(upstream)
-
-    def close(self) -> None:
-        for upstream in list(self._all):
-            upstream.discard()

@@ -24,7 +24,7 @@ from tlsproxy.errors import TlsproxyError
 from tlsproxy.proxy.deadlines import Deadlines
 from tlsproxy.proxy.gateway import Gateway
 from tlsproxy.proxy.listener import Listener, bind
-from tlsproxy.proxy.upstream import Pool
+from tlsproxy.proxy.pool import Pool
 from tlsproxy.service.admin import AdminServer
 from tlsproxy.service.auditlog import AuditLog, NoAudit, audit_log
 from tlsproxy.service.metrics import Metrics

@@ -11,7 +11,7 @@ from typing import Any
 import tlsproxy
 from tlsproxy.proxy.gateway import Gateway
 from tlsproxy.proxy.listener import Listener
-from tlsproxy.proxy.upstream import Pool
+from tlsproxy.proxy.pool import Pool
 from tlsproxy.service.auditlog import AuditLog, NoAudit
 from tlsproxy.service.metrics import Metrics
 from tlsproxy.service.readiness import OK, UpstreamProbe, audit_part, generation_part

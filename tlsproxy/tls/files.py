@@ -113,7 +113,8 @@ def _read_once(config_path: Path, environ: Mapping[str, str], previous: Inputs |
         loaded = loader.parse(data, config_path, environ)
     wanted = dict(_wanted(loaded.config))
     # Certificate and key must come out of one directory even where each is reached through a link that is swapped
-    # meanwhile (certbot's live/, Kubernetes' ..data): all links are resolved first, read from there, resolved again.
+    # meanwhile (certbot's live/, Kubernetes' ..data): all links are resolved first and read from there, and two
+    # readings agree only if the links led to the same files both times.
     targets = {path: _target(path) for path in wanted}
     files = {config_path: data}
     warnings = []
@@ -121,9 +122,6 @@ def _read_once(config_path: Path, environ: Mapping[str, str], previous: Inputs |
         files[path], mode = _read(path, targets[path], limit)
         if path == loaded.config.tls.key and mode & (stat.S_IRWXG | stat.S_IRWXO):
             warnings.append(f"{path}: the private key is open to group or others; chmod 600 it")
-    for path, target in targets.items():
-        if _target(path) != target:
-            raise UnstableInputs(str(path), "its link was moved while it was read; trying again later")
     return Inputs(loaded, files, _digest(files), targets, tuple(warnings))
 
 

@@ -1,7 +1,7 @@
 """What has come of a connection's requests and was not taken yet: heads are cut out of it one at a time.
 
-Each byte of an unfinished head is looked at once, however small the pieces in which it comes: a client that sends a head
-byte by byte costs no more than the bytes do.
+Each byte of an unfinished head is looked at once, however small the pieces in which it comes: a client that sends its
+head byte by byte costs no more than the bytes do.
 """
 
 from __future__ import annotations

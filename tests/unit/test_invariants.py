@@ -1,0 +1,68 @@
+"""What the code says of itself: the one place that says yes, the rooms' sizes, the tests that ARCHITECTURE names."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+MODULES = sorted((ROOT / "tlsproxy").rglob("*.py"))
+
+
+def calls(tree: ast.AST, name: str) -> list[ast.Call]:
+    return [
+        node
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and getattr(node.func, "id", getattr(node.func, "attr", "")) == name
+    ]
+
+
+def test_only_the_access_module_makes_an_allowed_decision() -> None:
+    makers = set()
+    for module in MODULES:
+        for call in calls(ast.parse(module.read_text()), "Decision"):
+            values = {keyword.arg: keyword.value for keyword in call.keywords}
+            allowed = values.get("allowed", call.args[0] if call.args else None)
+            if not (isinstance(allowed, ast.Constant) and allowed.value is False):
+                makers.add(module.relative_to(ROOT).as_posix())
+    assert makers == {"tlsproxy/authz/access.py"}
+
+
+def test_a_head_goes_upstream_with_an_allowed_decision_only() -> None:
+    """`restate_request` is what makes the bytes of an upstream head; one place calls it, behind the decision."""
+    callers = [
+        module.relative_to(ROOT).as_posix()
+        for module in MODULES
+        if calls(ast.parse(module.read_text()), "restate_request")
+    ]
+    assert callers == ["tlsproxy/proxy/plan.py"]
+    plan = (ROOT / callers[0]).read_text()
+    assert re.search(r"if decision is ALLOWED[^\n]*:\n\s+upstream = restate_request\(", plan)
+
+
+@pytest.mark.parametrize("module", MODULES, ids=lambda module: module.relative_to(ROOT).as_posix())
+def test_a_module_is_a_room_and_says_what_it_answers_for(module: Path) -> None:
+    text = module.read_text()
+    assert len(text.splitlines()) <= 300
+    assert ast.get_docstring(ast.parse(text))
+
+
+def test_architecture_names_tests_and_modules_that_exist() -> None:
+    named = set(
+        re.findall(r"`((?:tests|tlsproxy|proxy|authz|wire|qdrant|tls|service|config)/\w[\w/]*\.py)`", _architecture())
+    )
+    assert len(named) > 20
+    missing = [name for name in named if not (ROOT / name).exists() and not (ROOT / "tlsproxy" / name).exists()]
+    assert missing == []
+
+
+def _architecture() -> str:
+    return (ROOT / "ARCHITECTURE.md").read_text()
+
+
+def test_nothing_secret_is_in_the_repository() -> None:
+    for path in [*ROOT.glob("certs/*"), *ROOT.glob("config/*"), *ROOT.glob("systemd/*")]:
+        assert b"PRIVATE KEY" not in path.read_bytes(), path
