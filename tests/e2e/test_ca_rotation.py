@@ -6,12 +6,12 @@ import json
 import ssl
 
 import pytest
-
 from support.caller import Caller
 from support.client import alert
 from support.gateway import Gateway
 from support.site import CLIENTS, Site
 from support.upstream import ScriptedUpstream
+
 from tlsproxy.tls.pki import Authority
 
 

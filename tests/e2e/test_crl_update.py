@@ -10,6 +10,7 @@ from support.client import alert
 from support.gateway import Gateway
 from support.site import Site
 from support.upstream import ScriptedUpstream
+
 from tlsproxy.tls.pki import Authority
 
 

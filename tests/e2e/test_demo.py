@@ -1,79 +1,90 @@
-"""`tlsproxy demo`, as a user runs it."""
+"""`tlsproxy demo`: a whole gateway in one command, which says what it did and cleans up after itself."""
 
 from __future__ import annotations
 
+import os
 import re
-import shlex
 import signal
 import socket
 import subprocess
 import sys
-import textwrap
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
+from support.gateway import DEADLINE, Lines
+from support.tools import tool
 
-if TYPE_CHECKING:
-    from pathlib import Path
+STEPS = (
+    "an embedded Qdrant in plaintext on 127.0.0.1:",
+    "the gateway with mutual TLS on 127.0.0.1:",
+    "admin creates the collection `docs`",
+    "ingest loads 300 points: 300 are there",
+    "search finds the nearest three: {'title': 'document 7'}",
+    "search may not write: 403 ",
+    "ingest may not create a collection: 403 ",
+    "a certificate without a role may do nothing: 403 ",
+    "without a certificate there is no connection: ",
+    "the server certificate changes while clients search: ",
+    "the audit log has all of it",
+)
+ENVIRON = {"PATH": os.defpath, "PYTHONWARNINGS": "error"}
 
-DEMO = (sys.executable, "-m", "tlsproxy", "demo")
-STEPS = 11
 
-
-def is_listening(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
-
-
-def ports_in(output: str) -> list[int]:
-    return [int(port) for port in re.findall(r"on 127\.0\.0\.1:(\d+)", output)]
-
-
-def test_once_shows_every_step_and_leaves_nothing_running(tmp_path: Path) -> None:
-    done = subprocess.run([*DEMO, "--once", "--dir", tmp_path / "demo"], capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.count("✓") == STEPS
+def test_once(tmp_path: Path) -> None:
+    directory = tmp_path / "demo"
+    command = [sys.executable, "-m", "tlsproxy", "demo", "--once", "--dir", str(directory)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=50, check=False, env=ENVIRON)
+    assert done.returncode == 0, done.stdout + done.stderr
+    told = [line.removeprefix("✓ ") for line in done.stdout.splitlines() if line.startswith("✓ ")]
+    assert len(told) == len(STEPS), done.stdout
+    for line, step in zip(told, STEPS, strict=True):
+        assert line.startswith(step)
     assert "✗" not in done.stdout
-    ports = ports_in(done.stdout)
-    assert len(ports) == 2
-    assert not any(map(is_listening, ports))
+    assert done.stdout.endswith("every step did what it should\n")
+    rotated = re.search(r"none failed; serial (\w+) became (\w+)", done.stdout)
+    assert rotated
+    assert rotated[1] != rotated[2]
+    assert_ended(done.stdout)
 
 
-def test_a_directory_of_somebody_elses_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "thesis.txt").write_text("mine")
-    done = subprocess.run([*DEMO, "--once", "--dir", tmp_path], capture_output=True, text=True, check=False)
-    assert done.returncode == 1
-    assert "choose another --dir" in done.stderr
-    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
-
-
-@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM])
-def test_it_stays_up_with_lines_that_work_until_it_is_told_to_stop(tmp_path: Path, end: signal.Signals) -> None:
-    # A name that has to be quoted in the lines to copy.
-    command = [*DEMO, "--dir", str(tmp_path / "the demo's")]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as demo:
-        assert demo.stdout is not None
-        said = ""
+def test_it_stays_up_until_it_is_told(tmp_path: Path) -> None:
+    """And what it prints to be tried is true of a running gateway: the very command is run here."""
+    tool("curl")
+    command = [sys.executable, "-m", "tlsproxy", "demo", "--dir", str(tmp_path)]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=ENVIRON | {"PYTHONUNBUFFERED": "1"}
+    ) as demo:
         try:
-            for line in demo.stdout:
-                said += line
-                if line.startswith("Ctrl-C"):
-                    break
-            reading, deleting, elsewhere, anonymous = (
-                subprocess.run([*shlex.split(line), "-sS"], capture_output=True, text=True, check=False)
-                for line in said.splitlines()
-                if line.startswith("  curl ")
+            lines = Lines(demo.stdout)
+            tried = lines.wait(lambda line: "curl" in line, deadline=50).strip()
+            answered = subprocess.run(
+                ["bash", "-c", tried], capture_output=True, text=True, timeout=DEADLINE, check=False
             )
-            assert '"name":"docs"' in reading.stdout
-            assert "Forbidden" in deleting.stdout
-            assert "Forbidden" in elsewhere.stdout
-            assert anonymous.returncode != 0
-            python = textwrap.dedent(said.partition("# Python, as the role search:\n")[2].partition("\n\n")[0])
-            scrolled = subprocess.run([sys.executable, "-c", python], capture_output=True, text=True, check=False)
-            assert (scrolled.returncode, scrolled.stderr) == (0, "")
-            assert "document 2" in scrolled.stdout
+            assert answered.returncode == 0, tried + answered.stderr
+            assert '"docs"' in answered.stdout
+            demo.send_signal(signal.SIGTERM)
+            assert demo.wait(DEADLINE) == 0
+            assert "stopped" in lines.drain()
+            assert_ended("\n".join(lines.seen))
         finally:
-            demo.send_signal(end)
-            demo.wait(30)
-    assert demo.returncode == 0
-    assert not any(map(is_listening, ports_in(said)))
+            if demo.poll() is None:
+                demo.kill()
+
+
+def test_another_directory_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "mine").write_text("do not touch")
+    command = [sys.executable, "-m", "tlsproxy", "demo", "--once", "--dir", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE, check=False, env=ENVIRON)
+    assert done.returncode == 1
+    assert "is not empty" in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+
+
+def assert_ended(told: str) -> None:
+    """Nobody listens any more on the ports that it told of."""
+    ports = {int(port) for port in re.findall(r"127\.0\.0\.1:(\d+)", told)}
+    assert ports
+    for port in ports:
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                pytest.fail(f"{port} is still served")

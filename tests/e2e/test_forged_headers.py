@@ -6,7 +6,6 @@ import itertools
 from collections.abc import Iterator
 
 import pytest
-
 from support.client import Client, request
 from support.gateway import Gateway
 from support.site import Site
@@ -42,7 +41,7 @@ def gateway(site: Site, shared_upstream: ScriptedUpstream) -> Iterator[Gateway]:
         yield running
 
 
-def ours(gateway: Gateway, shared_upstream: ScriptedUpstream) -> dict[str, list[str]]:
+def ours(shared_upstream: ScriptedUpstream) -> dict[str, list[str]]:
     """The fields of the last request that arrived, each with all its values; what is ours must be as it should."""
     head = shared_upstream.requests[-1].head
     assert FORGED.encode() not in head
@@ -66,14 +65,14 @@ def test_in_every_case_and_alias(site: Site, gateway: Gateway, shared_upstream: 
             before = len(shared_upstream.requests)
             assert client.ask(fields=[(guise(name), FORGED), ("x-harmless", "kept")]).status == 200
             assert len(shared_upstream.requests) == before + 1
-            assert ours(gateway, shared_upstream)["x-harmless"] == ["kept"]
+            assert ours(shared_upstream)["x-harmless"] == ["kept"]
 
 
 def test_all_of_them_at_once(site: Site, gateway: Gateway, shared_upstream: ScriptedUpstream) -> None:
     names = {guise(name) for name, guise in itertools.product(IDENTITY, GUISES[3:])}
     with Client(gateway, site.client("admin")) as client:
         assert client.ask(fields=[(name, FORGED) for name in sorted(names)]).status == 200
-    ours(gateway, shared_upstream)
+    ours(shared_upstream)
 
 
 @pytest.mark.parametrize("name", IDENTITY)
@@ -87,7 +86,7 @@ def test_given_twice(site: Site, gateway: Gateway, shared_upstream: ScriptedUpst
         assert len(shared_upstream.requests) == before
     else:
         assert response.status == 200
-        ours(gateway, shared_upstream)
+        ours(shared_upstream)
 
 
 @pytest.mark.parametrize("option", ["x-forwarded-for", "api-key", "x-tlsproxy-role", "x-harmless", "x-forwarded-proto"])
@@ -95,7 +94,7 @@ def test_named_by_connection(site: Site, gateway: Gateway, shared_upstream: Scri
     """Naming a header hop-by-hop must not take away the one that we set."""
     with Client(gateway, site.client("admin")) as client:
         assert client.ask(fields=[("connection", f"keep-alive, {option}"), (option, FORGED)]).status == 200
-    fields = ours(gateway, shared_upstream)
+    fields = ours(shared_upstream)
     assert "connection" not in fields
     assert "x-harmless" not in fields
 
@@ -118,7 +117,7 @@ def test_in_trailers(site: Site, gateway: Gateway, shared_upstream: ScriptedUpst
         response = client.send(head + f"2\r\n{{}}\r\n0\r\n{name}: {FORGED}\r\n\r\n".encode(), "POST")
     if response.status == 200:
         assert shared_upstream.requests[-1].body == b"{}"
-        assert "trailer" not in ours(gateway, shared_upstream)
+        assert "trailer" not in ours(shared_upstream)
     else:
         assert response.status == 400
     assert not any(FORGED.encode() in one.head + one.body for one in shared_upstream.requests[before:])
@@ -134,9 +133,7 @@ def test_with_white_space_or_worse_in_the_name(
     assert len(shared_upstream.requests) == before
 
 
-def test_what_qdrant_is_meant_to_see_passes(
-    site: Site, gateway: Gateway, shared_upstream: ScriptedUpstream
-) -> None:
+def test_what_qdrant_is_meant_to_see_passes(site: Site, gateway: Gateway, shared_upstream: ScriptedUpstream) -> None:
     """The keys of inference providers end in `-api-key`, and are none of ours."""
     kept = {
         "openai-api-key": "sk-1",
@@ -149,7 +146,7 @@ def test_what_qdrant_is_meant_to_see_passes(
     }
     with Client(gateway, site.client("admin")) as client:
         assert client.ask(fields=kept.items()).status == 200
-    fields = ours(gateway, shared_upstream)
+    fields = ours(shared_upstream)
     assert {name: fields[name] for name in kept} == {name: [value] for name, value in kept.items()}
 
 
@@ -161,9 +158,7 @@ def test_no_key_is_sent_where_none_is_configured(
     assert "api-key" not in shared_upstream.requests[-1].fields
 
 
-def test_a_method_override_overrides_nothing(
-    site: Site, gateway: Gateway, shared_upstream: ScriptedUpstream
-) -> None:
+def test_a_method_override_overrides_nothing(site: Site, gateway: Gateway, shared_upstream: ScriptedUpstream) -> None:
     override = [("x-http-method-override", "DELETE"), ("x-method-override", "DELETE"), ("x-http-method", "DELETE")]
     with Client(gateway, site.client("search")) as client:
         assert client.ask("GET", "/collections/docs?_method=DELETE", override).status == 200

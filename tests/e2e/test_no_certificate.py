@@ -6,7 +6,6 @@ import socket
 import ssl
 
 import pytest
-
 from support.client import alert
 from support.gateway import DEADLINE, Gateway
 from support.site import Site

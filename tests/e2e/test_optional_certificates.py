@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-
 from support.client import Client, Fields, Response, alert, request
 from support.gateway import Gateway
 from support.site import CLIENTS, Site
 from support.tools import curl
 from support.upstream import ScriptedUpstream
+
 from tlsproxy.tls.pki import Authority
 
 KEYS = {"api_key": "manage-k3y", "alt_api_key": "alternative-k3y", "read_only_api_key": "reading-k3y"}

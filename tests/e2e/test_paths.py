@@ -13,7 +13,6 @@ from typing import Any
 from urllib.parse import unquote
 
 import pytest
-
 from support.client import Client, request
 from support.gateway import Gateway
 from support.site import Site

@@ -50,10 +50,12 @@ def test_time(own_site: Site, upstream: ScriptedUpstream) -> None:
 
 def test_a_notification_does_not_wait_for_the_poll(own_site: Site, upstream: ScriptedUpstream) -> None:
     client = own_site.client()
-    with Gateway(own_site.write_config(upstream.url, tls={"poll_interval": RARELY})) as gateway:
+    config = own_site.write_config(upstream.url, tls={"poll_interval": RARELY})
+    with Gateway(config) as gateway:
+        own_site.replace(config.name, config.read_bytes() + b"# edited before the first look, or after it\n")
+        gateway.reloaded()
         issued = own_site.authority.issue(**SERVER)
         own_site.replace("both.pem", issued.chain_pem + issued.key_pem)
-        config = own_site.directory / gateway.config.name
         own_site.edit_config(config, tls={"cert": "both.pem", "key": "both.pem"})
         gateway.reloaded(reason="watch")
         with Caller(gateway, client) as new:
@@ -64,8 +66,8 @@ def test_a_poll_finds_what_nobody_notifies_of(own_site: Site, upstream: Scripted
     """A write through another name of the file, in a directory that is not watched (as from another machine)."""
     client = own_site.client()
     issued = own_site.authority.issue(**SERVER)
-    own_site.write("both.pem", (own_site.directory / "server.pem").read_bytes())
-    own_site.write("both.pem", (own_site.directory / "server.key").read_bytes() + own_site.directory.joinpath("server.pem").read_bytes())
+    parts = [(own_site.directory / name).read_bytes() for name in ("server.key", "server.pem")]
+    own_site.write("both.pem", b"".join(parts))
     elsewhere = own_site.directory / "elsewhere"
     elsewhere.mkdir()
     os.link(own_site.directory / "both.pem", elsewhere / "both.pem")
@@ -78,17 +80,18 @@ def test_a_poll_finds_what_nobody_notifies_of(own_site: Site, upstream: Scripted
 
 def test_a_storm_of_signals(own_site: Site, upstream: ScriptedUpstream) -> None:
     client = own_site.client()
-    with Gateway(own_site.write_config(upstream.url)) as gateway, Caller(gateway, client) as kept:
+    with Gateway(own_site.write_config(upstream.url)) as gateway:
         issued = own_site.authority.issue(**SERVER)
-        for turn in range(100):
-            if turn == 50:
-                own_site.replace("server.key", issued.key_pem)
-                own_site.replace("server.pem", issued.chain_pem)
-            gateway.hang_up()
-            assert kept.ask().status == 200
-            if turn % 10 == 0:
-                with Caller(gateway, client) as new:
-                    assert new.ask().status == 200
+        with Caller(gateway, client) as kept:
+            for turn in range(100):
+                if turn == 50:
+                    own_site.replace("server.key", issued.key_pem)
+                    own_site.replace("server.pem", issued.chain_pem)
+                gateway.hang_up()
+                assert kept.ask().status == 200
+                if turn % 10 == 0:
+                    with Caller(gateway, client) as new:
+                        assert new.ask().status == 200
         assert json.loads(gateway.ask_admin("/reload", "POST")[1])["result"] in {"ok", "unchanged"}
         with Caller(gateway, client) as new:
             assert new.server_serial == issued.serial

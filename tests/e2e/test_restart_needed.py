@@ -1,4 +1,4 @@
-"""What is bound or opened once is not changed by a reload: it is named, and the rest of the new configuration counts."""
+"""What is bound or opened once is not changed by a reload: it is named, and all else that is new counts."""
 
 from __future__ import annotations
 

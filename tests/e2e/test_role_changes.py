@@ -9,8 +9,6 @@ from support.gateway import Gateway
 from support.site import CONFIG, Site
 from support.upstream import ScriptedUpstream
 
-REMOVED = "identities removed"
-
 
 def test_a_narrowed_role_counts_on_an_open_connection(own_site: Site, upstream: ScriptedUpstream) -> None:
     config = own_site.write_config(upstream.url)
@@ -76,7 +74,10 @@ def test_mistakes_leave_the_old_roles_and_are_told_all_at_once(own_site: Site, u
         status, body = gateway.ask_admin("/reload", "POST")
         error = json.loads(body)["error"]
         assert status == 409
-        for mistake in ("rolls: unknown key (did you mean 'roles'?)", "no role is called 'serach' (did you mean 'search'?)"):
+        for mistake in (
+            "rolls: unknown key (did you mean 'roles'?)",
+            "no role is called 'serach' (did you mean 'search'?)",
+        ):
             assert mistake in error
             assert mistake in gateway.log.wait(lambda line, mistake=mistake: mistake in line)
         assert error.count(f"{config}:") == 2

@@ -8,7 +8,6 @@ import pytest
 from qdrant_client import QdrantClient
 from qdrant_client import models as m
 from qdrant_client.http.exceptions import UnexpectedResponse
-
 from support.gateway import Gateway
 from support.qdrant import EmbeddedUpstream, qdrant
 from support.site import Site
@@ -73,7 +72,8 @@ WRITES: dict[str, Use] = {
     "clear_payload": lambda client: client.clear_payload("docs", [1]),
     "update_vectors": lambda client: client.update_vectors("docs", [m.PointVectors(id=1, vector=[0.5, 0.5])]),
     "batch": lambda client: client.batch_update_points(
-        "docs", [m.UpsertOperation(upsert=m.PointsList(points=POINTS)), m.DeleteOperation(delete=m.PointIdsList(points=[2]))]
+        "docs",
+        [m.UpsertOperation(upsert=m.PointsList(points=POINTS)), m.DeleteOperation(delete=m.PointIdsList(points=[2]))],
     ),
     "create_index": lambda client: client.create_payload_index("docs", "group", m.PayloadSchemaType.KEYWORD),
     "delete_index": lambda client: client.delete_payload_index("docs", "group"),

@@ -6,6 +6,7 @@ from support.client import ask
 from support.gateway import Gateway
 from support.site import Site
 from support.upstream import ScriptedUpstream
+
 from tlsproxy.tls.pki import Authority
 
 ROLES = {"admin": {"access": "m"}, "reader": {"access": "r"}}

@@ -1,11 +1,10 @@
-"""TLS 1.2 with AEAD ciphers, TLS 1.3, and nothing older or weaker; no ticket, and no session that outlives its trust."""
+"""TLS 1.2 with AEAD ciphers, TLS 1.3, nothing older or weaker; no ticket, and no session that outlives its trust."""
 
 from __future__ import annotations
 
 import ssl
 
 import pytest
-
 from support.client import ask
 from support.gateway import Gateway
 from support.site import CLIENTS, Site
@@ -54,9 +53,7 @@ def test_served(site: Site, shared_gateway: Gateway, version: ssl.TLSVersion, ci
     ],
     ids=["1.1", "1.0", "CBC-SHA256", "CBC-SHA", "RSA-key-exchange", "anonymous", "NULL"],
 )
-def test_refused_with_an_alert(
-    site: Site, shared_gateway: Gateway, options: list[str], told: str, reason: str
-) -> None:
+def test_refused_with_an_alert(site: Site, shared_gateway: Gateway, options: list[str], told: str, reason: str) -> None:
     assert told in s_client(shared_gateway, site, "admin", *options)
     assert shared_gateway.audited(event="handshake")["reason"] == reason
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-
 from support.client import Client
 from support.gateway import Gateway
 from support.site import Site

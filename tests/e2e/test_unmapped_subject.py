@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 from cryptography import x509
 from cryptography.x509.name import _ASN1Type
-
 from support.certificates import CN, OU, issue_odd, name
 from support.client import ask
 from support.gateway import Gateway

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pytest
-
 from support.client import alert, ask
 from support.gateway import Gateway
 from support.site import CLIENTS, Site
 from support.upstream import ScriptedUpstream
+
 from tlsproxy.tls.pki import Authority
 
 
@@ -28,14 +28,18 @@ def test_another_authority_even_of_the_same_name(
     refused(site, shared_gateway, shared_upstream, label)
 
 
-def test_a_certificate_that_signed_itself(site: Site, shared_gateway: Gateway, shared_upstream: ScriptedUpstream) -> None:
+def test_a_certificate_that_signed_itself(
+    site: Site, shared_gateway: Gateway, shared_upstream: ScriptedUpstream
+) -> None:
     itself = Authority.create("alice")
     site.write("self.pem", itself.certificate_pem)
     site.write("self.key", itself.key_pem)
     refused(site, shared_gateway, shared_upstream, "self")
 
 
-def test_an_intermediate_that_was_not_sent(site: Site, shared_gateway: Gateway, shared_upstream: ScriptedUpstream) -> None:
+def test_an_intermediate_that_was_not_sent(
+    site: Site, shared_gateway: Gateway, shared_upstream: ScriptedUpstream
+) -> None:
     issued = site.authority.intermediate("issuing").issue(client=True, **CLIENTS["admin"])
     site.write("bare.pem", issued.certificate_pem)
     site.write("bare.key", issued.key_pem)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 from cryptography import x509
 from cryptography.x509.oid import ExtendedKeyUsageOID
-
 from support.certificates import CN, issue_odd, name
 from support.client import alert, ask
 from support.gateway import Gateway

@@ -82,7 +82,9 @@ class Client:
             self._sock.close()
             self._sock = None
 
-    def ask(self, method: str = "GET", target: str = "/collections", fields: Fields = (), body: bytes = b"") -> Response:
+    def ask(
+        self, method: str = "GET", target: str = "/collections", fields: Fields = (), body: bytes = b""
+    ) -> Response:
         return self.send(request(method, target, list(fields), body), method)
 
     def send(self, data: bytes, method: str = "GET") -> Response:

@@ -124,7 +124,7 @@ class Gateway:
         self.process.send_signal(signal.SIGHUP)
 
     def ask_admin(self, path: str, method: str = "GET") -> tuple[int, str]:
-        request = urllib.request.Request(f"http://{self.admin}{path}", method=method)  # noqa: S310 - our own
+        request = urllib.request.Request(f"http://{self.admin}{path}", method=method)
         try:
             with urllib.request.urlopen(request, timeout=DEADLINE) as response:  # noqa: S310
                 return response.status, response.read().decode()

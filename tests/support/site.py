@@ -33,7 +33,7 @@ CONFIG: dict[str, Any] = {
         {"name": "ingest-jobs", "match": {"cn": "ingest-*"}, "role": "ingest"},
         {"name": "search-svc", "match": {"uri": "spiffe://example.org/search/*"}, "role": "search"},
     ],
-    "audit": {"dir": "-", "flush_interval": 0.02},
+    "audit": {"dir": "-", "flush_interval": 0.002},
     "admin": {"listen": "127.0.0.1:0"},
 }
 

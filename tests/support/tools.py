@@ -21,7 +21,16 @@ def tool(name: str) -> str:
 
 def curl(gateway: Gateway, site: Site, client: str | None, path: str, *options: str) -> tuple[int, int, str]:
     """(exit code, HTTP status, body)."""
-    command = [tool("curl"), "-sS", "--noproxy", "*", "--cacert", str(site.directory / "ca.pem"), "-w", "\n%{http_code}"]
+    command = [
+        tool("curl"),
+        "-sS",
+        "--noproxy",
+        "*",
+        "--cacert",
+        str(site.directory / "ca.pem"),
+        "-w",
+        "\n%{http_code}",
+    ]
     if client is not None:
         command += ["--cert", str(site.directory / f"{client}.pem"), "--key", str(site.directory / f"{client}.key")]
     done = subprocess.run(

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from tlsproxy.proxy.deadlines import Deadlines
-from tlsproxy.proxy.stream import Owner, Patience, Stream
+from tlsproxy.proxy.stream import Owner, Stream
 
 Address = tuple[int, tuple[Any, ...]]
 """(family, sockaddr), as getaddrinfo gives them."""
@@ -31,13 +31,13 @@ class DialledStream(Stream):
         addresses: Sequence[Address],
         owner: DialOwner,
         deadlines: Deadlines,
-        patience: Patience,
+        write_timeout: float,
     ) -> None:
         """Raises OSError where no socket is to be had."""
         self._addresses = list(addresses)
         self._dial_owner = owner
         family, address = self._addresses.pop(0)
-        super().__init__(loop, self._socket(family), owner, deadlines, patience)
+        super().__init__(loop, self._socket(family), owner, deadlines, write_timeout)
         self._connected = False
         self._dial(address)
 

@@ -16,7 +16,6 @@ from tlsproxy.proxy.gateway import Gateway
 from tlsproxy.proxy.pool import Pool
 from tlsproxy.proxy.rest import RestConnection
 from tlsproxy.proxy.standing import Standing
-from tlsproxy.proxy.stream import Patience
 from tlsproxy.proxy.tlsstream import TlsStream
 from tlsproxy.tls.peer import peer_of
 
@@ -41,8 +40,7 @@ class Reception:
         self._session: RestConnection | None = None
         generation = gateway.generation
         limits = generation.config.limits
-        patience = Patience(write=limits.write_timeout, linger=limits.linger_timeout)
-        self.stream = TlsStream(gateway.loop, sock, self, gateway.deadlines, patience, generation.context)
+        self.stream = TlsStream(gateway.loop, sock, self, gateway.deadlines, limits.write_timeout, generation.context)
         self.stream.deadline = self._opened + limits.handshake_timeout
 
     def handshake_done(self, tls: ssl.SSLObject) -> None:

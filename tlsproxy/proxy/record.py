@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import Final
 
 from tlsproxy.authz.audit import request_line
 from tlsproxy.errors import BadRequest, BodyTooLarge
@@ -10,6 +11,9 @@ from tlsproxy.proxy.gateway import Gateway
 from tlsproxy.proxy.plan import Plan
 from tlsproxy.wire.chunked import ChunkedBody, ChunkedError
 from tlsproxy.wire.http1 import CHUNKED
+
+CLIENT_GONE: Final = 499
+"""The status that is written down for a request whose client did not wait for one (nginx's convention)."""
 
 
 class Record:
@@ -41,7 +45,7 @@ class Record:
                 plan.audit,
                 when=self._when,
                 remote=remote,
-                status=self.status,
+                status=self.status or CLIENT_GONE,
                 bytes_in=self.bytes_in,
                 bytes_out=self.bytes_out,
                 duration=duration,

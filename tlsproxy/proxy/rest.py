@@ -33,8 +33,8 @@ from tlsproxy.wire.inbox import Inbox
 
 SMALL_REST: Final = 65_536
 """A refused body of at most this many bytes is dropped and the connection kept; a larger one costs the connection."""
-CLIENT_GONE: Final = 499
-"""The status that is written down for a request whose client did not wait for one (nginx's convention)."""
+SHORT_LINGER: Final = 1.0
+"""Seconds, after the last response of a connection: its client may have sent on behind its last request."""
 
 
 class State(Enum):
@@ -175,7 +175,7 @@ class RestConnection:
     def exchange_done(self) -> None:
         self._finish("")
         if self.close:
-            self._end()
+            self._end(SHORT_LINGER if self._body.done else self._limits.linger_timeout)
             return
         self._rest()
         self._advance()
@@ -210,7 +210,7 @@ class RestConnection:
         self.stream.write(refusal(status, text, form, close=not keep, to_head=plan.to_head))
         self._finish(reason)
         if not keep:
-            self._end()
+            self._end(self._limits.linger_timeout)
             return
         self._state = State.SKIPPING
         self.stream.deadline = time.monotonic() + self._limits.body_timeout
@@ -228,11 +228,11 @@ class RestConnection:
             self._record.finish(self._gateway, self._remote, reason)
         self._record = self._exchange = None
 
-    def _end(self) -> None:
-        """Nothing more is read as a request; what is queued still goes out."""
+    def _end(self, linger: float = 0.0) -> None:
+        """Nothing more is read as a request; what is queued still goes out. Who may be sending needs a ``linger``."""
         self._state = State.ENDED
         self._inbox.keep(b"")
-        self.stream.close()
+        self.stream.close(linger)
 
     # What else the stream says
 
@@ -267,16 +267,13 @@ class RestConnection:
     def _cut(self, reason: str) -> None:
         if self._exchange is not None:
             self._exchange.abandon()
-        if self._record is not None:
-            self._record.status = self._record.status or CLIENT_GONE
         self._finish(reason)
         self._state = State.ENDED
         self.stream.abort()
 
     def connection_lost(self, error: Exception | None) -> None:
-        foreseen = error is None or isinstance(error, OSError)  # an SSLError is one
         try:
-            self._cut("client_gone" if foreseen else "internal_error")
+            self._cut("client_gone" if error is None or isinstance(error, OSError) else "internal_error")
         finally:
             self._when_ended()
 

@@ -13,7 +13,6 @@ import socket
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Final, Protocol
 
 from tlsproxy.proxy.deadlines import NEVER, Deadlines
@@ -38,14 +37,6 @@ class Owner(Protocol):
     def connection_lost(self, error: Exception | None) -> None: ...
 
 
-@dataclass(frozen=True, slots=True)
-class Patience:
-    """Seconds: ``write`` for the other side to take the next part of a full queue, ``linger`` to end after us."""
-
-    write: float
-    linger: float
-
-
 class Stream:
     """A plaintext stream, the ground of the others.
 
@@ -57,12 +48,13 @@ class Stream:
         "_connected",
         "_deadlines",
         "_fd",
+        "_linger",
         "_loop",
         "_out",
-        "_patience",
         "_queued",
         "_reading",
         "_sock",
+        "_write_timeout",
         "_writing",
         "broken",
         "closed",
@@ -77,13 +69,15 @@ class Stream:
         sock: socket.socket,
         owner: Owner,
         deadlines: Deadlines,
-        patience: Patience,
+        write_timeout: float,
     ) -> None:
+        """``write_timeout``: seconds for the other side to take the next part of what is queued."""
         self._loop = loop
         self._sock = sock
         self._fd = sock.fileno()
         self._deadlines = deadlines
-        self._patience = patience
+        self._write_timeout = write_timeout
+        self._linger = 0.0
         self._out: deque[bytes | memoryview] = deque()
         self._queued = 0
         self._connected = True
@@ -156,7 +150,7 @@ class Stream:
             self._start_writing()
         if self._queued > HIGH_WATER and not self.stalled:
             self.stalled = True
-            self.deadline = time.monotonic() + self._patience.write
+            self.deadline = time.monotonic() + self._write_timeout
             self.owner.pause_writing()
 
     def _start_writing(self) -> None:
@@ -181,7 +175,7 @@ class Stream:
             else:
                 self._out[0] = memoryview(data)[sent:]
         if (self.stalled or self._closing) and self._queued < before:
-            self.deadline = time.monotonic() + self._patience.write
+            self.deadline = time.monotonic() + self._write_timeout
         if not self._out:
             self._stop_writing()
             if self._closing:
@@ -207,20 +201,24 @@ class Stream:
 
     # Ending
 
-    def close(self) -> None:
-        """Sends what is queued, ends our side, and takes what the other still sends, unread, for a bounded time.
+    def close(self, linger: float) -> None:
+        """Sends what is queued, ends our side, and for ``linger`` seconds takes what the other still sends, unread.
 
-        Without that, a client that is still sending would meet a reset before it has read our answer.
+        Without that, one that is still sending would meet a reset before it has read our answer (RFC 9112 §9.6).
         """
         if self.closed or self._closing:
             return
         self._closing = True
-        self.deadline = time.monotonic() + self._patience.write
+        self._linger = linger
+        self.deadline = time.monotonic() + self._write_timeout
         if not self._out:
             self._half_close()
 
     def _half_close(self) -> None:
-        self.deadline = time.monotonic() + self._patience.linger
+        if not self._linger:
+            self.abort()
+            return
+        self.deadline = time.monotonic() + self._linger
         try:
             self._sock.shutdown(socket.SHUT_WR)
         except OSError as error:  # the other side was faster

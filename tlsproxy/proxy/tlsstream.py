@@ -14,12 +14,14 @@ from contextlib import suppress
 from typing import Final, Protocol
 
 from tlsproxy.proxy.deadlines import Deadlines
-from tlsproxy.proxy.stream import Owner, Patience, Stream, received
+from tlsproxy.proxy.stream import Owner, Stream, received
 
 RECORD: Final = 16_384
 PLAIN: Final = 262_144 + RECORD
 MAX_HANDSHAKE: Final = 131_072
 """Bytes that a client may send before its handshake is done: room for a long chain, not for a flood."""
+ALERT_LINGER: Final = 1.0
+"""Seconds for a client to read why its handshake failed."""
 
 _plain = bytearray(PLAIN)
 _plain_view = memoryview(_plain)
@@ -77,10 +79,10 @@ class TlsStream(Stream):
         sock: socket.socket,
         owner: TlsOwner,
         deadlines: Deadlines,
-        patience: Patience,
+        write_timeout: float,
         context: ssl.SSLContext,
     ) -> None:
-        super().__init__(loop, sock, owner, deadlines, patience)
+        super().__init__(loop, sock, owner, deadlines, write_timeout)
         self._tls_owner = owner
         self._incoming = ssl.MemoryBIO()
         self._outgoing = ssl.MemoryBIO()
@@ -120,7 +122,7 @@ class TlsStream(Stream):
 
     def _fail(self, reason: str, detail: str) -> None:
         self._tls_owner.handshake_failed(reason, detail)
-        super().close()
+        super().close(ALERT_LINGER)
 
     def resume_reading(self) -> None:
         if self._reading:
@@ -173,7 +175,7 @@ class TlsStream(Stream):
         if self._outgoing.pending and not self.closed:
             self._send(self._outgoing.read())
 
-    def close(self) -> None:
+    def close(self, linger: float) -> None:
         if self.closed or self._closing:
             return
         if self._handshaken:
@@ -181,7 +183,7 @@ class TlsStream(Stream):
             with suppress(ssl.SSLError):
                 self._tls.unwrap()
             self._flush()
-        super().close()
+        super().close(linger)
 
     def _write_failed(self, error: OSError) -> None:
         self.abort(error)

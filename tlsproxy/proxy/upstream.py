@@ -13,7 +13,6 @@ from tlsproxy.errors import RequestError, UpstreamBroken, UpstreamTimeout, Upstr
 from tlsproxy.proxy.deadlines import NEVER
 from tlsproxy.proxy.dial import DialledStream
 from tlsproxy.proxy.gateway import Gateway
-from tlsproxy.proxy.stream import Patience
 from tlsproxy.wire.chunked import ChunkedBody
 from tlsproxy.wire.http1 import CHUNKED, END
 from tlsproxy.wire.response import UNTIL_CLOSE, ResponseHead, parse_response
@@ -75,8 +74,9 @@ class Upstream:
         self._reset(to_head=False)
         generation = gateway.generation
         settings = generation.config.upstream
-        patience = Patience(write=settings.response_timeout, linger=0.0)
-        self.stream = DialledStream(gateway.loop, generation.upstream_addresses, self, gateway.deadlines, patience)
+        self.stream = DialledStream(
+            gateway.loop, generation.upstream_addresses, self, gateway.deadlines, settings.response_timeout
+        )
         self.stream.deadline = time.monotonic() + settings.connect_timeout
 
     def _reset(self, *, to_head: bool) -> None:

@@ -1,0 +1,91 @@
+"""What operators and their orchestrators ask a running gateway."""
+
+from __future__ import annotations
+
+import json
+import signal
+from typing import Any
+
+from support.gateway import Gateway
+from support.raw import GET, connected
+from support.site import Site
+from support.upstream import ScriptedUpstream
+
+
+def asked(gateway: Gateway, path: str, method: str = "GET") -> tuple[int, dict[str, Any]]:
+    status, body = gateway.ask_admin(path, method)
+    return status, json.loads(body)
+
+
+def test_alive_and_ready(gateway: Gateway) -> None:
+    assert asked(gateway, "/livez") == (200, {"alive": True})
+    status, ready = asked(gateway, "/readyz")
+    assert status == 200
+    assert ready == {"ready": True, "parts": dict.fromkeys(("listeners", "generation", "upstream", "audit"), "ok")}
+
+
+def test_not_ready_without_the_upstream_but_alive(site: Site) -> None:
+    with ScriptedUpstream() as gone:
+        url = gone.url
+    with Gateway(site.write_config(url)) as gateway:
+        status, ready = asked(gateway, "/readyz")
+        assert (status, ready["ready"], ready["parts"]["upstream"]) == (503, False, "Connection refused")
+        assert ready["parts"]["listeners"] == "ok"
+        assert asked(gateway, "/livez")[0] == 200
+
+
+def test_not_ready_while_it_drains(site: Site, gateway: Gateway) -> None:
+    with connected(gateway, site.client()) as client:
+        client.send(GET, GET[:-1])  # a head under way keeps the gateway from its end
+        assert client.response().status == 200
+        gateway.process.send_signal(signal.SIGTERM)
+        while (ready := asked(gateway, "/readyz"))[1]["parts"]["listeners"] == "ok":
+            pass
+        assert (ready[0], ready[1]["parts"]["listeners"]) == (503, "draining")
+        client.send(GET[-1:])
+        assert client.response().status == 200
+
+
+def test_status_tells_what_is_served_and_no_secret(site: Site, upstream: ScriptedUpstream) -> None:
+    path = site.write_config(upstream.url, service={"host": "127.0.0.1", "http_port": 0, "api_key": "s3cret-" * 5})
+    with Gateway(path) as gateway, connected(gateway, site.client()) as client:
+        client.send(GET)
+        assert client.response().status == 200
+        gateway.audited(method="list_collections")
+        status, body = gateway.ask_admin("/status")
+        told = json.loads(body)
+        assert status == 200
+        assert told["generation"]["number"] == 1
+        assert told["connections"] == {"open": 1, "draining": False}
+        assert told["upstream"] == {"url": upstream.url, "idle": 1, "busy": 0}
+        assert told["listeners"]["rest"] == f"127.0.0.1:{gateway.port}"
+        assert "localhost" in json.dumps(told["certificate"])
+        for secret in ("s3cret", "PRIVATE"):
+            assert secret not in body
+
+
+def test_metrics_count_what_happened(site: Site, gateway: Gateway) -> None:
+    with connected(gateway, site.client("search")) as client:
+        client.send(GET, b"DELETE /collections/docs HTTP/1.1\r\nhost: h\r\n\r\n")
+        assert [client.response().status, client.response().status] == [200, 403]
+        text = gateway.ask_admin("/metrics")[1]
+    lines = [line for line in text.splitlines() if line.startswith("tlsproxy_requests_total")]
+    assert len(lines) == 2
+    assert any('operation="list_collections"' in line and 'outcome="allowed"' in line for line in lines)
+    assert any('operation="delete_collection"' in line and 'outcome="denied"' in line for line in lines)
+    assert 'role="search"' in lines[0]
+
+
+def test_reload_on_demand(own_site: Site, upstream: ScriptedUpstream) -> None:
+    context = own_site.client()
+    with Gateway(own_site.write_config(upstream.url)) as gateway:
+        assert asked(gateway, "/reload", "POST")[1]["result"] == "unchanged"
+        digest = asked(gateway, "/status")[1]["generation"]["digest"]
+        own_site.write("ca.pem", b"")
+        status, verdict = asked(gateway, "/reload", "POST")
+        assert (status, verdict["result"]) == (409, "failed")
+        assert "ca.pem" in verdict["error"]
+        with connected(gateway, context) as client:
+            client.send(GET)
+            assert client.response().status == 200, "the set that was good stays"
+        assert asked(gateway, "/status")[1]["generation"]["digest"] == digest

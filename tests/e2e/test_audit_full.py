@@ -1,0 +1,146 @@
+"""What cannot be written down is not done: requests are refused, or wait, while the audit log has no room."""
+
+from __future__ import annotations
+
+import json
+import resource
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.client import Client, ask, read_response, request
+from support.gateway import Gateway
+from support.site import Site
+from support.upstream import Connection, Received, ScriptedUpstream, plain
+
+Trouble = Callable[[Gateway, Path], Callable[[], object]]
+
+
+def directory_is_gone(_gateway: Gateway, directory: Path) -> Callable[[], object]:
+    elsewhere = directory.rename(directory.with_name("elsewhere"))
+    return lambda: elsewhere.rename(directory)
+
+
+def disk_is_full(gateway: Gateway, _directory: Path) -> Callable[[], object]:
+    """As near as it gets without a disk of one's own: the process may not make a file larger (EFBIG)."""
+    pid, kind = gateway.process.pid, resource.RLIMIT_FSIZE
+    soft, hard = resource.prlimit(pid, kind)
+    resource.prlimit(pid, kind, (0, hard))
+    return lambda: resource.prlimit(pid, kind, (soft, hard))
+
+
+@contextmanager
+def in_trouble(gateway: Gateway, site: Site, trouble: Trouble) -> Iterator[Callable[[], None]]:
+    """Yields once the gateway knows, which takes a line; what is yielded ends the trouble and waits for that."""
+    relieve = trouble(gateway, gateway.config.parent / "audit")
+    with Client(gateway, site.client("stranger")) as client:
+        assert client.ask(target="/collections/refused").status == 403
+    gateway.log.wait(lambda line: "cannot be written" in line)
+
+    def end() -> None:
+        relieve()
+        gateway.log.wait(lambda line: "can be written again" in line)
+
+    yield end
+
+
+def written(directory: Path) -> list[dict[str, Any]]:
+    lines = [line for path in sorted(directory.glob("audit.*.log")) for line in path.read_text().splitlines()]
+    return [record for record in map(json.loads, lines) if "event" not in record]
+
+
+@pytest.mark.parametrize("trouble", [directory_is_gone, disk_is_full])
+def test_requests_are_refused_until_it_can_be_written(
+    own_site: Site, upstream: ScriptedUpstream, trouble: Trouble
+) -> None:
+    config = own_site.write_config(upstream.url, audit={"dir": "audit"})
+    with Gateway(config) as gateway, Client(gateway, own_site.client("admin")) as client:
+        assert client.ask(target="/collections/before").status == 200
+        with in_trouble(gateway, own_site, trouble) as end:
+            arrived = len(upstream.requests)
+            response = client.ask(target="/collections/during")
+            assert response.status == 503
+            assert response.json["status"]["error"] == "The audit log cannot be written"
+            assert response.fields["retry-after"] == "1"
+            assert len(upstream.requests) == arrived
+            status, parts = gateway.ask_admin("/readyz")
+            assert status == 503
+            assert "audit" in parts
+            end()
+        assert client.ask(target="/collections/after").status == 200
+        assert gateway.ask_admin("/readyz")[0] == 200
+        client.close()
+        gateway.stop()
+    outcomes = [
+        (record["collection"], record["status"], record["reason"]) for record in written(config.parent / "audit")
+    ]
+    assert outcomes == [
+        ("before", 200, "allowed"),
+        ("refused", 403, "no_role"),
+        ("during", 503, "audit_unavailable"),
+        ("after", 200, "allowed"),
+    ]
+
+
+def test_with_block_requests_wait(own_site: Site, upstream: ScriptedUpstream) -> None:
+    config = own_site.write_config(upstream.url, audit={"dir": "audit", "on_full": "block"})
+    with Gateway(config) as gateway, gateway.connect(own_site.client("admin")) as sock:
+        with in_trouble(gateway, own_site, directory_is_gone) as end:
+            arrived = len(upstream.requests)
+            sock.sendall(request("GET", "/collections/patient"))
+            with gateway.connect(own_site.client("stranger")) as other:
+                assert ask(other).status == 403  # a refusal needs no room: this client is told at once
+            assert len(upstream.requests) == arrived
+            end()
+        assert read_response(sock).status == 200
+        assert upstream.requests[-1].line == "GET /collections/patient HTTP/1.1"
+        sock.close()  # or the gateway would wait for it
+        gateway.stop()
+    assert [record["status"] for record in written(config.parent / "audit")] == [403, 403, 200]
+
+
+def test_with_block_the_wait_is_bounded(own_site: Site, upstream: ScriptedUpstream) -> None:
+    config = own_site.write_config(
+        upstream.url, audit={"dir": "audit", "on_full": "block"}, limits={"write_timeout": 0.5}
+    )
+    with Gateway(config) as gateway, Client(gateway, own_site.client("admin")) as client:
+        with in_trouble(gateway, own_site, directory_is_gone) as end:
+            response = client.ask(target="/collections/impatient")
+            assert response.status == 503
+            assert response.json["status"]["error"] == "The audit log has no room"
+            end()
+        assert client.ask(target="/collections/after").status == 200
+    assert "impatient" not in "".join(one.line for one in upstream.requests)
+
+
+@pytest.mark.parametrize("on_full", ["refuse", "block"])
+def test_a_line_that_is_owed_takes_room(own_site: Site, upstream: ScriptedUpstream, on_full: str) -> None:
+    """With room for one line there is room for one request at a time."""
+    begun, release = threading.Event(), threading.Event()
+
+    def slow(connection: Connection, received: Received) -> None:
+        begun.set()
+        assert release.wait(10)
+        plain()(connection, received)
+
+    upstream.answer = slow
+    config = own_site.write_config(upstream.url, audit={"queue_size": 1, "on_full": on_full})
+    context = own_site.client("admin")
+    with Gateway(config) as gateway, gateway.connect(context) as first, gateway.connect(context) as second:
+        gateway.audited(event="start")
+        while "tlsproxy_audit_queue_length 0" not in gateway.ask_admin("/metrics")[1]:
+            pass
+        first.sendall(request("GET", "/collections/first"))
+        assert begun.wait(10)
+        second.sendall(request("GET", "/collections/second"))
+        if on_full == "refuse":
+            assert read_response(second).status == 503
+        release.set()
+        assert read_response(first).status == 200
+        if on_full == "block":
+            assert read_response(second).status == 200
+    expected = ["first", "second"] if on_full == "block" else ["first"]
+    assert [one.line.split()[1] for one in upstream.requests] == [f"/collections/{name}" for name in expected]

@@ -1,0 +1,127 @@
+"""SIGTERM: what runs is finished, what idles ends, what is new is refused, and all within the configured time."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+from support.gateway import DEADLINE, Gateway
+from support.raw import GET, UPSERT, Truncated, connected
+from support.site import Site
+from support.upstream import OK, Connection, Received, ScriptedUpstream
+
+
+@contextmanager
+def held(upstream: ScriptedUpstream) -> Iterator[threading.Event]:
+    """The upstream answers when the event is set."""
+    let = threading.Event()
+
+    def answer(connection: Connection, request: Received) -> None:
+        request.body = connection.read_body(request)
+        let.wait(DEADLINE)
+        connection.sock.sendall(OK)
+
+    upstream.answer = answer
+    try:
+        yield let
+    finally:
+        let.set()
+
+
+def busy(upstream: ScriptedUpstream, requests: int = 1) -> None:
+    end = time.monotonic() + DEADLINE
+    while len(upstream.requests) < requests:
+        assert time.monotonic() < end
+
+
+def draining(gateway: Gateway) -> None:
+    gateway.process.send_signal(signal.SIGTERM)
+    while '"listeners": "draining"' not in gateway.ask_admin("/readyz")[1]:
+        pass
+
+
+def test_what_runs_is_finished(site: Site, gateway: Gateway, upstream: ScriptedUpstream) -> None:
+    with held(upstream) as let, connected(gateway, site.client()) as client, connected(gateway, site.client()) as idle:
+        client.send(UPSERT, b"content-length: 5\r\n\r\nhello")
+        idle.send(b"GET /unknown HTTP/1.1\r\nhost: h\r\n\r\n")
+        assert idle.response().status == 404
+        busy(upstream)
+        draining(gateway)
+        assert idle.ended(), "idle connections end at once"
+        with pytest.raises(ConnectionRefusedError):
+            gateway.connect(site.client())
+        let.set()
+        response = client.response()
+        assert (response.status, response.fields["connection"]) == (200, "close")
+        assert client.ended()
+        assert gateway.process.wait(5) == 0, "it waits for no client to close"
+
+
+def test_pipelined_requests_behind_it_are_not_begun(site: Site, gateway: Gateway, upstream: ScriptedUpstream) -> None:
+    with held(upstream) as let, connected(gateway, site.client()) as client:
+        client.send(GET, GET)
+        busy(upstream)
+        draining(gateway)
+        let.set()
+        assert client.response().fields["connection"] == "close"
+        assert client.ended()
+    assert gateway.process.wait(DEADLINE) == 0
+    assert len(upstream.requests) == 1
+
+
+def test_a_body_under_way_is_taken(site: Site, gateway: Gateway, upstream: ScriptedUpstream) -> None:
+    with connected(gateway, site.client()) as client:
+        client.send(UPSERT, b"content-length: 10\r\n\r\nhello")
+        busy(upstream)
+        draining(gateway)
+        client.send(b"world")
+        assert client.response().status == 200
+        assert client.ended()
+    assert gateway.process.wait(DEADLINE) == 0
+    assert upstream.requests[0].body == b"helloworld"
+
+
+def test_a_head_under_way_is_taken(site: Site, gateway: Gateway) -> None:
+    with connected(gateway, site.client()) as client:
+        client.send(GET, GET[:20])
+        assert client.response().status == 200
+        draining(gateway)
+        client.send(GET[20:])
+        response = client.response()
+        assert (response.status, response.fields["connection"]) == (200, "close")
+        assert client.ended()
+    assert gateway.process.wait(DEADLINE) == 0
+
+
+def test_a_second_signal_ends_it_at_once(site: Site, gateway: Gateway, upstream: ScriptedUpstream) -> None:
+    with held(upstream), connected(gateway, site.client()) as client:
+        client.send(GET)
+        busy(upstream)
+        draining(gateway)
+        gateway.process.send_signal(signal.SIGHUP)
+        gateway.log.wait(lambda line: "SIGHUP is ignored" in line)
+        assert gateway.process.poll() is None
+        gateway.process.send_signal(signal.SIGTERM)
+        with pytest.raises(Truncated):
+            client.response()
+        assert gateway.process.wait(DEADLINE) == 0
+        assert gateway.audited(method="list_collections")["reason"] == "client_gone"
+        assert gateway.audited(event="stop")
+
+
+def test_the_drain_timeout_cuts(site: Site, upstream: ScriptedUpstream) -> None:
+    with Gateway(site.write_config(upstream.url, limits={"drain_timeout": 0.5})) as gateway:
+        with held(upstream), connected(gateway, site.client()) as client:
+            client.send(GET)
+            busy(upstream)
+            began = time.monotonic()
+            draining(gateway)
+            with pytest.raises(Truncated):
+                client.response()
+            assert gateway.process.wait(DEADLINE) == 0
+        assert 0.4 < time.monotonic() - began < 5
+        assert gateway.log.wait(lambda line: "1 connections are cut after 0.5 s" in line)

@@ -1,0 +1,116 @@
+"""Qdrant does not answer in time: 504, in its form, within the configured time, and the connection goes on."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import orjson
+import pytest
+from support.gateway import Gateway
+from support.raw import GET, UPSERT, Truncated, connected
+from support.site import Site
+from support.upstream import Connection, Received, ScriptedUpstream, plain
+
+SLOW = {"response_timeout": 0.5, "connect_timeout": 0.5}
+
+
+@pytest.fixture
+def gateway(site: Site, upstream: ScriptedUpstream) -> Iterator[Gateway]:
+    with Gateway(site.write_config(upstream.url, upstream={"rest": upstream.url, **SLOW})) as running:
+        yield running
+
+
+@contextmanager
+def held(upstream: ScriptedUpstream, begin: bytes = b"") -> Iterator[None]:
+    """The upstream says ``begin`` and no more."""
+    release = threading.Event()
+
+    def answer(connection: Connection, request: Received) -> None:
+        request.body = connection.read_body(request)
+        connection.sock.sendall(begin)
+        release.wait(20)
+        raise EOFError
+
+    upstream.answer = answer
+    try:
+        yield
+    finally:
+        release.set()
+
+
+@pytest.mark.parametrize("request_bytes", [GET, UPSERT + b"content-length: 5\r\n\r\nhello"])
+def test_no_head_in_time(site: Site, gateway: Gateway, upstream: ScriptedUpstream, request_bytes: bytes) -> None:
+    with connected(gateway, site.client()) as client, held(upstream):
+        began = time.monotonic()
+        client.send(request_bytes)
+        response = client.response()
+        assert response.status == 504
+        assert 0.4 < time.monotonic() - began < 3
+        assert orjson.loads(response.body)["status"]["error"] == "The upstream did not answer in time"
+        assert gateway.audited(status=504)["reason"] == "upstream_timeout"
+        upstream.answer = plain()
+        client.send(GET)
+        assert client.response().status == 200
+    assert upstream.connections == 2, "the one that owes an answer is not used again"
+
+
+def test_a_body_that_stops_is_a_cut_and_not_an_end(site: Site, gateway: Gateway, upstream: ScriptedUpstream) -> None:
+    head = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhello\r\n"
+    with connected(gateway, site.client()) as client, held(upstream, head):
+        client.send(GET)
+        body = client.body(client.head())
+        assert next(body) == b"hello"
+        with pytest.raises(Truncated):
+            next(body)
+    assert gateway.audited(status=200)["reason"] == "upstream_timeout"
+
+
+def test_a_slow_response_that_goes_on_is_not_late(site: Site, gateway: Gateway, upstream: ScriptedUpstream) -> None:
+    read = threading.Semaphore(0)
+
+    def answer(connection: Connection, _request: Received) -> None:
+        connection.sock.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\n")
+        for byte in b"hello":
+            assert not read.acquire(timeout=0.25)  # the time between two pieces is what counts
+            connection.sock.sendall(bytes((byte,)))
+
+    upstream.answer = answer
+    with connected(gateway, site.client()) as client:
+        client.send(GET)
+        assert client.response().body == b"hello"
+
+
+def test_a_client_that_is_slow_with_its_body_is_not_the_upstreams_fault(
+    site: Site, gateway: Gateway, upstream: ScriptedUpstream
+) -> None:
+    pause = threading.Event()
+    with connected(gateway, site.client()) as client:
+        client.send(UPSERT, b"content-length: 5\r\n\r\n")
+        pause.wait(1.2)
+        client.send(b"hello")
+        assert client.response().status == 200
+    assert upstream.requests[0].body == b"hello"
+
+
+def test_a_connection_that_is_not_accepted(site: Site) -> None:
+    """A full backlog, which drops what comes."""
+    with socket.socket() as full, socket.socket() as filler, socket.socket() as another:
+        full.bind(("127.0.0.1", 0))
+        full.listen(0)
+        address = full.getsockname()
+        filler.connect(address)
+        another.setblocking(False)
+        another.connect_ex(address)
+        url = f"http://127.0.0.1:{address[1]}"
+        with Gateway(site.write_config(url, upstream={"rest": url, **SLOW})) as gateway:
+            with connected(gateway, site.client()) as client:
+                client.send(GET)
+                response = client.response()
+                assert response.status == 504
+                text = orjson.loads(response.body)["status"]["error"]
+                assert text == "The upstream could not be reached in time"
+            assert 'outcome="timeout"' in gateway.ask_admin("/metrics")[1]

@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+import asyncio
+import errno
+import socket
+
+import pytest
+
+from tlsproxy.proxy.deadlines import Deadlines
+from tlsproxy.proxy.dial import Address, DialledStream
+
+BROADCAST: Address = (socket.AF_INET, ("127.255.255.255", 9))
+"""TCP to a broadcast address fails at once, and not later as a refusal does."""
+
+
+class Owner:
+    def __init__(self) -> None:
+        self.data: asyncio.Queue[bytes] = asyncio.Queue()
+        self.established = asyncio.Event()
+        self.lost: asyncio.Future[Exception | None] = asyncio.get_running_loop().create_future()
+
+    def connected(self) -> None:
+        self.established.set()
+
+    def data_received(self, data: bytes) -> None:
+        self.data.put_nowait(data)
+
+    def pause_writing(self) -> None:
+        raise AssertionError
+
+    def resume_writing(self) -> None:
+        raise AssertionError
+
+    def deadline_passed(self) -> None:
+        raise AssertionError
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self.lost.set_result(error)
+
+
+@pytest.fixture
+def listening() -> socket.socket:
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        yield sock
+
+
+def refused() -> Address:
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        return socket.AF_INET, sock.getsockname()
+
+
+async def ask(addresses: list[Address], server: socket.socket) -> bytes:
+    loop = asyncio.get_running_loop()
+    deadlines, owner = Deadlines(loop), Owner()
+    stream = DialledStream(loop, addresses, owner, deadlines, 5.0)
+    assert not stream.established
+    stream.write(b"written before ")
+    stream.write(b"there was a connection")
+    await asyncio.wait_for(owner.established.wait(), 5)
+    accepted, _ = await asyncio.to_thread(server.accept)
+    with accepted:
+        got = await asyncio.to_thread(accepted.recv, 1000)
+        accepted.sendall(b"back")
+        assert await asyncio.wait_for(owner.data.get(), 5) == b"back"
+    assert await asyncio.wait_for(owner.lost, 5) is None
+    deadlines.close()
+    assert len(deadlines) == 0
+    return got
+
+
+@pytest.mark.parametrize("before", [[], ["broadcast"], ["refused"], ["broadcast", "refused", "broadcast"]])
+def test_what_was_written_goes_to_the_first_address_that_answers(listening: socket.socket, before: list[str]) -> None:
+    addresses = [BROADCAST if each == "broadcast" else refused() for each in before]
+    addresses.append((socket.AF_INET, listening.getsockname()))
+    assert asyncio.run(ask(addresses, listening)) == b"written before there was a connection"
+
+
+@pytest.mark.parametrize(("last", "number"), [("broadcast", errno.ENETUNREACH), ("refused", errno.ECONNREFUSED)])
+def test_none_answers(last: str, number: int) -> None:
+    async def dial() -> None:
+        loop = asyncio.get_running_loop()
+        deadlines, owner = Deadlines(loop), Owner()
+        stream = DialledStream(loop, [refused(), BROADCAST if last == "broadcast" else refused()], owner, deadlines, 5)
+        stream.write(b"x")
+        error = await asyncio.wait_for(owner.lost, 5)
+        assert isinstance(error, OSError)
+        assert error.errno == number
+        assert not stream.established
+        deadlines.close()
+
+    asyncio.run(dial())
