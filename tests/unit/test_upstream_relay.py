@@ -1,0 +1,115 @@
+from __future__ import annotations
+
+import asyncio
+import socket
+from types import SimpleNamespace
+from typing import Any
+
+from tlsproxy.errors import RequestError
+from tlsproxy.proxy.deadlines import Deadlines
+from tlsproxy.proxy.pool import Pool
+from tlsproxy.proxy.upstream import Upstream
+from tlsproxy.wire.response import ResponseHead
+
+RESPONSE = b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhello"
+
+
+class Exchange:
+    """``stalls``: its client takes no more as soon as there is a body."""
+
+    def __init__(self, *, stalls: bool = False, sent: bool = True) -> None:
+        self.stalls, self.request_sent = stalls, sent
+        self.upstream: Upstream | None = None
+        self.body = b""
+        self.ended: asyncio.Future[RequestError | None] = asyncio.get_running_loop().create_future()
+
+    def upstream_ready(self, upstream: Upstream) -> None:
+        self.upstream = upstream
+        upstream.begin(self, b"GET / HTTP/1.1\r\n\r\n", to_head=False)
+        upstream.await_response()
+
+    def response_head(self, head: ResponseHead) -> None:
+        assert head.status == 200
+
+    def response_body(self, data: bytes) -> None:
+        assert self.upstream is not None
+        self.body += data
+        if self.stalls:
+            self.upstream.pause()
+
+    def response_done(self) -> None:
+        self.ended.set_result(None)
+
+    def upstream_lost(self, error: RequestError, *, stale: bool, answered: bool) -> None:
+        self.ended.set_result(error)
+        self.how = (stale, answered)
+
+
+def gateway(server: socket.socket, **settings: float) -> Any:
+    upstream = {"response_timeout": 5.0, "connect_timeout": 5.0, "idle_timeout": 5.0, "max_connections": 1}
+    loop = asyncio.get_running_loop()
+    return SimpleNamespace(
+        loop=loop,
+        deadlines=Deadlines(loop),
+        metrics=SimpleNamespace(upstream_connect=lambda _outcome: None),
+        generation=SimpleNamespace(
+            upstream_addresses=[(socket.AF_INET, server.getsockname())],
+            config=SimpleNamespace(upstream=SimpleNamespace(**(upstream | settings))),
+        ),
+    )
+
+
+async def run(pool: Pool, exchange: Exchange) -> Exchange:
+    upstream = pool.acquire(exchange)
+    if upstream is not None:
+        exchange.upstream_ready(upstream)
+    await asyncio.wait_for(exchange.ended, 5)
+    return exchange
+
+
+async def serve(server: socket.socket, connections: list[asyncio.StreamWriter]) -> asyncio.Server:
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        connections.append(writer)
+        while await reader.read(1000):
+            writer.write(RESPONSE)
+        writer.close()
+
+    return await asyncio.start_server(answer, sock=server)
+
+
+def relayed(*exchanges: dict[str, bool]) -> tuple[list[Exchange], int]:
+    """The exchanges, one after the other through one pool; how many connections it took."""
+
+    async def main() -> tuple[list[Exchange], int]:
+        sock = socket.create_server(("127.0.0.1", 0))
+        connections: list[asyncio.StreamWriter] = []
+        async with await serve(sock, connections) as server:
+            shared = gateway(sock)
+            pool = Pool(shared)
+            done = [await run(pool, Exchange(**each)) for each in exchanges]
+            pool.close()
+            shared.deadlines.close()
+            for each in connections:
+                await each.wait_closed()
+            server.close()
+        return done, len(connections)
+
+    return asyncio.run(main())
+
+
+def test_a_connection_carries_one_response_after_the_other() -> None:
+    done, connections = relayed({}, {}, {})
+    assert [each.body for each in done] == [b"hello"] * 3
+    assert connections == 1
+
+
+def test_a_response_whose_end_found_its_client_stalled_leaves_a_connection_that_is_read() -> None:
+    done, connections = relayed({"stalls": True}, {})
+    assert [each.body for each in done] == [b"hello"] * 2
+    assert connections == 1
+
+
+def test_a_response_before_the_request_was_whole_leaves_none() -> None:
+    done, connections = relayed({"sent": False}, {})
+    assert [each.body for each in done] == [b"hello"] * 2
+    assert connections == 2
