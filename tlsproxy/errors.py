@@ -91,6 +91,14 @@ class BodyTooLarge(RequestError):
     reason = "body_too_large"
 
 
+class CodingRefused(RequestError):
+    """A body that must be read, in a content coding that is not read here."""
+
+    status = 415
+    grpc = GrpcStatus.UNIMPLEMENTED
+    reason = "content_coding"
+
+
 class RequestTimeout(RequestError):
     status = 408
     grpc = GrpcStatus.DEADLINE_EXCEEDED

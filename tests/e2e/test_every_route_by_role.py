@@ -30,8 +30,6 @@ NEEDS_MANAGE = "Forbidden: Global manage access is required"
 POINTS_ONLY = "Forbidden: Only points access is allowed for collection docs"
 NEEDS_WRITE = "Forbidden: Write access to collection docs is required"
 NEVER = "Forbidden: Manage access for this operation is required"
-LISTING = f"{NEEDS_GLOBAL} for this listing"
-OTHERS = f"{NEEDS_GLOBAL} where a body may name another collection"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +47,7 @@ def limited(text: str, auditor: str = "") -> Expected:
 
 
 EXPECTED: dict[Requirement, Expected] = {
-    ops.LISTING: limited(LISTING),
+    ops.LISTING: Expected(),
     ops.GLOBAL_READ: limited(NEEDS_GLOBAL),
     ops.GLOBAL_EXTRAS: limited(NEEDS_GLOBAL),
     ops.GLOBAL_WRITE: limited(NEEDS_GLOBAL, auditor=NEEDS_MANAGE),
@@ -74,6 +72,12 @@ FILES = {  # Qdrant's download and upload handlers, whose refusals are text/plai
 NAMES_OTHERS = re.compile(r"/points/(?:discover|recommend|query)(?:/|$)|/points/search/groups$")
 
 
+BODY = b'{"searches":[]}'
+"""What a limited caller's query must have to be decided on."""
+ANSWER = b'{"result":{}}'
+"""What the upstream says to everything, and what a reduced listing of nothing still is in part."""
+
+
 def target_of(operation: ops.Operation) -> str:
     path = operation.path.replace("{collection_name}", "docs").replace("{shard}", "0").replace("{tail...}", "x/y")
     return re.sub(r"\{\w+\}", "x", path)
@@ -84,8 +88,8 @@ ROUTES = [(operation, target_of(operation)) for operation in ops.REST]
 
 def answer(connection: Connection, request: Received) -> None:
     request.body = connection.read_body(request)
-    body = b"" if request.line.startswith("HEAD ") else b"from upstream"
-    connection.sock.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: 13\r\n\r\n" + body)
+    body = b"" if request.line.startswith("HEAD ") else ANSWER
+    connection.sock.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % len(ANSWER) + body)
 
 
 @pytest.fixture(scope="module")
@@ -108,25 +112,20 @@ def gateway(site: Site, shared_upstream: ScriptedUpstream) -> Iterator[Gateway]:
 def expected(operation: ops.Operation, target: str, client: str | None) -> tuple[int, str, Form]:
     """(status, text, form)."""
     if target in OPEN or client == "manager":
-        return 200, "from upstream", Form.BARE
+        return 200, '{"result":{', Form.BARE
     if client is None:
         return 401, "Must provide an API key or an Authorization bearer token", Form.BARE
     if client == "unmapped":
         return 403, 'Forbidden: no role for certificate "CN=unmapped"', Form.JSON
     text = getattr(EXPECTED[operation.requirement], client)
-    if not text and client in COLLECTION.values():
-        if NAMES_OTHERS.search(target):
-            text = OTHERS
-        elif target.endswith("/docs/aliases"):
-            text = LISTING
     if not text:
-        return 200, "from upstream", Form.BARE
+        return 200, '{"result":{', Form.BARE
     return 403, text, Form.TEXT if (operation.method, target) in FILES else Form.JSON
 
 
 def text_of(response: Response) -> tuple[str, Form]:
     kind = response.fields.get("content-type")
-    if kind == "application/json":
+    if kind == "application/json" and response.status != 200:
         return str(response.json["status"]["error"]), Form.JSON
     return response.body.decode(), Form.TEXT if kind == "text/plain; charset=utf-8" else Form.BARE
 
@@ -137,7 +136,8 @@ def test_every_route(site: Site, gateway: Gateway, shared_upstream: ScriptedUpst
     with Client(gateway, site.client(client)) as connection:
         for operation, target in ROUTES:
             before = len(shared_upstream.requests)
-            response = connection.ask(operation.method, target)
+            body = BODY if NAMES_OTHERS.search(target) else b""
+            response = connection.ask(operation.method, target, body=body)
             status, text, form = expected(operation, target, client)
             said, said_form = text_of(response)
             arrived = [one.line for one in shared_upstream.requests[before:]]
@@ -171,6 +171,6 @@ def test_another_collection(site: Site, gateway: Gateway, shared_upstream: Scrip
                 response = connection.ask(operation.method, target.replace("/docs", "/docs2", 1))
                 said, _ = text_of(response)
                 assert response.status == 403, target
-                texts = {"Forbidden: Access to collection docs2 is required", NEEDS_GLOBAL, LISTING}
+                texts = {"Forbidden: Access to collection docs2 is required", NEEDS_GLOBAL}
                 assert said in texts, target
     assert len(shared_upstream.requests) == before

@@ -69,7 +69,7 @@ def test_who_passes_is_who_passes_in_qdrant(operation: Operation, surface: str) 
         decision = decide(rights, operation.requirement, "docs", form=operation.form)
         expected = name in row["passes"].split()
         if operation.requirement.scope is Scope.CREDENTIAL and rights.limited:
-            expected = False  # an unfiltered listing is nothing for a limited caller
+            expected = False  # an answer that is not reduced is nothing for a limited caller
         assert decision.allowed is expected, name
         if not decision.allowed and row["refusal"]:
             assert (decision.status, decision.form) == (403, Form(row["refusal"]))
@@ -194,12 +194,22 @@ grants = st.builds(Grant, st.sampled_from(["docs", "doc*", "**", "other"]), st.b
 
 
 @pytest.mark.fuzz
-@given(st.lists(grants, max_size=4), st.sampled_from(REST), names)
+@given(
+    st.lists(grants, max_size=4),
+    st.sampled_from(REST),
+    names,
+    st.lists(names, max_size=3).map(tuple),
+    st.booleans(),
+)
 def test_more_grants_never_allow_less_and_a_read_only_key_never_more(
-    held: list[Grant], operation: Operation, name: str
+    held: list[Grant],
+    operation: Operation,
+    name: str,
+    named: tuple[str, ...],
+    reduced: bool,  # noqa: FBT001
 ) -> None:
     def ask(rights: Rights) -> Decision:
-        return decide(rights, operation.requirement, name, names_others=operation.names_others)
+        return decide(rights, operation.requirement, name, named=named, reduced=reduced)
 
     rights = Rights(grants=tuple(held))
     narrowed = ask(rights.narrowed_to(GlobalMode.R))
@@ -211,6 +221,10 @@ def test_more_grants_never_allow_less_and_a_read_only_key_never_more(
         fewer = Rights(grants=tuple(held[:index] + held[index + 1 :]))
         assert ask(rights).allowed or not ask(fewer).allowed
     assert rights.narrowed_to(GlobalMode.M) == rights
+    for index in range(len(named)):  # nor does naming a further collection ever help
+        fewer_named = named[:index] + named[index + 1 :]
+        without = decide(rights, operation.requirement, name, named=fewer_named, reduced=reduced)
+        assert without.allowed or not ask(rights).allowed
 
 
 @pytest.mark.parametrize(

@@ -78,6 +78,9 @@ class Rights:
         return Rights(grants=tuple(replace(grant, write=False) for grant in self.grants))
 
 
+NO_RIGHTS: Final = Rights()
+
+
 @dataclass(frozen=True, slots=True)
 class Decision:
     """``status`` is 0 where the request is allowed; else what the client is told, and in which form."""
@@ -96,18 +99,28 @@ def forbidden(reason: str, text: str, form: Form = Form.JSON) -> Decision:
     return Decision(allowed=False, reason=reason, status=403, text=f"Forbidden: {text}", form=form)
 
 
+UNREAD: Final = Decision(
+    allowed=False,
+    reason="body_not_read",
+    status=403,
+    text="Forbidden: the request's body must be read before it is decided",
+)
+"""Not yet: the head passes, the body decides. It is a refusal, so that whoever forgets the body lets nothing pass."""
+
+
 def decide(
     rights: Rights,
     requirement: Requirement,
     collection: str | None,
     *,
-    names_others: bool = False,
+    named: tuple[str, ...] = (),
+    reduced: bool = False,
     form: Form = Form.JSON,
 ) -> Decision:
     """Whether a caller with these rights may do this.
 
-    ``collection`` is the name in the request's path, decoded once. ``names_others`` says that the request's body may
-    name further collections, which nobody has read: a collection-limited caller is refused then.
+    ``collection`` is the name in the request's path, decoded once; ``named`` are those in its body. ``reduced`` says
+    that a limited caller will see of the answer only what it may know.
     """
     if requirement.scope is Scope.NONE:
         return ALLOWED
@@ -117,21 +130,30 @@ def decide(
         if requirement.write or requirement.manage:
             return forbidden("needs_manage", "Global manage access is required", form)
         return ALLOWED
-    return _decide_limited(rights, requirement, collection, names_others=names_others, form=form)
-
-
-def _decide_limited(
-    rights: Rights, requirement: Requirement, collection: str | None, *, names_others: bool, form: Form
-) -> Decision:
     if not rights.grants:
         return forbidden("no_rights", "Global access is required", form)
     if requirement.scope is Scope.GLOBAL:
         return forbidden("needs_global", "Global access is required", form)
-    if requirement.scope is Scope.CREDENTIAL:
+    if requirement.scope is Scope.COLLECTION:
+        refusal = _refusal(rights.grants, requirement, collection, form)
+        if refusal is not None:
+            return refusal
+    elif not reduced:
         return forbidden("unfiltered_listing", "Global access is required for this listing", form)
+    return _decide_named(rights.grants, named, form)
+
+
+def names_held(grants: tuple[Grant, ...], name: str) -> bool:
+    """Whether there is a grant of any mode for this collection: its name may be known, its vectors looked up."""
+    return bool(_held(grants, name))
+
+
+def _refusal(
+    grants: tuple[Grant, ...], requirement: Requirement, collection: str | None, form: Form
+) -> Decision | None:
     if collection is None:
         return forbidden("no_collection", "Global access is required", form)
-    held = _held(rights.grants, collection)
+    held = _held(grants, collection)
     if not held:
         return forbidden("collection", f"Access to collection {collection} is required", form)
     if requirement.extras and not any(grant.extras for grant in held):
@@ -140,10 +162,13 @@ def _decide_limited(
         return forbidden("needs_write", f"Write access to collection {collection} is required", form)
     if requirement.manage:
         return forbidden("needs_manage", "Manage access for this operation is required", form)
-    if names_others:
-        return forbidden(
-            "body_not_inspected", "Global access is required where a body may name another collection", form
-        )
+    return None
+
+
+def _decide_named(grants: tuple[Grant, ...], named: tuple[str, ...], form: Form) -> Decision:
+    for name in named:
+        if not names_held(grants, name):
+            return forbidden("collection", f"Access to collection {name} is required", form)
     return ALLOWED
 
 

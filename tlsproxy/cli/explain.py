@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 
+from tlsproxy.authz.access import UNREAD
 from tlsproxy.authz.credentials import Keys
 from tlsproxy.authz.roles import Principal
 from tlsproxy.cli.common import config_option, explained
@@ -58,9 +59,14 @@ def _decide(principal: Principal, asked: Recognised) -> None:
         click.echo(f"operation  {asked.operation.name}: {_requirement(asked.operation)}")
     if asked.collection is not None:
         click.echo(f"collection {asked.collection}")
-    decision = judge(principal, Keys(), None, asked)
+    judgement = judge(principal, Keys(), None, asked)
+    decision = judgement.decision
+    if decision is UNREAD:
+        click.echo("decision   allowed if its body names only collections that the role names")
+        return
     if decision.allowed:
-        click.echo("decision   allowed")
+        shown = " (the answer is reduced to what the role may know)" if judgement.listing is not None else ""
+        click.echo(f"decision   allowed{shown}")
         return
     click.echo(f"decision   refused: {decision.status} {decision.text or '(empty body)'} ({decision.reason})")
     raise SystemExit(1)

@@ -101,6 +101,14 @@ def _loop(config: Config, _tree: Tree) -> Iterator[Finding]:
             yield Finding(("upstream", key), text)
 
 
+def _inspection(config: Config, _tree: Tree) -> Iterator[Finding]:
+    if config.limits.inspection_memory_mb < config.service.max_request_size_mb:
+        text = (
+            f"less than service.max_request_size_mb ({config.service.max_request_size_mb}): such a body is never read"
+        )
+        yield Finding(("limits", "inspection_memory_mb"), text)
+
+
 def _admin(config: Config, _tree: Tree) -> Iterator[Finding]:
     listen = config.admin.listen
     if listen is None:
@@ -133,6 +141,7 @@ _CHECKS: Final[tuple[tuple[frozenset[str], Check], ...]] = (
     (frozenset({"upstream"}), _upstream_key),
     (frozenset({"upstream"}), _upstream),
     (frozenset({"service", "upstream"}), _loop),
+    (frozenset({"service", "limits"}), _inspection),
     (frozenset({"service", "admin"}), _admin),
     (frozenset({"roles"}), roles),
     (frozenset({"identities"}), matches),

@@ -209,6 +209,9 @@ class Limits(Section):
     max_upload_size_mb: Annotated[int, Field(ge=0)] = 0
     """Largest snapshot upload, in MiB; 0 for no limit, as in Qdrant."""
 
+    inspection_memory_mb: Annotated[int, Field(ge=1, le=1 << 20)] = 256
+    """Most memory, in MiB, for the bodies that are read because a decision depends on them, all requests together."""
+
 
 class Admin(Section):
     """The admin server: health, metrics, status and reload."""

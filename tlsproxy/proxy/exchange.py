@@ -1,7 +1,8 @@
 """One allowed request and its response: bytes up, bytes down, neither faster than the other side takes them.
 
-It is made once the decision is yes, begins when the audit log and the upstream pool have room, and ends exactly once:
-done, failed (the client can still be told), cut (it cannot, a part of the response is with it), or abandoned.
+It is made once the decision is yes (:mod:`tlsproxy.proxy.inspection` has those whose decision needs the body), begins
+when the audit log and the upstream pool have room, and ends exactly once: done, failed (the client can still be told),
+cut (it cannot, a part of the response is with it), or abandoned.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ class Client(Protocol):
     def reading_changed(self) -> None: ...
     def exchange_done(self) -> None: ...
     def exchange_failed(self, error: RequestError) -> None: ...
+    def exchange_refused(self) -> None: ...
     def exchange_cut(self, error: RequestError) -> None: ...
 
 
@@ -47,6 +49,7 @@ class Exchange:
         self._upstream: Upstream | None = None
         self._sent: list[bytes] | None = None
         self._head = b""
+        self._content = b""  # of a body that was read before the decision
         self._body_since = 0.0
         self.record = record
         self.body = body
@@ -112,7 +115,8 @@ class Exchange:
         Raises as :meth:`RequestBody.feed` does, before anything was sent.
         """
         plan = self.record.plan
-        out = plan.upstream + tail
+        out = plan.upstream + tail + self._content
+        self._content = b""
         if not self.body.done and data:
             piece, taken = self.body.feed(data)
             self.record.bytes_in += taken
@@ -147,11 +151,14 @@ class Exchange:
             self._client.stream.deadline = NEVER
             self._upstream.await_response()
             return
+        self._await_body()
+        self._upstream.await_client()
+
+    def _await_body(self) -> None:
         now = time.monotonic()
         self._body_since = self._body_since or now
         earned = min(now, self._body_since + self.record.bytes_in / MIN_RATE)
         self._client.stream.deadline = earned + self._gateway.generation.config.limits.body_timeout
-        self._upstream.await_client()
 
     def upstream_congested(self) -> None:
         self.congested = True

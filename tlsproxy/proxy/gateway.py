@@ -31,9 +31,12 @@ class Metrics(Protocol):
 
 
 class Gateway:
-    """``generation`` is replaced by :meth:`publish` and by nothing else: one assignment, between two callbacks."""
+    """``generation`` is replaced by :meth:`publish` and by nothing else: one assignment, between two callbacks.
 
-    __slots__ = ("audit", "deadlines", "draining", "generation", "in_flight", "loop", "metrics", "plans")
+    ``held`` counts the bytes of bodies that are kept whole because they are read.
+    """
+
+    __slots__ = ("audit", "deadlines", "draining", "generation", "held", "in_flight", "loop", "metrics", "plans")
 
     def __init__(
         self,
@@ -50,6 +53,7 @@ class Gateway:
         self.generation = generation
         self.plans = Plans(generation)
         self.in_flight = 0
+        self.held = 0
         self.draining = False
 
     def publish(self, generation: Generation) -> None:

@@ -2,22 +2,27 @@
 
 A plan is a pure function of the head's bytes, the principal and the generation, and clients repeat themselves: a small
 memo per generation answers a head that was seen before (0.8 µs instead of a parse and a decision).
+
+Where the body has a say the head's plan is a refusal that keeps what it was made of (``unread``), and
+:meth:`Plans.read` makes the plan of head and body in its place. Both are decided in :mod:`tlsproxy.qdrant.judge`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 from urllib.parse import urlsplit
 
-from tlsproxy.authz.access import ALLOWED, Decision
+from tlsproxy.authz.access import ALLOWED, UNREAD, Decision, Rights
 from tlsproxy.authz.audit import Caller, Prepared, prepare, tracing_id_of
 from tlsproxy.authz.credentials import presented_key
 from tlsproxy.authz.roles import Principal
 from tlsproxy.errors import RequestError
-from tlsproxy.qdrant.judge import judge
+from tlsproxy.qdrant.judge import Judgement, judge, judge_body
+from tlsproxy.qdrant.listings import Listing
 from tlsproxy.qdrant.rest import Recognised, recognise
 from tlsproxy.tls.generation import Generation
+from tlsproxy.wire.content import decoded
 from tlsproxy.wire.http1 import RequestHead, parse_request, restate_request
 
 MEMO_PLANS: Final = 2048
@@ -28,11 +33,22 @@ UNLIMITED: Final = 1 << 62
 
 
 @dataclass(frozen=True, slots=True)
+class Unread:
+    """A request whose body must be read before it is decided: by whom, what, and with which rights."""
+
+    principal: Principal
+    head: RequestHead
+    asked: Recognised
+    rights: Rights
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """``upstream`` is the head to send, short of the connection's own lines; empty where the request is refused.
 
     ``length`` as in :class:`RequestHead`; ``framed`` says whether the end of the request is known at all. ``limit`` is
     of the body, in bytes. ``resend`` says that the request may be sent again if a connection was lost under it.
+    ``unread``: not decided yet. ``listing``: the response is reduced to what the caller may know.
     """
 
     operation: str
@@ -47,6 +63,8 @@ class Plan:
     limit: int = UNLIMITED
     resend: bool = False
     upstream: bytes = b""
+    unread: Unread | None = None
+    listing: Listing | None = None
 
 
 class Plans:
@@ -68,7 +86,7 @@ class Plans:
         plan = self._memo.get((principal, head))
         if plan is None:
             plan = self.make(principal, head)
-            if plan.decision.allowed and len(head) <= MEMO_HEAD:
+            if (plan.decision.allowed or plan.unread is not None) and len(head) <= MEMO_HEAD:
                 if len(self._memo) >= MEMO_PLANS:
                     del self._memo[next(iter(self._memo))]  # the oldest
                 self._memo[principal, head] = plan
@@ -83,9 +101,20 @@ class Plans:
         try:
             asked = recognise(parsed.method, parsed.target)
         except RequestError as error:
-            return self._plan(principal, parsed, None, _refused(error))
+            return self._plan(principal, parsed, None, Judgement(_refused(error)))
         presented = presented_key(parsed.value(b"api-key"), parsed.value(b"authorization"))
-        return self._plan(principal, parsed, asked, ended or judge(principal, self._keys, presented, asked))
+        judgement = Judgement(ended) if ended is not None else judge(principal, self._keys, presented, asked)
+        return self._plan(principal, parsed, asked, judgement)
+
+    def read(self, unread: Unread, content: bytes) -> Plan:
+        """The plan of a request whose body is here: ``content`` is what it is decided on, and what must be sent."""
+        head = _whole(unread.head, len(content))
+        try:
+            plain = decoded(content, head.value(b"content-encoding"), self._body_limit)
+            decision = judge_body(unread.rights, unread.asked, plain)
+        except RequestError as error:
+            decision = _refused(error)
+        return self._plan(unread.principal, head, unread.asked, Judgement(decision))
 
     def unreadable(self, principal: Principal, error: RequestError) -> Plan:
         """What was sent has no readable head, and so no end."""
@@ -93,15 +122,22 @@ class Plans:
         caller = _caller(principal, decision)
         return Plan("unreadable", principal.role, decision, _prepared(caller, decision))
 
-    def _plan(self, principal: Principal, head: RequestHead, asked: Recognised | None, decision: Decision) -> Plan:
+    def _plan(self, principal: Principal, head: RequestHead, asked: Recognised | None, judgement: Judgement) -> Plan:
+        decision, listing = judgement.decision, judgement.listing
         operation = asked.operation if asked is not None else None
         api = asked.target.path if asked is not None else head.target.partition("?")[0]
         tracing = tracing_id_of({name.decode(): value.decode("latin-1") for name, value in head.fields})
         upstream = b""
         if decision is ALLOWED and asked is not None:
             upstream = restate_request(
-                head, str(asked.target), upstream_host=self._upstream_host, upstream_key=self._upstream_key
+                head if listing is None else _without(head, b"accept-encoding"),  # it will be read
+                str(asked.target),
+                upstream_host=self._upstream_host,
+                upstream_key=self._upstream_key,
             )
+        unread = None
+        if decision is UNREAD and asked is not None:
+            unread = Unread(principal, head, asked, judgement.rights)
         return Plan(
             operation=operation.name if operation is not None else "unknown",
             role=principal.role,
@@ -122,7 +158,19 @@ class Plans:
             limit=self._upload_limit if operation is not None and operation.upload else self._body_limit,
             resend=operation is not None and operation.reads,
             upstream=upstream,
+            unread=unread,
+            listing=listing,
         )
+
+
+def _without(head: RequestHead, *names: bytes) -> RequestHead:
+    return replace(head, fields=tuple(field for field in head.fields if field[0] not in names))
+
+
+def _whole(head: RequestHead, size: int) -> RequestHead:
+    """The same request with its body here: a length in place of chunks, and nobody who waits to be told to send."""
+    head = _without(head, b"content-length", b"expect")
+    return replace(head, fields=(*head.fields, (b"content-length", b"%d" % size)), length=size, expects_continue=False)
 
 
 def _refused(error: RequestError) -> Decision:

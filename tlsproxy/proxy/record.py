@@ -58,14 +58,18 @@ class Record:
 
 
 class RequestBody:
-    """Where a request's body ends. ``done`` from the start where there is none."""
+    """Where a request's body ends. ``done`` from the start where there is none.
 
-    __slots__ = ("_chunks", "_left", "_limit", "done")
+    ``content`` is what came of it, without its framing, or None where nobody needs to know.
+    """
 
-    def __init__(self, length: int, limit: int) -> None:
+    __slots__ = ("_chunks", "_left", "_limit", "content", "done")
+
+    def __init__(self, length: int, limit: int, *, keep: bool = False) -> None:
         """Raises :class:`BodyTooLarge` where the length alone says so."""
         self._limit = limit
-        self._chunks = ChunkedBody() if length == CHUNKED else None
+        self.content = bytearray() if keep else None
+        self._chunks = ChunkedBody(self.content) if length == CHUNKED else None
         self._left = max(0, length)
         self.done = length == 0
         if length > limit:
@@ -90,6 +94,8 @@ class RequestBody:
         forward = data[: self._left] if len(data) > self._left else data
         self._left -= len(forward)
         self.done = self._left == 0
+        if self.content is not None:
+            self.content += forward
         return forward, len(forward)
 
     def _too_large(self) -> BodyTooLarge:

@@ -6,10 +6,14 @@ import time
 from email.utils import formatdate
 from functools import lru_cache
 from http import HTTPStatus
+from typing import Final
 
 import orjson
 
 from tlsproxy.errors import Form
+
+CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
+"""For a client that waits to be told that its body is wanted (RFC 9110 §10.1.1)."""
 
 _CONTENT_TYPE = {
     Form.JSON: b"content-type: application/json\r\n",

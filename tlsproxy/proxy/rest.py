@@ -22,6 +22,7 @@ from tlsproxy.authz.audit import json_string
 from tlsproxy.errors import BodyTooLarge, Form, RequestError, RequestTimeout
 from tlsproxy.proxy.exchange import Exchange
 from tlsproxy.proxy.gateway import Gateway
+from tlsproxy.proxy.inspection import exchange_of
 from tlsproxy.proxy.plan import Plan
 from tlsproxy.proxy.pool import Pool
 from tlsproxy.proxy.record import Record, RequestBody
@@ -77,16 +78,19 @@ class RestConnection:
     def data_received(self, data: bytes) -> None:
         exchange = self._exchange
         if exchange is not None and exchange.sending:
-            try:
-                self._inbox.keep(exchange.send(data))
-            except RequestError as error:
-                self._fail(error)
-            self.reading_changed()
+            self._send(exchange, data)
+            self._advance()
         elif self._state is not State.ENDED:
             self._inbox.add(data)
             if self._state is State.SKIPPING:
                 self._skip()
             self._advance()
+
+    def _send(self, exchange: Exchange, data: bytes) -> None:
+        try:
+            self._inbox.keep(exchange.send(data))
+        except RequestError as error:
+            self._fail(error)
 
     def _rest(self) -> None:
         """Between two requests."""
@@ -134,21 +138,22 @@ class RestConnection:
         record = self._open_record(plan, now)
         self.close |= ended is not None
         try:
-            self._body = RequestBody(plan.length, plan.limit)
+            self._body = RequestBody(plan.length, plan.limit, keep=plan.unread is not None)
         except BodyTooLarge as error:
             self.close = True
             self._fail(error)
             return
-        decision = plan.decision
-        if not decision.allowed:
-            self._refuse(decision.status, decision.text, decision.form)
+        if not plan.decision.allowed and plan.unread is None:
+            self.exchange_refused()
             return
         self._state = State.BUSY
-        self._exchange = exchange = Exchange(self._gateway, self._pool, self, record, self._body)
+        self._exchange = exchange = exchange_of(plan)(self._gateway, self._pool, self, record, self._body)
         try:
             exchange.admit()
         except RequestError as error:
             self._fail(error)
+        if exchange.sending and self._inbox.data:  # it is not the upstream that its body waits for
+            self._send(exchange, self._inbox.data)
 
     def upstream_ready(self, upstream: Upstream) -> None:
         exchange = self._exchange
@@ -179,6 +184,13 @@ class RestConnection:
             return
         self._rest()
         self._advance()
+
+    def exchange_refused(self) -> None:
+        """What is asked is decided, and the answer is no."""
+        if self._record is None:
+            raise RuntimeError("a decision without a request")
+        decision = self._record.plan.decision
+        self._refuse(decision.status, decision.text, decision.form)
 
     def exchange_failed(self, error: RequestError) -> None:
         self._fail(error)

@@ -4,36 +4,77 @@ there is such a route, then whether you may (401 or 403, then 404, then 403).
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from http import HTTPStatus
 
-from tlsproxy.authz.access import ALLOWED, Decision, Rights, Scope, decide, forbidden
+from tlsproxy.authz.access import ALLOWED, NO_RIGHTS, UNREAD, Decision, Rights, Scope, decide
 from tlsproxy.authz.credentials import Keys
 from tlsproxy.authz.roles import Principal
 from tlsproxy.errors import Form
+from tlsproxy.qdrant.bodies import named_collections
+from tlsproxy.qdrant.listings import Listing, listing_of
+from tlsproxy.qdrant.operations import Operation
 from tlsproxy.qdrant.rest import Recognised
+from tlsproxy.wire.strictjson import read_json
 
 
-def judge(principal: Principal, keys: Keys, presented: str | None, asked: Recognised) -> Decision:
-    """``presented`` is the API key or bearer token of the request, None where it has none.
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """``decision`` is :data:`UNREAD` where the body has a say: then ``rights`` are what it is judged by.
+
+    ``listing`` is how the answer must be reduced before the caller may see it, None where it may be seen as it is.
+    """
+
+    decision: Decision
+    rights: Rights = NO_RIGHTS
+    listing: Listing | None = None
+
+
+def judge(principal: Principal, keys: Keys, presented: str | None, asked: Recognised) -> Judgement:
+    """What the head of a request decides. ``presented`` is its API key or bearer token, None where it has none.
 
     Where no key is configured none is looked at, as in Qdrant. A key narrows what a certificate's role gives, and
     stands alone only where there is no certificate.
     """
     operation = asked.operation
     if operation is not None and operation.requirement.scope is Scope.NONE:
-        return ALLOWED
-    outcome = _rights(principal, keys, presented)
-    if isinstance(outcome, Decision):
-        return outcome
+        return Judgement(ALLOWED)
+    rights = _rights(principal, keys, presented)
+    if isinstance(rights, Decision):
+        return Judgement(rights)
     if operation is None:
-        return Decision(allowed=False, reason="unknown_operation", status=HTTPStatus.NOT_FOUND, form=Form.EMPTY)
-    if operation.filtered and outcome.limited:
-        return forbidden("unfiltered_listing", "Global access is required for this listing", operation.form)
+        nowhere = Decision(allowed=False, reason="unknown_operation", status=HTTPStatus.NOT_FOUND, form=Form.EMPTY)
+        return Judgement(nowhere)
+    listing = listing_of(operation, rights)
+    decision = _decide(rights, operation, asked.collection, listing=listing)
+    if decision.allowed and operation.names_others and rights.limited:
+        decision = UNREAD
+    return Judgement(decision, rights, listing if decision.allowed else None)
+
+
+def judge_body(rights: Rights, asked: Recognised, content: bytes) -> Decision:
+    """What head and body decide together, where the head alone left it open. Raises :class:`BadRequest`."""
+    operation = asked.operation
+    if operation is None:
+        return UNREAD
+    named = named_collections(operation, read_json(content))
+    return _decide(rights, operation, asked.collection, named=named)
+
+
+def _decide(
+    rights: Rights,
+    operation: Operation,
+    collection: str | None,
+    *,
+    named: tuple[str, ...] = (),
+    listing: Listing | None = None,
+) -> Decision:
     return decide(
-        outcome,
+        rights,
         operation.requirement,
-        asked.collection,
-        names_others=operation.names_others,
+        collection,
+        named=named,
+        reduced=listing is not None,
         form=operation.form,
     )
 

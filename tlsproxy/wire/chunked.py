@@ -28,11 +28,15 @@ class ChunkedError(ValueError):
 
 
 class ChunkedBody:
-    """Follows one body. ``done`` turns true at its end; ``size`` counts the bytes of the content itself."""
+    """Follows one body. ``done`` turns true at its end; ``size`` counts the bytes of the content itself.
 
-    __slots__ = ("_held", "_left", "_trailers", "done", "size")
+    ``content``, where it is given, gets these bytes, without what is around them.
+    """
 
-    def __init__(self) -> None:
+    __slots__ = ("_content_to", "_held", "_left", "_trailers", "done", "size")
+
+    def __init__(self, content: bytearray | None = None) -> None:
+        self._content_to = content
         self.done = False
         self.size = 0
         self._left = 0  # of the current chunk, its CRLF included
@@ -48,6 +52,8 @@ class ChunkedBody:
         if end <= self._left - 2:  # the common case: the middle of a chunk
             self._left -= end
             self.size += end
+            if self._content_to is not None:
+                self._content_to += data
             return data, end
         position = 0
         while position < end and not self._trailers:
@@ -60,6 +66,8 @@ class ChunkedBody:
         step = min(self._left, len(data) - position)
         content = max(0, min(step, self._left - 2))
         self.size += content
+        if self._content_to is not None:
+            self._content_to += data[position : position + content]
         ending = data[position + content : position + step]
         self._left -= content
         if ending and not b"\r\n"[2 - self._left :].startswith(ending):

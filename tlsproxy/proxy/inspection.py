@@ -1,0 +1,87 @@
+"""The exchange of a request that is decided by head *and* body: the body is read whole, then the decision is made.
+
+Until then nothing of it is an exchange: the audit log and the upstream pool do not know of it. The bytes that go
+upstream are those that were decided on, in one piece, with their length in place of chunks.
+"""
+
+from __future__ import annotations
+
+from tlsproxy.errors import RequestError, RequestTimeout
+from tlsproxy.proxy.exchange import Client, Exchange
+from tlsproxy.proxy.gateway import Gateway
+from tlsproxy.proxy.holding import Holding
+from tlsproxy.proxy.plan import Plan
+from tlsproxy.proxy.pool import Pool
+from tlsproxy.proxy.record import Record, RequestBody
+from tlsproxy.proxy.reduction import ReducedExchange
+from tlsproxy.proxy.refusal import CONTINUE
+
+
+class InspectedExchange(Exchange):
+    """Its record's plan is that of the head until the body is whole, then that of both."""
+
+    def __init__(self, gateway: Gateway, pool: Pool, client: Client, record: Record, body: RequestBody) -> None:
+        super().__init__(gateway, pool, client, record, body)
+        self._plans = gateway.plans
+        self._holding = Holding(gateway)
+        self._reading = True
+
+    def admit(self) -> None:
+        self.overdue = RequestTimeout("The request body came too slowly")
+        if self.record.plan.expects_continue:
+            self._client.stream.write(CONTINUE)
+        if self.body.done:
+            self._decide()
+        else:
+            self._await_body()
+
+    @property
+    def sending(self) -> bool:
+        return not self.body.done if self._reading else super().sending
+
+    def send(self, data: bytes) -> bytes:
+        """Takes the next bytes of the body. Raises as :meth:`RequestBody.feed` does, and Overloaded."""
+        _, taken = self.body.feed(data)
+        self.record.bytes_in += taken
+        self._holding.grow(len(self.body.content or b""))
+        if not self.body.done:
+            self._await_body()
+            return b""
+        try:
+            self._decide()
+        except RequestError as error:  # not raised: what follows the body is still the next request
+            self._client.exchange_failed(error)
+        return data[taken:]
+
+    def _decide(self) -> None:
+        unread = self.record.plan.unread
+        if unread is None:
+            raise RuntimeError("a body that nothing depends on")
+        self._reading = False
+        content = bytes(self.body.content or b"")
+        self.body.content = None
+        self.record.plan = self._plans.read(unread, content)
+        if self.record.plan.decision.allowed:
+            self._content = content
+            super().admit()
+        else:
+            self._client.exchange_refused()
+
+    def response_done(self) -> None:
+        self._holding.release()
+        super().response_done()
+
+    def upstream_lost(self, error: RequestError, *, stale: bool, answered: bool) -> None:
+        self._holding.release()
+        super().upstream_lost(error, stale=stale, answered=answered)
+
+    def abandon(self) -> None:
+        self._holding.release()
+        super().abandon()
+
+
+def exchange_of(plan: Plan) -> type[Exchange]:
+    """What kind of exchange a request needs that was not refused by its head."""
+    if plan.unread is not None:
+        return InspectedExchange
+    return Exchange if plan.listing is None else ReducedExchange

@@ -1,0 +1,88 @@
+"""The exchange of a listing of whose answer the caller may see a part: it is read whole, reduced, then sent.
+
+Nothing of what the upstream said passes but its status and what the reduction kept: no header, and no text of an error,
+which may name what the caller must not know.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Final
+
+from tlsproxy.errors import Overloaded, RequestError, UpstreamBroken
+from tlsproxy.proxy.exchange import Client, Exchange
+from tlsproxy.proxy.gateway import Gateway
+from tlsproxy.proxy.holding import Holding
+from tlsproxy.proxy.pool import Pool
+from tlsproxy.proxy.record import Record, RequestBody
+from tlsproxy.wire.chunked import ChunkedBody
+from tlsproxy.wire.http1 import CHUNKED
+from tlsproxy.wire.response import ResponseHead
+
+MAX_ANSWER: Final = 32 << 20
+"""Bytes: the telemetry of thousands of collections."""
+_OK: Final = 200
+_ERRORS: Final = range(400, 600)
+_ERROR: Final = b'{"status":{"error":"The upstream refused; its reason may name what you may not know"},"time":0.0}'
+
+
+class ReducedExchange(Exchange):
+    """Its plan's ``listing`` says what is kept of a good answer."""
+
+    def __init__(self, gateway: Gateway, pool: Pool, client: Client, record: Record, body: RequestBody) -> None:
+        super().__init__(gateway, pool, client, record, body)
+        self._answer = bytearray()
+        self._answered: ResponseHead | None = None
+        self._chunks: ChunkedBody | None = None
+        self._holding = Holding(gateway)
+
+    def response_head(self, head: ResponseHead) -> None:
+        self._answered = head
+        self._chunks = ChunkedBody(self._answer) if head.length == CHUNKED else None
+
+    def response_body(self, data: bytes) -> None:
+        if self._chunks is None:
+            self._answer += data
+        elif data:
+            self._chunks.feed(data)
+        try:
+            self._holding.grow(len(self._answer))
+        except Overloaded as error:
+            self._client.exchange_failed(error)
+            return
+        if len(self._answer) > MAX_ANSWER:
+            self._client.exchange_failed(UpstreamBroken("The upstream's answer is too large to be reduced"))
+
+    def response_done(self) -> None:
+        head, answer = self._answered, bytes(self._answer)
+        self._answer.clear()
+        self._holding.release()
+        shown = self._shown(head, answer) if head is not None else None
+        if head is None or shown is None:
+            self._upstream = None
+            self._client.exchange_failed(UpstreamBroken("The upstream's answer cannot be reduced to what you may know"))
+            return
+        fields = b"content-type: application/json\r\ncontent-length: %d\r\n" % len(shown)
+        super().response_head(replace(head, fields=fields, length=len(shown)))
+        super().response_body(shown)
+        super().response_done()
+
+    def _shown(self, head: ResponseHead, answer: bytes) -> bytes | None:
+        listing = self.record.plan.listing
+        if head.status in _ERRORS:
+            return _ERROR
+        if head.status != _OK or listing is None:
+            return None
+        try:
+            return listing.reduced(answer)
+        except ValueError:
+            return None
+
+    def upstream_lost(self, error: RequestError, *, stale: bool, answered: bool) -> None:
+        """Whatever has come, the client was told nothing yet."""
+        del answered
+        super().upstream_lost(error, stale=stale, answered=False)
+
+    def abandon(self) -> None:
+        self._holding.release()
+        super().abandon()

@@ -1,0 +1,78 @@
+"""A JSON text → the one value that every reader sees in it, or a refusal.
+
+A body that is decided on and then forwarded as it came is read twice: here, and by serde in Qdrant. What readers are
+known to see differently (RFC 8259 §4, §6, §8.1) is refused: a key given twice, an integer that does not fit into 64
+bits, a lone surrogate, a byte order mark, an encoding other than UTF-8, ``NaN``, a number that is no double; and a
+nesting deeper than serde goes, so that whoever walks the value need not count.
+
+It is read by orjson, which refuses most of that by itself and takes the last of two equal keys. Those are found without
+reading the text again: a key that was given twice is missing in the value, so that the text and the value written anew
+differ in their number of pairs. A search of 13 KB costs 55 µs in all; `json` with a pairs hook takes 215.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Final
+
+import orjson
+
+from tlsproxy.errors import BadRequest
+
+MAX_DEPTH: Final = 127
+"""Nested arrays and objects; serde_json refuses the 128th."""
+MAX_CONTAINERS: Final = 500_000
+"""Arrays and objects, each of which takes some 60 to 230 bytes of memory however few of the text it is."""
+MAX_VALUES: Final = 4_000_000
+"""More than 32 MiB of vectors have."""
+
+_STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"')
+_ALL_BUT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
+_ZERO_FOR_DIGIT = bytes.maketrans(b"123456789", b"0" * 9)
+_SUSPICIOUS = b"0" * 19  # 2**63 has 19 digits
+_LONG_INTEGER = re.compile(rb"(?<![0-9.eE+\-])-?[0-9]{19,}(?![0-9.eE])")
+_INTEGERS = range(-(1 << 63), 1 << 64)
+_LONGEST_INTEGER: Final = 20
+
+
+def read_json(text: bytes) -> Any:
+    """Raises :class:`BadRequest`, in the words in which Qdrant refuses a body."""
+    if text.count(b"[") + text.count(b"{") > MAX_CONTAINERS or text.count(b",") > MAX_VALUES:
+        raise _refused("too many values")
+    try:
+        value = orjson.loads(text)
+    except orjson.JSONDecodeError as error:
+        raise _refused(str(error)) from None
+    # Only a text that is known to be JSON: this pattern is quadratic in one whose last string has no end.
+    bare = _STRING.sub(b"", text)
+    if _depth(bare) > MAX_DEPTH:
+        raise _refused("recursion limit exceeded")
+    if not _integers_fit(bare):
+        raise _refused("number out of range")
+    pairs = bare.count(b":")
+    if pairs and _STRING.sub(b"", orjson.dumps(value)).count(b":") != pairs:
+        raise _refused("duplicate field")
+    return value
+
+
+def _depth(bare: bytes) -> int:
+    depth = deepest = 0
+    for bracket in bare.translate(None, _ALL_BUT_BRACKETS):
+        if bracket in b"[{":
+            depth += 1
+            deepest = max(deepest, depth)
+        else:
+            depth -= 1
+    return deepest
+
+
+def _integers_fit(bare: bytes) -> bool:
+    """Of a larger one serde and orjson make a double, others do not."""
+    if _SUSPICIOUS not in bare.translate(_ZERO_FOR_DIGIT):
+        return True
+    found = (match.group() for match in _LONG_INTEGER.finditer(bare))
+    return all(len(digits.lstrip(b"-")) <= _LONGEST_INTEGER and int(digits) in _INTEGERS for digits in found)
+
+
+def _refused(text: str) -> BadRequest:
+    return BadRequest(f"Format error in JSON body: {text}")
