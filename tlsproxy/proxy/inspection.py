@@ -65,6 +65,7 @@ class InspectedExchange(Exchange):
             self._content = content
             super().admit()
         else:
+            self._holding.release()
             self._client.exchange_refused()
 
     def response_done(self) -> None:
