@@ -159,6 +159,8 @@ class TlsStream(Stream):
         if size:
             self._tell(self.owner.data_received, bytes(_plain_view[:size]))
         if end:
+            if ended is None:
+                self._say_goodbye()
             self.abort(ended)
         elif size > PLAIN - RECORD:
             self._loop.call_soon(self._decrypt_waiting)
@@ -179,11 +181,14 @@ class TlsStream(Stream):
         if self.closed or self._closing:
             return
         if self._handshaken:
-            # Ours is written first; that theirs is not there yet, or data before it, is what the error would say.
-            with suppress(ssl.SSLError):
-                self._tls.unwrap()
-            self._flush()
+            self._say_goodbye()
         super().close(linger)
+
+    def _say_goodbye(self) -> None:
+        # Ours is written first; that theirs is not there yet, or data before it, is what the error would say.
+        with suppress(ssl.SSLError):
+            self._tls.unwrap()
+        self._flush()
 
     def _write_failed(self, error: OSError) -> None:
         self.abort(error)
