@@ -91,6 +91,17 @@ class BodyTooLarge(RequestError):
     reason = "body_too_large"
 
 
+class Unconfined(RequestError):
+    """What a caller may not ask for whose role confines it to some of the points."""
+
+    status = 403
+    grpc = GrpcStatus.PERMISSION_DENIED
+    reason = "not_confined"
+
+    def __init__(self, text: str) -> None:
+        super().__init__(f"Forbidden: {text}")
+
+
 class CodingRefused(RequestError):
     """A body that must be read, in a content coding that is not read here."""
 

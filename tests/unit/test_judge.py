@@ -106,7 +106,7 @@ def test_a_body_that_may_name_another_collection_decides_with_the_head(path: str
     batch = path.endswith("batch")
 
     def ask(body: bytes) -> Decision:
-        return judge_body(judgement.rights, asked, b'{"searches":[%b]}' % body if batch else body)
+        return judge_body(judgement.rights, asked, b'{"searches":[%b]}' % body if batch else body)[0]
 
     assert ask(b"{}") is ALLOWED
     assert ask(b'{"lookup_from":{"collection":"docs"}}') is ALLOWED

@@ -59,11 +59,22 @@ GRANTS: Final = {"r": (False, True), "rw": (True, True), "prw": (True, False)}
 
 
 @dataclass(frozen=True, slots=True)
+class Condition:
+    """Only points whose payload has this value under this key."""
+
+    key: str
+    value: str
+
+
+@dataclass(frozen=True, slots=True)
 class Rights:
-    """All of Qdrant (``everywhere``), or a list of grants, or nothing at all."""
+    """All of Qdrant (``everywhere``), or a list of grants, or nothing at all; of what there is in it, only those points
+    that meet all ``conditions``.
+    """
 
     everywhere: GlobalMode | None = None
     grants: tuple[Grant, ...] = ()
+    conditions: tuple[Condition, ...] = ()
 
     @property
     def limited(self) -> bool:
@@ -74,8 +85,8 @@ class Rights:
         if mode is GlobalMode.M:
             return self
         if self.everywhere is not None:
-            return Rights(everywhere=GlobalMode.R)
-        return Rights(grants=tuple(replace(grant, write=False) for grant in self.grants))
+            return replace(self, everywhere=GlobalMode.R)
+        return replace(self, grants=tuple(replace(grant, write=False) for grant in self.grants))
 
 
 NO_RIGHTS: Final = Rights()
@@ -115,32 +126,52 @@ def decide(
     *,
     named: tuple[str, ...] = (),
     reduced: bool = False,
+    confined: bool = False,
     form: Form = Form.JSON,
 ) -> Decision:
     """Whether a caller with these rights may do this.
 
     ``collection`` is the name in the request's path, decoded once; ``named`` are those in its body. ``reduced`` says
-    that a limited caller will see of the answer only what it may know.
+    that a limited caller will see of the answer only what it may know, ``confined`` that the request carries the
+    caller's conditions, or is about no points.
     """
     if requirement.scope is Scope.NONE:
         return ALLOWED
-    if rights.everywhere is GlobalMode.M:
-        return ALLOWED
-    if rights.everywhere is GlobalMode.R:
-        if requirement.write or requirement.manage:
-            return forbidden("needs_manage", "Global manage access is required", form)
-        return ALLOWED
-    if not rights.grants:
+    if rights.everywhere is None:
+        refusal = _limited_refusal(rights.grants, requirement, collection, named, reduced=reduced, form=form)
+    elif rights.everywhere is GlobalMode.R and (requirement.write or requirement.manage):
+        refusal = forbidden("needs_manage", "Global manage access is required", form)
+    else:
+        refusal = None
+    if refusal is not None:
+        return refusal
+    if rights.conditions and not confined:
+        return forbidden("not_confined", "This operation cannot be confined to a tenant", form)
+    return ALLOWED
+
+
+def _limited_refusal(
+    grants: tuple[Grant, ...],
+    requirement: Requirement,
+    collection: str | None,
+    named: tuple[str, ...],
+    *,
+    reduced: bool,
+    form: Form,
+) -> Decision | None:
+    if not grants:
         return forbidden("no_rights", "Global access is required", form)
     if requirement.scope is Scope.GLOBAL:
         return forbidden("needs_global", "Global access is required", form)
-    if requirement.scope is Scope.COLLECTION:
-        refusal = _refusal(rights.grants, requirement, collection, form)
-        if refusal is not None:
-            return refusal
-    elif not reduced:
-        return forbidden("unfiltered_listing", "Global access is required for this listing", form)
-    return _decide_named(rights.grants, named, form)
+    if requirement.scope is Scope.CREDENTIAL:
+        if not reduced:
+            return forbidden("unfiltered_listing", "Global access is required for this listing", form)
+    elif (refusal := _refusal(grants, requirement, collection, form)) is not None:
+        return refusal
+    for name in named:
+        if not names_held(grants, name):
+            return forbidden("collection", f"Access to collection {name} is required", form)
+    return None
 
 
 def names_held(grants: tuple[Grant, ...], name: str) -> bool:
@@ -163,13 +194,6 @@ def _refusal(
     if requirement.manage:
         return forbidden("needs_manage", "Manage access for this operation is required", form)
     return None
-
-
-def _decide_named(grants: tuple[Grant, ...], named: tuple[str, ...], form: Form) -> Decision:
-    for name in named:
-        if not names_held(grants, name):
-            return forbidden("collection", f"Access to collection {name} is required", form)
-    return ALLOWED
 
 
 @lru_cache(maxsize=4096)

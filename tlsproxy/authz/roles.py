@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Final
 
 from tlsproxy.authz.access import Decision, Rights, forbidden
 from tlsproxy.authz.credentials import Keys
 from tlsproxy.authz.globs import glob_matches
 from tlsproxy.authz.identity import Identity
+from tlsproxy.authz.templates import Template
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +39,7 @@ class Matcher:
 
     def given(self) -> tuple[tuple[str, str], ...]:
         """(field, normalised pattern) of the fields that are given."""
-        pairs = ((field.name, getattr(self, field.name)) for field in fields(self))
+        pairs = ((one.name, getattr(self, one.name)) for one in fields(self))
         return tuple((name, normal_form(name, pattern)) for name, pattern in pairs if pattern is not None)
 
     def misses(self, identity: Identity) -> Iterator[str]:
@@ -81,11 +82,15 @@ class Principal:
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """Everything that decides who somebody is: a rule's role must be a key of ``roles``."""
+    """Everything that decides who somebody is: a rule's role must be a key of ``roles``.
+
+    ``filters``: the conditions of those roles that have some, to be filled in for each caller.
+    """
 
     roles: Mapping[str, Rights]
     rules: tuple[Rule, ...]
     keys: Keys
+    filters: Mapping[str, tuple[Template, ...]] = field(default_factory=dict)
 
     def principal_of(self, identity: Identity | None) -> Principal:
         """``None`` is a connection without a certificate, which has no rights of its own: a key may give it some."""
@@ -99,13 +104,24 @@ class Policy:
             )
         for rule in self.rules:
             if rule.match.matches(identity):
-                return Principal(identity, rule.name, rule.role, self.roles[rule.role], refusal=None)
+                return self._holder(identity, rule)
         return _refused(
             identity,
             "no_role",
             f'no role for certificate "{identity.name}": '
             "the gateway's administrator can add a rule for it to `identities`",
         )
+
+    def _holder(self, identity: Identity, rule: Rule) -> Principal:
+        conditions = []
+        for template in self.filters.get(rule.role, ()):
+            condition = template.filled(identity)
+            if condition is None:
+                text = f'role "{rule.role}" is for certificates with exactly one {template.field}'
+                return _refused(identity, "no_tenant", text)
+            conditions.append(condition)
+        rights = replace(self.roles[rule.role], conditions=tuple(conditions))
+        return Principal(identity, rule.name, rule.role, rights, refusal=None)
 
     def why(self, identity: Identity) -> tuple[str, ...]:
         """One line for each rule, in order: that it matched, or which fields did not hold."""

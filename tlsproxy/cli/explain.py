@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from tlsproxy.authz.access import UNREAD
+from tlsproxy.authz.access import UNREAD, Rights
 from tlsproxy.authz.credentials import Keys
 from tlsproxy.authz.roles import Principal
 from tlsproxy.cli.common import config_option, explained
@@ -62,7 +62,9 @@ def _decide(principal: Principal, asked: Recognised) -> None:
     judgement = judge(principal, Keys(), None, asked)
     decision = judgement.decision
     if decision is UNREAD:
-        click.echo("decision   allowed if its body names only collections that the role names")
+        named = ["names only collections that the role names"] if judgement.rights.limited else []
+        confined = [f"can be confined to {_conditions(judgement.rights)}"] if judgement.rights.conditions else []
+        click.echo(f"decision   allowed if its body {' and '.join([*named, *confined])}")
         return
     if decision.allowed:
         shown = " (the answer is reduced to what the role may know)" if judgement.listing is not None else ""
@@ -70,6 +72,10 @@ def _decide(principal: Principal, asked: Recognised) -> None:
         return
     click.echo(f"decision   refused: {decision.status} {decision.text or '(empty body)'} ({decision.reason})")
     raise SystemExit(1)
+
+
+def _conditions(rights: Rights) -> str:
+    return ", ".join(f'{one.key} = "{one.value}"' for one in rights.conditions)
 
 
 def _requirement(operation: Operation) -> str:

@@ -9,6 +9,7 @@ from typing import Final
 
 from tlsproxy.authz.globs import glob_error
 from tlsproxy.authz.roles import Matcher, normal_form
+from tlsproxy.authz.templates import parse_template
 from tlsproxy.config.findings import Finding
 from tlsproxy.config.model import Config
 from tlsproxy.config.positions import Path, Tree
@@ -21,6 +22,11 @@ _HEX: Final = {"sha256": re.compile(r"[0-9a-f]{64}"), "serial": re.compile(r"[0-
 
 def roles(config: Config, _tree: Tree) -> Iterator[Finding]:
     for name, role in config.roles.items():
+        for key, text in role.filter.items():
+            try:
+                parse_template(key, text)
+            except ValueError as mistake:
+                yield Finding(("roles", name, "filter", key), str(mistake))
         if isinstance(role.access, str):
             continue
         if not role.access:

@@ -118,6 +118,8 @@ class Role(Section):
         Discriminator(_access_kind),
     ]
     """r (read everything), m (everything), or a list of collections and what may be done in each."""
+    filter: dict[str, str] = {}
+    """Payload keys and values that confine the role to some of the points; `{cn}` is the certificate's common name."""
 
 
 class Match(Section):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from tlsproxy.authz.access import GRANTS, GlobalMode, Grant, Rights
 from tlsproxy.authz.credentials import Keys
 from tlsproxy.authz.roles import Matcher, Policy, Rule
+from tlsproxy.authz.templates import parse_template
 from tlsproxy.config.model import CollectionGrant, Config, Role
 
 
@@ -14,6 +15,11 @@ def policy_of(config: Config, keys: Keys) -> Policy:
         roles={name: _rights(role) for name, role in config.roles.items()},
         rules=tuple(Rule(rule.name, Matcher(**rule.match.model_dump()), rule.role) for rule in config.identities),
         keys=keys,
+        filters={
+            name: tuple(parse_template(key, text) for key, text in role.filter.items())
+            for name, role in config.roles.items()
+            if role.filter
+        },
     )
 
 

@@ -1,7 +1,8 @@
 """The exchange of a request that is decided by head *and* body: the body is read whole, then the decision is made.
 
 Until then nothing of it is an exchange: the audit log and the upstream pool do not know of it. The bytes that go
-upstream are those that were decided on, in one piece, with their length in place of chunks.
+upstream are those that were decided on (or made, for a caller that is confined to a tenant), in one piece, with their
+length in place of chunks.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ class InspectedExchange(Exchange):
         self._reading = False
         content = bytes(self.body.content or b"")
         self.body.content = None
-        self.record.plan = self._plans.read(unread, content)
+        self.record.plan, content = self._plans.read(unread, content)
         if self.record.plan.decision.allowed:
             self._content = content
             super().admit()

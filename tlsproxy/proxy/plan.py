@@ -106,15 +106,16 @@ class Plans:
         judgement = Judgement(ended) if ended is not None else judge(principal, self._keys, presented, asked)
         return self._plan(principal, parsed, asked, judgement)
 
-    def read(self, unread: Unread, content: bytes) -> Plan:
-        """The plan of a request whose body is here: ``content`` is what it is decided on, and what must be sent."""
-        head = _whole(unread.head, len(content))
+    def read(self, unread: Unread, content: bytes) -> tuple[Plan, bytes]:
+        """The plan of a request whose body is here, and the body to send: this one, or this one confined."""
+        head, coding = unread.head, unread.head.value(b"content-encoding")
         try:
-            plain = decoded(content, head.value(b"content-encoding"), self._body_limit)
-            decision = judge_body(unread.rights, unread.asked, plain)
+            decision, changed = judge_body(unread.rights, unread.asked, decoded(content, coding, self._body_limit))
         except RequestError as error:
-            decision = _refused(error)
-        return self._plan(unread.principal, head, unread.asked, Judgement(decision))
+            decision, changed = _refused(error), None
+        if changed is not None:
+            head, content = _without(head, b"content-encoding"), changed
+        return self._plan(unread.principal, _whole(head, len(content)), unread.asked, Judgement(decision)), content
 
     def unreadable(self, principal: Principal, error: RequestError) -> Plan:
         """What was sent has no readable head, and so no end."""

@@ -7,14 +7,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from http import HTTPStatus
 
+import orjson
+
 from tlsproxy.authz.access import ALLOWED, NO_RIGHTS, UNREAD, Decision, Rights, Scope, decide
 from tlsproxy.authz.credentials import Keys
 from tlsproxy.authz.roles import Principal
 from tlsproxy.errors import Form
 from tlsproxy.qdrant.bodies import named_collections
 from tlsproxy.qdrant.listings import Listing, listing_of
-from tlsproxy.qdrant.operations import Operation
 from tlsproxy.qdrant.rest import Recognised
+from tlsproxy.qdrant.tenancy import confine, is_confinable, tells_no_points
 from tlsproxy.wire.strictjson import read_json
 
 
@@ -46,37 +48,41 @@ def judge(principal: Principal, keys: Keys, presented: str | None, asked: Recogn
         nowhere = Decision(allowed=False, reason="unknown_operation", status=HTTPStatus.NOT_FOUND, form=Form.EMPTY)
         return Judgement(nowhere)
     listing = listing_of(operation, rights)
-    decision = _decide(rights, operation, asked.collection, listing=listing)
-    if decision.allowed and operation.names_others and rights.limited:
+    confinable = is_confinable(operation)
+    decision = decide(
+        rights,
+        operation.requirement,
+        asked.collection,
+        reduced=listing is not None,
+        confined=confinable or tells_no_points(operation),
+        form=operation.form,
+    )
+    reads_body = (rights.limited and operation.names_others) or (bool(rights.conditions) and confinable)
+    if decision.allowed and reads_body:
         decision = UNREAD
     return Judgement(decision, rights, listing if decision.allowed else None)
 
 
-def judge_body(rights: Rights, asked: Recognised, content: bytes) -> Decision:
-    """What head and body decide together, where the head alone left it open. Raises :class:`BadRequest`."""
+def judge_body(rights: Rights, asked: Recognised, content: bytes) -> tuple[Decision, bytes | None]:
+    """What head and body decide together, where the head alone left it open, and the body to send in place of this one.
+
+    None is this one, to the byte. Raises :class:`BadRequest`, :class:`Unconfined`.
+    """
     operation = asked.operation
     if operation is None:
-        return UNREAD
-    named = named_collections(operation, read_json(content))
-    return _decide(rights, operation, asked.collection, named=named)
-
-
-def _decide(
-    rights: Rights,
-    operation: Operation,
-    collection: str | None,
-    *,
-    named: tuple[str, ...] = (),
-    listing: Listing | None = None,
-) -> Decision:
-    return decide(
+        return UNREAD, None
+    body = read_json(content)
+    named = named_collections(operation, body) if operation.names_others else ()
+    changed = orjson.dumps(confine(operation, body, rights.conditions)) if rights.conditions else None
+    decision = decide(
         rights,
         operation.requirement,
-        collection,
+        asked.collection,
         named=named,
-        reduced=listing is not None,
+        confined=changed is not None,
         form=operation.form,
     )
+    return decision, changed
 
 
 def _rights(principal: Principal, keys: Keys, presented: str | None) -> Rights | Decision:

@@ -1,0 +1,395 @@
+"""Bodies confined to a tenant's points: what is changed in them, and what cannot be."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tlsproxy.authz.access import UNREAD, Condition, GlobalMode, Grant, Rights, decide
+from tlsproxy.authz.credentials import Keys
+from tlsproxy.authz.identity import Identity
+from tlsproxy.authz.roles import Matcher, Policy, Principal, Rule
+from tlsproxy.authz.templates import Template, parse_template
+from tlsproxy.errors import BadRequest, Unconfined
+from tlsproxy.qdrant.judge import judge
+from tlsproxy.qdrant.operations import OPEN, REST, Operation
+from tlsproxy.qdrant.rest import recognise
+from tlsproxy.qdrant.tenancy import confine, is_confinable, tells_no_points
+
+ACME = (Condition("tenant", "acme"),)
+MUST = {"key": "tenant", "match": {"value": "acme"}}
+ONLY = {"must": [MUST]}
+
+
+def operation(method: str, path: str) -> Operation:
+    found = recognise(method, f"/collections/docs/{path}").operation
+    assert found is not None
+    return found
+
+
+def confined(method: str, path: str, body: Any, conditions: tuple[Condition, ...] = ACME) -> Any:
+    return confine(operation(method, path), copy.deepcopy(body), conditions)
+
+
+def test_which_operations_a_tenant_has() -> None:
+    """Written down once more: whatever is new in the table of operations stays refused until somebody says how."""
+    confinable = {(row.method, row.path.partition("{collection_name}")[2]) for row in REST if is_confinable(row)}
+    assert confinable == {
+        ("POST", "/facet"),
+        ("POST", "/points/batch"),
+        ("POST", "/points/count"),
+        ("POST", "/points/delete"),
+        ("POST", "/points/payload"),
+        ("POST", "/points/payload/delete"),
+        ("POST", "/points/query"),
+        ("POST", "/points/query/batch"),
+        ("POST", "/points/query/groups"),
+        ("POST", "/points/scroll"),
+        ("POST", "/points/search"),
+        ("POST", "/points/search/batch"),
+        ("POST", "/points/search/groups"),
+        ("POST", "/points/search/matrix/offsets"),
+        ("POST", "/points/search/matrix/pairs"),
+        ("POST", "/points/vectors/delete"),
+        ("PUT", "/points"),
+        ("PUT", "/points/payload"),
+        ("PUT", "/points/vectors"),
+    }
+    told = {row.path for row in REST if tells_no_points(row)}
+    assert told == {
+        "/collections",
+        "/aliases",
+        "/collections/{collection_name}/aliases",
+        "/collections/{collection_name}/exists",
+    }
+
+
+@pytest.mark.parametrize("everywhere", [GlobalMode.M, None])
+def test_conditions_never_allow_more(everywhere: GlobalMode | None) -> None:
+    """Of every operation: not one is allowed by its head that would reach points, and none that was refused without."""
+    grants = () if everywhere else (Grant("docs", write=True, extras=True),)
+    identity = Identity(subject="CN=a", issuer="CN=ca", serial="1", sha256="00", not_after=2e9)
+    free = Principal(identity, "rule", "role", Rights(everywhere, grants), refusal=None)
+    tenant = Principal(identity, "rule", "role", Rights(everywhere, grants, ACME), refusal=None)
+    for row in REST:
+        target = (
+            row.path.replace("{collection_name}", "docs").replace("{tail...}", "x").replace("{", "").replace("}", "")
+        )
+        asked = recognise(row.method, target)
+        decision = judge(tenant, Keys(), None, asked).decision
+        without = judge(free, Keys(), None, asked).decision
+        if row.requirement is OPEN or tells_no_points(row):
+            assert decision.allowed
+        elif is_confinable(row):
+            assert decision is UNREAD
+        else:
+            assert not decision.allowed
+            assert decision.reason == (
+                without.reason if not without.allowed and without is not UNREAD else "not_confined"
+            )
+
+
+def test_a_decision_needs_the_conditions_in_the_body() -> None:
+    rights = Rights(everywhere=GlobalMode.M, conditions=ACME)
+    requirement = operation("POST", "points/scroll").requirement
+    assert decide(rights, requirement, "docs").reason == "not_confined"
+    assert decide(rights, requirement, "docs", confined=True).allowed
+    assert not decide(rights.narrowed_to(GlobalMode.R), requirement, "docs").allowed
+
+
+@pytest.mark.parametrize(
+    "path", ["points/count", "points/scroll", "points/query", "points/search/matrix/pairs", "facet"]
+)
+@pytest.mark.parametrize(
+    ("own", "expected"),
+    [
+        ({}, ONLY),
+        ({"filter": None}, ONLY),
+        ({"filter": {}}, ONLY),
+        ({"filter": {"should": [{"key": "a"}]}}, {"must": [MUST, {"should": [{"key": "a"}]}]}),
+        ({"filter": {"must_not": MUST}}, {"must": [MUST, {"must_not": MUST}]}),
+    ],
+)
+def test_a_filter_is_narrowed(path: str, own: dict[str, Any], expected: dict[str, Any]) -> None:
+    assert confined("POST", path, {"limit": 3, **own}) == {"limit": 3, "filter": expected}
+
+
+QUERIES: list[Any] = [
+    None,
+    [0.5, 1],
+    [[0.5], [1]],
+    {"indices": [1], "values": [0.5]},
+    {"text": "x", "model": "m", "options": {}},
+    {"nearest": [0.5], "mmr": {"diversity": 0.5}},
+    {"nearest": {"indices": [1], "values": [0.5]}},
+    {"fusion": "rrf"},
+    {"rrf": {"k": 2}},
+    {"order_by": {"key": "a"}},
+    {"sample": "random"},
+    {"formula": {"sum": ["$score", 1]}, "defaults": {"a": 1}},
+]
+NOT_QUERIES: list[Any] = [
+    1,
+    "5c56c793-69f3-4fbf-87e6-c4bf54c28c26",
+    True,
+    {},
+    [1, None],
+    [[1, None]],
+    ["5c56c793-69f3-4fbf-87e6-c4bf54c28c26"],
+    [True],
+    {"nearest": 1},
+    {"nearest": {"nearest": [1]}},
+    {"nearest": [1, None]},
+    {"nearest": [1], "recommend": {"positive": [1]}},
+    {"recommend": {"positive": [1]}},
+    {"discover": {"target": 1, "context": []}},
+    {"context": {"positive": 1, "negative": 2}},
+    {"relevance_feedback": {"target": 1}},
+    {"fusion": "rrf", "nearest": 1},
+    {"text": "x", "model": "m", "nearest": 1},
+    {"text": "x"},
+    {"indices": 1, "values": [1]},
+    {"unheard_of": [1]},
+]
+
+
+@pytest.mark.parametrize("query", QUERIES)
+def test_queries_that_are_about_no_point(query: Any) -> None:
+    assert confined("POST", "points/query", {"query": query}) == {"query": query, "filter": ONLY}
+
+
+@pytest.mark.parametrize("query", NOT_QUERIES)
+def test_queries_that_are(query: Any) -> None:
+    for body in (
+        {"query": query},
+        {"prefetch": {"query": query}},
+        {"prefetch": [{"prefetch": [{}, {"query": query}]}]},
+    ):
+        with pytest.raises(Unconfined):
+            confined("POST", "points/query", body)
+        with pytest.raises(Unconfined):
+            confined("POST", "points/query/batch", {"searches": [{}, body]})
+
+
+@pytest.mark.parametrize("name", ["lookup_from", "with_lookup"])
+def test_a_lookup_is_of_all_points(name: str) -> None:
+    with pytest.raises(Unconfined):
+        confined("POST", "points/query/groups", {name: {"collection": "docs"}})
+    assert confined("POST", "points/query/groups", {name: None})["filter"] == ONLY
+
+
+requests: st.SearchStrategy[dict[str, Any]] = st.recursive(
+    st.fixed_dictionaries(
+        {"query": st.sampled_from(QUERIES)}, optional={"filter": st.sampled_from([None, {}, {"must": []}])}
+    ),
+    lambda inner: st.fixed_dictionaries({"prefetch": inner | st.lists(inner, max_size=3)}),
+    max_leaves=10,
+)
+
+
+def every_request(value: Any) -> list[dict[str, Any]]:
+    requests = [value] if isinstance(value, dict) else value
+    return [*requests, *(one for request in requests for one in every_request(request.get("prefetch") or []))]
+
+
+@pytest.mark.fuzz
+@given(requests, st.integers(1, 3))
+def test_every_level_is_filtered(body: dict[str, Any], count: int) -> None:
+    conditions = tuple(Condition(f"key{number}", "value") for number in range(count))
+    must = [{"key": one.key, "match": {"value": one.value}} for one in conditions]
+    changed = confined("POST", "points/query/batch", {"searches": [body, body]}, conditions)
+    found = every_request(changed["searches"])
+    assert len(found) == 2 * len(every_request(body))
+    assert all(request["filter"]["must"][:count] == must for request in found)
+    assert all(request["filter"].keys() == {"must"} for request in found)
+
+
+def test_new_points_are_marked() -> None:
+    points = [{"id": 1, "vector": [1]}, {"id": 2, "payload": None}, {"id": 3, "payload": {"a": 1, "tenant": "acme"}}]
+    assert confined("PUT", "points", {"points": points, "update_filter": {"must": []}}) == {
+        "points": [
+            {"id": 1, "vector": [1], "payload": {"tenant": "acme"}},
+            {"id": 2, "payload": {"tenant": "acme"}},
+            {"id": 3, "payload": {"a": 1, "tenant": "acme"}},
+        ],
+        "update_filter": {"must": [MUST, {"must": []}]},
+    }
+    assert confined("PUT", "points", {"batch": {"ids": [1, 2], "vectors": [[1], [2]]}}) == {
+        "batch": {"ids": [1, 2], "vectors": [[1], [2]], "payloads": [{"tenant": "acme"}] * 2},
+        "update_filter": ONLY,
+    }
+    batch = {"ids": [1, 2], "payloads": [None, {"a": 1}]}
+    payloads = [{"tenant": "acme"}, {"a": 1, "tenant": "acme"}]
+    assert confined("PUT", "points", {"batch": batch})["batch"]["payloads"] == payloads
+
+
+FILTER = {"must": [{"has_id": [1]}]}
+NARROWED = {"must": [MUST, FILTER]}
+CHANGES: list[tuple[str, str, str, dict[str, Any], dict[str, Any]]] = [
+    ("delete", "POST", "points/delete", {"filter": FILTER}, {"filter": NARROWED}),
+    ("delete_vectors", "POST", "points/vectors/delete", {"filter": FILTER, "vector": ["v"], "points": None},
+     {"filter": NARROWED, "vector": ["v"], "points": None}),
+    ("update_vectors", "PUT", "points/vectors", {"points": [{"id": 1}]},
+     {"points": [{"id": 1}], "update_filter": ONLY}),
+    ("set_payload", "POST", "points/payload", {"payload": {"a": 1}, "filter": FILTER},
+     {"payload": {"a": 1}, "filter": NARROWED}),
+    ("overwrite_payload", "PUT", "points/payload", {"payload": {"a": 1}, "filter": FILTER},
+     {"payload": {"a": 1, "tenant": "acme"}, "filter": NARROWED}),
+    ("delete_payload", "POST", "points/payload/delete", {"keys": ["a", "b.tenant", "c[].d"], "filter": FILTER},
+     {"keys": ["a", "b.tenant", "c[].d"], "filter": NARROWED}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "method", "path", "body", "expected"), CHANGES)
+def test_changes_by_filter(name: str, method: str, path: str, body: dict[str, Any], expected: dict[str, Any]) -> None:
+    assert confined(method, path, body) == expected
+    batch = {"operations": [{name: body}, {name: copy.deepcopy(body)}]}
+    assert confined("POST", "points/batch", batch) == {"operations": [{name: expected}, {name: expected}]}
+
+
+@pytest.mark.parametrize(
+    ("name", "method", "path", "body"),
+    [
+        ("upsert", "PUT", "points", {"points": [{"id": 1, "payload": {"tenant": "other"}}]}),
+        ("upsert", "PUT", "points", {"points": [{"id": 1, "payload": {"tenant": ["acme", "other"]}}]}),
+        ("upsert", "PUT", "points", {"points": [{"id": 1, "payload": {"tenant": None}}]}),
+        ("upsert", "PUT", "points", {"batch": {"ids": [1], "payloads": [{"tenant": "other"}]}}),
+        ("delete", "POST", "points/delete", {"points": [1]}),
+        ("delete", "POST", "points/delete", {"points": [1], "filter": FILTER}),
+        ("delete_vectors", "POST", "points/vectors/delete", {"points": [1], "vector": ["v"]}),
+        ("set_payload", "POST", "points/payload", {"payload": {"a": 1}, "points": [1]}),
+        ("set_payload", "POST", "points/payload", {"payload": {"tenant": "other"}, "filter": FILTER}),
+        ("set_payload", "POST", "points/payload", {"payload": {"x": "other"}, "key": "tenant", "filter": FILTER}),
+        ("overwrite_payload", "PUT", "points/payload", {"payload": {"tenant": "other"}, "filter": FILTER}),
+        ("delete_payload", "POST", "points/payload/delete", {"keys": ["tenant"], "filter": FILTER}),
+        ("delete_payload", "POST", "points/payload/delete", {"keys": ["tenant.x"], "filter": FILTER}),
+        ("delete_payload", "POST", "points/payload/delete", {"keys": ["tenant[]"], "filter": FILTER}),
+        ("delete_payload", "POST", "points/payload/delete", {"keys": ['"tenant"'], "filter": FILTER}),
+        ("clear_payload", "POST", "points/batch", {"filter": FILTER}),
+        ("create_index", "POST", "points/batch", {}),
+    ],
+)
+def test_what_cannot_be_confined(name: str, method: str, path: str, body: dict[str, Any]) -> None:
+    if not path.endswith("batch"):
+        with pytest.raises(Unconfined):
+            confined(method, path, body)
+    with pytest.raises(Unconfined):
+        confined("POST", "points/batch", {"operations": [{name: body}]})
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body"),
+    [
+        ("POST", "points/scroll", []),
+        ("POST", "points/scroll", {"filter": [[MUST]]}),
+        ("POST", "points/query", {"prefetch": [[]]}),
+        ("PUT", "points", {}),
+        ("PUT", "points", {"points": [], "batch": {}}),
+        ("PUT", "points", {"points": [[1, [1.0], {"tenant": "other"}]]}),
+        ("PUT", "points", {"points": [{"payload": []}]}),
+        ("PUT", "points", {"batch": [[1], [[1.0]]]}),
+        ("PUT", "points", {"points": [], "update_filter": []}),
+        ("POST", "points/delete", {}),
+        ("POST", "points/delete", {"filter": None}),
+        ("POST", "points/payload", {"filter": FILTER}),
+        ("POST", "points/payload/delete", {"filter": FILTER}),
+        ("POST", "points/batch", {"operations": [["delete", {}]]}),
+        ("POST", "points/batch", {"operations": [{"delete": [FILTER]}]}),
+    ],
+)
+def test_forms_that_are_not_documented(method: str, path: str, body: Any) -> None:
+    with pytest.raises(BadRequest):
+        confined(method, path, body)
+
+
+names = st.sampled_from(
+    [
+        "points",
+        "batch",
+        "ids",
+        "payloads",
+        "payload",
+        "filter",
+        "update_filter",
+        "keys",
+        "key",
+        "operations",
+        "searches",
+        "prefetch",
+        "query",
+        "nearest",
+        "upsert",
+        "delete",
+        "set_payload",
+        "overwrite_payload",
+        "delete_payload",
+        "update_vectors",
+        "delete_vectors",
+        "tenant",
+        "must",
+    ]
+)
+anything: st.SearchStrategy[Any] = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.sampled_from(["acme", "tenant", ""]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(names, inner, max_size=4),
+    max_leaves=20,
+)
+
+
+@pytest.mark.fuzz
+@given(st.sampled_from([row for row in REST if is_confinable(row)]), anything)
+def test_whatever_comes_is_confined_or_refused(row: Operation, body: Any) -> None:
+    try:
+        confine(row, body, ACME)
+    except (BadRequest, Unconfined):
+        return
+    if row.reads and not row.path.endswith("/batch"):
+        assert all(request["filter"]["must"][0] == MUST for request in every_request(body))
+
+
+def test_two_operations_in_one_place() -> None:
+    with pytest.raises(Unconfined):
+        confined("POST", "points/batch", {"operations": [{"delete": {"filter": FILTER}, "upsert": {"points": []}}]})
+
+
+IDENTITY = Identity(
+    subject="CN=a", issuer="CN=ca", serial="1", sha256="00", not_after=2e9, common_name="a", organizations=("o", "p")
+)
+
+
+def test_templates() -> None:
+    assert parse_template("tenant", "{cn}") == Template("tenant", "", "cn", "")
+    assert parse_template("tenant", "x-{cn}-y").filled(IDENTITY) == Condition("tenant", "x-a-y")
+    assert parse_template("tenant", "same").filled(IDENTITY) == Condition("tenant", "same")
+    assert parse_template("tenant", "{o}").filled(IDENTITY) is None
+    assert parse_template("tenant", "{ou}").filled(IDENTITY) is None
+    for key, text in [
+        ("a.b", "x"),
+        ("", "x"),
+        ("a", ""),
+        ("a", "{}"),
+        ("a", "{o}{cn}"),
+        ("a", "{serial}"),
+        ("a", "{cn"),
+    ]:
+        with pytest.raises(ValueError, match=r"."):
+            parse_template(key, text)
+
+
+def test_a_certificate_without_the_field_has_no_rights() -> None:
+    rights = Rights(everywhere=GlobalMode.M)
+
+    def policy(text: str) -> Policy:
+        rule = Rule("rule", Matcher(cn="a"), "role")
+        return Policy({"role": rights}, (rule,), Keys(), {"role": (parse_template("tenant", text),)})
+
+    assert policy("{cn}").principal_of(IDENTITY).rights == Rights(GlobalMode.M, (), (Condition("tenant", "a"),))
+    for text in ("{o}", "{ou}", "{uri}"):
+        principal = policy(text).principal_of(IDENTITY)
+        assert principal.rights == Rights()
+        assert principal.refusal is not None
+        assert principal.refusal.reason == "no_tenant"
