@@ -136,6 +136,30 @@ class TestExplain:
         assert result.stdout.endswith("decision   allowed\n")
 
     @pytest.mark.parametrize(
+        ("method", "path", "says"),
+        [
+            ("POST", "points/query", "if its body names only collections that the role names"),
+            ("GET", "aliases", "(the answer is reduced to what the role may know)"),
+        ],
+    )
+    def test_allowed_in_part(self, site: Path, method: str, path: str, says: str) -> None:
+        result = self.explain(site, "ingest-1", method, f"/collections/docs/{path}")
+        assert result.exit_code == 0
+        assert result.stdout.endswith(f"decision   allowed {says}\n")
+
+    def test_a_tenant(self, site: Path, tmp_path: Path) -> None:
+        config = tmp_path / "tenants.yaml"
+        access = "ingest: {access: [{collection: docs, access: rw}]"
+        assert access in CONFIG
+        config.write_text(
+            CONFIG.replace(access, f'{access}, filter: {{tenant: "{{cn}}"}}').replace("certs/", f"{site}/certs/")
+        )
+        asked = ("--config", config, site / "certs" / "ingest-1.pem", "POST", "/collections/docs/points/scroll")
+        result = call("explain", *asked)
+        assert result.stdout.endswith('decision   allowed if its body can be confined to tenant = "ingest-1"\n')
+        assert 'role ingest: docs (rw) where tenant = "{cn}"; given by jobs' in call("check", "--config", config).stdout
+
+    @pytest.mark.parametrize(
         ("name", "method", "path", "says"),
         [
             ("searcher", "PUT", "/collections/docs", "403 Forbidden: Global manage access is required"),

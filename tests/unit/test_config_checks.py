@@ -75,6 +75,22 @@ ERRORS: dict[str, tuple[dict[str, Any], str]] = {
         {"roles": {"search": {"access": [{"collection": "a***", "access": "r"}]}}},
         "roles.search.access[0].collection: '***' is neither",
     ),
+    "path_in_filter": (
+        {"roles": {"search": {"access": "r", "filter": {"a.b": "x"}}}},
+        "roles.search.filter.a.b: a payload key of letters",
+    ),
+    "two_fields_in_filter": (
+        {"roles": {"search": {"access": "r", "filter": {"tenant": "{o}{cn}"}}}},
+        "roles.search.filter.tenant: a text with at most one field",
+    ),
+    "unknown_field_in_filter": (
+        {"roles": {"search": {"access": "r", "filter": {"tenant": "{serial}"}}}},
+        "roles.search.filter.tenant: {serial} is none of cn",
+    ),
+    "no_memory_for_a_body": (
+        {"limits": {"inspection_memory_mb": 16}},
+        "limits.inspection_memory_mb: less than service.max_request_size_mb (32)",
+    ),
     "slash_in_collection": (
         {"roles": {"search": {"access": [{"collection": "a/b", "access": "r"}]}}},
         "roles.search.access[0].collection: no collection name holds a '/'",

@@ -306,33 +306,9 @@ def test_forms_that_are_not_documented(method: str, path: str, body: Any) -> Non
         confined(method, path, body)
 
 
-names = st.sampled_from(
-    [
-        "points",
-        "batch",
-        "ids",
-        "payloads",
-        "payload",
-        "filter",
-        "update_filter",
-        "keys",
-        "key",
-        "operations",
-        "searches",
-        "prefetch",
-        "query",
-        "nearest",
-        "upsert",
-        "delete",
-        "set_payload",
-        "overwrite_payload",
-        "delete_payload",
-        "update_vectors",
-        "delete_vectors",
-        "tenant",
-        "must",
-    ]
-)
+KEYS = """points batch ids payloads payload filter update_filter keys key operations searches prefetch query nearest
+upsert delete set_payload overwrite_payload delete_payload update_vectors delete_vectors tenant must"""
+names = st.sampled_from(KEYS.split())
 anything: st.SearchStrategy[Any] = st.recursive(
     st.none() | st.booleans() | st.integers() | st.sampled_from(["acme", "tenant", ""]),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(names, inner, max_size=4),

@@ -56,7 +56,7 @@ def _summary(generation: Generation) -> Iterator[str]:
         yield "client certificates are optional"
     for name, role in generation.config.roles.items():
         holders = [rule.name for rule in generation.config.identities if rule.role == name]
-        yield f"role {name}: {_access(role)}; given by {', '.join(holders) or 'no rule'}"
+        yield f"role {name}: {_access(role)}{_where(role)}; given by {', '.join(holders) or 'no rule'}"
 
 
 def _certificate(label: str, facts: CertificateFacts) -> Iterator[str]:
@@ -66,6 +66,11 @@ def _certificate(label: str, facts: CertificateFacts) -> Iterator[str]:
         yield f"  names      {', '.join(names)}"
     yield f"  valid      {day(facts.not_before)} to {day(facts.not_after)}"
     yield f"  SHA-256    {facts.sha256}"
+
+
+def _where(role: Role) -> str:
+    conditions = " and ".join(f'{key} = "{text}"' for key, text in role.filter.items())
+    return f" where {conditions}" if conditions else ""
 
 
 def _access(role: Role) -> str:

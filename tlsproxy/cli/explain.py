@@ -62,7 +62,8 @@ def _decide(principal: Principal, asked: Recognised) -> None:
     judgement = judge(principal, Keys(), None, asked)
     decision = judgement.decision
     if decision is UNREAD:
-        named = ["names only collections that the role names"] if judgement.rights.limited else []
+        names = judgement.rights.limited and asked.operation is not None and asked.operation.names_others
+        named = ["names only collections that the role names"] if names else []
         confined = [f"can be confined to {_conditions(judgement.rights)}"] if judgement.rights.conditions else []
         click.echo(f"decision   allowed if its body {' and '.join([*named, *confined])}")
         return
