@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 from hypothesis import settings
-
 from support.gateway import Gateway
 from support.site import Site
 from support.upstream import ScriptedUpstream

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-
 from support.gateway import Gateway
 from support.raw import GET, connected
 from support.site import Site

@@ -132,13 +132,13 @@ def test_error(case: str) -> None:
 
 
 WARNINGS: dict[str, tuple[dict[str, Any], str]] = {
-    "tokens": ({"service": {"jwt_rbac": True}}, "service.jwt_rbac: tokens are not decided yet"),
+    "tokens": ({"service": {"jwt_rbac": True}}, "service.jwt_rbac: no token can be valid"),
     "grpc_port": ({"service": {"grpc_port": 6334}}, "service.grpc_port: gRPC is not served yet"),
     "grpc_upstream": ({"upstream": {"grpc": "http://127.0.0.1:16334"}}, "upstream.grpc: gRPC is not served yet"),
     "remote_upstream": ({"upstream": {"rest": "http://10.0.0.9:6333"}}, "upstream.rest: not on loopback"),
     "unused_role": (
         {"roles": {"search": {"access": "r"}, "admin": {"access": "m"}}},
-        "roles.admin: no identity has this role",
+        "roles.admin: no identity or key has this role",
     ),
     "empty_role": (
         {"roles": {"search": {"access": []}}, "service": {"api_key": KEY}},

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 
 from tlsproxy.authz.access import Decision, GlobalMode, Grant, Rights, forbidden
+from tlsproxy.authz.admission import admit
 from tlsproxy.authz.credentials import Keys, presented_key
 from tlsproxy.authz.identity import Identity
-from tlsproxy.authz.roles import Principal
+from tlsproxy.authz.roles import Policy, Principal
 from tlsproxy.errors import Form
 from tlsproxy.qdrant.judge import judge
 from tlsproxy.qdrant.rest import recognise
@@ -30,7 +31,8 @@ LIMITED = holder(grants=(Grant("docs", write=True, extras=True),))
 
 
 def ask(principal: Principal, method: str, path: str, key: str | None = None, keys: Keys = KEYS) -> Decision:
-    return judge(principal, keys, key, recognise(method, path))
+    admitted = admit(principal, Policy(roles={}, rules=(), keys=keys), key, now=0.0)
+    return judge(admitted, recognise(method, path))
 
 
 def refused(decision: Decision) -> tuple[int, str, Form]:
@@ -113,10 +115,14 @@ def test_where_a_key_is_read_from() -> None:
     assert presented_key(None, "bearer t") is None
     assert presented_key(None, "Basic dDp0") is None
     assert presented_key(None, None) is None
+    assert presented_key("k\xff", "Bearer t") == "t"
+    assert presented_key("k\xff", "Bearer t\xff") is None
 
 
 def test_empty_keys_are_none_and_none_shows() -> None:
     assert not Keys.of("", "", "")
-    assert Keys.of("", "", "r").rights_of("") is None
-    assert Keys.of("same", "", "same").rights_of("same") == Rights(everywhere=GlobalMode.M)
-    assert repr(KEYS) == "Keys()"
+    assert Keys.of("", "", "r").find("", None, 0.0) is None
+    same = Keys.of("same", "", "same").find("same", None, 0.0)
+    assert same is not None
+    assert same.rights == Rights(everywhere=GlobalMode.M)
+    assert "digest" not in repr(KEYS)

@@ -8,7 +8,7 @@ every further collection that the request names, a grant of any mode. The texts 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import Enum, StrEnum
 from functools import lru_cache
 from typing import Final
@@ -22,6 +22,8 @@ class Scope(Enum):
     """No authentication: version and health."""
     CREDENTIAL = "credential"
     """Any valid caller; the response of a collection-limited one holds only what it may know."""
+    CALLER = "caller"
+    """Any valid caller, whatever its rights: about itself."""
     COLLECTION = "collection"
     GLOBAL = "global"
 
@@ -56,6 +58,7 @@ class Grant:
 
 GRANTS: Final = {"r": (False, True), "rw": (True, True), "prw": (True, False)}
 """Qdrant's spellings of a grant's (write, extras)."""
+_SPELLINGS: Final = {flags: name for name, flags in GRANTS.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,13 +72,13 @@ class Rights:
     def limited(self) -> bool:
         return self.everywhere is None
 
-    def narrowed_to(self, mode: GlobalMode) -> Rights:
-        """The intersection with global rights ``mode``: a key can narrow a role, never widen it."""
-        if mode is GlobalMode.M:
-            return self
+    def __str__(self) -> str:
+        """As Qdrant's tokens spell it: `m`, or `docs rw, logs.* r`."""
         if self.everywhere is not None:
-            return Rights(everywhere=GlobalMode.R)
-        return Rights(grants=tuple(replace(grant, write=False) for grant in self.grants))
+            return self.everywhere.value
+        return (
+            ", ".join(f"{grant.collection} {_SPELLINGS[grant.write, grant.extras]}" for grant in self.grants) or "none"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +112,7 @@ def decide(
     ``collection`` is the name in the request's path, decoded once. ``names_others`` says that the request's body may
     name further collections, which nobody has read: a collection-limited caller is refused then.
     """
-    if requirement.scope is Scope.NONE:
+    if requirement.scope in {Scope.NONE, Scope.CALLER}:
         return ALLOWED
     if rights.everywhere is GlobalMode.M:
         return ALLOWED

@@ -6,16 +6,20 @@ memo per generation answers a head that was seen before (0.8 µs instead of a pa
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 from urllib.parse import urlsplit
 
 from tlsproxy.authz.access import ALLOWED, Decision
+from tlsproxy.authz.admission import Admission, admit
 from tlsproxy.authz.audit import Caller, Prepared, prepare, tracing_id_of
-from tlsproxy.authz.credentials import presented_key
+from tlsproxy.authz.claims import ValueExists
+from tlsproxy.authz.credentials import NEVER, presented_key
 from tlsproxy.authz.roles import Principal
 from tlsproxy.errors import RequestError
+from tlsproxy.proxy.answers import Answer, cors_fields, is_preflight, preflight, whoami
 from tlsproxy.qdrant.judge import judge
+from tlsproxy.qdrant.operations import OPEN, PREFLIGHT, WHOAMI
 from tlsproxy.qdrant.rest import Recognised, recognise
 from tlsproxy.tls.generation import Generation
 from tlsproxy.wire.http1 import RequestHead, parse_request, restate_request
@@ -33,6 +37,9 @@ class Plan:
 
     ``length`` as in :class:`RequestHead`; ``framed`` says whether the end of the request is known at all. ``limit`` is
     of the body, in bytes. ``resend`` says that the request may be sent again if a connection was lost under it.
+    ``expires`` is the moment, in seconds since the epoch, from which it must be made anew: what the caller presented
+    counts no longer. ``answer`` is the response where the gateway gives it itself. ``exists`` is what the caller's
+    token asks for besides. ``fields`` are header lines of every response that is not the upstream's.
     """
 
     operation: str
@@ -47,6 +54,10 @@ class Plan:
     limit: int = UNLIMITED
     resend: bool = False
     upstream: bytes = b""
+    expires: float = NEVER
+    answer: Answer | None = None
+    exists: ValueExists | None = None
+    fields: bytes = b""
 
 
 class Plans:
@@ -54,7 +65,8 @@ class Plans:
 
     def __init__(self, generation: Generation) -> None:
         config = generation.config
-        self._keys = generation.policy.keys
+        self._policy = generation.policy
+        self._cors = config.service.enable_cors
         self._log_api = config.audit.log_api
         self._max_fields = config.limits.max_headers
         self._body_limit = config.service.max_request_size_mb << 20
@@ -64,17 +76,19 @@ class Plans:
         self._upstream_key = key.encode() if key is not None else None
         self._memo: dict[tuple[Principal, bytes], Plan] = {}
 
-    def of(self, principal: Principal, head: bytes) -> Plan:
+    def of(self, principal: Principal, head: bytes, now: float) -> Plan:
+        """``now`` is seconds since the epoch."""
         plan = self._memo.get((principal, head))
-        if plan is None:
-            plan = self.make(principal, head)
+        if plan is None or now >= plan.expires:
+            self._memo.pop((principal, head), None)
+            plan = self.make(principal, head, now)
             if plan.decision.allowed and len(head) <= MEMO_HEAD:
                 if len(self._memo) >= MEMO_PLANS:
                     del self._memo[next(iter(self._memo))]  # the oldest
                 self._memo[principal, head] = plan
         return plan
 
-    def make(self, principal: Principal, head: bytes, *, ended: Decision | None = None) -> Plan:
+    def make(self, principal: Principal, head: bytes, now: float, *, ended: Decision | None = None) -> Plan:
         """``ended`` refuses whatever is asked: the connection has lost its right to exist."""
         try:
             parsed = parse_request(head, max_fields=self._max_fields)
@@ -83,31 +97,51 @@ class Plans:
         try:
             asked = recognise(parsed.method, parsed.target)
         except RequestError as error:
-            return self._plan(principal, parsed, None, _refused(error))
+            return self._plan(principal, parsed, None, None, _refused(error))
+        if self._cors and is_preflight(parsed):
+            asked = replace(asked, operation=PREFLIGHT, collection=None)
         presented = presented_key(parsed.value(b"api-key"), parsed.value(b"authorization"))
-        return self._plan(principal, parsed, asked, ended or judge(principal, self._keys, presented, asked))
+        admitted = ended or admit(principal, self._policy, presented, now)
+        return self._plan(
+            principal,
+            parsed,
+            asked,
+            admitted if isinstance(admitted, Admission) else None,
+            ended or judge(admitted, asked),
+        )
 
     def unreadable(self, principal: Principal, error: RequestError) -> Plan:
         """What was sent has no readable head, and so no end."""
         decision = _refused(error)
-        caller = _caller(principal, decision)
+        caller = _caller(principal, None)
         return Plan("unreadable", principal.role, decision, _prepared(caller, decision))
 
-    def _plan(self, principal: Principal, head: RequestHead, asked: Recognised | None, decision: Decision) -> Plan:
+    def _plan(
+        self,
+        principal: Principal,
+        head: RequestHead,
+        asked: Recognised | None,
+        admission: Admission | None,
+        decision: Decision,
+    ) -> Plan:
         operation = asked.operation if asked is not None else None
         api = asked.target.path if asked is not None else head.target.partition("?")[0]
         tracing = tracing_id_of({name.decode(): value.decode("latin-1") for name, value in head.fields})
-        upstream = b""
-        if decision is ALLOWED and asked is not None:
+        upstream, answer, fields = b"", None, cors_fields(head) if self._cors else b""
+        if operation is PREFLIGHT:
+            answer, fields = preflight(head), b""
+        elif operation is WHOAMI and admission is not None:
+            answer = whoami(admission)
+        elif decision is ALLOWED and asked is not None:
             upstream = restate_request(
                 head, str(asked.target), upstream_host=self._upstream_host, upstream_key=self._upstream_key
             )
         return Plan(
             operation=operation.name if operation is not None else "unknown",
-            role=principal.role,
+            role=admission.role if admission is not None else principal.role,
             decision=decision,
             audit=_prepared(
-                _caller(principal, decision),
+                _caller(principal, admission),
                 decision,
                 method=operation.name if operation is not None else None,
                 api=api if self._log_api or not decision.allowed else None,
@@ -122,6 +156,10 @@ class Plans:
             limit=self._upload_limit if operation is not None and operation.upload else self._body_limit,
             resend=operation is not None and operation.reads,
             upstream=upstream,
+            expires=admission.expires if admission is not None else NEVER,
+            answer=answer,
+            exists=_exists(admission) if upstream and operation is not None and operation.requirement != OPEN else None,
+            fields=fields,
         )
 
 
@@ -129,12 +167,24 @@ def _refused(error: RequestError) -> Decision:
     return Decision(allowed=False, reason=error.reason, status=error.status, text=str(error), form=error.form)
 
 
-def _caller(principal: Principal, decision: Decision) -> Caller:
-    """Without a certificate, it was a key that let a request through."""
-    identity = principal.identity
-    if identity is None:
-        return Caller("ApiKey" if decision.allowed else "None")
-    return Caller("Certificate", principal.role, principal.rule, identity.name, identity.sha256)
+def _exists(admission: Admission | None) -> ValueExists | None:
+    return admission.credential.exists if admission is not None and admission.credential is not None else None
+
+
+def _caller(principal: Principal, admission: Admission | None) -> Caller:
+    """As what somebody was admitted; ``None`` is nobody yet, or nobody at all."""
+    identity, credential = principal.identity, admission.credential if admission is not None else None
+    auth_type = credential.kind if credential is not None else "Certificate" if identity is not None else "None"
+    return Caller(
+        auth_type,
+        principal.role if admission is None else admission.role,
+        principal.rule,
+        identity.name if identity is not None else "",
+        identity.sha256 if identity is not None else "",
+        subject=credential.subject if credential is not None else "",
+        key=credential.name if credential is not None else "",
+        key_rights=str(credential.rights) if credential is not None else "",
+    )
 
 
 def _prepared(

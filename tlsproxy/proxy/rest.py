@@ -16,16 +16,18 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from enum import Enum
+from http import HTTPStatus
 from typing import Final
 
 from tlsproxy.authz.audit import json_string
-from tlsproxy.errors import BodyTooLarge, Form, RequestError, RequestTimeout
+from tlsproxy.errors import AuditUnavailable, BodyTooLarge, Form, RequestError, RequestTimeout
+from tlsproxy.proxy.answers import Answer
 from tlsproxy.proxy.exchange import Exchange
 from tlsproxy.proxy.gateway import Gateway
 from tlsproxy.proxy.plan import Plan
 from tlsproxy.proxy.pool import Pool
 from tlsproxy.proxy.record import Record, RequestBody
-from tlsproxy.proxy.refusal import refusal
+from tlsproxy.proxy.refusal import refused, response
 from tlsproxy.proxy.standing import Standing
 from tlsproxy.proxy.tlsstream import TlsStream
 from tlsproxy.proxy.upstream import Upstream
@@ -130,7 +132,7 @@ class RestConnection:
         now, plans = time.time(), self._gateway.plans
         ended = self._standing.ended(self._gateway.generation, now)
         principal = self._standing.principal
-        plan = plans.of(principal, head) if ended is None else plans.make(principal, head, ended=ended)
+        plan = plans.of(principal, head, now) if ended is None else plans.make(principal, head, now, ended=ended)
         record = self._open_record(plan, now)
         self.close |= ended is not None
         try:
@@ -142,6 +144,9 @@ class RestConnection:
         decision = plan.decision
         if not decision.allowed:
             self._refuse(decision.status, decision.text, decision.form)
+            return
+        if plan.answer is not None:
+            self._answer(plan.answer)
             return
         self._state = State.BUSY
         self._exchange = exchange = Exchange(self._gateway, self._pool, self, record, self._body)
@@ -200,14 +205,25 @@ class RestConnection:
             self._refuse(error.status, str(error), error.form, error.reason)
 
     def _refuse(self, status: int, text: str, form: Form, reason: str = "") -> None:
+        self._respond(status, *refused(status, text, form), reason=reason)
+
+    def _answer(self, answer: Answer) -> None:
+        """Like every request it is carried out only if it can be written down."""
+        if self._gateway.audit.accepts(self._gateway.in_flight):
+            self._respond(HTTPStatus.OK, answer.fields, answer.body)
+        else:
+            self._fail(AuditUnavailable("The audit log cannot be written"))
+
+    def _respond(self, status: int, fields: bytes, body: bytes, reason: str = "") -> None:
+        """The gateway's own response, whatever there is of the request's body."""
         record = self._record
         if record is None:
-            raise RuntimeError("a refusal without a request")
+            raise RuntimeError("a response without a request")
         record.status = status
         plan, left = record.plan, self._body.left
         keep = not self.close and plan.framed and left is not None and left <= SMALL_REST
         keep = keep and (left == 0 or not plan.expects_continue)  # such a client may send its body, or the next head
-        self.stream.write(refusal(status, text, form, close=not keep, to_head=plan.to_head))
+        self.stream.write(response(status, fields + plan.fields, body, close=not keep, to_head=plan.to_head))
         self._finish(reason)
         if not keep:
             self._end(self._limits.linger_timeout)

@@ -21,6 +21,7 @@ class Operation:
     ``name``: Qdrant's audit ``method`` where it has one. ``names_others``: the body may name further collections.
     ``filtered``: the response may name collections, so that a collection-limited caller must not see it as it is.
     ``upload``: a multipart body without a size limit, rather than JSON. ``form``: of the 403 that Qdrant sends.
+    ``own``: the gateway answers it itself, and nothing of it goes upstream.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Operation:
     filtered: bool = False
     upload: bool = False
     form: Form = Form.JSON
+    own: bool = False
 
     @property
     def reads(self) -> bool:
@@ -39,6 +41,7 @@ class Operation:
 
 
 OPEN: Final = Requirement(Scope.NONE)
+ABOUT_ONESELF: Final = Requirement(Scope.CALLER)
 LISTING: Final = Requirement(Scope.CREDENTIAL)
 GLOBAL_READ: Final = Requirement(Scope.GLOBAL)
 GLOBAL_EXTRAS: Final = Requirement(Scope.GLOBAL, extras=True)
@@ -191,6 +194,12 @@ REST: Final = (
         "GET", "/collections/{c}/shards/{s}/snapshot/partial/manifest", "get_partial_snapshot_manifest", GLOBAL_EXTRAS
     ),
 )
+
+WHOAMI: Final = Operation("whoami", "GET", "/_tlsproxy/whoami", ABOUT_ONESELF, own=True)
+PREFLIGHT: Final = Operation("cors_preflight", "OPTIONS", "", OPEN, own=True)
+"""What is asked of any path at all, and so has no route."""
+OWN: Final = (WHOAMI,)
+"""Routes that Qdrant does not have."""
 
 GRPC: Final = (
     _grpc("/qdrant.Collections/Get", "get_collection", READ),
