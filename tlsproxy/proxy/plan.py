@@ -7,6 +7,7 @@ memo per generation answers a head that was seen before (0.8 µs instead of a pa
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from http import HTTPStatus
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -16,7 +17,7 @@ from tlsproxy.authz.audit import Caller, Prepared, prepare, tracing_id_of
 from tlsproxy.authz.claims import ValueExists
 from tlsproxy.authz.credentials import NEVER, presented_key
 from tlsproxy.authz.roles import Principal
-from tlsproxy.errors import RequestError
+from tlsproxy.errors import Form, RequestError
 from tlsproxy.proxy.answers import Answer, cors_fields, is_preflight, preflight, whoami
 from tlsproxy.qdrant.judge import judge
 from tlsproxy.qdrant.operations import OPEN, PREFLIGHT, WHOAMI
@@ -210,4 +211,6 @@ def _prepared(
 
 def _error(decision: Decision) -> str:
     """Qdrant prefixes what its authentication says with the name of the error."""
-    return f"Unauthorized: {decision.text}" if decision.status == 401 else decision.text or decision.reason  # noqa: PLR2004
+    if decision.form is Form.BARE:
+        return f"{'Unauthorized' if decision.status == HTTPStatus.UNAUTHORIZED else 'Forbidden'}: {decision.text}"
+    return decision.text or decision.reason

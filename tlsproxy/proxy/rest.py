@@ -210,16 +210,16 @@ class RestConnection:
     def _answer(self, answer: Answer) -> None:
         """Like every request it is carried out only if it can be written down."""
         if self._gateway.audit.accepts(self._gateway.in_flight):
-            self._respond(HTTPStatus.OK, answer.fields, answer.body)
+            self._respond(HTTPStatus.OK, answer.fields, answer.body, bytes_out=len(answer.body))
         else:
             self._fail(AuditUnavailable("The audit log cannot be written"))
 
-    def _respond(self, status: int, fields: bytes, body: bytes, reason: str = "") -> None:
+    def _respond(self, status: int, fields: bytes, body: bytes, *, reason: str = "", bytes_out: int = 0) -> None:
         """The gateway's own response, whatever there is of the request's body."""
         record = self._record
         if record is None:
             raise RuntimeError("a response without a request")
-        record.status = status
+        record.status, record.bytes_out = status, bytes_out
         plan, left = record.plan, self._body.left
         keep = not self.close and plan.framed and left is not None and left <= SMALL_REST
         keep = keep and (left == 0 or not plan.expects_continue)  # such a client may send its body, or the next head
