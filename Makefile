@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
-# One worker per core, as far as there are cores; PYTEST_ARGS narrows a run: make pytest PYTEST_ARGS="-k reload"
+# PYTEST_ARGS narrows a run: make pytest PYTEST_ARGS="-k reload"
 PYTEST_ARGS ?=
 
 .PHONY: test lint types layers pytest demo soak fuzz format clean
@@ -29,7 +29,7 @@ layers: .venv/installed-test
 	$(BIN)/lint-imports
 
 pytest: .venv/installed-test
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest --numprocesses=auto --dist=loadfile $(PYTEST_ARGS)
 
 demo: .venv/installed-demo
 	$(BIN)/tlsproxy demo $(DEMO_ARGS)

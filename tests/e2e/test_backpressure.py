@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import threading
 
 from support.gateway import Gateway
@@ -68,32 +67,6 @@ def test_an_upstream_that_does_not_read(site: Site, gateway: Gateway, upstream: 
             sent += client.sock.send(MEBIBYTE[: (100 << 20) - sent])
         assert client.response().status == 200
     assert memory(gateway) < before + ROOM
-
-
-def test_a_response_that_ends_while_its_client_does_not_read_leaves_a_sound_connection(
-    site: Site, gateway: Gateway, upstream: ScriptedUpstream
-) -> None:
-    """The upstream is done before its client has read: the next client gets the same connection, and an answer."""
-    size = 6 << 20  # more than the sockets between us and the client hold, less than with the gateway's queue
-    sizes = iter(range(size, 12 << 20, 65536))
-
-    def answer(connection: Connection, request: Received) -> None:
-        body = bytes(next(sizes)) if "slow" in request.line else b""
-        connection.sock.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body))
-
-    upstream.answer = answer
-    with gateway.connect(site.client()) as reader:
-        reader.sendall(b"GET /collections/quick HTTP/1.1\r\nhost: h\r\n\r\n")
-        assert reader.recv(100)
-        held: list[socket.socket] = []
-        for _ in range(12):
-            slow = gateway.connect(site.client())
-            held.append(slow)
-            slow.sendall(b"GET /collections/slow HTTP/1.1\r\nhost: h\r\n\r\n")
-            reader.sendall(b"GET /collections/quick HTTP/1.1\r\nhost: h\r\n\r\n")
-            assert reader.recv(100).startswith(b"HTTP/1.1 200")
-        for slow in held:
-            slow.close()
 
 
 def test_a_client_that_sends_ahead_and_reads_nothing(site: Site, gateway: Gateway, upstream: ScriptedUpstream) -> None:

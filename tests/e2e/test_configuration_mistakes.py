@@ -122,7 +122,7 @@ def test_a_port_that_is_taken(own_site: Site) -> None:
         code, _, err = tlsproxy("run", own_site.write_config("http://127.0.0.1:1", service={"http_port": port}))
     assert code == 1
     assert "cannot serve: " in err
-    assert "in use" in err
+    assert f"127.0.0.1:{port}: Address already in use" in err
     assert "Traceback" not in err
 
 

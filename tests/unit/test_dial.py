@@ -3,8 +3,10 @@ from __future__ import annotations
 import asyncio
 import errno
 import socket
+from collections.abc import Iterator
 
 import pytest
+import uvloop
 
 from tlsproxy.proxy.deadlines import Deadlines
 from tlsproxy.proxy.dial import Address, DialledStream
@@ -38,8 +40,14 @@ class Owner:
         self.lost.set_result(error)
 
 
+@pytest.fixture(params=[asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
+def runner(request: pytest.FixtureRequest) -> Iterator[asyncio.Runner]:
+    with asyncio.Runner(loop_factory=request.param) as running:
+        yield running
+
+
 @pytest.fixture
-def listening() -> socket.socket:
+def listening() -> Iterator[socket.socket]:
     with socket.create_server(("127.0.0.1", 0)) as sock:
         yield sock
 
@@ -69,14 +77,16 @@ async def ask(addresses: list[Address], server: socket.socket) -> bytes:
 
 
 @pytest.mark.parametrize("before", [[], ["broadcast"], ["refused"], ["broadcast", "refused", "broadcast"]])
-def test_what_was_written_goes_to_the_first_address_that_answers(listening: socket.socket, before: list[str]) -> None:
+def test_what_was_written_goes_to_the_first_address_that_answers(
+    runner: asyncio.Runner, listening: socket.socket, before: list[str]
+) -> None:
     addresses = [BROADCAST if each == "broadcast" else refused() for each in before]
     addresses.append((socket.AF_INET, listening.getsockname()))
-    assert asyncio.run(ask(addresses, listening)) == b"written before there was a connection"
+    assert runner.run(ask(addresses, listening)) == b"written before there was a connection"
 
 
 @pytest.mark.parametrize(("last", "number"), [("broadcast", errno.ENETUNREACH), ("refused", errno.ECONNREFUSED)])
-def test_none_answers(last: str, number: int) -> None:
+def test_none_answers(runner: asyncio.Runner, last: str, number: int) -> None:
     async def dial() -> None:
         loop = asyncio.get_running_loop()
         deadlines, owner = Deadlines(loop), Owner()
@@ -88,4 +98,4 @@ def test_none_answers(last: str, number: int) -> None:
         assert not stream.established
         deadlines.close()
 
-    asyncio.run(dial())
+    runner.run(dial())

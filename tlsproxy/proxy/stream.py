@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import socket
 import time
 from collections import deque
@@ -47,6 +48,7 @@ class Stream:
         "_closing",
         "_connected",
         "_deadlines",
+        "_error",
         "_fd",
         "_linger",
         "_loop",
@@ -78,6 +80,7 @@ class Stream:
         self._deadlines = deadlines
         self._write_timeout = write_timeout
         self._linger = 0.0
+        self._error: OSError | None = None
         self._out: deque[bytes | memoryview] = deque()
         self._queued = 0
         self._connected = True
@@ -109,8 +112,20 @@ class Stream:
             self.abort(error)
             return 0
         if size == 0:
-            self.abort(None)
+            self.abort(self._error)
+        elif number := self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+            self._read_on(OSError(number, os.strerror(number)))
         return size
+
+    def _read_on(self, error: OSError) -> None:
+        """A socket that failed still holds what came before, but uvloop, having told it once, watches it no more."""
+        self._error = error
+        self._loop.call_soon(self._watch_again)
+
+    def _watch_again(self) -> None:
+        if self._reading:
+            self._loop.remove_reader(self._fd)
+            self._loop.add_reader(self._fd, self._on_readable)
 
     def _on_readable(self) -> None:
         size = self._receive()
@@ -193,6 +208,8 @@ class Stream:
         self._stop_writing()
         if self._closing:
             self.abort(error)
+        else:
+            self._read_on(error)
 
     def _stop_writing(self) -> None:
         if self._writing:

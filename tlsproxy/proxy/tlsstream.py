@@ -136,32 +136,37 @@ class TlsStream(Stream):
             self._decrypt()
 
     def _decrypt(self) -> None:
+        size, ended = self._read()
+        if self._outgoing.pending:  # a key update, an alert
+            self._flush()
+        if size:
+            self._tell(self.owner.data_received, bytes(_plain_view[:size]))
+        if isinstance(ended, ssl.SSLError):
+            self.abort(ended)
+        elif ended:
+            self._say_goodbye()
+            self.abort()
+        elif size > PLAIN - RECORD:
+            self._loop.call_soon(self._decrypt_waiting)
+
+    def _read(self) -> tuple[int, bool | ssl.SSLError]:
+        """All records that are here: (how many bytes of plaintext, whether or with what error the stream ended)."""
         tls, incoming = self._tls, self._incoming
         size = 0
-        ended: Exception | None = None
-        end = False
         try:
             while size <= PLAIN - RECORD:
                 # typeshed knows only the form without a buffer, which returns bytes
                 got: int = tls.read(PLAIN - size, _plain_view[size:])  # type: ignore[assignment]
                 if got == 0:
-                    end = True
-                    break
+                    return size, True
                 size += got
                 if not incoming.pending and not tls.pending():
                     break
         except ssl.SSLWantReadError:
             pass
         except ssl.SSLError as error:
-            end, ended = True, error
-        if self._outgoing.pending:  # a key update, an alert
-            self._flush()
-        if size:
-            self._tell(self.owner.data_received, bytes(_plain_view[:size]))
-        if end:
-            self.abort(ended)
-        elif size > PLAIN - RECORD:
-            self._loop.call_soon(self._decrypt_waiting)
+            return size, error
+        return size, False
 
     def write(self, data: bytes) -> None:
         if self.closed or self._closing:
@@ -179,11 +184,14 @@ class TlsStream(Stream):
         if self.closed or self._closing:
             return
         if self._handshaken:
-            # Ours is written first; that theirs is not there yet, or data before it, is what the error would say.
-            with suppress(ssl.SSLError):
-                self._tls.unwrap()
-            self._flush()
+            self._say_goodbye()
         super().close(linger)
+
+    def _say_goodbye(self) -> None:
+        # Ours is written first; that theirs is not there yet, or data before it, is what the error would say.
+        with suppress(ssl.SSLError):
+            self._tls.unwrap()
+        self._flush()
 
     def _write_failed(self, error: OSError) -> None:
         self.abort(error)

@@ -44,7 +44,10 @@ _log = logging.getLogger(__name__)
 
 
 def run(config_path: Path, ready_file: Path | None) -> int:
-    """Serves until told to stop. The exit code: 0 after a stop, 1 if serving failed, 2 if it could not begin."""
+    """Serves until told to stop. The exit code: 0 after a stop, 2 if the configuration or a file was refused, else 1.
+
+    A taken address is 1: it may be free again in a moment, where a refused configuration waits for a person.
+    """
     try:
         generation = build(number=1, config_path=config_path, environ=os.environ, previous=None)
     except ConfigError as error:
@@ -80,6 +83,7 @@ class _Service:
     async def serve(self) -> None:
         config = self._generation.config
         loop = asyncio.get_running_loop()
+        self._handle_signals(loop)  # before anybody can know that we are here: SIGHUP's default is death
         async with AsyncExitStack() as stack:
             audit = audit_log(config.audit)
             audit.start()
@@ -105,7 +109,6 @@ class _Service:
             )
             admin = await self._start_admin(stack, state)
             self._announce(listener.bound, admin)
-            self._handle_signals(loop)
             _event(audit, "start")
             async with asyncio.TaskGroup() as tasks:
                 owned = [tasks.create_task(reloader.run()), tasks.create_task(self._reload_on_signal(reloader))]
