@@ -9,9 +9,11 @@ from __future__ import annotations
 import time
 from typing import Final, Protocol
 
+from tlsproxy.authz.access import Decision
 from tlsproxy.errors import AuditUnavailable, Overloaded, RequestError, RequestTimeout, UpstreamTimeout
 from tlsproxy.proxy.deadlines import NEVER
 from tlsproxy.proxy.gateway import Gateway
+from tlsproxy.proxy.points import Verdict
 from tlsproxy.proxy.pool import Pool
 from tlsproxy.proxy.record import Record, RequestBody
 from tlsproxy.proxy.tlsstream import TlsStream
@@ -33,6 +35,7 @@ class Client(Protocol):
     def upstream_ready(self, upstream: Upstream) -> None: ...
     def reading_changed(self) -> None: ...
     def exchange_done(self) -> None: ...
+    def exchange_denied(self) -> None: ...
     def exchange_failed(self, error: RequestError) -> None: ...
     def exchange_cut(self, error: RequestError) -> None: ...
 
@@ -84,6 +87,34 @@ class Exchange:
 
     def _acquire(self) -> None:
         self.record.admit(self._gateway)
+        proviso = self.record.plan.proviso
+        if proviso is None:
+            self._connect()
+            return
+        self._wait(
+            UpstreamTimeout("The upstream did not say in time whether the token is valid"),
+            self._gateway.generation.config.upstream.response_timeout,
+        )
+        if self._pool.points.exists(proviso.exists, self._told):
+            self._connect()
+
+    def _told(self, verdict: Verdict) -> None:
+        """Whether there is the point that the token requires."""
+        proviso = self.record.plan.proviso
+        if self._ended or proviso is None:
+            return
+        if isinstance(verdict, Decision):
+            self.record.plan = self._gateway.plans.refused(proviso, verdict)
+            self._client.exchange_denied()
+            return
+        try:
+            if verdict is not None:
+                raise verdict
+            self._connect()
+        except RequestError as error:
+            self._client.exchange_failed(error)
+
+    def _connect(self) -> None:
         self._wait(
             UpstreamTimeout("No connection to the upstream became free in time"),
             self._gateway.generation.config.upstream.connect_timeout,

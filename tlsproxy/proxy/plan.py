@@ -33,14 +33,24 @@ UNLIMITED: Final = 1 << 62
 
 
 @dataclass(frozen=True, slots=True)
+class Proviso:
+    """What must be found out before an allowed request is carried out, and what its refusal is made of otherwise."""
+
+    exists: ValueExists
+    head: RequestHead
+    asked: Recognised
+    admission: Admission
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """``upstream`` is the head to send, short of the connection's own lines; empty where the request is refused.
 
     ``length`` as in :class:`RequestHead`; ``framed`` says whether the end of the request is known at all. ``limit`` is
     of the body, in bytes. ``resend`` says that the request may be sent again if a connection was lost under it.
     ``expires`` is the moment, in seconds since the epoch, from which it must be made anew: what the caller presented
-    counts no longer. ``answer`` is the response where the gateway gives it itself. ``exists`` is what the caller's
-    token asks for besides. ``fields`` are header lines of every response that is not the upstream's.
+    counts no longer. ``answer`` is the response where the gateway gives it itself. ``proviso`` is what the
+    caller's token asks for besides. ``fields`` are header lines of every response that is not the upstream's.
     """
 
     operation: str
@@ -57,7 +67,7 @@ class Plan:
     upstream: bytes = b""
     expires: float = NEVER
     answer: Answer | None = None
-    exists: ValueExists | None = None
+    proviso: Proviso | None = None
     fields: bytes = b""
 
 
@@ -111,6 +121,11 @@ class Plans:
             ended or judge(admitted, asked),
         )
 
+    def refused(self, proviso: Proviso, decision: Decision) -> Plan:
+        """The plan of a request that would have been allowed, had it not been for its proviso."""
+        principal = proviso.admission.principal
+        return self._plan(principal, proviso.head, proviso.asked, proviso.admission, decision)
+
     def unreadable(self, principal: Principal, error: RequestError) -> Plan:
         """What was sent has no readable head, and so no end."""
         decision = _refused(error)
@@ -159,7 +174,7 @@ class Plans:
             upstream=upstream,
             expires=admission.expires if admission is not None else NEVER,
             answer=answer,
-            exists=_exists(admission) if upstream and operation is not None and operation.requirement != OPEN else None,
+            proviso=_proviso(head, asked, admission) if upstream and asked is not None else None,
             fields=fields,
         )
 
@@ -168,8 +183,14 @@ def _refused(error: RequestError) -> Decision:
     return Decision(allowed=False, reason=error.reason, status=error.status, text=str(error), form=error.form)
 
 
-def _exists(admission: Admission | None) -> ValueExists | None:
-    return admission.credential.exists if admission is not None and admission.credential is not None else None
+def _proviso(head: RequestHead, asked: Recognised, admission: Admission | None) -> Proviso | None:
+    """What is open to anybody is open to the bearer of any token too."""
+    credential = admission.credential if admission is not None else None
+    if admission is None or credential is None or credential.exists is None:
+        return None
+    if asked.operation is not None and asked.operation.requirement == OPEN:
+        return None
+    return Proviso(credential.exists, head, asked, admission)
 
 
 def _caller(principal: Principal, admission: Admission | None) -> Caller:

@@ -19,9 +19,9 @@ from enum import Enum
 from http import HTTPStatus
 from typing import Final
 
+from tlsproxy.authz.access import Decision
 from tlsproxy.authz.audit import json_string
-from tlsproxy.errors import AuditUnavailable, BodyTooLarge, Form, RequestError, RequestTimeout
-from tlsproxy.proxy.answers import Answer
+from tlsproxy.errors import BodyTooLarge, Form, RequestError, RequestTimeout
 from tlsproxy.proxy.exchange import Exchange
 from tlsproxy.proxy.gateway import Gateway
 from tlsproxy.proxy.plan import Plan
@@ -33,8 +33,6 @@ from tlsproxy.proxy.tlsstream import TlsStream
 from tlsproxy.proxy.upstream import Upstream
 from tlsproxy.wire.inbox import Inbox
 
-SMALL_REST: Final = 65_536
-"""A refused body of at most this many bytes is dropped and the connection kept; a larger one costs the connection."""
 SHORT_LINGER: Final = 1.0
 """Seconds, after the last response of a connection: its client may have sent on behind its last request."""
 
@@ -141,12 +139,12 @@ class RestConnection:
             self.close = True
             self._fail(error)
             return
-        decision = plan.decision
-        if not decision.allowed:
-            self._refuse(decision.status, decision.text, decision.form)
+        if not plan.decision.allowed:
+            self._refuse_as(plan.decision)
             return
         if plan.answer is not None:
-            self._answer(plan.answer)
+            answer = plan.answer
+            self._respond(HTTPStatus.OK, answer.fields, answer.body, bytes_out=len(answer.body))
             return
         self._state = State.BUSY
         self._exchange = exchange = Exchange(self._gateway, self._pool, self, record, self._body)
@@ -185,6 +183,12 @@ class RestConnection:
         self._rest()
         self._advance()
 
+    def exchange_denied(self) -> None:
+        """What was allowed is not, as its record says by now."""
+        if self._record is not None:
+            self._refuse_as(self._record.plan.decision)
+        self._advance()
+
     def exchange_failed(self, error: RequestError) -> None:
         self._fail(error)
         self._advance()
@@ -204,15 +208,11 @@ class RestConnection:
         else:
             self._refuse(error.status, str(error), error.form, error.reason)
 
+    def _refuse_as(self, decision: Decision) -> None:
+        self._refuse(decision.status, decision.text, decision.form)
+
     def _refuse(self, status: int, text: str, form: Form, reason: str = "") -> None:
         self._respond(status, *refused(status, text, form), reason=reason)
-
-    def _answer(self, answer: Answer) -> None:
-        """Like every request it is carried out only if it can be written down."""
-        if self._gateway.audit.accepts(self._gateway.in_flight):
-            self._respond(HTTPStatus.OK, answer.fields, answer.body, bytes_out=len(answer.body))
-        else:
-            self._fail(AuditUnavailable("The audit log cannot be written"))
 
     def _respond(self, status: int, fields: bytes, body: bytes, *, reason: str = "", bytes_out: int = 0) -> None:
         """The gateway's own response, whatever there is of the request's body."""
@@ -220,9 +220,8 @@ class RestConnection:
         if record is None:
             raise RuntimeError("a response without a request")
         record.status, record.bytes_out = status, bytes_out
-        plan, left = record.plan, self._body.left
-        keep = not self.close and plan.framed and left is not None and left <= SMALL_REST
-        keep = keep and (left == 0 or not plan.expects_continue)  # such a client may send its body, or the next head
+        plan = record.plan
+        keep = not self.close and plan.framed and self._body.skippable(expected=plan.expects_continue)
         self.stream.write(response(status, fields + plan.fields, body, close=not keep, to_head=plan.to_head))
         self._finish(reason)
         if not keep:
