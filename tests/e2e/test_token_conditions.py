@@ -80,51 +80,51 @@ def test_the_upstream_is_asked(
 
 def test_an_answer_is_believed_for_a_moment_only(site: Site, upstream: ScriptedUpstream) -> None:
     scripted(upstream, FOUND)
-    with Gateway(site.write_config(upstream.url, service=SERVICE)) as gateway:
-        with Client(gateway, site.client(None)) as connection:
-            assert [connection.ask(*READ, [("api-key", token())]).status for _ in range(5)] == [200] * 5
-            assert [each.line for each in upstream.requests].count(SCROLL) == 1
-            assert connection.ask(*READ, [("api-key", token(value="bob"))]).status == 200
-            assert [each.line for each in upstream.requests].count(SCROLL) == 2
-            scripted(upstream, EMPTY)
-            while connection.ask(*READ, [("api-key", token())]).status == 200:
-                pass
-            assert [each.line for each in upstream.requests].count(SCROLL) == 3
+    config = site.write_config(upstream.url, service=SERVICE)
+    with Gateway(config) as gateway, Client(gateway, site.client(None)) as connection:
+        assert [connection.ask(*READ, [("api-key", token())]).status for _ in range(5)] == [200] * 5
+        assert [each.line for each in upstream.requests].count(SCROLL) == 1
+        assert connection.ask(*READ, [("api-key", token(value="bob"))]).status == 200
+        assert [each.line for each in upstream.requests].count(SCROLL) == 2
+        scripted(upstream, EMPTY)
+        while connection.ask(*READ, [("api-key", token())]).status == 200:
+            pass
+        assert [each.line for each in upstream.requests].count(SCROLL) == 3
 
 
 def test_a_body_that_waits_for_the_answer(site: Site, upstream: ScriptedUpstream) -> None:
     scripted(upstream, FOUND)
     body = b'{"limit": 3, "x": "' + b"y" * 100_000 + b'"}'
-    with Gateway(site.write_config(upstream.url, service=SERVICE)) as gateway:
-        with Client(gateway, site.client(None)) as connection:
-            answered = connection.ask("POST", "/collections/docs/points/search", [("api-key", token())], body)
-            assert answered.status == 200
+    config = site.write_config(upstream.url, service=SERVICE)
+    with Gateway(config) as gateway, Client(gateway, site.client(None)) as connection:
+        answered = connection.ask("POST", "/collections/docs/points/search", [("api-key", token())], body)
+        assert answered.status == 200
     assert upstream.requests[-1].body == body
 
 
 def test_thousands_of_pipelined_refusals(site: Site, upstream: ScriptedUpstream) -> None:
     scripted(upstream, EMPTY)
-    with Gateway(site.write_config(upstream.url, service=SERVICE)) as gateway:
-        with gateway.connect(site.client(None)) as sock:
-            sock.sendall(request(*READ, [("api-key", token())]) * 2000)
-            received = b""
-            while received.count(b"HTTP/1.1 401") < 2000:
-                data = sock.recv(65536)
-                assert data
-                received += data
+    config = site.write_config(upstream.url, service=SERVICE)
+    with Gateway(config) as gateway, gateway.connect(site.client(None)) as sock:
+        sock.sendall(request(*READ, [("api-key", token())]) * 2000)
+        received = b""
+        while received.count(b"HTTP/1.1 401") < 2000:
+            data = sock.recv(65536)
+            assert data
+            received += data
     assert [each.line for each in upstream.requests] == [SCROLL]
 
 
 @pytest.mark.parametrize("collection", ["", ".", "..", "a/b", "docs/points/1#", "a\x00b", "%2e%2e", "x" * 300])
 def test_a_collection_that_would_lead_elsewhere(site: Site, upstream: ScriptedUpstream, collection: str) -> None:
     scripted(upstream, FOUND)
-    with Gateway(site.write_config(upstream.url, service=SERVICE)) as gateway:
-        with Client(gateway, site.client(None)) as connection:
-            assert connection.ask(*READ, [("api-key", token(collection))]).status == 403
+    config = site.write_config(upstream.url, service=SERVICE)
+    with Gateway(config) as gateway, Client(gateway, site.client(None)) as connection:
+        assert connection.ask(*READ, [("api-key", token(collection))]).status == 403
     assert not upstream.requests
 
 
 def test_an_upstream_that_is_down(site: Site) -> None:
-    with Gateway(site.write_config("http://127.0.0.1:1", service=SERVICE)) as gateway:
-        with Client(gateway, site.client(None)) as connection:
-            assert connection.ask(*READ, [("api-key", token())]).status == 502
+    config = site.write_config("http://127.0.0.1:1", service=SERVICE)
+    with Gateway(config) as gateway, Client(gateway, site.client(None)) as connection:
+        assert connection.ask(*READ, [("api-key", token())]).status == 502
