@@ -20,7 +20,7 @@ from tlsproxy.authz.roles import Principal
 from tlsproxy.errors import Form, RequestError
 from tlsproxy.proxy.answers import Answer, cors_fields, is_preflight, preflight, whoami
 from tlsproxy.qdrant.judge import judge
-from tlsproxy.qdrant.operations import OPEN, PREFLIGHT, WHOAMI
+from tlsproxy.qdrant.operations import AUDIT_LOGS, OPEN, PREFLIGHT, WHOAMI, Operation
 from tlsproxy.qdrant.rest import Recognised, recognise
 from tlsproxy.tls.generation import Generation
 from tlsproxy.wire.http1 import RequestHead, parse_request, restate_request
@@ -30,6 +30,8 @@ MEMO_HEAD: Final = 4096
 """A longer head is not remembered: the memo's size in memory is bounded by the product."""
 
 UNLIMITED: Final = 1 << 62
+AUDIT_QUERY: Final = 65_536
+"""Bytes of a question about the audit log."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +51,8 @@ class Plan:
     ``length`` as in :class:`RequestHead`; ``framed`` says whether the end of the request is known at all. ``limit`` is
     of the body, in bytes. ``resend`` says that the request may be sent again if a connection was lost under it.
     ``expires`` is the moment, in seconds since the epoch, from which it must be made anew: what the caller presented
-    counts no longer. ``answer`` is the response where the gateway gives it itself. ``proviso`` is what the
+    counts no longer. ``answer`` is the response where the gateway gives it itself;
+    ``audit_logs``: it comes from the audit log. ``proviso`` is what the
     caller's token asks for besides. ``fields`` are header lines of every response that is not the upstream's.
     """
 
@@ -67,6 +70,7 @@ class Plan:
     upstream: bytes = b""
     expires: float = NEVER
     answer: Answer | None = None
+    audit_logs: bool = False
     proviso: Proviso | None = None
     fields: bytes = b""
 
@@ -121,6 +125,11 @@ class Plans:
             ended or judge(admitted, asked),
         )
 
+    def _limit(self, operation: Operation | None) -> int:
+        if operation is AUDIT_LOGS:
+            return AUDIT_QUERY
+        return self._upload_limit if operation is not None and operation.upload else self._body_limit
+
     def refused(self, proviso: Proviso, decision: Decision) -> Plan:
         """The plan of a request that would have been allowed, had it not been for its proviso."""
         principal = proviso.admission.principal
@@ -148,7 +157,7 @@ class Plans:
             answer, fields = preflight(head), b""
         elif operation is WHOAMI and admission is not None:
             answer = whoami(admission)
-        elif decision is ALLOWED and asked is not None:
+        elif decision is ALLOWED and asked is not None and not (operation is not None and operation.own):
             upstream = restate_request(
                 head, str(asked.target), upstream_host=self._upstream_host, upstream_key=self._upstream_key
             )
@@ -169,11 +178,12 @@ class Plans:
             close=head.close,
             to_head=head.method == "HEAD",
             expects_continue=head.expects_continue,
-            limit=self._upload_limit if operation is not None and operation.upload else self._body_limit,
+            limit=self._limit(operation),
             resend=operation is not None and operation.reads,
             upstream=upstream,
             expires=admission.expires if admission is not None else NEVER,
             answer=answer,
+            audit_logs=operation is AUDIT_LOGS,
             proviso=_proviso(head, asked, admission) if upstream and asked is not None else None,
             fields=fields,
         )
