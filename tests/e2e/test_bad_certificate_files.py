@@ -144,11 +144,9 @@ def test_the_old_certificate_serves_on(serving: Serving, spoil: Callable[[Site],
         assert (status, verdict["result"]) == (409, "failed")
         assert verdict["error"].startswith(f"{path}: ")
         assert reason in verdict["error"]
-        told = gateway.log.wait(lambda line: verdict["error"] in line)
-        assert " ERROR " in told
-        assert f"generation {before['number']} goes on serving" in told
-        audited = gateway.reloaded("failed", error=verdict["error"])
-        assert audited["generation"] == before["number"]
+        goes_on = f"generation {before['number']} goes on serving: {verdict['error']}"
+        assert " ERROR " in gateway.log.wait(lambda line: goes_on in line)
+        gateway.reloaded("failed", error=verdict["error"], generation=before["number"])
         after = status_of(gateway)
         assert after["generation"] == before
         assert (after["last_reload"]["result"], after["last_reload"]["error"]) == ("failed", verdict["error"])

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import os
-import threading
+import ssl
 from collections.abc import Iterator
 
 import pytest
@@ -113,12 +114,32 @@ def test_both_ways_at_once(site: Site, gateway: Gateway, upstream: ScriptedUpstr
             connection.sock.sendall(piece)
 
     upstream.answer = answer
-    received = hashlib.sha256()
-    with connected(gateway, site.client()) as client:
-        client.send(UPLOAD, b"content-length: %d\r\n\r\n" % SIZE)
-        sender = threading.Thread(target=lambda: [client.send(MEBIBYTE) for _ in range(COUNT)])
-        sender.start()
-        for piece in client.body(client.head()):
+    assert asyncio.run(_echoed(gateway.port, site.client())) == digest
+
+
+async def _echoed(port: int, context: ssl.SSLContext) -> str:
+    """The digest of what comes back. One thread for both ways: an SSLSocket may not be used by two."""
+    reader, writer = await asyncio.open_connection("localhost", port, ssl=context)
+
+    async def send() -> None:
+        writer.write(UPLOAD + b"content-length: %d\r\n\r\n" % SIZE)
+        for _ in range(COUNT):
+            writer.write(MEBIBYTE)
+            await writer.drain()
+
+    async def receive() -> str:
+        assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200 ")
+        received, left = hashlib.sha256(), SIZE
+        while left:
+            piece = await reader.read(min(left, 262_144))
+            assert piece, f"{left} bytes are missing"
             received.update(piece)
-        sender.join()
-    assert received.hexdigest() == digest
+            left -= len(piece)
+        return received.hexdigest()
+
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(send())
+        result = tasks.create_task(receive())
+    writer.close()
+    await writer.wait_closed()
+    return result.result()
