@@ -18,6 +18,8 @@ from support.raw import memory
 from support.site import Site
 from support.upstream import OK, Received, ScriptedUpstream, plain
 
+from tlsproxy.authz.tokens import mint
+
 QUERY = "/collections/docs/points/query"
 NEEDED = "Forbidden: Access to collection other is required"
 OTHER = m.LookupLocation(collection="other")
@@ -283,3 +285,22 @@ def test_a_lost_upstream_connection_is_tried_again(site: Site, upstream: Scripte
         upstream.answer = lose
         assert post(client, BODY).status == 200
     assert [json.loads(one.body)["limit"] for one in upstream.requests if one.body] == [3, 3]
+
+
+def test_a_token_that_depends_on_a_point(site: Site, upstream: ScriptedUpstream) -> None:
+    """Its body is read, then the point is asked for: without it the request is refused, and holds no memory."""
+    service = {
+        "verify_https_client_certificate": False,
+        "jwt_rbac": True,
+        "api_key": "k" * 32,
+        "max_request_size_mb": 16,
+    }
+    exists = {"collection": "users", "matches": [{"key": "name", "value": "alice"}]}
+    token = mint("k" * 32, {"access": [{"collection": "docs", "access": "r"}], "value_exists": exists})
+    upstream.answer = plain(b'HTTP/1.1 200 OK\r\ncontent-length: 24\r\n\r\n{"result":{"points":[]}}')
+    config = site.write_config(upstream.url, service=service, limits={"inspection_memory_mb": 16})
+    with Gateway(config) as gateway, Client(gateway, site.client(None)) as client:
+        for _ in range(4):
+            assert post(client, b" " * (6 << 20) + b"{}", api_key=token).status == 401
+        assert error(post(client, b'{"with_lookup":"other"}', api_key=token)) == NEEDED
+    assert {one.line for one in upstream.requests} == {"POST /collections/users/points/scroll HTTP/1.1"}

@@ -130,8 +130,8 @@ TEXT = json.dumps({"query": [0.5] * 100}).encode()
     [
         (None, TEXT),
         ("identity", TEXT),
-        ("gzip", gzip.compress(TEXT)),
-        ("GZip", gzip.compress(TEXT)),
+        ("gzip", gzip.compress(TEXT, mtime=0)),
+        ("GZip", gzip.compress(TEXT, mtime=0)),
         ("deflate", zlib.compress(TEXT)),
     ],
 )
@@ -153,10 +153,10 @@ def test_codings_that_are_not(coding: str) -> None:
     [
         b"",
         TEXT,
-        gzip.compress(TEXT)[:-1],
-        gzip.compress(TEXT) + b"x",
-        gzip.compress(b"{}") + gzip.compress(TEXT),
-        gzip.compress(TEXT)[:-8] + b"\0" * 8,
+        gzip.compress(TEXT, mtime=0)[:-1],
+        gzip.compress(TEXT, mtime=0) + b"x",
+        gzip.compress(b"{}", mtime=0) + gzip.compress(TEXT, mtime=0),
+        gzip.compress(TEXT, mtime=0)[:-8] + b"\0" * 8,
         zlib.compress(TEXT),
     ],
 )

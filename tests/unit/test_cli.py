@@ -86,7 +86,7 @@ class TestCheck:
         assert "unused: " in result.stdout
         assert "service.max_workers" in result.stdout
         assert "warning: " in result.stderr
-        assert "roles.spare: no identity has this role" in result.stderr
+        assert "roles.spare: no identity or key has this role" in result.stderr
         assert result.stdout.endswith(": ok\n")
 
     def test_tells_every_mistake_and_exits_with_2(self, site: Path, tmp_path: Path) -> None:
@@ -130,7 +130,7 @@ class TestExplain:
         assert "subject    CN=searcher,OU=search" in result.stdout
         assert "uri        spiffe://example.org/a" in result.stdout
         assert 'rule "jobs" (role "ingest"): cn is "searcher", not "ingest-*"' in result.stdout
-        assert "rule       searchers\nrole       search\n" in result.stdout
+        assert "rule       searchers\nrole       search (r)\n" in result.stdout
         assert "operation  core_search_batch: scope collection" in result.stdout
         assert "collection docs\n" in result.stdout
         assert result.stdout.endswith("decision   allowed\n")
@@ -138,8 +138,8 @@ class TestExplain:
     @pytest.mark.parametrize(
         ("method", "path", "says"),
         [
-            ("POST", "points/query", "if its body names only collections that the role names"),
-            ("GET", "aliases", "(the answer is reduced to what the role may know)"),
+            ("POST", "points/query", "if its body names only collections that the caller has"),
+            ("GET", "aliases", "(the answer is reduced to what the caller may know)"),
         ],
     )
     def test_allowed_in_part(self, site: Path, method: str, path: str, says: str) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,21 @@ def warnings(**sections: Any) -> list[str]:
 
 def rule(name: str = "a", role: str = "search", **match: str) -> dict[str, Any]:
     return {"name": name, "match": match, "role": role}
+
+
+def key(**fields: Any) -> dict[str, Any]:
+    return {"name": "ci", "sha256": "0" * 64, "role": "search"} | fields
+
+
+def issuer(**fields: Any) -> dict[str, Any]:
+    usual = {
+        "name": "login",
+        "issuer": "https://login/",
+        "audience": "qdrant",
+        "algorithm": "ES256",
+        "pem": "login.pem",
+    }
+    return usual | fields
 
 
 KEY = "x" * 32
@@ -75,6 +91,13 @@ ERRORS: dict[str, tuple[dict[str, Any], str]] = {
         {"roles": {"search": {"access": [{"collection": "a***", "access": "r"}]}}},
         "roles.search.access[0].collection: '***' is neither",
     ),
+    "key_with_a_filter": (
+        {
+            "roles": {"search": {"access": "r", "filter": {"tenant": "{cn}"}}},
+            "keys": [{"name": "ci", "sha256": "0" * 64, "role": "search"}],
+        },
+        "keys[0].role: role 'search' has a filter",
+    ),
     "path_in_filter": (
         {"roles": {"search": {"access": "r", "filter": {"a.b": "x"}}}},
         "roles.search.filter.a.b: a payload key of letters",
@@ -112,6 +135,32 @@ ERRORS: dict[str, tuple[dict[str, Any], str]] = {
         {"upstream": {"api_key": "a\nb"}},
         "upstream.api_key: a key must be printable",
     ),
+    "key_name_twice": ({"keys": [key(), key(sha256="1" * 64)]}, "keys[1].name: 'ci' is the name of an earlier key"),
+    "key_named_as_qdrants": ({"keys": [key(name="api_key")]}, "keys[0].name: 'api_key' is a key of `service`"),
+    "key_without_a_key": ({"keys": [key(sha256=None)]}, "keys[0]: one of sha256 and file is needed"),
+    "key_with_two": ({"keys": [key(file="f")]}, "keys[0]: keep one of sha256 and file"),
+    "key_that_is_empty": (
+        {"keys": [key(sha256=hashlib.sha256(b"").hexdigest())]},
+        "keys[0].sha256: is that of an empty",
+    ),
+    "key_of_no_role": ({"keys": [key(role="serach")]}, "keys[0].role: no role is called 'serach' (did you mean"),
+    "key_for_every_certificate": (
+        {"keys": [key(require_certificate={})]},
+        "keys[0].require_certificate: an empty match would match everybody",
+    ),
+    "key_that_expires_somewhere": ({"keys": [key(expires="2030-01-01T00:00:00")]}, "keys[0].expires: "),
+    "key_file_by_url": (
+        {"keys": [key(sha256=None, file="https://h/k")]},
+        "keys[0].file: a URL is not fetched: only files are supported",
+    ),
+    "issuer_by_url": (
+        {"jwt_issuers": [issuer(pem=None, jwks="https://h/k")]},
+        "jwt_issuers[0].jwks: a URL is not fetched: only files are supported",
+    ),
+    "issuer_without_a_key": ({"jwt_issuers": [issuer(pem=None)]}, "jwt_issuers[0]: one of pem and jwks is needed"),
+    "issuer_with_two": ({"jwt_issuers": [issuer(jwks="f")]}, "jwt_issuers[0]: keep one of pem and jwks"),
+    "issuer_with_a_shared_secret": ({"jwt_issuers": [issuer(algorithm="HS256")]}, "jwt_issuers[0].algorithm: must be"),
+    "issuer_twice": ({"jwt_issuers": [issuer(), issuer()]}, "jwt_issuers[1].name: 'login' is the name of another"),
     "nobody": ({"identities": []}, "identities: nobody could do anything"),
     "nobody_useful": ({"roles": {"search": {"access": []}}}, "identities: nobody could do anything"),
     "upstream_https": (
@@ -148,13 +197,17 @@ def test_error(case: str) -> None:
 
 
 WARNINGS: dict[str, tuple[dict[str, Any], str]] = {
-    "tokens": ({"service": {"jwt_rbac": True}}, "service.jwt_rbac: tokens are not decided yet"),
+    "tokens": ({"service": {"jwt_rbac": True}}, "service.jwt_rbac: no token can be valid"),
+    "tokens_with_all_rights": (
+        {"service": {"api_key": KEY, "jwt_rbac": True, "jwt_full_access_without_claim": True}},
+        "service.jwt_full_access_without_claim: a token without an `access` claim has all rights",
+    ),
     "grpc_port": ({"service": {"grpc_port": 6334}}, "service.grpc_port: gRPC is not served yet"),
     "grpc_upstream": ({"upstream": {"grpc": "http://127.0.0.1:16334"}}, "upstream.grpc: gRPC is not served yet"),
     "remote_upstream": ({"upstream": {"rest": "http://10.0.0.9:6333"}}, "upstream.rest: not on loopback"),
     "unused_role": (
         {"roles": {"search": {"access": "r"}, "admin": {"access": "m"}}},
-        "roles.admin: no identity has this role",
+        "roles.admin: no identity or key has this role",
     ),
     "empty_role": (
         {"roles": {"search": {"access": []}}, "service": {"api_key": KEY}},

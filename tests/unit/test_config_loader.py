@@ -110,9 +110,9 @@ log_level: WARNING
 
 
 def test_qdrants_keys_are_listed_and_not_used() -> None:
-    text = MINIMAL + "storage: {storage_path: ./storage}\nservice: {max_workers: 0, enable_cors: true}\ncluster:\n"
+    text = MINIMAL + "storage: {storage_path: ./storage}\nservice: {max_workers: 0, metrics_port: 1}\ncluster:\n"
     unused = [f"{problem.line}:{problem.column} {problem.key}" for problem in load(text).unused]
-    assert unused == ["4:1 storage", "5:11 service.max_workers", "5:27 service.enable_cors", "6:1 cluster"]
+    assert unused == ["4:1 storage", "5:11 service.max_workers", "5:27 service.metrics_port", "6:1 cluster"]
 
 
 def test_section_whose_keys_are_commented_out_holds_its_defaults() -> None:

@@ -10,8 +10,9 @@ import pytest
 import yaml
 from pydantic_core import PydanticUndefined
 
+from tlsproxy.config.callers import JwtIssuer, Match, NamedKey, Section
 from tlsproxy.config.loader import parse
-from tlsproxy.config.model import CollectionGrant, Config, IdentityRule, Match, Role, Section
+from tlsproxy.config.model import CollectionGrant, Config, IdentityRule, Role
 from tlsproxy.config.qdrant_keys import KEYS, SECTIONS
 from tlsproxy.config.shape import sections
 
@@ -38,6 +39,8 @@ def test_it_names_every_section_and_key(tree: dict[str, Any]) -> None:
         assert tree[name].keys() == model.model_fields.keys(), name
     assert tree["identities"][0].keys() == IdentityRule.model_fields.keys()
     assert tree["identities"][0]["match"].keys() == Match.model_fields.keys()
+    assert tree["keys"][0].keys() == NamedKey.model_fields.keys()
+    assert tree["jwt_issuers"][0].keys() == JwtIssuer.model_fields.keys()
     assert tree["roles"]["admin"].keys() == Role.model_fields.keys()
     assert tree["roles"]["ingest"]["access"][0].keys() == CollectionGrant.model_fields.keys()
 
@@ -61,7 +64,8 @@ def test_it_shows_the_default(tree: dict[str, Any], section: str, key: str, defa
 
 
 def test_every_key_has_a_description() -> None:
-    models: list[type[Section]] = [Role, CollectionGrant, IdentityRule, Match, *(model for _, model in sections())]
+    models: list[type[Section]] = [Role, CollectionGrant, IdentityRule, Match, NamedKey, JwtIssuer]
+    models += [model for _, model in sections()]
     for model in models:
         for key, field in model.model_fields.items():
             assert field.description, f"{model.__name__}.{key}"

@@ -8,6 +8,7 @@ import yaml
 from tlsproxy.authz.access import GlobalMode, Grant, Rights
 from tlsproxy.authz.credentials import Keys
 from tlsproxy.authz.identity import Identity
+from tlsproxy.authz.tokens import Tokens
 from tlsproxy.config.loader import parse
 from tlsproxy.config.model import Config
 from tlsproxy.config.policy import policy_of
@@ -22,6 +23,11 @@ def config(directory: Path, **sections: object) -> Config:
     return parse(yaml.safe_dump(tree).encode(), directory / "f.yaml", {}).config
 
 
+def rights(keys: Keys, presented: str) -> Rights | None:
+    key = keys.find(presented, None, 0.0)
+    return None if key is None else key.rights
+
+
 def test_keys_come_from_the_file_and_from_files(tmp_path: Path) -> None:
     (tmp_path / "ro").write_bytes(b"reader\n")
     (tmp_path / "up").write_bytes(b"upstream\r\n")
@@ -32,9 +38,9 @@ def test_keys_come_from_the_file_and_from_files(tmp_path: Path) -> None:
     )
     assert secret_files(loaded) == (tmp_path / "ro", tmp_path / "up")
     keys = resolve_keys(loaded, Path.read_bytes)
-    assert keys.rights_of("manager") == MANAGE
-    assert keys.rights_of("reader") == READ
-    assert keys.rights_of("reader\n") is None
+    assert rights(keys, "manager") == MANAGE
+    assert rights(keys, "reader") == READ
+    assert rights(keys, "reader\n") is None
     assert upstream_api_key(loaded, Path.read_bytes) == "upstream"
 
 
@@ -45,7 +51,7 @@ def test_no_upstream_key_is_none(tmp_path: Path) -> None:
 def test_nothing_is_read_where_no_file_is_named(tmp_path: Path) -> None:
     loaded = config(tmp_path, service={"alt_api_key": "other"})
     assert secret_files(loaded) == ()
-    assert resolve_keys(loaded, Path.read_bytes).rights_of("other") == MANAGE
+    assert rights(resolve_keys(loaded, Path.read_bytes), "other") == MANAGE
 
 
 @pytest.mark.parametrize("content", [b"", b"\n", b"two\nlines\n", b" padded", b"schl\xc3\xbcssel", b"\x00", b"a\n\n"])
@@ -77,7 +83,7 @@ def test_policy_says_what_the_configuration_says(tmp_path: Path) -> None:
             {"name": "all", "match": {"o": "Acme"}, "role": "search"},
         ],
     )
-    policy = policy_of(loaded, Keys())
+    policy = policy_of(loaded, Keys(), Tokens())
     assert policy.roles == {
         "admin": MANAGE,
         "search": READ,

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from tlsproxy.authz.access import ALLOWED, UNREAD, Decision, GlobalMode, Grant, Rights, forbidden
+from tlsproxy.authz.access import ALLOWED, UNREAD, Condition, Decision, GlobalMode, Grant, Rights, forbidden
+from tlsproxy.authz.admission import Admission, Credential, admit
 from tlsproxy.authz.credentials import Keys, presented_key
 from tlsproxy.authz.identity import Identity
-from tlsproxy.authz.roles import Principal
+from tlsproxy.authz.roles import Policy, Principal
 from tlsproxy.errors import BadRequest, Form
-from tlsproxy.qdrant.judge import judge, judge_body
+from tlsproxy.qdrant.judge import Judgement, judge, judge_body
 from tlsproxy.qdrant.rest import recognise
 
 KEYS = Keys.of("manage-key", "alternative", "reader")
@@ -30,7 +31,11 @@ LIMITED = holder(grants=(Grant("docs", write=True, extras=True),))
 
 
 def ask(principal: Principal, method: str, path: str, key: str | None = None, keys: Keys = KEYS) -> Decision:
-    return judge(principal, keys, key, recognise(method, path)).decision
+    return judged(principal, method, path, key, keys).decision
+
+
+def judged(principal: Principal, method: str, path: str, key: str | None = None, keys: Keys = KEYS) -> Judgement:
+    return judge(admit(principal, Policy(roles={}, rules=(), keys=keys), key, now=0.0), recognise(method, path))
 
 
 def refused(decision: Decision) -> tuple[int, str, Form]:
@@ -86,45 +91,69 @@ def test_who_you_are_comes_before_whether_the_route_exists() -> None:
 
 @pytest.mark.parametrize("path", ["/collections", "/aliases", "/telemetry", "/collections/docs/aliases", "/issues"])
 def test_a_limited_callers_listing_is_reduced(path: str) -> None:
-    asked = recognise("GET", path)
-    judgement = judge(LIMITED, KEYS, None, asked)
-    assert judgement.decision.allowed
+    judgement = judged(LIMITED, "GET", path)
+    assert judgement.decision is ALLOWED
     assert judgement.listing is not None
-    assert judgement.listing.grants == LIMITED.rights.grants
-    assert judge(ADMIN, KEYS, None, asked).listing is None
-    assert judge(ADMIN, KEYS, "reader", asked).listing is None
-    nobody = judge(holder(), KEYS, None, asked)
+    assert judgement.listing.grants == (LIMITED.rights.grants,)
+    assert judged(LIMITED, "GET", path, "reader").listing == judgement.listing
+    assert judged(ADMIN, "GET", path).listing is None
+    assert judged(ADMIN, "GET", path, "reader").listing is None
+    nobody = judged(holder(), "GET", path)
     assert (nobody.decision.allowed, nobody.listing) == (False, None)
+
+
+OTHER_TOKEN = Credential("Jwt", "api_key", Rights(grants=(Grant("d*", write=True, extras=True),)))
 
 
 @pytest.mark.parametrize("path", ["points/query", "points/search/groups", "points/discover/batch"])
 def test_a_body_that_may_name_another_collection_decides_with_the_head(path: str) -> None:
     asked = recognise("POST", f"/collections/docs/{path}")
-    judgement = judge(LIMITED, KEYS, None, asked)
-    assert judgement.decision is UNREAD
-    assert not judgement.decision.allowed
+    admission = Admission(LIMITED, None)
+    assert judge(admission, asked).decision is UNREAD
+    assert not UNREAD.allowed
     batch = path.endswith("batch")
 
-    def ask(body: bytes) -> Decision:
-        return judge_body(judgement.rights, asked, b'{"searches":[%b]}' % body if batch else body)[0]
+    def ask_body(body: bytes, admission: Admission = admission) -> Decision:
+        decision, changed = judge_body(admission, asked, b'{"searches":[%b]}' % body if batch else body)
+        assert changed is None
+        return decision
 
-    assert ask(b"{}") is ALLOWED
-    assert ask(b'{"lookup_from":{"collection":"docs"}}') is ALLOWED
-    assert refused(ask(b'{"lookup_from":{"collection":"other"}}')) == (
+    assert ask_body(b"{}") is ALLOWED
+    assert ask_body(b'{"lookup_from":{"collection":"docs"}}') is ALLOWED
+    assert refused(ask_body(b'{"lookup_from":{"collection":"other"}}')) == (
         403,
         "Forbidden: Access to collection other is required",
         Form.JSON,
     )
-    assert ask(b'{"with_lookup":"other"}').reason == "collection"
-    assert judge(ADMIN, KEYS, None, asked).decision is ALLOWED
-    assert ask_other(path).reason == "collection"
+    assert ask_body(b'{"with_lookup":"dogs"}').reason == "collection"
+    assert ask_body(b'{"with_lookup":"dogs"}', Admission(holder(grants=OTHER_TOKEN.rights.grants), None)).allowed
+    both = Admission(LIMITED, OTHER_TOKEN)
+    assert judge(both, asked).decision is UNREAD
+    assert ask_body(b'{"with_lookup":"docs"}', both).allowed
+    assert ask_body(b'{"with_lookup":"dogs"}', both).reason == "collection"
+    assert judge(Admission(ADMIN, OTHER_TOKEN), asked).decision is UNREAD
+    assert judge(Admission(ADMIN, None), asked).decision is ALLOWED
+    assert ask(LIMITED, "POST", f"/collections/other/{path}").reason == "collection"
     with pytest.raises(BadRequest):
-        ask(b"[")
+        ask_body(b"[")
 
 
-def ask_other(path: str) -> Decision:
-    """On a collection that the caller has no grant for, the head is enough."""
-    return ask(LIMITED, "POST", f"/collections/other/{path}")
+def test_a_listing_holds_what_all_rights_of_a_caller_know() -> None:
+    listing = judge(Admission(LIMITED, OTHER_TOKEN), recognise("GET", "/collections")).listing
+    assert listing is not None
+    answer = b'{"result":{"collections":[{"name":"docs"},{"name":"dogs"}]}}'
+    assert listing.reduced(answer) == b'{"result":{"collections":[{"name":"docs"}]}}'
+
+
+def test_conditions_of_a_role_hold_whatever_comes_beside_it() -> None:
+    tenant = holder(everywhere=GlobalMode.M, conditions=(Condition("tenant", "acme"),))
+    asked = recognise("POST", "/collections/docs/points/scroll")
+    for admission in (Admission(tenant, None), Admission(tenant, OTHER_TOKEN)):
+        assert judge(admission, asked).decision is UNREAD
+        decision, changed = judge_body(admission, asked, b"{}")
+        assert decision.allowed
+        assert changed == b'{"filter":{"must":[{"key":"tenant","match":{"value":"acme"}}]}}'
+    assert ask(tenant, "GET", "/collections/docs", "manage-key").reason == "not_confined"
 
 
 def test_where_a_key_is_read_from() -> None:
@@ -135,10 +164,14 @@ def test_where_a_key_is_read_from() -> None:
     assert presented_key(None, "bearer t") is None
     assert presented_key(None, "Basic dDp0") is None
     assert presented_key(None, None) is None
+    assert presented_key("k\xff", "Bearer t") == "t"
+    assert presented_key("k\xff", "Bearer t\xff") is None
 
 
 def test_empty_keys_are_none_and_none_shows() -> None:
     assert not Keys.of("", "", "")
-    assert Keys.of("", "", "r").rights_of("") is None
-    assert Keys.of("same", "", "same").rights_of("same") == Rights(everywhere=GlobalMode.M)
-    assert repr(KEYS) == "Keys()"
+    assert Keys.of("", "", "r").find("", None, 0.0) is None
+    same = Keys.of("same", "", "same").find("same", None, 0.0)
+    assert same is not None
+    assert same.rights == Rights(everywhere=GlobalMode.M)
+    assert "digest" not in repr(KEYS)

@@ -18,16 +18,16 @@ DOCS = (Grant("docs", write=False, extras=True), Grant("team.*", write=True, ext
 
 def reduced(operation: str, result: Any, grants: tuple[Grant, ...] = DOCS, **envelope: Any) -> Any:
     answer = {"result": result, "status": "ok", "time": 0.5, **envelope}
-    return json.loads(Listing(operation, grants).reduced(json.dumps(answer).encode()))
+    return json.loads(Listing(operation, (grants,)).reduced(json.dumps(answer).encode()))
 
 
 def test_every_listing_has_a_reduction() -> None:
     listings = {row.name for row in REST if row.filtered or row.requirement.scope is Scope.CREDENTIAL}
     assert listings == set(REDUCTIONS)
     for row in REST:
-        limited = listing_of(row, Rights(grants=DOCS))
+        limited = listing_of(row, (Rights(grants=DOCS),))
         assert (limited is not None) is (row.name in listings)
-        assert listing_of(row, Rights(everywhere=GlobalMode.R)) is None
+        assert listing_of(row, (Rights(everywhere=GlobalMode.R),)) is None
 
 
 def test_collections() -> None:
@@ -92,7 +92,7 @@ def test_cluster_telemetry_and_issues() -> None:
 @pytest.mark.parametrize("answer", [b"", b"{", b"[]", b'{"result":[]}', b'{"result":null}', b"\x1f\x8b\x08", b"null"])
 def test_what_is_not_qdrants_is_not_passed(operation: str, answer: bytes) -> None:
     with pytest.raises(ValueError, match=r"."):
-        Listing(operation, DOCS).reduced(answer)
+        Listing(operation, (DOCS,)).reduced(answer)
 
 
 json_values: st.SearchStrategy[Any] = st.recursive(

@@ -8,7 +8,7 @@ every further collection that the request names, a grant of any mode. The texts 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import Enum, StrEnum
 from functools import lru_cache
 from typing import Final
@@ -22,6 +22,8 @@ class Scope(Enum):
     """No authentication: version and health."""
     CREDENTIAL = "credential"
     """Any valid caller; the response of a collection-limited one holds only what it may know."""
+    CALLER = "caller"
+    """Any valid caller, whatever its rights: about itself."""
     COLLECTION = "collection"
     GLOBAL = "global"
 
@@ -56,6 +58,7 @@ class Grant:
 
 GRANTS: Final = {"r": (False, True), "rw": (True, True), "prw": (True, False)}
 """Qdrant's spellings of a grant's (write, extras)."""
+_SPELLINGS: Final = {flags: name for name, flags in GRANTS.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,16 +83,12 @@ class Rights:
     def limited(self) -> bool:
         return self.everywhere is None
 
-    def narrowed_to(self, mode: GlobalMode) -> Rights:
-        """The intersection with global rights ``mode``: a key can narrow a role, never widen it."""
-        if mode is GlobalMode.M:
-            return self
-        if self.everywhere is not None:
-            return replace(self, everywhere=GlobalMode.R)
-        return replace(self, grants=tuple(replace(grant, write=False) for grant in self.grants))
-
-
-NO_RIGHTS: Final = Rights()
+    def __str__(self) -> str:
+        """As Qdrant's tokens spell it: `m`, or `docs rw, logs.* r`; then what it is confined to."""
+        spelled = [f"{grant.collection} {_SPELLINGS[grant.write, grant.extras]}" for grant in self.grants]
+        access = self.everywhere.value if self.everywhere is not None else ", ".join(spelled) or "none"
+        conditions = " and ".join(f'{one.key} = "{one.value}"' for one in self.conditions)
+        return f"{access} where {conditions}" if conditions else access
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +134,7 @@ def decide(
     that a limited caller will see of the answer only what it may know, ``confined`` that the request carries the
     caller's conditions, or is about no points.
     """
-    if requirement.scope is Scope.NONE:
+    if requirement.scope in {Scope.NONE, Scope.CALLER}:
         return ALLOWED
     if rights.everywhere is None:
         refusal = _limited_refusal(rights.grants, requirement, collection, named, reduced=reduced, form=form)

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Final, Literal
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-AuthType = Literal["Certificate", "ApiKey", "None"]
+AuthType = Literal["Certificate", "ApiKey", "Jwt", "None"]
 EventKind = Literal["handshake", "connection", "reload", "start", "stop"]
 EventResult = Literal["ok", "denied", "failed"]
 
@@ -32,7 +32,7 @@ TRACING_HEADERS: Final = ("x-request-id", "x-tracing-id", "traceparent")
 """Where a trace id may stand; the first that is present wins (Qdrant: audit.rs)."""
 
 TRACING_ID_LIMIT: Final = 256
-"""A trace id of more bytes than this is cut to as many characters (Qdrant: audit.rs)."""
+"""A trace id of more bytes than this is cut to as many characters (Qdrant: audit.rs), and so is what a token says."""
 
 _encode: Final = JSONEncoder(ensure_ascii=True).encode
 _SURROGATE: Final = re.compile("[\ud800-\udfff]")
@@ -41,13 +41,20 @@ _MICROSECONDS: Final = 1_000_000
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who asked. An empty field is one that does not apply, and is left out of the line."""
+    """Who asked. An empty field is one that does not apply, and is left out of the line.
+
+    ``subject`` is the claim of a token; where the certificate alone admitted its holder, Qdrant's field is its subject.
+    ``key`` is the name of an API key, or of what a token was signed with; ``key_rights`` is what that gave.
+    """
 
     auth_type: AuthType
     role: str = ""
     rule: str = ""
     certificate_subject: str = ""
     certificate_sha256: str = ""
+    subject: str = ""
+    key: str = ""
+    key_rights: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,22 +93,20 @@ def prepare(  # noqa: PLR0913 - the fields of one record, by name
     error: str | None,
     reason: str,
 ) -> Prepared:
-    """`method` is Qdrant's name of the operation, `api` the path without its query, `error` the text of a refusal.
-
-    The subject of a certificate is also Qdrant's `subject` where the certificate is what admitted the caller; a key
-    has none, and the certificate beside it then stands in `certificate_subject` alone.
-    """
+    """`method` is Qdrant's name of the operation, `api` the path without its query, `error` the text of a refusal."""
     before = _fields(
         ("method", method),
         ("api", api),
         ("auth_type", caller.auth_type),
-        ("subject", caller.certificate_subject if caller.auth_type == "Certificate" else None),
+        ("subject", caller.certificate_subject if caller.auth_type == "Certificate" else _shortened(caller.subject)),
     )
     after = _fields(
         ("collection", collection),
         ("tracing_id", _shortened(tracing_id)),
         ("result", "ok" if allowed else "denied"),
         ("error", error),
+        ("key", caller.key),
+        ("key_rights", _shortened(caller.key_rights)),
         ("role", caller.role),
         ("rule", caller.rule),
         ("certificate_subject", caller.certificate_subject),
@@ -172,10 +177,10 @@ def _fields(*fields: tuple[str, str | None]) -> str:
     return "".join(f',"{name}":{json_string(value)}' for name, value in fields if value)
 
 
-def _shortened(tracing_id: str | None) -> str | None:
-    if tracing_id is not None and len(tracing_id.encode("utf-8", "surrogatepass")) > TRACING_ID_LIMIT:
-        return tracing_id[:TRACING_ID_LIMIT]
-    return tracing_id
+def _shortened(text: str | None) -> str | None:
+    if text is not None and len(text.encode("utf-8", "surrogatepass")) > TRACING_ID_LIMIT:
+        return text[:TRACING_ID_LIMIT]
+    return text
 
 
 def _number(value: float) -> str:

@@ -12,6 +12,7 @@ from tlsproxy.cli.certs import certs
 from tlsproxy.cli.check import check, config
 from tlsproxy.cli.explain import explain
 from tlsproxy.cli.run import demo, run
+from tlsproxy.cli.token import token
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -20,5 +21,5 @@ def main() -> None:
     """A security gateway for Qdrant: mutual TLS, certificate roles, decisions in Qdrant's own terms, audit."""
 
 
-for command in (run, check, explain, config, certs, demo):
+for command in (run, check, explain, config, certs, token, demo):
     main.add_command(command)

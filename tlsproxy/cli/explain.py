@@ -8,10 +8,12 @@ from pathlib import Path
 
 import click
 
-from tlsproxy.authz.access import UNREAD, Rights
-from tlsproxy.authz.credentials import Keys
-from tlsproxy.authz.roles import Principal
+from tlsproxy.authz.access import UNREAD, Decision
+from tlsproxy.authz.admission import Admission, admit
+from tlsproxy.authz.credentials import NEVER, Keys
+from tlsproxy.authz.tokens import Tokens
 from tlsproxy.cli.common import config_option, explained
+from tlsproxy.cli.secret import policy_with_secrets, read_secret, token_option
 from tlsproxy.cli.show import described, read_certificates
 from tlsproxy.config.loader import parse
 from tlsproxy.config.policy import policy_of
@@ -19,64 +21,86 @@ from tlsproxy.errors import RequestError
 from tlsproxy.qdrant.judge import judge
 from tlsproxy.qdrant.operations import Operation
 from tlsproxy.qdrant.rest import Recognised, recognise
+from tlsproxy.tls.facts import day
 from tlsproxy.tls.files import CONFIG_LIMIT, read_file
 
 
 @click.command()
 @config_option
+@token_option
 @click.argument("cert", type=click.Path(path_type=Path))
 @click.argument("method")
 @click.argument("path")
-def explain(config_path: Path, cert: Path, method: str, path: str) -> None:
-    """Say who CERT (PEM or DER) is, and whether it may do METHOD PATH.
+def explain(config_path: Path, token: str | None, cert: Path, method: str, path: str) -> None:
+    """Say who CERT (PEM or DER) is, and whether it may do METHOD PATH. CERT is `none` for a client without one.
 
-    Exits with 0 if it may, 1 if not. The decision is about a request without an API key. Whether the certificate's
-    chain is valid is not looked at: the handshake does that before anything here matters.
+    Exits with 0 if it may, 1 if not. With --token the decision is about a request that sends that key or token too,
+    and the keys of the configuration are read. Whether the certificate's chain is valid is not looked at: the handshake
+    does that before anything here matters.
     """
+    now = time.time()
     with explained():
         config = parse(read_file(config_path, CONFIG_LIMIT), config_path, os.environ).config
-        identity = read_certificates(cert)[0]
-    policy = policy_of(config, Keys())
+        identity = None if str(cert) == "none" else read_certificates(cert)[0]
+        presented = None if token is None else read_secret(token)
+        policy = policy_of(config, Keys(), Tokens()) if presented is None else policy_with_secrets(config)
     principal = policy.principal_of(identity)
-    for line in described(identity, now=time.time()):
-        click.echo(line)
-    for line in policy.why(identity):
-        click.echo(f"  {line}")
+    if identity is not None:
+        for line in described(identity, now=now):
+            click.echo(line)
+        for line in policy.why(identity):
+            click.echo(f"  {line}")
     click.echo(f"rule       {principal.rule or 'none'}")
-    click.echo(f"role       {principal.role or 'none'}")
+    click.echo(f"role       {principal.role or 'none'}{f' ({principal.rights})' if principal.role else ''}")
+    admitted = admit(principal, policy, presented, now)
+    if isinstance(admitted, Admission):
+        _tell_credential(admitted)
     try:
         asked = recognise(method, path)
     except RequestError as error:
         click.echo(f"decision   refused: {error.status} {error} ({error.reason})")
         raise SystemExit(1) from None
-    _decide(principal, asked)
+    _decide(admitted, asked)
 
 
-def _decide(principal: Principal, asked: Recognised) -> None:
+def _tell_credential(admission: Admission) -> None:
+    credential = admission.credential
+    if credential is None:
+        return
+    click.echo(f"{'key' if credential.kind == 'ApiKey' else 'token of':<10} {credential.name} ({credential.rights})")
+    if credential.expires != NEVER:
+        click.echo(f"until      {day(credential.expires)}")
+    if credential.exists is not None:
+        click.echo(f"provided   a certain point exists in the collection {credential.exists.collection}")
+
+
+def _decide(admitted: Admission | Decision, asked: Recognised) -> None:
     if asked.operation is None:
         click.echo("operation  none: Qdrant has no such route, or not for this method")
     else:
         click.echo(f"operation  {asked.operation.name}: {_requirement(asked.operation)}")
     if asked.collection is not None:
         click.echo(f"collection {asked.collection}")
-    judgement = judge(principal, Keys(), None, asked)
+    judgement = judge(admitted, asked)
     decision = judgement.decision
-    if decision is UNREAD:
-        names = judgement.rights.limited and asked.operation is not None and asked.operation.names_others
-        named = ["names only collections that the role names"] if names else []
-        confined = [f"can be confined to {_conditions(judgement.rights)}"] if judgement.rights.conditions else []
-        click.echo(f"decision   allowed if its body {' and '.join([*named, *confined])}")
+    if decision is UNREAD and isinstance(admitted, Admission):
+        click.echo(f"decision   allowed if its body {_condition(admitted, asked.operation)}")
         return
     if decision.allowed:
-        shown = " (the answer is reduced to what the role may know)" if judgement.listing is not None else ""
+        shown = " (the answer is reduced to what the caller may know)" if judgement.listing is not None else ""
         click.echo(f"decision   allowed{shown}")
         return
     click.echo(f"decision   refused: {decision.status} {decision.text or '(empty body)'} ({decision.reason})")
     raise SystemExit(1)
 
 
-def _conditions(rights: Rights) -> str:
-    return ", ".join(f'{one.key} = "{one.value}"' for one in rights.conditions)
+def _condition(admission: Admission, operation: Operation | None) -> str:
+    """What an undecided request's body must be like."""
+    conditions = [one for rights in admission.rights for one in rights.conditions]
+    confined = "can be confined to " + " and ".join(f'{one.key} = "{one.value}"' for one in conditions)
+    limited = any(rights.limited for rights in admission.rights)
+    named = limited and operation is not None and operation.names_others
+    return " and ".join(["names only collections that the caller has"] * named + [confined] * bool(conditions))
 
 
 def _requirement(operation: Operation) -> str:

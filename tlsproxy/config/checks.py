@@ -1,7 +1,8 @@
 """What must hold between the keys of a configuration, as a table of checks. Each says which sections it reads.
 
 A check never runs where one of its sections is invalid in itself, so that one mistake is reported once. The rules about
-roles and identities are in :mod:`tlsproxy.config.identity_checks`.
+roles and identities are in :mod:`tlsproxy.config.identity_checks`, those about keys and tokens in
+:mod:`tlsproxy.config.credential_checks`.
 """
 
 from __future__ import annotations
@@ -9,12 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Final
 
+from tlsproxy.config import credential_checks as credentials
 from tlsproxy.config.endpoints import Endpoint, admin_endpoint, upstream_endpoint
 from tlsproxy.config.findings import Finding
 from tlsproxy.config.identity_checks import matches, names, nobody, role_use, roles
 from tlsproxy.config.model import Config
 from tlsproxy.config.positions import Path, Tree
-from tlsproxy.config.secrets import KEY_NAMES, key_error
 
 QDRANT_IDLE_TIMEOUT: Final = 5.0
 """Seconds after which Qdrant closes an idle connection (actix keep-alive)."""
@@ -44,29 +45,6 @@ def _tls(config: Config, _tree: Tree) -> Iterator[Finding]:
 def _crl(config: Config, _tree: Tree) -> Iterator[Finding]:
     if config.tls.crl and config.tls.ca_cert is None:
         yield Finding(("tls", "crl"), "tls.ca_cert is needed: a CRL is signed by one of its CAs")
-
-
-def _service_keys(config: Config, _tree: Tree) -> Iterator[Finding]:
-    for name in KEY_NAMES:
-        value, path = getattr(config.service, name), getattr(config.service, f"{name}_file")
-        if value is not None and path is not None:
-            yield Finding(("service", f"{name}_file"), f"{name} is given too: keep one of them")
-        elif value is not None and (error := key_error(value.get_secret_value())):
-            yield Finding(("service", name), error)
-
-
-def _upstream_key(config: Config, _tree: Tree) -> Iterator[Finding]:
-    upstream = config.upstream
-    if upstream.api_key is not None and upstream.api_key_file is not None:
-        yield Finding(("upstream", "api_key_file"), "api_key is given too: keep one of them")
-    elif upstream.api_key is not None and (error := key_error(upstream.api_key.get_secret_value())):
-        yield Finding(("upstream", "api_key"), error)
-
-
-def _tokens(config: Config, _tree: Tree) -> Iterator[Finding]:
-    if config.service.jwt_rbac:
-        text = "tokens are not decided yet: a JWT is refused as an invalid key"
-        yield Finding(("service", "jwt_rbac"), text, warning=True)
 
 
 def _grpc(_config: Config, tree: Tree) -> Iterator[Finding]:
@@ -135,10 +113,13 @@ def _upstream_endpoint(url: str | None) -> Endpoint | str | None:
 _CHECKS: Final[tuple[tuple[frozenset[str], Check], ...]] = (
     (frozenset({"service", "tls", "identities"}), _tls),
     (frozenset({"tls"}), _crl),
-    (frozenset({"service"}), _service_keys),
-    (frozenset({"service"}), _tokens),
+    (frozenset({"service"}), credentials.service_keys),
+    (frozenset({"service"}), credentials.tokens),
+    (frozenset({"upstream"}), credentials.upstream_key),
+    (frozenset({"keys", "tls"}), credentials.named_keys),
+    (frozenset({"keys", "roles"}), credentials.key_roles),
+    (frozenset({"jwt_issuers"}), credentials.issuers),
     (frozenset({"service", "upstream"}), _grpc),
-    (frozenset({"upstream"}), _upstream_key),
     (frozenset({"upstream"}), _upstream),
     (frozenset({"service", "upstream"}), _loop),
     (frozenset({"service", "limits"}), _inspection),
@@ -146,6 +127,6 @@ _CHECKS: Final[tuple[tuple[frozenset[str], Check], ...]] = (
     (frozenset({"roles"}), roles),
     (frozenset({"identities"}), matches),
     (frozenset({"roles", "identities"}), names),
-    (frozenset({"roles", "identities"}), role_use),
-    (frozenset({"service", "roles", "identities"}), nobody),
+    (frozenset({"roles", "identities", "keys"}), role_use),
+    (frozenset({"service", "roles", "identities", "keys", "jwt_issuers"}), nobody),
 )

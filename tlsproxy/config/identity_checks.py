@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Final
 
 from tlsproxy.authz.globs import glob_error
-from tlsproxy.authz.roles import Matcher, normal_form
+from tlsproxy.authz.matcher import Matcher, normal_form
 from tlsproxy.authz.templates import parse_template
 from tlsproxy.config.findings import Finding
 from tlsproxy.config.model import Config
@@ -47,21 +47,25 @@ def roles(config: Config, _tree: Tree) -> Iterator[Finding]:
 def matches(config: Config, _tree: Tree) -> Iterator[Finding]:
     earlier: dict[tuple[tuple[str, str], ...], str] = {}
     for index, rule in enumerate(config.identities):
-        path: Path = ("identities", index, "match")
         given = rule.match.model_dump(exclude_none=True)
-        if not given:
-            yield Finding(path, "an empty match would match everybody: name at least one field")
-        for name, pattern in given.items():
-            if error := glob_error(pattern) or _value_error(name, pattern):
-                yield Finding((*path, name), error)
-            elif name in {"subject", "issuer"} and _is_glob(pattern):
-                text = "a '*' here crosses the ',' between two attributes: prefer cn, o and ou, or the exact text"
-                yield Finding((*path, name), text, warning=True)
+        yield from match_findings(("identities", index, "match"), given)
         same = Matcher(**given).given()
         if same in earlier:
             text = f"never reached: rule {earlier[same]!r} has the same match and comes first"
             yield Finding(("identities", index), text, warning=True)
         earlier.setdefault(same, rule.name)
+
+
+def match_findings(path: Path, given: Mapping[str, str]) -> Iterator[Finding]:
+    """Of one `match`, of which ``given`` are the fields that are not null."""
+    if not given:
+        yield Finding(path, "an empty match would match everybody: name at least one field")
+    for name, pattern in given.items():
+        if error := glob_error(pattern) or _value_error(name, pattern):
+            yield Finding((*path, name), error)
+        elif name in {"subject", "issuer"} and _is_glob(pattern):
+            text = "a '*' here crosses the ',' between two attributes: prefer cn, o and ou, or the exact text"
+            yield Finding((*path, name), text, warning=True)
 
 
 def names(config: Config, _tree: Tree) -> Iterator[Finding]:
@@ -76,17 +80,18 @@ def names(config: Config, _tree: Tree) -> Iterator[Finding]:
 
 
 def role_use(config: Config, _tree: Tree) -> Iterator[Finding]:
-    used = {rule.role for rule in config.identities}
+    used = {rule.role for rule in config.identities} | {key.role for key in config.keys}
     for name in config.roles:
         if name not in used:
-            yield Finding(("roles", name), "no identity has this role", warning=True)
+            yield Finding(("roles", name), "no identity or key has this role", warning=True)
 
 
 def nobody(config: Config, _tree: Tree) -> Iterator[Finding]:
     service = config.service
     keys = [getattr(service, name) or getattr(service, f"{name}_file") for name in KEY_NAMES]
     useful = {name for name, role in config.roles.items() if role.access}
-    if not any(keys) and not any(rule.role in useful for rule in config.identities):
+    holders = {rule.role for rule in config.identities} | {key.role for key in config.keys}
+    if not any(keys) and not config.jwt_issuers and useful.isdisjoint(holders):
         text = "nobody could do anything: give an identity a role, or set an API key"
         yield Finding(("identities",), f"{text} (Qdrant's 'no keys set: everybody may do everything' is not offered)")
 

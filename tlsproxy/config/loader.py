@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from pydantic import ValidationError
 
+from tlsproxy.config.callers import Section
 from tlsproxy.config.checks import findings
 from tlsproxy.config.environment import overlay
 from tlsproxy.config.model import Config
@@ -21,7 +22,7 @@ from tlsproxy.config.positions import Path as TreePath
 from tlsproxy.config.positions import Tree, read_tree
 from tlsproxy.config.problems import ConfigError, Problem, did_you_mean
 from tlsproxy.config.qdrant_keys import KEYS, SECTIONS, is_unused
-from tlsproxy.config.shape import model_at, sections, takes_path
+from tlsproxy.config.shape import lists, model_at, sections, takes_path
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
@@ -106,27 +107,39 @@ def _drop_empty(tree: Tree) -> None:
 
 
 def _resolve_paths(tree: Tree, base: Path, environ: Mapping[str, str]) -> Iterator[Problem]:
+    tree.root.setdefault("audit", {})
     for section, model in sections():
-        mapping = tree.root.setdefault(section, {}) if section == "audit" else tree.root.get(section)
-        if not isinstance(mapping, dict):
+        yield from _resolve_fields(tree, (section,), model, base, environ)
+    for section, model in lists():
+        items = tree.root.get(section)
+        for index in range(len(items) if isinstance(items, list) else 0):
+            yield from _resolve_fields(tree, (section, index), model, base, environ)
+
+
+def _resolve_fields(
+    tree: Tree, where: TreePath, model: type[Section], base: Path, environ: Mapping[str, str]
+) -> Iterator[Problem]:
+    """The paths of the one mapping that is ``where``, if it is one."""
+    mapping = tree.get(where)
+    if not isinstance(mapping, dict):
+        return
+    for key, field in model.model_fields.items():
+        if not takes_path(field):
             continue
-        for key, field in model.model_fields.items():
-            if not takes_path(field):
-                continue
-            if isinstance(field.default, Path):
-                mapping.setdefault(key, str(field.default))
-            given = mapping.get(key)
-            values = given if isinstance(given, list) else [given]
-            resolved: list[Any] = []
-            for index, value in enumerate(values):
-                try:
-                    resolved.append(_resolve(value, base, environ))
-                except ValueError as error:
-                    path: TreePath = (section, key, index) if values is given else (section, key)
-                    yield tree.position(path).problem(path, str(error))
-                    resolved.append(value)
-            if key in mapping:
-                mapping[key] = resolved if values is given else resolved[0]
+        if isinstance(field.default, Path):
+            mapping.setdefault(key, str(field.default))
+        given = mapping.get(key)
+        values = given if isinstance(given, list) else [given]
+        resolved: list[Any] = []
+        for index, value in enumerate(values):
+            try:
+                resolved.append(_resolve(value, base, environ))
+            except ValueError as error:
+                path: TreePath = (*where, key, index) if values is given else (*where, key)
+                yield tree.position(path).problem(path, str(error))
+                resolved.append(value)
+        if key in mapping:
+            mapping[key] = resolved if values is given else resolved[0]
 
 
 def _resolve(value: Any, base: Path, environ: Mapping[str, str]) -> Any:
@@ -134,6 +147,8 @@ def _resolve(value: Any, base: Path, environ: Mapping[str, str]) -> Any:
         return value
     if not value or "\0" in value:
         raise ValueError("must not be empty" if not value else "a path holds no NUL")
+    if "://" in value:
+        raise ValueError("a URL is not fetched: only files are supported")
     if not value.startswith(CREDENTIAL):
         return str(base / value)
     name = value.removeprefix(CREDENTIAL)

@@ -10,20 +10,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, SecretStr, Tag
+from pydantic import BeforeValidator, Discriminator, Field, SecretStr, Tag
+
+from tlsproxy.config.callers import JwtIssuer, Label, Match, NamedKey, Section
 
 Port = Annotated[int, Field(ge=0, le=65535)]
 Seconds = Annotated[float, Field(gt=0, le=86400 * 365)]
 Count = Annotated[int, Field(ge=1, le=10_000_000)]
 Size = Annotated[int, Field(ge=1024, le=1 << 40)]
-Label = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
-"""A name that appears in the audit log and as a metric's label."""
-
-
-class Section(BaseModel):
-    """Frozen; a key that is neither ours nor Qdrant's is an error (the loader takes Qdrant's unused keys out first)."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True, use_attribute_docstrings=True)
 
 
 class Service(Section):
@@ -52,7 +46,16 @@ class Service(Section):
     read_only_api_key_file: Path | None = None
     """File that holds the `read_only_api_key`."""
     jwt_rbac: bool = False
-    """Accepted for Qdrant's sake; a JWT is refused as an invalid key until tokens are decided."""
+    """Whether tokens (JWT, HS256) that are signed with `api_key` or `alt_api_key` are accepted."""
+    jwt_full_access_without_claim: bool = False
+    """Whether a token without an `access` claim has all rights, as in Qdrant; if false it is refused."""
+    jwt_require_exp: bool = False
+    """Whether a token without an `exp` claim is refused."""
+    unmapped_certificate: Literal["deny", "token"] | None = None
+    """What a certificate that no rule matches means: deny refuses its holder, token lets a key or token alone count.
+    Null is deny where there are `identities`, and token where there are none, which is what Qdrant does."""
+    enable_cors: bool = True
+    """Whether web pages of any origin may call, as in Qdrant: preflights are answered, refusals can be read."""
     max_request_size_mb: Annotated[int, Field(ge=1, le=1 << 20)] = 32
     """Largest JSON request body, in MiB. Uploads have `limits.max_upload_size_mb`."""
 
@@ -118,35 +121,8 @@ class Role(Section):
         Discriminator(_access_kind),
     ]
     """r (read everything), m (everything), or a list of collections and what may be done in each."""
-    filter: dict[str, str] = {}
+    filter: dict[str, str] = Field(default={})
     """Payload keys and values that confine the role to some of the points; `{cn}` is the certificate's common name."""
-
-
-class Match(Section):
-    """All fields that are given must hold. A value is exact or a glob; `*` stops at `/` and `.`, `**` does not."""
-
-    cn: str | None = None
-    """Common name of the subject."""
-    o: str | None = None
-    """Organization of the subject; any of several."""
-    ou: str | None = None
-    """Organizational unit of the subject; any of several."""
-    dns: str | None = None
-    """DNS alternative name, in any case."""
-    uri: str | None = None
-    """URI alternative name, such as a SPIFFE ID."""
-    email: str | None = None
-    """Email alternative name."""
-    ip: str | None = None
-    """IP alternative name."""
-    subject: str | None = None
-    """The whole subject as RFC 4514 writes it, for example `CN=alice,OU=platform,O=Acme`."""
-    issuer: str | None = None
-    """The issuer as RFC 4514 writes it: needed where two CAs may issue the same name."""
-    serial: str | None = None
-    """Serial number in hex."""
-    sha256: str | None = None
-    """SHA-256 fingerprint of the certificate in hex, with or without colons."""
 
 
 class IdentityRule(Section):
@@ -232,10 +208,14 @@ class Config(Section):
     service: Service = Service()
     tls: Tls
     upstream: Upstream = Upstream()
-    roles: dict[Label, Role] = {}
+    roles: dict[Label, Role] = {}  # noqa: RUF012 - pydantic copies it
     """Role names and their rights."""
     identities: tuple[IdentityRule, ...] = ()
     """Which certificates have which role, in order: the first rule that matches decides."""
+    keys: tuple[NamedKey, ...] = ()
+    """API keys beside those of `service`."""
+    jwt_issuers: tuple[JwtIssuer, ...] = ()
+    """Whose tokens are accepted beside those that are signed with an API key of `service`."""
     audit: Audit = Audit()
     limits: Limits = Limits()
     admin: Admin = Admin()

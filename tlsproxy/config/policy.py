@@ -4,17 +4,22 @@ from __future__ import annotations
 
 from tlsproxy.authz.access import GRANTS, GlobalMode, Grant, Rights
 from tlsproxy.authz.credentials import Keys
-from tlsproxy.authz.roles import Matcher, Policy, Rule
+from tlsproxy.authz.matcher import Matcher
+from tlsproxy.authz.roles import Policy, Rule
 from tlsproxy.authz.templates import parse_template
+from tlsproxy.authz.tokens import Tokens
 from tlsproxy.config.model import CollectionGrant, Config, Role
 
 
-def policy_of(config: Config, keys: Keys) -> Policy:
+def policy_of(config: Config, keys: Keys, tokens: Tokens) -> Policy:
     """``config`` has passed its checks: every rule names a role that exists."""
+    unmapped = config.service.unmapped_certificate or ("deny" if config.identities else "token")
     return Policy(
-        roles={name: _rights(role) for name, role in config.roles.items()},
+        roles={name: rights_of(role) for name, role in config.roles.items()},
         rules=tuple(Rule(rule.name, Matcher(**rule.match.model_dump()), rule.role) for rule in config.identities),
         keys=keys,
+        tokens=tokens,
+        unmapped_may_use_credentials=unmapped == "token",
         filters={
             name: tuple(parse_template(key, text) for key, text in role.filter.items())
             for name, role in config.roles.items()
@@ -23,7 +28,7 @@ def policy_of(config: Config, keys: Keys) -> Policy:
     )
 
 
-def _rights(role: Role) -> Rights:
+def rights_of(role: Role) -> Rights:
     if isinstance(role.access, str):
         return Rights(everywhere=GlobalMode(role.access))
     return Rights(grants=tuple(_grant(grant) for grant in role.access))

@@ -26,7 +26,6 @@ SECTIONS: Final = frozenset(
 KEYS: Final = {
     "service": frozenset(
         {
-            "enable_cors",
             "enable_snapshot_url_recovery",
             "enable_static_content",
             "enforce_internal_auth",

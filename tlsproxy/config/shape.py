@@ -9,9 +9,10 @@ from typing import Any, Final, get_args
 from pydantic import SecretStr
 from pydantic.fields import FieldInfo
 
-from tlsproxy.config.model import Config, Section
+from tlsproxy.config.callers import Section
+from tlsproxy.config.model import Config
 
-NESTED: Final = ("roles", "identities")
+NESTED: Final = ("roles", "identities", "keys", "jwt_issuers")
 """Sections that are lists or maps of their own, and so have no key that an environment variable could name."""
 
 
@@ -19,6 +20,14 @@ def sections() -> Iterator[tuple[str, type[Section]]]:
     """The sections that are plain mappings of keys, with their models."""
     for name, field in Config.model_fields.items():
         if name not in NESTED and (model := _model_in(field.annotation)):
+            yield name, model
+
+
+def lists() -> Iterator[tuple[str, type[Section]]]:
+    """The sections that are lists of mappings, with the models of their items."""
+    for name in NESTED:
+        annotation = Config.model_fields[name].annotation
+        if tuple in _parts(annotation) and dict not in _parts(annotation) and (model := _model_in(annotation)):
             yield name, model
 
 

@@ -10,9 +10,12 @@ from __future__ import annotations
 import time
 from typing import Final, Protocol
 
+from tlsproxy.authz.access import Decision
 from tlsproxy.errors import AuditUnavailable, Overloaded, RequestError, RequestTimeout, UpstreamTimeout
+from tlsproxy.proxy.answers import Answer
 from tlsproxy.proxy.deadlines import NEVER
 from tlsproxy.proxy.gateway import Gateway
+from tlsproxy.proxy.points import Verdict
 from tlsproxy.proxy.pool import Pool
 from tlsproxy.proxy.record import Record, RequestBody
 from tlsproxy.proxy.tlsstream import TlsStream
@@ -34,8 +37,9 @@ class Client(Protocol):
     def upstream_ready(self, upstream: Upstream) -> None: ...
     def reading_changed(self) -> None: ...
     def exchange_done(self) -> None: ...
+    def exchange_denied(self) -> None: ...
+    def exchange_answered(self, answer: Answer) -> None: ...
     def exchange_failed(self, error: RequestError) -> None: ...
-    def exchange_refused(self) -> None: ...
     def exchange_cut(self, error: RequestError) -> None: ...
 
 
@@ -49,7 +53,7 @@ class Exchange:
         self._upstream: Upstream | None = None
         self._sent: list[bytes] | None = None
         self._head = b""
-        self._content = b""  # of a body that was read before the decision
+        self._whole_body = b""  # of a body that was read before the decision
         self._body_since = 0.0
         self.record = record
         self.body = body
@@ -87,6 +91,34 @@ class Exchange:
 
     def _acquire(self) -> None:
         self.record.admit(self._gateway)
+        proviso = self.record.plan.proviso
+        if proviso is None:
+            self._connect()
+            return
+        self._wait(
+            UpstreamTimeout("The upstream did not say in time whether the token is valid"),
+            self._gateway.generation.config.upstream.response_timeout,
+        )
+        if self._pool.points.exists(proviso.exists, self._told):
+            self._connect()
+
+    def _told(self, verdict: Verdict) -> None:
+        """Whether there is the point that the token requires."""
+        proviso = self.record.plan.proviso
+        if self._ended or proviso is None:
+            return
+        if isinstance(verdict, Decision):
+            self.record.plan = self._gateway.plans.refused(proviso, verdict)
+            self._client.exchange_denied()
+            return
+        try:
+            if verdict is not None:
+                raise verdict
+            self._connect()
+        except RequestError as error:
+            self._client.exchange_failed(error)
+
+    def _connect(self) -> None:
         self._wait(
             UpstreamTimeout("No connection to the upstream became free in time"),
             self._gateway.generation.config.upstream.connect_timeout,
@@ -115,8 +147,8 @@ class Exchange:
         Raises as :meth:`RequestBody.feed` does, before anything was sent.
         """
         plan = self.record.plan
-        out = plan.upstream + tail + self._content
-        self._content = b""
+        out = plan.upstream + tail + self._whole_body
+        self._whole_body = b""
         if not self.body.done and data:
             piece, taken = self.body.feed(data)
             self.record.bytes_in += taken
@@ -236,3 +268,6 @@ class Exchange:
         if self._upstream is not None:
             upstream, self._upstream = self._upstream, None
             upstream.discard()
+
+    def over(self) -> None:
+        """It has ended, in whichever way: what it held is given back."""

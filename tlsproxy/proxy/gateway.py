@@ -6,17 +6,22 @@ import asyncio
 from collections.abc import Callable
 from typing import Protocol
 
+from tlsproxy.authz.auditquery import AuditQuery
 from tlsproxy.proxy.deadlines import Deadlines
 from tlsproxy.proxy.plan import Plans
 from tlsproxy.tls.generation import Generation
 
 
 class Audit(Protocol):
-    """The audit log. ``accepts`` says whether one more line fits beside ``pending`` ones that are still to come."""
+    """The audit log. ``accepts`` says whether one more line fits beside ``pending`` ones that are still to come.
+
+    ``read`` gives the lines that answer a query, and blocks: call it in a thread.
+    """
 
     def accepts(self, pending: int = 0) -> bool: ...
     def write(self, line: str) -> None: ...
     def when_writable(self, callback: Callable[[], None]) -> None: ...
+    def read(self, query: AuditQuery) -> list[bytes]: ...
 
 
 class Metrics(Protocol):

@@ -8,6 +8,7 @@ length in place of chunks.
 from __future__ import annotations
 
 from tlsproxy.errors import RequestError, RequestTimeout
+from tlsproxy.proxy.auditlogs import AuditLogsExchange
 from tlsproxy.proxy.exchange import Client, Exchange
 from tlsproxy.proxy.gateway import Gateway
 from tlsproxy.proxy.holding import Holding
@@ -63,27 +64,19 @@ class InspectedExchange(Exchange):
         self.body.content = None
         self.record.plan, content = self._plans.read(unread, content)
         if self.record.plan.decision.allowed:
-            self._content = content
+            self._whole_body = content
             super().admit()
         else:
-            self._holding.release()
-            self._client.exchange_refused()
+            self._client.exchange_denied()
 
-    def response_done(self) -> None:
+    def over(self) -> None:
         self._holding.release()
-        super().response_done()
-
-    def upstream_lost(self, error: RequestError, *, stale: bool, answered: bool) -> None:
-        self._holding.release()
-        super().upstream_lost(error, stale=stale, answered=answered)
-
-    def abandon(self) -> None:
-        self._holding.release()
-        super().abandon()
 
 
 def exchange_of(plan: Plan) -> type[Exchange]:
     """What kind of exchange a request needs that was not refused by its head."""
     if plan.unread is not None:
         return InspectedExchange
+    if plan.audit_logs:
+        return AuditLogsExchange
     return Exchange if plan.listing is None else ReducedExchange

@@ -10,16 +10,21 @@ Where the body has a say the head's plan is a refusal that keeps what it was mad
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from http import HTTPStatus
 from typing import Final
 from urllib.parse import urlsplit
 
-from tlsproxy.authz.access import ALLOWED, UNREAD, Decision, Rights
+from tlsproxy.authz.access import ALLOWED, UNREAD, Decision
+from tlsproxy.authz.admission import Admission, admit
 from tlsproxy.authz.audit import Caller, Prepared, prepare, tracing_id_of
-from tlsproxy.authz.credentials import presented_key
+from tlsproxy.authz.claims import ValueExists
+from tlsproxy.authz.credentials import NEVER, presented_key
 from tlsproxy.authz.roles import Principal
-from tlsproxy.errors import RequestError
+from tlsproxy.errors import Form, RequestError
+from tlsproxy.proxy.answers import Answer, cors_fields, is_preflight, preflight, whoami
 from tlsproxy.qdrant.judge import Judgement, judge, judge_body
 from tlsproxy.qdrant.listings import Listing
+from tlsproxy.qdrant.operations import AUDIT_LOGS, OPEN, PREFLIGHT, WHOAMI, Operation
 from tlsproxy.qdrant.rest import Recognised, recognise
 from tlsproxy.tls.generation import Generation
 from tlsproxy.wire.content import decoded
@@ -30,16 +35,27 @@ MEMO_HEAD: Final = 4096
 """A longer head is not remembered: the memo's size in memory is bounded by the product."""
 
 UNLIMITED: Final = 1 << 62
+AUDIT_QUERY: Final = 65_536
+"""Bytes of a question about the audit log."""
+
+
+@dataclass(frozen=True, slots=True)
+class Proviso:
+    """What must be found out before an allowed request is carried out, and what its refusal is made of otherwise."""
+
+    exists: ValueExists
+    head: RequestHead
+    asked: Recognised
+    admission: Admission
 
 
 @dataclass(frozen=True, slots=True)
 class Unread:
-    """A request whose body must be read before it is decided: by whom, what, and with which rights."""
+    """A request whose body must be read before it is decided."""
 
-    principal: Principal
     head: RequestHead
     asked: Recognised
-    rights: Rights
+    admission: Admission
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +64,10 @@ class Plan:
 
     ``length`` as in :class:`RequestHead`; ``framed`` says whether the end of the request is known at all. ``limit`` is
     of the body, in bytes. ``resend`` says that the request may be sent again if a connection was lost under it.
-    ``unread``: not decided yet. ``listing``: the response is reduced to what the caller may know.
+    ``expires`` is the moment, in seconds since the epoch, from which it must be made anew: what the caller presented
+    counts no longer. ``answer`` is the response where the gateway gives it itself; ``audit_logs``: it comes from the
+    audit log. ``proviso`` is what the caller's token asks for besides. ``fields`` are header lines of every response
+    that is not the upstream's. ``unread``: not decided yet. ``listing``: how the upstream's answer is reduced.
     """
 
     operation: str
@@ -63,6 +82,11 @@ class Plan:
     limit: int = UNLIMITED
     resend: bool = False
     upstream: bytes = b""
+    expires: float = NEVER
+    answer: Answer | None = None
+    audit_logs: bool = False
+    proviso: Proviso | None = None
+    fields: bytes = b""
     unread: Unread | None = None
     listing: Listing | None = None
 
@@ -72,7 +96,8 @@ class Plans:
 
     def __init__(self, generation: Generation) -> None:
         config = generation.config
-        self._keys = generation.policy.keys
+        self._policy = generation.policy
+        self._cors = config.service.enable_cors
         self._log_api = config.audit.log_api
         self._max_fields = config.limits.max_headers
         self._body_limit = config.service.max_request_size_mb << 20
@@ -82,17 +107,19 @@ class Plans:
         self._upstream_key = key.encode() if key is not None else None
         self._memo: dict[tuple[Principal, bytes], Plan] = {}
 
-    def of(self, principal: Principal, head: bytes) -> Plan:
+    def of(self, principal: Principal, head: bytes, now: float) -> Plan:
+        """``now`` is seconds since the epoch."""
         plan = self._memo.get((principal, head))
-        if plan is None:
-            plan = self.make(principal, head)
+        if plan is None or now >= plan.expires:
+            self._memo.pop((principal, head), None)
+            plan = self.make(principal, head, now)
             if (plan.decision.allowed or plan.unread is not None) and len(head) <= MEMO_HEAD:
                 if len(self._memo) >= MEMO_PLANS:
                     del self._memo[next(iter(self._memo))]  # the oldest
                 self._memo[principal, head] = plan
         return plan
 
-    def make(self, principal: Principal, head: bytes, *, ended: Decision | None = None) -> Plan:
+    def make(self, principal: Principal, head: bytes, now: float, *, ended: Decision | None = None) -> Plan:
         """``ended`` refuses whatever is asked: the connection has lost its right to exist."""
         try:
             parsed = parse_request(head, max_fields=self._max_fields)
@@ -101,50 +128,82 @@ class Plans:
         try:
             asked = recognise(parsed.method, parsed.target)
         except RequestError as error:
-            return self._plan(principal, parsed, None, Judgement(_refused(error)))
+            return self._plan(principal, parsed, None, None, Judgement(_refused(error)))
+        if self._cors and is_preflight(parsed):
+            asked = replace(asked, operation=PREFLIGHT, collection=None)
         presented = presented_key(parsed.value(b"api-key"), parsed.value(b"authorization"))
-        judgement = Judgement(ended) if ended is not None else judge(principal, self._keys, presented, asked)
-        return self._plan(principal, parsed, asked, judgement)
+        admitted = ended or admit(principal, self._policy, presented, now)
+        return self._plan(
+            principal,
+            parsed,
+            asked,
+            admitted if isinstance(admitted, Admission) else None,
+            Judgement(ended) if ended is not None else judge(admitted, asked),
+        )
 
     def read(self, unread: Unread, content: bytes) -> tuple[Plan, bytes]:
         """The plan of a request whose body is here, and the body to send: this one, or this one confined."""
-        head, coding = unread.head, unread.head.value(b"content-encoding")
+        head, asked, admission = unread.head, unread.asked, unread.admission
         try:
-            decision, changed = judge_body(unread.rights, unread.asked, decoded(content, coding, self._body_limit))
+            plain = decoded(content, head.value(b"content-encoding"), self._body_limit)
+            decision, changed = judge_body(admission, asked, plain)
         except RequestError as error:
             decision, changed = _refused(error), None
         if changed is not None:
-            head, content = _without(head, b"content-encoding"), changed
-        return self._plan(unread.principal, _whole(head, len(content)), unread.asked, Judgement(decision)), content
+            head, content = head.without(b"content-encoding"), changed
+        return self._plan(
+            admission.principal, head.with_length(len(content)), asked, admission, Judgement(decision)
+        ), content
+
+    def _limit(self, operation: Operation | None) -> int:
+        if operation is AUDIT_LOGS:
+            return AUDIT_QUERY
+        return self._upload_limit if operation is not None and operation.upload else self._body_limit
+
+    def refused(self, proviso: Proviso, decision: Decision) -> Plan:
+        """The plan of a request that would have been allowed, had it not been for its proviso."""
+        principal = proviso.admission.principal
+        return self._plan(principal, proviso.head, proviso.asked, proviso.admission, Judgement(decision))
 
     def unreadable(self, principal: Principal, error: RequestError) -> Plan:
         """What was sent has no readable head, and so no end."""
         decision = _refused(error)
-        caller = _caller(principal, decision)
+        caller = _caller(principal, None)
         return Plan("unreadable", principal.role, decision, _prepared(caller, decision))
 
-    def _plan(self, principal: Principal, head: RequestHead, asked: Recognised | None, judgement: Judgement) -> Plan:
+    def _plan(
+        self,
+        principal: Principal,
+        head: RequestHead,
+        asked: Recognised | None,
+        admission: Admission | None,
+        judgement: Judgement,
+    ) -> Plan:
         decision, listing = judgement.decision, judgement.listing
         operation = asked.operation if asked is not None else None
         api = asked.target.path if asked is not None else head.target.partition("?")[0]
         tracing = tracing_id_of({name.decode(): value.decode("latin-1") for name, value in head.fields})
-        upstream = b""
-        if decision is ALLOWED and asked is not None:
+        upstream, answer, fields = b"", None, cors_fields(head) if self._cors else b""
+        if operation is PREFLIGHT:
+            answer, fields = preflight(head), b""
+        elif operation is WHOAMI and admission is not None:
+            answer = whoami(admission)
+        elif decision is ALLOWED and asked is not None and not (operation is not None and operation.own):
             upstream = restate_request(
-                head if listing is None else _without(head, b"accept-encoding"),  # it will be read
+                head if listing is None else head.without(b"accept-encoding"),  # the answer will be read
                 str(asked.target),
                 upstream_host=self._upstream_host,
                 upstream_key=self._upstream_key,
             )
         unread = None
-        if decision is UNREAD and asked is not None:
-            unread = Unread(principal, head, asked, judgement.rights)
+        if decision is UNREAD and asked is not None and admission is not None:
+            unread = Unread(head, asked, admission)
         return Plan(
             operation=operation.name if operation is not None else "unknown",
-            role=principal.role,
+            role=admission.role if admission is not None else principal.role,
             decision=decision,
             audit=_prepared(
-                _caller(principal, decision),
+                _caller(principal, admission),
                 decision,
                 method=operation.name if operation is not None else None,
                 api=api if self._log_api or not decision.allowed else None,
@@ -156,34 +215,47 @@ class Plans:
             close=head.close,
             to_head=head.method == "HEAD",
             expects_continue=head.expects_continue,
-            limit=self._upload_limit if operation is not None and operation.upload else self._body_limit,
+            limit=self._limit(operation),
             resend=operation is not None and operation.reads,
             upstream=upstream,
+            expires=admission.expires if admission is not None else NEVER,
+            answer=answer,
+            audit_logs=operation is AUDIT_LOGS,
+            proviso=_proviso(head, asked, admission) if upstream and asked is not None else None,
+            fields=fields,
             unread=unread,
             listing=listing,
         )
-
-
-def _without(head: RequestHead, *names: bytes) -> RequestHead:
-    return replace(head, fields=tuple(field for field in head.fields if field[0] not in names))
-
-
-def _whole(head: RequestHead, size: int) -> RequestHead:
-    """The same request with its body here: a length in place of chunks, and nobody who waits to be told to send."""
-    head = _without(head, b"content-length", b"expect")
-    return replace(head, fields=(*head.fields, (b"content-length", b"%d" % size)), length=size, expects_continue=False)
 
 
 def _refused(error: RequestError) -> Decision:
     return Decision(allowed=False, reason=error.reason, status=error.status, text=str(error), form=error.form)
 
 
-def _caller(principal: Principal, decision: Decision) -> Caller:
-    """Without a certificate, it was a key that let a request through."""
-    identity = principal.identity
-    if identity is None:
-        return Caller("ApiKey" if decision.allowed else "None")
-    return Caller("Certificate", principal.role, principal.rule, identity.name, identity.sha256)
+def _proviso(head: RequestHead, asked: Recognised, admission: Admission | None) -> Proviso | None:
+    """What is open to anybody is open to the bearer of any token too."""
+    credential = admission.credential if admission is not None else None
+    if admission is None or credential is None or credential.exists is None:
+        return None
+    if asked.operation is not None and asked.operation.requirement == OPEN:
+        return None
+    return Proviso(credential.exists, head, asked, admission)
+
+
+def _caller(principal: Principal, admission: Admission | None) -> Caller:
+    """As what somebody was admitted; ``None`` is nobody yet, or nobody at all."""
+    identity, credential = principal.identity, admission.credential if admission is not None else None
+    auth_type = credential.kind if credential is not None else "Certificate" if identity is not None else "None"
+    return Caller(
+        auth_type,
+        principal.role if admission is None else admission.role,
+        principal.rule,
+        identity.name if identity is not None else "",
+        identity.sha256 if identity is not None else "",
+        subject=credential.subject if credential is not None else "",
+        key=credential.name if credential is not None else "",
+        key_rights=str(credential.rights) if credential is not None else "",
+    )
 
 
 def _prepared(
@@ -209,4 +281,6 @@ def _prepared(
 
 def _error(decision: Decision) -> str:
     """Qdrant prefixes what its authentication says with the name of the error."""
-    return f"Unauthorized: {decision.text}" if decision.status == 401 else decision.text or decision.reason  # noqa: PLR2004
+    if decision.form is Form.BARE:
+        return f"{'Unauthorized' if decision.status == HTTPStatus.UNAUTHORIZED else 'Forbidden'}: {decision.text}"
+    return decision.text or decision.reason

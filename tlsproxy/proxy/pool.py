@@ -12,16 +12,21 @@ from typing import Final
 
 from tlsproxy.errors import Overloaded
 from tlsproxy.proxy.gateway import Gateway
+from tlsproxy.proxy.points import Points
 from tlsproxy.proxy.upstream import Exchange, Upstream
 
 MAX_WAITING: Final = 1024
 
 
 class Pool:
-    """The upstream connections of one process. Waiting for one is bounded in number and, by the waiter, in time."""
+    """The upstream connections of one process. Waiting for one is bounded in number and, by the waiter, in time.
+
+    ``points`` asks over them what the tokens of requests depend on.
+    """
 
     def __init__(self, gateway: Gateway) -> None:
         self._gateway = gateway
+        self.points = Points(gateway, self)
         self._idle: list[Upstream] = []
         self._all: set[Upstream] = set()
         self._waiting: deque[Exchange] = deque()

@@ -12,6 +12,8 @@ from tlsproxy.proxy.plan import Plan
 from tlsproxy.wire.chunked import ChunkedBody, ChunkedError
 from tlsproxy.wire.http1 import CHUNKED
 
+SMALL_REST: Final = 65_536
+"""A refused body of at most this many bytes is dropped and the connection kept; a larger one costs the connection."""
 CLIENT_GONE: Final = 499
 """The status that is written down for a request whose client did not wait for one (nginx's convention)."""
 
@@ -79,6 +81,13 @@ class RequestBody:
     def left(self) -> int | None:
         """Bytes that are still to come, None where that is not known."""
         return None if self._chunks is not None and not self.done else self._left
+
+    def skippable(self, *, expected: bool) -> bool:
+        """Whether what is still to come can be dropped. ``expected``: by a client that waits to be told to send it,
+        which may now send it or the next head.
+        """
+        left = self.left
+        return left == 0 or (left is not None and left <= SMALL_REST and not expected)
 
     def feed(self, data: bytes) -> tuple[bytes, int]:
         """(the bytes to forward, how many were taken). Raises :class:`BadRequest`, :class:`BodyTooLarge`."""

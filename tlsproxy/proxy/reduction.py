@@ -56,13 +56,12 @@ class ReducedExchange(Exchange):
     def response_done(self) -> None:
         head, answer = self._answered, bytes(self._answer)
         self._answer.clear()
-        self._holding.release()
         shown = self._shown(head, answer) if head is not None else None
         if head is None or shown is None:
             self._upstream = None
             self._client.exchange_failed(UpstreamBroken("The upstream's answer cannot be reduced to what you may know"))
             return
-        fields = b"content-type: application/json\r\ncontent-length: %d\r\n" % len(shown)
+        fields = b"content-type: application/json\r\ncontent-length: %d\r\n" % len(shown) + self.record.plan.fields
         super().response_head(replace(head, fields=fields, length=len(shown)))
         super().response_body(shown)
         super().response_done()
@@ -83,6 +82,5 @@ class ReducedExchange(Exchange):
         del answered
         super().upstream_lost(error, stale=stale, answered=False)
 
-    def abandon(self) -> None:
+    def over(self) -> None:
         self._holding.release()
-        super().abandon()

@@ -1,4 +1,4 @@
-"""What a client is told when its request ends here: Qdrant's status, body and form."""
+"""A response that the gateway makes itself: a refusal in Qdrant's status, body and form, or an answer of its own."""
 
 from __future__ import annotations
 
@@ -23,18 +23,24 @@ _CONTENT_TYPE = {
 }
 
 
-def refusal(status: int, text: str, form: Form, *, close: bool, to_head: bool) -> bytes:
-    """A whole response. ``to_head``: it answers a HEAD request, so that only its length is told (RFC 9110 §9.3.2)."""
-    body = b"" if form is Form.EMPTY else text.encode()
+def refused(status: int, text: str, form: Form) -> tuple[bytes, bytes]:
+    """(the header lines that say what it is, the body)."""
+    fields = _CONTENT_TYPE[form]
+    if status == HTTPStatus.SERVICE_UNAVAILABLE:
+        fields += b"retry-after: 1\r\n"
     if form is Form.JSON:
-        body = orjson.dumps({"status": {"error": text}, "time": 0.0})
-    head = b"HTTP/1.1 %d %b\r\n%bcontent-length: %d\r\ndate: %b\r\n%b%b\r\n" % (
+        return fields, orjson.dumps({"status": {"error": text}, "time": 0.0})
+    return fields, b"" if form is Form.EMPTY else text.encode()
+
+
+def response(status: int, fields: bytes, body: bytes, *, close: bool, to_head: bool) -> bytes:
+    """A whole one. ``to_head``: it answers a HEAD request, so that only its length is told (RFC 9110 §9.3.2)."""
+    head = b"HTTP/1.1 %d %b\r\n%bcontent-length: %d\r\ndate: %b\r\n%b\r\n" % (
         status,
         HTTPStatus(status).phrase.encode(),
-        _CONTENT_TYPE[form],
+        fields,
         len(body),
         _date(int(time.time())),
-        b"retry-after: 1\r\n" if status == HTTPStatus.SERVICE_UNAVAILABLE else b"",
         b"connection: close\r\n" if close else b"",
     )
     return head if to_head else head + body

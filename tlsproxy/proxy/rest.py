@@ -1,51 +1,30 @@
 """A client's connection on the REST port: one request after the other, each decided before a byte of it goes upstream.
 
-The states, and what may come next:
-
-    IDLE      no request, or the beginning of a head                      → BUSY, SKIPPING, ENDED
-    BUSY      an exchange goes on                                         → IDLE, SKIPPING, ENDED
-    SKIPPING  refused and answered; the small rest of its body is dropped → IDLE, ENDED
-    ENDED     nothing that comes is looked at any more
-
-A connection whose next request cannot be found (a body of unknown length was refused, a response began before the
-request was whole) is closed after its answer, so that no byte is ever read as what it was not sent as.
+Its states are in :mod:`tlsproxy.proxy.turns`.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from enum import Enum
 from typing import Final
 
-from tlsproxy.authz.audit import json_string
-from tlsproxy.errors import BodyTooLarge, Form, RequestError, RequestTimeout
-from tlsproxy.proxy.exchange import Exchange
+from tlsproxy.errors import BodyTooLarge, RequestError, RequestTimeout
+from tlsproxy.proxy.answers import Answer
 from tlsproxy.proxy.gateway import Gateway
 from tlsproxy.proxy.inspection import exchange_of
-from tlsproxy.proxy.plan import Plan
 from tlsproxy.proxy.pool import Pool
-from tlsproxy.proxy.record import Record, RequestBody
-from tlsproxy.proxy.refusal import refusal
+from tlsproxy.proxy.record import RequestBody
 from tlsproxy.proxy.standing import Standing
 from tlsproxy.proxy.tlsstream import TlsStream
+from tlsproxy.proxy.turns import State, Turns
 from tlsproxy.proxy.upstream import Upstream
-from tlsproxy.wire.inbox import Inbox
 
-SMALL_REST: Final = 65_536
-"""A refused body of at most this many bytes is dropped and the connection kept; a larger one costs the connection."""
 SHORT_LINGER: Final = 1.0
 """Seconds, after the last response of a connection: its client may have sent on behind its last request."""
 
 
-class State(Enum):
-    IDLE = 0
-    BUSY = 1
-    SKIPPING = 2
-    ENDED = 3
-
-
-class RestConnection:
+class RestConnection(Turns):
     """The owner of one TLS stream, from its handshake on. ``address`` is the client's, without its port."""
 
     def __init__(
@@ -57,49 +36,27 @@ class RestConnection:
         standing: Standing,
         when_ended: Callable[[], None],
     ) -> None:
-        self.stream = stream
-        self.close = False
-        self._gateway = gateway
+        super().__init__(gateway, stream, address)
         self._pool = pool
         self._standing = standing
         self._when_ended = when_ended
-        self._remote = json_string(address)
-        self._limits = gateway.generation.config.limits
         self._tail = b"x-forwarded-for: %b\r\nx-forwarded-proto: https\r\n\r\n" % address.encode()
-        self._inbox = Inbox(self._limits.max_head_size)
-        self._head_started = False
-        self._record: Record | None = None
-        self._body = _NO_BODY
-        self._exchange: Exchange | None = None
-        self._rest()
 
     # Requests
 
     def data_received(self, data: bytes) -> None:
         exchange = self._exchange
         if exchange is not None and exchange.sending:
-            self._send(exchange, data)
+            try:
+                self._inbox.keep(exchange.send(data))
+            except RequestError as error:
+                self._fail(error)
             self._advance()
         elif self._state is not State.ENDED:
             self._inbox.add(data)
             if self._state is State.SKIPPING:
                 self._skip()
             self._advance()
-
-    def _send(self, exchange: Exchange, data: bytes) -> None:
-        try:
-            self._inbox.keep(exchange.send(data))
-        except RequestError as error:
-            self._fail(error)
-
-    def _rest(self) -> None:
-        """Between two requests."""
-        self._state = State.IDLE
-        self._head_started = False
-        timeout = self._limits.write_timeout if self.stream.stalled else self._limits.idle_timeout
-        self.stream.deadline = time.monotonic() + timeout
-        if self._gateway.draining and not self._inbox.data:
-            self._end()
 
     def _advance(self) -> None:
         """Takes up the requests that are here, one at a time; a loop, since a client may send thousands at once."""
@@ -124,17 +81,11 @@ class RestConnection:
         self._open_record(self._gateway.plans.unreadable(self._standing.principal, error), now)
         self._fail(error)
 
-    def _open_record(self, plan: Plan, now: float) -> Record:
-        self._record = record = Record(plan, now)
-        self._body = _NO_BODY
-        self.close = plan.close or self._gateway.draining
-        return record
-
     def _request(self, head: bytes) -> None:
         now, plans = time.time(), self._gateway.plans
         ended = self._standing.ended(self._gateway.generation, now)
         principal = self._standing.principal
-        plan = plans.of(principal, head) if ended is None else plans.make(principal, head, ended=ended)
+        plan = plans.of(principal, head, now) if ended is None else plans.make(principal, head, now, ended=ended)
         record = self._open_record(plan, now)
         self.close |= ended is not None
         try:
@@ -144,16 +95,21 @@ class RestConnection:
             self._fail(error)
             return
         if not plan.decision.allowed and plan.unread is None:
-            self.exchange_refused()
+            self._refuse_as(plan.decision)
+            return
+        if plan.answer is not None:
+            self._answer(plan.answer)
             return
         self._state = State.BUSY
         self._exchange = exchange = exchange_of(plan)(self._gateway, self._pool, self, record, self._body)
         try:
             exchange.admit()
+            if exchange.sending and self._inbox.data:  # it is not the upstream that its body waits for
+                data = self._inbox.data
+                self._inbox.keep(b"")
+                self._inbox.keep(exchange.send(data))
         except RequestError as error:
             self._fail(error)
-        if exchange.sending and self._inbox.data:  # it is not the upstream that its body waits for
-            self._send(exchange, self._inbox.data)
 
     def upstream_ready(self, upstream: Upstream) -> None:
         exchange = self._exchange
@@ -185,12 +141,15 @@ class RestConnection:
         self._rest()
         self._advance()
 
-    def exchange_refused(self) -> None:
-        """What is asked is decided, and the answer is no."""
-        if self._record is None:
-            raise RuntimeError("a decision without a request")
-        decision = self._record.plan.decision
-        self._refuse(decision.status, decision.text, decision.form)
+    def exchange_denied(self) -> None:
+        """What was allowed, or not decided yet, is refused, as its record says by now."""
+        if self._record is not None:
+            self._refuse_as(self._record.plan.decision)
+        self._advance()
+
+    def exchange_answered(self, answer: Answer) -> None:
+        self._answer(answer)
+        self._advance()
 
     def exchange_failed(self, error: RequestError) -> None:
         self._fail(error)
@@ -210,41 +169,6 @@ class RestConnection:
             self.exchange_cut(error)
         else:
             self._refuse(error.status, str(error), error.form, error.reason)
-
-    def _refuse(self, status: int, text: str, form: Form, reason: str = "") -> None:
-        record = self._record
-        if record is None:
-            raise RuntimeError("a refusal without a request")
-        record.status = status
-        plan, left = record.plan, self._body.left
-        keep = not self.close and plan.framed and left is not None and left <= SMALL_REST
-        keep = keep and (left == 0 or not plan.expects_continue)  # such a client may send its body, or the next head
-        self.stream.write(refusal(status, text, form, close=not keep, to_head=plan.to_head))
-        self._finish(reason)
-        if not keep:
-            self._end(self._limits.linger_timeout)
-            return
-        self._state = State.SKIPPING
-        self.stream.deadline = time.monotonic() + self._limits.body_timeout
-        self._skip()
-
-    def _skip(self) -> None:
-        if not self._body.done:
-            data = self._inbox.data
-            self._inbox.keep(data[self._body.feed(data)[1] :])
-        if self._body.done:
-            self._rest()
-
-    def _finish(self, reason: str) -> None:
-        if self._record is not None:
-            self._record.finish(self._gateway, self._remote, reason)
-        self._record = self._exchange = None
-
-    def _end(self, linger: float = 0.0) -> None:
-        """Nothing more is read as a request; what is queued still goes out. Who may be sending needs a ``linger``."""
-        self._state = State.ENDED
-        self._inbox.keep(b"")
-        self.stream.close(linger)
 
     # What else the stream says
 
@@ -288,6 +212,3 @@ class RestConnection:
             self._cut("client_gone" if error is None or isinstance(error, OSError) else "internal_error")
         finally:
             self._when_ended()
-
-
-_NO_BODY: Final = RequestBody(0, 0)

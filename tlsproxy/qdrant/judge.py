@@ -9,12 +9,12 @@ from http import HTTPStatus
 
 import orjson
 
-from tlsproxy.authz.access import ALLOWED, NO_RIGHTS, UNREAD, Decision, Rights, Scope, decide
-from tlsproxy.authz.credentials import Keys
-from tlsproxy.authz.roles import Principal
+from tlsproxy.authz.access import ALLOWED, UNREAD, Decision, Rights, Scope, decide, forbidden
+from tlsproxy.authz.admission import Admission
 from tlsproxy.errors import Form
 from tlsproxy.qdrant.bodies import named_collections
 from tlsproxy.qdrant.listings import Listing, listing_of
+from tlsproxy.qdrant.operations import Operation
 from tlsproxy.qdrant.rest import Recognised
 from tlsproxy.qdrant.tenancy import confine, is_confinable, tells_no_points
 from tlsproxy.wire.strictjson import read_json
@@ -22,48 +22,44 @@ from tlsproxy.wire.strictjson import read_json
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """``decision`` is :data:`UNREAD` where the body has a say: then ``rights`` are what it is judged by.
+    """``decision`` is :data:`UNREAD` where the body has a say, which :func:`judge_body` then hears.
 
     ``listing`` is how the answer must be reduced before the caller may see it, None where it may be seen as it is.
     """
 
     decision: Decision
-    rights: Rights = NO_RIGHTS
     listing: Listing | None = None
 
 
-def judge(principal: Principal, keys: Keys, presented: str | None, asked: Recognised) -> Judgement:
-    """What the head of a request decides. ``presented`` is its API key or bearer token, None where it has none.
-
-    Where no key is configured none is looked at, as in Qdrant. A key narrows what a certificate's role gives, and
-    stands alone only where there is no certificate.
+def judge(admitted: Admission | Decision, asked: Recognised) -> Judgement:
+    """What the head decides. Allowed only if all rights of the caller allow it; otherwise in the words of the first
+    that does not.
     """
     operation = asked.operation
     if operation is not None and operation.requirement.scope is Scope.NONE:
         return Judgement(ALLOWED)
-    rights = _rights(principal, keys, presented)
-    if isinstance(rights, Decision):
-        return Judgement(rights)
+    if isinstance(admitted, Decision):
+        return Judgement(admitted)
     if operation is None:
         nowhere = Decision(allowed=False, reason="unknown_operation", status=HTTPStatus.NOT_FOUND, form=Form.EMPTY)
         return Judgement(nowhere)
-    listing = listing_of(operation, rights)
-    confinable = is_confinable(operation)
-    decision = decide(
-        rights,
-        operation.requirement,
+    listing, confinable = listing_of(operation, admitted.rights), is_confinable(operation)
+    decision = _decide(
+        admitted.rights,
+        operation,
         asked.collection,
         reduced=listing is not None,
         confined=confinable or tells_no_points(operation),
-        form=operation.form,
     )
-    reads_body = (rights.limited and operation.names_others) or (bool(rights.conditions) and confinable)
-    if decision.allowed and reads_body:
-        decision = UNREAD
-    return Judgement(decision, rights, listing if decision.allowed else None)
+    if not decision.allowed:
+        return Judgement(decision)
+    names_others = operation.names_others and any(rights.limited for rights in admitted.rights)
+    if names_others or (confinable and any(rights.conditions for rights in admitted.rights)):
+        return Judgement(UNREAD)
+    return Judgement(ALLOWED, listing)
 
 
-def judge_body(rights: Rights, asked: Recognised, content: bytes) -> tuple[Decision, bytes | None]:
+def judge_body(admitted: Admission, asked: Recognised, content: bytes) -> tuple[Decision, bytes | None]:
     """What head and body decide together, where the head alone left it open, and the body to send in place of this one.
 
     None is this one, to the byte. Raises :class:`BadRequest`, :class:`Unconfined`.
@@ -73,32 +69,32 @@ def judge_body(rights: Rights, asked: Recognised, content: bytes) -> tuple[Decis
         return UNREAD, None
     body = read_json(content)
     named = named_collections(operation, body) if operation.names_others else ()
-    changed = orjson.dumps(confine(operation, body, rights.conditions)) if rights.conditions else None
-    decision = decide(
-        rights,
-        operation.requirement,
-        asked.collection,
-        named=named,
-        confined=changed is not None,
-        form=operation.form,
-    )
+    conditions = tuple(condition for rights in admitted.rights for condition in rights.conditions)
+    changed = orjson.dumps(confine(operation, body, conditions)) if conditions else None
+    decision = _decide(admitted.rights, operation, asked.collection, named=named, confined=changed is not None)
     return decision, changed
 
 
-def _rights(principal: Principal, keys: Keys, presented: str | None) -> Rights | Decision:
-    if principal.refusal is not None:
-        return principal.refusal
-    key = keys.rights_of(presented) if keys and presented is not None else None
-    if keys and presented is not None and key is None:
-        return _unauthenticated("invalid_key", "Invalid API key or JWT")
-    if principal.identity is None:
-        if key is None:
-            return _unauthenticated("no_credential", "Must provide an API key or an Authorization bearer token")
-        return key
-    if key is None or key.everywhere is None:
-        return principal.rights
-    return principal.rights.narrowed_to(key.everywhere)
-
-
-def _unauthenticated(reason: str, text: str) -> Decision:
-    return Decision(allowed=False, reason=reason, status=HTTPStatus.UNAUTHORIZED, text=text, form=Form.BARE)
+def _decide(
+    held: tuple[Rights, ...],
+    operation: Operation,
+    collection: str | None,
+    *,
+    named: tuple[str, ...] = (),
+    reduced: bool = False,
+    confined: bool,
+) -> Decision:
+    decision = forbidden("no_rights", "Global access is required", operation.form)
+    for rights in held:
+        decision = decide(
+            rights,
+            operation.requirement,
+            collection,
+            named=named,
+            reduced=reduced,
+            confined=confined,
+            form=operation.form,
+        )
+        if not decision.allowed:
+            break
+    return decision

@@ -19,10 +19,10 @@ from tlsproxy.qdrant.operations import Operation
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """The reduction of one operation's answer to what these grants cover."""
+    """The reduction of one operation's answer to the names that each of these lists of grants covers."""
 
     operation: str
-    grants: tuple[Grant, ...]
+    grants: tuple[tuple[Grant, ...], ...]
 
     def reduced(self, body: bytes) -> bytes:
         """Raises ValueError for an answer that is not what Qdrant sends."""
@@ -33,12 +33,13 @@ class Listing:
         return orjson.dumps({"result": result} | _only(answer, "status", "time"))
 
     def _held(self, name: Any) -> bool:
-        return isinstance(name, str) and names_held(self.grants, name)
+        return isinstance(name, str) and all(names_held(grants, name) for grants in self.grants)
 
 
-def listing_of(operation: Operation, rights: Rights) -> Listing | None:
+def listing_of(operation: Operation, rights: tuple[Rights, ...]) -> Listing | None:
     """None where the answer may be seen as it is, or cannot be reduced."""
-    return Listing(operation.name, rights.grants) if rights.limited and operation.name in REDUCTIONS else None
+    limited = tuple(one.grants for one in rights if one.limited)
+    return Listing(operation.name, limited) if limited and operation.name in REDUCTIONS else None
 
 
 Held = Callable[[Any], bool]

@@ -21,6 +21,7 @@ class Operation:
     ``name``: Qdrant's audit ``method`` where it has one. ``names_others``: the body may name further collections.
     ``filtered``: the response may name collections, so that a collection-limited caller must not see it as it is.
     ``upload``: a multipart body without a size limit, rather than JSON. ``form``: of the 403 that Qdrant sends.
+    ``own``: the gateway answers it itself, and nothing of it goes upstream.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Operation:
     filtered: bool = False
     upload: bool = False
     form: Form = Form.JSON
+    own: bool = False
 
     @property
     def reads(self) -> bool:
@@ -39,6 +41,7 @@ class Operation:
 
 
 OPEN: Final = Requirement(Scope.NONE)
+ABOUT_ONESELF: Final = Requirement(Scope.CALLER)
 LISTING: Final = Requirement(Scope.CREDENTIAL)
 GLOBAL_READ: Final = Requirement(Scope.GLOBAL)
 GLOBAL_EXTRAS: Final = Requirement(Scope.GLOBAL, extras=True)
@@ -73,6 +76,9 @@ def _grpc(path: str, name: str, requirement: Requirement, *, others: bool = Fals
     return Operation(name, "POST", path, requirement, names_others=others, filtered=filtered)
 
 
+AUDIT_LOGS: Final = replace(_rest("POST", "/audit/logs", "get_audit_logs", MANAGE), own=True)
+"""Qdrant has no audit log of what goes through here."""
+
 REST: Final = (
     # Open to every connection
     _rest("GET", "/healthz", "healthz", OPEN),
@@ -82,7 +88,7 @@ REST: Final = (
     _file("GET", "/dashboard/{tail...}", "web_ui", OPEN),
     _file("HEAD", "/dashboard/{tail...}", "web_ui", OPEN),
     # The service and its cluster
-    _rest("POST", "/audit/logs", "get_audit_logs", MANAGE),
+    AUDIT_LOGS,
     _rest("GET", "/cluster", "cluster_status", GLOBAL_READ),
     _rest("POST", "/cluster/recover", "recover_current_peer", MANAGE),
     _rest("DELETE", "/cluster/peer/{peer_id}", "remove_peer", MANAGE),
@@ -191,6 +197,12 @@ REST: Final = (
         "GET", "/collections/{c}/shards/{s}/snapshot/partial/manifest", "get_partial_snapshot_manifest", GLOBAL_EXTRAS
     ),
 )
+
+WHOAMI: Final = Operation("whoami", "GET", "/_tlsproxy/whoami", ABOUT_ONESELF, own=True)
+PREFLIGHT: Final = Operation("cors_preflight", "OPTIONS", "", OPEN, own=True)
+"""What is asked of any path at all, and so has no route."""
+OWN: Final = (WHOAMI,)
+"""Routes that Qdrant does not have."""
 
 GRPC: Final = (
     _grpc("/qdrant.Collections/Get", "get_collection", READ),

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from tlsproxy.errors import BadRequest
-from tlsproxy.qdrant.operations import REST, Operation
+from tlsproxy.qdrant.operations import OWN, REST, Operation
 from tlsproxy.wire.target import Target, parse_target
 
 # Qdrant's rule for a name; separators and control characters are refused before, with the whole target.
@@ -39,7 +39,7 @@ class _Node:
 
 def _routes() -> dict[str, _Node]:
     roots: dict[str, _Node] = {}
-    for operation in REST:
+    for operation in (*REST, *OWN):
         node = roots.setdefault(operation.method, _Node())
         for segment in operation.path.split("/")[1:]:
             if segment == "{tail...}":

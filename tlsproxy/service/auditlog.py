@@ -18,13 +18,15 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING, Final
 
-from tlsproxy.errors import TlsproxyError
+from tlsproxy.errors import BadRequest, Overloaded, TlsproxyError
 from tlsproxy.service.auditfile import AuditFiles, Sink, StandardOutput
+from tlsproxy.service.auditquery import matching_entries
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from tlsproxy.authz.auditquery import AuditQuery
     from tlsproxy.config.model import Audit
 
 _log = logging.getLogger(__name__)
@@ -65,6 +67,9 @@ class NoAudit:
     def when_writable(self, callback: Callable[[], object]) -> None:
         asyncio.get_running_loop().call_soon(callback)
 
+    def read(self, query: AuditQuery) -> list[bytes]:  # noqa: ARG002 - the log's interface
+        raise BadRequest("Audit logging is not enabled")
+
     def start(self) -> None:
         pass
 
@@ -92,6 +97,7 @@ class AuditLog:
         self._closing = threading.Event()
         self._give_up_at = float("inf")
         self._lock = threading.Lock()
+        self._reading = threading.Lock()
         self._waiters: list[tuple[asyncio.AbstractEventLoop, Callable[[], object]]] = []
         self._thread = threading.Thread(target=self._run, name="audit-writer", daemon=True)
         self.last_error = ""
@@ -146,6 +152,17 @@ class AuditLog:
                 self._waiters.append((loop, callback))
                 return
         loop.call_soon(callback)
+
+    def read(self, query: AuditQuery) -> list[bytes]:
+        """For one at a time, off the loop. Raises OSError, Overloaded, and BadRequest where there are no files."""
+        if self._where == "-":
+            raise BadRequest("Audit logging is not configured to write files, which could be read")
+        if not self._reading.acquire(blocking=False):
+            raise Overloaded("The audit log is being read already")
+        try:
+            return matching_entries(self._where, query)
+        finally:
+            self._reading.release()
 
     def start(self) -> None:
         """Raises AuditNotWritable where the log cannot be opened."""

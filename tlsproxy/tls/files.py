@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Final
 
 from tlsproxy.config import loader
 from tlsproxy.config.secrets import secret_files
+from tlsproxy.config.tokens import public_key_files
 from tlsproxy.errors import MaterialError, TlsproxyError
 
 if TYPE_CHECKING:
@@ -128,6 +129,8 @@ def _read_once(config_path: Path, environ: Mapping[str, str], previous: Inputs |
 def _wanted(config: Config) -> Iterator[tuple[Path, int]]:
     for secret in secret_files(config):
         yield secret, SECRET_LIMIT
+    for public_key in public_key_files(config):
+        yield public_key, PEM_LIMIT
     tls = config.tls
     if tls.key_passphrase_file is not None:
         yield tls.key_passphrase_file, SECRET_LIMIT

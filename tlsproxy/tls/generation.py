@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 from tlsproxy.config.endpoints import is_address, upstream_endpoint
 from tlsproxy.config.policy import policy_of
 from tlsproxy.config.secrets import resolve_keys, upstream_api_key
+from tlsproxy.config.tokens import resolve_tokens
 from tlsproxy.errors import MaterialError
 from tlsproxy.tls.context import build_context, self_handshake
 from tlsproxy.tls.files import read_inputs
@@ -120,7 +121,7 @@ def build(
     loaded, files = inputs.loaded, inputs.files
     config = loaded.config
     material = load_material(config, files, now=moment, previous=previous.material if previous is not None else None)
-    keys = resolve_keys(config, files.__getitem__)
+    keys, tokens = resolve_keys(config, files.__getitem__), resolve_tokens(config, files.__getitem__)
     context = build_context(
         material, require_client_certificate=config.service.verify_https_client_certificate, alpn=ALPN
     )
@@ -134,7 +135,7 @@ def build(
         started=started,
         context=context,
         material=material,
-        policy=policy_of(config, keys),
+        policy=policy_of(config, keys, tokens),
         upstream_api_key=upstream_api_key(config, files.__getitem__),
         upstream_addresses=addresses,
         warnings=(*map(str, loaded.warnings), *inputs.warnings, *material.warnings, *address_warnings),

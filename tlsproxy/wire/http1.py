@@ -9,7 +9,7 @@ coding other than exactly ``chunked`` (RFC 9112 §2.2, §5, §6, §11.2). Heads 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from tlsproxy.errors import BadRequest, ExpectationFailed, HeadTooLarge, UpgradeRefused, VersionRefused
@@ -64,6 +64,15 @@ class RequestHead:
             if field == name:
                 return value.decode("latin-1")
         return None
+
+    def without(self, *names: bytes) -> RequestHead:
+        return replace(self, fields=tuple(field for field in self.fields if field[0] not in names))
+
+    def with_length(self, size: int) -> RequestHead:
+        """The same request with its body here: a length in place of chunks, and nobody who waits to be told to send."""
+        head = self.without(b"content-length", b"expect")
+        fields = (*head.fields, (b"content-length", b"%d" % size))
+        return replace(head, fields=fields, length=size, expects_continue=False)
 
 
 def is_identity(name: bytes) -> bool:

@@ -1,0 +1,111 @@
+"""`POST /audit/logs` is answered from the gateway's own files, to those who may do everything, as Qdrant answers it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from support.client import Client, Response, request
+from support.gateway import Gateway
+from support.site import Site
+from support.upstream import ScriptedUpstream
+
+ASK = ("POST", "/audit/logs")
+
+
+@pytest.fixture
+def gateway(own_site: Site, upstream: ScriptedUpstream) -> Iterator[Gateway]:
+    config = own_site.write_config(upstream.url, audit={"dir": str(own_site.directory / "audit")})
+    with Gateway(config) as running:
+        yield running
+
+
+def entries(gateway: Gateway, site: Site, least: int = 0, **query: Any) -> list[dict[str, Any]]:
+    """Asked until there are so many: lines are written a moment after what they are about."""
+    with Client(gateway, site.client()) as connection:
+        while True:
+            response = connection.ask(*ASK, (), json.dumps(query).encode())
+            assert response.status == 200
+            assert response.json["status"] == "ok"
+            found: list[dict[str, Any]] = response.json["result"]["entries"]
+            if len(found) >= least:
+                return found
+
+
+def test_what_was_decided_is_found(own_site: Site, gateway: Gateway, upstream: ScriptedUpstream) -> None:
+    with Client(gateway, own_site.client("ingest")) as connection:
+        for name in ("docs", "other", "docs"):
+            connection.ask("GET", f"/collections/{name}")
+    found = entries(gateway, own_site, 3, filters={"method": "get_collection"})
+    assert [each["result"] for each in found] == ["ok", "denied", "ok"]
+    assert [each["collection"] for each in entries(gateway, own_site, 1, filters={"status": "403"})] == ["other"]
+    assert len(entries(gateway, own_site, limit=2)) == 2
+    assert entries(gateway, own_site, filters={"method": "get_collection", "result": "x"}) == []
+    now = datetime.now(UTC)
+    assert entries(gateway, own_site, time_from=(now + timedelta(hours=1)).isoformat()) == []
+    assert entries(gateway, own_site, time_to=(now - timedelta(hours=1)).isoformat()) == []
+    past = (now - timedelta(hours=1)).isoformat().replace("+00:00", "Z")
+    assert len(entries(gateway, own_site, time_from=past, filters={"method": "get_collection"})) == 3
+    assert not any("audit" in each.line for each in upstream.requests)
+
+
+def ask(gateway: Gateway, site: Site, body: bytes, client: str = "admin", **fields: str) -> Response:
+    with Client(gateway, site.client(client)) as connection:
+        return connection.ask(*ASK, list(fields.items()), body)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"", b"[]", b"{", b'{"limit": 0}', b'{"limit": 10001}', b'{"limit": "1"}', b'{"limit": 1, "limit": 2}',
+        b'{"filters": []}', b'{"filters": {"a": 1}}', b'{"time_from": "yesterday"}', b'{"time_to": "2026-01-01"}',
+        b'{"time_from": 1}',
+    ],
+)  # fmt: skip
+def test_malformed_questions(own_site: Site, gateway: Gateway, body: bytes) -> None:
+    """What follows on the connection is still a request of its own."""
+    with gateway.connect(own_site.client()) as sock:
+        follows = request("GET", "/collections/docs")
+        sock.sendall(request(*ASK, [("content-length", str(len(body)))], body) + follows)
+        received = b""
+        while received.count(b"HTTP/1.1 ") < 2:
+            data = sock.recv(65536)
+            assert data
+            received += data
+    assert received.startswith(b"HTTP/1.1 400 ")
+    assert b"HTTP/1.1 200 " in received
+
+
+def test_who_may_not(own_site: Site, gateway: Gateway) -> None:
+    for client in ("search", "ingest", "stranger"):
+        assert ask(gateway, own_site, b"{}", client).status == 403
+    assert ask(gateway, own_site, b'{"x": "' + b"y" * 70_000 + b'"}').status == 400
+
+
+def test_a_body_in_pieces(own_site: Site, gateway: Gateway) -> None:
+    with gateway.connect(own_site.client()) as sock:
+        head = request(*ASK, [("content-length", "12")])
+        for piece in (head[:30], head[30:], b'{"limit"'):
+            sock.sendall(piece)
+        sock.sendall(b": 1}" + request("GET", "/collections/docs"))
+        received = b""
+        while received.count(b"HTTP/1.1 200 ") < 2:
+            data = sock.recv(65536)
+            assert data
+            received += data
+
+
+def test_chunks_are_refused(own_site: Site, gateway: Gateway) -> None:
+    refused = ask(gateway, own_site, b"0\r\n\r\n", **{"transfer-encoding": "chunked"})
+    assert (refused.status, refused.closing) == (400, True)
+
+
+@pytest.mark.parametrize("audit", [{"dir": "-"}, {"enabled": False}])
+def test_where_there_are_no_files(site: Site, upstream: ScriptedUpstream, audit: dict[str, Any]) -> None:
+    with Gateway(site.write_config(upstream.url, audit=audit)) as gateway:
+        response = ask(gateway, site, b"{}")
+    assert response.status == 400
+    assert "Audit logging is not" in response.json["status"]["error"]

@@ -1,0 +1,130 @@
+"""A token that counts only as long as a point exists (`value_exists`): the upstream is asked, and briefly believed."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from support.client import Client, request
+from support.gateway import Gateway
+from support.site import Site
+from support.upstream import OK, Connection, Received, ScriptedUpstream
+
+from tlsproxy.authz.tokens import mint
+
+KEY = "manage-k3y"
+SERVICE = {"verify_https_client_certificate": False, "api_key": KEY, "jwt_rbac": True}
+TEXT = "Invalid JWT, stateful validation failed"
+SCROLL = "POST /collections/users/points/scroll HTTP/1.1"
+READ = ("GET", "/collections/docs")
+
+
+def token(collection: str = "users", value: Any = "alice") -> str:
+    matches = [{"key": "name", "value": value}]
+    return mint(KEY, {"access": "r", "value_exists": {"collection": collection, "matches": matches}})
+
+
+def response(status: int, body: object) -> bytes:
+    data = json.dumps(body).encode()
+    return b"HTTP/1.1 %d X\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%b" % (
+        status,
+        len(data),
+        data,
+    )
+
+
+FOUND = response(200, {"result": {"points": [{"id": 1}], "next_page_offset": None}, "status": "ok"})
+EMPTY = response(200, {"result": {"points": [], "next_page_offset": None}, "status": "ok"})
+MISSING = response(404, {"status": {"error": "Not found: Collection `users` doesn't exist!"}})
+
+
+def scripted(upstream: ScriptedUpstream, scroll: bytes) -> None:
+    def answer(connection: Connection, received: Received) -> None:
+        received.body = connection.read_body(received)
+        connection.sock.sendall(scroll if "/scroll " in received.line else OK)
+
+    upstream.answer = answer
+
+
+@pytest.mark.parametrize(
+    ("scroll", "status", "text"),
+    [
+        (FOUND, 200, None),
+        (EMPTY, 401, TEXT),
+        (MISSING, 403, TEXT),
+        (response(500, {}), 502, None),
+        (response(200, {"result": None}), 502, None),
+    ],
+)
+def test_the_upstream_is_asked(
+    site: Site, upstream: ScriptedUpstream, scroll: bytes, status: int, text: str | None
+) -> None:
+    scripted(upstream, scroll)
+    with Gateway(site.write_config(upstream.url, service=SERVICE)) as gateway:
+        with Client(gateway, site.client(None)) as connection:
+            answered = connection.ask(*READ, [("api-key", token())])
+            assert answered.status == status
+            if text is not None:
+                assert answered.body.decode() == text
+                assert "content-type" not in answered.fields
+            assert connection.ask("GET", "/healthz", [("api-key", token())]).status == 200
+        record = gateway.audited(status=status)
+        assert record["result"] == ("ok" if status in {200, 502} else "denied")
+        assert record["auth_type"] == "Jwt"
+    assert upstream.requests[0].line == SCROLL
+    assert json.loads(upstream.requests[0].body)["filter"] == {"must": [{"key": "name", "match": {"value": "alice"}}]}
+    asked = [each.line for each in upstream.requests]
+    assert asked.count("GET /collections/docs HTTP/1.1") == (status == 200)
+
+
+def test_an_answer_is_believed_for_a_moment_only(site: Site, upstream: ScriptedUpstream) -> None:
+    scripted(upstream, FOUND)
+    config = site.write_config(upstream.url, service=SERVICE)
+    with Gateway(config) as gateway, Client(gateway, site.client(None)) as connection:
+        assert [connection.ask(*READ, [("api-key", token())]).status for _ in range(5)] == [200] * 5
+        assert [each.line for each in upstream.requests].count(SCROLL) == 1
+        assert connection.ask(*READ, [("api-key", token(value="bob"))]).status == 200
+        assert [each.line for each in upstream.requests].count(SCROLL) == 2
+        scripted(upstream, EMPTY)
+        while connection.ask(*READ, [("api-key", token())]).status == 200:
+            pass
+        assert [each.line for each in upstream.requests].count(SCROLL) == 3
+
+
+def test_a_body_that_waits_for_the_answer(site: Site, upstream: ScriptedUpstream) -> None:
+    scripted(upstream, FOUND)
+    body = b'{"limit": 3, "x": "' + b"y" * 100_000 + b'"}'
+    config = site.write_config(upstream.url, service=SERVICE)
+    with Gateway(config) as gateway, Client(gateway, site.client(None)) as connection:
+        answered = connection.ask("POST", "/collections/docs/points/search", [("api-key", token())], body)
+        assert answered.status == 200
+    assert upstream.requests[-1].body == body
+
+
+def test_thousands_of_pipelined_refusals(site: Site, upstream: ScriptedUpstream) -> None:
+    scripted(upstream, EMPTY)
+    config = site.write_config(upstream.url, service=SERVICE)
+    with Gateway(config) as gateway, gateway.connect(site.client(None)) as sock:
+        sock.sendall(request(*READ, [("api-key", token())]) * 2000)
+        received = b""
+        while received.count(b"HTTP/1.1 401") < 2000:
+            data = sock.recv(65536)
+            assert data
+            received += data
+    assert [each.line for each in upstream.requests] == [SCROLL]
+
+
+@pytest.mark.parametrize("collection", ["", ".", "..", "a/b", "docs/points/1#", "a\x00b", "%2e%2e", "x" * 300])
+def test_a_collection_that_would_lead_elsewhere(site: Site, upstream: ScriptedUpstream, collection: str) -> None:
+    scripted(upstream, FOUND)
+    config = site.write_config(upstream.url, service=SERVICE)
+    with Gateway(config) as gateway, Client(gateway, site.client(None)) as connection:
+        assert connection.ask(*READ, [("api-key", token(collection))]).status == 403
+    assert not upstream.requests
+
+
+def test_an_upstream_that_is_down(site: Site) -> None:
+    config = site.write_config("http://127.0.0.1:1", service=SERVICE)
+    with Gateway(config) as gateway, Client(gateway, site.client(None)) as connection:
+        assert connection.ask(*READ, [("api-key", token())]).status == 502

@@ -1,0 +1,120 @@
+"""Certificate, key and token together: who counts, and that one more credential never allows more."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tlsproxy.authz.access import UNREAD, Decision, GlobalMode, Grant, Rights
+from tlsproxy.authz.admission import Admission, admit
+from tlsproxy.authz.credentials import Key, Keys, key_digest
+from tlsproxy.authz.identity import Identity
+from tlsproxy.authz.matcher import Matcher
+from tlsproxy.authz.roles import Policy, Principal, Rule
+from tlsproxy.authz.tokens import Tokens, mint, qdrant_verifier
+from tlsproxy.qdrant.judge import judge
+from tlsproxy.qdrant.operations import OWN, REST
+from tlsproxy.qdrant.rest import recognise
+
+IDENTITY = Identity(subject="CN=a", issuer="CN=ca", serial="1", sha256="ab" * 32, not_after=2e9, common_name="a")
+ODD = Identity(subject="CN=a", issuer="CN=ca", serial="1", sha256="cd" * 32, not_after=2e9, defect="odd")
+TOKENS = Tokens((qdrant_verifier("api_key", "secret"),))
+NOW = 1e9
+
+
+def policy(*keys: Key, rights: Rights | None = None, unmapped: bool = False) -> Policy:
+    rules = (Rule("a", Matcher(cn="a"), "role"),) if rights is not None else ()
+    roles = {"role": rights} if rights is not None else {}
+    return Policy(roles, rules, Keys(keys), TOKENS, unmapped)
+
+
+READ = Rights(everywhere=GlobalMode.R)
+
+
+def key(name: str = "ci", rights: Rights = READ, **more: object) -> Key:
+    return Key(name, key_digest(name), rights, **more)  # type: ignore[arg-type]
+
+
+def admitted(
+    policy: Policy, identity: Identity | None, presented: str | None, now: float = NOW
+) -> Admission | Decision:
+    return admit(policy.principal_of(identity), policy, presented, now)
+
+
+def test_an_unmapped_certificate() -> None:
+    strict, open_ = policy(key()), policy(key(), unmapped=True)
+    assert isinstance(admitted(strict, IDENTITY, "ci"), Decision)
+    assert isinstance(admitted(open_, IDENTITY, "ci"), Admission)
+    nothing = admitted(open_, IDENTITY, None)
+    assert isinstance(nothing, Decision)
+    assert nothing.status == 401
+    assert isinstance(admitted(open_, ODD, "ci"), Decision)
+
+
+def test_the_first_of_two_that_are_the_same_counts() -> None:
+    both = policy(key(), key(rights=Rights(everywhere=GlobalMode.M)))
+    outcome = admitted(both, None, "ci")
+    assert isinstance(outcome, Admission)
+    assert outcome.rights == (Rights(everywhere=GlobalMode.R),)
+
+
+def test_a_key_ends_at_its_moment() -> None:
+    ending = policy(key(expires=NOW))
+    outcome = admitted(ending, None, "ci", NOW - 0.001)
+    assert isinstance(outcome, Admission)
+    assert outcome.expires == NOW
+    assert isinstance(admitted(ending, None, "ci", NOW), Decision)
+
+
+def test_a_key_beside_its_certificate_only() -> None:
+    bound = policy(key(certificate=Matcher(cn="a")), unmapped=True)
+    assert isinstance(admitted(bound, IDENTITY, "ci"), Admission)
+    assert isinstance(admitted(bound, None, "ci"), Decision)
+    assert bound.keys.find("ci", ODD, NOW) is None
+    nobody = policy(key(certificate=Matcher()))
+    assert isinstance(admitted(nobody, None, "ci"), Decision)
+
+
+def test_the_empty_key_is_none_even_if_its_digest_is_configured() -> None:
+    assert Keys((Key("x", key_digest(""), Rights(everywhere=GlobalMode.M)),)).find("", None, NOW) is None
+
+
+@pytest.mark.parametrize("presented", ["wrong", "", mint("other", {"access": "m"})])
+def test_a_bad_credential_costs_what_the_certificate_alone_would_have_had(presented: str) -> None:
+    allowed = policy(key(), rights=Rights(everywhere=GlobalMode.M))
+    assert isinstance(admitted(allowed, IDENTITY, None), Admission)
+    assert isinstance(admitted(allowed, IDENTITY, presented), Decision)
+
+
+def test_where_nothing_is_configured_nothing_is_looked_at() -> None:
+    bare = Policy({"role": Rights(everywhere=GlobalMode.R)}, (Rule("a", Matcher(cn="a"), "role"),), Keys())
+    assert isinstance(admitted(bare, IDENTITY, "anything"), Admission)
+
+
+grants = st.builds(Grant, st.sampled_from(["docs", "do*", "**", "other"]), st.booleans(), st.booleans())
+some_rights = st.builds(Rights, st.sampled_from([None, *GlobalMode])) | st.builds(
+    Rights, st.none(), st.lists(grants, max_size=3).map(tuple)
+)
+
+
+@pytest.mark.fuzz
+@given(some_rights, some_rights, st.sampled_from([*REST, *OWN]), st.sampled_from(["docs", "other"]))
+def test_one_more_credential_never_allows_more(role: Rights, held: Rights, operation: object, name: str) -> None:
+    assert hasattr(operation, "path")
+    path = operation.path.replace("{collection_name}", name).replace("{tail...}", "x")
+    asked = recognise(operation.method, "/".join("x" if part.startswith("{") else part for part in path.split("/")))
+
+    def allows(policy: Policy, identity: Identity | None, presented: str | None) -> bool:
+        decision = judge(admitted(policy, identity, presented), asked).decision
+        return decision.allowed or decision is UNREAD
+
+    both = allows(policy(key(rights=held), rights=role), IDENTITY, "ci")
+    certificate = allows(policy(rights=role), IDENTITY, None)
+    alone = allows(policy(key(rights=held)), None, "ci")
+    assert both == (certificate and alone)
+
+
+def test_a_principal_without_anything_is_refused_by_the_judge_too() -> None:
+    empty = Admission(Principal(None, "", "", Rights(), refusal=None), None)
+    assert not judge(empty, recognise("GET", "/collections")).decision.allowed

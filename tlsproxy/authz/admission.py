@@ -1,0 +1,97 @@
+"""Certificate, key and token together → who a request is from, and every right that it has to pass.
+
+A credential can only narrow what the certificate's role gives, and stands alone where the certificate gives nothing of
+its own (there is none, or no rule matches and the policy lets such a certificate pass). All rights that are collected
+here must allow a request: there is no union of them anywhere.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from tlsproxy.authz.access import Decision, Rights
+from tlsproxy.authz.claims import ValueExists
+from tlsproxy.authz.credentials import NEVER
+from tlsproxy.authz.roles import Policy, Principal
+from tlsproxy.authz.tokens import INVALID, unauthenticated
+
+NO_CREDENTIAL = unauthenticated("no_credential", "Must provide an API key or an Authorization bearer token")
+
+
+@dataclass(frozen=True, slots=True)
+class Credential:
+    """The key or token of a request, once it was found good.
+
+    ``name`` is the key's, or whose signature the token has; ``role`` a named key's. ``expires`` is the moment (seconds
+    since the epoch) from which it counts no more. ``subject`` is the claim that is meant for the audit log.
+    """
+
+    kind: Literal["ApiKey", "Jwt"]
+    name: str
+    rights: Rights
+    role: str = ""
+    expires: float = NEVER
+    subject: str = ""
+    exists: ValueExists | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """``principal`` is the connection's; one of the two gives rights at least."""
+
+    principal: Principal
+    credential: Credential | None
+
+    @property
+    def rights(self) -> tuple[Rights, ...]:
+        """All of them must allow, the certificate's role speaks first."""
+        own = (self.principal.rights,) if self.principal.role else ()
+        return own if self.credential is None else (*own, self.credential.rights)
+
+    @property
+    def role(self) -> str:
+        """The certificate's, or where that has none the key's."""
+        return self.principal.role or (self.credential.role if self.credential is not None else "")
+
+    @property
+    def expires(self) -> float:
+        return NEVER if self.credential is None else self.credential.expires
+
+
+def admit(principal: Principal, policy: Policy, presented: str | None, now: float) -> Admission | Decision:
+    """``presented`` is the API key or bearer token of the request, None where it has none.
+
+    Where neither keys nor tokens are configured none is looked at, as in Qdrant. A credential that is not good is
+    refused even where the certificate alone would do. ``now`` is seconds since the epoch.
+    """
+    if principal.refusal is not None:
+        return principal.refusal
+    credential = None
+    if presented is not None and (policy.keys or policy.tokens):
+        outcome = _credential(principal, policy, presented, now)
+        if isinstance(outcome, Decision):
+            return outcome
+        credential = outcome
+    if credential is None and not principal.role:
+        return NO_CREDENTIAL
+    return Admission(principal, credential)
+
+
+def _credential(principal: Principal, policy: Policy, presented: str, now: float) -> Credential | Decision:
+    key = policy.keys.find(presented, principal.identity, now)
+    if key is not None:
+        return Credential("ApiKey", key.name, key.rights, role=key.role, expires=key.expires)
+    if not policy.tokens:
+        return INVALID
+    token = policy.tokens.verify(presented, principal.identity, now)
+    if isinstance(token, Decision):
+        return token
+    return Credential(
+        "Jwt",
+        token.verifier,
+        token.rights,
+        expires=token.expires,
+        subject=token.claims.subject,
+        exists=token.claims.exists,
+    )

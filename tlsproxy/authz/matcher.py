@@ -1,0 +1,92 @@
+"""Certificate fields a matcher names → whether an identity holds them all. What that gives is for who asks to say."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from typing import Final
+
+from tlsproxy.authz.globs import glob_matches
+from tlsproxy.authz.identity import Identity
+
+
+@dataclass(frozen=True, slots=True)
+class Matcher:
+    """Exact values or globs; every field that is given must hold, and one without any field matches nobody.
+
+    A field that a certificate has several values of holds when any of them matches.
+    """
+
+    cn: str | None = None
+    o: str | None = None
+    ou: str | None = None
+    dns: str | None = None
+    uri: str | None = None
+    email: str | None = None
+    ip: str | None = None
+    subject: str | None = None
+    issuer: str | None = None
+    serial: str | None = None
+    sha256: str | None = None
+
+    def given(self) -> tuple[tuple[str, str], ...]:
+        """(field, normalised pattern) of the fields that are given."""
+        pairs = ((field.name, getattr(self, field.name)) for field in fields(self))
+        return tuple((name, normal_form(name, pattern)) for name, pattern in pairs if pattern is not None)
+
+    def misses(self, identity: Identity) -> Iterator[str]:
+        """One text for each field that does not hold."""
+        given = self.given()
+        if not given:
+            yield "names no field"
+        for name, pattern in given:
+            values = _values_of(identity, name)
+            if not any(glob_matches(pattern, value) for value in values):
+                shown = " or ".join(f'"{value}"' for value in values) or "absent"
+                yield f'{name} is {shown}, not "{pattern}"'
+
+    def matches(self, identity: Identity) -> bool:
+        return next(self.misses(identity), None) is None
+
+
+def normal_form(name: str, pattern: str) -> str:
+    """A pattern in the form in which :class:`Identity` holds its values.
+
+    Serial numbers and fingerprints are commonly printed in upper case with colons (`openssl x509 -fingerprint`).
+    """
+    if name == "dns":
+        return pattern.lower()
+    if name == "sha256":
+        return pattern.replace(":", "").lower()
+    if name == "serial":
+        return pattern.replace(":", "").lower().lstrip("0") or "0"
+    if name == "ip":
+        try:
+            return str(ipaddress.ip_address(pattern))
+        except ValueError:
+            return pattern
+    return pattern
+
+
+_ATTRIBUTES: Final = {
+    "cn": "common_name",
+    "o": "organizations",
+    "ou": "organizational_units",
+    "dns": "dns_names",
+    "uri": "uris",
+    "email": "emails",
+    "ip": "ips",
+    "subject": "subject",
+    "issuer": "issuer",
+    "serial": "serial",
+    "sha256": "sha256",
+}
+
+
+def _values_of(identity: Identity, name: str) -> tuple[str, ...]:
+    """An attribute that the certificate does not have is no value, which not even ``**`` matches."""
+    value: str | tuple[str, ...] = getattr(identity, _ATTRIBUTES[name])
+    if isinstance(value, str):
+        return (value,) if value else ()
+    return value

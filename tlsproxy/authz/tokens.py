@@ -1,0 +1,185 @@
+"""JWTs: a presented text → what a token of ours says, or the refusal that Qdrant would give (src/common/auth).
+
+Every verifier has one algorithm, which the token's header must name: nothing that a token says chooses how it is
+verified, and ``alg: none`` is just another name that nobody has. PyJWT does the cryptography and nothing else: its
+checks of claims have outcomes of their own, and Qdrant's clients depend on Qdrant's.
+"""
+
+from __future__ import annotations
+
+import json
+from base64 import urlsafe_b64encode
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from typing import Any, Final
+
+from jwt import PyJWS
+
+from tlsproxy.authz.access import Decision, GlobalMode, Rights
+from tlsproxy.authz.claims import Claims, MalformedToken, read_claims, read_object, unpadded
+from tlsproxy.authz.identity import Identity
+from tlsproxy.errors import Form
+
+LEEWAY: Final = 30
+"""Seconds by which clocks may differ, as in Qdrant."""
+QDRANT_ALGORITHM: Final = "HS256"
+ISSUER_ALGORITHMS: Final = (
+    "RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA",
+)  # fmt: skip
+"""What an issuer of its own may sign with: never a shared secret, and never what is not stated."""
+
+INVALID_TEXT: Final = "Invalid API key or JWT"
+_NO_ACCESS: Final = (
+    f"{INVALID_TEXT}: the token has no `access` claim, which would mean full access; "
+    "service.jwt_full_access_without_claim allows that"
+)
+_STRINGS: Final = ("typ", "cty", "jku", "kid", "x5u", "x5t", "x5t#S256")
+_JWS: Final = PyJWS()
+
+
+def unauthenticated(reason: str, text: str = INVALID_TEXT) -> Decision:
+    return Decision(allowed=False, reason=reason, status=HTTPStatus.UNAUTHORIZED, text=text, form=Form.BARE)
+
+
+def _forbidden(reason: str, text: str) -> Decision:
+    return Decision(allowed=False, reason=reason, status=HTTPStatus.FORBIDDEN, text=text, form=Form.BARE)
+
+
+INVALID: Final = unauthenticated("invalid_key")
+
+
+@dataclass(frozen=True, slots=True)
+class VerificationKey:
+    """``key`` is what PyJWT prepared for the verifier's algorithm; ``kid`` is empty where the key has none."""
+
+    key: Any = field(repr=False)
+    kid: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Verifier:
+    """Whose tokens are accepted. Without an ``issuer`` they are Qdrant's own, signed with one of its API keys."""
+
+    name: str
+    algorithm: str
+    keys: tuple[VerificationKey, ...] = field(repr=False)
+    issuer: str = ""
+    audience: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """A token that counts. ``expires`` is the moment from which it does not, in seconds since the epoch."""
+
+    verifier: str
+    rights: Rights
+    claims: Claims
+    expires: float
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """All verifiers, Qdrant's two in its own order first."""
+
+    verifiers: tuple[Verifier, ...] = ()
+    full_access_without_claim: bool = False
+    require_exp: bool = False
+
+    def __bool__(self) -> bool:
+        return bool(self.verifiers)
+
+    def verify(self, presented: str, identity: Identity | None, now: float) -> Token | Decision:
+        """Any verifier that accepts the token wins; otherwise the first that had more to say than "no token"."""
+        try:
+            parts = _Parts.of(presented)
+        except MalformedToken:
+            return INVALID
+        first: Decision | None = None
+        for verifier in self.verifiers:
+            if verifier.algorithm != parts.header["alg"]:
+                continue
+            try:
+                outcome = self._try(verifier, parts, identity, int(now))
+            except MalformedToken:
+                continue
+            if isinstance(outcome, Token):
+                return outcome
+            first = first or outcome
+        return first or INVALID
+
+    def _try(self, verifier: Verifier, parts: _Parts, identity: Identity | None, now: int) -> Token | Decision:
+        """The order is Qdrant's: signature, then the claims' form, then ``exp``, then what they say."""
+        if not parts.signed_by(verifier):
+            return _forbidden("token_signature", "InvalidSignature")
+        claims = read_claims(unpadded(parts.payload))
+        if claims.expires is not None and claims.expires < now - LEEWAY:
+            return _forbidden("token_expired", "ExpiredSignature")
+        if claims.defect:
+            return unauthenticated("token_claims", claims.defect)
+        if verifier.issuer and ("crit" in parts.header or not _meant_for_us(verifier, claims)):
+            return unauthenticated("token_issuer")
+        if claims.not_before is not None and claims.not_before > now + LEEWAY:
+            return unauthenticated("token_not_yet_valid")
+        if claims.expires is None and self.require_exp:
+            return unauthenticated("token_without_exp", f"{INVALID_TEXT}: the token has no `exp` claim")
+        if claims.certificate and (identity is None or identity.sha256 != claims.certificate):
+            return unauthenticated("token_of_another_certificate")
+        rights = claims.rights
+        if rights is None:
+            if verifier.issuer or not self.full_access_without_claim:
+                return unauthenticated("token_without_access", _NO_ACCESS)
+            rights = Rights(everywhere=GlobalMode.M)
+        # int(now) - LEEWAY > exp from this moment on
+        expires = float("inf") if claims.expires is None else float(claims.expires + LEEWAY + 1)
+        return Token(verifier.name, rights, claims, expires)
+
+
+def _meant_for_us(verifier: Verifier, claims: Claims) -> bool:
+    return claims.issuer == verifier.issuer and verifier.audience in claims.audience
+
+
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    """A JWS in its compact form (RFC 7515 §7.1), as far as it is read before its signature is verified."""
+
+    header: dict[str, Any]
+    payload: str
+    signature: bytes
+    message: bytes
+
+    @classmethod
+    def of(cls, text: str) -> _Parts:
+        """Raises :class:`MalformedToken`."""
+        parts = text.split(".")
+        if len(parts) != 3:  # noqa: PLR2004
+            raise MalformedToken("not three parts")
+        header = read_object(unpadded(parts[0]))
+        if not isinstance(header.get("alg"), str):
+            raise MalformedToken("no algorithm")
+        if any(not isinstance(header.get(name), str | None) for name in _STRINGS):
+            raise MalformedToken("a header parameter is not a string")
+        return cls(header, parts[1], unpadded(parts[2]), f"{parts[0]}.{parts[1]}".encode())
+
+    def signed_by(self, verifier: Verifier) -> bool:
+        """``kid`` only ever narrows down which of the verifier's own keys are tried."""
+        algorithm = _JWS.get_algorithm_by_name(verifier.algorithm)
+        kid = self.header.get("kid") if verifier.issuer else None
+        keys = [each for each in verifier.keys if not kid or not each.kid or each.kid == kid]
+        return any(algorithm.verify(self.message, each.key, self.signature) for each in keys)
+
+
+def qdrant_verifier(name: str, secret: str) -> Verifier:
+    """Qdrant's: the secret is the UTF-8 bytes of the API key."""
+    return Verifier(name, QDRANT_ALGORITHM, (VerificationKey(secret.encode()),))
+
+
+def mint(secret: str, claims: Mapping[str, Any]) -> str:
+    """A token of Qdrant's kind."""
+    message = ".".join(map(_encoded, (b'{"alg":"HS256","typ":"JWT"}', json.dumps(claims).encode())))
+    signature = _JWS.get_algorithm_by_name(QDRANT_ALGORITHM).sign(message.encode(), secret.encode())
+    return f"{message}.{_encoded(signature)}"
+
+
+def _encoded(data: bytes) -> str:
+    return urlsafe_b64encode(data).rstrip(b"=").decode()

@@ -1,0 +1,81 @@
+"""The configuration's shape, of whoever calls: certificates and how they are told apart, named keys, issuers of tokens.
+
+The rest of it, and what is said there of units and paths, is in :mod:`tlsproxy.config.model`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+
+Label = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+"""A name that appears in the audit log and as a metric's label."""
+
+
+class Section(BaseModel):
+    """Frozen; a key that is neither ours nor Qdrant's is an error (the loader takes Qdrant's unused keys out first)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True, use_attribute_docstrings=True)
+
+
+class Match(Section):
+    """All fields that are given must hold. A value is exact or a glob; `*` stops at `/` and `.`, `**` does not."""
+
+    cn: str | None = None
+    """Common name of the subject."""
+    o: str | None = None
+    """Organization of the subject; any of several."""
+    ou: str | None = None
+    """Organizational unit of the subject; any of several."""
+    dns: str | None = None
+    """DNS alternative name, in any case."""
+    uri: str | None = None
+    """URI alternative name, such as a SPIFFE ID."""
+    email: str | None = None
+    """Email alternative name."""
+    ip: str | None = None
+    """IP alternative name."""
+    subject: str | None = None
+    """The whole subject as RFC 4514 writes it, for example `CN=alice,OU=platform,O=Acme`."""
+    issuer: str | None = None
+    """The issuer as RFC 4514 writes it: needed where two CAs may issue the same name."""
+    serial: str | None = None
+    """Serial number in hex."""
+    sha256: str | None = None
+    """SHA-256 fingerprint of the certificate in hex, with or without colons."""
+
+
+class NamedKey(Section):
+    """An API key with a name: its use is attributed, and it can be revoked alone."""
+
+    name: Label
+    """What the audit log calls this key."""
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-fA-F]{64}$")] | None = None
+    """SHA-256 of the key, in hex: `printf %s KEY | sha256sum`. This or `file` is needed."""
+    file: Path | None = None
+    """File that holds the key, or `credential:NAME` (systemd)."""
+    role: str
+    """A key of `roles`."""
+    expires: AwareDatetime | None = None
+    """The moment from which it is refused: RFC 3339, with its time zone."""
+    require_certificate: Match | None = None
+    """The key counts only on a connection whose client certificate matches."""
+
+
+class JwtIssuer(Section):
+    """Somebody whose tokens are accepted: signed with a key of their own, never with a shared secret."""
+
+    name: Label
+    """What the audit log calls this issuer."""
+    issuer: Annotated[str, Field(min_length=1)]
+    """What the `iss` claim must be."""
+    audience: Annotated[str, Field(min_length=1)]
+    """What the `aud` claim must be, or hold."""
+    algorithm: Literal["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"]
+    """The only algorithm that is accepted."""
+    pem: Path | None = None
+    """PEM file: the public key. This or `jwks` is needed."""
+    jwks: Path | None = None
+    """JSON file: a set of public keys (RFC 7517). Files only: a URL is not fetched."""

@@ -1,0 +1,88 @@
+"""What must hold of keys and of the issuers of tokens: each can be used, and is told apart from every other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final
+
+from tlsproxy.authz.credentials import key_digest
+from tlsproxy.config.findings import Finding
+from tlsproxy.config.identity_checks import match_findings
+from tlsproxy.config.model import Config
+from tlsproxy.config.positions import Path, Tree
+from tlsproxy.config.problems import did_you_mean
+from tlsproxy.config.secrets import KEY_NAMES, key_error
+
+_EMPTY: Final = key_digest("").hex()
+
+
+def service_keys(config: Config, _tree: Tree) -> Iterator[Finding]:
+    for name in KEY_NAMES:
+        value, path = getattr(config.service, name), getattr(config.service, f"{name}_file")
+        if value is not None and path is not None:
+            yield Finding(("service", f"{name}_file"), f"{name} is given too: keep one of them")
+        elif value is not None and (error := key_error(value.get_secret_value())):
+            yield Finding(("service", name), error)
+
+
+def upstream_key(config: Config, _tree: Tree) -> Iterator[Finding]:
+    upstream = config.upstream
+    if upstream.api_key is not None and upstream.api_key_file is not None:
+        yield Finding(("upstream", "api_key_file"), "api_key is given too: keep one of them")
+    elif upstream.api_key is not None and (error := key_error(upstream.api_key.get_secret_value())):
+        yield Finding(("upstream", "api_key"), error)
+
+
+def named_keys(config: Config, _tree: Tree) -> Iterator[Finding]:
+    seen: set[str] = set(KEY_NAMES)
+    for index, key in enumerate(config.keys):
+        path: Path = ("keys", index)
+        if key.name in seen:
+            text = "is a key of `service`" if key.name in KEY_NAMES else "is the name of an earlier key"
+            yield Finding((*path, "name"), f"{key.name!r} {text}")
+        seen.add(key.name)
+        if (key.sha256 is None) == (key.file is None):
+            yield Finding(
+                path, "one of sha256 and file is needed" if key.file is None else "keep one of sha256 and file"
+            )
+        elif key.sha256 is not None and key.sha256.lower() == _EMPTY:
+            yield Finding((*path, "sha256"), "is that of an empty key")
+        if key.require_certificate is not None:
+            given = key.require_certificate.model_dump(exclude_none=True)
+            yield from match_findings((*path, "require_certificate"), given)
+            if config.tls.ca_cert is None:
+                yield Finding((*path, "require_certificate"), "tls.ca_cert is needed: no certificate can be verified")
+
+
+def key_roles(config: Config, _tree: Tree) -> Iterator[Finding]:
+    for index, key in enumerate(config.keys):
+        if key.role not in config.roles:
+            text = f"no role is called {key.role!r}{did_you_mean(key.role, config.roles)}"
+            yield Finding(("keys", index, "role"), text)
+        elif config.roles[key.role].filter:
+            text = (
+                f"role {key.role!r} has a filter, which is filled in from a certificate: a key needs a role without one"
+            )
+            yield Finding(("keys", index, "role"), text)
+
+
+def issuers(config: Config, _tree: Tree) -> Iterator[Finding]:
+    seen: set[str] = set(KEY_NAMES)
+    for index, issuer in enumerate(config.jwt_issuers):
+        path: Path = ("jwt_issuers", index)
+        if issuer.name in seen:
+            yield Finding((*path, "name"), f"{issuer.name!r} is the name of another issuer or key")
+        seen.add(issuer.name)
+        if (issuer.pem is None) == (issuer.jwks is None):
+            yield Finding(path, "one of pem and jwks is needed" if issuer.pem is None else "keep one of pem and jwks")
+
+
+def tokens(config: Config, _tree: Tree) -> Iterator[Finding]:
+    service = config.service
+    can_sign = (service.api_key, service.api_key_file, service.alt_api_key, service.alt_api_key_file)
+    if service.jwt_rbac and not any(can_sign):
+        text = "no token can be valid: tokens are signed with api_key or alt_api_key, and neither is set"
+        yield Finding(("service", "jwt_rbac"), text, warning=True)
+    if service.jwt_rbac and service.jwt_full_access_without_claim:
+        text = "a token without an `access` claim has all rights"
+        yield Finding(("service", "jwt_full_access_without_claim"), text, warning=True)

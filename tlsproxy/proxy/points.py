@@ -1,0 +1,172 @@
+"""Whether a point exists that a token names (its `value_exists` claim): asked of the upstream, and briefly remembered.
+
+Qdrant asks for every request. Here an answer is remembered for :data:`REMEMBERED` seconds, which is for how long a
+token may outlive its point, and callers that ask the same at the same time wait for one answer.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Final
+from urllib.parse import quote, urlsplit
+
+import orjson
+
+from tlsproxy.authz.access import Decision
+from tlsproxy.authz.claims import ValueExists
+from tlsproxy.errors import BadRequest, Form, RequestError, UpstreamBroken
+from tlsproxy.proxy.gateway import Gateway
+from tlsproxy.proxy.upstream import Upstream
+from tlsproxy.qdrant.rest import recognise
+from tlsproxy.tls.generation import Generation
+from tlsproxy.wire.response import ResponseHead
+
+if TYPE_CHECKING:
+    from tlsproxy.proxy.pool import Pool
+
+REMEMBERED: Final = 5.0
+MOST_REMEMBERED: Final = 1024
+LARGEST_ANSWER: Final = 1 << 20
+
+_TEXT: Final = "Invalid JWT, stateful validation failed"
+_NO_COLLECTION: Final = Decision(
+    allowed=False, reason="token_collection_missing", status=HTTPStatus.FORBIDDEN, text=_TEXT, form=Form.BARE
+)
+_NO_POINT: Final = Decision(
+    allowed=False, reason="token_point_missing", status=HTTPStatus.UNAUTHORIZED, text=_TEXT, form=Form.BARE
+)
+
+Verdict = Decision | RequestError | None
+"""A refusal, or what kept us from knowing; None: the point exists."""
+Told = Callable[[Verdict], None]
+
+
+class Points:
+    """The questions of one process, and their latest answers."""
+
+    def __init__(self, gateway: Gateway, pool: Pool) -> None:
+        self._gateway = gateway
+        self._pool = pool
+        self._answers: dict[tuple[int, ValueExists], tuple[float, Decision | None]] = {}
+        self._questions: dict[tuple[int, ValueExists], _Question] = {}
+
+    def exists(self, asked: ValueExists, told: Told) -> bool:
+        """True where it is known to exist. Otherwise ``told`` is called, later. Raises :class:`Overloaded`."""
+        generation = self._gateway.generation
+        key = (generation.number, asked)
+        until, verdict = self._answers.get(key, (0.0, None))
+        if time.monotonic() < until:
+            if verdict is not None:
+                self._gateway.loop.call_soon(told, verdict)
+            return verdict is None
+        question = self._questions.get(key)
+        if question is None:
+            request = _request(generation, asked)
+            if request is None:
+                self._gateway.loop.call_soon(told, _NO_COLLECTION)
+                return False
+            question = _Question(self._pool, request, lambda verdict: self._settle(key, verdict))
+            question.ask()
+            self._questions[key] = question
+        question.waiting.append(told)
+        return False
+
+    def _settle(self, key: tuple[int, ValueExists], verdict: Verdict) -> None:
+        question = self._questions.pop(key)
+        if not isinstance(verdict, RequestError):
+            self._answers.pop(key, None)
+            if len(self._answers) >= MOST_REMEMBERED:
+                del self._answers[next(iter(self._answers))]  # the oldest
+            self._answers[key] = (time.monotonic() + REMEMBERED, verdict)
+        for told in question.waiting:
+            told(verdict)
+
+
+def _request(generation: Generation, asked: ValueExists) -> bytes | None:
+    """None for a collection whose name could lead to another route."""
+    path = f"/collections/{quote(asked.collection, safe='')}/points/scroll"
+    try:
+        recognised = recognise("POST", path)
+    except BadRequest:
+        return None
+    if recognised.operation is None or recognised.operation.name != "scroll":
+        return None
+    key = generation.upstream_api_key
+    return b"POST %b HTTP/1.1\r\nhost: %b\r\ncontent-type: application/json\r\ncontent-length: %d\r\n%b\r\n%b" % (
+        recognised.target.path.encode(),
+        urlsplit(generation.config.upstream.rest).netloc.encode(),
+        len(asked.body),
+        b"" if key is None else b"api-key: %b\r\n" % key.encode(),
+        asked.body,
+    )
+
+
+class _Question:
+    """One request of our own, as an upstream connection sees it (:class:`tlsproxy.proxy.upstream.Exchange`)."""
+
+    request_sent = True
+
+    def __init__(self, pool: Pool, request: bytes, settle: Told) -> None:
+        self.waiting: list[Told] = []
+        self._pool = pool
+        self._request = request
+        self._settle = settle
+        self._again = True
+        self._status = 0
+        self._body = b""
+
+    def ask(self) -> None:
+        upstream = self._pool.acquire(self)
+        if upstream is not None:
+            self.upstream_ready(upstream)
+
+    def upstream_ready(self, upstream: Upstream) -> None:
+        upstream.begin(self, self._request, to_head=False)
+        upstream.await_response()
+
+    def interim(self, head: ResponseHead) -> None:
+        """Says nothing that matters here."""
+
+    def response_head(self, head: ResponseHead) -> None:
+        self._status = head.status
+
+    def response_body(self, data: bytes) -> None:
+        if len(self._body) <= LARGEST_ANSWER:
+            self._body += data
+
+    def response_done(self) -> None:
+        self._settle(_verdict(self._status, self._body))
+
+    def upstream_lost(self, error: RequestError, *, stale: bool, answered: bool) -> None:
+        """A kept connection that ended is no answer: it is asked once more, on a new one."""
+        if not stale or answered or not self._again:
+            self._settle(error)
+            return
+        self._again = False
+        try:
+            upstream = self._pool.open()
+        except RequestError as overloaded:
+            self._settle(overloaded)
+        else:
+            self.upstream_ready(upstream)
+
+    def upstream_congested(self) -> None:
+        """The request is small, and whole already."""
+
+    def upstream_drained(self) -> None:
+        """As above."""
+
+
+def _verdict(status: int, body: bytes) -> Verdict:
+    if status == HTTPStatus.NOT_FOUND:
+        return _NO_COLLECTION
+    if status == HTTPStatus.OK and len(body) <= LARGEST_ANSWER:
+        try:
+            points = orjson.loads(body)["result"]["points"]
+        except (ValueError, KeyError, TypeError):
+            points = None
+        if isinstance(points, list):
+            return None if points else _NO_POINT
+    return UpstreamBroken("The upstream could not say whether the point exists that the token requires")

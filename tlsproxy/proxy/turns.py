@@ -1,0 +1,118 @@
+"""A connection's turns: how a request begins and ends on it, and the responses that are the gateway's own.
+
+The states, and what may come next:
+
+    IDLE      no request, or the beginning of a head                       → BUSY, SKIPPING, ENDED
+    BUSY      an exchange goes on                                          → IDLE, SKIPPING, ENDED
+    SKIPPING  answered by ourselves; the small rest of its body is dropped → IDLE, ENDED
+    ENDED     nothing that comes is looked at any more
+
+A connection whose next request cannot be found (a body of unknown length was refused, a response began before the
+request was whole) is closed after its answer, so that no byte is ever read as what it was not sent as.
+"""
+
+from __future__ import annotations
+
+import time
+from enum import Enum
+from http import HTTPStatus
+from typing import Final
+
+from tlsproxy.authz.access import Decision
+from tlsproxy.authz.audit import json_string
+from tlsproxy.errors import Form
+from tlsproxy.proxy.answers import Answer
+from tlsproxy.proxy.exchange import Exchange
+from tlsproxy.proxy.gateway import Gateway
+from tlsproxy.proxy.plan import Plan
+from tlsproxy.proxy.record import Record, RequestBody
+from tlsproxy.proxy.refusal import refused, response
+from tlsproxy.proxy.tlsstream import TlsStream
+from tlsproxy.wire.inbox import Inbox
+
+NO_BODY: Final = RequestBody(0, 0)
+
+
+class State(Enum):
+    IDLE = 0
+    BUSY = 1
+    SKIPPING = 2
+    ENDED = 3
+
+
+class Turns:
+    """The ground of a connection: its state, and the one request that it has at a time."""
+
+    def __init__(self, gateway: Gateway, stream: TlsStream, address: str) -> None:
+        self.stream = stream
+        self.close = False
+        self._gateway = gateway
+        self._remote = json_string(address)
+        self._limits = gateway.generation.config.limits
+        self._inbox = Inbox(self._limits.max_head_size)
+        self._head_started = False
+        self._record: Record | None = None
+        self._body = NO_BODY
+        self._exchange: Exchange | None = None
+        self._rest()
+
+    def _rest(self) -> None:
+        """Between two requests."""
+        self._state = State.IDLE
+        self._head_started = False
+        timeout = self._limits.write_timeout if self.stream.stalled else self._limits.idle_timeout
+        self.stream.deadline = time.monotonic() + timeout
+        if self._gateway.draining and not self._inbox.data:
+            self._end()
+
+    def _open_record(self, plan: Plan, now: float) -> Record:
+        self._record = record = Record(plan, now)
+        self._body = NO_BODY
+        self.close = plan.close or self._gateway.draining
+        return record
+
+    def _answer(self, answer: Answer) -> None:
+        self._respond(HTTPStatus.OK, answer.fields, answer.body, bytes_out=len(answer.body))
+
+    def _refuse_as(self, decision: Decision) -> None:
+        self._refuse(decision.status, decision.text, decision.form)
+
+    def _refuse(self, status: int, text: str, form: Form, reason: str = "") -> None:
+        self._respond(status, *refused(status, text, form), reason=reason)
+
+    def _respond(self, status: int, fields: bytes, body: bytes, *, reason: str = "", bytes_out: int = 0) -> None:
+        """The gateway's own response, whatever there is of the request's body."""
+        record = self._record
+        if record is None:
+            raise RuntimeError("a response without a request")
+        record.status, record.bytes_out = status, bytes_out
+        plan = record.plan
+        keep = not self.close and plan.framed and self._body.skippable(expected=plan.expects_continue)
+        self.stream.write(response(status, fields + plan.fields, body, close=not keep, to_head=plan.to_head))
+        self._finish(reason)
+        if not keep:
+            self._end(self._limits.linger_timeout)
+            return
+        self._state = State.SKIPPING
+        self.stream.deadline = time.monotonic() + self._limits.body_timeout
+        self._skip()
+
+    def _skip(self) -> None:
+        if not self._body.done:
+            data = self._inbox.data
+            self._inbox.keep(data[self._body.feed(data)[1] :])
+        if self._body.done:
+            self._rest()
+
+    def _finish(self, reason: str) -> None:
+        if self._record is not None:
+            self._record.finish(self._gateway, self._remote, reason)
+        if self._exchange is not None:
+            self._exchange.over()
+        self._record = self._exchange = None
+
+    def _end(self, linger: float = 0.0) -> None:
+        """Nothing more is read as a request; what is queued still goes out. Who may be sending needs a ``linger``."""
+        self._state = State.ENDED
+        self._inbox.keep(b"")
+        self.stream.close(linger)
