@@ -239,7 +239,7 @@ def test_no_client_notices(own_site: Site, upstream: ScriptedUpstream) -> None:
     assert {each["status"] for each in records if "status" in each} == {200}
     assert sum("status" in each for each in records) == ended["requests"]
     assert after < done["memory"] + 30
-    assert open_after < done["descriptors"] + 20  # the clients come and go; each rotation opens a dozen files
+    assert open_after < done["descriptors"] + 60  # clients come and go; a leak of one a rotation would be 150
 
 
 def _rotate_all(rotation: Rotation, load: Load) -> dict[str, int]:
