@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import copy
 import json
+import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -107,6 +110,30 @@ log_level: WARNING
         "15:1 limits: must be a mapping",
         "16:1 log_level: must be 'DEBUG', 'INFO', 'WARN' or 'ERROR' (did you mean 'WARN'?)",
     ]
+
+
+def test_a_mistake_in_one_item_hides_none_in_another() -> None:
+    text = textwrap.dedent("""
+    tls: {cert: a, key: b, ca_cert: c}
+    roles:
+      admin: {acces: m}
+      search: {access: r}
+    identities:
+      - {name: one, match: {cnn: x}, role: admin}
+      - {name: two, match: {cn: y}, role: serach}
+      - {name: two, match: {ou: z}, role: admin}
+      - {name: four, match: {}, role: search}
+    """)
+    found = problems(text)
+    for key, mistake in (
+        ("roles.admin.acces", "unknown key (did you mean 'access'?)"),
+        ("identities[0].match.cnn", "unknown key (did you mean 'cn'?)"),
+        ("identities[1].role", "no role is called 'serach' (did you mean 'search'?)"),
+        ("identities[2].name", "'two' is the name of an earlier rule"),
+        ("identities[3].match", "an empty match would match everybody"),
+    ):
+        assert [problem for problem in found if f" {key}: {mistake}" in problem], (key, found)
+    assert not [problem for problem in found if "nobody" in problem or "'admin'" in problem]
 
 
 def test_qdrants_keys_are_listed_and_not_used() -> None:
@@ -244,3 +271,51 @@ def test_any_tree_is_a_configuration_or_a_config_error(tree: dict[str, object]) 
         load(json.dumps(tree), {"QDRANT__SERVICE__HTTP_PORT": "1", "QDRANT__AUDIT__DIR": "x"})
     except ConfigError as error:
         assert error.problems  # noqa: PT017 - either outcome is right, and nothing else
+
+
+REFERENCE = yaml.safe_load((Path(__file__).parents[2] / "config" / "tlsproxy.yaml").read_text())
+junk = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-2, 1 << 40),
+    st.sampled_from(["", "x", "*", "bad name", "m", "/", "http://a", "credential:x", "s\x00"]),
+    st.lists(st.one_of(st.none(), st.just("x"), st.just({})), max_size=2),
+    st.dictionaries(st.sampled_from(["name", "access", "cn", "bad key", "role", "1"]), st.sampled_from(["r", 1, {}])),
+)
+
+
+def places(value: object, path: tuple[str | int, ...] = ()) -> list[tuple[str | int, ...]]:
+    found = [path] if path else []
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, inner in items:
+        found += places(inner, (*path, key))
+    return found
+
+
+@pytest.mark.fuzz
+@given(
+    st.lists(st.tuples(st.sampled_from(places(REFERENCE)), st.sampled_from(["set", "add", "drop"]), junk), max_size=4)
+)
+def test_whatever_is_wrong_is_a_problem_with_a_place(changes: list[tuple[tuple[str | int, ...], str, object]]) -> None:
+    tree = copy.deepcopy(REFERENCE)
+    for (*way, last), change, value in changes:
+        holder = tree
+        try:
+            for step in way:
+                holder = holder[step]
+            if change == "drop":
+                del holder[last]
+            elif change == "set" or isinstance(holder, list):
+                holder[last] = value
+            else:
+                holder[f"{last}x"] = value
+        except (KeyError, IndexError, TypeError):  # an earlier change took it away
+            continue
+    try:
+        load(yaml.safe_dump(tree))
+    except ConfigError as error:
+        found = error.problems
+    else:
+        return
+    assert found
+    assert all(problem.line >= 1 and problem.text for problem in found)

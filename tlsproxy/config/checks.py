@@ -1,6 +1,7 @@
 """What must hold between the keys of a configuration, as a table of checks. Each says which sections it reads.
 
-A check never runs where one of its sections is invalid in itself, so that one mistake is reported once. The rules about
+A check never runs where one of its sections is invalid in itself, so that one mistake is reported once; but one that
+looks at each item alone goes on with the items that are valid, so that a mistake hides no other. The rules about
 roles and identities are in :mod:`tlsproxy.config.identity_checks`, those about keys and tokens in
 :mod:`tlsproxy.config.credential_checks`.
 """
@@ -8,6 +9,7 @@ roles and identities are in :mod:`tlsproxy.config.identity_checks`, those about 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from collections.abc import Set as AbstractSet
 from typing import Final
 
 from tlsproxy.config import credential_checks as credentials
@@ -23,10 +25,10 @@ QDRANT_IDLE_TIMEOUT: Final = 5.0
 Check = Callable[[Config, Tree], Iterator[Finding]]
 
 
-def findings(config: Config, tree: Tree, failed: frozenset[str]) -> Iterator[Finding]:
-    """``failed``: the sections of ``config`` that are not the file's."""
+def findings(config: Config, tree: Tree, failed: AbstractSet[str], partial: AbstractSet[str]) -> Iterator[Finding]:
+    """``failed``: the sections of ``config`` that are not the file's; ``partial``: those that hold its valid items."""
     for reads, check in _CHECKS:
-        if failed.isdisjoint(reads):
+        if (failed - partial if check in _ITEM_BY_ITEM else failed).isdisjoint(reads):
             yield from check(config, tree)
 
 
@@ -129,4 +131,9 @@ _CHECKS: Final[tuple[tuple[frozenset[str], Check], ...]] = (
     (frozenset({"roles", "identities"}), names),
     (frozenset({"roles", "identities", "keys"}), role_use),
     (frozenset({"service", "roles", "identities", "keys", "jwt_issuers"}), nobody),
+)
+ITEMS: Final = frozenset({"roles", "identities", "keys", "jwt_issuers"})
+"""The sections that are lists or mappings of items."""
+_ITEM_BY_ITEM: Final = frozenset(
+    {roles, matches, names, credentials.named_keys, credentials.key_roles, credentials.issuers}
 )

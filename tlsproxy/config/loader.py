@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 from pydantic import ValidationError
 
 from tlsproxy.config.callers import Section
-from tlsproxy.config.checks import findings
+from tlsproxy.config.checks import ITEMS, findings
 from tlsproxy.config.environment import overlay
 from tlsproxy.config.model import Config
 from tlsproxy.config.positions import Path as TreePath
@@ -31,6 +31,7 @@ CREDENTIAL: Final = "credential:"
 """A path that begins so names a file in systemd's $CREDENTIALS_DIRECTORY (systemd.exec(5), LoadCredential=)."""
 
 _CREDENTIAL_NAME: Final = re.compile(r"[A-Za-z0-9@_-][A-Za-z0-9@._-]*")
+_STAND_IN: Final = {"access": "r"}
 _TEXTS: Final = {
     "missing": "is required",
     "string_type": "must be text: quote it",
@@ -61,16 +62,15 @@ def parse(data: bytes, path: Path, environ: Mapping[str, str]) -> Loaded:
     unused = (*_take_unused(tree), *said.unused)
     _drop_empty(tree)
     problems = [*tree.problems, *said.problems, *_resolve_paths(tree, path.absolute().parent, environ)]
-    config, invalid, failed = _validate(tree)
-    problems += invalid
+    sound = _validate(tree)
+    problems += sound.problems
     warnings = list(said.warnings)
-    for finding in findings(config, tree, failed):
-        (warnings if finding.warning else problems).append(
-            tree.position(finding.path).problem(finding.path, finding.text)
-        )
+    for finding in findings(sound.config, tree, sound.failed, sound.kept.keys()):
+        place = sound.place(finding.path)
+        (warnings if finding.warning else problems).append(tree.position(place).problem(place, finding.text))
     if problems:
         raise ConfigError(sorted(problems, key=lambda problem: (problem.line == 0, problem.line, problem.column)))
-    return Loaded(config, unused, tuple(warnings))
+    return Loaded(sound.config, unused, tuple(warnings))
 
 
 def schema() -> dict[str, Any]:
@@ -160,17 +160,56 @@ def _resolve(value: Any, base: Path, environ: Mapping[str, str]) -> Any:
     return str(Path(directory) / name)
 
 
-def _validate(tree: Tree) -> tuple[Config, list[Problem], frozenset[str]]:
-    """The configuration, its problems, and the sections that have some: those hold their defaults."""
+@dataclass(frozen=True, slots=True)
+class _Sound:
+    """What is valid of a file. ``config`` has defaults for what is not.
+
+    ``failed`` are the sections with problems; of those that are lists or mappings of items, ``kept`` says which items
+    the configuration still has, by their places in the file.
+    """
+
+    config: Config
+    problems: list[Problem]
+    failed: frozenset[str]
+    kept: Mapping[str, tuple[int, ...]]
+
+    def place(self, path: TreePath) -> TreePath:
+        """Where in the file a path of ``config`` stands."""
+        kept = self.kept.get(str(path[0])) if len(path) > 1 and isinstance(path[1], int) else None
+        return path if kept is None else (path[0], kept[int(path[1])], *path[2:])
+
+
+def _validate(tree: Tree) -> _Sound:
     try:
-        return Config.model_validate(tree.root), [], frozenset()
+        return _Sound(Config.model_validate(tree.root), [], frozenset(), {})
     except ValidationError as error:
         details = error.errors(include_url=False, include_input=False)
-    failed = frozenset(str(detail["loc"][0]) for detail in details)
-    sound = {name: value for name, value in tree.root.items() if name not in failed}
+    failing: dict[str, set[int | str]] = {}
+    whole: set[str] = set()
+    unnamable = {detail["loc"][1] for detail in details if detail["loc"][-1] == "[key]"}
+    for detail in details:
+        section, *item = detail["loc"]
+        failing.setdefault(str(section), set()).update(item[:1])
+        if not item:
+            whole.add(str(section))
+    sound, kept = dict(tree.root), {}
+    for section, items in failing.items():
+        value = sound.pop(section, None)
+        if section in whole or section not in ITEMS:
+            continue
+        if isinstance(value, list):
+            kept[section] = tuple(index for index in range(len(value)) if index not in items)
+            sound[section] = [value[index] for index in kept[section]]
+        elif isinstance(value, dict):
+            # A role that is wrong is still a name that others may use, unless the name is what is wrong with it.
+            kept[section] = ()
+            sound[section] = {
+                name: _STAND_IN if name in items else value[name] for name in value if name not in unnamable
+            }
     # The only section without defaults. No check runs that reads a section which failed.
     sound.setdefault("tls", {"cert": "/", "key": "/"})
-    return Config.model_validate(sound), [_problem(tree, detail) for detail in details], failed
+    problems = [_problem(tree, detail) for detail in details]
+    return _Sound(Config.model_validate(sound), problems, frozenset(failing), kept)
 
 
 def _problem(tree: Tree, detail: ErrorDetails) -> Problem:
