@@ -96,7 +96,14 @@ ERRORS: dict[str, tuple[dict[str, Any], str]] = {
             "roles": {"search": {"access": "r", "filter": {"tenant": "{cn}"}}},
             "keys": [{"name": "ci", "sha256": "0" * 64, "role": "search"}],
         },
-        "keys[0].role: role 'search' has a filter",
+        "keys[0].role: role 'search' has a filter with {cn}: require_certificate is needed",
+    ),
+    "key_with_a_filter_by_token": (
+        {
+            "roles": {"search": {"access": "r", "filter": {"tenant": "{claim:team}"}}},
+            "keys": [{"name": "ci", "sha256": "0" * 64, "role": "search", "require_certificate": {"cn": "a"}}],
+        },
+        "keys[0].role: role 'search' has a filter with {claim:team}: who sends a key sends no token",
     ),
     "path_in_filter": (
         {"roles": {"search": {"access": "r", "filter": {"a.b": "x"}}}},
