@@ -205,6 +205,10 @@ def test_error(case: str) -> None:
 
 WARNINGS: dict[str, tuple[dict[str, Any], str]] = {
     "tokens": ({"service": {"jwt_rbac": True}}, "service.jwt_rbac: no token can be valid"),
+    "filter_by_token": (
+        {"roles": {"search": {"access": "r", "filter": {"tenant": "{claim:team}"}}}},
+        "roles.search.filter: nobody has this role: its filter needs a token",
+    ),
     "tokens_with_all_rights": (
         {"service": {"api_key": KEY, "jwt_rbac": True, "jwt_full_access_without_claim": True}},
         "service.jwt_full_access_without_claim: a token without an `access` claim has all rights",
