@@ -98,9 +98,27 @@ def test_a_body_in_pieces(own_site: Site, gateway: Gateway) -> None:
             received += data
 
 
-def test_chunks_are_refused(own_site: Site, gateway: Gateway) -> None:
-    refused = ask(gateway, own_site, b"0\r\n\r\n", **{"transfer-encoding": "chunked"})
-    assert (refused.status, refused.closing) == (400, True)
+def test_a_body_in_chunks(own_site: Site, gateway: Gateway) -> None:
+    assert len(entries(gateway, own_site, 2)) >= 2
+    chunked = {"transfer-encoding": "chunked"}
+    with Client(gateway, own_site.client()) as connection:
+        for _ in range(2):
+            body = b'8\r\n{"limit"\r\n4\r\n: 1}\r\n0\r\n\r\n'
+            found = connection.ask(*ASK, list(chunked.items()), body)
+            assert (found.status, len(found.json["result"]["entries"])) == (200, 1)
+    assert ask(gateway, own_site, b"0\r\n\r\n", **chunked).status == 400
+    broken = ask(gateway, own_site, b"x\r\n", **chunked)
+    assert (broken.status, broken.closing) == (400, True)
+    large = ask(gateway, own_site, b"10001\r\n" + b"y" * 65_537 + b"\r\n0\r\n\r\n", **chunked)
+    assert (large.status, large.closing) == (400, True)
+
+
+def test_who_waits_to_be_told_to_send_the_question(own_site: Site, gateway: Gateway) -> None:
+    with gateway.connect(own_site.client()) as sock:
+        sock.sendall(request(*ASK, [("transfer-encoding", "chunked"), ("expect", "100-continue")]))
+        assert sock.recv(65536) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        sock.sendall(b"2\r\n{}\r\n0\r\n\r\n")
+        assert sock.recv(65536).startswith(b"HTTP/1.1 200 ")
 
 
 @pytest.mark.parametrize("audit", [{"dir": "-"}, {"enabled": False}])

@@ -96,7 +96,14 @@ ERRORS: dict[str, tuple[dict[str, Any], str]] = {
             "roles": {"search": {"access": "r", "filter": {"tenant": "{cn}"}}},
             "keys": [{"name": "ci", "sha256": "0" * 64, "role": "search"}],
         },
-        "keys[0].role: role 'search' has a filter",
+        "keys[0].role: role 'search' has a filter with {cn}: require_certificate is needed",
+    ),
+    "key_with_a_filter_by_token": (
+        {
+            "roles": {"search": {"access": "r", "filter": {"tenant": "{claim:team}"}}},
+            "keys": [{"name": "ci", "sha256": "0" * 64, "role": "search", "require_certificate": {"cn": "a"}}],
+        },
+        "keys[0].role: role 'search' has a filter with {claim:team}: who sends a key sends no token",
     ),
     "path_in_filter": (
         {"roles": {"search": {"access": "r", "filter": {"a.b": "x"}}}},
@@ -198,6 +205,10 @@ def test_error(case: str) -> None:
 
 WARNINGS: dict[str, tuple[dict[str, Any], str]] = {
     "tokens": ({"service": {"jwt_rbac": True}}, "service.jwt_rbac: no token can be valid"),
+    "filter_by_token": (
+        {"roles": {"search": {"access": "r", "filter": {"tenant": "{claim:team}"}}}},
+        "roles.search.filter: nobody has this role: its filter needs a token",
+    ),
     "tokens_with_all_rights": (
         {"service": {"api_key": KEY, "jwt_rbac": True, "jwt_full_access_without_claim": True}},
         "service.jwt_full_access_without_claim: a token without an `access` claim has all rights",

@@ -340,10 +340,15 @@ IDENTITY = Identity(
 
 def test_templates() -> None:
     assert parse_template("tenant", "{cn}") == Template("tenant", "", "cn", "")
-    assert parse_template("tenant", "x-{cn}-y").filled(IDENTITY) == Condition("tenant", "x-a-y")
-    assert parse_template("tenant", "same").filled(IDENTITY) == Condition("tenant", "same")
-    assert parse_template("tenant", "{o}").filled(IDENTITY) is None
-    assert parse_template("tenant", "{ou}").filled(IDENTITY) is None
+    assert parse_template("tenant", "x-{cn}-y").filled(IDENTITY, {}) == Condition("tenant", "x-a-y")
+    assert parse_template("tenant", "same").filled(None, {}) == Condition("tenant", "same")
+    assert parse_template("tenant", "{o}").filled(IDENTITY, {"o": "x"}) is None
+    assert parse_template("tenant", "{ou}").filled(IDENTITY, {}) is None
+    assert parse_template("tenant", "{cn}").filled(None, {"cn": "a"}) is None
+    of_claim = parse_template("tenant", "x-{claim:https://example.org/team}-y")
+    assert of_claim.filled(None, {"https://example.org/team": "a"}) == Condition("tenant", "x-a-y")
+    for claims in ({}, {"https://example.org/team": ""}, {"team": "a"}):
+        assert of_claim.filled(IDENTITY, claims) is None
     for key, text in [
         ("a.b", "x"),
         ("", "x"),
@@ -352,6 +357,9 @@ def test_templates() -> None:
         ("a", "{o}{cn}"),
         ("a", "{serial}"),
         ("a", "{cn"),
+        ("a", "{claim:}"),
+        ("a", "{claim:a b}"),
+        ("a", "{claim:a}{cn}"),
     ]:
         with pytest.raises(ValueError, match=r"."):
             parse_template(key, text)

@@ -7,7 +7,8 @@ here must allow a request: there is no union of them anywhere.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from tlsproxy.authz.access import Decision, Rights
@@ -24,7 +25,8 @@ class Credential:
     """The key or token of a request, once it was found good.
 
     ``name`` is the key's, or whose signature the token has; ``role`` a named key's. ``expires`` is the moment (seconds
-    since the epoch) from which it counts no more. ``subject`` is the claim that is meant for the audit log.
+    since the epoch) from which it counts no more. ``subject`` is the claim that is meant for the audit log, ``texts``
+    are all claims of a token that are strings.
     """
 
     kind: Literal["ApiKey", "Jwt"]
@@ -34,11 +36,12 @@ class Credential:
     expires: float = NEVER
     subject: str = ""
     exists: ValueExists | None = None
+    texts: Mapping[str, str] = field(default_factory=dict, repr=False, hash=False)
 
 
 @dataclass(frozen=True, slots=True)
 class Admission:
-    """``principal`` is the connection's; one of the two gives rights at least."""
+    """``principal`` is the connection's, with the rights that it has in this request; one of the two gives rights."""
 
     principal: Principal
     credential: Credential | None
@@ -75,13 +78,22 @@ def admit(principal: Principal, policy: Policy, presented: str | None, now: floa
         credential = outcome
     if credential is None and not principal.role:
         return NO_CREDENTIAL
+    if principal.by_claim:
+        texts = credential.texts if credential is not None else {}
+        rights = policy.confined(policy.roles[principal.role], principal.role, principal.identity, texts)
+        if isinstance(rights, Decision):
+            return rights
+        principal = replace(principal, rights=rights)
     return Admission(principal, credential)
 
 
 def _credential(principal: Principal, policy: Policy, presented: str, now: float) -> Credential | Decision:
     key = policy.keys.find(presented, principal.identity, now)
     if key is not None:
-        return Credential("ApiKey", key.name, key.rights, role=key.role, expires=key.expires)
+        rights = policy.confined(key.rights, key.role, principal.identity, {})
+        if isinstance(rights, Decision):
+            return rights
+        return Credential("ApiKey", key.name, rights, role=key.role, expires=key.expires)
     if not policy.tokens:
         return INVALID
     token = policy.tokens.verify(presented, principal.identity, now)
@@ -94,4 +106,5 @@ def _credential(principal: Principal, policy: Policy, presented: str, now: float
         expires=token.expires,
         subject=token.claims.subject,
         exists=token.claims.exists,
+        texts=token.claims.texts,
     )

@@ -12,7 +12,7 @@ import binascii
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from tlsproxy.authz.access import GRANTS, GlobalMode, Grant, Rights
@@ -46,7 +46,7 @@ class Claims:
 
     ``subject`` is for the audit log. ``certificate`` is the SHA-256 (hex) of the client certificate that the token is
     bound to (RFC 8705 §3.1), empty where it is bound to none. ``defect`` is the text of Qdrant's validator, which looks
-    after everything else.
+    after everything else. ``texts`` are all claims that are strings, for a role's filter to choose from.
     """
 
     rights: Rights | None
@@ -58,6 +58,7 @@ class Claims:
     exists: ValueExists | None = None
     certificate: str = ""
     defect: str = ""
+    texts: Mapping[str, str] = field(default_factory=dict, repr=False, hash=False)
 
 
 def read_claims(payload: bytes) -> Claims:
@@ -75,6 +76,7 @@ def read_claims(payload: bytes) -> Claims:
         exists=_value_exists(claims.get("value_exists")),
         certificate=_thumbprint(claims),
         defect=defect,
+        texts={name: value for name, value in claims.items() if isinstance(value, str)},
     )
 
 

@@ -32,7 +32,8 @@ class Principal:
 
     ``role`` is empty where the connection gives no rights of its own: without a certificate, or with one that no rule
     matches and that may nevertheless use a key or a token. ``refusal`` is what every request is answered that needs a
-    caller, or None where the rights decide.
+    caller, or None where the rights decide. ``by_claim``: the role's filter takes something from the token beside each
+    request, and ``rights`` are none until :meth:`Policy.confined` knows it.
     """
 
     identity: Identity | None
@@ -40,6 +41,7 @@ class Principal:
     role: str
     rights: Rights
     refusal: Decision | None
+    by_claim: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,15 +83,27 @@ class Policy:
         )
 
     def _holder(self, identity: Identity, rule: Rule) -> Principal:
-        conditions = []
-        for template in self.filters.get(rule.role, ()):
-            condition = template.filled(identity)
-            if condition is None:
-                text = f'role "{rule.role}" is for certificates with exactly one {template.field}'
-                return _refused(identity, "no_tenant", text)
-            conditions.append(condition)
-        rights = replace(self.roles[rule.role], conditions=tuple(conditions))
+        if any(template.of_claim for template in self.filters.get(rule.role, ())):
+            return Principal(identity, rule.name, rule.role, Rights(), refusal=None, by_claim=True)
+        rights = self.confined(self.roles[rule.role], rule.role, identity, {})
+        if isinstance(rights, Decision):
+            return Principal(identity, rule="", role="", rights=Rights(), refusal=rights)
         return Principal(identity, rule.name, rule.role, rights, refusal=None)
+
+    def confined(
+        self, rights: Rights, role: str, identity: Identity | None, claims: Mapping[str, str]
+    ) -> Rights | Decision:
+        """These rights, which somebody has by this role, with the conditions of its filter: all of them, or a refusal.
+
+        ``claims`` are the texts in the token that was verified, if one was.
+        """
+        conditions = []
+        for template in self.filters.get(role, ()):
+            condition = template.filled(identity, claims)
+            if condition is None:
+                return forbidden("no_tenant", f'role "{role}" is for {template.needs}')
+            conditions.append(condition)
+        return replace(rights, conditions=tuple(conditions))
 
     def why(self, identity: Identity) -> tuple[str, ...]:
         """One line for each rule, in order: that it matched, or which fields did not hold."""

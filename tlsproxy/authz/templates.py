@@ -1,13 +1,14 @@
-"""A role's `filter`: templates of payload conditions, filled in from the certificate of whoever has the role.
+"""A role's `filter`: templates of payload conditions, filled in from the certificate or token of whoever has the role.
 
 A template is a text with at most one ``{field}``: two of them side by side could spell one tenant's value with parts of
-another's. A field that the certificate does not have, or has twice, gives no condition, and the role then no rights.
+another's. A field that the certificate does not have, or has twice, gives no condition, and the role then no rights;
+nor does a ``{claim:NAME}`` where there is no token, or where its claim is not a text with something in it.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -15,7 +16,8 @@ from tlsproxy.authz.access import Condition
 from tlsproxy.authz.identity import Identity
 
 _KEY = re.compile(r"[A-Za-z0-9_-]{1,64}")
-_PARTS = re.compile(r"([^{}]*)(?:\{([a-z]+)\}([^{}]*))?")
+_PARTS = re.compile(r"([^{}]*)(?:\{([a-z]+|claim:[A-Za-z0-9_.:/-]{1,128})\}([^{}]*))?")
+_CLAIM: Final = "claim:"
 
 FIELDS: Final[dict[str, Callable[[Identity], tuple[str, ...]]]] = {
     "cn": lambda identity: (identity.common_name,) if identity.common_name else (),
@@ -29,18 +31,36 @@ FIELDS: Final[dict[str, Callable[[Identity], tuple[str, ...]]]] = {
 
 @dataclass(frozen=True, slots=True)
 class Template:
-    """``field`` is empty where the text is the same for everybody."""
+    """``field`` is one of ``FIELDS`` or ``claim:NAME``, and empty where the text is the same for everybody."""
 
     key: str
     before: str
     field: str
     after: str
 
-    def filled(self, identity: Identity) -> Condition | None:
-        """None where the certificate does not have exactly one value of the field."""
+    @property
+    def of_claim(self) -> bool:
+        return self.field.startswith(_CLAIM)
+
+    @property
+    def of_certificate(self) -> bool:
+        return bool(self.field) and not self.of_claim
+
+    @property
+    def needs(self) -> str:
+        """Whom a role with this template is for, where it can be filled in for some only."""
+        if self.of_claim:
+            return f"callers whose token has a text as its claim {self.field.removeprefix(_CLAIM)}"
+        return f"certificates with exactly one {self.field}"
+
+    def filled(self, identity: Identity | None, claims: Mapping[str, str]) -> Condition | None:
+        """``claims`` are the texts in a verified token. None where there is not exactly one value of the field."""
         if not self.field:
             return Condition(self.key, self.before)
-        values = FIELDS[self.field](identity)
+        if self.of_claim:
+            value = claims.get(self.field.removeprefix(_CLAIM), "")
+            return Condition(self.key, f"{self.before}{value}{self.after}") if value else None
+        values = FIELDS[self.field](identity) if identity is not None else ()
         return Condition(self.key, f"{self.before}{values[0]}{self.after}") if len(values) == 1 else None
 
 
@@ -52,6 +72,6 @@ def parse_template(key: str, text: str) -> Template:
     if match is None or not text:
         raise ValueError('a text with at most one field is expected, for example "{cn}" or "team-{ou}"')
     before, field, after = match.groups(default="")
-    if field and field not in FIELDS:
-        raise ValueError(f"{{{field}}} is none of {', '.join(FIELDS)}")
+    if field and field not in FIELDS and not field.startswith(_CLAIM):
+        raise ValueError(f"{{{field}}} is none of {', '.join(FIELDS)}, claim:NAME")
     return Template(key, before, field, after)

@@ -51,8 +51,9 @@ def explain(config_path: Path, token: str | None, cert: Path, method: str, path:
         for line in policy.why(identity):
             click.echo(f"  {line}")
     click.echo(f"rule       {principal.rule or 'none'}")
-    click.echo(f"role       {principal.role or 'none'}{f' ({principal.rights})' if principal.role else ''}")
     admitted = admit(principal, policy, presented, now)
+    held = admitted.principal if isinstance(admitted, Admission) else principal
+    click.echo(f"role       {held.role or 'none'}{f' ({held.rights})' if held.role else ''}")
     if isinstance(admitted, Admission):
         _tell_credential(admitted)
     try:

@@ -7,7 +7,7 @@ from typing import Final
 
 from tlsproxy.authz.credentials import key_digest
 from tlsproxy.config.findings import Finding
-from tlsproxy.config.identity_checks import match_findings
+from tlsproxy.config.identity_checks import filter_of, match_findings
 from tlsproxy.config.model import Config
 from tlsproxy.config.positions import Path, Tree
 from tlsproxy.config.problems import did_you_mean
@@ -59,11 +59,14 @@ def key_roles(config: Config, _tree: Tree) -> Iterator[Finding]:
         if key.role not in config.roles:
             text = f"no role is called {key.role!r}{did_you_mean(key.role, config.roles)}"
             yield Finding(("keys", index, "role"), text)
-        elif config.roles[key.role].filter:
-            text = (
-                f"role {key.role!r} has a filter, which is filled in from a certificate: a key needs a role without one"
-            )
-            yield Finding(("keys", index, "role"), text)
+            continue
+        for template in filter_of(config.roles[key.role]):
+            if template.of_claim:
+                text = f"role {key.role!r} has a filter with {{{template.field}}}: who sends a key sends no token"
+                yield Finding(("keys", index, "role"), text)
+            elif template.of_certificate and key.require_certificate is None:
+                text = f"role {key.role!r} has a filter with {{{template.field}}}: require_certificate is needed"
+                yield Finding(("keys", index, "role"), text)
 
 
 def issuers(config: Config, _tree: Tree) -> Iterator[Finding]:
@@ -83,6 +86,11 @@ def tokens(config: Config, _tree: Tree) -> Iterator[Finding]:
     if service.jwt_rbac and not any(can_sign):
         text = "no token can be valid: tokens are signed with api_key or alt_api_key, and neither is set"
         yield Finding(("service", "jwt_rbac"), text, warning=True)
+    if not service.jwt_rbac and not config.jwt_issuers:
+        for name, role in config.roles.items():
+            if any(template.of_claim for template in filter_of(role)):
+                text = "nobody has this role: its filter needs a token, and neither jwt_rbac nor jwt_issuers are set"
+                yield Finding(("roles", name, "filter"), text, warning=True)
     if service.jwt_rbac and service.jwt_full_access_without_claim:
         text = "a token without an `access` claim has all rights"
         yield Finding(("service", "jwt_full_access_without_claim"), text, warning=True)

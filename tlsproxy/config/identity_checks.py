@@ -9,9 +9,9 @@ from typing import Final
 
 from tlsproxy.authz.globs import glob_error
 from tlsproxy.authz.matcher import Matcher, normal_form
-from tlsproxy.authz.templates import parse_template
+from tlsproxy.authz.templates import Template, parse_template
 from tlsproxy.config.findings import Finding
-from tlsproxy.config.model import Config
+from tlsproxy.config.model import Config, Role
 from tlsproxy.config.positions import Path, Tree
 from tlsproxy.config.problems import did_you_mean
 from tlsproxy.config.secrets import KEY_NAMES
@@ -42,6 +42,16 @@ def roles(config: Config, _tree: Tree) -> Iterator[Finding]:
             if grant.collection in seen:
                 yield Finding(path, f"{grant.collection!r} is in this list already")
             seen.add(grant.collection)
+
+
+def filter_of(role: Role) -> Iterator[Template]:
+    """Those templates of a role that can be read: :func:`roles` tells of the others."""
+    for key, text in role.filter.items():
+        try:
+            template = parse_template(key, text)
+        except ValueError:
+            continue
+        yield template
 
 
 def matches(config: Config, _tree: Tree) -> Iterator[Finding]:

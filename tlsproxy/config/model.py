@@ -122,7 +122,8 @@ class Role(Section):
     ]
     """r (read everything), m (everything), or a list of collections and what may be done in each."""
     filter: dict[str, str] = Field(default={})
-    """Payload keys and values that confine the role to some of the points; `{cn}` is the certificate's common name."""
+    """Payload keys and values that confine the role to some of the points; `{cn}` is the certificate's common name,
+    `{claim:NAME}` a claim of the token."""
 
 
 class IdentityRule(Section):

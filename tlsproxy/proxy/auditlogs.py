@@ -5,16 +5,14 @@ from __future__ import annotations
 import asyncio
 
 from tlsproxy.authz.auditquery import read_query
-from tlsproxy.errors import AuditUnavailable, BadRequest, Overloaded, RequestError, RequestTimeout
+from tlsproxy.errors import AuditUnavailable, Overloaded, RequestError, RequestTimeout
 from tlsproxy.proxy.answers import Answer
 from tlsproxy.proxy.exchange import Exchange
-from tlsproxy.wire.http1 import CHUNKED
+from tlsproxy.proxy.refusal import CONTINUE
 
 
 class AuditLogsExchange(Exchange):
     """Reads its small body whole, has the log read in a thread, and answers in Qdrant's form."""
-
-    _content = b""
 
     @property
     def sending(self) -> bool:
@@ -23,19 +21,18 @@ class AuditLogsExchange(Exchange):
     def admit(self) -> None:
         if not self._gateway.audit.accepts(self._gateway.in_flight):
             raise AuditUnavailable("The audit log cannot be written")
-        if self.record.plan.length == CHUNKED:
-            raise BadRequest("A question about the audit log needs a Content-Length")
         self.record.admit(self._gateway)
         self._wait(
             RequestTimeout("The request body came too slowly"), self._gateway.generation.config.limits.body_timeout
         )
+        if self.record.plan.expects_continue:
+            self._client.stream.write(CONTINUE)
         if self.body.done:
             self._ask()
 
     def send(self, data: bytes) -> bytes:
-        piece, taken = self.body.feed(data)
+        _, taken = self.body.feed(data)
         self.record.bytes_in += taken
-        self._content += piece
         if self.body.done:
             self._ask()
         return data[taken:]
@@ -44,7 +41,7 @@ class AuditLogsExchange(Exchange):
         """Its end always comes later, from the loop: what follows the body must be put back first."""
         loop = self._gateway.loop
         try:
-            query = read_query(self._content)
+            query = read_query(bytes(self.body.content or b""))
         except RequestError as error:
             loop.call_soon(self._failed, error)
             return

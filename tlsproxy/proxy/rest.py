@@ -89,7 +89,7 @@ class RestConnection(Turns):
         record = self._open_record(plan, now)
         self.close |= ended is not None
         try:
-            self._body = RequestBody(plan.length, plan.limit, keep=plan.unread is not None)
+            self._body = RequestBody(plan.length, plan.limit, keep=plan.unread is not None or plan.audit_logs)
         except BodyTooLarge as error:
             self.close = True
             self._fail(error)
