@@ -1,7 +1,7 @@
 """Key sets by URL: the public keys of token issuers, fetched, judged, and kept until there are better ones.
 
 A document counts once the reader of key files accepts it, and stays while fetches fail: an issuer's bad hour locks
-nobody out. Nothing is decided here and nothing published: documents go into the next generation, by a reload like any other.
+nobody out. Nothing is decided or published here: documents go into the next generation, by a reload like any other.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _log = logging.getLogger(__name__)
 class _Known:
     """``tried`` and ``spread`` are of the last fetch, ``error`` is empty where it succeeded.
 
-    ``tried`` is on the monotonic clock; ``fetched_at``, when ``document`` was last confirmed, is seconds since the epoch.
+    ``tried`` is monotonic; ``fetched_at``, when ``document`` was last confirmed, is seconds since the epoch.
     """
 
     tried: float = 0.0

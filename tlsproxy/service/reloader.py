@@ -38,7 +38,8 @@ class ReloadMetrics(Protocol):
 class Verdict:
     """``unchanged``: built anew from the same files and key sets.
 
-    ``error`` says why, naming the file. ``when`` is epoch seconds."""
+    ``error`` says why, naming the file. ``when`` is epoch seconds.
+    """
 
     result: Literal["ok", "unchanged", "failed"]
     trigger: str
