@@ -141,7 +141,7 @@ class Reloader:
             "reload (%s): generation %d serves%s, certificate %s until %s",
             trigger,
             new.number,
-            "" if changed else " (nothing has changed)",
+            "" if changed else " (the files are the same)",
             new.material.leaf.serial,
             time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(new.material.leaf.not_after)),
         )
