@@ -160,9 +160,21 @@ ERRORS: dict[str, tuple[dict[str, Any], str]] = {
         {"keys": [key(sha256=None, file="https://h/k")]},
         "keys[0].file: a URL is not fetched: only files are supported",
     ),
-    "issuer_by_url": (
-        {"jwt_issuers": [issuer(pem=None, jwks="https://h/k")]},
-        "jwt_issuers[0].jwks: a URL is not fetched: only files are supported",
+    "issuer_pem_by_url": ({"jwt_issuers": [issuer(pem="https://h/k")]}, "jwt_issuers[0].pem: a URL is not fetched"),
+    "issuer_over_a_network_in_the_clear": (
+        {"jwt_issuers": [issuer(pem=None, jwks="http://h/k")]},
+        "jwt_issuers[0].jwks: keys over plain http can be anybody's",
+    ),
+    "issuer_by_ftp": ({"jwt_issuers": [issuer(pem=None, jwks="ftp://h/k")]}, "jwt_issuers[0].jwks: https://host/path"),
+    "issuer_by_no_host": ({"jwt_issuers": [issuer(pem=None, jwks="https:///k")]}, "jwt_issuers[0].jwks: https://host"),
+    "issuer_by_bad_port": ({"jwt_issuers": [issuer(pem=None, jwks="https://h:x/")]}, "jwt_issuers[0].jwks: not a URL"),
+    "issuer_with_password": (
+        {"jwt_issuers": [issuer(pem=None, jwks="https://u:p@h/k")]},
+        "jwt_issuers[0].jwks: a user or password in the URL",
+    ),
+    "issuer_asked_all_the_time": (
+        {"jwt_issuers": [issuer(pem=None, jwks="https://h/k", refresh=0)]},
+        "jwt_issuers[0].refresh: must be",
     ),
     "issuer_without_a_key": ({"jwt_issuers": [issuer(pem=None)]}, "jwt_issuers[0]: one of pem and jwks is needed"),
     "issuer_with_two": ({"jwt_issuers": [issuer(jwks="f")]}, "jwt_issuers[0]: keep one of pem and jwks"),

@@ -13,6 +13,7 @@ from tls_site import OTHER, ROOT, Site, site
 
 from tlsproxy.errors import MaterialError
 from tlsproxy.service import reloader
+from tlsproxy.service.jwks import KeySets
 from tlsproxy.service.reloader import Reloader
 from tlsproxy.tls import files
 from tlsproxy.tls.watch import Watcher
@@ -35,7 +36,14 @@ class Bench:
         metrics = SimpleNamespace(reload=lambda result, trigger, _when: self.counted.append((result, trigger)))
         metrics.published = lambda _generation: None
         watcher = Watcher(made.config, made.environ)
-        self.reloader = Reloader(self, metrics, made.config, made.environ, watcher)  # type: ignore[arg-type]
+        self.reloader = Reloader(
+            gateway=self,  # type: ignore[arg-type]
+            metrics=metrics,  # type: ignore[arg-type]
+            config_path=made.config,
+            environ=made.environ,
+            watcher=watcher,
+            key_sets=KeySets(),
+        )
 
     def publish(self, generation: Any) -> None:
         self.generation = generation

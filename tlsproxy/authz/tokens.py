@@ -97,7 +97,8 @@ class Tokens:
             return INVALID
         first: Decision | None = None
         for verifier in self.verifiers:
-            if verifier.algorithm != parts.header["alg"]:
+            # Without keys nothing can be said of a signature: an issuer whose keys have not been had yet.
+            if verifier.algorithm != parts.header["alg"] or not verifier.keys:
                 continue
             try:
                 outcome = self._try(verifier, parts, identity, int(now))

@@ -12,6 +12,7 @@ import click
 from tlsproxy.cli.common import config_option, explained
 from tlsproxy.config.loader import schema
 from tlsproxy.config.model import Role
+from tlsproxy.config.tokens import key_sources
 from tlsproxy.tls.facts import CertificateFacts, day
 from tlsproxy.tls.generation import Generation, build
 
@@ -21,7 +22,7 @@ from tlsproxy.tls.generation import Generation, build
 def check(config_path: Path) -> None:
     """Everything that `run` would refuse: the configuration, its certificates, keys and CRLs, and a TLS handshake.
 
-    Exits with 2 where there is an error. Nothing is listened on, and nothing sent to the upstream.
+    Exits with 2 where there is an error. Nothing is listened on, nothing sent to the upstream, and no URL fetched.
     """
     with explained():
         generation = build(number=1, config_path=config_path, environ=os.environ, previous=None)
@@ -54,6 +55,8 @@ def _summary(generation: Generation) -> Iterator[str]:
         yield f"CRL of {crl.issuer}: {crl.count} revoked, next update {day(crl.next_update)}"
     if not generation.config.service.verify_https_client_certificate:
         yield "client certificates are optional"
+    for source in key_sources(generation.config):
+        yield f"{source.url}: not fetched by this command; `run` fetches it, and its tokens wait for that"
     for name, role in generation.config.roles.items():
         holders = [rule.name for rule in generation.config.identities if rule.role == name]
         yield f"role {name}: {_access(role)}{_where(role)}; given by {', '.join(holders) or 'no rule'}"

@@ -12,7 +12,7 @@ from tlsproxy.authz.roles import Policy
 from tlsproxy.config.model import Config
 from tlsproxy.config.policy import policy_of
 from tlsproxy.config.secrets import resolve_keys
-from tlsproxy.config.tokens import resolve_tokens
+from tlsproxy.config.tokens import key_sources, resolve_tokens
 from tlsproxy.errors import MaterialError
 from tlsproxy.tls.files import PEM_LIMIT, SECRET_LIMIT, read_file
 
@@ -36,5 +36,7 @@ def read_secret(source: str) -> str:
 
 def policy_with_secrets(config: Config) -> Policy:
     """Raises :class:`MaterialError` where a file cannot be used."""
+    for source in key_sources(config):
+        click.echo(f"warning: {source.url} is not fetched by this command: none of its tokens is accepted", err=True)
     keys = resolve_keys(config, lambda path: read_file(path, SECRET_LIMIT))
     return policy_of(config, keys, resolve_tokens(config, lambda path: read_file(path, PEM_LIMIT)))

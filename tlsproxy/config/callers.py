@@ -14,6 +14,10 @@ Label = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 """A name that appears in the audit log and as a metric's label."""
 
 
+KeySetUrl = Annotated[str, Field(pattern="://")]
+"""What is not a path. :func:`tlsproxy.config.endpoints.check_key_set_url` says which of these are fetched."""
+
+
 class Section(BaseModel):
     """Frozen; a key that is neither ours nor Qdrant's is an error (the loader takes Qdrant's unused keys out first)."""
 
@@ -77,5 +81,7 @@ class JwtIssuer(Section):
     """The only algorithm that is accepted."""
     pem: Path | None = None
     """PEM file: the public key. This or `jwks` is needed."""
-    jwks: Path | None = None
-    """JSON file: a set of public keys (RFC 7517). Files only: a URL is not fetched."""
+    jwks: KeySetUrl | Path | None = None
+    """A set of public keys (RFC 7517): a JSON file, or an https:// URL to fetch it from (http:// on loopback only)."""
+    refresh: Annotated[float, Field(ge=1, le=86400)] = 300.0
+    """Seconds between two fetches of a URL."""

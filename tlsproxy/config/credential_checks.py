@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from tlsproxy.authz.credentials import key_digest
+from tlsproxy.config.endpoints import check_key_set_url
 from tlsproxy.config.findings import Finding
 from tlsproxy.config.identity_checks import filter_of, match_findings
 from tlsproxy.config.model import Config
@@ -78,6 +79,11 @@ def issuers(config: Config, _tree: Tree) -> Iterator[Finding]:
         seen.add(issuer.name)
         if (issuer.pem is None) == (issuer.jwks is None):
             yield Finding(path, "one of pem and jwks is needed" if issuer.pem is None else "keep one of pem and jwks")
+        if isinstance(issuer.jwks, str):
+            try:
+                check_key_set_url(issuer.jwks)
+            except ValueError as error:
+                yield Finding((*path, "jwks"), str(error))
 
 
 def tokens(config: Config, _tree: Tree) -> Iterator[Finding]:

@@ -56,6 +56,21 @@ def upstream_endpoint(url: str) -> Endpoint:
     return Endpoint(host, port)
 
 
+def check_key_set_url(url: str) -> None:
+    """Whose keys are believed must be known: TLS, or no network. Raises ValueError, which never repeats the URL."""
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        raise ValueError("not a URL: https://host/path is expected") from None
+    if parts.scheme not in {"https", "http"} or not host or not (url.isascii() and url.isprintable()):
+        raise ValueError("https://host/path is expected")
+    if "@" in parts.netloc:
+        raise ValueError("a user or password in the URL is not supported")
+    if parts.scheme == "http" and not Endpoint(host, port or 80).loopback:
+        raise ValueError("keys over plain http can be anybody's: use https://, or http:// on loopback")
+
+
 def admin_endpoint(listen: str) -> Endpoint | str:
     """The path of `unix:/path`, or a loopback endpoint. Raises ValueError."""
     scheme, _, path = listen.partition(":")

@@ -22,7 +22,7 @@ from tlsproxy.config.positions import Path as TreePath
 from tlsproxy.config.positions import Tree, read_tree
 from tlsproxy.config.problems import ConfigError, Problem, did_you_mean
 from tlsproxy.config.qdrant_keys import KEYS, SECTIONS, is_unused
-from tlsproxy.config.shape import lists, model_at, sections, takes_path
+from tlsproxy.config.shape import lists, model_at, sections, takes_path, takes_url
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
@@ -132,6 +132,9 @@ def _resolve_fields(
         values = given if isinstance(given, list) else [given]
         resolved: list[Any] = []
         for index, value in enumerate(values):
+            if takes_url(field) and isinstance(value, str) and "://" in value:
+                resolved.append(value)
+                continue
             try:
                 resolved.append(_resolve(value, base, environ))
             except ValueError as error:

@@ -56,6 +56,11 @@ def takes_path(field: FieldInfo) -> bool:
     return Path in _parts(field.annotation)
 
 
+def takes_url(field: FieldInfo) -> bool:
+    """Of one that takes a path: whether it takes a URL as well."""
+    return str in _parts(field.annotation)
+
+
 def takes_text(field: FieldInfo) -> bool:
     """Whether the text of an environment variable is the value as it stands, whatever it looks like."""
     parts = _parts(field.annotation)

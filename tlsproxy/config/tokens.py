@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final
 
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -22,73 +24,105 @@ _KEY_TYPES: Final = {"RS": "RSA", "PS": "RSA", "ES": "EC", "Ed": "OKP"}
 """What a key of a set must be (RFC 7518 §6.1), by the beginning of the algorithm's name."""
 
 
+@dataclass(frozen=True, slots=True)
+class KeySource:
+    """A URL that keys are fetched from. What it gives is judged, and kept, for one algorithm."""
+
+    url: str
+    algorithm: str
+
+
 def public_key_files(config: Config) -> tuple[Path, ...]:
     """The files that :func:`resolve_tokens` reads beyond those of the keys."""
     paths = (path for issuer in config.jwt_issuers for path in (issuer.pem, issuer.jwks))
-    return tuple(path for path in paths if path is not None)
+    return tuple(path for path in paths if isinstance(path, Path))
 
 
-def resolve_tokens(config: Config, read: Callable[[Path], bytes]) -> Tokens:
-    """Raises :class:`MaterialError` for a file that holds no usable key, or what ``read`` raises."""
+def key_sources(config: Config) -> dict[KeySource, float]:
+    """What is to be fetched, and every how many seconds."""
+    sources: dict[KeySource, float] = {}
+    for issuer in config.jwt_issuers:
+        if isinstance(issuer.jwks, str):
+            source = KeySource(issuer.jwks, issuer.algorithm)
+            sources[source] = min(issuer.refresh, sources.get(source, issuer.refresh))
+    return sources
+
+
+def resolve_tokens(
+    config: Config, read: Callable[[Path], bytes], documents: Mapping[KeySource, bytes] = MappingProxyType({})
+) -> Tokens:
+    """An issuer whose keys are not in ``documents`` yet verifies nothing.
+
+    Raises :class:`MaterialError` for a file that holds no usable key, or what ``read`` raises.
+    """
     own = signing_keys(config, read) if config.service.jwt_rbac else ()
     return Tokens(
         verifiers=(
             *(qdrant_verifier(name, secret) for name, secret in own),
-            *(_verifier(issuer, read) for issuer in config.jwt_issuers),
+            *(_verifier(issuer, read, documents) for issuer in config.jwt_issuers),
         ),
         full_access_without_claim=config.service.jwt_full_access_without_claim,
         require_exp=config.service.jwt_require_exp,
     )
 
 
-def _verifier(issuer: JwtIssuer, read: Callable[[Path], bytes]) -> Verifier:
+def key_set(name: str, data: bytes, algorithm: str) -> tuple[VerificationKey, ...]:
+    """At least one. ``name`` is the path or URL. Raises :class:`MaterialError`."""
+    keys = tuple(_key_set(name, data, algorithm))
+    if not keys:
+        raise MaterialError(name, f"holds no public key for {algorithm}")
+    return keys
+
+
+def _verifier(issuer: JwtIssuer, read: Callable[[Path], bytes], documents: Mapping[KeySource, bytes]) -> Verifier:
     keys: tuple[VerificationKey, ...] = ()
     if issuer.pem is not None:
-        keys = (VerificationKey(_pem(issuer.pem, read(issuer.pem), issuer.algorithm)),)
+        keys = (VerificationKey(_pem(str(issuer.pem), read(issuer.pem), issuer.algorithm)),)
+    elif isinstance(issuer.jwks, Path):
+        keys = key_set(str(issuer.jwks), read(issuer.jwks), issuer.algorithm)
     elif issuer.jwks is not None:
-        keys = tuple(_key_set(issuer.jwks, read(issuer.jwks), issuer.algorithm))
-        if not keys:
-            raise MaterialError(str(issuer.jwks), f"holds no public key for {issuer.algorithm}")
+        document = documents.get(KeySource(issuer.jwks, issuer.algorithm))
+        keys = () if document is None else key_set(issuer.jwks, document, issuer.algorithm)
     return Verifier(issuer.name, issuer.algorithm, keys, issuer.issuer, issuer.audience)
 
 
-def _pem(path: Path, data: bytes, algorithm: str) -> Any:
+def _pem(path: str, data: bytes, algorithm: str) -> Any:
     try:
         key: Any = load_pem_public_key(data)
     except (ValueError, UnsupportedAlgorithm):
-        raise MaterialError(str(path), "is not a public key in PEM form (-----BEGIN PUBLIC KEY-----)") from None
+        raise MaterialError(path, "is not a public key in PEM form (-----BEGIN PUBLIC KEY-----)") from None
     return _prepared(path, key, algorithm)
 
 
-def _key_set(path: Path, data: bytes, algorithm: str) -> Iterator[VerificationKey]:
+def _key_set(path: str, data: bytes, algorithm: str) -> Iterator[VerificationKey]:
     """Keys for other things are passed over (RFC 7517 §5); one that is meant and broken is an error."""
     try:
         members = read_object(data).get("keys")
     except MalformedToken as error:
-        raise MaterialError(str(path), f"is not a JWK set: {error}") from None
+        raise MaterialError(path, f"is not a JWK set: {error}") from None
     if not isinstance(members, list) or not all(isinstance(each, dict) for each in members):
-        raise MaterialError(str(path), "is not a JWK set: `keys` must be a list of keys")
+        raise MaterialError(path, "is not a JWK set: `keys` must be a list of keys")
     for jwk in members:
         if jwk.get("kty") != _KEY_TYPES[algorithm[:2]] or jwk.get("alg", algorithm) != algorithm:
             continue
         if jwk.get("use", "sig") != "sig":
             continue
         if "d" in jwk:
-            raise MaterialError(str(path), "holds a private key: keep only its public part here")
+            raise MaterialError(path, "holds a private key: keep only its public part here")
         try:
             key = _JWS.get_algorithm_by_name(algorithm).from_jwk(jwk)
         except (PyJWTError, ValueError, TypeError, KeyError):
-            raise MaterialError(str(path), "holds a key that cannot be read") from None
+            raise MaterialError(path, "holds a key that cannot be read") from None
         kid = jwk.get("kid", "")
         yield VerificationKey(_prepared(path, key, algorithm), kid if isinstance(kid, str) else "")
 
 
-def _prepared(path: Path, key: Any, name: str) -> Any:
+def _prepared(path: str, key: Any, name: str) -> Any:
     algorithm = _JWS.get_algorithm_by_name(name)
     try:
         prepared = algorithm.prepare_key(key)
     except (PyJWTError, ValueError, TypeError):
-        raise MaterialError(str(path), f"its key is not one for {name}") from None
+        raise MaterialError(path, f"its key is not one for {name}") from None
     if weakness := algorithm.check_key_length(prepared):
-        raise MaterialError(str(path), weakness)
+        raise MaterialError(path, weakness)
     return prepared

@@ -18,6 +18,7 @@ from typing import Any, Final, Literal, Protocol
 from tlsproxy.authz.audit import event_line
 from tlsproxy.errors import TlsproxyError
 from tlsproxy.proxy.gateway import Gateway
+from tlsproxy.service.jwks import KeySets
 from tlsproxy.tls.files import read_inputs
 from tlsproxy.tls.generation import Generation, build
 from tlsproxy.tls.watch import Watcher
@@ -35,7 +36,10 @@ class ReloadMetrics(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """``unchanged``: built anew from the same files. ``error`` says why, naming the file. ``when`` is epoch seconds."""
+    """``unchanged``: built anew from the same files and key sets.
+
+    ``error`` says why, naming the file. ``when`` is epoch seconds.
+    """
 
     result: Literal["ok", "unchanged", "failed"]
     trigger: str
@@ -48,13 +52,21 @@ class Reloader:
     """The one owner of what is published after the start."""
 
     def __init__(
-        self, gateway: Gateway, metrics: ReloadMetrics, config_path: Path, environ: Mapping[str, str], watcher: Watcher
+        self,
+        *,
+        gateway: Gateway,
+        metrics: ReloadMetrics,
+        config_path: Path,
+        environ: Mapping[str, str],
+        watcher: Watcher,
+        key_sets: KeySets,
     ) -> None:
         self._gateway = gateway
         self._metrics = metrics
         self._config_path = config_path
         self._environ = environ
         self._watcher = watcher
+        self._key_sets = key_sets
         self._turn = asyncio.Lock()
         self._begun = self._answered = 0
         generation = gateway.generation
@@ -74,7 +86,7 @@ class Reloader:
                 await asyncio.sleep(_AGAIN)
 
     async def reload(self, trigger: str) -> Verdict:
-        """Builds from what the files hold now, and publishes it if it is good."""
+        """Builds from the files as they are now and the key sets fetched last, and publishes it if it is good."""
         asked = self._begun
         async with self._turn:
             if self._answered > asked:
@@ -101,6 +113,7 @@ class Reloader:
                 environ=self._environ,
                 previous=old,
                 inputs=inputs,
+                documents=await self._key_sets.of(inputs.loaded.config),
             )
         except TlsproxyError as error:
             return self._failed(trigger, old, tried, str(error))
@@ -110,6 +123,7 @@ class Reloader:
         self._gateway.publish(new)
         self._watcher.seen(new.digest)
         self._metrics.published(new)
+        self._key_sets.published(new.config)
         return self._tell(trigger, old, new)
 
     def _failed(self, trigger: str, old: Generation, tried: str, error: str) -> Verdict:
@@ -122,7 +136,7 @@ class Reloader:
         return self._record(Verdict("failed", trigger, time.time(), old.number, error), "failed", {"error": error})
 
     def _tell(self, trigger: str, old: Generation, new: Generation) -> Verdict:
-        changed = old.digest != new.digest
+        changed = (old.digest, old.documents) != (new.digest, new.documents)
         _log.info(
             "reload (%s): generation %d serves%s, certificate %s until %s",
             trigger,

@@ -27,9 +27,11 @@ from tlsproxy.proxy.listener import Listener, bind
 from tlsproxy.proxy.pool import Pool
 from tlsproxy.service.admin import AdminServer
 from tlsproxy.service.auditlog import AuditLog, NoAudit, audit_log
+from tlsproxy.service.jwks import KeySets
 from tlsproxy.service.metrics import Metrics
 from tlsproxy.service.reloader import Reloader
 from tlsproxy.service.state import ServiceState
+from tlsproxy.tls.files import read_inputs
 from tlsproxy.tls.generation import Generation, build
 from tlsproxy.tls.watch import Watcher
 
@@ -48,32 +50,38 @@ def run(config_path: Path, ready_file: Path | None) -> int:
 
     A taken address is 1: it may be free again in a moment, where a refused configuration waits for a person.
     """
-    try:
-        generation = build(number=1, config_path=config_path, environ=os.environ, previous=None)
-    except ConfigError as error:
-        for problem in error.problems:
-            print(problem, file=sys.stderr)  # noqa: T201 - before there is a log
-        return 2
-    except TlsproxyError as error:
-        print(error, file=sys.stderr)  # noqa: T201
-        return 2
-    logging.basicConfig(
-        level=generation.config.log_level.replace("WARN", "WARNING"),
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-        stream=sys.stderr,
-    )
-    try:
-        with asyncio.Runner(loop_factory=_loop_factory) as runner:
-            runner.run(_Service(config_path, generation, ready_file).serve())
-    except (TlsproxyError, OSError) as error:
-        _log.critical("cannot serve: %s", error)
-        return 1
+    with asyncio.Runner(loop_factory=_loop_factory) as runner:
+        try:
+            inputs = read_inputs(config_path, os.environ)
+            key_sets = KeySets()
+            documents = runner.run(key_sets.of(inputs.loaded.config))
+            generation = build(
+                number=1, config_path=config_path, environ=os.environ, previous=None, inputs=inputs, documents=documents
+            )
+        except ConfigError as error:
+            for problem in error.problems:
+                print(problem, file=sys.stderr)  # noqa: T201 - before there is a log
+            return 2
+        except TlsproxyError as error:
+            print(error, file=sys.stderr)  # noqa: T201
+            return 2
+        logging.basicConfig(
+            level=generation.config.log_level.replace("WARN", "WARNING"),
+            format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+            stream=sys.stderr,
+        )
+        try:
+            runner.run(_Service(config_path, generation, key_sets, ready_file).serve())
+        except (TlsproxyError, OSError) as error:
+            _log.critical("cannot serve: %s", error)
+            return 1
     return 0
 
 
 class _Service:
-    def __init__(self, config_path: Path, generation: Generation, ready_file: Path | None) -> None:
+    def __init__(self, config_path: Path, generation: Generation, key_sets: KeySets, ready_file: Path | None) -> None:
         self._config_path = config_path
+        self._key_sets = key_sets
         self._generation = generation
         self._ready_file = ready_file
         self._stopping = asyncio.Event()
@@ -97,21 +105,32 @@ class _Service:
             listener = Listener(gateway, pool, bind(config.service.host, config.service.http_port))
             stack.callback(listener.cut)
             watcher = Watcher(self._config_path, os.environ)
-            reloader = Reloader(gateway, metrics, self._config_path, os.environ, watcher)
+            reloader = Reloader(
+                gateway=gateway,
+                metrics=metrics,
+                config_path=self._config_path,
+                environ=os.environ,
+                watcher=watcher,
+                key_sets=self._key_sets,
+            )
             state = ServiceState(
                 gateway=gateway,
                 listener=listener,
-                bound=listener.bound,
                 pool=pool,
                 audit=audit,
                 metrics=metrics,
                 reloader=reloader,
+                key_sets=self._key_sets,
             )
             admin = await self._start_admin(stack, state)
             self._announce(listener.bound, admin)
             _event(audit, "start")
             async with asyncio.TaskGroup() as tasks:
-                owned = [tasks.create_task(reloader.run()), tasks.create_task(self._reload_on_signal(reloader))]
+                owned = [
+                    tasks.create_task(reloader.run()),
+                    tasks.create_task(self._reload_on_signal(reloader)),
+                    tasks.create_task(self._key_sets.run(lambda: gateway.generation.config, reloader.reload)),
+                ]
                 await self._stopping.wait()
                 for task in owned:
                     task.cancel()

@@ -13,6 +13,7 @@ from tlsproxy.proxy.gateway import Gateway
 from tlsproxy.proxy.listener import Listener
 from tlsproxy.proxy.pool import Pool
 from tlsproxy.service.auditlog import AuditLog, NoAudit
+from tlsproxy.service.jwks import KeySets
 from tlsproxy.service.metrics import Metrics
 from tlsproxy.service.readiness import OK, UpstreamProbe, audit_part, generation_part
 from tlsproxy.service.reloader import Reloader
@@ -26,19 +27,19 @@ class ServiceState:
         *,
         gateway: Gateway,
         listener: Listener,
-        bound: str,
         pool: Pool,
         audit: AuditLog | NoAudit,
         metrics: Metrics,
         reloader: Reloader,
+        key_sets: KeySets,
     ) -> None:
         self._gateway = gateway
         self._listener = listener
-        self._bound = bound
         self._pool = pool
         self._audit = audit
         self._metrics = metrics
         self._reloader = reloader
+        self._key_sets = key_sets
         self._probe = UpstreamProbe(lambda: gateway.generation.upstream_addresses)
 
     async def ready(self) -> Mapping[str, str]:
@@ -67,7 +68,8 @@ class ServiceState:
             "certificate": asdict(generation.material.leaf),
             "authorities": [asdict(authority) for authority in generation.material.authorities],
             "crls": [asdict(crl) for crl in generation.material.crls],
-            "listeners": {"rest": self._bound},
+            "key_sets": self._key_sets.status(generation.config),
+            "listeners": {"rest": self._listener.bound},
             "connections": {"open": self._listener.open_connections, "draining": self._gateway.draining},
             "upstream": {"url": generation.config.upstream.rest, "idle": idle, "busy": busy},
             "audit": {"queued": self._audit.queued, "written": self._audit.written, "dropped": self._audit.dropped},

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 from tlsproxy.config.endpoints import is_address, upstream_endpoint
 from tlsproxy.config.policy import policy_of
 from tlsproxy.config.secrets import resolve_keys, upstream_api_key
-from tlsproxy.config.tokens import resolve_tokens
+from tlsproxy.config.tokens import KeySource, key_sources, resolve_tokens
 from tlsproxy.errors import MaterialError
 from tlsproxy.tls.context import build_context, self_handshake
 from tlsproxy.tls.files import read_inputs
@@ -56,6 +56,7 @@ Address: TypeAlias = tuple[int, tuple[Any, ...]]
 class Generation:
     """``number`` counts from 1; ``digest`` is over every input's bytes; ``built_at`` is seconds since the epoch.
 
+    ``documents`` are the key sets that were fetched for it.
     ``started`` is the configuration that the process started with, and ``restart_needed`` names what has changed since
     in vain. ``upstream_addresses`` are (family, sockaddr), in the order to try them.
     """
@@ -73,6 +74,7 @@ class Generation:
     unused: tuple[Problem, ...]
     restart_needed: tuple[str, ...]
     built_at: float
+    documents: Mapping[KeySource, bytes] = field(default_factory=dict, repr=False)
     _principals: dict[str, Principal] = field(default_factory=dict, repr=False, compare=False)
 
     def principal_of(self, peer: Peer | None) -> Principal:
@@ -109,10 +111,12 @@ def build(
     environ: Mapping[str, str],
     previous: Generation | None,
     inputs: Inputs | None = None,
+    documents: Mapping[KeySource, bytes] | None = None,
     now: float | None = None,
 ) -> Generation:
     """Read (unless ``inputs`` were read already), check, build and try out. Blocks: call it in a worker thread.
 
+    ``documents`` are the key sets that have been fetched; None where nobody fetches any, so that none is missed.
     Raises ConfigError or MaterialError; UnstableInputs, a MaterialError, where the files are being written just now.
     """
     if inputs is None:
@@ -121,7 +125,7 @@ def build(
     loaded, files = inputs.loaded, inputs.files
     config = loaded.config
     material = load_material(config, files, now=moment, previous=previous.material if previous is not None else None)
-    keys, tokens = resolve_keys(config, files.__getitem__), resolve_tokens(config, files.__getitem__)
+    keys, tokens = resolve_keys(config, files.__getitem__), resolve_tokens(config, files.__getitem__, documents or {})
     context = build_context(
         material, require_client_certificate=config.service.verify_https_client_certificate, alpn=ALPN
     )
@@ -138,10 +142,21 @@ def build(
         policy=policy_of(config, keys, tokens),
         upstream_api_key=upstream_api_key(config, files.__getitem__),
         upstream_addresses=addresses,
-        warnings=(*map(str, loaded.warnings), *inputs.warnings, *material.warnings, *address_warnings),
+        warnings=(
+            *map(str, loaded.warnings),
+            *inputs.warnings,
+            *material.warnings,
+            *address_warnings,
+            *(
+                f"{source.url}: its keys have not been fetched yet: the tokens that they verify are refused"
+                for source in key_sources(config)
+                if documents is not None and source not in documents
+            ),
+        ),
         unused=loaded.unused,
         restart_needed=tuple(name for name in NEEDS_RESTART if attrgetter(name)(config) != attrgetter(name)(started)),
         built_at=moment,
+        documents=documents or {},
     )
 
 

@@ -1,0 +1,86 @@
+"""What a fetch of a key set takes, and what is kept of one that fails."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+from pathlib import Path
+
+import pytest
+import yaml
+from aiohttp import web
+from cryptography.hazmat.primitives.asymmetric import ec
+from jwt.algorithms import ECAlgorithm
+
+from tlsproxy.config.loader import parse
+from tlsproxy.config.model import Config
+from tlsproxy.config.tokens import KeySource, resolve_tokens
+from tlsproxy.errors import MaterialError
+from tlsproxy.service import jwks
+from tlsproxy.service.jwks import KeySets, fetch
+
+JWK = ECAlgorithm.to_jwk(ec.generate_private_key(ec.SECP256R1()).public_key(), as_dict=True)
+GOOD = json.dumps({"keys": [JWK]}).encode()
+
+
+def config(url: str) -> Config:
+    issuer = {"name": "login", "issuer": "i", "audience": "a", "algorithm": "ES256", "jwks": url}
+    tree = {"tls": {"cert": "c", "key": "k", "ca_cert": "a"}, "service": {"api_key": "k"}, "jwt_issuers": [issuer]}
+    return parse(yaml.safe_dump(tree).encode(), Path("f.yaml"), {}).config
+
+
+async def serving(answers: list[web.Response]) -> tuple[web.AppRunner, str]:
+    """Each answer once; the last for ever."""
+
+    async def answer(_request: web.Request) -> web.Response:
+        given = answers.pop(0) if len(answers) > 1 else answers[0]
+        return web.Response(status=given.status, body=given.body, headers=given.headers)
+
+    app = web.Application()
+    app.router.add_get("/keys", answer)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    return runner, f"http://127.0.0.1:{runner.addresses[0][1]}/keys"
+
+
+@pytest.mark.parametrize(
+    ("answer", "text"),
+    [
+        (web.Response(status=404), "the answer was 404"),
+        (web.Response(status=302, headers={"Location": "/keys"}), "the answer was 302"),
+        (web.Response(body=b" " * (jwks.SIZE_LIMIT + 1)), "has more than"),
+    ],
+)
+def test_what_is_no_document(answer: web.Response, text: str) -> None:
+    async def run() -> None:
+        runner, url = await serving([answer])
+        with pytest.raises(MaterialError, match=text):
+            await fetch(url)
+        await runner.cleanup()
+
+    asyncio.run(run())
+
+
+def test_a_server_that_says_nothing_is_given_up_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jwks, "DEADLINE", 0.05)
+
+    with socket.create_server(("127.0.0.1", 0)) as server, pytest.raises(MaterialError, match="no answer within"):
+        asyncio.run(fetch(f"http://127.0.0.1:{server.getsockname()[1]}/"))
+
+
+def test_what_cannot_be_had_is_left_out_and_verifies_nothing() -> None:
+    async def run() -> None:
+        runner, url = await serving([web.Response(body=b'{"keys": []}'), web.Response(body=GOOD)])
+        made, key_sets = config(url), KeySets()
+        assert await key_sets.of(made) == {}
+        assert resolve_tokens(made, Path.read_bytes, {}).verifiers[0].keys == ()
+        assert "holds no public key" in key_sets.status(made)[0]["error"]
+        key_sets.published(config("http://127.0.0.1:1/other"))  # it is forgotten, and so tried again when it is back
+        documents = await key_sets.of(made)
+        assert documents == {KeySource(url, "ES256"): GOOD}
+        assert len(resolve_tokens(made, Path.read_bytes, documents).verifiers[0].keys) == 1
+        await runner.cleanup()
+
+    asyncio.run(run())
