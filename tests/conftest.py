@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
+import uvloop
 from hypothesis import settings
 from support.gateway import Gateway
 from support.site import Site
@@ -60,4 +62,11 @@ def shared_upstream() -> Iterator[ScriptedUpstream]:
 def shared_gateway(site: Site, shared_upstream: ScriptedUpstream) -> Iterator[Gateway]:
     """The usual gateway, one for all tests of a file: none of them may change what the others meet."""
     with Gateway(site.write_config(shared_upstream.url)) as running:
+        yield running
+
+
+@pytest.fixture(params=[asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
+def runner(request: pytest.FixtureRequest) -> Iterator[asyncio.Runner]:
+    """Both loops that the gateway may run on."""
+    with asyncio.Runner(loop_factory=request.param) as running:
         yield running

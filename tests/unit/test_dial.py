@@ -6,7 +6,6 @@ import socket
 from collections.abc import Iterator
 
 import pytest
-import uvloop
 
 from tlsproxy.proxy.deadlines import Deadlines
 from tlsproxy.proxy.dial import Address, DialledStream
@@ -38,12 +37,6 @@ class Owner:
 
     def connection_lost(self, error: Exception | None) -> None:
         self.lost.set_result(error)
-
-
-@pytest.fixture(params=[asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
-def runner(request: pytest.FixtureRequest) -> Iterator[asyncio.Runner]:
-    with asyncio.Runner(loop_factory=request.param) as running:
-        yield running
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from base64 import urlsafe_b64encode
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from jwt import PyJWS
 
@@ -24,9 +24,7 @@ from tlsproxy.errors import Form
 LEEWAY: Final = 30
 """Seconds by which clocks may differ, as in Qdrant."""
 QDRANT_ALGORITHM: Final = "HS256"
-ISSUER_ALGORITHMS: Final = (
-    "RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA",
-)  # fmt: skip
+IssuerAlgorithm = Literal["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"]
 """What an issuer of its own may sign with: never a shared secret, and never what is not stated."""
 
 INVALID_TEXT: Final = "Invalid API key or JWT"

@@ -6,9 +6,11 @@ The rest of it, and what is said there of units and paths, is in :mod:`tlsproxy.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+
+from tlsproxy.authz.tokens import IssuerAlgorithm
 
 Label = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 """A name that appears in the audit log and as a metric's label."""
@@ -77,7 +79,7 @@ class JwtIssuer(Section):
     """What the `iss` claim must be."""
     audience: Annotated[str, Field(min_length=1)]
     """What the `aud` claim must be, or hold."""
-    algorithm: Literal["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"]
+    algorithm: IssuerAlgorithm
     """The only algorithm that is accepted."""
     pem: Path | None = None
     """PEM file: the public key. This or `jwks` is needed."""
