@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass, replace
 from typing import Final
 
-from tlsproxy.errors import BadRequest, HeadTooLarge, VersionRefused
+from tlsproxy.errors import BadRequest, HeadTooLarge
 from tlsproxy.wire.fieldblock import Fields
 from tlsproxy.wire.http1 import is_identity
 from tlsproxy.wire.http2 import Code, StreamError
@@ -75,13 +75,15 @@ def parse_call(fields: Fields, *, max_fields: int = 100) -> CallHead:
     pseudo, regular = _parted(fields)
     once: dict[bytes, bytes] = {}
     for name, value in regular:
-        if name in _ONCE and once.setdefault(name, value) is not value:
-            raise BadRequest(f"Metadata {name.decode()} is given more than once")
+        if name in _ONCE:
+            if name in once:
+                raise BadRequest(f"Metadata {name.decode()} is given more than once")
+            once[name] = value
     _check_pseudo(pseudo, once)
     if len(regular) > max_fields:
         raise HeadTooLarge(f"More than {max_fields} metadata fields")
     if pseudo[b":method"] != b"POST":
-        raise VersionRefused("Only gRPC is served on this connection: the method of a call is POST")
+        raise NotGrpc("Only gRPC is served on this connection: the method of a call is POST")
     if _CONTENT_TYPE.fullmatch(once.get(b"content-type", b"")) is None:
         raise NotGrpc("Only gRPC is served on this connection: its content-type is application/grpc")
     if _TIMEOUT.fullmatch(once.get(b"grpc-timeout", b"1S")) is None:
@@ -123,7 +125,7 @@ def _check_pseudo(pseudo: dict[bytes, bytes], once: dict[bytes, bytes]) -> None:
 
 
 def restate_call(head: CallHead, *, upstream_host: bytes, upstream_key: bytes | None) -> Fields:
-    """The fields as they go upstream. Whatever carries identity or credentials is gone."""
+    """The fields as they go upstream, short of the connection's own; what carries identity or credentials is gone."""
     fields = [
         (b":method", b"POST"),
         (b":scheme", b"http"),
@@ -135,6 +137,7 @@ def restate_call(head: CallHead, *, upstream_host: bytes, upstream_key: bytes | 
     fields += [field for field in head.fields if field[0] not in _OURS and not is_identity(field[0])]
     if upstream_key is not None:
         fields.append((b"api-key", upstream_key))
+    fields.append((b"x-forwarded-host", head.authority))
     return tuple(fields)
 
 
