@@ -11,12 +11,10 @@ from typing import Final
 
 from hpack import Decoder, HPACKError
 
-from tlsproxy.wire.http2 import Code, Http2Error
+from tlsproxy.wire.http2 import TABLE, Code, Http2Error
 
 Fields = tuple[tuple[bytes, bytes], ...]
 
-TABLE: Final = 4096
-"""Bytes of the dynamic table: HPACK's default, and the most that we let anybody use."""
 MEMO: Final = 256
 _NO_TABLE: Final = b"\x20"
 """A dynamic table size update to 0 (RFC 7541 §6.3)."""

@@ -16,6 +16,8 @@ PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 HEADER: Final = 9
 MAX_FRAME: Final = 16_384
 """Bytes of a payload."""
+TABLE: Final = 4096
+"""Bytes of HPACK's dynamic table: the default, and the most that anybody is allowed."""
 MAX_STREAM: Final = 0x7FFF_FFFF
 MAX_WINDOW: Final = 0x7FFF_FFFF
 FIRST_WINDOW: Final = 65_535
