@@ -66,10 +66,10 @@ class Gateway:
     ``host:port``.
     """
 
-    def __init__(self, config: Path, **environ: str) -> None:
+    def __init__(self, config: Path, *options: str, **environ: str) -> None:
         self.config = config
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "tlsproxy", "run", "--config", str(config)],
+            [sys.executable, "-m", "tlsproxy", "run", "--config", str(config), *options],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

@@ -57,7 +57,7 @@ class Reception:
     def handshake_done(self, tls: ssl.SSLObject) -> None:
         protocol = _SPOKEN.get(tls.selected_alpn_protocol())
         if protocol not in self._protocols:
-            self.handshake_failed("no_protocol", f"none of {', '.join(self._protocols)} was asked for")
+            self.handshake_failed("no_protocol", "h2 was not agreed on")
             self.stream.close(ALERT_LINGER)
             return
         self._gateway.metrics.handshake("ok", time.monotonic() - self._opened)
