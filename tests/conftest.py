@@ -9,6 +9,7 @@ import pytest
 import uvloop
 from hypothesis import settings
 from support.gateway import Gateway
+from support.grpc_upstream import GrpcUpstream
 from support.site import Site
 from support.upstream import ScriptedUpstream
 
@@ -49,6 +50,19 @@ def upstream() -> Iterator[ScriptedUpstream]:
 def gateway(site: Site, upstream: ScriptedUpstream) -> Iterator[Gateway]:
     """The usual gateway in front of the scripted upstream."""
     with Gateway(site.write_config(upstream.url)) as running:
+        yield running
+
+
+@pytest.fixture
+def grpc_upstream() -> Iterator[GrpcUpstream]:
+    with GrpcUpstream() as running:
+        yield running
+
+
+@pytest.fixture
+def grpc_gateway(site: Site, upstream: ScriptedUpstream, grpc_upstream: GrpcUpstream) -> Iterator[Gateway]:
+    """One that serves gRPC too, in front of the recording upstream."""
+    with Gateway(site.write_config(upstream.url, grpc=grpc_upstream.url)) as running:
         yield running
 
 

@@ -57,8 +57,8 @@ def test_status_tells_what_is_served_and_no_secret(site: Site, upstream: Scripte
         assert status == 200
         assert told["generation"]["number"] == 1
         assert told["connections"] == {"open": 1, "draining": False}
-        assert told["upstream"] == {"url": upstream.url, "idle": 1, "busy": 0}
-        assert told["listeners"]["rest"] == f"127.0.0.1:{gateway.port}"
+        assert told["upstream"] == {"rest": upstream.url, "idle": 1, "busy": 0}
+        assert told["listeners"] == [{"address": f"127.0.0.1:{gateway.port}", "protocols": ["rest"]}]
         assert "localhost" in json.dumps(told["certificate"])
         for secret in ("s3cret", "PRIVATE"):
             assert secret not in body

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import queue
+import re
 import signal
 import socket
 import ssl
@@ -55,13 +56,20 @@ class Lines:
         return self.seen
 
 
-class Gateway:
-    """``port`` is the REST listener's, ``admin`` the admin server's ``host:port``."""
+_SERVED = re.compile(r"(REST and gRPC|REST|gRPC) on https://\S+:(\d+)")
 
-    def __init__(self, config: Path, **environ: str) -> None:
+
+class Gateway:
+    """``ports`` has those of ``REST``, ``gRPC`` and ``REST and gRPC``, in the order of the configuration.
+
+    ``port`` is the first that serves REST, ``grpc_port`` the first that serves gRPC, ``admin`` the admin server's
+    ``host:port``.
+    """
+
+    def __init__(self, config: Path, *options: str, **environ: str) -> None:
         self.config = config
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "tlsproxy", "run", "--config", str(config)],
+            [sys.executable, "-m", "tlsproxy", "run", "--config", str(config), *options],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -72,8 +80,10 @@ class Gateway:
 
     def __enter__(self) -> Self:
         try:
-            line = self.log.wait(lambda line: "serving REST on https://" in line)
-            self.port = int(line.rsplit(":", 1)[1])
+            line = self.log.wait(lambda line: ": serving " in line)
+            self.ports: dict[str, list[int]] = {}
+            for titles, port in _SERVED.findall(line):
+                self.ports.setdefault(titles, []).append(int(port))
             if "admin:" in self.config.read_text():
                 self.admin = self.log.wait(lambda line: "serving the operators on" in line).rsplit(" ", 1)[1]
         except BaseException:
@@ -96,6 +106,17 @@ class Gateway:
         log = self.log.drain()
         self._audit.drain()
         assert not [line for line in log if "CRITICAL" in line or "Traceback" in line], "\n".join(log)
+
+    @property
+    def port(self) -> int:
+        return self._first("REST")
+
+    @property
+    def grpc_port(self) -> int:
+        return self._first("gRPC")
+
+    def _first(self, protocol: str) -> int:
+        return next(ports[0] for titles, ports in self.ports.items() if protocol in titles)
 
     def url(self, path: str) -> str:
         return f"https://localhost:{self.port}{path}"
@@ -132,9 +153,11 @@ class Gateway:
             with error:
                 return error.code, error.read().decode()
 
-    def connect(self, context: ssl.SSLContext, session: ssl.SSLSession | None = None) -> ssl.SSLSocket:
-        """A raw TLS connection. ``session``: one that is offered for resumption."""
-        sock = socket.create_connection(("127.0.0.1", self.port), timeout=DEADLINE)
+    def connect(
+        self, context: ssl.SSLContext, session: ssl.SSLSession | None = None, port: int | None = None
+    ) -> ssl.SSLSocket:
+        """A raw TLS connection, to the REST listener unless told. ``session``: one that is offered for resumption."""
+        sock = socket.create_connection(("127.0.0.1", port or self.port), timeout=DEADLINE)
         try:
             return context.wrap_socket(sock, server_hostname="localhost", session=session)
         except BaseException:

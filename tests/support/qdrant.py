@@ -16,7 +16,7 @@ from support.gateway import DEADLINE, Gateway
 
 
 class EmbeddedUpstream:
-    """``url`` is that of its REST API."""
+    """``url`` is that of its REST API, ``grpc_url`` that of its gRPC API."""
 
     def __enter__(self) -> Self:
         self._process = subprocess.Popen(
@@ -26,7 +26,8 @@ class EmbeddedUpstream:
             text=True,
         )
         assert self._process.stdout is not None
-        self.url = "http://127.0.0.1:{}".format(json.loads(self._process.stdout.readline())["rest"])
+        ports = json.loads(self._process.stdout.readline())
+        self.url, self.grpc_url = (f"http://127.0.0.1:{ports[protocol]}" for protocol in ("rest", "grpc"))
         return self
 
     def __exit__(

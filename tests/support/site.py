@@ -21,7 +21,7 @@ CLIENTS: dict[str, dict[str, Any]] = {
 }
 
 CONFIG: dict[str, Any] = {
-    "service": {"host": "127.0.0.1", "http_port": 0},
+    "service": {"host": "127.0.0.1", "http_port": 0, "grpc_port": None},
     "tls": {"cert": "server.pem", "key": "server.key", "ca_cert": "ca.pem", "poll_interval": 0.2},
     "roles": {
         "admin": {"access": "m"},
@@ -71,10 +71,18 @@ class Site:
         """Of NAME.pem as it is now."""
         return x509.load_pem_x509_certificate((self.directory / f"{name}.pem").read_bytes()).serial_number
 
-    def write_config(self, upstream: str, /, **sections: dict[str, Any] | list[Any]) -> Path:
-        """A new file each time; a section that is given is merged into the usual one, a list replaces it."""
+    def write_config(
+        self, upstream: str, /, *, grpc: str | None = None, **sections: dict[str, Any] | list[Any]
+    ) -> Path:
+        """A new file each time; a section that is given is merged into the usual one, a list replaces it.
+
+        ``grpc`` is the URL of an upstream's gRPC API: it is served then, on a port of its own.
+        """
         config = copy.deepcopy(CONFIG)
         config["upstream"] = {"rest": upstream}
+        if grpc is not None:
+            config["upstream"]["grpc"] = grpc
+            config["service"]["grpc_port"] = 0
         for name, section in sections.items():
             config[name] = config.get(name, {}) | section if isinstance(section, dict) else section
         path = self.directory / f"tlsproxy-{next(self._numbers)}.yaml"

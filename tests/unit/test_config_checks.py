@@ -191,9 +191,87 @@ ERRORS: dict[str, tuple[dict[str, Any], str]] = {
     "upstream_portless": ({"upstream": {"rest": "http://127.0.0.1"}}, "upstream.rest: the port is missing"),
     "upstream_no_url": ({"upstream": {"rest": "127.0.0.1:16333"}}, "upstream.rest: http://host:port is expected"),
     "upstream_bad_port": ({"upstream": {"rest": "http://h:99999"}}, "upstream.rest: not a URL"),
+    "grpc_upstream_unsaid": (
+        {"upstream": {"rest": "http://127.0.0.1:6444"}},
+        "upstream.grpc: service.grpc_port serves gRPC, and upstream.rest is not its default: write the gRPC API",
+    ),
+    "grpc_upstream_unsaid_for_a_listener": (
+        {
+            "upstream": {"rest": "http://127.0.0.1:6444"},
+            "service": {"grpc_port": None},
+            "listeners": [{"port": 443, "protocols": ["grpc"]}],
+        },
+        "upstream.grpc: listeners[0] serves gRPC, and upstream.rest is not its default",
+    ),
+    "nothing_served": (
+        {"service": {"http_port": None, "grpc_port": None}},
+        "service.http_port: nothing is served: set http_port, grpc_port or listeners",
+    ),
+    "same_port": (
+        {"service": {"http_port": 6333, "grpc_port": 6333}},
+        "service.grpc_port: 0.0.0.0:6333 is taken: service.http_port listens on 0.0.0.0:6333",
+    ),
+    "listener_twice": (
+        {
+            "service": {"host": "10.0.0.1"},
+            "listeners": [
+                {"port": 443, "protocols": ["rest"]},
+                {"port": 443, "host": "10.0.0.1", "protocols": ["grpc"]},
+            ],
+        },
+        "listeners[1]: 10.0.0.1:443 is taken: listeners[0] listens on 10.0.0.1:443",
+    ),
+    "listener_within_a_wildcard": (
+        {"listeners": [{"port": 6334, "host": "10.0.0.1", "protocols": ["grpc"]}]},
+        "listeners[0]: 10.0.0.1:6334 is taken: service.grpc_port listens on 0.0.0.0:6334",
+    ),
+    "wildcard_over_a_listener": (
+        {
+            "service": {"host": "10.0.0.1"},
+            "listeners": [{"port": 6333, "host": "::", "protocols": ["rest"]}],
+        },
+        "listeners[0]: [::]:6333 is taken: service.http_port listens on 10.0.0.1:6333",
+    ),
+    "listener_of_no_protocol": ({"listeners": [{"port": 443, "protocols": []}]}, "listeners[0].protocols: "),
+    "listener_without_protocols": ({"listeners": [{"port": 443}]}, "listeners[0].protocols: is required"),
+    "listener_of_one_protocol_twice": (
+        {"listeners": [{"port": 443, "protocols": ["grpc", "grpc"]}]},
+        "listeners[0].protocols: a protocol is named twice",
+    ),
+    "listener_of_an_unknown_protocol": (
+        {"listeners": [{"port": 443, "protocols": ["gprc"]}]},
+        "listeners[0].protocols[0]: must be 'rest' or 'grpc' (did you mean 'grpc'?)",
+    ),
+    "listener_with_an_unknown_key": (
+        {"listeners": [{"port": 443, "protocol": ["grpc"]}]},
+        "listeners[0].protocol: unknown key (did you mean 'protocols'?)",
+    ),
+    "listener_behind_a_mistaken_one": (
+        {"listeners": [{"port": 443}, {"port": 6333, "protocols": ["rest"]}]},
+        "listeners[1]: 0.0.0.0:6333 is taken",
+    ),
+    "grpc_message_beyond_the_memory": (
+        {"limits": {"max_message_size_mb": 512}},
+        "limits.inspection_memory_mb: less than limits.max_message_size_mb (512)",
+    ),
     "upstream_grpc": ({"upstream": {"grpc": "https://127.0.0.1:1"}}, "upstream.grpc: the upstream is a plaintext"),
     "upstream_idle": ({"upstream": {"idle_timeout": 5}}, "upstream.idle_timeout: must be less than 5 s"),
     "loop": ({"upstream": {"rest": "http://127.0.0.1:6333"}}, "upstream.rest: 127.0.0.1:6333 is where tlsproxy itself"),
+    "loop_grpc": (
+        {"upstream": {"grpc": "http://127.0.0.1:6334"}},
+        "upstream.grpc: 127.0.0.1:6334 is where tlsproxy itself",
+    ),
+    "loop_other_protocol": (
+        {"upstream": {"rest": "http://127.0.0.1:6334", "grpc": "http://127.0.0.1:16334"}},
+        "upstream.rest: 127.0.0.1:6334 is where tlsproxy itself",
+    ),
+    "loop_listener": (
+        {
+            "upstream": {"grpc": "http://127.0.0.1:8443"},
+            "listeners": [{"port": 8443, "host": "127.0.0.1", "protocols": ["rest"]}],
+        },
+        "upstream.grpc: 127.0.0.1:8443 is where tlsproxy itself",
+    ),
     "loop_name": ({"upstream": {"rest": "http://localhost:6333"}}, "upstream.rest: localhost:6333 is where"),
     "loop_same_address": (
         {"upstream": {"rest": "http://10.0.0.1:6333"}, "service": {"host": "10.0.0.1"}},
@@ -204,6 +282,10 @@ ERRORS: dict[str, tuple[dict[str, Any], str]] = {
     "admin_relative": ({"admin": {"listen": "unix:admin.sock"}}, "admin.listen: the path of a unix socket"),
     "admin_nonsense": ({"admin": {"listen": "9333"}}, "admin.listen: unix:/path or host:port"),
     "admin_same_port": ({"admin": {"listen": "127.0.0.1:6333"}}, "admin.listen: service.http_port is the same"),
+    "admin_at_a_listener": (
+        {"admin": {"listen": "127.0.0.1:8443"}, "listeners": [{"port": 8443, "protocols": ["rest"]}]},
+        "admin.listen: listeners[0] is the same port",
+    ),
     "forwarded": ({"audit": {"trust_forwarded_headers": True}}, "audit.trust_forwarded_headers: must be false"),
     "empty_path": ({"audit": {"dir": ""}}, "audit.dir: must not be empty"),
 }
@@ -225,9 +307,11 @@ WARNINGS: dict[str, tuple[dict[str, Any], str]] = {
         {"service": {"api_key": KEY, "jwt_rbac": True, "jwt_full_access_without_claim": True}},
         "service.jwt_full_access_without_claim: a token without an `access` claim has all rights",
     ),
-    "grpc_port": ({"service": {"grpc_port": 6334}}, "service.grpc_port: gRPC is not served yet"),
-    "grpc_upstream": ({"upstream": {"grpc": "http://127.0.0.1:16334"}}, "upstream.grpc: gRPC is not served yet"),
-    "remote_upstream": ({"upstream": {"rest": "http://10.0.0.9:6333"}}, "upstream.rest: not on loopback"),
+    "remote_upstream": (
+        {"upstream": {"rest": "http://10.0.0.9:6333"}, "service": {"grpc_port": None}},
+        "upstream.rest: not on loopback",
+    ),
+    "remote_grpc_upstream": ({"upstream": {"grpc": "http://10.0.0.9:6334"}}, "upstream.grpc: not on loopback"),
     "unused_role": (
         {"roles": {"search": {"access": "r"}, "admin": {"access": "m"}}},
         "roles.admin: no identity or key has this role",
@@ -257,6 +341,15 @@ def test_warning(case: str) -> None:
     [
         {},
         {"service": {"grpc_port": None}},
+        {"service": {"grpc_port": None}, "upstream": {"rest": "http://127.0.0.1:6444"}},
+        {"service": {"grpc_port": None}, "limits": {"max_message_size_mb": 512}},
+        {
+            "service": {"http_port": None, "grpc_port": None},
+            "listeners": [{"port": 443, "protocols": ["grpc", "rest"]}],
+        },
+        {"service": {"http_port": 0, "grpc_port": 0}, "listeners": [{"port": 0, "protocols": ["rest"]}]},
+        {"upstream": {"rest": "http://127.0.0.1:6444", "grpc": "http://127.0.0.1:6445"}},
+        {"service": {"host": "10.0.0.1"}, "listeners": [{"host": "10.0.0.2", "port": 6333, "protocols": ["rest"]}]},
         {"service": {"api_key": KEY}, "roles": {}, "identities": []},
         {"service": {"read_only_api_key_file": "f"}, "roles": {}, "identities": []},
         {
@@ -269,7 +362,8 @@ def test_warning(case: str) -> None:
         {"admin": {"listen": "127.0.0.1:0"}},
         {"admin": {"listen": "[::1]:9333"}},
         {"admin": {"listen": "localhost:9333"}},
-        {"upstream": {"rest": "http://[::1]:6333/"}, "service": {"http_port": 7333}},
+        {"upstream": {"rest": "http://[::1]:6333/"}, "service": {"http_port": 7333, "grpc_port": None}},
+        {"upstream": {"rest": "http://127.0.0.1:16333/"}},
         {"identities": [rule(sha256=":".join(["AB"] * 32)), rule("b", serial="00:AB"), rule("c", ip="10.0.0.*")]},
     ],
 )

@@ -202,6 +202,7 @@ def test_variable_that_sets_nothing_is_reported() -> None:
             "QDRANT__SERVICE__MAX_WORKERS": "1",
             "QDRANT__SERVICE__API_KEI": "x",
             "QDRANT__ROLES__ADMIN__ACCESS": "m",
+            "QDRANT__LISTENERS": "[]",
             "QDRANT__SERVICE": "x",
             "QDRANT__": "x",
         },
@@ -219,7 +220,8 @@ def test_variable_that_sets_nothing_is_reported() -> None:
         "env QDRANT__SERVICE__API_KEI service.api_kei: no such key (did you mean 'service.api_key'?); ignored"
         in warnings
     )
-    assert len(warnings) == 4
+    assert "env QDRANT__LISTENERS listeners: listeners cannot be set in the environment; ignored" in warnings
+    assert len(warnings) == 5
     assert loaded.config.roles.keys() == {"search"}
 
 

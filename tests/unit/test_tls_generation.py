@@ -4,10 +4,12 @@ import dataclasses
 import socket
 import time
 from datetime import UTC, datetime
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+import yaml
 from cryptography import x509
 from tls_site import CLIENT, OTHER, ROOT, Site, client_context, handshake, hour, site
 
@@ -34,14 +36,17 @@ def made(tmp_path: Path) -> Site:
 
 
 def peer_at(generation: Generation, issued: Issued, tmp_path: Path) -> Peer | None:
-    return peer_of(handshake(generation.context, client_context(issued, tmp_path))[0])
+    return peer_of(handshake(generation.contexts["rest",], client_context(issued, tmp_path))[0])
 
 
 def test_a_generation_serves_and_decides(made: Site, tmp_path: Path) -> None:
     generation = made.build()
     assert generation.number == 1
     assert generation.digest == made.digest()
-    assert generation.upstream_addresses == ((socket.AF_INET, ("127.0.0.1", 16333)),)
+    assert generation.upstream_addresses == {
+        "rest": ((socket.AF_INET, ("127.0.0.1", 16333)),),
+        "grpc": ((socket.AF_INET, ("127.0.0.1", 16334)),),
+    }
     peer = peer_at(generation, CLIENT, tmp_path)
     assert generation.principal_of(peer).role == "admin"
     assert generation.refusal_of(peer, time.time()) == ""
@@ -80,7 +85,7 @@ def test_a_failed_build_names_the_file_and_leaves_the_old_one_serving(made: Site
     made.configure(service={"htpp_port": 1})
     with pytest.raises(ConfigError, match="htpp_port"):
         made.build(first)
-    assert handshake(first.context, client_context(CLIENT, tmp_path))
+    assert handshake(first.contexts["rest",], client_context(CLIENT, tmp_path))
 
 
 def test_given_inputs_are_built_from_whatever_the_disk_says_now(made: Site) -> None:
@@ -167,18 +172,40 @@ def test_what_needs_a_restart_is_named_until_it_has_happened(made: Site) -> None
 def test_every_name_that_needs_a_restart_exists(made: Site) -> None:
     config = made.build().config
     for name in generation_module.NEEDS_RESTART:
-        section, key = name.split(".")
-        assert hasattr(getattr(config, section), key)
+        attrgetter(name)(config)  # raises where there is none
+
+
+def test_each_set_of_protocols_has_a_context_as_long_as_it_is_bound(made: Site, tmp_path: Path) -> None:
+    both = {"port": 0, "protocols": ["grpc", "rest"]}
+    made.configure()
+    with made.config.open("a") as file:
+        yaml.safe_dump({"listeners": [both]}, file)
+    first = made.build()
+    made.configure(service={"grpc_port": None})
+    second = made.build(first)
+    assert second.restart_needed == ("service.grpc_port", "listeners")
+    for generation in (first, second):
+        assert generation.upstream_addresses.keys() == {"rest", "grpc"}
+        chosen = {}
+        for protocols, context in generation.contexts.items():
+            client = client_context(CLIENT, tmp_path)
+            client.set_alpn_protocols(["http/1.1", "h2"])
+            chosen[protocols] = handshake(context, client)[0].selected_alpn_protocol()
+        assert chosen == {("rest",): "http/1.1", ("grpc",): "h2", ("rest", "grpc"): "h2"}
+    alone = made.build()
+    assert alone.contexts.keys() == {("rest",)}
+    assert alone.upstream_addresses.keys() == {"rest"}
 
 
 def test_upstream_names_are_resolved_and_a_resolver_that_is_down_changes_nothing(
     made: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made.configure(upstream={"rest": "http://[::1]:16333"})
-    assert made.build().upstream_addresses == ((socket.AF_INET6, ("::1", 16333, 0, 0)),)
-    made.configure(upstream={"rest": "http://localhost:16333"})
+    made.configure(upstream={"rest": "http://[::1]:16333", "grpc": "http://[::1]:16334"})
+    assert made.build().upstream_addresses["rest"] == ((socket.AF_INET6, ("::1", 16333, 0, 0)),)
+    made.configure(upstream={"rest": "http://localhost:16333", "grpc": "http://localhost:16334"})
     first = made.build()
-    assert (socket.AF_INET, ("127.0.0.1", 16333)) in first.upstream_addresses
+    assert (socket.AF_INET, ("127.0.0.1", 16333)) in first.upstream_addresses["rest"]
+    assert (socket.AF_INET, ("127.0.0.1", 16334)) in first.upstream_addresses["grpc"]
 
     def down(*_args: object, **_more: object) -> None:
         raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
@@ -186,9 +213,13 @@ def test_upstream_names_are_resolved_and_a_resolver_that_is_down_changes_nothing
     monkeypatch.setattr(generation_module.socket, "getaddrinfo", down)
     second = made.build(first)
     assert second.upstream_addresses == first.upstream_addresses
+    assert [warning.split(":")[0] for warning in second.warnings] == ["upstream.rest", "upstream.grpc"]
     assert "its former addresses are used" in second.warnings[-1]
     with pytest.raises(MaterialError, match=r"upstream\.rest: localhost cannot be resolved"):
         made.build()
+    made.configure(upstream={"rest": "http://localhost:16333", "grpc": "http://elsewhere:16334"})
+    with pytest.raises(MaterialError, match=r"upstream\.grpc: elsewhere cannot be resolved"):
+        made.build(second)
 
 
 def test_warnings_of_all_sources_are_gathered(made: Site) -> None:

@@ -39,7 +39,7 @@ def sha256(pem: bytes) -> str:
 def test_a_peer_has_its_identity_and_its_verified_chain(generation: Generation, tmp_path: Path) -> None:
     middle = ROOT.intermediate("middle")
     issued = middle.issue(common_name="bob", client=True)
-    peer = peer_of(handshake(generation.context, client_context(issued, tmp_path))[0])
+    peer = peer_of(handshake(generation.contexts["rest",], client_context(issued, tmp_path))[0])
     assert peer.identity.common_name == "bob"
     assert peer.chain == tuple(map(sha256, (issued.certificate_pem, middle.certificate_pem, ROOT.certificate_pem)))
     middle_serial = x509.load_pem_x509_certificate(middle.certificate_pem).serial_number
@@ -48,7 +48,7 @@ def test_a_peer_has_its_identity_and_its_verified_chain(generation: Generation, 
 
 def test_no_certificate_is_no_peer(tmp_path: Path) -> None:
     made = site(tmp_path, service={"verify_https_client_certificate": False})
-    assert peer_of(handshake(made.build().context, client_context(None, tmp_path))[0]) is None
+    assert peer_of(handshake(made.build().contexts["rest",], client_context(None, tmp_path))[0]) is None
 
 
 def test_what_the_client_sends_beside_its_chain_is_not_in_it(generation: Generation, tmp_path: Path) -> None:
@@ -57,7 +57,7 @@ def test_what_the_client_sends_beside_its_chain_is_not_in_it(generation: Generat
     path = tmp_path / "chain.pem"
     path.write_bytes(CLIENT.certificate_pem + extra.certificate_pem + CLIENT.key_pem)
     client.load_cert_chain(path)
-    peer = peer_of(handshake(generation.context, client)[0])
+    peer = peer_of(handshake(generation.contexts["rest",], client)[0])
     assert sha256(extra.certificate_pem) not in peer.chain
 
 
@@ -65,9 +65,9 @@ def test_a_session_that_tls_1_2_resumes_has_the_chain_of_its_first_handshake(
     generation: Generation, tmp_path: Path
 ) -> None:
     client = client_context(CLIENT, tmp_path, TLS12)
-    first, caller = handshake(generation.context, client)
+    first, caller = handshake(generation.contexts["rest",], client)
     peer = peer_of(first)
-    again, _ = handshake(generation.context, client, caller.session)
+    again, _ = handshake(generation.contexts["rest",], client, caller.session)
     assert again.session_reused
     assert peer_of(again) == peer
     assert generation.refusal_of(peer_of(again), time.time()) == ""
@@ -77,8 +77,8 @@ def test_a_resumed_session_of_an_unknown_chain_is_trusted_by_no_generation(
     generation: Generation, tmp_path: Path
 ) -> None:
     client = client_context(CLIENT, tmp_path, TLS12)
-    _, caller = handshake(generation.context, client)  # nobody called peer_of
-    again, _ = handshake(generation.context, client, caller.session)
+    _, caller = handshake(generation.contexts["rest",], client)  # nobody called peer_of
+    again, _ = handshake(generation.contexts["rest",], client, caller.session)
     assert again.session_reused
     peer = peer_of(again)
     assert peer.identity.common_name == "alice"
@@ -87,14 +87,14 @@ def test_a_resumed_session_of_an_unknown_chain_is_trusted_by_no_generation(
 
 def test_tls_1_3_never_resumes(generation: Generation, tmp_path: Path) -> None:
     client = client_context(CLIENT, tmp_path, TLS13)
-    _, caller = handshake(generation.context, client)
-    again, _ = handshake(generation.context, client, caller.session)
+    _, caller = handshake(generation.contexts["rest",], client)
+    again, _ = handshake(generation.contexts["rest",], client, caller.session)
     assert not again.session_reused
 
 
 def test_memory_is_bounded_and_ends_with_the_context(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(peer_module, "REMEMBERED", 2)
-    context = site(tmp_path).build().context
+    context = site(tmp_path).build().contexts["rest",]
     for _ in range(3):
         issued = ROOT.issue(common_name="x", client=True)
         peer_of(handshake(context, client_context(issued, tmp_path))[0])

@@ -53,7 +53,7 @@ def gateway(server: socket.socket, **settings: float) -> Any:
         deadlines=Deadlines(loop),
         metrics=SimpleNamespace(upstream_connect=lambda _outcome: None),
         generation=SimpleNamespace(
-            upstream_addresses=[(socket.AF_INET, server.getsockname())],
+            upstream_addresses={"rest": [(socket.AF_INET, server.getsockname())]},
             config=SimpleNamespace(upstream=SimpleNamespace(**(upstream | settings))),
         ),
     )

@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 
 from tlsproxy.cli.common import config_option, explained
+from tlsproxy.config.listeners import listening, titles
 from tlsproxy.config.loader import schema
 from tlsproxy.config.model import Role
 from tlsproxy.config.tokens import key_sources
@@ -53,6 +54,8 @@ def _summary(generation: Generation) -> Iterator[str]:
         yield from _certificate("client CA", authority)
     for crl in material.crls:
         yield f"CRL of {crl.issuer}: {crl.count} revoked, next update {day(crl.next_update)}"
+    for one in listening(generation.config):
+        yield f"listens on {one.endpoint} for {titles(one.protocols)}"
     if not generation.config.service.verify_https_client_certificate:
         yield "client certificates are optional"
     for source in key_sources(generation.config):

@@ -3,7 +3,7 @@
 A check never runs where one of its sections is invalid in itself, so that one mistake is reported once; but one that
 looks at each item alone goes on with the items that are valid, so that a mistake hides no other. The rules about
 roles and identities are in :mod:`tlsproxy.config.identity_checks`, those about keys and tokens in
-:mod:`tlsproxy.config.credential_checks`.
+:mod:`tlsproxy.config.credential_checks`, those about where the gateway listens in :mod:`tlsproxy.config.listeners`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from collections.abc import Set as AbstractSet
 from typing import Final
 
 from tlsproxy.config import credential_checks as credentials
-from tlsproxy.config.endpoints import Endpoint, admin_endpoint, upstream_endpoint
+from tlsproxy.config import listeners
+from tlsproxy.config.endpoints import upstream_endpoint
 from tlsproxy.config.findings import Finding
 from tlsproxy.config.identity_checks import matches, names, nobody, role_use, roles
 from tlsproxy.config.model import Config
@@ -49,36 +50,19 @@ def _crl(config: Config, _tree: Tree) -> Iterator[Finding]:
         yield Finding(("tls", "crl"), "tls.ca_cert is needed: a CRL is signed by one of its CAs")
 
 
-def _grpc(_config: Config, tree: Tree) -> Iterator[Finding]:
-    for path in (("service", "grpc_port"), ("upstream", "grpc")):
-        if tree.get(path) is not None:
-            yield Finding(path, "gRPC is not served yet; no gRPC port is opened", warning=True)
-
-
 def _upstream(config: Config, _tree: Tree) -> Iterator[Finding]:
     for key, url in (("rest", config.upstream.rest), ("grpc", config.upstream.grpc)):
         path: Path = ("upstream", key)
-        endpoint = _upstream_endpoint(url)
-        if isinstance(endpoint, str):
-            yield Finding(path, endpoint)
-        elif endpoint is not None and not endpoint.loopback:
-            yield Finding(path, "not on loopback: requests and data cross a network in plaintext", warning=True)
+        try:
+            endpoint = upstream_endpoint(url)
+        except ValueError as error:
+            yield Finding(path, str(error))
+        else:
+            if not endpoint.loopback:
+                yield Finding(path, "not on loopback: requests and data cross a network in plaintext", warning=True)
     if config.upstream.idle_timeout >= QDRANT_IDLE_TIMEOUT:
         text = f"must be less than {QDRANT_IDLE_TIMEOUT:g} s, after which Qdrant closes an idle connection"
         yield Finding(("upstream", "idle_timeout"), text)
-
-
-def _loop(config: Config, _tree: Tree) -> Iterator[Finding]:
-    host = config.service.host
-    ports = {config.service.http_port, config.service.grpc_port} - {0, None}
-    for key, url in (("rest", config.upstream.rest), ("grpc", config.upstream.grpc)):
-        upstream = _upstream_endpoint(url)
-        if not isinstance(upstream, Endpoint) or upstream.port not in ports:
-            continue
-        own = Endpoint(host, upstream.port)
-        if own == upstream or (upstream.loopback and (own.loopback or own.wildcard)):
-            text = f"{upstream} is where tlsproxy itself listens: let Qdrant listen on another port"
-            yield Finding(("upstream", key), text)
 
 
 def _inspection(config: Config, _tree: Tree) -> Iterator[Finding]:
@@ -87,29 +71,6 @@ def _inspection(config: Config, _tree: Tree) -> Iterator[Finding]:
             f"less than service.max_request_size_mb ({config.service.max_request_size_mb}): such a body is never read"
         )
         yield Finding(("limits", "inspection_memory_mb"), text)
-
-
-def _admin(config: Config, _tree: Tree) -> Iterator[Finding]:
-    listen = config.admin.listen
-    if listen is None:
-        return
-    try:
-        endpoint = admin_endpoint(listen)
-    except ValueError as error:
-        yield Finding(("admin", "listen"), str(error))
-        return
-    if isinstance(endpoint, Endpoint) and endpoint.port and endpoint.port == config.service.http_port:
-        yield Finding(("admin", "listen"), "service.http_port is the same port")
-
-
-def _upstream_endpoint(url: str | None) -> Endpoint | str | None:
-    """An endpoint, or what is wrong with it."""
-    if url is None:
-        return None
-    try:
-        return upstream_endpoint(url)
-    except ValueError as error:
-        return str(error)
 
 
 _CHECKS: Final[tuple[tuple[frozenset[str], Check], ...]] = (
@@ -121,19 +82,35 @@ _CHECKS: Final[tuple[tuple[frozenset[str], Check], ...]] = (
     (frozenset({"keys", "tls"}), credentials.named_keys),
     (frozenset({"keys", "roles"}), credentials.key_roles),
     (frozenset({"jwt_issuers"}), credentials.issuers),
-    (frozenset({"service", "upstream"}), _grpc),
     (frozenset({"upstream"}), _upstream),
-    (frozenset({"service", "upstream"}), _loop),
     (frozenset({"service", "limits"}), _inspection),
-    (frozenset({"service", "admin"}), _admin),
+    (frozenset({"listeners"}), listeners.repeated),
+    (frozenset({"service", "listeners"}), listeners.addresses),
+    (frozenset({"service", "listeners", "upstream"}), listeners.loop),
+    (frozenset({"service", "listeners", "upstream"}), listeners.grpc_upstream),
+    (frozenset({"service", "listeners", "limits"}), listeners.messages),
+    (frozenset({"service", "listeners", "admin"}), listeners.admin),
     (frozenset({"roles"}), roles),
     (frozenset({"identities"}), matches),
     (frozenset({"roles", "identities"}), names),
     (frozenset({"roles", "identities", "keys"}), role_use),
     (frozenset({"service", "roles", "identities", "keys", "jwt_issuers"}), nobody),
 )
-ITEMS: Final = frozenset({"roles", "identities", "keys", "jwt_issuers"})
+ITEMS: Final = frozenset({"listeners", "roles", "identities", "keys", "jwt_issuers"})
 """The sections that are lists or mappings of items."""
 _ITEM_BY_ITEM: Final = frozenset(
-    {roles, matches, names, credentials.named_keys, credentials.key_roles, credentials.issuers}
+    {
+        listeners.repeated,
+        listeners.addresses,
+        listeners.loop,
+        listeners.grpc_upstream,
+        listeners.messages,
+        listeners.admin,
+        roles,
+        matches,
+        names,
+        credentials.named_keys,
+        credentials.key_roles,
+        credentials.issuers,
+    }
 )

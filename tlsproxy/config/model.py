@@ -18,17 +18,19 @@ Port = Annotated[int, Field(ge=0, le=65535)]
 Seconds = Annotated[float, Field(gt=0, le=86400 * 365)]
 Count = Annotated[int, Field(ge=1, le=10_000_000)]
 Size = Annotated[int, Field(ge=1024, le=1 << 40)]
+ProtocolName = Literal["rest", "grpc"]
+Protocols = tuple[ProtocolName, ...]
 
 
 class Service(Section):
     """Where clients connect, and the keys that they may send; keys and names are Qdrant's."""
 
     host: Annotated[str, Field(min_length=1)] = "0.0.0.0"  # noqa: S104 - Qdrant's own default
-    """Address to listen on."""
-    http_port: Port = 6333
-    """Port of the REST API; 0 lets the system choose one. Needs a restart."""
+    """Address to listen on. Needs a restart."""
+    http_port: Port | None = 6333
+    """Port of the REST API; 0 lets the system choose one, null is for none. Needs a restart."""
     grpc_port: Port | None = 6334
-    """Port of the gRPC API; null for none. gRPC is not served yet."""
+    """Port of the gRPC API; 0 lets the system choose one, null is for none. Needs a restart."""
     enable_tls: bool = True
     """Must be true: terminating TLS is what this gateway is for."""
     verify_https_client_certificate: bool = True
@@ -60,6 +62,17 @@ class Service(Section):
     """Largest JSON request body, in MiB. Uploads have `limits.max_upload_size_mb`."""
 
 
+class Listener(Section):
+    """A further address where clients connect."""
+
+    host: Annotated[str, Field(min_length=1)] | None = None
+    """Address to listen on; null for `service.host`."""
+    port: Port
+    """0 lets the system choose one."""
+    protocols: Annotated[Protocols, Field(min_length=1)]
+    """What is served there: rest, grpc, or both, between which each client chooses by ALPN."""
+
+
 class Tls(Section):
     """The server's certificate, and what clients' certificates are verified against."""
 
@@ -84,8 +97,8 @@ class Upstream(Section):
 
     rest: str = "http://127.0.0.1:16333"
     """Its REST API: `http://host:port`."""
-    grpc: str | None = None
-    """Its gRPC API: `http://host:port`. gRPC is not served yet."""
+    grpc: str = "http://127.0.0.1:16334"
+    """Its gRPC API: `http://host:port`. It must be that of the same Qdrant."""
     api_key: SecretStr | None = None
     """Key that is sent to Qdrant with every request, where it asks for one."""
     api_key_file: Path | None = None
@@ -187,7 +200,12 @@ class Limits(Section):
     """Most headers of a request."""
     max_upload_size_mb: Annotated[int, Field(ge=0)] = 0
     """Largest snapshot upload, in MiB; 0 for no limit, as in Qdrant."""
-
+    max_streams: Count = 128
+    """Most calls at a time of one gRPC connection."""
+    streams_per_second: Count = 2_000
+    """Most new calls of one gRPC connection, per second."""
+    max_message_size_mb: Annotated[int, Field(ge=1, le=1 << 20)] = 64
+    """Largest gRPC message, in MiB, of a caller whose messages must be rebuilt or decompressed to be decided."""
     inspection_memory_mb: Annotated[int, Field(ge=1, le=1 << 20)] = 256
     """Most memory, in MiB, for the bodies that are read because a decision depends on them, all requests together."""
 
@@ -207,6 +225,8 @@ class Config(Section):
     """The configuration of tlsproxy."""
 
     service: Service = Service()
+    listeners: tuple[Listener, ...] = ()
+    """Where clients connect beside the ports of `service`. Needs a restart."""
     tls: Tls
     upstream: Upstream = Upstream()
     roles: dict[Label, Role] = {}  # noqa: RUF012 - pydantic copies it

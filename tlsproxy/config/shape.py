@@ -12,7 +12,7 @@ from pydantic.fields import FieldInfo
 from tlsproxy.config.callers import Section
 from tlsproxy.config.model import Config
 
-NESTED: Final = ("roles", "identities", "keys", "jwt_issuers")
+NESTED: Final = ("listeners", "roles", "identities", "keys", "jwt_issuers")
 """Sections that are lists or maps of their own, and so have no key that an environment variable could name."""
 
 

@@ -1,22 +1,20 @@
-"""The accept loop: who may connect at all, before a byte of TLS is spent on them.
+"""The accept loops, one for each address: what comes is handed on, and what is served there is told with it.
 
-A connection takes the TLS context of the generation that is current when it is accepted. Limits count what is open, for
-each address and for all. When the process runs out of descriptors, accepting rests instead of spinning.
+When the process runs out of descriptors, accepting rests instead of spinning.
 """
 
 from __future__ import annotations
 
 import logging
 import socket
-import time
-from collections import Counter
-from collections.abc import Callable
+from collections.abc import Iterable, Iterator
 from typing import Final
 
-from tlsproxy.authz.audit import event_line
+from tlsproxy.config.endpoints import Endpoint
+from tlsproxy.config.model import Protocols
+from tlsproxy.proxy.connections import Connections
 from tlsproxy.proxy.gateway import Gateway
 from tlsproxy.proxy.pool import Pool
-from tlsproxy.proxy.reception import Reception
 
 BACKLOG: Final = 4096
 BATCH: Final = 32
@@ -45,27 +43,17 @@ def bind(host: str, port: int) -> socket.socket:
 
 
 class Listener:
-    """Accepts on one socket until :meth:`stop`; its connections live on until they end or are cut."""
+    """Accepts on one socket until :meth:`stop`, for clients of ``protocols``. ``bound`` is its ``host:port``."""
 
-    def __init__(self, gateway: Gateway, pool: Pool, sock: socket.socket) -> None:
+    def __init__(self, gateway: Gateway, connections: Connections, sock: socket.socket, protocols: Protocols) -> None:
+        self.protocols = protocols
+        host, port = sock.getsockname()[:2]
+        self.bound = str(Endpoint(host, port))
         self._gateway = gateway
-        self._pool = pool
+        self._connections = connections
         self._sock = sock
-        self._connections: set[Reception] = set()
-        self._by_address: Counter[str] = Counter()
-        self._when_empty: Callable[[], None] | None = None
         self._accepting = False
         self._resume()
-
-    @property
-    def bound(self) -> str:
-        """``host:port``, an IPv6 host in brackets."""
-        host, port = self._sock.getsockname()[:2]
-        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-    @property
-    def open_connections(self) -> int:
-        return len(self._connections)
 
     def _resume(self) -> None:
         if self._sock.fileno() >= 0:
@@ -88,36 +76,7 @@ class Listener:
                 self._pause()
                 self._gateway.loop.call_later(REST, self._resume)
                 return
-            self._admit(sock, address[0].removeprefix("::ffff:"))
-
-    def _admit(self, sock: socket.socket, address: str) -> None:
-        limits = self._gateway.generation.config.limits
-        if len(self._connections) >= limits.connections:
-            self._turn_away(sock, address, "limit")
-        elif self._by_address[address] >= limits.connections_per_address:
-            self._turn_away(sock, address, "address_limit")
-        else:
-            self._gateway.metrics.connection("accepted")
-            sock.setblocking(False)
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            self._connections.add(Reception(self._gateway, self._pool, sock, address, self._ended))
-            self._by_address[address] += 1
-
-    def _turn_away(self, sock: socket.socket, address: str, outcome: str) -> None:
-        sock.close()
-        self._gateway.metrics.connection(outcome)
-        line = event_line(
-            when=time.time(), event="connection", remote=address, result="denied", reason=outcome, detail={}
-        )
-        self._gateway.audit.write(line)
-
-    def _ended(self, connection: Reception) -> None:
-        self._connections.discard(connection)
-        self._by_address[connection.address] -= 1
-        if not self._by_address[connection.address]:
-            del self._by_address[connection.address]
-        if not self._connections and self._when_empty is not None:
-            self._when_empty()
+            self._connections.admit(sock, address[0].removeprefix("::ffff:"), self.protocols)
 
     def stop(self) -> None:
         """Accepts no more. What waits in the backlog is refused by the kernel."""
@@ -125,14 +84,17 @@ class Listener:
             self._pause()
         self._sock.close()
 
-    def drain(self, when_empty: Callable[[], None]) -> None:
-        """Lets each connection end with what it is doing; ``when_empty`` is called once."""
-        self._when_empty = when_empty
-        for connection in list(self._connections):
-            connection.drain()
-        if not self._connections:
-            when_empty()
 
-    def cut(self) -> None:
-        for connection in list(self._connections):
-            connection.stream.abort()
+class Listeners:
+    """All addresses where clients connect. ``connections`` are those that came in there, and outlive :meth:`stop`."""
+
+    def __init__(self, gateway: Gateway, pool: Pool, sockets: Iterable[tuple[socket.socket, Protocols]]) -> None:
+        self.connections = Connections(gateway, pool)
+        self._all = [Listener(gateway, self.connections, sock, protocols) for sock, protocols in sockets]
+
+    def __iter__(self) -> Iterator[Listener]:
+        return iter(self._all)
+
+    def stop(self) -> None:
+        for listener in self._all:
+            listener.stop()

@@ -1,7 +1,8 @@
 """An accepted connection until its handshake is done, and who has it from then on.
 
-The TLS context is that of the generation that is current now. A connection whose handshake fails is audited with the
-reason; one whose handshake succeeds goes to the protocol it came for.
+The TLS context is that of the generation that is current now, for the protocols of the listener. A connection whose
+handshake fails is audited with the reason; one whose handshake succeeds goes to the protocol it came for (ALPN,
+RFC 7301), and is ended and audited likewise where it came for none that is served.
 """
 
 from __future__ import annotations
@@ -9,15 +10,22 @@ from __future__ import annotations
 import socket
 import ssl
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Final
 
 from tlsproxy.authz.audit import event_line
+from tlsproxy.config.model import ProtocolName, Protocols
 from tlsproxy.proxy.gateway import Gateway
+from tlsproxy.proxy.grpc import GrpcConnection
 from tlsproxy.proxy.pool import Pool
 from tlsproxy.proxy.rest import RestConnection
 from tlsproxy.proxy.standing import Standing
-from tlsproxy.proxy.tlsstream import TlsStream
+from tlsproxy.proxy.tlsstream import ALERT_LINGER, TlsStream
+from tlsproxy.tls.generation import ALPN
 from tlsproxy.tls.peer import peer_of
+
+# HTTP/2 over TLS begins with ALPN (RFC 9113 §3.2): a client that speaks of no protocol speaks HTTP/1.1.
+_SPOKEN: Final[Mapping[str | None, ProtocolName]] = {name: protocol for protocol, name in ALPN.items()} | {None: "rest"}
 
 
 class Reception:
@@ -29,25 +37,38 @@ class Reception:
         pool: Pool,
         sock: socket.socket,
         address: str,
+        protocols: Protocols,
         when_ended: Callable[[Reception], None],
     ) -> None:
         self.address = address
         self._gateway = gateway
         self._pool = pool
+        self._protocols = protocols
         self._when_ended = when_ended
         self._opened = time.monotonic()
         self._failed = False
-        self._session: RestConnection | None = None
+        self._session: RestConnection | GrpcConnection | None = None
         generation = gateway.generation
         limits = generation.config.limits
-        self.stream = TlsStream(gateway.loop, sock, self, gateway.deadlines, limits.write_timeout, generation.context)
+        context = generation.contexts[protocols]
+        self.stream = TlsStream(gateway.loop, sock, self, gateway.deadlines, limits.write_timeout, context)
         self.stream.deadline = self._opened + limits.handshake_timeout
 
     def handshake_done(self, tls: ssl.SSLObject) -> None:
+        protocol = _SPOKEN.get(tls.selected_alpn_protocol())
+        if protocol not in self._protocols:
+            self.handshake_failed("no_protocol", "h2 was not agreed on")
+            self.stream.close(ALERT_LINGER)
+            return
         self._gateway.metrics.handshake("ok", time.monotonic() - self._opened)
-        standing = Standing(self._gateway.generation, peer_of(tls), time.time())
-        self._session = RestConnection(self._gateway, self._pool, self.stream, self.address, standing, self._ended)
-        self.stream.owner = self._session
+        gateway, stream = self._gateway, self.stream
+        standing = Standing(gateway.generation, peer_of(tls), time.time())
+        self._session = (
+            GrpcConnection(gateway, stream, self.address, standing, self._ended)
+            if protocol == "grpc"
+            else RestConnection(gateway, self._pool, stream, self.address, standing, self._ended)
+        )
+        stream.owner = self._session
 
     def handshake_failed(self, reason: str, detail: str) -> None:
         """``detail`` is OpenSSL's words, empty where it had none."""

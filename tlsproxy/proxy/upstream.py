@@ -75,7 +75,7 @@ class Upstream:
         generation = gateway.generation
         settings = generation.config.upstream
         self.stream = DialledStream(
-            gateway.loop, generation.upstream_addresses, self, gateway.deadlines, settings.response_timeout
+            gateway.loop, generation.upstream_addresses["rest"], self, gateway.deadlines, settings.response_timeout
         )
         self.stream.deadline = time.monotonic() + settings.connect_timeout
 

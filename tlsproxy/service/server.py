@@ -19,18 +19,19 @@ from typing import Literal
 
 import tlsproxy
 from tlsproxy.authz.audit import event_line
+from tlsproxy.config.listeners import listening, titles
 from tlsproxy.config.problems import ConfigError
 from tlsproxy.errors import TlsproxyError
 from tlsproxy.proxy.deadlines import Deadlines
 from tlsproxy.proxy.gateway import Gateway
-from tlsproxy.proxy.listener import Listener, bind
+from tlsproxy.proxy.listener import Listeners, bind
 from tlsproxy.proxy.pool import Pool
 from tlsproxy.service.admin import AdminServer
 from tlsproxy.service.auditlog import AuditLog, NoAudit, audit_log
 from tlsproxy.service.jwks import KeySets
 from tlsproxy.service.metrics import Metrics
 from tlsproxy.service.reloader import Reloader
-from tlsproxy.service.state import ServiceState
+from tlsproxy.service.state import ServiceState, described
 from tlsproxy.tls.files import read_inputs
 from tlsproxy.tls.generation import Generation, build
 from tlsproxy.tls.watch import Watcher
@@ -102,8 +103,14 @@ class _Service:
             gateway = Gateway(loop, self._generation, audit, metrics, deadlines)
             pool = Pool(gateway)
             stack.callback(pool.close)
-            listener = Listener(gateway, pool, bind(config.service.host, config.service.http_port))
-            stack.callback(listener.cut)
+            # All or none: nobody is accepted before every address is ours.
+            bound = [
+                (stack.enter_context(bind(one.endpoint.host, one.endpoint.port)), one.protocols)
+                for one in listening(config)
+            ]
+            listeners = Listeners(gateway, pool, bound)
+            stack.callback(listeners.connections.cut)
+            stack.callback(listeners.stop)
             watcher = Watcher(self._config_path, os.environ)
             reloader = Reloader(
                 gateway=gateway,
@@ -115,7 +122,7 @@ class _Service:
             )
             state = ServiceState(
                 gateway=gateway,
-                listener=listener,
+                listeners=listeners,
                 pool=pool,
                 audit=audit,
                 metrics=metrics,
@@ -123,7 +130,7 @@ class _Service:
                 key_sets=self._key_sets,
             )
             admin = await self._start_admin(stack, state)
-            self._announce(listener.bound, admin)
+            self._announce(listeners, admin)
             _event(audit, "start")
             async with asyncio.TaskGroup() as tasks:
                 owned = [
@@ -134,7 +141,7 @@ class _Service:
                 await self._stopping.wait()
                 for task in owned:
                     task.cancel()
-            await self._drain(gateway, listener)
+            await self._drain(gateway, listeners)
             _event(audit, "stop")
 
     async def _start_admin(self, stack: AsyncExitStack, state: ServiceState) -> str | None:
@@ -146,15 +153,16 @@ class _Service:
         stack.push_async_callback(server.stop)
         return bound
 
-    def _announce(self, rest: str, admin: str | None) -> None:
-        _log.info("tlsproxy %s: serving REST on https://%s", tlsproxy.__version__, rest)
+    def _announce(self, listeners: Listeners, admin: str | None) -> None:
+        serving = ", ".join(f"{titles(listener.protocols)} on https://{listener.bound}" for listener in listeners)
+        _log.info("tlsproxy %s: serving %s", tlsproxy.__version__, serving)
         if admin is not None:
             _log.info("serving the operators on %s", admin)
         for warning in self._generation.warnings:
             _log.warning("%s", warning)
         if self._ready_file is not None:
             staged = self._ready_file.with_name(f"{self._ready_file.name}.{os.getpid()}")
-            staged.write_text(json.dumps({"rest": rest, "admin": admin}), encoding="utf-8")
+            staged.write_text(json.dumps({"listeners": described(listeners), "admin": admin}), encoding="utf-8")
             staged.replace(self._ready_file)
 
     def _handle_signals(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -182,17 +190,17 @@ class _Service:
             self._reload.clear()
             await reloader.reload("sighup")
 
-    async def _drain(self, gateway: Gateway, listener: Listener) -> None:
+    async def _drain(self, gateway: Gateway, listeners: Listeners) -> None:
         gateway.draining = True
-        listener.stop()
-        listener.drain(self._ended.set)
+        listeners.stop()
+        listeners.connections.drain(self._ended.set)
         deadline = gateway.generation.config.limits.drain_timeout
         try:
             async with asyncio.timeout(deadline):
                 await self._ended.wait()
         except TimeoutError:
-            _log.warning("%d connections are cut after %g s of draining", listener.open_connections, deadline)
-        listener.cut()
+            _log.warning("%d connections are cut after %g s of draining", len(listeners.connections), deadline)
+        listeners.connections.cut()
         await asyncio.sleep(0)  # each cut connection writes its audit line from the loop
 
 

@@ -4,19 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
+from functools import partial
+from typing import Any, Final
 
 import tlsproxy
+from tlsproxy.config.model import ProtocolName
 from tlsproxy.proxy.gateway import Gateway
-from tlsproxy.proxy.listener import Listener
+from tlsproxy.proxy.listener import Listeners
 from tlsproxy.proxy.pool import Pool
 from tlsproxy.service.auditlog import AuditLog, NoAudit
 from tlsproxy.service.jwks import KeySets
 from tlsproxy.service.metrics import Metrics
-from tlsproxy.service.readiness import OK, UpstreamProbe, audit_part, generation_part
+from tlsproxy.service.readiness import OK, Address, UpstreamProbe, audit_part, generation_part
 from tlsproxy.service.reloader import Reloader
+
+_PARTS: Final[Mapping[ProtocolName, str]] = {"rest": "upstream", "grpc": "upstream_grpc"}
+
+
+def described(listeners: Listeners) -> list[dict[str, Any]]:
+    """For whoever asks where this is served: each address, and the protocols on it."""
+    return [{"address": listener.bound, "protocols": listener.protocols} for listener in listeners]
 
 
 class ServiceState:
@@ -26,7 +35,7 @@ class ServiceState:
         self,
         *,
         gateway: Gateway,
-        listener: Listener,
+        listeners: Listeners,
         pool: Pool,
         audit: AuditLog | NoAudit,
         metrics: Metrics,
@@ -34,20 +43,27 @@ class ServiceState:
         key_sets: KeySets,
     ) -> None:
         self._gateway = gateway
-        self._listener = listener
+        self._listeners = listeners
         self._pool = pool
         self._audit = audit
         self._metrics = metrics
         self._reloader = reloader
         self._key_sets = key_sets
-        self._probe = UpstreamProbe(lambda: gateway.generation.upstream_addresses)
+        self._probes = {
+            protocol: UpstreamProbe(partial(self._addresses, protocol))
+            for protocol in gateway.generation.upstream_addresses
+        }
+
+    def _addresses(self, protocol: ProtocolName) -> Sequence[Address]:
+        return self._gateway.generation.upstream_addresses[protocol]
 
     async def ready(self) -> Mapping[str, str]:
         audit = self._audit
+        upstream = {_PARTS[protocol]: await probe() for protocol, probe in self._probes.items()}
         return {
             "listeners": "draining" if self._gateway.draining else OK,
             "generation": generation_part(self._gateway.generation, time.time()),
-            "upstream": await self._probe(),
+            **upstream,
             "audit": audit_part(healthy=audit.healthy, accepts=audit.accepts(), last_error=audit.last_error),
         }
 
@@ -69,9 +85,13 @@ class ServiceState:
             "authorities": [asdict(authority) for authority in generation.material.authorities],
             "crls": [asdict(crl) for crl in generation.material.crls],
             "key_sets": self._key_sets.status(generation.config),
-            "listeners": {"rest": self._listener.bound},
-            "connections": {"open": self._listener.open_connections, "draining": self._gateway.draining},
-            "upstream": {"url": generation.config.upstream.rest, "idle": idle, "busy": busy},
+            "listeners": described(self._listeners),
+            "connections": {"open": len(self._listeners.connections), "draining": self._gateway.draining},
+            "upstream": {
+                **{protocol: getattr(generation.config.upstream, protocol) for protocol in self._probes},
+                "idle": idle,
+                "busy": busy,
+            },
             "audit": {"queued": self._audit.queued, "written": self._audit.written, "dropped": self._audit.dropped},
         }
 

@@ -13,6 +13,7 @@ from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from tlsproxy.config.endpoints import is_address, upstream_endpoint
+from tlsproxy.config.listeners import PROTOCOLS, listening
 from tlsproxy.config.policy import policy_of
 from tlsproxy.config.secrets import resolve_keys, upstream_api_key
 from tlsproxy.config.tokens import KeySource, key_sources, resolve_tokens
@@ -27,17 +28,19 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tlsproxy.authz.roles import Policy, Principal
-    from tlsproxy.config.model import Config
+    from tlsproxy.config.model import Config, ProtocolName, Protocols
     from tlsproxy.config.problems import Problem
     from tlsproxy.tls.files import Inputs
     from tlsproxy.tls.peer import Peer
 
-ALPN: Final = ("http/1.1",)
+ALPN: Final[Mapping[ProtocolName, str]] = {"grpc": "h2", "rest": "http/1.1"}
+"""By what name (RFC 7301) a client asks for a protocol. The first that it knows is taken: gRPC has no other way in."""
 PRINCIPALS: Final = 4096
 NEEDS_RESTART: Final = (
     "service.host",
     "service.http_port",
     "service.grpc_port",
+    "listeners",
     "admin.listen",
     "audit.enabled",
     "audit.dir",
@@ -58,18 +61,19 @@ class Generation:
 
     ``documents`` are the key sets that were fetched for it.
     ``started`` is the configuration that the process started with, and ``restart_needed`` names what has changed since
-    in vain. ``upstream_addresses`` are (family, sockaddr), in the order to try them.
+    in vain. ``contexts`` has one for each set of protocols that a listener serves. ``upstream_addresses`` are those of
+    REST, and of gRPC where it is served: (family, sockaddr), in the order to try them.
     """
 
     number: int
     digest: str
     config: Config
     started: Config = field(repr=False)
-    context: ssl.SSLContext = field(repr=False)
+    contexts: Mapping[Protocols, ssl.SSLContext] = field(repr=False)
     material: Material
     policy: Policy = field(repr=False)
     upstream_api_key: str | None = field(repr=False)
-    upstream_addresses: tuple[Address, ...]
+    upstream_addresses: Mapping[ProtocolName, tuple[Address, ...]]
     warnings: tuple[str, ...]
     unused: tuple[Problem, ...]
     restart_needed: tuple[str, ...]
@@ -126,27 +130,35 @@ def build(
     config = loaded.config
     material = load_material(config, files, now=moment, previous=previous.material if previous is not None else None)
     keys, tokens = resolve_keys(config, files.__getitem__), resolve_tokens(config, files.__getitem__, documents or {})
-    context = build_context(
-        material, require_client_certificate=config.service.verify_https_client_certificate, alpn=ALPN
-    )
-    self_handshake(material, alpn=ALPN)
-    addresses, address_warnings = _upstream_addresses(config_path, config, previous)
     started = previous.started if previous is not None else config
+    # What is bound serves on, whatever a changed configuration says of listeners before the restart.
+    served = {listener.protocols for listener in listening(started)}
+    required = config.service.verify_https_client_certificate
+    contexts = {
+        protocols: build_context(material, require_client_certificate=required, alpn=alpn_of(protocols))
+        for protocols in served
+    }
+    self_handshake(material, alpn=alpn_of(PROTOCOLS))
+    # REST always: what a token depends on is asked there.
+    needed = {"rest", *(protocol for protocols in served for protocol in protocols)}
+    resolved = {
+        protocol: _resolve(config_path, config, previous, protocol) for protocol in PROTOCOLS if protocol in needed
+    }
     return Generation(
         number=number,
         digest=inputs.digest,
         config=config,
         started=started,
-        context=context,
+        contexts=contexts,
         material=material,
         policy=policy_of(config, keys, tokens),
         upstream_api_key=upstream_api_key(config, files.__getitem__),
-        upstream_addresses=addresses,
+        upstream_addresses={protocol: addresses for protocol, (addresses, _) in resolved.items()},
         warnings=(
             *map(str, loaded.warnings),
             *inputs.warnings,
             *material.warnings,
-            *address_warnings,
+            *(warning for _, warnings in resolved.values() for warning in warnings),
             *(
                 f"{source.url}: its keys have not been fetched yet: the tokens that they verify are refused"
                 for source in key_sources(config)
@@ -160,18 +172,26 @@ def build(
     )
 
 
-def _upstream_addresses(
-    config_path: Path, config: Config, previous: Generation | None
+def alpn_of(protocols: Protocols) -> tuple[str, ...]:
+    """What a listener of these protocols agrees to, the preferred one first."""
+    return tuple(name for protocol, name in ALPN.items() if protocol in protocols)
+
+
+def _resolve(
+    config_path: Path, config: Config, previous: Generation | None, protocol: ProtocolName
 ) -> tuple[tuple[Address, ...], tuple[str, ...]]:
-    """A resolver that is down must not keep a new certificate from being served: the addresses in use stay then."""
-    url = config.upstream.rest
+    """(addresses of the upstream, warnings).
+
+    A resolver that is down must not keep a new certificate from being served: the addresses in use stay then.
+    """
+    url: str = getattr(config.upstream, protocol)
     endpoint = upstream_endpoint(url)
     flags = socket.AI_NUMERICHOST if is_address(endpoint.host) else 0
     try:
         found = socket.getaddrinfo(endpoint.host, endpoint.port, type=socket.SOCK_STREAM, flags=flags)
     except OSError as error:
-        text = f"upstream.rest: {endpoint.host} cannot be resolved ({error.strerror})"
-        if previous is None or previous.config.upstream.rest != url:
+        text = f"upstream.{protocol}: {endpoint.host} cannot be resolved ({error.strerror})"
+        if previous is None or getattr(previous.config.upstream, protocol) != url:
             raise MaterialError(str(config_path), text) from None
-        return previous.upstream_addresses, (f"{text}; its former addresses are used",)
+        return previous.upstream_addresses[protocol], (f"{text}; its former addresses are used",)
     return tuple(dict.fromkeys((int(family), address) for family, _, _, _, address in found)), ()

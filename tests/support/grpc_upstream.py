@@ -1,0 +1,157 @@
+"""A plaintext gRPC upstream that keeps every call as it came, and answers as a test tells it to.
+
+It knows no message: bytes come and go. What runs in a call is a coroutine, on a loop in a thread of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, Self
+
+import grpc
+import grpc.aio
+
+from support.gateway import DEADLINE
+
+Metadata = Sequence[tuple[str, str | bytes]]
+_OPTIONS = (("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1), ("grpc.so_reuseport", 0))
+
+
+@dataclass(slots=True, eq=False)
+class GrpcCall:
+    """One call as it came. ``messages`` are those that were read, ``metadata`` has what gRPC does not keep to itself.
+
+    ``ended`` is set when it is over, ``cancelled`` tells that its client, or its deadline, ended it.
+    """
+
+    method: str
+    metadata: dict[str, str | bytes]
+    time_remaining: float | None
+    messages: list[bytes] = field(default_factory=list)
+    cancelled: bool = False
+    ended: threading.Event = field(default_factory=threading.Event)
+    _requests: AsyncIterator[bytes] = field(default=None, repr=False)
+    _context: Any = field(default=None, repr=False)
+
+    async def receive(self) -> bytes | None:
+        """The next message; None after the last."""
+        message = await anext(self._requests, None)
+        if message is not None:
+            self.messages.append(message)
+        return message
+
+    async def send(self, message: bytes) -> None:
+        await self._context.write(message)
+
+    async def begin(self, metadata: Metadata) -> None:
+        """Sends the initial metadata now, before any message."""
+        await self._context.send_initial_metadata(tuple(metadata))
+
+    def trailing(self, metadata: Metadata) -> None:
+        """What comes with the status, besides it."""
+        self._context.set_trailing_metadata(tuple(metadata))
+
+    async def fail(self, code: grpc.StatusCode, details: str = "", trailing: Metadata = ()) -> None:
+        """Ends the call with this status. Never returns."""
+        await self._context.abort(code, details, tuple(trailing))
+
+
+GrpcAnswer = Callable[[GrpcCall], Awaitable[None]]
+"""Has one call from its beginning to its end, which is OK where it returns."""
+
+
+def replying(*messages: bytes) -> GrpcAnswer:
+    """Reads all that comes, then sends these."""
+
+    async def answer(call: GrpcCall) -> None:
+        while await call.receive() is not None:
+            pass
+        for message in messages:
+            await call.send(message)
+
+    return answer
+
+
+def failing(code: grpc.StatusCode, details: str = "", trailing: Metadata = ()) -> GrpcAnswer:
+    async def answer(call: GrpcCall) -> None:
+        await call.receive()
+        await call.fail(code, details, trailing)
+
+    return answer
+
+
+async def echoing(call: GrpcCall) -> None:
+    """Each message comes back as soon as it is there."""
+    while (message := await call.receive()) is not None:
+        await call.send(message)
+
+
+async def never(call: GrpcCall) -> None:
+    """Takes all that comes and says nothing: until the client goes, or the upstream ends."""
+    while await call.receive() is not None:
+        pass
+    await asyncio.Event().wait()
+
+
+class GrpcUpstream(grpc.GenericRpcHandler):
+    """``answer`` may be replaced at any time; ``calls`` are those that have begun."""
+
+    def __init__(self, answer: GrpcAnswer | None = None) -> None:
+        self.answer = answer or replying(b"")
+        self.calls: list[GrpcCall] = []
+        self._begun = threading.Condition()
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        self._port = asyncio.run_coroutine_threadsafe(self._start(), self._loop).result(DEADLINE)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        asyncio.run_coroutine_threadsafe(self._server.stop(None), self._loop).result(DEADLINE)
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(DEADLINE)
+        self._loop.close()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self._port}"
+
+    def wait(self, count: int = 1) -> list[GrpcCall]:
+        """All calls, as soon as there are this many."""
+        with self._begun:
+            assert self._begun.wait_for(lambda: len(self.calls) >= count, DEADLINE), self.calls
+        return self.calls
+
+    async def _start(self) -> int:
+        self._server = grpc.aio.server(options=_OPTIONS)
+        self._server.add_generic_rpc_handlers([self])
+        port = int(self._server.add_insecure_port("127.0.0.1:0"))
+        await self._server.start()
+        return port
+
+    def service(self, details: grpc.HandlerCallDetails) -> Any:
+        """Every method is there, with any number of messages either way: on the wire a unary call looks the same."""
+        metadata = {item.key: item.value for item in details.invocation_metadata}
+
+        async def handle(requests: AsyncIterator[bytes], context: Any) -> None:
+            call = GrpcCall(details.method, metadata, context.time_remaining(), _requests=requests, _context=context)
+            with self._begun:
+                self.calls.append(call)
+                self._begun.notify_all()
+            try:
+                await self.answer(call)
+            except asyncio.CancelledError:
+                call.cancelled = True
+                raise
+            finally:
+                call.ended.set()
+
+        return grpc.stream_stream_rpc_method_handler(handle)

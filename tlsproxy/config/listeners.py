@@ -1,0 +1,123 @@
+"""Where the gateway listens, and what must hold of it: of the ports of `service` and of `listeners` alike.
+
+A name is not resolved here: two names of one address are found out when the second is bound.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+
+from tlsproxy.config.endpoints import Endpoint, admin_endpoint, upstream_endpoint
+from tlsproxy.config.findings import Finding
+from tlsproxy.config.model import Config, Protocols, Upstream
+from tlsproxy.config.positions import Path, Tree, dotted
+
+PROTOCOLS: Final[Protocols] = ("rest", "grpc")
+_TITLES: Final = {"rest": "REST", "grpc": "gRPC"}
+
+
+@dataclass(frozen=True, slots=True)
+class Listening:
+    """One address to listen on, because of the key ``path``. ``protocols`` are in the order of ``PROTOCOLS``."""
+
+    endpoint: Endpoint
+    protocols: Protocols
+    path: Path
+
+    def overlaps(self, other: Endpoint) -> bool:
+        """Whether both cannot be bound. Port 0 is a different one each time."""
+        own = self.endpoint
+        return own.port == other.port != 0 and (own.host == other.host or own.wildcard or other.wildcard)
+
+
+def listening(config: Config) -> Iterator[Listening]:
+    service = config.service
+    if service.http_port is not None:
+        yield Listening(Endpoint(service.host, service.http_port), ("rest",), ("service", "http_port"))
+    if service.grpc_port is not None:
+        yield Listening(Endpoint(service.host, service.grpc_port), ("grpc",), ("service", "grpc_port"))
+    for index, listener in enumerate(config.listeners):
+        protocols = tuple(protocol for protocol in PROTOCOLS if protocol in listener.protocols)
+        yield Listening(Endpoint(listener.host or service.host, listener.port), protocols, ("listeners", index))
+
+
+def titles(protocols: Protocols) -> str:
+    """As a person reads them: `REST and gRPC`."""
+    return " and ".join(_TITLES[protocol] for protocol in protocols)
+
+
+def repeated(config: Config, _tree: Tree) -> Iterator[Finding]:
+    for index, listener in enumerate(config.listeners):
+        if len(set(listener.protocols)) < len(listener.protocols):
+            yield Finding(("listeners", index, "protocols"), "a protocol is named twice")
+
+
+def addresses(config: Config, tree: Tree) -> Iterator[Finding]:
+    earlier: list[Listening] = []
+    for one in listening(config):
+        taken = next((other for other in earlier if other.overlaps(one.endpoint)), None)
+        if taken is not None:
+            yield Finding(one.path, f"{one.endpoint} is taken: {dotted(taken.path)} listens on {taken.endpoint}")
+        earlier.append(one)
+    if not earlier and not tree.get(("listeners",)):
+        yield Finding(("service", "http_port"), "nothing is served: set http_port, grpc_port or listeners")
+
+
+def loop(config: Config, _tree: Tree) -> Iterator[Finding]:
+    for key, url in (("rest", config.upstream.rest), ("grpc", config.upstream.grpc)):
+        upstream = _readable(url)
+        if upstream is not None and any(_reaches(upstream, one.endpoint) for one in listening(config)):
+            text = f"{upstream} is where tlsproxy itself listens: let Qdrant listen on another port"
+            yield Finding(("upstream", key), text)
+
+
+def _readable(url: str) -> Endpoint | None:
+    """None for what the check of `upstream` tells of."""
+    try:
+        return upstream_endpoint(url)
+    except ValueError:
+        return None
+
+
+def _reaches(upstream: Endpoint, own: Endpoint) -> bool:
+    here = upstream.loopback and (own.loopback or own.wildcard)
+    return upstream.port == own.port and (upstream == own or here)
+
+
+def grpc_upstream(config: Config, tree: Tree) -> Iterator[Finding]:
+    """Both APIs must be of one Qdrant: who says where one is, and not the other, would be half at the default."""
+    default = Upstream()
+    served = next((one for one in listening(config) if "grpc" in one.protocols), None)
+    written = tree.get(("upstream", "grpc")) is not None
+    if served is None or written or _readable(config.upstream.rest) in {None, upstream_endpoint(default.rest)}:
+        return
+    text = (
+        f"{dotted(served.path)} serves gRPC, and upstream.rest is not its default: write the gRPC API of the same "
+        f"Qdrant (grpc: {default.grpc}), or serve none (service.grpc_port: null)"
+    )
+    yield Finding(("upstream", "grpc"), text)
+
+
+def messages(config: Config, _tree: Tree) -> Iterator[Finding]:
+    limits = config.limits
+    if limits.inspection_memory_mb < limits.max_message_size_mb and any(
+        "grpc" in one.protocols for one in listening(config)
+    ):
+        text = f"less than limits.max_message_size_mb ({limits.max_message_size_mb}): such a message is never read"
+        yield Finding(("limits", "inspection_memory_mb"), text)
+
+
+def admin(config: Config, _tree: Tree) -> Iterator[Finding]:
+    if config.admin.listen is None:
+        return
+    try:
+        endpoint = admin_endpoint(config.admin.listen)
+    except ValueError as error:
+        yield Finding(("admin", "listen"), str(error))
+        return
+    if isinstance(endpoint, Endpoint):
+        for one in listening(config):
+            if endpoint.port and endpoint.port == one.endpoint.port:
+                yield Finding(("admin", "listen"), f"{dotted(one.path)} is the same port")
