@@ -24,7 +24,7 @@ FLAGS: Final = 4
 
 
 class Part(Protocol):
-    """What looks at one direction of a call. Where it ``rebuilds`` it, the stream's window in this direction is its own.
+    """What looks at one direction of a call. If it ``rebuilds`` it, the stream's window in this direction is its own.
 
     ``data``: a DATA frame, ``data[start:end]`` with its header. It returns what goes in its place, None for itself, or
     raises RequestError. ``granted``: the receiver grants the stream more room. ``proceed``: there may be room.

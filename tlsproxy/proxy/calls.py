@@ -19,8 +19,10 @@ from tlsproxy.authz.credentials import NEVER, presented_key
 from tlsproxy.authz.roles import Principal
 from tlsproxy.errors import GrpcStatus, RequestError
 from tlsproxy.proxy.accounts import caller_of, prepared, refusal_of
-from tlsproxy.qdrant.grpc import MessageListing, judge_call, judge_message, operation_of
+from tlsproxy.qdrant.grpc import judge_call, judge_message, operation_of
+from tlsproxy.qdrant.grpctenancy import is_confinable_call
 from tlsproxy.qdrant.judge import Judgement
+from tlsproxy.qdrant.listings import Listing
 from tlsproxy.qdrant.operations import OPEN, Operation
 from tlsproxy.wire.fieldblock import Fields, write
 from tlsproxy.wire.grpc import CallHead, NotGrpc, parse_call, restate_call
@@ -58,11 +60,13 @@ class Asked:
     head: CallHead
     operation: Operation
     admission: Admission
-    listing: MessageListing | None
+    listing: Listing | None
 
     @property
     def conditions(self) -> tuple[Condition, ...]:
         """What the caller's points have in common; where there is something, the message is made anew."""
+        if not is_confinable_call(self.operation):  # it is about no points, or was refused
+            return ()
         return tuple(one for rights in self.admission.rights for one in rights.conditions)
 
 
@@ -137,7 +141,7 @@ class CallPlans:
         caller = caller_of(principal, None)
         return CallPlan("unreadable", principal.role, decision, prepared(caller, decision), http=http)
 
-    def judged(self, asked: Asked, collection: str | None, named: tuple[str, ...]) -> CallPlan:
+    def judged(self, asked: Asked, collection: str, named: tuple[str, ...]) -> CallPlan:
         """The plan of a call whose message names these."""
         decision = judge_message(asked.admission, asked.operation, collection, named, confined=bool(asked.conditions))
         return self._plan(

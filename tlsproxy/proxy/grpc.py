@@ -12,6 +12,7 @@ from collections.abc import Callable
 from tlsproxy.errors import UpstreamUnreachable
 from tlsproxy.proxy.gateway import Gateway
 from tlsproxy.proxy.grpclife import DRAIN_PING
+from tlsproxy.proxy.grpcstreams import Streams
 from tlsproxy.proxy.grpcupstream import GrpcUpstream
 from tlsproxy.proxy.pool import Pool
 from tlsproxy.proxy.standing import Standing
@@ -153,20 +154,26 @@ class GrpcConnection(Streams):
             return self.on_data(flags, stream, start, end)
         payload = data[start + HEADER : end]
         if kind in {HEADERS, CONTINUATION}:
-            return self.on_fields(kind, flags, stream, payload)
-        if kind == Kind.SETTINGS:
-            return self._settings(flags, payload)
+            return self.on_fields(flags, stream, payload)
         if kind == Kind.WINDOW_UPDATE:
-            self.budgets.updates.spend(self.now)
             return self._granted(stream, int.from_bytes(payload, "big") & http2.MAX_WINDOW)
         if kind == Kind.RST_STREAM:
             return self.on_reset(stream)
+        return self._settings(flags, payload) if kind == Kind.SETTINGS else self._control(kind, flags, payload)
+
+    def _control(self, kind: int, flags: int, payload: bytes) -> bytes | None:
+        """PING, and what is not for the other side: PRIORITY, GOAWAY, and types that nobody knows."""
         self.budgets.control.spend(self.now)
-        if kind == Kind.PING:
-            return self._ping(flags, payload)
         if kind == Kind.PUSH_PROMISE:
             raise Http2Error(Code.PROTOCOL_ERROR, "a push from a client")
-        return b""  # PRIORITY, GOAWAY and what nobody knows
+        if kind != Kind.PING:
+            return b""
+        if flags & ACK and payload == DRAIN_PING:
+            self.drained()
+            return b""
+        if self.lost is not None and not flags & ACK:
+            self.down.append(http2.frame(Kind.PING, ACK, 0, payload))
+        return None
 
     def _settings(self, flags: int, payload: bytes) -> bytes | None:
         if flags & ACK:
@@ -190,6 +197,7 @@ class GrpcConnection(Streams):
         return PREFACE + http2.settings({Setting.HEADER_TABLE_SIZE: 0, Setting.ENABLE_PUSH: 0} | told)
 
     def _granted(self, stream: int, size: int) -> bytes | None:
+        self.budgets.updates.spend(self.now)
         if stream == 0:
             shared = self.to_client.granted(size)
             if self._side is not None:
@@ -210,11 +218,3 @@ class GrpcConnection(Streams):
             return None
         call.reduction.granted(size)
         return b""
-
-    def _ping(self, flags: int, payload: bytes) -> bytes | None:
-        if flags & ACK and payload == DRAIN_PING:
-            self.drained()
-            return b""
-        if self.lost is not None and not flags & ACK:
-            self.down.append(http2.frame(Kind.PING, ACK, 0, payload))
-        return None

@@ -1,7 +1,7 @@
 """How long a gRPC connection lives: what it waits for, how it is drained, and its last words.
 
-A connection that is to end says so twice (RFC 9113 §6.8): first that no more calls are wanted, then, once the client has
-heard that, which was the last; calls that go on are waited for. One sweep a second looks at the waits of all calls.
+A connection that is to end says so twice (RFC 9113 §6.8): first that no more calls are wanted, then, once the client
+has heard that, which was the last; calls that go on are waited for. One sweep a second looks at the waits of all calls.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ DRAIN_PING: Final = b"tlsproxy"
 
 
 class Life(Relay):
-    """``greeted``: the client's SETTINGS have come. ``last`` is its latest stream. ``lost``: why there is no upstream."""
+    """``greeted``: the client's SETTINGS have come. ``last`` is its latest stream. ``lost``: why there is no upstream.
+    """
 
     def __init__(self, gateway: Gateway, stream: TlsStream, address: str, when_ended: Callable[[], None]) -> None:
         super().__init__(gateway, stream, address)

@@ -91,7 +91,7 @@ class Streams(Life):
             raise Http2Error(Code.STREAM_CLOSED, "a frame on a stream that is closed")
         return b""
 
-    def on_fields(self, kind: int, flags: int, stream: int, payload: bytes) -> bytes:
+    def on_fields(self, flags: int, stream: int, payload: bytes) -> bytes:
         if self._block is None:
             self._block, self._fragments, self._begun = bytearray(http2.unpadded(flags, payload)), 0, (stream, flags)
         else:

@@ -40,7 +40,7 @@ ALLOWED_UPDATES: Final = 2
 
 
 # What gRPC's libraries make of a reset (PROTOCOL-HTTP2.md, "Errors").
-_RESET: Final = {
+_RESET: Final[dict[int, GrpcStatus]] = {
     Code.CANCEL: GrpcStatus.CANCELLED,
     Code.REFUSED_STREAM: GrpcStatus.UNAVAILABLE,
     Code.ENHANCE_YOUR_CALM: GrpcStatus.RESOURCE_EXHAUSTED,
@@ -65,7 +65,7 @@ class GrpcUpstream:
         self._timeout = generation.config.upstream.response_timeout
         self.stream = DialledStream(
             gateway.loop,
-            generation.grpc_addresses,
+            generation.upstream_addresses["grpc"],
             self,
             gateway.deadlines,
             generation.config.upstream.response_timeout,
@@ -167,24 +167,20 @@ class GrpcUpstream:
         if kind == DATA:
             return self._data(flags, stream, start, end)
         if kind in {HEADERS, CONTINUATION}:
-            return self._fields(kind, flags, stream, data[start:end])
-        if kind == Kind.SETTINGS:
-            if flags & ACK:
-                self._client.owed_acks -= 1
-                return None
-            return self._settings(data[start + HEADER : end])
+            return self._fields(flags, stream, data[start:end])
+        payload = data[start + HEADER : end]
         if kind == Kind.WINDOW_UPDATE:
-            return self._granted(stream, int.from_bytes(data[start + HEADER : end], "big"))
+            return self._granted(stream, int.from_bytes(payload, "big") & http2.MAX_WINDOW)
         if kind == Kind.RST_STREAM:
-            return self._reset(stream, int.from_bytes(data[start + HEADER : end], "big"))
-        if kind == Kind.GOAWAY:
-            self._client.upstream_leaves(int.from_bytes(data[start + HEADER : start + HEADER + 4], "big"))
-            return None
-        if kind == Kind.PING:
-            return None
+            return self._reset(stream, int.from_bytes(payload, "big"))
+        return self._settings(flags, payload) if kind == Kind.SETTINGS else self._control(kind, payload)
+
+    def _control(self, kind: int, payload: bytes) -> bytes | None:
         if kind == Kind.PUSH_PROMISE:
             raise UpstreamBroken("a push that nobody asked for")
-        return b""
+        if kind == Kind.GOAWAY:
+            self._client.upstream_leaves(int.from_bytes(payload[:4], "big") & http2.MAX_STREAM)
+        return None if kind in {Kind.PING, Kind.GOAWAY} else b""
 
     def _data(self, flags: int, stream: int, start: int, end: int) -> bytes | None:
         """Of a call whose answer is reduced, or of none any more."""
@@ -196,7 +192,7 @@ class GrpcUpstream:
         call.touched = time.monotonic()
         return self._looked_at(call, lambda answer: answer.data(self._frames.data, start, end, flags))
 
-    def _fields(self, kind: int, flags: int, stream: int, raw: bytes) -> bytes | None:
+    def _fields(self, flags: int, stream: int, raw: bytes) -> bytes | None:
         if self._block is None:
             self._block = bytearray(http2.unpadded(flags, raw[HEADER:]))
             self._begun = (stream, flags)
@@ -233,7 +229,10 @@ class GrpcUpstream:
             self._client.refuse(call, error)
             return b""
 
-    def _settings(self, payload: bytes) -> bytes:
+    def _settings(self, flags: int, payload: bytes) -> bytes | None:
+        if flags & ACK:
+            self._client.owed_acks -= 1
+            return None
         values = http2.parse_settings(payload)
         client, first = self._client, not self.established
         self.established = True

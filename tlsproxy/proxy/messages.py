@@ -15,7 +15,8 @@ from tlsproxy.errors import BadRequest, BodyTooLarge, RequestError, UpstreamBrok
 from tlsproxy.proxy.call import Call
 from tlsproxy.proxy.calls import Asked
 from tlsproxy.proxy.holding import Holding
-from tlsproxy.qdrant.grpc import MessageListing, confine_message, reading_of
+from tlsproxy.qdrant.grpc import confine_message, reading_of
+from tlsproxy.qdrant.listings import Listing
 from tlsproxy.wire import http2
 from tlsproxy.wire.content import decoded
 from tlsproxy.wire.fieldblock import Fields, write
@@ -125,7 +126,7 @@ class Reduction:
 
     rebuilds = True
 
-    def __init__(self, call: Call, listing: MessageListing) -> None:
+    def __init__(self, call: Call, listing: Listing) -> None:
         self._call = call
         self._listing = listing
         self._message = Message()
@@ -145,6 +146,7 @@ class Reduction:
         self.whole = True
         status = next((value for name, value in fields if name == b"grpc-status"), b"")
         if status != b"0":
+            number = int(status) if status.isdigit() else UpstreamBroken.grpc.value
             told = trailers(number, _WHY_REDUCED) if self._head else trailers_only(number, _WHY_REDUCED)
             last = http2.headers(call.stream, write(told, first=call.relay.first_block), end=True)
             call.relay.down.append(self._head + last)
