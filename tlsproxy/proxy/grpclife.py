@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from tlsproxy.authz.audit import event_line
 from tlsproxy.errors import RequestError, RequestTimeout, UpstreamTimeout, UpstreamUnreachable
@@ -18,9 +18,6 @@ from tlsproxy.proxy.tlsstream import TlsStream
 from tlsproxy.wire import http2
 from tlsproxy.wire.http2 import MAX_STREAM, Code, Http2Error, Kind, Setting
 
-if TYPE_CHECKING:
-    from tlsproxy.proxy.grpcupstream import GrpcUpstream
-
 SWEEP: Final = 1.0
 """Seconds between two looks at the waits of a connection's calls."""
 LAST_WORDS: Final = 1.0
@@ -29,8 +26,7 @@ DRAIN_PING: Final = b"tlsproxy"
 
 
 class Life(Relay):
-    """``greeted``: the client's SETTINGS have come. ``last`` is its latest stream. ``lost``: why there is no upstream.
-    """
+    """``greeted``: the client's SETTINGS have come. ``last`` is its latest stream; ``lost``: why it has no upstream."""
 
     def __init__(self, gateway: Gateway, stream: TlsStream, address: str, when_ended: Callable[[], None]) -> None:
         super().__init__(gateway, stream, address)
@@ -42,7 +38,6 @@ class Life(Relay):
         self._address = address
         self._when_ended = when_ended
         self._ended = self._draining = self._server_greeted = False
-        self._side: GrpcUpstream | None = None
         stream.deadline = time.monotonic() + self.limits.head_timeout
 
     def server_settings(self, values: dict[int, int], *, first: bool) -> bytes:

@@ -6,7 +6,7 @@ end. Whatever is written is queued first: one write for each direction and each 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final
 
 from tlsproxy.authz.audit import json_string
 from tlsproxy.errors import RequestError
@@ -22,15 +22,10 @@ from tlsproxy.wire.window import Window
 
 if TYPE_CHECKING:
     from tlsproxy.proxy.call import Call
+    from tlsproxy.proxy.grpcupstream import GrpcUpstream
 
 REMEMBERED: Final = 1024
 """Streams that we ended ourselves: frames that were on their way then are no fault of their sender."""
-
-
-class Upstream(Protocol):
-    """The other side, as a call sees it."""
-
-    def write(self, data: bytes) -> None: ...
 
 
 class Relay:
@@ -54,7 +49,7 @@ class Relay:
         self.first_block = False
         self._remote = json_string(address)
         self._owed_client = self._owed_upstream = 0
-        self._upstream: Upstream | None = None
+        self._side: GrpcUpstream | None = None
 
     def give_back(self, size: int) -> None:
         """The client gets back the connection's room that frames took which went no further."""
@@ -79,8 +74,8 @@ class Relay:
         if self.up:
             data = b"".join(self.up)
             self.up.clear()
-            if self._upstream is not None:
-                self._upstream.write(data)
+            if self._side is not None:
+                self._side.write(data)
         if self.down:
             data = b"".join(self.down)
             self.down.clear()
@@ -152,7 +147,7 @@ class Relay:
         record = Record(plan, now)
         if code is None:
             record.grpc_status = grpc_status(plan.decision)
-            text = plan.decision.text or plan.decision.reason
+            text = plan.decision.text or "There is no such method here"
             fields = trailers_only(record.grpc_status, text, http=plan.http)
             self.down.append(http2.headers(stream, write(fields, first=self.first_block), end=True))
             code = None if done else Code.NO_ERROR
