@@ -135,26 +135,25 @@ class Call:
 
     def proceed(self) -> None:
         """There may be room, or an answer to what was waited for."""
-        try:
-            self._proceed()
-        except RequestError as error:
-            self.relay.refuse(self, error)
-
-    def _proceed(self) -> None:
-        held, window = self._held, self.relay.to_upstream
-        while held and not self.waiting and not self.recorded:
+        relay, held, window = self.relay, self._held, self.relay.to_upstream
+        while held and not self.waiting:
             frame = held[0]
             size = len(frame) - HEADER
             if window.room < size:
-                self.relay.wanting[self] = None
+                relay.wanting[self] = None
                 return
             del held[0]
-            instead = None if self.reading is None else self.reading.data(frame, 0, len(frame), frame[FLAGS])
+            try:
+                instead = None if self.reading is None else self.reading.data(frame, 0, len(frame), frame[FLAGS])
+            except RequestError as error:
+                relay.give_back(size)
+                relay.refuse(self, error)
+                return
             if instead is None:
                 window.room -= size
-            self.relay.up.append(frame if instead is None else instead)
+            relay.up.append(frame if instead is None else instead)
         self.plain = self.reading is None and not self.waiting and not held
-        self.relay.wanting.pop(self, None)
+        relay.wanting.pop(self, None)
         for part in (self.reading, self.reduction):
             if part is not None and not self.recorded:
                 part.proceed()

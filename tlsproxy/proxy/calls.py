@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from tlsproxy.tls.generation import Generation
 
 MEMO_PLANS: Final = 2048
-MEMO_FIELDS: Final = 32
-"""A call with more fields is not remembered."""
+MEMO_BLOCK: Final = 4096
+"""A longer one is not remembered: the memo's size in memory is bounded by the product."""
 
 # Qdrant's own pairs of statuses, and those of our own refusals.
 _GRPC: Final = {
@@ -110,7 +110,7 @@ class CallPlans:
         if plan is None or now >= plan.expires:
             self._memo.pop((principal, fields), None)
             plan = self.make(principal, fields, now)
-            if plan.block and len(fields) <= MEMO_FIELDS:
+            if 0 < len(plan.block) <= MEMO_BLOCK:
                 if len(self._memo) >= MEMO_PLANS:
                     del self._memo[next(iter(self._memo))]  # the oldest
                 self._memo[principal, fields] = plan

@@ -11,7 +11,8 @@ from collections.abc import Callable
 from typing import Final
 
 from tlsproxy.authz.audit import event_line
-from tlsproxy.errors import RequestError, RequestTimeout, UpstreamTimeout, UpstreamUnreachable
+from tlsproxy.errors import GrpcStatus, RequestError, RequestTimeout, UpstreamTimeout, UpstreamUnreachable
+from tlsproxy.proxy.call import Call
 from tlsproxy.proxy.gateway import Gateway
 from tlsproxy.proxy.relay import Relay
 from tlsproxy.proxy.tlsstream import TlsStream
@@ -67,10 +68,15 @@ class Life(Relay):
         else:
             self.stream.deadline = now + self.limits.idle_timeout
 
+    def forget(self, call: Call, reason: str) -> None:
+        super().forget(call, reason)
+        if not self.calls:
+            self.rest()
+
     def deadline_passed(self) -> None:
         if self.stream.stalled:
             self.cut("client_stalled")
-        elif not self.greeted:
+        elif not self.greeted and self.lost is None:
             self.end(Code.PROTOCOL_ERROR, "the client did not begin")
         elif self.calls:
             self._sweep(time.monotonic())
@@ -110,8 +116,9 @@ class Life(Relay):
     def upstream_leaves(self, last: int) -> None:
         """Its GOAWAY, which the client gets too: calls beyond the last one it takes are the client's to make again."""
         self.leaving = True
-        for stream in [stream for stream in self.calls if stream > last]:
-            self.forget(self.calls[stream], "upstream_goaway")
+        for call in [call for stream, call in self.calls.items() if stream > last]:
+            call.record.grpc_status = GrpcStatus.UNAVAILABLE.value
+            self.forget(call, "upstream_goaway")
 
     # The end
 

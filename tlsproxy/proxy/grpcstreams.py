@@ -161,6 +161,8 @@ class Streams(Life):
                 raise BadRequest("The request ended before its message")
         except RequestError as error:
             self.refuse(call, error)
+            if self.lost is not None:
+                self.leave()
             return b""
         call.sent_upstream = True
         return http2.headers(call.stream, plan.block + self._tail, end=call.client_done)

@@ -109,6 +109,7 @@ class GrpcUpstream:
         self._client.reading_changed()
 
     def resume_writing(self) -> None:
+        self.stream.deadline = NEVER if self.established else time.monotonic() + self._timeout
         self._client.reading_changed()
 
     def deadline_passed(self) -> None:

@@ -91,12 +91,12 @@ class Rebuilding:
     def data(self, data: bytes, start: int, end: int, flags: int) -> bytes | None:
         relay, size = self._call.relay, end - start - HEADER
         self._kept.add(self._message.feed(http2.unpadded(flags, data[start + HEADER : end])))
-        relay.give_back(size)
         if flags & END_STREAM:
             self._message.end()
             self._send()
         else:
             relay.down.append(http2.window_update(self._call.stream, size))
+        relay.give_back(size)
         return b""
 
     def _send(self) -> None:

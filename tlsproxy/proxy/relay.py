@@ -123,13 +123,16 @@ class Relay:
 
     def forget(self, call: Call, reason: str) -> None:
         if not (call.client_done and call.upstream_done):
-            if len(self.over) >= REMEMBERED:
-                del self.over[next(iter(self.over))]
-            self.over[call.stream] = None
+            self._remember(call.stream)
         self.calls.pop(call.stream, None)
         self.wanting.pop(call, None)
         call.over()
         self.close_record(call, reason)
+
+    def _remember(self, stream: int) -> None:
+        if len(self.over) >= REMEMBERED:
+            del self.over[next(iter(self.over))]  # the oldest
+        self.over[stream] = None
 
     def close_record(self, call: Call, reason: str) -> None:
         """Once: the first end counts."""
@@ -153,7 +156,5 @@ class Relay:
             code = None if done else Code.NO_ERROR
         if code is not None:
             self.down.append(http2.reset(stream, code))
-            if len(self.over) >= REMEMBERED:
-                del self.over[next(iter(self.over))]
-            self.over[stream] = None
+            self._remember(stream)
         self.finish(record, "")

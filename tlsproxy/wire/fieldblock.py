@@ -9,13 +9,15 @@ from __future__ import annotations
 
 from typing import Final
 
-from hpack import Decoder, HPACKError
+from hpack import Decoder, HPACKError, OversizedHeaderListError
 
 from tlsproxy.wire.http2 import TABLE, Code, Http2Error
 
 Fields = tuple[tuple[bytes, bytes], ...]
 
 MEMO: Final = 256
+MEMO_BLOCK: Final = 2048
+"""A longer block is not remembered: the memo's size in memory is bounded by the product."""
 _NO_TABLE: Final = b"\x20"
 """A dynamic table size update to 0 (RFC 7541 §6.3)."""
 # What is written often, by its place in the static table (RFC 7541 appendix A).
@@ -56,12 +58,14 @@ class FieldReader:
         size, newest, room = len(entries), entries[0] if entries else None, table.maxsize
         try:
             fields = tuple((bytes(name), bytes(value)) for name, value in self._decoder.decode(block, raw=True))
+        except OversizedHeaderListError as error:
+            raise Http2Error(Code.ENHANCE_YOUR_CALM, str(error), "flood_fields") from None
         except (HPACKError, IndexError, ValueError) as error:
             raise Http2Error(Code.COMPRESSION_ERROR, f"a field block that cannot be read: {error}") from None
         entries = table.dynamic_entries
         if len(entries) != size or (size and entries[0] is not newest) or table.maxsize != room:
             self._memo.clear()
-        elif len(self._memo) < MEMO:
+        elif len(self._memo) < MEMO and len(block) <= MEMO_BLOCK:
             self._memo[block] = fields
         return fields
 
