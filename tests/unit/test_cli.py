@@ -86,7 +86,7 @@ class TestCheck:
         assert "unused: " in result.stdout
         assert "service.max_workers" in result.stdout
         assert "warning: " in result.stderr
-        assert "roles.spare: no identity or key has this role" in result.stderr
+        assert "roles.spare: no identity, key or issuer has this role" in result.stderr
         assert result.stdout.endswith(": ok\n")
 
     def test_tells_every_mistake_and_exits_with_2(self, site: Path, tmp_path: Path) -> None:

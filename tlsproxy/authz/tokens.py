@@ -57,20 +57,28 @@ class VerificationKey:
 
 @dataclass(frozen=True, slots=True)
 class Verifier:
-    """Whose tokens are accepted. Without an ``issuer`` they are Qdrant's own, signed with one of its API keys."""
+    """Whose tokens are accepted. Without an ``issuer`` they are Qdrant's own, signed with one of its API keys.
+
+    ``role``: a key of the policy's roles, within whose rights and filter these tokens count only; empty for none.
+    """
 
     name: str
     algorithm: str
     keys: tuple[VerificationKey, ...] = field(repr=False)
     issuer: str = ""
     audience: str = ""
+    role: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """A token that counts. ``expires`` is the moment from which it does not, in seconds since the epoch."""
+    """A token that counts. ``expires`` is the moment from which it does not, in seconds since the epoch.
+
+    ``rights`` are what it says itself, ``role`` is its verifier's.
+    """
 
     verifier: str
+    role: str
     rights: Rights
     claims: Claims
     expires: float
@@ -131,7 +139,7 @@ class Tokens:
             rights = Rights(everywhere=GlobalMode.M)
         # int(now) - LEEWAY > exp from this moment on
         expires = float("inf") if claims.expires is None else float(claims.expires + LEEWAY + 1)
-        return Token(verifier.name, rights, claims, expires)
+        return Token(verifier.name, verifier.role, rights, claims, expires)
 
 
 def _meant_for_us(verifier: Verifier, claims: Claims) -> bool:

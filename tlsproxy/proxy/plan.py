@@ -256,7 +256,7 @@ def _caller(principal: Principal, admission: Admission | None) -> Caller:
         identity.sha256 if identity is not None else "",
         subject=credential.subject if credential is not None else "",
         key=credential.name if credential is not None else "",
-        key_rights=str(credential.rights) if credential is not None else "",
+        key_rights=credential.gives if credential is not None else "",
     )
 
 
