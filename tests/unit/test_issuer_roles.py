@@ -128,7 +128,7 @@ def allows(admitted: Admission | Decision, operation: Operation, body: bytes) ->
     st.sampled_from([*REST, *OWN]),
     bodies,
 )
-def test_a_role_never_widens(  # noqa: PLR0913 - what may vary
+def test_a_role_never_widens(
     claims: dict[str, object],
     role: Rights,
     filters: dict[str, str],
