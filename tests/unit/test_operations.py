@@ -257,6 +257,24 @@ def test_the_texts_are_qdrants(grant: Grant, path: str, method: str, text: str) 
     assert decision.text == f"Forbidden: {text}"
 
 
+@pytest.mark.parametrize(
+    ("method", "path", "text"),
+    [
+        ("GET", "/collections/docs", "Access to collection docs is required"),
+        ("GET", "/collections/docs/aliases", "Access to collection docs is required"),
+        ("PUT", "/collections/docs/points", "Access to collection docs is required"),
+        ("PUT", "/collections/docs", "Global access is required"),
+        ("GET", "/cluster", "Global access is required"),
+        ("GET", "/collections", "Global access is required"),  # where Qdrant shows an empty list
+    ],
+)
+def test_a_list_of_no_collections(method: str, path: str, text: str) -> None:
+    asked = recognise(method, path)
+    assert asked.operation is not None
+    decision = decide(Rights(), asked.operation.requirement, asked.collection, reduced=True)
+    assert (decision.allowed, decision.text) == (False, f"Forbidden: {text}")
+
+
 def test_two_grants_do_not_add_up_to_what_neither_gives() -> None:
     both = Rights(grants=(Grant("docs", write=True, extras=False), Grant("doc*", write=False, extras=True)))
     asked = recognise("PUT", "/collections/docs/index")
