@@ -19,6 +19,7 @@ from tlsproxy.demo.premises import CLIENTS, Premises, prepare
 from tlsproxy.demo.programs import ProgramError, running
 from tlsproxy.demo.scenario import run_demo
 from tlsproxy.demo.steps import Report, StepError, refusal
+from tlsproxy.demo.upstream import Ports
 from tlsproxy.errors import MaterialError
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ def test_only_the_owner_reads_the_keys(tmp_path: Path) -> None:
 
 def test_a_second_demo_replaces_what_the_first_one_left(tmp_path: Path) -> None:
     first = prepare(tmp_path / "demo")
-    first.write_config(1)
+    first.write_config(Ports(1, 2))
     first.ready_file.write_text("{}")
     (first.audit / "audit.2020-01-01.log").write_text("{}\n")
     ca = first.ca.read_bytes()

@@ -21,6 +21,7 @@ from tlsproxy.demo.clients import handshake_refusal, qdrant, tls_context
 from tlsproxy.demo.premises import COLLECTION, Premises, prepare
 from tlsproxy.demo.rotation import rotate_under_load
 from tlsproxy.demo.steps import Report, StepError, refusal
+from tlsproxy.demo.upstream import Ports
 from tlsproxy.errors import TlsproxyError
 
 if TYPE_CHECKING:
@@ -42,12 +43,12 @@ def run_demo(directory: Path, *, once: bool) -> int:
     try:
         with _stopped_by_signals(), ExitStack() as stack:
             premises = prepare(directory)
-            gateway, port = _start(premises, stack)
-            _show(premises, port, report)
+            gateway, ports = _start(premises, stack)
+            _show(premises, ports.rest, report)
             if once:
                 print(f"{report.failed} steps failed" if report.failed else "every step did what it should")
             else:
-                print(hints.to_try(premises, port), flush=True)
+                print(hints.to_try(premises, ports.rest), flush=True)
                 raise StepError(f"the gateway ended with {gateway.wait()}: see {gateway.log}")
     except KeyboardInterrupt:
         if once:
@@ -59,19 +60,21 @@ def run_demo(directory: Path, *, once: bool) -> int:
     return 1 if report.failed else 0
 
 
-def _start(premises: Premises, stack: ExitStack) -> tuple[programs.Program, int]:
-    """The upstream, then the gateway. Returns the gateway and the port of its REST listener."""
+def _start(premises: Premises, stack: ExitStack) -> tuple[programs.Program, Ports]:
+    """The upstream, then the gateway. Returns the gateway and its ports."""
     arguments = [sys.executable, "-m", "tlsproxy.demo.upstream", "--until-stdin-closes"]
     upstream = stack.enter_context(programs.running("upstream", arguments, premises.logs))
-    upstream_ports = upstream.wait_until(lambda: _json_in(upstream.output))
-    print(f"✓ an embedded Qdrant in plaintext on 127.0.0.1:{upstream_ports['rest']}")
-    premises.write_config(upstream_ports["rest"])
+    behind = Ports(**upstream.wait_until(lambda: _json_in(upstream.output)))
+    print(f"✓ an embedded Qdrant in plaintext on 127.0.0.1:{behind.rest} (gRPC: 127.0.0.1:{behind.grpc})")
+    premises.write_config(behind)
     arguments = [sys.executable, "-m", "tlsproxy", "run", "--config", str(premises.config)]
     arguments += ["--ready-file", str(premises.ready_file)]
     gateway = stack.enter_context(programs.running("gateway", arguments, premises.logs))
-    address = gateway.wait_until(lambda: _json_in(premises.ready_file))["rest"]
-    print(f"✓ the gateway with mutual TLS on {address}, configured by {premises.config}", flush=True)
-    return gateway, int(address.rpartition(":")[2])
+    listeners = gateway.wait_until(lambda: _json_in(premises.ready_file))["listeners"]
+    told = {one["protocols"][0]: one["address"] for one in listeners}
+    text = f"✓ the gateway with mutual TLS on {told['rest']} (gRPC: {told['grpc']}), configured by {premises.config}"
+    print(text, flush=True)
+    return gateway, Ports(**{protocol: int(address.rpartition(":")[2]) for protocol, address in told.items()})
 
 
 def _json_in(path: Path) -> dict[str, Any] | None:
