@@ -16,6 +16,7 @@ from tlsproxy.cli import main
 
 CONFIG = """\
 service: {grpc_port: null, max_workers: 2}
+listeners: [{host: "::1", port: 443, protocols: [grpc, rest]}]
 tls: {cert: certs/server.pem, key: certs/server.key, ca_cert: certs/ca.pem}
 roles:
   search: {access: r}
@@ -81,6 +82,7 @@ class TestCheck:
         assert "certificate: CN=server" in result.stdout
         assert "names      DNS:localhost, IP:127.0.0.1" in result.stdout
         assert "client CA: CN=tlsproxy development CA" in result.stdout
+        assert "listens on 0.0.0.0:6333 for REST\nlistens on [::1]:443 for REST and gRPC\n" in result.stdout
         assert "role ingest: docs (rw); given by jobs" in result.stdout
         assert "role spare: everything (m); given by no rule" in result.stdout
         assert "unused: " in result.stdout
@@ -96,7 +98,7 @@ class TestCheck:
         assert result.exit_code == 2
         assert result.stderr.splitlines() == [
             f"error: {wrong}:1:1 sevice: unknown key (did you mean 'service'?)",
-            f"error: {wrong}:9:44 identities[1].role: no role is called 'serach' (did you mean 'search'?)",
+            f"error: {wrong}:10:44 identities[1].role: no role is called 'serach' (did you mean 'search'?)",
         ]
         assert site.exists()
 
