@@ -28,6 +28,7 @@ class Form(Enum):
 class GrpcStatus(Enum):
     """The gRPC status codes that we send (grpc/status.h)."""
 
+    CANCELLED = 1
     INVALID_ARGUMENT = 3
     DEADLINE_EXCEEDED = 4
     PERMISSION_DENIED = 7

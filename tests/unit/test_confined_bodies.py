@@ -183,6 +183,21 @@ def test_a_lookup_is_of_all_points(name: str) -> None:
     assert confined("POST", "points/query/groups", {name: None})["filter"] == ONLY
 
 
+def test_words_are_counted_over_ones_own_points() -> None:
+    """The scores of a search over sparse vectors tell how rare its words are in the points of ``corpus``."""
+    others = {"must": [{"key": "tenant", "match": {"value": "other"}}]}
+    asked = {"params": {"exact": True, "idf": {"corpus": others}}}
+    narrowed = {"exact": True, "idf": {"corpus": {"must": [MUST, others]}}}
+    for path in ("points/search", "points/query"):
+        assert confined("POST", path, asked)["params"] == narrowed
+    assert confined("POST", "points/query", {"prefetch": asked})["prefetch"]["params"] == narrowed
+    for params in (None, {}, {"idf": None}, {"idf": "global"}):
+        assert confined("POST", "points/query", {"params": params})["params"] == params
+    for unusual in ([], [None, True, {"corpus": others}], {"idf": [others]}, {"idf": {"corpus": [others]}}):
+        with pytest.raises(BadRequest):
+            confined("POST", "points/query", {"params": unusual})
+
+
 requests: st.SearchStrategy[dict[str, Any]] = st.recursive(
     st.fixed_dictionaries(
         {"query": st.sampled_from(QUERIES)}, optional={"filter": st.sampled_from([None, {}, {"must": []}])}

@@ -3,12 +3,14 @@ from __future__ import annotations
 import asyncio
 import errno
 import socket
+import time
 from collections.abc import Iterator
 
 import pytest
 
 from tlsproxy.proxy.deadlines import Deadlines
 from tlsproxy.proxy.dial import Address, DialledStream
+from tlsproxy.proxy.stream import HIGH_WATER
 
 BROADCAST: Address = (socket.AF_INET, ("127.255.255.255", 9))
 """TCP to a broadcast address fails at once, and not later as a refusal does."""
@@ -89,6 +91,34 @@ def test_none_answers(runner: asyncio.Runner, last: str, number: int) -> None:
         assert isinstance(error, OSError)
         assert error.errno == number
         assert not stream.established
+        deadlines.close()
+
+    runner.run(dial())
+
+
+def test_much_that_waits_for_the_connection_leaves_its_deadline(
+    runner: asyncio.Runner, listening: socket.socket
+) -> None:
+    """What stalls a write once there is a connection must not put off the end of waiting for one."""
+
+    class Paused(Owner):
+        def pause_writing(self) -> None:
+            self.paused = True
+
+        def resume_writing(self) -> None:
+            self.paused = False
+
+    async def dial() -> None:
+        loop = asyncio.get_running_loop()
+        deadlines, owner = Deadlines(loop), Paused()
+        stream = DialledStream(loop, [(socket.AF_INET, listening.getsockname())], owner, deadlines, 300)
+        stream.deadline = deadline = time.monotonic() + 5
+        stream.write(bytes(HIGH_WATER + 1))
+        assert owner.paused
+        assert stream.deadline == deadline
+        await asyncio.wait_for(owner.established.wait(), 5)
+        stream.abort()
+        await asyncio.wait_for(owner.lost, 5)
         deadlines.close()
 
     runner.run(dial())

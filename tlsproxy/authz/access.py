@@ -23,7 +23,7 @@ class Scope(Enum):
     CREDENTIAL = "credential"
     """Any valid caller; the response of a collection-limited one holds only what it may know."""
     CALLER = "caller"
-    """Any valid caller, whatever its rights: about itself."""
+    """Any valid caller, whatever its rights: about itself, or about neither collections nor points."""
     COLLECTION = "collection"
     GLOBAL = "global"
 

@@ -125,15 +125,18 @@ def request_line(  # noqa: PLR0913 - the fields of one record, by name
     bytes_out: int,
     duration: float,
     reason: str = "",
+    grpc_status: int | None = None,
 ) -> str:
     """The line of one request, its newline included.
 
     `when` is seconds since the epoch, `remote` the peer's address as :func:`json_string` renders it (once for each
     connection), `duration` seconds. `reason` replaces the decision's where something went wrong after it.
+    `grpc_status` is what the client of a gRPC call was told.
     """
+    grpc = "" if grpc_status is None else f',"grpc_status":{grpc_status}'
     return (
         f'{{"timestamp":"{timestamp(when)}"{prepared.before_remote}{remote}{prepared.after_remote}'
-        f',"status":{status},"bytes_in":{bytes_in},"bytes_out":{bytes_out},"duration_ms":{duration * 1000:.3f}'
+        f',"status":{status}{grpc},"bytes_in":{bytes_in},"bytes_out":{bytes_out},"duration_ms":{duration * 1000:.3f}'
         f',"reason":{json_string(reason) if reason else prepared.reason}}}\n'
     )
 

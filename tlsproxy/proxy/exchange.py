@@ -15,6 +15,7 @@ from tlsproxy.errors import AuditUnavailable, Overloaded, RequestError, RequestT
 from tlsproxy.proxy.answers import Answer
 from tlsproxy.proxy.deadlines import NEVER
 from tlsproxy.proxy.gateway import Gateway
+from tlsproxy.proxy.plan import Plan
 from tlsproxy.proxy.points import Verdict
 from tlsproxy.proxy.pool import Pool
 from tlsproxy.proxy.record import Record, RequestBody
@@ -46,7 +47,7 @@ class Client(Protocol):
 class Exchange:
     """``congested``: the upstream takes no more of the request for now. ``overdue``: what an expired wait means."""
 
-    def __init__(self, gateway: Gateway, pool: Pool, client: Client, record: Record, body: RequestBody) -> None:
+    def __init__(self, gateway: Gateway, pool: Pool, client: Client, record: Record[Plan], body: RequestBody) -> None:
         self._gateway = gateway
         self._pool = pool
         self._client = client

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from tlsproxy.authz.auditquery import AuditQuery
+from tlsproxy.proxy.calls import CallPlans
 from tlsproxy.proxy.deadlines import Deadlines
 from tlsproxy.proxy.plan import Plans
 from tlsproxy.tls.generation import Generation
@@ -41,7 +42,18 @@ class Gateway:
     ``held`` counts the bytes of bodies that are kept whole because they are read.
     """
 
-    __slots__ = ("audit", "deadlines", "draining", "generation", "held", "in_flight", "loop", "metrics", "plans")
+    __slots__ = (
+        "audit",
+        "calls",
+        "deadlines",
+        "draining",
+        "generation",
+        "held",
+        "in_flight",
+        "loop",
+        "metrics",
+        "plans",
+    )
 
     def __init__(
         self,
@@ -57,10 +69,11 @@ class Gateway:
         self.deadlines = deadlines
         self.generation = generation
         self.plans = Plans(generation)
+        self.calls = CallPlans(generation)
         self.in_flight = 0
         self.held = 0
         self.draining = False
 
     def publish(self, generation: Generation) -> None:
         """What was decided under the old generation is forgotten with it."""
-        self.generation, self.plans = generation, Plans(generation)
+        self.generation, self.plans, self.calls = generation, Plans(generation), CallPlans(generation)

@@ -1,41 +1,220 @@
-"""A client's connection on which gRPC was agreed on. There is no relay yet: it is closed at its first byte."""
+"""A client's connection that speaks gRPC: each call is decided, and relayed over an upstream connection of its own.
+
+What is not a call's concern (settings, windows, pings) goes from end to end; what costs the receiver more than its
+sender has a budget. A client that breaks HTTP/2 is told so by a GOAWAY, one that breaks gRPC by a status.
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
 
+from tlsproxy.errors import UpstreamUnreachable
 from tlsproxy.proxy.gateway import Gateway
+from tlsproxy.proxy.grpclife import DRAIN_PING
+from tlsproxy.proxy.grpcstreams import Streams
+from tlsproxy.proxy.grpcupstream import GrpcUpstream
+from tlsproxy.proxy.pool import Pool
 from tlsproxy.proxy.standing import Standing
-from tlsproxy.proxy.tlsstream import ALERT_LINGER, TlsStream
+from tlsproxy.proxy.tlsstream import TlsStream
+from tlsproxy.wire import http2
+from tlsproxy.wire.http2 import (
+    ACK,
+    CONTINUATION,
+    DATA,
+    END_STREAM,
+    HEADER,
+    HEADERS,
+    PREFACE,
+    TABLE,
+    Code,
+    Http2Error,
+    Kind,
+    Setting,
+)
 
 
-class GrpcConnection:
+class GrpcConnection(Streams):
     """The owner of one TLS stream, from its handshake on. ``address`` is the client's, without its port."""
 
     def __init__(
-        self, gateway: Gateway, stream: TlsStream, address: str, standing: Standing, when_ended: Callable[[], None]
+        self,
+        gateway: Gateway,
+        pool: Pool,
+        stream: TlsStream,
+        address: str,
+        standing: Standing,
+        when_ended: Callable[[], None],
     ) -> None:
-        self.stream = stream
-        self.address = address
-        self.standing = standing
-        self._when_ended = when_ended
-        self.stream.deadline = time.monotonic() + gateway.generation.config.limits.idle_timeout
+        super().__init__(gateway, pool, stream, address, standing, when_ended)
+        self._preface = b""
+        self._blocked = False
+        try:
+            self._side = GrpcUpstream(self)
+        except OSError as error:
+            self.upstream_lost(UpstreamUnreachable(f"The upstream cannot be reached: {error}"))
+        if gateway.draining:
+            self.drain()
 
-    def data_received(self, _data: bytes) -> None:
-        self.drain()
+    # What the stream says
+
+    def data_received(self, data: bytes) -> None:
+        if self._ended:
+            return
+        self.now = time.monotonic()
+        try:
+            if len(self._preface) < len(PREFACE):
+                data = self._prefaced(data)
+            if self._ended:
+                return
+            self._read(data)
+        except Http2Error as error:
+            self.broken(error)
+        self.settle()
 
     def pause_writing(self) -> None:
-        """Nothing is written."""
+        self.reading_changed()
 
     def resume_writing(self) -> None:
-        """Nothing is written."""
+        self.reading_changed()
+        self.rest()
 
-    def deadline_passed(self) -> None:
-        self.drain()
+    def reading_changed(self) -> None:
+        """Reads what can go on, in either direction; a client that takes no answers gets to ask no more."""
+        side = self._side
+        if self.stream.stalled or self._blocked or (side is not None and side.stream.stalled):
+            self.stream.pause_reading()
+        else:
+            self.stream.resume_reading()
+        if side is not None:
+            side.reading_changed()
 
-    def drain(self) -> None:
-        self.stream.close(ALERT_LINGER)
+    def unblock(self) -> None:
+        """The upstream has room again for what it was not sent."""
+        if self._blocked:
+            self._blocked = False
+            self.gateway.loop.call_soon(self._read_on)
 
-    def connection_lost(self, _error: Exception | None) -> None:
-        self._when_ended()
+    def _read_on(self) -> None:
+        if not self._ended:
+            self.data_received(b"")
+            self.reading_changed()
+
+    # Frames
+
+    def _prefaced(self, data: bytes) -> bytes:
+        """RFC 9113 §3.4. Returns what follows the preface."""
+        taken = len(PREFACE) - len(self._preface)
+        self._preface += data[:taken]
+        if not PREFACE.startswith(self._preface):
+            raise Http2Error(Code.PROTOCOL_ERROR, "no HTTP/2 preface", "http2_preface")
+        return data[taken:]
+
+    def _read(self, data: bytes) -> None:
+        frames, calls, window, up = self.frames, self.calls, self.to_upstream, self.up
+        begin = position = 0
+        for kind, flags, stream, start, end in frames.cut(data):
+            if kind == DATA:
+                size = end - start - HEADER
+                if window.room < size:
+                    frames.keep(start)
+                    self._blocked = True
+                    self.reading_changed()
+                    break
+                call = calls.get(stream)
+                if call is not None and call.plain and size and not call.client_done and self._block is None:
+                    window.room -= size
+                    call.touched = self.now
+                    call.record.bytes_in += size
+                    position = end
+                    if flags & END_STREAM:
+                        self.on_client_done(call)
+                    continue
+            if begin < start:
+                up.append(frames.data[begin:start])
+            begin = position = end
+            instead = self._frame(kind, flags, stream, start, end)
+            if self._ended:
+                return
+            up.append(frames.data[start:end] if instead is None else instead)
+        if begin < position:
+            up.append(frames.data[begin:position])
+
+    def _frame(self, kind: int, flags: int, stream: int, start: int, end: int) -> bytes | None:
+        """What goes upstream in its place; None for itself."""
+        data = self.frames.data
+        if not self.greeted and kind != Kind.SETTINGS:
+            raise Http2Error(Code.PROTOCOL_ERROR, "the first frame is not SETTINGS", "http2_preface")
+        if (kind == CONTINUATION) != (self._block is not None) or (
+            self._block is not None and stream != self._begun[0]
+        ):
+            raise Http2Error(Code.PROTOCOL_ERROR, "a field block that is interrupted")
+        http2.check(kind, flags, stream, end - start - HEADER)
+        if kind == DATA:
+            return self.on_data(flags, stream, start, end)
+        payload = data[start + HEADER : end]
+        if kind in {HEADERS, CONTINUATION}:
+            return self.on_fields(flags, stream, payload)
+        if kind == Kind.WINDOW_UPDATE:
+            return self._granted(stream, int.from_bytes(payload, "big") & http2.MAX_WINDOW)
+        if kind == Kind.RST_STREAM:
+            return self.on_reset(stream)
+        return self._settings(flags, payload) if kind == Kind.SETTINGS else self._control(kind, flags, payload)
+
+    def _control(self, kind: int, flags: int, payload: bytes) -> bytes | None:
+        """PING, and what is not for the other side: PRIORITY, GOAWAY, and types that nobody knows."""
+        self.budgets.control.spend(self.now)
+        if kind == Kind.PUSH_PROMISE:
+            raise Http2Error(Code.PROTOCOL_ERROR, "a push from a client")
+        if kind != Kind.PING:
+            return b""
+        if flags & ACK and payload == DRAIN_PING:
+            self.drained()
+            return b""
+        if self.lost is not None and not flags & ACK:
+            self.down.append(http2.frame(Kind.PING, ACK, 0, payload))
+        return None
+
+    def _settings(self, flags: int, payload: bytes) -> bytes | None:
+        if flags & ACK:
+            self.budgets.control.spend(self.now)
+            return None
+        self.budgets.settings.spend(self.now)
+        values = http2.parse_settings(payload)
+        told = http2.kept(values, (Setting.INITIAL_WINDOW_SIZE, Setting.MAX_HEADER_LIST_SIZE))
+        self.first_block |= values.get(Setting.HEADER_TABLE_SIZE, TABLE) < TABLE
+        if Setting.INITIAL_WINDOW_SIZE in values:
+            self.to_client.first = values[Setting.INITIAL_WINDOW_SIZE]
+            self.proceed()
+        if self.lost is not None:
+            self.down.append(http2.SETTINGS_ACK)
+        else:
+            self.owed_acks += 1
+        if self.greeted:
+            return http2.settings(told)
+        self.greeted = True
+        self.rest()
+        return PREFACE + http2.settings({Setting.HEADER_TABLE_SIZE: 0, Setting.ENABLE_PUSH: 0} | told)
+
+    def _granted(self, stream: int, size: int) -> bytes | None:
+        self.budgets.updates.spend(self.now)
+        if stream == 0:
+            shared = self.to_client.granted(size)
+            if self._side is not None:
+                self._side.unblock()
+            self.proceed()
+            return http2.window_update(0, shared)
+        call = self.calls.get(stream)
+        if call is None:
+            if stream > self.last or not stream & 1:
+                raise Http2Error(Code.PROTOCOL_ERROR, "a frame on a stream that was never opened")
+            return b""
+        if not size:
+            self.budgets.wrong.spend(self.now)
+            self.reset(call, Code.PROTOCOL_ERROR, "window_update")
+            return b""
+        call.touched = self.now
+        if call.reduction is None:
+            return None
+        call.reduction.granted(size)
+        return b""

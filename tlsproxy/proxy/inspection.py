@@ -22,7 +22,7 @@ from tlsproxy.proxy.refusal import CONTINUE
 class InspectedExchange(Exchange):
     """Its record's plan is that of the head until the body is whole, then that of both."""
 
-    def __init__(self, gateway: Gateway, pool: Pool, client: Client, record: Record, body: RequestBody) -> None:
+    def __init__(self, gateway: Gateway, pool: Pool, client: Client, record: Record[Plan], body: RequestBody) -> None:
         super().__init__(gateway, pool, client, record, body)
         self._plans = gateway.plans
         self._holding = Holding(gateway)

@@ -10,17 +10,17 @@ Where the body has a say the head's plan is a refusal that keeps what it was mad
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from http import HTTPStatus
 from typing import Final
 from urllib.parse import urlsplit
 
 from tlsproxy.authz.access import ALLOWED, UNREAD, Decision
 from tlsproxy.authz.admission import Admission, admit
-from tlsproxy.authz.audit import Caller, Prepared, prepare, tracing_id_of
+from tlsproxy.authz.audit import Prepared, tracing_id_of
 from tlsproxy.authz.claims import ValueExists
 from tlsproxy.authz.credentials import NEVER, presented_key
 from tlsproxy.authz.roles import Principal
-from tlsproxy.errors import Form, RequestError
+from tlsproxy.errors import RequestError
+from tlsproxy.proxy.accounts import caller_of, prepared, refusal_of
 from tlsproxy.proxy.answers import Answer, cors_fields, is_preflight, preflight, whoami
 from tlsproxy.qdrant.judge import Judgement, judge, judge_body
 from tlsproxy.qdrant.listings import Listing
@@ -128,7 +128,7 @@ class Plans:
         try:
             asked = recognise(parsed.method, parsed.target)
         except RequestError as error:
-            return self._plan(principal, parsed, None, None, Judgement(_refused(error)))
+            return self._plan(principal, parsed, None, None, Judgement(refusal_of(error)))
         if self._cors and is_preflight(parsed):
             asked = replace(asked, operation=PREFLIGHT, collection=None)
         presented = presented_key(parsed.value(b"api-key"), parsed.value(b"authorization"))
@@ -148,7 +148,7 @@ class Plans:
             plain = decoded(content, head.value(b"content-encoding"), self._body_limit)
             decision, changed = judge_body(admission, asked, plain)
         except RequestError as error:
-            decision, changed = _refused(error), None
+            decision, changed = refusal_of(error), None
         if changed is not None:
             head, content = head.without(b"content-encoding"), changed
         return self._plan(
@@ -167,9 +167,9 @@ class Plans:
 
     def unreadable(self, principal: Principal, error: RequestError) -> Plan:
         """What was sent has no readable head, and so no end."""
-        decision = _refused(error)
-        caller = _caller(principal, None)
-        return Plan("unreadable", principal.role, decision, _prepared(caller, decision))
+        decision = refusal_of(error)
+        caller = caller_of(principal, None)
+        return Plan("unreadable", principal.role, decision, prepared(caller, decision))
 
     def _plan(
         self,
@@ -202,8 +202,8 @@ class Plans:
             operation=operation.name if operation is not None else "unknown",
             role=admission.role if admission is not None else principal.role,
             decision=decision,
-            audit=_prepared(
-                _caller(principal, admission),
+            audit=prepared(
+                caller_of(principal, admission),
                 decision,
                 method=operation.name if operation is not None else None,
                 api=api if self._log_api or not decision.allowed else None,
@@ -228,10 +228,6 @@ class Plans:
         )
 
 
-def _refused(error: RequestError) -> Decision:
-    return Decision(allowed=False, reason=error.reason, status=error.status, text=str(error), form=error.form)
-
-
 def _proviso(head: RequestHead, asked: Recognised, admission: Admission | None) -> Proviso | None:
     """What is open to anybody is open to the bearer of any token too."""
     credential = admission.credential if admission is not None else None
@@ -240,47 +236,3 @@ def _proviso(head: RequestHead, asked: Recognised, admission: Admission | None) 
     if asked.operation is not None and asked.operation.requirement == OPEN:
         return None
     return Proviso(credential.exists, head, asked, admission)
-
-
-def _caller(principal: Principal, admission: Admission | None) -> Caller:
-    """As what somebody was admitted; ``None`` is nobody yet, or nobody at all."""
-    identity, credential = principal.identity, admission.credential if admission is not None else None
-    auth_type = credential.kind if credential is not None else "Certificate" if identity is not None else "None"
-    return Caller(
-        auth_type,
-        principal.role if admission is None else admission.role,
-        principal.rule,
-        identity.name if identity is not None else "",
-        identity.sha256 if identity is not None else "",
-        subject=credential.subject if credential is not None else "",
-        key=credential.name if credential is not None else "",
-        key_rights=str(credential.rights) if credential is not None else "",
-    )
-
-
-def _prepared(
-    caller: Caller,
-    decision: Decision,
-    *,
-    method: str | None = None,
-    api: str | None = None,
-    collection: str | None = None,
-    tracing_id: str | None = None,
-) -> Prepared:
-    return prepare(
-        method=method,
-        api=api,
-        caller=caller,
-        collection=collection,
-        tracing_id=tracing_id,
-        allowed=decision.allowed,
-        error=None if decision.allowed else _error(decision),
-        reason=decision.reason,
-    )
-
-
-def _error(decision: Decision) -> str:
-    """Qdrant prefixes what its authentication says with the name of the error."""
-    if decision.form is Form.BARE:
-        return f"{'Unauthorized' if decision.status == HTTPStatus.UNAUTHORIZED else 'Forbidden'}: {decision.text}"
-    return decision.text or decision.reason

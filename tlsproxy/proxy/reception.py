@@ -63,12 +63,8 @@ class Reception:
         self._gateway.metrics.handshake("ok", time.monotonic() - self._opened)
         gateway, stream = self._gateway, self.stream
         standing = Standing(gateway.generation, peer_of(tls), time.time())
-        self._session = (
-            GrpcConnection(gateway, stream, self.address, standing, self._ended)
-            if protocol == "grpc"
-            else RestConnection(gateway, self._pool, stream, self.address, standing, self._ended)
-        )
-        stream.owner = self._session
+        session = GrpcConnection if protocol == "grpc" else RestConnection
+        self._session = stream.owner = session(gateway, self._pool, stream, self.address, standing, self._ended)
 
     def handshake_failed(self, reason: str, detail: str) -> None:
         """``detail`` is OpenSSL's words, empty where it had none."""

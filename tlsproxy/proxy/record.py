@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
-from typing import Final
+from typing import Final, Generic, Protocol, TypeVar
 
-from tlsproxy.authz.audit import request_line
+from tlsproxy.authz.access import Decision
+from tlsproxy.authz.audit import Prepared, request_line
 from tlsproxy.errors import BadRequest, BodyTooLarge
 from tlsproxy.proxy.gateway import Gateway
-from tlsproxy.proxy.plan import Plan
 from tlsproxy.wire.chunked import ChunkedBody, ChunkedError
 from tlsproxy.wire.http1 import CHUNKED
 
@@ -18,14 +18,31 @@ CLIENT_GONE: Final = 499
 """The status that is written down for a request whose client did not wait for one (nginx's convention)."""
 
 
-class Record:
-    """``status`` is 0 until the client is told one. Bytes are those of the bodies."""
+class Planned(Protocol):
+    """What is written down of a request's plan, of whichever protocol it is."""
 
-    __slots__ = ("_admitted", "_started", "_when", "bytes_in", "bytes_out", "plan", "status")
+    @property
+    def operation(self) -> str: ...
+    @property
+    def role(self) -> str: ...
+    @property
+    def decision(self) -> Decision: ...
+    @property
+    def audit(self) -> Prepared: ...
 
-    def __init__(self, plan: Plan, when: float) -> None:
+
+P = TypeVar("P", bound=Planned)
+
+
+class Record(Generic[P]):
+    """``status`` is 0 until the client is told one, ``grpc_status`` None. Bytes are those of the bodies."""
+
+    __slots__ = ("_admitted", "_started", "_when", "bytes_in", "bytes_out", "grpc_status", "plan", "status")
+
+    def __init__(self, plan: P, when: float) -> None:
         self.plan = plan
         self.status = 0
+        self.grpc_status: int | None = None
         self.bytes_in = 0
         self.bytes_out = 0
         self._when = when
@@ -52,6 +69,7 @@ class Record:
                 bytes_out=self.bytes_out,
                 duration=duration,
                 reason=reason,
+                grpc_status=self.grpc_status,
             )
         )
         outcome = "denied" if not plan.decision.allowed else "failed" if reason else "allowed"

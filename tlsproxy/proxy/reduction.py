@@ -13,6 +13,7 @@ from tlsproxy.errors import Overloaded, RequestError, UpstreamBroken
 from tlsproxy.proxy.exchange import Client, Exchange
 from tlsproxy.proxy.gateway import Gateway
 from tlsproxy.proxy.holding import Holding
+from tlsproxy.proxy.plan import Plan
 from tlsproxy.proxy.pool import Pool
 from tlsproxy.proxy.record import Record, RequestBody
 from tlsproxy.wire.chunked import ChunkedBody
@@ -29,7 +30,7 @@ _ERROR: Final = b'{"status":{"error":"The upstream refused; its reason may name 
 class ReducedExchange(Exchange):
     """Its plan's ``listing`` says what is kept of a good answer."""
 
-    def __init__(self, gateway: Gateway, pool: Pool, client: Client, record: Record, body: RequestBody) -> None:
+    def __init__(self, gateway: Gateway, pool: Pool, client: Client, record: Record[Plan], body: RequestBody) -> None:
         super().__init__(gateway, pool, client, record, body)
         self._answer = bytearray()
         self._answered: ResponseHead | None = None

@@ -165,7 +165,8 @@ class Stream:
             self._start_writing()
         if self._queued > HIGH_WATER and not self.stalled:
             self.stalled = True
-            self.deadline = time.monotonic() + self._write_timeout
+            if self._connected:  # until then it is the connection that is waited for
+                self.deadline = time.monotonic() + self._write_timeout
             self.owner.pause_writing()
 
     def _start_writing(self) -> None:

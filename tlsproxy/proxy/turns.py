@@ -51,7 +51,7 @@ class Turns:
         self._limits = gateway.generation.config.limits
         self._inbox = Inbox(self._limits.max_head_size)
         self._head_started = False
-        self._record: Record | None = None
+        self._record: Record[Plan] | None = None
         self._body = NO_BODY
         self._exchange: Exchange | None = None
         self._rest()
@@ -65,7 +65,7 @@ class Turns:
         if self._gateway.draining and not self._inbox.data:
             self._end()
 
-    def _open_record(self, plan: Plan, now: float) -> Record:
+    def _open_record(self, plan: Plan, now: float) -> Record[Plan]:
         self._record = record = Record(plan, now)
         self._body = NO_BODY
         self.close = plan.close or self._gateway.draining

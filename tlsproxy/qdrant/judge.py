@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from http import HTTPStatus
+from typing import Final
 
 import orjson
 
@@ -18,6 +19,9 @@ from tlsproxy.qdrant.operations import Operation
 from tlsproxy.qdrant.rest import Recognised
 from tlsproxy.qdrant.tenancy import confine, is_confinable, tells_no_points
 from tlsproxy.wire.strictjson import read_json
+
+NOWHERE: Final = Decision(allowed=False, reason="unknown_operation", status=HTTPStatus.NOT_FOUND, form=Form.EMPTY)
+"""There is no such route, or method."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,10 +45,9 @@ def judge(admitted: Admission | Decision, asked: Recognised) -> Judgement:
     if isinstance(admitted, Decision):
         return Judgement(admitted)
     if operation is None:
-        nowhere = Decision(allowed=False, reason="unknown_operation", status=HTTPStatus.NOT_FOUND, form=Form.EMPTY)
-        return Judgement(nowhere)
+        return Judgement(NOWHERE)
     listing, confinable = listing_of(operation, admitted.rights), is_confinable(operation)
-    decision = _decide(
+    decision = decide_all(
         admitted.rights,
         operation,
         asked.collection,
@@ -71,11 +74,11 @@ def judge_body(admitted: Admission, asked: Recognised, content: bytes) -> tuple[
     named = named_collections(operation, body) if operation.names_others else ()
     conditions = tuple(condition for rights in admitted.rights for condition in rights.conditions)
     changed = orjson.dumps(confine(operation, body, conditions)) if conditions else None
-    decision = _decide(admitted.rights, operation, asked.collection, named=named, confined=changed is not None)
+    decision = decide_all(admitted.rights, operation, asked.collection, named=named, confined=changed is not None)
     return decision, changed
 
 
-def _decide(
+def decide_all(
     held: tuple[Rights, ...],
     operation: Operation,
     collection: str | None,
@@ -84,6 +87,7 @@ def _decide(
     reduced: bool = False,
     confined: bool,
 ) -> Decision:
+    """All of them must allow; the first that does not says why."""
     decision = forbidden("no_rights", "Global access is required", operation.form)
     for rights in held:
         decision = decide(

@@ -40,8 +40,11 @@ class Operation:
         return not (self.requirement.write or self.requirement.manage)
 
 
+MAX_NAME_BYTES: Final = 255
+"""Of a collection's name: Qdrant's rule."""
+
 OPEN: Final = Requirement(Scope.NONE)
-ABOUT_ONESELF: Final = Requirement(Scope.CALLER)
+ANY_CALLER: Final = Requirement(Scope.CALLER)
 LISTING: Final = Requirement(Scope.CREDENTIAL)
 GLOBAL_READ: Final = Requirement(Scope.GLOBAL)
 GLOBAL_EXTRAS: Final = Requirement(Scope.GLOBAL, extras=True)
@@ -198,7 +201,7 @@ REST: Final = (
     ),
 )
 
-WHOAMI: Final = Operation("whoami", "GET", "/_tlsproxy/whoami", ABOUT_ONESELF, own=True)
+WHOAMI: Final = Operation("whoami", "GET", "/_tlsproxy/whoami", ANY_CALLER, own=True)
 PREFLIGHT: Final = Operation("cors_preflight", "OPTIONS", "", OPEN, own=True)
 """What is asked of any path at all, and so has no route."""
 OWN: Final = (WHOAMI,)
@@ -265,6 +268,6 @@ GRPC: Final = (
     _grpc("/qdrant.StorageRead/ReadWhole", "read_whole", READ),
     _grpc("/qdrant.StorageRead/ReadBatch", "read_batch", READ),
     _grpc("/qdrant.StorageRead/ReadMulti", "read_multi", READ),  # 1.16 to 1.18
-    _grpc("/grpc.reflection.v1.ServerReflection/ServerReflectionInfo", "server_reflection", LISTING),
-    _grpc("/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo", "server_reflection", LISTING),
+    _grpc("/grpc.reflection.v1.ServerReflection/ServerReflectionInfo", "server_reflection", ANY_CALLER),
+    _grpc("/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo", "server_reflection", ANY_CALLER),
 )

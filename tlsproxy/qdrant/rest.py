@@ -9,11 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from tlsproxy.errors import BadRequest
-from tlsproxy.qdrant.operations import OWN, REST, Operation
+from tlsproxy.qdrant.operations import MAX_NAME_BYTES, OWN, REST, Operation
 from tlsproxy.wire.target import Target, parse_target
 
-# Qdrant's rule for a name; separators and control characters are refused before, with the whole target.
-_MAX_NAME_BYTES = 255
 _COLLECTION = "{collection_name}"
 
 
@@ -65,8 +63,8 @@ def recognise(method: str, target: str) -> Recognised:
     if found is None:
         return Recognised(parsed, None, None)
     operation, collection = found
-    if collection is not None and len(collection.encode()) > _MAX_NAME_BYTES:
-        raise BadRequest(f"A collection name has at most {_MAX_NAME_BYTES} bytes")
+    if collection is not None and len(collection.encode()) > MAX_NAME_BYTES:
+        raise BadRequest(f"A collection name has at most {MAX_NAME_BYTES} bytes")
     return Recognised(parsed, operation, collection)
 
 

@@ -22,6 +22,15 @@ Conditions = tuple[Condition, ...]
 
 # Names of collections and aliases are told to whoever may know them; they say nothing of points.
 _NO_POINTS: Final = frozenset({"collection_exists", "list_collections", "list_aliases", "list_collection_aliases"})
+NOT_CONFINED: Final = "This operation cannot be confined to a tenant"
+NOT_OF_A_BATCH: Final = "An operation of this batch cannot be confined to a tenant"
+LOOKS_UP: Final = "{} would read points of others: it cannot be confined to a tenant"
+BY_EXAMPLE: Final = "A query by a point's id, or by examples, cannot be confined to a tenant: send its vector"
+BY_IDS: Final = "A change by ids cannot be confined to a tenant: use a filter with has_id"
+BELOW_A_KEY: Final = "A payload that is set below a key cannot be confined to a tenant"
+MARKED: Final = "The payload's {} is not yours to choose"
+_KEPT: Final = "The payload that marks a tenant's points cannot be deleted, nor a key of unusual form"
+
 _PLAIN_PATH = re.compile(r"([A-Za-z0-9_-]+)(?:(?:\.[A-Za-z0-9_-]+)|\[[0-9]*\])*")
 _QUERIES_OF_NO_POINT: Final = frozenset({"fusion", "rrf", "order_by", "sample", "formula", "defaults"})
 _INFERENCE: Final = frozenset({"text", "image", "object", "model", "options"})
@@ -43,14 +52,15 @@ def confine(operation: Operation, body: Any, conditions: Conditions) -> Any:
         write(_object(body, "the body"), conditions)
         return body
     if operation.path not in _READS:
-        raise Unconfined("This operation cannot be confined to a tenant")
+        raise Unconfined(NOT_CONFINED)
     left = requests_of(operation, body)
     while left:
         request = left.pop()
         for name in ("lookup_from", "with_lookup"):
             if request.get(name) is not None:
-                raise Unconfined(f"{name} would read points of others: it cannot be confined to a tenant")
+                raise Unconfined(LOOKS_UP.format(name))
         _check_query(request.get("query"))
+        _narrow_statistics(request.get("params"), conditions)
         _filter(request, "filter", conditions)
         left += prefetches_of(request)
     return body
@@ -65,6 +75,13 @@ def _filter(request: dict[str, Any], name: str, conditions: Conditions) -> None:
     request[name] = {"must": must}
 
 
+def _narrow_statistics(params: Any, conditions: Conditions) -> None:
+    """A search may choose the points over which words are counted: scores would tell of the words of others."""
+    idf = None if params is None else _object(params, "params").get("idf")
+    if idf is not None and idf != "global":
+        _filter(_object(idf, "params.idf"), "corpus", conditions)
+
+
 def _check_query(query: Any) -> None:
     """A number or a string is a point's id, whose vector the search would tell of."""
     if query is None:
@@ -75,7 +92,7 @@ def _check_query(query: Any) -> None:
         if "nearest" in query and query.keys() <= {"nearest", "mmr"}:
             query = query["nearest"]
     if not _is_vector(query):
-        raise Unconfined("A query by a point's id, or by examples, cannot be confined to a tenant: send its vector")
+        raise Unconfined(BY_EXAMPLE)
 
 
 def _is_vector(value: Any) -> bool:
@@ -116,14 +133,14 @@ def _update_vectors(body: dict[str, Any], conditions: Conditions) -> None:
 
 def _by_filter(body: dict[str, Any], conditions: Conditions) -> None:
     if body.get("points") is not None:
-        raise Unconfined("A change by ids cannot be confined to a tenant: use a filter with has_id")
+        raise Unconfined(BY_IDS)
     _object(body.get("filter"), "filter")  # without one Qdrant refuses; ours alone would mean all points of the tenant
     _filter(body, "filter", conditions)
 
 
 def _set_payload(body: dict[str, Any], conditions: Conditions) -> None:
     if body.get("key") is not None:
-        raise Unconfined("A payload that is set below a key cannot be confined to a tenant")
+        raise Unconfined(BELOW_A_KEY)
     _object(body.get("payload"), "payload")
     _marked(dict(body["payload"]), conditions)
     _by_filter(body, conditions)
@@ -135,12 +152,16 @@ def _overwrite_payload(body: dict[str, Any], conditions: Conditions) -> None:
 
 
 def _delete_payload(body: dict[str, Any], conditions: Conditions) -> None:
-    kept = {one.key for one in conditions}
     for path in _array(body.get("keys"), "keys"):
-        match = _PLAIN_PATH.fullmatch(path) if isinstance(path, str) else None
-        if match is None or match.group(1) in kept:
-            raise Unconfined("The payload that marks a tenant's points cannot be deleted, nor a key of unusual form")
+        check_deleted(path, conditions)
     _by_filter(body, conditions)
+
+
+def check_deleted(path: Any, conditions: Conditions) -> None:
+    """Of a path into the payload. Raises :class:`Unconfined`."""
+    match = _PLAIN_PATH.fullmatch(path) if isinstance(path, str) else None
+    if match is None or any(match.group(1) == one.key for one in conditions):
+        raise Unconfined(_KEPT)
 
 
 def _batch(body: dict[str, Any], conditions: Conditions) -> None:
@@ -148,7 +169,7 @@ def _batch(body: dict[str, Any], conditions: Conditions) -> None:
         pairs = list(_object(operation, "operations").items())
         change = _CHANGES.get(pairs[0][0]) if len(pairs) == 1 else None
         if change is None:
-            raise Unconfined("An operation of this batch cannot be confined to a tenant")
+            raise Unconfined(NOT_OF_A_BATCH)
         change(_object(pairs[0][1], pairs[0][0]), conditions)
 
 
@@ -157,7 +178,7 @@ def _marked(payload: Any, conditions: Conditions) -> dict[str, Any]:
     marked = {} if payload is None else _object(payload, "payload")
     for one in conditions:
         if marked.setdefault(one.key, one.value) != one.value:
-            raise Unconfined(f"The payload's {one.key} is not yours to choose")
+            raise Unconfined(MARKED.format(one.key))
     return marked
 
 

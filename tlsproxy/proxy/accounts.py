@@ -1,0 +1,59 @@
+"""How a request, of either protocol, is accounted for: as whose, and why it was refused."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+
+from tlsproxy.authz.access import Decision
+from tlsproxy.authz.admission import Admission
+from tlsproxy.authz.audit import Caller, Prepared, prepare
+from tlsproxy.authz.roles import Principal
+from tlsproxy.errors import Form, RequestError
+
+
+def refusal_of(error: RequestError) -> Decision:
+    return Decision(allowed=False, reason=error.reason, status=error.status, text=str(error), form=error.form)
+
+
+def caller_of(principal: Principal, admission: Admission | None) -> Caller:
+    """As what somebody was admitted; ``None`` is nobody yet, or nobody at all."""
+    identity, credential = principal.identity, admission.credential if admission is not None else None
+    auth_type = credential.kind if credential is not None else "Certificate" if identity is not None else "None"
+    return Caller(
+        auth_type,
+        principal.role if admission is None else admission.role,
+        principal.rule,
+        identity.name if identity is not None else "",
+        identity.sha256 if identity is not None else "",
+        subject=credential.subject if credential is not None else "",
+        key=credential.name if credential is not None else "",
+        key_rights=str(credential.rights) if credential is not None else "",
+    )
+
+
+def prepared(
+    caller: Caller,
+    decision: Decision,
+    *,
+    method: str | None = None,
+    api: str | None = None,
+    collection: str | None = None,
+    tracing_id: str | None = None,
+) -> Prepared:
+    return prepare(
+        method=method,
+        api=api,
+        caller=caller,
+        collection=collection,
+        tracing_id=tracing_id,
+        allowed=decision.allowed,
+        error=None if decision.allowed else _error(decision),
+        reason=decision.reason,
+    )
+
+
+def _error(decision: Decision) -> str:
+    """Qdrant prefixes what its authentication says with the name of the error."""
+    if decision.form is Form.BARE:
+        return f"{'Unauthorized' if decision.status == HTTPStatus.UNAUTHORIZED else 'Forbidden'}: {decision.text}"
+    return decision.text or decision.reason

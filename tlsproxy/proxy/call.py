@@ -1,0 +1,167 @@
+"""One gRPC call, which is one HTTP/2 stream, as far as the gateway has to do with it.
+
+Most calls are relayed frame by frame and not looked at. Where the message has a say there is a ``reading`` of it, where
+the caller may see a part of the answer a ``reduction`` (:mod:`tlsproxy.proxy.messages`). While a call waits, for room
+in the audit log or for what its token depends on, the client's DATA waits with it: the fields alone start nothing.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Final, Protocol
+
+from tlsproxy.authz.access import Decision
+from tlsproxy.errors import AuditUnavailable, RequestError
+from tlsproxy.proxy.calls import CallPlan
+from tlsproxy.proxy.points import Points, Verdict
+from tlsproxy.proxy.record import Record
+from tlsproxy.proxy.relay import Relay
+from tlsproxy.wire.fieldblock import Fields
+from tlsproxy.wire.http2 import HEADER
+
+FLAGS: Final = 4
+"""Where a frame's flags stand."""
+
+
+class Part(Protocol):
+    """What looks at one direction of a call. If it ``rebuilds`` it, the stream's window in this direction is its own.
+
+    ``data``: a DATA frame, ``data[start:end]`` with its header. It returns what goes in its place, None for itself, or
+    raises RequestError. ``granted``: the receiver grants the stream more room. ``proceed``: there may be room.
+    """
+
+    rebuilds: bool
+
+    def data(self, data: bytes, start: int, end: int, flags: int) -> bytes | None: ...
+    def granted(self, size: int) -> None: ...
+    def proceed(self) -> None: ...
+    def over(self) -> None: ...
+
+
+class Answer(Part, Protocol):
+    """``whole``: the upstream has said all of it."""
+
+    whole: bool
+
+    def fields(self, raw: bytes, fields: Fields, *, end: bool) -> bytes | None: ...
+
+
+class Call:
+    """``plain``: the client's DATA needs no look. ``touched``: when something came of it (monotonic clock).
+
+    ``client_done`` and ``upstream_done``: that side has ended the stream. ``sent_upstream``: the upstream knows of it;
+    ``answered``: the client has seen the beginning of a response; ``recorded``: its audit line is written.
+    """
+
+    __slots__ = (
+        "_held",
+        "answered",
+        "client_done",
+        "plain",
+        "reading",
+        "record",
+        "recorded",
+        "reduction",
+        "relay",
+        "sent_upstream",
+        "stream",
+        "touched",
+        "upstream_done",
+        "waiting",
+    )
+
+    def __init__(self, relay: Relay, stream: int, record: Record[CallPlan]) -> None:
+        self.relay = relay
+        self.stream = stream
+        self.record = record
+        self.touched = time.monotonic()
+        self.reading: Part | None = None
+        self.reduction: Answer | None = None
+        self.answered = self.client_done = self.upstream_done = self.sent_upstream = self.recorded = False
+        self.waiting = False
+        self.plain = True
+        self._held: list[bytes] = []
+
+    # Admission
+
+    def admit(self, points: Points) -> None:
+        """Waits where it must. Raises AuditUnavailable, Overloaded."""
+        gateway = self.relay.gateway
+        self.waiting = False
+        if not gateway.audit.accepts(gateway.in_flight):
+            if gateway.generation.config.audit.on_full != "block":
+                raise AuditUnavailable("The audit log cannot be written")
+            self.waiting = True
+            gateway.audit.when_writable(lambda: self._readmit(points))
+        else:
+            self.record.admit(gateway)
+            exists = self.record.plan.exists
+            self.waiting = exists is not None and not points.exists(exists, self._told)
+        self.plain = self.reading is None and not self.waiting
+
+    def _readmit(self, points: Points) -> None:
+        if self.recorded:
+            return
+        try:
+            self.admit(points)
+        except RequestError as error:
+            self.relay.refuse(self, error)
+        else:
+            self.proceed()
+        self.relay.settle()
+
+    def _told(self, verdict: Verdict) -> None:
+        """Whether there is the point that the token requires."""
+        if self.recorded:
+            return
+        self.waiting = False
+        if isinstance(verdict, Decision):
+            self.record.plan = self.relay.gateway.calls.denied(self.record.plan, verdict)
+            self.relay.deny(self)
+        elif verdict is not None:
+            self.relay.refuse(self, verdict)
+        else:
+            self.proceed()
+        self.relay.settle()
+
+    # The client's DATA
+
+    def request(self, data: bytes, start: int, end: int, flags: int) -> bytes | None:
+        """What goes upstream in a DATA frame's place, None for itself. Raises RequestError."""
+        if self.waiting or self._held:
+            self._held.append(data[start:end])
+            return b""
+        return None if self.reading is None else self.reading.data(data, start, end, flags)
+
+    def proceed(self) -> None:
+        """There may be room, or an answer to what was waited for."""
+        relay, held, window = self.relay, self._held, self.relay.to_upstream
+        while held and not self.waiting:
+            frame = held[0]
+            size = len(frame) - HEADER
+            if window.room < size:
+                relay.wanting[self] = None
+                return
+            del held[0]
+            try:
+                instead = None if self.reading is None else self.reading.data(frame, 0, len(frame), frame[FLAGS])
+            except RequestError as error:
+                relay.give_back(size)
+                relay.refuse(self, error)
+                return
+            if instead is None:
+                window.room -= size
+            relay.up.append(frame if instead is None else instead)
+        self.plain = self.reading is None and not self.waiting and not held
+        relay.wanting.pop(self, None)
+        for part in (self.reading, self.reduction):
+            if part is not None and not self.recorded:
+                part.proceed()
+
+    def over(self) -> None:
+        """It has ended: what it held is given back."""
+        self.relay.give_back(sum(len(frame) - HEADER for frame in self._held))
+        self._held.clear()
+        for part in (self.reading, self.reduction):
+            if part is not None:
+                part.over()

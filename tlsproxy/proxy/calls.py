@@ -1,0 +1,203 @@
+"""A gRPC call's field block → everything that is known of it before its message: the decision above all.
+
+As :mod:`tlsproxy.proxy.plan` for REST. The method says what is asked, and for callers with rights to all of Qdrant that
+is enough. Others are decided by their message: their plan is a refusal (``unread``) and knows what it was made of.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Final
+from urllib.parse import urlsplit
+
+from tlsproxy.authz.access import ALLOWED, UNREAD, Condition, Decision
+from tlsproxy.authz.admission import Admission, admit
+from tlsproxy.authz.audit import Prepared, tracing_id_of
+from tlsproxy.authz.claims import ValueExists
+from tlsproxy.authz.credentials import NEVER, presented_key
+from tlsproxy.authz.roles import Principal
+from tlsproxy.errors import GrpcStatus, RequestError
+from tlsproxy.proxy.accounts import caller_of, prepared, refusal_of
+from tlsproxy.qdrant.grpc import judge_call, judge_message, operation_of
+from tlsproxy.qdrant.grpctenancy import is_confinable_call
+from tlsproxy.qdrant.judge import Judgement
+from tlsproxy.qdrant.listings import Listing
+from tlsproxy.qdrant.operations import OPEN, Operation
+from tlsproxy.wire.fieldblock import Fields, write
+from tlsproxy.wire.grpc import CallHead, NotGrpc, parse_call, restate_call
+
+if TYPE_CHECKING:
+    from tlsproxy.tls.generation import Generation
+
+MEMO_PLANS: Final = 2048
+MEMO_BLOCK: Final = 4096
+"""A longer one is not remembered: the memo's size in memory is bounded by the product."""
+
+# Qdrant's own pairs of statuses, and those of our own refusals.
+_GRPC: Final = {
+    400: GrpcStatus.INVALID_ARGUMENT,
+    401: GrpcStatus.UNAUTHENTICATED,
+    403: GrpcStatus.PERMISSION_DENIED,
+    404: GrpcStatus.UNIMPLEMENTED,
+    408: GrpcStatus.DEADLINE_EXCEEDED,
+    415: GrpcStatus.UNIMPLEMENTED,
+    431: GrpcStatus.RESOURCE_EXHAUSTED,
+    502: GrpcStatus.UNAVAILABLE,
+    503: GrpcStatus.UNAVAILABLE,
+    504: GrpcStatus.DEADLINE_EXCEEDED,
+}
+
+
+def grpc_status(decision: Decision) -> int:
+    return _GRPC.get(decision.status, GrpcStatus.INTERNAL).value
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a plan was made of, for one that may take its place."""
+
+    head: CallHead
+    operation: Operation
+    admission: Admission
+    listing: Listing | None
+
+    @property
+    def conditions(self) -> tuple[Condition, ...]:
+        """What the caller's points have in common; where there is something, the message is made anew."""
+        if not is_confinable_call(self.operation):  # it is about no points, or was refused
+            return ()
+        return tuple(one for rights in self.admission.rights for one in rights.conditions)
+
+
+@dataclass(frozen=True, slots=True)
+class CallPlan:
+    """``block`` are the fields to send upstream, short of the connection's own; empty where the call is refused.
+
+    ``http`` is the :status of a refusal. ``expires`` as in :class:`tlsproxy.proxy.plan.Plan`; ``exists``: the point
+    that the caller's token requires. ``unread``: the message must be read before the call is decided. ``asked``: what
+    it was made of, None where that cannot matter any more.
+    """
+
+    operation: str
+    role: str
+    decision: Decision
+    audit: Prepared
+    block: bytes = b""
+    http: int = 200
+    expires: float = NEVER
+    exists: ValueExists | None = None
+    unread: bool = False
+    asked: Asked | None = None
+
+
+class CallPlans:
+    """The plans of one generation."""
+
+    def __init__(self, generation: Generation) -> None:
+        config = generation.config
+        self._policy = generation.policy
+        self._log_api = config.audit.log_api
+        self._max_fields = config.limits.max_headers
+        self._upstream_host = urlsplit(config.upstream.grpc or "").netloc.encode()
+        key = generation.upstream_api_key
+        self._upstream_key = key.encode() if key is not None else None
+        self._memo: dict[tuple[Principal, Fields], CallPlan] = {}
+
+    def of(self, principal: Principal, fields: Fields, now: float) -> CallPlan:
+        """``now`` is seconds since the epoch. Raises :class:`tlsproxy.wire.http2.StreamError`."""
+        plan = self._memo.get((principal, fields))
+        if plan is None or now >= plan.expires:
+            self._memo.pop((principal, fields), None)
+            plan = self.make(principal, fields, now)
+            if 0 < len(plan.block) <= MEMO_BLOCK:
+                if len(self._memo) >= MEMO_PLANS:
+                    del self._memo[next(iter(self._memo))]  # the oldest
+                self._memo[principal, fields] = plan
+        return plan
+
+    def make(self, principal: Principal, fields: Fields, now: float, *, ended: Decision | None = None) -> CallPlan:
+        """``ended`` refuses whatever is asked: the connection has lost its right to exist."""
+        try:
+            head = parse_call(fields, max_fields=self._max_fields)
+        except RequestError as error:
+            return self.unreadable(principal, error)
+        presented = presented_key(head.value(b"api-key"), head.value(b"authorization"))
+        admitted = ended or admit(principal, self._policy, presented, now)
+        operation = operation_of(head.path)
+        judgement = Judgement(ended) if ended is not None else judge_call(admitted, operation)
+        admission = admitted if isinstance(admitted, Admission) else None
+        return self._plan(principal, head, operation, admission, judgement)
+
+    def unreadable(self, principal: Principal, error: Exception) -> CallPlan:
+        """What was sent is no call: a RequestError's words, or a malformed stream's."""
+        if isinstance(error, RequestError):
+            decision, http = refusal_of(error), error.status if isinstance(error, NotGrpc) else HTTPStatus.OK
+        else:
+            decision = Decision(
+                allowed=False, reason="malformed_stream", status=HTTPStatus.BAD_REQUEST, text=str(error)
+            )
+            http = HTTPStatus.OK
+        caller = caller_of(principal, None)
+        return CallPlan("unreadable", principal.role, decision, prepared(caller, decision), http=http)
+
+    def judged(self, asked: Asked, collection: str, named: tuple[str, ...]) -> CallPlan:
+        """The plan of a call whose message names these."""
+        decision = judge_message(asked.admission, asked.operation, collection, named, confined=bool(asked.conditions))
+        return self._plan(
+            asked.admission.principal,
+            asked.head,
+            asked.operation,
+            asked.admission,
+            Judgement(decision, asked.listing),
+            collection=collection,
+        )
+
+    def denied(self, plan: CallPlan, decision: Decision) -> CallPlan:
+        """The plan of a call that would have been allowed, had its token's point existed."""
+        asked = plan.asked
+        if asked is None:
+            raise RuntimeError("a token without a caller")
+        return self._plan(asked.admission.principal, asked.head, asked.operation, asked.admission, Judgement(decision))
+
+    def _plan(
+        self,
+        principal: Principal,
+        head: CallHead,
+        operation: Operation | None,
+        admission: Admission | None,
+        judgement: Judgement,
+        *,
+        collection: str | None = None,
+    ) -> CallPlan:
+        decision, listing = judgement.decision, judgement.listing
+        asked, block, exists = None, b"", None
+        if operation is not None and admission is not None:
+            asked = Asked(head, operation, admission, listing)
+        if decision is ALLOWED or decision is UNREAD:
+            sent = head
+            if listing is not None:  # the answer will be read
+                sent = sent.without(b"grpc-accept-encoding")
+            if decision is UNREAD and asked is not None and asked.conditions:  # the message will be written anew
+                sent = sent.without(b"grpc-encoding")
+            block = write(restate_call(sent, upstream_host=self._upstream_host, upstream_key=self._upstream_key))
+            if asked is not None and asked.admission.credential is not None and asked.operation.requirement != OPEN:
+                exists = asked.admission.credential.exists
+        return CallPlan(
+            operation=operation.name if operation is not None else "unknown",
+            role=admission.role if admission is not None else principal.role,
+            decision=decision,
+            audit=prepared(
+                caller_of(principal, admission),
+                decision,
+                method=operation.name if operation is not None else None,
+                api=head.path if self._log_api or not decision.allowed else None,
+                collection=collection,
+                tracing_id=tracing_id_of({name.decode(): value.decode("latin-1") for name, value in head.fields}),
+            ),
+            block=block,
+            expires=admission.expires if admission is not None else NEVER,
+            exists=exists,
+            unread=decision is UNREAD,
+            asked=asked,
+        )

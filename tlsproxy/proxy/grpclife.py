@@ -1,0 +1,197 @@
+"""How long a gRPC connection lives: what it waits for, how it is drained, and its last words.
+
+A connection that is to end says so twice (RFC 9113 §6.8): first that no more calls are wanted, then, once the client
+has heard that, which was the last; calls that go on are waited for. One sweep a second looks at the waits of all calls.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Final
+
+from tlsproxy.authz.audit import event_line
+from tlsproxy.errors import GrpcStatus, RequestError, RequestTimeout, UpstreamTimeout, UpstreamUnreachable
+from tlsproxy.proxy.call import Call
+from tlsproxy.proxy.gateway import Gateway
+from tlsproxy.proxy.relay import Relay
+from tlsproxy.proxy.tlsstream import TlsStream
+from tlsproxy.wire import http2
+from tlsproxy.wire.http2 import MAX_STREAM, Code, Http2Error, Kind, Setting
+
+SWEEP: Final = 1.0
+"""Seconds between two looks at the waits of a connection's calls."""
+LAST_WORDS: Final = 1.0
+"""Seconds: for a client to hear why its connection ends, and for the calls that it was about to make."""
+DRAIN_PING: Final = b"tlsproxy"
+
+
+class Life(Relay):
+    """``greeted``: the client's SETTINGS have come. ``last`` is its latest stream; ``lost``: why it has no upstream."""
+
+    def __init__(self, gateway: Gateway, stream: TlsStream, address: str, when_ended: Callable[[], None]) -> None:
+        super().__init__(gateway, stream, address)
+        self.greeted = False
+        self.last = 0
+        self.lost: RequestError | None = None
+        self.leaving = False
+        self.owed_acks = 0
+        self._address = address
+        self._when_ended = when_ended
+        self._ended = self._draining = self._server_greeted = False
+        stream.deadline = time.monotonic() + self.limits.head_timeout
+
+    def server_settings(self, values: dict[int, int], *, first: bool) -> bytes:
+        """The upstream's SETTINGS as the client is told them, within our limits."""
+        told = http2.kept(values, (Setting.HEADER_TABLE_SIZE, Setting.INITIAL_WINDOW_SIZE))
+        if Setting.HEADER_TABLE_SIZE in told:
+            told[Setting.HEADER_TABLE_SIZE] = min(http2.TABLE, told[Setting.HEADER_TABLE_SIZE])
+        if first or Setting.MAX_CONCURRENT_STREAMS in values:
+            most = min(self.limits.max_streams, values.get(Setting.MAX_CONCURRENT_STREAMS, MAX_STREAM))
+            told[Setting.MAX_CONCURRENT_STREAMS] = most
+        if first:
+            self._server_greeted = True
+            told[Setting.MAX_HEADER_LIST_SIZE] = self.limits.max_head_size
+        return http2.settings(told)
+
+    # Deadlines
+
+    def rest(self) -> None:
+        """Sets what is waited for next."""
+        if self.stream.stalled or self._ended:
+            return
+        now = time.monotonic()
+        if self.calls:
+            self.stream.deadline = now + SWEEP
+        elif self._draining or self.leaving or self.lost is not None:
+            self.stream.deadline = now + LAST_WORDS
+        else:
+            self.stream.deadline = now + self.limits.idle_timeout
+
+    def forget(self, call: Call, reason: str) -> None:
+        super().forget(call, reason)
+        if not self.calls:
+            self.rest()
+
+    def deadline_passed(self) -> None:
+        if self.stream.stalled:
+            self.cut("client_stalled")
+        elif not self.greeted and self.lost is None:
+            self.end(Code.PROTOCOL_ERROR, "the client did not begin")
+        elif self.calls:
+            self._sweep(time.monotonic())
+            self.rest()
+            self.settle()
+        else:
+            self.end(Code.NO_ERROR)
+
+    def _sweep(self, now: float) -> None:
+        answer = self.gateway.generation.config.upstream.response_timeout
+        for call in list(self.calls.values()):
+            waits = now - call.touched
+            if not (call.client_done or call.answered) and waits > self.limits.body_timeout:
+                self.refuse(call, RequestTimeout("The request message came too slowly"))
+            elif waits > answer:
+                self.refuse(call, UpstreamTimeout("The upstream did not answer in time"))
+
+    # The upstream's end
+
+    def upstream_lost(self, error: RequestError) -> None:
+        """Every open call is told; so are those that were about to be made."""
+        if self.lost is not None or self._ended:
+            return
+        self.lost, self._side = error, None
+        if not self._server_greeted:
+            self.down.append(self.server_settings({}, first=True))
+        self.down.append(http2.SETTINGS_ACK * self.owed_acks)
+        served = self.last
+        for call in list(self.calls.values()):
+            self.refuse(call, error)
+        if served:
+            self.end(Code.NO_ERROR)
+        else:
+            self.rest()
+            self.settle()
+
+    def upstream_leaves(self, last: int) -> None:
+        """Its GOAWAY, which the client gets too: calls beyond the last one it takes are the client's to make again."""
+        self.leaving = True
+        for call in [call for stream, call in self.calls.items() if stream > last]:
+            call.record.grpc_status = GrpcStatus.UNAVAILABLE.value
+            self.forget(call, "upstream_goaway")
+
+    # The end
+
+    def drain(self) -> None:
+        """Takes no more calls, and ends with those that go on."""
+        if self._draining or self._ended:
+            return
+        self._draining = True
+        self.down.append(http2.goaway(MAX_STREAM, Code.NO_ERROR) + http2.frame(Kind.PING, 0, 0, DRAIN_PING))
+        self.rest()
+        self.settle()
+
+    def drained(self) -> None:
+        """The client has heard that no more calls are wanted: what it made before has come by now."""
+        self.leave()
+        self.settle()
+
+    def leave(self) -> None:
+        """From the next call on nothing is taken."""
+        if not self.leaving:
+            self._draining = self.leaving = True
+            self.down.append(http2.goaway(self.last, Code.NO_ERROR))
+
+    def settle(self) -> None:
+        super().settle()
+        if self.leaving and not self.calls and not self._ended:
+            self._close()
+
+    def broken(self, error: Http2Error) -> None:
+        """The client broke the protocol, or flooded us."""
+        line = event_line(
+            when=time.time(),
+            event="connection",
+            remote=self._address,
+            result="denied",
+            reason=error.reason,
+            detail={"error": str(error)},
+        )
+        self.gateway.audit.write(line)
+        self.gateway.metrics.connection(error.reason)
+        self.end(error.code, str(error), error.reason)
+
+    def end(self, code: Code, text: str = "", reason: str = "") -> None:
+        if self._ended:
+            return
+        for call in list(self.calls.values()):
+            self.forget(call, reason or "connection_ended")
+        self.wanting.clear()
+        self.up.clear()
+        self.down.append(http2.goaway(self.last, code, text))
+        super().settle()
+        self._close()
+
+    def _close(self) -> None:
+        self._ended = True
+        self._discard()
+        self.stream.close(LAST_WORDS)
+
+    def cut(self, reason: str) -> None:
+        self._ended = True
+        for call in list(self.calls.values()):
+            self.forget(call, reason)
+        self._discard()
+        self.stream.abort()
+
+    def _discard(self) -> None:
+        self.lost = self.lost or UpstreamUnreachable("The connection has ended")
+        side, self._side = self._side, None
+        if side is not None:
+            side.discard()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        try:
+            self.cut("client_gone" if error is None or isinstance(error, OSError) else "internal_error")
+        finally:
+            self._when_ended()

@@ -1,0 +1,180 @@
+"""The streams of a client's gRPC connection: how a call is opened on one, and what its frames do to it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Final
+
+from tlsproxy.errors import BadRequest, Overloaded, RequestError
+from tlsproxy.proxy.call import Call
+from tlsproxy.proxy.calls import CallPlan
+from tlsproxy.proxy.gateway import Gateway
+from tlsproxy.proxy.grpclife import SWEEP, Life
+from tlsproxy.proxy.messages import Reading, Rebuilding, Reduction
+from tlsproxy.proxy.pool import Pool
+from tlsproxy.proxy.record import Record
+from tlsproxy.proxy.standing import Standing
+from tlsproxy.proxy.tlsstream import TlsStream
+from tlsproxy.wire import http2
+from tlsproxy.wire.fieldblock import FieldReader, Fields, write
+from tlsproxy.wire.floods import Budgets
+from tlsproxy.wire.http2 import END_HEADERS, END_STREAM, HEADER, Code, Frames, Http2Error, StreamError
+
+MAX_FRAGMENTS: Final = 32
+"""Frames of one field block."""
+
+
+class Streams(Life):
+    """``frames`` are the client's, ``now`` is when the latest came (monotonic clock)."""
+
+    def __init__(
+        self,
+        gateway: Gateway,
+        pool: Pool,
+        stream: TlsStream,
+        address: str,
+        standing: Standing,
+        when_ended: Callable[[], None],
+    ) -> None:
+        super().__init__(gateway, stream, address, when_ended)
+        self.budgets = Budgets(self.limits.streams_per_second)
+        self.frames = Frames()
+        self.now = 0.0
+        self._points = pool.points
+        self._standing = standing
+        self._tail = write(((b"x-forwarded-for", address.encode()), (b"x-forwarded-proto", b"https")))
+        self._reader = FieldReader(self.limits.max_head_size)
+        self._block: bytearray | None = None
+        self._fragments = 0
+        self._begun = (0, 0)
+
+    def on_data(self, flags: int, stream: int, start: int, end: int) -> bytes | None:
+        size = end - start - HEADER
+        if not size and not flags & END_STREAM:
+            self.budgets.empty.spend(self.now)
+        call = self.calls.get(stream)
+        if call is None or call.client_done:
+            self.give_back(size)
+            return self._stray(stream, call)
+        call.touched = self.now
+        call.record.bytes_in += size
+        if flags & END_STREAM:
+            call.client_done = True
+        try:
+            instead = call.request(self.frames.data, start, end, flags)
+        except RequestError as error:
+            self.give_back(size)
+            self.refuse(call, error)
+            return b""
+        if instead is None:
+            self.to_upstream.room -= size
+        if call.client_done and call.upstream_done:
+            self.forget(call, "")
+        return instead
+
+    def on_client_done(self, call: Call) -> None:
+        call.client_done = True
+        if call.upstream_done:
+            self.forget(call, "")
+
+    def _stray(self, stream: int, call: Call | None) -> bytes:
+        """A frame on a stream that its client has ended (RFC 9113 §5.1), or that has just ended here."""
+        if call is not None:
+            self.budgets.wrong.spend(self.now)
+            self.reset(call, Code.STREAM_CLOSED, "stream_closed")
+        elif stream in self.over:
+            self.budgets.late.spend(self.now)
+        elif stream > self.last or not stream & 1:
+            raise Http2Error(Code.PROTOCOL_ERROR, "a frame on a stream that was never opened")
+        else:
+            raise Http2Error(Code.STREAM_CLOSED, "a frame on a stream that is closed")
+        return b""
+
+    def on_fields(self, flags: int, stream: int, payload: bytes) -> bytes:
+        if self._block is None:
+            self._block, self._fragments, self._begun = bytearray(http2.unpadded(flags, payload)), 0, (stream, flags)
+        else:
+            self._block += payload
+            self._fragments += 1
+        if self._fragments > MAX_FRAGMENTS or len(self._block) > self.limits.max_head_size:
+            raise Http2Error(Code.ENHANCE_YOUR_CALM, "a field block that is too large", "flood_fields")
+        if not flags & END_HEADERS:
+            return b""
+        block, self._block = bytes(self._block), None
+        fields = self._reader.read(block)
+        done = bool(self._begun[1] & END_STREAM)
+        call = self.calls.get(stream)
+        if call is not None and not call.client_done:
+            self.budgets.wrong.spend(self.now)
+            self.reset(call, Code.PROTOCOL_ERROR, "request_trailers")  # gRPC has none
+            return b""
+        if call is not None or stream <= self.last or not stream & 1:
+            return self._stray(stream if stream & 1 else 0, call)
+        self.last = stream
+        self.budgets.streams.spend(self.now)
+        return self._opened(stream, fields, done=done)
+
+    def _opened(self, stream: int, fields: Fields, *, done: bool) -> bytes:
+        """A new call: what of it goes upstream now."""
+        now, gateway, calls = time.time(), self.gateway, self.gateway.calls
+        ended = self._standing.ended(gateway.generation, now)
+        principal = self._standing.principal
+        if self.leaving or len(self.calls) >= self.limits.max_streams:
+            plan = calls.unreadable(principal, Overloaded("No more calls are taken on this connection"))
+            return self._turned_away(plan, stream, now, done=done, code=Code.REFUSED_STREAM)
+        try:
+            plan = (
+                calls.of(principal, fields, now) if ended is None else calls.make(principal, fields, now, ended=ended)
+            )
+        except StreamError as error:
+            return self._turned_away(calls.unreadable(principal, error), stream, now, done=done, code=error.code)
+        if not plan.block:
+            self._turned_away(plan, stream, now, done=done)
+            if ended is not None:
+                self.leave()
+            return b""
+        call = Call(self, stream, Record(plan, now))
+        call.client_done = done
+        return self._begin(call, plan)
+
+    def _turned_away(self, plan: CallPlan, stream: int, now: float, *, done: bool, code: Code | None = None) -> bytes:
+        if code is not None:
+            self.budgets.wrong.spend(self.now)
+        self.refuse_stream(plan, stream, now, done=done, code=code)
+        return b""
+
+    def _begin(self, call: Call, plan: CallPlan) -> bytes:
+        if plan.asked is not None:
+            if plan.unread:
+                call.reading = (Rebuilding if plan.asked.conditions else Reading)(call, plan.asked)
+            if plan.asked.listing is not None:
+                call.reduction = Reduction(call, plan.asked.listing)
+        if not self.calls:
+            self.stream.deadline = self.now + SWEEP
+        self.calls[call.stream] = call
+        try:
+            if self.lost is not None:
+                raise self.lost
+            call.admit(self._points)
+            if plan.unread and call.client_done:
+                raise BadRequest("The request ended before its message")
+        except RequestError as error:
+            self.refuse(call, error)
+            if self.lost is not None:
+                self.leave()
+            return b""
+        call.sent_upstream = True
+        return http2.headers(call.stream, plan.block + self._tail, end=call.client_done)
+
+    def on_reset(self, stream: int) -> bytes | None:
+        call = self.calls.get(stream)
+        if call is None:
+            if stream > self.last or not stream & 1:
+                raise Http2Error(Code.PROTOCOL_ERROR, "a frame on a stream that was never opened")
+            return b""
+        self.budgets.resets.spend(self.now)
+        call.client_done = True
+        known = call.sent_upstream
+        self.forget(call, "client_cancelled")
+        return None if known else b""

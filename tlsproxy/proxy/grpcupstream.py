@@ -1,0 +1,273 @@
+"""The upstream's side of a gRPC connection: one h2c connection (RFC 9113 §3.3) for one of a client.
+
+The upstream is told that there is no dynamic table for its field blocks, so that any of them can be left out or put in.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final
+
+from tlsproxy.errors import GrpcStatus, RequestError, UpstreamBroken, UpstreamTimeout, UpstreamUnreachable
+from tlsproxy.proxy.call import Answer, Call
+from tlsproxy.proxy.deadlines import NEVER
+from tlsproxy.proxy.dial import DialledStream
+from tlsproxy.wire import http2
+from tlsproxy.wire.fieldblock import FieldReader
+from tlsproxy.wire.http2 import (
+    ACK,
+    CONTINUATION,
+    DATA,
+    END_HEADERS,
+    END_STREAM,
+    HEADER,
+    HEADERS,
+    Code,
+    Frames,
+    Http2Error,
+    Kind,
+    Setting,
+)
+
+if TYPE_CHECKING:
+    from tlsproxy.proxy.grpc import GrpcConnection
+
+MAX_BLOCK: Final = 65_536
+"""Bytes of a response's or trailer's fields."""
+ALLOWED_UPDATES: Final = 2
+"""WINDOW_UPDATE frames of the client that a DATA frame of the upstream calls for: the stream's and the connection's."""
+
+
+# What gRPC's libraries make of a reset (PROTOCOL-HTTP2.md, "Errors").
+_RESET: Final[dict[int, GrpcStatus]] = {
+    Code.CANCEL: GrpcStatus.CANCELLED,
+    Code.REFUSED_STREAM: GrpcStatus.UNAVAILABLE,
+    Code.ENHANCE_YOUR_CALM: GrpcStatus.RESOURCE_EXHAUSTED,
+}
+
+
+class GrpcUpstream:
+    """``established`` once its SETTINGS have come."""
+
+    def __init__(self, client: GrpcConnection) -> None:
+        """Raises OSError where no socket is to be had."""
+        self._client = client
+        self._frames = Frames()
+        self._reader = FieldReader(MAX_BLOCK, table=0)
+        self._block: bytearray | None = None
+        self._raw: list[bytes] = []
+        self._begun = (0, 0)
+        self._blocked = False
+        self.established = False
+        gateway = client.gateway
+        generation = gateway.generation
+        self._timeout = generation.config.upstream.response_timeout
+        self.stream = DialledStream(
+            gateway.loop,
+            generation.upstream_addresses["grpc"],
+            self,
+            gateway.deadlines,
+            generation.config.upstream.response_timeout,
+        )
+        self.stream.deadline = time.monotonic() + generation.config.upstream.connect_timeout
+
+    def write(self, data: bytes) -> None:
+        self.stream.write(data)
+
+    def discard(self) -> None:
+        self.stream.abort()
+
+    def reading_changed(self) -> None:
+        if self._client.stream.stalled or self._blocked:
+            self.stream.pause_reading()
+        elif self.stream.established:
+            self.stream.resume_reading()
+
+    def unblock(self) -> None:
+        """The client has room again for what it was not sent."""
+        if self._blocked:
+            self._blocked = False
+            self.data_received(b"")
+            self.reading_changed()
+
+    # What the stream says
+
+    def connected(self) -> None:
+        self._client.gateway.metrics.upstream_connect("ok")
+        self.stream.deadline = time.monotonic() + self._timeout
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            self._read(data)
+        except (Http2Error, UpstreamBroken) as error:
+            self._client.upstream_lost(UpstreamBroken(f"The upstream sent what is not HTTP/2: {error}"))
+            self.stream.abort()
+        self._client.settle()
+
+    def pause_writing(self) -> None:
+        self._client.reading_changed()
+
+    def resume_writing(self) -> None:
+        self.stream.deadline = NEVER if self.established else time.monotonic() + self._timeout
+        self._client.reading_changed()
+
+    def deadline_passed(self) -> None:
+        if not self.stream.established:
+            self._client.gateway.metrics.upstream_connect("timeout")
+        self._client.upstream_lost(UpstreamTimeout("The upstream did not answer in time"))
+        self.stream.abort()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        lost: RequestError = UpstreamBroken("The upstream closed the connection")
+        if not self.stream.established:
+            self._client.gateway.metrics.upstream_connect("failed")
+            lost = UpstreamUnreachable(f"The upstream cannot be reached: {error}")
+        self._client.upstream_lost(lost)
+
+    # Frames
+
+    def _read(self, data: bytes) -> None:
+        client, frames = self._client, self._frames
+        calls, window, down = client.calls, client.to_client, client.down
+        begin = position = 0
+        now = time.monotonic()
+        for kind, flags, stream, start, end in frames.cut(data):
+            if kind == DATA and self._block is None:
+                size = end - start - HEADER
+                call = calls.get(stream)
+                if call is not None and call.reduction is None and window.room >= size:
+                    window.room -= size
+                    call.touched = now
+                    call.record.bytes_out += size
+                    client.budgets.updates.refund(ALLOWED_UPDATES)
+                    position = end
+                    if flags & END_STREAM:
+                        client.answered(call, None)
+                    continue
+                if call is not None and call.reduction is None:
+                    frames.keep(start)
+                    self._blocked = True
+                    self.reading_changed()
+                    break
+            if begin < start:
+                down.append(frames.data[begin:start])
+            begin = position = end
+            instead = self._other(kind, flags, stream, start, end)
+            down.append(frames.data[start:end] if instead is None else instead)
+        if begin < position:
+            down.append(frames.data[begin:position])
+
+    def _other(self, kind: int, flags: int, stream: int, start: int, end: int) -> bytes | None:
+        data = self._frames.data
+        if not self.established and kind != Kind.SETTINGS:
+            raise UpstreamBroken("no SETTINGS")
+        if (kind == CONTINUATION) != (self._block is not None):
+            raise UpstreamBroken("a field block that is interrupted")
+        http2.check(kind, flags, stream, end - start - HEADER)
+        if kind == DATA:
+            return self._data(flags, stream, start, end)
+        if kind in {HEADERS, CONTINUATION}:
+            return self._fields(flags, stream, data[start:end])
+        payload = data[start + HEADER : end]
+        if kind == Kind.WINDOW_UPDATE:
+            return self._granted(stream, int.from_bytes(payload, "big") & http2.MAX_WINDOW)
+        if kind == Kind.RST_STREAM:
+            return self._reset(stream, int.from_bytes(payload, "big"))
+        return self._settings(flags, payload) if kind == Kind.SETTINGS else self._control(kind, payload)
+
+    def _control(self, kind: int, payload: bytes) -> bytes | None:
+        if kind == Kind.PUSH_PROMISE:
+            raise UpstreamBroken("a push that nobody asked for")
+        if kind == Kind.GOAWAY:
+            self._client.upstream_leaves(int.from_bytes(payload[:4], "big") & http2.MAX_STREAM)
+        return None if kind in {Kind.PING, Kind.GOAWAY} else b""
+
+    def _data(self, flags: int, stream: int, start: int, end: int) -> bytes | None:
+        """Of a call whose answer is reduced, or of none any more."""
+        client = self._client
+        call = client.calls.get(stream)
+        if call is None or call.reduction is None:
+            client.give_back_upstream(end - start - HEADER)
+            return b""
+        call.touched = time.monotonic()
+        return self._looked_at(call, lambda answer: answer.data(self._frames.data, start, end, flags))
+
+    def _fields(self, flags: int, stream: int, raw: bytes) -> bytes | None:
+        if self._block is None:
+            self._block = bytearray(http2.unpadded(flags, raw[HEADER:]))
+            self._begun = (stream, flags)
+        elif stream != self._begun[0]:
+            raise UpstreamBroken("a field block that is interrupted")
+        else:
+            self._block += raw[HEADER:]
+        self._raw.append(raw)
+        if len(self._block) > MAX_BLOCK:
+            raise UpstreamBroken("a field block that is too large")
+        if not flags & END_HEADERS:
+            return b""
+        block, self._block = bytes(self._block), None
+        raw = b"".join(self._raw)
+        self._raw.clear()
+        fields = self._reader.read(block)
+        call = self._client.calls.get(stream)
+        if call is None:
+            return b""
+        ends = bool(self._begun[1] & END_STREAM)
+        call.touched = time.monotonic()
+        if call.reduction is not None:
+            return self._looked_at(call, lambda answer: answer.fields(raw, fields, end=ends))
+        call.answered = True
+        if ends:
+            status = next((value for name, value in fields if name == b"grpc-status"), b"")
+            self._client.answered(call, int(status) if status.isdigit() else None)
+        return raw
+
+    def _looked_at(self, call: Call, look: Callable[[Answer], bytes | None]) -> bytes | None:
+        try:
+            return look(call.reduction) if call.reduction is not None else b""
+        except RequestError as error:
+            self._client.refuse(call, error)
+            return b""
+
+    def _settings(self, flags: int, payload: bytes) -> bytes | None:
+        if flags & ACK:
+            self._client.owed_acks -= 1
+            return None
+        values = http2.parse_settings(payload)
+        client, first = self._client, not self.established
+        self.established = True
+        self.stream.deadline = NEVER
+        if Setting.INITIAL_WINDOW_SIZE in values:
+            client.to_upstream.first = values[Setting.INITIAL_WINDOW_SIZE]
+            client.proceed()
+        return client.server_settings(values, first=first)
+
+    def _granted(self, stream: int, size: int) -> bytes | None:
+        client = self._client
+        if stream == 0:
+            shared = client.to_upstream.granted(size)
+            client.unblock()
+            client.proceed()
+            return http2.window_update(0, shared)
+        call = client.calls.get(stream)
+        if call is None:
+            return b""
+        if call.reading is not None and call.reading.rebuilds:
+            call.reading.granted(size)
+            return b""
+        return None
+
+    def _reset(self, stream: int, code: int) -> bytes | None:
+        client = self._client
+        call = client.calls.get(stream)
+        if call is None:
+            return b""
+        if call.reduction is not None:
+            if not call.reduction.whole:
+                client.refuse(call, UpstreamBroken("The upstream ended the call"))
+            return b""
+        if not call.recorded:
+            call.record.grpc_status = _RESET.get(code, GrpcStatus.INTERNAL).value
+        client.forget(call, "upstream_reset")
+        return None

@@ -1,0 +1,259 @@
+"""What looks at a call's messages: a reading that decides, a reading that makes the message anew, a reduction.
+
+A reading goes on while the frames go upstream, but the frame that would complete the message is withheld until the
+decision: no server acts on a part of a unary message. Where a message is made anew, or an answer is reduced, the two
+ends of the stream do not see the same bytes: what they send is taken whole, and what is sent to them is sent as there
+is room in windows that are kept here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+from tlsproxy.errors import BadRequest, BodyTooLarge, RequestError, UpstreamBroken
+from tlsproxy.proxy.call import Call
+from tlsproxy.proxy.calls import Asked
+from tlsproxy.proxy.holding import Holding
+from tlsproxy.qdrant.grpc import confine_message, reading_of
+from tlsproxy.qdrant.listings import Listing
+from tlsproxy.wire import http2
+from tlsproxy.wire.content import decoded
+from tlsproxy.wire.fieldblock import Fields, write
+from tlsproxy.wire.grpc import Message, message, trailers, trailers_only
+from tlsproxy.wire.http2 import END_STREAM, HEADER, MAX_FRAME
+from tlsproxy.wire.window import Window
+
+MAX_ANSWER: Final = 32 << 20
+"""Bytes of a listing."""
+_WHY_REDUCED: Final = "The upstream refused; its reason may name what you may not know"
+
+
+class Reading:
+    """Finds the collections that the message names, and decides once it is whole."""
+
+    rebuilds = False
+
+    def __init__(self, call: Call, asked: Asked) -> None:
+        self._call = call
+        self._asked = asked
+        self._message = Message()
+        self._reading = reading_of(asked.operation)
+        self._kept = _Kept(call, asked)
+        self._decided = False
+
+    def data(self, data: bytes, start: int, end: int, flags: int) -> bytes | None:
+        whole = self._message.whole
+        content = self._message.feed(http2.unpadded(flags, data[start + HEADER : end]))
+        if self._message.compressed:
+            self._kept.add(content)
+        elif content:
+            self._reading.feed(content)
+        if flags & END_STREAM:
+            self._message.end()
+        if self._message.whole and not whole and not self._decide():
+            self._call.relay.give_back(end - start - HEADER)
+            return b""
+        return None
+
+    def _decide(self) -> bool:
+        if self._message.compressed:
+            self._reading.feed(self._kept.plain())
+        self._kept.release()
+        call = self._call
+        call.record.plan = plan = call.relay.gateway.calls.judged(self._asked, *self._reading.named())
+        if not plan.decision.allowed:
+            call.relay.deny(call)
+        return plan.decision.allowed
+
+    def granted(self, size: int) -> None:
+        raise RuntimeError(f"{size} bytes of room for a stream whose window is its ends'")
+
+    def proceed(self) -> None:
+        """It waits for nothing."""
+
+    def over(self) -> None:
+        self._kept.release()
+
+
+class Rebuilding:
+    """Takes the message whole, decides, and sends one that is confined to the caller's points in its place."""
+
+    rebuilds = True
+
+    def __init__(self, call: Call, asked: Asked) -> None:
+        self._call = call
+        self._asked = asked
+        self._message = Message()
+        self._kept = _Kept(call, asked)
+        self._out = _Outgoing(call, call.relay.to_upstream, call.relay.up.append)
+
+    def data(self, data: bytes, start: int, end: int, flags: int) -> bytes | None:
+        relay, size = self._call.relay, end - start - HEADER
+        self._kept.add(self._message.feed(http2.unpadded(flags, data[start + HEADER : end])))
+        if flags & END_STREAM:
+            self._message.end()
+            self._send()
+        else:
+            relay.down.append(http2.window_update(self._call.stream, size))
+        relay.give_back(size)
+        return b""
+
+    def _send(self) -> None:
+        call, asked = self._call, self._asked
+        content = self._kept.plain() if self._message.compressed else self._kept.content
+        reading = reading_of(asked.operation)
+        reading.feed(content)
+        call.record.plan = plan = call.relay.gateway.calls.judged(asked, *reading.named())
+        if not plan.decision.allowed:
+            call.relay.deny(call)
+            return
+        self._out.put(message(confine_message(asked.operation, content, asked.conditions)))
+        self._out.finish(b"")
+
+    def granted(self, size: int) -> None:
+        self._out.granted(size)
+
+    def proceed(self) -> None:
+        self._out.proceed()
+
+    def over(self) -> None:
+        self._kept.release()
+
+
+class Reduction:
+    """Takes the answer whole and sends what the caller may know of it. Errors of the upstream lose their text."""
+
+    rebuilds = True
+
+    def __init__(self, call: Call, listing: Listing) -> None:
+        self._call = call
+        self._listing = listing
+        self._message = Message()
+        self._content = bytearray()
+        self._head = b""
+        self.whole = False
+        self._holding = Holding(call.relay.gateway)
+        self._out = _Outgoing(call, call.relay.to_client, call.relay.down.append)
+
+    def fields(self, raw: bytes, fields: Fields, *, end: bool) -> bytes | None:
+        call = self._call
+        if not end:
+            if self._head:
+                raise UpstreamBroken("The upstream began its answer twice")
+            self._head = raw
+            return b""
+        self.whole = True
+        status = next((value for name, value in fields if name == b"grpc-status"), b"")
+        if status != b"0":
+            number = int(status) if status.isdigit() else UpstreamBroken.grpc.value
+            told = trailers(number, _WHY_REDUCED) if self._head else trailers_only(number, _WHY_REDUCED)
+            last = http2.headers(call.stream, write(told, first=call.relay.first_block), end=True)
+            call.relay.down.append(self._head + last)
+            call.relay.answered(call, number)
+            return b""
+        try:
+            self._message.end()
+            shown = self._listing.reduced(bytes(self._content))
+        except (ValueError, RequestError):
+            raise UpstreamBroken("The upstream's answer cannot be reduced to what you may know") from None
+        call.answered = True
+        call.relay.down.append(self._head)
+        call.record.bytes_out = len(shown)
+        self._out.put(message(shown))
+        self._out.finish(raw)
+        return b""
+
+    def data(self, data: bytes, start: int, end: int, flags: int) -> bytes | None:
+        relay, size = self._call.relay, end - start - HEADER
+        relay.give_back_upstream(size)
+        relay.up.append(http2.window_update(self._call.stream, size))
+        try:
+            self._content += self._message.feed(http2.unpadded(flags, data[start + HEADER : end]))
+        except BadRequest as error:
+            raise UpstreamBroken(f"The upstream's answer cannot be read: {error}") from None
+        self._holding.grow(len(self._content))
+        if len(self._content) > MAX_ANSWER or self._message.compressed or flags & END_STREAM:
+            raise UpstreamBroken("The upstream's answer cannot be reduced to what you may know")
+        return b""
+
+    def granted(self, size: int) -> None:
+        self._out.granted(size)
+
+    def proceed(self) -> None:
+        self._out.proceed()
+
+    def over(self) -> None:
+        self._holding.release()
+
+
+class _Outgoing:
+    """DATA of our own making, as fast as its receiver's windows let it go."""
+
+    def __init__(self, call: Call, window: Window, write: Callable[[bytes], None]) -> None:
+        self._call = call
+        self._window = window
+        self._write = write
+        self._credit = 0  # beyond the first window of a stream
+        self._left = b""
+        self._last: bytes | None = None
+
+    def put(self, data: bytes) -> None:
+        self._left = data
+
+    def finish(self, last: bytes) -> None:
+        """Nothing more comes. ``last`` follows the data; where it is empty, the last of the data ends the stream."""
+        self._last = last
+        self.proceed()
+
+    def granted(self, size: int) -> None:
+        self._credit += size
+        self.proceed()
+
+    def proceed(self) -> None:
+        call, window = self._call, self._window
+        while self._left:
+            size = min(len(self._left), MAX_FRAME, window.room, window.first + self._credit)
+            if size <= 0:
+                call.relay.wanting[call] = None
+                return
+            piece, self._left = self._left[:size], self._left[size:]
+            self._write(http2.data(call.stream, piece, end=not self._left and self._last == b""))
+            window.own(size)
+            self._credit -= size
+        call.relay.wanting.pop(call, None)
+        if self._last:
+            last, self._last = self._last, None
+            self._write(last)
+            call.relay.answered(call, 0)
+
+
+class _Kept:
+    """The bytes of a message that are read as a whole, under the limit of one and the budget of all."""
+
+    def __init__(self, call: Call, asked: Asked) -> None:
+        self._holding = Holding(call.relay.gateway)
+        self._limit = call.relay.limits.max_message_size_mb << 20
+        self._coding = asked.head.value(b"grpc-encoding")
+        self._content = bytearray()
+
+    def add(self, data: bytes) -> None:
+        """Raises BodyTooLarge, Overloaded."""
+        self._content += data
+        if len(self._content) > self._limit:
+            raise BodyTooLarge(f"The message is larger than allowed here (limit: {self._limit} bytes)")
+        self._holding.grow(len(self._content))
+
+    @property
+    def content(self) -> bytes:
+        return bytes(self._content)
+
+    def plain(self) -> bytes:
+        """Without its compression. Raises BadRequest, BodyTooLarge, CodingRefused."""
+        if self._coding in {None, "identity"}:
+            raise BadRequest("A compressed message without a grpc-encoding that says how")
+        return decoded(self.content, self._coding, self._limit)
+
+    def release(self) -> None:
+        self._content.clear()
+        self._holding.release()

@@ -1,0 +1,160 @@
+"""What the two sides of a gRPC connection share: its calls, what waits to be written, and how a call ends.
+
+Frames are relayed as they are wherever nothing depends on them, so that flow control, pings and settings go from end to
+end. Whatever is written is queued first: one write for each direction and each read, in the order in which it was said.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from tlsproxy.authz.audit import json_string
+from tlsproxy.errors import RequestError
+from tlsproxy.proxy.calls import CallPlan, grpc_status
+from tlsproxy.proxy.gateway import Gateway
+from tlsproxy.proxy.record import Record
+from tlsproxy.proxy.tlsstream import TlsStream
+from tlsproxy.wire import http2
+from tlsproxy.wire.fieldblock import write
+from tlsproxy.wire.grpc import trailers, trailers_only
+from tlsproxy.wire.http2 import Code
+from tlsproxy.wire.window import Window
+
+if TYPE_CHECKING:
+    from tlsproxy.proxy.call import Call
+    from tlsproxy.proxy.grpcupstream import GrpcUpstream
+
+REMEMBERED: Final = 1024
+"""Streams that we ended ourselves: frames that were on their way then are no fault of their sender."""
+
+
+class Relay:
+    """``up`` and ``down`` wait to be written. ``to_upstream`` and ``to_client``: what each side may still be sent.
+
+    ``wanting`` are the calls that wait for room to send something of ours. ``first_block``: a block of ours begins by
+    saying that there is no dynamic table, since the client waits to be told.
+    """
+
+    def __init__(self, gateway: Gateway, stream: TlsStream, address: str) -> None:
+        self.gateway = gateway
+        self.stream = stream
+        self.limits = gateway.generation.config.limits
+        self.calls: dict[int, Call] = {}
+        self.over: dict[int, None] = {}
+        self.wanting: dict[Call, None] = {}
+        self.up: list[bytes] = []
+        self.down: list[bytes] = []
+        self.to_upstream = Window()
+        self.to_client = Window()
+        self.first_block = False
+        self._remote = json_string(address)
+        self._owed_client = self._owed_upstream = 0
+        self._side: GrpcUpstream | None = None
+
+    def give_back(self, size: int) -> None:
+        """The client gets back the connection's room that frames took which went no further."""
+        self._owed_client += size
+
+    def give_back_upstream(self, size: int) -> None:
+        self._owed_upstream += size
+
+    def proceed(self) -> None:
+        """There is room that there was not."""
+        for call in list(self.wanting):
+            call.proceed()
+
+    def settle(self) -> None:
+        """Writes what waits to be written: the last step of whatever was going on."""
+        if self._owed_client:
+            self.down.append(http2.window_update(0, self._owed_client))
+            self._owed_client = 0
+        if self._owed_upstream:
+            self.up.append(http2.window_update(0, self._owed_upstream))
+            self._owed_upstream = 0
+        if self.up:
+            data = b"".join(self.up)
+            self.up.clear()
+            if self._side is not None:
+                self._side.write(data)
+        if self.down:
+            data = b"".join(self.down)
+            self.down.clear()
+            self.stream.write(data)
+
+    # How a call ends
+
+    def refuse(self, call: Call, error: RequestError) -> None:
+        """With what went wrong after its decision, or kept it from one."""
+        self._tell(call, error.grpc.value, str(error), error.reason)
+
+    def deny(self, call: Call) -> None:
+        """As its plan says by now."""
+        decision = call.record.plan.decision
+        self._tell(call, grpc_status(decision), decision.text, "")
+
+    def _tell(self, call: Call, status: int, text: str, reason: str) -> None:
+        stream = call.stream
+        if call.sent_upstream and not call.upstream_done:
+            self.up.append(http2.reset(stream, Code.CANCEL))
+        if not call.upstream_done:
+            fields = (
+                trailers(status, text) if call.answered else trailers_only(status, text, http=call.record.plan.http)
+            )
+            self.down.append(http2.headers(stream, write(fields, first=self.first_block), end=True))
+        if not call.client_done:
+            self.down.append(http2.reset(stream, Code.NO_ERROR))  # RFC 9113 §8.1: what is still to come is not wanted
+        call.record.grpc_status = status
+        self.forget(call, reason)
+
+    def reset(self, call: Call, code: Code, reason: str) -> None:
+        """Ends it without words, on both sides."""
+        if call.sent_upstream and not (call.client_done and call.upstream_done):
+            self.up.append(http2.reset(call.stream, Code.CANCEL))
+        self.down.append(http2.reset(call.stream, code))
+        self.forget(call, reason)
+
+    def answered(self, call: Call, status: int | None) -> None:
+        """The upstream's response is whole. The client may still have something to say."""
+        call.upstream_done = True
+        call.record.grpc_status = status
+        self.close_record(call, "")
+        if call.client_done:
+            self.forget(call, "")
+
+    def forget(self, call: Call, reason: str) -> None:
+        if not (call.client_done and call.upstream_done):
+            self._remember(call.stream)
+        self.calls.pop(call.stream, None)
+        self.wanting.pop(call, None)
+        call.over()
+        self.close_record(call, reason)
+
+    def _remember(self, stream: int) -> None:
+        if len(self.over) >= REMEMBERED:
+            del self.over[next(iter(self.over))]  # the oldest
+        self.over[stream] = None
+
+    def close_record(self, call: Call, reason: str) -> None:
+        """Once: the first end counts."""
+        if not call.recorded:
+            call.recorded = True
+            self.finish(call.record, reason)
+
+    def finish(self, record: Record[CallPlan], reason: str) -> None:
+        if record.grpc_status is not None:
+            record.status = record.plan.http
+        record.finish(self.gateway, self._remote, reason)
+
+    def refuse_stream(self, plan: CallPlan, stream: int, now: float, *, done: bool, code: Code | None = None) -> None:
+        """One that never became a call: in gRPC's words, or by a reset with ``code`` alone."""
+        record = Record(plan, now)
+        if code is None:
+            record.grpc_status = grpc_status(plan.decision)
+            text = plan.decision.text or "There is no such method here"
+            fields = trailers_only(record.grpc_status, text, http=plan.http)
+            self.down.append(http2.headers(stream, write(fields, first=self.first_block), end=True))
+            code = None if done else Code.NO_ERROR
+        if code is not None:
+            self.down.append(http2.reset(stream, code))
+            self._remember(stream)
+        self.finish(record, "")

@@ -1,0 +1,136 @@
+"""A gRPC call, and who sends it → the decision: by its method where that is enough, else by its message too.
+
+The twin of :mod:`tlsproxy.qdrant.judge`. A message is followed while it comes and is not kept: a :class:`Reading` finds
+the collections in it. Only a caller who is confined to some of the points has it read whole, and written anew.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Final
+
+from tlsproxy.authz.access import ALLOWED, UNREAD, Condition, Decision, Rights, Scope
+from tlsproxy.authz.admission import Admission
+from tlsproxy.errors import BadRequest, Unconfined
+from tlsproxy.qdrant.grpclistings import listing_of_call
+from tlsproxy.qdrant.grpctenancy import confined as confined_message
+from tlsproxy.qdrant.grpctenancy import is_confinable_call
+from tlsproxy.qdrant.judge import NOWHERE, Judgement, decide_all
+from tlsproxy.qdrant.messages import COLLECTION, INNER, OTHER, REQUESTS, SHAPES
+from tlsproxy.qdrant.operations import GRPC, MAX_NAME_BYTES, Operation
+from tlsproxy.qdrant.tenancy import NOT_CONFINED, tells_no_points
+from tlsproxy.wire.protobuf import ProtobufError, Scanner
+
+MAX_NAMES: Final = 1000
+"""Different collections in one message."""
+
+_ANY: Final = "*"
+_METHODS: Final = {operation.path: operation for operation in GRPC}
+
+
+def operation_of(path: str) -> Operation | None:
+    """By the ``:path`` of a call, which is exactly its method's or nobody's, as in Qdrant."""
+    return _METHODS.get(path)
+
+
+def judge_call(admitted: Admission | Decision, operation: Operation | None) -> Judgement:
+    """What the method decides. :data:`UNREAD` where the message has a say, which :func:`judge_message` then hears.
+
+    ``operation`` is None for what has no row in the table.
+    """
+    if operation is not None and operation.requirement.scope is Scope.NONE:
+        return Judgement(ALLOWED)
+    if isinstance(admitted, Decision):
+        return Judgement(admitted)
+    if operation is None:
+        return Judgement(NOWHERE)
+    rights, confinable = admitted.rights, is_confinable_call(operation)
+    listing = listing_of_call(operation, rights)
+    decision = decide_all(
+        tuple(_at_best(one) for one in rights),
+        operation,
+        _ANY,
+        reduced=listing is not None,
+        confined=confinable or tells_no_points(operation),
+    )
+    if not decision.allowed:
+        return Judgement(decision)
+    limited = operation.requirement.scope is Scope.COLLECTION and any(one.limited for one in rights)
+    if limited or (confinable and any(one.conditions for one in rights)):
+        return Judgement(UNREAD, listing)
+    return Judgement(ALLOWED, listing)
+
+
+def _at_best(rights: Rights) -> Rights:
+    """As if every grant were for whatever collection the message turns out to name: what these rights refuse even
+    then, they refuse. So a large message is not sent half way upstream in vain.
+    """
+    return replace(rights, grants=tuple(replace(grant, collection=_ANY) for grant in rights.grants))
+
+
+class Reading:
+    """Follows one message, which comes in pieces of any size, and finds the collections that it names."""
+
+    __slots__ = ("_scanner",)
+
+    def __init__(self, message: str) -> None:
+        self._scanner = Scanner(SHAPES, message, longest=MAX_NAME_BYTES, names=MAX_NAMES)
+
+    def feed(self, data: bytes) -> None:
+        """Raises :class:`BadRequest`."""
+        try:
+            self._scanner.feed(data)
+        except ProtobufError as error:
+            raise _malformed(error) from None
+
+    def named(self) -> tuple[str, tuple[str, ...]]:
+        """The message is whole: (its collection, further ones). Raises :class:`BadRequest`.
+
+        Qdrant goes by a batch's own collection, whatever the requests in it say. One that says otherwise is refused,
+        lest another version be of another opinion.
+        """
+        try:
+            self._scanner.close()
+        except ProtobufError as error:
+            raise _malformed(error) from None
+        found = self._scanner.found
+        collection = next(name for kind, name in found if kind == COLLECTION)
+        if not collection:
+            raise BadRequest("Malformed message: no collection is named")
+        if any(kind == INNER and name not in {"", collection} for kind, name in found):
+            raise BadRequest("Malformed message: a request of a batch names another collection than the batch")
+        others = tuple(name for kind, name in found if kind == OTHER)
+        if "" in others:
+            raise BadRequest("Malformed message: a lookup names no collection")
+        return collection, others
+
+
+def reading_of(operation: Operation) -> Reading:
+    """Of an operation on a collection: others have no message that has a say."""
+    return Reading(REQUESTS[operation.path])
+
+
+def judge_message(
+    admission: Admission, operation: Operation, collection: str, named: tuple[str, ...], *, confined: bool
+) -> Decision:
+    """What method and message decide together. ``confined``: what goes upstream is :func:`confine_message`'s."""
+    return decide_all(
+        admission.rights, operation, collection, named=named, confined=confined or tells_no_points(operation)
+    )
+
+
+def confine_message(operation: Operation, message: bytes, conditions: tuple[Condition, ...]) -> bytes:
+    """The message to send in place of this whole one. Raises :class:`BadRequest`, :class:`Unconfined`."""
+    if not is_confinable_call(operation):
+        raise Unconfined(NOT_CONFINED)
+    reading = reading_of(operation)
+    reading.feed(message)
+    reading.named()  # which bounds the depth, too
+    try:
+        return confined_message(operation, message, conditions)
+    except ProtobufError as error:
+        raise _malformed(error) from None
+
+
+def _malformed(error: ProtobufError) -> BadRequest:
+    return BadRequest(f"Malformed message: {error}")

@@ -1,0 +1,102 @@
+"""Field blocks (RFC 9113 §4.3, HPACK of RFC 7541): read with their connection's state, written without any.
+
+A block that is written holds literals and static indexes only, so that leaving one out never desynchronises whoever
+reads the others. Clients repeat themselves: a block that was seen before and that neither met nor made a change of the
+dynamic table means what it meant (1 µs in place of a hundred).
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from hpack import Decoder, HPACKError, OversizedHeaderListError
+
+from tlsproxy.wire.http2 import TABLE, Code, Http2Error
+
+Fields = tuple[tuple[bytes, bytes], ...]
+
+MEMO: Final = 256
+MEMO_BLOCK: Final = 2048
+"""A longer block is not remembered: the memo's size in memory is bounded by the product."""
+_NO_TABLE: Final = b"\x20"
+"""A dynamic table size update to 0 (RFC 7541 §6.3)."""
+# What is written often, by its place in the static table (RFC 7541 appendix A).
+_INDEXED: Final = {
+    (b":method", b"POST"): 3,
+    (b":scheme", b"http"): 6,
+    (b":status", b"200"): 8,
+}
+_NAMES: Final = {
+    b":authority": 1,
+    b":path": 4,
+    b":status": 8,
+    b"authorization": 23,
+    b"content-type": 31,
+    b"user-agent": 58,
+}
+
+
+class FieldReader:
+    """Reads the blocks of one direction of one connection, each once and in their order."""
+
+    __slots__ = ("_decoder", "_memo")
+
+    def __init__(self, limit: int, table: int = TABLE) -> None:
+        """``limit``: most bytes of a block's fields, each counted with 32 more (RFC 9113 §6.5.2)."""
+        self._decoder = Decoder(max_header_list_size=limit)
+        self._decoder.max_allowed_table_size = table
+        self._memo: dict[bytes, Fields] = {}
+
+    def read(self, block: bytes) -> Fields:
+        """The same object for the same block, as long as that is so. Raises Http2Error."""
+        fields = self._memo.get(block)
+        if fields is not None:
+            return fields
+        table = self._decoder.header_table
+        entries = table.dynamic_entries
+        # The entry itself, kept alive: one that takes its place can then not be taken for it.
+        size, newest, room = len(entries), entries[0] if entries else None, table.maxsize
+        try:
+            fields = tuple((bytes(name), bytes(value)) for name, value in self._decoder.decode(block, raw=True))
+        except OversizedHeaderListError as error:
+            raise Http2Error(Code.ENHANCE_YOUR_CALM, str(error), "flood_fields") from None
+        except (HPACKError, IndexError, ValueError) as error:
+            raise Http2Error(Code.COMPRESSION_ERROR, f"a field block that cannot be read: {error}") from None
+        entries = table.dynamic_entries
+        if len(entries) != size or (size and entries[0] is not newest) or table.maxsize != room:
+            self._memo.clear()
+        elif len(self._memo) < MEMO and len(block) <= MEMO_BLOCK:
+            self._memo[block] = fields
+        return fields
+
+
+def write(fields: Fields, *, first: bool = False) -> bytes:
+    """A block of these fields. ``first``: for a reader that waits to be told that the table has shrunk."""
+    return (_NO_TABLE if first else b"") + b"".join([_field(name, value) for name, value in fields])
+
+
+def _field(name: bytes, value: bytes) -> bytes:
+    whole = _INDEXED.get((name, value))
+    if whole is not None:
+        return bytes((0x80 | whole,))
+    index = _NAMES.get(name)
+    return (b"\x00" + _string(name) if index is None else _integer(index, 4)) + _string(value)
+
+
+def _string(value: bytes) -> bytes:
+    """Not Huffman-coded: on a link that is a loopback or a short wire, it would cost more than it saves."""
+    return _integer(len(value), 7) + value
+
+
+def _integer(value: int, bits: int) -> bytes:
+    """RFC 7541 §5.1, with no bits of ours before it."""
+    most = (1 << bits) - 1
+    if value < most:
+        return bytes((value,))
+    out = bytearray((most,))
+    value -= most
+    while value >= 128:  # noqa: PLR2004 - seven bits at a time
+        out.append(value & 127 | 128)
+        value >>= 7
+    out.append(value)
+    return bytes(out)

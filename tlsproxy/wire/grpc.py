@@ -1,0 +1,203 @@
+"""A gRPC call's head and its messages, as gRPC puts them into HTTP/2 (PROTOCOL-HTTP2.md of gRPC; RFC 9113 §8).
+
+The strict subset again: what is malformed there ends the stream, and what goes upstream is written anew from what was
+understood. What is well-formed but no gRPC is refused in words.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+from typing import Final
+
+from tlsproxy.errors import BadRequest, HeadTooLarge
+from tlsproxy.wire.fieldblock import Fields
+from tlsproxy.wire.http1 import is_identity
+from tlsproxy.wire.http2 import Code, StreamError
+
+PREFIX: Final = 5
+"""Bytes before a message: whether it is compressed, and its length."""
+
+_NAME = re.compile(rb"[!#$%&'*+\-.^_`|~0-9a-z]{1,256}")
+# field-vchar, obs-text, space and tab within (RFC 9113 §8.2.1).
+_VALUE = re.compile(rb"(?:[\x21-\x7e\x80-\xff](?:[\t\x20-\x7e\x80-\xff]*[\x21-\x7e\x80-\xff])?)?")
+_PATH = re.compile(rb"/[\x21-\x7e]{1,512}")
+_TIMEOUT = re.compile(rb"[0-9]{1,8}[HMSmun]")
+_AUTHORITY = re.compile(rb"(?:[0-9A-Za-z._\-]{1,255}|\[[0-9A-Fa-f:.]{2,45}\])(?::[0-9]{1,5})?")
+_CONTENT_TYPE = re.compile(rb"application/grpc(?:\+[a-z0-9.\-]+)?(?:;[\x20-\x7e]*)?")
+_PSEUDO: Final = frozenset((b":method", b":scheme", b":path", b":authority"))
+_OF_CONNECTIONS: Final = frozenset(
+    (b"connection", b"keep-alive", b"proxy-connection", b"transfer-encoding", b"upgrade")
+)
+_ONCE: Final = frozenset(
+    (
+        b"api-key",
+        b"authorization",
+        b"content-length",
+        b"content-type",
+        b"grpc-encoding",
+        b"grpc-timeout",
+        b"host",
+        b"te",
+    )
+)
+_OURS: Final = frozenset((b"host", b"te", b"content-type", b"content-length"))
+"""Fields that are stated anew, or that end here."""
+
+
+@dataclass(frozen=True, slots=True)
+class CallHead:
+    """``path`` is the method's, ``/package.Service/Method``. ``fields`` are the regular ones, names in lower case."""
+
+    path: str
+    fields: Fields
+    authority: bytes
+
+    def value(self, name: bytes) -> str | None:
+        for field, value in self.fields:
+            if field == name:
+                return value.decode("latin-1")
+        return None
+
+    def without(self, *names: bytes) -> CallHead:
+        return replace(self, fields=tuple(field for field in self.fields if field[0] not in names))
+
+
+class NotGrpc(BadRequest):
+    """A request of another protocol on a gRPC connection."""
+
+    status = 415
+    reason = "not_grpc"
+
+
+def parse_call(fields: Fields, *, max_fields: int = 100) -> CallHead:
+    """Raises StreamError for what is malformed (RFC 9113 §8.1.1), and BadRequest's leaves for what is no gRPC call."""
+    pseudo, regular = _parted(fields)
+    once: dict[bytes, bytes] = {}
+    for name, value in regular:
+        if name in _ONCE:
+            if name in once:
+                raise BadRequest(f"Metadata {name.decode()} is given more than once")
+            once[name] = value
+    _check_pseudo(pseudo, once)
+    if len(regular) > max_fields:
+        raise HeadTooLarge(f"More than {max_fields} metadata fields")
+    if pseudo[b":method"] != b"POST":
+        raise NotGrpc("Only gRPC is served on this connection: the method of a call is POST")
+    if _CONTENT_TYPE.fullmatch(once.get(b"content-type", b"")) is None:
+        raise NotGrpc("Only gRPC is served on this connection: its content-type is application/grpc")
+    if _TIMEOUT.fullmatch(once.get(b"grpc-timeout", b"1S")) is None:
+        raise BadRequest("Malformed grpc-timeout")
+    return CallHead(pseudo[b":path"].decode(), regular, pseudo.get(b":authority") or once.get(b"host", b""))
+
+
+def _parted(fields: Fields) -> tuple[dict[bytes, bytes], Fields]:
+    """Pseudo-headers, which come first, and the others. Raises StreamError (RFC 9113 §8.2, §8.3)."""
+    pseudo: dict[bytes, bytes] = {}
+    regular: list[tuple[bytes, bytes]] = []
+    for name, value in fields:
+        if name[:1] == b":":
+            if regular or name in pseudo or name not in _PSEUDO:
+                raise StreamError(Code.PROTOCOL_ERROR, "a pseudo-header that is unknown, late, or there twice")
+            pseudo[name] = value
+        elif _NAME.fullmatch(name) is None or name in _OF_CONNECTIONS:
+            raise StreamError(Code.PROTOCOL_ERROR, "a field that HTTP/2 does not allow")
+        else:
+            regular.append((name, value))
+        if _VALUE.fullmatch(value) is None:
+            raise StreamError(Code.PROTOCOL_ERROR, "a field value that HTTP/2 does not allow")
+    return pseudo, tuple(regular)
+
+
+def _check_pseudo(pseudo: dict[bytes, bytes], once: dict[bytes, bytes]) -> None:
+    """RFC 9113 §8.3.1, and the one connection-specific field that is allowed (§8.2.2)."""
+    if not {b":method", b":scheme", b":path"} <= pseudo.keys() or _PATH.fullmatch(pseudo[b":path"]) is None:
+        raise StreamError(Code.PROTOCOL_ERROR, "a request without one of :method, :scheme and :path, or no valid one")
+    if pseudo[b":scheme"] not in {b"https", b"http"}:
+        raise StreamError(Code.PROTOCOL_ERROR, "a :scheme that is not https")
+    if once.get(b"te", b"trailers") != b"trailers":
+        raise StreamError(Code.PROTOCOL_ERROR, "a te that is not trailers")
+    authority, host = pseudo.get(b":authority"), once.get(b"host")
+    if authority is not None and host is not None and authority != host:
+        raise StreamError(Code.PROTOCOL_ERROR, "an :authority that differs from host")
+    if _AUTHORITY.fullmatch(authority or host or b"") is None:
+        raise StreamError(Code.PROTOCOL_ERROR, "neither :authority nor host, or no valid one")
+
+
+def restate_call(head: CallHead, *, upstream_host: bytes, upstream_key: bytes | None) -> Fields:
+    """The fields as they go upstream, short of the connection's own; what carries identity or credentials is gone."""
+    fields = [
+        (b":method", b"POST"),
+        (b":scheme", b"http"),
+        (b":path", head.path.encode()),
+        (b":authority", upstream_host),
+        (b"te", b"trailers"),
+        (b"content-type", (head.value(b"content-type") or "").encode("latin-1")),
+    ]
+    fields += [field for field in head.fields if field[0] not in _OURS and not is_identity(field[0])]
+    if upstream_key is not None:
+        fields.append((b"api-key", upstream_key))
+    fields.append((b"x-forwarded-host", head.authority))
+    return tuple(fields)
+
+
+def trailers_only(status: int, message: str, *, http: int = 200) -> Fields:
+    """The whole response of a call that is not carried out. ``status`` is gRPC's."""
+    return (
+        (b":status", b"%d" % http),
+        (b"content-type", b"application/grpc"),
+        *trailers(status, message),
+    )
+
+
+def trailers(status: int, message: str) -> Fields:
+    """The end of a response whose beginning the client has seen. The message is percent-encoded UTF-8."""
+    encoded = b"".join(
+        b"%c" % byte if 0x20 <= byte <= 0x7E and byte != 0x25 else b"%%%02X" % byte  # noqa: PLR2004 - printable, %
+        for byte in message.encode()
+    )
+    return (b"grpc-status", b"%d" % status), (b"grpc-message", encoded.strip(b" "))
+
+
+class Message:
+    """Cuts the one message of a unary request out of the DATA that carries it.
+
+    ``whole`` once its last byte has come. ``compressed`` is known once the prefix has come, and ``length`` then.
+    """
+
+    __slots__ = ("_left", "_prefix", "compressed", "length", "whole")
+
+    def __init__(self) -> None:
+        self._prefix = b""
+        self._left = 0
+        self.length = 0
+        self.compressed = False
+        self.whole = False
+
+    def feed(self, data: bytes) -> bytes:
+        """The bytes of the message among these. Raises BadRequest for a second message, or a flag that is neither."""
+        if len(self._prefix) < PREFIX:
+            taken = PREFIX - len(self._prefix)
+            self._prefix += data[:taken]
+            data = data[taken:]
+            if len(self._prefix) < PREFIX:
+                return b""
+            if self._prefix[0] > 1:
+                raise BadRequest("A message's compressed-flag is 0 or 1")
+            self.compressed = self._prefix[0] == 1
+            self.length = self._left = int.from_bytes(self._prefix[1:], "big")
+        if len(data) > self._left:
+            raise BadRequest("This method takes one message")
+        self._left -= len(data)
+        self.whole = self._left == 0
+        return data
+
+    def end(self) -> None:
+        """The request ends here. Raises BadRequest where its message is not whole."""
+        if not self.whole:
+            raise BadRequest("The request ended before its message")
+
+
+def message(content: bytes) -> bytes:
+    """An uncompressed message with its prefix."""
+    return b"\x00" + len(content).to_bytes(4, "big") + content

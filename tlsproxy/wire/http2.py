@@ -1,0 +1,228 @@
+"""HTTP/2 frames (RFC 9113 §4, §6): cut out of a byte stream, written into one, and what their payloads must be.
+
+Frames are cut whole and are small: neither side is ever told of a larger SETTINGS_MAX_FRAME_SIZE than the default. What
+a connection's SETTINGS may say to the other side of a relay is a table here; the rest of them ends at the relay.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from enum import IntEnum
+from typing import Final
+
+from tlsproxy.errors import TlsproxyError
+
+PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+HEADER: Final = 9
+MAX_FRAME: Final = 16_384
+"""Bytes of a payload."""
+TABLE: Final = 4096
+"""Bytes of HPACK's dynamic table: the default, and the most that anybody is allowed."""
+MAX_STREAM: Final = 0x7FFF_FFFF
+MAX_WINDOW: Final = 0x7FFF_FFFF
+FIRST_WINDOW: Final = 65_535
+"""Bytes that a connection, and each stream, may receive before anything else was agreed on."""
+
+
+class Kind(IntEnum):
+    DATA = 0
+    HEADERS = 1
+    PRIORITY = 2
+    RST_STREAM = 3
+    SETTINGS = 4
+    PUSH_PROMISE = 5
+    PING = 6
+    GOAWAY = 7
+    WINDOW_UPDATE = 8
+    CONTINUATION = 9
+
+
+# Plain integers: they are compared for every frame, and a member of an IntEnum costs four times as much.
+DATA: Final = 0
+HEADERS: Final = 1
+CONTINUATION: Final = 9
+
+END_STREAM: Final = 1
+ACK: Final = 1
+END_HEADERS: Final = 4
+PADDED: Final = 8
+PRIORITISED: Final = 32
+
+
+class Code(IntEnum):
+    """RFC 9113 §7."""
+
+    NO_ERROR = 0
+    PROTOCOL_ERROR = 1
+    INTERNAL_ERROR = 2
+    FLOW_CONTROL_ERROR = 3
+    STREAM_CLOSED = 5
+    FRAME_SIZE_ERROR = 6
+    REFUSED_STREAM = 7
+    CANCEL = 8
+    COMPRESSION_ERROR = 9
+    ENHANCE_YOUR_CALM = 11
+
+
+class Setting(IntEnum):
+    """RFC 9113 §6.5.2."""
+
+    HEADER_TABLE_SIZE = 1
+    ENABLE_PUSH = 2
+    MAX_CONCURRENT_STREAMS = 3
+    INITIAL_WINDOW_SIZE = 4
+    MAX_FRAME_SIZE = 5
+    MAX_HEADER_LIST_SIZE = 6
+
+
+class Http2Error(TlsproxyError):
+    """What ends an HTTP/2 connection (RFC 9113 §5.4.1). ``reason`` is the slug that is audited."""
+
+    def __init__(self, code: Code, text: str, reason: str = "http2_error") -> None:
+        super().__init__(text)
+        self.code = code
+        self.reason = reason
+
+
+class StreamError(TlsproxyError):
+    """What ends one stream (RFC 9113 §5.4.2): a RST_STREAM with this code."""
+
+    def __init__(self, code: Code, text: str) -> None:
+        super().__init__(text)
+        self.code = code
+
+
+class Frames:
+    """Cuts frames. ``data`` is what they are cut out of at the moment."""
+
+    __slots__ = ("_rest", "data")
+
+    def __init__(self) -> None:
+        self._rest = b""
+        self.data = b""
+
+    @property
+    def waiting(self) -> bool:
+        """Whether there is the beginning of a frame, or one that was held back."""
+        return bool(self._rest)
+
+    def cut(self, data: bytes) -> Iterator[tuple[int, int, int, int, int]]:
+        """(type, flags, stream, start, end) of each whole frame in ``self.data``, its header included.
+
+        Whoever leaves the loop early says with :meth:`keep` what of it is still to come. Raises Http2Error.
+        """
+        self.data = data = self._rest + data if self._rest else data
+        self._rest = b""
+        position, size = 0, len(data)
+        while size - position >= HEADER:
+            length = data[position] << 16 | data[position + 1] << 8 | data[position + 2]
+            if length > MAX_FRAME:
+                raise Http2Error(Code.FRAME_SIZE_ERROR, f"a frame of {length} bytes")
+            end = position + HEADER + length
+            if end > size:
+                break
+            stream = int.from_bytes(data[position + 5 : position + HEADER], "big") & MAX_STREAM
+            yield data[position + 3], data[position + 4], stream, position, end
+            position = end
+        self._rest = data[position:] if position else data
+
+    def keep(self, position: int) -> None:
+        self._rest = self.data[position:]
+
+
+def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
+    return len(payload).to_bytes(3, "big") + bytes((kind, flags)) + (stream & MAX_STREAM).to_bytes(4, "big") + payload
+
+
+def reset(stream: int, code: Code) -> bytes:
+    return frame(Kind.RST_STREAM, 0, stream, code.to_bytes(4, "big"))
+
+
+def window_update(stream: int, size: int) -> bytes:
+    """``stream`` 0 is the connection. Empty for a size of 0, which nobody may send."""
+    return frame(Kind.WINDOW_UPDATE, 0, stream, size.to_bytes(4, "big")) if size else b""
+
+
+def goaway(last: int, code: Code, text: str = "") -> bytes:
+    return frame(Kind.GOAWAY, 0, 0, last.to_bytes(4, "big") + code.to_bytes(4, "big") + text.encode())
+
+
+def headers(stream: int, block: bytes, *, end: bool) -> bytes:
+    """A field block in as many frames as it needs; ``end`` of the stream."""
+    flags = END_STREAM if end else 0
+    if len(block) <= MAX_FRAME:
+        return frame(HEADERS, flags | END_HEADERS, stream, block)
+    pieces = [block[i : i + MAX_FRAME] for i in range(0, len(block), MAX_FRAME)]
+    middle = (frame(CONTINUATION, 0, stream, piece) for piece in pieces[1:-1])
+    return frame(HEADERS, flags, stream, pieces[0]) + b"".join(
+        (*middle, frame(CONTINUATION, END_HEADERS, stream, pieces[-1]))
+    )
+
+
+def data(stream: int, content: bytes, *, end: bool) -> bytes:
+    """At most :data:`MAX_FRAME` bytes."""
+    return frame(DATA, END_STREAM if end else 0, stream, content)
+
+
+def unpadded(flags: int, payload: bytes) -> bytes:
+    """The payload of DATA or HEADERS without its padding and its priority (§6.1, §6.2). Raises Http2Error."""
+    begin, end = 0, len(payload)
+    if flags & PADDED:
+        begin = 1
+        end -= payload[0] if payload else 0
+    if flags & PRIORITISED:
+        begin += 5
+    if begin > end:
+        raise Http2Error(Code.PROTOCOL_ERROR, "padding that is longer than its frame")
+    return payload[begin:end] if flags & (PADDED | PRIORITISED) else payload
+
+
+def settings(values: Mapping[int, int]) -> bytes:
+    payload = b"".join(name.to_bytes(2, "big") + value.to_bytes(4, "big") for name, value in values.items())
+    return frame(Kind.SETTINGS, 0, 0, payload)
+
+
+SETTINGS_ACK: Final = frame(Kind.SETTINGS, ACK, 0)
+_MOST_SETTINGS: Final = 32
+"""Of one frame: six are defined."""
+
+
+def parse_settings(payload: bytes) -> dict[int, int]:
+    """Identifier → value, the last of each. Raises Http2Error."""
+    if len(payload) % 6:
+        raise Http2Error(Code.FRAME_SIZE_ERROR, "a SETTINGS frame of a broken length")
+    if len(payload) > _MOST_SETTINGS * 6:
+        raise Http2Error(Code.ENHANCE_YOUR_CALM, "a SETTINGS frame with too many settings", "flood_settings")
+    values = {
+        int.from_bytes(payload[i : i + 2], "big"): int.from_bytes(payload[i + 2 : i + 6], "big")
+        for i in range(0, len(payload), 6)
+    }
+    if values.get(Setting.ENABLE_PUSH, 0) > 1:
+        raise Http2Error(Code.PROTOCOL_ERROR, "SETTINGS_ENABLE_PUSH is 0 or 1")
+    if values.get(Setting.INITIAL_WINDOW_SIZE, 0) > MAX_WINDOW:
+        raise Http2Error(Code.FLOW_CONTROL_ERROR, "SETTINGS_INITIAL_WINDOW_SIZE is too large")
+    if not MAX_FRAME <= values.get(Setting.MAX_FRAME_SIZE, MAX_FRAME) < 1 << 24:
+        raise Http2Error(Code.PROTOCOL_ERROR, "SETTINGS_MAX_FRAME_SIZE is out of bounds")
+    return values
+
+
+def kept(values: Mapping[int, int], names: Iterable[int]) -> dict[int, int]:
+    """Those settings that are meant for the other side of a relay."""
+    return {name: values[name] for name in names if name in values}
+
+
+_SIZES: Final[dict[int, int]] = {Kind.PRIORITY: 5, Kind.RST_STREAM: 4, Kind.PING: 8, Kind.WINDOW_UPDATE: 4}
+_ON_CONNECTION: Final = frozenset((Kind.SETTINGS, Kind.PING, Kind.GOAWAY))
+_ON_STREAM: Final = frozenset((Kind.DATA, Kind.HEADERS, Kind.PRIORITY, Kind.RST_STREAM, Kind.CONTINUATION))
+_GOAWAY: Final = 8
+
+
+def check(kind: int, flags: int, stream: int, size: int) -> None:
+    """What holds for a frame of this type by its header alone (§6). Raises Http2Error."""
+    if stream == 0 and kind in _ON_STREAM:
+        raise Http2Error(Code.PROTOCOL_ERROR, f"{Kind(kind).name} without a stream")
+    if stream and kind in _ON_CONNECTION:
+        raise Http2Error(Code.PROTOCOL_ERROR, f"{Kind(kind).name} on a stream")
+    wrong = size != _SIZES.get(kind, size) if kind in _SIZES else kind == Kind.GOAWAY and size < _GOAWAY
+    if wrong or (kind == Kind.SETTINGS and flags & ACK and size):
+        raise Http2Error(Code.FRAME_SIZE_ERROR, f"{Kind(kind).name} of {size} bytes")

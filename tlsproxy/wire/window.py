@@ -1,0 +1,36 @@
+"""What one side of a relay may still be sent on its connection, where some of what it gets is the relay's own.
+
+Windows go from end to end: what a receiver grants, its sender gets. What the relay takes out of the stream it grants
+the sender itself, at once; what it puts in uses the receiver's room without the sender's knowing, and is kept back from
+the receiver's next grants (``debt``). A sender that is thereby further than its receiver has to wait here.
+"""
+
+from __future__ import annotations
+
+from tlsproxy.wire.http2 import FIRST_WINDOW, MAX_WINDOW, Code, Http2Error
+
+
+class Window:
+    """``room`` is the connection's, ``first`` that of a new stream."""
+
+    __slots__ = ("debt", "first", "room")
+
+    def __init__(self) -> None:
+        self.room = self.first = FIRST_WINDOW
+        self.debt = 0
+
+    def granted(self, size: int) -> int:
+        """The receiver's WINDOW_UPDATE of the connection: what of it is the sender's. Raises Http2Error (§6.9.1)."""
+        self.room += size
+        if size == 0:
+            raise Http2Error(Code.PROTOCOL_ERROR, "a WINDOW_UPDATE of 0")
+        if self.room > MAX_WINDOW:
+            raise Http2Error(Code.FLOW_CONTROL_ERROR, "a window of more than 2^31-1")
+        kept = min(self.debt, size)
+        self.debt -= kept
+        return size - kept
+
+    def own(self, size: int) -> None:
+        """The relay sends this much of its own."""
+        self.room -= size
+        self.debt += size
