@@ -177,6 +177,36 @@ class TestExplain:
         assert result.exit_code == 1
         assert f"decision   refused: {says}" in result.stdout
 
+    @pytest.mark.parametrize(
+        ("name", "path", "says"),
+        [
+            ("searcher", "/qdrant.Points/Search", "allowed"),
+            ("ingest-1", "/qdrant.Points/Upsert", "allowed if its body names only collections that the caller has"),
+            ("ingest-1", "/qdrant.Collections/List", "allowed (the answer is reduced to what the caller may know)"),
+            ("stranger", "/grpc.health.v1.Health/Check", "allowed"),
+        ],
+    )
+    def test_a_call_that_is_allowed(self, site: Path, name: str, path: str, says: str) -> None:
+        result = self.explain(site, name, "gRPC", path)
+        assert result.exit_code == 0
+        assert result.stdout.endswith(f"decision   {says}\n")
+
+    @pytest.mark.parametrize(
+        ("name", "path", "says"),
+        [
+            ("searcher", "/qdrant.Points/Upsert", "PERMISSION_DENIED Forbidden: "),
+            ("stranger", "/qdrant.Points/Search", 'PERMISSION_DENIED Forbidden: no role for certificate "CN=stranger"'),
+            ("none", "/qdrant.Points/Search", "UNAUTHENTICATED "),
+            ("searcher", "/qdrant.Points/Serach", "UNIMPLEMENTED (unknown_operation)"),
+            ("searcher", "qdrant.Points/Search", "UNIMPLEMENTED (unknown_operation)"),
+        ],
+    )
+    def test_a_call_that_is_refused(self, site: Path, name: str, path: str, says: str) -> None:
+        cert = "none" if name == "none" else site / "certs" / f"{name}.pem"
+        result = call("explain", "--config", site / "tlsproxy.yaml", cert, "grpc", path)
+        assert result.exit_code == 1
+        assert f"decision   refused: {says}" in result.stdout
+
     def test_whole_storage_is_open_to_nobody_without_a_role(self, site: Path) -> None:
         assert self.explain(site, "stranger", "GET", "/healthz").exit_code == 0
 

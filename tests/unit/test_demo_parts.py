@@ -8,6 +8,7 @@ import stat
 import sys
 from typing import TYPE_CHECKING
 
+import grpc
 import httpx
 import pytest
 from cryptography import x509
@@ -106,6 +107,23 @@ def answer(status: int) -> UnexpectedResponse:
 
 def raising(error: Exception) -> None:
     raise error
+
+
+class Ended(grpc.RpcError):
+    def __init__(self, code: grpc.StatusCode) -> None:
+        self._code = code
+
+    def code(self) -> grpc.StatusCode:
+        return self._code
+
+    def details(self) -> str:
+        return "Forbidden: no"
+
+
+def test_of_grpc_only_permission_denied_is_one() -> None:
+    assert refusal(lambda: raising(Ended(grpc.StatusCode.PERMISSION_DENIED))) == "PERMISSION_DENIED Forbidden: no"
+    with pytest.raises(StepError, match=r"got StatusCode\.UNAVAILABLE"):
+        refusal(lambda: raising(Ended(grpc.StatusCode.UNAVAILABLE)))
 
 
 def test_only_a_403_is_a_refusal() -> None:

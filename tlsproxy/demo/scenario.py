@@ -44,11 +44,11 @@ def run_demo(directory: Path, *, once: bool) -> int:
         with _stopped_by_signals(), ExitStack() as stack:
             premises = prepare(directory)
             gateway, ports = _start(premises, stack)
-            _show(premises, ports.rest, report)
+            _show(premises, ports, report)
             if once:
                 print(f"{report.failed} steps failed" if report.failed else "every step did what it should")
             else:
-                print(hints.to_try(premises, ports.rest), flush=True)
+                print(hints.to_try(premises, ports), flush=True)
                 raise StepError(f"the gateway ended with {gateway.wait()}: see {gateway.log}")
     except KeyboardInterrupt:
         if once:
@@ -85,11 +85,15 @@ def _json_in(path: Path) -> dict[str, Any] | None:
         return None
 
 
-def _show(premises: Premises, port: int, report: Report) -> None:
+def _show(premises: Premises, ports: Ports, report: Report) -> None:
+    port = ports.rest
     with ExitStack() as stack:
         admin, ingest, search, stranger = (
             stack.enter_context(closing(qdrant(premises, name, port)))
             for name in ("admin", "ingest", "search", "stranger")
+        )
+        by_grpc, writing_by_grpc = (
+            stack.enter_context(closing(qdrant(premises, name, port, ports.grpc))) for name in ("search", "ingest")
         )
         space = models.VectorParams(size=_DIMENSIONS, distance=models.Distance.COSINE)
         with report.step(f"admin creates the collection `{COLLECTION}`"):
@@ -100,8 +104,14 @@ def _show(premises: Premises, port: int, report: Report) -> None:
             step.saw = f"{_counted(ingest)} are there"
         with report.step("search finds the nearest three") as step:
             step.saw = ", ".join(str(point.payload) for point in _nearest(search))
+        with report.step("search finds them over gRPC too") as step:
+            step.saw = ", ".join(str(point.payload) for point in _nearest(by_grpc))
         with report.step("search may not write") as step:
             step.saw = refusal(lambda: search.upsert(COLLECTION, [_point(0)]))
+        with report.step("nor over gRPC") as step:
+            step.saw = refusal(lambda: by_grpc.upsert(COLLECTION, [_point(0)]))
+        with report.step("ingest may not write elsewhere over gRPC") as step:
+            step.saw = refusal(lambda: writing_by_grpc.upsert("other", [_point(0)]))
         with report.step("ingest may not create a collection") as step:
             step.saw = refusal(lambda: ingest.create_collection("mine", vectors_config=space))
         with report.step("a certificate without a role may do nothing") as step:
