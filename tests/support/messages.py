@@ -86,9 +86,7 @@ def messages(
                 value = draw(messages(nested.fields_by_name["value"].message_type, also, False, depth - 1))
                 getattr(message, field.name)[key].CopyFrom(value)
         elif depth and field.is_repeated:
-            getattr(message, field.name).extend(
-                draw(st.lists(messages(nested, also, False, depth - 1), max_size=2))
-            )
+            getattr(message, field.name).extend(draw(st.lists(messages(nested, also, False, depth - 1), max_size=2)))
         elif depth:
             getattr(message, field.name).CopyFrom(draw(messages(nested, also, False, depth - 1)))
     if top and "collection_name" in descriptor.fields_by_name:

@@ -67,7 +67,9 @@ def test_what_is_not_known_is_left_out() -> None:
 
 
 @pytest.mark.parametrize("operation", ENTRIES)
-@pytest.mark.parametrize("answer", [b"\x0a", b"\x0a\x05docs", b"\x08\x01", b"\x0a\x02\x0a\x01", b"\x0a\x02\x08\x01", b"\0"])
+@pytest.mark.parametrize(
+    "answer", [b"\x0a", b"\x0a\x05docs", b"\x08\x01", b"\x0a\x02\x0a\x01", b"\x0a\x02\x08\x01", b"\0"]
+)
 def test_what_is_not_qdrants_is_not_passed(operation: str, answer: bytes) -> None:
     with pytest.raises(ValueError, match=r"."):
         reduced(operation, answer)

@@ -137,6 +137,13 @@ def test_what_the_shapes_refuse(message: bytes, text: str) -> None:
         scanned(*(bytes([byte]) for byte in message))
 
 
+def test_a_message_ends_with_what_is_skipped_last_in_it() -> None:
+    """Wherever the pieces are cut: the end of both comes in one piece with what follows."""
+    message = delimited(2, delimited(3, delimited(2, b"skipped"))) + delimited(1, b"a")
+    for cut in range(len(message) + 1):
+        assert scanned(message[:cut], message[cut:]) == [("leaf", ""), ("name", ""), ("name", "a")]
+
+
 def test_a_name_too_long_is_refused_before_it_comes() -> None:
     scanner = Scanner(SHAPES, "node", longest=5, names=4)
     with pytest.raises(ProtobufError):
@@ -202,7 +209,9 @@ def test_what_is_written_is_read(number: int, value: bytes) -> None:
     assert (one.number, one.content()) == (number, value)
 
 
-tokens = st.sampled_from([b"\x0a\x01a", b"\x12\x03\x0a\x01a", b"\x1a\x00", b"\x22\x81\x01" + bytes(129), b"\x2a\x01a"])
+tokens = st.sampled_from(
+    [b"\x0a\x01a", b"\x12\x03\x0a\x01a", b"\x1a\x00", b"\x22\x81\x01" + bytes(129), b"\x2a\x01a", b"\x1a\x04\x12\x02ab"]
+)
 
 
 @pytest.mark.fuzz
