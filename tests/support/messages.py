@@ -21,6 +21,7 @@ REQUESTS: dict[str, Descriptor] = {
 NAMING = frozenset({"collection_name", "collection"})
 """What a field is called that holds a collection's name."""
 
+MAX_DEPTH = 4
 NAMES = ["docs", "other", "third"]
 _SCALARS: dict[int, st.SearchStrategy[Any]] = {
     FieldDescriptor.TYPE_STRING: st.sampled_from(["", "docs", "tenant", "acme", "a.b", "ü"]),
@@ -65,7 +66,7 @@ def _telling(descriptor: Descriptor, also: frozenset[str]) -> list[FieldDescript
 
 @st.composite
 def messages(
-    draw: st.DrawFn, descriptor: Descriptor, also: frozenset[str] = frozenset(), top: bool = True, depth: int = 4
+    draw: st.DrawFn, descriptor: Descriptor, also: frozenset[str] = frozenset(), *, depth: int = MAX_DEPTH
 ) -> Any:
     """Fields that may name collections, and those called as in ``also``, are there more often than others."""
     message = GetMessageClass(descriptor)()
@@ -83,13 +84,13 @@ def messages(
                 setattr(message, field.name, value)
         elif depth and nested.GetOptions().map_entry:
             for key in draw(st.lists(st.sampled_from(["tenant", "a", ""]), max_size=2)):
-                value = draw(messages(nested.fields_by_name["value"].message_type, also, False, depth - 1))
+                value = draw(messages(nested.fields_by_name["value"].message_type, also, depth=depth - 1))
                 getattr(message, field.name)[key].CopyFrom(value)
         elif depth and field.is_repeated:
-            getattr(message, field.name).extend(draw(st.lists(messages(nested, also, False, depth - 1), max_size=2)))
+            getattr(message, field.name).extend(draw(st.lists(messages(nested, also, depth=depth - 1), max_size=2)))
         elif depth:
-            getattr(message, field.name).CopyFrom(draw(messages(nested, also, False, depth - 1)))
-    if top and "collection_name" in descriptor.fields_by_name:
+            getattr(message, field.name).CopyFrom(draw(messages(nested, also, depth=depth - 1)))
+    if depth == MAX_DEPTH and "collection_name" in descriptor.fields_by_name:
         message.collection_name = "docs"
     return message
 

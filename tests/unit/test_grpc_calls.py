@@ -1,4 +1,4 @@
-"""Every gRPC method × every kind of caller: who passes is who passes in Qdrant, by the method alone or by the message."""
+"""Every gRPC method × every kind of caller: who passes is who passes in Qdrant, by the method or by the message."""
 
 from __future__ import annotations
 

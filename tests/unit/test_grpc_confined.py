@@ -88,41 +88,49 @@ def narrow(message: Any, name: str, conditions: tuple[Condition, ...]) -> None:
 
 def twin(message: Any, conditions: tuple[Condition, ...], *, marks: bool) -> None:
     """Raises Unconfined or BadRequest, without a text."""
-    descriptor = message.DESCRIPTOR
-    fields = descriptor.fields_by_name
-    if "lookup_from" in fields and message.HasField("lookup_from"):
-        raise Unconfined("")
-    if "with_lookup" in fields and message.HasField("with_lookup"):
-        raise Unconfined("")
-    if "query" in fields and message.HasField("query"):
-        twin_query(message.query)
-    if "key" in fields and "payload" in fields and message.HasField("key"):
-        raise Unconfined("")
-    if "keys" in fields and any(path.partition(".")[0] in {one.key for one in conditions} for path in message.keys):
-        raise Unconfined("")
-    if "keys" in fields and not all(path.isascii() and path for path in message.keys):
-        raise Unconfined("")
-    if descriptor.name in {"UpsertPoints", "PointStructList"}:
+    fields = message.DESCRIPTOR.fields_by_name
+    twin_refusals(message, conditions)
+    if message.DESCRIPTOR.name in {"UpsertPoints", "PointStructList"}:
         for point in message.points:
             twin_payload(point.payload, conditions, marks=True)
     elif "payload" in fields:
-        twin_payload(message.payload, conditions, marks=marks or descriptor.name == "OverwritePayload")
-    if "params" in fields and message.HasField("params") and message.params.HasField("idf"):
-        narrow(message.params.idf, "corpus", conditions)
-    for name in ("filter", "update_filter"):
-        if name in fields:
-            narrow(message, name, conditions)
-    for name in ("points_selector", "points"):
-        if name in fields and fields[name].message_type.name == "PointsSelector":
-            twin_selector(getattr(message, name), conditions)
+        marks |= message.DESCRIPTOR.name == "OverwritePayload"
+        twin_payload(message.payload, conditions, marks=marks)
+    twin_filters(message, conditions)
     for name in ("prefetch", "search_points", "query_points"):
         for one in getattr(message, name, ()):
             twin(one, conditions, marks=marks)
     for operation in getattr(message, "operations", ()):
+        twin(getattr(operation, operation.WhichOneof("operation")), conditions, marks=False)
+
+
+def twin_filters(message: Any, conditions: tuple[Condition, ...]) -> None:
+    for field in message.DESCRIPTOR.fields:
+        if field.name in {"filter", "update_filter"}:
+            narrow(message, field.name, conditions)
+        elif field.message_type is not None and field.message_type.name == "PointsSelector":
+            twin_selector(getattr(message, field.name), conditions)
+        elif field.name == "params" and message.HasField("params") and message.params.HasField("idf"):
+            narrow(message.params.idf, "corpus", conditions)
+
+
+def twin_refusals(message: Any, conditions: tuple[Condition, ...]) -> None:
+    fields = message.DESCRIPTOR.fields_by_name
+    present = {field.name for field, _ in message.ListFields()}
+    if present & {"lookup_from", "with_lookup"} or (
+        "payload" in fields and "key" in fields and message.HasField("key")
+    ):
+        raise Unconfined("")
+    if "query" in present:
+        twin_query(message.query)
+    kept = {one.key for one in conditions}
+    for path in getattr(message, "keys", ()):
+        if not path or not path.isascii() or path.partition(".")[0] in kept:
+            raise Unconfined("")
+    for operation in getattr(message, "operations", ()):
         chosen = operation.WhichOneof("operation")
         if chosen in {None, "delete_deprecated", "clear_payload", "clear_payload_deprecated"}:
             raise Unconfined("")
-        twin(getattr(operation, chosen), conditions, marks=False)
 
 
 def twin_query(query: Any) -> None:

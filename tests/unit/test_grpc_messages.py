@@ -80,7 +80,7 @@ def operation(path: str) -> Operation:
     return found
 
 
-def twin(message: Any, top: bool = True) -> set[tuple[str, str]]:
+def twin(message: Any, *, top: bool = True) -> set[tuple[str, str]]:
     """Every name in a parsed message, found by what its field is called."""
     found = set()
     for field in message.DESCRIPTOR.fields:
