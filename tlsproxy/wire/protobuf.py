@@ -183,14 +183,12 @@ class Scanner:
 
     def feed(self, data: bytes) -> None:
         """Raises :class:`ProtobufError`, after which there is no use in going on."""
-        if self._left >= len(data):  # the common case: the middle of what is skipped
-            self._left -= len(data)
-            self._at += len(data)
-            self._leave()
-            return
-        data = self._held + data[self._left :]
-        self._at += self._left
-        self._left = position = 0
+        skipped = min(self._left, len(data))
+        self._left -= skipped
+        self._at += skipped
+        self._leave()
+        data = self._held + data[skipped:]
+        position = 0
         while position < len(data):
             step = self._field(data, position)
             if not step:
