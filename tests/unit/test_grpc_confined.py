@@ -18,11 +18,11 @@ from support import messages as qdrant
 from tlsproxy.authz.access import Condition
 from tlsproxy.errors import BadRequest, Unconfined
 from tlsproxy.qdrant.grpc import confine_message, operation_of
-from tlsproxy.qdrant.grpctenancy import WAYS, is_confinable_call
+from tlsproxy.qdrant.grpctenancy import MAX_FIELDS, WAYS, is_confinable_call
 from tlsproxy.qdrant.operations import GRPC, Operation
 from tlsproxy.qdrant.rest import recognise
 from tlsproxy.qdrant.tenancy import confine
-from tlsproxy.wire.protobuf import delimited
+from tlsproxy.wire.protobuf import MAX_DEPTH, delimited
 
 ACME = (Condition("tenant", "acme"),)
 TWO = (Condition("tenant", "acme"), Condition("a", "x"))
@@ -438,11 +438,32 @@ def test_nothing_hides_where_readers_differ(name: str, message: bytes) -> None:
 
 
 def test_depth_is_bounded() -> None:
-    message = b""
-    for _ in range(5000):
-        message = delimited(1, message)
-    with pytest.raises(BadRequest, match="nested too deeply"):
-        confined("Query", DOCS + delimited(2, message))
+    def nested(depth: int) -> bytes:
+        message = b""
+        for _ in range(depth):
+            message = delimited(1, message)
+        return DOCS + message.replace(b"\x0a", b"\x12", 1)
+
+    deep = MAX_DEPTH - 5  # google.protobuf counts the filter's messages, too
+    innermost = confined("Query", nested(deep))
+    for _ in range(deep):
+        assert innermost.filter == ONLY
+        (innermost,) = innermost.prefetch
+    assert innermost.filter == ONLY
+    assert confine_message(method("Query"), nested(MAX_DEPTH), ACME)
+    for depth in (MAX_DEPTH + 1, 5000):
+        with pytest.raises(BadRequest, match="nested too deeply"):
+            confined("Query", nested(depth))
+    many = delimited(2, delimited(1, b"")) * 200  # each of a batch may go as deep again
+    assert len(confined("Query", DOCS + many).prefetch) == 200
+
+
+def test_what_is_looked_at_is_bounded() -> None:
+    points = delimited(3, b"") * (MAX_FIELDS - 1)
+    assert len(confine_message(method("Upsert"), DOCS + points, ())) == len(DOCS + points) + 2
+    for message in (DOCS + points + delimited(3, b""), DOCS + delimited(3, delimited(1, b"")) * (MAX_FIELDS // 2)):
+        with pytest.raises(BadRequest, match="too many fields"):
+            confine_message(method("Upsert"), message, ())
 
 
 # As on REST
