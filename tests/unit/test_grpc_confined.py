@@ -26,6 +26,7 @@ from tlsproxy.wire.protobuf import MAX_DEPTH, delimited
 
 ACME = (Condition("tenant", "acme"),)
 TWO = (Condition("tenant", "acme"), Condition("a", "x"))
+DIFFERING = (Condition("tenant", "acme"), Condition("tenant", "other"))
 OURS = pb.Condition(field=pb.FieldCondition(key="tenant", match=pb.Match(keyword="acme")))
 OTHERS = pb.Condition(field=pb.FieldCondition(key="tenant", match=pb.Match(keyword="other")))
 ONLY = pb.Filter(must=[OURS])
@@ -156,6 +157,8 @@ def twin_selector(selector: Any, conditions: tuple[Condition, ...]) -> None:
 
 
 def twin_payload(payload: Any, conditions: tuple[Condition, ...], *, marks: bool) -> None:
+    if len({one.key for one in conditions}) < len(conditions):
+        raise Unconfined("")
     for one in conditions:
         if one.key in payload and payload[one.key] != pb.Value(string_value=one.value):
             raise Unconfined("")
@@ -203,7 +206,7 @@ def settle(message: Any) -> None:
 
 
 @pytest.mark.fuzz
-@given(st.data(), st.sampled_from([ACME, TWO]))
+@given(st.data(), st.sampled_from([ACME, TWO, DIFFERING]))
 def test_whatever_is_asked_is_confined_as_the_twin_does_it(
     data: st.DataObject, conditions: tuple[Condition, ...]
 ) -> None:
@@ -435,6 +438,17 @@ QUERY_BY_ID = delimited(1, ID.SerializeToString())
 def test_nothing_hides_where_readers_differ(name: str, message: bytes) -> None:
     with pytest.raises((BadRequest, Unconfined)):
         confined(name, message)
+
+
+def test_two_conditions_on_one_key() -> None:
+    """As on REST: what meets both cannot be written where they differ, and is marked once where they do not."""
+    request = pb.UpsertPoints(points=[pb.PointStruct()])
+    with pytest.raises(Unconfined):
+        confined("Upsert", request, DIFFERING)
+    with pytest.raises(Unconfined):
+        confined("SetPayload", pb.SetPayloadPoints(points_selector=SELECTOR), DIFFERING)
+    content = pb.UpsertPoints(collection_name="docs", points=[pb.PointStruct()]).SerializeToString()
+    assert confine_message(method("Upsert"), content, ACME * 2).count(MARK) == 1
 
 
 def test_depth_is_bounded() -> None:

@@ -91,7 +91,7 @@ class Way:
         if not needed:
             raise BadRequest(f"Field {self.needs} of {self.message} is missing")
         if self.payload:
-            missing = _check_marks(payload, work.conditions)
+            missing = _marks(payload, work.conditions)
             kept += [delimited(self.payload, mark) for mark in missing if self.marks]
         if self.filter:
             kept.append(delimited(self.filter, narrowed(own, work.conditions)))
@@ -174,14 +174,14 @@ def _entry(content: bytes, work: Work) -> tuple[bytes, bytes]:
     return found.get(1, b""), found.get(2, b"")
 
 
-def _check_marks(payload: Mapping[bytes, bytes], conditions: Conditions) -> list[bytes]:
-    """The entries of the conditions that the payload does not have. Raises :class:`Unconfined`."""
+def _marks(payload: dict[bytes, bytes], conditions: Conditions) -> list[bytes]:
+    """The entries of conditions that the payload lacks, and has then. Raises :class:`Unconfined` where it differs."""
     missing = []
     for one in conditions:
         key, value = one.key.encode(), delimited(4, one.value.encode())  # Value.string_value
         if key not in payload:
             missing.append(delimited(1, key) + delimited(2, value))
-        elif payload[key] != value:
+        if payload.setdefault(key, value) != value:
             raise Unconfined(tenancy.MARKED.format(one.key))
     return missing
 
