@@ -121,6 +121,7 @@ _CHECKS: Final[tuple[tuple[frozenset[str], Check], ...]] = (
     (frozenset({"keys", "tls"}), credentials.named_keys),
     (frozenset({"keys", "roles"}), credentials.key_roles),
     (frozenset({"jwt_issuers"}), credentials.issuers),
+    (frozenset({"jwt_issuers", "roles"}), credentials.issuer_roles),
     (frozenset({"service", "upstream"}), _grpc),
     (frozenset({"upstream"}), _upstream),
     (frozenset({"service", "upstream"}), _loop),
@@ -129,11 +130,19 @@ _CHECKS: Final[tuple[tuple[frozenset[str], Check], ...]] = (
     (frozenset({"roles"}), roles),
     (frozenset({"identities"}), matches),
     (frozenset({"roles", "identities"}), names),
-    (frozenset({"roles", "identities", "keys"}), role_use),
+    (frozenset({"roles", "identities", "keys", "jwt_issuers"}), role_use),
     (frozenset({"service", "roles", "identities", "keys", "jwt_issuers"}), nobody),
 )
 ITEMS: Final = frozenset({"roles", "identities", "keys", "jwt_issuers"})
 """The sections that are lists or mappings of items."""
 _ITEM_BY_ITEM: Final = frozenset(
-    {roles, matches, names, credentials.named_keys, credentials.key_roles, credentials.issuers}
+    {
+        roles,
+        matches,
+        names,
+        credentials.named_keys,
+        credentials.key_roles,
+        credentials.issuers,
+        credentials.issuer_roles,
+    }
 )

@@ -37,6 +37,8 @@ MEMO_HEAD: Final = 4096
 UNLIMITED: Final = 1 << 62
 AUDIT_QUERY: Final = 65_536
 """Bytes of a question about the audit log."""
+STORAGE_ERROR: Final = "token_storage_error"
+"""The reason of a refusal whose text is that of Qdrant's storage: it failed where a token was to be verified."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,7 +256,7 @@ def _caller(principal: Principal, admission: Admission | None) -> Caller:
         identity.sha256 if identity is not None else "",
         subject=credential.subject if credential is not None else "",
         key=credential.name if credential is not None else "",
-        key_rights=str(credential.rights) if credential is not None else "",
+        key_rights=credential.gives if credential is not None else "",
     )
 
 
@@ -283,4 +285,6 @@ def _error(decision: Decision) -> str:
     """Qdrant prefixes what its authentication says with the name of the error."""
     if decision.form is Form.BARE:
         return f"{'Unauthorized' if decision.status == HTTPStatus.UNAUTHORIZED else 'Forbidden'}: {decision.text}"
+    if decision.reason == STORAGE_ERROR:
+        return f"Storage error: {decision.text}"
     return decision.text or decision.reason

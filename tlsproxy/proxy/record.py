@@ -6,6 +6,7 @@ import time
 from typing import Final
 
 from tlsproxy.authz.audit import request_line
+from tlsproxy.authz.tokens import UNKNOWN_KEY
 from tlsproxy.errors import BadRequest, BodyTooLarge
 from tlsproxy.proxy.gateway import Gateway
 from tlsproxy.proxy.plan import Plan
@@ -57,6 +58,8 @@ class Record:
         outcome = "denied" if not plan.decision.allowed else "failed" if reason else "allowed"
         gateway.metrics.request(plan.operation, plan.role, outcome, duration)
         gateway.metrics.decision(reason or plan.decision.reason)
+        if plan.decision.reason == UNKNOWN_KEY:
+            gateway.key_missing()
 
 
 class RequestBody:
