@@ -1,4 +1,4 @@
-"""Every gRPC method of Qdrant × every kind of credential: who is let through, and in which words the others are refused.
+"""Every gRPC method of Qdrant × every kind of credential: who passes, and in which words the others do not.
 
 Who passes is read from Qdrant's own table; the words are Qdrant's, written down once more by hand.
 """
@@ -29,7 +29,10 @@ LIMITED = {"cr": "r", "crw": "rw", "cprw": "prw"}
 """The table's classes of credential that are for one collection → their access."""
 CERTIFICATES = {"manager": "m", "auditor": "r", "reader": "cr", "writer": "crw", "points": "cprw"}
 
-NO_ROLE = 'Forbidden: no role for certificate "CN=unmapped": the gateway\'s administrator can add a rule for it to `identities`'
+NO_ROLE = (
+    'Forbidden: no role for certificate "CN=unmapped": '
+    "the gateway's administrator can add a rule for it to `identities`"
+)
 
 # A method of these takes a collection's name, and Qdrant refuses it by the collection; the others need all of Qdrant.
 OF_COLLECTIONS = frozenset(
@@ -48,7 +51,7 @@ def refusal(path: str, kind: str, collection: str) -> str:
     if path not in OF_COLLECTIONS:
         return "Forbidden: Global access is required"
     passes = METHODS[path]["passes"].split()
-    if kind == "cprw" and "crw" in passes or kind == "cprw" and passes == ["m"]:
+    if kind == "cprw" and ("crw" in passes or passes == ["m"]):
         return f"Forbidden: Only points access is allowed for collection {collection}"
     if kind == "cr":
         return f"Forbidden: Write access to collection {collection} is required"

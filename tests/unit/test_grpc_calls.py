@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import csv
-from pathlib import Path
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from qdrant_client import grpc as pb
+from support.access_table import ROWS
 
 from tlsproxy.authz.access import ALLOWED, UNREAD, Condition, Decision, GlobalMode, Grant, Rights, Scope, forbidden
 from tlsproxy.authz.admission import NO_CREDENTIAL, Admission, Credential
@@ -19,10 +17,7 @@ from tlsproxy.qdrant.grpctenancy import is_confinable_call
 from tlsproxy.qdrant.operations import ANY_CALLER, GRPC, OPEN, Operation
 from tlsproxy.qdrant.tenancy import tells_no_points
 
-DATA = Path(__file__).parent.parent / "data" / "qdrant-1.19-access.csv"
-with DATA.open(encoding="utf-8") as _lines:
-    _rows = csv.DictReader(line for line in _lines if not line.startswith("#"))
-    PASSES = {row["path"]: row["passes"].split() for row in _rows if row["surface"] == "grpc"}
+PASSES = {row["path"]: row["passes"].split() for row in ROWS if row["surface"] == "grpc"}
 PASSES["/qdrant.StorageRead/ReadMulti"] = PASSES["/qdrant.StorageRead/ReadBatch"]  # until 1.18
 
 CLASSES = {
@@ -140,6 +135,7 @@ WRITER = Rights(grants=(Grant("docs", write=True, extras=True),))
         ("/qdrant.Collections/CreateShardKey", [WRITER], "needs_manage"),
         ("/qdrant.Collections/Delete", [WRITER], "needs_global"),
         ("/qdrant.Points/Get", [Rights()], "collection"),
+        ("/qdrant.Collections/List", [Rights()], "no_rights"),
         ("/qdrant.Points/Get", [Rights(grants=WRITER.grants, conditions=ACME)], "not_confined"),
         ("/qdrant.Points/Search", [READER], "allowed"),
         ("/qdrant.Points/Search", [WRITER, CLASSES["r"]], "allowed"),

@@ -18,14 +18,15 @@ from support import messages as qdrant
 from tlsproxy.authz.access import Condition
 from tlsproxy.errors import BadRequest, Unconfined
 from tlsproxy.qdrant.grpc import confine_message, operation_of
-from tlsproxy.qdrant.grpctenancy import WAYS, is_confinable_call
+from tlsproxy.qdrant.grpctenancy import MAX_FIELDS, WAYS, is_confinable_call
 from tlsproxy.qdrant.operations import GRPC, Operation
 from tlsproxy.qdrant.rest import recognise
 from tlsproxy.qdrant.tenancy import confine
-from tlsproxy.wire.protobuf import delimited
+from tlsproxy.wire.protobuf import MAX_DEPTH, delimited
 
 ACME = (Condition("tenant", "acme"),)
 TWO = (Condition("tenant", "acme"), Condition("a", "x"))
+DIFFERING = (Condition("tenant", "acme"), Condition("tenant", "other"))
 OURS = pb.Condition(field=pb.FieldCondition(key="tenant", match=pb.Match(keyword="acme")))
 OTHERS = pb.Condition(field=pb.FieldCondition(key="tenant", match=pb.Match(keyword="other")))
 ONLY = pb.Filter(must=[OURS])
@@ -156,6 +157,8 @@ def twin_selector(selector: Any, conditions: tuple[Condition, ...]) -> None:
 
 
 def twin_payload(payload: Any, conditions: tuple[Condition, ...], *, marks: bool) -> None:
+    if len({one.key for one in conditions}) < len(conditions):
+        raise Unconfined("")
     for one in conditions:
         if one.key in payload and payload[one.key] != pb.Value(string_value=one.value):
             raise Unconfined("")
@@ -203,7 +206,7 @@ def settle(message: Any) -> None:
 
 
 @pytest.mark.fuzz
-@given(st.data(), st.sampled_from([ACME, TWO]))
+@given(st.data(), st.sampled_from([ACME, TWO, DIFFERING]))
 def test_whatever_is_asked_is_confined_as_the_twin_does_it(
     data: st.DataObject, conditions: tuple[Condition, ...]
 ) -> None:
@@ -437,12 +440,44 @@ def test_nothing_hides_where_readers_differ(name: str, message: bytes) -> None:
         confined(name, message)
 
 
+def test_two_conditions_on_one_key() -> None:
+    """As on REST: what meets both cannot be written where they differ, and is marked once where they do not."""
+    request = pb.UpsertPoints(points=[pb.PointStruct()])
+    with pytest.raises(Unconfined):
+        confined("Upsert", request, DIFFERING)
+    with pytest.raises(Unconfined):
+        confined("SetPayload", pb.SetPayloadPoints(points_selector=SELECTOR), DIFFERING)
+    content = pb.UpsertPoints(collection_name="docs", points=[pb.PointStruct()]).SerializeToString()
+    assert confine_message(method("Upsert"), content, ACME * 2).count(MARK) == 1
+
+
 def test_depth_is_bounded() -> None:
-    message = b""
-    for _ in range(5000):
-        message = delimited(1, message)
-    with pytest.raises(BadRequest, match="nested too deeply"):
-        confined("Query", DOCS + delimited(2, message))
+    def nested(depth: int) -> bytes:
+        message = b""
+        for _ in range(depth):
+            message = delimited(1, message)
+        return DOCS + message.replace(b"\x0a", b"\x12", 1)
+
+    deep = MAX_DEPTH - 5  # google.protobuf counts the filter's messages, too
+    innermost = confined("Query", nested(deep))
+    for _ in range(deep):
+        assert innermost.filter == ONLY
+        (innermost,) = innermost.prefetch
+    assert innermost.filter == ONLY
+    assert confine_message(method("Query"), nested(MAX_DEPTH), ACME)
+    for depth in (MAX_DEPTH + 1, 5000):
+        with pytest.raises(BadRequest, match="nested too deeply"):
+            confined("Query", nested(depth))
+    many = delimited(2, delimited(1, b"")) * 200  # each of a batch may go as deep again
+    assert len(confined("Query", DOCS + many).prefetch) == 200
+
+
+def test_what_is_looked_at_is_bounded() -> None:
+    points = delimited(3, b"") * (MAX_FIELDS - 1)
+    assert len(confine_message(method("Upsert"), DOCS + points, ())) == len(DOCS + points) + 2
+    for message in (DOCS + points + delimited(3, b""), DOCS + delimited(3, delimited(1, b"")) * (MAX_FIELDS // 2)):
+        with pytest.raises(BadRequest, match="too many fields"):
+            confine_message(method("Upsert"), message, ())
 
 
 # As on REST

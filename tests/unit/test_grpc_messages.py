@@ -96,7 +96,7 @@ def twin(message: Any, *, top: bool = True) -> set[tuple[str, str]]:
 
 def scan(message: str, pieces: list[bytes]) -> set[tuple[str, str]] | None:
     """None where it is refused."""
-    scanner = Scanner(SHAPES, message, longest=255, names=1000)
+    scanner = Scanner(SHAPES, message, longest=255, names=1000, fields=10_000)
     try:
         for piece in pieces:
             scanner.feed(piece)

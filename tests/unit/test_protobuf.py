@@ -35,7 +35,7 @@ SHAPES = {"node": NODE, "leaf": Shape(names={1: "leaf"}, skipped=frozenset({2}))
 
 
 def scanned(*parts: bytes) -> list[tuple[str, str]]:
-    scanner = Scanner(SHAPES, "node", longest=5, names=4)
+    scanner = Scanner(SHAPES, "node", longest=5, names=4, fields=200)
     for part in parts:
         scanner.feed(part)
     scanner.close()
@@ -145,7 +145,7 @@ def test_a_message_ends_with_what_is_skipped_last_in_it() -> None:
 
 
 def test_a_name_too_long_is_refused_before_it_comes() -> None:
-    scanner = Scanner(SHAPES, "node", longest=5, names=4)
+    scanner = Scanner(SHAPES, "node", longest=5, names=4, fields=200)
     with pytest.raises(ProtobufError):
         scanner.feed(b"\x0a\x06")
 
@@ -162,8 +162,15 @@ def test_depth() -> None:
         scanned(nested(MAX_DEPTH + 1))
 
 
+def test_a_message_of_very_many_fields() -> None:
+    assert scanned(b"\x2a\x00" * 200) == [("name", "")]
+    for message in (b"\x2a\x00" * 201, delimited(2, b"\x2a\x00" * 200)):
+        with pytest.raises(ProtobufError, match="too many fields"):
+            scanned(message)
+
+
 def test_what_is_skipped_is_not_kept() -> None:
-    scanner = Scanner(SHAPES, "node", longest=5, names=4)
+    scanner = Scanner(SHAPES, "node", longest=5, names=4, fields=200)
     scanner.feed(b"\x22" + varint(1 << 32))
     piece = bytes(1 << 20)
     tracemalloc.start()
