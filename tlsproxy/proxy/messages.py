@@ -26,7 +26,7 @@ from tlsproxy.wire.http2 import END_STREAM, HEADER
 MAX_ANSWER: Final = 32 << 20
 """Bytes of a listing."""
 MAX_PIECES: Final = 8192
-"""DATA frames of a listing: four times as many as it needs. A client could leave its sender room for a byte at a time."""
+"""DATA frames of a listing: four times what it needs. A client could leave its sender room for a byte at a time."""
 _WHY_REDUCED: Final = "The upstream refused; its reason may name what you may not know"
 
 
