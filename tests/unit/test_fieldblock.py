@@ -85,7 +85,15 @@ def test_a_bomb() -> None:
 def test_without_a_table() -> None:
     """An upstream that was told that there is none, and uses one."""
     with pytest.raises(Http2Error):
-        FieldReader(1 << 16, table=0).read(hpack.Encoder().encode([(b"x", b"y")]))
+        FieldReader(1 << 16, table=False).read(hpack.Encoder().encode([(b"x", b"y")]))
     encoder = hpack.Encoder()
     encoder.header_table_size = 0
-    assert FieldReader(1 << 16, table=0).read(encoder.encode([(b"x", b"y")])) == ((b"x", b"y"),)
+    assert FieldReader(1 << 16, table=False).read(encoder.encode([(b"x", b"y")])) == ((b"x", b"y"),)
+
+
+def test_without_a_table_and_without_a_word_of_it() -> None:
+    """What gRPC's C library answers to a call that is late: a block made by hand, before any that shrinks the table."""
+    reader, by_hand = FieldReader(1 << 16, table=False), write(((b":status", b"200"), (b"grpc-status", b"4")))
+    assert reader.read(by_hand)[1] == (b"grpc-status", b"4")
+    with pytest.raises(Http2Error):
+        reader.read(hpack.Encoder().encode([(b"x", b"y")]))
