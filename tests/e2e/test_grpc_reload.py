@@ -1,0 +1,170 @@
+"""What changes while gRPC clients are connected counts from their next call on, and nobody else notices."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import grpc
+import pytest
+from support.gateway import Gateway
+from support.grpc_client import Answered, call, channel
+from support.grpc_clients import LIST, GrpcClients
+from support.grpc_upstream import GrpcUpstream, never
+from support.h2raw import fields, h2
+from support.site import CLIENTS, CONFIG, Site
+from support.upstream import ScriptedUpstream
+
+from tlsproxy.tls.pki import Authority
+
+LONG = bool(os.environ.get("TLSPROXY_SOAK"))
+ROTATIONS = 1_000 if LONG else 100
+SERVER = {"common_name": "localhost", "dns": ["localhost"], "ips": ["127.0.0.1"], "server": True}
+CREATE = "/qdrant.Collections/Create"
+OK = Answered(grpc.StatusCode.OK)
+
+
+def denied(text: str) -> Answered:
+    return Answered(grpc.StatusCode.PERMISSION_DENIED, f"Forbidden: {text}")
+
+
+@pytest.fixture
+def config(own_site: Site, upstream: ScriptedUpstream, grpc_upstream: GrpcUpstream) -> Path:
+    return own_site.write_config(upstream.url, grpc=grpc_upstream.url)
+
+
+@pytest.fixture
+def gateway(config: Path) -> Iterator[Gateway]:
+    with Gateway(config) as running:
+        yield running
+
+
+def test_a_role_that_was_narrowed(own_site: Site, config: Path, gateway: Gateway, grpc_upstream: GrpcUpstream) -> None:
+    with channel(gateway, own_site) as admin, channel(gateway, own_site, "ingest") as other:
+        assert call(admin, CREATE) == call(other, LIST) == OK
+        own_site.edit_config(config, roles={"admin": {"access": "r"}})
+        gateway.reloaded()
+        assert call(admin, CREATE) == denied("Global manage access is required")
+        assert gateway.audited(grpc_status=7)["reason"] == "needs_manage"
+        assert call(admin, LIST) == call(other, LIST) == OK
+    assert [one.method for one in grpc_upstream.calls] == [CREATE, LIST, LIST, LIST]
+
+
+def test_a_rule_that_was_removed_and_one_that_was_added(own_site: Site, config: Path, gateway: Gateway) -> None:
+    with channel(gateway, own_site) as admin, channel(gateway, own_site, "stranger") as stranger:
+        assert call(admin, LIST) == OK
+        assert call(stranger, LIST).code is grpc.StatusCode.PERMISSION_DENIED
+        rule = {"name": "nobodies", "match": {"cn": "nobody"}, "role": "search"}
+        own_site.edit_config(config, identities=[*CONFIG["identities"][1:], rule])
+        gateway.reloaded()
+        assert call(admin, LIST).text.startswith('Forbidden: no role for certificate "CN=alice,OU=platform"')
+        assert call(stranger, LIST) == OK
+
+
+def test_a_call_that_is_under_way_ends_as_it_began(
+    own_site: Site, config: Path, gateway: Gateway, grpc_upstream: GrpcUpstream
+) -> None:
+    """Its right was there when it was decided."""
+    grpc_upstream.answer = never
+    with channel(gateway, own_site) as admin:
+        waiting = admin.unary_unary(CREATE).future(b"")
+        (begun,) = grpc_upstream.wait()
+        own_site.edit_config(config, roles={"admin": {"access": "r"}})
+        gateway.reloaded()
+        assert call(admin, CREATE).code is grpc.StatusCode.PERMISSION_DENIED
+        assert not begun.ended.is_set()
+        waiting.cancel()
+
+
+def test_a_certificate_that_was_revoked(
+    own_site: Site, upstream: ScriptedUpstream, grpc_upstream: GrpcUpstream
+) -> None:
+    lost = own_site.issue("lost", client=True, **CLIENTS["admin"])
+    own_site.write("ca.crl", own_site.authority.crl_pem())
+    config = own_site.write_config(upstream.url, grpc=grpc_upstream.url, tls={"crl": ["ca.crl"]})
+    with (
+        Gateway(config) as gateway,
+        h2(gateway, own_site, "lost") as client,
+        channel(gateway, own_site) as other,
+        channel(gateway, own_site, "lost") as library,
+    ):
+        assert client.status(client.call(b"", fields(LIST))) == 0
+        assert call(other, LIST) == call(library, LIST) == OK
+        own_site.write("ca.crl", own_site.authority.crl_pem([lost], number=2))
+        gateway.reloaded()
+        told = client.fields(client.call(b"", fields(LIST)))
+        assert (told["grpc-status"], told["grpc-message"]) == ("7", "Forbidden: the client certificate was revoked")
+        assert client.goaway() == 0
+        assert client.ended()
+        record = gateway.audited(grpc_status=7)
+        assert (record["result"], record["reason"]) == ("denied", "certificate_revoked")
+        assert call(library, LIST) == denied("the client certificate was revoked")
+        assert call(library, LIST).code is grpc.StatusCode.UNAVAILABLE, "it is not let in again"
+        assert gateway.audited(event="handshake")["reason"] == "certificate_revoked"
+        assert call(other, LIST) == OK
+    assert len(grpc_upstream.calls) == 4
+
+
+def test_an_authority_that_was_removed(own_site: Site, gateway: Gateway) -> None:
+    with channel(gateway, own_site) as admin:
+        assert call(admin, LIST) == OK
+        own_site.replace("ca.pem", Authority.create().certificate_pem)
+        gateway.reloaded()
+        assert call(admin, LIST) == denied("the client certificate's issuer is not trusted any more")
+        assert gateway.audited(grpc_status=7)["reason"] == "issuer_not_trusted"
+
+
+def test_a_mistake_leaves_everything_as_it_was(own_site: Site, config: Path, gateway: Gateway) -> None:
+    with channel(gateway, own_site) as admin:
+        own_site.edit_config(config, rolls={})
+        gateway.reloaded("failed")
+        assert call(admin, LIST) == OK
+
+
+def serial(gateway: Gateway, site: Site, port: int, protocol: str) -> int:
+    """Of the certificate that a new connection for this protocol is shown."""
+    context = site.client()
+    context.set_alpn_protocols([protocol])
+    with gateway.connect(context, port=port) as sock:
+        assert sock.selected_alpn_protocol() == protocol
+        shown = sock.getpeercert()
+    assert shown is not None
+    return int(str(shown["serialNumber"]), 16)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(3600 if LONG else 120)
+def test_the_server_certificate_changes_all_the_time(
+    own_site: Site, upstream: ScriptedUpstream, grpc_upstream: GrpcUpstream
+) -> None:
+    """No call fails, on kept connections or new ones; and each protocol of each port shows the newest one."""
+    both = {"port": 0, "protocols": ["rest", "grpc"]}
+    config = own_site.write_config(upstream.url, grpc=grpc_upstream.url, listeners=[both])
+    with Gateway(config) as gateway:
+        clients = GrpcClients(gateway, own_site)
+        with clients.calling():
+            clients.wait_for()
+            for number in range(ROTATIONS):
+                issued = own_site.authority.issue(**SERVER)
+                own_site.replace("server.key", issued.key_pem)
+                own_site.replace("server.pem", issued.chain_pem)
+                gateway.hang_up()
+                shown = f"certificate {issued.serial:x} until"
+                gateway.log.wait(lambda line, shown=shown: shown in line)
+                if number % 10 == 0:
+                    clients.wait_for(count=5)
+            clients.wait_for()
+        for served, protocol in (
+            ("REST", "http/1.1"),
+            ("gRPC", "h2"),
+            ("REST and gRPC", "h2"),
+            ("REST and gRPC", "http/1.1"),
+        ):
+            assert serial(gateway, own_site, gateway.ports[served][0], protocol) == issued.serial
+        records = gateway.stop()
+    assert {answered for _, answered in clients.answers} == {OK}
+    assert len(clients.answers) > 100
+    assert {record["grpc_status"] for record in records if "grpc_status" in record} == {0}
+    assert sum("grpc_status" in record for record in records) == len(clients.answers)
+    assert not [record for record in records if record.get("event") == "handshake"]
