@@ -2,66 +2,13 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 from support.caller import Caller
-from support.gateway import DEADLINE, Gateway
+from support.clients import Clients
+from support.gateway import Gateway
 from support.site import Site
 from support.upstream import ScriptedUpstream
 
 OLD, NEW = "the-old-key", "the-new-key"
-
-
-class Clients:
-    """Four that ask all the time, two of them on new connections; ``key`` is what they send from then on."""
-
-    def __init__(self, gateway: Gateway, site: Site) -> None:
-        self.key = OLD
-        self.answers: list[tuple[str, int]] = []
-        self._gateway = gateway
-        self._context = site.client(None)
-        self._more = threading.Condition()
-        self._stop = False
-
-    @contextmanager
-    def asking(self) -> Iterator[None]:
-        threads = [threading.Thread(target=self._ask, args=(kept,)) for kept in (True, True, False, False)]
-        for thread in threads:
-            thread.start()
-        try:
-            yield
-        finally:
-            self._stop = True
-            for thread in threads:
-                thread.join(DEADLINE)
-
-    def _ask(self, kept: bool) -> None:  # noqa: FBT001 - a test's own
-        while not self._stop:
-            with Caller(self._gateway, self._context) as caller:
-                self._ask_once(caller)
-                while kept and not self._stop:
-                    self._ask_once(caller)
-
-    def _ask_once(self, caller: Caller) -> None:
-        key = self.key
-        try:
-            status = caller.ask(api_key=key).status
-        except (OSError, EOFError):
-            status = 0
-        with self._more:
-            self.answers.append((key, status))
-            self._more.notify_all()
-
-    def wait_for(self, key: str, count: int = 40) -> None:
-        """That many more answers to requests with this key."""
-        with self._more:
-            first = len(self.answers)
-            enough = self._more.wait_for(
-                lambda: sum(sent == key for sent, _ in self.answers[first:]) >= count, timeout=DEADLINE
-            )
-        assert enough
 
 
 def test_add_move_drop(own_site: Site, upstream: ScriptedUpstream) -> None:
@@ -73,7 +20,7 @@ def test_add_move_drop(own_site: Site, upstream: ScriptedUpstream) -> None:
     with Gateway(config) as gateway:
         with Caller(gateway, own_site.client(None)) as caller:
             assert caller.ask(api_key=NEW).status == 401
-            clients = Clients(gateway, own_site)
+            clients = Clients(gateway, own_site.client(None), OLD)
             with clients.asking():
                 clients.wait_for(OLD)
                 own_site.edit_config(config, service={"alt_api_key_file": "new.key"})

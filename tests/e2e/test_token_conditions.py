@@ -36,6 +36,7 @@ def response(status: int, body: object) -> bytes:
 
 FOUND = response(200, {"result": {"points": [{"id": 1}], "next_page_offset": None}, "status": "ok"})
 EMPTY = response(200, {"result": {"points": [], "next_page_offset": None}, "status": "ok"})
+BROKEN = "Service internal error: no shard answered"
 MISSING = response(404, {"status": {"error": "Not found: Collection `users` doesn't exist!"}})
 
 
@@ -53,6 +54,8 @@ def scripted(upstream: ScriptedUpstream, scroll: bytes) -> None:
         (FOUND, 200, None),
         (EMPTY, 401, TEXT),
         (MISSING, 403, TEXT),
+        (response(500, {"status": {"error": BROKEN}}), 500, None),
+        (response(429, {"status": {"error": "Rate limit exceeded: later"}}), 429, None),
         (response(500, {}), 502, None),
         (response(200, {"result": None}), 502, None),
     ],
@@ -76,6 +79,51 @@ def test_the_upstream_is_asked(
     assert json.loads(upstream.requests[0].body)["filter"] == {"must": [{"key": "name", "match": {"value": "alice"}}]}
     asked = [each.line for each in upstream.requests]
     assert asked.count("GET /collections/docs HTTP/1.1") == (status == 200)
+
+
+def test_qdrants_error_is_the_answer_in_its_words_and_is_not_remembered(site: Site, upstream: ScriptedUpstream) -> None:
+    scripted(upstream, response(500, {"status": {"error": BROKEN}, "time": 0.1}))
+    config = site.write_config(upstream.url, service=SERVICE)
+    with Gateway(config) as gateway, Client(gateway, site.client(None)) as connection:
+        answered = connection.ask(*READ, [("api-key", token())])
+        assert (answered.status, answered.body.decode()) == (500, BROKEN)
+        assert answered.fields["content-type"] == "text/plain; charset=utf-8"
+        record = gateway.audited(status=500)
+        assert record["error"] == f"Storage error: {BROKEN}"
+        assert (record["result"], record["reason"]) == ("denied", "token_storage_error")
+        scripted(upstream, FOUND)
+        assert connection.ask(*READ, [("api-key", token())]).status == 200
+
+
+def test_an_answer_in_chunks(site: Site, upstream: ScriptedUpstream) -> None:
+    body = FOUND.split(b"\r\n\r\n", 1)[1]
+    chunks = b"".join(b"%x\r\n%b\r\n" % (len(part), part) for part in (body[:9], body[9:]))
+    scripted(upstream, b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n" + chunks + b"0\r\nx-t: 1\r\n\r\n")
+    config = site.write_config(upstream.url, service=SERVICE)
+    with Gateway(config) as gateway, Client(gateway, site.client(None)) as connection:
+        assert connection.ask(*READ, [("api-key", token())]).status == 200
+
+
+def test_the_question_goes_where_the_caller_is_routed(site: Site, upstream: ScriptedUpstream) -> None:
+    """And what one replica said is not taken for another's answer."""
+    scripted(upstream, FOUND)
+    config = site.write_config(upstream.url, service=SERVICE)
+    with Gateway(config) as gateway, Client(gateway, site.client(None)) as connection:
+
+        def ask(*affinity: str) -> list[str | None]:
+            """The affinities that the upstream was asked with."""
+            before = len(upstream.requests)
+            fields = [("X-Qdrant-Route-Affinity", each) for each in affinity]
+            assert connection.ask(*READ, [("api-key", token()), *fields]).status == 200
+            asked = [each for each in upstream.requests[before:] if each.line == SCROLL]
+            return [each.fields.get("x-qdrant-route-affinity") for each in asked]
+
+        assert ask("peer-1") == ["peer-1"]
+        assert ask("peer-1") == []
+        assert ask() == [None]
+        assert ask("peer-2", "peer-1") == ["peer-2"]
+        assert ask("x" * 257) == ask("caf\xe9") == ask("a\tb") == ask("") == []  # as without one
+        assert "affinity: " + "x" * 257 in upstream.requests[-4].head.decode("latin-1")
 
 
 def test_an_answer_is_believed_for_a_moment_only(site: Site, upstream: ScriptedUpstream) -> None:

@@ -82,12 +82,26 @@ class TestCheck:
         assert "names      DNS:localhost, IP:127.0.0.1" in result.stdout
         assert "client CA: CN=tlsproxy development CA" in result.stdout
         assert "role ingest: docs (rw); given by jobs" in result.stdout
-        assert "role spare: everything (m); given by no rule" in result.stdout
+        assert "role spare: everything (m); given by nobody" in result.stdout
         assert "unused: " in result.stdout
         assert "service.max_workers" in result.stdout
         assert "warning: " in result.stderr
-        assert "roles.spare: no identity or key has this role" in result.stderr
+        assert "roles.spare: no identity, key or issuer has this role" in result.stderr
         assert result.stdout.endswith(": ok\n")
+
+    def test_says_who_has_a_role(self, site: Path, tmp_path: Path) -> None:
+        issuer = "{name: login, issuer: i, audience: a, algorithm: ES256, jwks: 'https://h/', role: ROLE}"
+        issuers = [issuer.replace("ROLE", role).replace("login", f"login-{role}") for role in ("spare", "search")]
+        key = f"{{name: nightly, sha256: {'a' * 64}, role: ingest}}"
+        config = tmp_path / "config.yaml"
+        more = f"keys: [{key}]\njwt_issuers: [{', '.join(issuers)}]\n"
+        config.write_text(CONFIG.replace("certs/", f"{site}/certs/") + more)
+        lines = done("check", "--config", config).splitlines()
+        assert [line.partition("; ")[2] for line in lines if line.startswith("role ")] == [
+            "given by searchers, confines tokens of login-search",
+            "given by jobs, key nightly",
+            "given by nobody, confines tokens of login-spare",
+        ]
 
     def test_tells_every_mistake_and_exits_with_2(self, site: Path, tmp_path: Path) -> None:
         wrong = tmp_path / "wrong.yaml"

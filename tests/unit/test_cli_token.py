@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from jwt import PyJWS
 
 from tlsproxy.cli import main
 
@@ -121,3 +125,33 @@ def test_explain_with_a_token(site: Path, tmp_path: Path) -> None:
     assert key.exit_code == 0
     assert "key        api_key (m)\n" in key.stdout
     assert KEY not in key.output
+
+
+def test_a_token_within_its_issuers_role(site: Path) -> None:
+    key = ec.generate_private_key(ec.SECP256R1())
+    pem = key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    (site / "login.pem").write_bytes(pem)
+    issuer = "{name: login, issuer: i, audience: a, algorithm: ES256, pem: login.pem, role: tenant}"
+    role = '  tenant: {access: r, filter: {tenant: "{claim:org}"}}\nidentities:'
+    config = site / "issuer.yaml"
+    config.write_text(CONFIG.replace("identities:", role) + f"jwt_issuers: [{issuer}]\n")
+
+    def token(**claims: str) -> str:
+        return PyJWS().encode(json.dumps({"iss": "i", "aud": "a", "access": "m"} | claims).encode(), key, "ES256")
+
+    accepted = call("token", "verify", "--config", config, "-", stdin=token(org="acme"))
+    gives = 'm & r where tenant = "acme"'
+    assert accepted.stdout == f"accepted: signed by login (role tenant), gives {gives}\n"
+    refused = call("token", "verify", "--config", config, "-", stdin=token())
+    assert refused.exit_code == 1
+    assert refused.stdout.endswith("(no_tenant)\n")
+
+    def explain(sent: str, *asked: str) -> Result:
+        return call("explain", "--config", config, "--token", "-", "none", *asked, stdin=sent)
+
+    explained = explain(token(org="acme"), "POST", "/collections/docs/points/count")
+    assert explained.exit_code == 0
+    assert f"token of   login ({gives}), role tenant\n" in explained.stdout
+    assert 'confined to tenant = "acme"' in explained.stdout
+    assert explain(token(), "POST", "/collections/docs/points/count").exit_code == 1
+    assert explain(token(org="acme"), "PUT", "/collections/docs").exit_code == 1

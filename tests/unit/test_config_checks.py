@@ -105,6 +105,15 @@ ERRORS: dict[str, tuple[dict[str, Any], str]] = {
         },
         "keys[0].role: role 'search' has a filter with {claim:team}: who sends a key sends no token",
     ),
+    "issuer_with_an_unknown_role": (
+        {
+            "roles": {"search": {"access": "r"}},
+            "jwt_issuers": [
+                {"name": "i", "issuer": "i", "audience": "a", "algorithm": "ES256", "pem": "p", "role": "serach"}
+            ],
+        },
+        "jwt_issuers[0].role: no role is called 'serach' (did you mean 'search'?)",
+    ),
     "path_in_filter": (
         {"roles": {"search": {"access": "r", "filter": {"a.b": "x"}}}},
         "roles.search.filter.a.b: a payload key of letters",
@@ -314,7 +323,7 @@ WARNINGS: dict[str, tuple[dict[str, Any], str]] = {
     "remote_grpc_upstream": ({"upstream": {"grpc": "http://10.0.0.9:6334"}}, "upstream.grpc: not on loopback"),
     "unused_role": (
         {"roles": {"search": {"access": "r"}, "admin": {"access": "m"}}},
-        "roles.admin: no identity or key has this role",
+        "roles.admin: no identity, key or issuer has this role",
     ),
     "empty_role": (
         {"roles": {"search": {"access": []}}, "service": {"api_key": KEY}},

@@ -102,7 +102,7 @@ def test_a_limited_callers_listing_is_reduced(path: str) -> None:
     assert (nobody.decision.allowed, nobody.listing) == (False, None)
 
 
-OTHER_TOKEN = Credential("Jwt", "api_key", Rights(grants=(Grant("d*", write=True, extras=True),)))
+OTHER_TOKEN = Credential("Jwt", "api_key", (Rights(grants=(Grant("d*", write=True, extras=True),)),))
 
 
 @pytest.mark.parametrize("path", ["points/query", "points/search/groups", "points/discover/batch"])
@@ -126,7 +126,7 @@ def test_a_body_that_may_name_another_collection_decides_with_the_head(path: str
         Form.JSON,
     )
     assert ask_body(b'{"with_lookup":"dogs"}').reason == "collection"
-    assert ask_body(b'{"with_lookup":"dogs"}', Admission(holder(grants=OTHER_TOKEN.rights.grants), None)).allowed
+    assert ask_body(b'{"with_lookup":"dogs"}', Admission(holder(grants=OTHER_TOKEN.rights[0].grants), None)).allowed
     both = Admission(LIMITED, OTHER_TOKEN)
     assert judge(both, asked).decision is UNREAD
     assert ask_body(b'{"with_lookup":"docs"}', both).allowed

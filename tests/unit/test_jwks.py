@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import socket
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import yaml
@@ -13,15 +17,21 @@ from aiohttp import web
 from cryptography.hazmat.primitives.asymmetric import ec
 from jwt.algorithms import ECAlgorithm
 
+from tlsproxy.authz.access import Decision
+from tlsproxy.authz.audit import Prepared
+from tlsproxy.authz.tokens import UNKNOWN_KEY
 from tlsproxy.config.loader import parse
 from tlsproxy.config.model import Config
 from tlsproxy.config.tokens import KeySource, resolve_tokens
 from tlsproxy.errors import MaterialError
+from tlsproxy.proxy.plan import Plan
+from tlsproxy.proxy.record import Record
 from tlsproxy.service import jwks
 from tlsproxy.service.jwks import KeySets, fetch
 
 JWK = ECAlgorithm.to_jwk(ec.generate_private_key(ec.SECP256R1()).public_key(), as_dict=True)
 GOOD = json.dumps({"keys": [JWK]}).encode()
+NEWER = json.dumps({"keys": [JWK | {"kid": "new"}]}).encode()
 
 
 def config(url: str) -> Config:
@@ -30,10 +40,11 @@ def config(url: str) -> Config:
     return parse(yaml.safe_dump(tree).encode(), Path("f.yaml"), {}).config
 
 
-async def serving(answers: list[web.Response]) -> tuple[web.AppRunner, str]:
+async def serving(answers: list[web.Response], asked: Callable[[], None] = lambda: None) -> tuple[web.AppRunner, str]:
     """Each answer once; the last for ever."""
 
     async def answer(_request: web.Request) -> web.Response:
+        asked()
         given = answers.pop(0) if len(answers) > 1 else answers[0]
         return web.Response(status=given.status, body=given.body, headers=given.headers)
 
@@ -84,3 +95,48 @@ def test_what_cannot_be_had_is_left_out_and_verifies_nothing() -> None:
         await runner.cleanup()
 
     asyncio.run(run())
+
+
+def test_a_missing_key_brings_the_next_fetch_forward_and_no_more_than_that(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many tokens name one: a fetch does not follow the one before it by less than EARLY."""
+    early = 0.3
+    monkeypatch.setattr(jwks, "EARLY", early)
+
+    async def run() -> None:
+        loop = asyncio.get_running_loop()
+        fetched: asyncio.Queue[float] = asyncio.Queue()
+        reloads: asyncio.Queue[str] = asyncio.Queue()
+        answers = [web.Response(body=body) for body in (GOOD, NEWER, NEWER)]
+        runner, url = await serving(answers, lambda: fetched.put_nowait(loop.time()))
+        made, key_sets = config(url), KeySets()
+        await key_sets.of(made)
+        times = [await fetched.get()]
+        async with asyncio.timeout(10):
+            running = asyncio.create_task(key_sets.run(lambda: made, reloads.put))
+            for _ in range(2):
+                key_sets.key_missing()
+                while fetched.empty():  # a flood of such tokens
+                    key_sets.key_missing()
+                    await asyncio.sleep(0)
+                times.append(await fetched.get())
+            assert await reloads.get() == "jwks"
+            assert (await key_sets.of(made)).popitem()[1] == NEWER
+            running.cancel()
+        assert all(later - sooner >= early for sooner, later in itertools.pairwise(times))
+        assert reloads.empty()
+        await runner.cleanup()
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize(("reason", "told"), [(UNKNOWN_KEY, 1), ("token_signature", 0), ("allowed", 0)])
+def test_who_is_told_of_a_missing_key(reason: str, told: int) -> None:
+    calls: list[None] = []
+    gateway: Any = SimpleNamespace(
+        audit=SimpleNamespace(write=lambda _line: None),
+        metrics=SimpleNamespace(request=lambda *_arguments: None, decision=lambda _reason: None),
+        key_missing=lambda: calls.append(None),
+    )
+    decision = Decision(allowed=False, reason=reason, status=403)
+    Record(Plan("retrieve", "", decision, Prepared("", "", "")), 0.0).finish(gateway, '""', "")
+    assert len(calls) == told

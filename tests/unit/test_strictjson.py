@@ -11,7 +11,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tlsproxy.errors import BadRequest
-from tlsproxy.wire.strictjson import MAX_CONTAINERS, MAX_DEPTH, MAX_VALUES, read_json
+from tlsproxy.wire.strictjson import MAX_CONTAINERS, MAX_DEPTH, MAX_STRINGS, MAX_VALUES, read_json
 
 
 @pytest.mark.parametrize(
@@ -63,7 +63,16 @@ def test_what_they_agree_about_is_read(text: bytes) -> None:
     assert repr(read_json(text)) == repr(json.loads(text))
 
 
-@pytest.mark.parametrize("text", [b"[" + b"{}," * MAX_CONTAINERS + b"0]", b"[" + b"0," * (MAX_VALUES + 1) + b"0]"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"[" + b"{}," * MAX_CONTAINERS + b"0]",
+        b"[" + b"0," * (MAX_VALUES + 1) + b"0]",
+        b"[" + b'"",' * MAX_STRINGS + b'""]',
+        b"{" + b'"":0,' * MAX_STRINGS + b'"":0}',
+    ],
+    ids=lambda text: repr(text[:8]),
+)
 def test_what_would_take_too_much_memory_is_not_read(text: bytes) -> None:
     with pytest.raises(BadRequest, match="too many values"):
         read_json(text)

@@ -17,7 +17,7 @@ from jwt import PyJWS
 
 from tlsproxy.authz.access import Decision, GlobalMode, Grant, Rights
 from tlsproxy.authz.identity import Identity
-from tlsproxy.authz.tokens import Token, Tokens, VerificationKey, Verifier, mint, qdrant_verifier
+from tlsproxy.authz.tokens import UNKNOWN_KEY, Token, Tokens, VerificationKey, Verifier, mint, qdrant_verifier
 from tlsproxy.errors import Form
 
 KEY, ALT = "the-api-key", "the-alternative"
@@ -330,6 +330,28 @@ def test_issuers() -> None:
         assert outcome.verifier == name
     assert rights(signed(EC_KEY, "ES256", {"kid": "k1"}), BOTH)
     assert refused(signed(EC_KEY, "ES256", {"kid": "k2"}), BOTH) == SIGNATURE
+
+
+def test_a_key_that_its_issuer_does_not_have_yet() -> None:
+    """Which is worth another look at the issuer's keys, and nothing else of a token is."""
+    without_kid = issuer("ES256", VerificationKey(ec.generate_private_key(ec.SECP256R1()).public_key()), name="b")
+    unknown = signed(EC_KEY, "ES256", {"kid": "k2"})
+    for tokens in (BOTH, Tokens((ES, without_kid)), Tokens((without_kid, ES))):
+        outcome = verify(unknown, tokens)
+        assert isinstance(outcome, Decision)
+        assert outcome.reason == UNKNOWN_KEY
+        assert refused(unknown, tokens) == SIGNATURE
+    other = ec.generate_private_key(ec.SECP256R1())
+    for text, tokens in (
+        (signed(other, "ES256", {"kid": "k1"}), BOTH),
+        (signed(other, "ES256"), BOTH),
+        (unknown, Tokens((without_kid,))),
+        (unknown, Tokens((RS,))),
+        (token(access="r", key="another"), BOTH),
+    ):
+        outcome = verify(text, tokens)
+        assert isinstance(outcome, Decision)
+        assert outcome.reason != UNKNOWN_KEY
 
 
 @pytest.mark.parametrize(

@@ -158,11 +158,11 @@ def _limited_refusal(
     reduced: bool,
     form: Form,
 ) -> Decision | None:
-    if not grants:
-        return forbidden("no_rights", "Global access is required", form)
     if requirement.scope is Scope.GLOBAL:
         return forbidden("needs_global", "Global access is required", form)
     if requirement.scope is Scope.CREDENTIAL:
+        if not grants:  # no rights at all, where Qdrant shows the bearer of an empty list nothing
+            return forbidden("no_rights", "Global access is required", form)
         if not reduced:
             return forbidden("unfiltered_listing", "Global access is required for this listing", form)
     elif (refusal := _refusal(grants, requirement, collection, form)) is not None:

@@ -14,8 +14,9 @@ from typing import Literal
 from tlsproxy.authz.access import Decision, Rights
 from tlsproxy.authz.claims import ValueExists
 from tlsproxy.authz.credentials import NEVER
+from tlsproxy.authz.identity import Identity
 from tlsproxy.authz.roles import Policy, Principal
-from tlsproxy.authz.tokens import INVALID, unauthenticated
+from tlsproxy.authz.tokens import INVALID, Token, unauthenticated
 
 NO_CREDENTIAL = unauthenticated("no_credential", "Must provide an API key or an Authorization bearer token")
 
@@ -24,19 +25,25 @@ NO_CREDENTIAL = unauthenticated("no_credential", "Must provide an API key or an 
 class Credential:
     """The key or token of a request, once it was found good.
 
-    ``name`` is the key's, or whose signature the token has; ``role`` a named key's. ``expires`` is the moment (seconds
-    since the epoch) from which it counts no more. ``subject`` is the claim that is meant for the audit log, ``texts``
-    are all claims of a token that are strings.
+    ``name`` is the key's, or whose signature the token has; ``role`` a named key's, or that of the token's issuer.
+    All ``rights`` must allow: a token's own come first. ``expires`` is the moment (seconds since the epoch) from which
+    it counts no more. ``subject`` is the claim that is meant for the audit log, ``texts`` are all claims of a token
+    that are strings.
     """
 
     kind: Literal["ApiKey", "Jwt"]
     name: str
-    rights: Rights
+    rights: tuple[Rights, ...]
     role: str = ""
     expires: float = NEVER
     subject: str = ""
     exists: ValueExists | None = None
     texts: Mapping[str, str] = field(default_factory=dict, repr=False, hash=False)
+
+    @property
+    def gives(self) -> str:
+        """Its rights, spelled."""
+        return " & ".join(map(str, self.rights))
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,11 +57,11 @@ class Admission:
     def rights(self) -> tuple[Rights, ...]:
         """All of them must allow, the certificate's role speaks first."""
         own = (self.principal.rights,) if self.principal.role else ()
-        return own if self.credential is None else (*own, self.credential.rights)
+        return own if self.credential is None else (*own, *self.credential.rights)
 
     @property
     def role(self) -> str:
-        """The certificate's, or where that has none the key's."""
+        """The certificate's, or where that has none the credential's."""
         return self.principal.role or (self.credential.role if self.credential is not None else "")
 
     @property
@@ -93,16 +100,26 @@ def _credential(principal: Principal, policy: Policy, presented: str, now: float
         rights = policy.confined(key.rights, key.role, principal.identity, {})
         if isinstance(rights, Decision):
             return rights
-        return Credential("ApiKey", key.name, rights, role=key.role, expires=key.expires)
+        return Credential("ApiKey", key.name, (rights,), role=key.role, expires=key.expires)
     if not policy.tokens:
         return INVALID
     token = policy.tokens.verify(presented, principal.identity, now)
-    if isinstance(token, Decision):
-        return token
+    return token if isinstance(token, Decision) else token_credential(token, policy, principal.identity)
+
+
+def token_credential(token: Token, policy: Policy, identity: Identity | None) -> Credential | Decision:
+    """What a verified token gives, within its issuer's role where that has one: its claims fill that role's filter."""
+    rights: tuple[Rights, ...] = (token.rights,)
+    if token.role:
+        confined = policy.confined(policy.roles[token.role], token.role, identity, token.claims.texts)
+        if isinstance(confined, Decision):
+            return confined
+        rights = (token.rights, confined)
     return Credential(
         "Jwt",
         token.verifier,
-        token.rights,
+        rights,
+        role=token.role,
         expires=token.expires,
         subject=token.claims.subject,
         exists=token.claims.exists,

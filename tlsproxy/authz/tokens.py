@@ -27,6 +27,9 @@ QDRANT_ALGORITHM: Final = "HS256"
 IssuerAlgorithm = Literal["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"]
 """What an issuer of its own may sign with: never a shared secret, and never what is not stated."""
 
+UNKNOWN_KEY: Final = "token_key_unknown"
+"""The reason of a refusal where an issuer has no key by the token's `kid`: the keys that we have of it may be old."""
+
 INVALID_TEXT: Final = "Invalid API key or JWT"
 _NO_ACCESS: Final = (
     f"{INVALID_TEXT}: the token has no `access` claim, which would mean full access; "
@@ -57,20 +60,28 @@ class VerificationKey:
 
 @dataclass(frozen=True, slots=True)
 class Verifier:
-    """Whose tokens are accepted. Without an ``issuer`` they are Qdrant's own, signed with one of its API keys."""
+    """Whose tokens are accepted. Without an ``issuer`` they are Qdrant's own, signed with one of its API keys.
+
+    ``role``: a key of the policy's roles, within whose rights and filter these tokens count only; empty for none.
+    """
 
     name: str
     algorithm: str
     keys: tuple[VerificationKey, ...] = field(repr=False)
     issuer: str = ""
     audience: str = ""
+    role: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """A token that counts. ``expires`` is the moment from which it does not, in seconds since the epoch."""
+    """A token that counts. ``expires`` is the moment from which it does not, in seconds since the epoch.
+
+    ``rights`` are what it says itself, ``role`` is its verifier's.
+    """
 
     verifier: str
+    role: str
     rights: Rights
     claims: Claims
     expires: float
@@ -104,13 +115,16 @@ class Tokens:
                 continue
             if isinstance(outcome, Token):
                 return outcome
-            first = first or outcome
+            # Both say the same to the client.
+            if first is None or (first.reason == "token_signature" and outcome.reason == UNKNOWN_KEY):
+                first = outcome
         return first or INVALID
 
     def _try(self, verifier: Verifier, parts: _Parts, identity: Identity | None, now: int) -> Token | Decision:
         """The order is Qdrant's: signature, then the claims' form, then ``exp``, then what they say."""
-        if not parts.signed_by(verifier):
-            return _forbidden("token_signature", "InvalidSignature")
+        keys = parts.keys_of(verifier)
+        if not parts.signed_with(keys, verifier.algorithm):
+            return _forbidden("token_signature" if keys else UNKNOWN_KEY, "InvalidSignature")
         claims = read_claims(unpadded(parts.payload))
         if claims.expires is not None and claims.expires < now - LEEWAY:
             return _forbidden("token_expired", "ExpiredSignature")
@@ -131,7 +145,7 @@ class Tokens:
             rights = Rights(everywhere=GlobalMode.M)
         # int(now) - LEEWAY > exp from this moment on
         expires = float("inf") if claims.expires is None else float(claims.expires + LEEWAY + 1)
-        return Token(verifier.name, rights, claims, expires)
+        return Token(verifier.name, verifier.role, rights, claims, expires)
 
 
 def _meant_for_us(verifier: Verifier, claims: Claims) -> bool:
@@ -160,11 +174,14 @@ class _Parts:
             raise MalformedToken("a header parameter is not a string")
         return cls(header, parts[1], unpadded(parts[2]), f"{parts[0]}.{parts[1]}".encode())
 
-    def signed_by(self, verifier: Verifier) -> bool:
+    def keys_of(self, verifier: Verifier) -> list[VerificationKey]:
         """``kid`` only ever narrows down which of the verifier's own keys are tried."""
-        algorithm = _JWS.get_algorithm_by_name(verifier.algorithm)
         kid = self.header.get("kid") if verifier.issuer else None
-        keys = [each for each in verifier.keys if not kid or not each.kid or each.kid == kid]
+        return [each for each in verifier.keys if not kid or not each.kid or each.kid == kid]
+
+    def signed_with(self, keys: list[VerificationKey], name: str) -> bool:
+        """By any of them, with the algorithm of this name."""
+        algorithm = _JWS.get_algorithm_by_name(name)
         return any(algorithm.verify(self.message, each.key, self.signature) for each in keys)
 
 

@@ -12,7 +12,7 @@ import click
 from tlsproxy.cli.common import config_option, explained
 from tlsproxy.config.listeners import listening, titles
 from tlsproxy.config.loader import schema
-from tlsproxy.config.model import Role
+from tlsproxy.config.model import Config, Role
 from tlsproxy.config.tokens import key_sources
 from tlsproxy.tls.facts import CertificateFacts, day
 from tlsproxy.tls.generation import Generation, build
@@ -61,8 +61,14 @@ def _summary(generation: Generation) -> Iterator[str]:
     for source in key_sources(generation.config):
         yield f"{source.url}: not fetched by this command; `run` fetches it, and its tokens wait for that"
     for name, role in generation.config.roles.items():
-        holders = [rule.name for rule in generation.config.identities if rule.role == name]
-        yield f"role {name}: {_access(role)}{_where(role)}; given by {', '.join(holders) or 'no rule'}"
+        yield f"role {name}: {_access(role)}{_where(role)}; {_holders(generation.config, name)}"
+
+
+def _holders(config: Config, role: str) -> str:
+    rules = [rule.name for rule in config.identities if rule.role == role]
+    keys = [f"key {key.name}" for key in config.keys if key.role == role]
+    issuers = [f"confines tokens of {issuer.name}" for issuer in config.jwt_issuers if issuer.role == role]
+    return ", ".join([f"given by {', '.join([*rules, *keys]) or 'nobody'}", *issuers])
 
 
 def _certificate(label: str, facts: CertificateFacts) -> Iterator[str]:

@@ -68,7 +68,10 @@ def _tell_credential(admission: Admission) -> None:
     credential = admission.credential
     if credential is None:
         return
-    click.echo(f"{'key' if credential.kind == 'ApiKey' else 'token of':<10} {credential.name} ({credential.rights})")
+    role = f", role {credential.role}" if credential.role else ""
+    click.echo(
+        f"{'key' if credential.kind == 'ApiKey' else 'token of':<10} {credential.name} ({credential.gives}){role}"
+    )
     if credential.expires != NEVER:
         click.echo(f"until      {day(credential.expires)}")
     if credential.exists is not None:

@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from tlsproxy.authz.access import GRANTS, Decision
+from tlsproxy.authz.admission import token_credential
 from tlsproxy.authz.claims import read_claims, read_object, unpadded
 from tlsproxy.authz.tokens import Tokens, mint, qdrant_verifier
 from tlsproxy.cli.common import FAILED, config_option, explained
@@ -116,11 +117,13 @@ def verify(config_path: Path, certificate: Path | None, source: str) -> None:
     if not policy.tokens:
         click.echo("refused: no token is accepted: service.jwt_rbac is false, or there is no key to sign one with")
         raise SystemExit(1)
-    outcome = policy.tokens.verify(text, identity, time.time())
+    token = policy.tokens.verify(text, identity, time.time())
+    outcome = token if isinstance(token, Decision) else token_credential(token, policy, identity)
     if isinstance(outcome, Decision):
         click.echo(f"refused: {outcome.status} {outcome.text} ({outcome.reason})")
         raise SystemExit(1)
-    click.echo(f"accepted: signed by {outcome.verifier}, gives {outcome.rights}")
+    role = f" (role {outcome.role})" if outcome.role else ""
+    click.echo(f"accepted: signed by {outcome.name}{role}, gives {outcome.gives}")
 
 
 def _config(path: Path) -> Config:

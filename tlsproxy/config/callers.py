@@ -87,3 +87,5 @@ class JwtIssuer(Section):
     """A set of public keys (RFC 7517): a JSON file, or an https:// URL to fetch it from (http:// on loopback only)."""
     refresh: Annotated[float, Field(ge=1, le=86400)] = 300.0
     """Seconds between two fetches of a URL."""
+    role: str | None = None
+    """A key of `roles`, whose rights and filter hold for these tokens too: they only ever narrow."""

@@ -82,6 +82,7 @@ _CHECKS: Final[tuple[tuple[frozenset[str], Check], ...]] = (
     (frozenset({"keys", "tls"}), credentials.named_keys),
     (frozenset({"keys", "roles"}), credentials.key_roles),
     (frozenset({"jwt_issuers"}), credentials.issuers),
+    (frozenset({"jwt_issuers", "roles"}), credentials.issuer_roles),
     (frozenset({"upstream"}), _upstream),
     (frozenset({"service", "limits"}), _inspection),
     (frozenset({"listeners"}), listeners.repeated),
@@ -93,7 +94,7 @@ _CHECKS: Final[tuple[tuple[frozenset[str], Check], ...]] = (
     (frozenset({"roles"}), roles),
     (frozenset({"identities"}), matches),
     (frozenset({"roles", "identities"}), names),
-    (frozenset({"roles", "identities", "keys"}), role_use),
+    (frozenset({"roles", "identities", "keys", "jwt_issuers"}), role_use),
     (frozenset({"service", "roles", "identities", "keys", "jwt_issuers"}), nobody),
 )
 ITEMS: Final = frozenset({"listeners", "roles", "identities", "keys", "jwt_issuers"})
@@ -112,5 +113,6 @@ _ITEM_BY_ITEM: Final = frozenset(
         credentials.named_keys,
         credentials.key_roles,
         credentials.issuers,
+        credentials.issuer_roles,
     }
 )

@@ -8,10 +8,9 @@ from typing import Final
 from tlsproxy.authz.credentials import key_digest
 from tlsproxy.config.endpoints import check_key_set_url
 from tlsproxy.config.findings import Finding
-from tlsproxy.config.identity_checks import filter_of, match_findings
+from tlsproxy.config.identity_checks import filter_of, match_findings, role_findings
 from tlsproxy.config.model import Config
 from tlsproxy.config.positions import Path, Tree
-from tlsproxy.config.problems import did_you_mean
 from tlsproxy.config.secrets import KEY_NAMES, key_error
 
 _EMPTY: Final = key_digest("").hex()
@@ -57,11 +56,8 @@ def named_keys(config: Config, _tree: Tree) -> Iterator[Finding]:
 
 def key_roles(config: Config, _tree: Tree) -> Iterator[Finding]:
     for index, key in enumerate(config.keys):
-        if key.role not in config.roles:
-            text = f"no role is called {key.role!r}{did_you_mean(key.role, config.roles)}"
-            yield Finding(("keys", index, "role"), text)
-            continue
-        for template in filter_of(config.roles[key.role]):
+        yield from role_findings(("keys", index, "role"), key.role, config)
+        for template in filter_of(config.roles[key.role]) if key.role in config.roles else ():
             if template.of_claim:
                 text = f"role {key.role!r} has a filter with {{{template.field}}}: who sends a key sends no token"
                 yield Finding(("keys", index, "role"), text)
@@ -84,6 +80,12 @@ def issuers(config: Config, _tree: Tree) -> Iterator[Finding]:
                 check_key_set_url(issuer.jwks)
             except ValueError as error:
                 yield Finding((*path, "jwks"), str(error))
+
+
+def issuer_roles(config: Config, _tree: Tree) -> Iterator[Finding]:
+    for index, issuer in enumerate(config.jwt_issuers):
+        if issuer.role is not None:
+            yield from role_findings(("jwt_issuers", index, "role"), issuer.role, config)
 
 
 def tokens(config: Config, _tree: Tree) -> Iterator[Finding]:

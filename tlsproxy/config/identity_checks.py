@@ -78,22 +78,27 @@ def match_findings(path: Path, given: Mapping[str, str]) -> Iterator[Finding]:
             yield Finding((*path, name), text, warning=True)
 
 
+def role_findings(path: Path, role: str, config: Config) -> Iterator[Finding]:
+    """Of a ``path`` that names a role."""
+    if role not in config.roles:
+        yield Finding(path, f"no role is called {role!r}{did_you_mean(role, config.roles)}")
+
+
 def names(config: Config, _tree: Tree) -> Iterator[Finding]:
     seen: set[str] = set()
     for index, rule in enumerate(config.identities):
         if rule.name in seen:
             yield Finding(("identities", index, "name"), f"{rule.name!r} is the name of an earlier rule")
         seen.add(rule.name)
-        if rule.role not in config.roles:
-            text = f"no role is called {rule.role!r}{did_you_mean(rule.role, config.roles)}"
-            yield Finding(("identities", index, "role"), text)
+        yield from role_findings(("identities", index, "role"), rule.role, config)
 
 
 def role_use(config: Config, _tree: Tree) -> Iterator[Finding]:
     used = {rule.role for rule in config.identities} | {key.role for key in config.keys}
+    used |= {issuer.role for issuer in config.jwt_issuers if issuer.role is not None}
     for name in config.roles:
         if name not in used:
-            yield Finding(("roles", name), "no identity or key has this role", warning=True)
+            yield Finding(("roles", name), "no identity, key or issuer has this role", warning=True)
 
 
 def nobody(config: Config, _tree: Tree) -> Iterator[Finding]:

@@ -83,7 +83,7 @@ def _verifier(issuer: JwtIssuer, read: Callable[[Path], bytes], documents: Mappi
     elif issuer.jwks is not None:
         document = documents.get(KeySource(issuer.jwks, issuer.algorithm))
         keys = () if document is None else key_set(issuer.jwks, document, issuer.algorithm)
-    return Verifier(issuer.name, issuer.algorithm, keys, issuer.issuer, issuer.audience)
+    return Verifier(issuer.name, issuer.algorithm, keys, issuer.issuer, issuer.audience, issuer.role or "")
 
 
 def _pem(path: str, data: bytes, algorithm: str) -> Any:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from http import HTTPStatus
+from typing import Final
 
 from tlsproxy.authz.access import Decision
 from tlsproxy.authz.admission import Admission
 from tlsproxy.authz.audit import Caller, Prepared, prepare
 from tlsproxy.authz.roles import Principal
 from tlsproxy.errors import Form, RequestError
+
+STORAGE_ERROR: Final = "token_storage_error"
+"""The reason of a refusal that is the upstream's own, to a question that a token made us ask."""
 
 
 def refusal_of(error: RequestError) -> Decision:
@@ -27,7 +31,7 @@ def caller_of(principal: Principal, admission: Admission | None) -> Caller:
         identity.sha256 if identity is not None else "",
         subject=credential.subject if credential is not None else "",
         key=credential.name if credential is not None else "",
-        key_rights=str(credential.rights) if credential is not None else "",
+        key_rights=credential.gives if credential is not None else "",
     )
 
 
@@ -56,4 +60,6 @@ def _error(decision: Decision) -> str:
     """Qdrant prefixes what its authentication says with the name of the error."""
     if decision.form is Form.BARE:
         return f"{'Unauthorized' if decision.status == HTTPStatus.UNAUTHORIZED else 'Forbidden'}: {decision.text}"
+    if decision.reason == STORAGE_ERROR:
+        return f"Storage error: {decision.text}"
     return decision.text or decision.reason

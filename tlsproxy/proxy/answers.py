@@ -80,7 +80,7 @@ def whoami(admission: Admission) -> Answer:
             "kind": credential.kind,
             "name": credential.name,
             "role": credential.role or None,
-            "rights": str(credential.rights),
+            "rights": credential.gives,
             "subject": credential.subject or None,
             "expires": _moment(credential.expires),
         }

@@ -95,8 +95,9 @@ class Call:
             gateway.audit.when_writable(lambda: self._readmit(points))
         else:
             self.record.admit(gateway)
-            exists = self.record.plan.exists
-            self.waiting = exists is not None and not points.exists(exists, self._told)
+            exists, asked = self.record.plan.exists, self.record.plan.asked
+            if exists is not None and asked is not None:
+                self.waiting = not points.exists(exists, asked.head.fields, self._told)
         self.plain = self.reading is None and not self.waiting
 
     def _readmit(self, points: Points) -> None:

@@ -40,12 +40,16 @@ _GRPC: Final = {
     401: GrpcStatus.UNAUTHENTICATED,
     403: GrpcStatus.PERMISSION_DENIED,
     404: GrpcStatus.UNIMPLEMENTED,
+    405: GrpcStatus.UNIMPLEMENTED,
     408: GrpcStatus.DEADLINE_EXCEEDED,
+    409: GrpcStatus.ALREADY_EXISTS,
     415: GrpcStatus.UNIMPLEMENTED,
+    429: GrpcStatus.RESOURCE_EXHAUSTED,
     431: GrpcStatus.RESOURCE_EXHAUSTED,
     502: GrpcStatus.UNAVAILABLE,
     503: GrpcStatus.UNAVAILABLE,
     504: GrpcStatus.DEADLINE_EXCEEDED,
+    507: GrpcStatus.RESOURCE_EXHAUSTED,
 }
 
 

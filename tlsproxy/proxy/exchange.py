@@ -100,7 +100,7 @@ class Exchange:
             UpstreamTimeout("The upstream did not say in time whether the token is valid"),
             self._gateway.generation.config.upstream.response_timeout,
         )
-        if self._pool.points.exists(proviso.exists, self._told):
+        if self._pool.points.exists(proviso.exists, proviso.head.fields, self._told):
             self._connect()
 
     def _told(self, verdict: Verdict) -> None:

@@ -39,7 +39,8 @@ class Metrics(Protocol):
 class Gateway:
     """``generation`` is replaced by :meth:`publish` and by nothing else: one assignment, between two callbacks.
 
-    ``held`` counts the bytes of bodies that are kept whole because they are read.
+    ``held`` counts the bytes of bodies that are kept whole because they are read. ``key_missing`` is called for every
+    token that names a key which its issuer does not have.
     """
 
     __slots__ = (
@@ -50,6 +51,7 @@ class Gateway:
         "generation",
         "held",
         "in_flight",
+        "key_missing",
         "loop",
         "metrics",
         "plans",
@@ -62,11 +64,13 @@ class Gateway:
         audit: Audit,
         metrics: Metrics,
         deadlines: Deadlines,
+        key_missing: Callable[[], None],
     ) -> None:
         self.loop = loop
         self.audit = audit
         self.metrics = metrics
         self.deadlines = deadlines
+        self.key_missing = key_missing
         self.generation = generation
         self.plans = Plans(generation)
         self.calls = CallPlans(generation)

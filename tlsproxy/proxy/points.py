@@ -1,11 +1,13 @@
 """Whether a point exists that a token names (its `value_exists` claim): asked of the upstream, and briefly remembered.
 
 Qdrant asks for every request. Here an answer is remembered for :data:`REMEMBERED` seconds, which is for how long a
-token may outlive its point, and callers that ask the same at the same time wait for one answer.
+token may outlive its point, and callers that ask the same at the same time wait for one answer. The caller's
+`x-qdrant-route-affinity` goes with the question, as in Qdrant, and is a part of what is the same.
 """
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable
 from http import HTTPStatus
@@ -17,10 +19,14 @@ import orjson
 from tlsproxy.authz.access import Decision
 from tlsproxy.authz.claims import ValueExists
 from tlsproxy.errors import BadRequest, Form, RequestError, UpstreamBroken
+from tlsproxy.proxy.accounts import STORAGE_ERROR
 from tlsproxy.proxy.gateway import Gateway
 from tlsproxy.proxy.upstream import Upstream
 from tlsproxy.qdrant.rest import recognise
 from tlsproxy.tls.generation import Generation
+from tlsproxy.wire.chunked import ChunkedBody
+from tlsproxy.wire.fieldblock import Fields
+from tlsproxy.wire.http1 import CHUNKED
 from tlsproxy.wire.response import ResponseHead
 
 if TYPE_CHECKING:
@@ -28,8 +34,13 @@ if TYPE_CHECKING:
 
 REMEMBERED: Final = 5.0
 MOST_REMEMBERED: Final = 1024
-LARGEST_ANSWER: Final = 1 << 20
+LARGEST_ANSWER: Final = 1 << 16
+"""Bytes: it holds one id, or the text of an error."""
+LONGEST_TEXT: Final = 1024
+"""Characters of an error that are handed on: they are in the audit line too."""
 
+_AFFINITY: Final = b"x-qdrant-route-affinity"
+_AFFINITY_VALUE: Final = re.compile(rb"[\x20-\x7e]{1,256}")
 _TEXT: Final = "Invalid JWT, stateful validation failed"
 _NO_COLLECTION: Final = Decision(
     allowed=False, reason="token_collection_missing", status=HTTPStatus.FORBIDDEN, text=_TEXT, form=Form.BARE
@@ -37,10 +48,14 @@ _NO_COLLECTION: Final = Decision(
 _NO_POINT: Final = Decision(
     allowed=False, reason="token_point_missing", status=HTTPStatus.UNAUTHORIZED, text=_TEXT, form=Form.BARE
 )
+_STORAGE_ERRORS: Final = frozenset((400, 403, 405, 408, 409, 429, 500, 503, 507))
+"""The statuses of Qdrant's errors of storage (src/actix/helpers.rs) but for 404, which is a collection that is none."""
 
 Verdict = Decision | RequestError | None
 """A refusal, or what kept us from knowing; None: the point exists."""
 Told = Callable[[Verdict], None]
+_Key = tuple[int, ValueExists, bytes]
+"""The generation's number, what is asked, the affinity it is asked with."""
 
 
 class Points:
@@ -49,13 +64,16 @@ class Points:
     def __init__(self, gateway: Gateway, pool: Pool) -> None:
         self._gateway = gateway
         self._pool = pool
-        self._answers: dict[tuple[int, ValueExists], tuple[float, Decision | None]] = {}
-        self._questions: dict[tuple[int, ValueExists], _Question] = {}
+        self._answers: dict[_Key, tuple[float, Decision | None]] = {}
+        self._questions: dict[_Key, _Question] = {}
 
-    def exists(self, asked: ValueExists, told: Told) -> bool:
-        """True where it is known to exist. Otherwise ``told`` is called, later. Raises :class:`Overloaded`."""
+    def exists(self, asked: ValueExists, fields: Fields, told: Told) -> bool:
+        """True where it is known to exist. Otherwise ``told`` is called, later. ``fields`` are the caller's.
+
+        Raises :class:`Overloaded`.
+        """
         generation = self._gateway.generation
-        key = (generation.number, asked)
+        key = (generation.number, asked, _affinity(fields))
         until, verdict = self._answers.get(key, (0.0, None))
         if time.monotonic() < until:
             if verdict is not None:
@@ -63,7 +81,7 @@ class Points:
             return verdict is None
         question = self._questions.get(key)
         if question is None:
-            request = _request(generation, asked)
+            request = _request(generation, asked, key[2])
             if request is None:
                 self._gateway.loop.call_soon(told, _NO_COLLECTION)
                 return False
@@ -73,9 +91,9 @@ class Points:
         question.waiting.append(told)
         return False
 
-    def _settle(self, key: tuple[int, ValueExists], verdict: Verdict) -> None:
+    def _settle(self, key: _Key, verdict: Verdict) -> None:
         question = self._questions.pop(key)
-        if not isinstance(verdict, RequestError):
+        if verdict is None or verdict is _NO_POINT or verdict is _NO_COLLECTION:
             self._answers.pop(key, None)
             if len(self._answers) >= MOST_REMEMBERED:
                 del self._answers[next(iter(self._answers))]  # the oldest
@@ -84,7 +102,13 @@ class Points:
             told(verdict)
 
 
-def _request(generation: Generation, asked: ValueExists) -> bytes | None:
+def _affinity(fields: Fields) -> bytes:
+    """The first value, as Qdrant reads it; empty where there is none, or none that is sent on with a question."""
+    value = next((value for name, value in fields if name == _AFFINITY), b"")
+    return value if _AFFINITY_VALUE.fullmatch(value) else b""
+
+
+def _request(generation: Generation, asked: ValueExists, affinity: bytes) -> bytes | None:
     """None for a collection whose name could lead to another route."""
     path = f"/collections/{quote(asked.collection, safe='')}/points/scroll"
     try:
@@ -94,11 +118,12 @@ def _request(generation: Generation, asked: ValueExists) -> bytes | None:
     if recognised.operation is None or recognised.operation.name != "scroll":
         return None
     key = generation.upstream_api_key
-    return b"POST %b HTTP/1.1\r\nhost: %b\r\ncontent-type: application/json\r\ncontent-length: %d\r\n%b\r\n%b" % (
+    return b"POST %b HTTP/1.1\r\nhost: %b\r\ncontent-type: application/json\r\ncontent-length: %d\r\n%b%b\r\n%b" % (
         recognised.target.path.encode(),
         urlsplit(generation.config.upstream.rest).netloc.encode(),
         len(asked.body),
         b"" if key is None else b"api-key: %b\r\n" % key.encode(),
+        affinity and b"%b: %b\r\n" % (_AFFINITY, affinity),
         asked.body,
     )
 
@@ -115,7 +140,8 @@ class _Question:
         self._settle = settle
         self._again = True
         self._status = 0
-        self._body = b""
+        self._body = bytearray()
+        self._chunks: ChunkedBody | None = None
 
     def ask(self) -> None:
         upstream = self._pool.acquire(self)
@@ -131,13 +157,18 @@ class _Question:
 
     def response_head(self, head: ResponseHead) -> None:
         self._status = head.status
+        self._chunks = ChunkedBody(self._body) if head.length == CHUNKED else None
 
     def response_body(self, data: bytes) -> None:
-        if len(self._body) <= LARGEST_ANSWER:
+        if len(self._body) > LARGEST_ANSWER:
+            return
+        if self._chunks is None:
             self._body += data
+        elif data:
+            self._chunks.feed(data)
 
     def response_done(self) -> None:
-        self._settle(_verdict(self._status, self._body))
+        self._settle(verdict_of(self._status, bytes(self._body)))
 
     def upstream_lost(self, error: RequestError, *, stale: bool, answered: bool) -> None:
         """A kept connection that ended is no answer: it is asked once more, on a new one."""
@@ -159,14 +190,19 @@ class _Question:
         """As above."""
 
 
-def _verdict(status: int, body: bytes) -> Verdict:
+def verdict_of(status: int, body: bytes) -> Verdict:
+    """What Qdrant's answer to a scroll for one point means. Its errors are handed on, as text/plain, as it does."""
     if status == HTTPStatus.NOT_FOUND:
         return _NO_COLLECTION
-    if status == HTTPStatus.OK and len(body) <= LARGEST_ANSWER:
-        try:
-            points = orjson.loads(body)["result"]["points"]
-        except (ValueError, KeyError, TypeError):
-            points = None
-        if isinstance(points, list):
+    try:
+        answer = orjson.loads(body) if len(body) <= LARGEST_ANSWER else None
+    except ValueError:
+        answer = None
+    match status, answer:
+        case HTTPStatus.OK, {"result": {"points": list(points)}}:
             return None if points else _NO_POINT
+        case _, {"status": {"error": str(text)}} if status in _STORAGE_ERRORS:
+            return Decision(
+                allowed=False, reason=STORAGE_ERROR, status=status, text=text[:LONGEST_TEXT], form=Form.TEXT
+            )
     return UpstreamBroken("The upstream could not say whether the point exists that the token requires")

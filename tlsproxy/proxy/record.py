@@ -7,6 +7,7 @@ from typing import Final, Generic, Protocol, TypeVar
 
 from tlsproxy.authz.access import Decision
 from tlsproxy.authz.audit import Prepared, request_line
+from tlsproxy.authz.tokens import UNKNOWN_KEY
 from tlsproxy.errors import BadRequest, BodyTooLarge
 from tlsproxy.proxy.gateway import Gateway
 from tlsproxy.wire.chunked import ChunkedBody, ChunkedError
@@ -75,6 +76,8 @@ class Record(Generic[P]):
         outcome = "denied" if not plan.decision.allowed else "failed" if reason else "allowed"
         gateway.metrics.request(plan.operation, plan.role, outcome, duration)
         gateway.metrics.decision(reason or plan.decision.reason)
+        if plan.decision.reason == UNKNOWN_KEY:
+            gateway.key_missing()
 
 
 class RequestBody:

@@ -26,6 +26,8 @@ DEADLINE: Final = 5.0
 SIZE_LIMIT: Final = 256 << 10
 RETRY: Final = 10.0
 """Seconds until the next try after one that failed, where `refresh` is not less."""
+EARLY: Final = 60.0
+"""Seconds from a fetch to the next, where `refresh` is more, once a token has named a key that nobody has."""
 JITTER: Final = 0.1
 """Share of the interval by which fetches are spread, so that many gateways do not ask in step."""
 
@@ -39,17 +41,20 @@ _log = logging.getLogger(__name__)
 class _Known:
     """``tried`` and ``spread`` are of the last fetch, ``error`` is empty where it succeeded.
 
-    ``tried`` is monotonic; ``fetched_at``, when ``document`` was last confirmed, is seconds since the epoch.
+    ``wanted``: since then a token has named a key that nobody has. ``tried`` is monotonic; ``fetched_at``, when
+    ``document`` was last confirmed, is seconds since the epoch.
     """
 
     tried: float = 0.0
     spread: float = 1.0
     error: str = ""
+    wanted: bool = False
     fetched_at: float | None = None
     document: bytes | None = field(default=None, repr=False)
 
     def due(self, refresh: float) -> float:
-        return self.tried + self.spread * (min(refresh, RETRY) if self.error else refresh)
+        after = self.spread * (min(refresh, RETRY) if self.error else refresh)
+        return self.tried + (min(after, EARLY) if self.wanted else after)
 
 
 class KeySets:
@@ -57,7 +62,7 @@ class KeySets:
 
     def __init__(self) -> None:
         self._known: dict[KeySource, _Known] = {}
-        self._published = asyncio.Event()
+        self._woken = asyncio.Event()
 
     async def of(self, config: Config) -> Mapping[KeySource, bytes]:
         """The configuration's documents. What was never tried is fetched first; what cannot be had is left out."""
@@ -73,12 +78,19 @@ class KeySets:
         """
         sources = key_sources(config)
         self._known = {source: known for source, known in self._known.items() if source in sources}
-        self._published.set()
+        self._woken.set()
+
+    def key_missing(self) -> None:
+        """A token names a key that no issuer has. Anybody may send one: it only makes the next fetch due earlier."""
+        for known in self._known.values():
+            if not known.wanted:
+                known.wanted = True
+                self._woken.set()
 
     async def run(self, config: Callable[[], Config], reload: Callable[[str], Awaitable[Any]]) -> None:
         """Refreshes what the configuration that serves names, and reloads where something has changed. Never ends."""
         while True:
-            self._published.clear()
+            self._woken.clear()
             sources = key_sources(config())
             now = time.monotonic()
             due = [
@@ -90,7 +102,7 @@ class KeySets:
             wait = min((self._due(each, refresh) for each, refresh in sources.items()), default=None)
             with suppress(TimeoutError):
                 async with asyncio.timeout(None if wait is None else max(wait - time.monotonic(), 0)):
-                    await self._published.wait()
+                    await self._woken.wait()
 
     def status(self, config: Config) -> list[dict[str, Any]]:
         """As JSON values. ``fetched_at`` is null, and ``error`` says why, where there are no keys."""
@@ -109,7 +121,7 @@ class KeySets:
 
     async def _refresh(self, source: KeySource) -> bool:
         known = self._known.setdefault(source, _Known())
-        before, error = known.document, ""
+        before, error, known.wanted = known.document, "", False
         try:
             document = await fetch(source.url)
             key_set(source.url, document, source.algorithm)

@@ -100,7 +100,7 @@ class _Service:
             deadlines = Deadlines(loop)
             stack.callback(deadlines.close)
             metrics = Metrics(pool=lambda: pool.counts, audit=lambda: (audit.queued, audit.written, audit.dropped))
-            gateway = Gateway(loop, self._generation, audit, metrics, deadlines)
+            gateway = Gateway(loop, self._generation, audit, metrics, deadlines, self._key_sets.key_missing)
             pool = Pool(gateway)
             stack.callback(pool.close)
             # All or none: nobody is accepted before every address is ours.

@@ -23,6 +23,8 @@ MAX_DEPTH: Final = 127
 """Nested arrays and objects; serde_json refuses the 128th."""
 MAX_CONTAINERS: Final = 500_000
 """Arrays and objects, each of which takes some 60 to 230 bytes of memory however few of the text it is."""
+MAX_STRINGS: Final = 1_000_000
+"""Keys too. They are taken out of the text one by one, and nobody is served meanwhile: so many take up to a second."""
 MAX_VALUES: Final = 4_000_000
 """More than 32 MiB of vectors have."""
 
@@ -37,7 +39,8 @@ _LONGEST_INTEGER: Final = 20
 
 def read_json(text: bytes) -> Any:
     """Raises :class:`BadRequest`, in the words in which Qdrant refuses a body."""
-    if text.count(b"[") + text.count(b"{") > MAX_CONTAINERS or text.count(b",") > MAX_VALUES:
+    containers = text.count(b"[") + text.count(b"{")
+    if containers > MAX_CONTAINERS or text.count(b'"') > 2 * MAX_STRINGS or text.count(b",") > MAX_VALUES:
         raise _refused("too many values")
     try:
         value = orjson.loads(text)
