@@ -192,6 +192,10 @@ class Limits(Section):
     """Seconds that a connection without a request is kept."""
     linger_timeout: Seconds = 10.0
     """Seconds for which the rest of a refused upload is read, so that the client sees the refusal."""
+    expel_after: Seconds = 1.0
+    """Seconds that a request has to finish whose client lost the right to its connection."""
+    max_connection_age: Annotated[float, Field(ge=0)] = 0.0
+    """Seconds after which a connection is ended, once it has finished what it is doing; 0 for never."""
     drain_timeout: Seconds = 30.0
     """Seconds that running requests have to finish at shutdown."""
     max_head_size: Size = 32_768

@@ -18,6 +18,7 @@ from tlsproxy.config.model import ProtocolName, Protocols
 from tlsproxy.proxy.gateway import Gateway
 from tlsproxy.proxy.grpc import GrpcConnection
 from tlsproxy.proxy.pool import Pool
+from tlsproxy.proxy.register import Entry
 from tlsproxy.proxy.rest import RestConnection
 from tlsproxy.proxy.standing import Standing
 from tlsproxy.proxy.tlsstream import ALERT_LINGER, TlsStream
@@ -47,6 +48,7 @@ class Reception:
         self._when_ended = when_ended
         self._opened = time.monotonic()
         self._failed = False
+        self._entry: Entry | None = None
         self._session: RestConnection | GrpcConnection | None = None
         generation = gateway.generation
         limits = generation.config.limits
@@ -63,8 +65,9 @@ class Reception:
         self._gateway.metrics.handshake("ok", time.monotonic() - self._opened)
         gateway, stream = self._gateway, self.stream
         standing = Standing(gateway.generation, peer_of(tls), time.time())
+        self._entry = entry = gateway.register.enter(protocol, self.address, standing)
         session = GrpcConnection if protocol == "grpc" else RestConnection
-        self._session = stream.owner = session(gateway, self._pool, stream, self.address, standing, self._ended)
+        entry.session = self._session = stream.owner = session(gateway, self._pool, stream, entry, self._ended)
 
     def handshake_failed(self, reason: str, detail: str) -> None:
         """``detail`` is OpenSSL's words, empty where it had none."""
@@ -86,6 +89,8 @@ class Reception:
             self._session.drain()
 
     def _ended(self) -> None:
+        if self._entry is not None:
+            self._gateway.register.leave(self._entry)
         self._gateway.metrics.connection_closed()
         self._when_ended(self)
 

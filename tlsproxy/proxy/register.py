@@ -27,11 +27,12 @@ TOO_OLD: Final = "max_connection_age"
 class Session(Protocol):
     """What speaks on a connection.
 
-    ``lost``: why what it is doing would not be admitted any more, "" where it would. ``drain``: it comes to its end by
+    ``withdrawn``: why what it is doing would not be admitted any more, "" where it would; ``anew`` says that there is a
+    new generation, without which only time can have made a difference. ``drain``: it comes to its end by
     itself; ``expel``: it ends now, and who can be told is told why.
     """
 
-    def lost(self, now: float) -> str: ...
+    def withdrawn(self, now: float, *, anew: bool) -> str: ...
     def drain(self) -> None: ...
     def expel(self, reason: str) -> None: ...
 
@@ -128,21 +129,20 @@ class Register:
         self._end(entry, OPERATOR, 0.0)
         return True
 
-    def review(self) -> None:
-        """After a publication: who would not be admitted now?"""
-        now = time.time()
+    def review(self, *, anew: bool = True) -> None:
+        """Who would not be admitted now? ``anew``: after a publication."""
+        now, generation = time.time(), self._gateway.generation
         for entry in self:
-            if not entry.why and (reason := self._reason(entry, now)):
-                self._end(entry, reason, self._gateway.generation.config.limits.expel_after)
-
-    def _reason(self, entry: Entry, now: float) -> str:
-        reason = entry.standing.lost(self._gateway.generation, now)
-        return reason or (entry.session.lost(now) if entry.session is not None else "")
+            if entry.why or entry.session is None:
+                continue
+            reason = entry.standing.withdrawn(generation, now) or entry.session.withdrawn(now, anew=anew)
+            if reason:
+                self._end(entry, reason, generation.config.limits.expel_after)
 
     def _tick(self) -> None:
         self._handle = self._gateway.loop.call_later(TICK, self._tick)
         limits, now = self._gateway.generation.config.limits, time.monotonic()
-        self.review()
+        self.review(anew=False)
         oldest = time.time() - (limits.max_connection_age or float("inf"))
         for entry in self:
             if not entry.why and entry.opened < oldest:

@@ -50,7 +50,7 @@ class Standing:
     def identity(self) -> Identity | None:
         return self._peer.identity if self._peer is not None else None
 
-    def lost(self, generation: Generation, now: float) -> str:
+    def withdrawn(self, generation: Generation, now: float) -> str:
         """Why a client that was admitted would not be now; "" where it would, and where it never was."""
         before = self.principal
         ended = self.ended(generation, now)

@@ -103,6 +103,7 @@ class _Service:
             gateway = Gateway(loop, self._generation, audit, metrics, deadlines, self._key_sets.key_missing)
             pool = Pool(gateway)
             stack.callback(pool.close)
+            stack.callback(gateway.register.close)
             # All or none: nobody is accepted before every address is ours.
             bound = [
                 (stack.enter_context(bind(one.endpoint.host, one.endpoint.port)), one.protocols)
