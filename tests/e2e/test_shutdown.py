@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import signal
+import socket
+import ssl
 import threading
 import time
 from collections.abc import Iterator
@@ -125,3 +127,22 @@ def test_the_drain_timeout_cuts(site: Site, upstream: ScriptedUpstream) -> None:
             assert gateway.process.wait(DEADLINE) == 0
         assert 0.4 < time.monotonic() - began < 5
         assert gateway.log.wait(lambda line: "1 connections are cut after 0.5 s" in line)
+
+
+def test_a_handshake_that_ends_during_the_drain_is_no_failed_one(site: Site, gateway: Gateway) -> None:
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    tls = site.client().wrap_bio(incoming, outgoing, server_hostname="localhost")
+    with socket.create_connection(("127.0.0.1", gateway.port), timeout=DEADLINE) as sock:
+        while True:
+            try:
+                tls.do_handshake()
+                break
+            except ssl.SSLWantReadError:
+                sock.sendall(outgoing.read())
+                incoming.write(sock.recv(65536))
+        draining(gateway)
+        sock.sendall(outgoing.read())
+        while data := sock.recv(65536):
+            incoming.write(data)
+        assert tls.read() == b"", "a clean end"
+    assert [record["event"] for record in gateway.stop() if "event" in record] == ["start", "stop"]

@@ -16,6 +16,7 @@ from tlsproxy.cli import main
 
 CONFIG = """\
 service: {grpc_port: null, max_workers: 2}
+listeners: [{host: "::1", port: 443, protocols: [grpc, rest]}]
 tls: {cert: certs/server.pem, key: certs/server.key, ca_cert: certs/ca.pem}
 roles:
   search: {access: r}
@@ -81,6 +82,7 @@ class TestCheck:
         assert "certificate: CN=server" in result.stdout
         assert "names      DNS:localhost, IP:127.0.0.1" in result.stdout
         assert "client CA: CN=tlsproxy development CA" in result.stdout
+        assert "listens on 0.0.0.0:6333 for REST\nlistens on [::1]:443 for REST and gRPC\n" in result.stdout
         assert "role ingest: docs (rw); given by jobs" in result.stdout
         assert "role spare: everything (m); given by nobody" in result.stdout
         assert "unused: " in result.stdout
@@ -110,7 +112,7 @@ class TestCheck:
         assert result.exit_code == 2
         assert result.stderr.splitlines() == [
             f"error: {wrong}:1:1 sevice: unknown key (did you mean 'service'?)",
-            f"error: {wrong}:9:44 identities[1].role: no role is called 'serach' (did you mean 'search'?)",
+            f"error: {wrong}:10:44 identities[1].role: no role is called 'serach' (did you mean 'search'?)",
         ]
         assert site.exists()
 
@@ -186,6 +188,36 @@ class TestExplain:
     )
     def test_refused(self, site: Path, name: str, method: str, path: str, says: str) -> None:
         result = self.explain(site, name, method, path)
+        assert result.exit_code == 1
+        assert f"decision   refused: {says}" in result.stdout
+
+    @pytest.mark.parametrize(
+        ("name", "path", "says"),
+        [
+            ("searcher", "/qdrant.Points/Search", "allowed"),
+            ("ingest-1", "/qdrant.Points/Upsert", "allowed if its body names only collections that the caller has"),
+            ("ingest-1", "/qdrant.Collections/List", "allowed (the answer is reduced to what the caller may know)"),
+            ("stranger", "/grpc.health.v1.Health/Check", "allowed"),
+        ],
+    )
+    def test_a_call_that_is_allowed(self, site: Path, name: str, path: str, says: str) -> None:
+        result = self.explain(site, name, "gRPC", path)
+        assert result.exit_code == 0
+        assert result.stdout.endswith(f"decision   {says}\n")
+
+    @pytest.mark.parametrize(
+        ("name", "path", "says"),
+        [
+            ("searcher", "/qdrant.Points/Upsert", "PERMISSION_DENIED Forbidden: "),
+            ("stranger", "/qdrant.Points/Search", 'PERMISSION_DENIED Forbidden: no role for certificate "CN=stranger"'),
+            ("none", "/qdrant.Points/Search", "UNAUTHENTICATED "),
+            ("searcher", "/qdrant.Points/Serach", "UNIMPLEMENTED (unknown_operation)"),
+            ("searcher", "qdrant.Points/Search", "UNIMPLEMENTED (unknown_operation)"),
+        ],
+    )
+    def test_a_call_that_is_refused(self, site: Path, name: str, path: str, says: str) -> None:
+        cert = "none" if name == "none" else site / "certs" / f"{name}.pem"
+        result = call("explain", "--config", site / "tlsproxy.yaml", cert, "grpc", path)
         assert result.exit_code == 1
         assert f"decision   refused: {says}" in result.stdout
 

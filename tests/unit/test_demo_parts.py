@@ -8,6 +8,7 @@ import stat
 import sys
 from typing import TYPE_CHECKING
 
+import grpc
 import httpx
 import pytest
 from cryptography import x509
@@ -19,6 +20,7 @@ from tlsproxy.demo.premises import CLIENTS, Premises, prepare
 from tlsproxy.demo.programs import ProgramError, running
 from tlsproxy.demo.scenario import run_demo
 from tlsproxy.demo.steps import Report, StepError, refusal
+from tlsproxy.demo.upstream import Ports
 from tlsproxy.errors import MaterialError
 
 if TYPE_CHECKING:
@@ -51,7 +53,7 @@ def test_only_the_owner_reads_the_keys(tmp_path: Path) -> None:
 
 def test_a_second_demo_replaces_what_the_first_one_left(tmp_path: Path) -> None:
     first = prepare(tmp_path / "demo")
-    first.write_config(1)
+    first.write_config(Ports(1, 2))
     first.ready_file.write_text("{}")
     (first.audit / "audit.2020-01-01.log").write_text("{}\n")
     ca = first.ca.read_bytes()
@@ -105,6 +107,23 @@ def answer(status: int) -> UnexpectedResponse:
 
 def raising(error: Exception) -> None:
     raise error
+
+
+class Ended(grpc.RpcError):
+    def __init__(self, code: grpc.StatusCode) -> None:
+        self._code = code
+
+    def code(self) -> grpc.StatusCode:
+        return self._code
+
+    def details(self) -> str:
+        return "Forbidden: no"
+
+
+def test_of_grpc_only_permission_denied_is_one() -> None:
+    assert refusal(lambda: raising(Ended(grpc.StatusCode.PERMISSION_DENIED))) == "PERMISSION_DENIED Forbidden: no"
+    with pytest.raises(StepError, match=r"got StatusCode\.UNAVAILABLE"):
+        refusal(lambda: raising(Ended(grpc.StatusCode.UNAVAILABLE)))
 
 
 def test_only_a_403_is_a_refusal() -> None:

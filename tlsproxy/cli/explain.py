@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import click
@@ -17,10 +18,12 @@ from tlsproxy.cli.secret import policy_with_secrets, read_secret, token_option
 from tlsproxy.cli.show import described, read_certificates
 from tlsproxy.config.loader import parse
 from tlsproxy.config.policy import policy_of
-from tlsproxy.errors import RequestError
-from tlsproxy.qdrant.judge import judge
-from tlsproxy.qdrant.operations import Operation
-from tlsproxy.qdrant.rest import Recognised, recognise
+from tlsproxy.errors import GrpcStatus, RequestError
+from tlsproxy.proxy.calls import grpc_status
+from tlsproxy.qdrant.grpc import judge_call, operation_of
+from tlsproxy.qdrant.judge import Judgement, judge
+from tlsproxy.qdrant.operations import GRPC, Operation
+from tlsproxy.qdrant.rest import recognise
 from tlsproxy.tls.facts import day
 from tlsproxy.tls.files import CONFIG_LIMIT, read_file
 
@@ -33,6 +36,8 @@ from tlsproxy.tls.files import CONFIG_LIMIT, read_file
 @click.argument("path")
 def explain(config_path: Path, token: str | None, cert: Path, method: str, path: str) -> None:
     """Say who CERT (PEM or DER) is, and whether it may do METHOD PATH. CERT is `none` for a client without one.
+
+    For a gRPC call METHOD is `grpc`, and PATH its full method: /qdrant.Points/Search.
 
     Exits with 0 if it may, 1 if not. With --token the decision is about a request that sends that key or token too,
     and the keys of the configuration are read. Whether the certificate's chain is valid is not looked at: the handshake
@@ -56,12 +61,20 @@ def explain(config_path: Path, token: str | None, cert: Path, method: str, path:
     click.echo(f"role       {held.role or 'none'}{f' ({held.rights})' if held.role else ''}")
     if isinstance(admitted, Admission):
         _tell_credential(admitted)
+    if method.lower() == "grpc":
+        called = operation_of(path)
+        _tell_operation(called, "gRPC method")
+        _tell_decision(judge_call(admitted, called), admitted, called, _grpc_status)
+        return
     try:
         asked = recognise(method, path)
     except RequestError as error:
         click.echo(f"decision   refused: {error.status} {error} ({error.reason})")
         raise SystemExit(1) from None
-    _decide(admitted, asked)
+    _tell_operation(asked.operation, "route, or not for this method")
+    if asked.collection is not None:
+        click.echo(f"collection {asked.collection}")
+    _tell_decision(judge(admitted, asked), admitted, asked.operation, _http_status)
 
 
 def _tell_credential(admission: Admission) -> None:
@@ -78,32 +91,46 @@ def _tell_credential(admission: Admission) -> None:
         click.echo(f"provided   a certain point exists in the collection {credential.exists.collection}")
 
 
-def _decide(admitted: Admission | Decision, asked: Recognised) -> None:
-    if asked.operation is None:
-        click.echo("operation  none: Qdrant has no such route, or not for this method")
+def _tell_operation(operation: Operation | None, kind: str) -> None:
+    if operation is None:
+        click.echo(f"operation  none: Qdrant has no such {kind}")
     else:
-        click.echo(f"operation  {asked.operation.name}: {_requirement(asked.operation)}")
-    if asked.collection is not None:
-        click.echo(f"collection {asked.collection}")
-    judgement = judge(admitted, asked)
+        click.echo(f"operation  {operation.name}: {_requirement(operation)}")
+
+
+def _tell_decision(
+    judgement: Judgement,
+    admitted: Admission | Decision,
+    operation: Operation | None,
+    status_of: Callable[[Decision], str],
+) -> None:
+    """Exits with 1 for a refusal."""
     decision = judgement.decision
     if decision is UNREAD and isinstance(admitted, Admission):
-        click.echo(f"decision   allowed if its body {_condition(admitted, asked.operation)}")
+        click.echo(f"decision   allowed if its body {_condition(admitted, operation)}")
         return
     if decision.allowed:
         shown = " (the answer is reduced to what the caller may know)" if judgement.listing is not None else ""
         click.echo(f"decision   allowed{shown}")
         return
-    click.echo(f"decision   refused: {decision.status} {decision.text or '(empty body)'} ({decision.reason})")
+    click.echo(f"decision   refused: {status_of(decision)} ({decision.reason})")
     raise SystemExit(1)
 
 
+def _http_status(decision: Decision) -> str:
+    return f"{decision.status} {decision.text or '(empty body)'}"
+
+
+def _grpc_status(decision: Decision) -> str:
+    return f"{GrpcStatus(grpc_status(decision)).name} {decision.text}".rstrip()
+
+
 def _condition(admission: Admission, operation: Operation | None) -> str:
-    """What an undecided request's body must be like."""
+    """What an undecided request's body, or message, must be like."""
     conditions = [one for rights in admission.rights for one in rights.conditions]
     confined = "can be confined to " + " and ".join(f'{one.key} = "{one.value}"' for one in conditions)
     limited = any(rights.limited for rights in admission.rights)
-    named = limited and operation is not None and operation.names_others
+    named = limited and operation is not None and (operation.names_others or operation in GRPC)
     return " and ".join(["names only collections that the caller has"] * named + [confined] * bool(conditions))
 
 

@@ -33,11 +33,17 @@ def tls_context(premises: Premises, client: str | None) -> ssl.SSLContext:
     return context
 
 
-def qdrant(premises: Premises, client: str, port: int) -> QdrantClient:
-    """Limits are given because qdrant-client otherwise opens a new connection for each request to localhost.
+def qdrant(premises: Premises, client: str, port: int, grpc_port: int | None = None) -> QdrantClient:
+    """Over gRPC where there is a ``grpc_port``.
 
-    The environment is not trusted, as a proxy that it names would stand between the demo and its own gateway.
+    Limits are given because qdrant-client otherwise opens a new connection for each request to localhost. The
+    environment is not trusted, as a proxy that it names would stand between the demo and its own gateway.
     """
+    files = {
+        "root_certificates": premises.ca,
+        "certificate_chain": premises.certificate(client),
+        "private_key": premises.key(client),
+    }
     return QdrantClient(
         url=f"https://{HOST}:{port}",
         verify=tls_context(premises, client),
@@ -45,6 +51,9 @@ def qdrant(premises: Premises, client: str, port: int) -> QdrantClient:
         limits=httpx.Limits(),
         trust_env=False,
         timeout=_TIMEOUT,
+        prefer_grpc=grpc_port is not None,
+        grpc_port=grpc_port or 0,
+        grpc_options={name: path.read_bytes() for name, path in files.items()},
     )
 
 

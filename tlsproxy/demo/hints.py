@@ -10,12 +10,13 @@ from tlsproxy.demo.premises import COLLECTION
 
 if TYPE_CHECKING:
     from tlsproxy.demo.premises import Premises
+    from tlsproxy.demo.upstream import Ports
 
 
-def to_try(premises: Premises, port: int) -> str:
-    url = f"https://{HOST}:{port}"
+def to_try(premises: Premises, ports: Ports) -> str:
+    url = f"https://{HOST}:{ports.rest}"
     return f"""
-The gateway is up at {url}. Try it from another terminal:
+The gateway is up at {url}, and for gRPC at {HOST}:{ports.grpc}. Try it from another terminal:
 
   # search may read
   {_curl(premises, "search", f"{url}/collections")}
@@ -32,6 +33,16 @@ The gateway is up at {url}. Try it from another terminal:
   tls = ssl.create_default_context(cafile={str(premises.ca)!r})
   tls.load_cert_chain({str(premises.certificate("search"))!r}, {str(premises.key("search"))!r})
   client = QdrantClient(url={url!r}, verify=tls, check_compatibility=False, limits=httpx.Limits())
+  print(client.scroll({COLLECTION!r}, limit=3))
+  # and over gRPC:
+  pem = dict(
+      root_certificates=open({str(premises.ca)!r}, "rb").read(),
+      certificate_chain=open({str(premises.certificate("search"))!r}, "rb").read(),
+      private_key=open({str(premises.key("search"))!r}, "rb").read(),
+  )
+  client = QdrantClient(
+      url={url!r}, verify=tls, check_compatibility=False, grpc_port={ports.grpc}, prefer_grpc=True, grpc_options=pem
+  )
   print(client.scroll({COLLECTION!r}, limit=3))
 
   # what the gateway wrote down

@@ -17,6 +17,7 @@ from tlsproxy.tls.pki import Authority
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from tlsproxy.demo.upstream import Ports
     from tlsproxy.tls.pki import Issued
 
 COLLECTION = "docs"
@@ -29,7 +30,7 @@ _CONFIG = """\
 service:
   host: 127.0.0.1
   http_port: 0          # 0: any free port; the gateway logs the one it got
-  grpc_port: null
+  grpc_port: 0
   enable_tls: true
   verify_https_client_certificate: true
 tls:
@@ -39,7 +40,8 @@ tls:
   crl: [certs/ca.crl]
   poll_interval: 1
 upstream:
-  rest: http://127.0.0.1:{upstream_port}
+  rest: http://127.0.0.1:{rest}
+  grpc: http://127.0.0.1:{grpc}
 roles:
   admin: {{access: m}}
   ingest: {{access: [{{collection: {collection}, access: rw}}]}}
@@ -86,8 +88,9 @@ class Premises:
     def key(self, client: str) -> Path:
         return self.root / "certs" / f"{client}.key"
 
-    def write_config(self, upstream_port: int) -> None:
-        self.config.write_text(_CONFIG.format(upstream_port=upstream_port, collection=COLLECTION), encoding="utf-8")
+    def write_config(self, upstream: Ports) -> None:
+        text = _CONFIG.format(rest=upstream.rest, grpc=upstream.grpc, collection=COLLECTION)
+        self.config.write_text(text, encoding="utf-8")
 
     def rotate_server_certificate(self) -> int:
         """Issue a new server certificate and key and put both in place with one rename. Returns the serial number.

@@ -21,6 +21,7 @@ from tlsproxy.demo.clients import handshake_refusal, qdrant, tls_context
 from tlsproxy.demo.premises import COLLECTION, Premises, prepare
 from tlsproxy.demo.rotation import rotate_under_load
 from tlsproxy.demo.steps import Report, StepError, refusal
+from tlsproxy.demo.upstream import Ports
 from tlsproxy.errors import TlsproxyError
 
 if TYPE_CHECKING:
@@ -42,12 +43,12 @@ def run_demo(directory: Path, *, once: bool) -> int:
     try:
         with _stopped_by_signals(), ExitStack() as stack:
             premises = prepare(directory)
-            gateway, port = _start(premises, stack)
-            _show(premises, port, report)
+            gateway, ports = _start(premises, stack)
+            _show(premises, ports, report)
             if once:
                 print(f"{report.failed} steps failed" if report.failed else "every step did what it should")
             else:
-                print(hints.to_try(premises, port), flush=True)
+                print(hints.to_try(premises, ports), flush=True)
                 raise StepError(f"the gateway ended with {gateway.wait()}: see {gateway.log}")
     except KeyboardInterrupt:
         if once:
@@ -59,19 +60,21 @@ def run_demo(directory: Path, *, once: bool) -> int:
     return 1 if report.failed else 0
 
 
-def _start(premises: Premises, stack: ExitStack) -> tuple[programs.Program, int]:
-    """The upstream, then the gateway. Returns the gateway and the port of its REST listener."""
+def _start(premises: Premises, stack: ExitStack) -> tuple[programs.Program, Ports]:
+    """The upstream, then the gateway. Returns the gateway and its ports."""
     arguments = [sys.executable, "-m", "tlsproxy.demo.upstream", "--until-stdin-closes"]
     upstream = stack.enter_context(programs.running("upstream", arguments, premises.logs))
-    upstream_ports = upstream.wait_until(lambda: _json_in(upstream.output))
-    print(f"✓ an embedded Qdrant in plaintext on 127.0.0.1:{upstream_ports['rest']}")
-    premises.write_config(upstream_ports["rest"])
+    behind = Ports(**upstream.wait_until(lambda: _json_in(upstream.output)))
+    print(f"✓ an embedded Qdrant in plaintext on 127.0.0.1:{behind.rest} (gRPC: 127.0.0.1:{behind.grpc})")
+    premises.write_config(behind)
     arguments = [sys.executable, "-m", "tlsproxy", "run", "--config", str(premises.config)]
     arguments += ["--ready-file", str(premises.ready_file)]
     gateway = stack.enter_context(programs.running("gateway", arguments, premises.logs))
-    address = gateway.wait_until(lambda: _json_in(premises.ready_file))["rest"]
-    print(f"✓ the gateway with mutual TLS on {address}, configured by {premises.config}", flush=True)
-    return gateway, int(address.rpartition(":")[2])
+    listeners = gateway.wait_until(lambda: _json_in(premises.ready_file))["listeners"]
+    told = {one["protocols"][0]: one["address"] for one in listeners}
+    text = f"✓ the gateway with mutual TLS on {told['rest']} (gRPC: {told['grpc']}), configured by {premises.config}"
+    print(text, flush=True)
+    return gateway, Ports(**{protocol: int(address.rpartition(":")[2]) for protocol, address in told.items()})
 
 
 def _json_in(path: Path) -> dict[str, Any] | None:
@@ -82,11 +85,15 @@ def _json_in(path: Path) -> dict[str, Any] | None:
         return None
 
 
-def _show(premises: Premises, port: int, report: Report) -> None:
+def _show(premises: Premises, ports: Ports, report: Report) -> None:
+    port = ports.rest
     with ExitStack() as stack:
         admin, ingest, search, stranger = (
             stack.enter_context(closing(qdrant(premises, name, port)))
             for name in ("admin", "ingest", "search", "stranger")
+        )
+        by_grpc, writing_by_grpc = (
+            stack.enter_context(closing(qdrant(premises, name, port, ports.grpc))) for name in ("search", "ingest")
         )
         space = models.VectorParams(size=_DIMENSIONS, distance=models.Distance.COSINE)
         with report.step(f"admin creates the collection `{COLLECTION}`"):
@@ -97,8 +104,14 @@ def _show(premises: Premises, port: int, report: Report) -> None:
             step.saw = f"{_counted(ingest)} are there"
         with report.step("search finds the nearest three") as step:
             step.saw = ", ".join(str(point.payload) for point in _nearest(search))
+        with report.step("search finds them over gRPC too") as step:
+            step.saw = ", ".join(str(point.payload) for point in _nearest(by_grpc))
         with report.step("search may not write") as step:
             step.saw = refusal(lambda: search.upsert(COLLECTION, [_point(0)]))
+        with report.step("nor over gRPC") as step:
+            step.saw = refusal(lambda: by_grpc.upsert(COLLECTION, [_point(0)]))
+        with report.step("ingest may not write elsewhere over gRPC") as step:
+            step.saw = refusal(lambda: writing_by_grpc.upsert("other", [_point(0)]))
         with report.step("ingest may not create a collection") as step:
             step.saw = refusal(lambda: ingest.create_collection("mine", vectors_config=space))
         with report.step("a certificate without a role may do nothing") as step:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from grpc import RpcError, StatusCode
 from qdrant_client.http.exceptions import UnexpectedResponse
 
 from tlsproxy.errors import TlsproxyError
@@ -52,4 +53,9 @@ def refusal(call: Callable[[], Any]) -> str:
         if error.status_code != _FORBIDDEN:
             raise StepError(f"expected 403, got {error.status_code}: {error.content!r}") from error
         return f"403 {error.content.decode(errors='replace')}"
-    raise StepError("expected 403, but it was allowed")
+    except RpcError as error:
+        ended: Any = error  # what a stub raises is its call as well, which its type does not say
+        if ended.code() is not StatusCode.PERMISSION_DENIED:
+            raise StepError(f"expected PERMISSION_DENIED, got {ended.code()}: {ended.details()}") from error
+        return f"PERMISSION_DENIED {ended.details()}"
+    raise StepError("expected a refusal, but it was allowed")

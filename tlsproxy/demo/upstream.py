@@ -39,6 +39,8 @@ _STOP_GRACE = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Ports:
+    """On loopback."""
+
     rest: int
     grpc: int
 

@@ -257,7 +257,11 @@ class Stream:
         self._queued = 0
         self._deadlines.discard(self)
         self._sock.close()
-        self._loop.call_soon(self.owner.connection_lost, error)
+        self._loop.call_soon(self._lost, error)
+
+    def _lost(self, error: Exception | None) -> None:
+        """Whoever owns it by now is told: a new owner may have ended it before it was one."""
+        self.owner.connection_lost(error)
 
     def expired(self) -> None:
         if self._closing:
