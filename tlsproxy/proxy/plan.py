@@ -67,7 +67,8 @@ class Plan:
     ``expires`` is the moment, in seconds since the epoch, from which it must be made anew: what the caller presented
     counts no longer. ``answer`` is the response where the gateway gives it itself; ``audit_logs``: it comes from the
     audit log. ``proviso`` is what the caller's token asks for besides. ``fields`` are header lines of every response
-    that is not the upstream's. ``presented`` is the key or token that was admitted. ``unread``: not decided yet. ``listing``: how the upstream's answer is reduced.
+    that is not the upstream's. ``presented`` is the key or token that was admitted. ``unread``: not decided yet.
+    ``listing``: how the upstream's answer is reduced.
     """
 
     operation: str
