@@ -115,10 +115,14 @@ class GrpcUpstream(grpc.GenericRpcHandler):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        asyncio.run_coroutine_threadsafe(self._server.stop(None), self._loop).result(DEADLINE)
+        self.stop()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(DEADLINE)
         self._loop.close()
+
+    def stop(self) -> None:
+        """Ends every call and connection, and takes no more. Again is no error."""
+        asyncio.run_coroutine_threadsafe(self._server.stop(None), self._loop).result(DEADLINE)
 
     @property
     def url(self) -> str:

@@ -172,7 +172,7 @@ class GrpcConnection(Streams):
             return b""
         if self.lost is not None and not flags & ACK:
             self.down.append(http2.frame(Kind.PING, ACK, 0, payload))
-        return None
+        return http2.frame(Kind.PING, flags & ACK, 0, payload)  # without flags that there are none of
 
     def _settings(self, flags: int, payload: bytes) -> bytes | None:
         if flags & ACK:

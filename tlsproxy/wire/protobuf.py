@@ -165,38 +165,40 @@ class Scanner:
     """Finds the strings that shapes ask for in one message of ``where``, which comes in pieces of any size.
 
     ``found`` has them in order, once each, as (what the shape calls it, the string); one that a message does not have
-    is the empty string there, as proto3 has it. At most ``names`` of them of at most ``longest`` bytes are taken. What
-    is skipped is not kept, and costs nothing for its length.
+    is the empty string there, as proto3 has it. At most ``names`` of them of at most ``longest`` bytes are taken, from
+    at most ``fields`` fields in all. What is skipped is not kept, and costs nothing for its length.
     """
 
-    __slots__ = ("_at", "_frames", "_held", "_left", "_longest", "_names", "_shapes", "found")
+    __slots__ = ("_at", "_fields", "_frames", "_held", "_left", "_longest", "_names", "_shapes", "found")
 
-    def __init__(self, shapes: Mapping[str, Shape], where: str, *, longest: int, names: int) -> None:
+    def __init__(self, shapes: Mapping[str, Shape], where: str, *, longest: int, names: int, fields: int) -> None:
         self.found: dict[tuple[str, str], None] = {}
         self._shapes = shapes
         self._frames = [_Frame(where, shapes[where], _NO_END)]
         self._longest = longest
         self._names = names
+        self._fields = fields  # that may still come
         self._at = 0  # where ``_held`` begins, in the message
         self._left = 0  # bytes of the current field still to skip
         self._held = b""  # the beginning of a field, as far as it came
 
     def feed(self, data: bytes) -> None:
         """Raises :class:`ProtobufError`, after which there is no use in going on."""
-        if self._left >= len(data):  # the common case: the middle of what is skipped
-            self._left -= len(data)
-            self._at += len(data)
-            self._leave()
-            return
-        data = self._held + data[self._left :]
-        self._at += self._left
-        self._left = position = 0
+        skipped = min(self._left, len(data))
+        self._left -= skipped
+        self._at += skipped
+        self._leave()
+        data = self._held + data[skipped:]
+        position = 0
         while position < len(data):
             step = self._field(data, position)
             if not step:
                 break
             position += step
             self._at += step
+            self._fields -= 1
+            if self._fields < 0:
+                raise ProtobufError("too many fields")
             self._leave()
         self._held = data[position:]
 
