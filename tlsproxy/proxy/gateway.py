@@ -85,4 +85,4 @@ class Gateway:
     def publish(self, generation: Generation) -> None:
         """What was decided under the old generation is forgotten with it, and who has lost their right is ended."""
         self.generation, self.plans, self.calls = generation, Plans(generation), CallPlans(generation)
-        self.register.review()
+        self.loop.call_soon(self.register.review)  # once the publication was told

@@ -206,11 +206,13 @@ class RestConnection(Turns):
         return self._standing.admits(plan.presented, now)
 
     def expel(self, reason: str) -> None:
-        if self._record is None or self._record.status or self.stream.stalled:
-            self._cut(reason)
-            return
         self.close = True
-        self._fail(RightLost(reason))
+        if self._record is None:
+            self._end()
+        elif self._record.status or self.stream.stalled:
+            self._cut(reason)
+        else:
+            self._fail(RightLost(reason))
 
     def _cut(self, reason: str) -> None:
         if self._exchange is not None:

@@ -108,5 +108,8 @@ class ServiceState:
         await asyncio.shield(self._reloader.reload(trigger))
         return self._reloader.status() | {"restart_needed": self._gateway.generation.restart_needed}
 
+    def cut(self, number: int) -> bool:
+        return self._gateway.register.cut(number)
+
     def metrics(self) -> tuple[bytes, str]:
         return self._metrics.render()
