@@ -28,9 +28,11 @@ class Session(Protocol):
     """What speaks on a connection.
 
     ``withdrawn``: why what it is doing would not be admitted any more, "" where it would; ``anew`` says that there is a
-    new generation, without which only time can have made a difference. ``drain``: it comes to its end by
-    itself; ``expel``: it ends now, and who can be told is told why.
+    new generation, without which only time can have made a difference. ``patient``: it may finish what it is doing.
+    ``drain``: it comes to its end by itself; ``expel``: it ends now, and who can be told is told why.
     """
+
+    patient: bool
 
     def withdrawn(self, now: float, *, anew: bool) -> str: ...
     def drain(self) -> None: ...
@@ -137,7 +139,8 @@ class Register:
                 continue
             reason = entry.standing.withdrawn(generation, now) or entry.session.withdrawn(now, anew=anew)
             if reason:
-                self._end(entry, reason, generation.config.limits.expel_after)
+                patient = entry.session.patient
+                self._end(entry, reason, generation.config.limits.expel_after if patient else 0.0)
 
     def _tick(self) -> None:
         self._handle = self._gateway.loop.call_later(TICK, self._tick)

@@ -36,6 +36,8 @@ class Relay:
     saying that there is no dynamic table, since the client waits to be told.
     """
 
+    patient = True
+
     def __init__(self, gateway: Gateway, stream: TlsStream, entry: Entry) -> None:
         self.gateway = gateway
         self.stream = stream

@@ -44,6 +44,8 @@ class State(Enum):
 class Turns:
     """The ground of a connection: its state, and the one request that it has at a time."""
 
+    patient = True
+
     def __init__(self, gateway: Gateway, stream: TlsStream, entry: Entry) -> None:
         self.stream = stream
         self.close = False
