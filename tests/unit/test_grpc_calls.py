@@ -12,7 +12,7 @@ from tlsproxy.authz.access import ALLOWED, UNREAD, Condition, Decision, GlobalMo
 from tlsproxy.authz.admission import NO_CREDENTIAL, Admission, Credential
 from tlsproxy.authz.identity import Identity
 from tlsproxy.authz.roles import Principal
-from tlsproxy.qdrant.grpc import judge_call, judge_message, operation_of, reading_of
+from tlsproxy.qdrant.grpc import judge_at_best, judge_call, judge_message, operation_of, reading_of
 from tlsproxy.qdrant.grpctenancy import is_confinable_call
 from tlsproxy.qdrant.operations import ANY_CALLER, GRPC, OPEN, Operation
 from tlsproxy.qdrant.tenancy import tells_no_points
@@ -137,13 +137,27 @@ WRITER = Rights(grants=(Grant("docs", write=True, extras=True),))
         ("/qdrant.Points/Get", [Rights()], "collection"),
         ("/qdrant.Collections/List", [Rights()], "no_rights"),
         ("/qdrant.Points/Get", [Rights(grants=WRITER.grants, conditions=ACME)], "not_confined"),
-        ("/qdrant.Points/Search", [READER], "body_not_read"),
-        ("/qdrant.Points/Search", [WRITER, CLASSES["r"]], "body_not_read"),
-        ("/qdrant.Points/Upsert", [WRITER], "body_not_read"),
+        ("/qdrant.Points/Search", [READER], "allowed"),
+        ("/qdrant.Points/Search", [WRITER, CLASSES["r"]], "allowed"),
+        ("/qdrant.Points/Upsert", [WRITER], "allowed"),
     ],
 )
-def test_what_no_message_could_save_is_refused_before_it_comes(path: str, rights: list[Rights], reason: str) -> None:
-    assert judge_call(admission(*rights), method(path)).decision.reason == reason
+def test_what_no_message_could_save(path: str, rights: list[Rights], reason: str) -> None:
+    """It is refused all the same by its message, since the refusal names the collection, where that is at stake."""
+    operation, caller = method(path), admission(*rights)
+    assert judge_at_best(caller, operation).reason == reason
+    decision = judge_call(caller, operation).decision
+    of_collection = operation.requirement.scope is Scope.COLLECTION
+    assert decision.reason == ("body_not_read" if of_collection else reason)
+
+
+@pytest.mark.parametrize("operation", METHODS)
+@pytest.mark.parametrize("name", CLASSES)
+def test_at_best_is_what_the_right_message_gets(operation: Operation, name: str) -> None:
+    assert (
+        judge_at_best(admission(CLASSES[name]), operation).reason
+        == outcome(operation, ABOUT_DOCS, CLASSES[name]).reason
+    )
 
 
 def test_the_texts_name_the_collection_once_it_is_known() -> None:

@@ -20,7 +20,7 @@ from tlsproxy.config.loader import parse
 from tlsproxy.config.policy import policy_of
 from tlsproxy.errors import GrpcStatus, RequestError
 from tlsproxy.proxy.calls import grpc_status
-from tlsproxy.qdrant.grpc import judge_call, operation_of
+from tlsproxy.qdrant.grpc import judge_at_best, judge_call, operation_of
 from tlsproxy.qdrant.judge import Judgement, judge
 from tlsproxy.qdrant.operations import GRPC, Operation
 from tlsproxy.qdrant.rest import recognise
@@ -64,7 +64,11 @@ def explain(config_path: Path, token: str | None, cert: Path, method: str, path:
     if method.lower() == "grpc":
         called = operation_of(path)
         _tell_operation(called, "gRPC method")
-        _tell_decision(judge_call(admitted, called), admitted, called, _grpc_status)
+        judgement = judge_call(admitted, called)
+        if judgement.decision is UNREAD and isinstance(admitted, Admission) and called is not None:
+            at_best = judge_at_best(admitted, called)
+            judgement = judgement if at_best.allowed else Judgement(at_best)
+        _tell_decision(judgement, admitted, called, _grpc_status)
         return
     try:
         asked = recognise(method, path)

@@ -49,21 +49,22 @@ class Answer(Part, Protocol):
 class Call:
     """``plain``: the client's DATA needs no look. ``touched``: when something came of it (monotonic clock).
 
-    ``client_done`` and ``upstream_done``: that side has ended the stream. ``sent_upstream``: the upstream knows of it;
-    ``answered``: the client has seen the beginning of a response; ``recorded``: its audit line is written.
+    ``client_done`` and ``upstream_done``: that side has ended the stream. ``opening``: what tells the upstream of it,
+    once there is something to tell; ``answered``: the client has seen the beginning of a response; ``recorded``: its
+    audit line is written.
     """
 
     __slots__ = (
         "_held",
         "answered",
         "client_done",
+        "opening",
         "plain",
         "reading",
         "record",
         "recorded",
         "reduction",
         "relay",
-        "sent_upstream",
         "stream",
         "touched",
         "upstream_done",
@@ -77,9 +78,10 @@ class Call:
         self.touched = time.monotonic()
         self.reading: Part | None = None
         self.reduction: Answer | None = None
-        self.answered = self.client_done = self.upstream_done = self.sent_upstream = self.recorded = False
+        self.answered = self.client_done = self.upstream_done = self.recorded = False
         self.waiting = False
         self.plain = True
+        self.opening = b""
         self._held: list[bytes] = []
 
     # Admission

@@ -163,8 +163,8 @@ class Streams(Life):
             if self.lost is not None:
                 self.leave()
             return b""
-        call.sent_upstream = True
-        return http2.headers(call.stream, plan.block + self._tail, end=call.client_done)
+        call.opening = http2.headers(call.stream, plan.block + self._tail, end=call.client_done)
+        return call.opening
 
     def on_reset(self, stream: int) -> bytes | None:
         call = self.calls.get(stream)
@@ -174,6 +174,6 @@ class Streams(Life):
             return b""
         self.budgets.resets.spend(self.now)
         call.client_done = True
-        known = call.sent_upstream
+        known = bool(call.opening) and not self.taken_back(call)
         self.forget(call, "client_cancelled")
         return None if known else b""

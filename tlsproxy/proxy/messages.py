@@ -8,31 +8,28 @@ is room in windows that are kept here.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Final
 
 from tlsproxy.errors import BadRequest, BodyTooLarge, RequestError, UpstreamBroken
 from tlsproxy.proxy.call import Call
 from tlsproxy.proxy.calls import Asked
 from tlsproxy.proxy.holding import Holding
+from tlsproxy.proxy.outgoing import Outgoing
 from tlsproxy.qdrant.grpc import confine_message, reading_of
 from tlsproxy.qdrant.listings import Listing
 from tlsproxy.wire import http2
 from tlsproxy.wire.content import decoded
 from tlsproxy.wire.fieldblock import Fields, write
 from tlsproxy.wire.grpc import Message, message, trailers, trailers_only
-from tlsproxy.wire.http2 import END_STREAM, HEADER, MAX_FRAME
-from tlsproxy.wire.window import Window
+from tlsproxy.wire.http2 import END_STREAM, HEADER
 
 MAX_ANSWER: Final = 32 << 20
 """Bytes of a listing."""
 _WHY_REDUCED: Final = "The upstream refused; its reason may name what you may not know"
 
 
-class Reading:
-    """Finds the collections that the message names, and decides once it is whole."""
-
-    rebuilds = False
+class _Judging:
+    """Finds the collections that a message names, and decides once it is whole; refuses as soon as that is certain."""
 
     def __init__(self, call: Call, asked: Asked) -> None:
         self._call = call
@@ -40,7 +37,34 @@ class Reading:
         self._message = Message()
         self._reading = reading_of(asked.operation)
         self._kept = _Kept(call, asked)
-        self._decided = False
+        self._passed = False
+
+    def _may_pass(self) -> bool:
+        """What its collection alone refuses is not taken, or sent half way upstream, in vain."""
+        collection = self._reading.collection
+        if not collection or self._passed:
+            return True
+        plan = self._call.relay.gateway.calls.judged(self._asked, collection, ())
+        self._passed = plan.decision.allowed
+        if not self._passed:
+            self._call.record.plan = plan
+            self._call.relay.deny(self._call)
+        return self._passed
+
+    def _decide(self) -> bool:
+        self._call.record.plan = plan = self._call.relay.gateway.calls.judged(self._asked, *self._reading.named())
+        if not plan.decision.allowed:
+            self._call.relay.deny(self._call)
+        return plan.decision.allowed
+
+    def over(self) -> None:
+        self._kept.release()
+
+
+class Reading(_Judging):
+    """The message goes upstream as it comes, but for the frame that completes it."""
+
+    rebuilds = False
 
     def data(self, data: bytes, start: int, end: int, flags: int) -> bytes | None:
         whole = self._message.whole
@@ -51,20 +75,16 @@ class Reading:
             self._reading.feed(content)
         if flags & END_STREAM:
             self._message.end()
-        if self._message.whole and not whole and not self._decide():
+        if not whole and not (self._decide_whole() if self._message.whole else self._may_pass()):
             self._call.relay.give_back(end - start - HEADER)
             return b""
         return None
 
-    def _decide(self) -> bool:
+    def _decide_whole(self) -> bool:
         if self._message.compressed:
             self._reading.feed(self._kept.plain())
         self._kept.release()
-        call = self._call
-        call.record.plan = plan = call.relay.gateway.calls.judged(self._asked, *self._reading.named())
-        if not plan.decision.allowed:
-            call.relay.deny(call)
-        return plan.decision.allowed
+        return self._decide()
 
     def granted(self, size: int) -> None:
         raise RuntimeError(f"{size} bytes of room for a stream whose window is its ends'")
@@ -72,53 +92,44 @@ class Reading:
     def proceed(self) -> None:
         """It waits for nothing."""
 
-    def over(self) -> None:
-        self._kept.release()
 
-
-class Rebuilding:
+class Rebuilding(_Judging):
     """Takes the message whole, decides, and sends one that is confined to the caller's points in its place."""
 
     rebuilds = True
 
     def __init__(self, call: Call, asked: Asked) -> None:
-        self._call = call
-        self._asked = asked
-        self._message = Message()
-        self._kept = _Kept(call, asked)
-        self._out = _Outgoing(call, call.relay.to_upstream, call.relay.up.append)
+        super().__init__(call, asked)
+        self._out = Outgoing(call, call.relay.to_upstream, call.relay.up.append)
 
     def data(self, data: bytes, start: int, end: int, flags: int) -> bytes | None:
         relay, size = self._call.relay, end - start - HEADER
-        self._kept.add(self._message.feed(http2.unpadded(flags, data[start + HEADER : end])))
+        content = self._message.feed(http2.unpadded(flags, data[start + HEADER : end]))
+        self._kept.add(content)
+        if not self._message.compressed:
+            self._reading.feed(content)
         if flags & END_STREAM:
             self._message.end()
             self._send()
-        else:
+        elif self._may_pass():
             relay.down.append(http2.window_update(self._call.stream, size))
         relay.give_back(size)
         return b""
 
     def _send(self) -> None:
-        call, asked = self._call, self._asked
-        content = self._kept.plain() if self._message.compressed else self._kept.content
-        reading = reading_of(asked.operation)
-        reading.feed(content)
-        call.record.plan = plan = call.relay.gateway.calls.judged(asked, *reading.named())
-        if not plan.decision.allowed:
-            call.relay.deny(call)
-            return
-        self._out.put(message(confine_message(asked.operation, content, asked.conditions)))
-        self._out.finish(b"")
+        content = self._kept.content
+        if self._message.compressed:
+            content = self._kept.plain()
+            self._reading.feed(content)
+        if self._decide():
+            self._out.put(message(confine_message(self._asked.operation, content, self._asked.conditions)))
+            self._out.finish(b"")
 
     def granted(self, size: int) -> None:
         self._out.granted(size)
 
     def proceed(self) -> None:
         self._out.proceed()
-
-    def over(self) -> None:
-        self._kept.release()
 
 
 class Reduction:
@@ -134,7 +145,7 @@ class Reduction:
         self._head = b""
         self.whole = False
         self._holding = Holding(call.relay.gateway)
-        self._out = _Outgoing(call, call.relay.to_client, call.relay.down.append)
+        self._out = Outgoing(call, call.relay.to_client, call.relay.down.append)
 
     def fields(self, raw: bytes, fields: Fields, *, end: bool) -> bytes | None:
         call = self._call
@@ -185,47 +196,6 @@ class Reduction:
 
     def over(self) -> None:
         self._holding.release()
-
-
-class _Outgoing:
-    """DATA of our own making, as fast as its receiver's windows let it go."""
-
-    def __init__(self, call: Call, window: Window, write: Callable[[bytes], None]) -> None:
-        self._call = call
-        self._window = window
-        self._write = write
-        self._credit = 0  # beyond the first window of a stream
-        self._left = b""
-        self._last: bytes | None = None
-
-    def put(self, data: bytes) -> None:
-        self._left = data
-
-    def finish(self, last: bytes) -> None:
-        """Nothing more comes. ``last`` follows the data; where it is empty, the last of the data ends the stream."""
-        self._last = last
-        self.proceed()
-
-    def granted(self, size: int) -> None:
-        self._credit += size
-        self.proceed()
-
-    def proceed(self) -> None:
-        call, window = self._call, self._window
-        while self._left:
-            size = min(len(self._left), MAX_FRAME, window.room, window.first + self._credit)
-            if size <= 0:
-                call.relay.wanting[call] = None
-                return
-            piece, self._left = self._left[:size], self._left[size:]
-            self._write(http2.data(call.stream, piece, end=not self._left and self._last == b""))
-            window.own(size)
-            self._credit -= size
-        call.relay.wanting.pop(call, None)
-        if self._last:
-            last, self._last = self._last, None
-            self._write(last)
-            call.relay.answered(call, 0)
 
 
 class _Kept:

@@ -98,8 +98,8 @@ class Relay:
 
     def _tell(self, call: Call, status: int, text: str, reason: str) -> None:
         stream = call.stream
-        if call.sent_upstream and not call.upstream_done:
-            self.up.append(http2.reset(stream, Code.CANCEL))
+        if call.opening and not call.upstream_done:
+            self._cancel(call)
         if not call.upstream_done:
             fields = (
                 trailers(status, text) if call.answered else trailers_only(status, text, http=call.record.plan.http)
@@ -112,10 +112,24 @@ class Relay:
 
     def reset(self, call: Call, code: Code, reason: str) -> None:
         """Ends it without words, on both sides."""
-        if call.sent_upstream and not (call.client_done and call.upstream_done):
-            self.up.append(http2.reset(call.stream, Code.CANCEL))
+        if call.opening and not (call.client_done and call.upstream_done):
+            self._cancel(call)
         self.down.append(http2.reset(call.stream, code))
         self.forget(call, reason)
+
+    def _cancel(self, call: Call) -> None:
+        if not self.taken_back(call):
+            self.up.append(http2.reset(call.stream, Code.CANCEL))
+
+    def taken_back(self, call: Call) -> bool:
+        """Whether the upstream never hears of the call: its fields are not written yet, and nothing came after them.
+
+        A server counts the streams that end as soon as they began, and ends the connection of who has many.
+        """
+        if self.up and self.up[-1] is call.opening:
+            del self.up[-1]
+            return True
+        return False
 
     def answered(self, call: Call, status: int | None) -> None:
         """The upstream's response is whole. The client may still have something to say."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Final
 
-from tlsproxy.authz.access import ALLOWED, UNREAD, Condition, Decision, Rights, Scope
+from tlsproxy.authz.access import ALLOWED, UNREAD, Condition, Decision, Scope
 from tlsproxy.authz.admission import Admission
 from tlsproxy.errors import BadRequest
 from tlsproxy.qdrant.grpclistings import listing_of_call
@@ -48,26 +48,32 @@ def judge_call(admitted: Admission | Decision, operation: Operation | None) -> J
         return Judgement(NOWHERE)
     rights, confinable = admitted.rights, is_confinable_call(operation)
     listing = listing_of_call(operation, rights)
+    if operation.requirement.scope is Scope.COLLECTION and any(one.limited for one in rights):
+        return Judgement(UNREAD, listing)  # a refusal too: it names the collection
     decision = decide_all(
-        tuple(_at_best(one) for one in rights),
+        rights,
         operation,
-        _ANY,
+        None,
         reduced=listing is not None,
         confined=confinable or tells_no_points(operation),
     )
     if not decision.allowed:
         return Judgement(decision)
-    limited = operation.requirement.scope is Scope.COLLECTION and any(one.limited for one in rights)
-    if limited or (confinable and any(one.conditions for one in rights)):
+    if confinable and any(one.conditions for one in rights):
         return Judgement(UNREAD, listing)
     return Judgement(ALLOWED, listing)
 
 
-def _at_best(rights: Rights) -> Rights:
-    """As if every grant were for whatever collection the message turns out to name: what these rights refuse even
-    then, they refuse. So a large message is not sent half way upstream in vain.
+def judge_at_best(admission: Admission, operation: Operation) -> Decision:
+    """As if every grant were for whatever collection the message turns out to name: what this refuses, no message could
+    save.
     """
-    return replace(rights, grants=tuple(replace(grant, collection=_ANY) for grant in rights.grants))
+    granted = tuple(
+        replace(one, grants=tuple(replace(grant, collection=_ANY) for grant in one.grants)) for one in admission.rights
+    )
+    return decide_all(
+        granted, operation, _ANY, confined=is_confinable_call(operation) or tells_no_points(operation), reduced=True
+    )
 
 
 class Reading:
@@ -84,6 +90,11 @@ class Reading:
             self._scanner.feed(data)
         except ProtobufError as error:
             raise _malformed(error) from None
+
+    @property
+    def collection(self) -> str | None:
+        """The message's own, as soon as that is known: clients write it first."""
+        return next((name for kind, name in self._scanner.found if kind == COLLECTION), None)
 
     def named(self) -> tuple[str, tuple[str, ...]]:
         """The message is whole: (its collection, further ones). Raises :class:`BadRequest`.

@@ -1,0 +1,51 @@
+"""DATA of our own making, for one stream: as fast as its receiver's windows let it go."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from tlsproxy.proxy.call import Call
+from tlsproxy.wire import http2
+from tlsproxy.wire.http2 import MAX_FRAME
+from tlsproxy.wire.window import Window
+
+
+class Outgoing:
+    """``window`` is the connection's, in the direction in which ``write`` queues frames. The stream's is kept here."""
+
+    def __init__(self, call: Call, window: Window, write: Callable[[bytes], None]) -> None:
+        self._call = call
+        self._window = window
+        self._write = write
+        self._credit = 0  # beyond the first window of a stream
+        self._left = b""
+        self._last: bytes | None = None
+
+    def put(self, data: bytes) -> None:
+        self._left = data
+
+    def finish(self, last: bytes) -> None:
+        """Nothing more comes. ``last`` follows the data; where it is empty, the last of the data ends the stream."""
+        self._last = last
+        self.proceed()
+
+    def granted(self, size: int) -> None:
+        self._credit += size
+        self.proceed()
+
+    def proceed(self) -> None:
+        call, window = self._call, self._window
+        while self._left:
+            size = min(len(self._left), MAX_FRAME, window.room, window.first + self._credit)
+            if size <= 0:
+                call.relay.wanting[call] = None
+                return
+            piece, self._left = self._left[:size], self._left[size:]
+            self._write(http2.data(call.stream, piece, end=not self._left and self._last == b""))
+            window.own(size)
+            self._credit -= size
+        call.relay.wanting.pop(call, None)
+        if self._last:
+            last, self._last = self._last, None
+            self._write(last)
+            call.relay.answered(call, 0)
