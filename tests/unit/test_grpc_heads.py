@@ -23,8 +23,8 @@ GOOD = (
     (b"content-type", b"application/grpc"),
 )
 NAMES = (
-    "api-key api_key api.key authorization forwarded x-forwarded-for x_forwarded_for x-forwarded x-real-ip x-client-cert "
-    "x-client-cert-chain x-ssl-client-cn x-tlsproxy-role x.tlsproxy_role proxy-authorization"
+    "api-key api_key api.key authorization forwarded x-forwarded-for x_forwarded_for x-forwarded x-real-ip "
+    "x-client-cert x-client-cert-chain x-ssl-client-cn x-tlsproxy-role x.tlsproxy_role proxy-authorization"
 )
 IDENTITY = NAMES.split()
 
