@@ -85,7 +85,10 @@ def modes(config: Config, _tree: Tree) -> Iterator[Finding]:
         try:
             tcp_endpoint(listener.upstream or "")
         except ValueError as error:
-            yield Finding((*path, "upstream") if listener.upstream else path, f"upstream: {error}")
+            if listener.upstream:
+                yield Finding((*path, "upstream"), str(error))
+            else:
+                yield Finding(path, f"upstream is missing: {error}")
     if len(tunnels(config)) < sum(one.mode == "tcp" for one in config.listeners):
         yield Finding(("listeners",), "two listeners of mode tcp have the same address")
 

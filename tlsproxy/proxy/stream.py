@@ -269,12 +269,8 @@ class Stream:
             self.abort()
             return
         self.deadline = time.monotonic() + self._linger
-        try:
-            self._sock.shutdown(socket.SHUT_WR)
-        except OSError as error:  # the other side was faster
-            self.abort(error)
-            return
-        if not self._reading:
+        self._shut_down()
+        if not self._reading and not self.closed:
             self._reading = True
             self._loop.add_reader(self._fd, self._on_readable)
 

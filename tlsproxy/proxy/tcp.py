@@ -35,6 +35,7 @@ class TcpConnection:
         self._when_ended = when_ended
         self._upstream: DialledStream | None = None
         self._why = ""
+        self._open = False
         self._opened = time.monotonic()
         self._idle = gateway.generation.config.limits.tcp_idle_timeout
         stream.deadline = NEVER
@@ -53,7 +54,7 @@ class TcpConnection:
         limits, settings = gateway.generation.config.limits, gateway.generation.config.upstream
         addresses = gateway.generation.tunnels[self._route].addresses
         upstream = DialledStream(gateway.loop, addresses, _Upstream(self), gateway.deadlines, limits.write_timeout)
-        upstream.when_ended = self._client_ended
+        upstream.when_ended = self._upstream_ended
         upstream.deadline = time.monotonic() + settings.connect_timeout
         return upstream
 
@@ -105,6 +106,7 @@ class TcpConnection:
 
     def connected(self) -> None:
         self._gateway.metrics.decision("allowed")
+        self._open = True
         self._tell("tcp_open", "ok")
         self._touch()
         self.reading_changed()
@@ -120,12 +122,12 @@ class TcpConnection:
         self._both_ended()
 
     def upstream_lost(self, error: Exception | None) -> None:
-        established = self._upstream is not None and self._upstream.established
         self._upstream = None
-        if not established:
+        if not self._open:
             self._refuse("upstream_unreachable", str(error or ""))
             return
-        self._end("" if error is None else "upstream_broken")
+        self._why = self._why or ("upstream_broken" if error is not None else "")
+        self.stream.close(LINGER)
 
     def upstream_overdue(self) -> None:
         upstream = self._upstream
@@ -162,6 +164,8 @@ class TcpConnection:
         upstream = self._upstream
         if upstream is None or not upstream.established:
             return
+        if not upstream.stalled:
+            upstream.deadline = NEVER
         for source, sink in ((self.stream, upstream), (upstream, self.stream)):
             if sink.stalled:
                 source.pause_reading()
@@ -197,8 +201,8 @@ class TcpConnection:
         try:
             if self._upstream is not None:
                 self._upstream.abort()
-                if error is not None:
-                    self._why = self._why or "client_gone"
+            if self._open:
+                self._why = self._why or ("client_gone" if error is not None else "")
                 self._tell("tcp_close", "ok")
         finally:
             self._when_ended()
