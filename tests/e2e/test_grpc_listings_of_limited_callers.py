@@ -9,6 +9,7 @@ import grpc
 import grpc.aio
 import pytest
 from google.protobuf.message import Message
+from hyperframe.frame import DataFrame, WindowUpdateFrame
 from qdrant_client import grpc as pb
 from support.gateway import DEADLINE, Gateway
 from support.grpc_client import Answered, aio_channel, call, channel
@@ -177,11 +178,10 @@ def test_a_client_that_takes_it_in_small_pieces(site: Site, gateway: Gateway, up
         client.fields(stream)
         received, granted = 0, 7
         for frame in client.frames():
-            if frame.stream_id == stream and frame.type == 0:
+            if isinstance(frame, DataFrame):
                 received += len(frame.data)
                 assert received <= granted
-                client.grant(stream, 4_000)
-                client.grant(0, 4_000)
+                client.send(WindowUpdateFrame(stream, 4_000), WindowUpdateFrame(0, 4_000))
                 granted += 4_000
             elif frame.stream_id == stream:
                 break
@@ -200,3 +200,21 @@ def test_a_call_that_is_given_up_while_it_waits(
     assert begun.ended.wait(DEADLINE)
     assert begun.cancelled
     assert gateway.audited(reason="client_cancelled")["method"] == "list_collections"
+
+
+def test_a_client_that_leaves_the_connection_no_room(
+    site: Site, gateway: Gateway, ingest: grpc.Channel, upstream_of_lists: GrpcUpstream
+) -> None:
+    """A listing that could come a byte at a time only is given up, and costs the others nothing."""
+    upstream_of_lists.answer = replying(bytes(65_535 - 6))
+    scroll = pb.ScrollPoints(collection_name="docs").SerializeToString()
+    with h2(gateway, site, "ingest", INITIAL_WINDOW_SIZE=1 << 20) as client:
+        stream = client.call(scroll, fields("/qdrant.Points/Scroll"))
+        taken = 0
+        while taken < 65_534:
+            taken += len(client.until(DataFrame, lambda frame: frame.stream_id == stream).data)
+        upstream_of_lists.answer = replying(LARGE.SerializeToString())
+        listing = client.call(b"", fields(f"{COLLECTIONS}List"))
+        assert client.status(listing) == grpc.StatusCode.UNAVAILABLE.value[0]
+        assert call(ingest, f"{COLLECTIONS}List").code is grpc.StatusCode.OK
+        client.lives()

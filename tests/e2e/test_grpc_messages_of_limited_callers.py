@@ -319,7 +319,7 @@ def test_compressed_messages_are_read_and_sent_on_as_they_came(
             assert client.status(stream) == status
     (good,) = (seen for seen in frames_of.streams if seen.ended)
     assert good.data == h2raw.message(CODINGS[coding](GOOD), 1)
-    assert good.fields["grpc-encoding"] == coding
+    assert dict(good.fields)["grpc-encoding"] == coding
 
 
 @pytest.mark.parametrize("coding", ["gzip", "deflate"])

@@ -27,7 +27,7 @@ ENDED_WELL = [("grpc-status", "0")]
 class Seen:
     """One stream: its fields, what of its DATA came, whether its client ended it, and the code of a RST_STREAM."""
 
-    fields: dict[str, str]
+    fields: list[tuple[str, str]]
     data: bytes = b""
     ended: bool = False
     reset: int | None = None
@@ -97,7 +97,7 @@ class H2Upstream:
 
     def _on(self, connection: h2.connection.H2Connection, known: dict[int, Seen], event: h2.events.Event) -> None:
         if isinstance(event, h2.events.RequestReceived):
-            seen = known[event.stream_id] = Seen({str(name): str(value) for name, value in event.headers})
+            seen = known[event.stream_id] = Seen([(str(name), str(value)) for name, value in event.headers])
             self.streams.append(seen)
         elif isinstance(event, h2.events.DataReceived):
             known[event.stream_id].data += event.data

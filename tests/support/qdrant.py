@@ -7,12 +7,16 @@ import ssl
 import subprocess
 import sys
 from types import TracebackType
-from typing import Self
+from typing import Any, Self, TypeVar
 
 import httpx
-from qdrant_client import QdrantClient
+from qdrant_client import AsyncQdrantClient, QdrantClient
 
 from support.gateway import DEADLINE, Gateway
+from support.grpc_client import certificates
+from support.site import Site
+
+Q = TypeVar("Q", QdrantClient, AsyncQdrantClient)
 
 
 class EmbeddedUpstream:
@@ -41,6 +45,22 @@ def qdrant(gateway: Gateway, context: ssl.SSLContext, **options: object) -> Qdra
     return QdrantClient(
         url=f"https://localhost:{gateway.port}",
         verify=context,
+        check_compatibility=False,
+        limits=httpx.Limits(),
+        trust_env=False,
+        timeout=int(DEADLINE),
+        **options,
+    )
+
+
+def qdrant_by_grpc(kind: type[Q], gateway: Gateway, site: Site, client: str | None = "admin", **options: Any) -> Q:
+    """As the README has it: what has a gRPC method goes that way, the rest over REST."""
+    return kind(
+        url=f"https://localhost:{gateway.port}",
+        grpc_port=gateway.grpc_port,
+        prefer_grpc=True,
+        grpc_options={**certificates(site, client), "grpc.use_local_subchannel_pool": 1},
+        verify=site.client(client),
         check_compatibility=False,
         limits=httpx.Limits(),
         trust_env=False,

@@ -39,9 +39,12 @@ class Part(Protocol):
 
 
 class Answer(Part, Protocol):
-    """``whole``: the upstream has said all of it."""
+    """``whole``: the upstream has said all of it. ``room``: what follows the call's fields upstream."""
 
     whole: bool
+
+    @property
+    def room(self) -> bytes: ...
 
     def fields(self, raw: bytes, fields: Fields, *, end: bool) -> bytes | None: ...
 

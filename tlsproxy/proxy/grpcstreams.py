@@ -164,6 +164,8 @@ class Streams(Life):
                 self.leave()
             return b""
         call.opening = http2.headers(call.stream, plan.block + self._tail, end=call.client_done)
+        if call.reduction is not None:
+            call.opening += call.reduction.room
         return call.opening
 
     def on_reset(self, stream: int) -> bytes | None:

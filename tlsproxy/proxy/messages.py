@@ -25,6 +25,8 @@ from tlsproxy.wire.http2 import END_STREAM, HEADER
 
 MAX_ANSWER: Final = 32 << 20
 """Bytes of a listing."""
+MAX_PIECES: Final = 8192
+"""DATA frames of a listing: four times what it needs. A client could leave its sender room for a byte at a time."""
 _WHY_REDUCED: Final = "The upstream refused; its reason may name what you may not know"
 
 
@@ -143,9 +145,16 @@ class Reduction:
         self._message = Message()
         self._content = bytearray()
         self._head = b""
+        self._pieces = 0
         self.whole = False
         self._holding = Holding(call.relay.gateway)
         self._out = Outgoing(call, call.relay.to_client, call.relay.down.append)
+
+    @property
+    def room(self) -> bytes:
+        """What grants the upstream all that an answer may have, whatever the client's own windows are."""
+        size = min(MAX_ANSWER, http2.MAX_WINDOW - self._call.relay.to_client.first)
+        return http2.window_update(self._call.stream, size)
 
     def fields(self, raw: bytes, fields: Fields, *, end: bool) -> bytes | None:
         call = self._call
@@ -176,15 +185,15 @@ class Reduction:
         return b""
 
     def data(self, data: bytes, start: int, end: int, flags: int) -> bytes | None:
-        relay, size = self._call.relay, end - start - HEADER
-        relay.give_back_upstream(size)
-        relay.up.append(http2.window_update(self._call.stream, size))
+        self._call.relay.give_back_upstream(end - start - HEADER)
+        self._pieces += 1
         try:
             self._content += self._message.feed(http2.unpadded(flags, data[start + HEADER : end]))
         except BadRequest as error:
             raise UpstreamBroken(f"The upstream's answer cannot be read: {error}") from None
         self._holding.grow(len(self._content))
-        if len(self._content) > MAX_ANSWER or self._message.compressed or flags & END_STREAM:
+        too_much = len(self._content) > MAX_ANSWER or self._pieces > MAX_PIECES
+        if too_much or self._message.compressed or flags & END_STREAM:
             raise UpstreamBroken("The upstream's answer cannot be reduced to what you may know")
         return b""
 

@@ -32,8 +32,10 @@ _BARE_LF = re.compile(rb"(?<!\r)\n")
 _HOP_BY_HOP = frozenset(
     (b"connection", b"keep-alive", b"proxy-connection", b"te", b"trailer", b"transfer-encoding", b"upgrade")
 )
+# gRPC's binary metadata has names of its own, ending in -bin.
 _IDENTITY = re.compile(
-    rb"api-key|authorization|proxy-auth.*|forwarded|x-forwarded(-.*)?|x-real-ip|x-client-cert.*|x-ssl-.*|x-tlsproxy-.*"
+    rb"(?:api-key|authorization|forwarded|x-real-ip)(?:-bin)?"
+    rb"|proxy-auth.*|x-forwarded(-.*)?|x-client-cert.*|x-ssl-.*|x-tlsproxy-.*"
 )
 # What decides about the message, or about its sender, has one value.
 _ONCE = frozenset(

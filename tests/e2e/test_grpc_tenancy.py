@@ -1,0 +1,290 @@
+"""Two tenants in one collection, over gRPC: each sees and changes its own points, by whichever way it asks."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+from contextlib import closing
+
+import grpc
+import pytest
+from qdrant_client import AsyncQdrantClient, QdrantClient
+from qdrant_client import grpc as pb
+from qdrant_client import models as m
+from support.gateway import Gateway
+from support.grpc_client import Answered, call, channel
+from support.grpc_upstream import GrpcUpstream
+from support.qdrant import EmbeddedUpstream, qdrant_by_grpc
+from support.site import Site
+from support.upstream import ScriptedUpstream
+
+from tlsproxy.authz.tokens import mint
+
+KEY = "the-s1gning-key"
+DOCS = [{"collection": "docs", "access": "rw"}]
+ROLES = {
+    "admin": {"access": "m"},
+    "tenant": {"access": DOCS, "filter": {"tenant": "{ou}"}},
+    "reading": {"access": [{"collection": "docs", "access": "r"}], "filter": {"tenant": "{ou}"}},
+    "service": {"access": DOCS, "filter": {"tenant": "{claim:tenant}"}},
+}
+IDENTITIES = [
+    {"name": "platform", "match": {"ou": "platform"}, "role": "admin"},
+    {"name": "tenants", "match": {"cn": "tenant-*"}, "role": "tenant"},
+    {"name": "readers", "match": {"cn": "reader-*"}, "role": "reading"},
+    {"name": "service", "match": {"cn": "service"}, "role": "service"},
+]
+SERVICE = {"api_key": KEY, "jwt_rbac": True}
+ALL = m.Filter()
+Use = Callable[[QdrantClient], object]
+
+
+def issue(site: Site) -> None:
+    for name in ("acme", "umbrella"):
+        site.issue(name, client=True, common_name=f"tenant-{name}", organizational_unit=name)
+    site.issue("reader", client=True, common_name="reader-acme", organizational_unit="acme")
+    site.issue("homeless", client=True, common_name="tenant-of-nobody")
+    site.issue("service", client=True, common_name="service")
+
+
+@pytest.fixture(scope="module")
+def gateway(site: Site) -> Iterator[Gateway]:
+    issue(site)
+    with EmbeddedUpstream() as embedded:
+        config = site.write_config(
+            embedded.url, grpc=embedded.grpc_url, service=SERVICE, roles=ROLES, identities=IDENTITIES
+        )
+        with Gateway(config) as running:
+            yield running
+
+
+@pytest.fixture
+def admin(site: Site, gateway: Gateway) -> Iterator[QdrantClient]:
+    """Who also makes the collection anew: points 1 to 3 are acme's, 4 to 6 umbrella's, 7 nobody's."""
+    with closing(qdrant_by_grpc(QdrantClient, gateway, site)) as client:
+        client.delete_collection("docs")
+        client.create_collection("docs", vectors_config=m.VectorParams(size=2, distance=m.Distance.DOT))
+        tenants = {1: "acme", 2: "acme", 3: "acme", 4: "umbrella", 5: "umbrella", 6: "umbrella"}
+        marks = {n: {"tenant": tenant} for n, tenant in tenants.items()}
+        client.upsert(
+            "docs",
+            [m.PointStruct(id=n, vector=[1.0, n / 10], payload={"n": n, **marks.get(n, {})}) for n in range(1, 8)],
+        )
+        yield client
+
+
+@pytest.fixture
+def acme(site: Site, gateway: Gateway, admin: QdrantClient) -> Iterator[QdrantClient]:
+    assert admin.count("docs").count == 7
+    with closing(qdrant_by_grpc(QdrantClient, gateway, site, "acme")) as client:
+        yield client
+
+
+def ids(points: list[m.ScoredPoint] | list[m.Record]) -> set[object]:
+    return {point.id for point in points}
+
+
+def state(admin: QdrantClient, *numbers: int) -> list[tuple[object, object, object]]:
+    found = admin.retrieve("docs", list(numbers), with_vectors=True)
+    return [(point.id, point.payload, point.vector) for point in found]
+
+
+def test_reads(acme: QdrantClient, gateway: Gateway) -> None:
+    own = {1, 2, 3}
+    everything = m.Filter(should=[m.FieldCondition(key="n", range=m.Range(gte=0)), m.HasIdCondition(has_id=[4, 7])])
+    assert acme.count("docs").count == 3
+    assert acme.count("docs", count_filter=everything).count == 3
+    assert ids(acme.scroll("docs", limit=100)[0]) == own
+    assert ids(acme.scroll("docs", scroll_filter=everything, limit=100)[0]) == own
+    assert ids(acme.query_points("docs", query=[1.0, 1.0], limit=100).points) == own
+    assert ids(acme.query_points("docs", limit=100).points) == own
+    prefetch = m.Prefetch(query=[1.0, 1.0], limit=100, prefetch=[m.Prefetch(query=[0.0, 1.0], limit=100)])
+    fusion = m.FusionQuery(fusion=m.Fusion.RRF)
+    assert ids(acme.query_points("docs", prefetch=[prefetch, prefetch], query=fusion, limit=100).points) == own
+    batch = acme.query_batch_points("docs", [m.QueryRequest(query=[1.0, 1.0], limit=100, filter=everything)] * 2)
+    assert [ids(answer.points) for answer in batch] == [own, own]
+    assert {group.id for group in acme.query_points_groups("docs", "n", query=[1.0, 1.0], limit=100).groups} == own
+    assert {hit.value for hit in acme.facet("docs", "tenant").hits} == {"acme"}
+    assert set(acme.search_matrix_offsets("docs", sample=100, limit=100).ids) == own
+    mine = m.Filter(must=[m.FieldCondition(key="n", match=m.MatchValue(value=2))])
+    assert ids(acme.scroll("docs", scroll_filter=mine)[0]) == {2}
+    other = m.Filter(must=[m.FieldCondition(key="tenant", match=m.MatchValue(value="umbrella"))])
+    assert acme.count("docs", count_filter=other).count == 0
+    assert acme.collection_exists("docs")
+    assert [one.name for one in acme.get_collections().collections] == ["docs"]
+    record = gateway.audited(api="/qdrant.Points/Facet")
+    assert (record["role"], record["collection"], record["grpc_status"]) == ("tenant", "docs", 0)
+
+
+REFUSED: dict[str, Use] = {
+    "retrieve": lambda client: client.retrieve("docs", [4]),
+    "info": lambda client: client.get_collection("docs"),
+    "by id": lambda client: client.query_points("docs", query=4),
+    "by examples": lambda client: client.query_points(
+        "docs", query=m.RecommendQuery(recommend=m.RecommendInput(positive=[4]))
+    ),
+    "by id below": lambda client: client.query_points("docs", prefetch=m.Prefetch(query=4), query=[1.0, 0.0]),
+    "by id in a batch": lambda client: client.query_batch_points("docs", [m.QueryRequest(query=4)]),
+    "lookup_from": lambda client: client.query_points(
+        "docs", query=[1.0, 0.0], lookup_from=m.LookupLocation(collection="docs")
+    ),
+    "with_lookup": lambda client: client.query_points_groups("docs", "n", query=[1.0, 0.0], with_lookup="docs"),
+    "delete by ids": lambda client: client.delete("docs", [4]),
+    "vectors by ids": lambda client: client.delete_vectors("docs", [""], [4]),
+    "payload by ids": lambda client: client.set_payload("docs", {"n": 0}, [4]),
+    "another tenant's": lambda client: client.upsert(
+        "docs", [m.PointStruct(id=9, vector=[1.0, 0.0], payload={"tenant": "umbrella"})]
+    ),
+    "give away": lambda client: client.set_payload("docs", {"tenant": "umbrella"}, ALL),
+    "below a key": lambda client: client.set_payload("docs", {"a": 1}, ALL, key="tenant"),
+    "unmark": lambda client: client.delete_payload("docs", ["tenant"], ALL),
+    "clear": lambda client: client.clear_payload("docs", ALL),
+    "clear in a batch": lambda client: client.batch_update_points(
+        "docs", [m.ClearPayloadOperation(clear_payload=m.FilterSelector(filter=ALL))]
+    ),
+    "index": lambda client: client.create_payload_index("docs", "n", m.PayloadSchemaType.INTEGER),
+    "snapshot": lambda client: client.create_snapshot("docs"),
+    "drop": lambda client: client.delete_collection("docs"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_be_confined(acme: QdrantClient, admin: QdrantClient, gateway: Gateway, name: str) -> None:
+    before = state(admin, *range(1, 10))
+    with pytest.raises(grpc.RpcError) as caught:
+        REFUSED[name](acme)
+    assert caught.value.code() is grpc.StatusCode.PERMISSION_DENIED
+    assert str(caught.value.details()).startswith("Forbidden: ")
+    assert state(admin, *range(1, 10)) == before
+    record = gateway.audited(role="tenant", grpc_status=7)
+    assert record["reason"] in {"not_confined", "needs_global"}
+
+
+def test_changes(acme: QdrantClient, admin: QdrantClient) -> None:
+    others = state(admin, 4, 5, 6, 7)
+    acme.upsert("docs", [m.PointStruct(id=n, vector=[0.0, 9.0], payload={"n": "new"}) for n in (1, 4, 7, 9)])
+    acme.upsert("docs", m.Batch(ids=[2, 5, 10], vectors=[[0.0, 8.0]] * 3))
+    new = {"n": "new", "tenant": "acme"}
+    assert state(admin, 1, 9) == [(1, new, [0.0, 9.0]), (9, new, [0.0, 9.0])]
+    assert state(admin, 2, 10) == [(2, {"tenant": "acme"}, [0.0, 8.0]), (10, {"tenant": "acme"}, [0.0, 8.0])]
+    acme.update_vectors("docs", [m.PointVectors(id=n, vector=[5.0, 5.0]) for n in (3, 6)])
+    acme.set_payload("docs", {"seen": True}, ALL)
+    acme.overwrite_payload("docs", {"over": True}, m.Filter(must=[m.HasIdCondition(has_id=[3, 6])]))
+    acme.delete_payload("docs", ["seen", "n"], m.Filter(must=[m.HasIdCondition(has_id=[1, 4])]))
+    assert state(admin, 3) == [(3, {"over": True, "tenant": "acme"}, [5.0, 5.0])]
+    assert state(admin, 1) == [(1, {"tenant": "acme"}, [0.0, 9.0])]
+    acme.batch_update_points(
+        "docs",
+        [
+            m.UpsertOperation(upsert=m.PointsList(points=[m.PointStruct(id=4, vector=[0.0, 0.0])])),
+            m.DeleteOperation(delete=m.FilterSelector(filter=m.Filter(must=[m.HasIdCondition(has_id=[1, 5])]))),
+        ],
+    )
+    assert state(admin, 1) == []
+    assert state(admin, 4, 5, 6, 7) == others
+    acme.delete("docs", ALL)
+    assert admin.count("docs").count == 4
+    assert state(admin, 4, 5, 6, 7) == others
+
+
+def test_a_tenant_that_only_reads(site: Site, gateway: Gateway, admin: QdrantClient) -> None:
+    with closing(qdrant_by_grpc(QdrantClient, gateway, site, "reader")) as reader:
+        assert ids(reader.scroll("docs")[0]) == {1, 2, 3}
+        with pytest.raises(grpc.RpcError) as caught:
+            reader.delete("docs", ALL)
+    assert caught.value.details() == "Forbidden: Write access to collection docs is required"
+    assert admin.count("docs").count == 7
+
+
+def test_the_token_says_whose_points(site: Site, gateway: Gateway, admin: QdrantClient) -> None:
+    """One certificate and one connection for all tenants: the token beside each call counts, and no earlier one."""
+    message = pb.CountPoints(collection_name="docs").SerializeToString()
+
+    def counted(opened: grpc.Channel, *metadata: tuple[str, str]) -> int:
+        answered = call(opened, "/qdrant.Points/Count", message, *metadata)
+        assert answered.code is grpc.StatusCode.OK, answered
+        return int(pb.CountResponse.FromString(answered.message).result.count)
+
+    def token(**claims: object) -> tuple[str, str]:
+        return "api-key", mint(KEY, {"access": "m", **claims})
+
+    with channel(gateway, site, "service") as opened:
+        for tenant, count in (("acme", 3), ("umbrella", 3), ("nobody", 0), ("acme", 3)):
+            assert counted(opened, token(tenant=tenant)) == count
+        for nobody in ([], [token()], [token(tenant="")], [token(tenant=1)], [("api-key", KEY)]):
+            assert call(opened, "/qdrant.Points/Count", message, *nobody).code is grpc.StatusCode.PERMISSION_DENIED
+        assert counted(opened, token(tenant="acme")) == 3
+    _, key = token(tenant="umbrella")
+    with closing(qdrant_by_grpc(QdrantClient, gateway, site, "service", api_key=key)) as umbrella:
+        umbrella.upsert("docs", [m.PointStruct(id=n, vector=[0.0, 9.0]) for n in (1, 9)])
+        umbrella.delete("docs", m.Filter(must_not=[m.HasIdCondition(has_id=[9])]))
+    left = {point.id: (point.payload or {}).get("tenant") for point in admin.scroll("docs", limit=100)[0]}
+    assert left == {1: "acme", 2: "acme", 3: "acme", 7: None, 9: "umbrella"}
+
+
+def test_a_certificate_without_the_field(site: Site, gateway: Gateway, admin: QdrantClient) -> None:
+    with channel(gateway, site, "homeless") as opened:
+        assert call(opened, "/qdrant.Collections/List") == Answered(
+            grpc.StatusCode.PERMISSION_DENIED,
+            'Forbidden: role "tenant" is for certificates with exactly one ou',
+        )
+    assert gateway.audited(reason="no_tenant")["result"] == "denied"
+    assert admin.count("docs").count == 7
+
+
+def test_what_is_sent_is_the_confined_message(
+    site: Site, shared_upstream: ScriptedUpstream, grpc_upstream: GrpcUpstream
+) -> None:
+    issue(site)
+    config = site.write_config(
+        shared_upstream.url, grpc=grpc_upstream.url, service=SERVICE, roles=ROLES, identities=IDENTITIES
+    )
+    asked = pb.ScrollPoints(collection_name="docs", limit=5)
+    with Gateway(config) as gateway, channel(gateway, site, "acme") as opened:
+        for compression in (grpc.Compression.NoCompression, grpc.Compression.Gzip):
+            message = asked.SerializeToString()
+            answered = call(opened, "/qdrant.Points/Scroll", message, compression=compression)
+            assert answered.code is grpc.StatusCode.OK
+        twice = asked.SerializeToString() + b"\x12\x00\x12\x00"
+        assert call(opened, "/qdrant.Points/Scroll", twice).code is grpc.StatusCode.INVALID_ARGUMENT
+    keyword = pb.FieldCondition(key="tenant", match=pb.Match(keyword="acme"))
+    confined = pb.ScrollPoints(collection_name="docs", limit=5, filter=pb.Filter(must=[pb.Condition(field=keyword)]))
+    arrived = [one for sent in grpc_upstream.calls for one in sent.messages]
+    assert [pb.ScrollPoints.FromString(one) for one in arrived] == [confined, confined]
+    assert "grpc-encoding" not in grpc_upstream.calls[-1].metadata
+
+
+# Large and many
+
+
+async def work(client: AsyncQdrantClient, tenant: str, first: int) -> None:
+    """Uploads of a megabyte among small calls, all on one connection."""
+
+    async def upload(number: int) -> None:
+        text = tenant * (1_000_000 // len(tenant))
+        await client.upsert("docs", [m.PointStruct(id=first + number, vector=[1.0, 0.0], payload={"text": text})])
+
+    async def look() -> None:
+        points, _ = await client.scroll("docs", limit=100, with_payload=["tenant"])
+        assert {(point.payload or {}).get("tenant") for point in points} == {tenant}
+
+    await asyncio.gather(*(upload(number) if number % 3 == 0 else look() for number in range(30)))
+    assert (await client.count("docs")).count == 3 + 10
+    points, _ = await client.scroll("docs", limit=100)
+    assert {(point.payload or {})["tenant"] for point in points} == {tenant}
+    texts = [(point.payload or {}).get("text", "") for point in points]
+    assert sorted(map(len, texts)) == [0] * 3 + [1_000_000 // len(tenant) * len(tenant)] * 10
+
+
+def test_many_large_calls_of_two_tenants_at_once(site: Site, gateway: Gateway, admin: QdrantClient) -> None:
+    async def both() -> None:
+        acme = qdrant_by_grpc(AsyncQdrantClient, gateway, site, "acme")
+        umbrella = qdrant_by_grpc(AsyncQdrantClient, gateway, site, "umbrella")
+        try:
+            await asyncio.gather(work(acme, "acme", 100), work(umbrella, "umbrella", 200))
+        finally:
+            await acme.close()
+            await umbrella.close()
+
+    asyncio.run(asyncio.wait_for(both(), 50))
+    assert admin.count("docs").count == 7 + 20
