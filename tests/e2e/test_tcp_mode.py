@@ -247,15 +247,19 @@ def test_a_connection_that_idles(site: Site, shared_upstream: ScriptedUpstream) 
 
 def test_a_role_that_is_taken_off_the_list(own_site: Site, upstream: ScriptedUpstream) -> None:
     """At once, in the middle of whatever goes on; the other role's connections go on."""
-    with serving(echo) as address, tunnel(own_site, address, upstream.url) as (gateway, port):
-        with through(gateway, own_site, port) as lost, through(gateway, own_site, port, "search") as kept:
-            for sock in (lost, kept):
-                sock.sendall(b"hello")
-                assert exactly(sock, 5) == b"hello"
-            listener = {"port": 0, "mode": "tcp", "upstream": address, "allow": ["search"]}
-            own_site.edit_config(gateway.config, listeners=[listener])
-            with suppress(ConnectionError, ssl.SSLEOFError):
-                assert lost.recv(1) == b""
-            assert gateway.audited(event="connection")["reason"] == "role_not_allowed"
-            kept.sendall(b"still here")
-            assert exactly(kept, 10) == b"still here"
+    with (
+        serving(echo) as address,
+        tunnel(own_site, address, upstream.url) as (gateway, port),
+        through(gateway, own_site, port) as lost,
+        through(gateway, own_site, port, "search") as kept,
+    ):
+        for sock in (lost, kept):
+            sock.sendall(b"hello")
+            assert exactly(sock, 5) == b"hello"
+        listener = {"port": 0, "mode": "tcp", "upstream": address, "allow": ["search"]}
+        own_site.edit_config(gateway.config, listeners=[listener])
+        with suppress(ConnectionError, ssl.SSLEOFError):
+            assert lost.recv(1) == b""
+        assert gateway.audited(event="connection")["reason"] == "role_not_allowed"
+        kept.sendall(b"still here")
+        assert exactly(kept, 10) == b"still here"
