@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import time
+from typing import Any
 
 import pytest
 from hyperframe.exceptions import InvalidDataError
@@ -225,9 +226,24 @@ def test_a_field_block_takes_as_many_frames_as_it_needs(size: int, end: bool) ->
                for *_, raw in written)  # fmt: skip
 
 
-def test_a_window_update_of_nothing_is_none() -> None:
-    assert http2.window_update(1, 0) == b""
-    assert http2.window_update(0, MAX_WINDOW)[HEADER:] == b"\x7f\xff\xff\xff"
+def test_hyperframe_reads_what_we_write() -> None:
+    def read(data: bytes) -> Any:
+        frame, length = Frame.parse_frame_header(memoryview(data[:HEADER]))
+        assert len(data) == HEADER + length
+        frame.parse_body(memoryview(data[HEADER:]))
+        return frame
+
+    assert read(http2.reset(7, Code.CANCEL)).error_code == 8
+    assert read(http2.window_update(0, MAX_WINDOW)).window_increment == MAX_WINDOW
+    assert http2.window_update(3, 0) == b"", "nobody may send that"
+    away = read(http2.goaway(9, Code.ENHANCE_YOUR_CALM, "why"))
+    assert (away.last_stream_id, away.error_code, away.additional_data) == (9, 11, b"why")
+    assert read(http2.settings({3: 100, 4: 70_000})).settings == {3: 100, 4: 70_000}
+    assert (read(http2.data(1, b"x", end=True)).flags, read(http2.data(1, b"x", end=True)).data) == (
+        {"END_STREAM"},
+        b"x",
+    )
+    assert "ACK" in read(http2.SETTINGS_ACK).flags
 
 
 # Settings (§6.5)

@@ -118,6 +118,16 @@ def test_any_bytes_are_fields_or_a_compression_error(first: bytes, second: bytes
             break
 
 
+@pytest.mark.parametrize(
+    "block",
+    [b"\x80", b"\xff\xff\x7f", b"\x3f\xff\xff\x03", b"\x04\x84\xff\xff\xff\xff", b"\x04\x7fx", b"\x00", b"\x83\x20"],
+)
+def test_what_is_no_block(block: bytes) -> None:
+    with pytest.raises(Http2Error) as error:
+        FieldReader(LIMIT).read(block)
+    assert error.value.code == Code.COMPRESSION_ERROR
+
+
 # Limits
 
 

@@ -1,0 +1,93 @@
+"""Budgets let through what they say, and a window never lets a receiver be sent more than it granted."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tlsproxy.wire.floods import Budget
+from tlsproxy.wire.http2 import FIRST_WINDOW, MAX_WINDOW, Code, Http2Error
+from tlsproxy.wire.window import Window
+
+
+@given(st.lists(st.floats(0, 2), max_size=200), st.integers(1, 20), st.integers(0, 20))
+def test_never_more_than_a_burst_and_its_refill(gaps: list[float], burst: int, rate: int) -> None:
+    budget, now = Budget("reason", burst, rate), 0.0
+    for spent, gap in enumerate(gaps):
+        now += gap
+        if not _spends(budget, now):
+            assert spent >= burst  # it held a burst at the least
+            return
+        assert spent + 1 <= burst + rate * now + 1e-6
+
+
+def _spends(budget: Budget, now: float) -> bool:
+    try:
+        budget.spend(now)
+    except Http2Error as error:
+        if (error.code, error.reason) != (Code.ENHANCE_YOUR_CALM, "reason"):
+            raise
+        return False
+    return True
+
+
+def test_a_refund_fills_no_further_than_the_burst() -> None:
+    budget = Budget("reason", 2, 0)
+    budget.refund(10)
+    budget.spend(0)
+    budget.spend(0)
+    with pytest.raises(Http2Error):
+        budget.spend(0)
+
+
+OPERATIONS = st.lists(
+    st.tuples(st.sampled_from(["sender", "own", "consume"]), st.integers(1, 40_000)), min_size=1, max_size=60
+)
+
+
+@given(OPERATIONS)
+def test_the_receiver_is_never_sent_more_than_it_granted(operations: list[tuple[str, int]]) -> None:
+    """A model of all three: what the receiver granted, what the sender thinks it may send, and the relay between."""
+    window = Window()
+    receiver = sender = FIRST_WINDOW  # what each thinks is left
+    unread = waiting = 0
+    for what, size in operations:
+        if what == "sender":
+            sent = min(size, sender)
+            sender -= sent
+            waiting += sent
+        elif what == "own" and window.room >= size:
+            window.own(size)
+            receiver -= size
+            unread += size
+        elif what == "consume":
+            granted = min(size, unread)
+            if granted:
+                unread -= granted
+                receiver += granted
+                sender += window.granted(granted)
+        passed = min(waiting, max(0, window.room))  # the relay holds back what there is no room for
+        waiting -= passed
+        window.room -= passed
+        receiver -= passed
+        unread += passed
+        assert receiver == window.room >= 0
+        assert sender + waiting == receiver + window.debt
+    # All that was granted comes back to the sender, once the receiver has consumed what the relay put in.
+    while unread or waiting:
+        sender += window.granted(unread)
+        receiver, unread = receiver + unread, 0
+        passed = min(waiting, window.room)
+        waiting, unread, receiver = waiting - passed, passed, receiver - passed
+        window.room -= passed
+    assert (sender, window.debt) == (FIRST_WINDOW, 0)
+
+
+def test_what_no_receiver_may_grant() -> None:
+    with pytest.raises(Http2Error) as caught:
+        Window().granted(0)
+    assert caught.value.code is Code.PROTOCOL_ERROR
+    with pytest.raises(Http2Error) as caught:
+        Window().granted(MAX_WINDOW)
+    assert caught.value.code is Code.FLOW_CONTROL_ERROR
