@@ -92,7 +92,7 @@ class Streams(Life):
 
     def on_fields(self, flags: int, stream: int, payload: bytes) -> bytes:
         if self._block is None:
-            self._block, self._fragments, self._begun = bytearray(http2.unpadded(flags, payload)), 0, (stream, flags)
+            self._block, self._fragments, self._begun = bytearray(http2.fragment(flags, payload)), 0, (stream, flags)
         else:
             self._block += payload
             self._fragments += 1
