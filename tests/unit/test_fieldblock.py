@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 import pytest
 from hpack import Decoder, Encoder, HPACKError
 from hpack.hpack import encode_integer
@@ -153,46 +151,49 @@ def test_a_bomb_of_indexes() -> None:
     """CVE-2016-6581: each byte of it would be an entry of 4 KB."""
     reader = FieldReader(LIMIT)
     reader.read(Encoder().encode([(b"x", b"v" * 4000)], huffman=False))
-    began = time.process_time()
     with pytest.raises(Http2Error) as error:
         reader.read(b"\xbe" * LIMIT)
     assert error.value.code == Code.ENHANCE_YOUR_CALM
-    assert time.process_time() - began < 0.1
 
 
 @pytest.mark.parametrize("block", [b"\x7f" + b"\xff" * LIMIT, b"\x7f" + b"\x80" * LIMIT, b"\x3f" + b"\xff" * LIMIT])
 def test_an_integer_without_end(block: bytes) -> None:
-    began = time.process_time()
     with pytest.raises(Http2Error) as error:
         FieldReader(LIMIT).read(block)
     assert error.value.code == Code.COMPRESSION_ERROR
-    assert time.process_time() - began < 0.1
 
 
 def test_size_updates_without_end() -> None:
     """A block of nothing else costs what its bytes do."""
-    began = time.process_time()
     assert FieldReader(LIMIT).read(b"\x20\x3f\xe1\x1f" * (LIMIT // 4)) == ()
-    assert time.process_time() - began < 1
 
 
-@pytest.mark.parametrize("table", [0, 100, TABLE])
-def test_the_largest_table(table: int) -> None:
+def test_the_largest_table() -> None:
     def told(size: int) -> bytes:
         first, *others = encode_integer(size, 5)
         return bytes((0x20 | first, *others))
 
-    assert FieldReader(LIMIT, table=table).read(told(table)) == ()
+    assert FieldReader(LIMIT).read(told(TABLE)) == ()
     with pytest.raises(Http2Error) as error:
-        FieldReader(LIMIT, table=table).read(told(table + 1))
+        FieldReader(LIMIT).read(told(TABLE + 1))
     assert error.value.code == Code.COMPRESSION_ERROR
 
 
-@pytest.mark.parametrize("table", [0, 100])
-def test_who_is_told_of_a_smaller_table_has_to_say_that_it_heard(table: int) -> None:
-    """RFC 7541 §4.2: an entry that one side still has and the other has not would change every later index."""
+def test_without_a_table() -> None:
+    """An upstream that was told that there is none, and uses one."""
     with pytest.raises(Http2Error):
-        FieldReader(LIMIT, table=table).read(b"\x83")
+        FieldReader(LIMIT, table=False).read(Encoder().encode([(b"x", b"y")]))
+    encoder = Encoder()
+    encoder.header_table_size = 0
+    assert FieldReader(LIMIT, table=False).read(encoder.encode([(b"x", b"y")])) == ((b"x", b"y"),)
+
+
+def test_without_a_table_and_without_a_word_of_it() -> None:
+    """What gRPC's C library answers to a call that is late: a block made by hand, before any that shrinks the table."""
+    reader, by_hand = FieldReader(LIMIT, table=False), write(((b":status", b"200"), (b"grpc-status", b"4")))
+    assert reader.read(by_hand)[1] == (b"grpc-status", b"4")
+    with pytest.raises(Http2Error):
+        reader.read(Encoder().encode([(b"x", b"y")]))
 
 
 def test_memory_of_what_was_read_is_bounded() -> None:

@@ -54,7 +54,7 @@ class GrpcUpstream:
         """Raises OSError where no socket is to be had."""
         self._client = client
         self._frames = Frames()
-        self._reader = FieldReader(MAX_BLOCK, table=0)
+        self._reader = FieldReader(MAX_BLOCK, table=False)
         self._block: bytearray | None = None
         self._raw: list[bytes] = []
         self._begun = (0, 0)

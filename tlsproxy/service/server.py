@@ -71,6 +71,7 @@ def run(config_path: Path, ready_file: Path | None) -> int:
             format="%(asctime)s %(levelname)s %(name)s: %(message)s",
             stream=sys.stderr,
         )
+        logging.getLogger("hpack").setLevel(logging.INFO)  # its DEBUG lines have every field, keys too
         try:
             runner.run(_Service(config_path, generation, key_sets, ready_file).serve())
         except (TlsproxyError, OSError) as error:

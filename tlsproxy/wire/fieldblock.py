@@ -39,12 +39,17 @@ _NAMES: Final = {
 class FieldReader:
     """Reads the blocks of one direction of one connection, each once and in their order."""
 
-    __slots__ = ("_decoder", "_memo")
+    __slots__ = ("_decoder", "_memo", "_without")
 
-    def __init__(self, limit: int, table: int = TABLE) -> None:
-        """``limit``: most bytes of a block's fields, each counted with 32 more (RFC 9113 §6.5.2)."""
+    def __init__(self, limit: int, *, table: bool = True) -> None:
+        """``limit``: most bytes of a block's fields, each counted with 32 more (RFC 9113 §6.5.2).
+
+        Without a ``table`` nothing may be added to it. That a block first says so (RFC 7541 §4.2) is not asked for:
+        gRPC's C library answers late calls with blocks that it writes by hand.
+        """
         self._decoder = Decoder(max_header_list_size=limit)
-        self._decoder.max_allowed_table_size = table
+        self._decoder.max_allowed_table_size = TABLE
+        self._without = not table
         self._memo: dict[bytes, Fields] = {}
 
     def read(self, block: bytes) -> Fields:
@@ -63,6 +68,8 @@ class FieldReader:
         except (HPACKError, IndexError, ValueError) as error:
             raise Http2Error(Code.COMPRESSION_ERROR, f"a field block that cannot be read: {error}") from None
         entries = table.dynamic_entries
+        if self._without and entries:
+            raise Http2Error(Code.COMPRESSION_ERROR, "a field block that uses a table where there is none")
         if len(entries) != size or (size and entries[0] is not newest) or table.maxsize != room:
             self._memo.clear()
         elif len(self._memo) < MEMO and len(block) <= MEMO_BLOCK:
