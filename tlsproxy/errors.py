@@ -118,6 +118,17 @@ class RequestTimeout(RequestError):
     reason = "client_timeout"
 
 
+class RightLost(RequestError):
+    """What was allowed when it began, and would not be now. ``reason`` is that of the connection's end."""
+
+    status = 403
+    grpc = GrpcStatus.PERMISSION_DENIED
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"The right to this has ended: {reason}")
+        self.reason = reason  # type: ignore[misc]
+
+
 class UpstreamUnreachable(RequestError):
     status = 502
     grpc = GrpcStatus.UNAVAILABLE

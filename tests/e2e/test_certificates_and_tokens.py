@@ -51,7 +51,9 @@ def test_with_identities_it_is_a_choice(own_site: Site, upstream: ScriptedUpstre
         assert kept.ask(*READ).status == 401
         own_site.edit_config(config, service={"unmapped_certificate": "deny"})
         gateway.reloaded()
-        assert kept.ask(*READ, [("api-key", KEY)]).status == 403
+        assert gateway.audited(event="connection")["reason"] == "no_role"
+        with Client(gateway, own_site.client("stranger")) as again:
+            assert again.ask(*READ, [("api-key", KEY)]).status == 403
 
 
 def test_a_token_that_belongs_to_one_certificate(site: Site, upstream: ScriptedUpstream) -> None:

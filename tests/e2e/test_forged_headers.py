@@ -7,31 +7,11 @@ from collections.abc import Iterator
 
 import pytest
 from support.client import Client, request
+from support.forged import FORGED, GUISES, IDENTITY
 from support.gateway import Gateway
 from support.site import Site
 from support.upstream import ScriptedUpstream
 
-FORGED = "f0rged"
-IDENTITY = [
-    "api-key",
-    "authorization",
-    "proxy-authorization",
-    "proxy-authenticate",
-    "forwarded",
-    "x-forwarded",
-    "x-forwarded-for",
-    "x-forwarded-host",
-    "x-forwarded-proto",
-    "x-forwarded-port",
-    "x-forwarded-user",
-    "x-forwarded-client-cert",
-    "x-real-ip",
-    "x-client-cert",
-    "x-client-cert-subject",
-    "x-ssl-client-verify",
-    "x-tlsproxy-role",
-]
-GUISES = (str, str.upper, str.title, lambda name: name.replace("-", "_"), lambda name: name.replace("-", "."))
 UPSTREAM_KEY = "upstr3am-key"
 
 

@@ -393,6 +393,25 @@ def test_a_message_that_is_not_exactly_one(site: Site, raw_gateway: Gateway, fra
     assert len([seen for seen in frames_of.streams if seen.ended]) == before
 
 
+@pytest.mark.parametrize("flag", [0x20, 0x02, 0x04, 0x40, 0x80])
+def test_a_flag_that_data_has_not_hides_nothing(
+    site: Site, raw_gateway: Gateway, frames_of: H2Upstream, flag: int
+) -> None:
+    """RFC 9113 §4.1: it is ignored. Taken for that of HEADERS, 0x20 would hide five bytes of each frame from us."""
+    frames_of.streams.clear()
+    docs, hidden, seen_instead = b"\x0a\x04docs", b"\x0a\x03foo", b"\x20\x81\x80\x80\x00"
+    with h2(raw_gateway, site, "ingest") as client:
+        stream = client.open(fields(f"{POINTS}Scroll"))
+        client.send(
+            DataFrame(stream, h2raw.message(docs + hidden)[: 5 + len(docs)]),
+            h2raw.raw(0, flag, stream, hidden),
+            DataFrame(stream, seen_instead, flags=["END_STREAM"]),
+        )
+        assert client.fields(stream)["grpc-message"] == "Malformed message: field 1 of ScrollPoints is there twice"
+        client.lives()
+    assert not any(hidden in seen.data for seen in frames_of.streams)
+
+
 def test_a_second_message_after_a_good_one_ends_the_call(
     site: Site, raw_gateway: Gateway, frames_of: H2Upstream
 ) -> None:

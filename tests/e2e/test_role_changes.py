@@ -57,7 +57,10 @@ def test_a_rule_that_was_removed_takes_all_rights(own_site: Site, upstream: Scri
         assert admin.ask().status == 200
         own_site.edit_config(config, identities=CONFIG["identities"][1:])
         gateway.reloaded()
-        assert admin.ask().status == 403
+        assert admin.is_closed()
+        assert gateway.audited(event="connection")["reason"] == "no_role"
+        with Caller(gateway, own_site.client()) as again:
+            assert again.ask().status == 403
         assert gateway.audited(status=403)["reason"] == "no_role"
 
 

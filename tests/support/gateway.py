@@ -56,11 +56,11 @@ class Lines:
         return self.seen
 
 
-_SERVED = re.compile(r"(REST and gRPC|REST|gRPC) on https://\S+:(\d+)")
+_SERVED = re.compile(r"(REST and gRPC|REST|gRPC|TCP) on \w+://\S+:(\d+)")
 
 
 class Gateway:
-    """``ports`` has those of ``REST``, ``gRPC`` and ``REST and gRPC``, in the order of the configuration.
+    """``ports`` has those of ``REST``, ``gRPC``, ``REST and gRPC`` and ``TCP``, in the order of the configuration.
 
     ``port`` is the first that serves REST, ``grpc_port`` the first that serves gRPC, ``admin`` the admin server's
     ``host:port``.

@@ -37,6 +37,10 @@ class State:
         await self.reload_gate.wait()
         return self.verdict
 
+    def cut(self, number: int) -> bool:
+        self.triggers.append(f"cut {number}")
+        return number == 1
+
     def metrics(self) -> tuple[bytes, str]:
         return b"tlsproxy_generation 1.0\n", "text/plain; version=0.0.4; charset=utf-8"
 

@@ -241,8 +241,32 @@ ERRORS: dict[str, tuple[dict[str, Any], str]] = {
         },
         "listeners[0]: [::]:6333 is taken: service.http_port listens on 10.0.0.1:6333",
     ),
-    "listener_of_no_protocol": ({"listeners": [{"port": 443, "protocols": []}]}, "listeners[0].protocols: "),
-    "listener_without_protocols": ({"listeners": [{"port": 443}]}, "listeners[0].protocols: is required"),
+    "listener_of_no_protocol": ({"listeners": [{"port": 443, "protocols": []}]}, "listeners[0]: protocols is missing"),
+    "listener_without_protocols": ({"listeners": [{"port": 443}]}, "listeners[0]: protocols is missing"),
+    "listener_of_both_modes": (
+        {"listeners": [{"port": 443, "protocols": ["rest"], "allow": ["admin"]}]},
+        "listeners[0]: upstream and allow are for mode: tcp",
+    ),
+    "tcp_of_a_protocol": (
+        {"listeners": [{"port": 443, "mode": "tcp", "upstream": "a:1", "allow": ["admin"], "protocols": ["rest"]}]},
+        "listeners[0].protocols: mode: tcp relays bytes",
+    ),
+    "tcp_for_nobody": (
+        {"listeners": [{"port": 443, "mode": "tcp", "upstream": "a:1"}]},
+        "listeners[0]: allow is missing",
+    ),
+    "tcp_to_nowhere": (
+        {"listeners": [{"port": 443, "mode": "tcp", "allow": ["admin"]}]},
+        "listeners[0]: upstream is missing: host:port is expected",
+    ),
+    "tcp_to_a_url": (
+        {"listeners": [{"port": 443, "mode": "tcp", "upstream": "http://a:1", "allow": ["admin"]}]},
+        "listeners[0].upstream: host:port is expected",
+    ),
+    "tcp_for_an_unknown_role": (
+        {"listeners": [{"port": 443, "mode": "tcp", "upstream": "a:1", "allow": ["admn"]}]},
+        "listeners[0].allow[0]: no role is called 'admn'",
+    ),
     "listener_of_one_protocol_twice": (
         {"listeners": [{"port": 443, "protocols": ["grpc", "grpc"]}]},
         "listeners[0].protocols: a protocol is named twice",

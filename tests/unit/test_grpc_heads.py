@@ -1,136 +1,395 @@
-"""A call's head is understood or refused, and is stated anew without anything that says who its sender is."""
+"""The fields of a call (RFC 9113 §8, gRPC's PROTOCOL-HTTP2.md): what is one, and what of it goes on."""
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Callable
 from urllib.parse import unquote_to_bytes
 
+import grpc
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support.messages import pieces
+from support.forged import FORGED, GUISES, IDENTITY
 
-from tlsproxy.errors import BadRequest
-from tlsproxy.wire.grpc import Message, NotGrpc, message, parse_call, restate_call, trailers, trailers_only
-from tlsproxy.wire.http1 import is_identity
-from tlsproxy.wire.http2 import StreamError
+from tlsproxy.errors import BadRequest, HeadTooLarge, RequestError
+from tlsproxy.wire.fieldblock import Fields
+from tlsproxy.wire.grpc import PREFIX, Message, NotGrpc, message, parse_call, restate_call, trailers, trailers_only
+from tlsproxy.wire.http2 import Code, StreamError
 
-GOOD = (
-    (b":method", b"POST"),
-    (b":scheme", b"https"),
-    (b":path", b"/qdrant.Points/Search"),
-    (b":authority", b"localhost:6334"),
-    (b"te", b"trailers"),
-    (b"content-type", b"application/grpc"),
-)
-NAMES = (
-    "api-key api_key api.key authorization forwarded x-forwarded-for x_forwarded_for x-forwarded x-real-ip "
-    "x-client-cert x-client-cert-chain x-ssl-client-cn x-tlsproxy-role x.tlsproxy_role proxy-authorization"
-)
-IDENTITY = NAMES.split()
+Field = tuple[bytes, bytes]
+PATH = b"/qdrant.Points/Search"
+PSEUDO: Fields = ((b":method", b"POST"), (b":scheme", b"https"), (b":path", PATH), (b":authority", b"localhost:6334"))
+REGULAR: Fields = ((b"te", b"trailers"), (b"content-type", b"application/grpc"))
+GOOD = PSEUDO + REGULAR
 
 
-def replaced(name: bytes, value: bytes) -> tuple[tuple[bytes, bytes], ...]:
-    return tuple((each, value if each == name else old) for each, old in GOOD)
+def without(name: bytes) -> Fields:
+    return tuple(field for field in GOOD if field[0] != name)
 
 
-def test_a_good_one() -> None:
-    head = parse_call((*GOOD, (b"x-request-id", b"7")))
-    assert (head.path, head.authority, head.value(b"x-request-id")) == ("/qdrant.Points/Search", b"localhost:6334", "7")
-    assert head.without(b"te").value(b"te") is None
-    assert parse_call(replaced(b"content-type", b"application/grpc+proto")).path == head.path
-    host = tuple((b"host", value) if name == b":authority" else (name, value) for name, value in GOOD)
-    assert parse_call((*host[:3], *host[4:], host[3])).authority == b"localhost:6334"
+def replaced(name: bytes, value: bytes) -> Fields:
+    return tuple((name, value) if field[0] == name else field for field in GOOD)
 
 
-@given(st.binary(max_size=12))
-def test_no_value_with_what_ends_a_line(value: bytes) -> None:
-    """NUL, CR and LF (RFC 9113 §8.2.1), and other control characters, white space around."""
-    bad = any((byte < 0x20 and byte != 9) or byte == 0x7F for byte in value) or value != value.strip(b" \t")
-    if bad:
-        with pytest.raises(StreamError):
-            parse_call((*GOOD, (b"x", value)))
+def malformed(fields: Fields) -> None:
+    with pytest.raises(StreamError) as error:
+        parse_call(fields)
+    assert error.value.code == Code.PROTOCOL_ERROR
+
+
+def test_a_good_call() -> None:
+    head = parse_call((*GOOD, (b"x-a", b"1"), (b"x-a", b"2"), (b"grpc-timeout", b"99999999n")))
+    assert (head.path, head.authority) == (PATH.decode(), b"localhost:6334")
+    assert (head.value(b"x-a"), head.value(b"x-b"), head.value(b"te")) == ("1", None, "trailers")
+    assert head.without(b"x-a", b"te").fields == (
+        (b"content-type", b"application/grpc"),
+        (b"grpc-timeout", b"99999999n"),
+    )
+
+
+# Pseudo-headers (§8.3)
+
+
+@given(st.permutations(PSEUDO), st.permutations((*REGULAR, (b"x-a", b"1"))))
+def test_their_order_among_themselves_is_free(
+    pseudo: list[tuple[bytes, bytes]], regular: list[tuple[bytes, bytes]]
+) -> None:
+    head = parse_call((*pseudo, *regular))
+    assert (head.path, head.fields) == (PATH.decode(), tuple(regular))
+
+
+@given(st.permutations(GOOD))
+def test_they_stand_before_all_others(fields: list[Field]) -> None:
+    late = [name[:1] == b":" for name, _ in fields] != sorted((name[:1] == b":" for name, _ in fields), reverse=True)
+    if late:
+        malformed(tuple(fields))
     else:
-        assert parse_call((*GOOD, (b"x", value))).fields[-1] == (b"x", value)
+        parse_call(tuple(fields))
+
+
+@pytest.mark.parametrize("name", [b":method", b":scheme", b":path"])
+def test_without_one_of_them(name: bytes) -> None:
+    malformed(without(name))
+
+
+@pytest.mark.parametrize("field", PSEUDO)
+@pytest.mark.parametrize("place", range(5))
+def test_one_of_them_twice(field: tuple[bytes, bytes], place: int) -> None:
+    malformed((*GOOD[:place], field, *GOOD[place:]))
+
+
+@pytest.mark.parametrize("name", [b":status", b":protocol", b":Path", b":", b":path ", b": path", b"::path"])
+def test_unknown_ones(name: bytes) -> None:
+    malformed(((name, b"200"), *GOOD))
 
 
 @pytest.mark.parametrize(
-    "name", [b"api-key", b"authorization", b"content-type", b"te", b"grpc-timeout", b"grpc-encoding"]
-)
-def test_what_may_come_once(name: bytes) -> None:
-    value = {b"te": b"trailers", b"content-type": b"application/grpc", b"grpc-timeout": b"1S"}.get(name, b"a")
-    fields = tuple(field for field in GOOD if field[0] != name)
-    parse_call((*fields, (name, value)))
+    "path",
+    [b"", b"*", b"qdrant.Points/Search", b"https://localhost" + PATH, b"/a b", b"/a\xc3\xa9", b"/", b"/a\x7f",
+     b"/" + b"a" * 513],
+)  # fmt: skip
+def test_no_valid_path(path: bytes) -> None:
+    malformed(replaced(b":path", path))
+
+
+def test_a_scheme_of_another_protocol() -> None:
+    malformed(replaced(b":scheme", b"ftp"))
+    malformed(replaced(b":scheme", b"HTTPS"))
+    assert parse_call(replaced(b":scheme", b"http")).path
+
+
+# :authority and host (§8.3.1)
+
+
+AUTHORITIES = [b"localhost", b"localhost:6334", b"[::1]:6334", b"127.0.0.1", b"qdrant.example.org"]
+NONE = [
+    b"",
+    b"a@localhost",
+    b"localhost:",
+    b"localhost:123456",
+    b"local host",
+    b"[::1",
+    b"localhost/",
+    b"a:b:1",
+    b"%61",
+]
+
+
+@pytest.mark.parametrize("authority", AUTHORITIES)
+def test_the_authority_is_there_once_or_the_same_twice(authority: bytes) -> None:
+    host = (b"host", authority)
+    assert parse_call(replaced(b":authority", authority)).authority == authority
+    assert parse_call((*without(b":authority"), host)).authority == authority
+    assert parse_call((*replaced(b":authority", authority), host)).authority == authority
+    malformed((*replaced(b":authority", authority), (b"host", b"elsewhere")))
     with pytest.raises(BadRequest):
-        parse_call((*fields, (name, value), (name, value)))
+        parse_call((*replaced(b":authority", authority), host, host))
+
+
+@pytest.mark.parametrize("authority", NONE)
+def test_no_valid_authority(authority: bytes) -> None:
+    malformed(replaced(b":authority", authority))
+    malformed((*without(b":authority"), (b"host", authority)))
+    malformed((*replaced(b":authority", authority), (b"host", b"localhost")))
+
+
+def test_no_authority_at_all() -> None:
+    malformed(without(b":authority"))
+
+
+# Names and values (§8.2)
+
+TOKEN = b"!#$%&'*+-.^_`|~0123456789abcdefghijklmnopqrstuvwxyz"
+
+
+@pytest.mark.parametrize("byte", range(256))
+def test_each_byte_in_a_name_and_in_a_value(byte: int) -> None:
+    char = bytes((byte,))
+    for name in (b"x" + char, b"x" + char + b"y"):
+        if char in TOKEN and char:
+            assert parse_call((*GOOD, (name, b""))).fields[-1] == (name, b"")
+        else:
+            malformed((*GOOD, (name, b"")))
+    inside, edges = (b"x", b"a" + char + b"b"), [(b"x", char + b"b"), (b"x", b"a" + char)]
+    visible = 0x21 <= byte <= 0x7E or byte >= 0x80
+    if visible or char in b"\t ":
+        assert parse_call((*GOOD, inside)).fields[-1] == inside
+    else:
+        malformed((*GOOD, inside))
+    for field in edges:
+        if visible:
+            assert parse_call((*GOOD, field)).fields[-1] == field
+        else:
+            malformed((*GOOD, field))
+
+
+@pytest.mark.parametrize("name", [b":method", b":scheme", b":path", b":authority"])
+@pytest.mark.parametrize("end", [b"\r", b"\n", b"\0", b"\r\nx: y"])
+def test_line_ends_in_pseudo_headers(name: bytes, end: bytes) -> None:
+    malformed(replaced(name, dict(GOOD)[name] + end))
+
+
+def test_no_name() -> None:
+    malformed((*GOOD, (b"", b"1")))
+    malformed((*GOOD, (b"x" * 257, b"1")))
+
+
+OF_CONNECTIONS = [b"connection", b"keep-alive", b"proxy-connection", b"transfer-encoding", b"upgrade"]
+
+
+@pytest.mark.parametrize("name", OF_CONNECTIONS)
+def test_what_is_a_connections_own(name: bytes) -> None:
+    malformed((*GOOD, (name, b"1")))
+    malformed((*GOOD, (name, b"")))
+
+
+@pytest.mark.parametrize("te", [b"gzip", b"trailers, gzip", b"Trailers", b""])
+def test_te_says_trailers(te: bytes) -> None:
+    malformed(replaced(b"te", te))
+    assert parse_call(without(b"te")).path
+
+
+# gRPC's own
 
 
 @pytest.mark.parametrize(
-    ("fields", "error"),
+    "name",
+    ["api-key", "authorization", "content-length", "content-type", "grpc-encoding", "grpc-timeout", "te", "host"],
+)
+def test_what_two_readers_could_choose_from(name: str) -> None:
+    """The first counts for one, the last for another."""
+    twice = ((name.encode(), b"1"), (name.encode(), b"2"))
+    with pytest.raises(BadRequest, match=f"{name} is given more than once"):
+        parse_call((*PSEUDO, *twice))
+
+
+@pytest.mark.parametrize("method", [b"GET", b"post", b"PUT", b"CONNECT", b""])
+def test_another_method(method: bytes) -> None:
+    with pytest.raises(NotGrpc, match="the method of a call is POST"):
+        parse_call(replaced(b":method", method))
+
+
+@pytest.mark.parametrize(
+    ("content_type", "good"),
     [
-        (replaced(b":method", b"GET"), NotGrpc),
-        (replaced(b"content-type", b"application/json"), NotGrpc),
-        (replaced(b"content-type", b"application/grpcx"), NotGrpc),
-        (GOOD[:-1], NotGrpc),
-        ((*GOOD, (b"grpc-timeout", b"1x")), BadRequest),
-        ((*GOOD, (b"grpc-timeout", b"123456789S")), BadRequest),
-        ((*GOOD, *[(b"x", b"y")] * 100), BadRequest),
+        (b"application/grpc", True),
+        (b"application/grpc+proto", True),
+        (b"application/grpc; charset=utf-8", True),
+        (b"application/grpc-web", False),
+        (b"application/grpc-web+proto", False),
+        (b"application/grpcx", False),
+        (b"application/json", False),
+        (b"Application/gRPC", False),
+        (b"", False),
     ],
 )
-def test_what_is_no_call(fields: tuple[tuple[bytes, bytes], ...], error: type[BadRequest]) -> None:
-    with pytest.raises(error):
-        parse_call(fields)
+def test_content_types(content_type: bytes, good: bool) -> None:  # noqa: FBT001 - a parameter
+    if good:
+        assert parse_call(replaced(b"content-type", content_type)).value(b"content-type") == content_type.decode()
+    else:
+        with pytest.raises(NotGrpc):
+            parse_call(replaced(b"content-type", content_type))
+
+
+def test_without_a_content_type() -> None:
+    with pytest.raises(NotGrpc) as error:
+        parse_call(without(b"content-type"))
+    assert error.value.status == 415
+
+
+@pytest.mark.parametrize("timeout", [b"1", b"S", b"123456789S", b"1s", b"-1S", b"1.5S", b"", b"1S "])
+def test_malformed_timeouts(timeout: bytes) -> None:
+    with pytest.raises((BadRequest, StreamError)):
+        parse_call((*GOOD, (b"grpc-timeout", timeout)))
+
+
+def test_how_many_fields() -> None:
+    many = tuple((b"x-%d" % number, b"") for number in range(98))
+    assert len(parse_call(GOOD + many).fields) == 100
+    with pytest.raises(HeadTooLarge):
+        parse_call((*GOOD, *many, (b"x", b"")))
+    assert parse_call((*GOOD, (b"x", b"")), max_fields=3).fields
+
+
+# What goes on
+
+
+def restated(head: Fields, key: bytes | None = b"upstr3am-key") -> Fields:
+    return restate_call(parse_call(head), upstream_host=b"127.0.0.1:6334", upstream_key=key)
+
+
+def test_what_is_stated_anew() -> None:
+    kept = ((b"x-request-id", b"1"), (b"trace-bin", b"AAE"), (b"grpc-timeout", b"1S"), (b"openai-api-key", b"sk-1"))
+    assert restated((*GOOD, (b"host", b"localhost:6334"), (b"content-length", b"7"), *kept)) == (
+        (b":method", b"POST"),
+        (b":scheme", b"http"),
+        (b":path", PATH),
+        (b":authority", b"127.0.0.1:6334"),
+        (b"te", b"trailers"),
+        (b"content-type", b"application/grpc"),
+        *kept,
+        (b"api-key", b"upstr3am-key"),
+        (b"x-forwarded-host", b"localhost:6334"),
+    )
 
 
 @pytest.mark.parametrize("name", IDENTITY)
-def test_nothing_that_says_who_somebody_is_goes_on(name: str) -> None:
-    head = parse_call((*GOOD, (name.encode(), b"me"), (b"x-kept", b"1")))
-    sent = restate_call(head, upstream_host=b"qdrant:6334", upstream_key=None)
-    assert (b"x-kept", b"1") in sent
-    assert b"me" not in {value for _, value in sent}
-
-
-@given(st.lists(st.tuples(st.from_regex(rb"[a-z0-9._\-]{1,20}", fullmatch=True), st.just(b"v")), max_size=6))
-def test_a_head_restated(more: list[tuple[bytes, bytes]]) -> None:
-    try:
-        head = parse_call((*GOOD, *more))
-    except (StreamError, BadRequest):
+@pytest.mark.parametrize("guise", GUISES)
+def test_identity_in_every_alias(name: str, guise: Callable[[str], str]) -> None:
+    forged = (guise(name).encode(), FORGED.encode())
+    if forged[0] != forged[0].lower():
+        malformed((*GOOD, forged))  # HTTP/2 has no upper case
         return
-    sent = restate_call(head, upstream_host=b"qdrant:6334", upstream_key=b"theirs")
-    assert sent[:4] == ((b":method", b"POST"), (b":scheme", b"http"), GOOD[2], (b":authority", b"qdrant:6334"))
-    assert [value for name, value in sent if name == b"api-key"] == [b"theirs"]
-    assert sent[-1] == (b"x-forwarded-host", b"localhost:6334")
-    assert not [name for name, value in sent if is_identity(name) and value == b"v"]
-    assert len([name for name, _ in sent if name == b"content-type"]) == 1
+    for key in (b"upstr3am-key", None):
+        fields = restated((*GOOD, forged, (b"x-harmless", b"kept")), key)
+        assert FORGED.encode() not in b"".join(value for _, value in fields)
+        assert [value for name, value in fields if name == b"api-key"] == ([key] if key else [])
+        assert (b"x-harmless", b"kept") in fields
 
 
-@given(st.text(max_size=50))
-def test_a_status_message_is_percent_encoded(text: str) -> None:
-    (_, status), (_, encoded) = trailers(7, text)
-    assert status == b"7"
+@pytest.mark.fuzz
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from([guise(name).lower().encode() for name, guise in itertools.product(IDENTITY, GUISES)])
+            | st.sampled_from([b"x-harmless", b"accept", b"te", b"host", b"content-length", b":path"])
+            | st.binary(max_size=8),
+            st.just(FORGED.encode()) | st.binary(max_size=8),
+        ),
+        max_size=8,
+    ),
+    st.integers(0, 6),
+)
+def test_whatever_is_sent_what_goes_on_is_well_formed_and_ours(more: list[tuple[bytes, bytes]], place: int) -> None:
+    try:
+        fields = restated((*GOOD[:place], *more, *GOOD[place:]))
+    except (StreamError, RequestError):
+        return
+    identity = {name for name, _ in fields if name.replace(b"_", b"-").replace(b".", b"-").decode() in IDENTITY}
+    assert identity == {b"api-key", b"x-forwarded-host"}
+    for name in (b"api-key", b"x-forwarded-host", b"te", b"content-type", b":path", b":authority"):
+        assert [one for one, _ in fields].count(name) == 1
+    again = parse_call(fields)  # an upstream as strict as we are takes it
+    assert (again.path, again.value(b"api-key")) == (PATH.decode(), "upstr3am-key")
+    assert not {b"host", b"content-length", *OF_CONNECTIONS} & {name for name, _ in fields}
+
+
+# Refusals
+
+
+@pytest.mark.fuzz
+@given(st.text(max_size=40), st.sampled_from(list(grpc.StatusCode)))
+def test_a_message_comes_back_as_it_was(text: str, code: grpc.StatusCode) -> None:
+    text = text.encode(errors="replace").decode().strip(" ")
+    (status_name, status), (message_name, encoded) = trailers(code.value[0], text)
+    assert (status_name, int(status), message_name) == (b"grpc-status", code.value[0], b"grpc-message")
+    assert unquote_to_bytes(encoded).decode() == text
     assert all(0x20 <= byte <= 0x7E for byte in encoded)
-    assert unquote_to_bytes(encoded).strip(b" ") == text.encode("utf-8", "replace").strip(b" ")
-    assert trailers_only(7, text)[0] == (b":status", b"200")
 
 
-@given(st.binary(max_size=100), st.booleans(), st.data())
-def test_a_message_in_pieces(content: bytes, compressed: bool, data: st.DataObject) -> None:  # noqa: FBT001 - as above
-    framed = bytes((compressed,)) + message(content)[1:]
-    reader, got = Message(), b""
-    for piece in data.draw(pieces(framed)):
-        assert not reader.whole or not piece
-        got += reader.feed(piece)
-    assert (got, reader.whole, reader.compressed, reader.length) == (content, True, compressed, len(content))
-    reader.end()
-    with pytest.raises(BadRequest):
-        reader.feed(b"more")
+def test_a_refusal_is_one_head() -> None:
+    assert trailers_only(7, "Forbidden: é %") == (
+        (b":status", b"200"),
+        (b"content-type", b"application/grpc"),
+        (b"grpc-status", b"7"),
+        (b"grpc-message", b"Forbidden: %C3%A9 %25"),
+    )
+    assert trailers_only(12, "", http=415)[0] == (b":status", b"415")
 
 
-def test_a_message_that_lies() -> None:
-    with pytest.raises(BadRequest):
-        Message().feed(b"\x02\x00\x00\x00\x00")
-    short = Message()
-    short.feed(message(b"abc")[:-1])
-    with pytest.raises(BadRequest):
-        short.end()
-    with pytest.raises(BadRequest):
-        Message().feed(message(b"abc") + message(b"def"))
+# Messages
+
+
+def outcome(pieces: list[bytes]) -> tuple[bytes, int, bool, bool] | str:
+    reader, content = Message(), b""
+    try:
+        for piece in pieces:
+            content += reader.feed(piece)
+        reader.end()
+    except BadRequest as error:
+        return str(error)
+    return content, reader.length, reader.compressed, reader.whole
+
+
+@pytest.mark.fuzz
+@given(st.binary(max_size=60), st.sampled_from([0, 0, 1, 2, 255]), st.binary(max_size=3), st.integers(-3, 3), st.data())
+def test_a_message_is_the_same_however_it_is_split(
+    content: bytes, flag: int, tail: bytes, lie: int, data: st.DataObject
+) -> None:
+    said = max(0, len(content) + lie)
+    whole = bytes((flag,)) + said.to_bytes(4, "big") + content + tail
+    cuts = data.draw(st.lists(st.integers(0, len(whole)), max_size=6))
+    bounds = sorted({0, len(whole), *cuts})
+    expected: tuple[bytes, int, bool, bool] | str
+    if flag > 1:
+        expected = "A message's compressed-flag is 0 or 1"
+    elif len(content + tail) > said:
+        expected = "This method takes one message"
+    elif len(content + tail) < said:
+        expected = "The request ended before its message"
+    else:
+        expected = (content + tail, said, flag == 1, True)
+    assert outcome([whole]) == expected
+    assert outcome([whole[index : index + 1] for index in range(len(whole))]) == expected
+    assert outcome([b"", *(whole[start:end] for start, end in itertools.pairwise(bounds)), b""]) == expected
+
+
+def test_when_a_message_is_whole() -> None:
+    """The moment of the decision: with its last byte, not one before, not with what follows."""
+    reader = Message()
+    for byte in message(b"abc")[:-1]:
+        reader.feed(bytes((byte,)))
+        assert not reader.whole
+    assert reader.feed(b"c") == b"c"
+    assert reader.whole
+    empty = Message()
+    empty.feed(bytes(PREFIX - 1))
+    assert not empty.whole
+    empty.feed(b"\0")
+    assert empty.whole
+
+
+@pytest.mark.parametrize("size", range(PREFIX))
+def test_an_end_within_the_prefix(size: int) -> None:
+    assert outcome([bytes(size)]) == "The request ended before its message"

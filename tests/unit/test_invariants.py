@@ -43,6 +43,19 @@ def test_a_head_goes_upstream_with_an_allowed_decision_only() -> None:
     assert re.search(r"if decision is ALLOWED[^\n]*:\n\s+upstream = restate_request\(", plan)
 
 
+def test_a_call_goes_upstream_with_an_allowed_decision_or_one_that_its_message_is_yet_to_make() -> None:
+    callers = [
+        module.relative_to(ROOT).as_posix()
+        for module in MODULES
+        if calls(ast.parse(module.read_text()), "restate_call")
+    ]
+    assert callers == ["tlsproxy/proxy/calls.py"]
+    plan = (ROOT / callers[0]).read_text()
+    decided = re.search(r"if decision is ALLOWED or decision is UNREAD:\n(.*?)\n {8}return", plan, re.DOTALL)
+    assert decided is not None
+    assert "restate_call(" in decided.group(1)
+
+
 @pytest.mark.parametrize("module", MODULES, ids=lambda module: module.relative_to(ROOT).as_posix())
 def test_a_module_is_a_room_and_says_what_it_answers_for(module: Path) -> None:
     text = module.read_text()

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 AuthType = Literal["Certificate", "ApiKey", "Jwt", "None"]
-EventKind = Literal["handshake", "connection", "reload", "start", "stop"]
+EventKind = Literal["handshake", "connection", "tcp_open", "tcp_close", "reload", "start", "stop"]
 EventResult = Literal["ok", "denied", "failed"]
 
 TRACING_HEADERS: Final = ("x-request-id", "x-tracing-id", "traceparent")

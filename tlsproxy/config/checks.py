@@ -86,6 +86,8 @@ _CHECKS: Final[tuple[tuple[frozenset[str], Check], ...]] = (
     (frozenset({"upstream"}), _upstream),
     (frozenset({"service", "limits"}), _inspection),
     (frozenset({"listeners"}), listeners.repeated),
+    (frozenset({"service", "listeners"}), listeners.modes),
+    (frozenset({"listeners", "roles"}), listeners.tcp_roles),
     (frozenset({"service", "listeners"}), listeners.addresses),
     (frozenset({"service", "listeners", "upstream"}), listeners.loop),
     (frozenset({"service", "listeners", "upstream"}), listeners.grpc_upstream),
@@ -102,6 +104,8 @@ ITEMS: Final = frozenset({"listeners", "roles", "identities", "keys", "jwt_issue
 _ITEM_BY_ITEM: Final = frozenset(
     {
         listeners.repeated,
+        listeners.modes,
+        listeners.tcp_roles,
         listeners.addresses,
         listeners.loop,
         listeners.grpc_upstream,

@@ -56,6 +56,18 @@ def upstream_endpoint(url: str) -> Endpoint:
     return Endpoint(host, port)
 
 
+def tcp_endpoint(address: str) -> Endpoint:
+    """`host:port`. Raises ValueError."""
+    try:
+        parts = urlsplit(f"//{address}")
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        host, port, parts = None, None, urlsplit("")
+    if not host or not port or parts.netloc != address or "@" in address:
+        raise ValueError("host:port is expected")
+    return Endpoint(host, port)
+
+
 def check_key_set_url(url: str) -> None:
     """Whose keys are believed must be known: TLS, or no network. Raises ValueError, which never repeats the URL."""
     try:

@@ -9,13 +9,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
-from tlsproxy.config.endpoints import Endpoint, admin_endpoint, upstream_endpoint
+from tlsproxy.config.endpoints import Endpoint, admin_endpoint, tcp_endpoint, upstream_endpoint
 from tlsproxy.config.findings import Finding
-from tlsproxy.config.model import Config, Protocols, Upstream
+from tlsproxy.config.identity_checks import role_findings
+from tlsproxy.config.model import Config, HttpProtocol, Listener, Protocols, Upstream
 from tlsproxy.config.positions import Path, Tree, dotted
 
-PROTOCOLS: Final[Protocols] = ("rest", "grpc")
-_TITLES: Final = {"rest": "REST", "grpc": "gRPC"}
+PROTOCOLS: Final[tuple[HttpProtocol, ...]] = ("rest", "grpc")
+TCP: Final[Protocols] = ("tcp",)
+_TITLES: Final = {"rest": "REST", "grpc": "gRPC", "tcp": "TCP"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +42,15 @@ def listening(config: Config) -> Iterator[Listening]:
         yield Listening(Endpoint(service.host, service.grpc_port), ("grpc",), ("service", "grpc_port"))
     for index, listener in enumerate(config.listeners):
         protocols = tuple(protocol for protocol in PROTOCOLS if protocol in listener.protocols)
-        yield Listening(Endpoint(listener.host or service.host, listener.port), protocols, ("listeners", index))
+        endpoint = Endpoint(listener.host or service.host, listener.port)
+        yield Listening(endpoint, TCP if listener.mode == "tcp" else protocols, ("listeners", index))
+
+
+def tunnels(config: Config) -> dict[str, Listener]:
+    """The listeners of mode tcp, by the address that they are configured with."""
+    return {
+        str(Endpoint(one.host or config.service.host, one.port)): one for one in config.listeners if one.mode == "tcp"
+    }
 
 
 def titles(protocols: Protocols) -> str:
@@ -48,10 +58,45 @@ def titles(protocols: Protocols) -> str:
     return " and ".join(_TITLES[protocol] for protocol in protocols)
 
 
+def scheme(protocols: Protocols) -> str:
+    return "tls" if protocols == TCP else "https"
+
+
 def repeated(config: Config, _tree: Tree) -> Iterator[Finding]:
     for index, listener in enumerate(config.listeners):
         if len(set(listener.protocols)) < len(listener.protocols):
             yield Finding(("listeners", index, "protocols"), "a protocol is named twice")
+
+
+def modes(config: Config, _tree: Tree) -> Iterator[Finding]:
+    """What each mode needs, and what means nothing in it."""
+    for index, listener in enumerate(config.listeners):
+        path: Path = ("listeners", index)
+        if listener.mode == "http":
+            if not listener.protocols:
+                yield Finding(path, "protocols is missing: rest, grpc or both (or mode: tcp)")
+            if listener.upstream is not None or listener.allow:
+                yield Finding(path, "upstream and allow are for mode: tcp; what a request may do is its role's")
+            continue
+        if listener.protocols:
+            yield Finding((*path, "protocols"), "mode: tcp relays bytes, of whatever protocol: leave protocols out")
+        if not listener.allow:
+            yield Finding(path, "allow is missing: without a role in it nobody may connect")
+        try:
+            tcp_endpoint(listener.upstream or "")
+        except ValueError as error:
+            if listener.upstream:
+                yield Finding((*path, "upstream"), str(error))
+            else:
+                yield Finding(path, f"upstream is missing: {error}")
+    if len(tunnels(config)) < sum(one.mode == "tcp" for one in config.listeners):
+        yield Finding(("listeners",), "two listeners of mode tcp have the same address")
+
+
+def tcp_roles(config: Config, _tree: Tree) -> Iterator[Finding]:
+    for index, listener in enumerate(config.listeners):
+        for place, role in enumerate(listener.allow):
+            yield from role_findings(("listeners", index, "allow", place), role, config)
 
 
 def addresses(config: Config, tree: Tree) -> Iterator[Finding]:

@@ -18,7 +18,8 @@ Port = Annotated[int, Field(ge=0, le=65535)]
 Seconds = Annotated[float, Field(gt=0, le=86400 * 365)]
 Count = Annotated[int, Field(ge=1, le=10_000_000)]
 Size = Annotated[int, Field(ge=1024, le=1 << 40)]
-ProtocolName = Literal["rest", "grpc"]
+HttpProtocol = Literal["rest", "grpc"]
+ProtocolName = Literal["rest", "grpc", "tcp"]
 Protocols = tuple[ProtocolName, ...]
 
 
@@ -69,8 +70,14 @@ class Listener(Section):
     """Address to listen on; null for `service.host`."""
     port: Port
     """0 lets the system choose one."""
-    protocols: Annotated[Protocols, Field(min_length=1)]
-    """What is served there: rest, grpc, or both, between which each client chooses by ALPN."""
+    mode: Literal["http", "tcp"] = "http"
+    """http decides each request of Qdrant's APIs; tcp relays bytes to one address, for whoever may at all."""
+    protocols: tuple[HttpProtocol, ...] = ()
+    """What is served there (mode http): rest, grpc, or both, between which each client chooses by ALPN."""
+    upstream: str | None = None
+    """Where its bytes go (mode tcp): `host:port`."""
+    allow: tuple[Label, ...] = ()
+    """The roles whose holders may connect (mode tcp)."""
 
 
 class Tls(Section):
@@ -188,10 +195,16 @@ class Limits(Section):
     """Seconds for a request's body, and one more for each KiB of it that has come."""
     write_timeout: Seconds = 30.0
     """Seconds in which a client must make room for more of its response."""
+    tcp_idle_timeout: Seconds = 600.0
+    """Seconds without a byte in either direction after which a relayed TCP connection is ended."""
     idle_timeout: Seconds = 75.0
     """Seconds that a connection without a request is kept."""
     linger_timeout: Seconds = 10.0
     """Seconds for which the rest of a refused upload is read, so that the client sees the refusal."""
+    expel_after: Seconds = 1.0
+    """Seconds that a request has to finish whose client lost the right to its connection."""
+    max_connection_age: Annotated[float, Field(ge=0)] = 0.0
+    """Seconds after which a connection is ended, once it has finished what it is doing; 0 for never."""
     drain_timeout: Seconds = 30.0
     """Seconds that running requests have to finish at shutdown."""
     max_head_size: Size = 32_768

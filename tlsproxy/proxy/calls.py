@@ -67,6 +67,13 @@ class Asked:
     listing: Listing | None
 
     @property
+    def presented(self) -> str | None:
+        """The key or token that was admitted."""
+        if self.admission.credential is None:
+            return None
+        return presented_key(self.head.value(b"api-key"), self.head.value(b"authorization"))
+
+    @property
     def conditions(self) -> tuple[Condition, ...]:
         """What the caller's points have in common; where there is something, the message is made anew."""
         if not is_confinable_call(self.operation):  # it is about no points, or was refused

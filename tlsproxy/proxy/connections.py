@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable
 
 from tlsproxy.authz.audit import event_line
-from tlsproxy.config.model import Protocols
+from tlsproxy.config.listeners import Listening
 from tlsproxy.proxy.gateway import Gateway
 from tlsproxy.proxy.pool import Pool
 from tlsproxy.proxy.reception import Reception
@@ -32,8 +32,8 @@ class Connections:
     def __len__(self) -> int:
         return len(self._open)
 
-    def admit(self, sock: socket.socket, address: str, protocols: Protocols) -> None:
-        """One that was accepted where ``protocols`` are served. ``address`` is the client's, without its port."""
+    def admit(self, sock: socket.socket, address: str, where: Listening) -> None:
+        """One that was accepted there. ``address`` is the client's, without its port."""
         limits = self._gateway.generation.config.limits
         if len(self._open) >= limits.connections:
             self._turn_away(sock, address, "limit")
@@ -43,7 +43,7 @@ class Connections:
             self._gateway.metrics.connection("accepted")
             sock.setblocking(False)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            self._open.add(Reception(self._gateway, self._pool, sock, address, protocols, self._ended))
+            self._open.add(Reception(self._gateway, self._pool, sock, address, where, self._ended))
             self._by_address[address] += 1
 
     def _turn_away(self, sock: socket.socket, address: str, outcome: str) -> None:

@@ -10,6 +10,7 @@ from tlsproxy.authz.auditquery import AuditQuery
 from tlsproxy.proxy.calls import CallPlans
 from tlsproxy.proxy.deadlines import Deadlines
 from tlsproxy.proxy.plan import Plans
+from tlsproxy.proxy.register import Register
 from tlsproxy.tls.generation import Generation
 
 
@@ -31,6 +32,7 @@ class Metrics(Protocol):
     def handshake(self, outcome: str, seconds: float) -> None: ...
     def connection(self, outcome: str) -> None: ...
     def connection_closed(self) -> None: ...
+    def connection_ended(self, reason: str) -> None: ...
     def accept_error(self) -> None: ...
     def upstream_connect(self, outcome: str) -> None: ...
     def upstream_retry(self) -> None: ...
@@ -55,6 +57,7 @@ class Gateway:
         "loop",
         "metrics",
         "plans",
+        "register",
     )
 
     def __init__(
@@ -77,7 +80,9 @@ class Gateway:
         self.in_flight = 0
         self.held = 0
         self.draining = False
+        self.register = Register(self)
 
     def publish(self, generation: Generation) -> None:
-        """What was decided under the old generation is forgotten with it."""
+        """What was decided under the old generation is forgotten with it, and who has lost their right is ended."""
         self.generation, self.plans, self.calls = generation, Plans(generation), CallPlans(generation)
+        self.loop.call_soon(self.register.review)  # once the publication was told

@@ -15,7 +15,7 @@ from tlsproxy.proxy.grpclife import DRAIN_PING
 from tlsproxy.proxy.grpcstreams import Streams
 from tlsproxy.proxy.grpcupstream import GrpcUpstream
 from tlsproxy.proxy.pool import Pool
-from tlsproxy.proxy.standing import Standing
+from tlsproxy.proxy.register import Entry
 from tlsproxy.proxy.tlsstream import TlsStream
 from tlsproxy.wire import http2
 from tlsproxy.wire.http2 import (
@@ -35,18 +35,17 @@ from tlsproxy.wire.http2 import (
 
 
 class GrpcConnection(Streams):
-    """The owner of one TLS stream, from its handshake on. ``address`` is the client's, without its port."""
+    """The owner of one TLS stream, from its handshake on."""
 
     def __init__(
         self,
         gateway: Gateway,
         pool: Pool,
         stream: TlsStream,
-        address: str,
-        standing: Standing,
+        entry: Entry,
         when_ended: Callable[[], None],
     ) -> None:
-        super().__init__(gateway, pool, stream, address, standing, when_ended)
+        super().__init__(gateway, pool, stream, entry, when_ended)
         self._preface = b""
         self._blocked = False
         try:

@@ -11,9 +11,10 @@ from collections.abc import Callable
 from typing import Final
 
 from tlsproxy.authz.audit import event_line
-from tlsproxy.errors import GrpcStatus, RequestError, RequestTimeout, UpstreamTimeout, UpstreamUnreachable
+from tlsproxy.errors import GrpcStatus, RequestError, RequestTimeout, RightLost, UpstreamTimeout, UpstreamUnreachable
 from tlsproxy.proxy.call import Call
 from tlsproxy.proxy.gateway import Gateway
+from tlsproxy.proxy.register import Entry
 from tlsproxy.proxy.relay import Relay
 from tlsproxy.proxy.tlsstream import TlsStream
 from tlsproxy.wire import http2
@@ -29,14 +30,13 @@ DRAIN_PING: Final = b"tlsproxy"
 class Life(Relay):
     """``greeted``: the client's SETTINGS have come. ``last`` is its latest stream; ``lost``: why it has no upstream."""
 
-    def __init__(self, gateway: Gateway, stream: TlsStream, address: str, when_ended: Callable[[], None]) -> None:
-        super().__init__(gateway, stream, address)
+    def __init__(self, gateway: Gateway, stream: TlsStream, entry: Entry, when_ended: Callable[[], None]) -> None:
+        super().__init__(gateway, stream, entry)
         self.greeted = False
         self.last = 0
         self.lost: RequestError | None = None
         self.leaving = False
         self.owed_acks = 0
-        self._address = address
         self._when_ended = when_ended
         self._ended = self._draining = self._server_greeted = False
         stream.deadline = time.monotonic() + self.limits.head_timeout
@@ -131,6 +131,28 @@ class Life(Relay):
         self.rest()
         self.settle()
 
+    def withdrawn(self, now: float, *, anew: bool) -> str:
+        """Calls whose key or token has run out, or was taken back, end; the connection is its certificate's."""
+        for call in list(self.calls.values()):
+            asked = call.record.plan.asked
+            if now < call.record.plan.expires and not anew:
+                continue
+            if (
+                asked is not None
+                and asked.presented is not None
+                and (reason := self.entry.standing.admits(asked.presented, now))
+            ):
+                self.refuse(call, RightLost(reason))
+        self.settle()
+        return ""
+
+    def expel(self, reason: str) -> None:
+        if self._ended:
+            return
+        for call in list(self.calls.values()):
+            self.refuse(call, RightLost(reason))
+        self.end(Code.NO_ERROR, reason)
+
     def drained(self) -> None:
         """The client has heard that no more calls are wanted: what it made before has come by now."""
         self.leave()
@@ -152,7 +174,7 @@ class Life(Relay):
         line = event_line(
             when=time.time(),
             event="connection",
-            remote=self._address,
+            remote=self.entry.address,
             result="denied",
             reason=error.reason,
             detail={"error": str(error)},

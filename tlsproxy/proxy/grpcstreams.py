@@ -14,7 +14,7 @@ from tlsproxy.proxy.grpclife import SWEEP, Life
 from tlsproxy.proxy.messages import Reading, Rebuilding, Reduction
 from tlsproxy.proxy.pool import Pool
 from tlsproxy.proxy.record import Record
-from tlsproxy.proxy.standing import Standing
+from tlsproxy.proxy.register import Entry
 from tlsproxy.proxy.tlsstream import TlsStream
 from tlsproxy.wire import http2
 from tlsproxy.wire.fieldblock import FieldReader, Fields, write
@@ -33,17 +33,16 @@ class Streams(Life):
         gateway: Gateway,
         pool: Pool,
         stream: TlsStream,
-        address: str,
-        standing: Standing,
+        entry: Entry,
         when_ended: Callable[[], None],
     ) -> None:
-        super().__init__(gateway, stream, address, when_ended)
+        super().__init__(gateway, stream, entry, when_ended)
         self.budgets = Budgets(self.limits.streams_per_second)
         self.frames = Frames()
         self.now = 0.0
         self._points = pool.points
-        self._standing = standing
-        self._tail = write(((b"x-forwarded-for", address.encode()), (b"x-forwarded-proto", b"https")))
+        self._standing = entry.standing
+        self._tail = write(((b"x-forwarded-for", entry.address.encode()), (b"x-forwarded-proto", b"https")))
         self._reader = FieldReader(self.limits.max_head_size)
         self._block: bytearray | None = None
         self._fragments = 0
@@ -93,7 +92,7 @@ class Streams(Life):
 
     def on_fields(self, flags: int, stream: int, payload: bytes) -> bytes:
         if self._block is None:
-            self._block, self._fragments, self._begun = bytearray(http2.unpadded(flags, payload)), 0, (stream, flags)
+            self._block, self._fragments, self._begun = bytearray(http2.fragment(flags, payload)), 0, (stream, flags)
         else:
             self._block += payload
             self._fragments += 1

@@ -195,7 +195,7 @@ class GrpcUpstream:
 
     def _fields(self, flags: int, stream: int, raw: bytes) -> bytes | None:
         if self._block is None:
-            self._block = bytearray(http2.unpadded(flags, raw[HEADER:]))
+            self._block = bytearray(http2.fragment(flags, raw[HEADER:]))
             self._begun = (stream, flags)
         elif stream != self._begun[0]:
             raise UpstreamBroken("a field block that is interrupted")

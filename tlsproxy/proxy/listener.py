@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from typing import Final
 
 from tlsproxy.config.endpoints import Endpoint
-from tlsproxy.config.model import Protocols
+from tlsproxy.config.listeners import Listening
 from tlsproxy.proxy.connections import Connections
 from tlsproxy.proxy.gateway import Gateway
 from tlsproxy.proxy.pool import Pool
@@ -43,10 +43,11 @@ def bind(host: str, port: int) -> socket.socket:
 
 
 class Listener:
-    """Accepts on one socket until :meth:`stop`, for clients of ``protocols``. ``bound`` is its ``host:port``."""
+    """Accepts on one socket until :meth:`stop`. ``bound`` is its ``host:port``, which the kernel may have chosen."""
 
-    def __init__(self, gateway: Gateway, connections: Connections, sock: socket.socket, protocols: Protocols) -> None:
-        self.protocols = protocols
+    def __init__(self, gateway: Gateway, connections: Connections, sock: socket.socket, where: Listening) -> None:
+        self.protocols = where.protocols
+        self._where = where
         host, port = sock.getsockname()[:2]
         self.bound = str(Endpoint(host, port))
         self._gateway = gateway
@@ -76,7 +77,7 @@ class Listener:
                 self._pause()
                 self._gateway.loop.call_later(REST, self._resume)
                 return
-            self._connections.admit(sock, address[0].removeprefix("::ffff:"), self.protocols)
+            self._connections.admit(sock, address[0].removeprefix("::ffff:"), self._where)
 
     def stop(self) -> None:
         """Accepts no more. What waits in the backlog is refused by the kernel."""
@@ -88,9 +89,9 @@ class Listener:
 class Listeners:
     """All addresses where clients connect. ``connections`` are those that came in there, and outlive :meth:`stop`."""
 
-    def __init__(self, gateway: Gateway, pool: Pool, sockets: Iterable[tuple[socket.socket, Protocols]]) -> None:
+    def __init__(self, gateway: Gateway, pool: Pool, sockets: Iterable[tuple[socket.socket, Listening]]) -> None:
         self.connections = Connections(gateway, pool)
-        self._all = [Listener(gateway, self.connections, sock, protocols) for sock, protocols in sockets]
+        self._all = [Listener(gateway, self.connections, sock, where) for sock, where in sockets]
 
     def __iter__(self) -> Iterator[Listener]:
         return iter(self._all)

@@ -9,7 +9,7 @@ Where the body has a say the head's plan is a refusal that keeps what it was mad
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -67,7 +67,8 @@ class Plan:
     ``expires`` is the moment, in seconds since the epoch, from which it must be made anew: what the caller presented
     counts no longer. ``answer`` is the response where the gateway gives it itself; ``audit_logs``: it comes from the
     audit log. ``proviso`` is what the caller's token asks for besides. ``fields`` are header lines of every response
-    that is not the upstream's. ``unread``: not decided yet. ``listing``: how the upstream's answer is reduced.
+    that is not the upstream's. ``presented`` is the key or token that was admitted. ``unread``: not decided yet.
+    ``listing``: how the upstream's answer is reduced.
     """
 
     operation: str
@@ -89,6 +90,7 @@ class Plan:
     fields: bytes = b""
     unread: Unread | None = None
     listing: Listing | None = None
+    presented: str | None = field(default=None, repr=False)
 
 
 class Plans:
@@ -131,8 +133,7 @@ class Plans:
             return self._plan(principal, parsed, None, None, Judgement(refusal_of(error)))
         if self._cors and is_preflight(parsed):
             asked = replace(asked, operation=PREFLIGHT, collection=None)
-        presented = presented_key(parsed.value(b"api-key"), parsed.value(b"authorization"))
-        admitted = ended or admit(principal, self._policy, presented, now)
+        admitted = ended or admit(principal, self._policy, _presented(parsed), now)
         return self._plan(
             principal,
             parsed,
@@ -225,7 +226,12 @@ class Plans:
             fields=fields,
             unread=unread,
             listing=listing,
+            presented=None if admission is None or admission.credential is None else _presented(head),
         )
+
+
+def _presented(head: RequestHead) -> str | None:
+    return presented_key(head.value(b"api-key"), head.value(b"authorization"))
 
 
 def _proviso(head: RequestHead, asked: Recognised, admission: Admission | None) -> Proviso | None:

@@ -14,12 +14,15 @@ from collections.abc import Callable, Mapping
 from typing import Final
 
 from tlsproxy.authz.audit import event_line
-from tlsproxy.config.model import ProtocolName, Protocols
+from tlsproxy.config.listeners import TCP, Listening
+from tlsproxy.config.model import ProtocolName
 from tlsproxy.proxy.gateway import Gateway
 from tlsproxy.proxy.grpc import GrpcConnection
 from tlsproxy.proxy.pool import Pool
+from tlsproxy.proxy.register import Entry
 from tlsproxy.proxy.rest import RestConnection
 from tlsproxy.proxy.standing import Standing
+from tlsproxy.proxy.tcp import TcpConnection
 from tlsproxy.proxy.tlsstream import ALERT_LINGER, TlsStream
 from tlsproxy.tls.generation import ALPN
 from tlsproxy.tls.peer import peer_of
@@ -37,34 +40,44 @@ class Reception:
         pool: Pool,
         sock: socket.socket,
         address: str,
-        protocols: Protocols,
+        where: Listening,
         when_ended: Callable[[Reception], None],
     ) -> None:
         self.address = address
         self._gateway = gateway
         self._pool = pool
-        self._protocols = protocols
+        self._where = where
         self._when_ended = when_ended
         self._opened = time.monotonic()
         self._failed = False
-        self._session: RestConnection | GrpcConnection | None = None
+        self._entry: Entry | None = None
+        self._session: RestConnection | GrpcConnection | TcpConnection | None = None
         generation = gateway.generation
         limits = generation.config.limits
-        context = generation.contexts[protocols]
+        context = generation.contexts[where.protocols]
         self.stream = TlsStream(gateway.loop, sock, self, gateway.deadlines, limits.write_timeout, context)
         self.stream.deadline = self._opened + limits.handshake_timeout
 
     def handshake_done(self, tls: ssl.SSLObject) -> None:
-        protocol = _SPOKEN.get(tls.selected_alpn_protocol())
-        if protocol not in self._protocols:
+        protocols = self._where.protocols
+        protocol = "tcp" if protocols == TCP else _SPOKEN.get(tls.selected_alpn_protocol())
+        if protocol is None or protocol not in protocols:
             self.handshake_failed("no_protocol", "h2 was not agreed on")
             self.stream.close(ALERT_LINGER)
             return
         self._gateway.metrics.handshake("ok", time.monotonic() - self._opened)
         gateway, stream = self._gateway, self.stream
         standing = Standing(gateway.generation, peer_of(tls), time.time())
-        session = GrpcConnection if protocol == "grpc" else RestConnection
-        self._session = stream.owner = session(gateway, self._pool, stream, self.address, standing, self._ended)
+        self._entry = entry = gateway.register.enter(protocol, self.address, standing)
+        session: RestConnection | GrpcConnection | TcpConnection
+        if protocol == "tcp":
+            session = TcpConnection(gateway, stream, entry, str(self._where.endpoint), self._ended)
+        else:
+            session = (GrpcConnection if protocol == "grpc" else RestConnection)(
+                gateway, self._pool, stream, entry, self._ended
+            )
+        entry.session = self._session = session
+        stream.owner = session
 
     def handshake_failed(self, reason: str, detail: str) -> None:
         """``detail`` is OpenSSL's words, empty where it had none."""
@@ -86,6 +99,8 @@ class Reception:
             self._session.drain()
 
     def _ended(self) -> None:
+        if self._entry is not None:
+            self._gateway.register.leave(self._entry)
         self._gateway.metrics.connection_closed()
         self._when_ended(self)
 

@@ -13,6 +13,7 @@ from tlsproxy.errors import RequestError
 from tlsproxy.proxy.calls import CallPlan, grpc_status
 from tlsproxy.proxy.gateway import Gateway
 from tlsproxy.proxy.record import Record
+from tlsproxy.proxy.register import Entry
 from tlsproxy.proxy.tlsstream import TlsStream
 from tlsproxy.wire import http2
 from tlsproxy.wire.fieldblock import write
@@ -35,7 +36,9 @@ class Relay:
     saying that there is no dynamic table, since the client waits to be told.
     """
 
-    def __init__(self, gateway: Gateway, stream: TlsStream, address: str) -> None:
+    patient = True
+
+    def __init__(self, gateway: Gateway, stream: TlsStream, entry: Entry) -> None:
         self.gateway = gateway
         self.stream = stream
         self.limits = gateway.generation.config.limits
@@ -47,7 +50,8 @@ class Relay:
         self.to_upstream = Window()
         self.to_client = Window()
         self.first_block = False
-        self._remote = json_string(address)
+        self.entry = entry
+        self._remote = json_string(entry.address)
         self._owed_client = self._owed_upstream = 0
         self._side: GrpcUpstream | None = None
 
@@ -158,6 +162,7 @@ class Relay:
         if record.grpc_status is not None:
             record.status = record.plan.http
         record.finish(self.gateway, self._remote, reason)
+        self.entry.count(record.bytes_in, record.bytes_out)
 
     def refuse_stream(self, plan: CallPlan, stream: int, now: float, *, done: bool, code: Code | None = None) -> None:
         """One that never became a call: in gRPC's words, or by a reset with ``code`` alone."""

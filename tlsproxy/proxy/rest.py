@@ -9,13 +9,13 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from tlsproxy.errors import BodyTooLarge, RequestError, RequestTimeout
+from tlsproxy.errors import BodyTooLarge, RequestError, RequestTimeout, RightLost
 from tlsproxy.proxy.answers import Answer
 from tlsproxy.proxy.gateway import Gateway
 from tlsproxy.proxy.inspection import exchange_of
 from tlsproxy.proxy.pool import Pool
 from tlsproxy.proxy.record import RequestBody
-from tlsproxy.proxy.standing import Standing
+from tlsproxy.proxy.register import Entry
 from tlsproxy.proxy.tlsstream import TlsStream
 from tlsproxy.proxy.turns import State, Turns
 from tlsproxy.proxy.upstream import Upstream
@@ -25,22 +25,21 @@ SHORT_LINGER: Final = 1.0
 
 
 class RestConnection(Turns):
-    """The owner of one TLS stream, from its handshake on. ``address`` is the client's, without its port."""
+    """The owner of one TLS stream, from its handshake on."""
 
     def __init__(
         self,
         gateway: Gateway,
         pool: Pool,
         stream: TlsStream,
-        address: str,
-        standing: Standing,
+        entry: Entry,
         when_ended: Callable[[], None],
     ) -> None:
-        super().__init__(gateway, stream, address)
+        super().__init__(gateway, stream, entry)
         self._pool = pool
-        self._standing = standing
+        self._standing = entry.standing
         self._when_ended = when_ended
-        self._tail = b"x-forwarded-for: %b\r\nx-forwarded-proto: https\r\n\r\n" % address.encode()
+        self._tail = b"x-forwarded-for: %b\r\nx-forwarded-proto: https\r\n\r\n" % entry.address.encode()
 
     # Requests
 
@@ -199,6 +198,21 @@ class RestConnection(Turns):
         self.close = True
         if self._state is State.IDLE and not self._inbox.data:
             self._end()
+
+    def withdrawn(self, now: float, *, anew: bool) -> str:
+        plan = self._record.plan if self._record is not None and self._state is State.BUSY else None
+        if plan is None or plan.presented is None or (now < plan.expires and not anew):
+            return ""
+        return self._standing.admits(plan.presented, now)
+
+    def expel(self, reason: str) -> None:
+        self.close = True
+        if self._record is None:
+            self._end()
+        elif self._record.status or self.stream.stalled:
+            self._cut(reason)
+        else:
+            self._fail(RightLost(reason))
 
     def _cut(self, reason: str) -> None:
         if self._exchange is not None:

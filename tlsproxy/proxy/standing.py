@@ -9,6 +9,8 @@ from __future__ import annotations
 from typing import Final
 
 from tlsproxy.authz.access import Decision, forbidden
+from tlsproxy.authz.admission import admit
+from tlsproxy.authz.identity import Identity
 from tlsproxy.authz.roles import Principal
 from tlsproxy.tls.generation import Generation
 from tlsproxy.tls.peer import Peer
@@ -43,6 +45,24 @@ class Standing:
         elif generation.config.service.verify_https_client_certificate:
             reason = "certificate_required"
         self._ended = _ended(reason) if reason else None
+
+    @property
+    def identity(self) -> Identity | None:
+        return self._peer.identity if self._peer is not None else None
+
+    def withdrawn(self, generation: Generation, now: float) -> str:
+        """Why a client that was admitted would not be now; "" where it would, and where it never was."""
+        before = self.principal
+        ended = self.ended(generation, now)
+        if ended is not None:
+            return ended.reason
+        refusal = self.principal.refusal
+        return refusal.reason if refusal is not None and before.refusal is None else ""
+
+    def admits(self, presented: str, now: float) -> str:
+        """Why a key or token that was admitted beside this certificate would not be now; "" where it would."""
+        outcome = admit(self.principal, self.generation.policy, presented, now)
+        return outcome.reason if isinstance(outcome, Decision) else ""
 
     def ended(self, generation: Generation, now: float) -> Decision | None:
         """Brings the standing up to date first. ``now`` is seconds since the epoch."""

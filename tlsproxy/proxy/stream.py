@@ -41,6 +41,7 @@ class Owner(Protocol):
 class Stream:
     """A plaintext stream, the ground of the others.
 
+    ``when_ended``: its owner goes on when the other side has ``ended`` its half, and is told so by this.
     ``stalled``: the other side takes no more for now. ``broken``: some of what was written is lost.
     """
 
@@ -55,14 +56,17 @@ class Stream:
         "_out",
         "_queued",
         "_reading",
+        "_shutting",
         "_sock",
         "_write_timeout",
         "_writing",
         "broken",
         "closed",
         "deadline",
+        "ended",
         "owner",
         "stalled",
+        "when_ended",
     )
 
     def __init__(
@@ -84,8 +88,9 @@ class Stream:
         self._out: deque[bytes | memoryview] = deque()
         self._queued = 0
         self._connected = True
-        self._reading = self._writing = self._closing = False
-        self.stalled = self.broken = self.closed = False
+        self._reading = self._writing = self._closing = self._shutting = False
+        self.stalled = self.broken = self.closed = self.ended = False
+        self.when_ended: Callable[[], None] | None = None
         self.deadline = NEVER
         self.owner = owner
         deadlines.add(self)
@@ -93,7 +98,7 @@ class Stream:
     # Reading
 
     def resume_reading(self) -> None:
-        if not self._reading and not self.closed and not self._closing:
+        if not self._reading and not self.closed and not self._closing and not self.ended:
             self._reading = True
             self._loop.add_reader(self._fd, self._on_readable)
 
@@ -112,10 +117,21 @@ class Stream:
             self.abort(error)
             return 0
         if size == 0:
-            self.abort(self._error)
+            self._at_eof()
         elif number := self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
             self._read_on(OSError(number, os.strerror(number)))
         return size
+
+    def _at_eof(self) -> None:
+        if self.when_ended is not None and not self._closing and self._error is None:
+            self._half_ended(self.when_ended)
+        else:
+            self.abort(self._error)
+
+    def _half_ended(self, tell: Callable[[], None]) -> None:
+        self.ended = True
+        self.pause_reading()
+        self._tell(tell)
 
     def _read_on(self, error: OSError) -> None:
         """A socket that failed still holds what came before, but uvloop, having told it once, watches it no more."""
@@ -196,6 +212,8 @@ class Stream:
             self._stop_writing()
             if self._closing:
                 self._half_close()
+            elif self._shutting:
+                self._shut_down()
         if self.stalled and self._queued <= LOW_WATER and not self.closed and not self._closing:
             self.stalled = False
             self._tell(self.owner.resume_writing)
@@ -219,6 +237,20 @@ class Stream:
 
     # Ending
 
+    def shut(self) -> None:
+        """Ends our half, once what is queued is sent: nothing more is written, and what comes is still heard."""
+        if self.closed or self._closing or self._shutting:
+            return
+        self._shutting = True
+        if not self._out and self._connected:
+            self._shut_down()
+
+    def _shut_down(self) -> None:
+        try:
+            self._sock.shutdown(socket.SHUT_WR)
+        except OSError as error:  # the other side was faster
+            self.abort(error)
+
     def close(self, linger: float) -> None:
         """Sends what is queued, ends our side, and for ``linger`` seconds takes what the other still sends, unread.
 
@@ -237,12 +269,8 @@ class Stream:
             self.abort()
             return
         self.deadline = time.monotonic() + self._linger
-        try:
-            self._sock.shutdown(socket.SHUT_WR)
-        except OSError as error:  # the other side was faster
-            self.abort(error)
-            return
-        if not self._reading:
+        self._shut_down()
+        if not self._reading and not self.closed:
             self._reading = True
             self._loop.add_reader(self._fd, self._on_readable)
 

@@ -143,6 +143,8 @@ class TlsStream(Stream):
             self._tell(self.owner.data_received, bytes(_plain_view[:size]))
         if isinstance(ended, ssl.SSLError):
             self.abort(ended)
+        elif ended and self.when_ended is not None:
+            self._half_ended(self.when_ended)
         elif ended:
             self._say_goodbye()
             self.abort()
@@ -175,6 +177,15 @@ class TlsStream(Stream):
         while written < len(data):
             written += self._tls.write(memoryview(data)[written:])
         self._send(self._outgoing.read())
+
+    def _at_eof(self) -> None:
+        """An end without a close_notify is a cut (RFC 8446 §6.1), never an end of what the client had to say."""
+        self.abort(self._error)
+
+    def shut(self) -> None:
+        if not (self.closed or self._closing or self._shutting):
+            self._say_goodbye()
+            super().shut()
 
     def _flush(self) -> None:
         if self._outgoing.pending and not self.closed:

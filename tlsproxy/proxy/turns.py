@@ -27,6 +27,7 @@ from tlsproxy.proxy.gateway import Gateway
 from tlsproxy.proxy.plan import Plan
 from tlsproxy.proxy.record import Record, RequestBody
 from tlsproxy.proxy.refusal import refused, response
+from tlsproxy.proxy.register import Entry
 from tlsproxy.proxy.tlsstream import TlsStream
 from tlsproxy.wire.inbox import Inbox
 
@@ -43,11 +44,14 @@ class State(Enum):
 class Turns:
     """The ground of a connection: its state, and the one request that it has at a time."""
 
-    def __init__(self, gateway: Gateway, stream: TlsStream, address: str) -> None:
+    patient = True
+
+    def __init__(self, gateway: Gateway, stream: TlsStream, entry: Entry) -> None:
         self.stream = stream
         self.close = False
         self._gateway = gateway
-        self._remote = json_string(address)
+        self._entry = entry
+        self._remote = json_string(entry.address)
         self._limits = gateway.generation.config.limits
         self._inbox = Inbox(self._limits.max_head_size)
         self._head_started = False
@@ -107,6 +111,7 @@ class Turns:
     def _finish(self, reason: str) -> None:
         if self._record is not None:
             self._record.finish(self._gateway, self._remote, reason)
+            self._entry.count(self._record.bytes_in, self._record.bytes_out)
         if self._exchange is not None:
             self._exchange.over()
         self._record = self._exchange = None

@@ -48,6 +48,9 @@ class AdminState(Protocol):
         Being cancelled ends the wait for the verdict and never the reload.
         """
 
+    def cut(self, number: int) -> bool:
+        """Ends a live connection at once; False where there is none of this number."""
+
     def metrics(self) -> tuple[bytes, str]:
         """The exposition and its content type."""
 
@@ -71,6 +74,7 @@ class AdminServer:
         app.router.add_get("/metrics", self._metrics)
         app.router.add_get("/status", self._status)
         app.router.add_post("/reload", self._reload)
+        app.router.add_post("/connections/{number:[0-9]{1,18}}/cut", self._cut)
         self._runner = web.AppRunner(
             app, access_log=None, handle_signals=False, shutdown_timeout=_SHUTDOWN, keepalive_timeout=_KEEP_ALIVE
         )
@@ -100,8 +104,7 @@ class AdminServer:
         return _json(self._state.status())
 
     async def _reload(self, request: web.Request) -> web.Response:
-        # curl sends neither header; a browser sends at least one of them with every POST (Fetch standard).
-        if "Origin" in request.headers or request.headers.get("Sec-Fetch-Site", "none") != "none":
+        if _from_a_page(request):
             return _json({"error": "a reload is not taken from a web page"}, 403)
         try:
             async with asyncio.timeout(self._reload_deadline):
@@ -110,6 +113,19 @@ class AdminServer:
             text = f"no verdict within {self._reload_deadline:g} s; the reload goes on, and /status will tell"
             return _json({"result": "pending", "error": text}, 500)
         return _json(verdict, _RESULT_STATUS.get(str(verdict.get("result")), 500))
+
+    async def _cut(self, request: web.Request) -> web.Response:
+        if _from_a_page(request):
+            return _json({"error": "a connection is not cut from a web page"}, 403)
+        number = int(request.match_info["number"])
+        if self._state.cut(number):
+            return _json({"cut": number})
+        return _json({"error": f"there is no connection {number}: /status names those that are live"}, 404)
+
+
+def _from_a_page(request: web.Request) -> bool:
+    """Curl sends neither header; a browser sends at least one of them with every POST (Fetch standard)."""
+    return "Origin" in request.headers or request.headers.get("Sec-Fetch-Site", "none") != "none"
 
 
 @web.middleware

@@ -51,6 +51,7 @@ class Metrics(Collector):
         self._connections: dict[str, int] = defaultdict(int)
         self._open_connections = 0
         self._accept_errors = 0
+        self._ended: dict[str, int] = defaultdict(int)
         self._upstream_connects: dict[str, int] = defaultdict(int)
         self._upstream_retries = 0
         self._reloads: dict[tuple[str, str], int] = defaultdict(int)
@@ -88,6 +89,10 @@ class Metrics(Collector):
     def connection_closed(self) -> None:
         """One of those that were accepted."""
         self._open_connections -= 1
+
+    def connection_ended(self, reason: str) -> None:
+        """One that we end: its client lost the right to it, it is too old, or somebody cut it."""
+        self._ended[reason] += 1
 
     def accept_error(self) -> None:
         self._accept_errors += 1
@@ -145,6 +150,7 @@ class Metrics(Collector):
         yield histograms("handshake_duration_seconds", "How long TLS handshakes took.", (), durations)
         yield gauges("connections", "Client connections that are open.", (), [((), self._open_connections)])
         yield counters("connections", "Client connections that came.", ("outcome",), keyed(self._connections))
+        yield counters("connections_ended", "Client connections that were ended here.", ("reason",), keyed(self._ended))
         yield counters("accept_errors", "Errors of accept: no descriptor left.", (), [((), self._accept_errors)])
 
     def _collect_upstream(self) -> Iterator[Metric]:

@@ -19,7 +19,7 @@ from typing import Literal
 
 import tlsproxy
 from tlsproxy.authz.audit import event_line
-from tlsproxy.config.listeners import listening, titles
+from tlsproxy.config.listeners import listening, scheme, titles
 from tlsproxy.config.problems import ConfigError
 from tlsproxy.errors import TlsproxyError
 from tlsproxy.proxy.deadlines import Deadlines
@@ -104,10 +104,10 @@ class _Service:
             gateway = Gateway(loop, self._generation, audit, metrics, deadlines, self._key_sets.key_missing)
             pool = Pool(gateway)
             stack.callback(pool.close)
+            stack.callback(gateway.register.close)
             # All or none: nobody is accepted before every address is ours.
             bound = [
-                (stack.enter_context(bind(one.endpoint.host, one.endpoint.port)), one.protocols)
-                for one in listening(config)
+                (stack.enter_context(bind(one.endpoint.host, one.endpoint.port)), one) for one in listening(config)
             ]
             listeners = Listeners(gateway, pool, bound)
             stack.callback(listeners.connections.cut)
@@ -155,7 +155,9 @@ class _Service:
         return bound
 
     def _announce(self, listeners: Listeners, admin: str | None) -> None:
-        serving = ", ".join(f"{titles(listener.protocols)} on https://{listener.bound}" for listener in listeners)
+        serving = ", ".join(
+            f"{titles(listener.protocols)} on {scheme(listener.protocols)}://{listener.bound}" for listener in listeners
+        )
         _log.info("tlsproxy %s: serving %s", tlsproxy.__version__, serving)
         if admin is not None:
             _log.info("serving the operators on %s", admin)

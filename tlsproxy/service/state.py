@@ -20,6 +20,9 @@ from tlsproxy.service.metrics import Metrics
 from tlsproxy.service.readiness import OK, Address, UpstreamProbe, audit_part, generation_part
 from tlsproxy.service.reloader import Reloader
 
+MOST_TOLD: Final = 1000
+"""Connections that a status names."""
+
 _PARTS: Final[Mapping[ProtocolName, str]] = {"rest": "upstream", "grpc": "upstream_grpc"}
 
 
@@ -70,6 +73,7 @@ class ServiceState:
     def status(self) -> Mapping[str, Any]:
         generation = self._gateway.generation
         idle, busy = self._pool.counts
+        now = time.time()
         return {
             "version": tlsproxy.__version__,
             "generation": {
@@ -86,7 +90,11 @@ class ServiceState:
             "crls": [asdict(crl) for crl in generation.material.crls],
             "key_sets": self._key_sets.status(generation.config),
             "listeners": described(self._listeners),
-            "connections": {"open": len(self._listeners.connections), "draining": self._gateway.draining},
+            "connections": {
+                "open": len(self._listeners.connections),
+                "draining": self._gateway.draining,
+                "live": [entry.described(now) for entry in self._gateway.register][:MOST_TOLD],
+            },
             "upstream": {
                 **{protocol: getattr(generation.config.upstream, protocol) for protocol in self._probes},
                 "idle": idle,
@@ -99,6 +107,9 @@ class ServiceState:
         """Shielded: whoever asked may stop waiting, the reload goes on."""
         await asyncio.shield(self._reloader.reload(trigger))
         return self._reloader.status() | {"restart_needed": self._gateway.generation.restart_needed}
+
+    def cut(self, number: int) -> bool:
+        return self._gateway.register.cut(number)
 
     def metrics(self) -> tuple[bytes, str]:
         return self._metrics.render()

@@ -13,7 +13,8 @@ from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from tlsproxy.config.endpoints import is_address, upstream_endpoint
-from tlsproxy.config.listeners import PROTOCOLS, listening
+from tlsproxy.config.listeners import PROTOCOLS, TCP, listening
+from tlsproxy.config.listeners import tunnels as tunnels_of
 from tlsproxy.config.policy import policy_of
 from tlsproxy.config.secrets import resolve_keys, upstream_api_key
 from tlsproxy.config.tokens import KeySource, key_sources, resolve_tokens
@@ -56,6 +57,23 @@ Address: TypeAlias = tuple[int, tuple[Any, ...]]
 
 
 @dataclass(frozen=True, slots=True)
+class Resolved:
+    """A name's addresses, and what was wrong with finding them."""
+
+    url: str
+    addresses: tuple[Address, ...]
+    warning: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Tunnel:
+    """Where the bytes of a listener of mode tcp go, and the roles whose holders may send some."""
+
+    addresses: tuple[Address, ...]
+    allow: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
 class Generation:
     """``number`` counts from 1; ``digest`` is over every input's bytes; ``built_at`` is seconds since the epoch.
 
@@ -74,11 +92,13 @@ class Generation:
     policy: Policy = field(repr=False)
     upstream_api_key: str | None = field(repr=False)
     upstream_addresses: Mapping[ProtocolName, tuple[Address, ...]]
+    tunnels: Mapping[str, Tunnel]
     warnings: tuple[str, ...]
     unused: tuple[Problem, ...]
     restart_needed: tuple[str, ...]
     built_at: float
     documents: Mapping[KeySource, bytes] = field(default_factory=dict, repr=False)
+    resolved: Mapping[str, Resolved] = field(default_factory=dict, repr=False)
     _principals: dict[str, Principal] = field(default_factory=dict, repr=False, compare=False)
 
     def principal_of(self, peer: Peer | None) -> Principal:
@@ -135,15 +155,21 @@ def build(
     served = {listener.protocols for listener in listening(started)}
     required = config.service.verify_https_client_certificate
     contexts = {
-        protocols: build_context(material, require_client_certificate=required, alpn=alpn_of(protocols))
+        # Who may connect to mode tcp is known by certificate alone.
+        protocols: build_context(
+            material, require_client_certificate=required or protocols == TCP, alpn=alpn_of(protocols)
+        )
         for protocols in served
     }
     self_handshake(material, alpn=alpn_of(PROTOCOLS))
     # REST always: what a token depends on is asked there.
     needed = {"rest", *(protocol for protocols in served for protocol in protocols)}
-    resolved = {
-        protocol: _resolve(config_path, config, previous, protocol) for protocol in PROTOCOLS if protocol in needed
+    names: dict[str, str] = {
+        f"upstream.{protocol}": getattr(config.upstream, protocol) for protocol in PROTOCOLS if protocol in needed
     }
+    tunnels = tunnels_of(config)
+    names |= {f"listeners: {address}": f"http://{tunnel.upstream}" for address, tunnel in tunnels.items()}
+    resolved = {name: _resolve(config_path, name, url, previous) for name, url in names.items()}
     return Generation(
         number=number,
         digest=inputs.digest,
@@ -153,12 +179,19 @@ def build(
         material=material,
         policy=policy_of(config, keys, tokens),
         upstream_api_key=upstream_api_key(config, files.__getitem__),
-        upstream_addresses={protocol: addresses for protocol, (addresses, _) in resolved.items()},
+        upstream_addresses={
+            protocol: resolved[f"upstream.{protocol}"].addresses for protocol in PROTOCOLS if protocol in needed
+        },
+        tunnels={
+            address: Tunnel(resolved[f"listeners: {address}"].addresses, frozenset(tunnel.allow))
+            for address, tunnel in tunnels.items()
+        },
+        resolved=resolved,
         warnings=(
             *map(str, loaded.warnings),
             *inputs.warnings,
             *material.warnings,
-            *(warning for _, warnings in resolved.values() for warning in warnings),
+            *(one.warning for one in resolved.values() if one.warning),
             *(
                 f"{source.url}: its keys have not been fetched yet: the tokens that they verify are refused"
                 for source in key_sources(config)
@@ -177,21 +210,16 @@ def alpn_of(protocols: Protocols) -> tuple[str, ...]:
     return tuple(name for protocol, name in ALPN.items() if protocol in protocols)
 
 
-def _resolve(
-    config_path: Path, config: Config, previous: Generation | None, protocol: ProtocolName
-) -> tuple[tuple[Address, ...], tuple[str, ...]]:
-    """(addresses of the upstream, warnings).
-
-    A resolver that is down must not keep a new certificate from being served: the addresses in use stay then.
-    """
-    url: str = getattr(config.upstream, protocol)
+def _resolve(config_path: Path, name: str, url: str, previous: Generation | None) -> Resolved:
+    """A resolver that is down must not keep a new certificate from being served: the addresses in use stay then."""
     endpoint = upstream_endpoint(url)
     flags = socket.AI_NUMERICHOST if is_address(endpoint.host) else 0
     try:
         found = socket.getaddrinfo(endpoint.host, endpoint.port, type=socket.SOCK_STREAM, flags=flags)
     except OSError as error:
-        text = f"upstream.{protocol}: {endpoint.host} cannot be resolved ({error.strerror})"
-        if previous is None or getattr(previous.config.upstream, protocol) != url:
+        text = f"{name}: {endpoint.host} cannot be resolved ({error.strerror})"
+        former = previous.resolved.get(name) if previous is not None else None
+        if former is None or former.url != url:
             raise MaterialError(str(config_path), text) from None
-        return previous.upstream_addresses[protocol], (f"{text}; its former addresses are used",)
-    return tuple(dict.fromkeys((int(family), address) for family, _, _, _, address in found)), ()
+        return Resolved(url, former.addresses, f"{text}; its former addresses are used")
+    return Resolved(url, tuple(dict.fromkeys((int(family), address) for family, _, _, _, address in found)))

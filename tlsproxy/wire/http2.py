@@ -165,7 +165,19 @@ def data(stream: int, content: bytes, *, end: bool) -> bytes:
 
 
 def unpadded(flags: int, payload: bytes) -> bytes:
-    """The payload of DATA or HEADERS without its padding and its priority (§6.1, §6.2). Raises Http2Error."""
+    """The payload of DATA without its padding (§6.1). Raises Http2Error.
+
+    A flag that DATA has not means nothing (§4.1): whoever heeded one would read other bytes than the other side.
+    """
+    return _within(flags & PADDED, payload) if flags & PADDED else payload
+
+
+def fragment(flags: int, payload: bytes) -> bytes:
+    """The part of a field block in HEADERS, without padding and priority (§6.2). Raises Http2Error."""
+    return _within(flags, payload) if flags & (PADDED | PRIORITISED) else payload
+
+
+def _within(flags: int, payload: bytes) -> bytes:
     begin, end = 0, len(payload)
     if flags & PADDED:
         begin = 1
@@ -174,7 +186,7 @@ def unpadded(flags: int, payload: bytes) -> bytes:
         begin += 5
     if begin > end:
         raise Http2Error(Code.PROTOCOL_ERROR, "padding that is longer than its frame")
-    return payload[begin:end] if flags & (PADDED | PRIORITISED) else payload
+    return payload[begin:end]
 
 
 def settings(values: Mapping[int, int]) -> bytes:

@@ -1,0 +1,187 @@
+"""The register of live connections: whose they are, and the end of those that have lost their right to exist.
+
+A connection is entered before anything is decided on it. After each publication, and when a certificate, key or token
+runs out, every one is asked whether it would still be admitted. One that would not is told to come to its end (idle: at
+once, busy: after what it is doing), and is ended ``limits.expel_after`` seconds later if it has not.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+from tlsproxy.authz.audit import event_line
+from tlsproxy.proxy.standing import Standing
+
+if TYPE_CHECKING:
+    from tlsproxy.proxy.gateway import Gateway
+
+TICK: Final = 0.25
+"""Seconds between two looks at what has run out."""
+OPERATOR: Final = "cut_by_operator"
+TOO_OLD: Final = "max_connection_age"
+
+
+class Session(Protocol):
+    """What speaks on a connection.
+
+    ``withdrawn``: why what it is doing would not be admitted any more, "" where it would; ``anew`` says that there is a
+    new generation, without which only time can have made a difference. ``patient``: it may finish what it is doing.
+    ``drain``: it comes to its end by itself; ``expel``: it ends now, and who can be told is told why.
+    """
+
+    patient: bool
+
+    def withdrawn(self, now: float, *, anew: bool) -> str: ...
+    def drain(self) -> None: ...
+    def expel(self, reason: str) -> None: ...
+
+
+class Entry:
+    """One connection. ``opened`` is seconds since the epoch; ``key`` names the key or issuer of its latest request."""
+
+    __slots__ = (
+        "address",
+        "bytes_in",
+        "bytes_out",
+        "ends",
+        "key",
+        "number",
+        "opened",
+        "protocol",
+        "requests",
+        "session",
+        "standing",
+        "why",
+    )
+
+    def __init__(self, number: int, protocol: str, address: str, standing: Standing, opened: float) -> None:
+        self.number = number
+        self.protocol = protocol
+        self.address = address
+        self.standing = standing
+        self.opened = opened
+        self.session: Session | None = None
+        self.requests = self.bytes_in = self.bytes_out = 0
+        self.key = ""
+        self.why = ""
+        self.ends = float("inf")
+
+    def count(self, bytes_in: int, bytes_out: int) -> None:
+        self.requests += 1
+        self.bytes_in += bytes_in
+        self.bytes_out += bytes_out
+
+    def described(self, now: float) -> dict[str, Any]:
+        """As JSON values."""
+        identity, principal = self.standing.identity, self.standing.principal
+        return {
+            "number": self.number,
+            "protocol": self.protocol,
+            "address": self.address,
+            "identity": identity.name if identity is not None else None,
+            "issuer": identity.issuer if identity is not None else None,
+            "serial": identity.serial if identity is not None else None,
+            "certificate_expires": identity.not_after if identity is not None else None,
+            "rule": principal.rule or None,
+            "role": principal.role or None,
+            "key": self.key or None,
+            "age": now - self.opened,
+            "requests": self.requests,
+            "bytes_in": self.bytes_in,
+            "bytes_out": self.bytes_out,
+            "ending": self.why or None,
+        }
+
+
+class Register:
+    """The connections of one process, by number. Ended by :meth:`close`."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        self._gateway = gateway
+        self._entries: dict[int, Entry] = {}
+        self._number = 0
+        self._handle: asyncio.TimerHandle = gateway.loop.call_later(TICK, self._tick)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __iter__(self) -> Iterator[Entry]:
+        return iter(list(self._entries.values()))
+
+    def close(self) -> None:
+        self._handle.cancel()
+
+    def enter(self, protocol: str, address: str, standing: Standing) -> Entry:
+        self._number += 1
+        entry = Entry(self._number, protocol, address, standing, time.time())
+        self._entries[entry.number] = entry
+        return entry
+
+    def leave(self, entry: Entry) -> None:
+        self._entries.pop(entry.number, None)
+
+    def cut(self, number: int) -> bool:
+        """By hand, at once. False where there is no such connection."""
+        entry = self._entries.get(number)
+        if entry is None:
+            return False
+        self._end(entry, OPERATOR, 0.0)
+        return True
+
+    def review(self, *, anew: bool = True) -> None:
+        """Who would not be admitted now? ``anew``: after a publication."""
+        now, generation = time.time(), self._gateway.generation
+        for entry in self:
+            if entry.why or entry.session is None:
+                continue
+            reason = entry.standing.withdrawn(generation, now) or entry.session.withdrawn(now, anew=anew)
+            if reason:
+                patient = entry.session.patient
+                self._end(entry, reason, generation.config.limits.expel_after if patient else 0.0)
+
+    def _tick(self) -> None:
+        self._handle = self._gateway.loop.call_later(TICK, self._tick)
+        limits, now = self._gateway.generation.config.limits, time.monotonic()
+        self.review(anew=False)
+        oldest = time.time() - (limits.max_connection_age or float("inf"))
+        for entry in self:
+            if not entry.why and entry.opened < oldest:
+                entry.why, entry.ends = TOO_OLD, now + limits.drain_timeout
+                self._gateway.metrics.connection_ended(TOO_OLD)
+                if entry.session is not None:
+                    entry.session.drain()
+            elif now >= entry.ends and entry.session is not None:
+                entry.ends = float("inf")
+                entry.session.expel(entry.why)
+
+    def _end(self, entry: Entry, reason: str, after: float) -> None:
+        identity = entry.standing.identity
+        gateway = self._gateway
+        entry.why, entry.ends = reason, time.monotonic() + after
+        gateway.metrics.connection_ended(reason)
+        gateway.audit.write(
+            event_line(
+                when=time.time(),
+                event="connection",
+                remote=entry.address,
+                result="denied",
+                reason=reason,
+                detail={
+                    "protocol": entry.protocol,
+                    "certificate_subject": identity.name if identity is not None else "",
+                    "certificate_sha256": identity.sha256 if identity is not None else "",
+                    "requests": entry.requests,
+                    "age_ms": round((time.time() - entry.opened) * 1000),
+                },
+            )
+        )
+        if entry.session is None:
+            return
+        if after:
+            entry.session.drain()
+        else:
+            entry.ends = float("inf")
+            entry.session.expel(reason)

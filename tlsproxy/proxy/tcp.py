@@ -1,0 +1,219 @@
+"""A client's connection that is relayed as it is, to one address: who may connect is decided, what is said is not read.
+
+Bytes go on as fast as the slower side takes them. Either side may end its half (TLS: close_notify, RFC 8446 §6.1; TCP:
+FIN) and hear the other out. That there is a connection is written down when it begins, what it carried when it ends.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Final, Literal
+
+from tlsproxy.authz.audit import EventResult, event_line
+from tlsproxy.proxy.deadlines import NEVER
+from tlsproxy.proxy.dial import DialledStream
+from tlsproxy.proxy.gateway import Gateway
+from tlsproxy.proxy.register import Entry
+from tlsproxy.proxy.tlsstream import TlsStream
+
+LINGER: Final = 1.0
+
+
+class TcpConnection:
+    """The owner of one TLS stream, from its handshake on. ``route`` is the address of its listener, as configured."""
+
+    patient = False
+
+    def __init__(
+        self, gateway: Gateway, stream: TlsStream, entry: Entry, route: str, when_ended: Callable[[], None]
+    ) -> None:
+        self.stream = stream
+        self._gateway = gateway
+        self._entry = entry
+        self._route = route
+        self._when_ended = when_ended
+        self._upstream: DialledStream | None = None
+        self._why = ""
+        self._open = False
+        self._opened = time.monotonic()
+        self._idle = gateway.generation.config.limits.tcp_idle_timeout
+        stream.deadline = NEVER
+        refusal = self._refusal(time.time())
+        if refusal:
+            self._refuse(refusal)
+            return
+        stream.when_ended = self._client_ended
+        stream.pause_reading()  # until there is somebody to send it to
+        try:
+            self._upstream = self._dial(gateway)
+        except OSError as error:
+            self._refuse("upstream_unreachable", str(error))
+
+    def _dial(self, gateway: Gateway) -> DialledStream:
+        limits, settings = gateway.generation.config.limits, gateway.generation.config.upstream
+        addresses = gateway.generation.tunnels[self._route].addresses
+        upstream = DialledStream(gateway.loop, addresses, _Upstream(self), gateway.deadlines, limits.write_timeout)
+        upstream.when_ended = self._upstream_ended
+        upstream.deadline = time.monotonic() + settings.connect_timeout
+        return upstream
+
+    def _refusal(self, now: float) -> str:
+        """Why its client may not be here, "" where it may."""
+        generation, standing = self._gateway.generation, self._entry.standing
+        ended = standing.ended(generation, now)
+        if ended is not None:
+            return ended.reason
+        tunnel = generation.tunnels.get(self._route)
+        if tunnel is None:
+            return "no_listener"
+        if standing.principal.refusal is not None:
+            return standing.principal.refusal.reason
+        return "" if standing.principal.role in tunnel.allow else "role_not_allowed"
+
+    def _refuse(self, reason: str, error: str = "") -> None:
+        self._why = reason
+        self._tell("tcp_open", "denied", error)
+        self._gateway.metrics.decision(reason)
+        self.stream.close(LINGER)
+
+    def _tell(self, event: Literal["tcp_open", "tcp_close"], result: EventResult, error: str = "") -> None:
+        identity, principal, entry = self._entry.standing.identity, self._entry.standing.principal, self._entry
+        detail: dict[str, str | int | float] = {
+            "listener": self._route,
+            "role": principal.role,
+            "rule": principal.rule,
+            "certificate_subject": identity.name if identity is not None else "",
+            "certificate_sha256": identity.sha256 if identity is not None else "",
+        }
+        if event == "tcp_close":
+            duration = round((time.monotonic() - self._opened) * 1000, 3)
+            detail |= {"bytes_in": entry.bytes_in, "bytes_out": entry.bytes_out, "duration_ms": duration}
+        if error:
+            detail["error"] = error
+        self._gateway.audit.write(
+            event_line(
+                when=time.time(),
+                event=event,
+                remote=entry.address,
+                result=result,
+                reason=self._why or "allowed",
+                detail=detail,
+            )
+        )
+
+    # What the upstream says
+
+    def connected(self) -> None:
+        self._gateway.metrics.decision("allowed")
+        self._open = True
+        self._tell("tcp_open", "ok")
+        self._touch()
+        self.reading_changed()
+
+    def answered(self, data: bytes) -> None:
+        self._entry.bytes_out += len(data)
+        self.stream.write(data)
+        self._touch()
+
+    def _upstream_ended(self) -> None:
+        """It has said all: the client is told, and may go on."""
+        self.stream.shut()
+        self._both_ended()
+
+    def upstream_lost(self, error: Exception | None) -> None:
+        self._upstream = None
+        if not self._open:
+            self._refuse("upstream_unreachable", str(error or ""))
+            return
+        self._why = self._why or ("upstream_broken" if error is not None else "")
+        self.stream.close(LINGER)
+
+    def upstream_overdue(self) -> None:
+        upstream = self._upstream
+        if upstream is not None:
+            upstream.abort(TimeoutError("it took too long"))
+
+    def _both_ended(self) -> None:
+        upstream = self._upstream
+        if upstream is not None and upstream.ended and self.stream.ended:
+            self._end("")
+
+    # What the client's stream says
+
+    def data_received(self, data: bytes) -> None:
+        self._entry.bytes_in += len(data)
+        if self._upstream is not None:
+            self._upstream.write(data)
+        self._touch()
+
+    def _client_ended(self) -> None:
+        if self._upstream is not None:
+            self._upstream.shut()
+        self._both_ended()
+
+    def pause_writing(self) -> None:
+        self.reading_changed()
+
+    def resume_writing(self) -> None:
+        self._touch()
+        self.reading_changed()
+
+    def reading_changed(self) -> None:
+        """Each side is read as long as the other takes it."""
+        upstream = self._upstream
+        if upstream is None or not upstream.established:
+            return
+        if not upstream.stalled:
+            upstream.deadline = NEVER
+        for source, sink in ((self.stream, upstream), (upstream, self.stream)):
+            if sink.stalled:
+                source.pause_reading()
+            else:
+                source.resume_reading()
+
+    def _touch(self) -> None:
+        if not self.stream.stalled:
+            self.stream.deadline = time.monotonic() + self._idle
+
+    def deadline_passed(self) -> None:
+        self._end("client_stalled" if self.stream.stalled else "idle")
+
+    # The end
+
+    def withdrawn(self, now: float, *, anew: bool) -> str:
+        del anew
+        return self._refusal(now) if self._upstream is not None else ""
+
+    def drain(self) -> None:
+        """Bytes have no end of their own: it goes on until it is cut."""
+
+    def expel(self, reason: str) -> None:
+        self._end(reason)
+
+    def _end(self, why: str) -> None:
+        self._why = self._why or why
+        if self._upstream is not None:
+            self._upstream.abort()
+            self.stream.close(LINGER if not why else 0.0)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        try:
+            if self._upstream is not None:
+                self._upstream.abort()
+            if self._open:
+                self._why = self._why or ("client_gone" if error is not None else "")
+                self._tell("tcp_close", "ok")
+        finally:
+            self._when_ended()
+
+
+class _Upstream:
+    """The upstream's stream tells its side of it through here."""
+
+    def __init__(self, connection: TcpConnection) -> None:
+        self.connected = connection.connected
+        self.data_received = connection.answered
+        self.pause_writing = self.resume_writing = connection.reading_changed
+        self.deadline_passed = connection.upstream_overdue
+        self.connection_lost = connection.upstream_lost
