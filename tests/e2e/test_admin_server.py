@@ -56,6 +56,8 @@ def test_status_tells_what_is_served_and_no_secret(site: Site, upstream: Scripte
         told = json.loads(body)
         assert status == 200
         assert told["generation"]["number"] == 1
+        (live,) = told["connections"].pop("live")
+        assert (live["identity"], live["role"], live["requests"]) == ("CN=alice,OU=platform", "admin", 1)
         assert told["connections"] == {"open": 1, "draining": False}
         assert told["upstream"] == {"rest": upstream.url, "idle": 1, "busy": 0}
         assert told["listeners"] == [{"address": f"127.0.0.1:{gateway.port}", "protocols": ["rest"]}]

@@ -23,11 +23,8 @@ def test_revoked_then_forgiven(own_site: Site, upstream: ScriptedUpstream) -> No
         own_site.replace("ca.crl", authority.crl_pem([own_site.serial("ingest")], number=2))
         gateway.reloaded()
 
-        refused = ingest.ask("/collections/docs")
-        assert (refused.status, refused.fields["connection"]) == (403, "close")
-        assert "revoked" in refused.body
         assert ingest.is_closed()
-        assert gateway.audited(status=403)["reason"] == "certificate_revoked"
+        assert gateway.audited(event="connection")["reason"] == "certificate_revoked"
         assert alert(gateway, client) == "SSLV3_ALERT_CERTIFICATE_REVOKED"
         assert gateway.audited(event="handshake")["reason"] == "certificate_revoked"
         assert admin.ask().status == 200
@@ -47,8 +44,8 @@ def test_a_list_that_is_added_to_the_configuration(own_site: Site, upstream: Scr
         assert search.ask().status == 200
         own_site.edit_config(config, tls={"crl": ["ca.crl"]})
         gateway.reloaded()
-        assert search.ask().status == 403
-        assert gateway.audited(status=403)["reason"] == "certificate_revoked"
+        assert search.is_closed()
+        assert gateway.audited(event="connection")["reason"] == "certificate_revoked"
 
 
 def test_a_list_that_cannot_be_used_leaves_the_revocations_in_force(own_site: Site, upstream: ScriptedUpstream) -> None:
@@ -91,7 +88,7 @@ def test_a_revoked_intermediate_takes_its_clients_with_it(own_site: Site, upstre
         assert leaf.ask("/collections/docs").status == 200
         own_site.replace("ca.crl", own_site.authority.crl_pem([own_site.serial("below")], number=2))
         gateway.reloaded()
-        assert leaf.ask("/collections/docs").status == 403
-        assert gateway.audited(status=403)["reason"] == "certificate_revoked"
+        assert leaf.is_closed()
+        assert gateway.audited(event="connection")["reason"] == "certificate_revoked"
         with Caller(gateway, own_site.client()) as admin:
             assert admin.ask().status == 200

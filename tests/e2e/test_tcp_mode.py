@@ -213,9 +213,14 @@ def test_a_certificate_is_needed_wherever_it_is_optional(site: Site, shared_upst
 
 
 def test_an_upstream_that_is_not_there(site: Site, shared_upstream: ScriptedUpstream) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
+    with socket.socket() as taken:  # bound, so that nobody else listens there, and not listening
+        taken.bind(("127.0.0.1", 0))
         upstream = f"127.0.0.1:{taken.getsockname()[1]}"
-    with tunnel(site, upstream, shared_upstream.url) as (gateway, port), through(gateway, site, port) as sock:
+        _assert_refused(site, upstream, shared_upstream.url)
+
+
+def _assert_refused(site: Site, upstream: str, rest: str) -> None:
+    with tunnel(site, upstream, rest) as (gateway, port), through(gateway, site, port) as sock:
         assert sock.recv(1) == b""
         record = gateway.audited(event="tcp_open")
         assert (record["result"], record["reason"]) == ("denied", "upstream_unreachable")
