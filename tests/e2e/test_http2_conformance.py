@@ -268,6 +268,25 @@ def test_what_must_be_ignored(site: Site, served: Served) -> None:
     served.undisturbed()
 
 
+def test_padded_data(site: Site, served: Served) -> None:
+    """The upstream here is gRPC's C library, which takes none. What padding took of a window comes back."""
+    with h2(served.gateway, site) as client:
+        stream = client.open()
+        sent = message(bytes(5_000))
+        for position in range(0, len(sent), 10):
+            client.send(DataFrame(stream, sent[position : position + 10], pad_length=255, flags=["PADDED"]))
+        client.send(DataFrame(stream, b"", pad_length=9, flags=["PADDED", "END_STREAM"]))
+        assert client.status(stream) == 0
+        granted = sum(
+            one.window_increment
+            for one in client.received
+            if isinstance(one, WindowUpdateFrame) and one.stream_id == stream
+        )
+        assert granted >= 256 * len(sent) // 10 - 65_535
+    assert served.upstream.calls[-1].messages == [bytes(5_000)]
+    served.undisturbed()
+
+
 def test_fields_in_many_pieces_with_padding_and_priority(site: Site, served: Served) -> None:
     with h2(served.gateway, site) as client:
         block = client.block(fields(SEARCH, ("x-one", "1")))

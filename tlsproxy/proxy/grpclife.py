@@ -36,7 +36,6 @@ class Life(Relay):
         self.last = 0
         self.lost: RequestError | None = None
         self.leaving = False
-        self.owed_acks = 0
         self._when_ended = when_ended
         self._ended = self._draining = self._server_greeted = False
         stream.deadline = time.monotonic() + self.limits.head_timeout
@@ -103,7 +102,7 @@ class Life(Relay):
         self.lost, self._side = error, None
         if not self._server_greeted:
             self.down.append(self.server_settings({}, first=True))
-        self.down.append(http2.SETTINGS_ACK * self.owed_acks)
+        self.down.append(http2.SETTINGS_ACK * self.to_client.unsettled)
         served = self.last
         for call in list(self.calls.values()):
             self.refuse(call, error)

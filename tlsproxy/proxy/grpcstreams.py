@@ -17,9 +17,9 @@ from tlsproxy.proxy.record import Record
 from tlsproxy.proxy.register import Entry
 from tlsproxy.proxy.tlsstream import TlsStream
 from tlsproxy.wire import http2
-from tlsproxy.wire.fieldblock import FieldReader, Fields, write
+from tlsproxy.wire.fieldblock import FieldReader, Fields, literals
 from tlsproxy.wire.floods import Budgets
-from tlsproxy.wire.http2 import END_HEADERS, END_STREAM, HEADER, Code, Frames, Http2Error, StreamError
+from tlsproxy.wire.http2 import END_HEADERS, END_STREAM, HEADER, PADDED, Code, Frames, Http2Error, StreamError
 
 MAX_FRAGMENTS: Final = 32
 """Frames of one field block."""
@@ -42,7 +42,7 @@ class Streams(Life):
         self.now = 0.0
         self._points = pool.points
         self._standing = entry.standing
-        self._tail = write(((b"x-forwarded-for", entry.address.encode()), (b"x-forwarded-proto", b"https")))
+        self._tail = literals(((b"x-forwarded-for", entry.address.encode()), (b"x-forwarded-proto", b"https")))
         self._reader = FieldReader(self.limits.max_head_size)
         self._block: bytearray | None = None
         self._fragments = 0
@@ -52,7 +52,7 @@ class Streams(Life):
         size = end - start - HEADER
         if not size and not flags & END_STREAM:
             self.budgets.empty.spend(self.now)
-        call = self.calls.get(stream)
+        call, data = self.calls.get(stream), self.frames.data
         if call is None or call.client_done:
             self.give_back(size)
             return self._stray(stream, call)
@@ -60,17 +60,31 @@ class Streams(Life):
         call.record.bytes_in += size
         if flags & END_STREAM:
             call.client_done = True
+        padded = bool(flags & PADDED)
+        if padded:  # the upstream never sees padding: gRPC's C library takes none
+            content = http2.unpadded(flags, data[start + HEADER : end])
+            self._unpadded(call, size - len(content))
+            flags, size = flags & END_STREAM, len(content)
+            data = http2.data(stream, content, end=call.client_done)
+            start, end = 0, len(data)
         try:
-            instead = call.request(self.frames.data, start, end, flags)
+            instead = call.request(data, start, end, flags)
         except RequestError as error:
             self.give_back(size)
             self.refuse(call, error)
             return b""
         if instead is None:
             self.to_upstream.room -= size
+            instead = data if padded else None
         if call.client_done and call.upstream_done:
             self.forget(call, "")
         return instead
+
+    def _unpadded(self, call: Call, size: int) -> None:
+        """Its client gets back the room that padding took."""
+        self.give_back(size)
+        if not call.client_done:
+            self.down.append(http2.window_update(call.stream, size))
 
     def on_client_done(self, call: Call) -> None:
         call.client_done = True

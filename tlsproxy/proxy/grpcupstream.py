@@ -14,7 +14,7 @@ from tlsproxy.proxy.call import Answer, Call
 from tlsproxy.proxy.deadlines import NEVER
 from tlsproxy.proxy.dial import DialledStream
 from tlsproxy.wire import http2
-from tlsproxy.wire.fieldblock import FieldReader
+from tlsproxy.wire.fieldblock import FieldReader, write
 from tlsproxy.wire.http2 import (
     ACK,
     CONTINUATION,
@@ -214,6 +214,8 @@ class GrpcUpstream:
         if call is None:
             return b""
         ends = bool(self._begun[1] & END_STREAM)
+        if self._client.restates:
+            raw = http2.headers(stream, write(fields), end=ends)
         call.touched = time.monotonic()
         if call.reduction is not None:
             return self._looked_at(call, lambda answer: answer.fields(raw, fields, end=ends))
@@ -232,15 +234,15 @@ class GrpcUpstream:
 
     def _settings(self, flags: int, payload: bytes) -> bytes | None:
         if flags & ACK:
-            self._client.owed_acks -= 1
-            return None
+            self._client.down.append(http2.SETTINGS_ACK)
+            self._client.to_client.settle()
+            self._client.proceed()
+            return b""
         values = http2.parse_settings(payload)
         client, first = self._client, not self.established
         self.established = True
         self.stream.deadline = NEVER
-        if Setting.INITIAL_WINDOW_SIZE in values:
-            client.to_upstream.first = values[Setting.INITIAL_WINDOW_SIZE]
-            client.proceed()
+        client.to_upstream.offer(values.get(Setting.INITIAL_WINDOW_SIZE))
         return client.server_settings(values, first=first)
 
     def _granted(self, stream: int, size: int) -> bytes | None:
@@ -255,7 +257,7 @@ class GrpcUpstream:
             return b""
         if call.reading is not None and call.reading.rebuilds:
             call.reading.granted(size)
-            return b""
+            return b"" if call.client_done else None
         return None
 
     def _reset(self, stream: int, code: int) -> bytes | None:
