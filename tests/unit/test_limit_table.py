@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Iterator
 from multiprocessing.synchronize import Barrier
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -92,7 +93,7 @@ def test_each_caller_is_counted_alone_and_all_limits_of_a_request_or_none(steps:
 
 
 def test_a_million_identities_take_the_memory_of_none(table: LimitTable, clock: Clock) -> None:
-    """Each owes something for an hour: the table is full long before, and says so instead of growing or of giving in."""
+    """Each owes something for an hour: the table is full long before, and says so, and neither grows nor gives in."""
     assert size(1) < 6 << 20
     slow = Rate.of(1 / 3600, 1)
     before = _resident()
@@ -184,8 +185,7 @@ def _in_worker(parent: int, descriptor: int, worker: int, barrier: Barrier, told
 
 
 def _resident() -> int:
-    with open("/proc/self/statm") as statm:
-        return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def _numbers() -> Iterator[int]:

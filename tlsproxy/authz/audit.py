@@ -14,7 +14,7 @@ This module never sees a key, a token, a vector or a payload, and writes nothing
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import lru_cache
 from json import JSONEncoder
@@ -59,11 +59,20 @@ class Caller:
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """What is the same for every request with the same head and caller, rendered once: the text around `remote`."""
+    """What is the same for every request with the same head and caller, rendered once: the text around `remote`.
+
+    `verdict` is what was decided, `caller` as whose request.
+    """
 
     before_remote: str
     after_remote: str
+    verdict: str
+    caller: str
     reason: str
+
+    def denied(self, error: str, reason: str) -> Prepared:
+        """The same request, refused after all."""
+        return replace(self, verdict=_verdict(error, allowed=False), reason=json_string(reason))
 
 
 def json_string(text: str) -> str:
@@ -103,8 +112,8 @@ def prepare(  # noqa: PLR0913 - the fields of one record, by name
     after = _fields(
         ("collection", collection),
         ("tracing_id", _shortened(tracing_id)),
-        ("result", "ok" if allowed else "denied"),
-        ("error", error),
+    )
+    by = _fields(
         ("key", caller.key),
         ("key_rights", _shortened(caller.key_rights)),
         ("role", caller.role),
@@ -112,7 +121,11 @@ def prepare(  # noqa: PLR0913 - the fields of one record, by name
         ("certificate_subject", caller.certificate_subject),
         ("certificate_sha256", caller.certificate_sha256),
     )
-    return Prepared(f'{before},"remote":', after, json_string(reason))
+    return Prepared(f'{before},"remote":', after, _verdict(error, allowed=allowed), by, json_string(reason))
+
+
+def _verdict(error: str | None, *, allowed: bool) -> str:
+    return _fields(("result", "ok" if allowed else "denied"), ("error", error))
 
 
 def request_line(  # noqa: PLR0913 - the fields of one record, by name
@@ -135,7 +148,8 @@ def request_line(  # noqa: PLR0913 - the fields of one record, by name
     """
     grpc = "" if grpc_status is None else f',"grpc_status":{grpc_status}'
     return (
-        f'{{"timestamp":"{timestamp(when)}"{prepared.before_remote}{remote}{prepared.after_remote}'
+        f'{{"timestamp":"{timestamp(when)}"{prepared.before_remote}{remote}'
+        f"{prepared.after_remote}{prepared.verdict}{prepared.caller}"
         f',"status":{status}{grpc},"bytes_in":{bytes_in},"bytes_out":{bytes_out},"duration_ms":{duration * 1000:.3f}'
         f',"reason":{json_string(reason) if reason else prepared.reason}}}\n'
     )

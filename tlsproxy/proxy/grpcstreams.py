@@ -121,26 +121,30 @@ class Streams(Life):
         principal = self._standing.principal
         if self.leaving or len(self.calls) >= self.limits.max_streams:
             plan = calls.unreadable(principal, Overloaded("No more calls are taken on this connection"))
-            return self._turned_away(plan, stream, now, done=done, code=Code.REFUSED_STREAM)
+            return self._turned_away(Record(plan, now), stream, done=done, code=Code.REFUSED_STREAM)
         try:
             plan = (
                 calls.of(principal, fields, now) if ended is None else calls.make(principal, fields, now, ended=ended)
             )
         except StreamError as error:
-            return self._turned_away(calls.unreadable(principal, error), stream, now, done=done, code=error.code)
+            record = Record(calls.unreadable(principal, error), now)
+            return self._turned_away(record, stream, done=done, code=error.code)
+        record = Record(plan, now)
+        if plan.toll is not None and ended is None:
+            record.count(gateway, plan.toll)
+            plan = record.plan
         if not plan.block:
-            self._turned_away(plan, stream, now, done=done)
+            self.refuse_stream(record, stream, done=done)
             if ended is not None:
                 self.leave()
             return b""
-        call = Call(self, stream, Record(plan, now))
+        call = Call(self, stream, record)
         call.client_done = done
         return self._begin(call, plan)
 
-    def _turned_away(self, plan: CallPlan, stream: int, now: float, *, done: bool, code: Code | None = None) -> bytes:
-        if code is not None:
-            self.budgets.wrong.spend(self.now)
-        self.refuse_stream(plan, stream, now, done=done, code=code)
+    def _turned_away(self, record: Record[CallPlan], stream: int, *, done: bool, code: Code) -> bytes:
+        self.budgets.wrong.spend(self.now)
+        self.refuse_stream(record, stream, done=done, code=code)
         return b""
 
     def _begin(self, call: Call, plan: CallPlan) -> bytes:

@@ -164,13 +164,14 @@ class Relay:
         record.finish(self.gateway, self._remote, reason)
         self.entry.count(record.bytes_in, record.bytes_out)
 
-    def refuse_stream(self, plan: CallPlan, stream: int, now: float, *, done: bool, code: Code | None = None) -> None:
+    def refuse_stream(self, record: Record[CallPlan], stream: int, *, done: bool, code: Code | None = None) -> None:
         """One that never became a call: in gRPC's words, or by a reset with ``code`` alone."""
-        record = Record(plan, now)
         if code is None:
-            record.grpc_status = grpc_status(plan.decision)
-            text = plan.decision.text or "There is no such method here"
-            fields = trailers_only(record.grpc_status, text, http=plan.http)
+            decision = record.plan.decision
+            record.grpc_status = grpc_status(decision)
+            text = decision.text or "There is no such method here"
+            http, retry_after = record.plan.http, decision.retry_after
+            fields = trailers_only(record.grpc_status, text, http=http, retry_after=retry_after)
             self.down.append(http2.headers(stream, write(fields, first=self.first_block), end=True))
             code = None if done else Code.NO_ERROR
         if code is not None:

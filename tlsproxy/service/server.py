@@ -24,6 +24,7 @@ from tlsproxy.config.problems import ConfigError
 from tlsproxy.errors import TlsproxyError
 from tlsproxy.proxy.deadlines import Deadlines
 from tlsproxy.proxy.gateway import Gateway
+from tlsproxy.proxy.limittable import LimitTable
 from tlsproxy.proxy.listener import Listeners, bind
 from tlsproxy.proxy.pool import Pool
 from tlsproxy.service.admin import AdminServer
@@ -101,7 +102,8 @@ class _Service:
             deadlines = Deadlines(loop)
             stack.callback(deadlines.close)
             metrics = Metrics(pool=lambda: pool.counts, audit=lambda: (audit.queued, audit.written, audit.dropped))
-            gateway = Gateway(loop, self._generation, audit, metrics, deadlines, self._key_sets.key_missing)
+            table = LimitTable.private()
+            gateway = Gateway(loop, self._generation, audit, metrics, deadlines, self._key_sets.key_missing, table)
             pool = Pool(gateway)
             stack.callback(pool.close)
             stack.callback(gateway.register.close)
