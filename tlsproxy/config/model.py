@@ -13,11 +13,9 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Discriminator, Field, SecretStr, Tag
 
 from tlsproxy.config.callers import JwtIssuer, Label, Match, NamedKey, Section
+from tlsproxy.config.limits import Count, Limits, Seconds
 
 Port = Annotated[int, Field(ge=0, le=65535)]
-Seconds = Annotated[float, Field(gt=0, le=86400 * 365)]
-Count = Annotated[int, Field(ge=1, le=10_000_000)]
-Size = Annotated[int, Field(ge=1024, le=1 << 40)]
 HttpProtocol = Literal["rest", "grpc"]
 ProtocolName = Literal["rest", "grpc", "tcp"]
 Protocols = tuple[ProtocolName, ...]
@@ -178,49 +176,6 @@ class Audit(Section):
     """Must be false: who the client is, is known from its connection."""
     log_api: bool = True
     """Whether the request's path is written."""
-
-
-class Limits(Section):
-    """Bounds on what clients may use. Times are seconds."""
-
-    connections: Count = 10_000
-    """Most client connections at a time."""
-    connections_per_address: Count = 1_000
-    """Most client connections of one address at a time."""
-    handshake_timeout: Seconds = 10.0
-    """Seconds for a TLS handshake."""
-    head_timeout: Seconds = 10.0
-    """Seconds from the first byte of a request to the end of its head."""
-    body_timeout: Seconds = 30.0
-    """Seconds for a request's body, and one more for each KiB of it that has come."""
-    write_timeout: Seconds = 30.0
-    """Seconds in which a client must make room for more of its response."""
-    tcp_idle_timeout: Seconds = 600.0
-    """Seconds without a byte in either direction after which a relayed TCP connection is ended."""
-    idle_timeout: Seconds = 75.0
-    """Seconds that a connection without a request is kept."""
-    linger_timeout: Seconds = 10.0
-    """Seconds for which the rest of a refused upload is read, so that the client sees the refusal."""
-    expel_after: Seconds = 1.0
-    """Seconds that a request has to finish whose client lost the right to its connection."""
-    max_connection_age: Annotated[float, Field(ge=0)] = 0.0
-    """Seconds after which a connection is ended, once it has finished what it is doing; 0 for never."""
-    drain_timeout: Seconds = 30.0
-    """Seconds that running requests have to finish at shutdown."""
-    max_head_size: Size = 32_768
-    """Largest request head, in bytes."""
-    max_headers: Count = 100
-    """Most headers of a request."""
-    max_upload_size_mb: Annotated[int, Field(ge=0)] = 0
-    """Largest snapshot upload, in MiB; 0 for no limit, as in Qdrant."""
-    max_streams: Count = 128
-    """Most calls at a time of one gRPC connection."""
-    streams_per_second: Count = 2_000
-    """Most new calls of one gRPC connection, per second."""
-    max_message_size_mb: Annotated[int, Field(ge=1, le=1 << 20)] = 64
-    """Largest gRPC message, in MiB, of a caller whose messages must be rebuilt or decompressed to be decided."""
-    inspection_memory_mb: Annotated[int, Field(ge=1, le=1 << 20)] = 256
-    """Most memory, in MiB, for the bodies that are read because a decision depends on them, all requests together."""
 
 
 class Admin(Section):
