@@ -20,7 +20,7 @@ from tlsproxy.wire import http2
 from tlsproxy.wire.fieldblock import FieldReader, Fields, write
 from tlsproxy.wire.floods import Budgets
 from tlsproxy.wire.http2 import END_HEADERS, END_STREAM, HEADER, Code, Frames, Http2Error, StreamError
-from tlsproxy.wire.tracing import id_field, of_fields
+from tlsproxy.wire.tracing import of_fields, upstream_block
 
 MAX_FRAGMENTS: Final = 32
 """Frames of one field block."""
@@ -167,8 +167,8 @@ class Streams(Life):
             if self.lost is not None:
                 self.leave()
             return b""
-        own = write((id_field(call.record.id), *call.record.tracing.fields))
-        call.opening = http2.headers(call.stream, plan.block + own + self._tail, end=call.client_done)
+        block = plan.block + upstream_block(call.record.id, call.record.tracing) + self._tail
+        call.opening = http2.headers(call.stream, block, end=call.client_done)
         if call.reduction is not None:
             call.opening += call.reduction.room
         return call.opening

@@ -14,7 +14,7 @@ from tlsproxy.proxy.call import Answer, Call
 from tlsproxy.proxy.deadlines import NEVER
 from tlsproxy.proxy.dial import DialledStream
 from tlsproxy.wire import http2
-from tlsproxy.wire.fieldblock import FieldReader, write
+from tlsproxy.wire.fieldblock import FieldReader
 from tlsproxy.wire.http2 import (
     ACK,
     CONTINUATION,
@@ -29,7 +29,7 @@ from tlsproxy.wire.http2 import (
     Kind,
     Setting,
 )
-from tlsproxy.wire.tracing import id_field
+from tlsproxy.wire.tracing import NONE, upstream_block
 
 if TYPE_CHECKING:
     from tlsproxy.proxy.grpc import GrpcConnection
@@ -216,7 +216,7 @@ class GrpcUpstream:
             return b""
         ends = bool(self._begun[1] & END_STREAM)
         if fields and fields[0][0] == b":status":  # not trailers
-            raw = http2.headers(stream, block + write((id_field(call.record.id),)), end=ends)
+            raw = http2.headers(stream, block + upstream_block(call.record.id, NONE), end=ends)
         call.touched = time.monotonic()
         if call.reduction is not None:
             return self._looked_at(call, lambda answer: answer.fields(raw, fields, end=ends))

@@ -12,7 +12,7 @@ import re
 from dataclasses import dataclass
 from typing import Final
 
-from tlsproxy.wire.fieldblock import Fields
+from tlsproxy.wire.fieldblock import Fields, write
 from tlsproxy.wire.grpc import VALUE
 
 REQUEST_ID: Final = b"x-request-id"
@@ -25,6 +25,10 @@ several. Where there are more, all are left where they are, and go no further.
 """
 MAX_MEMBERS: Final = 32
 """List members of a `tracestate` (§3.3.1.1)."""
+
+ID_LENGTH: Final = 32
+"""Characters of an id."""
+_ID_BLOCK: Final = write(((REQUEST_ID, bytes(ID_LENGTH)),))[:-ID_LENGTH]
 
 # A whole field line as the parser would accept it: taking it out leaves the others what they were.
 _LINE: Final = re.compile(
@@ -66,8 +70,14 @@ def id_field(number: str) -> tuple[bytes, bytes]:
 
 def upstream_lines(number: str, tracing: Tracing) -> bytes:
     """The field lines of this kind of a request that goes upstream."""
-    lines = [b"%b: %b\r\n" % field for field in tracing.fields]
-    return b"".join((id_line(number), *lines)) if lines else id_line(number)
+    line = id_line(number)
+    return line if tracing is NONE else line + b"".join([b"%b: %b\r\n" % field for field in tracing.fields])
+
+
+def upstream_block(number: str, tracing: Tracing) -> bytes:
+    """The same as a part of a field block."""
+    block = _ID_BLOCK + number.encode()
+    return block if tracing is NONE else block + write(tracing.fields)
 
 
 def of_head(head: bytes) -> tuple[bytes, Tracing]:
