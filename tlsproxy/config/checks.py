@@ -87,6 +87,11 @@ def _bursts(config: Config, _tree: Tree) -> Iterator[Finding]:
             yield Finding((*path, "burst"), "requests_per_second is needed: a burst is what may come above it")
 
 
+def _logger(config: Config, _tree: Tree) -> Iterator[Finding]:
+    if config.logger.output == "stdout" and config.audit.enabled and config.audit.dir == "-":
+        yield Finding(("logger", "output"), "standard output is the audit log's (audit.dir): log to stderr")
+
+
 _CHECKS: Final[tuple[tuple[frozenset[str], Check], ...]] = (
     (frozenset({"service", "tls", "identities"}), _tls),
     (frozenset({"tls"}), _crl),
@@ -100,6 +105,7 @@ _CHECKS: Final[tuple[tuple[frozenset[str], Check], ...]] = (
     (frozenset({"upstream"}), _upstream),
     (frozenset({"service", "limits"}), _inspection),
     (frozenset({"limits", "roles"}), _bursts),
+    (frozenset({"logger", "audit"}), _logger),
     (frozenset({"listeners"}), listeners.repeated),
     (frozenset({"service", "listeners"}), listeners.modes),
     (frozenset({"listeners", "roles"}), listeners.tcp_roles),
