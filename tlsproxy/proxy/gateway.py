@@ -61,6 +61,7 @@ class Gateway:
         "loop",
         "metrics",
         "plans",
+        "quotas",
         "register",
     )
 
@@ -92,5 +93,6 @@ class Gateway:
         self.loop.call_soon(self.register.review)  # once the publication was told
 
     def _adopt(self, generation: Generation) -> None:
-        quotas = Quotas(generation.config, self.limits.table.key)
-        self.generation, self.plans, self.calls = generation, Plans(generation, quotas), CallPlans(generation, quotas)
+        self.generation = generation
+        self.quotas = quotas = Quotas(generation.config, self.limits.table.key)
+        self.plans, self.calls = Plans(generation, quotas), CallPlans(generation, quotas)

@@ -97,8 +97,12 @@ class _Service:
             stack.callback(audit.close)
             deadlines = Deadlines(loop)
             stack.callback(deadlines.close)
-            metrics = Metrics(pool=lambda: pool.counts, audit=lambda: (audit.queued, audit.written, audit.dropped))
             table = LimitTable.private()
+            metrics = Metrics(
+                pool=lambda: pool.counts,
+                audit=lambda: (audit.queued, audit.written, audit.dropped),
+                limits=lambda: (table.overflows, table.lock.unlocked),
+            )
             gateway = Gateway(loop, self._generation, audit, metrics, deadlines, self._key_sets.key_missing, table)
             pool = Pool(gateway)
             stack.callback(pool.close)
