@@ -117,6 +117,8 @@ def test_the_names_that_dashboards_rely_on(metrics: Metrics) -> None:
         "tlsproxy_handshake_duration_seconds_count",
         "tlsproxy_handshake_duration_seconds_sum",
         "tlsproxy_handshakes_total",
+        "tlsproxy_limit_overflows_total",
+        "tlsproxy_limit_unlocked_total",
         "tlsproxy_reload_last_attempt_failed",
         "tlsproxy_reload_last_success_timestamp_seconds",
         "tlsproxy_reloads_total",
@@ -158,6 +160,8 @@ def test_decisions_handshakes_and_upstream(metrics: Metrics) -> None:
     assert value(metrics, "tlsproxy_upstream_connects_total", outcome="refused") == 1
     assert value(metrics, "tlsproxy_upstream_retries_total") == 1
     assert value(metrics, "tlsproxy_accept_errors_total") == 1
+    assert value(metrics, "tlsproxy_limit_overflows_total") == 4
+    assert value(metrics, "tlsproxy_limit_unlocked_total") == 2
     assert value(metrics, "tlsproxy_upstream_connections", state="idle") == 3
     assert value(metrics, "tlsproxy_upstream_connections", state="busy") == 2
 

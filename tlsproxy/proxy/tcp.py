@@ -1,7 +1,8 @@
 """A client's connection that is relayed as it is, to one address: who may connect is decided, what is said is not read.
 
 Bytes go on as fast as the slower side takes them. Either side may end its half (TLS: close_notify, RFC 8446 §6.1; TCP:
-FIN) and hear the other out. For its client's limits it is a request that lasts. That there is a connection is written down when it begins, what it carried when it ends.
+FIN) and hear the other out. For its client's limits it is a request that lasts. That there is a connection is written
+down when it begins, what it carried when it ends.
 """
 
 from __future__ import annotations
