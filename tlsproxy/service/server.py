@@ -23,7 +23,9 @@ from tlsproxy.authz.audit import event_line
 from tlsproxy.config.listeners import listening, scheme, titles
 from tlsproxy.config.problems import ConfigError
 from tlsproxy.errors import TlsproxyError
+from tlsproxy.proxy.limittable import LimitTable
 from tlsproxy.proxy.listener import Bound, bind
+from tlsproxy.service import logs
 from tlsproxy.service.admin import AdminServer
 from tlsproxy.service.auditlog import AuditLog, NoAudit, audit_log
 from tlsproxy.service.jwks import KeySets
@@ -64,12 +66,7 @@ def run(config_path: Path, ready_file: Path | None) -> int:
         except TlsproxyError as error:
             print(error, file=sys.stderr)  # noqa: T201
             return 2
-        logging.basicConfig(
-            level=generation.config.log_level.replace("WARN", "WARNING"),
-            format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-            stream=sys.stderr,
-        )
-        logging.getLogger("hpack").setLevel(logging.INFO)  # its DEBUG lines have every field, keys too
+        logs.configure(generation.config, os.environ)
         try:
             runner.run(_Program(config_path, generation, key_sets, ready_file).serve())
         except (TlsproxyError, OSError) as error:
@@ -102,7 +99,7 @@ class _Program:
                 Bound.of(stack.enter_context(bind(one.endpoint.host, one.endpoint.port)), one)
                 for one in listening(config)
             ]
-            served = Serving(self._generation, bound, audit, self._key_sets.key_missing)
+            served = Serving(self._generation, bound, audit, LimitTable.private(), self._key_sets.key_missing)
             stack.callback(served.close)
             reloader = Reloader(
                 target=served,

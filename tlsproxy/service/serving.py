@@ -16,6 +16,7 @@ from typing import Any, Final, Protocol
 from tlsproxy.config.model import ProtocolName
 from tlsproxy.proxy.deadlines import Deadlines
 from tlsproxy.proxy.gateway import Gateway
+from tlsproxy.proxy.limittable import LimitTable
 from tlsproxy.proxy.listener import Bound, Listeners
 from tlsproxy.proxy.pool import Pool
 from tlsproxy.service.auditlog import AuditLog, NoAudit
@@ -55,15 +56,18 @@ class Serving:
         generation: Generation,
         bound: Sequence[Bound],
         audit: AuditLog | NoAudit,
+        table: LimitTable,
         key_missing: Callable[[], None],
     ) -> None:
         loop = asyncio.get_running_loop()
         self._audit = audit
         self.counted = Metrics(
-            pool=lambda: self._pool.counts, audit=lambda: (audit.queued, audit.written, audit.dropped)
+            pool=lambda: self._pool.counts,
+            audit=lambda: (audit.queued, audit.written, audit.dropped),
+            limits=lambda: (table.overflows, table.lock.unlocked),
         )
         self._deadlines = Deadlines(loop)
-        self._gateway = Gateway(loop, generation, audit, self.counted, self._deadlines, key_missing)
+        self._gateway = Gateway(loop, generation, audit, self.counted, self._deadlines, key_missing, table)
         self._pool = Pool(self._gateway)
         self._listeners = Listeners(self._gateway, self._pool, bound)
         self._probes = {
