@@ -64,6 +64,26 @@ class Prepared:
     before_remote: str
     after_remote: str
     reason: str
+    caller: Caller
+    collection: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A refusal in short, for whoever looks now; its line has more. An empty field is one that does not apply.
+
+    ``operation`` is Qdrant's name, or ``handshake``, ``connection``, ``tcp``. ``identity`` is the certificate's name.
+    """
+
+    when: float
+    remote: str
+    operation: str
+    reason: str
+    identity: str = ""
+    key: str = ""
+    rule: str = ""
+    role: str = ""
+    collection: str = ""
 
 
 def json_string(text: str) -> str:
@@ -112,7 +132,7 @@ def prepare(  # noqa: PLR0913 - the fields of one record, by name
         ("certificate_subject", caller.certificate_subject),
         ("certificate_sha256", caller.certificate_sha256),
     )
-    return Prepared(f'{before},"remote":', after, json_string(reason))
+    return Prepared(f'{before},"remote":', after, json_string(reason), caller, collection or "")
 
 
 def request_line(  # noqa: PLR0913 - the fields of one record, by name

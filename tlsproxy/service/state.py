@@ -100,6 +100,8 @@ class ServiceState:
                 "idle": idle,
                 "busy": busy,
             },
+            "decisions": self._metrics.recent.decisions(),
+            "refusals": self._metrics.recent.refusals(),
             "audit": {"queued": self._audit.queued, "written": self._audit.written, "dropped": self._audit.dropped},
         }
 
