@@ -73,6 +73,11 @@ def _inspection(config: Config, _tree: Tree) -> Iterator[Finding]:
         yield Finding(("limits", "inspection_memory_mb"), text)
 
 
+def _logger(config: Config, _tree: Tree) -> Iterator[Finding]:
+    if config.logger.output == "stdout" and config.audit.enabled and config.audit.dir == "-":
+        yield Finding(("logger", "output"), "standard output is the audit log's (audit.dir): log to stderr")
+
+
 _CHECKS: Final[tuple[tuple[frozenset[str], Check], ...]] = (
     (frozenset({"service", "tls", "identities"}), _tls),
     (frozenset({"tls"}), _crl),
@@ -85,6 +90,7 @@ _CHECKS: Final[tuple[tuple[frozenset[str], Check], ...]] = (
     (frozenset({"jwt_issuers", "roles"}), credentials.issuer_roles),
     (frozenset({"upstream"}), _upstream),
     (frozenset({"service", "limits"}), _inspection),
+    (frozenset({"logger", "audit"}), _logger),
     (frozenset({"listeners"}), listeners.repeated),
     (frozenset({"service", "listeners"}), listeners.modes),
     (frozenset({"listeners", "roles"}), listeners.tcp_roles),

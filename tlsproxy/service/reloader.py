@@ -18,6 +18,7 @@ from typing import Any, Final, Literal, Protocol
 from tlsproxy.authz.audit import event_line
 from tlsproxy.errors import TlsproxyError
 from tlsproxy.proxy.gateway import Gateway
+from tlsproxy.service import logs
 from tlsproxy.service.jwks import KeySets
 from tlsproxy.tls.files import read_inputs
 from tlsproxy.tls.generation import Generation, build
@@ -121,6 +122,7 @@ class Reloader:
             _log.critical("a defect in reload", exc_info=error)
             return self._failed(trigger, old, tried, f"{type(error).__name__}: {error}")
         self._gateway.publish(new)
+        logs.set_level(new.config)
         self._watcher.seen(new.digest)
         self._metrics.published(new)
         self._key_sets.published(new.config)
@@ -132,7 +134,13 @@ class Reloader:
         What it saw may have been something else: a writer was at work between its look and this one.
         """
         self._watcher.seen(tried)
-        _log.error("reload (%s) failed, generation %d goes on serving: %s", trigger, old.number, error)
+        _log.error(
+            "reload (%s) failed, generation %d goes on serving: %s",
+            trigger,
+            old.number,
+            error,
+            extra={"trigger": trigger, "generation": old.number},
+        )
         return self._record(Verdict("failed", trigger, time.time(), old.number, error), "failed", {"error": error})
 
     def _tell(self, trigger: str, old: Generation, new: Generation) -> Verdict:
@@ -144,6 +152,7 @@ class Reloader:
             "" if changed else " (the files are the same)",
             new.material.leaf.serial,
             time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(new.material.leaf.not_after)),
+            extra={"trigger": trigger, "generation": new.number},
         )
         for name in new.restart_needed:
             _log.warning("%s has changed, which takes effect at the next restart only", name)

@@ -26,6 +26,7 @@ from tlsproxy.proxy.deadlines import Deadlines
 from tlsproxy.proxy.gateway import Gateway
 from tlsproxy.proxy.listener import Listeners, bind
 from tlsproxy.proxy.pool import Pool
+from tlsproxy.service import logs
 from tlsproxy.service.admin import AdminServer
 from tlsproxy.service.auditlog import AuditLog, NoAudit, audit_log
 from tlsproxy.service.jwks import KeySets
@@ -66,12 +67,7 @@ def run(config_path: Path, ready_file: Path | None) -> int:
         except TlsproxyError as error:
             print(error, file=sys.stderr)  # noqa: T201
             return 2
-        logging.basicConfig(
-            level=generation.config.log_level.replace("WARN", "WARNING"),
-            format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-            stream=sys.stderr,
-        )
-        logging.getLogger("hpack").setLevel(logging.INFO)  # its DEBUG lines have every field, keys too
+        logs.configure(generation.config, os.environ)
         try:
             runner.run(_Service(config_path, generation, key_sets, ready_file).serve())
         except (TlsproxyError, OSError) as error:
