@@ -42,14 +42,12 @@ def prepared(
     method: str | None = None,
     api: str | None = None,
     collection: str | None = None,
-    tracing_id: str | None = None,
 ) -> Prepared:
     return prepare(
         method=method,
         api=api,
         caller=caller,
         collection=collection,
-        tracing_id=tracing_id,
         allowed=decision.allowed,
         error=None if decision.allowed else _error(decision),
         reason=decision.reason,

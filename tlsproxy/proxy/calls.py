@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 from tlsproxy.authz.access import ALLOWED, UNREAD, Condition, Decision
 from tlsproxy.authz.admission import Admission, admit
-from tlsproxy.authz.audit import Prepared, tracing_id_of
+from tlsproxy.authz.audit import Prepared
 from tlsproxy.authz.claims import ValueExists
 from tlsproxy.authz.credentials import NEVER, presented_key
 from tlsproxy.authz.roles import Principal
@@ -204,7 +204,6 @@ class CallPlans:
                 method=operation.name if operation is not None else None,
                 api=head.path if self._log_api or not decision.allowed else None,
                 collection=collection,
-                tracing_id=tracing_id_of({name.decode(): value.decode("latin-1") for name, value in head.fields}),
             ),
             block=block,
             expires=admission.expires if admission is not None else NEVER,

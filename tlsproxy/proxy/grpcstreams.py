@@ -20,6 +20,7 @@ from tlsproxy.wire import http2
 from tlsproxy.wire.fieldblock import FieldReader, Fields, write
 from tlsproxy.wire.floods import Budgets
 from tlsproxy.wire.http2 import END_HEADERS, END_STREAM, HEADER, Code, Frames, Http2Error, StreamError
+from tlsproxy.wire.tracing import of_fields, upstream_block
 
 MAX_FRAGMENTS: Final = 32
 """Frames of one field block."""
@@ -119,28 +120,31 @@ class Streams(Life):
         now, gateway, calls = time.time(), self.gateway, self.gateway.calls
         ended = self._standing.ended(gateway.generation, now)
         principal = self._standing.principal
+        fields, tracing = of_fields(fields)
         if self.leaving or len(self.calls) >= self.limits.max_streams:
             plan = calls.unreadable(principal, Overloaded("No more calls are taken on this connection"))
-            return self._turned_away(plan, stream, now, done=done, code=Code.REFUSED_STREAM)
+            return self._turned_away(Record(plan, now, tracing), stream, done=done, code=Code.REFUSED_STREAM)
         try:
             plan = (
                 calls.of(principal, fields, now) if ended is None else calls.make(principal, fields, now, ended=ended)
             )
         except StreamError as error:
-            return self._turned_away(calls.unreadable(principal, error), stream, now, done=done, code=error.code)
+            record = Record(calls.unreadable(principal, error), now, tracing)
+            return self._turned_away(record, stream, done=done, code=error.code)
+        record = Record(plan, now, tracing)
         if not plan.block:
-            self._turned_away(plan, stream, now, done=done)
+            self._turned_away(record, stream, done=done)
             if ended is not None:
                 self.leave()
             return b""
-        call = Call(self, stream, Record(plan, now))
+        call = Call(self, stream, record)
         call.client_done = done
         return self._begin(call, plan)
 
-    def _turned_away(self, plan: CallPlan, stream: int, now: float, *, done: bool, code: Code | None = None) -> bytes:
+    def _turned_away(self, record: Record[CallPlan], stream: int, *, done: bool, code: Code | None = None) -> bytes:
         if code is not None:
             self.budgets.wrong.spend(self.now)
-        self.refuse_stream(plan, stream, now, done=done, code=code)
+        self.refuse_stream(record, stream, done=done, code=code)
         return b""
 
     def _begin(self, call: Call, plan: CallPlan) -> bytes:
@@ -163,7 +167,8 @@ class Streams(Life):
             if self.lost is not None:
                 self.leave()
             return b""
-        call.opening = http2.headers(call.stream, plan.block + self._tail, end=call.client_done)
+        block = plan.block + upstream_block(call.record.id, call.record.tracing) + self._tail
+        call.opening = http2.headers(call.stream, block, end=call.client_done)
         if call.reduction is not None:
             call.opening += call.reduction.room
         return call.opening

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 from tlsproxy.authz.access import ALLOWED, UNREAD, Decision
 from tlsproxy.authz.admission import Admission, admit
-from tlsproxy.authz.audit import Prepared, tracing_id_of
+from tlsproxy.authz.audit import Prepared
 from tlsproxy.authz.claims import ValueExists
 from tlsproxy.authz.credentials import NEVER, presented_key
 from tlsproxy.authz.roles import Principal
@@ -183,7 +183,6 @@ class Plans:
         decision, listing = judgement.decision, judgement.listing
         operation = asked.operation if asked is not None else None
         api = asked.target.path if asked is not None else head.target.partition("?")[0]
-        tracing = tracing_id_of({name.decode(): value.decode("latin-1") for name, value in head.fields})
         upstream, answer, fields = b"", None, cors_fields(head) if self._cors else b""
         if operation is PREFLIGHT:
             answer, fields = preflight(head), b""
@@ -209,7 +208,6 @@ class Plans:
                 method=operation.name if operation is not None else None,
                 api=api if self._log_api or not decision.allowed else None,
                 collection=asked.collection if asked is not None else None,
-                tracing_id=tracing,
             ),
             framed=True,
             length=head.length,

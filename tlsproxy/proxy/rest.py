@@ -19,6 +19,7 @@ from tlsproxy.proxy.register import Entry
 from tlsproxy.proxy.tlsstream import TlsStream
 from tlsproxy.proxy.turns import State, Turns
 from tlsproxy.proxy.upstream import Upstream
+from tlsproxy.wire.tracing import of_head
 
 SHORT_LINGER: Final = 1.0
 """Seconds, after the last response of a connection: its client may have sent on behind its last request."""
@@ -82,10 +83,11 @@ class RestConnection(Turns):
 
     def _request(self, head: bytes) -> None:
         now, plans = time.time(), self._gateway.plans
+        head, tracing = of_head(head)
         ended = self._standing.ended(self._gateway.generation, now)
         principal = self._standing.principal
         plan = plans.of(principal, head, now) if ended is None else plans.make(principal, head, now, ended=ended)
-        record = self._open_record(plan, now)
+        record = self._open_record(plan, now, tracing)
         self.close |= ended is not None
         try:
             self._body = RequestBody(plan.length, plan.limit, keep=plan.unread is not None or plan.audit_logs)

@@ -30,6 +30,7 @@ from tlsproxy.proxy.refusal import refused, response
 from tlsproxy.proxy.register import Entry
 from tlsproxy.proxy.tlsstream import TlsStream
 from tlsproxy.wire.inbox import Inbox
+from tlsproxy.wire.tracing import NONE, Tracing, id_line
 
 NO_BODY: Final = RequestBody(0, 0)
 
@@ -69,8 +70,8 @@ class Turns:
         if self._gateway.draining and not self._inbox.data:
             self._end()
 
-    def _open_record(self, plan: Plan, now: float) -> Record[Plan]:
-        self._record = record = Record(plan, now)
+    def _open_record(self, plan: Plan, now: float, tracing: Tracing = NONE) -> Record[Plan]:
+        self._record = record = Record(plan, now, tracing)
         self._body = NO_BODY
         self.close = plan.close or self._gateway.draining
         return record
@@ -92,7 +93,8 @@ class Turns:
         record.status, record.bytes_out = status, bytes_out
         plan = record.plan
         keep = not self.close and plan.framed and self._body.skippable(expected=plan.expects_continue)
-        self.stream.write(response(status, fields + plan.fields, body, close=not keep, to_head=plan.to_head))
+        fields += plan.fields + id_line(record.id)
+        self.stream.write(response(status, fields, body, close=not keep, to_head=plan.to_head))
         self._finish(reason)
         if not keep:
             self._end(self._limits.linger_timeout)
