@@ -138,5 +138,5 @@ def test_who_is_told_of_a_missing_key(reason: str, told: int) -> None:
         key_missing=lambda: calls.append(None),
     )
     decision = Decision(allowed=False, reason=reason, status=403)
-    Record(Plan("retrieve", "", decision, Prepared("", "", "", "", Caller("None"))), 0.0).finish(gateway, '""', "")
+    Record(Plan("retrieve", "", decision, Prepared("", "", "", "", "", Caller("None"))), 0.0).finish(gateway, '""', "")
     assert len(calls) == told

@@ -1,7 +1,8 @@
 """A client's connection that is relayed as it is, to one address: who may connect is decided, what is said is not read.
 
 Bytes go on as fast as the slower side takes them. Either side may end its half (TLS: close_notify, RFC 8446 §6.1; TCP:
-FIN) and hear the other out. That there is a connection is written down when it begins, what it carried when it ends.
+FIN) and hear the other out. For its client's limits it is a request that lasts. That there is a connection is written
+down when it begins, what it carried when it ends.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import time
 from collections.abc import Callable
 from typing import Final, Literal
 
+from tlsproxy.authz.access import Decision
 from tlsproxy.authz.audit import EventResult, event_line
 from tlsproxy.proxy.deadlines import NEVER
 from tlsproxy.proxy.dial import DialledStream
@@ -37,6 +39,7 @@ class TcpConnection:
         self._upstream: DialledStream | None = None
         self._why = ""
         self._open = False
+        self._held: tuple[int, ...] = ()
         self._opened = time.monotonic()
         self._idle = gateway.generation.config.limits.tcp_idle_timeout
         stream.deadline = NEVER
@@ -44,6 +47,13 @@ class TcpConnection:
         if refusal:
             self._refuse(refusal)
             return
+        toll = gateway.quotas.toll(entry.standing.principal, None, None)
+        if toll is not None:
+            outcome = gateway.limits.count(toll)
+            if isinstance(outcome, Decision):
+                self._refuse(outcome.reason, outcome.text)
+                return
+            self._held = outcome
         stream.when_ended = self._client_ended
         stream.pause_reading()  # until there is somebody to send it to
         try:
@@ -203,6 +213,7 @@ class TcpConnection:
 
     def connection_lost(self, error: Exception | None) -> None:
         try:
+            self._gateway.limits.release(self._held)
             if self._upstream is not None:
                 self._upstream.abort()
             if self._open:

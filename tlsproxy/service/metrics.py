@@ -42,10 +42,18 @@ _RELOADED: Final = frozenset({"ok", "unchanged"})
 class Metrics(Collector):
     """`pool` gives the upstream connections that are (idle, busy), `audit` the lines (queued, written, dropped).
 
-    `recent` are the last minutes.
+    `limits`: how often no row was free in their table, and how often its lock could not be had. `recent` are the last
+    minutes.
     """
 
-    def __init__(self, *, pool: Callable[[], tuple[int, int]], audit: Callable[[], tuple[int, int, int]]) -> None:
+    def __init__(
+        self,
+        *,
+        pool: Callable[[], tuple[int, int]],
+        audit: Callable[[], tuple[int, int, int]],
+        limits: Callable[[], tuple[int, int]],
+    ) -> None:
+        self._limits = limits
         self._pool = pool
         self._audit = audit
         self.recent = Recent()
@@ -155,6 +163,9 @@ class Metrics(Collector):
         durations = keyed(self._durations)
         yield histograms("request_duration_seconds", "How long requests took.", ("operation",), durations)
         yield counters("decisions", "Decisions on requests.", ("reason",), keyed(self._decisions))
+        overflows, unlocked = self._limits()
+        yield counters("limit_overflows", "Counts against the row of all that found none.", (), [((), overflows)])
+        yield counters("limit_unlocked", "Counts made without the table's lock.", (), [((), unlocked)])
 
     def _collect_connections(self) -> Iterator[Metric]:
         yield counters("handshakes", "TLS handshakes that ended.", ("outcome",), keyed(self._handshakes))
