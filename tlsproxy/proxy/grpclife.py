@@ -176,8 +176,10 @@ class Life(Relay):
 
     def broken(self, error: Http2Error) -> None:
         """The client broke the protocol, or flooded us."""
+        now = time.time()
+        self.gateway.metrics.refused(self.entry.refusal(now, "connection", error.reason))
         line = event_line(
-            when=time.time(),
+            when=now,
             event="connection",
             remote=self.entry.address,
             result="denied",

@@ -145,8 +145,11 @@ class Streams(Life):
             record = Record(calls.unreadable(principal, error), now, tracing)
             return self._turned_away(record, stream, done=done, code=error.code)
         record = Record(plan, now, tracing)
+        if plan.toll is not None and ended is None:
+            record.count(gateway, plan.toll)
+            plan = record.plan
         if not plan.block:
-            self._turned_away(record, stream, done=done)
+            self.refuse_stream(record, stream, done=done)
             if ended is not None:
                 self.leave()
             return b""
@@ -154,9 +157,8 @@ class Streams(Life):
         call.client_done = done
         return self._begin(call, plan)
 
-    def _turned_away(self, record: Record[CallPlan], stream: int, *, done: bool, code: Code | None = None) -> bytes:
-        if code is not None:
-            self.budgets.wrong.spend(self.now)
+    def _turned_away(self, record: Record[CallPlan], stream: int, *, done: bool, code: Code) -> bytes:
+        self.budgets.wrong.spend(self.now)
         self.refuse_stream(record, stream, done=done, code=code)
         return b""
 
