@@ -20,7 +20,7 @@ def told(refused: list[tuple[str, str]]) -> list[dict[str, Any]]:
         gateway: Any = SimpleNamespace(
             loop=runner.get_loop(),
             audit=SimpleNamespace(write=lines.append),
-            metrics=SimpleNamespace(connection=lambda _reason: None),
+            metrics=SimpleNamespace(connection=lambda _reason: None, refused=lambda _refusal: None),
         )
         turned_away = TurnedAway(gateway)
         for address, reason in refused:

@@ -11,7 +11,7 @@ import time
 from collections import Counter
 from typing import Final
 
-from tlsproxy.authz.audit import event_line
+from tlsproxy.authz.audit import Refusal, event_line
 from tlsproxy.proxy.gateway import Gateway
 
 ADDRESSES: Final = 256
@@ -39,8 +39,10 @@ class TurnedAway:
             self._handle = None
         counts, self._counts = self._counts, Counter()
         for (address, reason), number in counts.items():
+            now = time.time()
+            self._gateway.metrics.refused(Refusal(now, address or "", "connection", reason))
             line = event_line(
-                when=time.time(),
+                when=now,
                 event="connection",
                 remote=address,
                 result="denied",

@@ -116,6 +116,8 @@ class Serving:
                 "idle": idle,
                 "busy": busy,
             },
+            "decisions": self.counted.recent.decisions(),
+            "refusals": self.counted.recent.refusals(),
             "audit": {"queued": self._audit.queued, "written": self._audit.written, "dropped": self._audit.dropped},
         }
 
