@@ -268,25 +268,6 @@ def test_what_must_be_ignored(site: Site, served: Served) -> None:
     served.undisturbed()
 
 
-def test_padded_data(site: Site, served: Served) -> None:
-    """The upstream here is gRPC's C library, which takes none. What padding took of a window comes back."""
-    with h2(served.gateway, site) as client:
-        stream = client.open()
-        sent = message(bytes(5_000))
-        for position in range(0, len(sent), 10):
-            client.send(DataFrame(stream, sent[position : position + 10], pad_length=255, flags=["PADDED"]))
-        client.send(DataFrame(stream, b"", pad_length=9, flags=["PADDED", "END_STREAM"]))
-        assert client.status(stream) == 0
-        granted = sum(
-            one.window_increment
-            for one in client.received
-            if isinstance(one, WindowUpdateFrame) and one.stream_id == stream
-        )
-        assert granted >= 256 * len(sent) // 10 - 65_535
-    assert served.upstream.calls[-1].messages == [bytes(5_000)]
-    served.undisturbed()
-
-
 def test_fields_in_many_pieces_with_padding_and_priority(site: Site, served: Served) -> None:
     with h2(served.gateway, site) as client:
         block = client.block(fields(SEARCH, ("x-one", "1")))
@@ -329,4 +310,31 @@ def test_more_streams_than_were_offered(site: Site, served: Served) -> None:
             client.send(DataFrame(stream, message(), flags=["END_STREAM"]))
         assert [client.status(stream) for stream in streams[:1]] == [0]
         client.lives()
+    served.undisturbed()
+
+
+def test_padding_goes_no_further(site: Site, served: Served) -> None:
+    """§6.1: it counts against the sender's windows, which are given back: 256 frames have more of it than they hold."""
+    with h2(served.gateway, site) as client:
+        stream = client.open()
+        content = message(bytes(251))
+        for start in range(256):
+            client.send(DataFrame(stream, content[start : start + 1], pad_length=255, flags=["PADDED"]))
+        given = {0: 0, stream: 0}
+        while min(given.values()) < 256 * 256:
+            frame = client.until(WindowUpdateFrame)
+            if frame.stream_id == 0 or frame.window_increment == 256:  # others are the upstream's
+                given[frame.stream_id] += frame.window_increment
+        client.send(DataFrame(stream, b"", pad_length=9, flags=["PADDED", "END_STREAM"]))
+        assert client.status(stream) == 0
+    assert served.upstream.calls[-1].messages == [bytes(251)]
+    served.undisturbed()
+
+
+def test_settings_come_before_any_answer(site: Site, served: Served) -> None:
+    """§3.4, though the call was refused before the upstream had said a word."""
+    with h2(served.gateway, site, "stranger") as client:
+        assert client.status(client.call()) == 7
+        assert isinstance(client.received[0], SettingsFrame)
+        assert "ACK" not in client.received[0].flags
     served.undisturbed()

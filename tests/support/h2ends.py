@@ -22,12 +22,14 @@ from h2.settings import SettingCodes
 from tlsproxy.proxy import grpcupstream
 from tlsproxy.proxy.gateway import Gateway
 from tlsproxy.proxy.grpc import GrpcConnection
+from tlsproxy.proxy.limittable import LimitTable
 from tlsproxy.proxy.standing import Standing
 from tlsproxy.tls.generation import Generation
 
 Fields = list[tuple[str, str]]
 ANSWERED: Fields = [(":status", "200"), ("content-type", "application/grpc")]
 PLENTY = 1 << 24
+_TABLE = LimitTable.private()
 
 
 def prefixed(message: bytes) -> bytes:
@@ -227,7 +229,7 @@ class Ends:
 
     def __init__(self, generation: Generation) -> None:
         self.loop, self.audit = Loop(), Audit()
-        self.gateway = Gateway(self.loop, generation, self.audit, MagicMock(), MagicMock(), lambda: None)
+        self.gateway = Gateway(self.loop, generation, self.audit, MagicMock(), MagicMock(), lambda: None, _TABLE)
         self.down = MemoryStream(None)
         entry = self.gateway.register.enter("grpc", "127.0.0.1", Standing(generation, None, time.time()))
         pool = SimpleNamespace(points=None)

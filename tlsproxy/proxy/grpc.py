@@ -60,6 +60,7 @@ class GrpcConnection(Streams):
             self.upstream_lost(UpstreamUnreachable(f"The upstream cannot be reached: {error}"))
         if gateway.draining:
             self.drain()
+        self.settle()
 
     # What the stream says
 
@@ -126,14 +127,8 @@ class GrpcConnection(Streams):
                     self._blocked = True
                     self.reading_changed()
                     break
-                if (
-                    call is not None
-                    and call.plain
-                    and size
-                    and not flags & PADDED
-                    and not call.client_done
-                    and self._block is None
-                ):
+                plain = size and not flags & PADDED and self._block is None
+                if plain and call is not None and call.plain and not call.client_done:
                     window.room -= size
                     call.touched = self.now
                     call.record.bytes_in += size
@@ -189,6 +184,9 @@ class GrpcConnection(Streams):
     def _settings(self, flags: int, payload: bytes) -> bytes | None:
         if flags & ACK:
             self.budgets.control.spend(self.now)
+            if self.own_settings:
+                self.own_settings = False
+                return b""
             self.up.append(http2.SETTINGS_ACK)
             self.to_upstream.settle()
             self.proceed()

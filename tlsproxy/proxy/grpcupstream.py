@@ -29,6 +29,7 @@ from tlsproxy.wire.http2 import (
     Kind,
     Setting,
 )
+from tlsproxy.wire.tracing import NONE, upstream_block
 
 if TYPE_CHECKING:
     from tlsproxy.proxy.grpc import GrpcConnection
@@ -214,8 +215,11 @@ class GrpcUpstream:
         if call is None:
             return b""
         ends = bool(self._begun[1] & END_STREAM)
-        if self._client.restates:
-            raw = http2.headers(stream, write(fields), end=ends)
+        beginning = bool(fields) and fields[0][0] == b":status"  # not trailers
+        if beginning or self._client.restates:
+            stated = write(fields) if self._client.restates else block
+            more = upstream_block(call.record.id, NONE) if beginning else b""
+            raw = http2.headers(stream, stated + more, end=ends)
         call.touched = time.monotonic()
         if call.reduction is not None:
             return self._looked_at(call, lambda answer: answer.fields(raw, fields, end=ends))
@@ -239,11 +243,11 @@ class GrpcUpstream:
             self._client.proceed()
             return b""
         values = http2.parse_settings(payload)
-        client, first = self._client, not self.established
+        client = self._client
         self.established = True
         self.stream.deadline = NEVER
         client.to_upstream.offer(values.get(Setting.INITIAL_WINDOW_SIZE))
-        return client.server_settings(values, first=first)
+        return client.server_settings(values)
 
     def _granted(self, stream: int, size: int) -> bytes | None:
         client = self._client
