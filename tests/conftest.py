@@ -18,6 +18,11 @@ settings.register_profile("fuzz", deadline=None, max_examples=20_000)
 settings.load_profile("fuzz" if os.environ.get("TLSPROXY_FUZZ") else "brief")
 
 
+def pytest_xdist_auto_num_workers() -> int:
+    """Two for each core: most of an end-to-end test is waiting for another process."""
+    return 2 * len(os.sched_getaffinity(0))
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """In CI everything that a test needs is installed: a skip would hide that it is not."""

@@ -85,7 +85,8 @@ class Gateway:
             for titles, port in _SERVED.findall(line):
                 self.ports.setdefault(titles, []).append(int(port))
             if "admin:" in self.config.read_text():
-                self.admin = self.log.wait(lambda line: "serving the operators on" in line).rsplit(" ", 1)[1]
+                line = self.log.wait(lambda line: "serving the operators on" in line)
+                self.admin = line.partition("serving the operators on ")[2].partition('"')[0]
         except BaseException:
             self.process.kill()
             self.process.wait()

@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Discriminator, Field, SecretStr, Tag
 
 from tlsproxy.config.callers import JwtIssuer, Label, Match, NamedKey, Section
-from tlsproxy.config.limits import Count, Limits, Seconds
+from tlsproxy.config.limits import Count, Limits, RoleLimits, Seconds
 
 Port = Annotated[int, Field(ge=0, le=65535)]
 HttpProtocol = Literal["rest", "grpc"]
@@ -142,6 +142,8 @@ class Role(Section):
     filter: dict[str, str] = Field(default={})
     """Payload keys and values that confine the role to some of the points; `{cn}` is the certificate's common name,
     `{claim:NAME}` a claim of the token."""
+    limits: RoleLimits = RoleLimits()
+    """What its holders may use."""
 
 
 class IdentityRule(Section):
@@ -185,6 +187,17 @@ class Admin(Section):
     """`unix:/path`, or `host:port` on loopback; null for no admin server. Needs a restart."""
 
 
+class Logger(Section):
+    """How the log is written; keys are Qdrant's, but for `output`. All need a restart."""
+
+    format: Literal["text", "json"] = "text"
+    """A line for people, or an object with timestamp, level, logger, pid, message, fields and exception."""
+    color: Literal["auto", "enable", "disable"] = "auto"
+    """Whether text has colours: auto is on a terminal, unless NO_COLOR is set."""
+    output: Literal["stderr", "stdout"] = "stderr"
+    """Where to: standard error or standard output, which the audit log may have to itself (`audit.dir`)."""
+
+
 def _upper(value: object) -> object:
     return value.upper() if isinstance(value, str) else value
 
@@ -209,4 +222,5 @@ class Config(Section):
     limits: Limits = Limits()
     admin: Admin = Admin()
     log_level: Annotated[Literal["DEBUG", "INFO", "WARN", "ERROR"], BeforeValidator(_upper)] = "INFO"
-    """How much is logged to standard error."""
+    """How much is logged."""
+    logger: Logger = Logger()

@@ -15,7 +15,6 @@ SECTIONS: Final = frozenset(
         "feature_flags",
         "gpu",
         "inference",
-        "logger",
         "per_collection_metrics_enabled",
         "storage",
         "telemetry_disabled",
@@ -24,6 +23,7 @@ SECTIONS: Final = frozenset(
 """Keys at the top level, whatever is below them."""
 
 KEYS: Final = {
+    "logger": frozenset({"log_level", "on_disk", "span_events"}),
     "service": frozenset(
         {
             "enable_snapshot_url_recovery",

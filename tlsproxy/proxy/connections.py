@@ -12,7 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 
-from tlsproxy.authz.audit import event_line
+from tlsproxy.authz.audit import Refusal, event_line
 from tlsproxy.config.listeners import Listening
 from tlsproxy.proxy.gateway import Gateway
 from tlsproxy.proxy.pool import Pool
@@ -49,9 +49,9 @@ class Connections:
     def _turn_away(self, sock: socket.socket, address: str, outcome: str) -> None:
         sock.close()
         self._gateway.metrics.connection(outcome)
-        line = event_line(
-            when=time.time(), event="connection", remote=address, result="denied", reason=outcome, detail={}
-        )
+        now = time.time()
+        self._gateway.metrics.refused(Refusal(now, address, "connection", outcome))
+        line = event_line(when=now, event="connection", remote=address, result="denied", reason=outcome, detail={})
         self._gateway.audit.write(line)
 
     def _ended(self, connection: Reception) -> None:

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Final
 
-from tlsproxy.authz.audit import event_line
+from tlsproxy.authz.audit import Refusal, event_line
 from tlsproxy.config.listeners import TCP, Listening
 from tlsproxy.config.model import ProtocolName
 from tlsproxy.proxy.gateway import Gateway
@@ -83,8 +83,10 @@ class Reception:
         """``detail`` is OpenSSL's words, empty where it had none."""
         self._failed = True
         self._gateway.metrics.handshake(reason, time.monotonic() - self._opened)
+        now = time.time()
+        self._gateway.metrics.refused(Refusal(now, self.address, "handshake", reason))
         line = event_line(
-            when=time.time(),
+            when=now,
             event="handshake",
             remote=self.address,
             result="denied",

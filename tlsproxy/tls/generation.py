@@ -50,6 +50,7 @@ NEEDS_RESTART: Final = (
     "audit.on_full",
     "audit.queue_size",
     "audit.flush_interval",
+    "logger",
 )
 """What is bound or opened once, when the service starts."""
 

@@ -1,0 +1,142 @@
+"""The log: how each process writes it, for people or for machines, on a terminal, to a file or to the journal.
+
+A record is one line, whatever text of a stranger is in it: what is not printable is escaped, and the lines of a
+traceback are indented (text) or part of one string (json), so that nothing a client sends can begin a line of its own.
+
+To the journal each line goes with its syslog priority before it and no time of ours (sd-daemon(3)): journald takes the
+one off and has the other.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Final, TextIO
+
+from tlsproxy.authz.audit import json_string, timestamp
+from tlsproxy.config.model import Config
+
+_log = logging.getLogger(__name__)
+
+_PRIORITIES: Final = ((logging.CRITICAL, 2), (logging.ERROR, 3), (logging.WARNING, 4), (logging.INFO, 6))
+_DEBUG: Final = 7
+"""The numbers are those of syslog(3)."""
+_COLOURS: Final = {"DEBUG": "2", "WARNING": "33", "ERROR": "31", "CRITICAL": "1;31"}
+_KNOWN: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime"}
+"""What every record has; anything else was said with `extra`."""
+
+
+def configure(config: Config, environ: Mapping[str, str]) -> None:
+    """For each process, once, before its first record."""
+    logger = config.logger
+    stream = sys.stdout if logger.output == "stdout" else sys.stderr
+    journal = environ.get("JOURNAL_STREAM") == _identity(stream)
+    handler = logging.StreamHandler(stream)
+    if logger.format == "json":
+        formatter: logging.Formatter = _Json()
+    else:
+        colour = logger.color == "enable" or (logger.color == "auto" and _shows_colour(stream, environ))
+        formatter = _Text(times=not journal, colour=colour)
+    handler.setFormatter(_Prioritised(formatter) if journal else formatter)
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    set_level(config)
+    logging.getLogger("hpack").setLevel(logging.INFO)  # its DEBUG lines have every field, keys too
+    logging.captureWarnings(True)
+    sys.excepthook = _uncaught
+
+
+def set_level(config: Config) -> None:
+    """Follows the configuration of the generation that serves."""
+    logging.getLogger().setLevel(config.log_level.replace("WARN", "WARNING"))
+
+
+def _uncaught(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    _log.critical("ended by a defect", exc_info=(kind, error, trace))
+
+
+def _identity(stream: TextIO) -> str:
+    """A stream as $JOURNAL_STREAM names the one that leads to the journal (systemd.exec(5))."""
+    facts = os.fstat(stream.fileno())
+    return f"{facts.st_dev}:{facts.st_ino}"
+
+
+def _shows_colour(stream: TextIO, environ: Mapping[str, str]) -> bool:
+    """https://no-color.org, and what is not a terminal shows none."""
+    return stream.isatty() and not environ.get("NO_COLOR") and environ.get("TERM") != "dumb"
+
+
+class _Text(logging.Formatter):
+    """``TIME LEVEL logger[pid]: message``, and below it, indented, what was raised."""
+
+    def __init__(self, *, times: bool, colour: bool) -> None:
+        super().__init__()
+        self._times = times
+        self._colour = colour
+
+    def format(self, record: logging.LogRecord) -> str:
+        level, code = record.levelname, _COLOURS.get(record.levelname, "") if self._colour else ""
+        lines = [
+            f"{timestamp(record.created)} " if self._times else "",
+            f"\x1b[{code}m{level}\x1b[0m" if code else level,
+            f" {record.name}[{record.process}]: {_printable(record.getMessage())}",
+        ]
+        lines += [f"\n    {_printable(line)}" for line in _raised(record).splitlines()]
+        return "".join(lines)
+
+
+class _Json(logging.Formatter):
+    """An object; ``fields`` is what the record's writer gave beside its message, ``exception`` one string."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        fields = {name: value for name, value in vars(record).items() if name not in _KNOWN}
+        members = {
+            "timestamp": _value(timestamp(record.created)),
+            "level": _value(record.levelname),
+            "logger": _value(record.name),
+            "pid": _value(record.process),
+            "message": _value(record.getMessage()),
+        }
+        if fields:
+            members["fields"] = _object({name: _value(value) for name, value in fields.items()})
+        if raised := _raised(record):
+            members["exception"] = _value(raised)
+        return _object(members)
+
+
+class _Prioritised(logging.Formatter):
+    """Another's lines as journald takes them: an entry each, so that each says how grave it is."""
+
+    def __init__(self, inner: logging.Formatter) -> None:
+        super().__init__()
+        self._inner = inner
+
+    def format(self, record: logging.LogRecord) -> str:
+        priority = next((number for level, number in _PRIORITIES if record.levelno >= level), _DEBUG)
+        return "\n".join(f"<{priority}>{line}" for line in self._inner.format(record).split("\n"))
+
+
+def _raised(record: logging.LogRecord) -> str:
+    if record.exc_info and record.exc_info[0] is not None:
+        return logging.Formatter().formatException(record.exc_info)
+    return ""
+
+
+def _printable(text: str) -> str:
+    """No line break of any alphabet and no terminal's control sequence is left in it."""
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
+
+
+def _object(members: Mapping[str, str]) -> str:
+    return "{" + ",".join(f"{json_string(name)}:{value}" for name, value in members.items()) + "}"
+
+
+def _value(value: object) -> str:
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    return json_string(str(value))
