@@ -13,7 +13,6 @@ from tlsproxy.proxy.deadlines import Deadlines
 from tlsproxy.proxy.limits import Limits
 from tlsproxy.proxy.limittable import LimitTable
 from tlsproxy.proxy.plan import Plans
-from tlsproxy.proxy.quotas import Quotas
 from tlsproxy.proxy.register import Register
 from tlsproxy.tls.generation import Generation
 
@@ -63,7 +62,6 @@ class Gateway:
         "loop",
         "metrics",
         "plans",
-        "quotas",
         "register",
     )
 
@@ -96,5 +94,6 @@ class Gateway:
 
     def _adopt(self, generation: Generation) -> None:
         self.generation = generation
-        self.quotas = quotas = Quotas(generation.config, self.limits.table.key)
-        self.plans, self.calls = Plans(generation, quotas), CallPlans(generation, quotas)
+        self.limits.adopt(generation.config)
+        self.plans = Plans(generation, self.limits.quotas)
+        self.calls = CallPlans(generation, self.limits.quotas)

@@ -146,7 +146,7 @@ class Streams(Life):
             return self._turned_away(record, stream, done=done, code=error.code)
         record = Record(plan, now, tracing)
         if plan.toll is not None and ended is None:
-            record.count(gateway, plan.toll)
+            record.count(gateway, plan.toll, self.entry)
             plan = record.plan
         if not plan.block:
             self.refuse_stream(record, stream, done=done)
