@@ -147,13 +147,14 @@ class Reloader:
         What it saw may have been something else: a writer was at work between its look and this one.
         """
         self._watcher.seen(tried)
-        _log.error(
-            "reload (%s) failed, generation %d goes on serving: %s",
-            trigger,
-            old.number,
-            error,
-            extra={"trigger": trigger, "generation": old.number},
-        )
+        for problem in error.splitlines() or [error]:  # a configuration may have many
+            _log.error(
+                "reload (%s) failed, generation %d goes on serving: %s",
+                trigger,
+                old.number,
+                problem,
+                extra={"trigger": trigger, "generation": old.number},
+            )
         return self._record(Verdict("failed", trigger, time.time(), old.number, error), "failed", {"error": error})
 
     def _tell(self, trigger: str, old: Generation, new: Generation) -> Verdict:
