@@ -1,7 +1,7 @@
 from __future__ import annotations
 
-import gc
 import dataclasses
+import gc
 import socket
 import time
 from datetime import UTC, datetime

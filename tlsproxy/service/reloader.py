@@ -35,6 +35,13 @@ class ReloadMetrics(Protocol):
     def published(self, generation: Generation) -> None: ...
 
 
+class ReloadTold(Protocol):
+    """Hears of each attempt twice: when it begins, and what came of it."""
+
+    def reloading(self) -> None: ...
+    def reloaded(self, verdict: Verdict) -> None: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Verdict:
     """``unchanged``: built anew from the same files and key sets.
@@ -61,6 +68,7 @@ class Reloader:
         environ: Mapping[str, str],
         watcher: Watcher,
         key_sets: KeySets,
+        told: ReloadTold,
     ) -> None:
         self._gateway = gateway
         self._metrics = metrics
@@ -68,6 +76,7 @@ class Reloader:
         self._environ = environ
         self._watcher = watcher
         self._key_sets = key_sets
+        self._told = told
         self._turn = asyncio.Lock()
         self._begun = self._answered = 0
         generation = gateway.generation
@@ -93,7 +102,9 @@ class Reloader:
             if self._answered > asked:
                 return self.last
             self._begun += 1
+            self._told.reloading()
             verdict = await self._attempt(trigger)
+            self._told.reloaded(verdict)
             self._answered = self._begun
             return verdict
 

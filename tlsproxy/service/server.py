@@ -13,26 +13,29 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Literal
 
 import tlsproxy
 from tlsproxy.authz.audit import event_line
-from tlsproxy.config.listeners import listening, scheme, titles
+from tlsproxy.config.listeners import scheme, titles
 from tlsproxy.config.problems import ConfigError
 from tlsproxy.errors import TlsproxyError
 from tlsproxy.proxy.deadlines import Deadlines
 from tlsproxy.proxy.gateway import Gateway
-from tlsproxy.proxy.listener import Listeners, bind
+from tlsproxy.proxy.listener import Listeners
 from tlsproxy.proxy.pool import Pool
 from tlsproxy.service import logs
 from tlsproxy.service.admin import AdminServer
 from tlsproxy.service.auditlog import AuditLog, NoAudit, audit_log
 from tlsproxy.service.jwks import KeySets
 from tlsproxy.service.metrics import Metrics
-from tlsproxy.service.reloader import Reloader
+from tlsproxy.service.reloader import Reloader, Verdict
+from tlsproxy.service.sockets import Inherited, InheritedSocketError, inherited_sockets, open_sockets
 from tlsproxy.service.state import ServiceState, described
+from tlsproxy.service.systemd import Notifier
 from tlsproxy.tls.files import read_inputs
 from tlsproxy.tls.generation import Generation, build
 from tlsproxy.tls.watch import Watcher
@@ -48,12 +51,15 @@ _log = logging.getLogger(__name__)
 
 
 def run(config_path: Path, ready_file: Path | None) -> int:
-    """Serves until told to stop. The exit code: 0 after a stop, 2 if the configuration or a file was refused, else 1.
+    """Serves until told to stop. The exit code: 0 after a stop, 1 after a failure, 2 if the configuration, a file or a
+    socket that was passed to us was refused.
 
     A taken address is 1: it may be free again in a moment, where a refused configuration waits for a person.
     """
     with asyncio.Runner(loop_factory=_loop_factory) as runner:
         try:
+            notifier = Notifier.of(os.environ, os.getpid())
+            inherited = inherited_sockets(os.environ, os.getpid())
             inputs = read_inputs(config_path, os.environ)
             key_sets = KeySets()
             documents = runner.run(key_sets.of(inputs.loaded.config))
@@ -69,7 +75,10 @@ def run(config_path: Path, ready_file: Path | None) -> int:
             return 2
         logs.configure(generation.config, os.environ)
         try:
-            runner.run(_Service(config_path, generation, key_sets, ready_file).serve())
+            runner.run(_Service(config_path, generation, key_sets, ready_file, notifier, inherited).serve())
+        except InheritedSocketError as error:
+            _log.critical("cannot serve: %s", error)
+            return 2
         except (TlsproxyError, OSError) as error:
             _log.critical("cannot serve: %s", error)
             return 1
@@ -77,11 +86,21 @@ def run(config_path: Path, ready_file: Path | None) -> int:
 
 
 class _Service:
-    def __init__(self, config_path: Path, generation: Generation, key_sets: KeySets, ready_file: Path | None) -> None:
+    def __init__(
+        self,
+        config_path: Path,
+        generation: Generation,
+        key_sets: KeySets,
+        ready_file: Path | None,
+        notifier: Notifier,
+        inherited: Sequence[Inherited],
+    ) -> None:
         self._config_path = config_path
         self._key_sets = key_sets
         self._generation = generation
         self._ready_file = ready_file
+        self._notifier = notifier
+        self._inherited = inherited
         self._stopping = asyncio.Event()
         self._ended = asyncio.Event()
         self._reload = asyncio.Event()
@@ -101,10 +120,9 @@ class _Service:
             pool = Pool(gateway)
             stack.callback(pool.close)
             stack.callback(gateway.register.close)
-            # All or none: nobody is accepted before every address is ours.
-            bound = [
-                (stack.enter_context(bind(one.endpoint.host, one.endpoint.port)), one) for one in listening(config)
-            ]
+            bound = open_sockets(config, self._inherited)
+            for sock, _ in bound:
+                stack.enter_context(sock)
             listeners = Listeners(gateway, pool, bound)
             stack.callback(listeners.connections.cut)
             stack.callback(listeners.stop)
@@ -116,6 +134,7 @@ class _Service:
                 environ=os.environ,
                 watcher=watcher,
                 key_sets=self._key_sets,
+                told=self._notifier,
             )
             state = ServiceState(
                 gateway=gateway,
@@ -127,7 +146,7 @@ class _Service:
                 key_sets=self._key_sets,
             )
             admin = await self._start_admin(stack, state)
-            self._announce(listeners, admin)
+            self._announce(listeners, admin, reloader.last)
             _event(audit, "start")
             async with asyncio.TaskGroup() as tasks:
                 owned = [
@@ -150,7 +169,7 @@ class _Service:
         stack.push_async_callback(server.stop)
         return bound
 
-    def _announce(self, listeners: Listeners, admin: str | None) -> None:
+    def _announce(self, listeners: Listeners, admin: str | None, verdict: Verdict) -> None:
         serving = ", ".join(
             f"{titles(listener.protocols)} on {scheme(listener.protocols)}://{listener.bound}" for listener in listeners
         )
@@ -163,6 +182,7 @@ class _Service:
             staged = self._ready_file.with_name(f"{self._ready_file.name}.{os.getpid()}")
             staged.write_text(json.dumps({"listeners": described(listeners), "admin": admin}), encoding="utf-8")
             staged.replace(self._ready_file)
+        self._notifier.serving(serving, verdict)
 
     def _handle_signals(self, loop: asyncio.AbstractEventLoop) -> None:
         loop.add_signal_handler(signal.SIGHUP, self._on_hangup)
@@ -191,6 +211,7 @@ class _Service:
 
     async def _drain(self, gateway: Gateway, listeners: Listeners) -> None:
         gateway.draining = True
+        self._notifier.stopping(len(listeners.connections))
         listeners.stop()
         listeners.connections.drain(self._ended.set)
         deadline = gateway.generation.config.limits.drain_timeout
