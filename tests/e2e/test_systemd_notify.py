@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from support.gateway import DEADLINE, Gateway
+from support.notified import Systemd, listening
 from support.raw import GET, connected
 from support.site import Site
 from support.upstream import ScriptedUpstream
@@ -18,42 +19,11 @@ from support.upstream import ScriptedUpstream
 from tlsproxy.service.reloader import Verdict
 from tlsproxy.service.systemd import Notifier
 
-Message = dict[str, str]
-
-
-class Systemd:
-    """The other end of NOTIFY_SOCKET."""
-
-    def __init__(self, address: str) -> None:
-        self.address = address
-        self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        self._sock.bind(f"\0{address[1:]}" if address.startswith("@") else address)
-        self._sock.settimeout(DEADLINE)
-
-    def close(self) -> None:
-        self._sock.close()
-
-    def next(self) -> Message:
-        lines = self._sock.recv(65536).decode().split("\n")
-        return dict(line.split("=", 1) for line in lines)
-
-    def silent(self) -> bool:
-        """Whether nothing more has come. Only for messages whose sender has ended, or would have sent them by now."""
-        self._sock.setblocking(False)
-        try:
-            self._sock.recv(65536)
-        except BlockingIOError:
-            return True
-        finally:
-            self._sock.settimeout(DEADLINE)
-        return False
-
 
 @pytest.fixture
 def systemd(tmp_path: Path) -> Iterator[Systemd]:
-    one = Systemd(str(tmp_path / "notify"))
-    yield one
-    one.close()
+    with listening(str(tmp_path / "notify")) as one:
+        yield one
 
 
 def test_a_life(own_site: Site, upstream: ScriptedUpstream, systemd: Systemd) -> None:
@@ -91,7 +61,11 @@ def test_a_life(own_site: Site, upstream: ScriptedUpstream, systemd: Systemd) ->
 
 
 def test_an_abstract_socket_hears_nothing_before_there_is_service(site: Site, tmp_path: Path) -> None:
-    systemd = Systemd(f"@{tmp_path}"[:100])
+    with listening(f"@{tmp_path}"[:100]) as systemd:
+        hears_of_a_life_only(site, systemd)
+
+
+def hears_of_a_life_only(site: Site, systemd: Systemd) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         config = site.write_config("http://127.0.0.1:1", service={"http_port": taken.getsockname()[1]})
         gateway = Gateway(config, NOTIFY_SOCKET=systemd.address)
@@ -100,7 +74,6 @@ def test_an_abstract_socket_hears_nothing_before_there_is_service(site: Site, tm
     with Gateway(config, NOTIFY_SOCKET=systemd.address):
         assert systemd.next()["READY"] == "1"
     assert systemd.next()["STOPPING"] == "1"
-    systemd.close()
 
 
 def test_nobody_listens(site: Site, upstream: ScriptedUpstream, tmp_path: Path) -> None:

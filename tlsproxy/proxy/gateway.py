@@ -42,7 +42,8 @@ class Gateway:
     """``generation`` is replaced by :meth:`publish` and by nothing else: one assignment, between two callbacks.
 
     ``held`` counts the bytes of bodies that are kept whole because they are read. ``key_missing`` is called for every
-    token that names a key which its issuer does not have.
+    token that names a key which its issuer does not have. ``probe`` is the address from which our own watchdog is about
+    to connect (:mod:`tlsproxy.proxy.probed`), and None at any other time.
     """
 
     __slots__ = (
@@ -57,6 +58,7 @@ class Gateway:
         "loop",
         "metrics",
         "plans",
+        "probe",
         "register",
     )
 
@@ -80,9 +82,14 @@ class Gateway:
         self.in_flight = 0
         self.held = 0
         self.draining = False
+        self.probe: tuple[str, int] | None = None
         self.register = Register(self)
 
     def publish(self, generation: Generation) -> None:
         """What was decided under the old generation is forgotten with it, and who has lost their right is ended."""
         self.generation, self.plans, self.calls = generation, Plans(generation), CallPlans(generation)
         self.loop.call_soon(self.register.review)  # once the publication was told
+
+    async def expect_probe(self, address: tuple[str, int] | None) -> None:
+        """Our watchdog holds this address now, and asks from there; None when it has been answered."""
+        self.probe = address

@@ -36,6 +36,7 @@ from tlsproxy.service.reloader import Reloader, Verdict
 from tlsproxy.service.sockets import Inherited, InheritedSocketError, inherited_sockets, open_sockets
 from tlsproxy.service.state import ServiceState, described
 from tlsproxy.service.systemd import Notifier
+from tlsproxy.service.watchdog import Watchdog
 from tlsproxy.tls.files import read_inputs
 from tlsproxy.tls.generation import Generation, build
 from tlsproxy.tls.watch import Watcher
@@ -146,12 +147,19 @@ class _Service:
                 key_sets=self._key_sets,
             )
             admin = await self._start_admin(stack, state)
+            watchdog = Watchdog(
+                self._notifier,
+                [sock for sock, _ in bound],
+                required=lambda: gateway.generation.config.service.verify_https_client_certificate,
+                announce=gateway.expect_probe,
+            )
             self._announce(listeners, admin, reloader.last)
             _event(audit, "start")
             async with asyncio.TaskGroup() as tasks:
                 owned = [
                     tasks.create_task(reloader.run()),
                     tasks.create_task(self._reload_on_signal(reloader)),
+                    tasks.create_task(watchdog.run()),
                     tasks.create_task(self._key_sets.run(lambda: gateway.generation.config, reloader.reload)),
                 ]
                 await self._stopping.wait()
