@@ -118,8 +118,8 @@ def test_what_qdrant_is_meant_to_see_passes(site: Site, gateway: Gateway, shared
     kept = {
         "openai-api-key": "sk-1",
         "x-qdrant-route-affinity": "r",
-        "x-request-id": "id-1",
-        "traceparent": "00-a-b-01",
+        "x-tracing-id": "id-1",
+        "traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
         "accept-encoding": "gzip",
         "range": "bytes=0-1",
         "user-agent": "test",

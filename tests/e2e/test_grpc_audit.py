@@ -34,6 +34,7 @@ FIELDS = [
     "rule",
     "certificate_subject",
     "certificate_sha256",
+    "request_id",
     "status",
     "grpc_status",
     "bytes_in",
@@ -63,7 +64,8 @@ def test_every_field_and_their_order(site: Site, gateway: Gateway, grpc_upstream
     assert list(denied) == [field for field in FIELDS if field != "tracing_id"]
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z", str(allowed["timestamp"]))
     assert 0 < float(str(allowed["duration_ms"])) < 20_000
-    for field in ("timestamp", "duration_ms", "certificate_sha256"):
+    assert re.fullmatch(r"[0-9a-f]{32}", str(allowed["request_id"]))
+    for field in ("timestamp", "duration_ms", "certificate_sha256", "request_id"):
         del allowed[field]
     assert allowed == {
         "method": "scroll",
@@ -179,7 +181,7 @@ def test_hundreds_of_calls_have_a_line_each(site: Site, gateway: Gateway, grpc_u
     async def some(one: GrpcCall) -> None:
         while await one.receive() is not None:
             pass
-        if int(str(one.metadata["x-request-id"])) % 3 == 1:
+        if int(str(one.metadata["x-tracing-id"])) % 3 == 1:
             await one.fail(grpc.StatusCode.NOT_FOUND, "none")
         await one.send(b"")
 
@@ -191,7 +193,7 @@ def test_hundreds_of_calls_have_a_line_each(site: Site, gateway: Gateway, grpc_u
 
             async def one(number: int) -> int:
                 try:
-                    await scroll(DOCS if number % 3 else OTHER, metadata=[("x-request-id", str(number))])
+                    await scroll(DOCS if number % 3 else OTHER, metadata=[("x-tracing-id", str(number))])
                 except grpc.RpcError as error:
                     return int(error.code().value[0])
                 return 0

@@ -54,7 +54,7 @@ def test_a_life(own_site: Site, upstream: ScriptedUpstream, systemd: Systemd) ->
 
         with connected(gateway, own_site.client(None)):
             gateway.process.send_signal(signal.SIGTERM)
-            assert systemd.next() == {"STOPPING": "1", "STATUS": "draining 1 connections"}
+            assert systemd.next() == {"STOPPING": "1", "STATUS": "draining"}
             gateway.hang_up()
             assert gateway.process.wait(DEADLINE) == 0
         assert systemd.silent(), "nothing is READY after STOPPING"
@@ -100,7 +100,7 @@ def test_nothing_is_said_before_anything_is_served(systemd: Systemd) -> None:
     notifier.reloading()
     notifier.reloaded(verdict)
     assert systemd.silent()
-    notifier.stopping(0)
+    notifier.stopping()
     notifier.serving("REST", verdict)
     assert systemd.next()["STOPPING"] == "1"
     assert systemd.silent()

@@ -17,14 +17,13 @@ from tlsproxy.authz.audit import (
     prepare,
     request_line,
     timestamp,
-    tracing_id_of,
 )
 
 PLATFORM = Caller("Certificate", "admin", "platform", "CN=alice,OU=platform", "ab" * 32)
 ORDER = [
     "timestamp", "method", "api", "auth_type", "subject", "remote", "collection", "tracing_id", "result", "error",
-    "role", "rule", "certificate_subject", "certificate_sha256", "status", "bytes_in", "bytes_out", "duration_ms",
-    "reason",
+    "role", "rule", "certificate_subject", "certificate_sha256", "request_id", "trace_id", "status", "bytes_in",
+    "bytes_out", "duration_ms", "reason",
 ]  # fmt: skip
 ANY_TEXT = st.text(st.characters(exclude_categories=()))
 NASTY = '\x1b[2K\r\n","result":"ok"}\u2028\u2029\x85\x7f\x9b\u202e\0\\"'
@@ -36,7 +35,6 @@ def refused(caller: Caller = PLATFORM, **changes: Any) -> Prepared:
         "api": "/collections/docs/points",
         "caller": caller,
         "collection": "docs",
-        "tracing_id": "trace-1",
         "allowed": False,
         "error": "Forbidden: no",
         "reason": "needs_write",
@@ -47,6 +45,9 @@ def refused(caller: Caller = PLATFORM, **changes: Any) -> Prepared:
 def line_of(prepared: Prepared, **changes: Any) -> str:
     fields: dict[str, Any] = {
         "when": 1_785_846_896.123456,
+        "request_id": "0a" * 16,
+        "tracing_id": "trace-1",
+        "trace_id": "0b" * 16,
         "remote": json_string("10.0.0.5"),
         "status": 403,
         "bytes_in": 12,
@@ -91,6 +92,8 @@ def test_values_of_a_refusal() -> None:
         "rule": "platform",
         "certificate_subject": "CN=alice,OU=platform",
         "certificate_sha256": "ab" * 32,
+        "request_id": "0a" * 16,
+        "trace_id": "0b" * 16,
         "status": 403,
         "bytes_in": 12,
         "bytes_out": 34,
@@ -100,10 +103,11 @@ def test_values_of_a_refusal() -> None:
 
 
 def test_fields_without_a_value_are_left_out() -> None:
-    prepared = refused(Caller("None"), method=None, api=None, collection=None, tracing_id=None, error=None)
-    record = only_record(line_of(prepared))
+    prepared = refused(Caller("None"), method=None, api=None, collection=None, error=None)
+    record = only_record(line_of(prepared, tracing_id="", trace_id=""))
     assert list(record) == [
-        "timestamp", "auth_type", "remote", "result", "status", "bytes_in", "bytes_out", "duration_ms", "reason",
+        "timestamp", "auth_type", "remote", "result", "request_id", "status", "bytes_in", "bytes_out", "duration_ms",
+        "reason",
     ]  # fmt: skip
 
 
@@ -121,7 +125,7 @@ def test_what_went_wrong_after_the_decision_replaces_its_reason_but_not_its_resu
 
 
 def test_a_terminal_sees_no_control_sequence_and_a_reader_no_second_line() -> None:
-    record = only_record(line_of(refused(api=NASTY, collection=NASTY, tracing_id=NASTY), remote=json_string(NASTY)))
+    record = only_record(line_of(refused(api=NASTY, collection=NASTY), tracing_id=NASTY, remote=json_string(NASTY)))
     assert (record["api"], record["collection"], record["tracing_id"], record["remote"]) == (NASTY,) * 4
     assert record["result"] == "denied"
 
@@ -134,7 +138,6 @@ def test_any_text_is_one_line_that_reads_back_as_it_was(texts: list[str], allowe
         api=api,
         caller=Caller("Certificate", role, rule, subject, "00"),
         collection=collection,
-        tracing_id=None,
         allowed=allowed,
         error=error,
         reason=reason,
@@ -210,22 +213,8 @@ def test_a_timestamp_is_rfc_3339_in_utc_to_a_microsecond(moment: datetime) -> No
 
 
 @pytest.mark.parametrize(
-    ("headers", "expected"),
-    [
-        ({}, None),
-        ({"traceparent": "t"}, "t"),
-        ({"traceparent": "t", "x-tracing-id": "b"}, "b"),
-        ({"traceparent": "t", "x-tracing-id": "b", "x-request-id": "a"}, "a"),
-        ({"x-tracing-id": "b", "x-request-id": ""}, ""),
-    ],
-)
-def test_the_first_header_that_is_present_names_the_trace(headers: dict[str, str], expected: str | None) -> None:
-    assert tracing_id_of(headers) == expected
-
-
-@pytest.mark.parametrize(
     ("tracing_id", "expected"),
     [("a" * 256, "a" * 256), ("a" * 257, "a" * 256), ("é" * 200, "é" * 200), ("é" * 300, "é" * 256)],
 )
 def test_a_long_trace_id_is_cut_as_qdrant_cuts_it(tracing_id: str, expected: str) -> None:
-    assert only_record(line_of(refused(tracing_id=tracing_id)))["tracing_id"] == expected
+    assert only_record(line_of(refused(), tracing_id=tracing_id))["tracing_id"] == expected

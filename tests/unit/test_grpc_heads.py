@@ -260,7 +260,7 @@ def restated(head: Fields, key: bytes | None = b"upstr3am-key") -> Fields:
 
 
 def test_what_is_stated_anew() -> None:
-    kept = ((b"x-request-id", b"1"), (b"trace-bin", b"AAE"), (b"grpc-timeout", b"1S"), (b"openai-api-key", b"sk-1"))
+    kept = ((b"x-tracing-id", b"1"), (b"trace-bin", b"AAE"), (b"grpc-timeout", b"1S"), (b"openai-api-key", b"sk-1"))
     assert restated((*GOOD, (b"host", b"localhost:6334"), (b"content-length", b"7"), *kept)) == (
         (b":method", b"POST"),
         (b":scheme", b"http"),

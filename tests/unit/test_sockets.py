@@ -39,14 +39,14 @@ def port_of(sock: socket.socket) -> int:
 
 @pytest.mark.parametrize("name", ["rest", "grpc", None])
 def test_of_a_port_for_both_either_name_is_right(held: socket.socket, name: str | None) -> None:
-    ((sock, where),) = open_sockets(config(port_of(held), "grpc", "rest"), [Inherited(held, name)])
-    assert sock is held
-    assert where.protocols == ("rest", "grpc")
+    (bound,) = open_sockets(config(port_of(held), "grpc", "rest"), [Inherited(held, name)])
+    assert bound.sock is held
+    assert bound.where.protocols == ("rest", "grpc")
 
 
 def test_a_host_may_be_a_name(held: socket.socket) -> None:
-    ((sock, _),) = open_sockets(config(port_of(held), "rest", host="localhost"), [Inherited(held, "rest")])
-    assert sock is held
+    (bound,) = open_sockets(config(port_of(held), "rest", host="localhost"), [Inherited(held, "rest")])
+    assert bound.sock is held
 
 
 @pytest.mark.parametrize("name", ["grpc", "tcp", "tlsproxy.socket", "unknown", ""])

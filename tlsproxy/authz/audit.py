@@ -14,7 +14,7 @@ This module never sees a key, a token, a vector or a payload, and writes nothing
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import lru_cache
 from json import JSONEncoder
@@ -27,9 +27,6 @@ if TYPE_CHECKING:
 AuthType = Literal["Certificate", "ApiKey", "Jwt", "None"]
 EventKind = Literal["handshake", "connection", "tcp_open", "tcp_close", "reload", "start", "stop"]
 EventResult = Literal["ok", "denied", "failed"]
-
-TRACING_HEADERS: Final = ("x-request-id", "x-tracing-id", "traceparent")
-"""Where a trace id may stand; the first that is present wins (Qdrant: audit.rs)."""
 
 TRACING_ID_LIMIT: Final = 256
 """A trace id of more bytes than this is cut to as many characters (Qdrant: audit.rs), and so is what a token says."""
@@ -59,11 +56,40 @@ class Caller:
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """What is the same for every request with the same head and caller, rendered once: the text around `remote`."""
+    """What is the same for every request with the same head and caller, rendered once: the text between the rest.
+
+    `verdict` is what was decided, `caller` as whose request.
+    """
 
     before_remote: str
-    after_remote: str
+    before_tracing: str
+    verdict: str
+    caller: str
     reason: str
+    who: Caller
+    collection: str = ""
+
+    def denied(self, error: str, reason: str) -> Prepared:
+        """The same request, refused after all."""
+        return replace(self, verdict=_verdict(error, allowed=False), reason=json_string(reason))
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A refusal in short, for whoever looks now; its line has more. An empty field is one that does not apply.
+
+    ``operation`` is Qdrant's name, or ``handshake``, ``connection``, ``tcp``. ``identity`` is the certificate's name.
+    """
+
+    when: float
+    remote: str
+    operation: str
+    reason: str
+    identity: str = ""
+    key: str = ""
+    rule: str = ""
+    role: str = ""
+    collection: str = ""
 
 
 def json_string(text: str) -> str:
@@ -73,22 +99,12 @@ def json_string(text: str) -> str:
     return _encode(text).replace("\x7f", "\\u007f")
 
 
-def tracing_id_of(headers: Mapping[str, str]) -> str | None:
-    """The request's trace id. `headers` has lower-case names."""
-    for name in TRACING_HEADERS:
-        value = headers.get(name)
-        if value is not None:
-            return value
-    return None
-
-
-def prepare(  # noqa: PLR0913 - the fields of one record, by name
+def prepare(
     *,
     method: str | None,
     api: str | None,
     caller: Caller,
     collection: str | None,
-    tracing_id: str | None,
     allowed: bool,
     error: str | None,
     reason: str,
@@ -100,11 +116,7 @@ def prepare(  # noqa: PLR0913 - the fields of one record, by name
         ("auth_type", caller.auth_type),
         ("subject", caller.certificate_subject if caller.auth_type == "Certificate" else _shortened(caller.subject)),
     )
-    after = _fields(
-        ("collection", collection),
-        ("tracing_id", _shortened(tracing_id)),
-        ("result", "ok" if allowed else "denied"),
-        ("error", error),
+    by = _fields(
         ("key", caller.key),
         ("key_rights", _shortened(caller.key_rights)),
         ("role", caller.role),
@@ -112,13 +124,20 @@ def prepare(  # noqa: PLR0913 - the fields of one record, by name
         ("certificate_subject", caller.certificate_subject),
         ("certificate_sha256", caller.certificate_sha256),
     )
-    return Prepared(f'{before},"remote":', after, json_string(reason))
+    said = _fields(("collection", collection))
+    verdict = _verdict(error, allowed=allowed)
+    return Prepared(f'{before},"remote":', said, verdict, by, json_string(reason), caller, collection or "")
+
+
+def _verdict(error: str | None, *, allowed: bool) -> str:
+    return _fields(("result", "ok" if allowed else "denied"), ("error", error))
 
 
 def request_line(  # noqa: PLR0913 - the fields of one record, by name
     prepared: Prepared,
     *,
     when: float,
+    request_id: str,
     remote: str,
     status: int,
     bytes_in: int,
@@ -126,16 +145,22 @@ def request_line(  # noqa: PLR0913 - the fields of one record, by name
     duration: float,
     reason: str = "",
     grpc_status: int | None = None,
+    tracing_id: str = "",
+    trace_id: str = "",
 ) -> str:
     """The line of one request, its newline included.
 
     `when` is seconds since the epoch, `remote` the peer's address as :func:`json_string` renders it (once for each
     connection), `duration` seconds. `reason` replaces the decision's where something went wrong after it.
-    `grpc_status` is what the client of a gRPC call was told.
+    `grpc_status` is what the client of a gRPC call was told. `request_id` is ours; `tracing_id`, Qdrant's field, is
+    the client's word; `trace_id` is one that was found well-formed.
     """
+    said = _fields(("tracing_id", _shortened(tracing_id))) if tracing_id else ""
+    trace = f',"trace_id":"{trace_id}"' if trace_id else ""
     grpc = "" if grpc_status is None else f',"grpc_status":{grpc_status}'
     return (
-        f'{{"timestamp":"{timestamp(when)}"{prepared.before_remote}{remote}{prepared.after_remote}'
+        f'{{"timestamp":"{timestamp(when)}"{prepared.before_remote}{remote}{prepared.before_tracing}{said}'
+        f'{prepared.verdict}{prepared.caller},"request_id":"{request_id}"{trace}'
         f',"status":{status}{grpc},"bytes_in":{bytes_in},"bytes_out":{bytes_out},"duration_ms":{duration * 1000:.3f}'
         f',"reason":{json_string(reason) if reason else prepared.reason}}}\n'
     )

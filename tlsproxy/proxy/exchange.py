@@ -22,6 +22,7 @@ from tlsproxy.proxy.record import Record, RequestBody
 from tlsproxy.proxy.tlsstream import TlsStream
 from tlsproxy.proxy.upstream import Upstream
 from tlsproxy.wire.response import UNTIL_CLOSE, ResponseHead
+from tlsproxy.wire.tracing import id_line, upstream_lines
 
 REPLAY: Final = 65_536
 """A request of at most this many bytes is kept until it is answered, to be sent again if that is safe."""
@@ -109,7 +110,7 @@ class Exchange:
         if self._ended or proviso is None:
             return
         if isinstance(verdict, Decision):
-            self.record.plan = self._gateway.plans.refused(proviso, verdict)
+            self.record.plan = self.record.plan.refused(verdict)
             self._client.exchange_denied()
             return
         try:
@@ -148,7 +149,7 @@ class Exchange:
         Raises as :meth:`RequestBody.feed` does, before anything was sent.
         """
         plan = self.record.plan
-        out = plan.upstream + tail + self._whole_body
+        out = plan.upstream + upstream_lines(self.record.id, self.record.tracing) + tail + self._whole_body
         self._whole_body = b""
         if not self.body.done and data:
             piece, taken = self.body.feed(data)
@@ -216,7 +217,7 @@ class Exchange:
         self.record.status = head.status
         if head.length == UNTIL_CLOSE or not self.body.done:  # the next request could not be found
             self._client.close = True
-        self._head = head.restated(close=self._client.close)
+        self._head = head.restated(id_line(self.record.id), close=self._client.close)
 
     def response_body(self, data: bytes) -> None:
         self.record.bytes_out += len(data)

@@ -29,6 +29,7 @@ from tlsproxy.wire.http2 import (
     Kind,
     Setting,
 )
+from tlsproxy.wire.tracing import NONE, upstream_block
 
 if TYPE_CHECKING:
     from tlsproxy.proxy.grpc import GrpcConnection
@@ -214,6 +215,8 @@ class GrpcUpstream:
         if call is None:
             return b""
         ends = bool(self._begun[1] & END_STREAM)
+        if fields and fields[0][0] == b":status":  # not trailers
+            raw = http2.headers(stream, block + upstream_block(call.record.id, NONE), end=ends)
         call.touched = time.monotonic()
         if call.reduction is not None:
             return self._looked_at(call, lambda answer: answer.fields(raw, fields, end=ends))
@@ -235,13 +238,13 @@ class GrpcUpstream:
             self._client.owed_acks -= 1
             return None
         values = http2.parse_settings(payload)
-        client, first = self._client, not self.established
+        client = self._client
         self.established = True
         self.stream.deadline = NEVER
         if Setting.INITIAL_WINDOW_SIZE in values:
             client.to_upstream.first = values[Setting.INITIAL_WINDOW_SIZE]
             client.proceed()
-        return client.server_settings(values, first=first)
+        return client.server_settings(values)
 
     def _granted(self, stream: int, size: int) -> bytes | None:
         client = self._client

@@ -22,6 +22,7 @@ from tlsproxy.wire.content import decoded
 from tlsproxy.wire.fieldblock import Fields, write
 from tlsproxy.wire.grpc import Message, message, trailers, trailers_only
 from tlsproxy.wire.http2 import END_STREAM, HEADER
+from tlsproxy.wire.tracing import id_field
 
 MAX_ANSWER: Final = 32 << 20
 """Bytes of a listing."""
@@ -70,7 +71,7 @@ class Reading(_Judging):
 
     def data(self, data: bytes, start: int, end: int, flags: int) -> bytes | None:
         whole = self._message.whole
-        content = self._message.feed(http2.unpadded(flags, data[start + HEADER : end]))
+        content = self._message.feed(data[start + HEADER : end])
         if self._message.compressed:
             self._kept.add(content)
         elif content:
@@ -106,7 +107,7 @@ class Rebuilding(_Judging):
 
     def data(self, data: bytes, start: int, end: int, flags: int) -> bytes | None:
         relay, size = self._call.relay, end - start - HEADER
-        content = self._message.feed(http2.unpadded(flags, data[start + HEADER : end]))
+        content = self._message.feed(data[start + HEADER : end])
         self._kept.add(content)
         if not self._message.compressed:
             self._reading.feed(content)
@@ -167,7 +168,9 @@ class Reduction:
         status = next((value for name, value in fields if name == b"grpc-status"), b"")
         if status != b"0":
             number = int(status) if status.isdigit() else UpstreamBroken.grpc.value
-            told = trailers(number, _WHY_REDUCED) if self._head else trailers_only(number, _WHY_REDUCED)
+            told = trailers(number, _WHY_REDUCED)
+            if not self._head:
+                told = (*trailers_only(number, _WHY_REDUCED), id_field(call.record.id))
             last = http2.headers(call.stream, write(told, first=call.relay.first_block), end=True)
             call.relay.down.append(self._head + last)
             call.relay.answered(call, number)

@@ -19,6 +19,7 @@ from tlsproxy.wire import http2
 from tlsproxy.wire.fieldblock import write
 from tlsproxy.wire.grpc import trailers, trailers_only
 from tlsproxy.wire.http2 import Code
+from tlsproxy.wire.tracing import id_field
 from tlsproxy.wire.window import Window
 
 if TYPE_CHECKING:
@@ -101,9 +102,10 @@ class Relay:
         if call.opening and not call.upstream_done:
             self._cancel(call)
         if not call.upstream_done:
-            fields = (
-                trailers(status, text) if call.answered else trailers_only(status, text, http=call.record.plan.http)
-            )
+            fields = trailers(status, text)
+            if not call.answered:
+                record = call.record
+                fields = (*trailers_only(status, text, http=record.plan.http), id_field(record.id))
             self.down.append(http2.headers(stream, write(fields, first=self.first_block), end=True))
         if not call.client_done:
             self.down.append(http2.reset(stream, Code.NO_ERROR))  # RFC 9113 §8.1: what is still to come is not wanted
@@ -164,13 +166,15 @@ class Relay:
         record.finish(self.gateway, self._remote, reason)
         self.entry.count(record.bytes_in, record.bytes_out)
 
-    def refuse_stream(self, plan: CallPlan, stream: int, now: float, *, done: bool, code: Code | None = None) -> None:
+    def refuse_stream(self, record: Record[CallPlan], stream: int, *, done: bool, code: Code | None = None) -> None:
         """One that never became a call: in gRPC's words, or by a reset with ``code`` alone."""
-        record = Record(plan, now)
+        plan = record.plan
         if code is None:
-            record.grpc_status = grpc_status(plan.decision)
-            text = plan.decision.text or "There is no such method here"
-            fields = trailers_only(record.grpc_status, text, http=plan.http)
+            decision = plan.decision
+            record.grpc_status = grpc_status(decision)
+            text = decision.text or "There is no such method here"
+            only = trailers_only(record.grpc_status, text, http=plan.http, retry_after=decision.retry_after)
+            fields = (*only, id_field(record.id))
             self.down.append(http2.headers(stream, write(fields, first=self.first_block), end=True))
             code = None if done else Code.NO_ERROR
         if code is not None:

@@ -19,6 +19,7 @@ from tlsproxy.proxy.register import Entry
 from tlsproxy.proxy.tlsstream import TlsStream
 from tlsproxy.proxy.turns import State, Turns
 from tlsproxy.proxy.upstream import Upstream
+from tlsproxy.wire.tracing import of_head
 
 SHORT_LINGER: Final = 1.0
 """Seconds, after the last response of a connection: its client may have sent on behind its last request."""
@@ -82,13 +83,18 @@ class RestConnection(Turns):
 
     def _request(self, head: bytes) -> None:
         now, plans = time.time(), self._gateway.plans
+        head, tracing = of_head(head)
         ended = self._standing.ended(self._gateway.generation, now)
         principal = self._standing.principal
         plan = plans.of(principal, head, now) if ended is None else plans.make(principal, head, now, ended=ended)
-        record = self._open_record(plan, now)
+        record = self._open_record(plan, now, tracing)
+        if plan.toll is not None and ended is None:
+            record.count(self._gateway, plan.toll, self._entry)
+            plan = record.plan
         self.close |= ended is not None
+        keep = plan.unread is not None or plan.audit_logs
         try:
-            self._body = RequestBody(plan.length, plan.limit, keep=plan.unread is not None or plan.audit_logs)
+            self._body = RequestBody(plan.length, plan.limit, of_role=plan.of_role, keep=keep)
         except BodyTooLarge as error:
             self.close = True
             self._fail(error)

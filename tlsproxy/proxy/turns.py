@@ -30,6 +30,7 @@ from tlsproxy.proxy.refusal import refused, response
 from tlsproxy.proxy.register import Entry
 from tlsproxy.proxy.tlsstream import TlsStream
 from tlsproxy.wire.inbox import Inbox
+from tlsproxy.wire.tracing import NONE, Tracing, id_line
 
 NO_BODY: Final = RequestBody(0, 0)
 
@@ -69,8 +70,8 @@ class Turns:
         if self._gateway.draining and not self._inbox.data:
             self._end()
 
-    def _open_record(self, plan: Plan, now: float) -> Record[Plan]:
-        self._record = record = Record(plan, now)
+    def _open_record(self, plan: Plan, now: float, tracing: Tracing = NONE) -> Record[Plan]:
+        self._record = record = Record(plan, now, tracing)
         self._body = NO_BODY
         self.close = plan.close or self._gateway.draining
         return record
@@ -79,10 +80,11 @@ class Turns:
         self._respond(HTTPStatus.OK, answer.fields, answer.body, bytes_out=len(answer.body))
 
     def _refuse_as(self, decision: Decision) -> None:
-        self._refuse(decision.status, decision.text, decision.form)
+        answer = refused(decision.status, decision.text, decision.form, decision.retry_after)
+        self._respond(decision.status, *answer)
 
-    def _refuse(self, status: int, text: str, form: Form, reason: str = "") -> None:
-        self._respond(status, *refused(status, text, form), reason=reason)
+    def _refuse(self, status: int, text: str, form: Form, reason: str) -> None:
+        self._respond(status, *refused(status, text, form, 0), reason=reason)
 
     def _respond(self, status: int, fields: bytes, body: bytes, *, reason: str = "", bytes_out: int = 0) -> None:
         """The gateway's own response, whatever there is of the request's body."""
@@ -92,7 +94,8 @@ class Turns:
         record.status, record.bytes_out = status, bytes_out
         plan = record.plan
         keep = not self.close and plan.framed and self._body.skippable(expected=plan.expects_continue)
-        self.stream.write(response(status, fields + plan.fields, body, close=not keep, to_head=plan.to_head))
+        fields += plan.fields + id_line(record.id)
+        self.stream.write(response(status, fields, body, close=not keep, to_head=plan.to_head))
         self._finish(reason)
         if not keep:
             self._end(self._limits.linger_timeout)

@@ -1,4 +1,4 @@
-"""The composition root: one process, one loop, every part made here and ended here.
+"""The program: the first configuration, the log, signals, sockets, the operators' server, around what serves.
 
 SIGHUP reloads. SIGTERM and SIGINT drain: no new connections, idle ones end, busy ones after their response, all within
 ``limits.drain_timeout``; a second one ends it at once. SIGHUP during a drain is ignored.
@@ -23,16 +23,14 @@ from tlsproxy.authz.audit import event_line
 from tlsproxy.config.listeners import scheme, titles
 from tlsproxy.config.problems import ConfigError
 from tlsproxy.errors import TlsproxyError
-from tlsproxy.proxy.deadlines import Deadlines
-from tlsproxy.proxy.gateway import Gateway
-from tlsproxy.proxy.listener import Listeners
-from tlsproxy.proxy.pool import Pool
+from tlsproxy.proxy.limittable import LimitTable
+from tlsproxy.proxy.listener import Bound
 from tlsproxy.service import logs
 from tlsproxy.service.admin import AdminServer
 from tlsproxy.service.auditlog import AuditLog, NoAudit, audit_log
 from tlsproxy.service.jwks import KeySets
-from tlsproxy.service.metrics import Metrics
 from tlsproxy.service.reloader import Reloader, Verdict
+from tlsproxy.service.serving import Serving
 from tlsproxy.service.sockets import Inherited, InheritedSocketError, inherited_sockets, open_sockets
 from tlsproxy.service.state import ServiceState, described
 from tlsproxy.service.systemd import Notifier
@@ -76,7 +74,7 @@ def run(config_path: Path, ready_file: Path | None) -> int:
             return 2
         logs.configure(generation.config, os.environ)
         try:
-            runner.run(_Service(config_path, generation, key_sets, ready_file, notifier, inherited).serve())
+            runner.run(_Program(config_path, generation, key_sets, ready_file, notifier, inherited).serve())
         except InheritedSocketError as error:
             _log.critical("cannot serve: %s", error)
             return 2
@@ -86,7 +84,9 @@ def run(config_path: Path, ready_file: Path | None) -> int:
     return 0
 
 
-class _Service:
+class _Program:
+    """What stands around :class:`tlsproxy.service.serving.Serving`: signals, sockets, reloads, and the operators."""
+
     def __init__(
         self,
         config_path: Path,
@@ -108,64 +108,47 @@ class _Service:
 
     async def serve(self) -> None:
         config = self._generation.config
-        loop = asyncio.get_running_loop()
-        self._handle_signals(loop)  # before anybody can know that we are here: SIGHUP's default is death
+        self._handle_signals(asyncio.get_running_loop())  # before anybody knows of us: SIGHUP's default is death
         async with AsyncExitStack() as stack:
             audit = audit_log(config.audit)
             audit.start()
             stack.callback(audit.close)
-            deadlines = Deadlines(loop)
-            stack.callback(deadlines.close)
-            metrics = Metrics(pool=lambda: pool.counts, audit=lambda: (audit.queued, audit.written, audit.dropped))
-            gateway = Gateway(loop, self._generation, audit, metrics, deadlines, self._key_sets.key_missing)
-            pool = Pool(gateway)
-            stack.callback(pool.close)
-            stack.callback(gateway.register.close)
             bound = open_sockets(config, self._inherited)
-            for sock, _ in bound:
-                stack.enter_context(sock)
-            listeners = Listeners(gateway, pool, bound)
-            stack.callback(listeners.connections.cut)
-            stack.callback(listeners.stop)
-            watcher = Watcher(self._config_path, os.environ)
+            for one in bound:
+                stack.enter_context(one.sock)
+            served = Serving(self._generation, bound, audit, LimitTable.private(), self._key_sets.key_missing)
+            stack.callback(served.close)
             reloader = Reloader(
-                gateway=gateway,
-                metrics=metrics,
+                target=served,
+                audit=audit,
+                metrics=served.counted,
                 config_path=self._config_path,
                 environ=os.environ,
-                watcher=watcher,
+                watcher=Watcher(self._config_path, os.environ),
                 key_sets=self._key_sets,
                 told=self._notifier,
             )
-            state = ServiceState(
-                gateway=gateway,
-                listeners=listeners,
-                pool=pool,
-                audit=audit,
-                metrics=metrics,
-                reloader=reloader,
-                key_sets=self._key_sets,
-            )
-            admin = await self._start_admin(stack, state)
             watchdog = Watchdog(
                 self._notifier,
-                [sock for sock, _ in bound],
-                required=lambda: gateway.generation.config.service.verify_https_client_certificate,
-                announce=gateway.expect_probe,
+                [one.sock for one in bound],
+                required=lambda: served.generation.config.service.verify_https_client_certificate,
+                announce=served.expect_probe,
             )
-            self._announce(listeners, admin, reloader.last)
+            admin = await self._start_admin(stack, ServiceState(served, bound, reloader, self._key_sets))
+            self._announce(bound, admin, reloader.last)
             _event(audit, "start")
             async with asyncio.TaskGroup() as tasks:
                 owned = [
                     tasks.create_task(reloader.run()),
                     tasks.create_task(self._reload_on_signal(reloader)),
                     tasks.create_task(watchdog.run()),
-                    tasks.create_task(self._key_sets.run(lambda: gateway.generation.config, reloader.reload)),
+                    tasks.create_task(self._key_sets.run(lambda: served.generation.config, reloader.reload)),
                 ]
                 await self._stopping.wait()
                 for task in owned:
                     task.cancel()
-            await self._drain(gateway, listeners)
+            self._notifier.stopping()
+            await served.drain(self._ended)
             _event(audit, "stop")
 
     async def _start_admin(self, stack: AsyncExitStack, state: ServiceState) -> str | None:
@@ -177,9 +160,9 @@ class _Service:
         stack.push_async_callback(server.stop)
         return bound
 
-    def _announce(self, listeners: Listeners, admin: str | None, verdict: Verdict) -> None:
+    def _announce(self, bound: Sequence[Bound], admin: str | None, verdict: Verdict) -> None:
         serving = ", ".join(
-            f"{titles(listener.protocols)} on {scheme(listener.protocols)}://{listener.bound}" for listener in listeners
+            f"{titles(one.where.protocols)} on {scheme(one.where.protocols)}://{one.address}" for one in bound
         )
         _log.info("tlsproxy %s: serving %s", tlsproxy.__version__, serving)
         if admin is not None:
@@ -188,7 +171,7 @@ class _Service:
             _log.warning("%s", warning)
         if self._ready_file is not None:
             staged = self._ready_file.with_name(f"{self._ready_file.name}.{os.getpid()}")
-            staged.write_text(json.dumps({"listeners": described(listeners), "admin": admin}), encoding="utf-8")
+            staged.write_text(json.dumps({"listeners": described(bound), "admin": admin}), encoding="utf-8")
             staged.replace(self._ready_file)
         self._notifier.serving(serving, verdict)
 
@@ -216,20 +199,6 @@ class _Service:
             await self._reload.wait()
             self._reload.clear()
             await reloader.reload("sighup")
-
-    async def _drain(self, gateway: Gateway, listeners: Listeners) -> None:
-        gateway.draining = True
-        self._notifier.stopping(len(listeners.connections))
-        listeners.stop()
-        listeners.connections.drain(self._ended.set)
-        deadline = gateway.generation.config.limits.drain_timeout
-        try:
-            async with asyncio.timeout(deadline):
-                await self._ended.wait()
-        except TimeoutError:
-            _log.warning("%d connections are cut after %g s of draining", len(listeners.connections), deadline)
-        listeners.connections.cut()
-        await asyncio.sleep(0)  # each cut connection writes its audit line from the loop
 
 
 def _event(audit: AuditLog | NoAudit, event: Literal["start", "stop"]) -> None:

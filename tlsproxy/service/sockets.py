@@ -20,7 +20,7 @@ from tlsproxy.config.listeners import Listening, listening, titles
 from tlsproxy.config.model import Config
 from tlsproxy.config.positions import dotted
 from tlsproxy.errors import TlsproxyError
-from tlsproxy.proxy.listener import bind
+from tlsproxy.proxy.listener import Bound, bind
 
 FIRST: Final = 3
 """SD_LISTEN_FDS_START"""
@@ -75,7 +75,7 @@ def _taken(number: int, name: str | None) -> Inherited:
     return Inherited(sock, name)
 
 
-def open_sockets(config: Config, inherited: Sequence[Inherited]) -> list[tuple[socket.socket, Listening]]:
+def open_sockets(config: Config, inherited: Sequence[Inherited]) -> list[Bound]:
     """One for each listener: all or none, and nobody is accepted before every address is ours.
 
     Raises InheritedSocketError, and OSError for an address that cannot be bound.
@@ -88,7 +88,7 @@ def open_sockets(config: Config, inherited: Sequence[Inherited]) -> list[tuple[s
             if where not in taken:
                 taken[where] = stack.enter_context(bind(where.endpoint.host, where.endpoint.port))
         stack.pop_all()
-    return [(taken[where], where) for where in listening(config)]
+    return [Bound.of(taken[where], where) for where in listening(config)]
 
 
 def _matched(config: Config, inherited: Sequence[Inherited]) -> Mapping[Listening, Inherited]:

@@ -56,9 +56,9 @@ class Notifier:
         if self._serving and not self._stopping:
             self._send("READY=1", _status(f"{_told(verdict)}; {self._serving}"))
 
-    def stopping(self, connections: int) -> None:
+    def stopping(self) -> None:
         self._stopping = True
-        self._send("STOPPING=1", _status(f"draining {connections} connections"))
+        self._send("STOPPING=1", _status("draining"))
 
     def alive(self) -> None:
         self._send("WATCHDOG=1")

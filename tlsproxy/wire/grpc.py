@@ -20,7 +20,7 @@ PREFIX: Final = 5
 
 _NAME = re.compile(rb"[!#$%&'*+\-.^_`|~0-9a-z]{1,256}")
 # field-vchar, obs-text, space and tab within (RFC 9113 §8.2.1).
-_VALUE = re.compile(rb"(?:[\x21-\x7e\x80-\xff](?:[\t\x20-\x7e\x80-\xff]*[\x21-\x7e\x80-\xff])?)?")
+VALUE: Final = re.compile(rb"(?:[\x21-\x7e\x80-\xff](?:[\t\x20-\x7e\x80-\xff]*[\x21-\x7e\x80-\xff])?)?")
 _PATH = re.compile(rb"/[\x21-\x7e]{1,512}")
 _TIMEOUT = re.compile(rb"[0-9]{1,8}[HMSmun]")
 _AUTHORITY = re.compile(rb"(?:[0-9A-Za-z._\-]{1,255}|\[[0-9A-Fa-f:.]{2,45}\])(?::[0-9]{1,5})?")
@@ -104,7 +104,7 @@ def _parted(fields: Fields) -> tuple[dict[bytes, bytes], Fields]:
             raise StreamError(Code.PROTOCOL_ERROR, "a field that HTTP/2 does not allow")
         else:
             regular.append((name, value))
-        if _VALUE.fullmatch(value) is None:
+        if VALUE.fullmatch(value) is None:
             raise StreamError(Code.PROTOCOL_ERROR, "a field value that HTTP/2 does not allow")
     return pseudo, tuple(regular)
 
@@ -141,12 +141,13 @@ def restate_call(head: CallHead, *, upstream_host: bytes, upstream_key: bytes | 
     return tuple(fields)
 
 
-def trailers_only(status: int, message: str, *, http: int = 200) -> Fields:
-    """The whole response of a call that is not carried out. ``status`` is gRPC's."""
+def trailers_only(status: int, message: str, *, http: int = 200, retry_after: int = 0) -> Fields:
+    """The whole response of a call that is not carried out. ``status`` is gRPC's, ``retry_after`` seconds."""
     return (
         (b":status", b"%d" % http),
         (b"content-type", b"application/grpc"),
         *trailers(status, message),
+        *(((b"retry-after", b"%d" % retry_after),) if retry_after else ()),
     )
 
 

@@ -32,10 +32,11 @@ _BARE_LF = re.compile(rb"(?<!\r)\n")
 _HOP_BY_HOP = frozenset(
     (b"connection", b"keep-alive", b"proxy-connection", b"te", b"trailer", b"transfer-encoding", b"upgrade")
 )
-# gRPC's binary metadata has names of its own, ending in -bin.
+# gRPC's binary metadata has names of its own, ending in -bin. The last two lines are stated by the gateway alone.
 _IDENTITY = re.compile(
     rb"(?:api-key|authorization|forwarded|x-real-ip)(?:-bin)?"
     rb"|proxy-auth.*|x-forwarded(-.*)?|x-client-cert.*|x-ssl-.*|x-tlsproxy-.*"
+    rb"|(?:x-request-id|traceparent|tracestate)(?:-bin)?"
 )
 # What decides about the message, or about its sender, has one value.
 _ONCE = frozenset(
@@ -78,7 +79,8 @@ class RequestHead:
 
 
 def is_identity(name: bytes) -> bool:
-    """Whether a field of this lower-case name carries identity or credentials, which never pass from a client.
+    """Whether a field of this lower-case name carries identity or credentials, which never pass from a client, or is
+    one that the gateway states itself.
 
     ``_`` and ``.`` count as ``-``: servers that fold names into variables cannot tell them apart.
     """

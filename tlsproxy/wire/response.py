@@ -19,8 +19,9 @@ _HEAD = re.compile(
     rb"HTTP/1\.([01]) ([1-5][0-9]{2})([ \t\x21-\x7e\x80-\xff]*)\r\n"
     rb"((?:[!#$%&'*+\-.^_`|~0-9A-Za-z]+:[\t\x20-\x7e\x80-\xff]*\r\n)*)\r\n"
 )
-_HOP_BY_HOP = re.compile(
-    rb"^(connection|keep-alive|proxy-connection|te|trailer|upgrade|transfer-encoding|content-length)"
+# Those that end at this hop, and those that are stated anew.
+_OURS = re.compile(
+    rb"^(connection|keep-alive|proxy-connection|te|trailer|upgrade|transfer-encoding|content-length|x-request-id)"
     rb":([^\r\n]*)\r\n",
     re.IGNORECASE | re.MULTILINE,
 )
@@ -41,9 +42,12 @@ class ResponseHead:
     length: int
     keep: bool
 
-    def restated(self, *, close: bool) -> bytes:
-        """The whole head for the client; ``close`` announces that its connection ends with this response."""
-        return self.line + self.fields + (b"connection: close\r\n\r\n" if close else b"\r\n")
+    def restated(self, fields: bytes = b"", *, close: bool) -> bytes:
+        """The whole head for the client, with these field lines of ours.
+
+        ``close`` announces that its connection ends with this response.
+        """
+        return self.line + self.fields + fields + (b"connection: close\r\n\r\n" if close else b"\r\n")
 
 
 def parse_response(head: bytes, *, to_head: bool) -> ResponseHead:  # noqa: C901 - one row for each field that frames
@@ -56,7 +60,7 @@ def parse_response(head: bytes, *, to_head: bool) -> ResponseHead:  # noqa: C901
     keep = match.group(1) == b"1"
     length: int | None = None
     coding: bytes | None = None
-    for name, padded in _HOP_BY_HOP.findall(fields):
+    for name, padded in _OURS.findall(fields):
         lowered, value = name.lower(), padded.strip(b" \t")
         if lowered == b"content-length":
             if length is not None or _DIGITS.fullmatch(value) is None:
@@ -70,7 +74,7 @@ def parse_response(head: bytes, *, to_head: bool) -> ResponseHead:  # noqa: C901
             keep = False
     if length is not None and coding is not None:
         raise ValueError("content-length beside transfer-encoding")
-    restated = _HOP_BY_HOP.sub(b"", fields)
+    restated = _OURS.sub(b"", fields)
     if status < 200 or status == _NO_CONTENT:  # noqa: PLR2004 - 1xx; neither is framed (RFC 9110 §8.6, RFC 9112 §6.1)
         pass
     elif length is not None:

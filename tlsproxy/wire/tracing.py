@@ -1,0 +1,130 @@
+"""What a client says of a request's place among others: an id of its own, and W3C Trace Context (level 2).
+
+These fields differ from request to request where all else repeats, so they are taken out of a head before it is looked
+up among those that were seen before. `traceparent` and `tracestate` are passed on as they are if they are well-formed,
+and are gone otherwise. The client's `x-request-id` is written down, and stands upstream for nothing: there the name
+carries the gateway's own id, which no client can choose.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Final
+
+from tlsproxy.wire.fieldblock import Fields, write
+from tlsproxy.wire.grpc import VALUE
+
+REQUEST_ID: Final = b"x-request-id"
+TRACING: Final = (REQUEST_ID, b"x-tracing-id", b"traceparent", b"tracestate")
+"""The first three are where Qdrant looks for its `tracing_id`, in its order (audit.rs)."""
+
+MAX_LINES: Final = 40
+"""Fields that are taken out of a head, beside those that `limits.max_headers` counts: of `tracestate` there may be
+several. Where there are more, all are left where they are, and go no further.
+"""
+MAX_MEMBERS: Final = 32
+"""List members of a `tracestate` (§3.3.1.1)."""
+
+ID_LENGTH: Final = 32
+"""Characters of an id."""
+_ID_BLOCK: Final = write(((REQUEST_ID, bytes(ID_LENGTH)),))[:-ID_LENGTH]
+
+# A whole field line as the parser would accept it: taking it out leaves the others what they were.
+_LINE: Final = re.compile(
+    rb"\r\n(x-request-id|x-tracing-id|traceparent|tracestate):([\t\x20-\x7e\x80-\xff]*)(?=\r\n)", re.IGNORECASE
+)
+# §3.2.2. Of a version that is not known yet more may follow; ff is none.
+_FORMAT: Final = rb"-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}"
+_PARENT: Final = re.compile(rb"00" + _FORMAT + rb"|(?!00|ff)[0-9a-f]{2}" + _FORMAT + rb"(?:-[\x21-\x7e]{1,256})?")
+# §3.3.1.3: key "=" value; no comma and no second "=" in a value, and no space at its end.
+_MEMBER: Final = re.compile(
+    rb"([a-z0-9][a-z0-9_\-*/@]{0,255})=[\x20-\x2b\x2d-\x3c\x3e-\x7e]{0,255}[\x21-\x2b\x2d-\x3c\x3e-\x7e]"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Tracing:
+    """``said``: the text that Qdrant would write down as the request's `tracing_id`, whatever it is; empty for none.
+
+    ``trace_id``: 32 hex digits of a well-formed `traceparent`, or empty. ``fields``: what goes upstream.
+    """
+
+    said: str = ""
+    trace_id: str = ""
+    fields: Fields = ()
+
+
+NONE: Final = Tracing()
+
+
+def id_line(number: str) -> bytes:
+    """The field line of an HTTP/1 head that tells the gateway's id of a request."""
+    return b"x-request-id: %b\r\n" % number.encode()
+
+
+def id_field(number: str) -> tuple[bytes, bytes]:
+    """The same among a gRPC call's metadata."""
+    return REQUEST_ID, number.encode()
+
+
+def upstream_lines(number: str, tracing: Tracing) -> bytes:
+    """The field lines of this kind of a request that goes upstream."""
+    line = id_line(number)
+    return line if tracing is NONE else line + b"".join([b"%b: %b\r\n" % field for field in tracing.fields])
+
+
+def upstream_block(number: str, tracing: Tracing) -> bytes:
+    """The same as a part of a field block."""
+    block = _ID_BLOCK + number.encode()
+    return block if tracing is NONE else block + write(tracing.fields)
+
+
+def of_head(head: bytes) -> tuple[bytes, Tracing]:
+    """An HTTP/1 head without these fields, and what they say."""
+    if _LINE.search(head) is None:
+        return head, NONE
+    lines = _LINE.findall(head)
+    if len(lines) > MAX_LINES:
+        return head, NONE
+    return _LINE.sub(b"", head), tracing_of([(name.lower(), value.strip(b" \t")) for name, value in lines])
+
+
+def of_fields(fields: Fields) -> tuple[Fields, Tracing]:
+    """The same of a call's fields. Where some are malformed (RFC 9113 §8.2.1, §8.3), all are left to the parser."""
+    for name, _ in fields:
+        if name in TRACING:
+            break
+    else:
+        return fields, NONE
+    ours = [field for field in fields if field[0] in TRACING]
+    rest = tuple(field for field in fields if field[0] not in TRACING)
+    first = fields.index(ours[0])
+    if len(ours) > MAX_LINES or any(name[:1] == b":" for name, _ in rest[first:]):
+        return fields, NONE
+    if any(VALUE.fullmatch(value) is None for _, value in ours):
+        return fields, NONE
+    return rest, tracing_of(ours)
+
+
+def tracing_of(fields: list[tuple[bytes, bytes]]) -> Tracing:
+    values = dict(reversed(fields))  # the first of several counts
+    said = next((values[name] for name in TRACING[:3] if name in values), b"")
+    passed = [(b"x-tracing-id", values[b"x-tracing-id"])] if b"x-tracing-id" in values else []
+    parents = [value for name, value in fields if name == b"traceparent"]
+    match = _PARENT.fullmatch(parents[0]) if len(parents) == 1 else None
+    if match is None:
+        return Tracing(said.decode("latin-1"), "", tuple(passed))
+    passed.append((b"traceparent", parents[0]))
+    state = b",".join(value for name, value in fields if name == b"tracestate")
+    if _is_state(state):
+        passed.append((b"tracestate", state))
+    return Tracing(said.decode("latin-1"), (match[1] or match[2]).decode(), tuple(passed))
+
+
+def _is_state(state: bytes) -> bool:
+    """§3.3.1: members may be empty, and no key is there twice."""
+    members = [member for part in state.split(b",") if (member := part.strip(b" \t"))]
+    matches = [_MEMBER.fullmatch(member) for member in members[: MAX_MEMBERS + 1]]
+    keys = {match[1] for match in matches if match is not None}
+    return 0 < len(members) <= MAX_MEMBERS and len(keys) == len(members)
