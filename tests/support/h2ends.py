@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from types import SimpleNamespace
@@ -70,16 +71,24 @@ class End:
         self.streams: dict[int, Sent] = {}
         self.unread = 0
         self.on_request: Callable[[int, Sent], None] = lambda _stream, _sent: None
+        self._settings: deque[dict[SettingCodes, int]] = deque()
+        self._acknowledged = False
         self.connection.initiate_connection()
 
     def receive(self, data: bytes) -> None:
-        for event in self.connection.receive_data(data):
+        events = self.connection.receive_data(data)
+        for event in events:
             self._on(event)
+        for event in events:  # one that is given up by now has no answer
+            if isinstance(event, h2.events.StreamEnded) and self.streams[event.stream_id].reset is None:
+                self.on_request(event.stream_id, self.streams[event.stream_id])
         self.send()
 
     def _on(self, event: h2.events.Event) -> None:
         if isinstance(event, h2.events.ConnectionTerminated):
             assert event.error_code == 0, event
+        if isinstance(event, h2.events.SettingsAcknowledged):
+            self._say_settings()
         stream = getattr(event, "stream_id", None)
         if isinstance(event, h2.events.RequestReceived | h2.events.ResponseReceived):
             self.streams.setdefault(stream, Sent()).fields = list(event.headers)
@@ -94,7 +103,6 @@ class End:
             self.streams[stream].reset = int(event.error_code)
         elif isinstance(event, h2.events.StreamEnded):
             self.streams[stream].ended = True
-            self.on_request(stream, self.streams[stream])
 
     def open(self, fields: Fields) -> int:
         stream = self.connection.get_next_available_stream_id()
@@ -121,6 +129,8 @@ class End:
                 return
             piece, sent.waiting = sent.waiting[:size], sent.waiting[size:]
             self.connection.send_data(stream, piece)
+        if sent.last is None:
+            return
         if sent.last:
             self.connection.send_headers(stream, sent.last, end_stream=True)
         else:
@@ -148,8 +158,24 @@ class End:
                 self.connection.increment_flow_control_window(sent.unread, stream)
             sent.unread = 0
 
+    def window_out(self) -> int:
+        """What it may still send on the connection."""
+        return self.connection.outbound_flow_control_window
+
+    def window_in(self) -> int:
+        """What it may still be sent."""
+        return self.connection.inbound_flow_control_window
+
     def settings(self, **values: int) -> None:
-        self.connection.update_settings({getattr(SettingCodes, name): value for name, value in values.items()})
+        """One frame after the other: h2 takes an acknowledgement for one of all that it has sent by then."""
+        self._settings.append({getattr(SettingCodes, name): value for name, value in values.items()})
+        if len(self._settings) == 1 and self._acknowledged:
+            self._say_settings()
+
+    def _say_settings(self) -> None:
+        self._acknowledged = not self._settings
+        if self._settings:
+            self.connection.update_settings(self._settings.popleft())
 
 
 class Loop:
@@ -193,6 +219,12 @@ class MemoryStream:
     def resume_reading(self) -> None:
         self.reading = True
 
+    def stall(self, *, stalled: bool) -> None:
+        """Whoever is to take what is written does not, for now."""
+        if self.stalled is not stalled and not self.closed:
+            self.stalled = stalled
+            (self.owner.pause_writing if stalled else self.owner.resume_writing)()
+
     def close(self, _linger: float) -> None:
         self.closed = True
 
@@ -233,7 +265,7 @@ class Ends:
         self.down = MemoryStream(None)
         entry = self.gateway.register.enter("grpc", "127.0.0.1", Standing(generation, None, time.time()))
         pool = SimpleNamespace(points=None)
-        self.relay = GrpcConnection(self.gateway, pool, self.down, entry, lambda: None)
+        self.down.owner = self.relay = GrpcConnection(self.gateway, pool, self.down, entry, lambda: None)
         self.up = self.relay._side.stream
         self.client, self.upstream = End(client=True), End(client=False)
 

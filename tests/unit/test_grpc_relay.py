@@ -2,44 +2,22 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 
 import pytest
-from qdrant_client import grpc as pb
 from support.h2ends import ANSWERED, Ends, Fields, Sent, in_memory, prefixed
+from support.relay_site import COUNT, LIST, SEARCH, asked, collections, count, relay_generation
 from support.site import Site
 
 from tlsproxy.errors import BadRequest
-from tlsproxy.tls.generation import Generation, build
+from tlsproxy.tls.generation import Generation
 
-DOCS = [{"collection": "docs", "access": "rw"}]
-ROLES = {
-    "plain": {"access": "m"},
-    "limited": {"access": DOCS},
-    "tenant": {"access": DOCS, "filter": {"tenant": "acme"}},
-}
-KEYS = {name: f"the-key-of-{name}" for name in ROLES}
 ENDED_WELL: Fields = [("grpc-status", "0")]
-
-SEARCH, COUNT, LIST = "/qdrant.Points/Search", "/qdrant.Points/Count", "/qdrant.Collections/List"
 
 
 @pytest.fixture(scope="module")
 def generation(site: Site) -> Generation:
-    config = site.write_config(
-        "http://127.0.0.1:1",
-        grpc="http://127.0.0.1:1",
-        service={"verify_https_client_certificate": False},
-        audit={"dir": "-", "on_full": "block"},
-        roles=ROLES,
-        identities=[],
-        keys=[
-            {"name": name, "role": name, "sha256": hashlib.sha256(key.encode()).hexdigest()}
-            for name, key in KEYS.items()
-        ],
-    )
-    return build(number=1, config_path=config, environ={}, previous=None)
+    return relay_generation(site)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -50,28 +28,6 @@ def _memory() -> Iterator[None]:
 @pytest.fixture
 def ends(generation: Generation) -> Ends:
     return Ends(generation)
-
-
-def asked(path: str, role: str) -> Fields:
-    return [
-        (":method", "POST"),
-        (":scheme", "https"),
-        (":path", path),
-        (":authority", "localhost"),
-        ("te", "trailers"),
-        ("content-type", "application/grpc"),
-        ("api-key", KEYS.get(role, role)),
-    ]
-
-
-def count(collection: str = "docs", size: int = 100) -> bytes:
-    condition = pb.Condition(field=pb.FieldCondition(key="x" * size, match=pb.Match(integer=1)))
-    return pb.CountPoints(collection_name=collection, filter=pb.Filter(must=[condition])).SerializeToString()
-
-
-def collections(*names: str) -> bytes:
-    found = [pb.CollectionDescription(name=one) for one in names]
-    return pb.ListCollectionsResponse(collections=found, time=0.25).SerializeToString()
 
 
 def answering(ends: Ends, message: bytes) -> None:
@@ -191,6 +147,18 @@ def test_a_listing_never_opens_a_window_too_far(ends: Ends) -> None:
     ends.client.say(stream, prefixed(b""), [])
     until_quiet(ends)
     assert ends.client.streams[stream].status == 0
+
+
+def test_a_listing_in_the_smallest_windows(ends: Ends) -> None:
+    """A client that makes room twenty bytes at a time does what it must, and no flood of it."""
+    ends.client.settings(INITIAL_WINDOW_SIZE=20)
+    begun(ends)
+    said = collections(*["docs"] * 6_000)
+    answering(ends, said)
+    stream = ends.client.open(asked(LIST, "limited"))
+    ends.client.say(stream, prefixed(b""), [])
+    until_quiet(ends)
+    assert (ends.client.streams[stream].status, ends.client.streams[stream].data) == (0, prefixed(said))
 
 
 def test_what_waits_is_bounded(ends: Ends) -> None:

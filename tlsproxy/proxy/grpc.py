@@ -123,9 +123,7 @@ class GrpcConnection(Streams):
                 size = end - start - HEADER
                 call = calls.get(stream)
                 if window.room < size or (self.held + size > MAX_HELD and call is not None and call.holds):
-                    frames.keep(start)
-                    self._blocked = True
-                    self.reading_changed()
+                    self._block_at(start)
                     break
                 plain = size and not flags & PADDED and self._block is None
                 if plain and call is not None and call.plain and not call.client_done:
@@ -136,6 +134,9 @@ class GrpcConnection(Streams):
                     if flags & END_STREAM:
                         self.on_client_done(call)
                     continue
+            elif kind == Kind.SETTINGS and flags & ACK and self.held:
+                self._block_at(start)  # what was sent before it is held by the windows from before it
+                break
             if begin < start:
                 up.append(frames.data[begin:start])
             begin = position = end
@@ -145,6 +146,11 @@ class GrpcConnection(Streams):
             up.append(frames.data[start:end] if instead is None else instead)
         if begin < position:
             up.append(frames.data[begin:position])
+
+    def _block_at(self, start: int) -> None:
+        self.frames.keep(start)
+        self._blocked = True
+        self.reading_changed()
 
     def _frame(self, kind: int, flags: int, stream: int, start: int, end: int) -> bytes | None:
         """What goes upstream in its place; None for itself."""

@@ -18,7 +18,6 @@ from tlsproxy.proxy.register import Entry
 from tlsproxy.proxy.tlsstream import TlsStream
 from tlsproxy.wire import http2
 from tlsproxy.wire.fieldblock import FieldReader, Fields, literals
-from tlsproxy.wire.floods import Budgets
 from tlsproxy.wire.http2 import DATA, END_HEADERS, END_STREAM, HEADER, PADDED, Code, Frames, Http2Error, StreamError
 from tlsproxy.wire.tracing import of_fields, upstream_block
 
@@ -38,7 +37,6 @@ class Streams(Life):
         when_ended: Callable[[], None],
     ) -> None:
         super().__init__(gateway, stream, entry, when_ended)
-        self.budgets = Budgets(self.limits.streams_per_second)
         self.frames = Frames()
         self.now = 0.0
         self._points = pool.points

@@ -36,8 +36,6 @@ if TYPE_CHECKING:
 
 MAX_BLOCK: Final = 65_536
 """Bytes of a response's or trailer's fields."""
-ALLOWED_UPDATES: Final = 2
-"""WINDOW_UPDATE frames of the client that a DATA frame of the upstream calls for: the stream's and the connection's."""
 
 
 # What gRPC's libraries make of a reset (PROTOCOL-HTTP2.md, "Errors").
@@ -141,7 +139,7 @@ class GrpcUpstream:
                     window.room -= size
                     call.touched = now
                     call.record.bytes_out += size
-                    client.budgets.updates.refund(ALLOWED_UPDATES)
+                    client.budgets.told_data()
                     position = end
                     if flags & END_STREAM:
                         client.answered(call, None)

@@ -151,7 +151,12 @@ class Reduction:
         self._pieces = 0
         self.whole = False
         self._holding = Holding(call.relay.gateway)
-        self._out = Outgoing(call, call.relay.to_client, call.relay.down.append)
+        self._out = Outgoing(call, call.relay.to_client, self._write)
+
+    def _write(self, frame: bytes) -> None:
+        relay = self._call.relay
+        relay.down.append(frame)
+        relay.budgets.told_data()
 
     @property
     def room(self) -> bytes:

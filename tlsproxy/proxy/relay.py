@@ -18,6 +18,7 @@ from tlsproxy.proxy.register import Entry
 from tlsproxy.proxy.tlsstream import TlsStream
 from tlsproxy.wire import http2
 from tlsproxy.wire.fieldblock import write
+from tlsproxy.wire.floods import Budgets
 from tlsproxy.wire.grpc import trailers, trailers_only
 from tlsproxy.wire.http2 import Code
 from tlsproxy.wire.tracing import id_field
@@ -53,6 +54,7 @@ class Relay(ABC):
         self.to_upstream = Window()
         self.to_client = Window()
         self.held = 0
+        self.budgets = Budgets(self.limits.streams_per_second)
         self.restates = False
         self.entry = entry
         self._remote = json_string(entry.address)

@@ -6,6 +6,8 @@ Every budget is a bucket: it holds ``burst`` and refills by ``rate`` a second. A
 
 from __future__ import annotations
 
+from typing import Final
+
 from tlsproxy.wire.http2 import Code, Http2Error
 
 
@@ -32,6 +34,10 @@ class Budget:
         self._left = min(self._burst, self._left + amount)
 
 
+ALLOWED_UPDATES: Final = 2
+"""WINDOW_UPDATE frames that a DATA frame calls for: the stream's and the connection's."""
+
+
 class Budgets:
     """Those of one connection."""
 
@@ -46,3 +52,7 @@ class Budgets:
         self.settings = Budget("flood_settings", 20, 1)
         self.updates = Budget("flood_window_updates", 4000, 500)  # beside those that DATA calls for
         self.empty = Budget("flood_empty_frames", 200, 50)
+
+    def told_data(self) -> None:
+        """The other side is sent a DATA frame."""
+        self.updates.refund(ALLOWED_UPDATES)

@@ -1,0 +1,58 @@
+"""What is asked over a relay in memory: a generation whose callers are told apart by a key of each call."""
+
+from __future__ import annotations
+
+import hashlib
+
+from qdrant_client import grpc as pb
+
+from support.h2ends import Fields
+from support.site import Site
+from tlsproxy.tls.generation import Generation, build
+
+DOCS = [{"collection": "docs", "access": "rw"}]
+ROLES = {
+    "plain": {"access": "m"},
+    "limited": {"access": DOCS},
+    "tenant": {"access": DOCS, "filter": {"tenant": "acme"}},
+}
+KEYS = {name: f"the-key-of-{name}" for name in ROLES}
+SEARCH, COUNT, LIST = "/qdrant.Points/Search", "/qdrant.Points/Count", "/qdrant.Collections/List"
+
+
+def relay_generation(site: Site) -> Generation:
+    config = site.write_config(
+        "http://127.0.0.1:1",
+        grpc="http://127.0.0.1:1",
+        service={"verify_https_client_certificate": False},
+        audit={"dir": "-", "on_full": "block"},
+        roles=ROLES,
+        identities=[],
+        keys=[
+            {"name": name, "role": name, "sha256": hashlib.sha256(key.encode()).hexdigest()}
+            for name, key in KEYS.items()
+        ],
+    )
+    return build(number=1, config_path=config, environ={}, previous=None)
+
+
+def asked(path: str, role: str) -> Fields:
+    return [
+        (":method", "POST"),
+        (":scheme", "https"),
+        (":path", path),
+        (":authority", "localhost"),
+        ("te", "trailers"),
+        ("content-type", "application/grpc"),
+        ("api-key", KEYS.get(role, role)),
+    ]
+
+
+def count(collection: str = "docs", size: int = 100) -> bytes:
+    condition = pb.Condition(field=pb.FieldCondition(key="x" * size, match=pb.Match(integer=1)))
+    return pb.CountPoints(collection_name=collection, filter=pb.Filter(must=[condition])).SerializeToString()
+
+
+def collections(*names: str) -> bytes:
+    found = [pb.CollectionDescription(name=one) for one in names]
+    return pb.ListCollectionsResponse(collections=found, time=0.25).SerializeToString()
