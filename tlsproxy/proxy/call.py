@@ -20,8 +20,9 @@ from tlsproxy.wire.fieldblock import Fields
 from tlsproxy.wire.grpc import PREFIX
 from tlsproxy.wire.http2 import HEADER
 
+KIND: Final = 3
 FLAGS: Final = 4
-"""Where a frame's flags stand."""
+"""Where a frame's type and flags stand."""
 
 
 class Part(Protocol):
@@ -152,30 +153,38 @@ class Call:
 
     def proceed(self) -> None:
         """There may be room, or an answer to what was waited for."""
+        if self._held and not self.waiting:
+            passed = self._pass_held()
+            self.relay.unblock()
+            if not passed:
+                return
+        self.plain = self.reading is None and not self.holds and not self._largest
+        self.relay.wanting.pop(self, None)
+        for part in (self.reading, self.reduction):
+            if part is not None and not self.recorded:
+                part.proceed()
+
+    def _pass_held(self) -> bool:
+        """What waited goes on. Whether that was all of it."""
         relay, held, window = self.relay, self._held, self.relay.to_upstream
-        while held and not self.waiting:
+        while held:
             frame = held[0]
             size = len(frame) - HEADER
             if window.room < size:
                 relay.wanting[self] = None
-                return
+                return False
             del held[0]
             relay.held -= size
-            relay.unblock()
             try:
                 instead = None if self.reading is None else self.reading.data(frame, 0, len(frame), frame[FLAGS])
             except RequestError as error:
                 relay.give_back(size)
                 relay.refuse(self, error)
-                return
+                return False
             if instead is None:
                 window.room -= size
             relay.up.append(frame if instead is None else instead)
-        self.plain = self.reading is None and not self.waiting and not held and not self._largest
-        relay.wanting.pop(self, None)
-        for part in (self.reading, self.reduction):
-            if part is not None and not self.recorded:
-                part.proceed()
+        return True
 
     def over(self) -> None:
         """It has ended: what it held is given back."""

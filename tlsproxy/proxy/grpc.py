@@ -7,10 +7,12 @@ sender has a budget. A client that breaks HTTP/2 is told so by a GOAWAY, one tha
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable
 from typing import Final
 
 from tlsproxy.errors import UpstreamUnreachable
+from tlsproxy.proxy.call import FLAGS, KIND, Call
 from tlsproxy.proxy.gateway import Gateway
 from tlsproxy.proxy.grpclife import DRAIN_PING
 from tlsproxy.proxy.grpcstreams import Streams
@@ -54,6 +56,7 @@ class GrpcConnection(Streams):
         super().__init__(gateway, pool, stream, entry, when_ended)
         self._preface = b""
         self._blocked = False
+        self._late: deque[bytes] = deque()
         try:
             self._side = GrpcUpstream(self)
         except OSError as error:
@@ -96,6 +99,10 @@ class GrpcConnection(Streams):
             side.reading_changed()
 
     def unblock(self) -> None:
+        try:
+            self._pass_late()
+        except Http2Error as error:
+            self.broken(error)
         if self._blocked:
             self._blocked = False
             self.gateway.loop.call_soon(self._read_on)
@@ -116,16 +123,19 @@ class GrpcConnection(Streams):
         return data[taken:]
 
     def _read(self, data: bytes) -> None:
-        frames, calls, window, up = self.frames, self.calls, self.to_upstream, self.up
+        frames, calls, window, up, late = self.frames, self.calls, self.to_upstream, self.up, self._late
         begin = position = 0
         for kind, flags, stream, start, end in frames.cut(data):
             if kind == DATA:
                 size = end - start - HEADER
                 call = calls.get(stream)
-                if window.room < size or (self.held + size > MAX_HELD and call is not None and call.holds):
-                    self._block_at(start)
+                if self.held + size > MAX_HELD and call is not None and call.waiting:
+                    frames.keep(start)
+                    self._blocked = True
+                    self.reading_changed()
                     break
-                plain = size and not flags & PADDED and self._block is None
+                window.spent(size)
+                plain = size and not flags & PADDED and self._block is None and window.room >= size and not late
                 if plain and call is not None and call.plain and not call.client_done:
                     window.room -= size
                     call.touched = self.now
@@ -134,9 +144,6 @@ class GrpcConnection(Streams):
                     if flags & END_STREAM:
                         self.on_client_done(call)
                     continue
-            elif kind == Kind.SETTINGS and flags & ACK and self.held:
-                self._block_at(start)  # what was sent before it is held by the windows from before it
-                break
             if begin < start:
                 up.append(frames.data[begin:start])
             begin = position = end
@@ -147,10 +154,38 @@ class GrpcConnection(Streams):
         if begin < position:
             up.append(frames.data[begin:position])
 
-    def _block_at(self, start: int) -> None:
-        self.frames.keep(start)
-        self._blocked = True
-        self.reading_changed()
+    def _is_late(self, kind: int, flags: int, size: int) -> bool:
+        """Whether it has to wait for the upstream's room: then so does all DATA, and no acknowledgement passes it.
+
+        What a client sent before it acknowledged a smaller window is measured by the one from before.
+        """
+        if kind == DATA:
+            return bool(self._late) or self.to_upstream.room < size
+        return kind == Kind.SETTINGS and bool(flags & ACK) and bool(self._late or self.held)
+
+    def _pass_late(self) -> None:
+        """What waited for room goes on, in its order."""
+        late, window = self._late, self.to_upstream
+        while late:
+            frame = late[0]
+            is_data, size = frame[KIND] == DATA, len(frame) - HEADER
+            if (size > window.room) if is_data else self.held:
+                return
+            del late[0]
+            if not is_data:
+                self._acknowledged()
+                continue
+            instead = self.on_data(frame, frame[FLAGS], http2.stream_of(frame), 0, len(frame))
+            self.up.append(frame if instead is None else instead)
+
+    def forget(self, call: Call, reason: str) -> None:
+        super().forget(call, reason)
+        if self._late:
+            ended = [one for one in self._late if http2.stream_of(one) == call.stream]
+            self.give_back(sum(len(one) - HEADER for one in ended))
+            left = [one for one in self._late if http2.stream_of(one) != call.stream]
+            self._late.clear()
+            self._late.extend(left)
 
     def _frame(self, kind: int, flags: int, stream: int, start: int, end: int) -> bytes | None:
         """What goes upstream in its place; None for itself."""
@@ -161,9 +196,17 @@ class GrpcConnection(Streams):
             self._block is not None and stream != self._begun[0]
         ):
             raise Http2Error(Code.PROTOCOL_ERROR, "a field block that is interrupted")
-        http2.check(kind, flags, stream, end - start - HEADER)
+        size = end - start - HEADER
+        http2.check(kind, flags, stream, size)
+        if self._is_late(kind, flags, size):
+            if kind != DATA:
+                self.budgets.control.spend(self.now)
+            elif not size and not flags & END_STREAM:
+                self.budgets.empty.spend(self.now)
+            self._late.append(data[start:end])
+            return b""
         if kind == DATA:
-            return self.on_data(flags, stream, start, end)
+            return self.on_data(data, flags, stream, start, end)
         payload = data[start + HEADER : end]
         if kind in {HEADERS, CONTINUATION}:
             return self.on_fields(flags, stream, payload)
@@ -190,12 +233,7 @@ class GrpcConnection(Streams):
     def _settings(self, flags: int, payload: bytes) -> bytes | None:
         if flags & ACK:
             self.budgets.control.spend(self.now)
-            if self.own_settings:
-                self.own_settings = False
-                return b""
-            self.up.append(http2.SETTINGS_ACK)
-            self.to_upstream.settle()
-            self.proceed()
+            self._acknowledged()
             return b""
         self.budgets.settings.spend(self.now)
         values = http2.parse_settings(payload)
@@ -212,6 +250,15 @@ class GrpcConnection(Streams):
         self.greeted = True
         self.rest()
         return PREFACE + http2.settings({Setting.HEADER_TABLE_SIZE: 0, Setting.ENABLE_PUSH: 0} | told)
+
+    def _acknowledged(self) -> None:
+        """The client has heard of our SETTINGS, which come first, or of the next of the upstream's."""
+        if self.own_settings:
+            self.own_settings = False
+            return
+        self.up.append(http2.SETTINGS_ACK)
+        self.to_upstream.settle()
+        self.proceed()
 
     def _granted(self, stream: int, size: int) -> bytes | None:
         self.budgets.updates.spend(self.now)

@@ -196,6 +196,7 @@ class Life(Relay):
             self.forget(call, reason or "connection_ended")
         self.wanting.clear()
         self.up.clear()
+        self._owed_client = 0
         self.down.append(http2.goaway(self.last, code, text))
         super().settle()
         self._close()

@@ -47,8 +47,9 @@ class Streams(Life):
         self._fragments = 0
         self._begun = (0, 0)
 
-    def on_data(self, flags: int, stream: int, start: int, end: int) -> bytes | None:
-        data, size = self.frames.data, end - start - HEADER
+    def on_data(self, data: bytes, flags: int, stream: int, start: int, end: int) -> bytes | None:
+        """``data[start:end]`` is the frame: what goes upstream in its place, None for itself."""
+        size = end - start - HEADER
         call = self.calls.get(stream)
         if call is None or call.client_done:
             self.give_back(size)

@@ -136,6 +136,7 @@ class GrpcUpstream:
                 size = end - start - HEADER
                 call = calls.get(stream)
                 if call is not None and call.reduction is None and window.room >= size:
+                    window.spent(size)
                     window.room -= size
                     call.touched = now
                     call.record.bytes_out += size
@@ -185,6 +186,7 @@ class GrpcUpstream:
     def _data(self, flags: int, stream: int, start: int, end: int) -> bytes | None:
         """Of a call whose answer is reduced, or of none any more."""
         client = self._client
+        client.to_client.spent(end - start - HEADER)
         call = client.calls.get(stream)
         if call is None or call.reduction is None:
             client.give_back_upstream(end - start - HEADER)

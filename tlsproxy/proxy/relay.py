@@ -64,9 +64,11 @@ class Relay(ABC):
     def give_back(self, size: int) -> None:
         """The client gets back the connection's room that frames took which went no further."""
         self._owed_client += size
+        self.to_upstream.credit += size
 
     def give_back_upstream(self, size: int) -> None:
         self._owed_upstream += size
+        self.to_client.credit += size
 
     @abstractmethod
     def unblock(self) -> None:

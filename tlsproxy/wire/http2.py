@@ -134,6 +134,10 @@ def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
     return len(payload).to_bytes(3, "big") + bytes((kind, flags)) + (stream & MAX_STREAM).to_bytes(4, "big") + payload
 
 
+def stream_of(frame: bytes) -> int:
+    return int.from_bytes(frame[5:HEADER], "big") & MAX_STREAM
+
+
 def reset(stream: int, code: Code) -> bytes:
     return frame(Kind.RST_STREAM, 0, stream, code.to_bytes(4, "big"))
 

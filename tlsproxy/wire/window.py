@@ -15,14 +15,17 @@ from tlsproxy.wire.http2 import FIRST_WINDOW, MAX_WINDOW, Code, Http2Error
 class Window:
     """``room`` is the connection's, ``first`` that of a new stream, by the SETTINGS of whoever receives.
 
+    ``credit`` is what the sender has been granted and has not used: what of it waits here is never more than the room
+    and the debt.
+
     ``unsettled``: how many of those are not acknowledged. A smaller window counts at once, a larger one once its
     receiver knows that it does (RFC 9113 §6.5.3).
     """
 
-    __slots__ = ("_agreed", "_offered", "debt", "first", "room")
+    __slots__ = ("_agreed", "_offered", "credit", "debt", "first", "room")
 
     def __init__(self) -> None:
-        self.room = self.first = self._agreed = FIRST_WINDOW
+        self.room = self.credit = self.first = self._agreed = FIRST_WINDOW
         self._offered: deque[int] = deque()
         self.debt = 0
 
@@ -50,7 +53,14 @@ class Window:
             raise Http2Error(Code.FLOW_CONTROL_ERROR, "a window of more than 2^31-1")
         kept = min(self.debt, size)
         self.debt -= kept
+        self.credit += size - kept
         return size - kept
+
+    def spent(self, size: int) -> None:
+        """The sender has sent this much. Raises Http2Error where it may not have (§6.9.1)."""
+        self.credit -= size
+        if self.credit < 0:
+            raise Http2Error(Code.FLOW_CONTROL_ERROR, "more DATA than the connection's window has room for")
 
     def own(self, size: int) -> None:
         """The relay sends this much of its own."""
