@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 from tlsproxy.authz.auditquery import AuditQuery
@@ -45,7 +45,8 @@ class Gateway:
     """``generation`` is replaced by :meth:`publish` and by nothing else: one assignment, between two callbacks.
 
     ``held`` counts the bytes of bodies that are kept whole because they are read. ``key_missing`` is called for every
-    token that names a key which its issuer does not have. ``table`` is what limits are counted in.
+    token that names a key which its issuer does not have. ``table`` is what limits are counted in,
+    ``numbers`` are those of its connections.
     """
 
     __slots__ = (
@@ -67,15 +68,15 @@ class Gateway:
 
     def __init__(
         self,
-        loop: asyncio.AbstractEventLoop,
         generation: Generation,
         audit: Audit,
         metrics: Metrics,
         deadlines: Deadlines,
         key_missing: Callable[[], None],
         table: LimitTable,
+        numbers: Iterator[int],
     ) -> None:
-        self.loop = loop
+        self.loop = asyncio.get_running_loop()
         self.audit = audit
         self.metrics = metrics
         self.deadlines = deadlines
@@ -85,7 +86,7 @@ class Gateway:
         self.in_flight = 0
         self.held = 0
         self.draining = False
-        self.register = Register(self)
+        self.register = Register(self, numbers)
 
     def publish(self, generation: Generation) -> None:
         """What was decided under the old generation is forgotten with it, and who has lost their right is ended."""
