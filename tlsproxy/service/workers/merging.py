@@ -42,7 +42,8 @@ class Totals(Collector):
     """Families of several processes, summed."""
 
     def __init__(self) -> None:
-        self._families: dict[str, tuple[str, str, dict[Key, float]]] = {}
+        # A counter and a gauge may share their name: `connections` and `connections_total`.
+        self._families: dict[tuple[str, str], tuple[str, dict[Key, float]]] = {}
 
     def add(self, families: Families, process: str) -> None:
         """All that one process tells."""
@@ -57,19 +58,18 @@ class Totals(Collector):
                 self._add(name, text, kind, samples)
 
     def include(self, other: Totals) -> None:
-        for name, (text, kind, samples) in other._families.items():
+        for (name, kind), (text, samples) in other._families.items():
             self._add(name, text, kind, ((sample, dict(labels), value) for (sample, labels), value in samples.items()))
 
     def _add(self, name: str, text: str, kind: str, samples: Iterable[Any]) -> None:
-        # A counter and a gauge may share their name: `connections` and `connections_total`.
-        _, _, sums = self._families.setdefault(f"{name} {kind}", (text, kind, {}))
+        _, sums = self._families.setdefault((name, kind), (text, {}))
         for sample, labels, value in samples:
             key = (sample, tuple(labels.items()))
             sums[key] = value if name in SAME else sums.get(key, 0) + value
 
     def collect(self) -> Iterator[Metric]:
-        for name, (text, kind, samples) in self._families.items():
-            metric = Metric(name.partition(" ")[0], text, kind)
+        for (name, kind), (text, samples) in self._families.items():
+            metric = Metric(name, text, kind)
             for (sample, labels), value in samples.items():
                 metric.add_sample(sample, dict(labels), value)
             yield metric
