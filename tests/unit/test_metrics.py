@@ -72,7 +72,7 @@ def metrics() -> Metrics:
 
 def everything(metrics: Metrics) -> None:
     metrics.request("search_points", "search", "allowed", 0.003)
-    metrics.decision("allowed")
+    metrics.decision("admin", "allowed", "allowed")
     metrics.handshake("ok", 0.002)
     metrics.connection("accepted")
     metrics.accept_error()
@@ -149,7 +149,7 @@ def test_requests_by_operation_role_and_outcome(metrics: Metrics) -> None:
 
 
 def test_decisions_handshakes_and_upstream(metrics: Metrics) -> None:
-    metrics.decision("needs_write")
+    metrics.decision("search", "denied", "needs_write")
     metrics.handshake("no_certificate", 0.2)
     metrics.upstream_connect("refused")
     metrics.upstream_retry()

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
 from tlsproxy.service.metrics import Metrics, exposition
+from tlsproxy.service.recent import Recent
 from tlsproxy.service.workers.backoff import CAP, FIRST, WELL, Backoff
 from tlsproxy.service.workers.merging import Families, Totals, merged_figures, merged_parts, told
 
@@ -84,6 +85,8 @@ def figures(number: int, *, draining: bool = False) -> dict[str, Any]:
         "connections": {"open": 2, "draining": draining, "live": [{"number": number}, {"number": number + 2}]},
         "upstream": {"rest": "http://127.0.0.1:1", "idle": 1, "busy": 0},
         "audit": {"queued": 0, "written": number, "dropped": 0},
+        "decisions": Recent().decisions(),
+        "refusals": [],
     }
 
 
@@ -93,6 +96,8 @@ def test_figures_are_summed_and_connections_listed_by_number() -> None:
         "connections": {"open": 4, "draining": True, "live": [{"number": 1}, {"number": 2}, {"number": 3}]},
         "upstream": {"rest": "http://127.0.0.1:1", "idle": 2, "busy": 0},
         "audit": {"queued": 0, "written": 3, "dropped": 0},
+        "decisions": Recent().decisions(),
+        "refusals": [],
     }
     assert merged_figures([figures(2)], most=9) == figures(2)
 

@@ -66,10 +66,30 @@ class Prepared:
     verdict: str
     caller: str
     reason: str
+    who: Caller
+    collection: str = ""
 
     def denied(self, error: str, reason: str) -> Prepared:
         """The same request, refused after all."""
         return replace(self, verdict=_verdict(error, allowed=False), reason=json_string(reason))
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A refusal in short, for whoever looks now; its line has more. An empty field is one that does not apply.
+
+    ``operation`` is Qdrant's name, or ``handshake``, ``connection``, ``tcp``. ``identity`` is the certificate's name.
+    """
+
+    when: float
+    remote: str
+    operation: str
+    reason: str
+    identity: str = ""
+    key: str = ""
+    rule: str = ""
+    role: str = ""
+    collection: str = ""
 
 
 def json_string(text: str) -> str:
@@ -105,7 +125,8 @@ def prepare(
         ("certificate_sha256", caller.certificate_sha256),
     )
     said = _fields(("collection", collection))
-    return Prepared(f'{before},"remote":', said, _verdict(error, allowed=allowed), by, json_string(reason))
+    verdict = _verdict(error, allowed=allowed)
+    return Prepared(f'{before},"remote":', said, verdict, by, json_string(reason), caller, collection or "")
 
 
 def _verdict(error: str | None, *, allowed: bool) -> str:

@@ -6,13 +6,13 @@ import asyncio
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
+from tlsproxy.authz.audit import Refusal
 from tlsproxy.authz.auditquery import AuditQuery
 from tlsproxy.proxy.calls import CallPlans
 from tlsproxy.proxy.deadlines import Deadlines
 from tlsproxy.proxy.limits import Limits
 from tlsproxy.proxy.limittable import LimitTable
 from tlsproxy.proxy.plan import Plans
-from tlsproxy.proxy.quotas import Quotas
 from tlsproxy.proxy.register import Register
 from tlsproxy.tls.generation import Generation
 
@@ -31,7 +31,8 @@ class Audit(Protocol):
 
 class Metrics(Protocol):
     def request(self, operation: str, role: str, outcome: str, seconds: float) -> None: ...
-    def decision(self, reason: str) -> None: ...
+    def decision(self, role: str, outcome: str, reason: str) -> None: ...
+    def refused(self, refusal: Refusal) -> None: ...
     def handshake(self, outcome: str, seconds: float) -> None: ...
     def connection(self, outcome: str) -> None: ...
     def connection_closed(self) -> None: ...
@@ -45,8 +46,9 @@ class Gateway:
     """``generation`` is replaced by :meth:`publish` and by nothing else: one assignment, between two callbacks.
 
     ``held`` counts the bytes of bodies that are kept whole because they are read. ``key_missing`` is called for every
-    token that names a key which its issuer does not have. ``table`` is what limits are counted in,
-    ``numbers`` are those of its connections.
+    token that names a key which its issuer does not have. ``table`` is what limits are counted in, ``numbers`` are
+    those that its connections have. ``probe`` is the address from which our own watchdog is about to connect
+    (:mod:`tlsproxy.proxy.probed`), None at any other time.
     """
 
     __slots__ = (
@@ -62,7 +64,7 @@ class Gateway:
         "loop",
         "metrics",
         "plans",
-        "quotas",
+        "probe",
         "register",
     )
 
@@ -86,6 +88,7 @@ class Gateway:
         self.in_flight = 0
         self.held = 0
         self.draining = False
+        self.probe: tuple[str, int] | None = None
         self.register = Register(self, numbers)
 
     def publish(self, generation: Generation) -> None:
@@ -95,5 +98,6 @@ class Gateway:
 
     def _adopt(self, generation: Generation) -> None:
         self.generation = generation
-        self.quotas = quotas = Quotas(generation.config, self.limits.table.key)
-        self.plans, self.calls = Plans(generation, quotas), CallPlans(generation, quotas)
+        self.limits.adopt(generation.config)
+        self.plans = Plans(generation, self.limits.quotas)
+        self.calls = CallPlans(generation, self.limits.quotas)

@@ -105,12 +105,24 @@ class LimitTable:
             self._own[row] -= 1
 
     def arrival(self, key: int, now: int) -> int:
-        return self._arrivals[self._row(key, now, ())]
+        """A time that was :meth:`put`; one that is past where there is none."""
+        row = self._seat(key, now, ())
+        return self._arrivals[row] if row == OVERFLOW or self._keys[row] == key else 0
 
     def put(self, key: int, arrival: int, now: int) -> None:
+        """Needs the lock."""
         self._arrivals[self._row(key, now, ())] = arrival
 
     def _row(self, key: int, now: int, taken: Sequence[int]) -> int:
+        row = self._seat(key, now, taken)
+        if row == OVERFLOW:
+            self.overflows += 1
+        else:
+            self._keys[row] = key
+        return row
+
+    def _seat(self, key: int, now: int, taken: Sequence[int]) -> int:
+        """The row of this key, or one that could be."""
         keys, arrivals = self._keys, self._arrivals
         first = key % (ROWS // BUCKET) * BUCKET
         free = -1
@@ -119,11 +131,7 @@ class LimitTable:
                 return row
             if free < 0 and arrivals[row] <= now and row not in taken and not self._going_on(row):
                 free = row
-        if free < 0:
-            self.overflows += 1
-            return OVERFLOW
-        keys[free] = key
-        return free
+        return OVERFLOW if free < 0 else free
 
     def _wait(self, row: int, rate: Rate, now: int) -> int:
         arrival = self._arrivals[row]

@@ -8,11 +8,12 @@ from collections.abc import Iterator
 from typing import Final, Generic, Protocol, Self, TypeVar
 
 from tlsproxy.authz.access import Decision
-from tlsproxy.authz.audit import Prepared, request_line
+from tlsproxy.authz.audit import Prepared, Refusal, request_line
 from tlsproxy.authz.tokens import UNKNOWN_KEY
 from tlsproxy.errors import BadRequest, BodyTooLarge, RoleBodyTooLarge
 from tlsproxy.proxy.gateway import Gateway
 from tlsproxy.proxy.quotas import Toll
+from tlsproxy.proxy.register import Entry
 from tlsproxy.wire.chunked import ChunkedBody, ChunkedError
 from tlsproxy.wire.http1 import CHUNKED
 from tlsproxy.wire.tracing import ID_LENGTH, NONE, Tracing
@@ -87,9 +88,9 @@ class Record(Generic[P]):
         self._admitted = False
         self._held: tuple[int, ...] = ()
 
-    def count(self, gateway: Gateway, toll: Toll) -> None:
+    def count(self, gateway: Gateway, toll: Toll, entry: Entry) -> None:
         """Against the limits of whoever asks: its plan is a refusal where there was too much."""
-        outcome = gateway.limits.count(toll)
+        outcome = gateway.limits.count(toll, entry)
         if isinstance(outcome, Decision):
             self.plan = self.plan.refused(outcome)
         else:
@@ -125,9 +126,27 @@ class Record(Generic[P]):
         )
         outcome = "denied" if not plan.decision.allowed else "failed" if reason else "allowed"
         gateway.metrics.request(plan.operation, plan.role, outcome, duration)
-        gateway.metrics.decision(reason or plan.decision.reason)
+        gateway.metrics.decision(plan.role, outcome, reason or plan.decision.reason)
+        if not plan.decision.allowed:
+            self._refused(gateway, remote, reason or plan.decision.reason)
         if plan.decision.reason == UNKNOWN_KEY:
             gateway.key_missing()
+
+    def _refused(self, gateway: Gateway, remote: str, reason: str) -> None:
+        plan, caller = self.plan, self.plan.audit.who
+        gateway.metrics.refused(
+            Refusal(
+                self._when,
+                remote.strip('"'),  # an address has nothing that JSON escapes
+                plan.operation,
+                reason,
+                identity=caller.certificate_subject,
+                key=caller.key,
+                rule=caller.rule,
+                role=plan.role,
+                collection=plan.audit.collection,
+            )
+        )
 
 
 class RequestBody:

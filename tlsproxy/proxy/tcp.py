@@ -20,6 +20,7 @@ from tlsproxy.proxy.register import Entry
 from tlsproxy.proxy.tlsstream import TlsStream
 
 LINGER: Final = 1.0
+UNREACHABLE: Final = "upstream_unreachable"
 
 
 class TcpConnection:
@@ -46,9 +47,9 @@ class TcpConnection:
         if refusal:
             self._refuse(refusal)
             return
-        toll = gateway.quotas.toll(entry.standing.principal, None, None)
+        toll = gateway.limits.quotas.toll(entry.standing.principal, None)
         if toll is not None:
-            outcome = gateway.limits.count(toll)
+            outcome = gateway.limits.count(toll, entry)
             if isinstance(outcome, Decision):
                 self._refuse(outcome.reason, outcome.text)
                 return
@@ -58,7 +59,7 @@ class TcpConnection:
         try:
             self._upstream = self._dial(gateway)
         except OSError as error:
-            self._refuse("upstream_unreachable", str(error))
+            self._refuse(UNREACHABLE, str(error))
 
     def _dial(self, gateway: Gateway) -> DialledStream:
         limits, settings = gateway.generation.config.limits, gateway.generation.config.upstream
@@ -84,7 +85,10 @@ class TcpConnection:
     def _refuse(self, reason: str, error: str = "") -> None:
         self._why = reason
         self._tell("tcp_open", "denied", error)
-        self._gateway.metrics.decision(reason)
+        allowed, metrics = reason == UNREACHABLE, self._gateway.metrics
+        metrics.decision(self._entry.standing.principal.role, "failed" if allowed else "denied", reason)
+        if not allowed:
+            metrics.refused(self._entry.refusal(time.time(), "tcp", reason))
         self.stream.close(LINGER)
 
     def _tell(self, event: Literal["tcp_open", "tcp_close"], result: EventResult, error: str = "") -> None:
@@ -115,7 +119,7 @@ class TcpConnection:
     # What the upstream says
 
     def connected(self) -> None:
-        self._gateway.metrics.decision("allowed")
+        self._gateway.metrics.decision(self._entry.standing.principal.role, "allowed", "allowed")
         self._open = True
         self._tell("tcp_open", "ok")
         self._touch()
@@ -134,7 +138,7 @@ class TcpConnection:
     def upstream_lost(self, error: Exception | None) -> None:
         self._upstream = None
         if not self._open:
-            self._refuse("upstream_unreachable", str(error or ""))
+            self._refuse(UNREACHABLE, str(error or ""))
             return
         self._why = self._why or ("upstream_broken" if error is not None else "")
         self.stream.close(LINGER)

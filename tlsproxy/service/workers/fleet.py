@@ -38,6 +38,9 @@ from tlsproxy.tls.generation import Generation
 ANSWER: Final = 2.0
 """Seconds in which a worker tells of itself, or is left out of the answer."""
 
+PROBE: Final = 0.5
+"""Seconds in which a worker takes note of where the watchdog is about to ask from."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -198,6 +201,10 @@ class Fleet:
                     _log.error("worker %d does not follow and is ended: %s", worker.number, outcome)
                     worker.kill()
 
+    async def expect_probe(self, address: tuple[str, int] | None) -> None:
+        """Told to all, for any may accept it. One that is stuck does not accept, and is not waited for."""
+        await self._gather("probe", PROBE, address=address)
+
     async def drain(self, ended: asyncio.Event) -> None:
         self._draining = True
         for one in self._bound:
@@ -233,13 +240,15 @@ class Fleet:
 
     async def figures(self) -> Mapping[str, Any]:
         upstream, audit = self.generation.config.upstream, self._audit
-        own: dict[str, dict[str, Any]] = {
+        own: dict[str, Any] = {
             "connections": {"open": 0, "draining": self._draining, "live": []},
             "upstream": {
                 **{name: getattr(upstream, name) for name in self.generation.upstream_addresses},
                 "idle": 0,
                 "busy": 0,
             },
+            "decisions": self.counted.recent.decisions(),
+            "refusals": self.counted.recent.refusals(),
             "audit": {"queued": audit.queued, "written": audit.written, "dropped": audit.dropped},
         }
         answers = await self._gather("figures")
@@ -271,10 +280,12 @@ class Fleet:
             counters("worker_restarts", "Workers that ended and were replaced.", (), [((), restarts)]),
         ]
 
-    async def _gather(self, do: str) -> list[tuple[WorkerProcess, bytes]]:
+    async def _gather(self, do: str, deadline: float = ANSWER, **fields: Any) -> list[tuple[WorkerProcess, bytes]]:
         """What those who serve say, without those who do not answer."""
         workers = self._serving()
-        answers = await asyncio.gather(*(one.ask(do, deadline=ANSWER) for one in workers), return_exceptions=True)
+        answers = await asyncio.gather(
+            *(one.ask(do, deadline=deadline, **fields) for one in workers), return_exceptions=True
+        )
         said = []
         for worker, answer in zip(workers, answers, strict=True):
             if isinstance(answer, bytes):

@@ -14,6 +14,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from tlsproxy.service.readiness import OK
+from tlsproxy.service.recent import merged_decisions, merged_refusals
 
 LASTING: Final = frozenset({"counter", "histogram"})
 """The kinds that only grow."""
@@ -76,15 +77,17 @@ class Totals(Collector):
 
 
 def merged_figures(figures: Iterable[Mapping[str, Any]], most: int) -> dict[str, Any]:
-    """``connections``, ``upstream`` and ``audit`` of a status; at most so many connections are named."""
-    first, *others = figures
-    merged: dict[str, Any] = {name: dict(section) for name, section in first.items()}
-    for one in others:
-        for name, section in one.items():
-            for key, value in section.items():
-                merged[name][key] = _joined(merged[name].get(key), value)
+    """What of a status changes with the traffic; at most so many connections are named."""
+    each = list(figures)
+    merged: dict[str, Any] = {name: dict(each[0][name]) for name in ("connections", "upstream", "audit")}
+    for one in each[1:]:
+        for name, section in merged.items():
+            for key, value in one[name].items():
+                section[key] = _joined(section.get(key), value)
     live = sorted(merged["connections"]["live"], key=lambda entry: int(entry["number"]))
     merged["connections"]["live"] = live[:most]
+    merged["decisions"] = merged_decisions(one["decisions"] for one in each)
+    merged["refusals"] = merged_refusals(one["refusals"] for one in each)
     return merged
 
 

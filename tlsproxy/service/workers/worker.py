@@ -72,6 +72,7 @@ class Worker:
             "figures": self._figures,
             "metrics": self._metrics,
             "cut": self._cut,
+            "probe": self._probe,
             "drain": self._drain,
             "end": self._end,
         }
@@ -162,6 +163,11 @@ class Worker:
 
     async def _cut(self, message: Message) -> bytes:
         return orjson.dumps(await self._served().cut(message.head["number"]))
+
+    async def _probe(self, message: Message) -> bytes:
+        address = message.head["address"]
+        await self._served().expect_probe(None if address is None else (address[0], address[1]))
+        return b""
 
     async def _drain(self, _message: Message) -> bytes:
         self._stopping.set()
