@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
@@ -29,6 +28,7 @@ class Scripted:
     """A worker. ``script`` has what happens at each step, by its name; nothing does where it has no more to say."""
 
     made: list[Scripted]
+    committed: asyncio.Event
     scripts: Iterator[Script]
 
     def __init__(self, number: int, script: Script) -> None:
@@ -67,6 +67,7 @@ class Scripted:
         assert self.prepared[-1] == order.number
         self._step("commit")
         self.order = order
+        self.committed.set()
 
     async def watch(self) -> None:
         await self.over.wait()
@@ -83,21 +84,18 @@ class Scripted:
 def _scripted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "WorkerProcess", Scripted)
     Scripted.made = []
+    Scripted.committed = asyncio.Event()
     Scripted.scripts = iter(())
 
 
 class Bench:
     def __init__(self, made: Site, workers: int) -> None:
         self.made = made
-        self.fleet = Fleet(*self.generation(1), [], NoAudit(), Turn(os.memfd_create("t")), lambda: None)
+        inputs = read_inputs(made.config, made.environ)
+        generation = made.build(inputs=inputs)
+        order, turn = order_of(generation, inputs), Turn(os.memfd_create("turn"))
+        self.fleet = Fleet(made.config, order, generation, [], NoAudit(), turn, lambda: None)
         self.fleet._seats = [module._Seat(number) for number in range(1, workers + 1)]
-
-    def generation(self, number: int) -> tuple[Path, Order, Generation]:
-        inputs = read_inputs(self.made.config, self.made.environ)
-        generation = (
-            self.made.build(inputs=inputs) if number == 1 else self.made.build(self.fleet.generation, inputs=inputs)
-        )
-        return self.made.config, order_of(generation, inputs), generation
 
     async def publish(self) -> Generation:
         """Of a new certificate."""
@@ -110,15 +108,19 @@ class Bench:
     async def replaced(self, count: int) -> None:
         async with asyncio.timeout(10):
             while len(Scripted.made) < count or Scripted.made[-1].order is None:
-                await asyncio.sleep(0.01)
+                Scripted.committed.clear()
+                await Scripted.committed.wait()
 
 
 @asynccontextmanager
 async def running(made: Site, workers: int = 2, scripts: Sequence[Script] = ()) -> Any:
     Scripted.scripts = iter(scripts)
     bench = Bench(made, workers)
-    async with bench.fleet.running():
-        yield bench
+    try:
+        async with bench.fleet.running():
+            yield bench
+    finally:
+        os.close(bench.fleet._turn)
 
 
 def numbers() -> list[int | None]:
@@ -233,9 +235,7 @@ def test_numbers_find_their_worker(tmp_path: Path) -> None:
             Scripted.ask = ask  # type: ignore[attr-defined]
             for number in range(1, 8):
                 assert await bench.fleet.cut(number)
-            assert asked == [
-                (worker, number) for number, worker in zip(range(1, 8), itertools.cycle([1, 2, 3]), strict=False)
-            ]
+            assert asked == [(1, 1), (2, 2), (3, 3), (1, 4), (2, 5), (3, 6), (1, 7)]
 
     asyncio.run(run())
 
