@@ -13,7 +13,7 @@ from support.loading import Load
 from support.raw import GET
 from support.site import Site
 from support.upstream import ScriptedUpstream
-from support.workers import at_each, status, wait_for, workers
+from support.workers import at_each, status, workers
 
 NAMES = {"common_name": "localhost", "dns": ["localhost"], "ips": ["127.0.0.1"], "server": True}
 
@@ -47,7 +47,8 @@ def test_a_good_and_a_bad_one(own_site: Site, upstream: ScriptedUpstream) -> Non
         # The files are bad still: the successor has what serves all the same.
         old = workers(gateway)[1]["pid"]
         os.kill(old, signal.SIGKILL)
-        wait_for(gateway, lambda now: now[1]["pid"] not in (old, None) and now[1]["generation"] == number)
+        gateway.log.wait(lambda line: "worker 1 has ended" in line)
+        gateway.log.wait(lambda line: f"serves generation {number}" in line)
         with ExitStack() as stack:
             for _, client in at_each(gateway, own_site, stack).values():
                 shown = client.sock.getpeercert()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
 
@@ -21,13 +20,6 @@ def status(gateway: Gateway) -> dict[str, Any]:
 
 def workers(gateway: Gateway) -> dict[int, dict[str, Any]]:
     return {worker["number"]: worker for worker in status(gateway)["workers"]}
-
-
-def wait_for(gateway: Gateway, reached: Callable[[dict[int, dict[str, Any]]], bool]) -> dict[int, dict[str, Any]]:
-    """The workers as they are then. The test's own timeout ends it."""
-    while not reached(now := workers(gateway)):
-        pass
-    return now
 
 
 def worker_of(entry: dict[str, Any], count: int) -> int:
