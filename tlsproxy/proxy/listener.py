@@ -43,7 +43,10 @@ def bind(host: str, port: int) -> socket.socket:
 
 
 class Listener:
-    """Accepts on one socket until :meth:`stop`. ``bound`` is its ``host:port``, which the kernel may have chosen."""
+    """Accepts on one socket until :meth:`stop`. ``bound`` is its ``host:port``, which the kernel may have chosen.
+
+    ``trouble`` is why it cannot accept for the moment, empty where it can.
+    """
 
     def __init__(self, gateway: Gateway, connections: Connections, sock: socket.socket, where: Listening) -> None:
         self.protocols = where.protocols
@@ -54,6 +57,7 @@ class Listener:
         self._connections = connections
         self._sock = sock
         self._accepting = False
+        self.trouble = ""
         self._resume()
 
     def _resume(self) -> None:
@@ -70,14 +74,23 @@ class Listener:
             try:
                 sock, address = self._sock.accept()
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+                self._tell("")  # accept(2) looks for a descriptor before it looks for a connection
                 return
             except OSError as error:
                 self._gateway.metrics.accept_error()
-                _log.warning("cannot accept connections for the moment: %s", error.strerror)
+                self._tell(error.strerror or str(error))
                 self._pause()
                 self._gateway.loop.call_later(REST, self._resume)
                 return
             self._connections.admit(sock, address[0].removeprefix("::ffff:"), self._where)
+
+    def _tell(self, trouble: str) -> None:
+        """Once when it begins, and once when it is over."""
+        if trouble and not self.trouble:
+            _log.warning("cannot accept connections on %s for the moment: %s", self.bound, trouble)
+        elif self.trouble and not trouble:
+            _log.info("connections are accepted on %s again", self.bound)
+        self.trouble = trouble
 
     def stop(self) -> None:
         """Accepts no more. What waits in the backlog is refused by the kernel."""
@@ -95,6 +108,11 @@ class Listeners:
 
     def __iter__(self) -> Iterator[Listener]:
         return iter(self._all)
+
+    @property
+    def trouble(self) -> str:
+        """Why one of them cannot accept connections for the moment, empty where all can."""
+        return next((one.trouble for one in self._all if one.trouble), "")
 
     def stop(self) -> None:
         for listener in self._all:

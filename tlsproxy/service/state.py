@@ -64,7 +64,7 @@ class ServiceState:
         audit = self._audit
         upstream = {_PARTS[protocol]: await probe() for protocol, probe in self._probes.items()}
         return {
-            "listeners": "draining" if self._gateway.draining else OK,
+            "listeners": "draining" if self._gateway.draining else self._listeners.trouble or OK,
             "generation": generation_part(self._gateway.generation, time.time()),
             **upstream,
             "audit": audit_part(healthy=audit.healthy, accepts=audit.accepts(), last_error=audit.last_error),
