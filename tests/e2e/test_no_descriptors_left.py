@@ -110,7 +110,8 @@ def test_a_grpc_client_with_none_for_its_upstream_is_told(site: Site, grpc_gatew
     resource.prlimit(pid, kind, (free + 1, before[1]))
     with channel(grpc_gateway, site) as opened:
         told = call(opened, "/qdrant.Collections/List")
-    assert (told.code, told.text) == (grpc.StatusCode.UNAVAILABLE, "The upstream cannot be reached: Too many open files")
+    assert told.code is grpc.StatusCode.UNAVAILABLE
+    assert "Too many open files" in told.text
     assert grpc_gateway.audited(grpc_status=14)["reason"] == "upstream_unreachable"
     resource.prlimit(pid, kind, before)
     with channel(grpc_gateway, site) as opened:
