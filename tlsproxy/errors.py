@@ -93,6 +93,16 @@ class BodyTooLarge(RequestError):
     reason = "body_too_large"
 
 
+class RoleBodyTooLarge(BodyTooLarge):
+    """Larger than a role may send, which Qdrant does not know: HTTP's own status."""
+
+    status = 413
+    reason = "role_body_too_large"
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(f"The body is larger than the caller's role may send (limit: {limit} bytes)")
+
+
 class Unconfined(RequestError):
     """What a caller may not ask for whose role confines it to some of the points."""
 

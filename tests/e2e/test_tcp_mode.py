@@ -268,3 +268,24 @@ def test_a_role_that_is_taken_off_the_list(own_site: Site, upstream: ScriptedUps
         assert gateway.audited(event="connection")["reason"] == "role_not_allowed"
         kept.sendall(b"still here")
         assert exactly(kept, 10) == b"still here"
+
+
+def test_it_is_a_request_that_lasts_for_its_clients_limits(site: Site, upstream: ScriptedUpstream) -> None:
+    limits = {"per_identity": {"concurrent_requests": 1}}
+    with (
+        serving(echo) as address,
+        tunnel(site, address, upstream.url, limits=limits) as (gateway, port),
+        through(gateway, site, port) as first,
+    ):
+        first.sendall(b"one")
+        assert exactly(first, 3) == b"one"
+        with through(gateway, site, port) as second:
+            assert second.recv(1) == b""
+        record = gateway.audited(event="tcp_open", result="denied")
+        assert record["reason"] == "too_many_requests_in_flight"
+        assert "has 1 requests at a time" in record["error"]
+        first.close()
+        gateway.audited(event="tcp_close")
+        with through(gateway, site, port) as third:
+            third.sendall(b"three")
+            assert exactly(third, 5) == b"three"

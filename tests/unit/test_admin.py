@@ -29,7 +29,7 @@ class State:
     async def ready(self) -> Mapping[str, str]:
         return self.parts
 
-    def status(self) -> Mapping[str, Any]:
+    async def status(self) -> Mapping[str, Any]:
         return {"version": "1", "generation": {"number": 1}}
 
     async def reload(self, trigger: str) -> Mapping[str, Any]:
@@ -37,11 +37,11 @@ class State:
         await self.reload_gate.wait()
         return self.verdict
 
-    def cut(self, number: int) -> bool:
+    async def cut(self, number: int) -> bool:
         self.triggers.append(f"cut {number}")
         return number == 1
 
-    def metrics(self) -> tuple[bytes, str]:
+    async def metrics(self) -> tuple[bytes, str]:
         return b"tlsproxy_generation 1.0\n", "text/plain; version=0.0.4; charset=utf-8"
 
 
@@ -189,7 +189,7 @@ def test_names_of_others(host: str) -> None:
 
 def test_an_error_of_ours_is_told_to_the_log_alone(caplog: pytest.LogCaptureFixture) -> None:
     class Broken(State):
-        def status(self) -> Mapping[str, Any]:
+        async def status(self) -> Mapping[str, Any]:
             raise RuntimeError("holding a secret")
 
     async def run() -> None:

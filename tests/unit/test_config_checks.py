@@ -55,6 +55,18 @@ def issuer(**fields: Any) -> dict[str, Any]:
 
 KEY = "x" * 32
 ERRORS: dict[str, tuple[dict[str, Any], str]] = {
+    "burst_of_nothing": (
+        {"limits": {"per_key": {"burst": 5}}},
+        "limits.per_key.burst: requests_per_second is needed",
+    ),
+    "burst_of_no_handshakes": (
+        {"limits": {"per_address": {"burst": 5}}},
+        "limits.per_address.burst: handshakes_per_second is needed",
+    ),
+    "burst_of_nothing_in_a_role": (
+        {"roles": {"search": {"access": "r", "limits": {"per_identity": {"burst": 5}}}}},
+        "roles.search.limits.per_identity.burst: requests_per_second is needed",
+    ),
     "plaintext": ({"service": {"enable_tls": False}}, "service.enable_tls: tlsproxy terminates TLS"),
     "client_certificates_without_ca": (
         {"tls": {"cert": "c", "key": "k"}},

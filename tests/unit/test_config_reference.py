@@ -11,6 +11,7 @@ import yaml
 from pydantic_core import PydanticUndefined
 
 from tlsproxy.config.callers import JwtIssuer, Match, NamedKey, Section
+from tlsproxy.config.limits import PerAddress, Quota, RoleLimits
 from tlsproxy.config.loader import parse
 from tlsproxy.config.model import CollectionGrant, Config, IdentityRule, Listener, Role
 from tlsproxy.config.qdrant_keys import KEYS, SECTIONS
@@ -43,6 +44,7 @@ def test_it_names_every_section_and_key(tree: dict[str, Any]) -> None:
     assert tree["keys"][0].keys() == NamedKey.model_fields.keys()
     assert tree["jwt_issuers"][0].keys() == JwtIssuer.model_fields.keys()
     assert tree["roles"]["admin"].keys() == Role.model_fields.keys()
+    assert tree["roles"]["admin"]["limits"].keys() == RoleLimits.model_fields.keys()
     assert tree["roles"]["ingest"]["access"][0].keys() == CollectionGrant.model_fields.keys()
 
 
@@ -59,6 +61,8 @@ def test_it_shows_the_default(tree: dict[str, Any], section: str, key: str, defa
     shown = tree[section][key]
     if isinstance(default, Path):
         assert Path(shown) == default
+    elif isinstance(default, Section):
+        assert shown == default.model_dump()
     else:
         assert (tuple(shown) if isinstance(shown, list) else shown) == default
         assert isinstance(shown, list) or type(shown) is type(default)
@@ -66,6 +70,7 @@ def test_it_shows_the_default(tree: dict[str, Any], section: str, key: str, defa
 
 def test_every_key_has_a_description() -> None:
     models: list[type[Section]] = [Listener, Role, CollectionGrant, IdentityRule, Match, NamedKey, JwtIssuer]
+    models += [PerAddress, Quota, RoleLimits]
     models += [model for _, model in sections()]
     for model in models:
         for key, field in model.model_fields.items():

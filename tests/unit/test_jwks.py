@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from jwt.algorithms import ECAlgorithm
 
 from tlsproxy.authz.access import Decision
-from tlsproxy.authz.audit import Prepared
+from tlsproxy.authz.audit import Caller, Prepared
 from tlsproxy.authz.tokens import UNKNOWN_KEY
 from tlsproxy.config.loader import parse
 from tlsproxy.config.model import Config
@@ -134,9 +134,9 @@ def test_who_is_told_of_a_missing_key(reason: str, told: int) -> None:
     calls: list[None] = []
     gateway: Any = SimpleNamespace(
         audit=SimpleNamespace(write=lambda _line: None),
-        metrics=SimpleNamespace(request=lambda *_arguments: None, decision=lambda _reason: None),
+        metrics=SimpleNamespace(**dict.fromkeys(("request", "decision", "refused"), lambda *_arguments: None)),
         key_missing=lambda: calls.append(None),
     )
     decision = Decision(allowed=False, reason=reason, status=403)
-    Record(Plan("retrieve", "", decision, Prepared("", "", "", "")), 0.0).finish(gateway, '""', "")
+    Record(Plan("retrieve", "", decision, Prepared("", "", "", "", "", Caller("None"))), 0.0).finish(gateway, '""', "")
     assert len(calls) == told

@@ -67,12 +67,12 @@ def value(metrics: Metrics, name: str, **labels: str) -> float | None:
 
 @pytest.fixture
 def metrics() -> Metrics:
-    return Metrics(pool=lambda: (3, 2), audit=lambda: (5, 7, 1))
+    return Metrics(pool=lambda: (3, 2), audit=lambda: (5, 7, 1), limits=lambda: (4, 2))
 
 
 def everything(metrics: Metrics) -> None:
     metrics.request("search_points", "search", "allowed", 0.003)
-    metrics.decision("allowed")
+    metrics.decision("admin", "allowed", "allowed")
     metrics.handshake("ok", 0.002)
     metrics.connection("accepted")
     metrics.accept_error()
@@ -117,6 +117,8 @@ def test_the_names_that_dashboards_rely_on(metrics: Metrics) -> None:
         "tlsproxy_handshake_duration_seconds_count",
         "tlsproxy_handshake_duration_seconds_sum",
         "tlsproxy_handshakes_total",
+        "tlsproxy_limit_overflows_total",
+        "tlsproxy_limit_unlocked_total",
         "tlsproxy_reload_last_attempt_failed",
         "tlsproxy_reload_last_success_timestamp_seconds",
         "tlsproxy_reloads_total",
@@ -133,7 +135,7 @@ def test_the_names_that_dashboards_rely_on(metrics: Metrics) -> None:
 def test_the_registry_is_its_own(metrics: Metrics) -> None:
     everything(metrics)
     assert not [family.name for family in REGISTRY.collect() if family.name.startswith("tlsproxy")]
-    series_of(Metrics(pool=lambda: (0, 0), audit=lambda: (0, 0, 0)))
+    series_of(Metrics(pool=lambda: (0, 0), audit=lambda: (0, 0, 0), limits=lambda: (0, 0)))
 
 
 def test_requests_by_operation_role_and_outcome(metrics: Metrics) -> None:
@@ -147,7 +149,7 @@ def test_requests_by_operation_role_and_outcome(metrics: Metrics) -> None:
 
 
 def test_decisions_handshakes_and_upstream(metrics: Metrics) -> None:
-    metrics.decision("needs_write")
+    metrics.decision("search", "denied", "needs_write")
     metrics.handshake("no_certificate", 0.2)
     metrics.upstream_connect("refused")
     metrics.upstream_retry()
@@ -158,6 +160,8 @@ def test_decisions_handshakes_and_upstream(metrics: Metrics) -> None:
     assert value(metrics, "tlsproxy_upstream_connects_total", outcome="refused") == 1
     assert value(metrics, "tlsproxy_upstream_retries_total") == 1
     assert value(metrics, "tlsproxy_accept_errors_total") == 1
+    assert value(metrics, "tlsproxy_limit_overflows_total") == 4
+    assert value(metrics, "tlsproxy_limit_unlocked_total") == 2
     assert value(metrics, "tlsproxy_upstream_connections", state="idle") == 3
     assert value(metrics, "tlsproxy_upstream_connections", state="busy") == 2
 
@@ -215,7 +219,7 @@ def test_audit_build_and_process(metrics: Metrics) -> None:
 
 @given(st.lists(st.floats(0, 200) | st.sampled_from(REQUEST_BUCKETS)))
 def test_a_bucket_counts_what_is_not_above_its_bound(durations: list[float]) -> None:
-    metrics = Metrics(pool=lambda: (0, 0), audit=lambda: (0, 0, 0))
+    metrics = Metrics(pool=lambda: (0, 0), audit=lambda: (0, 0, 0), limits=lambda: (0, 0))
     for seconds in durations:
         metrics.request("scroll_points", "search", "allowed", seconds)
         metrics.handshake("ok", seconds)

@@ -37,7 +37,8 @@ class Bench:
         metrics.published = lambda _generation: None
         watcher = Watcher(made.config, made.environ)
         self.reloader = Reloader(
-            gateway=self,  # type: ignore[arg-type]
+            target=self,
+            audit=self.audit,  # type: ignore[arg-type]
             metrics=metrics,  # type: ignore[arg-type]
             config_path=made.config,
             environ=made.environ,
@@ -45,7 +46,8 @@ class Bench:
             key_sets=KeySets(),
         )
 
-    def publish(self, generation: Any) -> None:
+    async def publish(self, generation: Any, inputs: Any) -> None:
+        assert generation.digest == inputs.digest
         self.generation = generation
 
     def _write(self, line: str) -> None:

@@ -93,13 +93,17 @@ class Rights:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """``status`` is 0 where the request is allowed; else what the client is told, and in which form."""
+    """``status`` is 0 where the request is allowed; else what the client is told, and in which form.
+
+    ``retry_after``: the seconds after which it may be asked again; 0 where that would not help.
+    """
 
     allowed: bool
     reason: str = "allowed"
     status: int = 0
     text: str = ""
     form: Form = Form.JSON
+    retry_after: int = 0
 
 
 ALLOWED: Final = Decision(allowed=True)

@@ -14,7 +14,7 @@ This module never sees a key, a token, a vector or a payload, and writes nothing
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import lru_cache
 from json import JSONEncoder
@@ -56,12 +56,40 @@ class Caller:
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """What is the same for every request with the same head and caller, rendered once: the text between the rest."""
+    """What is the same for every request with the same head and caller, rendered once: the text between the rest.
+
+    `verdict` is what was decided, `caller` as whose request.
+    """
 
     before_remote: str
     before_tracing: str
-    after_tracing: str
+    verdict: str
+    caller: str
     reason: str
+    who: Caller
+    collection: str = ""
+
+    def denied(self, error: str, reason: str) -> Prepared:
+        """The same request, refused after all."""
+        return replace(self, verdict=_verdict(error, allowed=False), reason=json_string(reason))
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A refusal in short, for whoever looks now; its line has more. An empty field is one that does not apply.
+
+    ``operation`` is Qdrant's name, or ``handshake``, ``connection``, ``tcp``. ``identity`` is the certificate's name.
+    """
+
+    when: float
+    remote: str
+    operation: str
+    reason: str
+    identity: str = ""
+    key: str = ""
+    rule: str = ""
+    role: str = ""
+    collection: str = ""
 
 
 def json_string(text: str) -> str:
@@ -88,9 +116,7 @@ def prepare(
         ("auth_type", caller.auth_type),
         ("subject", caller.certificate_subject if caller.auth_type == "Certificate" else _shortened(caller.subject)),
     )
-    after = _fields(
-        ("result", "ok" if allowed else "denied"),
-        ("error", error),
+    by = _fields(
         ("key", caller.key),
         ("key_rights", _shortened(caller.key_rights)),
         ("role", caller.role),
@@ -98,7 +124,13 @@ def prepare(
         ("certificate_subject", caller.certificate_subject),
         ("certificate_sha256", caller.certificate_sha256),
     )
-    return Prepared(f'{before},"remote":', _fields(("collection", collection)), after, json_string(reason))
+    said = _fields(("collection", collection))
+    verdict = _verdict(error, allowed=allowed)
+    return Prepared(f'{before},"remote":', said, verdict, by, json_string(reason), caller, collection or "")
+
+
+def _verdict(error: str | None, *, allowed: bool) -> str:
+    return _fields(("result", "ok" if allowed else "denied"), ("error", error))
 
 
 def request_line(  # noqa: PLR0913 - the fields of one record, by name
@@ -128,7 +160,7 @@ def request_line(  # noqa: PLR0913 - the fields of one record, by name
     grpc = "" if grpc_status is None else f',"grpc_status":{grpc_status}'
     return (
         f'{{"timestamp":"{timestamp(when)}"{prepared.before_remote}{remote}{prepared.before_tracing}{said}'
-        f'{prepared.after_tracing},"request_id":"{request_id}"{trace}'
+        f'{prepared.verdict}{prepared.caller},"request_id":"{request_id}"{trace}'
         f',"status":{status}{grpc},"bytes_in":{bytes_in},"bytes_out":{bytes_out},"duration_ms":{duration * 1000:.3f}'
         f',"reason":{json_string(reason) if reason else prepared.reason}}}\n'
     )

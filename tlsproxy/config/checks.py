@@ -17,6 +17,7 @@ from tlsproxy.config import listeners
 from tlsproxy.config.endpoints import upstream_endpoint
 from tlsproxy.config.findings import Finding
 from tlsproxy.config.identity_checks import matches, names, nobody, role_use, roles
+from tlsproxy.config.limits import Quota
 from tlsproxy.config.model import Config
 from tlsproxy.config.positions import Path, Tree
 
@@ -73,6 +74,22 @@ def _inspection(config: Config, _tree: Tree) -> Iterator[Finding]:
         yield Finding(("limits", "inspection_memory_mb"), text)
 
 
+def _bursts(config: Config, _tree: Tree) -> Iterator[Finding]:
+    quotas: list[tuple[Path, Quota | None]] = [
+        (("limits", "per_identity"), config.limits.per_identity),
+        (("limits", "per_key"), config.limits.per_key),
+    ]
+    for name, role in config.roles.items():
+        quotas.append((("roles", name, "limits"), role.limits))
+        quotas.append((("roles", name, "limits", "per_identity"), role.limits.per_identity))
+    own = config.limits.per_address
+    if own.burst is not None and own.handshakes_per_second is None:
+        yield Finding(("limits", "per_address", "burst"), "handshakes_per_second is needed: a burst comes above it")
+    for path, quota in quotas:
+        if quota is not None and quota.burst is not None and quota.requests_per_second is None:
+            yield Finding((*path, "burst"), "requests_per_second is needed: a burst is what may come above it")
+
+
 def _logger(config: Config, _tree: Tree) -> Iterator[Finding]:
     if config.logger.output == "stdout" and config.audit.enabled and config.audit.dir == "-":
         yield Finding(("logger", "output"), "standard output is the audit log's (audit.dir): log to stderr")
@@ -90,6 +107,7 @@ _CHECKS: Final[tuple[tuple[frozenset[str], Check], ...]] = (
     (frozenset({"jwt_issuers", "roles"}), credentials.issuer_roles),
     (frozenset({"upstream"}), _upstream),
     (frozenset({"service", "limits"}), _inspection),
+    (frozenset({"limits", "roles"}), _bursts),
     (frozenset({"logger", "audit"}), _logger),
     (frozenset({"listeners"}), listeners.repeated),
     (frozenset({"service", "listeners"}), listeners.modes),

@@ -1,4 +1,4 @@
-"""The configuration's shape, of what clients may use.
+"""The configuration's shape, of what clients may use: each caller, all of a role, each address, and all together.
 
 The rest of it, and what is said there of units, is in :mod:`tlsproxy.config.model`.
 """
@@ -14,6 +14,41 @@ from tlsproxy.config.callers import Section
 Seconds = Annotated[float, Field(gt=0, le=86400 * 365)]
 Count = Annotated[int, Field(ge=1, le=10_000_000)]
 Size = Annotated[int, Field(ge=1024, le=1 << 40)]
+PerSecond = Annotated[float, Field(ge=0.001, le=1_000_000)]
+Burst = Annotated[int, Field(ge=1, le=1_000_000)]
+
+
+class Quota(Section):
+    """How many requests of either protocol may be made. Null is no limit."""
+
+    requests_per_second: PerSecond | None = None
+    """Most requests per second over time; 0.1 is one in ten seconds."""
+    burst: Burst | None = None
+    """Most requests at once after a pause; null for what a second allows."""
+    concurrent_requests: Count | None = None
+    """Most requests that are going on at a time."""
+
+
+class PerAddress(Section):
+    """What each client address may do; of IPv6 each /64. Null is no limit."""
+
+    handshakes_per_second: PerSecond | None = None
+    """Most new connections per second over time; more are closed before TLS is spent on them."""
+    burst: Burst | None = None
+    """Most new connections at once after a pause; null for what a second allows."""
+    failed_authentications: Annotated[int, Field(ge=1, le=100_000)] | None = None
+    """Failed handshakes, keys and tokens per minute that go without a delay. Each beyond doubles it, from a second."""
+    max_delay: Annotated[float, Field(ge=1, le=3600)] = 60.0
+    """Most seconds for which an address, or an identity's keys and tokens, are not heard at a time."""
+
+
+class RoleLimits(Quota):
+    """What the holders of a role may use, all of them together."""
+
+    max_body_mb: Annotated[int, Field(ge=1, le=1 << 20)] | None = None
+    """Largest body of a request, or message of a call, in MiB, uploads too; null for no limit but those of all."""
+    per_identity: Quota | None = None
+    """What each of them may use, in place of `limits.per_identity`: {} for no limit."""
 
 
 class Limits(Section):
@@ -22,7 +57,13 @@ class Limits(Section):
     connections: Count = 10_000
     """Most client connections at a time."""
     connections_per_address: Count = 1_000
-    """Most client connections of one address at a time."""
+    """Most client connections of one address at a time; of IPv6 each /64 is one."""
+    per_address: PerAddress = PerAddress()
+    """What each client address may do before anybody is known; of IPv6 each /64."""
+    per_identity: Quota = Quota()
+    """What each client certificate's subject may use."""
+    per_key: Quota = Quota()
+    """What each API key may use, and each subject of one signer's tokens."""
     handshake_timeout: Seconds = 10.0
     """Seconds for a TLS handshake."""
     head_timeout: Seconds = 10.0

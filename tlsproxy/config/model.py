@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Discriminator, Field, SecretStr, Tag
 
 from tlsproxy.config.callers import JwtIssuer, Label, Match, NamedKey, Section
-from tlsproxy.config.limits import Count, Limits, Seconds
+from tlsproxy.config.limits import Count, Limits, RoleLimits, Seconds
 
 Port = Annotated[int, Field(ge=0, le=65535)]
 HttpProtocol = Literal["rest", "grpc"]
@@ -142,6 +142,8 @@ class Role(Section):
     filter: dict[str, str] = Field(default={})
     """Payload keys and values that confine the role to some of the points; `{cn}` is the certificate's common name,
     `{claim:NAME}` a claim of the token."""
+    limits: RoleLimits = RoleLimits()
+    """What its holders may use."""
 
 
 class IdentityRule(Section):

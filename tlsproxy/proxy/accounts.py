@@ -49,13 +49,13 @@ def prepared(
         caller=caller,
         collection=collection,
         allowed=decision.allowed,
-        error=None if decision.allowed else _error(decision),
+        error=None if decision.allowed else error_of(decision),
         reason=decision.reason,
     )
 
 
-def _error(decision: Decision) -> str:
-    """Qdrant prefixes what its authentication says with the name of the error."""
+def error_of(decision: Decision) -> str:
+    """What is written down of a refusal. Qdrant prefixes what its authentication says with the name of the error."""
     if decision.form is Form.BARE:
         return f"{'Unauthorized' if decision.status == HTTPStatus.UNAUTHORIZED else 'Forbidden'}: {decision.text}"
     if decision.reason == STORAGE_ERROR:

@@ -11,12 +11,13 @@ import time
 from typing import Final, Protocol
 
 from tlsproxy.authz.access import Decision
-from tlsproxy.errors import AuditUnavailable, RequestError
+from tlsproxy.errors import AuditUnavailable, RequestError, RoleBodyTooLarge
 from tlsproxy.proxy.calls import CallPlan
 from tlsproxy.proxy.points import Points, Verdict
 from tlsproxy.proxy.record import Record
 from tlsproxy.proxy.relay import Relay
 from tlsproxy.wire.fieldblock import Fields
+from tlsproxy.wire.grpc import PREFIX
 from tlsproxy.wire.http2 import HEADER
 
 FLAGS: Final = 4
@@ -59,6 +60,7 @@ class Call:
 
     __slots__ = (
         "_held",
+        "_largest",
         "answered",
         "client_done",
         "opening",
@@ -85,6 +87,7 @@ class Call:
         self.waiting = False
         self.plain = True
         self.opening = b""
+        self._largest = record.plan.largest
         self._held: list[bytes] = []
 
     # Admission
@@ -103,7 +106,7 @@ class Call:
             exists, asked = self.record.plan.exists, self.record.plan.asked
             if exists is not None and asked is not None:
                 self.waiting = not points.exists(exists, asked.head.fields, self._told)
-        self.plain = self.reading is None and not self.waiting
+        self.plain = self.reading is None and not self.waiting and not self._largest
 
     def _readmit(self, points: Points) -> None:
         if self.recorded:
@@ -122,7 +125,7 @@ class Call:
             return
         self.waiting = False
         if isinstance(verdict, Decision):
-            self.record.plan = self.relay.gateway.calls.denied(self.record.plan, verdict)
+            self.record.plan = self.record.plan.refused(verdict)
             self.relay.deny(self)
         elif verdict is not None:
             self.relay.refuse(self, verdict)
@@ -134,6 +137,8 @@ class Call:
 
     def request(self, data: bytes, start: int, end: int, flags: int) -> bytes | None:
         """What goes upstream in a DATA frame's place, None for itself. Raises RequestError."""
+        if self._largest and self.record.bytes_in > self._largest + PREFIX:
+            raise RoleBodyTooLarge(self._largest)
         if self.waiting or self._held:
             self._held.append(data[start:end])
             return b""
@@ -158,7 +163,7 @@ class Call:
             if instead is None:
                 window.room -= size
             relay.up.append(frame if instead is None else instead)
-        self.plain = self.reading is None and not self.waiting and not held
+        self.plain = self.reading is None and not self.waiting and not held and not self._largest
         relay.wanting.pop(self, None)
         for part in (self.reading, self.reduction):
             if part is not None and not self.recorded:

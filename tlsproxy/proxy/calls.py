@@ -6,9 +6,9 @@ is enough. Others are decided by their message: their plan is a refusal (``unrea
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Self
 from urllib.parse import urlsplit
 
 from tlsproxy.authz.access import ALLOWED, UNREAD, Condition, Decision
@@ -18,7 +18,8 @@ from tlsproxy.authz.claims import ValueExists
 from tlsproxy.authz.credentials import NEVER, presented_key
 from tlsproxy.authz.roles import Principal
 from tlsproxy.errors import GrpcStatus, RequestError
-from tlsproxy.proxy.accounts import caller_of, prepared, refusal_of
+from tlsproxy.proxy.accounts import caller_of, error_of, prepared, refusal_of
+from tlsproxy.proxy.quotas import Quotas, Toll
 from tlsproxy.qdrant.grpc import judge_call, judge_message, operation_of
 from tlsproxy.qdrant.grpctenancy import is_confinable_call
 from tlsproxy.qdrant.judge import Judgement
@@ -87,7 +88,8 @@ class CallPlan:
 
     ``http`` is the :status of a refusal. ``expires`` as in :class:`tlsproxy.proxy.plan.Plan`; ``exists``: the point
     that the caller's token requires. ``unread``: the message must be read before the call is decided. ``asked``: what
-    it was made of, None where that cannot matter any more.
+    it was made of, None where that cannot matter any more. ``toll`` as there; ``largest``: most bytes of the
+    message, by the caller's role, 0 where that has no limit.
     """
 
     operation: str
@@ -100,12 +102,20 @@ class CallPlan:
     exists: ValueExists | None = None
     unread: bool = False
     asked: Asked | None = None
+    toll: Toll | None = None
+    largest: int = 0
+
+    def refused(self, decision: Decision) -> Self:
+        """The same call, which is not carried out after all."""
+        audit = self.audit.denied(error_of(decision), decision.reason)
+        return replace(self, decision=decision, audit=audit, block=b"", unread=False, asked=None)
 
 
 class CallPlans:
     """The plans of one generation."""
 
-    def __init__(self, generation: Generation) -> None:
+    def __init__(self, generation: Generation, quotas: Quotas) -> None:
+        self._quotas = quotas
         config = generation.config
         self._policy = generation.policy
         self._log_api = config.audit.log_api
@@ -132,7 +142,7 @@ class CallPlans:
         try:
             head = parse_call(fields, max_fields=self._max_fields)
         except RequestError as error:
-            return self.unreadable(principal, error)
+            return replace(self.unreadable(principal, error), toll=self._quotas.toll(principal, None))
         presented = presented_key(head.value(b"api-key"), head.value(b"authorization"))
         admitted = ended or admit(principal, self._policy, presented, now)
         operation = operation_of(head.path)
@@ -163,13 +173,6 @@ class CallPlans:
             Judgement(decision, asked.listing),
             collection=collection,
         )
-
-    def denied(self, plan: CallPlan, decision: Decision) -> CallPlan:
-        """The plan of a call that would have been allowed, had its token's point existed."""
-        asked = plan.asked
-        if asked is None:
-            raise RuntimeError("a token without a caller")
-        return self._plan(asked.admission.principal, asked.head, asked.operation, asked.admission, Judgement(decision))
 
     def _plan(
         self,
@@ -210,4 +213,6 @@ class CallPlans:
             exists=exists,
             unread=decision is UNREAD,
             asked=asked,
+            toll=self._quotas.toll(principal, admission, operation, decision.status),
+            largest=self._quotas.largest_body(admission) or 0,
         )

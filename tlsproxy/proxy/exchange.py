@@ -110,7 +110,7 @@ class Exchange:
         if self._ended or proviso is None:
             return
         if isinstance(verdict, Decision):
-            self.record.plan = self._gateway.plans.refused(proviso, verdict)
+            self.record.plan = self.record.plan.refused(verdict)
             self._client.exchange_denied()
             return
         try:

@@ -6,9 +6,12 @@ import asyncio
 from collections.abc import Callable
 from typing import Protocol
 
+from tlsproxy.authz.audit import Refusal
 from tlsproxy.authz.auditquery import AuditQuery
 from tlsproxy.proxy.calls import CallPlans
 from tlsproxy.proxy.deadlines import Deadlines
+from tlsproxy.proxy.limits import Limits
+from tlsproxy.proxy.limittable import LimitTable
 from tlsproxy.proxy.plan import Plans
 from tlsproxy.proxy.register import Register
 from tlsproxy.tls.generation import Generation
@@ -28,7 +31,8 @@ class Audit(Protocol):
 
 class Metrics(Protocol):
     def request(self, operation: str, role: str, outcome: str, seconds: float) -> None: ...
-    def decision(self, reason: str) -> None: ...
+    def decision(self, role: str, outcome: str, reason: str) -> None: ...
+    def refused(self, refusal: Refusal) -> None: ...
     def handshake(self, outcome: str, seconds: float) -> None: ...
     def connection(self, outcome: str) -> None: ...
     def connection_closed(self) -> None: ...
@@ -42,7 +46,7 @@ class Gateway:
     """``generation`` is replaced by :meth:`publish` and by nothing else: one assignment, between two callbacks.
 
     ``held`` counts the bytes of bodies that are kept whole because they are read. ``key_missing`` is called for every
-    token that names a key which its issuer does not have.
+    token that names a key which its issuer does not have. ``table`` is what limits are counted in.
     """
 
     __slots__ = (
@@ -54,6 +58,7 @@ class Gateway:
         "held",
         "in_flight",
         "key_missing",
+        "limits",
         "loop",
         "metrics",
         "plans",
@@ -68,15 +73,15 @@ class Gateway:
         metrics: Metrics,
         deadlines: Deadlines,
         key_missing: Callable[[], None],
+        table: LimitTable,
     ) -> None:
         self.loop = loop
         self.audit = audit
         self.metrics = metrics
         self.deadlines = deadlines
         self.key_missing = key_missing
-        self.generation = generation
-        self.plans = Plans(generation)
-        self.calls = CallPlans(generation)
+        self.limits = Limits(table)
+        self._adopt(generation)
         self.in_flight = 0
         self.held = 0
         self.draining = False
@@ -84,5 +89,11 @@ class Gateway:
 
     def publish(self, generation: Generation) -> None:
         """What was decided under the old generation is forgotten with it, and who has lost their right is ended."""
-        self.generation, self.plans, self.calls = generation, Plans(generation), CallPlans(generation)
+        self._adopt(generation)
         self.loop.call_soon(self.register.review)  # once the publication was told
+
+    def _adopt(self, generation: Generation) -> None:
+        self.generation = generation
+        self.limits.adopt(generation.config)
+        self.plans = Plans(generation, self.limits.quotas)
+        self.calls = CallPlans(generation, self.limits.quotas)

@@ -25,6 +25,7 @@ from tlsproxy.wire.http2 import (
     END_STREAM,
     HEADER,
     HEADERS,
+    PADDED,
     PREFACE,
     TABLE,
     Code,
@@ -54,6 +55,7 @@ class GrpcConnection(Streams):
             self.upstream_lost(UpstreamUnreachable(f"The upstream cannot be reached: {error}"))
         if gateway.draining:
             self.drain()
+        self.settle()
 
     # What the stream says
 
@@ -121,7 +123,8 @@ class GrpcConnection(Streams):
                     self.reading_changed()
                     break
                 call = calls.get(stream)
-                if call is not None and call.plain and size and not call.client_done and self._block is None:
+                plain = size and not flags & PADDED and self._block is None
+                if plain and call is not None and call.plain and not call.client_done:
                     window.room -= size
                     call.touched = self.now
                     call.record.bytes_in += size
@@ -177,7 +180,10 @@ class GrpcConnection(Streams):
     def _settings(self, flags: int, payload: bytes) -> bytes | None:
         if flags & ACK:
             self.budgets.control.spend(self.now)
-            return None
+            if not self.own_settings:
+                return None
+            self.own_settings = False
+            return b""
         self.budgets.settings.spend(self.now)
         values = http2.parse_settings(payload)
         told = http2.kept(values, (Setting.INITIAL_WINDOW_SIZE, Setting.MAX_HEADER_LIST_SIZE))

@@ -19,7 +19,7 @@ from tlsproxy.proxy.tlsstream import TlsStream
 from tlsproxy.wire import http2
 from tlsproxy.wire.fieldblock import FieldReader, Fields, write
 from tlsproxy.wire.floods import Budgets
-from tlsproxy.wire.http2 import END_HEADERS, END_STREAM, HEADER, Code, Frames, Http2Error, StreamError
+from tlsproxy.wire.http2 import DATA, END_HEADERS, END_STREAM, HEADER, PADDED, Code, Frames, Http2Error, StreamError
 from tlsproxy.wire.tracing import of_fields, upstream_block
 
 MAX_FRAGMENTS: Final = 32
@@ -50,19 +50,23 @@ class Streams(Life):
         self._begun = (0, 0)
 
     def on_data(self, flags: int, stream: int, start: int, end: int) -> bytes | None:
-        size = end - start - HEADER
-        if not size and not flags & END_STREAM:
-            self.budgets.empty.spend(self.now)
+        data, size = self.frames.data, end - start - HEADER
         call = self.calls.get(stream)
         if call is None or call.client_done:
             self.give_back(size)
             return self._stray(stream, call)
+        if padded := flags & PADDED:
+            data, flags = self._without_padding(data[start + HEADER : end], flags, stream)
+            start, end = 0, len(data)
+            size = end - HEADER
+        if not size and not flags & END_STREAM:
+            self.budgets.empty.spend(self.now)
         call.touched = self.now
         call.record.bytes_in += size
         if flags & END_STREAM:
             call.client_done = True
         try:
-            instead = call.request(self.frames.data, start, end, flags)
+            instead = call.request(data, start, end, flags)
         except RequestError as error:
             self.give_back(size)
             self.refuse(call, error)
@@ -71,7 +75,16 @@ class Streams(Life):
             self.to_upstream.room -= size
         if call.client_done and call.upstream_done:
             self.forget(call, "")
-        return instead
+        return data if instead is None and padded else instead
+
+    def _without_padding(self, payload: bytes, flags: int, stream: int) -> tuple[bytes, int]:
+        """The frame without it, and its flags: not every server takes padding, as gRPC's C library does not."""
+        content = http2.unpadded(flags, payload)
+        padding = len(payload) - len(content)
+        self.give_back(padding)
+        if not flags & END_STREAM:
+            self.down.append(http2.window_update(stream, padding))
+        return http2.frame(DATA, flags ^ PADDED, stream, content), flags ^ PADDED
 
     def on_client_done(self, call: Call) -> None:
         call.client_done = True
@@ -132,8 +145,11 @@ class Streams(Life):
             record = Record(calls.unreadable(principal, error), now, tracing)
             return self._turned_away(record, stream, done=done, code=error.code)
         record = Record(plan, now, tracing)
+        if plan.toll is not None and ended is None:
+            record.count(gateway, plan.toll, self.entry)
+            plan = record.plan
         if not plan.block:
-            self._turned_away(record, stream, done=done)
+            self.refuse_stream(record, stream, done=done)
             if ended is not None:
                 self.leave()
             return b""
@@ -141,9 +157,8 @@ class Streams(Life):
         call.client_done = done
         return self._begin(call, plan)
 
-    def _turned_away(self, record: Record[CallPlan], stream: int, *, done: bool, code: Code | None = None) -> bytes:
-        if code is not None:
-            self.budgets.wrong.spend(self.now)
+    def _turned_away(self, record: Record[CallPlan], stream: int, *, done: bool, code: Code) -> bytes:
+        self.budgets.wrong.spend(self.now)
         self.refuse_stream(record, stream, done=done, code=code)
         return b""
 

@@ -238,13 +238,13 @@ class GrpcUpstream:
             self._client.owed_acks -= 1
             return None
         values = http2.parse_settings(payload)
-        client, first = self._client, not self.established
+        client = self._client
         self.established = True
         self.stream.deadline = NEVER
         if Setting.INITIAL_WINDOW_SIZE in values:
             client.to_upstream.first = values[Setting.INITIAL_WINDOW_SIZE]
             client.proceed()
-        return client.server_settings(values, first=first)
+        return client.server_settings(values)
 
     def _granted(self, stream: int, size: int) -> bytes | None:
         client = self._client

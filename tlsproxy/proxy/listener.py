@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import logging
 import socket
-from collections.abc import Iterable, Iterator
-from typing import Final
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Final, Self
 
 from tlsproxy.config.endpoints import Endpoint
 from tlsproxy.config.listeners import Listening
@@ -42,20 +43,29 @@ def bind(host: str, port: int) -> socket.socket:
     return sock
 
 
-class Listener:
-    """Accepts on one socket until :meth:`stop`. ``bound`` is its ``host:port``, which the kernel may have chosen.
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """A listening socket, and what is served there. ``address`` is its ``host:port``, as the kernel chose it."""
 
-    ``trouble`` is why it cannot accept for the moment, empty where it can.
-    """
+    sock: socket.socket
+    where: Listening
+    address: str
 
-    def __init__(self, gateway: Gateway, connections: Connections, sock: socket.socket, where: Listening) -> None:
-        self.protocols = where.protocols
-        self._where = where
+    @classmethod
+    def of(cls, sock: socket.socket, where: Listening) -> Self:
         host, port = sock.getsockname()[:2]
-        self.bound = str(Endpoint(host, port))
+        return cls(sock, where, str(Endpoint(host, port)))
+
+
+class Listener:
+    """Accepts on one socket until :meth:`stop`. ``trouble``: why it cannot for the moment, empty where it can."""
+
+    def __init__(self, gateway: Gateway, connections: Connections, bound: Bound) -> None:
+        self._where = bound.where
         self._gateway = gateway
         self._connections = connections
-        self._sock = sock
+        self._sock = bound.sock
+        self._address = bound.address
         self._accepting = False
         self.trouble = ""
         self._resume()
@@ -87,9 +97,9 @@ class Listener:
     def _tell(self, trouble: str) -> None:
         """Once when it begins, and once when it is over."""
         if trouble and not self.trouble:
-            _log.warning("cannot accept connections on %s for the moment: %s", self.bound, trouble)
+            _log.warning("cannot accept connections on %s for the moment: %s", self._address, trouble)
         elif self.trouble and not trouble:
-            _log.info("connections are accepted on %s again", self.bound)
+            _log.info("connections are accepted on %s again", self._address)
         self.trouble = trouble
 
     def stop(self) -> None:
@@ -102,12 +112,9 @@ class Listener:
 class Listeners:
     """All addresses where clients connect. ``connections`` are those that came in there, and outlive :meth:`stop`."""
 
-    def __init__(self, gateway: Gateway, pool: Pool, sockets: Iterable[tuple[socket.socket, Listening]]) -> None:
+    def __init__(self, gateway: Gateway, pool: Pool, bound: Iterable[Bound]) -> None:
         self.connections = Connections(gateway, pool)
-        self._all = [Listener(gateway, self.connections, sock, where) for sock, where in sockets]
-
-    def __iter__(self) -> Iterator[Listener]:
-        return iter(self._all)
+        self._all = [Listener(gateway, self.connections, one) for one in bound]
 
     @property
     def trouble(self) -> str:

@@ -71,7 +71,7 @@ class Reading(_Judging):
 
     def data(self, data: bytes, start: int, end: int, flags: int) -> bytes | None:
         whole = self._message.whole
-        content = self._message.feed(http2.unpadded(flags, data[start + HEADER : end]))
+        content = self._message.feed(data[start + HEADER : end])
         if self._message.compressed:
             self._kept.add(content)
         elif content:
@@ -107,7 +107,7 @@ class Rebuilding(_Judging):
 
     def data(self, data: bytes, start: int, end: int, flags: int) -> bytes | None:
         relay, size = self._call.relay, end - start - HEADER
-        content = self._message.feed(http2.unpadded(flags, data[start + HEADER : end]))
+        content = self._message.feed(data[start + HEADER : end])
         self._kept.add(content)
         if not self._message.compressed:
             self._reading.feed(content)

@@ -10,7 +10,7 @@ Where the body has a say the head's plan is a refusal that keeps what it was mad
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Final
+from typing import Final, Self
 from urllib.parse import urlsplit
 
 from tlsproxy.authz.access import ALLOWED, UNREAD, Decision
@@ -20,8 +20,9 @@ from tlsproxy.authz.claims import ValueExists
 from tlsproxy.authz.credentials import NEVER, presented_key
 from tlsproxy.authz.roles import Principal
 from tlsproxy.errors import RequestError
-from tlsproxy.proxy.accounts import caller_of, prepared, refusal_of
+from tlsproxy.proxy.accounts import caller_of, error_of, prepared, refusal_of
 from tlsproxy.proxy.answers import Answer, cors_fields, is_preflight, preflight, whoami
+from tlsproxy.proxy.quotas import Quotas, Toll
 from tlsproxy.qdrant.judge import Judgement, judge, judge_body
 from tlsproxy.qdrant.listings import Listing
 from tlsproxy.qdrant.operations import AUDIT_LOGS, OPEN, PREFLIGHT, WHOAMI, Operation
@@ -41,12 +42,10 @@ AUDIT_QUERY: Final = 65_536
 
 @dataclass(frozen=True, slots=True)
 class Proviso:
-    """What must be found out before an allowed request is carried out, and what its refusal is made of otherwise."""
+    """What must be found out before an allowed request is carried out, and the head that asks for it."""
 
     exists: ValueExists
     head: RequestHead
-    asked: Recognised
-    admission: Admission
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +62,8 @@ class Plan:
     """``upstream`` is the head to send, short of the connection's own lines; empty where the request is refused.
 
     ``length`` as in :class:`RequestHead`; ``framed`` says whether the end of the request is known at all. ``limit`` is
-    of the body, in bytes. ``resend`` says that the request may be sent again if a connection was lost under it.
+    of the body, in bytes; ``of_role``: by the caller's role. ``toll`` is what it is counted against, None where nothing
+    is limited. ``resend`` says that the request may be sent again if a connection was lost under it.
     ``expires`` is the moment, in seconds since the epoch, from which it must be made anew: what the caller presented
     counts no longer. ``answer`` is the response where the gateway gives it itself; ``audit_logs``: it comes from the
     audit log. ``proviso`` is what the caller's token asks for besides. ``fields`` are header lines of every response
@@ -81,6 +81,8 @@ class Plan:
     to_head: bool = False
     expects_continue: bool = False
     limit: int = UNLIMITED
+    of_role: bool = False
+    toll: Toll | None = None
     resend: bool = False
     upstream: bytes = b""
     expires: float = NEVER
@@ -92,12 +94,18 @@ class Plan:
     listing: Listing | None = None
     presented: str | None = field(default=None, repr=False)
 
+    def refused(self, decision: Decision) -> Self:
+        """The same request, which is not carried out after all."""
+        audit = self.audit.denied(error_of(decision), decision.reason)
+        return replace(self, decision=decision, audit=audit, upstream=b"", answer=None, proviso=None, unread=None)
+
 
 class Plans:
     """The plans of one generation."""
 
-    def __init__(self, generation: Generation) -> None:
+    def __init__(self, generation: Generation, quotas: Quotas) -> None:
         config = generation.config
+        self._quotas = quotas
         self._policy = generation.policy
         self._cors = config.service.enable_cors
         self._log_api = config.audit.log_api
@@ -157,14 +165,10 @@ class Plans:
         ), content
 
     def _limit(self, operation: Operation | None) -> int:
+        """Of anybody's body."""
         if operation is AUDIT_LOGS:
             return AUDIT_QUERY
         return self._upload_limit if operation is not None and operation.upload else self._body_limit
-
-    def refused(self, proviso: Proviso, decision: Decision) -> Plan:
-        """The plan of a request that would have been allowed, had it not been for its proviso."""
-        principal = proviso.admission.principal
-        return self._plan(principal, proviso.head, proviso.asked, proviso.admission, Judgement(decision))
 
     def unreadable(self, principal: Principal, error: RequestError) -> Plan:
         """What was sent has no readable head, and so no end."""
@@ -195,7 +199,8 @@ class Plans:
                 upstream_host=self._upstream_host,
                 upstream_key=self._upstream_key,
             )
-        unread = None
+        limit, largest, unread = self._limit(operation), self._quotas.largest_body(admission), None
+        of_role = largest is not None and largest < limit
         if decision is UNREAD and asked is not None and admission is not None:
             unread = Unread(head, asked, admission)
         return Plan(
@@ -214,7 +219,9 @@ class Plans:
             close=head.close,
             to_head=head.method == "HEAD",
             expects_continue=head.expects_continue,
-            limit=self._limit(operation),
+            limit=largest if largest is not None and of_role else limit,
+            of_role=of_role,
+            toll=self._quotas.toll(principal, admission, operation, decision.status),
             resend=operation is not None and operation.reads,
             upstream=upstream,
             expires=admission.expires if admission is not None else NEVER,
@@ -239,4 +246,4 @@ def _proviso(head: RequestHead, asked: Recognised, admission: Admission | None) 
         return None
     if asked.operation is not None and asked.operation.requirement == OPEN:
         return None
-    return Proviso(credential.exists, head, asked, admission)
+    return Proviso(credential.exists, head)

@@ -13,9 +13,10 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Final
 
-from tlsproxy.authz.audit import event_line
+from tlsproxy.authz.audit import Refusal, event_line
 from tlsproxy.config.listeners import TCP, Listening
 from tlsproxy.config.model import ProtocolName
+from tlsproxy.proxy.addresses import FAILURES, account
 from tlsproxy.proxy.gateway import Gateway
 from tlsproxy.proxy.grpc import GrpcConnection
 from tlsproxy.proxy.pool import Pool
@@ -82,9 +83,13 @@ class Reception:
     def handshake_failed(self, reason: str, detail: str) -> None:
         """``detail`` is OpenSSL's words, empty where it had none."""
         self._failed = True
+        if reason in FAILURES:
+            self._gateway.limits.addresses.failed(account(self.address), "")
         self._gateway.metrics.handshake(reason, time.monotonic() - self._opened)
+        now = time.time()
+        self._gateway.metrics.refused(Refusal(now, self.address, "handshake", reason))
         line = event_line(
-            when=time.time(),
+            when=now,
             event="handshake",
             remote=self.address,
             result="denied",

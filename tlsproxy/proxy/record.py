@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
-from typing import Final, Generic, Protocol, TypeVar
+from typing import Final, Generic, Protocol, Self, TypeVar
 
 from tlsproxy.authz.access import Decision
-from tlsproxy.authz.audit import Prepared, request_line
+from tlsproxy.authz.audit import Prepared, Refusal, request_line
 from tlsproxy.authz.tokens import UNKNOWN_KEY
-from tlsproxy.errors import BadRequest, BodyTooLarge
+from tlsproxy.errors import BadRequest, BodyTooLarge, RoleBodyTooLarge
 from tlsproxy.proxy.gateway import Gateway
+from tlsproxy.proxy.quotas import Toll
+from tlsproxy.proxy.register import Entry
 from tlsproxy.wire.chunked import ChunkedBody, ChunkedError
 from tlsproxy.wire.http1 import CHUNKED
 from tlsproxy.wire.tracing import ID_LENGTH, NONE, Tracing
@@ -45,6 +47,9 @@ class Planned(Protocol):
     def decision(self) -> Decision: ...
     @property
     def audit(self) -> Prepared: ...
+    @property
+    def toll(self) -> Toll | None: ...
+    def refused(self, decision: Decision) -> Self: ...
 
 
 P = TypeVar("P", bound=Planned)
@@ -58,6 +63,7 @@ class Record(Generic[P]):
 
     __slots__ = (
         "_admitted",
+        "_held",
         "_started",
         "_when",
         "bytes_in",
@@ -80,6 +86,15 @@ class Record(Generic[P]):
         self._when = when
         self._started = time.monotonic()
         self._admitted = False
+        self._held: tuple[int, ...] = ()
+
+    def count(self, gateway: Gateway, toll: Toll, entry: Entry) -> None:
+        """Against the limits of whoever asks: its plan is a refusal where there was too much."""
+        outcome = gateway.limits.count(toll, entry)
+        if isinstance(outcome, Decision):
+            self.plan = self.plan.refused(outcome)
+        else:
+            self._held = outcome
 
     def admit(self, gateway: Gateway) -> None:
         """From here on the audit log owes it a line."""
@@ -90,6 +105,8 @@ class Record(Generic[P]):
         """Writes the one line. ``reason`` is what went wrong after the decision, empty where nothing did."""
         if self._admitted:
             gateway.in_flight -= 1
+        if self._held:
+            gateway.limits.release(self._held)
         plan, duration = self.plan, time.monotonic() - self._started
         gateway.audit.write(
             request_line(
@@ -109,9 +126,27 @@ class Record(Generic[P]):
         )
         outcome = "denied" if not plan.decision.allowed else "failed" if reason else "allowed"
         gateway.metrics.request(plan.operation, plan.role, outcome, duration)
-        gateway.metrics.decision(reason or plan.decision.reason)
+        gateway.metrics.decision(plan.role, outcome, reason or plan.decision.reason)
+        if not plan.decision.allowed:
+            self._refused(gateway, remote, reason or plan.decision.reason)
         if plan.decision.reason == UNKNOWN_KEY:
             gateway.key_missing()
+
+    def _refused(self, gateway: Gateway, remote: str, reason: str) -> None:
+        plan, caller = self.plan, self.plan.audit.who
+        gateway.metrics.refused(
+            Refusal(
+                self._when,
+                remote.strip('"'),  # an address has nothing that JSON escapes
+                plan.operation,
+                reason,
+                identity=caller.certificate_subject,
+                key=caller.key,
+                rule=caller.rule,
+                role=plan.role,
+                collection=plan.audit.collection,
+            )
+        )
 
 
 class RequestBody:
@@ -120,11 +155,12 @@ class RequestBody:
     ``content`` is what came of it, without its framing, or None where nobody needs to know.
     """
 
-    __slots__ = ("_chunks", "_left", "_limit", "content", "done")
+    __slots__ = ("_chunks", "_left", "_limit", "_of_role", "content", "done")
 
-    def __init__(self, length: int, limit: int, *, keep: bool = False) -> None:
-        """Raises :class:`BodyTooLarge` where the length alone says so."""
+    def __init__(self, length: int, limit: int, *, of_role: bool = False, keep: bool = False) -> None:
+        """Raises :class:`BodyTooLarge` where the length alone says so. ``of_role``: the limit is the caller's own."""
         self._limit = limit
+        self._of_role = of_role
         self.content = bytearray() if keep else None
         self._chunks = ChunkedBody(self.content) if length == CHUNKED else None
         self._left = max(0, length)
@@ -163,4 +199,6 @@ class RequestBody:
         return forward, len(forward)
 
     def _too_large(self) -> BodyTooLarge:
+        if self._of_role:
+            return RoleBodyTooLarge(self._limit)
         return BodyTooLarge(f"The body is larger than allowed (limit: {self._limit} bytes)")

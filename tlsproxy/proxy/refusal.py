@@ -23,11 +23,11 @@ _CONTENT_TYPE = {
 }
 
 
-def refused(status: int, text: str, form: Form) -> tuple[bytes, bytes]:
+def refused(status: int, text: str, form: Form, retry_after: int) -> tuple[bytes, bytes]:
     """(the header lines that say what it is, the body)."""
     fields = _CONTENT_TYPE[form]
-    if status == HTTPStatus.SERVICE_UNAVAILABLE:
-        fields += b"retry-after: 1\r\n"
+    if retry_after or status == HTTPStatus.SERVICE_UNAVAILABLE:
+        fields += b"retry-after: %d\r\n" % (retry_after or 1)
     if form is Form.JSON:
         return fields, orjson.dumps({"status": {"error": text}, "time": 0.0})
     return fields, b"" if form is Form.EMPTY else text.encode()

@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from tlsproxy.authz.audit import event_line
+from tlsproxy.authz.audit import Refusal, event_line
 from tlsproxy.proxy.standing import Standing
 
 if TYPE_CHECKING:
@@ -73,6 +73,12 @@ class Entry:
         self.requests += 1
         self.bytes_in += bytes_in
         self.bytes_out += bytes_out
+
+    def refusal(self, now: float, operation: str, reason: str) -> Refusal:
+        """Of the connection itself, whatever was asked on it."""
+        identity, principal = self.standing.identity, self.standing.principal
+        name = identity.name if identity is not None else ""
+        return Refusal(now, self.address, operation, reason, identity=name, rule=principal.rule, role=principal.role)
 
     def described(self, now: float) -> dict[str, Any]:
         """As JSON values."""
@@ -159,12 +165,13 @@ class Register:
 
     def _end(self, entry: Entry, reason: str, after: float) -> None:
         identity = entry.standing.identity
-        gateway = self._gateway
+        gateway, now = self._gateway, time.time()
         entry.why, entry.ends = reason, time.monotonic() + after
         gateway.metrics.connection_ended(reason)
+        gateway.metrics.refused(entry.refusal(now, "connection", reason))
         gateway.audit.write(
             event_line(
-                when=time.time(),
+                when=now,
                 event="connection",
                 remote=entry.address,
                 result="denied",
@@ -174,7 +181,7 @@ class Register:
                     "certificate_subject": identity.name if identity is not None else "",
                     "certificate_sha256": identity.sha256 if identity is not None else "",
                     "requests": entry.requests,
-                    "age_ms": round((time.time() - entry.opened) * 1000),
+                    "age_ms": round((now - entry.opened) * 1000),
                 },
             )
         )

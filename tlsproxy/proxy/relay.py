@@ -170,9 +170,11 @@ class Relay:
         """One that never became a call: in gRPC's words, or by a reset with ``code`` alone."""
         plan = record.plan
         if code is None:
-            record.grpc_status = grpc_status(plan.decision)
-            text = plan.decision.text or "There is no such method here"
-            fields = (*trailers_only(record.grpc_status, text, http=plan.http), id_field(record.id))
+            decision = plan.decision
+            record.grpc_status = grpc_status(decision)
+            text = decision.text or "There is no such method here"
+            only = trailers_only(record.grpc_status, text, http=plan.http, retry_after=decision.retry_after)
+            fields = (*only, id_field(record.id))
             self.down.append(http2.headers(stream, write(fields, first=self.first_block), end=True))
             code = None if done else Code.NO_ERROR
         if code is not None:

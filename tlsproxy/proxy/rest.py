@@ -88,9 +88,13 @@ class RestConnection(Turns):
         principal = self._standing.principal
         plan = plans.of(principal, head, now) if ended is None else plans.make(principal, head, now, ended=ended)
         record = self._open_record(plan, now, tracing)
+        if plan.toll is not None and ended is None:
+            record.count(self._gateway, plan.toll, self._entry)
+            plan = record.plan
         self.close |= ended is not None
+        keep = plan.unread is not None or plan.audit_logs
         try:
-            self._body = RequestBody(plan.length, plan.limit, keep=plan.unread is not None or plan.audit_logs)
+            self._body = RequestBody(plan.length, plan.limit, of_role=plan.of_role, keep=keep)
         except BodyTooLarge as error:
             self.close = True
             self._fail(error)

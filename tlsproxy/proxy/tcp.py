@@ -1,7 +1,8 @@
 """A client's connection that is relayed as it is, to one address: who may connect is decided, what is said is not read.
 
 Bytes go on as fast as the slower side takes them. Either side may end its half (TLS: close_notify, RFC 8446 §6.1; TCP:
-FIN) and hear the other out. That there is a connection is written down when it begins, what it carried when it ends.
+FIN) and hear the other out. For its client's limits it is a request that lasts. That there is a connection is written
+down when it begins, what it carried when it ends.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import time
 from collections.abc import Callable
 from typing import Final, Literal
 
+from tlsproxy.authz.access import Decision
 from tlsproxy.authz.audit import EventResult, event_line
 from tlsproxy.proxy.deadlines import NEVER
 from tlsproxy.proxy.dial import DialledStream
@@ -18,6 +20,7 @@ from tlsproxy.proxy.register import Entry
 from tlsproxy.proxy.tlsstream import TlsStream
 
 LINGER: Final = 1.0
+UNREACHABLE: Final = "upstream_unreachable"
 
 
 class TcpConnection:
@@ -36,6 +39,7 @@ class TcpConnection:
         self._upstream: DialledStream | None = None
         self._why = ""
         self._open = False
+        self._held: tuple[int, ...] = ()
         self._opened = time.monotonic()
         self._idle = gateway.generation.config.limits.tcp_idle_timeout
         stream.deadline = NEVER
@@ -43,12 +47,19 @@ class TcpConnection:
         if refusal:
             self._refuse(refusal)
             return
+        toll = gateway.limits.quotas.toll(entry.standing.principal, None)
+        if toll is not None:
+            outcome = gateway.limits.count(toll, entry)
+            if isinstance(outcome, Decision):
+                self._refuse(outcome.reason, outcome.text)
+                return
+            self._held = outcome
         stream.when_ended = self._client_ended
         stream.pause_reading()  # until there is somebody to send it to
         try:
             self._upstream = self._dial(gateway)
         except OSError as error:
-            self._refuse("upstream_unreachable", str(error))
+            self._refuse(UNREACHABLE, str(error))
 
     def _dial(self, gateway: Gateway) -> DialledStream:
         limits, settings = gateway.generation.config.limits, gateway.generation.config.upstream
@@ -74,7 +85,10 @@ class TcpConnection:
     def _refuse(self, reason: str, error: str = "") -> None:
         self._why = reason
         self._tell("tcp_open", "denied", error)
-        self._gateway.metrics.decision(reason)
+        allowed, metrics = reason == UNREACHABLE, self._gateway.metrics
+        metrics.decision(self._entry.standing.principal.role, "failed" if allowed else "denied", reason)
+        if not allowed:
+            metrics.refused(self._entry.refusal(time.time(), "tcp", reason))
         self.stream.close(LINGER)
 
     def _tell(self, event: Literal["tcp_open", "tcp_close"], result: EventResult, error: str = "") -> None:
@@ -105,7 +119,7 @@ class TcpConnection:
     # What the upstream says
 
     def connected(self) -> None:
-        self._gateway.metrics.decision("allowed")
+        self._gateway.metrics.decision(self._entry.standing.principal.role, "allowed", "allowed")
         self._open = True
         self._tell("tcp_open", "ok")
         self._touch()
@@ -124,7 +138,7 @@ class TcpConnection:
     def upstream_lost(self, error: Exception | None) -> None:
         self._upstream = None
         if not self._open:
-            self._refuse("upstream_unreachable", str(error or ""))
+            self._refuse(UNREACHABLE, str(error or ""))
             return
         self._why = self._why or ("upstream_broken" if error is not None else "")
         self.stream.close(LINGER)
@@ -199,6 +213,7 @@ class TcpConnection:
 
     def connection_lost(self, error: Exception | None) -> None:
         try:
+            self._gateway.limits.release(self._held)
             if self._upstream is not None:
                 self._upstream.abort()
             if self._open:

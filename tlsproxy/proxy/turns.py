@@ -80,10 +80,11 @@ class Turns:
         self._respond(HTTPStatus.OK, answer.fields, answer.body, bytes_out=len(answer.body))
 
     def _refuse_as(self, decision: Decision) -> None:
-        self._refuse(decision.status, decision.text, decision.form)
+        answer = refused(decision.status, decision.text, decision.form, decision.retry_after)
+        self._respond(decision.status, *answer)
 
-    def _refuse(self, status: int, text: str, form: Form, reason: str = "") -> None:
-        self._respond(status, *refused(status, text, form), reason=reason)
+    def _refuse(self, status: int, text: str, form: Form, reason: str) -> None:
+        self._respond(status, *refused(status, text, form, 0), reason=reason)
 
     def _respond(self, status: int, fields: bytes, body: bytes, *, reason: str = "", bytes_out: int = 0) -> None:
         """The gateway's own response, whatever there is of the request's body."""

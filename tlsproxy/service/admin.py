@@ -36,10 +36,10 @@ _RESULT_STATUS: Final = {"ok": 200, "unchanged": 200, "deferred": 409, "failed":
 class AdminState(Protocol):
     """What the service tells of itself."""
 
-    def ready(self) -> Awaitable[Mapping[str, str]]:
+    async def ready(self) -> Mapping[str, str]:
         """For each part that serving needs: `ok`, or why it is not."""
 
-    def status(self) -> Mapping[str, Any]:
+    async def status(self) -> Mapping[str, Any]:
         """Everything worth knowing, as JSON values, and no secret."""
 
     async def reload(self, trigger: str) -> Mapping[str, Any]:
@@ -48,10 +48,10 @@ class AdminState(Protocol):
         Being cancelled ends the wait for the verdict and never the reload.
         """
 
-    def cut(self, number: int) -> bool:
+    async def cut(self, number: int) -> bool:
         """Ends a live connection at once; False where there is none of this number."""
 
-    def metrics(self) -> tuple[bytes, str]:
+    async def metrics(self) -> tuple[bytes, str]:
         """The exposition and its content type."""
 
 
@@ -97,11 +97,11 @@ class AdminServer:
         return _json({"ready": ready, "parts": parts}, 200 if ready else 503)
 
     async def _metrics(self, _request: web.Request) -> web.Response:
-        body, content_type = self._state.metrics()
+        body, content_type = await self._state.metrics()
         return web.Response(body=body, headers={"Content-Type": content_type})
 
     async def _status(self, _request: web.Request) -> web.Response:
-        return _json(self._state.status())
+        return _json(await self._state.status())
 
     async def _reload(self, request: web.Request) -> web.Response:
         if _from_a_page(request):
@@ -118,7 +118,7 @@ class AdminServer:
         if _from_a_page(request):
             return _json({"error": "a connection is not cut from a web page"}, 403)
         number = int(request.match_info["number"])
-        if self._state.cut(number):
+        if await self._state.cut(number):
             return _json({"cut": number})
         return _json({"error": f"there is no connection {number}: /status names those that are live"}, 404)
 

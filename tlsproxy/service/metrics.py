@@ -14,7 +14,9 @@ from prometheus_client import CollectorRegistry, ProcessCollector, generate_late
 from prometheus_client.registry import Collector
 
 import tlsproxy
+from tlsproxy.authz.audit import Refusal
 from tlsproxy.service.families import Histogram, counters, gauges, histograms, keyed
+from tlsproxy.service.recent import Recent
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -38,11 +40,23 @@ _RELOADED: Final = frozenset({"ok", "unchanged"})
 
 
 class Metrics(Collector):
-    """`pool` gives the upstream connections that are (idle, busy), `audit` the lines (queued, written, dropped)."""
+    """`pool` gives the upstream connections that are (idle, busy), `audit` the lines (queued, written, dropped).
 
-    def __init__(self, *, pool: Callable[[], tuple[int, int]], audit: Callable[[], tuple[int, int, int]]) -> None:
+    `limits`: how often no row was free in their table, and how often its lock could not be had. `recent` are the last
+    minutes.
+    """
+
+    def __init__(
+        self,
+        *,
+        pool: Callable[[], tuple[int, int]],
+        audit: Callable[[], tuple[int, int, int]],
+        limits: Callable[[], tuple[int, int]],
+    ) -> None:
+        self._limits = limits
         self._pool = pool
         self._audit = audit
+        self.recent = Recent()
         self._requests: dict[tuple[str, str, str], int] = defaultdict(int)
         self._durations: dict[str, Histogram] = defaultdict(lambda: Histogram(REQUEST_BUCKETS))
         self._decisions: dict[str, int] = defaultdict(int)
@@ -73,15 +87,21 @@ class Metrics(Collector):
         self._requests[operation, role, outcome] += 1
         self._durations[operation].observe(seconds)
 
-    def decision(self, reason: str) -> None:
+    def decision(self, role: str, outcome: str, reason: str) -> None:
+        """On one request, or one connection of mode tcp. ``outcome`` as of a request."""
         self._decisions[reason] += 1
+        self.recent.decided(role, outcome)
+
+    def refused(self, refusal: Refusal) -> None:
+        """Somebody got nothing: a request, a handshake, a connection. It is shown, not counted: that is done."""
+        self.recent.refused(refusal)
 
     def handshake(self, outcome: str, seconds: float) -> None:
         self._handshakes[outcome] += 1
         self._handshake_durations.observe(seconds)
 
     def connection(self, outcome: str) -> None:
-        """One that came: accepted, or closed at once for `limit` or `address_limit`."""
+        """One that came: accepted, or closed at once (the reasons of `proxy/addresses.py`)."""
         self._connections[outcome] += 1
         if outcome == "accepted":
             self._open_connections += 1
@@ -143,6 +163,9 @@ class Metrics(Collector):
         durations = keyed(self._durations)
         yield histograms("request_duration_seconds", "How long requests took.", ("operation",), durations)
         yield counters("decisions", "Decisions on requests.", ("reason",), keyed(self._decisions))
+        overflows, unlocked = self._limits()
+        yield counters("limit_overflows", "Counts against the row of all that found none.", (), [((), overflows)])
+        yield counters("limit_unlocked", "Counts made without the table's lock.", (), [((), unlocked)])
 
     def _collect_connections(self) -> Iterator[Metric]:
         yield counters("handshakes", "TLS handshakes that ended.", ("outcome",), keyed(self._handshakes))

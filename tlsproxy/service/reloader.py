@@ -17,10 +17,9 @@ from typing import Any, Final, Literal, Protocol
 
 from tlsproxy.authz.audit import event_line
 from tlsproxy.errors import TlsproxyError
-from tlsproxy.proxy.gateway import Gateway
 from tlsproxy.service import logs
 from tlsproxy.service.jwks import KeySets
-from tlsproxy.tls.files import read_inputs
+from tlsproxy.tls.files import Inputs, read_inputs
 from tlsproxy.tls.generation import Generation, build
 from tlsproxy.tls.watch import Watcher
 
@@ -28,6 +27,18 @@ _AGAIN: Final = 5.0
 """Seconds before a watcher that failed is begun anew."""
 
 _log = logging.getLogger(__name__)
+
+
+class Target(Protocol):
+    """What serves. ``publish`` raises TlsproxyError where it cannot, and then nothing has changed."""
+
+    @property
+    def generation(self) -> Generation: ...
+    async def publish(self, generation: Generation, inputs: Inputs) -> None: ...
+
+
+class Audit(Protocol):
+    def write(self, line: str) -> None: ...
 
 
 class ReloadMetrics(Protocol):
@@ -55,14 +66,16 @@ class Reloader:
     def __init__(
         self,
         *,
-        gateway: Gateway,
+        target: Target,
+        audit: Audit,
         metrics: ReloadMetrics,
         config_path: Path,
         environ: Mapping[str, str],
         watcher: Watcher,
         key_sets: KeySets,
     ) -> None:
-        self._gateway = gateway
+        self._target = target
+        self._audit = audit
         self._metrics = metrics
         self._config_path = config_path
         self._environ = environ
@@ -70,7 +83,7 @@ class Reloader:
         self._key_sets = key_sets
         self._turn = asyncio.Lock()
         self._begun = self._answered = 0
-        generation = gateway.generation
+        generation = target.generation
         self.last = Verdict("ok", "start", generation.built_at, generation.number)
         metrics.published(generation)
         watcher.seen(generation.digest)
@@ -98,7 +111,7 @@ class Reloader:
             return verdict
 
     async def _attempt(self, trigger: str) -> Verdict:
-        old = self._gateway.generation
+        old = self._target.generation
         tried = ""
         try:
             try:
@@ -116,12 +129,12 @@ class Reloader:
                 inputs=inputs,
                 documents=await self._key_sets.of(inputs.loaded.config),
             )
+            await self._target.publish(new, inputs)
         except TlsproxyError as error:
             return self._failed(trigger, old, tried, str(error))
         except Exception as error:  # noqa: BLE001 - a defect of ours, which must not end the watching
             _log.critical("a defect in reload", exc_info=error)
             return self._failed(trigger, old, tried, f"{type(error).__name__}: {error}")
-        self._gateway.publish(new)
         logs.set_level(new.config)
         self._watcher.seen(new.digest)
         self._metrics.published(new)
@@ -134,13 +147,14 @@ class Reloader:
         What it saw may have been something else: a writer was at work between its look and this one.
         """
         self._watcher.seen(tried)
-        _log.error(
-            "reload (%s) failed, generation %d goes on serving: %s",
-            trigger,
-            old.number,
-            error,
-            extra={"trigger": trigger, "generation": old.number},
-        )
+        for problem in error.splitlines() or [error]:  # a configuration may have many
+            _log.error(
+                "reload (%s) failed, generation %d goes on serving: %s",
+                trigger,
+                old.number,
+                problem,
+                extra={"trigger": trigger, "generation": old.number},
+            )
         return self._record(Verdict("failed", trigger, time.time(), old.number, error), "failed", {"error": error})
 
     def _tell(self, trigger: str, old: Generation, new: Generation) -> Verdict:
@@ -176,7 +190,7 @@ class Reloader:
             reason=verdict.trigger,
             detail={"generation": verdict.generation, **detail},
         )
-        self._gateway.audit.write(line)
+        self._audit.write(line)
         return verdict
 
     def status(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The composition root: one process, one loop, every part made here and ended here.
+"""The program: the first configuration, the log, signals, sockets, the operators' server, around what serves.
 
 SIGHUP reloads. SIGTERM and SIGINT drain: no new connections, idle ones end, busy ones after their response, all within
 ``limits.drain_timeout``; a second one ends it at once. SIGHUP during a drain is ignored.
@@ -13,6 +13,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Literal
@@ -22,16 +23,14 @@ from tlsproxy.authz.audit import event_line
 from tlsproxy.config.listeners import listening, scheme, titles
 from tlsproxy.config.problems import ConfigError
 from tlsproxy.errors import TlsproxyError
-from tlsproxy.proxy.deadlines import Deadlines
-from tlsproxy.proxy.gateway import Gateway
-from tlsproxy.proxy.listener import Listeners, bind
-from tlsproxy.proxy.pool import Pool
+from tlsproxy.proxy.limittable import LimitTable
+from tlsproxy.proxy.listener import Bound, bind
 from tlsproxy.service import logs
 from tlsproxy.service.admin import AdminServer
 from tlsproxy.service.auditlog import AuditLog, NoAudit, audit_log
 from tlsproxy.service.jwks import KeySets
-from tlsproxy.service.metrics import Metrics
 from tlsproxy.service.reloader import Reloader
+from tlsproxy.service.serving import Serving
 from tlsproxy.service.state import ServiceState, described
 from tlsproxy.tls.files import read_inputs
 from tlsproxy.tls.generation import Generation, build
@@ -69,14 +68,16 @@ def run(config_path: Path, ready_file: Path | None) -> int:
             return 2
         logs.configure(generation.config, os.environ)
         try:
-            runner.run(_Service(config_path, generation, key_sets, ready_file).serve())
+            runner.run(_Program(config_path, generation, key_sets, ready_file).serve())
         except (TlsproxyError, OSError) as error:
             _log.critical("cannot serve: %s", error)
             return 1
     return 0
 
 
-class _Service:
+class _Program:
+    """What stands around :class:`tlsproxy.service.serving.Serving`: signals, sockets, reloads, and the operators."""
+
     def __init__(self, config_path: Path, generation: Generation, key_sets: KeySets, ready_file: Path | None) -> None:
         self._config_path = config_path
         self._key_sets = key_sets
@@ -88,57 +89,40 @@ class _Service:
 
     async def serve(self) -> None:
         config = self._generation.config
-        loop = asyncio.get_running_loop()
-        self._handle_signals(loop)  # before anybody can know that we are here: SIGHUP's default is death
+        self._handle_signals(asyncio.get_running_loop())  # before anybody knows of us: SIGHUP's default is death
         async with AsyncExitStack() as stack:
             audit = audit_log(config.audit)
             audit.start()
             stack.callback(audit.close)
-            deadlines = Deadlines(loop)
-            stack.callback(deadlines.close)
-            metrics = Metrics(pool=lambda: pool.counts, audit=lambda: (audit.queued, audit.written, audit.dropped))
-            gateway = Gateway(loop, self._generation, audit, metrics, deadlines, self._key_sets.key_missing)
-            pool = Pool(gateway)
-            stack.callback(pool.close)
-            stack.callback(gateway.register.close)
             # All or none: nobody is accepted before every address is ours.
             bound = [
-                (stack.enter_context(bind(one.endpoint.host, one.endpoint.port)), one) for one in listening(config)
+                Bound.of(stack.enter_context(bind(one.endpoint.host, one.endpoint.port)), one)
+                for one in listening(config)
             ]
-            listeners = Listeners(gateway, pool, bound)
-            stack.callback(listeners.connections.cut)
-            stack.callback(listeners.stop)
-            watcher = Watcher(self._config_path, os.environ)
+            served = Serving(self._generation, bound, audit, LimitTable.private(), self._key_sets.key_missing)
+            stack.callback(served.close)
             reloader = Reloader(
-                gateway=gateway,
-                metrics=metrics,
+                target=served,
+                audit=audit,
+                metrics=served.counted,
                 config_path=self._config_path,
                 environ=os.environ,
-                watcher=watcher,
+                watcher=Watcher(self._config_path, os.environ),
                 key_sets=self._key_sets,
             )
-            state = ServiceState(
-                gateway=gateway,
-                listeners=listeners,
-                pool=pool,
-                audit=audit,
-                metrics=metrics,
-                reloader=reloader,
-                key_sets=self._key_sets,
-            )
-            admin = await self._start_admin(stack, state)
-            self._announce(listeners, admin)
+            admin = await self._start_admin(stack, ServiceState(served, bound, reloader, self._key_sets))
+            self._announce(bound, admin)
             _event(audit, "start")
             async with asyncio.TaskGroup() as tasks:
                 owned = [
                     tasks.create_task(reloader.run()),
                     tasks.create_task(self._reload_on_signal(reloader)),
-                    tasks.create_task(self._key_sets.run(lambda: gateway.generation.config, reloader.reload)),
+                    tasks.create_task(self._key_sets.run(lambda: served.generation.config, reloader.reload)),
                 ]
                 await self._stopping.wait()
                 for task in owned:
                     task.cancel()
-            await self._drain(gateway, listeners)
+            await served.drain(self._ended)
             _event(audit, "stop")
 
     async def _start_admin(self, stack: AsyncExitStack, state: ServiceState) -> str | None:
@@ -150,9 +134,9 @@ class _Service:
         stack.push_async_callback(server.stop)
         return bound
 
-    def _announce(self, listeners: Listeners, admin: str | None) -> None:
+    def _announce(self, bound: Sequence[Bound], admin: str | None) -> None:
         serving = ", ".join(
-            f"{titles(listener.protocols)} on {scheme(listener.protocols)}://{listener.bound}" for listener in listeners
+            f"{titles(one.where.protocols)} on {scheme(one.where.protocols)}://{one.address}" for one in bound
         )
         _log.info("tlsproxy %s: serving %s", tlsproxy.__version__, serving)
         if admin is not None:
@@ -161,7 +145,7 @@ class _Service:
             _log.warning("%s", warning)
         if self._ready_file is not None:
             staged = self._ready_file.with_name(f"{self._ready_file.name}.{os.getpid()}")
-            staged.write_text(json.dumps({"listeners": described(listeners), "admin": admin}), encoding="utf-8")
+            staged.write_text(json.dumps({"listeners": described(bound), "admin": admin}), encoding="utf-8")
             staged.replace(self._ready_file)
 
     def _handle_signals(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -188,19 +172,6 @@ class _Service:
             await self._reload.wait()
             self._reload.clear()
             await reloader.reload("sighup")
-
-    async def _drain(self, gateway: Gateway, listeners: Listeners) -> None:
-        gateway.draining = True
-        listeners.stop()
-        listeners.connections.drain(self._ended.set)
-        deadline = gateway.generation.config.limits.drain_timeout
-        try:
-            async with asyncio.timeout(deadline):
-                await self._ended.wait()
-        except TimeoutError:
-            _log.warning("%d connections are cut after %g s of draining", len(listeners.connections), deadline)
-        listeners.connections.cut()
-        await asyncio.sleep(0)  # each cut connection writes its audit line from the loop
 
 
 def _event(audit: AuditLog | NoAudit, event: Literal["start", "stop"]) -> None:

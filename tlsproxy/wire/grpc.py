@@ -141,12 +141,13 @@ def restate_call(head: CallHead, *, upstream_host: bytes, upstream_key: bytes | 
     return tuple(fields)
 
 
-def trailers_only(status: int, message: str, *, http: int = 200) -> Fields:
-    """The whole response of a call that is not carried out. ``status`` is gRPC's."""
+def trailers_only(status: int, message: str, *, http: int = 200, retry_after: int = 0) -> Fields:
+    """The whole response of a call that is not carried out. ``status`` is gRPC's, ``retry_after`` seconds."""
     return (
         (b":status", b"%d" % http),
         (b"content-type", b"application/grpc"),
         *trailers(status, message),
+        *(((b"retry-after", b"%d" % retry_after),) if retry_after else ()),
     )
 
 

@@ -1,0 +1,201 @@
+"""The table of limits: each caller has a row, memory is what it is, and several processes count as one."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import time
+from collections.abc import Iterator
+from multiprocessing.synchronize import Barrier
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tlsproxy.authz.rates import SECOND, Charge, Excess, Rate
+from tlsproxy.proxy.limittable import LimitTable, create, size
+
+SPAWN = multiprocessing.get_context("spawn")
+
+
+class Clock:
+    """Stands until it is set."""
+
+    def __init__(self) -> None:
+        self.now = time.monotonic_ns()
+
+    def __call__(self) -> int:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def table(clock: Clock) -> LimitTable:
+    return LimitTable.private(clock)
+
+
+@pytest.fixture
+def descriptor() -> Iterator[int]:
+    made = create(4)
+    yield made
+    os.close(made)
+
+
+def charge(table: LimitTable, name: str, rate: Rate | None = None, concurrent: int = 0) -> Charge:
+    return Charge(table.key("identity", name), name, rate, concurrent)
+
+
+STEPS = st.lists(
+    st.tuples(st.integers(0, 3 * SECOND), st.lists(st.sampled_from("abc"), min_size=1, max_size=3, unique=True)),
+    max_size=60,
+)
+
+
+@pytest.mark.fuzz
+@given(steps=STEPS)
+def test_each_caller_is_counted_alone_and_all_limits_of_a_request_or_none(steps: list[tuple[int, list[str]]]) -> None:
+    """The twin keeps everything it ever heard, in a dictionary."""
+    table, clock = _TABLE, _CLOCK
+    rates = {"a": Rate.of(1, 3), "b": Rate.of(0.5, 1), "c": None}
+    most = {"a": 2, "b": 0, "c": 1}
+    names = {name: f"{name} {next(_NUMBERS)}" for name in "abc"}
+    arrivals: dict[str, int] = {}
+    going_on = dict.fromkeys("abc", 0)
+    open_requests: list[tuple[list[str], tuple[int, ...]]] = []
+    for pause, asked in steps:
+        clock.now += pause
+        now = clock.now
+        if pause % 2 and open_requests:
+            ended, rows = open_requests.pop(0)
+            table.release(rows)
+            for name in ended:
+                going_on[name] -= 1
+        waits = {name: rate.wait(arrivals.get(name, 0), now) for name in asked if (rate := rates[name]) is not None}
+        full = [name for name in asked if most[name] and going_on[name] >= most[name]]
+        outcome = table.take([charge(table, names[name], rates[name], most[name]) for name in asked])
+        if any(waits.values()) or full:
+            assert isinstance(outcome, Excess)
+            assert outcome.wait == max(waits.values(), default=0)
+            continue
+        assert isinstance(outcome, tuple)
+        for name in asked:
+            if (rate := rates[name]) is not None:
+                arrivals[name] = rate.after(arrivals.get(name, 0), now)
+            going_on[name] += 1
+        open_requests.append((asked, outcome))
+    for _, rows in open_requests:
+        table.release(rows)
+
+
+@pytest.mark.timeout(180)
+def test_a_million_identities_take_the_memory_of_none(table: LimitTable, clock: Clock) -> None:
+    """Each owes something for an hour: the table is full long before, and says so, and neither grows nor gives in."""
+    assert size(1) < 6 << 20
+    slow = Rate.of(1 / 3600, 1)
+    before = _resident()
+    admitted = sum(isinstance(table.take((charge(table, str(number), slow),)), tuple) for number in range(1_000_000))
+    assert _resident() - before < 2 * size(1)
+    assert 200_000 < admitted <= size(1) // 20
+    assert table.overflows >= 1_000_000 - admitted - 1, "each that found no room was told to share one row"
+    # Those with a row are counted as ever, and all of it is free once it is owed no more.
+    assert isinstance(table.take((charge(table, "0", slow),)), Excess)
+    before_overflows = table.overflows
+    clock.now += 2 * 3600 * SECOND
+    assert isinstance(table.take((charge(table, "999999", slow),)), tuple)
+    assert table.overflows == before_overflows
+
+
+def test_what_is_going_on_keeps_its_row(table: LimitTable, clock: Clock) -> None:
+    one = charge(table, "held", concurrent=1)
+    rows = table.take((one,))
+    assert isinstance(rows, tuple)
+    # As many others as it takes to want the same bucket, none of whom stays.
+    for number in range(100_000):
+        clock.now += SECOND
+        table.take((charge(table, f"other {number}", Rate.of(1000, 1)),))
+    assert isinstance(table.take((one,)), Excess)
+    table.release(rows)
+    assert isinstance(table.take((one,)), tuple)
+
+
+def test_a_worker_that_died_is_forgotten_by_who_takes_its_place(descriptor: int) -> None:
+    first, second = (LimitTable.shared(descriptor, worker, 4) for worker in (0, 1))
+    one = charge(first, "one", concurrent=3)
+    assert second.key("identity", "one") == one.key
+    for table in (first, second, second):
+        assert isinstance(table.take((one,)), tuple)
+    assert isinstance(first.take((one,)), Excess)
+    again = LimitTable.shared(descriptor, 1, 4)
+    assert isinstance(again.take((one,)), tuple)
+    assert isinstance(again.take((one,)), tuple)
+    assert isinstance(again.take((one,)), Excess), "what the first has going on still counts"
+
+
+def test_nobody_can_find_names_that_share_a_row_without_the_secret() -> None:
+    tables = [LimitTable.private() for _ in range(2)]
+    assert tables[0].key("key", "a", "b") != tables[1].key("key", "a", "b")
+    assert tables[0].key("key", "a", "b") != tables[0].key("key", "ab")
+    assert len({tables[0].key("key", str(number)) for number in range(10_000)}) == 10_000
+
+
+def _spend(descriptor: int, worker: int, seconds: float, barrier: Barrier, told: object) -> None:
+    table = LimitTable.shared(descriptor, worker, 4)
+    rated, counted = charge(table, "rated", Rate.of(2000, 50)), charge(table, "counted", concurrent=2)
+    admitted = 0
+    barrier.wait(20)
+    begun = now = time.monotonic_ns()
+    while now < begun + seconds * SECOND:
+        if isinstance(table.take((rated,)), tuple):
+            admitted += 1
+        rows = table.take((counted,))
+        if isinstance(rows, tuple):
+            table.release(rows)
+        now = time.monotonic_ns()
+    rows = table.take((counted,))
+    told.put((begun, now, admitted, table.lock.unlocked, isinstance(rows, tuple)))  # type: ignore[attr-defined]
+
+
+def test_several_processes_keep_one_rate(descriptor: int) -> None:
+    """Not one too many, but for those that were counted while the lock could not be had."""
+    barrier, told = SPAWN.Barrier(4), SPAWN.Queue()
+    workers = [
+        SPAWN.Process(target=_in_worker, args=(os.getpid(), descriptor, number, barrier, told)) for number in range(4)
+    ]
+    for worker in workers:
+        worker.start()
+    results = [told.get(timeout=30) for _ in workers]
+    for worker in workers:
+        worker.join(30)
+        assert worker.exitcode == 0
+    begun, ended = min(one[0] for one in results), max(one[1] for one in results)
+    admitted, unlocked = sum(one[2] for one in results), sum(one[3] for one in results)
+    most = 50 + 2000 * (ended - begun) / SECOND
+    assert admitted <= most + 1 + unlocked
+    assert admitted > 0.8 * most, "and not much less either"
+    assert sum(one[4] for one in results) == 2, "two requests at a time, of four processes that wanted one each"
+
+
+def _in_worker(parent: int, descriptor: int, worker: int, barrier: Barrier, told: object) -> None:
+    """Spawned processes inherit nothing: the file is opened through its maker."""
+    _spend(os.open(f"/proc/{parent}/fd/{descriptor}", os.O_RDWR), worker, 0.7, barrier, told)
+
+
+def _resident() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def _numbers() -> Iterator[int]:
+    number = 0
+    while True:
+        yield number
+        number += 1
+
+
+_NUMBERS = _numbers()
+_CLOCK = Clock()
+_TABLE = LimitTable.private(_CLOCK)

@@ -1,0 +1,143 @@
+"""One process that serves: the data path from the listening sockets to the upstream, made here and ended here.
+
+It is given its sockets, its generation and its audit log, and knows nothing of signals, files or operators:
+:mod:`tlsproxy.service.server` is the program around it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, Final, Protocol
+
+from tlsproxy.config.model import ProtocolName
+from tlsproxy.proxy.deadlines import Deadlines
+from tlsproxy.proxy.gateway import Gateway
+from tlsproxy.proxy.limittable import LimitTable
+from tlsproxy.proxy.listener import Bound, Listeners
+from tlsproxy.proxy.pool import Pool
+from tlsproxy.service.auditlog import AuditLog, NoAudit
+from tlsproxy.service.metrics import Metrics
+from tlsproxy.service.readiness import OK, Address, UpstreamProbe, audit_part, generation_part
+from tlsproxy.tls.files import Inputs
+from tlsproxy.tls.generation import Generation
+
+MOST_TOLD: Final = 1000
+"""Connections that a status names."""
+
+_PARTS: Final[Mapping[ProtocolName, str]] = {"rest": "upstream", "grpc": "upstream_grpc"}
+
+_log = logging.getLogger(__name__)
+
+
+class Served(Protocol):
+    """What a program runs and tells of. ``counted`` takes what the program itself has to count."""
+
+    counted: Metrics
+
+    @property
+    def generation(self) -> Generation: ...
+    async def publish(self, generation: Generation, inputs: Inputs) -> None: ...
+    async def ready(self) -> Mapping[str, str]: ...
+    async def figures(self) -> Mapping[str, Any]: ...
+    async def cut(self, number: int) -> bool: ...
+    async def metrics(self) -> tuple[bytes, str]: ...
+    async def drain(self, ended: asyncio.Event) -> None: ...
+
+
+class Serving:
+    """Accepts from the moment it is made, until :meth:`drain` or :meth:`close`."""
+
+    def __init__(
+        self,
+        generation: Generation,
+        bound: Sequence[Bound],
+        audit: AuditLog | NoAudit,
+        table: LimitTable,
+        key_missing: Callable[[], None],
+    ) -> None:
+        loop = asyncio.get_running_loop()
+        self._audit = audit
+        self.counted = Metrics(
+            pool=lambda: self._pool.counts,
+            audit=lambda: (audit.queued, audit.written, audit.dropped),
+            limits=lambda: (table.overflows, table.lock.unlocked),
+        )
+        self._deadlines = Deadlines(loop)
+        self._gateway = Gateway(loop, generation, audit, self.counted, self._deadlines, key_missing, table)
+        self._pool = Pool(self._gateway)
+        self._listeners = Listeners(self._gateway, self._pool, bound)
+        self._probes = {
+            protocol: UpstreamProbe(partial(self._addresses, protocol)) for protocol in generation.upstream_addresses
+        }
+
+    def close(self) -> None:
+        self._listeners.stop()
+        self._listeners.connections.cut()
+        self._gateway.register.close()
+        self._pool.close()
+        self._deadlines.close()
+
+    def _addresses(self, protocol: ProtocolName) -> Sequence[Address]:
+        return self.generation.upstream_addresses[protocol]
+
+    @property
+    def generation(self) -> Generation:
+        return self._gateway.generation
+
+    async def publish(self, generation: Generation, inputs: Inputs) -> None:  # noqa: ARG002 - they are in it
+        self._gateway.publish(generation)
+
+    async def ready(self) -> Mapping[str, str]:
+        audit = self._audit
+        upstream = {_PARTS[protocol]: await probe() for protocol, probe in self._probes.items()}
+        return {
+            "listeners": "draining" if self._gateway.draining else self._listeners.trouble or OK,
+            "generation": generation_part(self.generation, time.time()),
+            **upstream,
+            "audit": audit_part(healthy=audit.healthy, accepts=audit.accepts(), last_error=audit.last_error),
+        }
+
+    async def figures(self) -> Mapping[str, Any]:
+        """What of a status changes with the traffic."""
+        idle, busy = self._pool.counts
+        upstream, now = self.generation.config.upstream, time.time()
+        return {
+            "connections": {
+                "open": len(self._listeners.connections),
+                "draining": self._gateway.draining,
+                "live": [entry.described(now) for entry in self._gateway.register][:MOST_TOLD],
+            },
+            "upstream": {
+                **{protocol: getattr(upstream, protocol) for protocol in self._probes},
+                "idle": idle,
+                "busy": busy,
+            },
+            "decisions": self.counted.recent.decisions(),
+            "refusals": self.counted.recent.refusals(),
+            "audit": {"queued": self._audit.queued, "written": self._audit.written, "dropped": self._audit.dropped},
+        }
+
+    async def cut(self, number: int) -> bool:
+        return self._gateway.register.cut(number)
+
+    async def metrics(self) -> tuple[bytes, str]:
+        return self.counted.render()
+
+    async def drain(self, ended: asyncio.Event) -> None:
+        """Accepts no more, and lets the connections come to their end, until ``ended`` or ``limits.drain_timeout``."""
+        connections = self._listeners.connections
+        self._gateway.draining = True
+        self._listeners.stop()
+        connections.drain(ended.set)
+        deadline = self.generation.config.limits.drain_timeout
+        try:
+            async with asyncio.timeout(deadline):
+                await ended.wait()
+        except TimeoutError:
+            _log.warning("%d connections are cut after %g s of draining", len(connections), deadline)
+        connections.cut()
+        await asyncio.sleep(0)  # each cut connection writes its audit line from the loop
