@@ -46,7 +46,8 @@ class Gateway:
     """``generation`` is replaced by :meth:`publish` and by nothing else: one assignment, between two callbacks.
 
     ``held`` counts the bytes of bodies that are kept whole because they are read. ``key_missing`` is called for every
-    token that names a key which its issuer does not have. ``table`` is what limits are counted in.
+    token that names a key which its issuer does not have. ``table`` is what limits are counted in. ``probe`` is the
+    address from which our own watchdog is about to connect (:mod:`tlsproxy.proxy.probed`), None at any other time.
     """
 
     __slots__ = (
@@ -62,6 +63,7 @@ class Gateway:
         "loop",
         "metrics",
         "plans",
+        "probe",
         "register",
     )
 
@@ -85,6 +87,7 @@ class Gateway:
         self.in_flight = 0
         self.held = 0
         self.draining = False
+        self.probe: tuple[str, int] | None = None
         self.register = Register(self)
 
     def publish(self, generation: Generation) -> None:

@@ -46,6 +46,13 @@ class ReloadMetrics(Protocol):
     def published(self, generation: Generation) -> None: ...
 
 
+class ReloadTold(Protocol):
+    """Hears of each attempt twice: when it begins, and what came of it."""
+
+    def reloading(self) -> None: ...
+    def reloaded(self, verdict: Verdict) -> None: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Verdict:
     """``unchanged``: built anew from the same files and key sets.
@@ -63,7 +70,7 @@ class Verdict:
 class Reloader:
     """The one owner of what is published after the start."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - the parts of one service, by name
         self,
         *,
         target: Target,
@@ -73,6 +80,7 @@ class Reloader:
         environ: Mapping[str, str],
         watcher: Watcher,
         key_sets: KeySets,
+        told: ReloadTold,
     ) -> None:
         self._target = target
         self._audit = audit
@@ -81,6 +89,7 @@ class Reloader:
         self._environ = environ
         self._watcher = watcher
         self._key_sets = key_sets
+        self._told = told
         self._turn = asyncio.Lock()
         self._begun = self._answered = 0
         generation = target.generation
@@ -106,7 +115,9 @@ class Reloader:
             if self._answered > asked:
                 return self.last
             self._begun += 1
+            self._told.reloading()
             verdict = await self._attempt(trigger)
+            self._told.reloaded(verdict)
             self._answered = self._begun
             return verdict
 
