@@ -86,8 +86,8 @@ def test_roles_and_rules(tmp_path: Path) -> None:
         Change("role", "fresh", "added"),
         Change("role", "kept", "changed", "access"),
         Change("role", "old", "removed"),
-        Change("rule", "platform", "changed", "role"),
         Change("rule", "other", "added"),
+        Change("rule", "platform", "changed", "role"),
     )
     assert reloaded(made, identities=rules[::-1]) == (
         Change("rules", "", "changed", "in another order: the first that matches decides"),
