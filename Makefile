@@ -5,7 +5,7 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint const
 # PYTEST_ARGS narrows a run: make pytest PYTEST_ARGS="-k reload"
 PYTEST_ARGS ?=
 
-.PHONY: test lint types layers pytest demo soak fuzz format clean
+.PHONY: test lint types layers pytest demo soak fuzz bench bench-quick format clean
 
 test: lint types layers pytest
 
@@ -41,8 +41,15 @@ soak: .venv/installed-test
 fuzz: .venv/installed-test
 	TLSPROXY_FUZZ=1 $(BIN)/python -m pytest -m fuzz --timeout=3600 $(PYTEST_ARGS)
 
+# tlsproxy beside its peers; needs gcc and libssl-dev, and measures those peers that it finds or can install.
+bench: .venv/installed-demo
+	$(BIN)/python -m bench run $(BENCH_ARGS)
+
+bench-quick: .venv/installed-demo
+	$(BIN)/python -m bench quick $(BENCH_ARGS)
+
 format: .venv/installed-test
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
 
 clean:
-	rm -rf .venv demo-data build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf .venv demo-data bench-data build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

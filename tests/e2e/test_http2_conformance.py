@@ -311,3 +311,30 @@ def test_more_streams_than_were_offered(site: Site, served: Served) -> None:
         assert [client.status(stream) for stream in streams[:1]] == [0]
         client.lives()
     served.undisturbed()
+
+
+def test_padding_goes_no_further(site: Site, served: Served) -> None:
+    """§6.1: it counts against the sender's windows, which are given back: 256 frames have more of it than they hold."""
+    with h2(served.gateway, site) as client:
+        stream = client.open()
+        content = message(bytes(251))
+        for start in range(256):
+            client.send(DataFrame(stream, content[start : start + 1], pad_length=255, flags=["PADDED"]))
+        given = {0: 0, stream: 0}
+        while min(given.values()) < 256 * 256:
+            frame = client.until(WindowUpdateFrame)
+            if frame.stream_id == 0 or frame.window_increment == 256:  # others are the upstream's
+                given[frame.stream_id] += frame.window_increment
+        client.send(DataFrame(stream, b"", pad_length=9, flags=["PADDED", "END_STREAM"]))
+        assert client.status(stream) == 0
+    assert served.upstream.calls[-1].messages == [bytes(251)]
+    served.undisturbed()
+
+
+def test_settings_come_before_any_answer(site: Site, served: Served) -> None:
+    """§3.4, though the call was refused before the upstream had said a word."""
+    with h2(served.gateway, site, "stranger") as client:
+        assert client.status(client.call()) == 7
+        assert isinstance(client.received[0], SettingsFrame)
+        assert "ACK" not in client.received[0].flags
+    served.undisturbed()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import grpc
@@ -16,6 +17,8 @@ from support.grpc_upstream import GrpcUpstream
 from support.limits import SLOW, named_key, role, wait_as_told
 from support.site import Site
 from support.upstream import ScriptedUpstream
+
+from tlsproxy.authz.tokens import mint
 
 KEYS = [named_key("k-one"), named_key("k-two", name="cd")]
 WITHOUT_CERTIFICATE = {"verify_https_client_certificate": False}
@@ -88,6 +91,33 @@ def test_each_key_has_its_own_account_wherever_it_is_sent_from(own_site: Site, u
         record = gateway.audited(status=429, key="cd")
         assert (record["auth_type"], record["reason"]) == ("ApiKey", "rate_limited")
         assert statuses(search, 3) == [200] * 3, "its certificate alone has no account"
+
+
+def test_each_subject_of_a_signers_tokens_has_its_own_account(own_site: Site, upstream: ScriptedUpstream) -> None:
+    service = WITHOUT_CERTIFICATE | {"api_key": "manage-k3y", "jwt_rbac": True}
+    config = own_site.write_config(upstream.url, service=service, limits={"per_key": {**SLOW, "burst": 2}})
+
+    def token(subject: str, **claims: object) -> tuple[str, str]:
+        return "api-key", mint("manage-k3y", {"access": "r", "subject": subject, **claims})
+
+    with Gateway(config) as gateway, Client(gateway, own_site.client(None)) as client:
+        assert statuses(client, 1, token("alice", exp=int(time.time()) + 600)) == [200]
+        assert statuses(client, 2, token("alice", exp=int(time.time()) + 900)) == [200, 429], "one account"
+        assert statuses(client, 3, token("bob")) == [200, 200, 429]
+        assert statuses(client, 3, ("api-key", "manage-k3y")) == [200, 200, 429]
+        assert statuses(client, 1, ("api-key", "wrong")) == [401]
+
+
+def test_a_request_that_is_decided_by_its_body_counts_once_whatever_is_decided(
+    own_site: Site, upstream: ScriptedUpstream
+) -> None:
+    config = own_site.write_config(upstream.url, limits={"per_identity": {**SLOW, "burst": 3}})
+    good, bad = (b'{"query": 1, "lookup_from": {"collection": "%b"}}' % name for name in (b"docs", b"other"))
+    query = ("POST", "/collections/docs/points/query")
+    with Gateway(config) as gateway, Client(gateway, own_site.client("ingest")) as client:
+        asked = [client.ask(*query, body=body).status for body in (good, bad, good, good)]
+        assert asked == [200, 403, 200, 429]
+        assert len(upstream.requests) == 2
 
 
 def test_the_roles_of_certificate_and_key_count_both_and_a_refusal_counts_for_neither(

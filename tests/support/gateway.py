@@ -14,10 +14,12 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
+
+from support.activation import passing
 
 DEADLINE = 20.0
 
@@ -66,10 +68,15 @@ class Gateway:
     ``host:port``.
     """
 
-    def __init__(self, config: Path, *options: str, **environ: str) -> None:
+    def __init__(
+        self, config: Path, *options: str, inherit: Sequence[tuple[str, socket.socket]] = (), **environ: str
+    ) -> None:
+        """``inherit``: listening sockets that it is passed as by systemd, each with its name."""
         self.config = config
+        command = [sys.executable, "-m", "tlsproxy", "run", "--config", str(config), *options]
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "tlsproxy", "run", "--config", str(config), *options],
+            passing(inherit, command) if inherit else command,
+            pass_fds=[sock.fileno() for _, sock in inherit],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

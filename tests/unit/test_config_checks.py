@@ -59,6 +59,10 @@ ERRORS: dict[str, tuple[dict[str, Any], str]] = {
         {"limits": {"per_key": {"burst": 5}}},
         "limits.per_key.burst: requests_per_second is needed",
     ),
+    "burst_of_no_handshakes": (
+        {"limits": {"per_address": {"burst": 5}}},
+        "limits.per_address.burst: handshakes_per_second is needed",
+    ),
     "burst_of_nothing_in_a_role": (
         {"roles": {"search": {"access": "r", "limits": {"per_identity": {"burst": 5}}}}},
         "roles.search.limits.per_identity.burst: requests_per_second is needed",

@@ -92,6 +92,7 @@ def test_each_caller_is_counted_alone_and_all_limits_of_a_request_or_none(steps:
         table.release(rows)
 
 
+@pytest.mark.timeout(180)
 def test_a_million_identities_take_the_memory_of_none(table: LimitTable, clock: Clock) -> None:
     """Each owes something for an hour: the table is full long before, and says so, and neither grows nor gives in."""
     assert size(1) < 6 << 20

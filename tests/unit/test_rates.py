@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tlsproxy.authz.rates import SECOND, Rate
+from tlsproxy.authz.rates import SECOND, Penalty, Rate
 
 RATES = st.builds(
     lambda interval, burst: Rate(interval, interval * burst), st.integers(1, 10 * SECOND), st.integers(1, 50)
@@ -79,3 +79,41 @@ def test_a_rate_of_so_many_per_second(per_second: float, burst: int | None, requ
     assert rate.interval == round(SECOND / per_second)
     assert rate.room == requests * rate.interval
     assert rate.room + rate.interval < 1 << 62, "an arrival time fits its cell, long after the machine was started"
+
+
+@pytest.mark.fuzz
+@given(
+    per_minute=st.integers(1, 100),
+    longest=st.integers(1, 600),
+    heard=st.sampled_from([0, 2 * SECOND]),
+    pauses=st.lists(st.integers(0, 30 * SECOND), max_size=100),
+)
+def test_whoever_fails_waits_longer_each_time_and_never_longer_than_said(
+    per_minute: int, longest: int, heard: int, pauses: list[int]
+) -> None:
+    """Somebody who fails at each moment at which it is heard."""
+    penalty = Penalty.of(per_minute, longest)
+    owed, until, now, last_end = 0, 0, 1, 0
+    for failures, pause in enumerate(pauses, 1):
+        now += pause
+        if penalty.left(until, now, heard):
+            now += penalty.left(until, now, heard)
+            last_end = now
+        owed = penalty.after(owed, now)
+        if until <= now and (begun := penalty.until(owed, now, heard)):
+            assert failures > per_minute, "so many go without"
+            assert not last_end or now - last_end >= heard, "everybody was heard in between"
+            until = begun
+            assert SECOND <= penalty.left(until, now, heard) <= longest * SECOND
+    # It is all forgiven in a time that does not depend on how often it failed.
+    most = penalty.rate.interval * (per_minute + longest.bit_length() + 1)
+    assert penalty.until(penalty.after(owed, now + most), now + most, heard) == 0
+
+
+def test_each_further_failure_doubles_the_delay() -> None:
+    penalty = Penalty.of(3, 60.0)
+    owed, delays = 0, []
+    for _ in range(12):
+        owed = penalty.after(owed, 0)
+        delays.append(penalty.until(owed, 0, 0) // SECOND)
+    assert delays == [0, 0, 0, 1, 2, 4, 8, 16, 32, 60, 60, 60]

@@ -61,3 +61,37 @@ class Excess:
 
     charge: Charge
     wait: int
+
+
+@dataclass(frozen=True, slots=True)
+class Penalty:
+    """How long whoever fails too often is not heard: a second, and twice as long for each further failure.
+
+    ``rate`` forgives: failures within it go without. ``heard`` is a time after each delay in which none begins: whoever
+    shares an address with one that always fails gets a turn, while failures count on.
+    """
+
+    rate: Rate
+    longest: int
+
+    @classmethod
+    def of(cls, per_minute: int, longest: float) -> Penalty:
+        """``longest`` is seconds."""
+        interval = 60 * SECOND // per_minute
+        return cls(Rate(interval, interval * per_minute), round(longest * SECOND))
+
+    def after(self, owed: int, now: int) -> int:
+        """The arrival time once one more failure has been counted. No more is kept than the longest delay needs."""
+        most = self.rate.room + self.rate.interval * (self.longest // SECOND).bit_length()
+        return min(self.rate.after(owed, now), now + most + self.rate.interval)
+
+    def until(self, owed: int, now: int, heard: int) -> int:
+        """Until when the delay that a failure begins keeps another from beginning; 0: none begins."""
+        excess = -(-(owed - now - self.rate.room) // self.rate.interval)
+        if excess <= 0:
+            return 0
+        return now + min(self.longest, SECOND << (excess - 1)) + heard
+
+    def left(self, until: int, now: int, heard: int) -> int:
+        """How much of the delay is left."""
+        return max(0, until - heard - now)

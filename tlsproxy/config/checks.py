@@ -82,6 +82,9 @@ def _bursts(config: Config, _tree: Tree) -> Iterator[Finding]:
     for name, role in config.roles.items():
         quotas.append((("roles", name, "limits"), role.limits))
         quotas.append((("roles", name, "limits", "per_identity"), role.limits.per_identity))
+    own = config.limits.per_address
+    if own.burst is not None and own.handshakes_per_second is None:
+        yield Finding(("limits", "per_address", "burst"), "handshakes_per_second is needed: a burst comes above it")
     for path, quota in quotas:
         if quota is not None and quota.burst is not None and quota.requests_per_second is None:
             yield Finding((*path, "burst"), "requests_per_second is needed: a burst is what may come above it")

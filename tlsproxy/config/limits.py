@@ -29,6 +29,19 @@ class Quota(Section):
     """Most requests that are going on at a time."""
 
 
+class PerAddress(Section):
+    """What each client address may do; of IPv6 each /64. Null is no limit."""
+
+    handshakes_per_second: PerSecond | None = None
+    """Most new connections per second over time; more are closed before TLS is spent on them."""
+    burst: Burst | None = None
+    """Most new connections at once after a pause; null for what a second allows."""
+    failed_authentications: Annotated[int, Field(ge=1, le=100_000)] | None = None
+    """Failed handshakes, keys and tokens per minute that go without a delay. Each beyond doubles it, from a second."""
+    max_delay: Annotated[float, Field(ge=1, le=3600)] = 60.0
+    """Most seconds for which an address, or an identity's keys and tokens, are not heard at a time."""
+
+
 class RoleLimits(Quota):
     """What the holders of a role may use, all of them together."""
 
@@ -44,7 +57,9 @@ class Limits(Section):
     connections: Count = 10_000
     """Most client connections at a time."""
     connections_per_address: Count = 1_000
-    """Most client connections of one address at a time."""
+    """Most client connections of one address at a time; of IPv6 each /64 is one."""
+    per_address: PerAddress = PerAddress()
+    """What each client address may do before anybody is known; of IPv6 each /64."""
     per_identity: Quota = Quota()
     """What each client certificate's subject may use."""
     per_key: Quota = Quota()

@@ -13,7 +13,6 @@ from tlsproxy.proxy.deadlines import Deadlines
 from tlsproxy.proxy.limits import Limits
 from tlsproxy.proxy.limittable import LimitTable
 from tlsproxy.proxy.plan import Plans
-from tlsproxy.proxy.quotas import Quotas
 from tlsproxy.proxy.register import Register
 from tlsproxy.tls.generation import Generation
 
@@ -47,7 +46,8 @@ class Gateway:
     """``generation`` is replaced by :meth:`publish` and by nothing else: one assignment, between two callbacks.
 
     ``held`` counts the bytes of bodies that are kept whole because they are read. ``key_missing`` is called for every
-    token that names a key which its issuer does not have. ``table`` is what limits are counted in.
+    token that names a key which its issuer does not have. ``table`` is what limits are counted in. ``probe`` is the
+    address from which our own watchdog is about to connect (:mod:`tlsproxy.proxy.probed`), None at any other time.
     """
 
     __slots__ = (
@@ -63,7 +63,7 @@ class Gateway:
         "loop",
         "metrics",
         "plans",
-        "quotas",
+        "probe",
         "register",
     )
 
@@ -87,6 +87,7 @@ class Gateway:
         self.in_flight = 0
         self.held = 0
         self.draining = False
+        self.probe: tuple[str, int] | None = None
         self.register = Register(self)
 
     def publish(self, generation: Generation) -> None:
@@ -96,5 +97,6 @@ class Gateway:
 
     def _adopt(self, generation: Generation) -> None:
         self.generation = generation
-        self.quotas = quotas = Quotas(generation.config, self.limits.table.key)
-        self.plans, self.calls = Plans(generation, quotas), CallPlans(generation, quotas)
+        self.limits.adopt(generation.config)
+        self.plans = Plans(generation, self.limits.quotas)
+        self.calls = CallPlans(generation, self.limits.quotas)

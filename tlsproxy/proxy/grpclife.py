@@ -28,7 +28,10 @@ DRAIN_PING: Final = b"tlsproxy"
 
 
 class Life(Relay):
-    """``greeted``: the client's SETTINGS have come. ``last`` is its latest stream; ``lost``: why it has no upstream."""
+    """``greeted``: the client's SETTINGS have come. ``last`` is its latest stream; ``lost``: why it has no upstream.
+
+    ``own_settings``: the client has not acknowledged those that are the gateway's own.
+    """
 
     def __init__(self, gateway: Gateway, stream: TlsStream, entry: Entry, when_ended: Callable[[], None]) -> None:
         super().__init__(gateway, stream, entry)
@@ -36,22 +39,25 @@ class Life(Relay):
         self.last = 0
         self.lost: RequestError | None = None
         self.leaving = False
-        self.owed_acks = 0
+        self.own_settings = True
         self._when_ended = when_ended
-        self._ended = self._draining = self._server_greeted = False
+        self._ended = self._draining = False
         stream.deadline = time.monotonic() + self.limits.head_timeout
+        # A server's first frame (RFC 9113 §3.4). The upstream's own may come after an answer of ours.
+        first: dict[int, int] = {
+            Setting.MAX_CONCURRENT_STREAMS: self.limits.max_streams,
+            Setting.MAX_HEADER_LIST_SIZE: self.limits.max_head_size,
+        }
+        self.down.append(http2.settings(first))
 
-    def server_settings(self, values: dict[int, int], *, first: bool) -> bytes:
+    def server_settings(self, values: dict[int, int]) -> bytes:
         """The upstream's SETTINGS as the client is told them, within our limits."""
         told = http2.kept(values, (Setting.HEADER_TABLE_SIZE, Setting.INITIAL_WINDOW_SIZE))
         if Setting.HEADER_TABLE_SIZE in told:
             told[Setting.HEADER_TABLE_SIZE] = min(http2.TABLE, told[Setting.HEADER_TABLE_SIZE])
-        if first or Setting.MAX_CONCURRENT_STREAMS in values:
-            most = min(self.limits.max_streams, values.get(Setting.MAX_CONCURRENT_STREAMS, MAX_STREAM))
+        if Setting.MAX_CONCURRENT_STREAMS in values:
+            most = min(self.limits.max_streams, values[Setting.MAX_CONCURRENT_STREAMS])
             told[Setting.MAX_CONCURRENT_STREAMS] = most
-        if first:
-            self._server_greeted = True
-            told[Setting.MAX_HEADER_LIST_SIZE] = self.limits.max_head_size
         return http2.settings(told)
 
     # Deadlines
@@ -101,9 +107,7 @@ class Life(Relay):
         if self.lost is not None or self._ended:
             return
         self.lost, self._side = error, None
-        if not self._server_greeted:
-            self.down.append(self.server_settings({}, first=True))
-        self.down.append(http2.SETTINGS_ACK * self.owed_acks)
+        self.down.append(http2.SETTINGS_ACK * self.to_client.unsettled)
         served = self.last
         for call in list(self.calls.values()):
             self.refuse(call, error)

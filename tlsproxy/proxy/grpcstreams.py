@@ -17,9 +17,9 @@ from tlsproxy.proxy.record import Record
 from tlsproxy.proxy.register import Entry
 from tlsproxy.proxy.tlsstream import TlsStream
 from tlsproxy.wire import http2
-from tlsproxy.wire.fieldblock import FieldReader, Fields, write
+from tlsproxy.wire.fieldblock import FieldReader, Fields, literals
 from tlsproxy.wire.floods import Budgets
-from tlsproxy.wire.http2 import END_HEADERS, END_STREAM, HEADER, Code, Frames, Http2Error, StreamError
+from tlsproxy.wire.http2 import DATA, END_HEADERS, END_STREAM, HEADER, PADDED, Code, Frames, Http2Error, StreamError
 from tlsproxy.wire.tracing import of_fields, upstream_block
 
 MAX_FRAGMENTS: Final = 32
@@ -43,26 +43,30 @@ class Streams(Life):
         self.now = 0.0
         self._points = pool.points
         self._standing = entry.standing
-        self._tail = write(((b"x-forwarded-for", entry.address.encode()), (b"x-forwarded-proto", b"https")))
+        self._tail = literals(((b"x-forwarded-for", entry.address.encode()), (b"x-forwarded-proto", b"https")))
         self._reader = FieldReader(self.limits.max_head_size)
         self._block: bytearray | None = None
         self._fragments = 0
         self._begun = (0, 0)
 
     def on_data(self, flags: int, stream: int, start: int, end: int) -> bytes | None:
-        size = end - start - HEADER
-        if not size and not flags & END_STREAM:
-            self.budgets.empty.spend(self.now)
+        data, size = self.frames.data, end - start - HEADER
         call = self.calls.get(stream)
         if call is None or call.client_done:
             self.give_back(size)
             return self._stray(stream, call)
+        if padded := flags & PADDED:
+            data, flags = self._without_padding(data[start + HEADER : end], flags, stream)
+            start, end = 0, len(data)
+            size = end - HEADER
+        if not size and not flags & END_STREAM:
+            self.budgets.empty.spend(self.now)
         call.touched = self.now
         call.record.bytes_in += size
         if flags & END_STREAM:
             call.client_done = True
         try:
-            instead = call.request(self.frames.data, start, end, flags)
+            instead = call.request(data, start, end, flags)
         except RequestError as error:
             self.give_back(size)
             self.refuse(call, error)
@@ -71,7 +75,16 @@ class Streams(Life):
             self.to_upstream.room -= size
         if call.client_done and call.upstream_done:
             self.forget(call, "")
-        return instead
+        return data if instead is None and padded else instead
+
+    def _without_padding(self, payload: bytes, flags: int, stream: int) -> tuple[bytes, int]:
+        """The frame without it, and its flags: not every server takes padding, as gRPC's C library does not."""
+        content = http2.unpadded(flags, payload)
+        padding = len(payload) - len(content)
+        self.give_back(padding)
+        if not flags & END_STREAM:
+            self.down.append(http2.window_update(stream, padding))
+        return http2.frame(DATA, flags ^ PADDED, stream, content), flags ^ PADDED
 
     def on_client_done(self, call: Call) -> None:
         call.client_done = True
@@ -133,7 +146,7 @@ class Streams(Life):
             return self._turned_away(record, stream, done=done, code=error.code)
         record = Record(plan, now, tracing)
         if plan.toll is not None and ended is None:
-            record.count(gateway, plan.toll)
+            record.count(gateway, plan.toll, self.entry)
             plan = record.plan
         if not plan.block:
             self.refuse_stream(record, stream, done=done)

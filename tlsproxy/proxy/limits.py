@@ -1,27 +1,48 @@
 """Counts requests against the limits of whoever makes them, before anything of them goes upstream.
 
 What is refused by the rights counts like what is allowed, or asking in vain would be free. What is refused here counts
-against nobody: a client that waits as long as it is told is let in.
+against nobody: a client that waits as long as it is told is let in. Whose keys and tokens are not heard for a while is
+not told whether one was good.
 """
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from tlsproxy.authz.access import Decision
 from tlsproxy.authz.rates import Excess
+from tlsproxy.config.model import Config
+from tlsproxy.proxy.addresses import Addresses, account
 from tlsproxy.proxy.limittable import LimitTable
-from tlsproxy.proxy.quotas import Toll, refusal_of
+from tlsproxy.proxy.quotas import Quotas, Toll, refusal_of
+
+if TYPE_CHECKING:
+    from tlsproxy.proxy.register import Entry
 
 
 class Limits:
-    """Of one process, over the table that it may share with others."""
+    """Of one process, over the table that it may share with others, by the configuration that is adopted last."""
 
     def __init__(self, table: LimitTable) -> None:
-        self.table = table
+        self._table = table
+        self.addresses = Addresses(table)
 
-    def count(self, toll: Toll) -> tuple[int, ...] | Decision:
+    def adopt(self, config: Config) -> None:
+        self.quotas = Quotas(config, self._table.key)
+        self.addresses.adopt(config.limits)
+
+    def count(self, toll: Toll, entry: Entry) -> tuple[int, ...] | Decision:
         """What to :meth:`release` when the request has ended, or the refusal."""
-        outcome = self.table.take(toll.charges)
+        if toll.tries:
+            identity = entry.standing.identity
+            whose = (account(entry.address), identity.name if identity is not None else "")
+            refusal = self.addresses.refusal(*whose)
+            if refusal is not None:
+                return refusal
+            if toll.failed:
+                self.addresses.failed(*whose)
+        outcome = self._table.take(toll.charges)
         return refusal_of(outcome) if isinstance(outcome, Excess) else outcome
 
     def release(self, held: tuple[int, ...]) -> None:
-        self.table.release(held)
+        self._table.release(held)

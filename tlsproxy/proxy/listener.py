@@ -16,6 +16,7 @@ from tlsproxy.config.listeners import Listening
 from tlsproxy.proxy.connections import Connections
 from tlsproxy.proxy.gateway import Gateway
 from tlsproxy.proxy.pool import Pool
+from tlsproxy.proxy.probed import Probed
 
 BACKLOG: Final = 4096
 BATCH: Final = 32
@@ -89,6 +90,10 @@ class Listener:
                 self._pause()
                 self._gateway.loop.call_later(REST, self._resume)
                 return
+            if address[:2] == self._gateway.probe:
+                self._gateway.probe = None
+                Probed(self._gateway, sock, self._where)
+                continue
             self._connections.admit(sock, address[0].removeprefix("::ffff:"), self._where)
 
     def stop(self) -> None:

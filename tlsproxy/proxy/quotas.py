@@ -19,6 +19,7 @@ from tlsproxy.authz.rates import SECOND, Charge, Excess, Rate
 from tlsproxy.authz.roles import Principal
 from tlsproxy.config.limits import Quota
 from tlsproxy.config.model import Config
+from tlsproxy.errors import Form
 from tlsproxy.qdrant.operations import OPEN, Operation
 
 RATE: Final = "rate_limited"
@@ -27,9 +28,14 @@ IN_FLIGHT: Final = "too_many_requests_in_flight"
 
 @dataclass(frozen=True, slots=True)
 class Toll:
-    """What is to be counted of a request before anything else comes of it."""
+    """What is to be counted of a request before anything else comes of it.
+
+    ``tries``: it says who it is by a key or token, or ``failed`` to say it at all.
+    """
 
     charges: tuple[Charge, ...]
+    tries: bool
+    failed: bool
 
 
 class Quotas:
@@ -38,14 +44,22 @@ class Quotas:
     def __init__(self, config: Config, key: Callable[..., int]) -> None:
         self._key = key
         self._each_identity, self._each_key = config.limits.per_identity, config.limits.per_key
+        self._delays = config.limits.per_address.failed_authentications is not None
         self._roles = {name: role.limits for name, role in config.roles.items()}
 
-    def toll(self, principal: Principal, admission: Admission | None, operation: Operation | None) -> Toll | None:
-        """None where nothing is limited. What is open to anybody (health, version) is no account of the caller's."""
+    def toll(
+        self, principal: Principal, admission: Admission | None, operation: Operation | None, decision: Decision | None
+    ) -> Toll | None:
+        """None where nothing is limited. What is open to anybody (health, version) is no account of the caller's.
+
+        A ``decision`` in bare text is that of authentication (:class:`tlsproxy.errors.Form`), whether 401 or 403.
+        """
         if operation is not None and operation.requirement == OPEN:
             return None
         charges = tuple(self._charges(principal, admission))
-        return Toll(charges) if charges else None
+        failed = decision is not None and decision.form is Form.BARE
+        tries = self._delays and (failed or (admission is not None and admission.credential is not None))
+        return Toll(charges, tries, failed) if charges or tries else None
 
     def largest_body(self, admission: Admission | None) -> int | None:
         """Bytes, None where no role of the caller has a limit."""

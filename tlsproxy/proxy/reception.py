@@ -16,6 +16,7 @@ from typing import Final
 from tlsproxy.authz.audit import Refusal, event_line
 from tlsproxy.config.listeners import TCP, Listening
 from tlsproxy.config.model import ProtocolName
+from tlsproxy.proxy.addresses import FAILURES, account
 from tlsproxy.proxy.gateway import Gateway
 from tlsproxy.proxy.grpc import GrpcConnection
 from tlsproxy.proxy.pool import Pool
@@ -82,6 +83,8 @@ class Reception:
     def handshake_failed(self, reason: str, detail: str) -> None:
         """``detail`` is OpenSSL's words, empty where it had none."""
         self._failed = True
+        if reason in FAILURES:
+            self._gateway.limits.addresses.failed(account(self.address), "")
         self._gateway.metrics.handshake(reason, time.monotonic() - self._opened)
         now = time.time()
         self._gateway.metrics.refused(Refusal(now, self.address, "handshake", reason))

@@ -13,6 +13,7 @@ from tlsproxy.authz.tokens import UNKNOWN_KEY
 from tlsproxy.errors import BadRequest, BodyTooLarge, RoleBodyTooLarge
 from tlsproxy.proxy.gateway import Gateway
 from tlsproxy.proxy.quotas import Toll
+from tlsproxy.proxy.register import Entry
 from tlsproxy.wire.chunked import ChunkedBody, ChunkedError
 from tlsproxy.wire.http1 import CHUNKED
 from tlsproxy.wire.tracing import ID_LENGTH, NONE, Tracing
@@ -87,9 +88,9 @@ class Record(Generic[P]):
         self._admitted = False
         self._held: tuple[int, ...] = ()
 
-    def count(self, gateway: Gateway, toll: Toll) -> None:
+    def count(self, gateway: Gateway, toll: Toll, entry: Entry) -> None:
         """Against the limits of whoever asks: its plan is a refusal where there was too much."""
-        outcome = gateway.limits.count(toll)
+        outcome = gateway.limits.count(toll, entry)
         if isinstance(outcome, Decision):
             self.plan = self.plan.refused(outcome)
         else:

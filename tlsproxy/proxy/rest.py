@@ -89,7 +89,7 @@ class RestConnection(Turns):
         plan = plans.of(principal, head, now) if ended is None else plans.make(principal, head, now, ended=ended)
         record = self._open_record(plan, now, tracing)
         if plan.toll is not None and ended is None:
-            record.count(self._gateway, plan.toll)
+            record.count(self._gateway, plan.toll, self._entry)
             plan = record.plan
         self.close |= ended is not None
         keep = plan.unread is not None or plan.audit_logs

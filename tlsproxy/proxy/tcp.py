@@ -47,9 +47,9 @@ class TcpConnection:
         if refusal:
             self._refuse(refusal)
             return
-        toll = gateway.quotas.toll(entry.standing.principal, None, None)
+        toll = gateway.limits.quotas.toll(entry.standing.principal, None, None, None)
         if toll is not None:
-            outcome = gateway.limits.count(toll)
+            outcome = gateway.limits.count(toll, entry)
             if isinstance(outcome, Decision):
                 self._refuse(outcome.reason, outcome.text)
                 return

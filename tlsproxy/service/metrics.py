@@ -101,7 +101,7 @@ class Metrics(Collector):
         self._handshake_durations.observe(seconds)
 
     def connection(self, outcome: str) -> None:
-        """One that came: accepted, or closed at once for `limit` or `address_limit`."""
+        """One that came: accepted, or closed at once (the reasons of `proxy/addresses.py`)."""
         self._connections[outcome] += 1
         if outcome == "accepted":
             self._open_connections += 1

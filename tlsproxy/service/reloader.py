@@ -47,6 +47,13 @@ class ReloadMetrics(Protocol):
     def published(self, generation: Generation) -> None: ...
 
 
+class ReloadTold(Protocol):
+    """Hears of each attempt twice: when it begins, and what came of it."""
+
+    def reloading(self) -> None: ...
+    def reloaded(self, verdict: Verdict) -> None: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Verdict:
     """``unchanged``: built anew from the same files and key sets.
@@ -65,7 +72,7 @@ class Verdict:
 class Reloader:
     """The one owner of what is published after the start."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - the parts of one service, by name
         self,
         *,
         target: Target,
@@ -75,6 +82,7 @@ class Reloader:
         environ: Mapping[str, str],
         watcher: Watcher,
         key_sets: KeySets,
+        told: ReloadTold,
     ) -> None:
         self._target = target
         self._audit = audit
@@ -83,6 +91,7 @@ class Reloader:
         self._environ = environ
         self._watcher = watcher
         self._key_sets = key_sets
+        self._told = told
         self._turn = asyncio.Lock()
         self._begun = self._answered = 0
         generation = target.generation
@@ -108,7 +117,9 @@ class Reloader:
             if self._answered > asked:
                 return self.last
             self._begun += 1
+            self._told.reloading()
             verdict = await self._attempt(trigger)
+            self._told.reloaded(verdict)
             self._answered = self._begun
             return verdict
 
@@ -149,13 +160,14 @@ class Reloader:
         What it saw may have been something else: a writer was at work between its look and this one.
         """
         self._watcher.seen(tried)
-        _log.error(
-            "reload (%s) failed, generation %d goes on serving: %s",
-            trigger,
-            old.number,
-            error,
-            extra={"trigger": trigger, "generation": old.number},
-        )
+        for problem in error.splitlines() or [error]:  # a configuration may have many
+            _log.error(
+                "reload (%s) failed, generation %d goes on serving: %s",
+                trigger,
+                old.number,
+                problem,
+                extra={"trigger": trigger, "generation": old.number},
+            )
         return self._record(Verdict("failed", trigger, time.time(), old.number, error), "failed", {"error": error})
 
     def _tell(self, trigger: str, old: Generation, new: Generation) -> Verdict:

@@ -45,6 +45,7 @@ class Served(Protocol):
     async def figures(self) -> Mapping[str, Any]: ...
     async def cut(self, number: int) -> bool: ...
     async def metrics(self) -> tuple[bytes, str]: ...
+    async def expect_probe(self, address: tuple[str, int] | None) -> None: ...
     async def drain(self, ended: asyncio.Event) -> None: ...
 
 
@@ -126,6 +127,10 @@ class Serving:
 
     async def metrics(self) -> tuple[bytes, str]:
         return self.counted.render()
+
+    async def expect_probe(self, address: tuple[str, int] | None) -> None:
+        """Our watchdog holds this address now, and asks from there; None when it has been answered."""
+        self._gateway.probe = address
 
     async def drain(self, ended: asyncio.Event) -> None:
         """Accepts no more, and lets the connections come to their end, until ``ended`` or ``limits.drain_timeout``."""

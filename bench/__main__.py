@@ -1,0 +1,107 @@
+"""The command line: `python -m bench run|quick|scale|plot|compare`."""
+
+from __future__ import annotations
+
+import contextlib
+import resource
+import sys
+from pathlib import Path
+
+import click
+
+from bench.compare import TOLERANCE, comparison
+from bench.errors import BenchError
+from bench.report import report
+from bench.results import Results
+from bench.session import Plan, run_session
+from bench.workloads import BY_NAME, IDLE_CONNECTIONS, QUICK
+
+
+def _names(_context: click.Context, _parameter: click.Parameter, value: str | None) -> tuple[str, ...]:
+    return tuple(value.split(",")) if value else ()
+
+
+_data = click.option(
+    "--dir", "directory", default="bench-data", show_default=True, type=click.Path(file_okay=False, path_type=Path)
+)
+_only = click.option("--only", callback=_names, metavar="PEER,…", help="These contenders beside tlsproxy.")
+_workloads = click.option("--workloads", callback=_names, metavar="NAME,…", help=f"Of {', '.join(BY_NAME)}.")
+_FILES = 65_536
+_file = click.Path(exists=True, dir_okay=False, path_type=Path)
+
+
+@click.group()
+def main() -> None:
+    """Measure tlsproxy beside nginx, HAProxy, nghttpx, Envoy, Caddy, hitch and stunnel."""
+
+
+@main.command()
+@_data
+@_only
+@_workloads
+@click.option("--rounds", default=9, show_default=True, type=click.IntRange(1))
+@click.option("--seconds", default=1.0, show_default=True, help="Of a workload on a contender in a round.")
+@click.option("--idle/--no-idle", default=True, help="Whether to measure idle connections.")
+@click.option("--rotation/--no-rotation", default=True, help="Whether to measure while certificates change.")
+def run(
+    directory: Path,
+    only: tuple[str, ...],
+    workloads: tuple[str, ...],
+    rounds: int,
+    seconds: float,
+    *,
+    idle: bool,
+    rotation: bool,
+) -> None:
+    """All of it: about half an hour."""
+    connections = IDLE_CONNECTIONS if idle else ()
+    _run(directory, Plan(only, workloads or tuple(BY_NAME), rounds, seconds, connections, rotation=rotation))
+
+
+@main.command()
+@_data
+@_only
+def quick(directory: Path, only: tuple[str, ...]) -> None:
+    """The main workloads in two minutes: enough to see a large change, not a small one."""
+    _run(directory, Plan(only, QUICK, rounds=3, seconds=0.3, connections=(), rotation=False))
+
+
+def _run(directory: Path, plan: Plan) -> None:
+    _raise_file_limit()
+    command = "python -m bench " + " ".join(sys.argv[1:])
+    try:
+        results = run_session(directory, plan, command, lambda line: click.echo(line, err=True))
+    except BenchError as error:
+        raise click.ClickException(str(error)) from None
+    click.echo("\n".join(report(results)))
+    click.echo(f"\n{directory}/results.json, and plots beside it")
+
+
+def _raise_file_limit() -> None:
+    """Contenders inherit it; 10,000 connections take 20,000 files, and HAProxy wants room beside them."""
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    with contextlib.suppress(ValueError):  # not everybody may
+        resource.setrlimit(resource.RLIMIT_NOFILE, (_FILES, max(hard, _FILES)))
+
+
+@main.command()
+@click.argument("results", type=_file)
+def show(results: Path) -> None:
+    """The report of an earlier run."""
+    click.echo("\n".join(report(Results.read(results))))
+
+
+@main.command()
+@click.argument("old", type=_file)
+@click.argument("new", type=_file)
+@click.option("--tolerance", default=TOLERANCE, show_default=True, help="What is noise: a part of 1.")
+def compare(old: Path, new: Path, tolerance: float) -> None:
+    """What became slower, as seen against the peers: exit status 1 if anything did."""
+    lines, worse = comparison(Results.read(old), Results.read(new), tolerance)
+    click.echo("\n".join(lines))
+    raise SystemExit(worse)
+
+
+if __name__ == "__main__":
+    main()

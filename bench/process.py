@@ -1,0 +1,125 @@
+"""Processes of the bench: pinned to a core, ready when their ports answer, ended by their own id."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import subprocess
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench.build import Programs
+from bench.errors import AbsentError
+from bench.peers.peer import Peer, Place, Program
+from bench.site import Site
+
+START_TIMEOUT = 20.0
+STOP_TIMEOUT = 10.0
+_PRIORITY = "-8"
+"""Niceness, where it is allowed: others on the machine get less in between."""
+
+
+def pinned(cores: Sequence[int], command: Sequence[str]) -> list[str]:
+    nice = ["nice", "-n", _PRIORITY] if os.geteuid() == 0 else []
+    return [*nice, "taskset", "-c", ",".join(map(str, cores)), *command]
+
+
+def cores(workers: int) -> tuple[list[int], list[int]]:
+    """Those of the proxy, and those of the generator and the upstream; on two cores, two workers have both."""
+    usable = sorted(os.sched_getaffinity(0))
+    if len(usable) == 1:
+        return usable, usable
+    return usable[:workers], usable[-1:]
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    peer: Peer
+    process: subprocess.Popen[bytes]
+    place: Place
+
+    def pids(self) -> list[int]:
+        """The process and all that descend from it."""
+        children: dict[int, list[int]] = {}
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdigit():
+                with contextlib.suppress(OSError):  # it ended while we looked
+                    parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+                    children.setdefault(parent, []).append(int(entry.name))
+        found = [self.process.pid]
+        for pid in found:  # grows while it is walked
+            found += children.get(pid, [])
+        return found
+
+    def port(self, kind: str) -> int:
+        return {"http": self.place.http, "grpc": self.place.grpc, "tcp": self.place.tcp}[kind]
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that nobody has at this moment."""
+    with contextlib.ExitStack() as held:
+        socks = [held.enter_context(socket.socket()) for _ in range(count)]
+        for sock in socks:
+            sock.bind(("127.0.0.1", 0))
+        return [int(sock.getsockname()[1]) for sock in socks]
+
+
+@contextlib.contextmanager
+def upstream(programs: Programs, download: int) -> Iterator[tuple[int, int]]:
+    """Its ports of HTTP/1.1 and of gRPC."""
+    command = pinned(cores(1)[1], [str(programs.upstream), str(download)])
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None  # noqa: S101 - for the type
+            http, grpc = process.stdout.readline().split()
+            yield int(http), int(grpc)
+        finally:
+            process.terminate()
+
+
+@contextlib.contextmanager
+def running(
+    peer: Peer, program: Program, directory: Path, site: Site, behind: tuple[int, int], workers: int = 1
+) -> Iterator[Running]:
+    """A contender that serves. Raises AbsentError, with what it said, where it does not."""
+    directory.mkdir(parents=True, exist_ok=True)
+    http, grpc, tcp = free_ports(3)
+    place = Place(directory, site, http, grpc, tcp, *behind, workers)
+    command = pinned(cores(workers)[0], peer.command(program, place))
+    said = directory / "output.log"
+    home = {name: str(directory) for name in ("HOME", "XDG_DATA_HOME", "XDG_CONFIG_HOME")}
+    with said.open("wb") as output:
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, env=os.environ | home
+        )
+    contender = Running(peer, process, place)
+    try:
+        try:
+            for kind in sorted(peer.serves):
+                _wait_for(contender.port(kind), process)
+        except TimeoutError:
+            raise AbsentError(f"it does not start: {said.read_text(errors='replace')[-300:].strip()}") from None
+        yield contender
+    finally:
+        _stop(process)
+
+
+def _wait_for(port: int, process: subprocess.Popen[bytes]) -> None:
+    end = time.monotonic() + START_TIMEOUT
+    while process.poll() is None and time.monotonic() < end:
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+            return
+        time.sleep(0.02)
+    raise TimeoutError
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
+    try:
+        process.wait(STOP_TIMEOUT)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()

@@ -1,0 +1,116 @@
+"""The report in the terminal: costs, ratios to each peer, targets. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+from bench.peers import OURS
+from bench.results import Results
+from bench.targets import IDLE, TARGETS
+
+
+def report(results: Results) -> Iterator[str]:
+    yield from _header(results)
+    peers = [name for name in results.contenders if name != OURS and name not in results.absent]
+    if results.workloads:
+        yield from _costs(results, [OURS, *peers])
+        yield from _ratios(results, peers)
+        yield from _speeds(results, [OURS, *peers])
+    if results.idle:
+        yield from _idle(results, [OURS, *peers])
+    if results.rotation:
+        yield from _rotation(results)
+
+
+def _header(results: Results) -> Iterator[str]:
+    about, machine = results.about, results.about["machine"]
+    yield f"{about['date']}  {about['command']}  (commit {about['commit'] or 'unknown'})"
+    yield (
+        f"{machine['processor']}, {machine['cores']} cores, {machine['memory_gib']} GiB, Linux {machine['kernel']}, "
+        f"{machine['system']}; Python {about['python']}, {about['openssl']}; load average before: "
+        f"{about['load_average_before']:.2f}"
+    )
+    yield "  ".join(f"{name} {version}" for name, version in results.contenders.items())
+    yield from (f"{name}: {note}" for name, note in results.notes.items())
+    yield from (f"ABSENT {name}: {reason}" for name, reason in results.absent.items())
+
+
+def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
+    """The first column to the left, the others to the right."""
+    lines = [[title, *columns], *rows]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(columns) + 1)]
+    yield ""
+    for line in lines:
+        first, *others = (
+            cell.ljust(width) if not at else cell.rjust(width)
+            for at, (cell, width) in enumerate(zip(line, widths, strict=True))
+        )
+        yield "  ".join([first, *others]).rstrip()
+
+
+def _costs(results: Results, names: Sequence[str]) -> Iterator[str]:
+    rows = []
+    for measured in results.workloads.values():
+        cells = []
+        for name in names:
+            told = measured.summary(name)
+            cells.append("–" if told is None else f"{told.cost:.0f} ({told.cost_min:.0f})")
+        rows.append([f"{measured.title} /{measured.unit}", *cells])
+    yield from table("CPU in µs: median (minimum)", names, rows)
+
+
+def _ratios(results: Results, peers: Sequence[str]) -> Iterator[str]:
+    rows = []
+    for name, measured in results.workloads.items():
+        cells = []
+        for peer in peers:
+            told, target = measured.ratio(peer), TARGETS.get(name, {}).get(peer)
+            cells.append(_against(told.median, target) + f" ({told.min:.2f})" if told else "–")
+        rows.append([measured.title, *cells])
+    yield from table("CPU of tlsproxy / peer: median (minimum) of paired rounds", peers, rows)
+    yield "  + reaches the target, ! misses it"
+
+
+def _against(value: float, target: float | None) -> str:
+    return f"{value:.2f}" + ("" if target is None else "+" if value <= target else f"! {target:.2f}")
+
+
+def _speeds(results: Results, names: Sequence[str]) -> Iterator[str]:
+    rows = []
+    for measured in results.workloads.values():
+        for name in names:
+            told = measured.summary(name)
+            if told is not None:
+                trouble = f"{told.errors}: {told.error}" if told.errors else ""
+                figures = (told.rate, told.p50, told.p99, told.throughput, told.memory)
+                rows.append([f"{measured.title}  {name}", *(f"{figure:,.2f}" for figure in figures), trouble])
+            elif name in measured.samples:
+                last = measured.samples[name][-1]
+                rows.append([f"{measured.title}  {name}", *["–"] * 5, "failed" if last is None else last.error])
+    yield from table("", ["requests/s", "p50 ms", "p99 ms", "MB/s", "MiB", "errors"], rows)
+
+
+def _idle(results: Results, names: Sequence[str]) -> Iterator[str]:
+    rows = []
+    for count, told in results.idle.items():
+        cells, ratios = [], []
+        for name in names:
+            idle = told.get(name)
+            cells.append("–" if idle is None else f"{idle.bytes_each / 1024:.1f}" + ("!" if idle.errors else ""))
+            ratio = None if name == OURS else results.idle_ratio(count, name)
+            ratios.append("" if ratio is None else _against(ratio, IDLE.get(name)))
+        rows += [[f"{count} connections", *cells], ["  tlsproxy / peer", *ratios]]
+    yield from table("Memory of an idle connection in KiB", names, rows)
+
+
+def _rotation(results: Results) -> Iterator[str]:
+    columns = ["taken up", "requests", "handshakes", "failed", "p99 ms", "without", "p99 ms of handshakes", ""]
+    rows = []
+    for name, told in results.rotation.items():
+        counts = [
+            f"{told.taken} of {told.rotations}",
+            *(f"{n:,}" for n in (told.requests, told.handshakes, told.failed)),
+        ]
+        times = [f"{ms:.2f}" for ms in (told.p99, told.p99_still, told.p99_handshake)]
+        rows.append([name, *counts, *times, told.error])
+    yield from table("A new server certificate each second", columns, rows)

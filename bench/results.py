@@ -1,0 +1,80 @@
+"""A run's results, as they are kept in JSON."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from bench.figures import Idle, Ratio, Rotation, Rounds, Sample, Summary, ratio, summary
+from bench.peers import OURS
+
+FORMAT = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """A workload's samples by contender and round."""
+
+    title: str
+    unit: str
+    samples: dict[str, list[Sample | None]] = field(default_factory=dict)
+
+    def summary(self, contender: str) -> Summary | None:
+        return summary(self.samples.get(contender, ()), self.unit)
+
+    def ratio(self, peer: str) -> Ratio | None:
+        """Of our cost to the peer's."""
+        return ratio(self.rounds(OURS), self.rounds(peer), self.unit)
+
+    def rounds(self, contender: str) -> Rounds:
+        return self.samples.get(contender, ())
+
+
+@dataclass(slots=True)
+class Results:
+    """``contenders`` has each one's version; ``absent`` the reasons of those that are not there."""
+
+    about: dict[str, Any]
+    contenders: dict[str, str] = field(default_factory=dict)
+    absent: dict[str, str] = field(default_factory=dict)
+    notes: dict[str, str] = field(default_factory=dict)
+    workloads: dict[str, Measured] = field(default_factory=dict)
+    idle: dict[str, dict[str, Idle]] = field(default_factory=dict)
+    """By number of connections, then by contender."""
+    rotation: dict[str, Rotation] = field(default_factory=dict)
+
+    def idle_ratio(self, connections: str, peer: str) -> float | None:
+        ours, theirs = (self.idle.get(connections, {}).get(name) for name in (OURS, peer))
+        if ours is None or theirs is None or not theirs.bytes_each:
+            return None
+        return ours.bytes_each / theirs.bytes_each
+
+    def write(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps({"format": FORMAT, **asdict(self)}, indent=1) + "\n")
+
+    @classmethod
+    def read(cls, path: Path) -> Results:
+        """Raises ValueError for a file of another format."""
+        told = json.loads(path.read_text())
+        if told.pop("format", None) != FORMAT:
+            raise ValueError(f"{path} is not a result of this bench")
+        told["workloads"] = {
+            name: Measured(
+                each["title"],
+                each["unit"],
+                {
+                    contender: [None if sample is None else Sample.of(sample) for sample in rounds]
+                    for contender, rounds in each["samples"].items()
+                },
+            )
+            for name, each in told["workloads"].items()
+        }
+        told["idle"] = {
+            count: {name: Idle.of(each) for name, each in by_contender.items()}
+            for count, by_contender in told["idle"].items()
+        }
+        told["rotation"] = {name: Rotation(**each) for name, each in told["rotation"].items()}
+        return cls(**told)

@@ -1,0 +1,125 @@
+"""Interleaved rounds: in each, every contender does the same work for a moment, one right after the other.
+
+A machine's speed drifts, with its frequency, its caches and its neighbours. What a round meets, all contenders of that
+round meet; so a round's ratio says more than any average of its parts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench.errors import AbsentError, BenchError
+from bench.figures import Sample
+from bench.generator import Generator
+from bench.peers.peer import Peer, Program
+from bench.process import Running, running
+from bench.results import Measured, Results
+from bench.site import Site
+from bench.workloads import BY_NAME, Workload
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What contenders run in: where, with which certificates, in front of what."""
+
+    directory: Path
+    site: Site
+    behind: tuple[int, int]
+    generator: Generator
+    say: Say
+
+    def start(self, stack: ExitStack, peer: Peer, program: Program, workers: int = 1) -> Running:
+        directory = self.directory / (peer.name if workers == 1 else f"{peer.name}-{workers}")
+        return stack.enter_context(running(peer, program, directory, self.site, self.behind, workers))
+
+
+def locate(peers: Iterable[Peer], venv: Path, failed: Mapping[str, str], results: Results) -> dict[Peer, Program]:
+    """The programs that are there; ``results`` is told of those and of the others. ``failed`` are pip's reasons."""
+    found: dict[Peer, Program] = {}
+    for peer in peers:
+        try:
+            found[peer] = program = peer.locate(venv)
+        except (AbsentError, OSError) as error:
+            reason = next((why for package, why in failed.items() if package in str(error)), "")
+            results.absent[peer.name] = reason or str(error)
+        else:
+            results.contenders[peer.name] = program.version
+            if peer.note:
+                results.notes[peer.name] = peer.note
+    return found
+
+
+def run_rounds(
+    setting: Setting, programs: Mapping[Peer, Program], workloads: Iterable[Workload], rounds: int, results: Results
+) -> None:
+    """``results`` grows as it goes, so that what was measured is not lost with what fails later."""
+    chosen = list(workloads)
+    with ExitStack() as stack:
+        contenders: dict[str, Running] = {}
+        for peer, program in programs.items():
+            if not any(takes(peer, workload) for workload in chosen):
+                continue
+            try:
+                contenders[peer.name] = setting.start(stack, peer, program)
+            except AbsentError as error:
+                results.absent[peer.name] = str(error)
+        for number in range(rounds):
+            for workload in chosen:
+                measured = results.workloads.setdefault(workload.name, Measured(workload.title, workload.unit))
+                for name, sample in _round(setting, contenders, workload, number):
+                    measured.samples.setdefault(name, [None] * number).append(sample)
+                setting.say(_line(number, rounds, workload, measured))
+
+
+def takes(peer: Peer, workload: Workload) -> bool:
+    return workload.kind in peer.serves and (not peer.only or workload.name in peer.only)
+
+
+def _round(
+    setting: Setting, contenders: Mapping[str, Running], workload: Workload, number: int
+) -> Iterator[tuple[str, Sample | None]]:
+    """In another order each time, so that no contender always follows the same one."""
+    able = [name for name, contender in contenders.items() if takes(contender.peer, workload)]
+    shift = number % len(able) if able else 0
+    for name in able[shift:] + able[:shift]:
+        sample: Sample | None = None
+        try:
+            sample = setting.generator.measure(contenders[name], workload)
+        except BenchError as error:
+            setting.say(f"  {workload.name} on {name}: {error}")
+        else:
+            if not sample.counts:
+                setting.say(f"  {workload.name} on {name}: {sample.errors} errors: {sample.error}")
+        yield name, sample
+
+
+def _line(number: int, rounds: int, workload: Workload, measured: Measured) -> str:
+    costs = []
+    for name, samples in measured.samples.items():
+        last = samples[-1]
+        cost = f"{last.cost(workload.unit):.0f}" if last is not None and last.counts else "–"
+        costs.append(f"{name} {cost}")
+    return f"round {number + 1}/{rounds}  {workload.title:<32} µs/{workload.unit}: {', '.join(costs)}"
+
+
+def run_idle(setting: Setting, programs: Mapping[Peer, Program], connections: Iterable[int], results: Results) -> None:
+    """Each contender freshly started, and alone: memory is not noisy, but it is not given back either."""
+    for count in connections:
+        told = results.idle.setdefault(str(count), {})
+        for peer, program in programs.items():
+            if not takes(peer, BY_NAME["get"]):
+                continue
+            try:
+                with ExitStack() as stack:
+                    idle = setting.generator.rest(setting.start(stack, peer, program), BY_NAME["get"], count)
+            except BenchError as error:
+                setting.say(f"  {count} connections on {peer.name}: {error}")
+                continue
+            told[peer.name] = idle
+            trouble = f", {idle.errors} errors: {idle.error}" if idle.errors else ""
+            setting.say(f"{count} idle connections on {peer.name}: {idle.bytes_each / 1024:.1f} KiB each{trouble}")

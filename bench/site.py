@@ -1,0 +1,120 @@
+"""What every contender is given: P-256 certificates, and the requests that its clients send."""
+
+from __future__ import annotations
+
+import json
+import random
+import struct
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tlsproxy.tls.pki import Authority
+
+ORGANIZATION = "bench"
+CLIENT = "search-svc"
+LIMITED = "limited-svc"
+"""The common names of a caller with global rights, and of one that is limited to a collection. Peers let both in."""
+
+HEAD = "host: localhost\r\nuser-agent: python-httpx/0.28.1\r\naccept: */*\r\naccept-encoding: gzip, deflate\r\n"
+DIMENSIONS = 1180
+"""Of a search's vector: 12 KB of JSON."""
+UPSERT_SIZE = 4 << 20
+DOWNLOAD_SIZE = 64 << 20
+_GRPC_DIMENSIONS = 48
+_RANDOM = 20
+"""The seed: every run sends the same."""
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """A directory with ``ca.pem``, and NAME.pem and NAME.key of ``server``, ``client`` and ``limited``.
+
+    ``server-both.pem`` is what HAProxy and hitch read: certificate and key in one file.
+    """
+
+    directory: Path
+    authority: Authority = field(repr=False)
+
+    @classmethod
+    def create(cls, directory: Path) -> Site:
+        directory.mkdir(parents=True, exist_ok=True)
+        site = cls(directory, Authority.create())
+        (directory / "ca.pem").write_bytes(site.authority.certificate_pem)
+        site.renew_server()
+        for label, name in (("client", CLIENT), ("limited", LIMITED)):
+            issued = site.authority.issue(
+                common_name=name, organization=ORGANIZATION, uris=[f"spiffe://bench/{name}"], client=True
+            )
+            site._write(label, issued.chain_pem, issued.key_pem)
+        site._write_requests()
+        return site
+
+    def renew_server(self) -> int:
+        """A new server certificate in the place of the old one, by renaming over it; its serial number."""
+        issued = self.authority.issue(common_name="localhost", dns=["localhost"], ips=["127.0.0.1"], server=True)
+        self._write("server", issued.chain_pem, issued.key_pem)
+        self._replace("server-both.pem", issued.chain_pem + issued.key_pem)
+        return issued.serial
+
+    def path(self, name: str) -> Path:
+        return self.directory / name
+
+    def request(self, name: str) -> Path:
+        return self.directory / f"{name}.request"
+
+    def _write(self, label: str, certificate: bytes, key: bytes) -> None:
+        self._replace(f"{label}.pem", certificate)
+        self._replace(f"{label}.key", key)
+
+    def _replace(self, name: str, data: bytes) -> None:
+        new = self.directory / f".{name}.new"
+        new.touch(mode=0o600)
+        new.write_bytes(data)
+        new.replace(self.directory / name)
+
+    def _write_requests(self) -> None:
+        requests = {
+            "get": http("GET", "/collections/items"),
+            "get-varying": http("GET", "/collections/items", fields="x-request-id: XXXXXXXXXXXXXXXX\r\n"),
+            "search": http("POST", "/collections/items/points/search", search(DIMENSIONS)),
+            "upsert": http("PUT", "/collections/items/points?wait=true", upsert(UPSERT_SIZE)),
+            "download": http("GET", "/collections/items/snapshots/items.snapshot"),
+            "grpc-search": grpc_search(_GRPC_DIMENSIONS),
+        }
+        for name, content in requests.items():
+            self.request(name).write_bytes(content)
+
+
+def http(method: str, target: str, body: bytes = b"", *, fields: str = "") -> bytes:
+    framing = f"content-type: application/json\r\ncontent-length: {len(body)}\r\n" if body else ""
+    return f"{method} {target} HTTP/1.1\r\n{HEAD}{fields}{framing}\r\n".encode() + body
+
+
+def _vector(dimensions: int) -> list[float]:
+    source = random.Random(_RANDOM)  # noqa: S311 - content to send, nothing secret
+    return [round(source.uniform(0.1, 1), 7) for _ in range(dimensions)]
+
+
+def search(dimensions: int) -> bytes:
+    return json.dumps({"vector": _vector(dimensions), "limit": 10}, separators=(",", ":")).encode()
+
+
+def upsert(size: int) -> bytes:
+    """At least ``size`` bytes."""
+    point = json.dumps({"id": 12345678, "vector": _vector(128), "payload": {"text": "a payload " * 20}}).encode()
+    return b'{"points":[' + b",".join([point] * (size // len(point) + 1)) + b"]}"
+
+
+def grpc_search(dimensions: int) -> bytes:
+    """A ``qdrant.SearchPoints`` with gRPC's prefix: collection_name (1), vector (2, packed), limit (4)."""
+    vector = struct.pack(f"<{dimensions}f", *_vector(dimensions))
+    message = b"\x0a\x05items" + b"\x12" + _varint(len(vector)) + vector + b"\x20\x0a"
+    return struct.pack(">BI", 0, len(message)) + message
+
+
+def _varint(value: int) -> bytes:
+    out = bytearray()
+    while value > 127:  # noqa: PLR2004 - seven bits at a time
+        out.append(value & 127 | 128)
+        value >>= 7
+    return bytes((*out, value))

@@ -1,0 +1,70 @@
+"""What is measured: one row for each kind of work."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from bench.site import DOWNLOAD_SIZE
+
+Kind = Literal["http", "grpc", "tcp"]
+Mode = Literal["keep", "new"]
+Unit = Literal["request", "MB"]
+
+SMALL_ANSWER = 200
+SEARCH_ANSWER = 2048
+GRPC_ANSWER = 205
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """``length`` is that of each answer's body; another one is an error. ``seconds``: times the run's."""
+
+    name: str
+    title: str
+    request: str
+    length: int
+    kind: Kind = "http"
+    mode: Mode = "keep"
+    connections: int = 64
+    client: str = "client"
+    unit: Unit = "request"
+    seconds: float = 1.0
+    fields: str = "fixed"
+    depth: int = 1
+
+    def arguments(self) -> list[str]:
+        """Of the load generator, but for where and for how long."""
+        return [
+            *("--mode", self.mode, "--protocol", "grpc" if self.kind == "grpc" else "http"),
+            *("--connections", str(self.connections), "--length", str(self.length)),
+            *("--fields", self.fields, "--depth", str(self.depth)),
+        ]
+
+
+_GET = Workload("get", "small GET", "get", SMALL_ANSWER)
+_SEARCH = Workload("search", "search, 12 KB, global role", "search", SEARCH_ANSWER)
+_DOWNLOAD = Workload("download", "download, 64 MB", "download", DOWNLOAD_SIZE, connections=4, unit="MB", seconds=2)
+_GRPC = Workload("grpc", "gRPC search, 8 streams", "grpc-search", GRPC_ANSWER, kind="grpc", connections=8)
+
+WORKLOADS: tuple[Workload, ...] = (
+    _GET,
+    replace(_GET, name="get-varying", title="small GET, a request id each", request="get-varying"),
+    replace(_GET, name="pipelined", title="small GET, 8 pipelined", connections=8, depth=8),
+    _SEARCH,
+    replace(_SEARCH, name="search-inspected", title="search, body inspected", client="limited"),
+    Workload("upsert", "upsert, 4 MB", "upsert", SMALL_ANSWER, connections=8, unit="MB", seconds=2),
+    _DOWNLOAD,
+    replace(_GET, name="handshake", title="full mTLS handshake", mode="new", connections=16),
+    _GRPC,
+    replace(_GRPC, name="grpc-varying", title="gRPC, varying metadata", fields="varying"),
+    replace(_GRPC, name="grpc-huffman", title="gRPC, varying, Huffman-coded", fields="huffman"),
+    replace(_GRPC, name="grpc-inspected", title="gRPC, message inspected", client="limited"),
+    replace(_GET, name="tcp", title="TCP, small messages", kind="tcp"),
+    replace(_DOWNLOAD, name="tcp-download", title="TCP, download 64 MB", kind="tcp"),
+    replace(_GET, name="tcp-handshake", title="TCP, full mTLS handshake", kind="tcp", mode="new", connections=16),
+)
+BY_NAME = {workload.name: workload for workload in WORKLOADS}
+QUICK = ("get", "search", "search-inspected", "upsert", "download", "handshake", "grpc", "grpc-varying", "tcp")
+"""Those of `make bench-quick`."""
+IDLE_CONNECTIONS = (2_000, 10_000)

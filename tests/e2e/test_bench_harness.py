@@ -1,0 +1,137 @@
+"""The benchmark's harness counts what happened: answers that are right, and nothing else. No timing is asserted."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from bench.build import Programs, build, missing
+from bench.errors import AbsentError
+from bench.figures import Sample
+from bench.generator import Generator
+from bench.peers import OURS, PEERS
+from bench.peers.peer import Peer, Program
+from bench.process import Running, upstream
+from bench.results import Results
+from bench.rounds import Setting, run_rounds, takes
+from bench.site import Site
+from bench.workloads import BY_NAME, WORKLOADS, Workload
+
+SECONDS = 0.1
+DOWNLOAD = 1 << 20
+
+
+@pytest.fixture(scope="module")
+def programs(tmp_path_factory: pytest.TempPathFactory) -> Programs:
+    lacking = missing()
+    if lacking is not None:
+        pytest.skip(lacking)
+    return build(tmp_path_factory.mktemp("bench-build"))
+
+
+@pytest.fixture(scope="module")
+def setting(programs: Programs, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Setting]:
+    place = tmp_path_factory.mktemp("bench")
+    place.chmod(0o755)
+    place.parent.chmod(0o755)  # workers of peers drop to other users
+    with upstream(programs, DOWNLOAD) as behind:
+        site = Site.create(place / "site")
+        yield Setting(place, site, behind, Generator(programs.load, site, SECONDS, warm_up=0), lambda _line: None)
+
+
+def located(name: str, tmp_path: Path) -> tuple[Peer, Program]:
+    try:
+        return PEERS[name], PEERS[name].locate(tmp_path)
+    except AbsentError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="module")
+def tlsproxy(setting: Setting, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """One for the tests that look at single runs, in a directory of its own."""
+    apart = replace(setting, directory=setting.directory / "shared")
+    with ExitStack() as stack:
+        yield apart.start(stack, *located(OURS, tmp_path_factory.getbasetemp()))
+
+
+def short(workload: Workload) -> Workload:
+    length = DOWNLOAD if workload.request == "download" else workload.length
+    return replace(workload, length=length, connections=min(workload.connections, 4), seconds=1)
+
+
+def under_way(workload: Workload) -> int:
+    """Most requests that can be unanswered at a time: those at the beginning and at the end are not counted."""
+    return workload.connections * (8 if workload.kind == "grpc" else workload.depth)
+
+
+def good(results: Results, name: str) -> list[Sample]:
+    return [sample for sample in results.workloads[name].samples[OURS] if sample is not None and sample.counts]
+
+
+@pytest.mark.parametrize("name", [OURS, "nginx", "haproxy"])
+def test_every_workload_is_done_without_an_error(setting: Setting, name: str, tmp_path: Path) -> None:
+    peer, program = located(name, tmp_path)
+    results = Results({})
+    workloads = [short(workload) for workload in WORKLOADS if takes(peer, workload)]
+    run_rounds(setting, {peer: program}, workloads, 1, results)
+    assert not results.absent
+    for workload in workloads:
+        (sample,) = results.workloads[workload.name].samples[name]
+        assert sample is not None
+        assert (sample.errors, sample.error) == (0, ""), workload.name
+        assert sample.requests > 0
+        assert sample.cpu > 0
+        # What began before the count did ends in it.
+        assert sample.bytes_in > (sample.requests - under_way(workload)) * workload.length
+    if name == OURS:
+        decided = [workload for workload in workloads if workload.kind != "tcp"]
+        counted = sum(sample.requests for workload in decided for sample in good(results, workload.name))
+        uncounted = audited(setting) - counted
+        assert 0 <= uncounted <= 2 * sum(map(under_way, decided))
+
+
+def audited(setting: Setting) -> int:
+    """The requests and calls in the audit log of a gateway that has ended."""
+    files = (setting.directory / OURS / "audit").glob("*.log")
+    return sum("method" in json.loads(line) for path in files for line in path.read_text().splitlines())
+
+
+@pytest.mark.parametrize(
+    ("wrong", "error"),
+    [
+        (replace(BY_NAME["get"], length=201), "a body of 200 bytes, not of 201"),
+        (replace(BY_NAME["get"], client="limited", request="other"), "status 403"),
+        (replace(BY_NAME["grpc"], length=204), "HTTP status 200, gRPC status 0, 205 bytes"),
+        (replace(BY_NAME["grpc"], client="limited", request="grpc-other"), "gRPC status 7"),
+    ],
+)
+def test_answers_that_are_wrong_are_errors_and_no_requests(
+    setting: Setting, tlsproxy: Running, wrong: Workload, error: str
+) -> None:
+    site = setting.site
+    site.request("other").write_bytes(site.request("get").read_bytes().replace(b"/items", b"/other"))
+    site.request("grpc-other").write_bytes(site.request("grpc-search").read_bytes().replace(b"items", b"other"))
+    sample = setting.generator.measure(tlsproxy, replace(wrong, connections=2))
+    assert error in sample.error
+    assert sample.errors > 0
+    assert sample.requests == 0
+    assert not sample.counts
+
+
+def test_idle_connections_are_all_there(setting: Setting, tlsproxy: Running) -> None:
+    idle = setting.generator.rest(tlsproxy, BY_NAME["get"], 50, settle=0.1)
+    assert (idle.connections, idle.errors, idle.error) == (50, 0, "")
+    assert idle.pss_kb > 0
+
+
+def test_peer_that_does_not_start_is_absent_with_what_it_said(setting: Setting, tmp_path: Path) -> None:
+    peer, program = located(OURS, tmp_path)
+    broken = replace(peer, command=lambda _program, _place: ["sh", "-c", "echo no such option; exit 1"])
+    results = Results({})
+    run_rounds(setting, {broken: program}, [BY_NAME["get"]], 1, results)
+    assert results.absent == {OURS: "it does not start: no such option"}

@@ -1,0 +1,116 @@
+"""Who counts as one address, and which failures are whose."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from tlsproxy.authz.rates import SECOND
+from tlsproxy.config.limits import Limits, PerAddress
+from tlsproxy.proxy.addresses import AT_A_TIME, FAILING, HEARD, IN_ALL, TOO_FAST, Addresses, account
+from tlsproxy.proxy.limittable import LimitTable
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = time.monotonic_ns()
+
+    def __call__(self) -> int:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+def addresses(clock: Clock, **settings: object) -> Addresses:
+    made = Addresses(LimitTable.private(clock))
+    made.adopt(Limits.model_validate(settings))
+    return made
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("192.0.2.1", "192.0.2.2", False),
+        ("2001:db8::1", "2001:db8::ffff:1", True),
+        ("2001:db8::1", "2001:db8:0:1::1", False),
+        ("fe80::1%eth0", "fe80::2%eth1", True),
+        ("::1", "::1", True),
+    ],
+)
+def test_an_ipv6_network_of_64_bits_is_one_client(one: str, other: str, *, same: bool) -> None:
+    assert (account(one) == account(other)) is same
+
+
+def test_connections_are_counted_for_each_address_and_in_all(clock: Clock) -> None:
+    some = addresses(clock, connections=3, connections_per_address=2)
+    first = some.connect("a")
+    assert isinstance(first, tuple)
+    assert isinstance(some.connect("a"), tuple)
+    assert some.connect("a") == AT_A_TIME
+    assert isinstance(some.connect("b"), tuple)
+    assert some.connect("c") == IN_ALL
+    some.release(first)
+    assert isinstance(some.connect("c"), tuple)
+    assert some.connect("a") == IN_ALL
+
+
+def test_new_connections_have_a_rate_for_each_address(clock: Clock) -> None:
+    some = addresses(clock, per_address={"handshakes_per_second": 2, "burst": 3})
+    for _ in range(3):
+        held = some.connect("a")
+        assert isinstance(held, tuple)
+        some.release(held)
+    assert some.connect("a") == TOO_FAST
+    assert isinstance(some.connect("b"), tuple)
+    clock.now += SECOND // 2
+    assert isinstance(some.connect("a"), tuple)
+    assert some.connect("a") == TOO_FAST
+
+
+def test_an_address_that_fails_is_not_heard_for_a_while_and_then_everybody_there_is(clock: Clock) -> None:
+    some = addresses(clock, per_address={"failed_authentications": 2, "max_delay": 4})
+    some.failed("a", "")
+    some.failed("a", "")
+    assert isinstance(some.connect("a"), tuple)
+    for expected in (1, 4, 4):
+        some.failed("a", "")
+        assert some.delay("a", "") == expected * SECOND
+        assert some.connect("a") == FAILING
+        assert isinstance(some.connect("b"), tuple)
+        refusal = some.refusal("a", "")
+        assert refusal is not None
+        assert (refusal.status, refusal.retry_after, refusal.reason) == (429, expected, FAILING)
+        clock.now += expected * SECOND
+        # One that goes on failing at once begins no delay yet.
+        for _ in range(3):
+            some.failed("a", "")
+            assert isinstance(some.connect("a"), tuple)
+        clock.now += HEARD
+    clock.now += 600 * SECOND
+    some.failed("a", "")
+    assert some.delay("a", "") == 0, "time has made up for all of it"
+
+
+def test_the_failures_of_an_identity_are_its_own(clock: Clock) -> None:
+    some = addresses(clock, per_address={"failed_authentications": 1})
+    some.failed("a", "CN=one")
+    some.failed("a", "CN=one")
+    assert some.delay("a", "CN=one") == SECOND
+    assert some.delay("a", "CN=two") == some.delay("b", "CN=one") == some.delay("a", "") == 0
+    assert isinstance(some.connect("a"), tuple)
+    clock.now += SECOND
+    assert some.delay("a", "CN=one") == 0
+    some.failed("a", "CN=one")
+    assert some.delay("a", "CN=one") == 2 * SECOND, "nobody waits with it, so that it is not heard in between"
+
+
+def test_without_settings_nothing_is_remembered(clock: Clock) -> None:
+    some = addresses(clock)
+    for _ in range(100):
+        some.failed("a", "")
+    some.adopt(Limits(per_address=PerAddress(failed_authentications=1)))
+    assert some.delay("a", "") == 0

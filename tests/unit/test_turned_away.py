@@ -1,0 +1,44 @@
+"""Connections that are closed unheard: each is told of in one line, and no flood of them is a flood of lines."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections import Counter
+from types import SimpleNamespace
+from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tlsproxy.proxy.turnedaway import ADDRESSES, TurnedAway
+
+
+def told(refused: list[tuple[str, str]]) -> list[dict[str, Any]]:
+    lines: list[str] = []
+    with asyncio.Runner() as runner:
+        gateway: Any = SimpleNamespace(
+            loop=runner.get_loop(),
+            audit=SimpleNamespace(write=lines.append),
+            metrics=SimpleNamespace(connection=lambda _reason: None, refused=lambda _refusal: None),
+        )
+        turned_away = TurnedAway(gateway)
+        for address, reason in refused:
+            turned_away.count(address, reason)
+        assert lines == [], "once a second"
+        turned_away.tell()
+        turned_away.tell()
+    return [json.loads(line) for line in lines]
+
+
+@given(st.lists(st.tuples(st.sampled_from(["192.0.2.1", "192.0.2.2", "2001:db8::/64"]), st.sampled_from("ab"))))
+def test_one_line_for_each_address_and_reason(refused: list[tuple[str, str]]) -> None:
+    counts = {(one["remote"], one["reason"]): one["connections"] for one in told(refused)}
+    assert counts == Counter(refused)
+
+
+def test_too_many_addresses_share_a_line() -> None:
+    lines = told([(f"198.51.{number // 256}.{number % 256}", "limit") for number in range(10_000)])
+    assert len(lines) == ADDRESSES + 1
+    assert sum(line["connections"] for line in lines) == 10_000
+    assert [line["connections"] for line in lines if "remote" not in line] == [10_000 - ADDRESSES]

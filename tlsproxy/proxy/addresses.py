@@ -1,0 +1,114 @@
+"""What an address may do before anybody is known: connections, new ones a second, and failures to say who it is.
+
+An IPv6 client has a whole /64 to choose from, so that all of that is one account. Failures of a client that has shown a
+certificate are its own at this address, and no fault of others there: only its keys and tokens wait for them. Those of
+one that has not are its address's, and others there wait too, but get a turn after each delay. Nothing but time makes
+up for a failure: who holds one good key could otherwise guess at others in between.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from typing import Final
+
+from tlsproxy.authz.access import Decision
+from tlsproxy.authz.rates import SECOND, Charge, Excess, Penalty, Rate
+from tlsproxy.config.limits import Limits as Settings
+from tlsproxy.proxy.limittable import LimitTable
+from tlsproxy.proxy.quotas import too_many
+
+IN_ALL: Final = "limit"
+AT_A_TIME: Final = "address_limit"
+TOO_FAST: Final = "handshake_rate"
+FAILING: Final = "too_many_failures"
+
+FAILURES: Final = frozenset(
+    {
+        "no_certificate",
+        "unknown_ca",
+        "certificate_expired",
+        "certificate_invalid",
+        "certificate_not_yet_valid",
+        "certificate_purpose",
+        "certificate_revoked",
+    }
+)
+"""Why a handshake failed by its client's fault. A CRL that is missing is ours, and would shut out everybody."""
+
+
+HEARD: Final = 2 * SECOND
+"""In which everybody at an address is heard, after each delay."""
+
+
+def _heard(identity: str) -> int:
+    return 0 if identity else HEARD
+
+
+def account(address: str) -> str:
+    """The network that counts as one client."""
+    if ":" not in address:
+        return address
+    return str(ipaddress.IPv6Network((address.partition("%")[0], 64), strict=False))
+
+
+class Addresses:
+    """Over the table that limits are counted in, for the settings that are adopted last."""
+
+    def __init__(self, table: LimitTable) -> None:
+        self._table = table
+        self._everybody = table.key("connections")
+        self._rate: Rate | None = None
+        self._penalty: Penalty | None = None
+
+    def adopt(self, settings: Settings) -> None:
+        own = settings.per_address
+        self._in_all = Charge(self._everybody, IN_ALL, None, settings.connections)
+        self._at_a_time = settings.connections_per_address
+        self._rate = self._penalty = None
+        if own.handshakes_per_second is not None:
+            self._rate = Rate.of(own.handshakes_per_second, own.burst)
+        if own.failed_authentications is not None:
+            self._penalty = Penalty.of(own.failed_authentications, own.max_delay)
+
+    def connect(self, address: str) -> tuple[int, ...] | str:
+        """What to :meth:`release` when the connection has ended, or why there may be none."""
+        if self.delay(address, ""):
+            return FAILING
+        one = Charge(self._table.key("address", address), AT_A_TIME, self._rate, self._at_a_time)
+        outcome = self._table.take((self._in_all, one))
+        if isinstance(outcome, Excess):
+            return TOO_FAST if outcome.wait else outcome.charge.whose
+        return outcome
+
+    def release(self, held: tuple[int, ...]) -> None:
+        self._table.release(held)
+
+    # Failures of whoever this is: an address, or an identity there
+
+    def delay(self, address: str, identity: str) -> int:
+        """Nanoseconds for which this one is not heard."""
+        if self._penalty is None:
+            return 0
+        now = self._table.clock()
+        until = self._table.arrival(self._table.key("delay", address, identity), now)
+        return self._penalty.left(until, now, _heard(identity))
+
+    def refusal(self, address: str, identity: str) -> Decision | None:
+        """Of a request that is not heard."""
+        delay = self.delay(address, identity)
+        if not delay:
+            return None
+        return too_many(FAILING, "too many failed authentications", max(1, -(-delay // SECOND)))
+
+    def failed(self, address: str, identity: str) -> None:
+        """One more has failed."""
+        table, penalty = self._table, self._penalty
+        if penalty is None:
+            return
+        failures, delay = table.key("failures", address, identity), table.key("delay", address, identity)
+        with table.lock:
+            now = table.clock()
+            owed = penalty.after(table.arrival(failures, now), now)
+            table.put(failures, owed, now)
+            if table.arrival(delay, now) <= now and (until := penalty.until(owed, now, _heard(identity))):
+                table.put(delay, until, now)
