@@ -233,10 +233,14 @@ class Fleet:
             await asyncio.wait(left, timeout=LAST)
 
     async def ready(self) -> Mapping[str, str]:
+        """Ready where any worker accepts connections: those of the others wait for it."""
         answers = {worker.number: orjson.loads(body) for worker, body in await self._gather("ready")}
-        listeners = "draining" if self._draining else OK if answers else "no worker serves"
-        generation = generation_part(self.generation, time.time())
-        return {**merged_parts(answers), "listeners": listeners, "generation": generation}
+        parts = merged_parts(answers)
+        if self._draining:
+            parts["listeners"] = "draining"
+        elif any(part["listeners"] == OK for part in answers.values()):
+            parts["listeners"] = OK
+        return {"listeners": "no worker serves", **parts, "generation": generation_part(self.generation, time.time())}
 
     async def figures(self) -> Mapping[str, Any]:
         upstream, audit = self.generation.config.upstream, self._audit
