@@ -96,7 +96,7 @@ class Serving:
         audit = self._audit
         upstream = {_PARTS[protocol]: await probe() for protocol, probe in self._probes.items()}
         return {
-            "listeners": "draining" if self._gateway.draining else OK,
+            "listeners": "draining" if self._gateway.draining else self._listeners.trouble or OK,
             "generation": generation_part(self.generation, time.time()),
             **upstream,
             "audit": audit_part(healthy=audit.healthy, accepts=audit.accepts(), last_error=audit.last_error),
