@@ -17,6 +17,8 @@ from support.limits import named_key, wait_as_told
 from support.site import Site
 from support.upstream import ScriptedUpstream
 
+from tlsproxy.authz.tokens import mint
+
 GOOD, BAD = ("api-key", "k-one"), ("api-key", "k-wrong")
 KEYS = [named_key("k-one")]
 TWO = {"per_address": {"failed_authentications": 2}}
@@ -67,6 +69,20 @@ def test_wrong_keys_beside_a_good_certificate_are_that_identitys(own_site: Site,
         assert guessing.ask(*ask, [BAD]).status == 401
         refused = guessing.ask(*ask, [BAD])
         assert (refused.status, refused.fields["retry-after"]) == (429, "2"), "and longer each time"
+
+
+def test_forged_and_expired_tokens_which_qdrant_answers_with_403(own_site: Site, upstream: ScriptedUpstream) -> None:
+    service = {"api_key": "k-one", "jwt_rbac": True}
+    config = own_site.write_config(upstream.url, service=service, limits=TWO)
+    expired = mint("k-one", {"access": "r", "exp": int(time.time()) - 60})
+    with Gateway(config) as gateway, Client(gateway, own_site.client("search")) as client:
+        for _ in range(3):  # what the rights do not allow is no failure to say who one is
+            assert (
+                client.ask("DELETE", "/collections/docs", [("api-key", mint("k-one", {"access": "m"}))]).status == 403
+            )
+        tokens = [mint("k-wrong", {"access": "r"}), expired, expired, mint("k-one", {"access": "r"})]
+        asked = [client.ask("GET", "/collections", [("api-key", token)]).status for token in tokens]
+        assert asked == [403, 403, 403, 429]
 
 
 def test_nothing_at_all_without_a_certificate_is_the_addresss(own_site: Site, upstream: ScriptedUpstream) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import grpc
@@ -14,8 +15,11 @@ from support.grpc_client import certificates, channel
 from support.grpc_clients import LIST
 from support.grpc_upstream import GrpcUpstream
 from support.limits import SLOW, named_key, role, wait_as_told
+from support.raw import GET, connected
 from support.site import Site
 from support.upstream import ScriptedUpstream
+
+from tlsproxy.authz.tokens import mint
 
 KEYS = [named_key("k-one"), named_key("k-two", name="cd")]
 WITHOUT_CERTIFICATE = {"verify_https_client_certificate": False}
@@ -90,6 +94,33 @@ def test_each_key_has_its_own_account_wherever_it_is_sent_from(own_site: Site, u
         assert statuses(search, 3) == [200] * 3, "its certificate alone has no account"
 
 
+def test_each_subject_of_a_signers_tokens_has_its_own_account(own_site: Site, upstream: ScriptedUpstream) -> None:
+    service = WITHOUT_CERTIFICATE | {"api_key": "manage-k3y", "jwt_rbac": True}
+    config = own_site.write_config(upstream.url, service=service, limits={"per_key": {**SLOW, "burst": 2}})
+
+    def token(subject: str, **claims: object) -> tuple[str, str]:
+        return "api-key", mint("manage-k3y", {"access": "r", "subject": subject, **claims})
+
+    with Gateway(config) as gateway, Client(gateway, own_site.client(None)) as client:
+        assert statuses(client, 1, token("alice", exp=int(time.time()) + 600)) == [200]
+        assert statuses(client, 2, token("alice", exp=int(time.time()) + 900)) == [200, 429], "one account"
+        assert statuses(client, 3, token("bob")) == [200, 200, 429]
+        assert statuses(client, 3, ("api-key", "manage-k3y")) == [200, 200, 429]
+        assert statuses(client, 1, ("api-key", "wrong")) == [401]
+
+
+def test_a_request_that_is_decided_by_its_body_counts_once_whatever_is_decided(
+    own_site: Site, upstream: ScriptedUpstream
+) -> None:
+    config = own_site.write_config(upstream.url, limits={"per_identity": {**SLOW, "burst": 3}})
+    good, bad = (b'{"query": 1, "lookup_from": {"collection": "%b"}}' % name for name in (b"docs", b"other"))
+    query = ("POST", "/collections/docs/points/query")
+    with Gateway(config) as gateway, Client(gateway, own_site.client("ingest")) as client:
+        asked = [client.ask(*query, body=body).status for body in (good, bad, good, good)]
+        assert asked == [200, 403, 200, 429]
+        assert len(upstream.requests) == 2
+
+
 def test_the_roles_of_certificate_and_key_count_both_and_a_refusal_counts_for_neither(
     own_site: Site, upstream: ScriptedUpstream
 ) -> None:
@@ -129,6 +160,26 @@ def test_a_refused_upload_keeps_its_connection_where_it_is_small(own_site: Site,
             assert (refused.status, refused.closing) == (429, closing)
         assert len(upstream.requests) == 1
         assert upstream.connections == 1
+
+
+def test_who_does_not_wait_is_made_to(own_site: Site, upstream: ScriptedUpstream) -> None:
+    """Requests that are sent all the same are answered, ten a second; other connections are none the worse for it."""
+    config = own_site.write_config(upstream.url, limits={"per_identity": SLOW})
+    with (
+        Gateway(config) as gateway,
+        connected(gateway, own_site.client()) as hasty,
+        Client(gateway, own_site.client("search")) as other,
+    ):
+        begun = time.monotonic()
+        hasty.send(GET * 8)
+        assert [hasty.response().status for _ in range(2)] == [200, 429]
+        assert other.ask().status == 200
+        assert [hasty.response().status for _ in range(6)] == [429] * 6
+        assert time.monotonic() - begun >= 0.6
+        hasty.send(GET * 5_000)  # more than is read ahead
+        assert hasty.response().status == 429
+        hasty.sock.close()
+        assert gateway.ask_admin("/readyz")[0] == 200
 
 
 def test_limits_are_edited_while_it_runs(own_site: Site, upstream: ScriptedUpstream) -> None:

@@ -1,38 +1,48 @@
-"""The unit as shipped: systemd understands every line of it, and finds little to expose."""
+"""The units as shipped: systemd understands every line of them, and finds little to expose."""
 
 from __future__ import annotations
 
-import re
 import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 
-UNIT = Path(__file__).parents[2] / "systemd" / "tlsproxy.service"
+from tlsproxy.config.model import Service
+
+UNITS = Path(__file__).parents[2] / "systemd"
+SERVICE = UNITS / "tlsproxy.service"
+SOCKETS = sorted(UNITS.glob("*.socket"))
 needs_systemd = pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="needs Debian's systemd package")
+
+
+def verified(*units: Path) -> tuple[int, str]:
+    """It exits with 0 on keys that it does not know: what it says is what counts."""
+    command = ["systemd-analyze", "verify", *map(str, units)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    return result.returncode, result.stderr
 
 
 @pytest.fixture
 def unit(tmp_path: Path) -> Path:
-    """With a program that is there: the installed one is at /opt."""
-    copy = tmp_path / UNIT.name
-    copy.write_text(re.sub(r"^ExecStart=\S+", "ExecStart=/bin/true", UNIT.read_text(), flags=re.MULTILINE))
-    return copy
+    """The service, with a program that is there: the installed one is at /opt. The sockets stand beside it."""
+    for one in (SERVICE, *SOCKETS):
+        text = one.read_text().replace("/opt/tlsproxy/bin/tlsproxy", "/bin/true")
+        (tmp_path / one.name).write_text(text)
+    return tmp_path / SERVICE.name
 
 
 @needs_systemd
 def test_systemd_understands_every_line(unit: Path) -> None:
-    result = subprocess.run(["systemd-analyze", "verify", str(unit)], capture_output=True, text=True, check=False)
-    # It exits with 0 on keys that it does not know: what it says is what counts.
-    assert (result.returncode, result.stderr) == (0, "")
+    assert verified(unit, *unit.parent.glob("*.socket")) == (0, "")
 
 
 @needs_systemd
-def test_systemd_says_so_where_a_line_is_wrong(unit: Path) -> None:
-    unit.write_text(unit.read_text().replace("NoNewPrivileges=", "NoNewPrivilege="))
-    result = subprocess.run(["systemd-analyze", "verify", str(unit)], capture_output=True, text=True, check=False)
-    assert "NoNewPrivilege" in result.stderr
+@pytest.mark.parametrize(("name", "key"), [(SERVICE.name, "NoNewPrivileges"), ("tlsproxy.socket", "FreeBind")])
+def test_systemd_says_so_where_a_line_is_wrong(unit: Path, name: str, key: str) -> None:
+    wrong = unit.with_name(name)
+    wrong.write_text(wrong.read_text().replace(f"{key}=", f"{key}Not="))
+    assert f"{key}Not" in verified(wrong)[1]
 
 
 @needs_systemd
@@ -47,4 +57,17 @@ def test_the_exposure_is_small(unit: Path) -> None:
 
 
 def test_a_refused_configuration_waits_for_a_person() -> None:
-    assert "RestartPreventExitStatus=2" in UNIT.read_text()
+    assert "RestartPreventExitStatus=2" in SERVICE.read_text()
+
+
+def test_each_socket_is_one_listener_of_the_default_configuration() -> None:
+    """A socket is named after what listens there, and several of them are told apart by that."""
+    told = {}
+    for one in SOCKETS:
+        keys = dict(line.split("=", 1) for line in one.read_text().splitlines() if "=" in line and line[0] != "#")
+        assert keys["Service"] == SERVICE.name
+        told[keys["FileDescriptorName"]] = keys["ListenStream"]
+    service = Service()
+    assert told.pop("rest") == f"{service.host}:{service.http_port}"
+    assert told.pop("grpc") == f"{service.host}:{service.grpc_port}"
+    assert told.keys() == {"tcp"}

@@ -14,10 +14,12 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
+
+from support.activation import passing
 
 DEADLINE = 20.0
 
@@ -66,10 +68,15 @@ class Gateway:
     ``host:port``.
     """
 
-    def __init__(self, config: Path, *options: str, **environ: str) -> None:
+    def __init__(
+        self, config: Path, *options: str, inherit: Sequence[tuple[str, socket.socket]] = (), **environ: str
+    ) -> None:
+        """``inherit``: listening sockets that it is passed as by systemd, each with its name."""
         self.config = config
+        command = [sys.executable, "-m", "tlsproxy", "run", "--config", str(config), *options]
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "tlsproxy", "run", "--config", str(config), *options],
+            passing(inherit, command) if inherit else command,
+            pass_fds=[sock.fileno() for _, sock in inherit],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -159,6 +166,8 @@ class Gateway:
     ) -> ssl.SSLSocket:
         """A raw TLS connection, to the REST listener unless told. ``session``: one that is offered for resumption."""
         sock = socket.create_connection(("127.0.0.1", port or self.port), timeout=DEADLINE)
+        # As clients do: a request behind the handshake's last message would wait for its acknowledgement (40 ms).
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         try:
             return context.wrap_socket(sock, server_hostname="localhost", session=session)
         except BaseException:

@@ -91,3 +91,20 @@ def test_what_no_receiver_may_grant() -> None:
     with pytest.raises(Http2Error) as caught:
         Window().granted(MAX_WINDOW)
     assert caught.value.code is Code.FLOW_CONTROL_ERROR
+
+
+@given(st.lists(st.none() | st.integers(0, MAX_WINDOW), max_size=12), st.data())
+def test_a_larger_first_window_counts_once_it_is_acknowledged(offers: list[int | None], data: st.DataObject) -> None:
+    """And a smaller one at once: nobody is surprised by what they said themselves."""
+    window, said = Window(), [FIRST_WINDOW]
+    for first in offers:
+        window.offer(first)
+        said.append(said[-1] if first is None else first)
+        while window.unsettled and data.draw(st.booleans()):
+            window.settle()
+            del said[0]
+        assert (window.first, window.unsettled) == (min(said), len(said) - 1)
+    while window.unsettled:
+        window.settle()
+    window.settle()
+    assert window.first == said[-1]

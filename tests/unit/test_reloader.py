@@ -15,6 +15,7 @@ from tlsproxy.errors import MaterialError
 from tlsproxy.service import reloader
 from tlsproxy.service.jwks import KeySets
 from tlsproxy.service.reloader import Reloader
+from tlsproxy.service.systemd import Notifier
 from tlsproxy.tls import files
 from tlsproxy.tls.watch import Watcher
 
@@ -44,6 +45,7 @@ class Bench:
             environ=made.environ,
             watcher=watcher,
             key_sets=KeySets(),
+            told=Notifier(),
         )
 
     async def publish(self, generation: Any, inputs: Any) -> None:

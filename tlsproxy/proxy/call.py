@@ -135,12 +135,18 @@ class Call:
 
     # The client's DATA
 
+    @property
+    def holds(self) -> bool:
+        """Whether what comes of it waits with it."""
+        return self.waiting or bool(self._held)
+
     def request(self, data: bytes, start: int, end: int, flags: int) -> bytes | None:
         """What goes upstream in a DATA frame's place, None for itself. Raises RequestError."""
         if self._largest and self.record.bytes_in > self._largest + PREFIX:
             raise RoleBodyTooLarge(self._largest)
-        if self.waiting or self._held:
+        if self.holds:
             self._held.append(data[start:end])
+            self.relay.held += end - start - HEADER
             return b""
         return None if self.reading is None else self.reading.data(data, start, end, flags)
 
@@ -154,6 +160,8 @@ class Call:
                 relay.wanting[self] = None
                 return
             del held[0]
+            relay.held -= size
+            relay.unblock()
             try:
                 instead = None if self.reading is None else self.reading.data(frame, 0, len(frame), frame[FLAGS])
             except RequestError as error:
@@ -171,8 +179,12 @@ class Call:
 
     def over(self) -> None:
         """It has ended: what it held is given back."""
-        self.relay.give_back(sum(len(frame) - HEADER for frame in self._held))
-        self._held.clear()
+        if self._held:
+            size = sum(len(frame) - HEADER for frame in self._held)
+            self._held.clear()
+            self.relay.held -= size
+            self.relay.give_back(size)
+            self.relay.unblock()
         for part in (self.reading, self.reduction):
             if part is not None:
                 part.over()

@@ -142,7 +142,7 @@ class CallPlans:
         try:
             head = parse_call(fields, max_fields=self._max_fields)
         except RequestError as error:
-            return replace(self.unreadable(principal, error), toll=self._quotas.toll(principal, None))
+            return replace(self.unreadable(principal, error), toll=self._quotas.toll(principal, None, None, None))
         presented = presented_key(head.value(b"api-key"), head.value(b"authorization"))
         admitted = ended or admit(principal, self._policy, presented, now)
         operation = operation_of(head.path)
@@ -213,6 +213,6 @@ class CallPlans:
             exists=exists,
             unread=decision is UNREAD,
             asked=asked,
-            toll=self._quotas.toll(principal, admission, operation, decision.status),
+            toll=self._quotas.toll(principal, admission, operation, decision),
             largest=self._quotas.largest_body(admission) or 0,
         )

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import Final
 
 from tlsproxy.errors import UpstreamUnreachable
 from tlsproxy.proxy.gateway import Gateway
 from tlsproxy.proxy.grpclife import DRAIN_PING
 from tlsproxy.proxy.grpcstreams import Streams
 from tlsproxy.proxy.grpcupstream import GrpcUpstream
+from tlsproxy.proxy.messages import MAX_FIRST_WINDOW
 from tlsproxy.proxy.pool import Pool
 from tlsproxy.proxy.register import Entry
 from tlsproxy.proxy.tlsstream import TlsStream
@@ -33,6 +35,9 @@ from tlsproxy.wire.http2 import (
     Kind,
     Setting,
 )
+
+MAX_HELD: Final = 262_144
+"""Bytes of DATA that wait with their calls, those of one connection together; then its client has to."""
 
 
 class GrpcConnection(Streams):
@@ -91,7 +96,6 @@ class GrpcConnection(Streams):
             side.reading_changed()
 
     def unblock(self) -> None:
-        """The upstream has room again for what it was not sent."""
         if self._blocked:
             self._blocked = False
             self.gateway.loop.call_soon(self._read_on)
@@ -117,12 +121,12 @@ class GrpcConnection(Streams):
         for kind, flags, stream, start, end in frames.cut(data):
             if kind == DATA:
                 size = end - start - HEADER
-                if window.room < size:
+                call = calls.get(stream)
+                if window.room < size or (self.held + size > MAX_HELD and call is not None and call.holds):
                     frames.keep(start)
                     self._blocked = True
                     self.reading_changed()
                     break
-                call = calls.get(stream)
                 plain = size and not flags & PADDED and self._block is None
                 if plain and call is not None and call.plain and not call.client_done:
                     window.room -= size
@@ -180,21 +184,23 @@ class GrpcConnection(Streams):
     def _settings(self, flags: int, payload: bytes) -> bytes | None:
         if flags & ACK:
             self.budgets.control.spend(self.now)
-            if not self.own_settings:
-                return None
-            self.own_settings = False
+            if self.own_settings:
+                self.own_settings = False
+                return b""
+            self.up.append(http2.SETTINGS_ACK)
+            self.to_upstream.settle()
+            self.proceed()
             return b""
         self.budgets.settings.spend(self.now)
         values = http2.parse_settings(payload)
         told = http2.kept(values, (Setting.INITIAL_WINDOW_SIZE, Setting.MAX_HEADER_LIST_SIZE))
-        self.first_block |= values.get(Setting.HEADER_TABLE_SIZE, TABLE) < TABLE
-        if Setting.INITIAL_WINDOW_SIZE in values:
-            self.to_client.first = values[Setting.INITIAL_WINDOW_SIZE]
-            self.proceed()
+        self.restates |= values.get(Setting.HEADER_TABLE_SIZE, TABLE) < TABLE
+        self.to_client.offer(first := values.get(Setting.INITIAL_WINDOW_SIZE))
+        if first is not None:
+            told[Setting.INITIAL_WINDOW_SIZE] = min(first, MAX_FIRST_WINDOW)
         if self.lost is not None:
             self.down.append(http2.SETTINGS_ACK)
-        else:
-            self.owed_acks += 1
+            self.to_client.settle()
         if self.greeted:
             return http2.settings(told)
         self.greeted = True

@@ -39,7 +39,6 @@ class Life(Relay):
         self.last = 0
         self.lost: RequestError | None = None
         self.leaving = False
-        self.owed_acks = 0
         self.own_settings = True
         self._when_ended = when_ended
         self._ended = self._draining = False
@@ -108,7 +107,7 @@ class Life(Relay):
         if self.lost is not None or self._ended:
             return
         self.lost, self._side = error, None
-        self.down.append(http2.SETTINGS_ACK * self.owed_acks)
+        self.down.append(http2.SETTINGS_ACK * self.to_client.unsettled)
         served = self.last
         for call in list(self.calls.values()):
             self.refuse(call, error)

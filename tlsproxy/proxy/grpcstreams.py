@@ -17,7 +17,7 @@ from tlsproxy.proxy.record import Record
 from tlsproxy.proxy.register import Entry
 from tlsproxy.proxy.tlsstream import TlsStream
 from tlsproxy.wire import http2
-from tlsproxy.wire.fieldblock import FieldReader, Fields, write
+from tlsproxy.wire.fieldblock import FieldReader, Fields, literals
 from tlsproxy.wire.floods import Budgets
 from tlsproxy.wire.grpc import deadline_apart
 from tlsproxy.wire.http2 import DATA, END_HEADERS, END_STREAM, HEADER, PADDED, Code, Frames, Http2Error, StreamError
@@ -44,7 +44,7 @@ class Streams(Life):
         self.now = 0.0
         self._points = pool.points
         self._standing = entry.standing
-        self._tail = write(((b"x-forwarded-for", entry.address.encode()), (b"x-forwarded-proto", b"https")))
+        self._tail = literals(((b"x-forwarded-for", entry.address.encode()), (b"x-forwarded-proto", b"https")))
         self._reader = FieldReader(self.limits.max_head_size)
         self._block: bytearray | None = None
         self._fragments = 0

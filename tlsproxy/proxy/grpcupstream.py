@@ -14,7 +14,7 @@ from tlsproxy.proxy.call import Answer, Call
 from tlsproxy.proxy.deadlines import NEVER
 from tlsproxy.proxy.dial import DialledStream
 from tlsproxy.wire import http2
-from tlsproxy.wire.fieldblock import FieldReader
+from tlsproxy.wire.fieldblock import FieldReader, write
 from tlsproxy.wire.http2 import (
     ACK,
     CONTINUATION,
@@ -215,8 +215,11 @@ class GrpcUpstream:
         if call is None:
             return b""
         ends = bool(self._begun[1] & END_STREAM)
-        if fields and fields[0][0] == b":status":  # not trailers
-            raw = http2.headers(stream, block + upstream_block(call.record.id, NONE), end=ends)
+        beginning = bool(fields) and fields[0][0] == b":status"  # not trailers
+        if beginning or self._client.restates:
+            stated = write(fields) if self._client.restates else block
+            more = upstream_block(call.record.id, NONE) if beginning else b""
+            raw = http2.headers(stream, stated + more, end=ends)
         call.touched = time.monotonic()
         if call.reduction is not None:
             return self._looked_at(call, lambda answer: answer.fields(raw, fields, end=ends))
@@ -235,15 +238,15 @@ class GrpcUpstream:
 
     def _settings(self, flags: int, payload: bytes) -> bytes | None:
         if flags & ACK:
-            self._client.owed_acks -= 1
-            return None
+            self._client.down.append(http2.SETTINGS_ACK)
+            self._client.to_client.settle()
+            self._client.proceed()
+            return b""
         values = http2.parse_settings(payload)
         client = self._client
         self.established = True
         self.stream.deadline = NEVER
-        if Setting.INITIAL_WINDOW_SIZE in values:
-            client.to_upstream.first = values[Setting.INITIAL_WINDOW_SIZE]
-            client.proceed()
+        client.to_upstream.offer(values.get(Setting.INITIAL_WINDOW_SIZE))
         return client.server_settings(values)
 
     def _granted(self, stream: int, size: int) -> bytes | None:
@@ -258,7 +261,7 @@ class GrpcUpstream:
             return b""
         if call.reading is not None and call.reading.rebuilds:
             call.reading.granted(size)
-            return b""
+            return b"" if call.client_done else None
         return None
 
     def _reset(self, stream: int, code: int) -> bytes | None:

@@ -27,6 +27,7 @@ from tlsproxy.authz.rates import Charge, Excess, Rate
 ROWS: Final = 1 << 18
 BUCKET: Final = 8
 """Rows among which one's own is."""
+BUCKETS: Final = ROWS // BUCKET
 OVERFLOW: Final = ROWS
 TRIES: Final = 50
 """Of getting the lock at once; then as many again, with a pause before each."""
@@ -77,25 +78,33 @@ class LimitTable:
 
     def take(self, charges: Sequence[Charge]) -> tuple[int, ...] | Excess:
         """Counts one request against all of these, or none: the rows that it has something going on in, or why not."""
+        keys, arrivals, own, others = self._keys, self._arrivals, self._own, self._others
         with self.lock:
             now = self.clock()
             rows: list[int] = []
             excess: Excess | None = None
             for charge in charges:
-                row = self._row(charge.key, now, rows)
+                key, rate, most = charge.key, charge.rate, charge.concurrent
+                row = key % BUCKETS * BUCKET
+                if keys[row] != key:
+                    row = self._row(key, now, rows)
                 rows.append(row)
-                wait = self._wait(row, charge.rate, now) if charge.rate is not None else 0
-                full = charge.concurrent and self._going_on(row) >= charge.concurrent
+                wait = 0
+                if rate is not None and arrivals[row] - now + rate.interval > rate.room:
+                    wait = self._wait(row, rate, now)
+                full = most and (self._going_on(row) if others else own[row]) >= most
                 if (wait or full) and (excess is None or wait > excess.wait):
                     excess = Excess(charge, wait)
             if excess is not None:
                 return excess
             held = []
             for charge, row in zip(charges, rows, strict=True):
-                if charge.rate is not None:
-                    self._arrivals[row] = charge.rate.after(self._arrivals[row], now)
+                rate = charge.rate
+                if rate is not None:
+                    arrival = arrivals[row]
+                    arrivals[row] = (max(now, arrival)) + rate.interval
                 if charge.concurrent:
-                    self._own[row] += 1
+                    own[row] += 1
                     held.append(row)
             return tuple(held)
 
@@ -124,7 +133,7 @@ class LimitTable:
     def _seat(self, key: int, now: int, taken: Sequence[int]) -> int:
         """The row of this key, or one that could be."""
         keys, arrivals = self._keys, self._arrivals
-        first = key % (ROWS // BUCKET) * BUCKET
+        first = key % BUCKETS * BUCKET
         free = -1
         for row in range(first, first + BUCKET):
             if keys[row] == key:

@@ -26,6 +26,8 @@ from tlsproxy.wire.tracing import id_field
 
 MAX_ANSWER: Final = 32 << 20
 """Bytes of a listing."""
+MAX_FIRST_WINDOW: Final = http2.MAX_WINDOW - MAX_ANSWER
+"""The most that a new stream's window may be on the upstream's side: a listing's is made larger by the above."""
 MAX_PIECES: Final = 8192
 """DATA frames of a listing: four times what it needs. A client could leave its sender room for a byte at a time."""
 _WHY_REDUCED: Final = "The upstream refused; its reason may name what you may not know"
@@ -154,8 +156,7 @@ class Reduction:
     @property
     def room(self) -> bytes:
         """What grants the upstream all that an answer may have, whatever the client's own windows are."""
-        size = min(MAX_ANSWER, http2.MAX_WINDOW - self._call.relay.to_client.first)
-        return http2.window_update(self._call.stream, size)
+        return http2.window_update(self._call.stream, MAX_ANSWER)
 
     def fields(self, raw: bytes, fields: Fields, *, end: bool) -> bytes | None:
         call = self._call
@@ -171,7 +172,7 @@ class Reduction:
             told = trailers(number, _WHY_REDUCED)
             if not self._head:
                 told = (*trailers_only(number, _WHY_REDUCED), id_field(call.record.id))
-            last = http2.headers(call.stream, write(told, first=call.relay.first_block), end=True)
+            last = http2.headers(call.stream, write(told), end=True)
             call.relay.down.append(self._head + last)
             call.relay.answered(call, number)
             return b""

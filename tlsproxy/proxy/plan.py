@@ -221,7 +221,7 @@ class Plans:
             expects_continue=head.expects_continue,
             limit=largest if largest is not None and of_role else limit,
             of_role=of_role,
-            toll=self._quotas.toll(principal, admission, operation, decision.status),
+            toll=self._quotas.toll(principal, admission, operation, decision),
             resend=operation is not None and operation.reads,
             upstream=upstream,
             expires=admission.expires if admission is not None else NEVER,

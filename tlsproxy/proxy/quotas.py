@@ -19,6 +19,7 @@ from tlsproxy.authz.rates import SECOND, Charge, Excess, Rate
 from tlsproxy.authz.roles import Principal
 from tlsproxy.config.limits import Quota
 from tlsproxy.config.model import Config
+from tlsproxy.errors import Form
 from tlsproxy.qdrant.operations import OPEN, Operation
 
 RATE: Final = "rate_limited"
@@ -47,16 +48,16 @@ class Quotas:
         self._roles = {name: role.limits for name, role in config.roles.items()}
 
     def toll(
-        self, principal: Principal, admission: Admission | None, operation: Operation | None = None, status: int = 0
+        self, principal: Principal, admission: Admission | None, operation: Operation | None, decision: Decision | None
     ) -> Toll | None:
         """None where nothing is limited. What is open to anybody (health, version) is no account of the caller's.
 
-        ``status`` is that of the decision.
+        A ``decision`` in bare text is that of authentication (:class:`tlsproxy.errors.Form`), whether 401 or 403.
         """
         if operation is not None and operation.requirement == OPEN:
             return None
         charges = tuple(self._charges(principal, admission))
-        failed = status == HTTPStatus.UNAUTHORIZED
+        failed = decision is not None and decision.form is Form.BARE
         tries = self._delays and (failed or (admission is not None and admission.credential is not None))
         return Toll(charges, tries, failed) if charges or tries else None
 

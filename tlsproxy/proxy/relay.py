@@ -6,6 +6,7 @@ end. Whatever is written is queued first: one write for each direction and each 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Final
 
 from tlsproxy.authz.audit import json_string
@@ -30,11 +31,12 @@ REMEMBERED: Final = 1024
 """Streams that we ended ourselves: frames that were on their way then are no fault of their sender."""
 
 
-class Relay:
+class Relay(ABC):
     """``up`` and ``down`` wait to be written. ``to_upstream`` and ``to_client``: what each side may still be sent.
 
-    ``wanting`` are the calls that wait for room to send something of ours. ``first_block``: a block of ours begins by
-    saying that there is no dynamic table, since the client waits to be told.
+    ``wanting`` are the calls that wait for room to send something of ours. ``held`` counts the bytes
+    of DATA that wait with their calls. ``restates``: the client waits to be told that there is no dynamic table, and a
+    block of the upstream's that told it may not have reached it.
     """
 
     patient = True
@@ -50,7 +52,8 @@ class Relay:
         self.down: list[bytes] = []
         self.to_upstream = Window()
         self.to_client = Window()
-        self.first_block = False
+        self.held = 0
+        self.restates = False
         self.entry = entry
         self._remote = json_string(entry.address)
         self._owed_client = self._owed_upstream = 0
@@ -62,6 +65,10 @@ class Relay:
 
     def give_back_upstream(self, size: int) -> None:
         self._owed_upstream += size
+
+    @abstractmethod
+    def unblock(self) -> None:
+        """There may be room again for what the client was not let say."""
 
     def proceed(self) -> None:
         """There is room that there was not."""
@@ -106,7 +113,7 @@ class Relay:
             if not call.answered:
                 record = call.record
                 fields = (*trailers_only(status, text, http=record.plan.http), id_field(record.id))
-            self.down.append(http2.headers(stream, write(fields, first=self.first_block), end=True))
+            self.down.append(http2.headers(stream, write(fields), end=True))
         if not call.client_done:
             self.down.append(http2.reset(stream, Code.NO_ERROR))  # RFC 9113 §8.1: what is still to come is not wanted
         call.record.grpc_status = status
@@ -175,7 +182,7 @@ class Relay:
             text = decision.text or "There is no such method here"
             only = trailers_only(record.grpc_status, text, http=plan.http, retry_after=decision.retry_after)
             fields = (*only, id_field(record.id))
-            self.down.append(http2.headers(stream, write(fields, first=self.first_block), end=True))
+            self.down.append(http2.headers(stream, write(fields), end=True))
             code = None if done else Code.NO_ERROR
         if code is not None:
             self.down.append(http2.reset(stream, code))

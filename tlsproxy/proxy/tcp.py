@@ -47,7 +47,7 @@ class TcpConnection:
         if refusal:
             self._refuse(refusal)
             return
-        toll = gateway.limits.quotas.toll(entry.standing.principal, None)
+        toll = gateway.limits.quotas.toll(entry.standing.principal, None, None, None)
         if toll is not None:
             outcome = gateway.limits.count(toll, entry)
             if isinstance(outcome, Decision):

@@ -18,6 +18,7 @@ from typing import Any, Final, Literal, Protocol
 from tlsproxy.authz.audit import event_line
 from tlsproxy.errors import TlsproxyError
 from tlsproxy.service import logs
+from tlsproxy.service.changes import Change, changes_between
 from tlsproxy.service.jwks import KeySets
 from tlsproxy.tls.files import Inputs, read_inputs
 from tlsproxy.tls.generation import Generation, build
@@ -46,11 +47,18 @@ class ReloadMetrics(Protocol):
     def published(self, generation: Generation) -> None: ...
 
 
+class ReloadTold(Protocol):
+    """Hears of each attempt twice: when it begins, and what came of it."""
+
+    def reloading(self) -> None: ...
+    def reloaded(self, verdict: Verdict) -> None: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Verdict:
     """``unchanged``: built anew from the same files and key sets.
 
-    ``error`` says why, naming the file. ``when`` is epoch seconds.
+    ``error`` says why, naming the file. ``when`` is epoch seconds. ``changes``: what a publication made different.
     """
 
     result: Literal["ok", "unchanged", "failed"]
@@ -58,12 +66,13 @@ class Verdict:
     when: float
     generation: int
     error: str = ""
+    changes: tuple[Change, ...] = ()
 
 
 class Reloader:
     """The one owner of what is published after the start."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - the parts of one service, by name
         self,
         *,
         target: Target,
@@ -73,6 +82,7 @@ class Reloader:
         environ: Mapping[str, str],
         watcher: Watcher,
         key_sets: KeySets,
+        told: ReloadTold,
     ) -> None:
         self._target = target
         self._audit = audit
@@ -81,6 +91,7 @@ class Reloader:
         self._environ = environ
         self._watcher = watcher
         self._key_sets = key_sets
+        self._told = told
         self._turn = asyncio.Lock()
         self._begun = self._answered = 0
         generation = target.generation
@@ -106,7 +117,9 @@ class Reloader:
             if self._answered > asked:
                 return self.last
             self._begun += 1
+            self._told.reloading()
             verdict = await self._attempt(trigger)
+            self._told.reloaded(verdict)
             self._answered = self._begun
             return verdict
 
@@ -176,7 +189,8 @@ class Reloader:
             "old_certificate_sha256": old.material.leaf.sha256,
             "new_certificate_sha256": new.material.leaf.sha256,
         }
-        verdict = Verdict("ok" if changed else "unchanged", trigger, time.time(), new.number)
+        changes = changes_between(old, new)
+        verdict = Verdict("ok" if changed else "unchanged", trigger, time.time(), new.number, changes=changes)
         return self._record(verdict, "ok", detail)
 
     def _record(self, verdict: Verdict, result: Literal["ok", "failed"], detail: Mapping[str, str]) -> Verdict:

@@ -7,6 +7,7 @@ SIGHUP reloads. SIGTERM and SIGINT drain: no new connections, idle ones end, bus
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import logging
 import os
@@ -20,39 +21,43 @@ from typing import Literal
 
 import tlsproxy
 from tlsproxy.authz.audit import event_line
-from tlsproxy.config.listeners import listening, scheme, titles
+from tlsproxy.config.listeners import scheme, titles
 from tlsproxy.config.problems import ConfigError
 from tlsproxy.errors import TlsproxyError
 from tlsproxy.proxy.limittable import LimitTable
-from tlsproxy.proxy.listener import Bound, bind
+from tlsproxy.proxy.listener import Bound
 from tlsproxy.service import logs
 from tlsproxy.service.admin import AdminServer
+from tlsproxy.service.auditfile import ALONE, Turn
 from tlsproxy.service.auditlog import AuditLog, NoAudit, audit_log
 from tlsproxy.service.jwks import KeySets
-from tlsproxy.service.reloader import Reloader
-from tlsproxy.service.serving import Serving
+from tlsproxy.service.loop import loop_factory
+from tlsproxy.service.reloader import Reloader, Verdict
+from tlsproxy.service.serving import Served, Serving
+from tlsproxy.service.sockets import Inherited, InheritedSocketError, inherited_sockets, open_sockets
 from tlsproxy.service.state import ServiceState, described
-from tlsproxy.tls.files import read_inputs
+from tlsproxy.service.systemd import Notifier
+from tlsproxy.service.watchdog import Watchdog
+from tlsproxy.service.workers.fleet import Fleet
+from tlsproxy.service.workers.order import order_of
+from tlsproxy.service.workers.process import WorkerRefused
+from tlsproxy.tls.files import Inputs, read_inputs
 from tlsproxy.tls.generation import Generation, build
 from tlsproxy.tls.watch import Watcher
-
-try:
-    import uvloop
-except ImportError:  # where it does not exist, asyncio's own loop does the same, slower
-    _loop_factory = None
-else:
-    _loop_factory = uvloop.new_event_loop
 
 _log = logging.getLogger(__name__)
 
 
 def run(config_path: Path, ready_file: Path | None) -> int:
-    """Serves until told to stop. The exit code: 0 after a stop, 2 if the configuration or a file was refused, else 1.
+    """Serves until told to stop. The exit code: 0 after a stop, 1 after a failure, 2 if the configuration, a file or a
+    socket that was passed to us was refused.
 
     A taken address is 1: it may be free again in a moment, where a refused configuration waits for a person.
     """
-    with asyncio.Runner(loop_factory=_loop_factory) as runner:
+    with asyncio.Runner(loop_factory=loop_factory) as runner:
         try:
+            notifier = Notifier.of(os.environ, os.getpid())
+            inherited = inherited_sockets(os.environ, os.getpid())
             inputs = read_inputs(config_path, os.environ)
             key_sets = KeySets()
             documents = runner.run(key_sets.of(inputs.loaded.config))
@@ -68,7 +73,10 @@ def run(config_path: Path, ready_file: Path | None) -> int:
             return 2
         logs.configure(generation.config, os.environ)
         try:
-            runner.run(_Program(config_path, generation, key_sets, ready_file).serve())
+            runner.run(_Program(config_path, generation, inputs, key_sets, ready_file, notifier, inherited).serve())
+        except (InheritedSocketError, WorkerRefused) as error:
+            _log.critical("cannot serve: %s", error)
+            return 2
         except (TlsproxyError, OSError) as error:
             _log.critical("cannot serve: %s", error)
             return 1
@@ -78,11 +86,23 @@ def run(config_path: Path, ready_file: Path | None) -> int:
 class _Program:
     """What stands around :class:`tlsproxy.service.serving.Serving`: signals, sockets, reloads, and the operators."""
 
-    def __init__(self, config_path: Path, generation: Generation, key_sets: KeySets, ready_file: Path | None) -> None:
+    def __init__(
+        self,
+        config_path: Path,
+        generation: Generation,
+        inputs: Inputs,
+        key_sets: KeySets,
+        ready_file: Path | None,
+        notifier: Notifier,
+        inherited: Sequence[Inherited],
+    ) -> None:
         self._config_path = config_path
+        self._inputs = inputs
         self._key_sets = key_sets
         self._generation = generation
         self._ready_file = ready_file
+        self._notifier = notifier
+        self._inherited = inherited
         self._stopping = asyncio.Event()
         self._ended = asyncio.Event()
         self._reload = asyncio.Event()
@@ -91,16 +111,14 @@ class _Program:
         config = self._generation.config
         self._handle_signals(asyncio.get_running_loop())  # before anybody knows of us: SIGHUP's default is death
         async with AsyncExitStack() as stack:
-            audit = audit_log(config.audit)
+            turn = ALONE if config.workers == 1 else Turn(os.memfd_create("tlsproxy-audit"))
+            audit = audit_log(config.audit, turn)
             audit.start()
             stack.callback(audit.close)
-            # All or none: nobody is accepted before every address is ours.
-            bound = [
-                Bound.of(stack.enter_context(bind(one.endpoint.host, one.endpoint.port)), one)
-                for one in listening(config)
-            ]
-            served = Serving(self._generation, bound, audit, LimitTable.private(), self._key_sets.key_missing)
-            stack.callback(served.close)
+            bound = open_sockets(config, self._inherited)
+            for one in bound:
+                stack.enter_context(one.sock)
+            served = await self._start_serving(stack, bound, audit, turn)
             reloader = Reloader(
                 target=served,
                 audit=audit,
@@ -109,21 +127,46 @@ class _Program:
                 environ=os.environ,
                 watcher=Watcher(self._config_path, os.environ),
                 key_sets=self._key_sets,
+                told=self._notifier,
+            )
+            watchdog = Watchdog(
+                self._notifier,
+                [one.sock for one in bound],
+                required=lambda: served.generation.config.service.verify_https_client_certificate,
+                announce=served.expect_probe,
             )
             admin = await self._start_admin(stack, ServiceState(served, bound, reloader, self._key_sets))
-            self._announce(bound, admin)
+            self._announce(bound, admin, reloader.last)
             _event(audit, "start")
             async with asyncio.TaskGroup() as tasks:
                 owned = [
                     tasks.create_task(reloader.run()),
                     tasks.create_task(self._reload_on_signal(reloader)),
+                    tasks.create_task(watchdog.run()),
                     tasks.create_task(self._key_sets.run(lambda: served.generation.config, reloader.reload)),
                 ]
                 await self._stopping.wait()
                 for task in owned:
                     task.cancel()
+            self._notifier.stopping()
             await served.drain(self._ended)
             _event(audit, "stop")
+
+    async def _start_serving(
+        self, stack: AsyncExitStack, bound: Sequence[Bound], audit: AuditLog | NoAudit, turn: Turn
+    ) -> Served:
+        """In this process, or in as many others as are configured."""
+        generation, key_missing = self._generation, self._key_sets.key_missing
+        if generation.config.workers == 1:
+            table = LimitTable.private()
+            serving = Serving(generation, bound, audit, table, key_missing, itertools.count(1), alone=True)
+            stack.callback(serving.close)
+            return serving
+        fleet = Fleet(
+            self._config_path, order_of(generation, self._inputs), generation, bound, audit, turn, key_missing
+        )
+        await stack.enter_async_context(fleet.running())
+        return fleet
 
     async def _start_admin(self, stack: AsyncExitStack, state: ServiceState) -> str | None:
         listen = self._generation.config.admin.listen
@@ -134,7 +177,7 @@ class _Program:
         stack.push_async_callback(server.stop)
         return bound
 
-    def _announce(self, bound: Sequence[Bound], admin: str | None) -> None:
+    def _announce(self, bound: Sequence[Bound], admin: str | None, verdict: Verdict) -> None:
         serving = ", ".join(
             f"{titles(one.where.protocols)} on {scheme(one.where.protocols)}://{one.address}" for one in bound
         )
@@ -147,6 +190,7 @@ class _Program:
             staged = self._ready_file.with_name(f"{self._ready_file.name}.{os.getpid()}")
             staged.write_text(json.dumps({"listeners": described(bound), "admin": admin}), encoding="utf-8")
             staged.replace(self._ready_file)
+        self._notifier.serving(serving, verdict)
 
     def _handle_signals(self, loop: asyncio.AbstractEventLoop) -> None:
         loop.add_signal_handler(signal.SIGHUP, self._on_hangup)

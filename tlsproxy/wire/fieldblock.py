@@ -72,9 +72,14 @@ class FieldReader:
         return fields
 
 
-def write(fields: Fields, *, first: bool = False) -> bytes:
-    """A block of these fields. ``first``: for a reader that waits to be told that the table has shrunk."""
-    return (_NO_TABLE if first else b"") + b"".join([_field(name, value) for name, value in fields])
+def write(fields: Fields) -> bytes:
+    """A block of these fields. It says that there is no table, which a reader may wait to be told (RFC 7541 §4.2)."""
+    return _NO_TABLE + literals(fields)
+
+
+def literals(fields: Fields) -> bytes:
+    """The rest of a block."""
+    return b"".join([_field(name, value) for name, value in fields])
 
 
 def _field(name: bytes, value: bytes) -> bytes:

@@ -12,7 +12,7 @@ import re
 from dataclasses import dataclass
 from typing import Final
 
-from tlsproxy.wire.fieldblock import Fields, write
+from tlsproxy.wire.fieldblock import Fields, literals
 from tlsproxy.wire.grpc import VALUE
 
 REQUEST_ID: Final = b"x-request-id"
@@ -28,7 +28,7 @@ MAX_MEMBERS: Final = 32
 
 ID_LENGTH: Final = 32
 """Characters of an id."""
-_ID_BLOCK: Final = write(((REQUEST_ID, bytes(ID_LENGTH)),))[:-ID_LENGTH]
+_ID_BLOCK: Final = literals(((REQUEST_ID, bytes(ID_LENGTH)),))[:-ID_LENGTH]
 
 # A whole field line as the parser would accept it: taking it out leaves the others what they were.
 _LINE: Final = re.compile(
@@ -77,7 +77,7 @@ def upstream_lines(number: str, tracing: Tracing) -> bytes:
 def upstream_block(number: str, tracing: Tracing) -> bytes:
     """The same as a part of a field block."""
     block = _ID_BLOCK + number.encode()
-    return block if tracing is NONE else block + write(tracing.fields)
+    return block if tracing is NONE else block + literals(tracing.fields)
 
 
 def of_head(head: bytes) -> tuple[bytes, Tracing]:

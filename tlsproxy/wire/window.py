@@ -7,17 +7,39 @@ the receiver's next grants (``debt``). A sender that is thereby further than its
 
 from __future__ import annotations
 
+from collections import deque
+
 from tlsproxy.wire.http2 import FIRST_WINDOW, MAX_WINDOW, Code, Http2Error
 
 
 class Window:
-    """``room`` is the connection's, ``first`` that of a new stream."""
+    """``room`` is the connection's, ``first`` that of a new stream, by the SETTINGS of whoever receives.
 
-    __slots__ = ("debt", "first", "room")
+    ``unsettled``: how many of those are not acknowledged. A smaller window counts at once, a larger one once its
+    receiver knows that it does (RFC 9113 §6.5.3).
+    """
+
+    __slots__ = ("_agreed", "_offered", "debt", "first", "room")
 
     def __init__(self) -> None:
-        self.room = self.first = FIRST_WINDOW
+        self.room = self.first = self._agreed = FIRST_WINDOW
+        self._offered: deque[int] = deque()
         self.debt = 0
+
+    @property
+    def unsettled(self) -> int:
+        return len(self._offered)
+
+    def offer(self, first: int | None) -> None:
+        """SETTINGS of the receiver's, be it that they say nothing of windows."""
+        self._offered.append(first if first is not None else self._offered[-1] if self._offered else self._agreed)
+        self.first = min((self._agreed, *self._offered))
+
+    def settle(self) -> None:
+        """The earliest of them that are left are acknowledged. Whoever acknowledges none changes nothing."""
+        if self._offered:
+            self._agreed = self._offered.popleft()
+            self.first = min((self._agreed, *self._offered))
 
     def granted(self, size: int) -> int:
         """The receiver's WINDOW_UPDATE of the connection: what of it is the sender's. Raises Http2Error (§6.9.1)."""

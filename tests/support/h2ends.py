@@ -1,0 +1,296 @@
+"""A real GrpcConnection in memory, with the h2 library at both ends: nothing moves until a test says how far.
+
+Both ends are strict: whatever they are sent that HTTP/2 or a window of theirs does not allow raises an exception.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import MagicMock
+
+import h2.config
+import h2.connection
+import h2.events
+import h2.exceptions
+from h2.settings import SettingCodes
+
+from tlsproxy.proxy import grpcupstream
+from tlsproxy.proxy.gateway import Gateway
+from tlsproxy.proxy.grpc import GrpcConnection
+from tlsproxy.proxy.limittable import LimitTable
+from tlsproxy.proxy.standing import Standing
+from tlsproxy.tls.generation import Generation
+
+Fields = list[tuple[str, str]]
+ANSWERED: Fields = [(":status", "200"), ("content-type", "application/grpc")]
+PLENTY = 1 << 24
+_TABLE = LimitTable.private()
+
+
+def prefixed(message: bytes) -> bytes:
+    return b"\x00" + len(message).to_bytes(4, "big") + message
+
+
+@dataclass(slots=True)
+class Sent:
+    """One stream as an end sees it. ``waiting`` is what it has still to send; ``unread`` what it has not granted."""
+
+    fields: Fields = field(default_factory=list)
+    data: bytes = b""
+    trailers: Fields = field(default_factory=list)
+    waiting: bytes = b""
+    last: Fields | None = None
+    unread: int = 0
+    done: bool = False
+    ended: bool = False
+    reset: int | None = None
+
+    @property
+    def over(self) -> bool:
+        return self.reset is not None or (self.done and self.ended)
+
+    @property
+    def status(self) -> int | None:
+        said = dict(self.trailers) or dict(self.fields)
+        return int(said["grpc-status"]) if "grpc-status" in said else None
+
+
+class End:
+    """``streams`` by their numbers. ``wire`` takes what it has to say."""
+
+    def __init__(self, *, client: bool) -> None:
+        self.connection = h2.connection.H2Connection(
+            h2.config.H2Configuration(client_side=client, header_encoding="utf-8")
+        )
+        self.streams: dict[int, Sent] = {}
+        self.unread = 0
+        self.on_request: Callable[[int, Sent], None] = lambda _stream, _sent: None
+        self.connection.initiate_connection()
+
+    def receive(self, data: bytes) -> None:
+        for event in self.connection.receive_data(data):
+            self._on(event)
+        self.send()
+
+    def _on(self, event: h2.events.Event) -> None:
+        if isinstance(event, h2.events.ConnectionTerminated):
+            assert event.error_code == 0, event
+        stream = getattr(event, "stream_id", None)
+        if isinstance(event, h2.events.RequestReceived | h2.events.ResponseReceived):
+            self.streams.setdefault(stream, Sent()).fields = list(event.headers)
+        elif isinstance(event, h2.events.TrailersReceived):
+            self.streams[stream].trailers = list(event.headers)
+        elif isinstance(event, h2.events.DataReceived):
+            sent = self.streams[stream]
+            sent.data += event.data
+            sent.unread += event.flow_controlled_length
+            self.unread += event.flow_controlled_length
+        elif isinstance(event, h2.events.StreamReset):
+            self.streams[stream].reset = int(event.error_code)
+        elif isinstance(event, h2.events.StreamEnded):
+            self.streams[stream].ended = True
+            self.on_request(stream, self.streams[stream])
+
+    def open(self, fields: Fields) -> int:
+        stream = self.connection.get_next_available_stream_id()
+        self.connection.send_headers(stream, fields)
+        self.streams[stream] = Sent()
+        return stream
+
+    def say(self, stream: int, data: bytes, last: Fields | None = None) -> None:
+        """As the windows let it. ``last``: trailers that end the stream then, [] for none, None: more is to come."""
+        sent = self.streams[stream]
+        sent.waiting += data
+        sent.last = last
+        self.send()
+
+    def send(self) -> None:
+        for stream, sent in self.streams.items():
+            if not sent.done and sent.reset is None and (sent.waiting or sent.last is not None):
+                self._send(stream, sent)
+
+    def _send(self, stream: int, sent: Sent) -> None:
+        while sent.waiting:
+            size = min(self.connection.local_flow_control_window(stream), self.connection.max_outbound_frame_size)
+            if size <= 0:
+                return
+            piece, sent.waiting = sent.waiting[:size], sent.waiting[size:]
+            self.connection.send_data(stream, piece)
+        if sent.last:
+            self.connection.send_headers(stream, sent.last, end_stream=True)
+        else:
+            self.connection.end_stream(stream)
+        sent.done = True
+
+    def cancel(self, stream: int) -> None:
+        if not self.streams[stream].over:
+            self.connection.reset_stream(stream, 8)
+            self.streams[stream].reset = 8
+
+    def grant(self, stream: int, size: int) -> None:
+        """Room of the connection and of one stream, beyond what it has read."""
+        self.connection.increment_flow_control_window(size)
+        if stream in self.streams and not self.streams[stream].ended and self.streams[stream].reset is None:
+            self.connection.increment_flow_control_window(size, stream)
+
+    def read(self) -> None:
+        """Grants again what it has been sent."""
+        if self.unread:
+            self.connection.increment_flow_control_window(self.unread)
+            self.unread = 0
+        for stream, sent in self.streams.items():
+            if sent.unread and not sent.ended and sent.reset is None:
+                self.connection.increment_flow_control_window(sent.unread, stream)
+            sent.unread = 0
+
+    def settings(self, **values: int) -> None:
+        self.connection.update_settings({getattr(SettingCodes, name): value for name, value in values.items()})
+
+
+class Loop:
+    """Runs what is soon to be run when it is told to."""
+
+    def __init__(self) -> None:
+        self._soon: list[tuple[Callable[..., None], tuple[Any, ...]]] = []
+
+    def call_soon(self, callback: Callable[..., None], *args: Any) -> None:
+        self._soon.append((callback, args))
+
+    def call_later(self, _delay: float, _callback: Callable[..., None]) -> MagicMock:
+        return MagicMock(spec=asyncio.TimerHandle)
+
+    def run(self) -> bool:
+        soon, self._soon = self._soon, []
+        for callback, args in soon:
+            callback(*args)
+        return bool(soon)
+
+
+class MemoryStream:
+    """What a connection writes to and reads from. ``written`` is on its way to the end, ``coming`` from there."""
+
+    def __init__(self, owner: Any) -> None:
+        self.owner = owner
+        self.written = bytearray()
+        self.coming = bytearray()
+        self.reading = True
+        self.stalled = self.closed = False
+        self.established = False
+        self.deadline = 0.0
+
+    def write(self, data: bytes) -> None:
+        if not self.closed:
+            self.written += data
+
+    def pause_reading(self) -> None:
+        self.reading = False
+
+    def resume_reading(self) -> None:
+        self.reading = True
+
+    def close(self, _linger: float) -> None:
+        self.closed = True
+
+    def abort(self, _error: Exception | None = None) -> None:
+        self.closed = True
+
+
+class Audit:
+    """Takes lines, unless it is ``full``."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+        self.full = False
+        self._waiting: list[Callable[[], None]] = []
+
+    def accepts(self, _pending: int = 0) -> bool:
+        return not self.full
+
+    def write(self, line: str) -> None:
+        self.lines.append(line)
+
+    def when_writable(self, callback: Callable[[], None]) -> None:
+        self._waiting.append(callback)
+
+    def empty(self) -> None:
+        self.full = False
+        waiting, self._waiting = self._waiting, []
+        for callback in waiting:
+            callback()
+
+
+class Ends:
+    """The two ends, and the connection between."""
+
+    def __init__(self, generation: Generation) -> None:
+        self.loop, self.audit = Loop(), Audit()
+        self.gateway = Gateway(self.loop, generation, self.audit, MagicMock(), MagicMock(), lambda: None, _TABLE)
+        self.down = MemoryStream(None)
+        entry = self.gateway.register.enter("grpc", "127.0.0.1", Standing(generation, None, time.time()))
+        pool = SimpleNamespace(points=None)
+        self.relay = GrpcConnection(self.gateway, pool, self.down, entry, lambda: None)
+        self.up = self.relay._side.stream
+        self.client, self.upstream = End(client=True), End(client=False)
+
+    def connect(self) -> None:
+        """The upstream connection stands."""
+        if not self.up.established:
+            self.up.established = True
+            self.up.owner.connected()
+            self.up.resume_reading()
+
+    def flush(self, up: int = PLENTY, down: int = PLENTY, pieces: Callable[[int], int] = lambda size: size) -> bool:
+        """Moves at most so many bytes each way, cut as ``pieces`` says. Whether there were any."""
+        self.down.coming += self.client.connection.data_to_send()
+        self.up.coming += self.upstream.connection.data_to_send()
+        moved = self._into(self.down, self.relay.data_received, up, pieces)
+        moved |= self.up.established and self._into(self.up, self.up.owner.data_received, down, pieces)
+        if self.up.established:
+            moved |= self._out(self.up, self.upstream, up, pieces)
+        moved |= self._out(self.down, self.client, down, pieces)
+        return moved | self.loop.run()
+
+    @staticmethod
+    def _into(stream: MemoryStream, receive: Callable[[bytes], None], most: int, pieces: Callable[[int], int]) -> bool:
+        moved = False
+        while most > 0 and stream.coming and stream.reading and not stream.closed:
+            size = min(most, max(1, pieces(len(stream.coming))))
+            piece = bytes(stream.coming[:size])
+            del stream.coming[:size]
+            receive(piece)
+            most -= size
+            moved = True
+        return moved
+
+    @staticmethod
+    def _out(stream: MemoryStream, end: End, most: int, pieces: Callable[[int], int]) -> bool:
+        moved = False
+        while most > 0 and stream.written:
+            size = min(most, max(1, pieces(len(stream.written))))
+            piece = bytes(stream.written[:size])
+            del stream.written[:size]
+            end.receive(piece)
+            most -= size
+            moved = True
+        return moved
+
+
+def in_memory() -> Iterator[None]:
+    """Upstream connections are memory: for a fixture."""
+
+    def dial(_loop: Any, _addresses: Any, owner: Any, _deadlines: Any, _timeout: float) -> MemoryStream:
+        stream = MemoryStream(owner)
+        stream.reading = False
+        return stream
+
+    real = grpcupstream.DialledStream
+    grpcupstream.DialledStream = dial
+    try:
+        yield
+    finally:
+        grpcupstream.DialledStream = real

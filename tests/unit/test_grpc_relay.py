@@ -1,0 +1,263 @@
+"""The relay between two strict ends: windows, settings and field blocks are theirs, whatever the gateway puts in."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+
+import pytest
+from qdrant_client import grpc as pb
+from support.h2ends import ANSWERED, Ends, Fields, Sent, in_memory, prefixed
+from support.site import Site
+
+from tlsproxy.errors import BadRequest
+from tlsproxy.tls.generation import Generation, build
+
+DOCS = [{"collection": "docs", "access": "rw"}]
+ROLES = {
+    "plain": {"access": "m"},
+    "limited": {"access": DOCS},
+    "tenant": {"access": DOCS, "filter": {"tenant": "acme"}},
+}
+KEYS = {name: f"the-key-of-{name}" for name in ROLES}
+ENDED_WELL: Fields = [("grpc-status", "0")]
+
+SEARCH, COUNT, LIST = "/qdrant.Points/Search", "/qdrant.Points/Count", "/qdrant.Collections/List"
+
+
+@pytest.fixture(scope="module")
+def generation(site: Site) -> Generation:
+    config = site.write_config(
+        "http://127.0.0.1:1",
+        grpc="http://127.0.0.1:1",
+        service={"verify_https_client_certificate": False},
+        audit={"dir": "-", "on_full": "block"},
+        roles=ROLES,
+        identities=[],
+        keys=[
+            {"name": name, "role": name, "sha256": hashlib.sha256(key.encode()).hexdigest()}
+            for name, key in KEYS.items()
+        ],
+    )
+    return build(number=1, config_path=config, environ={}, previous=None)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _memory() -> Iterator[None]:
+    yield from in_memory()
+
+
+@pytest.fixture
+def ends(generation: Generation) -> Ends:
+    return Ends(generation)
+
+
+def asked(path: str, role: str) -> Fields:
+    return [
+        (":method", "POST"),
+        (":scheme", "https"),
+        (":path", path),
+        (":authority", "localhost"),
+        ("te", "trailers"),
+        ("content-type", "application/grpc"),
+        ("api-key", KEYS.get(role, role)),
+    ]
+
+
+def count(collection: str = "docs", size: int = 100) -> bytes:
+    condition = pb.Condition(field=pb.FieldCondition(key="x" * size, match=pb.Match(integer=1)))
+    return pb.CountPoints(collection_name=collection, filter=pb.Filter(must=[condition])).SerializeToString()
+
+
+def collections(*names: str) -> bytes:
+    found = [pb.CollectionDescription(name=one) for one in names]
+    return pb.ListCollectionsResponse(collections=found, time=0.25).SerializeToString()
+
+
+def answering(ends: Ends, message: bytes) -> None:
+    """The upstream says this to whatever it is asked."""
+
+    def answer(stream: int, _: Sent) -> None:
+        ends.upstream.connection.send_headers(stream, ANSWERED)
+        ends.upstream.say(stream, prefixed(message), ENDED_WELL)
+
+    ends.upstream.on_request = answer
+
+
+def begun(ends: Ends) -> None:
+    ends.connect()
+    unread(ends)
+
+
+def unread(ends: Ends) -> None:
+    """What was said arrives, and nobody grants anything for it."""
+    while ends.flush():
+        pass
+
+
+def until_quiet(ends: Ends, *, upstream: bool = True) -> None:
+    """The ends read what they are sent, until there is no more."""
+    moving = True
+    while moving:
+        ends.client.read()
+        if upstream:
+            ends.upstream.read()
+        moving = ends.flush()
+
+
+def test_a_rebuilt_message_where_streams_begin_without_room(ends: Ends) -> None:
+    """The upstream's grants of a stream are its client's to know."""
+    ends.upstream.settings(INITIAL_WINDOW_SIZE=0)
+    begun(ends)
+    answering(ends, b"counted")
+    stream = ends.client.open(asked(COUNT, "tenant"))
+    ends.client.say(stream, prefixed(count(size=50_000)), [])
+    until_quiet(ends)
+    assert not ends.client.streams[stream].done
+    ends.upstream.grant(stream, 10)
+    until_quiet(ends)
+    assert (ends.client.streams[stream].status, ends.client.streams[stream].data) == (0, prefixed(b"counted"))
+
+
+def test_our_data_waits_until_a_larger_window_is_agreed_on(ends: Ends) -> None:
+    """RFC 9113 §6.5.3: who has sent SETTINGS is to be held by them once they are acknowledged, and no sooner."""
+    ends.client.settings(INITIAL_WINDOW_SIZE=1_000)
+    begun(ends)
+    answering(ends, collections(*(["docs"] * 1_000)))
+    stream = ends.client.open(asked(LIST, "limited"))
+    ends.client.say(stream, prefixed(b""), [])
+    unread(ends)
+    assert len(ends.client.streams[stream].data) == 1_000
+    ends.client.settings(INITIAL_WINDOW_SIZE=5_000)
+    ends.flush(down=0)
+    assert not ends.down.written
+    unread(ends)
+    assert len(ends.client.streams[stream].data) == 5_000
+
+
+def test_to_the_upstream_too(ends: Ends) -> None:
+    ends.upstream.settings(INITIAL_WINDOW_SIZE=100)
+    begun(ends)
+    stream = ends.client.open(asked(COUNT, "tenant"))
+    ends.client.say(stream, prefixed(count(size=20_000)), [])
+    until_quiet(ends, upstream=False)
+    assert ends.client.streams[stream].done
+    assert len(ends.upstream.streams[stream].data) == 100
+    ends.upstream.settings(INITIAL_WINDOW_SIZE=15_000)
+    ends.flush(up=0)
+    assert not ends.up.written
+    unread(ends)
+    assert len(ends.upstream.streams[stream].data) == 15_000
+
+
+@pytest.mark.parametrize("size", [0, 100])
+def test_a_client_that_has_no_room_for_a_table(ends: Ends, size: int) -> None:
+    """RFC 7541 §4.2: it waits to be told, and the block that told it was of an answer that it was not given."""
+    begun(ends)
+    ends.client.settings(HEADER_TABLE_SIZE=size)
+    begun(ends)
+    first, second = (ends.client.open(asked(SEARCH, "plain")) for _ in range(2))
+    ends.client.say(first, prefixed(b""), [])
+    until_quiet(ends)
+    ends.client.cancel(first)
+    ends.flush(up=0)
+    ends.upstream.connection.send_headers(first, ANSWERED)
+    begun(ends)
+    answering(ends, b"found")
+    ends.client.say(second, prefixed(b""), [])
+    until_quiet(ends)
+    assert ends.client.streams[second].status == 0
+
+
+@pytest.mark.parametrize("size", [0, 100])
+def test_an_upstream_that_has_no_room_for_a_table(ends: Ends, size: int) -> None:
+    ends.upstream.settings(HEADER_TABLE_SIZE=size)
+    begun(ends)
+    answering(ends, b"found")
+    stream = ends.client.open(asked(SEARCH, "plain"))
+    ends.client.say(stream, prefixed(b""), [])
+    until_quiet(ends)
+    assert ends.client.streams[stream].status == 0
+
+
+def test_a_listing_never_opens_a_window_too_far(ends: Ends) -> None:
+    """A client may make its windows as large as there are, whatever the upstream was granted for a listing."""
+    begun(ends)
+    stream = ends.client.open(asked(LIST, "limited"))
+    begun(ends)
+    ends.client.settings(INITIAL_WINDOW_SIZE=2**31 - 1)
+    begun(ends)
+    answering(ends, collections("docs"))
+    ends.client.say(stream, prefixed(b""), [])
+    until_quiet(ends)
+    assert ends.client.streams[stream].status == 0
+
+
+def test_what_waits_is_bounded(ends: Ends) -> None:
+    """A call waits for room in the audit log, and its client sends whatever windows say."""
+    begun(ends)
+    answering(ends, b"found")
+    ends.audit.full = True
+    stream = ends.client.open(asked(SEARCH, "plain"))
+    begun(ends)
+    frame = (16_384).to_bytes(3, "big") + bytes(2) + stream.to_bytes(4, "big") + bytes(16_384)
+    ends.down.coming += frame * 1_000
+    while ends.flush(pieces=lambda size: min(size, 65_536)):
+        pass
+    assert not ends.down.reading
+    assert len(ends.down.coming) > len(frame) * 1_000 - (1 << 19)
+    ends.audit.empty()
+    until_quiet(ends)
+    assert (ends.relay.held, len(ends.down.coming)) == (0, 0)
+
+
+@pytest.mark.parametrize("ends_well", [True, False])
+def test_who_waited_goes_on(ends: Ends, ends_well: bool) -> None:  # noqa: FBT001
+    """So does what its client said after what waits, whether it then may or is given up."""
+    ends.upstream.settings(INITIAL_WINDOW_SIZE=1 << 20)
+    begun(ends)
+    ends.upstream.grant(0, 1 << 20)
+    answering(ends, b"found")
+    unread(ends)
+    ends.audit.full = True
+    first = ends.client.open(asked(SEARCH, "plain"))
+    ends.client.say(first, prefixed(bytes(1 << 19)), [])
+    ends.audit.full = True
+    unread(ends)
+    assert not ends.down.reading
+    assert ends.relay.held <= 1 << 18
+    second = ends.client.open(asked(SEARCH, "plain"))
+    ends.client.say(second, prefixed(b""), [])
+    unread(ends)
+    ends.audit.full = False
+    if ends_well:
+        ends.audit.empty()
+    else:
+        ends.relay.refuse(ends.relay.calls[first], BadRequest("no more"))
+    until_quiet(ends)
+    assert [ends.client.streams[one].status for one in (first, second)] == [0 if ends_well else 3, 0]
+    assert ends.relay.held == 0
+
+
+def test_padding_ends_here(ends: Ends) -> None:
+    """gRPC's C library takes none. Its client has the room back, and the upstream sees what it may be sent."""
+    begun(ends)
+    answering(ends, b"found")
+    streams = [ends.client.open(asked(*one)) for one in ((SEARCH, "plain"), (COUNT, "limited"), (COUNT, "tenant"))]
+    unread(ends)
+    for turn in range(200):
+        for stream in streams:
+            message = prefixed(count(size=1_000))
+            ends.client.connection.send_data(
+                stream,
+                message[turn * 4 : turn * 4 + 4] if turn < 199 else message[turn * 4 :],
+                pad_length=255,
+                end_stream=turn == 199,
+            )
+        ends.flush()
+        ends.flush()
+        assert ends.up.written.count(b"\x00\x08\x00") == 0
+    until_quiet(ends)
+    assert [ends.client.streams[stream].status for stream in streams] == [0, 0, 0]
+    assert [len(ends.upstream.streams[stream].data) > 1_000 for stream in streams] == [True] * 3
+    assert ends.client.connection.outbound_flow_control_window == 65_535
