@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import aiohttp
 import pytest
+from support import status as example
 
 from tlsproxy.service.admin import AdminServer, _is_this_machine
 from tlsproxy.service.adminsocket import AdminAddressError, listening_socket
+from tlsproxy.service.page import HEADERS
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
@@ -52,7 +54,7 @@ class Client:
 
     async def __call__(self, method: str, path: str, **headers: str) -> tuple[int, Any, Mapping[str, str]]:
         named = {name.replace("_", "-"): value for name, value in headers.items()}
-        async with self._session.request(method, self._base + path, headers=named) as response:
+        async with self._session.request(method, self._base + path, headers=named, allow_redirects=False) as response:
             is_json = response.content_type == "application/json"
             return response.status, await (response.json() if is_json else response.text()), dict(response.headers)
 
@@ -171,6 +173,77 @@ def test_a_rebound_name_reaches_nothing(tmp_path: Path) -> None:
         assert state.triggers == []
 
     over_both(scenario, tmp_path)
+
+
+async def _at(client: Client, path: str, **headers: str) -> tuple[int, Any, Mapping[str, str]]:
+    """A POST as the browser sends it from a page of the server itself."""
+    host = client._base.removeprefix("http://")
+    return await client(
+        "POST", path, Host=host, **({"Origin": f"http://{host}", "Sec_Fetch_Site": "same-origin"} | headers)
+    )
+
+
+def test_the_page_of_the_server_itself_cuts_and_comes_back_to_what_is_there_then(tmp_path: Path) -> None:
+    async def scenario(state: State, client: Client) -> None:
+        for number in (1, 2):
+            status, _, headers = await _at(client, f"/connections/{number}/cut")
+            assert (status, headers["Location"]) == (303, "/#connections")
+        assert state.triggers == ["cut 1", "cut 2"]
+        status, _, _ = await _at(client, "/reload")
+        assert (status, len(state.triggers)) == (403, 2)
+
+    over_both(scenario, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Origin": "http://evil.example"},
+        {"Origin": "null"},
+        {"Origin": "http://127.0.0.1:1"},
+        {"Origin": "http://localhost"},
+        {"Origin": "https://127.0.0.1"},
+        {"Sec_Fetch_Site": "same-site"},
+        {"Sec_Fetch_Site": "cross-site"},
+        {"Sec_Fetch_Site": "none"},
+    ],
+)
+def test_another_web_page_cannot_cut(tmp_path: Path, headers: dict[str, str]) -> None:
+    async def scenario(state: State, client: Client) -> None:
+        if client._base.endswith(headers.get("Origin", "-").removeprefix("http")):
+            return  # over a unix socket, this is the server's own
+        status, body, _ = await _at(client, "/connections/1/cut", **headers)
+        assert (status, list(body), state.triggers) == (403, ["error"], [])
+
+    over_both(scenario, tmp_path)
+
+
+def test_a_command_cuts_without_a_browsers_headers(tmp_path: Path) -> None:
+    async def scenario(_state: State, client: Client) -> None:
+        assert (await client("POST", "/connections/1/cut"))[:2] == (200, {"cut": 1})
+        status, body, _ = await client("POST", "/connections/2/cut")
+        assert (status, list(body)) == (404, ["error"])
+
+    over_both(scenario, tmp_path)
+
+
+def test_the_page_and_its_stylesheet() -> None:
+    class Telling(State):
+        async def status(self) -> Mapping[str, Any]:
+            return example.status()
+
+    async def run() -> None:
+        async with serving(Telling()) as client:
+            for path, kind in (("/", "text/html"), ("/?paused", "text/html"), ("/page.css", "text/css")):
+                status, text, headers = await client("GET", path)
+                assert (status, headers["Content-Type"]) == (200, f"{kind}; charset=utf-8")
+                assert headers["Cross-Origin-Resource-Policy"] == "same-origin"
+                assert headers["X-Content-Type-Options"] == "nosniff"
+                if kind == "text/html":
+                    assert HEADERS.items() <= headers.items()
+                    assert "tlsproxy" in text
+
+    asyncio.run(run())
 
 
 @pytest.mark.parametrize("host", ["localhost", "LOCALHOST:1", "127.0.0.1", "127.8.9.1:80", "[::1]", "[::1]:9000"])

@@ -1,7 +1,8 @@
-"""The operators' server: health, metrics, status, reload. Plain HTTP on loopback or a unix socket, and nothing else.
+"""The operators' server: page, health, metrics, status, reload. Plain HTTP on loopback or a unix socket, no more.
 
 It guards against the one stranger who can reach loopback: a browser on this machine that was shown a hostile page. A
-`Host` that is not this machine's is refused (DNS rebinding), and so is a reload that a page could have sent (CSRF).
+`Host` that is not this machine's is refused (DNS rebinding), and so is a reload that a page could have sent, and a cut
+that another page than our own could have (CSRF): a browser says where a POST comes from, so that no token is needed.
 What the answers say is the :class:`AdminState`'s; nothing is decided here, and the data path never passes through.
 """
 
@@ -10,11 +11,13 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import logging
+import time
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import orjson
 from aiohttp import web
 
+from tlsproxy.service import page
 from tlsproxy.service.adminsocket import listening_socket
 
 if TYPE_CHECKING:
@@ -69,6 +72,8 @@ class AdminServer:
         """The bound address, in the form of `listen`. Raises AdminAddressError."""
         self._socket = listening_socket(self._listen)
         app = web.Application(middlewares=[_only_this_machine])
+        app.router.add_get("/", self._page)
+        app.router.add_get("/page.css", _stylesheet)
         app.router.add_get("/livez", self._livez)
         app.router.add_get("/readyz", self._readyz)
         app.router.add_get("/metrics", self._metrics)
@@ -103,6 +108,10 @@ class AdminServer:
     async def _status(self, _request: web.Request) -> web.Response:
         return _json(await self._state.status())
 
+    async def _page(self, request: web.Request) -> web.Response:
+        text = page.page(await self._state.status(), time.time(), paused="paused" in request.query)
+        return web.Response(text=text, content_type="text/html", headers=page.HEADERS)
+
     async def _reload(self, request: web.Request) -> web.Response:
         if _from_a_page(request):
             return _json({"error": "a reload is not taken from a web page"}, 403)
@@ -115,10 +124,14 @@ class AdminServer:
         return _json(verdict, _RESULT_STATUS.get(str(verdict.get("result")), 500))
 
     async def _cut(self, request: web.Request) -> web.Response:
-        if _from_a_page(request):
-            return _json({"error": "a connection is not cut from a web page"}, 403)
+        of_ours = _from_our_page(request)
+        if _from_a_page(request) and not of_ours:
+            return _json({"error": "a connection is not cut from another web page"}, 403)
         number = int(request.match_info["number"])
-        if await self._state.cut(number):
+        found = await self._state.cut(number)
+        if of_ours:  # that shows what is there now; by GET, so that it can be asked for anew
+            raise web.HTTPSeeOther("/#connections")
+        if found:
             return _json({"cut": number})
         return _json({"error": f"there is no connection {number}: /status names those that are live"}, 404)
 
@@ -126,6 +139,19 @@ class AdminServer:
 def _from_a_page(request: web.Request) -> bool:
     """Curl sends neither header; a browser sends at least one of them with every POST (Fetch standard)."""
     return "Origin" in request.headers or request.headers.get("Sec-Fetch-Site", "none") != "none"
+
+
+def _from_our_page(request: web.Request) -> bool:
+    """Both headers are the browser's own words, which no page can change (Fetch standard, forbidden request headers).
+
+    The `Host` has been found to be this machine's by then; what is at another port of it has another origin.
+    """
+    origin, site = request.headers.getall("Origin", []), request.headers.get("Sec-Fetch-Site", "same-origin")
+    return origin == [f"http://{request.headers['Host']}"] and site == "same-origin"
+
+
+async def _stylesheet(_request: web.Request) -> web.Response:
+    return web.Response(text=page.stylesheet(), content_type="text/css")
 
 
 @web.middleware
@@ -142,12 +168,15 @@ async def _only_this_machine(
             response = await handler(request)
         except web.HTTPException as error:
             response = _json({"error": error.reason}, error.status)
-            response.headers.update({name: error.headers[name] for name in ("Allow",) if name in error.headers})
+            response.headers.update(
+                {name: error.headers[name] for name in ("Allow", "Location") if name in error.headers}
+            )
         except Exception:  # noqa: BLE001 - told to our log alone: its text may say what an error of ours was holding
             _log.exception("admin: %s %s", request.method, request.path)
             response = _json({"error": "internal error; see the log"}, 500)
     response.headers["Cache-Control"] = "no-store"
     response.headers["X-Content-Type-Options"] = "nosniff"
+    response.headers["Cross-Origin-Resource-Policy"] = "same-origin"
     return response
 
 

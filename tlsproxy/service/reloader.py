@@ -18,6 +18,7 @@ from typing import Any, Final, Literal, Protocol
 from tlsproxy.authz.audit import event_line
 from tlsproxy.errors import TlsproxyError
 from tlsproxy.service import logs
+from tlsproxy.service.changes import Change, changes_between
 from tlsproxy.service.jwks import KeySets
 from tlsproxy.tls.files import Inputs, read_inputs
 from tlsproxy.tls.generation import Generation, build
@@ -57,7 +58,7 @@ class ReloadTold(Protocol):
 class Verdict:
     """``unchanged``: built anew from the same files and key sets.
 
-    ``error`` says why, naming the file. ``when`` is epoch seconds.
+    ``error`` says why, naming the file. ``when`` is epoch seconds. ``changes``: what a publication made different.
     """
 
     result: Literal["ok", "unchanged", "failed"]
@@ -65,6 +66,7 @@ class Verdict:
     when: float
     generation: int
     error: str = ""
+    changes: tuple[Change, ...] = ()
 
 
 class Reloader:
@@ -187,7 +189,8 @@ class Reloader:
             "old_certificate_sha256": old.material.leaf.sha256,
             "new_certificate_sha256": new.material.leaf.sha256,
         }
-        verdict = Verdict("ok" if changed else "unchanged", trigger, time.time(), new.number)
+        changes = changes_between(old, new)
+        verdict = Verdict("ok" if changed else "unchanged", trigger, time.time(), new.number, changes=changes)
         return self._record(verdict, "ok", detail)
 
     def _record(self, verdict: Verdict, result: Literal["ok", "failed"], detail: Mapping[str, str]) -> Verdict:
