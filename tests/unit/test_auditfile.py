@@ -2,7 +2,10 @@ from __future__ import annotations
 
 import logging
 import os
+import resource
 import stat
+import subprocess
+import sys
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -171,3 +174,60 @@ def test_the_standard_output_waits_for_a_slow_reader() -> None:
     with pytest.raises(BrokenPipeError):
         output.append(block)
     os.close(writer)
+
+
+def test_a_line_that_the_disk_had_no_room_for_is_taken_back(daily: AuditFiles, tmp_path: Path) -> None:
+    """Or what another process writes, once there is room, would be glued to it."""
+    daily.ready(0)
+    path = tmp_path / "audit" / "audit.1970-01-01.log"
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, hard))
+    try:
+        assert daily.append(memoryview(b"one\ntwo\nthree\n")) == len("one\ntwo\n")
+        with pytest.raises(OSError, match="too large"):
+            daily.append(memoryview(b"three\n"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert path.read_text() == "one\ntwo\n"
+    put(daily, 0, "three\n")
+    assert path.read_text() == "one\ntwo\nthree\n"
+
+
+def test_a_half_line_of_another_process_is_not_glued_to_ours(daily: AuditFiles, tmp_path: Path) -> None:
+    put(daily, 0, "one\n")
+    with (tmp_path / "audit" / "audit.1970-01-01.log").open("a") as other:
+        other.write("killed in the mid")
+    put(daily, 0, "two\n")
+    assert (tmp_path / "audit" / "audit.1970-01-01.log").read_text() == "one\nkilled in the mid\ntwo\n"
+
+
+WRITER = """
+import sys
+from pathlib import Path
+from tlsproxy.service.auditfile import AuditFiles, StandardOutput, Turn
+where, turn, letter = sys.argv[1], Turn(int(sys.argv[2])), sys.argv[3]
+sink = StandardOutput(turn=turn) if where == "-" else AuditFiles(Path(where), "daily", 3, turn)
+for _ in range(40):
+    line = memoryview((letter * 20_000 + "\\n").encode())
+    while line:
+        sink.ready(0)
+        line = line[sink.append(line):]
+"""
+
+
+@pytest.mark.parametrize("to_files", [True, False], ids=["files", "pipe"])
+def test_lines_of_several_processes_stay_whole(tmp_path: Path, *, to_files: bool) -> None:
+    """They are longer than a pipe takes as one, and its reader is slower than they are."""
+    turn = os.memfd_create("turn")
+    reader, writer = os.pipe2(0 if to_files else os.O_NONBLOCK)
+    os.set_blocking(reader, True)
+    command = [sys.executable, "-c", WRITER, str(tmp_path) if to_files else "-", str(turn)]
+    processes = [subprocess.Popen([*command, letter], stdout=writer, pass_fds=[turn]) for letter in "abc"]
+    os.close(writer)
+    with os.fdopen(reader, "rb") as pipe:
+        read = pipe.read()
+    assert [process.wait() for process in processes] == [0, 0, 0]
+    os.close(turn)
+    lines = ((tmp_path / "audit.1970-01-01.log").read_bytes() if to_files else read).splitlines()
+    assert {(line[:1], len(line), len(set(line))) for line in lines} == {(one, 20_000, 1) for one in (b"a", b"b", b"c")}
+    assert len(lines) == 120
