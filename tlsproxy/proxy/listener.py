@@ -20,7 +20,8 @@ from tlsproxy.proxy.probed import Probed
 
 BACKLOG: Final = 4096
 BATCH: Final = 32
-"""Connections that are accepted before the others get their turn."""
+"""Connections that are accepted before the others get their turn. A worker among several takes one at a time: while it
+is busy with that one, the next is for another worker."""
 REST: Final = 0.2
 """Seconds without accepting after an error: most often the process ran out of descriptors."""
 
@@ -61,11 +62,12 @@ class Bound:
 class Listener:
     """Accepts on one socket until :meth:`stop`. ``trouble``: why it cannot for the moment, empty where it can."""
 
-    def __init__(self, gateway: Gateway, connections: Connections, bound: Bound) -> None:
+    def __init__(self, gateway: Gateway, connections: Connections, bound: Bound, batch: int) -> None:
         self._where = bound.where
         self._gateway = gateway
         self._connections = connections
         self._sock = bound.sock
+        self._batch = batch
         self._address = bound.address
         self._accepting = False
         self.trouble = ""
@@ -81,7 +83,7 @@ class Listener:
         self._gateway.loop.remove_reader(self._sock.fileno())
 
     def _accept(self) -> None:
-        for _ in range(BATCH):
+        for _ in range(self._batch):
             try:
                 sock, address = self._sock.accept()
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
@@ -117,9 +119,9 @@ class Listener:
 class Listeners:
     """All addresses where clients connect. ``connections`` are those that came in there, and outlive :meth:`stop`."""
 
-    def __init__(self, gateway: Gateway, pool: Pool, bound: Iterable[Bound]) -> None:
+    def __init__(self, gateway: Gateway, pool: Pool, bound: Iterable[Bound], batch: int) -> None:
         self.connections = Connections(gateway, pool)
-        self._all = [Listener(gateway, self.connections, one) for one in bound]
+        self._all = [Listener(gateway, self.connections, one, batch) for one in bound]
 
     @property
     def trouble(self) -> str:
