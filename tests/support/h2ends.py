@@ -6,6 +6,7 @@ Both ends are strict: whatever they are sent that HTTP/2 or a window of theirs d
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -261,13 +262,18 @@ class Ends:
 
     def __init__(self, generation: Generation) -> None:
         self.loop, self.audit = Loop(), Audit()
-        self.gateway = Gateway(self.loop, generation, self.audit, MagicMock(), MagicMock(), lambda: None, _TABLE)
+        with asyncio.Runner() as runner:
+            self.gateway = runner.run(self._gateway(generation))
+        self.gateway.loop = self.loop
         self.down = MemoryStream(None)
         entry = self.gateway.register.enter("grpc", "127.0.0.1", Standing(generation, None, time.time()))
         pool = SimpleNamespace(points=None)
         self.down.owner = self.relay = GrpcConnection(self.gateway, pool, self.down, entry, lambda: None)
         self.up = self.relay._side.stream
         self.client, self.upstream = End(client=True), End(client=False)
+
+    async def _gateway(self, generation: Generation) -> Gateway:
+        return Gateway(generation, self.audit, MagicMock(), MagicMock(), lambda: None, _TABLE, itertools.count(1))
 
     def connect(self) -> None:
         """The upstream connection stands."""

@@ -122,6 +122,10 @@ class H2Client:
         """The error code of the GOAWAY that ends the connection."""
         return self.until(GoAwayFrame).error_code
 
+    def room(self, stream: int) -> int:
+        """How much more of it there is next."""
+        return self.until(WindowUpdateFrame, lambda frame: frame.stream_id == stream).window_increment
+
     def reset(self, stream: int) -> int:
         return self.until(RstStreamFrame, lambda frame: frame.stream_id == stream).error_code
 
