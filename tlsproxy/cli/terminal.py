@@ -25,8 +25,12 @@ WIDTH: Final = 160
 _BAR: Final = 16
 _STYLES: Final = {"ok": "green", "unchanged": "green", "soon": "yellow", "over": "bold red", "failed": "bold red"}
 _CELLS: Final = {"allowed": "blue", "denied": "red", "failed": "magenta"}
-_PAIR: Final = 2
+SHORT: Final = 3
+"""Changes of a reload that are told where there is little room."""
+STEP: Final = 2
 """Slots that one column of a plot stands for."""
+LONG_STEP: Final = 5
+"""As many where there is little room."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,20 +80,29 @@ def _glyphs_for(to: Console) -> Glyphs:
 
 
 def _overview(status: Mapping[str, Any], now: float, glyphs: Glyphs, rows: int | None = None) -> RenderableType:
-    """``rows`` is how many lines there are; None for no limit. The lists of connections and refusals are cut to fit."""
-    above = [*_head(status, now), _lifetimes(status, now, glyphs), Text(""), _decisions(status, now, glyphs)]
+    """``rows`` is how many lines there are; None for no limit. Where there is one, everything is told in one line of
+    its own, and the lists of connections and refusals are cut to what is left.
+    """
+    short = rows is not None
+    above: list[Text | Table] = [
+        *(_line(text, short=short) for text in _head(status, now, most=SHORT if short else None)),
+        _lifetimes(status, now, glyphs, short=short),
+        Text(""),
+        _decisions(status, now, glyphs, short=short),
+    ]
     connections = view.connections(status["connections"])
     refused = view.refusals(status["refusals"], now)
     if rows is not None:
-        fixed = sum(each.row_count + 2 if isinstance(each, Table) else 1 for each in above) + 2 * 3
+        fixed = sum(each.row_count + 1 if isinstance(each, Table) else 1 for each in above) + 2 * 2 + 1
         left = max(rows - fixed, 4)
         few = min(len(refused), max(left // 2, left - len(connections)))
         connections, refused = connections[: max(left - few, 1)], refused[:few]
     further = status["connections"]["open"] - len(connections)
-    return Group(*above, Text(""), _connections(connections, further), Text(""), _refusals(refused))
+    below = (_connections(connections, further, short=short), Text(""), _refusals(refused, short=short))
+    return Group(*above, Text(""), *below)
 
 
-def _head(status: Mapping[str, Any], now: float) -> Iterator[RenderableType]:
+def _head(status: Mapping[str, Any], now: float, most: int | None) -> Iterator[Text]:
     generation, connections = status["generation"], status["connections"]
     reload = view.last_reload(status["last_reload"], now)
     yield Text.assemble(
@@ -105,7 +118,7 @@ def _head(status: Mapping[str, Any], now: float) -> Iterator[RenderableType]:
     )
     if reload.changes:
         yield Text(f"what the files changed last, at {reload.changed}:")
-    yield from (Text(f"  {change}") for change in reload.changes)
+    yield from (Text(f"  {change}") for change in reload.changes[:most])
     yield from (Text(f"restart needed: {name} has changed", "yellow") for name in generation["restart_needed"])
     yield from (Text(f"warning: {view.shown(warning)}", "yellow") for warning in generation["warnings"])
     audit, upstream = status["audit"], status["upstream"]
@@ -122,33 +135,37 @@ def _head(status: Mapping[str, Any], now: float) -> Iterator[RenderableType]:
     yield Text("")
 
 
-def _lifetimes(status: Mapping[str, Any], now: float, glyphs: Glyphs) -> Table:
-    table = _table("certificates", "name", "good until", "time left")
+def _lifetimes(status: Mapping[str, Any], now: float, glyphs: Glyphs, *, short: bool) -> _Rows:
+    table = _table("certificates", "name", "time left", *([] if short else ["good until"]), short=short)
     for row in view.lifetimes(status, now):
         full = round(row.share * _BAR)
         bar = (glyphs.full * full + glyphs.empty * (_BAR - full), _STYLES[row.state])
         left = Text.assemble(bar, " ", (row.left, "" if row.state == "ok" else _STYLES[row.state]))
-        table.add_row(row.kind, Text.assemble(row.name, (f"  {row.detail}", "dim")), row.until, left)
+        if short:
+            table.add(row.kind, row.name, left)
+        else:
+            table.add(row.kind, Text.assemble(row.name, (f"  {row.detail}", "dim")), left, row.until)
     return table
 
 
-def _decisions(status: Mapping[str, Any], now: float, glyphs: Glyphs) -> Table:
+def _decisions(status: Mapping[str, Any], now: float, glyphs: Glyphs, *, short: bool) -> _Rows:
     section = status["decisions"]
     seconds, minutes = section["seconds"], section["seconds"] * section["kept"] // 60
-    table = _table(f"decisions of {minutes} minutes", "", *OUTCOMES, "per s", numbers=(*OUTCOMES, "per s"))
+    numbers = (*OUTCOMES, "per s")
+    table = _table(f"{minutes} minutes", "", *numbers, numbers=numbers, short=short)
     for row in view.traffic(section, now):
         last = sum(row.slots[-2]) / seconds  # the one before the one that goes on
-        table.add_row(row.role, _plot(row, glyphs), *map(str, row.totals), f"{last:.1f}")
+        table.add(row.role, _plot(row, glyphs, LONG_STEP if short else STEP), *map(str, row.totals), f"{last:.1f}")
     return table
 
 
-def _plot(row: Traffic, glyphs: Glyphs) -> Text:
+def _plot(row: Traffic, glyphs: Glyphs, step: int) -> Text:
     """A column has the colour of what was worst in it."""
     sums = [
-        [sum(cells) for cells in zip(*row.slots[start : start + _PAIR], strict=True)]
-        for start in range(0, len(row.slots), _PAIR)
+        [sum(cells) for cells in zip(*row.slots[start : start + step], strict=True)]
+        for start in range(0, len(row.slots), step)
     ]
-    peak, steps = max(map(sum, sums)), len(glyphs.heights) - 1
+    peak, steps = max(map(sum, sums)) or 1, len(glyphs.heights) - 1
     plot = Text()
     for cells in sums:
         worst = next((outcome for outcome in reversed(OUTCOMES) if cells[OUTCOMES.index(outcome)]), "")
@@ -156,32 +173,47 @@ def _plot(row: Traffic, glyphs: Glyphs) -> Text:
     return plot
 
 
-def _connections(rows: Sequence[view.Connection], further: int) -> Table:
-    table = _table(
-        "connection", "who", "role", "from", "age", "requests", "carried", numbers=("connection", "requests")
-    )
+def _connections(rows: Sequence[view.Connection], further: int, *, short: bool) -> _Rows:
+    numbers = ("no.", "age", "requests")
+    table = _table("no.", "connected", "role", "from", "age", "requests", "carried", numbers=numbers, short=short)
     for row in rows:
         who = Text.assemble(row.who, (f"  key {row.key}" if row.key else "", "dim"), (f"  {row.ending}", "yellow"))
         role = Text.assemble(row.role, (f"  {row.rule}", "dim"))
-        table.add_row(
-            str(row.number), who, role, f"{row.address} {row.protocol}", row.age, str(row.requests), row.carried
-        )
+        table.add(str(row.number), who, role, f"{row.address} {row.protocol}", row.age, str(row.requests), row.carried)
     if further > 0:
-        table.add_row("", Text(f"{further} more", "dim"))
+        table.add("", Text(f"{further} more", "dim"))
     return table
 
 
-def _refusals(rows: Sequence[view.Refused]) -> Table:
-    table = _table("refused at", "reason", "what", "who", "role", "from")
+def _refusals(rows: Sequence[view.Refused], *, short: bool) -> _Rows:
+    table = _table("refused", "reason", "what", "who", "role", "from", numbers=("refused",), short=short)
     for row in rows:
         what = Text.assemble(row.operation, (f"  {row.collection}", "dim"))
         role = Text.assemble(row.role, (f"  {row.rule}", "dim"))
-        table.add_row(row.when, Text(row.reason, "red"), what, row.who, role, row.remote)
+        table.add(row.when, Text(row.reason, "red"), what, row.who, role, row.remote)
     return table
 
 
-def _table(*columns: str, numbers: Sequence[str] = ()) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+class _Rows(Table):
+    """``short``: what does not fit into a line is left out of it; otherwise it is folded."""
+
+    def __init__(self, *, short: bool) -> None:
+        super().__init__(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+        self._short = short
+
+    def add(self, *cells: str | Text) -> None:
+        self.add_row(*(_line(Text(cell) if isinstance(cell, str) else cell, short=self._short) for cell in cells))
+
+
+def _line(text: Text, *, short: bool) -> Text:
+    if short:
+        text.no_wrap, text.overflow = True, "ellipsis"
+    return text
+
+
+def _table(*columns: str, numbers: Sequence[str] = (), short: bool) -> _Rows:
+    table = _Rows(short=short)
     for name in columns:
+        # A column that may not wrap keeps its width as long as there are others to take it from.
         table.add_column(name, justify="right" if name in numbers else "left", no_wrap=name in numbers, overflow="fold")
     return table
