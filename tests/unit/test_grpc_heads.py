@@ -271,7 +271,7 @@ def test_a_deadline_apart_changes_nothing_of_what_a_call_is(more: list[Field], w
         assert rest == fields
         return
     said = next(value for name, value in fields if name == b"grpc-timeout")
-    assert deadline == literals(((b"grpc-timeout", said),))  # a part has no table size update (RFC 7541 §4.2)
+    assert deadline == literals(((b"grpc-timeout", said),))
     assert sorted((*rest, (b"grpc-timeout", said))) == sorted(fields)
     try:
         head = parse_call(fields)

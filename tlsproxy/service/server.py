@@ -39,7 +39,6 @@ from tlsproxy.service.state import ServiceState, described
 from tlsproxy.service.systemd import Notifier
 from tlsproxy.service.watchdog import Watchdog
 from tlsproxy.service.workers.fleet import Fleet
-from tlsproxy.service.workers.order import order_of
 from tlsproxy.service.workers.process import WorkerRefused
 from tlsproxy.tls.files import Inputs, read_inputs
 from tlsproxy.tls.generation import Generation, build
@@ -162,9 +161,7 @@ class _Program:
             serving = Serving(generation, bound, audit, table, key_missing, itertools.count(1), alone=True)
             stack.callback(serving.close)
             return serving
-        fleet = Fleet(
-            self._config_path, order_of(generation, self._inputs), generation, bound, audit, turn, key_missing
-        )
+        fleet = Fleet(self._config_path, generation, self._inputs, bound, audit, turn, key_missing)
         await stack.enter_async_context(fleet.running())
         return fleet
 
