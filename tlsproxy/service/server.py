@@ -27,7 +27,6 @@ from tlsproxy.errors import TlsproxyError
 from tlsproxy.proxy.limittable import LimitTable
 from tlsproxy.proxy.listener import Bound
 from tlsproxy.service import logs
-from tlsproxy.service.admin import AdminServer
 from tlsproxy.service.auditfile import ALONE, Turn
 from tlsproxy.service.auditlog import AuditLog, NoAudit, audit_log
 from tlsproxy.service.jwks import KeySets
@@ -71,6 +70,8 @@ def run(config_path: Path, ready_file: Path | None) -> int:
             print(error, file=sys.stderr)  # noqa: T201
             return 2
         logs.configure(generation.config, os.environ)
+        if generation.config.admin.listen is not None:  # before anybody is accepted, who would wait for it
+            import tlsproxy.service.admin  # noqa: F401, PLC0415
         try:
             runner.run(_Program(config_path, generation, inputs, key_sets, ready_file, notifier, inherited).serve())
         except (InheritedSocketError, WorkerRefused) as error:
@@ -169,6 +170,8 @@ class _Program:
         listen = self._generation.config.admin.listen
         if listen is None:
             return None
+        from tlsproxy.service.admin import AdminServer  # noqa: PLC0415 - nothing else needs aiohttp and jinja2
+
         server = AdminServer(listen, state)
         bound = await server.start()
         stack.push_async_callback(server.stop)
