@@ -18,7 +18,14 @@ import grpc.aio
 from support.gateway import DEADLINE
 
 Metadata = Sequence[tuple[str, str | bytes]]
-_OPTIONS = (("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1), ("grpc.so_reuseport", 0))
+_OPTIONS = (
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.max_send_message_length", -1),
+    ("grpc.so_reuseport", 0),
+    # Beyond the first of these it would refuse now and then, beyond the second always; 8 and 16 KB if it were not told.
+    ("grpc.max_metadata_size", 1 << 17),
+    ("grpc.absolute_max_metadata_size", 1 << 17),
+)
 
 
 @dataclass(slots=True, eq=False)
