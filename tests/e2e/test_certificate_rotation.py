@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import itertools
-import json
 import os
 import random
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 import pytest
-from support.gateway import DEADLINE, Gateway, Lines
+from support.gateway import Gateway
+from support.loads import Load
 from support.site import Site
 from support.upstream import ScriptedUpstream
 
@@ -169,36 +166,6 @@ class Rotation:
         return path.is_symlink() and str(path.readlink()).startswith("..data/")
 
 
-class Load:
-    """The clients, in a process of their own."""
-
-    def __init__(self, site: Site, gateway: Gateway) -> None:
-        files = [str(site.directory / name) for name in ("ca.pem", "admin.pem", "admin.key")]
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "support.load", str(gateway.port), *files, str(KEPT), str(NEW)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            cwd=Path(__file__).parents[1],
-        )
-        self.lines = Lines(self._process.stdout)
-
-    def saw(self, serial: int) -> None:
-        self.lines.wait(lambda line: line == f"serial {serial:x}")
-
-    def end(self) -> dict[str, Any]:
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        done = json.loads(self.lines.drain()[-1])
-        assert self._process.wait(DEADLINE) == 0
-        return dict(done)
-
-    def kill(self) -> None:
-        if self._process.poll() is None:
-            self._process.kill()
-            self._process.wait()
-
-
 def resident(gateway: Gateway) -> int:
     """MiB."""
     pages = int(Path(f"/proc/{gateway.process.pid}/statm").read_text().split()[1])
@@ -215,7 +182,7 @@ def test_no_client_notices(own_site: Site, upstream: ScriptedUpstream) -> None:
     first = own_site.serial("server")
     with Gateway(own_site.write_config(upstream.url)) as gateway:
         gateway.audited(event="start")
-        load = Load(own_site, gateway)
+        load = Load(own_site, gateway.port, KEPT, NEW)
         try:
             load.saw(first)
             done = _rotate_all(Rotation(own_site, gateway), load)

@@ -1,0 +1,42 @@
+"""The clients of :mod:`support.load`, in a process of their own."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from support.gateway import DEADLINE, Lines
+from support.site import Site
+
+
+class Load:
+    """``kept`` connections that ask again and again, and ``new`` clients that connect for each request."""
+
+    def __init__(self, site: Site, port: int, kept: int, new: int) -> None:
+        files = [str(site.directory / name) for name in ("ca.pem", "admin.pem", "admin.key")]
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "support.load", str(port), *files, str(kept), str(new)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=Path(__file__).parents[1],
+        )
+        self.lines = Lines(self._process.stdout)
+
+    def saw(self, serial: int) -> None:
+        self.lines.wait(lambda line: line == f"serial {serial:x}")
+
+    def end(self) -> dict[str, Any]:
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        done = json.loads(self.lines.drain()[-1])
+        assert self._process.wait(DEADLINE) == 0
+        return dict(done)
+
+    def kill(self) -> None:
+        if self._process.poll() is None:
+            self._process.kill()
+            self._process.wait()
