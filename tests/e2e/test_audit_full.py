@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import resource
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 from support.client import Client, ask, read_response, request
+from support.disk import small_disk
 from support.gateway import Gateway
 from support.site import Site
 from support.upstream import Connection, Received, ScriptedUpstream, plain
@@ -144,3 +146,50 @@ def test_a_line_that_is_owed_takes_room(own_site: Site, upstream: ScriptedUpstre
             assert read_response(second).status == 200
     expected = ["first", "second"] if on_full == "block" else ["first"]
     assert [one.line.split()[1] for one in upstream.requests] == [f"/collections/{name}" for name in expected]
+
+
+@pytest.mark.parametrize("on_full", ["refuse", "block"])
+def test_a_disk_that_fills_under_load(own_site: Site, upstream: ScriptedUpstream, on_full: str) -> None:
+    """A line may be begun when the room ends: it is finished afterwards, and none is lost, torn, or there twice."""
+    directory, clients, ids = own_site.directory / "audit", 4, []
+    config = own_site.write_config(upstream.url, audit={"dir": "audit", "on_full": on_full})
+    ended = threading.Event()
+
+    def load(number: int) -> None:
+        with Client(gateway, own_site.client("admin")) as client:
+            while not ended.is_set():
+                answer = client.ask(target=f"/collections/c{number}")
+                ids.append((answer.fields["x-request-id"], answer.status))
+
+    with small_disk(directory) as fill, Gateway(config) as gateway:
+        threads = [threading.Thread(target=load, args=(number,)) for number in range(clients)]
+        with Client(gateway, own_site.client("admin")) as client:
+            assert client.ask().status == 200
+        relieve = fill(gateway)
+        for thread in threads:
+            thread.start()
+        full = gateway.log.wait(lambda line: "cannot be written" in line)
+        assert "No space left on device" in full or "File too large" in full
+        assert gateway.ask_admin("/readyz")[0] == 503
+        if on_full == "refuse":
+            refused = len(ids)
+            while not any(status == 503 for _, status in ids[refused:]):
+                pass
+        relieve()
+        gateway.log.wait(lambda line: "can be written again" in line)
+        before = len(ids)
+        while sum(status == 200 for _, status in ids[before:]) < clients:
+            pass
+        ended.set()
+        for thread in threads:
+            thread.join(10)
+        gateway.stop()
+        records = written(directory)
+    assert "audit: lines lost" not in "\n".join(gateway.log.seen)
+    assert {status for _, status in ids} == ({200, 503} if on_full == "refuse" else {200})
+    found = Counter(str(one["request_id"]) for one in records)
+    assert set(found.values()) == {1}
+    owed = {name for name, _ in ids}
+    # Refusals are told although there may be no room for their lines: `dropped` counts those, and only those.
+    assert {name for name, status in ids if status == 200} <= found.keys()
+    assert found.keys() <= owed | {records[0]["request_id"]}

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from support.gateway import Gateway
-from support.loads import Load
+from support.loading import Load
 from support.site import Site
 from support.upstream import ScriptedUpstream
 
@@ -182,7 +182,7 @@ def test_no_client_notices(own_site: Site, upstream: ScriptedUpstream) -> None:
     first = own_site.serial("server")
     with Gateway(own_site.write_config(upstream.url)) as gateway:
         gateway.audited(event="start")
-        load = Load(own_site, gateway.port, KEPT, NEW)
+        load = Load(own_site, gateway, KEPT, NEW)
         try:
             load.saw(first)
             done = _rotate_all(Rotation(own_site, gateway), load)

@@ -48,7 +48,7 @@ def test_calls_that_go_on_are_finished(site: Site, grpc_gateway: Gateway, grpc_u
         assert idle.ended()
 
         uploading.send(DataFrame(upload, message(b"0123456789")[7:], flags=["END_STREAM"]))
-        grpc_upstream._loop.call_soon_threadsafe(let.set)
+        grpc_upstream.loop.call_soon_threadsafe(let.set)
         assert client.status(stream) == 0
         assert client.status(refused) == 0
         assert uploading.status(upload) == 0

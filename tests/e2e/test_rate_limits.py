@@ -15,6 +15,7 @@ from support.grpc_client import certificates, channel
 from support.grpc_clients import LIST
 from support.grpc_upstream import GrpcUpstream
 from support.limits import SLOW, named_key, role, wait_as_told
+from support.raw import GET, connected
 from support.site import Site
 from support.upstream import ScriptedUpstream
 
@@ -159,6 +160,26 @@ def test_a_refused_upload_keeps_its_connection_where_it_is_small(own_site: Site,
             assert (refused.status, refused.closing) == (429, closing)
         assert len(upstream.requests) == 1
         assert upstream.connections == 1
+
+
+def test_who_does_not_wait_is_made_to(own_site: Site, upstream: ScriptedUpstream) -> None:
+    """Requests that are sent all the same are answered, ten a second; other connections are none the worse for it."""
+    config = own_site.write_config(upstream.url, limits={"per_identity": SLOW})
+    with (
+        Gateway(config) as gateway,
+        connected(gateway, own_site.client()) as hasty,
+        Client(gateway, own_site.client("search")) as other,
+    ):
+        begun = time.monotonic()
+        hasty.send(GET * 8)
+        assert [hasty.response().status for _ in range(2)] == [200, 429]
+        assert other.ask().status == 200
+        assert [hasty.response().status for _ in range(6)] == [429] * 6
+        assert time.monotonic() - begun >= 0.6
+        hasty.send(GET * 5_000)  # more than is read ahead
+        assert hasty.response().status == 429
+        hasty.sock.close()
+        assert gateway.ask_admin("/readyz")[0] == 200
 
 
 def test_limits_are_edited_while_it_runs(own_site: Site, upstream: ScriptedUpstream) -> None:

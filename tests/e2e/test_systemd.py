@@ -23,7 +23,7 @@ from support.gateway import DEADLINE
 from support.grpc_client import channel
 from support.grpc_upstream import GrpcUpstream
 from support.h2raw import SEARCH
-from support.loads import Load
+from support.loading import Load
 from support.machine import Machine, needs_machine
 from support.site import CONFIG, Site
 from support.upstream import ScriptedUpstream
@@ -215,7 +215,8 @@ class Calls:
 def test_a_restart_under_load_loses_nothing(machine: Machine, installed: Installed) -> None:
     process = machine.shown("tlsproxy", "MainPID")
     with ExitStack() as stack:
-        load = Load(installed.site, installed.port, kept=4, new=2)
+        gateway: Any = installed  # it has the port
+        load = Load(installed.site, gateway, kept=4, new=2)
         stack.callback(load.kill)
         calls = stack.enter_context(Calls(installed))
         for _ in range(2):

@@ -166,6 +166,8 @@ class Gateway:
     ) -> ssl.SSLSocket:
         """A raw TLS connection, to the REST listener unless told. ``session``: one that is offered for resumption."""
         sock = socket.create_connection(("127.0.0.1", port or self.port), timeout=DEADLINE)
+        # As clients do: a request behind the handshake's last message would wait for its acknowledgement (40 ms).
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         try:
             return context.wrap_socket(sock, server_hostname="localhost", session=session)
         except BaseException:

@@ -58,5 +58,5 @@ def call(
 
 
 def _with(options: dict[str, Any]) -> list[tuple[str, Any]]:
-    given = [(name.replace("grpc_", "grpc.", 1), value) for name, value in options.items()]
-    return [*_OPTIONS, ("grpc.use_local_subchannel_pool", 1), *given]
+    given = {name.replace("grpc_", "grpc.", 1): value for name, value in options.items()}
+    return list({**dict(_OPTIONS), "grpc.use_local_subchannel_pool": 1, **given}.items())

@@ -104,25 +104,25 @@ class GrpcUpstream(grpc.GenericRpcHandler):
         self.answer = answer or replying(b"")
         self.calls: list[GrpcCall] = []
         self._begun = threading.Condition()
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+        self.loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self.loop.run_forever, daemon=True)
 
     def __enter__(self) -> Self:
         self._thread.start()
-        self._port = asyncio.run_coroutine_threadsafe(self._start(), self._loop).result(DEADLINE)
+        self._port = asyncio.run_coroutine_threadsafe(self._start(), self.loop).result(DEADLINE)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.stop()
-        self._loop.call_soon_threadsafe(self._loop.stop)
+        self.loop.call_soon_threadsafe(self.loop.stop)
         self._thread.join(DEADLINE)
-        self._loop.close()
+        self.loop.close()
 
     def stop(self) -> None:
         """Ends every call and connection, and takes no more. Again is no error."""
-        asyncio.run_coroutine_threadsafe(self._server.stop(None), self._loop).result(DEADLINE)
+        asyncio.run_coroutine_threadsafe(self._server.stop(None), self.loop).result(DEADLINE)
 
     @property
     def url(self) -> str:
@@ -131,7 +131,7 @@ class GrpcUpstream(grpc.GenericRpcHandler):
     def wait(self, count: int = 1) -> list[GrpcCall]:
         """All calls, as soon as there are this many."""
         with self._begun:
-            assert self._begun.wait_for(lambda: len(self.calls) >= count, DEADLINE), self.calls
+            assert self._begun.wait_for(lambda: len(self.calls) >= count, DEADLINE), (len(self.calls), self.calls[:9])
         return self.calls
 
     async def _start(self) -> int:

@@ -141,6 +141,16 @@ class H2Client:
             if "grpc-status" in got:
                 return int(got["grpc-status"])
 
+    def statuses(self, streams: list[int]) -> dict[int, int]:
+        """Those of all these calls, in whatever order they end."""
+        got: dict[int, int] = {}
+        while len(got) < len(streams):
+            frame = self.until(HeadersFrame)
+            decoded = {str(name): str(value) for name, value in self.decoder.decode(frame.data)}
+            if frame.stream_id in streams and "grpc-status" in decoded:
+                got[frame.stream_id] = int(decoded["grpc-status"])
+        return got
+
     def lives(self) -> None:
         """The connection goes on: a ping comes back."""
         self.send(PingFrame(0, b"liveness"))

@@ -35,9 +35,13 @@ class Seen:
 
 @dataclass(slots=True)
 class H2Upstream:
-    """``streams`` are those of all connections, in the order in which they began. ``answer`` is what each is sent."""
+    """``streams`` are those of all connections, in the order in which they began. ``answer`` is what each is sent.
+
+    ``port`` is 0 for one that the system chooses. It ends as a process does that is killed.
+    """
 
     answer: bytes = bytes(5)
+    port: int = 0
     streams: list[Seen] = field(default_factory=list)
     _changed: threading.Condition = field(default_factory=threading.Condition)
     _listener: socket.socket = field(init=False)
@@ -45,7 +49,7 @@ class H2Upstream:
     _threads: list[threading.Thread] = field(default_factory=list)
 
     def __enter__(self) -> Self:
-        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._listener = socket.create_server(("127.0.0.1", self.port))
         self._start(self._accept)
         return self
 

@@ -83,9 +83,13 @@ def plain(response: bytes = OK) -> Answer:
 
 @dataclass(slots=True)
 class ScriptedUpstream:
-    """``answer`` may be replaced at any time; ``requests`` are those whose heads have come, ``raw`` all bytes."""
+    """``answer`` may be replaced at any time; ``requests`` are those whose heads have come, ``raw`` all bytes.
+
+    ``port`` is 0 for one that the system chooses.
+    """
 
     answer: Answer = field(default_factory=plain)
+    port: int = 0
     requests: list[Received] = field(default_factory=list)
     connections: int = 0
     _listener: socket.socket = field(init=False)
@@ -93,7 +97,7 @@ class ScriptedUpstream:
     _threads: list[threading.Thread] = field(default_factory=list)
 
     def __enter__(self) -> Self:
-        self._listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
+        self._listener = socket.create_server(("127.0.0.1", self.port), backlog=1024)
         self._start(self._accept)
         return self
 

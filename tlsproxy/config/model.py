@@ -221,6 +221,8 @@ class Config(Section):
     audit: Audit = Audit()
     limits: Limits = Limits()
     admin: Admin = Admin()
+    workers: Annotated[int, Field(ge=1, le=64)] = 1
+    """Processes that serve, each with an event loop of its own: as many as there are cores to use. Needs a restart."""
     log_level: Annotated[Literal["DEBUG", "INFO", "WARN", "ERROR"], BeforeValidator(_upper)] = "INFO"
     """How much is logged."""
     logger: Logger = Logger()

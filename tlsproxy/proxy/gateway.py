@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 from tlsproxy.authz.audit import Refusal
@@ -46,8 +46,9 @@ class Gateway:
     """``generation`` is replaced by :meth:`publish` and by nothing else: one assignment, between two callbacks.
 
     ``held`` counts the bytes of bodies that are kept whole because they are read. ``key_missing`` is called for every
-    token that names a key which its issuer does not have. ``table`` is what limits are counted in. ``probe`` is the
-    address from which our own watchdog is about to connect (:mod:`tlsproxy.proxy.probed`), None at any other time.
+    token that names a key which its issuer does not have. ``table`` is what limits are counted in, ``numbers`` are
+    those that its connections have. ``probe`` is the address from which our own watchdog is about to connect
+    (:mod:`tlsproxy.proxy.probed`), None at any other time.
     """
 
     __slots__ = (
@@ -69,15 +70,15 @@ class Gateway:
 
     def __init__(
         self,
-        loop: asyncio.AbstractEventLoop,
         generation: Generation,
         audit: Audit,
         metrics: Metrics,
         deadlines: Deadlines,
         key_missing: Callable[[], None],
         table: LimitTable,
+        numbers: Iterator[int],
     ) -> None:
-        self.loop = loop
+        self.loop = asyncio.get_running_loop()
         self.audit = audit
         self.metrics = metrics
         self.deadlines = deadlines
@@ -88,7 +89,7 @@ class Gateway:
         self.held = 0
         self.draining = False
         self.probe: tuple[str, int] | None = None
-        self.register = Register(self)
+        self.register = Register(self, numbers)
 
     def publish(self, generation: Generation) -> None:
         """What was decided under the old generation is forgotten with it, and who has lost their right is ended."""

@@ -20,7 +20,8 @@ from tlsproxy.proxy.probed import Probed
 
 BACKLOG: Final = 4096
 BATCH: Final = 32
-"""Connections that are accepted before the others get their turn."""
+"""Connections that are accepted before the others get their turn. A worker among several takes one at a time: while it
+is busy with that one, the next is for another worker."""
 REST: Final = 0.2
 """Seconds without accepting after an error: most often the process ran out of descriptors."""
 
@@ -59,14 +60,17 @@ class Bound:
 
 
 class Listener:
-    """Accepts on one socket until :meth:`stop`."""
+    """Accepts on one socket until :meth:`stop`. ``trouble``: why it cannot for the moment, empty where it can."""
 
-    def __init__(self, gateway: Gateway, connections: Connections, bound: Bound) -> None:
+    def __init__(self, gateway: Gateway, connections: Connections, bound: Bound, batch: int) -> None:
         self._where = bound.where
         self._gateway = gateway
         self._connections = connections
         self._sock = bound.sock
+        self._batch = batch
+        self._address = bound.address
         self._accepting = False
+        self.trouble = ""
         self._resume()
 
     def _resume(self) -> None:
@@ -79,14 +83,15 @@ class Listener:
         self._gateway.loop.remove_reader(self._sock.fileno())
 
     def _accept(self) -> None:
-        for _ in range(BATCH):
+        for _ in range(self._batch):
             try:
                 sock, address = self._sock.accept()
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+                self._tell("")  # accept(2) looks for a descriptor before it looks for a connection
                 return
             except OSError as error:
                 self._gateway.metrics.accept_error()
-                _log.warning("cannot accept connections for the moment: %s", error.strerror)
+                self._tell(error.strerror or str(error))
                 self._pause()
                 self._gateway.loop.call_later(REST, self._resume)
                 return
@@ -95,6 +100,14 @@ class Listener:
                 Probed(self._gateway, sock, self._where)
                 continue
             self._connections.admit(sock, address[0].removeprefix("::ffff:"), self._where)
+
+    def _tell(self, trouble: str) -> None:
+        """Once when it begins, and once when it is over."""
+        if trouble and not self.trouble:
+            _log.warning("cannot accept connections on %s for the moment: %s", self._address, trouble)
+        elif self.trouble and not trouble:
+            _log.info("connections are accepted on %s again", self._address)
+        self.trouble = trouble
 
     def stop(self) -> None:
         """Accepts no more. What waits in the backlog is refused by the kernel."""
@@ -106,9 +119,14 @@ class Listener:
 class Listeners:
     """All addresses where clients connect. ``connections`` are those that came in there, and outlive :meth:`stop`."""
 
-    def __init__(self, gateway: Gateway, pool: Pool, bound: Iterable[Bound]) -> None:
+    def __init__(self, gateway: Gateway, pool: Pool, bound: Iterable[Bound], batch: int) -> None:
         self.connections = Connections(gateway, pool)
-        self._all = [Listener(gateway, self.connections, one) for one in bound]
+        self._all = [Listener(gateway, self.connections, one, batch) for one in bound]
+
+    @property
+    def trouble(self) -> str:
+        """Why one of them cannot accept connections for the moment, empty where all can."""
+        return next((one.trouble for one in self._all if one.trouble), "")
 
     def stop(self) -> None:
         for listener in self._all:

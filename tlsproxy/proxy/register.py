@@ -103,12 +103,12 @@ class Entry:
 
 
 class Register:
-    """The connections of one process, by number. Ended by :meth:`close`."""
+    """The connections of one process, by number: the next of ``numbers``. Ended by :meth:`close`."""
 
-    def __init__(self, gateway: Gateway) -> None:
+    def __init__(self, gateway: Gateway, numbers: Iterator[int]) -> None:
         self._gateway = gateway
         self._entries: dict[int, Entry] = {}
-        self._number = 0
+        self._numbers = numbers
         self._handle: asyncio.TimerHandle = gateway.loop.call_later(TICK, self._tick)
 
     def __len__(self) -> int:
@@ -121,8 +121,7 @@ class Register:
         self._handle.cancel()
 
     def enter(self, protocol: str, address: str, standing: Standing) -> Entry:
-        self._number += 1
-        entry = Entry(self._number, protocol, address, standing, time.time())
+        entry = Entry(next(self._numbers), protocol, address, standing, time.time())
         self._entries[entry.number] = entry
         return entry
 

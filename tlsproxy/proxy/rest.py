@@ -60,7 +60,8 @@ class RestConnection(Turns):
 
     def _advance(self) -> None:
         """Takes up the requests that are here, one at a time; a loop, since a client may send thousands at once."""
-        while self._state is State.IDLE and self._inbox.data and not self.stream.stalled and not self.stream.closed:
+        stream = self.stream
+        while self._state is State.IDLE and self._inbox.data and not (self._pause or stream.stalled or stream.closed):
             try:
                 head = self._inbox.head()
             except RequestError as error:
@@ -129,7 +130,8 @@ class RestConnection(Turns):
 
     def reading_changed(self) -> None:
         """Reads on, unless the upstream takes no more of a body, or a client runs ahead of its answers."""
-        exchange, waiting = self._exchange, self._state is State.BUSY or self.stream.stalled
+        exchange = self._exchange
+        waiting = self._state is State.BUSY or self.stream.stalled or self._pause is not None
         ahead = waiting and len(self._inbox.data) > self._limits.max_head_size
         if ahead or (exchange is not None and exchange.congested):
             self.stream.pause_reading()
@@ -162,7 +164,7 @@ class RestConnection(Turns):
 
     def exchange_cut(self, error: RequestError) -> None:
         self._finish(error.reason)
-        self._state = State.ENDED
+        self._over()
         self.stream.abort()
 
     def _fail(self, error: RequestError) -> None:
@@ -230,7 +232,7 @@ class RestConnection(Turns):
         if self._exchange is not None:
             self._exchange.abandon()
         self._finish(reason)
-        self._state = State.ENDED
+        self._over()
         self.stream.abort()
 
     def connection_lost(self, error: Exception | None) -> None:

@@ -7,12 +7,16 @@ The states, and what may come next:
     SKIPPING  answered by ourselves; the small rest of its body is dropped → IDLE, ENDED
     ENDED     nothing that comes is looked at any more
 
+After a request that was one too many the next one is not taken up for :data:`PAUSE`: a client that waits as long as it
+was told does not notice, and one that does not cannot keep us busy.
+
 A connection whose next request cannot be found (a body of unknown length was refused, a response began before the
 request was whole) is closed after its answer, so that no byte is ever read as what it was not sent as.
 """
 
 from __future__ import annotations
 
+import asyncio
 import time
 from enum import Enum
 from http import HTTPStatus
@@ -33,6 +37,8 @@ from tlsproxy.wire.inbox import Inbox
 from tlsproxy.wire.tracing import NONE, Tracing, id_line
 
 NO_BODY: Final = RequestBody(0, 0)
+PAUSE: Final = 0.1
+"""Seconds."""
 
 
 class State(Enum):
@@ -59,6 +65,7 @@ class Turns:
         self._record: Record[Plan] | None = None
         self._body = NO_BODY
         self._exchange: Exchange | None = None
+        self._pause: asyncio.TimerHandle | None = None
         self._rest()
 
     def _rest(self) -> None:
@@ -82,6 +89,16 @@ class Turns:
     def _refuse_as(self, decision: Decision) -> None:
         answer = refused(decision.status, decision.text, decision.form, decision.retry_after)
         self._respond(decision.status, *answer)
+        if decision.retry_after and self._state is not State.ENDED:
+            self._pause = self._gateway.loop.call_later(PAUSE, self._go_on)
+
+    def _go_on(self) -> None:
+        self._pause = None
+        self._advance()
+
+    def _advance(self) -> None:
+        """Takes up the requests that are here."""
+        raise NotImplementedError
 
     def _refuse(self, status: int, text: str, form: Form, reason: str) -> None:
         self._respond(status, *refused(status, text, form, 0), reason=reason)
@@ -121,6 +138,12 @@ class Turns:
 
     def _end(self, linger: float = 0.0) -> None:
         """Nothing more is read as a request; what is queued still goes out. Who may be sending needs a ``linger``."""
-        self._state = State.ENDED
+        self._over()
         self._inbox.keep(b"")
         self.stream.close(linger)
+
+    def _over(self) -> None:
+        self._state = State.ENDED
+        if self._pause is not None:
+            self._pause.cancel()
+            self._pause = None

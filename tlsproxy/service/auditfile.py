@@ -10,6 +10,7 @@ ever. Nothing here retries, and nothing else in the directory is ever touched.
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import os
 import re
@@ -35,6 +36,7 @@ _FLAGS: Final = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOL
 """A symlink is not followed and a FIFO does not block: who can write to the directory must not choose the file."""
 
 _STANDARD_OUTPUT: Final = 1
+_NEWLINE: Final = 10
 
 
 class Sink(Protocol):
@@ -52,6 +54,28 @@ class Sink(Protocol):
     def close(self) -> None: ...
 
 
+class Turn:
+    """The right to write, of one at a time of the processes that share it; always one's own without a ``descriptor``.
+
+    POSIX locks (fcntl(2)) on an anonymous file: they end with their process, however it ends.
+    """
+
+    def __init__(self, descriptor: int = -1) -> None:
+        self.descriptor = descriptor
+
+    def take(self) -> None:
+        """Waits for it. Taking what one has changes nothing."""
+        if self.descriptor >= 0:
+            fcntl.lockf(self.descriptor, fcntl.LOCK_EX)
+
+    def give(self) -> None:
+        if self.descriptor >= 0:
+            fcntl.lockf(self.descriptor, fcntl.LOCK_UN)
+
+
+ALONE: Final = Turn()
+
+
 class AuditFiles:
     """The rotating files of one directory: 0600 in 0700.
 
@@ -59,10 +83,11 @@ class AuditFiles:
     unmounted, and one made in its place would be hidden as soon as it is back.
     """
 
-    def __init__(self, directory: Path, rotation: Rotation, max_files: int) -> None:
+    def __init__(self, directory: Path, rotation: Rotation, max_files: int, turn: Turn = ALONE) -> None:
         self._directory = directory
         self._rotation: Rotation = rotation
         self._max_files = max_files
+        self._turn = turn
         self._fd = -1
         self._path = directory
         self._begun = False
@@ -84,7 +109,22 @@ class AuditFiles:
         return True
 
     def append(self, data: memoryview) -> int:
-        return os.write(self._fd, data)
+        """Whole lines: one that the disk had no room for is taken back, before another process writes behind it."""
+        self._turn.take()
+        try:
+            _begin_line(self._fd)
+            start, done = os.fstat(self._fd).st_size, 0
+            try:
+                while done < len(data):
+                    done += os.write(self._fd, data[done:])
+            except OSError:
+                done = bytes(data[:done]).rfind(b"\n") + 1
+                os.ftruncate(self._fd, start + done)
+                if not done:
+                    raise
+            return done
+        finally:
+            self._turn.give()
 
     def close(self) -> None:
         if self._fd >= 0:
@@ -108,16 +148,21 @@ class AuditFiles:
             names = {entry.name for entry in self._directory.iterdir() if pattern.fullmatch(entry.name)}
             others = sorted(names - {self._path.name})
             for name in others[: max(0, len(others) + 1 - self._max_files)]:
-                (self._directory / name).unlink()
+                (self._directory / name).unlink(missing_ok=True)  # another process prunes too
         except OSError as error:
             _log.warning("audit: old files in %s are not removed: %s", self._directory, error)
 
 
 class StandardOutput:
-    """For a service manager that collects lines itself. The descriptor is borrowed and never closed."""
+    """For a service manager that collects lines itself. The descriptor is borrowed and never closed.
 
-    def __init__(self, fd: int = _STANDARD_OUTPUT) -> None:
+    A pipe takes no more than 4 KiB (PIPE_BUF) as one, so the turn is kept from a line's beginning to its end.
+    """
+
+    def __init__(self, fd: int = _STANDARD_OUTPUT, turn: Turn = ALONE) -> None:
         self._fd = fd
+        self._turn = turn
+        self._whole = True
 
     def __repr__(self) -> str:
         return "StandardOutput()"
@@ -126,12 +171,18 @@ class StandardOutput:
         return False
 
     def append(self, data: memoryview) -> int:
+        self._turn.take()
         try:
-            return os.write(self._fd, data)
+            count = os.write(self._fd, data)
+            self._whole = data[count - 1] == _NEWLINE
         except BlockingIOError:
             # A pipe that somebody set non-blocking is full: not a failure, but a slow reader.
             select.select([], [self._fd], [], 0.1)
             return 0
+        finally:
+            if self._whole:
+                self._turn.give()
+        return count
 
     def close(self) -> None:
         pass
@@ -140,17 +191,16 @@ class StandardOutput:
 def _open(path: Path) -> int:
     fd = os.open(path, _FLAGS, 0o600)
     try:
-        _begin_line(path, fd)
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise OSError(f"{path} is not a regular file")  # noqa: TRY301 - the descriptor is closed in one place
     except BaseException:
         os.close(fd)
         raise
     return fd
 
 
-def _begin_line(path: Path, fd: int) -> None:
-    """A crash, or a full disk, may have left the file's last line unfinished: the next one must not be glued to it."""
-    facts = os.fstat(fd)
-    if not stat.S_ISREG(facts.st_mode):
-        raise OSError(f"{path} is not a regular file")
-    if facts.st_size and os.pread(fd, 1, facts.st_size - 1) != b"\n":
+def _begin_line(fd: int) -> None:
+    """A crash may have left the file's last line unfinished: the next one must not be glued to it."""
+    size = os.fstat(fd).st_size
+    if size and os.pread(fd, 1, size - 1) != b"\n":
         os.write(fd, b"\n")

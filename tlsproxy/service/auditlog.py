@@ -19,7 +19,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Final
 
 from tlsproxy.errors import BadRequest, Overloaded, TlsproxyError
-from tlsproxy.service.auditfile import AuditFiles, Sink, StandardOutput
+from tlsproxy.service.auditfile import ALONE, AuditFiles, Sink, StandardOutput, Turn
 from tlsproxy.service.auditquery import matching_entries
 
 if TYPE_CHECKING:
@@ -78,11 +78,16 @@ class NoAudit:
 
 
 class AuditLog:
-    """`clock` is the wall clock, in seconds since the epoch, that names the files."""
+    """`clock` is the wall clock, in seconds since the epoch, that names the files.
 
-    def __init__(self, settings: Audit, clock: Callable[[], float] = time.time, sink: Sink | None = None) -> None:
+    `turn` is that of all processes whose lines go to the same place.
+    """
+
+    def __init__(
+        self, settings: Audit, clock: Callable[[], float] = time.time, sink: Sink | None = None, turn: Turn = ALONE
+    ) -> None:
         self._where = settings.dir
-        self._sink: Sink = sink or _sink_of(settings)
+        self._sink: Sink = sink or _sink_of(settings, turn)
         self._capacity = settings.queue_size
         self._flush_interval = settings.flush_interval
         self._clock = clock
@@ -254,11 +259,11 @@ class AuditLog:
                 _log.debug("audit: a loop ended before there was room for what waited in it")
 
 
-def audit_log(settings: Audit, clock: Callable[[], float] = time.time) -> AuditLog | NoAudit:
-    return AuditLog(settings, clock) if settings.enabled else NoAudit()
+def audit_log(settings: Audit, turn: Turn = ALONE) -> AuditLog | NoAudit:
+    return AuditLog(settings, turn=turn) if settings.enabled else NoAudit()
 
 
-def _sink_of(settings: Audit) -> Sink:
+def _sink_of(settings: Audit, turn: Turn) -> Sink:
     if settings.dir == "-":
-        return StandardOutput()
-    return AuditFiles(settings.dir, settings.rotation, settings.max_log_files)
+        return StandardOutput(turn=turn)
+    return AuditFiles(settings.dir, settings.rotation, settings.max_log_files, turn)

@@ -149,6 +149,10 @@ class Metrics(Collector):
         """The exposition and its content type."""
         return generate_latest(self._registry), _CONTENT_TYPE
 
+    def families(self) -> list[Metric]:
+        """Those of the process too."""
+        return list(self._registry.collect())
+
     def collect(self) -> Iterator[Metric]:
         yield gauges("build_info", "What this is: always 1.", ("version",), [((tlsproxy.__version__,), 1)])
         yield from self._collect_requests()
@@ -201,3 +205,10 @@ class Metrics(Collector):
         yield counters("audit_lines", "Audit lines written.", (), [((), written)])
         yield counters("audit_dropped", "Audit lines that found no room.", (), [((), dropped)])
         yield gauges("audit_queue_length", "Audit lines that are not written yet.", (), [((), queued)])
+
+
+def exposition(told: Collector) -> tuple[bytes, str]:
+    """Of all that it collects, and the content type."""
+    registry = CollectorRegistry()
+    registry.register(told)
+    return generate_latest(registry), _CONTENT_TYPE

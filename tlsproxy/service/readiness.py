@@ -57,13 +57,13 @@ class UpstreamProbe:
 
 
 async def _connect(family: int, address: Any) -> str:
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        probe.setblocking(False)
-        try:
+    try:
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            probe.setblocking(False)
             await asyncio.get_running_loop().sock_connect(probe, address)
-        except OSError as error:
-            # asyncio words it otherwise ("Connect call failed"), and says less.
-            return os.strerror(error.errno) if error.errno else str(error)
+    except OSError as error:  # no descriptor is left for a probe, or nobody answers
+        # asyncio words it otherwise ("Connect call failed"), and says less.
+        return os.strerror(error.errno) if error.errno else str(error)
     return OK
 
 

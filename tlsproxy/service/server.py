@@ -8,6 +8,7 @@ ignored.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import logging
 import os
@@ -28,24 +29,22 @@ from tlsproxy.proxy.limittable import LimitTable
 from tlsproxy.proxy.listener import Bound
 from tlsproxy.service import logs
 from tlsproxy.service.admin import AdminServer
+from tlsproxy.service.auditfile import ALONE, Turn
 from tlsproxy.service.auditlog import AuditLog, NoAudit, audit_log
 from tlsproxy.service.jwks import KeySets
+from tlsproxy.service.loop import loop_factory
 from tlsproxy.service.reloader import Reloader, Verdict
-from tlsproxy.service.serving import Serving
+from tlsproxy.service.serving import Served, Serving
 from tlsproxy.service.sockets import Inherited, InheritedSocketError, inherited_sockets, open_sockets
 from tlsproxy.service.state import ServiceState, described
 from tlsproxy.service.systemd import Notifier
 from tlsproxy.service.watchdog import Watchdog
-from tlsproxy.tls.files import read_inputs
+from tlsproxy.service.workers.fleet import Fleet
+from tlsproxy.service.workers.order import order_of
+from tlsproxy.service.workers.process import WorkerRefused
+from tlsproxy.tls.files import Inputs, read_inputs
 from tlsproxy.tls.generation import Generation, build
 from tlsproxy.tls.watch import Watcher
-
-try:
-    import uvloop
-except ImportError:  # where it does not exist, asyncio's own loop does the same, slower
-    _loop_factory = None
-else:
-    _loop_factory = uvloop.new_event_loop
 
 _log = logging.getLogger(__name__)
 
@@ -56,7 +55,7 @@ def run(config_path: Path, ready_file: Path | None) -> int:
 
     A taken address is 1: it may be free again in a moment, where a refused configuration waits for a person.
     """
-    with asyncio.Runner(loop_factory=_loop_factory) as runner:
+    with asyncio.Runner(loop_factory=loop_factory) as runner:
         try:
             notifier = Notifier.of(os.environ, os.getpid())
             inherited = inherited_sockets(os.environ, os.getpid())
@@ -75,8 +74,8 @@ def run(config_path: Path, ready_file: Path | None) -> int:
             return 2
         logs.configure(generation.config, os.environ)
         try:
-            runner.run(_Program(config_path, generation, key_sets, ready_file, notifier, inherited).serve())
-        except InheritedSocketError as error:
+            runner.run(_Program(config_path, generation, inputs, key_sets, ready_file, notifier, inherited).serve())
+        except (InheritedSocketError, WorkerRefused) as error:
             _log.critical("cannot serve: %s", error)
             return 2
         except (TlsproxyError, OSError) as error:
@@ -92,12 +91,14 @@ class _Program:
         self,
         config_path: Path,
         generation: Generation,
+        inputs: Inputs,
         key_sets: KeySets,
         ready_file: Path | None,
         notifier: Notifier,
         inherited: Sequence[Inherited],
     ) -> None:
         self._config_path = config_path
+        self._inputs = inputs
         self._key_sets = key_sets
         self._generation = generation
         self._ready_file = ready_file
@@ -111,14 +112,14 @@ class _Program:
         config = self._generation.config
         self._handle_signals(asyncio.get_running_loop())  # before anybody knows of us: SIGHUP's default is death
         async with AsyncExitStack() as stack:
-            audit = audit_log(config.audit)
+            turn = ALONE if config.workers == 1 else Turn(os.memfd_create("tlsproxy-audit"))
+            audit = audit_log(config.audit, turn)
             audit.start()
             stack.callback(audit.close)
             bound = open_sockets(config, self._inherited)
             for one in bound:
                 stack.enter_context(one.sock)
-            served = Serving(self._generation, bound, audit, LimitTable.private(), self._key_sets.key_missing)
-            stack.callback(served.close)
+            served = await self._start_serving(stack, bound, audit, turn)
             reloader = Reloader(
                 target=served,
                 audit=audit,
@@ -151,6 +152,22 @@ class _Program:
             self._notifier.stopping()
             await served.drain(self._ended)
             _event(audit, "stop")
+
+    async def _start_serving(
+        self, stack: AsyncExitStack, bound: Sequence[Bound], audit: AuditLog | NoAudit, turn: Turn
+    ) -> Served:
+        """In this process, or in as many others as are configured."""
+        generation, key_missing = self._generation, self._key_sets.key_missing
+        if generation.config.workers == 1:
+            table = LimitTable.private()
+            serving = Serving(generation, bound, audit, table, key_missing, itertools.count(1), alone=True)
+            stack.callback(serving.close)
+            return serving
+        fleet = Fleet(
+            self._config_path, order_of(generation, self._inputs), generation, bound, audit, turn, key_missing
+        )
+        await stack.enter_async_context(fleet.running())
+        return fleet
 
     async def _start_admin(self, stack: AsyncExitStack, state: ServiceState) -> str | None:
         listen = self._generation.config.admin.listen

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, Final, Protocol
 
@@ -17,7 +17,7 @@ from tlsproxy.config.model import ProtocolName
 from tlsproxy.proxy.deadlines import Deadlines
 from tlsproxy.proxy.gateway import Gateway
 from tlsproxy.proxy.limittable import LimitTable
-from tlsproxy.proxy.listener import Bound, Listeners
+from tlsproxy.proxy.listener import BATCH, Bound, Listeners
 from tlsproxy.proxy.pool import Pool
 from tlsproxy.service.auditlog import AuditLog, NoAudit
 from tlsproxy.service.metrics import Metrics
@@ -59,18 +59,21 @@ class Serving:
         audit: AuditLog | NoAudit,
         table: LimitTable,
         key_missing: Callable[[], None],
+        numbers: Iterator[int],
+        *,
+        alone: bool,
     ) -> None:
-        loop = asyncio.get_running_loop()
+        """``alone``: no other process accepts from the same sockets."""
         self._audit = audit
         self.counted = Metrics(
             pool=lambda: self._pool.counts,
             audit=lambda: (audit.queued, audit.written, audit.dropped),
             limits=lambda: (table.overflows, table.lock.unlocked),
         )
-        self._deadlines = Deadlines(loop)
-        self._gateway = Gateway(loop, generation, audit, self.counted, self._deadlines, key_missing, table)
+        self._deadlines = Deadlines(asyncio.get_running_loop())
+        self._gateway = Gateway(generation, audit, self.counted, self._deadlines, key_missing, table, numbers)
         self._pool = Pool(self._gateway)
-        self._listeners = Listeners(self._gateway, self._pool, bound)
+        self._listeners = Listeners(self._gateway, self._pool, bound, BATCH if alone else 1)
         self._probes = {
             protocol: UpstreamProbe(partial(self._addresses, protocol)) for protocol in generation.upstream_addresses
         }
@@ -90,13 +93,16 @@ class Serving:
         return self._gateway.generation
 
     async def publish(self, generation: Generation, inputs: Inputs) -> None:  # noqa: ARG002 - they are in it
+        self.adopt(generation)
+
+    def adopt(self, generation: Generation) -> None:
         self._gateway.publish(generation)
 
     async def ready(self) -> Mapping[str, str]:
         audit = self._audit
         upstream = {_PARTS[protocol]: await probe() for protocol, probe in self._probes.items()}
         return {
-            "listeners": "draining" if self._gateway.draining else OK,
+            "listeners": "draining" if self._gateway.draining else self._listeners.trouble or OK,
             "generation": generation_part(self.generation, time.time()),
             **upstream,
             "audit": audit_part(healthy=audit.healthy, accepts=audit.accepts(), last_error=audit.last_error),

@@ -51,6 +51,7 @@ NEEDS_RESTART: Final = (
     "audit.queue_size",
     "audit.flush_interval",
     "logger",
+    "workers",
 )
 """What is bound or opened once, when the service starts."""
 
@@ -72,6 +73,18 @@ class Tunnel:
 
     addresses: tuple[Address, ...]
     allow: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """What another process has settled for a build that is to have the same outcome here: names are not asked for anew.
+
+    ``material`` is what serves here so far.
+    """
+
+    started: Config = field(repr=False)
+    resolved: Mapping[str, Resolved] = field(repr=False)
+    material: Material | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +147,7 @@ def build(
     number: int,
     config_path: Path,
     environ: Mapping[str, str],
-    previous: Generation | None,
+    previous: Generation | Settled | None,
     inputs: Inputs | None = None,
     documents: Mapping[KeySource, bytes] | None = None,
     now: float | None = None,
@@ -211,8 +224,10 @@ def alpn_of(protocols: Protocols) -> tuple[str, ...]:
     return tuple(name for protocol, name in ALPN.items() if protocol in protocols)
 
 
-def _resolve(config_path: Path, name: str, url: str, previous: Generation | None) -> Resolved:
+def _resolve(config_path: Path, name: str, url: str, previous: Generation | Settled | None) -> Resolved:
     """A resolver that is down must not keep a new certificate from being served: the addresses in use stay then."""
+    if isinstance(previous, Settled):
+        return previous.resolved[name]
     endpoint = upstream_endpoint(url)
     flags = socket.AI_NUMERICHOST if is_address(endpoint.host) else 0
     try:

@@ -1,4 +1,4 @@
-"""The clients of :mod:`support.load`, in a process of their own."""
+"""Steady load on a gateway, from a process of its own."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from support.gateway import DEADLINE, Lines
+from support.gateway import DEADLINE, Gateway, Lines
 from support.site import Site
 
 
 class Load:
-    """``kept`` connections that ask again and again, and ``new`` clients that connect for each request."""
+    """The clients of :mod:`support.load`, in a process of their own."""
 
-    def __init__(self, site: Site, port: int, kept: int, new: int) -> None:
+    def __init__(self, site: Site, gateway: Gateway, kept: int, new: int) -> None:
         files = [str(site.directory / name) for name in ("ca.pem", "admin.pem", "admin.key")]
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "support.load", str(port), *files, str(kept), str(new)],
+            [sys.executable, "-m", "support.load", str(gateway.port), *files, str(kept), str(new)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

@@ -1,0 +1,80 @@
+"""What an idle client costs in memory, and that thousands of them disturb nobody."""
+
+from __future__ import annotations
+
+import os
+import resource
+import socket
+import ssl
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+from support.client import Client
+from support.gateway import Gateway
+from support.raw import GET
+from support.site import Site
+from support.upstream import ScriptedUpstream
+
+COUNT = 10_000 if os.environ.get("TLSPROXY_SOAK") else 500
+WARM = 50
+"""Connections before the first look: what is loaded and allocated once is none of the later ones' cost."""
+BOUND = 60_000
+"""Bytes: twice what was measured (CPython 3.11, OpenSSL 3.0)."""
+
+
+@pytest.fixture
+def descriptors() -> Iterator[None]:
+    """As many as there may be, for the clients here and for the gateway, which inherits them."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if before[1] < COUNT + 200:
+        pytest.skip(f"{before[1]} descriptors are too few for {COUNT} connections")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (before[1], before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def memory(gateway: Gateway) -> int:
+    """Bytes that are the process's alone (proc(5), smaps_rollup)."""
+    rollup = Path(f"/proc/{gateway.process.pid}/smaps_rollup").read_text()
+    fields = dict(line.split(":", 1) for line in rollup.splitlines()[1:])
+    return sum(int(fields[name].split()[0]) for name in ("Private_Clean", "Private_Dirty")) << 10
+
+
+def idle(gateway: Gateway, context: ssl.SSLContext) -> socket.socket:
+    """A connection that has had one answer. Its client's TLS is given up, which costs memory here, and nobody hears."""
+    with gateway.connect(context) as connected:
+        connected.sendall(GET)
+        assert connected.recv(65536).startswith(b"HTTP/1.1 200 ")
+        return socket.socket(fileno=connected.detach())
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(300)
+@pytest.mark.usefixtures("descriptors")
+def test_memory_of_an_idle_connection(
+    site: Site,
+    upstream: ScriptedUpstream,
+    record_property: pytest.RecordProperty,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    limits = {"connections": 2 * COUNT, "connections_per_address": 2 * COUNT, "idle_timeout": 600.0}
+    context = site.client()
+    with Gateway(site.write_config(upstream.url, limits=limits)) as gateway, ExitStack() as stack:
+        for _ in range(WARM):
+            stack.enter_context(idle(gateway, context))
+        before = memory(gateway)
+        for _ in range(COUNT):
+            stack.enter_context(idle(gateway, context))
+        each = (memory(gateway) - before) / COUNT
+        record_property("bytes_per_idle_connection", each)
+        with capsys.disabled():
+            print(f"\n{COUNT} idle TLS connections: {each:,.0f} bytes each")  # noqa: T201 - what the test is for
+        assert f'"open": {COUNT + WARM}' in gateway.ask_admin("/status")[1]
+        with Client(gateway, context) as client:
+            assert client.ask().status == 200, "who comes now is served"
+        assert 0 < each < BOUND
+        stack.close()
+        while '"open": 0' not in gateway.ask_admin("/status")[1]:
+            pass

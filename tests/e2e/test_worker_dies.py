@@ -1,0 +1,187 @@
+"""A worker that is killed, or stuck, takes its own requests with it and nothing else; so does the supervisor."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import pytest
+from support.caller import Caller
+from support.gateway import DEADLINE, Gateway
+from support.loading import Load
+from support.raw import GET, Truncated
+from support.site import Site
+from support.upstream import OK, Connection, Received, ScriptedUpstream
+from support.workers import at_each, workers
+
+CONNECTIONS = 'tlsproxy_connections_total{outcome="accepted"} '
+
+
+@contextmanager
+def held(upstream: ScriptedUpstream) -> Iterator[threading.Event]:
+    """The upstream answers when the event is set."""
+    let = threading.Event()
+
+    def answer(connection: Connection, request: Received) -> None:
+        request.body = connection.read_body(request)
+        let.wait(DEADLINE)
+        connection.sock.sendall(OK)
+
+    upstream.answer = answer
+    try:
+        yield let
+    finally:
+        let.set()
+
+
+def busy(upstream: ScriptedUpstream, requests: int) -> None:
+    end = time.monotonic() + DEADLINE
+    while len(upstream.requests) < requests:
+        assert time.monotonic() < end
+
+
+def accepted(gateway: Gateway) -> float:
+    lines = gateway.ask_admin("/metrics")[1].splitlines()
+    return next(float(line.removeprefix(CONNECTIONS)) for line in lines if line.startswith(CONNECTIONS))
+
+
+def replaced(gateway: Gateway, number: int) -> str:
+    """How it ended, once there is another in its place."""
+    how = gateway.log.wait(lambda line: f"worker {number} has ended" in line)
+    gateway.log.wait(lambda line: f"worker {number} (pid" in line and "serves generation" in line)
+    return how
+
+
+def gone(pid: int) -> bool:
+    """It has ended, whether or not somebody has asked how."""
+    try:
+        return ") Z " in Path(f"/proc/{pid}/stat").read_text()
+    except FileNotFoundError:
+        return True
+
+
+def test_killed_in_the_middle_of_requests(site: Site, upstream: ScriptedUpstream) -> None:
+    with Gateway(site.write_config(upstream.url, workers=2)) as gateway, ExitStack() as stack:
+        clients = at_each(gateway, site, stack)
+        before = accepted(gateway)
+        asked = len(upstream.requests)
+        with held(upstream) as let:
+            for _, client in clients.values():
+                client.send(GET)
+            busy(upstream, asked + 2)
+            pid = workers(gateway)[1]["pid"]
+            os.kill(pid, signal.SIGKILL)
+            with pytest.raises(Truncated):
+                clients[1][1].response()
+            assert gateway.ask_admin("/readyz")[0] == 200, "the other one serves"
+            let.set()
+            assert clients[2][1].response().status == 200
+        assert "SIGKILL" in replaced(gateway, 1)
+        assert workers(gateway)[1]["restarts"] == 1
+        assert accepted(gateway) >= before, "no counter goes back"
+        with ExitStack() as others:
+            numbers = [number for number, _ in at_each(gateway, site, others).values()]
+            assert clients[1][0] not in numbers
+        clients[2][1].send(GET)
+        assert clients[2][1].response().status == 200
+
+
+def test_killed_under_load(site: Site, upstream: ScriptedUpstream) -> None:
+    """What fails is at most what the killed ones had: their connections, one request on each."""
+    with Gateway(site.write_config(upstream.url, workers=2)) as gateway:
+        load = Load(site, gateway, 12, 4)
+        try:
+            load.saw(site.serial("server"))
+            for number in (1, 2):
+                os.kill(workers(gateway)[number]["pid"], signal.SIGKILL)
+                replaced(gateway, number)
+                for _ in range(10):
+                    with Caller(gateway, site.client()) as caller:
+                        assert caller.ask().status == 200
+            done = load.end()
+        finally:
+            load.kill()
+    assert done["requests"] > 100
+    assert len(done["failures"]) <= 2 * 16
+    assert not [failure for failure in done["failures"] if "Refused" in failure]
+
+
+def test_a_stuck_one_is_replaced(site: Site, upstream: ScriptedUpstream) -> None:
+    with Gateway(site.write_config(upstream.url, workers=2)) as gateway:
+        pid = workers(gateway)[2]["pid"]
+        os.kill(pid, signal.SIGSTOP)
+        assert "has not answered within 10 s" in replaced(gateway, 2)
+        assert gone(pid)
+        with Caller(gateway, site.client()) as caller:
+            assert caller.ask().status == 200
+
+
+def test_all_drain_at_the_signal(site: Site, upstream: ScriptedUpstream) -> None:
+    with Gateway(site.write_config(upstream.url, workers=2)) as gateway, ExitStack() as stack:
+        clients = at_each(gateway, site, stack)
+        pids = [worker["pid"] for worker in workers(gateway).values()]
+        with held(upstream) as let:
+            asked = len(upstream.requests)
+            for _, client in clients.values():
+                client.send(GET)
+            busy(upstream, asked + 2)
+            gateway.process.send_signal(signal.SIGTERM)
+            while '"listeners": "draining"' not in gateway.ask_admin("/readyz")[1]:
+                pass
+            with pytest.raises(ConnectionRefusedError):
+                gateway.connect(site.client())
+            let.set()
+            for _, client in clients.values():
+                response = client.response()
+                assert (response.status, response.fields["connection"]) == (200, "close")
+                assert client.ended()
+        assert gateway.process.wait(DEADLINE) == 0
+        assert all(gone(pid) for pid in pids)
+
+
+def test_a_second_signal_ends_them_at_once(site: Site, upstream: ScriptedUpstream) -> None:
+    with Gateway(site.write_config(upstream.url, workers=2)) as gateway, ExitStack() as stack:
+        clients = at_each(gateway, site, stack)
+        asked = len(upstream.requests)
+        with held(upstream):
+            for _, client in clients.values():
+                client.send(GET)
+            busy(upstream, asked + 2)
+            gateway.process.send_signal(signal.SIGTERM)
+            gateway.log.wait(lambda line: "draining" in line)
+            gateway.process.send_signal(signal.SIGTERM)
+            for _, client in clients.values():
+                with pytest.raises(Truncated):
+                    client.response()
+            assert gateway.process.wait(DEADLINE) == 0
+        records = gateway.stop()
+        assert [each["reason"] for each in records if each.get("method") == "list_collections"] == ["client_gone"] * 2
+        assert records[-1]["event"] == "stop"
+
+
+def test_without_their_supervisor_they_finish_and_end(site: Site, upstream: ScriptedUpstream) -> None:
+    with ExitStack() as stack:
+        gateway = stack.enter_context(Gateway(site.write_config(upstream.url, workers=2)))
+        clients = at_each(gateway, site, stack)
+        pids = [worker["pid"] for worker in workers(gateway).values()]
+        with held(upstream) as let:
+            asked = len(upstream.requests)
+            for _, client in clients.values():
+                client.send(GET)
+            busy(upstream, asked + 2)
+            gateway.process.kill()
+            gateway.process.wait(DEADLINE)
+            for _ in pids:
+                gateway.log.wait(lambda line: "the supervisor is gone: draining" in line)
+            let.set()
+            for _, client in clients.values():
+                assert client.response().status == 200
+                assert client.ended()
+        end = time.monotonic() + DEADLINE
+        while not all(gone(pid) for pid in pids):
+            assert time.monotonic() < end

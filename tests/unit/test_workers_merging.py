@@ -1,0 +1,121 @@
+"""What workers tell, as one service tells it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import orjson
+from hypothesis import given
+from hypothesis import strategies as st
+from prometheus_client.parser import text_string_to_metric_families
+
+from tlsproxy.service.metrics import Metrics, exposition
+from tlsproxy.service.recent import Recent
+from tlsproxy.service.workers.backoff import CAP, FIRST, WELL, Backoff
+from tlsproxy.service.workers.merging import Families, Totals, merged_figures, merged_parts, told
+
+
+def metrics() -> Metrics:
+    return Metrics(pool=lambda: (1, 2), audit=lambda: (3, 4, 5), limits=lambda: (0, 0))
+
+
+def families(of: Metrics) -> Families:
+    return list(orjson.loads(told(of.families())))
+
+
+def samples(totals: Totals) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
+    """Raises where a series is there twice, or a family is."""
+    found: dict[tuple[str, tuple[tuple[str, str], ...]], float] = {}
+    text = exposition(totals)[0].decode()
+    types = [line for line in text.splitlines() if line.startswith("# TYPE")]
+    assert len(types) == len(set(types))
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            key = (sample.name, tuple(sorted(sample.labels.items())))
+            assert key not in found
+            found[key] = sample.value
+    return found
+
+
+def test_one_process_is_told_as_it_is_but_for_the_name_of_the_process() -> None:
+    one = metrics()
+    one.request("scroll", "admin", "allowed", 0.02)
+    one.connection("accepted")
+    totals, own = Totals(), {}
+    totals.add(families(one), "worker 1")
+    for family in text_string_to_metric_families(one.render()[0].decode()):
+        for sample in family.samples:
+            labels = sample.labels | ({"process": "worker 1"} if sample.name.startswith("process_") else {})
+            own[sample.name, tuple(sorted(labels.items()))] = sample.value
+    merged = samples(totals)
+    assert merged.keys() == own.keys()
+    volatile = {key for key in own if key[0].startswith("process_")}
+    assert {key: merged[key] for key in own.keys() - volatile} == {key: own[key] for key in own.keys() - volatile}
+
+
+@given(st.lists(st.lists(st.sampled_from(["accepted", "limit"]), max_size=4), min_size=1, max_size=4))
+def test_counters_are_summed_and_never_go_back(came: list[list[str]]) -> None:
+    each = [metrics() for _ in came]
+    for one, outcomes in zip(each, came, strict=True):
+        for outcome in outcomes:
+            one.connection(outcome)
+    everybody, gone = Totals(), Totals()
+    for number, one in enumerate(each):
+        everybody.add(families(one), f"worker {number}")
+        gone.keep(families(one))
+    before = samples(everybody)
+    accepted = sum(outcomes.count("accepted") for outcomes in came)
+    assert before.get(("tlsproxy_connections_total", (("outcome", "accepted"),)), 0) == accepted
+    assert before["tlsproxy_connections", ()] == accepted
+    assert before["tlsproxy_build_info", (("version", "0.1.0"),)] == 1
+
+    # All of them die, and are replaced by one that has counted nothing.
+    after = Totals()
+    after.include(gone)
+    after.add(families(metrics()), "worker 1")
+    now = samples(after)
+    growing = {key for key in before if key[0].endswith(("_total", "_bucket", "_count", "_sum"))}
+    assert all(now[key] >= before[key] for key in growing if not key[0].startswith("process_"))
+    assert now["tlsproxy_connections", ()] == 0
+    assert now["tlsproxy_upstream_connections", (("state", "idle"),)] == 1
+
+
+def figures(number: int, *, draining: bool = False) -> dict[str, Any]:
+    return {
+        "connections": {"open": 2, "draining": draining, "live": [{"number": number}, {"number": number + 2}]},
+        "upstream": {"rest": "http://127.0.0.1:1", "idle": 1, "busy": 0},
+        "audit": {"queued": 0, "written": number, "dropped": 0},
+        "decisions": Recent().decisions(),
+        "refusals": [],
+    }
+
+
+def test_figures_are_summed_and_connections_listed_by_number() -> None:
+    merged = merged_figures([figures(2), figures(1, draining=True)], most=3)
+    assert merged == {
+        "connections": {"open": 4, "draining": True, "live": [{"number": 1}, {"number": 2}, {"number": 3}]},
+        "upstream": {"rest": "http://127.0.0.1:1", "idle": 2, "busy": 0},
+        "audit": {"queued": 0, "written": 3, "dropped": 0},
+        "decisions": Recent().decisions(),
+        "refusals": [],
+    }
+    assert merged_figures([figures(2)], most=9) == figures(2)
+
+
+def test_a_part_is_ok_where_all_say_so() -> None:
+    assert merged_parts({1: {"audit": "ok"}, 2: {"audit": "ok", "upstream": "refused"}}) == {
+        "audit": "ok",
+        "upstream": "worker 2: refused",
+    }
+    assert merged_parts({1: {"audit": "full"}, 2: {"audit": "ok"}, 3: {"audit": "x"}}) == {"audit": "worker 1: full"}
+    assert merged_parts({}) == {}
+
+
+@given(st.lists(st.floats(0, 200), min_size=1, max_size=30))
+def test_pauses_double_up_to_the_cap_until_one_served_well(served: list[float]) -> None:
+    backoff, expected = Backoff(), FIRST
+    for seconds in served:
+        if seconds >= WELL:
+            expected = FIRST
+        assert backoff.after(seconds) == expected
+        expected = min(2 * expected, CAP)

@@ -1,0 +1,80 @@
+"""The control channel between the supervisor and a worker: messages over a socketpair that nobody else can open.
+
+A message is a line of JSON, whose ``size`` says how many bytes of a body follow it. What passes here may hold private
+keys: nothing of a body is ever shown.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final, Self
+
+import orjson
+
+from tlsproxy.errors import TlsproxyError
+
+HEAD_LIMIT: Final = 64 << 10
+BODY_LIMIT: Final = 1 << 30
+"""More than all inputs of a generation may have together: a CRL may have 64 MiB."""
+
+
+class ChannelError(TlsproxyError):
+    """What came is no message: the other side is no program of ours, or not of this version."""
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    head: Mapping[str, Any]
+    body: bytes = field(default=b"", repr=False)
+
+    def encode(self) -> bytes:
+        return orjson.dumps({**self.head, "size": len(self.body)}) + b"\n" + self.body
+
+
+class Channel:
+    """One side of it, for one event loop. What it sends is never mixed with what another task sends."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader = reader
+        self._writer = writer
+
+    @classmethod
+    async def over(cls, sock: socket.socket) -> Self:
+        return cls(*await asyncio.open_connection(sock=sock, limit=HEAD_LIMIT))
+
+    async def receive(self) -> Message | None:
+        """The next message; None at the end, of which half a message is one too. Raises ChannelError."""
+        return await read_message(self._reader)
+
+    async def send(self, message: Message) -> None:
+        """Returns when there is room for more. Sending into what has ended does nothing: :meth:`receive` tells."""
+        try:
+            self._writer.write(message.encode())
+            await self._writer.drain()
+        except ConnectionError:
+            return
+
+    def tell(self, message: Message) -> None:
+        """Without waiting for room: for what is small and rare."""
+        if not self._writer.is_closing():
+            self._writer.write(message.encode())
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+async def read_message(reader: asyncio.StreamReader) -> Message | None:
+    try:
+        line = await reader.readuntil(b"\n")
+        head = orjson.loads(line)
+        size = head.pop("size") if isinstance(head, dict) else None
+        if not isinstance(size, int) or not 0 <= size <= BODY_LIMIT:
+            raise ChannelError("a message on the control channel has no size that it may have")
+        return Message(head, await reader.readexactly(size))
+    except (asyncio.IncompleteReadError, ConnectionError):
+        return None
+    except (asyncio.LimitOverrunError, orjson.JSONDecodeError, KeyError):
+        raise ChannelError("what came on the control channel is no message") from None

@@ -1,0 +1,310 @@
+"""The supervisor's part: so many workers, kept alive, told to do the same, and asked as one.
+
+A generation is published in two steps: every worker that serves builds it, and only if none refuses is it what serves,
+here and in all of them. Who does not answer by its deadline is ended, and its successor begins with what serves. The
+supervisor holds the listening sockets and never accepts: what waits in them is there for the next worker.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import ExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import orjson
+
+from tlsproxy.errors import TlsproxyError
+from tlsproxy.proxy import limittable
+from tlsproxy.proxy.listener import Bound
+from tlsproxy.service.auditfile import Turn
+from tlsproxy.service.auditlog import AuditLog, NoAudit
+from tlsproxy.service.families import counters, gauges
+from tlsproxy.service.metrics import Metrics, exposition
+from tlsproxy.service.readiness import OK, generation_part
+from tlsproxy.service.serving import MOST_TOLD
+from tlsproxy.service.workers.backoff import Backoff
+from tlsproxy.service.workers.merging import Families, Totals, merged_figures, merged_parts, told
+from tlsproxy.service.workers.order import Order, order_of
+from tlsproxy.service.workers.process import LAST, WorkerLost, WorkerProcess, WorkerRefused
+from tlsproxy.tls.files import Inputs
+from tlsproxy.tls.generation import Generation
+
+ANSWER: Final = 2.0
+"""Seconds in which a worker tells of itself, or is left out of the answer."""
+
+PROBE: Final = 0.5
+"""Seconds in which a worker takes note of where the watchdog is about to ask from."""
+
+_log = logging.getLogger(__name__)
+
+
+class NeverServed(TlsproxyError):
+    """A worker ended before it served for the first time."""
+
+
+@dataclass(slots=True)
+class _Seat:
+    """A worker's place, whoever has it. ``families`` are the metrics that it told last."""
+
+    number: int
+    process: WorkerProcess | None = None
+    restarts: int = 0
+    served_since: float | None = None
+    families: Families = field(default_factory=list)
+    first: asyncio.Future[None] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+
+    @property
+    def serving(self) -> WorkerProcess | None:
+        return self.process if self.process is not None and self.process.order is not None else None
+
+
+class Fleet:
+    """Implements :class:`tlsproxy.service.serving.Served`."""
+
+    def __init__(
+        self,
+        config_path: Path,
+        order: Order,
+        generation: Generation,
+        bound: Sequence[Bound],
+        audit: AuditLog | NoAudit,
+        turn: Turn,
+        key_missing: Callable[[], None],
+    ) -> None:
+        self.counted = Metrics(
+            pool=lambda: (0, 0),
+            audit=lambda: (audit.queued, audit.written, audit.dropped),
+            limits=lambda: (0, 0),
+        )
+        self.generation = generation
+        self._order = self._first = order
+        self._config_path = config_path
+        self._bound = bound
+        self._audit = audit
+        self._turn = turn.descriptor
+        self._key_missing = key_missing
+        self._seats = [_Seat(number) for number in range(1, generation.config.workers + 1)]
+        self._publishing = asyncio.Lock()
+        self._draining = False
+        self._gone = Totals()
+        self._keepers: list[asyncio.Task[None]] = []
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Entered when every worker serves. Raises what kept the first that does not: WorkerRefused, NeverServed."""
+        with ExitStack() as stack:
+            self._limits = limittable.create(len(self._seats))
+            stack.callback(os.close, self._limits)
+            self._keepers = [asyncio.create_task(self._keep(seat)) for seat in self._seats]
+            try:
+                await asyncio.gather(*(seat.first for seat in self._seats))
+                yield
+            finally:
+                for keeper in self._keepers:
+                    keeper.cancel()
+                await asyncio.gather(*self._keepers, return_exceptions=True)
+
+    # One seat
+
+    async def _keep(self, seat: _Seat) -> None:
+        backoff = Backoff()
+        while not self._draining:
+            seat.served_since = None
+            try:
+                why = await self._occupy(seat)
+            except (TlsproxyError, OSError) as error:
+                why = str(error)
+                if not seat.first.done():
+                    refused = isinstance(error, WorkerRefused)
+                    seat.first.set_exception(error if refused else NeverServed(why))
+                    return
+            except Exception as error:  # noqa: BLE001 - nothing may end the watching for good
+                _log.critical("a defect in the supervisor", exc_info=error)
+                why = f"{type(error).__name__}: {error}"
+            if self._draining:
+                return
+            served = 0.0 if seat.served_since is None else time.monotonic() - seat.served_since
+            pause = backoff.after(served)
+            seat.restarts += 1
+            _log.error("worker %d has ended after %.1f s (%s): another begins in %g s", seat.number, served, why, pause)
+            await asyncio.sleep(pause)
+
+    async def _occupy(self, seat: _Seat) -> str:
+        """One process, from its start to its end, and how that was."""
+        sockets = [one.sock.fileno() for one in self._bound]
+        shared = [self._limits, self._turn]
+        seat.process = process = await WorkerProcess.start(seat.number, [*sockets, *shared], self._key_missing)
+        how = ""
+        try:
+            await process.begin(
+                self._first,
+                number=seat.number,
+                workers=len(self._seats),
+                restarts=seat.restarts,
+                config_path=str(self._config_path),
+                sockets=sockets,
+                limits=self._limits,
+                audit=self._turn,
+            )
+            prepared = self._order
+            await process.prepare(prepared)
+            async with self._publishing:
+                if prepared is not self._order:
+                    prepared = self._order
+                    await process.prepare(prepared)
+                await process.commit(prepared)
+            seat.served_since = time.monotonic()
+            _log.info("worker %d (pid %d) serves generation %d", seat.number, process.pid, prepared.number)
+            if not seat.first.done():
+                seat.first.set_result(None)
+            await process.watch()
+        finally:
+            seat.process = None
+            self._gone.keep(seat.families)
+            seat.families = []
+            how = await process.end()
+        return how
+
+    def _serving(self) -> list[WorkerProcess]:
+        return [process for seat in self._seats if (process := seat.serving) is not None]
+
+    # All of them
+
+    async def publish(self, generation: Generation, inputs: Inputs) -> None:
+        order = order_of(generation, inputs)
+        async with self._publishing:
+            workers = self._serving()
+            outcomes = await asyncio.gather(*(one.prepare(order) for one in workers), return_exceptions=True)
+            prepared = []
+            for worker, outcome in zip(workers, outcomes, strict=True):
+                if isinstance(outcome, WorkerRefused):
+                    raise outcome
+                if isinstance(outcome, WorkerLost):
+                    worker.kill()
+                elif isinstance(outcome, BaseException):
+                    raise outcome
+                else:
+                    prepared.append(worker)
+            if workers and not prepared:
+                raise WorkerLost("no worker has lived through its preparation")
+            # From here on it serves: a worker that does not follow is ended, and its successor begins with it.
+            self.generation, self._order = generation, order
+            followed = await asyncio.gather(*(one.commit(order) for one in prepared), return_exceptions=True)
+            for worker, outcome in zip(prepared, followed, strict=True):
+                if isinstance(outcome, BaseException):
+                    _log.error("worker %d does not follow and is ended: %s", worker.number, outcome)
+                    worker.kill()
+
+    async def expect_probe(self, address: tuple[str, int] | None) -> None:
+        """Told to all, for any may accept it. One that is stuck does not accept, and is not waited for."""
+        await self._gather("probe", PROBE, address=address)
+
+    async def drain(self, ended: asyncio.Event) -> None:
+        self._draining = True
+        for one in self._bound:
+            one.sock.close()
+        for seat in self._seats:
+            if seat.process is not None and seat.serving is None:
+                seat.process.kill()
+        await self._gather("drain")
+        left = set(self._keepers)
+
+        def has_ended(keeper: asyncio.Task[None]) -> None:
+            left.discard(keeper)
+            if not left:
+                ended.set()
+
+        for keeper in self._keepers:
+            keeper.add_done_callback(has_ended)
+        deadline = self.generation.config.limits.drain_timeout + LAST
+        try:
+            async with asyncio.timeout(deadline):
+                await ended.wait()
+        except TimeoutError:
+            _log.error("%d workers have not ended after %g s of draining", len(left), deadline)
+        await self._gather("end")
+        if left:
+            await asyncio.wait(left, timeout=LAST)
+
+    async def ready(self) -> Mapping[str, str]:
+        """Ready where any worker accepts connections: those of the others wait for it."""
+        answers = {worker.number: orjson.loads(body) for worker, body in await self._gather("ready")}
+        parts = merged_parts(answers)
+        if self._draining:
+            parts["listeners"] = "draining"
+        elif any(part["listeners"] == OK for part in answers.values()):
+            parts["listeners"] = OK
+        return {"listeners": "no worker serves", **parts, "generation": generation_part(self.generation, time.time())}
+
+    async def figures(self) -> Mapping[str, Any]:
+        upstream, audit = self.generation.config.upstream, self._audit
+        own: dict[str, Any] = {
+            "connections": {"open": 0, "draining": self._draining, "live": []},
+            "upstream": {
+                **{name: getattr(upstream, name) for name in self.generation.upstream_addresses},
+                "idle": 0,
+                "busy": 0,
+            },
+            "decisions": self.counted.recent.decisions(),
+            "refusals": self.counted.recent.refusals(),
+            "audit": {"queued": audit.queued, "written": audit.written, "dropped": audit.dropped},
+        }
+        answers = await self._gather("figures")
+        merged = merged_figures([own, *(orjson.loads(body) for _, body in answers)], MOST_TOLD)
+        return merged | {"workers": [_described(seat) for seat in self._seats]}
+
+    async def cut(self, number: int) -> bool:
+        for worker in self._serving():
+            if (number - worker.number) % len(self._seats) == 0:
+                return bool(orjson.loads(await worker.ask("cut", deadline=ANSWER, number=number)))
+        return False
+
+    async def metrics(self) -> tuple[bytes, str]:
+        told_of = {worker.number: orjson.loads(body) for worker, body in await self._gather("metrics")}
+        totals = Totals()
+        totals.add(orjson.loads(told(self._own_families())), "supervisor")
+        totals.include(self._gone)
+        for seat in self._seats:
+            if seat.serving is not None:
+                seat.families = told_of.get(seat.number, seat.families)
+            totals.add(seat.families, f"worker {seat.number}")
+        return exposition(totals)
+
+    def _own_families(self) -> list[Any]:
+        serving, restarts = len(self._serving()), sum(seat.restarts for seat in self._seats)
+        return [
+            *self.counted.families(),
+            gauges("workers", "Workers that serve.", (), [((), serving)]),
+            counters("worker_restarts", "Workers that ended and were replaced.", (), [((), restarts)]),
+        ]
+
+    async def _gather(self, do: str, deadline: float = ANSWER, **fields: Any) -> list[tuple[WorkerProcess, bytes]]:
+        """What those who serve say, without those who do not answer."""
+        workers = self._serving()
+        answers = await asyncio.gather(
+            *(one.ask(do, deadline=deadline, **fields) for one in workers), return_exceptions=True
+        )
+        said = []
+        for worker, answer in zip(workers, answers, strict=True):
+            if isinstance(answer, bytes):
+                said.append((worker, answer))
+            elif not isinstance(answer, WorkerLost):
+                _log.error("worker %d: %s", worker.number, answer)
+        return said
+
+
+def _described(seat: _Seat) -> dict[str, Any]:
+    process, serving = seat.process, seat.serving
+    return {
+        "number": seat.number,
+        "pid": process.pid if process is not None else None,
+        "started_at": process.started_at if process is not None else None,
+        "restarts": seat.restarts,
+        "generation": serving.order.number if serving is not None and serving.order is not None else None,
+    }

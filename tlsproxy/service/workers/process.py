@@ -1,0 +1,155 @@
+"""One worker as its supervisor sees it: a process to ask, to watch, and to end."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Final, Self
+
+from tlsproxy.errors import TlsproxyError
+from tlsproxy.service.workers.channel import Channel, ChannelError, Message
+from tlsproxy.service.workers.order import Order
+
+PING: Final = 1.0
+"""Seconds between two pings."""
+SILENCE: Final = 10.0
+"""Seconds in which a worker answers, or is taken to be stuck: its loop never does anything for that long."""
+BUILDING: Final = 60.0
+"""Seconds in which a worker has started or built a generation. Reading the CRL of a large authority takes some."""
+LAST: Final = 5.0
+"""Seconds that a process has to end by itself once its channel has ended."""
+
+_NOT_THEIRS: Final = ("NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES")
+"""What systemd gave the supervisor alone (sd_notify(3), sd_listen_fds(3))."""
+
+_log = logging.getLogger(__name__)
+
+
+class WorkerLost(TlsproxyError):
+    """It has ended, or does not answer."""
+
+
+class WorkerRefused(TlsproxyError):
+    """It answered, and cannot do it."""
+
+
+class WorkerProcess:
+    """``order`` is what it serves, None as long as it does not. ``told`` is called for each event that it tells of."""
+
+    def __init__(
+        self, number: int, process: subprocess.Popen[bytes], channel: Channel, told: Callable[[], None]
+    ) -> None:
+        self.number = number
+        self.order: Order | None = None
+        self.started_at = time.time()
+        self._process = process
+        self._channel = channel
+        self._told = told
+        self._ids = itertools.count(1)
+        self._waiting: dict[int, asyncio.Future[Message]] = {}
+        self._over = asyncio.Event()
+        self._listening = asyncio.create_task(self._listen())
+
+    @classmethod
+    async def start(cls, number: int, descriptors: Sequence[int], told: Callable[[], None]) -> Self:
+        """By exec of the same interpreter, with nothing open of ours but these descriptors. Raises OSError."""
+        ours, theirs = socket.socketpair()
+        try:
+            with theirs:
+                process = subprocess.Popen(  # noqa: ASYNC220, S603 - returns once the program is there: milliseconds
+                    [sys.executable, "-P", "-m", "tlsproxy.service.workers.worker", str(theirs.fileno())],
+                    stdin=subprocess.DEVNULL,
+                    pass_fds=(theirs.fileno(), *descriptors),
+                    env={name: value for name, value in os.environ.items() if name not in _NOT_THEIRS},
+                )
+            return cls(number, process, await Channel.over(ours), told)
+        except BaseException:
+            ours.close()
+            raise
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    async def begin(self, first: Order, **facts: Any) -> None:
+        """``first`` is what the service was started with."""
+        await self.ask("begin", first.encoded, deadline=BUILDING, **facts)
+
+    async def prepare(self, order: Order) -> None:
+        """It builds, and changes nothing. Raises WorkerRefused, WorkerLost."""
+        await self.ask("prepare", order.encoded, deadline=BUILDING)
+
+    async def commit(self, order: Order) -> None:
+        """It serves what it has prepared."""
+        digest = await self.ask("commit", deadline=SILENCE)
+        if digest.decode() != order.digest:
+            raise WorkerRefused(f"worker {self.number} serves something else than it was given")
+        self.order = order
+
+    async def ask(self, do: str, body: bytes = b"", *, deadline: float, **fields: Any) -> bytes:
+        """Raises WorkerRefused, WorkerLost."""
+        number = next(self._ids)
+        answer = self._waiting[number] = asyncio.get_running_loop().create_future()
+        try:
+            async with asyncio.timeout(deadline):
+                if self._over.is_set():
+                    raise WorkerLost(f"worker {self.number} has ended")
+                await self._channel.send(Message({"id": number, "do": do, **fields}, body))
+                message = await answer
+        except TimeoutError:
+            raise WorkerLost(f"worker {self.number} has not answered within {deadline:g} s ({do})") from None
+        finally:
+            self._waiting.pop(number, None)
+        if "error" in message.head:
+            raise WorkerRefused(str(message.head["error"]))
+        return message.body  # type: ignore[no-any-return]
+
+    async def watch(self) -> None:
+        """Until it ends. Raises WorkerLost where it does not answer any more."""
+        while not self._over.is_set():
+            try:
+                async with asyncio.timeout(PING):
+                    await self._over.wait()
+            except TimeoutError:
+                await self.ask("ping", deadline=SILENCE)
+
+    def kill(self) -> None:
+        if self._process.poll() is None:
+            self._process.kill()
+
+    async def end(self) -> str:
+        """Gives it a moment if it is ending by itself, else kills it; how it ended."""
+        try:
+            await asyncio.to_thread(self._process.wait, LAST if self._over.is_set() else 0)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            await asyncio.to_thread(self._process.wait)
+        self._listening.cancel()
+        await asyncio.gather(self._listening, return_exceptions=True)
+        self._channel.close()
+        code = self._process.returncode
+        return f"exit status {code}" if code >= 0 else signal.Signals(-code).name
+
+    async def _listen(self) -> None:
+        try:
+            while (message := await self._channel.receive()) is not None:
+                number = message.head.get("id")
+                if number is None:
+                    self._told()
+                elif (answer := self._waiting.get(number)) is not None and not answer.done():
+                    answer.set_result(message)
+        except ChannelError:
+            _log.exception("worker %d", self.number)
+        finally:
+            self._over.set()
+            for answer in self._waiting.values():
+                if not answer.done():
+                    answer.set_exception(WorkerLost(f"worker {self.number} has ended"))

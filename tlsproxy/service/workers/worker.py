@@ -1,0 +1,211 @@
+"""A worker: a process that serves what its supervisor tells it to, and ends when it is told to, or is left alone.
+
+Signals are the supervisor's business. What a terminal or a service manager sends to all processes is ignored here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Final
+
+import orjson
+
+from tlsproxy.config.listeners import listening
+from tlsproxy.config.model import Config
+from tlsproxy.errors import TlsproxyError
+from tlsproxy.proxy.limittable import LimitTable
+from tlsproxy.proxy.listener import Bound
+from tlsproxy.service import logs
+from tlsproxy.service.auditfile import Turn
+from tlsproxy.service.auditlog import audit_log
+from tlsproxy.service.loop import loop_factory
+from tlsproxy.service.serving import Serving
+from tlsproxy.service.workers.channel import Channel, Message
+from tlsproxy.service.workers.merging import told
+from tlsproxy.service.workers.order import built, configuration
+from tlsproxy.tls.generation import Generation
+
+ASIDE: Final = 1_000_000
+"""Numbers of connections that a worker leaves to the one whose place it takes, so that none is given twice."""
+KEY_MISSING: Final = 1.0
+"""Seconds between two words to the supervisor that a token's key is missing: anybody can send such a token."""
+
+_log = logging.getLogger(__name__)
+
+
+class NotServing(TlsproxyError):
+    """It was asked for what only a worker that serves has."""
+
+
+class Worker:
+    """Serves from the first `commit` on; `prepare` builds what that publishes.
+
+    ``begun`` has its place among the workers and its descriptors, ``started`` is what the service was started with.
+    """
+
+    def __init__(self, channel: Channel, begun: Mapping[str, Any], config_path: Path, started: Config) -> None:
+        self._channel = channel
+        self._stack = ExitStack()
+        self._begun = begun
+        self._config_path = config_path
+        self._started = started
+        self._prepared: Generation | None = None
+        self._serving: Serving | None = None
+        self._stopping = asyncio.Event()
+        self._ended = asyncio.Event()
+        self._missed = float("-inf")
+        self._does: Final[Mapping[str, Callable[[Message], Awaitable[bytes]]]] = {
+            "prepare": self._prepare,
+            "commit": self._commit,
+            "ping": self._ping,
+            "ready": self._ready,
+            "figures": self._figures,
+            "metrics": self._metrics,
+            "cut": self._cut,
+            "probe": self._probe,
+            "drain": self._drain,
+            "end": self._end,
+        }
+
+    async def run(self) -> None:
+        with self._stack:
+            async with asyncio.TaskGroup() as tasks:
+                taking = tasks.create_task(self._take(tasks))
+                await self._stopping.wait()
+                if self._serving is not None:
+                    await self._serving.drain(self._ended)
+                taking.cancel()
+
+    async def _take(self, tasks: asyncio.TaskGroup) -> None:
+        while (message := await self._channel.receive()) is not None:
+            tasks.create_task(self._answer(message))
+        if not self._stopping.is_set():
+            _log.error("the supervisor is gone: draining")
+            self._stopping.set()
+
+    async def _answer(self, message: Message) -> None:
+        head: dict[str, Any] = {"id": message.head["id"]}
+        body = b""
+        try:
+            body = await self._does[message.head["do"]](message)
+        except TlsproxyError as error:
+            head["error"] = str(error)
+        except Exception as error:  # noqa: BLE001 - a defect of ours, told to whoever asked
+            _log.critical("a defect in a worker", exc_info=error)
+            head["error"] = f"{type(error).__name__}: {error}"
+        await self._channel.send(Message(head, body))
+
+    async def _prepare(self, message: Message) -> bytes:
+        former = self._serving.generation.material if self._serving is not None else None
+        self._prepared = await asyncio.to_thread(
+            built, message.body, self._config_path, os.environ, self._started, former
+        )
+        return b""
+
+    async def _commit(self, _message: Message) -> bytes:
+        generation, self._prepared = self._prepared, None
+        if generation is None:
+            raise NotServing("nothing is prepared")
+        if self._serving is None:
+            self._serving = self._serve(generation)
+        else:
+            self._serving.adopt(generation)
+        logs.set_level(generation.config)
+        return generation.digest.encode()
+
+    def _serve(self, generation: Generation) -> Serving:
+        begun, stack = self._begun, self._stack
+        number, workers = begun["number"], begun["workers"]
+        audit = audit_log(generation.started.audit, Turn(begun["audit"]))
+        audit.start()
+        stack.callback(audit.close)
+        sockets = [stack.enter_context(socket.socket(fileno=descriptor)) for descriptor in begun["sockets"]]
+        bound = [Bound.of(sock, one) for sock, one in zip(sockets, listening(generation.started), strict=True)]
+        serving = Serving(
+            generation,
+            bound,
+            audit,
+            LimitTable.shared(begun["limits"], number - 1, workers),
+            self._key_missing,
+            numbers=itertools.count(number + begun["restarts"] * ASIDE * workers, workers),
+            alone=False,
+        )
+        stack.callback(serving.close)
+        return serving
+
+    def _key_missing(self) -> None:
+        now = time.monotonic()
+        if now - self._missed >= KEY_MISSING:
+            self._missed = now
+            self._channel.tell(Message({"event": "key_missing"}))
+
+    async def _ping(self, _message: Message) -> bytes:
+        return b""
+
+    async def _ready(self, _message: Message) -> bytes:
+        return orjson.dumps(await self._served().ready())
+
+    async def _figures(self, _message: Message) -> bytes:
+        return orjson.dumps(await self._served().figures())
+
+    async def _metrics(self, _message: Message) -> bytes:
+        return told(self._served().counted.families())
+
+    async def _cut(self, message: Message) -> bytes:
+        return orjson.dumps(await self._served().cut(message.head["number"]))
+
+    async def _probe(self, message: Message) -> bytes:
+        address = message.head["address"]
+        await self._served().expect_probe(None if address is None else (address[0], address[1]))
+        return b""
+
+    async def _drain(self, _message: Message) -> bytes:
+        self._stopping.set()
+        return b""
+
+    async def _end(self, _message: Message) -> bytes:
+        self._stopping.set()
+        self._ended.set()
+        return b""
+
+    def _served(self) -> Serving:
+        if self._serving is None:
+            raise NotServing("it does not serve yet")
+        return self._serving
+
+
+async def _run(control: socket.socket) -> None:
+    channel = await Channel.over(control)
+    try:
+        message = await channel.receive()
+        if message is None:
+            return
+        config_path = Path(message.head["config_path"])
+        started = configuration(message.body, config_path, os.environ)
+        logs.configure(started, os.environ)
+        worker = Worker(channel, message.head, config_path, started)
+        await channel.send(Message({"id": message.head["id"]}))
+        await worker.run()
+    finally:
+        channel.close()
+
+
+def main() -> None:
+    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    with asyncio.Runner(loop_factory=loop_factory) as runner:
+        runner.run(_run(socket.socket(fileno=int(sys.argv[1]))))
+
+
+if __name__ == "__main__":
+    main()
