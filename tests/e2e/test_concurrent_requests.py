@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from contextlib import ExitStack
 
 import grpc
@@ -11,27 +10,11 @@ from support.gateway import DEADLINE, Gateway
 from support.grpc_client import call, channel
 from support.grpc_clients import LIST
 from support.grpc_upstream import GrpcUpstream, never
+from support.held import Held
 from support.limits import role
 from support.raw import GET, UPSERT, RawClient, connected
 from support.site import Site
-from support.upstream import Connection, Received, ScriptedUpstream, plain
-
-
-class Held:
-    """Answers when it is told to; ``wait`` for so many requests."""
-
-    def __init__(self) -> None:
-        self.release = threading.Event()
-        self._arrived = threading.Semaphore(0)
-
-    def __call__(self, connection: Connection, request: Received) -> None:
-        self._arrived.release()
-        assert self.release.wait(DEADLINE)
-        plain()(connection, request)
-
-    def wait(self, count: int) -> None:
-        for _ in range(count):
-            assert self._arrived.acquire(timeout=DEADLINE)
+from support.upstream import ScriptedUpstream
 
 
 def test_so_many_of_a_role_at_a_time(own_site: Site, upstream: ScriptedUpstream) -> None:

@@ -144,10 +144,10 @@ def test_what_qdrant_is_meant_to_see_passes(client: H2Client, frames_of: H2Upstr
         ("x-qdrant-route-affinity", "r"),
         ("user-agent", "test"),
         ("x-bytes-bin", "AAECAw"),
-        ("grpc-timeout", "20S"),
         ("grpc-accept-encoding", "gzip"),
         ("x-twice", "1"),
         ("x-twice", "2"),
+        ("grpc-timeout", "20S"),
         ("x-tracing-id", "id-1"),
         ("traceparent", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"),
     ]

@@ -13,8 +13,18 @@ from hypothesis import strategies as st
 from support.forged import FORGED, GUISES, IDENTITY
 
 from tlsproxy.errors import BadRequest, HeadTooLarge, RequestError
-from tlsproxy.wire.fieldblock import Fields
-from tlsproxy.wire.grpc import PREFIX, Message, NotGrpc, message, parse_call, restate_call, trailers, trailers_only
+from tlsproxy.wire.fieldblock import Fields, write
+from tlsproxy.wire.grpc import (
+    PREFIX,
+    Message,
+    NotGrpc,
+    deadline_apart,
+    message,
+    parse_call,
+    restate_call,
+    trailers,
+    trailers_only,
+)
 from tlsproxy.wire.http2 import Code, StreamError
 
 Field = tuple[bytes, bytes]
@@ -242,6 +252,34 @@ def test_without_a_content_type() -> None:
 def test_malformed_timeouts(timeout: bytes) -> None:
     with pytest.raises((BadRequest, StreamError)):
         parse_call((*GOOD, (b"grpc-timeout", timeout)))
+
+
+@pytest.mark.fuzz
+@given(
+    st.lists(
+        st.sampled_from(
+            [*GOOD, (b"x-a", b"1"), (b"te", b"gzip"), (b"grpc-timeout", b"5S"), (b"grpc-timeout", b"5"), (b":x", b"")]
+        ),
+        max_size=9,
+    ),
+    st.booleans(),
+)
+def test_a_deadline_apart_changes_nothing_of_what_a_call_is(more: list[Field], whole: bool) -> None:  # noqa: FBT001
+    fields = (*GOOD, *more) if whole else tuple(more)
+    rest, deadline = deadline_apart(fields)
+    if not deadline:
+        assert rest == fields
+        return
+    said = next(value for name, value in fields if name == b"grpc-timeout")
+    assert deadline == write(((b"grpc-timeout", said),))
+    assert sorted((*rest, (b"grpc-timeout", said))) == sorted(fields)
+    try:
+        head = parse_call(fields)
+    except (RequestError, StreamError) as error:
+        with pytest.raises(type(error)):
+            parse_call(rest)
+    else:
+        assert parse_call(rest) == head.without(b"grpc-timeout")
 
 
 def test_how_many_fields() -> None:

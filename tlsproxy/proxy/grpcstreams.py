@@ -19,6 +19,7 @@ from tlsproxy.proxy.tlsstream import TlsStream
 from tlsproxy.wire import http2
 from tlsproxy.wire.fieldblock import FieldReader, Fields, literals
 from tlsproxy.wire.floods import Budgets
+from tlsproxy.wire.grpc import deadline_apart
 from tlsproxy.wire.http2 import DATA, END_HEADERS, END_STREAM, HEADER, PADDED, Code, Frames, Http2Error, StreamError
 from tlsproxy.wire.tracing import of_fields, upstream_block
 
@@ -134,6 +135,7 @@ class Streams(Life):
         ended = self._standing.ended(gateway.generation, now)
         principal = self._standing.principal
         fields, tracing = of_fields(fields)
+        fields, deadline = deadline_apart(fields)
         if self.leaving or len(self.calls) >= self.limits.max_streams:
             plan = calls.unreadable(principal, Overloaded("No more calls are taken on this connection"))
             return self._turned_away(Record(plan, now, tracing), stream, done=done, code=Code.REFUSED_STREAM)
@@ -155,14 +157,15 @@ class Streams(Life):
             return b""
         call = Call(self, stream, record)
         call.client_done = done
-        return self._begin(call, plan)
+        return self._begin(call, plan, deadline)
 
     def _turned_away(self, record: Record[CallPlan], stream: int, *, done: bool, code: Code) -> bytes:
         self.budgets.wrong.spend(self.now)
         self.refuse_stream(record, stream, done=done, code=code)
         return b""
 
-    def _begin(self, call: Call, plan: CallPlan) -> bytes:
+    def _begin(self, call: Call, plan: CallPlan, deadline: bytes) -> bytes:
+        """``deadline``: what the upstream is told of it, as a part of a field block."""
         if plan.asked is not None:
             if plan.unread:
                 call.reading = (Rebuilding if plan.asked.conditions else Reading)(call, plan.asked)
@@ -182,7 +185,7 @@ class Streams(Life):
             if self.lost is not None:
                 self.leave()
             return b""
-        block = plan.block + upstream_block(call.record.id, call.record.tracing) + self._tail
+        block = plan.block + deadline + upstream_block(call.record.id, call.record.tracing) + self._tail
         call.opening = http2.headers(call.stream, block, end=call.client_done)
         if call.reduction is not None:
             call.opening += call.reduction.room

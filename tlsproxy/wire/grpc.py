@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from tlsproxy.errors import BadRequest, HeadTooLarge
-from tlsproxy.wire.fieldblock import Fields
+from tlsproxy.wire.fieldblock import Fields, write
 from tlsproxy.wire.http1 import is_identity
 from tlsproxy.wire.http2 import Code, StreamError
 
@@ -89,6 +89,21 @@ def parse_call(fields: Fields, *, max_fields: int = 100) -> CallHead:
     if _TIMEOUT.fullmatch(once.get(b"grpc-timeout", b"1S")) is None:
         raise BadRequest("Malformed grpc-timeout")
     return CallHead(pseudo[b":path"].decode(), regular, pseudo.get(b":authority") or once.get(b"host", b""))
+
+
+def deadline_apart(fields: Fields) -> tuple[Fields, bytes]:
+    """A call's fields without its grpc-timeout, and that as a part of the block that goes upstream.
+
+    Clients send another one with each call, and nothing is decided by it: so the rest can be what was seen before. It
+    stays where it is if anything about it or its place is wrong, for the parser to say so.
+    """
+    names = [name for name, _ in fields]
+    if names.count(b"grpc-timeout") != 1:
+        return fields, b""
+    at = names.index(b"grpc-timeout")
+    if _TIMEOUT.fullmatch(fields[at][1]) is None or any(name[:1] == b":" for name in names[at:]):
+        return fields, b""
+    return fields[:at] + fields[at + 1 :], write(fields[at : at + 1])
 
 
 def _parted(fields: Fields) -> tuple[dict[bytes, bytes], Fields]:
