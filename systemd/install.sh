@@ -8,6 +8,7 @@
 #
 # What an operator has written is never touched: configuration, certificates, logs, and units that `systemctl edit` made.
 set -eu
+umask 022 # the service's account reads all of this
 PREFIX=${PREFIX:-/opt/tlsproxy}
 DESTDIR=${DESTDIR:-}
 UNITDIR=${UNITDIR:-/etc/systemd/system}

@@ -31,12 +31,13 @@ _TARGET = "[Unit]\nDescription=What a test needs\nRequires=sysinit.target\nAfter
 # runs: in a container it does not see to that, and LoadCredential= needs it.
 _BOOT = r"""
 work=$1; tree=$2; shift 2
+umask 022
 mount --make-rprivate /
 mount -t tmpfs -o mode=755 tmpfs "$work"
 mkdir "$work/upper" "$work/work" "$work/root"
 root=$work/root
 mount -t overlay -o lowerdir=/,upperdir="$work/upper",workdir="$work/work" overlay "$root"
-cp -a "$tree/." "$root/"
+cp -a "$tree"/* "$root/"
 while [ $# -gt 1 ]; do mkdir -p "$root$2"; mount --bind "$1" "$root$2"; shift 2; done
 mount -t proc proc "$root/proc"
 mount --bind "$root/proc/sys" "$root/proc/sys"
