@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import uvloop
 from hypothesis import settings
+from support import forked
 from support.gateway import Gateway
 from support.grpc_upstream import GrpcUpstream
 from support.site import Site
@@ -31,6 +32,10 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
         report.outcome = "failed"
         report.longrepr = f"{item.nodeid} was skipped in CI: {report.longrepr}"
     return report
+
+
+def pytest_unconfigure() -> None:
+    forked.end()
 
 
 @pytest.fixture(scope="session")

@@ -18,6 +18,7 @@ def turned_away(gateway: Gateway, context: ssl.SSLContext) -> bool:
     return True
 
 
+@pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize(
     ("limits", "reason"),
     [
@@ -25,8 +26,10 @@ def turned_away(gateway: Gateway, context: ssl.SSLContext) -> bool:
         ({"connections": 100, "connections_per_address": 3}, "address_limit"),
     ],
 )
-def test_one_too_many(site: Site, upstream: ScriptedUpstream, limits: dict[str, int], reason: str) -> None:
-    with Gateway(site.write_config(upstream.url, limits=limits)) as gateway, ExitStack() as stack:
+def test_one_too_many(
+    site: Site, upstream: ScriptedUpstream, limits: dict[str, int], reason: str, workers: int
+) -> None:
+    with Gateway(site.write_config(upstream.url, limits=limits, workers=workers)) as gateway, ExitStack() as stack:
         clients = [stack.enter_context(connected(gateway, site.client())) for _ in range(3)]
         assert turned_away(gateway, site.client())
         record = gateway.audited(event="connection")

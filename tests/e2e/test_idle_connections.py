@@ -61,7 +61,7 @@ def test_memory_of_an_idle_connection(
 ) -> None:
     limits = {"connections": 2 * COUNT, "connections_per_address": 2 * COUNT, "idle_timeout": 600.0}
     context = site.client()
-    with Gateway(site.write_config(upstream.url, limits=limits)) as gateway, ExitStack() as stack:
+    with Gateway(site.write_config(upstream.url, limits=limits), fresh=True) as gateway, ExitStack() as stack:
         for _ in range(WARM):
             stack.enter_context(idle(gateway, context))
         before = memory(gateway)

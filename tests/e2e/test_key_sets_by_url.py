@@ -71,9 +71,11 @@ def ask(connection: Client, key: ec.EllipticCurvePrivateKey, kid: str) -> int:
     return connection.ask("GET", "/collections/docs", [("api-key", token(key, kid))]).status
 
 
-def test_a_rotation_and_an_outage(own_site: Site, upstream: ScriptedUpstream, issuer: Issuer) -> None:
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_rotation_and_an_outage(own_site: Site, upstream: ScriptedUpstream, issuer: Issuer, workers: int) -> None:
     config = own_site.write_config(
         upstream.url,
+        workers=workers,
         service={"verify_https_client_certificate": False},
         jwt_issuers=[ISSUER | {"jwks": issuer.url}],
     )

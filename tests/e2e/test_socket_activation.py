@@ -31,10 +31,11 @@ def held() -> Iterator[socket.socket]:
         yield sock
 
 
+@pytest.mark.parametrize("workers", [1, 2])
 def test_a_socket_outlives_the_process_that_serves_it(
-    site: Site, upstream: ScriptedUpstream, held: socket.socket
+    site: Site, upstream: ScriptedUpstream, held: socket.socket, workers: int
 ) -> None:
-    config = site.write_config(upstream.url, service={"http_port": port_of(held)})
+    config = site.write_config(upstream.url, service={"http_port": port_of(held)}, workers=workers)
     with Gateway(config, inherit=[("rest", held)]) as first:
         assert first.port == port_of(held)
         with first.connect(site.client()) as sock:

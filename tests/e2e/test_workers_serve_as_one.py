@@ -143,3 +143,15 @@ def _found(client: Any, query: bytes, at_least: int) -> list[Any]:
         found = list(json.loads(client.response().body)["result"]["entries"])
         if len(found) >= at_least:
             return found
+
+
+def test_limits_hold_for_all_together(site: Site, shared_upstream: ScriptedUpstream) -> None:
+    limits = {"per_identity": {"requests_per_second": 0.01, "burst": 4}}
+    config = site.write_config(shared_upstream.url, workers=2, limits=limits)
+    with Gateway(config) as gateway, ExitStack() as stack:
+        statuses: list[int] = []
+        for _, client in at_each(gateway, site, stack).values():
+            for _ in range(3):
+                client.send(GET)
+                statuses.append(client.response().status)
+    assert statuses == [200, 200, 200, 200, 429, 429]

@@ -20,6 +20,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from support.activation import passing
+from support.forked import ForkedProcess
 
 DEADLINE = 20.0
 
@@ -58,6 +59,20 @@ class Lines:
         return self.seen
 
 
+def _started(
+    command: list[str], environ: dict[str, str], inherit: Sequence[tuple[str, socket.socket]]
+) -> subprocess.Popen[str]:
+    whole = [sys.executable, "-m", "tlsproxy", *command]
+    return subprocess.Popen(
+        passing(inherit, whole) if inherit else whole,
+        pass_fds=[sock.fileno() for _, sock in inherit],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={"PYTHONWARNINGS": "error", **environ},
+    )
+
+
 _SERVED = re.compile(r"(REST and gRPC|REST|gRPC|TCP) on \w+://\S+:(\d+)")
 
 
@@ -69,18 +84,21 @@ class Gateway:
     """
 
     def __init__(
-        self, config: Path, *options: str, inherit: Sequence[tuple[str, socket.socket]] = (), **environ: str
+        self,
+        config: Path,
+        *options: str,
+        inherit: Sequence[tuple[str, socket.socket]] = (),
+        fresh: bool = False,
+        **environ: str,
     ) -> None:
-        """``inherit``: listening sockets that it is passed as by systemd, each with its name."""
+        """``inherit``: listening sockets that it is passed as by systemd, each with its name.
+
+        It is forked from a process that has imported everything, unless it is to be ``fresh`` or inherits something.
+        """
         self.config = config
-        command = [sys.executable, "-m", "tlsproxy", "run", "--config", str(config), *options]
-        self.process = subprocess.Popen(
-            passing(inherit, command) if inherit else command,
-            pass_fds=[sock.fileno() for _, sock in inherit],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env={"PATH": "/usr/bin:/bin", "PYTHONWARNINGS": "error", **environ},
+        command, environ = ["run", "--config", str(config), *options], {"PATH": "/usr/bin:/bin", **environ}
+        self.process: subprocess.Popen[str] | ForkedProcess = (
+            _started(command, environ, inherit) if fresh or inherit else ForkedProcess(command, environ)
         )
         self.log = Lines(self.process.stderr)
         self._audit = Lines(self.process.stdout)

@@ -73,7 +73,7 @@ class Site:
         return x509.load_pem_x509_certificate((self.directory / f"{name}.pem").read_bytes()).serial_number
 
     def write_config(
-        self, upstream: str, /, *, grpc: str | None = None, **sections: dict[str, Any] | list[Any]
+        self, upstream: str, /, *, grpc: str | None = None, **sections: dict[str, Any] | list[Any] | int
     ) -> Path:
         """A new file each time; a section that is given is merged into the usual one, a list replaces it.
 

@@ -1,8 +1,12 @@
 from __future__ import annotations
 
+import fcntl
 import logging
 import os
+import resource
 import stat
+import subprocess
+import sys
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -171,3 +175,55 @@ def test_the_standard_output_waits_for_a_slow_reader() -> None:
     with pytest.raises(BrokenPipeError):
         output.append(block)
     os.close(writer)
+
+
+def test_a_line_that_the_disk_had_no_room_for_is_taken_back(daily: AuditFiles, tmp_path: Path) -> None:
+    """Or what another process writes, once there is room, would be glued to it."""
+    daily.ready(0)
+    path = tmp_path / "audit" / "audit.1970-01-01.log"
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, hard))
+    try:
+        assert daily.append(memoryview(b"one\ntwo\nthree\n")) == len("one\ntwo\n")
+        with pytest.raises(OSError, match="too large"):
+            daily.append(memoryview(b"three\n"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert path.read_text() == "one\ntwo\n"
+    put(daily, 0, "three\n")
+    assert path.read_text() == "one\ntwo\nthree\n"
+
+
+def test_a_half_line_of_another_process_is_not_glued_to_ours(daily: AuditFiles, tmp_path: Path) -> None:
+    put(daily, 0, "one\n")
+    with (tmp_path / "audit" / "audit.1970-01-01.log").open("a") as other:
+        other.write("killed in the mid")
+    put(daily, 0, "two\n")
+    assert (tmp_path / "audit" / "audit.1970-01-01.log").read_text() == "one\nkilled in the mid\ntwo\n"
+
+
+WRITER = """
+import sys
+from tlsproxy.service.auditfile import StandardOutput, Turn
+output, letter = StandardOutput(turn=Turn(int(sys.argv[1]))), sys.argv[2]
+for _ in range(20):
+    line = memoryview((letter * 20_000 + "\\n").encode())
+    while line:
+        line = line[output.append(line):]
+"""
+
+
+def test_lines_of_several_processes_to_one_pipe_stay_whole() -> None:
+    turn = os.memfd_create("turn")
+    reader, writer = os.pipe2(os.O_NONBLOCK)
+    fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, 4096)  # no line fits into it
+    os.set_blocking(reader, True)
+    command = [sys.executable, "-c", WRITER, str(turn)]
+    processes = [subprocess.Popen([*command, letter], stdout=writer, pass_fds=[turn]) for letter in "abc"]
+    os.close(writer)
+    with os.fdopen(reader, "rb") as pipe:
+        lines = pipe.read().splitlines()
+    assert [process.wait() for process in processes] == [0, 0, 0]
+    os.close(turn)
+    assert {(line[:1], len(line), len(set(line))) for line in lines} == {(one, 20_000, 1) for one in (b"a", b"b", b"c")}
+    assert len(lines) == 60

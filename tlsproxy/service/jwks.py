@@ -15,8 +15,6 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-import aiohttp
-
 from tlsproxy.config.model import Config
 from tlsproxy.config.tokens import KeySource, key_set, key_sources
 from tlsproxy.errors import MaterialError
@@ -144,6 +142,8 @@ class KeySets:
 
 async def fetch(url: str) -> bytes:
     """The body of a 200: no redirect, content coding, cookie or proxy. Raises MaterialError."""
+    import aiohttp  # noqa: PLC0415 - a quarter of a second at each start, for the few who have such a URL
+
     try:
         async with (
             asyncio.timeout(DEADLINE),

@@ -28,7 +28,6 @@ from tlsproxy.errors import TlsproxyError
 from tlsproxy.proxy.limittable import LimitTable
 from tlsproxy.proxy.listener import Bound
 from tlsproxy.service import logs
-from tlsproxy.service.admin import AdminServer
 from tlsproxy.service.auditfile import ALONE, Turn
 from tlsproxy.service.auditlog import AuditLog, NoAudit, audit_log
 from tlsproxy.service.jwks import KeySets
@@ -40,7 +39,6 @@ from tlsproxy.service.state import ServiceState, described
 from tlsproxy.service.systemd import Notifier
 from tlsproxy.service.watchdog import Watchdog
 from tlsproxy.service.workers.fleet import Fleet
-from tlsproxy.service.workers.order import order_of
 from tlsproxy.service.workers.process import WorkerRefused
 from tlsproxy.tls.files import Inputs, read_inputs
 from tlsproxy.tls.generation import Generation, build
@@ -73,6 +71,8 @@ def run(config_path: Path, ready_file: Path | None) -> int:
             print(error, file=sys.stderr)  # noqa: T201
             return 2
         logs.configure(generation.config, os.environ)
+        if generation.config.admin.listen is not None:  # before anybody is accepted, who would wait for it
+            import tlsproxy.service.admin  # noqa: F401, PLC0415
         try:
             runner.run(_Program(config_path, generation, inputs, key_sets, ready_file, notifier, inherited).serve())
         except (InheritedSocketError, WorkerRefused) as error:
@@ -163,9 +163,7 @@ class _Program:
             serving = Serving(generation, bound, audit, table, key_missing, itertools.count(1), alone=True)
             stack.callback(serving.close)
             return serving
-        fleet = Fleet(
-            self._config_path, order_of(generation, self._inputs), generation, bound, audit, turn, key_missing
-        )
+        fleet = Fleet(self._config_path, generation, self._inputs, bound, audit, turn, key_missing)
         await stack.enter_async_context(fleet.running())
         return fleet
 
@@ -173,6 +171,8 @@ class _Program:
         listen = self._generation.config.admin.listen
         if listen is None:
             return None
+        from tlsproxy.service.admin import AdminServer  # noqa: PLC0415 - nothing else needs aiohttp and jinja2
+
         server = AdminServer(listen, state)
         bound = await server.start()
         stack.push_async_callback(server.stop)

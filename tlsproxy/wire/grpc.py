@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from tlsproxy.errors import BadRequest, HeadTooLarge
-from tlsproxy.wire.fieldblock import Fields, write
+from tlsproxy.wire.fieldblock import Fields, literals
 from tlsproxy.wire.http1 import is_identity
 from tlsproxy.wire.http2 import Code, StreamError
 
@@ -103,7 +103,7 @@ def deadline_apart(fields: Fields) -> tuple[Fields, bytes]:
     at = names.index(b"grpc-timeout")
     if _TIMEOUT.fullmatch(fields[at][1]) is None or any(name[:1] == b":" for name in names[at:]):
         return fields, b""
-    return fields[:at] + fields[at + 1 :], write(fields[at : at + 1])
+    return fields[:at] + fields[at + 1 :], literals(fields[at : at + 1])
 
 
 def _parted(fields: Fields) -> tuple[dict[bytes, bytes], Fields]:

@@ -30,7 +30,7 @@ from tlsproxy.service.readiness import OK, generation_part
 from tlsproxy.service.serving import MOST_TOLD
 from tlsproxy.service.workers.backoff import Backoff
 from tlsproxy.service.workers.merging import Families, Totals, merged_figures, merged_parts, told
-from tlsproxy.service.workers.order import Order, order_of
+from tlsproxy.service.workers.order import order_of
 from tlsproxy.service.workers.process import LAST, WorkerLost, WorkerProcess, WorkerRefused
 from tlsproxy.tls.files import Inputs
 from tlsproxy.tls.generation import Generation
@@ -70,8 +70,8 @@ class Fleet:
     def __init__(
         self,
         config_path: Path,
-        order: Order,
         generation: Generation,
+        inputs: Inputs,
         bound: Sequence[Bound],
         audit: AuditLog | NoAudit,
         turn: Turn,
@@ -83,7 +83,8 @@ class Fleet:
             limits=lambda: (0, 0),
         )
         self.generation = generation
-        self._order = self._first = order
+        self._order = order_of(generation, inputs)
+        self._started = inputs.files[config_path]
         self._config_path = config_path
         self._bound = bound
         self._audit = audit
@@ -143,7 +144,7 @@ class Fleet:
         how = ""
         try:
             await process.begin(
-                self._first,
+                self._started,
                 number=seat.number,
                 workers=len(self._seats),
                 restarts=seat.restarts,

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import orjson
 
@@ -53,13 +52,15 @@ def built(
     encoded: bytes, config_path: Path, environ: Mapping[str, str], started: Config, former: Material | None
 ) -> Generation:
     """The same generation in this process. Blocks, and raises, as :func:`tlsproxy.tls.generation.build` does."""
-    head, pieces = _opened(encoded)
+    line, _, rest = encoded.partition(b"\n")
+    head = orjson.loads(line)
+    pieces = _pieces(rest, [entry[-1] for entry in (*head["files"], *head["documents"])])
     files = {Path(path): next(pieces) for path, _, _ in head["files"]}
     targets = {Path(path): Path(target) for path, target, _ in head["files"]}
     documents = {KeySource(url, algorithm): next(pieces) for url, algorithm, _ in head["documents"]}
     loaded = loader.parse(files[config_path], config_path, environ)
     resolved = {
-        name: Resolved(url, tuple((family, _sockaddr(address)) for family, address in addresses), warning)
+        name: Resolved(url, tuple((family, tuple(address)) for family, address in addresses), warning)
         for name, url, addresses, warning in head["resolved"]
     }
     return build(
@@ -73,25 +74,8 @@ def built(
     )
 
 
-def configuration(encoded: bytes, config_path: Path, environ: Mapping[str, str]) -> Config:
-    """That of the generation alone."""
-    head, pieces = _opened(encoded)
-    files = {Path(path): next(pieces) for path, _, _ in head["files"]}
-    return loader.parse(files[config_path], config_path, environ).config
-
-
-def _opened(encoded: bytes) -> tuple[Any, Iterator[bytes]]:
-    line, _, rest = encoded.partition(b"\n")
-    head = orjson.loads(line)
-    return head, _pieces(rest, [entry[-1] for entry in (*head["files"], *head["documents"])])
-
-
 def _pieces(data: bytes, sizes: list[int]) -> Iterator[bytes]:
     start = 0
     for size in sizes:
         yield data[start : start + size]
         start += size
-
-
-def _sockaddr(address: list[Any]) -> tuple[Any, ...]:
-    return tuple(address)

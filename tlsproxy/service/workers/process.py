@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-import os
 import signal
 import socket
 import subprocess
@@ -26,9 +25,6 @@ BUILDING: Final = 60.0
 """Seconds in which a worker has started or built a generation. Reading the CRL of a large authority takes some."""
 LAST: Final = 5.0
 """Seconds that a process has to end by itself once its channel has ended."""
-
-_NOT_THEIRS: Final = ("NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES")
-"""What systemd gave the supervisor alone (sd_notify(3), sd_listen_fds(3))."""
 
 _log = logging.getLogger(__name__)
 
@@ -68,7 +64,6 @@ class WorkerProcess:
                     [sys.executable, "-P", "-m", "tlsproxy.service.workers.worker", str(theirs.fileno())],
                     stdin=subprocess.DEVNULL,
                     pass_fds=(theirs.fileno(), *descriptors),
-                    env={name: value for name, value in os.environ.items() if name not in _NOT_THEIRS},
                 )
             return cls(number, process, await Channel.over(ours), told)
         except BaseException:
@@ -79,9 +74,9 @@ class WorkerProcess:
     def pid(self) -> int:
         return self._process.pid
 
-    async def begin(self, first: Order, **facts: Any) -> None:
-        """``first`` is what the service was started with."""
-        await self.ask("begin", first.encoded, deadline=BUILDING, **facts)
+    async def begin(self, started: bytes, **facts: Any) -> None:
+        """``started`` is the configuration that the service was started with."""
+        await self.ask("begin", started, deadline=BUILDING, **facts)
 
     async def prepare(self, order: Order) -> None:
         """It builds, and changes nothing. Raises WorkerRefused, WorkerLost."""

@@ -20,6 +20,7 @@ from typing import Any, Final
 
 import orjson
 
+from tlsproxy.config import loader
 from tlsproxy.config.listeners import listening
 from tlsproxy.config.model import Config
 from tlsproxy.errors import TlsproxyError
@@ -32,7 +33,7 @@ from tlsproxy.service.loop import loop_factory
 from tlsproxy.service.serving import Serving
 from tlsproxy.service.workers.channel import Channel, Message
 from tlsproxy.service.workers.merging import told
-from tlsproxy.service.workers.order import built, configuration
+from tlsproxy.service.workers.order import built
 from tlsproxy.tls.generation import Generation
 
 ASIDE: Final = 1_000_000
@@ -191,7 +192,7 @@ async def _run(control: socket.socket) -> None:
         if message is None:
             return
         config_path = Path(message.head["config_path"])
-        started = configuration(message.body, config_path, os.environ)
+        started = loader.parse(message.body, config_path, os.environ).config
         logs.configure(started, os.environ)
         worker = Worker(channel, message.head, config_path, started)
         await channel.send(Message({"id": message.head["id"]}))

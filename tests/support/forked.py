@@ -1,0 +1,163 @@
+"""Gateways without the half second that importing takes: each is forked from a process that has imported all of it.
+
+That process has one thread, no loop and no connection. What is forked runs the command from its arguments on, with the
+environment, directory, limits and pipes that it would have had, and ends as an interpreter does. Run as a program it is
+that process: `python -m support.forked DESCRIPTOR`.
+"""
+
+from __future__ import annotations
+
+import array
+import functools
+import gc
+import json
+import os
+import resource
+import select
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import IO, Any
+
+_LARGEST = 1 << 16
+_LIMITS = (resource.RLIMIT_NOFILE, resource.RLIMIT_FSIZE)
+
+
+class ForkedProcess:
+    """As much of :class:`subprocess.Popen` as the tests use, of `python -m tlsproxy` with these arguments."""
+
+    def __init__(self, arguments: list[str], environ: dict[str, str]) -> None:
+        self.args = arguments
+        self.returncode: int | None = None
+        out, err = os.pipe(), os.pipe()
+        self.stdout: IO[str] = os.fdopen(out[0])
+        self.stderr: IO[str] = os.fdopen(err[0])
+        try:
+            self.pid: int = _parent().ask(
+                {
+                    "arguments": arguments,
+                    "environ": environ,
+                    "directory": str(Path.cwd()),
+                    "limits": [resource.getrlimit(limit) for limit in _LIMITS],
+                },
+                [out[1], err[1]],
+            )
+        finally:
+            os.close(out[1])
+            os.close(err[1])
+        self._handle = os.pidfd_open(self.pid)
+        self._lock = threading.Lock()
+
+    def poll(self) -> int | None:
+        with self._lock:
+            if self.returncode is None and self._ended(0):
+                self.returncode = os.waitstatus_to_exitcode(_parent().ask({"ended": self.pid}, []))
+                os.close(self._handle)
+            return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int:
+        if self.returncode is None and not self._ended(timeout):
+            raise subprocess.TimeoutExpired(self.args, timeout or 0)
+        code = self.poll()
+        assert code is not None
+        return code
+
+    def _ended(self, timeout: float | None) -> bool:
+        poll = select.poll()
+        poll.register(self._handle, select.POLLIN)
+        return bool(poll.poll(None if timeout is None else timeout * 1000))
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            signal.pidfd_send_signal(self._handle, number)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+
+class _Parent:
+    """The process that forks, as the tests see it: one question at a time, and a number in answer."""
+
+    def __init__(self) -> None:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "support.forked", str(theirs.fileno())],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                env={"PATH": "/usr/bin:/bin", "PYTHONWARNINGS": "error", "PYTHONPATH": str(Path(__file__).parents[1])},
+            )
+        self._socket = ours
+        self._lock = threading.Lock()
+
+    def ask(self, question: dict[str, Any], descriptors: list[int]) -> int:
+        with self._lock:
+            socket.send_fds(self._socket, [json.dumps(question).encode()], descriptors)
+            answer = self._socket.recv(64)
+        assert answer, "the process that forks has ended"
+        return int(answer)
+
+    def end(self) -> None:
+        self._socket.close()
+        self._process.wait()
+
+
+@functools.cache
+def _parent() -> _Parent:
+    return _Parent()
+
+
+def end() -> None:
+    """Nothing more will be forked: for the end of a test run."""
+    if _parent.cache_info().currsize:
+        _parent().end()
+        _parent.cache_clear()
+
+
+def _serve(sock: socket.socket) -> None:
+    """Returns in each fork, with its arguments in place, and raises SystemExit in the end."""
+    while True:
+        size = array.array("i").itemsize
+        data, ancillary, _, _ = sock.recvmsg(_LARGEST, socket.CMSG_SPACE(2 * size))
+        if not data:
+            sock.close()
+            raise SystemExit
+        question = json.loads(data)
+        if "ended" in question:
+            sock.send(b"%d" % os.waitpid(question["ended"], 0)[1])
+            continue
+        descriptors = array.array("i")
+        descriptors.frombytes(ancillary[0][2])
+        if pid := os.fork():
+            for descriptor in descriptors:
+                os.close(descriptor)
+            sock.send(b"%d" % pid)
+            continue
+        sock.close()
+        for descriptor, usual in zip(descriptors, (1, 2), strict=True):
+            os.dup2(descriptor, usual)
+            os.close(descriptor)
+        os.environ.clear()
+        os.environ.update(question["environ"])
+        os.chdir(question["directory"])
+        for limit, values in zip(_LIMITS, question["limits"], strict=True):
+            resource.setrlimit(limit, tuple(values))
+        sys.argv[1:] = question["arguments"]
+        return
+
+
+def _main() -> None:
+    import tlsproxy.service.admin  # noqa: PLC0415
+    import tlsproxy.service.server  # noqa: PLC0415, F401
+    from tlsproxy.cli import main  # noqa: PLC0415
+
+    gc.freeze()
+    _serve(socket.socket(fileno=int(sys.argv[1])))
+    main(prog_name="tlsproxy")
+
+
+if __name__ == "__main__":
+    _main()
