@@ -13,7 +13,8 @@ from bench.compare import TOLERANCE, comparison
 from bench.errors import BenchError
 from bench.report import report
 from bench.results import Results
-from bench.session import Plan, run_session
+from bench.scale import DIMENSIONS_OF_SCALE, scale_report
+from bench.session import Plan, run_scale_session, run_session
 from bench.workloads import BY_NAME, IDLE_CONNECTIONS, QUICK
 
 
@@ -68,13 +69,21 @@ def quick(directory: Path, only: tuple[str, ...]) -> None:
 
 def _run(directory: Path, plan: Plan) -> None:
     _raise_file_limit()
-    command = "python -m bench " + " ".join(sys.argv[1:])
     try:
-        results = run_session(directory, plan, command, lambda line: click.echo(line, err=True))
+        results = run_session(directory, plan, _command_line(), _say)
     except BenchError as error:
         raise click.ClickException(str(error)) from None
     click.echo("\n".join(report(results)))
     click.echo(f"\n{directory}/results.json, and plots beside it")
+
+
+def _command_line() -> str:
+    return "python -m bench " + " ".join(sys.argv[1:])
+
+
+def _say(line: str) -> None:
+    """Progress, beside the report."""
+    click.echo(line, err=True)
 
 
 def _raise_file_limit() -> None:
@@ -86,10 +95,27 @@ def _raise_file_limit() -> None:
 
 
 @main.command()
+@_data
+@click.option("--rounds", default=5, show_default=True, type=click.IntRange(1))
+@click.option("--seconds", default=1.0, show_default=True, help="Of a size in a round.")
+@click.option("--only", callback=_names, metavar="NAME,…", help="These rows of the cost table.")
+def scale(directory: Path, only: tuple[str, ...], rounds: int, seconds: float) -> None:
+    """The cost table: how CPU grows with bodies, roles, rules, collections, connections, CRLs."""
+    _raise_file_limit()
+    try:
+        results = run_scale_session(directory, rounds, seconds, only, _command_line(), _say)
+    except BenchError as error:
+        raise click.ClickException(str(error)) from None
+    click.echo("\n".join(scale_report(results)))
+
+
+@main.command()
 @click.argument("results", type=_file)
 def show(results: Path) -> None:
     """The report of an earlier run."""
-    click.echo("\n".join(report(Results.read(results))))
+    told = Results.read(results)
+    is_scale = set(told.workloads) <= {dimension.name for dimension in DIMENSIONS_OF_SCALE}
+    click.echo("\n".join(scale_report(told) if is_scale else report(told)))
 
 
 @main.command()

@@ -23,7 +23,9 @@ mpl.rcParams.update({"svg.hashsalt": "tlsproxy", "font.size": 9, "axes.spines.to
 
 
 def plot(results: Results, directory: Path) -> None:
-    if results.workloads:
+    if any(OURS not in measured.samples for measured in results.workloads.values()):
+        _scale(results, directory)
+    elif results.workloads:
         _costs(results, directory)
     if results.idle:
         _idle(results, directory)
@@ -54,6 +56,24 @@ def _bars(axes: Any, values: Mapping[str, float], form: str) -> None:
     axes.bar_label(bars, [form.format(value) for value in values.values()], padding=3, fontsize=8)
     axes.invert_yaxis()
     axes.margins(x=0.15)
+
+
+def _scale(results: Results, directory: Path) -> None:
+    """Both axes logarithmic: what grows linearly is a straight line that climbs one decade in one."""
+    rows = math.ceil(len(results.workloads) / _COLUMNS)
+    figure, grid = plt.subplots(rows, _COLUMNS, figsize=(11, 2.4 * rows), squeeze=False)
+    fields = iter(grid.flat)
+    for measured, axes in zip(results.workloads.values(), fields, strict=False):
+        told = {int(size): summary for size in measured.samples if (summary := measured.summary(size)) is not None}
+        costs = [summary.cost for summary in told.values()]
+        axes.plot(list(told), costs, marker="o", color=_OURS)
+        axes.set_xscale("symlog")
+        axes.set_yscale("log")
+        axes.set_ylim(min(costs, default=1) / 3, max(costs, default=1) * 3)
+        axes.set_title(f"{measured.title}: µs/{measured.unit}", fontsize=8)
+    for axes in fields:
+        axes.set_visible(False)
+    _finish(figure, results, "CPU of tlsproxy by size", directory / "scale")
 
 
 def _idle(results: Results, directory: Path) -> None:

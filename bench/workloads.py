@@ -18,7 +18,9 @@ GRPC_ANSWER = 205
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """``length`` is that of each answer's body; another one is an error. ``seconds``: times the run's."""
+    """``length`` is that of each answer's body; another one is an error. ``seconds``: times the run's. ``resting``:
+    connections that are open beside those that ask.
+    """
 
     name: str
     title: str
@@ -32,13 +34,14 @@ class Workload:
     seconds: float = 1.0
     fields: str = "fixed"
     depth: int = 1
+    resting: int = 0
 
     def arguments(self) -> list[str]:
         """Of the load generator, but for where and for how long."""
         return [
             *("--mode", self.mode, "--protocol", "grpc" if self.kind == "grpc" else "http"),
             *("--connections", str(self.connections), "--length", str(self.length)),
-            *("--fields", self.fields, "--depth", str(self.depth)),
+            *("--fields", self.fields, "--depth", str(self.depth), "--resting", str(self.resting)),
         ]
 
 
@@ -49,7 +52,7 @@ _GRPC = Workload("grpc", "gRPC search, 8 streams", "grpc-search", GRPC_ANSWER, k
 
 WORKLOADS: tuple[Workload, ...] = (
     _GET,
-    replace(_GET, name="get-varying", title="small GET, a request id each", request="get-varying"),
+    replace(_GET, name="get-varying", title="small GET, a new head each", request="get-varying"),
     replace(_GET, name="pipelined", title="small GET, 8 pipelined", connections=8, depth=8),
     _SEARCH,
     replace(_SEARCH, name="search-inspected", title="search, body inspected", client="limited"),

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -59,6 +60,16 @@ def test_it_stays_up_until_it_is_told(tmp_path: Path) -> None:
     ) as demo:
         try:
             lines = Lines(demo.stdout)
+            page = lines.wait(lambda line: line.startswith("  http://127.0.0.1:"), deadline=50).strip()
+            with urllib.request.urlopen(page, timeout=DEADLINE) as shown:  # noqa: S310
+                told = shown.read().decode()
+            for seen in (
+                "ingest-nightly",
+                "needs_manage",
+                "certificate CN=localhost",
+                "spiffe://example.org/search/web",
+            ):
+                assert seen in told
             tried = lines.wait(lambda line: "curl" in line, deadline=50).strip()
             answered = subprocess.run(
                 ["bash", "-c", tried], capture_output=True, text=True, timeout=DEADLINE, check=False

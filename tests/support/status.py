@@ -59,6 +59,7 @@ def status(**more: Any) -> dict[str, Any]:
         },
         "last_reload": {
             "result": "ok", "trigger": "watch", "when": NOW - 3999, "generation": 4, "error": "",
+            "changed_at": NOW - 3999,
             "changes": [
                 {"what": "role", "name": "search", "how": "changed", "detail": "access"},
                 {"what": "CA", "name": HOSTILE, "how": "added", "detail": ""},

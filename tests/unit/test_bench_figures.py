@@ -14,6 +14,7 @@ from bench.figures import Idle, Rotation, Sample, growth, ratio, summary
 from bench.peers import OURS
 from bench.report import report
 from bench.results import Measured, Results
+from bench.scale import scale_report
 
 GOOD = Sample(
     requests=1000, errors=0, error="", seconds=0.5, cpu=0.1, p50=0.001, p99=0.004, bytes_in=3_000_000,
@@ -114,6 +115,16 @@ def test_report_has_the_ratios_against_their_targets_and_who_is_absent() -> None
     assert "1.72! 1.15 (1.15)" in lines
     assert "1.50! 1.10" in lines  # of idle memory
     assert "10 of 10" in lines
+
+
+def test_cost_table_tells_the_growth() -> None:
+    told = results([], [])
+    samples = {"0": costing(9), "10": costing(10), "1000": costing(1000), "5000": [replace(GOOD, errors=1)]}
+    told.workloads = {"body": Measured("search, by KB", "request", samples)}
+    lines = "\n".join(scale_report(told))
+    assert "growth 1.00" in lines
+    assert "111.11" in lines
+    assert "5,000" not in lines
 
 
 def test_comparison_is_against_the_peers() -> None:

@@ -91,6 +91,34 @@ def test_absent_attribute_is_matched_by_nothing(field: str) -> None:
     assert not Matcher(**{field: "**"}).matches(NOBODY)
 
 
+_patterns = st.none() | st.sampled_from(
+    [
+        "alice",
+        "Alice",
+        "al*",
+        "a**e",
+        "*",
+        "**",
+        "?lice",
+        "alicealice",
+        "search",
+        "Acme",
+        "10.0.0.1",
+        "10.*",
+        "api.*.org",
+        "",
+    ]
+)
+
+
+@given(
+    st.builds(Matcher, cn=_patterns, o=_patterns, ou=_patterns, dns=_patterns, uri=_patterns, ip=_patterns),
+    st.sampled_from([ALICE, NOBODY, replace(ALICE, common_name="", uris=())]),
+)
+def test_the_quick_answer_is_that_of_the_explanation(matcher: Matcher, identity: Identity) -> None:
+    assert matcher.matches(identity) is (next(matcher.misses(identity), None) is None)
+
+
 def test_first_match_wins() -> None:
     principal = policy(
         Rule("other", Matcher(cn="bob"), "admin"),

@@ -105,8 +105,8 @@ def test_no_text_makes_an_element(name: str, other: str) -> None:
 
 
 def test_a_failed_reload_says_why() -> None:
-    failed = {"result": "failed", "trigger": "poll", "when": NOW, "generation": 4, "error": HOSTILE, "changes": []}
-    text = checked(status(last_reload=failed)).text
+    failed = {"result": "failed", "trigger": "poll", "when": NOW, "generation": 4, "error": HOSTILE}
+    text = checked(status(last_reload=failed | {"changed_at": None, "changes": []})).text
     assert "Last reload: failed" in text
     assert "The generation before it goes on serving." in text
 

@@ -18,6 +18,7 @@ from tlsproxy.service.workers import fleet as module
 from tlsproxy.service.workers.fleet import Fleet, NeverServed
 from tlsproxy.service.workers.order import Order, built, order_of
 from tlsproxy.service.workers.process import WorkerLost, WorkerRefused
+from tlsproxy.service.workers.seat import Seat
 from tlsproxy.tls.files import read_inputs
 from tlsproxy.tls.generation import Generation
 
@@ -95,7 +96,7 @@ class Bench:
         generation = made.build(inputs=inputs)
         turn = Turn(os.memfd_create("turn"))
         self.fleet = Fleet(made.config, generation, inputs, [], NoAudit(), turn, lambda: None)
-        self.fleet._seats = [module._Seat(number) for number in range(1, workers + 1)]
+        self.fleet._seats = [Seat(number) for number in range(1, workers + 1)]
 
     async def publish(self) -> Generation:
         """Of a new certificate."""

@@ -75,6 +75,11 @@ def glob_matches(pattern: str, value: str) -> bool:
     return _program(pattern).matches(value)
 
 
+def literal_beginning(pattern: str) -> str:
+    """What every value begins with that matches: the pattern up to its first wildcard."""
+    return next((pattern[:at] for at, character in enumerate(pattern) if character in _WILDCARDS), pattern)
+
+
 def glob_error(pattern: str) -> str | None:
     """Why this is not a pattern that we accept, or None."""
     if not pattern:

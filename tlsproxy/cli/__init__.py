@@ -11,6 +11,7 @@ from tlsproxy import __version__
 from tlsproxy.cli.certs import certs
 from tlsproxy.cli.check import check, config
 from tlsproxy.cli.explain import explain
+from tlsproxy.cli.operate import reload_command, status, top
 from tlsproxy.cli.run import demo, run
 from tlsproxy.cli.token import token
 
@@ -21,5 +22,5 @@ def main() -> None:
     """A security gateway for Qdrant: mutual TLS, certificate roles, decisions in Qdrant's own terms, audit."""
 
 
-for command in (run, check, explain, config, certs, token, demo):
+for command in (run, status, top, reload_command, check, explain, config, certs, token, demo):
     main.add_command(command)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import sys
 from typing import TYPE_CHECKING
 
 from tlsproxy.demo.clients import HOST
@@ -13,10 +14,16 @@ if TYPE_CHECKING:
     from tlsproxy.demo.upstream import Ports
 
 
-def to_try(premises: Premises, ports: Ports) -> str:
+def to_try(premises: Premises, ports: Ports, admin: str) -> str:
+    """``admin`` is the address of the admin server."""
     url = f"https://{HOST}:{ports.rest}"
     return f"""
 The gateway is up at {url}, and for gRPC at {HOST}:{ports.grpc}. Try it from another terminal:
+
+  # what you just saw, and what you do now, in a browser: decisions, connections, refusals, certificates
+  http://{admin}/
+  # or in a terminal
+  {_quoted(sys.executable)} -m tlsproxy top --admin {admin}
 
   # search may read
   {_curl(premises, "search", f"{url}/collections")}

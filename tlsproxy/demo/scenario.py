@@ -43,12 +43,12 @@ def run_demo(directory: Path, *, once: bool) -> int:
     try:
         with _stopped_by_signals(), ExitStack() as stack:
             premises = prepare(directory)
-            gateway, ports = _start(premises, stack)
+            gateway, ports, admin = _start(premises, stack)
             _show(premises, ports, report)
             if once:
                 print(f"{report.failed} steps failed" if report.failed else "every step did what it should")
             else:
-                print(hints.to_try(premises, ports), flush=True)
+                print(hints.to_try(premises, ports, admin), flush=True)
                 raise StepError(f"the gateway ended with {gateway.wait()}: see {gateway.log}")
     except KeyboardInterrupt:
         if once:
@@ -60,8 +60,8 @@ def run_demo(directory: Path, *, once: bool) -> int:
     return 1 if report.failed else 0
 
 
-def _start(premises: Premises, stack: ExitStack) -> tuple[programs.Program, Ports]:
-    """The upstream, then the gateway. Returns the gateway and its ports."""
+def _start(premises: Premises, stack: ExitStack) -> tuple[programs.Program, Ports, str]:
+    """The upstream, then the gateway. Returns the gateway, its ports, and its admin server's address."""
     arguments = [sys.executable, "-m", "tlsproxy.demo.upstream", "--until-stdin-closes"]
     upstream = stack.enter_context(programs.running("upstream", arguments, premises.logs))
     behind = Ports(**upstream.wait_until(lambda: _json_in(upstream.output)))
@@ -70,11 +70,12 @@ def _start(premises: Premises, stack: ExitStack) -> tuple[programs.Program, Port
     arguments = [sys.executable, "-m", "tlsproxy", "run", "--config", str(premises.config)]
     arguments += ["--ready-file", str(premises.ready_file)]
     gateway = stack.enter_context(programs.running("gateway", arguments, premises.logs))
-    listeners = gateway.wait_until(lambda: _json_in(premises.ready_file))["listeners"]
-    told = {one["protocols"][0]: one["address"] for one in listeners}
+    ready = gateway.wait_until(lambda: _json_in(premises.ready_file))
+    told = {one["protocols"][0]: one["address"] for one in ready["listeners"]}
     text = f"✓ the gateway with mutual TLS on {told['rest']} (gRPC: {told['grpc']}), configured by {premises.config}"
     print(text, flush=True)
-    return gateway, Ports(**{protocol: int(address.rpartition(":")[2]) for protocol, address in told.items()})
+    ports = Ports(**{protocol: int(address.rpartition(":")[2]) for protocol, address in told.items()})
+    return gateway, ports, str(ready["admin"])
 
 
 def _json_in(path: Path) -> dict[str, Any] | None:

@@ -11,7 +11,7 @@ import logging
 import time
 from collections.abc import Mapping
 from contextlib import aclosing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Literal, Protocol
 
@@ -58,7 +58,8 @@ class ReloadTold(Protocol):
 class Verdict:
     """``unchanged``: built anew from the same files and key sets.
 
-    ``error`` says why, naming the file. ``when`` is epoch seconds. ``changes``: what a publication made different.
+    ``error`` says why, naming the file. ``when`` is epoch seconds. ``changes`` is what the last
+    publication that made a difference (at ``changed_at``) made different: it may have been before this one.
     """
 
     result: Literal["ok", "unchanged", "failed"]
@@ -66,6 +67,7 @@ class Verdict:
     when: float
     generation: int
     error: str = ""
+    changed_at: float | None = None
     changes: tuple[Change, ...] = ()
 
 
@@ -168,7 +170,10 @@ class Reloader:
                 problem,
                 extra={"trigger": trigger, "generation": old.number},
             )
-        return self._record(Verdict("failed", trigger, time.time(), old.number, error), "failed", {"error": error})
+        verdict = replace(
+            self.last, result="failed", trigger=trigger, when=time.time(), generation=old.number, error=error
+        )
+        return self._record(verdict, "failed", {"error": error})
 
     def _tell(self, trigger: str, old: Generation, new: Generation) -> Verdict:
         changed = (old.digest, old.documents) != (new.digest, new.documents)
@@ -189,8 +194,9 @@ class Reloader:
             "old_certificate_sha256": old.material.leaf.sha256,
             "new_certificate_sha256": new.material.leaf.sha256,
         }
-        changes = changes_between(old, new)
-        verdict = Verdict("ok" if changed else "unchanged", trigger, time.time(), new.number, changes=changes)
+        verdict = Verdict("unchanged", trigger, time.time(), new.number, "", self.last.changed_at, self.last.changes)
+        if changed:
+            verdict = replace(verdict, result="ok", changed_at=verdict.when, changes=changes_between(old, new))
         return self._record(verdict, "ok", detail)
 
     def _record(self, verdict: Verdict, result: Literal["ok", "failed"], detail: Mapping[str, str]) -> Verdict:

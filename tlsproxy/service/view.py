@@ -88,12 +88,13 @@ class Refused:
 
 @dataclass(frozen=True, slots=True)
 class Reload:
-    """The last one. ``changes`` are sentences."""
+    """The last one. ``changes`` are sentences: what was made different at ``changed``, which may have been before."""
 
     result: str
     trigger: str
     when: str
     error: str
+    changed: str
     changes: tuple[str, ...]
 
 
@@ -202,6 +203,7 @@ def last_reload(section: Mapping[str, Any], now: float) -> Reload:
         trigger=section["trigger"],
         when=clock(section["when"], now),
         error=shown(section["error"]),
+        changed=clock(section["changed_at"], now) if section["changed_at"] is not None else "",
         changes=tuple(sentence(change) for change in section["changes"]),
     )
 

@@ -36,6 +36,8 @@ class Peer:
     serials: tuple[tuple[str, int], ...]
 
 
+_DER: Final = 2
+"""OpenSSL's SSL_FILETYPE_ASN1, as the argument of a method that is not public either."""
 _remembered: MutableMapping[ssl.SSLContext, dict[str, Peer]] = WeakKeyDictionary()
 """For each context the peers that it verified, by leaf. A session that TLS 1.2 resumes by its id has the client's
 certificate but no verified chain (OpenSSL does not keep it), and can only resume what the same context has verified."""
@@ -85,4 +87,4 @@ def _verified_chain(ssl_object: ssl.SSLObject) -> list[bytes]:
     if public is not None:
         return cast("list[bytes]", public())
     chain = ssl_object._sslobj.get_verified_chain()  # type: ignore[attr-defined] # noqa: SLF001 - no public way before 3.13
-    return [ssl.PEM_cert_to_DER_cert(certificate.public_bytes()) for certificate in chain or ()]
+    return [certificate.public_bytes(_DER) for certificate in chain or ()]

@@ -150,17 +150,17 @@ class Authority:
     ) -> bytes:
         """A CRL that names these serial numbers."""
         start = this_update if this_update is not None else datetime.now(UTC) - BACKDATED
+        entries = [
+            x509.RevokedCertificateBuilder().serial_number(serial).revocation_date(start).build() for serial in revoked
+        ]
         builder = (
-            x509.CertificateRevocationListBuilder()
+            x509.CertificateRevocationListBuilder(revoked_certificates=entries)  # adding one by one copies all
             .issuer_name(self._certificate().subject)
             .last_update(start)
             .next_update(next_update if next_update is not None else start + CRL_LIFETIME)
             .add_extension(x509.CRLNumber(number), critical=False)
             .add_extension(self._authority_key_identifier(), critical=False)
         )
-        for serial in revoked:
-            entry = x509.RevokedCertificateBuilder().serial_number(serial).revocation_date(start).build()
-            builder = builder.add_revoked_certificate(entry)
         return builder.sign(self._key(), hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
 
     def _certificate(self) -> x509.Certificate:

@@ -25,6 +25,15 @@ _OURS = re.compile(
     rb":([^\r\n]*)\r\n",
     re.IGNORECASE | re.MULTILINE,
 )
+# The usual form: HTTP/1.1, one Content-Length and no other of these fields, read in one go (half the time).
+_OTHER = (
+    rb"(?!(?i:connection|keep-alive|proxy-connection|te|trailer|upgrade|transfer-encoding|content-length|x-request-id):)"
+    rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+:[\t\x20-\x7e\x80-\xff]*\r\n"
+)
+_USUAL = re.compile(
+    rb"(HTTP/1\.1 ([2-5][0-9]{2})[ \t\x21-\x7e\x80-\xff]*\r\n)((?:%b)*)"
+    rb"(?i:content-length):[ \t]*([0-9]{1,15})[ \t]*\r\n((?:%b)*)\r\n" % (_OTHER, _OTHER)
+)
 _DIGITS = re.compile(rb"[0-9]{1,15}")
 _NO_CONTENT: Final = 204
 _BODILESS = frozenset((_NO_CONTENT, 304))
@@ -50,8 +59,19 @@ class ResponseHead:
         return self.line + self.fields + fields + (b"connection: close\r\n\r\n" if close else b"\r\n")
 
 
-def parse_response(head: bytes, *, to_head: bool) -> ResponseHead:  # noqa: C901 - one row for each field that frames
+def parse_response(head: bytes, *, to_head: bool) -> ResponseHead:
     """The head up to and with its empty line. ``to_head``: it answers a HEAD request. Raises ValueError."""
+    usual = _USUAL.fullmatch(head)
+    if usual is None or usual[2] == b"204":
+        return parse_unusual(head, to_head=to_head)
+    line, code, before, size, after = usual.groups()
+    status, length = int(code), int(size)
+    fields = b"%b%bcontent-length: %d\r\n" % (before, after, length)
+    return ResponseHead(status, line, fields, 0 if to_head or status in _BODILESS else length, keep=True)
+
+
+def parse_unusual(head: bytes, *, to_head: bool) -> ResponseHead:  # noqa: C901 - one row for each field that frames
+    """The same of any head, the usual ones included."""
     match = _HEAD.fullmatch(head)
     if match is None:
         raise ValueError("malformed response head")

@@ -13,7 +13,6 @@ import os
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import ExitStack, asynccontextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -29,9 +28,10 @@ from tlsproxy.service.metrics import Metrics, exposition
 from tlsproxy.service.readiness import OK, generation_part
 from tlsproxy.service.serving import MOST_TOLD
 from tlsproxy.service.workers.backoff import Backoff
-from tlsproxy.service.workers.merging import Families, Totals, merged_figures, merged_parts, told
+from tlsproxy.service.workers.merging import Totals, merged_figures, merged_parts, told
 from tlsproxy.service.workers.order import order_of
 from tlsproxy.service.workers.process import LAST, WorkerLost, WorkerProcess, WorkerRefused
+from tlsproxy.service.workers.seat import Seat
 from tlsproxy.tls.files import Inputs
 from tlsproxy.tls.generation import Generation
 
@@ -39,29 +39,14 @@ ANSWER: Final = 2.0
 """Seconds in which a worker tells of itself, or is left out of the answer."""
 
 PROBE: Final = 0.5
-"""Seconds in which a worker takes note of where the watchdog is about to ask from."""
+"""Seconds in which a worker takes note of where the watchdog is about to ask from. A stuck worker makes it take twice
+that for each probe, which must be well within a third of WatchdogSec."""
 
 _log = logging.getLogger(__name__)
 
 
 class NeverServed(TlsproxyError):
     """A worker ended before it served for the first time."""
-
-
-@dataclass(slots=True)
-class _Seat:
-    """A worker's place, whoever has it. ``families`` are the metrics that it told last."""
-
-    number: int
-    process: WorkerProcess | None = None
-    restarts: int = 0
-    served_since: float | None = None
-    families: Families = field(default_factory=list)
-    first: asyncio.Future[None] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
-
-    @property
-    def serving(self) -> WorkerProcess | None:
-        return self.process if self.process is not None and self.process.order is not None else None
 
 
 class Fleet:
@@ -90,7 +75,7 @@ class Fleet:
         self._audit = audit
         self._turn = turn.descriptor
         self._key_missing = key_missing
-        self._seats = [_Seat(number) for number in range(1, generation.config.workers + 1)]
+        self._seats = [Seat(number) for number in range(1, generation.config.workers + 1)]
         self._publishing = asyncio.Lock()
         self._draining = False
         self._gone = Totals()
@@ -113,7 +98,7 @@ class Fleet:
 
     # One seat
 
-    async def _keep(self, seat: _Seat) -> None:
+    async def _keep(self, seat: Seat) -> None:
         backoff = Backoff()
         while not self._draining:
             seat.served_since = None
@@ -136,7 +121,7 @@ class Fleet:
             _log.error("worker %d has ended after %.1f s (%s): another begins in %g s", seat.number, served, why, pause)
             await asyncio.sleep(pause)
 
-    async def _occupy(self, seat: _Seat) -> str:
+    async def _occupy(self, seat: Seat) -> str:
         """One process, from its start to its end, and how that was."""
         sockets = [one.sock.fileno() for one in self._bound]
         shared = [self._limits, self._turn]
@@ -258,7 +243,7 @@ class Fleet:
         }
         answers = await self._gather("figures")
         merged = merged_figures([own, *(orjson.loads(body) for _, body in answers)], MOST_TOLD)
-        return merged | {"workers": [_described(seat) for seat in self._seats]}
+        return merged | {"workers": [seat.described() for seat in self._seats]}
 
     async def cut(self, number: int) -> bool:
         for worker in self._serving():
@@ -298,14 +283,3 @@ class Fleet:
             elif not isinstance(answer, WorkerLost):
                 _log.error("worker %d: %s", worker.number, answer)
         return said
-
-
-def _described(seat: _Seat) -> dict[str, Any]:
-    process, serving = seat.process, seat.serving
-    return {
-        "number": seat.number,
-        "pid": process.pid if process is not None else None,
-        "started_at": process.started_at if process is not None else None,
-        "restarts": seat.restarts,
-        "generation": serving.order.number if serving is not None and serving.order is not None else None,
-    }

@@ -1,0 +1,136 @@
+"""`tlsproxy status`, `top` and `reload` against a running gateway, over loopback and its unix socket."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pty
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+from support.client import Client
+from support.gateway import DEADLINE, Gateway
+from support.site import Site
+from support.upstream import ScriptedUpstream
+
+PATH = {"PATH": "/usr/bin:/bin", "PYTHONWARNINGS": "error"}
+COLOUR = re.compile(r"\x1b\[(\d+;)*(3\d|9\d)(;\d+)*m")
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "tlsproxy", *arguments]
+
+
+def ran(*arguments: str, **environ: str) -> tuple[int, str, str]:
+    """(exit status, standard output, standard error)."""
+    done = subprocess.run(
+        command(*arguments), capture_output=True, text=True, timeout=DEADLINE, check=False, env=PATH | environ
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+@pytest.fixture(params=["loopback", "unix"])
+def where(
+    request: pytest.FixtureRequest, own_site: Site, upstream: ScriptedUpstream
+) -> Iterator[tuple[Gateway, list[str]]]:
+    """A gateway, and the options that find its admin server."""
+    unix = f"unix:{own_site.directory / 'admin.sock'}"
+    listen = unix if request.param == "unix" else "127.0.0.1:0"
+    with Gateway(own_site.write_config(upstream.url, admin={"listen": listen})) as gateway:
+        yield gateway, ["--config", str(gateway.config)] if request.param == "unix" else ["--admin", gateway.admin]
+
+
+def test_status_shows_who_is_there_and_who_was_refused(own_site: Site, where: tuple[Gateway, list[str]]) -> None:
+    gateway, options = where
+    with Client(gateway, own_site.client("search")) as client:
+        assert client.ask().status == 200
+        assert client.ask("DELETE", "/collections/docs").status == 403
+        status, out, err = ran("status", *options)
+        assert (status, err) == (0, "")
+        told = json.loads(ran("status", "--json", *options)[1])
+    for text in (
+        "serving, rest on 127.0.0.1",
+        "generation 1",
+        "spiffe://example.org/search/web",
+        "needs_manage",
+        "CN=localhost",
+    ):
+        assert text in out
+    assert re.search(r"^search .*\s1\s+1\s+0 ", out, re.MULTILINE)
+    assert "\x1b" not in out
+    assert told["connections"]["live"][0]["role"] == "search"
+    assert told["refusals"][0]["reason"] == "needs_manage"
+
+
+def test_reload_waits_for_the_verdict_and_prints_what_changed(own_site: Site, where: tuple[Gateway, list[str]]) -> None:
+    """Where the gateway's own watching was faster, it prints what that changed."""
+    gateway, options = where
+    status, out, err = ran("reload", *options)
+    assert (status, out, err) == (0, "unchanged: the files are those that served already; generation 2\n", "")
+    serial = own_site.issue("renewed", common_name="localhost", dns=["localhost"], ips=["127.0.0.1"], server=True)
+    own_site.edit_config(
+        gateway.config,
+        tls={"cert": "renewed.pem", "key": "renewed.key"},
+        roles={"auditor": {"access": "r"}},
+        service={"api_key": "s3cret-key", "http_port": 1},
+    )
+    status, out, err = ran("reload", *options)
+    assert status == 0
+    assert re.match(r"(published|unchanged): .*generation [34]\n", out)
+    assert re.search(rf"\n  certificate CN=localhost changed: serial \w+ until .* → serial {serial:x} until ", out)
+    for line in ("role auditor added", "key api_key added", "setting service.http_port changed: 0 → 1"):
+        assert f"\n  {line}\n" in out
+    assert err == "restart needed: service.http_port has changed\n"
+    assert "s3cret" not in out
+    status, out, _ = ran("reload", *options)
+    assert (status, "what they changed last, at " in out, "  role auditor added\n" in out) == (0, True, True)
+
+
+def test_a_reload_that_is_refused_says_why_and_changes_nothing(
+    own_site: Site, where: tuple[Gateway, list[str]]
+) -> None:
+    gateway, options = where
+    own_site.write("ca.pem", b"")
+    status, out, err = ran("reload", *options)
+    assert (status, out) == (1, "")
+    assert "failed: " in err
+    assert "ca.pem" in err
+    assert "nothing has changed: generation 1 goes on serving" in err
+    assert gateway.process.poll() is None
+
+
+def test_top_follows_until_it_is_interrupted(shared_gateway: Gateway) -> None:
+    """On a terminal it keeps to one screen, and without colours where NO_COLOR says so."""
+    for colourless in ({}, {"NO_COLOR": "1"}):
+        master, slave = pty.openpty()
+        arguments = command("top", "--admin", shared_gateway.admin, "--interval", "0.2")
+        environ = PATH | {"TERM": "xterm-256color", "COLUMNS": "120", "LINES": "40"} | colourless
+        with subprocess.Popen(arguments, stdin=slave, stdout=slave, stderr=slave, env=environ) as process:
+            os.close(slave)
+            seen = ""
+            with open(master, "rb", buffering=0) as terminal:  # noqa: PTH123 - a descriptor
+                while seen.count("serving") < 2:
+                    seen += terminal.read(65536).decode()
+                process.send_signal(signal.SIGINT)
+                with contextlib.suppress(OSError):  # EIO is a terminal's end
+                    while data := terminal.read(65536):
+                        seen += data.decode()
+            assert process.wait(DEADLINE) == 0
+        assert "\x1b[?1049h" in seen
+        assert "\x1b[?1049l" in seen.rpartition("serving")[2]
+        assert bool(COLOUR.search(seen)) is not bool(colourless)
+        assert "Traceback" not in seen
+
+
+def test_top_prints_once_where_nobody_watches(shared_gateway: Gateway) -> None:
+    status, out, err = ran("top", "--admin", shared_gateway.admin, LC_ALL="C", PYTHONUTF8="0", PYTHONIOENCODING="ascii")
+    assert (status, err) == (0, "")
+    assert out.count("serving, rest on") == 1
+    assert out.isascii()
+    assert "\x1b" not in out
+    assert "CN=localhost" in out

@@ -1,0 +1,115 @@
+"""What `status`, `top` and `reload` say where there is nobody to ask, and how a status looks on a terminal."""
+
+from __future__ import annotations
+
+import http.server
+import io
+import re
+import socket
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+from rich.console import Console
+from support.status import HOSTILE, NOW, connection, refusal, status
+from tls_site import site
+
+from tlsproxy.cli import main
+from tlsproxy.cli.adminclient import admin_of
+from tlsproxy.cli.terminal import BLOCKS, PLAIN, _overview
+
+COMMANDS = ("status", "top", "reload")
+
+
+def refused(*arguments: str) -> str:
+    """What is said on standard error by a command that cannot do what it is asked."""
+    done = CliRunner().invoke(main, arguments)
+    assert (done.exit_code, done.stdout) == (2, "")
+    return done.stderr
+
+
+def drawn(told: dict[str, Any], *, width: int = 160, rows: int | None = None, **more: Any) -> str:
+    to = Console(file=io.StringIO(), width=width, markup=False, emoji=False, highlight=False, **more)
+    to.print(_overview(told, NOW, BLOCKS, rows))
+    return to.file.getvalue()  # type: ignore[attr-defined, no-any-return]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_somebody_must_say_where_it_is(command: str) -> None:
+    assert "say where the admin server is: --config FILE or --admin ADDRESS" in refused(command)
+
+
+def test_the_configuration_says_where_it_is(tmp_path: Path) -> None:
+    made = site(tmp_path)
+    assert "admin.listen is not set" in refused("status", "--config", str(made.config))
+    made.configure(admin={"listen": "127.0.0.1:0"})
+    assert "leaves the port to the system" in refused("status", "--config", str(made.config))
+    made.configure(admin={"listen": f"unix:{tmp_path}/admin.sock"})
+    assert "No such file or directory: is the gateway running?" in refused("status", "--config", str(made.config))
+    made.configure(admin={"listen": "localhost:9333"})
+    assert admin_of(made.config, None).address == "localhost:9333"
+    assert admin_of(made.config, "unix:/run/x").address == "unix:/run/x"
+    assert "missing.yaml" in refused("status", "--config", str(tmp_path / "missing.yaml"))
+
+
+def test_nobody_is_there() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as unused:
+        address = f"127.0.0.1:{unused.getsockname()[1]}"
+    for command in COMMANDS:
+        assert f"{address}: Connection refused: is the gateway running?" in refused(command, "--admin", address)
+    assert "is neither HOST:PORT nor unix:/path" in refused("status", "--admin", "127.0.0.1:http")
+
+
+@pytest.mark.parametrize(
+    "answer", [b"HTTP/1.0 200 OK\r\n\r\n<html>", b'HTTP/1.0 200 OK\r\n\r\n{"a": 1}', b"220 ready\r\n"]
+)
+def test_another_server_is_not_taken_for_the_admin_server(answer: bytes) -> None:
+    class Other(http.server.BaseHTTPRequestHandler):
+        def handle(self) -> None:
+            self.rfile.readline()
+            self.wfile.write(answer)
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Other) as other:
+        thread = threading.Thread(target=other.handle_request)
+        thread.start()
+        told = refused("reload", "--admin", f"127.0.0.1:{other.server_address[1]}")
+        thread.join()
+    assert "what answers there is not the admin server of a gateway" in told
+
+
+def test_a_terminal_shows_what_the_page_shows() -> None:
+    text = drawn(status())
+    for told in (
+        "serving, rest on 0.0.0.0:6333", "generation 4", "last reload ok", "role search changed: access",
+        "restart needed: service.http_port", "30 days left", "over for 3 days", "12 revoked", "needs_write",
+        "unknown_ca", "key nightly", "certificate_revoked", "5.1 MiB out",
+    ):  # fmt: skip
+        assert told in text
+    assert re.search(r"^search .*█.*\s5405\s+54\s+0\s+6\.9", text, re.MULTILINE)
+
+
+def test_what_strangers_chose_does_nothing_to_a_terminal() -> None:
+    told = status(
+        refusals=[refusal(1, HOSTILE)], connections={"open": 1, "draining": False, "live": [connection(1, HOSTILE)]}
+    )
+    text = drawn(told, width=400, force_terminal=True, color_system="standard")
+    assert "\x1b[2J" not in text
+    assert "\u202e" not in text
+    assert text.count("\\x1b[2J\\u202e[red]&amp;") == 5
+
+
+def test_lists_are_cut_to_the_height_of_a_terminal() -> None:
+    live = [connection(number, "CN=alice") for number in range(1, 500)]
+    told = status(connections={"open": 499, "draining": False, "live": live}, refusals=[refusal(1, "CN=bob")] * 100)
+    lines = drawn(told, rows=50).splitlines()
+    assert len(lines) <= 50
+    assert sum("CN=alice" in line for line in lines) >= 5
+    assert sum("CN=bob" in line for line in lines) >= 5
+    assert re.search(r"\d+ more", "\n".join(lines))
+
+
+def test_glyphs_for_those_who_have_but_ascii() -> None:
+    assert (PLAIN.heights + PLAIN.full + PLAIN.empty).isascii()
+    assert len(PLAIN.heights) == len(BLOCKS.heights)

@@ -1,0 +1,219 @@
+"""A status on a terminal: the rows of :mod:`tlsproxy.service.view`, drawn with rich.
+
+Texts are given to rich as texts, never as its markup, since strangers chose some of them.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from tlsproxy.cli.adminclient import AdminError
+from tlsproxy.service import view
+from tlsproxy.service.view import OUTCOMES, Traffic
+
+WIDTH: Final = 160
+"""Columns where nobody says how many there are: a pipe, or a file."""
+_BAR: Final = 16
+_STYLES: Final = {"ok": "green", "unchanged": "green", "soon": "yellow", "over": "bold red", "failed": "bold red"}
+_CELLS: Final = {"allowed": "blue", "denied": "red", "failed": "magenta"}
+SHORT: Final = 3
+"""Changes of a reload that are told where there is little room."""
+STEP: Final = 2
+"""Slots that one column of a plot stands for."""
+LONG_STEP: Final = 5
+"""As many where there is little room."""
+
+
+@dataclass(frozen=True, slots=True)
+class Glyphs:
+    """``heights`` from nothing to all; the two parts of a bar."""
+
+    heights: str
+    full: str
+    empty: str
+
+
+BLOCKS: Final = Glyphs(" ▁▂▃▄▅▆▇█", "█", "░")
+PLAIN: Final = Glyphs(" .:-=+*#@", "#", ".")
+
+
+def show(status: Mapping[str, Any], now: float) -> None:
+    to = _console()
+    to.print(_overview(status, now, _glyphs_for(to)))
+
+
+def follow(ask: Callable[[], Mapping[str, Any]], interval: float) -> None:
+    """Until KeyboardInterrupt. A gateway that does not answer is asked again: it may be starting anew just now."""
+    to = _console()
+    with Live(console=to, screen=True, auto_refresh=False) as live:
+        while True:
+            try:
+                shows = _overview(ask(), time.time(), _glyphs_for(to), rows=to.height)
+            except AdminError as error:
+                shows = Text(str(error), "bold red")
+            live.update(shows, refresh=True)
+            time.sleep(interval)
+
+
+def _console() -> Console:
+    """For the standard output: without colours and cursor movements where that is no terminal (or says NO_COLOR)."""
+    reconfigure = getattr(sys.stdout, "reconfigure", None)
+    if reconfigure is not None:
+        reconfigure(errors="replace")  # of names in an alphabet that it does not have
+    made = Console(markup=False, emoji=False, highlight=False)
+    if not made.is_terminal:
+        made.width = WIDTH
+    return made
+
+
+def _glyphs_for(to: Console) -> Glyphs:
+    return BLOCKS if to.encoding.lower().startswith("utf") else PLAIN
+
+
+def _overview(status: Mapping[str, Any], now: float, glyphs: Glyphs, rows: int | None = None) -> RenderableType:
+    """``rows`` is how many lines there are; None for no limit. Where there is one, everything is told in one line of
+    its own, and the lists of connections and refusals are cut to what is left.
+    """
+    short = rows is not None
+    above: list[Text | Table] = [
+        *(_line(text, short=short) for text in _head(status, now, most=SHORT if short else None)),
+        _lifetimes(status, now, glyphs, short=short),
+        Text(""),
+        _decisions(status, now, glyphs, short=short),
+    ]
+    connections = view.connections(status["connections"])
+    refused = view.refusals(status["refusals"], now)
+    if rows is not None:
+        fixed = sum(each.row_count + 1 if isinstance(each, Table) else 1 for each in above) + 2 * 2 + 1
+        left = max(rows - fixed, 4)
+        few = min(len(refused), max(left // 2, left - len(connections)))
+        connections, refused = connections[: max(left - few, 1)], refused[:few]
+    further = status["connections"]["open"] - len(connections)
+    below = (_connections(connections, further, short=short), Text(""), _refusals(refused, short=short))
+    return Group(*above, Text(""), *below)
+
+
+def _head(status: Mapping[str, Any], now: float, most: int | None) -> Iterator[Text]:
+    generation, connections = status["generation"], status["connections"]
+    reload = view.last_reload(status["last_reload"], now)
+    yield Text.assemble(
+        (f"tlsproxy {status['version']} ", "bold"),
+        ("draining" if connections["draining"] else "serving", "yellow" if connections["draining"] else "green"),
+        *(f", {' and '.join(one['protocols'])} on {one['address']}" for one in status["listeners"]),
+    )
+    yield Text.assemble(
+        f"generation {generation['number']} since {view.clock(generation['built_at'], now)}, last reload ",
+        (reload.result, _STYLES.get(reload.result, "bold red")),
+        f" at {reload.when} ({reload.trigger})",
+        (f": {reload.error}" if reload.error else "", "red"),
+    )
+    if reload.changes:
+        yield Text(f"what the files changed last, at {reload.changed}:")
+    yield from (Text(f"  {change}") for change in reload.changes[:most])
+    yield from (Text(f"restart needed: {name} has changed", "yellow") for name in generation["restart_needed"])
+    yield from (Text(f"warning: {view.shown(warning)}", "yellow") for warning in generation["warnings"])
+    audit, upstream = status["audit"], status["upstream"]
+    dropped = f", {audit['dropped']} dropped" if audit["dropped"] else ""
+    yield Text(
+        f"{connections['open']} connections, to Qdrant {upstream['busy']} busy and {upstream['idle']} idle, "
+        f"audit lines {audit['written']} written and {audit['queued']} waiting{dropped}"
+    )
+    for worker in status.get("workers", ()):
+        yield Text(
+            f"worker {worker['number']}: process {worker['pid'] or 'starting'}, {worker['restarts']} restarts, "
+            f"generation {worker['generation']}"
+        )
+    yield Text("")
+
+
+def _lifetimes(status: Mapping[str, Any], now: float, glyphs: Glyphs, *, short: bool) -> _Rows:
+    table = _table("certificates", "name", "time left", *([] if short else ["good until"]), short=short)
+    for row in view.lifetimes(status, now):
+        full = round(row.share * _BAR)
+        bar = (glyphs.full * full + glyphs.empty * (_BAR - full), _STYLES[row.state])
+        left = Text.assemble(bar, " ", (row.left, "" if row.state == "ok" else _STYLES[row.state]))
+        if short:
+            table.add(row.kind, row.name, left)
+        else:
+            table.add(row.kind, Text.assemble(row.name, (f"  {row.detail}", "dim")), left, row.until)
+    return table
+
+
+def _decisions(status: Mapping[str, Any], now: float, glyphs: Glyphs, *, short: bool) -> _Rows:
+    section = status["decisions"]
+    seconds, minutes = section["seconds"], section["seconds"] * section["kept"] // 60
+    numbers = (*OUTCOMES, "per s")
+    table = _table(f"{minutes} minutes", "", *numbers, numbers=numbers, short=short)
+    for row in view.traffic(section, now):
+        last = sum(row.slots[-2]) / seconds  # the one before the one that goes on
+        table.add(row.role, _plot(row, glyphs, LONG_STEP if short else STEP), *map(str, row.totals), f"{last:.1f}")
+    return table
+
+
+def _plot(row: Traffic, glyphs: Glyphs, step: int) -> Text:
+    """A column has the colour of what was worst in it."""
+    sums = [
+        [sum(cells) for cells in zip(*row.slots[start : start + step], strict=True)]
+        for start in range(0, len(row.slots), step)
+    ]
+    peak, steps = max(map(sum, sums)) or 1, len(glyphs.heights) - 1
+    plot = Text()
+    for cells in sums:
+        worst = next((outcome for outcome in reversed(OUTCOMES) if cells[OUTCOMES.index(outcome)]), "")
+        plot.append(glyphs.heights[-(-sum(cells) * steps // peak)], _CELLS.get(worst, ""))
+    return plot
+
+
+def _connections(rows: Sequence[view.Connection], further: int, *, short: bool) -> _Rows:
+    numbers = ("no.", "age", "requests")
+    table = _table("no.", "connected", "role", "from", "age", "requests", "carried", numbers=numbers, short=short)
+    for row in rows:
+        who = Text.assemble(row.who, (f"  key {row.key}" if row.key else "", "dim"), (f"  {row.ending}", "yellow"))
+        role = Text.assemble(row.role, (f"  {row.rule}", "dim"))
+        table.add(str(row.number), who, role, f"{row.address} {row.protocol}", row.age, str(row.requests), row.carried)
+    if further > 0:
+        table.add("", Text(f"{further} more", "dim"))
+    return table
+
+
+def _refusals(rows: Sequence[view.Refused], *, short: bool) -> _Rows:
+    table = _table("refused", "reason", "what", "who", "role", "from", numbers=("refused",), short=short)
+    for row in rows:
+        what = Text.assemble(row.operation, (f"  {row.collection}", "dim"))
+        role = Text.assemble(row.role, (f"  {row.rule}", "dim"))
+        table.add(row.when, Text(row.reason, "red"), what, row.who, role, row.remote)
+    return table
+
+
+class _Rows(Table):
+    """``short``: what does not fit into a line is left out of it; otherwise it is folded."""
+
+    def __init__(self, *, short: bool) -> None:
+        super().__init__(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+        self._short = short
+
+    def add(self, *cells: str | Text) -> None:
+        self.add_row(*(_line(Text(cell) if isinstance(cell, str) else cell, short=self._short) for cell in cells))
+
+
+def _line(text: Text, *, short: bool) -> Text:
+    if short:
+        text.no_wrap, text.overflow = True, "ellipsis"
+    return text
+
+
+def _table(*columns: str, numbers: Sequence[str] = (), short: bool) -> _Rows:
+    table = _Rows(short=short)
+    for name in columns:
+        # A column that may not wrap keeps its width as long as there are others to take it from.
+        table.add_column(name, justify="right" if name in numbers else "left", no_wrap=name in numbers, overflow="fold")
+    return table

@@ -1,0 +1,37 @@
+"""A worker's place among the others, which several processes may have, one after the other."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import Any
+
+from tlsproxy.service.workers.merging import Families
+from tlsproxy.service.workers.process import WorkerProcess
+
+
+@dataclass(slots=True)
+class Seat:
+    """``families`` are the metrics that were told last; ``first`` is done once somebody serves, or could not."""
+
+    number: int
+    process: WorkerProcess | None = None
+    restarts: int = 0
+    served_since: float | None = None
+    families: Families = field(default_factory=list)
+    first: asyncio.Future[None] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+
+    @property
+    def serving(self) -> WorkerProcess | None:
+        return self.process if self.process is not None and self.process.order is not None else None
+
+    def described(self) -> dict[str, Any]:
+        """As JSON values."""
+        process, serving = self.process, self.serving
+        return {
+            "number": self.number,
+            "pid": process.pid if process is not None else None,
+            "started_at": process.started_at if process is not None else None,
+            "restarts": self.restarts,
+            "generation": serving.order.number if serving is not None and serving.order is not None else None,
+        }
