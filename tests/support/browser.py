@@ -12,6 +12,7 @@ import json
 import os
 import re
 import signal
+import tempfile
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -133,16 +134,20 @@ class Page:
 
 @asynccontextmanager
 async def chromium(home: Path) -> AsyncIterator[Page]:
-    """Its profile, and the NSS database with its certificates, are in ``home``."""
+    """The NSS database with its certificates is in ``home``.
+
+    Its own files are in a directory with a short name: it makes a unix socket there, whose path may have 107 bytes.
+    """
+    scratch = tempfile.TemporaryDirectory(prefix="browser-", ignore_cleanup_errors=True)
     process = await asyncio.create_subprocess_exec(
         tool("chromium"),
         *_OPTIONS,
-        f"--user-data-dir={home / 'profile'}",
+        f"--user-data-dir={scratch.name}/profile",
         "--window-size=1280,1400",
         "about:blank",
         stdout=asyncio.subprocess.DEVNULL,
         stderr=asyncio.subprocess.PIPE,
-        env={"PATH": os.defpath, "HOME": str(home), "TMPDIR": str(home)},
+        env={"PATH": os.defpath, "HOME": str(home), "TMPDIR": scratch.name},
         start_new_session=True,
     )
     assert process.stderr is not None
@@ -160,13 +165,16 @@ async def chromium(home: Path) -> AsyncIterator[Page]:
     finally:
         os.killpg(process.pid, signal.SIGKILL)  # its own session: it and all of its helpers
         await process.wait()
+        scratch.cleanup()
 
 
 async def _devtools(stderr: asyncio.StreamReader) -> str:
+    said = ""
     while line := (await stderr.readline()).decode(errors="replace"):
+        said += line
         if found := re.match(r"DevTools listening on (ws://\S+)", line):
             return found[1]
-    raise AssertionError("the browser ended before it could be driven")
+    raise AssertionError(f"the browser ended before it could be driven:\n{said}")
 
 
 def browsing(home: Path, scenario: Callable[[Page], Any]) -> None:
