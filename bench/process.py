@@ -81,14 +81,12 @@ def upstream(programs: Programs, download: int) -> Iterator[tuple[int, int]]:
 
 
 @contextlib.contextmanager
-def running(
-    peer: Peer, program: Program, directory: Path, site: Site, behind: tuple[int, int], workers: int = 1
-) -> Iterator[Running]:
+def running(peer: Peer, program: Program, directory: Path, site: Site, behind: tuple[int, int]) -> Iterator[Running]:
     """A contender that serves. Raises AbsentError, with what it said, where it does not."""
     directory.mkdir(parents=True, exist_ok=True)
     http, grpc, tcp = free_ports(3)
-    place = Place(directory, site, http, grpc, tcp, *behind, workers)
-    command = pinned(cores(workers)[0], peer.command(program, place))
+    place = Place(directory, site, http, grpc, tcp, *behind, peer.workers)
+    command = pinned(cores(peer.workers)[0], peer.command(program, place))
     said = directory / "output.log"
     home = {name: str(directory) for name in ("HOME", "XDG_DATA_HOME", "XDG_CONFIG_HOME")}
     with said.open("wb") as output:
