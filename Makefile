@@ -5,7 +5,7 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint const
 # PYTEST_ARGS narrows a run: make pytest PYTEST_ARGS="-k reload"
 PYTEST_ARGS ?=
 
-.PHONY: test lint types layers pytest demo soak fuzz bench bench-quick bench-scale format clean
+.PHONY: test lint types layers pytest demo soak fuzz bench bench-quick bench-scale install uninstall format clean
 
 test: lint types layers pytest
 
@@ -50,6 +50,10 @@ bench-quick: .venv/installed-demo
 
 bench-scale: .venv/installed-demo
 	$(BIN)/python -m bench scale $(BENCH_ARGS)
+
+# As root, under systemd: PREFIX=/opt/tlsproxy, DESTDIR and PYTHON as usual. See systemd/README.md.
+install uninstall:
+	sh systemd/install.sh $@
 
 format: .venv/installed-test
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format .

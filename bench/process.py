@@ -81,14 +81,12 @@ def upstream(programs: Programs, download: int) -> Iterator[tuple[int, int]]:
 
 
 @contextlib.contextmanager
-def running(
-    peer: Peer, program: Program, directory: Path, site: Site, behind: tuple[int, int], workers: int = 1
-) -> Iterator[Running]:
+def running(peer: Peer, program: Program, directory: Path, site: Site, behind: tuple[int, int]) -> Iterator[Running]:
     """A contender that serves. Raises AbsentError, with what it said, where it does not."""
     directory.mkdir(parents=True, exist_ok=True)
     http, grpc, tcp = free_ports(3)
-    place = Place(directory, site, http, grpc, tcp, *behind, workers)
-    command = pinned(cores(workers)[0], peer.command(program, place))
+    place = Place(directory, site, http, grpc, tcp, *behind, peer.workers)
+    command = pinned(cores(peer.workers)[0], peer.command(program, place))
     said = directory / "output.log"
     home = {name: str(directory) for name in ("HOME", "XDG_DATA_HOME", "XDG_CONFIG_HOME")}
     with said.open("wb") as output:
@@ -99,7 +97,7 @@ def running(
     try:
         try:
             for kind in sorted(peer.serves):
-                _wait_for(contender.port(kind), process)
+                _wait_for(contender, kind)
         except TimeoutError:
             raise AbsentError(f"it does not start: {said.read_text(errors='replace')[-300:].strip()}") from None
         yield contender
@@ -107,10 +105,17 @@ def running(
         _stop(process)
 
 
-def _wait_for(port: int, process: subprocess.Popen[bytes]) -> None:
+def _wait_for(contender: Running, kind: str) -> None:
+    """For a handshake: a socket may be bound before the processes are there that serve it, and that are measured."""
     end = time.monotonic() + START_TIMEOUT
-    while process.poll() is None and time.monotonic() < end:
-        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+    context = contender.place.site.client()
+    context.set_alpn_protocols(["h2" if kind == "grpc" else "http/1.1"])
+    while contender.process.poll() is None and time.monotonic() < end:
+        with (
+            contextlib.suppress(OSError),
+            socket.create_connection(("127.0.0.1", contender.port(kind)), timeout=1) as sock,
+            context.wrap_socket(sock, server_hostname="localhost"),
+        ):
             return
         time.sleep(0.02)
     raise TimeoutError

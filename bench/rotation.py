@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-import ssl
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -83,12 +82,10 @@ def _renew(contender: Running, site: Site) -> bool:
 
 def _shown(contender: Running, site: Site) -> int | None:
     """The serial number of the certificate that a new client is shown."""
-    context = ssl.create_default_context(cafile=site.path("ca.pem"))
-    context.load_cert_chain(site.path("client.pem"), site.path("client.key"))
     try:
         with (
             socket.create_connection(("127.0.0.1", contender.place.http), timeout=INTERVAL) as sock,
-            context.wrap_socket(sock, server_hostname="localhost") as secured,
+            site.client().wrap_socket(sock, server_hostname="localhost") as secured,
         ):
             shown = secured.getpeercert(binary_form=True)
     except OSError:

@@ -33,9 +33,8 @@ class Setting:
     generator: Generator
     say: Say
 
-    def start(self, stack: ExitStack, peer: Peer, program: Program, workers: int = 1) -> Running:
-        directory = self.directory / (peer.name if workers == 1 else f"{peer.name}-{workers}")
-        return stack.enter_context(running(peer, program, directory, self.site, self.behind, workers))
+    def start(self, stack: ExitStack, peer: Peer, program: Program) -> Running:
+        return stack.enter_context(running(peer, program, self.directory / peer.name, self.site, self.behind))
 
 
 def locate(peers: Iterable[Peer], venv: Path, failed: Mapping[str, str], results: Results) -> dict[Peer, Program]:

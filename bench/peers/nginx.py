@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 from bench.errors import AbsentError
-from bench.peers.peer import Peer, Place, Program, debian
+from bench.peers.peer import WITH_TWO, Peer, Place, Program, debian
 from bench.site import CLIENT, LIMITED, ORGANIZATION
 
 STREAM_MODULE = Path("/usr/lib/nginx/modules/ngx_stream_module.so")
@@ -119,6 +120,7 @@ def _raised(program: Program, place: Place) -> list[str]:
 
 
 PEER = Peer("nginx", frozenset({"http", "grpc", "tcp"}), _locate, _as_shipped, reload=signal.SIGHUP)
+TWO = replace(PEER, name="nginx-2", workers=2, only=WITH_TWO, note="two workers, on both sets of cores", reload=None)
 RAISED = Peer(
     "nginx-raised",
     frozenset({"http"}),

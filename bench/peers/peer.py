@@ -12,6 +12,9 @@ from pathlib import Path
 from bench.errors import AbsentError
 from bench.site import Site
 
+WITH_TWO = frozenset({"get", "search-inspected", "handshake", "grpc"})
+"""What is measured with two workers as well."""
+
 
 @dataclass(frozen=True, slots=True)
 class Place:
@@ -54,6 +57,7 @@ class Peer:
     reload: int | None = None
     only: frozenset[str] = frozenset()
     """The workloads that it is for, where it is a variant of another peer."""
+    workers: int = 1
 
 
 def debian(program: str, package: str, *version: str) -> Callable[[Path], Program]:

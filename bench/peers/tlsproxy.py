@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 import tlsproxy
-from bench.peers.peer import Peer, Place, Program
+from bench.peers.peer import WITH_TWO, Peer, Place, Program
 from bench.site import CLIENT, LIMITED
 
 ROLES: dict[str, Any] = {
@@ -44,6 +45,7 @@ def configuration(place: Place, **sections: Mapping[str, Any] | list[Any]) -> di
         },
         "roles": ROLES,
         "identities": IDENTITIES,
+        "workers": place.workers,
         "audit": {"dir": str(place.directory / "audit")},
         "admin": {"listen": f"unix:{place.directory}/admin.sock"},
         # All clients of the bench share one address, and few connections carry many calls.
@@ -63,3 +65,4 @@ def command(program: Program, place: Place) -> list[str]:
 
 
 PEER = Peer("tlsproxy", frozenset({"http", "grpc", "tcp"}), locate, command, reload=0)
+TWO = replace(PEER, name="tlsproxy-2", workers=2, only=WITH_TWO, note="two workers, on both sets of cores")

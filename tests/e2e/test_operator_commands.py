@@ -17,6 +17,7 @@ from support.client import Client
 from support.gateway import DEADLINE, Gateway
 from support.site import Site
 from support.upstream import ScriptedUpstream
+from support.workers import at_each
 
 PATH = {"PATH": "/usr/bin:/bin", "PYTHONWARNINGS": "error"}
 COLOUR = re.compile(r"\x1b\[(\d+;)*(3\d|9\d)(;\d+)*m")
@@ -102,6 +103,20 @@ def test_a_reload_that_is_refused_says_why_and_changes_nothing(
     assert "ca.pem" in err
     assert "nothing has changed: generation 1 goes on serving" in err
     assert gateway.process.poll() is None
+
+
+def test_several_workers_are_shown_as_one(site: Site, upstream: ScriptedUpstream) -> None:
+    with Gateway(site.write_config(upstream.url, workers=2)) as gateway, contextlib.ExitStack() as stack:
+        for _, client in at_each(gateway, site, stack).values():
+            client.send(b"GET /nowhere HTTP/1.1\r\nhost: h\r\n\r\n")
+            assert client.response().status == 404
+        out = ran("status", "--admin", gateway.admin)[1]
+        page = gateway.ask_admin("/")[1]
+    assert len(re.findall(r"^worker \d: process \d+, 0 restarts, generation 1$", out, re.MULTILINE)) == 2
+    assert re.search(r"^admin .*\s[1-9]\d*\s+2\s+0 ", out, re.MULTILINE)
+    assert out.count("unknown_operation") == 2
+    assert "The processes that serve" in page
+    assert page.count('<button aria-label="cut connection') == out.count("127.0.0.1 rest")
 
 
 def test_top_follows_until_it_is_interrupted(shared_gateway: Gateway) -> None:

@@ -146,3 +146,51 @@ def test_a_handshake_that_ends_during_the_drain_is_no_failed_one(site: Site, gat
             incoming.write(data)
         assert tls.read() == b"", "a clean end"
     assert [record["event"] for record in gateway.stop() if "event" in record] == ["start", "stop"]
+
+
+GRACE = {"drain_grace": 20}
+
+
+def test_a_client_that_could_not_know_is_answered_once_more(site: Site, upstream: ScriptedUpstream) -> None:
+    """Idle, or in the middle of a response that had begun, or with its handshake just done."""
+    with Gateway(site.write_config(upstream.url, limits=GRACE)) as gateway:
+        context, let = site.client(), threading.Event()
+
+        def slowly(connection: Connection, request: Received) -> None:
+            request.body = connection.read_body(request)
+            connection.sock.sendall(OK[:-5])
+            let.wait(DEADLINE)
+            connection.sock.sendall(OK[-5:])
+
+        with (
+            connected(gateway, context) as idle,
+            connected(gateway, context) as fresh,
+            connected(gateway, context) as busy,
+        ):
+            idle.send(GET)
+            assert idle.response().status == 200
+            upstream.answer = slowly
+            busy.send(GET)
+            begun = busy.head()
+            assert "connection" not in begun.fields
+            draining(gateway)
+            let.set()
+            assert b"".join(busy.body(begun)) == b'{"status":"ok"}'
+            for client in (idle, fresh, busy):
+                client.send(GET)
+                response = client.response()
+                assert (response.status, response.fields["connection"]) == (200, "close")
+                assert client.ended()
+        assert gateway.process.wait(DEADLINE) == 0
+
+
+def test_who_says_nothing_is_not_waited_for(site: Site, upstream: ScriptedUpstream) -> None:
+    with Gateway(site.write_config(upstream.url, limits={"drain_grace": 0.3})) as gateway:
+        with connected(gateway, site.client()) as client:
+            client.send(GET)
+            assert client.response().status == 200
+            began = time.monotonic()
+            draining(gateway)
+            assert client.ended()
+            assert 0.25 < time.monotonic() - began < 10
+        assert gateway.process.wait(DEADLINE) == 0

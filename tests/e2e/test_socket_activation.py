@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from support.client import ask
 from support.gateway import DEADLINE, Gateway
+from support.loading import Load
 from support.site import Site
 from support.upstream import ScriptedUpstream
 
@@ -47,6 +48,30 @@ def test_a_socket_outlives_the_process_that_serves_it(
             site.client().wrap_socket(waiting, server_hostname="localhost") as sock,
         ):
             assert ask(sock).status == 200
+
+
+def test_a_takeover_under_load_loses_nothing(site: Site, upstream: ScriptedUpstream, held: socket.socket) -> None:
+    """Clients that keep their connection, and clients that come anew: none of them tries anything twice."""
+    config = site.write_config(
+        upstream.url, service={"http_port": port_of(held)}, limits={"drain_grace": 10, "drain_timeout": 20}
+    )
+    load = None
+    try:
+        for _ in range(2):
+            with Gateway(config, inherit=[("rest", held)]) as gateway:
+                load = load or Load(site, gateway, kept=4, new=4)
+                enough = len(upstream.requests) + 20
+                while len(upstream.requests) < enough:
+                    gateway.audited(status=200)
+                gateway.process.send_signal(signal.SIGTERM)
+                assert gateway.process.wait(DEADLINE) == 0
+        with Gateway(config, inherit=[("rest", held)]):
+            done = load.end() if load else {}
+    finally:
+        if load:
+            load.kill()
+    assert done["failures"] == []
+    assert done["requests"] == len(upstream.requests) > 40
 
 
 def test_what_is_not_passed_is_bound(site: Site, upstream: ScriptedUpstream, held: socket.socket) -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from support.site import Site
 
 from tlsproxy.config.model import Service
 
@@ -71,3 +73,22 @@ def test_each_socket_is_one_listener_of_the_default_configuration() -> None:
     assert told.pop("rest") == f"{service.host}:{service.http_port}"
     assert told.pop("grpc") == f"{service.host}:{service.grpc_port}"
     assert told.keys() == {"tcp"}
+
+
+def test_the_first_configuration_is_a_good_one(own_site: Site) -> None:
+    """As soon as there are certificates where it looks for them."""
+    first = UNITS / "tlsproxy.yaml"
+    text = first.read_text().replace("certs/", "")
+    own_site.write("tlsproxy.yaml", text.encode())
+    done = subprocess.run(
+        [sys.executable, "-m", "tlsproxy", "check", "--config", str(own_site.directory / "tlsproxy.yaml")],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    lines = SERVICE.read_text().splitlines()
+    assert "LogsDirectory=tlsproxy" in lines
+    assert "dir: /var/log/tlsproxy}" in text
+    assert "RuntimeDirectory=tlsproxy" in lines
+    assert "unix:/run/tlsproxy/admin.sock" in text

@@ -54,8 +54,8 @@ class Load:
             self._saw(writer.get_extra_info("peercert"))
             while True:
                 async with asyncio.timeout(PATIENCE):
-                    await self._ask(reader, writer)
-                if enough():
+                    last = await self._ask(reader, writer)
+                if last or enough():
                     break
                 await self._pause()
         except (OSError, EOFError, ValueError, TimeoutError) as error:
@@ -63,13 +63,15 @@ class Load:
         finally:
             writer.transport.abort()
 
-    async def _ask(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _ask(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+        """Whether the gateway said that it ends the connection."""
         writer.write(REQUEST)
         head = await reader.readuntil(b"\r\n\r\n")
         if not head.startswith(b"HTTP/1.1 200 ") or b"content-length: 15\r\n" not in head.lower():
             raise ValueError(head)
         await reader.readexactly(15)
         self.requests += 1
+        return b"connection: close\r\n" in head.lower()
 
     async def _pause(self) -> None:
         await asyncio.sleep(PACE)

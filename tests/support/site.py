@@ -35,6 +35,7 @@ CONFIG: dict[str, Any] = {
     ],
     "audit": {"dir": "-", "flush_interval": 0.002},
     "admin": {"listen": "127.0.0.1:0"},
+    "limits": {"drain_grace": 0},
 }
 
 

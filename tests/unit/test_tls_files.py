@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import socket
+import stat
 import threading
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,7 @@ from tls_site import ROOT, SERVER, Site, site
 from tlsproxy.config.problems import ConfigError
 from tlsproxy.errors import MaterialError
 from tlsproxy.tls import files
-from tlsproxy.tls.files import UnstableInputs, read_file, read_inputs
+from tlsproxy.tls.files import UnstableInputs, _exposed, read_file, read_inputs
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -279,5 +280,14 @@ def test_a_wrong_configuration_is_a_configuration_error(tmp_path: Path) -> None:
 def test_a_key_that_others_can_read_is_warned_of(tmp_path: Path) -> None:
     made = site(tmp_path)
     assert read_inputs(made.config, {}).warnings == ()
-    (tmp_path / "server.key").chmod(0o640)
+    (tmp_path / "server.key").chmod(0o644)
     assert "chmod 600" in read_inputs(made.config, {}).warnings[0]
+
+
+@pytest.mark.parametrize(
+    ("mode", "owner", "exposed"),
+    [(0o600, 1000, False), (0o640, 1000, True), (0o640, 0, False), (0o660, 0, True), (0o644, 0, True)],
+)
+def test_a_group_may_read_the_key_that_root_gave_it(mode: int, owner: int, *, exposed: bool) -> None:
+    found = os.stat_result((stat.S_IFREG | mode, 1, 1, 1, owner, 1, 1, 0, 0, 0))
+    assert _exposed(found) is exposed

@@ -82,6 +82,8 @@ class Limits(Section):
     """Seconds that a request has to finish whose client lost the right to its connection."""
     max_connection_age: Annotated[float, Field(ge=0)] = 0.0
     """Seconds after which a connection is ended, once it has finished what it is doing; 0 for never."""
+    drain_grace: Annotated[float, Field(ge=0, le=60)] = 1.0
+    """Seconds at shutdown in which a connection without a request may send one more, which is answered as its last."""
     drain_timeout: Seconds = 30.0
     """Seconds that running requests have to finish at shutdown."""
     max_head_size: Size = 32_768

@@ -181,7 +181,7 @@ class Audit(Section):
 
 
 class Admin(Section):
-    """The admin server: health, metrics, status and reload."""
+    """The admin server: a page for people, health, metrics, status and reload."""
 
     listen: str | None = None
     """`unix:/path`, or `host:port` on loopback; null for no admin server. Needs a restart."""

@@ -35,6 +35,9 @@ MEMO_PLANS: Final = 2048
 MEMO_BLOCK: Final = 4096
 """A longer one is not remembered: the memo's size in memory is bounded by the product."""
 
+MEMO_NAMES: Final = 1024
+"""Characters of the collections that a message names, beyond which it is judged anew, for the same reason."""
+
 # Qdrant's own pairs of statuses, and those of our own refusals.
 _GRPC: Final = {
     400: GrpcStatus.INVALID_ARGUMENT,
@@ -58,9 +61,9 @@ def grpc_status(decision: Decision) -> int:
     return _GRPC.get(decision.status, GrpcStatus.INTERNAL).value
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Asked:
-    """What a plan was made of, for one that may take its place."""
+    """What a plan was made of, for one that may take its place. As much itself as its plan is: the key of a memo."""
 
     head: CallHead
     operation: Operation
@@ -124,6 +127,7 @@ class CallPlans:
         key = generation.upstream_api_key
         self._upstream_key = key.encode() if key is not None else None
         self._memo: dict[tuple[Principal, Fields], CallPlan] = {}
+        self._judged: dict[tuple[Asked, str, tuple[str, ...]], CallPlan] = {}
 
     def of(self, principal: Principal, fields: Fields, now: float) -> CallPlan:
         """``now`` is seconds since the epoch. Raises :class:`tlsproxy.wire.http2.StreamError`."""
@@ -163,7 +167,18 @@ class CallPlans:
         return CallPlan("unreadable", principal.role, decision, prepared(caller, decision), http=http)
 
     def judged(self, asked: Asked, collection: str, named: tuple[str, ...]) -> CallPlan:
-        """The plan of a call whose message names these."""
+        """The plan of a call whose message names these. A pure function again, of a head that may be remembered."""
+        key = asked, collection, named
+        plan = self._judged.get(key)
+        if plan is None:
+            plan = self._judge(asked, collection, named)
+            if plan.decision.allowed and len(collection) + sum(map(len, named)) <= MEMO_NAMES:
+                if len(self._judged) >= MEMO_PLANS:
+                    del self._judged[next(iter(self._judged))]
+                self._judged[key] = plan
+        return plan
+
+    def _judge(self, asked: Asked, collection: str, named: tuple[str, ...]) -> CallPlan:
         decision = judge_message(asked.admission, asked.operation, collection, named, confined=bool(asked.conditions))
         return self._plan(
             asked.admission.principal,

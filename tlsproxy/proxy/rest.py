@@ -202,10 +202,16 @@ class RestConnection(Turns):
             self._end()
 
     def drain(self) -> None:
-        """The service stops: idle connections end now, busy ones after their response."""
-        self.close = True
+        """It ends after the response that goes on, and now where there is none.
+
+        Where the service stops, its client may be about to send a request, and could not know better: one more is
+        answered, with the word that it was the last, if it comes within ``limits.drain_grace``.
+        """
+        stopping = self._gateway.draining
         if self._state is State.IDLE and not self._inbox.data:
-            self._end()
+            self._rest() if stopping else self._end()
+        elif not (stopping and self._record is not None and self._record.status):
+            self.close = True
 
     def withdrawn(self, now: float, *, anew: bool) -> str:
         plan = self._record.plan if self._record is not None and self._state is State.BUSY else None

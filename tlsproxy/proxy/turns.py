@@ -73,9 +73,9 @@ class Turns:
         self._state = State.IDLE
         self._head_started = False
         timeout = self._limits.write_timeout if self.stream.stalled else self._limits.idle_timeout
+        if self._gateway.draining:
+            timeout = min(timeout, self._limits.drain_grace)
         self.stream.deadline = time.monotonic() + timeout
-        if self._gateway.draining and not self._inbox.data:
-            self._end()
 
     def _open_record(self, plan: Plan, now: float, tracing: Tracing = NONE) -> Record[Plan]:
         self._record = record = Record(plan, now, tracing)

@@ -1,7 +1,8 @@
 """The program: the first configuration, the log, signals, sockets, the operators' server, around what serves.
 
-SIGHUP reloads. SIGTERM and SIGINT drain: no new connections, idle ones end, busy ones after their response, all within
-``limits.drain_timeout``; a second one ends it at once. SIGHUP during a drain is ignored.
+SIGHUP reloads. SIGTERM and SIGINT drain: no new connections, idle ones end after ``limits.drain_grace``, busy ones
+after their response, all within ``limits.drain_timeout``; a second one ends it at once. SIGHUP during a drain is
+ignored.
 """
 
 from __future__ import annotations

@@ -120,10 +120,16 @@ def _read_once(config_path: Path, environ: Mapping[str, str], previous: Inputs |
     files = {config_path: data}
     warnings = []
     for path, limit in wanted.items():
-        files[path], mode = _read(path, targets[path], limit)
-        if path == loaded.config.tls.key and mode & (stat.S_IRWXG | stat.S_IRWXO):
+        files[path], found = _read(path, targets[path], limit)
+        if path == loaded.config.tls.key and _exposed(found):
             warnings.append(f"{path}: the private key is open to group or others; chmod 600 it")
     return Inputs(loaded, files, _digest(files), targets, tuple(warnings))
+
+
+def _exposed(found: os.stat_result) -> bool:
+    """Root's file may be read by a group: that is how a service without privileges is given a key."""
+    allowed = stat.S_IRUSR | stat.S_IWUSR | (stat.S_IRGRP if found.st_uid == 0 else 0)
+    return bool(stat.S_IMODE(found.st_mode) & ~allowed)
 
 
 def _wanted(config: Config) -> Iterator[tuple[Path, int]]:
@@ -151,8 +157,8 @@ def _target(path: Path) -> Path:
         raise MaterialError(str(path), _ADVICE[errno.ELOOP]) from None
 
 
-def _read(path: Path, target: Path, limit: int) -> tuple[bytes, int]:
-    """The bytes and the mode of ``target``; ``path`` is what the operator calls it."""
+def _read(path: Path, target: Path, limit: int) -> tuple[bytes, os.stat_result]:
+    """The bytes of ``target``, and what it is; ``path`` is what the operator calls it."""
     try:
         # O_NONBLOCK: opening a named pipe that somebody put here must not wait for its writer.
         descriptor = os.open(target, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
@@ -175,7 +181,7 @@ def _read(path: Path, target: Path, limit: int) -> tuple[bytes, int]:
         os.close(descriptor)
     if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns) or len(data) != after.st_size:
         raise UnstableInputs(str(path), "was written to while it was read; trying again later")
-    return data, before.st_mode
+    return data, before
 
 
 def _unreadable(path: Path, error: OSError) -> MaterialError:

@@ -1,0 +1,285 @@
+"""What an operator does with `make install` and systemctl, on a real systemd that is booted for it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import ssl
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, Self
+
+import grpc
+import pytest
+import yaml
+from support.client import ask
+from support.gateway import DEADLINE
+from support.grpc_client import channel
+from support.grpc_upstream import GrpcUpstream
+from support.h2raw import SEARCH
+from support.loading import Load
+from support.machine import Machine, needs_machine
+from support.site import CONFIG, Site
+from support.upstream import ScriptedUpstream
+
+ROOT = Path(__file__).parents[2]
+PYTHON = "/usr/bin/python3"
+KEY = "a-key-that-only-root-can-read"
+DYNAMIC_USERS = range(61184, 65520)
+
+pytestmark = pytest.mark.timeout(180)
+
+
+def free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
+
+
+class Installed:
+    """tlsproxy as `make install` leaves it on a machine, in front of upstreams of ours."""
+
+    def __init__(self, tree: Path, upstream: ScriptedUpstream, grpc_upstream: GrpcUpstream) -> None:
+        self.upstream = upstream
+        self.port, self.grpc_port = free_port(), free_port()
+        self.site = Site(tree / "etc/tlsproxy/certs")
+        self._file = tree / "etc/tlsproxy/tlsproxy.yaml"
+        service = {"host": "127.0.0.1", "http_port": self.port, "grpc_port": self.grpc_port}
+        self._config = yaml.safe_load(self._file.read_text()) | {
+            "service": service | {"api_key_file": "credential:api-key"},
+            "roles": CONFIG["roles"],
+            "identities": CONFIG["identities"],
+            "upstream": {"rest": upstream.url, "grpc": grpc_upstream.url},
+            "limits": {"drain_grace": 10, "drain_timeout": 20},
+        }
+        self.write()
+        secret = tree / "etc/tlsproxy/api-key"
+        secret.touch(mode=0o600)
+        secret.write_text(KEY)
+        units = tree / "etc/systemd/system"
+        for name, port in (("tlsproxy", self.port), ("tlsproxy-grpc", self.grpc_port)):
+            _drop_in(units / f"{name}.socket.d", f"[Socket]\nListenStream=\nListenStream=127.0.0.1:{port}\n")
+        service_lines = "[Service]\nWatchdogSec=3\nLoadCredential=api-key:/etc/tlsproxy/api-key\n"
+        _drop_in(units / "tlsproxy.service.d", service_lines)
+
+    def write(self, **sections: Any) -> None:
+        """The configuration, as it is from then on."""
+        self._file.write_text(yaml.safe_dump(self._config | sections))
+
+    def spoil(self) -> None:
+        self._file.write_text(self._file.read_text().replace("access:", "acess:"))
+
+    def status_of(self, *fields: tuple[str, str]) -> int:
+        with socket.create_connection(("127.0.0.1", self.port), timeout=DEADLINE) as sock:
+            context: ssl.SSLContext = self.site.client()
+            with context.wrap_socket(sock, server_hostname="localhost") as tls:
+                return ask(tls, fields=fields).status
+
+
+def _drop_in(directory: Path, text: str) -> None:
+    directory.mkdir(parents=True)
+    (directory / "test.conf").write_text(text)
+
+
+def make(target: str, tree: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    command = ["make", "-s", target, f"DESTDIR={tree}", *(f"{name}={value}" for name, value in variables.items())]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=150, check=False)
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    needs_machine()
+    if shutil.which(PYTHON) is None or subprocess.run([PYTHON, "-c", "import ensurepip"], check=False).returncode:
+        pytest.skip(f"{PYTHON} makes no virtual environments (Debian: python3-venv)")
+    tree = tmp_path_factory.mktemp("tree")
+    done = make("install", tree, PYTHON=PYTHON)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"installed below {tree}\n"
+    return tree
+
+
+@pytest.fixture(scope="module")
+def installed(tree: Path) -> Iterator[Installed]:
+    with ScriptedUpstream() as upstream, GrpcUpstream() as grpc_upstream:
+        yield Installed(tree, upstream, grpc_upstream)
+
+
+@pytest.fixture(scope="module")
+def machine(tree: Path, installed: Installed, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
+    """With everything started, as systemd/README.md says."""
+    assert installed.port
+    binds = {tree / "opt": "/opt", tree / "etc/tlsproxy": "/etc/tlsproxy"}
+    with Machine(tmp_path_factory.mktemp("machine"), tree, binds) as machine:
+        machine.run("systemd-sysusers", "/etc/sysusers.d/tlsproxy.conf")
+        machine.run("chgrp", "-R", "tlsproxy-tls", "/etc/tlsproxy/certs")
+        machine.run("chmod", "-R", "g+rX", "/etc/tlsproxy/certs")
+        machine.run("systemctl", "enable", "--now", "tlsproxy.socket", "tlsproxy-grpc.socket", "tlsproxy.service")
+        yield machine
+
+
+def until(reached: Callable[[], bool], machine: Machine) -> None:
+    end = time.monotonic() + DEADLINE
+    while not reached():
+        assert time.monotonic() < end, machine.journal("tlsproxy") + machine.console()
+        time.sleep(0.05)  # systemctl is asked, and has no way to wait for it
+
+
+def test_it_runs_as_an_account_of_its_own_and_says_what_it_does(machine: Machine, installed: Installed) -> None:
+    assert machine.shown("tlsproxy", "ActiveState") == "active"
+    status = machine.shown("tlsproxy", "StatusText")
+    assert status.startswith("generation 1 since ")
+    assert f"REST on https://127.0.0.1:{installed.port}, gRPC on https://127.0.0.1:{installed.grpc_port}" in status
+    process = Path("/proc", machine.shown("tlsproxy", "MainPID"), "status")
+    lines = dict(line.split(":", 1) for line in machine.run("cat", str(process)).stdout.splitlines())
+    assert int(lines["Uid"].split()[0]) in DYNAMIC_USERS
+    assert int(lines["CapEff"], 16) == 0
+    assert installed.status_of() == 200
+    audit = machine.run("find", "/var/log/tlsproxy/", "-name", "audit.*.log", "-printf", "%m").stdout
+    assert audit == "600"
+
+
+def test_a_secret_comes_by_a_credential(machine: Machine, installed: Installed) -> None:
+    assert machine.run("stat", "-c", "%U %a", "/etc/tlsproxy/api-key").stdout.strip() == "root 600"
+    assert installed.status_of(("api-key", KEY)) == 200
+    assert installed.status_of(("api-key", "another")) == 401
+
+
+def test_a_good_reload(machine: Machine, installed: Installed) -> None:
+    process = machine.shown("tlsproxy", "MainPID")
+    installed.write(log_level="DEBUG")
+    machine.run("systemctl", "reload", "tlsproxy")
+    until(lambda: "(sighup)" in machine.shown("tlsproxy", "StatusText"), machine)
+    until(lambda: machine.shown("tlsproxy", "ActiveState") == "active", machine)
+    assert machine.shown("tlsproxy", "MainPID") == process
+    assert installed.status_of(("api-key", KEY)) == 200
+
+
+def test_a_bad_reload_fails_and_changes_nothing(machine: Machine, installed: Installed) -> None:
+    process, invocation = (machine.shown("tlsproxy", name) for name in ("MainPID", "InvocationID"))
+    installed.spoil()
+    failed = machine.run("systemctl", "reload", "tlsproxy", check=False)
+    assert failed.returncode == 1
+    assert "acess: unknown key" in machine.journal("tlsproxy")
+    assert machine.shown("tlsproxy", "ActiveState") == "active"
+    assert (machine.shown("tlsproxy", "MainPID"), machine.shown("tlsproxy", "InvocationID")) == (process, invocation)
+    assert installed.status_of() == 200
+    installed.write()
+    machine.run("systemctl", "reload", "tlsproxy")
+
+
+def test_a_loop_that_stands_still_is_started_anew(machine: Machine, installed: Installed) -> None:
+    process = machine.shown("tlsproxy", "MainPID")
+    machine.run("kill", "-STOP", process)
+    until(lambda: machine.shown("tlsproxy", "NRestarts") == "1", machine)
+    assert installed.status_of() == 200, "it waited in the socket's backlog"
+    assert machine.shown("tlsproxy", "MainPID") not in {process, "0"}
+    assert "Watchdog timeout" in machine.journal("tlsproxy")
+
+
+class Calls:
+    """gRPC calls, one after the other, none of them made twice; what failed is kept."""
+
+    def __init__(self, installed: Installed) -> None:
+        self.made = 0
+        self.failures: list[str] = []
+        self._installed = installed
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._call)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join(DEADLINE)
+
+    def _call(self) -> None:
+        where: Any = SimpleNamespace(grpc_port=self._installed.grpc_port)
+        with channel(where, self._installed.site) as opened:
+            method = opened.unary_unary(SEARCH)
+            while not self._stop.wait(0.02):
+                try:
+                    method(b"", timeout=DEADLINE)
+                except grpc.RpcError as error:
+                    self.failures.append(f"{error.code()}: {error.details()}")
+                self.made += 1
+
+
+def test_a_restart_under_load_loses_nothing(machine: Machine, installed: Installed) -> None:
+    process = machine.shown("tlsproxy", "MainPID")
+    with ExitStack() as stack:
+        gateway: Any = installed  # it has the port
+        load = Load(installed.site, gateway, kept=4, new=2)
+        stack.callback(load.kill)
+        calls = stack.enter_context(Calls(installed))
+        for _ in range(2):
+            asked, called = len(installed.upstream.requests) + 20, calls.made + 10
+            until(lambda: len(installed.upstream.requests) > asked and calls.made > called, machine)  # noqa: B023
+            machine.run("systemctl", "restart", "tlsproxy")
+        asked, called = len(installed.upstream.requests) + 20, calls.made + 10
+        until(lambda: len(installed.upstream.requests) > asked and calls.made > called, machine)
+        done = load.end()
+    assert machine.shown("tlsproxy", "MainPID") != process
+    assert done["failures"] == []
+    assert done["requests"] > 60
+    assert calls.failures == []
+
+
+def test_who_connects_starts_it(machine: Machine, installed: Installed) -> None:
+    machine.run("systemctl", "stop", "tlsproxy.service")
+    assert machine.shown("tlsproxy", "ActiveState") == "inactive"
+    assert machine.shown("tlsproxy", "Result") == "success"
+    assert installed.status_of() == 200
+    assert machine.shown("tlsproxy", "ActiveState") == "active"
+
+
+def test_uninstalling_leaves_what_an_operator_wrote(machine: Machine, installed: Installed) -> None:
+    assert installed.status_of() == 200
+    done = machine.run("sh", str(ROOT / "systemd/install.sh"), "uninstall")
+    assert "Kept: /etc/tlsproxy (configuration, certificates, keys)" in done.stdout
+    assert machine.shown("tlsproxy", "LoadState") == "not-found"
+    assert machine.run("ls", "/opt").stdout == ""
+    assert machine.run("ls", "/etc/tlsproxy").stdout.split() == ["api-key", "certs", "tlsproxy.yaml"]
+    assert "audit." in machine.run("ls", "/var/log/private/tlsproxy").stdout
+    with pytest.raises(ConnectionRefusedError):
+        installed.status_of()
+
+
+# What `make install` refuses, before it does anything
+
+
+@pytest.mark.parametrize(
+    ("variables", "says"),
+    [
+        ({"PREFIX": "opt/tlsproxy"}, "PREFIX=opt/tlsproxy must be an absolute path"),
+        ({"PREFIX": "/home/me/tlsproxy"}, "PREFIX=/home/me/tlsproxy is hidden from the service (ProtectHome=yes)"),
+        ({"PREFIX": "/usr"}, "has something else in it: PREFIX is a directory of tlsproxy's own"),
+        ({"PYTHON": "no-such-python"}, "there is no no-such-python: set PYTHON to a Python >= 3.11"),
+        ({"DESTDIR": "relative"}, "DESTDIR=relative must be an absolute path"),
+    ],
+)
+def test_what_cannot_be_installed(tmp_path: Path, variables: dict[str, str], says: str) -> None:
+    (tmp_path / "usr/bin").mkdir(parents=True)
+    for target in ("install", "uninstall") if "PYTHON" not in variables else ("install",):
+        done = make(target, tmp_path, **variables)
+        assert done.returncode
+        assert f"error: {says}" in done.stderr or says in done.stderr
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["bin", "usr"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to be somebody else")
+def test_only_root_installs_on_the_running_system(tmp_path: Path) -> None:
+    script = tmp_path / "systemd/install.sh"
+    shutil.copytree(ROOT / "systemd", script.parent)
+    command = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "sh", "-s", "install"]
+    with (ROOT / "systemd/install.sh").open() as source:
+        done = subprocess.run(command, stdin=source, cwd="/", capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr == "error: must be root (or set DESTDIR to make a tree for a package)\n"

@@ -1,0 +1,187 @@
+"""A real headless Chromium, driven over its DevTools protocol: what it shows, complains of, and does when clicked.
+
+Pages are read and clicked through the DOM and input domains, which need no script: so they can be tried without any.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import itertools
+import json
+import os
+import re
+import signal
+import tempfile
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+
+from support.gateway import DEADLINE
+from support.tools import tool
+
+ARTEFACTS = Path(__file__).parents[2] / "artefacts"
+"""Screenshots of the last run; not in git."""
+
+_OPTIONS = (
+    "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--no-proxy-server",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage",
+    "--hide-scrollbars", "--remote-debugging-port=0",
+)  # fmt: skip
+
+
+class Page:
+    """One tab. ``complaints``: errors of the console, breaches of the content security policy, what did not load."""
+
+    def __init__(self, socket: aiohttp.ClientWebSocketResponse) -> None:
+        self._socket = socket
+        self._numbers = itertools.count(1)
+        self._answers: dict[int, asyncio.Future[dict[str, Any]]] = {}
+        self._session: str | None = None
+        self._events: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+        self.complaints: list[str] = []
+
+    async def read(self) -> None:
+        """Until the browser ends."""
+        async for message in self._socket:
+            told = json.loads(message.data)
+            if "id" in told:
+                self._answers.pop(told["id"]).set_result(told)
+                continue
+            self._complain(told)
+            self._events.put_nowait(told)
+
+    def _complain(self, told: dict[str, Any]) -> None:
+        params = told["params"]
+        match told["method"]:
+            case "Log.entryAdded" if params["entry"]["level"] in {"error", "warning"}:
+                self.complaints.append(f"{params['entry']['source']}: {params['entry']['text']}")
+            case "Runtime.exceptionThrown" | "Audits.issueAdded" | "Network.loadingFailed":
+                self.complaints.append(json.dumps(told))
+            case "Network.responseReceived" if params["response"]["status"] >= 400:
+                self.complaints.append(f"{params['response']['status']} for {params['response']['url']}")
+
+    async def call(self, method: str, **params: Any) -> dict[str, Any]:
+        number = next(self._numbers)
+        self._answers[number] = asyncio.get_running_loop().create_future()
+        session = {"sessionId": self._session} if self._session is not None else {}
+        await self._socket.send_json({"id": number, "method": method, "params": params, **session})
+        answer = await asyncio.wait_for(self._answers[number], DEADLINE)
+        assert "error" not in answer, answer
+        return dict(answer["result"])
+
+    async def attach(self) -> None:
+        (target,) = [each for each in (await self.call("Target.getTargets"))["targetInfos"] if each["type"] == "page"]
+        attached = await self.call("Target.attachToTarget", targetId=target["targetId"], flatten=True)
+        self._session = attached["sessionId"]
+        for domain in ("Page", "DOM", "Log", "Runtime", "Network", "Audits"):
+            await self.call(f"{domain}.enable")
+
+    async def _loaded(self) -> None:
+        while (await asyncio.wait_for(self._events.get(), DEADLINE))["method"] != "Page.loadEventFired":
+            pass
+
+    async def open(self, url: str) -> str:
+        """The text that is there then."""
+        self._events = asyncio.Queue()
+        await self.call("Page.navigate", url=url)
+        await self._loaded()
+        return await self.html()
+
+    async def without_scripts(self) -> None:
+        await self.call("Emulation.setScriptExecutionDisabled", value=True)
+
+    async def html(self) -> str:
+        document = await self.call("DOM.getDocument")
+        return str((await self.call("DOM.getOuterHTML", nodeId=document["root"]["nodeId"]))["outerHTML"])
+
+    async def attributes(self, selector: str) -> list[dict[str, str]]:
+        """Of each element that this CSS selector finds."""
+        found = []
+        for node in await self._nodes(selector):
+            flat = (await self.call("DOM.getAttributes", nodeId=node))["attributes"]
+            found.append(dict(zip(flat[::2], flat[1::2], strict=True)))
+        return found
+
+    async def _nodes(self, selector: str) -> list[int]:
+        document = await self.call("DOM.getDocument")
+        found = await self.call("DOM.querySelectorAll", nodeId=document["root"]["nodeId"], selector=selector)
+        return list(found["nodeIds"])
+
+    async def click(self, selector: str) -> str:
+        """With the mouse, on the one element that this finds; the document that this leads to."""
+        (node,) = await self._nodes(selector)
+        await self.call("DOM.scrollIntoViewIfNeeded", nodeId=node)
+        corners = (await self.call("DOM.getContentQuads", nodeId=node))["quads"][0]
+        place = {"x": sum(corners[::2]) / 4, "y": sum(corners[1::2]) / 4, "button": "left", "clickCount": 1}
+        self._events = asyncio.Queue()
+        for kind in ("mousePressed", "mouseReleased"):
+            await self.call("Input.dispatchMouseEvent", type=kind, **place)
+        await self._loaded()
+        return await self.html()
+
+    async def screenshot(self, name: str) -> bytes:
+        """The whole page, kept among the artefacts."""
+        shot = await self.call("Page.captureScreenshot", captureBeyondViewport=True)
+        image = base64.b64decode(shot["data"])
+        ARTEFACTS.mkdir(exist_ok=True)
+        (ARTEFACTS / name).write_bytes(image)
+        return image
+
+
+@asynccontextmanager
+async def chromium(home: Path) -> AsyncIterator[Page]:
+    """The NSS database with its certificates is in ``home``.
+
+    Its own files are in a directory with a short name: it makes a unix socket there, whose path may have 107 bytes.
+    """
+    scratch = tempfile.TemporaryDirectory(prefix="browser-", ignore_cleanup_errors=True)
+    process = await asyncio.create_subprocess_exec(
+        tool("chromium"),
+        *_OPTIONS,
+        f"--user-data-dir={scratch.name}/profile",
+        "--window-size=1280,1400",
+        "about:blank",
+        stdout=asyncio.subprocess.DEVNULL,
+        stderr=asyncio.subprocess.PIPE,
+        env={"PATH": os.defpath, "HOME": str(home), "TMPDIR": scratch.name},
+        start_new_session=True,
+    )
+    assert process.stderr is not None
+    try:
+        address = await asyncio.wait_for(_devtools(process.stderr), DEADLINE)
+        drained = asyncio.create_task(process.stderr.read())
+        async with aiohttp.ClientSession() as session, session.ws_connect(address, max_msg_size=0) as socket:
+            page = Page(socket)
+            reading = asyncio.create_task(page.read())
+            await page.attach()
+            yield page
+            reading.cancel()
+            drained.cancel()
+            await asyncio.gather(reading, drained, return_exceptions=True)
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)  # its own session: it and all of its helpers
+        await process.wait()
+        scratch.cleanup()
+
+
+async def _devtools(stderr: asyncio.StreamReader) -> str:
+    said = ""
+    while line := (await stderr.readline()).decode(errors="replace"):
+        said += line
+        if found := re.match(r"DevTools listening on (ws://\S+)", line):
+            return found[1]
+    raise AssertionError(f"the browser ended before it could be driven:\n{said}")
+
+
+def browsing(home: Path, scenario: Callable[[Page], Any]) -> None:
+    """Runs this coroutine function with a browser of its own."""
+
+    async def run() -> None:
+        async with chromium(home) as page:
+            await scenario(page)
+
+    asyncio.run(run())
