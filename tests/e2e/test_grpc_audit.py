@@ -129,8 +129,10 @@ def test_a_call_that_its_client_gives_up(site: Site, gateway: Gateway, grpc_upst
 def test_a_deadline_that_passes(site: Site, gateway: Gateway, grpc_upstream: GrpcUpstream) -> None:
     """Whoever notices first ends it, by a cancellation or by a status: one line either way."""
     grpc_upstream.answer = never
-    with channel(gateway, site) as opened, pytest.raises(grpc.RpcError) as late:
-        opened.unary_unary(SCROLL)(DOCS, timeout=0.2)
+    with channel(gateway, site) as opened:
+        grpc.channel_ready_future(opened).result(DEADLINE)  # or the deadline could pass before there was a call
+        with pytest.raises(grpc.RpcError) as late:
+            opened.unary_unary(SCROLL)(DOCS, timeout=0.2)
     assert late.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
     (record,) = calls_of(gateway)
     assert record["reason"] in {"client_cancelled", "client_gone", "allowed", "upstream_reset"}
