@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterator
 
 import pytest
 from hyperframe.frame import ContinuationFrame, DataFrame, HeadersFrame, PingFrame, RstStreamFrame, SettingsFrame
 from support.gateway import Gateway
 from support.grpc_client import channel
-from support.grpc_upstream import GrpcUpstream, never, replying
+from support.grpc_upstream import GrpcCall, GrpcUpstream, never, replying
 from support.h2raw import SEARCH, H2Client, fields, h2, raw
 from support.raw import memory
 from support.site import Site
@@ -164,7 +165,18 @@ def test_a_client_that_never_reads(
 ) -> None:
     """Its answers wait with the upstream, not with us: our memory stays where it was."""
     gateway, upstream = flooded
-    upstream.answer = replying(*[bytes(1 << 20)] * 4)
+    gate = asyncio.Event()
+
+    async def held(call: GrpcCall) -> None:
+        """Who takes no answers may soon ask nothing more: the first comes when all have been asked for."""
+        while await call.receive() is not None:
+            pass
+        await gate.wait()
+        for _ in range(4):
+            await call.send(bytes(1 << 20))
+
+    upstream.answer = held
+    upstream.calls.clear()
     before = memory(gateway, "VmRSS")
     try:
         with h2(gateway, site, INITIAL_WINDOW_SIZE=(1 << 31) - 1) as client:
@@ -173,11 +185,13 @@ def test_a_client_that_never_reads(
                 client.call()
             upstream.wait(64)
             upstream.answer = replying(b"")
+            upstream.loop.call_soon_threadsafe(gate.set)
             for _ in range(20):
                 other()
             assert memory(gateway, "VmRSS") < before + (32 << 20)
     finally:
         upstream.answer = replying(b"")
+        upstream.loop.call_soon_threadsafe(gate.set)
 
 
 def test_a_budget_is_not_met_by_a_busy_client(site: Site, flooded: tuple[Gateway, GrpcUpstream]) -> None:
