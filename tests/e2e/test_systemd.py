@@ -115,6 +115,9 @@ def machine(tree: Path, installed: Installed, tmp_path_factory: pytest.TempPathF
     """With everything started, as systemd/README.md says."""
     assert installed.port
     binds = {tree / "opt": "/opt", tree / "etc/tlsproxy": "/etc/tlsproxy"}
+    shutil.copytree(
+        ROOT / "systemd", tree / "srv/systemd"
+    )  # the checkout may be below /tmp, which the machine has anew
     with Machine(tmp_path_factory.mktemp("machine"), tree, binds) as machine:
         machine.run("systemd-sysusers", "/etc/sysusers.d/tlsproxy.conf")
         machine.run("chgrp", "-R", "tlsproxy-tls", "/etc/tlsproxy/certs")
@@ -242,7 +245,7 @@ def test_who_connects_starts_it(machine: Machine, installed: Installed) -> None:
 
 def test_uninstalling_leaves_what_an_operator_wrote(machine: Machine, installed: Installed) -> None:
     assert installed.status_of() == 200
-    done = machine.run("sh", str(ROOT / "systemd/install.sh"), "uninstall")
+    done = machine.run("sh", "/srv/systemd/install.sh", "uninstall")
     assert "Kept: /etc/tlsproxy (configuration, certificates, keys)" in done.stdout
     assert machine.shown("tlsproxy", "LoadState") == "not-found"
     assert machine.run("ls", "/opt").stdout == ""
