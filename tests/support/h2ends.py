@@ -34,8 +34,8 @@ PLENTY = 1 << 24
 _TABLE = LimitTable.private()
 
 
-def prefixed(message: bytes) -> bytes:
-    return b"\x00" + len(message).to_bytes(4, "big") + message
+def prefixed(message: bytes, *, compressed: bool = False) -> bytes:
+    return bytes((compressed,)) + len(message).to_bytes(4, "big") + message
 
 
 @dataclass(slots=True)

@@ -17,12 +17,14 @@ from support import messages as qdrant
 
 from tlsproxy.authz.access import Condition
 from tlsproxy.errors import BadRequest, Unconfined
-from tlsproxy.qdrant.grpc import confine_message, operation_of
+from tlsproxy.qdrant.grpc import confine_message as confining
+from tlsproxy.qdrant.grpc import operation_of
 from tlsproxy.qdrant.grpctenancy import MAX_FIELDS, WAYS, is_confinable_call
 from tlsproxy.qdrant.operations import GRPC, Operation
 from tlsproxy.qdrant.rest import recognise
 from tlsproxy.qdrant.tenancy import confine
 from tlsproxy.wire.protobuf import MAX_DEPTH, delimited
+from tlsproxy.wire.steps import at_once
 
 ACME = (Condition("tenant", "acme"),)
 TWO = (Condition("tenant", "acme"), Condition("a", "x"))
@@ -32,6 +34,10 @@ OTHERS = pb.Condition(field=pb.FieldCondition(key="tenant", match=pb.Match(keywo
 ONLY = pb.Filter(must=[OURS])
 OWN = pb.Filter(must_not=[OTHERS])
 NARROWED = pb.Filter(must=[OURS, pb.Condition(filter=OWN)])
+
+
+def confine_message(operation: Operation, message: bytes, conditions: tuple[Condition, ...]) -> bytes:
+    return at_once(confining(operation, message, conditions))
 
 
 def method(name: str) -> Operation:

@@ -5,6 +5,7 @@ Calls that pass, that are followed, written anew, reduced, refused and given up,
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import itertools
 from collections.abc import Callable, Iterator
@@ -18,7 +19,9 @@ from support.relay_site import COUNT, LIST, SEARCH, asked, collections, count, r
 from support.site import Site
 
 from tlsproxy.authz.access import Condition
+from tlsproxy.proxy import grpc, slices
 from tlsproxy.qdrant.grpc import confine_message, operation_of
+from tlsproxy.wire.steps import at_once
 
 LARGEST = 90_000
 """Bytes of a message: more than any window that is not made larger."""
@@ -41,7 +44,7 @@ def _memory() -> Iterator[None]:
 def confined(message: bytes) -> bytes:
     operation = operation_of(COUNT)
     assert operation is not None
-    return confine_message(operation, message, (Condition("tenant", "acme"),))
+    return at_once(confine_message(operation, message, (Condition("tenant", "acme"),)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,15 +56,25 @@ class Kind:
     message: Callable[[int], bytes]
     status: int = OK
     upstream: Callable[[bytes], bytes] | None = bytes
+    compressed: bool = False
 
 
 KINDS = [
     Kind(SEARCH, "plain", bytes),
     Kind(COUNT, "limited", lambda size: count(size=size)),
     Kind(COUNT, "tenant", lambda size: count(size=size), upstream=confined),
+    Kind(COUNT, "limited", lambda size: gzip.compress(count(size=size)), compressed=True),
+    Kind(
+        COUNT,
+        "tenant",
+        lambda size: gzip.compress(count(size=size)),
+        upstream=lambda message: confined(gzip.decompress(message)),
+        compressed=True,
+    ),
     Kind(LIST, "limited", lambda _: b""),
     Kind(COUNT, "limited", lambda size: count("other", size), FORBIDDEN, None),
     Kind(COUNT, "tenant", lambda size: count("other", size), FORBIDDEN, None),
+    Kind(COUNT, "limited", lambda size: gzip.compress(count("other", size)), FORBIDDEN, None, compressed=True),
     Kind(SEARCH, "nobody", bytes, UNAUTHENTICATED, None),
     Kind("/qdrant.Points/Nothing", "plain", bytes, UNKNOWN, None),
 ]
@@ -95,10 +108,11 @@ class Run:
 
     def open(self, one: int, two: int) -> None:
         kind = KINDS[one % len(KINDS)]
-        stream = self.ends.client.open(asked(kind.path, kind.role))
+        coding = [("grpc-encoding", "gzip")] if kind.compressed else []
+        stream = self.ends.client.open(asked(kind.path, kind.role) + coding)
         self.kinds[stream] = kind
         self.messages[stream] = kind.message(two % self.largest)
-        self.left[stream] = prefixed(self.messages[stream])
+        self.left[stream] = prefixed(self.messages[stream], compressed=kind.compressed)
 
     def stream(self, one: int) -> int:
         return list(self.kinds)[one % len(self.kinds)] if self.kinds else 0
@@ -206,7 +220,8 @@ class Run:
             assert sent.status == kind.status, (kind, sent, seen)
             if kind.upstream is not None:
                 assert seen is not None
-                said = prefixed(kind.upstream(self.messages[stream]))
+                passes = kind.compressed and kind.role == "limited"
+                said = prefixed(kind.upstream(self.messages[stream]), compressed=passes)
                 assert seen.data == said
                 assert sent.data == prefixed(self.answer_to(kind.path, said, shown=True))
         assert not ends.relay.calls
@@ -252,7 +267,17 @@ def cycle(sizes: tuple[int, ...]) -> Callable[[int], int]:
     return lambda _: next(endless)
 
 
+@pytest.fixture(params=[slices.SLICE, 0.0], ids=["at once", "step by step"])
+def slice_(request: pytest.FixtureRequest) -> Iterator[None]:
+    """For how long a message may be worked on before others are served."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (slices, grpc):
+            patch.setattr(module, "SLICE", request.param)
+        yield
+
+
 @pytest.mark.fuzz
+@pytest.mark.usefixtures("slice_")
 @pytest.mark.parametrize("pieces", PIECES)
 @given(steps=SCENARIOS)
 def test_each_call_has_its_own_answer(

@@ -151,6 +151,12 @@ class Call:
             return b""
         return None if self.reading is None else self.reading.data(data, start, end, flags)
 
+    def hold(self, frame: bytes) -> None:
+        """It waits from this DATA frame on."""
+        self.waiting = True
+        self._held.insert(0, frame)
+        self.relay.held += len(frame) - HEADER
+
     def proceed(self) -> None:
         """There may be room, or an answer to what was waited for."""
         if self._held and not self.waiting:
@@ -167,7 +173,7 @@ class Call:
     def _pass_held(self) -> bool:
         """What waited goes on. Whether that was all of it."""
         relay, held, window = self.relay, self._held, self.relay.to_upstream
-        while held:
+        while held and not self.waiting:
             frame = held[0]
             size = len(frame) - HEADER
             if window.room < size:
@@ -184,7 +190,7 @@ class Call:
             if instead is None:
                 window.room -= size
             relay.up.append(frame if instead is None else instead)
-        return True
+        return not held
 
     def over(self) -> None:
         """It has ended: what it held is given back."""

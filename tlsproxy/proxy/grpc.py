@@ -20,6 +20,7 @@ from tlsproxy.proxy.grpcupstream import GrpcUpstream
 from tlsproxy.proxy.messages import MAX_FIRST_WINDOW
 from tlsproxy.proxy.pool import Pool
 from tlsproxy.proxy.register import Entry
+from tlsproxy.proxy.slices import SLICE
 from tlsproxy.proxy.tlsstream import TlsStream
 from tlsproxy.wire import http2
 from tlsproxy.wire.http2 import (
@@ -151,6 +152,12 @@ class GrpcConnection(Streams):
             if self._ended:
                 return
             up.append(frames.data[start:end] if instead is None else instead)
+            if kind == DATA and time.monotonic() - self.now > SLICE:  # it was read
+                frames.keep(end)
+                self._blocked = True
+                self.reading_changed()
+                self.unblock()
+                break
         if begin < position:
             up.append(frames.data[begin:position])
 

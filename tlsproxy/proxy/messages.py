@@ -15,13 +15,15 @@ from tlsproxy.proxy.call import Call
 from tlsproxy.proxy.calls import Asked
 from tlsproxy.proxy.holding import Holding
 from tlsproxy.proxy.outgoing import Outgoing
+from tlsproxy.proxy.slices import in_slices
 from tlsproxy.qdrant.grpc import confine_message, reading_of
 from tlsproxy.qdrant.listings import Listing
 from tlsproxy.wire import http2
-from tlsproxy.wire.content import decoded
+from tlsproxy.wire.content import decoding
 from tlsproxy.wire.fieldblock import Fields, write
 from tlsproxy.wire.grpc import Message, message, trailers, trailers_only
 from tlsproxy.wire.http2 import END_STREAM, HEADER
+from tlsproxy.wire.steps import Steps
 from tlsproxy.wire.tracing import id_field
 
 MAX_ANSWER: Final = 32 << 20
@@ -30,6 +32,8 @@ MAX_FIRST_WINDOW: Final = http2.MAX_WINDOW - MAX_ANSWER
 """The most that a new stream's window may be on the upstream's side: a listing's is made larger by the above."""
 MAX_PIECES: Final = 8192
 """DATA frames of a listing: four times what it needs. A client could leave its sender room for a byte at a time."""
+PIECE: Final = 4096
+"""Bytes of what was compressed that are read in one step: thousands of fields at most."""
 _WHY_REDUCED: Final = "The upstream refused; its reason may name what you may not know"
 
 
@@ -56,6 +60,12 @@ class _Judging:
             self._call.relay.deny(self._call)
         return self._passed
 
+    def _read(self, content: bytes) -> Steps[None]:
+        """What was compressed is read like what comes in frames."""
+        for begin in range(0, len(content), PIECE):
+            self._reading.feed(content[begin : begin + PIECE])
+            yield
+
     def _decide(self) -> bool:
         self._call.record.plan = plan = self._call.relay.gateway.calls.judged(self._asked, *self._reading.named())
         if not plan.decision.allowed:
@@ -71,8 +81,15 @@ class Reading(_Judging):
 
     rebuilds = False
 
+    def __init__(self, call: Call, asked: Asked) -> None:
+        super().__init__(call, asked)
+        self._allowed: bool | None = None
+        self._withheld = False
+
     def data(self, data: bytes, start: int, end: int, flags: int) -> bytes | None:
-        whole = self._message.whole
+        if self._withheld:  # it comes again
+            self._withheld = False
+            return None
         content = self._message.feed(data[start + HEADER : end])
         if self._message.compressed:
             self._kept.add(content)
@@ -80,16 +97,31 @@ class Reading(_Judging):
             self._reading.feed(content)
         if flags & END_STREAM:
             self._message.end()
-        if not whole and not (self._decide_whole() if self._message.whole else self._may_pass()):
+        if self._allowed or (not self._message.whole and self._may_pass()):
+            return None
+        if self._message.whole:
+            in_slices(self._call, self._deciding(), self._decided)
+        if self._allowed:
+            return None
+        if self._allowed is None and self._message.whole:
+            self._withheld = True
+            self._call.hold(data[start:end])
+        else:
             self._call.relay.give_back(end - start - HEADER)
-            return b""
-        return None
+        return b""
 
-    def _decide_whole(self) -> bool:
+    def _deciding(self) -> Steps[bool]:
         if self._message.compressed:
-            self._reading.feed(self._kept.plain())
+            plain = yield from self._kept.plain()
+            yield from self._read(plain)
         self._kept.release()
         return self._decide()
+
+    def _decided(self, allowed: bool) -> None:  # noqa: FBT001 - what the steps come to
+        self._allowed = allowed
+        if allowed and self._withheld:
+            self._call.waiting = False
+            self._call.proceed()
 
     def granted(self, size: int) -> None:
         raise RuntimeError(f"{size} bytes of room for a stream whose window is its ends'")
@@ -115,19 +147,25 @@ class Rebuilding(_Judging):
             self._reading.feed(content)
         if flags & END_STREAM:
             self._message.end()
-            self._send()
+            in_slices(self._call, self._making(), self._send)
         elif self._may_pass():
             relay.down.append(http2.window_update(self._call.stream, size))
         relay.give_back(size)
         return b""
 
-    def _send(self) -> None:
+    def _making(self) -> Steps[bytes | None]:
+        """What is to be sent; None where it is refused."""
         content = self._kept.content
         if self._message.compressed:
-            content = self._kept.plain()
-            self._reading.feed(content)
-        if self._decide():
-            self._out.put(message(confine_message(self._asked.operation, content, self._asked.conditions)))
+            content = yield from self._kept.plain()
+            yield from self._read(content)
+        if not self._decide():
+            return None
+        return message((yield from confine_message(self._asked.operation, content, self._asked.conditions)))
+
+    def _send(self, made: bytes | None) -> None:
+        if made is not None:
+            self._out.put(made)
             self._out.finish(b"")
 
     def granted(self, size: int) -> None:
@@ -181,17 +219,24 @@ class Reduction:
             call.relay.down.append(self._head + last)
             call.relay.answered(call, number)
             return b""
+        in_slices(call, self._reducing(), lambda shown: self._show(shown, raw))
+        return b""
+
+    def _reducing(self) -> Steps[bytes]:
         try:
             self._message.end()
-            shown = self._listing.reduced(bytes(self._content))
+            return (yield from self._listing.reducing(bytes(self._content)))
         except (ValueError, RequestError):
             raise UpstreamBroken("The upstream's answer cannot be reduced to what you may know") from None
+
+    def _show(self, shown: bytes, raw: bytes) -> None:
+        """``raw`` are the trailers."""
+        call = self._call
         call.answered = True
         call.relay.down.append(self._head)
         call.record.bytes_out = len(shown)
         self._out.put(message(shown))
         self._out.finish(raw)
-        return b""
 
     def data(self, data: bytes, start: int, end: int, flags: int) -> bytes | None:
         self._call.relay.give_back_upstream(end - start - HEADER)
@@ -236,11 +281,11 @@ class _Kept:
     def content(self) -> bytes:
         return bytes(self._content)
 
-    def plain(self) -> bytes:
+    def plain(self) -> Steps[bytes]:
         """Without its compression. Raises BadRequest, BodyTooLarge, CodingRefused."""
         if self._coding in {None, "identity"}:
             raise BadRequest("A compressed message without a grpc-encoding that says how")
-        return decoded(self.content, self._coding, self._limit)
+        return (yield from decoding(self.content, self._coding, self._limit))
 
     def release(self) -> None:
         self._content.clear()

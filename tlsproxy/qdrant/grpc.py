@@ -20,6 +20,7 @@ from tlsproxy.qdrant.messages import COLLECTION, INNER, OTHER, REQUESTS, SHAPES
 from tlsproxy.qdrant.operations import GRPC, MAX_NAME_BYTES, Operation
 from tlsproxy.qdrant.tenancy import tells_no_points
 from tlsproxy.wire.protobuf import ProtobufError, Scanner
+from tlsproxy.wire.steps import Steps
 
 MAX_NAMES: Final = 1000
 """Different collections in one message."""
@@ -132,13 +133,13 @@ def judge_message(
     )
 
 
-def confine_message(operation: Operation, message: bytes, conditions: tuple[Condition, ...]) -> bytes:
+def confine_message(operation: Operation, message: bytes, conditions: tuple[Condition, ...]) -> Steps[bytes]:
     """The message to send in place of this whole one, in which a :class:`Reading` found the collections.
 
     Raises :class:`BadRequest`, :class:`Unconfined`.
     """
     try:
-        return confined_message(operation, message, conditions)
+        return (yield from confined_message(operation, message, conditions))
     except ProtobufError as error:
         raise _malformed(error) from None
 

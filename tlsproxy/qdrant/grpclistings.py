@@ -12,9 +12,12 @@ from tlsproxy.authz.access import Rights
 from tlsproxy.qdrant.listings import Listing, listing_of
 from tlsproxy.qdrant.operations import Operation
 from tlsproxy.wire.protobuf import I64, delimited, fields
+from tlsproxy.wire.steps import Steps, at_once
 
 ENTRIES: Final = {"list_collections": (1,), "list_aliases": (1, 2), "list_collection_aliases": (1, 2)}
 """By the operation's name: the fields of an entry that are names. All of them must be the caller's to know."""
+STEP: Final = 250
+"""Entries of one step, at some 8 microseconds each."""
 _ENTRY: Final = 1
 _TIME: Final = 2
 
@@ -26,8 +29,13 @@ class MessageListing(Listing):
 
     def reduced(self, body: bytes) -> bytes:
         """``body`` is one message. Raises ValueError for what is not such a message."""
+        return at_once(self.reducing(body))
+
+    def reducing(self, body: bytes) -> Steps[bytes]:
         kept = []
-        for one in fields(body):
+        for count, one in enumerate(fields(body), start=1):
+            if not count % STEP:
+                yield
             if one.number == _ENTRY:
                 kept += self._entry(one.content())
             elif one.number == _TIME and one.wire_type == I64:

@@ -18,9 +18,12 @@ from tlsproxy.qdrant.messages import PARTS, SHAPES
 from tlsproxy.qdrant.operations import Operation
 from tlsproxy.qdrant.tenancy import Conditions
 from tlsproxy.wire.protobuf import MAX_DEPTH, Field, ProtobufError, delimited, shaped
+from tlsproxy.wire.steps import Steps
 
 MAX_FIELDS: Final = 300_000
-"""Fields of one message that are looked at, at some 2 to 3 microseconds each, while nobody else is served."""
+"""Fields of one message that are looked at, at some 2 to 10 microseconds each."""
+STEP: Final = 250
+"""Those of one step."""
 _MESSAGES: Final = SHAPES | PARTS
 
 
@@ -31,6 +34,14 @@ class Work:
     conditions: Conditions
     fields: int = MAX_FIELDS
     deeper: int = MAX_DEPTH
+    _pause: int = MAX_FIELDS - STEP
+
+    def is_step(self) -> bool:
+        """Whether there was enough to look at since it last was."""
+        if self.fields > self._pause:
+            return False
+        self._pause = self.fields - STEP
+        return True
 
     def look(self, message: str, content: bytes) -> Iterator[Field]:
         """At the fields of a message, which has what it is known to have. Raises :class:`ProtobufError`."""
@@ -47,6 +58,7 @@ class Work:
 
 
 Change = Callable[[bytes, Work], bytes]
+Within = Callable[[bytes, Work], Steps[bytes]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +66,8 @@ class Way:
     """How one message is confined.
 
     ``filter`` is the number of the field that gets the conditions, whether or not it is there. ``changes``: what
-    becomes of other fields' contents; ``needs``: the one of them without which the message would mean something else.
+    becomes of other fields' contents, ``within`` the same of those that are messages like this one; ``needs``: the one
+    of them without which the message would mean something else.
     ``payload`` is that of a payload that must not say otherwise than the conditions, and is marked with them where
     ``marks`` is set. ``refused``: what may not be there, with the text.
     """
@@ -62,22 +75,28 @@ class Way:
     message: str
     filter: int = 0
     changes: Mapping[int, Change] = field(default_factory=dict)
+    within: Mapping[int, Within] = field(default_factory=dict)
     needs: int = 0
     payload: int = 0
     marks: bool = False
     refused: Mapping[int, str] = field(default_factory=dict)
 
-    def confined(self, content: bytes, work: Work) -> bytes:
+    def _check(self, one: Field) -> None:
+        if one.number in self.refused:
+            raise Unconfined(self.refused[one.number])
+
+    def confined(self, content: bytes, work: Work) -> Steps[bytes]:
         """Raises :class:`Unconfined`, :class:`BadRequest`, :class:`ProtobufError`."""
         kept: list[bytes] = []
         own = b""
         payload: dict[bytes, bytes] = {}
         needed = not self.needs
         for one in work.look(self.message, content):
-            change = self.changes.get(one.number)
+            if work.is_step():
+                yield
+            change, within = self.changes.get(one.number), self.within.get(one.number)
             needed |= one.number == self.needs
-            if one.number in self.refused:
-                raise Unconfined(self.refused[one.number])
+            self._check(one)
             if one.number == self.filter:
                 own = one.content()
             elif one.number == self.payload:
@@ -86,6 +105,8 @@ class Way:
                     raise BadRequest("A payload's key is there twice")
                 payload[key] = value
                 kept.append(one.raw)
+            elif within is not None:
+                kept.append(delimited(one.number, (yield from within(one.content(), work))))
             else:
                 kept.append(one.raw if change is None else delimited(one.number, change(one.content(), work)))
         if not needed:
@@ -103,12 +124,12 @@ def is_confinable_call(operation: Operation) -> bool:
     return operation.path in WAYS
 
 
-def confined(operation: Operation, message: bytes, conditions: Conditions) -> bytes:
+def confined(operation: Operation, message: bytes, conditions: Conditions) -> Steps[bytes]:
     """Of a whole message. Raises :class:`Unconfined`, :class:`BadRequest`, :class:`ProtobufError`."""
     way = WAYS.get(operation.path)
     if way is None:
         raise Unconfined(tenancy.NOT_CONFINED)
-    return way.confined(message, Work(conditions))
+    return (yield from way.confined(message, Work(conditions)))
 
 
 def narrowed(own: bytes, conditions: Conditions) -> bytes:
@@ -186,20 +207,20 @@ def _marks(payload: dict[bytes, bytes], conditions: Conditions) -> list[bytes]:
     return missing
 
 
-def _operation(content: bytes, work: Work) -> bytes:
+def _operation(content: bytes, work: Work) -> Steps[bytes]:
     """PointsUpdateOperation."""
     chosen = work.alone("PointsUpdateOperation", content)
     way = None if chosen is None else _OPERATIONS.get(chosen.number)
     if chosen is None or way is None:
         raise Unconfined(tenancy.NOT_OF_A_BATCH)
-    return delimited(chosen.number, way.confined(chosen.content(), work))
+    return delimited(chosen.number, (yield from way.confined(chosen.content(), work)))
 
 
-def _prefetch(content: bytes, work: Work) -> bytes:
+def _prefetch(content: bytes, work: Work) -> Steps[bytes]:
     work.deeper -= 1
     if work.deeper < 0:
         raise ProtobufError("messages are nested too deeply")
-    confined = _PREFETCH.confined(content, work)
+    confined = yield from _PREFETCH.confined(content, work)
     work.deeper += 1
     return confined
 
@@ -208,17 +229,19 @@ _LOOKUP_FROM: Final = tenancy.LOOKS_UP.format("lookup_from")
 _WITH_LOOKUP: Final = tenancy.LOOKS_UP.format("with_lookup")
 _BELOW_A_KEY: Final = tenancy.BELOW_A_KEY
 
-_PARAMS: Final = Way("SearchParams", changes={6: Way("IdfParams", filter=1).confined}).confined
+_PARAMS: Final = Way("SearchParams", within={6: Way("IdfParams", filter=1).confined}).confined
 _POINT: Final = Way("PointStruct", payload=3, marks=True).confined
 _PREFETCH: Final = Way(
-    "PrefetchQuery", filter=4, changes={1: _prefetch, 2: _query, 5: _PARAMS}, refused={8: _LOOKUP_FROM}
+    "PrefetchQuery", filter=4, changes={2: _query}, within={1: _prefetch, 5: _PARAMS}, refused={8: _LOOKUP_FROM}
 )
-_SEARCH: Final = Way("SearchPoints", filter=3, changes={7: _PARAMS})
-_QUERY: Final = Way("QueryPoints", filter=5, changes={2: _prefetch, 3: _query, 6: _PARAMS}, refused={14: _LOOKUP_FROM})
+_SEARCH: Final = Way("SearchPoints", filter=3, within={7: _PARAMS})
+_QUERY: Final = Way(
+    "QueryPoints", filter=5, changes={3: _query}, within={2: _prefetch, 6: _PARAMS}, refused={14: _LOOKUP_FROM}
+)
 _MATRIX: Final = Way("SearchMatrixPoints", filter=2)
 
 _OPERATIONS: Final = {
-    1: Way("PointsUpdateOperation.PointStructList", filter=3, changes={1: _POINT}),
+    1: Way("PointsUpdateOperation.PointStructList", filter=3, within={1: _POINT}),
     3: Way("PointsUpdateOperation.SetPayload", payload=1, changes={2: _selector}, needs=2, refused={4: _BELOW_A_KEY}),
     4: Way(
         "PointsUpdateOperation.OverwritePayload",
@@ -233,20 +256,20 @@ WAYS: Final = {
     f"/qdrant.Points/{method}": way
     for method, way in {
         "Search": _SEARCH,
-        "SearchBatch": Way("SearchBatchPoints", changes={2: _SEARCH.confined}),
-        "SearchGroups": Way("SearchPointGroups", filter=3, changes={6: _PARAMS}, refused={13: _WITH_LOOKUP}),
+        "SearchBatch": Way("SearchBatchPoints", within={2: _SEARCH.confined}),
+        "SearchGroups": Way("SearchPointGroups", filter=3, within={6: _PARAMS}, refused={13: _WITH_LOOKUP}),
         "SearchMatrixPairs": _MATRIX,
         "SearchMatrixOffsets": _MATRIX,
         "Query": _QUERY,
-        "QueryBatch": Way("QueryBatchPoints", changes={2: _QUERY.confined}),
+        "QueryBatch": Way("QueryBatchPoints", within={2: _QUERY.confined}),
         "QueryGroups": Way(
-            "QueryPointGroups", filter=5, changes={2: _prefetch, 3: _query, 6: _PARAMS},
+            "QueryPointGroups", filter=5, changes={3: _query}, within={2: _prefetch, 6: _PARAMS},
             refused={10: _LOOKUP_FROM, 15: _WITH_LOOKUP},
         ),
         "Scroll": Way("ScrollPoints", filter=2),
         "Count": Way("CountPoints", filter=2),
         "Facet": Way("FacetCounts", filter=3),
-        "Upsert": Way("UpsertPoints", filter=6, changes={3: _POINT}),
+        "Upsert": Way("UpsertPoints", filter=6, within={3: _POINT}),
         "Delete": Way("DeletePoints", changes={3: _selector}, needs=3),
         "UpdateVectors": Way("UpdatePointVectors", filter=6),
         "DeleteVectors": Way("DeletePointVectors", changes={3: _selector}, needs=3),
@@ -255,7 +278,7 @@ WAYS: Final = {
             "SetPayloadPoints", payload=3, marks=True, changes={5: _selector}, needs=5, refused={8: _BELOW_A_KEY}
         ),
         "DeletePayload": Way("DeletePayloadPoints", changes={3: _path, 5: _selector}, needs=5),
-        "UpdateBatch": Way("UpdateBatchPoints", changes={3: _operation}),
+        "UpdateBatch": Way("UpdateBatchPoints", within={3: _operation}),
     }.items()
 }  # fmt: skip
 """By the method's path. A batch's inner collection is settled by who reads the message."""

@@ -15,6 +15,7 @@ import orjson
 
 from tlsproxy.authz.access import Grant, Rights, names_held
 from tlsproxy.qdrant.operations import Operation
+from tlsproxy.wire.steps import Steps
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +32,11 @@ class Listing:
             raise ValueError("not Qdrant's envelope")  # noqa: TRY004 - wrong as a whole
         result = REDUCTIONS[self.operation](answer["result"], self._held)
         return orjson.dumps({"result": result} | _only(answer, "status", "time"))
+
+    def reducing(self, body: bytes) -> Steps[bytes]:
+        """The same in steps."""
+        yield
+        return self.reduced(body)
 
     def _held(self, name: Any) -> bool:
         return isinstance(name, str) and all(names_held(grants, name) for grants in self.grants)

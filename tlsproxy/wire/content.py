@@ -9,13 +9,23 @@ import zlib
 from typing import Final
 
 from tlsproxy.errors import BadRequest, BodyTooLarge, CodingRefused
+from tlsproxy.wire.steps import Steps, at_once
 
 _WINDOW: Final = {"gzip": 16 + zlib.MAX_WBITS, "deflate": zlib.MAX_WBITS}
 """As zlib's `wbits`: a gzip header and trailer, or zlib's own, which is what HTTP calls deflate."""
 
 
+PIECE: Final = 1 << 20
+"""Bytes that are decoded in one step."""
+
+
 def decoded(content: bytes, coding: str | None, limit: int) -> bytes:
     """At most ``limit`` bytes. Raises :class:`CodingRefused`, :class:`BadRequest`, :class:`BodyTooLarge`."""
+    return at_once(decoding(content, coding, limit))
+
+
+def decoding(content: bytes, coding: str | None, limit: int) -> Steps[bytes]:
+    """The same in steps."""
     name = (coding or "identity").lower()
     if name == "identity":
         return content
@@ -23,12 +33,17 @@ def decoded(content: bytes, coding: str | None, limit: int) -> bytes:
     if window is None:
         raise CodingRefused("The only content codings that are understood here are gzip and deflate")
     stream = zlib.decompressobj(window)
-    try:
-        plain = stream.decompress(content, limit + 1)
-    except zlib.error:
-        raise BadRequest(f"Malformed {name} body") from None
-    if len(plain) > limit:
-        raise BodyTooLarge(f"The decoded body is larger than allowed (limit: {limit} bytes)")
+    plain, piece = bytearray(), b""
+    while content or len(piece) == PIECE:
+        try:
+            piece = stream.decompress(content, PIECE)
+        except zlib.error:
+            raise BadRequest(f"Malformed {name} body") from None
+        plain += piece
+        if len(plain) > limit:
+            raise BodyTooLarge(f"The decoded body is larger than allowed (limit: {limit} bytes)")
+        content = stream.unconsumed_tail
+        yield
     if not stream.eof or stream.unused_data:
         raise BadRequest(f"Malformed {name} body")
-    return plain
+    return bytes(plain)
