@@ -127,6 +127,7 @@ def test_a_client_that_has_no_room_for_a_table(ends: Ends, size: int) -> None:
 
 @pytest.mark.parametrize("size", [0, 100])
 def test_an_upstream_that_has_no_room_for_a_table(ends: Ends, size: int) -> None:
+    """That is between it and us: the client keeps the table that its fields are read with here."""
     ends.upstream.settings(HEADER_TABLE_SIZE=size)
     begun(ends)
     answering(ends, b"found")
@@ -134,6 +135,7 @@ def test_an_upstream_that_has_no_room_for_a_table(ends: Ends, size: int) -> None
     ends.client.say(stream, prefixed(b""), [])
     until_quiet(ends)
     assert ends.client.streams[stream].status == 0
+    assert ends.client.connection.remote_settings.header_table_size == 4096
 
 
 def test_a_listing_never_opens_a_window_too_far(ends: Ends) -> None:

@@ -51,10 +51,11 @@ class Life(Relay):
         self.down.append(http2.settings(first))
 
     def server_settings(self, values: dict[int, int]) -> bytes:
-        """The upstream's SETTINGS as the client is told them, within our limits."""
-        told = http2.kept(values, (Setting.HEADER_TABLE_SIZE, Setting.INITIAL_WINDOW_SIZE))
-        if Setting.HEADER_TABLE_SIZE in told:
-            told[Setting.HEADER_TABLE_SIZE] = min(http2.TABLE, told[Setting.HEADER_TABLE_SIZE])
+        """The upstream's SETTINGS as the client is told them, within our limits.
+
+        Not its HEADER_TABLE_SIZE: the client's field blocks are read here, and the upstream never sees its table.
+        """
+        told = http2.kept(values, (Setting.INITIAL_WINDOW_SIZE,))
         if Setting.MAX_CONCURRENT_STREAMS in values:
             most = min(self.limits.max_streams, values[Setting.MAX_CONCURRENT_STREAMS])
             told[Setting.MAX_CONCURRENT_STREAMS] = most

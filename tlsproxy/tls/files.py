@@ -114,8 +114,8 @@ def _read_once(config_path: Path, environ: Mapping[str, str], previous: Inputs |
         loaded = loader.parse(data, config_path, environ)
     wanted = dict(_wanted(loaded.config))
     # Certificate and key must come out of one directory even where each is reached through a link that is swapped
-    # meanwhile (certbot's live/, Kubernetes' ..data): all links are resolved first and read from there, and two
-    # readings agree only if the links led to the same files both times.
+    # meanwhile (certbot's live/, Kubernetes' ..data): all links are resolved first and read from there, they must lead
+    # there still when all is read, and two readings agree only if they led to the same files both times.
     targets = {path: _target(path) for path in wanted}
     files = {config_path: data}
     warnings = []
@@ -123,6 +123,8 @@ def _read_once(config_path: Path, environ: Mapping[str, str], previous: Inputs |
         files[path], found = _read(path, targets[path], limit)
         if path == loaded.config.tls.key and _exposed(found):
             warnings.append(f"{path}: the private key is open to group or others; chmod 600 it")
+    if targets != {path: _target(path) for path in wanted}:
+        raise UnstableInputs(str(config_path), "links to its files changed while they were read; trying again later")
     return Inputs(loaded, files, _digest(files), targets, tuple(warnings))
 
 
