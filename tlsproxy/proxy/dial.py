@@ -67,7 +67,7 @@ class DialledStream(Stream):
             self._try_next(OSError(error, os.strerror(error)))
             return
         self._connected = True
-        self._tell(self._dial_owner.connected)
+        self.tell(self._dial_owner.connected)
         self.resume_reading()
         if self._out:
             self._start_writing()

@@ -106,7 +106,7 @@ class GrpcConnection(Streams):
             self.broken(error)
         if self._blocked:
             self._blocked = False
-            self.gateway.loop.call_soon(self._read_on)
+            self.gateway.loop.call_soon(self.stream.tell, self._read_on)
 
     def _read_on(self) -> None:
         if not self._ended:

@@ -29,7 +29,7 @@ def in_slices(call: Call, steps: Steps[T], then: Callable[[T], None]) -> None:
     except StopIteration as done:
         then(done.value)
     else:
-        call.relay.gateway.loop.call_soon(_go_on, call, steps, then)
+        call.relay.gateway.loop.call_soon(call.relay.stream.tell, _go_on, call, steps, then)
 
 
 def _go_on(call: Call, steps: Steps[T], then: Callable[[T], None]) -> None:

@@ -131,7 +131,7 @@ class Stream:
     def _half_ended(self, tell: Callable[[], None]) -> None:
         self.ended = True
         self.pause_reading()
-        self._tell(tell)
+        self.tell(tell)
 
     def _read_on(self, error: OSError) -> None:
         """A socket that failed still holds what came before, but uvloop, having told it once, watches it no more."""
@@ -146,9 +146,9 @@ class Stream:
     def _on_readable(self) -> None:
         size = self._receive()
         if size and not self._closing:
-            self._tell(self.owner.data_received, bytes(received[:size]))
+            self.tell(self.owner.data_received, bytes(received[:size]))
 
-    def _tell(self, what: Callable[..., None], *args: object) -> None:
+    def tell(self, what: Callable[..., None], *args: object) -> None:
         """Whatever the loop wakes us for, the owner hears of it through here."""
         try:
             what(*args)
@@ -216,7 +216,7 @@ class Stream:
                 self._shut_down()
         if self.stalled and self._queued <= LOW_WATER and not self.closed and not self._closing:
             self.stalled = False
-            self._tell(self.owner.resume_writing)
+            self.tell(self.owner.resume_writing)
 
     def _write_failed(self, error: OSError) -> None:
         """The other side reads no more. What it said before may still wait to be read, such as an early refusal."""
@@ -296,4 +296,4 @@ class Stream:
             self.abort(TimeoutError("the other side did not close"))
             return
         self.deadline = NEVER
-        self._tell(self.owner.deadline_passed)
+        self.tell(self.owner.deadline_passed)

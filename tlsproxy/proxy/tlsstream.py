@@ -116,7 +116,7 @@ class TlsStream(Stream):
             return
         self._handshaken = True
         self._flush()
-        self._tell(self._tls_owner.handshake_done, self._tls)
+        self.tell(self._tls_owner.handshake_done, self._tls)
         if self._incoming.pending and not self.closed and not self._closing:
             self._decrypt()
 
@@ -140,7 +140,7 @@ class TlsStream(Stream):
         if self._outgoing.pending:  # a key update, an alert
             self._flush()
         if size:
-            self._tell(self.owner.data_received, bytes(_plain_view[:size]))
+            self.tell(self.owner.data_received, bytes(_plain_view[:size]))
         if isinstance(ended, ssl.SSLError):
             self.abort(ended)
         elif ended and self.when_ended is not None:
