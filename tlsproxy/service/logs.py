@@ -45,6 +45,7 @@ def configure(config: Config, environ: Mapping[str, str]) -> None:
     root.handlers[:] = [handler]
     set_level(config)
     logging.getLogger("hpack").setLevel(logging.INFO)  # its DEBUG lines have every field, keys too
+    logging.getLogger("watchfiles").setLevel(logging.WARNING)  # a reload says what came of a change
     logging.captureWarnings(True)
     sys.excepthook = _uncaught
 
