@@ -11,29 +11,19 @@ import os
 import re
 import time
 from collections.abc import Callable
-from contextlib import ExitStack, suppress
-from pathlib import Path
+from contextlib import ExitStack
 
 import pytest
 from hyperframe.frame import RstStreamFrame
 from support.gateway import DEADLINE, Gateway
 from support.grpc_upstream import GrpcCall, GrpcUpstream
 from support.h2raw import SEARCH, H2Client, fields, h2
-from support.raw import memory
+from support.raw import memory, sockets
 from support.site import Site
 
 CONNECTIONS = 100 if os.environ.get("TLSPROXY_SOAK") else 8
 STREAMS = 100
 CANCEL, CANCELLED, DEADLINE_EXCEEDED = 8, 1, 4
-
-
-def sockets(gateway: Gateway) -> int:
-    """Of clients, of the upstream, and its own."""
-    count = 0
-    for descriptor in Path(f"/proc/{gateway.process.pid}/fd").iterdir():
-        with suppress(FileNotFoundError):  # closed since
-            count += str(descriptor.readlink()).startswith("socket:")
-    return count
 
 
 def comes_back_to(expected: int, now: Callable[[], int]) -> bool:

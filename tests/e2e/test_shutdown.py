@@ -7,37 +7,13 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import pytest
 from support.gateway import DEADLINE, Gateway
+from support.held import busy, held
 from support.raw import GET, UPSERT, Truncated, connected
 from support.site import Site
 from support.upstream import OK, Connection, Received, ScriptedUpstream
-
-
-@contextmanager
-def held(upstream: ScriptedUpstream) -> Iterator[threading.Event]:
-    """The upstream answers when the event is set."""
-    let = threading.Event()
-
-    def answer(connection: Connection, request: Received) -> None:
-        request.body = connection.read_body(request)
-        let.wait(DEADLINE)
-        connection.sock.sendall(OK)
-
-    upstream.answer = answer
-    try:
-        yield let
-    finally:
-        let.set()
-
-
-def busy(upstream: ScriptedUpstream, requests: int = 1) -> None:
-    end = time.monotonic() + DEADLINE
-    while len(upstream.requests) < requests:
-        assert time.monotonic() < end
 
 
 def draining(gateway: Gateway) -> None:

@@ -9,9 +9,8 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
-from pathlib import Path
 
 import grpc
 import pytest
@@ -19,6 +18,7 @@ from support.client import Client
 from support.gateway import DEADLINE, Gateway
 from support.grpc_client import call, channel
 from support.h2upstream import H2Upstream
+from support.raw import sockets
 from support.site import Site
 from support.upstream import ScriptedUpstream
 
@@ -69,14 +69,6 @@ class Load:
         for thread in self._threads:
             thread.join(DEADLINE)
         assert not self.failures
-
-
-def sockets(gateway: Gateway) -> int:
-    count = 0
-    for entry in Path(f"/proc/{gateway.process.pid}/fd").iterdir():
-        with suppress(FileNotFoundError):  # closed meanwhile
-            count += str(entry.readlink()).startswith("socket:")
-    return count
 
 
 def ready(gateway: Gateway, part: str) -> bool:

@@ -4,45 +4,21 @@ from __future__ import annotations
 
 import os
 import signal
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 from support.caller import Caller
 from support.gateway import DEADLINE, Gateway
+from support.held import busy, held
 from support.loading import Load
 from support.raw import GET, Truncated
 from support.site import Site
-from support.upstream import OK, Connection, Received, ScriptedUpstream
+from support.upstream import ScriptedUpstream
 from support.workers import at_each, workers
 
 CONNECTIONS = 'tlsproxy_connections_total{outcome="accepted"} '
-
-
-@contextmanager
-def held(upstream: ScriptedUpstream) -> Iterator[threading.Event]:
-    """The upstream answers when the event is set."""
-    let = threading.Event()
-
-    def answer(connection: Connection, request: Received) -> None:
-        request.body = connection.read_body(request)
-        let.wait(DEADLINE)
-        connection.sock.sendall(OK)
-
-    upstream.answer = answer
-    try:
-        yield let
-    finally:
-        let.set()
-
-
-def busy(upstream: ScriptedUpstream, requests: int) -> None:
-    end = time.monotonic() + DEADLINE
-    while len(upstream.requests) < requests:
-        assert time.monotonic() < end
 
 
 def accepted(gateway: Gateway) -> float:

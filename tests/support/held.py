@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from support.gateway import DEADLINE
-from support.upstream import Connection, Received, plain
+from support.upstream import OK, Connection, Received, ScriptedUpstream, plain
 
 
 class Held:
@@ -23,3 +26,26 @@ class Held:
     def wait(self, count: int) -> None:
         for _ in range(count):
             assert self._arrived.acquire(timeout=DEADLINE)
+
+
+@contextmanager
+def held(upstream: ScriptedUpstream) -> Iterator[threading.Event]:
+    """The upstream answers when the event is set."""
+    let = threading.Event()
+
+    def answer(connection: Connection, request: Received) -> None:
+        request.body = connection.read_body(request)
+        let.wait(DEADLINE)
+        connection.sock.sendall(OK)
+
+    upstream.answer = answer
+    try:
+        yield let
+    finally:
+        let.set()
+
+
+def busy(upstream: ScriptedUpstream, requests: int = 1) -> None:
+    end = time.monotonic() + DEADLINE
+    while len(upstream.requests) < requests:
+        assert time.monotonic() < end

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -121,3 +121,12 @@ def memory(gateway: Gateway, line: str = "VmHWM") -> int:
     """Bytes: the most that the gateway ever had resident (``VmHWM``), or has now (``VmRSS``)."""
     status = Path(f"/proc/{gateway.process.pid}/status").read_text()
     return int(status.split(f"{line}:")[1].split()[0]) << 10
+
+
+def sockets(gateway: Gateway) -> int:
+    """Of clients, of the upstream, and its own."""
+    count = 0
+    for descriptor in Path(f"/proc/{gateway.process.pid}/fd").iterdir():
+        with suppress(FileNotFoundError):  # closed since
+            count += str(descriptor.readlink()).startswith("socket:")
+    return count

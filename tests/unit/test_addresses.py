@@ -2,22 +2,13 @@
 
 from __future__ import annotations
 
-import time
-
 import pytest
+from support.clock import Clock
 
 from tlsproxy.authz.rates import SECOND
 from tlsproxy.config.limits import Limits, PerAddress
 from tlsproxy.proxy.addresses import AT_A_TIME, FAILING, HEARD, IN_ALL, TOO_FAST, Addresses, account
 from tlsproxy.proxy.limittable import LimitTable
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = time.monotonic_ns()
-
-    def __call__(self) -> int:
-        return self.now
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.clock import Clock
 
 from tlsproxy.authz.rates import SECOND, Charge, Excess, Rate
 from tlsproxy.proxy.limittable import LimitTable, create, size
@@ -19,16 +20,6 @@ from tlsproxy.proxy.limittable import LimitTable, create, size
 MANY = 1_000_000 if os.environ.get("TLSPROXY_SOAK") else 300_000
 """Identities: more than there are rows."""
 SPAWN = multiprocessing.get_context("spawn")
-
-
-class Clock:
-    """Stands until it is set."""
-
-    def __init__(self) -> None:
-        self.now = time.monotonic_ns()
-
-    def __call__(self) -> int:
-        return self.now
 
 
 @pytest.fixture
