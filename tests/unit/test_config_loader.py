@@ -39,6 +39,21 @@ def test_minimal_configuration_is_clean() -> None:
     assert loaded.config.roles["search"].access == "r"
 
 
+def test_an_outcome_is_kept_for_the_same_bytes_file_directory_and_environment_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, there = Path("tlsproxy.yaml"), tmp_path / "there"
+    there.mkdir()
+    monkeypatch.chdir(tmp_path)
+    first = parse(MINIMAL.encode(), here, {})
+    assert parse(MINIMAL.encode(), here, {}) is first
+    assert load(MINIMAL).config.tls.cert == Path("/etc/tlsproxy/server.pem")
+    monkeypatch.chdir(there)
+    assert parse(MINIMAL.encode(), here, {}).config.tls.cert == there / "server.pem"
+    assert parse(MINIMAL.encode(), here, {"QDRANT__LOG_LEVEL": "DEBUG"}).config.log_level == "DEBUG"
+    assert parse(MINIMAL.encode() + b"log_level: WARN\n", here, {}).config.log_level == "WARN"
+
+
 def test_relative_paths_are_relative_to_the_file() -> None:
     config = load(MINIMAL + "audit: {}\nservice: {api_key_file: ../secrets/key, alt_api_key_file: /run/key}\n").config
     assert config.tls.cert == Path("/etc/tlsproxy/server.pem")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -55,13 +56,30 @@ class Loaded:
 def parse(data: bytes, path: Path, environ: Mapping[str, str]) -> Loaded:
     """Relative paths in the configuration become absolute against ``path``'s directory.
 
-    Raises :class:`ConfigError` with every problem that was found.
+    The last outcome is kept, a refusal too: with 10,000 rules it takes more than half a second, and whoever watches the
+    file, builds anew or is a worker has the same bytes again. Raises :class:`ConfigError` with every problem that was
+    found.
     """
+    outcome = _outcome(data, path, path.absolute().parent, tuple(environ.items()))
+    if not isinstance(outcome, Loaded):
+        raise ConfigError(outcome)
+    return outcome
+
+
+@lru_cache(maxsize=1)
+def _outcome(data: bytes, path: Path, base: Path, environ: tuple[tuple[str, str], ...]) -> Loaded | tuple[Problem, ...]:
+    try:
+        return _parsed(data, path, base, dict(environ))
+    except ConfigError as error:
+        return tuple(error.problems)
+
+
+def _parsed(data: bytes, path: Path, base: Path, environ: Mapping[str, str]) -> Loaded:
     tree = read_tree(data, str(path))
     said = overlay(tree, environ)
     unused = (*_take_unused(tree), *said.unused)
     _drop_empty(tree)
-    problems = [*tree.problems, *said.problems, *_resolve_paths(tree, path.absolute().parent, environ)]
+    problems = [*tree.problems, *said.problems, *_resolve_paths(tree, base, environ)]
     sound = _validate(tree)
     problems += sound.problems
     warnings = list(said.warnings)

@@ -93,7 +93,7 @@ def read_inputs(config_path: Path, environ: Mapping[str, str], *, earlier: Input
         if attempt:
             time.sleep(PAUSE)
         try:
-            current = _read_once(config_path, environ, previous)
+            current = _read_once(config_path, environ)
         except TlsproxyError as error:
             # A file may be missing or cut off between two system calls of its writer: only a lasting failure is one.
             failure, previous = error, None
@@ -106,12 +106,9 @@ def read_inputs(config_path: Path, environ: Mapping[str, str], *, earlier: Input
     raise UnstableInputs(str(config_path), "its files keep changing while they are read; trying again later")
 
 
-def _read_once(config_path: Path, environ: Mapping[str, str], previous: Inputs | None) -> Inputs:
+def _read_once(config_path: Path, environ: Mapping[str, str]) -> Inputs:
     data, _ = _read(config_path, config_path, CONFIG_LIMIT)
-    if previous is not None and previous.files.get(config_path) == data:
-        loaded = previous.loaded
-    else:
-        loaded = loader.parse(data, config_path, environ)
+    loaded = loader.parse(data, config_path, environ)
     wanted = dict(_wanted(loaded.config))
     # Certificate and key must come out of one directory even where each is reached through a link that is swapped
     # meanwhile (certbot's live/, Kubernetes' ..data): all links are resolved first and read from there, they must lead
