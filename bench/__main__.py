@@ -11,6 +11,7 @@ import click
 
 from bench.compare import TOLERANCE, comparison
 from bench.errors import BenchError
+from bench.process import exit_when_told
 from bench.report import report
 from bench.results import Results
 from bench.scale import DIMENSIONS_OF_SCALE, scale_report
@@ -34,6 +35,7 @@ _file = click.Path(exists=True, dir_okay=False, path_type=Path)
 @click.group()
 def main() -> None:
     """Measure tlsproxy beside nginx, HAProxy, nghttpx, Envoy, Caddy, hitch and stunnel."""
+    exit_when_told()
 
 
 @main.command()

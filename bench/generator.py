@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from bench.errors import GeneratorError
 from bench.figures import Idle, Sample
-from bench.process import Running, cores, pinned
+from bench.process import Running, cores, pinned, stop
 from bench.site import Site
 from bench.workloads import Workload
 
@@ -35,10 +36,17 @@ class Generator:
         ]
         return Sample.of(_told(command))
 
-    def start(self, contender: Running, workload: Workload) -> subprocess.Popen[str]:
+    @contextmanager
+    def beside(self, contender: Running, workload: Workload) -> Iterator[subprocess.Popen[str]]:
         """Beside something else, which may replace processes: no CPU is measured. ``finish`` waits for it."""
         command = [*self._common(contender, workload, pids=()), *workload.arguments(), "--seconds", str(self.seconds)]
-        return subprocess.Popen(pinned(cores(1)[1], command), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        with subprocess.Popen(
+            pinned(cores(1)[1], command), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        ) as process:
+            try:
+                yield process
+            finally:
+                stop(process)
 
     def rest(self, contender: Running, workload: Workload, connections: int, settle: float = 2.0) -> Idle:
         """So many connections that rest, each asked once."""

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import socket
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 from bench.build import Programs
 from bench.errors import AbsentError
@@ -18,8 +21,24 @@ from bench.site import Site
 
 START_TIMEOUT = 20.0
 STOP_TIMEOUT = 10.0
+_ENDING = (signal.SIGTERM, signal.SIGHUP)
 _PRIORITY = "-8"
 """Niceness, where it is allowed: others on the machine get less in between."""
+
+
+def exit_when_told() -> None:
+    """SIGTERM and SIGHUP end this process as an error would: what it started is ended first.
+
+    A second one changes nothing: it would end the ending.
+    """
+
+    def leave(signum: int, _frame: FrameType | None) -> None:
+        for each in _ENDING:
+            signal.signal(each, signal.SIG_IGN)
+        raise SystemExit(128 + signum)
+
+    for each in _ENDING:
+        signal.signal(each, leave)
 
 
 def pinned(cores: Sequence[int], command: Sequence[str]) -> list[str]:
@@ -77,7 +96,7 @@ def upstream(programs: Programs, download: int) -> Iterator[tuple[int, int]]:
             http, grpc = process.stdout.readline().split()
             yield int(http), int(grpc)
         finally:
-            process.terminate()
+            stop(process)
 
 
 @contextlib.contextmanager
@@ -93,8 +112,8 @@ def running(peer: Peer, program: Program, directory: Path, site: Site, behind: t
         process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, env=os.environ | home
         )
-    contender = Running(peer, process, place)
     try:
+        contender = Running(peer, process, place)
         try:
             for kind in sorted(peer.serves):
                 _wait_for(contender, kind)
@@ -102,7 +121,7 @@ def running(peer: Peer, program: Program, directory: Path, site: Site, behind: t
             raise AbsentError(f"it does not start: {said.read_text(errors='replace')[-300:].strip()}") from None
         yield contender
     finally:
-        _stop(process)
+        stop(process)
 
 
 def _wait_for(contender: Running, kind: str) -> None:
@@ -121,7 +140,8 @@ def _wait_for(contender: Running, kind: str) -> None:
     raise TimeoutError
 
 
-def _stop(process: subprocess.Popen[bytes]) -> None:
+def stop(process: subprocess.Popen[Any]) -> None:
+    """Waits for it, and is not to be refused."""
     process.terminate()
     try:
         process.wait(STOP_TIMEOUT)

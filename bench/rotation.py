@@ -44,12 +44,13 @@ def run_rotations(setting: Setting, programs: Mapping[Peer, Program], results: R
 def _rotate(setting: Setting, contender: Running) -> Rotation:
     generator = replace(setting.generator, seconds=SECONDS)
     still = replace(generator, seconds=SECONDS / 3).measure(contender, _KEPT)
-    loads = [generator.start(contender, workload) for workload in (_KEPT, _NEW)]
     rotations = taken = 0
-    while all(load.poll() is None for load in loads):
-        rotations += 1
-        taken += _renew(contender, setting.site)
-    kept, new = (finish(load) for load in loads)
+    with ExitStack() as stack:
+        loads = [stack.enter_context(generator.beside(contender, workload)) for workload in (_KEPT, _NEW)]
+        while all(load.poll() is None for load in loads):
+            rotations += 1
+            taken += _renew(contender, setting.site)
+        kept, new = (finish(load) for load in loads)
     return Rotation(
         rotations=rotations,
         taken=taken,

@@ -1,0 +1,86 @@
+"""A bench run that is ended leaves nothing running, and what it had measured."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pytest
+from support.bench import installed
+
+from bench.build import missing
+
+PATIENCE = 30.0
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    lacking = missing()
+    if lacking is not None:
+        pytest.skip(lacking)
+    return installed(tmp_path / "data")
+
+
+@contextmanager
+def bench(directory: Path, *options: str) -> Iterator[subprocess.Popen[str]]:
+    """A session of its own, so that what is left of it can be told, and ended."""
+    command = [sys.executable, "-m", "bench", "run", "--dir", str(directory), "--only", "nginx", "--workloads", "get"]
+    with subprocess.Popen(
+        [*command, "--no-idle", *options],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    ) as run:  # fmt: skip
+        try:
+            yield run
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(run.pid, signal.SIGKILL)
+
+
+def of_session(leader: int) -> Iterator[str]:
+    """The names of its processes."""
+    for entry in Path("/proc").iterdir():
+        try:
+            if entry.name.isdigit() and os.getsid(int(entry.name)) == leader:
+                yield (entry / "comm").read_text().strip()
+        except (ProcessLookupError, FileNotFoundError):
+            pass  # it ended while we looked
+
+
+def end(run: subprocess.Popen[str]) -> None:
+    """Orderly, as an operator or `make` does it."""
+    run.send_signal(signal.SIGTERM)
+    assert run.wait(PATIENCE) == 128 + signal.SIGTERM
+    assert list(of_session(run.pid)) == []
+    assert run.stderr is not None
+    assert "Traceback" not in run.stderr.read()
+
+
+def wait_for_line(run: subprocess.Popen[str], part: str) -> None:
+    assert run.stderr is not None
+    for line in run.stderr:
+        if part in line:
+            return
+    pytest.fail(f"it ended without {part}")
+
+
+def test_terminated_in_a_round_it_ends_all_that_it_started(directory: Path) -> None:
+    with bench(directory, "--rounds", "1000", "--seconds", "0.1", "--no-rotation") as run:
+        wait_for_line(run, "round 1/1000")
+        assert "upstream" in of_session(run.pid)
+        end(run)
+
+
+def test_terminated_in_a_rotation_it_ends_both_loads(directory: Path) -> None:
+    with bench(directory, "--rounds", "1", "--seconds", "0.1", "--rotation") as run:
+        wait_for_line(run, "round 1/1")
+        limit = time.monotonic() + PATIENCE
+        while list(of_session(run.pid)).count("load") < 2:
+            assert time.monotonic() < limit
+            time.sleep(0.05)
+        end(run)
