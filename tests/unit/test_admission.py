@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tlsproxy.authz.access import UNREAD, Decision, GlobalMode, Grant, Rights
+from tlsproxy.authz.access import UNREAD, Decision, GlobalMode, Grant, Grants, Rights
 from tlsproxy.authz.admission import Admission, admit
 from tlsproxy.authz.credentials import Key, Keys, key_digest
 from tlsproxy.authz.identity import Identity
@@ -94,7 +94,7 @@ def test_where_nothing_is_configured_nothing_is_looked_at() -> None:
 
 grants = st.builds(Grant, st.sampled_from(["docs", "do*", "**", "other"]), st.booleans(), st.booleans())
 some_rights = st.builds(Rights, st.sampled_from([None, *GlobalMode])) | st.builds(
-    Rights, st.none(), st.lists(grants, max_size=3).map(tuple)
+    Rights, st.none(), st.lists(grants, max_size=3).map(lambda each: Grants(*each))
 )
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tlsproxy.authz.access import GlobalMode, Grant, Rights
+from tlsproxy.authz.access import GlobalMode, Grant, Grants, Rights
 from tlsproxy.authz.credentials import Keys
 from tlsproxy.authz.identity import Identity
 from tlsproxy.authz.tokens import Tokens
@@ -88,7 +88,7 @@ def test_policy_says_what_the_configuration_says(tmp_path: Path) -> None:
         "admin": MANAGE,
         "search": READ,
         "ingest": Rights(
-            grants=(
+            grants=Grants(
                 Grant("docs", write=True, extras=True),
                 Grant("a*", write=True, extras=False),
                 Grant("b", write=False, extras=True),

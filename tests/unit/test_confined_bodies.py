@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tlsproxy.authz.access import UNREAD, Condition, GlobalMode, Grant, Rights, decide
+from tlsproxy.authz.access import UNREAD, Condition, GlobalMode, Grant, Grants, Rights, decide
 from tlsproxy.authz.admission import Admission
 from tlsproxy.authz.credentials import Keys
 from tlsproxy.authz.identity import Identity
@@ -73,7 +73,7 @@ def test_which_operations_a_tenant_has() -> None:
 @pytest.mark.parametrize("everywhere", [GlobalMode.M, None])
 def test_conditions_never_allow_more(everywhere: GlobalMode | None) -> None:
     """Of every operation: not one is allowed by its head that would reach points, and none that was refused without."""
-    grants = () if everywhere else (Grant("docs", write=True, extras=True),)
+    grants = Grants() if everywhere else Grants(Grant("docs", write=True, extras=True))
     identity = Identity(subject="CN=a", issuer="CN=ca", serial="1", sha256="00", not_after=2e9)
     free = Principal(identity, "rule", "role", Rights(everywhere, grants), refusal=None)
     tenant = Principal(identity, "rule", "role", Rights(everywhere, grants, ACME), refusal=None)
@@ -387,7 +387,7 @@ def test_a_certificate_without_the_field_has_no_rights() -> None:
         rule = Rule("rule", Matcher(cn="a"), "role")
         return Policy({"role": rights}, (rule,), Keys(), filters={"role": (parse_template("tenant", text),)})
 
-    assert policy("{cn}").principal_of(IDENTITY).rights == Rights(GlobalMode.M, (), (Condition("tenant", "a"),))
+    assert policy("{cn}").principal_of(IDENTITY).rights == Rights(GlobalMode.M, conditions=(Condition("tenant", "a"),))
     for text in ("{o}", "{ou}", "{uri}"):
         principal = policy(text).principal_of(IDENTITY)
         assert principal.rights == Rights()

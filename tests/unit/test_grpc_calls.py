@@ -8,7 +8,18 @@ from hypothesis import strategies as st
 from qdrant_client import grpc as pb
 from support.access_table import ROWS
 
-from tlsproxy.authz.access import ALLOWED, UNREAD, Condition, Decision, GlobalMode, Grant, Rights, Scope, forbidden
+from tlsproxy.authz.access import (
+    ALLOWED,
+    UNREAD,
+    Condition,
+    Decision,
+    GlobalMode,
+    Grant,
+    Grants,
+    Rights,
+    Scope,
+    forbidden,
+)
 from tlsproxy.authz.admission import NO_CREDENTIAL, Admission, Credential
 from tlsproxy.authz.identity import Identity
 from tlsproxy.authz.roles import Principal
@@ -23,9 +34,9 @@ PASSES["/qdrant.StorageRead/ReadMulti"] = PASSES["/qdrant.StorageRead/ReadBatch"
 CLASSES = {
     "m": Rights(everywhere=GlobalMode.M),
     "r": Rights(everywhere=GlobalMode.R),
-    "cr": Rights(grants=(Grant("docs", write=False, extras=True),)),
-    "crw": Rights(grants=(Grant("docs", write=True, extras=True),)),
-    "cprw": Rights(grants=(Grant("docs", write=True, extras=False),)),
+    "cr": Rights(grants=Grants(Grant("docs", write=False, extras=True))),
+    "crw": Rights(grants=Grants(Grant("docs", write=True, extras=True))),
+    "cprw": Rights(grants=Grants(Grant("docs", write=True, extras=False))),
 }
 IDENTITY = Identity(subject="CN=a", issuer="CN=ca", serial="1", sha256="00", not_after=2e9)
 ACME = (Condition("tenant", "acme"),)
@@ -70,7 +81,7 @@ def test_who_passes_is_who_passes_in_qdrant(operation: Operation, name: str) -> 
         elsewhere = pb.GetCollectionInfoRequest(collection_name="other").SerializeToString()
         refused = outcome(operation, elsewhere, CLASSES[name])
         assert not refused.allowed
-        assert outcome(operation, elsewhere, Rights(grants=(Grant("*", write=True, extras=True),))).allowed is (
+        assert outcome(operation, elsewhere, Rights(grants=Grants(Grant("*", write=True, extras=True)))).allowed is (
             "crw" in PASSES[operation.path]
         )
 
@@ -120,8 +131,8 @@ def test_every_method_is_found() -> None:
     assert [operation_of(row.path) for row in GRPC] == list(GRPC)
 
 
-READER = Rights(grants=(Grant("docs", write=False, extras=True), Grant("logs.*", write=False, extras=False)))
-WRITER = Rights(grants=(Grant("docs", write=True, extras=True),))
+READER = Rights(grants=Grants(Grant("docs", write=False, extras=True), Grant("logs.*", write=False, extras=False)))
+WRITER = Rights(grants=Grants(Grant("docs", write=True, extras=True)))
 
 
 @pytest.mark.parametrize(
@@ -165,7 +176,7 @@ def test_the_texts_name_the_collection_once_it_is_known() -> None:
     assert outcome(method("/qdrant.Points/Upsert"), message, WRITER).text == (
         "Forbidden: Access to collection logs.a is required"
     )
-    both = Rights(grants=(*WRITER.grants, *READER.grants))
+    both = Rights(grants=Grants(*WRITER.grants, *READER.grants))
     assert outcome(method("/qdrant.Points/Upsert"), message, both).text == (
         "Forbidden: Write access to collection logs.a is required"
     )
@@ -215,9 +226,9 @@ def test_conditions_never_allow_more(operation: Operation, free: Rights) -> None
 
 collections = st.sampled_from(["docs", "docs.a", "other"])
 grants = st.builds(Grant, st.sampled_from(["docs", "docs.*", "**", "other"]), write=st.booleans(), extras=st.booleans())
-rights = st.builds(Rights, st.none() | st.sampled_from(GlobalMode), st.lists(grants, max_size=3).map(tuple)).map(
-    lambda one: one if one.limited else Rights(one.everywhere)
-)
+rights = st.builds(
+    Rights, st.none() | st.sampled_from(GlobalMode), st.lists(grants, max_size=3).map(lambda each: Grants(*each))
+).map(lambda one: one if one.limited else Rights(one.everywhere))
 
 
 @st.composite
@@ -237,5 +248,5 @@ def test_more_grants_never_refuse_and_more_rights_never_allow(
 ) -> None:
     alone = outcome(*call, one).allowed
     if one.limited and alone:
-        assert outcome(*call, Rights(grants=(*one.grants, grant))).allowed
+        assert outcome(*call, Rights(grants=Grants(*one.grants, grant))).allowed
     assert outcome(*call, one, other).allowed is (alone and outcome(*call, other).allowed)

@@ -10,16 +10,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from qdrant_client import grpc as pb
 
-from tlsproxy.authz.access import GlobalMode, Grant, Rights
+from tlsproxy.authz.access import GlobalMode, Grant, Grants, Rights
 from tlsproxy.qdrant.grpclistings import ENTRIES, MessageListing, listing_of_call
 from tlsproxy.qdrant.listings import Listing
 from tlsproxy.qdrant.operations import GRPC
 
-DOCS = (Grant("docs", write=False, extras=True), Grant("team.*", write=True, extras=False))
+DOCS = Grants(Grant("docs", write=False, extras=True), Grant("team.*", write=True, extras=False))
 ALIASES = ["list_aliases", "list_collection_aliases"]
 
 
-def reduced(operation: str, answer: bytes, *grants: tuple[Grant, ...]) -> bytes:
+def reduced(operation: str, answer: bytes, *grants: Grants) -> bytes:
     return MessageListing(operation, grants or (DOCS,)).reduced(answer)
 
 
@@ -46,7 +46,7 @@ def test_which_methods_are_listings() -> None:
 def test_collections() -> None:
     answer = collections("docs", "Docs", "docs2", "team.a", "team.a.b", "team", "secret", "").SerializeToString()
     assert pb.ListCollectionsResponse.FromString(reduced("list_collections", answer)) == collections("docs", "team.a")
-    only_team = (DOCS[1:],)
+    only_team = (Grants(*list(DOCS)[1:]),)
     both = pb.ListCollectionsResponse.FromString(reduced("list_collections", answer, DOCS, *only_team))
     assert both == collections("team.a")
 
@@ -99,7 +99,7 @@ def test_both_apis_show_the_same(pairs: list[tuple[str, str]]) -> None:
 @given(st.sampled_from(sorted(ENTRIES)), st.binary(max_size=30))
 def test_whatever_is_answered_nobody_without_grants_sees_an_entry(operation: str, answer: bytes) -> None:
     try:
-        shown = reduced(operation, answer, (Grant("nothing-here", write=True, extras=True),))
+        shown = reduced(operation, answer, Grants(Grant("nothing-here", write=True, extras=True)))
     except ValueError:
         return
     assert shown[:1] in (b"", b"\x11")

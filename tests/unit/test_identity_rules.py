@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tlsproxy.authz.access import GlobalMode, Grant, Rights
+from tlsproxy.authz.access import GlobalMode, Grant, Grants, Rights
 from tlsproxy.authz.credentials import Keys
 from tlsproxy.authz.identity import Identity
 from tlsproxy.authz.roles import Matcher, Policy, Principal, Rule
@@ -27,7 +27,7 @@ ALICE = Identity(
 )
 NOBODY = Identity(subject="", issuer="CN=Clients CA,O=Acme", serial="1", sha256="00" * 32, not_after=0.0)
 ADMIN = Rights(everywhere=GlobalMode.M)
-DOCS = Rights(grants=(Grant("docs", write=True, extras=True),))
+DOCS = Rights(grants=Grants(Grant("docs", write=True, extras=True)))
 
 
 def policy(*rules: Rule) -> Policy:
@@ -117,6 +117,19 @@ _patterns = st.none() | st.sampled_from(
 )
 def test_the_quick_answer_is_that_of_the_explanation(matcher: Matcher, identity: Identity) -> None:
     assert matcher.matches(identity) is (next(matcher.misses(identity), None) is None)
+
+
+@given(
+    st.lists(
+        st.builds(Matcher, cn=_patterns, o=_patterns, ou=_patterns, dns=_patterns, uri=_patterns, ip=_patterns),
+        max_size=8,
+    ),
+    st.sampled_from([ALICE, NOBODY, replace(ALICE, common_name="", uris=())]),
+)
+def test_the_rule_that_is_found_is_the_first_of_all_that_matches(matchers: list[Matcher], identity: Identity) -> None:
+    rules = tuple(Rule(str(place), matcher, "admin") for place, matcher in enumerate(matchers))
+    obvious = next((rule.name for rule in rules if rule.match.matches(identity)), "")
+    assert policy(*rules).principal_of(identity).rule == obvious
 
 
 def test_first_match_wins() -> None:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tlsproxy.authz.access import UNREAD, Condition, Decision, GlobalMode, Grant, Rights
+from tlsproxy.authz.access import UNREAD, Condition, Decision, GlobalMode, Grant, Grants, Rights
 from tlsproxy.authz.admission import Admission, admit
 from tlsproxy.authz.credentials import Keys
 from tlsproxy.authz.identity import Identity
@@ -24,7 +24,7 @@ from tlsproxy.qdrant.rest import recognise
 IDENTITY = Identity(
     subject="CN=a", issuer="CN=ca", serial="1", sha256="00", not_after=2e9, common_name="a", organizations=("acme",)
 )
-DOCS = Rights(grants=(Grant("docs", write=True, extras=True),))
+DOCS = Rights(grants=Grants(Grant("docs", write=True, extras=True)))
 READS = Rights(everywhere=GlobalMode.R)
 NOW = 1e9
 
@@ -93,7 +93,7 @@ def test_its_filter_may_need_a_certificate() -> None:
 
 some_grants = st.builds(Grant, st.sampled_from(["docs", "do*", "**", "other"]), st.booleans(), st.booleans())
 some_rights = st.builds(Rights, st.sampled_from([None, *GlobalMode])) | st.builds(
-    Rights, st.none(), st.lists(some_grants, max_size=3).map(tuple)
+    Rights, st.none(), st.lists(some_grants, max_size=3).map(lambda each: Grants(*each))
 )
 accesses = st.sampled_from(["r", "m"]) | st.lists(
     st.fixed_dictionaries(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tlsproxy.authz.access import ALLOWED, UNREAD, Condition, Decision, GlobalMode, Grant, Rights, forbidden
+from tlsproxy.authz.access import ALLOWED, UNREAD, Condition, Decision, GlobalMode, Grant, Grants, Rights, forbidden
 from tlsproxy.authz.admission import Admission, Credential, admit
 from tlsproxy.authz.credentials import Keys, presented_key
 from tlsproxy.authz.identity import Identity
@@ -27,7 +27,7 @@ def holder(**rights: object) -> Principal:
 
 
 ADMIN = holder(everywhere=GlobalMode.M)
-LIMITED = holder(grants=(Grant("docs", write=True, extras=True),))
+LIMITED = holder(grants=Grants(Grant("docs", write=True, extras=True)))
 
 
 def ask(principal: Principal, method: str, path: str, key: str | None = None, keys: Keys = KEYS) -> Decision:
@@ -102,7 +102,7 @@ def test_a_limited_callers_listing_is_reduced(path: str) -> None:
     assert (nobody.decision.allowed, nobody.listing) == (False, None)
 
 
-OTHER_TOKEN = Credential("Jwt", "api_key", (Rights(grants=(Grant("d*", write=True, extras=True),)),))
+OTHER_TOKEN = Credential("Jwt", "api_key", (Rights(grants=Grants(Grant("d*", write=True, extras=True))),))
 
 
 @pytest.mark.parametrize("path", ["points/query", "points/search/groups", "points/discover/batch"])

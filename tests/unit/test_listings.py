@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tlsproxy.authz.access import GlobalMode, Grant, Rights, Scope
+from tlsproxy.authz.access import GlobalMode, Grant, Grants, Rights, Scope
 from tlsproxy.qdrant.listings import REDUCTIONS, Listing, listing_of
 from tlsproxy.qdrant.operations import REST
 
-DOCS = (Grant("docs", write=False, extras=True), Grant("team.*", write=True, extras=False))
+DOCS = Grants(Grant("docs", write=False, extras=True), Grant("team.*", write=True, extras=False))
 
 
 def reduced(operation: str, result: Any, grants: tuple[Grant, ...] = DOCS, **envelope: Any) -> Any:
@@ -131,6 +131,6 @@ json_values: st.SearchStrategy[Any] = st.recursive(
     st.dictionaries(st.sampled_from(["collections", "aliases", "issues"]), json_values),
 )
 def test_whatever_is_answered_nobody_without_grants_sees_an_entry(operation: str, result: Any) -> None:
-    shown = reduced(operation, result, grants=(Grant("nothing-here", write=True, extras=True),))["result"]
+    shown = reduced(operation, result, grants=Grants(Grant("nothing-here", write=True, extras=True)))["result"]
     assert "secret-name" not in json.dumps(shown)
     assert "docs" not in json.dumps(shown)

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.access_table import ROWS
 
-from tlsproxy.authz.access import Decision, GlobalMode, Grant, Rights, Scope, decide
+from tlsproxy.authz.access import Decision, GlobalMode, Grant, Grants, Rights, Scope, decide
 from tlsproxy.errors import BadRequest, Form
 from tlsproxy.qdrant.operations import ANY_CALLER, GRPC, REST, Operation
 from tlsproxy.qdrant.rest import recognise
@@ -19,9 +19,9 @@ from tlsproxy.qdrant.rest import recognise
 CLASSES = {
     "m": Rights(everywhere=GlobalMode.M),
     "r": Rights(everywhere=GlobalMode.R),
-    "cr": Rights(grants=(Grant("docs", write=False, extras=True),)),
-    "crw": Rights(grants=(Grant("docs", write=True, extras=True),)),
-    "cprw": Rights(grants=(Grant("docs", write=True, extras=False),)),
+    "cr": Rights(grants=Grants(Grant("docs", write=False, extras=True))),
+    "crw": Rights(grants=Grants(Grant("docs", write=True, extras=True))),
+    "cprw": Rights(grants=Grants(Grant("docs", write=True, extras=False))),
 }
 
 
@@ -210,9 +210,9 @@ def test_more_grants_never_allow_less(
     def ask(rights: Rights) -> Decision:
         return decide(rights, operation.requirement, name, named=named, reduced=reduced)
 
-    rights = Rights(grants=tuple(held))
+    rights = Rights(grants=Grants(*held))
     for index in range(len(held)):
-        fewer = Rights(grants=tuple(held[:index] + held[index + 1 :]))
+        fewer = Rights(grants=Grants(*held[:index] + held[index + 1 :]))
         assert ask(rights).allowed or not ask(fewer).allowed
     for index in range(len(named)):  # nor does naming a further collection ever help
         fewer_named = named[:index] + named[index + 1 :]
@@ -253,7 +253,7 @@ def test_more_grants_never_allow_less(
 def test_the_texts_are_qdrants(grant: Grant, path: str, method: str, text: str) -> None:
     asked = recognise(method, path)
     assert asked.operation is not None
-    decision = decide(Rights(grants=(grant,)), asked.operation.requirement, asked.collection)
+    decision = decide(Rights(grants=Grants(grant)), asked.operation.requirement, asked.collection)
     assert decision.text == f"Forbidden: {text}"
 
 
@@ -276,7 +276,7 @@ def test_a_list_of_no_collections(method: str, path: str, text: str) -> None:
 
 
 def test_two_grants_do_not_add_up_to_what_neither_gives() -> None:
-    both = Rights(grants=(Grant("docs", write=True, extras=False), Grant("doc*", write=False, extras=True)))
+    both = Rights(grants=Grants(Grant("docs", write=True, extras=False), Grant("doc*", write=False, extras=True)))
     asked = recognise("PUT", "/collections/docs/index")
     assert asked.operation is not None
     assert not decide(both, asked.operation.requirement, asked.collection).allowed

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jwt import PyJWS
 
-from tlsproxy.authz.access import Decision, GlobalMode, Grant, Rights
+from tlsproxy.authz.access import Decision, GlobalMode, Grant, Grants, Rights
 from tlsproxy.authz.identity import Identity
 from tlsproxy.authz.tokens import UNKNOWN_KEY, Token, Tokens, VerificationKey, Verifier, mint, qdrant_verifier
 from tlsproxy.errors import Form
@@ -75,12 +75,18 @@ def test_an_independent_implementation_agrees_on_the_signature() -> None:
         ("m", Rights(everywhere=GlobalMode.M)),
         ("r", Rights(everywhere=GlobalMode.R)),
         ([], Rights()),
-        ([{"collection": "docs", "access": "rw"}], Rights(grants=(Grant("docs", write=True, extras=True),))),
-        ([{"collection": "docs", "access": "prw", "x": 1}], Rights(grants=(Grant("docs", write=True, extras=False),))),
-        ([{"collection": "a", "access": "r", "payload": None}], Rights(grants=(Grant("a", write=False, extras=True),))),
-        ([{"collection": "logs.*", "access": "r"}], Rights(grants=(Grant("logs.*", write=False, extras=True),))),
-        ({"collections": {"docs": ["read"]}}, Rights(grants=(Grant("docs", write=False, extras=True),))),
-        ({"collections": {"docs": ["write", "read"]}}, Rights(grants=(Grant("docs", write=True, extras=True),))),
+        ([{"collection": "docs", "access": "rw"}], Rights(grants=Grants(Grant("docs", write=True, extras=True)))),
+        (
+            [{"collection": "docs", "access": "prw", "x": 1}],
+            Rights(grants=Grants(Grant("docs", write=True, extras=False))),
+        ),
+        (
+            [{"collection": "a", "access": "r", "payload": None}],
+            Rights(grants=Grants(Grant("a", write=False, extras=True))),
+        ),
+        ([{"collection": "logs.*", "access": "r"}], Rights(grants=Grants(Grant("logs.*", write=False, extras=True)))),
+        ({"collections": {"docs": ["read"]}}, Rights(grants=Grants(Grant("docs", write=False, extras=True)))),
+        ({"collections": {"docs": ["write", "read"]}}, Rights(grants=Grants(Grant("docs", write=True, extras=True)))),
         ({"collections": {}}, Rights()),
     ],
 )

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from tlsproxy.authz.access import GRANTS, GlobalMode, Grant, Rights
+from tlsproxy.authz.access import GRANTS, GlobalMode, Grant, Grants, Rights
 from tlsproxy.authz.globs import glob_error
 
 DUPLICATE: Final = "access: Collection name should be unique"
@@ -151,7 +151,7 @@ def _rights(access: Any) -> tuple[Rights, str]:
         if entry.get("payload") is not None:
             defect = defect or PAYLOAD
         seen.add(entry["collection"])
-    return Rights(grants=tuple(grants)), defect
+    return Rights(grants=Grants(*grants)), defect
 
 
 def _grant(collection: Any, access: Any) -> Grant:
@@ -176,7 +176,7 @@ def _old_rights(access: Mapping[str, Any]) -> Rights:
         if mode is None:
             raise MalformedToken("a collection's access is neither read, nor read and write")
         grants.append(_grant(name, mode))
-    return Rights(grants=tuple(grants))
+    return Rights(grants=Grants(*grants))
 
 
 def _value_exists(value: Any) -> ValueExists | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tlsproxy.authz.access import GRANTS, GlobalMode, Grant, Rights
+from tlsproxy.authz.access import GRANTS, GlobalMode, Grant, Grants, Rights
 from tlsproxy.authz.credentials import Keys
 from tlsproxy.authz.matcher import Matcher
 from tlsproxy.authz.roles import Policy, Rule
@@ -31,7 +31,7 @@ def policy_of(config: Config, keys: Keys, tokens: Tokens) -> Policy:
 def rights_of(role: Role) -> Rights:
     if isinstance(role.access, str):
         return Rights(everywhere=GlobalMode(role.access))
-    return Rights(grants=tuple(_grant(grant) for grant in role.access))
+    return Rights(grants=Grants(*map(_grant, role.access)))
 
 
 def _grant(grant: CollectionGrant) -> Grant:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Final
 
-from tlsproxy.authz.access import ALLOWED, UNREAD, Condition, Decision, Scope
+from tlsproxy.authz.access import ALLOWED, UNREAD, Condition, Decision, Grants, Scope
 from tlsproxy.authz.admission import Admission
 from tlsproxy.errors import BadRequest
 from tlsproxy.qdrant.grpclistings import listing_of_call
@@ -70,7 +70,8 @@ def judge_at_best(admission: Admission, operation: Operation) -> Decision:
     save.
     """
     granted = tuple(
-        replace(one, grants=tuple(replace(grant, collection=_ANY) for grant in one.grants)) for one in admission.rights
+        replace(one, grants=Grants(*(replace(grant, collection=_ANY) for grant in one.grants)))
+        for one in admission.rights
     )
     return decide_all(
         granted, operation, _ANY, confined=is_confinable_call(operation) or tells_no_points(operation), reduced=True

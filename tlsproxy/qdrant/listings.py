@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import orjson
 
-from tlsproxy.authz.access import Grant, Rights, names_held
+from tlsproxy.authz.access import Grants, Rights, names_held
 from tlsproxy.qdrant.operations import Operation
 from tlsproxy.wire.steps import Steps
 
@@ -23,7 +23,7 @@ class Listing:
     """The reduction of one operation's answer to the names that each of these lists of grants covers."""
 
     operation: str
-    grants: tuple[tuple[Grant, ...], ...]
+    grants: tuple[Grants, ...]
 
     def reduced(self, body: bytes) -> bytes:
         """Raises ValueError for an answer that is not what Qdrant sends."""
