@@ -134,7 +134,7 @@ def test_who_is_told_of_a_missing_key(reason: str, told: int) -> None:
     calls: list[None] = []
     gateway: Any = SimpleNamespace(
         audit=SimpleNamespace(write=lambda _line: None),
-        metrics=SimpleNamespace(**dict.fromkeys(("request", "decision", "refused"), lambda *_arguments: None)),
+        metrics=SimpleNamespace(**dict.fromkeys(("request", "refused"), lambda *_arguments: None)),
         key_missing=lambda: calls.append(None),
     )
     decision = Decision(allowed=False, reason=reason, status=403)

@@ -71,8 +71,8 @@ def metrics() -> Metrics:
 
 
 def everything(metrics: Metrics) -> None:
-    metrics.request("search_points", "search", "allowed", 0.003)
-    metrics.decision("admin", "allowed", "allowed")
+    metrics.request("search_points", "search", "allowed", "allowed", 0.003)
+    metrics.tcp("admin", "allowed", "allowed")
     metrics.handshake("ok", 0.002)
     metrics.connection("accepted")
     metrics.accept_error()
@@ -139,17 +139,20 @@ def test_the_registry_is_its_own(metrics: Metrics) -> None:
 
 
 def test_requests_by_operation_role_and_outcome(metrics: Metrics) -> None:
-    metrics.request("search_points", "search", "allowed", 0.1)
-    metrics.request("search_points", "search", "allowed", 0.1)
-    metrics.request("search_points", "search", "denied", 0.1)
+    metrics.request("search_points", "search", "allowed", "allowed", 0.1)
+    metrics.request("search_points", "search", "allowed", "allowed", 0.1)
+    metrics.request("search_points", "search", "denied", "needs_write", 0.1)
     name = "tlsproxy_requests_total"
     assert value(metrics, name, operation="search_points", role="search", outcome="allowed") == 2
     assert value(metrics, name, operation="search_points", role="search", outcome="denied") == 1
     assert value(metrics, "tlsproxy_request_duration_seconds_count", operation="search_points") == 3
+    metrics.tcp("search", "allowed", "allowed")
+    assert value(metrics, "tlsproxy_decisions_total", reason="allowed") == 3
+    assert value(metrics, "tlsproxy_decisions_total", reason="needs_write") == 1
 
 
 def test_decisions_handshakes_and_upstream(metrics: Metrics) -> None:
-    metrics.decision("search", "denied", "needs_write")
+    metrics.tcp("search", "denied", "needs_write")
     metrics.handshake("no_certificate", 0.2)
     metrics.upstream_connect("refused")
     metrics.upstream_retry()
@@ -221,7 +224,7 @@ def test_audit_build_and_process(metrics: Metrics) -> None:
 def test_a_bucket_counts_what_is_not_above_its_bound(durations: list[float]) -> None:
     metrics = Metrics(pool=lambda: (0, 0), audit=lambda: (0, 0, 0), limits=lambda: (0, 0))
     for seconds in durations:
-        metrics.request("scroll_points", "search", "allowed", seconds)
+        metrics.request("scroll_points", "search", "allowed", "allowed", seconds)
         metrics.handshake("ok", seconds)
     series = series_of(metrics)
     for bound in (*map(str, HANDSHAKE_BUCKETS), "+Inf"):

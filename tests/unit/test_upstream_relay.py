@@ -18,15 +18,17 @@ class Exchange:
     """``stalls``: its client takes no more as soon as there is a body."""
 
     def __init__(self, *, stalls: bool = False, sent: bool = True) -> None:
-        self.stalls, self.request_sent = stalls, sent
+        self.stalls, self.sent = stalls, sent
         self.upstream: Upstream | None = None
         self.body = b""
         self.ended: asyncio.Future[RequestError | None] = asyncio.get_running_loop().create_future()
 
     def upstream_ready(self, upstream: Upstream) -> None:
         self.upstream = upstream
-        upstream.begin(self, b"GET / HTTP/1.1\r\n\r\n", to_head=False)
-        upstream.await_response()
+        upstream.begin(self, b"GET / HTTP/1.1\r\n\r\n", to_head=False, whole=True)
+
+    def request_sent(self) -> bool:
+        return self.sent
 
     def response_head(self, head: ResponseHead) -> None:
         assert head.status == 200

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Final
 
 from tlsproxy.authz.auditquery import read_query
-from tlsproxy.errors import AuditUnavailable, Overloaded, RequestError, RequestTimeout
+from tlsproxy.errors import AuditUnavailable, Overloaded, RequestError
 from tlsproxy.proxy.answers import Answer
-from tlsproxy.proxy.exchange import Exchange
+from tlsproxy.proxy.exchange import SLOW_BODY, Exchange, Late
 from tlsproxy.proxy.refusal import CONTINUE
+
+_SLOW_LOG: Final[Late] = (Overloaded, "The audit log could not be read in time")
 
 
 class AuditLogsExchange(Exchange):
     """Reads its small body whole, has the log read in a thread, and answers in Qdrant's form."""
+
+    __slots__ = ()
 
     @property
     def sending(self) -> bool:
@@ -22,9 +27,7 @@ class AuditLogsExchange(Exchange):
         if not self._gateway.audit.accepts(self._gateway.in_flight):
             raise AuditUnavailable("The audit log cannot be written")
         self.record.admit(self._gateway)
-        self._wait(
-            RequestTimeout("The request body came too slowly"), self._gateway.generation.config.limits.body_timeout
-        )
+        self._wait(SLOW_BODY, self._gateway.generation.config.limits.body_timeout)
         if self.record.plan.expects_continue:
             self._client.stream.write(CONTINUE)
         if self.body.done:
@@ -45,10 +48,7 @@ class AuditLogsExchange(Exchange):
         except RequestError as error:
             loop.call_soon(self._failed, error)
             return
-        self._wait(
-            Overloaded("The audit log could not be read in time"),
-            self._gateway.generation.config.upstream.response_timeout,
-        )
+        self._wait(_SLOW_LOG, self._gateway.generation.config.upstream.response_timeout)
         loop.run_in_executor(None, self._gateway.audit.read, query).add_done_callback(self._read)
 
     def _failed(self, error: RequestError) -> None:

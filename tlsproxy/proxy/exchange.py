@@ -22,7 +22,7 @@ from tlsproxy.proxy.record import Record, RequestBody
 from tlsproxy.proxy.tlsstream import TlsStream
 from tlsproxy.proxy.upstream import Upstream
 from tlsproxy.wire.response import UNTIL_CLOSE, ResponseHead
-from tlsproxy.wire.tracing import id_line, upstream_lines
+from tlsproxy.wire.tracing import NONE, id_line, upstream_lines
 
 REPLAY: Final = 65_536
 """A request of at most this many bytes is kept until it is answered, to be sent again if that is safe."""
@@ -45,8 +45,33 @@ class Client(Protocol):
     def exchange_cut(self, error: RequestError) -> None: ...
 
 
+Late = tuple[type[RequestError], str]
+"""What an expired wait means: made an error only where it expires."""
+_NO_ROOM: Final[Late] = (AuditUnavailable, "The audit log has no room")
+_UNTOLD: Final[Late] = (UpstreamTimeout, "The upstream did not say in time whether the token is valid")
+_NO_UPSTREAM: Final[Late] = (UpstreamTimeout, "No connection to the upstream became free in time")
+SLOW_BODY: Final[Late] = (RequestTimeout, "The request body came too slowly")
+
+
 class Exchange:
-    """``congested``: the upstream takes no more of the request for now. ``overdue``: what an expired wait means."""
+    """``congested``: the upstream takes no more of the request for now."""
+
+    __slots__ = (
+        "_body_since",
+        "_client",
+        "_ended",
+        "_gateway",
+        "_head",
+        "_id_line",
+        "_late",
+        "_pool",
+        "_sent",
+        "_upstream",
+        "_whole_body",
+        "body",
+        "congested",
+        "record",
+    )
 
     def __init__(self, gateway: Gateway, pool: Pool, client: Client, record: Record[Plan], body: RequestBody) -> None:
         self._gateway = gateway
@@ -54,31 +79,36 @@ class Exchange:
         self._client = client
         self._upstream: Upstream | None = None
         self._sent: list[bytes] | None = None
-        self._head = b""
+        self._head = self._id_line = b""
         self._whole_body = b""  # of a body that was read before the decision
         self._body_since = 0.0
+        self._late = _NO_ROOM
+        self._ended = self.congested = False
         self.record = record
         self.body = body
-        self.congested = False
-        self.overdue: RequestError = AuditUnavailable("The audit log has no room")
-        self._ended = False
 
     # Admission
 
     def admit(self) -> None:
         """Begins now, or waits for room as far as that is allowed. Raises AuditUnavailable, Overloaded."""
-        gateway, config = self._gateway, self._gateway.generation.config
+        gateway = self._gateway
         if gateway.audit.accepts(gateway.in_flight):
             self._acquire()
-        elif config.audit.on_full == "block":
-            self._wait(AuditUnavailable("The audit log has no room"), config.limits.write_timeout)
-            gateway.audit.when_writable(self._readmit)
-        else:
+            return
+        config = gateway.generation.config
+        if config.audit.on_full != "block":
             raise AuditUnavailable("The audit log cannot be written")
+        self._wait(_NO_ROOM, config.limits.write_timeout)
+        gateway.audit.when_writable(self._readmit)
 
-    def _wait(self, overdue: RequestError, seconds: float) -> None:
-        self.overdue = overdue
+    def _wait(self, late: Late, seconds: float) -> None:
+        self._late = late
         self._client.stream.deadline = time.monotonic() + seconds
+
+    def overdue(self) -> RequestError:
+        """What it means that the deadline has passed."""
+        kind, text = self._late
+        return kind(text)
 
     def _readmit(self) -> None:
         if self._ended:
@@ -97,10 +127,7 @@ class Exchange:
         if proviso is None:
             self._connect()
             return
-        self._wait(
-            UpstreamTimeout("The upstream did not say in time whether the token is valid"),
-            self._gateway.generation.config.upstream.response_timeout,
-        )
+        self._wait(_UNTOLD, self._gateway.generation.config.upstream.response_timeout)
         if self._pool.points.exists(proviso.exists, proviso.head.fields, self._told):
             self._connect()
 
@@ -121,12 +148,10 @@ class Exchange:
             self._client.exchange_failed(error)
 
     def _connect(self) -> None:
-        self._wait(
-            UpstreamTimeout("No connection to the upstream became free in time"),
-            self._gateway.generation.config.upstream.connect_timeout,
-        )
         upstream = self._pool.acquire(self)
-        if upstream is not None:
+        if upstream is None:
+            self._wait(_NO_UPSTREAM, self._gateway.generation.config.upstream.connect_timeout)
+        else:
             self._client.upstream_ready(upstream)
 
     def upstream_ready(self, upstream: Upstream) -> None:
@@ -137,7 +162,6 @@ class Exchange:
         """Whether what the client sends now belongs to this request."""
         return self._upstream is not None and not self.body.done
 
-    @property
     def request_sent(self) -> bool:
         return self.body.done
 
@@ -148,19 +172,27 @@ class Exchange:
 
         Raises as :meth:`RequestBody.feed` does, before anything was sent.
         """
-        plan = self.record.plan
-        out = plan.upstream + upstream_lines(self.record.id, self.record.tracing) + tail + self._whole_body
-        self._whole_body = b""
-        if not self.body.done and data:
-            piece, taken = self.body.feed(data)
-            self.record.bytes_in += taken
+        record, body = self.record, self.body
+        plan = record.plan
+        self._id_line = line = id_line(record.id)
+        out = plan.upstream + line + tail
+        if record.tracing is not NONE:
+            out = plan.upstream + line + upstream_lines(record.tracing) + tail
+        if self._whole_body:
+            out, self._whole_body = out + self._whole_body, b""
+        if data and not body.done:
+            piece, taken = body.feed(data)
+            record.bytes_in += taken
             out, data = out + piece, data[taken:]
-        if plan.resend and not plan.expects_continue and len(out) <= REPLAY:
+        if plan.resend and len(out) <= REPLAY and not plan.expects_continue:
             self._sent = [out]
         self._upstream = upstream
-        self.overdue = RequestTimeout("The request body came too slowly")
-        upstream.begin(self, out, to_head=plan.to_head)
-        self._await()
+        whole = body.done
+        upstream.begin(self, out, to_head=plan.to_head, whole=whole)
+        if whole:
+            self._client.stream.deadline = NEVER
+        elif not self.congested:
+            self._await_body()
         return data
 
     def send(self, data: bytes) -> bytes:
@@ -189,6 +221,7 @@ class Exchange:
         self._upstream.await_client()
 
     def _await_body(self) -> None:
+        self._late = SLOW_BODY
         now = time.monotonic()
         self._body_since = self._body_since or now
         earned = min(now, self._body_since + self.record.bytes_in / MIN_RATE)
@@ -215,9 +248,10 @@ class Exchange:
     def response_head(self, head: ResponseHead) -> None:
         """It waits for what comes with it: one record, one send."""
         self.record.status = head.status
+        client = self._client
         if head.length == UNTIL_CLOSE or not self.body.done:  # the next request could not be found
-            self._client.close = True
-        self._head = head.restated(id_line(self.record.id), close=self._client.close)
+            client.close = True
+        self._head = head.restated(self._id_line, close=client.close)
 
     def response_body(self, data: bytes) -> None:
         self.record.bytes_out += len(data)
@@ -259,7 +293,7 @@ class Exchange:
         except Overloaded as error:
             self._client.exchange_failed(error)
             return
-        self._upstream.begin(self, sent, to_head=self.record.plan.to_head)
+        self._upstream.begin(self, sent, to_head=self.record.plan.to_head, whole=self.body.done)
         self._await()
         self._client.reading_changed()
 

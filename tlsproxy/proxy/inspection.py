@@ -7,7 +7,7 @@ length in place of chunks.
 
 from __future__ import annotations
 
-from tlsproxy.errors import RequestError, RequestTimeout
+from tlsproxy.errors import RequestError
 from tlsproxy.proxy.auditlogs import AuditLogsExchange
 from tlsproxy.proxy.exchange import Client, Exchange
 from tlsproxy.proxy.gateway import Gateway
@@ -22,6 +22,8 @@ from tlsproxy.proxy.refusal import CONTINUE
 class InspectedExchange(Exchange):
     """Its record's plan is that of the head until the body is whole, then that of both."""
 
+    __slots__ = ("_holding", "_plans", "_reading")
+
     def __init__(self, gateway: Gateway, pool: Pool, client: Client, record: Record[Plan], body: RequestBody) -> None:
         super().__init__(gateway, pool, client, record, body)
         self._plans = gateway.plans
@@ -29,7 +31,6 @@ class InspectedExchange(Exchange):
         self._reading = True
 
     def admit(self) -> None:
-        self.overdue = RequestTimeout("The request body came too slowly")
         if self.record.plan.expects_continue:
             self._client.stream.write(CONTINUE)
         if self.body.done:

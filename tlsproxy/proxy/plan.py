@@ -30,6 +30,7 @@ from tlsproxy.qdrant.rest import Recognised, recognise
 from tlsproxy.tls.generation import Generation
 from tlsproxy.wire.content import decoded
 from tlsproxy.wire.http1 import RequestHead, parse_request, restate_request
+from tlsproxy.wire.tracing import NONE, Tracing, of_head
 
 MEMO_PLANS: Final = 2048
 MEMO_HEAD: Final = 4096
@@ -117,16 +118,31 @@ class Plans:
         self._upstream_key = key.encode() if key is not None else None
         self._memo: dict[tuple[Principal, bytes], Plan] = {}
 
-    def of(self, principal: Principal, head: bytes, now: float) -> Plan:
-        """``now`` is seconds since the epoch."""
+    def of(self, principal: Principal, head: bytes, now: float, ended: Decision | None) -> tuple[Plan, Tracing]:
+        """The plan, and what the client said besides that differs from request to request.
+
+        ``now`` is seconds since the epoch. ``ended`` refuses whatever is asked: the connection has lost its right.
+        """
+        # A head that is remembered has nothing of that kind in it, so it is looked up as it is first.
         plan = self._memo.get((principal, head))
+        if plan is not None and ended is None and now < plan.expires:
+            return plan, NONE
+        head, tracing = of_head(head)
+        if ended is not None:
+            return self.make(principal, head, now, ended=ended), tracing
+        if tracing is not NONE:
+            plan = self._memo.get((principal, head))
         if plan is None or now >= plan.expires:
-            self._memo.pop((principal, head), None)
-            plan = self.make(principal, head, now)
-            if (plan.decision.allowed or plan.unread is not None) and len(head) <= MEMO_HEAD:
-                if len(self._memo) >= MEMO_PLANS:
-                    del self._memo[next(iter(self._memo))]  # the oldest
-                self._memo[principal, head] = plan
+            plan = self._renewed(principal, head, now)
+        return plan, tracing
+
+    def _renewed(self, principal: Principal, head: bytes, now: float) -> Plan:
+        self._memo.pop((principal, head), None)
+        plan = self.make(principal, head, now)
+        if (plan.decision.allowed or plan.unread is not None) and len(head) <= MEMO_HEAD:
+            if len(self._memo) >= MEMO_PLANS:
+                del self._memo[next(iter(self._memo))]  # the oldest
+            self._memo[principal, head] = plan
         return plan
 
     def make(self, principal: Principal, head: bytes, now: float, *, ended: Decision | None = None) -> Plan:

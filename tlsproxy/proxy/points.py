@@ -131,8 +131,6 @@ def _request(generation: Generation, asked: ValueExists, affinity: bytes) -> byt
 class _Question:
     """One request of our own, as an upstream connection sees it (:class:`tlsproxy.proxy.upstream.Exchange`)."""
 
-    request_sent = True
-
     def __init__(self, pool: Pool, request: bytes, settle: Told) -> None:
         self.waiting: list[Told] = []
         self._pool = pool
@@ -143,14 +141,16 @@ class _Question:
         self._body = bytearray()
         self._chunks: ChunkedBody | None = None
 
+    def request_sent(self) -> bool:
+        return True
+
     def ask(self) -> None:
         upstream = self._pool.acquire(self)
         if upstream is not None:
             self.upstream_ready(upstream)
 
     def upstream_ready(self, upstream: Upstream) -> None:
-        upstream.begin(self, self._request, to_head=False)
-        upstream.await_response()
+        upstream.begin(self, self._request, to_head=False, whole=True)
 
     def interim(self, head: ResponseHead) -> None:
         """Says nothing that matters here."""

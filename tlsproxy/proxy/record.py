@@ -107,7 +107,7 @@ class Record(Generic[P]):
             gateway.in_flight -= 1
         if self._held:
             gateway.limits.release(self._held)
-        plan, duration = self.plan, time.monotonic() - self._started
+        plan, tracing, duration = self.plan, self.tracing, time.monotonic() - self._started
         gateway.audit.write(
             request_line(
                 plan.audit,
@@ -120,16 +120,18 @@ class Record(Generic[P]):
                 duration=duration,
                 reason=reason,
                 grpc_status=self.grpc_status,
-                tracing_id=self.tracing.said,
-                trace_id=self.tracing.trace_id,
+                tracing_id=tracing.said,
+                trace_id=tracing.trace_id,
             )
         )
-        outcome = "denied" if not plan.decision.allowed else "failed" if reason else "allowed"
-        gateway.metrics.request(plan.operation, plan.role, outcome, duration)
-        gateway.metrics.decision(plan.role, outcome, reason or plan.decision.reason)
-        if not plan.decision.allowed:
-            self._refused(gateway, remote, reason or plan.decision.reason)
-        if plan.decision.reason == UNKNOWN_KEY:
+        decision = plan.decision
+        if decision.allowed:
+            outcome = "failed" if reason else "allowed"
+            gateway.metrics.request(plan.operation, plan.role, outcome, reason or decision.reason, duration)
+            return
+        gateway.metrics.request(plan.operation, plan.role, "denied", reason or decision.reason, duration)
+        self._refused(gateway, remote, reason or decision.reason)
+        if decision.reason == UNKNOWN_KEY:
             gateway.key_missing()
 
     def _refused(self, gateway: Gateway, remote: str, reason: str) -> None:

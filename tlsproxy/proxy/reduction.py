@@ -30,6 +30,8 @@ _ERROR: Final = b'{"status":{"error":"The upstream refused; its reason may name 
 class ReducedExchange(Exchange):
     """Its plan's ``listing`` says what is kept of a good answer."""
 
+    __slots__ = ("_answer", "_answered", "_chunks", "_holding")
+
     def __init__(self, gateway: Gateway, pool: Pool, client: Client, record: Record[Plan], body: RequestBody) -> None:
         super().__init__(gateway, pool, client, record, body)
         self._answer = bytearray()

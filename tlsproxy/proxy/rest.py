@@ -17,9 +17,8 @@ from tlsproxy.proxy.pool import Pool
 from tlsproxy.proxy.record import RequestBody
 from tlsproxy.proxy.register import Entry
 from tlsproxy.proxy.tlsstream import TlsStream
-from tlsproxy.proxy.turns import State, Turns
+from tlsproxy.proxy.turns import BUSY, ENDED, IDLE, NO_BODY, SKIPPING, Turns
 from tlsproxy.proxy.upstream import Upstream
-from tlsproxy.wire.tracing import of_head
 
 SHORT_LINGER: Final = 1.0
 """Seconds, after the last response of a connection: its client may have sent on behind its last request."""
@@ -27,6 +26,8 @@ SHORT_LINGER: Final = 1.0
 
 class RestConnection(Turns):
     """The owner of one TLS stream, from its handshake on."""
+
+    __slots__ = ("_pool", "_standing", "_tail", "_when_ended")
 
     def __init__(
         self,
@@ -52,18 +53,19 @@ class RestConnection(Turns):
             except RequestError as error:
                 self._fail(error)
             self._advance()
-        elif self._state is not State.ENDED:
+        elif self._state is not ENDED:
             self._inbox.add(data)
-            if self._state is State.SKIPPING:
+            if self._state is SKIPPING:
                 self._skip()
             self._advance()
 
     def _advance(self) -> None:
         """Takes up the requests that are here, one at a time; a loop, since a client may send thousands at once."""
         stream = self.stream
-        while self._state is State.IDLE and self._inbox.data and not (self._pause or stream.stalled or stream.closed):
+        inbox = self._inbox
+        while inbox.data and self._state is IDLE and not (self._pause or stream.stalled or stream.closed):
             try:
-                head = self._inbox.head()
+                head = inbox.head()
             except RequestError as error:
                 self._unreadable(error)
                 break
@@ -72,7 +74,7 @@ class RestConnection(Turns):
                 continue
             if not self._head_started:
                 self._head_started = True
-                self.stream.deadline = time.monotonic() + self._limits.head_timeout
+                stream.deadline = time.monotonic() + self._limits.head_timeout
             break
         self.reading_changed()
 
@@ -83,19 +85,20 @@ class RestConnection(Turns):
         self._fail(error)
 
     def _request(self, head: bytes) -> None:
-        now, plans = time.time(), self._gateway.plans
-        head, tracing = of_head(head)
-        ended = self._standing.ended(self._gateway.generation, now)
+        gateway, now = self._gateway, time.time()
+        ended = self._standing.ended(gateway.generation, now)
         principal = self._standing.principal
-        plan = plans.of(principal, head, now) if ended is None else plans.make(principal, head, now, ended=ended)
+        plan, tracing = gateway.plans.of(principal, head, now, ended)
         record = self._open_record(plan, now, tracing)
-        if plan.toll is not None and ended is None:
-            record.count(self._gateway, plan.toll, self._entry)
+        if ended is not None:
+            self.close = True
+        elif plan.toll is not None:
+            record.count(gateway, plan.toll, self._entry)
             plan = record.plan
-        self.close |= ended is not None
         keep = plan.unread is not None or plan.audit_logs
         try:
-            self._body = RequestBody(plan.length, plan.limit, of_role=plan.of_role, keep=keep)
+            if plan.length or keep:
+                self._body = RequestBody(plan.length, plan.limit, of_role=plan.of_role, keep=keep)
         except BodyTooLarge as error:
             self.close = True
             self._fail(error)
@@ -106,12 +109,12 @@ class RestConnection(Turns):
         if plan.answer is not None:
             self._answer(plan.answer)
             return
-        self._state = State.BUSY
-        self._exchange = exchange = exchange_of(plan)(self._gateway, self._pool, self, record, self._body)
+        self._state = BUSY
+        self._exchange = exchange = exchange_of(plan)(gateway, self._pool, self, record, self._body)
         try:
             exchange.admit()
-            if exchange.sending and self._inbox.data:  # it is not the upstream that its body waits for
-                data = self._inbox.data
+            data = self._inbox.data
+            if data and exchange.sending:  # it is not the upstream that its body waits for
                 self._inbox.keep(b"")
                 self._inbox.keep(exchange.send(data))
         except RequestError as error:
@@ -130,13 +133,15 @@ class RestConnection(Turns):
 
     def reading_changed(self) -> None:
         """Reads on, unless the upstream takes no more of a body, or a client runs ahead of its answers."""
-        exchange = self._exchange
-        waiting = self._state is State.BUSY or self.stream.stalled or self._pause is not None
-        ahead = waiting and len(self._inbox.data) > self._limits.max_head_size
-        if ahead or (exchange is not None and exchange.congested):
-            self.stream.pause_reading()
+        stream, exchange, data = self.stream, self._exchange, self._inbox.data
+        if (
+            data
+            and len(data) > self._limits.max_head_size
+            and (self._state is BUSY or stream.stalled or self._pause is not None)
+        ) or (exchange is not None and exchange.congested):
+            stream.pause_reading()
         else:
-            self.stream.resume_reading()
+            stream.resume_reading()
 
     # Responses
 
@@ -186,7 +191,7 @@ class RestConnection(Turns):
     def resume_writing(self) -> None:
         if self._exchange is not None:
             self._exchange.resume_response()
-        elif self._state is State.IDLE:
+        elif self._state is IDLE:
             self._rest()
             self._advance()
 
@@ -194,9 +199,9 @@ class RestConnection(Turns):
         if self.stream.stalled:
             self._cut("client_stalled")
         elif self._exchange is not None:
-            self._fail(self._exchange.overdue)
+            self._fail(self._exchange.overdue())
             self._advance()
-        elif self._state is State.IDLE and self._head_started:
+        elif self._state is IDLE and self._head_started:
             self._unreadable(RequestTimeout("The request head came too slowly"))
         else:
             self._end()
@@ -208,13 +213,13 @@ class RestConnection(Turns):
         answered, with the word that it was the last, if it comes within ``limits.drain_grace``.
         """
         stopping = self._gateway.draining
-        if self._state is State.IDLE and not self._inbox.data:
+        if self._state is IDLE and not self._inbox.data:
             self._rest() if stopping else self._end()
         elif not (stopping and self._record is not None and self._record.status):
             self.close = True
 
     def withdrawn(self, now: float, *, anew: bool) -> str:
-        plan = self._record.plan if self._record is not None and self._state is State.BUSY else None
+        plan = self._record.plan if self._record is not None and self._state is BUSY else None
         if plan is None or plan.presented is None or (now < plan.expires and not anew):
             return ""
         return self._standing.admits(plan.presented, now)

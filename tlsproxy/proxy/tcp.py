@@ -86,7 +86,7 @@ class TcpConnection:
         self._why = reason
         self._tell("tcp_open", "denied", error)
         allowed, metrics = reason == UNREACHABLE, self._gateway.metrics
-        metrics.decision(self._entry.standing.principal.role, "failed" if allowed else "denied", reason)
+        metrics.tcp(self._entry.standing.principal.role, "failed" if allowed else "denied", reason)
         if not allowed:
             metrics.refused(self._entry.refusal(time.time(), "tcp", reason))
         self.stream.close(LINGER)
@@ -119,7 +119,7 @@ class TcpConnection:
     # What the upstream says
 
     def connected(self) -> None:
-        self._gateway.metrics.decision(self._entry.standing.principal.role, "allowed", "allowed")
+        self._gateway.metrics.tcp(self._entry.standing.principal.role, "allowed", "allowed")
         self._open = True
         self._tell("tcp_open", "ok")
         self._touch()

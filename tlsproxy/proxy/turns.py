@@ -48,8 +48,27 @@ class State(Enum):
     ENDED = 3
 
 
+IDLE, BUSY, SKIPPING, ENDED = State  # under names of the module: asking a class for its member costs ten times as much
+
+
 class Turns:
     """The ground of a connection: its state, and the one request that it has at a time."""
+
+    __slots__ = (
+        "_body",
+        "_entry",
+        "_exchange",
+        "_gateway",
+        "_head_started",
+        "_inbox",
+        "_limits",
+        "_pause",
+        "_record",
+        "_remote",
+        "_state",
+        "close",
+        "stream",
+    )
 
     patient = True
 
@@ -70,12 +89,13 @@ class Turns:
 
     def _rest(self) -> None:
         """Between two requests."""
-        self._state = State.IDLE
+        self._state = IDLE
         self._head_started = False
-        timeout = self._limits.write_timeout if self.stream.stalled else self._limits.idle_timeout
+        stream, limits = self.stream, self._limits
+        timeout = limits.write_timeout if stream.stalled else limits.idle_timeout
         if self._gateway.draining:
-            timeout = min(timeout, self._limits.drain_grace)
-        self.stream.deadline = time.monotonic() + timeout
+            timeout = min(timeout, limits.drain_grace)
+        stream.deadline = time.monotonic() + timeout
 
     def _open_record(self, plan: Plan, now: float, tracing: Tracing = NONE) -> Record[Plan]:
         self._record = record = Record(plan, now, tracing)
@@ -89,7 +109,7 @@ class Turns:
     def _refuse_as(self, decision: Decision) -> None:
         answer = refused(decision.status, decision.text, decision.form, decision.retry_after)
         self._respond(decision.status, *answer)
-        if decision.retry_after and self._state is not State.ENDED:
+        if decision.retry_after and self._state is not ENDED:
             self._pause = self._gateway.loop.call_later(PAUSE, self._go_on)
 
     def _go_on(self) -> None:
@@ -117,7 +137,7 @@ class Turns:
         if not keep:
             self._end(self._limits.linger_timeout)
             return
-        self._state = State.SKIPPING
+        self._state = SKIPPING
         self.stream.deadline = time.monotonic() + self._limits.body_timeout
         self._skip()
 
@@ -129,11 +149,12 @@ class Turns:
             self._rest()
 
     def _finish(self, reason: str) -> None:
-        if self._record is not None:
-            self._record.finish(self._gateway, self._remote, reason)
-            self._entry.count(self._record.bytes_in, self._record.bytes_out)
-        if self._exchange is not None:
-            self._exchange.over()
+        record, exchange = self._record, self._exchange
+        if record is not None:
+            record.finish(self._gateway, self._remote, reason)
+            self._entry.count(record.bytes_in, record.bytes_out)
+        if exchange is not None:
+            exchange.over()
         self._record = self._exchange = None
 
     def _end(self, linger: float = 0.0) -> None:
@@ -143,7 +164,7 @@ class Turns:
         self.stream.close(linger)
 
     def _over(self) -> None:
-        self._state = State.ENDED
+        self._state = ENDED
         if self._pause is not None:
             self._pause.cancel()
             self._pause = None

@@ -29,7 +29,6 @@ class Exchange(Protocol):
     ``answered`` that the client has seen a part of one. ``response_done`` ends it well. ``request_sent``: whole.
     """
 
-    @property
     def request_sent(self) -> bool: ...
     def upstream_ready(self, upstream: Upstream) -> None: ...
     def interim(self, head: ResponseHead) -> None: ...
@@ -71,7 +70,7 @@ class Upstream:
         self._keeper = keeper
         self.exchange: Exchange | None = None
         self.used = 0
-        self._reset(to_head=False)
+        self._clear(to_head=False, awaited=False)
         generation = gateway.generation
         settings = generation.config.upstream
         self.stream = DialledStream(
@@ -79,18 +78,18 @@ class Upstream:
         )
         self.stream.deadline = time.monotonic() + settings.connect_timeout
 
-    def _reset(self, *, to_head: bool) -> None:
+    def _clear(self, *, to_head: bool, awaited: bool) -> None:
         self._buffer = b""
         self._head: ResponseHead | None = None
         self._left = 0
         self._chunks: ChunkedBody | None = None
         self._to_head = to_head
-        self._awaited = False
+        self._awaited = awaited
 
-    def begin(self, exchange: Exchange, data: bytes, *, to_head: bool) -> None:
-        """Sends a request's first bytes."""
+    def begin(self, exchange: Exchange, data: bytes, *, to_head: bool, whole: bool) -> None:
+        """Sends a request's first bytes, or all of it: ``whole``."""
         self.exchange = exchange
-        self._reset(to_head=to_head)
+        self._clear(to_head=to_head, awaited=whole)
         self._await()
         self.stream.write(data)
 
@@ -105,9 +104,10 @@ class Upstream:
         self._await()
 
     def _await(self) -> None:
-        if self.stream.established:  # until then, the connection is waited for
+        stream = self.stream
+        if stream.established:  # until then, the connection is waited for
             timeout = self._gateway.generation.config.upstream.response_timeout
-            self.stream.deadline = time.monotonic() + timeout if self._awaited else NEVER
+            stream.deadline = time.monotonic() + timeout if self._awaited else NEVER
 
     def pause(self) -> None:
         """The client reads slower than the upstream answers."""
@@ -134,23 +134,25 @@ class Upstream:
         if exchange is None:  # nobody asked: whatever it is, it must not become somebody's answer
             self.stream.abort()
             return
-        self.await_response()
+        head = self._head
         try:
-            if self._head is None:
+            if head is None:
                 self._read_head(exchange, self._buffer + data if self._buffer else data)
             else:
-                self._read_body(exchange, self._head, data)
+                self._read_body(exchange, head, data)
         except ValueError as error:
             self._fail(UpstreamBroken(f"The upstream sent what is not HTTP/1.1: {error}"))
 
     def _read_head(self, exchange: Exchange, data: bytes) -> None:
         while True:
-            end = data.find(END) + len(END)
-            if end < len(END):
+            end = data.find(END)
+            if end < 0:
                 if len(data) > MAX_HEAD:
                     raise ValueError("a head without an end")
                 self._buffer = data
+                self.await_response()
                 return
+            end += len(END)
             head = parse_response(data[:end], to_head=self._to_head)
             data = data[end:]
             if head.status >= _FINAL:
@@ -162,31 +164,34 @@ class Upstream:
         self._head = head
         if head.length == CHUNKED:
             self._chunks = ChunkedBody()
-        elif head.length != UNTIL_CLOSE:
-            self._left = head.length
+        self._left = head.length
         exchange.response_head(head)
         self._read_body(exchange, head, data)
 
     def _read_body(self, exchange: Exchange, head: ResponseHead, data: bytes) -> None:
-        if self._chunks is not None:
-            forward, taken = self._chunks.feed(data) if data else (data, 0)
-            done = self._chunks.done
-        elif head.length == UNTIL_CLOSE:
-            forward, taken, done = data, len(data), False
+        more = 0
+        if head.length >= 0:
+            self._left = left = self._left - len(data)
+            done = left <= 0
+            if left < 0:
+                data, more = data[:left], -left
+        elif self._chunks is not None:
+            size = len(data)
+            data, taken = self._chunks.feed(data) if data else (data, 0)
+            done, more = self._chunks.done, size - taken
         else:
-            forward = data[: self._left] if len(data) > self._left else data
-            taken = len(forward)
-            self._left -= taken
-            done = self._left == 0
-        exchange.response_body(forward)
+            done = False
+        if not done:
+            self.await_response()
+        exchange.response_body(data)
         if done and self.exchange is exchange:
-            self._finish(exchange, keep=head.keep and taken == len(data))
+            self._finish(exchange, keep=head.keep and not more)
 
     def _finish(self, exchange: Exchange, *, keep: bool) -> None:
         """An early response leaves a connection that waits for the rest of a body: never for the next request."""
         self.used += 1
         self.exchange = None
-        self._keeper.release(self, keep=keep and exchange.request_sent)
+        self._keeper.release(self, keep=keep and exchange.request_sent())
         exchange.response_done()
 
     def pause_writing(self) -> None:

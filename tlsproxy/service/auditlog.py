@@ -99,7 +99,9 @@ class AuditLog:
         self._progress_seen = -1
         self._some = threading.Event()
         self._urgent = threading.Event()
+        self._awake = False
         self._closing = threading.Event()
+        self._closed = False
         self._give_up_at = float("inf")
         self._lock = threading.Lock()
         self._reading = threading.Lock()
@@ -126,27 +128,25 @@ class AuditLog:
 
     def accepts(self, pending: int = 0) -> bool:
         """Whether one more request may begin while `pending` others still owe their line."""
-        if self._has_room(pending):
+        if self._working and self._taken - self._written + pending < self._capacity:
             return True
         # Looked at once more, so that room made before this was noted is seen, and room made after it calls back.
         self._progress_seen = self._progress
-        return self._has_room(pending)
-
-    def _has_room(self, pending: int) -> bool:
         return self._working and self._taken - self._written + pending < self._capacity
 
     def write(self, line: str) -> None:
         """Takes one line, which ends in a newline and holds no other."""
         queued = self._taken - self._written
-        if queued >= self._capacity or self._closing.is_set():
+        if queued >= self._capacity or self._closed:
             self.dropped += 1
             return
         self._queue.append(line)
         self._taken += 1
-        # An event is set where it changes something: setting one takes its lock.
+        # An event is set where it changes something: setting one takes its lock, and asking one costs a call.
         if queued * 2 >= self._capacity and not self._urgent.is_set():
             self._urgent.set()
-        if not self._some.is_set():
+        if not self._awake:
+            self._awake = True
             self._some.set()
 
     def when_writable(self, callback: Callable[[], object]) -> None:
@@ -181,6 +181,7 @@ class AuditLog:
     def close(self, timeout: float = 5.0) -> None:
         """Writes what is queued, for at most `timeout` seconds; what then remains is told of. Blocks."""
         self._give_up_at = time.monotonic() + timeout
+        self._closed = True
         self._closing.set()
         self._urgent.set()
         self._some.set()
@@ -204,8 +205,10 @@ class AuditLog:
     def _next_batch(self) -> bool:
         """Gathers lines for a flush interval and writes them. False when the log is closed and nothing is left."""
         self._some.wait()
-        # Cleared before the queue is looked at, so that a line that comes meanwhile sets it again.
+        # Cleared, and then told so, before the queue is looked at: a line that comes meanwhile is either seen there or
+        # sets it again.
         self._some.clear()
+        self._awake = False
         self._urgent.wait(self._flush_interval)
         self._urgent.clear()
         while self._queue:

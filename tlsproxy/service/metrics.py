@@ -57,9 +57,9 @@ class Metrics(Collector):
         self._pool = pool
         self._audit = audit
         self.recent = Recent()
-        self._requests: dict[tuple[str, str, str], int] = defaultdict(int)
+        self._requests: dict[tuple[str, str, str, str], int] = defaultdict(int)
         self._durations: dict[str, Histogram] = defaultdict(lambda: Histogram(REQUEST_BUCKETS))
-        self._decisions: dict[str, int] = defaultdict(int)
+        self._tcp: dict[str, int] = defaultdict(int)
         self._handshakes: dict[str, int] = defaultdict(int)
         self._handshake_durations = Histogram(HANDSHAKE_BUCKETS)
         self._connections: dict[str, int] = defaultdict(int)
@@ -82,14 +82,15 @@ class Metrics(Collector):
     def open_connections(self) -> int:
         return self._open_connections
 
-    def request(self, operation: str, role: str, outcome: str, seconds: float) -> None:
+    def request(self, operation: str, role: str, outcome: str, reason: str, seconds: float) -> None:
         """One request that ended. `outcome` is allowed, denied, or failed (allowed, and then something broke)."""
-        self._requests[operation, role, outcome] += 1
+        self._requests[operation, role, outcome, reason] += 1
         self._durations[operation].observe(seconds)
+        self.recent.decided(role, outcome)
 
-    def decision(self, role: str, outcome: str, reason: str) -> None:
-        """On one request, or one connection of mode tcp. ``outcome`` as of a request."""
-        self._decisions[reason] += 1
+    def tcp(self, role: str, outcome: str, reason: str) -> None:
+        """One connection of mode tcp was decided on, or failed. ``outcome`` as of a request."""
+        self._tcp[reason] += 1
         self.recent.decided(role, outcome)
 
     def refused(self, refusal: Refusal) -> None:
@@ -163,10 +164,15 @@ class Metrics(Collector):
 
     def _collect_requests(self) -> Iterator[Metric]:
         labels = ("operation", "role", "outcome")
-        yield counters("requests", "Requests that ended.", labels, self._requests.items())
+        requests: dict[tuple[str, str, str], int] = defaultdict(int)
+        decisions = defaultdict(int, self._tcp)
+        for (operation, role, outcome, reason), count in self._requests.items():
+            requests[operation, role, outcome] += count
+            decisions[reason] += count
+        yield counters("requests", "Requests that ended.", labels, requests.items())
         durations = keyed(self._durations)
         yield histograms("request_duration_seconds", "How long requests took.", ("operation",), durations)
-        yield counters("decisions", "Decisions on requests.", ("reason",), keyed(self._decisions))
+        yield counters("decisions", "Decisions on requests.", ("reason",), keyed(decisions))
         overflows, unlocked = self._limits()
         yield counters("limit_overflows", "Counts against the row of all that found none.", (), [((), overflows)])
         yield counters("limit_unlocked", "Counts made without the table's lock.", (), [((), unlocked)])

@@ -60,7 +60,7 @@ NONE: Final = Tracing()
 
 def id_line(number: str) -> bytes:
     """The field line of an HTTP/1 head that tells the gateway's id of a request."""
-    return b"x-request-id: %b\r\n" % number.encode()
+    return b"x-request-id: " + number.encode() + b"\r\n"
 
 
 def id_field(number: str) -> tuple[bytes, bytes]:
@@ -68,10 +68,9 @@ def id_field(number: str) -> tuple[bytes, bytes]:
     return REQUEST_ID, number.encode()
 
 
-def upstream_lines(number: str, tracing: Tracing) -> bytes:
-    """The field lines of this kind of a request that goes upstream."""
-    line = id_line(number)
-    return line if tracing is NONE else line + b"".join([b"%b: %b\r\n" % field for field in tracing.fields])
+def upstream_lines(tracing: Tracing) -> bytes:
+    """The field lines of what the client said, as they go upstream beside the gateway's id."""
+    return b"".join([b"%b: %b\r\n" % field for field in tracing.fields])
 
 
 def upstream_block(number: str, tracing: Tracing) -> bytes:
