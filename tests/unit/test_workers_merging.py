@@ -39,7 +39,7 @@ def samples(totals: Totals) -> dict[tuple[str, tuple[tuple[str, str], ...]], flo
 
 def test_one_process_is_told_as_it_is_but_for_the_name_of_the_process() -> None:
     one = metrics()
-    one.request("scroll", "admin", "allowed", 0.02)
+    one.request("scroll", "admin", "allowed", "allowed", 0.02)
     one.connection("accepted")
     totals, own = Totals(), {}
     totals.add(families(one), "worker 1")

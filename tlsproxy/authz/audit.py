@@ -158,9 +158,10 @@ def request_line(  # noqa: PLR0913 - the fields of one record, by name
     said = _fields(("tracing_id", _shortened(tracing_id))) if tracing_id else ""
     trace = f',"trace_id":"{trace_id}"' if trace_id else ""
     grpc = "" if grpc_status is None else f',"grpc_status":{grpc_status}'
+    second, microsecond = divmod(int(when * _MICROSECONDS), _MICROSECONDS)  # as `timestamp`, without its call
     return (
-        f'{{"timestamp":"{timestamp(when)}"{prepared.before_remote}{remote}{prepared.before_tracing}{said}'
-        f'{prepared.verdict}{prepared.caller},"request_id":"{request_id}"{trace}'
+        f'{{"timestamp":"{_second(second)}.{microsecond:06d}Z"{prepared.before_remote}{remote}{prepared.before_tracing}'
+        f'{said}{prepared.verdict}{prepared.caller},"request_id":"{request_id}"{trace}'
         f',"status":{status}{grpc},"bytes_in":{bytes_in},"bytes_out":{bytes_out},"duration_ms":{duration * 1000:.3f}'
         f',"reason":{json_string(reason) if reason else prepared.reason}}}\n'
     )

@@ -7,8 +7,9 @@ from typing import Final
 
 from tlsproxy.authz.auditquery import read_query
 from tlsproxy.errors import AuditUnavailable, Overloaded, RequestError
+from tlsproxy.proxy.admitting import SLOW_BODY, Late
 from tlsproxy.proxy.answers import Answer
-from tlsproxy.proxy.exchange import SLOW_BODY, Exchange, Late
+from tlsproxy.proxy.exchange import Exchange
 from tlsproxy.proxy.refusal import CONTINUE
 
 _SLOW_LOG: Final[Late] = (Overloaded, "The audit log could not be read in time")

@@ -8,18 +8,15 @@ cut (it cannot, a part of the response is with it), or abandoned.
 from __future__ import annotations
 
 import time
-from typing import Final, Protocol
+from typing import Final
 
-from tlsproxy.authz.access import Decision
-from tlsproxy.errors import AuditUnavailable, Overloaded, RequestError, RequestTimeout, UpstreamTimeout
-from tlsproxy.proxy.answers import Answer
+from tlsproxy.errors import Overloaded, RequestError
+from tlsproxy.proxy.admitting import NO_UPSTREAM, SLOW_BODY, Admitting, Client
 from tlsproxy.proxy.deadlines import NEVER
 from tlsproxy.proxy.gateway import Gateway
 from tlsproxy.proxy.plan import Plan
-from tlsproxy.proxy.points import Verdict
 from tlsproxy.proxy.pool import Pool
 from tlsproxy.proxy.record import Record, RequestBody
-from tlsproxy.proxy.tlsstream import TlsStream
 from tlsproxy.proxy.upstream import Upstream
 from tlsproxy.wire.response import UNTIL_CLOSE, ResponseHead
 from tlsproxy.wire.tracing import NONE, id_line, upstream_lines
@@ -30,127 +27,34 @@ MIN_RATE: Final = 1024
 """Bytes per second on average, less than which exhausts a body's deadline piece by piece."""
 
 
-class Client(Protocol):
-    """The connection that a request came on. ``close`` says that it ends with this response."""
-
-    stream: TlsStream
-    close: bool
-
-    def upstream_ready(self, upstream: Upstream) -> None: ...
-    def reading_changed(self) -> None: ...
-    def exchange_done(self) -> None: ...
-    def exchange_denied(self) -> None: ...
-    def exchange_answered(self, answer: Answer) -> None: ...
-    def exchange_failed(self, error: RequestError) -> None: ...
-    def exchange_cut(self, error: RequestError) -> None: ...
-
-
-Late = tuple[type[RequestError], str]
-"""What an expired wait means: made an error only where it expires."""
-_NO_ROOM: Final[Late] = (AuditUnavailable, "The audit log has no room")
-_UNTOLD: Final[Late] = (UpstreamTimeout, "The upstream did not say in time whether the token is valid")
-_NO_UPSTREAM: Final[Late] = (UpstreamTimeout, "No connection to the upstream became free in time")
-SLOW_BODY: Final[Late] = (RequestTimeout, "The request body came too slowly")
-
-
-class Exchange:
+class Exchange(Admitting):
     """``congested``: the upstream takes no more of the request for now."""
 
     __slots__ = (
         "_body_since",
-        "_client",
-        "_ended",
-        "_gateway",
         "_head",
         "_id_line",
-        "_late",
-        "_pool",
         "_sent",
         "_upstream",
         "_whole_body",
         "body",
         "congested",
-        "record",
     )
 
     def __init__(self, gateway: Gateway, pool: Pool, client: Client, record: Record[Plan], body: RequestBody) -> None:
-        self._gateway = gateway
-        self._pool = pool
-        self._client = client
+        super().__init__(gateway, pool, client, record)
         self._upstream: Upstream | None = None
         self._sent: list[bytes] | None = None
         self._head = self._id_line = b""
         self._whole_body = b""  # of a body that was read before the decision
         self._body_since = 0.0
-        self._late = _NO_ROOM
-        self._ended = self.congested = False
-        self.record = record
         self.body = body
-
-    # Admission
-
-    def admit(self) -> None:
-        """Begins now, or waits for room as far as that is allowed. Raises AuditUnavailable, Overloaded."""
-        gateway = self._gateway
-        if gateway.audit.accepts(gateway.in_flight):
-            self._acquire()
-            return
-        config = gateway.generation.config
-        if config.audit.on_full != "block":
-            raise AuditUnavailable("The audit log cannot be written")
-        self._wait(_NO_ROOM, config.limits.write_timeout)
-        gateway.audit.when_writable(self._readmit)
-
-    def _wait(self, late: Late, seconds: float) -> None:
-        self._late = late
-        self._client.stream.deadline = time.monotonic() + seconds
-
-    def overdue(self) -> RequestError:
-        """What it means that the deadline has passed."""
-        kind, text = self._late
-        return kind(text)
-
-    def _readmit(self) -> None:
-        if self._ended:
-            return
-        if self._gateway.audit.accepts(self._gateway.in_flight):
-            try:
-                self._acquire()
-            except RequestError as error:
-                self._client.exchange_failed(error)
-        else:
-            self._gateway.audit.when_writable(self._readmit)
-
-    def _acquire(self) -> None:
-        self.record.admit(self._gateway)
-        proviso = self.record.plan.proviso
-        if proviso is None:
-            self._connect()
-            return
-        self._wait(_UNTOLD, self._gateway.generation.config.upstream.response_timeout)
-        if self._pool.points.exists(proviso.exists, proviso.head.fields, self._told):
-            self._connect()
-
-    def _told(self, verdict: Verdict) -> None:
-        """Whether there is the point that the token requires."""
-        proviso = self.record.plan.proviso
-        if self._ended or proviso is None:
-            return
-        if isinstance(verdict, Decision):
-            self.record.plan = self.record.plan.refused(verdict)
-            self._client.exchange_denied()
-            return
-        try:
-            if verdict is not None:
-                raise verdict
-            self._connect()
-        except RequestError as error:
-            self._client.exchange_failed(error)
+        self.congested = False
 
     def _connect(self) -> None:
         upstream = self._pool.acquire(self)
         if upstream is None:
-            self._wait(_NO_UPSTREAM, self._gateway.generation.config.upstream.connect_timeout)
+            self._wait(NO_UPSTREAM, self._gateway.generation.config.upstream.connect_timeout)
         else:
             self._client.upstream_ready(upstream)
 

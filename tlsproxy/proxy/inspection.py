@@ -8,8 +8,9 @@ length in place of chunks.
 from __future__ import annotations
 
 from tlsproxy.errors import RequestError
+from tlsproxy.proxy.admitting import Client
 from tlsproxy.proxy.auditlogs import AuditLogsExchange
-from tlsproxy.proxy.exchange import Client, Exchange
+from tlsproxy.proxy.exchange import Exchange
 from tlsproxy.proxy.gateway import Gateway
 from tlsproxy.proxy.holding import Holding
 from tlsproxy.proxy.plan import Plan

@@ -68,14 +68,15 @@ class Pool:
 
     def release(self, upstream: Upstream, *, keep: bool) -> None:
         """Its response is whole. ``keep``: it may carry another."""
-        if not keep or upstream.stream.closed or upstream.stream.broken:
+        stream = upstream.stream
+        if not keep or stream.closed or stream.broken:
             upstream.discard()
             return
-        upstream.stream.resume_reading()  # the client may have been slower than the end of its response
+        stream.resume_reading()  # the client may have been slower than the end of its response
         if self._waiting:
             self._waiting.popleft().upstream_ready(upstream)
         else:
-            upstream.stream.deadline = time.monotonic() + self._gateway.generation.config.upstream.idle_timeout
+            stream.deadline = time.monotonic() + self._gateway.generation.config.upstream.idle_timeout
             self._idle.append(upstream)
 
     def lost(self, upstream: Upstream) -> None:

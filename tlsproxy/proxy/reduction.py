@@ -10,7 +10,8 @@ from dataclasses import replace
 from typing import Final
 
 from tlsproxy.errors import Overloaded, RequestError, UpstreamBroken
-from tlsproxy.proxy.exchange import Client, Exchange
+from tlsproxy.proxy.admitting import Client
+from tlsproxy.proxy.exchange import Exchange
 from tlsproxy.proxy.gateway import Gateway
 from tlsproxy.proxy.holding import Holding
 from tlsproxy.proxy.plan import Plan

@@ -17,7 +17,7 @@ from tlsproxy.proxy.pool import Pool
 from tlsproxy.proxy.record import RequestBody
 from tlsproxy.proxy.register import Entry
 from tlsproxy.proxy.tlsstream import TlsStream
-from tlsproxy.proxy.turns import BUSY, ENDED, IDLE, NO_BODY, SKIPPING, Turns
+from tlsproxy.proxy.turns import BUSY, ENDED, IDLE, SKIPPING, Turns
 from tlsproxy.proxy.upstream import Upstream
 
 SHORT_LINGER: Final = 1.0
@@ -124,12 +124,16 @@ class RestConnection(Turns):
         exchange = self._exchange
         if exchange is None:
             raise RuntimeError("an upstream for nobody")
+        data = self._inbox.data
         try:
-            self._inbox.keep(exchange.begin(upstream, self._tail, self._inbox.data))
+            rest = exchange.begin(upstream, self._tail, data)
+            if data:
+                self._inbox.keep(rest)
         except RequestError as error:
             upstream.discard()
             self._fail(error)
-        self.reading_changed()
+        if data:
+            self.reading_changed()
 
     def reading_changed(self) -> None:
         """Reads on, unless the upstream takes no more of a body, or a client runs ahead of its answers."""

@@ -6,8 +6,13 @@ head byte by byte costs no more than the bytes do.
 
 from __future__ import annotations
 
+from typing import Final
+
 from tlsproxy.errors import BadRequest, HeadTooLarge
 from tlsproxy.wire.http1 import END, has_bare_lf
+
+_OVERLAP: Final = len(END) - 1
+"""Of what was searched, the end of a head may have begun in so many bytes."""
 
 
 class Inbox:
@@ -33,14 +38,19 @@ class Inbox:
         Raises :class:`HeadTooLarge`, and :class:`BadRequest` where waiting for its end is of no use.
         """
         data, known = self.data, self._searched
-        end = data.find(END, max(0, known - len(END) + 1)) + len(END)
-        whole = end >= len(END)
-        if (end if whole else len(data)) > self._max_head:
-            raise HeadTooLarge(f"The request head exceeds {self._max_head} bytes")
-        if whole:
-            self.keep(data[end:])
+        end = data.find(END, known - _OVERLAP if known > _OVERLAP else 0)
+        if end >= 0:
+            end += len(END)
+            if end > self._max_head:
+                raise self._too_large()
+            self.data, self._searched = data[end:], 0
             return data[:end]
+        if len(data) > self._max_head:
+            raise self._too_large()
         if has_bare_lf(data, known):
             raise BadRequest("Header lines end with CRLF")
         self._searched = len(data)
         return None
+
+    def _too_large(self) -> HeadTooLarge:
+        return HeadTooLarge(f"The request head exceeds {self._max_head} bytes")

@@ -1,0 +1,120 @@
+"""What an exchange waits for before its request may go upstream: room in the audit log, and what its token depends on.
+
+Each wait has a deadline, and the error that its end means.
+"""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from typing import Final, Protocol
+
+from tlsproxy.authz.access import Decision
+from tlsproxy.errors import AuditUnavailable, RequestError, RequestTimeout, UpstreamTimeout
+from tlsproxy.proxy.answers import Answer
+from tlsproxy.proxy.gateway import Gateway
+from tlsproxy.proxy.plan import Plan
+from tlsproxy.proxy.points import Verdict
+from tlsproxy.proxy.pool import Pool
+from tlsproxy.proxy.record import Record
+from tlsproxy.proxy.tlsstream import TlsStream
+from tlsproxy.proxy.upstream import Upstream
+
+
+class Client(Protocol):
+    """The connection that a request came on. ``close`` says that it ends with this response."""
+
+    stream: TlsStream
+    close: bool
+
+    def upstream_ready(self, upstream: Upstream) -> None: ...
+    def reading_changed(self) -> None: ...
+    def exchange_done(self) -> None: ...
+    def exchange_denied(self) -> None: ...
+    def exchange_answered(self, answer: Answer) -> None: ...
+    def exchange_failed(self, error: RequestError) -> None: ...
+    def exchange_cut(self, error: RequestError) -> None: ...
+
+
+Late = tuple[type[RequestError], str]
+"""What an expired wait means: made an error only where it expires."""
+_NO_ROOM: Final[Late] = (AuditUnavailable, "The audit log has no room")
+_UNTOLD: Final[Late] = (UpstreamTimeout, "The upstream did not say in time whether the token is valid")
+NO_UPSTREAM: Final[Late] = (UpstreamTimeout, "No connection to the upstream became free in time")
+SLOW_BODY: Final[Late] = (RequestTimeout, "The request body came too slowly")
+
+
+class Admitting(ABC):
+    """An exchange until it asks for its upstream."""
+
+    __slots__ = ("_client", "_ended", "_gateway", "_late", "_pool", "record")
+
+    def __init__(self, gateway: Gateway, pool: Pool, client: Client, record: Record[Plan]) -> None:
+        self._gateway = gateway
+        self._pool = pool
+        self._client = client
+        self._late = _NO_ROOM
+        self._ended = False
+        self.record = record
+
+    def admit(self) -> None:
+        """Begins now, or waits for room as far as that is allowed. Raises AuditUnavailable, Overloaded."""
+        gateway = self._gateway
+        if gateway.audit.accepts(gateway.in_flight):
+            self._acquire()
+            return
+        config = gateway.generation.config
+        if config.audit.on_full != "block":
+            raise AuditUnavailable("The audit log cannot be written")
+        self._wait(_NO_ROOM, config.limits.write_timeout)
+        gateway.audit.when_writable(self._readmit)
+
+    def _wait(self, late: Late, seconds: float) -> None:
+        self._late = late
+        self._client.stream.deadline = time.monotonic() + seconds
+
+    def overdue(self) -> RequestError:
+        """What it means that the deadline has passed."""
+        kind, text = self._late
+        return kind(text)
+
+    def _readmit(self) -> None:
+        if self._ended:
+            return
+        if self._gateway.audit.accepts(self._gateway.in_flight):
+            try:
+                self._acquire()
+            except RequestError as error:
+                self._client.exchange_failed(error)
+        else:
+            self._gateway.audit.when_writable(self._readmit)
+
+    def _acquire(self) -> None:
+        self.record.admit(self._gateway)
+        proviso = self.record.plan.proviso
+        if proviso is None:
+            self._connect()
+            return
+        self._wait(_UNTOLD, self._gateway.generation.config.upstream.response_timeout)
+        if self._pool.points.exists(proviso.exists, proviso.head.fields, self._told):
+            self._connect()
+
+    def _told(self, verdict: Verdict) -> None:
+        """Whether there is the point that the token requires."""
+        proviso = self.record.plan.proviso
+        if self._ended or proviso is None:
+            return
+        if isinstance(verdict, Decision):
+            self.record.plan = self.record.plan.refused(verdict)
+            self._client.exchange_denied()
+            return
+        try:
+            if verdict is not None:
+                raise verdict
+            self._connect()
+        except RequestError as error:
+            self._client.exchange_failed(error)
+
+    @abstractmethod
+    def _connect(self) -> None:
+        """Takes an upstream, or waits for one. Raises :class:`Overloaded`."""
