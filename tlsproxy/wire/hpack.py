@@ -7,7 +7,6 @@ tests. Integers are nearly always shorter than their prefix, so that this case i
 
 from __future__ import annotations
 
-from collections import deque
 from typing import Final
 
 from hpack.huffman_constants import REQUEST_CODES, REQUEST_CODES_LENGTH
@@ -25,6 +24,11 @@ _DYNAMIC: Final = len(_STATIC)
 _EOS: Final = 256
 
 
+def _counted(field: Field) -> int:
+    name, value = field
+    return len(name) + len(value) + OVERHEAD
+
+
 class HpackError(Exception):
     """A block that cannot be read: the two ends do not agree any more."""
 
@@ -34,9 +38,12 @@ class TooLarge(HpackError):
 
 
 class Decoder:
-    """``changes`` counts what blocks did to the dynamic table; ``entries`` has its fields, newest first."""
+    """``changes`` counts what blocks did to the dynamic table.
 
-    __slots__ = ("_limit", "_room", "_size", "_table", "changes", "entries")
+    Both tables are one list, by RFC 7541's indexes, and beside it is what each of its fields counts.
+    """
+
+    __slots__ = ("_known", "_limit", "_room", "_size", "_sizes", "_table", "changes")
 
     def __init__(self, limit: int, table: int) -> None:
         """``limit``: most bytes of a block's fields, with their overhead; ``table``: of the dynamic table."""
@@ -44,78 +51,94 @@ class Decoder:
         self._table = self._room = table
         self._size = 0
         self.changes = 0
-        self.entries: deque[Field] = deque()
+        self._known = list(_STATIC)
+        self._sizes = [_counted(field) for field in _STATIC]
+
+    @property
+    def entries(self) -> list[Field]:
+        """The fields of the dynamic table, newest first."""
+        return self._known[_DYNAMIC:]
 
     def decode(self, block: bytes) -> tuple[Field, ...]:
         """Raises HpackError, after which no other block can be read."""
+        try:
+            return self._decode(block)
+        except IndexError:
+            raise HpackError("an index that is in no table, or a block that ends within a field") from None
+
+    def _decode(self, block: bytes) -> tuple[Field, ...]:
+        known, sizes, limit = self._known, self._sizes, self._limit
         fields: list[Field] = []
         at, size, end = 0, 0, len(block)
         while at < end:
             first = block[at]
-            if first >= 0x80:  # noqa: PLR2004 - §6.1: an indexed field
-                index, at = (first & 0x7F, at + 1) if first != 0xFF else _integer(block, at, 0x7F)  # noqa: PLR2004
-                field = _STATIC[index] if 0 < index < _DYNAMIC else self._indexed(index)
+            at += 1
+            if first > 0x80:  # noqa: PLR2004 - §6.1: an indexed field
+                index = first & 0x7F
+                if index == 0x7F:  # noqa: PLR2004
+                    index, at = _integer(block, at, 0x7F)
+                fields.append(known[index])
+                size += sizes[index]
             elif first & 0xE0 == 0x20:  # noqa: PLR2004 - §6.3: a new size of the table
                 if fields:
                     raise HpackError("a table size update that is not at the beginning of its block")
-                room, at = _integer(block, at, 0x1F)
-                self._resize(room)
+                at = self._resize(block, at)
                 continue
-            else:  # §6.2: a literal one
-                mask = 0x3F if first >= 0x40 else 0x0F  # noqa: PLR2004
-                index, at = (first & mask, at + 1) if first & mask != mask else _integer(block, at, mask)
+            else:  # §6.2: a literal one; §6.1: no index of 0
+                index, mask = first & 0x3F, 0x3F
+                if first < 0x40:  # noqa: PLR2004
+                    index, mask = first & 0x0F, 0x0F
+                elif first == 0x80:  # noqa: PLR2004
+                    raise HpackError("an index that is in no table: 0")
+                if index == mask:
+                    index, at = _integer(block, at, mask)
                 if index:
-                    name = (_STATIC[index] if index < _DYNAMIC else self._indexed(index))[0]
+                    name = known[index][0]
                 else:
                     name, at = _string(block, at)
                 value, at = _string(block, at)
                 field = name, value
+                fields.append(field)
+                counted = len(name) + len(value) + OVERHEAD
+                size += counted
                 if first >= 0x40:  # noqa: PLR2004
-                    self._add(field)
-            fields.append(field)
-            size += len(field[0]) + len(field[1]) + OVERHEAD
-            if size > self._limit:
-                raise TooLarge(f"more than {self._limit} bytes of fields")
+                    self._add(field, counted)
+            if size > limit:
+                raise TooLarge(f"more than {limit} bytes of fields")
         return tuple(fields)
 
-    def _indexed(self, index: int) -> Field:
-        if 0 < index < _DYNAMIC:
-            return _STATIC[index]
-        if not 0 <= index - _DYNAMIC < len(self.entries):
-            raise HpackError(f"an index that is in no table: {index}")
-        return self.entries[index - _DYNAMIC]
-
-    def _add(self, field: Field) -> None:
+    def _add(self, field: Field, counted: int) -> None:
         """§4.4: one that is larger than the table empties it."""
         self.changes += 1
-        size = len(field[0]) + len(field[1]) + OVERHEAD
-        if self._size + size > self._room:
-            self._evict(self._room - size)
-        if size <= self._room:
-            self.entries.appendleft(field)
-            self._size += size
+        if self._size + counted > self._room:
+            self._evict(self._room - counted)
+        if counted <= self._room:
+            self._known.insert(_DYNAMIC, field)
+            self._sizes.insert(_DYNAMIC, counted)
+            self._size += counted
 
-    def _resize(self, room: int) -> None:
+    def _resize(self, block: bytes, at: int) -> int:
+        """Where what follows begins."""
+        room, at = _integer(block, at, 0x1F) if block[at - 1] & 0x1F == 0x1F else (block[at - 1] & 0x1F, at)  # noqa: PLR2004
         if room > self._table:
             raise HpackError(f"a table of {room} bytes, where {self._table} are allowed")
         if room != self._room:
             self.changes += 1
             self._room = room
             self._evict(room)
+        return at
 
     def _evict(self, room: int) -> None:
         """§4.3: the oldest, until no more than this is left."""
-        while self._size > room and self.entries:
-            name, value = self.entries.pop()
-            self._size -= len(name) + len(value) + OVERHEAD
+        known, sizes = self._known, self._sizes
+        while self._size > room and len(known) > _DYNAMIC:
+            known.pop()
+            self._size -= sizes.pop()
 
 
-def _integer(block: bytes, at: int, mask: int) -> tuple[int, int]:
-    """§5.1: (the integer at ``at`` below its first byte's ``mask``, where what follows begins)."""
-    value = block[at] & mask
-    at += 1
-    if value < mask:
-        return value, at
+def _integer(block: bytes, at: int, most: int) -> tuple[int, int]:
+    """§5.1: (an integer of which the prefix is ``most``, all ones, and the rest begins at ``at``; where that ends)."""
+    value = most
     for shift, byte in zip(range(0, 7 * _MAX_INTEGER, 7), block[at : at + _MAX_INTEGER], strict=False):
         at += 1
         value += (byte & 0x7F) << shift
@@ -125,16 +148,16 @@ def _integer(block: bytes, at: int, mask: int) -> tuple[int, int]:
 
 
 def _string(block: bytes, at: int) -> tuple[bytes, int]:
-    """§5.2: (the text at ``at``, where what follows begins)."""
-    if at >= len(block):
-        raise HpackError("a field without a value")
+    """§5.2: (the text at ``at``, where what follows begins). Raises IndexError where nothing is there."""
     first = block[at]
-    length, at = (first & 0x7F, at + 1) if first & 0x7F != 0x7F else _integer(block, at, 0x7F)  # noqa: PLR2004
+    length = first & 0x7F
+    at += 1
+    if length == 0x7F:  # noqa: PLR2004
+        length, at = _integer(block, at, 0x7F)
     end = at + length
     if end > len(block):
         raise HpackError("a string beyond its block")
-    text = block[at:end]
-    return (_plain(text) if first & 0x80 else text), end
+    return (_plain(block[at:end]) if first & 0x80 else block[at:end]), end
 
 
 # Huffman (§5.2, appendix B), a byte at a time: the state is the node of the code's tree at which a byte begins. There
@@ -169,24 +192,25 @@ def _padding() -> frozenset[int]:
 _NODES: Final = _tree()
 _ENDS: Final = _padding()
 _steps: Final[dict[int, tuple[int, bytes]]] = {}
+_ROOT: Final = 0
 
 
 def _plain(coded: bytes) -> bytes:
-    state, parts = 0, []
+    """Nodes are counted by 256 here, so that node and byte together are a step's key."""
+    state, parts, steps = _ROOT, [], _steps
     for byte in coded:
-        key = state << 8 | byte
-        step = _steps.get(key)
-        if step is None:
-            _steps[key] = step = _step(state, byte)
-        state, symbols = step
+        try:
+            state, symbols = steps[state | byte]
+        except KeyError:
+            steps[state | byte] = state, symbols = _step(state >> 8, byte)
         parts.append(symbols)
-    if state not in _ENDS:
+    if state >> 8 not in _ENDS:
         raise HpackError("a Huffman-coded text that ends within a symbol")
     return b"".join(parts)
 
 
 def _step(node: int, byte: int) -> tuple[int, bytes]:
-    """(the node after this byte, the symbols that it completes)."""
+    """(the node after this byte, 256 times; the symbols that it completes)."""
     symbols = bytearray()
     for place in range(7, -1, -1):
         node = _NODES[node][byte >> place & 1]
@@ -195,4 +219,4 @@ def _step(node: int, byte: int) -> tuple[int, bytes]:
                 raise HpackError("the symbol EOS within a Huffman-coded text")
             symbols.append(~node)
             node = 0
-    return node, bytes(symbols)
+    return node << 8, bytes(symbols)
