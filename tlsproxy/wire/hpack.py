@@ -7,6 +7,7 @@ tests. Integers are nearly always shorter than their prefix, so that this case i
 
 from __future__ import annotations
 
+import re
 from typing import Final
 
 from hpack.huffman_constants import REQUEST_CODES, REQUEST_CODES_LENGTH
@@ -19,8 +20,10 @@ OVERHEAD: Final = 32
 _MAX_INTEGER: Final = 5
 """Bytes of an integer after its prefix: enough for 32 bits (§5.1 leaves the most to us)."""
 _STATIC: Final[tuple[Field, ...]] = ((b"", b""), *HeaderTable.STATIC_TABLE)
-_DYNAMIC: Final = len(_STATIC)
-"""The first index of the dynamic table."""
+_INDEXED: Final = 0x80
+_DYNAMIC: Final = _INDEXED + len(_STATIC)
+"""Where the dynamic table begins."""
+_ROW: Final = re.compile(rb"[\x81-\xfe]+")
 _EOS: Final = 256
 
 
@@ -40,7 +43,8 @@ class TooLarge(HpackError):
 class Decoder:
     """``changes`` counts what blocks did to the dynamic table.
 
-    Both tables are one list, by RFC 7541's indexes, and beside it is what each of its fields counts.
+    Both tables are one list, in which a field is where the byte says that stands for it (§6.1: the index and 128), and
+    beside it is what each counts. So a row of such bytes, as most of a client's blocks are, is looked up in C.
     """
 
     __slots__ = ("_known", "_limit", "_room", "_size", "_sizes", "_table", "changes")
@@ -51,8 +55,8 @@ class Decoder:
         self._table = self._room = table
         self._size = 0
         self.changes = 0
-        self._known = list(_STATIC)
-        self._sizes = [_counted(field) for field in _STATIC]
+        self._known: list[Field] = [*[_STATIC[0]] * _INDEXED, *_STATIC]
+        self._sizes = [_counted(field) for field in self._known]
 
     @property
     def entries(self) -> list[Field]:
@@ -72,28 +76,31 @@ class Decoder:
         at, size, end = 0, 0, len(block)
         while at < end:
             first = block[at]
-            at += 1
-            if first > 0x80:  # noqa: PLR2004 - §6.1: an indexed field
-                index = first & 0x7F
-                if index == 0x7F:  # noqa: PLR2004
-                    index, at = _integer(block, at, 0x7F)
-                fields.append(known[index])
-                size += sizes[index]
+            if first > _INDEXED:
+                row = _ROW.match(block, at)
+                if row is not None:
+                    indexes, at = row[0], row.end()
+                    fields += map(known.__getitem__, indexes)
+                    size += sum(map(sizes.__getitem__, indexes))
+                else:
+                    index, at = _integer(block, at + 1, 0x7F)
+                    fields.append(known[index + _INDEXED])
+                    size += sizes[index + _INDEXED]
             elif first & 0xE0 == 0x20:  # noqa: PLR2004 - §6.3: a new size of the table
                 if fields:
                     raise HpackError("a table size update that is not at the beginning of its block")
                 at = self._resize(block, at)
                 continue
-            else:  # §6.2: a literal one; §6.1: no index of 0
-                index, mask = first & 0x3F, 0x3F
-                if first < 0x40:  # noqa: PLR2004
-                    index, mask = first & 0x0F, 0x0F
-                elif first == 0x80:  # noqa: PLR2004
-                    raise HpackError("an index that is in no table: 0")
+            elif first == _INDEXED:
+                raise HpackError("an index that is in no table: 0")
+            else:  # §6.2: a literal one
+                mask = 0x3F if first >= 0x40 else 0x0F  # noqa: PLR2004
+                index = first & mask
+                at += 1
                 if index == mask:
                     index, at = _integer(block, at, mask)
                 if index:
-                    name = known[index][0]
+                    name = known[index + _INDEXED][0]
                 else:
                     name, at = _string(block, at)
                 value, at = _string(block, at)
@@ -119,7 +126,10 @@ class Decoder:
 
     def _resize(self, block: bytes, at: int) -> int:
         """Where what follows begins."""
-        room, at = _integer(block, at, 0x1F) if block[at - 1] & 0x1F == 0x1F else (block[at - 1] & 0x1F, at)  # noqa: PLR2004
+        room = block[at] & 0x1F
+        at += 1
+        if room == 0x1F:  # noqa: PLR2004
+            room, at = _integer(block, at, 0x1F)
         if room > self._table:
             raise HpackError(f"a table of {room} bytes, where {self._table} are allowed")
         if room != self._room:
