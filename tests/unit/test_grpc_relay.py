@@ -228,3 +228,18 @@ def test_padding_ends_here(ends: Ends) -> None:
     assert [ends.client.streams[stream].status for stream in streams] == [0, 0, 0]
     assert [len(ends.upstream.streams[stream].data) > 1_000 for stream in streams] == [True] * 3
     assert ends.client.connection.outbound_flow_control_window == 65_535
+
+
+def test_an_answer_that_was_whole_before_the_upstream_broke_http2(ends: Ends) -> None:
+    """Though both came at once: it is written down as given, and is given."""
+    begun(ends)
+    answering(ends, b"found")
+    whole, none = (ends.client.open(asked(SEARCH, "plain")) for _ in range(2))
+    ends.client.say(whole, prefixed(b""), [])
+    for _ in range(2):
+        ends.flush(down=0)
+    too_long = b"\xff\xff\xff" + bytes(6)
+    ends.up.coming += ends.upstream.connection.data_to_send() + too_long
+    unread(ends)
+    assert (ends.client.streams[whole].status, ends.client.streams[whole].data) == (0, prefixed(b"found"))
+    assert ends.client.streams[none].status == 14

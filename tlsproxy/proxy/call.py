@@ -7,7 +7,6 @@ in the audit log or for what its token depends on, the client's DATA waits with 
 
 from __future__ import annotations
 
-import time
 from typing import Final, Protocol
 
 from tlsproxy.authz.access import Decision
@@ -77,11 +76,11 @@ class Call:
         "waiting",
     )
 
-    def __init__(self, relay: Relay, stream: int, record: Record[CallPlan]) -> None:
+    def __init__(self, relay: Relay, stream: int, record: Record[CallPlan], now: float) -> None:
         self.relay = relay
         self.stream = stream
         self.record = record
-        self.touched = time.monotonic()
+        self.touched = now
         self.reading: Part | None = None
         self.reduction: Answer | None = None
         self.answered = self.client_done = self.upstream_done = self.recorded = False
@@ -200,6 +199,7 @@ class Call:
             self.relay.held -= size
             self.relay.give_back(size)
             self.relay.unblock()
-        for part in (self.reading, self.reduction):
-            if part is not None:
-                part.over()
+        if self.reading is not None:
+            self.reading.over()
+        if self.reduction is not None:
+            self.reduction.over()

@@ -7,12 +7,11 @@ sender has a budget. A client that breaks HTTP/2 is told so by a GOAWAY, one tha
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Callable
 from typing import Final
 
 from tlsproxy.errors import UpstreamUnreachable
-from tlsproxy.proxy.call import FLAGS, KIND, Call
+from tlsproxy.proxy.call import FLAGS, KIND
 from tlsproxy.proxy.gateway import Gateway
 from tlsproxy.proxy.grpclife import DRAIN_PING
 from tlsproxy.proxy.grpcstreams import Streams
@@ -27,11 +26,13 @@ from tlsproxy.wire.http2 import (
     ACK,
     CONTINUATION,
     DATA,
+    END_HEADERS,
     END_STREAM,
     HEADER,
     HEADERS,
     PADDED,
     PREFACE,
+    PRIORITISED,
     TABLE,
     Code,
     Http2Error,
@@ -57,7 +58,6 @@ class GrpcConnection(Streams):
         super().__init__(gateway, pool, stream, entry, when_ended)
         self._preface = b""
         self._blocked = False
-        self._late: deque[bytes] = deque()
         try:
             self._side = GrpcUpstream(self)
         except OSError as error:
@@ -124,16 +124,15 @@ class GrpcConnection(Streams):
         return data[taken:]
 
     def _read(self, data: bytes) -> None:
-        frames, calls, window, up, late = self.frames, self.calls, self.to_upstream, self.up, self._late
+        frames, calls, window, up, late = self.frames, self.calls, self.to_upstream, self.up, self.late
+        longest = self.limits.max_head_size
         begin = position = 0
         for kind, flags, stream, start, end in frames.cut(data):
+            size = end - start - HEADER
             if kind == DATA:
-                size = end - start - HEADER
                 call = calls.get(stream)
-                if self.held + size > MAX_HELD and call is not None and call.waiting:
-                    frames.keep(start)
-                    self._blocked = True
-                    self.reading_changed()
+                if call is not None and call.waiting and self.held + size > MAX_HELD:
+                    self._wait(start)
                     break
                 window.spent(size)
                 plain = size and not flags & PADDED and self._block is None and window.room >= size and not late
@@ -145,21 +144,35 @@ class GrpcConnection(Streams):
                     if flags & END_STREAM:
                         self.on_client_done(call)
                     continue
-            if begin < start:
+            if begin < start:  # else the fields of a call may be what was said last, which can be taken back
                 up.append(frames.data[begin:start])
             begin = position = end
+            if (
+                kind == HEADERS
+                and flags & (END_HEADERS | PADDED | PRIORITISED) == END_HEADERS
+                and stream > self.last
+                and stream & 1
+                and self._block is None
+                and self.greeted
+                and size <= longest
+            ):
+                up.append(self.opened(stream, frames.data[start + HEADER : end], done=bool(flags & END_STREAM)))
+                continue
             instead = self._frame(kind, flags, stream, start, end)
             if self._ended:
                 return
             up.append(frames.data[start:end] if instead is None else instead)
             if kind == DATA and time.monotonic() - self.now > SLICE:  # it was read
-                frames.keep(end)
-                self._blocked = True
-                self.reading_changed()
+                self._wait(end)
                 self.unblock()
                 break
-        if begin < position:
-            up.append(frames.data[begin:position])
+        up.append(frames.data[begin:position])
+
+    def _wait(self, position: int) -> None:
+        """What is to be read from there on waits."""
+        self.frames.keep(position)
+        self._blocked = True
+        self.reading_changed()
 
     def _is_late(self, kind: int, flags: int, size: int) -> bool:
         """Whether it has to wait for the upstream's room: then so does all DATA, and no acknowledgement passes it.
@@ -167,12 +180,12 @@ class GrpcConnection(Streams):
         What a client sent before it acknowledged a smaller window is measured by the one from before.
         """
         if kind == DATA:
-            return bool(self._late) or self.to_upstream.room < size
-        return kind == Kind.SETTINGS and bool(flags & ACK) and bool(self._late or self.held)
+            return bool(self.late) or self.to_upstream.room < size
+        return kind == Kind.SETTINGS and bool(flags & ACK) and bool(self.late or self.held)
 
     def _pass_late(self) -> None:
         """What waited for room goes on, in its order."""
-        late, window = self._late, self.to_upstream
+        late, window = self.late, self.to_upstream
         while late:
             frame = late[0]
             is_data, size = frame[KIND] == DATA, len(frame) - HEADER
@@ -184,15 +197,6 @@ class GrpcConnection(Streams):
                 continue
             instead = self.on_data(frame, frame[FLAGS], http2.stream_of(frame), 0, len(frame))
             self.up.append(frame if instead is None else instead)
-
-    def forget(self, call: Call, reason: str) -> None:
-        super().forget(call, reason)
-        if self._late:
-            ended = [one for one in self._late if http2.stream_of(one) == call.stream]
-            self.give_back(sum(len(one) - HEADER for one in ended))
-            left = [one for one in self._late if http2.stream_of(one) != call.stream]
-            self._late.clear()
-            self._late.extend(left)
 
     def _frame(self, kind: int, flags: int, stream: int, start: int, end: int) -> bytes | None:
         """What goes upstream in its place; None for itself."""
@@ -210,7 +214,7 @@ class GrpcConnection(Streams):
                 self.budgets.control.spend(self.now)
             elif not size and not flags & END_STREAM:
                 self.budgets.empty.spend(self.now)
-            self._late.append(data[start:end])
+            self.late.append(data[start:end])
             return b""
         if kind == DATA:
             return self.on_data(data, flags, stream, start, end)

@@ -12,7 +12,6 @@ from typing import Final
 
 from tlsproxy.authz.audit import event_line
 from tlsproxy.errors import GrpcStatus, RequestError, RequestTimeout, RightLost, UpstreamTimeout, UpstreamUnreachable
-from tlsproxy.proxy.call import Call
 from tlsproxy.proxy.gateway import Gateway
 from tlsproxy.proxy.register import Entry
 from tlsproxy.proxy.relay import Relay
@@ -74,11 +73,6 @@ class Life(Relay):
             self.stream.deadline = now + LAST_WORDS
         else:
             self.stream.deadline = now + self.limits.idle_timeout
-
-    def forget(self, call: Call, reason: str) -> None:
-        super().forget(call, reason)
-        if not self.calls:
-            self.rest()
 
     def deadline_passed(self) -> None:
         if self.stream.stalled:

@@ -17,10 +17,10 @@ from tlsproxy.proxy.record import Record
 from tlsproxy.proxy.register import Entry
 from tlsproxy.proxy.tlsstream import TlsStream
 from tlsproxy.wire import http2
-from tlsproxy.wire.fieldblock import FieldReader, Fields, literals
-from tlsproxy.wire.grpc import deadline_apart
+from tlsproxy.wire.callfields import Parted, parted
+from tlsproxy.wire.fieldblock import FieldReader, literals
 from tlsproxy.wire.http2 import DATA, END_HEADERS, END_STREAM, HEADER, PADDED, Code, Frames, Http2Error, StreamError
-from tlsproxy.wire.tracing import of_fields, upstream_block
+from tlsproxy.wire.tracing import upstream_block
 
 MAX_FRAGMENTS: Final = 32
 """Frames of one field block."""
@@ -43,7 +43,7 @@ class Streams(Life):
         self._points = pool.points
         self._standing = entry.standing
         self._tail = literals(((b"x-forwarded-for", entry.address.encode()), (b"x-forwarded-proto", b"https")))
-        self._reader = FieldReader(self.limits.max_head_size)
+        self._reader = FieldReader(self.limits.max_head_size, parted)
         self._block: bytearray | None = None
         self._fragments = 0
         self._begun = (0, 0)
@@ -124,23 +124,28 @@ class Streams(Life):
             return b""
         if call is not None or stream <= self.last or not stream & 1:
             return self._stray(stream if stream & 1 else 0, call)
-        self.last = stream
-        self.budgets.streams.spend(self.now)
         return self._opened(stream, fields, done=done)
 
-    def _opened(self, stream: int, fields: Fields, *, done: bool) -> bytes:
+    def opened(self, stream: int, block: bytes, *, done: bool) -> bytes:
+        """As :meth:`on_fields`, of a field block that came whole, on a stream that can only be a new one."""
+        return self._opened(stream, self._reader.read(block), done=done)
+
+    def _opened(self, stream: int, fields: Parted, *, done: bool) -> bytes:
         """A new call: what of it goes upstream now."""
+        self.last = stream
+        self.budgets.streams.spend(self.now)
         now, gateway, calls = time.time(), self.gateway, self.gateway.calls
         ended = self._standing.ended(gateway.generation, now)
         principal = self._standing.principal
-        fields, tracing = of_fields(fields)
-        fields, deadline = deadline_apart(fields)
+        repeated, tracing, deadline = fields
         if self.leaving or len(self.calls) >= self.limits.max_streams:
             plan = calls.unreadable(principal, Overloaded("No more calls are taken on this connection"))
             return self._turned_away(Record(plan, now, tracing), stream, done=done, code=Code.REFUSED_STREAM)
         try:
             plan = (
-                calls.of(principal, fields, now) if ended is None else calls.make(principal, fields, now, ended=ended)
+                calls.of(principal, repeated, now)
+                if ended is None
+                else calls.make(principal, repeated, now, ended=ended)
             )
         except StreamError as error:
             record = Record(calls.unreadable(principal, error), now, tracing)
@@ -154,7 +159,7 @@ class Streams(Life):
             if ended is not None:
                 self.leave()
             return b""
-        call = Call(self, stream, record)
+        call = Call(self, stream, record, self.now)
         call.client_done = done
         return self._begin(call, plan, deadline)
 

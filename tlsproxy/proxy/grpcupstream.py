@@ -15,6 +15,7 @@ from tlsproxy.proxy.deadlines import NEVER
 from tlsproxy.proxy.dial import DialledStream
 from tlsproxy.wire import http2
 from tlsproxy.wire.fieldblock import FieldReader, write
+from tlsproxy.wire.grpc import said_of
 from tlsproxy.wire.http2 import (
     ACK,
     CONTINUATION,
@@ -23,6 +24,8 @@ from tlsproxy.wire.http2 import (
     END_STREAM,
     HEADER,
     HEADERS,
+    PADDED,
+    PRIORITISED,
     Code,
     Frames,
     Http2Error,
@@ -36,6 +39,8 @@ if TYPE_CHECKING:
 
 MAX_BLOCK: Final = 65_536
 """Bytes of a response's or trailer's fields."""
+_IN_PARTS: Final = PADDED | PRIORITISED
+"""Flags of HEADERS in which there is more than a field block."""
 
 
 # What gRPC's libraries make of a reset (PROTOCOL-HTTP2.md, "Errors").
@@ -53,7 +58,7 @@ class GrpcUpstream:
         """Raises OSError where no socket is to be had."""
         self._client = client
         self._frames = Frames()
-        self._reader = FieldReader(MAX_BLOCK, table=False)
+        self._reader = FieldReader(MAX_BLOCK, said_of, table=False)
         self._block: bytearray | None = None
         self._raw: list[bytes] = []
         self._begun = (0, 0)
@@ -127,36 +132,55 @@ class GrpcUpstream:
     # Frames
 
     def _read(self, data: bytes) -> None:
+        """Frames that pass as they are go in one piece, up to the next that does not, or that ends its call."""
         client, frames = self._client, self._frames
         calls, window, down = client.calls, client.to_client, client.down
-        begin = position = 0
+        begin = passed = told = 0
         now = time.monotonic()
-        for kind, flags, stream, start, end in frames.cut(data):
-            if kind == DATA and self._block is None:
-                size = end - start - HEADER
-                call = calls.get(stream)
-                if call is not None and call.reduction is None and window.room >= size:
+        try:
+            for kind, flags, stream, start, end in frames.cut(data):
+                call = calls.get(stream) if self._block is None and self.established else None
+                if call is not None and call.reduction is None and kind == DATA:
+                    status, size = None, end - start - HEADER
+                    if window.room < size:
+                        frames.keep(start)
+                        self._blocked = True
+                        self.reading_changed()
+                        break
                     window.spent(size)
                     window.room -= size
-                    call.touched = now
                     call.record.bytes_out += size
-                    client.budgets.told_data()
-                    position = end
-                    if flags & END_STREAM:
-                        client.answered(call, None)
+                    told += 1
+                elif (
+                    call is not None
+                    and call.reduction is None
+                    and kind == HEADERS
+                    and flags & (END_HEADERS | _IN_PARTS) == END_HEADERS
+                    and not client.restates
+                ):
+                    block = frames.data[start + HEADER : end]
+                    said = self._reader.read(block)
+                    status = said.status
+                    call.answered = True
+                    if said.beginning:
+                        block += upstream_block(call.record.id, NONE)
+                        down += frames.data[begin:start], http2.headers(stream, block, end=bool(flags & END_STREAM))
+                        begin = end
+                else:
+                    down.append(frames.data[begin:start])
+                    begin = passed = end
+                    instead = self._other(kind, flags, stream, start, end)
+                    down.append(frames.data[start:end] if instead is None else instead)
                     continue
-                if call is not None and call.reduction is None:
-                    frames.keep(start)
-                    self._blocked = True
-                    self.reading_changed()
-                    break
-            if begin < start:
-                down.append(frames.data[begin:start])
-            begin = position = end
-            instead = self._other(kind, flags, stream, start, end)
-            down.append(frames.data[start:end] if instead is None else instead)
-        if begin < position:
-            down.append(frames.data[begin:position])
+                call.touched = now
+                passed = end
+                if flags & END_STREAM:
+                    down.append(frames.data[begin:end])
+                    begin = end
+                    client.answered(call, status)
+        finally:
+            down.append(frames.data[begin:passed])
+            client.budgets.told_data(told)
 
     def _other(self, kind: int, flags: int, stream: int, start: int, end: int) -> bytes | None:
         data = self._frames.data
@@ -210,23 +234,21 @@ class GrpcUpstream:
         block, self._block = bytes(self._block), None
         raw = b"".join(self._raw)
         self._raw.clear()
-        fields = self._reader.read(block)
+        said = self._reader.read(block)
         call = self._client.calls.get(stream)
         if call is None:
             return b""
         ends = bool(self._begun[1] & END_STREAM)
-        beginning = bool(fields) and fields[0][0] == b":status"  # not trailers
-        if beginning or self._client.restates:
-            stated = write(fields) if self._client.restates else block
-            more = upstream_block(call.record.id, NONE) if beginning else b""
+        if said.beginning or self._client.restates:
+            stated = write(said.fields) if self._client.restates else block
+            more = upstream_block(call.record.id, NONE) if said.beginning else b""
             raw = http2.headers(stream, stated + more, end=ends)
         call.touched = time.monotonic()
         if call.reduction is not None:
-            return self._looked_at(call, lambda answer: answer.fields(raw, fields, end=ends))
+            return self._looked_at(call, lambda answer: answer.fields(raw, said.fields, end=ends))
         call.answered = True
         if ends:
-            status = next((value for name, value in fields if name == b"grpc-status"), b"")
-            self._client.answered(call, int(status) if status.isdigit() else None)
+            self._client.answered(call, said.status)
         return raw
 
     def _looked_at(self, call: Call, look: Callable[[Answer], bytes | None]) -> bytes | None:

@@ -7,6 +7,7 @@ end. Whatever is written is queued first: one write for each direction and each 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections import deque
 from typing import TYPE_CHECKING, Final
 
 from tlsproxy.authz.audit import json_string
@@ -20,7 +21,7 @@ from tlsproxy.wire import http2
 from tlsproxy.wire.fieldblock import write
 from tlsproxy.wire.floods import Budgets
 from tlsproxy.wire.grpc import trailers, trailers_only
-from tlsproxy.wire.http2 import Code
+from tlsproxy.wire.http2 import HEADER, Code
 from tlsproxy.wire.tracing import id_field
 from tlsproxy.wire.window import Window
 
@@ -35,9 +36,9 @@ REMEMBERED: Final = 1024
 class Relay(ABC):
     """``up`` and ``down`` wait to be written. ``to_upstream`` and ``to_client``: what each side may still be sent.
 
-    ``wanting`` are the calls that wait for room to send something of ours. ``held`` counts the bytes
-    of DATA that wait with their calls. ``restates``: the client waits to be told that there is no dynamic table, and a
-    block of the upstream's that told it may not have reached it.
+    ``wanting`` are the calls that wait for room to send something of ours. ``held`` counts the bytes of DATA that wait
+    with their calls, ``late`` are frames that wait for the upstream's room. ``restates``: the client waits to be told
+    that there is no dynamic table, and a block of the upstream's that told it may not have reached it.
     """
 
     patient = True
@@ -49,6 +50,7 @@ class Relay(ABC):
         self.calls: dict[int, Call] = {}
         self.over: dict[int, None] = {}
         self.wanting: dict[Call, None] = {}
+        self.late: deque[bytes] = deque()
         self.up: list[bytes] = []
         self.down: list[bytes] = []
         self.to_upstream = Window()
@@ -69,6 +71,10 @@ class Relay(ABC):
     def give_back_upstream(self, size: int) -> None:
         self._owed_upstream += size
         self.to_client.credit += size
+
+    @abstractmethod
+    def rest(self) -> None:
+        """No call is left, or another thing is waited for than was."""
 
     @abstractmethod
     def unblock(self) -> None:
@@ -156,9 +162,21 @@ class Relay(ABC):
         if not (call.client_done and call.upstream_done):
             self._remember(call.stream)
         self.calls.pop(call.stream, None)
-        self.wanting.pop(call, None)
+        if self.wanting:
+            self.wanting.pop(call, None)
         call.over()
         self.close_record(call, reason)
+        if not self.calls:
+            self.rest()
+        if self.late:
+            self._drop_late(call.stream)
+
+    def _drop_late(self, stream: int) -> None:
+        ended = [one for one in self.late if http2.stream_of(one) == stream]
+        self.give_back(sum(len(one) - HEADER for one in ended))
+        left = [one for one in self.late if http2.stream_of(one) != stream]
+        self.late.clear()
+        self.late.extend(left)
 
     def _remember(self, stream: int) -> None:
         if len(self.over) >= REMEMBERED:

@@ -7,12 +7,14 @@ dynamic table means what it meant.
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Callable
+from typing import Final, Generic, TypeVar
 
 from tlsproxy.wire.hpack import Decoder, Field, HpackError, TooLarge
 from tlsproxy.wire.http2 import TABLE, Code, Http2Error
 
 Fields = tuple[Field, ...]
+T = TypeVar("T")
 
 MEMO: Final = 256
 MEMO_BLOCK: Final = 2048
@@ -35,26 +37,28 @@ _NAMES: Final = {
 }
 
 
-class FieldReader:
+class FieldReader(Generic[T]):
     """Reads the blocks of one direction of one connection, each once and in their order."""
 
-    __slots__ = ("_decoder", "_memo", "_without")
+    __slots__ = ("_decoder", "_made", "_memo", "_without")
 
-    def __init__(self, limit: int, *, table: bool = True) -> None:
+    def __init__(self, limit: int, made: Callable[[Fields], T], *, table: bool = True) -> None:
         """``limit``: most bytes of a block's fields, each counted with 32 more (RFC 9113 §6.5.2).
 
-        Without a ``table`` nothing may be added to it. That a block first says so (RFC 7541 §4.2) is not asked for:
-        gRPC's C library answers late calls with blocks that it writes by hand.
+        ``made``: what is to be known of them, a pure function. Without a ``table`` nothing may be added to it. That a
+        block first says so (RFC 7541 §4.2) is not asked for: gRPC's C library answers late calls with blocks that it
+        writes by hand.
         """
         self._decoder = Decoder(limit, TABLE)
         self._without = not table
-        self._memo: dict[bytes, Fields] = {}
+        self._made = made
+        self._memo: dict[bytes, T] = {}
 
-    def read(self, block: bytes) -> Fields:
+    def read(self, block: bytes) -> T:
         """The same object for the same block, as long as that is so. Raises Http2Error."""
-        fields = self._memo.get(block)
-        if fields is not None:
-            return fields
+        known = self._memo.get(block)
+        if known is not None:
+            return known
         decoder = self._decoder
         changes = decoder.changes
         try:
@@ -65,11 +69,12 @@ class FieldReader:
             raise Http2Error(Code.COMPRESSION_ERROR, f"a field block that cannot be read: {error}") from None
         if self._without and decoder.entries:
             raise Http2Error(Code.COMPRESSION_ERROR, "a field block that uses a table where there is none")
+        known = self._made(fields)
         if decoder.changes != changes:
             self._memo.clear()
         elif len(self._memo) < MEMO and len(block) <= MEMO_BLOCK:
-            self._memo[block] = fields
-        return fields
+            self._memo[block] = known
+        return known
 
 
 def write(fields: Fields) -> bytes:

@@ -24,7 +24,8 @@ class Budget:
 
     def spend(self, now: float) -> None:
         """Raises :class:`Http2Error` (ENHANCE_YOUR_CALM) where there is nothing left."""
-        self._left = min(self._burst, self._left + (now - self._when) * self._rate) - 1
+        left = self._left + (now - self._when) * self._rate
+        self._left = (min(self._burst, left)) - 1
         self._when = now
         if self._left < 0:
             raise Http2Error(Code.ENHANCE_YOUR_CALM, f"too many: {self._reason}", self._reason)
@@ -53,6 +54,6 @@ class Budgets:
         self.updates = Budget("flood_window_updates", 4000, 500)  # beside those that DATA calls for
         self.empty = Budget("flood_empty_frames", 200, 50)
 
-    def told_data(self) -> None:
-        """The other side is sent a DATA frame."""
-        self.updates.refund(ALLOWED_UPDATES)
+    def told_data(self, frames: int = 1) -> None:
+        """The other side is sent so many DATA frames."""
+        self.updates.refund(ALLOWED_UPDATES * frames)

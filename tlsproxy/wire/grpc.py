@@ -18,6 +18,9 @@ from tlsproxy.wire.http2 import Code, StreamError
 PREFIX: Final = 5
 """Bytes before a message: whether it is compressed, and its length."""
 
+TIMEOUT: Final = b"grpc-timeout"
+_TIMEOUT_NAME: Final = literals(((TIMEOUT, b""),))[:-1]
+
 _NAME = re.compile(rb"[!#$%&'*+\-.^_`|~0-9a-z]{1,256}")
 # field-vchar, obs-text, space and tab within (RFC 9113 §8.2.1).
 VALUE: Final = re.compile(rb"(?:[\x21-\x7e\x80-\xff](?:[\t\x20-\x7e\x80-\xff]*[\x21-\x7e\x80-\xff])?)?")
@@ -36,7 +39,7 @@ _ONCE: Final = frozenset(
         b"content-length",
         b"content-type",
         b"grpc-encoding",
-        b"grpc-timeout",
+        TIMEOUT,
         b"host",
         b"te",
     )
@@ -86,7 +89,7 @@ def parse_call(fields: Fields, *, max_fields: int = 100) -> CallHead:
         raise NotGrpc("Only gRPC is served on this connection: the method of a call is POST")
     if _CONTENT_TYPE.fullmatch(once.get(b"content-type", b"")) is None:
         raise NotGrpc("Only gRPC is served on this connection: its content-type is application/grpc")
-    if _TIMEOUT.fullmatch(once.get(b"grpc-timeout", b"1S")) is None:
+    if not is_timeout(once.get(TIMEOUT, b"1S")):
         raise BadRequest("Malformed grpc-timeout")
     return CallHead(pseudo[b":path"].decode(), regular, pseudo.get(b":authority") or once.get(b"host", b""))
 
@@ -98,12 +101,21 @@ def deadline_apart(fields: Fields) -> tuple[Fields, bytes]:
     stays where it is if anything about it or its place is wrong, for the parser to say so.
     """
     names = [name for name, _ in fields]
-    if names.count(b"grpc-timeout") != 1:
+    if names.count(TIMEOUT) != 1:
         return fields, b""
-    at = names.index(b"grpc-timeout")
-    if _TIMEOUT.fullmatch(fields[at][1]) is None or any(name[:1] == b":" for name in names[at:]):
+    at = names.index(TIMEOUT)
+    if not is_timeout(fields[at][1]) or any(name[:1] == b":" for name in names[at:]):
         return fields, b""
-    return fields[:at] + fields[at + 1 :], literals(fields[at : at + 1])
+    return fields[:at] + fields[at + 1 :], deadline_block(fields[at][1])
+
+
+def is_timeout(value: bytes) -> bool:
+    return _TIMEOUT.fullmatch(value) is not None
+
+
+def deadline_block(timeout: bytes) -> bytes:
+    """``timeout`` is one by :func:`is_timeout`: short enough for a length of one byte."""
+    return b"%b%c%b" % (_TIMEOUT_NAME, len(timeout), timeout)
 
 
 def _parted(fields: Fields) -> tuple[dict[bytes, bytes], Fields]:
@@ -154,6 +166,20 @@ def restate_call(head: CallHead, *, upstream_host: bytes, upstream_key: bytes | 
         fields.append((b"api-key", upstream_key))
     fields.append((b"x-forwarded-host", head.authority))
     return tuple(fields)
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """A field block of an answer: its beginning, or else its trailers. ``status`` is gRPC's, or None."""
+
+    fields: Fields
+    beginning: bool
+    status: int | None
+
+
+def said_of(fields: Fields) -> Said:
+    status = next((value for name, value in fields if name == b"grpc-status"), b"")
+    return Said(fields, bool(fields) and fields[0][0] == b":status", int(status) if status.isdigit() else None)
 
 
 def trailers_only(status: int, message: str, *, http: int = 200, retry_after: int = 0) -> Fields:

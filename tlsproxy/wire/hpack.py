@@ -21,6 +21,7 @@ _MAX_INTEGER: Final = 5
 """Bytes of an integer after its prefix: enough for 32 bits (§5.1 leaves the most to us)."""
 _STATIC: Final[tuple[Field, ...]] = ((b"", b""), *HeaderTable.STATIC_TABLE)
 _INDEXED: Final = 0x80
+_RESIZE: Final = 0x20
 _DYNAMIC: Final = _INDEXED + len(_STATIC)
 """Where the dynamic table begins."""
 _ROW: Final = re.compile(rb"[\x81-\xfe]+")
@@ -73,7 +74,7 @@ class Decoder:
     def _decode(self, block: bytes) -> tuple[Field, ...]:
         known, sizes, limit = self._known, self._sizes, self._limit
         fields: list[Field] = []
-        at, size, end = 0, 0, len(block)
+        at, size, end = self._resized(block), 0, len(block)
         while at < end:
             first = block[at]
             if first > _INDEXED:
@@ -86,13 +87,8 @@ class Decoder:
                     index, at = _integer(block, at + 1, 0x7F)
                     fields.append(known[index + _INDEXED])
                     size += sizes[index + _INDEXED]
-            elif first & 0xE0 == 0x20:  # noqa: PLR2004 - §6.3: a new size of the table
-                if fields:
-                    raise HpackError("a table size update that is not at the beginning of its block")
-                at = self._resize(block, at)
-                continue
-            elif first == _INDEXED:
-                raise HpackError("an index that is in no table: 0")
+            elif first == _INDEXED or first & 0xE0 == _RESIZE:
+                raise HpackError("an index of 0, or a table size update that is not at the beginning of its block")
             else:  # §6.2: a literal one
                 mask = 0x3F if first >= 0x40 else 0x0F  # noqa: PLR2004
                 index = first & mask
@@ -108,7 +104,7 @@ class Decoder:
                 fields.append(field)
                 counted = len(name) + len(value) + OVERHEAD
                 size += counted
-                if first >= 0x40:  # noqa: PLR2004
+                if first >= 0x40:  # noqa: PLR2004 - §6.2.1
                     self._add(field, counted)
             if size > limit:
                 raise TooLarge(f"more than {limit} bytes of fields")
@@ -124,18 +120,20 @@ class Decoder:
             self._sizes.insert(_DYNAMIC, counted)
             self._size += counted
 
-    def _resize(self, block: bytes, at: int) -> int:
-        """Where what follows begins."""
-        room = block[at] & 0x1F
-        at += 1
-        if room == 0x1F:  # noqa: PLR2004
-            room, at = _integer(block, at, 0x1F)
-        if room > self._table:
-            raise HpackError(f"a table of {room} bytes, where {self._table} are allowed")
-        if room != self._room:
-            self.changes += 1
-            self._room = room
-            self._evict(room)
+    def _resized(self, block: bytes) -> int:
+        """§6.3: new sizes of the table are at the beginning of a block. Where what follows begins."""
+        at, end = 0, len(block)
+        while at < end and block[at] & 0xE0 == _RESIZE:
+            room = block[at] & 0x1F
+            at += 1
+            if room == 0x1F:  # noqa: PLR2004
+                room, at = _integer(block, at, 0x1F)
+            if room > self._table:
+                raise HpackError(f"a table of {room} bytes, where {self._table} are allowed")
+            if room != self._room:
+                self.changes += 1
+                self._room = room
+                self._evict(room)
         return at
 
     def _evict(self, room: int) -> None:

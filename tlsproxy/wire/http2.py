@@ -6,6 +6,7 @@ a connection's SETTINGS may say to the other side of a relay is a table here; th
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterable, Iterator, Mapping
 from enum import IntEnum
 from typing import Final
@@ -22,6 +23,11 @@ MAX_STREAM: Final = 0x7FFF_FFFF
 MAX_WINDOW: Final = 0x7FFF_FFFF
 FIRST_WINDOW: Final = 65_535
 """Bytes that a connection, and each stream, may receive before anything else was agreed on."""
+
+
+# Length and type, which are one number here, flags, and the stream.
+_HEAD: Final = struct.Struct(">IBI")
+_LONGEST: Final = MAX_FRAME << 8 | 0xFF
 
 
 class Kind(IntEnum):
@@ -115,14 +121,13 @@ class Frames:
         self._rest = b""
         position, size = 0, len(data)
         while size - position >= HEADER:
-            length = data[position] << 16 | data[position + 1] << 8 | data[position + 2]
-            if length > MAX_FRAME:
-                raise Http2Error(Code.FRAME_SIZE_ERROR, f"a frame of {length} bytes")
-            end = position + HEADER + length
+            length, flags, stream = _HEAD.unpack_from(data, position)
+            if length > _LONGEST:
+                raise Http2Error(Code.FRAME_SIZE_ERROR, f"a frame of {length >> 8} bytes")
+            end = position + HEADER + (length >> 8)
             if end > size:
                 break
-            stream = int.from_bytes(data[position + 5 : position + HEADER], "big") & MAX_STREAM
-            yield data[position + 3], data[position + 4], stream, position, end
+            yield length & 0xFF, flags, stream & MAX_STREAM, position, end
             position = end
         self._rest = data[position:] if position else data
 
@@ -131,7 +136,7 @@ class Frames:
 
 
 def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
-    return len(payload).to_bytes(3, "big") + bytes((kind, flags)) + (stream & MAX_STREAM).to_bytes(4, "big") + payload
+    return _HEAD.pack(len(payload) << 8 | kind, flags, stream & MAX_STREAM) + payload
 
 
 def stream_of(frame: bytes) -> int:
@@ -155,7 +160,7 @@ def headers(stream: int, block: bytes, *, end: bool) -> bytes:
     """A field block in as many frames as it needs; ``end`` of the stream."""
     flags = END_STREAM if end else 0
     if len(block) <= MAX_FRAME:
-        return frame(HEADERS, flags | END_HEADERS, stream, block)
+        return _HEAD.pack(len(block) << 8 | HEADERS, flags | END_HEADERS, stream) + block
     pieces = [block[i : i + MAX_FRAME] for i in range(0, len(block), MAX_FRAME)]
     middle = (frame(CONTINUATION, 0, stream, piece) for piece in pieces[1:-1])
     return frame(HEADERS, flags, stream, pieces[0]) + b"".join(

@@ -1,0 +1,55 @@
+"""A call's fields in one pass are what two passes, each for its own kind of field, make of them."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tlsproxy.wire.callfields import parted
+from tlsproxy.wire.fieldblock import Fields
+from tlsproxy.wire.grpc import deadline_apart
+from tlsproxy.wire.tracing import MAX_LINES, NONE, of_fields
+
+TRACE = b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+PSEUDO = [(b":scheme", b"https"), (b":method", b"POST"), (b":path", b"/a/b")]
+FIELDS = [
+    *PSEUDO,
+    (b"te", b"trailers"),
+    (b"x-a", b""),
+    (b"grpc-timeout", b"5S"),
+    (b"grpc-timeout", b"12345678n"),
+    (b"grpc-timeout", b"123456789n"),
+    (b"grpc-timeout", b""),
+    (b"x-request-id", b"a"),
+    (b"x-request-id", b"\n"),
+    (b"x-tracing-id", b" b"),
+    (b"traceparent", TRACE),
+    (b"tracestate", b"a=1"),
+    (b"tracestate", b""),
+]
+
+
+def twice(fields: Fields) -> tuple[Fields, object, bytes]:
+    rest, tracing = of_fields(fields)
+    rest, deadline = deadline_apart(rest)
+    return rest, tracing, deadline
+
+
+@pytest.mark.fuzz
+@given(st.lists(st.sampled_from(FIELDS), max_size=9), st.booleans())
+def test_one_pass_is_two(more: list[tuple[bytes, bytes]], whole: bool) -> None:  # noqa: FBT001 - what is drawn
+    fields = (*PSEUDO, *more) if whole else tuple(more)
+    assert parted(fields) == twice(fields)
+
+
+@pytest.mark.parametrize("lines", [MAX_LINES, MAX_LINES + 1])
+def test_as_many_lines(lines: int) -> None:
+    fields = (*PSEUDO, (b"grpc-timeout", b"1S"), *[(b"tracestate", b"")] * lines)
+    assert parted(fields) == twice(fields)
+
+
+def test_a_call_that_has_none_is_itself() -> None:
+    fields = tuple(PSEUDO)
+    assert parted(fields) == (fields, NONE, b"")
+    assert parted(fields)[0] is fields
