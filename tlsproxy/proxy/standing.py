@@ -52,6 +52,8 @@ class Standing:
 
     def withdrawn(self, generation: Generation, now: float) -> str:
         """Why a client that was admitted would not be now; "" where it would, and where it never was."""
+        if self.generation is generation and self._ended is None and now <= self._expires:
+            return ""
         before = self.principal
         ended = self.ended(generation, now)
         if ended is not None:

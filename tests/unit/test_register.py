@@ -1,0 +1,173 @@
+from __future__ import annotations
+
+import asyncio
+import itertools
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from tlsproxy.proxy import register as module
+from tlsproxy.proxy.register import Entry, Register
+
+
+class Session:
+    """``standing`` and session in one: asked about itself, it says what it was told to."""
+
+    patient = False
+    identity = None
+    principal = SimpleNamespace(rule="", role="")
+
+    def __init__(self) -> None:
+        self.reason = ""
+        self.asked: list[bool] = []
+        self.expelled = ""
+        self.drained = False
+
+    def withdrawn(self, *_: Any, anew: bool | None = None) -> str:
+        if anew is None:
+            return self.reason
+        self.asked.append(anew)
+        return ""
+
+    def drain(self) -> None:
+        self.drained = True
+
+    def expel(self, reason: str) -> None:
+        self.expelled = reason
+
+
+class Bench:
+    def __init__(self, connections: int) -> None:
+        self.limits = SimpleNamespace(expel_after=0.0, max_connection_age=0.0, drain_timeout=0.0)
+        self.ended: list[str] = []
+        metrics = SimpleNamespace(connection_ended=self.ended.append, refused=lambda _: None)
+        gateway = SimpleNamespace(
+            loop=asyncio.get_running_loop(),
+            generation=SimpleNamespace(config=SimpleNamespace(limits=self.limits)),
+            metrics=metrics,
+            audit=SimpleNamespace(write=lambda _: None),
+        )
+        self.register = Register(gateway, itertools.count(1))  # type: ignore[arg-type]
+        self.entries = [self.enter() for _ in range(connections)]
+
+    def enter(self) -> Entry:
+        session: Any = Session()
+        entry = self.register.enter("rest", "127.0.0.1", session)
+        entry.session = session
+        return entry
+
+    @property
+    def asked(self) -> int:
+        return sum(bool(entry.session.asked) for entry in self.entries)  # type: ignore[union-attr]
+
+    async def until_all_are_looked_at(self) -> None:
+        for _ in range(2 + len(self.entries) // module.SLICE):
+            await asyncio.sleep(0)
+        assert self.register._slice is None
+
+
+@pytest.fixture(autouse=True)
+def _by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "TICK", 3600.0)
+    monkeypatch.setattr(module, "SLICE", 10)
+
+
+def test_others_are_served_while_a_publication_is_looked_at() -> None:
+    async def run() -> None:
+        bench = Bench(95)
+        bench.register.review()
+        seen = []
+        while bench.asked < 95:
+            seen.append(bench.asked)
+            await asyncio.sleep(0)
+        assert len(seen) > 5
+        assert all(after - before <= 20 for before, after in itertools.pairwise(seen))
+
+    asyncio.run(run())
+
+
+def test_a_second_publication_begins_anew_and_a_tick_does_not() -> None:
+    async def run() -> None:
+        bench = Bench(25)
+        bench.register.review()
+        await asyncio.sleep(0)
+        bench.register._tick()
+        bench.register.review()
+        await bench.until_all_are_looked_at()
+        assert [entry.session.asked for entry in bench.entries] == [  # type: ignore[union-attr]
+            [True] * (2 if place < 20 else 1) for place in range(25)
+        ]
+
+    asyncio.run(run())
+
+
+def test_who_has_left_meanwhile_is_not_asked() -> None:
+    async def run() -> None:
+        bench = Bench(25)
+        bench.register.review()
+        gone = bench.entries.pop()
+        bench.register.leave(gone)
+        await bench.until_all_are_looked_at()
+        assert gone.session.asked == []  # type: ignore[union-attr]
+
+    asyncio.run(run())
+
+
+def test_one_that_is_not_admitted_any_more_is_ended_wherever_it_stands() -> None:
+    async def run() -> None:
+        bench = Bench(25)
+        bench.entries[24].standing.reason = "no_role"  # type: ignore[attr-defined]
+        bench.register.review()
+        await bench.until_all_are_looked_at()
+        assert bench.ended == ["no_role"]
+        assert bench.entries[24].session.expelled == "no_role"  # type: ignore[union-attr]
+
+    asyncio.run(run())
+
+
+def test_one_that_is_patient_has_its_time() -> None:
+    async def run() -> None:
+        bench = Bench(1)
+        (entry,) = bench.entries
+        session: Any = entry.session
+        session.patient, session.reason, bench.limits.expel_after = True, "no_role", 3600.0
+        bench.register.review()
+        bench.register._tick()
+        assert (session.drained, session.expelled) == (True, "")
+        entry.ends = 0.0
+        bench.register._tick()
+        assert session.expelled == "no_role"
+        session.expelled = ""
+        bench.register._tick()
+        assert session.expelled == ""
+
+    asyncio.run(run())
+
+
+def test_a_defect_in_one_ends_no_looking(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def run() -> None:
+        bench = Bench(25)
+        monkeypatch.setattr(bench.entries[0], "session", SimpleNamespace(patient=True))
+        bench.entries[24].standing.reason = "no_role"  # type: ignore[attr-defined]
+        with pytest.raises(AttributeError):
+            bench.register.review()
+        await bench.until_all_are_looked_at()
+        assert bench.ended == ["no_role"]
+
+    asyncio.run(run())
+
+
+def test_only_those_that_are_too_old_are_ended_for_their_age() -> None:
+    async def run() -> None:
+        bench = Bench(3)
+        bench.limits.max_connection_age = 60.0
+        bench.entries[0].opened -= 120
+        bench.entries[1].opened -= 61
+        bench.register._tick()
+        bench.register._tick()
+        assert [entry.why for entry in bench.entries] == [module.TOO_OLD, module.TOO_OLD, ""]
+        assert bench.ended == [module.TOO_OLD] * 2
+        assert [entry.session.expelled for entry in bench.entries] == [module.TOO_OLD, module.TOO_OLD, ""]  # type: ignore[union-attr]
+
+    asyncio.run(run())
