@@ -73,6 +73,10 @@ class DialledStream(Stream):
             self._start_writing()
             self._on_writable()
 
+    def _lost(self, error: Exception | None) -> None:
+        del self._dial_owner
+        super()._lost(error)
+
     def _try_next(self, error: OSError) -> None:
         if self.closed:
             return

@@ -106,6 +106,7 @@ class Reception:
     def _ended(self) -> None:
         if self._entry is not None:
             self._gateway.register.leave(self._entry)
+            self._session = None
         self._gateway.metrics.connection_closed()
         self._when_ended(self)
 

@@ -136,8 +136,10 @@ class Register:
         return entry
 
     def leave(self, entry: Entry) -> None:
+        """It has ended: it and what spoke on it no longer hold each other."""
         self._entries.pop(entry.number, None)
         self._ending.pop(entry.number, None)
+        entry.session = None
 
     def cut(self, number: int) -> bool:
         """By hand, at once. False where there is no such connection."""

@@ -288,8 +288,16 @@ class Stream:
         self._loop.call_soon(self._lost, error)
 
     def _lost(self, error: Exception | None) -> None:
-        """Whoever owns it by now is told: a new owner may have ended it before it was one."""
-        self.owner.connection_lost(error)
+        """Whoever owns it by now is told: a new owner may have ended it before it was one.
+
+        Nothing is told after that, so it lets go of whom it would tell: what refers to each other in a circle would
+        wait for the garbage collector.
+        """
+        try:
+            self.owner.connection_lost(error)
+        finally:
+            self.when_ended = self._error = None
+            del self.owner
 
     def expired(self) -> None:
         if self._closing:

@@ -206,3 +206,7 @@ class TlsStream(Stream):
 
     def _write_failed(self, error: OSError) -> None:
         self.abort(error)
+
+    def _lost(self, error: Exception | None) -> None:
+        del self._tls_owner
+        super()._lost(error)

@@ -19,6 +19,7 @@ from tlsproxy.proxy.gateway import Gateway
 from tlsproxy.proxy.limittable import LimitTable
 from tlsproxy.proxy.listener import BATCH, Bound, Listeners
 from tlsproxy.proxy.pool import Pool
+from tlsproxy.service import collector
 from tlsproxy.service.auditlog import AuditLog, NoAudit
 from tlsproxy.service.metrics import Metrics
 from tlsproxy.service.readiness import OK, Address, UpstreamProbe, audit_part, generation_part
@@ -64,6 +65,7 @@ class Serving:
         alone: bool,
     ) -> None:
         """``alone``: no other process accepts from the same sockets."""
+        collector.settle()
         self._audit = audit
         self.counted = Metrics(
             pool=lambda: self._pool.counts,

@@ -1,0 +1,142 @@
+"""An ended connection is gone at once, by reference count: the garbage collector would find it late, and all at a time.
+
+A full collection looks at every live connection, in one pause.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import itertools
+import socket
+import ssl
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, suppress
+
+import pytest
+from support.grpc_upstream import GrpcUpstream
+from support.h2raw import H2Client
+from support.raw import GET
+from support.site import Site
+from support.upstream import ScriptedUpstream
+
+from tlsproxy.config.listeners import TCP, listening
+from tlsproxy.proxy.limittable import LimitTable
+from tlsproxy.proxy.listener import Bound, bind
+from tlsproxy.proxy.reception import Reception
+from tlsproxy.proxy.register import Entry
+from tlsproxy.proxy.relay import Relay
+from tlsproxy.proxy.stream import Stream
+from tlsproxy.proxy.tcp import TcpConnection
+from tlsproxy.proxy.turns import Turns
+from tlsproxy.service.auditlog import NoAudit
+from tlsproxy.service.serving import Serving
+from tlsproxy.tls.generation import ALPN, build
+
+PARTS = (Stream, Reception, Entry, Turns, Relay, TcpConnection, ssl.SSLObject)
+
+Talk = Callable[[ssl.SSLSocket], None]
+
+
+def rest(sock: ssl.SSLSocket) -> None:
+    for _ in range(2):
+        sock.sendall(GET)
+        assert sock.recv(65536).startswith(b"HTTP/1.1 200 ")
+
+
+def grpc(sock: ssl.SSLSocket) -> None:
+    client = H2Client(sock)
+    client.start()
+    assert client.status(client.call(b"")) == 0
+
+
+def half_a_request(sock: ssl.SSLSocket) -> None:
+    sock.sendall(GET[:10])
+
+
+def nothing(sock: ssl.SSLSocket) -> None:
+    assert sock.version()
+
+
+def parts() -> list[object]:
+    return [one for one in gc.get_objects() if isinstance(one, PARTS)]
+
+
+@pytest.fixture
+def _no_collector() -> Iterator[None]:
+    gc.collect()
+    gc.disable()
+    thresholds = gc.get_threshold()
+    yield
+    gc.set_threshold(*thresholds)
+    gc.unfreeze()
+    gc.enable()
+
+
+async def ended(site: Site, rest_url: str, grpc_url: str, protocol: str, client: str | None, talk: Talk) -> list[object]:
+    """What is left of a connection that its client has ended, once the gateway has told that it is over."""
+    listener = {"port": 0, "mode": "tcp", "upstream": rest_url.removeprefix("http://"), "allow": ["admin"]}
+    path = site.write_config(rest_url, grpc=grpc_url, listeners=[listener])
+    generation = build(number=1, config_path=path, environ={}, previous=None)
+    with ExitStack() as stack:
+        bound = [
+            Bound.of(stack.enter_context(bind(where.endpoint.host, 0)), where) for where in listening(generation.config)
+        ]
+        serving = stack.enter_context(
+            closing(
+                Serving(
+                    generation, bound, NoAudit(), LimitTable.private(), lambda: None, itertools.count(1), alone=True
+                )
+            )
+        )
+        assert gc.get_freeze_count() > 0, "what is there for good is not looked at"
+        port = next(
+            one.sock.getsockname()[1]
+            for one in bound
+            if (one.where.protocols == TCP if protocol == "tcp" else protocol in one.where.protocols)
+        )
+        context = site.client(client)
+        if protocol != "tcp":
+            context.set_alpn_protocols([ALPN[protocol]])  # type: ignore[index]
+
+        def visit() -> None:
+            with suppress(ssl.SSLError), socket.create_connection(("127.0.0.1", port), timeout=10) as sock:
+                with context.wrap_socket(sock, server_hostname="localhost") as connected:
+                    talk(connected)
+
+        for _ in range(3):
+            await asyncio.to_thread(visit)
+        while serving.counted.open_connections:
+            await asyncio.sleep(0.001)
+        serving._pool.close()  # noqa: SLF001 - what is kept for the next request
+        for _ in range(5):
+            await asyncio.sleep(0.001)
+        return parts()
+
+
+@pytest.mark.usefixtures("_no_collector")
+@pytest.mark.parametrize(
+    ("protocol", "client", "talk"),
+    [
+        pytest.param("rest", "admin", rest, id="rest"),
+        pytest.param("rest", "admin", half_a_request, id="half-a-request"),
+        pytest.param("rest", "admin", nothing, id="idle"),
+        pytest.param("grpc", "admin", grpc, id="grpc"),
+        pytest.param("tcp", "admin", rest, id="tcp"),
+        pytest.param("tcp", "ingest", nothing, id="tcp-refused"),
+        pytest.param("rest", None, nothing, id="failed-handshake"),
+    ],
+)
+def test_nothing_is_left_of_it(
+    runner: asyncio.Runner,
+    site: Site,
+    upstream: ScriptedUpstream,
+    grpc_upstream: GrpcUpstream,
+    protocol: str,
+    client: str | None,
+    talk: Talk,
+) -> None:
+    before = {id(one) for one in parts()}
+    left = runner.run(ended(site, upstream.url, grpc_upstream.url, protocol, client, talk))
+    mine = [type(one).__name__ for one in left if id(one) not in before]
+    assert mine == []
