@@ -208,3 +208,28 @@ def test_no_ticket_is_ever_sent_and_a_session_of_an_older_generation_proves_noth
     made.write("ca.pem", ROOT.certificate_pem)
     answerer, _ = handshake(server(made), client, session)
     assert not answerer.session_reused
+
+
+def sent(context: ssl.SSLContext, directory: Path) -> list[bytes]:
+    """The certificates that a client is shown."""
+    _, caller = handshake(context, client_context(CLIENT, directory))
+    return [each.public_bytes(2) for each in caller._sslobj.get_unverified_chain()]  # type: ignore[attr-defined] # noqa: SLF001
+
+
+def test_the_chain_is_the_one_that_openssl_would_search_for_in_each_handshake(made: Site, tmp_path: Path) -> None:
+    """A certificate that comes alone is followed by its issuer, where the CAs know it."""
+    material = material_of(made)
+    assert material.chain_pem.count(b"BEGIN") == 2
+    alone = dataclasses.replace(material, chain_pem=SERVER.chain_pem)
+    shown = sent(build_context(material, require_client_certificate=True, alpn=ALPN), tmp_path)
+    assert shown == sent(build_context(alone, require_client_certificate=True, alpn=ALPN), tmp_path)
+    assert len(shown) == 2
+
+
+def test_a_chain_of_a_foreign_issuer_is_sent_as_it_is(made: Site, tmp_path: Path) -> None:
+    made.write("ca.pem", OTHER.certificate_pem + Authority.create("test root").certificate_pem)
+    assert material_of(made).chain_pem.count(b"BEGIN") == 1
+    intermediate = ROOT.intermediate("middle")
+    made.write("ca.pem", ROOT.certificate_pem)
+    made.serve(intermediate.issue(dns=["localhost"], server=True))
+    assert len(sent(server(made), tmp_path)) == material_of(made).chain_pem.count(b"BEGIN") == 2
