@@ -73,7 +73,9 @@ def _no_collector() -> Iterator[None]:
     gc.enable()
 
 
-async def ended(site: Site, rest_url: str, grpc_url: str, protocol: str, client: str | None, talk: Talk) -> list[object]:
+async def ended(
+    site: Site, rest_url: str, grpc_url: str, protocol: str, client: str | None, talk: Talk
+) -> list[object]:
     """What is left of a connection that its client has ended, once the gateway has told that it is over."""
     listener = {"port": 0, "mode": "tcp", "upstream": rest_url.removeprefix("http://"), "allow": ["admin"]}
     path = site.write_config(rest_url, grpc=grpc_url, listeners=[listener])
@@ -100,17 +102,19 @@ async def ended(site: Site, rest_url: str, grpc_url: str, protocol: str, client:
             context.set_alpn_protocols([ALPN[protocol]])  # type: ignore[index]
 
         def visit() -> None:
-            with suppress(ssl.SSLError), socket.create_connection(("127.0.0.1", port), timeout=10) as sock:
-                with context.wrap_socket(sock, server_hostname="localhost") as connected:
-                    talk(connected)
+            with (
+                suppress(ssl.SSLError),
+                socket.create_connection(("127.0.0.1", port), timeout=10) as sock,
+                context.wrap_socket(sock, server_hostname="localhost") as connected,
+            ):
+                talk(connected)
 
         for _ in range(3):
             await asyncio.to_thread(visit)
-        while serving.counted.open_connections:
-            await asyncio.sleep(0.001)
-        serving._pool.close()  # noqa: SLF001 - what is kept for the next request
-        for _ in range(5):
-            await asyncio.sleep(0.001)
+        await serving.drain(asyncio.Event())
+        serving._pool.close()
+        for _ in range(5):  # each tells its end from the loop
+            await asyncio.sleep(0)
         return parts()
 
 

@@ -213,7 +213,7 @@ def test_no_ticket_is_ever_sent_and_a_session_of_an_older_generation_proves_noth
 def sent(context: ssl.SSLContext, directory: Path) -> list[bytes]:
     """The certificates that a client is shown."""
     _, caller = handshake(context, client_context(CLIENT, directory))
-    return [each.public_bytes(2) for each in caller._sslobj.get_unverified_chain()]  # type: ignore[attr-defined] # noqa: SLF001
+    return [each.public_bytes(2) for each in caller._sslobj.get_unverified_chain()]  # type: ignore[attr-defined]
 
 
 def test_the_chain_is_the_one_that_openssl_would_search_for_in_each_handshake(made: Site, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives import serialization
 
 from tlsproxy.errors import MaterialError
 from tlsproxy.tls.facts import CertificateFacts, CrlFacts, day, facts_of
-from tlsproxy.tls.servercert import load_server_certificate, passphrase_of
+from tlsproxy.tls.servercert import as_sent, load_server_certificate, passphrase_of
 from tlsproxy.tls.trust import Trust, load_trust
 
 if TYPE_CHECKING:
@@ -64,6 +64,7 @@ def load_material(config: Config, files: Mapping[Path, bytes], *, now: float, pr
     )
     trust = _trust(config, files, now=now, previous=previous)
     leaf = facts_of(server.chain[0])
+    sent = as_sent(server.chain, trust.authorities)
     authorities = tuple(facts_of(certificate) for certificate in trust.authorities)
     crls = tuple(crl.facts for crl in trust.crls)
     return Material(
@@ -86,7 +87,7 @@ def load_material(config: Config, files: Mapping[Path, bytes], *, now: float, pr
         key_path=str(tls.key),
         revoked=trust.revoked,
         leaf_der=server.chain[0].public_bytes(serialization.Encoding.DER),
-        chain_pem=b"".join(certificate.public_bytes(serialization.Encoding.PEM) for certificate in server.chain),
+        chain_pem=b"".join(certificate.public_bytes(serialization.Encoding.PEM) for certificate in sent),
         key_pem=server.key_pem,
         passphrase=server.passphrase,
         authorities_der=b"".join(each.public_bytes(serialization.Encoding.DER) for each in trust.authorities),
