@@ -1,21 +1,24 @@
-"""The command line: `python -m bench run|quick|scale|plot|compare`."""
+"""The command line: `python -m bench run|quick|scale|show|plot|compare`."""
 
 from __future__ import annotations
 
 import contextlib
 import resource
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
 
 from bench.compare import TOLERANCE, comparison
+from bench.dimensions import SCALE
+from bench.ending import exit_when_told
 from bench.errors import BenchError
-from bench.process import exit_when_told
 from bench.report import report
 from bench.results import Results
-from bench.scale import DIMENSIONS_OF_SCALE, scale_report
-from bench.session import Plan, run_scale_session, run_session
+from bench.scale import scale_report
+from bench.session import Plan, plot, run_scale_session, run_session
+from bench.targets import AIMED_AT
 from bench.workloads import BY_NAME, IDLE_CONNECTIONS, QUICK
 
 
@@ -42,8 +45,8 @@ def main() -> None:
 @_data
 @_only
 @_workloads
-@click.option("--rounds", default=9, show_default=True, type=click.IntRange(1))
-@click.option("--seconds", default=1.0, show_default=True, help="Of a workload on a contender in a round.")
+@click.option("--rounds", default=11, show_default=True, type=click.IntRange(1))
+@click.option("--seconds", default=0.4, show_default=True, help="Of a workload on a contender in a round.")
 @click.option("--idle/--no-idle", default=True, help="Whether to measure idle connections.")
 @click.option("--rotation/--no-rotation", default=True, help="Whether to measure while certificates change.")
 def run(
@@ -56,7 +59,7 @@ def run(
     idle: bool,
     rotation: bool,
 ) -> None:
-    """All of it: about half an hour."""
+    """All of it: less than 25 minutes."""
     connections = IDLE_CONNECTIONS if idle else ()
     _run(directory, Plan(only, workloads or tuple(BY_NAME), rounds, seconds, connections, rotation=rotation))
 
@@ -65,18 +68,25 @@ def run(
 @_data
 @_only
 def quick(directory: Path, only: tuple[str, ...]) -> None:
-    """The main workloads in two minutes: enough to see a large change, not a small one."""
-    _run(directory, Plan(only, QUICK, rounds=3, seconds=0.3, connections=(), rotation=False))
+    """The main workloads in two minutes, beside the peers that have targets, unless --only names others."""
+    _run(directory, Plan(only or AIMED_AT, QUICK, rounds=5, seconds=0.15, connections=(), rotation=False))
 
 
 def _run(directory: Path, plan: Plan) -> None:
     _raise_file_limit()
-    try:
+    with _told():
         results = run_session(directory, plan, _command_line(), _say)
-    except BenchError as error:
-        raise click.ClickException(str(error)) from None
     click.echo("\n".join(report(results)))
     click.echo(f"\n{directory}/results.json, and plots beside it")
+
+
+@contextlib.contextmanager
+def _told() -> Iterator[None]:
+    """What can go wrong, in a line."""
+    try:
+        yield
+    except BenchError as error:
+        raise click.ClickException(str(error)) from None
 
 
 def _command_line() -> str:
@@ -98,16 +108,14 @@ def _raise_file_limit() -> None:
 
 @main.command()
 @_data
-@click.option("--rounds", default=5, show_default=True, type=click.IntRange(1))
-@click.option("--seconds", default=1.0, show_default=True, help="Of a size in a round.")
+@click.option("--rounds", default=7, show_default=True, type=click.IntRange(1))
+@click.option("--seconds", default=0.4, show_default=True, help="Of a size in a round.")
 @click.option("--only", callback=_names, metavar="NAME,…", help="These rows of the cost table.")
 def scale(directory: Path, only: tuple[str, ...], rounds: int, seconds: float) -> None:
     """The cost table: how CPU grows with bodies, roles, rules, collections, connections, CRLs."""
     _raise_file_limit()
-    try:
+    with _told():
         results = run_scale_session(directory, rounds, seconds, only, _command_line(), _say)
-    except BenchError as error:
-        raise click.ClickException(str(error)) from None
     click.echo("\n".join(scale_report(results)))
 
 
@@ -115,9 +123,17 @@ def scale(directory: Path, only: tuple[str, ...], rounds: int, seconds: float) -
 @click.argument("results", type=_file)
 def show(results: Path) -> None:
     """The report of an earlier run."""
-    told = Results.read(results)
-    is_scale = set(told.workloads) <= {dimension.name for dimension in DIMENSIONS_OF_SCALE}
+    with _told():
+        told = Results.read(results)
+    is_scale = set(told.workloads) <= {dimension.name for dimension in SCALE}
     click.echo("\n".join(scale_report(told) if is_scale else report(told)))
+
+
+@main.command(name="plot")
+@click.argument("results", type=_file)
+def plot_again(results: Path) -> None:
+    """The plots of an earlier run, or of one that was ended, beside it."""
+    plot(results, _say)
 
 
 @main.command()
@@ -126,7 +142,8 @@ def show(results: Path) -> None:
 @click.option("--tolerance", default=TOLERANCE, show_default=True, help="What is noise: a part of 1.")
 def compare(old: Path, new: Path, tolerance: float) -> None:
     """What became slower, as seen against the peers: exit status 1 if anything did."""
-    lines, worse = comparison(Results.read(old), Results.read(new), tolerance)
+    with _told():
+        lines, worse = comparison(Results.read(old), Results.read(new), tolerance)
     click.echo("\n".join(lines))
     raise SystemExit(worse)
 

@@ -4,46 +4,41 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
 import socket
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from bench.build import Programs
+from bench.ending import starting
 from bench.errors import AbsentError
 from bench.peers.peer import Peer, Place, Program
 from bench.site import Site
 
 START_TIMEOUT = 20.0
 STOP_TIMEOUT = 10.0
-_ENDING = (signal.SIGTERM, signal.SIGHUP)
 _PRIORITY = "-8"
 """Niceness, where it is allowed: others on the machine get less in between."""
 
 
-def exit_when_told() -> None:
-    """SIGTERM and SIGHUP end this process as an error would: what it started is ended first.
-
-    A second one changes nothing: it would end the ending.
-    """
-
-    def leave(signum: int, _frame: FrameType | None) -> None:
-        for each in _ENDING:
-            signal.signal(each, signal.SIG_IGN)
-        raise SystemExit(128 + signum)
-
-    for each in _ENDING:
-        signal.signal(each, leave)
-
-
-def pinned(cores: Sequence[int], command: Sequence[str]) -> list[str]:
+@contextlib.contextmanager
+def started(cores: Sequence[int], command: Sequence[str], **options: Any) -> Iterator[subprocess.Popen[str]]:
+    """On these cores, and ended at the end: by itself where this process is killed. ``options`` are Popen's."""
     nice = ["nice", "-n", _PRIORITY] if os.geteuid() == 0 else []
-    return [*nice, "taskset", "-c", ",".join(map(str, cores)), *command]
+    told_to_end = ["setpriv", "--pdeathsig", "TERM"]
+    pinned = [*told_to_end, *nice, "taskset", "-c", ",".join(map(str, cores)), *command]
+    process = None
+    try:
+        with starting():
+            process = subprocess.Popen(pinned, text=True, **options)
+        yield process
+    finally:
+        if process is not None:
+            with process:
+                _stop(process)
 
 
 def cores(workers: int) -> tuple[list[int], list[int]]:
@@ -57,7 +52,7 @@ def cores(workers: int) -> tuple[list[int], list[int]]:
 @dataclass(frozen=True, slots=True)
 class Running:
     peer: Peer
-    process: subprocess.Popen[bytes]
+    process: subprocess.Popen[str]
     place: Place
 
     def pids(self) -> list[int]:
@@ -89,14 +84,11 @@ def free_ports(count: int) -> list[int]:
 @contextlib.contextmanager
 def upstream(programs: Programs, download: int) -> Iterator[tuple[int, int]]:
     """Its ports of HTTP/1.1 and of gRPC."""
-    command = pinned(cores(1)[1], [str(programs.upstream), str(download)])
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        try:
-            assert process.stdout is not None  # noqa: S101 - for the type
-            http, grpc = process.stdout.readline().split()
-            yield int(http), int(grpc)
-        finally:
-            stop(process)
+    command = [str(programs.upstream), str(download)]
+    with started(cores(1)[1], command, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None  # noqa: S101 - for the type
+        http, grpc = process.stdout.readline().split()
+        yield int(http), int(grpc)
 
 
 @contextlib.contextmanager
@@ -105,14 +97,19 @@ def running(peer: Peer, program: Program, directory: Path, site: Site, behind: t
     directory.mkdir(parents=True, exist_ok=True)
     http, grpc, tcp = free_ports(3)
     place = Place(directory, site, http, grpc, tcp, *behind, peer.workers)
-    command = pinned(cores(peer.workers)[0], peer.command(program, place))
     said = directory / "output.log"
     home = {name: str(directory) for name in ("HOME", "XDG_DATA_HOME", "XDG_CONFIG_HOME")}
-    with said.open("wb") as output:
-        process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, env=os.environ | home
-        )
-    try:
+    with (
+        said.open("wb") as output,
+        started(
+            cores(peer.workers)[0],
+            peer.command(program, place),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=os.environ | home,
+        ) as process,
+    ):
         contender = Running(peer, process, place)
         try:
             for kind in sorted(peer.serves):
@@ -120,8 +117,6 @@ def running(peer: Peer, program: Program, directory: Path, site: Site, behind: t
         except TimeoutError:
             raise AbsentError(f"it does not start: {said.read_text(errors='replace')[-300:].strip()}") from None
         yield contender
-    finally:
-        stop(process)
 
 
 def _wait_for(contender: Running, kind: str) -> None:
@@ -140,7 +135,7 @@ def _wait_for(contender: Running, kind: str) -> None:
     raise TimeoutError
 
 
-def stop(process: subprocess.Popen[Any]) -> None:
+def _stop(process: subprocess.Popen[str]) -> None:
     """Waits for it, and is not to be refused."""
     process.terminate()
     try:

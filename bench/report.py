@@ -30,6 +30,8 @@ def _header(results: Results) -> Iterator[str]:
         f"{machine['system']}; Python {about['python']}, {about['openssl']}; load average before: "
         f"{about['load_average_before']:.2f}"
     )
+    if not results.is_whole:
+        yield "INTERRUPTED: this is what was measured until then"
     yield "  ".join(f"{name} {version}" for name, version in results.contenders.items())
     yield from (f"{name}: {note}" for name, note in results.notes.items())
     yield from (f"ABSENT {name}: {reason}" for name, reason in results.absent.items())

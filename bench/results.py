@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from bench.errors import BenchError
 from bench.figures import Idle, Ratio, Rotation, Rounds, Sample, Summary, ratio, summary
 from bench.peers import OURS
 
@@ -51,16 +52,30 @@ class Results:
             return None
         return ours.bytes_each / theirs.bytes_each
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether the run came to its end."""
+        return "load_average_after" in self.about
+
     def write(self, path: Path) -> None:
+        """In the place of what was there, at once."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps({"format": FORMAT, **asdict(self)}, indent=1) + "\n")
+        new = path.with_name(f".{path.name}.new")
+        new.write_text(json.dumps({"format": FORMAT, **asdict(self)}, indent=1) + "\n")
+        new.replace(path)
 
     @classmethod
     def read(cls, path: Path) -> Results:
-        """Raises ValueError for a file of another format."""
-        told = json.loads(path.read_text())
+        """Raises BenchError for a file of another format."""
+        try:
+            return cls._of(json.loads(path.read_text()))
+        except (ValueError, LookupError, TypeError, AttributeError):
+            raise BenchError(f"{path} is not a result of this bench") from None
+
+    @classmethod
+    def _of(cls, told: dict[str, Any]) -> Results:
         if told.pop("format", None) != FORMAT:
-            raise ValueError(f"{path} is not a result of this bench")
+            raise ValueError(FORMAT)
         told["workloads"] = {
             name: Measured(
                 each["title"],

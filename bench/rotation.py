@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 
@@ -22,6 +22,7 @@ from bench.workloads import BY_NAME
 
 SECONDS = 10
 INTERVAL = 1.0
+_PLANNED = SECONDS * 4 / 3 + 2
 _KEPT = replace(BY_NAME["get"], connections=8)
 _NEW = replace(BY_NAME["handshake"], connections=2)
 
@@ -29,16 +30,27 @@ _NEW = replace(BY_NAME["handshake"], connections=2)
 def run_rotations(setting: Setting, programs: Mapping[Peer, Program], results: Results) -> None:
     """Of the contenders that this bench can tell to reload."""
     for peer, program in programs.items():
-        if peer.reload is None or peer.only:
+        if not _reloads(peer):
             continue
+        line = f"rotations of {peer.name}: "
         try:
             with ExitStack() as stack:
                 told = _rotate(setting, setting.start(stack, peer, program))
         except BenchError as error:
-            setting.say(f"  rotations of {peer.name}: {error}")
-            continue
-        results.rotation[peer.name] = told
-        setting.say(f"{told.rotations} rotations of {peer.name}: {told.failed} failed, p99 {told.p99:.1f} ms")
+            line += str(error)
+        else:
+            results.rotation[peer.name] = told
+            line += f"{told.taken} of {told.rotations} taken up, {told.failed} failed, p99 {told.p99:.1f} ms"
+        setting.journal.step(results, _PLANNED, line)
+
+
+def planned_rotations(peers: Iterable[Peer]) -> float:
+    """Seconds."""
+    return _PLANNED * sum(map(_reloads, peers))
+
+
+def _reloads(peer: Peer) -> bool:
+    return peer.reload is not None and not peer.only
 
 
 def _rotate(setting: Setting, contender: Running) -> Rotation:

@@ -6,7 +6,7 @@ round meet; so a round's ratio says more than any average of its parts.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,13 +14,12 @@ from pathlib import Path
 from bench.errors import AbsentError, BenchError
 from bench.figures import Sample
 from bench.generator import Generator
+from bench.journal import Journal
 from bench.peers.peer import Peer, Program
 from bench.process import Running, running
 from bench.results import Measured, Results
 from bench.site import Site
-from bench.workloads import BY_NAME, Workload
-
-Say = Callable[[str], None]
+from bench.workloads import Workload
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +30,7 @@ class Setting:
     site: Site
     behind: tuple[int, int]
     generator: Generator
-    say: Say
+    journal: Journal
 
     def start(self, stack: ExitStack, peer: Peer, program: Program) -> Running:
         return stack.enter_context(running(peer, program, self.directory / peer.name, self.site, self.behind))
@@ -56,7 +55,7 @@ def locate(peers: Iterable[Peer], venv: Path, failed: Mapping[str, str], results
 def run_rounds(
     setting: Setting, programs: Mapping[Peer, Program], workloads: Iterable[Workload], rounds: int, results: Results
 ) -> None:
-    """``results`` grows as it goes, so that what was measured is not lost with what fails later."""
+    """``results`` grows with each workload of each round, and so does what the journal keeps."""
     chosen = list(workloads)
     with ExitStack() as stack:
         contenders: dict[str, Running] = {}
@@ -72,7 +71,14 @@ def run_rounds(
                 measured = results.workloads.setdefault(workload.name, Measured(workload.title, workload.unit))
                 for name, sample in _round(setting, contenders, workload, number):
                     measured.samples.setdefault(name, [None] * number).append(sample)
-                setting.say(_line(number, rounds, workload, measured))
+                planned = setting.generator.planned(workload) * len(measured.samples)
+                setting.journal.step(results, planned, _line(number, rounds, workload, measured))
+
+
+def planned_rounds(generator: Generator, peers: Iterable[Peer], workloads: Iterable[Workload], rounds: int) -> float:
+    """Seconds."""
+    chosen = list(workloads)
+    return rounds * sum(generator.planned(each) for peer in peers for each in chosen if takes(peer, each))
 
 
 def takes(peer: Peer, workload: Workload) -> bool:
@@ -90,10 +96,10 @@ def _round(
         try:
             sample = setting.generator.measure(contenders[name], workload)
         except BenchError as error:
-            setting.say(f"  {workload.name} on {name}: {error}")
+            setting.journal.say(f"  {workload.name} on {name}: {error}")
         else:
             if not sample.counts:
-                setting.say(f"  {workload.name} on {name}: {sample.errors} errors: {sample.error}")
+                setting.journal.say(f"  {workload.name} on {name}: {sample.errors} errors: {sample.error}")
         yield name, sample
 
 
@@ -104,21 +110,3 @@ def _line(number: int, rounds: int, workload: Workload, measured: Measured) -> s
         cost = f"{last.cost(workload.unit):.0f}" if last is not None and last.counts else "–"
         costs.append(f"{name} {cost}")
     return f"round {number + 1}/{rounds}  {workload.title:<32} µs/{workload.unit}: {', '.join(costs)}"
-
-
-def run_idle(setting: Setting, programs: Mapping[Peer, Program], connections: Iterable[int], results: Results) -> None:
-    """Each contender freshly started, and alone: memory is not noisy, but it is not given back either."""
-    for count in connections:
-        told = results.idle.setdefault(str(count), {})
-        for peer, program in programs.items():
-            if not takes(peer, BY_NAME["get"]):
-                continue
-            try:
-                with ExitStack() as stack:
-                    idle = setting.generator.rest(setting.start(stack, peer, program), BY_NAME["get"], count)
-            except BenchError as error:
-                setting.say(f"  {count} connections on {peer.name}: {error}")
-                continue
-            told[peer.name] = idle
-            trouble = f", {idle.errors} errors: {idle.error}" if idle.errors else ""
-            setting.say(f"{count} idle connections on {peer.name}: {idle.bytes_each / 1024:.1f} KiB each{trouble}")

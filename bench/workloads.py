@@ -18,9 +18,7 @@ GRPC_ANSWER = 205
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """``length`` is that of each answer's body; another one is an error. ``seconds``: times the run's. ``resting``:
-    connections that are open beside those that ask.
-    """
+    """``length`` is that of each answer's body; another one is an error. ``seconds``: times the run's."""
 
     name: str
     title: str
@@ -34,14 +32,13 @@ class Workload:
     seconds: float = 1.0
     fields: str = "fixed"
     depth: int = 1
-    resting: int = 0
 
     def arguments(self) -> list[str]:
         """Of the load generator, but for where and for how long."""
         return [
             *("--mode", self.mode, "--protocol", "grpc" if self.kind == "grpc" else "http"),
             *("--connections", str(self.connections), "--length", str(self.length)),
-            *("--fields", self.fields, "--depth", str(self.depth), "--resting", str(self.resting)),
+            *("--fields", self.fields, "--depth", str(self.depth)),
         ]
 
 

@@ -13,7 +13,6 @@ struct conn {
     SSL *ssl;
     const char *out;                 /* what is being sent: belongs to the protocol */
     size_t out_size, out_done;
-    int rests;                       /* asked once, then kept */
     int served;                      /* something was received on it, once */
     void *talk;                      /* the protocol's own */
 };

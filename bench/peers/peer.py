@@ -58,6 +58,8 @@ class Peer:
     only: frozenset[str] = frozenset()
     """The workloads that it is for, where it is a variant of another peer."""
     workers: int = 1
+    package: str = ""
+    """PyPI's, where it is from there."""
 
 
 def debian(program: str, package: str, *version: str) -> Callable[[Path], Program]:

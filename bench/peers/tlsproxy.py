@@ -48,8 +48,13 @@ def configuration(place: Place, **sections: Mapping[str, Any] | list[Any]) -> di
         "workers": place.workers,
         "audit": {"dir": str(place.directory / "audit")},
         "admin": {"listen": f"unix:{place.directory}/admin.sock"},
-        # All clients of the bench share one address, and few connections carry many calls.
-        "limits": {"connections": 20_000, "connections_per_address": 20_000, "streams_per_second": 1_000_000},
+        # All clients of the bench share one address, few connections carry many calls, and many rest.
+        "limits": {
+            "connections": 20_000,
+            "connections_per_address": 20_000,
+            "streams_per_second": 1_000_000,
+            "idle_timeout": 3600,
+        },
     }
     for name, section in sections.items():
         config[name] = {**config[name], **section} if isinstance(section, Mapping) else section

@@ -11,14 +11,18 @@ from pathlib import Path
 import pytest
 
 from bench.build import Programs, build, missing
+from bench.dimensions import SCALE
 from bench.errors import AbsentError
 from bench.figures import Sample
 from bench.generator import Generator
+from bench.idle import run_idle
+from bench.journal import Journal
 from bench.peers import OURS, PEERS
 from bench.peers.peer import Peer, Program
 from bench.process import Running, upstream
 from bench.results import Results
 from bench.rounds import Setting, run_rounds, takes
+from bench.scale import run_scale
 from bench.site import Site
 from bench.workloads import BY_NAME, WORKLOADS, Workload
 
@@ -39,9 +43,10 @@ def setting(programs: Programs, tmp_path_factory: pytest.TempPathFactory) -> Ite
     place = tmp_path_factory.mktemp("bench")
     place.chmod(0o755)
     place.parent.chmod(0o755)  # workers of peers drop to other users
+    journal = Journal(place / "results.json", lambda _line: None)
     with upstream(programs, DOWNLOAD) as behind:
         site = Site.create(place / "site")
-        yield Setting(place, site, behind, Generator(programs.load, site, SECONDS, warm_up=0), lambda _line: None)
+        yield Setting(place, site, behind, Generator(programs.load, site, SECONDS, warm_up=0), journal)
 
 
 def located(name: str, tmp_path: Path) -> tuple[Peer, Program]:
@@ -123,10 +128,28 @@ def test_answers_that_are_wrong_are_errors_and_no_requests(
     assert not sample.counts
 
 
-def test_idle_connections_are_all_there(setting: Setting, tlsproxy: Running) -> None:
-    idle = setting.generator.rest(tlsproxy, BY_NAME["get"], 50, settle=0.1)
+@pytest.mark.parametrize("name", [OURS, "nghttpx"])
+def test_idle_connections_are_all_there(setting: Setting, name: str, tmp_path: Path) -> None:
+    """Of one that has just started: nghttpx ran a script for OCSP then, whose memory could not be read any more."""
+    peer, program = located(name, tmp_path)
+    results = Results({})
+    run_idle(setting, {peer: program}, [50], results)
+    idle = results.idle["50"][name]
     assert (idle.connections, idle.errors, idle.error) == (50, 0, "")
     assert idle.pss_kb > 0
+
+
+def test_cost_of_connections_is_measured_while_they_rest(setting: Setting) -> None:
+    """A load generator of their own holds them."""
+    (row,) = (row for row in SCALE if row.name == "connections")
+    said: list[str] = []
+    results = Results({})
+    apart = replace(setting, journal=Journal(setting.directory / "scale.json", said.append))
+    run_scale(apart, 2, results, [replace(row, sizes=(10, 60))])
+    measured = results.workloads["connections"]
+    assert [len(measured.rounds(size)) for size in ("10", "60")] == [2, 2]
+    assert all(sample is not None and sample.counts for size in ("10", "60") for sample in measured.rounds(size))
+    assert not [line for line in said if "only" in line or "errors" in line]
 
 
 def test_peer_that_does_not_start_is_absent_with_what_it_said(setting: Setting, tmp_path: Path) -> None:

@@ -15,6 +15,8 @@ import pytest
 from support.bench import installed
 
 from bench.build import missing
+from bench.peers import OURS
+from bench.results import Results
 
 PATIENCE = 30.0
 
@@ -74,6 +76,14 @@ def test_terminated_in_a_round_it_ends_all_that_it_started(directory: Path) -> N
         wait_for_line(run, "round 1/1000")
         assert "upstream" in of_session(run.pid)
         end(run)
+    results = Results.read(directory / "results.json")
+    assert results.workloads["get"].summary(OURS) is not None
+    shown = subprocess.run(
+        [sys.executable, "-m", "bench", "show", str(directory / "results.json")],
+        capture_output=True, text=True, check=True,
+    ).stdout  # fmt: skip
+    assert "INTERRUPTED" in shown
+    assert "small GET" in shown
 
 
 def test_terminated_in_a_rotation_it_ends_both_loads(directory: Path) -> None:
@@ -84,3 +94,14 @@ def test_terminated_in_a_rotation_it_ends_both_loads(directory: Path) -> None:
             assert time.monotonic() < limit
             time.sleep(0.05)
         end(run)
+
+
+def test_killed_in_a_round_it_leaves_nothing_running(directory: Path) -> None:
+    with bench(directory, "--rounds", "1000", "--seconds", "0.1", "--no-rotation") as run:
+        wait_for_line(run, "round 1/1000")
+        run.kill()
+        run.wait(PATIENCE)
+        limit = time.monotonic() + PATIENCE
+        while left := list(of_session(run.pid)):
+            assert time.monotonic() < limit, left
+            time.sleep(0.05)

@@ -10,7 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bench.compare import comparison
+from bench.errors import BenchError
 from bench.figures import Idle, Rotation, Sample, growth, ratio, summary
+from bench.journal import Journal
 from bench.peers import OURS
 from bench.report import report
 from bench.results import Measured, Results
@@ -84,7 +86,7 @@ def results(ours: list[Sample | None], theirs: list[Sample | None]) -> Results:
     machine = {"processor": "p", "cores": 2, "memory_gib": 1, "kernel": "k", "system": "s"}
     about = {
         "date": "2026-01-01", "command": "bench", "commit": "", "machine": machine, "python": "3", "openssl": "3",
-        "load_average_before": 0.0,
+        "load_average_before": 0.0, "load_average_after": 0.0,
     }  # fmt: skip
     return Results(
         about,
@@ -102,10 +104,31 @@ def test_results_are_read_as_they_were_written(tmp_path: Path) -> None:
     assert Results.read(tmp_path / "results.json") == written
 
 
+def test_run_that_was_ended_says_so() -> None:
+    told = results(costing(23), costing(20))
+    del told.about["load_average_after"]
+    lines = "\n".join(report(told))
+    assert "INTERRUPTED" in lines
+    assert "small GET" in lines
+
+
+def test_journal_keeps_what_is_measured_and_says_what_is_left(tmp_path: Path) -> None:
+    said: list[str] = []
+    times = iter([100.0, 120.0, 160.0, 170.0])
+    journal = Journal(tmp_path / "results.json", said.append, lambda: next(times))
+    kept = results(costing(10), costing(20))
+    journal.begin(100.0)
+    journal.step(kept, 10, "a tenth, in twice its time")
+    assert Results.read(tmp_path / "results.json") == kept
+    journal.step(kept, 50, "as fast as planned")
+    journal.step(kept, 40, "all")
+    assert said == ["a tenth, in twice its time  [3:00 left]", "as fast as planned  [0:40 left]", "all"]
+
+
 def test_foreign_file_is_no_result(tmp_path: Path) -> None:
     path = tmp_path / "other.json"
     path.write_text("{}")
-    with pytest.raises(ValueError, match="not a result"):
+    with pytest.raises(BenchError, match="not a result"):
         Results.read(path)
 
 
@@ -122,8 +145,7 @@ def test_cost_table_tells_the_growth() -> None:
     samples = {"0": costing(9), "10": costing(10), "1000": costing(1000), "5000": [replace(GOOD, errors=1)]}
     told.workloads = {"body": Measured("search, by KB", "request", samples)}
     lines = "\n".join(scale_report(told))
-    assert "growth 1.00" in lines
-    assert "111.11" in lines
+    assert lines.split("growth")[1].split()[-7:] == ["by", "KB", "0", "1,000", "–", "111.11", "1.00"]
     assert "5,000" not in lines
 
 

@@ -1,0 +1,81 @@
+"""The bench's command line: the cost table, and two results beside each other."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.bench import installed
+
+from bench.build import missing
+from bench.dimensions import SCALE
+from bench.figures import Sample
+from bench.results import Results
+
+
+def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "bench", *arguments], capture_output=True, text=True, check=False)
+
+
+def test_cost_table_is_measured_without_an_error(tmp_path: Path) -> None:
+    lacking = missing()
+    if lacking is not None:
+        pytest.skip(lacking)
+    directory = installed(tmp_path / "data")
+    done = bench("scale", "--dir", str(directory), "--only", "collections", "--rounds", "1", "--seconds", "0.1")
+    assert done.returncode == 0, done.stderr
+    assert "errors" not in done.stderr
+    (dimension,) = (dimension for dimension in SCALE if dimension.name == "collections")
+    measured = Results.read(directory / "scale.json").workloads["collections"]
+    assert list(measured.samples) == [str(size) for size in dimension.sizes]
+    assert all(measured.summary(size) is not None for size in measured.samples)
+    assert done.stdout.splitlines()[-2].startswith(dimension.title)
+    assert bench("show", str(directory / "scale.json")).stdout == done.stdout
+
+
+def test_row_of_the_cost_table_that_is_none_is_refused(tmp_path: Path) -> None:
+    done = bench("scale", "--dir", str(tmp_path), "--only", "roles,colections")
+    assert done.returncode == 1
+    assert "colections" in done.stderr
+
+
+def result(path: Path, costs: Mapping[str, float]) -> str:
+    """A file of one round, with so many µs of CPU per request."""
+    samples = {
+        name: [asdict(Sample(1000, 0, "", 0.5, cost / 1000, 0.001, 0.002, 200_000, 100_000, 50_000))]
+        for name, cost in costs.items()
+    }
+    told: dict[str, Any] = {
+        "format": 1, "about": {}, "contenders": {}, "absent": {}, "notes": {}, "idle": {}, "rotation": {},
+        "workloads": {"get": {"title": "small GET", "unit": "request", "samples": samples}},
+    }  # fmt: skip
+    path.write_text(json.dumps(told))
+    return str(path)
+
+
+def test_comparison_of_two_files_exits_with_what_became_of_us(tmp_path: Path) -> None:
+    old = result(tmp_path / "old.json", {"tlsproxy": 50, "nginx": 40})
+    slower_machine = result(tmp_path / "machine.json", {"tlsproxy": 100, "nginx": 80})
+    slower = result(tmp_path / "slower.json", {"tlsproxy": 60, "nginx": 40})
+    assert bench("compare", old, slower_machine).returncode == 0
+    done = bench("compare", old, slower)
+    assert done.returncode == 1
+    assert "+20.0 %" in done.stdout
+    assert "WORSE" in done.stdout
+    assert bench("compare", old, slower, "--tolerance", "0.3").returncode == 0
+
+
+@pytest.mark.parametrize("text", ["{}", "[]", "not JSON", '{"format": 1}'])
+def test_file_that_is_no_result_is_refused_in_a_line(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "other.json"
+    path.write_text(text)
+    for command in (["show", str(path)], ["compare", str(path), str(path)]):
+        done = bench(*command)
+        assert done.returncode == 1
+        assert done.stderr == f"Error: {path} is not a result of this bench\n"
