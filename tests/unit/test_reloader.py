@@ -191,3 +191,24 @@ def test_a_failure_names_the_file_and_changes_nothing(tmp_path: Path) -> None:
         assert bench.reloader.status()["error"] == verdict.error
 
     asyncio.run(run())
+
+
+def test_what_changed_is_found_beside_the_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = site(tmp_path)
+    threads = []
+    changes_between = reloader.changes_between
+
+    def noted(*generations: Any) -> Any:
+        threads.append(threading.current_thread())
+        return changes_between(*generations)
+
+    async def run() -> None:
+        bench = Bench(made)
+        monkeypatch.setattr(reloader, "changes_between", noted)
+        fresh(made)
+        verdict = await bench.reloader.reload("sighup")
+        assert [change.what for change in verdict.changes] == ["certificate"]
+
+    asyncio.run(run())
+    assert threads
+    assert threading.main_thread() not in threads

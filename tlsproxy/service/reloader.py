@@ -144,6 +144,8 @@ class Reloader:
                 inputs=inputs,
                 documents=await self._key_sets.of(inputs.loaded.config),
             )
+            # Not on the loop: of 10,000 rules it takes 60 ms. Not after the publication, which is told of in one go.
+            changes = await asyncio.to_thread(changes_between, old, new)
             await self._target.publish(new, inputs)
         except TlsproxyError as error:
             return self._failed(trigger, old, tried, str(error))
@@ -154,7 +156,7 @@ class Reloader:
         self._watcher.seen(new.digest)
         self._metrics.published(new)
         self._key_sets.published(new.config)
-        return self._tell(trigger, old, new)
+        return self._tell(trigger, old, new, changes)
 
     def _failed(self, trigger: str, old: Generation, tried: str, error: str) -> Verdict:
         """The watcher does not come back with what was tried, but does with anything else.
@@ -175,7 +177,7 @@ class Reloader:
         )
         return self._record(verdict, "failed", {"error": error})
 
-    def _tell(self, trigger: str, old: Generation, new: Generation) -> Verdict:
+    def _tell(self, trigger: str, old: Generation, new: Generation, changes: tuple[Change, ...]) -> Verdict:
         changed = (old.digest, old.documents) != (new.digest, new.documents)
         _log.info(
             "reload (%s): generation %d serves%s, certificate %s until %s",
@@ -196,7 +198,7 @@ class Reloader:
         }
         verdict = Verdict("unchanged", trigger, time.time(), new.number, "", self.last.changed_at, self.last.changes)
         if changed:
-            verdict = replace(verdict, result="ok", changed_at=verdict.when, changes=changes_between(old, new))
+            verdict = replace(verdict, result="ok", changed_at=verdict.when, changes=changes)
         return self._record(verdict, "ok", detail)
 
     def _record(self, verdict: Verdict, result: Literal["ok", "failed"], detail: Mapping[str, str]) -> Verdict:

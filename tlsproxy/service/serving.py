@@ -11,6 +11,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from itertools import islice
 from typing import Any, Final, Protocol
 
 from tlsproxy.config.model import ProtocolName
@@ -118,7 +119,7 @@ class Serving:
             "connections": {
                 "open": len(self._listeners.connections),
                 "draining": self._gateway.draining,
-                "live": [entry.described(now) for entry in self._gateway.register][:MOST_TOLD],
+                "live": [entry.described(now) for entry in islice(self._gateway.register, MOST_TOLD)],
             },
             "upstream": {
                 **{protocol: getattr(upstream, protocol) for protocol in self._probes},
