@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from datetime import UTC, datetime
+from types import SimpleNamespace
 from typing import Any
 
 import orjson
@@ -18,6 +19,7 @@ from tlsproxy.authz.audit import (
     request_line,
     timestamp,
 )
+from tlsproxy.wire.tracing import Tracing
 
 PLATFORM = Caller("Certificate", "admin", "platform", "CN=alice,OU=platform", "ab" * 32)
 ORDER = [
@@ -50,11 +52,15 @@ def line_of(prepared: Prepared, **changes: Any) -> str:
         "trace_id": "0b" * 16,
         "remote": json_string("10.0.0.5"),
         "status": 403,
+        "grpc_status": None,
         "bytes_in": 12,
         "bytes_out": 34,
         "duration": 0.0012345,
+        "reason": "",
     }
-    return request_line(prepared, **{**fields, **changes})
+    told = SimpleNamespace(**{**fields, **changes})
+    told.id, told.tracing = told.request_id, Tracing(told.tracing_id, told.trace_id)
+    return request_line(prepared, told, told.remote, told.duration, told.reason)
 
 
 def only_record(line: str) -> dict[str, Any]:

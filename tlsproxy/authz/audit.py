@@ -19,7 +19,9 @@ from datetime import UTC, datetime
 from functools import lru_cache
 from json import JSONEncoder
 from math import isfinite
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Final, Literal, Protocol
+
+from tlsproxy.wire.tracing import NONE, Tracing
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -34,6 +36,8 @@ TRACING_ID_LIMIT: Final = 256
 _encode: Final = JSONEncoder(ensure_ascii=True).encode
 _SURROGATE: Final = re.compile("[\ud800-\udfff]")
 _MICROSECONDS: Final = 1_000_000
+_DIGITS: Final = tuple(f"{number:03d}" for number in range(1000))
+"""Three at a time: a tenth of what formatting costs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,36 +137,49 @@ def _verdict(error: str | None, *, allowed: bool) -> str:
     return _fields(("result", "ok" if allowed else "denied"), ("error", error))
 
 
-def request_line(  # noqa: PLR0913 - the fields of one record, by name
-    prepared: Prepared,
-    *,
-    when: float,
-    request_id: str,
-    remote: str,
-    status: int,
-    bytes_in: int,
-    bytes_out: int,
-    duration: float,
-    reason: str = "",
-    grpc_status: int | None = None,
-    tracing_id: str = "",
-    trace_id: str = "",
-) -> str:
+class Outcome(Protocol):
+    """What became of a request, and what was said of it.
+
+    `when` is seconds since the epoch. `grpc_status` is what the client of a gRPC call was told. `id` is ours; of
+    `tracing`, `said` is the client's word (Qdrant's `tracing_id`), `trace_id` one that was found well-formed.
+    """
+
+    @property
+    def when(self) -> float: ...
+    @property
+    def id(self) -> str: ...
+    @property
+    def status(self) -> int: ...
+    @property
+    def grpc_status(self) -> int | None: ...
+    @property
+    def bytes_in(self) -> int: ...
+    @property
+    def bytes_out(self) -> int: ...
+    @property
+    def tracing(self) -> Tracing: ...
+
+
+def request_line(prepared: Prepared, outcome: Outcome, remote: str, duration: float, reason: str = "") -> str:
     """The line of one request, its newline included.
 
-    `when` is seconds since the epoch, `remote` the peer's address as :func:`json_string` renders it (once for each
-    connection), `duration` seconds. `reason` replaces the decision's where something went wrong after it.
-    `grpc_status` is what the client of a gRPC call was told. `request_id` is ours; `tracing_id`, Qdrant's field, is
-    the client's word; `trace_id` is one that was found well-formed.
+    `remote` is the peer's address as :func:`json_string` renders it (once for each connection), `duration` seconds.
+    `reason` replaces the decision's where something went wrong after it.
     """
-    said = _fields(("tracing_id", _shortened(tracing_id))) if tracing_id else ""
-    trace = f',"trace_id":"{trace_id}"' if trace_id else ""
-    grpc = "" if grpc_status is None else f',"grpc_status":{grpc_status}'
-    second, microsecond = divmod(int(when * _MICROSECONDS), _MICROSECONDS)  # as `timestamp`, without its call
+    tracing = outcome.tracing
+    said = trace = grpc = ""
+    if tracing is not NONE:
+        said = _fields(("tracing_id", _shortened(tracing.said)))
+        trace = f',"trace_id":"{tracing.trace_id}"' if tracing.trace_id else ""
+    if outcome.grpc_status is not None:
+        grpc = f',"grpc_status":{outcome.grpc_status}'
+    second, microseconds = divmod(int(outcome.when * _MICROSECONDS), _MICROSECONDS)  # `timestamp`, without its call
+    took = int(duration * _MICROSECONDS)
     return (
-        f'{{"timestamp":"{_second(second)}.{microsecond:06d}Z"{prepared.before_remote}{remote}{prepared.before_tracing}'
-        f'{said}{prepared.verdict}{prepared.caller},"request_id":"{request_id}"{trace}'
-        f',"status":{status}{grpc},"bytes_in":{bytes_in},"bytes_out":{bytes_out},"duration_ms":{duration * 1000:.3f}'
+        f'{{"timestamp":"{_second(second)}.{_DIGITS[microseconds // 1000]}{_DIGITS[microseconds % 1000]}Z"'
+        f'{prepared.before_remote}{remote}{prepared.before_tracing}{said}{prepared.verdict}{prepared.caller},"request_id":"{outcome.id}"{trace}'
+        f',"status":{outcome.status}{grpc},"bytes_in":{outcome.bytes_in},"bytes_out":{outcome.bytes_out}'
+        f',"duration_ms":{took // 1000}.{_DIGITS[took % 1000]}'
         f',"reason":{json_string(reason) if reason else prepared.reason}}}\n'
     )
 

@@ -38,24 +38,23 @@ class Client(Protocol):
 
 Late = tuple[type[RequestError], str]
 """What an expired wait means: made an error only where it expires."""
-_NO_ROOM: Final[Late] = (AuditUnavailable, "The audit log has no room")
+NO_ROOM: Final[Late] = (AuditUnavailable, "The audit log has no room")
 _UNTOLD: Final[Late] = (UpstreamTimeout, "The upstream did not say in time whether the token is valid")
 NO_UPSTREAM: Final[Late] = (UpstreamTimeout, "No connection to the upstream became free in time")
 SLOW_BODY: Final[Late] = (RequestTimeout, "The request body came too slowly")
 
 
 class Admitting(ABC):
-    """An exchange until it asks for its upstream."""
+    """An exchange until it asks for its upstream; made by :class:`tlsproxy.proxy.exchange.Exchange`."""
 
     __slots__ = ("_client", "_ended", "_gateway", "_late", "_pool", "record")
 
-    def __init__(self, gateway: Gateway, pool: Pool, client: Client, record: Record[Plan]) -> None:
-        self._gateway = gateway
-        self._pool = pool
-        self._client = client
-        self._late = _NO_ROOM
-        self._ended = False
-        self.record = record
+    _gateway: Gateway
+    _pool: Pool
+    _client: Client
+    _late: Late
+    _ended: bool
+    record: Record[Plan]
 
     def admit(self) -> None:
         """Begins now, or waits for room as far as that is allowed. Raises AuditUnavailable, Overloaded."""
@@ -66,7 +65,7 @@ class Admitting(ABC):
         config = gateway.generation.config
         if config.audit.on_full != "block":
             raise AuditUnavailable("The audit log cannot be written")
-        self._wait(_NO_ROOM, config.limits.write_timeout)
+        self._wait(NO_ROOM, config.limits.write_timeout)
         gateway.audit.when_writable(self._readmit)
 
     def _wait(self, late: Late, seconds: float) -> None:
@@ -95,7 +94,7 @@ class Admitting(ABC):
         if proviso is None:
             self._connect()
             return
-        self._wait(_UNTOLD, self._gateway.generation.config.upstream.response_timeout)
+        self._wait(_UNTOLD, self._gateway.waits.response)
         if self._pool.points.exists(proviso.exists, proviso.head.fields, self._told):
             self._connect()
 

@@ -49,7 +49,7 @@ class AuditLogsExchange(Exchange):
         except RequestError as error:
             loop.call_soon(self._failed, error)
             return
-        self._wait(_SLOW_LOG, self._gateway.generation.config.upstream.response_timeout)
+        self._wait(_SLOW_LOG, self._gateway.waits.response)
         loop.run_in_executor(None, self._gateway.audit.read, query).add_done_callback(self._read)
 
     def _failed(self, error: RequestError) -> None:

@@ -11,7 +11,7 @@ import time
 from typing import Final
 
 from tlsproxy.errors import Overloaded, RequestError
-from tlsproxy.proxy.admitting import NO_UPSTREAM, SLOW_BODY, Admitting, Client
+from tlsproxy.proxy.admitting import NO_ROOM, NO_UPSTREAM, SLOW_BODY, Admitting, Client
 from tlsproxy.proxy.deadlines import NEVER
 from tlsproxy.proxy.gateway import Gateway
 from tlsproxy.proxy.plan import Plan
@@ -42,14 +42,18 @@ class Exchange(Admitting):
     )
 
     def __init__(self, gateway: Gateway, pool: Pool, client: Client, record: Record[Plan], body: RequestBody) -> None:
-        super().__init__(gateway, pool, client, record)
+        self._gateway = gateway
+        self._pool = pool
+        self._client = client
+        self._late = NO_ROOM
+        self._ended = self.congested = False
+        self.record = record
+        self.body = body
         self._upstream: Upstream | None = None
         self._sent: list[bytes] | None = None
         self._head = self._id_line = b""
         self._whole_body = b""  # of a body that was read before the decision
         self._body_since = 0.0
-        self.body = body
-        self.congested = False
 
     def _connect(self) -> None:
         upstream = self._pool.acquire(self)

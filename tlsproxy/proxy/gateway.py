@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Protocol
 
 from tlsproxy.authz.audit import Refusal
@@ -42,6 +43,17 @@ class Metrics(Protocol):
     def upstream_retry(self) -> None: ...
 
 
+@dataclass(frozen=True, slots=True)
+class Waits:
+    """The waits of every request, in seconds: for the upstream's answer, and of a kept connection to it for the next.
+
+    They stand in the configuration too, but an attribute of its models costs ten times as much.
+    """
+
+    response: float
+    kept: float
+
+
 class Gateway:
     """``generation`` is replaced by :meth:`publish` and by nothing else: one assignment, between two callbacks.
 
@@ -66,6 +78,7 @@ class Gateway:
         "plans",
         "probe",
         "register",
+        "waits",
     )
 
     def __init__(
@@ -99,5 +112,7 @@ class Gateway:
     def _adopt(self, generation: Generation) -> None:
         self.generation = generation
         self.limits.adopt(generation.config)
+        upstream = generation.config.upstream
+        self.waits = Waits(upstream.response_timeout, upstream.idle_timeout)
         self.plans = Plans(generation, self.limits.quotas)
         self.calls = CallPlans(generation, self.limits.quotas)

@@ -76,9 +76,7 @@ class InspectedExchange(Exchange):
 
 
 def exchange_of(plan: Plan) -> type[Exchange]:
-    """What kind of exchange a request needs that was not refused by its head."""
+    """What kind of exchange a request needs that its head neither refused nor let be relayed as it is."""
     if plan.unread is not None:
         return InspectedExchange
-    if plan.audit_logs:
-        return AuditLogsExchange
-    return Exchange if plan.listing is None else ReducedExchange
+    return AuditLogsExchange if plan.audit_logs else ReducedExchange

@@ -62,14 +62,14 @@ class Unread:
 class Plan:
     """``upstream`` is the head to send, short of the connection's own lines; empty where the request is refused.
 
-    ``length`` as in :class:`RequestHead`; ``framed`` says whether the end of the request is known at all. ``limit`` is
-    of the body, in bytes; ``of_role``: by the caller's role. ``toll`` is what it is counted against, None where nothing
-    is limited. ``resend`` says that the request may be sent again if a connection was lost under it.
-    ``expires`` is the moment, in seconds since the epoch, from which it must be made anew: what the caller presented
-    counts no longer. ``answer`` is the response where the gateway gives it itself; ``audit_logs``: it comes from the
-    audit log. ``proviso`` is what the caller's token asks for besides. ``fields`` are header lines of every response
-    that is not the upstream's. ``presented`` is the key or token that was admitted. ``unread``: not decided yet.
-    ``listing``: how the upstream's answer is reduced.
+    ``relayed`` says that head, body and answer pass as they are, which most do. ``length`` as in :class:`RequestHead`;
+    ``framed`` says whether the end of the request is known at all. ``limit`` is of the body, in bytes; ``of_role``: by
+    the caller's role. ``toll`` is what it is counted against, None where nothing is limited. ``resend`` says that the
+    request may be sent again if a connection was lost under it. ``expires`` is the moment, in seconds since the epoch,
+    from which it must be made anew: what the caller presented counts no longer. ``answer`` is the response where the
+    gateway gives it itself; ``audit_logs``: it comes from the audit log. ``proviso`` is what the caller's token asks
+    for besides. ``fields`` are header lines of every response that is not the upstream's. ``presented`` is the key or
+    token that was admitted. ``unread``: not decided yet. ``listing``: how the upstream's answer is reduced.
     """
 
     operation: str
@@ -77,6 +77,7 @@ class Plan:
     decision: Decision
     audit: Prepared
     framed: bool = False
+    relayed: bool = False
     length: int = 0
     close: bool = True
     to_head: bool = False
@@ -98,7 +99,9 @@ class Plan:
     def refused(self, decision: Decision) -> Self:
         """The same request, which is not carried out after all."""
         audit = self.audit.denied(error_of(decision), decision.reason)
-        return replace(self, decision=decision, audit=audit, upstream=b"", answer=None, proviso=None, unread=None)
+        return replace(
+            self, decision=decision, audit=audit, relayed=False, upstream=b"", answer=None, proviso=None, unread=None
+        )
 
 
 class Plans:
@@ -231,6 +234,7 @@ class Plans:
                 collection=asked.collection if asked is not None else None,
             ),
             framed=True,
+            relayed=bool(upstream) and listing is None,
             length=head.length,
             close=head.close,
             to_head=head.method == "HEAD",

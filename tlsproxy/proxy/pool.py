@@ -76,7 +76,7 @@ class Pool:
         if self._waiting:
             self._waiting.popleft().upstream_ready(upstream)
         else:
-            stream.deadline = time.monotonic() + self._gateway.generation.config.upstream.idle_timeout
+            stream.deadline = time.monotonic() + self._gateway.waits.kept
             self._idle.append(upstream)
 
     def lost(self, upstream: Upstream) -> None:

@@ -56,7 +56,9 @@ P = TypeVar("P", bound=Planned)
 
 
 class Record(Generic[P]):
-    """``status`` is 0 until the client is told one, ``grpc_status`` None. Bytes are those of the bodies.
+    """``when`` it began is seconds since the epoch. ``status`` is 0, ``grpc_status`` None until the client is told one.
+
+    Bytes are those of the bodies.
 
     ``id`` is the request's, here, upstream and in the response; ``tracing`` is what the client said besides.
     """
@@ -65,7 +67,6 @@ class Record(Generic[P]):
         "_admitted",
         "_held",
         "_started",
-        "_when",
         "bytes_in",
         "bytes_out",
         "grpc_status",
@@ -73,6 +74,7 @@ class Record(Generic[P]):
         "plan",
         "status",
         "tracing",
+        "when",
     )
 
     def __init__(self, plan: P, when: float, tracing: Tracing = NONE) -> None:
@@ -83,7 +85,7 @@ class Record(Generic[P]):
         self.grpc_status: int | None = None
         self.bytes_in = 0
         self.bytes_out = 0
-        self._when = when
+        self.when = when
         self._started = time.monotonic()
         self._admitted = False
         self._held: tuple[int, ...] = ()
@@ -107,23 +109,10 @@ class Record(Generic[P]):
             gateway.in_flight -= 1
         if self._held:
             gateway.limits.release(self._held)
-        plan, tracing, duration = self.plan, self.tracing, time.monotonic() - self._started
-        gateway.audit.write(
-            request_line(
-                plan.audit,
-                when=self._when,
-                request_id=self.id,
-                remote=remote,
-                status=self.status or CLIENT_GONE,
-                bytes_in=self.bytes_in,
-                bytes_out=self.bytes_out,
-                duration=duration,
-                reason=reason,
-                grpc_status=self.grpc_status,
-                tracing_id=tracing.said,
-                trace_id=tracing.trace_id,
-            )
-        )
+        if not self.status:
+            self.status = CLIENT_GONE
+        plan, duration = self.plan, time.monotonic() - self._started
+        gateway.audit.write(request_line(plan.audit, self, remote, duration, reason))
         decision = plan.decision
         if decision.allowed:
             outcome = "failed" if reason else "allowed"
@@ -138,7 +127,7 @@ class Record(Generic[P]):
         plan, caller = self.plan, self.plan.audit.who
         gateway.metrics.refused(
             Refusal(
-                self._when,
+                self.when,
                 remote.strip('"'),  # an address has nothing that JSON escapes
                 plan.operation,
                 reason,

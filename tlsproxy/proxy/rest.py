@@ -11,6 +11,7 @@ from typing import Final
 
 from tlsproxy.errors import BodyTooLarge, RequestError, RequestTimeout, RightLost
 from tlsproxy.proxy.answers import Answer
+from tlsproxy.proxy.exchange import Exchange
 from tlsproxy.proxy.gateway import Gateway
 from tlsproxy.proxy.inspection import exchange_of
 from tlsproxy.proxy.pool import Pool
@@ -95,22 +96,26 @@ class RestConnection(Turns):
         elif plan.toll is not None:
             record.count(gateway, plan.toll, self._entry)
             plan = record.plan
-        keep = plan.unread is not None or plan.audit_logs
-        try:
-            if plan.length or keep:
+        if plan.length or not plan.relayed:
+            keep = plan.unread is not None or plan.audit_logs
+            try:
                 self._body = RequestBody(plan.length, plan.limit, of_role=plan.of_role, keep=keep)
-        except BodyTooLarge as error:
-            self.close = True
-            self._fail(error)
-            return
-        if not plan.decision.allowed and plan.unread is None:
-            self._refuse_as(plan.decision)
-            return
-        if plan.answer is not None:
+            except BodyTooLarge as error:
+                self.close = True
+                self._fail(error)
+                return
+        if plan.relayed:
+            self._begin(Exchange(gateway, self._pool, self, record, self._body))
+        elif plan.answer is not None:
             self._answer(plan.answer)
-            return
+        elif plan.decision.allowed or plan.unread is not None:
+            self._begin(exchange_of(plan)(gateway, self._pool, self, record, self._body))
+        else:
+            self._refuse_as(plan.decision)
+
+    def _begin(self, exchange: Exchange) -> None:
         self._state = BUSY
-        self._exchange = exchange = exchange_of(plan)(gateway, self._pool, self, record, self._body)
+        self._exchange = exchange
         try:
             exchange.admit()
             data = self._inbox.data

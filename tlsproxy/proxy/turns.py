@@ -60,6 +60,7 @@ class Turns:
         "_exchange",
         "_gateway",
         "_head_started",
+        "_idle_timeout",
         "_inbox",
         "_limits",
         "_pause",
@@ -79,6 +80,7 @@ class Turns:
         self._entry = entry
         self._remote = json_string(entry.address)
         self._limits = gateway.generation.config.limits
+        self._idle_timeout = self._limits.idle_timeout
         self._inbox = Inbox(self._limits.max_head_size)
         self._head_started = False
         self._record: Record[Plan] | None = None
@@ -91,10 +93,10 @@ class Turns:
         """Between two requests."""
         self._state = IDLE
         self._head_started = False
-        stream, limits = self.stream, self._limits
-        timeout = limits.write_timeout if stream.stalled else limits.idle_timeout
+        stream = self.stream
+        timeout = self._limits.write_timeout if stream.stalled else self._idle_timeout
         if self._gateway.draining:
-            timeout = min(timeout, limits.drain_grace)
+            timeout = min(timeout, self._limits.drain_grace)
         stream.deadline = time.monotonic() + timeout
 
     def _open_record(self, plan: Plan, now: float, tracing: Tracing = NONE) -> Record[Plan]:

@@ -70,7 +70,11 @@ class Upstream:
         self._keeper = keeper
         self.exchange: Exchange | None = None
         self.used = 0
-        self._clear(to_head=False, awaited=False)
+        self._buffer = b""
+        self._head: ResponseHead | None = None
+        self._left = 0
+        self._chunks: ChunkedBody | None = None
+        self._to_head = self._awaited = False
         generation = gateway.generation
         settings = generation.config.upstream
         self.stream = DialledStream(
@@ -78,18 +82,11 @@ class Upstream:
         )
         self.stream.deadline = time.monotonic() + settings.connect_timeout
 
-    def _clear(self, *, to_head: bool, awaited: bool) -> None:
-        self._buffer = b""
-        self._head: ResponseHead | None = None
-        self._left = 0
-        self._chunks: ChunkedBody | None = None
-        self._to_head = to_head
-        self._awaited = awaited
-
     def begin(self, exchange: Exchange, data: bytes, *, to_head: bool, whole: bool) -> None:
         """Sends a request's first bytes, or all of it: ``whole``."""
         self.exchange = exchange
-        self._clear(to_head=to_head, awaited=whole)
+        self._buffer, self._head, self._chunks = b"", None, None
+        self._to_head, self._awaited = to_head, whole
         self._await()
         self.stream.write(data)
 
@@ -106,8 +103,7 @@ class Upstream:
     def _await(self) -> None:
         stream = self.stream
         if stream.established:  # until then, the connection is waited for
-            timeout = self._gateway.generation.config.upstream.response_timeout
-            stream.deadline = time.monotonic() + timeout if self._awaited else NEVER
+            stream.deadline = time.monotonic() + self._gateway.waits.response if self._awaited else NEVER
 
     def pause(self) -> None:
         """The client reads slower than the upstream answers."""

@@ -16,6 +16,7 @@ import logging
 import threading
 import time
 from collections import deque
+from itertools import islice
 from typing import TYPE_CHECKING, Final
 
 from tlsproxy.errors import BadRequest, Overloaded, TlsproxyError
@@ -212,12 +213,12 @@ class AuditLog:
         self._urgent.wait(self._flush_interval)
         self._urgent.clear()
         while self._queue:
-            lines = [self._queue.popleft() for _ in range(min(len(self._queue), _BATCH))]
-            if not self._write("".join(lines).encode("utf-8", "replace")):
+            lines = list(islice(iter(self._queue.popleft, None), min(len(self._queue), _BATCH)))
+            if not self._write("".join(lines).encode("utf-8", "replace"), len(lines)):
                 return False
         return not self._closing.is_set()
 
-    def _write(self, batch: bytes) -> bool:
+    def _write(self, batch: bytes, lines: int) -> bool:
         """Writes all of it, however often that fails. False where closing has run out of time."""
         done = 0
         pause = _FIRST_PAUSE
@@ -233,7 +234,7 @@ class AuditLog:
                     time.sleep(_FIRST_PAUSE)
                 pause = min(pause * 2, _LONGEST_PAUSE)
             else:
-                self._written += batch.count(b"\n", done, done + count)
+                self._written += lines if count == len(batch) else batch.count(b"\n", done, done + count)
                 done += count
                 if count:
                     self._wrote()

@@ -30,6 +30,16 @@ class Histogram:
         self._counts[bisect_left(self._bounds, value)] += 1
         self._sum += value
 
+    @property
+    def total(self) -> int:
+        """How many values there were."""
+        return sum(self._counts)
+
+    def add(self, other: Histogram) -> None:
+        """What another with the same bounds has."""
+        self._counts = [one + more for one, more in zip(self._counts, other._counts, strict=True)]
+        self._sum += other._sum
+
     def add_to(self, family: HistogramMetricFamily, labels: Sequence[str]) -> None:
         buckets: list[tuple[str, float]] = []
         total = 0

@@ -57,8 +57,7 @@ class Metrics(Collector):
         self._pool = pool
         self._audit = audit
         self.recent = Recent()
-        self._requests: dict[tuple[str, str, str, str], int] = defaultdict(int)
-        self._durations: dict[str, Histogram] = defaultdict(lambda: Histogram(REQUEST_BUCKETS))
+        self._requests: dict[tuple[str, str, str, str], Histogram] = defaultdict(lambda: Histogram(REQUEST_BUCKETS))
         self._tcp: dict[str, int] = defaultdict(int)
         self._handshakes: dict[str, int] = defaultdict(int)
         self._handshake_durations = Histogram(HANDSHAKE_BUCKETS)
@@ -84,8 +83,7 @@ class Metrics(Collector):
 
     def request(self, operation: str, role: str, outcome: str, reason: str, seconds: float) -> None:
         """One request that ended. `outcome` is allowed, denied, or failed (allowed, and then something broke)."""
-        self._requests[operation, role, outcome, reason] += 1
-        self._durations[operation].observe(seconds)
+        self._requests[operation, role, outcome, reason].observe(seconds)
         self.recent.decided(role, outcome)
 
     def tcp(self, role: str, outcome: str, reason: str) -> None:
@@ -165,13 +163,14 @@ class Metrics(Collector):
     def _collect_requests(self) -> Iterator[Metric]:
         labels = ("operation", "role", "outcome")
         requests: dict[tuple[str, str, str], int] = defaultdict(int)
+        durations: dict[str, Histogram] = defaultdict(lambda: Histogram(REQUEST_BUCKETS))
         decisions = defaultdict(int, self._tcp)
-        for (operation, role, outcome, reason), count in self._requests.items():
-            requests[operation, role, outcome] += count
-            decisions[reason] += count
+        for (operation, role, outcome, reason), histogram in self._requests.items():
+            requests[operation, role, outcome] += histogram.total
+            durations[operation].add(histogram)
+            decisions[reason] += histogram.total
         yield counters("requests", "Requests that ended.", labels, requests.items())
-        durations = keyed(self._durations)
-        yield histograms("request_duration_seconds", "How long requests took.", ("operation",), durations)
+        yield histograms("request_duration_seconds", "How long requests took.", ("operation",), keyed(durations))
         yield counters("decisions", "Decisions on requests.", ("reason",), keyed(decisions))
         overflows, unlocked = self._limits()
         yield counters("limit_overflows", "Counts against the row of all that found none.", (), [((), overflows)])

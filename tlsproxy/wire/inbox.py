@@ -6,17 +6,15 @@ head byte by byte costs no more than the bytes do.
 
 from __future__ import annotations
 
-from typing import Final
-
 from tlsproxy.errors import BadRequest, HeadTooLarge
 from tlsproxy.wire.http1 import END, has_bare_lf
 
-_OVERLAP: Final = len(END) - 1
-"""Of what was searched, the end of a head may have begun in so many bytes."""
-
 
 class Inbox:
-    """``data`` is what was not taken. It is bounded by who feeds it, the head by ``max_head`` bytes."""
+    """``data`` is what was not taken. It is bounded by who feeds it, the head by ``max_head`` bytes.
+
+    Before ``_searched`` no end of a head begins.
+    """
 
     __slots__ = ("_max_head", "_searched", "data")
 
@@ -37,8 +35,8 @@ class Inbox:
 
         Raises :class:`HeadTooLarge`, and :class:`BadRequest` where waiting for its end is of no use.
         """
-        data, known = self.data, self._searched
-        end = data.find(END, known - _OVERLAP if known > _OVERLAP else 0)
+        data = self.data
+        end = data.find(END, self._searched)
         if end >= 0:
             end += len(END)
             if end > self._max_head:
@@ -47,9 +45,9 @@ class Inbox:
             return data[:end]
         if len(data) > self._max_head:
             raise self._too_large()
-        if has_bare_lf(data, known):
+        if has_bare_lf(data, self._searched):
             raise BadRequest("Header lines end with CRLF")
-        self._searched = len(data)
+        self._searched = max(0, len(data) - len(END) + 1)
         return None
 
     def _too_large(self) -> HeadTooLarge:
