@@ -24,16 +24,15 @@ from tlsproxy.proxy.tlsstream import TlsStream
 from tlsproxy.wire import http2
 from tlsproxy.wire.http2 import (
     ACK,
+    ANY_DATA,
     CONTINUATION,
     DATA,
-    END_HEADERS,
     END_STREAM,
     HEADER,
     HEADERS,
-    PADDED,
     PREFACE,
-    PRIORITISED,
     TABLE,
+    WHOLE_FIELDS,
     Code,
     Http2Error,
     Kind,
@@ -127,42 +126,35 @@ class GrpcConnection(Streams):
         frames, calls, window, up, late = self.frames, self.calls, self.to_upstream, self.up, self.late
         longest = self.limits.max_head_size
         begin = position = 0
-        for kind, flags, stream, start, end in frames.cut(data):
+        for what, stream, start, end in frames.cut(data):
             size = end - start - HEADER
-            if kind == DATA:
+            if what < ANY_DATA:
                 call = calls.get(stream)
                 if call is not None and call.waiting and self.held + size > MAX_HELD:
                     self._wait(start)
                     break
                 window.spent(size)
-                plain = size and not flags & PADDED and self._block is None and window.room >= size and not late
-                if plain and call is not None and call.plain and not call.client_done:
+                plain = call is not None and call.plain and not call.client_done and self._block is None
+                if call is not None and plain and what <= END_STREAM and 0 < size <= window.room and not late:
                     window.room -= size
                     call.touched = self.now
                     call.record.bytes_in += size
                     position = end
-                    if flags & END_STREAM:
+                    if what & END_STREAM:
                         self.on_client_done(call)
                     continue
             if begin < start:  # else the fields of a call may be what was said last, which can be taken back
                 up.append(frames.data[begin:start])
             begin = position = end
-            if (
-                kind == HEADERS
-                and flags & (END_HEADERS | PADDED | PRIORITISED) == END_HEADERS
-                and stream > self.last
-                and stream & 1
-                and self._block is None
-                and self.greeted
-                and size <= longest
-            ):
-                up.append(self.opened(stream, frames.data[start + HEADER : end], done=bool(flags & END_STREAM)))
+            new = stream > self.last and stream & 1 and self.greeted and self._block is None
+            if new and what in WHOLE_FIELDS and size <= longest:
+                up.append(self.opened(stream, self.reader.read(frames.data[start + HEADER : end]), what))
                 continue
-            instead = self._frame(kind, flags, stream, start, end)
+            instead = self._frame(what >> 8, what & 0xFF, stream, start, end)
             if self._ended:
                 return
             up.append(frames.data[start:end] if instead is None else instead)
-            if kind == DATA and time.monotonic() - self.now > SLICE:  # it was read
+            if what < ANY_DATA and time.monotonic() - self.now > SLICE:  # it was read
                 self._wait(end)
                 self.unblock()
                 break

@@ -43,7 +43,7 @@ class Streams(Life):
         self._points = pool.points
         self._standing = entry.standing
         self._tail = literals(((b"x-forwarded-for", entry.address.encode()), (b"x-forwarded-proto", b"https")))
-        self._reader = FieldReader(self.limits.max_head_size, parted)
+        self.reader = FieldReader(self.limits.max_head_size, parted)
         self._block: bytearray | None = None
         self._fragments = 0
         self._begun = (0, 0)
@@ -115,8 +115,7 @@ class Streams(Life):
         if not flags & END_HEADERS:
             return b""
         block, self._block = bytes(self._block), None
-        fields = self._reader.read(block)
-        done = bool(self._begun[1] & END_STREAM)
+        fields = self.reader.read(block)
         call = self.calls.get(stream)
         if call is not None and not call.client_done:
             self.budgets.wrong.spend(self.now)
@@ -124,14 +123,11 @@ class Streams(Life):
             return b""
         if call is not None or stream <= self.last or not stream & 1:
             return self._stray(stream if stream & 1 else 0, call)
-        return self._opened(stream, fields, done=done)
+        return self.opened(stream, fields, self._begun[1])
 
-    def opened(self, stream: int, block: bytes, *, done: bool) -> bytes:
-        """As :meth:`on_fields`, of a field block that came whole, on a stream that can only be a new one."""
-        return self._opened(stream, self._reader.read(block), done=done)
-
-    def _opened(self, stream: int, fields: Parted, *, done: bool) -> bytes:
+    def opened(self, stream: int, fields: Parted, flags: int) -> bytes:
         """A new call: what of it goes upstream now."""
+        done = bool(flags & END_STREAM)
         self.last = stream
         self.budgets.streams.spend(self.now)
         now, gateway, calls = time.time(), self.gateway, self.gateway.calls
@@ -190,7 +186,7 @@ class Streams(Life):
                 self.leave()
             return b""
         block = plan.block + deadline + upstream_block(call.record.id, call.record.tracing) + self._tail
-        call.opening = http2.headers(call.stream, block, end=call.client_done)
+        call.opening = http2.headers(call.stream, block, END_STREAM if call.client_done else 0)
         if call.reduction is not None:
             call.opening += call.reduction.room
         return call.opening

@@ -18,14 +18,14 @@ from tlsproxy.wire.fieldblock import FieldReader, write
 from tlsproxy.wire.grpc import said_of
 from tlsproxy.wire.http2 import (
     ACK,
+    ANY_DATA,
     CONTINUATION,
     DATA,
     END_HEADERS,
     END_STREAM,
     HEADER,
     HEADERS,
-    PADDED,
-    PRIORITISED,
+    WHOLE_FIELDS,
     Code,
     Frames,
     Http2Error,
@@ -39,9 +39,6 @@ if TYPE_CHECKING:
 
 MAX_BLOCK: Final = 65_536
 """Bytes of a response's or trailer's fields."""
-_IN_PARTS: Final = PADDED | PRIORITISED
-"""Flags of HEADERS in which there is more than a field block."""
-
 
 # What gRPC's libraries make of a reset (PROTOCOL-HTTP2.md, "Errors").
 _RESET: Final[dict[int, GrpcStatus]] = {
@@ -135,12 +132,16 @@ class GrpcUpstream:
         """Frames that pass as they are go in one piece, up to the next that does not, or that ends its call."""
         client, frames = self._client, self._frames
         calls, window, down = client.calls, client.to_client, client.down
-        begin = passed = told = 0
+        begin = passed = told = latest = 0
+        plain: Call | None = None
         now = time.monotonic()
         try:
-            for kind, flags, stream, start, end in frames.cut(data):
-                call = calls.get(stream) if self._block is None and self.established else None
-                if call is not None and call.reduction is None and kind == DATA:
+            for what, stream, start, end in frames.cut(data):
+                if stream != latest:
+                    latest, plain = stream, calls.get(stream) if self.established and self._block is None else None
+                    if plain is not None and plain.reduction is not None:
+                        plain = None
+                if plain is not None and what < ANY_DATA:
                     status, size = None, end - start - HEADER
                     if window.room < size:
                         frames.keep(start)
@@ -149,35 +150,30 @@ class GrpcUpstream:
                         break
                     window.spent(size)
                     window.room -= size
-                    call.record.bytes_out += size
+                    plain.record.bytes_out += size
                     told += 1
-                elif (
-                    call is not None
-                    and call.reduction is None
-                    and kind == HEADERS
-                    and flags & (END_HEADERS | _IN_PARTS) == END_HEADERS
-                    and not client.restates
-                ):
+                elif plain is not None and what in WHOLE_FIELDS and not client.restates:
                     block = frames.data[start + HEADER : end]
                     said = self._reader.read(block)
                     status = said.status
-                    call.answered = True
+                    plain.answered = True
                     if said.beginning:
-                        block += upstream_block(call.record.id, NONE)
-                        down += frames.data[begin:start], http2.headers(stream, block, end=bool(flags & END_STREAM))
+                        block += upstream_block(plain.record.id, NONE)
+                        down += frames.data[begin:start], http2.headers(stream, block, what)
                         begin = end
                 else:
                     down.append(frames.data[begin:start])
                     begin = passed = end
-                    instead = self._other(kind, flags, stream, start, end)
+                    instead = self._other(what >> 8, what & 0xFF, stream, start, end)
                     down.append(frames.data[start:end] if instead is None else instead)
+                    latest = 0
                     continue
-                call.touched = now
+                plain.touched = now
                 passed = end
-                if flags & END_STREAM:
+                if what & END_STREAM:
                     down.append(frames.data[begin:end])
-                    begin = end
-                    client.answered(call, status)
+                    begin, latest = end, 0
+                    client.answered(plain, status)
         finally:
             down.append(frames.data[begin:passed])
             client.budgets.told_data(told)
@@ -242,7 +238,7 @@ class GrpcUpstream:
         if said.beginning or self._client.restates:
             stated = write(said.fields) if self._client.restates else block
             more = upstream_block(call.record.id, NONE) if said.beginning else b""
-            raw = http2.headers(stream, stated + more, end=ends)
+            raw = http2.headers(stream, stated + more, self._begun[1])
         call.touched = time.monotonic()
         if call.reduction is not None:
             return self._looked_at(call, lambda answer: answer.fields(raw, said.fields, end=ends))

@@ -215,7 +215,7 @@ class Reduction:
             told = trailers(number, _WHY_REDUCED)
             if not self._head:
                 told = (*trailers_only(number, _WHY_REDUCED), id_field(call.record.id))
-            last = http2.headers(call.stream, write(told), end=True)
+            last = http2.headers(call.stream, write(told), END_STREAM)
             call.relay.down.append(self._head + last)
             call.relay.answered(call, number)
             return b""

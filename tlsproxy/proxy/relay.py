@@ -21,7 +21,7 @@ from tlsproxy.wire import http2
 from tlsproxy.wire.fieldblock import write
 from tlsproxy.wire.floods import Budgets
 from tlsproxy.wire.grpc import trailers, trailers_only
-from tlsproxy.wire.http2 import HEADER, Code
+from tlsproxy.wire.http2 import END_STREAM, HEADER, Code
 from tlsproxy.wire.tracing import id_field
 from tlsproxy.wire.window import Window
 
@@ -123,7 +123,7 @@ class Relay(ABC):
             if not call.answered:
                 record = call.record
                 fields = (*trailers_only(status, text, http=record.plan.http), id_field(record.id))
-            self.down.append(http2.headers(stream, write(fields), end=True))
+            self.down.append(http2.headers(stream, write(fields), END_STREAM))
         if not call.client_done:
             self.down.append(http2.reset(stream, Code.NO_ERROR))  # RFC 9113 §8.1: what is still to come is not wanted
         call.record.grpc_status = status
@@ -165,7 +165,8 @@ class Relay(ABC):
         if self.wanting:
             self.wanting.pop(call, None)
         call.over()
-        self.close_record(call, reason)
+        if not call.recorded:
+            self.close_record(call, reason)
         if not self.calls:
             self.rest()
         if self.late:
@@ -204,7 +205,7 @@ class Relay(ABC):
             text = decision.text or "There is no such method here"
             only = trailers_only(record.grpc_status, text, http=plan.http, retry_after=decision.retry_after)
             fields = (*only, id_field(record.id))
-            self.down.append(http2.headers(stream, write(fields), end=True))
+            self.down.append(http2.headers(stream, write(fields), END_STREAM))
             code = None if done else Code.NO_ERROR
         if code is not None:
             self.down.append(http2.reset(stream, code))

@@ -25,9 +25,8 @@ FIRST_WINDOW: Final = 65_535
 """Bytes that a connection, and each stream, may receive before anything else was agreed on."""
 
 
-# Length and type, which are one number here, flags, and the stream.
-_HEAD: Final = struct.Struct(">IBI")
-_LONGEST: Final = MAX_FRAME << 8 | 0xFF
+# A length in two parts, of which nobody may need the first; type and flags, which are one number here; the stream.
+_HEAD: Final = struct.Struct(">BHHI")
 
 
 class Kind(IntEnum):
@@ -53,6 +52,12 @@ ACK: Final = 1
 END_HEADERS: Final = 4
 PADDED: Final = 8
 PRIORITISED: Final = 32
+
+# Type and flags of a frame, as one number: below the first it is DATA.
+ANY_DATA: Final = 1 << 8
+_WHOLE: Final = HEADERS << 8 | END_HEADERS
+WHOLE_FIELDS: Final = frozenset((_WHOLE, _WHOLE | END_STREAM))
+"""HEADERS that are a field block, all of it and nothing else."""
 
 
 class Code(IntEnum):
@@ -112,22 +117,22 @@ class Frames:
         """Whether there is the beginning of a frame, or one that was held back."""
         return bool(self._rest)
 
-    def cut(self, data: bytes) -> Iterator[tuple[int, int, int, int, int]]:
-        """(type, flags, stream, start, end) of each whole frame in ``self.data``, its header included.
+    def cut(self, data: bytes) -> Iterator[tuple[int, int, int, int]]:
+        """(type << 8 | flags, stream, start, end) of each whole frame in ``self.data``, its header included.
 
         Whoever leaves the loop early says with :meth:`keep` what of it is still to come. Raises Http2Error.
         """
         self.data = data = self._rest + data if self._rest else data
         self._rest = b""
-        position, size = 0, len(data)
+        position, size, unpack = 0, len(data), _HEAD.unpack_from
         while size - position >= HEADER:
-            length, flags, stream = _HEAD.unpack_from(data, position)
-            if length > _LONGEST:
-                raise Http2Error(Code.FRAME_SIZE_ERROR, f"a frame of {length >> 8} bytes")
-            end = position + HEADER + (length >> 8)
+            more, length, what, stream = unpack(data, position)
+            if more or length > MAX_FRAME:
+                raise Http2Error(Code.FRAME_SIZE_ERROR, f"a frame of {more << 16 | length} bytes")
+            end = position + HEADER + length
             if end > size:
                 break
-            yield length & 0xFF, flags, stream & MAX_STREAM, position, end
+            yield what, stream & MAX_STREAM, position, end
             position = end
         self._rest = data[position:] if position else data
 
@@ -136,7 +141,7 @@ class Frames:
 
 
 def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
-    return _HEAD.pack(len(payload) << 8 | kind, flags, stream & MAX_STREAM) + payload
+    return _HEAD.pack(0, len(payload), kind << 8 | flags, stream & MAX_STREAM) + payload
 
 
 def stream_of(frame: bytes) -> int:
@@ -156,11 +161,11 @@ def goaway(last: int, code: Code, text: str = "") -> bytes:
     return frame(Kind.GOAWAY, 0, 0, last.to_bytes(4, "big") + code.to_bytes(4, "big") + text.encode())
 
 
-def headers(stream: int, block: bytes, *, end: bool) -> bytes:
-    """A field block in as many frames as it needs; ``end`` of the stream."""
-    flags = END_STREAM if end else 0
+def headers(stream: int, block: bytes, flags: int) -> bytes:
+    """A field block in as many frames as it needs; of ``flags`` END_STREAM counts."""
+    flags &= END_STREAM
     if len(block) <= MAX_FRAME:
-        return _HEAD.pack(len(block) << 8 | HEADERS, flags | END_HEADERS, stream) + block
+        return _HEAD.pack(0, len(block), _WHOLE | flags, stream) + block
     pieces = [block[i : i + MAX_FRAME] for i in range(0, len(block), MAX_FRAME)]
     middle = (frame(CONTINUATION, 0, stream, piece) for piece in pieces[1:-1])
     return frame(HEADERS, flags, stream, pieces[0]) + b"".join(
