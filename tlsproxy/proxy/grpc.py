@@ -46,6 +46,11 @@ MAX_HELD: Final = 262_144
 class GrpcConnection(Streams):
     """The owner of one TLS stream, from its handshake on."""
 
+    __slots__ = (
+        "_blocked",
+        "_preface",
+    )
+
     def __init__(
         self,
         gateway: Gateway,

@@ -32,6 +32,17 @@ class Life(Relay):
     ``own_settings``: the client has not acknowledged those that are the gateway's own.
     """
 
+    __slots__ = (
+        "_draining",
+        "_ended",
+        "_when_ended",
+        "greeted",
+        "last",
+        "leaving",
+        "lost",
+        "own_settings",
+    )
+
     def __init__(self, gateway: Gateway, stream: TlsStream, entry: Entry, when_ended: Callable[[], None]) -> None:
         super().__init__(gateway, stream, entry)
         self.greeted = False

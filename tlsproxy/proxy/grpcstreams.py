@@ -29,6 +29,19 @@ MAX_FRAGMENTS: Final = 32
 class Streams(Life):
     """``frames`` are the client's, ``now`` is when the latest came (monotonic clock)."""
 
+    __slots__ = (
+        "_begun",
+        "_block",
+        "_fragments",
+        "_most",
+        "_points",
+        "_standing",
+        "_tail",
+        "frames",
+        "now",
+        "reader",
+    )
+
     def __init__(
         self,
         gateway: Gateway,
@@ -40,6 +53,7 @@ class Streams(Life):
         super().__init__(gateway, stream, entry, when_ended)
         self.frames = Frames()
         self.now = 0.0
+        self._most = self.limits.max_streams
         self._points = pool.points
         self._standing = entry.standing
         self._tail = literals(((b"x-forwarded-for", entry.address.encode()), (b"x-forwarded-proto", b"https")))
@@ -134,7 +148,7 @@ class Streams(Life):
         ended = self._standing.ended(gateway.generation, now)
         principal = self._standing.principal
         repeated, tracing, deadline = fields
-        if self.leaving or len(self.calls) >= self.limits.max_streams:
+        if self.leaving or len(self.calls) >= self._most:
             plan = calls.unreadable(principal, Overloaded("No more calls are taken on this connection"))
             return self._turned_away(Record(plan, now, tracing), stream, done=done, code=Code.REFUSED_STREAM)
         try:

@@ -51,6 +51,19 @@ _RESET: Final[dict[int, GrpcStatus]] = {
 class GrpcUpstream:
     """``established`` once its SETTINGS have come."""
 
+    __slots__ = (
+        "_begun",
+        "_block",
+        "_blocked",
+        "_client",
+        "_frames",
+        "_raw",
+        "_reader",
+        "_timeout",
+        "established",
+        "stream",
+    )
+
     def __init__(self, client: GrpcConnection) -> None:
         """Raises OSError where no socket is to be had."""
         self._client = client

@@ -41,6 +41,28 @@ class Relay(ABC):
     that there is no dynamic table, and a block of the upstream's that told it may not have reached it.
     """
 
+    __slots__ = (
+        "_owed_client",
+        "_owed_upstream",
+        "_remote",
+        "_side",
+        "budgets",
+        "calls",
+        "down",
+        "entry",
+        "gateway",
+        "held",
+        "late",
+        "limits",
+        "over",
+        "restates",
+        "stream",
+        "to_client",
+        "to_upstream",
+        "up",
+        "wanting",
+    )
+
     patient = True
 
     def __init__(self, gateway: Gateway, stream: TlsStream, entry: Entry) -> None:
