@@ -7,14 +7,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tlsproxy.wire.callfields import parted
-from tlsproxy.wire.fieldblock import Fields
-from tlsproxy.wire.grpc import deadline_apart
-from tlsproxy.wire.tracing import MAX_LINES, NONE, of_fields
+from tlsproxy.wire.fieldblock import Fields, literals
+from tlsproxy.wire.grpc import deadline_apart, parse_call
+from tlsproxy.wire.http2 import StreamError
+from tlsproxy.wire.tracing import MAX_LINES, NONE, Tracing, of_fields
 
 TRACE = b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 PSEUDO = [(b":scheme", b"https"), (b":method", b"POST"), (b":path", b"/a/b")]
 FIELDS = [
     *PSEUDO,
+    (b":authority", b"a"),
     (b"te", b"trailers"),
     (b"x-a", b""),
     (b"grpc-timeout", b"5S"),
@@ -39,8 +41,18 @@ def twice(fields: Fields) -> tuple[Fields, object, bytes]:
 @pytest.mark.fuzz
 @given(st.lists(st.sampled_from(FIELDS), max_size=9), st.booleans())
 def test_one_pass_is_two(more: list[tuple[bytes, bytes]], whole: bool) -> None:  # noqa: FBT001 - what is drawn
+    """Where they differ it is no call that either could be made of."""
     fields = (*PSEUDO, *more) if whole else tuple(more)
-    assert parted(fields) == twice(fields)
+    if parted(fields) != twice(fields):
+        for rest, *_ in (parted(fields), twice(fields)):
+            with pytest.raises(StreamError):
+                parse_call(rest)
+
+
+def test_what_real_clients_send_is_parted() -> None:
+    fields = (*PSEUDO, (b":authority", b"a"), (b"grpc-timeout", b"1S"), (b"x-request-id", b"i"), (b"te", b"trailers"))
+    rest = (*PSEUDO, (b":authority", b"a"), (b"te", b"trailers"))
+    assert parted(fields) == (rest, Tracing("i"), literals(((b"grpc-timeout", b"1S"),)))
 
 
 @pytest.mark.parametrize("lines", [MAX_LINES, MAX_LINES + 1])
