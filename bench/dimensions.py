@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from bench.peers.tlsproxy import IDENTITIES, ROLES
-from bench.site import DIMENSIONS, Site, http, search
+from bench.site import DIMENSIONS, Site, search
 from bench.workloads import BY_NAME, Workload
 
 Sections = dict[str, Any]
@@ -69,8 +69,7 @@ def _body_name(size: int) -> str:
 
 
 def _write_body(site: Site, size: int) -> None:
-    body = search(size * DIMENSIONS // 12)
-    site.request(_body_name(size)).write_bytes(http("POST", "/collections/items/points/search", body))
+    site.request(_body_name(size)).write_bytes(search(size * DIMENSIONS // 12))
 
 
 SCALE: tuple[Dimension, ...] = (

@@ -85,7 +85,7 @@ class Site:
         requests = {
             "get": http("GET", "/collections/items"),
             "get-varying": http("GET", "/collections/items", fields=VARYING),
-            "search": http("POST", "/collections/items/points/search", search(DIMENSIONS)),
+            "search": search(DIMENSIONS),
             "upsert": http("PUT", "/collections/items/points?wait=true", upsert(UPSERT_SIZE)),
             "download": http("GET", "/collections/items/snapshots/items.snapshot"),
             "grpc-search": grpc_search(_GRPC_DIMENSIONS),
@@ -105,7 +105,9 @@ def _vector(dimensions: int) -> list[float]:
 
 
 def search(dimensions: int) -> bytes:
-    return json.dumps({"vector": _vector(dimensions), "limit": 10}, separators=(",", ":")).encode()
+    """A request of the kind that clients search with, and that may name another collection (``lookup_from``)."""
+    body = json.dumps({"query": _vector(dimensions), "limit": 10}, separators=(",", ":")).encode()
+    return http("POST", "/collections/items/points/query", body)
 
 
 def upsert(size: int) -> bytes:

@@ -1,0 +1,33 @@
+"""What the bench calls inspected is inspected, and what it calls relayed is not."""
+
+from __future__ import annotations
+
+import pytest
+
+from bench.peers.tlsproxy import ROLES
+from bench.site import http, search
+from tlsproxy.authz.access import ALLOWED, UNREAD, Decision, GlobalMode, Grant, Grants, Rights
+from tlsproxy.authz.admission import Admission
+from tlsproxy.authz.roles import Principal
+from tlsproxy.qdrant.judge import judge
+from tlsproxy.qdrant.rest import recognise
+from tlsproxy.wire.http1 import END, parse_request
+
+LIMITED = Rights(grants=Grants(Grant("items", write=True, extras=True)))
+
+
+@pytest.mark.parametrize(
+    ("request_", "rights", "decision"),
+    [
+        (search(8), Rights(everywhere=GlobalMode.M), ALLOWED),
+        (search(8), LIMITED, UNREAD),
+        (http("GET", "/collections/items"), LIMITED, ALLOWED),
+    ],
+)
+def test_a_search_of_a_limited_caller_is_decided_by_its_body(
+    request_: bytes, rights: Rights, decision: Decision
+) -> None:
+    assert ROLES["limited"]["access"] == [{"collection": "items", "access": "rw"}]
+    head = parse_request(request_[: request_.index(END) + len(END)])
+    admission = Admission(Principal(None, "rule", "role", rights, None), None)
+    assert judge(admission, recognise(head.method, head.target)).decision is decision
