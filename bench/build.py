@@ -14,7 +14,7 @@ from bench.errors import CannotBuildError
 _SOURCES = Path(__file__).parent / "native"
 _FLAGS = ("-O2", "-std=gnu11", "-Wall", "-Wextra", "-Werror")
 _LOAD = ("load.c", "http1.c", "grpc.c", "hpack.c", "meter.c")
-_UPSTREAM = ("upstream.c", "upstream_h2.c")
+_UPSTREAM = ("upstream.c", "upstream_h2.c", "hpack.c")
 NEEDED = "the benchmark needs a C compiler and OpenSSL's headers: apt-get install gcc libc6-dev libssl-dev"
 
 
@@ -44,7 +44,7 @@ def build(directory: Path) -> Programs:
     (directory / "huffman.h").write_text(_huffman())
     load, upstream = directory / "load", directory / "upstream"
     _compile(load, [_SOURCES / name for name in _LOAD], f"-I{directory}", "-lssl", "-lcrypto")
-    _compile(upstream, [_SOURCES / name for name in _UPSTREAM])
+    _compile(upstream, [_SOURCES / name for name in _UPSTREAM], f"-I{directory}")
     return Programs(load, upstream)
 
 

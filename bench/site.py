@@ -16,7 +16,9 @@ CLIENT = "search-svc"
 LIMITED = "limited-svc"
 """The common names of a caller with global rights, and of one that is limited to a collection. Peers let both in."""
 
-HEAD = "host: localhost\r\nuser-agent: python-httpx/0.28.1\r\naccept: */*\r\naccept-encoding: gzip, deflate\r\n"
+HEAD = "host: localhost\r\nuser-agent: python-httpx/0.28.1\r\naccept: */*\r\n"
+IDENTITY, GZIP = ("accept-encoding: identity\r\n", "accept-encoding: gzip, deflate\r\n")
+"""Qdrant compresses for a client that accepts it, and then tells no length: the upstream answers in chunks."""
 VARYING = "x-correlation-id: XXXXXXXXXXXXXXXX\r\n"
 """The load generator puts another number there in each request: a head that nobody has seen before."""
 DIMENSIONS = 1180
@@ -86,6 +88,7 @@ class Site:
             "get": http("GET", "/collections/items"),
             "get-varying": http("GET", "/collections/items", fields=VARYING),
             "search": search(DIMENSIONS),
+            "search-chunked": search(DIMENSIONS, GZIP),
             "upsert": http("PUT", "/collections/items/points?wait=true", upsert(UPSERT_SIZE)),
             "download": http("GET", "/collections/items/snapshots/items.snapshot"),
             "grpc-search": grpc_search(_GRPC_DIMENSIONS),
@@ -94,9 +97,9 @@ class Site:
             self.request(name).write_bytes(content)
 
 
-def http(method: str, target: str, body: bytes = b"", *, fields: str = "") -> bytes:
+def http(method: str, target: str, body: bytes = b"", *, fields: str = "", coding: str = IDENTITY) -> bytes:
     framing = f"content-type: application/json\r\ncontent-length: {len(body)}\r\n" if body else ""
-    return f"{method} {target} HTTP/1.1\r\n{HEAD}{fields}{framing}\r\n".encode() + body
+    return f"{method} {target} HTTP/1.1\r\n{HEAD}{coding}{fields}{framing}\r\n".encode() + body
 
 
 def _vector(dimensions: int) -> list[float]:
@@ -104,10 +107,10 @@ def _vector(dimensions: int) -> list[float]:
     return [round(source.uniform(0.1, 1), 7) for _ in range(dimensions)]
 
 
-def search(dimensions: int) -> bytes:
+def search(dimensions: int, coding: str = IDENTITY) -> bytes:
     """A request of the kind that clients search with, and that may name another collection (``lookup_from``)."""
     body = json.dumps({"query": _vector(dimensions), "limit": 10}, separators=(",", ":")).encode()
-    return http("POST", "/collections/items/points/query", body)
+    return http("POST", "/collections/items/points/query", body, coding=coding)
 
 
 def upsert(size: int) -> bytes:

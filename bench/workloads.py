@@ -52,6 +52,7 @@ WORKLOADS: tuple[Workload, ...] = (
     replace(_GET, name="get-varying", title="small GET, a new head each", request="get-varying"),
     replace(_GET, name="pipelined", title="small GET, 8 pipelined", connections=8, depth=8),
     _SEARCH,
+    replace(_SEARCH, name="search-chunked", title="search, answer in chunks", request="search-chunked"),
     replace(_SEARCH, name="search-inspected", title="search, body inspected", client="limited"),
     Workload("upsert", "upsert, 4 MB", "upsert", SMALL_ANSWER, connections=8, unit="MB", seconds=2),
     _DOWNLOAD,

@@ -1,7 +1,9 @@
 /* The server behind every proxy: HTTP/1.1 on one port, gRPC over h2c on another, and as little work as can be.
  *
  * upstream DOWNLOAD_BYTES prints its two ports. HTTP/1.1: a path with /snapshots/ is answered with DOWNLOAD_BYTES, one
- * that ends in /search with 2048, any other with 200, once the request's body is there. */
+ * that ends in /query with 2048, any other with 200, once the request's body is there. Heads are those of Qdrant's
+ * actix-web: its fields, another date each second, and chunks where the client accepts gzip (which it then says of them,
+ * and nobody here looks). Where heads never changed, a proxy that remembers them would look better than it is. */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <netinet/in.h>
@@ -11,6 +13,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <strings.h>
+#include <time.h>
 #include <sys/epoll.h>
 #include <sys/socket.h>
 #include <unistd.h>
@@ -22,13 +25,17 @@
 #define LARGE_PIECE (1 << 20)
 
 struct answer {
-    char head[128];
-    size_t head_size;
+    char head[320];
+    size_t head_size, end_size;      /* what stands before the body, and after it */
     long body;
 };
 
-static struct answer small, search, download;
+enum { PLAIN, CHUNKED };
+
+static struct answer small[2], search[2], download;
+static const char end[] = "\r\n0\r\n\r\n";
 static char *content;                /* LARGE_PIECE bytes, of which every body is made */
+char date[30];
 static int epoll;
 
 void fail(const char *what) {
@@ -36,24 +43,52 @@ void fail(const char *what) {
     exit(2);
 }
 
-static void answer_init(struct answer *a, long body) {
-    a->head_size = snprintf(a->head, sizeof a->head, "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %ld\r\n\r\n", body);
+static void answer_init(struct answer *a, long body, const char *type, int chunked) {
+    static const char cors[] = "Origin, Access-Control-Request-Method, Access-Control-Request-Headers";
+    char *at = a->head + sprintf(a->head, "HTTP/1.1 200 OK\r\n");
+    if (chunked) at += sprintf(at, "transfer-encoding: chunked\r\ncontent-encoding: gzip\r\nvary: accept-encoding, %s\r\n", cors);
+    else at += sprintf(at, "content-length: %ld\r\nvary: %s\r\n", body, cors);
+    at += sprintf(at, "content-type: %s\r\ndate: %s\r\n\r\n", type, date);
+    if (chunked) at += sprintf(at, "%lx\r\n", body);
+    a->head_size = at - a->head;
+    a->end_size = chunked ? sizeof end - 1 : 0;
     a->body = body;
 }
+
+/* All heads anew, when a second is over: they differ in nothing but the date, so that one may be under way. */
+static void tell_time(long download_size) {
+    static time_t told;
+    time_t now = time(NULL);
+    if (now == told) return;
+    told = now;
+    strftime(date, sizeof date, "%a, %d %b %Y %H:%M:%S GMT", gmtime(&now));
+    for (int chunked = PLAIN; chunked <= CHUNKED; chunked++) {
+        answer_init(&small[chunked], SMALL, "application/json", chunked);
+        answer_init(&search[chunked], SEARCH, "application/json", chunked);
+    }
+    answer_init(&download, download_size, "application/octet-stream", PLAIN);
+}
+
+static long whole(const struct answer *a) { return a->head_size + a->body + a->end_size; }
 
 /* What is left of the answer. -1: the connection is lost. */
 static int http1_flush(struct peer *p) {
     while (p->out_left > 0) {
         const struct answer *a = p->answer;
-        long whole = (long)a->head_size + a->body, done = whole - p->out_left;
-        ssize_t n;
+        struct iovec parts[3];
+        long done = whole(a) - p->out_left, body = p->out_left - a->end_size;
+        int n_parts = 0;
         if (done < (long)a->head_size) {
-            struct iovec parts[2] = {{(char *)a->head + done, a->head_size - done}, {content, a->body < LARGE_PIECE ? a->body : LARGE_PIECE}};
-            struct msghdr message = {.msg_iov = parts, .msg_iovlen = 2};
-            n = sendmsg(p->fd, &message, MSG_NOSIGNAL);
-        } else {
-            n = send(p->fd, content, p->out_left < LARGE_PIECE ? p->out_left : LARGE_PIECE, MSG_NOSIGNAL);
+            parts[n_parts++] = (struct iovec){(char *)a->head + done, a->head_size - done};
+            body = a->body;
         }
+        if (body > 0) parts[n_parts++] = (struct iovec){content, body < LARGE_PIECE ? body : LARGE_PIECE};
+        if (body <= LARGE_PIECE && a->end_size) {
+            size_t left = body >= 0 ? a->end_size : (size_t)p->out_left;
+            parts[n_parts++] = (struct iovec){(char *)end + a->end_size - left, left};
+        }
+        struct msghdr message = {.msg_iov = parts, .msg_iovlen = n_parts};
+        ssize_t n = sendmsg(p->fd, &message, MSG_NOSIGNAL);
         if (n < 0) return errno == EAGAIN ? 0 : -1;
         p->out_left -= n;
     }
@@ -61,13 +96,14 @@ static int http1_flush(struct peer *p) {
 }
 
 static int http1_answer(struct peer *p) {
-    const char *end = memchr(p->in, '\r', p->in_size), *path = memchr(p->in, ' ', p->in_size), *stop;
-    if (!end || !path || !(stop = memchr(path + 1, ' ', end - path - 1))) return -1;
+    const char *line = memchr(p->in, '\r', p->in_size), *path = memchr(p->in, ' ', p->in_size), *stop;
+    if (!line || !path || !(stop = memchr(path + 1, ' ', line - path - 1))) return -1;
     const char *query = memchr(path, '?', stop - path);
     if (query) stop = query;
+    int chunked = strcasestr(p->in, "\r\naccept-encoding: gzip") ? CHUNKED : PLAIN;
     p->answer = memmem(path, stop - path, "/snapshots/", 11) ? &download
-              : stop - path > 7 && !memcmp(stop - 7, "/search", 7) ? &search : &small;
-    p->out_left = p->answer->head_size + p->answer->body;
+              : stop - path > 6 && !memcmp(stop - 6, "/query", 6) ? &search[chunked] : &small[chunked];
+    p->out_left = whole(p->answer);
     p->in_size = 0;
     return http1_flush(p);
 }
@@ -85,10 +121,10 @@ static int http1_head(struct peer *p) {
 }
 
 static int http1_feed(struct peer *p, const char *b, long n) {
-    const char *end = b + n;
-    while (b < end) {
+    const char *stop = b + n;
+    while (b < stop) {
         if (p->body_left) {
-            long take = end - b < p->body_left ? end - b : p->body_left;
+            long take = stop - b < p->body_left ? stop - b : p->body_left;
             b += take;
             if (!(p->body_left -= take) && http1_answer(p)) return -1;
         } else if (p->chunked) {
@@ -101,7 +137,7 @@ static int http1_feed(struct peer *p, const char *b, long n) {
                 if (http1_answer(p)) return -1;
             }
         } else {
-            size_t from = p->in_size > 3 ? p->in_size - 3 : 0, take = end - b;
+            size_t from = p->in_size > 3 ? p->in_size - 3 : 0, take = stop - b;
             if (p->out_left) return -1;  /* a proxy pipelines, which this does not serve */
             if (p->in_size + take > IN - 1) take = IN - 1 - p->in_size;
             if (!take) return -1;
@@ -163,9 +199,8 @@ int main(int count, char **arguments) {
     signal(SIGPIPE, SIG_IGN);
     if (!(content = malloc(LARGE_PIECE))) fail("memory");
     memset(content, 'x', LARGE_PIECE);
-    answer_init(&small, SMALL);
-    answer_init(&search, SEARCH);
-    answer_init(&download, count > 1 ? atol(arguments[1]) : 64L << 20);
+    long download_size = count > 1 ? atol(arguments[1]) : 64L << 20;
+    tell_time(download_size);
     epoll = epoll_create1(0);
     event.data.ptr = &http1;
     epoll_ctl(epoll, EPOLL_CTL_ADD, http1, &event);
@@ -175,6 +210,7 @@ int main(int count, char **arguments) {
     fflush(stdout);
     for (;;) {
         int n = epoll_wait(epoll, events, 256, -1);
+        tell_time(download_size);
         for (int i = 0; i < n; i++) {
             void *who = events[i].data.ptr;
             if (who == &http1 || who == &http2) accept_all(*(int *)who, who == &http2);

@@ -18,6 +18,8 @@ struct peer {
     struct h2 *h2;
 };
 
+extern char date[30];                /* of this second, as HTTP writes it */
+
 void fail(const char *what) __attribute__((noreturn));
 void h2_begin(struct peer *p);
 int h2_feed(struct peer *p, const unsigned char *data, size_t size);
