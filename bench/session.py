@@ -18,7 +18,7 @@ from bench.errors import BenchError
 from bench.generator import Generator
 from bench.idle import planned_idle, run_idle
 from bench.journal import Journal, Say
-from bench.machine import about
+from bench.machine import UNPROFILED, about
 from bench.peers import OURS, PEERS
 from bench.process import upstream
 from bench.results import Results
@@ -48,7 +48,7 @@ def run_session(directory: Path, plan: Plan, command: str, say: Say) -> Results:
         raise BenchError(
             f"neither a peer ({', '.join(PEERS)}) nor a workload ({', '.join(BY_NAME)}): {', '.join(unknown)}"
         )
-    results = Results(about(command))
+    results = _begun(command, say)
     chosen = [peer for name, peer in PEERS.items() if name == OURS or not plan.only or name in plan.only]
     workloads = [BY_NAME[name] for name in plan.workloads]
     journal = Journal(directory / "results.json", say)
@@ -75,13 +75,21 @@ def run_scale_session(
     known = {dimension.name: dimension for dimension in SCALE}
     if unknown := set(only) - set(known):
         raise BenchError(f"not a row of the cost table ({', '.join(known)}): {', '.join(unknown)}")
-    results = Results(about(command))
+    results = _begun(command, say)
     journal = Journal(directory / "scale.json", say)
     _install(directory, [PLOTS], say)
     locate([PEERS[OURS]], directory / "venv", {}, results)
     with _set_up(directory, seconds, journal) as setting:
         run_scale(setting, rounds, results, [known[name] for name in only or known])
     _write_down(results, journal)
+    return results
+
+
+def _begun(command: str, say: Say) -> Results:
+    results = Results(about(command))
+    if not results.about["python_profiled"]:
+        results.notes["python"] = UNPROFILED
+        say(f"python: {UNPROFILED}")
     return results
 
 

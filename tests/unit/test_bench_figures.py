@@ -13,6 +13,7 @@ from bench.compare import comparison
 from bench.errors import BenchError
 from bench.figures import Idle, Rotation, Sample, growth, ratio, summary
 from bench.journal import Journal
+from bench.machine import is_profiled
 from bench.peers import OURS
 from bench.report import report
 from bench.results import Measured, Results
@@ -123,6 +124,19 @@ def test_journal_keeps_what_is_measured_and_says_what_is_left(tmp_path: Path) ->
     journal.step(kept, 50, "as fast as planned")
     journal.step(kept, 40, "all")
     assert said == ["a tenth, in twice its time  [3:00 left]", "as fast as planned  [0:40 left]", "all"]
+
+
+@pytest.mark.parametrize(
+    ("configured", "prefix", "profiled"),
+    [
+        ("'--prefix=/usr/local' '--enable-optimizations' '--with-lto'", "/usr/local", True),
+        ("'--enable-shared' '--prefix=/usr'", "/usr", True),  # Debian's
+        ("'--prefix=/root/.pyenv/versions/3.11.7' '--enable-shared'", "/root/.pyenv/versions/3.11.7", False),
+        ("None", "/usr/local", False),
+    ],
+)
+def test_python_that_was_not_profiled_is_told(configured: str, prefix: str, *, profiled: bool) -> None:
+    assert is_profiled(configured, prefix) is profiled
 
 
 def test_foreign_file_is_no_result(tmp_path: Path) -> None:
