@@ -1,4 +1,4 @@
-"""The command line: `python -m bench run|quick|scale|show|plot|compare`."""
+"""The command line: `python -m bench run|quick|scale|show|table|plot|compare`."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from bench.report import report
 from bench.results import Results
 from bench.scale import scale_report
 from bench.session import Plan, plot, run_scale_session, run_session
+from bench.standing import markdown
 from bench.targets import AIMED_AT
 from bench.workloads import BY_NAME, IDLE_CONNECTIONS, QUICK
 
@@ -127,6 +128,14 @@ def show(results: Path) -> None:
         told = Results.read(results)
     is_scale = set(told.workloads) <= {dimension.name for dimension in SCALE}
     click.echo("\n".join(scale_report(told) if is_scale else report(told)))
+
+
+@main.command(name="table")
+@click.argument("results", type=_file)
+def table_of(results: Path) -> None:
+    """The README's table: the ratios beside their targets."""
+    with _told():
+        click.echo("\n".join(markdown(Results.read(results))))
 
 
 @main.command(name="plot")

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from bench.peers import OURS
+from bench.peers import OURS, WORKERS
 from bench.results import Results
+from bench.standing import standings
 from bench.targets import IDLE, TARGETS
 
 
@@ -16,10 +17,14 @@ def report(results: Results) -> Iterator[str]:
         yield from _costs(results, [OURS, *peers])
         yield from _ratios(results, peers)
         yield from _speeds(results, [OURS, *peers])
+        yield from _workers(results)
     if results.idle:
         yield from _idle(results, [OURS, *peers])
     if results.rotation:
         yield from _rotation(results)
+    aims = [each for row in standings(results) for each in row.of.values() if each.target is not None]
+    if aims:
+        yield f"\n{sum(each.is_reached for each in aims)} of {len(aims)} targets are reached"
 
 
 def _header(results: Results) -> Iterator[str]:
@@ -90,6 +95,23 @@ def _speeds(results: Results, names: Sequence[str]) -> Iterator[str]:
                 last = measured.samples[name][-1]
                 rows.append([f"{measured.title}  {name}", *["–"] * 5, "failed" if last is None else last.error])
     yield from table("", ["requests/s", "p50 ms", "p99 ms", "MB/s", "MiB", "errors"], rows)
+
+
+def _workers(results: Results) -> Iterator[str]:
+    """One worker and two, side by side, of what both did."""
+    rows = []
+    for measured in results.workloads.values():
+        for one, two in WORKERS.items():
+            told = measured.summary(one), measured.summary(two)
+            if told[0] is not None and told[1] is not None:
+                rates, costs = [each.rate for each in told if each], [each.cost for each in told if each]
+                figures = (*rates, rates[1] / rates[0], *costs, costs[1] / costs[0])
+                forms = ("{:,.0f}", "{:,.0f}", "{:.2f}") * 2
+                cells = [form.format(figure) for form, figure in zip(forms, figures, strict=True)]
+                rows.append([f"{measured.title}  {one}", *cells])
+    if rows:
+        columns = ["requests/s of 1", "of 2", "×", "CPU µs of 1", "of 2", "×"]
+        yield from table("One worker and two", columns, rows)
 
 
 def _idle(results: Results, names: Sequence[str]) -> Iterator[str]:

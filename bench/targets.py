@@ -16,4 +16,5 @@ TARGETS: dict[str, dict[str, float]] = {
     "tcp": {"nginx": 1.4, "haproxy": 1.4, "envoy": 1.3},
 }
 AIMED_AT = ("nginx", "haproxy", "nghttpx", "envoy", "caddy")
+"""The peers that most of them are for."""
 IDLE: dict[str, float] = {"nginx": 1.1, "haproxy": 1.15, "nghttpx": 1.15, "envoy": 0.9, "caddy": 0.62}

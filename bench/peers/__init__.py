@@ -28,3 +28,5 @@ PEERS: dict[str, Peer] = {
 }
 """In the order of the report; the first is ours."""
 OURS = tlsproxy.PEER.name
+WORKERS = {tlsproxy.PEER.name: tlsproxy.TWO.name, nginx.PEER.name: nginx.TWO.name}
+"""Those with one worker, and the same with two."""

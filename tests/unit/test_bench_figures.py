@@ -18,6 +18,7 @@ from bench.peers import OURS
 from bench.report import report
 from bench.results import Measured, Results
 from bench.scale import scale_report
+from bench.standing import markdown, standings
 
 GOOD = Sample(
     requests=1000, errors=0, error="", seconds=0.5, cpu=0.1, p50=0.001, p99=0.004, bytes_in=3_000_000,
@@ -152,6 +153,29 @@ def test_report_has_the_ratios_against_their_targets_and_who_is_absent() -> None
     assert "1.72! 1.15 (1.15)" in lines
     assert "1.50! 1.10" in lines  # of idle memory
     assert "10 of 10" in lines
+
+
+def test_targets_are_marked_and_counted() -> None:
+    told = results(costing(22, 22), costing(20, 20))
+    row, idle = standings(told)
+    assert str(row.of["nginx"]) == "1.10 ✓ 1.15"
+    assert str(idle.of["nginx"]) == "1.50 ✗ 1.10"
+    assert list(report(told))[-1].strip() == "1 of 2 targets are reached"
+    told.workloads["grpc-varying"] = replace(told.workloads["get"], samples={OURS: costing(9), "nghttpx": costing(3)})
+    told.contenders["nghttpx"] = "1.52.0"
+    assert list(markdown(told))[-2:] == [
+        "| small GET | – | 3.00 |",
+        "| memory of an idle connection of 2,000 | 1.50 ✗ 1.10 | – |",
+    ]
+
+
+def test_one_worker_and_two_stand_side_by_side() -> None:
+    told = results(costing(20), costing(10))
+    (twice,) = costing(30)
+    assert twice is not None
+    told.workloads["get"].samples[f"{OURS}-2"] = [replace(twice, seconds=0.25)]
+    rows = [line for line in report(told) if line.startswith(f"small GET  {OURS} ")]
+    assert rows[-1].split()[-6:] == ["2,000", "4,000", "2.00", "20", "30", "1.50"]
 
 
 def test_cost_table_tells_the_growth() -> None:
