@@ -69,7 +69,7 @@ async def reset_after(
         error = await asyncio.wait_for(owner.lost, 5)
         assert isinstance(error, OSError)
         assert error.errno in {errno.ECONNRESET, errno.EPIPE}
-        assert len(deadlines) == 0
+        assert len(deadlines) == len(deadlines.heard) == 0
     return owner
 
 
@@ -78,6 +78,17 @@ def test_what_came_before_a_reset_is_read_and_then_the_reset_is_told(
     runner: asyncio.Runner, pair: tuple[socket.socket, socket.socket], size: int
 ) -> None:
     assert runner.run(reset_after(size, pair, Stream.resume_reading)).size == size
+
+
+@pytest.mark.parametrize("size", [1, 300_000])
+def test_so_it_is_where_the_reset_was_seen_while_reading_was_paused(
+    runner: asyncio.Runner, pair: tuple[socket.socket, socket.socket], size: int
+) -> None:
+    def then(stream: Stream) -> None:
+        stream.look()
+        stream.resume_reading()
+
+    assert runner.run(reset_after(size, pair, then)).size == size
 
 
 @pytest.mark.parametrize("size", [1, 300_000])

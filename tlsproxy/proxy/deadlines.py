@@ -14,7 +14,13 @@ TICK: Final = 0.1
 NEVER: Final = float("inf")
 
 
-class Expiring(Protocol):
+class Hearing(Protocol):
+    """``look`` is called at the sweep after something came."""
+
+    def look(self) -> None: ...
+
+
+class Expiring(Hearing, Protocol):
     """``deadline`` is on the monotonic clock; ``expired`` is called at every sweep from then on, until it moves."""
 
     deadline: float
@@ -28,6 +34,8 @@ class Deadlines:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._streams: set[Expiring] = set()
+        self.heard: set[Hearing] = set()
+        """Those that something came to since the last sweep. A stream adds itself."""
         self._handle = loop.call_later(TICK, self._sweep)
 
     def __len__(self) -> int:
@@ -38,6 +46,7 @@ class Deadlines:
 
     def discard(self, stream: Expiring) -> None:
         self._streams.discard(stream)
+        self.heard.discard(stream)
 
     def close(self) -> None:
         self._handle.cancel()
@@ -47,3 +56,7 @@ class Deadlines:
         now = time.monotonic()
         for stream in [stream for stream in self._streams if stream.deadline <= now]:
             stream.expired()
+        heard = list(self.heard)
+        self.heard.clear()
+        for hearing in heard:
+            hearing.look()

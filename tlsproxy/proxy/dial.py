@@ -7,17 +7,14 @@ import errno
 import os
 import socket
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 from tlsproxy.proxy.deadlines import Deadlines
-from tlsproxy.proxy.stream import Owner, Stream
+from tlsproxy.proxy.owner import DialOwner
+from tlsproxy.proxy.stream import Stream
 
 Address = tuple[int, tuple[Any, ...]]
 """(family, sockaddr), as getaddrinfo gives them."""
-
-
-class DialOwner(Owner, Protocol):
-    def connected(self) -> None: ...
 
 
 class DialledStream(Stream):
@@ -38,7 +35,7 @@ class DialledStream(Stream):
         self._dial_owner = owner
         family, address = self._addresses.pop(0)
         super().__init__(loop, self._socket(family), owner, deadlines, write_timeout)
-        self._connected = False
+        self.established = False
         self._dial(address)
 
     @staticmethod
@@ -47,10 +44,6 @@ class DialledStream(Stream):
         sock.setblocking(False)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return sock
-
-    @property
-    def established(self) -> bool:
-        return self._connected
 
     def _dial(self, address: tuple[Any, ...]) -> None:
         error = self._sock.connect_ex(address)
@@ -66,7 +59,7 @@ class DialledStream(Stream):
         if error:
             self._try_next(OSError(error, os.strerror(error)))
             return
-        self._connected = True
+        self.established = True
         self.tell(self._dial_owner.connected)
         self.resume_reading()
         if self._out:

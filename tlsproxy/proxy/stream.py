@@ -1,72 +1,47 @@
 """A byte stream over a non-blocking socket, driven by the loop's readers and writers, with a bounded queue.
 
 The loop's own transports cannot say why a handshake failed, send the alert of one (CPython #98078), or pause between
-records; so the data path stands on sockets, the same on uvloop and asyncio. A stream tells its owner what came, without
-looking at it. One recv takes all there is (a fresh 256 KiB buffer for each would cost an mmap), one send gives all.
+records; so the data path stands on sockets, the same on uvloop and asyncio.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import socket
 import time
 from collections import deque
-from collections.abc import Callable
-from typing import Final, Protocol
+from typing import Final
 
 from tlsproxy.proxy.deadlines import NEVER, Deadlines
+from tlsproxy.proxy.owner import Owner
+from tlsproxy.proxy.receiver import Receiver
 
-RECEIVE: Final = 262_144
 HIGH_WATER: Final = 262_144
 LOW_WATER: Final = 65_536
 
 _log = logging.getLogger(__name__)
-# Shared by all streams: the loop is one thread, and nothing keeps a view of it past a callback.
-_buffer = bytearray(RECEIVE)
-received = memoryview(_buffer)
 
 
-class Owner(Protocol):
-    """Who is told what a stream sees. ``connection_lost`` comes exactly once, last, from the loop."""
-
-    def data_received(self, data: bytes) -> None: ...
-    def pause_writing(self) -> None: ...
-    def resume_writing(self) -> None: ...
-    def deadline_passed(self) -> None: ...
-    def connection_lost(self, error: Exception | None) -> None: ...
-
-
-class Stream:
+class Stream(Receiver):
     """A plaintext stream, the ground of the others.
 
-    ``when_ended``: its owner goes on when the other side has ``ended`` its half, and is told so by this.
-    ``stalled``: the other side takes no more for now. ``broken``: some of what was written is lost.
+    ``established``: there is a connection. ``stalled``: the other side takes no more for now. ``broken``: some of what
+    was written is lost.
     """
 
     __slots__ = (
-        "_closing",
-        "_connected",
         "_deadlines",
-        "_error",
-        "_fd",
         "_linger",
-        "_loop",
         "_out",
         "_queued",
-        "_reading",
         "_shutting",
-        "_sock",
         "_write_timeout",
         "_writing",
         "broken",
-        "closed",
         "deadline",
-        "ended",
-        "owner",
+        "established",
         "stalled",
-        "when_ended",
     )
 
     def __init__(
@@ -78,83 +53,17 @@ class Stream:
         write_timeout: float,
     ) -> None:
         """``write_timeout``: seconds for the other side to take the next part of what is queued."""
-        self._loop = loop
-        self._sock = sock
-        self._fd = sock.fileno()
+        super().__init__(loop, sock, owner, deadlines.heard)
         self._deadlines = deadlines
         self._write_timeout = write_timeout
         self._linger = 0.0
-        self._error: OSError | None = None
         self._out: deque[bytes | memoryview] = deque()
         self._queued = 0
-        self._connected = True
-        self._reading = self._writing = self._closing = self._shutting = False
-        self.stalled = self.broken = self.closed = self.ended = False
-        self.when_ended: Callable[[], None] | None = None
+        self._writing = self._shutting = False
+        self.stalled = self.broken = False
+        self.established = True
         self.deadline = NEVER
-        self.owner = owner
         deadlines.add(self)
-
-    # Reading
-
-    def resume_reading(self) -> None:
-        if not self._reading and not self.closed and not self._closing and not self.ended:
-            self._reading = True
-            self._loop.add_reader(self._fd, self._on_readable)
-
-    def pause_reading(self) -> None:
-        if self._reading:
-            self._reading = False
-            self._loop.remove_reader(self._fd)
-
-    def _receive(self) -> int:
-        """Bytes now in the buffer; 0 where there are none, be it that the stream ended, which is dealt with."""
-        try:
-            size = self._sock.recv_into(_buffer)
-        except (BlockingIOError, InterruptedError):
-            return 0
-        except OSError as error:
-            self.abort(error)
-            return 0
-        if size == 0:
-            self._at_eof()
-        elif number := self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
-            self._read_on(OSError(number, os.strerror(number)))
-        return size
-
-    def _at_eof(self) -> None:
-        if self.when_ended is not None and not self._closing and self._error is None:
-            self._half_ended(self.when_ended)
-        else:
-            self.abort(self._error)
-
-    def _half_ended(self, tell: Callable[[], None]) -> None:
-        self.ended = True
-        self.pause_reading()
-        self.tell(tell)
-
-    def _read_on(self, error: OSError) -> None:
-        """A socket that failed still holds what came before, but uvloop, having told it once, watches it no more."""
-        self._error = error
-        self._loop.call_soon(self._watch_again)
-
-    def _watch_again(self) -> None:
-        if self._reading:
-            self._loop.remove_reader(self._fd)
-            self._loop.add_reader(self._fd, self._on_readable)
-
-    def _on_readable(self) -> None:
-        size = self._receive()
-        if size and not self._closing:
-            self.tell(self.owner.data_received, bytes(received[:size]))
-
-    def tell(self, what: Callable[..., None], *args: object) -> None:
-        """Whatever the loop wakes us for, the owner hears of it through here."""
-        try:
-            what(*args)
-        except Exception as error:  # noqa: BLE001 - whatever it is, it must not leave the connection half decided
-            _log.critical("connection ended by an internal error", exc_info=error)
-            self.abort(error)
 
     # Writing
 
@@ -164,10 +73,10 @@ class Stream:
 
     def _send(self, data: bytes) -> None:
         rest: bytes | memoryview = data
-        if not self._out and self._connected:
+        if not self._out and self.established:
             try:
                 sent = self._sock.send(data)
-            except (BlockingIOError, InterruptedError):
+            except BlockingIOError:
                 sent = 0
             except OSError as error:
                 self._write_failed(error)
@@ -177,11 +86,11 @@ class Stream:
             rest = memoryview(data)[sent:]
         self._out.append(rest)
         self._queued += len(rest)
-        if self._connected:
+        if self.established:
             self._start_writing()
         if self._queued > HIGH_WATER and not self.stalled:
             self.stalled = True
-            if self._connected:  # until then it is the connection that is waited for
+            if self.established:  # until then it is the connection that is waited for
                 self.deadline = time.monotonic() + self._write_timeout
             self.owner.pause_writing()
 
@@ -196,7 +105,7 @@ class Stream:
             data = self._out[0]
             try:
                 sent = self._sock.send(data)
-            except (BlockingIOError, InterruptedError):
+            except BlockingIOError:
                 break
             except OSError as error:
                 self._write_failed(error)
@@ -242,7 +151,7 @@ class Stream:
         if self.closed or self._closing or self._shutting:
             return
         self._shutting = True
-        if not self._out and self._connected:
+        if not self._out and self.established:
             self._shut_down()
 
     def _shut_down(self) -> None:

@@ -1,8 +1,8 @@
 """The TLS layer: an SSLObject between two memory BIOs, on a stream.
 
 It takes its context when the connection is accepted and never changes it, sends the alert when a handshake fails, and
-knows why. Records are read greedily and written once for each direction. Data that waits undecrypted while reading is
-paused is drained on resume: no socket event will announce it.
+knows why. Records are read greedily and written once for each direction. What came is decrypted to its end at once, be
+it that the owner pauses reading meanwhile: no socket event would announce what is left in a BIO.
 """
 
 from __future__ import annotations
@@ -11,20 +11,18 @@ import asyncio
 import socket
 import ssl
 from contextlib import suppress
-from typing import Final, Protocol
+from typing import Final
 
 from tlsproxy.proxy.deadlines import Deadlines
-from tlsproxy.proxy.stream import Owner, Stream, received
+from tlsproxy.proxy.owner import TlsOwner
+from tlsproxy.proxy.stream import Stream
 
 RECORD: Final = 16_384
-PLAIN: Final = 262_144 + RECORD
+"""Bytes of plaintext in a record, at most (RFC 8446 §5.1)."""
 MAX_HANDSHAKE: Final = 131_072
 """Bytes that a client may send before its handshake is done: room for a long chain, not for a flood."""
 ALERT_LINGER: Final = 1.0
 """Seconds for a client to read why its handshake failed."""
-
-_plain = bytearray(PLAIN)
-_plain_view = memoryview(_plain)
 
 # X509_V_ERR_* (openssl/x509_vfy.h) → the slug under which a refused certificate is counted and audited.
 _VERIFY: Final = {
@@ -47,13 +45,6 @@ _REASONS: Final = {
     "NO_SHARED_CIPHER": "no_shared_cipher",
     "NO_APPLICATION_PROTOCOL": "no_application_protocol",
 }
-
-
-class TlsOwner(Owner, Protocol):
-    """Is told of the handshake first; ``data_received`` gets plaintext, and never a byte of an unfinished handshake."""
-
-    def handshake_done(self, tls: ssl.SSLObject) -> None: ...
-    def handshake_failed(self, reason: str, detail: str) -> None: ...
 
 
 def handshake_failure(error: ssl.SSLError | None) -> tuple[str, str]:
@@ -92,14 +83,14 @@ class TlsStream(Stream):
         self.resume_reading()
 
     def _on_readable(self) -> None:
-        size = self._receive()
-        if not size or self._closing:
+        data = self._receive()
+        if not data or self._closing:
             return
-        self._incoming.write(received[:size])
+        self._incoming.write(data)
         if self._handshaken:
             self._decrypt()
         else:
-            self._received += size
+            self._received += len(data)
             self._handshake()
 
     def _handshake(self) -> None:
@@ -124,58 +115,62 @@ class TlsStream(Stream):
         self._tls_owner.handshake_failed(reason, detail)
         super().close(ALERT_LINGER)
 
-    def resume_reading(self) -> None:
-        if self._reading:
-            return
-        super().resume_reading()
-        if self._incoming.pending or (self._handshaken and self._tls.pending()):
-            self._loop.call_soon(self._decrypt_waiting)
-
-    def _decrypt_waiting(self) -> None:
-        if self._reading and not self._closing and (self._incoming.pending or self._tls.pending()):
-            self._decrypt()
-
     def _decrypt(self) -> None:
-        size, ended = self._read()
+        ended: bool | ssl.SSLError = False
+        try:
+            data = self._tls.read(RECORD)
+            if not data:
+                ended = True
+            elif self._incoming.pending:
+                data, ended = self._read_on_from(data)
+        except ssl.SSLWantReadError:
+            data = b""
+        except ssl.SSLError as error:
+            data, ended = b"", error
         if self._outgoing.pending:  # a key update, an alert
             self._flush()
-        if size:
-            self.tell(self.owner.data_received, bytes(_plain_view[:size]))
-        if isinstance(ended, ssl.SSLError):
-            self.abort(ended)
-        elif ended and self.when_ended is not None:
-            self._half_ended(self.when_ended)
-        elif ended:
-            self._say_goodbye()
-            self.abort()
-        elif size > PLAIN - RECORD:
-            self._loop.call_soon(self._decrypt_waiting)
+        if data:
+            try:
+                self.owner.data_received(data)
+            except Exception as error:  # noqa: BLE001 - see _owner_failed
+                self._owner_failed(error)
+        if ended:
+            self._end(None if ended is True else ended)
 
-    def _read(self) -> tuple[int, bool | ssl.SSLError]:
-        """All records that are here: (how many bytes of plaintext, whether or with what error the stream ended)."""
-        tls, incoming = self._tls, self._incoming
-        size = 0
+    def _read_on_from(self, data: bytes) -> tuple[bytes, bool | ssl.SSLError]:
+        """With all records behind the first one: (their plaintext, whether or with what error the stream ended)."""
+        read, incoming = self._tls.read, self._incoming
+        records = [data]
+        ended: bool | ssl.SSLError = False
         try:
-            while size <= PLAIN - RECORD:
-                # typeshed knows only the form without a buffer, which returns bytes
-                got: int = tls.read(PLAIN - size, _plain_view[size:])  # type: ignore[assignment]
-                if got == 0:
-                    return size, True
-                size += got
-                if not incoming.pending and not tls.pending():
-                    break
+            while incoming.pending and not ended:
+                data = read(RECORD)
+                records.append(data)
+                ended = not data
         except ssl.SSLWantReadError:
             pass
         except ssl.SSLError as error:
-            return size, error
-        return size, False
+            ended = error
+        return b"".join(records), ended
+
+    def _end(self, error: ssl.SSLError | None) -> None:
+        if error is not None:
+            self.abort(error)
+        elif self.when_ended is not None:
+            self._half_ended(self.when_ended)
+        else:
+            self._say_goodbye()
+            self.abort()
 
     def write(self, data: bytes) -> None:
         if self.closed or self._closing:
             return
-        written = self._tls.write(data)
-        while written < len(data):
-            written += self._tls.write(memoryview(data)[written:])
+        write, size = self._tls.write, len(data)
+        written = write(data)
+        if written < size:  # it writes a record at a time
+            view = memoryview(data)
+            while written < size:
+                written += write(view[written : written + RECORD])
         self._send(self._outgoing.read())
 
     def _at_eof(self) -> None:
