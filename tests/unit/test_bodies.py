@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from tlsproxy.errors import BadRequest, BodyTooLarge, CodingRefused
 from tlsproxy.qdrant.bodies import named_collections
 from tlsproxy.qdrant.operations import REST, Operation
-from tlsproxy.wire.content import decoded
+from tlsproxy.wire.content import decoding
+from tlsproxy.wire.steps import at_once
 
 INSPECTED = [operation for operation in REST if operation.names_others]
 SINGLE = [operation for operation in INSPECTED if not operation.path.endswith("/batch")]
@@ -136,16 +137,16 @@ TEXT = json.dumps({"query": [0.5] * 100}).encode()
     ],
 )
 def test_codings_that_are_undone(coding: str | None, content: bytes) -> None:
-    assert decoded(content, coding, len(TEXT)) == TEXT
+    assert at_once(decoding(content, coding, len(TEXT))) == TEXT
 
 
 @pytest.mark.parametrize("coding", ["br", "zstd", "x-gzip", "gzip, gzip", "gzip,identity", "compress", ""])
 def test_codings_that_are_not(coding: str) -> None:
     if coding:
         with pytest.raises(CodingRefused):
-            decoded(TEXT, coding, 1000)
+            at_once(decoding(TEXT, coding, 1000))
     else:
-        assert decoded(TEXT, coding, 1000) == TEXT
+        assert at_once(decoding(TEXT, coding, 1000)) == TEXT
 
 
 @pytest.mark.parametrize(
@@ -162,10 +163,10 @@ def test_codings_that_are_not(coding: str) -> None:
 )
 def test_malformed_gzip(content: bytes) -> None:
     with pytest.raises(BadRequest, match="Malformed gzip body"):
-        decoded(content, "gzip", 1000)
+        at_once(decoding(content, "gzip", 1000))
 
 
 def test_a_bomb_is_not_unpacked() -> None:
     bomb = gzip.compress(b" " * (64 << 20))
     with pytest.raises(BodyTooLarge):
-        decoded(bomb, "gzip", 1 << 20)
+        at_once(decoding(bomb, "gzip", 1 << 20))

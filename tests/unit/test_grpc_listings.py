@@ -14,13 +14,14 @@ from tlsproxy.authz.access import GlobalMode, Grant, Grants, Rights
 from tlsproxy.qdrant.grpclistings import ENTRIES, MessageListing, listing_of_call
 from tlsproxy.qdrant.listings import Listing
 from tlsproxy.qdrant.operations import GRPC
+from tlsproxy.wire.steps import at_once
 
 DOCS = Grants(Grant("docs", write=False, extras=True), Grant("team.*", write=True, extras=False))
 ALIASES = ["list_aliases", "list_collection_aliases"]
 
 
 def reduced(operation: str, answer: bytes, *grants: Grants) -> bytes:
-    return MessageListing(operation, grants or (DOCS,)).reduced(answer)
+    return at_once(MessageListing(operation, grants or (DOCS,)).reducing(answer))
 
 
 def collections(*names: str) -> Any:
@@ -88,7 +89,7 @@ names = st.sampled_from(["docs", "team.a", "secret", "team.a.b"])
 def test_both_apis_show_the_same(pairs: list[tuple[str, str]]) -> None:
     entries = [{"alias_name": alias, "collection_name": collection} for alias, collection in pairs]
     answer = json.dumps({"result": {"aliases": entries}}).encode()
-    shown = json.loads(Listing("list_aliases", (DOCS,)).reduced(answer))["result"]["aliases"]
+    shown = json.loads(at_once(Listing("list_aliases", (DOCS,)).reducing(answer)))["result"]["aliases"]
     message = pb.ListAliasesResponse.FromString(reduced("list_aliases", aliases(*pairs).SerializeToString()))
     assert [(one.alias_name, one.collection_name) for one in message.aliases] == [
         (one["alias_name"], one["collection_name"]) for one in shown

@@ -17,9 +17,10 @@ from tlsproxy.authz.roles import Policy, Rule
 from tlsproxy.authz.templates import parse_template
 from tlsproxy.authz.tokens import Tokens, mint, qdrant_verifier
 from tlsproxy.errors import RequestError
-from tlsproxy.qdrant.judge import judge, judge_body
+from tlsproxy.qdrant.judge import judge, judging_body
 from tlsproxy.qdrant.operations import OWN, REST, Operation
 from tlsproxy.qdrant.rest import recognise
+from tlsproxy.wire.steps import at_once
 
 IDENTITY = Identity(
     subject="CN=a", issuer="CN=ca", serial="1", sha256="00", not_after=2e9, common_name="a", organizations=("acme",)
@@ -113,7 +114,7 @@ def allows(admitted: Admission | Decision, operation: Operation, body: bytes) ->
     if decision is not UNREAD or isinstance(admitted, Decision):
         return decision.allowed
     try:
-        return judge_body(admitted, asked, body)[0].allowed
+        return at_once(judging_body(admitted, asked, body))[0].allowed
     except RequestError:
         return False
 

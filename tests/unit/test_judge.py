@@ -10,8 +10,9 @@ from tlsproxy.authz.credentials import Keys, presented_key
 from tlsproxy.authz.identity import Identity
 from tlsproxy.authz.roles import Policy, Principal
 from tlsproxy.errors import BadRequest, Form
-from tlsproxy.qdrant.judge import Judgement, judge, judge_body
+from tlsproxy.qdrant.judge import Judgement, judge, judging_body
 from tlsproxy.qdrant.rest import recognise
+from tlsproxy.wire.steps import at_once
 
 KEYS = Keys.of("manage-key", "alternative", "reader")
 NO_KEYS = Keys.of()
@@ -114,7 +115,7 @@ def test_a_body_that_may_name_another_collection_decides_with_the_head(path: str
     batch = path.endswith("batch")
 
     def ask_body(body: bytes, admission: Admission = admission) -> Decision:
-        decision, changed = judge_body(admission, asked, b'{"searches":[%b]}' % body if batch else body)
+        decision, changed = at_once(judging_body(admission, asked, b'{"searches":[%b]}' % body if batch else body))
         assert changed is None
         return decision
 
@@ -142,7 +143,7 @@ def test_a_listing_holds_what_all_rights_of_a_caller_know() -> None:
     listing = judge(Admission(LIMITED, OTHER_TOKEN), recognise("GET", "/collections")).listing
     assert listing is not None
     answer = b'{"result":{"collections":[{"name":"docs"},{"name":"dogs"}]}}'
-    assert listing.reduced(answer) == b'{"result":{"collections":[{"name":"docs"}]}}'
+    assert at_once(listing.reducing(answer)) == b'{"result":{"collections":[{"name":"docs"}]}}'
 
 
 def test_conditions_of_a_role_hold_whatever_comes_beside_it() -> None:
@@ -150,7 +151,7 @@ def test_conditions_of_a_role_hold_whatever_comes_beside_it() -> None:
     asked = recognise("POST", "/collections/docs/points/scroll")
     for admission in (Admission(tenant, None), Admission(tenant, OTHER_TOKEN)):
         assert judge(admission, asked).decision is UNREAD
-        decision, changed = judge_body(admission, asked, b"{}")
+        decision, changed = at_once(judging_body(admission, asked, b"{}"))
         assert decision.allowed
         assert changed == b'{"filter":{"must":[{"key":"tenant","match":{"value":"acme"}}]}}'
     assert ask(tenant, "GET", "/collections/docs", "manage-key").reason == "not_confined"

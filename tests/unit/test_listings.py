@@ -12,13 +12,14 @@ from hypothesis import strategies as st
 from tlsproxy.authz.access import GlobalMode, Grant, Grants, Rights, Scope
 from tlsproxy.qdrant.listings import REDUCTIONS, Listing, listing_of
 from tlsproxy.qdrant.operations import REST
+from tlsproxy.wire.steps import at_once
 
 DOCS = Grants(Grant("docs", write=False, extras=True), Grant("team.*", write=True, extras=False))
 
 
 def reduced(operation: str, result: Any, grants: tuple[Grant, ...] = DOCS, **envelope: Any) -> Any:
     answer = {"result": result, "status": "ok", "time": 0.5, **envelope}
-    return json.loads(Listing(operation, (grants,)).reduced(json.dumps(answer).encode()))
+    return json.loads(at_once(Listing(operation, (grants,)).reducing(json.dumps(answer).encode())))
 
 
 def test_every_listing_has_a_reduction() -> None:
@@ -92,7 +93,7 @@ def test_cluster_telemetry_and_issues() -> None:
 @pytest.mark.parametrize("answer", [b"", b"{", b"[]", b'{"result":[]}', b'{"result":null}', b"\x1f\x8b\x08", b"null"])
 def test_what_is_not_qdrants_is_not_passed(operation: str, answer: bytes) -> None:
     with pytest.raises(ValueError, match=r"."):
-        Listing(operation, (DOCS,)).reduced(answer)
+        at_once(Listing(operation, (DOCS,)).reducing(answer))
 
 
 json_values: st.SearchStrategy[Any] = st.recursive(

@@ -1,8 +1,9 @@
-"""Work in slices: others are served in between, it ends with its call, and a defect in it ends the connection."""
+"""Work in slices: others are served in between, it ends with its request, and a defect in it ends the connection."""
 
 from __future__ import annotations
 
 import asyncio
+import weakref
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -11,18 +12,26 @@ import pytest
 
 from tlsproxy.errors import BadRequest
 from tlsproxy.proxy import slices
+from tlsproxy.proxy.call import Call
+from tlsproxy.proxy.exchange import Exchange
 from tlsproxy.wire.steps import Steps
+
+KINDS = pytest.mark.parametrize("kind", ["call", "exchange"])
 
 
 class Connection:
-    """What a call knows of its connection."""
+    """What a call, and an exchange, knows of its connection."""
 
-    def __init__(self) -> None:
-        self.calls: dict[int, Any] = {1: SimpleNamespace(stream=1, relay=self)}
-        self.gateway = SimpleNamespace(loop=asyncio.get_running_loop())
+    def __init__(self, kind: str) -> None:
+        self.gateway: Any = SimpleNamespace(loop=asyncio.get_running_loop())
         self.stream = self
         self.said: list[object] = []
-        self.settled = 0
+        self.worker: Any
+        if kind == "call":
+            self.worker = Call(self, 1, SimpleNamespace(plan=SimpleNamespace(largest=None)), 0.0)  # type: ignore[arg-type]
+            self.calls = {1: self.worker}
+        else:
+            self.worker = Exchange(self.gateway, SimpleNamespace(forget=lambda _: None), self, None, None)  # type: ignore[arg-type]
 
     def tell(self, what: Callable[..., None], *args: object) -> None:
         try:
@@ -30,11 +39,20 @@ class Connection:
         except RuntimeError as error:
             self.said.append(error)
 
+    def end(self) -> None:
+        if isinstance(self.worker, Call):
+            self.calls.clear()
+        else:
+            self.worker.abandon()
+
     def refuse(self, _call: object, error: BadRequest) -> None:
         self.said.append(error)
 
+    def exchange_failed(self, error: BadRequest) -> None:
+        self.said.append(error)
+
     def settle(self) -> None:
-        self.settled += 1
+        pass
 
 
 def steps(count: int, end: Callable[[], str]) -> Steps[str]:
@@ -60,26 +78,27 @@ async def turns(count: int) -> None:
         await asyncio.sleep(0)
 
 
-def test_others_are_served_in_between() -> None:
+@KINDS
+def test_others_are_served_in_between(kind: str) -> None:
     async def work() -> None:
-        connection, done = Connection(), []
-        slices.in_slices(connection.calls[1], steps(5, lambda: "made"), done.append)
+        connection, done = Connection(kind), []
+        slices.in_slices(connection.worker, steps(5, lambda: "made"), done.append)
         for slice_ in range(5):
             assert not done, slice_
             await turns(1)
         assert done == ["made"]
-        assert connection.settled == 5
 
     asyncio.run(work())
 
 
+@KINDS
 @pytest.mark.parametrize("error", [BadRequest("not this"), RuntimeError("a defect")])
-def test_an_error_of_a_later_slice_is_told(error: Exception) -> None:
-    """By the call where it is the request's, else by the connection, which ends of it."""
+def test_an_error_of_a_later_slice_is_told(kind: str, error: Exception) -> None:
+    """By the request where it is its own, else by the connection, which ends of it."""
 
     async def work() -> None:
-        connection, done = Connection(), []
-        slices.in_slices(connection.calls[1], steps(2, failing(error)), done.append)
+        connection, done = Connection(kind), []
+        slices.in_slices(connection.worker, steps(2, failing(error)), done.append)
         await turns(4)
         assert connection.said == [error]
         assert not done
@@ -87,14 +106,17 @@ def test_an_error_of_a_later_slice_is_told(error: Exception) -> None:
     asyncio.run(work())
 
 
-def test_it_ends_with_its_call() -> None:
+@KINDS
+def test_it_ends_with_its_request(kind: str) -> None:
     async def work() -> None:
-        connection, done = Connection(), []
-        work_of_it = steps(3, lambda: "made")
-        slices.in_slices(connection.calls[1], work_of_it, done.append)
-        connection.calls.clear()
+        connection, done, ended = Connection(kind), [], []
+        counted = steps(3, lambda: "made")
+        weakref.finalize(counted, ended.append, True)
+        slices.in_slices(connection.worker, counted, done.append)
+        del counted
+        connection.end()
         await turns(5)
         assert not done
-        assert next(work_of_it, "closed") == "closed"
+        assert ended
 
     asyncio.run(work())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from typing import Any
 
@@ -11,7 +12,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tlsproxy.errors import BadRequest
-from tlsproxy.wire.strictjson import MAX_CONTAINERS, MAX_DEPTH, MAX_STRINGS, MAX_VALUES, read_json
+from tlsproxy.wire import strictjson
+from tlsproxy.wire.steps import at_once
+from tlsproxy.wire.strictjson import MAX_CONTAINERS, MAX_DEPTH, MAX_STRINGS, MAX_VALUES, reading_json
 
 
 @pytest.mark.parametrize(
@@ -47,7 +50,7 @@ from tlsproxy.wire.strictjson import MAX_CONTAINERS, MAX_DEPTH, MAX_STRINGS, MAX
 )
 def test_what_readers_may_differ_about_is_refused(text: bytes) -> None:
     with pytest.raises(BadRequest, match="Format error in JSON body: "):
-        read_json(text)
+        at_once(reading_json(text))
 
 
 @pytest.mark.parametrize(
@@ -60,7 +63,7 @@ def test_what_readers_may_differ_about_is_refused(text: bytes) -> None:
     ],
 )
 def test_what_they_agree_about_is_read(text: bytes) -> None:
-    assert repr(read_json(text)) == repr(json.loads(text))
+    assert repr(at_once(reading_json(text))) == repr(json.loads(text))
 
 
 @pytest.mark.parametrize(
@@ -75,12 +78,12 @@ def test_what_they_agree_about_is_read(text: bytes) -> None:
 )
 def test_what_would_take_too_much_memory_is_not_read(text: bytes) -> None:
     with pytest.raises(BadRequest, match="too many values"):
-        read_json(text)
+        at_once(reading_json(text))
 
 
 def test_ten_megabytes_of_one_key() -> None:
     with pytest.raises(BadRequest, match="duplicate field"):
-        read_json(b"{" + b",".join([b'"lookup_from":null'] * 550_000) + b"}")
+        at_once(reading_json(b"{" + b",".join([b'"lookup_from":null'] * 550_000) + b"}"))
 
 
 def slowly(text: bytes) -> Any:
@@ -124,10 +127,28 @@ texts = st.recursive(scalars, containers, max_leaves=12).map(str.encode)
 @example(b'{"a":1,"\\u0061":{"b":{}}}')
 def test_what_is_read_is_what_the_obvious_reader_reads(text: bytes) -> None:
     try:
-        value = read_json(text)
+        value = at_once(reading_json(text))
     except BadRequest:
         return
     assert repr(value) == repr(slowly(text))
+
+
+@pytest.mark.fuzz
+@given(st.lists(texts, max_size=6).map(lambda pieces: b"[%b]" % b",".join(pieces)))
+@example(b'["a\\"", "\\\\", "b\\\\\\"c", ""]')
+def test_a_long_text_is_read_as_a_short_one(text: bytes) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(strictjson, "_SHORT", 0)
+        patch.setattr(strictjson, "_SOME_STRINGS", re.compile(strictjson._SOME_STRINGS.pattern.replace(b"5000", b"2")))
+        long = outcome(text)
+    assert long == outcome(text)
+
+
+def outcome(text: bytes) -> str:
+    try:
+        return repr(at_once(reading_json(text)))
+    except BadRequest as refused:
+        return f"refused: {refused}"
 
 
 @pytest.mark.fuzz
@@ -144,4 +165,4 @@ def test_what_is_read_is_what_the_obvious_reader_reads(text: bytes) -> None:
     st.booleans(),
 )
 def test_every_ordinary_value_is_read(value: Any, ascii_only: bool) -> None:  # noqa: FBT001
-    assert repr(read_json(json.dumps(value, ensure_ascii=ascii_only).encode())) == repr(value)
+    assert repr(at_once(reading_json(json.dumps(value, ensure_ascii=ascii_only).encode()))) == repr(value)

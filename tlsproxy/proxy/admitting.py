@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Final, Protocol
 
 from tlsproxy.authz.access import Decision
@@ -76,6 +77,18 @@ class Admitting(ABC):
         """What it means that the deadline has passed."""
         kind, text = self._late
         return kind(text)
+
+    def later(self, go_on: Callable[[], None]) -> None:
+        """As :class:`tlsproxy.proxy.slices.Worker` has it."""
+        self._gateway.loop.call_soon(self._client.stream.tell, self._go_on, go_on)
+
+    def _go_on(self, go_on: Callable[[], None]) -> None:
+        if self._ended:
+            return
+        try:
+            go_on()
+        except RequestError as error:
+            self._client.exchange_failed(error)
 
     def _readmit(self) -> None:
         if self._ended:

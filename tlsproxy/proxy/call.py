@@ -7,6 +7,7 @@ in the audit log or for what its token depends on, the client's DATA waits with 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final, Protocol
 
 from tlsproxy.authz.access import Decision
@@ -190,6 +191,20 @@ class Call:
                 window.room -= size
             relay.up.append(frame if instead is None else instead)
         return not held
+
+    def later(self, go_on: Callable[[], None]) -> None:
+        """As :class:`tlsproxy.proxy.slices.Worker` has it."""
+        self.relay.gateway.loop.call_soon(self.relay.stream.tell, self._go_on, go_on)
+
+    def _go_on(self, go_on: Callable[[], None]) -> None:
+        relay = self.relay
+        if relay.calls.get(self.stream) is not self:
+            return
+        try:
+            go_on()
+        except RequestError as error:
+            relay.refuse(self, error)
+        relay.settle()
 
     def over(self) -> None:
         """It has ended: what it held is given back."""

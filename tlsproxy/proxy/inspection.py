@@ -10,6 +10,7 @@ from __future__ import annotations
 from tlsproxy.errors import RequestError
 from tlsproxy.proxy.admitting import Client
 from tlsproxy.proxy.auditlogs import AuditLogsExchange
+from tlsproxy.proxy.deadlines import NEVER
 from tlsproxy.proxy.exchange import Exchange
 from tlsproxy.proxy.gateway import Gateway
 from tlsproxy.proxy.holding import Holding
@@ -18,6 +19,7 @@ from tlsproxy.proxy.pool import Pool
 from tlsproxy.proxy.record import Record, RequestBody
 from tlsproxy.proxy.reduction import ReducedExchange
 from tlsproxy.proxy.refusal import CONTINUE
+from tlsproxy.proxy.slices import in_slices
 
 
 class InspectedExchange(Exchange):
@@ -64,7 +66,11 @@ class InspectedExchange(Exchange):
         self._reading = False
         content = bytes(self.body.content or b"")
         self.body.content = None
-        self.record.plan, content = self._plans.read(unread, content)
+        self._client.stream.deadline = NEVER  # nobody is waited for
+        in_slices(self, self._plans.reading(unread, content), self._decided)
+
+    def _decided(self, outcome: tuple[Plan, bytes]) -> None:
+        self.record.plan, content = outcome
         if self.record.plan.decision.allowed:
             self._whole_body = content
             super().admit()

@@ -4,7 +4,7 @@ A plan is a pure function of the head's bytes, the principal and the generation,
 memo per generation answers a head that was seen before (0.8 µs instead of a parse and a decision).
 
 Where the body has a say the head's plan is a refusal that keeps what it was made of (``unread``), and
-:meth:`Plans.read` makes the plan of head and body in its place. Both are decided in :mod:`tlsproxy.qdrant.judge`.
+:meth:`Plans.reading` makes the plan of head and body in its place. Both are decided in :mod:`tlsproxy.qdrant.judge`.
 """
 
 from __future__ import annotations
@@ -23,13 +23,14 @@ from tlsproxy.errors import RequestError
 from tlsproxy.proxy.accounts import caller_of, error_of, prepared, refusal_of
 from tlsproxy.proxy.answers import Answer, cors_fields, is_preflight, preflight, whoami
 from tlsproxy.proxy.quotas import Quotas, Toll
-from tlsproxy.qdrant.judge import Judgement, judge, judge_body
+from tlsproxy.qdrant.judge import Judgement, judge, judging_body
 from tlsproxy.qdrant.listings import Listing
 from tlsproxy.qdrant.operations import AUDIT_LOGS, OPEN, PREFLIGHT, WHOAMI, Operation
 from tlsproxy.qdrant.rest import Recognised, recognise
 from tlsproxy.tls.generation import Generation
-from tlsproxy.wire.content import decoded
+from tlsproxy.wire.content import decoding
 from tlsproxy.wire.http1 import RequestHead, parse_request, restate_request
+from tlsproxy.wire.steps import Steps
 from tlsproxy.wire.tracing import NONE, Tracing, of_head
 
 MEMO_PLANS: Final = 2048
@@ -169,12 +170,12 @@ class Plans:
             Judgement(ended) if ended is not None else judge(admitted, asked),
         )
 
-    def read(self, unread: Unread, content: bytes) -> tuple[Plan, bytes]:
+    def reading(self, unread: Unread, content: bytes) -> Steps[tuple[Plan, bytes]]:
         """The plan of a request whose body is here, and the body to send: this one, or this one confined."""
         head, asked, admission = unread.head, unread.asked, unread.admission
         try:
-            plain = decoded(content, head.value(b"content-encoding"), self._body_limit)
-            decision, changed = judge_body(admission, asked, plain)
+            plain = yield from decoding(content, head.value(b"content-encoding"), self._body_limit)
+            decision, changed = yield from judging_body(admission, asked, plain)
         except RequestError as error:
             decision, changed = refusal_of(error), None
         if changed is not None:

@@ -7,6 +7,7 @@ which may name what the caller must not know.
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import Final
 
 from tlsproxy.errors import Overloaded, RequestError, UpstreamBroken
@@ -17,9 +18,11 @@ from tlsproxy.proxy.holding import Holding
 from tlsproxy.proxy.plan import Plan
 from tlsproxy.proxy.pool import Pool
 from tlsproxy.proxy.record import Record, RequestBody
+from tlsproxy.proxy.slices import in_slices
 from tlsproxy.wire.chunked import ChunkedBody
 from tlsproxy.wire.http1 import CHUNKED
 from tlsproxy.wire.response import ResponseHead
+from tlsproxy.wire.steps import Steps
 
 MAX_ANSWER: Final = 32 << 20
 """Bytes: the telemetry of thousands of collections."""
@@ -60,9 +63,13 @@ class ReducedExchange(Exchange):
     def response_done(self) -> None:
         head, answer = self._answered, bytes(self._answer)
         self._answer.clear()
-        shown = self._shown(head, answer) if head is not None else None
-        if head is None or shown is None:
-            self._upstream = None
+        self._upstream = None
+        if head is None:
+            raise RuntimeError("the end of no answer")
+        in_slices(self, self._showing(head, answer), partial(self._show, head))
+
+    def _show(self, head: ResponseHead, shown: bytes | None) -> None:
+        if shown is None:
             self._client.exchange_failed(UpstreamBroken("The upstream's answer cannot be reduced to what you may know"))
             return
         fields = b"content-type: application/json\r\ncontent-length: %d\r\n" % len(shown) + self.record.plan.fields
@@ -70,14 +77,14 @@ class ReducedExchange(Exchange):
         super().response_body(shown)
         super().response_done()
 
-    def _shown(self, head: ResponseHead, answer: bytes) -> bytes | None:
+    def _showing(self, head: ResponseHead, answer: bytes) -> Steps[bytes | None]:
         listing = self.record.plan.listing
         if head.status in _ERRORS:
             return _ERROR
         if head.status != _OK or listing is None:
             return None
         try:
-            return listing.reduced(answer)
+            return (yield from listing.reducing(answer))
         except ValueError:
             return None
 

@@ -1,13 +1,14 @@
-"""Work on a call's message that could hold the loop: a slice of it at a time, and everybody else in between."""
+"""Work on what a request or its answer holds, which could hold the loop: a slice of it at a time, and everybody else in
+between.
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Final, TypeVar
+from functools import partial
+from typing import Final, Protocol, TypeVar
 
-from tlsproxy.errors import RequestError
-from tlsproxy.proxy.call import Call
 from tlsproxy.wire.steps import Steps
 
 SLICE: Final = 0.01
@@ -16,10 +17,18 @@ SLICE: Final = 0.01
 T = TypeVar("T")
 
 
-def in_slices(call: Call, steps: Steps[T], then: Callable[[T], None]) -> None:
+class Worker(Protocol):
+    """``later``: it calls this from the loop, soon, unless it has ended by then. A RequestError that is raised there is
+    its own to tell of.
+    """
+
+    def later(self, go_on: Callable[[], None]) -> None: ...
+
+
+def in_slices(worker: Worker, steps: Steps[T], then: Callable[[T], None]) -> None:
     """``then`` is told what the steps come to: before this returns, if that takes no longer than a slice.
 
-    Raises RequestError where they do by then; later, that refuses the call. They end with it.
+    Raises RequestError where they do by then.
     """
     end = time.monotonic() + SLICE
     try:
@@ -29,16 +38,4 @@ def in_slices(call: Call, steps: Steps[T], then: Callable[[T], None]) -> None:
     except StopIteration as done:
         then(done.value)
     else:
-        call.relay.gateway.loop.call_soon(call.relay.stream.tell, _go_on, call, steps, then)
-
-
-def _go_on(call: Call, steps: Steps[T], then: Callable[[T], None]) -> None:
-    relay = call.relay
-    if relay.calls.get(call.stream) is not call:
-        steps.close()
-        return
-    try:
-        in_slices(call, steps, then)
-    except RequestError as error:
-        relay.refuse(call, error)
-    relay.settle()
+        worker.later(partial(in_slices, worker, steps, then))

@@ -17,7 +17,7 @@ from tlsproxy.qdrant.operations import Operation
 
 
 def named_collections(operation: Operation, body: Any) -> tuple[str, ...]:
-    """Each name once, in the order of the body. ``body`` is what :func:`tlsproxy.wire.strictjson.read_json` made of it.
+    """Each name once, in the order of the body, which :mod:`tlsproxy.wire.strictjson` has read.
 
     Raises :class:`BadRequest`.
     """

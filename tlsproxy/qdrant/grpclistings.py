@@ -12,7 +12,7 @@ from tlsproxy.authz.access import Rights
 from tlsproxy.qdrant.listings import Listing, listing_of
 from tlsproxy.qdrant.operations import Operation
 from tlsproxy.wire.protobuf import I64, delimited, fields
-from tlsproxy.wire.steps import Steps, at_once
+from tlsproxy.wire.steps import Steps
 
 ENTRIES: Final = {"list_collections": (1,), "list_aliases": (1, 2), "list_collection_aliases": (1, 2)}
 """By the operation's name: the fields of an entry that are names. All of them must be the caller's to know."""
@@ -27,11 +27,8 @@ class MessageListing(Listing):
 
     __slots__ = ()
 
-    def reduced(self, body: bytes) -> bytes:
-        """``body`` is one message. Raises ValueError for what is not such a message."""
-        return at_once(self.reducing(body))
-
     def reducing(self, body: bytes) -> Steps[bytes]:
+        """``body`` is one message. Raises ValueError for what is not such a message."""
         kept = []
         for count, one in enumerate(fields(body), start=1):
             if not count % STEP:

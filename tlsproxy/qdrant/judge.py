@@ -18,7 +18,8 @@ from tlsproxy.qdrant.listings import Listing, listing_of
 from tlsproxy.qdrant.operations import Operation
 from tlsproxy.qdrant.rest import Recognised
 from tlsproxy.qdrant.tenancy import confine, is_confinable, tells_no_points
-from tlsproxy.wire.strictjson import read_json
+from tlsproxy.wire.steps import Steps
+from tlsproxy.wire.strictjson import reading_json
 
 NOWHERE: Final = Decision(allowed=False, reason="unknown_operation", status=HTTPStatus.NOT_FOUND, form=Form.EMPTY)
 """There is no such route, or method."""
@@ -26,7 +27,7 @@ NOWHERE: Final = Decision(allowed=False, reason="unknown_operation", status=HTTP
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """``decision`` is :data:`UNREAD` where the body has a say, which :func:`judge_body` then hears.
+    """``decision`` is :data:`UNREAD` where the body has a say, which :func:`judging_body` then hears.
 
     ``listing`` is how the answer must be reduced before the caller may see it, None where it may be seen as it is.
     """
@@ -62,7 +63,7 @@ def judge(admitted: Admission | Decision, asked: Recognised) -> Judgement:
     return Judgement(ALLOWED, listing)
 
 
-def judge_body(admitted: Admission, asked: Recognised, content: bytes) -> tuple[Decision, bytes | None]:
+def judging_body(admitted: Admission, asked: Recognised, content: bytes) -> Steps[tuple[Decision, bytes | None]]:
     """What head and body decide together, where the head alone left it open, and the body to send in place of this one.
 
     None is this one, to the byte. Raises :class:`BadRequest`, :class:`Unconfined`.
@@ -70,7 +71,7 @@ def judge_body(admitted: Admission, asked: Recognised, content: bytes) -> tuple[
     operation = asked.operation
     if operation is None:
         return UNREAD, None
-    body = read_json(content)
+    body = yield from reading_json(content)
     named = named_collections(operation, body) if operation.names_others else ()
     conditions = tuple(condition for rights in admitted.rights for condition in rights.conditions)
     changed = orjson.dumps(confine(operation, body, conditions)) if conditions else None

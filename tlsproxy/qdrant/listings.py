@@ -17,6 +17,9 @@ from tlsproxy.authz.access import Grants, Rights, names_held
 from tlsproxy.qdrant.operations import Operation
 from tlsproxy.wire.steps import Steps
 
+STEP: Final = 1000
+"""Entries of one step, at some microseconds each."""
+
 
 @dataclass(frozen=True, slots=True)
 class Listing:
@@ -25,18 +28,14 @@ class Listing:
     operation: str
     grants: tuple[Grants, ...]
 
-    def reduced(self, body: bytes) -> bytes:
-        """Raises ValueError for an answer that is not what Qdrant sends."""
+    def reducing(self, body: bytes) -> Steps[bytes]:
+        """What is shown. Raises ValueError for an answer that is not what Qdrant sends."""
         answer = orjson.loads(body)
         if not isinstance(answer, dict) or not isinstance(answer.get("result"), dict):
             raise ValueError("not Qdrant's envelope")  # noqa: TRY004 - wrong as a whole
-        result = REDUCTIONS[self.operation](answer["result"], self._held)
-        return orjson.dumps({"result": result} | _only(answer, "status", "time"))
-
-    def reducing(self, body: bytes) -> Steps[bytes]:
-        """The same in steps."""
         yield
-        return self.reduced(body)
+        result = yield from REDUCTIONS[self.operation](answer["result"], self._held)
+        return orjson.dumps({"result": result} | _only(answer, "status", "time"))
 
     def _held(self, name: Any) -> bool:
         return isinstance(name, str) and all(names_held(grants, name) for grants in self.grants)
@@ -49,44 +48,45 @@ def listing_of(operation: Operation, rights: tuple[Rights, ...]) -> Listing | No
 
 
 Held = Callable[[Any], bool]
+Reduction = Steps[dict[str, Any]]
 
 
-def _collections(result: dict[str, Any], held: Held) -> dict[str, Any]:
-    return {"collections": [{"name": entry["name"]} for entry in _entries(result, "collections", "name", held)]}
+def _collections(result: dict[str, Any], held: Held) -> Reduction:
+    entries = yield from _entries(result.get("collections"), "name", held)
+    return {"collections": [{"name": entry["name"]} for entry in entries]}
 
 
-def _aliases(result: dict[str, Any], held: Held) -> dict[str, Any]:
+def _aliases(result: dict[str, Any], held: Held) -> Reduction:
     """An alias is shown to who may know both of its names."""
-    entries = _entries(result, "aliases", "alias_name", held)
-    return {"aliases": [entry for entry in entries if held(entry.get("collection_name"))]}
+    entries = yield from _entries(result.get("aliases"), "alias_name", held)
+    return {"aliases": (yield from _entries(entries, "collection_name", held))}
 
 
-def _telemetry(result: dict[str, Any], held: Held) -> dict[str, Any]:
+def _telemetry(result: dict[str, Any], held: Held) -> Reduction:
     """Level 1 has sums over all collections in place of a list of them; they have no ``id``, and go."""
     collections = result.get("collections")
     hardware = result.get("hardware")
     reduced = _only(result, "id", "app")
     if isinstance(collections, dict):
-        lists = {
-            name: _entries(collections, name, "id", held)
-            for name in ("collections", "snapshots")
-            if name in collections
-        }
+        lists = {}
+        for name in ("collections", "snapshots"):
+            if name in collections:
+                lists[name] = yield from _entries(collections[name], "id", held)
         reduced["collections"] = {"number_of_collections": len(lists.get("collections", ())), **lists}
     if isinstance(hardware, dict):
-        reduced["hardware"] = {"collection_data": _mapped(hardware.get("collection_data"), held)}
+        reduced["hardware"] = {"collection_data": (yield from _mapped(hardware.get("collection_data"), held))}
     return reduced
 
 
-def _cluster_telemetry(result: dict[str, Any], held: Held) -> dict[str, Any]:
-    return {"collections": _mapped(result.get("collections"), held)}
+def _cluster_telemetry(result: dict[str, Any], held: Held) -> Reduction:
+    return {"collections": (yield from _mapped(result.get("collections"), held))}
 
 
-def _issues(result: dict[str, Any], held: Held) -> dict[str, Any]:
-    return {"issues": _entries(result, "issues", "related_collection", held)}
+def _issues(result: dict[str, Any], held: Held) -> Reduction:
+    return {"issues": (yield from _entries(result.get("issues"), "related_collection", held))}
 
 
-REDUCTIONS: Final[dict[str, Callable[[dict[str, Any], Held], dict[str, Any]]]] = {
+REDUCTIONS: Final[dict[str, Callable[[dict[str, Any], Held], Reduction]]] = {
     "list_collections": _collections,
     "list_aliases": _aliases,
     "list_collection_aliases": _aliases,
@@ -97,15 +97,24 @@ REDUCTIONS: Final[dict[str, Callable[[dict[str, Any], Held], dict[str, Any]]]] =
 """By the operation's name. A listing that is not here is refused to a limited caller."""
 
 
-def _entries(result: dict[str, Any], name: str, key: str, held: Held) -> list[dict[str, Any]]:
-    entries = result.get(name)
-    if not isinstance(entries, list):
-        return []
-    return [entry for entry in entries if isinstance(entry, dict) and held(entry.get(key))]
+def _entries(entries: Any, key: str, held: Held) -> Steps[list[dict[str, Any]]]:
+    kept = []
+    for count, entry in enumerate(entries if isinstance(entries, list) else (), start=1):
+        if not count % STEP:
+            yield
+        if isinstance(entry, dict) and held(entry.get(key)):
+            kept.append(entry)
+    return kept
 
 
-def _mapped(value: Any, held: Held) -> dict[str, Any]:
-    return {name: entry for name, entry in value.items() if held(name)} if isinstance(value, dict) else {}
+def _mapped(value: Any, held: Held) -> Steps[dict[str, Any]]:
+    kept = {}
+    for count, (name, entry) in enumerate(value.items() if isinstance(value, dict) else (), start=1):
+        if not count % STEP:
+            yield
+        if held(name):
+            kept[name] = entry
+    return kept
 
 
 def _only(value: dict[str, Any], *names: str) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import zlib
 from typing import Final
 
 from tlsproxy.errors import BadRequest, BodyTooLarge, CodingRefused
-from tlsproxy.wire.steps import Steps, at_once
+from tlsproxy.wire.steps import Steps
 
 _WINDOW: Final = {"gzip": 16 + zlib.MAX_WBITS, "deflate": zlib.MAX_WBITS}
 """As zlib's `wbits`: a gzip header and trailer, or zlib's own, which is what HTTP calls deflate."""
@@ -19,13 +19,8 @@ PIECE: Final = 1 << 20
 """Bytes that are decoded in one step."""
 
 
-def decoded(content: bytes, coding: str | None, limit: int) -> bytes:
-    """At most ``limit`` bytes. Raises :class:`CodingRefused`, :class:`BadRequest`, :class:`BodyTooLarge`."""
-    return at_once(decoding(content, coding, limit))
-
-
 def decoding(content: bytes, coding: str | None, limit: int) -> Steps[bytes]:
-    """The same in steps."""
+    """At most ``limit`` bytes. Raises :class:`CodingRefused`, :class:`BadRequest`, :class:`BodyTooLarge`."""
     name = (coding or "identity").lower()
     if name == "identity":
         return content

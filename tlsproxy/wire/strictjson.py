@@ -18,17 +18,21 @@ from typing import Any, Final
 import orjson
 
 from tlsproxy.errors import BadRequest
+from tlsproxy.wire.steps import Steps
 
 MAX_DEPTH: Final = 127
 """Nested arrays and objects; serde_json refuses the 128th."""
 MAX_CONTAINERS: Final = 500_000
 """Arrays and objects, each of which takes some 60 to 230 bytes of memory however few of the text it is."""
 MAX_STRINGS: Final = 1_000_000
-"""Keys too. They are taken out of the text one by one, and nobody is served meanwhile: so many take up to a second."""
+"""Keys too. They are taken out of the text one by one: so many take up to a second."""
 MAX_VALUES: Final = 4_000_000
 """More than 32 MiB of vectors have."""
 
 _STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"')
+_SOME_STRINGS = re.compile(rb'[^"]*(?:%b[^"]*){0,5000}' % _STRING.pattern)
+_SHORT: Final = 1 << 18
+"""A text of so many bytes is read in one step; no step of a longer one takes more than orjson does."""
 _ALL_BUT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 _ZERO_FOR_DIGIT = bytes.maketrans(b"123456789", b"0" * 9)
 _SUSPICIOUS = b"0" * 19  # 2**63 has 19 digits
@@ -37,7 +41,7 @@ _INTEGERS = range(-(1 << 63), 1 << 64)
 _LONGEST_INTEGER: Final = 20
 
 
-def read_json(text: bytes) -> Any:
+def reading_json(text: bytes) -> Steps[Any]:
     """Raises :class:`BadRequest`, in the words in which Qdrant refuses a body."""
     containers = text.count(b"[") + text.count(b"{")
     if containers > MAX_CONTAINERS or text.count(b'"') > 2 * MAX_STRINGS or text.count(b",") > MAX_VALUES:
@@ -46,16 +50,33 @@ def read_json(text: bytes) -> Any:
         value = orjson.loads(text)
     except orjson.JSONDecodeError as error:
         raise _refused(str(error)) from None
-    # Only a text that is known to be JSON: this pattern is quadratic in one whose last string has no end.
-    bare = _STRING.sub(b"", text)
+    if len(text) > _SHORT:
+        yield
+    bare = yield from _without_strings(text)
     if _depth(bare) > MAX_DEPTH:
         raise _refused("recursion limit exceeded")
     if not _integers_fit(bare):
         raise _refused("number out of range")
     pairs = bare.count(b":")
-    if pairs and _STRING.sub(b"", orjson.dumps(value)).count(b":") != pairs:
-        raise _refused("duplicate field")
+    if pairs:
+        anew = yield from _without_strings(orjson.dumps(value))
+        if anew.count(b":") != pairs:
+            raise _refused("duplicate field")
+    if len(text) > _SHORT:
+        yield
     return value
+
+
+def _without_strings(text: bytes) -> Steps[bytes]:
+    """Of a text that is known to be JSON: these patterns are quadratic in one whose last string has no end."""
+    if len(text) <= _SHORT:
+        return _STRING.sub(b"", text)
+    bare, at = bytearray(), 0
+    while at < len(text) and (some := _SOME_STRINGS.match(text, at)):
+        yield
+        bare += _STRING.sub(b"", some.group())
+        at = some.end()
+    return bytes(bare)
 
 
 def _depth(bare: bytes) -> int:
