@@ -133,14 +133,15 @@ class GrpcConnection(Streams):
         begin = position = 0
         for what, stream, start, end in frames.cut(data):
             size = end - start - HEADER
+            usual, call = False, None
             if what < ANY_DATA:
                 call = calls.get(stream)
                 if call is not None and call.waiting and self.held + size > MAX_HELD:
                     self._wait(start)
                     break
                 window.spent(size)
-                plain = call is not None and call.plain and not call.client_done and self._block is None
-                if call is not None and plain and what <= END_STREAM and 0 < size <= window.room and not late:
+                usual = what <= END_STREAM and 0 < size <= window.room and self._block is None and not late
+                if usual and call is not None and call.plain and not call.client_done:
                     window.room -= size
                     call.touched = self.now
                     call.record.bytes_in += size
@@ -155,7 +156,11 @@ class GrpcConnection(Streams):
             if new and what in WHOLE_FIELDS and size <= longest:
                 up.append(self.opened(stream, self.reader.read(frames.data[start + HEADER : end]), what))
                 continue
-            instead = self._frame(what >> 8, what & 0xFF, stream, start, end)
+            instead = (
+                self.on_data(frames.data, what, stream, start, end)
+                if usual and call is not None
+                else self._frame(what >> 8, what & 0xFF, stream, start, end)
+            )
             if self._ended:
                 return
             up.append(frames.data[start:end] if instead is None else instead)

@@ -45,7 +45,7 @@ class _Judging:
         self._asked = asked
         self._message = Message()
         self._reading = reading_of(asked.operation)
-        self._kept = _Kept(call, asked)
+        self._kept: _Kept | None = None
         self._passed = False
 
     def _may_pass(self) -> bool:
@@ -72,8 +72,15 @@ class _Judging:
             self._call.relay.deny(self._call)
         return plan.decision.allowed
 
+    def _keep(self, content: bytes) -> _Kept:
+        """Beside what was kept before. Raises BodyTooLarge, Overloaded."""
+        kept = self._kept = self._kept or _Kept(self._call, self._asked)
+        kept.add(content)
+        return kept
+
     def over(self) -> None:
-        self._kept.release()
+        if self._kept is not None:
+            self._kept.release()
 
 
 class Reading(_Judging):
@@ -91,30 +98,31 @@ class Reading(_Judging):
             self._withheld = False
             return None
         content = self._message.feed(data[start + HEADER : end])
-        if self._message.compressed:
-            self._kept.add(content)
-        elif content:
+        kept = self._keep(content) if self._message.compressed else None
+        if kept is None and content:
             self._reading.feed(content)
-        if flags & END_STREAM:
+        whole = self._message.whole
+        if flags & END_STREAM and not whole:
             self._message.end()
-        if self._allowed or (not self._message.whole and self._may_pass()):
+        if self._allowed or (not whole and self._may_pass()):
             return None
-        if self._message.whole:
-            in_slices(self._call, self._deciding(), self._decided)
+        if whole and kept is not None:
+            in_slices(self._call, self._deciding(kept), self._decided)
+        elif whole:
+            self._allowed = self._decide()
         if self._allowed:
             return None
-        if self._allowed is None and self._message.whole:
+        if self._allowed is None and whole:
             self._withheld = True
             self._call.hold(data[start:end])
         else:
             self._call.relay.give_back(end - start - HEADER)
         return b""
 
-    def _deciding(self) -> Steps[bool]:
-        if self._message.compressed:
-            plain = yield from self._kept.plain()
-            yield from self._read(plain)
-        self._kept.release()
+    def _deciding(self, kept: _Kept) -> Steps[bool]:
+        plain = yield from kept.plain()
+        yield from self._read(plain)
+        kept.release()
         return self._decide()
 
     def _decided(self, allowed: bool) -> None:  # noqa: FBT001 - what the steps come to
@@ -142,22 +150,22 @@ class Rebuilding(_Judging):
     def data(self, data: bytes, start: int, end: int, flags: int) -> bytes | None:
         relay, size = self._call.relay, end - start - HEADER
         content = self._message.feed(data[start + HEADER : end])
-        self._kept.add(content)
+        kept = self._keep(content)
         if not self._message.compressed:
             self._reading.feed(content)
         if flags & END_STREAM:
             self._message.end()
-            in_slices(self._call, self._making(), self._send)
+            in_slices(self._call, self._making(kept), self._send)
         elif self._may_pass():
             relay.down.append(http2.window_update(self._call.stream, size))
         relay.give_back(size)
         return b""
 
-    def _making(self) -> Steps[bytes | None]:
+    def _making(self, kept: _Kept) -> Steps[bytes | None]:
         """What is to be sent; None where it is refused."""
-        content = self._kept.content
+        content = kept.content
         if self._message.compressed:
-            content = yield from self._kept.plain()
+            content = yield from kept.plain()
             yield from self._read(content)
         if not self._decide():
             return None

@@ -109,9 +109,11 @@ class Reading:
         except ProtobufError as error:
             raise _malformed(error) from None
         found = self._scanner.found
-        collection = next(name for kind, name in found if kind == COLLECTION)
+        collection, *_ = [name for kind, name in found if kind == COLLECTION]
         if not collection:
             raise BadRequest("Malformed message: no collection is named")
+        if len(found) == 1:
+            return collection, ()
         if any(kind == INNER and name not in {"", collection} for kind, name in found):
             raise BadRequest("Malformed message: a request of a batch names another collection than the batch")
         others = tuple(name for kind, name in found if kind == OTHER)

@@ -218,6 +218,11 @@ class Message:
 
     def feed(self, data: bytes) -> bytes:
         """The bytes of the message among these. Raises BadRequest for a second message, or a flag that is neither."""
+        if not self._prefix and data[:1] == b"\0" and int.from_bytes(data[1:PREFIX], "big") == len(data) - PREFIX:
+            self._prefix = data[:PREFIX]  # all of it in one piece, as small ones come
+            self.length = len(data) - PREFIX
+            self.whole = True
+            return data[PREFIX:]
         if len(self._prefix) < PREFIX:
             taken = PREFIX - len(self._prefix)
             self._prefix += data[:taken]

@@ -46,10 +46,17 @@ class Shape:
     nested: Mapping[int, str] = field(default_factory=dict)
     skipped: frozenset[int] = frozenset()
     repeated: frozenset[int] = frozenset()
+    known: frozenset[int] = field(init=False)
+
+    def __post_init__(self) -> None:
+        looked_at = self.names.keys() | self.nested.keys()
+        if looked_at & self.skipped:
+            raise ValueError("a field that is looked at is not skipped")
+        object.__setattr__(self, "known", self.skipped | looked_at)
 
     def check(self, number: int, seen: int, where: str) -> None:
         """``seen`` has a bit for each number that the message had before. Raises :class:`ProtobufError`."""
-        if number not in self.skipped and number not in self.names and number not in self.nested:
+        if number not in self.known:
             raise ProtobufError(f"field {number} of {where} is not known here")
         if seen >> number & 1 and number not in self.repeated:
             raise ProtobufError(f"field {number} of {where} is there twice")
@@ -114,6 +121,10 @@ def _head(data: bytes, position: int) -> tuple[int, int, int, int] | None:
 
     What follows a varint's tag is the varint itself, of which the size is known once it is whole.
     """
+    if position + 1 < len(data):  # a tag of one byte and a size of one: nearly always
+        first, second = data[position], data[position + 1]
+        if first & 0x87 == LEN and second <= _SEVEN_BITS and first > LEN:
+            return first >> 3, LEN, second, position + 2
     tag = _varint(data, position, _TAG_BYTES)
     if tag is None:
         return None
@@ -184,13 +195,16 @@ class Scanner:
 
     def feed(self, data: bytes) -> None:
         """Raises :class:`ProtobufError`, after which there is no use in going on."""
-        skipped = min(self._left, len(data))
-        self._left -= skipped
-        self._at += skipped
-        self._leave()
-        data = self._held + data[skipped:]
-        position = 0
-        while position < len(data):
+        if self._left:
+            skipped = min(self._left, len(data))
+            self._left -= skipped
+            self._at += skipped
+            data = data[skipped:]
+            self._leave()
+        if self._held:
+            data = self._held + data
+        position, size, frames = 0, len(data), self._frames
+        while position < size:
             step = self._field(data, position)
             if not step:
                 break
@@ -199,7 +213,8 @@ class Scanner:
             self._fields -= 1
             if self._fields < 0:
                 raise ProtobufError("too many fields")
-            self._leave()
+            if frames[-1].end == self._at:
+                self._leave()
         self._held = data[position:]
 
     def close(self) -> None:
@@ -213,31 +228,37 @@ class Scanner:
         head = _head(data, position)
         if head is None:
             return 0
-        number, wire_type, size, content = head
+        number, _, size, content = head
         frame = self._frames[-1]
         start = content - position
         if self._at + start + size > frame.end:
             raise ProtobufError(f"field {number} of {frame.where} is longer than the message")
         frame.shape.check(number, frame.seen, frame.where)
-        name, nested = frame.shape.names.get(number), frame.shape.nested.get(number)
-        if (name is not None or nested is not None) and wire_type != LEN:
-            raise ProtobufError(f"field {number} of {frame.where} has another type")
-        if name is not None:
-            if size > self._longest:
-                raise ProtobufError(f"field {number} of {frame.where} has more than {self._longest} bytes")
-            if content + size > len(data):
-                return 0
-            self._report(name, data[content : content + size])
-            start += size
+        if number not in frame.shape.skipped:
+            return self._looked_at(frame, head, data, start)
         frame.seen |= 1 << number
+        here = min(size, len(data) - content)
+        self._left = size - here
+        return start + here
+
+    def _looked_at(self, frame: _Frame, head: tuple[int, int, int, int], data: bytes, start: int) -> int:
+        """As :meth:`_field`, of one that is a name or a message; its content begins after ``start`` bytes."""
+        number, wire_type, size, content = head
+        if wire_type != LEN:
+            raise ProtobufError(f"field {number} of {frame.where} has another type")
+        nested = frame.shape.nested.get(number)
         if nested is not None:
             if len(self._frames) > MAX_DEPTH:
                 raise ProtobufError("messages are nested too deeply")
             self._frames.append(_Frame(nested, self._shapes[nested], self._at + start + size))
-        elif name is None:
-            here = min(size, len(data) - content)
-            self._left = size - here
-            start += here
+        else:
+            if size > self._longest:
+                raise ProtobufError(f"field {number} of {frame.where} has more than {self._longest} bytes")
+            if content + size > len(data):
+                return 0
+            self._report(frame.shape.names[number], data[content : content + size])
+            start += size
+        frame.seen |= 1 << number
         return start
 
     def _leave(self) -> None:
