@@ -71,7 +71,7 @@ class Decoder:
         except IndexError:
             raise HpackError("an index that is in no table, or a block that ends within a field") from None
 
-    def _decode(self, block: bytes) -> tuple[Field, ...]:
+    def _decode(self, block: bytes) -> tuple[Field, ...]:  # noqa: PLR0912 - each form of a field, and the usual ones here
         known, sizes, limit = self._known, self._sizes, self._limit
         fields: list[Field] = []
         at, size, end = self._resized(block), 0, len(block)
@@ -99,7 +99,12 @@ class Decoder:
                     name = known[index + _INDEXED][0]
                 else:
                     name, at = _string(block, at)
-                value, at = _string(block, at)
+                length = block[at]
+                stop = at + 1 + length
+                if length < 0x7F and stop <= end:  # noqa: PLR2004 - as most are: short, and not Huffman-coded
+                    value, at = block[at + 1 : stop], stop
+                else:
+                    value, at = _string(block, at)
                 field = name, value
                 fields.append(field)
                 counted = len(name) + len(value) + OVERHEAD

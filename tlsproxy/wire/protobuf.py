@@ -121,10 +121,18 @@ def _head(data: bytes, position: int) -> tuple[int, int, int, int] | None:
 
     What follows a varint's tag is the varint itself, of which the size is known once it is whole.
     """
-    if position + 1 < len(data):  # a tag of one byte and a size of one: nearly always
-        first, second = data[position], data[position + 1]
-        if first & 0x87 == LEN and second <= _SEVEN_BITS and first > LEN:
-            return first >> 3, LEN, second, position + 2
+    if position + 2 < len(data):  # nearly always a tag of one byte, and a length of one or two
+        first, length, more = data[position : position + 3]
+        if first & 0x87 == LEN < first:
+            if length <= _SEVEN_BITS:
+                return first >> 3, LEN, length, position + 2
+            if more <= _SEVEN_BITS:
+                return first >> 3, LEN, length & _SEVEN_BITS | more << 7, position + 3
+    return _any_head(data, position)
+
+
+def _any_head(data: bytes, position: int) -> tuple[int, int, int, int] | None:
+    """The same, whatever it is."""
     tag = _varint(data, position, _TAG_BYTES)
     if tag is None:
         return None
