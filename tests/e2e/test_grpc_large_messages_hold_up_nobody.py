@@ -29,7 +29,7 @@ IDENTITIES = [
     {"name": "tenant", "match": {"cn": "nobody"}, "role": "tenant"},
 ]
 UPSERT, LIST, SEARCH = "/qdrant.Points/Upsert", "/qdrant.Collections/List", "/qdrant.Points/Search"
-MANY = delimited(1, b"docs") + delimited(3, b"") * 120_000
+MANY = delimited(1, b"docs") + delimited(3, b"") * 240_000
 """Points without anything in them: a few hundred bytes of gzip."""
 LISTING = pb.ListCollectionsResponse(
     collections=[pb.CollectionDescription(name=f"secret-{n:020}") for n in range(60_000)]
