@@ -75,18 +75,18 @@ class Stream(Receiver):
             self._send(data)
 
     def _send(self, data: bytes) -> None:
-        rest: bytes | memoryview = data
+        sent = 0
         if not self._out and self.established:
             try:
                 sent = self._sock.send(data)
             except BlockingIOError:
-                sent = 0
+                pass
             except OSError as error:
                 self._write_failed(error)
                 return
             if sent == len(data):
                 return
-            rest = memoryview(data)[sent:]
+        rest = memoryview(data)[sent:] if sent else data
         if self._out is _NOTHING:
             self._out = deque()
         self._out.append(rest)
