@@ -37,15 +37,25 @@ def missing() -> str | None:
 
 
 def build(directory: Path) -> Programs:
-    """Raises CannotBuildError."""
+    """Unless they are there, and newer than what they are made of. Raises CannotBuildError."""
+    programs = Programs(directory / "load", directory / "upstream")
+    if not _is_built(programs):
+        _build(directory, programs)
+    return programs
+
+
+def _is_built(programs: Programs) -> bool:
+    changed = max(source.stat().st_mtime for source in (*_SOURCES.iterdir(), Path(__file__)))
+    return all(each.exists() and each.stat().st_mtime > changed for each in (programs.load, programs.upstream))
+
+
+def _build(directory: Path, programs: Programs) -> None:
     if (lacking := missing()) is not None:
         raise CannotBuildError(lacking)
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "huffman.h").write_text(_huffman())
-    load, upstream = directory / "load", directory / "upstream"
-    _compile(load, [_SOURCES / name for name in _LOAD], f"-I{directory}", "-lssl", "-lcrypto")
-    _compile(upstream, [_SOURCES / name for name in _UPSTREAM], f"-I{directory}")
-    return Programs(load, upstream)
+    _compile(programs.load, [_SOURCES / name for name in _LOAD], f"-I{directory}", "-lssl", "-lcrypto")
+    _compile(programs.upstream, [_SOURCES / name for name in _UPSTREAM], f"-I{directory}")
 
 
 def _compile(program: Path, sources: list[Path], *more: str) -> None:

@@ -9,8 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from support.bench import built
 
-from bench.build import Programs, build, missing
+from bench.build import Programs, build
 from bench.dimensions import SCALE
 from bench.errors import AbsentError
 from bench.figures import Sample
@@ -26,16 +27,14 @@ from bench.scale import run_scale
 from bench.site import Site
 from bench.workloads import BY_NAME, WORKLOADS, Workload
 
+pytestmark = pytest.mark.timeout(180)  # it compiles
 SECONDS = 0.1
 DOWNLOAD = 1 << 20
 
 
 @pytest.fixture(scope="module")
 def programs(tmp_path_factory: pytest.TempPathFactory) -> Programs:
-    lacking = missing()
-    if lacking is not None:
-        pytest.skip(lacking)
-    return build(tmp_path_factory.mktemp("bench-build"))
+    return build(built(tmp_path_factory))
 
 
 @pytest.fixture(scope="module")

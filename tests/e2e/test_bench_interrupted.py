@@ -12,21 +12,23 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
-from support.bench import installed
+from support.bench import built, installed
 
-from bench.build import missing
 from bench.peers import OURS
 from bench.results import Results
 
-PATIENCE = 30.0
+pytestmark = pytest.mark.timeout(180)
+PATIENCE = 60.0
+
+
+@pytest.fixture(scope="module")
+def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return built(tmp_path_factory)
 
 
 @pytest.fixture
-def directory(tmp_path: Path) -> Path:
-    lacking = missing()
-    if lacking is not None:
-        pytest.skip(lacking)
-    return installed(tmp_path / "data")
+def directory(programs: Path, tmp_path: Path) -> Path:
+    return installed(tmp_path / "data", programs)
 
 
 @contextmanager

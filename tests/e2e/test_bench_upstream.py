@@ -14,20 +14,19 @@ import h2.events
 import h2.settings
 import httpx
 import pytest
+from support.bench import built
 
-from bench.build import build, missing
+from bench.build import build
 from bench.process import upstream
 
+pytestmark = pytest.mark.timeout(180)  # it compiles
 PATIENCE = 10.0
 CORS = "Origin, Access-Control-Request-Method, Access-Control-Request-Headers"
 
 
 @pytest.fixture(scope="module")
 def ports(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[int, int]]:
-    lacking = missing()
-    if lacking is not None:
-        pytest.skip(lacking)
-    with upstream(build(tmp_path_factory.mktemp("bench-build")), 3 << 20) as behind:
+    with upstream(build(built(tmp_path_factory)), 3 << 20) as behind:
         yield behind
 
 

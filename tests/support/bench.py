@@ -1,15 +1,30 @@
-"""A directory for the bench in which nothing is installed from an index: those peers are absent."""
+"""What tests of the bench share: its programs, and a directory in which nothing is installed from an index."""
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
+import pytest
+
+from bench.build import build, missing
 from bench.peers import PEERS
 from bench.venv import PLOTS
 
 
-def installed(directory: Path) -> Path:
-    """What the bench takes for its venv, with every package in it."""
+def built(factory: pytest.TempPathFactory) -> Path:
+    """The directory of the load generator and the upstream."""
+    lacking = missing()
+    if lacking is not None:
+        pytest.skip(lacking)
+    directory = factory.mktemp("bench-build")
+    build(directory)
+    return directory
+
+
+def installed(directory: Path, programs: Path) -> Path:
+    """A directory for the bench with these, and what it takes for its venv: peers from there are absent."""
+    shutil.copytree(programs, directory / "build")
     site_packages = directory / "venv" / "lib" / "python3" / "site-packages"
     for package in {PLOTS, *(peer.package for peer in PEERS.values() if peer.package)}:
         (site_packages / f"{package.replace('-', '_')}-0.dist-info").mkdir(parents=True)
