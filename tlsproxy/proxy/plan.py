@@ -10,7 +10,7 @@ Where the body has a say the head's plan is a refusal that keeps what it was mad
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Final, Self
+from typing import Final, Self, TypeVar
 from urllib.parse import urlsplit
 
 from tlsproxy.authz.access import ALLOWED, UNREAD, Decision
@@ -41,6 +41,8 @@ UNLIMITED: Final = 1 << 62
 AUDIT_QUERY: Final = 65_536
 """Bytes of a question about the audit log."""
 
+K = TypeVar("K")
+
 
 @dataclass(frozen=True, slots=True)
 class Proviso:
@@ -50,9 +52,9 @@ class Proviso:
     head: RequestHead
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Unread:
-    """A request whose body must be read before it is decided."""
+    """A request whose body must be read before it is decided. Compared and hashed as the object that it is."""
 
     head: RequestHead
     asked: Recognised
@@ -121,6 +123,7 @@ class Plans:
         key = generation.upstream_api_key
         self._upstream_key = key.encode() if key is not None else None
         self._memo: dict[tuple[Principal, bytes], Plan] = {}
+        self._sent: dict[Unread, Plan] = {}
 
     def of(self, principal: Principal, head: bytes, now: float, ended: Decision | None) -> tuple[Plan, Tracing]:
         """The plan, and what the client said besides that differs from request to request.
@@ -144,9 +147,7 @@ class Plans:
         self._memo.pop((principal, head), None)
         plan = self.make(principal, head, now)
         if (plan.decision.allowed or plan.unread is not None) and len(head) <= MEMO_HEAD:
-            if len(self._memo) >= MEMO_PLANS:
-                del self._memo[next(iter(self._memo))]  # the oldest
-            self._memo[principal, head] = plan
+            _remember(self._memo, (principal, head), plan)
         return plan
 
     def make(self, principal: Principal, head: bytes, now: float, *, ended: Decision | None = None) -> Plan:
@@ -178,11 +179,23 @@ class Plans:
             decision, changed = yield from judging_body(admission, asked, plain)
         except RequestError as error:
             decision, changed = refusal_of(error), None
+        if decision is ALLOWED and changed is None and len(content) == head.length:
+            return self._as_sent(unread), content
         if changed is not None:
             head, content = head.without(b"content-encoding"), changed
         return self._plan(
             admission.principal, head.with_length(len(content)), asked, admission, Judgement(decision)
         ), content
+
+    def _as_sent(self, unread: Unread) -> Plan:
+        """Of a request that goes upstream as it came, since its body may: heads repeat where bodies do not."""
+        plan = self._sent.get(unread)
+        if plan is None:
+            plan = self._plan(
+                unread.admission.principal, unread.head, unread.asked, unread.admission, Judgement(ALLOWED)
+            )
+            _remember(self._sent, unread, plan)
+        return plan
 
     def _limit(self, operation: Operation | None) -> int:
         """Of anybody's body."""
@@ -254,6 +267,12 @@ class Plans:
             listing=listing,
             presented=None if admission is None or admission.credential is None else _presented(head),
         )
+
+
+def _remember(memo: dict[K, Plan], key: K, plan: Plan) -> None:
+    if len(memo) >= MEMO_PLANS:
+        del memo[next(iter(memo))]  # the oldest
+    memo[key] = plan
 
 
 def _presented(head: RequestHead) -> str | None:

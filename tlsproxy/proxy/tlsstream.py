@@ -82,6 +82,17 @@ class TlsStream(Stream):
         self._received = 0
         self.resume_reading()
 
+    def _on_readable(self) -> None:
+        data = self._receive()
+        if not data or self._closing:
+            return
+        self._incoming.write(data)
+        if self._handshaken:
+            self._decrypt()
+        else:
+            self._received += len(data)
+            self._handshake()
+
     def _handshake(self) -> None:
         try:
             self._tls.do_handshake()
@@ -98,19 +109,13 @@ class TlsStream(Stream):
         self._flush()
         self.tell(self._tls_owner.handshake_done, self._tls)
         if self._incoming.pending and not self.closed and not self._closing:
-            self._take(b"")
+            self._decrypt()
 
     def _fail(self, reason: str, detail: str) -> None:
         self._tls_owner.handshake_failed(reason, detail)
         super().close(ALERT_LINGER)
 
-    def _take(self, data: bytes) -> None:
-        """All that is here is decrypted, and told as one."""
-        self._incoming.write(data)
-        if not self._handshaken:
-            self._received += len(data)
-            self._handshake()
-            return
+    def _decrypt(self) -> None:
         ended: bool | ssl.SSLError = False
         try:
             data = self._tls.read(RECORD)
@@ -125,7 +130,10 @@ class TlsStream(Stream):
         if self._outgoing.pending:  # a key update, an alert
             self._flush()
         if data:
-            self.owner.data_received(data)
+            try:
+                self.owner.data_received(data)
+            except Exception as error:  # noqa: BLE001 - see _owner_failed
+                self._owner_failed(error)
         if ended:
             self._end(None if ended is True else ended)
 

@@ -18,6 +18,7 @@ from tlsproxy.qdrant.listings import Listing, listing_of
 from tlsproxy.qdrant.operations import Operation
 from tlsproxy.qdrant.rest import Recognised
 from tlsproxy.qdrant.tenancy import confine, is_confinable, tells_no_points
+from tlsproxy.wire.outline import outline
 from tlsproxy.wire.steps import Steps
 from tlsproxy.wire.strictjson import reading_json
 
@@ -71,9 +72,9 @@ def judging_body(admitted: Admission, asked: Recognised, content: bytes) -> Step
     operation = asked.operation
     if operation is None:
         return UNREAD, None
-    body = yield from reading_json(content)
-    named = named_collections(operation, body) if operation.names_others else ()
     conditions = tuple(condition for rights in admitted.rights for condition in rights.conditions)
+    body = yield from reading_json(content if conditions else outline(content))  # names do not stand among numbers
+    named = named_collections(operation, body) if operation.names_others else ()
     changed = orjson.dumps(confine(operation, body, conditions)) if conditions else None
     decision = decide_all(admitted.rights, operation, asked.collection, named=named, confined=changed is not None)
     return decision, changed

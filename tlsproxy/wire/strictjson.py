@@ -7,7 +7,7 @@ nesting deeper than serde goes, so that whoever walks the value need not count.
 
 It is read by orjson, which refuses most of that by itself and takes the last of two equal keys. Those are found without
 reading the text again: a key that was given twice is missing in the value, so that the text and the value written anew
-differ in their number of pairs. A search of 13 KB costs 55 µs in all; `json` with a pairs hook takes 215.
+differ in their number of pairs. That takes a quarter of the time of `json` with a pairs hook.
 """
 
 from __future__ import annotations

@@ -1,0 +1,82 @@
+"""What is left out of a body before it is read changes nothing of what can be found in it."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tlsproxy.errors import BadRequest
+from tlsproxy.qdrant.bodies import named_collections
+from tlsproxy.qdrant.rest import recognise
+from tlsproxy.wire.outline import LONG, outline
+from tlsproxy.wire.steps import at_once
+from tlsproxy.wire.strictjson import reading_json
+
+_numbers = st.lists(st.integers(-9, 9) | st.floats(allow_nan=False, allow_infinity=False) | st.none() | st.booleans())
+_texts = st.text(st.sampled_from('ab[]{}",:\\1 é'), max_size=12)
+_values: st.SearchStrategy[Any] = st.recursive(
+    _texts | _numbers | st.integers(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(_texts, inner, max_size=4),
+)
+_spaces = st.sampled_from([(",", ":"), (" , ", " : "), (",\n\t", ":\r\n")])
+QUERY = recognise("POST", "/collections/docs/points/query").operation
+
+
+def emptied(value: Any) -> Any:
+    """The obvious twin, on the value: each array of scalars alone is empty."""
+    if isinstance(value, dict):
+        return {name: emptied(inner) for name, inner in value.items()}
+    if not isinstance(value, list):
+        return value
+    return [emptied(inner) for inner in value] if any(isinstance(one, str | list | dict) for one in value) else []
+
+
+@given(_values, _spaces, st.booleans())
+def test_arrays_of_scalars_are_empty_and_nothing_else_is_changed(
+    value: Any,
+    spaces: tuple[str, str],
+    ascii_: bool,  # noqa: FBT001
+) -> None:
+    text = json.dumps(value, separators=spaces, ensure_ascii=ascii_).encode("utf-8", "surrogatepass")
+    assert json.loads(outline(text, long=0, most=10_000)) == emptied(value)
+
+
+@given(_values, st.integers(0, 40), st.integers(0, 8))
+def test_a_look_that_ends_early_leaves_the_rest_as_it_is(value: Any, long: int, most: int) -> None:
+    assert emptied(json.loads(outline(json.dumps(value).encode(), long, most))) == emptied(value)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"query":[%b],"lookup_from":{"collection":"a[%b]"}}',
+        b'{"lookup_from":{"collection":"a\\"[%b]"},"query":[%b]}',
+        b'{"prefetch":[{"query":[%b]},{"lookup_from":{"collection":"other"},"query":[%b]}]}',
+        b'{"q":"[","query":[%b],"x":"]","with_lookup":"[%b]"}',
+    ],
+)
+def test_names_are_found_as_in_the_whole_text(body: bytes) -> None:
+    assert QUERY is not None
+    numbers = b",".join([b"0.25"] * LONG)
+    text = body.replace(b"%b", numbers)
+    shown = outline(text)
+    assert len(shown) < len(text)
+    found = named_collections(QUERY, at_once(reading_json(shown)))
+    assert found == named_collections(QUERY, at_once(reading_json(text)))
+    assert found
+
+
+def test_a_string_without_an_end_is_not_waited_for() -> None:
+    text = b'{"a":"' + b"[" * 100_000
+    assert outline(text) == text
+    with pytest.raises(BadRequest):
+        at_once(reading_json(outline(text)))
+
+
+def test_many_brackets_are_not_looked_at_one_by_one() -> None:
+    text = b"[" * 1_000_000
+    assert outline(text) == text
