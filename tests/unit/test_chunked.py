@@ -50,6 +50,46 @@ def test_whole_equals_byte_by_byte_equals_split_anywhere(parts: list[bytes], cut
 
 
 @pytest.mark.fuzz
+@given(chunks, st.integers(0, 400), st.sampled_from([b"", TAIL, b"\r\n0\r\n\r\n"]))
+def test_without_trailers_too_in_one_piece_or_with_the_last_chunk_in_one(
+    parts: list[bytes], cut: int, tail: bytes
+) -> None:
+    """The usual answer has a way of its own."""
+    data = encode(parts) + tail
+    last = len(data) - len(encode(parts[-1:]) + tail)
+    kept = bytearray()
+    body = ChunkedBody(kept)
+    for piece in (data[:last], data[last:]):
+        if piece:
+            body.feed(piece)
+    assert (body.done, bytes(kept)) == (True, b"".join(parts))
+    for pieces in ([data], [data[:last], data[last:]], [data[:cut], data[cut:]]):
+        forwarded, rest, body = feed_all(pieces)
+        assert body.done
+        assert (forwarded, rest, body.size) == (encode(parts), tail, sum(map(len, parts)))
+
+
+@pytest.mark.fuzz
+@given(
+    st.lists(st.sampled_from([b"0\r\n", b"1\r\n", b"a", b"\r\n", b"00\r\n", b"2\r\n\r\n", b"x:y\r\n"]), max_size=9),
+    st.integers(0, 40),
+)
+def test_what_looks_like_an_end_is_one_in_one_piece_only_if_it_is_byte_by_byte(words: list[bytes], cut: int) -> None:
+    data = b"".join(words)
+
+    def outcome(pieces: list[bytes]) -> tuple[bytes, bytes, bool, int] | str:
+        try:
+            forwarded, rest, body = feed_all(pieces)
+        except ChunkedError:
+            return "refused"
+        return (forwarded if body.done else b"", rest, body.done, body.size)
+
+    slow = outcome([data[index : index + 1] for index in range(len(data))])
+    assert outcome([data]) == slow
+    assert outcome([data[:cut], data[cut:]]) == slow
+
+
+@pytest.mark.fuzz
 @given(st.binary(max_size=60), st.integers(0, 60))
 def test_any_bytes_end_the_same_however_they_are_split(data: bytes, cut: int) -> None:
     def outcome(pieces: list[bytes]) -> tuple[bytes, bytes, bool] | str:
