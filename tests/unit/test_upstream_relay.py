@@ -7,6 +7,7 @@ from typing import Any
 
 from tlsproxy.errors import RequestError
 from tlsproxy.proxy.deadlines import Deadlines
+from tlsproxy.proxy.gateway import Waits
 from tlsproxy.proxy.pool import Pool
 from tlsproxy.proxy.upstream import Upstream
 from tlsproxy.wire.response import ResponseHead
@@ -48,15 +49,16 @@ class Exchange:
 
 
 def gateway(server: socket.socket, **settings: float) -> Any:
-    upstream = {"response_timeout": 5.0, "connect_timeout": 5.0, "idle_timeout": 5.0, "max_connections": 1}
+    upstream = {"response_timeout": 5.0, "connect_timeout": 5.0, "idle_timeout": 5.0, "max_connections": 1} | settings
     loop = asyncio.get_running_loop()
     return SimpleNamespace(
         loop=loop,
         deadlines=Deadlines(loop),
         metrics=SimpleNamespace(upstream_connect=lambda _outcome: None),
+        waits=Waits(upstream["response_timeout"], upstream["idle_timeout"]),
         generation=SimpleNamespace(
             upstream_addresses={"rest": [(socket.AF_INET, server.getsockname())]},
-            config=SimpleNamespace(upstream=SimpleNamespace(**(upstream | settings))),
+            config=SimpleNamespace(upstream=SimpleNamespace(**upstream)),
         ),
     )
 
