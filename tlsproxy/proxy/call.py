@@ -104,7 +104,8 @@ class Call:
             gateway.audit.when_writable(lambda: self._readmit(points))
         else:
             self.record.admit(gateway)
-            exists, asked = self.record.plan.exists, self.record.plan.asked
+            plan = self.record.plan
+            exists, asked = plan.exists, plan.asked
             if exists is not None and asked is not None:
                 self.waiting = not points.exists(exists, asked.head.fields, self._told)
         self.plain = self.reading is None and not self.waiting and not self._largest

@@ -141,12 +141,13 @@ class Streams(Life):
 
     def opened(self, stream: int, fields: Parted, flags: int) -> bytes:
         """A new call: what of it goes upstream now."""
-        done = bool(flags & END_STREAM)
+        done = flags & END_STREAM != 0
         self.last = stream
         self.budgets.streams.spend(self.now)
-        now, gateway, calls = time.time(), self.gateway, self.gateway.calls
-        ended = self._standing.ended(gateway.generation, now)
-        principal = self._standing.principal
+        now, gateway, standing = time.time(), self.gateway, self._standing
+        calls = gateway.calls
+        ended = standing.ended(gateway.generation, now)
+        principal = standing.principal
         repeated, tracing, deadline = fields
         if self.leaving or len(self.calls) >= self._most:
             plan = calls.unreadable(principal, Overloaded("No more calls are taken on this connection"))

@@ -171,9 +171,10 @@ class GrpcUpstream:
                     status = said.status
                     plain.answered = True
                     if said.beginning:
-                        block += upstream_block(plain.record.id, NONE)
-                        down += frames.data[begin:start], http2.headers(stream, block, what)
+                        if begin < start:
+                            down.append(frames.data[begin:start])
                         begin = end
+                        down.append(http2.headers(stream, block + upstream_block(plain.record.id, NONE), what))
                 else:
                     down.append(frames.data[begin:start])
                     begin = passed = end

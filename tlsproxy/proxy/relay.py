@@ -176,7 +176,8 @@ class Relay(ABC):
         """The upstream's response is whole. The client may still have something to say."""
         call.upstream_done = True
         call.record.grpc_status = status
-        self.close_record(call, "")
+        if not call.recorded:
+            self.close_record(call)
         if call.client_done:
             self.forget(call, "")
 
@@ -206,11 +207,10 @@ class Relay(ABC):
             del self.over[next(iter(self.over))]  # the oldest
         self.over[stream] = None
 
-    def close_record(self, call: Call, reason: str) -> None:
-        """Once: the first end counts."""
-        if not call.recorded:
-            call.recorded = True
-            self.finish(call.record, reason)
+    def close_record(self, call: Call, reason: str = "") -> None:
+        """Of a call that is not ``recorded`` yet: the first end counts."""
+        call.recorded = True
+        self.finish(call.record, reason)
 
     def finish(self, record: Record[CallPlan], reason: str) -> None:
         if record.grpc_status is not None:
