@@ -152,6 +152,8 @@ class Decoder:
 def _integer(block: bytes, at: int, most: int) -> tuple[int, int]:
     """§5.1: (an integer of which the prefix is ``most``, all ones, and the rest begins at ``at``; where that ends)."""
     value = most
+    if at < len(block) and block[at] < 0x80:  # noqa: PLR2004 - as the next would be, and nearly always is
+        return value + block[at], at + 1
     for shift, byte in zip(range(0, 7 * _MAX_INTEGER, 7), block[at : at + _MAX_INTEGER], strict=False):
         at += 1
         value += (byte & 0x7F) << shift
