@@ -191,9 +191,8 @@ class Plans:
         """Of a request that goes upstream as it came, since its body may: heads repeat where bodies do not."""
         plan = self._sent.get(unread)
         if plan is None:
-            plan = self._plan(
-                unread.admission.principal, unread.head, unread.asked, unread.admission, Judgement(ALLOWED)
-            )
+            head = unread.head.with_length(unread.head.length)
+            plan = self._plan(unread.admission.principal, head, unread.asked, unread.admission, Judgement(ALLOWED))
             _remember(self._sent, unread, plan)
         return plan
 

@@ -1,8 +1,8 @@
 """A JSON text without the numbers that make up most of it: what a decision on names has to read of a search.
 
 A vector is an array without a string, an object or an array in it, so nothing in it can name anything, or place what
-follows it elsewhere, to any reader. Long ones are emptied before the text is read, which takes a search of 12 KB from
-100 µs to 5. What stood in them is not read here; if it is no JSON, Qdrant says so.
+follows it elsewhere, to any reader. Long ones are emptied before the text is read, which takes a search of 13 KB from
+160 µs to 5. What stood in them is not read here; if it is no JSON, Qdrant says so.
 """
 
 from __future__ import annotations
