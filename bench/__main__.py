@@ -70,7 +70,7 @@ def run(
 @_only
 def quick(directory: Path, only: tuple[str, ...]) -> None:
     """The main workloads in two minutes, beside the peers that have targets, unless --only names others."""
-    _run(directory, Plan(only or AIMED_AT, QUICK, rounds=5, seconds=0.15, connections=(), rotation=False))
+    _run(directory, Plan(only or AIMED_AT, QUICK, rounds=5, seconds=0.1, connections=(), rotation=False))
 
 
 def _run(directory: Path, plan: Plan) -> None:

@@ -21,6 +21,9 @@ from bench.results import Measured, Results
 from bench.site import Site
 from bench.workloads import Workload
 
+_START = 0.4
+"""Seconds until a contender serves."""
+
 
 @dataclass(frozen=True, slots=True)
 class Setting:
@@ -66,6 +69,7 @@ def run_rounds(
                 contenders[peer.name] = setting.start(stack, peer, program)
             except AbsentError as error:
                 results.absent[peer.name] = str(error)
+        setting.journal.step(results, _START * len(programs), f"started {', '.join(contenders)}")
         for number in range(rounds):
             for workload in chosen:
                 measured = results.workloads.setdefault(workload.name, Measured(workload.title, workload.unit))
@@ -77,8 +81,9 @@ def run_rounds(
 
 def planned_rounds(generator: Generator, peers: Iterable[Peer], workloads: Iterable[Workload], rounds: int) -> float:
     """Seconds."""
-    chosen = list(workloads)
-    return rounds * sum(generator.planned(each) for peer in peers for each in chosen if takes(peer, each))
+    chosen, contenders = list(workloads), list(peers)
+    work = sum(generator.planned(each) for peer in contenders for each in chosen if takes(peer, each))
+    return _START * len(contenders) + rounds * work
 
 
 def takes(peer: Peer, workload: Workload) -> bool:
