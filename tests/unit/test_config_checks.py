@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
+from tlsproxy.config.identity_checks import HINTS
 from tlsproxy.config.loader import Loaded, parse
 from tlsproxy.config.problems import ConfigError
 
@@ -425,3 +426,14 @@ def test_check_does_not_run_on_a_section_that_is_invalid_itself() -> None:
 def test_errors_of_sound_sections_come_with_those_of_an_invalid_one() -> None:
     found = errors(limits={"connections": 0}, upstream={"rest": "https://h:1"})
     assert [text.split(":")[0] for text in found] == ["limits.connections", "upstream.rest"]
+
+
+def test_thousands_of_unknown_roles_are_told_of_without_a_near_one_for_each() -> None:
+    """Each hint is a comparison with all names: of 2,000 and 1,000 that took 14 seconds."""
+    names = [f"team-{number}" for number in range(1000)]
+    rules = [{"name": f"n{n}", "match": {"cn": f"c{n}"}, "role": f"team_{n % 1000}"} for n in range(2000)]
+    told = [
+        one for one in errors(roles={name: {"access": "r"} for name in names}, identities=rules) if "is called" in one
+    ]
+    assert len(told) == 2000
+    assert sum("did you mean 'team-" in one for one in told) == HINTS

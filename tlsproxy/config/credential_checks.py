@@ -55,8 +55,8 @@ def named_keys(config: Config, _tree: Tree) -> Iterator[Finding]:
 
 
 def key_roles(config: Config, _tree: Tree) -> Iterator[Finding]:
+    yield from role_findings(((("keys", index, "role"), key.role) for index, key in enumerate(config.keys)), config)
     for index, key in enumerate(config.keys):
-        yield from role_findings(("keys", index, "role"), key.role, config)
         for template in filter_of(config.roles[key.role]) if key.role in config.roles else ():
             if template.of_claim:
                 text = f"role {key.role!r} has a filter with {{{template.field}}}: who sends a key sends no token"
@@ -83,9 +83,9 @@ def issuers(config: Config, _tree: Tree) -> Iterator[Finding]:
 
 
 def issuer_roles(config: Config, _tree: Tree) -> Iterator[Finding]:
-    for index, issuer in enumerate(config.jwt_issuers):
-        if issuer.role is not None:
-            yield from role_findings(("jwt_issuers", index, "role"), issuer.role, config)
+    named = enumerate(issuer.role for issuer in config.jwt_issuers)
+    roles = ((("jwt_issuers", index, "role"), role) for index, role in named if role is not None)
+    yield from role_findings(roles, config)
 
 
 def tokens(config: Config, _tree: Tree) -> Iterator[Finding]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Final
 
 from tlsproxy.authz.globs import glob_error
@@ -18,6 +18,8 @@ from tlsproxy.config.secrets import KEY_NAMES
 
 _HEX: Final = {"sha256": re.compile(r"[0-9a-f]{64}"), "serial": re.compile(r"[0-9a-f]{1,40}")}
 """RFC 5280 §4.1.2.2: a serial number has at most 20 octets."""
+HINTS: Final = 20
+"""Unknown roles for which a near one is looked for: there may be thousands, and each is compared with all there are."""
 
 
 def roles(config: Config, _tree: Tree) -> Iterator[Finding]:
@@ -78,10 +80,12 @@ def match_findings(path: Path, given: Mapping[str, str]) -> Iterator[Finding]:
             yield Finding((*path, name), text, warning=True)
 
 
-def role_findings(path: Path, role: str, config: Config) -> Iterator[Finding]:
-    """Of a ``path`` that names a role."""
-    if role not in config.roles:
-        yield Finding(path, f"no role is called {role!r}{did_you_mean(role, config.roles)}")
+def role_findings(named: Iterable[tuple[Path, str]], config: Config) -> Iterator[Finding]:
+    """Of roles that are named somewhere."""
+    unknown = ((path, role) for path, role in named if role not in config.roles)
+    for count, (path, role) in enumerate(unknown):
+        hint = did_you_mean(role, config.roles) if count < HINTS else ""
+        yield Finding(path, f"no role is called {role!r}{hint}")
 
 
 def names(config: Config, _tree: Tree) -> Iterator[Finding]:
@@ -90,7 +94,8 @@ def names(config: Config, _tree: Tree) -> Iterator[Finding]:
         if rule.name in seen:
             yield Finding(("identities", index, "name"), f"{rule.name!r} is the name of an earlier rule")
         seen.add(rule.name)
-        yield from role_findings(("identities", index, "role"), rule.role, config)
+    roles_of_rules = ((("identities", index, "role"), rule.role) for index, rule in enumerate(config.identities))
+    yield from role_findings(roles_of_rules, config)
 
 
 def role_use(config: Config, _tree: Tree) -> Iterator[Finding]:

@@ -94,9 +94,12 @@ def modes(config: Config, _tree: Tree) -> Iterator[Finding]:
 
 
 def tcp_roles(config: Config, _tree: Tree) -> Iterator[Finding]:
-    for index, listener in enumerate(config.listeners):
-        for place, role in enumerate(listener.allow):
-            yield from role_findings(("listeners", index, "allow", place), role, config)
+    roles = (
+        (("listeners", index, "allow", place), role)
+        for index, listener in enumerate(config.listeners)
+        for place, role in enumerate(listener.allow)
+    )
+    yield from role_findings(roles, config)
 
 
 def addresses(config: Config, tree: Tree) -> Iterator[Finding]:
