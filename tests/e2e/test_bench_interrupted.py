@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 from support.bench import built, installed
@@ -33,11 +34,12 @@ def directory(programs: Path, tmp_path: Path) -> Path:
 
 @contextmanager
 def bench(directory: Path, *options: str) -> Iterator[subprocess.Popen[str]]:
-    """A session of its own, so that what is left of it can be told, and ended."""
+    """A session of its own, so that what is left of it can be told, and ended. What is killed leaves its files."""
     command = [sys.executable, "-m", "bench", "run", "--dir", str(directory), "--only", "nginx", "--workloads", "get"]
-    with subprocess.Popen(
+    with TemporaryDirectory(prefix="b") as place, subprocess.Popen(
         [*command, "--no-idle", *options],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        env=os.environ | {"TMPDIR": place},
     ) as run:  # fmt: skip
         try:
             yield run
