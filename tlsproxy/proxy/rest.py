@@ -104,18 +104,17 @@ class RestConnection(Turns):
                 self.close = True
                 self._fail(error)
                 return
-        if plan.relayed:
-            self._begin(Exchange(gateway, self._pool, self, record, self._body))
-        elif plan.answer is not None:
-            self._answer(plan.answer)
-        elif plan.decision.allowed or plan.unread is not None:
-            self._begin(exchange_of(plan)(gateway, self._pool, self, record, self._body))
-        else:
-            self._refuse_as(plan.decision)
-
-    def _begin(self, exchange: Exchange) -> None:
+        kind = Exchange
+        if not plan.relayed:
+            if plan.answer is not None:
+                self._answer(plan.answer)
+                return
+            if not plan.decision.allowed and plan.unread is None:
+                self._refuse_as(plan.decision)
+                return
+            kind = exchange_of(plan)
         self._state = BUSY
-        self._exchange = exchange
+        self._exchange = exchange = kind(gateway, self._pool, self, record, self._body)
         try:
             exchange.admit()
             data = self._inbox.data

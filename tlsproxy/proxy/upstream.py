@@ -87,8 +87,10 @@ class Upstream:
         self.exchange = exchange
         self._buffer, self._head, self._chunks = b"", None, None
         self._to_head, self._awaited = to_head, whole
-        self._await()
-        self.stream.write(data)
+        stream = self.stream
+        if stream.established:
+            stream.deadline = time.monotonic() + self._gateway.waits.response if whole else NEVER
+        stream.write(data)
 
     def await_response(self) -> None:
         """The request is whole, or its next bytes wait for room: it is the upstream that is waited for."""
