@@ -50,6 +50,22 @@ def idle(gateway: Gateway, context: ssl.SSLContext) -> socket.socket:
         return socket.socket(fileno=connected.detach())
 
 
+def test_a_connection_that_has_uploaded_much_keeps_little_of_the_room(site: Site, gateway: Gateway) -> None:
+    """A memory BIO keeps the size that it once had."""
+    context, body = site.client(), bytes(1 << 20)
+    upload = b"PUT /collections/docs/points HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n" % len(body)
+    with ExitStack() as stack:
+        connections = [stack.enter_context(gateway.connect(context)) for _ in range(100)]
+        for connection in connections:
+            connection.sendall(GET)
+            assert connection.recv(65536).startswith(b"HTTP/1.1 200 ")
+        before = memory(gateway)
+        for connection in connections:
+            connection.sendall(upload + body)
+            assert connection.recv(65536).startswith(b"HTTP/1.1 200 ")
+        assert (memory(gateway) - before) / len(connections) < 100_000
+
+
 @pytest.mark.soak
 @pytest.mark.timeout(300)
 @pytest.mark.usefixtures("descriptors")

@@ -19,6 +19,8 @@ from tlsproxy.proxy.stream import Stream
 
 RECORD: Final = 16_384
 """Bytes of plaintext in a record, at most (RFC 8446 §5.1)."""
+FED: Final = 24_576
+"""Bytes of ciphertext that a BIO is given at a time, a record and a half: it keeps for good what it once grew to."""
 MAX_HANDSHAKE: Final = 131_072
 """Bytes that a client may send before its handshake is done: room for a long chain, not for a flood."""
 ALERT_LINGER: Final = 1.0
@@ -86,12 +88,17 @@ class TlsStream(Stream):
         data = self._receive()
         if not data or self._closing:
             return
-        self._incoming.write(data)
-        if self._handshaken:
+        if not self._handshaken:
+            self._received += len(data)
+            self._incoming.write(data)
+            self._handshake()
+        elif len(data) <= FED:
+            self._incoming.write(data)
             self._decrypt()
         else:
-            self._received += len(data)
-            self._handshake()
+            view = memoryview(data)
+            self._incoming.write(view[:FED])
+            self._decrypt(view[FED:])
 
     def _handshake(self) -> None:
         try:
@@ -115,16 +122,19 @@ class TlsStream(Stream):
         self._tls_owner.handshake_failed(reason, detail)
         super().close(ALERT_LINGER)
 
-    def _decrypt(self) -> None:
+    def _decrypt(self, rest: bytes | memoryview = b"") -> None:
+        """What is in the BIO, and ``rest`` behind it."""
         ended: bool | ssl.SSLError = False
         try:
             data = self._tls.read(RECORD)
             if not data:
                 ended = True
             elif self._incoming.pending:
-                data, ended = self._read_on_from(data)
+                data, ended = self._read_on_from(data, rest)
         except ssl.SSLWantReadError:
             data = b""
+            if rest:
+                data, ended = self._read_on_from(data, rest)
         except ssl.SSLError as error:
             data, ended = b"", error
         if self._outgoing.pending:  # a key update, an alert
@@ -137,20 +147,30 @@ class TlsStream(Stream):
         if ended:
             self._end(None if ended is True else ended)
 
-    def _read_on_from(self, data: bytes) -> tuple[bytes, bool | ssl.SSLError]:
+    def _read_on_from(self, data: bytes, rest: bytes | memoryview) -> tuple[bytes, bool | ssl.SSLError]:
         """With all records behind the first one: (their plaintext, whether or with what error the stream ended)."""
         read, incoming = self._tls.read, self._incoming
         records = [data]
         ended: bool | ssl.SSLError = False
-        try:
-            while incoming.pending and not ended:
+        while not ended:
+            if rest and incoming.pending <= FED:
+                incoming.write(rest[:FED])
+                rest = rest[FED:]
+            if not incoming.pending:
+                break
+            try:
                 data = read(RECORD)
-                records.append(data)
-                ended = not data
-        except ssl.SSLWantReadError:
-            pass
-        except ssl.SSLError as error:
-            ended = error
+            except ssl.SSLWantReadError:
+                if not rest:
+                    break
+                incoming.write(rest[:FED])
+                rest = rest[FED:]
+                continue
+            except ssl.SSLError as error:
+                ended = error
+                break
+            records.append(data)
+            ended = not data
         return b"".join(records), ended
 
     def _end(self, error: ssl.SSLError | None) -> None:
