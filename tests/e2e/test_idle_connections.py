@@ -15,7 +15,7 @@ from support.client import Client
 from support.gateway import Gateway
 from support.raw import GET
 from support.site import Site
-from support.upstream import ScriptedUpstream
+from support.upstream import ScriptedUpstream, plain
 
 COUNT = 10_000 if os.environ.get("TLSPROXY_SOAK") else 500
 WARM = 50
@@ -63,6 +63,23 @@ def test_a_connection_that_has_uploaded_much_keeps_little_of_the_room(site: Site
         for connection in connections:
             connection.sendall(upload + body)
             assert connection.recv(65536).startswith(b"HTTP/1.1 200 ")
+        assert (memory(gateway) - before) / len(connections) < 100_000
+
+
+def test_nor_does_one_that_was_sent_much(site: Site, gateway: Gateway, upstream: ScriptedUpstream) -> None:
+    context, size = site.client(), 1 << 20
+    with ExitStack() as stack:
+        connections = [stack.enter_context(gateway.connect(context)) for _ in range(100)]
+        for connection in connections:
+            connection.sendall(GET)
+            assert connection.recv(65536).startswith(b"HTTP/1.1 200 ")
+        before = memory(gateway)
+        upstream.answer = plain(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % size + bytes(size))
+        for connection in connections:
+            connection.sendall(GET)
+            came = 0
+            while came < size:
+                came += len(connection.recv(65536))
         assert (memory(gateway) - before) / len(connections) < 100_000
 
 

@@ -185,13 +185,16 @@ class TlsStream(Stream):
     def write(self, data: bytes) -> None:
         if self.closed or self._closing:
             return
-        write, size = self._tls.write, len(data)
-        written = write(data)
-        if written < size:  # it writes a record at a time
-            view = memoryview(data)
-            while written < size:
-                written += write(view[written : written + RECORD])
-        self._send(self._outgoing.read())
+        write, read, size = self._tls.write, self._outgoing.read, len(data)
+        if size <= RECORD:
+            write(data)
+            self._send(read())
+            return
+        view, sealed = memoryview(data), []
+        for start in range(0, size, RECORD):  # one at a time, for the BIO keeps the size of the largest
+            write(view[start : start + RECORD])
+            sealed.append(read())
+        self._send(b"".join(sealed))
 
     def _at_eof(self) -> None:
         """An end without a close_notify is a cut (RFC 8446 §6.1), never an end of what the client had to say."""
