@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from tlsproxy.proxy.deadlines import Deadlines
+from tlsproxy.proxy.owncode import own_code
 from tlsproxy.proxy.owner import DialOwner
 from tlsproxy.proxy.stream import Stream
 
@@ -17,6 +18,7 @@ Address = tuple[int, tuple[Any, ...]]
 """(family, sockaddr), as getaddrinfo gives them."""
 
 
+@own_code("_on_readable", "_take", "_send", "write", "resume_reading")
 class DialledStream(Stream):
     """Tries the addresses in their order. When none answers, the connection is lost without ever having been."""
 

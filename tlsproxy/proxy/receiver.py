@@ -64,20 +64,26 @@ class Receiver:
             self._reading = False
             self._loop.remove_reader(self._fd)
 
-    def _receive(self) -> bytes:
-        """What came; nothing where there is none, be it that the stream ended, which is dealt with."""
+    def _on_readable(self) -> None:
         try:
             data = self._sock.recv(RECEIVE)
         except BlockingIOError:
-            return b""
+            return
         except OSError as error:
             self.abort(error)
-            return b""
-        if data:
-            self._heard.add(self)
-        else:
+            return
+        if not data:
             self._at_eof()
-        return data
+            return
+        self._heard.add(self)
+        if not self._closing:
+            try:
+                self._take(data)
+            except Exception as error:  # noqa: BLE001 - see _owner_failed
+                self._owner_failed(error)
+
+    def _take(self, data: bytes) -> None:
+        self.owner.data_received(data)
 
     def _at_eof(self) -> None:
         if self.when_ended is not None and not self._closing and self._error is None:
@@ -108,16 +114,8 @@ class Receiver:
             self._loop.remove_reader(self._fd)
             self._loop.add_reader(self._fd, self._on_readable)
 
-    def _on_readable(self) -> None:
-        data = self._receive()
-        if data and not self._closing:
-            try:
-                self.owner.data_received(data)
-            except Exception as error:  # noqa: BLE001 - see _owner_failed
-                self._owner_failed(error)
-
     def tell(self, what: Callable[..., None], *args: object) -> None:
-        """Whatever the loop wakes us for, the owner hears of it through here; of data from where it is received."""
+        """Whatever else the loop wakes us for, the owner hears of it through here."""
         try:
             what(*args)
         except Exception as error:  # noqa: BLE001 - see _owner_failed

@@ -20,6 +20,9 @@ from tlsproxy.proxy.receiver import Receiver
 HIGH_WATER: Final = 262_144
 LOW_WATER: Final = 65_536
 
+_NOTHING: Final[deque[bytes | memoryview]] = deque()
+"""What is queued by those that have nothing to write: nearly all at any time, and a deque takes 760 bytes."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -57,7 +60,7 @@ class Stream(Receiver):
         self._deadlines = deadlines
         self._write_timeout = write_timeout
         self._linger = 0.0
-        self._out: deque[bytes | memoryview] = deque()
+        self._out = _NOTHING
         self._queued = 0
         self._writing = self._shutting = False
         self.stalled = self.broken = False
@@ -72,18 +75,20 @@ class Stream(Receiver):
             self._send(data)
 
     def _send(self, data: bytes) -> None:
-        rest: bytes | memoryview = data
+        sent = 0
         if not self._out and self.established:
             try:
                 sent = self._sock.send(data)
             except BlockingIOError:
-                sent = 0
+                pass
             except OSError as error:
                 self._write_failed(error)
                 return
             if sent == len(data):
                 return
-            rest = memoryview(data)[sent:]
+        rest = memoryview(data)[sent:] if sent else data
+        if self._out is _NOTHING:
+            self._out = deque()
         self._out.append(rest)
         self._queued += len(rest)
         if self.established:
@@ -118,6 +123,7 @@ class Stream(Receiver):
         if (self.stalled or self._closing) and self._queued < before:
             self.deadline = time.monotonic() + self._write_timeout
         if not self._out:
+            self._out = _NOTHING
             self._stop_writing()
             if self._closing:
                 self._half_close()
@@ -131,7 +137,7 @@ class Stream(Receiver):
         """The other side reads no more. What it said before may still wait to be read, such as an early refusal."""
         _log.debug("write failed: %s", error)
         self.broken = True
-        self._out.clear()
+        self._out = _NOTHING
         self._queued = 0
         self._stop_writing()
         if self._closing:
@@ -190,7 +196,7 @@ class Stream(Receiver):
         self.closed = True
         self.pause_reading()
         self._stop_writing()
-        self._out.clear()
+        self._out = _NOTHING
         self._queued = 0
         self._deadlines.discard(self)
         self._sock.close()

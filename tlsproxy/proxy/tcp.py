@@ -127,8 +127,10 @@ class TcpConnection:
 
     def answered(self, data: bytes) -> None:
         self._entry.bytes_out += len(data)
-        self.stream.write(data)
-        self._touch()
+        stream = self.stream
+        stream.write(data)
+        if not stream.stalled:
+            stream.deadline = time.monotonic() + self._idle
 
     def _upstream_ended(self) -> None:
         """It has said all: the client is told, and may go on."""
@@ -157,9 +159,11 @@ class TcpConnection:
 
     def data_received(self, data: bytes) -> None:
         self._entry.bytes_in += len(data)
-        if self._upstream is not None:
-            self._upstream.write(data)
-        self._touch()
+        upstream, stream = self._upstream, self.stream
+        if upstream is not None:
+            upstream.write(data)
+        if not stream.stalled:
+            stream.deadline = time.monotonic() + self._idle
 
     def _client_ended(self) -> None:
         if self._upstream is not None:

@@ -84,22 +84,6 @@ class TlsStream(Stream):
         self._received = 0
         self.resume_reading()
 
-    def _on_readable(self) -> None:
-        data = self._receive()
-        if not data or self._closing:
-            return
-        if not self._handshaken:
-            self._received += len(data)
-            self._incoming.write(data)
-            self._handshake()
-        elif len(data) <= FED:
-            self._incoming.write(data)
-            self._decrypt()
-        else:
-            view = memoryview(data)
-            self._incoming.write(view[:FED])
-            self._decrypt(view[FED:])
-
     def _handshake(self) -> None:
         try:
             self._tls.do_handshake()
@@ -116,20 +100,32 @@ class TlsStream(Stream):
         self._flush()
         self.tell(self._tls_owner.handshake_done, self._tls)
         if self._incoming.pending and not self.closed and not self._closing:
-            self._decrypt()
+            self._take(b"")
 
     def _fail(self, reason: str, detail: str) -> None:
         self._tls_owner.handshake_failed(reason, detail)
         super().close(ALERT_LINGER)
 
-    def _decrypt(self, rest: bytes | memoryview = b"") -> None:
-        """What is in the BIO, and ``rest`` behind it."""
+    def _take(self, data: bytes) -> None:  # noqa: C901 - one row for each way that a read may end
+        """All that is here is decrypted, and told as one."""
+        incoming = self._incoming
+        if not self._handshaken:
+            self._received += len(data)
+            incoming.write(data)
+            self._handshake()
+            return
+        rest: bytes | memoryview = b""
+        if len(data) <= FED:
+            incoming.write(data)
+        else:
+            rest = memoryview(data)[FED:]
+            incoming.write(memoryview(data)[:FED])
         ended: bool | ssl.SSLError = False
         try:
             data = self._tls.read(RECORD)
             if not data:
                 ended = True
-            elif self._incoming.pending:
+            elif rest or incoming.pending:
                 data, ended = self._read_on_from(data, rest)
         except ssl.SSLWantReadError:
             data = b""
@@ -140,10 +136,7 @@ class TlsStream(Stream):
         if self._outgoing.pending:  # a key update, an alert
             self._flush()
         if data:
-            try:
-                self.owner.data_received(data)
-            except Exception as error:  # noqa: BLE001 - see _owner_failed
-                self._owner_failed(error)
+            self.owner.data_received(data)
         if ended:
             self._end(None if ended is True else ended)
 
