@@ -47,7 +47,7 @@ def main() -> None:
 @_only
 @_workloads
 @click.option("--rounds", default=11, show_default=True, type=click.IntRange(1))
-@click.option("--seconds", default=0.4, show_default=True, help="Of a workload on a contender in a round.")
+@click.option("--seconds", default=0.3, show_default=True, help="Of a workload on a contender in a round.")
 @click.option("--idle/--no-idle", default=True, help="Whether to measure idle connections.")
 @click.option("--rotation/--no-rotation", default=True, help="Whether to measure while certificates change.")
 def run(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
+import random
 import socket
 import subprocess
 import time
@@ -20,6 +22,7 @@ from bench.site import Site
 
 START_TIMEOUT = 20.0
 STOP_TIMEOUT = 10.0
+_LOWEST_PORT = 10_000
 _PRIORITY = "-8"
 """Niceness, where it is allowed: others on the machine get less in between."""
 
@@ -73,12 +76,17 @@ class Running:
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports that nobody has at this moment."""
-    with contextlib.ExitStack() as held:
-        socks = [held.enter_context(socket.socket()) for _ in range(count)]
-        for sock in socks:
-            sock.bind(("127.0.0.1", 0))
-        return [int(sock.getsockname()[1]) for sock in socks]
+    """Ports that nobody has at this moment, and that the kernel gives to no client until they are bound."""
+    clients = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    servers = range(_LOWEST_PORT, max(clients, 2 * _LOWEST_PORT))
+    return list(itertools.islice(filter(_is_free, random.sample(servers, len(servers))), count))
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as sock, contextlib.suppress(OSError):
+        sock.bind(("127.0.0.1", port))
+        return True
+    return False
 
 
 @contextlib.contextmanager

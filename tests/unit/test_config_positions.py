@@ -7,7 +7,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tlsproxy.config.positions import MAX_BYTES, dotted, read_tree, read_value
+from tlsproxy.config.positions import MAX_BYTES, MAX_DEPTH, dotted, read_tree, read_value
 from tlsproxy.config.problems import ConfigError
 
 
@@ -51,6 +51,15 @@ def test_empty_file_is_an_empty_tree(data: bytes) -> None:
 )
 def test_not_a_tree(data: bytes, says: str) -> None:
     assert says in refused(data)
+
+
+@pytest.mark.parametrize(("opening", "closing"), [(b"[", b"]"), (b"{a: ", b"}")])
+def test_so_deep_and_no_deeper(opening: bytes, closing: bytes) -> None:
+    def nested(levels: int) -> bytes:
+        return b"a: " + opening * levels + b"x" + closing * levels
+
+    assert not read_tree(nested(MAX_DEPTH - 1), "f.yaml").problems
+    assert "nested deeper" in refused(nested(MAX_DEPTH))
 
 
 def test_alias_bomb_is_bounded() -> None:

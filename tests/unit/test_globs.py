@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tlsproxy.authz.globs import LONGEST, glob_error, glob_matches
+from tlsproxy.authz.globs import LONGEST, glob_error, glob_matches, literal_beginning, literal_ending
 
 PIECES = st.sampled_from(["*", "**", "?", "a", "b", ".", "/", "-", "[", "\\", "\n"])
 
@@ -50,6 +50,13 @@ def obvious(pattern: str, value: str) -> bool:
 )
 def test_pattern(pattern: str, value: str, *, expected: bool) -> None:
     assert glob_matches(pattern, value) is expected
+
+
+@given(st.lists(PIECES, max_size=8).map("".join), st.text(alphabet="ab./-[\\\n", max_size=12))
+def test_a_value_that_matches_begins_and_ends_as_the_pattern_does(pattern: str, value: str) -> None:
+    if glob_matches(pattern, value):
+        assert value.startswith(literal_beginning(pattern))
+        assert value.endswith(literal_ending(pattern))
 
 
 @given(st.lists(PIECES, max_size=8).map("".join), st.text(alphabet="ab./-[\\\n", max_size=12))

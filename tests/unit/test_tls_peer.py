@@ -108,7 +108,7 @@ def test_memory_is_bounded_and_ends_with_the_context(tmp_path: Path, monkeypatch
 def test_a_chain_that_cannot_be_looked_up_in_a_crl_has_no_role(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(peer_module, "_issued", lambda _: None)
     der = ssl.PEM_cert_to_DER_cert(CLIENT.certificate_pem.decode())
-    assert peer_module._peer([der], ("x",)).identity.defect == "unparsable issuer"
+    assert peer_module._peer([der]).identity.defect == "unparsable issuer"
 
 
 def test_bytes_that_are_no_certificate_have_no_issuer() -> None:

@@ -80,6 +80,11 @@ def literal_beginning(pattern: str) -> str:
     return next((pattern[:at] for at, character in enumerate(pattern) if character in _WILDCARDS), pattern)
 
 
+def literal_ending(pattern: str) -> str:
+    """What every value ends with that matches: the pattern from behind its last wildcard on."""
+    return literal_beginning(pattern[::-1])[::-1]
+
+
 def glob_error(pattern: str) -> str | None:
     """Why this is not a pattern that we accept, or None."""
     if not pattern:

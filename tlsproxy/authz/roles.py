@@ -14,7 +14,7 @@ from tlsproxy.authz.access import Decision, Rights, forbidden
 from tlsproxy.authz.credentials import Keys
 from tlsproxy.authz.identity import Identity
 from tlsproxy.authz.matcher import Matcher
-from tlsproxy.authz.patterns import Patterns
+from tlsproxy.authz.patterns import Patterns, trait_of
 from tlsproxy.authz.templates import Template
 from tlsproxy.authz.tokens import Tokens
 
@@ -30,18 +30,22 @@ class Rule:
 
 class Rules:
     """An ordered list of rules. The first that matches is found without trying those before it: each is known by one of
-    its conditions, that which begins as the fewest others do (of 10,000 rules by name: 4 µs in place of 1,700).
+    its conditions, the one that has the fewest like it (of 10,000 rules by name: 4 µs in place of 1,700).
     """
 
     __slots__ = ("_known_by", "_rules")
 
     def __init__(self, rules: tuple[Rule, ...]) -> None:
         self._rules = rules
-        common = Counter((attribute, beginning) for rule in rules for attribute, _, beginning in rule.match.conditions)
+        traits = [
+            [(attribute, trait_of(pattern), pattern) for attribute, pattern, _ in rule.match.conditions]
+            for rule in rules
+        ]
+        common = Counter(one[:2] for each in traits for one in each)
         known_by: dict[str, list[tuple[str, int]]] = {}
-        for place, rule in enumerate(rules):
-            if rule.match.conditions:  # without any it matches nobody
-                attribute, pattern, _ = min(rule.match.conditions, key=lambda one: common[one[0], one[2]])
+        for place, each in enumerate(traits):
+            if each:  # without a condition it matches nobody
+                attribute, _, pattern = min(each, key=lambda one: common[one[:2]])
                 known_by.setdefault(attribute, []).append((pattern, place))
         self._known_by = tuple((attribute, Patterns(places)) for attribute, places in known_by.items())
 

@@ -7,7 +7,6 @@ costs little. Nothing here knows what a key means.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -24,8 +23,6 @@ MAX_VALUES: Final = 100_000
 
 _TAG: Final = "tag:yaml.org,2002:"
 _SCALARS: Final = frozenset(_TAG + name for name in ("str", "int", "float", "bool", "null"))
-_OPENING: Final = (yaml.MappingStartEvent, yaml.SequenceStartEvent)
-_CLOSING: Final = (yaml.MappingEndEvent, yaml.SequenceEndEvent)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,9 +77,7 @@ def read_tree(data: bytes, file: str) -> Tree:
     except UnicodeDecodeError as error:
         raise ConfigError([start.problem((), f"not UTF-8: byte {error.start} cannot be decoded")]) from None
     try:
-        # The parser is a state machine, the composer after it recursive: depth is checked before anything recurs.
-        _check_depth(yaml.parse(text, Loader=yaml.SafeLoader), file)
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        node = _Composer(text, file).get_single_node()
     except yaml.reader.ReaderError as error:
         where = Position(file, text.count("\n", 0, error.position) + 1, 1)
         raise ConfigError([where.problem((), "a control character, which YAML does not allow")]) from None
@@ -109,12 +104,22 @@ def _at(mark: Any, file: str) -> Position:
     return Position(file, 1, 1) if mark is None else Position(file, mark.line + 1, mark.column + 1)
 
 
-def _check_depth(events: Iterator[yaml.Event], file: str) -> None:
-    depth = 0
-    for event in events:
-        depth += isinstance(event, _OPENING) - isinstance(event, _CLOSING)
-        if depth > MAX_DEPTH:
-            raise ConfigError([_at(event.start_mark, file).problem((), f"nested deeper than {MAX_DEPTH} levels")])
+class _Composer(yaml.SafeLoader):
+    """Text → nodes. PyYAML's parser is a state machine, its composer recursive: it is told how deep it may go."""
+
+    def __init__(self, text: str, file: str) -> None:
+        super().__init__(text)
+        self._file = file
+        self._depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        if self._depth == MAX_DEPTH and self.check_event(yaml.CollectionStartEvent):
+            where = _at(self.peek_event().start_mark, self._file)  # type: ignore[no-untyped-call]
+            raise ConfigError([where.problem((), f"nested deeper than {MAX_DEPTH} levels")])
+        self._depth += 1
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        return node
 
 
 class _Converter:

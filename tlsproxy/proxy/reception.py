@@ -35,6 +35,19 @@ _SPOKEN: Final[Mapping[str | None, ProtocolName]] = {name: protocol for protocol
 class Reception:
     """``address`` is the client's, without its port. ``when_ended`` is called once, after the last word."""
 
+    __slots__ = (
+        "_entry",
+        "_failed",
+        "_gateway",
+        "_opened",
+        "_pool",
+        "_session",
+        "_when_ended",
+        "_where",
+        "address",
+        "stream",
+    )
+
     def __init__(
         self,
         gateway: Gateway,

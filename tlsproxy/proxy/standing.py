@@ -31,20 +31,17 @@ class Standing:
     def __init__(self, generation: Generation, peer: Peer | None, now: float) -> None:
         self._peer = peer
         self._expires = peer.identity.not_after if peer is not None else float("inf")
-        self.generation = generation
-        self.principal: Principal = generation.principal_of(peer)
-        self._ended: Decision | None = None
         self.renew(generation, now)
 
     def renew(self, generation: Generation, now: float) -> None:
         self.generation = generation
-        self.principal = generation.principal_of(self._peer)
+        self.principal: Principal = generation.principal_of(self._peer)
         reason = ""
         if self._peer is not None:
             reason = generation.refusal_of(self._peer, now)
         elif generation.config.service.verify_https_client_certificate:
             reason = "certificate_required"
-        self._ended = _ended(reason) if reason else None
+        self._ended: Decision | None = _ended(reason) if reason else None
 
     @property
     def identity(self) -> Identity | None:

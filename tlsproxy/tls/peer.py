@@ -38,9 +38,11 @@ class Peer:
 
 _DER: Final = 2
 """OpenSSL's SSL_FILETYPE_ASN1, as the argument of a method that is not public either."""
-_remembered: MutableMapping[ssl.SSLContext, dict[str, Peer]] = WeakKeyDictionary()
-"""For each context the peers that it verified, by leaf. A session that TLS 1.2 resumes by its id has the client's
-certificate but no verified chain (OpenSSL does not keep it), and can only resume what the same context has verified."""
+_remembered: MutableMapping[ssl.SSLContext, dict[bytes, tuple[list[bytes], Peer]]] = WeakKeyDictionary()
+"""For each context the peers that it verified, by leaf (DER), with the rest of their chain.
+
+A session that TLS 1.2 resumes by its id has the client's certificate but no verified chain (OpenSSL does not keep it),
+and can only resume what the same context has verified."""
 
 
 def peer_of(ssl_object: ssl.SSLObject) -> Peer | None:
@@ -49,22 +51,24 @@ def peer_of(ssl_object: ssl.SSLObject) -> Peer | None:
     if not leaf:
         return None
     known = _remembered.setdefault(ssl_object.context, {})
-    sha256 = hashlib.sha256(leaf).hexdigest()
-    peer = known.pop(sha256, None)
+    seen = known.pop(leaf, None)
     verified = _verified_chain(ssl_object)
-    chain = tuple(hashlib.sha256(der).hexdigest() for der in verified)
-    if peer is None or (chain and chain != peer.chain):
-        if not chain:
-            return Peer(identity_of(leaf), (sha256,), ())
-        peer = _peer(verified, chain)
-    known[sha256] = peer
+    if seen is None or (verified and verified[1:] != seen[0]):
+        if not verified:
+            return Peer(identity_of(leaf), (_sha256(leaf),), ())
+        seen = verified[1:], _peer(verified)
+    known[leaf] = seen
     if len(known) > REMEMBERED:
         del known[next(iter(known))]  # the one that was seen longest ago
-    return peer
+    return seen[1]
 
 
-def _peer(verified: list[bytes], chain: tuple[str, ...]) -> Peer:
-    identity = identity_of(verified[0])
+def _sha256(der: bytes) -> str:
+    return hashlib.sha256(der).hexdigest()
+
+
+def _peer(verified: list[bytes]) -> Peer:
+    identity, chain = identity_of(verified[0]), tuple(map(_sha256, verified))
     serials = tuple(map(_issued, verified))
     if None in serials:
         # OpenSSL reads a certificate that cryptography does not: what cannot be looked up in a CRL has no role.
