@@ -208,14 +208,14 @@ class Call:
         relay.settle()
 
     def over(self) -> None:
-        """It has ended: what it held is given back."""
+        """It has ended: what it held is given back, and its parts, which refer to it, are let go."""
         if self._held:
             size = sum(len(frame) - HEADER for frame in self._held)
             self._held.clear()
             self.relay.held -= size
             self.relay.give_back(size)
             self.relay.unblock()
-        if self.reading is not None:
-            self.reading.over()
-        if self.reduction is not None:
-            self.reduction.over()
+        for part in (self.reading, self.reduction):
+            if part is not None:
+                part.over()
+        self.reading = self.reduction = None
