@@ -33,7 +33,7 @@ def test_arguments_are_taken(target: str, arguments: str) -> None:
     assert set(told["only"]) <= set(PEERS)
     assert set(told.get("workloads", ())) <= set(BY_NAME)
     made = subprocess.run(
-        ["make", "-n", target, f"BENCH_ARGS={arguments}"],
+        ["make", "--no-print-directory", "-n", target, f"BENCH_ARGS={arguments}"],
         cwd=ROOT, capture_output=True, text=True, check=True,
     ).stdout  # fmt: skip
     assert made.splitlines()[-1].endswith(f"-m bench {command.name} {arguments}")

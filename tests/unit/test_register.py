@@ -107,9 +107,10 @@ def test_who_has_left_meanwhile_is_not_asked() -> None:
         bench = Bench(25)
         bench.register.review()
         gone = bench.entries.pop()
+        session = gone.session
         bench.register.leave(gone)
         await bench.until_all_are_looked_at()
-        assert gone.session.asked == []  # type: ignore[union-attr]
+        assert session.asked == []  # type: ignore[union-attr]
 
     asyncio.run(run())
 
