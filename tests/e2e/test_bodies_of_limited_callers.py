@@ -137,6 +137,21 @@ def test_chunks_become_a_length(client: Client, gateway: Gateway, shared_upstrea
     assert record["bytes_in"] > len(BODY)
 
 
+def test_vectors_are_not_read_and_pass_as_they_are(
+    client: Client, gateway: Gateway, shared_upstream: ScriptedUpstream
+) -> None:
+    """Bodies that differ in their numbers alone are decided alike, whether one like it was seen before or not."""
+    shared_upstream.answer = plain()
+    for name, status in (("docs", 200), ("other", 403)):
+        for digit in (1, 2, 3):
+            numbers = ",".join([f"0.{digit}"] * 200)
+            body = f'{{"query":[{numbers}],"lookup_from":{{"collection":"{name}"}}}}'.encode()
+            assert post(client, body, x_request_id=f"{name} {digit}").status == status
+            if status == 200:
+                assert arrived(shared_upstream).body == body
+            assert gateway.audited(tracing_id=f"{name} {digit}")["bytes_in"] == len(body)
+
+
 def test_a_client_that_waits_to_be_told(site: Site, gateway: Gateway, shared_upstream: ScriptedUpstream) -> None:
     shared_upstream.answer = plain()
     with gateway.connect(site.client("ingest")) as sock:

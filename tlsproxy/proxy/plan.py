@@ -30,6 +30,7 @@ from tlsproxy.qdrant.rest import Recognised, recognise
 from tlsproxy.tls.generation import Generation
 from tlsproxy.wire.content import decoding
 from tlsproxy.wire.http1 import RequestHead, parse_request, restate_request
+from tlsproxy.wire.outline import outline
 from tlsproxy.wire.steps import Steps
 from tlsproxy.wire.tracing import NONE, Tracing, of_head
 
@@ -54,11 +55,15 @@ class Proviso:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Unread:
-    """A request whose body must be read before it is decided. Compared and hashed as the object that it is."""
+    """A request whose body must be read before it is decided. Compared and hashed as the object that it is.
+
+    ``outlined``: as it comes, and only for the names in it.
+    """
 
     head: RequestHead
     asked: Recognised
     admission: Admission
+    outlined: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +128,7 @@ class Plans:
         key = generation.upstream_api_key
         self._upstream_key = key.encode() if key is not None else None
         self._memo: dict[tuple[Principal, bytes], Plan] = {}
-        self._sent: dict[Unread, Plan] = {}
+        self._read: dict[tuple[Unread, bytes], Plan] = {}
 
     def of(self, principal: Principal, head: bytes, now: float, ended: Decision | None) -> tuple[Plan, Tracing]:
         """The plan, and what the client said besides that differs from request to request.
@@ -174,27 +179,25 @@ class Plans:
     def reading(self, unread: Unread, content: bytes) -> Steps[tuple[Plan, bytes]]:
         """The plan of a request whose body is here, and the body to send: this one, or this one confined."""
         head, asked, admission = unread.head, unread.asked, unread.admission
+        plain = content
+        if unread.outlined:  # heads repeat, and bodies but for the numbers in them
+            plain = outline(content)
+            plan = self._read.get((unread, plain))
+            if plan is not None and len(content) == head.length:
+                return plan, content
         try:
-            plain = yield from decoding(content, head.value(b"content-encoding"), self._body_limit)
+            if not unread.outlined:
+                plain = yield from decoding(content, head.value(b"content-encoding"), self._body_limit)
             decision, changed = yield from judging_body(admission, asked, plain)
         except RequestError as error:
             decision, changed = refusal_of(error), None
-        if decision is ALLOWED and changed is None and len(content) == head.length:
-            return self._as_sent(unread), content
+        remembered = unread.outlined and decision is ALLOWED and len(content) == head.length
         if changed is not None:
             head, content = head.without(b"content-encoding"), changed
-        return self._plan(
-            admission.principal, head.with_length(len(content)), asked, admission, Judgement(decision)
-        ), content
-
-    def _as_sent(self, unread: Unread) -> Plan:
-        """Of a request that goes upstream as it came, since its body may: heads repeat where bodies do not."""
-        plan = self._sent.get(unread)
-        if plan is None:
-            head = unread.head.with_length(unread.head.length)
-            plan = self._plan(unread.admission.principal, head, unread.asked, unread.admission, Judgement(ALLOWED))
-            _remember(self._sent, unread, plan)
-        return plan
+        plan = self._plan(admission.principal, head.with_length(len(content)), asked, admission, Judgement(decision))
+        if remembered and len(plain) <= MEMO_HEAD:
+            _remember(self._read, (unread, plain), plan)
+        return plan, content
 
     def _limit(self, operation: Operation | None) -> int:
         """Of anybody's body."""
@@ -234,7 +237,8 @@ class Plans:
         limit, largest, unread = self._limit(operation), self._quotas.largest_body(admission), None
         of_role = largest is not None and largest < limit
         if decision is UNREAD and asked is not None and admission is not None:
-            unread = Unread(head, asked, admission)
+            confined = any(rights.conditions for rights in admission.rights)
+            unread = Unread(head, asked, admission, not confined and head.value(b"content-encoding") is None)
         return Plan(
             operation=operation.name if operation is not None else "unknown",
             role=admission.role if admission is not None else principal.role,

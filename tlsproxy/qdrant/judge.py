@@ -67,13 +67,15 @@ def judge(admitted: Admission | Decision, asked: Recognised) -> Judgement:
 def judging_body(admitted: Admission, asked: Recognised, content: bytes) -> Steps[tuple[Decision, bytes | None]]:
     """What head and body decide together, where the head alone left it open, and the body to send in place of this one.
 
-    None is this one, to the byte. Raises :class:`BadRequest`, :class:`Unconfined`.
+    None is this one, to the byte. Of a body that is read for its names alone, its outline will do.
+
+    Raises :class:`BadRequest`, :class:`Unconfined`.
     """
     operation = asked.operation
     if operation is None:
         return UNREAD, None
     conditions = tuple(condition for rights in admitted.rights for condition in rights.conditions)
-    body = yield from reading_json(content if conditions else outline(content))  # names do not stand among numbers
+    body = yield from reading_json(content if conditions else outline(content))
     named = named_collections(operation, body) if operation.names_others else ()
     changed = orjson.dumps(confine(operation, body, conditions)) if conditions else None
     decision = decide_all(admitted.rights, operation, asked.collection, named=named, confined=changed is not None)

@@ -35,12 +35,13 @@ def outline(text: bytes, long: int = LONG, most: int = MOST) -> bytes:
             continue
         end = text.find(b"]", bracket)
         place = bracket + 1
-        if end - bracket > long and not _holds_more(text, place, end):
+        if (
+            end - bracket > long
+            and text.find(b'"', place, end) < 0
+            and text.find(b"[", place, end) < 0
+            and text.find(b"{", place, end) < 0
+        ):
             kept.append(text[begin:place])
             begin = place = end
     kept.append(text[begin:])
     return b"".join(kept)
-
-
-def _holds_more(text: bytes, begin: int, end: int) -> bool:
-    return any(text.find(mark, begin, end) >= 0 for mark in (b'"', b"[", b"{"))
