@@ -19,7 +19,8 @@ PREFIX: Final = 5
 """Bytes before a message: whether it is compressed, and its length."""
 
 TIMEOUT: Final = b"grpc-timeout"
-_TIMEOUT_NAME: Final = literals(((TIMEOUT, b""),))[:-1]
+_DEADLINES: Final = tuple(literals(((TIMEOUT, bytes(length)),))[:-length] for length in range(1, 10))
+"""What stands before a deadline of one byte, of two and so on: the name and the length."""
 
 _NAME = re.compile(rb"[!#$%&'*+\-.^_`|~0-9a-z]{1,256}")
 # field-vchar, obs-text, space and tab within (RFC 9113 §8.2.1).
@@ -114,8 +115,8 @@ def is_timeout(value: bytes) -> bool:
 
 
 def deadline_block(timeout: bytes) -> bytes:
-    """``timeout`` is one by :func:`is_timeout`: short enough for a length of one byte."""
-    return b"%b%c%b" % (_TIMEOUT_NAME, len(timeout), timeout)
+    """``timeout`` is one by :func:`is_timeout`."""
+    return _DEADLINES[len(timeout) - 1] + timeout
 
 
 def _parted(fields: Fields) -> tuple[dict[bytes, bytes], Fields]:

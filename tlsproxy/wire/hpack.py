@@ -74,7 +74,10 @@ class Decoder:
     def _decode(self, block: bytes) -> tuple[Field, ...]:  # noqa: PLR0912 - each form of a field, and the usual ones here
         known, sizes, limit = self._known, self._sizes, self._limit
         fields: list[Field] = []
-        at, size, end = self._resized(block), 0, len(block)
+        at = size = 0
+        end = len(block)
+        if end and block[0] & 0xE0 == _RESIZE:
+            at = self._resized(block)
         while at < end:
             first = block[at]
             if first > _INDEXED:
@@ -98,7 +101,12 @@ class Decoder:
                 if index:
                     name = known[index + _INDEXED][0]
                 else:
-                    name, at = _string(block, at)
+                    length = block[at]
+                    stop = at + 1 + length
+                    if length < 0x7F and stop <= end:  # noqa: PLR2004 - as below
+                        name, at = block[at + 1 : stop], stop
+                    else:
+                        name, at = _string(block, at)
                 length = block[at]
                 stop = at + 1 + length
                 if length < 0x7F and stop <= end:  # noqa: PLR2004 - as most are: short, and not Huffman-coded
@@ -118,9 +126,10 @@ class Decoder:
     def _add(self, field: Field, counted: int) -> None:
         """§4.4: one that is larger than the table empties it."""
         self.changes += 1
-        if self._size + counted > self._room:
-            self._evict(self._room - counted)
-        if counted <= self._room:
+        left = self._room - counted
+        if self._size > left:
+            self._evict(max(left, 0))
+        if left >= 0:
             self._known.insert(_DYNAMIC, field)
             self._sizes.insert(_DYNAMIC, counted)
             self._size += counted
@@ -143,10 +152,11 @@ class Decoder:
 
     def _evict(self, room: int) -> None:
         """§4.3: the oldest, until no more than this is left."""
-        known, sizes = self._known, self._sizes
-        while self._size > room and len(known) > _DYNAMIC:
+        known, sizes, size = self._known, self._sizes, self._size
+        while size > room:
             known.pop()
-            self._size -= sizes.pop()
+            size -= sizes.pop()
+        self._size = size
 
 
 def _integer(block: bytes, at: int, most: int) -> tuple[int, int]:

@@ -76,7 +76,7 @@ def upstream_lines(tracing: Tracing) -> bytes:
 def upstream_block(number: str, tracing: Tracing) -> bytes:
     """The same as a part of a field block."""
     block = _ID_BLOCK + number.encode()
-    return block if tracing is NONE else block + literals(tracing.fields)
+    return block + literals(tracing.fields) if tracing.fields else block
 
 
 def of_head(head: bytes) -> tuple[bytes, Tracing]:
