@@ -71,7 +71,7 @@ class Decoder:
         except IndexError:
             raise HpackError("an index that is in no table, or a block that ends within a field") from None
 
-    def _decode(self, block: bytes) -> tuple[Field, ...]:  # noqa: PLR0912 - each form of a field, and the usual ones here
+    def _decode(self, block: bytes) -> tuple[Field, ...]:  # noqa: C901, PLR0912 - each form of a field, the usual ones here
         known, sizes, limit = self._known, self._sizes, self._limit
         fields: list[Field] = []
         at = size = 0
