@@ -91,6 +91,26 @@ def test_our_data_waits_until_a_larger_window_is_agreed_on(ends: Ends) -> None:
     assert len(ends.client.streams[stream].data) == 5_000
 
 
+def test_what_waited_with_its_call_and_has_no_room_yet_stays_the_first(ends: Ends) -> None:
+    """Room that is left for a small frame is not that frame's, while a larger one that came before it waits."""
+    begun(ends)
+    other = ends.client.open(asked(SEARCH, "plain"))
+    unread(ends)
+    ends.audit.full = True
+    stream = ends.client.open(asked(SEARCH, "plain"))
+    ends.client.say(stream, b"a" * 1_000)
+    unread(ends)
+    ends.relay.to_upstream.own(ends.relay.to_upstream.room - 1_500)
+    ends.client.say(other, bytes(1_000))
+    unread(ends)
+    ends.audit.empty()
+    ends.client.say(stream, b"b" * 10, [])
+    unread(ends)
+    ends.upstream.grant(0, 100_000)
+    until_quiet(ends)
+    assert ends.upstream.streams[stream].data == b"a" * 1_000 + b"b" * 10
+
+
 def test_to_the_upstream_too(ends: Ends) -> None:
     ends.upstream.settings(INITIAL_WINDOW_SIZE=100)
     begun(ends)

@@ -19,6 +19,7 @@ from tlsproxy.proxy.relay import Relay
 from tlsproxy.wire.fieldblock import Fields
 from tlsproxy.wire.grpc import PREFIX
 from tlsproxy.wire.http2 import HEADER
+from tlsproxy.wire.tracing import id_block
 
 KIND: Final = 3
 FLAGS: Final = 4
@@ -52,11 +53,12 @@ class Answer(Part, Protocol):
 
 
 class Call:
-    """``plain``: the client's DATA needs no look. ``touched``: when something came of it (monotonic clock).
+    """``plain``: the client's DATA needs no look, and none of it is held. ``touched``: when something came of the call
+    (monotonic clock).
 
     ``client_done`` and ``upstream_done``: that side has ended the stream. ``opening``: what tells the upstream of it,
     once there is something to tell; ``answered``: the client has seen the beginning of a response; ``recorded``: its
-    audit line is written.
+    audit line is written. ``id_block`` is the gateway's id of it, as both sides are told it.
     """
 
     __slots__ = (
@@ -64,6 +66,7 @@ class Call:
         "_largest",
         "answered",
         "client_done",
+        "id_block",
         "opening",
         "plain",
         "reading",
@@ -82,11 +85,11 @@ class Call:
         self.stream = stream
         self.record = record
         self.touched = now
+        self.id_block = id_block(record.id)
         self.reading: Part | None = None
         self.reduction: Answer | None = None
         self.answered = self.client_done = self.upstream_done = self.recorded = False
-        self.waiting = False
-        self.plain = True
+        self.waiting = self.plain = False
         self.opening = b""
         self._largest = record.plan.largest
         self._held: list[bytes] = []
@@ -95,7 +98,7 @@ class Call:
 
     def admit(self, points: Points) -> None:
         """Waits where it must. Raises AuditUnavailable, Overloaded."""
-        gateway = self.relay.gateway
+        gateway, record = self.relay.gateway, self.record
         self.waiting = False
         if not gateway.audit.accepts(gateway.in_flight):
             if gateway.generation.config.audit.on_full != "block":
@@ -103,12 +106,11 @@ class Call:
             self.waiting = True
             gateway.audit.when_writable(lambda: self._readmit(points))
         else:
-            self.record.admit(gateway)
-            plan = self.record.plan
-            exists, asked = plan.exists, plan.asked
-            if exists is not None and asked is not None:
+            record.admit(gateway)
+            exists = record.plan.exists
+            if exists is not None and (asked := record.plan.asked) is not None:
                 self.waiting = not points.exists(exists, asked.head.fields, self._told)
-        self.plain = self.reading is None and not self.waiting and not self._largest
+        self.plain = self.reading is None and not (self.waiting or self._held or self._largest)
 
     def _readmit(self, points: Points) -> None:
         if self.recorded:

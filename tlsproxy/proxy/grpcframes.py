@@ -29,7 +29,6 @@ from tlsproxy.wire.http2 import (
     Kind,
     Setting,
 )
-from tlsproxy.wire.tracing import NONE, upstream_block
 
 if TYPE_CHECKING:
     from tlsproxy.proxy.grpc import GrpcConnection
@@ -123,7 +122,7 @@ class UpstreamFrames:
         ends = bool(self._begun[1] & END_STREAM)
         if said.beginning or self._client.restates:
             stated = write(said.fields) if self._client.restates else block
-            more = upstream_block(call.record.id, NONE) if said.beginning else b""
+            more = call.id_block if said.beginning else b""
             raw = http2.headers(stream, stated + more, self._begun[1])
         call.touched = time.monotonic()
         if call.reduction is not None:

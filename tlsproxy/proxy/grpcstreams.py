@@ -200,11 +200,12 @@ class Streams(Life):
             if self.lost is not None:
                 self.leave()
             return b""
-        block = plan.block + deadline + upstream_block(call.record.id, call.record.tracing) + self._tail
-        call.opening = http2.headers(call.stream, block, END_STREAM if call.client_done else 0)
+        block = plan.block + deadline + call.id_block + upstream_block(call.record.tracing) + self._tail
+        opening = http2.headers(call.stream, block, END_STREAM if call.client_done else 0)
         if call.reduction is not None:
-            call.opening += call.reduction.room
-        return call.opening
+            opening += call.reduction.room
+        call.opening = opening
+        return opening
 
     def on_reset(self, stream: int) -> bytes | None:
         call = self.calls.get(stream)

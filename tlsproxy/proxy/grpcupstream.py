@@ -21,7 +21,6 @@ from tlsproxy.wire.http2 import (
     WHOLE_FIELDS,
     Http2Error,
 )
-from tlsproxy.wire.tracing import NONE, upstream_block
 
 if TYPE_CHECKING:
     from tlsproxy.proxy.grpc import GrpcConnection
@@ -136,7 +135,7 @@ class GrpcUpstream(UpstreamFrames):
                         if begin < start:
                             down.append(frames.data[begin:start])
                         begin = end
-                        down.append(http2.headers(stream, block + upstream_block(plain.record.id, NONE), what))
+                        down.append(http2.headers(stream, block + plain.id_block, what))
                 else:
                     down.append(frames.data[begin:start])
                     begin = passed = end

@@ -177,7 +177,7 @@ class Relay(ABC):
         call.upstream_done = True
         call.record.grpc_status = status
         if not call.recorded:
-            self.close_record(call)
+            self._close_record(call, "")
         if call.client_done:
             self.forget(call, "")
 
@@ -187,9 +187,10 @@ class Relay(ABC):
         self.calls.pop(call.stream, None)
         if self.wanting:
             self.wanting.pop(call, None)
-        call.over()
+        if call.reduction is not None or not call.plain:  # else it has no parts, and holds nothing
+            call.over()
         if not call.recorded:
-            self.close_record(call, reason)
+            self._close_record(call, reason)
         if not self.calls:
             self.rest()
         if self.late:
@@ -207,7 +208,7 @@ class Relay(ABC):
             del self.over[next(iter(self.over))]  # the oldest
         self.over[stream] = None
 
-    def close_record(self, call: Call, reason: str = "") -> None:
+    def _close_record(self, call: Call, reason: str) -> None:
         """Of a call that is not ``recorded`` yet: the first end counts."""
         call.recorded = True
         self.finish(call.record, reason)

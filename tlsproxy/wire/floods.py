@@ -25,9 +25,11 @@ class Budget:
     def spend(self, now: float) -> None:
         """Raises :class:`Http2Error` (ENHANCE_YOUR_CALM) where there is nothing left."""
         left = self._left + (now - self._when) * self._rate
-        self._left = (min(self._burst, left)) - 1
+        if left > self._burst:  # noqa: PLR1730 - min() takes as long as all the rest
+            left = self._burst
+        self._left = left = left - 1
         self._when = now
-        if self._left < 0:
+        if left < 0:
             raise Http2Error(Code.ENHANCE_YOUR_CALM, f"too many: {self._reason}", self._reason)
 
     def refund(self, amount: float) -> None:

@@ -27,6 +27,7 @@ FIRST_WINDOW: Final = 65_535
 
 # A length in two parts, of which nobody may need the first; type and flags, which are one number here; the stream.
 _HEAD: Final = struct.Struct(">BHHI")
+_pack: Final = _HEAD.pack
 
 
 class Kind(IntEnum):
@@ -125,7 +126,8 @@ class Frames:
         self.data = data = self._rest + data if self._rest else data
         self._rest = b""
         position, size, unpack = 0, len(data), _HEAD.unpack_from
-        while size - position >= HEADER:
+        last = size - HEADER
+        while position <= last:
             more, length, what, stream = unpack(data, position)
             if more or length > MAX_FRAME:
                 raise Http2Error(Code.FRAME_SIZE_ERROR, f"a frame of {more << 16 | length} bytes")
@@ -141,7 +143,7 @@ class Frames:
 
 
 def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
-    return _HEAD.pack(0, len(payload), kind << 8 | flags, stream & MAX_STREAM) + payload
+    return _pack(0, len(payload), kind << 8 | flags, stream & MAX_STREAM) + payload
 
 
 def stream_of(frame: bytes) -> int:
@@ -164,8 +166,9 @@ def goaway(last: int, code: Code, text: str = "") -> bytes:
 def headers(stream: int, block: bytes, flags: int) -> bytes:
     """A field block in as many frames as it needs; of ``flags`` END_STREAM counts."""
     flags &= END_STREAM
-    if len(block) <= MAX_FRAME:
-        return _HEAD.pack(0, len(block), _WHOLE | flags, stream) + block
+    size = len(block)
+    if size <= MAX_FRAME:
+        return _pack(0, size, _WHOLE | flags, stream) + block
     pieces = [block[i : i + MAX_FRAME] for i in range(0, len(block), MAX_FRAME)]
     middle = (frame(CONTINUATION, 0, stream, piece) for piece in pieces[1:-1])
     return frame(HEADERS, flags, stream, pieces[0]) + b"".join(

@@ -73,10 +73,14 @@ def upstream_lines(tracing: Tracing) -> bytes:
     return b"".join([b"%b: %b\r\n" % field for field in tracing.fields])
 
 
-def upstream_block(number: str, tracing: Tracing) -> bytes:
-    """The same as a part of a field block."""
-    block = _ID_BLOCK + number.encode()
-    return block + literals(tracing.fields) if tracing.fields else block
+def id_block(number: str) -> bytes:
+    """The gateway's id as a part of a field block."""
+    return _ID_BLOCK + number.encode()
+
+
+def upstream_block(tracing: Tracing) -> bytes:
+    """What the client said, as a part of the field block that goes upstream."""
+    return literals(tracing.fields) if tracing.fields else b""
 
 
 def of_head(head: bytes) -> tuple[bytes, Tracing]:

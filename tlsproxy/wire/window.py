@@ -58,8 +58,8 @@ class Window:
 
     def spent(self, size: int) -> None:
         """The sender has sent this much. Raises Http2Error where it may not have (§6.9.1)."""
-        self.credit -= size
-        if self.credit < 0:
+        self.credit = left = self.credit - size
+        if left < 0:
             raise Http2Error(Code.FLOW_CONTROL_ERROR, "more DATA than the connection's window has room for")
 
     def own(self, size: int) -> None:
