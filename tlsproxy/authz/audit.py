@@ -173,13 +173,13 @@ def request_line(prepared: Prepared, outcome: Outcome, remote: str, duration: fl
         trace = f',"trace_id":"{tracing.trace_id}"' if tracing.trace_id else ""
     if outcome.grpc_status is not None:
         grpc = f',"grpc_status":{outcome.grpc_status}'
-    second, microseconds = divmod(int(outcome.when * _MICROSECONDS), _MICROSECONDS)  # `timestamp`, without its call
-    took = int(duration * _MICROSECONDS)
+    millisecond, microsecond = divmod(int(outcome.when * _MICROSECONDS), 1000)  # as `timestamp`, without its call
+    took, rest = divmod(int(duration * _MICROSECONDS), 1000)
     return (
-        f'{{"timestamp":"{_second(second)}.{_DIGITS[microseconds // 1000]}{_DIGITS[microseconds % 1000]}Z"'
-        f'{prepared.before_remote}{remote}{prepared.before_tracing}{said}{prepared.verdict}{prepared.caller},"request_id":"{outcome.id}"{trace}'
+        f'{{"timestamp":"{_until(millisecond)}{_DIGITS[microsecond]}Z"{prepared.before_remote}{remote}'
+        f'{prepared.before_tracing}{said}{prepared.verdict}{prepared.caller},"request_id":"{outcome.id}"{trace}'
         f',"status":{outcome.status}{grpc},"bytes_in":{outcome.bytes_in},"bytes_out":{outcome.bytes_out}'
-        f',"duration_ms":{took // 1000}.{_DIGITS[took % 1000]}'
+        f',"duration_ms":{took}.{_DIGITS[rest]}'
         f',"reason":{json_string(reason) if reason else prepared.reason}}}\n'
     )
 
@@ -209,8 +209,15 @@ def event_line(
 
 def timestamp(when: float) -> str:
     """RFC 3339, UTC, microseconds."""
-    second, microsecond = divmod(int(when * _MICROSECONDS), _MICROSECONDS)
-    return f"{_second(second)}.{microsecond:06d}Z"
+    millisecond, microsecond = divmod(int(when * _MICROSECONDS), 1000)
+    return f"{_until(millisecond)}{_DIGITS[microsecond]}Z"
+
+
+@lru_cache(maxsize=4)
+def _until(millisecond: int) -> str:
+    """Under load many requests share one."""
+    second, rest = divmod(millisecond, 1000)
+    return f"{_second(second)}.{_DIGITS[rest]}"
 
 
 @lru_cache(maxsize=4)

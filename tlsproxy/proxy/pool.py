@@ -72,7 +72,8 @@ class Pool:
         if not keep or stream.closed or stream.broken:
             upstream.discard()
             return
-        stream.resume_reading()  # the client may have been slower than the end of its response
+        if not stream.reading:  # the client was slower than the end of its response
+            stream.resume_reading()
         if self._waiting:
             self._waiting.popleft().upstream_ready(upstream)
         else:

@@ -22,7 +22,9 @@ _log = logging.getLogger(__name__)
 
 
 class Receiver:
-    """``when_ended``: its owner goes on when the other side has ``ended`` its half, and is told so by this."""
+    """``reading``: what comes is taken, and does not wait with the kernel. ``when_ended``: its owner goes on when the
+    other side has ``ended`` its half, and is told so by this.
+    """
 
     __slots__ = (
         "_closing",
@@ -30,11 +32,11 @@ class Receiver:
         "_fd",
         "_heard",
         "_loop",
-        "_reading",
         "_sock",
         "closed",
         "ended",
         "owner",
+        "reading",
         "when_ended",
     )
 
@@ -45,7 +47,7 @@ class Receiver:
         self._fd = sock.fileno()
         self._heard = heard
         self._error: OSError | None = None
-        self._reading = self._closing = False
+        self.reading = self._closing = False
         self.closed = self.ended = False
         self.when_ended: Callable[[], None] | None = None
         self.owner = owner
@@ -55,13 +57,13 @@ class Receiver:
         raise NotImplementedError
 
     def resume_reading(self) -> None:
-        if not self._reading and not self.closed and not self._closing and not self.ended:
-            self._reading = True
+        if not self.reading and not self.closed and not self._closing and not self.ended:
+            self.reading = True
             self._loop.add_reader(self._fd, self._on_readable)
 
     def pause_reading(self) -> None:
-        if self._reading:
-            self._reading = False
+        if self.reading:
+            self.reading = False
             self._loop.remove_reader(self._fd)
 
     def _on_readable(self) -> None:
@@ -110,7 +112,7 @@ class Receiver:
         self._loop.call_soon(self._watch_again)
 
     def _watch_again(self) -> None:
-        if self._reading:
+        if self.reading:
             self._loop.remove_reader(self._fd)
             self._loop.add_reader(self._fd, self._on_readable)
 

@@ -77,7 +77,8 @@ class RestConnection(Turns):
                 self._head_started = True
                 stream.deadline = time.monotonic() + self._limits.head_timeout
             break
-        self.reading_changed()
+        if inbox.data or not stream.reading:
+            self.reading_changed()
 
     def _unreadable(self, error: RequestError) -> None:
         now = time.time()

@@ -185,8 +185,8 @@ class Stream(Receiver):
             return
         self.deadline = time.monotonic() + self._linger
         self._shut_down()
-        if not self._reading and not self.closed:
-            self._reading = True
+        if not self.reading and not self.closed:
+            self.reading = True
             self._loop.add_reader(self._fd, self._on_readable)
 
     def abort(self, error: Exception | None = None) -> None:
