@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import pytest
@@ -154,12 +155,14 @@ def test_a_disk_that_fills_under_load(own_site: Site, upstream: ScriptedUpstream
     directory, clients, ids = own_site.directory / "audit", 4, []
     config = own_site.write_config(upstream.url, audit={"dir": "audit", "on_full": on_full})
     ended = threading.Event()
+    told: SimpleQueue[int] = SimpleQueue()
 
     def load(number: int) -> None:
         with Client(gateway, own_site.client("admin")) as client:
             while not ended.is_set():
                 answer = client.ask(target=f"/collections/c{number}")
                 ids.append((answer.fields["x-request-id"], answer.status))
+                told.put(answer.status)
 
     with small_disk(directory) as fill, Gateway(config) as gateway:
         threads = [threading.Thread(target=load, args=(number,)) for number in range(clients)]
@@ -172,14 +175,15 @@ def test_a_disk_that_fills_under_load(own_site: Site, upstream: ScriptedUpstream
         assert "No space left on device" in full or "File too large" in full
         assert gateway.ask_admin("/readyz")[0] == 503
         if on_full == "refuse":
-            refused = len(ids)
-            while not any(status == 503 for _, status in ids[refused:]):
+            while told.get(timeout=30) != 503:
                 pass
         relieve()
         gateway.log.wait(lambda line: "can be written again" in line)
-        before = len(ids)
-        while sum(status == 200 for _, status in ids[before:]) < clients:
-            pass
+        while not told.empty():
+            told.get()
+        answered = 0
+        while answered < clients:
+            answered += told.get(timeout=30) == 200
         ended.set()
         for thread in threads:
             thread.join(10)
