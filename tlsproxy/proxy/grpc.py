@@ -38,6 +38,7 @@ from tlsproxy.wire.http2 import (
     Kind,
     Setting,
 )
+from tlsproxy.wire.window import overspent
 
 MAX_HELD: Final = 262_144
 """Bytes of DATA that wait with their calls, those of one connection together; then its client has to."""
@@ -46,10 +47,7 @@ MAX_HELD: Final = 262_144
 class GrpcConnection(Streams):
     """The owner of one TLS stream, from its handshake on."""
 
-    __slots__ = (
-        "_blocked",
-        "_preface",
-    )
+    __slots__ = ("_blocked", "_preface")
 
     def __init__(
         self,
@@ -127,10 +125,11 @@ class GrpcConnection(Streams):
             raise Http2Error(Code.PROTOCOL_ERROR, "no HTTP/2 preface", "http2_preface")
         return data[taken:]
 
-    def _read(self, data: bytes) -> None:
+    def _read(self, data: bytes) -> None:  # noqa: C901 - the usual frames are seen to in place
         frames, calls, window, up, late = self.frames, self.calls, self.to_upstream, self.up, self.late
         longest = self.limits.max_head_size
         begin = position = 0
+        ready = self.greeted and self._block is None and not late
         for what, stream, start, end in frames.cut(data):
             size = end - start - HEADER
             usual, call = False, None
@@ -139,28 +138,32 @@ class GrpcConnection(Streams):
                 if call is not None and call.waiting and self.held + size > MAX_HELD:
                     self._wait(start)
                     break
-                window.spent(size)
-                usual = what <= END_STREAM and 0 < size <= window.room and self._block is None and not late
+                usual = ready and call is not None and what <= END_STREAM and 0 < size <= window.room
+                window.credit -= size  # as Window.spent has it
+                if window.credit < 0:
+                    raise overspent()
                 if usual and call is not None and call.plain and not call.client_done:
                     window.room -= size
                     call.touched = self.now
                     call.record.bytes_in += size
                     position = end
-                    if what & END_STREAM:
-                        self.on_client_done(call)
+                    if what:
+                        call.client_done = True
+                        if call.upstream_done:
+                            self.forget(call, "")
                     continue
             if begin < start:  # else the fields of a call may be what was said last, which can be taken back
                 up.append(frames.data[begin:start])
             begin = position = end
-            new = stream > self.last and stream & 1 and self.greeted and self._block is None
-            if new and what in WHOLE_FIELDS and size <= longest:
+            if ready and what in WHOLE_FIELDS and stream & 1 and stream > self.last and size <= longest:
                 up.append(self.opened(stream, self.reader.read(frames.data[start + HEADER : end]), what))
                 continue
             instead = (
                 self.on_data(frames.data, what, stream, start, end)
-                if usual and call is not None
+                if usual
                 else self._frame(what >> 8, what & 0xFF, stream, start, end)
             )
+            ready = self.greeted and self._block is None and not late
             if self._ended:
                 return
             up.append(frames.data[start:end] if instead is None else instead)

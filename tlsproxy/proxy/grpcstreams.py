@@ -100,11 +100,6 @@ class Streams(Life):
             self.down.append(http2.window_update(stream, padding))
         return http2.frame(DATA, flags ^ PADDED, stream, content), flags ^ PADDED
 
-    def on_client_done(self, call: Call) -> None:
-        call.client_done = True
-        if call.upstream_done:
-            self.forget(call, "")
-
     def _stray(self, stream: int, call: Call | None) -> bytes:
         """A frame on a stream that its client has ended (RFC 9113 §5.1), or that has just ended here."""
         if call is not None:

@@ -21,6 +21,7 @@ from tlsproxy.wire.http2 import (
     WHOLE_FIELDS,
     Http2Error,
 )
+from tlsproxy.wire.window import overspent
 
 if TYPE_CHECKING:
     from tlsproxy.proxy.grpc import GrpcConnection
@@ -102,31 +103,39 @@ class GrpcUpstream(UpstreamFrames):
 
     # Frames
 
-    def _read(self, data: bytes) -> None:
+    def _read(self, data: bytes) -> None:  # noqa: C901 - the usual frames are seen to in place
         """Frames that pass as they are go in one piece, up to the next that does not, or that ends its call."""
         client, frames = self._client, self._frames
         calls, window, down = client.calls, client.to_client, client.down
         begin = passed = told = latest = 0
         plain: Call | None = None
         now = time.monotonic()
+        ready = self.established and self._block is None
         try:
             for what, stream, start, end in frames.cut(data):
                 if stream != latest:
-                    latest, plain = stream, calls.get(stream) if self.established and self._block is None else None
+                    latest, plain = stream, calls.get(stream) if ready else None
                     if plain is not None and plain.reduction is not None:
                         plain = None
-                if plain is not None and what < ANY_DATA:
+                if plain is None or (what >= ANY_DATA and (what not in WHOLE_FIELDS or client.restates)):
+                    down.append(frames.data[begin:start])
+                    begin = passed = end
+                    instead = self._other(what >> 8, what & 0xFF, stream, start, end)
+                    down.append(frames.data[start:end] if instead is None else instead)
+                    latest, ready = 0, self.established and self._block is None
+                    continue
+                if what < ANY_DATA:
                     status, size = None, end - start - HEADER
                     if window.room < size:
-                        frames.keep(start)
-                        self._blocked = True
-                        self.reading_changed()
+                        self._wait(start)
                         break
-                    window.spent(size)
                     window.room -= size
+                    window.credit -= size  # as Window.spent has it
+                    if window.credit < 0:
+                        raise overspent()
                     plain.record.bytes_out += size
                     told += 1
-                elif plain is not None and what in WHOLE_FIELDS and not client.restates:
+                else:
                     block = frames.data[start + HEADER : end]
                     said = self._reader.read(block)
                     status = said.status
@@ -136,13 +145,6 @@ class GrpcUpstream(UpstreamFrames):
                             down.append(frames.data[begin:start])
                         begin = end
                         down.append(http2.headers(stream, block + plain.id_block, what))
-                else:
-                    down.append(frames.data[begin:start])
-                    begin = passed = end
-                    instead = self._other(what >> 8, what & 0xFF, stream, start, end)
-                    down.append(frames.data[start:end] if instead is None else instead)
-                    latest = 0
-                    continue
                 plain.touched = now
                 passed = end
                 if what & END_STREAM:
@@ -152,3 +154,9 @@ class GrpcUpstream(UpstreamFrames):
         finally:
             down.append(frames.data[begin:passed])
             client.budgets.told_data(told)
+
+    def _wait(self, position: int) -> None:
+        """The client has no room for what is to be read from there on."""
+        self._frames.keep(position)
+        self._blocked = True
+        self.reading_changed()

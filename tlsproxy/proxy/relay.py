@@ -177,7 +177,8 @@ class Relay(ABC):
         call.upstream_done = True
         call.record.grpc_status = status
         if not call.recorded:
-            self._close_record(call, "")
+            call.recorded = True
+            self.finish(call.record, "")
         if call.client_done:
             self.forget(call, "")
 
@@ -189,8 +190,9 @@ class Relay(ABC):
             self.wanting.pop(call, None)
         if call.reduction is not None or not call.plain:  # else it has no parts, and holds nothing
             call.over()
-        if not call.recorded:
-            self._close_record(call, reason)
+        if not call.recorded:  # the first end counts
+            call.recorded = True
+            self.finish(call.record, reason)
         if not self.calls:
             self.rest()
         if self.late:
@@ -207,11 +209,6 @@ class Relay(ABC):
         if len(self.over) >= REMEMBERED:
             del self.over[next(iter(self.over))]  # the oldest
         self.over[stream] = None
-
-    def _close_record(self, call: Call, reason: str) -> None:
-        """Of a call that is not ``recorded`` yet: the first end counts."""
-        call.recorded = True
-        self.finish(call.record, reason)
 
     def finish(self, record: Record[CallPlan], reason: str) -> None:
         if record.grpc_status is not None:

@@ -12,6 +12,11 @@ from collections import deque
 from tlsproxy.wire.http2 import FIRST_WINDOW, MAX_WINDOW, Code, Http2Error
 
 
+def overspent() -> Http2Error:
+    """What a ``credit`` below 0 comes to."""
+    return Http2Error(Code.FLOW_CONTROL_ERROR, "more DATA than the connection's window has room for")
+
+
 class Window:
     """``room`` is the connection's, ``first`` that of a new stream, by the SETTINGS of whoever receives.
 
@@ -58,9 +63,9 @@ class Window:
 
     def spent(self, size: int) -> None:
         """The sender has sent this much. Raises Http2Error where it may not have (§6.9.1)."""
-        self.credit = left = self.credit - size
-        if left < 0:
-            raise Http2Error(Code.FLOW_CONTROL_ERROR, "more DATA than the connection's window has room for")
+        self.credit -= size
+        if self.credit < 0:
+            raise overspent()
 
     def own(self, size: int) -> None:
         """The relay sends this much of its own."""
