@@ -28,7 +28,7 @@ class Connection:
         self.said: list[object] = []
         self.worker: Any
         if kind == "call":
-            self.worker = Call(self, 1, SimpleNamespace(plan=SimpleNamespace(largest=None)), 0.0)  # type: ignore[arg-type]
+            self.worker = Call(self, 1, SimpleNamespace(id="0" * 32, plan=SimpleNamespace(largest=None)), 0.0)  # type: ignore[arg-type]
             self.calls = {1: self.worker}
         else:
             self.worker = Exchange(self.gateway, SimpleNamespace(forget=lambda _: None), self, None, None)  # type: ignore[arg-type]
