@@ -57,13 +57,14 @@ class Proviso:
 class Unread:
     """A request whose body must be read before it is decided. Compared and hashed as the object that it is.
 
-    ``outlined``: as it comes, and only for the names in it.
+    ``coding`` is what its body must be freed of. ``confined``: it is read whole, and written anew; else for its names.
     """
 
     head: RequestHead
     asked: Recognised
     admission: Admission
-    outlined: bool
+    coding: str | None
+    confined: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,18 +181,18 @@ class Plans:
         """The plan of a request whose body is here, and the body to send: this one, or this one confined."""
         head, asked, admission = unread.head, unread.asked, unread.admission
         plain = content
-        if unread.outlined:  # heads repeat, and bodies but for the numbers in them
-            plain = outline(content)
-            plan = self._read.get((unread, plain))
-            if plan is not None and len(content) == head.length:
-                return plan, content
         try:
-            if not unread.outlined:
-                plain = yield from decoding(content, head.value(b"content-encoding"), self._body_limit)
+            if unread.coding is not None:
+                plain = yield from decoding(content, unread.coding, self._body_limit)
+            if not unread.confined:  # heads repeat, and bodies but for the numbers in them
+                plain = outline(plain)
+                plan = self._read.get((unread, plain))
+                if plan is not None and len(content) == head.length:
+                    return plan, content
             decision, changed = yield from judging_body(admission, asked, plain)
         except RequestError as error:
             decision, changed = refusal_of(error), None
-        remembered = unread.outlined and decision is ALLOWED and len(content) == head.length
+        remembered = not unread.confined and decision is ALLOWED and len(content) == head.length
         if changed is not None:
             head, content = head.without(b"content-encoding"), changed
         plan = self._plan(admission.principal, head.with_length(len(content)), asked, admission, Judgement(decision))
@@ -238,7 +239,7 @@ class Plans:
         of_role = largest is not None and largest < limit
         if decision is UNREAD and asked is not None and admission is not None:
             confined = any(rights.conditions for rights in admission.rights)
-            unread = Unread(head, asked, admission, not confined and head.value(b"content-encoding") is None)
+            unread = Unread(head, asked, admission, head.value(b"content-encoding"), confined)
         return Plan(
             operation=operation.name if operation is not None else "unknown",
             role=admission.role if admission is not None else principal.role,

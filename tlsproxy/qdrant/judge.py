@@ -18,7 +18,6 @@ from tlsproxy.qdrant.listings import Listing, listing_of
 from tlsproxy.qdrant.operations import Operation
 from tlsproxy.qdrant.rest import Recognised
 from tlsproxy.qdrant.tenancy import confine, is_confinable, tells_no_points
-from tlsproxy.wire.outline import outline
 from tlsproxy.wire.steps import Steps
 from tlsproxy.wire.strictjson import reading_json
 
@@ -75,7 +74,7 @@ def judging_body(admitted: Admission, asked: Recognised, content: bytes) -> Step
     if operation is None:
         return UNREAD, None
     conditions = tuple(condition for rights in admitted.rights for condition in rights.conditions)
-    body = yield from reading_json(content if conditions else outline(content))
+    body = yield from reading_json(content)
     named = named_collections(operation, body) if operation.names_others else ()
     changed = orjson.dumps(confine(operation, body, conditions)) if conditions else None
     decision = decide_all(admitted.rights, operation, asked.collection, named=named, confined=changed is not None)
