@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Iterator
 
@@ -12,6 +11,7 @@ from qdrant_client import grpc as pb
 from support.gateway import DEADLINE, Gateway
 from support.grpc_client import call, channel
 from support.grpc_upstream import GrpcCall, GrpcUpstream
+from support.meanwhile import longest_wait
 from support.site import Site
 from support.upstream import ScriptedUpstream
 
@@ -66,23 +66,16 @@ async def by_method(answered: GrpcCall) -> None:
 def test_others_are_served_meanwhile(site: Site, gateway: Gateway, upstream_of_all: GrpcUpstream, case: str) -> None:
     client, method, message = CASES[case]
     upstream_of_all.answer = by_method
-    waits: list[float] = []
-    took: list[float] = []
 
-    def ask() -> None:
+    def ask() -> float:
         with channel(gateway, site, client) as opened:
             grpc.channel_ready_future(opened).result(DEADLINE)
             begun = time.monotonic()
-            if call(opened, method, message, compression=grpc.Compression.Gzip).code is grpc.StatusCode.OK:
-                took.append(time.monotonic() - begun)
+            assert call(opened, method, message, compression=grpc.Compression.Gzip).code is grpc.StatusCode.OK
+            return time.monotonic() - begun
 
     with channel(gateway, site) as other:
         grpc.channel_ready_future(other).result(DEADLINE)
-        asking = threading.Thread(target=ask)
-        asking.start()
-        while asking.is_alive():
-            begun = time.monotonic()
-            other.unary_unary(SEARCH)(b"", timeout=DEADLINE)
-            waits.append(time.monotonic() - begun)
-    assert took
-    assert max(waits) < took[0] / 3
+        search = other.unary_unary(SEARCH)
+        wait, took = longest_wait(ask, lambda: search(b"", timeout=DEADLINE))
+    assert wait < took / 3

@@ -50,15 +50,21 @@ def idle(gateway: Gateway, context: ssl.SSLContext) -> socket.socket:
         return socket.socket(fileno=connected.detach())
 
 
+def hundred(stack: ExitStack, gateway: Gateway, context: ssl.SSLContext) -> list[ssl.SSLSocket]:
+    """Connections that have had one answer each."""
+    connections = [stack.enter_context(gateway.connect(context)) for _ in range(100)]
+    for connection in connections:
+        connection.sendall(GET)
+        assert connection.recv(65536).startswith(b"HTTP/1.1 200 ")
+    return connections
+
+
 def test_a_connection_that_has_uploaded_much_keeps_little_of_the_room(site: Site, gateway: Gateway) -> None:
     """A memory BIO keeps the size that it once had."""
     context, body = site.client(), bytes(1 << 20)
     upload = b"PUT /collections/docs/points HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n" % len(body)
     with ExitStack() as stack:
-        connections = [stack.enter_context(gateway.connect(context)) for _ in range(100)]
-        for connection in connections:
-            connection.sendall(GET)
-            assert connection.recv(65536).startswith(b"HTTP/1.1 200 ")
+        connections = hundred(stack, gateway, context)
         before = memory(gateway)
         for connection in connections:
             connection.sendall(upload + body)
@@ -69,10 +75,7 @@ def test_a_connection_that_has_uploaded_much_keeps_little_of_the_room(site: Site
 def test_nor_does_one_that_was_sent_much(site: Site, gateway: Gateway, upstream: ScriptedUpstream) -> None:
     context, size = site.client(), 1 << 20
     with ExitStack() as stack:
-        connections = [stack.enter_context(gateway.connect(context)) for _ in range(100)]
-        for connection in connections:
-            connection.sendall(GET)
-            assert connection.recv(65536).startswith(b"HTTP/1.1 200 ")
+        connections = hundred(stack, gateway, context)
         before = memory(gateway)
         upstream.answer = plain(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % size + bytes(size))
         for connection in connections:

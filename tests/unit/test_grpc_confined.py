@@ -14,6 +14,7 @@ from qdrant_client import grpc as pb
 from qdrant_client import models
 from qdrant_client.conversions.conversion import GrpcToRest, RestToGrpc
 from support import messages as qdrant
+from support.steps import at_once
 
 from tlsproxy.authz.access import Condition
 from tlsproxy.errors import BadRequest, Unconfined
@@ -24,7 +25,6 @@ from tlsproxy.qdrant.operations import GRPC, Operation
 from tlsproxy.qdrant.rest import recognise
 from tlsproxy.qdrant.tenancy import confine
 from tlsproxy.wire.protobuf import MAX_DEPTH, delimited
-from tlsproxy.wire.steps import at_once
 
 ACME = (Condition("tenant", "acme"),)
 TWO = (Condition("tenant", "acme"), Condition("a", "x"))

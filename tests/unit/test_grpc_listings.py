@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from qdrant_client import grpc as pb
+from support.steps import at_once
 
 from tlsproxy.authz.access import GlobalMode, Grant, Grants, Rights
 from tlsproxy.qdrant.grpclistings import ENTRIES, MessageListing, listing_of_call
 from tlsproxy.qdrant.listings import Listing
 from tlsproxy.qdrant.operations import GRPC
-from tlsproxy.wire.steps import at_once
 
 DOCS = Grants(Grant("docs", write=False, extras=True), Grant("team.*", write=True, extras=False))
 ALIASES = ["list_aliases", "list_collection_aliases"]

@@ -17,11 +17,11 @@ from hypothesis import strategies as st
 from support.h2ends import ANSWERED, End, Ends, Sent, in_memory, prefixed
 from support.relay_site import COUNT, LIST, SEARCH, asked, collections, count, relay_generation
 from support.site import Site
+from support.steps import at_once
 
 from tlsproxy.authz.access import Condition
 from tlsproxy.proxy import grpc, slices
 from tlsproxy.qdrant.grpc import confine_message, operation_of
-from tlsproxy.wire.steps import at_once
 
 LARGEST = 90_000
 """Bytes of a message: more than any window that is not made larger."""

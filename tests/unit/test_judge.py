@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from support.steps import at_once
 
 from tlsproxy.authz.access import ALLOWED, UNREAD, Condition, Decision, GlobalMode, Grant, Grants, Rights, forbidden
 from tlsproxy.authz.admission import Admission, Credential, admit
@@ -12,7 +13,6 @@ from tlsproxy.authz.roles import Policy, Principal
 from tlsproxy.errors import BadRequest, Form
 from tlsproxy.qdrant.judge import Judgement, judge, judging_body
 from tlsproxy.qdrant.rest import recognise
-from tlsproxy.wire.steps import at_once
 
 KEYS = Keys.of("manage-key", "alternative", "reader")
 NO_KEYS = Keys.of()

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.steps import at_once
 
 from tlsproxy.errors import BadRequest
 from tlsproxy.qdrant.bodies import named_collections
 from tlsproxy.qdrant.rest import recognise
 from tlsproxy.wire.outline import LONG, outline
-from tlsproxy.wire.steps import at_once
 from tlsproxy.wire.strictjson import reading_json
 
 _numbers = st.lists(st.integers(-9, 9) | st.floats(allow_nan=False, allow_infinity=False) | st.none() | st.booleans())

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 
 import pytest
+from support.streams import StreamOwner
 
 from tlsproxy.proxy.deadlines import Deadlines
 from tlsproxy.proxy.stream import Stream
@@ -16,27 +17,15 @@ RESET = struct.pack("ii", 1, 0)
 """SO_LINGER on, for no time: a close is a reset."""
 
 
-class Owner:
+class Owner(StreamOwner):
     def __init__(self) -> None:
+        super().__init__()
         self.size = 0
         self.some = asyncio.Event()
-        self.lost: asyncio.Future[Exception | None] = asyncio.get_running_loop().create_future()
 
     def data_received(self, data: bytes) -> None:
         self.size += len(data)
         self.some.set()
-
-    def pause_writing(self) -> None:
-        pass
-
-    def resume_writing(self) -> None:
-        pass
-
-    def deadline_passed(self) -> None:
-        pass
-
-    def connection_lost(self, error: Exception | None) -> None:
-        self.lost.set_result(error)
 
 
 @pytest.fixture

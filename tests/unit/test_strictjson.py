@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from support.steps import at_once
 
 from tlsproxy.errors import BadRequest
 from tlsproxy.wire import strictjson
-from tlsproxy.wire.steps import at_once
 from tlsproxy.wire.strictjson import MAX_CONTAINERS, MAX_DEPTH, MAX_STRINGS, MAX_VALUES, reading_json
 
 

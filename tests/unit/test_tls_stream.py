@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from support.streams import StreamOwner
 
 from tests.unit.tls_site import CLIENT, client_context, site
 from tlsproxy.proxy.deadlines import Deadlines
@@ -19,14 +20,14 @@ WAIT = 5.0
 DATA = bytes(range(256)) * 2048
 
 
-class Owner:
+class Owner(StreamOwner):
     """Takes one piece, pauses, and reads on as soon as the loop comes by."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.pieces: list[bytes] = []
         self.came = asyncio.Event()
         self.done = asyncio.Event()
-        self.lost: asyncio.Future[Exception | None] = asyncio.get_running_loop().create_future()
         self.goes_on = True
         self.stream: TlsStream | None = None
 
@@ -44,18 +45,6 @@ class Owner:
         self.stream.pause_reading()
         if self.goes_on:
             asyncio.get_running_loop().call_soon(self.stream.resume_reading)
-
-    def pause_writing(self) -> None:
-        pass
-
-    def resume_writing(self) -> None:
-        pass
-
-    def deadline_passed(self) -> None:
-        pass
-
-    def connection_lost(self, error: Exception | None) -> None:
-        self.lost.set_result(error)
 
     async def has(self, size: int) -> bytes:
         while sum(map(len, self.pieces)) < size:

@@ -10,13 +10,3 @@ from typing import TypeAlias, TypeVar
 
 T = TypeVar("T")
 Steps: TypeAlias = Generator[None, None, T]
-
-
-def at_once(steps: Steps[T]) -> T:
-    """All of it. Raises what the steps raise."""
-    while True:
-        try:
-            next(steps)
-        except StopIteration as done:
-            value: T = done.value
-            return value
