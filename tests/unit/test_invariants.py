@@ -59,7 +59,7 @@ def test_a_call_goes_upstream_with_an_allowed_decision_or_one_that_its_message_i
 @pytest.mark.parametrize("module", MODULES, ids=lambda module: module.relative_to(ROOT).as_posix())
 def test_a_module_is_a_room_and_says_what_it_answers_for(module: Path) -> None:
     text = module.read_text()
-    assert len(text.splitlines()) <= 300
+    assert len(text.splitlines()) <= 500
     assert ast.get_docstring(ast.parse(text))
 
 

@@ -15,6 +15,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from tlsproxy.authz.audit import Refusal, event_line
+from tlsproxy.proxy.addresses import account
 from tlsproxy.proxy.standing import Standing
 
 if TYPE_CHECKING:
@@ -72,6 +73,12 @@ class Entry:
         self.key = ""
         self.why = ""
         self.ends = float("inf")
+
+    @property
+    def account(self) -> tuple[str, ...]:
+        """The holder of this connection's shares in common budgets: its certificate's identity, else its address."""
+        identity = self.standing.identity
+        return ("address", account(self.address)) if identity is None else ("identity", identity.issuer, identity.name)
 
     def count(self, bytes_in: int, bytes_out: int) -> None:
         self.requests += 1
