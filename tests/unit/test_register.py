@@ -44,7 +44,8 @@ class Bench:
         metrics = SimpleNamespace(connection_ended=self.ended.append, refused=lambda _: None)
         gateway = SimpleNamespace(
             loop=asyncio.get_running_loop(),
-            generation=SimpleNamespace(config=SimpleNamespace(limits=self.limits)),
+            generation=SimpleNamespace(),
+            bounds=self.limits,
             metrics=metrics,
             audit=SimpleNamespace(write=lambda _: None),
         )

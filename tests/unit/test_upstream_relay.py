@@ -5,9 +5,10 @@ import socket
 from types import SimpleNamespace
 from typing import Any
 
+from tlsproxy.config.model import Config
 from tlsproxy.errors import RequestError
+from tlsproxy.proxy.bounds import Bounds
 from tlsproxy.proxy.deadlines import Deadlines
-from tlsproxy.proxy.gateway import Waits
 from tlsproxy.proxy.pool import Pool
 from tlsproxy.proxy.upstream import Upstream
 from tlsproxy.wire.response import ResponseHead
@@ -55,11 +56,8 @@ def gateway(server: socket.socket, **settings: float) -> Any:
         loop=loop,
         deadlines=Deadlines(loop),
         metrics=SimpleNamespace(upstream_connect=lambda _outcome: None),
-        waits=Waits(upstream["response_timeout"], upstream["idle_timeout"]),
-        generation=SimpleNamespace(
-            upstream_addresses={"rest": [(socket.AF_INET, server.getsockname())]},
-            config=SimpleNamespace(upstream=SimpleNamespace(**upstream)),
-        ),
+        bounds=Bounds(Config.model_validate({"tls": {"cert": "/c", "key": "/k"}, "upstream": upstream})),
+        generation=SimpleNamespace(upstream_addresses={"rest": [(socket.AF_INET, server.getsockname())]}),
     )
 
 

@@ -63,10 +63,9 @@ class Admitting(ABC):
         if gateway.audit.accepts(gateway.in_flight):
             self._acquire()
             return
-        config = gateway.generation.config
-        if config.audit.on_full != "block":
+        if gateway.generation.config.audit.on_full != "block":
             raise AuditUnavailable("The audit log cannot be written")
-        self._wait(NO_ROOM, config.limits.write_timeout)
+        self._wait(NO_ROOM, gateway.bounds.write_timeout)
         gateway.audit.when_writable(self._readmit)
 
     def _wait(self, late: Late, seconds: float) -> None:
@@ -107,7 +106,7 @@ class Admitting(ABC):
         if proviso is None:
             self._connect()
             return
-        self._wait(_UNTOLD, self._gateway.waits.response)
+        self._wait(_UNTOLD, self._gateway.bounds.response_timeout)
         if self._pool.points.exists(proviso.exists, proviso.head.fields, self._told):
             self._connect()
 

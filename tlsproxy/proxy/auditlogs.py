@@ -28,7 +28,7 @@ class AuditLogsExchange(Exchange):
         if not self._gateway.audit.accepts(self._gateway.in_flight):
             raise AuditUnavailable("The audit log cannot be written")
         self.record.admit(self._gateway)
-        self._wait(SLOW_BODY, self._gateway.generation.config.limits.body_timeout)
+        self._wait(SLOW_BODY, self._gateway.bounds.body_timeout)
         if self.record.plan.expects_continue:
             self._client.stream.write(CONTINUE)
         if self.body.done:
@@ -49,7 +49,7 @@ class AuditLogsExchange(Exchange):
         except RequestError as error:
             loop.call_soon(self._failed, error)
             return
-        self._wait(_SLOW_LOG, self._gateway.waits.response)
+        self._wait(_SLOW_LOG, self._gateway.bounds.response_timeout)
         loop.run_in_executor(None, self._gateway.audit.read, query).add_done_callback(self._read)
 
     def _failed(self, error: RequestError) -> None:

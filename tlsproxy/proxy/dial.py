@@ -6,7 +6,7 @@ import asyncio
 import errno
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from tlsproxy.proxy.deadlines import Deadlines
@@ -30,7 +30,7 @@ class DialledStream(Stream):
         addresses: Sequence[Address],
         owner: DialOwner,
         deadlines: Deadlines,
-        write_timeout: float,
+        write_timeout: Callable[[], float],
     ) -> None:
         """Raises OSError where no socket is to be had."""
         self._addresses = list(addresses)

@@ -58,7 +58,7 @@ class Exchange(Admitting):
     def _connect(self) -> None:
         upstream = self._pool.acquire(self)
         if upstream is None:
-            self._wait(NO_UPSTREAM, self._gateway.generation.config.upstream.connect_timeout)
+            self._wait(NO_UPSTREAM, self._gateway.bounds.connect_timeout)
         else:
             self._client.upstream_ready(upstream)
 
@@ -133,7 +133,7 @@ class Exchange(Admitting):
         now = time.monotonic()
         self._body_since = self._body_since or now
         earned = min(now, self._body_since + self.record.bytes_in / MIN_RATE)
-        self._client.stream.deadline = earned + self._gateway.generation.config.limits.body_timeout
+        self._client.stream.deadline = earned + self._gateway.bounds.body_timeout
 
     def upstream_congested(self) -> None:
         self.congested = True

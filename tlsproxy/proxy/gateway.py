@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Protocol
 
 from tlsproxy.authz.audit import Refusal
 from tlsproxy.authz.auditquery import AuditQuery
+from tlsproxy.proxy.bounds import Bounds
 from tlsproxy.proxy.calls import CallPlans
 from tlsproxy.proxy.deadlines import Deadlines
 from tlsproxy.proxy.limits import Limits
@@ -43,20 +43,10 @@ class Metrics(Protocol):
     def upstream_retry(self) -> None: ...
 
 
-@dataclass(frozen=True, slots=True)
-class Waits:
-    """The waits of every request, in seconds: for the upstream's answer, and of a kept connection to it for the next.
-
-    They stand in the configuration too, but an attribute of its models costs ten times as much.
-    """
-
-    response: float
-    kept: float
-
-
 class Gateway:
     """``generation`` is replaced by :meth:`publish` and by nothing else: one assignment, between two callbacks.
 
+    ``bounds`` are the limits in force, to be read where they are used.
     ``held`` counts the bytes of bodies that are kept whole because they are read. ``key_missing`` is called for every
     token that names a key which its issuer does not have. ``table`` is what limits are counted in, ``numbers`` are
     those that its connections have. ``probe`` is the address from which our own watchdog is about to connect
@@ -65,6 +55,7 @@ class Gateway:
 
     __slots__ = (
         "audit",
+        "bounds",
         "calls",
         "deadlines",
         "draining",
@@ -78,7 +69,6 @@ class Gateway:
         "plans",
         "probe",
         "register",
-        "waits",
     )
 
     def __init__(
@@ -97,6 +87,7 @@ class Gateway:
         self.deadlines = deadlines
         self.key_missing = key_missing
         self.limits = Limits(table)
+        self.bounds = Bounds(generation.config)
         self._adopt(generation)
         self.in_flight = 0
         self.held = 0
@@ -112,7 +103,6 @@ class Gateway:
     def _adopt(self, generation: Generation) -> None:
         self.generation = generation
         self.limits.adopt(generation.config)
-        upstream = generation.config.upstream
-        self.waits = Waits(upstream.response_timeout, upstream.idle_timeout)
+        self.bounds.adopt(generation.config)
         self.plans = Plans(generation, self.limits.quotas)
         self.calls = CallPlans(generation, self.limits.quotas)

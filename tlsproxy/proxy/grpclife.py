@@ -98,7 +98,7 @@ class Life(Relay):
             self.end(Code.NO_ERROR)
 
     def _sweep(self, now: float) -> None:
-        answer = self.gateway.generation.config.upstream.response_timeout
+        answer = self.limits.response_timeout
         for call in list(self.calls.values()):
             waits = now - call.touched
             if not (call.client_done or call.answered) and waits > self.limits.body_timeout:

@@ -30,23 +30,16 @@ if TYPE_CHECKING:
 class GrpcUpstream(UpstreamFrames):
     """One connection, for as long as its client's."""
 
-    __slots__ = ("_blocked", "_timeout")
+    __slots__ = ("_blocked",)
 
     def __init__(self, client: GrpcConnection) -> None:
         """Raises OSError where no socket is to be had."""
         super().__init__(client)
         self._blocked = False
         gateway = client.gateway
-        generation = gateway.generation
-        self._timeout = generation.config.upstream.response_timeout
-        self.stream = DialledStream(
-            gateway.loop,
-            generation.upstream_addresses["grpc"],
-            self,
-            gateway.deadlines,
-            generation.config.upstream.response_timeout,
-        )
-        self.stream.deadline = time.monotonic() + generation.config.upstream.connect_timeout
+        addresses, bounds = gateway.generation.upstream_addresses["grpc"], gateway.bounds
+        self.stream = DialledStream(gateway.loop, addresses, self, gateway.deadlines, bounds.upstream_write)
+        self.stream.deadline = time.monotonic() + bounds.connect_timeout
 
     def write(self, data: bytes) -> None:
         self.stream.write(data)
@@ -71,7 +64,7 @@ class GrpcUpstream(UpstreamFrames):
 
     def connected(self) -> None:
         self._client.gateway.metrics.upstream_connect("ok")
-        self.stream.deadline = time.monotonic() + self._timeout
+        self.stream.deadline = time.monotonic() + self._client.limits.response_timeout
 
     def data_received(self, data: bytes) -> None:
         try:
@@ -85,7 +78,7 @@ class GrpcUpstream(UpstreamFrames):
         self._client.reading_changed()
 
     def resume_writing(self) -> None:
-        self.stream.deadline = NEVER if self.established else time.monotonic() + self._timeout
+        self.stream.deadline = NEVER if self.established else time.monotonic() + self._client.limits.response_timeout
         self._client.reading_changed()
 
     def deadline_passed(self) -> None:

@@ -274,7 +274,7 @@ class _Kept:
 
     def __init__(self, call: Call, asked: Asked) -> None:
         self._holding = Holding(call.relay.gateway)
-        self._limit = call.relay.limits.max_message_size_mb << 20
+        self._limit = call.relay.limits.max_message_size
         self._coding = asked.head.value(b"grpc-encoding")
         self._content = bytearray()
 

@@ -45,7 +45,7 @@ class Pool:
             upstream = self._idle.pop()
             if not upstream.stream.closed:
                 return upstream
-        if len(self._all) < self._gateway.generation.config.upstream.max_connections:
+        if len(self._all) < self._gateway.bounds.upstream_connections:
             return self.open()
         if len(self._waiting) >= MAX_WAITING:
             raise Overloaded("Too many requests wait for the upstream")
@@ -77,14 +77,14 @@ class Pool:
         if self._waiting:
             self._waiting.popleft().upstream_ready(upstream)
         else:
-            stream.deadline = time.monotonic() + self._gateway.waits.kept
+            stream.deadline = time.monotonic() + self._gateway.bounds.kept_timeout
             self._idle.append(upstream)
 
     def lost(self, upstream: Upstream) -> None:
         self._all.discard(upstream)
         if upstream in self._idle:
             self._idle.remove(upstream)
-        if self._waiting and len(self._all) < self._gateway.generation.config.upstream.max_connections:
+        if self._waiting and len(self._all) < self._gateway.bounds.upstream_connections:
             exchange = self._waiting.popleft()
             try:
                 upstream = self.open()

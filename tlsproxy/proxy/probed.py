@@ -25,9 +25,7 @@ class Probed:
 
     def __init__(self, gateway: Gateway, sock: socket.socket, where: Listening) -> None:
         sock.setblocking(False)
-        generation = gateway.generation
-        write_timeout = generation.config.limits.write_timeout
-        context = generation.contexts[where.protocols]
+        context, write_timeout = gateway.generation.contexts[where.protocols], gateway.bounds.client_write
         self._stream = TlsStream(gateway.loop, sock, self, gateway.deadlines, write_timeout, context)
         self._stream.deadline = time.monotonic() + DEADLINE
 

@@ -66,11 +66,9 @@ class Reception:
         self._failed = False
         self._entry: Entry | None = None
         self._session: RestConnection | GrpcConnection | TcpConnection | None = None
-        generation = gateway.generation
-        limits = generation.config.limits
-        context = generation.contexts[where.protocols]
-        self.stream = TlsStream(gateway.loop, sock, self, gateway.deadlines, limits.write_timeout, context)
-        self.stream.deadline = self._opened + limits.handshake_timeout
+        context, bounds = gateway.generation.contexts[where.protocols], gateway.bounds
+        self.stream = TlsStream(gateway.loop, sock, self, gateway.deadlines, bounds.client_write, context)
+        self.stream.deadline = self._opened + bounds.handshake_timeout
 
     def handshake_done(self, tls: ssl.SSLObject) -> None:
         protocols = self._where.protocols

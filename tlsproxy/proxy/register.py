@@ -165,7 +165,7 @@ class Register:
 
     def _look(self) -> None:
         now, generation = time.time(), self._gateway.generation
-        limits = generation.config.limits
+        limits = self._gateway.bounds
         oldest = now - (limits.max_connection_age or float("inf"))
         numbers = list(islice(self._left, SLICE))
         self._slice = self._gateway.loop.call_soon(self._look) if numbers else None

@@ -68,7 +68,7 @@ class Relay(ABC):
     def __init__(self, gateway: Gateway, stream: TlsStream, entry: Entry) -> None:
         self.gateway = gateway
         self.stream = stream
-        self.limits = gateway.generation.config.limits
+        self.limits = gateway.bounds
         self.calls: dict[int, Call] = {}
         self.over: dict[int, None] = {}
         self.wanting: dict[Call, None] = {}

@@ -11,6 +11,7 @@ import logging
 import socket
 import time
 from collections import deque
+from collections.abc import Callable
 from typing import Final
 
 from tlsproxy.proxy.deadlines import NEVER, Deadlines
@@ -53,9 +54,9 @@ class Stream(Receiver):
         sock: socket.socket,
         owner: Owner,
         deadlines: Deadlines,
-        write_timeout: float,
+        write_timeout: Callable[[], float],
     ) -> None:
-        """``write_timeout``: seconds for the other side to take the next part of what is queued."""
+        """``write_timeout`` says the seconds for the other side to take the next part of what is queued."""
         super().__init__(loop, sock, owner, deadlines.heard)
         self._deadlines = deadlines
         self._write_timeout = write_timeout
@@ -96,7 +97,7 @@ class Stream(Receiver):
         if self._queued > HIGH_WATER and not self.stalled:
             self.stalled = True
             if self.established:  # until then it is the connection that is waited for
-                self.deadline = time.monotonic() + self._write_timeout
+                self.deadline = time.monotonic() + self._write_timeout()
             self.owner.pause_writing()
 
     def _start_writing(self) -> None:
@@ -121,7 +122,7 @@ class Stream(Receiver):
             else:
                 self._out[0] = memoryview(data)[sent:]
         if (self.stalled or self._closing) and self._queued < before:
-            self.deadline = time.monotonic() + self._write_timeout
+            self.deadline = time.monotonic() + self._write_timeout()
         if not self._out:
             self._out = _NOTHING
             self._stop_writing()
@@ -175,7 +176,7 @@ class Stream(Receiver):
             return
         self._closing = True
         self._linger = linger
-        self.deadline = time.monotonic() + self._write_timeout
+        self.deadline = time.monotonic() + self._write_timeout()
         if not self._out:
             self._half_close()
 

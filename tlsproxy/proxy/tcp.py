@@ -41,7 +41,7 @@ class TcpConnection:
         self._open = False
         self._held: tuple[int, ...] = ()
         self._opened = time.monotonic()
-        self._idle = gateway.generation.config.limits.tcp_idle_timeout
+        self._limits = gateway.bounds
         stream.deadline = NEVER
         refusal = self._refusal(time.time())
         if refusal:
@@ -62,11 +62,10 @@ class TcpConnection:
             self._refuse(UNREACHABLE, str(error))
 
     def _dial(self, gateway: Gateway) -> DialledStream:
-        limits, settings = gateway.generation.config.limits, gateway.generation.config.upstream
         addresses = gateway.generation.tunnels[self._route].addresses
-        upstream = DialledStream(gateway.loop, addresses, _Upstream(self), gateway.deadlines, limits.write_timeout)
+        upstream = DialledStream(gateway.loop, addresses, _Upstream(self), gateway.deadlines, self._limits.client_write)
         upstream.when_ended = self._upstream_ended
-        upstream.deadline = time.monotonic() + settings.connect_timeout
+        upstream.deadline = time.monotonic() + self._limits.connect_timeout
         return upstream
 
     def _refusal(self, now: float) -> str:
@@ -130,7 +129,7 @@ class TcpConnection:
         stream = self.stream
         stream.write(data)
         if not stream.stalled:
-            stream.deadline = time.monotonic() + self._idle
+            stream.deadline = time.monotonic() + self._limits.tcp_idle_timeout
 
     def _upstream_ended(self) -> None:
         """It has said all: the client is told, and may go on."""
@@ -163,7 +162,7 @@ class TcpConnection:
         if upstream is not None:
             upstream.write(data)
         if not stream.stalled:
-            stream.deadline = time.monotonic() + self._idle
+            stream.deadline = time.monotonic() + self._limits.tcp_idle_timeout
 
     def _client_ended(self) -> None:
         if self._upstream is not None:
@@ -192,7 +191,7 @@ class TcpConnection:
 
     def _touch(self) -> None:
         if not self.stream.stalled:
-            self.stream.deadline = time.monotonic() + self._idle
+            self.stream.deadline = time.monotonic() + self._limits.tcp_idle_timeout
 
     def deadline_passed(self) -> None:
         self._end("client_stalled" if self.stream.stalled else "idle")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Final
 
@@ -72,7 +73,7 @@ class TlsStream(Stream):
         sock: socket.socket,
         owner: TlsOwner,
         deadlines: Deadlines,
-        write_timeout: float,
+        write_timeout: Callable[[], float],
         context: ssl.SSLContext,
     ) -> None:
         super().__init__(loop, sock, owner, deadlines, write_timeout)

@@ -60,7 +60,6 @@ class Turns:
         "_exchange",
         "_gateway",
         "_head_started",
-        "_idle_timeout",
         "_inbox",
         "_limits",
         "_pause",
@@ -79,8 +78,7 @@ class Turns:
         self._gateway = gateway
         self._entry = entry
         self._remote = json_string(entry.address)
-        self._limits = gateway.generation.config.limits
-        self._idle_timeout = self._limits.idle_timeout
+        self._limits = gateway.bounds
         self._inbox = Inbox(self._limits.max_head_size)
         self._head_started = False
         self._record: Record[Plan] | None = None
@@ -94,7 +92,7 @@ class Turns:
         self._state = IDLE
         self._head_started = False
         stream = self.stream
-        timeout = self._limits.write_timeout if stream.stalled else self._idle_timeout
+        timeout = self._limits.write_timeout if stream.stalled else self._limits.idle_timeout
         if self._gateway.draining:
             timeout = min(timeout, self._limits.drain_grace)
         stream.deadline = time.monotonic() + timeout

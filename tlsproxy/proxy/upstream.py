@@ -75,12 +75,9 @@ class Upstream:
         self._left = 0
         self._chunks: ChunkedBody | None = None
         self._to_head = self._awaited = False
-        generation = gateway.generation
-        settings = generation.config.upstream
-        self.stream = DialledStream(
-            gateway.loop, generation.upstream_addresses["rest"], self, gateway.deadlines, settings.response_timeout
-        )
-        self.stream.deadline = time.monotonic() + settings.connect_timeout
+        addresses, bounds = gateway.generation.upstream_addresses["rest"], gateway.bounds
+        self.stream = DialledStream(gateway.loop, addresses, self, gateway.deadlines, bounds.upstream_write)
+        self.stream.deadline = time.monotonic() + bounds.connect_timeout
 
     def begin(self, exchange: Exchange, data: bytes, *, to_head: bool, whole: bool) -> None:
         """Sends a request's first bytes, or all of it: ``whole``."""
@@ -89,7 +86,7 @@ class Upstream:
         self._to_head, self._awaited = to_head, whole
         stream = self.stream
         if stream.established:
-            stream.deadline = time.monotonic() + self._gateway.waits.response if whole else NEVER
+            stream.deadline = time.monotonic() + self._gateway.bounds.response_timeout if whole else NEVER
         stream.write(data)
 
     def await_response(self) -> None:
@@ -105,7 +102,7 @@ class Upstream:
     def _await(self) -> None:
         stream = self.stream
         if stream.established:  # until then, the connection is waited for
-            stream.deadline = time.monotonic() + self._gateway.waits.response if self._awaited else NEVER
+            stream.deadline = time.monotonic() + self._gateway.bounds.response_timeout if self._awaited else NEVER
 
     def pause(self) -> None:
         """The client reads slower than the upstream answers."""

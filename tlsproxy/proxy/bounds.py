@@ -1,0 +1,74 @@
+"""The limits in force: times, sizes and counts that connections, requests and calls are held to.
+
+One object for a process, filled anew by each publication and read at the time of use, so that an edited limit counts
+for open connections too. What a client was told when its connection began (`limits.max_streams`, and over HTTP/2
+`limits.max_head_size`) stays with the connection, which copies it.
+"""
+
+from __future__ import annotations
+
+from tlsproxy.config.model import Config
+
+
+class Bounds:
+    """Slots under the names of the configuration, times in seconds, sizes in bytes; ``kept_timeout`` is
+    `upstream.idle_timeout`, ``upstream_connections`` is `upstream.max_connections`.
+
+    They stand in the configuration too, but an attribute of its models costs ten times as much.
+    """
+
+    __slots__ = (
+        "body_timeout",
+        "connect_timeout",
+        "drain_grace",
+        "drain_timeout",
+        "expel_after",
+        "handshake_timeout",
+        "head_timeout",
+        "idle_timeout",
+        "inspection_memory",
+        "kept_timeout",
+        "linger_timeout",
+        "max_connection_age",
+        "max_head_size",
+        "max_message_size",
+        "max_streams",
+        "response_timeout",
+        "streams_per_second",
+        "tcp_idle_timeout",
+        "upstream_connections",
+        "write_timeout",
+    )
+
+    def __init__(self, config: Config) -> None:
+        self.adopt(config)
+
+    def adopt(self, config: Config) -> None:
+        limits, upstream = config.limits, config.upstream
+        self.handshake_timeout = limits.handshake_timeout
+        self.head_timeout = limits.head_timeout
+        self.body_timeout = limits.body_timeout
+        self.write_timeout = limits.write_timeout
+        self.tcp_idle_timeout = limits.tcp_idle_timeout
+        self.idle_timeout = limits.idle_timeout
+        self.linger_timeout = limits.linger_timeout
+        self.expel_after = limits.expel_after
+        self.max_connection_age = limits.max_connection_age
+        self.drain_grace = limits.drain_grace
+        self.drain_timeout = limits.drain_timeout
+        self.max_head_size = limits.max_head_size
+        self.max_streams = limits.max_streams
+        self.streams_per_second = limits.streams_per_second
+        self.max_message_size = limits.max_message_size_mb << 20
+        self.inspection_memory = limits.inspection_memory_mb << 20
+        self.connect_timeout = upstream.connect_timeout
+        self.response_timeout = upstream.response_timeout
+        self.kept_timeout = upstream.idle_timeout
+        self.upstream_connections = upstream.max_connections
+
+    def client_write(self) -> float:
+        """Seconds for a client to take the next part of what is queued for it."""
+        return self.write_timeout
+
+    def upstream_write(self) -> float:
+        return self.response_timeout
