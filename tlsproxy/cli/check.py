@@ -59,7 +59,7 @@ def _summary(generation: Generation) -> Iterator[str]:
     if not generation.config.service.verify_https_client_certificate:
         yield "client certificates are optional"
     for source in key_sources(generation.config):
-        yield f"{source.url}: not fetched by this command; `run` fetches it, and its tokens wait for that"
+        yield f"{source.shown}: not fetched by this command; `run` fetches it, and its tokens wait for that"
     for name, role in generation.config.roles.items():
         yield f"role {name}: {_access(role)}{_where(role)}; {_holders(generation.config, name)}"
 

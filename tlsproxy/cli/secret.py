@@ -37,6 +37,6 @@ def read_secret(source: str) -> str:
 def policy_with_secrets(config: Config) -> Policy:
     """Raises :class:`MaterialError` where a file cannot be used."""
     for source in key_sources(config):
-        click.echo(f"warning: {source.url} is not fetched by this command: none of its tokens is accepted", err=True)
+        click.echo(f"warning: {source.shown} is not fetched by this command: none of its tokens is accepted", err=True)
     keys = resolve_keys(config, lambda path: read_file(path, SECRET_LIMIT))
     return policy_of(config, keys, resolve_tokens(config, lambda path: read_file(path, PEM_LIMIT)))

@@ -83,6 +83,12 @@ def check_key_set_url(url: str) -> None:
         raise ValueError("keys over plain http can be anybody's: use https://, or http:// on loopback")
 
 
+def shown_url(url: str) -> str:
+    """A URL as it may be shown: its query and fragment, and a user and password, are secrets."""
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+
+
 def admin_endpoint(listen: str) -> Endpoint | str:
     """The path of `unix:/path`, or a loopback endpoint. Raises ValueError."""
     scheme, _, path = listen.partition(":")

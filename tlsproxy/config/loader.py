@@ -23,7 +23,7 @@ from tlsproxy.config.positions import Path as TreePath
 from tlsproxy.config.positions import Tree, read_tree
 from tlsproxy.config.problems import ConfigError, Problem, did_you_mean
 from tlsproxy.config.qdrant_keys import KEYS, SECTIONS, is_unused
-from tlsproxy.config.shape import lists, model_at, sections, takes_path, takes_url
+from tlsproxy.config.shape import known_at, lists, sections, takes_path, takes_url, told
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
@@ -32,6 +32,8 @@ CREDENTIAL: Final = "credential:"
 """A path that begins so names a file in systemd's $CREDENTIALS_DIRECTORY (systemd.exec(5), LoadCredential=)."""
 
 _CREDENTIAL_NAME: Final = re.compile(r"[A-Za-z0-9@_-][A-Za-z0-9@._-]*")
+_MISSPELT_URL: Final = re.compile(r"https?:", re.IGNORECASE)
+"""No path either: a problem would show it as one, and its query may be a secret."""
 _STAND_IN: Final = {"access": "r"}
 _TEXTS: Final = {
     "missing": "is required",
@@ -75,7 +77,7 @@ def _outcome(data: bytes, path: Path, base: Path, environ: tuple[tuple[str, str]
 
 
 def _parsed(data: bytes, path: Path, base: Path, environ: Mapping[str, str]) -> Loaded:
-    tree = read_tree(data, str(path))
+    tree = read_tree(data, str(path), told)
     said = overlay(tree, environ)
     unused = (*_take_unused(tree), *said.unused)
     _drop_empty(tree)
@@ -170,6 +172,8 @@ def _resolve(value: Any, base: Path, environ: Mapping[str, str]) -> Any:
         raise ValueError("must not be empty" if not value else "a path holds no NUL")
     if "://" in value:
         raise ValueError("a URL is not fetched: only files are supported")
+    if _MISSPELT_URL.match(value):
+        raise ValueError("neither a path nor a URL (https://host/path)")
     if not value.startswith(CREDENTIAL):
         return str(base / value)
     name = value.removeprefix(CREDENTIAL)
@@ -240,15 +244,13 @@ def _problem(tree: Tree, detail: ErrorDetails) -> Problem:
         last = index == len(detail["loc"]) - 1
         if (*path, step) in tree.positions or (last and detail["type"] == "missing"):
             path = (*path, step)
-    return tree.position(path).problem(path, _text(tree, path, detail))
+    return tree.position(path).problem(told(path), _text(tree, path, detail))
 
 
 def _text(tree: Tree, path: TreePath, detail: ErrorDetails) -> str:
     kind = detail["type"]
     if kind == "extra_forbidden":
-        section = path[0] if len(path) > 1 else ""
-        known = set(model_at(path[:-1]).model_fields) | (KEYS.get(str(section), frozenset()) if section else SECTIONS)
-        return f"unknown key{did_you_mean(str(path[-1]), known)}"
+        return f"unknown key{did_you_mean(str(path[-1]), known_at(path[:-1]))}"
     if kind == "literal_error":
         expected = detail["ctx"]["expected"]
         words = re.findall(r"'([^']*)'", expected)

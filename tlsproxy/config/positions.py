@@ -2,11 +2,13 @@
 
 A strict subset: one document, string keys, no key twice, no merge keys, no tags beyond strings, numbers, booleans and
 null. Size, depth and the number of values are bounded, aliases expanded or not: a file that is not a configuration
-costs little. Nothing here knows what a key means.
+costs little. Nothing here knows what a key means, so no problem repeats the content of the file: a secret may be read
+as an alias, a tag or a key. Which keys of a path may be told, the caller knows.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -23,6 +25,19 @@ MAX_VALUES: Final = 100_000
 
 _TAG: Final = "tag:yaml.org,2002:"
 _SCALARS: Final = frozenset(_TAG + name for name in ("str", "int", "float", "bool", "null"))
+_NOT_YAML: Final = (
+    ("found undefined alias", "found undefined alias: quote a value that begins with '*'"),
+    ("found undefined tag handle", "found undefined tag: quote a value that begins with '!'"),
+    ("second occurrence", "found an anchor twice: quote a value that begins with '&'"),
+    ("found character", "found a character that no value begins with (a tab, '@', '%' or '`'): quote the value"),
+    ("found unknown escape", "found an unknown escape in double quotes: a value in single quotes has none"),
+    ("found unexpected end", "found the end of the file inside quotes"),
+    ("mapping values", "found ': ' in a value, or a wrong indentation: quote the value"),
+    ("could not find expected ':'", "could not find expected ':'"),
+    ("but found another document", "found a second document"),
+)
+"""Problems of PyYAML, by their beginnings, and what is told of them: its own words repeat what stands there."""
+_UNQUOTED: Final = "found what cannot stand there: quote values, and look at brackets and indentation"
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +82,11 @@ def dotted(path: Path) -> str:
     return "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in path).removeprefix(".")
 
 
-def read_tree(data: bytes, file: str) -> Tree:
-    """Raises :class:`ConfigError` for what is not YAML at all; lesser problems are in the tree's list."""
+def read_tree(data: bytes, file: str, told: Callable[[Path], Path] = lambda path: path) -> Tree:
+    """Raises :class:`ConfigError` for what is not YAML at all; lesser problems are in the tree's list.
+
+    ``told`` cuts a path to the part that a problem may name.
+    """
     start = Position(file, 1, 1)
     if len(data) > MAX_BYTES:
         raise ConfigError([start.problem((), f"larger than {MAX_BYTES} bytes: is this the configuration file?")])
@@ -82,13 +100,15 @@ def read_tree(data: bytes, file: str) -> Tree:
         where = Position(file, text.count("\n", 0, error.position) + 1, 1)
         raise ConfigError([where.problem((), "a control character, which YAML does not allow")]) from None
     except yaml.MarkedYAMLError as error:
-        raise ConfigError([_at(error.problem_mark, file).problem((), f"not YAML: {error.problem}")]) from None
+        raise ConfigError([_at(error.problem_mark, file).problem((), f"not YAML: {_kind(error)}")]) from None
+    except (ValueError, OverflowError):  # PyYAML takes "\\UFFFFFFFF" for a character
+        raise ConfigError([start.problem((), "not YAML: an escape in double quotes is no character")]) from None
     tree = Tree(root={}, positions={(): start})
     if node is None or node.tag == _TAG + "null":
         return tree
     if not isinstance(node, yaml.MappingNode):
         raise ConfigError([_at(node.start_mark, file).problem((), "the file must be a mapping of sections")])
-    tree.root = _Converter(tree, file).mapping(node, ())
+    tree.root = _Converter(tree, file, told).mapping(node, ())
     return tree
 
 
@@ -98,6 +118,13 @@ def read_value(text: str) -> Any:
     if tree.problems:
         raise ConfigError(tree.problems)
     return tree.root.get("value")
+
+
+def _kind(error: yaml.MarkedYAMLError) -> str:
+    problem = error.problem or ""
+    if isinstance(error, yaml.parser.ParserError) and problem.startswith("expected"):
+        return problem  # what was found is told there by the kind of its token
+    return next((text for begin, text in _NOT_YAML if problem.startswith(begin)), _UNQUOTED)
 
 
 def _at(mark: Any, file: str) -> Position:
@@ -116,6 +143,11 @@ class _Composer(yaml.SafeLoader):
         if self._depth == MAX_DEPTH and self.check_event(yaml.CollectionStartEvent):
             where = _at(self.peek_event().start_mark, self._file)  # type: ignore[no-untyped-call]
             raise ConfigError([where.problem((), f"nested deeper than {MAX_DEPTH} levels")])
+        if self.check_event(yaml.ScalarEvent):
+            event = self.peek_event()  # type: ignore[no-untyped-call]
+            if event.anchor is not None and event.implicit[0] and not event.value:
+                where = _at(event.start_mark, self._file)
+                raise ConfigError([where.problem((), "an anchor without a value: quote a value that begins with '&'")])
         self._depth += 1
         node = super().compose_node(parent, index)
         self._depth -= 1
@@ -125,9 +157,10 @@ class _Composer(yaml.SafeLoader):
 class _Converter:
     """Nodes → values. Aliases are the same node again, so that every visit is counted and its depth checked."""
 
-    def __init__(self, tree: Tree, file: str) -> None:
+    def __init__(self, tree: Tree, file: str, told: Callable[[Path], Path]) -> None:
         self._tree = tree
         self._file = file
+        self._told = told
         self._values = 0
         self._scalars = yaml.SafeLoader("")
 
@@ -151,7 +184,7 @@ class _Converter:
         self._values += 1
         where = _at(node.start_mark, self._file)
         if self._values > MAX_VALUES or len(path) > MAX_DEPTH:
-            raise ConfigError([where.problem(path, "too many values, or an alias of what holds it")])
+            raise ConfigError([where.problem(self._told(path), "too many values, or an alias of what holds it")])
         if isinstance(node, yaml.MappingNode) and node.tag == _TAG + "map":
             return self.mapping(node, path)
         if isinstance(node, yaml.SequenceNode) and node.tag == _TAG + "seq":
@@ -162,15 +195,16 @@ class _Converter:
             return self._scalar(node, path, where)
         if isinstance(node, yaml.ScalarNode) and node.tag == _TAG + "timestamp":
             return node.value
-        self._problem(where, path, f"the tag {node.tag.removeprefix(_TAG)!r} is not supported")
+        self._problem(where, path, "a tag is not supported: quote a value that begins with '!'")
         return None
 
     def _scalar(self, node: yaml.ScalarNode, path: Path, where: Position) -> Any:
         try:
             return self._scalars.construct_object(node)
-        except ValueError:  # what looks like a number and is none: 0x_, or more digits than int() takes
-            self._problem(where, path, "not a number: quote it if it is text")
+        except (ValueError, LookupError):  # 0x_, more digits than int() takes; an empty !!int, another word as !!bool
+            kind = "switch" if node.tag == _TAG + "bool" else "number"
+            self._problem(where, path, f"not a {kind}: quote it if it is text")
             return None
 
     def _problem(self, where: Position, path: Path, text: str) -> None:
-        self._tree.problems.append(where.problem(path, text))
+        self._tree.problems.append(where.problem(self._told(path), text))

@@ -32,7 +32,12 @@ class ConfigError(TlsproxyError):
         super().__init__("\n".join(map(str, self.problems)))
 
 
+def nearest(given: str, known: Iterable[str]) -> str:
+    """The known word that was probably meant; empty where none is near."""
+    return next(iter(difflib.get_close_matches(given, sorted(known), n=1)), "")
+
+
 def did_you_mean(given: str, known: Iterable[str]) -> str:
     """A hint at the nearest of the known words, to be appended to a text; empty where none is near."""
-    near = difflib.get_close_matches(given, sorted(known), n=1)
-    return f" (did you mean {near[0]!r}?)" if near else ""
+    near = nearest(given, known)
+    return f" (did you mean {near!r}?)" if near else ""

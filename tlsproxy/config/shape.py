@@ -4,16 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Final, get_args
+from types import UnionType
+from typing import Annotated, Any, Final, Union, get_args, get_origin
 
 from pydantic import SecretStr
 from pydantic.fields import FieldInfo
 
 from tlsproxy.config.callers import Section
 from tlsproxy.config.model import Config
+from tlsproxy.config.positions import Path as TreePath
+from tlsproxy.config.problems import nearest
+from tlsproxy.config.qdrant_keys import KEYS, SECTIONS
 
 NESTED: Final = ("listeners", "roles", "identities", "keys", "jwt_issuers")
 """Sections that are lists or maps of their own, and so have no key that an environment variable could name."""
+
+_MISSPELT: Final = 2
+"""Characters by which a misspelt key is longer than the key that was meant; `api_key:S3CRET` is none."""
 
 
 def sections() -> Iterator[tuple[str, type[Section]]]:
@@ -52,6 +59,46 @@ def model_at(path: tuple[str | int, ...]) -> type[Section]:
     return model
 
 
+def known_at(path: TreePath) -> frozenset[str]:
+    """The keys of the mapping at this path, Qdrant's unused ones too."""
+    unused = KEYS.get(str(path[0]), frozenset()) if path else SECTIONS
+    return unused.union(model_at(path).model_fields)
+
+
+def told(path: TreePath) -> TreePath:
+    """The part of a path that a problem may name: what the model knows, and a last key that is almost one of its own.
+
+    What stands below a value, or is no misspelt key, may be a piece of a secret (`api_key: {S3CRET}`).
+    """
+    annotation: Any = Config
+    for index, step in enumerate(path):
+        inner = _inner(annotation, step)
+        if inner is None:
+            near = nearest(str(step), known_at(path[:index])) if isinstance(step, str) and _keyed(annotation) else ""
+            return path[: index + 1] if near and len(str(step)) <= len(near) + _MISSPELT else path[:index]
+        annotation = inner
+    return path
+
+
+def _inner(annotation: Any, step: str | int) -> Any:
+    """The annotation of what is below; None where the model has no such step."""
+    origin, inner = get_origin(annotation), get_args(annotation)
+    if _keyed(annotation):
+        field = annotation.model_fields.get(step)
+        return field and field.annotation
+    if origin is dict and isinstance(step, str):
+        return inner[1]
+    if origin is tuple and isinstance(step, int):
+        return inner[0]
+    if origin in {Annotated, Union, UnionType}:
+        return next((found for part in inner if (found := _inner(part, step)) is not None), None)
+    return None
+
+
+def _keyed(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, Section)
+
+
 def takes_path(field: FieldInfo) -> bool:
     return Path in _parts(field.annotation)
 
@@ -75,4 +122,4 @@ def _parts(annotation: Any) -> set[Any]:
 
 
 def _model_in(annotation: Any) -> type[Section] | None:
-    return next((part for part in _parts(annotation) if isinstance(part, type) and issubclass(part, Section)), None)
+    return next((part for part in _parts(annotation) if _keyed(part)), None)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
@@ -15,6 +15,7 @@ from jwt import PyJWS, PyJWTError
 from tlsproxy.authz.claims import MalformedToken, read_object
 from tlsproxy.authz.tokens import Tokens, VerificationKey, Verifier, qdrant_verifier
 from tlsproxy.config.callers import JwtIssuer
+from tlsproxy.config.endpoints import shown_url
 from tlsproxy.config.model import Config
 from tlsproxy.config.secrets import signing_keys
 from tlsproxy.errors import MaterialError
@@ -26,10 +27,17 @@ _KEY_TYPES: Final = {"RS": "RSA", "PS": "RSA", "ES": "EC", "Ed": "OKP"}
 
 @dataclass(frozen=True, slots=True)
 class KeySource:
-    """A URL that keys are fetched from. What it gives is judged, and kept, for one algorithm."""
+    """A URL that keys are fetched from. What it gives is judged, and kept, for one algorithm.
 
-    url: str
+    The URL may hold a secret; ``shown`` is it without.
+    """
+
+    url: str = field(repr=False)
     algorithm: str
+
+    @property
+    def shown(self) -> str:
+        return shown_url(self.url)
 
 
 def public_key_files(config: Config) -> tuple[Path, ...]:
@@ -67,7 +75,7 @@ def resolve_tokens(
 
 
 def key_set(name: str, data: bytes, algorithm: str) -> tuple[VerificationKey, ...]:
-    """At least one. ``name`` is the path or URL. Raises :class:`MaterialError`."""
+    """At least one. ``name`` is the path or URL as it is shown. Raises :class:`MaterialError`."""
     keys = tuple(_key_set(name, data, algorithm))
     if not keys:
         raise MaterialError(name, f"holds no public key for {algorithm}")
@@ -81,8 +89,9 @@ def _verifier(issuer: JwtIssuer, read: Callable[[Path], bytes], documents: Mappi
     elif isinstance(issuer.jwks, Path):
         keys = key_set(str(issuer.jwks), read(issuer.jwks), issuer.algorithm)
     elif issuer.jwks is not None:
-        document = documents.get(KeySource(issuer.jwks, issuer.algorithm))
-        keys = () if document is None else key_set(issuer.jwks, document, issuer.algorithm)
+        source = KeySource(issuer.jwks, issuer.algorithm)
+        document = documents.get(source)
+        keys = () if document is None else key_set(source.shown, document, issuer.algorithm)
     return Verifier(issuer.name, issuer.algorithm, keys, issuer.issuer, issuer.audience, issuer.role or "")
 
 

@@ -15,6 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from tlsproxy.config.endpoints import shown_url
 from tlsproxy.config.model import Config
 from tlsproxy.config.tokens import KeySource, key_set, key_sources
 from tlsproxy.errors import MaterialError
@@ -107,7 +108,7 @@ class KeySets:
         entries = []
         for source in key_sources(config):
             known = self._known.get(source, _Known())
-            entries.append({"url": source.url, "fetched_at": known.fetched_at, "error": known.error})
+            entries.append({"url": source.shown, "fetched_at": known.fetched_at, "error": known.error})
         return entries
 
     def _due(self, source: KeySource, refresh: float) -> float:
@@ -122,11 +123,11 @@ class KeySets:
         before, error, known.wanted = known.document, "", False
         try:
             document = await fetch(source.url)
-            key_set(source.url, document, source.algorithm)
+            key_set(source.shown, document, source.algorithm)
         except MaterialError as failure:
             error = str(failure)
         except Exception as failure:  # noqa: BLE001 - whatever a stranger's answer does to us, we go on serving
-            error = f"{source.url}: is not a key set that can be read ({type(failure).__name__})"
+            error = f"{source.shown}: is not a key set that can be read ({type(failure).__name__})"
         else:
             known.document, known.fetched_at = document, time.time()
         known.tried = time.monotonic()
@@ -135,7 +136,7 @@ class KeySets:
             if error:
                 _log.warning("%s; %s", error, "there are no keys yet" if before is None else "its former keys count")
             else:
-                _log.info("%s: can be fetched again", source.url)
+                _log.info("%s: can be fetched again", source.shown)
         known.error = error
         return known.document != before
 
@@ -144,6 +145,7 @@ async def fetch(url: str) -> bytes:
     """The body of a 200: no redirect, content coding, cookie or proxy. Raises MaterialError."""
     import aiohttp  # noqa: PLC0415 - a quarter of a second at each start, for the few who have such a URL
 
+    shown = shown_url(url)
     try:
         async with (
             asyncio.timeout(DEADLINE),
@@ -153,14 +155,16 @@ async def fetch(url: str) -> bytes:
             ) as response,
         ):
             if response.status != _OK:
-                raise MaterialError(url, f"cannot be fetched: the answer was {response.status}")
+                raise MaterialError(shown, f"cannot be fetched: the answer was {response.status}")
             document = bytearray()
             async for piece in response.content.iter_chunked(_PIECE):
                 document += piece
                 if len(document) > SIZE_LIMIT:
-                    raise MaterialError(url, f"has more than {SIZE_LIMIT} bytes; is it a key set?")
+                    raise MaterialError(shown, f"has more than {SIZE_LIMIT} bytes; is it a key set?")
             return bytes(document)
     except TimeoutError:
-        raise MaterialError(url, f"cannot be fetched: no answer within {DEADLINE:g} s") from None
+        raise MaterialError(shown, f"cannot be fetched: no answer within {DEADLINE:g} s") from None
     except (aiohttp.ClientError, OSError, ValueError) as error:
-        raise MaterialError(url, f"cannot be fetched: {error}") from None
+        # What is no error of a socket may have the whole URL in its words (aiohttp.ClientResponseError, InvalidURL).
+        cause = str(error) if isinstance(error, OSError) else type(error).__name__
+        raise MaterialError(shown, f"cannot be fetched: {cause}") from None

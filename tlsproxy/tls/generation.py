@@ -207,7 +207,7 @@ def build(
             *material.warnings,
             *(one.warning for one in resolved.values() if one.warning),
             *(
-                f"{source.url}: its keys have not been fetched yet: the tokens that they verify are refused"
+                f"{source.shown}: its keys have not been fetched yet: the tokens that they verify are refused"
                 for source in key_sources(config)
                 if documents is not None and source not in documents
             ),
