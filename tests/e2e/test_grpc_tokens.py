@@ -104,14 +104,6 @@ def test_a_token_that_counts_while_a_point_exists(
     assert json.loads(upstream.requests[0].body)["filter"]["must"] == [{"key": "name", "match": {"value": "alice"}}]
 
 
-def test_many_calls_ask_once(site: Site, gateway: Gateway, upstream: ScriptedUpstream) -> None:
-    scripted(upstream, FOUND)
-    with channel(gateway, site, None) as opened:
-        futures = [opened.unary_unary(LIST).future(b"", metadata=[on_condition()]) for _ in range(100)]
-        assert [one.result() for one in futures] == [b""] * 100
-    assert len(upstream.requests) == 1
-
-
 # What a token is bound to, and when it ends
 
 

@@ -1,4 +1,4 @@
-"""A token that counts only as long as a point exists (`value_exists`): the upstream is asked, and briefly believed."""
+"""A token that counts only as long as a point exists (`value_exists`): the upstream is asked for each request."""
 
 from __future__ import annotations
 
@@ -105,7 +105,6 @@ def test_an_answer_in_chunks(site: Site, upstream: ScriptedUpstream) -> None:
 
 
 def test_the_question_goes_where_the_caller_is_routed(site: Site, upstream: ScriptedUpstream) -> None:
-    """And what one replica said is not taken for another's answer."""
     scripted(upstream, FOUND)
     config = site.write_config(upstream.url, service=SERVICE)
     with Gateway(config) as gateway, Client(gateway, site.client(None)) as connection:
@@ -119,25 +118,21 @@ def test_the_question_goes_where_the_caller_is_routed(site: Site, upstream: Scri
             return [each.fields.get("x-qdrant-route-affinity") for each in asked]
 
         assert ask("peer-1") == ["peer-1"]
-        assert ask("peer-1") == []
         assert ask() == [None]
         assert ask("peer-2", "peer-1") == ["peer-2"]
-        assert ask("x" * 257) == ask("caf\xe9") == ask("a\tb") == ask("") == []  # as without one
-        assert "affinity: " + "x" * 257 in upstream.requests[-4].head.decode("latin-1")
+        assert ask("x" * 257) == ask("caf\xe9") == ask("a\tb") == ask("") == [None]  # as without one
+        assert "affinity: " + "x" * 257 in upstream.requests[-7].head.decode("latin-1")
 
 
-def test_an_answer_is_believed_for_a_moment_only(site: Site, upstream: ScriptedUpstream) -> None:
+def test_an_answer_counts_for_its_own_request(site: Site, upstream: ScriptedUpstream) -> None:
     scripted(upstream, FOUND)
     config = site.write_config(upstream.url, service=SERVICE)
     with Gateway(config) as gateway, Client(gateway, site.client(None)) as connection:
         assert [connection.ask(*READ, [("api-key", token())]).status for _ in range(5)] == [200] * 5
-        assert [each.line for each in upstream.requests].count(SCROLL) == 1
-        assert connection.ask(*READ, [("api-key", token(value="bob"))]).status == 200
-        assert [each.line for each in upstream.requests].count(SCROLL) == 2
+        assert [each.line for each in upstream.requests].count(SCROLL) == 5
         scripted(upstream, EMPTY)
-        while connection.ask(*READ, [("api-key", token())]).status == 200:
-            pass
-        assert [each.line for each in upstream.requests].count(SCROLL) == 3
+        assert connection.ask(*READ, [("api-key", token())]).status == 401
+        assert [each.line for each in upstream.requests].count(SCROLL) == 6
 
 
 def test_a_body_that_waits_for_the_answer(site: Site, upstream: ScriptedUpstream) -> None:
@@ -150,17 +145,17 @@ def test_a_body_that_waits_for_the_answer(site: Site, upstream: ScriptedUpstream
     assert upstream.requests[-1].body == body
 
 
-def test_thousands_of_pipelined_refusals(site: Site, upstream: ScriptedUpstream) -> None:
+def test_hundreds_of_pipelined_refusals(site: Site, upstream: ScriptedUpstream) -> None:
     scripted(upstream, EMPTY)
     config = site.write_config(upstream.url, service=SERVICE)
     with Gateway(config) as gateway, gateway.connect(site.client(None)) as sock:
-        sock.sendall(request(*READ, [("api-key", token())]) * 2000)
+        sock.sendall(request(*READ, [("api-key", token())]) * 200)
         received = b""
-        while received.count(b"HTTP/1.1 401") < 2000:
+        while received.count(b"HTTP/1.1 401") < 200:
             data = sock.recv(65536)
             assert data
             received += data
-    assert [each.line for each in upstream.requests] == [SCROLL]
+    assert [each.line for each in upstream.requests] == [SCROLL] * 200
 
 
 @pytest.mark.parametrize("collection", ["", ".", "..", "a/b", "docs/points/1#", "a\x00b", "%2e%2e", "x" * 300])

@@ -171,7 +171,7 @@ class H2Client:
 
 
 @contextmanager
-def h2(gateway: Gateway, site: Site, client: str = "admin", **settings: Any) -> Iterator[H2Client]:
+def h2(gateway: Gateway, site: Site, client: str | None = "admin", **settings: Any) -> Iterator[H2Client]:
     """A connection that has begun with these settings."""
     context = site.client(client)
     context.set_alpn_protocols(["h2"])

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from functools import partial
 from http import HTTPStatus
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tlsproxy.authz.access import Decision
-from tlsproxy.errors import Form, UpstreamBroken
-from tlsproxy.proxy.points import LARGEST_ANSWER, LONGEST_TEXT, verdict_of
+from tlsproxy.authz.claims import ValueExists
+from tlsproxy.errors import Form, Overloaded, UpstreamBroken
+from tlsproxy.proxy import points as module
+from tlsproxy.proxy.points import LARGEST_ANSWER, LONGEST_TEXT, Points, Verdict, verdict_of
+from tlsproxy.wire.response import ResponseHead
 
 TEXT = "Service internal error: 1 of 1 read operations failed"
 
@@ -88,3 +95,82 @@ def test_nothing_else_says_that_there_is_a_point(status: int, body: bytes) -> No
         assert not verdict.allowed
         HTTPStatus(verdict.status)
         verdict.text.encode()
+
+
+class Bench:
+    """A pool of one connection, and an upstream whose state is a number that grows."""
+
+    def __init__(self) -> None:
+        self.now = self.sent = 0
+        self.soon: list[Callable[[], None]] = []
+        self.waiting: list[Any] = []
+        self.running: tuple[Any, int] | None = None
+        self.told: list[tuple[int, int]] = []
+        generation = SimpleNamespace(
+            number=1, upstream_api_key=None, config=SimpleNamespace(upstream=SimpleNamespace(rest="http://h:1"))
+        )
+        gateway: Any = SimpleNamespace(
+            generation=generation,
+            loop=SimpleNamespace(call_soon=lambda call, *of: self.soon.append(partial(call, *of))),
+        )
+        self.points = Points(gateway, SimpleNamespace(acquire=self.waiting.append))  # type: ignore[arg-type]
+
+    def arrive(self) -> None:
+        self.points.ask(ValueExists("users", b"{}"), (), partial(self._tell, self.now))
+
+    def _tell(self, arrived: int, verdict: Verdict) -> None:
+        assert isinstance(verdict, Decision)
+        self.told.append((arrived, int(verdict.text)))
+
+    def send(self) -> None:
+        if self.running is None and self.waiting:
+            question = self.waiting.pop(0)
+            self.running = question, self.now  # it may be answered as things stand now
+            question.upstream_ready(SimpleNamespace(begin=lambda *_, **__: None))
+            self.sent += 1
+
+    def answer(self) -> None:
+        if self.running is not None:
+            (question, seen), self.running = self.running, None
+            question.response_head(ResponseHead(500, b"", b"", 0, keep=True))
+            question.response_body(error(str(seen)))
+            question.response_done()
+
+    def change(self) -> None:
+        self.now += 1
+
+
+@given(st.lists(st.sampled_from(["arrive", "send", "answer", "change"]), max_size=60))
+def test_an_answer_is_never_older_than_the_request(steps: list[str]) -> None:
+    """And identical questions are never more than two: the one under way, and the next."""
+    bench = Bench()
+    for step in steps:
+        getattr(bench, step)()
+        assert len(bench.waiting) + (bench.running is not None) <= 2
+    while bench.waiting or bench.running:
+        bench.send()
+        bench.answer()
+    assert len(bench.told) == steps.count("arrive")
+    assert all(seen >= arrived for arrived, seen in bench.told)
+    assert bench.sent <= steps.count("arrive")
+
+
+def test_many_that_come_at_once_share_the_next_answer() -> None:
+    bench = Bench()
+    bench.arrive()
+    bench.send()
+    for _ in range(100):
+        bench.arrive()
+    bench.answer()
+    bench.send()
+    bench.answer()
+    assert (len(bench.told), bench.sent) == (101, 2)
+
+
+def test_those_that_wait_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MOST_WAITING", 3)
+    bench = Bench()
+    for _ in range(3):
+        bench.arrive()
+    with pytest.raises(Overloaded):
+        bench.arrive()

@@ -107,8 +107,7 @@ class Admitting(ABC):
             self._connect()
             return
         self._wait(_UNTOLD, self._gateway.bounds.response_timeout)
-        if self._pool.points.exists(proviso.exists, proviso.head.fields, self._told):
-            self._connect()
+        self._pool.points.ask(proviso.exists, proviso.head.fields, self._told)
 
     def _told(self, verdict: Verdict) -> None:
         """Whether there is the point that the token requires."""

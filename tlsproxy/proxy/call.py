@@ -109,7 +109,8 @@ class Call:
             record.admit(gateway)
             exists = record.plan.exists
             if exists is not None and (asked := record.plan.asked) is not None:
-                self.waiting = not points.exists(exists, asked.head.fields, self._told)
+                self.waiting = True
+                points.ask(exists, asked.head.fields, self._told)
         self.plain = self.reading is None and not (self.waiting or self._held or self._largest)
 
     def _readmit(self, points: Points) -> None:

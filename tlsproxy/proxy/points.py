@@ -1,15 +1,16 @@
-"""Whether a point exists that a token names (its `value_exists` claim): asked of the upstream, and briefly remembered.
+"""Whether a point exists that a token names (its `value_exists` claim): asked of the upstream for each request.
 
-Qdrant asks for every request. Here an answer is remembered for :data:`REMEMBERED` seconds, which is for how long a
-token may outlive its point, and callers that ask the same at the same time wait for one answer. The caller's
-`x-qdrant-route-affinity` goes with the question, as in Qdrant, and is a part of what is the same.
+Nothing is remembered, as in Qdrant: who deletes the point and then uses the token is refused. Identical questions share
+an answer as far as that stays true: a request joins a question that has not been sent yet, since the answer to one
+that has been may be older than the request. So of each there are at most two, one that is under way and the next.
+The caller's `x-qdrant-route-affinity` goes with the question, as in Qdrant, and is a part of what is identical.
 """
 
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Callable
+from functools import partial
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
 from urllib.parse import quote, urlsplit
@@ -18,7 +19,7 @@ import orjson
 
 from tlsproxy.authz.access import Decision
 from tlsproxy.authz.claims import ValueExists
-from tlsproxy.errors import BadRequest, Form, RequestError, UpstreamBroken
+from tlsproxy.errors import BadRequest, Form, Overloaded, RequestError, UpstreamBroken
 from tlsproxy.proxy.accounts import STORAGE_ERROR
 from tlsproxy.proxy.gateway import Gateway
 from tlsproxy.proxy.upstream import Upstream
@@ -32,8 +33,8 @@ from tlsproxy.wire.response import ResponseHead
 if TYPE_CHECKING:
     from tlsproxy.proxy.pool import Pool
 
-REMEMBERED: Final = 5.0
-MOST_REMEMBERED: Final = 1024
+MOST_WAITING: Final = 4096
+"""Requests that wait for one answer."""
 LARGEST_ANSWER: Final = 1 << 16
 """Bytes: it holds one id, or the text of an error."""
 LONGEST_TEXT: Final = 1024
@@ -59,46 +60,46 @@ _Key = tuple[int, ValueExists, bytes]
 
 
 class Points:
-    """The questions of one process, and their latest answers."""
+    """The questions of one process that wait for an answer: of each, one that was asked and the next."""
 
     def __init__(self, gateway: Gateway, pool: Pool) -> None:
         self._gateway = gateway
         self._pool = pool
-        self._answers: dict[_Key, tuple[float, Decision | None]] = {}
-        self._questions: dict[_Key, _Question] = {}
+        self._asked: dict[_Key, _Question] = {}
+        self._next: dict[_Key, _Question] = {}
 
-    def exists(self, asked: ValueExists, fields: Fields, told: Told) -> bool:
-        """True where it is known to exist. Otherwise ``told`` is called, later. ``fields`` are the caller's.
-
-        Raises :class:`Overloaded`.
-        """
+    def ask(self, asked: ValueExists, fields: Fields, told: Told) -> None:
+        """``told`` is called, later. ``fields`` are the caller's. Raises :class:`Overloaded`."""
         generation = self._gateway.generation
         key = (generation.number, asked, _affinity(fields))
-        until, verdict = self._answers.get(key, (0.0, None))
-        if time.monotonic() < until:
-            if verdict is not None:
-                self._gateway.loop.call_soon(told, verdict)
-            return verdict is None
-        question = self._questions.get(key)
+        question = self._asked.get(key)
+        if question is not None and question.sent:
+            question = self._next.get(key)
         if question is None:
             request = _request(generation, asked, key[2])
             if request is None:
                 self._gateway.loop.call_soon(told, _NO_COLLECTION)
-                return False
-            question = _Question(self._pool, request, lambda verdict: self._settle(key, verdict))
-            question.ask()
-            self._questions[key] = question
+                return
+            question = _Question(self._pool, request, partial(self._settle, key))
+            if key in self._asked:
+                self._next[key] = question
+            else:
+                question.ask()
+                self._asked[key] = question
+        if len(question.waiting) >= MOST_WAITING:
+            raise Overloaded("Too many requests wait for the same answer of the upstream")
         question.waiting.append(told)
-        return False
 
     def _settle(self, key: _Key, verdict: Verdict) -> None:
-        question = self._questions.pop(key)
-        if verdict is None or verdict is _NO_POINT or verdict is _NO_COLLECTION:
-            self._answers.pop(key, None)
-            if len(self._answers) >= MOST_REMEMBERED:
-                del self._answers[next(iter(self._answers))]  # the oldest
-            self._answers[key] = (time.monotonic() + REMEMBERED, verdict)
-        for told in question.waiting:
+        waiting = self._asked.pop(key).waiting
+        following = self._next.pop(key, None)
+        if following is not None:
+            self._asked[key] = following
+            try:
+                following.ask()
+            except Overloaded as error:
+                self._gateway.loop.call_soon(self._settle, key, error)
+        for told in waiting:
             told(verdict)
 
 
@@ -129,10 +130,14 @@ def _request(generation: Generation, asked: ValueExists, affinity: bytes) -> byt
 
 
 class _Question:
-    """One request of our own, as an upstream connection sees it (:class:`tlsproxy.proxy.upstream.Exchange`)."""
+    """One request of our own, as an upstream connection sees it (:class:`tlsproxy.proxy.upstream.Exchange`).
+
+    ``sent``: the upstream may have answered by now.
+    """
 
     def __init__(self, pool: Pool, request: bytes, settle: Told) -> None:
         self.waiting: list[Told] = []
+        self.sent = False
         self._pool = pool
         self._request = request
         self._settle = settle
@@ -150,6 +155,7 @@ class _Question:
             self.upstream_ready(upstream)
 
     def upstream_ready(self, upstream: Upstream) -> None:
+        self.sent = True
         upstream.begin(self, self._request, to_head=False, whole=True)
 
     def interim(self, head: ResponseHead) -> None:
