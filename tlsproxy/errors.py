@@ -165,6 +165,17 @@ class Overloaded(RequestError):
     reason = "overloaded"
 
 
+class GaveWay(RequestError):
+    """What waited for its own client, and held more than its caller's fair share while another had less."""
+
+    status = 503
+    grpc = GrpcStatus.RESOURCE_EXHAUSTED
+    reason = "gave_way"
+
+    def __init__(self) -> None:
+        super().__init__("This gave way to a caller that had less than its fair share; it waited for its own client")
+
+
 class AuditUnavailable(RequestError):
     """A decision that cannot be written down is not carried out."""
 

@@ -46,6 +46,25 @@ def test_requests_beyond_wait_their_turn(site: Site, upstream: ScriptedUpstream)
     assert upstream.connections == 2
 
 
+def test_the_next_place_is_for_the_caller_that_has_least(site: Site, upstream: ScriptedUpstream) -> None:
+    """One caller may have all of them while nobody else wants any, and what is at work is left alone."""
+    upstream.answer = gate = Gate()
+    with config(site, upstream, max_connections=2) as gateway, ExitStack() as stack:
+        many = [stack.enter_context(connected(gateway, site.client("search"))) for _ in range(6)]
+        for client in many:
+            client.send(GET)
+        assert all(gate.entered.acquire(timeout=10) for _ in range(2))
+        last = stack.enter_context(connected(gateway, site.client()))
+        last.send(b"GET /telemetry HTTP/1.1\r\nhost: h\r\n\r\n")
+        while "tlsproxy_upstream_waiting 5.0" not in gateway.ask_admin("/metrics")[1]:
+            pass
+        gate.let.release()
+        assert gate.entered.acquire(timeout=10)
+        assert upstream.requests[-1].line.startswith("GET /telemetry")
+        gate.let.release(6)
+        assert [client.response().status for client in [*many, last]] == [200] * 7
+
+
 def test_one_that_waits_too_long_is_told(site: Site, upstream: ScriptedUpstream) -> None:
     upstream.answer = gate = Gate()
     with (

@@ -67,7 +67,7 @@ def value(metrics: Metrics, name: str, **labels: str) -> float | None:
 
 @pytest.fixture
 def metrics() -> Metrics:
-    return Metrics(pool=lambda: (3, 2), audit=lambda: (5, 7, 1), limits=lambda: (4, 2))
+    return Metrics(pool=lambda: (3, 2, 6), audit=lambda: (5, 7, 1), limits=lambda: (4, 2))
 
 
 def everything(metrics: Metrics) -> None:
@@ -129,13 +129,14 @@ def test_the_names_that_dashboards_rely_on(metrics: Metrics) -> None:
         "tlsproxy_upstream_connections",
         "tlsproxy_upstream_connects_total",
         "tlsproxy_upstream_retries_total",
+        "tlsproxy_upstream_waiting",
     }
 
 
 def test_the_registry_is_its_own(metrics: Metrics) -> None:
     everything(metrics)
     assert not [family.name for family in REGISTRY.collect() if family.name.startswith("tlsproxy")]
-    series_of(Metrics(pool=lambda: (0, 0), audit=lambda: (0, 0, 0), limits=lambda: (0, 0)))
+    series_of(Metrics(pool=lambda: (0, 0, 0), audit=lambda: (0, 0, 0), limits=lambda: (0, 0)))
 
 
 def test_requests_by_operation_role_and_outcome(metrics: Metrics) -> None:
@@ -167,6 +168,7 @@ def test_decisions_handshakes_and_upstream(metrics: Metrics) -> None:
     assert value(metrics, "tlsproxy_limit_unlocked_total") == 2
     assert value(metrics, "tlsproxy_upstream_connections", state="idle") == 3
     assert value(metrics, "tlsproxy_upstream_connections", state="busy") == 2
+    assert value(metrics, "tlsproxy_upstream_waiting") == 6
 
 
 def test_open_connections_are_those_that_were_accepted_and_not_closed(metrics: Metrics) -> None:
@@ -222,7 +224,7 @@ def test_audit_build_and_process(metrics: Metrics) -> None:
 
 @given(st.lists(st.floats(0, 200) | st.sampled_from(REQUEST_BUCKETS)))
 def test_a_bucket_counts_what_is_not_above_its_bound(durations: list[float]) -> None:
-    metrics = Metrics(pool=lambda: (0, 0), audit=lambda: (0, 0, 0), limits=lambda: (0, 0))
+    metrics = Metrics(pool=lambda: (0, 0, 0), audit=lambda: (0, 0, 0), limits=lambda: (0, 0))
     for seconds in durations:
         metrics.request("scroll_points", "search", "allowed", "allowed", seconds)
         metrics.handshake("ok", seconds)

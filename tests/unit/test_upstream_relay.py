@@ -5,8 +5,9 @@ import socket
 from types import SimpleNamespace
 from typing import Any
 
+from tlsproxy.authz.shares import Shares
 from tlsproxy.config.model import Config
-from tlsproxy.errors import RequestError
+from tlsproxy.errors import Overloaded, RequestError
 from tlsproxy.proxy.bounds import Bounds
 from tlsproxy.proxy.deadlines import Deadlines
 from tlsproxy.proxy.pool import Pool
@@ -19,6 +20,9 @@ RESPONSE = b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhello"
 class Exchange:
     """``stalls``: its client takes no more as soon as there is a body."""
 
+    account = ("identity", "somebody")
+    waits_for_client = False
+
     def __init__(self, *, stalls: bool = False, sent: bool = True) -> None:
         self.stalls, self.sent = stalls, sent
         self.upstream: Upstream | None = None
@@ -28,6 +32,9 @@ class Exchange:
     def upstream_ready(self, upstream: Upstream) -> None:
         self.upstream = upstream
         upstream.begin(self, b"GET / HTTP/1.1\r\n\r\n", to_head=False, whole=True)
+
+    def give_way(self, error: RequestError) -> None:
+        raise AssertionError(error)
 
     def request_sent(self) -> bool:
         return self.sent
@@ -55,6 +62,7 @@ def gateway(server: socket.socket, **settings: float) -> Any:
     return SimpleNamespace(
         loop=loop,
         deadlines=Deadlines(loop),
+        places=Shares(upstream["max_connections"], 1, Overloaded),
         metrics=SimpleNamespace(upstream_connect=lambda _outcome: None),
         bounds=Bounds(Config.model_validate({"tls": {"cert": "/c", "key": "/k"}, "upstream": upstream})),
         generation=SimpleNamespace(upstream_addresses={"rest": [(socket.AF_INET, server.getsockname())]}),

@@ -9,7 +9,9 @@ from tlsproxy.authz.access import Decision
 from tlsproxy.authz.admission import Admission
 from tlsproxy.authz.audit import Caller, Prepared, prepare
 from tlsproxy.authz.roles import Principal
+from tlsproxy.authz.shares import Account
 from tlsproxy.errors import Form, RequestError
+from tlsproxy.proxy.register import Entry
 
 STORAGE_ERROR: Final = "token_storage_error"
 """The reason of a refusal that is the upstream's own, to a question that a token made us ask."""
@@ -33,6 +35,14 @@ def caller_of(principal: Principal, admission: Admission | None) -> Caller:
         key=credential.name if credential is not None else "",
         key_rights=credential.gives if credential is not None else "",
     )
+
+
+def account_of(entry: Entry, caller: Caller) -> Account:
+    """The account of a request: its certificate's identity, else its key or token, else its address."""
+    account = entry.account
+    if account[0] == "address" and (caller.key or caller.subject):
+        return "key", caller.auth_type, caller.key, caller.subject
+    return account
 
 
 def prepared(

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Final, Protocol
 
 from tlsproxy.authz.access import Decision
+from tlsproxy.authz.shares import Account
 from tlsproxy.errors import AuditUnavailable, RequestError, RequestTimeout, UpstreamTimeout
 from tlsproxy.proxy.answers import Answer
 from tlsproxy.proxy.gateway import Gateway
@@ -18,6 +19,7 @@ from tlsproxy.proxy.plan import Plan
 from tlsproxy.proxy.points import Verdict
 from tlsproxy.proxy.pool import Pool
 from tlsproxy.proxy.record import Record
+from tlsproxy.proxy.register import Entry
 from tlsproxy.proxy.tlsstream import TlsStream
 from tlsproxy.proxy.upstream import Upstream
 
@@ -25,6 +27,7 @@ from tlsproxy.proxy.upstream import Upstream
 class Client(Protocol):
     """The connection that a request came on. ``close`` says that it ends with this response."""
 
+    entry: Entry
     stream: TlsStream
     close: bool
 
@@ -107,7 +110,7 @@ class Admitting(ABC):
             self._connect()
             return
         self._wait(_UNTOLD, self._gateway.bounds.response_timeout)
-        self._pool.points.ask(proviso.exists, proviso.head.fields, self._told)
+        self._pool.points.ask(proviso.exists, proviso.head.fields, self.account, self._told)
 
     def _told(self, verdict: Verdict) -> None:
         """Whether there is the point that the token requires."""
@@ -124,6 +127,11 @@ class Admitting(ABC):
             self._connect()
         except RequestError as error:
             self._client.exchange_failed(error)
+
+    @property
+    @abstractmethod
+    def account(self) -> Account:
+        """Whose request it is."""
 
     @abstractmethod
     def _connect(self) -> None:

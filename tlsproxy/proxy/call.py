@@ -12,6 +12,7 @@ from typing import Final, Protocol
 
 from tlsproxy.authz.access import Decision
 from tlsproxy.errors import AuditUnavailable, RequestError, RoleBodyTooLarge
+from tlsproxy.proxy.accounts import account_of
 from tlsproxy.proxy.calls import CallPlan
 from tlsproxy.proxy.points import Points, Verdict
 from tlsproxy.proxy.record import Record
@@ -110,7 +111,8 @@ class Call:
             exists = record.plan.exists
             if exists is not None and (asked := record.plan.asked) is not None:
                 self.waiting = True
-                points.ask(exists, asked.head.fields, self._told)
+                account = account_of(self.relay.entry, record.plan.audit.who)
+                points.ask(exists, asked.head.fields, account, self._told)
         self.plain = self.reading is None and not (self.waiting or self._held or self._largest)
 
     def _readmit(self, points: Points) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from typing import Final, Protocol
 
 TICK: Final = 0.1
@@ -29,13 +30,14 @@ class Expiring(Hearing, Protocol):
 
 
 class Deadlines:
-    """The streams that are swept. Ended by :meth:`close`."""
+    """The streams that are swept, and what else is called ``each`` time. Ended by :meth:`close`."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._streams: set[Expiring] = set()
         self.heard: set[Hearing] = set()
         """Those that something came to since the last sweep. A stream adds itself."""
+        self.each: list[Callable[[], None]] = []
         self._handle = loop.call_later(TICK, self._sweep)
 
     def __len__(self) -> int:
@@ -60,3 +62,5 @@ class Deadlines:
         self.heard.clear()
         for hearing in heard:
             hearing.look()
+        for call in self.each:
+            call()

@@ -8,9 +8,12 @@ cut (it cannot, a part of the response is with it), or abandoned.
 from __future__ import annotations
 
 import time
-from typing import Final
+from functools import partial
+from typing import Final, NoReturn
 
+from tlsproxy.authz.shares import Account
 from tlsproxy.errors import Overloaded, RequestError
+from tlsproxy.proxy.accounts import account_of
 from tlsproxy.proxy.admitting import NO_ROOM, NO_UPSTREAM, SLOW_BODY, Admitting, Client
 from tlsproxy.proxy.deadlines import NEVER
 from tlsproxy.proxy.gateway import Gateway
@@ -25,6 +28,10 @@ REPLAY: Final = 65_536
 """A request of at most this many bytes is kept until it is answered, to be sent again if that is safe."""
 MIN_RATE: Final = 1024
 """Bytes per second on average, less than which exhausts a body's deadline piece by piece."""
+
+
+def _give_way(error: RequestError) -> NoReturn:
+    raise error
 
 
 class Exchange(Admitting):
@@ -64,6 +71,18 @@ class Exchange(Admitting):
 
     def upstream_ready(self, upstream: Upstream) -> None:
         self._client.upstream_ready(upstream)
+
+    @property
+    def account(self) -> Account:
+        return account_of(self._client.entry, self.record.plan.audit.who)
+
+    @property
+    def waits_for_client(self) -> bool:
+        """For more of the request, or until more of the response is taken."""
+        return self._client.stream.stalled or (self.sending and not self.congested)
+
+    def give_way(self, error: RequestError) -> None:
+        self.later(partial(_give_way, error))
 
     @property
     def sending(self) -> bool:
@@ -197,7 +216,7 @@ class Exchange(Admitting):
     def _send_again(self, sent: bytes) -> None:
         self._gateway.metrics.upstream_retry()
         try:
-            self._upstream = self._pool.open()
+            self._upstream = self._pool.open_again(self)
         except Overloaded as error:
             self._client.exchange_failed(error)
             return

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator
-from typing import Protocol
+from typing import Final, Protocol
 
 from tlsproxy.authz.audit import Refusal
 from tlsproxy.authz.auditquery import AuditQuery
+from tlsproxy.authz.shares import Shares
+from tlsproxy.errors import Overloaded
 from tlsproxy.proxy.bounds import Bounds
 from tlsproxy.proxy.calls import CallPlans
 from tlsproxy.proxy.deadlines import Deadlines
@@ -16,6 +18,9 @@ from tlsproxy.proxy.limittable import LimitTable
 from tlsproxy.proxy.plan import Plans
 from tlsproxy.proxy.register import Register
 from tlsproxy.tls.generation import Generation
+
+MAX_WAITING: Final = 1024
+"""Requests that wait for an upstream connection."""
 
 
 class Audit(Protocol):
@@ -49,7 +54,8 @@ class Gateway:
     ``bounds`` are the limits in force, to be read where they are used.
     ``held`` counts the bytes of bodies that are kept whole because they are read. ``key_missing`` is called for every
     token that names a key which its issuer does not have. ``table`` is what limits are counted in, ``numbers`` are
-    those that its connections have. ``probe`` is the address from which our own watchdog is about to connect
+    those that its connections have. ``places`` are the upstream connections that requests and clients of gRPC have.
+    ``probe`` is the address from which our own watchdog is about to connect
     (:mod:`tlsproxy.proxy.probed`), None at any other time.
     """
 
@@ -66,6 +72,7 @@ class Gateway:
         "limits",
         "loop",
         "metrics",
+        "places",
         "plans",
         "probe",
         "register",
@@ -88,6 +95,8 @@ class Gateway:
         self.key_missing = key_missing
         self.limits = Limits(table)
         self.bounds = Bounds(generation.config)
+        self.places = Shares(0, MAX_WAITING, lambda: Overloaded("Too many requests wait for the upstream"))
+        deadlines.each.append(self.places.review)
         self._adopt(generation)
         self.in_flight = 0
         self.held = 0
@@ -104,5 +113,6 @@ class Gateway:
         self.generation = generation
         self.limits.adopt(generation.config)
         self.bounds.adopt(generation.config)
+        self.places.capacity = self.bounds.upstream_connections
         self.plans = Plans(generation, self.limits.quotas)
         self.calls = CallPlans(generation, self.limits.quotas)

@@ -19,6 +19,7 @@ import orjson
 
 from tlsproxy.authz.access import Decision
 from tlsproxy.authz.claims import ValueExists
+from tlsproxy.authz.shares import Account
 from tlsproxy.errors import BadRequest, Form, Overloaded, RequestError, UpstreamBroken
 from tlsproxy.proxy.accounts import STORAGE_ERROR
 from tlsproxy.proxy.gateway import Gateway
@@ -68,8 +69,11 @@ class Points:
         self._asked: dict[_Key, _Question] = {}
         self._next: dict[_Key, _Question] = {}
 
-    def ask(self, asked: ValueExists, fields: Fields, told: Told) -> None:
-        """``told`` is called, later. ``fields`` are the caller's. Raises :class:`Overloaded`."""
+    def ask(self, asked: ValueExists, fields: Fields, account: Account, told: Told) -> None:
+        """``told`` is called, later. ``fields`` are the caller's; the connection is of the ``account`` that asks first.
+
+        Raises :class:`Overloaded`.
+        """
         generation = self._gateway.generation
         key = (generation.number, asked, _affinity(fields))
         question = self._asked.get(key)
@@ -80,7 +84,7 @@ class Points:
             if request is None:
                 self._gateway.loop.call_soon(told, _NO_COLLECTION)
                 return
-            question = _Question(self._pool, request, partial(self._settle, key))
+            question = _Question(self._pool, account, request, partial(self._settle, key))
             if key in self._asked:
                 self._next[key] = question
             else:
@@ -135,7 +139,10 @@ class _Question:
     ``sent``: the upstream may have answered by now.
     """
 
-    def __init__(self, pool: Pool, request: bytes, settle: Told) -> None:
+    waits_for_client = False
+
+    def __init__(self, pool: Pool, account: Account, request: bytes, settle: Told) -> None:
+        self.account = account
         self.waiting: list[Told] = []
         self.sent = False
         self._pool = pool
@@ -183,11 +190,15 @@ class _Question:
             return
         self._again = False
         try:
-            upstream = self._pool.open()
+            upstream = self._pool.open_again(self)
         except RequestError as overloaded:
             self._settle(overloaded)
         else:
             self.upstream_ready(upstream)
+
+    def give_way(self, error: RequestError) -> None:
+        """It found no place to wait: it is at work once it has one."""
+        self._pool.later(self._settle, error)
 
     def upstream_congested(self) -> None:
         """The request is small, and whole already."""

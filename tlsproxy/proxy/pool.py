@@ -7,61 +7,82 @@ and hears of a close before it would write.
 from __future__ import annotations
 
 import time
-from collections import deque
-from typing import Final
+from collections.abc import Callable
+from functools import partial
 
+from tlsproxy.authz.shares import Share
 from tlsproxy.errors import Overloaded
 from tlsproxy.proxy.gateway import Gateway
 from tlsproxy.proxy.points import Points
 from tlsproxy.proxy.upstream import Exchange, Upstream
 
-MAX_WAITING: Final = 1024
-
 
 class Pool:
-    """The upstream connections of one process. Waiting for one is bounded in number and, by the waiter, in time.
+    """The upstream connections of one process for requests. Waiting for one is bounded in number and, by the waiter, in
+    time; places are shared as :mod:`tlsproxy.authz.shares` has it, and an idle connection is in nobody's.
 
     ``points`` asks over them what the tokens of requests depend on.
     """
 
     def __init__(self, gateway: Gateway) -> None:
         self._gateway = gateway
+        self._places = gateway.places
         self.points = Points(gateway, self)
         self._idle: list[Upstream] = []
         self._all: set[Upstream] = set()
-        self._waiting: deque[Exchange] = deque()
+        self._waiting: dict[Exchange, Share] = {}
 
     @property
-    def counts(self) -> tuple[int, int]:
-        """(idle, busy)."""
-        return len(self._idle), len(self._all) - len(self._idle)
+    def counts(self) -> tuple[int, int, int]:
+        """(idle, busy, requests that wait for one)."""
+        return len(self._idle), len(self._all) - len(self._idle), self._places.waiting
 
     def acquire(self, exchange: Exchange) -> Upstream | None:
         """A connection, or None: then ``exchange.upstream_ready`` will be called.
 
         Raises :class:`Overloaded` where too many wait already.
         """
-        while self._idle:
-            upstream = self._idle.pop()
-            if not upstream.stream.closed:
-                return upstream
-        if len(self._all) < self._gateway.bounds.upstream_connections:
-            return self.open()
-        if len(self._waiting) >= MAX_WAITING:
-            raise Overloaded("Too many requests wait for the upstream")
-        self._waiting.append(exchange)
+        place = Share(self._places, exchange.account, exchange)
+        if place.take(1):
+            return self._connection(place)
+        place.ready = partial(self._ready, exchange, place)
+        self._waiting[exchange] = place
         return None
 
     def forget(self, exchange: Exchange) -> None:
         """It waits no longer."""
-        if exchange in self._waiting:
-            self._waiting.remove(exchange)
+        if self._waiting and (place := self._waiting.pop(exchange, None)) is not None:
+            place.release()
 
-    def open(self) -> Upstream:
-        """A new connection, which cannot be stale. Raises :class:`Overloaded` where no socket is to be had."""
+    def _ready(self, exchange: Exchange, place: Share) -> None:
+        del self._waiting[exchange]
         try:
-            upstream = Upstream(self._gateway, self)
+            upstream = self._connection(place)
+        except Overloaded as error:
+            exchange.upstream_lost(error, stale=False, answered=False)
+        else:
+            exchange.upstream_ready(upstream)
+
+    def _connection(self, place: Share) -> Upstream:
+        while self._idle:
+            upstream = self._idle.pop()
+            if not upstream.stream.closed:
+                upstream.place = place
+                return upstream
+        return self._open(place)
+
+    def open_again(self, exchange: Exchange) -> Upstream:
+        """A new connection, which cannot be stale, in place of one that was lost. Raises :class:`Overloaded`."""
+        place = Share(self._places, exchange.account, exchange)
+        place.replace()
+        return self._open(place)
+
+    def _open(self, place: Share) -> Upstream:
+        """Raises :class:`Overloaded` where no socket is to be had."""
+        try:
+            upstream = Upstream(self._gateway, self, place)
         except OSError as error:
+            place.release()
             raise Overloaded(f"No connection to the upstream can be made: {error.strerror}") from error
         self._all.add(upstream)
         return upstream
@@ -74,24 +95,30 @@ class Pool:
             return
         if not stream.reading:  # the client was slower than the end of its response
             stream.resume_reading()
-        if self._waiting:
-            self._waiting.popleft().upstream_ready(upstream)
-        else:
-            stream.deadline = time.monotonic() + self._gateway.bounds.kept_timeout
-            self._idle.append(upstream)
+        stream.deadline = time.monotonic() + self._gateway.bounds.kept_timeout
+        self._idle.append(upstream)
+        self._give_back(upstream)
+        self.trim()
+
+    def trim(self) -> None:
+        """Ends idle connections for which others' places have left no room."""
+        while self._idle and len(self._idle) + self._places.held > self._places.capacity:
+            self._idle.pop(0).discard()
 
     def lost(self, upstream: Upstream) -> None:
         self._all.discard(upstream)
         if upstream in self._idle:
             self._idle.remove(upstream)
-        if self._waiting and len(self._all) < self._gateway.bounds.upstream_connections:
-            exchange = self._waiting.popleft()
-            try:
-                upstream = self.open()
-            except Overloaded as error:
-                exchange.upstream_lost(error, stale=False, answered=False)
-            else:
-                exchange.upstream_ready(upstream)
+        self._give_back(upstream)
+
+    @staticmethod
+    def _give_back(upstream: Upstream) -> None:
+        place, upstream.place = upstream.place, None
+        if place is not None:
+            place.release()
+
+    def later(self, call: Callable[..., None], *args: object) -> None:
+        self._gateway.loop.call_soon(call, *args)
 
     def close(self) -> None:
         for upstream in list(self._all):

@@ -15,7 +15,8 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from tlsproxy.authz.audit import Refusal, event_line
-from tlsproxy.proxy.addresses import account
+from tlsproxy.authz.shares import Account
+from tlsproxy.proxy.addresses import account as network
 from tlsproxy.proxy.standing import Standing
 
 if TYPE_CHECKING:
@@ -45,9 +46,13 @@ class Session(Protocol):
 
 
 class Entry:
-    """One connection. ``opened`` is seconds since the epoch; ``key`` names the key or issuer of its latest request."""
+    """One connection. ``opened`` is seconds since the epoch; ``key`` names the key or issuer of its latest request.
+
+    ``account`` is the holder of its shares in common budgets.
+    """
 
     __slots__ = (
+        "account",
         "address",
         "bytes_in",
         "bytes_out",
@@ -73,12 +78,7 @@ class Entry:
         self.key = ""
         self.why = ""
         self.ends = float("inf")
-
-    @property
-    def account(self) -> tuple[str, ...]:
-        """The holder of this connection's shares in common budgets: its certificate's identity, else its address."""
-        identity = self.standing.identity
-        return ("address", account(self.address)) if identity is None else ("identity", identity.issuer, identity.name)
+        self.account = _account(standing, address)
 
     def count(self, bytes_in: int, bytes_out: int) -> None:
         self.requests += 1
@@ -111,6 +111,12 @@ class Entry:
             "bytes_out": self.bytes_out,
             "ending": self.why or None,
         }
+
+
+def _account(standing: Standing, address: str) -> Account:
+    """The certificate's identity, else the address."""
+    identity = standing.identity
+    return ("address", network(address)) if identity is None else ("identity", identity.issuer, identity.name)
 
 
 class Register:

@@ -95,7 +95,7 @@ class RestConnection(Turns):
         if ended is not None:
             self.close = True
         elif plan.toll is not None:
-            record.count(gateway, plan.toll, self._entry)
+            record.count(gateway, plan.toll, self.entry)
             plan = record.plan
         if plan.length or not plan.relayed:
             keep = plan.unread is not None or plan.audit_logs

@@ -56,7 +56,6 @@ class Turns:
 
     __slots__ = (
         "_body",
-        "_entry",
         "_exchange",
         "_gateway",
         "_head_started",
@@ -67,6 +66,7 @@ class Turns:
         "_remote",
         "_state",
         "close",
+        "entry",
         "stream",
     )
 
@@ -76,7 +76,7 @@ class Turns:
         self.stream = stream
         self.close = False
         self._gateway = gateway
-        self._entry = entry
+        self.entry = entry
         self._remote = json_string(entry.address)
         self._limits = gateway.bounds
         self._inbox = Inbox(self._limits.max_head_size)
@@ -152,7 +152,7 @@ class Turns:
         record, exchange = self._record, self._exchange
         if record is not None:
             record.finish(self._gateway, self._remote, reason)
-            self._entry.count(record.bytes_in, record.bytes_out)
+            self.entry.count(record.bytes_in, record.bytes_out)
         if exchange is not None:
             exchange.over()
         self._record = self._exchange = None

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from typing import Final, Protocol
 
+from tlsproxy.authz.shares import Account, Holder, Share
 from tlsproxy.errors import RequestError, UpstreamBroken, UpstreamTimeout, UpstreamUnreachable
 from tlsproxy.proxy.deadlines import NEVER
 from tlsproxy.proxy.dial import DialledStream
@@ -22,13 +23,15 @@ _FINAL: Final = 200
 _SWITCHING: Final = 101
 
 
-class Exchange(Protocol):
-    """The client's side of one request, as an upstream connection sees it.
+class Exchange(Holder, Protocol):
+    """The client's side of one request, as an upstream connection sees it. ``account``: whose it is.
 
     ``upstream_lost`` ends the exchange: ``stale`` says that a kept connection ended without a byte of an answer,
     ``answered`` that the client has seen a part of one. ``response_done`` ends it well. ``request_sent``: whole.
     """
 
+    @property
+    def account(self) -> Account: ...
     def request_sent(self) -> bool: ...
     def upstream_ready(self, upstream: Upstream) -> None: ...
     def interim(self, head: ResponseHead) -> None: ...
@@ -48,7 +51,10 @@ class Keeper(Protocol):
 
 
 class Upstream:
-    """One connection. ``exchange`` is whose request is on it, None while it idles. ``used`` counts what it answered."""
+    """One connection. ``exchange`` is whose request is on it, None while it idles. ``used`` counts what it answered.
+
+    ``place`` is its exchange's among all connections, which one that idles has not.
+    """
 
     __slots__ = (
         "_awaited",
@@ -60,14 +66,16 @@ class Upstream:
         "_left",
         "_to_head",
         "exchange",
+        "place",
         "stream",
         "used",
     )
 
-    def __init__(self, gateway: Gateway, keeper: Keeper) -> None:
+    def __init__(self, gateway: Gateway, keeper: Keeper, place: Share) -> None:
         """Raises OSError where no socket is to be had."""
         self._gateway = gateway
         self._keeper = keeper
+        self.place: Share | None = place
         self.exchange: Exchange | None = None
         self.used = 0
         self._buffer = b""

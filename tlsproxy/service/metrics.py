@@ -40,7 +40,7 @@ _RELOADED: Final = frozenset({"ok", "unchanged"})
 
 
 class Metrics(Collector):
-    """`pool` gives the upstream connections that are (idle, busy), `audit` the lines (queued, written, dropped).
+    """`pool` gives the upstream connections (idle, busy, waited for), `audit` the lines (queued, written, dropped).
 
     `limits`: how often no row was free in their table, and how often its lock could not be had. `recent` are the last
     minutes.
@@ -49,7 +49,7 @@ class Metrics(Collector):
     def __init__(
         self,
         *,
-        pool: Callable[[], tuple[int, int]],
+        pool: Callable[[], tuple[int, int, int]],
         audit: Callable[[], tuple[int, int, int]],
         limits: Callable[[], tuple[int, int]],
     ) -> None:
@@ -186,9 +186,10 @@ class Metrics(Collector):
         yield counters("accept_errors", "Errors of accept: no descriptor left.", (), [((), self._accept_errors)])
 
     def _collect_upstream(self) -> Iterator[Metric]:
-        idle, busy = self._pool()
+        idle, busy, waiting = self._pool()
         states = [(("idle",), idle), (("busy",), busy)]
         yield gauges("upstream_connections", "Connections to the upstream.", ("state",), states)
+        yield gauges("upstream_waiting", "Requests that wait for a connection.", (), [((), waiting)])
         yield counters("upstream_connects", "Connects to the upstream.", ("outcome",), keyed(self._upstream_connects))
         yield counters("upstream_retries", "Requests sent a second time.", (), [((), self._upstream_retries)])
 

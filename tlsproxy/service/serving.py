@@ -113,7 +113,7 @@ class Serving:
 
     async def figures(self) -> Mapping[str, Any]:
         """What of a status changes with the traffic."""
-        idle, busy = self._pool.counts
+        idle, busy, _ = self._pool.counts
         upstream, now = self.generation.config.upstream, time.time()
         return {
             "connections": {

@@ -63,7 +63,7 @@ class Fleet:
         key_missing: Callable[[], None],
     ) -> None:
         self.counted = Metrics(
-            pool=lambda: (0, 0),
+            pool=lambda: (0, 0, 0),
             audit=lambda: (audit.queued, audit.written, audit.dropped),
             limits=lambda: (0, 0),
         )

@@ -1,0 +1,203 @@
+"""Max-min fair shares: who is served, who gives way and who is refused once a resource is used up."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
+
+from tlsproxy.authz.shares import Share, Shares
+from tlsproxy.errors import GaveWay, Overloaded, RequestError
+
+CAPACITY, MOST = 8, 6
+
+
+class Holder:
+    """``ended`` is what it was told to end with."""
+
+    def __init__(self, shares: Shares, account: str) -> None:
+        self.share = Share(shares, (account,), self)
+        self.waits_for_client = False
+        self.ended: RequestError | None = None
+
+    def give_way(self, error: RequestError) -> None:
+        self.ended = error
+
+
+@pytest.fixture
+def shares() -> Shares:
+    return Shares(CAPACITY, MOST, Overloaded)
+
+
+def holders(shares: Shares, account: str, count: int, size: int = 1, *, idle: bool = False) -> list[Holder]:
+    made = [Holder(shares, account) for _ in range(count)]
+    for one in made:
+        assert one.share.take(size)
+        one.waits_for_client = idle
+    return made
+
+
+def waiting(shares: Shares, account: str, size: int = 1) -> Holder:
+    one = Holder(shares, account)
+    assert not one.share.take(size)
+    return one
+
+
+def test_one_account_may_have_all_of_it(shares: Shares) -> None:
+    holders(shares, "a", CAPACITY, idle=True)
+    assert shares.held == CAPACITY
+
+
+def test_the_account_that_holds_least_is_served_first(shares: Shares) -> None:
+    held = holders(shares, "a", 6) + holders(shares, "b", 2)
+    greedy, modest, stranger = (waiting(shares, account) for account in "abc")
+    for released, served in zip(held, (stranger, modest, greedy), strict=False):
+        released.share.release()
+        assert served.share.size == 1
+    assert shares.waiting == 0
+
+
+def test_who_waits_for_its_client_gives_way_until_shares_are_equal(shares: Shares) -> None:
+    dribbling = holders(shares, "a", CAPACITY, idle=True)
+    modest = []
+    for count in range(1, CAPACITY // 2 + 1):
+        modest.append(waiting(shares, "b"))
+        victim = dribbling[-count]
+        assert isinstance(victim.ended, GaveWay)
+        victim.share.release()
+        assert modest[-1].share.size == 1
+    assert not waiting(shares, "b").share.size
+    assert [one.ended for one in dribbling[: CAPACITY // 2]] == [None] * 4
+
+
+def test_who_is_at_work_is_left_alone(shares: Shares) -> None:
+    working = holders(shares, "a", CAPACITY)
+    modest = waiting(shares, "b")
+    assert not any(one.ended for one in working)
+    working[3].waits_for_client = True
+    shares.review()
+    assert [one for one in working if one.ended] == [working[3]]
+    shares.review()
+    assert sum(one.ended is not None for one in working) == 1, "one for one"
+    working[3].share.release()
+    assert modest.share.size == 1
+
+
+def test_an_account_within_its_fair_share_keeps_it(shares: Shares) -> None:
+    holders(shares, "a", CAPACITY // 2)
+    idle = holders(shares, "b", CAPACITY // 2, idle=True)
+    waiting(shares, "c")
+    assert len([one for one in idle if one.ended]) == 1, "four are more than a third of eight"
+    waiting(shares, "c", 2)
+    assert len([one for one in idle if one.ended]) == 2
+
+
+def test_the_newest_of_the_greediest_makes_room_in_the_queue(shares: Shares) -> None:
+    holders(shares, "a", CAPACITY)
+    queue = [waiting(shares, "a") for _ in range(MOST)]
+    with pytest.raises(Overloaded):
+        Holder(shares, "a").share.take(1)
+    waiting(shares, "b")
+    assert [one for one in queue if one.ended] == queue[-1:]
+    assert shares.waiting == MOST
+
+
+def test_those_that_hold_and_wait_do_not_wait_for_each_other(shares: Shares) -> None:
+    first, second = holders(shares, "a", 2, size=3)
+    other = holders(shares, "b", 1, size=2)[0]
+    assert not first.share.take(3)
+    with pytest.raises(Overloaded):
+        second.share.take(3)
+    second.share.release()
+    assert first.share.size == 6
+    assert not other.ended
+
+
+def test_what_waits_no_longer_is_not_served(shares: Shares) -> None:
+    held = holders(shares, "a", CAPACITY)
+    gone, served = waiting(shares, "b"), waiting(shares, "c")
+    gone.share.release()
+    gone.share.release()
+    held[0].share.release()
+    assert (gone.share.size, served.share.size) == (0, 1)
+
+
+class Machine(RuleBasedStateMachine):
+    """Whatever comes, what is held adds up, and nobody waits for what is theirs by the rules."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shares = Shares(CAPACITY, MOST, Overloaded)
+        self.living: list[Holder] = []
+        self.claims: list[Holder] = []
+
+    made = Bundle("made")
+
+    @rule(target=made, account=st.sampled_from("abc"), size=st.integers(1, 5), idle=st.booleans())
+    def come(self, account: str, size: int, idle: bool) -> Holder:  # noqa: FBT001
+        one = Holder(self.shares, account)
+        self.living.append(one)
+        self._take(one, size)
+        one.waits_for_client = idle
+        return one
+
+    @rule(one=made, size=st.integers(1, 4))
+    def grow(self, one: Holder, size: int) -> None:
+        if one in self.living and not one.share.wanted and one.share.size + size <= CAPACITY:
+            self._take(one, size)
+
+    def _take(self, one: Holder, size: int) -> None:
+        try:
+            if not one.share.take(size):
+                self.claims.append(one)
+        except Overloaded:
+            one.share.release()
+            self.living.remove(one)
+
+    @rule(one=made, size=st.integers(0, 4))
+    def shrink(self, one: Holder, size: int) -> None:
+        if not one.share.wanted:
+            one.share.shrink(size)
+
+    @rule(one=made)
+    def change(self, one: Holder) -> None:
+        one.waits_for_client = not one.waits_for_client
+
+    @rule(one=consumes(made))
+    def leave(self, one: Holder) -> None:
+        one.share.release()
+        if one in self.living:
+            self.living.remove(one)
+
+    @rule()
+    def turn(self) -> None:
+        """Those that were told to end do."""
+        for one in [one for one in self.living if one.ended]:
+            one.share.release()
+            self.living.remove(one)
+        self.shares.review()
+
+    @invariant()
+    def adds_up(self) -> None:
+        sizes = [one.share.size for one in self.living]
+        assert self.shares.held == sum(sizes) <= CAPACITY
+        assert self.shares.waiting == len([one for one in self.living if one.share.wanted]) <= MOST
+
+    @invariant()
+    def nobody_waits_in_vain(self) -> None:
+        accounts = {one.share.account for one in self.living if one.share.size or one.share.wanted}
+        held = {a: sum(one.share.size for one in self.living if one.share.account == a) for a in accounts}
+        self.claims = [one for one in self.claims if one.share.wanted]
+        firsts = [one for a in accounts for one in [o for o in self.claims if o.share.account == a][:1]]
+        if firsts:
+            least = min(held[one.share.account] + one.share.wanted for one in firsts)
+            assert any(
+                self.shares.held + one.share.wanted > CAPACITY
+                for one in firsts
+                if held[one.share.account] + one.share.wanted == least
+            )
+
+
+TestMachine = Machine.TestCase
+TestMachine.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)

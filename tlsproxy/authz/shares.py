@@ -1,0 +1,230 @@
+"""Max-min fair shares of a resource that all callers have in common: memory, connections, places in a queue.
+
+An account may use all of it while nobody else wants any. Once it is used up (Bertsekas and Gallager, Data Networks,
+§6.5.2):
+
+- Waiting claims are served in the order of the account that would hold least with them.
+- A holder that waits for its own client gives way to an account below its fair share: the newest of the account that
+  is furthest above its own. A holder at work is never interrupted.
+- Where too many wait, or what the waiting hold leaves no room for any of them, the newest claim of the account that
+  holds and wants most is refused.
+
+The fair share is the capacity, divided by the number of accounts that hold or want some of it.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import Final, Protocol
+
+from tlsproxy.errors import GaveWay, RequestError
+
+Account = tuple[str, ...]
+"""The name of a caller: what kind of name it is, and its parts."""
+
+
+class Holder(Protocol):
+    """``give_way`` ends what the share is for, soon: not before it returns. It may be called again."""
+
+    @property
+    def waits_for_client(self) -> bool: ...
+    def give_way(self, error: RequestError) -> None: ...
+
+
+class _Part:
+    """What one account has: shares, and claims that wait, both from the oldest to the newest."""
+
+    __slots__ = ("held", "leaving", "shares", "waiting", "wanted")
+
+    def __init__(self) -> None:
+        self.held = 0
+        self.leaving = 0
+        self.wanted = 0
+        self.shares: dict[Share, None] = {}
+        self.waiting: deque[Share] = deque()
+
+
+class Shares:
+    """One resource. ``capacity``, ``held`` and every size are in its own unit: bytes, connections."""
+
+    __slots__ = ("_full", "_kept", "_leaving", "_most", "_parts", "_serving", "_wanting", "capacity", "held", "waiting")
+
+    def __init__(self, capacity: int, most_waiting: int, full: Callable[[], RequestError]) -> None:
+        """``full``: what a claim is refused with."""
+        self.capacity = capacity
+        self.held = 0
+        self.waiting = 0
+        self._most: Final = most_waiting
+        self._full = full
+        self._kept = 0  # by those that wait for more
+        self._leaving = 0
+        self._parts: dict[Account, _Part] = {}
+        self._wanting: dict[Account, _Part] = {}
+        self._serving = False
+
+    def review(self) -> None:
+        """Looks again at who may have to give way: a holder may have come to wait for its client."""
+        for part in list(self._wanting.values()):
+            self._make_room(part, part.waiting[0].wanted)
+        self.serve()
+
+    def serve(self) -> None:
+        """Gives what is free to those that wait, as far as it goes."""
+        if self._serving:
+            return
+        self._serving = True
+        try:
+            while self._wanting:
+                share = min(self._wanting.values(), key=_with_the_next).waiting[0]
+                if self.held + share.wanted > self.capacity:
+                    return
+                more = share.wanted
+                self.withdraw(share)
+                self.give(share, more)
+                if share.ready is not None:
+                    share.ready()
+        finally:
+            self._serving = False
+
+    def give(self, share: Share, more: int) -> None:
+        part = self._parts.get(share.account)
+        if part is None:
+            part = self._parts[share.account] = _Part()
+        part.shares[share] = None
+        part.held += more
+        share.size += more
+        self.held += more
+
+    def take_back(self, share: Share, less: int) -> None:
+        part = self._parts[share.account]
+        part.held -= less
+        share.size -= less
+        self.held -= less
+        if not share.size:
+            del part.shares[share]
+            part.leaving -= share.leaving
+            self._leaving -= share.leaving
+            share.leaving = 0
+            self._drop(share.account, part)
+
+    def queue(self, share: Share, more: int) -> bool:
+        """Whether there is ``more`` after all; if not, it waits. Raises what a claim is refused with."""
+        part = self._parts.get(share.account)
+        if part is None:
+            part = self._parts[share.account] = _Part()
+        self._wanting[share.account] = part
+        part.waiting.append(share)
+        part.wanted += more
+        share.wanted = more
+        self.waiting += 1
+        self._kept += share.size
+        self._make_room(part, more)
+        while self.waiting > self._most or self._is_stuck():
+            last = max(self._wanting.values(), key=_holds_and_wants).waiting[-1]
+            self.withdraw(last)
+            if last is share:
+                raise self._full()
+            last.holder.give_way(self._full())
+        self.serve()
+        return not share.wanted
+
+    def withdraw(self, share: Share) -> None:
+        """It waits no longer."""
+        part = self._parts[share.account]
+        part.waiting.remove(share)
+        part.wanted -= share.wanted
+        share.wanted = 0
+        self.waiting -= 1
+        self._kept -= share.size
+        if not part.waiting:
+            del self._wanting[share.account]
+            self._drop(share.account, part)
+
+    def _drop(self, account: Account, part: _Part) -> None:
+        if not part.shares and not part.waiting:
+            del self._parts[account]
+
+    def _is_stuck(self) -> bool:
+        """Whether those that wait hold so much that they wait for each other."""
+        if not self._kept:
+            return False
+        most = max(share.wanted for part in self._wanting.values() for share in part.waiting)
+        return self._kept + most > self.capacity
+
+    def _make_room(self, part: _Part, more: int) -> None:
+        fair = max(1, self.capacity // len(self._parts))
+        lacking = self.held - self._leaving + more - self.capacity
+        while lacking > 0 and part.held + more <= fair:
+            victim = self._to_give_way(fair)
+            if victim is None:
+                return
+            victim.leaving = victim.size
+            self._parts[victim.account].leaving += victim.size
+            self._leaving += victim.size
+            lacking -= victim.size
+            victim.holder.give_way(GaveWay())
+
+    def _to_give_way(self, fair: int) -> Share | None:
+        above = [part for part in self._parts.values() if _stays(part) > fair]
+        for part in sorted(above, key=_stays, reverse=True):
+            for share in reversed(part.shares):
+                if not (share.leaving or share.wanted) and share.holder.waits_for_client:
+                    return share
+        return None
+
+
+class Share:
+    """A holder's part of a resource. ``ready`` is called once there is what it had to wait for.
+
+    Whoever made it must :meth:`release` it, once or more often.
+    """
+
+    __slots__ = ("_shares", "account", "holder", "leaving", "ready", "size", "wanted")
+
+    def __init__(self, shares: Shares, account: Account, holder: Holder) -> None:
+        self._shares = shares
+        self.account = account
+        self.holder = holder
+        self.size = self.wanted = self.leaving = 0
+        self.ready: Callable[[], None] | None = None
+
+    def take(self, more: int) -> bool:
+        """Whether there is ``more`` now; if not, ``ready`` will be called. Raises what a claim is refused with."""
+        shares = self._shares
+        if shares.waiting or shares.held + more > shares.capacity:
+            return shares.queue(self, more)
+        shares.give(self, more)
+        return True
+
+    def replace(self) -> None:
+        """Has 1, whatever the capacity is: in place of what is about to be given back."""
+        self._shares.give(self, 1)
+
+    def shrink(self, size: int) -> None:
+        """Gives back what is beyond ``size``."""
+        if size < self.size:
+            self._shares.take_back(self, self.size - size)
+            self._shares.serve()
+
+    def release(self) -> None:
+        """Gives all back, and waits for nothing."""
+        shares = self._shares
+        if self.wanted:
+            shares.withdraw(self)
+        if self.size:
+            shares.take_back(self, self.size)
+        if shares.waiting:
+            shares.serve()
+
+
+def _with_the_next(part: _Part) -> int:
+    return part.held + part.waiting[0].wanted
+
+
+def _holds_and_wants(part: _Part) -> int:
+    return part.held + part.wanted
+
+
+def _stays(part: _Part) -> int:
+    return part.held - part.leaving
