@@ -109,7 +109,7 @@ CONNECTION_ERRORS: dict[str, tuple[Break, int]] = {
         lambda c: c.send(raw(1, 4 | 8, 1, b"\xff" + c.block(bad())[:20])),
         PROTOCOL,
     ),
-    "an empty padded HEADERS": (lambda c: c.send(raw(1, 4 | 8, 1, b"")), PROTOCOL),
+    "an empty padded HEADERS": (lambda c: c.send(raw(1, 4 | 8, 1, b"")), FRAME_SIZE),
     # §6.5.2: settings
     "ENABLE_PUSH of 2": (lambda c: c.send(SettingsFrame(0, settings={SettingsFrame.ENABLE_PUSH: 2})), PROTOCOL),
     "INITIAL_WINDOW_SIZE of 2^31": (lambda c: c.send(raw(4, 0, 0, b"\x00\x04\x80\x00\x00\x00")), FLOW_CONTROL),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import string
 
 import pytest
 from hypothesis import given
@@ -131,6 +132,93 @@ def test_what_is_not_the_coding_is_refused(data: bytes) -> None:
         feed_all([data])
     with pytest.raises(ChunkedError):
         feed_all([data[index : index + 1] for index in range(len(data))])
+
+
+WORDS = [b"0", b"1", b"a", b"\r", b"\n", b"\r\n", b"0\r\n", b"x:y", b":", b" ", b";", b"\0", b"1\r\na\r\n"]
+
+
+HEX, TOKEN = b"0123456789abcdefABCDEF", b"!#$%&'*+-.^_`|~" + string.ascii_letters.encode() + string.digits.encode()
+
+
+def follows(state: str, byte: int) -> str:
+    """RFC 9112 §7.1 a byte at a time, with nothing kept but the state: "" where no body goes on so."""
+    char = bytes((byte,))
+    if state.startswith("size:"):
+        digits = state[5:]
+        if char in HEX and len(digits) < 8:
+            return state + char.decode()
+        return f"lf:{digits}" if char == b"\r" and digits else ""
+    if state.startswith("lf:"):
+        size = int(state[3:], 16)
+        return "" if char != b"\n" else f"content:{size}" if size else "line"
+    if state.startswith("content:"):
+        left = int(state[8:])
+        if left:
+            return f"content:{left - 1}"
+        return "content lf" if char == b"\r" else ""
+    moves = {
+        "content lf": {b"\n": "size:"},
+        "line": {b"\r": "last lf"} | {bytes((one,)): "name" for one in TOKEN},
+        "name": {b":": "value"} | {bytes((one,)): "name" for one in TOKEN},
+        "value": {b"\r": "value lf"} | {bytes((one,)): "value" for one in (9, *range(0x20, 0x7F), *range(0x80, 0x100))},
+        "value lf": {b"\n": "line"},
+        "last lf": {b"\n": "done"},
+    }
+    return moves[state].get(char, "")
+
+
+@pytest.mark.fuzz
+@given(st.lists(st.sampled_from(WORDS) | st.binary(min_size=1, max_size=2), max_size=12).map(b"".join))
+def test_what_cannot_become_a_body_is_refused_with_the_byte_that_makes_it_so(data: bytes) -> None:
+    body, state = ChunkedBody(), "size:"
+    for byte in data:
+        state = follows(state, byte)
+        if not state:
+            with pytest.raises(ChunkedError):
+                body.feed(bytes((byte,)))
+            return
+        body.feed(bytes((byte,)))
+        assert body.done == (state == "done")
+        if body.done:
+            return
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"0\n",
+        b"0\r\n\n",
+        b"0\r\n\r\r",
+        b"0\r\n\rx",
+        b"0\r\nx: y\n",
+        b"0\r\nx: y\r\n\n",
+        b"0\r\nx: y\rz",
+        b"0\r\nx\n",
+        b"0\r\nx\r",
+        b"0\r\n ",
+        b"0\r\n:",
+        b"0\r\nx: \0",
+        b"0\r0",
+        b"0\r\r",
+        b"\r",
+        b"\n",
+        b"g",
+        b"1;",
+        b"000000000",
+        b"1\r\na\n",
+        b"1\r\na\rx",
+        b"1\r\na\r\n\r",
+        b"1\r\na\r\n0\r\n\n",
+    ],
+)
+def test_the_last_byte_of_these_is_the_one(data: bytes) -> None:
+    body = ChunkedBody()
+    if data[:-1]:
+        body.feed(data[:-1])
+    with pytest.raises(ChunkedError):
+        body.feed(data[-1:])
+    with pytest.raises(ChunkedError):
+        ChunkedBody().feed(data)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from support.forged import FORGED, GUISES, IDENTITY
 
 from tlsproxy.errors import BadRequest, HeadTooLarge, RequestError
-from tlsproxy.wire.fieldblock import Fields, literals
+from tlsproxy.wire.fieldblock import Fields, literals, write
 from tlsproxy.wire.grpc import (
     PREFIX,
     Message,
@@ -22,6 +22,7 @@ from tlsproxy.wire.grpc import (
     message,
     parse_call,
     restate_call,
+    said_of,
     trailers,
     trailers_only,
 )
@@ -198,6 +199,32 @@ def test_what_is_a_connections_own(name: bytes) -> None:
 def test_te_says_trailers(te: bytes) -> None:
     malformed(replaced(b"te", te))
     assert parse_call(without(b"te")).path
+
+
+# Lengths (§8.1.1)
+
+
+@pytest.mark.parametrize(
+    ("value", "length"), [(None, None), (b"0", 0), (b"5", 5), (b"005", 5), (b"9" * 18, 10**18 - 1)]
+)
+def test_what_is_said_of_the_length(value: bytes | None, length: int | None) -> None:
+    said = () if value is None else ((b"content-length", value),)
+    assert parse_call((*GOOD, *said)).length == length
+
+
+@pytest.mark.parametrize(
+    "value", [b"", b"+5", b"-5", b"5,5", b"5, 5", b"5 5", b"0x5", b"5.0", b"five", b"9" * 19, b"\xb2"]
+)
+def test_a_length_that_is_no_number(value: bytes) -> None:
+    malformed((*GOOD, (b"content-length", value)))
+
+
+def test_the_length_of_an_answer_goes_no_further() -> None:
+    """The gateway may end it before its time."""
+    said = said_of(((b":status", b"200"), (b"content-length", b"5"), (b"x", b"y")))
+    assert said.fields == ((b":status", b"200"), (b"x", b"y"))
+    assert said.restated == write(said.fields)
+    assert said_of(((b":status", b"200"),)).restated is None
 
 
 # gRPC's own

@@ -16,6 +16,7 @@ from tlsproxy.authz.access import Scope
 from tlsproxy.errors import BadRequest
 from tlsproxy.qdrant.grpc import MAX_NAMES, operation_of, reading_of
 from tlsproxy.qdrant.messages import COLLECTION, INNER, OTHER, PARTS, REQUESTS, SHAPES
+from tlsproxy.qdrant.nesting import NESTING
 from tlsproxy.qdrant.operations import GRPC, Operation
 from tlsproxy.wire.protobuf import ProtobufError, Scanner
 
@@ -62,6 +63,37 @@ def test_a_shape_is_what_qdrant_describes(name: str) -> None:
         assert fields[number].message_type is None or not qdrant.leads_to_names(fields[number].message_type)
 
 
+def _within(descriptor: Descriptor, known: dict[str, Descriptor]) -> dict[str, Descriptor]:
+    """Every message that can be in one of these."""
+    for field in descriptor.fields:
+        if field.message_type is not None and field.message_type.full_name not in known:
+            known[field.message_type.full_name] = field.message_type
+            _within(field.message_type, known)
+    return known
+
+
+def test_what_nests_without_end_is_what_qdrant_describes() -> None:
+    """The messages from which one can come back to one that was there before, and the fields on the way."""
+    every: dict[str, Descriptor] = {}
+    for path in DESCRIBED:
+        request = described(REQUESTS[path])
+        every |= _within(request, {request.full_name: request})
+    below = {name: _within(descriptor, {}).keys() for name, descriptor in every.items()}
+    endless = {name for name in every if name in below[name]}
+    deep = {name for name in every if name in endless or below[name] & endless}
+    expected = {
+        name.removeprefix("qdrant."): {
+            field.number: field.message_type.full_name.removeprefix("qdrant.")
+            for field in every[name].fields
+            if field.message_type is not None and field.message_type.full_name in deep
+        }
+        for name in deep
+    }
+    batched = {name: rows for name, rows in NESTING.items() if name.endswith(" of a batch")}
+    assert {name: rows for name, rows in NESTING.items() if name not in batched} == expected
+    assert batched == {name: expected[name.removesuffix(" of a batch")] for name in SHAPES if name.endswith("batch")}
+
+
 def test_names_are_what_they_are_taken_for() -> None:
     kinds = {name: set(shape.names.values()) for name, shape in SHAPES.items()}
     assert {name for name, kind in kinds.items() if kind == {OTHER}} == {"LookupLocation", "WithLookup"}
@@ -96,7 +128,7 @@ def twin(message: Any, *, top: bool = True) -> set[tuple[str, str]]:
 
 def scan(message: str, pieces: list[bytes]) -> set[tuple[str, str]] | None:
     """None where it is refused."""
-    scanner = Scanner(SHAPES, message, longest=255, names=1000, fields=10_000)
+    scanner = Scanner(SHAPES, message, longest=255, names=1000, fields=10_000, nesting=NESTING)
     try:
         for piece in pieces:
             scanner.feed(piece)

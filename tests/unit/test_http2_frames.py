@@ -195,7 +195,7 @@ def test_only_the_flags_that_a_frame_has_mean_something(flag: int, payload: byte
             assert read(flag, payload) == expected
 
 
-@pytest.mark.parametrize("payload", [b"", b"\x01", b"\x05abcd", b"\xff" + bytes(254)])
+@pytest.mark.parametrize("payload", [b"\x01", b"\x05abcd", b"\xff" + bytes(254)])
 def test_padding_that_is_longer_than_its_frame(payload: bytes) -> None:
     for read in (http2.unpadded, http2.fragment):
         with pytest.raises(Http2Error) as error:
@@ -203,10 +203,24 @@ def test_padding_that_is_longer_than_its_frame(payload: bytes) -> None:
         assert error.value.code == Code.PROTOCOL_ERROR
 
 
-@pytest.mark.parametrize("payload", [b"", bytes(4), b"\x01" + bytes(5)])
-def test_fields_without_room_for_their_priority(payload: bytes) -> None:
-    with pytest.raises(Http2Error):
-        http2.fragment(PRIORITISED | (PADDED if payload[:1] == b"\x01" else 0), payload)
+@pytest.mark.parametrize(
+    ("flag", "size"),
+    [(PADDED, 0), *((PRIORITISED, size) for size in range(5)), *((PADDED | PRIORITISED, size) for size in range(6))],
+)
+def test_a_frame_too_short_for_what_its_flags_say(flag: int, size: int) -> None:
+    """§4.2: it cannot hold the field, whatever the field might say."""
+    reads = [http2.fragment] if flag & PRIORITISED else [http2.fragment, http2.unpadded]
+    for read, byte in itertools.product(reads, (b"\0", b"\xff")):
+        with pytest.raises(Http2Error) as error:
+            read(flag, byte * size)
+        assert error.value.code == Code.FRAME_SIZE_ERROR
+
+
+def test_padding_beyond_the_priority() -> None:
+    assert http2.fragment(PADDED | PRIORITISED, b"\x02" + bytes(7)) == b""
+    with pytest.raises(Http2Error) as error:
+        http2.fragment(PADDED | PRIORITISED, b"\x03" + bytes(7))
+    assert error.value.code == Code.PROTOCOL_ERROR
 
 
 # What is written

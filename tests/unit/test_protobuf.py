@@ -162,6 +162,40 @@ def test_depth() -> None:
         scanned(nested(MAX_DEPTH + 1))
 
 
+TREES = {"node": {4: "tree"}, "tree": {1: "tree", 2: "leaves"}, "leaves": {3: "tree"}}
+
+
+def _followed(*parts: bytes) -> list[tuple[str, str]]:
+    scanner = Scanner(SHAPES, "node", longest=5, names=4, fields=10_000, nesting=TREES)
+    for part in parts:
+        scanner.feed(part)
+    scanner.close()
+    return list(scanner.found)
+
+
+@given(st.lists(st.sampled_from([(1,), (2, 3)])), st.integers(90, 110), st.binary(max_size=3), st.data())
+def test_depth_of_what_is_skipped(steps: list[tuple[int, ...]], depth: int, beside: bytes, data: st.DataObject) -> None:
+    """Where it is known to nest; what else is in it does not matter, and nothing of it has to be known."""
+    numbers = [4, *(number for step in steps for number in step), *[1] * depth][:depth]
+    message = b""
+    for number in reversed(numbers):
+        message = delimited(number, delimited(9, beside) + message)
+    message = delimited(1, b"a") + message
+    if depth > MAX_DEPTH:
+        for parts in ([message], data.draw(pieces(message)), [bytes([byte]) for byte in message]):
+            with pytest.raises(ProtobufError, match="nested too deeply"):
+                _followed(*parts)
+    else:
+        assert _followed(message) == _followed(*data.draw(pieces(message))) == [("name", "a")]
+
+
+@pytest.mark.parametrize("content", [b"\x0a\x05", b"\x0b", b"\x08", b"\xff" * 20])
+def test_what_is_followed_has_to_be_a_message_only_where_it_could_be_too_deep(content: bytes) -> None:
+    assert _followed(delimited(4, content)) == [("name", "")]
+    with pytest.raises(ProtobufError):
+        _followed(delimited(4, delimited(9, bytes(300)) + content))
+
+
 def test_a_message_of_very_many_fields() -> None:
     assert scanned(b"\x2a\x00" * 200) == [("name", "")]
     for message in (b"\x2a\x00" * 201, delimited(2, b"\x2a\x00" * 200)):

@@ -19,7 +19,7 @@ from tlsproxy.proxy.record import Record
 from tlsproxy.proxy.relay import Relay
 from tlsproxy.wire.fieldblock import Fields
 from tlsproxy.wire.grpc import PREFIX
-from tlsproxy.wire.http2 import HEADER
+from tlsproxy.wire.http2 import END_STREAM, HEADER
 from tlsproxy.wire.tracing import id_block
 
 KIND: Final = 3
@@ -59,7 +59,8 @@ class Call:
 
     ``client_done`` and ``upstream_done``: that side has ended the stream. ``opening``: what tells the upstream of it,
     once there is something to tell; ``answered``: the client has seen the beginning of a response; ``recorded``: its
-    audit line is written. ``id_block`` is the gateway's id of it, as both sides are told it.
+    audit line is written. ``id_block`` is the gateway's id of it, as both sides are told it. ``length``: bytes of the
+    client's DATA, where it has said so.
     """
 
     __slots__ = (
@@ -68,6 +69,7 @@ class Call:
         "answered",
         "client_done",
         "id_block",
+        "length",
         "opening",
         "plain",
         "reading",
@@ -92,6 +94,7 @@ class Call:
         self.answered = self.client_done = self.upstream_done = self.recorded = False
         self.waiting = self.plain = False
         self.opening = b""
+        self.length = record.plan.length
         self._largest = record.plan.largest
         self._held: list[bytes] = []
 
@@ -113,7 +116,7 @@ class Call:
                 self.waiting = True
                 account = account_of(self.relay.entry, record.plan.audit.who)
                 points.ask(exists, asked.head.fields, account, self._told)
-        self.plain = self.reading is None and not (self.waiting or self._held or self._largest)
+        self.plain = self._is_plain
 
     def _readmit(self, points: Points) -> None:
         if self.recorded:
@@ -143,6 +146,15 @@ class Call:
     # The client's DATA
 
     @property
+    def _is_plain(self) -> bool:
+        return self.reading is None and self.length is None and not (self.waiting or self._held or self._largest)
+
+    def belied(self, flags: int) -> bool:
+        """Whether its DATA, with a frame of these flags, is not what its content-length says (RFC 9113 §8.1.1)."""
+        come, said = self.record.bytes_in, self.length
+        return said is not None and (come > said or (come < said and flags & END_STREAM != 0))
+
+    @property
     def holds(self) -> bool:
         """Whether what comes of it waits with it."""
         return self.waiting or bool(self._held)
@@ -170,7 +182,7 @@ class Call:
             self.relay.unblock()
             if not passed:
                 return
-        self.plain = self.reading is None and not self.holds and not self._largest
+        self.plain = self._is_plain
         self.relay.wanting.pop(self, None)
         for part in (self.reading, self.reduction):
             if part is not None and not self.recorded:

@@ -92,7 +92,8 @@ class CallPlan:
     ``http`` is the :status of a refusal. ``expires`` as in :class:`tlsproxy.proxy.plan.Plan`; ``exists``: the point
     that the caller's token requires. ``unread``: the message must be read before the call is decided. ``asked``: what
     it was made of, None where that cannot matter any more. ``toll`` as there; ``largest``: most bytes of the
-    message, by the caller's role, 0 where that has no limit.
+    message, by the caller's role, 0 where that has no limit. ``length``: bytes of its DATA, where the client has said
+    so.
     """
 
     operation: str
@@ -107,6 +108,7 @@ class CallPlan:
     asked: Asked | None = None
     toll: Toll | None = None
     largest: int = 0
+    length: int | None = None
 
     def refused(self, decision: Decision) -> Self:
         """The same call, which is not carried out after all."""
@@ -230,4 +232,5 @@ class CallPlans:
             asked=asked,
             toll=self._quotas.toll(principal, admission, operation, decision),
             largest=self._quotas.largest_body(admission) or 0,
+            length=head.length,
         )

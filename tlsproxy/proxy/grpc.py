@@ -31,6 +31,7 @@ from tlsproxy.wire.http2 import (
     HEADER,
     HEADERS,
     PREFACE,
+    PRIORITY,
     TABLE,
     WHOLE_FIELDS,
     Code,
@@ -188,6 +189,14 @@ class GrpcConnection(Streams):
             return bool(self.late) or self.to_upstream.room < size
         return kind == Kind.SETTINGS and bool(flags & ACK) and bool(self.late or self.held)
 
+    def _put_off(self, kind: int, flags: int, frame: bytes) -> bytes:
+        if kind != DATA:
+            self.budgets.control.spend(self.now)
+        elif len(frame) == HEADER and not flags & END_STREAM:
+            self.budgets.empty.spend(self.now)
+        self.late.append(frame)
+        return b""
+
     def _pass_late(self) -> None:
         """What waited for room goes on, in its order."""
         late, window = self.late, self.to_upstream
@@ -206,21 +215,18 @@ class GrpcConnection(Streams):
     def _frame(self, kind: int, flags: int, stream: int, start: int, end: int) -> bytes | None:
         """What goes upstream in its place; None for itself."""
         data = self.frames.data
-        if not self.greeted and kind != Kind.SETTINGS:
+        if not self.greeted and (kind != Kind.SETTINGS or flags & ACK):
             raise Http2Error(Code.PROTOCOL_ERROR, "the first frame is not SETTINGS", "http2_preface")
         if (kind == CONTINUATION) != (self._block is not None) or (
             self._block is not None and stream != self._begun[0]
         ):
             raise Http2Error(Code.PROTOCOL_ERROR, "a field block that is interrupted")
         size = end - start - HEADER
+        if kind == Kind.PRIORITY and size != PRIORITY and stream in self.calls:
+            return self._wrong(self.calls[stream], Code.FRAME_SIZE_ERROR, "priority")
         http2.check(kind, flags, stream, size)
         if self._is_late(kind, flags, size):
-            if kind != DATA:
-                self.budgets.control.spend(self.now)
-            elif not size and not flags & END_STREAM:
-                self.budgets.empty.spend(self.now)
-            self.late.append(data[start:end])
-            return b""
+            return self._put_off(kind, flags, data[start:end])
         if kind == DATA:
             return self.on_data(data, flags, stream, start, end)
         payload = data[start + HEADER : end]
@@ -272,6 +278,8 @@ class GrpcConnection(Streams):
         if self.own_settings:
             self.own_settings = False
             return
+        if not self.to_upstream.unsettled:  # it acknowledges nothing
+            return
         self.up.append(http2.SETTINGS_ACK)
         self.to_upstream.settle()
         self.proceed()
@@ -290,9 +298,7 @@ class GrpcConnection(Streams):
                 raise Http2Error(Code.PROTOCOL_ERROR, "a frame on a stream that was never opened")
             return b""
         if not size:
-            self.budgets.wrong.spend(self.now)
-            self.reset(call, Code.PROTOCOL_ERROR, "window_update")
-            return b""
+            return self._wrong(call, Code.PROTOCOL_ERROR, "window_update")
         call.touched = self.now
         if call.reduction is None:
             return None

@@ -121,7 +121,7 @@ class UpstreamFrames:
             return b""
         ends = bool(self._begun[1] & END_STREAM)
         if said.beginning or self._client.restates:
-            stated = write(said.fields) if self._client.restates else block
+            stated = write(said.fields) if self._client.restates else said.restated or block
             more = call.id_block if said.beginning else b""
             raw = http2.headers(stream, stated + more, self._begun[1])
         call.touched = time.monotonic()

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from typing import Final
 
+from tlsproxy.authz.access import Decision
 from tlsproxy.errors import BadRequest, Overloaded, RequestError
 from tlsproxy.proxy.call import Call
 from tlsproxy.proxy.calls import CallPlan
@@ -18,7 +19,7 @@ from tlsproxy.proxy.register import Entry
 from tlsproxy.proxy.tlsstream import TlsStream
 from tlsproxy.wire import http2
 from tlsproxy.wire.callfields import Parted, parted
-from tlsproxy.wire.fieldblock import FieldReader, literals
+from tlsproxy.wire.fieldblock import FieldReader, Fields, literals
 from tlsproxy.wire.http2 import DATA, END_HEADERS, END_STREAM, HEADER, PADDED, Code, Frames, Http2Error, StreamError
 from tlsproxy.wire.tracing import upstream_block
 
@@ -77,6 +78,9 @@ class Streams(Life):
             self.budgets.empty.spend(self.now)
         call.touched = self.now
         call.record.bytes_in += size
+        if call.belied(flags):
+            self.give_back(size)
+            return self._wrong(call, Code.PROTOCOL_ERROR, "content_length")
         if flags & END_STREAM:
             call.client_done = True
         try:
@@ -103,14 +107,19 @@ class Streams(Life):
     def _stray(self, stream: int, call: Call | None) -> bytes:
         """A frame on a stream that its client has ended (RFC 9113 §5.1), or that has just ended here."""
         if call is not None:
-            self.budgets.wrong.spend(self.now)
-            self.reset(call, Code.STREAM_CLOSED, "stream_closed")
+            self._wrong(call, Code.STREAM_CLOSED, "stream_closed")
         elif stream in self.over:
             self.budgets.late.spend(self.now)
         elif stream > self.last or not stream & 1:
             raise Http2Error(Code.PROTOCOL_ERROR, "a frame on a stream that was never opened")
         else:
             raise Http2Error(Code.STREAM_CLOSED, "a frame on a stream that is closed")
+        return b""
+
+    def _wrong(self, call: Call, code: Code, reason: str) -> bytes:
+        """A stream error (RFC 9113 §5.4.2). Nothing goes upstream in the frame's place."""
+        self.budgets.wrong.spend(self.now)
+        self.reset(call, code, reason)
         return b""
 
     def on_fields(self, flags: int, stream: int, payload: bytes) -> bytes:
@@ -127,9 +136,7 @@ class Streams(Life):
         fields = self.reader.read(block)
         call = self.calls.get(stream)
         if call is not None and not call.client_done:
-            self.budgets.wrong.spend(self.now)
-            self.reset(call, Code.PROTOCOL_ERROR, "request_trailers")  # gRPC has none
-            return b""
+            return self._wrong(call, Code.PROTOCOL_ERROR, "request_trailers")  # gRPC has none
         if call is not None or stream <= self.last or not stream & 1:
             return self._stray(stream if stream & 1 else 0, call)
         return self.opened(stream, fields, self._begun[1])
@@ -148,11 +155,7 @@ class Streams(Life):
             plan = calls.unreadable(principal, Overloaded("No more calls are taken on this connection"))
             return self._turned_away(Record(plan, now, tracing), stream, done=done, code=Code.REFUSED_STREAM)
         try:
-            plan = (
-                calls.of(principal, repeated, now)
-                if ended is None
-                else calls.make(principal, repeated, now, ended=ended)
-            )
+            plan = self._planned(repeated, now, ended, done=done)
         except StreamError as error:
             record = Record(calls.unreadable(principal, error), now, tracing)
             return self._turned_away(record, stream, done=done, code=error.code)
@@ -168,6 +171,14 @@ class Streams(Life):
         call = Call(self, stream, record, self.now)
         call.client_done = done
         return self._begin(call, plan, deadline)
+
+    def _planned(self, fields: Fields, now: float, ended: Decision | None, *, done: bool) -> CallPlan:
+        """``ended``: why the connection may make no calls any more. Raises StreamError."""
+        calls, principal = self.gateway.calls, self._standing.principal
+        plan = calls.of(principal, fields, now) if ended is None else calls.make(principal, fields, now, ended=ended)
+        if done and plan.length:
+            raise StreamError(Code.PROTOCOL_ERROR, "a content-length where there is no content")
+        return plan
 
     def _turned_away(self, record: Record[CallPlan], stream: int, *, done: bool, code: Code) -> bytes:
         self.budgets.wrong.spend(self.now)
@@ -207,9 +218,12 @@ class Streams(Life):
         if call is None:
             if stream > self.last or not stream & 1:
                 raise Http2Error(Code.PROTOCOL_ERROR, "a frame on a stream that was never opened")
+            self.budgets.late.spend(self.now)
+            self.over.pop(stream, None)
             return b""
         self.budgets.resets.spend(self.now)
         call.client_done = True
         known = bool(call.opening) and not self.taken_back(call)
         self.forget(call, "client_cancelled")
+        self.over.pop(stream, None)  # whoever resets a stream sends nothing more on it (RFC 9113 §5.1)
         return None if known else b""

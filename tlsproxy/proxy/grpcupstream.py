@@ -137,7 +137,7 @@ class GrpcUpstream(UpstreamFrames):
                         if begin < start:
                             down.append(frames.data[begin:start])
                         begin = end
-                        down.append(http2.headers(stream, block + plain.id_block, what))
+                        down.append(http2.headers(stream, (said.restated or block) + plain.id_block, what))
                 plain.touched = now
                 passed = end
                 if what & END_STREAM:

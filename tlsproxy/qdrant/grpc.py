@@ -17,6 +17,7 @@ from tlsproxy.qdrant.grpctenancy import confined as confined_message
 from tlsproxy.qdrant.grpctenancy import is_confinable_call
 from tlsproxy.qdrant.judge import NOWHERE, Judgement, decide_all
 from tlsproxy.qdrant.messages import COLLECTION, INNER, OTHER, REQUESTS, SHAPES
+from tlsproxy.qdrant.nesting import NESTING
 from tlsproxy.qdrant.operations import GRPC, MAX_NAME_BYTES, Operation
 from tlsproxy.qdrant.tenancy import tells_no_points
 from tlsproxy.wire.protobuf import ProtobufError, Scanner
@@ -24,8 +25,8 @@ from tlsproxy.wire.steps import Steps
 
 MAX_NAMES: Final = 1000
 """Different collections in one message."""
-MAX_FIELDS: Final = 1_000_000
-"""Fields in one message that is followed, without those of messages that are skipped: about a microsecond each."""
+MAX_FIELDS: Final = 2_000_000
+"""Fields in one message that is followed, without those of what is skipped: about a microsecond each."""
 
 _ANY: Final = "*"
 _METHODS: Final = {operation.path: operation for operation in GRPC}
@@ -84,7 +85,9 @@ class Reading:
     __slots__ = ("_scanner",)
 
     def __init__(self, message: str) -> None:
-        self._scanner = Scanner(SHAPES, message, longest=MAX_NAME_BYTES, names=MAX_NAMES, fields=MAX_FIELDS)
+        self._scanner = Scanner(
+            SHAPES, message, longest=MAX_NAME_BYTES, names=MAX_NAMES, fields=MAX_FIELDS, nesting=NESTING
+        )
 
     def feed(self, data: bytes) -> None:
         """Raises :class:`BadRequest`."""

@@ -15,9 +15,13 @@ MAX_TRAILERS: Final = 8192
 
 _SIZE_LINE = re.compile(rb"([0-9A-Fa-f]{1,8})\r\n")
 _SIZE_LINE_MAX: Final = 10
+_SIZE_LINE_BEGUN = re.compile(rb"[0-9A-Fa-f]{1,8}\r?")
 _CLOSING: Final = b"\r\n0\r\n\r\n"
 """What follows the content of the last chunk, where there are no trailers."""
-_TRAILERS = re.compile(rb"(?:[!#$%&'*+\-.^_`|~0-9A-Za-z]+:[\t\x20-\x7e\x80-\xff]*\r\n)*\r\n")
+_NAME: Final = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
+_VALUE: Final = rb"[\t\x20-\x7e\x80-\xff]*"
+_TRAILERS = re.compile(rb"(?:%b:%b\r\n)*\r\n" % (_NAME, _VALUE))
+_TRAILERS_BEGUN = re.compile(rb"(?:%b:%b\r\n)*(?:\r|%b(?::%b\r?)?)?" % (_NAME, _VALUE, _NAME, _VALUE))
 _TRAILER = re.compile(rb"([^:\r\n]+):([^\r\n]*)\r\n")
 _NEVER_TRAILERS = re.compile(
     rb"host|connection|keep-alive|te|trailer|transfer-encoding|upgrade|expect|content-.*|set-cookie|cookie|www-.*|"
@@ -31,6 +35,8 @@ class ChunkedError(ValueError):
 
 class ChunkedBody:
     """Follows one body. ``done`` turns true at its end; ``size`` counts the bytes of the content itself.
+
+    What is malformed is refused with the byte that makes it so: nobody waits for the rest of what cannot be one.
 
     ``content``, where it is given, gets these bytes, without what is around them.
     """
@@ -100,8 +106,8 @@ class ChunkedBody:
         stop = min(len(data), position + _SIZE_LINE_MAX) if newline < 0 else newline + 1
         line = self._held + data[position:stop]
         if newline < 0:
-            if len(line) >= _SIZE_LINE_MAX:
-                raise ChunkedError("a chunk size without its end")
+            if _SIZE_LINE_BEGUN.fullmatch(line) is None:
+                raise ChunkedError("a malformed chunk size")
             self._held = line
             return stop
         match = _SIZE_LINE.fullmatch(line)
@@ -116,14 +122,15 @@ class ChunkedBody:
     def _trailer_section(self, data: bytes, position: int) -> tuple[bytes, int]:
         """Held back until it is whole, since its fields are judged by name."""
         before, section = len(self._held), self._held + data[position:]
-        stop = 2 if section.startswith(b"\r\n") else section.find(b"\r\n\r\n") + 4
-        if stop < 4 and not section.startswith(b"\r\n"):  # noqa: PLR2004 - not found
-            if len(section) > MAX_TRAILERS:
+        whole = _TRAILERS.match(section, 0, MAX_TRAILERS)
+        if whole is None:
+            if _TRAILERS_BEGUN.fullmatch(section, 0, MAX_TRAILERS) is None:
+                raise ChunkedError("malformed trailers")
+            if len(section) >= MAX_TRAILERS:
                 raise ChunkedError("trailers are too large")
             self._held = section
             return data[:position], len(data)
-        if stop > MAX_TRAILERS or _TRAILERS.fullmatch(section, 0, stop) is None:
-            raise ChunkedError("malformed trailers")
+        stop = whole.end()
         self.done = True
         kept = [
             b"%b:%b\r\n" % (name, value)

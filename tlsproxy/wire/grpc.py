@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from tlsproxy.errors import BadRequest, HeadTooLarge
-from tlsproxy.wire.fieldblock import Fields, literals
+from tlsproxy.wire.fieldblock import Fields, literals, write
 from tlsproxy.wire.http1 import is_identity
 from tlsproxy.wire.http2 import Code, StreamError
 
@@ -26,6 +26,7 @@ _NAME = re.compile(rb"[!#$%&'*+\-.^_`|~0-9a-z]{1,256}")
 # field-vchar, obs-text, space and tab within (RFC 9113 §8.2.1).
 VALUE: Final = re.compile(rb"(?:[\x21-\x7e\x80-\xff](?:[\t\x20-\x7e\x80-\xff]*[\x21-\x7e\x80-\xff])?)?")
 _PATH = re.compile(rb"/[\x21-\x7e]{1,512}")
+_LENGTH = re.compile(rb"[0-9]{1,18}")
 _TIMEOUT = re.compile(rb"[0-9]{1,8}[HMSmun]")
 _AUTHORITY = re.compile(rb"(?:[0-9A-Za-z._\-]{1,255}|\[[0-9A-Fa-f:.]{2,45}\])(?::[0-9]{1,5})?")
 _CONTENT_TYPE = re.compile(rb"application/grpc(?:\+[a-z0-9.\-]+)?(?:;[\x20-\x7e]*)?")
@@ -57,6 +58,12 @@ class CallHead:
     fields: Fields
     authority: bytes
 
+    @property
+    def length(self) -> int | None:
+        """Bytes of its DATA, where the client has said so."""
+        said = self.value(b"content-length")
+        return None if said is None else int(said)
+
     def value(self, name: bytes) -> str | None:
         for field, value in self.fields:
             if field == name:
@@ -84,6 +91,8 @@ def parse_call(fields: Fields, *, max_fields: int = 100) -> CallHead:
                 raise BadRequest(f"Metadata {name.decode()} is given more than once")
             once[name] = value
     _check_pseudo(pseudo, once)
+    if _LENGTH.fullmatch(once.get(b"content-length", b"0")) is None:
+        raise StreamError(Code.PROTOCOL_ERROR, "a content-length that is no number")
     if len(regular) > max_fields:
         raise HeadTooLarge(f"More than {max_fields} metadata fields")
     if pseudo[b":method"] != b"POST":
@@ -171,16 +180,24 @@ def restate_call(head: CallHead, *, upstream_host: bytes, upstream_key: bytes | 
 
 @dataclass(frozen=True, slots=True)
 class Said:
-    """A field block of an answer: its beginning, or else its trailers. ``status`` is gRPC's, or None."""
+    """A field block of an answer: its beginning, or else its trailers. ``status`` is gRPC's, or None.
+
+    ``restated`` is what takes the block's place. It has no content-length: an answer that the gateway ends before its
+    time would be malformed by one (RFC 9113 §8.1.1), and so would be one that the upstream was wrong about.
+    """
 
     fields: Fields
     beginning: bool
     status: int | None
+    restated: bytes | None = None
 
 
 def said_of(fields: Fields) -> Said:
     status = next((value for name, value in fields if name == b"grpc-status"), b"")
-    return Said(fields, bool(fields) and fields[0][0] == b":status", int(status) if status.isdigit() else None)
+    kept = tuple(field for field in fields if field[0] != b"content-length")
+    restated = write(kept) if len(kept) < len(fields) else None
+    beginning = bool(fields) and fields[0][0] == b":status"
+    return Said(kept, beginning, int(status) if status.isdigit() else None, restated)
 
 
 def trailers_only(status: int, message: str, *, http: int = 200, retry_after: int = 0) -> Fields:

@@ -53,6 +53,8 @@ ACK: Final = 1
 END_HEADERS: Final = 4
 PADDED: Final = 8
 PRIORITISED: Final = 32
+PRIORITY: Final = 5
+"""Bytes of a stream's priority."""
 
 # Type and flags of a frame, as one number: below the first it is DATA.
 ANY_DATA: Final = 1 << 8
@@ -195,14 +197,15 @@ def fragment(flags: int, payload: bytes) -> bytes:
 
 
 def _within(flags: int, payload: bytes) -> bytes:
-    begin, end = 0, len(payload)
-    if flags & PADDED:
-        begin = 1
-        end -= payload[0] if payload else 0
-    if flags & PRIORITISED:
-        begin += 5
+    """Too short for what its flags say it has (§4.2) and padded beyond its end (§6.1, §6.2) are different errors."""
+    begin = (1 if flags & PADDED else 0) + (PRIORITY if flags & PRIORITISED else 0)
+    end = len(payload)
     if begin > end:
-        raise Http2Error(Code.PROTOCOL_ERROR, "padding that is longer than its frame")
+        raise Http2Error(Code.FRAME_SIZE_ERROR, f"a frame of {end} bytes without room for its padding or priority")
+    if flags & PADDED:
+        end -= payload[0]
+        if begin > end:
+            raise Http2Error(Code.PROTOCOL_ERROR, "padding that is longer than its frame")
     return payload[begin:end]
 
 
@@ -240,7 +243,7 @@ def kept(values: Mapping[int, int], names: Iterable[int]) -> dict[int, int]:
     return {name: values[name] for name in names if name in values}
 
 
-_SIZES: Final[dict[int, int]] = {Kind.PRIORITY: 5, Kind.RST_STREAM: 4, Kind.PING: 8, Kind.WINDOW_UPDATE: 4}
+_SIZES: Final[dict[int, int]] = {Kind.PRIORITY: PRIORITY, Kind.RST_STREAM: 4, Kind.PING: 8, Kind.WINDOW_UPDATE: 4}
 _ON_CONNECTION: Final = frozenset((Kind.SETTINGS, Kind.PING, Kind.GOAWAY))
 _ON_STREAM: Final = frozenset((Kind.DATA, Kind.HEADERS, Kind.PRIORITY, Kind.RST_STREAM, Kind.CONTINUATION))
 _GOAWAY: Final = 8

@@ -27,6 +27,8 @@ _HIGHEST: Final = 1 << 64
 _HIGHEST_TAG: Final = 1 << 32
 _NO_END: Final = 1 << 65
 """Beyond what a length can say."""
+_NOWHERE: Final[Mapping[int, str]] = {}
+_FLAT: Final[Mapping[str, Mapping[int, str]]] = {}
 
 
 class ProtobufError(ValueError):
@@ -170,12 +172,27 @@ def _varint(data: bytes, position: int, longest: int) -> tuple[int, int] | None:
     raise ProtobufError("a number is too long")
 
 
+def _least() -> tuple[int, ...]:
+    """For each number of messages that have begun: the bytes of another that can hold more than :data:`MAX_DEPTH`."""
+    sizes = [0]
+    while len(sizes) < MAX_DEPTH + 2:
+        sizes.append(1 + len(varint(sizes[-1])) + sizes[-1])
+    return tuple(reversed(sizes))
+
+
+_LEAST: Final = _least()
+
+
 @dataclass(slots=True)
 class _Frame:
-    """A message that has begun: ``end`` counts bytes from the beginning of the first one."""
+    """A message that has begun: ``end`` counts bytes from the beginning of the first one.
+
+    Without a ``shape`` it is one that is followed for its depth alone, to which ``deep`` leads.
+    """
 
     where: str
-    shape: Shape
+    shape: Shape | None
+    deep: Mapping[int, str]
     end: int
     seen: int = 0
 
@@ -185,15 +202,27 @@ class Scanner:
 
     ``found`` has them in order, once each, as (what the shape calls it, the string); one that a message does not have
     is the empty string there, as proto3 has it. At most ``names`` of them of at most ``longest`` bytes are taken, from
-    at most ``fields`` fields in all. What is skipped is not kept, and costs nothing for its length.
+    at most ``fields`` fields in all. What is skipped is not kept, and costs nothing for its length. It is followed
+    where ``nesting`` (of each message: the fields that lead to messages that may hold themselves) says that it could be
+    too deep, and it is large enough for that.
     """
 
-    __slots__ = ("_at", "_fields", "_frames", "_held", "_left", "_longest", "_names", "_shapes", "found")
+    __slots__ = ("_at", "_fields", "_frames", "_held", "_left", "_longest", "_names", "_nesting", "_shapes", "found")
 
-    def __init__(self, shapes: Mapping[str, Shape], where: str, *, longest: int, names: int, fields: int) -> None:
+    def __init__(
+        self,
+        shapes: Mapping[str, Shape],
+        where: str,
+        *,
+        longest: int,
+        names: int,
+        fields: int,
+        nesting: Mapping[str, Mapping[int, str]] = _FLAT,
+    ) -> None:
         self.found: dict[tuple[str, str], None] = {}
         self._shapes = shapes
-        self._frames = [_Frame(where, shapes[where], _NO_END)]
+        self._nesting = nesting
+        self._frames = [_Frame(where, shapes[where], nesting.get(where, _NOWHERE), _NO_END)]
         self._longest = longest
         self._names = names
         self._fields = fields  # that may still come
@@ -236,35 +265,44 @@ class Scanner:
         head = _head(data, position)
         if head is None:
             return 0
-        number, _, size, content = head
+        number, wire_type, size, content = head
         frame = self._frames[-1]
         start = content - position
         if self._at + start + size > frame.end:
             raise ProtobufError(f"field {number} of {frame.where} is longer than the message")
-        frame.shape.check(number, frame.seen, frame.where)
-        if number not in frame.shape.skipped:
-            return self._looked_at(frame, head, data, start)
-        frame.seen |= 1 << number
+        shape = frame.shape
+        if shape is not None:
+            shape.check(number, frame.seen, frame.where)
+            if number not in shape.skipped:
+                return self._looked_at(frame, shape, head, data, start)
+            frame.seen |= 1 << number
+        if wire_type == LEN and number in frame.deep and size >= _LEAST[len(self._frames)]:
+            self._enter(frame.deep[number], None, start + size)
+            return start
         here = min(size, len(data) - content)
         self._left = size - here
         return start + here
 
-    def _looked_at(self, frame: _Frame, head: tuple[int, int, int, int], data: bytes, start: int) -> int:
+    def _enter(self, where: str, shape: Shape | None, size: int) -> None:
+        """A message begins, and ends after ``size`` bytes."""
+        if len(self._frames) > MAX_DEPTH:
+            raise ProtobufError("messages are nested too deeply")
+        self._frames.append(_Frame(where, shape, self._nesting.get(where, _NOWHERE), self._at + size))
+
+    def _looked_at(self, frame: _Frame, shape: Shape, head: tuple[int, int, int, int], data: bytes, start: int) -> int:
         """As :meth:`_field`, of one that is a name or a message; its content begins after ``start`` bytes."""
         number, wire_type, size, content = head
         if wire_type != LEN:
             raise ProtobufError(f"field {number} of {frame.where} has another type")
-        nested = frame.shape.nested.get(number)
+        nested = shape.nested.get(number)
         if nested is not None:
-            if len(self._frames) > MAX_DEPTH:
-                raise ProtobufError("messages are nested too deeply")
-            self._frames.append(_Frame(nested, self._shapes[nested], self._at + start + size))
+            self._enter(nested, self._shapes[nested], start + size)
         else:
             if size > self._longest:
                 raise ProtobufError(f"field {number} of {frame.where} has more than {self._longest} bytes")
             if content + size > len(data):
                 return 0
-            self._report(frame.shape.names[number], data[content : content + size])
+            self._report(shape.names[number], data[content : content + size])
             start += size
         frame.seen |= 1 << number
         return start
@@ -275,6 +313,8 @@ class Scanner:
             self._report_absent(self._frames.pop())
 
     def _report_absent(self, frame: _Frame) -> None:
+        if frame.shape is None:
+            return
         for number, name in frame.shape.names.items():
             if not frame.seen >> number & 1:
                 self._report(name, b"")
