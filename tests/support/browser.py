@@ -12,19 +12,22 @@ import json
 import os
 import re
 import signal
+import subprocess
 import tempfile
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import aiohttp
+import pytest
 
 from support.gateway import DEADLINE
 from support.tools import tool
 
 ARTEFACTS = Path(__file__).parents[2] / "artefacts"
 """Screenshots of the last run; not in git."""
+POLICIES = Path("/etc/chromium/policies/managed")
 
 _OPTIONS = (
     "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--no-proxy-server",
@@ -91,6 +94,12 @@ class Page:
         await self._loaded()
         return await self.html()
 
+    async def run(self, script: str) -> Any:
+        """The value of an expression of the page, awaited where it is a promise."""
+        ran = await self.call("Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True)
+        assert "exceptionDetails" not in ran, ran
+        return ran["result"].get("value")
+
     async def without_scripts(self) -> None:
         await self.call("Emulation.setScriptExecutionDisabled", value=True)
 
@@ -130,6 +139,46 @@ class Page:
         ARTEFACTS.mkdir(exist_ok=True)
         (ARTEFACTS / name).write_bytes(image)
         return image
+
+
+def home_with_certificate(home: Path, files: Path, name: str) -> Path:
+    """``home``, with an NSS database that trusts the CA of ``files`` and holds the certificate NAME.pem."""
+    database = home / ".pki" / "nssdb"
+    database.mkdir(parents=True)
+    bundle = home / f"{name}.p12"
+    _made("openssl", "pkcs12", "-export", "-in", files / f"{name}.pem", "-inkey", files / f"{name}.key", "-out", bundle,
+          "-passout", "pass:p12")  # fmt: skip
+    _made("certutil", "-d", f"sql:{database}", "-N", "--empty-password")
+    _made("certutil", "-d", f"sql:{database}", "-A", "-n", "site CA", "-t", "C,,", "-i", files / "ca.pem")
+    _made("pk12util", "-d", f"sql:{database}", "-i", bundle, "-W", "p12", "-K", "")
+    return home
+
+
+def _made(program: str, *arguments: str | Path) -> None:
+    done = subprocess.run([tool(program), *arguments], capture_output=True, text=True, timeout=DEADLINE, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@contextmanager
+def certificate_selected_for(*origins: str) -> Iterator[None]:
+    """By the policy AutoSelectCertificateForUrls: without one a browser would ask a person, who is not there.
+
+    It is the whole machine's; so it names these origins alone, in a file of its own that is gone afterwards.
+    """
+    if not os.access(next(each for each in (POLICIES, *POLICIES.parents) if each.exists()), os.W_OK):
+        pytest.skip(f"{POLICIES} may not be written")
+    made = [each for each in (POLICIES, *POLICIES.parents) if not each.exists()]
+    POLICIES.mkdir(parents=True, exist_ok=True)
+    policy = POLICIES / f"tlsproxy-test-{os.getpid()}.json"
+    try:
+        rules = [json.dumps({"pattern": origin, "filter": {}}) for origin in origins]
+        policy.write_text(json.dumps({"AutoSelectCertificateForUrls": rules}))
+        yield
+    finally:
+        policy.unlink(missing_ok=True)
+        for directory in made:
+            with suppress(OSError):  # another test's policy is there still
+                directory.rmdir()
 
 
 @asynccontextmanager

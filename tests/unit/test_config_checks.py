@@ -56,6 +56,10 @@ def issuer(**fields: Any) -> dict[str, Any]:
 
 KEY = "x" * 32
 ERRORS: dict[str, tuple[dict[str, Any], str]] = {
+    "origin_of_a_page": (
+        {"service": {"allowed_origins": ["https://a.example", "https://b.example/"]}},
+        "service.allowed_origins[1]: is compared to the byte: a browser writes 'https://b.example'",
+    ),
     "burst_of_nothing": (
         {"limits": {"per_key": {"burst": 5}}},
         "limits.per_key.burst: requests_per_second is needed",

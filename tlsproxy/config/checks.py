@@ -14,7 +14,7 @@ from typing import Final
 
 from tlsproxy.config import credential_checks as credentials
 from tlsproxy.config import listeners
-from tlsproxy.config.endpoints import upstream_endpoint
+from tlsproxy.config.endpoints import check_origin, upstream_endpoint
 from tlsproxy.config.findings import Finding
 from tlsproxy.config.identity_checks import matches, names, nobody, role_use, roles
 from tlsproxy.config.limits import Quota
@@ -44,6 +44,22 @@ def _tls(config: Config, _tree: Tree) -> Iterator[Finding]:
             yield Finding(where, "tls.ca_cert is needed to verify client certificates: set it, or set this to false")
         elif config.identities:
             yield Finding(("identities",), "tls.ca_cert is needed: without it no client certificate can be verified")
+
+
+def _origins(config: Config, _tree: Tree) -> Iterator[Finding]:
+    service = config.service
+    for index, origin in enumerate(service.allowed_origins):
+        path: Path = ("service", "allowed_origins", index)
+        try:
+            check_origin(origin)
+        except ValueError as error:
+            yield Finding(path, str(error))
+        else:
+            if origin.startswith("http:"):
+                yield Finding(path, "a page over plain http can be anybody's on its way", warning=True)
+    if service.allowed_origins and not service.enable_cors:
+        text = "its pages can send requests and read no answer: enable_cors is false"
+        yield Finding(("service", "allowed_origins"), text, warning=True)
 
 
 def _crl(config: Config, _tree: Tree) -> Iterator[Finding]:
@@ -97,6 +113,7 @@ def _logger(config: Config, _tree: Tree) -> Iterator[Finding]:
 
 _CHECKS: Final[tuple[tuple[frozenset[str], Check], ...]] = (
     (frozenset({"service", "tls", "identities"}), _tls),
+    (frozenset({"service"}), _origins),
     (frozenset({"tls"}), _crl),
     (frozenset({"service"}), credentials.service_keys),
     (frozenset({"service"}), credentials.tokens),

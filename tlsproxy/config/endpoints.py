@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from dataclasses import dataclass
+from typing import Final
 from urllib.parse import urlsplit
+
+_HOST: Final = re.compile(r"[0-9a-z._-]+|[0-9a-f:.]+")
+_WEB_PORTS: Final = {"https": 443, "http": 80}
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +86,24 @@ def check_key_set_url(url: str) -> None:
         raise ValueError("a user or password in the URL is not supported")
     if parts.scheme == "http" and not Endpoint(host, port or 80).loopback:
         raise ValueError("keys over plain http can be anybody's: use https://, or http:// on loopback")
+
+
+def check_origin(origin: str) -> None:
+    """Of a web page, exactly as a browser writes it: `https://host[:port]`. Raises ValueError."""
+    if origin in {"*", "null"}:
+        raise ValueError(f"{origin!r} is any page: list each origin whose pages may use a visitor's certificate")
+    try:
+        parts = urlsplit(origin)
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        host, port, parts = None, None, urlsplit("")
+    if parts.scheme not in _WEB_PORTS or not host or _HOST.fullmatch(host) is None or "@" in parts.netloc:
+        raise ValueError("https://host or https://host:port is expected, an international name as xn--…")
+    if ":" in host and is_address(host):
+        host = f"[{ipaddress.ip_address(host).compressed}]"
+    written = f"{parts.scheme}://{host}" + ("" if port in {None, _WEB_PORTS[parts.scheme]} else f":{port}")
+    if origin != written:
+        raise ValueError(f"is compared to the byte: a browser writes {written!r}")
 
 
 def shown_url(url: str) -> str:

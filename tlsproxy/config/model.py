@@ -57,6 +57,9 @@ class Service(Section):
     Null is deny where there are `identities`, and token where there are none, which is what Qdrant does."""
     enable_cors: bool = True
     """Whether web pages of any origin may call, as in Qdrant: preflights are answered, refusals can be read."""
+    allowed_origins: tuple[str, ...] = ()
+    """Origins (`https://host[:port]`) whose pages may use the certificates of their visitors. Where there are some,
+    `enable_cors` is for them alone. Pages of other origins need a key or token."""
     max_request_size_mb: Annotated[int, Field(ge=1, le=1 << 20)] = 32
     """Largest JSON request body, in MiB. Uploads have `limits.max_upload_size_mb`."""
 

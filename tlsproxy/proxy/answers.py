@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -23,26 +24,33 @@ class Answer:
     fields: bytes = b""
 
 
-def is_preflight(head: RequestHead) -> bool:
-    """Fetch standard, CORS-preflight request; answered before any authentication, as in Qdrant."""
+def is_preflight(head: RequestHead, origins: AbstractSet[bytes]) -> bool:
+    """Fetch standard, CORS-preflight request; answered before any authentication, as in Qdrant.
+
+    ``origins`` as in :func:`cors_fields`: a page that may not ask has no preflight, but a request like any other.
+    """
     return (
         head.method == "OPTIONS"
-        and head.value(b"origin") is not None
+        and cors_fields(head, origins) != b""
         and head.value(b"access-control-request-method") is not None
     )
 
 
-def cors_fields(head: RequestHead) -> bytes:
-    """Header lines that let a page of this origin read the response; empty where no page asks.
+def cors_fields(head: RequestHead, origins: AbstractSet[bytes]) -> bytes:
+    """Header lines that let a page of this origin read the response; empty where no page asks, or none that may.
 
-    Any origin may, as in Qdrant, and none with the browser's own credentials: a page has to send a key of its own.
+    Without ``origins`` any may, as in Qdrant, and none with the browser's own credentials: a page has to send a key of
+    its own. ``origins`` are those that may ask with the certificate of the browser; no other may then.
     """
     origin = _field(head, b"origin")
-    return b"" if origin is None else b"access-control-allow-origin: " + origin + b"\r\n" + _VARY
+    if origin is None or (origins and origin not in origins):
+        return b""
+    allowed = b"access-control-allow-origin: " + origin + b"\r\n" + _VARY
+    return allowed + b"access-control-allow-credentials: true\r\n" if origins else allowed
 
 
-def preflight(head: RequestHead) -> Answer:
-    allowed = cors_fields(head)
+def preflight(head: RequestHead, origins: AbstractSet[bytes]) -> Answer:
+    allowed = cors_fields(head, origins)
     for asked, answered in ((b"method", b"methods"), (b"headers", b"headers")):
         value = _field(head, b"access-control-request-" + asked)
         if value is not None:

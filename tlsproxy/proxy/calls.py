@@ -16,6 +16,7 @@ from tlsproxy.authz.admission import Admission, admit
 from tlsproxy.authz.audit import Prepared
 from tlsproxy.authz.claims import ValueExists
 from tlsproxy.authz.credentials import NEVER, presented_key
+from tlsproxy.authz.origins import cross_site, is_cross_site
 from tlsproxy.authz.roles import Principal
 from tlsproxy.errors import GrpcStatus, RequestError
 from tlsproxy.proxy.accounts import caller_of, error_of, prepared, refusal_of
@@ -125,6 +126,7 @@ class CallPlans:
         self._policy = generation.policy
         self._log_api = config.audit.log_api
         self._max_fields = config.limits.max_headers
+        self._origins = frozenset(origin.encode() for origin in config.service.allowed_origins)
         self._upstream_host = urlsplit(config.upstream.grpc or "").netloc.encode()
         key = generation.upstream_api_key
         self._upstream_key = key.encode() if key is not None else None
@@ -154,6 +156,9 @@ class CallPlans:
         operation = operation_of(head.path)
         judgement = Judgement(ended) if ended is not None else judge_call(admitted, operation)
         admission = admitted if isinstance(admitted, Admission) else None
+        if admission is not None and presented is None and is_cross_site(head.fields, head.authority, self._origins):
+            is_open = operation is not None and operation.requirement == OPEN
+            judgement = judgement if is_open else Judgement(cross_site())
         return self._plan(principal, head, operation, admission, judgement)
 
     def unreadable(self, principal: Principal, error: Exception) -> CallPlan:

@@ -40,7 +40,7 @@ class Exchange(Admitting):
     __slots__ = (
         "_body_since",
         "_head",
-        "_id_line",
+        "_ours",
         "_sent",
         "_upstream",
         "_whole_body",
@@ -58,7 +58,7 @@ class Exchange(Admitting):
         self.body = body
         self._upstream: Upstream | None = None
         self._sent: list[bytes] | None = None
-        self._head = self._id_line = b""
+        self._head = self._ours = b""
         self._whole_body = b""  # of a body that was read before the decision
         self._body_since = 0.0
 
@@ -101,7 +101,8 @@ class Exchange(Admitting):
         """
         record, body = self.record, self.body
         plan = record.plan
-        self._id_line = line = id_line(record.id)
+        line = id_line(record.id)
+        self._ours = line + plan.readable if plan.readable else line
         out = plan.upstream + line + tail
         if record.tracing is not NONE:
             out = plan.upstream + line + upstream_lines(record.tracing) + tail
@@ -178,7 +179,7 @@ class Exchange(Admitting):
         client = self._client
         if head.length == UNTIL_CLOSE or not self.body.done:  # the next request could not be found
             client.close = True
-        self._head = head.restated(self._id_line, close=client.close)
+        self._head = head.restated(self._ours, close=client.close)
 
     def response_body(self, data: bytes) -> None:
         self.record.bytes_out += len(data)

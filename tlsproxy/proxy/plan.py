@@ -18,8 +18,9 @@ from tlsproxy.authz.admission import Admission, admit
 from tlsproxy.authz.audit import Prepared
 from tlsproxy.authz.claims import ValueExists
 from tlsproxy.authz.credentials import NEVER, presented_key
+from tlsproxy.authz.origins import cross_site, is_cross_site
 from tlsproxy.authz.roles import Principal
-from tlsproxy.errors import RequestError
+from tlsproxy.errors import Form, RequestError
 from tlsproxy.proxy.accounts import caller_of, error_of, prepared, refusal_of
 from tlsproxy.proxy.answers import Answer, cors_fields, is_preflight, preflight, whoami
 from tlsproxy.proxy.quotas import Quotas, Toll
@@ -77,7 +78,8 @@ class Plan:
     request may be sent again if a connection was lost under it. ``expires`` is the moment, in seconds since the epoch,
     from which it must be made anew: what the caller presented counts no longer. ``answer`` is the response where the
     gateway gives it itself; ``audit_logs``: it comes from the audit log. ``proviso`` is what the caller's token asks
-    for besides. ``fields`` are header lines of every response that is not the upstream's. ``presented`` is the key or
+    for besides. ``fields`` are header lines of every response that is not the upstream's, ``readable`` of one that is
+    passed on. ``presented`` is the key or
     token that was admitted. ``unread``: not decided yet. ``listing``: how the upstream's answer is reduced.
     """
 
@@ -101,6 +103,7 @@ class Plan:
     audit_logs: bool = False
     proviso: Proviso | None = None
     fields: bytes = b""
+    readable: bytes = b""
     unread: Unread | None = None
     listing: Listing | None = None
     presented: str | None = field(default=None, repr=False)
@@ -121,6 +124,7 @@ class Plans:
         self._quotas = quotas
         self._policy = generation.policy
         self._cors = config.service.enable_cors
+        self._origins = frozenset(origin.encode() for origin in config.service.allowed_origins)
         self._log_api = config.audit.log_api
         self._max_fields = config.limits.max_headers
         self._body_limit = config.service.max_request_size_mb << 20
@@ -166,16 +170,23 @@ class Plans:
             asked = recognise(parsed.method, parsed.target)
         except RequestError as error:
             return self._plan(principal, parsed, None, None, Judgement(refusal_of(error)))
-        if self._cors and is_preflight(parsed):
+        if self._cors and is_preflight(parsed, self._origins):
             asked = replace(asked, operation=PREFLIGHT, collection=None)
-        admitted = ended or admit(principal, self._policy, _presented(parsed), now)
-        return self._plan(
-            principal,
-            parsed,
-            asked,
-            admitted if isinstance(admitted, Admission) else None,
-            Judgement(ended) if ended is not None else judge(admitted, asked),
-        )
+        presented = _presented(parsed)
+        admitted = ended or admit(principal, self._policy, presented, now)
+        admission = admitted if isinstance(admitted, Admission) else None
+        if ended is not None:
+            judgement = Judgement(ended)
+        elif admission is not None and presented is None and self._is_foreign(parsed, asked):
+            judgement = Judgement(cross_site(asked.operation.form if asked.operation is not None else Form.JSON))
+        else:
+            judgement = judge(admitted, asked)
+        return self._plan(principal, parsed, asked, admission, judgement)
+
+    def _is_foreign(self, head: RequestHead, asked: Recognised) -> bool:
+        """Whether a page of elsewhere asks for what its browser's certificate alone would give it."""
+        is_open = asked.operation is not None and asked.operation.requirement == OPEN
+        return not is_open and is_cross_site(head.fields, head.host, self._origins)
 
     def reading(self, unread: Unread, content: bytes) -> Steps[tuple[Plan, bytes]]:
         """The plan of a request whose body is here, and the body to send: this one, or this one confined."""
@@ -200,6 +211,12 @@ class Plans:
             _remember(self._read, (unread, plain), plan)
         return plan, content
 
+    def _sent(self, head: RequestHead, listing: Listing | None) -> RequestHead:
+        """An answer that will be read comes as it is; which pages may read it, Qdrant is not asked where we say so."""
+        if listing is not None:
+            head = head.without(b"accept-encoding")
+        return head.without(b"origin") if self._origins else head
+
     def _limit(self, operation: Operation | None) -> int:
         """Of anybody's body."""
         if operation is AUDIT_LOGS:
@@ -223,14 +240,15 @@ class Plans:
         decision, listing = judgement.decision, judgement.listing
         operation = asked.operation if asked is not None else None
         api = asked.target.path if asked is not None else head.target.partition("?")[0]
-        upstream, answer, fields = b"", None, cors_fields(head) if self._cors else b""
+        upstream, answer = b"", None
+        fields = readable = cors_fields(head, self._origins) if self._cors else b""
         if operation is PREFLIGHT:
-            answer, fields = preflight(head), b""
-        elif operation is WHOAMI and admission is not None:
+            answer, fields = preflight(head, self._origins), b""
+        elif operation is WHOAMI and decision is ALLOWED and admission is not None:
             answer = whoami(admission)
         elif decision is ALLOWED and asked is not None and not (operation is not None and operation.own):
             upstream = restate_request(
-                head if listing is None else head.without(b"accept-encoding"),  # the answer will be read
+                self._sent(head, listing),
                 str(asked.target),
                 upstream_host=self._upstream_host,
                 upstream_key=self._upstream_key,
@@ -267,6 +285,7 @@ class Plans:
             audit_logs=operation is AUDIT_LOGS,
             proviso=_proviso(head, asked, admission) if upstream and asked is not None else None,
             fields=fields,
+            readable=readable if self._origins and listing is None else b"",
             unread=unread,
             listing=listing,
             presented=None if admission is None or admission.credential is None else _presented(head),
