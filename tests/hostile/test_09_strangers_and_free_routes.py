@@ -6,13 +6,20 @@ One section for each bullet of the kind; each has a gateway of its own where it 
 from __future__ import annotations
 
 import json
+import ssl
+import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 from support.gateway import Gateway
+from support.grpc_upstream import GrpcUpstream, replying
+from support.h2raw import h2
+from support.raw import GET, Truncated, connected
 from support.site import Site
-from support.upstream import ScriptedUpstream
+from support.upstream import Connection, Received, ScriptedUpstream
 
 from tlsproxy.cli import main
 
@@ -92,3 +99,86 @@ def test_the_query_of_a_key_sets_url_is_shown_nowhere(own_site: Site, upstream: 
         told += gateway.log.seen
     assert any("http://127.0.0.1:1/keys" in line for line in told)
     assert SECRET not in "\n".join(told)
+
+
+# Readers that are slow, and readers that only seem so
+
+WAIT = 0.4
+"""Seconds. A third of a send buffer, after which Linux calls a socket writable, takes the readers here longer."""
+SIZE = 6 << 20
+
+
+def large(connection: Connection, _request: Received) -> None:
+    connection.sock.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % SIZE + bytes(SIZE))
+
+
+@pytest.fixture(scope="module")
+def large_upstream() -> Iterator[ScriptedUpstream]:
+    with ScriptedUpstream(large) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def large_grpc_upstream() -> Iterator[GrpcUpstream]:
+    with GrpcUpstream(replying(*[bytes(1 << 20)] * 8)) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def impatient(site: Site, large_upstream: ScriptedUpstream, large_grpc_upstream: GrpcUpstream) -> Iterator[Gateway]:
+    limits = {"write_timeout": WAIT, "min_data_rate": 100_000}
+    with Gateway(site.write_config(large_upstream.url, grpc=large_grpc_upstream.url, limits=limits)) as running:
+        yield running
+
+
+def pace(seconds: float) -> None:
+    """Slowness is what is tested here."""
+    if seconds > 0:
+        threading.Event().wait(seconds)
+
+
+def test_a_steady_reader_has_its_whole_download(site: Site, impatient: Gateway) -> None:
+    """1.5 MB in each second."""
+    with connected(impatient, site.client()) as client:
+        client.send(GET)
+        began, size = time.monotonic(), 0
+        for piece in client.body(client.head()):
+            size += len(piece)
+            pace(size / 1_500_000 - (time.monotonic() - began))
+        assert size == SIZE
+    assert impatient.audited(status=200)["reason"] == "allowed"
+
+
+def test_so_has_one_of_grpc(site: Site, impatient: Gateway) -> None:
+    with h2(impatient, site, INITIAL_WINDOW_SIZE=(1 << 31) - 1) as client:
+        client.grant(0, (1 << 31) - 1 - 65_535)
+        stream = client.call()
+        began, size = time.monotonic(), 0
+        for frame in client.frames():
+            if frame.stream_id == stream and "END_STREAM" in frame.flags:
+                break
+            size += frame.body_len
+            pace(size / 2_000_000 - (time.monotonic() - began))
+        assert size > 8 << 20
+
+
+@pytest.mark.parametrize("step", [0, 500], ids=["nothing", "a trickle"])
+def test_one_that_takes_less_than_the_lowest_rate_is_cut(site: Site, impatient: Gateway, step: int) -> None:
+    with connected(impatient, site.client()) as client:
+        client.send(GET)
+        client.head()
+        ended = threading.Event()
+        reading = threading.Thread(target=trickle, args=(client.sock, step, ended))
+        reading.start()
+        try:
+            assert impatient.audited(reason="client_stalled")["status"] == 200
+        finally:
+            ended.set()
+            reading.join()
+        with pytest.raises(Truncated):
+            client.response()
+
+
+def trickle(sock: ssl.SSLSocket, step: int, ended: threading.Event) -> None:
+    while not ended.wait(WAIT / 10):
+        sock.recv(step) if step else None

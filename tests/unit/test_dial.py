@@ -55,7 +55,7 @@ def refused() -> Address:
 async def ask(addresses: list[Address], server: socket.socket) -> bytes:
     loop = asyncio.get_running_loop()
     deadlines, owner = Deadlines(loop), Owner()
-    stream = DialledStream(loop, addresses, owner, deadlines, lambda: 5.0)
+    stream = DialledStream(loop, addresses, owner, deadlines, lambda: (5.0, 1024))
     assert not stream.established
     stream.write(b"written before ")
     stream.write(b"there was a connection")
@@ -86,7 +86,7 @@ def test_none_answers(runner: asyncio.Runner, last: str, number: int) -> None:
         loop = asyncio.get_running_loop()
         deadlines, owner = Deadlines(loop), Owner()
         stream = DialledStream(
-            loop, [refused(), BROADCAST if last == "broadcast" else refused()], owner, deadlines, lambda: 5
+            loop, [refused(), BROADCAST if last == "broadcast" else refused()], owner, deadlines, lambda: (5, 1024)
         )
         stream.write(b"x")
         error = await asyncio.wait_for(owner.lost, 5)
@@ -113,7 +113,7 @@ def test_much_that_waits_for_the_connection_leaves_its_deadline(
     async def dial() -> None:
         loop = asyncio.get_running_loop()
         deadlines, owner = Deadlines(loop), Paused()
-        stream = DialledStream(loop, [(socket.AF_INET, listening.getsockname())], owner, deadlines, lambda: 300)
+        stream = DialledStream(loop, [(socket.AF_INET, listening.getsockname())], owner, deadlines, lambda: (300, 1024))
         stream.deadline = deadline = time.monotonic() + 5
         stream.write(bytes(HIGH_WATER + 1))
         assert owner.paused

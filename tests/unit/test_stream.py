@@ -47,7 +47,7 @@ async def reset_after(
     loop = asyncio.get_running_loop()
     owner = Owner()
     with closing(Deadlines(loop)) as deadlines:
-        stream = Stream(loop, ours, owner, deadlines, lambda: 5.0)
+        stream = Stream(loop, ours, owner, deadlines, lambda: (5.0, 1024))
         if linger:
             stream.close(linger)
         theirs.settimeout(5)

@@ -106,7 +106,7 @@ async def talking(directory: Path) -> AsyncIterator[tuple[TlsStream, Owner, Clie
         theirs.setblocking(False)
         owner = Owner()
         context = next(iter(generation.contexts.values()))
-        owner.stream = stream = TlsStream(loop, ours, owner, deadlines, lambda: WAIT, context)
+        owner.stream = stream = TlsStream(loop, ours, owner, deadlines, lambda: (WAIT, 1024), context)
         client = Client(theirs, client_context(CLIENT, directory))
         await client.handshake()
         await asyncio.wait_for(owner.done.wait(), WAIT)

@@ -69,9 +69,11 @@ class Limits(Section):
     head_timeout: Seconds = 10.0
     """Seconds from the first byte of a request to the end of its head."""
     body_timeout: Seconds = 30.0
-    """Seconds for a request's body, and one more for each KiB of it that has come."""
+    """Seconds for a request's body, or a call's message; a larger one must keep up `min_data_rate` over as many."""
     write_timeout: Seconds = 30.0
-    """Seconds in which a client must make room for more of its response."""
+    """Seconds over which a client must keep up `min_data_rate` in taking what waits to be sent to it."""
+    min_data_rate: Annotated[float, Field(ge=1, le=1 << 30)] = 1024.0
+    """Bytes per second that a client must send and take at least, over the last window, whatever came before."""
     tcp_idle_timeout: Seconds = 600.0
     """Seconds without a byte in either direction after which a relayed TCP connection is ended."""
     idle_timeout: Seconds = 75.0

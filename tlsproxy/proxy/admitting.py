@@ -75,8 +75,8 @@ class Admitting(ABC):
         self._late = late
         self._client.stream.deadline = time.monotonic() + seconds
 
-    def overdue(self) -> RequestError:
-        """What it means that the deadline has passed."""
+    def overdue(self) -> RequestError | None:
+        """What it means that the deadline has passed; None where the wait goes on, until another."""
         kind, text = self._late
         return kind(text)
 

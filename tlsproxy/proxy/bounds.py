@@ -33,6 +33,7 @@ class Bounds:
         "max_head_size",
         "max_message_size",
         "max_streams",
+        "min_data_rate",
         "response_timeout",
         "streams_per_second",
         "tcp_idle_timeout",
@@ -49,6 +50,7 @@ class Bounds:
         self.head_timeout = limits.head_timeout
         self.body_timeout = limits.body_timeout
         self.write_timeout = limits.write_timeout
+        self.min_data_rate = limits.min_data_rate
         self.tcp_idle_timeout = limits.tcp_idle_timeout
         self.idle_timeout = limits.idle_timeout
         self.linger_timeout = limits.linger_timeout
@@ -66,9 +68,9 @@ class Bounds:
         self.kept_timeout = upstream.idle_timeout
         self.upstream_connections = upstream.max_connections
 
-    def client_write(self) -> float:
-        """Seconds for a client to take the next part of what is queued for it."""
-        return self.write_timeout
+    def client_write(self) -> tuple[float, float]:
+        """How slowly a client may take what is queued for it: over how many seconds, and how many bytes per second."""
+        return self.write_timeout, self.min_data_rate
 
-    def upstream_write(self) -> float:
-        return self.response_timeout
+    def upstream_write(self) -> tuple[float, float]:
+        return self.response_timeout, self.min_data_rate

@@ -30,13 +30,13 @@ class DialledStream(Stream):
         addresses: Sequence[Address],
         owner: DialOwner,
         deadlines: Deadlines,
-        write_timeout: Callable[[], float],
+        lowest: Callable[[], tuple[float, float]],
     ) -> None:
         """Raises OSError where no socket is to be had."""
         self._addresses = list(addresses)
         self._dial_owner = owner
         family, address = self._addresses.pop(0)
-        super().__init__(loop, self._socket(family), owner, deadlines, write_timeout)
+        super().__init__(loop, self._socket(family), owner, deadlines, lowest)
         self.established = False
         self._dial(address)
 
@@ -67,6 +67,8 @@ class DialledStream(Stream):
         if self._out:
             self._start_writing()
             self._on_writable()
+            if self.stalled:
+                self._await_room()
 
     def _lost(self, error: Exception | None) -> None:
         del self._dial_owner

@@ -22,12 +22,11 @@ from tlsproxy.proxy.pool import Pool
 from tlsproxy.proxy.record import Record, RequestBody
 from tlsproxy.proxy.upstream import Upstream
 from tlsproxy.wire.response import UNTIL_CLOSE, ResponseHead
+from tlsproxy.wire.throughput import Throughput
 from tlsproxy.wire.tracing import NONE, id_line, upstream_lines
 
 REPLAY: Final = 65_536
 """A request of at most this many bytes is kept until it is answered, to be sent again if that is safe."""
-MIN_RATE: Final = 1024
-"""Bytes per second on average, less than which exhausts a body's deadline piece by piece."""
 
 
 def _give_way(error: RequestError) -> NoReturn:
@@ -38,7 +37,7 @@ class Exchange(Admitting):
     """``congested``: the upstream takes no more of the request for now."""
 
     __slots__ = (
-        "_body_since",
+        "_came",
         "_head",
         "_ours",
         "_sent",
@@ -60,7 +59,7 @@ class Exchange(Admitting):
         self._sent: list[bytes] | None = None
         self._head = self._ours = b""
         self._whole_body = b""  # of a body that was read before the decision
-        self._body_since = 0.0
+        self._came: Throughput | None = None
 
     def _connect(self) -> None:
         upstream = self._pool.acquire(self)
@@ -149,22 +148,38 @@ class Exchange(Admitting):
         self._upstream.await_client()
 
     def _await_body(self) -> None:
+        """It is the client that is waited for, as long as its body comes fast enough."""
+        came = self._came
+        if came is None:
+            now, timeout = time.monotonic(), self._gateway.bounds.body_timeout
+            self._came = came = Throughput(now, self.record.bytes_in, timeout)
+        elif came.paused:
+            came.resume(time.monotonic())
         self._late = SLOW_BODY
-        now = time.monotonic()
-        self._body_since = self._body_since or now
-        earned = min(now, self._body_since + self.record.bytes_in / MIN_RATE)
-        self._client.stream.deadline = earned + self._gateway.bounds.body_timeout
+        self._client.stream.deadline = came.due
+
+    def _body_paused(self) -> None:
+        """It is not the client that is waited for."""
+        if self._came is not None:
+            self._came.pause(time.monotonic())
+
+    def overdue(self) -> RequestError | None:
+        bounds, came = self._gateway.bounds, self._came
+        if self._late is not SLOW_BODY or came is None:
+            return super().overdue()
+        if came.too_low(time.monotonic(), self.record.bytes_in, bounds.body_timeout, bounds.min_data_rate):
+            return super().overdue()
+        self._await_body()
+        return None
 
     def upstream_congested(self) -> None:
         self.congested = True
+        self._body_paused()
         self._client.stream.deadline = NEVER
-        if self._upstream is not None:
-            self._upstream.await_response()
         self._client.reading_changed()
 
     def upstream_drained(self) -> None:
         self.congested = False
-        self._body_since = time.monotonic() - self.record.bytes_in / MIN_RATE
         self._await()
         self._client.reading_changed()
 

@@ -25,8 +25,8 @@ class Probed:
 
     def __init__(self, gateway: Gateway, sock: socket.socket, where: Listening) -> None:
         sock.setblocking(False)
-        context, write_timeout = gateway.generation.contexts[where.protocols], gateway.bounds.client_write
-        self._stream = TlsStream(gateway.loop, sock, self, gateway.deadlines, write_timeout, context)
+        context, lowest = gateway.generation.contexts[where.protocols], gateway.bounds.client_write
+        self._stream = TlsStream(gateway.loop, sock, self, gateway.deadlines, lowest, context)
         self._stream.deadline = time.monotonic() + DEADLINE
 
     def handshake_done(self, tls: ssl.SSLObject) -> None:

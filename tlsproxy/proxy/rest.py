@@ -208,8 +208,10 @@ class RestConnection(Turns):
         if self.stream.stalled:
             self._cut("client_stalled")
         elif self._exchange is not None:
-            self._fail(self._exchange.overdue())
-            self._advance()
+            error = self._exchange.overdue()
+            if error is not None:
+                self._fail(error)
+                self._advance()
         elif self._state is IDLE and self._head_started:
             self._unreadable(RequestTimeout("The request head came too slowly"))
         else:

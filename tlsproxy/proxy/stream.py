@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+import sys
 import time
 from collections import deque
 from collections.abc import Callable
@@ -17,9 +18,13 @@ from typing import Final
 from tlsproxy.proxy.deadlines import NEVER, Deadlines
 from tlsproxy.proxy.owner import Owner
 from tlsproxy.proxy.receiver import Receiver
+from tlsproxy.wire.throughput import PARTS, Throughput
 
 HIGH_WATER: Final = 262_144
 LOW_WATER: Final = 65_536
+
+_ACKNOWLEDGED: Final = slice(120, 128)
+"""`tcpi_bytes_acked` in Linux' `struct tcp_info` (RFC 4898, tcpEStatsAppHCThruOctetsAcked)."""
 
 _NOTHING: Final[deque[bytes | memoryview]] = deque()
 """What is queued by those that have nothing to write: nearly all at any time, and a deque takes 760 bytes."""
@@ -37,10 +42,11 @@ class Stream(Receiver):
     __slots__ = (
         "_deadlines",
         "_linger",
+        "_lowest",
         "_out",
         "_queued",
         "_shutting",
-        "_write_timeout",
+        "_taken",
         "_writing",
         "broken",
         "deadline",
@@ -54,12 +60,13 @@ class Stream(Receiver):
         sock: socket.socket,
         owner: Owner,
         deadlines: Deadlines,
-        write_timeout: Callable[[], float],
+        lowest: Callable[[], tuple[float, float]],
     ) -> None:
-        """``write_timeout`` says the seconds for the other side to take the next part of what is queued."""
+        """``lowest`` says how slowly the other side may take what is queued: (seconds of a window, bytes a second)."""
         super().__init__(loop, sock, owner, deadlines.heard)
         self._deadlines = deadlines
-        self._write_timeout = write_timeout
+        self._lowest = lowest
+        self._taken: Throughput | None = None
         self._linger = 0.0
         self._out = _NOTHING
         self._queued = 0
@@ -97,7 +104,7 @@ class Stream(Receiver):
         if self._queued > HIGH_WATER and not self.stalled:
             self.stalled = True
             if self.established:  # until then it is the connection that is waited for
-                self.deadline = time.monotonic() + self._write_timeout()
+                self._await_room()
             self.owner.pause_writing()
 
     def _start_writing(self) -> None:
@@ -106,7 +113,6 @@ class Stream(Receiver):
             self._loop.add_writer(self._fd, self._on_writable)
 
     def _on_writable(self) -> None:
-        before = self._queued
         while self._out:
             data = self._out[0]
             try:
@@ -121,8 +127,6 @@ class Stream(Receiver):
                 self._out.popleft()
             else:
                 self._out[0] = memoryview(data)[sent:]
-        if (self.stalled or self._closing) and self._queued < before:
-            self.deadline = time.monotonic() + self._write_timeout()
         if not self._out:
             self._out = _NOTHING
             self._stop_writing()
@@ -132,7 +136,35 @@ class Stream(Receiver):
                 self._shut_down()
         if self.stalled and self._queued <= LOW_WATER and not self.closed and not self._closing:
             self.stalled = False
+            if self._taken is not None:
+                self._taken.pause(time.monotonic())
             self.tell(self.owner.resume_writing)
+
+    def _await_room(self) -> None:
+        now, taken = time.monotonic(), self._taken
+        if taken is None:
+            self.deadline = now + self._lowest()[0] / PARTS
+        else:
+            taken.resume(now)
+            self.deadline = taken.due
+
+    def _takes(self) -> bool:
+        """Whether the other side still takes what is queued; if so, the wait for it goes on.
+
+        It is asked what has been acknowledged: a socket is writable only once a third of its send buffer is free, which
+        a slow reader needs minutes for.
+        """
+        now = time.monotonic()
+        acknowledged = int.from_bytes(
+            self._sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _ACKNOWLEDGED.stop)[_ACKNOWLEDGED], sys.byteorder
+        )
+        window, rate = self._lowest()
+        if self._taken is None:
+            self._taken = Throughput(now, acknowledged, window)
+        elif self._taken.too_low(now, acknowledged, window, rate):
+            return False
+        self.deadline = self._taken.due
+        return True
 
     def _write_failed(self, error: OSError) -> None:
         """The other side reads no more. What it said before may still wait to be read, such as an early refusal."""
@@ -176,8 +208,9 @@ class Stream(Receiver):
             return
         self._closing = True
         self._linger = linger
-        self.deadline = time.monotonic() + self._write_timeout()
-        if not self._out:
+        if self._out:
+            self._await_room()
+        else:
             self._half_close()
 
     def _half_close(self) -> None:
@@ -216,6 +249,8 @@ class Stream(Receiver):
             del self.owner
 
     def expired(self) -> None:
+        if self._queued and self.established and (self.stalled or self._closing) and self._takes():
+            return
         if self._closing:
             self.abort(TimeoutError("the other side did not close"))
             return

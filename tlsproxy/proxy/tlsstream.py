@@ -73,10 +73,10 @@ class TlsStream(Stream):
         sock: socket.socket,
         owner: TlsOwner,
         deadlines: Deadlines,
-        write_timeout: Callable[[], float],
+        lowest: Callable[[], tuple[float, float]],
         context: ssl.SSLContext,
     ) -> None:
-        super().__init__(loop, sock, owner, deadlines, write_timeout)
+        super().__init__(loop, sock, owner, deadlines, lowest)
         self._tls_owner = owner
         self._incoming = ssl.MemoryBIO()
         self._outgoing = ssl.MemoryBIO()

@@ -92,7 +92,9 @@ class Turns:
         self._state = IDLE
         self._head_started = False
         stream = self.stream
-        timeout = self._limits.write_timeout if stream.stalled else self._limits.idle_timeout
+        if stream.stalled:  # it is room that is waited for
+            return
+        timeout = self._limits.idle_timeout
         if self._gateway.draining:
             timeout = min(timeout, self._limits.drain_grace)
         stream.deadline = time.monotonic() + timeout

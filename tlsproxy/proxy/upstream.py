@@ -109,12 +109,13 @@ class Upstream:
 
     def _await(self) -> None:
         stream = self.stream
-        if stream.established:  # until then, the connection is waited for
+        if stream.established and not stream.stalled:  # else the connection is waited for, or room
             stream.deadline = time.monotonic() + self._gateway.bounds.response_timeout if self._awaited else NEVER
 
     def pause(self) -> None:
         """The client reads slower than the upstream answers."""
-        self.stream.deadline = NEVER
+        if not self.stream.stalled:
+            self.stream.deadline = NEVER
         self.stream.pause_reading()
 
     def resume(self) -> None:
