@@ -93,6 +93,15 @@ class BodyTooLarge(RequestError):
     reason = "body_too_large"
 
 
+class UnexpectedBody(BadRequest):
+    """What asks for no credential takes no body: nobody answers for it."""
+
+    reason = "unexpected_body"
+
+    def __init__(self) -> None:
+        super().__init__("This route takes no body")
+
+
 class RoleBodyTooLarge(BodyTooLarge):
     """Larger than a role may send, which Qdrant does not know: HTTP's own status."""
 

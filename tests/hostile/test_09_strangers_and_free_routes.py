@@ -14,9 +14,12 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from hyperframe.frame import DataFrame
+from support.client import Client
 from support.gateway import Gateway
 from support.grpc_upstream import GrpcUpstream, replying
-from support.h2raw import h2
+from support.h2raw import fields, h2, message
+from support.limits import SLOW
 from support.raw import GET, Truncated, connected
 from support.site import Site
 from support.upstream import Connection, Received, ScriptedUpstream
@@ -182,3 +185,106 @@ def test_one_that_takes_less_than_the_lowest_rate_is_cut(site: Site, impatient: 
 def trickle(sock: ssl.SSLSocket, step: int, ended: threading.Event) -> None:
     while not ended.wait(WAIT / 10):
         sock.recv(step) if step else None
+
+
+# Routes that ask for no credential
+
+FREE = ["/", "/healthz", "/livez", "/readyz"]
+DASHBOARD = ["/dashboard/", "/dashboard/assets/index.js"]
+
+
+@pytest.fixture(scope="module")
+def limited(site: Site) -> Iterator[tuple[Gateway, ScriptedUpstream, GrpcUpstream]]:
+    """Two requests for each identity and each address of those who are unidentified, and one key."""
+    with ScriptedUpstream() as upstream, GrpcUpstream() as grpc:
+        config = site.write_config(
+            upstream.url,
+            grpc=grpc.url,
+            service={"verify_https_client_certificate": False, "api_key": "manage-k3y", "grpc_port": 0},
+            limits={
+                "per_identity": {**SLOW, "burst": 2},
+                "per_key": {**SLOW, "burst": 2},
+                "per_address": {"unidentified": {**SLOW, "burst": 2}},
+            },
+        )
+        with Gateway(config) as gateway:
+            yield gateway, upstream, grpc
+
+
+def test_the_dashboard_counts_against_whoever_asks_for_it_and_probes_do_not(
+    site: Site, limited: tuple[Gateway, ScriptedUpstream, GrpcUpstream]
+) -> None:
+    """By a role's holder, a certificate without a role, a key, and at last nobody, who is an address."""
+    gateway, upstream, _ = limited
+    callers: list[tuple[str | None, list[tuple[str, str]]]] = [
+        ("admin", []), ("stranger", []), (None, [("api-key", "manage-k3y")]), (None, []),
+    ]  # fmt: skip
+    for name, credential in callers:
+        with Client(gateway, site.client(name)) as client:
+            seen = len(upstream.requests)
+            assert [client.ask("GET", target, credential).status for target in (*DASHBOARD, *DASHBOARD)] == [
+                200,
+                200,
+                429,
+                429,
+            ]
+            assert len(upstream.requests) == seen + 2
+            assert gateway.audited(method="web_ui", status=429)["reason"] == "rate_limited"
+            assert client.ask("HEAD", "/dashboard/", credential).status == 429
+            assert [client.ask("GET", target, credential).status for target in FREE] == [200] * len(FREE)
+    with Client(gateway, site.client(None)) as client:
+        assert client.ask("GET", "/collections").status == 429, "nor is it free to be refused"
+
+
+@pytest.fixture(scope="module")
+def for_anybody(site: Site, shared_upstream: ScriptedUpstream) -> Iterator[Gateway]:
+    service = {"verify_https_client_certificate": False, "api_key": "manage-k3y"}
+    with Gateway(site.write_config(shared_upstream.url, service=service)) as running:
+        yield running
+
+
+@pytest.mark.parametrize("name", ["admin", "stranger", None])
+@pytest.mark.parametrize("target", [*FREE, "/dashboard/"])
+def test_what_asks_for_no_credential_takes_no_body(
+    site: Site, for_anybody: Gateway, shared_upstream: ScriptedUpstream, target: str, name: str | None
+) -> None:
+    seen = len(shared_upstream.requests)
+    for framing, body in (
+        ([], b"x"),
+        ([("content-length", str(1 << 24))], b""),
+        ([("transfer-encoding", "chunked")], b"5\r\nhello\r\n0\r\n\r\n"),
+        ([("transfer-encoding", "chunked")], b"0\r\n\r\n"),
+        ([("content-length", "5"), ("expect", "100-continue")], b""),
+    ):
+        with Client(for_anybody, site.client(name)) as client:
+            answer = client.ask("GET", target, framing, body)
+            assert (answer.status, answer.json["status"]["error"]) == (400, "This route takes no body")
+        assert for_anybody.audited(reason="unexpected_body")["result"] == "denied"
+    assert len(shared_upstream.requests) == seen
+    with Client(for_anybody, site.client(name)) as client:
+        assert client.ask("GET", target, [("content-length", "0")]).status == 200
+
+
+def test_nor_does_a_preflight(site: Site, for_anybody: Gateway) -> None:
+    asked = [("origin", "https://a.example"), ("access-control-request-method", "PUT")]
+    with Client(for_anybody, site.client(None)) as client:
+        assert client.ask("OPTIONS", "/collections", asked, b"x").status == 400
+        assert client.ask("OPTIONS", "/collections", asked).status == 200
+
+
+@pytest.mark.parametrize("method", ["/grpc.health.v1.Health/Check", "/qdrant.Qdrant/HealthCheck"])
+@pytest.mark.parametrize("name", ["admin", None])
+def test_a_health_check_is_free_and_small(
+    site: Site, limited: tuple[Gateway, ScriptedUpstream, GrpcUpstream], method: str, name: str | None
+) -> None:
+    gateway, _, grpc = limited
+    with h2(gateway, site, name) as speaks:
+        assert [speaks.status(speaks.call(b"\n\x01x", of=fields(method))) for _ in range(4)] == [0] * 4
+        assert speaks.status(speaks.call(b"x" * 1025, of=fields(method))) == 8
+        stream = speaks.open(fields(method))
+        for _ in range(3):  # in pieces, and as several messages
+            speaks.send(DataFrame(stream, message(b"x" * 400)))
+        assert speaks.status(stream) == 8
+        assert gateway.audited(grpc_status=8)["reason"] == "body_too_large"
+        speaks.lives()
+    assert max(sum(map(len, call.messages)) for call in grpc.calls) <= 1024

@@ -94,6 +94,7 @@ def _bursts(config: Config, _tree: Tree) -> Iterator[Finding]:
     quotas: list[tuple[Path, Quota | None]] = [
         (("limits", "per_identity"), config.limits.per_identity),
         (("limits", "per_key"), config.limits.per_key),
+        (("limits", "per_address", "unidentified"), config.limits.per_address.unidentified),
     ]
     for name, role in config.roles.items():
         quotas.append((("roles", name, "limits"), role.limits))

@@ -40,6 +40,9 @@ class PerAddress(Section):
     """Failed handshakes, keys and tokens per minute that go without a delay. Each beyond doubles it, from a second."""
     max_delay: Annotated[float, Field(ge=1, le=3600)] = 60.0
     """Most seconds for which an address, or an identity's keys and tokens, are not heard at a time."""
+    unidentified: Quota = Quota()
+    """What clients without certificate, key and token may ask for: the dashboard, refusals. Health and version are
+    free."""
 
 
 class RoleLimits(Quota):

@@ -1,4 +1,5 @@
-"""What an address may do before anybody is known: connections, new ones a second, and failures to say who it is.
+"""What an address may do before anybody is known: connections, new ones a second, failures to say who it is, and
+requests that say nothing of it.
 
 An IPv6 client has a whole /64 to choose from, so that all of that is one account. Failures of a client that has shown a
 certificate are its own at this address, and no fault of others there: only its keys and tokens wait for them. Those of
@@ -15,7 +16,7 @@ from tlsproxy.authz.access import Decision
 from tlsproxy.authz.rates import SECOND, Charge, Excess, Penalty, Rate
 from tlsproxy.config.limits import Limits as Settings
 from tlsproxy.proxy.limittable import LimitTable
-from tlsproxy.proxy.quotas import too_many
+from tlsproxy.proxy.quotas import rate_of, too_many
 
 IN_ALL: Final = "limit"
 AT_A_TIME: Final = "address_limit"
@@ -58,12 +59,14 @@ class Addresses:
         self._table = table
         self._everybody = table.key("connections")
         self._rate: Rate | None = None
+        self._requests: Rate | None = None
         self._penalty: Penalty | None = None
 
     def adopt(self, settings: Settings) -> None:
         own = settings.per_address
         self._in_all = Charge(self._everybody, IN_ALL, None, settings.connections)
         self._at_a_time = settings.connections_per_address
+        self._requests, self._requests_at_a_time = rate_of(own.unidentified), own.unidentified.concurrent_requests or 0
         self._rate = self._penalty = None
         if own.handshakes_per_second is not None:
             self._rate = Rate.of(own.handshakes_per_second, own.burst)
@@ -79,6 +82,11 @@ class Addresses:
         if isinstance(outcome, Excess):
             return TOO_FAST if outcome.wait else outcome.charge.whose
         return outcome
+
+    def request(self, address: str) -> Charge:
+        """Of a request by somebody unidentified."""
+        key = self._table.key("unidentified", address)
+        return Charge(key, "each address of unidentified clients", self._requests, self._requests_at_a_time)
 
     def release(self, held: tuple[int, ...]) -> None:
         self._table.release(held)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Final, Protocol
 
 from tlsproxy.authz.access import Decision
-from tlsproxy.errors import AuditUnavailable, RequestError, RoleBodyTooLarge
+from tlsproxy.errors import AuditUnavailable, RequestError
 from tlsproxy.proxy.accounts import account_of
 from tlsproxy.proxy.calls import CallPlan
 from tlsproxy.proxy.points import Points, Verdict
@@ -162,7 +162,7 @@ class Call:
     def request(self, data: bytes, start: int, end: int, flags: int) -> bytes | None:
         """What goes upstream in a DATA frame's place, None for itself. Raises RequestError."""
         if self._largest and self.record.bytes_in > self._largest + PREFIX:
-            raise RoleBodyTooLarge(self._largest)
+            raise self.record.plan.too_large()
         if self.holds:
             self._held.append(data[start:end])
             self.relay.held += end - start - HEADER

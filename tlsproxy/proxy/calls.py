@@ -18,14 +18,14 @@ from tlsproxy.authz.claims import ValueExists
 from tlsproxy.authz.credentials import NEVER, presented_key
 from tlsproxy.authz.origins import cross_site, is_cross_site
 from tlsproxy.authz.roles import Principal
-from tlsproxy.errors import GrpcStatus, RequestError
+from tlsproxy.errors import BodyTooLarge, GrpcStatus, RequestError, RoleBodyTooLarge
 from tlsproxy.proxy.accounts import caller_of, error_of, prepared, refusal_of
 from tlsproxy.proxy.quotas import Quotas, Toll
 from tlsproxy.qdrant.grpc import judge_call, judge_message, operation_of
 from tlsproxy.qdrant.grpctenancy import is_confinable_call
 from tlsproxy.qdrant.judge import Judgement
 from tlsproxy.qdrant.listings import Listing
-from tlsproxy.qdrant.operations import OPEN, Operation
+from tlsproxy.qdrant.operations import Operation
 from tlsproxy.wire.fieldblock import Fields, write
 from tlsproxy.wire.grpc import CallHead, NotGrpc, parse_call, restate_call
 
@@ -35,6 +35,9 @@ if TYPE_CHECKING:
 MEMO_PLANS: Final = 2048
 MEMO_BLOCK: Final = 4096
 """A longer one is not remembered: the memo's size in memory is bounded by the product."""
+
+OPEN_MESSAGE: Final = 1024
+"""Bytes of the message of a health check, which says at most which service it is about."""
 
 MEMO_NAMES: Final = 1024
 """Characters of the collections that a message names, beyond which it is judged anew, for the same reason."""
@@ -93,8 +96,8 @@ class CallPlan:
     ``http`` is the :status of a refusal. ``expires`` as in :class:`tlsproxy.proxy.plan.Plan`; ``exists``: the point
     that the caller's token requires. ``unread``: the message must be read before the call is decided. ``asked``: what
     it was made of, None where that cannot matter any more. ``toll`` as there; ``largest``: most bytes of the
-    message, by the caller's role, 0 where that has no limit. ``length``: bytes of its DATA, where the client has said
-    so.
+    message, 0 where there is no limit; ``of_role``: by the caller's role. ``length``: bytes of its DATA, where the
+    client has said so.
     """
 
     operation: str
@@ -109,7 +112,14 @@ class CallPlan:
     asked: Asked | None = None
     toll: Toll | None = None
     largest: int = 0
+    of_role: bool = True
     length: int | None = None
+
+    def too_large(self) -> BodyTooLarge:
+        """What its message is, of more than ``largest`` bytes."""
+        if self.of_role:
+            return RoleBodyTooLarge(self.largest)
+        return BodyTooLarge(f"The message is larger than allowed (limit: {self.largest} bytes)")
 
     def refused(self, decision: Decision) -> Self:
         """The same call, which is not carried out after all."""
@@ -156,9 +166,9 @@ class CallPlans:
         operation = operation_of(head.path)
         judgement = Judgement(ended) if ended is not None else judge_call(admitted, operation)
         admission = admitted if isinstance(admitted, Admission) else None
-        if admission is not None and presented is None and is_cross_site(head.fields, head.authority, self._origins):
-            is_open = operation is not None and operation.requirement == OPEN
-            judgement = judgement if is_open else Judgement(cross_site())
+        alone = admission is not None and presented is None and not (operation is not None and operation.open)
+        if alone and is_cross_site(head.fields, head.authority, self._origins):
+            judgement = Judgement(cross_site())
         return self._plan(principal, head, operation, admission, judgement)
 
     def unreadable(self, principal: Principal, error: Exception) -> CallPlan:
@@ -207,7 +217,7 @@ class CallPlans:
         collection: str | None = None,
     ) -> CallPlan:
         decision, listing = judgement.decision, judgement.listing
-        asked, block, exists = None, b"", None
+        asked, block, exists, is_open = None, b"", None, operation is not None and operation.open
         if operation is not None and admission is not None:
             asked = Asked(head, operation, admission, listing)
         if decision is ALLOWED or decision is UNREAD:
@@ -217,7 +227,7 @@ class CallPlans:
             if decision is UNREAD and asked is not None and asked.conditions:  # the message will be written anew
                 sent = sent.without(b"grpc-encoding")
             block = write(restate_call(sent, upstream_host=self._upstream_host, upstream_key=self._upstream_key))
-            if asked is not None and asked.admission.credential is not None and asked.operation.requirement != OPEN:
+            if asked is not None and asked.admission.credential is not None and not asked.operation.open:
                 exists = asked.admission.credential.exists
         return CallPlan(
             operation=operation.name if operation is not None else "unknown",
@@ -236,6 +246,7 @@ class CallPlans:
             unread=decision is UNREAD,
             asked=asked,
             toll=self._quotas.toll(principal, admission, operation, decision),
-            largest=self._quotas.largest_body(admission) or 0,
+            largest=OPEN_MESSAGE if is_open else self._quotas.largest_body(admission) or 0,
+            of_role=not is_open,
             length=head.length,
         )

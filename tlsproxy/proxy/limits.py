@@ -33,6 +33,9 @@ class Limits:
 
     def count(self, toll: Toll, entry: Entry) -> tuple[int, ...] | Decision:
         """What to :meth:`release` when the request has ended, or the refusal."""
+        charges = toll.charges
+        if toll.unidentified:
+            charges = (*charges, self.addresses.request(account(entry.address)))
         if toll.tries:
             identity = entry.standing.identity
             whose = (account(entry.address), identity.name if identity is not None else "")
@@ -41,7 +44,7 @@ class Limits:
                 return refusal
             if toll.failed:
                 self.addresses.failed(*whose)
-        outcome = self._table.take(toll.charges)
+        outcome = self._table.take(charges)
         return refusal_of(outcome) if isinstance(outcome, Excess) else outcome
 
     def release(self, held: tuple[int, ...]) -> None:

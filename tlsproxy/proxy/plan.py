@@ -20,13 +20,13 @@ from tlsproxy.authz.claims import ValueExists
 from tlsproxy.authz.credentials import NEVER, presented_key
 from tlsproxy.authz.origins import cross_site, is_cross_site
 from tlsproxy.authz.roles import Principal
-from tlsproxy.errors import Form, RequestError
+from tlsproxy.errors import Form, RequestError, UnexpectedBody
 from tlsproxy.proxy.accounts import caller_of, error_of, prepared, refusal_of
 from tlsproxy.proxy.answers import Answer, cors_fields, is_preflight, preflight, whoami
 from tlsproxy.proxy.quotas import Quotas, Toll
 from tlsproxy.qdrant.judge import Judgement, judge, judging_body
 from tlsproxy.qdrant.listings import Listing
-from tlsproxy.qdrant.operations import AUDIT_LOGS, OPEN, PREFLIGHT, WHOAMI, Operation
+from tlsproxy.qdrant.operations import AUDIT_LOGS, PREFLIGHT, WHOAMI, Operation
 from tlsproxy.qdrant.rest import Recognised, recognise
 from tlsproxy.tls.generation import Generation
 from tlsproxy.wire.content import decoding
@@ -175,18 +175,16 @@ class Plans:
         presented = _presented(parsed)
         admitted = ended or admit(principal, self._policy, presented, now)
         admission = admitted if isinstance(admitted, Admission) else None
+        alone = admission is not None and presented is None
         if ended is not None:
             judgement = Judgement(ended)
-        elif admission is not None and presented is None and self._is_foreign(parsed, asked):
+        elif asked.operation is not None and asked.operation.open:
+            judgement = Judgement(refusal_of(UnexpectedBody())) if parsed.length else judge(admitted, asked)
+        elif alone and is_cross_site(parsed.fields, parsed.host, self._origins):
             judgement = Judgement(cross_site(asked.operation.form if asked.operation is not None else Form.JSON))
         else:
             judgement = judge(admitted, asked)
         return self._plan(principal, parsed, asked, admission, judgement)
-
-    def _is_foreign(self, head: RequestHead, asked: Recognised) -> bool:
-        """Whether a page of elsewhere asks for what its browser's certificate alone would give it."""
-        is_open = asked.operation is not None and asked.operation.requirement == OPEN
-        return not is_open and is_cross_site(head.fields, head.host, self._origins)
 
     def reading(self, unread: Unread, content: bytes) -> Steps[tuple[Plan, bytes]]:
         """The plan of a request whose body is here, and the body to send: this one, or this one confined."""
@@ -242,9 +240,9 @@ class Plans:
         api = asked.target.path if asked is not None else head.target.partition("?")[0]
         upstream, answer = b"", None
         fields = readable = cors_fields(head, self._origins) if self._cors else b""
-        if operation is PREFLIGHT:
+        if decision is ALLOWED and operation is PREFLIGHT:
             answer, fields = preflight(head, self._origins), b""
-        elif operation is WHOAMI and decision is ALLOWED and admission is not None:
+        elif decision is ALLOWED and operation is WHOAMI and admission is not None:
             answer = whoami(admission)
         elif decision is ALLOWED and asked is not None and not (operation is not None and operation.own):
             upstream = restate_request(
@@ -307,6 +305,6 @@ def _proviso(head: RequestHead, asked: Recognised, admission: Admission | None) 
     credential = admission.credential if admission is not None else None
     if admission is None or credential is None or credential.exists is None:
         return None
-    if asked.operation is not None and asked.operation.requirement == OPEN:
+    if asked.operation is not None and asked.operation.open:
         return None
     return Proviso(credential.exists, head)

@@ -20,7 +20,7 @@ from tlsproxy.authz.roles import Principal
 from tlsproxy.config.limits import Quota
 from tlsproxy.config.model import Config
 from tlsproxy.errors import Form
-from tlsproxy.qdrant.operations import OPEN, Operation
+from tlsproxy.qdrant.operations import Operation
 
 RATE: Final = "rate_limited"
 IN_FLIGHT: Final = "too_many_requests_in_flight"
@@ -30,12 +30,14 @@ IN_FLIGHT: Final = "too_many_requests_in_flight"
 class Toll:
     """What is to be counted of a request before anything else comes of it.
 
-    ``tries``: it says who it is by a key or token, or ``failed`` to say it at all.
+    ``tries``: it says who it is by a key or token, or ``failed`` to say it at all. ``unidentified``: no
+    certificate, key or token says whose it is, so that it is its address's.
     """
 
     charges: tuple[Charge, ...]
     tries: bool
     failed: bool
+    unidentified: bool = False
 
 
 class Quotas:
@@ -44,22 +46,25 @@ class Quotas:
     def __init__(self, config: Config, key: Callable[..., int]) -> None:
         self._key = key
         self._each_identity, self._each_key = config.limits.per_identity, config.limits.per_key
+        self._unidentified = config.limits.per_address.unidentified != Quota()
         self._delays = config.limits.per_address.failed_authentications is not None
         self._roles = {name: role.limits for name, role in config.roles.items()}
 
     def toll(
         self, principal: Principal, admission: Admission | None, operation: Operation | None, decision: Decision | None
     ) -> Toll | None:
-        """None where nothing is limited. What is open to anybody (health, version) is no account of the caller's.
+        """None where nothing is limited. Health and version are on no account.
 
         A ``decision`` in bare text is that of authentication (:class:`tlsproxy.errors.Form`), whether 401 or 403.
         """
-        if operation is not None and operation.requirement == OPEN:
+        if operation is not None and operation.free:
             return None
         charges = tuple(self._charges(principal, admission))
         failed = decision is not None and decision.form is Form.BARE
         tries = self._delays and (failed or (admission is not None and admission.credential is not None))
-        return Toll(charges, tries, failed) if charges or tries else None
+        unidentified = self._unidentified and principal.identity is None
+        unidentified = unidentified and (admission is None or admission.credential is None)
+        return Toll(charges, tries, failed, unidentified) if charges or tries or unidentified else None
 
     def largest_body(self, admission: Admission | None) -> int | None:
         """Bytes, None where no role of the caller has a limit."""
@@ -80,11 +85,13 @@ class Quotas:
             yield from self._charge(self._each_key, "each key", *names)
 
     def _charge(self, quota: Quota, whose: str, *names: str) -> Iterator[Charge]:
-        rate = None
-        if quota.requests_per_second is not None:
-            rate = Rate.of(quota.requests_per_second, quota.burst)
+        rate = rate_of(quota)
         if rate is not None or quota.concurrent_requests is not None:
             yield Charge(self._key(*names), whose, rate, quota.concurrent_requests or 0)
+
+
+def rate_of(quota: Quota) -> Rate | None:
+    return None if quota.requests_per_second is None else Rate.of(quota.requests_per_second, quota.burst)
 
 
 def _roles(admission: Admission | None) -> tuple[str, ...]:

@@ -21,7 +21,8 @@ class Operation:
     ``name``: Qdrant's audit ``method`` where it has one. ``names_others``: the body may name further collections.
     ``filtered``: the response may name collections, so that a collection-limited caller must not see it as it is.
     ``upload``: a multipart body without a size limit, rather than JSON. ``form``: of the 403 that Qdrant sends.
-    ``own``: the gateway answers it itself, and nothing of it goes upstream.
+    ``own``: the gateway answers it itself, and nothing of it goes upstream. ``free``: it counts against no limit, so
+    that no probe is starved by what it watches.
     """
 
     name: str
@@ -33,6 +34,12 @@ class Operation:
     upload: bool = False
     form: Form = Form.JSON
     own: bool = False
+    free: bool = False
+
+    @property
+    def open(self) -> bool:
+        """Whether it asks for no credential. It takes no body then, or next to none."""
+        return self.requirement.scope is Scope.NONE
 
     @property
     def reads(self) -> bool:
@@ -64,6 +71,11 @@ def _rest(
     return Operation(name, method, path, requirement, names_others=others, filtered=filtered)
 
 
+def _probe(path: str, name: str, method: str = "GET") -> Operation:
+    """Health and version."""
+    return Operation(name, method, path, OPEN, free=True)
+
+
 def _file(method: str, path: str, name: str, requirement: Requirement) -> Operation:
     """A download: its refusal is text/plain."""
     return replace(_rest(method, path, name, requirement), form=Form.TEXT)
@@ -84,10 +96,10 @@ AUDIT_LOGS: Final = replace(_rest("POST", "/audit/logs", "get_audit_logs", MANAG
 
 REST: Final = (
     # Open to every connection
-    _rest("GET", "/healthz", "healthz", OPEN),
-    _rest("GET", "/livez", "livez", OPEN),
-    _rest("GET", "/readyz", "readyz", OPEN),
-    _rest("GET", "/", "index", OPEN),
+    _probe("/healthz", "healthz"),
+    _probe("/livez", "livez"),
+    _probe("/readyz", "readyz"),
+    _probe("/", "index"),
     _file("GET", "/dashboard/{tail...}", "web_ui", OPEN),
     _file("HEAD", "/dashboard/{tail...}", "web_ui", OPEN),
     # The service and its cluster
@@ -202,7 +214,7 @@ REST: Final = (
 )
 
 WHOAMI: Final = Operation("whoami", "GET", "/_tlsproxy/whoami", ANY_CALLER, own=True)
-PREFLIGHT: Final = Operation("cors_preflight", "OPTIONS", "", OPEN, own=True)
+PREFLIGHT: Final = Operation("cors_preflight", "OPTIONS", "", OPEN, own=True, free=True)
 """What is asked of any path at all, and so has no route."""
 OWN: Final = (WHOAMI,)
 """Routes that Qdrant does not have."""
@@ -222,7 +234,7 @@ GRPC: Final = (
     _grpc("/qdrant.Collections/CreateShardKey", "update_collection_cluster", MANAGE_COLLECTION),
     _grpc("/qdrant.Collections/DeleteShardKey", "update_collection_cluster", MANAGE_COLLECTION),
     _grpc("/qdrant.Collections/ListShardKeys", "get_collection_shard_keys", READ),
-    _grpc("/grpc.health.v1.Health/Check", "healthz", OPEN),
+    _probe("/grpc.health.v1.Health/Check", "healthz", "POST"),
     _grpc("/qdrant.Points/Upsert", "upsert_points", WRITE),
     _grpc("/qdrant.Points/Delete", "delete_points", WRITE),
     _grpc("/qdrant.Points/Get", "retrieve", READ),
@@ -253,7 +265,7 @@ GRPC: Final = (
     _grpc("/qdrant.Points/Facet", "facet", READ),
     _grpc("/qdrant.Points/SearchMatrixPairs", "search_points_matrix", READ),
     _grpc("/qdrant.Points/SearchMatrixOffsets", "search_points_matrix", READ),
-    _grpc("/qdrant.Qdrant/HealthCheck", "healthz", OPEN),
+    _probe("/qdrant.Qdrant/HealthCheck", "healthz", "POST"),
     _grpc("/qdrant.Snapshots/Create", "create_snapshot", WRITE_EXTRAS),
     _grpc("/qdrant.Snapshots/List", "list_snapshots", READ_EXTRAS),
     _grpc("/qdrant.Snapshots/Delete", "delete_collection_snapshot", WRITE_EXTRAS),
