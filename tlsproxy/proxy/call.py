@@ -59,8 +59,7 @@ class Call:
 
     ``client_done`` and ``upstream_done``: that side has ended the stream. ``opening``: what tells the upstream of it,
     once there is something to tell; ``answered``: the client has seen the beginning of a response; ``recorded``: its
-    audit line is written. ``id_block`` is the gateway's id of it, as both sides are told it. ``length``: bytes of the
-    client's DATA, where it has said so.
+    audit line is written. ``id_block`` is the gateway's id of it, as both sides are told it.
     """
 
     __slots__ = (
@@ -69,7 +68,6 @@ class Call:
         "answered",
         "client_done",
         "id_block",
-        "length",
         "opening",
         "plain",
         "reading",
@@ -94,7 +92,6 @@ class Call:
         self.answered = self.client_done = self.upstream_done = self.recorded = False
         self.waiting = self.plain = False
         self.opening = b""
-        self.length = record.plan.length
         self._largest = record.plan.largest
         self._held: list[bytes] = []
 
@@ -147,11 +144,12 @@ class Call:
 
     @property
     def _is_plain(self) -> bool:
-        return self.reading is None and self.length is None and not (self.waiting or self._held or self._largest)
+        looked_at = self.reading is not None or self._largest or self.record.plan.length is not None
+        return not (looked_at or self.waiting or self._held)
 
     def belied(self, flags: int) -> bool:
         """Whether its DATA, with a frame of these flags, is not what its content-length says (RFC 9113 §8.1.1)."""
-        come, said = self.record.bytes_in, self.length
+        come, said = self.record.bytes_in, self.record.plan.length
         return said is not None and (come > said or (come < said and flags & END_STREAM != 0))
 
     @property
