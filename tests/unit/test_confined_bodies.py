@@ -17,6 +17,7 @@ from tlsproxy.authz.matcher import Matcher
 from tlsproxy.authz.roles import Policy, Principal, Rule
 from tlsproxy.authz.templates import Template, parse_template
 from tlsproxy.errors import BadRequest, Unconfined
+from tlsproxy.qdrant.idf import Facts
 from tlsproxy.qdrant.judge import judge
 from tlsproxy.qdrant.operations import OPEN, REST, Operation
 from tlsproxy.qdrant.rest import recognise
@@ -25,6 +26,9 @@ from tlsproxy.qdrant.tenancy import confine, is_confinable, tells_no_points
 ACME = (Condition("tenant", "acme"),)
 MUST = {"key": "tenant", "match": {"value": "acme"}}
 ONLY = {"must": [MUST]}
+ONE_VALUE = {"key": "tenant", "values_count": {"lte": 1}}
+ALONE = {"must": [MUST, ONE_VALUE]}
+NO_IDF = Facts((1, 20), frozenset())
 
 
 def operation(method: str, path: str) -> Operation:
@@ -33,8 +37,10 @@ def operation(method: str, path: str) -> Operation:
     return found
 
 
-def confined(method: str, path: str, body: Any, conditions: tuple[Condition, ...] = ACME) -> Any:
-    return confine(operation(method, path), copy.deepcopy(body), conditions)
+def confined(
+    method: str, path: str, body: Any, conditions: tuple[Condition, ...] = ACME, facts: Facts | None = NO_IDF
+) -> Any:
+    return confine(operation(method, path), copy.deepcopy(body), conditions, facts)
 
 
 def test_which_operations_a_tenant_has() -> None:
@@ -116,7 +122,8 @@ def test_a_decision_needs_the_conditions_in_the_body() -> None:
     ],
 )
 def test_a_filter_is_narrowed(path: str, own: dict[str, Any], expected: dict[str, Any]) -> None:
-    assert confined("POST", path, {"limit": 3, **own}) == {"limit": 3, "filter": expected}
+    changed = confined("POST", path, {"limit": 3, **own})
+    assert {name: changed[name] for name in ("limit", "filter")} == {"limit": 3, "filter": expected}
 
 
 QUERIES: list[Any] = [
@@ -152,7 +159,8 @@ NOT_QUERIES: list[Any] = [
     {"relevance_feedback": {"target": 1}},
     {"fusion": "rrf", "nearest": 1},
     {"text": "x", "model": "m", "nearest": 1},
-    {"text": "x"},
+    {"text": ["x"]},
+    {"text": "x", "nearest": 1},
     {"indices": 1, "values": [1]},
     {"unheard_of": [1]},
 ]
@@ -191,8 +199,9 @@ def test_words_are_counted_over_ones_own_points() -> None:
     for path in ("points/search", "points/query"):
         assert confined("POST", path, asked)["params"] == narrowed
     assert confined("POST", "points/query", {"prefetch": asked})["prefetch"]["params"] == narrowed
-    for params in (None, {}, {"idf": None}, {"idf": "global"}):
+    for params in (None, {}, {"idf": None}):
         assert confined("POST", "points/query", {"params": params})["params"] == params
+    assert confined("POST", "points/query", {"params": {"idf": "global"}})["params"] == {"idf": {"corpus": ONLY}}
     for unusual in ([], [None, True, {"corpus": others}], {"idf": [others]}, {"idf": {"corpus": [others]}}):
         with pytest.raises(BadRequest):
             confined("POST", "points/query", {"params": unusual})
@@ -232,11 +241,11 @@ def test_new_points_are_marked() -> None:
             {"id": 2, "payload": {"tenant": "acme"}},
             {"id": 3, "payload": {"a": 1, "tenant": "acme"}},
         ],
-        "update_filter": {"must": [MUST, {"must": []}]},
+        "update_filter": {"must": [MUST, ONE_VALUE, {"must": []}]},
     }
     assert confined("PUT", "points", {"batch": {"ids": [1, 2], "vectors": [[1], [2]]}}) == {
         "batch": {"ids": [1, 2], "vectors": [[1], [2]], "payloads": [{"tenant": "acme"}] * 2},
-        "update_filter": ONLY,
+        "update_filter": ALONE,
     }
     batch = {"ids": [1, 2], "payloads": [None, {"a": 1}]}
     payloads = [{"tenant": "acme"}, {"a": 1, "tenant": "acme"}]
@@ -244,13 +253,13 @@ def test_new_points_are_marked() -> None:
 
 
 FILTER = {"must": [{"has_id": [1]}]}
-NARROWED = {"must": [MUST, FILTER]}
+NARROWED = {"must": [MUST, ONE_VALUE, FILTER]}
 CHANGES: list[tuple[str, str, str, dict[str, Any], dict[str, Any]]] = [
     ("delete", "POST", "points/delete", {"filter": FILTER}, {"filter": NARROWED}),
     ("delete_vectors", "POST", "points/vectors/delete", {"filter": FILTER, "vector": ["v"], "points": None},
      {"filter": NARROWED, "vector": ["v"], "points": None}),
     ("update_vectors", "PUT", "points/vectors", {"points": [{"id": 1}]},
-     {"points": [{"id": 1}], "update_filter": ONLY}),
+     {"points": [{"id": 1}], "update_filter": ALONE}),
     ("set_payload", "POST", "points/payload", {"payload": {"a": 1}, "filter": FILTER},
      {"payload": {"a": 1}, "filter": NARROWED}),
     ("overwrite_payload", "PUT", "points/payload", {"payload": {"a": 1}, "filter": FILTER},
@@ -279,7 +288,10 @@ def test_changes_by_filter(name: str, method: str, path: str, body: dict[str, An
         ("delete_vectors", "POST", "points/vectors/delete", {"points": [1], "vector": ["v"]}),
         ("set_payload", "POST", "points/payload", {"payload": {"a": 1}, "points": [1]}),
         ("set_payload", "POST", "points/payload", {"payload": {"tenant": "other"}, "filter": FILTER}),
+        ("set_payload", "POST", "points/payload", {"payload": {"tenant": "acme"}, "filter": FILTER}),
+        ("set_payload", "POST", "points/payload", {"payload": {"tenant": None}, "filter": FILTER}),
         ("set_payload", "POST", "points/payload", {"payload": {"x": "other"}, "key": "tenant", "filter": FILTER}),
+        ("overwrite_payload", "PUT", "points/payload", {"payload": {"tenant": "acme"}, "filter": FILTER}),
         ("overwrite_payload", "PUT", "points/payload", {"payload": {"tenant": "other"}, "filter": FILTER}),
         ("delete_payload", "POST", "points/payload/delete", {"keys": ["tenant"], "filter": FILTER}),
         ("delete_payload", "POST", "points/payload/delete", {"keys": ["tenant.x"], "filter": FILTER}),
@@ -322,7 +334,8 @@ def test_forms_that_are_not_documented(method: str, path: str, body: Any) -> Non
         confined(method, path, body)
 
 
-KEYS = """points batch ids payloads payload filter update_filter keys key operations searches prefetch query nearest
+KEYS = """params idf corpus exact indexed_only indices values text using vector name
+points batch ids payloads payload filter update_filter keys key operations searches prefetch query nearest
 upsert delete set_payload overwrite_payload delete_payload update_vectors delete_vectors tenant must"""
 names = st.sampled_from(KEYS.split())
 anything: st.SearchStrategy[Any] = st.recursive(
@@ -336,7 +349,7 @@ anything: st.SearchStrategy[Any] = st.recursive(
 @given(st.sampled_from([row for row in REST if is_confinable(row)]), anything)
 def test_whatever_comes_is_confined_or_refused(row: Operation, body: Any) -> None:
     try:
-        confine(row, body, ACME)
+        confine(row, body, ACME, NO_IDF)
     except (BadRequest, Unconfined):
         return
     if row.reads and not row.path.endswith("/batch"):

@@ -21,6 +21,7 @@ from tlsproxy.errors import BadRequest, Unconfined
 from tlsproxy.qdrant.grpc import confine_message as confining
 from tlsproxy.qdrant.grpc import operation_of
 from tlsproxy.qdrant.grpctenancy import MAX_FIELDS, WAYS, is_confinable_call
+from tlsproxy.qdrant.idf import Facts
 from tlsproxy.qdrant.operations import GRPC, Operation
 from tlsproxy.qdrant.rest import recognise
 from tlsproxy.qdrant.tenancy import confine
@@ -34,10 +35,17 @@ OTHERS = pb.Condition(field=pb.FieldCondition(key="tenant", match=pb.Match(keywo
 ONLY = pb.Filter(must=[OURS])
 OWN = pb.Filter(must_not=[OTHERS])
 NARROWED = pb.Filter(must=[OURS, pb.Condition(filter=OWN)])
+ONE_VALUE = pb.Condition(field=pb.FieldCondition(key="tenant", values_count=pb.ValuesCount(lte=1)))
+ALONE = pb.Filter(must=[OURS, ONE_VALUE])
+NARROWED_ALONE = pb.Filter(must=[OURS, ONE_VALUE, pb.Condition(filter=OWN)])
+WEIGHTED = ("docs", "tenant")
+FACTS = Facts((1, 20), frozenset(WEIGHTED))
 
 
-def confine_message(operation: Operation, message: bytes, conditions: tuple[Condition, ...]) -> bytes:
-    return at_once(confining(operation, message, conditions))
+def confine_message(
+    operation: Operation, message: bytes, conditions: tuple[Condition, ...], facts: Facts | None = FACTS
+) -> bytes:
+    return at_once(confining(operation, message, conditions, facts))
 
 
 def method(name: str) -> Operation:
@@ -85,9 +93,12 @@ def test_which_methods_a_tenant_has() -> None:
 # The slow twin: it changes parsed messages, by the fields' names.
 
 
-def narrow(message: Any, name: str, conditions: tuple[Condition, ...]) -> None:
+def narrow(message: Any, name: str, conditions: tuple[Condition, ...], *, alone: bool = False) -> None:
     own = copy.deepcopy(getattr(message, name))
     must = [pb.Condition(field=pb.FieldCondition(key=one.key, match=pb.Match(keyword=one.value))) for one in conditions]
+    count = pb.ValuesCount(lte=1)
+    if alone:
+        must += [pb.Condition(field=pb.FieldCondition(key=one.key, values_count=count)) for one in conditions]
     if own.SerializeToString():
         must.append(pb.Condition(filter=own))
     getattr(message, name).CopyFrom(pb.Filter(must=must))
@@ -99,10 +110,10 @@ def twin(message: Any, conditions: tuple[Condition, ...], *, marks: bool) -> Non
     twin_refusals(message, conditions)
     if message.DESCRIPTOR.name in {"UpsertPoints", "PointStructList"}:
         for point in message.points:
-            twin_payload(point.payload, conditions, marks=True)
+            twin_payload(point.payload, conditions, marks=True, makes=True)
     elif "payload" in fields:
         marks |= message.DESCRIPTOR.name == "OverwritePayload"
-        twin_payload(message.payload, conditions, marks=marks)
+        twin_payload(message.payload, conditions, marks=marks, makes=False)
     twin_filters(message, conditions)
     for name in ("prefetch", "search_points", "query_points"):
         for one in getattr(message, name, ()):
@@ -114,11 +125,47 @@ def twin(message: Any, conditions: tuple[Condition, ...], *, marks: bool) -> Non
 def twin_filters(message: Any, conditions: tuple[Condition, ...]) -> None:
     for field in message.DESCRIPTOR.fields:
         if field.name in {"filter", "update_filter"}:
-            narrow(message, field.name, conditions)
+            narrow(message, field.name, conditions, alone=field.name == "update_filter")
         elif field.message_type is not None and field.message_type.name == "PointsSelector":
             twin_selector(getattr(message, field.name), conditions)
-        elif field.name == "params" and message.HasField("params") and message.params.HasField("idf"):
-            narrow(message.params.idf, "corpus", conditions)
+    if message.DESCRIPTOR.name in {"CountPoints", "FacetCounts"}:
+        message.exact = True
+
+
+def twin_search(message: Any, conditions: tuple[Condition, ...], *, exact: bool) -> None:
+    """Of the searches of a message, at every depth: their parameters."""
+    exact |= message.DESCRIPTOR.name.endswith("Groups")
+    if "params" in message.DESCRIPTOR.fields_by_name:
+        using = message.using if hasattr(message, "using") else message.vector_name
+        words = twin_words(message)
+        if words == "text" or (words and using in WEIGHTED):
+            message.params.idf.SetInParent()
+        if exact:
+            message.params.exact = True
+        if message.HasField("params"):
+            message.params.ClearField("indexed_only")
+            if message.params.HasField("idf"):
+                narrow(message.params.idf, "corpus", conditions)
+    elif message.DESCRIPTOR.name == "SearchMatrixPoints" and message.using in WEIGHTED:
+        raise Unconfined("")
+    for name in ("prefetch", "search_points", "query_points"):
+        for one in getattr(message, name, ()):
+            twin_search(one, conditions, exact=exact)
+
+
+def twin_words(message: Any) -> str:
+    """How words may have a say: "text", or the kind of vector; "" where they have none."""
+    if "sparse_indices" in message.DESCRIPTOR.fields_by_name:
+        return "sparse" if message.HasField("sparse_indices") else ""
+    variant = message.query.WhichOneof("variant")
+    if variant == "nearest":
+        vector = message.query.nearest
+    elif variant == "nearest_with_mmr":
+        vector = message.query.nearest_with_mmr.nearest
+    else:
+        return "text" if variant == "text" else ""
+    kind = vector.WhichOneof("variant")
+    return kind if kind in {"sparse", "document", "image", "object"} else ""
 
 
 def twin_refusals(message: Any, conditions: tuple[Condition, ...]) -> None:
@@ -146,7 +193,7 @@ def twin_query(query: Any) -> None:
         vector = query.nearest_with_mmr.nearest
     elif variant == "nearest":
         vector = query.nearest
-    elif variant in {"fusion", "rrf", "order_by", "sample", "formula"}:
+    elif variant in {"fusion", "rrf", "order_by", "sample", "formula", "text"}:
         return
     else:
         raise Unconfined("")
@@ -159,10 +206,12 @@ def twin_selector(selector: Any, conditions: tuple[Condition, ...]) -> None:
         raise BadRequest("")
     if selector.HasField("points"):
         raise Unconfined("")
-    narrow(selector, "filter", conditions)
+    narrow(selector, "filter", conditions, alone=True)
 
 
-def twin_payload(payload: Any, conditions: tuple[Condition, ...], *, marks: bool) -> None:
+def twin_payload(payload: Any, conditions: tuple[Condition, ...], *, marks: bool, makes: bool) -> None:
+    if not makes and any(one.key in payload for one in conditions):
+        raise Unconfined("")
     if len({one.key for one in conditions}) < len(conditions):
         raise Unconfined("")
     for one in conditions:
@@ -172,7 +221,8 @@ def twin_payload(payload: Any, conditions: tuple[Condition, ...], *, marks: bool
             payload[one.key].string_value = one.value
 
 
-ALSO = frozenset({"query", "nearest", "params", "idf", "filter", "update_filter", "points_selector", "operations"})
+ALSO = frozenset({"sparse", "sparse_indices", "document", "text", "exact", "indexed_only", "using", "vector_name"})
+ALSO |= frozenset({"query", "nearest", "params", "idf", "filter", "update_filter", "points_selector", "operations"})
 ALSO |= {
     "points",
     "payload",
@@ -199,6 +249,7 @@ def expected(path: str, message: Any, conditions: tuple[Condition, ...]) -> Any:
     changed = copy.deepcopy(message)
     try:
         twin(changed, conditions, marks=path.endswith("/OverwritePayload"))
+        twin_search(changed, conditions, exact=False)
     except (BadRequest, Unconfined):
         return None
     return changed
@@ -250,6 +301,10 @@ def test_a_filter_is_narrowed(name: str, own: Any, narrowed: Any) -> None:
     assert changed.filter == narrowed
     changed.ClearField("filter")
     request.ClearField("filter")
+    if name in {"Count", "Facet"}:
+        request.exact = True
+    elif name.endswith("Groups"):
+        request.params.exact = True
     assert changed == request
 
 
@@ -265,7 +320,6 @@ EXAMPLES = [
     pb.Query(discover=pb.DiscoverInput(target=VECTOR)),
     pb.Query(context=pb.ContextInput()),
     pb.Query(relevance_feedback=pb.RelevanceFeedbackInput(target=VECTOR)),
-    pb.Query(text=pb.TextQuery(query="x")),
 ]
 
 
@@ -349,12 +403,12 @@ def test_changes(name: str, request_: Any, operation: Any) -> None:
                 {"tenant": text("acme")},
                 {"a": text("b"), "tenant": text("acme")},
             ]
-            assert one.update_filter == (NARROWED if one is changed else ONLY)
+            assert one.update_filter == (NARROWED_ALONE if one is changed else ALONE)
         elif name == "UpdateVectors":
-            assert one.update_filter == ONLY
+            assert one.update_filter == ALONE
         else:
             selector = one.points if name == "Delete" else one.points_selector
-            assert selector == pb.PointsSelector(filter=NARROWED)
+            assert selector == pb.PointsSelector(filter=NARROWED_ALONE)
         if name == "SetPayload":
             assert dict(one.payload) == {"a": text("b")}
         if name == "OverwritePayload":
@@ -371,6 +425,8 @@ def test_changes(name: str, request_: Any, operation: Any) -> None:
         ("DeleteVectors", pb.DeletePointVectors(points_selector=BY_IDS)),
         ("SetPayload", pb.SetPayloadPoints(points_selector=BY_IDS)),
         ("SetPayload", pb.SetPayloadPoints(points_selector=SELECTOR, payload={"tenant": text("other")})),
+        ("SetPayload", pb.SetPayloadPoints(points_selector=SELECTOR, payload={"tenant": text("acme")})),
+        ("OverwritePayload", pb.SetPayloadPoints(points_selector=SELECTOR, payload={"tenant": text("acme")})),
         ("SetPayload", pb.SetPayloadPoints(points_selector=SELECTOR, key="")),
         ("OverwritePayload", pb.SetPayloadPoints(points_selector=SELECTOR, key="a")),
         ("OverwritePayload", pb.SetPayloadPoints(points_selector=SELECTOR, payload={"tenant": text("other")})),
@@ -492,7 +548,7 @@ def test_what_is_looked_at_is_bounded() -> None:
 def rest(path: str, body: dict[str, Any]) -> Any:
     operation = recognise("POST", f"/collections/docs/points/{path}").operation
     assert operation is not None
-    return confine(operation, body, TWO)
+    return confine(operation, body, TWO, FACTS)
 
 
 conditions: st.SearchStrategy[Any] = st.sampled_from(
@@ -538,6 +594,7 @@ QUERIES: list[Any] = [
     models.NearestQuery(nearest=1),
     models.NearestQuery(nearest=1, mmr=models.Mmr(diversity=0.5)),
     models.NearestQuery(nearest="5c56c793-69f3-4fbf-87e6-c4bf54c28c26"),
+    models.TextQuery(text="x"),
     models.FusionQuery(fusion=models.Fusion.RRF),
     models.RrfQuery(rrf=models.Rrf(k=2)),
     models.OrderByQuery(order_by="a"),

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from tlsproxy.authz.access import Decision
 from tlsproxy.authz.claims import ValueExists
 from tlsproxy.errors import Form, Overloaded, UpstreamBroken
-from tlsproxy.proxy import points as module
+from tlsproxy.proxy import questions as module
 from tlsproxy.proxy.points import LARGEST_ANSWER, LONGEST_TEXT, Points, Verdict, verdict_of
 from tlsproxy.wire.response import ResponseHead
 
@@ -116,7 +116,7 @@ class Bench:
         self.points = Points(gateway, SimpleNamespace(acquire=self.waiting.append))  # type: ignore[arg-type]
 
     def arrive(self) -> None:
-        self.points.ask(ValueExists("users", b"{}"), (), partial(self._tell, self.now))
+        self.points.ask(ValueExists("users", b"{}"), (), ("subject", "a"), partial(self._tell, self.now))
 
     def _tell(self, arrived: int, verdict: Verdict) -> None:
         assert isinstance(verdict, Decision)

@@ -9,7 +9,7 @@ from typing import Final
 from tlsproxy.authz.access import Decision
 from tlsproxy.errors import BadRequest, Overloaded, RequestError
 from tlsproxy.proxy.call import Call
-from tlsproxy.proxy.calls import CallPlan
+from tlsproxy.proxy.calls import Asked, CallPlan
 from tlsproxy.proxy.gateway import Gateway
 from tlsproxy.proxy.grpclife import SWEEP, Life
 from tlsproxy.proxy.messages import Reading, Rebuilding, Reduction
@@ -35,7 +35,7 @@ class Streams(Life):
         "_block",
         "_fragments",
         "_most",
-        "_points",
+        "_pool",
         "_standing",
         "_tail",
         "frames",
@@ -55,7 +55,7 @@ class Streams(Life):
         self.frames = Frames()
         self.now = 0.0
         self._most = self.limits.max_streams
-        self._points = pool.points
+        self._pool = pool
         self._standing = entry.standing
         self._tail = literals(((b"x-forwarded-for", entry.address.encode()), (b"x-forwarded-proto", b"https")))
         self.reader = FieldReader(self.limits.max_head_size, parted)
@@ -188,17 +188,14 @@ class Streams(Life):
     def _begin(self, call: Call, plan: CallPlan, deadline: bytes) -> bytes:
         """``deadline``: what the upstream is told of it, as a part of a field block."""
         if plan.asked is not None:
-            if plan.unread:
-                call.reading = (Rebuilding if plan.asked.conditions else Reading)(call, plan.asked)
-            if plan.asked.listing is not None:
-                call.reduction = Reduction(call, plan.asked.listing)
+            self._look(call, plan.asked, unread=plan.unread)
         if not self.calls:
             self.stream.deadline = self.now + SWEEP
         self.calls[call.stream] = call
         try:
             if self.lost is not None:
                 raise self.lost
-            call.admit(self._points)
+            call.admit(self._pool.points)
             if plan.unread and call.client_done:
                 raise BadRequest("The request ended before its message")
         except RequestError as error:
@@ -212,6 +209,15 @@ class Streams(Life):
             opening += call.reduction.room
         call.opening = opening
         return opening
+
+    def _look(self, call: Call, asked: Asked, *, unread: bool) -> None:
+        """Gives the call the parts that look at its messages."""
+        if unread and asked.conditions:
+            call.reading = Rebuilding(call, asked, self._pool.facts)
+        elif unread:
+            call.reading = Reading(call, asked)
+        if asked.listing is not None:
+            call.reduction = Reduction(call, asked.listing)
 
     def on_reset(self, stream: int) -> bytes | None:
         call = self.calls.get(stream)

@@ -7,19 +7,26 @@ length in place of chunks.
 
 from __future__ import annotations
 
-from tlsproxy.errors import RequestError
-from tlsproxy.proxy.admitting import Client
+from functools import partial
+from typing import Final
+
+from tlsproxy.errors import RequestError, UpstreamTimeout
+from tlsproxy.proxy.admitting import Client, Late
 from tlsproxy.proxy.auditlogs import AuditLogsExchange
 from tlsproxy.proxy.deadlines import NEVER
 from tlsproxy.proxy.exchange import Exchange
 from tlsproxy.proxy.gateway import Gateway
 from tlsproxy.proxy.holding import Holding
-from tlsproxy.proxy.plan import Plan
+from tlsproxy.proxy.plan import Plan, Unread
 from tlsproxy.proxy.pool import Pool
 from tlsproxy.proxy.record import Record, RequestBody
 from tlsproxy.proxy.reduction import ReducedExchange
 from tlsproxy.proxy.refusal import CONTINUE
 from tlsproxy.proxy.slices import in_slices
+from tlsproxy.qdrant.idf import Facts, FactsNeeded
+from tlsproxy.wire.steps import Steps
+
+_UNTOLD: Final[Late] = (UpstreamTimeout, "The upstream did not say in time how the collection's words are counted")
 
 
 class InspectedExchange(Exchange):
@@ -66,10 +73,35 @@ class InspectedExchange(Exchange):
         self._reading = False
         content = bytes(self.body.content or b"")
         self.body.content = None
-        self._client.stream.deadline = NEVER  # nobody is waited for
-        in_slices(self, self._plans.reading(unread, content), self._decided)
+        self._judge(unread, content, self._pool.facts.known(unread.asked.collection or ""))
 
-    def _decided(self, outcome: tuple[Plan, bytes]) -> None:
+    def _judge(self, unread: Unread, content: bytes, facts: Facts | None) -> None:
+        self._client.stream.deadline = NEVER  # nobody is waited for
+        in_slices(self, self._judging(unread, content, facts), partial(self._decided, unread, content))
+
+    def _judging(self, unread: Unread, content: bytes, facts: Facts | None) -> Steps[tuple[Plan, bytes] | None]:
+        """None where more must be known."""
+        try:
+            return (yield from self._plans.reading(unread, content, facts))
+        except FactsNeeded:
+            return None
+
+    def _told_facts(self, unread: Unread, content: bytes, facts: Facts | RequestError) -> None:
+        if self._ended:
+            return
+        try:
+            if isinstance(facts, RequestError):
+                raise facts
+            self._judge(unread, content, facts)
+        except RequestError as error:
+            self._client.exchange_failed(error)
+
+    def _decided(self, unread: Unread, content: bytes, outcome: tuple[Plan, bytes] | None) -> None:
+        if outcome is None:
+            self._wait(_UNTOLD, self._gateway.bounds.response_timeout)
+            told = partial(self._told_facts, unread, content)
+            self._pool.facts.ask(unread.asked.collection or "", self.account, told)
+            return
         self.record.plan, content = outcome
         if self.record.plan.decision.allowed:
             self._whole_body = content

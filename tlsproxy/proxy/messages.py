@@ -8,15 +8,19 @@ is room in windows that are kept here.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Final
 
 from tlsproxy.errors import BadRequest, BodyTooLarge, RequestError, UpstreamBroken
+from tlsproxy.proxy.accounts import account_of
 from tlsproxy.proxy.call import Call
 from tlsproxy.proxy.calls import Asked
+from tlsproxy.proxy.facts import CollectionFacts
 from tlsproxy.proxy.holding import Holding
 from tlsproxy.proxy.outgoing import Outgoing
 from tlsproxy.proxy.slices import in_slices
 from tlsproxy.qdrant.grpc import confine_message, reading_of
+from tlsproxy.qdrant.idf import Facts, FactsNeeded
 from tlsproxy.qdrant.listings import Listing
 from tlsproxy.wire import http2
 from tlsproxy.wire.content import decoding
@@ -143,8 +147,9 @@ class Rebuilding(_Judging):
 
     rebuilds = True
 
-    def __init__(self, call: Call, asked: Asked) -> None:
+    def __init__(self, call: Call, asked: Asked, facts: CollectionFacts) -> None:
         super().__init__(call, asked)
+        self._facts = facts
         self._out = Outgoing(call, call.relay.to_upstream, call.relay.up.append)
 
     def data(self, data: bytes, start: int, end: int, flags: int) -> bytes | None:
@@ -155,26 +160,55 @@ class Rebuilding(_Judging):
             self._reading.feed(content)
         if flags & END_STREAM:
             self._message.end()
-            in_slices(self._call, self._making(kept), self._send)
+            in_slices(self._call, self._deciding(kept), self._decided)
         elif self._may_pass():
             relay.down.append(http2.window_update(self._call.stream, size))
         relay.give_back(size)
         return b""
 
-    def _making(self, kept: _Kept) -> Steps[bytes | None]:
-        """What is to be sent; None where it is refused."""
+    def _deciding(self, kept: _Kept) -> Steps[bytes | None]:
+        """The whole message, plain; None where it is refused."""
         content = kept.content
         if self._message.compressed:
             content = yield from kept.plain()
             yield from self._read(content)
-        if not self._decide():
-            return None
-        return message((yield from confine_message(self._asked.operation, content, self._asked.conditions)))
+        return content if self._decide() else None
 
-    def _send(self, made: bytes | None) -> None:
-        if made is not None:
+    def _decided(self, content: bytes | None) -> None:
+        if content is not None:
+            collection = self._reading.collection or ""
+            self._confine(collection, content, self._facts.known(collection))
+
+    def _confine(self, collection: str, content: bytes, facts: Facts | None) -> None:
+        in_slices(self._call, self._confining(content, facts), partial(self._send, collection, content))
+
+    def _confining(self, content: bytes, facts: Facts | None) -> Steps[bytes | None]:
+        """None where more must be known."""
+        try:
+            return message((yield from confine_message(self._asked.operation, content, self._asked.conditions, facts)))
+        except FactsNeeded:
+            return None
+
+    def _send(self, collection: str, content: bytes, made: bytes | None) -> None:
+        if made is None:
+            call = self._call
+            account = account_of(call.relay.entry, call.record.plan.audit.who)
+            self._facts.ask(collection, account, partial(self._told, collection, content))
+        else:
             self._out.put(made)
             self._out.finish(b"")
+
+    def _told(self, collection: str, content: bytes, facts: Facts | RequestError) -> None:
+        relay = self._call.relay
+        if self._call.recorded:
+            return
+        try:
+            if isinstance(facts, RequestError):
+                raise facts
+            self._confine(collection, content, facts)
+        except RequestError as error:
+            relay.refuse(self._call, error)
+        relay.settle()
 
     def granted(self, size: int) -> None:
         self._out.granted(size)

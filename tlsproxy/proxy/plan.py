@@ -24,6 +24,7 @@ from tlsproxy.errors import Form, RequestError, UnexpectedBody
 from tlsproxy.proxy.accounts import caller_of, error_of, prepared, refusal_of
 from tlsproxy.proxy.answers import Answer, cors_fields, is_preflight, preflight, whoami
 from tlsproxy.proxy.quotas import Quotas, Toll
+from tlsproxy.qdrant.idf import Facts
 from tlsproxy.qdrant.judge import Judgement, judge, judging_body
 from tlsproxy.qdrant.listings import Listing
 from tlsproxy.qdrant.operations import AUDIT_LOGS, PREFLIGHT, WHOAMI, Operation
@@ -186,8 +187,11 @@ class Plans:
             judgement = judge(admitted, asked)
         return self._plan(principal, parsed, asked, admission, judgement)
 
-    def reading(self, unread: Unread, content: bytes) -> Steps[tuple[Plan, bytes]]:
-        """The plan of a request whose body is here, and the body to send: this one, or this one confined."""
+    def reading(self, unread: Unread, content: bytes, facts: Facts | None = None) -> Steps[tuple[Plan, bytes]]:
+        """The plan of a request whose body is here, and the body to send: this one, or this one confined.
+
+        Raises :class:`tlsproxy.qdrant.idf.FactsNeeded` where ``facts`` do not do.
+        """
         head, asked, admission = unread.head, unread.asked, unread.admission
         plain = content
         try:
@@ -198,7 +202,7 @@ class Plans:
                 plan = self._read.get((unread, plain))
                 if plan is not None and len(content) == head.length:
                     return plan, content
-            decision, changed = yield from judging_body(admission, asked, plain)
+            decision, changed = yield from judging_body(admission, asked, plain, facts)
         except RequestError as error:
             decision, changed = refusal_of(error), None
         remembered = not unread.confined and decision is ALLOWED and len(content) == head.length

@@ -12,6 +12,7 @@ from functools import partial
 
 from tlsproxy.authz.shares import Share
 from tlsproxy.errors import Overloaded
+from tlsproxy.proxy.facts import CollectionFacts
 from tlsproxy.proxy.gateway import Gateway
 from tlsproxy.proxy.points import Points
 from tlsproxy.proxy.upstream import Exchange, Upstream
@@ -21,13 +22,14 @@ class Pool:
     """The upstream connections of one process for requests. Waiting for one is bounded in number and, by the waiter, in
     time; places are shared as :mod:`tlsproxy.authz.shares` has it, and an idle connection is in nobody's.
 
-    ``points`` asks over them what the tokens of requests depend on.
+    ``points`` asks over them what the tokens of requests depend on, ``facts`` what queries of tenants do.
     """
 
     def __init__(self, gateway: Gateway) -> None:
         self._gateway = gateway
         self._places = gateway.places
         self.points = Points(gateway, self)
+        self.facts = CollectionFacts(gateway, self)
         self._idle: list[Upstream] = []
         self._all: set[Upstream] = set()
         self._waiting: dict[Exchange, Share] = {}

@@ -15,6 +15,7 @@ from tlsproxy.errors import BadRequest
 from tlsproxy.qdrant.grpclistings import listing_of_call
 from tlsproxy.qdrant.grpctenancy import confined as confined_message
 from tlsproxy.qdrant.grpctenancy import is_confinable_call
+from tlsproxy.qdrant.idf import Facts
 from tlsproxy.qdrant.judge import NOWHERE, Judgement, decide_all
 from tlsproxy.qdrant.messages import COLLECTION, INNER, OTHER, REQUESTS, SHAPES
 from tlsproxy.qdrant.nesting import NESTING
@@ -139,13 +140,15 @@ def judge_message(
     )
 
 
-def confine_message(operation: Operation, message: bytes, conditions: tuple[Condition, ...]) -> Steps[bytes]:
+def confine_message(
+    operation: Operation, message: bytes, conditions: tuple[Condition, ...], facts: Facts | None = None
+) -> Steps[bytes]:
     """The message to send in place of this whole one, in which a :class:`Reading` found the collections.
 
-    Raises :class:`BadRequest`, :class:`Unconfined`.
+    Raises :class:`BadRequest`, :class:`Unconfined`, and :class:`FactsNeeded` where those of its collection have a say.
     """
     try:
-        return (yield from confined_message(operation, message, conditions))
+        return (yield from confined_message(operation, message, conditions, facts))
     except ProtobufError as error:
         raise _malformed(error) from None
 

@@ -13,11 +13,12 @@ from typing import Final
 
 from tlsproxy.authz.access import Condition
 from tlsproxy.errors import BadRequest, Unconfined
-from tlsproxy.qdrant import tenancy
+from tlsproxy.qdrant import idf, tenancy
+from tlsproxy.qdrant.idf import Facts, Words
 from tlsproxy.qdrant.messages import PARTS, SHAPES
 from tlsproxy.qdrant.operations import Operation
 from tlsproxy.qdrant.tenancy import Conditions
-from tlsproxy.wire.protobuf import MAX_DEPTH, Field, ProtobufError, delimited, shaped
+from tlsproxy.wire.protobuf import MAX_DEPTH, VARINT, Field, ProtobufError, delimited, flag, shaped
 from tlsproxy.wire.steps import Steps
 
 MAX_FIELDS: Final = 300_000
@@ -25,13 +26,22 @@ MAX_FIELDS: Final = 300_000
 STEP: Final = 250
 """Those of one step."""
 _MESSAGES: Final = SHAPES | PARTS
+_EXACT: Final = 2
+_INDEXED_ONLY: Final = 4
+_IDF: Final = 6
+"""In SearchParams."""
 
 
 @dataclass(slots=True)
 class Work:
-    """What is left to spend on one message: ``fields`` to look at, and how much ``deeper`` prefetches may go."""
+    """What is left to spend on one message: ``fields`` to look at, and how much ``deeper`` prefetches may go.
+
+    ``exact``: its searches are. ``facts`` are those of its collection, None while nobody asked.
+    """
 
     conditions: Conditions
+    facts: Facts | None = None
+    exact: bool = False
     fields: int = MAX_FIELDS
     deeper: int = MAX_DEPTH
     _pause: int = MAX_FIELDS - STEP
@@ -61,62 +71,117 @@ Change = Callable[[bytes, Work], bytes]
 Within = Callable[[bytes, Work], Steps[bytes]]
 
 
+@dataclass(slots=True)
+class _Found:
+    """What one message has of what its way is about. ``numbers`` are those of its fields."""
+
+    kept: list[bytes] = field(default_factory=list)
+    numbers: set[int] = field(default_factory=set)
+    filter: bytes = b""
+    params: bytes | None = None
+    payload: dict[bytes, bytes] = field(default_factory=dict)
+    words: Words = Words.NONE
+    using: str = ""
+
+
 @dataclass(frozen=True, slots=True)
 class Way:
-    """How one message is confined.
+    """How one message is confined, by the numbers of its fields.
 
-    ``filter`` is the number of the field that gets the conditions, whether or not it is there. ``changes``: what
+    ``filter`` gets the conditions, whether or not it is there; ``alone``: shared points are left out. ``changes``: what
     becomes of other fields' contents, ``within`` the same of those that are messages like this one; ``needs``: the one
-    of them without which the message would mean something else.
-    ``payload`` is that of a payload that must not say otherwise than the conditions, and is marked with them where
-    ``marks`` is set. ``refused``: what may not be there, with the text.
+    of them without which the message would mean something else. ``refused``: what may not be there, with the text.
+    ``set`` is true, whatever the caller says.
+
+    ``payload`` must not name the conditions' keys, unless the message makes the points (``makes``): then it must not
+    say otherwise. It is marked with the conditions where ``marks`` is set.
+
+    A search has ``params``, which name the points over which words are counted where ``query``, or the indices of a
+    ``sparse`` vector, asks for that on the vector ``using``; searches of groups are ``exact``. A ``matrix`` has no such
+    parameters.
     """
 
     message: str
     filter: int = 0
+    alone: bool = False
     changes: Mapping[int, Change] = field(default_factory=dict)
     within: Mapping[int, Within] = field(default_factory=dict)
     needs: int = 0
-    payload: int = 0
-    marks: bool = False
     refused: Mapping[int, str] = field(default_factory=dict)
-
-    def _check(self, one: Field) -> None:
-        if one.number in self.refused:
-            raise Unconfined(self.refused[one.number])
+    set: int = 0
+    payload: int = 0
+    makes: bool = False
+    marks: bool = False
+    params: int = 0
+    query: int = 0
+    sparse: int = 0
+    using: int = 0
+    exact: bool = False
+    matrix: bool = False
 
     def confined(self, content: bytes, work: Work) -> Steps[bytes]:
-        """Raises :class:`Unconfined`, :class:`BadRequest`, :class:`ProtobufError`."""
-        kept: list[bytes] = []
-        own = b""
-        payload: dict[bytes, bytes] = {}
-        needed = not self.needs
+        """Raises :class:`Unconfined`, :class:`BadRequest`, :class:`ProtobufError`, :class:`FactsNeeded`."""
+        found = _Found()
+        work.exact |= self.exact
         for one in work.look(self.message, content):
             if work.is_step():
                 yield
-            change, within = self.changes.get(one.number), self.within.get(one.number)
-            needed |= one.number == self.needs
-            self._check(one)
-            if one.number == self.filter:
-                own = one.content()
-            elif one.number == self.payload:
-                key, value = _entry(one.content(), work)
-                if key in payload:
-                    raise BadRequest("A payload's key is there twice")
-                payload[key] = value
-                kept.append(one.raw)
-            elif within is not None:
-                kept.append(delimited(one.number, (yield from within(one.content(), work))))
+            if one.number in self.refused:
+                raise Unconfined(self.refused[one.number])
+            found.numbers.add(one.number)
+            within = self.within.get(one.number)
+            if within is None:
+                self._take(one, found, work)
             else:
-                kept.append(one.raw if change is None else delimited(one.number, change(one.content(), work)))
-        if not needed:
+                found.kept.append(delimited(one.number, (yield from within(one.content(), work))))
+        if self.needs and self.needs not in found.numbers:
             raise BadRequest(f"Field {self.needs} of {self.message} is missing")
+        return b"".join([*found.kept, *self._added(found, work)])
+
+    def _take(self, one: Field, found: _Found, work: Work) -> None:
+        """Keeps the field as it is or as it becomes, or puts it aside."""
+        number = one.number
+        if number == self.filter:
+            found.filter = one.content()
+        elif number == self.params:
+            found.params = one.content()
+        elif number == self.set:
+            _check_flag(one, self.message)
+        elif number == self.payload:
+            key, value = _entry(one.content(), work)
+            if key in found.payload:
+                raise BadRequest("A payload's key is there twice")
+            found.payload[key] = value
+            found.kept.append(one.raw)
+        elif number in self.changes:
+            found.kept.append(delimited(number, self.changes[number](one.content(), work)))
+        else:
+            self._hear(one, found, work)
+            found.kept.append(one.raw)
+
+    def _hear(self, one: Field, found: _Found, work: Work) -> None:
+        """What a search says of the vector that it is by."""
+        if one.number == self.query:
+            found.words = _words(one.content(), work)
+        elif one.number == self.sparse:
+            found.words = Words.SPARSE
+        elif one.number == self.using:
+            found.using = one.content().decode(errors="replace")
+
+    def _added(self, found: _Found, work: Work) -> Iterator[bytes]:
         if self.payload:
-            missing = _marks(payload, work.conditions)
-            kept += [delimited(self.payload, mark) for mark in missing if self.marks]
+            missing = _marks(found.payload, work.conditions, makes=self.makes)
+            yield from (delimited(self.payload, mark) for mark in missing if self.marks)
+        if self.matrix:
+            idf.check_matrix(found.using, work.facts)
         if self.filter:
-            kept.append(delimited(self.filter, narrowed(own, work.conditions)))
-        return b"".join(kept)
+            yield delimited(self.filter, narrowed(found.filter, work.conditions, alone=self.alone))
+        if self.params:
+            params = _search_params(found, work)
+            if params or found.params is not None:
+                yield delimited(self.params, params)
+        if self.set:
+            yield flag(self.set)
 
 
 def is_confinable_call(operation: Operation) -> bool:
@@ -124,17 +189,24 @@ def is_confinable_call(operation: Operation) -> bool:
     return operation.path in WAYS
 
 
-def confined(operation: Operation, message: bytes, conditions: Conditions) -> Steps[bytes]:
-    """Of a whole message. Raises :class:`Unconfined`, :class:`BadRequest`, :class:`ProtobufError`."""
+def confined(operation: Operation, message: bytes, conditions: Conditions, facts: Facts | None) -> Steps[bytes]:
+    """Of a whole message. Raises :class:`Unconfined`, :class:`BadRequest`, :class:`ProtobufError`, and
+    :class:`FactsNeeded` where those of its collection have a say.
+    """
     way = WAYS.get(operation.path)
     if way is None:
         raise Unconfined(tenancy.NOT_CONFINED)
-    return (yield from way.confined(message, Work(conditions)))
+    return (yield from way.confined(message, Work(conditions, facts)))
 
 
-def narrowed(own: bytes, conditions: Conditions) -> bytes:
-    """A Filter: all conditions must hold, and the caller's own filter, as one condition more, if it says anything."""
+def narrowed(own: bytes, conditions: Conditions, *, alone: bool = False) -> bytes:
+    """A Filter: all conditions must hold, and the caller's own filter, as one condition more, if it says anything.
+
+    ``alone`` as in :class:`Way`.
+    """
     must = [delimited(2, delimited(1, _match(one))) for one in conditions]
+    if alone:
+        must += (delimited(2, delimited(1, _one_value(one))) for one in conditions)
     if own:
         must.append(delimited(2, delimited(4, own)))
     return b"".join(must)
@@ -143,6 +215,11 @@ def narrowed(own: bytes, conditions: Conditions) -> bytes:
 def _match(condition: Condition) -> bytes:
     """A FieldCondition: this key has this keyword."""
     return delimited(1, condition.key.encode()) + delimited(2, delimited(1, condition.value.encode()))
+
+
+def _one_value(condition: Condition) -> bytes:
+    """A FieldCondition: this key has at most one value (values_count.lte)."""
+    return delimited(1, condition.key.encode()) + delimited(6, b"\x20\x01")
 
 
 # What becomes of a field
@@ -155,33 +232,59 @@ def _selector(content: bytes, work: Work) -> bytes:
         raise BadRequest("Either points or a filter is expected")
     if chosen.number != 2:  # noqa: PLR2004 - as the docstring has it
         raise Unconfined(tenancy.BY_IDS)
-    return delimited(2, narrowed(chosen.content(), work.conditions))
+    return delimited(2, narrowed(chosen.content(), work.conditions, alone=True))
 
 
-def _query(content: bytes, work: Work) -> bytes:
-    """Query: order_by (5), fusion (6), sample (7), formula (8) and rrf (10) are about no point."""
+def _words(content: bytes, work: Work) -> Words:
+    """Of a Query: order_by (5), fusion (6), sample (7), formula (8) and rrf (10) are about no point, and no words."""
     variant = work.alone("Query", content)
     number = 0 if variant is None else variant.number
     if variant is not None and number == 1:
-        _check_vector(variant.content(), work)
-    elif variant is not None and number == 9:  # noqa: PLR2004 - nearest_with_mmr
-        inputs = list(work.look("NearestInputWithMmr", variant.content()))
-        if not any(one.number == 1 for one in inputs):
-            raise Unconfined(tenancy.BY_EXAMPLE)
-        for one in inputs:
-            if one.number == 1:
-                _check_vector(one.content(), work)
-    elif number not in {5, 6, 7, 8, 10}:
+        return _words_of_vector(variant.content(), work)
+    if variant is not None and number == 9:  # noqa: PLR2004 - nearest_with_mmr
+        inputs = [one for one in work.look("NearestInputWithMmr", variant.content()) if one.number == 1]
+        if inputs:
+            return _words_of_vector(inputs[0].content(), work)
+    if variant is not None and number == 12:  # noqa: PLR2004 - text
+        variant.content()
+        return Words.TEXT
+    if number not in {5, 6, 7, 8, 10}:
         raise Unconfined(tenancy.BY_EXAMPLE)
-    return content
+    return Words.NONE
 
 
-def _check_vector(content: bytes, work: Work) -> None:
-    """VectorInput: a point's id (1), or a vector, or what a model makes one of."""
+def _words_of_vector(content: bytes, work: Work) -> Words:
+    """Of a VectorInput: a point's id (1), a dense vector (2) or several (4), or what may be sparse."""
     variant = work.alone("VectorInput", content)
     if variant is None or variant.number == 1:
         raise Unconfined(tenancy.BY_EXAMPLE)
     variant.content()
+    return Words.NONE if variant.number in {2, 4} else Words.SPARSE
+
+
+def _search_params(found: _Found, work: Work) -> bytes:
+    """SearchParams: which segments are indexed (4) is a matter of all points in them; words are counted over the
+    caller's own (6).
+    """
+    kept: list[bytes] = []
+    corpus: bytes | None = None
+    for one in work.look("SearchParams", found.params or b""):
+        if one.number in {_EXACT, _INDEXED_ONLY}:
+            _check_flag(one, "SearchParams")
+        if one.number == _IDF:
+            corpus = b"".join(filter_.content() for filter_ in work.look("IdfParams", one.content()))
+        elif one.number != _INDEXED_ONLY and not (one.number == _EXACT and work.exact):
+            kept.append(one.raw)
+    if work.exact:
+        kept.append(flag(_EXACT))
+    if idf.needs_corpus(found.words, found.using, work.facts) or corpus is not None:
+        kept.append(delimited(_IDF, delimited(1, narrowed(corpus or b"", work.conditions))))
+    return b"".join(kept)
+
+
+def _check_flag(one: Field, message: str) -> None:
+    if one.wire_type != VARINT:
+        raise ProtobufError(f"field {one.number} of {message} has another type")
 
 
 def _path(content: bytes, work: Work) -> bytes:
@@ -195,9 +298,14 @@ def _entry(content: bytes, work: Work) -> tuple[bytes, bytes]:
     return found.get(1, b""), found.get(2, b"")
 
 
-def _marks(payload: dict[bytes, bytes], conditions: Conditions) -> list[bytes]:
-    """The entries of conditions that the payload lacks, and has then. Raises :class:`Unconfined` where it differs."""
+def _marks(payload: dict[bytes, bytes], conditions: Conditions, *, makes: bool) -> list[bytes]:
+    """The entries of conditions that the payload lacks, and has then. Raises :class:`Unconfined` where it differs, or,
+    unless it is that of a new point, names a key at all.
+    """
     missing = []
+    for one in () if makes else conditions:
+        if one.key.encode() in payload:
+            raise Unconfined(tenancy.SET.format(one.key))
     for one in conditions:
         key, value = one.key.encode(), delimited(4, one.value.encode())  # Value.string_value
         if key not in payload:
@@ -229,26 +337,25 @@ _LOOKUP_FROM: Final = tenancy.LOOKS_UP.format("lookup_from")
 _WITH_LOOKUP: Final = tenancy.LOOKS_UP.format("with_lookup")
 _BELOW_A_KEY: Final = tenancy.BELOW_A_KEY
 
-_PARAMS: Final = Way("SearchParams", within={6: Way("IdfParams", filter=1).confined}).confined
-_POINT: Final = Way("PointStruct", payload=3, marks=True).confined
+_POINT: Final = Way("PointStruct", payload=3, makes=True, marks=True).confined
+_SEARCH: Final = Way("SearchPoints", filter=3, params=7, sparse=15, using=10)
 _PREFETCH: Final = Way(
-    "PrefetchQuery", filter=4, changes={2: _query}, within={1: _prefetch, 5: _PARAMS}, refused={8: _LOOKUP_FROM}
+    "PrefetchQuery", filter=4, params=5, query=2, using=3, within={1: _prefetch}, refused={8: _LOOKUP_FROM}
 )
-_SEARCH: Final = Way("SearchPoints", filter=3, within={7: _PARAMS})
 _QUERY: Final = Way(
-    "QueryPoints", filter=5, changes={3: _query}, within={2: _prefetch, 6: _PARAMS}, refused={14: _LOOKUP_FROM}
+    "QueryPoints", filter=5, params=6, query=3, using=4, within={2: _prefetch}, refused={14: _LOOKUP_FROM}
 )
-_MATRIX: Final = Way("SearchMatrixPoints", filter=2)
+_MATRIX: Final = Way("SearchMatrixPoints", filter=2, using=5, matrix=True)
 
 _OPERATIONS: Final = {
-    1: Way("PointsUpdateOperation.PointStructList", filter=3, within={1: _POINT}),
+    1: Way("PointsUpdateOperation.PointStructList", filter=3, alone=True, within={1: _POINT}),
     3: Way("PointsUpdateOperation.SetPayload", payload=1, changes={2: _selector}, needs=2, refused={4: _BELOW_A_KEY}),
     4: Way(
         "PointsUpdateOperation.OverwritePayload",
         payload=1, marks=True, changes={2: _selector}, needs=2, refused={4: _BELOW_A_KEY},
     ),
     5: Way("PointsUpdateOperation.DeletePayload", changes={1: _path, 2: _selector}, needs=2),
-    7: Way("PointsUpdateOperation.UpdateVectors", filter=3),
+    7: Way("PointsUpdateOperation.UpdateVectors", filter=3, alone=True),
     8: Way("PointsUpdateOperation.DeleteVectors", changes={1: _selector}, needs=1),
     9: Way("PointsUpdateOperation.DeletePoints", changes={1: _selector}, needs=1),
 }  # fmt: skip
@@ -257,21 +364,23 @@ WAYS: Final = {
     for method, way in {
         "Search": _SEARCH,
         "SearchBatch": Way("SearchBatchPoints", within={2: _SEARCH.confined}),
-        "SearchGroups": Way("SearchPointGroups", filter=3, within={6: _PARAMS}, refused={13: _WITH_LOOKUP}),
+        "SearchGroups": Way(
+            "SearchPointGroups", filter=3, params=6, sparse=16, using=8, exact=True, refused={13: _WITH_LOOKUP}
+        ),
         "SearchMatrixPairs": _MATRIX,
         "SearchMatrixOffsets": _MATRIX,
         "Query": _QUERY,
         "QueryBatch": Way("QueryBatchPoints", within={2: _QUERY.confined}),
         "QueryGroups": Way(
-            "QueryPointGroups", filter=5, changes={3: _query}, within={2: _prefetch, 6: _PARAMS},
+            "QueryPointGroups", filter=5, params=6, query=3, using=4, exact=True, within={2: _prefetch},
             refused={10: _LOOKUP_FROM, 15: _WITH_LOOKUP},
         ),
         "Scroll": Way("ScrollPoints", filter=2),
-        "Count": Way("CountPoints", filter=2),
-        "Facet": Way("FacetCounts", filter=3),
-        "Upsert": Way("UpsertPoints", filter=6, within={3: _POINT}),
+        "Count": Way("CountPoints", filter=2, set=3),
+        "Facet": Way("FacetCounts", filter=3, set=5),
+        "Upsert": Way("UpsertPoints", filter=6, alone=True, within={3: _POINT}),
         "Delete": Way("DeletePoints", changes={3: _selector}, needs=3),
-        "UpdateVectors": Way("UpdatePointVectors", filter=6),
+        "UpdateVectors": Way("UpdatePointVectors", filter=6, alone=True),
         "DeleteVectors": Way("DeletePointVectors", changes={3: _selector}, needs=3),
         "SetPayload": Way("SetPayloadPoints", payload=3, changes={5: _selector}, needs=5, refused={8: _BELOW_A_KEY}),
         "OverwritePayload": Way(

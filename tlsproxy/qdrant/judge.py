@@ -14,6 +14,7 @@ from tlsproxy.authz.access import ALLOWED, UNREAD, Decision, Rights, Scope, deci
 from tlsproxy.authz.admission import Admission
 from tlsproxy.errors import Form
 from tlsproxy.qdrant.bodies import named_collections
+from tlsproxy.qdrant.idf import Facts
 from tlsproxy.qdrant.listings import Listing, listing_of
 from tlsproxy.qdrant.operations import Operation
 from tlsproxy.qdrant.rest import Recognised
@@ -63,12 +64,14 @@ def judge(admitted: Admission | Decision, asked: Recognised) -> Judgement:
     return Judgement(ALLOWED, listing)
 
 
-def judging_body(admitted: Admission, asked: Recognised, content: bytes) -> Steps[tuple[Decision, bytes | None]]:
+def judging_body(
+    admitted: Admission, asked: Recognised, content: bytes, facts: Facts | None = None
+) -> Steps[tuple[Decision, bytes | None]]:
     """What head and body decide together, where the head alone left it open, and the body to send in place of this one.
 
     None is this one, to the byte. Of a body that is read for its names alone, its outline will do.
 
-    Raises :class:`BadRequest`, :class:`Unconfined`.
+    Raises :class:`BadRequest`, :class:`Unconfined`, and :class:`FactsNeeded` where the collection's have a say.
     """
     operation = asked.operation
     if operation is None:
@@ -76,7 +79,7 @@ def judging_body(admitted: Admission, asked: Recognised, content: bytes) -> Step
     conditions = tuple(condition for rights in admitted.rights for condition in rights.conditions)
     body = yield from reading_json(content)
     named = named_collections(operation, body) if operation.names_others else ()
-    changed = orjson.dumps(confine(operation, body, conditions)) if conditions else None
+    changed = orjson.dumps(confine(operation, body, conditions, facts)) if conditions else None
     decision = decide_all(admitted.rights, operation, asked.collection, named=named, confined=changed is not None)
     return decision, changed
 

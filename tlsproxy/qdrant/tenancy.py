@@ -5,6 +5,10 @@ by filter get the conditions as a filter, at every level at which points are cho
 Qdrant's `update_filter` (since 1.16) keeps an upsert from a point that exists and carries others. What chooses points
 by ids without a filter, takes a vector or a payload from a point by its id, or touches the conditions' own keys is
 refused. Where serde would read an array as a struct, only the documented type is accepted.
+
+To Qdrant a point whose key holds an array meets the condition of each value in it: such a point is shared, and may be
+read by each. A change asks besides that the key holds one value, so that nobody takes a shared point over.
+Counts are exact, since an estimate is made over all points (:mod:`tlsproxy.qdrant.statistics`).
 """
 
 from __future__ import annotations
@@ -16,6 +20,7 @@ from typing import Any, Final
 from tlsproxy.authz.access import Condition
 from tlsproxy.errors import BadRequest, Unconfined
 from tlsproxy.qdrant.bodies import prefetches_of, requests_of
+from tlsproxy.qdrant.idf import Facts, Words, check_matrix, needs_corpus
 from tlsproxy.qdrant.operations import Operation
 
 Conditions = tuple[Condition, ...]
@@ -29,6 +34,7 @@ BY_EXAMPLE: Final = "A query by a point's id, or by examples, cannot be confined
 BY_IDS: Final = "A change by ids cannot be confined to a tenant: use a filter with has_id"
 BELOW_A_KEY: Final = "A payload that is set below a key cannot be confined to a tenant"
 MARKED: Final = "The payload's {} is not yours to choose"
+SET: Final = "The payload's {} is not yours to set"
 _KEPT: Final = "The payload that marks a tenant's points cannot be deleted, nor a key of unusual form"
 
 _PLAIN_PATH = re.compile(r"([A-Za-z0-9_-]+)(?:(?:\.[A-Za-z0-9_-]+)|\[[0-9]*\])*")
@@ -45,8 +51,10 @@ def is_confinable(operation: Operation) -> bool:
     return operation.path in _READS or (operation.method, operation.path) in _WRITES
 
 
-def confine(operation: Operation, body: Any, conditions: Conditions) -> Any:
-    """``body`` is changed and returned. Raises :class:`Unconfined`, :class:`BadRequest`."""
+def confine(operation: Operation, body: Any, conditions: Conditions, facts: Facts | None = None) -> Any:
+    """``body`` is changed and returned. Raises :class:`Unconfined`, :class:`BadRequest`, and :class:`FactsNeeded` where
+    those of its collection have a say.
+    """
     write = _WRITES.get((operation.method, operation.path))
     if write is not None:
         write(_object(body, "the body"), conditions)
@@ -59,49 +67,95 @@ def confine(operation: Operation, body: Any, conditions: Conditions) -> Any:
         for name in ("lookup_from", "with_lookup"):
             if request.get(name) is not None:
                 raise Unconfined(LOOKS_UP.format(name))
-        _check_query(request.get("query"))
-        _narrow_statistics(request.get("params"), conditions)
+        using = _text(request.get("using"), "using")
+        if operation.path in _SEARCHED:
+            words, using = _words_of_search(request.get("vector"))
+        else:
+            words = _words(request.get("query"))
+        if operation.path in _MATRICES:
+            check_matrix(using, facts)
+        _params(request, conditions, exact=operation.path in _GROUPED, corpus=needs_corpus(words, using, facts))
+        if operation.path in _COUNTED:
+            request["exact"] = True
         _filter(request, "filter", conditions)
         left += prefetches_of(request)
     return body
 
 
-def _filter(request: dict[str, Any], name: str, conditions: Conditions) -> None:
-    """The caller's own filter becomes one more condition of ours, as a whole."""
+def _filter(request: dict[str, Any], name: str, conditions: Conditions, *, alone: bool = False) -> None:
+    """The caller's own filter becomes one more condition of ours, as a whole. ``alone``: shared points are left out."""
     own = request.get(name)
     must: list[dict[str, Any]] = [{"key": one.key, "match": {"value": one.value}} for one in conditions]
+    if alone:
+        must += ({"key": one.key, "values_count": {"lte": 1}} for one in conditions)
     if own is not None and _object(own, name):
         must.append(own)
     request[name] = {"must": must}
 
 
-def _narrow_statistics(params: Any, conditions: Conditions) -> None:
-    """A search may choose the points over which words are counted: scores would tell of the words of others."""
-    idf = None if params is None else _object(params, "params").get("idf")
-    if idf is not None and idf != "global":
-        _filter(_object(idf, "params.idf"), "corpus", conditions)
+def _params(request: dict[str, Any], conditions: Conditions, *, exact: bool, corpus: bool) -> None:
+    """Which segments are indexed is a matter of all points in them. Words are counted over the caller's own."""
+    if request.get("params") is None:
+        if not exact and not corpus:
+            return
+        request["params"] = {}
+    params = _object(request["params"], "params")
+    params.pop("indexed_only", None)
+    if exact:
+        params["exact"] = True
+    idf = params.get("idf")
+    if corpus or idf is not None:
+        params["idf"] = {} if idf is None or idf == "global" else _object(idf, "params.idf")
+        _filter(params["idf"], "corpus", conditions)
 
 
-def _check_query(query: Any) -> None:
-    """A number or a string is a point's id, whose vector the search would tell of."""
+def _words(query: Any) -> Words:
+    """How a query's scores depend on words. A number or a string is a point's id, whose vector a search would tell of.
+
+    Raises :class:`Unconfined`.
+    """
     if query is None:
-        return
+        return Words.NONE
     if isinstance(query, dict):
         if query and query.keys() <= _QUERIES_OF_NO_POINT:
-            return
+            return Words.NONE
+        if query.keys() == {"text"} and isinstance(query["text"], str | dict):
+            return Words.TEXT
         if "nearest" in query and query.keys() <= {"nearest", "mmr"}:
             query = query["nearest"]
-    if not _is_vector(query):
-        raise Unconfined(BY_EXAMPLE)
+    return _words_of_vector(query)
 
 
-def _is_vector(value: Any) -> bool:
-    """Dense, multiple or sparse, or what an inference service makes one of."""
+def _words_of_vector(value: Any) -> Words:
+    """Dense, multiple or sparse, or what an inference service makes one of, which may be sparse.
+
+    Two rows of numbers are several dense vectors, or to serde, if the first has no fractions, a sparse one.
+    """
     if isinstance(value, dict):
-        if value.keys() == {"indices", "values"}:
-            return _are_numbers(value["indices"]) and _are_numbers(value["values"])
-        return "model" in value and value.keys() <= _INFERENCE
-    return _are_numbers(value) or (isinstance(value, list) and all(_are_numbers(row) for row in value))
+        sparse = value.keys() == {"indices", "values"}
+        if (sparse and _are_numbers(value["indices"]) and _are_numbers(value["values"])) or (
+            "model" in value and value.keys() <= _INFERENCE
+        ):
+            return Words.SPARSE
+    elif _are_numbers(value):
+        return Words.NONE
+    elif isinstance(value, list) and all(_are_numbers(row) for row in value):
+        positional = len(value) == len(("indices", "values")) and all(type(one) is int for one in value[0])
+        return Words.SPARSE if positional else Words.NONE
+    raise Unconfined(BY_EXAMPLE)
+
+
+def _words_of_search(vector: Any) -> tuple[Words, str]:
+    """Of the older search: a dense vector, or one with its name. Raises :class:`BadRequest`."""
+    if vector is None or _are_numbers(vector):
+        return Words.NONE, ""
+    named = _object(vector, "vector")
+    if isinstance(named.get("vector"), dict):
+        return Words.SPARSE, _text(named.get("name"), "vector.name")
+    _array(named.get("vector"), "vector.vector")
+    if not _are_numbers(named["vector"]):
+        raise BadRequest("Format error in JSON body: vector.vector must be numbers, or indices and values")
+    return Words.NONE, _text(named.get("name"), "vector.name")
 
 
 def _are_numbers(value: Any) -> bool:
@@ -124,25 +178,28 @@ def _upsert(body: dict[str, Any], conditions: Conditions) -> None:
         if payloads is None:
             payloads = [None] * len(ids)
         batch["payloads"] = [_marked(payload, conditions) for payload in _array(payloads, "payloads")]
-    _filter(body, "update_filter", conditions)
+    _filter(body, "update_filter", conditions, alone=True)
 
 
 def _update_vectors(body: dict[str, Any], conditions: Conditions) -> None:
-    _filter(body, "update_filter", conditions)
+    _filter(body, "update_filter", conditions, alone=True)
 
 
 def _by_filter(body: dict[str, Any], conditions: Conditions) -> None:
     if body.get("points") is not None:
         raise Unconfined(BY_IDS)
     _object(body.get("filter"), "filter")  # without one Qdrant refuses; ours alone would mean all points of the tenant
-    _filter(body, "filter", conditions)
+    _filter(body, "filter", conditions, alone=True)
 
 
 def _set_payload(body: dict[str, Any], conditions: Conditions) -> None:
     if body.get("key") is not None:
         raise Unconfined(BELOW_A_KEY)
-    _object(body.get("payload"), "payload")
-    _marked(dict(body["payload"]), conditions)
+    payload = _object(body.get("payload"), "payload")
+    for one in conditions:
+        if one.key in payload:
+            raise Unconfined(SET.format(one.key))
+    _marked({}, conditions)  # of conditions that cannot hold together
     _by_filter(body, conditions)
 
 
@@ -188,6 +245,12 @@ def _object(value: Any, where: str) -> dict[str, Any]:
     return value
 
 
+def _text(value: Any, where: str) -> str:
+    if value is not None and not isinstance(value, str):
+        raise BadRequest(f"Format error in JSON body: {where} must be a string")
+    return value or ""
+
+
 def _array(value: Any, where: str) -> list[Any]:
     if not isinstance(value, list):
         raise BadRequest(f"Format error in JSON body: {where} must be an array")
@@ -211,6 +274,12 @@ _READS: Final = frozenset(
         "points/search/matrix/pairs",
     )
 )
+_COUNTED: Final = frozenset({f"{_COLLECTION}/facet", f"{_COLLECTION}/points/count"})
+"""Whose answers are counts, or estimates of them."""
+_GROUPED: Final = frozenset({f"{_COLLECTION}/points/query/groups", f"{_COLLECTION}/points/search/groups"})
+_SEARCHED: Final = frozenset(f"{_COLLECTION}/points/search{path}" for path in ("", "/batch", "/groups"))
+"""Those that name their vector otherwise than by ``query`` and ``using``."""
+_MATRICES: Final = frozenset(f"{_COLLECTION}/points/search/matrix/{path}" for path in ("offsets", "pairs"))
 _Change = Callable[[dict[str, Any], Conditions], None]
 _CHANGES: Final[dict[str, _Change]] = {
     "upsert": _upsert,

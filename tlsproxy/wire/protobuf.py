@@ -118,6 +118,11 @@ def delimited(number: int, value: bytes) -> bytes:
     return varint(number << 3 | LEN) + varint(len(value)) + value
 
 
+def flag(number: int) -> bytes:
+    """A bool field that is true."""
+    return varint(number << 3 | VARINT) + b"\x01"
+
+
 def _head(data: bytes, position: int) -> tuple[int, int, int, int] | None:
     """(number, wire type, size of what follows, where that begins); None where ``data`` ends before.
 

@@ -1,0 +1,256 @@
+"""Which queries count words, on which facts, and what Qdrant's answers say of these."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tlsproxy.authz.access import Condition
+from tlsproxy.errors import BadRequest, Unconfined
+from tlsproxy.qdrant.idf import Facts, FactsNeeded, Words, check_matrix, needs_corpus, release_in, vectors_in
+from tlsproxy.qdrant.operations import Operation
+from tlsproxy.qdrant.rest import recognise
+from tlsproxy.qdrant.tenancy import confine
+
+ACME = (Condition("tenant", "acme"), Condition("team", "a"))
+OURS = [{"key": one.key, "match": {"value": one.value}} for one in ACME]
+WORDS = frozenset({"words", ""})
+LATEST = Facts((1, 20), WORDS)
+
+
+def again(body: Any) -> Any:
+    """As it would be read: no part of it is another's."""
+    return json.loads(json.dumps(body))
+
+
+def operation(path: str) -> Operation:
+    found = recognise("POST", f"/collections/docs/points/{path}").operation
+    assert found is not None
+    return found
+
+
+def test_what_no_word_has_a_say_in_needs_no_facts() -> None:
+    assert not needs_corpus(Words.NONE, "words", None)
+    for words in (Words.SPARSE, Words.TEXT):
+        with pytest.raises(FactsNeeded):
+            needs_corpus(words, "words", None)
+
+
+@pytest.mark.parametrize(
+    ("release", "allowed"),
+    [((1, 18), ()), ((1, 19), (Words.SPARSE,)), ((1, 20), (Words.SPARSE, Words.TEXT)), (None, ())],
+)
+@pytest.mark.parametrize("vectors", [WORDS, None])
+def test_releases(release: tuple[int, int] | None, vectors: frozenset[str] | None, allowed: tuple[Words, ...]) -> None:
+    """Not to know which vectors have IDF is as if all had."""
+    facts = Facts(release, vectors)
+    for words in (Words.SPARSE, Words.TEXT):
+        if words in allowed:
+            assert needs_corpus(words, "words", facts)
+        else:
+            with pytest.raises(Unconfined):
+                needs_corpus(words, "words", facts)
+
+
+def test_only_what_errs_on_the_safe_side_is_remembered() -> None:
+    remembered = LATEST.remembered()
+    assert needs_corpus(Words.SPARSE, "words", remembered)
+    assert not needs_corpus(Words.SPARSE, "splade", LATEST)
+    with pytest.raises(FactsNeeded):
+        needs_corpus(Words.SPARSE, "splade", remembered)
+    with pytest.raises(FactsNeeded):
+        check_matrix("splade", remembered)
+    check_matrix("splade", LATEST)
+    for using in WORDS:
+        with pytest.raises(Unconfined):
+            check_matrix(using, LATEST)
+    with pytest.raises(Unconfined):
+        check_matrix("splade", Facts((1, 20), None))
+
+
+@pytest.mark.parametrize(
+    ("version", "release"),
+    [
+        ("1.18.3", (1, 18)),
+        ("1.20.0-dev", (1, 20)),
+        ("1.20", (1, 20)),
+        ("10.0.0", (10, 0)),
+        ("1", None),
+        ("v1.20.0", None),
+        ("1.x", None),
+        ("1.-20", None),
+        ("", None),
+        (1.2, None),
+        (None, None),
+        ("1." + "9" * 100, None),
+    ],
+)
+def test_the_release(version: object, release: tuple[int, int] | None) -> None:
+    assert release_in(json.dumps({"title": "qdrant", "version": version}).encode()) == release
+
+
+def test_what_is_no_release() -> None:
+    for answer in (b"", b"{", b"[]", b"1", b'{"version": {"major": 1}}', b"\xff"):
+        assert release_in(answer) is None
+
+
+def described(params: Any) -> bytes:
+    return json.dumps({"result": {"status": "green", "config": {"params": params}}, "status": "ok"}).encode()
+
+
+def test_the_vectors_with_idf() -> None:
+    sparse = {
+        "bm25": {"modifier": "idf"},
+        "splade": {"index": {"on_disk": True}},
+        "none": {"modifier": "none"},
+        "null": {"modifier": None},
+        "newer": {"modifier": "bm26"},
+        "odd": None,
+    }
+    assert vectors_in(described({"vectors": {}, "sparse_vectors": sparse})) == {"bm25", "newer", "odd"}
+    for without in ({}, {"sparse_vectors": None}, {"sparse_vectors": {}}):
+        assert vectors_in(described(without)) == frozenset()
+    for answer in (b"", b"{}", b"[]", described(None), described({"sparse_vectors": []}), b'{"result":null}'):
+        assert (vectors_in(answer) or frozenset()) == frozenset()
+    assert vectors_in(b'{"status":{"error":"Not found"}}') is None
+
+
+# Of random queries, a twin that knows them when it makes them
+
+sparse: st.SearchStrategy[Any] = st.sampled_from(
+    [
+        {"indices": [1], "values": [0.5]},
+        [[1, 2], [0.5, 1]],
+        [[], []],
+        {"text": "x", "model": "m"},
+        {"image": "x", "model": "m"},
+        {"object": {}, "model": "m"},
+    ]
+)
+dense: st.SearchStrategy[Any] = st.sampled_from([[0.5], [1, 2], [[0.5, 1], [1, 2]], [[1]], [[1], [2], [3]]])
+text: st.SearchStrategy[Any] = st.sampled_from([{"text": "x"}, {"text": {"query": "x"}}])
+rest: st.SearchStrategy[Any] = st.sampled_from([None, {"fusion": "rrf"}, {"sample": "random"}, {"order_by": "n"}])
+
+
+def query_of(vector: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    return (
+        vector
+        | vector.map(lambda value: {"nearest": value})
+        | vector.map(lambda value: {"nearest": value, "mmr": {"diversity": 0.5}})
+    )
+
+
+own = {"must": [{"key": "a", "match": {"value": 1}}]}
+params = st.none() | st.fixed_dictionaries(
+    {},
+    optional={
+        "exact": st.sampled_from([False, True, None, 0]),
+        "indexed_only": st.booleans(),
+        "hnsw_ef": st.just(4),
+        "idf": st.sampled_from([None, "global", {}, {"corpus": None}, {"corpus": {}}, {"corpus": own}]),
+    },
+)
+queries = st.one_of(
+    query_of(sparse).map(lambda value: (value, Words.SPARSE)),
+    query_of(dense).map(lambda value: (value, Words.NONE)),
+    text.map(lambda value: (value, Words.TEXT)),
+    rest.map(lambda value: (value, Words.NONE)),
+)
+using = st.sampled_from([None, "", "words", "splade"])
+
+
+@st.composite
+def requests(draw: st.DrawFn, depth: int = 2) -> tuple[dict[str, Any], list[tuple[Words, str | None]]]:
+    """A request, and of each level, in the order of :func:`levels`, what words have to say there."""
+    query, words = draw(queries)
+    name = draw(using)
+    request: dict[str, Any] = {"query": query}
+    if name is not None:
+        request["using"] = name
+    if draw(st.booleans()):
+        request["params"] = draw(params)
+    expected = [(words, name)]
+    if depth and draw(st.booleans()):
+        below = draw(st.lists(requests(depth - 1), min_size=1, max_size=2))
+        request["prefetch"] = [one for one, _ in below]
+        for _, more in below:
+            expected += more
+        if len(below) == 1 and draw(st.booleans()):
+            (request["prefetch"],) = request["prefetch"]
+    return request, expected
+
+
+def levels(request: dict[str, Any]) -> list[dict[str, Any]]:
+    below = request.get("prefetch", [])
+    return [request, *(one for inner in (below if isinstance(below, list) else [below]) for one in levels(inner))]
+
+
+@pytest.mark.fuzz
+@given(requests(), st.sampled_from(["query", "query/groups", "query/batch"]))
+def test_every_level_counts_its_words_over_ones_own_points(
+    asked: tuple[dict[str, Any], list[tuple[Words, str | None]]], path: str
+) -> None:
+    request, expected = asked
+    body = {"searches": [request]} if path.endswith("batch") else request
+    changed = confine(operation(path), again(body), ACME, LATEST)
+    found = levels(changed["searches"][0] if path.endswith("batch") else changed)
+    assert len(found) == len(expected)
+    for before, after, (words, name) in zip(levels(request), found, expected, strict=True):
+        given_params = before.get("params") or {}
+        said = given_params.get("idf")
+        after_params = after.get("params") or {}
+        assert "indexed_only" not in after_params
+        if path.endswith("groups"):
+            assert after_params["exact"] is True
+        elif "exact" in given_params:
+            assert after_params["exact"] == given_params["exact"]
+        counts = words is Words.TEXT or (words is Words.SPARSE and (name or "") in WORDS)
+        if counts or said is not None:
+            narrowed = [own] if isinstance(said, dict) and said.get("corpus") else []
+            assert after_params["idf"] == {"corpus": {"must": OURS + narrowed}}
+        else:
+            assert after_params.get("idf") is None
+        assert after["filter"]["must"][: len(OURS)] == OURS
+
+
+@pytest.mark.fuzz
+@given(requests())
+def test_no_level_is_asked_of_an_upstream_that_would_count_everybodys_words(
+    asked: tuple[dict[str, Any], list[tuple[Words, str | None]]],
+) -> None:
+    request, expected = asked
+    counts = any(words is Words.TEXT or (words is Words.SPARSE and (name or "") in WORDS) for words, name in expected)
+    for facts in (Facts((1, 18), WORDS), Facts(None, WORDS)):
+        if counts:
+            with pytest.raises(Unconfined):
+                confine(operation("query"), again(request), ACME, facts)
+        else:
+            confine(operation("query"), again(request), ACME, facts)
+
+
+@pytest.mark.parametrize(
+    "vector",
+    [
+        {"name": "words", "vector": [[1], [0.5]]},
+        {"name": "words"},
+        {"name": ["words"], "vector": {"indices": [1], "values": [1]}},
+        ["words", {"indices": [1], "values": [1]}],
+        [[1], [0.5]],
+        "words",
+        1,
+    ],
+)
+def test_the_older_search_takes_documented_vectors_only(vector: Any) -> None:
+    for path, body in (("search", {"vector": vector}), ("search/batch", {"searches": [{"vector": vector}]})):
+        with pytest.raises(BadRequest):
+            confine(operation(path), again(body), ACME, LATEST)
+
+
+def test_using_is_a_text() -> None:
+    for odd in (1, ["words"], {"name": "words"}):
+        with pytest.raises(BadRequest):
+            confine(operation("query"), {"query": [0.5], "using": odd}, ACME, LATEST)

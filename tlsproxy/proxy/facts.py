@@ -1,0 +1,98 @@
+"""What a tenant's query depends on, asked of the upstream: its release, and which of a collection's vectors have IDF.
+
+Both are asked over REST, for calls of gRPC too. The release is believed for :data:`REMEMBERED` seconds, and so is that
+a vector has the modifier; that one has none is asked for each request (:func:`tlsproxy.qdrant.idf.needs_corpus`).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Final
+
+from tlsproxy.authz.shares import Account
+from tlsproxy.errors import RequestError
+from tlsproxy.proxy.gateway import Gateway
+from tlsproxy.proxy.questions import Questions, question, question_path
+from tlsproxy.qdrant.idf import Facts, release_in, vectors_in
+
+if TYPE_CHECKING:
+    from tlsproxy.proxy.pool import Pool
+
+REMEMBERED: Final = 10.0
+MOST_REMEMBERED: Final = 1024
+LARGEST_ANSWER: Final = 1 << 20
+"""Bytes of a collection's description, beyond which it is not understood."""
+_OK: Final = 200
+
+Told = Callable[[Facts | RequestError], None]
+_Release = tuple[int, int] | None
+_Vectors = frozenset[str] | None
+
+
+class CollectionFacts:
+    """The questions of one process, and what is believed of their answers."""
+
+    def __init__(self, gateway: Gateway, pool: Pool) -> None:
+        self._gateway = gateway
+        self._releases: Questions[int, _Release] = Questions(
+            gateway, pool, lambda status, body: release_in(body) if status == _OK else None, largest=LARGEST_ANSWER
+        )
+        self._vectors: Questions[tuple[int, str], _Vectors] = Questions(
+            gateway, pool, lambda status, body: vectors_in(body) if status == _OK else None, largest=LARGEST_ANSWER
+        )
+        self._release: tuple[int, float, _Release] = (0, 0.0, None)
+        self._known: dict[tuple[int, str], tuple[float, Facts]] = {}
+
+    def known(self, collection: str) -> Facts | None:
+        """As they were remembered; None where they were not."""
+        until, facts = self._known.get((self._gateway.generation.number, collection), (0.0, None))
+        return facts if time.monotonic() < until else None
+
+    def ask(self, collection: str, account: Account, told: Told) -> None:
+        """``told`` is called, later. Raises :class:`tlsproxy.errors.Overloaded`."""
+        generation = self._gateway.generation
+        number, until, release = self._release
+        if number == generation.number and time.monotonic() < until:
+            self._ask_vectors(collection, account, told, release)
+        else:
+            asked = partial(self._told_release, generation.number, collection, account, told)
+            self._releases.ask(generation.number, question(generation, "GET /"), account, asked)
+
+    def _told_release(
+        self, number: int, collection: str, account: Account, told: Told, release: _Release | RequestError
+    ) -> None:
+        if isinstance(release, RequestError):
+            told(release)
+            return
+        if release is not None:
+            self._release = (number, time.monotonic() + REMEMBERED, release)
+        try:
+            self._ask_vectors(collection, account, told, release)
+        except RequestError as error:
+            told(error)
+
+    def _ask_vectors(self, collection: str, account: Account, told: Told, release: _Release) -> None:
+        generation = self._gateway.generation
+        path = question_path(collection, "GET", "", "get_collection")
+        if path is None:
+            self._gateway.loop.call_soon(told, Facts(release))
+            return
+        key = (generation.number, collection)
+        asked = partial(self._told_vectors, key, told, release)
+        self._vectors.ask(key, question(generation, f"GET {path}"), account, asked)
+
+    def _told_vectors(
+        self, key: tuple[int, str], told: Told, release: _Release, vectors: _Vectors | RequestError
+    ) -> None:
+        if isinstance(vectors, RequestError):
+            told(vectors)
+            return
+        facts = Facts(release, vectors)
+        self._known.pop(key, None)
+        if release is not None and vectors is not None:
+            if len(self._known) >= MOST_REMEMBERED:
+                del self._known[next(iter(self._known))]  # the oldest
+            self._known[key] = (time.monotonic() + REMEMBERED, facts.remembered())
+        told(facts)
