@@ -28,6 +28,7 @@ FIELDS = [
     "rule",
     "certificate_subject",
     "certificate_sha256",
+    "ca_sha256",
     "request_id",
     "status",
     "bytes_in",
@@ -54,7 +55,7 @@ def test_every_field_and_their_order(site: Site, gateway: Gateway) -> None:
     assert 0 < float(str(allowed["duration_ms"])) < 20_000
     assert re.fullmatch(r"[0-9a-f]{64}", str(allowed["certificate_sha256"]))
     assert re.fullmatch(r"[0-9a-f]{32}", str(allowed["request_id"]))
-    for field in ("timestamp", "duration_ms", "certificate_sha256", "request_id"):
+    for field in ("timestamp", "duration_ms", "certificate_sha256", "ca_sha256", "request_id"):
         del allowed[field]
     assert allowed == {
         "method": "scroll",

@@ -34,6 +34,7 @@ FIELDS = [
     "rule",
     "certificate_subject",
     "certificate_sha256",
+    "ca_sha256",
     "request_id",
     "status",
     "grpc_status",
@@ -65,7 +66,7 @@ def test_every_field_and_their_order(site: Site, gateway: Gateway, grpc_upstream
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z", str(allowed["timestamp"]))
     assert 0 < float(str(allowed["duration_ms"])) < 20_000
     assert re.fullmatch(r"[0-9a-f]{32}", str(allowed["request_id"]))
-    for field in ("timestamp", "duration_ms", "certificate_sha256", "request_id"):
+    for field in ("timestamp", "duration_ms", "certificate_sha256", "ca_sha256", "request_id"):
         del allowed[field]
     assert allowed == {
         "method": "scroll",

@@ -12,12 +12,37 @@ from cryptography.x509.name import _ASN1Type
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from support.site import Site
+from tlsproxy.tls.pki import Authority
 
 CN, OU = NameOID.COMMON_NAME, NameOID.ORGANIZATIONAL_UNIT_NAME
 
 
 def name(*pairs: tuple[x509.ObjectIdentifier, str], encoding: _ASN1Type | None = None) -> x509.Name:
     return x509.Name([x509.NameAttribute(oid, value, encoding) for oid, value in pairs])
+
+
+def certified(authority: Authority, by: Authority) -> Authority:
+    """The same name and key, with a certificate of another CA: as CAs are cross-signed."""
+    own, issuer = authority._certificate(), by._certificate()
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(own.subject)
+        .issuer_name(issuer.subject)
+        .public_key(own.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(issuer.not_valid_before_utc)
+        .not_valid_after(issuer.not_valid_after_utc)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(own.public_key()), critical=False)
+        .sign(by._key(), hashes.SHA256())
+    )
+    pem = certificate.public_bytes(serialization.Encoding.PEM)
+    return Authority(pem, authority.key_pem, pem + by.intermediates_pem)
+
+
+def fingerprint(authority: Authority) -> str:
+    """SHA-256 of a CA's certificate, lower-case hex."""
+    return authority._certificate().fingerprint(hashes.SHA256()).hex()
 
 
 def issue_odd(

@@ -64,44 +64,44 @@ def test_new_connections_have_a_rate_for_each_address(clock: Clock) -> None:
 
 def test_an_address_that_fails_is_not_heard_for_a_while_and_then_everybody_there_is(clock: Clock) -> None:
     some = addresses(clock, per_address={"failed_authentications": 2, "max_delay": 4})
-    some.failed("a", "")
-    some.failed("a", "")
+    some.failed("a", ())
+    some.failed("a", ())
     assert isinstance(some.connect("a"), tuple)
     for expected in (1, 4, 4):
-        some.failed("a", "")
-        assert some.delay("a", "") == expected * SECOND
+        some.failed("a", ())
+        assert some.delay("a", ()) == expected * SECOND
         assert some.connect("a") == FAILING
         assert isinstance(some.connect("b"), tuple)
-        refusal = some.refusal("a", "")
+        refusal = some.refusal("a", ())
         assert refusal is not None
         assert (refusal.status, refusal.retry_after, refusal.reason) == (429, expected, FAILING)
         clock.now += expected * SECOND
         # One that goes on failing at once begins no delay yet.
         for _ in range(3):
-            some.failed("a", "")
+            some.failed("a", ())
             assert isinstance(some.connect("a"), tuple)
         clock.now += HEARD
     clock.now += 600 * SECOND
-    some.failed("a", "")
-    assert some.delay("a", "") == 0, "time has made up for all of it"
+    some.failed("a", ())
+    assert some.delay("a", ()) == 0, "time has made up for all of it"
 
 
 def test_the_failures_of_an_identity_are_its_own(clock: Clock) -> None:
     some = addresses(clock, per_address={"failed_authentications": 1})
-    some.failed("a", "CN=one")
-    some.failed("a", "CN=one")
-    assert some.delay("a", "CN=one") == SECOND
-    assert some.delay("a", "CN=two") == some.delay("b", "CN=one") == some.delay("a", "") == 0
+    some.failed("a", ("CN=one",))
+    some.failed("a", ("CN=one",))
+    assert some.delay("a", ("CN=one",)) == SECOND
+    assert some.delay("a", ("CN=two",)) == some.delay("b", ("CN=one",)) == some.delay("a", ()) == 0
     assert isinstance(some.connect("a"), tuple)
     clock.now += SECOND
-    assert some.delay("a", "CN=one") == 0
-    some.failed("a", "CN=one")
-    assert some.delay("a", "CN=one") == 2 * SECOND, "nobody waits with it, so that it is not heard in between"
+    assert some.delay("a", ("CN=one",)) == 0
+    some.failed("a", ("CN=one",))
+    assert some.delay("a", ("CN=one",)) == 2 * SECOND, "nobody waits with it, so that it is not heard in between"
 
 
 def test_without_settings_nothing_is_remembered(clock: Clock) -> None:
     some = addresses(clock)
     for _ in range(100):
-        some.failed("a", "")
+        some.failed("a", ())
     some.adopt(Limits(per_address=PerAddress(failed_authentications=1)))
-    assert some.delay("a", "") == 0
+    assert some.delay("a", ()) == 0

@@ -10,7 +10,7 @@ import pytest
 import yaml
 from pydantic_core import PydanticUndefined
 
-from tlsproxy.config.callers import JwtIssuer, Match, NamedKey, Section
+from tlsproxy.config.callers import CaConstraint, JwtIssuer, Match, NamedKey, Section
 from tlsproxy.config.limits import PerAddress, Quota, RoleLimits
 from tlsproxy.config.loader import parse
 from tlsproxy.config.model import CollectionGrant, Config, IdentityRule, Listener, Role
@@ -70,6 +70,7 @@ def test_it_shows_the_default(tree: dict[str, Any], section: str, key: str, defa
 
 def test_every_key_has_a_description() -> None:
     models: list[type[Section]] = [Listener, Role, CollectionGrant, IdentityRule, Match, NamedKey, JwtIssuer]
+    models += [CaConstraint]
     models += [PerAddress, Quota, RoleLimits]
     models += [model for _, model in sections()]
     for model in models:

@@ -16,7 +16,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tlsproxy.authz.identity import Identity, identity_of
+from tlsproxy.authz.identity import Identity, anchor_of, identity_of
 
 KEY = ec.generate_private_key(ec.SECP256R1())
 BEGIN = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
@@ -89,6 +89,21 @@ def test_alternative_name_alone_is_enough() -> None:
     assert identity.defect == ""
     assert identity.common_name == ""
     assert identity.uris == ("spiffe://example.org/a",)
+
+
+def test_alternative_names_of_other_kinds_are_told_by_kind() -> None:
+    names = [x509.DirectoryName(name((CN, "a"))), x509.DNSName("a.example.org"), x509.RegisteredID(CN)]
+    identity = identity_of(certificate(sans=names))
+    assert (identity.other_names, identity.dns_names) == (("DirectoryName", "RegisteredID"), ("a.example.org",))
+
+
+def test_a_ca_is_known_by_its_name_and_key() -> None:
+    one, other = (
+        anchor_of(x509.load_der_x509_certificate(certificate(name((CN, "A\u200bB")), serial=serial)))
+        for serial in (1, 2)
+    )
+    assert (one.subject, one.key) == (other.subject, other.key) == (r"CN=A\e2\80\8bB", one.key)
+    assert one.sha256 != other.sha256
 
 
 def test_unicode_name_is_no_defect() -> None:

@@ -24,7 +24,10 @@ ALICE = Identity(
     uris=("spiffe://example.org/search/a",),
     emails=("alice@example.org",),
     ips=("10.0.0.1", "2001:db8::1"),
+    ca="CN=Root CA,O=Acme",
+    ca_sha256="ef" * 32,
 )
+DOUBTED = replace(ALICE, doubted=frozenset({"issuer", "ou"}))
 NOBODY = Identity(subject="", issuer="CN=Clients CA,O=Acme", serial="1", sha256="00" * 32, not_after=0.0)
 ADMIN = Rights(everywhere=GlobalMode.M)
 DOCS = Rights(grants=Grants(Grant("docs", write=True, extras=True)))
@@ -54,6 +57,9 @@ def policy(*rules: Rule) -> Policy:
         Matcher(serial="0A:BC"),
         Matcher(sha256=":".join(["AB"] * 32)),
         Matcher(cn="alice", ou="search", issuer="CN=Clients CA,*"),
+        Matcher(ca="CN=Root CA,O=Acme"),
+        Matcher(ca="CN=Root**"),
+        Matcher(ca_sha256=":".join(["EF"] * 32)),
     ],
 )
 def test_matches(matcher: Matcher) -> None:
@@ -77,13 +83,35 @@ def test_matches(matcher: Matcher) -> None:
         Matcher(sha256="cd" * 32),
         Matcher(cn="alice", issuer="CN=Servers CA,O=Acme"),
         Matcher(cn="mallory", ou="platform"),
+        Matcher(cn="alice", ca="CN=Clients CA,O=Acme"),
+        Matcher(cn="alice", ca_sha256="ab" * 32),
     ],
 )
 def test_does_not_match(matcher: Matcher) -> None:
     assert not matcher.matches(ALICE)
 
 
-FIELDS = ("cn", "o", "ou", "dns", "uri", "email", "ip", "subject")
+@pytest.mark.parametrize("field", ["issuer", "ou"])
+def test_what_is_in_doubt_holds_beside_the_name_of_the_ca_only(field: str) -> None:
+    pattern = {"issuer": "CN=Clients CA,O=Acme", "ou": "platform"}[field]
+    assert Matcher(cn="alice").matches(DOUBTED)
+    for more, holds in (
+        ({}, False),
+        ({"cn": "alice"}, False),
+        ({"ca": "CN=Root**"}, False),
+        ({"ca_sha256": "ef*"}, False),
+        ({"ca": "CN=Root CA,O=Acme"}, True),
+        ({"ca_sha256": "ef" * 32}, True),
+        ({"ca": "CN=Root**", "ca_sha256": "ef" * 32}, True),
+        ({"ca": "CN=Other"}, False),
+    ):
+        matcher = Matcher(**{field: pattern}, **more)
+        assert matcher.matches(DOUBTED) is holds, more
+        assert bool(list(matcher.misses(DOUBTED))) is not holds
+        assert matcher.matches(ALICE) is (more != {"ca": "CN=Other"})
+
+
+FIELDS = ("cn", "o", "ou", "dns", "uri", "email", "ip", "subject", "ca", "ca_sha256")
 
 
 @pytest.mark.parametrize("field", FIELDS)
@@ -109,23 +137,19 @@ _patterns = st.none() | st.sampled_from(
         "",
     ]
 )
-
-
-@given(
-    st.builds(Matcher, cn=_patterns, o=_patterns, ou=_patterns, dns=_patterns, uri=_patterns, ip=_patterns),
-    st.sampled_from([ALICE, NOBODY, replace(ALICE, common_name="", uris=())]),
+_cas = st.none() | st.sampled_from(["CN=Root CA,O=Acme", "CN=Root**", "CN=Other CA", "**"])
+_matchers = st.builds(
+    Matcher, cn=_patterns, o=_patterns, ou=_patterns, dns=_patterns, uri=_patterns, ip=_patterns, ca=_cas
 )
+_identities = st.sampled_from([ALICE, NOBODY, DOUBTED, replace(ALICE, common_name="", uris=())])
+
+
+@given(_matchers, _identities)
 def test_the_quick_answer_is_that_of_the_explanation(matcher: Matcher, identity: Identity) -> None:
     assert matcher.matches(identity) is (next(matcher.misses(identity), None) is None)
 
 
-@given(
-    st.lists(
-        st.builds(Matcher, cn=_patterns, o=_patterns, ou=_patterns, dns=_patterns, uri=_patterns, ip=_patterns),
-        max_size=8,
-    ),
-    st.sampled_from([ALICE, NOBODY, replace(ALICE, common_name="", uris=())]),
-)
+@given(st.lists(_matchers, max_size=8), _identities)
 def test_the_rule_that_is_found_is_the_first_of_all_that_matches(matchers: list[Matcher], identity: Identity) -> None:
     rules = tuple(Rule(str(place), matcher, "admin") for place, matcher in enumerate(matchers))
     obvious = next((rule.name for rule in rules if rule.match.matches(identity)), "")

@@ -43,6 +43,10 @@ def test_a_peer_has_its_identity_and_its_verified_chain(generation: Generation, 
     assert peer.identity.common_name == "bob"
     assert peer.chain == tuple(map(sha256, (issued.certificate_pem, middle.certificate_pem, ROOT.certificate_pem)))
     middle_serial = x509.load_pem_x509_certificate(middle.certificate_pem).serial_number
+    assert [(one.subject, one.sha256) for one in peer.issuers] == [
+        ("CN=middle", peer.chain[1]),
+        ("CN=test root", peer.chain[2]),
+    ]
     assert peer.serials[:2] == (("cn=middle", issued.serial), ("cn=test root", middle_serial))
 
 
@@ -111,6 +115,12 @@ def test_a_chain_that_cannot_be_looked_up_in_a_crl_has_no_role(monkeypatch: pyte
     assert peer_module._peer([der]).identity.defect == "unparsable issuer"
 
 
+def test_an_issuer_that_cannot_be_read_is_no_anchor() -> None:
+    der = ssl.PEM_cert_to_DER_cert(CLIENT.certificate_pem.decode())
+    peer = peer_module._peer([der, b"junk"])
+    assert (peer.identity.defect, peer.issuers) == ("unparsable issuer", ())
+
+
 def test_bytes_that_are_no_certificate_have_no_issuer() -> None:
     assert peer_module._issued(b"junk") is None
 
@@ -140,3 +150,4 @@ def test_another_chain_of_the_same_leaf_is_not_taken_for_the_first() -> None:
     peer_of(Newer(CLIENT.certificate_pem, ROOT.certificate_pem))
     peer = peer_of(Newer(CLIENT.certificate_pem, OTHER.certificate_pem))
     assert peer.chain[1:] == (sha256(OTHER.certificate_pem),)
+    assert [one.subject for one in peer.issuers] == ["CN=other root"]

@@ -45,6 +45,7 @@ class Caller:
     """Who asked. An empty field is one that does not apply, and is left out of the line.
 
     ``subject`` is the claim of a token; where the certificate alone admitted its holder, Qdrant's field is its subject.
+    ``ca_sha256`` is the digest of the CA that the certificate rests on.
     ``key`` is the name of an API key, or of what a token was signed with; ``key_rights`` is what that gave.
     """
 
@@ -53,6 +54,7 @@ class Caller:
     rule: str = ""
     certificate_subject: str = ""
     certificate_sha256: str = ""
+    ca_sha256: str = ""
     subject: str = ""
     key: str = ""
     key_rights: str = ""
@@ -127,6 +129,7 @@ def prepare(
         ("rule", caller.rule),
         ("certificate_subject", caller.certificate_subject),
         ("certificate_sha256", caller.certificate_sha256),
+        ("ca_sha256", caller.ca_sha256),
     )
     said = _fields(("collection", collection))
     verdict = _verdict(error, allowed=allowed)

@@ -68,6 +68,11 @@ def _program(pattern: str) -> _Program:
     return _Program(accept=bit, literals=literals, any_one=any_one, loops_within=within, loops_across=across)
 
 
+def is_exact(pattern: str) -> bool:
+    """Whether it describes one text only: itself."""
+    return _WILDCARDS.isdisjoint(pattern)
+
+
 def glob_matches(pattern: str, value: str) -> bool:
     """Whether the whole of ``value`` is what ``pattern`` describes."""
     if _WILDCARDS.isdisjoint(pattern):

@@ -1,6 +1,7 @@
 """A verified client certificate → Identity: what it says of its holder, read strictly.
 
-The chain has been verified by the TLS layer before anything here runs. What is ambiguous (two common names, control or
+The chain has been verified by the TLS layer before anything here runs; :mod:`tlsproxy.authz.anchors` adds which CA it
+rests on. What is ambiguous (two common names, control or
 invisible characters, an empty subject without any alternative name, a name in an encoding that others read differently)
 is a ``defect``: such a certificate still has a subject to show in a log, and never gets a role.
 """
@@ -14,14 +15,29 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 _NAME_ENCODINGS: Final = frozenset({0x0C, 0x13, 0x16})
 """UTF8String, PrintableString, IA5String. RFC 5280 §4.1.2.4 keeps the others (BMPString, UniversalString,
 TeletexString) for old certificates only, and libraries do not agree on how they read."""
 
+_READ: Final = (x509.DNSName, x509.UniformResourceIdentifier, x509.RFC822Name, x509.IPAddress)
+
 _INVISIBLE: Final = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
 """Unicode categories of what a reader of a name does not see: controls, NUL, direction marks, zero-width joiners."""
+
+
+@dataclass(frozen=True, slots=True)
+class Anchor:
+    """A CA certificate: ``subject`` as RFC 4514 writes it, the SHA-256 (lower-case hex) of its DER, and of its public
+    key's (SubjectPublicKeyInfo). Certificates of one subject and key are one CA, issued anew.
+    """
+
+    subject: str
+    sha256: str
+    key: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +47,12 @@ class Identity:
     ``serial`` is lower-case hex without leading zeros, ``sha256`` the lower-case hex digest of the DER certificate,
     ``not_after`` seconds since the epoch. DNS names are lower-cased (RFC 4343), addresses in their shortest form. In
     ``subject`` and ``issuer`` an invisible character is written as RFC 4514's ``\XX``, so that both are fit for a log.
-    ``defect`` is empty, or the reason for which no rule may match.
+    ``other_names`` are the kinds of the alternative names that nothing here reads. ``defect`` is empty, or the reason
+    for which no rule may match.
+
+    ``ca``, ``ca_sha256`` and ``ca_key`` are those of the trust anchor (:class:`Anchor`), empty where none is known.
+    ``doubted`` are the fields of a match that prove nothing below that anchor, unless a rule names the anchor too.
+    ``foreign`` is empty, or a name that the anchor may not give, for which no rule may match either.
     """
 
     subject: str
@@ -47,12 +68,23 @@ class Identity:
     emails: tuple[str, ...] = ()
     ips: tuple[str, ...] = ()
     defect: str = ""
+    other_names: tuple[str, ...] = ()
+    ca: str = ""
+    ca_sha256: str = ""
+    ca_key: str = ""
+    doubted: frozenset[str] = frozenset()
+    foreign: str = ""
 
     @property
     def name(self) -> str:
         """The subject, or what stands for it where that is empty, as in a SPIFFE certificate."""
         alternatives = () if self.defect else (*self.uris, *self.dns_names, *self.emails, *self.ips)
         return self.subject or next(iter(alternatives), f"SHA-256 {self.sha256}")
+
+    @property
+    def account(self) -> tuple[str, ...]:
+        """The holder in limits and shares: the same for a new certificate, and below a CA that was issued anew."""
+        return ("identity", self.ca, self.ca_key, self.issuer, self.name)
 
 
 def identity_of(der: bytes) -> Identity:
@@ -62,6 +94,16 @@ def identity_of(der: bytes) -> Identity:
         return _read(x509.load_der_x509_certificate(der), sha256)
     except Exception:  # noqa: BLE001 - whatever a parser of hostile bytes raises, the answer is: no role
         return Identity(subject="", issuer="", serial="", sha256=sha256, not_after=0.0, defect="unparsable")
+
+
+def anchor_of(certificate: x509.Certificate) -> Anchor:
+    """Raises what `cryptography` raises for a name or key that it cannot read."""
+    key = certificate.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    return Anchor(
+        _shown(certificate.subject.rfc4514_string()),
+        certificate.fingerprint(hashes.SHA256()).hex(),
+        hashlib.sha256(key).hexdigest(),
+    )
 
 
 def _read(certificate: x509.Certificate, sha256: str) -> Identity:
@@ -103,6 +145,7 @@ def _with_alternative_names(identity: Identity, extensions: x509.Extensions) -> 
         uris=tuple(names.get_values_for_type(x509.UniformResourceIdentifier)),
         emails=tuple(names.get_values_for_type(x509.RFC822Name)),
         ips=tuple(str(address) for address in names.get_values_for_type(x509.IPAddress)),
+        other_names=tuple(type(name).__name__ for name in names if not isinstance(name, _READ)),
     )
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from typing import Final
 
-from tlsproxy.authz.globs import glob_matches, literal_beginning
+from tlsproxy.authz.globs import glob_matches, is_exact, literal_beginning
 from tlsproxy.authz.identity import Identity
 
 
@@ -15,7 +15,8 @@ from tlsproxy.authz.identity import Identity
 class Matcher:
     """Exact values or globs; every field that is given must hold, and one without any field matches nobody.
 
-    A field that a certificate has several values of holds when any of them matches.
+    A field that a certificate has several values of holds when any of them matches. One that is in doubt
+    (:mod:`tlsproxy.authz.anchors`) holds only beside ``ca`` or ``ca_sha256`` without wildcards.
     """
 
     cn: str | None = None
@@ -29,13 +30,24 @@ class Matcher:
     issuer: str | None = None
     serial: str | None = None
     sha256: str | None = None
+    ca: str | None = None
+    ca_sha256: str | None = None
     # What `matches` looks at, made once: a policy may have 10,000 of these.
     conditions: tuple[tuple[str, str, str], ...] = field(init=False, repr=False, compare=False)
+    # The fields that hold only where they are not in doubt.
+    trusting: frozenset[str] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         """(attribute, pattern, the text that the pattern begins with) of each field."""
         conditions = tuple((_ATTRIBUTES[name], pattern, literal_beginning(pattern)) for name, pattern in self.given())
         object.__setattr__(self, "conditions", conditions)
+        trusting = frozenset() if self.names_ca else frozenset(name for name, _ in self.given())
+        object.__setattr__(self, "trusting", trusting)
+
+    @property
+    def names_ca(self) -> bool:
+        """Whether this is about the certificates of one CA, or of those of one name."""
+        return any(pattern is not None and is_exact(pattern) for pattern in (self.ca, self.ca_sha256))
 
     def given(self) -> tuple[tuple[str, str], ...]:
         """(field, normalised pattern) of the fields that are given."""
@@ -52,9 +64,13 @@ class Matcher:
             if not any(glob_matches(pattern, value) for value in values):
                 shown = " or ".join(f'"{value}"' for value in values) or "absent"
                 yield f'{name} is {shown}, not "{pattern}"'
+            elif name in self.trusting and name in identity.doubted:
+                yield f"{name} is not believed of this CA: {_ADVICE.get(name, _CONFINED)}"
 
     def matches(self, identity: Identity) -> bool:
         """As :meth:`misses` has it (1 µs in place of 20 where the first field does not hold)."""
+        if not self.trusting.isdisjoint(identity.doubted):
+            return False
         for attribute, pattern, beginning in self.conditions:
             values = getattr(identity, attribute)
             for value in (values,) if isinstance(values, str) else values:
@@ -72,7 +88,7 @@ def normal_form(name: str, pattern: str) -> str:
     """
     if name == "dns":
         return pattern.lower()
-    if name == "sha256":
+    if name in {"sha256", "ca_sha256"}:
         return pattern.replace(":", "").lower()
     if name == "serial":
         return pattern.replace(":", "").lower().lstrip("0") or "0"
@@ -96,7 +112,11 @@ _ATTRIBUTES: Final = {
     "issuer": "issuer",
     "serial": "serial",
     "sha256": "sha256",
+    "ca": "ca",
+    "ca_sha256": "ca_sha256",
 }
+_CONFINED: Final = "tls.ca_constraints confines it to other names; a rule may name the CA too (ca, ca_sha256)"
+_ADVICE: Final = {"issuer": "another one may have issuers of this name; name the CA too (ca, ca_sha256)"}
 
 
 def _values_of(identity: Identity, name: str) -> tuple[str, ...]:

@@ -1,7 +1,7 @@
 """Identity → rule → role → rights: an ordered list of rules, where the first that matches decides.
 
-No rule, no role; no role, no rights. A certificate with a defect is never tried against a rule. What a request may do
-with the rights of its role is decided in :mod:`tlsproxy.authz.access`.
+No rule, no role; no role, no rights. A certificate with a defect, or with a name that its CA may not give, is tried
+against no rule. What a request may do with the rights of its role is decided in :mod:`tlsproxy.authz.access`.
 """
 
 from __future__ import annotations
@@ -108,6 +108,13 @@ class Policy:
                 "certificate_defect",
                 f'no role for certificate "{identity.name}" ({identity.defect}): issue it anew without this defect',
             )
+        if identity.foreign:
+            return _refused(
+                identity,
+                "ca_constraint",
+                f'no role for certificate "{identity.name}": it has {identity.foreign}, '
+                "and its CA is confined to other names (`tls.ca_constraints`)",
+            )
         if (rule := self._rules.first(identity)) is not None:
             return self._holder(identity, rule)
         if self.unmapped_may_use_credentials:
@@ -146,6 +153,8 @@ class Policy:
         """One line for each rule, in order: that it matched, or which fields did not hold."""
         if identity.defect:
             return (f"no rule is tried, for the certificate has a defect: {identity.defect}",)
+        if identity.foreign:
+            return (f"no rule is tried, for tls.ca_constraints confines the CA to other names than {identity.foreign}",)
         lines: list[str] = []
         for rule in self.rules:
             label = f'rule "{rule.name}" (role "{rule.role}")'

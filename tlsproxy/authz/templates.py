@@ -60,7 +60,9 @@ class Template:
         if self.of_claim:
             value = claims.get(self.field.removeprefix(_CLAIM), "")
             return Condition(self.key, f"{self.before}{value}{self.after}") if value else None
-        values = FIELDS[self.field](identity) if identity is not None else ()
+        if identity is None or self.field in identity.doubted:
+            return None
+        values = FIELDS[self.field](identity)
         return Condition(self.key, f"{self.before}{values[0]}{self.after}") if len(values) == 1 else None
 
 

@@ -50,8 +50,9 @@ def config_schema() -> None:
 def _summary(generation: Generation) -> Iterator[str]:
     material = generation.material
     yield from _certificate("certificate", material.leaf)
-    for authority in material.authorities:
+    for authority, anchor in zip(material.authorities, material.anchors.trusted.values(), strict=True):
         yield from _certificate("client CA", authority)
+        yield from (f"  only       {confinement}" for confinement in material.anchors.confinements(anchor))
     for crl in material.crls:
         yield f"CRL of {crl.issuer}: {crl.count} revoked, next update {day(crl.next_update)}"
     for one in listening(generation.config):

@@ -15,7 +15,7 @@ from tlsproxy.authz.credentials import NEVER, Keys
 from tlsproxy.authz.tokens import Tokens
 from tlsproxy.cli.common import config_option, explained
 from tlsproxy.cli.secret import policy_with_secrets, read_secret, token_option
-from tlsproxy.cli.show import described, read_certificates
+from tlsproxy.cli.show import described, read_client
 from tlsproxy.config.loader import parse
 from tlsproxy.config.policy import policy_of
 from tlsproxy.errors import GrpcStatus, RequestError
@@ -40,13 +40,13 @@ def explain(config_path: Path, token: str | None, cert: Path, method: str, path:
     For a gRPC call METHOD is `grpc`, and PATH its full method: /qdrant.Points/Search.
 
     Exits with 0 if it may, 1 if not. With --token the decision is about a request that sends that key or token too,
-    and the keys of the configuration are read. Whether the certificate's chain is valid is not looked at: the handshake
-    does that before anything here matters.
+    and the keys of the configuration are read. The CA is found by the intermediates that follow CERT in its file.
+    Whether the chain is valid is not looked at: the handshake does that before anything here matters.
     """
     now = time.time()
     with explained():
         config = parse(read_file(config_path, CONFIG_LIMIT), config_path, os.environ).config
-        identity = None if str(cert) == "none" else read_certificates(cert)[0]
+        identity = None if str(cert) == "none" else read_client(cert, config)
         presented = None if token is None else read_secret(token)
         policy = policy_of(config, Keys(), Tokens()) if presented is None else policy_with_secrets(config)
     principal = policy.principal_of(identity)

@@ -9,9 +9,12 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from tlsproxy.authz.identity import Identity, identity_of
+from tlsproxy.config.model import Config
 from tlsproxy.errors import MaterialError
+from tlsproxy.tls.authorities import anchors_of, chain_above
 from tlsproxy.tls.facts import day
 from tlsproxy.tls.files import PEM_LIMIT, read_file
+from tlsproxy.tls.trust import load_authorities
 
 
 def read_certificates(path: Path) -> tuple[Identity, ...]:
@@ -20,14 +23,32 @@ def read_certificates(path: Path) -> tuple[Identity, ...]:
     if b"-----BEGIN " not in data:
         identities: tuple[Identity, ...] = (identity_of(data),)
     else:
-        try:
-            certificates = x509.load_pem_x509_certificates(data)
-        except ValueError:
-            raise MaterialError(str(path), "holds no certificate that can be read") from None
-        identities = tuple(identity_of(certificate.public_bytes(Encoding.DER)) for certificate in certificates)
+        identities = tuple(identity_of(each.public_bytes(Encoding.DER)) for each in _pem_certificates(path, data))
     if any(identity.defect == "unparsable" for identity in identities):
         raise MaterialError(str(path), "is not a certificate")
     return identities
+
+
+def read_client(path: Path, config: Config) -> Identity:
+    """What a file's first certificate says of its holder, with its trust anchor among those of the configuration.
+
+    Its intermediates are looked for behind it in the file. Raises :class:`MaterialError`.
+    """
+    identity, data = read_certificates(path)[0], read_file(path, PEM_LIMIT)
+    authorities: tuple[x509.Certificate, ...] = ()
+    if config.tls.ca_cert is not None:
+        authorities = load_authorities(str(config.tls.ca_cert), read_file(config.tls.ca_cert, PEM_LIMIT))
+    sent = _pem_certificates(path, data) if b"-----BEGIN " in data else [x509.load_der_x509_certificate(data)]
+    anchors = anchors_of(config.tls, authorities)
+    issuers = chain_above(sent, authorities) or list(anchors.trusted.values())[: len(authorities) == 1]
+    return anchors.identified(identity, issuers)
+
+
+def _pem_certificates(path: Path, data: bytes) -> list[x509.Certificate]:
+    try:
+        return x509.load_pem_x509_certificates(data)
+    except ValueError:
+        raise MaterialError(str(path), "holds no certificate that can be read") from None
 
 
 def described(identity: Identity, *, now: float) -> Iterator[str]:
@@ -35,6 +56,8 @@ def described(identity: Identity, *, now: float) -> Iterator[str]:
     values = (
         ("subject", (identity.subject,)),
         ("issuer", (identity.issuer,)),
+        ("ca", (identity.ca,)),
+        ("ca_sha256", (identity.ca_sha256,)),
         ("cn", (identity.common_name,)),
         ("o", identity.organizations),
         ("ou", identity.organizational_units),

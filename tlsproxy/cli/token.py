@@ -17,7 +17,7 @@ from tlsproxy.authz.claims import read_claims, read_object, unpadded
 from tlsproxy.authz.tokens import Tokens, mint, qdrant_verifier
 from tlsproxy.cli.common import FAILED, config_option, explained
 from tlsproxy.cli.secret import policy_with_secrets, read_secret
-from tlsproxy.cli.show import read_certificates
+from tlsproxy.cli.show import read_certificates, read_client
 from tlsproxy.config.loader import parse
 from tlsproxy.config.model import Config
 from tlsproxy.config.secrets import signing_keys
@@ -111,8 +111,9 @@ def show(source: str) -> None:
 def verify(config_path: Path, certificate: Path | None, source: str) -> None:
     """Say whether a token would be accepted, and what it gives. Exits with 1 if it would not."""
     with explained():
-        policy = policy_with_secrets(_config(config_path))
-        identity = None if certificate is None else read_certificates(certificate)[0]
+        config = _config(config_path)
+        policy = policy_with_secrets(config)
+        identity = None if certificate is None else read_client(certificate, config)
         text = read_secret(source)
     if not policy.tokens:
         click.echo("refused: no token is accepted: service.jwt_rbac is false, or there is no key to sign one with")

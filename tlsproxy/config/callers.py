@@ -46,11 +46,30 @@ class Match(Section):
     subject: str | None = None
     """The whole subject as RFC 4514 writes it, for example `CN=alice,OU=platform,O=Acme`."""
     issuer: str | None = None
-    """The issuer as RFC 4514 writes it: needed where two CAs may issue the same name."""
+    """The issuer as RFC 4514 writes it. Where several CAs are trusted it is believed if it is one of them; an
+    intermediate needs its CA named beside it."""
     serial: str | None = None
     """Serial number in hex."""
     sha256: str | None = None
     """SHA-256 fingerprint of the certificate in hex, with or without colons."""
+    ca: str | None = None
+    """Subject of the CA of `tls.ca_cert` that the certificate's chain ends in: needed where several are trusted."""
+    ca_sha256: str | None = None
+    """SHA-256 fingerprint of that CA's certificate in hex, with or without colons."""
+
+
+class CaConstraint(Section):
+    """The only names that a CA may give: certificates below it that have others, or none, are refused."""
+
+    ca: str | None = None
+    """Subject of a CA of `tls.ca_cert` as RFC 4514 writes it. This or `ca_sha256` is needed."""
+    ca_sha256: str | None = None
+    """SHA-256 fingerprint of its certificate in hex, with or without colons."""
+    trust_domain: str | None = None
+    """SPIFFE trust domain of all its SPIFFE IDs: `partner.example`, or `spiffe://partner.example`."""
+    dns: tuple[str, ...] = ()
+    """DNS names that all its DNS names are, or end in: `partner.example` has `api.partner.example` too. Its email
+    addresses have such domains."""
 
 
 class NamedKey(Section):

@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator
 from collections.abc import Set as AbstractSet
 from typing import Final
 
+from tlsproxy.config import ca_checks, listeners
 from tlsproxy.config import credential_checks as credentials
-from tlsproxy.config import listeners
 from tlsproxy.config.endpoints import check_origin, upstream_endpoint
 from tlsproxy.config.findings import Finding
 from tlsproxy.config.identity_checks import matches, names, nobody, role_use, roles
@@ -116,6 +116,7 @@ _CHECKS: Final[tuple[tuple[frozenset[str], Check], ...]] = (
     (frozenset({"service", "tls", "identities"}), _tls),
     (frozenset({"service"}), _origins),
     (frozenset({"tls"}), _crl),
+    (frozenset({"tls"}), ca_checks.constraints),
     (frozenset({"service"}), credentials.service_keys),
     (frozenset({"service"}), credentials.tokens),
     (frozenset({"upstream"}), credentials.upstream_key),

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Final
 
-from tlsproxy.authz.globs import glob_error
+from tlsproxy.authz.globs import glob_error, is_exact
 from tlsproxy.authz.matcher import Matcher, normal_form
 from tlsproxy.authz.templates import Template, parse_template
 from tlsproxy.config.findings import Finding
@@ -16,7 +16,8 @@ from tlsproxy.config.positions import Path, Tree
 from tlsproxy.config.problems import did_you_mean
 from tlsproxy.config.secrets import KEY_NAMES
 
-_HEX: Final = {"sha256": re.compile(r"[0-9a-f]{64}"), "serial": re.compile(r"[0-9a-f]{1,40}")}
+_DIGEST: Final = re.compile(r"[0-9a-f]{64}")
+_HEX: Final = {"sha256": _DIGEST, "ca_sha256": _DIGEST, "serial": re.compile(r"[0-9a-f]{1,40}")}
 """RFC 5280 §4.1.2.2: a serial number has at most 20 octets."""
 HINTS: Final = 20
 """Unknown roles for which a near one is looked for: there may be thousands, and each is compared with all there are."""
@@ -75,7 +76,7 @@ def match_findings(path: Path, given: Mapping[str, str]) -> Iterator[Finding]:
     for name, pattern in given.items():
         if error := glob_error(pattern) or _value_error(name, pattern):
             yield Finding((*path, name), error)
-        elif name in {"subject", "issuer"} and _is_glob(pattern):
+        elif name in {"subject", "issuer", "ca"} and not is_exact(pattern):
             text = "a '*' here crosses the ',' between two attributes: prefer cn, o and ou, or the exact text"
             yield Finding((*path, name), text, warning=True)
 
@@ -116,18 +117,14 @@ def nobody(config: Config, _tree: Tree) -> Iterator[Finding]:
         yield Finding(("identities",), f"{text} (Qdrant's 'no keys set: everybody may do everything' is not offered)")
 
 
-def _is_glob(pattern: str) -> bool:
-    return "*" in pattern or "?" in pattern
-
-
 def _value_error(name: str, pattern: str) -> str | None:
     """A value that no certificate could have, so that the rule would never match."""
     if pattern != pattern.strip():
         return "begins or ends with a space: a certificate with such a name never has a role"
-    if _is_glob(pattern):
+    if not is_exact(pattern):
         return None
     if (expected := _HEX.get(name)) and not expected.fullmatch(normal_form(name, pattern)):
-        return "64 hex digits are expected" if name == "sha256" else "a serial number in hex is expected"
+        return "a serial number in hex is expected" if name == "serial" else "64 hex digits are expected"
     if name == "ip":
         try:
             ipaddress.ip_address(pattern)

@@ -7,7 +7,7 @@ words of enumerations are shown.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -18,6 +18,7 @@ from pydantic import ValidationError
 from tlsproxy.config.callers import Section
 from tlsproxy.config.checks import ITEMS, findings
 from tlsproxy.config.environment import overlay
+from tlsproxy.config.findings import Finding
 from tlsproxy.config.model import Config
 from tlsproxy.config.positions import Path as TreePath
 from tlsproxy.config.positions import Tree, read_tree
@@ -91,6 +92,13 @@ def _parsed(data: bytes, path: Path, base: Path, environ: Mapping[str, str]) -> 
     if problems:
         raise ConfigError(sorted(problems, key=lambda problem: (problem.line == 0, problem.line, problem.column)))
     return Loaded(sound.config, unused, tuple(warnings))
+
+
+def located(data: bytes, path: Path, environ: Mapping[str, str], found: Iterable[Finding]) -> list[Problem]:
+    """Problems of what was found in a configuration that is valid in itself, where its files are known."""
+    tree = read_tree(data, str(path))
+    overlay(tree, environ)
+    return [tree.position(finding.path).problem(finding.path, finding.text) for finding in found]
 
 
 def schema() -> dict[str, Any]:

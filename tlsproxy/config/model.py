@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Discriminator, Field, SecretStr, Tag
 
-from tlsproxy.config.callers import JwtIssuer, Label, Match, NamedKey, Section
+from tlsproxy.config.callers import CaConstraint, JwtIssuer, Label, Match, NamedKey, Section
 from tlsproxy.config.limits import Count, Limits, RoleLimits, Seconds
 
 Port = Annotated[int, Field(ge=0, le=65535)]
@@ -94,6 +94,8 @@ class Tls(Section):
     """PEM file: the CAs that client certificates are verified against. The system's roots are never used."""
     crl: tuple[Path, ...] = ()
     """PEM files: revocation lists, each signed by a CA of `ca_cert`."""
+    ca_constraints: tuple[CaConstraint, ...] = ()
+    """The names that CAs of `ca_cert` are confined to, such as a partner's to its own."""
     cert_ttl: Annotated[int, Field(ge=0)] | None = 3600
     """Seconds after which all files are loaded anew, changed or not; 0 or null for never."""
     poll_interval: Seconds = 5.0

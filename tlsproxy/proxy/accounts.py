@@ -31,6 +31,7 @@ def caller_of(principal: Principal, admission: Admission | None) -> Caller:
         principal.rule,
         identity.name if identity is not None else "",
         identity.sha256 if identity is not None else "",
+        identity.ca_sha256 if identity is not None else "",
         subject=credential.subject if credential is not None else "",
         key=credential.name if credential is not None else "",
         key_rights=credential.gives if credential is not None else "",

@@ -41,7 +41,7 @@ HEARD: Final = 2 * SECOND
 """In which everybody at an address is heard, after each delay."""
 
 
-def _heard(identity: str) -> int:
+def _heard(identity: tuple[str, ...]) -> int:
     return 0 if identity else HEARD
 
 
@@ -75,7 +75,7 @@ class Addresses:
 
     def connect(self, address: str) -> tuple[int, ...] | str:
         """What to :meth:`release` when the connection has ended, or why there may be none."""
-        if self.delay(address, ""):
+        if self.delay(address, ()):
             return FAILING
         one = Charge(self._table.key("address", address), AT_A_TIME, self._rate, self._at_a_time)
         outcome = self._table.take((self._in_all, one))
@@ -93,27 +93,27 @@ class Addresses:
 
     # Failures of whoever this is: an address, or an identity there
 
-    def delay(self, address: str, identity: str) -> int:
-        """Nanoseconds for which this one is not heard."""
+    def delay(self, address: str, identity: tuple[str, ...]) -> int:
+        """Nanoseconds for which this one is not heard. ``identity`` is an account, empty for the address itself."""
         if self._penalty is None:
             return 0
         now = self._table.clock()
-        until = self._table.arrival(self._table.key("delay", address, identity), now)
+        until = self._table.arrival(self._table.key("delay", address, *identity), now)
         return self._penalty.left(until, now, _heard(identity))
 
-    def refusal(self, address: str, identity: str) -> Decision | None:
+    def refusal(self, address: str, identity: tuple[str, ...]) -> Decision | None:
         """Of a request that is not heard."""
         delay = self.delay(address, identity)
         if not delay:
             return None
         return too_many(FAILING, "too many failed authentications", max(1, -(-delay // SECOND)))
 
-    def failed(self, address: str, identity: str) -> None:
+    def failed(self, address: str, identity: tuple[str, ...]) -> None:
         """One more has failed."""
         table, penalty = self._table, self._penalty
         if penalty is None:
             return
-        failures, delay = table.key("failures", address, identity), table.key("delay", address, identity)
+        failures, delay = table.key("failures", address, *identity), table.key("delay", address, *identity)
         with table.lock:
             now = table.clock()
             owed = penalty.after(table.arrival(failures, now), now)

@@ -75,6 +75,8 @@ def whoami(admission: Admission) -> Answer:
         told["identity"] = {
             "subject": identity.subject,
             "issuer": identity.issuer,
+            "ca": identity.ca,
+            "ca_sha256": identity.ca_sha256,
             "serial": identity.serial,
             "sha256": identity.sha256,
             "dns": identity.dns_names,

@@ -38,7 +38,7 @@ class Limits:
             charges = (*charges, self.addresses.request(account(entry.address)))
         if toll.tries:
             identity = entry.standing.identity
-            whose = (account(entry.address), identity.name if identity is not None else "")
+            whose = (account(entry.address), identity.account if identity is not None else ())
             refusal = self.addresses.refusal(*whose)
             if refusal is not None:
                 return refusal

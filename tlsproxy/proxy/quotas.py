@@ -1,8 +1,8 @@
 """What a request is counted against, by whose it is: a pure function of a generation and the caller.
 
 The holder of a certificate and the key or token beside it may have a role each; both roles' limits count then, as both
-roles' rights do. A client certificate is known by its issuer and subject, so that a new one for the same holder starts
-no new account; a token by its signer and the subject that it names.
+roles' rights do. A client certificate is known by its CA, issuer and subject: a new one for the same holder starts no
+new account, and nobody whom another CA calls alike uses it. A token is known by its signer and the subject it names.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class Quotas:
         if identity is not None:
             own = self._roles[principal.role].per_identity if principal.role else None
             quota = self._each_identity if own is None else own
-            yield from self._charge(quota, "each client certificate", "identity", identity.issuer, identity.name)
+            yield from self._charge(quota, "each client certificate", *identity.account)
         if credential is not None:
             names = ("key", credential.kind, credential.name, credential.subject)
             yield from self._charge(self._each_key, "each key", *names)

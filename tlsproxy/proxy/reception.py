@@ -95,7 +95,7 @@ class Reception:
         """``detail`` is OpenSSL's words, empty where it had none."""
         self._failed = True
         if reason in FAILURES:
-            self._gateway.limits.addresses.failed(account(self.address), "")
+            self._gateway.limits.addresses.failed(account(self.address), ())
         self._gateway.metrics.handshake(reason, time.monotonic() - self._opened)
         now = time.time()
         self._gateway.metrics.refused(Refusal(now, self.address, "handshake", reason))

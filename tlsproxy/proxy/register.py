@@ -100,6 +100,8 @@ class Entry:
             "address": self.address,
             "identity": identity.name if identity is not None else None,
             "issuer": identity.issuer if identity is not None else None,
+            "ca": (identity.ca or None) if identity is not None else None,
+            "ca_sha256": (identity.ca_sha256 or None) if identity is not None else None,
             "serial": identity.serial if identity is not None else None,
             "certificate_expires": identity.not_after if identity is not None else None,
             "rule": principal.rule or None,
@@ -116,7 +118,7 @@ class Entry:
 def _account(standing: Standing, address: str) -> Account:
     """The certificate's identity, else the address."""
     identity = standing.identity
-    return ("address", network(address)) if identity is None else ("identity", identity.issuer, identity.name)
+    return ("address", network(address)) if identity is None else identity.account
 
 
 class Register:
@@ -216,6 +218,7 @@ class Register:
                     "protocol": entry.protocol,
                     "certificate_subject": identity.name if identity is not None else "",
                     "certificate_sha256": identity.sha256 if identity is not None else "",
+                    "ca_sha256": identity.ca_sha256 if identity is not None else "",
                     "requests": entry.requests,
                     "age_ms": round((now - entry.opened) * 1000),
                 },

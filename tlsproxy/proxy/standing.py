@@ -45,7 +45,7 @@ class Standing:
 
     @property
     def identity(self) -> Identity | None:
-        return self._peer.identity if self._peer is not None else None
+        return self.principal.identity
 
     def withdrawn(self, generation: Generation, now: float) -> str:
         """Why a client that was admitted would not be now; "" where it would, and where it never was."""

@@ -98,6 +98,7 @@ class TcpConnection:
             "rule": principal.rule,
             "certificate_subject": identity.name if identity is not None else "",
             "certificate_sha256": identity.sha256 if identity is not None else "",
+            "ca_sha256": identity.ca_sha256 if identity is not None else "",
         }
         if event == "tcp_close":
             duration = round((time.monotonic() - self._opened) * 1000, 3)

@@ -12,10 +12,13 @@ from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
+from tlsproxy.config.ca_checks import findings
 from tlsproxy.config.endpoints import is_address, upstream_endpoint
 from tlsproxy.config.listeners import PROTOCOLS, TCP, listening
 from tlsproxy.config.listeners import tunnels as tunnels_of
+from tlsproxy.config.loader import located
 from tlsproxy.config.policy import policy_of
+from tlsproxy.config.problems import ConfigError
 from tlsproxy.config.secrets import resolve_keys, upstream_api_key
 from tlsproxy.config.tokens import KeySource, key_sources, resolve_tokens
 from tlsproxy.errors import MaterialError
@@ -113,14 +116,19 @@ class Generation:
     built_at: float
     documents: Mapping[KeySource, bytes] = field(default_factory=dict, repr=False)
     resolved: Mapping[str, Resolved] = field(default_factory=dict, repr=False)
-    _principals: dict[str, Principal] = field(default_factory=dict, repr=False, compare=False)
+    _principals: dict[tuple[str, ...], Principal] = field(default_factory=dict, repr=False, compare=False)
 
     def principal_of(self, peer: Peer | None) -> Principal:
-        """The same object each time for the same certificate, so that it can be the key of a memo."""
-        key = "" if peer is None else peer.identity.sha256
+        """The same object each time for the same chain, so that it can be the key of a memo.
+
+        One certificate may come with two chains, where its issuer is certified by two CAs: those are two identities.
+        """
+        key = () if peer is None else peer.chain
         principal = self._principals.get(key)
         if principal is None:
-            principal = self.policy.principal_of(None if peer is None else peer.identity)
+            anchors = self.material.anchors
+            identity = None if peer is None else anchors.identified(peer.identity, peer.issuers)
+            principal = self.policy.principal_of(identity)
             if len(self._principals) >= PRINCIPALS:
                 del self._principals[next(iter(self._principals))]
             self._principals[key] = principal
@@ -163,6 +171,7 @@ def build(
     loaded, files = inputs.loaded, inputs.files
     config = loaded.config
     material = load_material(config, files, now=moment, previous=previous.material if previous is not None else None)
+    told = _of_cas(inputs, config_path, environ, material, previous)
     keys, tokens = resolve_keys(config, files.__getitem__), resolve_tokens(config, files.__getitem__, documents or {})
     started = previous.started if previous is not None else config
     # What is bound serves on, whatever a changed configuration says of listeners before the restart.
@@ -205,6 +214,7 @@ def build(
             *map(str, loaded.warnings),
             *inputs.warnings,
             *material.warnings,
+            *map(str, told),
             *(one.warning for one in resolved.values() if one.warning),
             *(
                 f"{source.shown}: its keys have not been fetched yet: the tokens that they verify are refused"
@@ -217,6 +227,30 @@ def build(
         built_at=moment,
         documents=documents or {},
     )
+
+
+def _of_cas(
+    inputs: Inputs,
+    config_path: Path,
+    environ: Mapping[str, str],
+    material: Material,
+    previous: Generation | Settled | None,
+) -> list[Problem]:
+    """Warnings about the CAs that the configuration names. Raises ConfigError where a constraint names none.
+
+    That must not keep a CA from being taken away: the constraint may stay where no CA has come since it was accepted.
+    """
+    config = inputs.loaded.config
+    accepted = isinstance(previous, Settled) or (
+        previous is not None
+        and previous.config.tls.ca_constraints == config.tls.ca_constraints
+        and set(previous.material.configured).issuperset(material.configured)
+    )
+    found = list(findings(config, material.anchors, material.configured, constraints_accepted=accepted))
+    problems = located(inputs.files[config_path], config_path, environ, found) if found else []
+    if wrong := [problem for problem, finding in zip(problems, found, strict=True) if not finding.warning]:
+        raise ConfigError(wrong)
+    return problems
 
 
 def alpn_of(protocols: Protocols) -> tuple[str, ...]:

@@ -11,7 +11,10 @@ from typing import TYPE_CHECKING, Final
 
 from cryptography.hazmat.primitives import serialization
 
+from tlsproxy.authz.anchors import Anchors
+from tlsproxy.authz.identity import Anchor, anchor_of
 from tlsproxy.errors import MaterialError
+from tlsproxy.tls.authorities import anchors_of
 from tlsproxy.tls.facts import CertificateFacts, CrlFacts, day, facts_of
 from tlsproxy.tls.servercert import as_sent, load_server_certificate, passphrase_of
 from tlsproxy.tls.trust import Trust, load_trust
@@ -31,7 +34,8 @@ NO_TRUST: Final = Trust((), (), {}, ())
 class Material:
     """What serves. The PEM and DER fields are what OpenSSL is given.
 
-    ``revoked`` maps an issuer's key (:func:`tlsproxy.tls.facts.issuer_key`) to serial numbers.
+    ``revoked`` maps an issuer's key (:func:`tlsproxy.tls.facts.issuer_key`) to serial numbers. ``anchors`` are the
+    ``authorities`` as identities rest on them, ``configured`` those of the file, revoked ones too.
     """
 
     leaf: CertificateFacts
@@ -47,6 +51,8 @@ class Material:
     passphrase: bytes | None = field(repr=False)
     authorities_der: bytes = field(repr=False)
     crls_pem: bytes = field(repr=False)
+    anchors: Anchors = field(repr=False, compare=False)
+    configured: tuple[Anchor, ...]
 
 
 def load_material(config: Config, files: Mapping[Path, bytes], *, now: float, previous: Material | None) -> Material:
@@ -92,6 +98,8 @@ def load_material(config: Config, files: Mapping[Path, bytes], *, now: float, pr
         passphrase=server.passphrase,
         authorities_der=b"".join(each.public_bytes(serialization.Encoding.DER) for each in trust.authorities),
         crls_pem=b"".join(crl.pem for crl in trust.crls),
+        anchors=anchors_of(tls, trust.authorities),
+        configured=tuple(map(anchor_of, trust.configured)),
     )
 
 

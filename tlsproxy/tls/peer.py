@@ -15,7 +15,7 @@ from weakref import WeakKeyDictionary
 
 from cryptography import x509
 
-from tlsproxy.authz.identity import Identity, identity_of
+from tlsproxy.authz.identity import Anchor, Identity, anchor_of, identity_of
 from tlsproxy.tls.facts import issuer_key
 
 if TYPE_CHECKING:
@@ -29,11 +29,13 @@ class Peer:
     """``chain`` has the SHA-256 (hex) of each certificate of the verified chain, leaf first, trust anchor last.
 
     ``serials`` has (issuer, serial number) of each of them, as :func:`tlsproxy.tls.facts.issuer_key` writes issuers.
+    ``issuers`` are those above the leaf. ``identity`` is what the leaf says: a generation adds its trust anchor.
     """
 
     identity: Identity
     chain: tuple[str, ...]
     serials: tuple[tuple[str, int], ...]
+    issuers: tuple[Anchor, ...] = ()
 
 
 _DER: Final = 2
@@ -69,11 +71,16 @@ def _sha256(der: bytes) -> str:
 
 def _peer(verified: list[bytes]) -> Peer:
     identity, chain = identity_of(verified[0]), tuple(map(_sha256, verified))
-    serials = tuple(map(_issued, verified))
-    if None in serials:
+    serials, issuers = tuple(map(_issued, verified)), tuple(map(_issuer, verified[1:]))
+    if None in serials or None in issuers:
         # OpenSSL reads a certificate that cryptography does not: what cannot be looked up in a CRL has no role.
-        identity = replace(identity, defect=identity.defect or "unparsable issuer")
-    return Peer(identity, chain, tuple(pair for pair in serials if pair is not None))
+        identity, issuers = replace(identity, defect=identity.defect or "unparsable issuer"), ()
+    return Peer(
+        identity,
+        chain,
+        tuple(pair for pair in serials if pair is not None),
+        tuple(issuer for issuer in issuers if issuer is not None),
+    )
 
 
 @lru_cache(maxsize=256)
@@ -81,6 +88,14 @@ def _issued(der: bytes) -> tuple[str, int] | None:
     try:
         certificate = x509.load_der_x509_certificate(der)
         return issuer_key(certificate.issuer), certificate.serial_number
+    except Exception:  # noqa: BLE001 - as identity_of: whatever a parser raises, the answer is: no role
+        return None
+
+
+@lru_cache(maxsize=256)
+def _issuer(der: bytes) -> Anchor | None:
+    try:
+        return anchor_of(x509.load_der_x509_certificate(der))
     except Exception:  # noqa: BLE001 - as identity_of: whatever a parser raises, the answer is: no role
         return None
 

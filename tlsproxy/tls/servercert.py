@@ -79,7 +79,7 @@ def as_sent(
     """
     if len(chain) > 1:
         return chain
-    issuers = (authority for authority in authorities if _issued(chain[0], authority))
+    issuers = (authority for authority in authorities if issued_by(chain[0], authority))
     return (*chain, *sorted(issuers, key=lambda issuer: issuer.not_valid_after_utc)[-1:])
 
 
@@ -193,13 +193,14 @@ def _check_link(path: str, issued: x509.Certificate, issuer: x509.Certificate) -
         raise MaterialError(
             path, f"{above} follows {below} but is not a CA; only the chain's intermediates belong here"
         )
-    if not _issued(issued, issuer):
+    if not issued_by(issued, issuer):
         raise MaterialError(
             path, f"{above} did not issue {below}, which stands before it; order the file from leaf to root"
         )
 
 
-def _issued(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
+def issued_by(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
+    """By name and signature."""
     try:
         certificate.verify_directly_issued_by(issuer)
     except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm):

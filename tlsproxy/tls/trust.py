@@ -42,7 +42,7 @@ class Crl:
 
 @dataclass(frozen=True, slots=True)
 class Trust:
-    """``authorities`` are those in force; a CA that a CRL revokes is not among them.
+    """``authorities`` are those in force; a CA that a CRL revokes is not among them, but among the ``configured``.
 
     ``revoked`` maps an issuer's key (:func:`tlsproxy.tls.facts.issuer_key`) to the serial numbers that it revoked.
     """
@@ -51,6 +51,7 @@ class Trust:
     crls: tuple[Crl, ...]
     revoked: Mapping[str, frozenset[int]] = field(repr=False)
     warnings: tuple[str, ...]
+    configured: tuple[x509.Certificate, ...] = ()
 
 
 def load_trust(
@@ -61,7 +62,7 @@ def load_trust(
     Raises MaterialError.
     """
     path, data = authorities
-    configured = _authorities(path, data)
+    configured = load_authorities(path, data)
     newest: dict[str, Crl] = {}
     in_use = {facts.scope: facts for facts in previous}
     for crl_path, crl_data in crls:
@@ -88,10 +89,11 @@ def load_trust(
     if all(facts[certificate].not_after <= now for certificate in in_force):
         raise MaterialError(path, "every CA in it has expired; add the CA that issues today's client certificates")
     warnings = _warnings(path, facts, in_force, newest.values(), now)
-    return Trust(in_force, tuple(newest.values()), revoked, tuple(warnings))
+    return Trust(in_force, tuple(newest.values()), revoked, tuple(warnings), configured)
 
 
-def _authorities(path: str, data: bytes) -> tuple[x509.Certificate, ...]:
+def load_authorities(path: str, data: bytes) -> tuple[x509.Certificate, ...]:
+    """The CAs of a file, each once. Raises MaterialError."""
     found: dict[x509.Certificate, None] = {}
     for block in pem.blocks_of(path, data):
         if block.label != pem.CERTIFICATE:

@@ -1,0 +1,203 @@
+"""Which CA a chain rests on, and what it may say: against a twin that follows the definition literally."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tlsproxy.authz.anchors import Anchors, Confinement, folded
+from tlsproxy.authz.identity import Anchor, Identity
+from tlsproxy.authz.matcher import Matcher
+
+NAMES = ("CN=Staff CA", "CN=STAFF  CA", "CN=Partner CA", "CN=Issuing CA")
+LEAF = Identity(subject="CN=a", issuer="", serial="1", sha256="00", not_after=0.0, common_name="a")
+
+
+def anchor(name: str, key: str, edition: int = 0) -> Anchor:
+    return Anchor(name, f"{name}/{key}/{edition}", key)
+
+
+_anchors = st.builds(anchor, st.sampled_from(NAMES), st.sampled_from("klm"), st.integers(0, 1))
+_trusted = st.lists(_anchors, max_size=4, unique_by=lambda one: one.sha256)
+
+
+@st.composite
+def _sites(draw: st.DrawFn) -> tuple[list[Anchor], dict[str, list[str]], list[Anchor]]:
+    """CAs that are trusted, who issued which of them, and a chain of issuers that ends in one of them, or in none."""
+    trusted = draw(_trusted)
+    issued = {one.sha256: draw(st.lists(st.sampled_from(trusted), max_size=2)) for one in trusted}
+    above = {lower: [one.sha256 for one in uppers] for lower, uppers in issued.items()}
+    chain = [*draw(st.lists(_anchors, max_size=3)), *draw(st.lists(st.sampled_from(trusted or [None]), max_size=1))]
+    return trusted, above, [one for one in chain if one is not None]
+
+
+def same(one: Anchor, other: Anchor) -> bool:
+    return folded(one.subject) == folded(other.subject) and one.key == other.key
+
+
+def independent(trusted: Sequence[Anchor], above: dict[str, list[str]]) -> list[Anchor]:
+    """Those that no other CA of the file has issued."""
+    by_digest = {one.sha256: one for one in trusted}
+    return [one for one in trusted if all(same(by_digest[upper], one) for upper in above[one.sha256])]
+
+
+def believed(issuer: str, chain: Sequence[Anchor], trusted: Sequence[Anchor], above: dict[str, list[str]]) -> bool:
+    """The definition: the issuer is the anchor, or stands below the only anchor of that name, or below the only one."""
+    rests = next((one for one in chain if one in trusted), chain[-1])
+    if rests not in trusted:
+        return False
+    direct = chain[0] == rests
+    of_that_name = [one for one in trusted if folded(one.subject) == folded(rests.subject)]
+    only_of_that_name = all(same(one, rests) for one in of_that_name)
+    tops = independent(trusted, above)
+    only = bool(tops) and all(same(one, rests) for one in tops)
+    return (issuer == rests.subject and (direct or only_of_that_name)) or only
+
+
+@given(_sites(), st.sampled_from(NAMES))
+def test_the_issuers_name_is_believed_by_definition(
+    site: tuple[list[Anchor], dict[str, list[str]], list[Anchor]], issuer: str
+) -> None:
+    trusted, above, chain = site
+    identity = Anchors(trusted, above).identified(replace(LEAF, issuer=issuer), chain)
+    matcher = Matcher(issuer=issuer)
+    if not chain:
+        assert (identity.ca, matcher.matches(identity)) == ("", False)
+        return
+    rests = next((one for one in chain if one in trusted), chain[-1])
+    assert (identity.ca, identity.ca_sha256, identity.ca_key) == (rests.subject, rests.sha256, rests.key)
+    assert matcher.matches(identity) is believed(issuer, chain, trusted, above)
+    assert Matcher(issuer=issuer, ca=rests.subject).matches(identity)
+    others = {one.subject for one in trusted} - {rests.subject}
+    assert not any(Matcher(issuer=issuer, ca=other).matches(identity) for other in others)
+
+
+@given(_sites())
+def test_no_rule_for_one_ca_matches_below_another(
+    site: tuple[list[Anchor], dict[str, list[str]], list[Anchor]],
+) -> None:
+    """Two roots without a name in common: whatever the chain below one looks like, no issuer of the other matches."""
+    chain = site[2]
+    staff, partner = anchor("CN=Staff Root", "s"), anchor("CN=Partner Root", "p")
+    anchors = Anchors([staff, partner], {})
+    for name in {"CN=Staff Root", *(one.subject for one in chain), *NAMES}:
+        identity = anchors.identified(replace(LEAF, issuer=name), [*chain, partner])
+        assert not Matcher(issuer="CN=Staff Root").matches(identity)
+        assert not Matcher(issuer="**", ca="CN=Staff Root").matches(identity)
+        assert not Matcher(issuer=name, ca_sha256=staff.sha256).matches(identity)
+        assert identity.account != anchors.identified(replace(LEAF, issuer=name), [*chain, staff]).account
+
+
+def test_a_ca_that_was_issued_anew_is_the_same_account() -> None:
+    old, new = anchor("CN=Root", "k", 0), anchor("CN=Root", "k", 1)
+    leaf = replace(LEAF, issuer="CN=Root")
+    one, other = Anchors([old]).identified(leaf, [old]), Anchors([new]).identified(leaf, [new])
+    assert one.account == other.account
+    assert one.ca_sha256 != other.ca_sha256
+    both = Anchors([old, new])
+    assert (both.several, list(both.shared_names())) == (False, [])
+    another_key = Anchors([anchor("CN=Root", "l")]).identified(leaf, [anchor("CN=Root", "l")])
+    assert one.account != another_key.account
+
+
+@pytest.mark.parametrize("direct", [True, False])
+def test_a_change_of_keys_under_one_name(*, direct: bool) -> None:
+    """Both are that CA; what stands below either needs it named, which goes through the change."""
+    old, new, issuing = anchor("CN=Root", "k"), anchor("CN=Root", "l"), anchor("CN=Issuing", "i")
+    anchors = Anchors([old, new])
+    assert list(anchors.shared_names()) == ["CN=Root"]
+    for root in (old, new):
+        issuer = root if direct else issuing
+        identity = anchors.identified(replace(LEAF, issuer=issuer.subject), [root] if direct else [issuing, root])
+        assert Matcher(issuer=issuer.subject).matches(identity) is direct
+        assert Matcher(issuer=issuer.subject, ca="CN=Root").matches(identity)
+
+
+def test_an_intermediate_beside_its_root_makes_no_second_ca() -> None:
+    root, one, other = anchor("CN=Root", "r"), anchor("CN=One", "1"), anchor("CN=Other", "2")
+    anchors = Anchors([root, one], {one.sha256: [root.sha256], root.sha256: [root.sha256]})
+    assert not anchors.several
+    for chain, issuer, holds in (
+        ([one], "CN=One", True),
+        ([root], "CN=Root", True),
+        ([other, root], "CN=Other", True),
+        ([other, one], "CN=Other", False),
+    ):
+        assert Matcher(issuer=issuer).matches(anchors.identified(replace(LEAF, issuer=issuer), chain)) is holds
+
+
+def test_cas_that_issued_each_other_leave_all_in_doubt() -> None:
+    one, other = anchor("CN=One", "1"), anchor("CN=Other", "2")
+    anchors = Anchors([one, other], {one.sha256: [other.sha256], other.sha256: [one.sha256]})
+    assert anchors.several
+    assert "issuer" in anchors.identified(replace(LEAF, issuer="CN=X"), [anchor("CN=X", "x"), one]).doubted
+
+
+# Confinement
+
+OWN = Confinement(ca="CN=Partner CA", trust_domain="partner.example", dns=("partner.example",))
+_labels = st.sampled_from(["a", "partner", "example", "evilpartner", "org", "*"])
+_names = st.lists(_labels, min_size=1, max_size=4).map(".".join)
+
+
+@given(
+    st.lists(_names, max_size=3),
+    st.lists(
+        st.sampled_from(["spiffe://", "https://", "SPIFFE://"]).flatmap(lambda s: _names.map(s.__add__)), max_size=1
+    ),
+    st.lists(_names.map("x@".__add__), max_size=2),
+    st.lists(st.just("10.0.0.1"), max_size=1),
+    st.sampled_from(["", "a", "a.partner.example"]),
+)
+def test_all_names_must_be_within(dns: list[str], uris: list[str], emails: list[str], ips: list[str], cn: str) -> None:
+    def labels(name: str) -> bool:
+        return name.split(".")[-2:] == ["partner", "example"]
+
+    identity = replace(
+        LEAF, dns_names=tuple(dns), uris=tuple(uris), emails=tuple(emails), ips=tuple(ips), common_name=cn
+    )
+    within = [*map(labels, dns), *(labels(email.partition("@")[2]) for email in emails), *(False for _ in ips)]
+    within += [uri == "spiffe://partner.example" for uri in uris]
+    expected = all(within) if within else labels(cn)
+    assert (OWN.outside(identity) == "") is expected
+
+
+def test_other_kinds_of_names_are_within_nothing() -> None:
+    assert OWN.outside(replace(LEAF, dns_names=("partner.example",), other_names=("OtherName",))) == "OtherName"
+
+
+def test_a_trust_domain_alone_has_no_dns_names_and_the_other_way_round() -> None:
+    spiffe, dns = replace(LEAF, uris=("spiffe://partner.example/a",)), replace(LEAF, dns_names=("partner.example",))
+    domain, suffix = replace(OWN, dns=()), replace(OWN, trust_domain="")
+    assert [bool(one.outside(identity)) for one in (domain, suffix) for identity in (spiffe, dns)] == [
+        False,
+        True,
+        True,
+        False,
+    ]
+
+
+def test_confinement_is_of_a_key_and_of_what_it_issued() -> None:
+    """Neither another certificate of the same CA is a way out, nor an intermediate that is trusted by itself."""
+    old, new, lower = anchor("CN=Partner CA", "p", 0), anchor("CN=Partner CA", "p", 1), anchor("CN=Lower", "l")
+    lowest, staff = anchor("CN=Lowest", "m"), anchor("CN=Staff CA", "s")
+    above = {lower.sha256: [old.sha256], lowest.sha256: [lower.sha256]}
+    for confinement in (OWN, replace(OWN, ca="", ca_sha256=old.sha256), replace(OWN, ca="cn=PARTNER ca")):
+        anchors = Anchors([old, new, lower, lowest, staff], above, [confinement])
+        for one in (old, new, lower, lowest):
+            identity = anchors.identified(LEAF, [one])
+            assert identity.foreign == "no alternative name"
+            assert identity.doubted >= {"cn", "o", "ou", "subject"}
+        assert anchors.identified(LEAF, [staff]).foreign == ""
+        assert anchors.unconfined == (staff,)
+
+
+def test_the_names_of_two_confinements_must_both_hold() -> None:
+    partner = anchor("CN=Partner CA", "p")
+    anchors = Anchors([partner], {}, [OWN, Confinement(ca_sha256=partner.sha256, dns=("a.partner.example",))])
+    for name, outside in (("a.partner.example", ""), ("b.partner.example", "DNS b.partner.example")):
+        assert anchors.identified(replace(LEAF, dns_names=(name,)), [partner]).foreign == outside

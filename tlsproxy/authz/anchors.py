@@ -1,0 +1,153 @@
+"""Trust anchors: the CA of `tls.ca_cert` that a verified chain rests on, and what it may say of those below it.
+
+A chain rests on the first of its certificates above the leaf that is trusted, as OpenSSL builds it (trusted
+certificates first, partial chains). Names alone prove nothing: any CA may call an intermediate of its own like another
+CA. So the issuer's name is believed where it is the anchor's own, or where there is but one CA that could have given
+it; and a CA that is confined is believed only what lies within its names.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+
+from tlsproxy.authz.identity import Anchor, Identity
+
+_SPIFFE: Final = "spiffe://"
+_SUBJECT: Final = frozenset({"cn", "o", "ou", "subject"})
+_ISSUER: Final = frozenset({"issuer"})
+
+
+@dataclass(frozen=True, slots=True)
+class Confinement:
+    """The only names that a CA may give: SPIFFE IDs of one trust domain, and DNS names at or below some suffixes.
+
+    The CA is that of the subject ``ca``, or of the digest ``ca_sha256``; what is empty is not given. An email address
+    is within a suffix if its domain is. IP addresses and other kinds of names are within nothing.
+    """
+
+    ca: str = ""
+    ca_sha256: str = ""
+    trust_domain: str = ""
+    dns: tuple[str, ...] = ()
+
+    def names(self, anchor: Anchor) -> bool:
+        if self.ca_sha256:
+            return anchor.sha256 == self.ca_sha256
+        return folded(anchor.subject) == folded(self.ca)
+
+    def __str__(self) -> str:
+        return ", ".join([f"{_SPIFFE}{self.trust_domain}"] * bool(self.trust_domain) + [f"*.{one}" for one in self.dns])
+
+    def outside(self, identity: Identity) -> str:
+        """A name of this certificate that is not within, "" where all are. One without any name is not within."""
+        alternatives = [
+            *(("URI", uri, self._spiffe(uri)) for uri in identity.uris),
+            *(("DNS", name, self.within(name)) for name in identity.dns_names),
+            *(("email", email, self.within(email.rpartition("@")[2])) for email in identity.emails),
+            *(("IP", ip, False) for ip in identity.ips),
+            *((kind, "", False) for kind in identity.other_names),
+        ]
+        if not alternatives and not self.within(identity.common_name):
+            return "no alternative name"
+        return next((f"{kind} {name}".rstrip() for kind, name, within in alternatives if not within), "")
+
+    def within(self, name: str) -> bool:
+        """Whether a DNS name is at or below one of the suffixes, by whole labels."""
+        return any(f".{name.lower()}".endswith(f".{suffix}") for suffix in self.dns)
+
+    def _spiffe(self, uri: str) -> bool:
+        own = f"{_SPIFFE}{self.trust_domain}"
+        return bool(self.trust_domain) and (uri == own or uri.startswith(f"{own}/"))
+
+
+class Anchors:
+    """The CAs that are trusted together. ``issued_by`` has, by digest, the digests of those that issued it."""
+
+    __slots__ = ("_confined", "_names", "_only", "_tops", "trusted")
+
+    def __init__(
+        self,
+        trusted: Sequence[Anchor] = (),
+        issued_by: Mapping[str, Collection[str]] | None = None,
+        confinements: Iterable[Confinement] = (),
+    ) -> None:
+        above = {} if issued_by is None else issued_by
+        self.trusted = {anchor.sha256: anchor for anchor in trusted}
+        authorities = {_authority(anchor) for anchor in trusted}
+        self._names = Counter(name for name, _ in authorities)
+        self._tops = {
+            _authority(anchor)
+            for anchor in trusted
+            if not any(_authority(self.trusted[one]) != _authority(anchor) for one in above.get(anchor.sha256, ()))
+        }
+        self._only = next(iter(self._tops)) if len(self._tops) == 1 else None
+        self._confined: dict[str, list[Confinement]] = {}
+        for confinement in confinements:
+            for key in self._below({anchor.key for anchor in trusted if confinement.names(anchor)}, above):
+                self._confined.setdefault(key, []).append(confinement)
+
+    def _below(self, keys: set[str], above: Mapping[str, Collection[str]]) -> set[str]:
+        """These keys, and those of the CAs that they issued: no intermediate is a way out of confinement."""
+        while True:
+            issued = {
+                anchor.key
+                for anchor in self.trusted.values()
+                if any(self.trusted[one].key in keys for one in above.get(anchor.sha256, ()))
+            }
+            if issued <= keys:
+                return keys
+            keys |= issued
+
+    @property
+    def several(self) -> bool:
+        """Whether there is no CA that all of them are, or were issued by."""
+        return bool(self.trusted) and self._only is None
+
+    @property
+    def unconfined(self) -> tuple[Anchor, ...]:
+        """The independent CAs that may give any name."""
+        return tuple(
+            one for one in self.trusted.values() if _authority(one) in self._tops and one.key not in self._confined
+        )
+
+    def shared_names(self) -> Iterator[str]:
+        """The names that several CAs have, with different keys."""
+        shown = {folded(one.subject): one.subject for one in self.trusted.values()}
+        yield from (shown[name] for name, count in self._names.items() if count > 1)
+
+    def confinements(self, anchor: Anchor) -> Sequence[Confinement]:
+        return self._confined.get(anchor.key, ())
+
+    def identified(self, identity: Identity, issuers: Sequence[Anchor]) -> Identity:
+        """``issuers`` is the verified chain above the leaf. Where none of it is trusted its end is the anchor."""
+        place = next((at for at, one in enumerate(issuers) if one.sha256 in self.trusted), len(issuers) - 1)
+        if place < 0:
+            return replace(identity, doubted=_ISSUER)
+        anchor = issuers[place]
+        own = identity.issuer == anchor.subject and (place == 0 or self._names[folded(anchor.subject)] == 1)
+        believed = anchor.sha256 in self.trusted and (own or _authority(anchor) == self._only)
+        doubted = frozenset() if believed else _ISSUER
+        if confined := self.confinements(anchor):
+            doubted |= _SUBJECT
+            if all(one.within(identity.common_name) for one in confined):
+                doubted -= {"cn"}
+        return replace(
+            identity,
+            ca=anchor.subject,
+            ca_sha256=anchor.sha256,
+            ca_key=anchor.key,
+            doubted=doubted,
+            foreign=next((name for one in confined if (name := one.outside(identity))), ""),
+        )
+
+
+def folded(name: str) -> str:
+    """As OpenSSL compares names (RFC 5280 section 7.1): without case and runs of spaces."""
+    return " ".join(name.casefold().split())
+
+
+def _authority(anchor: Anchor) -> tuple[str, str]:
+    return folded(anchor.subject), anchor.key

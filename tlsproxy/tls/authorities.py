@@ -1,0 +1,53 @@
+"""The CAs of `tls.ca_cert` → trust anchors, and a certificate of a file → the chain that a handshake would find.
+
+Nothing that serves rests on chains of this module: those of connections are OpenSSL's.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tlsproxy.authz.anchors import Anchors, folded
+from tlsproxy.authz.identity import anchor_of
+from tlsproxy.config.ca_checks import confinement_of
+from tlsproxy.tls.servercert import issued_by
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from cryptography import x509
+
+    from tlsproxy.authz.identity import Anchor
+    from tlsproxy.config.model import Tls
+
+
+def anchors_of(tls: Tls, authorities: Sequence[x509.Certificate]) -> Anchors:
+    """Those of the file that are in force, with what `tls.ca_constraints` confine them to."""
+    anchors = [anchor_of(certificate) for certificate in authorities]
+    by_name: dict[str, list[int]] = {}
+    for place, anchor in enumerate(anchors):
+        by_name.setdefault(folded(anchor.subject), []).append(place)
+    issuers = {
+        anchor.sha256: [
+            anchors[place].sha256
+            for place in by_name.get(folded(certificate.issuer.rfc4514_string()), ())
+            if issued_by(certificate, authorities[place])
+        ]
+        for anchor, certificate in zip(anchors, authorities, strict=True)
+    }
+    return Anchors(anchors, issuers, map(confinement_of, tls.ca_constraints))
+
+
+def chain_above(certificates: Sequence[x509.Certificate], authorities: Sequence[x509.Certificate]) -> list[Anchor]:
+    """The issuers of the first certificate up to a trust anchor; the others are intermediates that are sent with it.
+
+    Empty where none is reached. Dates and revocations are not looked at.
+    """
+    chain = [certificates[0]]
+    while chain[-1] not in authorities or len(chain) == 1:
+        pool = (*authorities, *certificates)  # trusted ones first, as OpenSSL looks for them
+        issuer = next((one for one in pool if one not in chain and issued_by(chain[-1], one)), None)
+        if issuer is None:
+            return []
+        chain.append(issuer)
+    return [anchor_of(issuer) for issuer in chain[1:]]
