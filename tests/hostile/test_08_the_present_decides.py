@@ -2,27 +2,477 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import Iterator
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
+from typing import Any, Self
 
 import grpc
 import pytest
 from hyperframe.frame import DataFrame
+from qdrant_client import grpc as pb
 from support.client import Client
-from support.gateway import Gateway
+from support.gateway import DEADLINE, Gateway
 from support.grpc_client import call, channel
-from support.grpc_upstream import GrpcUpstream
+from support.grpc_upstream import GrpcCall, GrpcUpstream
 from support.h2raw import fields, h2, message
 from support.held import Held
+from support.raw import GET, Truncated, connected
 from support.site import Site
-from support.upstream import OK, Connection, Received, ScriptedUpstream
+from support.upstream import OK, Connection, Received, ScriptedUpstream, plain
+from support.workers import at_each
 
 from tlsproxy.authz.tokens import mint
 
 KEY = "a key that is long enough to sign with"
-LIST = "/qdrant.Collections/List"
+LIST, UPSERT, COUNT = "/qdrant.Collections/List", "/qdrant.Points/Upsert", "/qdrant.Points/Count"
 READ = ("GET", "/collections/docs")
+PERMISSION_DENIED = grpc.StatusCode.PERMISSION_DENIED.value[0]
+
+# Rights that change while a request is under way
+
+DOCS = {"collection": "docs", "access": "rw"}
+ROLES: dict[str, Any] = {
+    "admin": {"access": "m"},
+    "ingest": {"access": [DOCS, {"collection": "vectors", "access": "r"}]},
+    "search": {"access": "r"},
+    "tenant": {"access": [DOCS], "filter": {"tenant": "acme"}},
+}
+IDENTITIES = [
+    {"name": "platform", "match": {"ou": "platform"}, "role": "admin"},
+    {"name": "ingest-jobs", "match": {"cn": "ingest-*"}, "role": "ingest"},
+    {"name": "tenants", "match": {"cn": "tenant-*"}, "role": "tenant"},
+    {"name": "search-svc", "match": {"uri": "spiffe://example.org/search/*"}, "role": "search"},
+]
+NOW: dict[str, Any] = {
+    "admin": {"access": "r"},
+    "ingest": {"access": [{"collection": "docs", "access": "r"}]},
+    "tenant": {"access": [{"collection": "docs", "access": "r"}], "filter": {"tenant": "acme"}},
+}
+"""What the roles may after a publication that takes from each of them what it is doing."""
+
+
+class Taking:
+    """An upstream that says when a request has ``begun``, and keeps those that came ``whole``."""
+
+    def __init__(self) -> None:
+        self.begun = threading.Semaphore(0)
+        self.whole: list[bytes] = []
+
+    def __call__(self, connection: Connection, request: Received) -> None:
+        self.begun.release()
+        self.whole.append(connection.read_body(request))
+        connection.sock.sendall(OK)
+
+    async def call(self, begun: GrpcCall) -> None:
+        """The same over gRPC."""
+        self.begun.release()
+        while (received := await begun.receive()) is not None:
+            self.whole.append(received)
+        await begun.send(b"")
+
+    def wait(self) -> None:
+        assert self.begun.acquire(timeout=DEADLINE)
+
+
+class Stage:
+    """A gateway whose roles are those of ``ROLES`` at the beginning of each test."""
+
+    def __init__(self, site: Site, workers: int = 1) -> None:
+        self.site = site
+        self.upstream, self.grpc_upstream = ScriptedUpstream(), GrpcUpstream()
+        self.workers = workers
+        self._answers = queue.SimpleQueue[bytes]()
+
+    def __enter__(self) -> Self:
+        self.upstream.__enter__()
+        self.grpc_upstream.__enter__()
+        self.config = self.site.write_config(
+            self.upstream.url,
+            grpc=self.grpc_upstream.url,
+            roles=ROLES,
+            identities=IDENTITIES,
+            tls={"poll_interval": 60},
+            limits={"drain_grace": 0, "expel_after": 0.3},
+            upstream={"rest": self.upstream.url, "grpc": self.grpc_upstream.url, "max_connections": 1},
+            workers=self.workers,
+        )
+        self.gateway = Gateway(self.config).__enter__()
+        return self
+
+    def __exit__(self, *of: Any) -> None:  # noqa: PYI036
+        try:
+            self.gateway.__exit__(*of)
+        finally:
+            self.grpc_upstream.__exit__(*of)
+            self.upstream.__exit__(*of)
+
+    def publish(self, **sections: Any) -> None:
+        """When it returns, that is what serves."""
+        self.site.edit_config(self.config, **sections)
+        status, body = self.gateway.ask_admin("/reload", "POST")
+        assert status == 200, body
+
+    def hold(self) -> Callable[[], None]:
+        """Whatever comes waits for its :meth:`answer`. Returns what waits for the next request to be here, whole."""
+        begun, self._answers = threading.Semaphore(0), queue.SimpleQueue[bytes]()
+        answers = self._answers
+
+        def answer(connection: Connection, request: Received) -> None:
+            connection.read_body(request)
+            begun.release()
+            body = answers.get()
+            connection.sock.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body))
+
+        async def call(came: GrpcCall) -> None:
+            while await came.receive() is not None:
+                pass
+            begun.release()
+            await came.send(await asyncio.get_running_loop().run_in_executor(None, answers.get))
+
+        def wait() -> None:
+            assert begun.acquire(timeout=DEADLINE)
+
+        self.upstream.answer, self.grpc_upstream.answer = answer, call
+        return wait
+
+    def answer(self, body: bytes) -> None:
+        self._answers.put(body)
+
+    def queued(self, count: int) -> None:
+        """So many requests wait for a connection to the upstream."""
+        end = time.monotonic() + DEADLINE
+        while f"upstream_waiting {count}.0" not in self.gateway.ask_admin("/metrics")[1]:
+            assert time.monotonic() < end
+
+    def take_over(self) -> Taking:
+        """Whatever comes is taken from here on."""
+        taking = Taking()
+        self.upstream.answer, self.grpc_upstream.answer = taking, taking.call
+        return taking
+
+
+def own(site: Site) -> Site:
+    site.issue("tenant", client=True, common_name="tenant-1")
+    return site
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
+    with Stage(own(Site(tmp_path_factory.mktemp("present")))) as running:
+        yield running
+
+
+@pytest.fixture
+def stage(served: Stage) -> Iterator[Stage]:
+    yield served
+    for _ in range(4):  # requests that were ended may wait for them still
+        served.answer(b"{}")
+    served.upstream.answer = plain()
+    served.publish(roles=ROLES, keys=[], limits={"expel_after": 0.3})
+
+
+BODY = b'{"points": [{"id": 1}]}'
+HALF = len(BODY) // 2
+LENGTH = b"content-length: %d\r\n\r\n" % len(BODY)
+CHUNKED = b"transfer-encoding: chunked\r\n\r\n"
+PUT = b"PUT /collections/docs/points HTTP/1.1\r\nhost: h\r\n"
+RECOVER = (
+    b"POST /collections/docs/snapshots/upload HTTP/1.1\r\nhost: h\r\ncontent-type: multipart/form-data; boundary=b\r\n"
+)
+
+
+def chunk(data: bytes) -> bytes:
+    return b"%x\r\n%b\r\n" % (len(data), data)
+
+
+@pytest.mark.parametrize(
+    ("client", "head", "first", "rest", "reason"),
+    [
+        ("ingest", PUT + LENGTH, BODY[:HALF], BODY[HALF:], "needs_write"),
+        ("ingest", PUT + CHUNKED, chunk(BODY[:HALF]), chunk(BODY[HALF:]) + b"0\r\n\r\n", "needs_write"),
+        ("admin", PUT + LENGTH, BODY[:HALF], BODY[HALF:], "needs_manage"),
+        ("admin", RECOVER + LENGTH, BODY[:HALF], BODY[HALF:], "needs_manage"),
+    ],
+    ids=["length", "chunked", "of all rights", "snapshot"],
+)
+def test_the_rest_of_a_body_does_not_pass(
+    stage: Stage, client: str, head: bytes, first: bytes, rest: bytes, reason: str
+) -> None:
+    taking = stage.take_over()
+    with connected(stage.gateway, stage.site.client(client)) as sent:
+        sent.send(head, first)
+        taking.wait()
+        stage.publish(roles=NOW)
+        refused = sent.response()
+        assert (refused.status, taking.whole) == (403, [])
+        if refused.fields.get("connection") == "close":
+            assert sent.ended()
+        else:  # the connection is its certificate's, and goes on
+            sent.send(rest, b"GET /healthz HTTP/1.1\r\nhost: h\r\n\r\n")
+            assert sent.response().status == 200
+    assert [body for body in taking.whole if body] == []
+    assert stage.gateway.audited(status=403, reason=reason)
+
+
+@pytest.mark.parametrize("client", ["admin", "ingest", "tenant"])
+def test_the_rest_of_a_message_does_not_pass(stage: Stage, client: str) -> None:
+    """Whether it is relayed, followed, or made anew."""
+    taking = stage.take_over()
+    whole = message(pb.UpsertPoints(collection_name="docs", points=[pb.PointStruct()]).SerializeToString())
+    with h2(stage.gateway, stage.site, client) as sent:
+        stream = sent.open(fields(UPSERT))
+        sent.send(DataFrame(stream, whole[:12]))
+        sent.lives()
+        stage.publish(roles=NOW)
+        assert sent.status(stream) == PERMISSION_DENIED
+        sent.send(DataFrame(stream, whole[12:], flags=["END_STREAM"]))
+        assert sent.status(sent.call(b"", fields("/qdrant.Qdrant/HealthCheck"))) == 0
+    assert [body for body in taking.whole if body] == []
+    assert stage.gateway.audited(grpc_status=PERMISSION_DENIED)["reason"] in {"needs_write", "needs_manage"}
+
+
+LOOKUP = b'{"query": 7, "lookup_from": {"collection": "vectors"}}'
+QUERY = b"POST /collections/docs/points/query HTTP/1.1\r\nhost: h\r\nexpect: 100-continue\r\n"
+NO_LOOKUP = {**ROLES, "ingest": {"access": [DOCS]}}
+
+
+@pytest.mark.parametrize("framing", ["length", "chunked"])
+@pytest.mark.parametrize(
+    ("before", "after", "status"),
+    [
+        (ROLES, NO_LOOKUP, 403),
+        (NO_LOOKUP, ROLES, 200),
+        (NO_LOOKUP, {**ROLES, "ingest": {"access": "r"}}, 200),
+        (ROLES, {**ROLES, "ingest": ROLES["tenant"]}, 403),
+    ],
+    ids=["less", "more", "all", "a tenant's"],
+)
+def test_a_body_is_decided_by_the_rights_of_its_last_byte(
+    stage: Stage, before: dict[str, Any], after: dict[str, Any], status: int, framing: str
+) -> None:
+    """Not by those of its head: neither more nor less than these."""
+    taking = stage.take_over()
+    stage.publish(roles=before)
+    with connected(stage.gateway, stage.site.client("ingest")) as sent:
+        chunked = framing == "chunked"
+        sent.send(QUERY, CHUNKED if chunked else b"content-length: %d\r\n\r\n" % len(LOOKUP))
+        assert sent._until(b"\r\n\r\n") == b"HTTP/1.1 100 Continue"
+        first, rest = LOOKUP[:20], LOOKUP[20:]
+        sent.send(chunk(first) if chunked else first)
+        stage.publish(roles=after)
+        sent.send(chunk(rest) + b"0\r\n\r\n" if chunked else rest)
+        assert sent.response().status == status
+    assert taking.whole == ([LOOKUP] if status == 200 else [])
+
+
+@pytest.mark.parametrize(
+    ("client", "filtered", "reason"),
+    [("ingest", {}, "collection"), ("tenant", {"filter": {"tenant": "umbrella"}}, "not_confined")],
+    ids=["a collection that is looked up", "the points of a tenant"],
+)
+@pytest.mark.parametrize("protocol", ["REST", "gRPC"])
+def test_what_a_body_asked_for_is_not_learned_any_more(
+    stage: Stage, client: str, filtered: dict[str, Any], reason: str, protocol: str
+) -> None:
+    """The upstream is about to answer what was allowed when it was asked, of another collection, or of other points."""
+    begun = stage.hold()
+    after = {**ROLES, client: {"access": [DOCS], **filtered}}
+    if protocol == "REST":
+        with connected(stage.gateway, stage.site.client(client)) as sent:
+            body = LOOKUP if client == "ingest" else b'{"limit": 1}'
+            path = b"query" if client == "ingest" else b"scroll"
+            length = b"content-length: %d" % len(body)
+            sent.send(b"POST /collections/docs/points/%b HTTP/1.1\r\nhost: h\r\n%b\r\n\r\n%b" % (path, length, body))
+            begun()
+            stage.publish(roles=after)
+            assert sent.response().status == 403
+        assert stage.gateway.audited(status=403, reason=reason)
+        return
+    with h2(stage.gateway, stage.site, client) as calls:
+        lookup = pb.LookupLocation(collection_name="vectors") if client == "ingest" else None
+        query = pb.QueryPoints(collection_name="docs", lookup_from=lookup)
+        asked = pb.CountPoints(collection_name="docs") if client == "tenant" else query
+        path = COUNT if client == "tenant" else "/qdrant.Points/Query"
+        stream = calls.call(asked.SerializeToString(), fields(path))
+        begun()
+        stage.publish(roles=after)
+        assert calls.status(stream) == PERMISSION_DENIED
+        calls.lives()
+    assert stage.gateway.audited(grpc_status=PERMISSION_DENIED, reason=reason)
+
+
+@pytest.mark.parametrize("protocol", ["REST", "gRPC"])
+def test_a_listing_shows_what_may_be_known_when_it_is_shown(stage: Stage, protocol: str) -> None:
+    begun = stage.hold()
+    names = ["docs", "other", "vectors"]
+    after = {**ROLES, "ingest": {"access": [DOCS, {"collection": "other", "access": "r"}]}}
+    if protocol == "REST":
+        with connected(stage.gateway, stage.site.client("ingest")) as sent:
+            sent.send(GET)
+            begun()
+            stage.publish(roles=after)
+            stage.answer(json.dumps({"result": {"collections": [{"name": name} for name in names]}}).encode())
+            shown = [one["name"] for one in json.loads(sent.response().body)["result"]["collections"]]
+    else:
+        found = pb.ListCollectionsResponse(collections=[pb.CollectionDescription(name=name) for name in names])
+        with h2(stage.gateway, stage.site, "ingest") as calls:
+            stream = calls.call(b"", fields(LIST))
+            begun()
+            stage.publish(roles=after)
+            stage.answer(found.SerializeToString())
+            data = calls.until(DataFrame, lambda frame: frame.stream_id == stream).data
+            shown = [one.name for one in pb.ListCollectionsResponse.FromString(data[5:]).collections]
+    assert shown == ["docs", "other"]
+
+
+@pytest.mark.parametrize("protocol", ["REST", "gRPC"])
+def test_a_listing_of_all_is_not_shown_to_who_may_know_a_part(stage: Stage, protocol: str) -> None:
+    begun = stage.hold()
+    after = {**ROLES, "search": {"access": [DOCS]}}
+    if protocol == "REST":
+        with connected(stage.gateway, stage.site.client("search")) as sent:
+            sent.send(GET)
+            begun()
+            stage.publish(roles=after)
+            assert sent.response().status == 403
+    else:
+        with h2(stage.gateway, stage.site, "search") as calls:
+            stream = calls.call(b"", fields(LIST))
+            begun()
+            stage.publish(roles=after)
+            assert calls.status(stream) == PERMISSION_DENIED
+    assert stage.gateway.audited(reason="unfiltered_listing")
+
+
+def test_the_rest_of_a_download_does_not_come(stage: Stage) -> None:
+    sending, go_on = threading.Event(), threading.Event()
+
+    def answer(connection: Connection, _request: Received) -> None:
+        connection.sock.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: 1000000\r\n\r\n" + bytes(1000))
+        sending.set()
+        go_on.wait(DEADLINE)
+        connection.sock.sendall(bytes(999_000))
+
+    stage.upstream.answer = answer
+    with connected(stage.gateway, stage.site.client("search")) as sent:
+        sent.send(b"GET /collections/docs/snapshots/s.snapshot HTTP/1.1\r\nhost: h\r\n\r\n")
+        assert sent.head().status == 200
+        assert sending.wait(DEADLINE)
+        stage.publish(roles={"search": {"access": [{"collection": "docs", "access": "prw"}]}})
+        go_on.set()
+        with pytest.raises(Truncated):
+            sent._exactly(1_000_000)
+    assert stage.gateway.audited(status=200, reason="needs_extras")
+
+
+@pytest.mark.parametrize("answers", [True, False], ids=["in time", "never"])
+@pytest.mark.parametrize("protocol", ["REST", "gRPC"])
+def test_the_outcome_of_a_change_that_is_made_is_told_for_a_while(stage: Stage, protocol: str, answers: bool) -> None:  # noqa: FBT001
+    """The upstream had all of it before the right went; `limits.expel_after` ends the wait for its answer."""
+    begun = stage.hold()
+    if answers:
+        stage.publish(limits={"expel_after": 60})
+    if protocol == "REST":
+        with connected(stage.gateway, stage.site.client("admin")) as sent:
+            sent.send(b"DELETE /collections/docs HTTP/1.1\r\nhost: h\r\n\r\n")
+            begun()
+            stage.publish(roles=NOW)
+            if answers:
+                stage.answer(b"{}")
+            assert sent.response().status == (200 if answers else 403)
+            sent.send(b"DELETE /collections/docs HTTP/1.1\r\nhost: h\r\n\r\n")
+            assert sent.response().status == 403
+        return
+    with h2(stage.gateway, stage.site) as calls:
+        stream = calls.call(b"", fields("/qdrant.Collections/Delete"))
+        begun()
+        stage.publish(roles=NOW)
+        if answers:
+            stage.answer(b"")
+        assert calls.status(stream) == (0 if answers else PERMISSION_DENIED)
+        assert calls.status(calls.call(b"", fields("/qdrant.Collections/Delete"))) == PERMISSION_DENIED
+
+
+def test_what_waits_for_a_connection_to_the_upstream_is_decided_when_it_gets_one(stage: Stage) -> None:
+    begun = stage.hold()
+    with (
+        connected(stage.gateway, stage.site.client("search")) as first,
+        connected(stage.gateway, stage.site.client("admin")) as less,
+        connected(stage.gateway, stage.site.client("ingest")) as same,
+    ):
+        first.send(GET)
+        begun()
+        less.send(b"DELETE /collections/docs HTTP/1.1\r\nhost: h\r\n\r\n")
+        same.send(b"PUT /collections/docs/points HTTP/1.1\r\nhost: h\r\n", LENGTH, BODY)
+        stage.queued(2)
+        stage.publish(roles={"admin": {"access": "r"}})
+        stage.upstream.answer = taking = Taking()
+        stage.answer(b"{}")
+        assert [one.response().status for one in (first, less, same)] == [200, 403, 200]
+    assert taking.whole == [BODY]
+
+
+def test_the_audit_log_is_read_by_who_may_read_it_now(stage: Stage) -> None:
+    with connected(stage.gateway, stage.site.client("admin")) as sent:
+        sent.send(b"POST /audit/logs HTTP/1.1\r\nhost: h\r\nexpect: 100-continue\r\ncontent-length: 2\r\n\r\n")
+        assert sent._until(b"\r\n\r\n") == b"HTTP/1.1 100 Continue"
+        stage.publish(roles=NOW)
+        assert sent.response().status == 403
+
+
+def test_who_keeps_the_right_loses_nothing(stage: Stage) -> None:
+    """Whatever is under way when other rights change, and other settings."""
+    taking = stage.take_over()
+    site, gateway = stage.site, stage.gateway
+    point = message(pb.UpsertPoints(collection_name="docs", points=[pb.PointStruct()]).SerializeToString())
+    with (
+        connected(gateway, site.client("ingest")) as whole,
+        connected(gateway, site.client("tenant")) as confined,
+        h2(gateway, site, "admin") as plain_calls,
+        h2(gateway, site, "ingest") as followed,
+        h2(gateway, site, "tenant") as rebuilt,
+    ):
+        whole.send(PUT, LENGTH, BODY[:HALF])
+        confined.send(PUT, b"expect: 100-continue\r\n", LENGTH)
+        assert confined._until(b"\r\n\r\n") == b"HTTP/1.1 100 Continue"
+        confined.send(BODY[:HALF])
+        streams = []
+        for calls in (plain_calls, followed, rebuilt):
+            streams.append(calls.open(fields(UPSERT)))
+            calls.send(DataFrame(streams[-1], point[:12]))
+            calls.lives()
+        taking.wait()
+        for place in range(3):
+            wider = {**ROLES["tenant"], "access": [DOCS, {"collection": f"more-{place}", "access": "r"}]}
+            stage.publish(roles={"search": {"access": [DOCS]}, "tenant": wider}, limits={"body_timeout": 20 + place})
+        whole.send(BODY[HALF:])
+        confined.send(BODY[HALF:])
+        assert [one.response().status for one in (whole, confined)] == [200, 200]
+        for calls, stream in zip((plain_calls, followed, rebuilt), streams, strict=True):
+            calls.send(DataFrame(stream, point[12:], flags=["END_STREAM"]))
+            assert calls.status(stream) == 0
+    assert len(taking.whole) == 5
+
+
+def test_every_worker_decides_by_the_present(tmp_path_factory: pytest.TempPathFactory) -> None:
+    with Stage(own(Site(tmp_path_factory.mktemp("present-workers"))), workers=2) as stage, ExitStack() as stack:
+        clients = [client for _, client in at_each(stage.gateway, stage.site, stack).values()]
+        taking = stage.take_over()
+        for client in clients:
+            client.send(PUT, LENGTH, BODY[:HALF])
+        taking.wait()
+        taking.wait()
+        stage.publish(roles=NOW)
+        for client in clients:
+            assert client.response().status == 403
+        assert taking.whole == []
+
 
 # A token that counts while a point exists
 

@@ -115,7 +115,7 @@ def test_a_body_that_may_name_another_collection_decides_with_the_head(path: str
     batch = path.endswith("batch")
 
     def ask_body(body: bytes, admission: Admission = admission) -> Decision:
-        decision, changed = at_once(judging_body(admission, asked, b'{"searches":[%b]}' % body if batch else body))
+        decision, changed, _ = at_once(judging_body(admission, asked, b'{"searches":[%b]}' % body if batch else body))
         assert changed is None
         return decision
 
@@ -151,7 +151,7 @@ def test_conditions_of_a_role_hold_whatever_comes_beside_it() -> None:
     asked = recognise("POST", "/collections/docs/points/scroll")
     for admission in (Admission(tenant, None), Admission(tenant, OTHER_TOKEN)):
         assert judge(admission, asked).decision is UNREAD
-        decision, changed = at_once(judging_body(admission, asked, b"{}"))
+        decision, changed, _ = at_once(judging_body(admission, asked, b"{}"))
         assert decision.allowed
         assert changed == b'{"filter":{"must":[{"key":"tenant","match":{"value":"acme"}}]}}'
     assert ask(tenant, "GET", "/collections/docs", "manage-key").reason == "not_confined"

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from tlsproxy.authz.access import Decision, Rights
+from tlsproxy.authz.access import Condition, Decision, Rights
 from tlsproxy.authz.claims import ValueExists
 from tlsproxy.authz.credentials import NEVER
 from tlsproxy.authz.identity import Identity
@@ -58,6 +58,11 @@ class Admission:
         """All of them must allow, the certificate's role speaks first."""
         own = (self.principal.rights,) if self.principal.role else ()
         return own if self.credential is None else (*own, *self.credential.rights)
+
+    @property
+    def conditions(self) -> tuple[Condition, ...]:
+        """What all the points have in common that the caller may use."""
+        return tuple(condition for rights in self.rights for condition in rights.conditions)
 
     @property
     def role(self) -> str:

@@ -25,12 +25,16 @@ from tlsproxy.proxy.upstream import Upstream
 
 
 class Client(Protocol):
-    """The connection that a request came on. ``close`` says that it ends with this response."""
+    """The connection that a request came on. ``close`` says that it ends with this response.
+
+    ``present``: whatever is about to be done with the request, it has been judged by the generation that is current.
+    """
 
     entry: Entry
     stream: TlsStream
     close: bool
 
+    def present(self) -> None: ...
     def upstream_ready(self, upstream: Upstream) -> None: ...
     def reading_changed(self) -> None: ...
     def exchange_done(self) -> None: ...
@@ -85,6 +89,7 @@ class Admitting(ABC):
         self._gateway.loop.call_soon(self._client.stream.tell, self._go_on, go_on)
 
     def _go_on(self, go_on: Callable[[], None]) -> None:
+        self._client.present()
         if self._ended:
             return
         try:
@@ -93,6 +98,7 @@ class Admitting(ABC):
             self._client.exchange_failed(error)
 
     def _readmit(self) -> None:
+        self._client.present()
         if self._ended:
             return
         if self._gateway.audit.accepts(self._gateway.in_flight):
@@ -114,6 +120,7 @@ class Admitting(ABC):
 
     def _told(self, verdict: Verdict) -> None:
         """Whether there is the point that the token requires."""
+        self._client.present()
         proviso = self.record.plan.proviso
         if self._ended or proviso is None:
             return

@@ -17,6 +17,8 @@ from tlsproxy.proxy.calls import CallPlan
 from tlsproxy.proxy.points import Points, Verdict
 from tlsproxy.proxy.record import Record
 from tlsproxy.proxy.relay import Relay
+from tlsproxy.qdrant.judge import NOT_CONFINED
+from tlsproxy.qdrant.listings import Listing
 from tlsproxy.wire.fieldblock import Fields
 from tlsproxy.wire.grpc import PREFIX
 from tlsproxy.wire.http2 import END_STREAM, HEADER
@@ -42,10 +44,22 @@ class Part(Protocol):
     def over(self) -> None: ...
 
 
+class Decider(Part, Protocol):
+    """``passed``: all of the message has gone on. ``refusal``: what is known of it by now meets."""
+
+    @property
+    def passed(self) -> bool: ...
+    def refusal(self) -> Decision | None: ...
+
+
 class Answer(Part, Protocol):
-    """``whole``: the upstream has said all of it. ``room``: what follows the call's fields upstream."""
+    """``whole``: the upstream has said all of it. ``listing``: what is kept of it.
+
+    ``room``: what follows the call's fields upstream.
+    """
 
     whole: bool
+    listing: Listing
 
     @property
     def room(self) -> bytes: ...
@@ -87,7 +101,7 @@ class Call:
         self.record = record
         self.touched = now
         self.id_block = id_block(record.id)
-        self.reading: Part | None = None
+        self.reading: Decider | None = None
         self.reduction: Answer | None = None
         self.answered = self.client_done = self.upstream_done = self.recorded = False
         self.waiting = self.plain = False
@@ -116,6 +130,7 @@ class Call:
         self.plain = self._is_plain
 
     def _readmit(self, points: Points) -> None:
+        self.relay.present()
         if self.recorded:
             return
         try:
@@ -128,6 +143,7 @@ class Call:
 
     def _told(self, verdict: Verdict) -> None:
         """Whether there is the point that the token requires."""
+        self.relay.present()
         if self.recorded:
             return
         self.waiting = False
@@ -139,6 +155,28 @@ class Call:
         else:
             self.proceed()
         self.relay.settle()
+
+    # The present
+
+    @property
+    def undecided(self) -> bool:
+        """Whether it waits for its decision, or for what that depends on."""
+        return self.record.plan.unread or self.waiting
+
+    @property
+    def whole(self) -> bool:
+        """Whether all of its message is on its way upstream."""
+        return self.client_done and not self.holds and (self.reading is None or self.reading.passed)
+
+    def renew(self, plan: CallPlan) -> Decision | None:
+        """It goes on by this plan; or the refusal that it meets."""
+        asked = plan.asked
+        if plan.unread and asked is not None and asked.conditions and not (self.reading and self.reading.rebuilds):
+            return NOT_CONFINED
+        self.record.plan = plan
+        if self.reduction is not None and asked is not None and asked.listing is not None:
+            self.reduction.listing = asked.listing
+        return self.reading.refusal() if plan.unread and self.reading is not None else None
 
     # The client's DATA
 
@@ -214,6 +252,7 @@ class Call:
 
     def _go_on(self, go_on: Callable[[], None]) -> None:
         relay = self.relay
+        relay.present()
         if relay.calls.get(self.stream) is not self:
             return
         try:

@@ -21,9 +21,9 @@ from tlsproxy.authz.roles import Principal
 from tlsproxy.errors import BodyTooLarge, GrpcStatus, RequestError, RoleBodyTooLarge
 from tlsproxy.proxy.accounts import caller_of, error_of, prepared, refusal_of
 from tlsproxy.proxy.quotas import Quotas, Toll
-from tlsproxy.qdrant.grpc import judge_call, judge_message, operation_of
+from tlsproxy.qdrant.grpc import judge_call, judge_heard_call, judge_message, operation_of
 from tlsproxy.qdrant.grpctenancy import is_confinable_call
-from tlsproxy.qdrant.judge import Judgement
+from tlsproxy.qdrant.judge import UNREDUCED, Heard, Judgement
 from tlsproxy.qdrant.listings import Listing
 from tlsproxy.qdrant.operations import Operation
 from tlsproxy.wire.fieldblock import Fields, write
@@ -75,18 +75,11 @@ class Asked:
     listing: Listing | None
 
     @property
-    def presented(self) -> str | None:
-        """The key or token that was admitted."""
-        if self.admission.credential is None:
-            return None
-        return presented_key(self.head.value(b"api-key"), self.head.value(b"authorization"))
-
-    @property
     def conditions(self) -> tuple[Condition, ...]:
         """What the caller's points have in common; where there is something, the message is made anew."""
         if not is_confinable_call(self.operation):  # it is about no points, or was refused
             return ()
-        return tuple(one for rights in self.admission.rights for one in rights.conditions)
+        return self.admission.conditions
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,9 +88,9 @@ class CallPlan:
 
     ``http`` is the :status of a refusal. ``expires`` as in :class:`tlsproxy.proxy.plan.Plan`; ``exists``: the point
     that the caller's token requires. ``unread``: the message must be read before the call is decided. ``asked``: what
-    it was made of, None where that cannot matter any more. ``toll`` as there; ``largest``: most bytes of the
-    message, 0 where there is no limit; ``of_role``: by the caller's role. ``length``: bytes of its DATA, where the
-    client has said so.
+    it was made of, None where that cannot matter any more. ``heard``: what its message was found to say. ``toll`` as
+    there; ``largest``: most bytes of the message, 0 where there is no limit; ``of_role``: by the caller's role.
+    ``length``: bytes of its DATA, where the client has said so.
     """
 
     operation: str
@@ -110,6 +103,7 @@ class CallPlan:
     exists: ValueExists | None = None
     unread: bool = False
     asked: Asked | None = None
+    heard: Heard | None = None
     toll: Toll | None = None
     largest: int = 0
     of_role: bool = True
@@ -125,6 +119,19 @@ class CallPlan:
         """The same call, which is not carried out after all."""
         audit = self.audit.denied(error_of(decision), decision.reason)
         return replace(self, decision=decision, audit=audit, block=b"", unread=False, asked=None)
+
+    def under(self, present: CallPlan) -> CallPlan | Decision:
+        """What a call under way goes on by, whose head is planned like ``present`` now; or why it may not go on."""
+        decision, asked = present.decision, present.asked
+        if decision is UNREAD and asked is not None and self.heard is not None:
+            decision = judge_heard_call(asked.admission, asked.operation, self.heard)
+        if not (decision.allowed or (decision is UNREAD and self.unread)):
+            return decision
+        if asked is not None and self.asked is not None:
+            if asked.listing is not None and self.asked.listing is None:
+                return UNREDUCED
+            asked = replace(asked, listing=asked.listing or self.asked.listing)
+        return replace(self, asked=asked, expires=present.expires)
 
 
 class CallPlans:
@@ -161,6 +168,9 @@ class CallPlans:
             head = parse_call(fields, max_fields=self._max_fields)
         except RequestError as error:
             return replace(self.unreadable(principal, error), toll=self._quotas.toll(principal, None, None, None))
+        return self._made(principal, head, now, ended)
+
+    def _made(self, principal: Principal, head: CallHead, now: float, ended: Decision | None) -> CallPlan:
         presented = presented_key(head.value(b"api-key"), head.value(b"authorization"))
         admitted = ended or admit(principal, self._policy, presented, now)
         operation = operation_of(head.path)
@@ -195,9 +205,17 @@ class CallPlans:
                 self._judged[key] = plan
         return plan
 
+    def present(
+        self, former: CallPlan, principal: Principal, now: float, ended: Decision | None
+    ) -> CallPlan | Decision:
+        """What a call under way goes on by, which was planned like this at another moment; or why it may not go on."""
+        if former.asked is None:  # of what is open to anybody nothing is known
+            return ended or former
+        return former.under(self._made(principal, former.asked.head, now, ended))
+
     def _judge(self, asked: Asked, collection: str, named: tuple[str, ...]) -> CallPlan:
         decision = judge_message(asked.admission, asked.operation, collection, named, confined=bool(asked.conditions))
-        return self._plan(
+        plan = self._plan(
             asked.admission.principal,
             asked.head,
             asked.operation,
@@ -205,6 +223,7 @@ class CallPlans:
             Judgement(decision, asked.listing),
             collection=collection,
         )
+        return replace(plan, heard=Heard((collection, *named), asked.conditions))
 
     def _plan(
         self,

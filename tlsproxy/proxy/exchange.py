@@ -11,6 +11,7 @@ import time
 from functools import partial
 from typing import Final, NoReturn
 
+from tlsproxy.authz.access import Decision
 from tlsproxy.authz.shares import Account
 from tlsproxy.errors import Overloaded, RequestError
 from tlsproxy.proxy.accounts import account_of
@@ -69,7 +70,11 @@ class Exchange(Admitting):
             self._client.upstream_ready(upstream)
 
     def upstream_ready(self, upstream: Upstream) -> None:
-        self._client.upstream_ready(upstream)
+        self._client.present()
+        if self._ended:
+            self._pool.release(upstream, keep=True)
+        else:
+            self._client.upstream_ready(upstream)
 
     @property
     def account(self) -> Account:
@@ -88,8 +93,21 @@ class Exchange(Admitting):
         """Whether what the client sends now belongs to this request."""
         return self._upstream is not None and not self.body.done
 
+    @property
+    def waiting(self) -> bool:
+        """Whether nothing of it is with an upstream."""
+        return self._upstream is None
+
     def request_sent(self) -> bool:
         return self.body.done
+
+    def renew(self, present: Plan) -> Decision | None:
+        """It goes on where its head is planned like this now; or the refusal that it meets."""
+        outcome = self.record.plan.under(present)
+        if isinstance(outcome, Decision):
+            return outcome
+        self.record.plan = outcome
+        return None
 
     # The request
 

@@ -75,6 +75,7 @@ class GrpcConnection(Streams):
         if self._ended:
             return
         self.now = time.monotonic()
+        self.present()
         try:
             if len(self._preface) < len(PREFACE):
                 data = self._prefaced(data)

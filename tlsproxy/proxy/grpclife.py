@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Final
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final
 
+from tlsproxy.authz.access import Decision
 from tlsproxy.authz.audit import event_line
+from tlsproxy.authz.credentials import NEVER
 from tlsproxy.errors import GrpcStatus, RequestError, RequestTimeout, RightLost, UpstreamTimeout, UpstreamUnreachable
 from tlsproxy.proxy.gateway import Gateway
 from tlsproxy.proxy.register import Entry
@@ -18,6 +21,9 @@ from tlsproxy.proxy.relay import Relay
 from tlsproxy.proxy.tlsstream import TlsStream
 from tlsproxy.wire import http2
 from tlsproxy.wire.http2 import MAX_STREAM, Code, Http2Error, Kind, Setting
+
+if TYPE_CHECKING:
+    from tlsproxy.proxy.call import Call
 
 SWEEP: Final = 1.0
 """Seconds between two looks at the waits of a connection's calls."""
@@ -35,6 +41,7 @@ class Life(Relay):
     __slots__ = (
         "_draining",
         "_ended",
+        "_judged",
         "_when_ended",
         "greeted",
         "last",
@@ -51,6 +58,7 @@ class Life(Relay):
         self.leaving = False
         self.own_settings = True
         self._when_ended = when_ended
+        self._judged = gateway.generation
         self._ended = self._draining = False
         stream.deadline = time.monotonic() + self.limits.head_timeout
         # A server's first frame (RFC 9113 §3.4). The upstream's own may come after an answer of ours.
@@ -141,20 +149,46 @@ class Life(Relay):
         self.rest()
         self.settle()
 
-    def withdrawn(self, now: float, *, anew: bool) -> str:
-        """Calls whose key or token has run out, or was taken back, end; the connection is its certificate's."""
+    def present(self) -> None:
+        if self._judged is not self.gateway.generation:
+            self.judge(time.time())
+
+    def judge(self, now: float) -> str:
+        """Of a key or token that has lost its right the calls end; the connection is its certificate's."""
+        generation = self.gateway.generation
+        anew = self._judged is not generation or self.entry.standing.ended(generation, now) is not None
+        self._judged = generation
         for call in list(self.calls.values()):
-            asked = call.record.plan.asked
-            if now < call.record.plan.expires and not anew:
-                continue
-            if (
-                asked is not None
-                and asked.presented is not None
-                and (reason := self.entry.standing.admits(asked.presented, now))
-            ):
-                self.refuse(call, RightLost(reason))
+            if (anew or now >= call.record.plan.expires) and (refusal := self._refusal(call, now)):
+                self._withdraw(call, refusal)
         self.settle()
         return ""
+
+    def _refusal(self, call: Call, now: float) -> Decision | None:
+        """Why it may not go on, None where it may."""
+        if call.recorded:
+            return None
+        standing = self.entry.standing
+        ended = standing.ended(self.gateway.generation, now)
+        present = self.gateway.calls.present(call.record.plan, standing.principal, now, ended)
+        return present if isinstance(present, Decision) else call.renew(present)
+
+    def _withdraw(self, call: Call, refusal: Decision) -> None:
+        """It does and learns nothing more; but of a change that the upstream has whole it may hear the outcome."""
+        record = call.record
+        if call.undecided:
+            record.plan = record.plan.refused(refusal)
+            self.deny(call)
+        elif call.whole and record.plan.asked is not None and not record.plan.asked.operation.reads:
+            record.plan = replace(record.plan, expires=NEVER)
+            self.gateway.loop.call_later(self.limits.expel_after, self.stream.tell, self._overstayed, call)
+        else:
+            self.refuse(call, RightLost(refusal.reason))
+
+    def _overstayed(self, call: Call) -> None:
+        if refusal := self._refusal(call, time.time()):
+            self.refuse(call, RightLost(refusal.reason))
+            self.settle()
 
     def expel(self, reason: str) -> None:
         if self._ended:

@@ -67,6 +67,7 @@ class GrpcUpstream(UpstreamFrames):
         self.stream.deadline = time.monotonic() + self._client.limits.response_timeout
 
     def data_received(self, data: bytes) -> None:
+        self._client.present()
         try:
             self._read(data)
         except (Http2Error, UpstreamBroken) as error:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Final
 
+from tlsproxy.authz.access import Decision
 from tlsproxy.errors import RequestError, UpstreamTimeout
 from tlsproxy.proxy.admitting import Client, Late
 from tlsproxy.proxy.auditlogs import AuditLogsExchange
@@ -24,6 +25,8 @@ from tlsproxy.proxy.reduction import ReducedExchange
 from tlsproxy.proxy.refusal import CONTINUE
 from tlsproxy.proxy.slices import in_slices
 from tlsproxy.qdrant.idf import Facts, FactsNeeded
+from tlsproxy.wire.chunked import in_chunks
+from tlsproxy.wire.http1 import CHUNKED
 from tlsproxy.wire.steps import Steps
 
 _UNTOLD: Final[Late] = (UpstreamTimeout, "The upstream did not say in time how the collection's words are counted")
@@ -32,11 +35,10 @@ _UNTOLD: Final[Late] = (UpstreamTimeout, "The upstream did not say in time how t
 class InspectedExchange(Exchange):
     """Its record's plan is that of the head until the body is whole, then that of both."""
 
-    __slots__ = ("_holding", "_plans", "_reading")
+    __slots__ = ("_holding", "_reading")
 
     def __init__(self, gateway: Gateway, pool: Pool, client: Client, record: Record[Plan], body: RequestBody) -> None:
         super().__init__(gateway, pool, client, record, body)
-        self._plans = gateway.plans
         self._holding = Holding(gateway)
         self._reading = True
 
@@ -66,40 +68,57 @@ class InspectedExchange(Exchange):
             self._client.exchange_failed(error)
         return data[taken:]
 
+    def renew(self, present: Plan) -> Decision | None:
+        """Until it is decided it is for head and body of the present to decide."""
+        if not (self._reading or self.record.plan.unread):
+            return super().renew(present)
+        if present.unread is None and not present.decision.allowed:
+            return present.decision
+        self.record.plan = present
+        return None
+
     def _decide(self) -> None:
-        unread = self.record.plan.unread
-        if unread is None:
-            raise RuntimeError("a body that nothing depends on")
         self._reading = False
         content = bytes(self.body.content or b"")
         self.body.content = None
-        self._judge(unread, content, self._pool.facts.known(unread.asked.collection or ""))
+        self._judge(content)
 
-    def _judge(self, unread: Unread, content: bytes, facts: Facts | None) -> None:
+    def _judge(self, content: bytes, facts: Facts | None = None) -> None:
+        plan = self.record.plan
+        unread = plan.unread
+        if unread is None:  # rights are others than they were: the head alone decides by now, and says the framing
+            self._whole_body = in_chunks(content) if plan.length == CHUNKED else content
+            super().admit()
+            return
+        facts = facts or self._pool.facts.known(unread.asked.collection or "")
         self._client.stream.deadline = NEVER  # nobody is waited for
         in_slices(self, self._judging(unread, content, facts), partial(self._decided, unread, content))
 
     def _judging(self, unread: Unread, content: bytes, facts: Facts | None) -> Steps[tuple[Plan, bytes] | None]:
         """None where more must be known."""
         try:
-            return (yield from self._plans.reading(unread, content, facts))
+            return (yield from self._gateway.plans.reading(unread, content, facts))
         except FactsNeeded:
             return None
 
-    def _told_facts(self, unread: Unread, content: bytes, facts: Facts | RequestError) -> None:
+    def _told_facts(self, content: bytes, facts: Facts | RequestError) -> None:
+        self._client.present()
         if self._ended:
             return
         try:
             if isinstance(facts, RequestError):
                 raise facts
-            self._judge(unread, content, facts)
+            self._judge(content, facts)
         except RequestError as error:
             self._client.exchange_failed(error)
 
     def _decided(self, unread: Unread, content: bytes, outcome: tuple[Plan, bytes] | None) -> None:
+        if unread is not self.record.plan.unread:  # there has been a publication since
+            self._judge(content)
+            return
         if outcome is None:
             self._wait(_UNTOLD, self._gateway.bounds.response_timeout)
-            told = partial(self._told_facts, unread, content)
+            told = partial(self._told_facts, content)
             self._pool.facts.ask(unread.asked.collection or "", self.account, told)
             return
         self.record.plan, content = outcome

@@ -11,6 +11,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Final
 
+from tlsproxy.authz.access import Decision
 from tlsproxy.errors import BadRequest, BodyTooLarge, RequestError, UpstreamBroken
 from tlsproxy.proxy.accounts import account_of
 from tlsproxy.proxy.call import Call
@@ -46,23 +47,36 @@ class _Judging:
 
     def __init__(self, call: Call, asked: Asked) -> None:
         self._call = call
-        self._asked = asked
         self._message = Message()
         self._reading = reading_of(asked.operation)
         self._kept: _Kept | None = None
         self._passed = False
 
-    def _may_pass(self) -> bool:
+    @property
+    def _asked(self) -> Asked:
+        """By whatever plan the call goes on now."""
+        asked = self._call.record.plan.asked
+        if asked is None:
+            raise RuntimeError("a call that is read without rights that it depends on")
+        return asked
+
+    def refusal(self) -> Decision | None:
         """What its collection alone refuses is not taken, or sent half way upstream, in vain."""
         collection = self._reading.collection
-        if not collection or self._passed:
-            return True
+        if not collection:
+            return None
         plan = self._call.relay.gateway.calls.judged(self._asked, collection, ())
         self._passed = plan.decision.allowed
-        if not self._passed:
-            self._call.record.plan = plan
-            self._call.relay.deny(self._call)
-        return self._passed
+        if self._passed:
+            return None
+        self._call.record.plan = plan
+        return plan.decision
+
+    def _may_pass(self) -> bool:
+        if self._passed or self.refusal() is None:
+            return True
+        self._call.relay.deny(self._call)
+        return False
 
     def _read(self, content: bytes) -> Steps[None]:
         """What was compressed is read like what comes in frames."""
@@ -96,6 +110,10 @@ class Reading(_Judging):
         super().__init__(call, asked)
         self._allowed: bool | None = None
         self._withheld = False
+
+    @property
+    def passed(self) -> bool:
+        return bool(self._allowed) and not self._withheld
 
     def data(self, data: bytes, start: int, end: int, flags: int) -> bytes | None:
         if self._withheld:  # it comes again
@@ -152,6 +170,10 @@ class Rebuilding(_Judging):
         self._facts = facts
         self._out = Outgoing(call, call.relay.to_upstream, call.relay.up.append)
 
+    @property
+    def passed(self) -> bool:
+        return self._out.done
+
     def data(self, data: bytes, start: int, end: int, flags: int) -> bytes | None:
         relay, size = self._call.relay, end - start - HEADER
         content = self._message.feed(data[start + HEADER : end])
@@ -184,8 +206,10 @@ class Rebuilding(_Judging):
 
     def _confining(self, content: bytes, facts: Facts | None) -> Steps[bytes | None]:
         """None where more must be known."""
+        heard = self._call.record.plan.heard
+        conditions = heard.conditions if heard is not None else self._asked.conditions
         try:
-            return message((yield from confine_message(self._asked.operation, content, self._asked.conditions, facts)))
+            return message((yield from confine_message(self._asked.operation, content, conditions, facts)))
         except FactsNeeded:
             return None
 
@@ -200,6 +224,7 @@ class Rebuilding(_Judging):
 
     def _told(self, collection: str, content: bytes, facts: Facts | RequestError) -> None:
         relay = self._call.relay
+        relay.present()
         if self._call.recorded:
             return
         try:
@@ -224,7 +249,7 @@ class Reduction:
 
     def __init__(self, call: Call, listing: Listing) -> None:
         self._call = call
-        self._listing = listing
+        self.listing = listing
         self._message = Message()
         self._content = bytearray()
         self._head = b""
@@ -261,18 +286,24 @@ class Reduction:
             call.relay.down.append(self._head + last)
             call.relay.answered(call, number)
             return b""
-        in_slices(call, self._reducing(), lambda shown: self._show(shown, raw))
+        self._reduce(raw)
         return b""
 
-    def _reducing(self) -> Steps[bytes]:
+    def _reduce(self, raw: bytes) -> None:
+        in_slices(self._call, self._reducing(self.listing), partial(self._show, self.listing, raw))
+
+    def _reducing(self, listing: Listing) -> Steps[bytes]:
         try:
             self._message.end()
-            return (yield from self._listing.reducing(bytes(self._content)))
+            return (yield from listing.reducing(bytes(self._content)))
         except (ValueError, RequestError):
             raise UpstreamBroken("The upstream's answer cannot be reduced to what you may know") from None
 
-    def _show(self, shown: bytes, raw: bytes) -> None:
+    def _show(self, listing: Listing, raw: bytes, shown: bytes) -> None:
         """``raw`` are the trailers."""
+        if listing is not self.listing:  # meanwhile something else may be shown
+            self._reduce(raw)
+            return
         call = self._call
         call.answered = True
         call.relay.down.append(self._head)

@@ -21,6 +21,10 @@ class Outgoing:
         self._left = b""
         self._last: bytes | None = None
 
+    @property
+    def done(self) -> bool:
+        return self._last == b"" and not self._left
+
     def put(self, data: bytes) -> None:
         self._left = data
 

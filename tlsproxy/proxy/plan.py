@@ -9,7 +9,7 @@ Where the body has a say the head's plan is a refusal that keeps what it was mad
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Final, Self, TypeVar
 from urllib.parse import urlsplit
 
@@ -25,7 +25,7 @@ from tlsproxy.proxy.accounts import caller_of, error_of, prepared, refusal_of
 from tlsproxy.proxy.answers import Answer, cors_fields, is_preflight, preflight, whoami
 from tlsproxy.proxy.quotas import Quotas, Toll
 from tlsproxy.qdrant.idf import Facts
-from tlsproxy.qdrant.judge import Judgement, judge, judging_body
+from tlsproxy.qdrant.judge import UNREDUCED, Heard, Judgement, judge, judge_heard, judging_body
 from tlsproxy.qdrant.listings import Listing
 from tlsproxy.qdrant.operations import AUDIT_LOGS, PREFLIGHT, WHOAMI, Operation
 from tlsproxy.qdrant.rest import Recognised, recognise
@@ -80,8 +80,8 @@ class Plan:
     from which it must be made anew: what the caller presented counts no longer. ``answer`` is the response where the
     gateway gives it itself; ``audit_logs``: it comes from the audit log. ``proviso`` is what the caller's token asks
     for besides. ``fields`` are header lines of every response that is not the upstream's, ``readable`` of one that is
-    passed on. ``presented`` is the key or
-    token that was admitted. ``unread``: not decided yet. ``listing``: how the upstream's answer is reduced.
+    passed on. ``unread``: not decided yet. ``heard``: what its body was found to say. ``listing``: how the upstream's
+    answer is reduced.
     """
 
     operation: str
@@ -106,8 +106,8 @@ class Plan:
     fields: bytes = b""
     readable: bytes = b""
     unread: Unread | None = None
+    heard: Heard | None = None
     listing: Listing | None = None
-    presented: str | None = field(default=None, repr=False)
 
     def refused(self, decision: Decision) -> Self:
         """The same request, which is not carried out after all."""
@@ -115,6 +115,17 @@ class Plan:
         return replace(
             self, decision=decision, audit=audit, relayed=False, upstream=b"", answer=None, proviso=None, unread=None
         )
+
+    def under(self, present: Plan) -> Plan | Decision:
+        """What a request under way goes on by, whose head is planned like ``present`` now; or why it may not go on."""
+        decision, unread = present.decision, present.unread
+        if unread is not None and self.heard is not None:
+            decision = judge_heard(unread.admission, unread.asked, self.heard)
+        if not decision.allowed:
+            return decision
+        if present.listing is not None and self.listing is None:
+            return UNREDUCED
+        return replace(self, expires=present.expires, listing=present.listing or self.listing)
 
 
 class Plans:
@@ -202,13 +213,14 @@ class Plans:
                 plan = self._read.get((unread, plain))
                 if plan is not None and len(content) == head.length:
                     return plan, content
-            decision, changed = yield from judging_body(admission, asked, plain, facts)
+            decision, changed, heard = yield from judging_body(admission, asked, plain, facts)
         except RequestError as error:
-            decision, changed = refusal_of(error), None
+            decision, changed, heard = refusal_of(error), None, None
         remembered = not unread.confined and decision is ALLOWED and len(content) == head.length
         if changed is not None:
             head, content = head.without(b"content-encoding"), changed
         plan = self._plan(admission.principal, head.with_length(len(content)), asked, admission, Judgement(decision))
+        plan = replace(plan, heard=heard)
         if remembered and len(plain) <= MEMO_HEAD:
             _remember(self._read, (unread, plain), plan)
         return plan, content
@@ -290,7 +302,6 @@ class Plans:
             readable=readable if self._origins and listing is None else b"",
             unread=unread,
             listing=listing,
-            presented=None if admission is None or admission.credential is None else _presented(head),
         )
 
 

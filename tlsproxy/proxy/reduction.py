@@ -19,6 +19,7 @@ from tlsproxy.proxy.plan import Plan
 from tlsproxy.proxy.pool import Pool
 from tlsproxy.proxy.record import Record, RequestBody
 from tlsproxy.proxy.slices import in_slices
+from tlsproxy.qdrant.listings import Listing
 from tlsproxy.wire.chunked import ChunkedBody
 from tlsproxy.wire.http1 import CHUNKED
 from tlsproxy.wire.response import ResponseHead
@@ -66,9 +67,18 @@ class ReducedExchange(Exchange):
         self._upstream = None
         if head is None:
             raise RuntimeError("the end of no answer")
-        in_slices(self, self._showing(head, answer), partial(self._show, head))
+        self._client.present()
+        if not self._ended:
+            self._reduce(head, answer)
 
-    def _show(self, head: ResponseHead, shown: bytes | None) -> None:
+    def _reduce(self, head: ResponseHead, answer: bytes) -> None:
+        listing = self.record.plan.listing
+        in_slices(self, self._showing(head, answer, listing), partial(self._show, head, answer, listing))
+
+    def _show(self, head: ResponseHead, answer: bytes, listing: Listing | None, shown: bytes | None) -> None:
+        if listing is not self.record.plan.listing:  # meanwhile something else may be shown
+            self._reduce(head, answer)
+            return
         if shown is None:
             self._client.exchange_failed(UpstreamBroken("The upstream's answer cannot be reduced to what you may know"))
             return
@@ -77,8 +87,7 @@ class ReducedExchange(Exchange):
         super().response_body(shown)
         super().response_done()
 
-    def _showing(self, head: ResponseHead, answer: bytes) -> Steps[bytes | None]:
-        listing = self.record.plan.listing
+    def _showing(self, head: ResponseHead, answer: bytes, listing: Listing | None) -> Steps[bytes | None]:
         if head.status in _ERRORS:
             return _ERROR
         if head.status != _OK or listing is None:

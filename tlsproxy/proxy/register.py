@@ -1,8 +1,9 @@
 """The register of live connections: whose they are, and the end of those that have lost their right to exist.
 
 A connection is entered before anything is decided on it. After each publication, and when a certificate, key or token
-runs out, every one is asked whether it would still be admitted: some hundred at a time, and everybody is served in
-between. One that would not is told to come to its end (idle: at once, busy: after what it is doing), and is ended
+runs out, what it is doing is judged anew, and it is asked whether it would still be admitted: some hundred connections
+at a time, and everybody is served in between. (One that has something to do before its turn is judged first.) One that
+would not be admitted is told to come to its end (idle: at once, busy: after what it is doing), and is ended
 ``limits.expel_after`` seconds later if it has not.
 """
 
@@ -33,14 +34,14 @@ TOO_OLD: Final = "max_connection_age"
 class Session(Protocol):
     """What speaks on a connection.
 
-    ``withdrawn``: why what it is doing would not be admitted any more, "" where it would; ``anew`` says that there is a
-    new generation, without which only time can have made a difference. ``patient``: it may finish what it is doing.
-    ``drain``: it comes to its end by itself; ``expel``: it ends now, and who can be told is told why.
+    ``judge``: what it is doing is judged anew, where there has been a publication since or something has run out, and
+    what may not go on ends; it returns why the connection has to end, "" where it may stay. ``patient``: it may finish
+    what it is doing. ``drain``: it comes to its end by itself; ``expel``: it ends now, and who can be told is told why.
     """
 
     patient: bool
 
-    def withdrawn(self, now: float, *, anew: bool) -> str: ...
+    def judge(self, now: float) -> str: ...
     def drain(self) -> None: ...
     def expel(self, reason: str) -> None: ...
 
@@ -131,7 +132,6 @@ class Register:
         self._numbers = numbers
         self._handle: asyncio.TimerHandle = gateway.loop.call_later(TICK, self._tick)
         self._left: Iterator[int] = iter(())
-        self._anew = False
         self._slice: asyncio.Handle | None = None
 
     def __len__(self) -> int:
@@ -164,11 +164,11 @@ class Register:
         self._end(entry, OPERATOR, 0.0)
         return True
 
-    def review(self, *, anew: bool = True) -> None:
-        """Who would not be admitted now? ``anew``: after a publication. Who has come since needs no look."""
+    def review(self) -> None:
+        """Who would not be admitted now? Who has come since needs no look."""
         if self._slice is not None:
             self._slice.cancel()
-        self._left, self._anew = iter(list(self._entries)), anew
+        self._left = iter(list(self._entries))
         self._look()
 
     def _look(self) -> None:
@@ -181,7 +181,7 @@ class Register:
             entry = self._entries.get(number)
             if entry is None or entry.why or entry.session is None:
                 continue
-            reason = entry.standing.withdrawn(generation, now) or entry.session.withdrawn(now, anew=self._anew)
+            reason = entry.session.judge(now) or entry.standing.withdrawn(generation, now)
             if reason:
                 self._end(entry, reason, limits.expel_after if entry.session.patient else 0.0)
             elif entry.opened < oldest:
@@ -193,7 +193,7 @@ class Register:
     def _tick(self) -> None:
         self._handle = self._gateway.loop.call_later(TICK, self._tick)
         if self._slice is None:
-            self.review(anew=False)
+            self.review()
         now = time.monotonic()
         for entry in [entry for entry in self._ending.values() if now >= entry.ends]:
             if entry.session is not None:

@@ -95,6 +95,10 @@ class Relay(ABC):
         self.to_client.credit += size
 
     @abstractmethod
+    def present(self) -> None:
+        """Judges the calls anew, where there has been a publication since they were."""
+
+    @abstractmethod
     def rest(self) -> None:
         """No call is left, or another thing is waited for than was."""
 

@@ -7,15 +7,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Final
 
+from tlsproxy.authz.access import Decision
+from tlsproxy.authz.credentials import NEVER
 from tlsproxy.errors import BodyTooLarge, RequestError, RequestTimeout, RightLost
 from tlsproxy.proxy.answers import Answer
 from tlsproxy.proxy.exchange import Exchange
 from tlsproxy.proxy.gateway import Gateway
 from tlsproxy.proxy.inspection import exchange_of
+from tlsproxy.proxy.plan import Plan
 from tlsproxy.proxy.pool import Pool
-from tlsproxy.proxy.record import RequestBody
+from tlsproxy.proxy.record import Record, RequestBody
 from tlsproxy.proxy.register import Entry
 from tlsproxy.proxy.tlsstream import TlsStream
 from tlsproxy.proxy.turns import BUSY, ENDED, IDLE, SKIPPING, Turns
@@ -28,7 +32,7 @@ SHORT_LINGER: Final = 1.0
 class RestConnection(Turns):
     """The owner of one TLS stream, from its handshake on."""
 
-    __slots__ = ("_pool", "_standing", "_tail", "_when_ended")
+    __slots__ = ("_head", "_judged", "_pool", "_standing", "_tail", "_when_ended")
 
     def __init__(
         self,
@@ -42,11 +46,14 @@ class RestConnection(Turns):
         self._pool = pool
         self._standing = entry.standing
         self._when_ended = when_ended
+        self._head = b""
+        self._judged = gateway.generation
         self._tail = b"x-forwarded-for: %b\r\nx-forwarded-proto: https\r\n\r\n" % entry.address.encode()
 
     # Requests
 
     def data_received(self, data: bytes) -> None:
+        self.present()
         exchange = self._exchange
         if exchange is not None and exchange.sending:
             try:
@@ -88,6 +95,7 @@ class RestConnection(Turns):
 
     def _request(self, head: bytes) -> None:
         gateway, now = self._gateway, time.time()
+        self._head = head
         ended = self._standing.ended(gateway.generation, now)
         principal = self._standing.principal
         plan, tracing = gateway.plans.of(principal, head, now, ended)
@@ -229,11 +237,45 @@ class RestConnection(Turns):
         elif not (stopping and self._record is not None and self._record.status):
             self.close = True
 
-    def withdrawn(self, now: float, *, anew: bool) -> str:
-        plan = self._record.plan if self._record is not None and self._state is BUSY else None
-        if plan is None or plan.presented is None or (now < plan.expires and not anew):
-            return ""
-        return self._standing.admits(plan.presented, now)
+    # The present
+
+    def present(self) -> None:
+        """Judges the request anew, where there has been a publication since it was."""
+        if self._judged is not self._gateway.generation:
+            self.judge(time.time())
+
+    def judge(self, now: float) -> str:
+        """What has lost its right ends, the connection is its certificate's."""
+        generation, record, exchange = self._gateway.generation, self._record, self._exchange
+        anew = self._judged is not generation or self._standing.ended(generation, now) is not None
+        self._judged = generation
+        if record is not None and exchange is not None and (anew or now >= record.plan.expires):
+            refusal = self._refusal(exchange, now)
+            if refusal is not None:
+                self._withdraw(record, exchange, refusal)
+        return ""
+
+    def _refusal(self, exchange: Exchange, now: float) -> Decision | None:
+        """Why it may not go on, None where it may."""
+        gateway, standing = self._gateway, self._standing
+        ended = standing.ended(gateway.generation, now)
+        return exchange.renew(gateway.plans.of(standing.principal, self._head, now, ended)[0])
+
+    def _withdraw(self, record: Record[Plan], exchange: Exchange, refusal: Decision) -> None:
+        """It does and learns nothing more; but of a change that the upstream has whole it may hear the outcome."""
+        if exchange.waiting:
+            record.plan = record.plan.refused(refusal)
+            exchange.abandon()
+            self.exchange_denied()
+        elif self._body.done and not record.plan.resend:
+            record.plan = replace(record.plan, expires=NEVER)
+            self._gateway.loop.call_later(self._limits.expel_after, self.stream.tell, self._overstayed, exchange)
+        else:
+            self.exchange_failed(RightLost(refusal.reason))
+
+    def _overstayed(self, exchange: Exchange) -> None:
+        if self._exchange is exchange and (refusal := self._refusal(exchange, time.time())):
+            self.exchange_failed(RightLost(refusal.reason))
 
     def expel(self, reason: str) -> None:
         self.close = True

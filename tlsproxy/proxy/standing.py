@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import Final
 
 from tlsproxy.authz.access import Decision, forbidden
-from tlsproxy.authz.admission import admit
 from tlsproxy.authz.identity import Identity
 from tlsproxy.authz.roles import Principal
 from tlsproxy.tls.generation import Generation
@@ -26,16 +25,18 @@ _ENDED: Final = {
 class Standing:
     """``principal`` is what decisions are made for; ``ended`` is the refusal of whatever is asked, or None."""
 
-    __slots__ = ("_ended", "_expires", "_peer", "generation", "principal")
+    __slots__ = ("_admitted", "_ended", "_expires", "_peer", "generation", "principal")
 
     def __init__(self, generation: Generation, peer: Peer | None, now: float) -> None:
         self._peer = peer
+        self._admitted = False
         self._expires = peer.identity.not_after if peer is not None else float("inf")
         self.renew(generation, now)
 
     def renew(self, generation: Generation, now: float) -> None:
         self.generation = generation
         self.principal: Principal = generation.principal_of(self._peer)
+        self._admitted |= self.principal.refusal is None
         reason = ""
         if self._peer is not None:
             reason = generation.refusal_of(self._peer, now)
@@ -49,19 +50,11 @@ class Standing:
 
     def withdrawn(self, generation: Generation, now: float) -> str:
         """Why a client that was admitted would not be now; "" where it would, and where it never was."""
-        if self.generation is generation and self._ended is None and now <= self._expires:
-            return ""
-        before = self.principal
         ended = self.ended(generation, now)
         if ended is not None:
             return ended.reason
         refusal = self.principal.refusal
-        return refusal.reason if refusal is not None and before.refusal is None else ""
-
-    def admits(self, presented: str, now: float) -> str:
-        """Why a key or token that was admitted beside this certificate would not be now; "" where it would."""
-        outcome = admit(self.principal, self.generation.policy, presented, now)
-        return outcome.reason if isinstance(outcome, Decision) else ""
+        return refusal.reason if refusal is not None and self._admitted else ""
 
     def ended(self, generation: Generation, now: float) -> Decision | None:
         """Brings the standing up to date first. ``now`` is seconds since the epoch."""

@@ -39,6 +39,7 @@ class TcpConnection:
         self._upstream: DialledStream | None = None
         self._why = ""
         self._open = False
+        self._judged = gateway.generation
         self._held: tuple[int, ...] = ()
         self._opened = time.monotonic()
         self._limits = gateway.bounds
@@ -158,6 +159,8 @@ class TcpConnection:
     # What the client's stream says
 
     def data_received(self, data: bytes) -> None:
+        if self._judged is not self._gateway.generation and self.judge(time.time()):
+            return  # the register is about to end it
         self._entry.bytes_in += len(data)
         upstream, stream = self._upstream, self.stream
         if upstream is not None:
@@ -199,8 +202,8 @@ class TcpConnection:
 
     # The end
 
-    def withdrawn(self, now: float, *, anew: bool) -> str:
-        del anew
+    def judge(self, now: float) -> str:
+        self._judged = self._gateway.generation
         return self._refusal(now) if self._upstream is not None else ""
 
     def drain(self) -> None:

@@ -16,7 +16,7 @@ from tlsproxy.qdrant.grpclistings import listing_of_call
 from tlsproxy.qdrant.grpctenancy import confined as confined_message
 from tlsproxy.qdrant.grpctenancy import is_confinable_call
 from tlsproxy.qdrant.idf import Facts
-from tlsproxy.qdrant.judge import NOWHERE, Judgement, decide_all
+from tlsproxy.qdrant.judge import NOWHERE, Heard, Judgement, decide_all
 from tlsproxy.qdrant.messages import COLLECTION, INNER, OTHER, REQUESTS, SHAPES
 from tlsproxy.qdrant.nesting import NESTING
 from tlsproxy.qdrant.operations import GRPC, MAX_NAME_BYTES, Operation
@@ -138,6 +138,12 @@ def judge_message(
     return decide_all(
         admission.rights, operation, collection, named=named, confined=confined or tells_no_points(operation)
     )
+
+
+def judge_heard_call(admission: Admission, operation: Operation, heard: Heard) -> Decision:
+    """What a call under way may do by these rights, whose message was decided on by others."""
+    collection, *named = heard.named
+    return heard.exceeds(admission) or judge_message(admission, operation, collection, tuple(named), confined=True)
 
 
 def confine_message(

@@ -10,7 +10,7 @@ from typing import Final
 
 import orjson
 
-from tlsproxy.authz.access import ALLOWED, UNREAD, Decision, Rights, Scope, decide, forbidden
+from tlsproxy.authz.access import ALLOWED, UNREAD, Condition, Decision, Rights, Scope, decide, forbidden
 from tlsproxy.authz.admission import Admission
 from tlsproxy.errors import Form
 from tlsproxy.qdrant.bodies import named_collections
@@ -35,6 +35,27 @@ class Judgement:
 
     decision: Decision
     listing: Listing | None = None
+
+
+UNREDUCED: Final = forbidden("unfiltered_listing", "Global access is required for this listing")
+"""An answer is on its way that is not reduced to what its caller may know now."""
+NOT_CONFINED: Final = forbidden("not_confined", "The request is not confined to the points that its caller may use now")
+
+
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """What a body was found to say when it was decided on: the collections that it names beside that of its request's
+    head, and the conditions that it was confined to.
+    """
+
+    named: tuple[str, ...]
+    conditions: tuple[Condition, ...]
+
+    def exceeds(self, admission: Admission) -> Decision | None:
+        """Why it may not go on by these rights, if they are confined to points that it is not confined to."""
+        if set(admission.conditions) <= set(self.conditions):
+            return None
+        return NOT_CONFINED
 
 
 def judge(admitted: Admission | Decision, asked: Recognised) -> Judgement:
@@ -66,8 +87,9 @@ def judge(admitted: Admission | Decision, asked: Recognised) -> Judgement:
 
 def judging_body(
     admitted: Admission, asked: Recognised, content: bytes, facts: Facts | None = None
-) -> Steps[tuple[Decision, bytes | None]]:
-    """What head and body decide together, where the head alone left it open, and the body to send in place of this one.
+) -> Steps[tuple[Decision, bytes | None, Heard]]:
+    """What head and body decide together, where the head alone left it open; the body to send in place of this one; and
+    what it was decided by.
 
     None is this one, to the byte. Of a body that is read for its names alone, its outline will do.
 
@@ -75,13 +97,22 @@ def judging_body(
     """
     operation = asked.operation
     if operation is None:
-        return UNREAD, None
-    conditions = tuple(condition for rights in admitted.rights for condition in rights.conditions)
+        return UNREAD, None, Heard((), ())
+    conditions = admitted.conditions
     body = yield from reading_json(content)
     named = named_collections(operation, body) if operation.names_others else ()
     changed = orjson.dumps(confine(operation, body, conditions, facts)) if conditions else None
     decision = decide_all(admitted.rights, operation, asked.collection, named=named, confined=changed is not None)
-    return decision, changed
+    return decision, changed, Heard(named, conditions)
+
+
+def judge_heard(admitted: Admission, asked: Recognised, heard: Heard) -> Decision:
+    """What a request under way may do by these rights, whose body was decided on by others."""
+    if asked.operation is None:
+        return NOWHERE
+    return heard.exceeds(admitted) or decide_all(
+        admitted.rights, asked.operation, asked.collection, named=heard.named, confined=True
+    )
 
 
 def decide_all(

@@ -138,3 +138,8 @@ class ChunkedBody:
             if not is_identity(name.lower()) and _NEVER_TRAILERS.fullmatch(name.lower()) is None
         ]
         return data[:position] + b"".join(kept) + b"\r\n", position + stop - before
+
+
+def in_chunks(content: bytes) -> bytes:
+    """A whole body, framed."""
+    return (b"%x\r\n%b\r\n" % (len(content), content) if content else b"") + b"0\r\n\r\n"
