@@ -137,6 +137,12 @@ class RequestTimeout(RequestError):
     reason = "client_timeout"
 
 
+class ReaderTooSlow(RequestTimeout):
+    """The client does not take its answer."""
+
+    reason = "client_stalled"
+
+
 class RightLost(RequestError):
     """What was allowed when it began, and would not be now. ``reason`` is that of the connection's end."""
 

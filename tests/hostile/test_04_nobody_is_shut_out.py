@@ -10,11 +10,17 @@ from __future__ import annotations
 import select
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, suppress
+from typing import TypeVar
 
 import pytest
+from hyperframe.frame import DataFrame, WindowUpdateFrame
+from qdrant_client import grpc as pb
 from support.gateway import DEADLINE, Gateway
+from support.grpc_upstream import GrpcUpstream, never, replying
+from support.h2raw import H2Client, fields, h2, message, raw
 from support.raw import GET, SEARCH, UPLOAD, RawClient, Response, connected
 from support.site import Site
 from support.upstream import OK, Connection, Received, ScriptedUpstream
@@ -186,3 +192,182 @@ def test_bodies_that_fill_the_memory_for_inspection_do_so_for_a_window(
                 if other.response().status != 503 and time.monotonic() - began > WINDOW / 4:
                     break
         assert time.monotonic() - began < WINDOW + 2
+
+
+# Rates, over gRPC: what has begun ends
+
+
+@pytest.fixture(scope="module")
+def rate_upstream() -> Iterator[GrpcUpstream]:
+    with GrpcUpstream() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def slow_grpc(site: Site, shared_upstream: ScriptedUpstream, rate_upstream: GrpcUpstream) -> Iterator[Gateway]:
+    docs = [{"collection": "docs", "access": "rw"}]
+    tenant = {"access": docs, "filter": {"tenant": "acme"}}
+    roles = {"admin": {"access": "m"}, "ingest": {"access": docs}, "search": tenant}
+    limits = LIMITS | {"write_timeout": WINDOW, "idle_timeout": 2.0}
+    upstream = {"response_timeout": 3.0}
+    path = site.write_config(shared_upstream.url, grpc=rate_upstream.url, limits=limits, roles=roles, upstream=upstream)
+    with Gateway(path) as running:
+        yield running
+
+
+SWEEPS = 3
+"""Seconds: the waits of a connection are looked at once in each, and there is one look before the first that counts."""
+DEADLINE_EXCEEDED = 4
+QUERY = message(pb.SearchPoints(collection_name="docs", vector=[0.0] * 15_500).SerializeToString())
+SMALL = pb.SearchPoints(collection_name="docs", vector=[0.0]).SerializeToString()
+T = TypeVar("T")
+K = TypeVar("K")
+
+
+def dripping(client: H2Client, drop: bytes, until: Callable[[], T]) -> T:
+    """What it is told while it sends a drop now and then."""
+    client.sock.settimeout(0.1)
+    while True:
+        with suppress(OSError):
+            client.send(drop)
+        try:
+            return until()
+        except TimeoutError:
+            continue
+
+
+def at_once(run: Callable[[K], T], of: Iterable[K]) -> dict[K, T]:
+    """What each comes to: waiting takes its time, so they all do at the same time."""
+    keys = list(of)
+    with ThreadPoolExecutor(len(keys)) as threads:
+        return dict(zip(keys, threads.map(run, keys), strict=True))
+
+
+def test_a_message_that_comes_in_drops_is_ended_and_its_connection_goes_on(site: Site, slow_grpc: Gateway) -> None:
+    """One that is relayed, read on its way, or taken whole; a frame of a byte each time, soon or after much."""
+
+    def ended(case: tuple[str, int]) -> tuple[int, int, bool]:
+        name, early = case
+        with h2(slow_grpc, site, name) as client:
+            stream = client.open()
+            for start in range(0, early, 10_000):
+                client.send(DataFrame(stream, QUERY[start : min(early, start + 10_000)]))
+            drop = DataFrame(stream, b"\0").serialize()
+            began = time.monotonic()
+            status = dripping(client, drop, lambda: client.status(stream))
+            soon = time.monotonic() - began < WINDOW + SWEEPS
+            client.sock.settimeout(DEADLINE)
+            return status, client.status(client.call(SMALL)), soon
+
+    cases = [(name, early) for name in ("admin", "ingest", "search") for early in (20, 60_000)]
+    assert at_once(ended, cases) == dict.fromkeys(cases, (DEADLINE_EXCEEDED, 0, True))
+    assert slow_grpc.audited(reason="client_timeout")["grpc_status"] == DEADLINE_EXCEEDED
+
+
+def test_a_frame_that_comes_in_drops_is_no_way_round_it(site: Site, slow_grpc: Gateway) -> None:
+    with h2(slow_grpc, site) as client:
+        stream = client.open()
+        client.send(raw(0, 0, stream, QUERY[:10], length=16_000))
+        began = time.monotonic()
+        assert dripping(client, b"\0", lambda: client.status(stream)) == DEADLINE_EXCEEDED
+        assert time.monotonic() - began < WINDOW + SWEEPS
+
+
+def test_nor_is_room_that_nobody_needs(site: Site, slow_grpc: Gateway, rate_upstream: GrpcUpstream) -> None:
+    """An upstream that does not answer is not waited for longer because its client grants it more."""
+    rate_upstream.answer = never
+    try:
+        with h2(slow_grpc, site) as client:
+            stream = client.call()
+            drop = WindowUpdateFrame(stream, 1).serialize()
+            assert dripping(client, drop, lambda: client.status(stream)) == DEADLINE_EXCEEDED
+    finally:
+        rate_upstream.answer = replying(b"")
+    assert slow_grpc.audited(reason="upstream_timeout")["grpc_status"] == DEADLINE_EXCEEDED
+
+
+def test_a_message_at_the_lowest_rate_is_waited_for(site: Site, slow_grpc: Gateway) -> None:
+    """Six times as long as the window, beside a call that does not go on, and is ended."""
+    with h2(slow_grpc, site) as client:
+        steady, slow = client.open(), client.open()
+        for start in range(0, 6000, 150):
+            client.send(DataFrame(steady, QUERY[start : start + 150]))
+            pace(WINDOW / 7)
+        client.send(*(DataFrame(steady, QUERY[start : start + 10_000]) for start in range(6000, len(QUERY), 10_000)))
+        client.send(DataFrame(steady, b"", flags=["END_STREAM"]))
+        assert client.statuses([steady, slow]) == {steady: 0, slow: DEADLINE_EXCEEDED}
+
+
+HALVES: dict[str, Callable[[int], tuple[bytes, bytes]]] = {
+    "a field block": lambda stream: (raw(1, 0, stream, b"\x83"), raw(9, 0, stream)),
+    "a continuation": lambda stream: (raw(1, 0, stream, b"\x83") + raw(9, 4, stream, length=9000), b"\x83"),
+    "HEADERS": lambda stream: (raw(1, 4, stream, length=9000), b"\x83"),
+    "the header of a frame": lambda _: (b"\0\0", b""),
+    "SETTINGS": lambda _: (raw(4, 0, 0, length=600), b"\0"),
+    "a ping": lambda _: (raw(6, 0, 0, b"1234", length=8), b""),
+    "DATA that is nobody's": lambda stream: (raw(0, 0, stream, length=16_000), b"\0"),
+}
+
+
+@pytest.mark.parametrize("calling", [False, True], ids=["on an idle connection", "beside a call"])
+def test_half_of_something_has_the_time_of_a_head(
+    site: Site, slow_grpc: Gateway, rate_upstream: GrpcUpstream, *, calling: bool
+) -> None:
+    def ended(name: str) -> tuple[int, bool]:
+        with h2(slow_grpc, site) as client:
+            if calling:
+                client.call()
+            began = time.monotonic()
+            first, drop = HALVES[name](client.next())
+            client.send(first)
+            return dripping(client, drop, client.goaway), time.monotonic() - began < WINDOW + SWEEPS
+
+    rate_upstream.answer = never if calling else replying(b"")
+    try:
+        assert at_once(ended, HALVES) == dict.fromkeys(HALVES, (0, True))
+    finally:
+        rate_upstream.answer = replying(b"")
+
+
+@pytest.mark.parametrize("drop", [raw(0x20, 0, 0, b"x"), raw(8, 0, 0, b"\0\0\0\1")], ids=["extensions", "room"])
+def test_frames_alone_keep_no_connection(site: Site, slow_grpc: Gateway, drop: bytes) -> None:
+    with h2(slow_grpc, site) as client:
+        began = time.monotonic()
+        assert dripping(client, drop, client.goaway) == 0
+        assert time.monotonic() - began < 2.0 + 2
+
+
+@pytest.mark.parametrize("name", ["admin", "ingest"])
+@pytest.mark.parametrize("trickle", [0, 10], ids=["no room", "a little room"])
+def test_an_answer_that_its_client_does_not_take_is_ended_while_others_go_on(
+    site: Site, slow_grpc: Gateway, rate_upstream: GrpcUpstream, name: str, trickle: int
+) -> None:
+    """One that is relayed, and a listing that is reduced."""
+    found = [pb.CollectionDescription(name="docs")] * 5000
+    rate_upstream.answer = replying(pb.ListCollectionsResponse(collections=found).SerializeToString())
+    try:
+        with h2(slow_grpc, site, name, INITIAL_WINDOW_SIZE=1000) as client:
+            stream = client.call(b"", fields("/qdrant.Collections/List"))
+            began = time.monotonic()
+            drop = WindowUpdateFrame(stream, trickle).serialize() if trickle else b""
+            assert dripping(client, drop, lambda: client.status(stream)) == DEADLINE_EXCEEDED
+            assert time.monotonic() - began < WINDOW + SWEEPS
+            rate_upstream.answer = replying(b"")
+            client.sock.settimeout(DEADLINE)
+            assert client.status(client.call(SMALL)) == 0
+    finally:
+        rate_upstream.answer = replying(b"")
+    assert slow_grpc.audited(reason="client_stalled")["grpc_status"] == DEADLINE_EXCEEDED
+
+
+def test_so_is_one_that_has_used_up_the_room_of_its_connection(
+    site: Site, slow_grpc: Gateway, rate_upstream: GrpcUpstream
+) -> None:
+    rate_upstream.answer = replying(bytes(100_000))
+    try:
+        with h2(slow_grpc, site, INITIAL_WINDOW_SIZE=1 << 20) as client:
+            stream = client.call()
+            assert dripping(client, WindowUpdateFrame(0, 1).serialize(), lambda: client.status(stream)) == 4
+    finally:
+        rate_upstream.answer = replying(b"")
+    assert slow_grpc.audited(reason="client_stalled")["bytes_out"] >= 65_535

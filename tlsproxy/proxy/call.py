@@ -14,6 +14,7 @@ from tlsproxy.authz.access import Decision
 from tlsproxy.errors import AuditUnavailable, RequestError
 from tlsproxy.proxy.accounts import account_of
 from tlsproxy.proxy.calls import CallPlan
+from tlsproxy.proxy.callwaits import CallWaits
 from tlsproxy.proxy.points import Points, Verdict
 from tlsproxy.proxy.record import Record
 from tlsproxy.proxy.relay import Relay
@@ -53,7 +54,8 @@ class Decider(Part, Protocol):
 
 
 class Answer(Part, Protocol):
-    """``whole``: the upstream has said all of it. ``listing``: what is kept of it.
+    """``whole``: the upstream has said all of it. ``listing``: what is kept of it. ``left``: bytes that the client has
+    no room for.
 
     ``room``: what follows the call's fields upstream.
     """
@@ -62,18 +64,21 @@ class Answer(Part, Protocol):
     listing: Listing
 
     @property
+    def left(self) -> int: ...
+    @property
     def room(self) -> bytes: ...
 
     def fields(self, raw: bytes, fields: Fields, *, end: bool) -> bytes | None: ...
 
 
 class Call:
-    """``plain``: the client's DATA needs no look, and none of it is held. ``touched``: when something came of the call
-    (monotonic clock).
+    """``plain``: the client's DATA needs no look, and none of it is held. ``touched``: when the upstream was last heard
+    of it, or began to be what is waited for (monotonic clock).
 
     ``client_done`` and ``upstream_done``: that side has ended the stream. ``opening``: what tells the upstream of it,
     once there is something to tell; ``answered``: the client has seen the beginning of a response; ``recorded``: its
-    audit line is written. ``id_block`` is the gateway's id of it, as both sides are told it.
+    audit line is written. ``id_block`` is the gateway's id of it, as both sides are told it. ``granted`` and ``given``:
+    the room on its stream that the upstream and the client have granted beyond a stream's first window.
     """
 
     __slots__ = (
@@ -81,6 +86,8 @@ class Call:
         "_largest",
         "answered",
         "client_done",
+        "given",
+        "granted",
         "id_block",
         "opening",
         "plain",
@@ -93,6 +100,7 @@ class Call:
         "touched",
         "upstream_done",
         "waiting",
+        "waits",
     )
 
     def __init__(self, relay: Relay, stream: int, record: Record[CallPlan], now: float) -> None:
@@ -106,6 +114,8 @@ class Call:
         self.answered = self.client_done = self.upstream_done = self.recorded = False
         self.waiting = self.plain = False
         self.opening = b""
+        self.granted = self.given = 0
+        self.waits: CallWaits | None = None
         self._largest = record.plan.largest
         self._held: list[bytes] = []
 
@@ -245,6 +255,41 @@ class Call:
                 window.room -= size
             relay.up.append(frame if instead is None else instead)
         return not held
+
+    # Who is waited for
+
+    @property
+    def client_may_send(self) -> bool:
+        """Whether its message is not whole, and nothing keeps the client from sending more of it."""
+        relay = self.relay
+        if self.client_done or self.answered or self.holds or relay.late or not relay.stream.reading:
+            return False
+        if self.reading is not None and self.reading.rebuilds:
+            return True
+        window = relay.to_upstream
+        return window.credit > 0 and window.first + self.granted > self.record.bytes_in
+
+    @property
+    def client_must_take(self) -> bool:
+        """Whether there is more of its answer than the client has left room for."""
+        relay = self.relay
+        if self.reduction is not None:
+            return self.reduction.left > 0
+        if relay.down_blocked:
+            return True
+        window = relay.to_client
+        return self.answered and (window.room <= 0 or window.first + self.given <= self.record.bytes_out)
+
+    @property
+    def told(self) -> int:
+        """Bytes of the answer that the client was sent."""
+        return self.record.bytes_out - (self.reduction.left if self.reduction is not None else 0)
+
+    def overdue(self, now: float) -> RequestError | None:
+        """What it ends with, if it has waited too long."""
+        if self.waits is None:
+            self.waits = CallWaits(self, now)
+        return self.waits.overdue(self, now)
 
     def later(self, go_on: Callable[[], None]) -> None:
         """As :class:`tlsproxy.proxy.slices.Worker` has it."""

@@ -85,13 +85,15 @@ class GrpcConnection(Streams):
         except Http2Error as error:
             self.broken(error)
         self.settle()
+        if not self.calls and self.greeted and self.begun:
+            self.wait()
 
     def pause_writing(self) -> None:
         self.reading_changed()
 
     def resume_writing(self) -> None:
         self.reading_changed()
-        self.rest()
+        self.wait()
 
     def reading_changed(self) -> None:
         """Reads what can go on, in either direction; a client that takes no answers gets to ask no more."""
@@ -146,11 +148,11 @@ class GrpcConnection(Streams):
                     raise overspent()
                 if usual and call is not None and call.plain and not call.client_done:
                     window.room -= size
-                    call.touched = self.now
                     call.record.bytes_in += size
                     position = end
                     if what:
                         call.client_done = True
+                        call.touched = self.now
                         if call.upstream_done:
                             self.forget(call, "")
                     continue
@@ -300,8 +302,8 @@ class GrpcConnection(Streams):
             return b""
         if not size:
             return self._wrong(call, Code.PROTOCOL_ERROR, "window_update")
-        call.touched = self.now
         if call.reduction is None:
+            call.given += size
             return None
         call.reduction.granted(size)
         return b""

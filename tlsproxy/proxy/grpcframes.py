@@ -162,6 +162,8 @@ class UpstreamFrames:
         call = client.calls.get(stream)
         if call is None:
             return b""
+        call.granted += size
+        call.touched = time.monotonic()
         if call.reading is not None and call.reading.rebuilds:
             call.reading.granted(size)
             return b"" if call.client_done else None

@@ -7,6 +7,7 @@ has heard that, which was the last; calls that go on are waited for. One sweep a
 from __future__ import annotations
 
 import time
+from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 from tlsproxy.authz.access import Decision
 from tlsproxy.authz.audit import event_line
 from tlsproxy.authz.credentials import NEVER
-from tlsproxy.errors import GrpcStatus, RequestError, RequestTimeout, RightLost, UpstreamTimeout, UpstreamUnreachable
+from tlsproxy.errors import GrpcStatus, RequestError, RequestTimeout, RightLost, UpstreamUnreachable
 from tlsproxy.proxy.gateway import Gateway
 from tlsproxy.proxy.register import Entry
 from tlsproxy.proxy.relay import Relay
@@ -35,19 +36,22 @@ DRAIN_PING: Final = b"tlsproxy"
 class Life(Relay):
     """``greeted``: the client's SETTINGS have come. ``last`` is its latest stream; ``lost``: why it has no upstream.
 
-    ``own_settings``: the client has not acknowledged those that are the gateway's own.
+    ``own_settings``: the client has not acknowledged those that are the gateway's own. ``swept``: when its waits were
+    looked at last.
     """
 
     __slots__ = (
         "_draining",
         "_ended",
         "_judged",
+        "_resting",
         "_when_ended",
         "greeted",
         "last",
         "leaving",
         "lost",
         "own_settings",
+        "swept",
     )
 
     def __init__(self, gateway: Gateway, stream: TlsStream, entry: Entry, when_ended: Callable[[], None]) -> None:
@@ -60,6 +64,7 @@ class Life(Relay):
         self._when_ended = when_ended
         self._judged = gateway.generation
         self._ended = self._draining = False
+        self._resting = self.swept = 0.0
         stream.deadline = time.monotonic() + self.limits.head_timeout
         # A server's first frame (RFC 9113 §3.4). The upstream's own may come after an answer of ours.
         first: dict[int, int] = {
@@ -81,38 +86,57 @@ class Life(Relay):
 
     # Deadlines
 
+    @property
+    @abstractmethod
+    def begun(self) -> bool: ...
+
+    @abstractmethod
+    def stands_still(self, now: float) -> bool:
+        """Whether the client has begun a frame or a field block, and does not finish it."""
+
     def rest(self) -> None:
-        """Sets what is waited for next."""
+        """Sets what is waited for next. Without calls, the connection rests from here on, whatever is said on it."""
+        self._resting = time.monotonic()
+        self.wait()
+
+    def wait(self) -> None:
+        """Sets when to look at it next."""
         if self.stream.stalled or self._ended:
             return
-        now = time.monotonic()
+        sweep = self.swept + SWEEP
         if self.calls:
-            self.stream.deadline = now + SWEEP
-        elif self._draining or self.leaving or self.lost is not None:
-            self.stream.deadline = now + LAST_WORDS
+            self.stream.deadline = sweep
+        elif self.begun:
+            self.stream.deadline = min(sweep, self._rests_until)
         else:
-            self.stream.deadline = now + self.limits.idle_timeout
+            self.stream.deadline = self._rests_until
+
+    @property
+    def _rests_until(self) -> float:
+        last = self._draining or self.leaving or self.lost is not None
+        return self._resting + (LAST_WORDS if last else self.limits.idle_timeout)
 
     def deadline_passed(self) -> None:
         if self.stream.stalled:
             self.cut("client_stalled")
         elif not self.greeted and self.lost is None:
             self.end(Code.PROTOCOL_ERROR, "the client did not begin")
-        elif self.calls:
-            self._sweep(time.monotonic())
-            self.rest()
-            self.settle()
         else:
-            self.end(Code.NO_ERROR)
+            self._sweep(time.monotonic())
 
     def _sweep(self, now: float) -> None:
-        answer = self.limits.response_timeout
-        for call in list(self.calls.values()):
-            waits = now - call.touched
-            if not (call.client_done or call.answered) and waits > self.limits.body_timeout:
-                self.refuse(call, RequestTimeout("The request message came too slowly"))
-            elif waits > answer:
-                self.refuse(call, UpstreamTimeout("The upstream did not answer in time"))
+        self.swept = now
+        if self.stands_still(now):
+            self.end(Code.NO_ERROR, "what was begun came too slowly", RequestTimeout.reason)
+        elif not self.calls and now >= self._rests_until:
+            self.end(Code.NO_ERROR)
+        else:
+            for call in list(self.calls.values()):
+                error = call.overdue(now)
+                if error is not None:
+                    self.refuse(call, error)
+            self.wait()
+            self.settle()
 
     # The upstream's end
 

@@ -36,6 +36,8 @@ class Streams(Life):
         "_fragments",
         "_most",
         "_pool",
+        "_reads",
+        "_since",
         "_standing",
         "_tail",
         "frames",
@@ -62,6 +64,34 @@ class Streams(Life):
         self._block: bytearray | None = None
         self._fragments = 0
         self._begun = (0, 0)
+        self._since = 0.0
+        self._reads = -1
+
+    @property
+    def begun(self) -> bool:
+        """Whether there is the beginning of a frame, or of a field block."""
+        return self._block is not None or self.frames.waiting
+
+    def stands_still(self, now: float) -> bool:
+        frames = self.frames
+        if not (self.begun and self.stream.reading):
+            return False
+        limit = self.limits.head_timeout
+        if self._block is None:
+            if frames.reads != self._reads:  # another frame than the last time
+                self._since, self._reads = now, frames.reads
+            kind, stream = frames.begun or (None, 0)
+            if kind == DATA:
+                limit = self.limits.body_timeout
+                call = self.calls.get(stream)
+                if call is not None and not call.client_done:  # which has a rate to keep up
+                    return False
+        return now - self._since > limit
+
+    def received(self, call: Call) -> int:
+        """Bytes that have come of its message."""
+        partly = len(self.frames.rest) if self.frames.begun == (DATA, call.stream) else 0
+        return call.record.bytes_in + partly
 
     def on_data(self, data: bytes, flags: int, stream: int, start: int, end: int) -> bytes | None:
         """``data[start:end]`` is the frame: what goes upstream in its place, None for itself."""
@@ -76,13 +106,13 @@ class Streams(Life):
             size = end - HEADER
         if not size and not flags & END_STREAM:
             self.budgets.empty.spend(self.now)
-        call.touched = self.now
         call.record.bytes_in += size
         if call.belied(flags):
             self.give_back(size)
             return self._wrong(call, Code.PROTOCOL_ERROR, "content_length")
         if flags & END_STREAM:
             call.client_done = True
+            call.touched = self.now
         try:
             instead = call.request(data, start, end, flags)
         except RequestError as error:
@@ -125,6 +155,7 @@ class Streams(Life):
     def on_fields(self, flags: int, stream: int, payload: bytes) -> bytes:
         if self._block is None:
             self._block, self._fragments, self._begun = bytearray(http2.fragment(flags, payload)), 0, (stream, flags)
+            self._since = self.now
         else:
             self._block += payload
             self._fragments += 1
@@ -190,6 +221,7 @@ class Streams(Life):
         if plan.asked is not None:
             self._look(call, plan.asked, unread=plan.unread)
         if not self.calls:
+            self.swept = self.now
             self.stream.deadline = self.now + SWEEP
         self.calls[call.stream] = call
         try:

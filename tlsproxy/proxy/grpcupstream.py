@@ -28,14 +28,14 @@ if TYPE_CHECKING:
 
 
 class GrpcUpstream(UpstreamFrames):
-    """One connection, for as long as its client's."""
+    """One connection, for as long as its client's. ``blocked``: the client has left no room for what comes next."""
 
-    __slots__ = ("_blocked",)
+    __slots__ = ("blocked",)
 
     def __init__(self, client: GrpcConnection) -> None:
         """Raises OSError where no socket is to be had."""
         super().__init__(client)
-        self._blocked = False
+        self.blocked = False
         gateway = client.gateway
         addresses, bounds = gateway.generation.upstream_addresses["grpc"], gateway.bounds
         self.stream = DialledStream(gateway.loop, addresses, self, gateway.deadlines, bounds.upstream_write)
@@ -48,15 +48,15 @@ class GrpcUpstream(UpstreamFrames):
         self.stream.abort()
 
     def reading_changed(self) -> None:
-        if self._client.stream.stalled or self._blocked:
+        if self._client.stream.stalled or self.blocked:
             self.stream.pause_reading()
         elif self.stream.established:
             self.stream.resume_reading()
 
     def unblock(self) -> None:
         """The client has room again for what it was not sent."""
-        if self._blocked:
-            self._blocked = False
+        if self.blocked:
+            self.blocked = False
             self.data_received(b"")
             self.reading_changed()
 
@@ -152,5 +152,5 @@ class GrpcUpstream(UpstreamFrames):
     def _wait(self, position: int) -> None:
         """The client has no room for what is to be read from there on."""
         self._frames.keep(position)
-        self._blocked = True
+        self.blocked = True
         self.reading_changed()

@@ -264,6 +264,10 @@ class Reduction:
         relay.budgets.told_data()
 
     @property
+    def left(self) -> int:
+        return self._out.left
+
+    @property
     def room(self) -> bytes:
         """What grants the upstream all that an answer may have, whatever the client's own windows are."""
         return http2.window_update(self._call.stream, MAX_ANSWER)

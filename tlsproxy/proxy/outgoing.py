@@ -25,6 +25,11 @@ class Outgoing:
     def done(self) -> bool:
         return self._last == b"" and not self._left
 
+    @property
+    def left(self) -> int:
+        """Bytes that wait for room."""
+        return len(self._left)
+
     def put(self, data: bytes) -> None:
         self._left = data
 

@@ -103,6 +103,15 @@ class Relay(ABC):
         """No call is left, or another thing is waited for than was."""
 
     @abstractmethod
+    def received(self, call: Call) -> int:
+        """Bytes of its message that have come, those of an unfinished frame included."""
+
+    @property
+    def down_blocked(self) -> bool:
+        """Whether the client has left no room on its connection for what the upstream says next."""
+        return self._side is not None and self._side.blocked
+
+    @abstractmethod
     def unblock(self) -> None:
         """There may be room again for what the client was not let say."""
 

@@ -107,26 +107,34 @@ class StreamError(TlsproxyError):
 
 
 class Frames:
-    """Cuts frames. ``data`` is what they are cut out of at the moment."""
+    """Cuts frames. ``data`` is what they are cut out of at the moment, ``rest`` the beginning of a frame, or what was
+    held back. ``reads`` counts those that have brought a frame's end.
+    """
 
-    __slots__ = ("_rest", "data")
+    __slots__ = ("data", "reads", "rest")
 
     def __init__(self) -> None:
-        self._rest = b""
-        self.data = b""
+        self.data = self.rest = b""
+        self.reads = 0
 
     @property
     def waiting(self) -> bool:
         """Whether there is the beginning of a frame, or one that was held back."""
-        return bool(self._rest)
+        return bool(self.rest)
+
+    @property
+    def begun(self) -> tuple[int, int] | None:
+        """(type, stream) of the frame that ``rest`` begins, as soon as its header is whole."""
+        rest = self.rest
+        return (rest[3], stream_of(rest)) if len(rest) >= HEADER else None
 
     def cut(self, data: bytes) -> Iterator[tuple[int, int, int, int]]:
         """(type << 8 | flags, stream, start, end) of each whole frame in ``self.data``, its header included.
 
         Whoever leaves the loop early says with :meth:`keep` what of it is still to come. Raises Http2Error.
         """
-        self.data = data = self._rest + data if self._rest else data
-        self._rest = b""
+        self.data = data = self.rest + data if self.rest else data
+        self.rest = b""
         position, size, unpack = 0, len(data), _HEAD.unpack_from
         last = size - HEADER
         while position <= last:
@@ -138,10 +146,13 @@ class Frames:
                 break
             yield what, stream & MAX_STREAM, position, end
             position = end
-        self._rest = data[position:] if position else data
+        if position:
+            self.reads += 1
+            data = data[position:]
+        self.rest = data
 
     def keep(self, position: int) -> None:
-        self._rest = self.data[position:]
+        self.rest = self.data[position:]
 
 
 def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
