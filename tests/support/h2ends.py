@@ -22,6 +22,7 @@ import h2.exceptions
 from h2.settings import SettingCodes
 
 from tlsproxy.proxy import grpcupstream
+from tlsproxy.proxy.facts import CollectionFacts
 from tlsproxy.proxy.gateway import Gateway
 from tlsproxy.proxy.grpc import GrpcConnection
 from tlsproxy.proxy.limittable import LimitTable
@@ -271,6 +272,7 @@ class Ends:
         self.down = MemoryStream(None)
         entry = self.gateway.register.enter("grpc", "127.0.0.1", Standing(generation, None, time.time()))
         pool = SimpleNamespace(points=None)
+        pool.facts = CollectionFacts(self.gateway, pool)
         self.down.owner = self.relay = GrpcConnection(self.gateway, pool, self.down, entry, lambda: None)
         self.up = self.relay._side.stream
         self.client, self.upstream = End(client=True), End(client=False)
