@@ -213,7 +213,7 @@ def test_nobody_uses_up_what_another_cas_client_of_the_same_name_may_use(
 
 
 def test_a_second_ca_leaves_names_in_doubt_that_one_alone_could_give(
-    own_site: Site, upstream: ScriptedUpstream
+    own_site: Site, upstream: ScriptedUpstream, grpc_upstream: GrpcUpstream
 ) -> None:
     """Fails closed, for live connections too, and tells the operator what to write."""
     own_site.write("clients.pem", STAFF.certificate_pem)
@@ -221,9 +221,16 @@ def test_a_second_ca_leaves_names_in_doubt_that_one_alone_could_give(
     own_site.issue("forged", authority=PARTNER.intermediate("Staff Issuing CA"), client=True, common_name="alice")
     match = {"cn": "alice", "issuer": "CN=Staff Issuing CA"}
     rule = {"name": "issuing", "match": match, "role": "admin"}
-    config = own_site.write_config(upstream.url, tls={"ca_cert": "clients.pem"}, identities=[rule])
-    with Gateway(config) as gateway, Caller(gateway, own_site.client("own")) as live:
+    config = own_site.write_config(
+        upstream.url, grpc=grpc_upstream.url, tls={"ca_cert": "clients.pem"}, identities=[rule]
+    )
+    with (
+        Gateway(config) as gateway,
+        Caller(gateway, own_site.client("own")) as live,
+        channel(gateway, own_site, "own") as opened,
+    ):
         assert live.ask(*reversed(DELETE)).status == 200
+        assert call(opened, "/qdrant.Collections/List").code is grpc.StatusCode.OK
         own_site.replace("clients.pem", STAFF.certificate_pem + PARTNER.certificate_pem)
         gateway.reloaded()
         assert live.is_closed()
@@ -233,6 +240,7 @@ def test_a_second_ca_leaves_names_in_doubt_that_one_alone_could_give(
         assert '"CN=Staff CA", "CN=Partner CA"' in warning
         with Caller(gateway, own_site.client("own")) as own:
             assert own.ask().status == 403
+        assert call(opened, "/qdrant.Collections/List").code is grpc.StatusCode.PERMISSION_DENIED
 
         own_site.edit_config(config, identities=[rule | {"match": match | {"ca": "CN=Staff CA"}}])
         gateway.reloaded()
@@ -280,6 +288,18 @@ def test_check_warns_of_rules_that_name_no_ca(site: Site) -> None:
         f"identities[6].match: {any_name}",
         f"keys[0].require_certificate: {any_name}",
     ]
+
+
+def test_check_warns_of_token_roles_that_believe_any_certificate(site: Site) -> None:
+    """No rule stands between such a role and the certificate that it takes a tenant from."""
+    tenant = {"access": [{"collection": "docs", "access": "rw"}], "filter": {"tenant": "{ou}"}}
+    issuer = {"name": "login", "issuer": "i", "audience": "a", "algorithm": "ES256", "role": "tenant"}
+    sections = {"roles": {"tenant": tenant}, "jwt_issuers": [issuer | {"jwks": "https://login.example/keys"}]}
+    result = check(site, identities=[], **sections)
+    assert result.exit_code == 0
+    assert "jwt_issuers[0].role: the filter of role 'tenant' takes names from certificates of any CA" in result.stderr
+    confined = {"ca_cert": "clients.pem", "ca_constraints": [CONSTRAINT]}
+    assert "of any CA" not in check(site, identities=[], tls=confined, **sections).stderr
 
 
 def test_check_is_silent_about_one_ca_and_its_intermediates(site: Site) -> None:
@@ -336,6 +356,7 @@ OUTSIDE: dict[str, Names] = {
 CONSTRAINT = {"ca": "CN=Partner CA", "trust_domain": "partner.example", "dns": ["partner.example"]}
 CONFINED: list[dict[str, Any]] = [
     {"name": "own", "match": {"ca": "CN=Partner CA", "cn": "svc"}, "role": "search"},
+    {"name": "issued", "match": {"issuer": "CN=Partner CA", "o": "Partner"}, "role": "search"},
     {"name": "names", "match": {"dns": "*.partner.example", "cn": "*.partner.example"}, "role": "search"},
     {"name": "cn", "match": {"cn": "alice"}, "role": "admin"},
     {"name": "ou", "match": {"ou": "platform"}, "role": "admin"},
@@ -414,6 +435,12 @@ def test_its_subjects_count_where_a_rule_names_it_only(confined: Place, subject:
     assert confined_answer(confined, PARTNER, **own, **subject) == (401, "no_credential")
     if subject["common_name"] == "alice":
         assert confined_answer(confined, STAFF, **subject) == (200, "allowed")
+
+
+def test_the_ca_is_named_as_the_issuer_too(confined: Place) -> None:
+    subject: dict[str, Any] = {"organization": "Partner", "dns": ["api.partner.example"]}
+    assert confined_answer(confined, PARTNER, **subject) == (200, "allowed")
+    assert confined_answer(confined, PARTNER.intermediate("Partner CA 2"), **subject) == (401, "no_credential")
 
 
 def test_a_common_name_within_counts(confined: Place) -> None:

@@ -22,6 +22,8 @@ def connection(number: int, identity: str | None, **more: Any) -> dict[str, Any]
         "address": "192.0.2.7",
         "identity": identity,
         "issuer": "CN=Example root",
+        "ca": "CN=Partner root" if identity else None,
+        "ca_sha256": "cd" * 32 if identity else None,
     }
     told |= {"serial": "77", "certificate_expires": NOW + DAY, "rule": "platform", "role": "admin", "key": None}
     told |= {"age": 61.0 * number, "requests": 17, "bytes_in": 4096, "bytes_out": 5_400_000, "ending": None}

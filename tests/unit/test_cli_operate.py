@@ -84,7 +84,7 @@ def test_a_terminal_shows_what_the_page_shows() -> None:
     for told in (
         "serving, rest on 0.0.0.0:6333", "generation 4", "last reload ok", "role search changed: access",
         "restart needed: service.http_port", "30 days left", "over for 3 days", "12 revoked", "needs_write",
-        "unknown_ca", "key nightly", "certificate_revoked", "5.1 MiB out",
+        "unknown_ca", "key nightly", "CN=Partner root", "certificate_revoked", "5.1 MiB out",
     ):  # fmt: skip
         assert told in text
     assert re.search(r"^search .*█.*\s5405\s+54\s+0\s+6\.9", text, re.MULTILINE)

@@ -111,6 +111,15 @@ def test_what_is_in_doubt_holds_beside_the_name_of_the_ca_only(field: str) -> No
         assert matcher.matches(ALICE) is (more != {"ca": "CN=Other"})
 
 
+@pytest.mark.parametrize(
+    ("issuer", "holds"), [("CN=Clients CA,O=Acme", True), ("CN=Clients CA,**", False), ("CN=Other CA", False)]
+)
+def test_an_issuer_that_is_in_no_doubt_names_its_ca(issuer: str, holds: bool) -> None:  # noqa: FBT001
+    confined = replace(ALICE, doubted=frozenset({"cn", "ou"}))
+    assert Matcher(cn="alice", issuer=issuer).matches(confined) is holds
+    assert not Matcher(cn="alice", issuer=issuer).matches(replace(confined, doubted=frozenset({"cn", "issuer"})))
+
+
 FIELDS = ("cn", "o", "ou", "dns", "uri", "email", "ip", "subject", "ca", "ca_sha256")
 
 
@@ -138,10 +147,19 @@ _patterns = st.none() | st.sampled_from(
     ]
 )
 _cas = st.none() | st.sampled_from(["CN=Root CA,O=Acme", "CN=Root**", "CN=Other CA", "**"])
+_issuers = st.none() | st.sampled_from(["CN=Clients CA,O=Acme", "CN=Clients CA,**", "CN=Other CA"])
 _matchers = st.builds(
-    Matcher, cn=_patterns, o=_patterns, ou=_patterns, dns=_patterns, uri=_patterns, ip=_patterns, ca=_cas
+    Matcher, cn=_patterns, o=_patterns, ou=_patterns, uri=_patterns, ip=_patterns, ca=_cas, issuer=_issuers
 )
-_identities = st.sampled_from([ALICE, NOBODY, DOUBTED, replace(ALICE, common_name="", uris=())])
+_identities = st.sampled_from(
+    [
+        ALICE,
+        NOBODY,
+        DOUBTED,
+        replace(ALICE, doubted=frozenset({"cn", "o", "ou", "subject"})),
+        replace(ALICE, common_name="", uris=()),
+    ]
+)
 
 
 @given(_matchers, _identities)

@@ -70,7 +70,7 @@ def test_it_tells_what_an_operator_asks_first() -> None:
         "serving", "rest on 0.0.0.0:6333", "Generation 4", "Last reload: ok", "role search changed: access",
         "Restart needed: service.http_port", "qdrant.example.org", "30 days left", "over for 3 days", "12 revoked",
         "spiffe://example.org/search/web", "needs_write", "unknown_ca", "nobody known", "key nightly",
-        "collection docs",
+        "CN=Partner root", "collection docs",
     ):  # fmt: skip
         assert told in text
     document = checked(status())

@@ -90,7 +90,7 @@ def _overview(status: Mapping[str, Any], now: float, glyphs: Glyphs, rows: int |
         Text(""),
         _decisions(status, now, glyphs, short=short),
     ]
-    connections = view.connections(status["connections"])
+    connections = view.connections(status["connections"], several=len(status["authorities"]) > 1)
     refused = view.refusals(status["refusals"], now)
     if rows is not None:
         fixed = sum(each.row_count + 1 if isinstance(each, Table) else 1 for each in above) + 2 * 2 + 1
@@ -177,7 +177,8 @@ def _connections(rows: Sequence[view.Connection], further: int, *, short: bool) 
     numbers = ("no.", "age", "requests")
     table = _table("no.", "connected", "role", "from", "age", "requests", "carried", numbers=numbers, short=short)
     for row in rows:
-        who = Text.assemble(row.who, (f"  key {row.key}" if row.key else "", "dim"), (f"  {row.ending}", "yellow"))
+        beside = "".join(f"  {each}" for each in (row.ca, f"key {row.key}" if row.key else "") if each)
+        who = Text.assemble(row.who, (beside, "dim"), (f"  {row.ending}", "yellow"))
         role = Text.assemble(row.role, (f"  {row.rule}", "dim"))
         table.add(str(row.number), who, role, f"{row.address} {row.protocol}", row.age, str(row.requests), row.carried)
     if further > 0:

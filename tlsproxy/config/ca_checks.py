@@ -13,6 +13,7 @@ from tlsproxy.authz.identity import Anchor
 from tlsproxy.authz.matcher import Matcher, normal_form
 from tlsproxy.config.callers import CaConstraint
 from tlsproxy.config.findings import Finding
+from tlsproxy.config.identity_checks import filter_of
 from tlsproxy.config.model import Config
 from tlsproxy.config.positions import Path, Tree
 
@@ -79,6 +80,8 @@ def findings(
         text = f'several CAs, with different keys, are called "{name}", and a rule with this name means all of them'
         yield Finding(("tls", "ca_cert"), f"{text}: ca_sha256 tells them apart", warning=True)
     told = [finding for path, matcher in _matchers(config) for finding in _of_match(path, matcher, anchors)]
+    if anchors.several and len(anchors.unconfined) > 1:
+        told += _of_issuers(config, anchors)
     yield from told[:MOST]
     if len(told) > MOST:
         yield Finding(("identities",), f"there is the like to say of {len(told) - MOST} more", warning=True)
@@ -105,6 +108,17 @@ def _of_match(path: Path, matcher: Matcher, anchors: Anchors) -> Iterator[Findin
     elif len(anchors.unconfined) > 1 and not is_exact(given.get("sha256", "*")):
         text = "several CAs are trusted, and any of them may give these names: add ca (or ca_sha256)"
         yield Finding(path, f"{text}; there are {_listed(anchors.unconfined)}", warning=True)
+
+
+def _of_issuers(config: Config, anchors: Anchors) -> Iterator[Finding]:
+    """A role of tokens is nobody's by a rule, so that no rule says whose certificates its filter believes."""
+    for index, issuer in enumerate(config.jwt_issuers):
+        role = config.roles.get(issuer.role or "")
+        if role is not None and any(template.of_certificate for template in filter_of(role)):
+            text = f"the filter of role {issuer.role!r} takes names from certificates of any CA"
+            there = f"there are {_listed(anchors.unconfined)}"
+            path: Path = ("jwt_issuers", index, "role")
+            yield Finding(path, f"{text}: confine them (tls.ca_constraints); {there}", warning=True)
 
 
 def _listed(anchors: Iterable[Anchor]) -> str:

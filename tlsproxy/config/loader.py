@@ -94,11 +94,23 @@ def _parsed(data: bytes, path: Path, base: Path, environ: Mapping[str, str]) -> 
     return Loaded(sound.config, unused, tuple(warnings))
 
 
-def located(data: bytes, path: Path, environ: Mapping[str, str], found: Iterable[Finding]) -> list[Problem]:
-    """Problems of what was found in a configuration that is valid in itself, where its files are known."""
+def located(data: bytes, path: Path, environ: Mapping[str, str], found: Iterable[Finding]) -> tuple[Problem, ...]:
+    """Problems of what was found in a configuration that is valid in itself, where its files are known.
+
+    The last outcome is kept, as that of :func:`parse`.
+    """
+    return _located(data, path, tuple(environ.items()), tuple(found))
+
+
+@lru_cache(maxsize=1)
+def _located(
+    data: bytes, path: Path, environ: tuple[tuple[str, str], ...], found: tuple[Finding, ...]
+) -> tuple[Problem, ...]:
+    if not found:
+        return ()
     tree = read_tree(data, str(path))
-    overlay(tree, environ)
-    return [tree.position(finding.path).problem(finding.path, finding.text) for finding in found]
+    overlay(tree, dict(environ))
+    return tuple(tree.position(finding.path).problem(finding.path, finding.text) for finding in found)
 
 
 def schema() -> dict[str, Any]:

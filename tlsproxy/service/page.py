@@ -41,7 +41,7 @@ _LEAST: Final = 2
 
 def page(status: Mapping[str, Any], now: float, *, paused: bool = False) -> str:
     """``now`` is seconds since the epoch. ``paused``: it stays as it is until somebody asks for it."""
-    connections = view.connections(status["connections"])
+    connections = view.connections(status["connections"], several=len(status["authorities"]) > 1)
     return _template().render(
         status=status,
         now=view.clock(now, now),

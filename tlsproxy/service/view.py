@@ -65,6 +65,7 @@ class Connection:
     protocol: str
     address: str
     who: str
+    ca: str
     role: str
     rule: str
     key: str
@@ -153,14 +154,18 @@ def _summed(rows: Sequence[Sequence[int]]) -> list[int]:
     return [sum(column) for column in zip(*rows, strict=True)]
 
 
-def connections(section: Mapping[str, Any]) -> list[Connection]:
-    """Of the section ``connections``, the youngest first."""
+def connections(section: Mapping[str, Any], *, several: bool) -> list[Connection]:
+    """Of the section ``connections``, the youngest first. With ``several`` CAs each client has its own told.
+
+    A gateway that runs since before this program was installed does not tell it.
+    """
     return [
         Connection(
             number=one["number"],
             protocol=one["protocol"],
             address=shown(one["address"]),
             who=shown(one["identity"]) or "no certificate",
+            ca=shown(one.get("ca")) if several else "",
             role=shown(one["role"]) or NO_ROLE,
             rule=shown(one["rule"]),
             key=shown(one["key"]),

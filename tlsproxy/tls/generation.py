@@ -235,19 +235,22 @@ def _of_cas(
     environ: Mapping[str, str],
     material: Material,
     previous: Generation | Settled | None,
-) -> list[Problem]:
+) -> tuple[Problem, ...]:
     """Warnings about the CAs that the configuration names. Raises ConfigError where a constraint names none.
 
     That must not keep a CA from being taken away: the constraint may stay where no CA has come since it was accepted.
+    What another process has settled is not judged again.
     """
+    if isinstance(previous, Settled):
+        return ()
     config = inputs.loaded.config
-    accepted = isinstance(previous, Settled) or (
+    accepted = (
         previous is not None
         and previous.config.tls.ca_constraints == config.tls.ca_constraints
         and set(previous.material.configured).issuperset(material.configured)
     )
     found = list(findings(config, material.anchors, material.configured, constraints_accepted=accepted))
-    problems = located(inputs.files[config_path], config_path, environ, found) if found else []
+    problems = located(inputs.files[config_path], config_path, environ, found)
     if wrong := [problem for problem, finding in zip(problems, found, strict=True) if not finding.warning]:
         raise ConfigError(wrong)
     return problems
