@@ -74,6 +74,7 @@ def test_without_the_claim_there_are_no_rights(claims: dict[str, object]) -> Non
 not_text = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False),
     lambda inner: st.lists(inner | st.text()) | st.dictionaries(st.text(), inner | st.text()),
+    max_leaves=8,
 )
 
 
