@@ -21,7 +21,7 @@ from qdrant_client.http.exceptions import UnexpectedResponse
 from support.client import Client
 from support.gateway import Gateway
 from support.grpc_client import Answered, call, channel
-from support.grpc_upstream import GrpcUpstream
+from support.grpc_upstream import GrpcUpstream, failing, replying
 from support.qdrant import EmbeddedUpstream, qdrant, qdrant_by_grpc
 from support.site import Site
 from support.upstream import Connection, Received, ScriptedUpstream
@@ -53,11 +53,15 @@ class Qdrants:
     def __init__(self, site: Site, release: str) -> None:
         self.site = site
         self.release = release
+        self.scripted = b""
         self.rest = ScriptedUpstream(answer=self._answer)
         self.grpc = GrpcUpstream()
 
     def _answer(self, connection: Connection, request: Received) -> None:
         request.body = connection.read_body(request)
+        if self.scripted and not request.line.startswith("GET "):
+            connection.sock.sendall(self.scripted)
+            return
         answer: dict[str, Any] = {"result": {}, "status": "ok", "time": 0.0}
         if request.line.startswith("GET / "):
             answer = {"title": "qdrant - vector search engine", "version": self.release}
@@ -297,6 +301,134 @@ def test_no_matrix_is_over_words(latest: Qdrants) -> None:
         assert isinstance(refused, Answered)
         assert refused.code is grpc.StatusCode.PERMISSION_DENIED
         assert latest.called(method, pb.SearchMatrixPoints()).filter == ONLY_MINE_BY_GRPC
+
+
+# What Qdrant says of the work that it had
+
+HARDWARE = {"cpu": 160, "payload_io_read": 130, "payload_index_io_read": 7, "vector_io_read": 0}
+USAGE = {"hardware": HARDWARE, "inference": {"models": {"a/b": {"tokens": 3}}}}
+POINTS = [{"id": n, "score": 0.5, "payload": {"usage": {"hardware": HARDWARE}, "text": '"usage":{}'}} for n in range(3)]
+OWN_ANSWER = {"result": {"points": POINTS}, "status": "ok", "time": 0.001}
+ASKED: list[tuple[str, str, Any]] = [
+    ("POST", "points/count", {}),
+    ("POST", "facet", {"key": "n"}),
+    ("POST", "points/query", {"query": [0.5]}),
+    ("POST", "points/query/batch", {"searches": [{}]}),
+    ("POST", "points/query/groups", {"group_by": "n"}),
+    ("POST", "points/scroll", {}),
+    ("POST", "points/search", {"vector": [0.5]}),
+    ("POST", "points/search/batch", {"searches": [{"vector": [0.5]}]}),
+    ("POST", "points/search/groups", {"vector": [0.5]}),
+    ("POST", "points/search/matrix/pairs", {}),
+    ("POST", "points/search/matrix/offsets", {}),
+    ("PUT", "points", {"points": []}),
+    ("POST", "points/delete", {"filter": {}}),
+    ("PUT", "points/vectors", {"points": []}),
+    ("POST", "points/vectors/delete", {"filter": {}, "vector": [""]}),
+    ("POST", "points/payload", {"payload": {}, "filter": {}}),
+    ("PUT", "points/payload", {"payload": {}, "filter": {}}),
+    ("POST", "points/payload/delete", {"keys": ["a"], "filter": {}}),
+    ("POST", "points/batch", {"operations": []}),
+]
+
+
+def response(answer: Any, status: bytes = b"200 OK", *, chunk: int = 0, space: bool = False) -> bytes:
+    body = json.dumps(answer, indent=1 if space else None).encode()
+    head = b"HTTP/1.1 %b\r\ncontent-type: application/json\r\n" % status
+    if not chunk:
+        return b"%bcontent-length: %d\r\n\r\n%b" % (head, len(body), body)
+    pieces = [body[begin : begin + chunk] for begin in range(0, len(body), chunk)]
+    chunks = b"".join(b"%x\r\n%b\r\n" % (len(one), one) for one in pieces)
+    return head + b"transfer-encoding: chunked\r\n\r\n" + chunks + b"0\r\n\r\n"
+
+
+@pytest.mark.parametrize(("method", "path", "body"), ASKED)
+def test_no_answer_has_usage(latest: Qdrants, method: str, path: str, body: Any) -> None:
+    """I/O counters tell whether a filter has met points of others."""
+    failed = {"status": {"error": 'Not found: "usage":{} of 999'}, "time": 0.0}
+    for scripted, status, expected in (
+        (response(OWN_ANSWER | {"usage": USAGE}), 200, OWN_ANSWER),
+        (response({"usage": USAGE} | OWN_ANSWER, chunk=7), 200, OWN_ANSWER),
+        (response(failed | {"usage": USAGE}, b"404 Not Found", space=True), 404, failed),
+    ):
+        latest.scripted = scripted
+        answer = latest.client.ask(
+            method, f"/collections/docs/{path}", [("accept-encoding", "gzip")], json.dumps(body).encode()
+        )
+        latest.scripted = b""
+        assert (answer.status, answer.json) == (status, expected)
+        assert "accept-encoding" not in latest.rest.requests[-1].fields
+
+
+def test_large_answers_stream_without_usage(latest: Qdrants) -> None:
+    """Of megabytes nothing is kept but the ends, and nothing is changed."""
+    large = OWN_ANSWER | {"result": {"points": POINTS * 20_000}}
+    for order in (large | {"usage": USAGE}, {"usage": USAGE} | large, {"time": 1, "usage": USAGE} | large):
+        for chunk in (0, 100_000):
+            latest.scripted = response(order, chunk=chunk)
+            answer = latest.client.ask("POST", "/collections/docs/points/scroll", (), b"{}")
+            assert answer.json == {name: order[name] for name in order if name != "usage"}
+    latest.scripted = b""
+    for _ in range(2):  # the connection is as good as before
+        assert latest.sent("points/scroll", {})["filter"] == ONLY_MINE
+
+
+def test_an_answer_that_cannot_be_read_is_not_shown(latest: Qdrants) -> None:
+    packed = gzip.compress(json.dumps(OWN_ANSWER | {"usage": USAGE}).encode())
+    head = b"HTTP/1.1 200 OK\r\ncontent-encoding: gzip\r\ncontent-length: %d\r\n\r\n" % len(packed)
+    latest.scripted = head + packed
+    answer = latest.client.ask("POST", "/collections/docs/points/scroll", (), b"{}")
+    latest.scripted = b""
+    assert answer.status == 502
+
+
+BY_GRPC: dict[str, tuple[Any, Any]] = {
+    "Count": (pb.CountPoints(), pb.CountResponse(result=pb.CountResult(count=3), time=0.5)),
+    "Facet": (pb.FacetCounts(key="n"), pb.FacetResponse(hits=[pb.FacetHit(count=1)], time=0.5)),
+    "Query": (pb.QueryPoints(), pb.QueryResponse(result=[pb.ScoredPoint(score=0.5)] * 3, time=0.5)),
+    "QueryBatch": (pb.QueryBatchPoints(), pb.QueryBatchResponse(result=[pb.BatchResult()], time=0.5)),
+    "QueryGroups": (pb.QueryPointGroups(), pb.QueryGroupsResponse(result=pb.GroupsResult(), time=0.5)),
+    "Scroll": (
+        pb.ScrollPoints(),
+        pb.ScrollResponse(next_page_offset=pb.PointId(num=1), result=[pb.RetrievedPoint()] * 3, time=0.5),
+    ),
+    "Search": (pb.SearchPoints(), pb.SearchResponse(result=[pb.ScoredPoint(score=0.5)], time=0.5)),
+    "SearchBatch": (pb.SearchBatchPoints(), pb.SearchBatchResponse(result=[pb.BatchResult()], time=0.5)),
+    "SearchGroups": (pb.SearchPointGroups(), pb.SearchGroupsResponse(result=pb.GroupsResult(), time=0.5)),
+    "SearchMatrixPairs": (pb.SearchMatrixPoints(), pb.SearchMatrixPairsResponse(time=0.5)),
+    "SearchMatrixOffsets": (pb.SearchMatrixPoints(), pb.SearchMatrixOffsetsResponse(time=0.5)),
+    "Upsert": (pb.UpsertPoints(), pb.PointsOperationResponse(result=pb.UpdateResult(operation_id=1), time=0.5)),
+    "UpdateVectors": (pb.UpdatePointVectors(), pb.PointsOperationResponse(result=pb.UpdateResult(status=2))),
+    "UpdateBatch": (pb.UpdateBatchPoints(), pb.UpdateBatchResponse(result=[pb.UpdateResult(operation_id=1)] * 2)),
+}
+
+
+@pytest.mark.parametrize("method", BY_GRPC)
+def test_no_answer_has_usage_by_grpc(latest: Qdrants, method: str) -> None:
+    request, own = BY_GRPC[method]
+    request.collection_name = "docs"
+    inference = pb.InferenceUsage(models={"a/b": pb.ModelUsage(tokens=3)})
+    reported = type(own).FromString(own.SerializeToString())
+    reported.usage.CopyFrom(pb.Usage(hardware=pb.HardwareUsage(cpu=160, payload_io_read=130), inference=inference))
+    latest.grpc.answer = replying(reported.SerializeToString())
+    answer = call(latest.channel, f"/qdrant.Points/{method}", request.SerializeToString())
+    assert answer == Answered(grpc.StatusCode.OK, message=own.SerializeToString())
+    assert "gzip" not in str(latest.grpc.calls[-1].metadata.get("grpc-accept-encoding", ""))
+    latest.grpc.answer = failing(grpc.StatusCode.NOT_FOUND, "Not found: Collection `docs` doesn't exist!")
+    answer = call(latest.channel, f"/qdrant.Points/{method}", request.SerializeToString())
+    latest.grpc.answer = replying(b"")
+    assert answer == Answered(grpc.StatusCode.NOT_FOUND, "Not found: Collection `docs` doesn't exist!")
+
+
+def test_a_large_answer_by_grpc(latest: Qdrants) -> None:
+    own = pb.QueryResponse(result=[pb.ScoredPoint(score=0.5, id=pb.PointId(uuid="x" * 1000))] * 5000, time=0.5)
+    reported = (
+        own.SerializeToString() + pb.QueryResponse(usage=pb.Usage(hardware=pb.HardwareUsage(cpu=1))).SerializeToString()
+    )
+    latest.grpc.answer = replying(reported)
+    answer = call(latest.channel, "/qdrant.Points/Query", pb.QueryPoints(collection_name="docs").SerializeToString())
+    latest.grpc.answer = replying(b"")
+    assert answer == Answered(grpc.StatusCode.OK, message=own.SerializeToString())
 
 
 # What comes back, of a Qdrant with two tenants

@@ -24,7 +24,7 @@ from tlsproxy.proxy.quotas import Quotas, Toll
 from tlsproxy.qdrant.grpc import judge_call, judge_heard_call, judge_message, operation_of
 from tlsproxy.qdrant.grpctenancy import is_confinable_call
 from tlsproxy.qdrant.judge import UNREDUCED, Heard, Judgement
-from tlsproxy.qdrant.listings import Listing
+from tlsproxy.qdrant.listings import Reducer
 from tlsproxy.qdrant.operations import Operation
 from tlsproxy.wire.fieldblock import Fields, write
 from tlsproxy.wire.grpc import CallHead, NotGrpc, parse_call, restate_call
@@ -72,7 +72,7 @@ class Asked:
     head: CallHead
     operation: Operation
     admission: Admission
-    listing: Listing | None
+    listing: Reducer | None
 
     @property
     def conditions(self) -> tuple[Condition, ...]:

@@ -11,7 +11,7 @@ from functools import partial
 from typing import Final
 
 from tlsproxy.authz.access import Decision
-from tlsproxy.errors import RequestError, UpstreamTimeout
+from tlsproxy.errors import RequestError, UpstreamBroken, UpstreamTimeout
 from tlsproxy.proxy.admitting import Client, Late
 from tlsproxy.proxy.auditlogs import AuditLogsExchange
 from tlsproxy.proxy.deadlines import NEVER
@@ -24,9 +24,11 @@ from tlsproxy.proxy.record import Record, RequestBody
 from tlsproxy.proxy.reduction import ReducedExchange
 from tlsproxy.proxy.refusal import CONTINUE
 from tlsproxy.proxy.slices import in_slices
+from tlsproxy.proxy.usage import OwnAnswer
 from tlsproxy.qdrant.idf import Facts, FactsNeeded
 from tlsproxy.wire.chunked import in_chunks
 from tlsproxy.wire.http1 import CHUNKED
+from tlsproxy.wire.response import ResponseHead
 from tlsproxy.wire.steps import Steps
 
 _UNTOLD: Final[Late] = (UpstreamTimeout, "The upstream did not say in time how the collection's words are counted")
@@ -35,12 +37,14 @@ _UNTOLD: Final[Late] = (UpstreamTimeout, "The upstream did not say in time how t
 class InspectedExchange(Exchange):
     """Its record's plan is that of the head until the body is whole, then that of both."""
 
-    __slots__ = ("_holding", "_reading")
+    __slots__ = ("_answer", "_confined", "_holding", "_reading")
 
     def __init__(self, gateway: Gateway, pool: Pool, client: Client, record: Record[Plan], body: RequestBody) -> None:
         super().__init__(gateway, pool, client, record, body)
         self._holding = Holding(gateway)
         self._reading = True
+        self._confined = False
+        self._answer: OwnAnswer | None = None
 
     def admit(self) -> None:
         if self.record.plan.expects_continue:
@@ -54,15 +58,19 @@ class InspectedExchange(Exchange):
     def sending(self) -> bool:
         return not self.body.done if self._reading else super().sending
 
-    def send(self) -> None:
-        """Takes what has come of the body. Raises as :meth:`RequestBody.take` does, and Overloaded."""
-        _, taken = self.body.take(self._client.inbox)
+    def send(self, data: bytes) -> bytes:
+        """Takes the next bytes of the body. Raises as :meth:`RequestBody.feed` does, and Overloaded."""
+        _, taken = self.body.feed(data)
         self.record.bytes_in += taken
         self._holding.grow(len(self.body.content or b""))
-        if self.body.done:
-            self._decide()
-        else:
+        if not self.body.done:
             self._await_body()
+            return b""
+        try:
+            self._decide()
+        except RequestError as error:  # not raised: what follows the body is still the next request
+            self._client.exchange_failed(error)
+        return data[taken:]
 
     def renew(self, present: Plan) -> Decision | None:
         """Until it is decided it is for head and body of the present to decide."""
@@ -118,11 +126,52 @@ class InspectedExchange(Exchange):
             self._pool.facts.ask(unread.asked.collection or "", self.account, told)
             return
         self.record.plan, content = outcome
+        self._confined = unread.confined
         if self.record.plan.decision.allowed:
             self._whole_body = content
             super().admit()
         else:
             self._client.exchange_denied()
+
+    # The answer to a tenant
+
+    def response_head(self, head: ResponseHead) -> None:
+        if self._confined and head.length:
+            self._answer = OwnAnswer(head)
+        else:
+            super().response_head(head)
+
+    def response_body(self, data: bytes) -> None:
+        answer = self._answer
+        if answer is None:
+            super().response_body(data)
+            return
+        try:
+            chunk = answer.feed(data)
+        except UpstreamBroken as error:
+            self._client.exchange_failed(error)
+            return
+        if chunk:
+            self._begin_answer(answer)
+            super().response_body(chunk)
+
+    def response_done(self) -> None:
+        answer = self._answer
+        if answer is not None:
+            rest = answer.close()
+            self._begin_answer(answer)
+            super().response_body(rest)
+        super().response_done()
+
+    def _begin_answer(self, answer: OwnAnswer) -> None:
+        if not answer.begun:
+            answer.begun = True
+            super().response_head(answer.head)
+
+    def upstream_lost(self, error: RequestError, *, stale: bool, answered: bool) -> None:
+        """Of an answer that is held back, the client was told nothing yet."""
+        answer, self._answer = self._answer, None
+        super().upstream_lost(error, stale=stale, answered=answered and (answer is None or answer.begun))
 
     def over(self) -> None:
         self._holding.release()

@@ -22,7 +22,7 @@ from tlsproxy.proxy.outgoing import Outgoing
 from tlsproxy.proxy.slices import in_slices
 from tlsproxy.qdrant.grpc import confine_message, reading_of
 from tlsproxy.qdrant.idf import Facts, FactsNeeded
-from tlsproxy.qdrant.listings import Listing
+from tlsproxy.qdrant.listings import Reducer
 from tlsproxy.wire import http2
 from tlsproxy.wire.content import decoding
 from tlsproxy.wire.fieldblock import Fields, write
@@ -32,7 +32,7 @@ from tlsproxy.wire.steps import Steps
 from tlsproxy.wire.tracing import id_field
 
 MAX_ANSWER: Final = 32 << 20
-"""Bytes of a listing."""
+"""Bytes of an answer that is reduced."""
 MAX_FIRST_WINDOW: Final = http2.MAX_WINDOW - MAX_ANSWER
 """The most that a new stream's window may be on the upstream's side: a listing's is made larger by the above."""
 MAX_PIECES: Final = 8192
@@ -243,11 +243,11 @@ class Rebuilding(_Judging):
 
 
 class Reduction:
-    """Takes the answer whole and sends what the caller may know of it. Errors of the upstream lose their text."""
+    """Takes the answer whole and sends what the caller may know of it."""
 
     rebuilds = True
 
-    def __init__(self, call: Call, listing: Listing) -> None:
+    def __init__(self, call: Call, listing: Reducer) -> None:
         self._call = call
         self.listing = listing
         self._message = Message()
@@ -283,27 +283,30 @@ class Reduction:
         status = next((value for name, value in fields if name == b"grpc-status"), b"")
         if status != b"0":
             number = int(status) if status.isdigit() else UpstreamBroken.grpc.value
-            told = trailers(number, _WHY_REDUCED)
-            if not self._head:
-                told = (*trailers_only(number, _WHY_REDUCED), id_field(call.record.id))
-            last = http2.headers(call.stream, write(told), END_STREAM)
+            last = self._without_text(number) if self.listing.hides_errors else raw
             call.relay.down.append(self._head + last)
             call.relay.answered(call, number)
             return b""
         self._reduce(raw)
         return b""
 
+    def _without_text(self, number: int) -> bytes:
+        told = trailers(number, _WHY_REDUCED)
+        if not self._head:
+            told = (*trailers_only(number, _WHY_REDUCED), id_field(self._call.record.id))
+        return http2.headers(self._call.stream, write(told), END_STREAM)
+
     def _reduce(self, raw: bytes) -> None:
         in_slices(self._call, self._reducing(self.listing), partial(self._show, self.listing, raw))
 
-    def _reducing(self, listing: Listing) -> Steps[bytes]:
+    def _reducing(self, listing: Reducer) -> Steps[bytes]:
         try:
             self._message.end()
             return (yield from listing.reducing(bytes(self._content)))
         except (ValueError, RequestError):
             raise UpstreamBroken("The upstream's answer cannot be reduced to what you may know") from None
 
-    def _show(self, listing: Listing, raw: bytes, shown: bytes) -> None:
+    def _show(self, listing: Reducer, raw: bytes, shown: bytes) -> None:
         """``raw`` are the trailers."""
         if listing is not self.listing:  # meanwhile something else may be shown
             self._reduce(raw)

@@ -26,7 +26,7 @@ from tlsproxy.proxy.answers import Answer, cors_fields, is_preflight, preflight,
 from tlsproxy.proxy.quotas import Quotas, Toll
 from tlsproxy.qdrant.idf import Facts
 from tlsproxy.qdrant.judge import UNREDUCED, Heard, Judgement, judge, judge_heard, judging_body
-from tlsproxy.qdrant.listings import Listing
+from tlsproxy.qdrant.listings import Reducer
 from tlsproxy.qdrant.operations import AUDIT_LOGS, PREFLIGHT, WHOAMI, Operation
 from tlsproxy.qdrant.rest import Recognised, recognise
 from tlsproxy.tls.generation import Generation
@@ -107,7 +107,7 @@ class Plan:
     readable: bytes = b""
     unread: Unread | None = None
     heard: Heard | None = None
-    listing: Listing | None = None
+    listing: Reducer | None = None
 
     def refused(self, decision: Decision) -> Self:
         """The same request, which is not carried out after all."""
@@ -218,14 +218,14 @@ class Plans:
             decision, changed, heard = refusal_of(error), None, None
         remembered = not unread.confined and decision is ALLOWED and len(content) == head.length
         if changed is not None:
-            head, content = head.without(b"content-encoding"), changed
+            head, content = head.without(b"content-encoding", b"accept-encoding"), changed  # the answer will be read
         plan = self._plan(admission.principal, head.with_length(len(content)), asked, admission, Judgement(decision))
         plan = replace(plan, heard=heard)
         if remembered and len(plain) <= MEMO_HEAD:
             _remember(self._read, (unread, plain), plan)
         return plan, content
 
-    def _sent(self, head: RequestHead, listing: Listing | None) -> RequestHead:
+    def _sent(self, head: RequestHead, listing: Reducer | None) -> RequestHead:
         """An answer that will be read comes as it is; which pages may read it, Qdrant is not asked where we say so."""
         if listing is not None:
             head = head.without(b"accept-encoding")

@@ -19,7 +19,7 @@ from tlsproxy.proxy.plan import Plan
 from tlsproxy.proxy.pool import Pool
 from tlsproxy.proxy.record import Record, RequestBody
 from tlsproxy.proxy.slices import in_slices
-from tlsproxy.qdrant.listings import Listing
+from tlsproxy.qdrant.listings import Reducer
 from tlsproxy.wire.chunked import ChunkedBody
 from tlsproxy.wire.http1 import CHUNKED
 from tlsproxy.wire.response import ResponseHead
@@ -75,7 +75,7 @@ class ReducedExchange(Exchange):
         listing = self.record.plan.listing
         in_slices(self, self._showing(head, answer, listing), partial(self._show, head, answer, listing))
 
-    def _show(self, head: ResponseHead, answer: bytes, listing: Listing | None, shown: bytes | None) -> None:
+    def _show(self, head: ResponseHead, answer: bytes, listing: Reducer | None, shown: bytes | None) -> None:
         if listing is not self.record.plan.listing:  # meanwhile something else may be shown
             self._reduce(head, answer)
             return
@@ -87,7 +87,7 @@ class ReducedExchange(Exchange):
         super().response_body(shown)
         super().response_done()
 
-    def _showing(self, head: ResponseHead, answer: bytes, listing: Listing | None) -> Steps[bytes | None]:
+    def _showing(self, head: ResponseHead, answer: bytes, listing: Reducer | None) -> Steps[bytes | None]:
         if head.status in _ERRORS:
             return _ERROR
         if head.status != _OK or listing is None:

@@ -15,7 +15,7 @@ from tlsproxy.authz.admission import Admission
 from tlsproxy.errors import Form
 from tlsproxy.qdrant.bodies import named_collections
 from tlsproxy.qdrant.idf import Facts
-from tlsproxy.qdrant.listings import Listing, listing_of
+from tlsproxy.qdrant.listings import Reducer, listing_of
 from tlsproxy.qdrant.operations import Operation
 from tlsproxy.qdrant.rest import Recognised
 from tlsproxy.qdrant.tenancy import confine, is_confinable, tells_no_points
@@ -34,7 +34,7 @@ class Judgement:
     """
 
     decision: Decision
-    listing: Listing | None = None
+    listing: Reducer | None = None
 
 
 UNREDUCED: Final = forbidden("unfiltered_listing", "Global access is required for this listing")

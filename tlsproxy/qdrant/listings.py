@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, ClassVar, Final, Protocol
 
 import orjson
 
@@ -21,9 +21,19 @@ STEP: Final = 1000
 """Entries of one step, at some microseconds each."""
 
 
+class Reducer(Protocol):
+    """How an answer is reduced to what its caller may know. ``hides_errors``: the upstream's errors lose their text."""
+
+    @property
+    def hides_errors(self) -> bool: ...
+    def reducing(self, body: bytes) -> Steps[bytes]: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Listing:
     """The reduction of one operation's answer to the names that each of these lists of grants covers."""
+
+    hides_errors: ClassVar[bool] = True
 
     operation: str
     grants: tuple[Grants, ...]

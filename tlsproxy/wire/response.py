@@ -7,7 +7,7 @@ differently ends the connection instead of reaching a client (RFC 9112 §6.3, §
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Final
 
@@ -35,6 +35,7 @@ _USUAL = re.compile(
     rb"(HTTP/1\.1 ([2-5][0-9]{2})[ \t\x21-\x7e\x80-\xff]*\r\n)((?:%b)*)"
     rb"(?i:content-length):[ \t]*([0-9]{1,15})[ \t]*\r\n((?:%b)*)\r\n" % (_OTHER, _OTHER)
 )
+_FRAMING = re.compile(rb"^(?:transfer-encoding|content-length):[^\r\n]*\r\n", re.IGNORECASE | re.MULTILINE)
 _REMEMBERED: Final = 256
 _LONGEST: Final = 1024
 """A longer head is not remembered: the memo's size is bounded by the product."""
@@ -54,6 +55,11 @@ class ResponseHead:
     fields: bytes
     length: int
     keep: bool
+
+    def reframed(self, length: int) -> ResponseHead:
+        """The head of another body in place of its own: of this length, or in chunks."""
+        framing = b"transfer-encoding: chunked\r\n" if length == CHUNKED else b"content-length: %d\r\n" % length
+        return replace(self, fields=_FRAMING.sub(b"", self.fields) + framing, length=length)
 
     def restated(self, fields: bytes = b"", *, close: bool) -> bytes:
         """The whole head for the client, with these field lines of ours.
