@@ -302,6 +302,22 @@ def test_check_warns_of_token_roles_that_believe_any_certificate(site: Site) -> 
     assert "of any CA" not in check(site, identities=[], tls=confined, **sections).stderr
 
 
+def test_a_rule_has_what_is_below_its_ca_with_intermediates_in_the_file_too(
+    own_site: Site, upstream: ScriptedUpstream
+) -> None:
+    """OpenSSL's chain ends at the intermediate then; whose it is does not change."""
+    own_site.write("clients.pem", ISSUING.certificate_pem + PARTNER.certificate_pem + STAFF.certificate_pem)
+    own_site.issue("own", authority=ISSUING, client=True, common_name="alice")
+    config = own_site.write_config(
+        upstream.url,
+        tls={"ca_cert": "clients.pem"},
+        identities=[{"name": "staff", "match": {"ca": "CN=Staff CA"}, "role": "search"}],
+    )
+    with Gateway(config) as gateway, Caller(gateway, own_site.client("own")) as caller:
+        assert caller.ask().status == 200
+        assert gateway.audited(status=200)["ca_sha256"] == fingerprint(ISSUING)
+
+
 def test_check_is_silent_about_one_ca_and_its_intermediates(site: Site) -> None:
     site.write("whole.pem", STAFF.certificate_pem + ISSUING.certificate_pem)
     result = check(site, tls={"ca_cert": "whole.pem"}, identities=RULES[-1:])
@@ -490,7 +506,7 @@ def test_a_constraint_that_is_left_behind_keeps_no_ca_in(own_site: Site, upstrea
     """What takes a CA away is published; what brings one in again is not, while a constraint is of none."""
     own_site.write("clients.pem", STAFF.certificate_pem + PARTNER.certificate_pem)
     tls = {"ca_cert": "clients.pem", "ca_constraints": [CONSTRAINT]}
-    config = own_site.write_config(upstream.url, tls=tls, workers=2)
+    config = own_site.write_config(upstream.url, tls=tls)
     with Gateway(config) as gateway:
         own_site.replace("clients.pem", STAFF.certificate_pem)
         gateway.reloaded()

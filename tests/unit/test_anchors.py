@@ -18,7 +18,7 @@ LEAF = Identity(subject="CN=a", issuer="", serial="1", sha256="00", not_after=0.
 
 
 def anchor(name: str, key: str, edition: int = 0) -> Anchor:
-    return Anchor(name, f"{name}/{key}/{edition}", key)
+    return Anchor(name, f"{name}/{key}/{edition}".lower(), key)
 
 
 _anchors = st.builds(anchor, st.sampled_from(NAMES), st.sampled_from("klm"), st.integers(0, 1))
@@ -45,6 +45,17 @@ def independent(trusted: Sequence[Anchor], above: dict[str, list[str]]) -> list[
     return [one for one in trusted if all(same(by_digest[upper], one) for upper in above[one.sha256])]
 
 
+def vouching(one: Anchor, trusted: Sequence[Anchor], above: dict[str, list[str]]) -> set[Anchor]:
+    """A CA's own certificates, and those of whoever issued one of them, and so on up to an independent CA."""
+    tops = independent(trusted, above)
+    found = {one}
+    for _ in trusted:
+        lower = {each for each in found if not any(same(each, top) for top in tops)}
+        found |= {other for other in trusted if any(same(other, each) for each in found)}
+        found |= {other for other in trusted for each in lower if other.sha256 in above.get(each.sha256, ())}
+    return found
+
+
 def believed(issuer: str, chain: Sequence[Anchor], trusted: Sequence[Anchor], above: dict[str, list[str]]) -> bool:
     """The definition: the issuer is the anchor, or stands below the only anchor of that name, or below the only one."""
     rests = next((one for one in chain if one in trusted), chain[-1])
@@ -69,10 +80,11 @@ def test_the_issuers_name_is_believed_by_definition(
         assert (identity.ca, matcher.matches(identity)) == ("", False)
         return
     rests = next((one for one in chain if one in trusted), chain[-1])
-    assert (identity.ca, identity.ca_sha256, identity.ca_key) == (rests.subject, rests.sha256, rests.key)
+    assert identity.anchors[0] == rests
+    assert set(identity.anchors) == vouching(rests, trusted, above)
     assert matcher.matches(identity) is believed(issuer, chain, trusted, above)
     assert Matcher(issuer=issuer, ca=rests.subject).matches(identity)
-    others = {one.subject for one in trusted} - {rests.subject}
+    others = {one.subject for one in trusted} - {one.subject for one in identity.anchors}
     assert not any(Matcher(issuer=issuer, ca=other).matches(identity) for other in others)
 
 
@@ -89,6 +101,7 @@ def test_no_rule_for_one_ca_matches_below_another(
         assert not Matcher(issuer="CN=Staff Root").matches(identity)
         assert not Matcher(issuer="**", ca="CN=Staff Root").matches(identity)
         assert not Matcher(issuer=name, ca_sha256=staff.sha256).matches(identity)
+        assert Matcher(issuer=name, ca_sha256=partner.sha256).matches(identity)
         assert identity.account != anchors.identified(replace(LEAF, issuer=name), [*chain, staff]).account
 
 
@@ -127,7 +140,21 @@ def test_an_intermediate_beside_its_root_makes_no_second_ca() -> None:
         ([other, root], "CN=Other", True),
         ([other, one], "CN=Other", False),
     ):
-        assert Matcher(issuer=issuer).matches(anchors.identified(replace(LEAF, issuer=issuer), chain)) is holds
+        identity = anchors.identified(replace(LEAF, issuer=issuer), chain)
+        assert Matcher(issuer=issuer).matches(identity) is holds
+        # A rule that names the root has what stands below it, wherever OpenSSL found the chain's end.
+        assert Matcher(issuer=issuer, ca="CN=Root").matches(identity)
+        assert Matcher(ca="CN=One").matches(identity) is (chain[-1] is one)
+
+
+def test_a_ca_that_another_has_certified_too_is_still_another() -> None:
+    staff, partner, crossed = anchor("CN=Staff", "s"), anchor("CN=Partner", "p", 0), anchor("CN=Partner", "p", 1)
+    anchors = Anchors([staff, partner, crossed], {crossed.sha256: [staff.sha256]})
+    for end in (partner, crossed):
+        identity = anchors.identified(replace(LEAF, issuer="CN=Partner"), [end])
+        assert not Matcher(ca="CN=Staff").matches(identity)
+        assert Matcher(ca_sha256=partner.sha256).matches(identity)
+        assert Matcher(ca_sha256=crossed.sha256).matches(identity)
 
 
 def test_cas_that_issued_each_other_leave_all_in_doubt() -> None:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from tlsproxy.authz.access import GlobalMode, Grant, Grants, Rights
 from tlsproxy.authz.credentials import Keys
-from tlsproxy.authz.identity import Identity
+from tlsproxy.authz.identity import Anchor, Identity
 from tlsproxy.authz.roles import Matcher, Policy, Principal, Rule
 
 ALICE = Identity(
@@ -24,8 +24,7 @@ ALICE = Identity(
     uris=("spiffe://example.org/search/a",),
     emails=("alice@example.org",),
     ips=("10.0.0.1", "2001:db8::1"),
-    ca="CN=Root CA,O=Acme",
-    ca_sha256="ef" * 32,
+    anchors=(Anchor("CN=Root CA,O=Acme", "ef" * 32, "01" * 32), Anchor("CN=Upper CA", "fe" * 32, "02" * 32)),
 )
 DOUBTED = replace(ALICE, doubted=frozenset({"issuer", "ou"}))
 NOBODY = Identity(subject="", issuer="CN=Clients CA,O=Acme", serial="1", sha256="00" * 32, not_after=0.0)
@@ -59,6 +58,8 @@ def policy(*rules: Rule) -> Policy:
         Matcher(cn="alice", ou="search", issuer="CN=Clients CA,*"),
         Matcher(ca="CN=Root CA,O=Acme"),
         Matcher(ca="CN=Root**"),
+        Matcher(ca="CN=Upper CA"),
+        Matcher(ca_sha256="fe" * 32),
         Matcher(ca_sha256=":".join(["EF"] * 32)),
     ],
 )

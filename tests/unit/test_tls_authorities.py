@@ -66,7 +66,7 @@ def test_the_anchor_is_openssls(
     identity = anchors_of(Tls(cert="c", key="k"), authorities).identified(peer.identity, peer.issuers)
     assert identity.ca_sha256 == peer.chain[-1]
     # Of two certificates of one CA either may be found.
-    assert (found[-1].subject, found[-1].key) == (identity.ca, identity.ca_key)
+    assert (found[-1].subject, found[-1].key) == (identity.ca, identity.anchors[0].key)
 
 
 def test_no_anchor_is_found_where_an_intermediate_is_missing() -> None:

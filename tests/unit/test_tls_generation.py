@@ -19,6 +19,7 @@ from tlsproxy.errors import MaterialError
 from tlsproxy.tls import files
 from tlsproxy.tls import generation as generation_module
 from tlsproxy.tls.files import read_inputs
+from tlsproxy.tls.generation import Settled, build
 from tlsproxy.tls.peer import Peer, peer_of
 
 if TYPE_CHECKING:
@@ -230,6 +231,23 @@ def test_warnings_of_all_sources_are_gathered(made: Site) -> None:
     text = "\n".join(made.build().warnings)
     assert "chmod 600" in text
     assert "is valid only until" in text
+
+
+def test_what_was_settled_of_a_constraint_is_not_judged_again(tmp_path: Path) -> None:
+    """A worker has no earlier generation to judge by, and must come to the supervisor's outcome."""
+    made = site(tmp_path, tls={"ca_constraints": [{"ca": "CN=other root", "dns": ["other.example"]}]})
+    with pytest.raises(ConfigError, match=r"ca_constraints\[0\]\.ca: no CA of tls\.ca_cert is this one"):
+        made.build()
+    made.write("ca.pem", ROOT.certificate_pem + OTHER.certificate_pem)
+    first = made.build()
+    made.write("ca.pem", ROOT.certificate_pem)
+    second = made.build(previous=first)
+    assert any("ca_constraints[0].ca" in warning for warning in second.warnings)
+    third = made.build(previous=second)
+    assert third.warnings == second.warnings
+    settled = Settled(third.started, third.resolved)
+    worker = build(number=1, config_path=made.config, environ={}, previous=settled)
+    assert not any("ca_constraints" in warning for warning in worker.warnings)
 
 
 def test_twenty_generations_leave_no_descriptor_behind(made: Site) -> None:

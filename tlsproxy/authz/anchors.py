@@ -66,7 +66,7 @@ class Confinement:
 class Anchors:
     """The CAs that are trusted together. ``issued_by`` has, by digest, the digests of those that issued it."""
 
-    __slots__ = ("_confined", "_names", "_only", "_tops", "trusted")
+    __slots__ = ("_above", "_confined", "_names", "_only", "_tops", "trusted")
 
     def __init__(
         self,
@@ -84,22 +84,36 @@ class Anchors:
             if not any(_authority(self.trusted[one]) != _authority(anchor) for one in above.get(anchor.sha256, ()))
         }
         self._only = next(iter(self._tops)) if len(self._tops) == 1 else None
+        self._above = above
         self._confined: dict[str, list[Confinement]] = {}
         for confinement in confinements:
-            for key in self._below({anchor.key for anchor in trusted if confinement.names(anchor)}, above):
+            for key in self._below({anchor.key for anchor in trusted if confinement.names(anchor)}):
                 self._confined.setdefault(key, []).append(confinement)
 
-    def _below(self, keys: set[str], above: Mapping[str, Collection[str]]) -> set[str]:
+    def _below(self, keys: set[str]) -> set[str]:
         """These keys, and those of the CAs that they issued: no intermediate is a way out of confinement."""
         while True:
             issued = {
                 anchor.key
                 for anchor in self.trusted.values()
-                if any(self.trusted[one].key in keys for one in above.get(anchor.sha256, ()))
+                if any(self.trusted[one].key in keys for one in self._above.get(anchor.sha256, ()))
             }
             if issued <= keys:
                 return keys
             keys |= issued
+
+    def _vouching(self, anchor: Anchor) -> tuple[Anchor, ...]:
+        """The CA with all its certificates, and those CAs that it depends on: an independent one on none."""
+        found = {anchor.sha256: anchor}
+        waiting = [anchor]
+        while waiting:
+            lower = waiting.pop()
+            issuers = () if _authority(lower) in self._tops else self._above.get(lower.sha256, ())
+            for one in self.trusted.values():
+                if one.sha256 not in found and (one.sha256 in issuers or _authority(one) == _authority(lower)):
+                    found[one.sha256] = one
+                    waiting.append(one)
+        return tuple(found.values())
 
     @property
     def several(self) -> bool:
@@ -136,9 +150,7 @@ class Anchors:
                 doubted -= {"cn"}
         return replace(
             identity,
-            ca=anchor.subject,
-            ca_sha256=anchor.sha256,
-            ca_key=anchor.key,
+            anchors=self._vouching(anchor),
             doubted=doubted,
             foreign=next((name for one in confined if (name := one.outside(identity))), ""),
         )

@@ -50,7 +50,7 @@ class Identity:
     ``other_names`` are the kinds of the alternative names that nothing here reads. ``defect`` is empty, or the reason
     for which no rule may match.
 
-    ``ca``, ``ca_sha256`` and ``ca_key`` are those of the trust anchor (:class:`Anchor`), empty where none is known.
+    ``anchors`` are the trust anchor, empty where none is known, and behind it the other trusted CAs that vouch for it.
     ``doubted`` are the fields of a match that prove nothing below that anchor, unless a rule names the anchor too.
     ``foreign`` is empty, or a name that the anchor may not give, for which no rule may match either.
     """
@@ -69,9 +69,7 @@ class Identity:
     ips: tuple[str, ...] = ()
     defect: str = ""
     other_names: tuple[str, ...] = ()
-    ca: str = ""
-    ca_sha256: str = ""
-    ca_key: str = ""
+    anchors: tuple[Anchor, ...] = ()
     doubted: frozenset[str] = frozenset()
     foreign: str = ""
 
@@ -82,9 +80,27 @@ class Identity:
         return self.subject or next(iter(alternatives), f"SHA-256 {self.sha256}")
 
     @property
+    def ca(self) -> str:
+        """The trust anchor's subject."""
+        return self.anchors[0].subject if self.anchors else ""
+
+    @property
+    def ca_sha256(self) -> str:
+        """The digest of the trust anchor."""
+        return self.anchors[0].sha256 if self.anchors else ""
+
+    @property
+    def ca_subjects(self) -> tuple[str, ...]:
+        return tuple(one.subject for one in self.anchors)
+
+    @property
+    def ca_digests(self) -> tuple[str, ...]:
+        return tuple(one.sha256 for one in self.anchors)
+
+    @property
     def account(self) -> tuple[str, ...]:
         """The holder in limits and shares: the same for a new certificate, and below a CA that was issued anew."""
-        return ("identity", self.ca, self.ca_key, self.issuer, self.name)
+        return ("identity", self.ca, self.anchors[0].key if self.anchors else "", self.issuer, self.name)
 
 
 def identity_of(der: bytes) -> Identity:

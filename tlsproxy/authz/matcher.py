@@ -120,8 +120,8 @@ _ATTRIBUTES: Final = {
     "issuer": "issuer",
     "serial": "serial",
     "sha256": "sha256",
-    "ca": "ca",
-    "ca_sha256": "ca_sha256",
+    "ca": "ca_subjects",
+    "ca_sha256": "ca_digests",
 }
 _CONFINED: Final = "tls.ca_constraints confines it to other names; a rule may name the CA too (ca, ca_sha256)"
 _ADVICE: Final = {"issuer": "another one may have issuers of this name; name the CA too (ca, ca_sha256)"}

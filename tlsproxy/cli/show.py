@@ -56,8 +56,8 @@ def described(identity: Identity, *, now: float) -> Iterator[str]:
     values = (
         ("subject", (identity.subject,)),
         ("issuer", (identity.issuer,)),
-        ("ca", (identity.ca,)),
-        ("ca_sha256", (identity.ca_sha256,)),
+        ("ca", tuple(dict.fromkeys(identity.ca_subjects))),
+        ("ca_sha256", identity.ca_digests),
         ("cn", (identity.common_name,)),
         ("o", identity.organizations),
         ("ou", identity.organizational_units),
