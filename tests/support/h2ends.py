@@ -26,6 +26,7 @@ from tlsproxy.proxy.facts import CollectionFacts
 from tlsproxy.proxy.gateway import Gateway
 from tlsproxy.proxy.grpc import GrpcConnection
 from tlsproxy.proxy.limittable import LimitTable
+from tlsproxy.proxy.slices import Scheduler
 from tlsproxy.proxy.standing import Standing
 from tlsproxy.tls.generation import Generation
 
@@ -269,6 +270,7 @@ class Ends:
         with asyncio.Runner() as runner:
             self.gateway = runner.run(self._gateway(generation))
         self.gateway.loop = self.loop
+        self.gateway.scheduler = Scheduler(self.loop)
         self.down = MemoryStream(None)
         entry = self.gateway.register.enter("grpc", "127.0.0.1", Standing(generation, None, time.time()))
         pool = SimpleNamespace(points=None)

@@ -29,7 +29,7 @@ def test_a_body_taken_from_it_is_not_searched_for_a_head() -> None:
     inbox = Inbox(1024)
     inbox.add(HEAD + b"body" + HEAD)
     assert inbox.head() == HEAD
-    inbox.keep(inbox.data[4:])
+    inbox.take(inbox.start + 4)
     assert inbox.head() == HEAD
 
 

@@ -19,12 +19,18 @@ from tlsproxy.wire.steps import Steps
 KINDS = pytest.mark.parametrize("kind", ["call", "exchange"])
 
 
+class Participant:
+    def __init__(self, name: str) -> None:
+        self.account = (name,)
+
+
 class Connection:
     """What a call, and an exchange, knows of its connection."""
 
     def __init__(self, kind: str) -> None:
-        self.gateway: Any = SimpleNamespace(loop=asyncio.get_running_loop())
+        self.gateway: Any = SimpleNamespace(scheduler=slices.Scheduler(asyncio.get_running_loop()))
         self.stream = self
+        self.entry = Participant("it")
         self.said: list[object] = []
         self.worker: Any
         if kind == "call":
@@ -52,6 +58,9 @@ class Connection:
         self.said.append(error)
 
     def settle(self) -> None:
+        pass
+
+    def present(self) -> None:
         pass
 
 

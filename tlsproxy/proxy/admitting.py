@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from functools import partial
 from typing import Final, Protocol
 
 from tlsproxy.authz.access import Decision
@@ -20,22 +20,28 @@ from tlsproxy.proxy.points import Verdict
 from tlsproxy.proxy.pool import Pool
 from tlsproxy.proxy.record import Record
 from tlsproxy.proxy.register import Entry
+from tlsproxy.proxy.slices import Work
 from tlsproxy.proxy.tlsstream import TlsStream
-from tlsproxy.proxy.upstream import Upstream
+from tlsproxy.wire.inbox import Inbox
 
 
 class Client(Protocol):
     """The connection that a request came on. ``close`` says that it ends with this response.
 
+    ``inbox`` begins with what has come of the request's body; ``tail`` is the end of each head that goes upstream.
+    ``advance``: more of what has come may be wanted by now. What is said of an exchange may be said at any time, also
+    while the connection is about to make it: the connection goes on when it is done with that.
     ``present``: whatever is about to be done with the request, it has been judged by the generation that is current.
     """
 
     entry: Entry
     stream: TlsStream
     close: bool
+    inbox: Inbox
+    tail: bytes
 
+    def advance(self) -> None: ...
     def present(self) -> None: ...
-    def upstream_ready(self, upstream: Upstream) -> None: ...
     def reading_changed(self) -> None: ...
     def exchange_done(self) -> None: ...
     def exchange_denied(self) -> None: ...
@@ -84,11 +90,12 @@ class Admitting(ABC):
         kind, text = self._late
         return kind(text)
 
-    def later(self, go_on: Callable[[], None]) -> None:
+    def later(self, go_on: Work) -> None:
         """As :class:`tlsproxy.proxy.slices.Worker` has it."""
-        self._gateway.loop.call_soon(self._client.stream.tell, self._go_on, go_on)
+        client = self._client
+        self._gateway.scheduler.add(client.entry, client.stream, partial(self._go_on, go_on))
 
-    def _go_on(self, go_on: Callable[[], None]) -> None:
+    def _go_on(self, go_on: Work) -> None:
         self._client.present()
         if self._ended:
             return

@@ -34,21 +34,15 @@ class AuditLogsExchange(Exchange):
         if self.body.done:
             self._ask()
 
-    def send(self, data: bytes) -> bytes:
-        _, taken = self.body.feed(data)
+    def send(self) -> None:
+        _, taken = self.body.take(self._client.inbox)
         self.record.bytes_in += taken
         if self.body.done:
             self._ask()
-        return data[taken:]
 
     def _ask(self) -> None:
-        """Its end always comes later, from the loop: what follows the body must be put back first."""
         loop = self._gateway.loop
-        try:
-            query = read_query(bytes(self.body.content or b""))
-        except RequestError as error:
-            loop.call_soon(self._failed, error)
-            return
+        query = read_query(bytes(self.body.content or b""))
         self._wait(_SLOW_LOG, self._gateway.bounds.response_timeout)
         loop.run_in_executor(None, self._gateway.audit.read, query).add_done_callback(self._read)
 

@@ -7,7 +7,7 @@ in the audit log or for what its token depends on, the client's DATA waits with 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from functools import partial
 from typing import Final, Protocol
 
 from tlsproxy.authz.access import Decision
@@ -18,6 +18,7 @@ from tlsproxy.proxy.callwaits import CallWaits
 from tlsproxy.proxy.points import Points, Verdict
 from tlsproxy.proxy.record import Record
 from tlsproxy.proxy.relay import Relay
+from tlsproxy.proxy.slices import Work
 from tlsproxy.qdrant.judge import NOT_CONFINED
 from tlsproxy.qdrant.listings import Reducer
 from tlsproxy.wire.fieldblock import Fields
@@ -291,11 +292,12 @@ class Call:
             self.waits = CallWaits(self, now)
         return self.waits.overdue(self, now)
 
-    def later(self, go_on: Callable[[], None]) -> None:
+    def later(self, go_on: Work) -> None:
         """As :class:`tlsproxy.proxy.slices.Worker` has it."""
-        self.relay.gateway.loop.call_soon(self.relay.stream.tell, self._go_on, go_on)
+        relay = self.relay
+        relay.gateway.scheduler.add(relay.entry, relay.stream, partial(self._go_on, go_on))
 
-    def _go_on(self, go_on: Callable[[], None]) -> None:
+    def _go_on(self, go_on: Work) -> None:
         relay = self.relay
         relay.present()
         if relay.calls.get(self.stream) is not self:

@@ -67,14 +67,20 @@ class Exchange(Admitting):
         if upstream is None:
             self._wait(NO_UPSTREAM, self._gateway.bounds.connect_timeout)
         else:
-            self._client.upstream_ready(upstream)
+            self.upstream_ready(upstream)
 
     def upstream_ready(self, upstream: Upstream) -> None:
         self._client.present()
         if self._ended:
             self._pool.release(upstream, keep=True)
+            return
+        try:
+            self._begin(upstream)
+        except RequestError as error:
+            upstream.discard()
+            self._client.exchange_failed(error)
         else:
-            self._client.upstream_ready(upstream)
+            self._client.advance()
 
     @property
     def account(self) -> Account:
@@ -83,15 +89,15 @@ class Exchange(Admitting):
     @property
     def waits_for_client(self) -> bool:
         """For more of the request, or until more of the response is taken."""
-        return self._client.stream.stalled or (self.sending and not self.congested)
+        return self._client.stream.stalled or self.sending
 
     def give_way(self, error: RequestError) -> None:
-        self.later(partial(_give_way, error))
+        self._gateway.loop.call_soon(self._client.stream.tell, self._go_on, partial(_give_way, error))
 
     @property
     def sending(self) -> bool:
-        """Whether what the client sends now belongs to this request."""
-        return self._upstream is not None and not self.body.done
+        """Whether what the client sends now belongs to this request, and is wanted."""
+        return self._upstream is not None and not self.body.done and not self.congested
 
     @property
     def waiting(self) -> bool:
@@ -111,13 +117,10 @@ class Exchange(Admitting):
 
     # The request
 
-    def begin(self, upstream: Upstream, tail: bytes, data: bytes) -> bytes:
-        """Sends the head, ``tail`` ends it, and what is here of the body. Returns what belongs to later requests.
-
-        Raises as :meth:`RequestBody.feed` does, before anything was sent.
-        """
-        record, body = self.record, self.body
-        plan = record.plan
+    def _begin(self, upstream: Upstream) -> None:
+        """Sends the head and what is here of the body. Raises as :meth:`RequestBody.take`, with nothing sent."""
+        record, body, client = self.record, self.body, self._client
+        plan, tail = record.plan, client.tail
         line = id_line(record.id)
         self._ours = line + plan.readable if plan.readable else line
         out = plan.upstream + line + tail
@@ -125,34 +128,32 @@ class Exchange(Admitting):
             out = plan.upstream + line + upstream_lines(record.tracing) + tail
         if self._whole_body:
             out, self._whole_body = out + self._whole_body, b""
-        if data and not body.done:
-            piece, taken = body.feed(data)
+        if client.inbox.data and not body.done:
+            piece, taken = body.take(client.inbox)
             record.bytes_in += taken
-            out, data = out + piece, data[taken:]
+            out += piece
         if plan.resend and len(out) <= REPLAY and not plan.expects_continue:
             self._sent = [out]
         self._upstream = upstream
         whole = body.done
         upstream.begin(self, out, to_head=plan.to_head, whole=whole)
         if whole:
-            self._client.stream.deadline = NEVER
+            client.stream.deadline = NEVER
         elif not self.congested:
             self._await_body()
-        return data
 
-    def send(self, data: bytes) -> bytes:
-        """The next bytes of the body, as :meth:`begin`."""
+    def send(self) -> None:
+        """Passes on what has come of the body. Raises as :meth:`RequestBody.take` does."""
         upstream = self._upstream
         if upstream is None:
-            return data
-        piece, taken = self.body.feed(data)
+            return
+        piece, taken = self.body.take(self._client.inbox)
         self.record.bytes_in += taken
         if self._sent is not None:
             self._sent = [*self._sent, piece] if self.record.bytes_in <= REPLAY else None
         upstream.stream.write(piece)
         if self.body.done or not self.congested:
             self._await()
-        return data[taken:]
 
     def _await(self) -> None:
         """Sets who is waited for: the client for its body, then the upstream for its response."""
@@ -199,7 +200,7 @@ class Exchange(Admitting):
     def upstream_drained(self) -> None:
         self.congested = False
         self._await()
-        self._client.reading_changed()
+        self._client.advance()
 
     # The response
 
@@ -256,7 +257,7 @@ class Exchange(Admitting):
             return
         self._upstream.begin(self, sent, to_head=self.record.plan.to_head, whole=self.body.done)
         self._await()
-        self._client.reading_changed()
+        self._client.advance()
 
     def abandon(self) -> None:
         """The client is gone, or is told something else."""

@@ -17,6 +17,7 @@ from tlsproxy.proxy.limits import Limits
 from tlsproxy.proxy.limittable import LimitTable
 from tlsproxy.proxy.plan import Plans
 from tlsproxy.proxy.register import Register
+from tlsproxy.proxy.slices import Scheduler
 from tlsproxy.tls.generation import Generation
 
 MAX_WAITING: Final = 1024
@@ -51,7 +52,7 @@ class Metrics(Protocol):
 class Gateway:
     """``generation`` is replaced by :meth:`publish` and by nothing else: one assignment, between two callbacks.
 
-    ``bounds`` are the limits in force, to be read where they are used.
+    ``bounds`` are the limits in force, to be read where they are used. ``scheduler`` has what takes more than a turn.
     ``held`` counts the bytes of bodies that are kept whole because they are read. ``key_missing`` is called for every
     token that names a key which its issuer does not have. ``table`` is what limits are counted in, ``numbers`` are
     those that its connections have. ``places`` are the upstream connections that requests and clients of gRPC have.
@@ -76,6 +77,7 @@ class Gateway:
         "plans",
         "probe",
         "register",
+        "scheduler",
     )
 
     def __init__(
@@ -89,6 +91,7 @@ class Gateway:
         numbers: Iterator[int],
     ) -> None:
         self.loop = asyncio.get_running_loop()
+        self.scheduler = Scheduler(self.loop)
         self.audit = audit
         self.metrics = metrics
         self.deadlines = deadlines

@@ -58,19 +58,15 @@ class InspectedExchange(Exchange):
     def sending(self) -> bool:
         return not self.body.done if self._reading else super().sending
 
-    def send(self, data: bytes) -> bytes:
-        """Takes the next bytes of the body. Raises as :meth:`RequestBody.feed` does, and Overloaded."""
-        _, taken = self.body.feed(data)
+    def send(self) -> None:
+        """Takes what has come of the body. Raises as :meth:`RequestBody.take` does, and Overloaded."""
+        _, taken = self.body.take(self._client.inbox)
         self.record.bytes_in += taken
         self._holding.grow(len(self.body.content or b""))
-        if not self.body.done:
-            self._await_body()
-            return b""
-        try:
+        if self.body.done:
             self._decide()
-        except RequestError as error:  # not raised: what follows the body is still the next request
-            self._client.exchange_failed(error)
-        return data[taken:]
+        else:
+            self._await_body()
 
     def renew(self, present: Plan) -> Decision | None:
         """Until it is decided it is for head and body of the present to decide."""

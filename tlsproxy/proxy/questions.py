@@ -136,6 +136,10 @@ class _Question(Generic[V]):
     def request_sent(self) -> bool:
         return True
 
+    def later(self, go_on: Callable[[], None]) -> None:
+        """Nobody's turn: the question is the gateway's own, and what is kept of an answer is small."""
+        self._pool.later(go_on)
+
     def ask(self) -> None:
         upstream = self._pool.acquire(self)
         if upstream is not None:

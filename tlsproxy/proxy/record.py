@@ -16,6 +16,7 @@ from tlsproxy.proxy.quotas import Toll
 from tlsproxy.proxy.register import Entry
 from tlsproxy.wire.chunked import ChunkedBody, ChunkedError
 from tlsproxy.wire.http1 import CHUNKED
+from tlsproxy.wire.inbox import Inbox
 from tlsproxy.wire.tracing import ID_LENGTH, NONE, Tracing
 
 SMALL_REST: Final = 65_536
@@ -106,9 +107,11 @@ class Record(Generic[P]):
     def finish(self, gateway: Gateway, remote: str, reason: str) -> None:
         """Writes the one line. ``reason`` is what went wrong after the decision, empty where nothing did."""
         if self._admitted:
+            self._admitted = False
             gateway.in_flight -= 1
         if self._held:
-            gateway.limits.release(self._held)
+            held, self._held = self._held, ()
+            gateway.limits.release(held)
         if not self.status:
             self.status = CLIENT_GONE
         plan, duration = self.plan, time.monotonic() - self._started
@@ -171,23 +174,30 @@ class RequestBody:
         left = self.left
         return left == 0 or (left is not None and left <= SMALL_REST and not expected)
 
-    def feed(self, data: bytes) -> tuple[bytes, int]:
-        """(the bytes to forward, how many were taken). Raises :class:`BadRequest`, :class:`BodyTooLarge`."""
+    def take(self, inbox: Inbox) -> tuple[bytes, int]:
+        """What has come of it: (the bytes to forward, how many were taken). Of very many chunks some are left.
+
+        Raises :class:`BadRequest`, :class:`BodyTooLarge`.
+        """
+        data, start = inbox.data, inbox.start
         if self._chunks is not None:
             try:
-                forward, taken = self._chunks.feed(data)
+                forward, end = self._chunks.feed(data, start)
             except ChunkedError as error:
                 raise BadRequest(f"Malformed chunked body: {error}") from None
             if self._chunks.size > self._limit:
                 raise self._too_large()
             self.done = self._chunks.done
-            return forward, taken
-        forward = data[: self._left] if len(data) > self._left else data
-        self._left -= len(forward)
+            inbox.take(end)
+            return forward, end - start
+        end = min(len(data), start + self._left)
+        forward = data[start:end]
+        self._left -= end - start
         self.done = self._left == 0
         if self.content is not None:
             self.content += forward
-        return forward, len(forward)
+        inbox.take(end)
+        return forward, end - start
 
     def _too_large(self) -> BodyTooLarge:
         if self._of_role:

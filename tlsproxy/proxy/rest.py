@@ -21,18 +21,20 @@ from tlsproxy.proxy.plan import Plan
 from tlsproxy.proxy.pool import Pool
 from tlsproxy.proxy.record import Record, RequestBody
 from tlsproxy.proxy.register import Entry
+from tlsproxy.proxy.slices import SLICE
 from tlsproxy.proxy.tlsstream import TlsStream
 from tlsproxy.proxy.turns import BUSY, ENDED, IDLE, SKIPPING, Turns
-from tlsproxy.proxy.upstream import Upstream
 
 SHORT_LINGER: Final = 1.0
 """Seconds, after the last response of a connection: its client may have sent on behind its last request."""
+TURN: Final = 16
+"""Requests, and pieces of their bodies, that are taken up in one turn at most."""
 
 
 class RestConnection(Turns):
     """The owner of one TLS stream, from its handshake on."""
 
-    __slots__ = ("_head", "_judged", "_pool", "_standing", "_tail", "_when_ended")
+    __slots__ = ("_head", "_judged", "_pool", "_standing", "_when_ended", "tail")
 
     def __init__(
         self,
@@ -48,44 +50,93 @@ class RestConnection(Turns):
         self._when_ended = when_ended
         self._head = b""
         self._judged = gateway.generation
-        self._tail = b"x-forwarded-for: %b\r\nx-forwarded-proto: https\r\n\r\n" % entry.address.encode()
+        self.tail = b"x-forwarded-for: %b\r\nx-forwarded-proto: https\r\n\r\n" % entry.address.encode()
 
     # Requests
 
     def data_received(self, data: bytes) -> None:
-        self.present()
-        exchange = self._exchange
-        if exchange is not None and exchange.sending:
-            try:
-                self._inbox.keep(exchange.send(data))
-            except RequestError as error:
-                self._fail(error)
-            self._advance()
-        elif self._state is not ENDED:
-            self._inbox.add(data)
-            if self._state is SKIPPING:
-                self._skip()
-            self._advance()
+        if self._state is not ENDED:
+            self.inbox.add(data)
+            self.advance()
 
-    def _advance(self) -> None:
-        """Takes up the requests that are here, one at a time; a loop, since a client may send thousands at once."""
-        stream = self.stream
-        inbox = self._inbox
-        while inbox.data and self._state is IDLE and not (self._pause or stream.stalled or stream.closed):
-            try:
-                head = inbox.head()
-            except RequestError as error:
-                self._unreadable(error)
-                break
-            if head is not None:
-                self._request(head)
-                continue
-            if not self._head_started:
-                self._head_started = True
-                stream.deadline = time.monotonic() + self._limits.head_timeout
-            break
-        if inbox.data or not stream.reading:
+    def advance(self) -> None:
+        """Goes on with what has come, for a turn. What is said while one goes on is seen to by its loop."""
+        if self._in_turn:
+            return
+        if self.inbox.data:
+            scheduler = self._gateway.scheduler
+            if scheduler.waiting and scheduler.crowded(self.entry):
+                self._wait_for_turn()
+            else:
+                self._take_turn()
+        elif not self.stream.reading:
             self.reading_changed()
+
+    def _wait_for_turn(self) -> None:
+        self._in_turn = self._queued = True
+        self._gateway.scheduler.add(self.entry, self.stream, self._take_turn)
+        self.reading_changed()
+
+    def _take_turn(self) -> None:
+        """What is left when it is over waits for the next one."""
+        self._in_turn, self._queued = True, False
+        try:
+            self.present()
+            more = self._turn()
+        finally:
+            self._in_turn = False
+        stream = self.stream
+        if stream.corked is not None:
+            stream.uncork()
+        if more:
+            self._wait_for_turn()
+        elif self.inbox.data or not stream.reading:
+            self.reading_changed()
+
+    def _turn(self) -> bool:
+        """Takes up requests, one at a time, and their bodies. Whether there may be more to do."""
+        inbox, end = self.inbox, 0.0
+        for _ in range(TURN):
+            state = self._state
+            if state is IDLE:
+                head = self._next_head()
+                if head is None:
+                    return False
+                self._request(head)
+            elif state is BUSY:
+                exchange = self._exchange
+                if exchange is None or not exchange.sending:
+                    return False
+                try:
+                    exchange.send()
+                except RequestError as error:
+                    self._fail(error)
+            elif state is SKIPPING:
+                self._skip()
+            else:
+                return False
+            if not inbox.data:
+                return False
+            now = time.monotonic()
+            end = end or now + SLICE
+            if now > end:
+                break
+        return True
+
+    def _next_head(self) -> bytes | None:
+        """None where there is none, or it has to wait."""
+        stream = self.stream
+        if self._pause is not None or stream.stalled or stream.closed:
+            return None
+        try:
+            head = self.inbox.head()
+        except RequestError as error:
+            self._unreadable(error)
+            return None
+        if head is None and not self._head_started:
+            self._head_started = True
+            stream.deadline = time.monotonic() + self._limits.head_timeout
+        return head
 
     def _unreadable(self, error: RequestError) -> None:
         now = time.time()
@@ -126,36 +177,21 @@ class RestConnection(Turns):
         self._exchange = exchange = kind(gateway, self._pool, self, record, self._body)
         try:
             exchange.admit()
-            data = self._inbox.data
-            if data and exchange.sending:  # it is not the upstream that its body waits for
-                self._inbox.keep(b"")
-                self._inbox.keep(exchange.send(data))
         except RequestError as error:
             self._fail(error)
-
-    def upstream_ready(self, upstream: Upstream) -> None:
-        exchange = self._exchange
-        if exchange is None:
-            raise RuntimeError("an upstream for nobody")
-        data = self._inbox.data
-        try:
-            rest = exchange.begin(upstream, self._tail, data)
-            if data:
-                self._inbox.keep(rest)
-        except RequestError as error:
-            upstream.discard()
-            self._fail(error)
-        if data:
-            self.reading_changed()
 
     def reading_changed(self) -> None:
-        """Reads on, unless the upstream takes no more of a body, or a client runs ahead of its answers."""
-        stream, exchange, data = self.stream, self._exchange, self._inbox.data
+        """Reads on, unless the upstream takes no more of a body, or a client runs ahead of its answers or its turn."""
+        stream, exchange, inbox = self.stream, self._exchange, self.inbox
         if (
-            data
-            and len(data) > self._limits.max_head_size
-            and (self._state is BUSY or stream.stalled or self._pause is not None)
-        ) or (exchange is not None and exchange.congested):
+            self._queued
+            or (
+                inbox.data
+                and len(inbox) > self._limits.max_head_size
+                and (self._state is BUSY or stream.stalled or self._pause is not None)
+            )
+            or (exchange is not None and exchange.congested)
+        ):
             stream.pause_reading()
         else:
             stream.resume_reading()
@@ -168,21 +204,21 @@ class RestConnection(Turns):
             self._end(SHORT_LINGER if self._body.done else self._limits.linger_timeout)
             return
         self._rest()
-        self._advance()
+        self.advance()
 
     def exchange_denied(self) -> None:
         """What was allowed, or not decided yet, is refused, as its record says by now."""
         if self._record is not None:
             self._refuse_as(self._record.plan.decision)
-        self._advance()
+        self.advance()
 
     def exchange_answered(self, answer: Answer) -> None:
         self._answer(answer)
-        self._advance()
+        self.advance()
 
     def exchange_failed(self, error: RequestError) -> None:
         self._fail(error)
-        self._advance()
+        self.advance()
 
     def exchange_cut(self, error: RequestError) -> None:
         self._finish(error.reason)
@@ -210,16 +246,18 @@ class RestConnection(Turns):
             self._exchange.resume_response()
         elif self._state is IDLE:
             self._rest()
-            self._advance()
+            self.advance()
 
     def deadline_passed(self) -> None:
         if self.stream.stalled:
             self._cut("client_stalled")
+        elif self._queued:  # it is not the client that is waited for
+            self.stream.deadline = time.monotonic() + 1.0
         elif self._exchange is not None:
             error = self._exchange.overdue()
             if error is not None:
                 self._fail(error)
-                self._advance()
+                self.advance()
         elif self._state is IDLE and self._head_started:
             self._unreadable(RequestTimeout("The request head came too slowly"))
         else:
@@ -232,7 +270,7 @@ class RestConnection(Turns):
         answered, with the word that it was the last, if it comes within ``limits.drain_grace``.
         """
         stopping = self._gateway.draining
-        if self._state is IDLE and not self._inbox.data:
+        if self._state is IDLE and not self.inbox.data:
             self._rest() if stopping else self._end()
         elif not (stopping and self._record is not None and self._record.status):
             self.close = True

@@ -36,7 +36,7 @@ class Stream(Receiver):
     """A plaintext stream, the ground of the others.
 
     ``established``: there is a connection. ``stalled``: the other side takes no more for now. ``broken``: some of what
-    was written is lost.
+    was written is lost. ``corked``: what is written until :meth:`uncork`, to go out as one; None at any other time.
     """
 
     __slots__ = (
@@ -49,6 +49,7 @@ class Stream(Receiver):
         "_taken",
         "_writing",
         "broken",
+        "corked",
         "deadline",
         "established",
         "stalled",
@@ -72,6 +73,7 @@ class Stream(Receiver):
         self._queued = 0
         self._writing = self._shutting = False
         self.stalled = self.broken = False
+        self.corked: list[bytes] | None = None
         self.established = True
         self.deadline = NEVER
         deadlines.add(self)
@@ -79,8 +81,20 @@ class Stream(Receiver):
     # Writing
 
     def write(self, data: bytes) -> None:
-        if not self.closed and not self._closing:
+        if self.corked is not None:
+            self.corked.append(data)
+        elif not self.closed and not self._closing:
             self._send(data)
+
+    def cork(self) -> None:
+        if self.corked is None:
+            self.corked = []
+
+    def uncork(self) -> None:
+        if self.corked is not None:
+            data, self.corked = b"".join(self.corked), None
+            if data:
+                self.write(data)
 
     def _send(self, data: bytes) -> None:
         sent = 0

@@ -177,6 +177,9 @@ class TlsStream(Stream):
             self.abort()
 
     def write(self, data: bytes) -> None:
+        if self.corked is not None:
+            self.corked.append(data)
+            return
         if self.closed or self._closing:
             return
         write, read, size = self._tls.write, self._outgoing.read, len(data)

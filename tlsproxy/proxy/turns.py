@@ -52,21 +52,26 @@ IDLE, BUSY, SKIPPING, ENDED = State  # under names of the module: asking a class
 
 
 class Turns:
-    """The ground of a connection: its state, and the one request that it has at a time."""
+    """The ground of a connection: its state, and the one request that it has at a time.
+
+    ``_in_turn``: a turn goes on, or is ``_queued``: then nothing is read.
+    """
 
     __slots__ = (
         "_body",
         "_exchange",
         "_gateway",
         "_head_started",
-        "_inbox",
+        "_in_turn",
         "_limits",
         "_pause",
+        "_queued",
         "_record",
         "_remote",
         "_state",
         "close",
         "entry",
+        "inbox",
         "stream",
     )
 
@@ -79,8 +84,8 @@ class Turns:
         self.entry = entry
         self._remote = json_string(entry.address)
         self._limits = gateway.bounds
-        self._inbox = Inbox(self._limits.max_head_size)
-        self._head_started = False
+        self.inbox = Inbox(self._limits.max_head_size)
+        self._head_started = self._in_turn = self._queued = False
         self._record: Record[Plan] | None = None
         self._body = NO_BODY
         self._exchange: Exchange | None = None
@@ -116,9 +121,9 @@ class Turns:
 
     def _go_on(self) -> None:
         self._pause = None
-        self._advance()
+        self.advance()
 
-    def _advance(self) -> None:
+    def advance(self) -> None:
         """Takes up the requests that are here."""
         raise NotImplementedError
 
@@ -134,6 +139,8 @@ class Turns:
         plan = record.plan
         keep = not self.close and plan.framed and self._body.skippable(expected=plan.expects_continue)
         fields += plan.fields + id_line(record.id)
+        if self.inbox.data and self._in_turn and not self._queued:  # others may follow in this turn
+            self.stream.cork()
         self.stream.write(response(status, fields, body, close=not keep, to_head=plan.to_head))
         self._finish(reason)
         if not keep:
@@ -145,28 +152,30 @@ class Turns:
 
     def _skip(self) -> None:
         if not self._body.done:
-            data = self._inbox.data
-            self._inbox.keep(data[self._body.feed(data)[1] :])
+            self._body.take(self.inbox)
         if self._body.done:
             self._rest()
 
     def _finish(self, reason: str) -> None:
         record, exchange = self._record, self._exchange
+        self._record = self._exchange = None  # first: whatever is told of its end finds none
+        if exchange is not None:
+            exchange.over()
         if record is not None:
             record.finish(self._gateway, self._remote, reason)
             self.entry.count(record.bytes_in, record.bytes_out)
-        if exchange is not None:
-            exchange.over()
-        self._record = self._exchange = None
 
     def _end(self, linger: float = 0.0) -> None:
         """Nothing more is read as a request; what is queued still goes out. Who may be sending needs a ``linger``."""
         self._over()
-        self._inbox.keep(b"")
+        self.inbox.clear()
         self.stream.close(linger)
 
     def _over(self) -> None:
         self._state = ENDED
+        self.stream.uncork()
+        if self._queued:
+            self._gateway.scheduler.forget(self.entry)
         if self._pause is not None:
             self._pause.cancel()
             self._pause = None

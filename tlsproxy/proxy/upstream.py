@@ -7,6 +7,7 @@ that nobody wins: who sent the request is told that the connection was stale, an
 from __future__ import annotations
 
 import time
+from functools import partial
 from typing import Final, Protocol
 
 from tlsproxy.authz.shares import Account, Holder, Share
@@ -14,11 +15,14 @@ from tlsproxy.errors import RequestError, UpstreamBroken, UpstreamTimeout, Upstr
 from tlsproxy.proxy.deadlines import NEVER
 from tlsproxy.proxy.dial import DialledStream
 from tlsproxy.proxy.gateway import Gateway
+from tlsproxy.proxy.slices import Work
 from tlsproxy.wire.chunked import ChunkedBody
 from tlsproxy.wire.http1 import CHUNKED, END
 from tlsproxy.wire.response import UNTIL_CLOSE, ResponseHead, parse_response
 
 MAX_HEAD: Final = 65_536
+MAX_INTERIM: Final = 16
+"""Heads of a status 1xx before a response, at most."""
 _FINAL: Final = 200
 _SWITCHING: Final = 101
 
@@ -28,11 +32,13 @@ class Exchange(Holder, Protocol):
 
     ``upstream_lost`` ends the exchange: ``stale`` says that a kept connection ended without a byte of an answer,
     ``answered`` that the client has seen a part of one. ``response_done`` ends it well. ``request_sent``: whole.
+    ``later``: as :class:`tlsproxy.proxy.slices.Worker` has it.
     """
 
     @property
     def account(self) -> Account: ...
     def request_sent(self) -> bool: ...
+    def later(self, go_on: Work) -> None: ...
     def upstream_ready(self, upstream: Upstream) -> None: ...
     def interim(self, head: ResponseHead) -> None: ...
     def response_head(self, head: ResponseHead) -> None: ...
@@ -54,6 +60,7 @@ class Upstream:
     """One connection. ``exchange`` is whose request is on it, None while it idles. ``used`` counts what it answered.
 
     ``place`` is its exchange's among all connections, which one that idles has not.
+    ``_buffer`` is the beginning of a head, or what is left of a body after a turn; then nothing is read.
     """
 
     __slots__ = (
@@ -64,6 +71,7 @@ class Upstream:
         "_head",
         "_keeper",
         "_left",
+        "_paused",
         "_to_head",
         "exchange",
         "place",
@@ -82,7 +90,7 @@ class Upstream:
         self._head: ResponseHead | None = None
         self._left = 0
         self._chunks: ChunkedBody | None = None
-        self._to_head = self._awaited = False
+        self._to_head = self._awaited = self._paused = False
         addresses, bounds = gateway.generation.upstream_addresses["rest"], gateway.bounds
         self.stream = DialledStream(gateway.loop, addresses, self, gateway.deadlines, bounds.upstream_write)
         self.stream.deadline = time.monotonic() + bounds.connect_timeout
@@ -91,7 +99,7 @@ class Upstream:
         """Sends a request's first bytes, or all of it: ``whole``."""
         self.exchange = exchange
         self._buffer, self._head, self._chunks = b"", None, None
-        self._to_head, self._awaited = to_head, whole
+        self._to_head, self._awaited, self._paused = to_head, whole, False
         stream = self.stream
         if stream.established:
             stream.deadline = time.monotonic() + self._gateway.bounds.response_timeout if whole else NEVER
@@ -114,13 +122,18 @@ class Upstream:
 
     def pause(self) -> None:
         """The client reads slower than the upstream answers."""
+        self._paused = True
         if not self.stream.stalled:
             self.stream.deadline = NEVER
         self.stream.pause_reading()
 
     def resume(self) -> None:
+        self._paused = False
         self.await_response()
-        self.stream.resume_reading()
+        if self._head is not None and self._buffer:
+            self._wait_for_turn()
+        else:
+            self.stream.resume_reading()
 
     def discard(self) -> None:
         """Ends the connection; its request, if it has one, is nobody's any more."""
@@ -143,12 +156,12 @@ class Upstream:
             if head is None:
                 self._read_head(exchange, self._buffer + data if self._buffer else data)
             else:
-                self._read_body(exchange, head, data)
+                self._read_body(exchange, head, self._buffer + data if self._buffer else data)
         except ValueError as error:
             self._fail(UpstreamBroken(f"The upstream sent what is not HTTP/1.1: {error}"))
 
     def _read_head(self, exchange: Exchange, data: bytes) -> None:
-        while True:
+        for _ in range(MAX_INTERIM):
             end = data.find(END)
             if end < 0:
                 if len(data) > MAX_HEAD:
@@ -164,6 +177,8 @@ class Upstream:
             if head.status == _SWITCHING:
                 raise ValueError("an upgrade that nobody asked for")
             exchange.interim(head)
+        else:
+            raise ValueError("too many interim responses")
         self._buffer = b""
         self._head = head
         if head.length == CHUNKED:
@@ -180,16 +195,35 @@ class Upstream:
             if left < 0:
                 data, more = data[:left], -left
         elif self._chunks is not None:
-            size = len(data)
-            data, taken = self._chunks.feed(data) if data else (data, 0)
-            done, more = self._chunks.done, size - taken
+            size, whole = len(data), data
+            data, end = self._chunks.feed(data) if data else (data, 0)
+            done, more = self._chunks.done, size - end
+            self._buffer = b"" if done else whole[end:]
         else:
             done = False
         if not done:
             self.await_response()
         exchange.response_body(data)
-        if done and self.exchange is exchange:
+        if self.exchange is not exchange:
+            return
+        if done:
             self._finish(exchange, keep=head.keep and not more)
+        elif self._buffer:
+            self.stream.pause_reading()
+            if not self._paused:
+                self._wait_for_turn()
+
+    def _wait_for_turn(self) -> None:
+        exchange = self.exchange
+        if exchange is not None:
+            exchange.later(partial(self.stream.tell, self._take_turn, exchange))
+
+    def _take_turn(self, exchange: Exchange) -> None:
+        if self.exchange is not exchange or self._paused:
+            return
+        self.data_received(b"")
+        if self.exchange is exchange and not (self._paused or self._buffer):
+            self.stream.resume_reading()
 
     def _finish(self, exchange: Exchange, *, keep: bool) -> None:
         """An early response leaves a connection that waits for the rest of a body: never for the next request."""

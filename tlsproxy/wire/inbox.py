@@ -1,7 +1,7 @@
 """What has come of a connection's requests and was not taken yet: heads are cut out of it one at a time.
 
-Each byte of an unfinished head is looked at once, however small the pieces in which it comes: a client that sends its
-head byte by byte costs no more than the bytes do.
+Each byte of an unfinished head is looked at once, however small the pieces in which it comes, and what follows a head
+stays where it is: neither one that comes byte by byte nor thousands that come at once cost more than their bytes do.
 """
 
 from __future__ import annotations
@@ -11,43 +11,59 @@ from tlsproxy.wire.http1 import END, has_bare_lf
 
 
 class Inbox:
-    """``data`` is what was not taken. It is bounded by who feeds it, the head by ``max_head`` bytes.
+    """``data`` from ``start`` on is what was not taken; empty where nothing is left. It is bounded by who feeds it, the
+    head by ``max_head`` bytes.
 
     Before ``_searched`` no end of a head begins.
     """
 
-    __slots__ = ("_max_head", "_searched", "data")
+    __slots__ = ("_max_head", "_searched", "data", "start")
 
     def __init__(self, max_head: int) -> None:
         self.data = b""
+        self.start = 0
         self._max_head = max_head
         self._searched = 0
 
-    def add(self, data: bytes) -> None:
-        self.data = self.data + data if self.data else data
+    def __len__(self) -> int:
+        return len(self.data) - self.start
 
-    def keep(self, rest: bytes) -> None:
-        """What is left of ``data`` after a body was taken from it."""
-        self.data, self._searched = rest, 0
+    def add(self, data: bytes) -> None:
+        if not self.data:
+            self.data = data
+            return
+        self.data = self.data[self.start :] + data
+        self._searched -= self.start
+        self.start = 0
+
+    def take(self, end: int) -> None:
+        """What comes before ``end``, a position in ``data``, was taken."""
+        if end == len(self.data):
+            self.data, self.start, self._searched = b"", 0, 0
+        else:
+            self.start = self._searched = end
+
+    def clear(self) -> None:
+        self.take(len(self.data))
 
     def head(self) -> bytes | None:
         """The next head up to and with its empty line, taken; None until it is whole.
 
         Raises :class:`HeadTooLarge`, and :class:`BadRequest` where waiting for its end is of no use.
         """
-        data = self.data
+        data, start = self.data, self.start
         end = data.find(END, self._searched)
         if end >= 0:
             end += len(END)
-            if end > self._max_head:
+            if end - start > self._max_head:
                 raise self._too_large()
-            self.data, self._searched = data[end:], 0
-            return data[:end]
-        if len(data) > self._max_head:
+            self.take(end)
+            return data[start:end]
+        if len(data) - start > self._max_head:
             raise self._too_large()
         if has_bare_lf(data, self._searched):
             raise BadRequest("Header lines end with CRLF")
-        self._searched = max(0, len(data) - len(END) + 1)
+        self._searched = max(start, len(data) - len(END) + 1)
         return None
 
     def _too_large(self) -> HeadTooLarge:
