@@ -279,14 +279,14 @@ def check(site: Site, **sections: Any) -> Result:
 def test_check_warns_of_rules_that_name_no_ca(site: Site) -> None:
     result = check(site, identities=RULES, keys=[named_key(KEY) | {"require_certificate": {"ou": "jobs"}}])
     assert result.exit_code == 0
-    told = [line.split(" ", 2)[2] for line in result.stderr.splitlines() if ".yaml:" in line and "CAs" in line]
+    told = [line.split(" ", 2)[2] for line in result.stderr.splitlines() if ".yaml:" in line and "there are" in line]
     there = 'there are "CN=Staff CA", "CN=Partner CA"'
-    any_name = f"several CAs are trusted, and any of them may give these names: add ca (or ca_sha256); {there}"
-    no_issuer = "it matches nobody: several CAs are trusted, and any of them may name an intermediate so; add ca"
+    any_name = f"names no CA, and any of several may give these names; add ca (or ca_sha256); {there}"
+    no_issuer = f"matches nobody: any of several CAs may give an intermediate this name; add ca; {there}"
     assert told == [
-        f"identities[2].match.issuer: {no_issuer}; {there}",
-        f"identities[6].match: {any_name}",
-        f"keys[0].require_certificate: {any_name}",
+        f'identities[2].match.issuer: rule "unnamed" {no_issuer}',
+        f'identities[6].match: rule "by-nothing" {any_name}',
+        f'keys[0].require_certificate: key "ci" {any_name}',
     ]
 
 
@@ -329,7 +329,9 @@ def test_check_warns_of_a_ca_that_is_not_there_and_of_two_of_one_name(site: Site
     rule = {"name": "a", "match": {"cn": "a", "ca": "CN=Stuff CA"}, "role": "search"}
     result = check(site, tls={"ca_cert": "twins.pem"}, identities=[rule])
     assert result.exit_code == 0
-    assert "identities[0].match.ca: it matches nobody: no CA of tls.ca_cert is this one; there are " in result.stderr
+    assert (
+        'identities[0].match.ca: rule "a" matches nobody: no CA of tls.ca_cert is this one; there are ' in result.stderr
+    )
     assert f'"CN=Staff CA" ({fingerprint(STAFF)})' in result.stderr
     assert 'tls.ca_cert: several CAs, with different keys, are called "CN=Staff CA"' in result.stderr
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import chain
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
 from typing import Final
 
 from tlsproxy.authz.anchors import Anchors, Confinement
@@ -79,54 +81,81 @@ def findings(
     for name in anchors.shared_names():
         text = f'several CAs, with different keys, are called "{name}", and a rule with this name means all of them'
         yield Finding(("tls", "ca_cert"), f"{text}: ca_sha256 tells them apart", warning=True)
-    told = [finding for path, matcher in _matchers(config) for finding in _of_match(path, matcher, anchors)]
-    if anchors.several and len(anchors.unconfined) > 1:
-        told += _of_issuers(config, anchors)
+    known = _Known(
+        frozenset(one.subject for one in anchors.trusted.values()),
+        frozenset(anchors.trusted),
+        _listed(anchors.trusted.values()),
+        anchors.several,
+        _listed(anchors.unconfined) if anchors.several and len(anchors.unconfined) > 1 else "",
+    )
+    told = [
+        Finding(path, text, warning=True)
+        for whose, where, matcher in _matchers(config)
+        for path, text in _of_match(whose, where, matcher, known)
+    ]
+    told += (Finding(path, text, warning=True) for path, text in _of_issuers(config, known))
     yield from told[:MOST]
     if len(told) > MOST:
         yield Finding(("identities",), f"there is the like to say of {len(told) - MOST} more", warning=True)
 
 
-def _matchers(config: Config) -> Iterator[tuple[Path, Matcher]]:
-    rules = ((("identities", index, "match"), rule.match) for index, rule in enumerate(config.identities))
-    keys = ((("keys", index, "require_certificate"), key.require_certificate) for index, key in enumerate(config.keys))
-    return ((path, Matcher(**match.model_dump())) for path, match in chain(rules, keys) if match is not None)
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """The trusted CAs: ``listed`` names them, ``free`` those that may give any name if they are several."""
+
+    subjects: frozenset[str]
+    digests: frozenset[str]
+    listed: str
+    several: bool
+    free: str
 
 
-def _of_match(path: Path, matcher: Matcher, anchors: Anchors) -> Iterator[Finding]:
-    given, trusted = dict(matcher.given()), anchors.trusted.values()
-    there = f"there are {_listed(trusted)}"
-    for name, values in (("ca", (one.subject for one in trusted)), ("ca_sha256", anchors.trusted)):
-        if name in given and not any(glob_matches(given[name], value) for value in values):
-            yield Finding((*path, name), f"it matches nobody: no CA of tls.ca_cert is this one; {there}", warning=True)
-    if not anchors.several or matcher.names_ca:
+def _matchers(config: Config) -> Iterator[tuple[str, Path, Matcher]]:
+    for index, rule in enumerate(config.identities):
+        yield f'rule "{rule.name}"', ("identities", index, "match"), Matcher(**rule.match.model_dump())
+    for index, key in enumerate(config.keys):
+        if key.require_certificate is not None:
+            matcher = Matcher(**key.require_certificate.model_dump())
+            yield f'key "{key.name}"', ("keys", index, "require_certificate"), matcher
+
+
+def _of_match(whose: str, path: Path, matcher: Matcher, known: _Known) -> Iterator[tuple[Path, str]]:
+    given = dict(matcher.given())
+    for name, values in (("ca", known.subjects), ("ca_sha256", known.digests)):
+        if name in given and not _is_among(given[name], values):
+            text = f"{whose} matches nobody: no CA of tls.ca_cert is this one; there are {known.listed}"
+            yield (*path, name), text
+    if not known.several or matcher.names_ca:
         return
     if (issuer := given.get("issuer")) is not None:
-        if not any(glob_matches(issuer, one.subject) for one in trusted):
-            text = "it matches nobody: several CAs are trusted, and any of them may name an intermediate so; add ca"
-            yield Finding((*path, "issuer"), f"{text}; {there}", warning=True)
-    elif len(anchors.unconfined) > 1 and not is_exact(given.get("sha256", "*")):
-        text = "several CAs are trusted, and any of them may give these names: add ca (or ca_sha256)"
-        yield Finding(path, f"{text}; there are {_listed(anchors.unconfined)}", warning=True)
+        if not _is_among(issuer, known.subjects):
+            text = f"{whose} matches nobody: any of several CAs may give an intermediate this name; add ca"
+            yield (*path, "issuer"), f"{text}; there are {known.listed}"
+    elif known.free and not is_exact(given.get("sha256", "*")):
+        text = f"{whose} names no CA, and any of several may give these names; add ca (or ca_sha256)"
+        yield path, f"{text}; there are {known.free}"
 
 
-def _of_issuers(config: Config, anchors: Anchors) -> Iterator[Finding]:
+def _is_among(pattern: str, values: AbstractSet[str]) -> bool:
+    return pattern in values if is_exact(pattern) else any(glob_matches(pattern, value) for value in values)
+
+
+def _of_issuers(config: Config, known: _Known) -> Iterator[tuple[Path, str]]:
     """A role of tokens is nobody's by a rule, so that no rule says whose certificates its filter believes."""
-    for index, issuer in enumerate(config.jwt_issuers):
+    for index, issuer in enumerate(config.jwt_issuers if known.free else ()):
         role = config.roles.get(issuer.role or "")
         if role is not None and any(template.of_certificate for template in filter_of(role)):
             text = f"the filter of role {issuer.role!r} takes names from certificates of any CA"
-            there = f"there are {_listed(anchors.unconfined)}"
-            path: Path = ("jwt_issuers", index, "role")
-            yield Finding(path, f"{text}: confine them (tls.ca_constraints); {there}", warning=True)
+            yield (
+                ("jwt_issuers", index, "role"),
+                f"{text}: confine them (tls.ca_constraints); there are {known.free}",
+            )
 
 
 def _listed(anchors: Iterable[Anchor]) -> str:
     """By name, and by digest where several have the same."""
     each = list(anchors)
-    subjects = [one.subject for one in each]
-    shown = [
-        f'"{one.subject}"' if subjects.count(one.subject) == 1 else f'"{one.subject}" ({one.sha256})' for one in each
-    ]
+    count = Counter(one.subject for one in each)
+    shown = [f'"{one.subject}"' if count[one.subject] == 1 else f'"{one.subject}" ({one.sha256})' for one in each]
     more = f" and {len(shown) - SHOWN} more" if len(shown) > SHOWN else ""
     return ", ".join(shown[:SHOWN]) + more if shown else "none"
