@@ -37,6 +37,7 @@ IDENTITIES = [
 MINE = {"key": "tenant", "match": {"value": "acme"}}
 ONLY_MINE = {"must": [MINE]}
 CORPUS = {"corpus": ONLY_MINE}
+RESCORED = {"quantization": {"rescore": True}}
 ONLY_MINE_BY_GRPC = pb.Filter(
     must=[pb.Condition(field=pb.FieldCondition(key="tenant", match=pb.Match(keyword="acme")))]
 )
@@ -47,7 +48,7 @@ ONLY_MINE_BY_GRPC = pb.Filter(
 
 class Qdrants:
     """The two APIs of a Qdrant that keeps what it is sent. ``words`` and ``splade`` are its sparse vectors, the first
-    with IDF.
+    with IDF; ``coded`` is a dense one that is quantized.
     """
 
     def __init__(self, site: Site, release: str) -> None:
@@ -67,7 +68,9 @@ class Qdrants:
             answer = {"title": "qdrant - vector search engine", "version": self.release}
         elif request.line.startswith("GET /collections/docs "):
             sparse = {"words": {"modifier": "idf"}, "splade": {"index": {"on_disk": False}}}
-            answer["result"] = {"config": {"params": {"vectors": {"size": 2}, "sparse_vectors": sparse}}}
+            coded = {"size": 2, "quantization_config": {"scalar": {"type": "int8"}}}
+            vectors = {"": {"size": 2}, "coded": coded}
+            answer["result"] = {"config": {"params": {"vectors": vectors, "sparse_vectors": sparse}}}
         body = json.dumps(answer).encode()
         connection.sock.sendall(
             b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body)
@@ -146,8 +149,8 @@ def test_no_count_is_an_estimate_by_grpc(latest: Qdrants) -> None:
 def test_groups_are_exact_at_every_level(latest: Qdrants) -> None:
     below = {"query": [0.5], "params": {"exact": False, "hnsw_ef": 4}}
     sent = latest.sent("points/query/groups", {"group_by": "n", "query": [0.5], "prefetch": [below]})
-    assert sent["params"] == {"exact": True}
-    assert sent["prefetch"][0]["params"] == {"exact": True, "hnsw_ef": 4}
+    assert sent["params"] == {"exact": True, **RESCORED}
+    assert sent["prefetch"][0]["params"] == {"exact": True, "hnsw_ef": 4, **RESCORED}
     assert (
         latest.sent("points/search/groups", {"group_by": "n", "vector": [0.5], "limit": 1})["params"]["exact"] is True
     )
@@ -159,7 +162,7 @@ def test_groups_are_exact_at_every_level(latest: Qdrants) -> None:
 
 def test_which_segments_are_indexed_cannot_be_told(latest: Qdrants) -> None:
     params = {"indexed_only": True, "hnsw_ef": 4}
-    assert latest.sent("points/query", {"query": [0.5], "params": params})["params"] == {"hnsw_ef": 4}
+    assert latest.sent("points/query", {"query": [0.5], "params": params})["params"] == {"hnsw_ef": 4, **RESCORED}
     called = latest.called("Search", pb.SearchPoints(params=pb.SearchParams(indexed_only=True, hnsw_ef=4)))
     assert called.params == pb.SearchParams(hnsw_ef=4)
 
@@ -260,8 +263,9 @@ def test_words_are_counted_over_ones_own_points_by_grpc(latest: Qdrants) -> None
 def test_vectors_without_idf_are_asked_as_they_are(latest: Qdrants, old: Qdrants) -> None:
     """To name a corpus for one is an error in Qdrant."""
     for upstream in (latest, old):
-        for body in ({"query": SPARSE, "using": "splade"}, {"query": DOCUMENT}, {"query": [0.5, 0.5]}):
-            assert "params" not in upstream.sent("points/query", body)
+        assert "params" not in upstream.sent("points/query", {"query": SPARSE, "using": "splade"})
+        for body in ({"query": DOCUMENT}, {"query": [0.5, 0.5]}):
+            assert upstream.sent("points/query", body)["params"] == RESCORED
         sparse = pb.Query(nearest=pb.VectorInput(sparse=pb.SparseVector(indices=[1], values=[1.0])))
         assert not upstream.called("Query", pb.QueryPoints(query=sparse, using="splade")).HasField("params")
 
@@ -290,10 +294,11 @@ def test_each_release_is_taken_at_its_word(site: Site, release: str, sparse: int
             assert upstream.client.ask("POST", "/collections/docs/points/query", (), body).status == expected
 
 
-def test_no_matrix_is_over_words(latest: Qdrants) -> None:
-    """A matrix has no parameters that could say whose words are counted."""
+def test_no_matrix_is_over_words_or_codes(latest: Qdrants) -> None:
+    """A matrix has no parameters that could say whose words are counted, or that vectors themselves are compared."""
     for path in ("pairs", "offsets"):
-        assert latest.sent(f"points/search/matrix/{path}", {"using": "words"})[0] == 403
+        for using in ("words", "coded"):
+            assert latest.sent(f"points/search/matrix/{path}", {"using": using})[0] == 403
         assert latest.sent(f"points/search/matrix/{path}", {"using": "splade"})["filter"] == ONLY_MINE
         assert latest.sent(f"points/search/matrix/{path}", {})["filter"] == ONLY_MINE
         method = f"SearchMatrix{path.capitalize()}"
@@ -301,6 +306,37 @@ def test_no_matrix_is_over_words(latest: Qdrants) -> None:
         assert isinstance(refused, Answered)
         assert refused.code is grpc.StatusCode.PERMISSION_DENIED
         assert latest.called(method, pb.SearchMatrixPoints()).filter == ONLY_MINE_BY_GRPC
+
+
+# Codes
+
+SAID: list[Any] = [None, {}, {"rescore": False}, {"rescore": None, "oversampling": 2.0}, {"ignore": True}]
+
+
+def test_no_score_is_by_codes(latest: Qdrants) -> None:
+    """Codes are made by the range, or the clusters, of everybody's vectors: a score by that of one's own would tell."""
+    for query in ([0.5, 0.5], [[0.5, 0.5]], {"nearest": [1, 2]}, {"nearest": [1, 2], "mmr": {}}, DOCUMENT):
+        for said in SAID:
+            asked = {"query": query, "params": {"quantization": said}}
+            expected = {"quantization": (said or {}) | {"rescore": True}}
+            sent = latest.sent("points/query", asked | {"prefetch": {"prefetch": [asked]}})
+            assert [one["params"] for one in levels(sent) if "query" in one] == [expected, expected]
+            search = {"vector": [0.5], "params": {"quantization": said}}
+            assert latest.sent("points/search", search)["params"] == expected
+        assert latest.sent("points/query/batch", {"searches": [{"query": query}]})["searches"][0]["params"] == RESCORED
+    named = {"vector": {"name": "coded", "vector": [0.5, 0.5]}}
+    assert latest.sent("points/search/batch", {"searches": [named]})["searches"][0]["params"] == RESCORED
+
+
+def test_no_score_is_by_codes_by_grpc(latest: Qdrants) -> None:
+    dense = pb.Query(nearest=pb.VectorInput(dense=pb.DenseVector(data=[0.5])))
+    said = pb.SearchParams(quantization=pb.QuantizationSearchParams(rescore=False, oversampling=2.0))
+    for params in (None, said):
+        expected = pb.QuantizationSearchParams(rescore=True, oversampling=None if params is None else 2.0)
+        below = pb.PrefetchQuery(query=dense, params=params)
+        sent = latest.called("Query", pb.QueryPoints(query=dense, params=params, prefetch=[below]))
+        assert sent.params.quantization == sent.prefetch[0].params.quantization == expected
+        assert latest.called("Search", pb.SearchPoints(vector=[0.5], params=params)).params.quantization == expected
 
 
 # What Qdrant says of the work that it had

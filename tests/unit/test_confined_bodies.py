@@ -17,10 +17,10 @@ from tlsproxy.authz.matcher import Matcher
 from tlsproxy.authz.roles import Policy, Principal, Rule
 from tlsproxy.authz.templates import Template, parse_template
 from tlsproxy.errors import BadRequest, Unconfined
-from tlsproxy.qdrant.idf import Facts
 from tlsproxy.qdrant.judge import judge
 from tlsproxy.qdrant.operations import OPEN, REST, Operation
 from tlsproxy.qdrant.rest import recognise
+from tlsproxy.qdrant.scoring import Facts
 from tlsproxy.qdrant.tenancy import confine, is_confinable, tells_no_points
 
 ACME = (Condition("tenant", "acme"),)
@@ -28,7 +28,8 @@ MUST = {"key": "tenant", "match": {"value": "acme"}}
 ONLY = {"must": [MUST]}
 ONE_VALUE = {"key": "tenant", "values_count": {"lte": 1}}
 ALONE = {"must": [MUST, ONE_VALUE]}
-NO_IDF = Facts((1, 20), frozenset())
+NO_IDF = Facts((1, 20), frozenset(), frozenset())
+RESCORED = {"quantization": {"rescore": True}}
 
 
 def operation(method: str, path: str) -> Operation:
@@ -168,7 +169,9 @@ NOT_QUERIES: list[Any] = [
 
 @pytest.mark.parametrize("query", QUERIES)
 def test_queries_that_are_about_no_point(query: Any) -> None:
-    assert confined("POST", "points/query", {"query": query}) == {"query": query, "filter": ONLY}
+    changed = confined("POST", "points/query", {"query": query})
+    assert changed.pop("params", RESCORED) == RESCORED
+    assert changed == {"query": query, "filter": ONLY}
 
 
 @pytest.mark.parametrize("query", NOT_QUERIES)

@@ -21,9 +21,9 @@ from tlsproxy.errors import BadRequest, Unconfined
 from tlsproxy.qdrant.grpc import confine_message as confining
 from tlsproxy.qdrant.grpc import operation_of
 from tlsproxy.qdrant.grpctenancy import MAX_FIELDS, WAYS, is_confinable_call
-from tlsproxy.qdrant.idf import Facts
 from tlsproxy.qdrant.operations import GRPC, Operation
 from tlsproxy.qdrant.rest import recognise
+from tlsproxy.qdrant.scoring import Facts
 from tlsproxy.qdrant.tenancy import confine
 from tlsproxy.wire.protobuf import MAX_DEPTH, delimited
 
@@ -39,7 +39,7 @@ ONE_VALUE = pb.Condition(field=pb.FieldCondition(key="tenant", values_count=pb.V
 ALONE = pb.Filter(must=[OURS, ONE_VALUE])
 NARROWED_ALONE = pb.Filter(must=[OURS, ONE_VALUE, pb.Condition(filter=OWN)])
 WEIGHTED = ("docs", "tenant")
-FACTS = Facts((1, 20), frozenset(WEIGHTED))
+FACTS = Facts((1, 20), frozenset(WEIGHTED), frozenset())
 
 
 def confine_message(
@@ -137,9 +137,11 @@ def twin_search(message: Any, conditions: tuple[Condition, ...], *, exact: bool)
     exact |= message.DESCRIPTOR.name.endswith("Groups")
     if "params" in message.DESCRIPTOR.fields_by_name:
         using = message.using if hasattr(message, "using") else message.vector_name
-        words = twin_words(message)
-        if words == "text" or (words and using in WEIGHTED):
+        scored = twin_scored(message)
+        if scored == "text" or (scored in {"sparse", *INFERRED} and using in WEIGHTED):
             message.params.idf.SetInParent()
+        if scored in {"dense", "multi_dense", *INFERRED} or message.params.HasField("quantization"):
+            message.params.quantization.rescore = True
         if exact:
             message.params.exact = True
         if message.HasField("params"):
@@ -153,19 +155,19 @@ def twin_search(message: Any, conditions: tuple[Condition, ...], *, exact: bool)
             twin_search(one, conditions, exact=exact)
 
 
-def twin_words(message: Any) -> str:
-    """How words may have a say: "text", or the kind of vector; "" where they have none."""
+INFERRED = {"document", "image", "object"}
+
+
+def twin_scored(message: Any) -> str:
+    """What the message is by: the kind of vector, "text", or ""."""
     if "sparse_indices" in message.DESCRIPTOR.fields_by_name:
-        return "sparse" if message.HasField("sparse_indices") else ""
+        return "sparse" if message.HasField("sparse_indices") else "dense" if message.vector else ""
     variant = message.query.WhichOneof("variant")
     if variant == "nearest":
-        vector = message.query.nearest
-    elif variant == "nearest_with_mmr":
-        vector = message.query.nearest_with_mmr.nearest
-    else:
-        return "text" if variant == "text" else ""
-    kind = vector.WhichOneof("variant")
-    return kind if kind in {"sparse", "document", "image", "object"} else ""
+        return str(message.query.nearest.WhichOneof("variant"))
+    if variant == "nearest_with_mmr":
+        return str(message.query.nearest_with_mmr.nearest.WhichOneof("variant"))
+    return "text" if variant == "text" else ""
 
 
 def twin_refusals(message: Any, conditions: tuple[Condition, ...]) -> None:
@@ -221,7 +223,21 @@ def twin_payload(payload: Any, conditions: tuple[Condition, ...], *, marks: bool
             payload[one.key].string_value = one.value
 
 
-ALSO = frozenset({"sparse", "sparse_indices", "document", "text", "exact", "indexed_only", "using", "vector_name"})
+ALSO = frozenset(
+    {
+        "quantization",
+        "rescore",
+        "vector",
+        "sparse",
+        "sparse_indices",
+        "document",
+        "text",
+        "exact",
+        "indexed_only",
+        "using",
+        "vector_name",
+    }
+)
 ALSO |= frozenset({"query", "nearest", "params", "idf", "filter", "update_filter", "points_selector", "operations"})
 ALSO |= {
     "points",

@@ -1,7 +1,7 @@
 """What a tenant's query depends on, asked of the upstream: its release, and which of a collection's vectors have IDF.
 
 Both are asked over REST, for calls of gRPC too. The release is believed for :data:`REMEMBERED` seconds, and so is that
-a vector has the modifier; that one has none is asked for each request (:func:`tlsproxy.qdrant.idf.needs_corpus`).
+a vector has the modifier; that one has none is asked for each request (:func:`tlsproxy.qdrant.scoring.needs_corpus`).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from tlsproxy.authz.shares import Account
 from tlsproxy.errors import RequestError
 from tlsproxy.proxy.gateway import Gateway
 from tlsproxy.proxy.questions import Questions, question, question_path
-from tlsproxy.qdrant.idf import Facts, release_in, vectors_in
+from tlsproxy.qdrant.scoring import Facts, described, release_in
 
 if TYPE_CHECKING:
     from tlsproxy.proxy.pool import Pool
@@ -28,7 +28,6 @@ _OK: Final = 200
 
 Told = Callable[[Facts | RequestError], None]
 _Release = tuple[int, int] | None
-_Vectors = frozenset[str] | None
 
 
 class CollectionFacts:
@@ -39,8 +38,8 @@ class CollectionFacts:
         self._releases: Questions[int, _Release] = Questions(
             gateway, pool, lambda status, body: release_in(body) if status == _OK else None, largest=LARGEST_ANSWER
         )
-        self._vectors: Questions[tuple[int, str], _Vectors] = Questions(
-            gateway, pool, lambda status, body: vectors_in(body) if status == _OK else None, largest=LARGEST_ANSWER
+        self._collections: Questions[tuple[int, str], bytes] = Questions(
+            gateway, pool, lambda status, body: body if status == _OK else b"", largest=LARGEST_ANSWER
         )
         self._release: tuple[int, float, _Release] = (0, 0.0, None)
         self._known: dict[tuple[int, str], tuple[float, Facts]] = {}
@@ -55,7 +54,7 @@ class CollectionFacts:
         generation = self._gateway.generation
         number, until, release = self._release
         if number == generation.number and time.monotonic() < until:
-            self._ask_vectors(collection, account, told, release)
+            self._ask_collection(collection, account, told, release)
         else:
             asked = partial(self._told_release, generation.number, collection, account, told)
             self._releases.ask(generation.number, question(generation, "GET /"), account, asked)
@@ -69,29 +68,29 @@ class CollectionFacts:
         if release is not None:
             self._release = (number, time.monotonic() + REMEMBERED, release)
         try:
-            self._ask_vectors(collection, account, told, release)
+            self._ask_collection(collection, account, told, release)
         except RequestError as error:
             told(error)
 
-    def _ask_vectors(self, collection: str, account: Account, told: Told, release: _Release) -> None:
+    def _ask_collection(self, collection: str, account: Account, told: Told, release: _Release) -> None:
         generation = self._gateway.generation
         path = question_path(collection, "GET", "", "get_collection")
         if path is None:
             self._gateway.loop.call_soon(told, Facts(release))
             return
         key = (generation.number, collection)
-        asked = partial(self._told_vectors, key, told, release)
-        self._vectors.ask(key, question(generation, f"GET {path}"), account, asked)
+        asked = partial(self._told_collection, key, told, release)
+        self._collections.ask(key, question(generation, f"GET {path}"), account, asked)
 
-    def _told_vectors(
-        self, key: tuple[int, str], told: Told, release: _Release, vectors: _Vectors | RequestError
+    def _told_collection(
+        self, key: tuple[int, str], told: Told, release: _Release, answer: bytes | RequestError
     ) -> None:
-        if isinstance(vectors, RequestError):
-            told(vectors)
+        if isinstance(answer, RequestError):
+            told(answer)
             return
-        facts = Facts(release, vectors)
+        facts = described(release, answer)
         self._known.pop(key, None)
-        if release is not None and vectors is not None:
+        if None not in (facts.release, facts.weighted, facts.quantized):
             if len(self._known) >= MOST_REMEMBERED:
                 del self._known[next(iter(self._known))]  # the oldest
             self._known[key] = (time.monotonic() + REMEMBERED, facts.remembered())

@@ -25,7 +25,7 @@ from tlsproxy.proxy.reduction import ReducedExchange
 from tlsproxy.proxy.refusal import CONTINUE
 from tlsproxy.proxy.slices import in_slices
 from tlsproxy.proxy.usage import OwnAnswer
-from tlsproxy.qdrant.idf import Facts, FactsNeeded
+from tlsproxy.qdrant.scoring import Facts, FactsNeeded
 from tlsproxy.wire.chunked import in_chunks
 from tlsproxy.wire.http1 import CHUNKED
 from tlsproxy.wire.response import ResponseHead

@@ -21,8 +21,8 @@ from tlsproxy.proxy.holding import Holding
 from tlsproxy.proxy.outgoing import Outgoing
 from tlsproxy.proxy.slices import in_slices
 from tlsproxy.qdrant.grpc import confine_message, reading_of
-from tlsproxy.qdrant.idf import Facts, FactsNeeded
 from tlsproxy.qdrant.listings import Reducer
+from tlsproxy.qdrant.scoring import Facts, FactsNeeded
 from tlsproxy.wire import http2
 from tlsproxy.wire.content import decoding
 from tlsproxy.wire.fieldblock import Fields, write

@@ -24,11 +24,11 @@ from tlsproxy.errors import Form, RequestError, UnexpectedBody
 from tlsproxy.proxy.accounts import caller_of, error_of, prepared, refusal_of
 from tlsproxy.proxy.answers import Answer, cors_fields, is_preflight, preflight, whoami
 from tlsproxy.proxy.quotas import Quotas, Toll
-from tlsproxy.qdrant.idf import Facts
 from tlsproxy.qdrant.judge import UNREDUCED, Heard, Judgement, judge, judge_heard, judging_body
 from tlsproxy.qdrant.listings import Reducer
 from tlsproxy.qdrant.operations import AUDIT_LOGS, PREFLIGHT, WHOAMI, Operation
 from tlsproxy.qdrant.rest import Recognised, recognise
+from tlsproxy.qdrant.scoring import Facts
 from tlsproxy.tls.generation import Generation
 from tlsproxy.wire.content import decoding
 from tlsproxy.wire.http1 import RequestHead, parse_request, restate_request
@@ -201,7 +201,7 @@ class Plans:
     def reading(self, unread: Unread, content: bytes, facts: Facts | None = None) -> Steps[tuple[Plan, bytes]]:
         """The plan of a request whose body is here, and the body to send: this one, or this one confined.
 
-        Raises :class:`tlsproxy.qdrant.idf.FactsNeeded` where ``facts`` do not do.
+        Raises :class:`tlsproxy.qdrant.scoring.FactsNeeded` where ``facts`` do not do.
         """
         head, asked, admission = unread.head, unread.asked, unread.admission
         plain = content

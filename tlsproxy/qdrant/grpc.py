@@ -15,11 +15,11 @@ from tlsproxy.errors import BadRequest
 from tlsproxy.qdrant.grpclistings import listing_of_call
 from tlsproxy.qdrant.grpctenancy import confined as confined_message
 from tlsproxy.qdrant.grpctenancy import is_confinable_call
-from tlsproxy.qdrant.idf import Facts
 from tlsproxy.qdrant.judge import NOWHERE, Heard, Judgement, decide_all
 from tlsproxy.qdrant.messages import COLLECTION, INNER, OTHER, REQUESTS, SHAPES
 from tlsproxy.qdrant.nesting import NESTING
 from tlsproxy.qdrant.operations import GRPC, MAX_NAME_BYTES, Operation
+from tlsproxy.qdrant.scoring import Facts
 from tlsproxy.qdrant.statistics import OwnAnswer
 from tlsproxy.qdrant.tenancy import tells_no_points
 from tlsproxy.wire.protobuf import ProtobufError, Scanner

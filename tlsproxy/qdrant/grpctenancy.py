@@ -13,10 +13,10 @@ from typing import Final
 
 from tlsproxy.authz.access import Condition
 from tlsproxy.errors import BadRequest, Unconfined
-from tlsproxy.qdrant import idf, tenancy
-from tlsproxy.qdrant.idf import Facts, Words
+from tlsproxy.qdrant import scoring, tenancy
 from tlsproxy.qdrant.messages import PARTS, SHAPES
 from tlsproxy.qdrant.operations import Operation
+from tlsproxy.qdrant.scoring import Facts, Scored
 from tlsproxy.qdrant.tenancy import Conditions
 from tlsproxy.wire.protobuf import MAX_DEPTH, VARINT, Field, ProtobufError, delimited, flag, shaped
 from tlsproxy.wire.steps import Steps
@@ -27,9 +27,12 @@ STEP: Final = 250
 """Those of one step."""
 _MESSAGES: Final = SHAPES | PARTS
 _EXACT: Final = 2
+_QUANTIZATION: Final = 3
 _INDEXED_ONLY: Final = 4
 _IDF: Final = 6
 """In SearchParams."""
+_RESCORE: Final = 2
+"""In QuantizationSearchParams."""
 
 
 @dataclass(slots=True)
@@ -80,7 +83,7 @@ class _Found:
     filter: bytes = b""
     params: bytes | None = None
     payload: dict[bytes, bytes] = field(default_factory=dict)
-    words: Words = Words.NONE
+    scored: Scored = Scored.NOTHING
     using: str = ""
 
 
@@ -96,8 +99,8 @@ class Way:
     ``payload`` must not name the conditions' keys, unless the message makes the points (``makes``): then it must not
     say otherwise. It is marked with the conditions where ``marks`` is set.
 
-    A search has ``params``, which name the points over which words are counted where ``query``, or the indices of a
-    ``sparse`` vector, asks for that on the vector ``using``; searches of groups are ``exact``. A ``matrix`` has no such
+    A search has ``params``, which depend on what it is by: ``query``, or a ``dense`` vector, or that and the indices
+    that make it a ``sparse`` one, of the name ``using``. Searches of groups are ``exact``. A ``matrix`` has no such
     parameters.
     """
 
@@ -114,6 +117,7 @@ class Way:
     marks: bool = False
     params: int = 0
     query: int = 0
+    dense: int = 0
     sparse: int = 0
     using: int = 0
     exact: bool = False
@@ -162,9 +166,11 @@ class Way:
     def _hear(self, one: Field, found: _Found, work: Work) -> None:
         """What a search says of the vector that it is by."""
         if one.number == self.query:
-            found.words = _words(one.content(), work)
+            found.scored = _scored(one.content(), work)
         elif one.number == self.sparse:
-            found.words = Words.SPARSE
+            found.scored = Scored.SPARSE
+        elif one.number == self.dense and found.scored is Scored.NOTHING:
+            found.scored = Scored.DENSE
         elif one.number == self.using:
             found.using = one.content().decode(errors="replace")
 
@@ -173,7 +179,7 @@ class Way:
             missing = _marks(found.payload, work.conditions, makes=self.makes)
             yield from (delimited(self.payload, mark) for mark in missing if self.marks)
         if self.matrix:
-            idf.check_matrix(found.using, work.facts)
+            scoring.check_matrix(found.using, work.facts)
         if self.filter:
             yield delimited(self.filter, narrowed(found.filter, work.conditions, alone=self.alone))
         if self.params:
@@ -235,50 +241,67 @@ def _selector(content: bytes, work: Work) -> bytes:
     return delimited(2, narrowed(chosen.content(), work.conditions, alone=True))
 
 
-def _words(content: bytes, work: Work) -> Words:
-    """Of a Query: order_by (5), fusion (6), sample (7), formula (8) and rrf (10) are about no point, and no words."""
+def _scored(content: bytes, work: Work) -> Scored:
+    """Of a Query: order_by (5), fusion (6), sample (7), formula (8) and rrf (10) are by no vector."""
     variant = work.alone("Query", content)
     number = 0 if variant is None else variant.number
     if variant is not None and number == 1:
-        return _words_of_vector(variant.content(), work)
+        return _scored_of_vector(variant.content(), work)
     if variant is not None and number == 9:  # noqa: PLR2004 - nearest_with_mmr
         inputs = [one for one in work.look("NearestInputWithMmr", variant.content()) if one.number == 1]
         if inputs:
-            return _words_of_vector(inputs[0].content(), work)
+            return _scored_of_vector(inputs[0].content(), work)
     if variant is not None and number == 12:  # noqa: PLR2004 - text
         variant.content()
-        return Words.TEXT
+        return Scored.TEXT
     if number not in {5, 6, 7, 8, 10}:
         raise Unconfined(tenancy.BY_EXAMPLE)
-    return Words.NONE
+    return Scored.NOTHING
 
 
-def _words_of_vector(content: bytes, work: Work) -> Words:
-    """Of a VectorInput: a point's id (1), a dense vector (2) or several (4), or what may be sparse."""
+def _scored_of_vector(content: bytes, work: Work) -> Scored:
+    """Of a VectorInput: a point's id (1), a dense vector (2) or several (4), a sparse one (3), or a model's (5, …)."""
     variant = work.alone("VectorInput", content)
     if variant is None or variant.number == 1:
         raise Unconfined(tenancy.BY_EXAMPLE)
     variant.content()
-    return Words.NONE if variant.number in {2, 4} else Words.SPARSE
+    if variant.number in {2, 4}:
+        return Scored.DENSE
+    return Scored.SPARSE if variant.number == 3 else Scored.INFERRED  # noqa: PLR2004 - as the docstring has it
 
 
 def _search_params(found: _Found, work: Work) -> bytes:
-    """SearchParams: which segments are indexed (4) is a matter of all points in them; words are counted over the
-    caller's own (6).
+    """SearchParams: which segments are indexed (4) is a matter of all points in them, and so are the codes of quantized
+    vectors (3); words are counted over the caller's own (6).
     """
     kept: list[bytes] = []
-    corpus: bytes | None = None
+    corpus = quantization = None
     for one in work.look("SearchParams", found.params or b""):
         if one.number in {_EXACT, _INDEXED_ONLY}:
             _check_flag(one, "SearchParams")
         if one.number == _IDF:
             corpus = b"".join(filter_.content() for filter_ in work.look("IdfParams", one.content()))
+        elif one.number == _QUANTIZATION:
+            quantization = _quantization(one.content(), work)
         elif one.number != _INDEXED_ONLY and not (one.number == _EXACT and work.exact):
             kept.append(one.raw)
     if work.exact:
         kept.append(flag(_EXACT))
-    if idf.needs_corpus(found.words, found.using, work.facts) or corpus is not None:
+    if scoring.is_rescored(found.scored) or quantization is not None:
+        kept.append(delimited(_QUANTIZATION, (quantization or b"") + flag(_RESCORE)))
+    if scoring.needs_corpus(found.scored, found.using, work.facts) or corpus is not None:
         kept.append(delimited(_IDF, delimited(1, narrowed(corpus or b"", work.conditions))))
+    return b"".join(kept)
+
+
+def _quantization(content: bytes, work: Work) -> bytes:
+    """QuantizationSearchParams, without its rescore."""
+    kept = []
+    for one in work.look("QuantizationSearchParams", content):
+        if one.number == _RESCORE:
+            _check_flag(one, "QuantizationSearchParams")
+        else:
+            kept.append(one.raw)
     return b"".join(kept)
 
 
@@ -338,7 +361,7 @@ _WITH_LOOKUP: Final = tenancy.LOOKS_UP.format("with_lookup")
 _BELOW_A_KEY: Final = tenancy.BELOW_A_KEY
 
 _POINT: Final = Way("PointStruct", payload=3, makes=True, marks=True).confined
-_SEARCH: Final = Way("SearchPoints", filter=3, params=7, sparse=15, using=10)
+_SEARCH: Final = Way("SearchPoints", filter=3, params=7, dense=2, sparse=15, using=10)
 _PREFETCH: Final = Way(
     "PrefetchQuery", filter=4, params=5, query=2, using=3, within={1: _prefetch}, refused={8: _LOOKUP_FROM}
 )
@@ -365,7 +388,7 @@ WAYS: Final = {
         "Search": _SEARCH,
         "SearchBatch": Way("SearchBatchPoints", within={2: _SEARCH.confined}),
         "SearchGroups": Way(
-            "SearchPointGroups", filter=3, params=6, sparse=16, using=8, exact=True, refused={13: _WITH_LOOKUP}
+            "SearchPointGroups", filter=3, params=6, dense=2, sparse=16, using=8, exact=True, refused={13: _WITH_LOOKUP}
         ),
         "SearchMatrixPairs": _MATRIX,
         "SearchMatrixOffsets": _MATRIX,

@@ -14,10 +14,10 @@ from tlsproxy.authz.access import ALLOWED, UNREAD, Condition, Decision, Rights, 
 from tlsproxy.authz.admission import Admission
 from tlsproxy.errors import Form
 from tlsproxy.qdrant.bodies import named_collections
-from tlsproxy.qdrant.idf import Facts
 from tlsproxy.qdrant.listings import Reducer, listing_of
 from tlsproxy.qdrant.operations import Operation
 from tlsproxy.qdrant.rest import Recognised
+from tlsproxy.qdrant.scoring import Facts
 from tlsproxy.qdrant.tenancy import confine, is_confinable, tells_no_points
 from tlsproxy.wire.steps import Steps
 from tlsproxy.wire.strictjson import reading_json

@@ -139,6 +139,7 @@ PARTS: Final[dict[str, Shape]] = {
     "VectorInput": _part(*range(1, 8)),
     "NearestInputWithMmr": _part(1, 2),
     "SearchParams": _part(*range(1, 7)),
+    "QuantizationSearchParams": _part(1, 2, 3),
     "IdfParams": _part(1),
     "PointsSelector": _part(1, 2),
     "PointStruct": _part(1, 3, 4, repeated=(3,)),

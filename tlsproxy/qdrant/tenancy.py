@@ -20,8 +20,8 @@ from typing import Any, Final
 from tlsproxy.authz.access import Condition
 from tlsproxy.errors import BadRequest, Unconfined
 from tlsproxy.qdrant.bodies import prefetches_of, requests_of
-from tlsproxy.qdrant.idf import Facts, Words, check_matrix, needs_corpus
 from tlsproxy.qdrant.operations import Operation
+from tlsproxy.qdrant.scoring import Facts, Scored, check_matrix, is_rescored, needs_corpus
 
 Conditions = tuple[Condition, ...]
 
@@ -69,12 +69,13 @@ def confine(operation: Operation, body: Any, conditions: Conditions, facts: Fact
                 raise Unconfined(LOOKS_UP.format(name))
         using = _text(request.get("using"), "using")
         if operation.path in _SEARCHED:
-            words, using = _words_of_search(request.get("vector"))
+            scored, using = _scored_of_search(request.get("vector"))
         else:
-            words = _words(request.get("query"))
+            scored = _scored(request.get("query"))
         if operation.path in _MATRICES:
             check_matrix(using, facts)
-        _params(request, conditions, exact=operation.path in _GROUPED, corpus=needs_corpus(words, using, facts))
+        corpus = needs_corpus(scored, using, facts)
+        _params(request, conditions, exact=operation.path in _GROUPED, corpus=corpus, rescored=is_rescored(scored))
         if operation.path in _COUNTED:
             request["exact"] = True
         _filter(request, "filter", conditions)
@@ -93,69 +94,76 @@ def _filter(request: dict[str, Any], name: str, conditions: Conditions, *, alone
     request[name] = {"must": must}
 
 
-def _params(request: dict[str, Any], conditions: Conditions, *, exact: bool, corpus: bool) -> None:
-    """Which segments are indexed is a matter of all points in them. Words are counted over the caller's own."""
+def _params(request: dict[str, Any], conditions: Conditions, *, exact: bool, corpus: bool, rescored: bool) -> None:
+    """Which segments are indexed is a matter of all points in them, and so are codes of quantized vectors. Words are
+    counted over the caller's own.
+    """
     if request.get("params") is None:
-        if not exact and not corpus:
+        if not (exact or corpus or rescored):
             return
         request["params"] = {}
     params = _object(request["params"], "params")
     params.pop("indexed_only", None)
     if exact:
         params["exact"] = True
+    if rescored or params.get("quantization") is not None:
+        quantization = params.get("quantization")
+        params["quantization"] = {} if quantization is None else _object(quantization, "params.quantization")
+        params["quantization"]["rescore"] = True
     idf = params.get("idf")
     if corpus or idf is not None:
         params["idf"] = {} if idf is None or idf == "global" else _object(idf, "params.idf")
         _filter(params["idf"], "corpus", conditions)
 
 
-def _words(query: Any) -> Words:
-    """How a query's scores depend on words. A number or a string is a point's id, whose vector a search would tell of.
+def _scored(query: Any) -> Scored:
+    """By what a query is. A number or a string is a point's id, whose vector a search would tell of.
 
     Raises :class:`Unconfined`.
     """
     if query is None:
-        return Words.NONE
+        return Scored.NOTHING
     if isinstance(query, dict):
         if query and query.keys() <= _QUERIES_OF_NO_POINT:
-            return Words.NONE
+            return Scored.NOTHING
         if query.keys() == {"text"} and isinstance(query["text"], str | dict):
-            return Words.TEXT
+            return Scored.TEXT
         if "nearest" in query and query.keys() <= {"nearest", "mmr"}:
             query = query["nearest"]
-    return _words_of_vector(query)
+    return _scored_of_vector(query)
 
 
-def _words_of_vector(value: Any) -> Words:
+def _scored_of_vector(value: Any) -> Scored:
     """Dense, multiple or sparse, or what an inference service makes one of, which may be sparse.
 
-    Two rows of numbers are several dense vectors, or to serde, if the first has no fractions, a sparse one.
+    Two rows of numbers are several dense vectors, or to serde, if the first has no fractions, a sparse one: either.
     """
     if isinstance(value, dict):
-        sparse = value.keys() == {"indices", "values"}
-        if (sparse and _are_numbers(value["indices"]) and _are_numbers(value["values"])) or (
-            "model" in value and value.keys() <= _INFERENCE
-        ):
-            return Words.SPARSE
+        if value.keys() == {"indices", "values"} and _are_numbers(value["indices"]) and _are_numbers(value["values"]):
+            return Scored.SPARSE
+        if "model" in value and value.keys() <= _INFERENCE:
+            return Scored.INFERRED
     elif _are_numbers(value):
-        return Words.NONE
+        return Scored.DENSE
     elif isinstance(value, list) and all(_are_numbers(row) for row in value):
         positional = len(value) == len(("indices", "values")) and all(type(one) is int for one in value[0])
-        return Words.SPARSE if positional else Words.NONE
+        return Scored.INFERRED if positional else Scored.DENSE
     raise Unconfined(BY_EXAMPLE)
 
 
-def _words_of_search(vector: Any) -> tuple[Words, str]:
+def _scored_of_search(vector: Any) -> tuple[Scored, str]:
     """Of the older search: a dense vector, or one with its name. Raises :class:`BadRequest`."""
-    if vector is None or _are_numbers(vector):
-        return Words.NONE, ""
+    if vector is None:
+        return Scored.NOTHING, ""
+    if _are_numbers(vector):
+        return Scored.DENSE, ""
     named = _object(vector, "vector")
     if isinstance(named.get("vector"), dict):
-        return Words.SPARSE, _text(named.get("name"), "vector.name")
+        return Scored.SPARSE, _text(named.get("name"), "vector.name")
     _array(named.get("vector"), "vector.vector")
     if not _are_numbers(named["vector"]):
         raise BadRequest("Format error in JSON body: vector.vector must be numbers, or indices and values")
-    return Words.NONE, _text(named.get("name"), "vector.name")
+    return Scored.DENSE, _text(named.get("name"), "vector.name")
 
 
 def _are_numbers(value: Any) -> bool:

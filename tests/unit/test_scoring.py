@@ -11,15 +11,15 @@ from hypothesis import strategies as st
 
 from tlsproxy.authz.access import Condition
 from tlsproxy.errors import BadRequest, Unconfined
-from tlsproxy.qdrant.idf import Facts, FactsNeeded, Words, check_matrix, needs_corpus, release_in, vectors_in
 from tlsproxy.qdrant.operations import Operation
 from tlsproxy.qdrant.rest import recognise
+from tlsproxy.qdrant.scoring import Facts, FactsNeeded, Scored, check_matrix, described, needs_corpus, release_in
 from tlsproxy.qdrant.tenancy import confine
 
 ACME = (Condition("tenant", "acme"), Condition("team", "a"))
 OURS = [{"key": one.key, "match": {"value": one.value}} for one in ACME]
 WORDS = frozenset({"words", ""})
-LATEST = Facts((1, 20), WORDS)
+LATEST = Facts((1, 20), WORDS, frozenset({"coded"}))
 
 
 def again(body: Any) -> Any:
@@ -34,42 +34,49 @@ def operation(path: str) -> Operation:
 
 
 def test_what_no_word_has_a_say_in_needs_no_facts() -> None:
-    assert not needs_corpus(Words.NONE, "words", None)
-    for words in (Words.SPARSE, Words.TEXT):
+    assert not needs_corpus(Scored.NOTHING, "words", None)
+    assert not needs_corpus(Scored.DENSE, "words", None)
+    for scored in (Scored.SPARSE, Scored.INFERRED, Scored.TEXT):
         with pytest.raises(FactsNeeded):
-            needs_corpus(words, "words", None)
+            needs_corpus(scored, "words", None)
 
 
 @pytest.mark.parametrize(
     ("release", "allowed"),
-    [((1, 18), ()), ((1, 19), (Words.SPARSE,)), ((1, 20), (Words.SPARSE, Words.TEXT)), (None, ())],
+    [
+        ((1, 18), ()),
+        ((1, 19), (Scored.SPARSE, Scored.INFERRED)),
+        ((1, 20), (Scored.SPARSE, Scored.INFERRED, Scored.TEXT)),
+        (None, ()),
+    ],
 )
 @pytest.mark.parametrize("vectors", [WORDS, None])
-def test_releases(release: tuple[int, int] | None, vectors: frozenset[str] | None, allowed: tuple[Words, ...]) -> None:
+def test_releases(release: tuple[int, int] | None, vectors: frozenset[str] | None, allowed: tuple[Scored, ...]) -> None:
     """Not to know which vectors have IDF is as if all had."""
     facts = Facts(release, vectors)
-    for words in (Words.SPARSE, Words.TEXT):
-        if words in allowed:
-            assert needs_corpus(words, "words", facts)
+    for scored in (Scored.SPARSE, Scored.INFERRED, Scored.TEXT):
+        if scored in allowed:
+            assert needs_corpus(scored, "words", facts)
         else:
             with pytest.raises(Unconfined):
-                needs_corpus(words, "words", facts)
+                needs_corpus(scored, "words", facts)
 
 
 def test_only_what_errs_on_the_safe_side_is_remembered() -> None:
     remembered = LATEST.remembered()
-    assert needs_corpus(Words.SPARSE, "words", remembered)
-    assert not needs_corpus(Words.SPARSE, "splade", LATEST)
+    assert needs_corpus(Scored.SPARSE, "words", remembered)
+    assert not needs_corpus(Scored.SPARSE, "splade", LATEST)
     with pytest.raises(FactsNeeded):
-        needs_corpus(Words.SPARSE, "splade", remembered)
+        needs_corpus(Scored.SPARSE, "splade", remembered)
     with pytest.raises(FactsNeeded):
         check_matrix("splade", remembered)
     check_matrix("splade", LATEST)
-    for using in WORDS:
+    for using in (*WORDS, "coded"):
         with pytest.raises(Unconfined):
             check_matrix(using, LATEST)
-    with pytest.raises(Unconfined):
-        check_matrix("splade", Facts((1, 20), None))
+    for unknown in (Facts((1, 20), None, NONE), Facts((1, 20), NONE, None)):
+        with pytest.raises(Unconfined):
+            check_matrix("splade", unknown)
 
 
 @pytest.mark.parametrize(
@@ -98,8 +105,12 @@ def test_what_is_no_release() -> None:
         assert release_in(answer) is None
 
 
-def described(params: Any) -> bytes:
-    return json.dumps({"result": {"status": "green", "config": {"params": params}}, "status": "ok"}).encode()
+def facts_of(params: Any, **config: Any) -> Facts:
+    answer = {"result": {"status": "green", "config": {"params": params, **config}}, "status": "ok"}
+    return described((1, 20), json.dumps(answer).encode())
+
+
+NONE: frozenset[str] = frozenset()
 
 
 def test_the_vectors_with_idf() -> None:
@@ -111,12 +122,34 @@ def test_the_vectors_with_idf() -> None:
         "newer": {"modifier": "bm26"},
         "odd": None,
     }
-    assert vectors_in(described({"vectors": {}, "sparse_vectors": sparse})) == {"bm25", "newer", "odd"}
+    assert facts_of({"vectors": {}, "sparse_vectors": sparse}) == Facts(
+        (1, 20), frozenset({"bm25", "newer", "odd"}), NONE
+    )
     for without in ({}, {"sparse_vectors": None}, {"sparse_vectors": {}}):
-        assert vectors_in(described(without)) == frozenset()
-    for answer in (b"", b"{}", b"[]", described(None), described({"sparse_vectors": []}), b'{"result":null}'):
-        assert (vectors_in(answer) or frozenset()) == frozenset()
-    assert vectors_in(b'{"status":{"error":"Not found"}}') is None
+        assert facts_of(without).weighted == NONE
+    assert facts_of({"sparse_vectors": []}).weighted is None
+
+
+def test_the_vectors_that_are_quantized() -> None:
+    plain, coded = {"size": 2, "distance": "Dot"}, {"size": 2, "quantization_config": {"scalar": {"type": "int8"}}}
+    named = {"a": plain, "b": coded, "size": plain, "odd": None}
+    for params, everywhere, expected in (
+        ({"vectors": plain}, None, NONE),
+        ({"vectors": coded}, None, {""}),
+        ({"vectors": plain}, {"scalar": {}}, {""}),
+        ({"vectors": named}, None, {"b", "odd"}),
+        ({"vectors": named}, {"unheard of": {}}, {"a", "b", "size", "odd"}),
+        ({}, {"scalar": {}}, NONE),
+        ({"vectors": []}, None, None),
+    ):
+        assert facts_of(params, quantization_config=everywhere).quantized == expected
+    assert facts_of({"vectors": plain}).quantized == NONE
+
+
+def test_what_is_no_description() -> None:
+    for answer in (b"", b"{}", b"[]", b'{"result":null}', b'{"status":{"error":"Not found"}}'):
+        assert described((1, 20), answer) == Facts((1, 20))
+    assert facts_of(None) == Facts((1, 20))
 
 
 # Of random queries, a twin that knows them when it makes them
@@ -124,6 +157,10 @@ def test_the_vectors_with_idf() -> None:
 sparse: st.SearchStrategy[Any] = st.sampled_from(
     [
         {"indices": [1], "values": [0.5]},
+    ]
+)
+inferred: st.SearchStrategy[Any] = st.sampled_from(
+    [
         [[1, 2], [0.5, 1]],
         [[], []],
         {"text": "x", "model": "m"},
@@ -151,20 +188,22 @@ params = st.none() | st.fixed_dictionaries(
         "exact": st.sampled_from([False, True, None, 0]),
         "indexed_only": st.booleans(),
         "hnsw_ef": st.just(4),
+        "quantization": st.sampled_from([None, {}, {"rescore": False}, {"ignore": True, "rescore": None}]),
         "idf": st.sampled_from([None, "global", {}, {"corpus": None}, {"corpus": {}}, {"corpus": own}]),
     },
 )
 queries = st.one_of(
-    query_of(sparse).map(lambda value: (value, Words.SPARSE)),
-    query_of(dense).map(lambda value: (value, Words.NONE)),
-    text.map(lambda value: (value, Words.TEXT)),
-    rest.map(lambda value: (value, Words.NONE)),
+    query_of(sparse).map(lambda value: (value, Scored.SPARSE)),
+    query_of(inferred).map(lambda value: (value, Scored.INFERRED)),
+    query_of(dense).map(lambda value: (value, Scored.DENSE)),
+    text.map(lambda value: (value, Scored.TEXT)),
+    rest.map(lambda value: (value, Scored.NOTHING)),
 )
 using = st.sampled_from([None, "", "words", "splade"])
 
 
 @st.composite
-def requests(draw: st.DrawFn, depth: int = 2) -> tuple[dict[str, Any], list[tuple[Words, str | None]]]:
+def requests(draw: st.DrawFn, depth: int = 2) -> tuple[dict[str, Any], list[tuple[Scored, str | None]]]:
     """A request, and of each level, in the order of :func:`levels`, what words have to say there."""
     query, words = draw(queries)
     name = draw(using)
@@ -192,7 +231,7 @@ def levels(request: dict[str, Any]) -> list[dict[str, Any]]:
 @pytest.mark.fuzz
 @given(requests(), st.sampled_from(["query", "query/groups", "query/batch"]))
 def test_every_level_counts_its_words_over_ones_own_points(
-    asked: tuple[dict[str, Any], list[tuple[Words, str | None]]], path: str
+    asked: tuple[dict[str, Any], list[tuple[Scored, str | None]]], path: str
 ) -> None:
     request, expected = asked
     body = {"searches": [request]} if path.endswith("batch") else request
@@ -208,22 +247,28 @@ def test_every_level_counts_its_words_over_ones_own_points(
             assert after_params["exact"] is True
         elif "exact" in given_params:
             assert after_params["exact"] == given_params["exact"]
-        counts = words is Words.TEXT or (words is Words.SPARSE and (name or "") in WORDS)
+        counts = words is Scored.TEXT or (words in {Scored.SPARSE, Scored.INFERRED} and (name or "") in WORDS)
         if counts or said is not None:
             narrowed = [own] if isinstance(said, dict) and said.get("corpus") else []
             assert after_params["idf"] == {"corpus": {"must": OURS + narrowed}}
         else:
             assert after_params.get("idf") is None
+        coded = given_params.get("quantization")
+        if words in {Scored.DENSE, Scored.INFERRED} or coded is not None:
+            assert after_params["quantization"] == (coded or {}) | {"rescore": True}
         assert after["filter"]["must"][: len(OURS)] == OURS
 
 
 @pytest.mark.fuzz
 @given(requests())
 def test_no_level_is_asked_of_an_upstream_that_would_count_everybodys_words(
-    asked: tuple[dict[str, Any], list[tuple[Words, str | None]]],
+    asked: tuple[dict[str, Any], list[tuple[Scored, str | None]]],
 ) -> None:
     request, expected = asked
-    counts = any(words is Words.TEXT or (words is Words.SPARSE and (name or "") in WORDS) for words, name in expected)
+    counts = any(
+        words is Scored.TEXT or (words in {Scored.SPARSE, Scored.INFERRED} and (name or "") in WORDS)
+        for words, name in expected
+    )
     for facts in (Facts((1, 18), WORDS), Facts(None, WORDS)):
         if counts:
             with pytest.raises(Unconfined):

@@ -1,0 +1,154 @@
+"""What a query's scores are taken from beside its vector and the points, and how a tenant's are kept to its own.
+
+Inverse document frequencies: a sparse vector with the modifier `idf` (BM25's, for one) and a text query (since Qdrant
+1.20) are scored by how many points there are, and how many of them have a word: in the whole collection, unless
+`params.idf.corpus` names a filter (since 1.19). An older Qdrant ignores that member in silence, and on a vector without
+the modifier it is an error. So what such a query becomes depends on :class:`Facts` that the upstream is asked for.
+
+Quantization: codes are made by the range, or the clusters, of all vectors of a segment, and what is scored by them
+tells of these; `params.quantization.rescore` has the scores made anew from the vectors themselves.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from enum import Enum
+from typing import Any, Final
+
+import orjson
+
+from tlsproxy.errors import Unconfined
+
+CORPUS: Final = (1, 19)
+TEXT: Final = (1, 20)
+"""The releases of Qdrant that first have the parameter, and the query."""
+
+_LONGEST_VERSION: Final = 64
+
+_NO_CORPUS: Final = (
+    "Sparse and inferred queries cannot be confined to a tenant by this upstream: Qdrant {}.{} or later is needed"
+)
+_NO_TEXT: Final = "Text queries need Qdrant {}.{} or later as the upstream"
+MATRIX: Final = "A matrix over a quantized vector, or a sparse one with IDF, cannot be confined to a tenant"
+
+
+class Scored(Enum):
+    """By what a query is."""
+
+    NOTHING = "nothing"
+    """Or by the scores of what is below it."""
+    DENSE = "dense"
+    SPARSE = "sparse"
+    INFERRED = "inferred"
+    """By what a model makes of it, either of these."""
+    TEXT = "text"
+
+
+class FactsNeeded(Exception):
+    """A body whose confined form depends on facts that are not known, or may be out of date."""
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What the upstream said of itself and of one collection. None is what it did not say intelligibly.
+
+    ``weighted`` are the sparse vectors with the modifier, ``quantized`` the dense ones that are. ``fresh``: asked for
+    the request at hand.
+    """
+
+    release: tuple[int, int] | None = None
+    weighted: frozenset[str] | None = None
+    quantized: frozenset[str] | None = None
+    fresh: bool = True
+
+    def remembered(self) -> Facts:
+        return replace(self, fresh=False)
+
+
+def needs_corpus(scored: Scored, using: str, facts: Facts | None) -> bool:
+    """Whether a query of the vector ``using`` must name the points that are counted.
+
+    That a vector has the modifier is believed though it may be out of date, for all that is wrong then is an error of
+    Qdrant's; that it has none is not. Raises :class:`FactsNeeded`, :class:`Unconfined`.
+    """
+    if scored in {Scored.NOTHING, Scored.DENSE}:
+        return False
+    if facts is None:
+        raise FactsNeeded
+    if scored is Scored.TEXT:
+        _require(TEXT, facts, _NO_TEXT)
+        return True
+    if facts.weighted is not None and using not in facts.weighted:
+        if not facts.fresh:
+            raise FactsNeeded
+        return False
+    _require(CORPUS, facts, _NO_CORPUS)
+    return True
+
+
+def check_matrix(using: str, facts: Facts | None) -> None:
+    """A matrix has no parameters. Raises :class:`FactsNeeded`, :class:`Unconfined`."""
+    if facts is None or not facts.fresh:
+        raise FactsNeeded
+    if facts.weighted is None or facts.quantized is None or using in facts.weighted | facts.quantized:
+        raise Unconfined(MATRIX)
+
+
+def is_rescored(scored: Scored) -> bool:
+    """Whether it may be scored by quantized vectors."""
+    return scored in {Scored.DENSE, Scored.INFERRED}
+
+
+def _require(release: tuple[int, int], facts: Facts, text: str) -> None:
+    if facts.release is None or facts.release < release:
+        raise Unconfined(text.format(*release))
+
+
+def release_in(answer: bytes) -> tuple[int, int] | None:
+    """Of Qdrant's answer to `GET /`; None for anything else."""
+    match _parsed(answer):
+        case {"version": str(version)}:
+            major, _, rest = version.partition(".")
+            minor = rest.partition(".")[0]
+            if major.isdecimal() and minor.isdecimal() and len(version) <= _LONGEST_VERSION:
+                return int(major), int(minor)
+    return None
+
+
+def described(release: tuple[int, int] | None, answer: bytes) -> Facts:
+    """With Qdrant's answer to `GET /collections/{name}`, of which some may be unintelligible."""
+    match _parsed(answer):
+        case {"result": {"config": {"params": dict(params)} as config}}:
+            return Facts(release, _weighted(params.get("sparse_vectors")), _quantized(config, params.get("vectors")))
+    return Facts(release)
+
+
+def _weighted(sparse: Any) -> frozenset[str] | None:
+    """A modifier that is not known here may count words as well."""
+    if not isinstance(sparse, dict):
+        return frozenset() if sparse is None else None
+    return frozenset(
+        name
+        for name, vector in sparse.items()
+        if not isinstance(vector, dict) or vector.get("modifier") not in {None, "none"}
+    )
+
+
+def _quantized(config: dict[str, Any], dense: Any) -> frozenset[str] | None:
+    """A vector's own configuration stands before that of the collection; one that is unknown counts as one."""
+    if not isinstance(dense, dict):
+        return frozenset() if dense is None else None
+    named = {"": dense} if "size" in dense and not isinstance(dense["size"], dict) else dense
+    everywhere = config.get("quantization_config") is not None
+    return frozenset(
+        name
+        for name, vector in named.items()
+        if everywhere or not isinstance(vector, dict) or vector.get("quantization_config") is not None
+    )
+
+
+def _parsed(answer: bytes) -> Any:
+    try:
+        return orjson.loads(answer)
+    except ValueError:
+        return None
