@@ -22,6 +22,7 @@ from support.steps import at_once
 from tlsproxy.authz.access import Condition
 from tlsproxy.proxy import grpc, slices
 from tlsproxy.qdrant.grpc import confine_message, operation_of
+from tlsproxy.wire import http2
 
 LARGEST = 90_000
 """Bytes of a message: more than any window that is not made larger."""
@@ -269,10 +270,13 @@ def cycle(sizes: tuple[int, ...]) -> Callable[[int], int]:
 
 @pytest.fixture(params=[slices.SLICE, 0.0], ids=["at once", "step by step"])
 def slice_(request: pytest.FixtureRequest) -> Iterator[None]:
-    """For how long a message may be worked on before others are served."""
+    """For how long a message may be worked on before others are served, and how much of a read is one turn."""
     with pytest.MonkeyPatch.context() as patch:
         for module in (slices, grpc):
             patch.setattr(module, "SLICE", request.param)
+        if not request.param:
+            patch.setattr(grpc, "TURN", 1)
+            patch.setattr(http2, "MOST_FRAMES", 3)
         yield
 
 

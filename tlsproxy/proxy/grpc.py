@@ -30,6 +30,7 @@ from tlsproxy.wire.http2 import (
     END_STREAM,
     HEADER,
     HEADERS,
+    PING,
     PREFACE,
     PRIORITY,
     TABLE,
@@ -41,6 +42,10 @@ from tlsproxy.wire.http2 import (
 )
 from tlsproxy.wire.window import overspent
 
+TURN: Final = 16
+"""Frames that do not just pass (calls that begin, messages that are read, windows) and are seen to in one turn. A PING
+costs next to nothing, and a flood of them is to meet its budget before the upstream hears of it.
+"""
 MAX_HELD: Final = 262_144
 """Bytes of DATA that wait with their calls, those of one connection together; then its client has to."""
 
@@ -48,7 +53,7 @@ MAX_HELD: Final = 262_144
 class GrpcConnection(Streams):
     """The owner of one TLS stream, from its handshake on."""
 
-    __slots__ = ("_blocked", "_preface")
+    __slots__ = ("_blocked", "_passing", "_preface", "_queued")
 
     def __init__(
         self,
@@ -60,7 +65,7 @@ class GrpcConnection(Streams):
     ) -> None:
         super().__init__(gateway, pool, stream, entry, when_ended)
         self._preface = b""
-        self._blocked = False
+        self._blocked = self._passing = self._queued = False
         try:
             self._side = GrpcUpstream(self)
         except OSError as error:
@@ -74,6 +79,26 @@ class GrpcConnection(Streams):
     def data_received(self, data: bytes) -> None:
         if self._ended:
             return
+        scheduler = self.gateway.scheduler
+        if scheduler.waiting and len(self._preface) == len(PREFACE) and scheduler.crowded(self.entry):
+            self.frames.add(data)
+            self._wait_for_turn()
+        else:
+            self._turn(data)
+
+    def _wait_for_turn(self) -> None:
+        if not self._queued:
+            self._queued = True
+            self.gateway.scheduler.add(self.entry, self.stream, self._take_turn)
+            self.reading_changed()
+
+    def _take_turn(self) -> None:
+        self._queued = False
+        if not self._ended:
+            self._turn(b"")
+            self.reading_changed()
+
+    def _turn(self, data: bytes) -> None:
         self.now = time.monotonic()
         self.present()
         try:
@@ -84,6 +109,8 @@ class GrpcConnection(Streams):
             self._read(data)
         except Http2Error as error:
             self.broken(error)
+        if self.frames.more and not self._ended:
+            self._wait_for_turn()
         self.settle()
         if not self.calls and self.greeted and self.begun:
             self.wait()
@@ -98,7 +125,7 @@ class GrpcConnection(Streams):
     def reading_changed(self) -> None:
         """Reads what can go on, in either direction; a client that takes no answers gets to ask no more."""
         side = self._side
-        if self.stream.stalled or self._blocked or (side is not None and side.stream.stalled):
+        if self.stream.stalled or self._blocked or self._queued or (side is not None and side.stream.stalled):
             self.stream.pause_reading()
         else:
             self.stream.resume_reading()
@@ -106,18 +133,17 @@ class GrpcConnection(Streams):
             side.reading_changed()
 
     def unblock(self) -> None:
-        try:
-            self._pass_late()
-        except Http2Error as error:
-            self.broken(error)
+        if not self._passing:  # else who passes it on sees that there is room
+            self._passing = True
+            try:
+                self._pass_late()
+            except Http2Error as error:
+                self.broken(error)
+            finally:
+                self._passing = False
         if self._blocked:
             self._blocked = False
-            self.gateway.loop.call_soon(self.stream.tell, self._read_on)
-
-    def _read_on(self) -> None:
-        if not self._ended:
-            self.data_received(b"")
-            self.reading_changed()
+            self._wait_for_turn()
 
     # Frames
 
@@ -133,6 +159,7 @@ class GrpcConnection(Streams):
         frames, calls, window, up, late = self.frames, self.calls, self.to_upstream, self.up, self.late
         longest = self.limits.max_head_size
         begin = position = 0
+        left = TURN
         ready = self.greeted and self._block is None and not late
         for what, stream, start, end in frames.cut(data):
             size = end - start - HEADER
@@ -161,24 +188,25 @@ class GrpcConnection(Streams):
             begin = position = end
             if ready and what in WHOLE_FIELDS and stream & 1 and stream > self.last and size <= longest:
                 up.append(self.opened(stream, self.reader.read(frames.data[start + HEADER : end]), what))
-                continue
-            instead = (
-                self.on_data(frames.data, what, stream, start, end)
-                if usual
-                else self._frame(what >> 8, what & 0xFF, stream, start, end)
-            )
-            ready = self.greeted and self._block is None and not late
-            if self._ended:
-                return
-            up.append(frames.data[start:end] if instead is None else instead)
-            if what < ANY_DATA and time.monotonic() - self.now > SLICE:  # it was read
-                self._wait(end)
-                self.unblock()
+            else:
+                instead = (
+                    self.on_data(frames.data, what, stream, start, end)
+                    if usual
+                    else self._frame(what >> 8, what & 0xFF, stream, start, end)
+                )
+                ready = self.greeted and self._block is None and not late
+                if self._ended:
+                    return
+                up.append(frames.data[start:end] if instead is None else instead)
+            left -= what >> 8 != PING
+            if not left or (what < ANY_DATA and time.monotonic() - self.now > SLICE):  # of what was read
+                frames.keep(end)
+                frames.more = True
                 break
         up.append(frames.data[begin:position])
 
     def _wait(self, position: int) -> None:
-        """What is to be read from there on waits."""
+        """What is to be read from there on waits for room."""
         self.frames.keep(position)
         self._blocked = True
         self.reading_changed()

@@ -282,6 +282,7 @@ class Life(Relay):
         side, self._side = self._side, None
         if side is not None:
             side.discard()
+        self.gateway.scheduler.forget(self.entry)
 
     def connection_lost(self, error: Exception | None) -> None:
         try:

@@ -30,12 +30,12 @@ if TYPE_CHECKING:
 class GrpcUpstream(UpstreamFrames):
     """One connection, for as long as its client's. ``blocked``: the client has left no room for what comes next."""
 
-    __slots__ = ("blocked",)
+    __slots__ = ("_queued", "blocked")
 
     def __init__(self, client: GrpcConnection) -> None:
         """Raises OSError where no socket is to be had."""
         super().__init__(client)
-        self.blocked = False
+        self.blocked = self._queued = False
         gateway = client.gateway
         addresses, bounds = gateway.generation.upstream_addresses["grpc"], gateway.bounds
         self.stream = DialledStream(gateway.loop, addresses, self, gateway.deadlines, bounds.upstream_write)
@@ -48,7 +48,7 @@ class GrpcUpstream(UpstreamFrames):
         self.stream.abort()
 
     def reading_changed(self) -> None:
-        if self._client.stream.stalled or self.blocked:
+        if self._client.stream.stalled or self.blocked or self._queued:
             self.stream.pause_reading()
         elif self.stream.established:
             self.stream.resume_reading()
@@ -73,7 +73,17 @@ class GrpcUpstream(UpstreamFrames):
         except (Http2Error, UpstreamBroken) as error:
             self._client.upstream_lost(UpstreamBroken(f"The upstream sent what is not HTTP/2: {error}"))
             self.stream.abort()
+        if self._frames.more and not self._queued:
+            self._queued = True
+            self._client.gateway.scheduler.add(self._client.entry, self.stream, self._take_turn)
+            self.reading_changed()
         self._client.settle()
+
+    def _take_turn(self) -> None:
+        self._queued = False
+        if not (self.stream.closed or self.blocked):
+            self.data_received(b"")
+            self.reading_changed()
 
     def pause_writing(self) -> None:
         self._client.reading_changed()

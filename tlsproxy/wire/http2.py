@@ -21,6 +21,8 @@ TABLE: Final = 4096
 """Bytes of HPACK's dynamic table: the default, and the most that anybody is allowed."""
 MAX_STREAM: Final = 0x7FFF_FFFF
 MAX_WINDOW: Final = 0x7FFF_FFFF
+MOST_FRAMES: Final = 1024
+"""Frames that are cut in one go, at some two microseconds each: the smallest are 9 bytes."""
 FIRST_WINDOW: Final = 65_535
 """Bytes that a connection, and each stream, may receive before anything else was agreed on."""
 
@@ -46,6 +48,7 @@ class Kind(IntEnum):
 # Plain integers: they are compared for every frame, and a member of an IntEnum costs four times as much.
 DATA: Final = 0
 HEADERS: Final = 1
+PING: Final = 6
 CONTINUATION: Final = 9
 
 END_STREAM: Final = 1
@@ -108,14 +111,15 @@ class StreamError(TlsproxyError):
 
 class Frames:
     """Cuts frames. ``data`` is what they are cut out of at the moment, ``rest`` the beginning of a frame, or what was
-    held back. ``reads`` counts those that have brought a frame's end.
+    held back. ``reads`` counts those that have brought a frame's end. ``more``: ``rest`` may hold whole frames.
     """
 
-    __slots__ = ("data", "reads", "rest")
+    __slots__ = ("data", "more", "reads", "rest")
 
     def __init__(self) -> None:
         self.data = self.rest = b""
         self.reads = 0
+        self.more = False
 
     @property
     def waiting(self) -> bool:
@@ -129,15 +133,18 @@ class Frames:
         return (rest[3], stream_of(rest)) if len(rest) >= HEADER else None
 
     def cut(self, data: bytes) -> Iterator[tuple[int, int, int, int]]:
-        """(type << 8 | flags, stream, start, end) of each whole frame in ``self.data``, its header included.
+        """(type << 8 | flags, stream, start, end) of the whole frames in ``self.data``, headers included; of so many.
 
         Whoever leaves the loop early says with :meth:`keep` what of it is still to come. Raises Http2Error.
         """
         self.data = data = self.rest + data if self.rest else data
         self.rest = b""
+        self.more = False
         position, size, unpack = 0, len(data), _HEAD.unpack_from
         last = size - HEADER
-        while position <= last:
+        for _ in range(MOST_FRAMES):
+            if position > last:
+                break
             more, length, what, stream = unpack(data, position)
             if more or length > MAX_FRAME:
                 raise Http2Error(Code.FRAME_SIZE_ERROR, f"a frame of {more << 16 | length} bytes")
@@ -146,6 +153,8 @@ class Frames:
                 break
             yield what, stream & MAX_STREAM, position, end
             position = end
+        else:
+            self.more = True
         if position:
             self.reads += 1
             data = data[position:]
@@ -153,6 +162,10 @@ class Frames:
 
     def keep(self, position: int) -> None:
         self.rest = self.data[position:]
+
+    def add(self, data: bytes) -> None:
+        """To be cut later."""
+        self.rest += data
 
 
 def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
