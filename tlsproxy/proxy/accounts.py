@@ -8,6 +8,7 @@ from typing import Final
 from tlsproxy.authz.access import Decision
 from tlsproxy.authz.admission import Admission
 from tlsproxy.authz.audit import Caller, Prepared, prepare
+from tlsproxy.authz.credentials import NEVER
 from tlsproxy.authz.roles import Principal
 from tlsproxy.authz.shares import Account
 from tlsproxy.errors import Form, RequestError
@@ -36,6 +37,13 @@ def caller_of(principal: Principal, admission: Admission | None) -> Caller:
         key=credential.name if credential is not None else "",
         key_rights=credential.gives if credential is not None else "",
     )
+
+
+def expiry(admission: Admission | None, decision: Decision, presented: str | None) -> float:
+    """Until when the decision holds, in seconds since the epoch. A key or token that is not good may be good later."""
+    if admission is not None:
+        return admission.expires
+    return NEVER if decision.allowed or presented is None else 0.0
 
 
 def account_of(entry: Entry, caller: Caller) -> Account:

@@ -19,7 +19,7 @@ from tlsproxy.authz.credentials import NEVER, presented_key
 from tlsproxy.authz.origins import cross_site, is_cross_site
 from tlsproxy.authz.roles import Principal
 from tlsproxy.errors import BodyTooLarge, GrpcStatus, RequestError, RoleBodyTooLarge
-from tlsproxy.proxy.accounts import caller_of, error_of, prepared, refusal_of
+from tlsproxy.proxy.accounts import caller_of, error_of, expiry, prepared, refusal_of
 from tlsproxy.proxy.quotas import Quotas, Toll
 from tlsproxy.qdrant.grpc import judge_call, judge_heard_call, judge_message, operation_of
 from tlsproxy.qdrant.grpctenancy import is_confinable_call
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from tlsproxy.tls.generation import Generation
 
 MEMO_PLANS: Final = 2048
+MEMO_REFUSALS: Final = 512
 MEMO_BLOCK: Final = 4096
 """A longer one is not remembered: the memo's size in memory is bounded by the product."""
 
@@ -148,18 +149,23 @@ class CallPlans:
         key = generation.upstream_api_key
         self._upstream_key = key.encode() if key is not None else None
         self._memo: dict[tuple[Principal, Fields], CallPlan] = {}
+        self._refusals: dict[tuple[Principal, Fields], CallPlan] = {}
         self._judged: dict[tuple[Asked, str, tuple[str, ...]], CallPlan] = {}
 
     def of(self, principal: Principal, fields: Fields, now: float) -> CallPlan:
         """``now`` is seconds since the epoch. Raises :class:`tlsproxy.wire.http2.StreamError`."""
-        plan = self._memo.get((principal, fields))
+        key = principal, fields
+        plan = self._memo.get(key) or self._refusals.get(key)
         if plan is None or now >= plan.expires:
-            self._memo.pop((principal, fields), None)
+            self._memo.pop(key, None)
+            self._refusals.pop(key, None)
             plan = self.make(principal, fields, now)
-            if 0 < len(plan.block) <= MEMO_BLOCK:
-                if len(self._memo) >= MEMO_PLANS:
-                    del self._memo[next(iter(self._memo))]  # the oldest
-                self._memo[principal, fields] = plan
+            if now < plan.expires and sum(len(name) + len(value) for name, value in fields) <= MEMO_BLOCK:
+                # Refusals apart: whoever makes them up drives out no permission.
+                memo, most = (self._memo, MEMO_PLANS) if plan.block else (self._refusals, MEMO_REFUSALS)
+                if len(memo) >= most:
+                    del memo[next(iter(memo))]  # the oldest
+                memo[key] = plan
         return plan
 
     def make(self, principal: Principal, fields: Fields, now: float, *, ended: Decision | None = None) -> CallPlan:
@@ -260,7 +266,7 @@ class CallPlans:
                 collection=collection,
             ),
             block=block,
-            expires=admission.expires if admission is not None else NEVER,
+            expires=expiry(admission, decision, presented_key(head.value(b"api-key"), head.value(b"authorization"))),
             exists=exists,
             unread=decision is UNREAD,
             asked=asked,

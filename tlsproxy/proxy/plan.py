@@ -21,7 +21,7 @@ from tlsproxy.authz.credentials import NEVER, presented_key
 from tlsproxy.authz.origins import cross_site, is_cross_site
 from tlsproxy.authz.roles import Principal
 from tlsproxy.errors import Form, RequestError, UnexpectedBody
-from tlsproxy.proxy.accounts import caller_of, error_of, prepared, refusal_of
+from tlsproxy.proxy.accounts import caller_of, error_of, expiry, prepared, refusal_of
 from tlsproxy.proxy.answers import Answer, cors_fields, is_preflight, preflight, whoami
 from tlsproxy.proxy.quotas import Quotas, Toll
 from tlsproxy.qdrant.judge import UNREDUCED, Heard, Judgement, judge, judge_heard, judging_body
@@ -37,6 +37,7 @@ from tlsproxy.wire.steps import Steps
 from tlsproxy.wire.tracing import NONE, Tracing, of_head
 
 MEMO_PLANS: Final = 2048
+MEMO_REFUSALS: Final = 512
 MEMO_HEAD: Final = 4096
 """A longer head is not remembered: the memo's size in memory is bounded by the product."""
 
@@ -145,6 +146,7 @@ class Plans:
         key = generation.upstream_api_key
         self._upstream_key = key.encode() if key is not None else None
         self._memo: dict[tuple[Principal, bytes], Plan] = {}
+        self._refusals: dict[tuple[Principal, bytes], Plan] = {}
         self._read: dict[tuple[Unread, bytes], Plan] = {}
 
     def of(self, principal: Principal, head: bytes, now: float, ended: Decision | None) -> tuple[Plan, Tracing]:
@@ -153,23 +155,30 @@ class Plans:
         ``now`` is seconds since the epoch. ``ended`` refuses whatever is asked: the connection has lost its right.
         """
         # A head that is remembered has nothing of that kind in it, so it is looked up as it is first.
-        plan = self._memo.get((principal, head))
+        key = principal, head
+        plan = self._memo.get(key) or self._refusals.get(key)
         if plan is not None and ended is None and now < plan.expires:
             return plan, NONE
         head, tracing = of_head(head)
         if ended is not None:
             return self.make(principal, head, now, ended=ended), tracing
         if tracing is not NONE:
-            plan = self._memo.get((principal, head))
+            key = principal, head
+            plan = self._memo.get(key) or self._refusals.get(key)
         if plan is None or now >= plan.expires:
             plan = self._renewed(principal, head, now)
         return plan, tracing
 
     def _renewed(self, principal: Principal, head: bytes, now: float) -> Plan:
-        self._memo.pop((principal, head), None)
+        key = principal, head
+        self._memo.pop(key, None)
+        self._refusals.pop(key, None)
         plan = self.make(principal, head, now)
-        if (plan.decision.allowed or plan.unread is not None) and len(head) <= MEMO_HEAD:
-            _remember(self._memo, (principal, head), plan)
+        if len(head) <= MEMO_HEAD and plan.framed and now < plan.expires:
+            if plan.decision.allowed or plan.unread is not None:
+                _remember(self._memo, key, plan, MEMO_PLANS)
+            else:  # apart: whoever makes up refusals drives out no permission
+                _remember(self._refusals, key, plan, MEMO_REFUSALS)
         return plan
 
     def make(self, principal: Principal, head: bytes, now: float, *, ended: Decision | None = None) -> Plan:
@@ -222,7 +231,7 @@ class Plans:
         plan = self._plan(admission.principal, head.with_length(len(content)), asked, admission, Judgement(decision))
         plan = replace(plan, heard=heard)
         if remembered and len(plain) <= MEMO_HEAD:
-            _remember(self._read, (unread, plain), plan)
+            _remember(self._read, (unread, plain), plan, MEMO_PLANS)
         return plan, content
 
     def _sent(self, head: RequestHead, listing: Reducer | None) -> RequestHead:
@@ -294,7 +303,7 @@ class Plans:
             toll=self._quotas.toll(principal, admission, operation, decision),
             resend=operation is not None and operation.reads,
             upstream=upstream,
-            expires=admission.expires if admission is not None else NEVER,
+            expires=expiry(admission, decision, _presented(head)),
             answer=answer,
             audit_logs=operation is AUDIT_LOGS,
             proviso=_proviso(head, asked, admission) if upstream and asked is not None else None,
@@ -305,8 +314,8 @@ class Plans:
         )
 
 
-def _remember(memo: dict[K, Plan], key: K, plan: Plan) -> None:
-    if len(memo) >= MEMO_PLANS:
+def _remember(memo: dict[K, Plan], key: K, plan: Plan, most: int) -> None:
+    if len(memo) >= most:
         del memo[next(iter(memo))]  # the oldest
     memo[key] = plan
 

@@ -1,0 +1,90 @@
+"""A refusal of a repeated head is remembered like its permission, beside it, and as long as it holds."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+from support.relay_site import LIST, asked, relay_generation
+from support.site import Site
+
+from tlsproxy.authz.roles import Principal
+from tlsproxy.proxy import calls, plan
+from tlsproxy.proxy.calls import CallPlans
+from tlsproxy.proxy.limittable import LimitTable
+from tlsproxy.proxy.plan import Plans
+from tlsproxy.proxy.quotas import Quotas
+from tlsproxy.tls.generation import Generation
+
+NOW = time.time()
+GOOD = b"GET /collections HTTP/1.1\r\nhost: h\r\napi-key: the-key-of-plain\r\n\r\n"
+
+
+@pytest.fixture(scope="module")
+def generation(site: Site) -> Generation:
+    return relay_generation(site)
+
+
+@pytest.fixture
+def quotas(generation: Generation) -> Quotas:
+    return Quotas(generation.config, LimitTable.private().key)
+
+
+@pytest.fixture
+def principal(generation: Generation) -> Principal:
+    return generation.principal_of(None)
+
+
+def head(path: str, *lines: str) -> bytes:
+    return "\r\n".join([f"GET {path} HTTP/1.1", "host: h", *lines, "", ""]).encode()
+
+
+@pytest.mark.parametrize(
+    ("seen", "remembered"),
+    [
+        pytest.param(GOOD, True, id="allowed"),
+        pytest.param(head("/x"), True, id="nobody"),
+        pytest.param(head("/x", "api-key: the-key-of-plain"), True, id="no such route"),
+        pytest.param(head("/collections/other", "api-key: the-key-of-limited"), True, id="not theirs"),
+        pytest.param(head("/collections/../x"), True, id="a path that is refused"),
+        pytest.param(head("/collections", "api-key: wrong"), False, id="a wrong key, which may be right later"),
+        pytest.param(b"GET / HTTP/1.0\r\n\r\n", False, id="unreadable"),
+        pytest.param(head("/" + "x" * plan.MEMO_HEAD), False, id="too long"),
+    ],
+)
+def test_of_rest(
+    generation: Generation, quotas: Quotas, principal: Principal, seen: bytes, *, remembered: bool
+) -> None:
+    plans = Plans(generation, quotas)
+    first, _ = plans.of(principal, seen, NOW, None)
+    again, _ = plans.of(principal, seen, NOW, None)
+    assert (first is again) is remembered
+    assert again.decision == first.decision
+    traced = seen.replace(b"\r\nhost: h\r\n", b"\r\nhost: h\r\nx-request-id: 1\r\n")
+    assert (plans.of(principal, traced, NOW, None)[0] is first) is remembered
+
+
+@pytest.mark.parametrize(
+    ("path", "role", "remembered"),
+    [(LIST, "plain", True), ("/qdrant.Points/Nothing", "plain", True), (LIST, "wrong", False)],
+)
+def test_of_grpc(
+    generation: Generation, quotas: Quotas, principal: Principal, path: str, role: str, *, remembered: bool
+) -> None:
+    plans = CallPlans(generation, quotas)
+    fields = tuple((name.encode(), value.encode()) for name, value in asked(path, role))
+    assert (plans.of(principal, fields, NOW) is plans.of(principal, fields, NOW)) is remembered
+
+
+def test_made_up_refusals_drive_out_no_permission(generation: Generation, quotas: Quotas, principal: Principal) -> None:
+    plans, called = Plans(generation, quotas), CallPlans(generation, quotas)
+    good = tuple((name.encode(), value.encode()) for name, value in asked(LIST, "plain"))
+    allowed, call = plans.of(principal, GOOD, NOW, None)[0], called.of(principal, good, NOW)
+    for number in range(max(plan.MEMO_PLANS, plan.MEMO_REFUSALS) + 1):
+        plans.of(principal, head(f"/x/{number}"), NOW, None)
+    for number in range(calls.MEMO_PLANS + 1):
+        called.of(principal, (*good[:2], (b":path", b"/none/%d" % number), *good[3:]), NOW)
+    assert plans.of(principal, GOOD, NOW, None)[0] is allowed
+    assert called.of(principal, good, NOW) is call
+    assert len(plans._refusals) == plan.MEMO_REFUSALS
+    assert len(called._refusals) == calls.MEMO_REFUSALS
