@@ -15,8 +15,10 @@ _WINDOW: Final = {"gzip": 16 + zlib.MAX_WBITS, "deflate": zlib.MAX_WBITS}
 """As zlib's `wbits`: a gzip header and trailer, or zlib's own, which is what HTTP calls deflate."""
 
 
-PIECE: Final = 1 << 20
-"""Bytes that are decoded in one step."""
+PIECE: Final = 1 << 16
+"""Bytes that are decoded in one step, at most."""
+_FED: Final = 1 << 14
+"""Bytes that are decoded from: what of them has to wait is copied in each step."""
 
 
 def decoding(content: bytes, coding: str | None, limit: int) -> Steps[bytes]:
@@ -28,17 +30,24 @@ def decoding(content: bytes, coding: str | None, limit: int) -> Steps[bytes]:
     if window is None:
         raise CodingRefused("The only content codings that are understood here are gzip and deflate")
     stream = zlib.decompressobj(window)
-    plain, piece = bytearray(), b""
-    while content or len(piece) == PIECE:
+    plain: list[bytes] = []
+    size = position = 0
+    fed = b""
+    while fed or position < len(content) or (plain and len(plain[-1]) == PIECE):
+        if not fed:
+            fed = content[position : position + _FED]
+            position += len(fed)
         try:
-            piece = stream.decompress(content, PIECE)
+            plain.append(stream.decompress(fed, PIECE))
         except zlib.error:
             raise BadRequest(f"Malformed {name} body") from None
-        plain += piece
-        if len(plain) > limit:
+        size += len(plain[-1])
+        if size > limit:
             raise BodyTooLarge(f"The decoded body is larger than allowed (limit: {limit} bytes)")
-        content = stream.unconsumed_tail
+        fed = stream.unconsumed_tail
+        if stream.eof:
+            break
         yield
-    if not stream.eof or stream.unused_data:
+    if not stream.eof or stream.unused_data or position < len(content):
         raise BadRequest(f"Malformed {name} body")
-    return bytes(plain)
+    return b"".join(plain)

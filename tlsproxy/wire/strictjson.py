@@ -31,21 +31,24 @@ MAX_VALUES: Final = 4_000_000
 
 _STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"')
 _SOME_STRINGS = re.compile(rb'[^"]*(?:%b[^"]*){0,5000}' % _STRING.pattern)
-_SHORT: Final = 1 << 18
+_SHORT: Final = 1 << 16
 """A text of so many bytes is read in one step; no step of a longer one takes more than orjson does."""
+_WINDOW: Final = 1 << 17
+"""Bytes of it that are counted, or searched for strings, in one step."""
+_PIECE: Final = 1 << 14
+"""Bytes of it that are looked at in one step, string by string and bracket by bracket."""
 _ALL_BUT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 _ZERO_FOR_DIGIT = bytes.maketrans(b"123456789", b"0" * 9)
 _SUSPICIOUS = b"0" * 19  # 2**63 has 19 digits
 _LONG_INTEGER = re.compile(rb"(?<![0-9.eE+\-])-?[0-9]{19,}(?![0-9.eE])")
 _INTEGERS = range(-(1 << 63), 1 << 64)
 _LONGEST_INTEGER: Final = 20
+_BETWEEN_NUMBERS = re.compile(rb"[^0-9.eE+\-]")
 
 
 def reading_json(text: bytes) -> Steps[Any]:
     """Raises :class:`BadRequest`, in the words in which Qdrant refuses a body."""
-    containers = text.count(b"[") + text.count(b"{")
-    if containers > MAX_CONTAINERS or text.count(b'"') > 2 * MAX_STRINGS or text.count(b",") > MAX_VALUES:
-        raise _refused("too many values")
+    yield from _counting(text)
     try:
         value = orjson.loads(text)
     except orjson.JSONDecodeError as error:
@@ -53,13 +56,12 @@ def reading_json(text: bytes) -> Steps[Any]:
     if len(text) > _SHORT:
         yield
     bare = yield from _without_strings(text)
-    if _depth(bare) > MAX_DEPTH:
-        raise _refused("recursion limit exceeded")
-    if not _integers_fit(bare):
-        raise _refused("number out of range")
-    pairs = bare.count(b":")
+    pairs = yield from _looking_at(bare)
     if pairs:
-        anew = yield from _without_strings(orjson.dumps(value))
+        again = orjson.dumps(value)
+        if len(text) > _SHORT:
+            yield
+        anew = yield from _without_strings(again)
         if anew.count(b":") != pairs:
             raise _refused("duplicate field")
     if len(text) > _SHORT:
@@ -67,27 +69,72 @@ def reading_json(text: bytes) -> Steps[Any]:
     return value
 
 
+def _counting(text: bytes) -> Steps[None]:
+    containers = strings = values = 0
+    for begin in range(0, len(text), _WINDOW):
+        end = begin + _WINDOW
+        containers += text.count(b"[", begin, end) + text.count(b"{", begin, end)
+        strings += text.count(b'"', begin, end)
+        values += text.count(b",", begin, end)
+        if containers > MAX_CONTAINERS or strings > 2 * MAX_STRINGS or values > MAX_VALUES:
+            raise _refused("too many values")
+        if end < len(text):
+            yield
+
+
+def _looking_at(bare: bytes) -> Steps[int]:
+    """How deep it goes, and how large its integers are. Returns the number of its pairs."""
+    begin = depth = pairs = 0
+    while begin < len(bare):
+        between = _BETWEEN_NUMBERS.search(bare, begin + _PIECE)
+        end = between.end() if between is not None else len(bare)
+        piece = bare[begin:end]
+        depth = _depth(piece, depth)
+        if not _integers_fit(piece):
+            raise _refused("number out of range")
+        pairs += piece.count(b":")
+        begin = end
+        if begin < len(bare):
+            yield
+    return pairs
+
+
 def _without_strings(text: bytes) -> Steps[bytes]:
     """Of a text that is known to be JSON: these patterns are quadratic in one whose last string has no end."""
     if len(text) <= _SHORT:
         return _STRING.sub(b"", text)
     bare, at = bytearray(), 0
-    while at < len(text) and (some := _SOME_STRINGS.match(text, at)):
+    while at < len(text):
         yield
-        bare += _STRING.sub(b"", some.group())
-        at = some.end()
+        some = _SOME_STRINGS.match(text, at, at + _WINDOW)
+        if some is not None and some.end() > at:
+            bare += _STRING.sub(b"", some.group())
+            at = some.end()
+        else:  # it begins with a string that is longer than that
+            at = _end_of_string(text, at + 1)
     return bytes(bare)
 
 
-def _depth(bare: bytes) -> int:
-    depth = deepest = 0
-    for bracket in bare.translate(None, _ALL_BUT_BRACKETS):
+def _end_of_string(text: bytes, at: int) -> int:
+    """Behind the quote that ends the string whose content is at ``at``: the first that no backslash escapes."""
+    while True:
+        quote = text.index(b'"', at)
+        before = text[at:quote]
+        at = quote + 1
+        if (len(before) - len(before.rstrip(b"\\"))) % 2 == 0:
+            return at
+
+
+def _depth(piece: bytes, depth: int) -> int:
+    """Behind it. Raises BadRequest where it goes too deep."""
+    for bracket in piece.translate(None, _ALL_BUT_BRACKETS):
         if bracket in b"[{":
             depth += 1
-            deepest = max(deepest, depth)
+            if depth > MAX_DEPTH:
+                raise _refused("recursion limit exceeded")
         else:
             depth -= 1
-    return deepest
+    return depth
 
 
 def _integers_fit(bare: bytes) -> bool:
