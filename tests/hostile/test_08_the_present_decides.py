@@ -418,6 +418,30 @@ def test_what_waits_for_a_connection_to_the_upstream_is_decided_when_it_gets_one
     assert taking.whole == [BODY]
 
 
+@pytest.mark.parametrize(("looks_up", "status"), [("docs", 200), ("vectors", 403)])
+def test_what_waits_is_carried_out_as_its_rights_ask_for_by_then(stage: Stage, looks_up: str, status: int) -> None:
+    """A role of everything becomes one of a collection: the body is read after all, and the listing reduced."""
+    begun = stage.hold()
+    with (
+        connected(stage.gateway, stage.site.client("admin")) as first,
+        connected(stage.gateway, stage.site.client("search")) as query,
+        connected(stage.gateway, stage.site.client("search")) as listing,
+    ):
+        first.send(GET)
+        begun()
+        body = b'{"query": 7, "lookup_from": {"collection": "%b"}}' % looks_up.encode()
+        query.send(
+            b"POST /collections/docs/points/query HTTP/1.1\r\nhost: h\r\ncontent-length: %d\r\n\r\n" % len(body), body
+        )
+        listing.send(GET)
+        stage.queued(2)
+        stage.publish(roles={"search": {"access": [DOCS]}})
+        for _ in range(3):
+            stage.answer(b'{"result": {"collections": [{"name": "docs"}, {"name": "other"}]}}')
+        assert [one.response().status for one in (first, query)] == [200, status]
+        assert json.loads(listing.response().body)["result"]["collections"] == [{"name": "docs"}]
+
+
 def test_the_audit_log_is_read_by_who_may_read_it_now(stage: Stage) -> None:
     with connected(stage.gateway, stage.site.client("admin")) as sent:
         sent.send(b"POST /audit/logs HTTP/1.1\r\nhost: h\r\nexpect: 100-continue\r\ncontent-length: 2\r\n\r\n")

@@ -55,7 +55,9 @@ class RoleLimits(Quota):
 
 
 class Limits(Section):
-    """Bounds on what clients may use. Times are seconds."""
+    """Bounds on what clients may use. Times are seconds. A changed one counts for open connections too, and for what
+    they wait for, but where it says otherwise.
+    """
 
     connections: Count = 10_000
     """Most client connections at a time."""
@@ -84,7 +86,7 @@ class Limits(Section):
     linger_timeout: Seconds = 10.0
     """Seconds for which the rest of a refused upload is read, so that the client sees the refusal."""
     expel_after: Seconds = 1.0
-    """Seconds that a request has to finish whose client lost the right to its connection."""
+    """Seconds in which a change that Qdrant has whole may still be answered, after its client lost the right to it."""
     max_connection_age: Annotated[float, Field(ge=0)] = 0.0
     """Seconds after which a connection is ended, once it has finished what it is doing; 0 for never."""
     drain_grace: Annotated[float, Field(ge=0, le=60)] = 1.0
@@ -92,13 +94,13 @@ class Limits(Section):
     drain_timeout: Seconds = 30.0
     """Seconds that running requests have to finish at shutdown."""
     max_head_size: Size = 32_768
-    """Largest request head, in bytes."""
+    """Largest request head, in bytes. An open gRPC connection keeps the one that its client was told."""
     max_headers: Count = 100
     """Most headers of a request."""
     max_upload_size_mb: Annotated[int, Field(ge=0)] = 0
     """Largest snapshot upload, in MiB; 0 for no limit, as in Qdrant."""
     max_streams: Count = 128
-    """Most calls at a time of one gRPC connection."""
+    """Most calls at a time of one gRPC connection. An open connection keeps the one that its client was told."""
     streams_per_second: Count = 2_000
     """Most new calls of one gRPC connection, per second."""
     max_message_size_mb: Annotated[int, Field(ge=1, le=1 << 20)] = 64

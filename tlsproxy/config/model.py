@@ -108,7 +108,7 @@ class Upstream(Section):
     rest: str = "http://127.0.0.1:16333"
     """Its REST API: `http://host:port`."""
     grpc: str = "http://127.0.0.1:16334"
-    """Its gRPC API: `http://host:port`. It must be that of the same Qdrant."""
+    """Its gRPC API: `http://host:port`. It must be that of the same Qdrant. An open connection keeps the one it has."""
     api_key: SecretStr | None = None
     """Key that is sent to Qdrant with every request, where it asks for one."""
     api_key_file: Path | None = None

@@ -50,12 +50,16 @@ class Client(Protocol):
     def exchange_cut(self, error: RequestError) -> None: ...
 
 
-Late = tuple[type[RequestError], str]
-"""What an expired wait means: made an error only where it expires."""
-NO_ROOM: Final[Late] = (AuditUnavailable, "The audit log has no room")
-_UNTOLD: Final[Late] = (UpstreamTimeout, "The upstream did not say in time whether the token is valid")
-NO_UPSTREAM: Final[Late] = (UpstreamTimeout, "No connection to the upstream became free in time")
-SLOW_BODY: Final[Late] = (RequestTimeout, "The request body came too slowly")
+Late = tuple[type[RequestError], str, str]
+"""What an expired wait means, made an error only where it expires; and under what name :class:`Bounds` has its time."""
+NO_ROOM: Final[Late] = (AuditUnavailable, "The audit log has no room", "write_timeout")
+_UNTOLD: Final[Late] = (
+    UpstreamTimeout,
+    "The upstream did not say in time whether the token is valid",
+    "response_timeout",
+)
+NO_UPSTREAM: Final[Late] = (UpstreamTimeout, "No connection to the upstream became free in time", "connect_timeout")
+SLOW_BODY: Final[Late] = (RequestTimeout, "The request body came too slowly", "body_timeout")
 
 
 class Admitting(ABC):
@@ -78,16 +82,20 @@ class Admitting(ABC):
             return
         if gateway.generation.config.audit.on_full != "block":
             raise AuditUnavailable("The audit log cannot be written")
-        self._wait(NO_ROOM, gateway.bounds.write_timeout)
+        self._wait(NO_ROOM)
         gateway.audit.when_writable(self._readmit)
 
-    def _wait(self, late: Late, seconds: float) -> None:
+    def _wait(self, late: Late) -> None:
         self._late = late
-        self._client.stream.deadline = time.monotonic() + seconds
+        self.rearm()
+
+    def rearm(self) -> None:
+        """Waits from now on for as long as is allowed now."""
+        self._client.stream.deadline = time.monotonic() + getattr(self._gateway.bounds, self._late[2])
 
     def overdue(self) -> RequestError | None:
         """What it means that the deadline has passed; None where the wait goes on, until another."""
-        kind, text = self._late
+        kind, text, _ = self._late
         return kind(text)
 
     def later(self, go_on: Work) -> None:
@@ -122,7 +130,7 @@ class Admitting(ABC):
         if proviso is None:
             self._connect()
             return
-        self._wait(_UNTOLD, self._gateway.bounds.response_timeout)
+        self._wait(_UNTOLD)
         self._pool.points.ask(proviso.exists, proviso.head.fields, self.account, self._told)
 
     def _told(self, verdict: Verdict) -> None:

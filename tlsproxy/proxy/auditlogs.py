@@ -12,7 +12,7 @@ from tlsproxy.proxy.answers import Answer
 from tlsproxy.proxy.exchange import Exchange
 from tlsproxy.proxy.refusal import CONTINUE
 
-_SLOW_LOG: Final[Late] = (Overloaded, "The audit log could not be read in time")
+_SLOW_LOG: Final[Late] = (Overloaded, "The audit log could not be read in time", "response_timeout")
 
 
 class AuditLogsExchange(Exchange):
@@ -28,7 +28,7 @@ class AuditLogsExchange(Exchange):
         if not self._gateway.audit.accepts(self._gateway.in_flight):
             raise AuditUnavailable("The audit log cannot be written")
         self.record.admit(self._gateway)
-        self._wait(SLOW_BODY, self._gateway.bounds.body_timeout)
+        self._wait(SLOW_BODY)
         if self.record.plan.expects_continue:
             self._client.stream.write(CONTINUE)
         if self.body.done:
@@ -43,7 +43,7 @@ class AuditLogsExchange(Exchange):
     def _ask(self) -> None:
         loop = self._gateway.loop
         query = read_query(bytes(self.body.content or b""))
-        self._wait(_SLOW_LOG, self._gateway.bounds.response_timeout)
+        self._wait(_SLOW_LOG)
         loop.run_in_executor(None, self._gateway.audit.read, query).add_done_callback(self._read)
 
     def _failed(self, error: RequestError) -> None:
@@ -53,6 +53,7 @@ class AuditLogsExchange(Exchange):
     def _read(self, reading: asyncio.Future[list[bytes]]) -> None:
         if reading.cancelled():
             return
+        self._client.present()
         error = reading.exception()
         if isinstance(error, RequestError):
             self._failed(error)

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import islice
 from typing import Final, Protocol
 
 TICK: Final = 0.1
 NEVER: Final = float("inf")
+SLICE: Final = 500
+"""Waits that get their new times in one go."""
 
 
 class Hearing(Protocol):
@@ -22,11 +25,15 @@ class Hearing(Protocol):
 
 
 class Expiring(Hearing, Protocol):
-    """``deadline`` is on the monotonic clock; ``expired`` is called at every sweep from then on, until it moves."""
+    """``deadline`` is on the monotonic clock; ``expired`` is called at every sweep from then on, until it moves.
+
+    ``rearm``: limits are others now, so what is waited for gets its new time.
+    """
 
     deadline: float
 
     def expired(self) -> None: ...
+    def rearm(self) -> None: ...
 
 
 class Deadlines:
@@ -38,6 +45,7 @@ class Deadlines:
         self.heard: set[Hearing] = set()
         """Those that something came to since the last sweep. A stream adds itself."""
         self.each: list[Callable[[], None]] = []
+        self._waits: Iterator[Expiring] = iter(())
         self._handle = loop.call_later(TICK, self._sweep)
 
     def __len__(self) -> int:
@@ -49,6 +57,19 @@ class Deadlines:
     def discard(self, stream: Expiring) -> None:
         self._streams.discard(stream)
         self.heard.discard(stream)
+
+    def rearm(self) -> None:
+        """Limits have changed, also for what is waited for by now: some hundred waits at a time, others in between."""
+        self._waits = iter(list(self._streams))
+        self._loop.call_soon(self._rearm_some)
+
+    def _rearm_some(self) -> None:
+        some = list(islice(self._waits, SLICE))
+        for stream in some:
+            if stream in self._streams:
+                stream.rearm()
+        if some:
+            self._loop.call_soon(self._rearm_some)
 
     def close(self) -> None:
         self._handle.cancel()

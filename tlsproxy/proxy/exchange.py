@@ -23,7 +23,7 @@ from tlsproxy.proxy.pool import Pool
 from tlsproxy.proxy.record import Record, RequestBody
 from tlsproxy.proxy.upstream import Upstream
 from tlsproxy.wire.response import UNTIL_CLOSE, ResponseHead
-from tlsproxy.wire.throughput import Throughput
+from tlsproxy.wire.throughput import PARTS, Throughput
 from tlsproxy.wire.tracing import NONE, id_line, upstream_lines
 
 REPLAY: Final = 65_536
@@ -65,7 +65,7 @@ class Exchange(Admitting):
     def _connect(self) -> None:
         upstream = self._pool.acquire(self)
         if upstream is None:
-            self._wait(NO_UPSTREAM, self._gateway.bounds.connect_timeout)
+            self._wait(NO_UPSTREAM)
         else:
             self.upstream_ready(upstream)
 
@@ -182,6 +182,13 @@ class Exchange(Admitting):
         if self._came is not None:
             self._came.pause(time.monotonic())
 
+    def rearm(self) -> None:
+        if self._came is not None and self._late is SLOW_BODY:
+            due = time.monotonic() + self._gateway.bounds.body_timeout / PARTS
+            self._client.stream.deadline = min(self._client.stream.deadline, due)
+        else:
+            super().rearm()
+
     def overdue(self) -> RequestError | None:
         bounds, came = self._gateway.bounds, self._came
         if self._late is not SLOW_BODY or came is None:
@@ -249,6 +256,9 @@ class Exchange(Admitting):
             self._client.exchange_failed(error)
 
     def _send_again(self, sent: bytes) -> None:
+        self._client.present()
+        if self._ended:
+            return
         self._gateway.metrics.upstream_retry()
         try:
             self._upstream = self._pool.open_again(self)

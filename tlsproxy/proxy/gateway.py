@@ -109,8 +109,11 @@ class Gateway:
 
     def publish(self, generation: Generation) -> None:
         """What was decided under the old generation is forgotten with it, and who has lost their right is ended."""
+        before, after = self.generation.config, generation.config
         self._adopt(generation)
         self.loop.call_soon(self.register.review)  # once the publication was told
+        if (before.limits, before.upstream) != (after.limits, after.upstream):
+            self.deadlines.rearm()
 
     def _adopt(self, generation: Generation) -> None:
         self.generation = generation

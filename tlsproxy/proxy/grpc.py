@@ -157,7 +157,7 @@ class GrpcConnection(Streams):
 
     def _read(self, data: bytes) -> None:  # noqa: C901 - the usual frames are seen to in place
         frames, calls, window, up, late = self.frames, self.calls, self.to_upstream, self.up, self.late
-        longest = self.limits.max_head_size
+        longest = self.longest
         begin = position = 0
         left = TURN
         ready = self.greeted and self._block is None and not late

@@ -49,7 +49,9 @@ class Life(Relay):
         "greeted",
         "last",
         "leaving",
+        "longest",
         "lost",
+        "most",
         "own_settings",
         "swept",
     )
@@ -65,11 +67,13 @@ class Life(Relay):
         self._judged = gateway.generation
         self._ended = self._draining = False
         self._resting = self.swept = 0.0
+        # What the client is told now stays, whatever is published.
+        self.most, self.longest = self.limits.max_streams, self.limits.max_head_size
         stream.deadline = time.monotonic() + self.limits.head_timeout
         # A server's first frame (RFC 9113 §3.4). The upstream's own may come after an answer of ours.
         first: dict[int, int] = {
-            Setting.MAX_CONCURRENT_STREAMS: self.limits.max_streams,
-            Setting.MAX_HEADER_LIST_SIZE: self.limits.max_head_size,
+            Setting.MAX_CONCURRENT_STREAMS: self.most,
+            Setting.MAX_HEADER_LIST_SIZE: self.longest,
         }
         self.down.append(http2.settings(first))
 
@@ -80,7 +84,7 @@ class Life(Relay):
         """
         told = http2.kept(values, (Setting.INITIAL_WINDOW_SIZE,))
         if Setting.MAX_CONCURRENT_STREAMS in values:
-            most = min(self.limits.max_streams, values[Setting.MAX_CONCURRENT_STREAMS])
+            most = min(self.most, values[Setting.MAX_CONCURRENT_STREAMS])
             told[Setting.MAX_CONCURRENT_STREAMS] = most
         return http2.settings(told)
 
@@ -115,6 +119,13 @@ class Life(Relay):
     def _rests_until(self) -> float:
         last = self._draining or self.leaving or self.lost is not None
         return self._resting + (LAST_WORDS if last else self.limits.idle_timeout)
+
+    def rearm(self) -> None:
+        self.budgets.adopt(self.limits.streams_per_second)
+        if self.greeted:
+            self.rest()
+        else:
+            self.stream.deadline = time.monotonic() + self.limits.head_timeout
 
     def deadline_passed(self) -> None:
         if self.stream.stalled:

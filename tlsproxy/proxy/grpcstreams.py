@@ -34,7 +34,6 @@ class Streams(Life):
         "_begun",
         "_block",
         "_fragments",
-        "_most",
         "_pool",
         "_reads",
         "_since",
@@ -56,11 +55,10 @@ class Streams(Life):
         super().__init__(gateway, stream, entry, when_ended)
         self.frames = Frames()
         self.now = 0.0
-        self._most = self.limits.max_streams
         self._pool = pool
         self._standing = entry.standing
         self._tail = literals(((b"x-forwarded-for", entry.address.encode()), (b"x-forwarded-proto", b"https")))
-        self.reader = FieldReader(self.limits.max_head_size, parted)
+        self.reader = FieldReader(self.longest, parted)
         self._block: bytearray | None = None
         self._fragments = 0
         self._begun = (0, 0)
@@ -159,7 +157,7 @@ class Streams(Life):
         else:
             self._block += payload
             self._fragments += 1
-        if self._fragments > MAX_FRAGMENTS or len(self._block) > self.limits.max_head_size:
+        if self._fragments > MAX_FRAGMENTS or len(self._block) > self.longest:
             raise Http2Error(Code.ENHANCE_YOUR_CALM, "a field block that is too large", "flood_fields")
         if not flags & END_HEADERS:
             return b""
@@ -182,7 +180,7 @@ class Streams(Life):
         ended = standing.ended(gateway.generation, now)
         principal = standing.principal
         repeated, tracing, deadline = fields
-        if self.leaving or len(self.calls) >= self._most:
+        if self.leaving or len(self.calls) >= self.most:
             plan = calls.unreadable(principal, Overloaded("No more calls are taken on this connection"))
             return self._turned_away(Record(plan, now, tracing), stream, done=done, code=Code.REFUSED_STREAM)
         try:

@@ -92,6 +92,11 @@ class GrpcUpstream(UpstreamFrames):
         self.stream.deadline = NEVER if self.established else time.monotonic() + self._client.limits.response_timeout
         self._client.reading_changed()
 
+    def rearm(self) -> None:
+        bounds = self._client.limits
+        timeout = bounds.response_timeout if self.stream.established else bounds.connect_timeout
+        self.stream.deadline = time.monotonic() + timeout
+
     def deadline_passed(self) -> None:
         if not self.stream.established:
             self._client.gateway.metrics.upstream_connect("timeout")

@@ -31,7 +31,11 @@ from tlsproxy.wire.http1 import CHUNKED
 from tlsproxy.wire.response import ResponseHead
 from tlsproxy.wire.steps import Steps
 
-_UNTOLD: Final[Late] = (UpstreamTimeout, "The upstream did not say in time how the collection's words are counted")
+_UNTOLD: Final[Late] = (
+    UpstreamTimeout,
+    "The upstream did not say in time how the collection's words are counted",
+    "response_timeout",
+)
 
 
 class InspectedExchange(Exchange):
@@ -84,6 +88,9 @@ class InspectedExchange(Exchange):
         self._judge(content)
 
     def _judge(self, content: bytes, facts: Facts | None = None) -> None:
+        self._client.present()
+        if self._ended:
+            return
         plan = self.record.plan
         unread = plan.unread
         if unread is None:  # rights are others than they were: the head alone decides by now, and says the framing
@@ -117,7 +124,7 @@ class InspectedExchange(Exchange):
             self._judge(content)
             return
         if outcome is None:
-            self._wait(_UNTOLD, self._gateway.bounds.response_timeout)
+            self._wait(_UNTOLD)
             told = partial(self._told_facts, content)
             self._pool.facts.ask(unread.asked.collection or "", self.account, told)
             return

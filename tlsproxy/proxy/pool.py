@@ -66,11 +66,13 @@ class Pool:
             exchange.upstream_ready(upstream)
 
     def _connection(self, place: Share) -> Upstream:
+        addresses = self._gateway.generation.upstream_addresses["rest"]
         while self._idle:
             upstream = self._idle.pop()
-            if not upstream.stream.closed:
+            if not upstream.stream.closed and upstream.addresses == addresses:
                 upstream.place = place
                 return upstream
+            upstream.discard()  # if nothing else, it leads where the upstream was before a publication
         return self._open(place)
 
     def open_again(self, exchange: Exchange) -> Upstream:

@@ -45,6 +45,9 @@ class Probed:
     def resume_writing(self) -> None:
         pass
 
+    def rearm(self) -> None:
+        """Its deadline is its own."""
+
     def deadline_passed(self) -> None:
         self._stream.abort()
 

@@ -132,6 +132,9 @@ class Reception:
     def resume_writing(self) -> None:
         pass
 
+    def rearm(self) -> None:
+        self.stream.deadline = time.monotonic() + self._gateway.bounds.handshake_timeout
+
     def deadline_passed(self) -> None:
         self.handshake_failed("handshake_timeout", "")
         self.stream.abort()

@@ -101,8 +101,9 @@ class Record(Generic[P]):
 
     def admit(self, gateway: Gateway) -> None:
         """From here on the audit log owes it a line."""
-        self._admitted = True
-        gateway.in_flight += 1
+        if not self._admitted:
+            self._admitted = True
+            gateway.in_flight += 1
 
     def finish(self, gateway: Gateway, remote: str, reason: str) -> None:
         """Writes the one line. ``reason`` is what went wrong after the decision, empty where nothing did."""

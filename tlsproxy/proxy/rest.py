@@ -34,7 +34,7 @@ TURN: Final = 16
 class RestConnection(Turns):
     """The owner of one TLS stream, from its handshake on."""
 
-    __slots__ = ("_head", "_judged", "_pool", "_standing", "_when_ended", "tail")
+    __slots__ = ("_judged", "_pool", "_standing", "_when_ended", "tail")
 
     def __init__(
         self,
@@ -48,7 +48,6 @@ class RestConnection(Turns):
         self._pool = pool
         self._standing = entry.standing
         self._when_ended = when_ended
-        self._head = b""
         self._judged = gateway.generation
         self.tail = b"x-forwarded-for: %b\r\nx-forwarded-proto: https\r\n\r\n" % entry.address.encode()
 
@@ -81,7 +80,8 @@ class RestConnection(Turns):
         """What is left when it is over waits for the next one."""
         self._in_turn, self._queued = True, False
         try:
-            self.present()
+            if self._judged is not self._gateway.generation:
+                self.judge(time.time())
             more = self._turn()
         finally:
             self._in_turn = False
@@ -129,7 +129,7 @@ class RestConnection(Turns):
         if self._pause is not None or stream.stalled or stream.closed:
             return None
         try:
-            head = self.inbox.head()
+            head = self.inbox.head(self._limits.max_head_size)
         except RequestError as error:
             self._unreadable(error)
             return None
@@ -155,7 +155,11 @@ class RestConnection(Turns):
             self.close = True
         elif plan.toll is not None:
             record.count(gateway, plan.toll, self.entry)
-            plan = record.plan
+        self._carry_out(record)
+
+    def _carry_out(self, record: Record[Plan]) -> None:
+        """As its plan says: by an exchange, or an answer of the gateway's own."""
+        gateway, plan = self._gateway, record.plan
         if plan.length or not plan.relayed:
             keep = plan.unread is not None or plan.audit_logs
             try:
@@ -288,16 +292,29 @@ class RestConnection(Turns):
         anew = self._judged is not generation or self._standing.ended(generation, now) is not None
         self._judged = generation
         if record is not None and exchange is not None and (anew or now >= record.plan.expires):
-            refusal = self._refusal(exchange, now)
-            if refusal is not None:
+            present = self._planned(now)
+            refusal = exchange.renew(present)
+            if refusal is None:
+                return ""
+            if exchange.waiting and not record.bytes_in and (present.decision.allowed or present.unread is not None):
+                self._begin_anew(record, exchange, present)
+            else:
                 self._withdraw(record, exchange, refusal)
         return ""
 
-    def _refusal(self, exchange: Exchange, now: float) -> Decision | None:
-        """Why it may not go on, None where it may."""
+    def _planned(self, now: float) -> Plan:
+        """The plan that the request's head has now."""
         gateway, standing = self._gateway, self._standing
         ended = standing.ended(gateway.generation, now)
-        return exchange.renew(gateway.plans.of(standing.principal, self._head, now, ended)[0])
+        return gateway.plans.of(standing.principal, self._head, now, ended)[0]
+
+    def _begin_anew(self, record: Record[Plan], exchange: Exchange, present: Plan) -> None:
+        """Nothing of it was sent yet, and it is to be carried out otherwise: its body, or its answer, must be read."""
+        exchange.abandon()
+        exchange.over()
+        record.plan = present
+        self._carry_out(record)
+        self.advance()
 
     def _withdraw(self, record: Record[Plan], exchange: Exchange, refusal: Decision) -> None:
         """It does and learns nothing more; but of a change that the upstream has whole it may hear the outcome."""
@@ -312,13 +329,15 @@ class RestConnection(Turns):
             self.exchange_failed(RightLost(refusal.reason))
 
     def _overstayed(self, exchange: Exchange) -> None:
-        if self._exchange is exchange and (refusal := self._refusal(exchange, time.time())):
+        if self._exchange is exchange and (refusal := exchange.renew(self._planned(time.time()))):
             self.exchange_failed(RightLost(refusal.reason))
 
     def expel(self, reason: str) -> None:
         self.close = True
         if self._record is None:
             self._end()
+            if self.stream.unsent:
+                self.stream.abort()
         elif self._record.status or self.stream.stalled:
             self._cut(reason)
         else:

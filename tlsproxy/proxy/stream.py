@@ -78,6 +78,11 @@ class Stream(Receiver):
         self.deadline = NEVER
         deadlines.add(self)
 
+    @property
+    def unsent(self) -> bool:
+        """Whether something that was written waits with us."""
+        return self._queued > 0
+
     # Writing
 
     def write(self, data: bytes) -> None:
@@ -261,6 +266,15 @@ class Stream(Receiver):
         finally:
             self.when_ended = self._error = None
             del self.owner
+
+    def rearm(self) -> None:
+        """Limits have changed: a wait that goes on takes its new time from now on."""
+        if self.deadline == NEVER:
+            return
+        if self.established and self._queued and (self.stalled or self._closing):
+            self.deadline = min(self.deadline, time.monotonic() + self._lowest()[0] / PARTS)
+        elif not self._closing:
+            self.tell(self.owner.rearm)
 
     def expired(self) -> None:
         if self._queued and self.established and (self.stalled or self._closing) and self._takes():

@@ -197,6 +197,13 @@ class TcpConnection:
         if not self.stream.stalled:
             self.stream.deadline = time.monotonic() + self._limits.tcp_idle_timeout
 
+    def rearm(self) -> None:
+        self._touch()
+
+    def upstream_rearm(self) -> None:
+        if self._upstream is not None and not self._upstream.established:
+            self._upstream.deadline = time.monotonic() + self._limits.connect_timeout
+
     def deadline_passed(self) -> None:
         self._end("client_stalled" if self.stream.stalled else "idle")
 
@@ -238,4 +245,5 @@ class _Upstream:
         self.data_received = connection.answered
         self.pause_writing = self.resume_writing = connection.reading_changed
         self.deadline_passed = connection.upstream_overdue
+        self.rearm = connection.upstream_rearm
         self.connection_lost = connection.upstream_lost

@@ -52,7 +52,7 @@ IDLE, BUSY, SKIPPING, ENDED = State  # under names of the module: asking a class
 
 
 class Turns:
-    """The ground of a connection: its state, and the one request that it has at a time.
+    """The ground of a connection: its state, and the one request that it has at a time, with its head as it came.
 
     ``_in_turn``: a turn goes on, or is ``_queued``: then nothing is read.
     """
@@ -61,6 +61,7 @@ class Turns:
         "_body",
         "_exchange",
         "_gateway",
+        "_head",
         "_head_started",
         "_in_turn",
         "_limits",
@@ -84,7 +85,8 @@ class Turns:
         self.entry = entry
         self._remote = json_string(entry.address)
         self._limits = gateway.bounds
-        self.inbox = Inbox(self._limits.max_head_size)
+        self.inbox = Inbox()
+        self._head = b""
         self._head_started = self._in_turn = self._queued = False
         self._record: Record[Plan] | None = None
         self._body = NO_BODY
@@ -103,6 +105,16 @@ class Turns:
         if self._gateway.draining:
             timeout = min(timeout, self._limits.drain_grace)
         stream.deadline = time.monotonic() + timeout
+
+    def rearm(self) -> None:
+        if self._state is BUSY and self._exchange is not None:
+            self._exchange.rearm()
+        elif self._state is SKIPPING:
+            self.stream.deadline = time.monotonic() + self._limits.body_timeout
+        elif self._state is IDLE and self._head_started:
+            self.stream.deadline = time.monotonic() + self._limits.head_timeout
+        elif self._state is IDLE:
+            self._rest()
 
     def _open_record(self, plan: Plan, now: float, tracing: Tracing = NONE) -> Record[Plan]:
         self._record = record = Record(plan, now, tracing)
@@ -159,6 +171,7 @@ class Turns:
     def _finish(self, reason: str) -> None:
         record, exchange = self._record, self._exchange
         self._record = self._exchange = None  # first: whatever is told of its end finds none
+        self._head = b""
         if exchange is not None:
             exchange.over()
         if record is not None:

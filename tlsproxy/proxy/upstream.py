@@ -59,7 +59,7 @@ class Keeper(Protocol):
 class Upstream:
     """One connection. ``exchange`` is whose request is on it, None while it idles. ``used`` counts what it answered.
 
-    ``place`` is its exchange's among all connections, which one that idles has not.
+    ``place`` is its exchange's among all connections, which one that idles has not. ``addresses``: those that it tried.
     ``_buffer`` is the beginning of a head, or what is left of a body after a turn; then nothing is read.
     """
 
@@ -73,6 +73,7 @@ class Upstream:
         "_left",
         "_paused",
         "_to_head",
+        "addresses",
         "exchange",
         "place",
         "stream",
@@ -91,8 +92,8 @@ class Upstream:
         self._left = 0
         self._chunks: ChunkedBody | None = None
         self._to_head = self._awaited = self._paused = False
-        addresses, bounds = gateway.generation.upstream_addresses["rest"], gateway.bounds
-        self.stream = DialledStream(gateway.loop, addresses, self, gateway.deadlines, bounds.upstream_write)
+        self.addresses, bounds = gateway.generation.upstream_addresses["rest"], gateway.bounds
+        self.stream = DialledStream(gateway.loop, self.addresses, self, gateway.deadlines, bounds.upstream_write)
         self.stream.deadline = time.monotonic() + bounds.connect_timeout
 
     def begin(self, exchange: Exchange, data: bytes, *, to_head: bool, whole: bool) -> None:
@@ -239,6 +240,15 @@ class Upstream:
     def resume_writing(self) -> None:
         if self.exchange is not None:
             self.exchange.upstream_drained()
+
+    def rearm(self) -> None:
+        bounds, now = self._gateway.bounds, time.monotonic()
+        if self.exchange is None:
+            self.stream.deadline = now + bounds.kept_timeout
+        elif self.stream.established:
+            self._await()
+        else:
+            self.stream.deadline = now + bounds.connect_timeout
 
     def deadline_passed(self) -> None:
         if self.exchange is None:  # idled long enough

@@ -32,6 +32,10 @@ class Budget:
         if left < 0:
             raise Http2Error(Code.ENHANCE_YOUR_CALM, f"too many: {self._reason}", self._reason)
 
+    def resize(self, burst: float, rate: float) -> None:
+        self._left = min(self._left, burst)
+        self._burst, self._rate = burst, rate
+
     def refund(self, amount: float) -> None:
         """For what the other side's own doing calls for."""
         self._left = min(self._burst, self._left + amount)
@@ -55,6 +59,10 @@ class Budgets:
         self.settings = Budget("flood_settings", 20, 1)
         self.updates = Budget("flood_window_updates", 4000, 500)  # beside those that DATA calls for
         self.empty = Budget("flood_empty_frames", 200, 50)
+
+    def adopt(self, streams_per_second: float) -> None:
+        """From here on there may be so many new streams."""
+        self.streams.resize(streams_per_second, streams_per_second)
 
     def told_data(self, frames: int = 1) -> None:
         """The other side is sent so many DATA frames."""

@@ -11,18 +11,16 @@ from tlsproxy.wire.http1 import END, has_bare_lf
 
 
 class Inbox:
-    """``data`` from ``start`` on is what was not taken; empty where nothing is left. It is bounded by who feeds it, the
-    head by ``max_head`` bytes.
+    """``data`` from ``start`` on is what was not taken; empty where nothing is left. It is bounded by who feeds it.
 
     Before ``_searched`` no end of a head begins.
     """
 
-    __slots__ = ("_max_head", "_searched", "data", "start")
+    __slots__ = ("_searched", "data", "start")
 
-    def __init__(self, max_head: int) -> None:
+    def __init__(self) -> None:
         self.data = b""
         self.start = 0
-        self._max_head = max_head
         self._searched = 0
 
     def __len__(self) -> int:
@@ -46,8 +44,8 @@ class Inbox:
     def clear(self) -> None:
         self.take(len(self.data))
 
-    def head(self) -> bytes | None:
-        """The next head up to and with its empty line, taken; None until it is whole.
+    def head(self, longest: int) -> bytes | None:
+        """The next head up to and with its empty line, taken; None until it is whole. ``longest``: in bytes.
 
         Raises :class:`HeadTooLarge`, and :class:`BadRequest` where waiting for its end is of no use.
         """
@@ -55,16 +53,17 @@ class Inbox:
         end = data.find(END, self._searched)
         if end >= 0:
             end += len(END)
-            if end - start > self._max_head:
-                raise self._too_large()
+            if end - start > longest:
+                raise _too_large(longest)
             self.take(end)
             return data[start:end]
-        if len(data) - start > self._max_head:
-            raise self._too_large()
+        if len(data) - start > longest:
+            raise _too_large(longest)
         if has_bare_lf(data, self._searched):
             raise BadRequest("Header lines end with CRLF")
         self._searched = max(start, len(data) - len(END) + 1)
         return None
 
-    def _too_large(self) -> HeadTooLarge:
-        return HeadTooLarge(f"The request head exceeds {self._max_head} bytes")
+
+def _too_large(longest: int) -> HeadTooLarge:
+    return HeadTooLarge(f"The request head exceeds {longest} bytes")
