@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Final, Union, get_args, get_origin
@@ -21,6 +22,8 @@ NESTED: Final = ("listeners", "roles", "identities", "keys", "jwt_issuers")
 
 _MISSPELT: Final = 2
 """Characters by which a misspelt key is longer than the key that was meant; `api_key:S3CRET` is none."""
+_WORD: Final = re.compile(r"[a-z_]+")
+"""A key as they are spelt here; a secret has a digit, a capital or a sign."""
 
 
 def sections() -> Iterator[tuple[str, type[Section]]]:
@@ -66,18 +69,23 @@ def known_at(path: TreePath) -> frozenset[str]:
 
 
 def told(path: TreePath) -> TreePath:
-    """The part of a path that a problem may name: what the model knows, and a last key that is almost one of its own.
+    """The part of a path that a problem may name: keys of the model, and a last one that is spelt like a key.
 
-    What stands below a value, or is no misspelt key, may be a piece of a secret (`api_key: {S3CRET}`).
+    A mapping in place of a value, or a key of other characters, may be a piece of a secret (`api_key: {S3CRET}`).
     """
     annotation: Any = Config
     for index, step in enumerate(path):
         inner = _inner(annotation, step)
         if inner is None:
-            near = nearest(str(step), known_at(path[:index])) if isinstance(step, str) and _keyed(annotation) else ""
-            return path[: index + 1] if near and len(str(step)) <= len(near) + _MISSPELT else path[:index]
+            is_key = isinstance(step, str) and _keyed(annotation) and _is_key(step, known_at(path[:index]))
+            return path[: index + 1] if is_key else path[:index]
         annotation = inner
     return path
+
+
+def _is_key(given: str, known: Iterable[str]) -> bool:
+    near = nearest(given, known)
+    return _WORD.fullmatch(given) is not None or (near != "" and len(given) <= len(near) + _MISSPELT)
 
 
 def _inner(annotation: Any, step: str | int) -> Any:
