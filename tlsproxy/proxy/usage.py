@@ -6,6 +6,7 @@ has its length instead.
 
 from __future__ import annotations
 
+import re
 from typing import Final
 
 from tlsproxy.errors import UpstreamBroken
@@ -15,6 +16,7 @@ from tlsproxy.wire.response import ResponseHead
 from tlsproxy.wire.usage import WithoutUsage
 
 _LAST: Final = b"0\r\n\r\n"
+_ENCODED: Final = re.compile(rb"^content-encoding:(?![ \t]*identity[ \t]*\r\n)", re.IGNORECASE | re.MULTILINE)
 
 
 class OwnAnswer:
@@ -23,7 +25,7 @@ class OwnAnswer:
     __slots__ = ("_chunks", "_content", "_encoded", "_without", "begun", "head")
 
     def __init__(self, head: ResponseHead) -> None:
-        self._encoded = b"content-encoding:" in head.fields.lower()
+        self._encoded = _ENCODED.search(head.fields) is not None
         self._content = bytearray()
         self._chunks = ChunkedBody(self._content) if head.length == CHUNKED else None
         self._without = WithoutUsage()
