@@ -246,8 +246,11 @@ class Audit:
         self.full = False
         self._waiting: list[Callable[[], None]] = []
 
-    def accepts(self, _pending: int = 0) -> bool:
+    def take(self) -> bool:
         return not self.full
+
+    def put(self, line: str) -> None:
+        self.lines.append(line)
 
     def write(self, line: str) -> None:
         self.lines.append(line)

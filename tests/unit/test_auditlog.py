@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import json
 import logging
 import os
 import threading
@@ -14,7 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tlsproxy.config.model import Audit
-from tlsproxy.service import auditlog
+from tlsproxy.service import auditcounts, auditlog
+from tlsproxy.service.auditcounts import Count
 from tlsproxy.service.auditfile import StandardOutput
 from tlsproxy.service.auditlog import AuditLog, AuditNotWritable, NoAudit, audit_log
 
@@ -169,18 +171,25 @@ def test_a_directory_that_cannot_be_made_is_an_error_that_says_what_to_do(tmp_pa
 def test_a_full_queue_accepts_nothing_and_counts_what_comes_nevertheless() -> None:
     gate = Gate()
     with running(AuditLog(settings("-", queue_size=3), epoch, gate)) as log:
-        assert log.accepts(2)
-        assert not log.accepts(3)
-        log.write("one\n")
+        assert log.take()
+        log.put("one\n")
         assert gate.asked.wait(WAIT)  # taken by the writer, and still counted: it is not written
         log.write("two\n")
-        assert log.accepts()
-        log.write("three\n")
+        assert log.take()  # promised, so that nobody else has it
+        assert not log.take()
         assert not log.accepts()
         log.write("four\n")
-        assert (log.dropped, log.queued) == (1, 3)
+        assert (log.dropped, log.queued) == (1, 2)
+        log.put("three\n")
+        log.write("five\n")
+        assert (log.dropped, log.queued) == (2, 3)
         gate.opened.set()
-    assert gate.data == b"one\ntwo\nthree\n"
+    lines = gate.data.splitlines()
+    assert [line for line in lines if line[:1] != b"{"] == [b"one", b"two", b"three"]
+    told = [json.loads(line) for line in lines if line[:1] == b"{"]
+    assert [(one["event"], one["result"], one["reason"], one["lost"]) for one in told] == [
+        ("audit", "failed", "queue_full", 2)
+    ]
 
 
 def test_whoever_waits_for_room_is_called_when_there_is_some() -> None:
@@ -188,7 +197,7 @@ def test_whoever_waits_for_room_is_called_when_there_is_some() -> None:
         gate = Gate()
         with running(AuditLog(settings("-", queue_size=1), epoch, gate)) as log:
             log.write("one\n")
-            assert not log.accepts()
+            assert not log.take()
             called = asyncio.Event()
             log.when_writable(called.set)
             await asyncio.sleep(0)
@@ -206,7 +215,7 @@ def test_room_that_came_between_the_refusal_and_the_wait_is_not_missed() -> None
         gate = Gate()
         with running(AuditLog(settings("-", queue_size=1), epoch, gate)) as log:
             log.write("one\n")
-            assert not log.accepts()
+            assert not log.take()
             gate.opened.set()
             await asyncio.to_thread(log.close, WAIT)
             called = asyncio.Event()
@@ -226,20 +235,18 @@ def test_a_waiter_for_the_lines_of_others_in_flight_is_not_called_again_and_agai
             called = asyncio.Event()
 
             def ask_again() -> None:
-                calls.append(log.accepts(in_flight))
+                calls.append(log.take())
                 if calls[-1]:
                     called.set()
                 else:
                     log.when_writable(ask_again)
 
-            in_flight = 2
-            assert not log.accepts(in_flight)
+            assert [log.take(), log.take(), log.take()] == [True, True, False]
             log.when_writable(ask_again)
             for _ in range(100):
                 await asyncio.sleep(0)
             assert calls == []
-            in_flight = 1
-            log.write("one\n")
+            log.put("one\n")
             async with asyncio.timeout(WAIT):
                 await called.wait()
             assert len(calls) == 1
@@ -255,7 +262,7 @@ def test_a_loop_that_ended_does_not_end_the_writer() -> None:
     async def wait_and_leave() -> None:
         log.write("one\n")
         log.write("two\n")
-        assert not log.accepts()
+        assert not log.take()
         log.when_writable(pytest.fail)
 
     asyncio.run(wait_and_leave())
@@ -282,7 +289,7 @@ def test_a_directory_that_vanishes_refuses_until_it_is_back_and_no_line_is_lost(
             assert not log.accepts()
             assert "No such file" in log.last_error
             log.write("two\n")
-            assert not log.accepts()
+            assert not log.take()
             back = asyncio.Event()
             log.when_writable(back.set)
             with log_message("can be written again") as recovered:
@@ -363,7 +370,10 @@ def test_switched_off_it_is_in_nobodys_way() -> None:
     assert isinstance(log, NoAudit)
     log.start()
     log.write("one\n")
-    assert log.accepts(10**9)
+    assert log.take()
+    log.put("two\n")
+    log.lose(1, "queue_full")
+    log.write_out(0)
     log.close()
     assert (log.queued, log.written, log.dropped, log.healthy) == (0, 0, 0, True)
     assert isinstance(audit_log(Audit()), AuditLog)
@@ -373,3 +383,79 @@ def test_repr_shows_the_state(tmp_path: Path) -> None:
     log = AuditLog(settings(tmp_path), epoch)
     assert repr(log) == f"AuditLog(AuditFiles({tmp_path}), healthy=False, queued=0, dropped=0)"
     assert repr(StandardOutput()) == "StandardOutput()"
+
+
+def test_what_is_about_to_end_writes_out_what_is_queued_whatever_its_thread_was_doing() -> None:
+    """The writer waits for its flush interval; the locks that the interrupted thread may hold are held."""
+    gate = Gate()
+    gate.opened.set()
+    log = AuditLog(settings("-", flush_interval=3600), epoch, gate)
+    log.start()
+    for number in range(5):
+        log.write(f"{number}\n")
+    with log._lock, log._some._cond, log._closing._cond:
+        log.write_out(WAIT)
+    assert gate.data == b"0\n1\n2\n3\n4\n"
+    assert (log.queued, log.written) == (0, 5)
+    log.close(WAIT)
+    assert gate.data == b"0\n1\n2\n3\n4\n"
+
+
+def test_it_waits_for_a_batch_that_is_being_written_and_not_for_long() -> None:
+    gate = Gate()
+    log = AuditLog(settings("-"), epoch, gate)
+    log.start()
+    log.write("one\n")
+    assert gate.asked.wait(WAIT)
+    log.write("two\n")
+    log.write_out(0.01)
+    assert gate.data == b""
+    writing = threading.Thread(target=log.write_out, args=(WAIT,))
+    writing.start()
+    gate.opened.set()
+    writing.join(WAIT)
+    log.close(WAIT)
+    assert gate.data == b"one\ntwo\n"
+
+
+def test_lines_that_cannot_be_written_out_stay_owed(tmp_path: Path) -> None:
+    counts = auditcounts.private()
+    directory = tmp_path / "audit"
+    log = AuditLog(settings(directory, queue_size=3, flush_interval=3600), epoch, counts=counts)
+    log.start()
+    directory.rename(tmp_path / "gone")
+    for line in ("one\n", "two\n", "three\n", "four\n"):
+        log.write(line)
+    log.write_out(WAIT)
+    assert auditcounts.settle(counts) == 4
+    assert auditcounts.settle(counts) == 0
+    log.close(0.01)
+
+
+def test_counts_are_seen_by_another_process_and_each_place_is_its_own() -> None:
+    descriptor = os.memfd_create("counts")
+    ours, theirs = auditcounts.shared(descriptor, 1), auditcounts.shared(descriptor, 1)
+    ours[Count.TAKEN], ours[Count.WRITTEN] = 5, 3
+    assert auditcounts.settle(auditcounts.shared(descriptor, 0)) == 0
+    assert auditcounts.settle(theirs) == 2
+    assert list(ours) == [0, 0, 0, 0]
+    os.close(descriptor)
+
+
+def test_lost_lines_are_told_of_as_soon_as_any_can_be_written(tmp_path: Path) -> None:
+    directory = tmp_path / "audit"
+    with running(AuditLog(settings(directory, queue_size=2), epoch)) as log:
+        directory.rename(tmp_path / "gone")
+        with log_message("cannot be written") as failed:
+            log.write("one\n")
+            assert failed.wait(WAIT)
+        log.write("two\n")
+        log.write("three\n")
+        log.write("four\n")
+        log.lose(7, "worker_ended")
+        (tmp_path / "gone").rename(directory)
+    lines = (directory / FILE).read_text().splitlines()
+    assert [line for line in lines if line[0] != "{"] == ["one", "two"]
+    told = {one["reason"]: one["lost"] for one in map(json.loads, (line for line in lines if line[0] == "{"))}
+    assert told == {"not_writable": 2, "worker_ended": 7}
+    assert log.dropped == 9

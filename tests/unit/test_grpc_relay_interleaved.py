@@ -227,7 +227,7 @@ class Run:
                 assert sent.data == prefixed(self.answer_to(kind.path, said, shown=True))
         assert not ends.relay.calls
         assert not ends.relay.wanting
-        assert (ends.relay.held, ends.gateway.held, ends.gateway.in_flight) == (0, 0, 0)
+        assert (ends.relay.held, ends.gateway.held) == (0, 0)
         assert len(ends.audit.lines) == len(self.kinds)
         assert ends.client.window_out() == ends.upstream.window_in() - ends.relay.to_upstream.debt
         assert ends.upstream.window_out() == ends.client.window_in() - ends.relay.to_client.debt

@@ -16,7 +16,7 @@ from tlsproxy.service.workers.merging import Families, Totals, merged_figures, m
 
 
 def metrics() -> Metrics:
-    return Metrics(pool=lambda: (1, 2), audit=lambda: (3, 4, 5), limits=lambda: (0, 0))
+    return Metrics(pool=lambda: (1, 2, 0), audit=lambda: (3, 4, 5), limits=lambda: (0, 0))
 
 
 def families(of: Metrics) -> Families:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 AuthType = Literal["Certificate", "ApiKey", "Jwt", "None"]
-EventKind = Literal["handshake", "connection", "tcp_open", "tcp_close", "reload", "start", "stop"]
+EventKind = Literal["handshake", "connection", "tcp_open", "tcp_close", "reload", "start", "stop", "audit"]
 EventResult = Literal["ok", "denied", "failed"]
 
 TRACING_ID_LIMIT: Final = 256

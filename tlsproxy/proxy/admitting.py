@@ -77,7 +77,7 @@ class Admitting(ABC):
     def admit(self) -> None:
         """Begins now, or waits for room as far as that is allowed. Raises AuditUnavailable, Overloaded."""
         gateway = self._gateway
-        if gateway.audit.accepts(gateway.in_flight):
+        if self.record.admit(gateway):
             self._acquire()
             return
         if gateway.generation.config.audit.on_full != "block":
@@ -116,7 +116,7 @@ class Admitting(ABC):
         self._client.present()
         if self._ended:
             return
-        if self._gateway.audit.accepts(self._gateway.in_flight):
+        if self.record.admit(self._gateway):
             try:
                 self._acquire()
             except RequestError as error:
@@ -125,7 +125,6 @@ class Admitting(ABC):
             self._gateway.audit.when_writable(self._readmit)
 
     def _acquire(self) -> None:
-        self.record.admit(self._gateway)
         proviso = self.record.plan.proviso
         if proviso is None:
             self._connect()

@@ -25,9 +25,8 @@ class AuditLogsExchange(Exchange):
         return not self.body.done
 
     def admit(self) -> None:
-        if not self._gateway.audit.accepts(self._gateway.in_flight):
+        if not self.record.admit(self._gateway):
             raise AuditUnavailable("The audit log cannot be written")
-        self.record.admit(self._gateway)
         self._wait(SLOW_BODY)
         if self.record.plan.expects_continue:
             self._client.stream.write(CONTINUE)

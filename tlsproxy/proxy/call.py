@@ -126,13 +126,12 @@ class Call:
         """Waits where it must. Raises AuditUnavailable, Overloaded."""
         gateway, record = self.relay.gateway, self.record
         self.waiting = False
-        if not gateway.audit.accepts(gateway.in_flight):
+        if not record.admit(gateway):
             if gateway.generation.config.audit.on_full != "block":
                 raise AuditUnavailable("The audit log cannot be written")
             self.waiting = True
             gateway.audit.when_writable(lambda: self._readmit(points))
         else:
-            record.admit(gateway)
             exists = record.plan.exists
             if exists is not None and (asked := record.plan.asked) is not None:
                 self.waiting = True

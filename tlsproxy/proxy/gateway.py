@@ -25,12 +25,14 @@ MAX_WAITING: Final = 1024
 
 
 class Audit(Protocol):
-    """The audit log. ``accepts`` says whether one more line fits beside ``pending`` ones that are still to come.
+    """The audit log. ``take`` promises room for one line, which is then to be ``put``; ``write`` is for one without a
+    promise. ``when_writable`` calls once there may be room again.
 
     ``read`` gives the lines that answer a query, and blocks: call it in a thread.
     """
 
-    def accepts(self, pending: int = 0) -> bool: ...
+    def take(self) -> bool: ...
+    def put(self, line: str) -> None: ...
     def write(self, line: str) -> None: ...
     def when_writable(self, callback: Callable[[], None]) -> None: ...
     def read(self, query: AuditQuery) -> list[bytes]: ...
@@ -68,7 +70,6 @@ class Gateway:
         "draining",
         "generation",
         "held",
-        "in_flight",
         "key_missing",
         "limits",
         "loop",
@@ -101,7 +102,6 @@ class Gateway:
         self.places = Shares(0, MAX_WAITING, lambda: Overloaded("Too many requests wait for the upstream"))
         deadlines.each.append(self.places.review)
         self._adopt(generation)
-        self.in_flight = 0
         self.held = 0
         self.draining = False
         self.probe: tuple[str, int] | None = None

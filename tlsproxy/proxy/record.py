@@ -99,24 +99,26 @@ class Record(Generic[P]):
         else:
             self._held = outcome
 
-    def admit(self, gateway: Gateway) -> None:
-        """From here on the audit log owes it a line."""
+    def admit(self, gateway: Gateway) -> bool:
+        """Whether the audit log has room for its line, which it is promised then."""
         if not self._admitted:
-            self._admitted = True
-            gateway.in_flight += 1
+            self._admitted = gateway.audit.take()
+        return self._admitted
 
     def finish(self, gateway: Gateway, remote: str, reason: str) -> None:
         """Writes the one line. ``reason`` is what went wrong after the decision, empty where nothing did."""
-        if self._admitted:
-            self._admitted = False
-            gateway.in_flight -= 1
         if self._held:
             held, self._held = self._held, ()
             gateway.limits.release(held)
         if not self.status:
             self.status = CLIENT_GONE
         plan, duration = self.plan, time.monotonic() - self._started
-        gateway.audit.write(request_line(plan.audit, self, remote, duration, reason))
+        line = request_line(plan.audit, self, remote, duration, reason)
+        if self._admitted:
+            self._admitted = False
+            gateway.audit.put(line)
+        else:
+            gateway.audit.write(line)
         decision = plan.decision
         if decision.allowed:
             outcome = "failed" if reason else "allowed"

@@ -1,12 +1,13 @@
 """The audit log's writer: a thread off the event loop, behind a bounded queue that refuses rather than loses.
 
-A request is admitted only while :meth:`AuditLog.accepts` says that its line will have room. A write that fails (full
-disk, I/O error, directory gone) keeps its lines, is tried again with a growing pause, and turns `accepts()` False
-until it succeeds. A line that comes nevertheless and finds no room is counted in `dropped`, never silently lost.
+A request, allowed or not, is answered once :meth:`AuditLog.take` has promised room for its line. A write that fails
+(full disk, I/O error, directory gone) keeps its lines, is tried again with a growing pause, and ends the promises until
+it succeeds. A line that comes nevertheless and finds no room is lost: how many were, and why, is the next line that can
+be written.
 
-The event loop's thread alone calls `accepts`, `write` and `when_writable`; neither ever blocks or raises. The two
-counters `_taken` and `_written` have one writing thread each, so that the hot path needs no lock. This module knows
-nothing of what a line says; :mod:`tlsproxy.authz.audit` renders it.
+The event loop's thread alone calls `take`, `put`, `write` and `when_writable`; none ever blocks or raises. The counters
+have one writing thread each, so that the hot path needs no lock. This module knows nothing of what a line says, but for
+those that tell of lost ones; :mod:`tlsproxy.authz.audit` renders it.
 """
 
 from __future__ import annotations
@@ -15,11 +16,14 @@ import asyncio
 import logging
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from itertools import islice
 from typing import TYPE_CHECKING, Final
 
+from tlsproxy.authz.audit import event_line
 from tlsproxy.errors import BadRequest, Overloaded, TlsproxyError
+from tlsproxy.service import auditcounts
+from tlsproxy.service.auditcounts import Count, Counts
 from tlsproxy.service.auditfile import ALONE, AuditFiles, Sink, StandardOutput, Turn
 from tlsproxy.service.auditquery import matching_entries
 
@@ -38,6 +42,16 @@ _BATCH: Final = 1024
 _FIRST_PAUSE: Final = 0.05
 _LONGEST_PAUSE: Final = 1.0
 """Between attempts, in seconds: trying costs nothing, and until it succeeds every request is refused."""
+
+
+# Why lines were lost.
+QUEUE_FULL: Final = "queue_full"
+NOT_WRITABLE: Final = "not_writable"
+STOPPING: Final = "stopping"
+WORKER_ENDED: Final = "worker_ended"
+
+# Members under names of the module: asking a class for one costs ten times as much.
+_TAKEN, _WRITTEN, _LOST, _TOLD = Count
 
 
 class AuditNotWritable(TlsproxyError):
@@ -59,10 +73,22 @@ class NoAudit:
     written: Final = 0
     dropped: Final = 0
 
-    def accepts(self, pending: int = 0) -> bool:  # noqa: ARG002 - the log's interface
+    def accepts(self) -> bool:
         return True
 
+    def take(self) -> bool:
+        return True
+
+    def put(self, line: str) -> None:
+        pass
+
     def write(self, line: str) -> None:
+        pass
+
+    def lose(self, number: int, reason: str) -> None:
+        pass
+
+    def write_out(self, timeout: float) -> None:
         pass
 
     def when_writable(self, callback: Callable[[], object]) -> None:
@@ -81,11 +107,16 @@ class NoAudit:
 class AuditLog:
     """`clock` is the wall clock, in seconds since the epoch, that names the files.
 
-    `turn` is that of all processes whose lines go to the same place.
+    `turn` is that of all processes whose lines go to the same place; `counts` are this one's, which others may see.
     """
 
     def __init__(
-        self, settings: Audit, clock: Callable[[], float] = time.time, sink: Sink | None = None, turn: Turn = ALONE
+        self,
+        settings: Audit,
+        clock: Callable[[], float] = time.time,
+        sink: Sink | None = None,
+        turn: Turn = ALONE,
+        counts: Counts | None = None,
     ) -> None:
         self._where = settings.dir
         self._sink: Sink = sink or _sink_of(settings, turn)
@@ -93,8 +124,10 @@ class AuditLog:
         self._flush_interval = settings.flush_interval
         self._clock = clock
         self._queue: deque[str] = deque()
-        self._taken = 0
-        self._written = 0
+        self._counts = counts if counts is not None else auditcounts.private()
+        self._taken = self._put = self._written = 0
+        self._lost: Counter[str] = Counter()
+        self._told: Counter[str] = Counter()
         self._working = False
         self._progress = 0
         self._progress_seen = -1
@@ -105,11 +138,11 @@ class AuditLog:
         self._closed = False
         self._give_up_at = float("inf")
         self._lock = threading.Lock()
+        self._pen = threading.Lock()
         self._reading = threading.Lock()
         self._waiters: list[tuple[asyncio.AbstractEventLoop, Callable[[], object]]] = []
         self._thread = threading.Thread(target=self._run, name="audit-writer", daemon=True)
         self.last_error = ""
-        self.dropped = 0
 
     def __repr__(self) -> str:
         return f"AuditLog({self._sink!r}, healthy={self.healthy}, queued={self.queued}, dropped={self.dropped})"
@@ -120,32 +153,55 @@ class AuditLog:
 
     @property
     def queued(self) -> int:
-        """Lines taken and not yet written."""
-        return self._taken - self._written
+        """Lines that wait to be written."""
+        return self._put - self._written
+
+    @property
+    def dropped(self) -> int:
+        """Lines that were lost."""
+        return sum(self._lost.values())
 
     @property
     def written(self) -> int:
         return self._written
 
-    def accepts(self, pending: int = 0) -> bool:
-        """Whether one more request may begin while `pending` others still owe their line."""
-        if self._working and self._taken - self._written + pending < self._capacity:
-            return True
-        # Looked at once more, so that room made before this was noted is seen, and room made after it calls back.
-        self._progress_seen = self._progress
-        return self._working and self._taken - self._written + pending < self._capacity
+    def accepts(self) -> bool:
+        """Whether there is room for one more line."""
+        return self._working and self._taken - self._written < self._capacity
+
+    def take(self) -> bool:
+        """Promises room for one line, which is then to be :meth:`put`; False where there is none."""
+        if not self.accepts():
+            # Looked at once more, so that room made before this was noted is seen, and room made after it calls back.
+            self._progress_seen = self._progress
+            if not self.accepts():
+                return False
+        self._counts[_TAKEN] = self._taken = self._taken + 1
+        return True
+
+    def put(self, line: str) -> None:
+        """The line for which there is room: it ends in a newline and holds no other."""
+        self._queue.append(line)
+        self._put += 1
+        # An event is set where it changes something: setting one takes its lock, and asking one costs a call.
+        if (self._put - self._written) * 2 > self._capacity and not self._urgent.is_set():
+            self._urgent.set()
+        if not self._awake:
+            self._awake = True
+            self._some.set()
 
     def write(self, line: str) -> None:
-        """Takes one line, which ends in a newline and holds no other."""
-        queued = self._taken - self._written
-        if queued >= self._capacity or self._closed:
-            self.dropped += 1
-            return
-        self._queue.append(line)
-        self._taken += 1
-        # An event is set where it changes something: setting one takes its lock, and asking one costs a call.
-        if queued * 2 >= self._capacity and not self._urgent.is_set():
-            self._urgent.set()
+        """One that nothing was promised to, if there is room by now."""
+        if not self._closed and self._taken - self._written < self._capacity:
+            self._counts[_TAKEN] = self._taken = self._taken + 1
+            self.put(line)
+        else:
+            self.lose(1, STOPPING if self._closed else QUEUE_FULL if self._working else NOT_WRITABLE)
+
+    def lose(self, number: int, reason: str) -> None:
+        """So many lines will not be written. They are told of in the next that can be."""
+        self._lost[reason] += number
+        self._counts[_LOST] += number
         if not self._awake:
             self._awake = True
             self._some.set()
@@ -189,8 +245,31 @@ class AuditLog:
         if self._thread.is_alive():
             self._thread.join(timeout + _FIRST_PAUSE)
         self._working = False
-        if self.queued:
-            _log.error("audit: lines lost: %d (%s)", self.queued, self.last_error or "not written in time")
+        lost = self._taken - self._written + sum(number for _, number in self._untold())
+        if lost:
+            _log.error("audit: lines lost: %d (%s)", lost, self.last_error or "not written in time")
+
+    def write_out(self, timeout: float) -> None:
+        """Writes what is queued here and now, for this process is about to end: once, for at most so many seconds.
+
+        May be called by a signal handler, wherever that interrupted the event loop's thread: no lock is taken that this
+        thread may hold. The writer holds the pen only while it writes.
+        """
+        until = time.monotonic() + timeout
+        if not self._pen.acquire(timeout=timeout):
+            return
+        try:
+            while self._queue and time.monotonic() < until:
+                lines = self._taken_from_queue()
+                view, done = memoryview("".join(lines).encode("utf-8", "replace")), 0
+                self._sink.ready(self._clock())
+                while done < len(view) and time.monotonic() < until:
+                    done += self._sink.append(view[done:])
+                self._wrote_lines(bytes(view[:done]).count(b"\n"))
+        except OSError:
+            return  # what is left is told by number
+        finally:
+            self._pen.release()
 
     def _run(self) -> None:
         try:
@@ -212,14 +291,36 @@ class AuditLog:
         self._awake = False
         self._urgent.wait(self._flush_interval)
         self._urgent.clear()
-        while self._queue:
-            lines = list(islice(iter(self._queue.popleft, None), min(len(self._queue), _BATCH)))
-            if not self._write("".join(lines).encode("utf-8", "replace"), len(lines)):
-                return False
+        while self._queue or self._untold():
+            with self._pen:
+                if not self._write_batch():
+                    return False
         return not self._closing.is_set()
 
+    def _write_batch(self) -> bool:
+        """What was lost is told first. False where closing has run out of time."""
+        for reason, number in self._untold():
+            when, detail = self._clock(), {"lost": number}
+            line = event_line(when=when, event="audit", remote=None, result="failed", reason=reason, detail=detail)
+            if not self._write(line.encode(), 0):
+                return False
+            self._told[reason] += number
+            self._counts[_TOLD] += number
+        lines = self._taken_from_queue()
+        return self._write("".join(lines).encode("utf-8", "replace"), len(lines))
+
+    def _untold(self) -> list[tuple[str, int]]:
+        lost = [(reason, number - self._told[reason]) for reason, number in list(self._lost.items())]
+        return [(reason, number) for reason, number in lost if number]
+
+    def _taken_from_queue(self) -> list[str]:
+        return list(islice(iter(self._queue.popleft, None), min(len(self._queue), _BATCH)))
+
+    def _wrote_lines(self, number: int) -> None:
+        self._counts[_WRITTEN] = self._written = self._written + number
+
     def _write(self, batch: bytes, lines: int) -> bool:
-        """Writes all of it, however often that fails. False where closing has run out of time."""
+        """Writes all of it, however often that fails. ``lines`` were promised, and are kept: all of it, or none."""
         done = 0
         pause = _FIRST_PAUSE
         view = memoryview(batch)
@@ -234,7 +335,8 @@ class AuditLog:
                     time.sleep(_FIRST_PAUSE)
                 pause = min(pause * 2, _LONGEST_PAUSE)
             else:
-                self._written += lines if count == len(batch) else batch.count(b"\n", done, done + count)
+                if lines:
+                    self._wrote_lines(lines if count == len(batch) else batch.count(b"\n", done, done + count))
                 done += count
                 if count:
                     self._wrote()
@@ -252,7 +354,7 @@ class AuditLog:
         if not self._working:
             self._working = True
             self.last_error = ""
-            _log.warning("audit: %r can be written again; %d lines dropped so far", self._sink, self.dropped)
+            _log.warning("audit: %r can be written again; %d lines lost so far", self._sink, self.dropped)
         with self._lock:
             self._progress += 1
             waiters, self._waiters = self._waiters, []
@@ -263,8 +365,8 @@ class AuditLog:
                 _log.debug("audit: a loop ended before there was room for what waited in it")
 
 
-def audit_log(settings: Audit, turn: Turn = ALONE) -> AuditLog | NoAudit:
-    return AuditLog(settings, turn=turn) if settings.enabled else NoAudit()
+def audit_log(settings: Audit, turn: Turn = ALONE, counts: Counts | None = None) -> AuditLog | NoAudit:
+    return AuditLog(settings, turn=turn, counts=counts) if settings.enabled else NoAudit()
 
 
 def _sink_of(settings: Audit, turn: Turn) -> Sink:

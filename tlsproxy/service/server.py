@@ -27,7 +27,8 @@ from tlsproxy.config.problems import ConfigError
 from tlsproxy.errors import TlsproxyError
 from tlsproxy.proxy.limittable import LimitTable
 from tlsproxy.proxy.listener import Bound
-from tlsproxy.service import logs
+from tlsproxy.service import auditcounts, logs
+from tlsproxy.service.abort import write_out_and_end
 from tlsproxy.service.auditfile import ALONE, Turn
 from tlsproxy.service.auditlog import AuditLog, NoAudit, audit_log
 from tlsproxy.service.jwks import KeySets
@@ -112,9 +113,13 @@ class _Program:
         config = self._generation.config
         self._handle_signals(asyncio.get_running_loop())  # before anybody knows of us: SIGHUP's default is death
         async with AsyncExitStack() as stack:
-            turn = ALONE if config.workers == 1 else Turn(os.memfd_create("tlsproxy-audit"))
-            audit = audit_log(config.audit, turn)
+            turn, counts = ALONE, auditcounts.private()
+            if config.workers > 1:
+                turn = Turn(os.memfd_create("tlsproxy-audit"))
+                counts = auditcounts.shared(turn.descriptor, 0)
+            audit = audit_log(config.audit, turn, counts)
             audit.start()
+            write_out_and_end(audit)
             stack.callback(audit.close)
             bound = open_sockets(config, self._inherited)
             for one in bound:

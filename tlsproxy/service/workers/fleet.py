@@ -21,8 +21,9 @@ import orjson
 from tlsproxy.errors import TlsproxyError
 from tlsproxy.proxy import limittable
 from tlsproxy.proxy.listener import Bound
+from tlsproxy.service import auditcounts
 from tlsproxy.service.auditfile import Turn
-from tlsproxy.service.auditlog import AuditLog, NoAudit
+from tlsproxy.service.auditlog import WORKER_ENDED, AuditLog, NoAudit
 from tlsproxy.service.families import counters, gauges
 from tlsproxy.service.metrics import Metrics, exposition
 from tlsproxy.service.readiness import OK, generation_part
@@ -75,7 +76,9 @@ class Fleet:
         self._audit = audit
         self._turn = turn.descriptor
         self._key_missing = key_missing
-        self._seats = [Seat(number) for number in range(1, generation.config.workers + 1)]
+        self._seats = [
+            Seat(number, auditcounts.shared(self._turn, number)) for number in range(1, generation.config.workers + 1)
+        ]
         self._publishing = asyncio.Lock()
         self._draining = False
         self._gone = Totals()
@@ -155,6 +158,10 @@ class Fleet:
             self._gone.keep(seat.families)
             seat.families = []
             how = await process.end()
+            lost = auditcounts.settle(seat.lines)
+            if lost:
+                _log.error("worker %d: %d audit lines have ended with it", seat.number, lost)
+                self._audit.lose(lost, WORKER_ENDED)
         return how
 
     def _serving(self) -> list[WorkerProcess]:

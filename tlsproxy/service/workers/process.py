@@ -23,6 +23,8 @@ SILENCE: Final = 10.0
 """Seconds in which a worker answers, or is taken to be stuck: its loop never does anything for that long."""
 BUILDING: Final = 60.0
 """Seconds in which a worker has started or built a generation. Reading the CRL of a large authority takes some."""
+LAST_WORDS: Final = 3.0
+"""Seconds in which a worker that does not answer writes down what it has, before it is killed."""
 LAST: Final = 5.0
 """Seconds that a process has to end by itself once its channel has ended."""
 
@@ -52,6 +54,7 @@ class WorkerProcess:
         self._ids = itertools.count(1)
         self._waiting: dict[int, asyncio.Future[Message]] = {}
         self._over = asyncio.Event()
+        self._killing: asyncio.TimerHandle | None = None
         self._listening = asyncio.create_task(self._listen())
 
     @classmethod
@@ -117,16 +120,22 @@ class WorkerProcess:
                 await self.ask("ping", deadline=SILENCE)
 
     def kill(self) -> None:
-        if self._process.poll() is None:
-            self._process.kill()
+        """It is gone within :data:`LAST_WORDS`, and has written its audit lines if it still runs Python at all."""
+        if self._process.poll() is None and self._killing is None:
+            self._process.send_signal(signal.SIGABRT)
+            self._killing = asyncio.get_running_loop().call_later(LAST_WORDS, self._process.kill)
 
     async def end(self) -> str:
         """Gives it a moment if it is ending by itself, else kills it; how it ended."""
-        try:
-            await asyncio.to_thread(self._process.wait, LAST if self._over.is_set() else 0)
-        except subprocess.TimeoutExpired:
+        if not self._over.is_set():
             self.kill()
+        try:
+            await asyncio.to_thread(self._process.wait, LAST)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
             await asyncio.to_thread(self._process.wait)
+        if self._killing is not None:
+            self._killing.cancel()
         self._listening.cancel()
         await asyncio.gather(self._listening, return_exceptions=True)
         self._channel.close()

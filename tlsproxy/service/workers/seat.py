@@ -6,15 +6,19 @@ import asyncio
 from dataclasses import dataclass, field
 from typing import Any
 
+from tlsproxy.service.auditcounts import Counts, private
 from tlsproxy.service.workers.merging import Families
 from tlsproxy.service.workers.process import WorkerProcess
 
 
 @dataclass(slots=True)
 class Seat:
-    """``families`` are the metrics that were told last; ``first`` is done once somebody serves, or could not."""
+    """``lines`` are the counts of its audit lines, ``families`` the metrics that were told last. ``first`` is done once
+    somebody serves, or could not.
+    """
 
     number: int
+    lines: Counts = field(default_factory=private)
     process: WorkerProcess | None = None
     restarts: int = 0
     served_since: float | None = None

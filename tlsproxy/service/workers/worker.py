@@ -26,9 +26,10 @@ from tlsproxy.config.model import Config
 from tlsproxy.errors import TlsproxyError
 from tlsproxy.proxy.limittable import LimitTable
 from tlsproxy.proxy.listener import Bound
-from tlsproxy.service import logs
+from tlsproxy.service import auditcounts, logs
+from tlsproxy.service.abort import write_out_and_end
 from tlsproxy.service.auditfile import Turn
-from tlsproxy.service.auditlog import audit_log
+from tlsproxy.service.auditlog import NoAudit, audit_log
 from tlsproxy.service.loop import loop_factory
 from tlsproxy.service.serving import Serving
 from tlsproxy.service.workers.channel import Channel, Message
@@ -127,8 +128,10 @@ class Worker:
     def _serve(self, generation: Generation) -> Serving:
         begun, stack = self._begun, self._stack
         number, workers = begun["number"], begun["workers"]
-        audit = audit_log(generation.started.audit, Turn(begun["audit"]))
+        counts = auditcounts.shared(begun["audit"], number)
+        audit = audit_log(generation.started.audit, Turn(begun["audit"]), counts)
         audit.start()
+        write_out_and_end(audit)
         stack.callback(audit.close)
         sockets = [stack.enter_context(socket.socket(fileno=descriptor)) for descriptor in begun["sockets"]]
         bound = [Bound.of(sock, one) for sock, one in zip(sockets, listening(generation.started), strict=True)]
@@ -204,6 +207,7 @@ async def _run(control: socket.socket) -> None:
 def main() -> None:
     for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
+    write_out_and_end(NoAudit())
     with asyncio.Runner(loop_factory=loop_factory) as runner:
         runner.run(_run(socket.socket(fileno=int(sys.argv[1]))))
 
