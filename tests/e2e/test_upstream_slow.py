@@ -6,14 +6,14 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import orjson
 import pytest
 from support.gateway import Gateway
-from support.raw import GET, UPSERT, Truncated, connected
+from support.raw import GET, UPSERT, RawClient, Truncated, connected
 from support.site import Site
-from support.upstream import Connection, Received, ScriptedUpstream, plain
+from support.upstream import OK, Connection, Received, ScriptedUpstream, plain
 
 SLOW = {"response_timeout": 0.5, "connect_timeout": 0.5}
 
@@ -114,3 +114,50 @@ def test_a_connection_that_is_not_accepted(site: Site) -> None:
                 text = orjson.loads(response.body)["status"]["error"]
                 assert text == "The upstream could not be reached in time"
             assert 'outcome="timeout"' in gateway.ask_admin("/metrics")[1]
+
+
+def test_an_upstream_that_takes_a_body_slowly_but_steadily_is_left_to(
+    site: Site, gateway: Gateway, upstream: ScriptedUpstream
+) -> None:
+    """A third of a send buffer, after which Linux calls a socket writable, takes it longer than `response_timeout`."""
+    size = 8 << 20
+
+    def answer(connection: Connection, request: Received) -> None:
+        connection.sock.setsockopt(
+            socket.SOL_SOCKET, socket.SO_RCVBUF, 65_536
+        )  # else it opens its window in large steps
+        began, left = time.monotonic(), size
+        while left:
+            left -= len(connection.read(min(left, 50_000)))
+            threading.Event().wait(max(0.0, (size - left) / 2_500_000 - (time.monotonic() - began)))
+        connection.sock.sendall(OK)
+
+    upstream.answer = answer
+    with connected(gateway, site.client()) as client:
+        client.send(UPSERT, b"content-length: %d\r\n\r\n" % size, bytes(size))
+        assert client.response().status == 200
+
+
+def test_one_that_stops_taking_it_is_late(site: Site, gateway: Gateway, upstream: ScriptedUpstream) -> None:
+    release = threading.Event()
+
+    def answer(_connection: Connection, _request: Received) -> None:
+        release.wait(20)
+
+    upstream.answer = answer
+    try:
+        with connected(gateway, site.client()) as client:
+            sending = threading.Thread(target=push, args=(client,))
+            sending.start()
+            try:
+                assert client.response().status == 504
+            finally:
+                sending.join()
+    finally:
+        release.set()
+    assert gateway.audited(status=504)["reason"] == "upstream_timeout"
+
+
+def push(client: RawClient) -> None:
+    with suppress(OSError):
+        client.send(UPSERT, b"content-length: %d\r\n\r\n" % (30 << 20), bytes(30 << 20))

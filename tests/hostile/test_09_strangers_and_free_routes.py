@@ -6,6 +6,7 @@ One section for each bullet of the kind; each has a gateway of its own where it 
 from __future__ import annotations
 
 import json
+import socket
 import ssl
 import threading
 import time
@@ -140,9 +141,15 @@ def pace(seconds: float) -> None:
         threading.Event().wait(seconds)
 
 
+def in_small_steps(sock: socket.socket) -> None:
+    """A large buffer would open its window, and so acknowledge more, in steps that take longer than ``WAIT``."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 131_072)
+
+
 def test_a_steady_reader_has_its_whole_download(site: Site, impatient: Gateway) -> None:
     """1.5 MB in each second."""
     with connected(impatient, site.client()) as client:
+        in_small_steps(client.sock)
         client.send(GET)
         began, size = time.monotonic(), 0
         for piece in client.body(client.head()):
@@ -154,6 +161,7 @@ def test_a_steady_reader_has_its_whole_download(site: Site, impatient: Gateway) 
 
 def test_so_has_one_of_grpc(site: Site, impatient: Gateway) -> None:
     with h2(impatient, site, INITIAL_WINDOW_SIZE=(1 << 31) - 1) as client:
+        in_small_steps(client.sock)
         client.grant(0, (1 << 31) - 1 - 65_535)
         stream = client.call()
         began, size = time.monotonic(), 0
@@ -168,6 +176,7 @@ def test_so_has_one_of_grpc(site: Site, impatient: Gateway) -> None:
 @pytest.mark.parametrize("step", [0, 500], ids=["nothing", "a trickle"])
 def test_one_that_takes_less_than_the_lowest_rate_is_cut(site: Site, impatient: Gateway, step: int) -> None:
     with connected(impatient, site.client()) as client:
+        in_small_steps(client.sock)
         client.send(GET)
         client.head()
         ended = threading.Event()

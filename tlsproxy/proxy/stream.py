@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-import sys
+import struct
 import time
 from collections import deque
 from collections.abc import Callable
@@ -23,8 +23,10 @@ from tlsproxy.wire.throughput import PARTS, Throughput
 HIGH_WATER: Final = 262_144
 LOW_WATER: Final = 65_536
 
-_ACKNOWLEDGED: Final = slice(120, 128)
-"""`tcpi_bytes_acked` in Linux' `struct tcp_info` (RFC 4898, tcpEStatsAppHCThruOctetsAcked)."""
+_TCP_INFO: Final = struct.Struct("=24xI92xQ16xI44x")
+"""Of Linux' `struct tcp_info`: `tcpi_unacked`, `tcpi_bytes_acked` (tcpEStatsAppHCThruOctetsAcked of RFC 4898), and
+`tcpi_notsent_bytes`.
+"""
 
 _NOTHING: Final[deque[bytes | memoryview]] = deque()
 """What is queued by those that have nothing to write: nearly all at any time, and a deque takes 760 bytes."""
@@ -167,22 +169,25 @@ class Stream(Receiver):
             taken.resume(now)
             self.deadline = taken.due
 
-    def _takes(self) -> bool:
-        """Whether the other side still takes what is queued; if so, the wait for it goes on.
+    def takes(self) -> bool:
+        """Whether the other side still takes what was written; if so, the wait for it goes on.
 
-        It is asked what has been acknowledged: a socket is writable only once a third of its send buffer is free, which
-        a slow reader needs minutes for.
+        The kernel is asked what has been acknowledged: a socket is writable only once a third of its send buffer is
+        free, which a slow reader needs minutes for.
         """
-        now = time.monotonic()
-        acknowledged = int.from_bytes(
-            self._sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _ACKNOWLEDGED.stop)[_ACKNOWLEDGED], sys.byteorder
-        )
-        window, rate = self._lowest()
-        if self._taken is None:
-            self._taken = Throughput(now, acknowledged, window)
-        elif self._taken.too_low(now, acknowledged, window, rate):
+        info = self._sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO.size)
+        on_its_way, acknowledged, unsent = _TCP_INFO.unpack(info)
+        if not (self._queued or on_its_way or unsent):
             return False
-        self.deadline = self._taken.due
+        now, (window, rate) = time.monotonic(), self._lowest()
+        taken = self._taken
+        if taken is None:
+            self._taken = taken = Throughput(now, acknowledged, window)
+        else:
+            taken.resume(now)
+            if taken.too_low(now, acknowledged, window, rate):
+                return False
+        self.deadline = taken.due
         return True
 
     def _write_failed(self, error: OSError) -> None:
@@ -277,7 +282,7 @@ class Stream(Receiver):
             self.tell(self.owner.rearm)
 
     def expired(self) -> None:
-        if self._queued and self.established and (self.stalled or self._closing) and self._takes():
+        if self._queued and self.established and (self.stalled or self._closing) and self.takes():
             return
         if self._closing:
             self.abort(TimeoutError("the other side did not close"))

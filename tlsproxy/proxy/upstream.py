@@ -254,7 +254,8 @@ class Upstream:
         if self.exchange is None:  # idled long enough
             self.stream.abort()
         elif self.stream.established:
-            self._fail(UpstreamTimeout("The upstream did not answer in time"))
+            if not self.stream.takes():  # a request that it has not had cannot be answered
+                self._fail(UpstreamTimeout("The upstream did not answer in time"))
         else:
             self._gateway.metrics.upstream_connect("timeout")
             self._fail(UpstreamTimeout("The upstream could not be reached in time"))
