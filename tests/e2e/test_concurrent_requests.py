@@ -53,11 +53,11 @@ def test_a_body_that_comes_slowly_counts(own_site: Site, upstream: ScriptedUpstr
     config = own_site.write_config(upstream.url, limits={"per_identity": {"concurrent_requests": 1}})
     with Gateway(config) as gateway, ExitStack() as stack:
         slow, other = (stack.enter_context(connected(gateway, own_site.client("ingest"))) for _ in range(2))
-        slow.send(UPSERT, b"content-type: application/json\r\ncontent-length: 2\r\n\r\n{")
+        slow.send(UPSERT, b"content-type: application/json\r\ncontent-length: 70001\r\n\r\n{")
         held.wait(1)
         assert too_many(other)
         held.release.set()
-        slow.send(b"}")
+        slow.send(b" " * 70_000)
         assert slow.response().status == 200
         assert not too_many(other)
 

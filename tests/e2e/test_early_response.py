@@ -9,6 +9,8 @@ from support.raw import GET, UPSERT, connected
 from support.site import Site
 from support.upstream import OK, Connection, Received, ScriptedUpstream
 
+BEGUN = b"content-length: 100000\r\n\r\n" + bytes(70_000)
+"""What of a body is read before the upstream hears of it."""
 REFUSED = b"HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\ncontent-length: 2\r\n\r\n{}"
 
 
@@ -21,7 +23,7 @@ def test_it_reaches_the_client_and_ends_its_connection(
 ) -> None:
     upstream.answer = at_once
     with connected(gateway, site.client()) as client:
-        client.send(UPSERT, b"content-length: 1000\r\n\r\n", b"x" * 10)
+        client.send(UPSERT, BEGUN)
         response = client.response()
         assert (response.status, response.body) == (400, b"{}")
         assert response.fields["connection"] == "close"
@@ -33,7 +35,7 @@ def test_the_next_request_never_becomes_the_rest_of_that_body(
 ) -> None:
     upstream.answer = at_once
     with connected(gateway, site.client()) as attacker:
-        attacker.send(UPSERT, b"content-length: 1000\r\n\r\n")
+        attacker.send(UPSERT, BEGUN)
         assert attacker.response().status == 400
     upstream.answer = lambda connection, _: connection.sock.sendall(OK)
     with connected(gateway, site.client("search")) as victim:
@@ -55,10 +57,10 @@ def test_a_response_that_begins_early_is_relayed_while_the_body_goes_on(
 
     upstream.answer = answer
     with connected(gateway, site.client()) as client:
-        client.send(UPSERT, b"content-length: 6\r\n\r\nabc")
+        client.send(UPSERT, BEGUN)
         assert begun.wait(10)
         response = client.head()
-        client.send(b"def")
+        client.send(bytes(30_000))
         assert b"".join(client.body(response)) == b"abcd"
         assert client.ended(), "its head said that the connection ends"
-    assert upstream.requests[0].body == b"abcdef"
+    assert upstream.requests[0].body == bytes(100_000)

@@ -1,10 +1,12 @@
-"""`Expect: 100-continue`: the upstream is asked where the request is allowed, and a refusal comes before the body."""
+"""`Expect: 100-continue`: the upstream is asked of an upload, and of a large body, where the request is allowed; small
+ones are read first, and invited here. A refusal comes before the body.
+"""
 
 from __future__ import annotations
 
 import pytest
 from support.gateway import Gateway
-from support.raw import UPLOAD, connected
+from support.raw import SEARCH, UPLOAD, connected
 from support.site import Site
 from support.upstream import OK, Connection, Received, ScriptedUpstream
 
@@ -40,6 +42,21 @@ def test_the_upstream_says_no_before_the_body(site: Site, gateway: Gateway, upst
         response = client.response()
         assert (response.status, response.interim) == (413, [])
         assert client.ended(), "whether the body comes cannot be known"
+
+
+def test_a_small_body_is_invited_at_once_and_the_upstream_does_not_hear_of_it(
+    site: Site, gateway: Gateway, upstream: ScriptedUpstream
+) -> None:
+    size = 5000
+    with connected(gateway, site.client("search")) as client:
+        client.send(SEARCH, b"content-length: %d\r\nexpect: 100-continue\r\n\r\n" % size)
+        assert client.receive() == b"HTTP/1.1 100 Continue\r\n\r\n"
+        assert upstream.connections == 0
+        client.send(bytes(size))
+        response = client.response()
+        assert (response.status, response.interim) == (200, [])
+    assert "expect" not in upstream.requests[0].fields
+    assert upstream.requests[0].body == bytes(size)
 
 
 def test_refused_without_an_invitation(site: Site, gateway: Gateway, upstream: ScriptedUpstream) -> None:

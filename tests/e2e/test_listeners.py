@@ -119,7 +119,7 @@ def test_all_are_drained(site: Site, upstream: ScriptedUpstream) -> None:
         ports = gateway.ports["REST"]
         with connected(gateway, site.client()) as busy, gateway.connect(site.client(), port=ports[1]) as idle:
             assert ask(idle).status == 200
-            busy.send(UPSERT, b"content-length: 5\r\n\r\n")
+            busy.send(UPSERT, b"content-length: 70000\r\n\r\n")
             while len(upstream.requests) < 2:
                 pass
             gateway.process.send_signal(signal.SIGTERM)
@@ -131,7 +131,7 @@ def test_all_are_drained(site: Site, upstream: ScriptedUpstream) -> None:
             connections = json.loads(status)["connections"]
             assert (code, connections["open"], connections["draining"]) == (200, 1, True)
             assert len(connections["live"]) == 1
-            busy.send(b"hello", GET)
+            busy.send(bytes(70_000), GET)
             assert busy.response().status == 200
             assert busy.ended()
         assert gateway.process.wait(DEADLINE) == 0

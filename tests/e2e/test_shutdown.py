@@ -53,10 +53,24 @@ def test_pipelined_requests_behind_it_are_not_begun(site: Site, gateway: Gateway
 
 def test_a_body_under_way_is_taken(site: Site, gateway: Gateway, upstream: ScriptedUpstream) -> None:
     with connected(gateway, site.client()) as client:
-        client.send(UPSERT, b"content-length: 10\r\n\r\nhello")
+        client.send(UPSERT, b"content-length: 100000\r\n\r\n", bytes(50_000))
         busy(upstream)
         draining(gateway)
-        client.send(b"world")
+        client.send(bytes(50_000))
+        assert client.response().status == 200
+        assert client.ended()
+    assert gateway.process.wait(DEADLINE) == 0
+    assert upstream.requests[0].body == bytes(100_000)
+
+
+def test_so_is_a_small_one_of_which_the_upstream_has_not_heard(
+    site: Site, gateway: Gateway, upstream: ScriptedUpstream
+) -> None:
+    with connected(gateway, site.client()) as client:
+        client.send(UPSERT, b"content-length: 10\r\nexpect: 100-continue\r\n\r\n")
+        assert client.receive() == b"HTTP/1.1 100 Continue\r\n\r\n"
+        draining(gateway)
+        client.send(b"helloworld")
         assert client.response().status == 200
         assert client.ended()
     assert gateway.process.wait(DEADLINE) == 0

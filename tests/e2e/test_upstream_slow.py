@@ -122,10 +122,9 @@ def test_an_upstream_that_takes_a_body_slowly_but_steadily_is_left_to(
     """A third of a send buffer, after which Linux calls a socket writable, takes it longer than `response_timeout`."""
     size = 8 << 20
 
-    def answer(connection: Connection, request: Received) -> None:
-        connection.sock.setsockopt(
-            socket.SOL_SOCKET, socket.SO_RCVBUF, 65_536
-        )  # else it opens its window in large steps
+    def answer(connection: Connection, _request: Received) -> None:
+        # Else it would open its window in large steps.
+        connection.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65_536)
         began, left = time.monotonic(), size
         while left:
             left -= len(connection.read(min(left, 50_000)))

@@ -25,11 +25,14 @@ from support.raw import GET, SEARCH, UPLOAD, RawClient, Response, connected
 from support.site import Site
 from support.upstream import OK, Connection, Received, ScriptedUpstream
 
+LENGTH = b"content-length: %d\r\n\r\n"
+CHUNKED = b"transfer-encoding: chunked\r\n\r\n"
+
 # Upstream connections, by REST: a pool of 4 in each worker
 
 PLACES = 4
 LARGE = 64 << 20
-DRIBBLES = b"POST /collections/docs/points/search HTTP/1.1\r\nhost: h\r\ncontent-length: 8000000\r\n\r\n{"
+DRIBBLES = SEARCH + b"content-length: 8000000\r\n\r\n{"
 SCROLL = b"GET /collections/large/points/1 HTTP/1.1\r\nhost: h\r\n\r\n"
 
 
@@ -87,13 +90,65 @@ def test_who_waits_for_its_own_client_gives_way(crowded: Gateway, site: Site, as
             assert b"fair share" in response.body
 
 
+# Upstream connections: none waits for a small body
+
+BEGUN = {
+    "a small body": LENGTH % 12_000 + b"{" * 11_000,
+    "none of it": LENGTH % 12_000,
+    "as much as is read first": LENGTH % 65_536 + b"{" * 65_535,
+    "chunks": CHUNKED + b"2ee0\r\n" + b"{" * 11_000,
+    "a chunk in pieces": CHUNKED + b"1\r\n{\r\n" * 1000 + b"1",
+    "an invitation": b"expect: 100-continue\r\n" + LENGTH % 12_000,
+    "invited chunks": b"expect: 100-continue\r\n" + CHUNKED,
+}
+
+
+@pytest.fixture(scope="module")
+def small_pool(site: Site, shared_upstream: ScriptedUpstream) -> Iterator[Gateway]:
+    upstream = {"rest": shared_upstream.url, "max_connections": 2}
+    with Gateway(site.write_config(shared_upstream.url, upstream=upstream)) as running:
+        yield running
+
+
+@pytest.mark.parametrize("begun", BEGUN.values(), ids=BEGUN)
+def test_a_body_that_has_begun_takes_no_connection(site: Site, small_pool: Gateway, begun: bytes) -> None:
+    """Of a reader with global rights, whose bodies nothing depends on."""
+    with ExitStack() as stack:
+        hostile = many(stack, small_pool, site, "search", 8)
+        for client in hostile:
+            client.send(SEARCH, begun)
+        other = stack.enter_context(connected(small_pool, site.client()))
+        for _ in range(15):
+            other.send(GET)
+            assert other.response().status == 200
+        assert 'tlsproxy_upstream_connections{state="busy"} 0.0' in small_pool.ask_admin("/metrics")[1]
+
+
+@pytest.mark.parametrize("pieces", [[2, 40], [40, 40, 1], [1] * 40], ids=len)
+@pytest.mark.parametrize("size", [40, 65_000, 65_536, 70_000, 300_000])
+def test_what_comes_in_pieces_goes_up_whole(
+    site: Site, small_pool: Gateway, shared_upstream: ScriptedUpstream, size: int, pieces: list[int]
+) -> None:
+    body = bytes(range(1, 256)) * (size // 255 + 1)
+    fixed, chunked = body[:size], b"%x\r\n%b\r\n0\r\n\r\n" % (size, body[:size])
+    with connected(small_pool, site.client("search")) as client:
+        for head, sent in ((LENGTH % size, fixed), (CHUNKED, chunked)):
+            client.send(SEARCH, head)
+            left = sent
+            for piece in pieces:
+                client.send(left[: piece * len(sent) // 50])
+                left = left[piece * len(sent) // 50 :]
+            client.send(left, GET)
+            assert [client.response().status for _ in range(2)] == [200, 200]
+            searches = [request for request in shared_upstream.requests if "search" in request.line]
+            assert searches[-1].body == fixed
+
+
 # Rates: what has come before buys no time
 
 WINDOW = 0.5
 """Seconds."""
 LIMITS = {"body_timeout": WINDOW, "head_timeout": WINDOW, "min_data_rate": 1024, "idle_timeout": 5.0}
-LENGTH = b"content-length: %d\r\n\r\n"
-CHUNKED = b"transfer-encoding: chunked\r\n\r\n"
 AUDIT_LOGS = b"POST /audit/logs HTTP/1.1\r\nhost: h\r\n"
 MUCH = bytes(3 << 20)
 

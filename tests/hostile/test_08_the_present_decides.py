@@ -177,7 +177,8 @@ def stage(served: Stage) -> Iterator[Stage]:
     served.publish(roles=ROLES, keys=[], limits={"expel_after": 0.3})
 
 
-BODY = b'{"points": [{"id": 1}]}'
+BODY = b'{"points": [{"id": 1}]' + b" " * 150_000 + b"}"
+"""Too large to be read before the upstream hears of it."""
 HALF = len(BODY) // 2
 LENGTH = b"content-length: %d\r\n\r\n" % len(BODY)
 CHUNKED = b"transfer-encoding: chunked\r\n\r\n"

@@ -68,7 +68,7 @@ class Reader:
         return Owner()
 
     def takes(self, size: int, seconds: int) -> None:
-        """So much in each second, for so many seconds, or until it is cut. Its socket is writable when a third is free."""
+        """So much in each second, for so many seconds, or until it is cut. Its socket is writable with a third free."""
         for _ in range(seconds):
             self.kernel.waiting -= size
             self.kernel.acknowledged += size

@@ -18,9 +18,10 @@ from tlsproxy.proxy.accounts import account_of
 from tlsproxy.proxy.admitting import NO_ROOM, NO_UPSTREAM, SLOW_BODY, Admitting, Client
 from tlsproxy.proxy.deadlines import NEVER
 from tlsproxy.proxy.gateway import Gateway
-from tlsproxy.proxy.plan import Plan
+from tlsproxy.proxy.plan import READ_FIRST, Plan
 from tlsproxy.proxy.pool import Pool
 from tlsproxy.proxy.record import Record, RequestBody
+from tlsproxy.proxy.refusal import CONTINUE
 from tlsproxy.proxy.upstream import Upstream
 from tlsproxy.wire.response import UNTIL_CLOSE, ResponseHead
 from tlsproxy.wire.throughput import PARTS, Throughput
@@ -39,6 +40,8 @@ class Exchange(Admitting):
 
     __slots__ = (
         "_came",
+        "_first",
+        "_gathering",
         "_head",
         "_ours",
         "_sent",
@@ -53,16 +56,38 @@ class Exchange(Admitting):
         self._pool = pool
         self._client = client
         self._late = NO_ROOM
-        self._ended = self.congested = False
+        self._ended = self.congested = self._gathering = False
         self.record = record
         self.body = body
         self._upstream: Upstream | None = None
         self._sent: list[bytes] | None = None
         self._head = self._ours = b""
         self._whole_body = b""  # of a body that was read before the decision
+        self._first = b""  # of a body, before there is an upstream for it
         self._came: Throughput | None = None
 
     def _connect(self) -> None:
+        """No upstream waits for a small body."""
+        plan, client = self.record.plan, self._client
+        if self.body.done or plan.streamed or self.body.is_in(client.inbox):
+            self._take_upstream()
+            return
+        self._gathering = True
+        if plan.expects_continue:
+            client.stream.write(CONTINUE)
+        self._await_body()
+        client.advance()
+
+    def _gather(self) -> None:
+        piece, taken = self.body.take(self._client.inbox)
+        self.record.bytes_in += taken
+        self._first += piece
+        if self.body.done or len(self._first) >= READ_FIRST:
+            self._gathering = False
+            self._body_paused()
+            self._take_upstream()
+
+    def _take_upstream(self) -> None:
         upstream = self._pool.acquire(self)
         if upstream is None:
             self._wait(NO_UPSTREAM)
@@ -97,7 +122,7 @@ class Exchange(Admitting):
     @property
     def sending(self) -> bool:
         """Whether what the client sends now belongs to this request, and is wanted."""
-        return self._upstream is not None and not self.body.done and not self.congested
+        return (self._gathering or self._upstream is not None) and not self.body.done and not self.congested
 
     @property
     def waiting(self) -> bool:
@@ -128,6 +153,8 @@ class Exchange(Admitting):
             out = plan.upstream + line + upstream_lines(record.tracing) + tail
         if self._whole_body:
             out, self._whole_body = out + self._whole_body, b""
+        if self._first:
+            out, self._first = out + self._first, b""
         if client.inbox.data and not body.done:
             piece, taken = body.take(client.inbox)
             record.bytes_in += taken
@@ -143,9 +170,10 @@ class Exchange(Admitting):
             self._await_body()
 
     def send(self) -> None:
-        """Passes on what has come of the body. Raises as :meth:`RequestBody.take` does."""
+        """Passes on what has come of the body. Raises as :meth:`RequestBody.take` does, and Overloaded."""
         upstream = self._upstream
         if upstream is None:
+            self._gather()
             return
         piece, taken = self.body.take(self._client.inbox)
         self.record.bytes_in += taken

@@ -41,6 +41,8 @@ MEMO_REFUSALS: Final = 512
 MEMO_HEAD: Final = 4096
 """A longer head is not remembered: the memo's size in memory is bounded by the product."""
 
+READ_FIRST: Final = 65_536
+"""A body of at most this many bytes, or so much of one of unknown length, is read before an upstream is taken."""
 UNLIMITED: Final = 1 << 62
 AUDIT_QUERY: Final = 65_536
 """Bytes of a question about the audit log."""
@@ -80,9 +82,9 @@ class Plan:
     request may be sent again if a connection was lost under it. ``expires`` is the moment, in seconds since the epoch,
     from which it must be made anew: what the caller presented counts no longer. ``answer`` is the response where the
     gateway gives it itself; ``audit_logs``: it comes from the audit log. ``proviso`` is what the caller's token asks
-    for besides. ``fields`` are header lines of every response that is not the upstream's, ``readable`` of one that is
-    passed on. ``unread``: not decided yet. ``heard``: what its body was found to say. ``listing``: how the upstream's
-    answer is reduced.
+    for besides. ``streamed``: its body goes up as it comes, and its `Expect` is the upstream's. ``fields`` are header
+    lines of every response that is not the upstream's, ``readable`` of one that is passed on. ``unread``: not decided
+    yet. ``heard``: what its body was found to say. ``listing``: how the upstream's answer is reduced.
     """
 
     operation: str
@@ -95,6 +97,7 @@ class Plan:
     close: bool = True
     to_head: bool = False
     expects_continue: bool = False
+    streamed: bool = False
     limit: int = UNLIMITED
     of_role: bool = False
     toll: Toll | None = None
@@ -234,8 +237,13 @@ class Plans:
             _remember(self._read, (unread, plain), plan, MEMO_PLANS)
         return plan, content
 
-    def _sent(self, head: RequestHead, listing: Reducer | None) -> RequestHead:
-        """An answer that will be read comes as it is; which pages may read it, Qdrant is not asked where we say so."""
+    def _sent(self, head: RequestHead, listing: Reducer | None, *, streamed: bool) -> RequestHead:
+        """An answer that will be read comes as it is; which pages may read it, Qdrant is not asked where we say so.
+
+        Nor is it where the body is invited here, and read first.
+        """
+        if head.expects_continue and not streamed:
+            head = head.without(b"expect")
         if listing is not None:
             head = head.without(b"accept-encoding")
         return head.without(b"origin") if self._origins else head
@@ -263,6 +271,7 @@ class Plans:
         decision, listing = judgement.decision, judgement.listing
         operation = asked.operation if asked is not None else None
         api = asked.target.path if asked is not None else head.target.partition("?")[0]
+        streamed = head.length > READ_FIRST or (operation is not None and operation.upload)
         upstream, answer = b"", None
         fields = readable = cors_fields(head, self._origins) if self._cors else b""
         if decision is ALLOWED and operation is PREFLIGHT:
@@ -271,7 +280,7 @@ class Plans:
             answer = whoami(admission)
         elif decision is ALLOWED and asked is not None and not (operation is not None and operation.own):
             upstream = restate_request(
-                self._sent(head, listing),
+                self._sent(head, listing, streamed=streamed),
                 str(asked.target),
                 upstream_host=self._upstream_host,
                 upstream_key=self._upstream_key,
@@ -298,6 +307,7 @@ class Plans:
             close=head.close,
             to_head=head.method == "HEAD",
             expects_continue=head.expects_continue,
+            streamed=streamed,
             limit=largest if largest is not None and of_role else limit,
             of_role=of_role,
             toll=self._quotas.toll(principal, admission, operation, decision),

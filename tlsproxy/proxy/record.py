@@ -170,6 +170,11 @@ class RequestBody:
         """Bytes that are still to come, None where that is not known."""
         return None if self._chunks is not None and not self.done else self._left
 
+    def is_in(self, inbox: Inbox) -> bool:
+        """Whether it is known to have come whole."""
+        left = self.left
+        return left is not None and left <= len(inbox)
+
     def skippable(self, *, expected: bool) -> bool:
         """Whether what is still to come can be dropped. ``expected``: by a client that waits to be told to send it,
         which may now send it or the next head.
