@@ -174,7 +174,7 @@ def stage(served: Stage) -> Iterator[Stage]:
     for _ in range(4):  # requests that were ended may wait for them still
         served.answer(b"{}")
     served.upstream.answer = plain()
-    served.publish(roles=ROLES, keys=[], limits={"expel_after": 0.3})
+    served.publish(roles=ROLES, keys=[], limits={"expel_after": 0.3}, upstream={"max_connections": 1})
 
 
 BODY = b'{"points": [{"id": 1}]' + b" " * 150_000 + b"}"
@@ -454,6 +454,7 @@ def test_the_audit_log_is_read_by_who_may_read_it_now(stage: Stage) -> None:
 def test_who_keeps_the_right_loses_nothing(stage: Stage) -> None:
     """Whatever is under way when other rights change, and other settings."""
     taking = stage.take_over()
+    stage.publish(upstream={"max_connections": 8})
     site, gateway = stage.site, stage.gateway
     point = message(pb.UpsertPoints(collection_name="docs", points=[pb.PointStruct()]).SerializeToString())
     with (

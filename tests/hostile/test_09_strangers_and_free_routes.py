@@ -11,15 +11,17 @@ import ssl
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from hyperframe.frame import DataFrame
+from hyperframe.frame import DataFrame, PingFrame, SettingsFrame
 from support.client import Client
 from support.gateway import Gateway
 from support.grpc_upstream import GrpcUpstream, replying
-from support.h2raw import fields, h2, message
+from support.h2raw import PREFACE, H2Client, fields, h2, message, raw
+from support.h2upstream import H2Upstream
 from support.limits import SLOW
 from support.raw import GET, Truncated, connected
 from support.site import Site
@@ -297,3 +299,140 @@ def test_a_health_check_is_free_and_small(
         assert gateway.audited(grpc_status=8)["reason"] == "body_too_large"
         speaks.lives()
     assert max(sum(map(len, call.messages)) for call in grpc.calls) <= 1024
+
+
+# Strangers on gRPC, and whoever is refused
+
+COUNT = "/qdrant.Points/Count"
+DOCS = b"\x0a\x04docs"
+REFUSED = {
+    "a stranger": ("stranger", COUNT, DOCS, 7),
+    "a stranger's unknown method": ("stranger", "/nobody.Knows/This", b"", 7),
+    "an unknown method": ("admin", "/nobody.Knows/This", b"", 12),
+    "a reader that writes": ("search", "/qdrant.Points/Upsert", DOCS, 7),
+    "a limited caller elsewhere": ("ingest", COUNT, b"\x0a\x05other", 7),
+    "a limited caller that lists all": ("ingest", "/qdrant.Collections/CollectionClusterInfo", b"\x0a\x05other", 7),
+    "no message": ("ingest", COUNT, b"\x0b", 3),
+}
+
+
+@pytest.fixture(scope="module")
+def frames() -> Iterator[H2Upstream]:
+    with H2Upstream() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def narrow(site: Site, shared_upstream: ScriptedUpstream, frames: H2Upstream) -> Iterator[Gateway]:
+    """Two upstream connections, for both protocols."""
+    upstream = {"max_connections": 2, "connect_timeout": 1.0}
+    with Gateway(site.write_config(shared_upstream.url, grpc=frames.url, upstream=upstream)) as gateway:
+        yield gateway
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_whose_every_call_is_refused_has_no_upstream_connection(
+    site: Site, narrow: Gateway, frames: H2Upstream, case: str
+) -> None:
+    """Nor has its SETTINGS, PING, window or anything else of it a way there: it is answered here."""
+    who, method, content, status = REFUSED[case]
+    before = len(frames.accepted)
+    with h2(narrow, site, who, INITIAL_WINDOW_SIZE=70_000) as client:
+        client.grant(0, 100_000)
+        client.send(PingFrame(0, b"a secret"))
+        assert "ACK" in client.until(PingFrame, lambda frame: frame.opaque_data == b"a secret").flags
+        for _ in range(3):
+            assert client.status(client.call(content, fields(method))) == status
+        client.send(SettingsFrame(0, settings={SettingsFrame.INITIAL_WINDOW_SIZE: 80_000}))
+        client.until(SettingsFrame, lambda frame: "ACK" in frame.flags)
+        client.lives()
+    assert len(frames.accepted) == before
+    assert narrow.audited(grpc_status=status)["status"] in {200, 499}
+
+
+def test_any_number_of_them(site: Site, narrow: Gateway, frames: H2Upstream) -> None:
+    before = len(frames.accepted)
+    with ExitStack() as stack:
+        for _ in range(20):
+            client = stack.enter_context(h2(narrow, site, "stranger"))
+            assert client.status(client.call(DOCS, fields(COUNT))) == 7
+        client = stack.enter_context(h2(narrow, site))
+        assert client.status(client.call(DOCS, fields(COUNT))) == 0
+    assert len(frames.accepted) == before + 1
+
+
+def test_with_the_first_allowed_call_its_client_is_introduced(site: Site, narrow: Gateway, frames: H2Upstream) -> None:
+    """Its settings and windows as they are by then; no word of what it asked for before, and no PING ever."""
+    before = len(frames.accepted)
+    with h2(narrow, site, "ingest", INITIAL_WINDOW_SIZE=70_000, MAX_HEADER_LIST_SIZE=20_000) as client:
+        client.grant(0, 100_000)
+        client.send(PingFrame(0, b"a secret"))
+        assert client.status(client.call(b"\x0a\x05other", fields(COUNT, ("x-word", "unheard-of")))) == 7
+        assert len(frames.accepted) == before
+        client.send(SettingsFrame(0, settings={SettingsFrame.INITIAL_WINDOW_SIZE: 80_000}))
+        assert client.status(client.call(DOCS, fields(COUNT))) == 0
+        client.send(PingFrame(0, b"a secret"))
+        assert client.status(client.call(DOCS, fields(COUNT))) == 0
+    (came,) = frames.accepted[before:]
+    assert came.startswith(PREFACE + raw(4, 0, 0, bytes.fromhex("000100000000 000200000000 000400013880 000600004e20")))
+    assert raw(8, 0, 0, (100_000).to_bytes(4, "big")) in came
+    assert b"a secret" not in came
+    assert b"unheard-of" not in came
+
+
+def test_large_windows_count_from_the_first_answer_on(site: Site, narrow: Gateway, frames: H2Upstream) -> None:
+    """What its client granted before there was an upstream is granted to it: the answer needs no more of it."""
+    frames.answer = message(bytes(150_000))
+    try:
+        with h2(narrow, site, INITIAL_WINDOW_SIZE=200_000) as client:
+            client.grant(0, 100_000)
+            assert client.status(client.call(DOCS, fields(COUNT))) == 0
+    finally:
+        frames.answer = bytes(5)
+
+
+def test_calls_of_both_protocols_share_the_upstreams_limit(site: Site, narrow: Gateway, frames: H2Upstream) -> None:
+    """One that finds no place waits for one as requests do, and is told if there is none in time."""
+    frames.most = 0
+    with h2(narrow, site) as one, h2(narrow, site, "search") as two, h2(narrow, site, "ingest") as three:
+        calls = [client.open(fields(COUNT)) for client in (one, two)]
+        frames.wait(lambda seen: not seen.ended and ("x-forwarded-proto", "https") in seen.fields)
+        stream = three.call(DOCS, fields(COUNT))
+        assert three.status(stream) == 14
+        assert narrow.audited(reason="overloaded")["certificate_subject"] == "CN=ingest-7"
+        stream = three.call(DOCS, fields(COUNT, ("x-waits", "1")))
+        one.send(DataFrame(calls[0], message(DOCS), flags=["END_STREAM"]))
+        assert one.status(calls[0]) == 0
+        assert three.status(stream) == 0
+    assert frames.most <= 2
+
+
+def test_a_connection_without_calls_gives_way(site: Site, narrow: Gateway, frames: H2Upstream) -> None:
+    """Its client is told to make the next call on another: nobody is shut out by connections that are kept."""
+    frames.most = 0
+    with ExitStack() as stack:
+        clients = [stack.enter_context(h2(narrow, site, who)) for who in ("admin", "search", "ingest", "admin")]
+        for client in clients:
+            assert client.status(client.call(DOCS, fields(COUNT))) == 0
+        for client in clients[:2]:
+            assert client.goaway() == 0
+            assert client.ended()
+        for client in clients[2:]:
+            assert client.status(client.call(DOCS, fields(COUNT))) == 0
+    assert frames.most <= 2
+
+
+@pytest.mark.parametrize("protocol", ["h2", "http/1.1"])
+def test_who_never_asks_is_written_down(site: Site, narrow: Gateway, protocol: str) -> None:
+    for who, name in (("stranger", "CN=nobody"), ("admin", "CN=alice,OU=platform")):
+        context = site.client(who)
+        context.set_alpn_protocols([protocol])
+        with narrow.connect(context, port=narrow.grpc_port if protocol == "h2" else None) as sock:
+            if protocol == "h2":
+                client = H2Client(sock)
+                client.start()
+                client.lives()
+        record = narrow.audited(event="connection", reason="never_asked", certificate_subject=name)
+        assert (record["result"], record["connections"], record["remote"]) == ("ok", 1, "127.0.0.1")
+        assert record["protocol"] == ("grpc" if protocol == "h2" else "rest")
+        assert 0 <= record["age_ms"] < 20_000

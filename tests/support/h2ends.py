@@ -266,9 +266,12 @@ class Audit:
 
 
 class Ends:
-    """The two ends, and the connection between."""
+    """The two ends, and the connection between. ``up`` is what it has dialled, standing once it can :meth:`connect`.
 
-    def __init__(self, generation: Generation) -> None:
+    ``dialled``: it has done so before any call, which only a test can make it do.
+    """
+
+    def __init__(self, generation: Generation, *, dialled: bool = True) -> None:
         self.loop, self.audit = Loop(), Audit()
         with asyncio.Runner() as runner:
             self.gateway = runner.run(self._gateway(generation))
@@ -276,18 +279,31 @@ class Ends:
         self.gateway.scheduler = Scheduler(self.loop)
         self.down = MemoryStream(None)
         entry = self.gateway.register.enter("grpc", "127.0.0.1", Standing(generation, None, time.time()))
-        pool = SimpleNamespace(points=None)
+        self.resting: set[Any] = set()
+        pool = SimpleNamespace(points=None, rests=self.resting.add, stirs=self.resting.discard, trim=lambda: None)
         pool.facts = CollectionFacts(self.gateway, pool)
         self.down.owner = self.relay = GrpcConnection(self.gateway, pool, self.down, entry, lambda: None)
-        self.up = self.relay._side.stream
+        self.up: MemoryStream | None = None
+        self._reachable = False
         self.client, self.upstream = End(client=True), End(client=False)
+        if dialled:
+            self.relay.data_received(self.client.connection.data_to_send())
+            self.relay.dial()
+            self._look()
 
     async def _gateway(self, generation: Generation) -> Gateway:
         return Gateway(generation, self.audit, MagicMock(), MagicMock(), lambda: None, _TABLE, itertools.count(1))
 
     def connect(self) -> None:
-        """The upstream connection stands."""
-        if not self.up.established:
+        """The upstream connection stands, or will as soon as it is dialled."""
+        self._reachable = True
+        self._look()
+
+    def _look(self) -> None:
+        side = self.relay._side
+        if self.up is None and side is not None:
+            self.up = side.stream
+        if self.up is not None and self._reachable and not self.up.established:
             self.up.established = True
             self.up.owner.connected()
             self.up.resume_reading()
@@ -295,10 +311,11 @@ class Ends:
     def flush(self, up: int = PLENTY, down: int = PLENTY, pieces: Callable[[int], int] = lambda size: size) -> bool:
         """Moves at most so many bytes each way, cut as ``pieces`` says. Whether there were any."""
         self.down.coming += self.client.connection.data_to_send()
-        self.up.coming += self.upstream.connection.data_to_send()
         moved = self._into(self.down, self.relay.data_received, up, pieces)
-        moved |= self.up.established and self._into(self.up, self.up.owner.data_received, down, pieces)
-        if self.up.established:
+        self._look()
+        if self.up is not None and self.up.established:
+            self.up.coming += self.upstream.connection.data_to_send()
+            moved |= self._into(self.up, self.up.owner.data_received, down, pieces)
             moved |= self._out(self.up, self.upstream, up, pieces)
         moved |= self._out(self.down, self.client, down, pieces)
         return moved | self.loop.run()

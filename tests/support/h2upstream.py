@@ -19,8 +19,16 @@ import h2.events
 
 from support.gateway import DEADLINE
 
+MAX_FRAME = 16_384
 OK = [(":status", "200"), ("content-type", "application/grpc")]
 ENDED_WELL = [("grpc-status", "0")]
+
+
+def _is_open(sock: socket.socket) -> bool:
+    """Whether its other end has not closed it, whatever of that was read here."""
+    if sock.fileno() < 0:
+        return False
+    return sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1) == b"\x01"  # TCP_ESTABLISHED
 
 
 @dataclass(slots=True)
@@ -37,12 +45,15 @@ class Seen:
 class H2Upstream:
     """``streams`` are those of all connections, in the order in which they began. ``answer`` is what each is sent.
 
-    ``port`` is 0 for one that the system chooses. It ends as a process does that is killed.
+    ``port`` is 0 for one that the system chooses. It ends as a process does that is killed. ``accepted`` are the
+    connections that there ever were, each with all that came on it, ``most`` is how many were open at once.
     """
 
     answer: bytes = bytes(5)
     port: int = 0
     streams: list[Seen] = field(default_factory=list)
+    accepted: list[bytearray] = field(default_factory=list)
+    most: int = 0
     _changed: threading.Condition = field(default_factory=threading.Condition)
     _listener: socket.socket = field(init=False)
     _open: list[socket.socket] = field(default_factory=list)
@@ -84,15 +95,18 @@ class H2Upstream:
             while True:
                 sock, _ = self._listener.accept()
                 self._open.append(sock)
-                self._start(self._serve, sock)
+                self.accepted.append(bytearray())
+                self.most = max(self.most, sum(map(_is_open, self._open)))
+                self._start(self._serve, sock, self.accepted[-1])
 
-    def _serve(self, sock: socket.socket) -> None:
+    def _serve(self, sock: socket.socket, came: bytearray) -> None:
         connection = h2.connection.H2Connection(h2.config.H2Configuration(client_side=False, header_encoding="utf-8"))
         connection.initiate_connection()
         known: dict[int, Seen] = {}
         with sock, suppress(OSError):
             sock.sendall(connection.data_to_send())
             while data := sock.recv(65536):
+                came += data
                 for event in connection.receive_data(data):
                     self._on(connection, known, event)
                 sock.sendall(connection.data_to_send())
@@ -111,5 +125,6 @@ class H2Upstream:
         elif isinstance(event, h2.events.StreamEnded):
             known[event.stream_id].ended = True
             connection.send_headers(event.stream_id, OK)
-            connection.send_data(event.stream_id, self.answer)
+            for at in range(0, len(self.answer), MAX_FRAME):
+                connection.send_data(event.stream_id, self.answer[at : at + MAX_FRAME])
             connection.send_headers(event.stream_id, ENDED_WELL, end_stream=True)

@@ -11,8 +11,11 @@ from support.site import Site
 
 from tlsproxy.errors import BadRequest
 from tlsproxy.tls.generation import Generation
+from tlsproxy.wire.protobuf import delimited
 
 ENDED_WELL: Fields = [("grpc-status", "0")]
+FOUND = delimited(1, b"found")
+"""The answer to a tenant is looked into."""
 
 
 @pytest.fixture(scope="module")
@@ -65,14 +68,14 @@ def test_a_rebuilt_message_where_streams_begin_without_room(ends: Ends) -> None:
     """The upstream's grants of a stream are its client's to know."""
     ends.upstream.settings(INITIAL_WINDOW_SIZE=0)
     begun(ends)
-    answering(ends, b"counted")
+    answering(ends, FOUND)
     stream = ends.client.open(asked(COUNT, "tenant"))
     ends.client.say(stream, prefixed(count(size=50_000)), [])
     until_quiet(ends)
     assert not ends.client.streams[stream].done
     ends.upstream.grant(stream, 10)
     until_quiet(ends)
-    assert (ends.client.streams[stream].status, ends.client.streams[stream].data) == (0, prefixed(b"counted"))
+    assert (ends.client.streams[stream].status, ends.client.streams[stream].data) == (0, prefixed(FOUND))
 
 
 def test_our_data_waits_until_a_larger_window_is_agreed_on(ends: Ends) -> None:
@@ -139,7 +142,7 @@ def test_a_client_that_has_no_room_for_a_table(ends: Ends, size: int) -> None:
     ends.flush(up=0)
     ends.upstream.connection.send_headers(first, ANSWERED)
     begun(ends)
-    answering(ends, b"found")
+    answering(ends, FOUND)
     ends.client.say(second, prefixed(b""), [])
     until_quiet(ends)
     assert ends.client.streams[second].status == 0
@@ -150,7 +153,7 @@ def test_an_upstream_that_has_no_room_for_a_table(ends: Ends, size: int) -> None
     """That is between it and us: the client keeps the table that its fields are read with here."""
     ends.upstream.settings(HEADER_TABLE_SIZE=size)
     begun(ends)
-    answering(ends, b"found")
+    answering(ends, FOUND)
     stream = ends.client.open(asked(SEARCH, "plain"))
     ends.client.say(stream, prefixed(b""), [])
     until_quiet(ends)
@@ -186,7 +189,7 @@ def test_a_listing_in_the_smallest_windows(ends: Ends) -> None:
 def test_what_waits_is_bounded(ends: Ends) -> None:
     """A call waits for room in the audit log, and its client sends whatever windows say."""
     begun(ends)
-    answering(ends, b"found")
+    answering(ends, FOUND)
     ends.audit.full = True
     stream = ends.client.open(asked(SEARCH, "plain"))
     begun(ends)
@@ -204,7 +207,7 @@ def test_who_waited_goes_on(ends: Ends, ends_well: bool) -> None:  # noqa: FBT00
     ends.upstream.settings(INITIAL_WINDOW_SIZE=1 << 20)
     begun(ends)
     ends.upstream.grant(0, 1 << 20)
-    answering(ends, b"found")
+    answering(ends, FOUND)
     unread(ends)
     ends.audit.full = True
     first = ends.client.open(asked(SEARCH, "plain"))
@@ -229,7 +232,7 @@ def test_who_waited_goes_on(ends: Ends, ends_well: bool) -> None:  # noqa: FBT00
 def test_padding_ends_here(ends: Ends) -> None:
     """gRPC's C library takes none. Its client has the room back, and the upstream sees what it may be sent."""
     begun(ends)
-    answering(ends, b"found")
+    answering(ends, FOUND)
     streams = [ends.client.open(asked(*one)) for one in ((SEARCH, "plain"), (COUNT, "limited"), (COUNT, "tenant"))]
     unread(ends)
     for turn in range(200):
@@ -253,7 +256,7 @@ def test_padding_ends_here(ends: Ends) -> None:
 def test_an_answer_that_was_whole_before_the_upstream_broke_http2(ends: Ends) -> None:
     """Though both came at once: it is written down as given, and is given."""
     begun(ends)
-    answering(ends, b"found")
+    answering(ends, FOUND)
     whole, none = (ends.client.open(asked(SEARCH, "plain")) for _ in range(2))
     ends.client.say(whole, prefixed(b""), [])
     for _ in range(2):
@@ -261,5 +264,5 @@ def test_an_answer_that_was_whole_before_the_upstream_broke_http2(ends: Ends) ->
     too_long = b"\xff\xff\xff" + bytes(6)
     ends.up.coming += ends.upstream.connection.data_to_send() + too_long
     unread(ends)
-    assert (ends.client.streams[whole].status, ends.client.streams[whole].data) == (0, prefixed(b"found"))
+    assert (ends.client.streams[whole].status, ends.client.streams[whole].data) == (0, prefixed(FOUND))
     assert ends.client.streams[none].status == 14

@@ -23,6 +23,8 @@ from tlsproxy.authz.access import Condition
 from tlsproxy.proxy import grpc, slices
 from tlsproxy.qdrant.grpc import confine_message, operation_of
 from tlsproxy.wire import http2
+from tlsproxy.wire.http2 import FIRST_WINDOW
+from tlsproxy.wire.protobuf import delimited
 
 LARGEST = 90_000
 """Bytes of a message: more than any window that is not made larger."""
@@ -34,7 +36,7 @@ OK, FORBIDDEN, UNAUTHENTICATED, UNKNOWN = 0, 7, 16, 12
 @pytest.fixture(scope="module")
 def made(site: Site) -> Callable[[], Ends]:
     generation = relay_generation(site)
-    return lambda: Ends(generation)
+    return lambda: Ends(generation, dialled=False)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -105,7 +107,7 @@ class Run:
         if path == LIST:
             names = [name for n in range(self.largest // 40) for name in ("docs", f"secret-{n:020}")]
             return collections(*[name for name in names if name == "docs" or not shown])
-        return hashlib.sha256(path.encode() + data).digest() * (len(data) // 32 + 1)
+        return delimited(1, hashlib.sha256(path.encode() + data).digest() * (len(data) // 32 + 1))
 
     def open(self, one: int, two: int) -> None:
         kind = KINDS[one % len(KINDS)]
@@ -178,7 +180,8 @@ class Run:
 
     def stall(self, one: int, two: int) -> None:
         stream = self.ends.up if two % 2 else self.ends.down
-        stream.stall(stalled=bool(one % 2))
+        if stream is not None:
+            stream.stall(stalled=bool(one % 2))
 
     def connect(self, _one: int, _two: int) -> None:
         self.ends.connect()
@@ -192,7 +195,8 @@ class Run:
         ends.connect()
         ends.audit.empty()
         for stream in (ends.up, ends.down):
-            stream.stall(stalled=False)
+            if stream is not None:
+                stream.stall(stalled=False)
         for index in range(len(self.kinds)):
             for _ in range(2):
                 self.say(index, LARGEST - 1)
@@ -229,6 +233,12 @@ class Run:
         assert not ends.relay.wanting
         assert (ends.relay.held, ends.gateway.held) == (0, 0)
         assert len(ends.audit.lines) == len(self.kinds)
+        assert ends.gateway.places.held == 0
+        if {kind.status for kind in self.kinds.values()} <= {UNAUTHENTICATED, UNKNOWN}:
+            assert ends.up is None
+        if ends.up is None:
+            assert ends.client.window_out() == FIRST_WINDOW
+            return
         assert ends.client.window_out() == ends.upstream.window_in() - ends.relay.to_upstream.debt
         assert ends.upstream.window_out() == ends.client.window_in() - ends.relay.to_client.debt
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections import Counter
 from types import SimpleNamespace
 from typing import Any
@@ -11,7 +12,8 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tlsproxy.proxy.turnedaway import ADDRESSES, TurnedAway
+from tlsproxy.proxy.register import Entry
+from tlsproxy.proxy.turnedaway import KINDS, TurnedAway
 
 
 def told(refused: list[tuple[str, str]]) -> list[dict[str, Any]]:
@@ -39,6 +41,32 @@ def test_one_line_for_each_address_and_reason(refused: list[tuple[str, str]]) ->
 
 def test_too_many_addresses_share_a_line() -> None:
     lines = told([(f"198.51.{number // 256}.{number % 256}", "limit") for number in range(10_000)])
-    assert len(lines) == ADDRESSES + 1
+    assert len(lines) == KINDS + 1
     assert sum(line["connections"] for line in lines) == 10_000
-    assert [line["connections"] for line in lines if "remote" not in line] == [10_000 - ADDRESSES]
+    assert [line["connections"] for line in lines if "remote" not in line] == [10_000 - KINDS]
+
+
+def test_whoever_never_asked_is_told_of_by_name() -> None:
+    lines: list[str] = []
+    with asyncio.Runner() as runner:
+        gateway: Any = SimpleNamespace(
+            loop=runner.get_loop(),
+            audit=SimpleNamespace(write=lines.append),
+            metrics=SimpleNamespace(connection=lambda _reason: None),
+        )
+        turned_away = TurnedAway(gateway)
+        for name, protocol in (("CN=a", "grpc"), ("CN=b", "grpc"), ("CN=a", "grpc"), ("", "rest")):
+            identity = SimpleNamespace(name=name, account=("identity", name), sha256="00") if name else None
+            standing: Any = SimpleNamespace(identity=identity)
+            turned_away.never_asked(Entry(1, protocol, "192.0.2.1", standing, time.time() - 5))
+        turned_away.tell()
+    records = [json.loads(line) for line in lines]
+    assert [(one.get("certificate_subject"), one["protocol"], one["connections"]) for one in records] == [
+        ("CN=a", "grpc", 2),
+        ("CN=b", "grpc", 1),
+        (None, "rest", 1),
+    ]
+    assert {(one["event"], one["result"], one["reason"], one["remote"]) for one in records} == {
+        ("connection", "ok", "never_asked", "192.0.2.1")
+    }
+    assert all(5000 <= one["age_ms"] < 60_000 for one in records)

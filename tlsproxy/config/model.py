@@ -114,7 +114,10 @@ class Upstream(Section):
     api_key_file: Path | None = None
     """File that holds the upstream's `api_key`."""
     max_connections: Count = 256
-    """Most connections to Qdrant at a time; a request beyond waits for one."""
+    """Most connections to Qdrant at a time, for both protocols; a request beyond waits for one.
+
+    A gRPC client has one of its own while it makes calls. Beyond as many clients, one without calls has to reconnect.
+    """
     connect_timeout: Seconds = 5.0
     """Seconds to wait for a connection to Qdrant."""
     response_timeout: Seconds = 300.0

@@ -8,7 +8,7 @@ in the audit log or for what its token depends on, the client's DATA waits with 
 from __future__ import annotations
 
 from functools import partial
-from typing import Final, Protocol
+from typing import Protocol
 
 from tlsproxy.authz.access import Decision
 from tlsproxy.errors import AuditUnavailable, RequestError
@@ -23,12 +23,8 @@ from tlsproxy.qdrant.judge import NOT_CONFINED
 from tlsproxy.qdrant.listings import Reducer
 from tlsproxy.wire.fieldblock import Fields
 from tlsproxy.wire.grpc import PREFIX
-from tlsproxy.wire.http2 import END_STREAM, HEADER
+from tlsproxy.wire.http2 import END_STREAM, FLAGS, HEADER
 from tlsproxy.wire.tracing import id_block
-
-KIND: Final = 3
-FLAGS: Final = 4
-"""Where a frame's type and flags stand."""
 
 
 class Part(Protocol):
@@ -145,6 +141,7 @@ class Call:
             return
         try:
             self.admit(points)
+            self.begin()
         except RequestError as error:
             self.relay.refuse(self, error)
         else:
@@ -163,8 +160,18 @@ class Call:
         elif verdict is not None:
             self.relay.refuse(self, verdict)
         else:
-            self.proceed()
+            self._go_on(self._begun)
+            return
         self.relay.settle()
+
+    def _begun(self) -> None:
+        self.begin()
+        self.proceed()
+
+    def begin(self) -> None:
+        """May go up, as far as that is known before its message. Raises Overloaded, UpstreamUnreachable."""
+        if self.relay.connected or not self.undecided:
+            self.relay.reach.ask(self)
 
     # The present
 

@@ -46,12 +46,16 @@ class Connections:
 
     def _ended(self, connection: Reception) -> None:
         self._gateway.limits.addresses.release(self._open.pop(connection))
+        entry, draining = connection.entry, self._when_empty is not None  # which leaves nobody the time to ask
+        if entry is not None and not (entry.requests or entry.told or entry.protocol == "tcp" or draining):
+            self._turned_away.never_asked(entry)
         if not self._open and self._when_empty is not None:
             self._when_empty()
 
     def drain(self, when_empty: Callable[[], None]) -> None:
         """Lets each end with what it is doing; ``when_empty`` is called once."""
         self._when_empty = when_empty
+        self._turned_away.tell()
         for connection in list(self._open):
             connection.drain()
         if not self._open:

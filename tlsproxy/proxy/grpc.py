@@ -10,10 +10,10 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from tlsproxy.errors import UpstreamUnreachable
-from tlsproxy.proxy.call import FLAGS, KIND
+from tlsproxy.errors import RequestError
 from tlsproxy.proxy.gateway import Gateway
 from tlsproxy.proxy.grpclife import DRAIN_PING
+from tlsproxy.proxy.grpcreach import Reach
 from tlsproxy.proxy.grpcstreams import Streams
 from tlsproxy.proxy.grpcupstream import GrpcUpstream
 from tlsproxy.proxy.messages import MAX_FIRST_WINDOW
@@ -28,8 +28,11 @@ from tlsproxy.wire.http2 import (
     CONTINUATION,
     DATA,
     END_STREAM,
+    FIRST_WINDOW,
+    FLAGS,
     HEADER,
     HEADERS,
+    KIND,
     PING,
     PREFACE,
     PRIORITY,
@@ -53,7 +56,7 @@ MAX_HELD: Final = 262_144
 class GrpcConnection(Streams):
     """The owner of one TLS stream, from its handshake on."""
 
-    __slots__ = ("_blocked", "_passing", "_preface", "_queued")
+    __slots__ = ("_blocked", "_passing", "_preface", "_queued", "_told")
 
     def __init__(
         self,
@@ -64,15 +67,23 @@ class GrpcConnection(Streams):
         when_ended: Callable[[], None],
     ) -> None:
         super().__init__(gateway, pool, stream, entry, when_ended)
+        self.reach = Reach(self, pool)
         self._preface = b""
         self._blocked = self._passing = self._queued = False
-        try:
-            self._side = GrpcUpstream(self)
-        except OSError as error:
-            self.upstream_lost(UpstreamUnreachable(f"The upstream cannot be reached: {error}"))
+        self._told: dict[int, int] = {}
         if gateway.draining:
             self.drain()
         self.settle()
+
+    def dial(self) -> None:
+        """There is a call for the upstream. What its client has said of itself by now goes first. Raises OSError."""
+        self._side = side = GrpcUpstream(self)
+        side.write(
+            PREFACE
+            + http2.settings({Setting.HEADER_TABLE_SIZE: 0, Setting.ENABLE_PUSH: 0} | self._told)
+            + http2.window_update(0, self.to_client.room - FIRST_WINDOW)
+        )
+        self.unblock()
 
     # What the stream says
 
@@ -109,11 +120,24 @@ class GrpcConnection(Streams):
             self._read(data)
         except Http2Error as error:
             self.broken(error)
-        if self.frames.more and not self._ended:
+        if self.up and not self.connected and sum(map(len, self.up)) > MAX_HELD:
+            self._crowded()
+        elif self.frames.more and not self._ended:
             self._wait_for_turn()
         self.settle()
         if not self.calls and self.greeted and self.begun:
             self.wait()
+
+    def _crowded(self) -> None:
+        """More than may wait for an upstream connection waits for one, or for the decisions of its calls."""
+        self._blocked = True
+        self.reading_changed()
+        for call in list(self.calls.values())[:1]:
+            try:
+                self.reach.ask(call)
+            except RequestError as error:
+                self.refuse(call, error)
+                self.unblock()
 
     def pause_writing(self) -> None:
         self.reading_changed()
@@ -156,11 +180,11 @@ class GrpcConnection(Streams):
         return data[taken:]
 
     def _read(self, data: bytes) -> None:  # noqa: C901 - the usual frames are seen to in place
-        frames, calls, window, up, late = self.frames, self.calls, self.to_upstream, self.up, self.late
+        frames, calls, window, up = self.frames, self.calls, self.to_upstream, self.up
         longest = self.longest
         begin = position = 0
         left = TURN
-        ready = self.greeted and self._block is None and not late
+        ready = self._is_ready
         for what, stream, start, end in frames.cut(data):
             size = end - start - HEADER
             usual, call = False, None
@@ -194,7 +218,7 @@ class GrpcConnection(Streams):
                     if usual
                     else self._frame(what >> 8, what & 0xFF, stream, start, end)
                 )
-                ready = self.greeted and self._block is None and not late
+                ready = self._is_ready
                 if self._ended:
                     return
                 up.append(frames.data[start:end] if instead is None else instead)
@@ -204,6 +228,11 @@ class GrpcConnection(Streams):
                 frames.more = True
                 break
         up.append(frames.data[begin:position])
+
+    @property
+    def _is_ready(self) -> bool:
+        """Whether frames that pass may go in one piece."""
+        return self.greeted and self._block is None and not self.late and self.connected
 
     def _wait(self, position: int) -> None:
         """What is to be read from there on waits for room."""
@@ -270,7 +299,7 @@ class GrpcConnection(Streams):
         return self._settings(flags, payload) if kind == Kind.SETTINGS else self._control(kind, flags, payload)
 
     def _control(self, kind: int, flags: int, payload: bytes) -> bytes | None:
-        """PING, and what is not for the other side: PRIORITY, GOAWAY, and types that nobody knows."""
+        """What is not for the other side: PING, PRIORITY, GOAWAY, and types that nobody knows."""
         self.budgets.control.spend(self.now)
         if kind == Kind.PUSH_PROMISE:
             raise Http2Error(Code.PROTOCOL_ERROR, "a push from a client")
@@ -279,9 +308,9 @@ class GrpcConnection(Streams):
         if flags & ACK and payload == DRAIN_PING:
             self.drained()
             return b""
-        if self.lost is not None and not flags & ACK:
+        if not flags & ACK:
             self.down.append(http2.frame(Kind.PING, ACK, 0, payload))
-        return http2.frame(Kind.PING, flags & ACK, 0, payload)  # without flags that there are none of
+        return b""
 
     def _settings(self, flags: int, payload: bytes) -> bytes | None:
         if flags & ACK:
@@ -295,14 +324,15 @@ class GrpcConnection(Streams):
         self.to_client.offer(first := values.get(Setting.INITIAL_WINDOW_SIZE))
         if first is not None:
             told[Setting.INITIAL_WINDOW_SIZE] = min(first, MAX_FIRST_WINDOW)
-        if self.lost is not None:
-            self.down.append(http2.SETTINGS_ACK)
-            self.to_client.settle()
-        if self.greeted:
+        self._told |= told
+        if not self.greeted:
+            self.greeted = True
+            self.rest()
+        if self.connected:  # which acknowledges them
             return http2.settings(told)
-        self.greeted = True
-        self.rest()
-        return PREFACE + http2.settings({Setting.HEADER_TABLE_SIZE: 0, Setting.ENABLE_PUSH: 0} | told)
+        self.down.append(http2.SETTINGS_ACK)
+        self.to_client.settle()
+        return b""
 
     def _acknowledged(self) -> None:
         """The client has heard of our SETTINGS, which come first, or of the next of the upstream's."""
@@ -322,7 +352,7 @@ class GrpcConnection(Streams):
             if self._side is not None:
                 self._side.unblock()
             self.proceed()
-            return http2.window_update(0, shared)
+            return http2.window_update(0, shared) if self.connected else b""
         call = self.calls.get(stream)
         if call is None:
             if stream > self.last or not stream & 1:

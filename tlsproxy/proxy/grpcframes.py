@@ -50,7 +50,7 @@ class UpstreamFrames:
     What each kind of frame is handled by returns what goes to the client in its place, None for the frame itself.
     """
 
-    __slots__ = ("_begun", "_block", "_client", "_frames", "_raw", "_reader", "established", "stream")
+    __slots__ = ("_begun", "_block", "_client", "_frames", "_own_settings", "_raw", "_reader", "established", "stream")
 
     stream: DialledStream
 
@@ -62,6 +62,7 @@ class UpstreamFrames:
         self._raw: list[bytes] = []
         self._begun = (0, 0)
         self.established = False
+        self._own_settings = True
 
     def _other(self, kind: int, flags: int, stream: int, start: int, end: int) -> bytes | None:
         data = self._frames.data
@@ -79,14 +80,16 @@ class UpstreamFrames:
             return self._granted(stream, int.from_bytes(payload, "big") & http2.MAX_WINDOW)
         if kind == Kind.RST_STREAM:
             return self._reset(stream, int.from_bytes(payload, "big"))
-        return self._settings(flags, payload) if kind == Kind.SETTINGS else self._control(kind, payload)
+        return self._settings(flags, payload) if kind == Kind.SETTINGS else self._control(kind, flags, payload)
 
-    def _control(self, kind: int, payload: bytes) -> bytes | None:
+    def _control(self, kind: int, flags: int, payload: bytes) -> bytes | None:
         if kind == Kind.PUSH_PROMISE:
             raise UpstreamBroken("a push that nobody asked for")
         if kind == Kind.GOAWAY:
             self._client.upstream_leaves(int.from_bytes(payload[:4], "big") & http2.MAX_STREAM)
-        return None if kind in {Kind.PING, Kind.GOAWAY} else b""
+        if kind == Kind.PING and not flags & ACK:
+            self._client.up.append(http2.frame(Kind.PING, ACK, 0, payload))
+        return None if kind == Kind.GOAWAY else b""
 
     def _data(self, flags: int, stream: int, start: int, end: int) -> bytes | None:
         """Of a call whose answer is reduced, or of none any more."""
@@ -140,6 +143,9 @@ class UpstreamFrames:
             return b""
 
     def _settings(self, flags: int, payload: bytes) -> bytes | None:
+        if flags & ACK and self._own_settings:  # those that it was dialled with
+            self._own_settings = False
+            return b""
         if flags & ACK:
             self._client.down.append(http2.SETTINGS_ACK)
             self._client.to_client.settle()

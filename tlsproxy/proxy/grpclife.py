@@ -146,6 +146,7 @@ class Life(Relay):
                 error = call.overdue(now)
                 if error is not None:
                     self.refuse(call, error)
+            self.reach.look(now)
             self.wait()
             self.settle()
 
@@ -250,6 +251,7 @@ class Life(Relay):
 
     def broken(self, error: Http2Error) -> None:
         """The client broke the protocol, or flooded us."""
+        self.entry.told = True
         now = time.time()
         self.gateway.metrics.refused(self.entry.refusal(now, "connection", error.reason))
         line = event_line(
@@ -294,9 +296,11 @@ class Life(Relay):
         if side is not None:
             side.discard()
         self.gateway.scheduler.forget(self.entry)
+        self.reach.close()
 
     def connection_lost(self, error: Exception | None) -> None:
         try:
             self.cut("client_gone" if error is None or isinstance(error, OSError) else "internal_error")
         finally:
+            del self.reach  # which refers to it
             self._when_ended()

@@ -23,6 +23,8 @@ from tlsproxy.wire.fieldblock import FieldReader, Fields, literals
 from tlsproxy.wire.http2 import DATA, END_HEADERS, END_STREAM, HEADER, PADDED, Code, Frames, Http2Error, StreamError
 from tlsproxy.wire.tracing import upstream_block
 
+LEAST_ROOM: Final = http2.FIRST_WINDOW // 2
+"""Bytes that the client may send before there is an upstream connection: the rest of what any upstream has room for."""
 MAX_FRAGMENTS: Final = 32
 """Frames of one field block."""
 
@@ -113,6 +115,8 @@ class Streams(Life):
             call.touched = self.now
         try:
             instead = call.request(data, start, end, flags)
+            if not self.connected and self.to_upstream.room < LEAST_ROOM:
+                self.reach.ask(call)  # its message says late what it is about
         except RequestError as error:
             self.give_back(size)
             self.refuse(call, error)
@@ -228,6 +232,7 @@ class Streams(Life):
             call.admit(self._pool.points)
             if plan.unread and call.client_done:
                 raise BadRequest("The request ended before its message")
+            call.begin()
         except RequestError as error:
             self.refuse(call, error)
             if self.lost is not None:

@@ -73,10 +73,12 @@ class _Judging:
         return plan.decision
 
     def _may_pass(self) -> bool:
-        if self._passed or self.refusal() is None:
-            return True
-        self._call.relay.deny(self._call)
-        return False
+        if not self._passed and self.refusal() is not None:
+            self._call.relay.deny(self._call)
+            return False
+        if self._passed:
+            self._call.relay.reach.ask(self._call)
+        return True
 
     def _read(self, content: bytes) -> Steps[None]:
         """What was compressed is read like what comes in frames."""
@@ -86,7 +88,9 @@ class _Judging:
 
     def _decide(self) -> bool:
         self._call.record.plan = plan = self._call.relay.gateway.calls.judged(self._asked, *self._reading.named())
-        if not plan.decision.allowed:
+        if plan.decision.allowed:
+            self._call.relay.reach.ask(self._call)
+        else:
             self._call.relay.deny(self._call)
         return plan.decision.allowed
 

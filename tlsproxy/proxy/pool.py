@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from functools import partial
+from typing import Protocol
 
 from tlsproxy.authz.shares import Share
 from tlsproxy.errors import Overloaded
@@ -16,6 +17,12 @@ from tlsproxy.proxy.facts import CollectionFacts
 from tlsproxy.proxy.gateway import Gateway
 from tlsproxy.proxy.points import Points
 from tlsproxy.proxy.upstream import Exchange, Upstream
+
+
+class Resting(Protocol):
+    """An upstream connection of a client of gRPC that has no calls. ``end`` ends it, at once."""
+
+    def end(self) -> None: ...
 
 
 class Pool:
@@ -33,11 +40,12 @@ class Pool:
         self._idle: list[Upstream] = []
         self._all: set[Upstream] = set()
         self._waiting: dict[Exchange, Share] = {}
+        self._resting: dict[Resting, None] = {}
 
     @property
     def counts(self) -> tuple[int, int, int]:
-        """(idle, busy, requests that wait for one)."""
-        return len(self._idle), len(self._all) - len(self._idle), self._places.waiting
+        """(idle, busy, requests that wait for one), of both protocols."""
+        return len(self._idle) + len(self._resting), self._places.held, self._places.waiting
 
     def acquire(self, exchange: Exchange) -> Upstream | None:
         """A connection, or None: then ``exchange.upstream_ready`` will be called.
@@ -83,6 +91,7 @@ class Pool:
 
     def _open(self, place: Share) -> Upstream:
         """Raises :class:`Overloaded` where no socket is to be had."""
+        self.trim()
         try:
             upstream = Upstream(self._gateway, self, place)
         except OSError as error:
@@ -105,9 +114,21 @@ class Pool:
         self.trim()
 
     def trim(self) -> None:
-        """Ends idle connections for which others' places have left no room."""
-        while self._idle and len(self._idle) + self._places.held > self._places.capacity:
-            self._idle.pop(0).discard()
+        """Ends idle connections for which others' places have left no room: requests' own first."""
+        idle, resting = self._idle, self._resting
+        while (idle or resting) and len(idle) + len(resting) + self._places.held > self._places.capacity:
+            if idle:
+                idle.pop(0).discard()
+            else:
+                longest = next(iter(resting))
+                del resting[longest]
+                longest.end()
+
+    def rests(self, connection: Resting) -> None:
+        self._resting[connection] = None
+
+    def stirs(self, connection: Resting) -> None:
+        self._resting.pop(connection, None)
 
     def lost(self, upstream: Upstream) -> None:
         self._all.discard(upstream)

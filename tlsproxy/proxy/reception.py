@@ -33,10 +33,12 @@ _SPOKEN: Final[Mapping[str | None, ProtocolName]] = {name: protocol for protocol
 
 
 class Reception:
-    """``address`` is the client's, without its port. ``when_ended`` is called once, after the last word."""
+    """``address`` is the client's, without its port. ``entry`` is there once the handshake is done.
+
+    ``when_ended`` is called once, after the last word.
+    """
 
     __slots__ = (
-        "_entry",
         "_failed",
         "_gateway",
         "_opened",
@@ -45,6 +47,7 @@ class Reception:
         "_when_ended",
         "_where",
         "address",
+        "entry",
         "stream",
     )
 
@@ -64,7 +67,7 @@ class Reception:
         self._when_ended = when_ended
         self._opened = time.monotonic()
         self._failed = False
-        self._entry: Entry | None = None
+        self.entry: Entry | None = None
         self._session: RestConnection | GrpcConnection | TcpConnection | None = None
         context, bounds = gateway.generation.contexts[where.protocols], gateway.bounds
         self.stream = TlsStream(gateway.loop, sock, self, gateway.deadlines, bounds.client_write, context)
@@ -80,7 +83,7 @@ class Reception:
         self._gateway.metrics.handshake("ok", time.monotonic() - self._opened)
         gateway, stream = self._gateway, self.stream
         standing = Standing(gateway.generation, peer_of(tls), time.time())
-        self._entry = entry = gateway.register.enter(protocol, self.address, standing)
+        self.entry = entry = gateway.register.enter(protocol, self.address, standing)
         session: RestConnection | GrpcConnection | TcpConnection
         if protocol == "tcp":
             session = TcpConnection(gateway, stream, entry, str(self._where.endpoint), self._ended)
@@ -115,8 +118,8 @@ class Reception:
             self._session.drain()
 
     def _ended(self) -> None:
-        if self._entry is not None:
-            self._gateway.register.leave(self._entry)
+        if self.entry is not None:
+            self._gateway.register.leave(self.entry)
             self._session = None
         self._gateway.metrics.connection_closed()
         self._when_ended(self)

@@ -49,7 +49,7 @@ class Session(Protocol):
 class Entry:
     """One connection. ``opened`` is seconds since the epoch; ``key`` names the key or issuer of its latest request.
 
-    ``account`` is the holder of its shares in common budgets.
+    ``account`` is the holder of its shares in common budgets. ``told``: an audit line says why it ended.
     """
 
     __slots__ = (
@@ -65,6 +65,7 @@ class Entry:
         "requests",
         "session",
         "standing",
+        "told",
         "why",
     )
 
@@ -78,6 +79,7 @@ class Entry:
         self.requests = self.bytes_in = self.bytes_out = 0
         self.key = ""
         self.why = ""
+        self.told = False
         self.ends = float("inf")
         self.account = _account(standing, address)
 
@@ -204,7 +206,7 @@ class Register:
         identity = entry.standing.identity
         gateway, now = self._gateway, time.time()
         self._ending[entry.number] = entry
-        entry.why, entry.ends = reason, time.monotonic() + after
+        entry.why, entry.ends, entry.told = reason, time.monotonic() + after, True
         gateway.metrics.connection_ended(reason)
         gateway.metrics.refused(entry.refusal(now, "connection", reason))
         gateway.audit.write(

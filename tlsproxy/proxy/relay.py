@@ -21,12 +21,13 @@ from tlsproxy.wire import http2
 from tlsproxy.wire.fieldblock import write
 from tlsproxy.wire.floods import Budgets
 from tlsproxy.wire.grpc import trailers, trailers_only
-from tlsproxy.wire.http2 import END_STREAM, HEADER, Code
+from tlsproxy.wire.http2 import DATA, END_STREAM, HEADER, KIND, Code
 from tlsproxy.wire.tracing import id_field
 from tlsproxy.wire.window import Window
 
 if TYPE_CHECKING:
     from tlsproxy.proxy.call import Call
+    from tlsproxy.proxy.grpcreach import Reach
     from tlsproxy.proxy.grpcupstream import GrpcUpstream
 
 REMEMBERED: Final = 1024
@@ -55,6 +56,7 @@ class Relay(ABC):
         "late",
         "limits",
         "over",
+        "reach",
         "restates",
         "stream",
         "to_client",
@@ -64,6 +66,7 @@ class Relay(ABC):
     )
 
     patient = True
+    reach: Reach
 
     def __init__(self, gateway: Gateway, stream: TlsStream, entry: Entry) -> None:
         self.gateway = gateway
@@ -93,6 +96,11 @@ class Relay(ABC):
     def give_back_upstream(self, size: int) -> None:
         self._owed_upstream += size
         self.to_client.credit += size
+
+    @property
+    def connected(self) -> bool:
+        """Whether there is an upstream connection, be it that it is dialled. Until then ``up`` waits for one."""
+        return self._side is not None
 
     @abstractmethod
     def present(self) -> None:
@@ -125,14 +133,14 @@ class Relay(ABC):
         if self._owed_client:
             self.down.append(http2.window_update(0, self._owed_client))
             self._owed_client = 0
-        if self._owed_upstream:
-            self.up.append(http2.window_update(0, self._owed_upstream))
-            self._owed_upstream = 0
-        if self.up:
-            data = b"".join(self.up)
-            self.up.clear()
-            if self._side is not None:
+        if self._side is not None:
+            if self._owed_upstream:
+                self.up.append(http2.window_update(0, self._owed_upstream))
+            if self.up:
+                data = b"".join(self.up)
+                self.up.clear()
                 self._side.write(data)
+        self._owed_upstream = 0
         if self.down:
             data = b"".join(self.down)
             self.down.clear()
@@ -180,10 +188,24 @@ class Relay(ABC):
 
         A server counts the streams that end as soon as they began, and ends the connection of who has many.
         """
+        if not self.connected:
+            self._unsay(call)
+            return True
         if self.up and self.up[-1] is call.opening:
             del self.up[-1]
             return True
         return False
+
+    def _unsay(self, call: Call) -> None:
+        """What of it waits for an upstream connection is not said, and takes no room."""
+        said = [one for one in self.up if http2.stream_of(one) == call.stream]
+        size = sum(len(one) - HEADER for one in said if one[KIND] == DATA)
+        self.up[:] = [one for one in self.up if http2.stream_of(one) != call.stream]
+        if call.reading is not None and call.reading.rebuilds:
+            self.to_upstream.own(-size)
+        else:
+            self.to_upstream.room += size
+            self.give_back(size)
 
     def answered(self, call: Call, status: int | None) -> None:
         """The upstream's response is whole. The client may still have something to say."""
@@ -207,6 +229,7 @@ class Relay(ABC):
             call.recorded = True
             self.finish(call.record, reason)
         if not self.calls:
+            self.reach.rest()
             self.rest()
         if self.late:
             self._drop_late(call.stream)
