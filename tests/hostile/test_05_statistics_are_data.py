@@ -218,6 +218,19 @@ def test_words_are_counted_over_ones_own_points(latest: Qdrants, kind: str) -> N
         assert all(one["params"]["idf"] == CORPUS for one in wordy)
 
 
+def test_what_is_compressed_is_confined_alike(latest: Qdrants) -> None:
+    body = gzip.compress(json.dumps(WORDY["sparse"] | {"params": {"idf": "global", "indexed_only": True}}).encode())
+    sent = latest.sent("points/query", body, ("content-encoding", "gzip"))
+    assert sent["params"] == {"idf": CORPUS}
+    assert "content-encoding" not in latest.rest.requests[-1].fields
+    sparse = pb.Query(nearest=pb.VectorInput(sparse=pb.SparseVector(indices=[1], values=[1.0])))
+    message = pb.QueryPoints(collection_name="docs", query=sparse, using="words").SerializeToString()
+    answer = call(latest.channel, "/qdrant.Points/Query", message, compression=grpc.Compression.Gzip)
+    assert answer.code is grpc.StatusCode.OK
+    (came,) = latest.grpc.calls[-1].messages
+    assert pb.QueryPoints.FromString(came).params.idf.corpus == ONLY_MINE_BY_GRPC
+
+
 def test_a_callers_own_corpus_is_narrowed(latest: Qdrants) -> None:
     recent = {"must": [{"key": "year", "range": {"gte": 2024}}]}
     body = WORDY["sparse"] | {"params": {"idf": {"corpus": recent}, "exact": True}}

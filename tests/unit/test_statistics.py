@@ -1,4 +1,4 @@
-"""Every field of every answer to a tenant has a row: what it is taken over, and what is done then."""
+"""Every field of every answer to a tenant has a row in the table of statistics."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from support.steps import at_once
 from tlsproxy.qdrant.grpc import operation_of
 from tlsproxy.qdrant.grpctenancy import WAYS
 from tlsproxy.qdrant.operations import REST
-from tlsproxy.qdrant.statistics import ENVELOPE, FIELDS, MESSAGES, Over, OwnAnswer
+from tlsproxy.qdrant.statistics import ENVELOPE, FIELDS, MESSAGES, AnswerReducer, Population
 from tlsproxy.qdrant.tenancy import is_confinable
 
 _BUILT = re.compile(r'type_=m\.(\w+),\s*method="(\w+)",\s*url="([^"]+)"')
@@ -50,7 +50,7 @@ def below(model: type[BaseModel], fields: dict[str, Any]) -> Iterator[tuple[str,
     """Each field of a model, and of those that stand within it and are looked into."""
     for name, over in fields.items():
         assert name in model.model_fields, (model, name)
-        if over is not Over.WITHIN:
+        if over is not Population.WITHIN:
             continue
         for inner in models_in(model.model_fields[name].annotation):
             rows = FIELDS[inner.__name__]
@@ -69,11 +69,13 @@ def test_every_field_of_an_answer_has_a_row(row: Any) -> None:
     assert {(name, field) for name, field in found if field not in FIELDS[name]} == set()
 
 
-def messages_below(descriptor: Descriptor, rows: dict[int, Over] | None) -> Iterator[tuple[str, str, Over | None]]:
+def messages_below(
+    descriptor: Descriptor, rows: dict[int, Population] | None
+) -> Iterator[tuple[str, str, Population | None]]:
     for field in descriptor.fields:
         over = rows.get(field.number) if rows is not None else FIELDS[descriptor.name].get(field.name)
         yield descriptor.name, field.name, over
-        if over is Over.WITHIN:
+        if over is Population.WITHIN:
             yield from messages_below(field.message_type, None)
 
 
@@ -81,8 +83,8 @@ def messages_below(descriptor: Descriptor, rows: dict[int, Over] | None) -> Iter
 def test_every_field_of_a_message_has_a_row(path: str) -> None:
     found = list(messages_below(OUTPUTS[path], dict(MESSAGES[path])))
     assert [(name, field) for name, field, over in found if over is None] == []
-    removed = {field for _, field, over in found if over is Over.REMOVED}
-    times = {field for _, field, over in found if over is Over.TIME}
+    removed = {field for _, field, over in found if over is Population.REMOVED}
+    times = {field for _, field, over in found if over is Population.TIME}
     assert (removed, times) == ({"usage"}, {"time"})
     assert max(MESSAGES[path]) == len(OUTPUTS[path].fields)
 
@@ -104,7 +106,7 @@ def test_what_is_removed_is_all_that_is(data: st.DataObject) -> None:
     answer = data.draw(
         qdrant.messages(OUTPUTS[path], frozenset({"result", "usage", "hardware", "score", "time", "hits"}))
     )
-    shown = qdrant.parse(OUTPUTS[path], at_once(OwnAnswer(operation).reducing(answer.SerializeToString())))
+    shown = qdrant.parse(OUTPUTS[path], at_once(AnswerReducer(operation).reducing(answer.SerializeToString())))
     answer.ClearField("usage")
     assert shown == answer
 
@@ -112,6 +114,6 @@ def test_what_is_removed_is_all_that_is(data: st.DataObject) -> None:
 def test_what_a_newer_qdrant_says_is_left_out() -> None:
     operation = operation_of("/qdrant.Points/Count")
     assert operation is not None
-    assert at_once(OwnAnswer(operation).reducing(b"\x0a\x02\x08\x03\x22\x01x\x28\x01")) == b"\x0a\x02\x08\x03"
+    assert at_once(AnswerReducer(operation).reducing(b"\x0a\x02\x08\x03\x22\x01x\x28\x01")) == b"\x0a\x02\x08\x03"
     with pytest.raises(ValueError, match="within a field"):
-        at_once(OwnAnswer(operation).reducing(b"\x0a\x05"))
+        at_once(AnswerReducer(operation).reducing(b"\x0a\x05"))

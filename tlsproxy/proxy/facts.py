@@ -1,7 +1,8 @@
-"""What a tenant's query depends on, asked of the upstream: its release, and which of a collection's vectors have IDF.
+"""Facts about the upstream that a tenant's query depends on: its release, and the vectors of a collection.
 
-Both are asked over REST, for calls of gRPC too. The release is believed for :data:`REMEMBERED` seconds, and so is that
-a vector has the modifier; that one has none is asked for each request (:func:`tlsproxy.qdrant.scoring.needs_corpus`).
+The gateway asks over REST, for calls of gRPC too, and remembers the answers for :data:`REMEMBERED` seconds. A vector
+that has no IDF is not believed to have none that long, but asked for with each request
+(:func:`tlsproxy.qdrant.scoring.needs_corpus`).
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 from tlsproxy.authz.shares import Account
 from tlsproxy.errors import RequestError
 from tlsproxy.proxy.gateway import Gateway
-from tlsproxy.proxy.questions import Questions, question, question_path
+from tlsproxy.proxy.questions import Questions, own_request, question_path
 from tlsproxy.qdrant.scoring import Facts, described, release_in
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 REMEMBERED: Final = 10.0
 MOST_REMEMBERED: Final = 1024
 LARGEST_ANSWER: Final = 1 << 20
-"""Bytes of a collection's description, beyond which it is not understood."""
+"""Bytes of a collection's description; a longer one counts as unknown."""
 _OK: Final = 200
 
 Told = Callable[[Facts | RequestError], None]
@@ -31,7 +32,7 @@ _Release = tuple[int, int] | None
 
 
 class CollectionFacts:
-    """The questions of one process, and what is believed of their answers."""
+    """The questions of one process, and a memo of their answers."""
 
     def __init__(self, gateway: Gateway, pool: Pool) -> None:
         self._gateway = gateway
@@ -45,7 +46,7 @@ class CollectionFacts:
         self._known: dict[tuple[int, str], tuple[float, Facts]] = {}
 
     def known(self, collection: str) -> Facts | None:
-        """As they were remembered; None where they were not."""
+        """From the memo; None where they are not in it."""
         until, facts = self._known.get((self._gateway.generation.number, collection), (0.0, None))
         return facts if time.monotonic() < until else None
 
@@ -57,7 +58,7 @@ class CollectionFacts:
             self._ask_collection(collection, account, told, release)
         else:
             asked = partial(self._told_release, generation.number, collection, account, told)
-            self._releases.ask(generation.number, question(generation, "GET /"), account, asked)
+            self._releases.ask(generation.number, own_request(generation, "GET /"), account, asked)
 
     def _told_release(
         self, number: int, collection: str, account: Account, told: Told, release: _Release | RequestError
@@ -80,7 +81,7 @@ class CollectionFacts:
             return
         key = (generation.number, collection)
         asked = partial(self._told_collection, key, told, release)
-        self._collections.ask(key, question(generation, f"GET {path}"), account, asked)
+        self._collections.ask(key, own_request(generation, f"GET {path}"), account, asked)
 
     def _told_collection(
         self, key: tuple[int, str], told: Told, release: _Release, answer: bytes | RequestError

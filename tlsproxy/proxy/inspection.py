@@ -24,7 +24,7 @@ from tlsproxy.proxy.record import Record, RequestBody
 from tlsproxy.proxy.reduction import ReducedExchange
 from tlsproxy.proxy.refusal import CONTINUE
 from tlsproxy.proxy.slices import in_slices
-from tlsproxy.proxy.usage import OwnAnswer
+from tlsproxy.proxy.usage import StreamedAnswer
 from tlsproxy.qdrant.scoring import Facts, FactsNeeded
 from tlsproxy.wire.chunked import in_chunks
 from tlsproxy.wire.http1 import CHUNKED
@@ -48,7 +48,7 @@ class InspectedExchange(Exchange):
         self._holding = Holding(gateway)
         self._reading = True
         self._confined = False
-        self._answer: OwnAnswer | None = None
+        self._answer: StreamedAnswer | None = None
 
     def admit(self) -> None:
         if self.record.plan.expects_continue:
@@ -140,7 +140,7 @@ class InspectedExchange(Exchange):
 
     def response_head(self, head: ResponseHead) -> None:
         if self._confined and head.length:
-            self._answer = OwnAnswer(head)
+            self._answer = StreamedAnswer(head)
         else:
             super().response_head(head)
 
@@ -166,7 +166,7 @@ class InspectedExchange(Exchange):
             super().response_body(rest)
         super().response_done()
 
-    def _begin_answer(self, answer: OwnAnswer) -> None:
+    def _begin_answer(self, answer: StreamedAnswer) -> None:
         if not answer.begun:
             answer.begun = True
             super().response_head(answer.head)

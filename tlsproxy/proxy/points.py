@@ -20,7 +20,7 @@ from tlsproxy.authz.shares import Account
 from tlsproxy.errors import Form, RequestError, UpstreamBroken
 from tlsproxy.proxy.accounts import STORAGE_ERROR
 from tlsproxy.proxy.gateway import Gateway
-from tlsproxy.proxy.questions import Questions, question, question_path
+from tlsproxy.proxy.questions import Questions, own_request, question_path
 from tlsproxy.wire.fieldblock import Fields
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ class Points:
             self._gateway.loop.call_soon(told, _NO_COLLECTION)
             return
         more = affinity and b"%b: %b\r\n" % (_AFFINITY, affinity)
-        request = question(generation, f"POST {path}", more, asked.body)
+        request = own_request(generation, f"POST {path}", more, asked.body)
         self._questions.ask((generation.number, asked, affinity), request, account, told)
 
 

@@ -33,7 +33,7 @@ V = TypeVar("V")
 
 
 class Questions(Generic[K, V]):
-    """Those of one kind that wait for an answer: of each, one that was asked and the next.
+    """Questions of one kind that wait for an answer: of each, one that was asked and the next.
 
     ``read`` makes something of an answer, of its status and its body, of which little more than ``largest`` bytes are
     kept.
@@ -90,8 +90,8 @@ def question_path(collection: str, method: str, suffix: str, operation: str) -> 
     return recognised.target.path
 
 
-def question(generation: Generation, line: str, fields: bytes = b"", body: bytes = b"") -> bytes:
-    """``line``: method and path."""
+def own_request(generation: Generation, line: str, fields: bytes = b"", body: bytes = b"") -> bytes:
+    """A request with the gateway's own credentials. ``line``: method and path."""
     key = generation.upstream_api_key
     return b"%b HTTP/1.1\r\nhost: %b\r\n%b%b%b\r\n%b" % (
         line.encode(),

@@ -19,8 +19,8 @@ _LAST: Final = b"0\r\n\r\n"
 _ENCODED: Final = re.compile(rb"^content-encoding:(?![ \t]*identity[ \t]*\r\n)", re.IGNORECASE | re.MULTILINE)
 
 
-class OwnAnswer:
-    """``begun``: its head, which is then ``head``, has gone on with some of it."""
+class StreamedAnswer:
+    """One answer. ``begun``: its head (``head``) and some of its body have been sent."""
 
     __slots__ = ("_chunks", "_content", "_encoded", "_without", "begun", "head")
 

@@ -20,7 +20,7 @@ from tlsproxy.qdrant.messages import COLLECTION, INNER, OTHER, REQUESTS, SHAPES
 from tlsproxy.qdrant.nesting import NESTING
 from tlsproxy.qdrant.operations import GRPC, MAX_NAME_BYTES, Operation
 from tlsproxy.qdrant.scoring import Facts
-from tlsproxy.qdrant.statistics import OwnAnswer
+from tlsproxy.qdrant.statistics import AnswerReducer
 from tlsproxy.qdrant.tenancy import tells_no_points
 from tlsproxy.wire.protobuf import ProtobufError, Scanner
 from tlsproxy.wire.steps import Steps
@@ -52,7 +52,7 @@ def judge_call(admitted: Admission | Decision, operation: Operation | None) -> J
         return Judgement(NOWHERE)
     rights, confinable = admitted.rights, is_confinable_call(operation)
     listing = listing_of_call(operation, rights)
-    shown = OwnAnswer(operation) if confinable and any(one.conditions for one in rights) else listing
+    shown = AnswerReducer(operation) if confinable and any(one.conditions for one in rights) else listing
     if operation.requirement.scope is Scope.COLLECTION and any(one.limited for one in rights):
         return Judgement(UNREAD, shown)  # a refusal too: it names the collection
     decision = decide_all(

@@ -1,12 +1,12 @@
-"""What a query's scores are taken from beside its vector and the points, and how a tenant's are kept to its own.
+"""Sources of a query's scores beside its vector and the points: document frequencies, and codes of quantization.
 
 Inverse document frequencies: a sparse vector with the modifier `idf` (BM25's, for one) and a text query (since Qdrant
 1.20) are scored by how many points there are, and how many of them have a word: in the whole collection, unless
 `params.idf.corpus` names a filter (since 1.19). An older Qdrant ignores that member in silence, and on a vector without
 the modifier it is an error. So what such a query becomes depends on :class:`Facts` that the upstream is asked for.
 
-Quantization: codes are made by the range, or the clusters, of all vectors of a segment, and what is scored by them
-tells of these; `params.quantization.rescore` has the scores made anew from the vectors themselves.
+Quantization: codes are made by the range, or the clusters, of all vectors of a segment, and scores by codes tell of
+these; `params.quantization.rescore` has the scores made anew from the vectors themselves.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ MATRIX: Final = "A matrix over a quantized vector, or a sparse one with IDF, can
 
 
 class Scored(Enum):
-    """By what a query is."""
+    """The kinds of queries, by the source of their scores."""
 
     NOTHING = "nothing"
-    """Or by the scores of what is below it."""
+    """No vector, or the scores of prefetches."""
     DENSE = "dense"
     SPARSE = "sparse"
     INFERRED = "inferred"
-    """By what a model makes of it, either of these."""
+    """A vector that a model makes: dense or sparse."""
     TEXT = "text"
 
 
@@ -50,7 +50,7 @@ class FactsNeeded(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What the upstream said of itself and of one collection. None is what it did not say intelligibly.
+    """The upstream's account of itself and of one collection; None for a part that is missing or not understood.
 
     ``weighted`` are the sparse vectors with the modifier, ``quantized`` the dense ones that are. ``fresh``: asked for
     the request at hand.
@@ -105,7 +105,7 @@ def _require(release: tuple[int, int], facts: Facts, text: str) -> None:
 
 
 def release_in(answer: bytes) -> tuple[int, int] | None:
-    """Of Qdrant's answer to `GET /`; None for anything else."""
+    """The release in Qdrant's answer to `GET /`; None for anything else."""
     match _parsed(answer):
         case {"version": str(version)}:
             major, _, rest = version.partition(".")
@@ -116,7 +116,7 @@ def release_in(answer: bytes) -> tuple[int, int] | None:
 
 
 def described(release: tuple[int, int] | None, answer: bytes) -> Facts:
-    """With Qdrant's answer to `GET /collections/{name}`, of which some may be unintelligible."""
+    """The facts in Qdrant's answer to `GET /collections/{name}`."""
     match _parsed(answer):
         case {"result": {"config": {"params": dict(params)} as config}}:
             return Facts(release, _weighted(params.get("sparse_vectors")), _quantized(config, params.get("vectors")))

@@ -1,8 +1,9 @@
-"""What each field of an answer to a tenant is taken over: its own points, or more than these, and what is done then.
+"""The points behind each field of an answer to a tenant: its own, or more than these, and the measure taken then.
 
 A table by the names of Qdrant's models (REST) and messages (gRPC), over all that a confinable operation may answer. A
-test holds it against those of Qdrant's client library: a field that a newer one has needs a row. Of gRPC's answers, a
-field that has no row here is left out.
+test holds it against those of Qdrant's client library: a field that a newer one has needs a row. A field of gRPC's
+answers that has no row here is left out. Operations that cannot be confined are refused before the upstream hears of
+them, and so tell nothing.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ from tlsproxy.wire.protobuf import fields
 from tlsproxy.wire.steps import Steps
 
 
-class Over(Enum):
-    """What a field is taken over."""
+class Population(Enum):
+    """The points, or other facts, that a field is computed from."""
 
     WITHIN = "see its own fields"
     OWN = "the caller's points: the conditions are in every filter that chooses them"
@@ -30,60 +31,70 @@ class Over(Enum):
 
 
 _POINT: Final = {
-    "id": Over.OWN,
-    "payload": Over.OWN,
-    "vector": Over.OWN,
-    "vectors": Over.OWN,
-    "shard_key": Over.OWN,
-    "order_value": Over.OWN,
+    "id": Population.OWN,
+    "payload": Population.OWN,
+    "vector": Population.OWN,
+    "vectors": Population.OWN,
+    "shard_key": Population.OWN,
+    "order_value": Population.OWN,
 }
-_SCORED: Final = {**_POINT, "score": Over.SCORED, "version": Over.CHANGES}
-_GROUP: Final = {"id": Over.OWN, "hits": Over.WITHIN, "lookup": Over.OWN}
-_HIT: Final = {"value": Over.OWN, "count": Over.COUNTED}
+_SCORED: Final = {**_POINT, "score": Population.SCORED, "version": Population.CHANGES}
+_GROUP: Final = {"id": Population.OWN, "hits": Population.WITHIN, "lookup": Population.OWN}
+_HIT: Final = {"value": Population.OWN, "count": Population.COUNTED}
+_OFFSETS: Final = {
+    "offsets_row": Population.OWN,
+    "offsets_col": Population.OWN,
+    "ids": Population.OWN,
+    "scores": Population.SCORED,
+}
 
-FIELDS: Final[Mapping[str, Mapping[str, Over]]] = {
-    "CountResult": {"count": Over.COUNTED},
-    "FacetResponse": {"hits": Over.WITHIN},
+FIELDS: Final[Mapping[str, Mapping[str, Population]]] = {
+    "CountResult": {"count": Population.COUNTED},
+    "FacetResponse": {"hits": Population.WITHIN},
     "FacetValueHit": _HIT,
     "FacetHit": _HIT,
-    "QueryResponse": {"points": Over.WITHIN},
-    "BatchResult": {"result": Over.WITHIN},
-    "GroupsResult": {"groups": Over.WITHIN},
+    "QueryResponse": {"points": Population.WITHIN},
+    "BatchResult": {"result": Population.WITHIN},
+    "GroupsResult": {"groups": Population.WITHIN},
     "PointGroup": _GROUP,
-    "ScrollResult": {"points": Over.WITHIN, "next_page_offset": Over.OWN},
+    "ScrollResult": {"points": Population.WITHIN, "next_page_offset": Population.OWN},
     "ScoredPoint": _SCORED,
     "Record": _POINT,
     "RetrievedPoint": _POINT,
-    "SearchMatrixPairs": {"pairs": Over.WITHIN},
-    "SearchMatrixPairsResponse": {"pairs": Over.WITHIN},
-    "SearchMatrixPair": {"a": Over.OWN, "b": Over.OWN, "score": Over.SCORED},
-    "SearchMatrixOffsets": dict.fromkeys(("offsets_row", "offsets_col", "ids"), Over.OWN) | {"scores": Over.SCORED},
-    "SearchMatrixOffsetsResponse": dict.fromkeys(("offsets_row", "offsets_col", "ids"), Over.OWN)
-    | {"scores": Over.SCORED},
-    "UpdateResult": {"operation_id": Over.CHANGES, "status": Over.OUTCOME},
+    "SearchMatrixPairs": {"pairs": Population.WITHIN},
+    "SearchMatrixPairsResponse": {"pairs": Population.WITHIN},
+    "SearchMatrixPair": {"a": Population.OWN, "b": Population.OWN, "score": Population.SCORED},
+    "SearchMatrixOffsets": _OFFSETS,
+    "SearchMatrixOffsetsResponse": _OFFSETS,
+    "UpdateResult": {"operation_id": Population.CHANGES, "status": Population.OUTCOME},
 }
-"""But for the envelopes: REST's and gRPC's."""
+"""Models and messages within the envelopes below."""
 
-ENVELOPE: Final = {"result": Over.WITHIN, "status": Over.OUTCOME, "time": Over.TIME, "usage": Over.REMOVED}
-"""Of each answer over REST; one that is an error has no ``result``."""
+ENVELOPE: Final = {
+    "result": Population.WITHIN,
+    "status": Population.OUTCOME,
+    "time": Population.TIME,
+    "usage": Population.REMOVED,
+}
+"""The members of each answer over REST; an error has no ``result``."""
 
-_ANSWER: Final = {1: Over.WITHIN, 2: Over.TIME, 3: Over.REMOVED}
-MESSAGES: Final[Mapping[str, Mapping[int, Over]]] = {
+_ANSWER: Final = {1: Population.WITHIN, 2: Population.TIME, 3: Population.REMOVED}
+MESSAGES: Final[Mapping[str, Mapping[int, Population]]] = {
     f"/qdrant.Points/{method}": _ANSWER
     for method in (
         *("Search", "SearchBatch", "SearchGroups", "SearchMatrixPairs", "SearchMatrixOffsets"),
         *("Query", "QueryBatch", "QueryGroups", "Count", "Facet", "Upsert", "Delete", "UpdateVectors", "DeleteVectors"),
         *("SetPayload", "OverwritePayload", "DeletePayload", "UpdateBatch"),
     )
-} | {"/qdrant.Points/Scroll": {1: Over.OWN, 2: Over.WITHIN, 3: Over.TIME, 4: Over.REMOVED}}
-"""Of each confinable method's answer: its fields, by their numbers."""
+} | {"/qdrant.Points/Scroll": {1: Population.OWN, 2: Population.WITHIN, 3: Population.TIME, 4: Population.REMOVED}}
+"""The fields of each confinable method's answer, by their numbers."""
 
 STEP: Final = 1000
 """Fields of one step, at some microseconds each."""
 
 
-class OwnAnswer:
-    """The reduction of one method's answer to what has a row above, and is not removed. Its errors pass."""
+class AnswerReducer:
+    """Reduces one method's answer to the fields that have a row above and are not removed. Errors pass."""
 
     __slots__ = ("_kept",)
 
@@ -91,7 +102,7 @@ class OwnAnswer:
 
     def __init__(self, operation: Operation) -> None:
         table = MESSAGES[operation.path]
-        self._kept = frozenset(number for number, over in table.items() if over is not Over.REMOVED)
+        self._kept = frozenset(number for number, over in table.items() if over is not Population.REMOVED)
 
     def reducing(self, body: bytes) -> Steps[bytes]:
         """``body`` is one message. Raises ValueError for what is not such a message."""
