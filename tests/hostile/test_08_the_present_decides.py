@@ -5,16 +5,19 @@ from __future__ import annotations
 import asyncio
 import json
 import queue
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import Any, Self
 
 import grpc
 import pytest
 from hyperframe.frame import DataFrame
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from qdrant_client import grpc as pb
 from support.client import Client
 from support.gateway import DEADLINE, Gateway
@@ -99,7 +102,7 @@ class Stage:
             identities=IDENTITIES,
             tls={"poll_interval": 60},
             limits={"drain_grace": 0, "expel_after": 0.3},
-            upstream={"rest": self.upstream.url, "grpc": self.grpc_upstream.url, "max_connections": 1},
+            upstream={"rest": self.upstream.url, "grpc": self.grpc_upstream.url},
             workers=self.workers,
         )
         self.gateway = Gateway(self.config).__enter__()
@@ -141,6 +144,11 @@ class Stage:
         self.upstream.answer, self.grpc_upstream.answer = answer, call
         return wait
 
+    def hold_one(self) -> Callable[[], None]:
+        """The same, where the upstream has one connection, so that others wait for it."""
+        self.publish(upstream={"max_connections": 1})
+        return self.hold()
+
     def answer(self, body: bytes) -> None:
         self._answers.put(body)
 
@@ -174,7 +182,7 @@ def stage(served: Stage) -> Iterator[Stage]:
     for _ in range(4):  # requests that were ended may wait for them still
         served.answer(b"{}")
     served.upstream.answer = plain()
-    served.publish(roles=ROLES, keys=[], limits={"expel_after": 0.3}, upstream={"max_connections": 1})
+    served.publish(roles=ROLES, keys=[], limits={"expel_after": 0.3}, upstream={"max_connections": 256})
 
 
 BODY = b'{"points": [{"id": 1}]' + b" " * 150_000 + b"}"
@@ -251,8 +259,10 @@ NO_LOOKUP = {**ROLES, "ingest": {"access": [DOCS]}}
         (NO_LOOKUP, ROLES, 200),
         (NO_LOOKUP, {**ROLES, "ingest": {"access": "r"}}, 200),
         (ROLES, {**ROLES, "ingest": ROLES["tenant"]}, 403),
+        ({**ROLES, "ingest": {"access": "r"}}, ROLES, 200),
+        ({**ROLES, "ingest": {"access": "r"}}, NO_LOOKUP, 403),
     ],
-    ids=["less", "more", "all", "a tenant's"],
+    ids=["less", "more", "all", "a tenant's", "no longer all", "too little"],
 )
 def test_a_body_is_decided_by_the_rights_of_its_last_byte(
     stage: Stage, before: dict[str, Any], after: dict[str, Any], status: int, framing: str
@@ -401,7 +411,7 @@ def test_the_outcome_of_a_change_that_is_made_is_told_for_a_while(stage: Stage, 
 
 
 def test_what_waits_for_a_connection_to_the_upstream_is_decided_when_it_gets_one(stage: Stage) -> None:
-    begun = stage.hold()
+    begun = stage.hold_one()
     with (
         connected(stage.gateway, stage.site.client("search")) as first,
         connected(stage.gateway, stage.site.client("admin")) as less,
@@ -422,7 +432,7 @@ def test_what_waits_for_a_connection_to_the_upstream_is_decided_when_it_gets_one
 @pytest.mark.parametrize(("looks_up", "status"), [("docs", 200), ("vectors", 403)])
 def test_what_waits_is_carried_out_as_its_rights_ask_for_by_then(stage: Stage, looks_up: str, status: int) -> None:
     """A role of everything becomes one of a collection: the body is read after all, and the listing reduced."""
-    begun = stage.hold()
+    begun = stage.hold_one()
     with (
         connected(stage.gateway, stage.site.client("admin")) as first,
         connected(stage.gateway, stage.site.client("search")) as query,
@@ -454,7 +464,6 @@ def test_the_audit_log_is_read_by_who_may_read_it_now(stage: Stage) -> None:
 def test_who_keeps_the_right_loses_nothing(stage: Stage) -> None:
     """Whatever is under way when other rights change, and other settings."""
     taking = stage.take_over()
-    stage.publish(upstream={"max_connections": 8})
     site, gateway = stage.site, stage.gateway
     point = message(pb.UpsertPoints(collection_name="docs", points=[pb.PointStruct()]).SerializeToString())
     with (
@@ -484,6 +493,75 @@ def test_who_keeps_the_right_loses_nothing(stage: Stage) -> None:
             calls.send(DataFrame(stream, point[12:], flags=["END_STREAM"]))
             assert calls.status(stream) == 0
     assert len(taking.whole) == 5
+
+
+SENDERS = [(client, protocol) for client in ("admin", "ingest", "tenant") for protocol in ("REST", "gRPC")]
+STEPS = st.one_of(
+    st.tuples(st.just("send"), st.integers(0, len(SENDERS) - 1)),
+    st.tuples(st.sampled_from(["take", "give"]), st.sampled_from(["admin", "ingest", "tenant"])),
+)
+
+
+class Sender:
+    """One upsert, in pieces. ``kept``: there was no moment without the right; ``whole``: all of it was sent with it."""
+
+    def __init__(self, stage: Stage, stack: ExitStack, client: str, protocol: str, marker: int) -> None:
+        self.client, self.kept, self.whole = client, True, False
+        self.mark = b"%032d" % marker
+        if protocol == "REST":
+            self.rest = stack.enter_context(connected(stage.gateway, stage.site.client(client)))
+            content = b'{"points": [{"id": 1, "payload": {"mark": "%b"}}]}' % self.mark
+            content = PUT + b"content-length: %d\r\n\r\n" % len(content) + content
+        else:
+            self.calls = stack.enter_context(h2(stage.gateway, stage.site, client))
+            self.stream = self.calls.open(fields(UPSERT))
+            point = pb.PointStruct(payload={"mark": pb.Value(string_value=self.mark.decode())})
+            content = message(pb.UpsertPoints(collection_name="docs", points=[point]).SerializeToString())
+        self.protocol = protocol
+        self.pieces = [content[start : start + 40] for start in range(0, len(content), 40)]
+
+    def send(self) -> None:
+        if self.pieces:
+            piece, self.pieces = self.pieces[0], self.pieces[1:]
+            with suppress(ConnectionError, ssl.SSLError):
+                if self.protocol == "REST":
+                    self.rest.send(piece)
+                else:
+                    self.calls.send(DataFrame(self.stream, piece, flags=[] if self.pieces else ["END_STREAM"]))
+
+    def outcome(self) -> bool:
+        """Whether it was carried out."""
+        while self.pieces:
+            self.send()
+        if self.protocol == "REST":
+            return self.rest.response().status == 200
+        return self.calls.status(self.stream) == 0
+
+
+@settings(max_examples=6, suppress_health_check=list(HealthCheck))
+@given(st.lists(STEPS, min_size=3, max_size=12))
+def test_nothing_passes_after_the_right_went_and_nothing_ends_whose_right_stayed(
+    served: Stage, steps: list[tuple[str, Any]]
+) -> None:
+    """Whatever is published while it is under way."""
+    taking, roles = served.take_over(), dict(ROLES)
+    with ExitStack() as stack:
+        stack.callback(served.publish, roles=ROLES)
+        senders = [Sender(served, stack, *sender, marker) for marker, sender in enumerate(SENDERS)]
+        for step, whose in steps:
+            if step == "send":
+                senders[whose].send()
+                continue
+            for sender in senders:
+                sender.whole |= sender.kept and not sender.pieces
+            roles[whose] = (NOW if step == "take" else ROLES)[whose]
+            served.publish(roles=roles)
+            for sender in senders:
+                sender.kept &= sender.client != whose or step == "give"
+        for sender in senders:
+            passed, has = sender.outcome(), roles[sender.client] == ROLES[sender.client]
+            assert passed if sender.kept else not passed or has or sender.whole
+            assert passed == any(sender.mark in body for body in taking.whole)
 
 
 def test_every_worker_decides_by_the_present(tmp_path_factory: pytest.TempPathFactory) -> None:

@@ -24,6 +24,10 @@ class AuditLogsExchange(Exchange):
     def sending(self) -> bool:
         return not self.body.done
 
+    @property
+    def taken(self) -> bytes | None:
+        return None if self.record.bytes_in else b""
+
     def admit(self) -> None:
         if not self.record.admit(self._gateway):
             raise AuditUnavailable("The audit log cannot be written")

@@ -129,6 +129,11 @@ class Exchange(Admitting):
         """Whether nothing of it is with an upstream."""
         return self._upstream is None
 
+    @property
+    def taken(self) -> bytes | None:
+        """What it has of its body as it came, where nothing of it is with an upstream; None where that is not known."""
+        return self._first if self._upstream is None else None
+
     def request_sent(self) -> bool:
         return self.body.done
 

@@ -72,6 +72,10 @@ class InspectedExchange(Exchange):
         else:
             self._await_body()
 
+    @property
+    def taken(self) -> bytes | None:
+        return None if self.record.bytes_in else b""
+
     def renew(self, present: Plan) -> Decision | None:
         """Until it is decided it is for head and body of the present to decide."""
         if not (self._reading or self.record.plan.unread):

@@ -296,8 +296,9 @@ class RestConnection(Turns):
             refusal = exchange.renew(present)
             if refusal is None:
                 return ""
-            if exchange.waiting and not record.bytes_in and (present.decision.allowed or present.unread is not None):
-                self._begin_anew(record, exchange, present)
+            taken = exchange.taken
+            if taken is not None and (present.decision.allowed or present.unread is not None):
+                self._begin_anew(record, exchange, present, taken)
             else:
                 self._withdraw(record, exchange, refusal)
         return ""
@@ -308,11 +309,12 @@ class RestConnection(Turns):
         ended = standing.ended(gateway.generation, now)
         return gateway.plans.of(standing.principal, self._head, now, ended)[0]
 
-    def _begin_anew(self, record: Record[Plan], exchange: Exchange, present: Plan) -> None:
+    def _begin_anew(self, record: Record[Plan], exchange: Exchange, present: Plan, taken: bytes) -> None:
         """Nothing of it was sent yet, and it is to be carried out otherwise: its body, or its answer, must be read."""
         exchange.abandon()
         exchange.over()
-        record.plan = present
+        self.inbox.put_back(taken)
+        record.plan, record.bytes_in = present, 0
         self._carry_out(record)
         self.advance()
 

@@ -15,7 +15,7 @@ from tlsproxy.errors import BadRequest
 from tlsproxy.qdrant.grpclistings import listing_of_call
 from tlsproxy.qdrant.grpctenancy import confined as confined_message
 from tlsproxy.qdrant.grpctenancy import is_confinable_call
-from tlsproxy.qdrant.judge import NOWHERE, Heard, Judgement, decide_all
+from tlsproxy.qdrant.judge import NOT_CONFINED, NOWHERE, Heard, Judgement, decide_all
 from tlsproxy.qdrant.messages import COLLECTION, INNER, OTHER, REQUESTS, SHAPES
 from tlsproxy.qdrant.nesting import NESTING
 from tlsproxy.qdrant.operations import GRPC, MAX_NAME_BYTES, Operation
@@ -145,7 +145,10 @@ def judge_message(
 def judge_heard_call(admission: Admission, operation: Operation, heard: Heard) -> Decision:
     """What a call under way may do by these rights, whose message was decided on by others."""
     collection, *named = heard.named
-    return heard.exceeds(admission) or judge_message(admission, operation, collection, tuple(named), confined=True)
+    confinable = is_confinable_call(operation)
+    if confinable and not heard.suits(admission.conditions):
+        return NOT_CONFINED
+    return judge_message(admission, operation, collection, tuple(named), confined=confinable)
 
 
 def confine_message(

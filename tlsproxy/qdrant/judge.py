@@ -51,11 +51,9 @@ class Heard:
     named: tuple[str, ...]
     conditions: tuple[Condition, ...]
 
-    def exceeds(self, admission: Admission) -> Decision | None:
-        """Why it may not go on by these rights, if they are confined to points that it is not confined to."""
-        if set(admission.conditions) <= set(self.conditions):
-            return None
-        return NOT_CONFINED
+    def suits(self, conditions: tuple[Condition, ...]) -> bool:
+        """Whether it is confined to these points, or fewer."""
+        return set(conditions) <= set(self.conditions)
 
 
 def judge(admitted: Admission | Decision, asked: Recognised) -> Judgement:
@@ -108,11 +106,14 @@ def judging_body(
 
 def judge_heard(admitted: Admission, asked: Recognised, heard: Heard) -> Decision:
     """What a request under way may do by these rights, whose body was decided on by others."""
-    if asked.operation is None:
+    operation = asked.operation
+    if operation is None:
         return NOWHERE
-    return heard.exceeds(admitted) or decide_all(
-        admitted.rights, asked.operation, asked.collection, named=heard.named, confined=True
-    )
+    confinable = is_confinable(operation)
+    if confinable and not heard.suits(admitted.conditions):
+        return NOT_CONFINED
+    confined = confinable or tells_no_points(operation)
+    return decide_all(admitted.rights, operation, asked.collection, named=heard.named, confined=confined)
 
 
 def decide_all(

@@ -41,6 +41,10 @@ class Inbox:
         else:
             self.start = self._searched = end
 
+    def put_back(self, data: bytes) -> None:
+        """It comes first again."""
+        self.data, self.start, self._searched = data + self.data[self.start :], 0, 0
+
     def clear(self) -> None:
         self.take(len(self.data))
 

@@ -1,0 +1,140 @@
+"""A request under way goes on by other rights exactly if these would allow it as it is."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from support.steps import at_once
+
+from tlsproxy.authz.access import UNREAD, Condition, Decision, GlobalMode, Grant, Grants, Rights
+from tlsproxy.authz.admission import Admission
+from tlsproxy.authz.identity import Identity
+from tlsproxy.authz.roles import Principal
+from tlsproxy.proxy.calls import Asked, CallPlan
+from tlsproxy.proxy.plan import Plan, Unread
+from tlsproxy.qdrant.grpc import judge_call, judge_message, operation_of
+from tlsproxy.qdrant.judge import Heard, judge, judging_body
+from tlsproxy.qdrant.operations import GRPC
+from tlsproxy.qdrant.rest import recognise
+from tlsproxy.qdrant.tenancy import is_confinable
+
+IDENTITY = Identity(subject="CN=a", issuer="CN=ca", serial="1", sha256="00", not_after=2e9)
+NOTHING: Any = None
+NAMES = ["docs", "vectors"]
+BODIES = [b"{}", *(json.dumps({"query": [1.0], "lookup_from": {"collection": name}}).encode() for name in NAMES)]
+REQUESTS = [
+    ("GET", "/collections"),
+    ("GET", "/collections/docs"),
+    ("DELETE", "/collections/docs"),
+    ("PUT", "/collections/docs/points"),
+    ("POST", "/collections/docs/points/query"),
+    ("POST", "/collections/docs/points/count"),
+    ("GET", "/collections/docs/snapshots/s"),
+    ("GET", "/telemetry"),
+    ("GET", "/healthz"),
+    ("POST", "/nothing"),
+]
+
+grants = st.builds(Grant, st.sampled_from([*NAMES, "*"]), st.booleans(), st.booleans())
+conditions = st.sampled_from(["acme", "umbrella"]).map(lambda value: Condition("tenant", value))
+rights = st.builds(
+    Rights,
+    st.sampled_from([None, None, GlobalMode.R, GlobalMode.M]),
+    st.lists(grants, max_size=3).map(lambda some: Grants(*some)),
+    st.lists(conditions, max_size=2, unique=True).map(tuple),
+)
+admissions = rights.map(lambda held: Admission(Principal(IDENTITY, "rule", "role", held, None), None))
+
+
+def planned(admission: Admission, request: tuple[str, str]) -> Plan:
+    """By the head."""
+    asked = recognise(*request)
+    judged = judge(admission, asked)
+    unread = Unread(NOTHING, asked, admission, None, bool(admission.conditions)) if judged.decision is UNREAD else None
+    return Plan("", "", judged.decision, NOTHING, unread=unread, listing=judged.listing)
+
+
+def decided(plan: Plan, body: bytes) -> Plan:
+    """By head and body, where the head alone does not."""
+    if plan.unread is None:
+        return plan
+    try:
+        decision, _, heard = at_once(judging_body(plan.unread.admission, plan.unread.asked, body))
+    except Exception as error:  # noqa: BLE001 - a query that cannot be confined
+        return plan.refused(Decision(allowed=False, reason=type(error).__name__))
+    return Plan("", "", decision, NOTHING, heard=heard, listing=plan.listing)
+
+
+@pytest.mark.fuzz
+@given(admissions, admissions, st.sampled_from(REQUESTS), st.sampled_from(BODIES))
+def test_of_rest(before: Admission, now: Admission, request: tuple[str, str], body: bytes) -> None:
+    head = planned(now, request)
+    try:
+        former = decided(planned(before, request), body)
+        fresh = decided(head, body)
+    except AttributeError:  # a refusal has no audit line here
+        return
+    if not former.decision.allowed:
+        return
+    outcome = former.under(head)
+    heard = former.heard.conditions if former.heard is not None else ()
+    operation = recognise(*request).operation
+    confinable = operation is not None and is_confinable(operation)
+    confined = head.unread is None or not confinable or set(now.conditions) <= set(heard)
+    known = head.unread is None or former.heard is not None
+    reduced = head.listing is None or former.listing is not None
+    if isinstance(outcome, Plan):
+        assert fresh.decision.allowed
+        assert confined
+        assert known
+        assert reduced
+        assert head.listing is None or outcome.listing == head.listing
+    else:
+        assert not outcome.allowed
+        assert not (fresh.decision.allowed and confined and known and reduced)
+
+
+def called(admission: Admission, path: str, named: tuple[str, ...] | None) -> CallPlan:
+    """By its method, and by a message that names these."""
+    operation = operation_of(path)
+    assert operation is not None
+    judged = judge_call(admission, operation)
+    asked = Asked(NOTHING, operation, admission, judged.listing)
+    if judged.decision is not UNREAD:
+        return CallPlan("", "", judged.decision, NOTHING, asked=asked)
+    if named is None:
+        return CallPlan("", "", judged.decision, NOTHING, asked=asked, unread=True)
+    decision = judge_message(admission, operation, named[0], named[1:], confined=bool(asked.conditions))
+    return CallPlan("", "", decision, NOTHING, asked=asked, heard=Heard(named, asked.conditions))
+
+
+@pytest.mark.fuzz
+@given(
+    admissions,
+    admissions,
+    st.sampled_from([operation.path for operation in GRPC]),
+    st.lists(st.sampled_from(NAMES), min_size=1, max_size=2).map(tuple),
+)
+def test_of_grpc(before: Admission, now: Admission, path: str, named: tuple[str, ...]) -> None:
+    former, head, fresh = called(before, path, named), called(now, path, None), called(now, path, named)
+    if not former.decision.allowed:
+        return
+    assert former.asked is not None
+    assert head.asked is not None
+    outcome = former.under(head)
+    heard = former.heard.conditions if former.heard is not None else ()
+    confined = not head.unread or set(head.asked.conditions) <= set(heard)
+    known = not head.unread or former.heard is not None
+    reduced = head.asked.listing is None or former.asked.listing is not None
+    if isinstance(outcome, CallPlan):
+        assert fresh.decision.allowed
+        assert confined
+        assert known
+        assert reduced
+    else:
+        assert not outcome.allowed
+        assert not (fresh.decision.allowed and confined and known and reduced)
