@@ -17,7 +17,7 @@ from support.raw import UPSERT, connected
 from support.site import Site
 from support.upstream import ScriptedUpstream
 
-PROTOCOL, STREAM_CLOSED, FRAME_SIZE, CALM = 1, 5, 6, 11
+PROTOCOL, FLOW_CONTROL, STREAM_CLOSED, FRAME_SIZE, CALM = 1, 3, 5, 6, 11
 INVALID = 3
 MARK = "x-mark"
 
@@ -258,6 +258,27 @@ def test_settings_do_not_begin_with_an_acknowledgement(site: Site, gateway: Gate
         client = H2Client(sock)
         client.send(PREFACE, SettingsFrame(0, flags=["ACK"]))
         assert client.goaway() == PROTOCOL
+
+
+# Windows that are larger than windows are (§6.9)
+
+
+@pytest.mark.parametrize("path", ["/qdrant.Points/Count", "/qdrant.Collections/List"])
+def test_a_streams_window_has_an_end(site: Site, gateway: Gateway, path: str) -> None:
+    """Of an answer that passes, and of one that is reduced."""
+    with h2(gateway, site, "ingest") as client:
+        stream = client.open(fields(path))
+        client.grant(stream, (1 << 31) - 1 - 65_535)
+        client.lives()
+        client.grant(stream, 1)
+        assert client.reset(stream) == FLOW_CONTROL
+        assert client.status(client.call(CONTENT[5:], fields("/qdrant.Points/Count"))) == 0
+
+
+def test_nor_do_settings_make_one_larger(client: H2Client) -> None:
+    client.grant(client.open(), (1 << 31) - 1 - 65_535)
+    client.send(SettingsFrame(0, settings={SettingsFrame.INITIAL_WINDOW_SIZE: 65_536}))
+    assert client.goaway() == FLOW_CONTROL
 
 
 # Messages within messages: prost refuses the 101st (a limited caller's are read)

@@ -288,6 +288,11 @@ class Call:
         return self.answered and (window.room <= 0 or window.first + self.given <= self.record.bytes_out)
 
     @property
+    def room_given(self) -> int:
+        """The window of its stream towards the client, beyond a stream's first."""
+        return self.given - self.record.bytes_out
+
+    @property
     def told(self) -> int:
         """Bytes of the answer that the client was sent."""
         return self.record.bytes_out - (self.reduction.left if self.reduction is not None else 0)

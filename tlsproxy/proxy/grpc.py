@@ -33,6 +33,7 @@ from tlsproxy.wire.http2 import (
     HEADER,
     HEADERS,
     KIND,
+    MAX_WINDOW,
     PING,
     PREFACE,
     PRIORITY,
@@ -293,7 +294,7 @@ class GrpcConnection(Streams):
         if kind in {HEADERS, CONTINUATION}:
             return self.on_fields(flags, stream, payload)
         if kind == Kind.WINDOW_UPDATE:
-            return self._granted(stream, int.from_bytes(payload, "big") & http2.MAX_WINDOW)
+            return self._granted(stream, int.from_bytes(payload, "big") & MAX_WINDOW)
         if kind == Kind.RST_STREAM:
             return self.on_reset(stream)
         return self._settings(flags, payload) if kind == Kind.SETTINGS else self._control(kind, flags, payload)
@@ -323,6 +324,8 @@ class GrpcConnection(Streams):
         self.restates |= values.get(Setting.HEADER_TABLE_SIZE, TABLE) < TABLE
         self.to_client.offer(first := values.get(Setting.INITIAL_WINDOW_SIZE))
         if first is not None:
+            if any(first + call.room_given > MAX_WINDOW for call in self.calls.values()):  # RFC 9113 §6.9.2
+                raise Http2Error(Code.FLOW_CONTROL_ERROR, "a stream's window of more than 2^31-1")
             told[Setting.INITIAL_WINDOW_SIZE] = min(first, MAX_FIRST_WINDOW)
         self._told |= told
         if not self.greeted:
@@ -360,8 +363,10 @@ class GrpcConnection(Streams):
             return b""
         if not size:
             return self._wrong(call, Code.PROTOCOL_ERROR, "window_update")
+        call.given += size
+        if self.to_client.first + call.room_given > MAX_WINDOW:  # RFC 9113 §6.9.1
+            return self._wrong(call, Code.FLOW_CONTROL_ERROR, "window_update")
         if call.reduction is None:
-            call.given += size
             return None
         call.reduction.granted(size)
         return b""
