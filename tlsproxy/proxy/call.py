@@ -127,6 +127,8 @@ class Call:
                 raise AuditUnavailable("The audit log cannot be written")
             self.waiting = True
             gateway.audit.when_writable(lambda: self._readmit(points))
+        elif not record.plan.block:
+            self.relay.deny(self)
         else:
             exists = record.plan.exists
             if exists is not None and (asked := record.plan.asked) is not None:
@@ -145,7 +147,8 @@ class Call:
         except RequestError as error:
             self.relay.refuse(self, error)
         else:
-            self.proceed()
+            if not self.recorded:
+                self.proceed()
         self.relay.settle()
 
     def _told(self, verdict: Verdict) -> None:
@@ -170,7 +173,7 @@ class Call:
 
     def begin(self) -> None:
         """May go up, as far as that is known before its message. Raises Overloaded, UpstreamUnreachable."""
-        if self.relay.connected or not self.undecided:
+        if self.record.plan.block and (self.relay.connected or not self.undecided):
             self.relay.reach.ask(self)
 
     # The present
@@ -299,6 +302,9 @@ class Call:
 
     def overdue(self, now: float) -> RequestError | None:
         """What it ends with, if it has waited too long."""
+        if not self.record.admitted:
+            late = now - self.record.started > self.relay.limits.write_timeout
+            return AuditUnavailable("The audit log has no room") if late else None
         if self.waits is None:
             self.waits = CallWaits(self, now)
         return self.waits.overdue(self, now)

@@ -25,12 +25,13 @@ MAX_WAITING: Final = 1024
 
 
 class Audit(Protocol):
-    """The audit log. ``take`` promises room for one line, which is then to be ``put``; ``write`` is for one without a
-    promise. ``when_writable`` calls once there may be room again.
+    """The audit log. ``accepts`` says whether there is room, ``take`` promises it for one line, which is then to be
+    ``put``; ``write`` is for one without a promise. ``when_writable`` calls once there may be room again.
 
     ``read`` gives the lines that answer a query, and blocks: call it in a thread.
     """
 
+    def accepts(self) -> bool: ...
     def take(self) -> bool: ...
     def put(self, line: str) -> None: ...
     def write(self, line: str) -> None: ...

@@ -202,7 +202,7 @@ class Life(Relay):
 
     def _refusal(self, call: Call, now: float) -> Decision | None:
         """Why it may not go on, None where it may."""
-        if call.recorded:
+        if call.recorded or not call.record.plan.block:  # it is over, or refused and waits to be told so
             return None
         standing = self.entry.standing
         ended = standing.ended(self.gateway.generation, now)

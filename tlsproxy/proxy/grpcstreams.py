@@ -196,14 +196,17 @@ class Streams(Life):
         if plan.toll is not None and ended is None:
             record.count(gateway, plan.toll, self.entry)
             plan = record.plan
-        if not plan.block:
+        if not plan.block and record.admit(gateway):
             self.refuse_stream(record, stream, done=done)
-            if ended is not None:
-                self.leave()
-            return b""
-        call = Call(self, stream, record, self.now)
-        call.client_done = done
-        return self._begin(call, plan, deadline)
+        else:  # where a refusal's line has no room it waits for that, like a call that is made
+            call = Call(self, stream, record, self.now)
+            call.client_done = done
+            if plan.block:
+                return self._begin(call, plan, deadline)
+            self._admit(call)
+        if ended is not None:
+            self.leave()
+        return b""
 
     def _planned(self, fields: Fields, now: float, ended: Decision | None, *, done: bool) -> CallPlan:
         """``ended``: why the connection may make no calls any more. Raises StreamError."""
@@ -222,19 +225,7 @@ class Streams(Life):
         """``deadline``: what the upstream is told of it, as a part of a field block."""
         if plan.asked is not None:
             self._look(call, plan.asked, unread=plan.unread)
-        if not self.calls:
-            self.swept = self.now
-            self.stream.deadline = self.now + SWEEP
-        self.calls[call.stream] = call
-        try:
-            if self.lost is not None:
-                raise self.lost
-            call.admit(self._pool.points)
-            if plan.unread and call.client_done:
-                raise BadRequest("The request ended before its message")
-            call.begin()
-        except RequestError as error:
-            self.refuse(call, error)
+        if not self._admit(call):
             if self.lost is not None:
                 self.leave()
             return b""
@@ -244,6 +235,24 @@ class Streams(Life):
             opening += call.reduction.room
         call.opening = opening
         return opening
+
+    def _admit(self, call: Call) -> bool:
+        """Whether it goes on, now or later."""
+        if not self.calls:
+            self.swept = self.now
+            self.stream.deadline = self.now + SWEEP
+        self.calls[call.stream] = call
+        try:
+            if self.lost is not None:
+                raise self.lost
+            call.admit(self._pool.points)
+            if call.record.plan.unread and call.client_done:
+                raise BadRequest("The request ended before its message")
+            call.begin()
+        except RequestError as error:
+            self.refuse(call, error)
+            return False
+        return True
 
     def _look(self, call: Call, asked: Asked, *, unread: bool) -> None:
         """Gives the call the parts that look at its messages."""

@@ -59,20 +59,21 @@ P = TypeVar("P", bound=Planned)
 class Record(Generic[P]):
     """``when`` it began is seconds since the epoch. ``status`` is 0, ``grpc_status`` None until the client is told one.
 
-    Bytes are those of the bodies.
+    Bytes are those of the bodies. ``started`` is of the monotonic clock. ``admitted``: the audit log has room for its
+    line.
 
     ``id`` is the request's, here, upstream and in the response; ``tracing`` is what the client said besides.
     """
 
     __slots__ = (
-        "_admitted",
         "_held",
-        "_started",
+        "admitted",
         "bytes_in",
         "bytes_out",
         "grpc_status",
         "id",
         "plan",
+        "started",
         "status",
         "tracing",
         "when",
@@ -87,8 +88,8 @@ class Record(Generic[P]):
         self.bytes_in = 0
         self.bytes_out = 0
         self.when = when
-        self._started = time.monotonic()
-        self._admitted = False
+        self.started = time.monotonic()
+        self.admitted = False
         self._held: tuple[int, ...] = ()
 
     def count(self, gateway: Gateway, toll: Toll, entry: Entry) -> None:
@@ -101,9 +102,9 @@ class Record(Generic[P]):
 
     def admit(self, gateway: Gateway) -> bool:
         """Whether the audit log has room for its line, which it is promised then."""
-        if not self._admitted:
-            self._admitted = gateway.audit.take()
-        return self._admitted
+        if not self.admitted:
+            self.admitted = gateway.audit.take()
+        return self.admitted
 
     def finish(self, gateway: Gateway, remote: str, reason: str) -> None:
         """Writes the one line. ``reason`` is what went wrong after the decision, empty where nothing did."""
@@ -112,10 +113,10 @@ class Record(Generic[P]):
             gateway.limits.release(held)
         if not self.status:
             self.status = CLIENT_GONE
-        plan, duration = self.plan, time.monotonic() - self._started
+        plan, duration = self.plan, time.monotonic() - self.started
         line = request_line(plan.audit, self, remote, duration, reason)
-        if self._admitted:
-            self._admitted = False
+        if self.admitted:
+            self.admitted = False
             gateway.audit.put(line)
         else:
             gateway.audit.write(line)

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from tlsproxy.proxy.grpcreach import Reach
     from tlsproxy.proxy.grpcupstream import GrpcUpstream
 
+NO_METHOD: Final = "There is no such method here"
 REMEMBERED: Final = 1024
 """Streams that we ended ourselves: frames that were on their way then are no fault of their sender."""
 
@@ -155,9 +156,9 @@ class Relay(ABC):
     def deny(self, call: Call) -> None:
         """As its plan says by now."""
         decision = call.record.plan.decision
-        self._tell(call, grpc_status(decision), decision.text, "")
+        self._tell(call, grpc_status(decision), decision.text or NO_METHOD, "", decision.retry_after)
 
-    def _tell(self, call: Call, status: int, text: str, reason: str) -> None:
+    def _tell(self, call: Call, status: int, text: str, reason: str, retry_after: int = 0) -> None:
         stream = call.stream
         if call.opening and not call.upstream_done:
             self._cancel(call)
@@ -165,7 +166,8 @@ class Relay(ABC):
             fields = trailers(status, text)
             if not call.answered:
                 record = call.record
-                fields = (*trailers_only(status, text, http=record.plan.http), id_field(record.id))
+                only = trailers_only(status, text, http=record.plan.http, retry_after=retry_after)
+                fields = (*only, id_field(record.id))
             self.down.append(http2.headers(stream, write(fields), END_STREAM))
         if not call.client_done:
             self.down.append(http2.reset(stream, Code.NO_ERROR))  # RFC 9113 §8.1: what is still to come is not wanted
@@ -258,7 +260,7 @@ class Relay(ABC):
         if code is None:
             decision = plan.decision
             record.grpc_status = grpc_status(decision)
-            text = decision.text or "There is no such method here"
+            text = decision.text or NO_METHOD
             only = trailers_only(record.grpc_status, text, http=plan.http, retry_after=decision.retry_after)
             fields = (*only, id_field(record.id))
             self.down.append(http2.headers(stream, write(fields), END_STREAM))

@@ -17,6 +17,7 @@ from tlsproxy.proxy.answers import Answer
 from tlsproxy.proxy.exchange import Exchange
 from tlsproxy.proxy.gateway import Gateway
 from tlsproxy.proxy.inspection import exchange_of
+from tlsproxy.proxy.local import LocalExchange
 from tlsproxy.proxy.plan import Plan
 from tlsproxy.proxy.pool import Pool
 from tlsproxy.proxy.record import Record, RequestBody
@@ -141,8 +142,8 @@ class RestConnection(Turns):
     def _unreadable(self, error: RequestError) -> None:
         now = time.time()
         self._standing.ended(self._gateway.generation, now)
-        self._open_record(self._gateway.plans.unreadable(self._standing.principal, error), now)
-        self._fail(error)
+        record = self._open_record(self._gateway.plans.unreadable(self._standing.principal, error), now)
+        self._reply(record, error)
 
     def _request(self, head: bytes) -> None:
         gateway, now = self._gateway, time.time()
@@ -166,23 +167,35 @@ class RestConnection(Turns):
                 self._body = RequestBody(plan.length, plan.limit, of_role=plan.of_role, keep=keep)
             except BodyTooLarge as error:
                 self.close = True
-                self._fail(error)
+                self._reply(record, error)
                 return
         kind = Exchange
         if not plan.relayed:
-            if plan.answer is not None:
-                self._answer(plan.answer)
-                return
-            if not plan.decision.allowed and plan.unread is None:
-                self._refuse_as(plan.decision)
+            if plan.answer is not None or not (plan.decision.allowed or plan.unread):
+                self._reply(record)
                 return
             kind = exchange_of(plan)
+        self._take_up(kind(gateway, self._pool, self, record, self._body))
+
+    def _take_up(self, exchange: Exchange) -> None:
         self._state = BUSY
-        self._exchange = exchange = kind(gateway, self._pool, self, record, self._body)
+        self._exchange = exchange
         try:
             exchange.admit()
         except RequestError as error:
             self._fail(error)
+
+    def _reply(self, record: Record[Plan], error: RequestError | None = None) -> None:
+        """Without an exchange, as soon as its line has room: with ``error``, or what its plan says."""
+        plan = record.plan
+        if not record.admit(self._gateway):
+            self._take_up(LocalExchange(self._gateway, self._pool, self, record, self._body, error))
+        elif error is not None:
+            self._fail(error)
+        elif plan.answer is not None:
+            self._answer(plan.answer)
+        else:
+            self._refuse_as(plan.decision)
 
     def reading_changed(self) -> None:
         """Reads on, unless the upstream takes no more of a body, or a client runs ahead of its answers or its turn."""

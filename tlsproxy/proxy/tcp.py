@@ -13,6 +13,7 @@ from typing import Final, Literal
 
 from tlsproxy.authz.access import Decision
 from tlsproxy.authz.audit import EventResult, event_line
+from tlsproxy.errors import AuditUnavailable
 from tlsproxy.proxy.deadlines import NEVER
 from tlsproxy.proxy.dial import DialledStream
 from tlsproxy.proxy.gateway import Gateway
@@ -43,6 +44,16 @@ class TcpConnection:
         self._held: tuple[int, ...] = ()
         self._opened = time.monotonic()
         self._limits = gateway.bounds
+        self._admitted = self._roomless = False
+        self._begin()
+
+    def _begin(self) -> None:
+        """Decides, once there is room for the line that says how."""
+        gateway, stream, entry = self._gateway, self.stream, self._entry
+        self._admitted = gateway.audit.take()
+        if not self._admitted:
+            self._await_room()
+            return
         stream.deadline = NEVER
         refusal = self._refusal(time.time())
         if refusal:
@@ -61,6 +72,26 @@ class TcpConnection:
             self._upstream = self._dial(gateway)
         except OSError as error:
             self._refuse(UNREACHABLE, str(error))
+
+    def _await_room(self) -> None:
+        if self._gateway.generation.config.audit.on_full != "block":
+            self._refuse(AuditUnavailable.reason, "the audit log cannot be written")
+            return
+        self._roomless = True
+        self.stream.pause_reading()
+        self.stream.deadline = time.monotonic() + self._limits.write_timeout
+        self._gateway.audit.when_writable(self._begin_again)
+
+    def _begin_again(self) -> None:
+        if self._roomless:
+            self._roomless = False
+            self.stream.resume_reading()
+            self._begin()
+
+    def _refuse_unheard(self, reason: str, error: str = "") -> None:
+        self._roomless = False
+        self.stream.resume_reading()
+        self._refuse(reason, error)
 
     def _dial(self, gateway: Gateway) -> DialledStream:
         addresses = gateway.generation.tunnels[self._route].addresses
@@ -106,16 +137,19 @@ class TcpConnection:
             detail |= {"bytes_in": entry.bytes_in, "bytes_out": entry.bytes_out, "duration_ms": duration}
         if error:
             detail["error"] = error
-        self._gateway.audit.write(
-            event_line(
-                when=time.time(),
-                event=event,
-                remote=entry.address,
-                result=result,
-                reason=self._why or "allowed",
-                detail=detail,
-            )
+        line = event_line(
+            when=time.time(),
+            event=event,
+            remote=entry.address,
+            result=result,
+            reason=self._why or "allowed",
+            detail=detail,
         )
+        if self._admitted:
+            self._admitted = False
+            self._gateway.audit.put(line)
+        else:
+            self._gateway.audit.write(line)
 
     # What the upstream says
 
@@ -205,7 +239,10 @@ class TcpConnection:
             self._upstream.deadline = time.monotonic() + self._limits.connect_timeout
 
     def deadline_passed(self) -> None:
-        self._end("client_stalled" if self.stream.stalled else "idle")
+        if self._roomless:
+            self._refuse_unheard(AuditUnavailable.reason, "the audit log has no room")
+        else:
+            self._end("client_stalled" if self.stream.stalled else "idle")
 
     # The end
 
@@ -221,12 +258,18 @@ class TcpConnection:
 
     def _end(self, why: str) -> None:
         self._why = self._why or why
-        if self._upstream is not None:
+        if self._roomless:
+            self._refuse_unheard(why)
+        elif self._upstream is not None:
             self._upstream.abort()
             self.stream.close(LINGER if not why else 0.0)
 
     def connection_lost(self, error: Exception | None) -> None:
         try:
+            if self._roomless:
+                self._roomless = False
+                self._why = "client_gone"
+                self._tell("tcp_open", "denied")
             self._gateway.limits.release(self._held)
             if self._upstream is not None:
                 self._upstream.abort()

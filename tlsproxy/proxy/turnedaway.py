@@ -52,7 +52,14 @@ class TurnedAway:
             kind = _Kind(kind.reason)
         self._counts[kind] = self._counts.get(kind, (0, 0.0))[0] + 1, lived
         if self._handle is None:
-            self._handle = self._gateway.loop.call_later(TICK, self.tell)
+            self._handle = self._gateway.loop.call_later(TICK, self._tick)
+
+    def _tick(self) -> None:
+        """What the audit log has no room for waits for the next one."""
+        if self._gateway.audit.accepts():
+            self.tell()
+        else:
+            self._handle = self._gateway.loop.call_later(TICK, self._tick)
 
     def tell(self) -> None:
         if self._handle is not None:
