@@ -250,6 +250,42 @@ def test_a_connection_that_idles(site: Site, shared_upstream: ScriptedUpstream) 
         assert gateway.audited(event="tcp_close")["reason"] == "idle"
 
 
+SLOWLY = 2_000_000
+"""Bytes per second: less than a third of a send buffer, after which a socket is writable again, in `write_timeout`."""
+
+
+def slowly(sock: socket.socket, size: int) -> int:
+    """Takes so much, steadily, as far as it comes: how much that was."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65_536)  # a large buffer would be emptied in large steps
+    came, began = 0, time.monotonic()
+    while came < size and (data := sock.recv(65_536)):
+        came += len(data)
+        threading.Event().wait(max(0.0, came / SLOWLY - (time.monotonic() - began)))
+    return came
+
+
+@pytest.mark.parametrize("reader", ["client", "upstream"])
+def test_one_that_takes_its_time_has_all_of_it(site: Site, shared_upstream: ScriptedUpstream, reader: str) -> None:
+    size = 7 << 20
+
+    def serve(sock: socket.socket) -> None:
+        if reader == "client":
+            sock.sendall(bytes(size))
+        else:
+            sock.sendall(b"%d" % slowly(sock, size))
+
+    with (
+        serving(serve) as upstream,
+        tunnel(site, upstream, shared_upstream.url, limits={"write_timeout": 0.4}) as (gateway, port),
+        through(gateway, site, port) as sock,
+    ):
+        if reader == "client":
+            assert slowly(sock, size) == size
+        else:
+            sock.sendall(bytes(size))
+            assert sock.recv(100) == b"%d" % size
+
+
 def test_a_role_that_is_taken_off_the_list(own_site: Site, upstream: ScriptedUpstream) -> None:
     """At once, in the middle of whatever goes on; the other role's connections go on."""
     with (

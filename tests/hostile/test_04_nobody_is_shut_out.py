@@ -21,7 +21,7 @@ from qdrant_client import grpc as pb
 from support.gateway import DEADLINE, Gateway
 from support.grpc_upstream import GrpcUpstream, never, replying
 from support.h2raw import H2Client, fields, h2, message, raw
-from support.raw import GET, SEARCH, UPLOAD, RawClient, Response, connected
+from support.raw import GET, SEARCH, UPLOAD, RawClient, Response, Truncated, connected
 from support.site import Site
 from support.upstream import OK, Connection, Received, ScriptedUpstream
 
@@ -148,7 +148,8 @@ def test_what_comes_in_pieces_goes_up_whole(
 
 WINDOW = 0.5
 """Seconds."""
-LIMITS = {"body_timeout": WINDOW, "head_timeout": WINDOW, "min_data_rate": 1024, "idle_timeout": 5.0}
+TIMES = dict.fromkeys(("linger_timeout", "body_timeout", "head_timeout"), WINDOW)
+LIMITS = TIMES | {"min_data_rate": 1024, "idle_timeout": 5.0}
 AUDIT_LOGS = b"POST /audit/logs HTTP/1.1\r\nhost: h\r\n"
 MUCH = bytes(3 << 20)
 
@@ -203,6 +204,30 @@ def test_a_body_that_comes_in_drops_after_a_quick_start_is_ended(
         client.send(head, early)
         assert drips(client) < WINDOW + 2
     assert slow_gateway.audited(status=408)["reason"] == "client_timeout"
+
+
+REFUSED = {
+    "what is skipped": LENGTH % 60_000,
+    "what is not": LENGTH % 600_000,
+    "chunks": CHUNKED + b"%x\r\n" % 600_000,
+}
+
+
+@pytest.mark.parametrize("body", REFUSED.values(), ids=REFUSED)
+def test_so_is_the_rest_of_a_refused_one(site: Site, slow_gateway: Gateway, body: bytes) -> None:
+    """Dropped, or left unread behind the answer."""
+    with connected(slow_gateway, site.client("search")) as client:
+        client.send(b"DELETE /collections/docs HTTP/1.1\r\nhost: h\r\n" + body)
+        assert client.response().status == 403
+        client.sock.settimeout(0.05)
+        began = time.monotonic()
+        with suppress(ConnectionError, Truncated):
+            while time.monotonic() - began < WINDOW + 3:
+                client.send(b"x")
+                with suppress(TimeoutError):
+                    if not client.receive():
+                        break
+        assert time.monotonic() - began < WINDOW + 2
 
 
 def test_a_body_at_the_lowest_rate_is_waited_for(site: Site, slow_gateway: Gateway) -> None:

@@ -226,7 +226,8 @@ class Exchange(Admitting):
         bounds, came = self._gateway.bounds, self._came
         if self._late is not SLOW_BODY or came is None:
             return super().overdue()
-        if came.too_low(time.monotonic(), self.record.bytes_in, bounds.body_timeout, bounds.min_data_rate):
+        total = self.record.bytes_in + len(self._client.inbox)
+        if came.too_low(time.monotonic(), total, bounds.body_timeout, bounds.min_data_rate):
             return super().overdue()
         self._await_body()
         return None
