@@ -40,6 +40,7 @@ class Answers:
         self.let = threading.Event()
         self.let.set()
         self.broken = False
+        self.status = b"200 OK"
 
     def __call__(self, connection: Connection, came: Received) -> None:
         came.body = connection.read_body(came)
@@ -54,7 +55,8 @@ class Answers:
             if self.asked[-1] != "/":
                 answer = {"result": {"config": {"params": {"sparse_vectors": self.sparse}}}}
         body = json.dumps(answer).encode()
-        connection.sock.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body))
+        status = self.status if came.line.startswith("GET /collections") else b"200 OK"
+        connection.sock.sendall(b"HTTP/1.1 %b\r\ncontent-length: %d\r\n\r\n%b" % (status, len(body), body))
 
 
 @pytest.fixture
@@ -98,6 +100,12 @@ def test_what_is_asked_and_what_is_remembered(
         assert answers.asked == ["/", "/collections/docs", "/collections/docs"]
         sent = [one for one in upstream.requests if one.line.startswith("POST")]
         assert [json.loads(one.body).get("params", {}).get("idf") for one in sent] == [None, *[IDF] * 4]
+        answers.status = b"500 Internal Server Error"
+        assert ask(client, "third") == 502
+        answers.status = b"404 Not Found"
+        assert ask(client, "third") == 200
+        answers.asked[3:] = []
+        answers.status = b"200 OK"
         assert ask(client, "words", "other%20docs") == 200
         assert answers.asked[3:] == ["/collections/other%20docs"]
 

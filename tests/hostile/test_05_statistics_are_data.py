@@ -48,7 +48,7 @@ ONLY_MINE_BY_GRPC = pb.Filter(
 
 class Qdrants:
     """The two APIs of a Qdrant that keeps what it is sent. ``words`` and ``splade`` are its sparse vectors, the first
-    with IDF; ``coded`` is a dense one that is quantized.
+    with IDF, and ``bytes``, whose weights are coded; ``coded`` is a dense one that is quantized.
     """
 
     def __init__(self, site: Site, release: str) -> None:
@@ -68,6 +68,7 @@ class Qdrants:
             answer = {"title": "qdrant - vector search engine", "version": self.release}
         elif request.line.startswith("GET /collections/docs "):
             sparse = {"words": {"modifier": "idf"}, "splade": {"index": {"on_disk": False}}}
+            sparse["bytes"] = {"index": {"datatype": "uint8"}}
             coded = {"size": 2, "quantization_config": {"scalar": {"type": "int8"}}}
             vectors = {"": {"size": 2}, "coded": coded}
             answer["result"] = {"config": {"params": {"vectors": vectors, "sparse_vectors": sparse}}}
@@ -350,6 +351,18 @@ def test_no_score_is_by_codes_by_grpc(latest: Qdrants) -> None:
         sent = latest.called("Query", pb.QueryPoints(query=dense, params=params, prefetch=[below]))
         assert sent.params.quantization == sent.prefetch[0].params.quantization == expected
         assert latest.called("Search", pb.SearchPoints(vector=[0.5], params=params)).params.quantization == expected
+
+
+def test_no_score_is_by_coded_weights(latest: Qdrants) -> None:
+    """An index of bytes codes weights by the range of everybody's, and nothing has the scores made anew."""
+    asked = {"query": SPARSE, "using": "bytes"}
+    for body in (asked, {"query": [0.5], "prefetch": asked}, asked | {"params": {"exact": True}}):
+        assert latest.sent("points/query", body)[0] == 403
+    assert latest.sent("points/search", {"vector": {"name": "bytes", "vector": SPARSE}})[0] == 403
+    assert latest.sent("points/search/matrix/pairs", {"using": "bytes"})[0] == 403
+    sparse = pb.Query(nearest=pb.VectorInput(sparse=pb.SparseVector(indices=[1], values=[1.0])))
+    refused = latest.called("Query", pb.QueryPoints(query=sparse, using="bytes"))
+    assert refused.code is grpc.StatusCode.PERMISSION_DENIED
 
 
 # What Qdrant says of the work that it had

@@ -130,6 +130,26 @@ def test_the_vectors_with_idf() -> None:
     assert facts_of({"sparse_vectors": []}).weighted is None
 
 
+def test_the_vectors_whose_weights_are_coded() -> None:
+    sparse = {
+        "a": {"index": {"datatype": "uint8"}, "modifier": "idf"},
+        "b": {"index": {"datatype": "float16"}},
+        "c": {"index": {"datatype": None}},
+        "d": {"index": None},
+        "e": {"index": {"datatype": "turbo1"}},
+    }
+    facts = facts_of({"vectors": {}, "sparse_vectors": sparse})
+    assert facts.coded == {"a", "e"}
+    for using in facts.coded:
+        for scored in (Scored.SPARSE, Scored.INFERRED):
+            with pytest.raises(Unconfined):
+                needs_corpus(scored, using, facts)
+        with pytest.raises(Unconfined):
+            check_matrix(using, facts)
+    assert not needs_corpus(Scored.SPARSE, "b", facts)
+    check_matrix("b", facts)
+
+
 def test_the_vectors_that_are_quantized() -> None:
     plain, coded = {"size": 2, "distance": "Dot"}, {"size": 2, "quantization_config": {"scalar": {"type": "int8"}}}
     named = {"a": plain, "b": coded, "size": plain, "odd": None}

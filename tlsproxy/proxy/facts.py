@@ -10,10 +10,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from functools import partial
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
 
 from tlsproxy.authz.shares import Account
-from tlsproxy.errors import RequestError
+from tlsproxy.errors import RequestError, UpstreamBroken
 from tlsproxy.proxy.gateway import Gateway
 from tlsproxy.proxy.questions import Questions, own_request, question_path
 from tlsproxy.qdrant.scoring import Facts, described, release_in
@@ -25,7 +26,6 @@ REMEMBERED: Final = 10.0
 MOST_REMEMBERED: Final = 1024
 LARGEST_ANSWER: Final = 1 << 20
 """Bytes of a collection's description; a longer one counts as unknown."""
-_OK: Final = 200
 
 Told = Callable[[Facts | RequestError], None]
 _Release = tuple[int, int] | None
@@ -37,10 +37,13 @@ class CollectionFacts:
     def __init__(self, gateway: Gateway, pool: Pool) -> None:
         self._gateway = gateway
         self._releases: Questions[int, _Release] = Questions(
-            gateway, pool, lambda status, body: release_in(body) if status == _OK else None, largest=LARGEST_ANSWER
+            gateway,
+            pool,
+            lambda status, body: release_in(body) if status == HTTPStatus.OK else None,
+            largest=LARGEST_ANSWER,
         )
-        self._collections: Questions[tuple[int, str], bytes] = Questions(
-            gateway, pool, lambda status, body: body if status == _OK else b"", largest=LARGEST_ANSWER
+        self._collections: Questions[tuple[int, str], bytes | RequestError] = Questions(
+            gateway, pool, _description, largest=LARGEST_ANSWER
         )
         self._release: tuple[int, float, _Release] = (0, 0.0, None)
         self._known: dict[tuple[int, str], tuple[float, Facts]] = {}
@@ -96,3 +99,10 @@ class CollectionFacts:
                 del self._known[next(iter(self._known))]  # the oldest
             self._known[key] = (time.monotonic() + REMEMBERED, facts.remembered())
         told(facts)
+
+
+def _description(status: int, body: bytes) -> bytes | RequestError:
+    """The query will be told itself that there is no such collection."""
+    if status == HTTPStatus.OK:
+        return body
+    return b"" if status == HTTPStatus.NOT_FOUND else UpstreamBroken("The upstream does not describe the collection")

@@ -6,7 +6,8 @@ Inverse document frequencies: a sparse vector with the modifier `idf` (BM25's, f
 the modifier it is an error. So what such a query becomes depends on :class:`Facts` that the upstream is asked for.
 
 Quantization: codes are made by the range, or the clusters, of all vectors of a segment, and scores by codes tell of
-these; `params.quantization.rescore` has the scores made anew from the vectors themselves.
+these; `params.quantization.rescore` has the scores made anew from the vectors themselves. Nothing has that for the
+weights of a sparse index of datatype `uint8`, which are coded by the range of each dimension.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ _NO_CORPUS: Final = (
     "Sparse and inferred queries cannot be confined to a tenant by this upstream: Qdrant {}.{} or later is needed"
 )
 _NO_TEXT: Final = "Text queries need Qdrant {}.{} or later as the upstream"
+CODED: Final = "A query of a sparse vector whose index is of datatype uint8 cannot be confined to a tenant"
 MATRIX: Final = "A matrix over a quantized vector, or a sparse one with IDF, cannot be confined to a tenant"
 
 
@@ -52,13 +54,14 @@ class FactsNeeded(Exception):
 class Facts:
     """The upstream's account of itself and of one collection; None for a part that is missing or not understood.
 
-    ``weighted`` are the sparse vectors with the modifier, ``quantized`` the dense ones that are. ``fresh``: asked for
-    the request at hand.
+    ``weighted`` are the sparse vectors with the modifier, ``coded`` those whose weights are, ``quantized`` the dense
+    ones that are. ``fresh``: asked for the request at hand.
     """
 
     release: tuple[int, int] | None = None
     weighted: frozenset[str] | None = None
     quantized: frozenset[str] | None = None
+    coded: frozenset[str] = frozenset()
     fresh: bool = True
 
     def remembered(self) -> Facts:
@@ -78,6 +81,8 @@ def needs_corpus(scored: Scored, using: str, facts: Facts | None) -> bool:
     if scored is Scored.TEXT:
         _require(TEXT, facts, _NO_TEXT)
         return True
+    if using in facts.coded:
+        raise Unconfined(CODED)
     if facts.weighted is not None and using not in facts.weighted:
         if not facts.fresh:
             raise FactsNeeded
@@ -90,7 +95,7 @@ def check_matrix(using: str, facts: Facts | None) -> None:
     """A matrix has no parameters. Raises :class:`FactsNeeded`, :class:`Unconfined`."""
     if facts is None or not facts.fresh:
         raise FactsNeeded
-    if facts.weighted is None or facts.quantized is None or using in facts.weighted | facts.quantized:
+    if facts.weighted is None or facts.quantized is None or using in facts.weighted | facts.quantized | facts.coded:
         raise Unconfined(MATRIX)
 
 
@@ -119,7 +124,8 @@ def described(release: tuple[int, int] | None, answer: bytes) -> Facts:
     """The facts in Qdrant's answer to `GET /collections/{name}`."""
     match _parsed(answer):
         case {"result": {"config": {"params": dict(params)} as config}}:
-            return Facts(release, _weighted(params.get("sparse_vectors")), _quantized(config, params.get("vectors")))
+            sparse = params.get("sparse_vectors")
+            return Facts(release, _weighted(sparse), _quantized(config, params.get("vectors")), coded=_coded(sparse))
     return Facts(release)
 
 
@@ -132,6 +138,17 @@ def _weighted(sparse: Any) -> frozenset[str] | None:
         for name, vector in sparse.items()
         if not isinstance(vector, dict) or vector.get("modifier") not in {None, "none"}
     )
+
+
+def _coded(sparse: Any) -> frozenset[str]:
+    """A datatype that is not known here may be a code as well."""
+    vectors = sparse.items() if isinstance(sparse, dict) else ()
+    return frozenset(name for name, vector in vectors if not _is_plain(vector))
+
+
+def _is_plain(vector: Any) -> bool:
+    index = vector.get("index") if isinstance(vector, dict) else None
+    return not isinstance(index, dict) or index.get("datatype") in {None, "float32", "float16"}
 
 
 def _quantized(config: dict[str, Any], dense: Any) -> frozenset[str] | None:
