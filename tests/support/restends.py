@@ -1,0 +1,241 @@
+"""A real RestConnection in memory, with the real pool behind it: nothing moves until a test says how far."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import itertools
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Any
+from unittest.mock import MagicMock
+
+import pytest
+
+from support.h2ends import Audit, MemoryStream
+from support.h2ends import Loop as SoonLoop
+from support.relay_site import KEYS
+from support.site import Site
+from tlsproxy.proxy import turns, upstream
+from tlsproxy.proxy.deadlines import NEVER
+from tlsproxy.proxy.gateway import Gateway
+from tlsproxy.proxy.limittable import LimitTable
+from tlsproxy.proxy.pool import Pool
+from tlsproxy.proxy.record import Record
+from tlsproxy.proxy.rest import RestConnection
+from tlsproxy.proxy.slices import Scheduler
+from tlsproxy.proxy.standing import Standing
+from tlsproxy.tls.generation import Generation, build
+
+
+def rest_generation(site: Site, on_full: str = "refuse") -> Generation:
+    """Callers are told apart by a key of each request, as in ``KEYS``."""
+    docs = [{"collection": "docs", "access": "rw"}]
+    roles = {
+        "plain": {"access": "m", "limits": {"concurrent_requests": 3}},
+        "limited": {"access": docs, "limits": {"concurrent_requests": 2}},
+        "tenant": {"access": docs, "filter": {"tenant": "acme"}},
+    }
+    keys = [
+        {"name": name, "role": name, "sha256": hashlib.sha256(key.encode()).hexdigest()} for name, key in KEYS.items()
+    ]
+    config = site.write_config(
+        "http://127.0.0.1:1",
+        service={"verify_https_client_certificate": False},
+        upstream={"rest": "http://127.0.0.1:1", "max_connections": 2},
+        audit={"dir": "-", "on_full": on_full},
+        roles=roles,
+        identities=[],
+        keys=keys,
+    )
+    return build(number=1, config_path=config, environ={}, previous=None)
+
+
+class Loop(SoonLoop):
+    """Timers run when :meth:`elapse` says that their time has come, and so does work in threads. ``ran`` is called
+    after each callback.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ran: Callable[[], None] = lambda: None
+        self._later: list[tuple[Any, Callable[[], None]]] = []
+
+    def call_later(self, _delay: float, callback: Callable[..., None], *args: Any) -> Any:
+        handle = MagicMock(spec=asyncio.TimerHandle)
+        self._later.append((handle, lambda: callback(*args)))
+        return handle
+
+    def run_in_executor(self, _executor: None, work: Callable[..., Any], *args: Any) -> Any:
+        future: asyncio.Future[Any] = asyncio.Future(loop=MagicMock(spec=asyncio.AbstractEventLoop))
+        future.set_result(work(*args))
+        done = MagicMock()
+        done.add_done_callback = lambda callback: self._later.append((MagicMock(), lambda: callback(future)))
+        return done
+
+    def run(self) -> bool:
+        soon, self._soon = self._soon, []
+        for callback, args in soon:
+            callback(*args)
+            self.ran()
+        return bool(soon)
+
+    def elapse(self) -> bool:
+        later, self._later = self._later, []
+        for handle, callback in later:
+            if not handle.cancel.called:
+                callback()
+        return bool(later)
+
+
+class Promises(Audit):
+    """``promised``: lines that it has made room for and not got."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.promised = 0
+
+    def take(self) -> bool:
+        took = super().take()
+        self.promised += took
+        return took
+
+    def put(self, line: str) -> None:
+        self.promised -= 1
+        super().put(line)
+
+    def read(self, _query: object) -> list[bytes]:
+        return []
+
+
+class Uncounted:
+    """Metrics that nobody reads."""
+
+    def __getattr__(self, _name: str) -> Callable[..., None]:
+        return lambda *_: None
+
+
+class Stream(MemoryStream):
+    """Tells of its end, from the loop. ``writes`` counts the writes that went out."""
+
+    def __init__(self, owner: Any, loop: Loop) -> None:
+        super().__init__(owner)
+        self._loop = loop
+        self.broken = False
+        self.corked: list[bytes] | None = None
+        self.deadline = NEVER
+        self.writes = 0
+
+    @property
+    def unsent(self) -> bool:
+        return self.stalled
+
+    @staticmethod
+    def takes() -> bool:
+        return False
+
+    def write(self, data: bytes) -> None:
+        if self.corked is not None:
+            self.corked.append(data)
+        else:
+            self.writes += 1
+            super().write(data)
+
+    def cork(self) -> None:
+        self.corked = self.corked or []
+
+    def uncork(self) -> None:
+        corked, self.corked = self.corked, None
+        if corked:
+            self.write(b"".join(corked))
+
+    def close(self, _linger: float) -> None:
+        self.abort()
+
+    def abort(self, error: Exception | None = None) -> None:
+        if not self.closed:
+            self.closed = True
+            self._loop.call_soon(self.owner.connection_lost, error)
+
+    def overdue(self) -> None:
+        if not self.closed and self.deadline != NEVER:
+            self.deadline = NEVER
+            self.owner.deadline_passed()
+
+
+class RestEnds:
+    """``ups`` are the upstream connections that were made; ``records`` those of all requests that were taken up.
+
+    ``places``: by what a request took, how often it was given back.
+    """
+
+    def __init__(self, generation: Generation) -> None:
+        self.loop, self.audit = Loop(), Promises()
+        with asyncio.Runner() as runner:
+            self.gateway = runner.run(self._gateway(generation))
+        self.gateway.loop = self.loop  # type: ignore[assignment]
+        self.gateway.scheduler = Scheduler(self.loop)  # type: ignore[arg-type]
+        self.taken: list[tuple[int, ...]] = []
+        self.given: Counter[int] = Counter()
+        release = self.gateway.limits.release
+
+        def released(held: tuple[int, ...]) -> None:
+            self.given[id(held)] += 1
+            release(held)
+
+        def counted(toll: Any, entry: Any, count: Any = self.gateway.limits.count) -> Any:
+            outcome = count(toll, entry)
+            if isinstance(outcome, tuple) and outcome:
+                self.taken.append(outcome)
+            return outcome
+
+        self.gateway.limits.release = released  # type: ignore[method-assign]
+        self.gateway.limits.count = counted  # type: ignore[method-assign]
+        self.ups: list[Stream] = []
+        self.no_socket = False
+        self.records: list[Record[Any]] = []
+        self.pool = Pool(self.gateway)
+        self.ended = 0
+
+    async def _gateway(self, generation: Generation) -> Gateway:
+        table = LimitTable.private()
+        return Gateway(generation, self.audit, Uncounted(), MagicMock(), lambda: None, table, itertools.count(1))
+
+    def connect(self, address: str = "127.0.0.1") -> Stream:
+        stream = Stream(None, self.loop)
+        entry = self.gateway.register.enter("rest", address, Standing(self.gateway.generation, None, time.time()))
+
+        def end() -> None:
+            self.ended += 1
+            self.gateway.register.leave(entry)
+
+        stream.owner = entry.session = RestConnection(self.gateway, self.pool, stream, entry, end)  # type: ignore[arg-type]
+        return stream
+
+    def dial(self, _loop: Any, _addresses: Any, owner: Any, _deadlines: Any, _timeout: Any) -> Stream:
+        if self.no_socket:
+            raise OSError(24, "no descriptors are left")
+        stream = Stream(owner, self.loop)
+        self.ups.append(stream)
+        return stream
+
+    def quiet(self) -> None:
+        while self.loop.run():
+            pass
+
+
+def in_memory(ends: RestEnds) -> Iterator[None]:
+    """Its upstream connections are memory, and its records are kept."""
+
+    class Kept(Record[Any]):
+        __slots__ = ()
+
+        def __init__(self, *args: Any) -> None:
+            super().__init__(*args)
+            ends.records.append(self)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(upstream, "DialledStream", ends.dial)
+        patch.setattr(turns, "Record", Kept)
+        yield

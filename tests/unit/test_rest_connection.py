@@ -1,0 +1,273 @@
+"""A REST connection as a state machine: whatever comes, in whatever pieces, and whatever fails at whichever step, each
+request has one line and gives back once what it took.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache, partial
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from support.relay_site import KEYS
+from support.restends import RestEnds, Stream, in_memory, rest_generation
+from support.site import Site
+
+from tlsproxy.proxy import rest, slices
+from tlsproxy.tls.generation import Generation
+from tlsproxy.wire import chunked
+
+QUERY = "POST /collections/docs/points/query"
+BODY = b'{"limit":1}'
+
+
+def head(line: str, role: str, *lines: str) -> bytes:
+    return "\r\n".join([f"{line} HTTP/1.1", "host: h", f"api-key: {KEYS.get(role, role)}", *lines, "", ""]).encode()
+
+
+def sized(line: str, role: str, body: bytes, *lines: str) -> bytes:
+    return head(line, role, "content-type: application/json", f"content-length: {len(body)}", *lines) + body
+
+
+def in_chunks(line: str, role: str, body: bytes, size: int = 3) -> bytes:
+    pieces = [body[i : i + size] for i in range(0, len(body), size)]
+    framed = b"".join(b"%x\r\n%b\r\n" % (len(piece), piece) for piece in pieces)
+    return head(line, role, "transfer-encoding: chunked") + framed + b"0\r\n\r\n"
+
+
+REQUESTS = {
+    "allowed": head("GET /collections/docs", "plain"),
+    "allowed with a body": sized(QUERY, "plain", BODY),
+    "allowed in chunks": in_chunks(QUERY, "plain", BODY * 9, 1),
+    "allowed, not read again": sized("PUT /collections/docs/points", "plain", b'{"points":[]}'),
+    "allowed, expecting": sized(QUERY, "plain", BODY, "expect: 100-continue"),
+    "no such route": head("GET /nothing/here", "plain"),
+    "no such route, with a body": sized("POST /nothing/here", "plain", BODY),
+    "no such route, in chunks": in_chunks("POST /nothing/here", "plain", BODY),
+    "no such key": head("GET /collections", "wrong"),
+    "read": sized(QUERY, "limited", BODY),
+    "read in chunks": in_chunks(QUERY, "limited", BODY),
+    "read, expecting": sized(QUERY, "limited", BODY, "expect: 100-continue"),
+    "read and empty": sized(QUERY, "limited", b""),
+    "read and empty, in chunks": in_chunks(QUERY, "limited", b""),
+    "read and refused": sized(QUERY, "limited", b'{"lookup_from":{"collection":"other"},"query":1}'),
+    "read, and no JSON": sized(QUERY, "limited", b"{"),
+    "read, with bad chunks": head(QUERY, "limited", "transfer-encoding: chunked") + b"x\r\n",
+    "written anew": sized(QUERY, "tenant", BODY),
+    "a listing": head("GET /collections", "limited"),
+    "whoami": head("GET /_tlsproxy/whoami", "plain"),
+    "the audit log": sized("POST /audit/logs", "plain", b"{}"),
+    "the audit log, unreadable": sized("POST /audit/logs", "plain", b"["),
+    "too large": head(QUERY, "plain", "content-length: 999999999"),
+    "too large, read": head(QUERY, "limited", "content-length: 999999999"),
+    "unreadable": b"NONSENSE\r\n\r\n",
+    "the last": head("GET /collections/docs", "plain", "connection: close"),
+}
+ANSWERS = {
+    "whole": b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}",
+    "a listing": b'HTTP/1.1 200 OK\r\ncontent-length: 31\r\n\r\n{"result":{"collections":[ ] }}',
+    "in chunks": b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n1\r\n{\r\n1\r\n}\r\n0\r\n\r\n",
+    "until its end": b"HTTP/1.1 200 OK\r\n\r\n{}",
+    "half": b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{",
+    "an interim one": b"HTTP/1.1 103 Early Hints\r\n\r\n",
+    "half a head": b"HTTP/1.1 200",
+    "nonsense": b"\0\r\n\r\n",
+}
+
+
+class Run:
+    """What each step does, by its name. ``one`` chooses among what there is."""
+
+    def __init__(self, ends: RestEnds, pipelines: list[list[str]]) -> None:
+        self.ends = ends
+        self.streams = [ends.connect() for _ in pipelines]
+        for stream, names in zip(self.streams, pipelines, strict=True):
+            stream.coming += b"".join(REQUESTS[name] for name in names)
+
+    def _stream(self, one: int) -> Stream:
+        return self.streams[one % len(self.streams)]
+
+    def _up(self, one: int) -> Stream | None:
+        live = [stream for stream in self.ends.ups if not stream.closed]
+        return live[one % len(live)] if live else None
+
+    def arrive(self, one: int) -> None:
+        """Some of what was asked."""
+        stream = self._stream(one)
+        size = one // len(self.streams) % 200 + 1
+        self._deliver(stream, size if one % 3 else len(stream.coming))
+
+    @staticmethod
+    def _deliver(stream: Stream, size: int) -> None:
+        if stream.reading and not stream.closed and stream.coming:
+            piece = bytes(stream.coming[:size])
+            del stream.coming[:size]
+            stream.owner.data_received(piece)
+
+    def turn(self, _: int) -> None:
+        self.ends.loop.run()
+
+    def elapse(self, _: int) -> None:
+        self.ends.loop.elapse()
+
+    def stand(self, one: int) -> None:
+        """An upstream connection does."""
+        if (up := self._up(one)) and not up.established:
+            up.established = up.reading = True
+            up.owner.connected()
+
+    def answer(self, one: int) -> None:
+        names = list(ANSWERS)
+        if (up := self._up(one // len(names))) and up.established and up.reading:
+            up.owner.data_received(ANSWERS[names[one % len(names)]])
+
+    def lose(self, one: int) -> None:
+        """An upstream connection, be it before it stands."""
+        if up := self._up(one):
+            up.abort(OSError("lost") if one % 2 else None)
+
+    def congest(self, one: int) -> None:
+        if up := self._up(one):
+            up.stall(stalled=not up.stalled)
+
+    def no_socket(self, one: int) -> None:
+        self.ends.no_socket = bool(one % 2)
+
+    def stall(self, one: int) -> None:
+        """A client takes its answers no more, or again."""
+        stream = self._stream(one)
+        stream.stall(stalled=not stream.stalled)
+
+    def audit(self, one: int) -> None:
+        if one % 2:
+            self.ends.audit.full = True
+        else:
+            self.ends.audit.empty()
+
+    def overdue(self, one: int) -> None:
+        streams = [*self.streams, *self.ends.ups]
+        streams[one % len(streams)].overdue()
+
+    def go(self, one: int) -> None:
+        self._stream(one).abort(None if one % 2 else OSError("reset"))
+
+    def expel(self, one: int) -> None:
+        stream = self._stream(one)
+        if not stream.closed:
+            (stream.owner.expel if one % 2 else lambda _: stream.owner.drain())("role_changed")
+
+    def publish(self, _: int) -> None:
+        self.ends.gateway.publish(self.ends.gateway.generation)
+
+    def finish(self) -> None:
+        """All that waits comes to its end."""
+        ends = self.ends
+        ends.no_socket = False
+        for _ in range(100):
+            ends.audit.empty()
+            ends.quiet()
+            for stream in self.streams:
+                stream.stall(stalled=False)
+                self._deliver(stream, len(stream.coming))
+            for number, up in enumerate(ends.ups):
+                up.stall(stalled=False)
+                if not up.closed and up.owner.exchange is not None:
+                    self.stand(number) if up.established else None
+                    up.established = up.reading = True
+                    up.owner.data_received(ANSWERS["a listing"])
+            ends.quiet()
+            if not ends.loop.elapse() and not any(stream.coming and not stream.closed for stream in self.streams):
+                break
+        for stream in self.streams:
+            stream.abort()
+        ends.pool.close()
+        ends.quiet()
+        while ends.loop.elapse():
+            ends.quiet()
+
+    def check(self) -> None:
+        ends = self.ends
+        lines = [json.loads(line) for line in ends.audit.lines if '"request_id"' in line]
+        assert Counter(line["request_id"] for line in lines) == Counter(record.id for record in ends.records)
+        assert ends.audit.promised == 0
+        assert ends.gateway.held == 0
+        assert (ends.gateway.places.held, ends.gateway.places.waiting) == (0, 0)
+        assert Counter(map(id, ends.taken)) == ends.given
+        assert ends.pool.counts == (0, 0, 0)
+        assert ends.gateway.scheduler.waiting == {}
+        assert ends.ended == len(self.streams)
+
+
+STEPS: dict[Callable[[Run, int], None], int] = {
+    Run.arrive: 8,
+    Run.turn: 4,
+    Run.stand: 3,
+    Run.answer: 6,
+    Run.lose: 1,
+    Run.congest: 1,
+    Run.no_socket: 1,
+    Run.stall: 1,
+    Run.audit: 2,
+    Run.overdue: 1,
+    Run.elapse: 1,
+    Run.go: 1,
+    Run.expel: 1,
+    Run.publish: 1,
+}
+"""Each with how often it is chosen."""
+PIPELINES = st.lists(st.lists(st.sampled_from(list(REQUESTS)), min_size=1, max_size=12), min_size=1, max_size=3)
+SCENARIOS = st.lists(
+    st.tuples(st.sampled_from([step for step, often in STEPS.items() for _ in range(often)]), st.integers(0, 1 << 10)),
+    max_size=80,
+)
+
+
+@pytest.fixture(scope="module")
+def made(site: Site) -> Callable[[str], Generation]:
+    """By what the audit log does when it is full."""
+    return cache(partial(rest_generation, site))
+
+
+@contextmanager
+def running(generation: Generation, pipelines: list[list[str]], *, stepwise: bool) -> Iterator[Run]:
+    ends = RestEnds(generation)
+    with pytest.MonkeyPatch.context() as patch:
+        if stepwise:
+            for module in (slices, rest):
+                patch.setattr(module, "SLICE", 0.0)
+            patch.setattr(rest, "TURN", 1)
+            patch.setattr(chunked, "CHUNKS", 2)
+        for _ in in_memory(ends):
+            yield Run(ends, pipelines)
+
+
+@pytest.mark.fuzz
+@pytest.mark.parametrize("on_full", ["refuse", "block"])
+@pytest.mark.parametrize("stepwise", [False, True], ids=["at once", "step by step"])
+@given(pipelines=PIPELINES, steps=SCENARIOS)
+def test_each_request_ends_once(
+    made: Callable[[str], Generation],
+    on_full: str,
+    pipelines: list[list[str]],
+    steps: list[tuple[Callable[[Run, int], None], int]],
+    *,
+    stepwise: bool,
+) -> None:
+    with running(made(on_full), pipelines, stepwise=stepwise) as run:
+        for step, one in steps:
+            step(run, one)
+        run.finish()
+        run.check()
+
+
+@pytest.mark.parametrize("kind", REQUESTS)
+def test_hundreds_of_a_kind_at_once(made: Callable[[str], Generation], kind: str) -> None:
+    """However they end, none ends from inside another."""
+    with running(made("refuse"), [[kind] * 160], stepwise=False) as run:
+        run.arrive(0)
+        run.finish()
+        run.check()
