@@ -208,7 +208,7 @@ class MemoryStream:
         self.written = bytearray()
         self.coming = bytearray()
         self.reading = True
-        self.stalled = self.closed = False
+        self.stalled = self.closed = self.unsent = False
         self.established = False
         self.deadline = 0.0
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
+from typing import Any
 
 from qdrant_client import grpc as pb
 
@@ -20,13 +22,13 @@ KEYS = {name: f"the-key-of-{name}" for name in ROLES}
 SEARCH, COUNT, LIST = "/qdrant.Points/Search", "/qdrant.Points/Count", "/qdrant.Collections/List"
 
 
-def relay_generation(site: Site) -> Generation:
+def relay_generation(site: Site, roles: Mapping[str, Any] = ROLES) -> Generation:
     config = site.write_config(
         "http://127.0.0.1:1",
         grpc="http://127.0.0.1:1",
         service={"verify_https_client_certificate": False},
         audit={"dir": "-", "on_full": "block"},
-        roles=ROLES,
+        roles=dict(roles),
         identities=[],
         keys=[
             {"name": name, "role": name, "sha256": hashlib.sha256(key.encode()).hexdigest()}

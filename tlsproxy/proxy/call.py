@@ -185,8 +185,9 @@ class Call:
 
     @property
     def whole(self) -> bool:
-        """Whether all of its message is on its way upstream."""
-        return self.client_done and not self.holds and (self.reading is None or self.reading.passed)
+        """Whether the upstream has all of its message."""
+        passed = self.reading is None or self.reading.passed
+        return self.client_done and not self.holds and passed and self.relay.all_said
 
     def renew(self, plan: CallPlan) -> Decision | None:
         """It goes on by this plan; or the refusal that it meets."""

@@ -130,6 +130,12 @@ class Exchange(Admitting):
         return self._upstream is None
 
     @property
+    def whole(self) -> bool:
+        """Whether the upstream has all of it."""
+        upstream = self._upstream
+        return self.body.done and upstream is not None and upstream.stream.established and not upstream.stream.unsent
+
+    @property
     def taken(self) -> bytes | None:
         """What it has of its body as it came, where nothing of it is with an upstream; None where that is not known."""
         return self._first if self._upstream is None else None

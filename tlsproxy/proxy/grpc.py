@@ -121,7 +121,7 @@ class GrpcConnection(Streams):
             self._read(data)
         except Http2Error as error:
             self.broken(error)
-        if self.up and not self.connected and sum(map(len, self.up)) > MAX_HELD:
+        if self.up and not self.reached and sum(map(len, self.up)) > MAX_HELD:
             self._crowded()
         elif self.frames.more and not self._ended:
             self._wait_for_turn()
@@ -233,7 +233,7 @@ class GrpcConnection(Streams):
     @property
     def _is_ready(self) -> bool:
         """Whether frames that pass may go in one piece."""
-        return self.greeted and self._block is None and not self.late and self.connected
+        return self.greeted and self._block is None and not self.late and self.reached
 
     def _wait(self, position: int) -> None:
         """What is to be read from there on waits for room."""

@@ -61,6 +61,7 @@ class Reach:
 
     def _go_on(self) -> None:
         self.since = None
+        self._client.present()
         if self._place is not None:
             try:
                 self._dial(self._place)

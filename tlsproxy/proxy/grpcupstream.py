@@ -28,14 +28,17 @@ if TYPE_CHECKING:
 
 
 class GrpcUpstream(UpstreamFrames):
-    """One connection, for as long as its client's. ``blocked``: the client has left no room for what comes next."""
+    """One connection, for as long as its client's. ``blocked``: the client has left no room for what comes next.
 
-    __slots__ = ("_queued", "blocked")
+    ``stands``: the upstream has taken it.
+    """
+
+    __slots__ = ("_queued", "blocked", "stands")
 
     def __init__(self, client: GrpcConnection) -> None:
         """Raises OSError where no socket is to be had."""
         super().__init__(client)
-        self.blocked = self._queued = False
+        self.blocked = self._queued = self.stands = False
         gateway = client.gateway
         addresses, bounds = gateway.generation.upstream_addresses["grpc"], gateway.bounds
         self.stream = DialledStream(gateway.loop, addresses, self, gateway.deadlines, bounds.upstream_write)
@@ -65,6 +68,10 @@ class GrpcUpstream(UpstreamFrames):
     def connected(self) -> None:
         self._client.gateway.metrics.upstream_connect("ok")
         self.stream.deadline = time.monotonic() + self._client.limits.response_timeout
+        self._client.present()
+        self.stands = True
+        self._client.unblock()
+        self._client.settle()
 
     def data_received(self, data: bytes) -> None:
         self._client.present()

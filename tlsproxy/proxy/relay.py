@@ -100,8 +100,18 @@ class Relay(ABC):
 
     @property
     def connected(self) -> bool:
-        """Whether there is an upstream connection, be it that it is dialled. Until then ``up`` waits for one."""
+        """Whether there is an upstream connection, be it that it is dialled."""
         return self._side is not None
+
+    @property
+    def reached(self) -> bool:
+        """Whether the upstream has taken that connection. Until then ``up`` waits, and can be taken back."""
+        return self._side is not None and self._side.stands
+
+    @property
+    def all_said(self) -> bool:
+        """Whether nothing that is for the upstream waits here."""
+        return self._side is not None and self.reached and not (self.up or self._side.stream.unsent)
 
     @abstractmethod
     def present(self) -> None:
@@ -137,7 +147,7 @@ class Relay(ABC):
         if self._side is not None:
             if self._owed_upstream:
                 self.up.append(http2.window_update(0, self._owed_upstream))
-            if self.up:
+            if self.up and self._side.stands:
                 data = b"".join(self.up)
                 self.up.clear()
                 self._side.write(data)
@@ -190,7 +200,7 @@ class Relay(ABC):
 
         A server counts the streams that end as soon as they began, and ends the connection of who has many.
         """
-        if not self.connected:
+        if not self.reached:
             self._unsay(call)
             return True
         if self.up and self.up[-1] is call.opening:

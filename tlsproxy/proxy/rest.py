@@ -337,7 +337,7 @@ class RestConnection(Turns):
             record.plan = record.plan.refused(refusal)
             exchange.abandon()
             self.exchange_denied()
-        elif self._body.done and not record.plan.resend:
+        elif exchange.whole and not record.plan.resend:
             record.plan = replace(record.plan, expires=NEVER)
             self._gateway.loop.call_later(self._limits.expel_after, self.stream.tell, self._overstayed, exchange)
         else:

@@ -1,0 +1,70 @@
+"""What waits to go up is judged by the present: nothing of it reaches an upstream after its right went."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from qdrant_client import grpc as pb
+from support.h2ends import ANSWERED, Ends, in_memory, prefixed
+from support.relay_site import COUNT, ROLES, asked, count, relay_generation
+from support.site import Site
+
+from tlsproxy.tls.generation import Generation
+
+UPSERT = "/qdrant.Points/Upsert"
+POINTS = prefixed(pb.UpsertPoints(collection_name="docs", points=[pb.PointStruct()]).SerializeToString())
+READ = [{"collection": "docs", "access": "r"}]
+LESS = {"plain": {"access": "r"}, "limited": {"access": READ}, "tenant": {"access": READ, "filter": {"tenant": "acme"}}}
+PERMISSION_DENIED = 7
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _memory() -> Iterator[None]:
+    yield from in_memory()
+
+
+@pytest.fixture(scope="module")
+def generations(site: Site) -> tuple[Generation, Generation, Generation]:
+    """One, the same again, and one of less rights."""
+    return relay_generation(site), relay_generation(site), relay_generation(site, LESS)
+
+
+def until_quiet(ends: Ends) -> None:
+    moving = True
+    while moving:
+        ends.client.read()
+        ends.upstream.read()
+        moving = ends.flush()
+
+
+@pytest.mark.parametrize("kept", [True, False], ids=["kept", "taken"])
+@pytest.mark.parametrize("waits_for", ["a connection", "its standing", "room in the audit log"])
+@pytest.mark.parametrize("role", list(ROLES))
+def test_what_waits(generations: tuple[Generation, ...], role: str, waits_for: str, kept: bool) -> None:  # noqa: FBT001
+    before, same, less = generations
+    ends = Ends(before, dialled=waits_for != "a connection")
+    ends.upstream.on_request = lambda stream, _: answer(ends, stream)
+    ends.audit.full = waits_for == "room in the audit log"
+    if ends.audit.full:
+        ends.connect()
+    stream = ends.client.open(asked(UPSERT, role))
+    ends.client.say(stream, POINTS, [])
+    if waits_for != "a connection":
+        until_quiet(ends)
+    ends.gateway.publish(same if kept else less)
+    ends.audit.empty()
+    ends.connect()
+    until_quiet(ends)
+    sent = ends.client.streams[stream]
+    assert sent.status == (0 if kept else PERMISSION_DENIED)
+    assert any(one.data for one in ends.upstream.streams.values()) == kept
+    again = ends.client.open(asked(COUNT, role))
+    ends.client.say(again, prefixed(count()), [])
+    until_quiet(ends)
+    assert ends.client.streams[again].status == 0
+
+
+def answer(ends: Ends, stream: int) -> None:
+    ends.upstream.connection.send_headers(stream, ANSWERED)
+    ends.upstream.say(stream, prefixed(b""), [("grpc-status", "0")])
