@@ -27,6 +27,7 @@ from support.raw import GET, Truncated, connected
 from support.site import Site
 from support.upstream import Connection, Received, ScriptedUpstream
 
+from tlsproxy.authz.tokens import mint
 from tlsproxy.cli import main
 
 # Secrets in what is told of a configuration
@@ -436,3 +437,31 @@ def test_who_never_asks_is_written_down(site: Site, narrow: Gateway, protocol: s
         assert (record["result"], record["connections"], record["remote"]) == ("ok", 1, "127.0.0.1")
         assert record["protocol"] == ("grpc" if protocol == "h2" else "rest")
         assert 0 <= record["age_ms"] < 20_000
+
+
+def test_what_a_token_depends_on_is_asked_though_its_connection_is_the_only_one(
+    site: Site, upstream: ScriptedUpstream, frames: H2Upstream
+) -> None:
+    """A connection that waits for that has no place which the question would have to wait for."""
+
+    def answer(connection: Connection, request: Received) -> None:
+        connection.read_body(request)
+        body = b'{"result": {"points": [{"id": 1}]}}'
+        connection.sock.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body))
+
+    key = "a key that is long enough to sign with"
+    exists = {"collection": "users", "matches": [{"key": "name", "value": "alice"}]}
+    token = mint(key, {"access": "r", "value_exists": exists})
+    upstream.answer = answer
+    config = site.write_config(
+        upstream.url,
+        grpc=frames.url,
+        service={"verify_https_client_certificate": False, "api_key": key, "jwt_rbac": True},
+        upstream={"rest": upstream.url, "grpc": frames.url, "max_connections": 1},
+    )
+    before = len(frames.accepted)
+    with Gateway(config) as gateway, h2(gateway, site, None) as client:
+        for _ in range(3):
+            stream = client.call(DOCS, fields(COUNT, ("authorization", f"Bearer {token}")))
+            assert client.status(stream) == 0
+        assert len(frames.accepted) == before + 1

@@ -173,7 +173,9 @@ class Call:
 
     def begin(self) -> None:
         """May go up, as far as that is known before its message. Raises Overloaded, UpstreamUnreachable."""
-        if self.record.plan.block and (self.relay.connected or not self.undecided):
+        if self.waiting:
+            self.relay.reach.stir()
+        elif self.record.plan.block and (self.relay.connected or not self.record.plan.unread):
             self.relay.reach.ask(self)
 
     # The present

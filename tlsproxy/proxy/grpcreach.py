@@ -41,12 +41,18 @@ class Reach:
         if client.connected:
             self._pool.stirs(self)
             place.replace()
+            self._pool.trim()
         elif place.take(1):
             self._dial(place)
         else:
             place.ready = self._ready
             self.since = time.monotonic()
         self._place = place
+
+    def stir(self) -> None:
+        """A call begins that waits for something else, which may need a place of its own."""
+        if self._place is None:
+            self._pool.stirs(self)
 
     def _dial(self, place: Share) -> None:
         self._pool.trim()
@@ -93,16 +99,17 @@ class Reach:
 
     def rest(self) -> None:
         """No call is left, and what was said last may not be written yet."""
-        place, self.since = self._place, None
-        if place is None:
-            return
-        if self._client.connected and self._client.gateway.places.waiting:
-            self._client.gateway.loop.call_soon(self._client.stream.tell, self.end)
+        client, place, self.since = self._client, self._place, None
+        if place is not None and client.connected and client.gateway.places.waiting:
+            client.gateway.loop.call_soon(client.stream.tell, self.end)
             return
         self._place = None
-        if self._client.connected:
+        if client.connected:
             self._pool.rests(self)
-        place.release()
+        if place is not None:
+            place.release()
+        else:
+            client.gateway.loop.call_soon(client.stream.tell, self._pool.trim)
 
     def end(self) -> None:
         """Others have no room beside it."""
