@@ -409,7 +409,11 @@ def test_half_of_something_has_the_time_of_a_head(
         rate_upstream.answer = replying(b"")
 
 
-@pytest.mark.parametrize("drop", [raw(0x20, 0, 0, b"x"), raw(8, 0, 0, b"\0\0\0\1")], ids=["extensions", "room"])
+@pytest.mark.parametrize(
+    "drop",
+    [raw(6, 0, 0, b"12345678"), raw(8, 0, 0, b"\0\0\0\1"), raw(0x20, 0, 0, b"x")],
+    ids=["pings", "room", "extensions"],
+)
 def test_frames_alone_keep_no_connection(site: Site, slow_grpc: Gateway, drop: bytes) -> None:
     with h2(slow_grpc, site) as client:
         began = time.monotonic()

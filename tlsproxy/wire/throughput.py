@@ -16,8 +16,8 @@ PARTS: Final = 10
 class Throughput:
     """Marks of a running total, each with its moment (seconds of a monotonic clock).
 
-    ``due``: when to look next. A window may be up to a fifth longer than asked for, never shorter; the first one is
-    exact. So whoever sends in bursts at the lowest rate keeps it up.
+    ``due``: when to look next. A window may be up to a fifth longer than asked for, never shorter, and whoever sends in
+    bursts keeps up the lowest rate if they are no further apart than a fifth of it.
     """
 
     __slots__ = ("_marks", "_paused", "due")
@@ -28,12 +28,13 @@ class Throughput:
         self.due = now + window / PARTS
 
     def too_low(self, now: float, total: int, window: float, rate: float) -> bool:
-        """Whether fewer bytes have come in the last ``window`` seconds than ``rate`` per second make of it."""
+        """Whether fewer bytes have come in the last ``window`` seconds than ``rate`` bytes in each."""
         marks, part = self._marks, window / PARTS
         while len(marks) > 1 and marks[1][0] <= now - window - part:
             marks.popleft()
         since, before = marks[0]
-        if now - since >= window and total - before < rate * window:
+        span = now - since
+        if span >= window and total - before < rate * (span - window / 5):
             return True
         if now - marks[-1][0] >= part:
             marks.append((now, total))
