@@ -78,7 +78,7 @@ class Admitting(ABC):
         """Begins now, or waits for room as far as that is allowed. Raises AuditUnavailable, Overloaded."""
         gateway = self._gateway
         if self.record.admit(gateway):
-            self._acquire()
+            self._start()
             return
         if gateway.generation.config.audit.on_full != "block":
             raise AuditUnavailable("The audit log cannot be written")
@@ -118,11 +118,17 @@ class Admitting(ABC):
             return
         if self.record.admit(self._gateway):
             try:
-                self._acquire()
+                self._start()
             except RequestError as error:
                 self._client.exchange_failed(error)
+            else:
+                self._client.advance()  # its body may have come meanwhile
         else:
             self._gateway.audit.when_writable(self._readmit)
+
+    def _start(self) -> None:
+        """Its line has room. Raises :class:`RequestError`."""
+        self._acquire()
 
     def _acquire(self) -> None:
         proviso = self.record.plan.proviso

@@ -22,15 +22,13 @@ class AuditLogsExchange(Exchange):
 
     @property
     def sending(self) -> bool:
-        return not self.body.done
+        return self.record.admitted and not self.body.done
 
     @property
     def taken(self) -> bytes | None:
         return None if self.record.bytes_in else b""
 
-    def admit(self) -> None:
-        if not self.record.admit(self._gateway):
-            raise AuditUnavailable("The audit log cannot be written")
+    def _start(self) -> None:
         self._wait(SLOW_BODY)
         if self.record.plan.expects_continue:
             self._client.stream.write(CONTINUE)

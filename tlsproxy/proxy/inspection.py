@@ -50,7 +50,7 @@ class InspectedExchange(Exchange):
         self._confined = False
         self._answer: StreamedAnswer | None = None
 
-    def admit(self) -> None:
+    def _start(self) -> None:
         if self.record.plan.expects_continue:
             self._client.stream.write(CONTINUE)
         if self.body.done:
@@ -60,7 +60,7 @@ class InspectedExchange(Exchange):
 
     @property
     def sending(self) -> bool:
-        return not self.body.done if self._reading else super().sending
+        return self.record.admitted and not self.body.done if self._reading else super().sending
 
     def send(self) -> None:
         """Takes what has come of the body. Raises as :meth:`RequestBody.take` does, and Overloaded."""
@@ -99,7 +99,7 @@ class InspectedExchange(Exchange):
         unread = plan.unread
         if unread is None:  # rights are others than they were: the head alone decides by now, and says the framing
             self._whole_body = in_chunks(content) if plan.length == CHUNKED else content
-            super().admit()
+            self._acquire()
             return
         facts = facts or self._pool.facts.known(unread.asked.collection or "")
         self._client.stream.deadline = NEVER  # nobody is waited for
@@ -136,7 +136,7 @@ class InspectedExchange(Exchange):
         self._confined = unread.confined
         if self.record.plan.decision.allowed:
             self._whole_body = content
-            super().admit()
+            self._acquire()
         else:
             self._client.exchange_denied()
 

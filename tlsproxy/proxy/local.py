@@ -29,7 +29,7 @@ class LocalExchange(Exchange):
         super().__init__(gateway, pool, client, record, body)
         self._error = error
 
-    def _acquire(self) -> None:
+    def _start(self) -> None:
         client, answer = self._client, self.record.plan.answer
         if self._error is not None:
             client.exchange_failed(self._error)
