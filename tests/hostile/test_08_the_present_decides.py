@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import queue
+import socket
 import ssl
 import threading
 import time
@@ -380,6 +381,24 @@ def test_the_rest_of_a_download_does_not_come(stage: Stage) -> None:
         with pytest.raises(Truncated):
             sent._exactly(1_000_000)
     assert stage.gateway.audited(status=200, reason="needs_extras")
+
+
+def test_what_waits_for_a_slow_reader_goes_with_its_connection(stage: Stage) -> None:
+    """However slowly it is read."""
+    stage.upstream.answer = plain(b"HTTP/1.1 200 OK\r\ncontent-length: 4000000\r\n\r\n" + bytes(4_000_000))
+    with socket.socket() as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        sock.settimeout(DEADLINE)
+        sock.connect(("127.0.0.1", stage.gateway.port))
+        with stage.site.client("search").wrap_socket(sock, server_hostname="localhost") as reader:
+            reader.sendall(GET)
+            assert reader.recv(12) == b"HTTP/1.1 200"
+            stage.publish(identities=IDENTITIES[:-1])
+            stage.gateway.audited(event="connection", reason="no_role")
+            end = time.monotonic() + DEADLINE
+            while json.loads(stage.gateway.ask_admin("/status")[1])["connections"]["open"]:
+                assert time.monotonic() < end
+    stage.publish(identities=IDENTITIES)
 
 
 @pytest.mark.parametrize("answers", [True, False], ids=["in time", "never"])

@@ -228,6 +228,7 @@ class Life(Relay):
 
     def expel(self, reason: str) -> None:
         if self._ended:
+            self.stream.cease()
             return
         for call in list(self.calls.values()):
             self.refuse(call, RightLost(reason))

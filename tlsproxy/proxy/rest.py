@@ -351,8 +351,7 @@ class RestConnection(Turns):
         self.close = True
         if self._record is None:
             self._end()
-            if self.stream.unsent:
-                self.stream.abort()
+            self.stream.cease()
         elif self._record.status or self.stream.stalled:
             self._cut(reason)
         else:

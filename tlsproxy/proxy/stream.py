@@ -247,6 +247,11 @@ class Stream(Receiver):
             self.reading = True
             self._loop.add_reader(self._fd, self._on_readable)
 
+    def cease(self) -> None:
+        """Ends now if something that was written waits here for the other side, which may be as slow as it likes."""
+        if self._queued:
+            self.abort()
+
     def abort(self, error: Exception | None = None) -> None:
         """Ends it now. What is queued is lost."""
         if self.closed:

@@ -255,6 +255,7 @@ class TcpConnection:
 
     def expel(self, reason: str) -> None:
         self._end(reason)
+        self.stream.cease()
 
     def _end(self, why: str) -> None:
         self._why = self._why or why
