@@ -203,12 +203,14 @@ class Loop:
 class MemoryStream:
     """What a connection writes to and reads from. ``written`` is on its way to the end, ``coming`` from there."""
 
+    unsent = False
+
     def __init__(self, owner: Any) -> None:
         self.owner = owner
         self.written = bytearray()
         self.coming = bytearray()
         self.reading = True
-        self.stalled = self.closed = self.unsent = False
+        self.stalled = self.closed = False
         self.established = False
         self.deadline = 0.0
 
@@ -233,6 +235,10 @@ class MemoryStream:
 
     def close(self, _linger: float) -> None:
         self.closed = True
+
+    def cease(self) -> None:
+        if self.unsent:
+            self.abort()
 
     def abort(self, _error: Exception | None = None) -> None:
         self.closed = True

@@ -80,7 +80,7 @@ class Admitting(ABC):
         if self.record.admit(gateway):
             self._start()
             return
-        if gateway.generation.config.audit.on_full != "block":
+        if gateway.generation.started.audit.on_full != "block":
             raise AuditUnavailable("The audit log cannot be written")
         self._wait(NO_ROOM)
         gateway.audit.when_writable(self._readmit)

@@ -123,7 +123,7 @@ class Call:
         gateway, record = self.relay.gateway, self.record
         self.waiting = False
         if not record.admit(gateway):
-            if gateway.generation.config.audit.on_full != "block":
+            if gateway.generation.started.audit.on_full != "block":
                 raise AuditUnavailable("The audit log cannot be written")
             self.waiting = True
             gateway.audit.when_writable(lambda: self._readmit(points))

@@ -74,7 +74,7 @@ class TcpConnection:
             self._refuse(UNREACHABLE, str(error))
 
     def _await_room(self) -> None:
-        if self._gateway.generation.config.audit.on_full != "block":
+        if self._gateway.generation.started.audit.on_full != "block":
             self._refuse(AuditUnavailable.reason, "the audit log cannot be written")
             return
         self._roomless = True
@@ -232,7 +232,10 @@ class TcpConnection:
             self.stream.deadline = time.monotonic() + self._limits.tcp_idle_timeout
 
     def rearm(self) -> None:
-        self._touch()
+        if self._roomless:
+            self.stream.deadline = time.monotonic() + self._limits.write_timeout
+        else:
+            self._touch()
 
     def upstream_rearm(self) -> None:
         if self._upstream is not None and not self._upstream.established:
