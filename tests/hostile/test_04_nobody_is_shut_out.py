@@ -150,6 +150,7 @@ WINDOW = 0.5
 """Seconds."""
 TIMES = dict.fromkeys(("linger_timeout", "body_timeout", "head_timeout"), WINDOW)
 LIMITS = TIMES | {"min_data_rate": 1024, "idle_timeout": 5.0}
+INSPECTED = b"POST /collections/docs/points/query HTTP/1.1\r\nhost: h\r\n"
 AUDIT_LOGS = b"POST /audit/logs HTTP/1.1\r\nhost: h\r\n"
 MUCH = bytes(3 << 20)
 
@@ -186,8 +187,8 @@ BODIES = {
     "chunked": ("admin", UPLOAD + CHUNKED, b"%x\r\n" % (1 << 30) + MUCH),
     "query": ("search", SEARCH + LENGTH % (len(MUCH) + 40), MUCH),
     "small query": ("search", SEARCH + LENGTH % 500, b"{"),
-    "inspected query": ("ingest", SEARCH + LENGTH % (len(MUCH) + 40), MUCH),
-    "chunked and inspected": ("ingest", SEARCH + CHUNKED, b"%x\r\n" % (4 << 20) + MUCH),
+    "inspected query": ("ingest", INSPECTED + LENGTH % (len(MUCH) + 40), MUCH),
+    "chunked and inspected": ("ingest", INSPECTED + CHUNKED, b"%x\r\n" % (4 << 20) + MUCH),
     "question about the audit log": (
         "admin",
         AUDIT_LOGS + LENGTH % 50_000,
@@ -259,7 +260,7 @@ def test_bodies_that_fill_the_memory_for_inspection_do_so_for_a_window(
     with Gateway(config) as gateway, ExitStack() as stack:
         hostile = [stack.enter_context(connected(gateway, site.client("ingest"))) for _ in range(8)]
         for client in hostile:
-            client.send(SEARCH, LENGTH % size, bytes(size - 40))
+            client.send(INSPECTED, LENGTH % size, bytes(size - 40))
         other = stack.enter_context(connected(gateway, site.client("search")))
         began = time.monotonic()
         with ExitStack() as dripping:
@@ -268,7 +269,7 @@ def test_bodies_that_fill_the_memory_for_inspection_do_so_for_a_window(
                 thread.start()
                 dripping.callback(thread.join)
             while True:
-                other.send(SEARCH, LENGTH % 2, b"{}")
+                other.send(INSPECTED, LENGTH % 4000, b"{" + b" " * 3998 + b"}")
                 if other.response().status != 503 and time.monotonic() - began > WINDOW / 4:
                     break
         assert time.monotonic() - began < WINDOW + 2
