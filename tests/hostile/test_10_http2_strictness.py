@@ -378,3 +378,15 @@ def test_what_is_no_chunked_body_is_refused_at_once(site: Site, gateway: Gateway
         assert client.ended()
     record = gateway.audited(status=400)
     assert record["duration_ms"] < 10_000
+
+
+@pytest.mark.parametrize(
+    "head", [b"GET / HTTP/1.1\r\nhost: h\n", b"GET / HTTP/1.1\rx", b"GET / HTTP/1.1\r\nhost: h\r\r"]
+)
+def test_nor_is_the_rest_of_a_head_waited_for_that_is_none(site: Site, gateway: Gateway, head: bytes) -> None:
+    with connected(gateway, site.client()) as client:
+        for at in range(len(head)):
+            client.send(head[at : at + 1])
+        assert client.response().status == 400
+        assert client.ended()
+    assert gateway.audited(status=400)["duration_ms"] < 10_000

@@ -269,6 +269,9 @@ def test_a_chunked_body_is_announced_anew() -> None:
     assert b"\r\ntransfer-encoding: chunked\r\n" in restate_request(parsed, "/", upstream_host=b"u", upstream_key=None)
 
 
-@pytest.mark.parametrize(("data", "bare"), [(b"GET / HTTP/1.1\n", True), (b"a\r\nb\n", True), (b"a\r\nb\r", False)])
-def test_a_bare_line_feed_is_seen_before_the_head_is_whole(data: bytes, *, bare: bool) -> None:
+@pytest.mark.parametrize(
+    ("data", "bare"),
+    [(b"GET / HTTP/1.1\n", True), (b"a\r\nb\n", True), (b"a\rb", True), (b"a\r\r", True), (b"a\r\nb\r", False)],
+)
+def test_a_bare_line_end_is_seen_before_the_head_is_whole(data: bytes, *, bare: bool) -> None:
     assert has_bare_lf(data) is bare

@@ -27,7 +27,7 @@ _FIELD = re.compile(rb"([^:\r\n]+):([^\r\n]*)\r\n")
 _DIGITS = re.compile(rb"[0-9]{1,15}")
 # uri-host [ ":" port ] (RFC 9110 §7.2), without the userinfo, percent-encoding and sub-delims that no client sends.
 _HOST = re.compile(rb"(?:[0-9A-Za-z._\-]{1,255}|\[[0-9A-Fa-f:.]{2,45}\])(?::[0-9]{1,5})?")
-_BARE_LF = re.compile(rb"(?<!\r)\n")
+_BARE = re.compile(rb"(?<!\r)\n|\r[^\n]")
 
 _HOP_BY_HOP = frozenset(
     (b"connection", b"keep-alive", b"proxy-connection", b"te", b"trailer", b"transfer-encoding", b"upgrade")
@@ -89,7 +89,7 @@ def is_identity(name: bytes) -> bool:
 
 def has_bare_lf(data: bytes, start: int = 0) -> bool:
     """Whether an unfinished head already holds a line end that we do not accept, at ``start`` or after it."""
-    return _BARE_LF.search(data, start) is not None
+    return _BARE.search(data, start) is not None
 
 
 def parse_request(head: bytes, *, max_fields: int = 100) -> RequestHead:
