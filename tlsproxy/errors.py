@@ -180,6 +180,21 @@ class Overloaded(RequestError):
     reason = "overloaded"
 
 
+class NoMemory(Overloaded):
+    """The budget of what is read is used up."""
+
+    grpc = GrpcStatus.RESOURCE_EXHAUSTED
+
+
+class TooLargeToRead(BodyTooLarge):
+    """Reading it would take more memory than there is for all that are read."""
+
+    reason = "inspection_too_large"
+
+    def __init__(self, budget: int) -> None:
+        super().__init__(f"Reading this takes more memory than there is for all of it (limit: {budget} bytes)")
+
+
 class GaveWay(RequestError):
     """What waited for its own client, and held more than its caller's fair share while another had less."""
 

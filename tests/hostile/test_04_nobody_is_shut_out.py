@@ -7,6 +7,8 @@ came before.
 
 from __future__ import annotations
 
+import gzip
+import re
 import select
 import threading
 import time
@@ -15,15 +17,19 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from typing import TypeVar
 
+import grpc
 import pytest
-from hyperframe.frame import DataFrame, WindowUpdateFrame
+from hyperframe.frame import DataFrame, Frame, HeadersFrame, WindowUpdateFrame
 from qdrant_client import grpc as pb
 from support.gateway import DEADLINE, Gateway
 from support.grpc_upstream import GrpcUpstream, never, replying
+from support.h2raw import SEARCH as GRPC_SEARCH
 from support.h2raw import H2Client, fields, h2, message, raw
 from support.raw import GET, SEARCH, UPLOAD, RawClient, Response, Truncated, connected
 from support.site import Site
 from support.upstream import OK, Connection, Received, ScriptedUpstream
+
+from tlsproxy.wire.protobuf import delimited
 
 LENGTH = b"content-length: %d\r\n\r\n"
 CHUNKED = b"transfer-encoding: chunked\r\n\r\n"
@@ -142,6 +148,109 @@ def test_what_comes_in_pieces_goes_up_whole(
             assert [client.response().status for _ in range(2)] == [200, 200]
             searches = [request for request in shared_upstream.requests if "search" in request.line]
             assert searches[-1].body == fixed
+
+
+# Inspection memory, by REST and gRPC: 16 MiB in each worker
+
+MEMORY = 16 << 20
+ROLES = {
+    "admin": {"access": "m"},
+    "ingest": {"access": [{"collection": "docs", "access": "rw"}]},
+    "search": {"access": [{"collection": "docs", "access": "rw"}], "filter": {"tenant": "acme"}},
+}
+BODY = b"POST /collections/docs/points/query HTTP/1.1\r\nhost: h\r\n"
+NEARLY = (8 << 20) - 200
+
+
+@pytest.fixture(scope="module", params=[1, 2], ids=["one worker", "two workers"])
+def inspecting(request: pytest.FixtureRequest, site: Site, shared_upstream: ScriptedUpstream) -> Iterator[Gateway]:
+    shared_upstream.answer = answer
+    limits = {"inspection_memory_mb": MEMORY >> 20, "max_message_size_mb": 8}
+    service = {"max_request_size_mb": 8, "grpc_port": 0}
+    with GrpcUpstream() as messages:
+        config = site.write_config(
+            shared_upstream.url,
+            grpc=messages.url,
+            service=service,
+            limits=limits,
+            roles=ROLES,
+            workers=request.param,
+        )
+        with Gateway(config) as running:
+            running.memory = MEMORY * request.param
+            yield running
+
+
+def in_use(gateway: Gateway) -> float:
+    found = re.search(r"^tlsproxy_inspection_memory_bytes (\S+)$", gateway.ask_admin("/metrics")[1], re.MULTILINE)
+    return float(found[1]) if found is not None else 0.0
+
+
+def use_up(gateway: Gateway, begin: Callable[[], None]) -> None:
+    """Begins until all workers have no room for one more."""
+    for _ in range(40):
+        begin()
+        end = time.monotonic() + 0.5
+        while in_use(gateway) < gateway.memory * 0.8 and time.monotonic() < end:
+            pass
+        if in_use(gateway) >= gateway.memory * 0.8:
+            return
+    raise AssertionError(in_use(gateway))
+
+
+def test_bodies_that_nearly_came_give_way(inspecting: Gateway, site: Site) -> None:
+    """All but some bytes of each, and then nothing: the memory that they hold is for whoever has less."""
+    with ExitStack() as stack:
+
+        def begin() -> None:
+            (client,) = many(stack, inspecting, site, "ingest", 1)
+            with suppress(OSError):  # it was one too many
+                client.send(BODY, LENGTH % (8 << 20), b" " * NEARLY)
+
+        use_up(inspecting, begin)
+        for client in many(stack, inspecting, site, "search", 4):
+            for _ in range(3):
+                client.send(BODY, LENGTH % 20_013, b" " * 20_000, b'{"query":[1]}')
+                assert client.response().status == 200
+        assert inspecting.audited(reason="gave_way")["role"] == "ingest"
+
+
+def begin_message(client: H2Client, size: int) -> None:
+    """A call with so many bytes of a message of 8 MB, as its windows allow, unless it is refused."""
+    stream = client.open(fields())
+    content = message(delimited(1, b"docs") + delimited(2, bytes((8 << 20) - 100)))[:size]
+    room, sent = {0: 65_535, stream: 65_535}, 0
+    while sent < size:
+        part = content[sent : sent + min(16_000, *room.values())]
+        if not part:
+            frame = client.until(Frame, lambda frame: frame.stream_id in room)
+            if isinstance(frame, HeadersFrame):
+                return
+            if isinstance(frame, WindowUpdateFrame):
+                room[frame.stream_id] += frame.window_increment
+            continue
+        client.send(DataFrame(stream, part))
+        sent += len(part)
+        for of in room:
+            room[of] -= len(part)
+
+
+def test_messages_that_nearly_came_give_way(inspecting: Gateway, site: Site) -> None:
+    compressed = message(gzip.compress(SMALL), flag=1)
+    with ExitStack() as stack:
+
+        def begin() -> None:
+            hostile = stack.enter_context(h2(inspecting, site, "search"))
+            begin_message(hostile, NEARLY)
+
+        use_up(inspecting, begin)
+        for _ in range(4):
+            client = stack.enter_context(h2(inspecting, site, "ingest"))
+            stream = client.open(fields(GRPC_SEARCH, ("grpc-encoding", "gzip")))
+            client.send(DataFrame(stream, compressed, flags=["END_STREAM"]))
+            assert client.status(stream) == 0
+        audited = inspecting.audited(reason="gave_way", role="search")
+        assert audited["grpc_status"] == grpc.StatusCode.RESOURCE_EXHAUSTED.value[0]
 
 
 # Rates: what has come before buys no time

@@ -11,6 +11,8 @@ from prometheus_client import REGISTRY
 from prometheus_client.parser import text_string_to_metric_families
 
 import tlsproxy
+from tlsproxy.authz.shares import Share, Shares
+from tlsproxy.errors import Overloaded, RequestError
 from tlsproxy.service.metrics import HANDSHAKE_BUCKETS, REQUEST_BUCKETS, Metrics
 
 if TYPE_CHECKING:
@@ -236,3 +238,25 @@ def test_a_bucket_counts_what_is_not_above_its_bound(durations: list[float]) -> 
         labels = frozenset({("le", bound), ("operation", "scroll_points")})
         counted = series["tlsproxy_request_duration_seconds_bucket", labels]
         assert counted == sum(seconds <= float(bound) for seconds in durations)
+
+
+class _Holder:
+    waits_for_client = False
+
+    def give_way(self, error: RequestError) -> None:
+        raise AssertionError(error)
+
+
+def test_what_all_callers_share() -> None:
+    memory, places = Shares(5 << 20, 1, Overloaded), Shares(1, 1, Overloaded)
+    Share(memory, ("a",), _Holder()).take(5 << 20)
+    one, two, three = (Share(places, ("a",), _Holder()) for _ in range(3))
+    assert (one.take(1), two.take(1)) == (True, False)
+    with pytest.raises(Overloaded):
+        three.take(1)
+    shares = {"memory": memory, "upstream": places}
+    told = Metrics(pool=lambda: (0, 0, 0), audit=lambda: (0, 0, 0), limits=lambda: (0, 0), shares=lambda: shares)
+    assert value(told, "tlsproxy_inspection_memory_bytes") == 5 << 20
+    assert value(told, "tlsproxy_inspection_waiting") == 0
+    assert value(told, "tlsproxy_share_refusals_total", resource="upstream", reason="full") == 1
+    assert value(told, "tlsproxy_share_refusals_total", resource="memory", reason="gave_way") == 0

@@ -114,6 +114,21 @@ def test_those_that_hold_and_wait_do_not_wait_for_each_other(shares: Shares) -> 
     assert not other.ended
 
 
+def test_each_wait_is_told_of_once(shares: Shares) -> None:
+    """A claim that is served at once is not told of by what an earlier one waited for."""
+    told: list[int] = []
+    held = holders(shares, "a", CAPACITY)
+    one = waiting(shares, "b")
+    one.share.ready = lambda: told.append(one.share.size)
+    held[0].share.release()
+    assert told == [1]
+    held[1].share.release()
+    big = waiting(shares, "a", CAPACITY)
+    assert one.share.take(1), "who would hold less goes before"
+    assert told == [1]
+    big.share.release()
+
+
 def test_what_waits_no_longer_is_not_served(shares: Shares) -> None:
     held = holders(shares, "a", CAPACITY)
     gone, served = waiting(shares, "b"), waiting(shares, "c")
@@ -188,7 +203,7 @@ class Machine(RuleBasedStateMachine):
     def nobody_waits_in_vain(self) -> None:
         accounts = {one.share.account for one in self.living if one.share.size or one.share.wanted}
         held = {a: sum(one.share.size for one in self.living if one.share.account == a) for a in accounts}
-        self.claims = [one for one in self.claims if one.share.wanted]
+        self.claims = sorted((one for one in self.claims if one.share.wanted), key=lambda one: -one.share.size)
         firsts = [one for a in accounts for one in [o for o in self.claims if o.share.account == a][:1]]
         if firsts:
             least = min(held[one.share.account] + one.share.wanted for one in firsts)

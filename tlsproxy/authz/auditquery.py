@@ -14,6 +14,8 @@ from tlsproxy.errors import BadRequest
 
 DEFAULT_LIMIT: Final = 100
 MOST: Final = 10_000
+LARGEST: Final = 32 << 20
+"""Bytes of all entries of an answer."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,18 +3,18 @@
 An account may use all of it while nobody else wants any. Once it is used up (Bertsekas and Gallager, Data Networks,
 §6.5.2):
 
-- Waiting claims are served in the order of the account that would hold least with them.
+- Waiting claims are served in the order of the account that would hold least with them; of one account, whoever holds
+  most already is first, so that what has begun comes to its end.
 - A holder that waits for its own client gives way to an account below its fair share: the newest of the account that
   is furthest above its own. A holder at work is never interrupted.
-- Where too many wait, or what the waiting hold leaves no room for any of them, the newest claim of the account that
-  holds and wants most is refused.
+- Where too many wait, or what the waiting hold leaves no room for the next of them, a claim of the account that holds
+  and wants most is refused.
 
 The fair share is the capacity, divided by the number of accounts that hold or want some of it.
 """
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable
 from typing import Final, Protocol
 
@@ -33,7 +33,7 @@ class Holder(Protocol):
 
 
 class _Part:
-    """What one account has: shares, and claims that wait, both from the oldest to the newest."""
+    """What one account has: shares from the oldest to the newest, and claims that wait, the next to be served first."""
 
     __slots__ = ("held", "leaving", "shares", "waiting", "wanted")
 
@@ -42,19 +42,41 @@ class _Part:
         self.leaving = 0
         self.wanted = 0
         self.shares: dict[Share, None] = {}
-        self.waiting: deque[Share] = deque()
+        self.waiting: list[Share] = []
+
+    def enter(self, share: Share) -> None:
+        at = len(self.waiting)
+        while at and self.waiting[at - 1].size < share.size:
+            at -= 1
+        self.waiting.insert(at, share)
 
 
 class Shares:
-    """One resource. ``capacity``, ``held`` and every size are in its own unit: bytes, connections."""
+    """One resource. ``capacity``, ``held`` and every size are in its own unit: bytes, connections.
 
-    __slots__ = ("_full", "_kept", "_leaving", "_most", "_parts", "_serving", "_wanting", "capacity", "held", "waiting")
+    ``refused`` counts claims, ``gave_way`` holders.
+    """
+
+    __slots__ = (
+        "_full",
+        "_kept",
+        "_leaving",
+        "_most",
+        "_parts",
+        "_serving",
+        "_wanting",
+        "capacity",
+        "gave_way",
+        "held",
+        "refused",
+        "waiting",
+    )
 
     def __init__(self, capacity: int, most_waiting: int, full: Callable[[], RequestError]) -> None:
         """``full``: what a claim is refused with."""
         self.capacity = capacity
         self.held = 0
-        self.waiting = 0
+        self.waiting = self.refused = self.gave_way = 0
         self._most: Final = most_waiting
         self._full = full
         self._kept = 0  # by those that wait for more
@@ -76,16 +98,26 @@ class Shares:
         self._serving = True
         try:
             while self._wanting:
-                share = min(self._wanting.values(), key=_with_the_next).waiting[0]
+                share = self._next
                 if self.held + share.wanted > self.capacity:
                     return
                 more = share.wanted
                 self.withdraw(share)
                 self.give(share, more)
-                if share.ready is not None:
-                    share.ready()
+                ready, share.ready = share.ready, None
+                if ready is not None:  # else it is served before it knows that it has to wait
+                    ready()
         finally:
             self._serving = False
+
+    @property
+    def _next(self) -> Share:
+        return min(self._wanting.values(), key=_with_the_next).waiting[0]
+
+    def is_at_work(self, but: Share) -> bool:
+        """Whether some will come free by itself: another holder gives way, or waits for neither its client nor more."""
+        shares = (share for part in self._parts.values() for share in part.shares if share is not but)
+        return any(share.leaving or not (share.wanted or share.waits_for_client) for share in shares)
 
     def give(self, share: Share, more: int) -> None:
         part = self._parts.get(share.account)
@@ -108,25 +140,29 @@ class Shares:
             share.leaving = 0
             self._drop(share.account, part)
 
-    def queue(self, share: Share, more: int) -> bool:
+    def queue(self, share: Share, more: int, *, patient: bool) -> bool:
         """Whether there is ``more`` after all; if not, it waits. Raises what a claim is refused with."""
         part = self._parts.get(share.account)
         if part is None:
             part = self._parts[share.account] = _Part()
         self._wanting[share.account] = part
-        part.waiting.append(share)
+        part.enter(share)
         part.wanted += more
         share.wanted = more
         self.waiting += 1
         self._kept += share.size
         self._make_room(part, more)
-        while self.waiting > self._most or self._is_stuck():
-            last = max(self._wanting.values(), key=_holds_and_wants).waiting[-1]
+        while (last := self._one_too_many()) is not None:
             self.withdraw(last)
+            self.refused += 1
             if last is share:
                 raise self._full()
-            last.holder.give_way(self._full())
+            last.give_way(self._full())
         self.serve()
+        if share.wanted and not patient and part.held + more > self._fair:
+            self.withdraw(share)
+            self.refused += 1
+            raise self._full()
         return not share.wanted
 
     def withdraw(self, share: Share) -> None:
@@ -145,15 +181,20 @@ class Shares:
         if not part.shares and not part.waiting:
             del self._parts[account]
 
-    def _is_stuck(self) -> bool:
-        """Whether those that wait hold so much that they wait for each other."""
-        if not self._kept:
-            return False
-        most = max(share.wanted for part in self._wanting.values() for share in part.waiting)
-        return self._kept + most > self.capacity
+    def _one_too_many(self) -> Share | None:
+        """Where too many wait the last of the greediest account, and where they wait for each other its second."""
+        stuck = self._kept > 0 and self._kept + self._next.wanted > self.capacity
+        if not stuck and self.waiting <= self._most:
+            return None
+        greediest = max(self._wanting.values(), key=_holds_and_wants).waiting
+        return greediest[1 if stuck and len(greediest) > 1 and greediest[1].size else -1]
+
+    @property
+    def _fair(self) -> int:
+        return max(1, self.capacity // len(self._parts))
 
     def _make_room(self, part: _Part, more: int) -> None:
-        fair = max(1, self.capacity // len(self._parts))
+        fair = self._fair
         lacking = self.held - self._leaving + more - self.capacity
         while lacking > 0 and part.held + more <= fair:
             victim = self._to_give_way(fair)
@@ -163,13 +204,14 @@ class Shares:
             self._parts[victim.account].leaving += victim.size
             self._leaving += victim.size
             lacking -= victim.size
-            victim.holder.give_way(GaveWay())
+            self.gave_way += 1
+            victim.give_way(GaveWay())
 
     def _to_give_way(self, fair: int) -> Share | None:
         above = [part for part in self._parts.values() if _stays(part) > fair]
         for part in sorted(above, key=_stays, reverse=True):
             for share in reversed(part.shares):
-                if not (share.leaving or share.wanted) and share.holder.waits_for_client:
+                if not (share.leaving or share.wanted) and share.waits_for_client:
                     return share
         return None
 
@@ -177,7 +219,8 @@ class Shares:
 class Share:
     """A holder's part of a resource. ``ready`` is called once there is what it had to wait for.
 
-    Whoever made it must :meth:`release` it, once or more often.
+    Whoever made it must :meth:`release` it, once or more often. Then it refers to nobody any more: what is large is not
+    left to the garbage collector.
     """
 
     __slots__ = ("_shares", "account", "holder", "leaving", "ready", "size", "wanted")
@@ -185,15 +228,26 @@ class Share:
     def __init__(self, shares: Shares, account: Account, holder: Holder) -> None:
         self._shares = shares
         self.account = account
-        self.holder = holder
+        self.holder: Holder | None = holder
         self.size = self.wanted = self.leaving = 0
         self.ready: Callable[[], None] | None = None
 
-    def take(self, more: int) -> bool:
-        """Whether there is ``more`` now; if not, ``ready`` will be called. Raises what a claim is refused with."""
+    @property
+    def waits_for_client(self) -> bool:
+        return self.holder is not None and self.holder.waits_for_client
+
+    def give_way(self, error: RequestError) -> None:
+        if self.holder is not None:
+            self.holder.give_way(error)
+
+    def take(self, more: int, *, patient: bool = True) -> bool:
+        """Whether there is ``more`` now; if not, ``ready`` will be called. Raises what a claim is refused with.
+
+        One that is not ``patient`` waits only for what would not be more than its account's fair share.
+        """
         shares = self._shares
         if shares.waiting or shares.held + more > shares.capacity:
-            return shares.queue(self, more)
+            return shares.queue(self, more, patient=patient)
         shares.give(self, more)
         return True
 
@@ -214,6 +268,7 @@ class Share:
             shares.withdraw(self)
         if self.size:
             shares.take_back(self, self.size)
+        self.holder, self.ready = None, None
         if shares.waiting:
             shares.serve()
 

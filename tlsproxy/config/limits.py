@@ -106,4 +106,6 @@ class Limits(Section):
     max_message_size_mb: Annotated[int, Field(ge=1, le=1 << 20)] = 64
     """Largest gRPC message, in MiB, of a caller whose messages must be rebuilt or decompressed to be decided."""
     inspection_memory_mb: Annotated[int, Field(ge=1, le=1 << 20)] = 256
-    """Most memory, in MiB, for the bodies that are read because a decision depends on them, all requests together."""
+    """Most memory, in MiB, for what is read because a decision or an answer depends on it, all requests together."""
+    inspection_timeout: Seconds = 10.0
+    """Seconds that a request waits for its part of that memory."""

@@ -3,22 +3,37 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
+from http import HTTPStatus
 from typing import Final
 
-from tlsproxy.authz.auditquery import read_query
+from tlsproxy.authz.auditquery import LARGEST, AuditQuery, read_query
 from tlsproxy.errors import AuditUnavailable, Overloaded, RequestError
-from tlsproxy.proxy.admitting import SLOW_BODY, Late
-from tlsproxy.proxy.answers import Answer
-from tlsproxy.proxy.exchange import Exchange
-from tlsproxy.proxy.refusal import CONTINUE
+from tlsproxy.proxy.admitting import SLOW_BODY, Client, Late
+from tlsproxy.proxy.deadlines import NEVER
+from tlsproxy.proxy.delivery import DeliveredExchange
+from tlsproxy.proxy.gateway import Gateway
+from tlsproxy.proxy.plan import Plan
+from tlsproxy.proxy.pool import Pool
+from tlsproxy.proxy.record import Record, RequestBody
+from tlsproxy.proxy.refusal import CONTINUE, response
+from tlsproxy.wire.tracing import id_line
 
 _SLOW_LOG: Final[Late] = (Overloaded, "The audit log could not be read in time", "response_timeout")
 
 
-class AuditLogsExchange(Exchange):
-    """Reads its small body whole, has the log read in a thread, and answers in Qdrant's form."""
+class AuditLogsExchange(DeliveredExchange):
+    """Reads its small body whole, has the log read in a thread, and answers in Qdrant's form.
 
-    __slots__ = ()
+    ``_looking``: the thread has a part of the memory, also when this has ended.
+    """
+
+    __slots__ = ("_largest", "_looking")
+
+    def __init__(self, gateway: Gateway, pool: Pool, client: Client, record: Record[Plan], body: RequestBody) -> None:
+        super().__init__(gateway, pool, client, record, body)
+        self._largest = 0
+        self._looking = False
 
     @property
     def sending(self) -> bool:
@@ -42,16 +57,28 @@ class AuditLogsExchange(Exchange):
             self._ask()
 
     def _ask(self) -> None:
-        loop = self._gateway.loop
         query = read_query(bytes(self.body.content or b""))
+        whole = min(2 * LARGEST, self._gateway.memory.capacity)
+        self._largest = whole // 2  # entries, and the answer that they are joined to
+        self._client.stream.deadline = NEVER
+        if self._holding.reserve(whole, partial(self._look_up, query)):
+            self._look_up(query)
+
+    def _look_up(self, query: AuditQuery) -> None:
+        gateway = self._gateway
+        self._looking = True
         self._wait(_SLOW_LOG)
-        loop.run_in_executor(None, self._gateway.audit.read, query).add_done_callback(self._read)
+        reading = gateway.loop.run_in_executor(None, gateway.audit.read, query, self._largest)
+        reading.add_done_callback(self._read)
 
     def _failed(self, error: RequestError) -> None:
         if not self._ended:
             self._client.exchange_failed(error)
 
     def _read(self, reading: asyncio.Future[list[bytes]]) -> None:
+        self._looking = False
+        if self._ended:
+            self._holding.release()
         if reading.cancelled():
             return
         self._client.present()
@@ -62,4 +89,15 @@ class AuditLogsExchange(Exchange):
             self._failed(AuditUnavailable("The audit log cannot be read"))
         elif not self._ended:
             body = b'{"result":{"entries":[%b]},"status":"ok","time":0.0}' % b",".join(reading.result())
-            self._client.exchange_answered(Answer(body, b"content-type: application/json\r\n"))
+            self._answer(body)
+
+    def _answer(self, body: bytes) -> None:
+        record = self.record
+        fields = b"content-type: application/json\r\n" + record.plan.fields + id_line(record.id)
+        record.status = HTTPStatus.OK
+        self._head = response(record.status, fields, body, close=self._client.close, to_head=True)
+        self._deliver(body)
+
+    def over(self) -> None:
+        if not self._looking:
+            super().over()

@@ -27,6 +27,7 @@ class Bounds:
         "head_timeout",
         "idle_timeout",
         "inspection_memory",
+        "inspection_timeout",
         "kept_timeout",
         "linger_timeout",
         "max_connection_age",
@@ -63,6 +64,7 @@ class Bounds:
         self.streams_per_second = limits.streams_per_second
         self.max_message_size = limits.max_message_size_mb << 20
         self.inspection_memory = limits.inspection_memory_mb << 20
+        self.inspection_timeout = limits.inspection_timeout
         self.connect_timeout = upstream.connect_timeout
         self.response_timeout = upstream.response_timeout
         self.kept_timeout = upstream.idle_timeout

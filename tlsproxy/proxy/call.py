@@ -8,9 +8,10 @@ in the audit log or for what its token depends on, the client's DATA waits with 
 from __future__ import annotations
 
 from functools import partial
-from typing import Protocol
+from typing import NoReturn, Protocol
 
 from tlsproxy.authz.access import Decision
+from tlsproxy.authz.shares import Account
 from tlsproxy.errors import AuditUnavailable, RequestError
 from tlsproxy.proxy.accounts import account_of
 from tlsproxy.proxy.calls import CallPlan
@@ -68,6 +69,10 @@ class Answer(Part, Protocol):
     def fields(self, raw: bytes, fields: Fields, *, end: bool) -> bytes | None: ...
 
 
+def _give_way(error: RequestError) -> NoReturn:
+    raise error
+
+
 class Call:
     """``plain``: the client's DATA needs no look, and none of it is held. ``touched``: when the upstream was last heard
     of it, or began to be what is waited for (monotonic clock).
@@ -116,6 +121,24 @@ class Call:
         self._largest = record.plan.largest
         self._held: list[bytes] = []
 
+    # Shares
+
+    @property
+    def account(self) -> Account:
+        return account_of(self.relay.entry, self.record.plan.audit.who)
+
+    @property
+    def waits_for_client(self) -> bool:
+        """For more of its message, or until more of the answer is taken."""
+        return (
+            self.relay.stream.stalled
+            or not (self.client_done or self.waiting)
+            or (self.reduction is not None and self.reduction.left > 0)
+        )
+
+    def give_way(self, error: RequestError) -> None:
+        self.relay.gateway.loop.call_soon(self.relay.stream.tell, self._go_on, partial(_give_way, error))
+
     # Admission
 
     def admit(self, points: Points) -> None:
@@ -133,8 +156,7 @@ class Call:
             exists = record.plan.exists
             if exists is not None and (asked := record.plan.asked) is not None:
                 self.waiting = True
-                account = account_of(self.relay.entry, record.plan.audit.who)
-                points.ask(exists, asked.head.fields, account, self._told)
+                points.ask(exists, asked.head.fields, self.account, self._told)
         self.plain = self._is_plain
 
     def _readmit(self, points: Points) -> None:

@@ -23,6 +23,7 @@ from tlsproxy.proxy.pool import Pool
 from tlsproxy.proxy.record import Record, RequestBody
 from tlsproxy.proxy.refusal import CONTINUE
 from tlsproxy.proxy.upstream import Upstream
+from tlsproxy.wire.content import Content
 from tlsproxy.wire.response import UNTIL_CLOSE, ResponseHead
 from tlsproxy.wire.throughput import PARTS, Throughput
 from tlsproxy.wire.tracing import NONE, id_line, upstream_lines
@@ -62,7 +63,7 @@ class Exchange(Admitting):
         self._upstream: Upstream | None = None
         self._sent: list[bytes] | None = None
         self._head = self._ours = b""
-        self._whole_body = b""  # of a body that was read before the decision
+        self._whole_body: Content = b""  # of a body that was read before the decision
         self._first = b""  # of a body, before there is an upstream for it
         self._came: Throughput | None = None
 
@@ -162,19 +163,22 @@ class Exchange(Admitting):
         out = plan.upstream + line + tail
         if record.tracing is not NONE:
             out = plan.upstream + line + upstream_lines(record.tracing) + tail
-        if self._whole_body:
-            out, self._whole_body = out + self._whole_body, b""
+        read, self._whole_body = self._whole_body, b""
+        if len(read) <= REPLAY:
+            out, read = out + read, b""
         if self._first:
             out, self._first = out + self._first, b""
         if client.inbox.data and not body.done:
             piece, taken = body.take(client.inbox)
             record.bytes_in += taken
             out += piece
-        if plan.resend and len(out) <= REPLAY and not plan.expects_continue:
+        if plan.resend and len(out) <= REPLAY and not read and not plan.expects_continue:
             self._sent = [out]
         self._upstream = upstream
         whole = body.done
         upstream.begin(self, out, to_head=plan.to_head, whole=whole)
+        if read:  # not copied to be sent with the head
+            upstream.stream.write(read)
         if whole:
             client.stream.deadline = NEVER
         elif not self.congested:

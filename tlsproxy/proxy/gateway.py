@@ -9,7 +9,7 @@ from typing import Final, Protocol
 from tlsproxy.authz.audit import Refusal
 from tlsproxy.authz.auditquery import AuditQuery
 from tlsproxy.authz.shares import Shares
-from tlsproxy.errors import Overloaded
+from tlsproxy.errors import NoMemory, Overloaded
 from tlsproxy.proxy.bounds import Bounds
 from tlsproxy.proxy.calls import CallPlans
 from tlsproxy.proxy.deadlines import Deadlines
@@ -21,14 +21,14 @@ from tlsproxy.proxy.slices import Scheduler
 from tlsproxy.tls.generation import Generation
 
 MAX_WAITING: Final = 1024
-"""Requests that wait for an upstream connection."""
+"""Requests that wait for an upstream connection, and as many that wait for memory."""
 
 
 class Audit(Protocol):
     """The audit log. ``accepts`` says whether there is room, ``take`` promises it for one line, which is then to be
     ``put``; ``write`` is for one without a promise. ``when_writable`` calls once there may be room again.
 
-    ``read`` gives the lines that answer a query, and blocks: call it in a thread.
+    ``read`` gives the lines that answer a query, ``largest`` bytes at most, and blocks: call it in a thread.
     """
 
     def accepts(self) -> bool: ...
@@ -36,7 +36,7 @@ class Audit(Protocol):
     def put(self, line: str) -> None: ...
     def write(self, line: str) -> None: ...
     def when_writable(self, callback: Callable[[], None]) -> None: ...
-    def read(self, query: AuditQuery) -> list[bytes]: ...
+    def read(self, query: AuditQuery, largest: int) -> list[bytes]: ...
 
 
 class Metrics(Protocol):
@@ -56,7 +56,7 @@ class Gateway:
     """``generation`` is replaced by :meth:`publish` and by nothing else: one assignment, between two callbacks.
 
     ``bounds`` are the limits in force, to be read where they are used. ``scheduler`` has what takes more than a turn.
-    ``held`` counts the bytes of bodies that are kept whole because they are read. ``key_missing`` is called for every
+    ``memory`` is that of what is read, in bytes. ``key_missing`` is called for every
     token that names a key which its issuer does not have. ``table`` is what limits are counted in, ``numbers`` are
     those that its connections have. ``places`` are the upstream connections that requests and clients of gRPC have.
     ``probe`` is the address from which our own watchdog is about to connect
@@ -70,10 +70,10 @@ class Gateway:
         "deadlines",
         "draining",
         "generation",
-        "held",
         "key_missing",
         "limits",
         "loop",
+        "memory",
         "metrics",
         "places",
         "plans",
@@ -101,9 +101,9 @@ class Gateway:
         self.limits = Limits(table)
         self.bounds = Bounds(generation.config)
         self.places = Shares(0, MAX_WAITING, lambda: Overloaded("Too many requests wait for the upstream"))
-        deadlines.each.append(self.places.review)
+        self.memory = Shares(0, MAX_WAITING, lambda: NoMemory("Too many bodies are being read at once"))
+        deadlines.each += (self.places.review, self.memory.review)
         self._adopt(generation)
-        self.held = 0
         self.draining = False
         self.probe: tuple[str, int] | None = None
         self.register = Register(self, numbers)
@@ -121,5 +121,6 @@ class Gateway:
         self.limits.adopt(generation.config)
         self.bounds.adopt(generation.config)
         self.places.capacity = self.bounds.upstream_connections
+        self.memory.capacity = self.bounds.inspection_memory
         self.plans = Plans(generation, self.limits.quotas)
         self.calls = CallPlans(generation, self.limits.quotas)

@@ -11,7 +11,7 @@ from functools import partial
 from typing import Final
 
 from tlsproxy.authz.access import Decision
-from tlsproxy.errors import RequestError, UpstreamBroken, UpstreamTimeout
+from tlsproxy.errors import RequestError, TooLargeToRead, UpstreamBroken, UpstreamTimeout
 from tlsproxy.proxy.admitting import Client, Late
 from tlsproxy.proxy.auditlogs import AuditLogsExchange
 from tlsproxy.proxy.deadlines import NEVER
@@ -24,9 +24,11 @@ from tlsproxy.proxy.record import Record, RequestBody
 from tlsproxy.proxy.reduction import ReducedExchange
 from tlsproxy.proxy.refusal import CONTINUE
 from tlsproxy.proxy.slices import in_slices
+from tlsproxy.proxy.upstream import Upstream
 from tlsproxy.proxy.usage import StreamedAnswer
 from tlsproxy.qdrant.scoring import Facts, FactsNeeded
 from tlsproxy.wire.chunked import in_chunks
+from tlsproxy.wire.content import Content
 from tlsproxy.wire.http1 import CHUNKED
 from tlsproxy.wire.response import ResponseHead
 from tlsproxy.wire.steps import Steps
@@ -45,7 +47,7 @@ class InspectedExchange(Exchange):
 
     def __init__(self, gateway: Gateway, pool: Pool, client: Client, record: Record[Plan], body: RequestBody) -> None:
         super().__init__(gateway, pool, client, record, body)
-        self._holding = Holding(gateway)
+        self._holding = Holding(gateway, self.account, self, TooLargeToRead)
         self._reading = True
         self._confined = False
         self._answer: StreamedAnswer | None = None
@@ -60,13 +62,26 @@ class InspectedExchange(Exchange):
 
     @property
     def sending(self) -> bool:
-        return self.record.admitted and not self.body.done if self._reading else super().sending
+        if self._reading:
+            return self.record.admitted and not (self.body.done or self.congested)
+        return super().sending
 
     def send(self) -> None:
-        """Takes what has come of the body. Raises as :meth:`RequestBody.take` does, and Overloaded."""
+        """Takes what has come of the body. Raises as :meth:`RequestBody.take` does, and NoMemory."""
         _, taken = self.body.take(self._client.inbox)
         self.record.bytes_in += taken
-        self._holding.grow(len(self.body.content or b""))
+        if self._holding.keep(len(self.body.content or b""), self._read_on):
+            self._go_on_reading()
+        else:
+            self.upstream_congested()
+
+    def _read_on(self) -> None:
+        """There is memory for what has come."""
+        self.congested = False
+        self._go_on_reading()
+        self._client.advance()
+
+    def _go_on_reading(self) -> None:
         if self.body.done:
             self._decide()
         else:
@@ -87,32 +102,30 @@ class InspectedExchange(Exchange):
 
     def _decide(self) -> None:
         self._reading = False
-        content = bytes(self.body.content or b"")
-        self.body.content = None
-        self._judge(content)
+        self._judge(self.body.hand_over())
 
-    def _judge(self, content: bytes, facts: Facts | None = None) -> None:
+    def _judge(self, content: Content, facts: Facts | None = None) -> None:
         self._client.present()
         if self._ended:
             return
         plan = self.record.plan
         unread = plan.unread
         if unread is None:  # rights are others than they were: the head alone decides by now, and says the framing
-            self._whole_body = in_chunks(content) if plan.length == CHUNKED else content
+            self._whole_body = in_chunks(bytes(content)) if plan.length == CHUNKED else content
             self._acquire()
             return
         facts = facts or self._pool.facts.known(unread.asked.collection or "")
         self._client.stream.deadline = NEVER  # nobody is waited for
-        in_slices(self, self._judging(unread, content, facts), partial(self._decided, unread, content))
+        in_slices(self._holding, self._judging(unread, content, facts), partial(self._decided, unread, content))
 
-    def _judging(self, unread: Unread, content: bytes, facts: Facts | None) -> Steps[tuple[Plan, bytes] | None]:
+    def _judging(self, unread: Unread, content: Content, facts: Facts | None) -> Steps[tuple[Plan, Content] | None]:
         """None where more must be known."""
         try:
             return (yield from self._gateway.plans.reading(unread, content, facts))
         except FactsNeeded:
             return None
 
-    def _told_facts(self, content: bytes, facts: Facts | RequestError) -> None:
+    def _told_facts(self, content: Content, facts: Facts | RequestError) -> None:
         self._client.present()
         if self._ended:
             return
@@ -123,7 +136,8 @@ class InspectedExchange(Exchange):
         except RequestError as error:
             self._client.exchange_failed(error)
 
-    def _decided(self, unread: Unread, content: bytes, outcome: tuple[Plan, bytes] | None) -> None:
+    def _decided(self, unread: Unread, content: Content, outcome: tuple[Plan, Content] | None) -> None:
+        self._holding.settle(len(content))
         if unread is not self.record.plan.unread:  # there has been a publication since
             self._judge(content)
             return
@@ -133,12 +147,22 @@ class InspectedExchange(Exchange):
             self._pool.facts.ask(unread.asked.collection or "", self.account, told)
             return
         self.record.plan, content = outcome
+        self._holding.settle(len(content))
         self._confined = unread.confined
         if self.record.plan.decision.allowed:
             self._whole_body = content
             self._acquire()
         else:
             self._client.exchange_denied()
+
+    def _begin(self, upstream: Upstream) -> None:
+        super()._begin(upstream)
+        if not self.congested:
+            self._holding.release()
+
+    def upstream_drained(self) -> None:
+        self._holding.release()
+        super().upstream_drained()
 
     # The answer to a tenant
 
@@ -181,6 +205,7 @@ class InspectedExchange(Exchange):
         super().upstream_lost(error, stale=stale, answered=answered and (answer is None or answer.begun))
 
     def over(self) -> None:
+        self.body.hand_over()
         self._holding.release()
 
 

@@ -12,14 +12,13 @@ from functools import partial
 from typing import Final
 
 from tlsproxy.authz.access import Decision
-from tlsproxy.errors import BadRequest, BodyTooLarge, RequestError, UpstreamBroken
-from tlsproxy.proxy.accounts import account_of
+from tlsproxy.errors import BadRequest, BodyTooLarge, NoMemory, RequestError, TooLargeToRead, UpstreamBroken
 from tlsproxy.proxy.call import Call
 from tlsproxy.proxy.calls import Asked
 from tlsproxy.proxy.facts import CollectionFacts
 from tlsproxy.proxy.holding import Holding
 from tlsproxy.proxy.outgoing import Outgoing
-from tlsproxy.proxy.slices import in_slices
+from tlsproxy.proxy.slices import Work, in_slices
 from tlsproxy.qdrant.grpc import confine_message, reading_of
 from tlsproxy.qdrant.listings import Reducer
 from tlsproxy.qdrant.scoring import Facts, FactsNeeded
@@ -37,8 +36,11 @@ MAX_FIRST_WINDOW: Final = http2.MAX_WINDOW - MAX_ANSWER
 """The most that a new stream's window may be on the upstream's side: a listing's is made larger by the above."""
 MAX_PIECES: Final = 8192
 """DATA frames of a listing: four times what it needs. A client could leave its sender room for a byte at a time."""
+MAX_UNCOUNTED: Final = 65_536
+"""Bytes of a listing that may come while it waits for memory."""
 PIECE: Final = 4096
 """Bytes of what was compressed that are read in one step: thousands of fields at most."""
+_NO_ROOM: Final = "Too much is being read at once for the upstream's answer"
 _WHY_REDUCED: Final = "The upstream refused; its reason may name what you may not know"
 
 
@@ -84,7 +86,7 @@ class _Judging:
         """What was compressed is read like what comes in frames."""
         for begin in range(0, len(content), PIECE):
             self._reading.feed(content[begin : begin + PIECE])
-            yield
+            yield None
 
     def _decide(self) -> bool:
         self._call.record.plan = plan = self._call.relay.gateway.calls.judged(self._asked, *self._reading.named())
@@ -94,10 +96,8 @@ class _Judging:
             self._call.relay.deny(self._call)
         return plan.decision.allowed
 
-    def _keep(self, content: bytes) -> _Kept:
-        """Beside what was kept before. Raises BodyTooLarge, Overloaded."""
+    def _keep(self) -> _Kept:
         kept = self._kept = self._kept or _Kept(self._call, self._asked)
-        kept.add(content)
         return kept
 
     def over(self) -> None:
@@ -124,26 +124,43 @@ class Reading(_Judging):
             self._withheld = False
             return None
         content = self._message.feed(data[start + HEADER : end])
-        kept = self._keep(content) if self._message.compressed else None
-        if kept is None and content:
-            self._reading.feed(content)
         whole = self._message.whole
         if flags & END_STREAM and not whole:
             self._message.end()
-        if self._allowed or (not whole and self._may_pass()):
+        passes = self._kept_passes(content) if self._message.compressed else self._plain_passes(content)
+        if passes:
             return None
-        if whole and kept is not None:
-            in_slices(self._call, self._deciding(kept), self._decided)
-        elif whole:
-            self._allowed = self._decide()
-        if self._allowed:
-            return None
-        if self._allowed is None and whole:
+        if passes is None:
             self._withheld = True
             self._call.hold(data[start:end])
         else:
             self._call.relay.give_back(end - start - HEADER)
         return b""
+
+    def _plain_passes(self, content: bytes) -> bool:
+        if content:
+            self._reading.feed(content)
+        if self._message.whole and self._allowed is None:
+            self._allowed = self._decide()
+        return self._may_pass() if self._allowed is None else self._allowed
+
+    def _kept_passes(self, content: bytes) -> bool | None:
+        """None: not yet."""
+        if self._keep().add(content, self._go_on):
+            self._read_kept()
+            return True if not self._message.whole else self._allowed
+        return None
+
+    def _go_on(self) -> None:
+        """There is memory for what has come."""
+        self._read_kept()
+        if not self._message.whole:
+            self._pass_withheld()
+
+    def _read_kept(self) -> None:
+        if self._message.whole and self._allowed is None:
+            kept = self._keep()
+            in_slices(kept.holding, self._deciding(kept), self._decided)
 
     def _deciding(self, kept: _Kept) -> Steps[bool]:
         plain = yield from kept.plain()
@@ -154,8 +171,11 @@ class Reading(_Judging):
     def _decided(self, allowed: bool) -> None:  # noqa: FBT001 - what the steps come to
         self._allowed = allowed
         if allowed and self._withheld:
-            self._call.waiting = False
-            self._call.proceed()
+            self._pass_withheld()
+
+    def _pass_withheld(self) -> None:
+        self._call.waiting = False
+        self._call.proceed()
 
     def granted(self, size: int) -> None:
         raise RuntimeError(f"{size} bytes of room for a stream whose window is its ends'")
@@ -173,6 +193,8 @@ class Rebuilding(_Judging):
         super().__init__(call, asked)
         self._facts = facts
         self._out = Outgoing(call, call.relay.to_upstream, call.relay.up.append)
+        self._ended = False
+        self._ungranted = 0  # bytes that have come, whose room the client has not back yet
 
     @property
     def passed(self) -> bool:
@@ -181,23 +203,42 @@ class Rebuilding(_Judging):
     def data(self, data: bytes, start: int, end: int, flags: int) -> bytes | None:
         relay, size = self._call.relay, end - start - HEADER
         content = self._message.feed(data[start + HEADER : end])
-        kept = self._keep(content)
         if not self._message.compressed:
             self._reading.feed(content)
         if flags & END_STREAM:
             self._message.end()
-            in_slices(self._call, self._deciding(kept), self._decided)
-        elif self._may_pass():
-            relay.down.append(http2.window_update(self._call.stream, size))
+            self._ended = True
+        self._ungranted += size
+        if self._ended or self._may_pass():
+            if self._keep().add(content, self._go_on):
+                self._take()
+            else:
+                self._call.waiting = True
         relay.give_back(size)
         return b""
 
+    def _take(self) -> None:
+        """There is memory for what has come."""
+        if self._ended:
+            kept = self._keep()
+            in_slices(kept.holding, self._deciding(kept), self._decided)
+        elif self._ungranted:
+            self._call.relay.down.append(http2.window_update(self._call.stream, self._ungranted))
+            self._ungranted = 0
+
+    def _go_on(self) -> None:
+        self._call.waiting = False
+        self._take()
+        self._call.proceed()
+
     def _deciding(self, kept: _Kept) -> Steps[bytes | None]:
         """The whole message, plain; None where it is refused."""
-        content = kept.content
         if self._message.compressed:
             content = yield from kept.plain()
             yield from self._read(content)
+        else:
+            content = yield from kept.whole()
+        kept.has_become(content)
         return content if self._decide() else None
 
     def _decided(self, content: bytes | None) -> None:
@@ -206,7 +247,8 @@ class Rebuilding(_Judging):
             self._confine(collection, content, self._facts.known(collection))
 
     def _confine(self, collection: str, content: bytes, facts: Facts | None) -> None:
-        in_slices(self._call, self._confining(content, facts), partial(self._send, collection, content))
+        steps = self._confining(content, facts)
+        in_slices(self._keep().holding, steps, partial(self._send, collection, content))
 
     def _confining(self, content: bytes, facts: Facts | None) -> Steps[bytes | None]:
         """None where more must be known."""
@@ -219,10 +261,10 @@ class Rebuilding(_Judging):
 
     def _send(self, collection: str, content: bytes, made: bytes | None) -> None:
         if made is None:
-            call = self._call
-            account = account_of(call.relay.entry, call.record.plan.audit.who)
-            self._facts.ask(collection, account, partial(self._told, collection, content))
+            self._keep().has_become(content)
+            self._facts.ask(collection, self._call.account, partial(self._told, collection, content))
         else:
+            self._keep().has_become(made)
             self._out.put(made)
             self._out.finish(b"")
 
@@ -259,7 +301,9 @@ class Reduction:
         self._head = b""
         self._pieces = 0
         self.whole = False
-        self._holding = Holding(call.relay.gateway)
+        self._trailers = b""
+        self._counted = 0
+        self._holding = Holding(call.relay.gateway, call.account, call, lambda _: NoMemory(_NO_ROOM))
         self._out = Outgoing(call, call.relay.to_client, self._write)
 
     def _write(self, frame: bytes) -> None:
@@ -291,7 +335,9 @@ class Reduction:
             call.relay.down.append(self._head + last)
             call.relay.answered(call, number)
             return b""
-        self._reduce(raw)
+        self._trailers = raw
+        if not self._holding.waits:
+            self._reduce()
         return b""
 
     def _without_text(self, number: int) -> bytes:
@@ -300,27 +346,38 @@ class Reduction:
             told = (*trailers_only(number, _WHY_REDUCED), id_field(self._call.record.id))
         return http2.headers(self._call.stream, write(told), END_STREAM)
 
-    def _reduce(self, raw: bytes) -> None:
-        in_slices(self._call, self._reducing(self.listing), partial(self._show, self.listing, raw))
+    def _count(self) -> bool:
+        """Whether there is memory for what has come; if not, it waits for some."""
+        self._counted = len(self._content)
+        return self._holding.keep(self._counted, self._go_on)
+
+    def _go_on(self) -> None:
+        if self._count() and self.whole:
+            self._reduce()
+
+    def _reduce(self) -> None:
+        in_slices(self._holding, self._reducing(self.listing), partial(self._show, self.listing))
 
     def _reducing(self, listing: Reducer) -> Steps[bytes]:
         try:
             self._message.end()
+            yield 3 * len(self._content)  # a copy of it, and what is made of it
             return (yield from listing.reducing(bytes(self._content)))
-        except (ValueError, RequestError):
+        except (ValueError, BadRequest):
             raise UpstreamBroken("The upstream's answer cannot be reduced to what you may know") from None
 
-    def _show(self, listing: Reducer, raw: bytes, shown: bytes) -> None:
-        """``raw`` are the trailers."""
+    def _show(self, listing: Reducer, shown: bytes) -> None:
         if listing is not self.listing:  # meanwhile something else may be shown
-            self._reduce(raw)
+            self._reduce()
             return
         call = self._call
+        self._content.clear()
+        self._holding.settle(len(shown))
         call.answered = True
         call.relay.down.append(self._head)
         call.record.bytes_out = len(shown)
         self._out.put(message(shown))
-        self._out.finish(raw)
+        self._out.finish(self._trailers)
 
     def data(self, data: bytes, start: int, end: int, flags: int) -> bytes | None:
         self._call.relay.give_back_upstream(end - start - HEADER)
@@ -329,7 +386,10 @@ class Reduction:
             self._content += self._message.feed(http2.unpadded(flags, data[start + HEADER : end]))
         except BadRequest as error:
             raise UpstreamBroken(f"The upstream's answer cannot be read: {error}") from None
-        self._holding.grow(len(self._content))
+        if not self._holding.waits:
+            self._count()
+        elif len(self._content) > self._counted + MAX_UNCOUNTED:
+            raise NoMemory(_NO_ROOM)
         too_much = len(self._content) > MAX_ANSWER or self._pieces > MAX_PIECES
         if too_much or self._message.compressed or flags & END_STREAM:
             raise UpstreamBroken("The upstream's answer cannot be reduced to what you may know")
@@ -346,31 +406,44 @@ class Reduction:
 
 
 class _Kept:
-    """The bytes of a message that are read as a whole, under the limit of one and the budget of all."""
+    """The bytes of a message that are read as a whole, under the limit of one and the budget of all.
+
+    ``holding`` is the worker of what is done with them.
+    """
 
     def __init__(self, call: Call, asked: Asked) -> None:
-        self._holding = Holding(call.relay.gateway)
+        self.holding = Holding(call.relay.gateway, call.account, call, TooLargeToRead)
         self._limit = call.relay.limits.max_message_size
         self._coding = asked.head.value(b"grpc-encoding")
         self._content = bytearray()
 
-    def add(self, data: bytes) -> None:
-        """Raises BodyTooLarge, Overloaded."""
+    def add(self, data: bytes, go_on: Work) -> bool:
+        """Whether there is memory for it; if not, ``go_on`` is called once there is. Raises BodyTooLarge, NoMemory."""
         self._content += data
         if len(self._content) > self._limit:
             raise BodyTooLarge(f"The message is larger than allowed here (limit: {self._limit} bytes)")
-        self._holding.grow(len(self._content))
+        return self.holding.keep(len(self._content), go_on)
 
-    @property
-    def content(self) -> bytes:
-        return bytes(self._content)
+    def whole(self) -> Steps[bytes]:
+        """What was kept, which is kept no longer."""
+        yield len(self._content)
+        content = bytes(self._content)
+        self._content.clear()
+        return content
 
     def plain(self) -> Steps[bytes]:
-        """Without its compression. Raises BadRequest, BodyTooLarge, CodingRefused."""
+        """The same without its compression. Raises BadRequest, BodyTooLarge, CodingRefused."""
         if self._coding in {None, "identity"}:
             raise BadRequest("A compressed message without a grpc-encoding that says how")
-        return (yield from decoding(self.content, self._coding, self._limit))
+        content = yield from self.whole()
+        plain = yield from decoding(content, self._coding, self._limit)
+        yield 2 * len(plain)
+        return bytes(plain)
+
+    def has_become(self, made: bytes) -> None:
+        """Which alone is kept from now on; there was memory for it."""
+        self.holding.settle(len(made))
 
     def release(self) -> None:
         self._content.clear()
-        self._holding.release()
+        self.holding.release()

@@ -18,20 +18,21 @@ class Outgoing:
         self._window = window
         self._write = write
         self._credit = 0  # beyond the first window of a stream
-        self._left = b""
+        self._data = b""
+        self._at = 0
         self._last: bytes | None = None
 
     @property
     def done(self) -> bool:
-        return self._last == b"" and not self._left
+        return self._last == b"" and not self.left
 
     @property
     def left(self) -> int:
         """Bytes that wait for room."""
-        return len(self._left)
+        return len(self._data) - self._at
 
     def put(self, data: bytes) -> None:
-        self._left = data
+        self._data, self._at = data, 0
 
     def finish(self, last: bytes) -> None:
         """Nothing more comes. ``last`` follows the data; where it is empty, the last of the data ends the stream."""
@@ -44,13 +45,14 @@ class Outgoing:
 
     def proceed(self) -> None:
         call, window = self._call, self._window
-        while self._left:
-            size = min(len(self._left), MAX_FRAME, window.room, window.first + self._credit)
+        while left := self.left:
+            size = min(left, MAX_FRAME, window.room, window.first + self._credit)
             if size <= 0:
                 call.relay.wanting[call] = None
                 return
-            piece, self._left = self._left[:size], self._left[size:]
-            self._write(http2.data(call.stream, piece, end=not self._left and self._last == b""))
+            piece = self._data[self._at : self._at + size]
+            self._at += size
+            self._write(http2.data(call.stream, piece, end=size == left and self._last == b""))
             window.own(size)
             self._credit -= size
         call.relay.wanting.pop(call, None)

@@ -30,9 +30,9 @@ from tlsproxy.qdrant.operations import AUDIT_LOGS, PREFLIGHT, WHOAMI, Operation
 from tlsproxy.qdrant.rest import Recognised, recognise
 from tlsproxy.qdrant.scoring import Facts
 from tlsproxy.tls.generation import Generation
-from tlsproxy.wire.content import decoding
+from tlsproxy.wire.content import Content, decoding
 from tlsproxy.wire.http1 import RequestHead, parse_request, restate_request
-from tlsproxy.wire.outline import outline
+from tlsproxy.wire.outline import long_arrays, without
 from tlsproxy.wire.steps import Steps
 from tlsproxy.wire.tracing import NONE, Tracing, of_head
 
@@ -43,6 +43,9 @@ MEMO_HEAD: Final = 4096
 
 READ_FIRST: Final = 65_536
 """A body of at most this many bytes, or so much of one of unknown length, is read before an upstream is taken."""
+MUCH: Final = 65_536
+"""Bytes of a body for whose copy memory is asked first."""
+
 UNLIMITED: Final = 1 << 62
 AUDIT_QUERY: Final = 65_536
 """Bytes of a question about the audit log."""
@@ -210,7 +213,7 @@ class Plans:
             judgement = judge(admitted, asked)
         return self._plan(principal, parsed, asked, admission, judgement)
 
-    def reading(self, unread: Unread, content: bytes, facts: Facts | None = None) -> Steps[tuple[Plan, bytes]]:
+    def reading(self, unread: Unread, content: Content, facts: Facts | None = None) -> Steps[tuple[Plan, Content]]:
         """The plan of a request whose body is here, and the body to send: this one, or this one confined.
 
         Raises :class:`tlsproxy.qdrant.scoring.FactsNeeded` where ``facts`` do not do.
@@ -221,11 +224,15 @@ class Plans:
             if unread.coding is not None:
                 plain = yield from decoding(content, unread.coding, self._body_limit)
             if not unread.confined:  # heads repeat, and bodies but for the numbers in them
-                plain = outline(plain)
-                plan = self._read.get((unread, plain))
+                arrays = long_arrays(plain)
+                if arrays and len(plain) > MUCH:
+                    yield len(plain) + (0 if plain is content else len(plain))
+                plain = without(plain, arrays)
+                plan = self._read.get((unread, bytes(plain))) if len(plain) <= MEMO_HEAD else None
                 if plan is not None and len(content) == head.length:
                     return plan, content
-            decision, changed, heard = yield from judging_body(admission, asked, plain, facts)
+            held = 0 if plain is content else len(plain)
+            decision, changed, heard = yield from judging_body(admission, asked, plain, facts, held)
         except RequestError as error:
             decision, changed, heard = refusal_of(error), None, None
         remembered = not unread.confined and decision is ALLOWED and len(content) == head.length
@@ -234,7 +241,7 @@ class Plans:
         plan = self._plan(admission.principal, head.with_length(len(content)), asked, admission, Judgement(decision))
         plan = replace(plan, heard=heard)
         if remembered and len(plain) <= MEMO_HEAD:
-            _remember(self._read, (unread, plain), plan, MEMO_PLANS)
+            _remember(self._read, (unread, bytes(plain)), plan, MEMO_PLANS)
         return plan, content
 
     def _sent(self, head: RequestHead, listing: Reducer | None, *, streamed: bool) -> RequestHead:

@@ -15,6 +15,7 @@ from tlsproxy.proxy.gateway import Gateway
 from tlsproxy.proxy.quotas import Toll
 from tlsproxy.proxy.register import Entry
 from tlsproxy.wire.chunked import ChunkedBody, ChunkedError
+from tlsproxy.wire.content import Content
 from tlsproxy.wire.http1 import CHUNKED
 from tlsproxy.wire.inbox import Inbox
 from tlsproxy.wire.tracing import ID_LENGTH, NONE, Tracing
@@ -207,6 +208,13 @@ class RequestBody:
             self.content += forward
         inbox.take(end)
         return forward, end - start
+
+    def hand_over(self) -> Content:
+        """The content, to which nothing refers here any more."""
+        content, self.content = self.content, None
+        if self._chunks is not None:
+            self._chunks.forget()
+        return content or b""
 
     def _too_large(self) -> BodyTooLarge:
         if self._of_role:

@@ -10,11 +10,10 @@ from dataclasses import replace
 from functools import partial
 from typing import Final
 
-from tlsproxy.errors import Overloaded, RequestError, UpstreamBroken
+from tlsproxy.errors import NoMemory, RequestError, UpstreamBroken
 from tlsproxy.proxy.admitting import Client
-from tlsproxy.proxy.exchange import Exchange
+from tlsproxy.proxy.delivery import DeliveredExchange
 from tlsproxy.proxy.gateway import Gateway
-from tlsproxy.proxy.holding import Holding
 from tlsproxy.proxy.plan import Plan
 from tlsproxy.proxy.pool import Pool
 from tlsproxy.proxy.record import Record, RequestBody
@@ -32,17 +31,16 @@ _ERRORS: Final = range(400, 600)
 _ERROR: Final = b'{"status":{"error":"The upstream refused; its reason may name what you may not know"},"time":0.0}'
 
 
-class ReducedExchange(Exchange):
+class ReducedExchange(DeliveredExchange):
     """Its plan's ``listing`` says what is kept of a good answer."""
 
-    __slots__ = ("_answer", "_answered", "_chunks", "_holding")
+    __slots__ = ("_answer", "_answered", "_chunks")
 
     def __init__(self, gateway: Gateway, pool: Pool, client: Client, record: Record[Plan], body: RequestBody) -> None:
         super().__init__(gateway, pool, client, record, body)
         self._answer = bytearray()
         self._answered: ResponseHead | None = None
         self._chunks: ChunkedBody | None = None
-        self._holding = Holding(gateway)
 
     def response_head(self, head: ResponseHead) -> None:
         self._answered = head
@@ -53,47 +51,63 @@ class ReducedExchange(Exchange):
             self._answer += data
         elif data:
             self._chunks.feed(data)
-        try:
-            self._holding.grow(len(self._answer))
-        except Overloaded as error:
-            self._client.exchange_failed(error)
-            return
         if len(self._answer) > MAX_ANSWER:
             self._client.exchange_failed(UpstreamBroken("The upstream's answer is too large to be reduced"))
+            return
+        try:
+            if not self._holding.waits and not self._count() and self._upstream is not None:
+                self._upstream.pause()
+        except NoMemory as error:
+            self._client.exchange_failed(error)
+
+    def _count(self) -> bool:
+        """Whether there is memory for what has come; if not, it waits for some."""
+        return self._holding.keep(len(self._answer), self._read_on)
+
+    def _read_on(self) -> None:
+        if not self._count():
+            return
+        if self._upstream is not None:
+            self._upstream.resume()
+        else:
+            self._answer_is_whole()
 
     def response_done(self) -> None:
-        head, answer = self._answered, bytes(self._answer)
-        self._answer.clear()
         self._upstream = None
+        if not self._holding.waits:
+            self._answer_is_whole()
+
+    def _answer_is_whole(self) -> None:
+        head = self._answered
         if head is None:
             raise RuntimeError("the end of no answer")
         self._client.present()
         if not self._ended:
-            self._reduce(head, answer)
+            self._reduce(head)
 
-    def _reduce(self, head: ResponseHead, answer: bytes) -> None:
+    def _reduce(self, head: ResponseHead) -> None:
         listing = self.record.plan.listing
-        in_slices(self, self._showing(head, answer, listing), partial(self._show, head, answer, listing))
+        in_slices(self._holding, self._showing(head, listing), partial(self._show, head, listing))
 
-    def _show(self, head: ResponseHead, answer: bytes, listing: Reducer | None, shown: bytes | None) -> None:
+    def _show(self, head: ResponseHead, listing: Reducer | None, shown: bytes | None) -> None:
         if listing is not self.record.plan.listing:  # meanwhile something else may be shown
-            self._reduce(head, answer)
+            self._reduce(head)
             return
+        self._answer.clear()
         if shown is None:
             self._client.exchange_failed(UpstreamBroken("The upstream's answer cannot be reduced to what you may know"))
             return
         fields = b"content-type: application/json\r\ncontent-length: %d\r\n" % len(shown) + self.record.plan.fields
         super().response_head(replace(head, fields=fields, length=len(shown)))
-        super().response_body(shown)
-        super().response_done()
+        self._deliver(shown)
 
-    def _showing(self, head: ResponseHead, answer: bytes, listing: Reducer | None) -> Steps[bytes | None]:
+    def _showing(self, head: ResponseHead, listing: Reducer | None) -> Steps[bytes | None]:
         if head.status in _ERRORS:
             return _ERROR
         if head.status != _OK or listing is None:
             return None
         try:
-            return (yield from listing.reducing(answer))
+            return (yield from listing.reducing(self._answer))
         except ValueError:
             return None
 
@@ -101,6 +115,3 @@ class ReducedExchange(Exchange):
         """Whatever has come, the client was told nothing yet."""
         del answered
         super().upstream_lost(error, stale=stale, answered=False)
-
-    def over(self) -> None:
-        self._holding.release()

@@ -86,10 +86,12 @@ class Scheduler:
 
 class Worker(Protocol):
     """``later``: it calls this in its turn, unless it has ended by then. A RequestError that is raised there is its own
-    to tell of.
+    to tell of. ``reserve``: whether it may use so many bytes of memory from now on; if not, it calls ``go_on`` like
+    ``later`` does, once it may, or raises RequestError.
     """
 
     def later(self, go_on: Work) -> None: ...
+    def reserve(self, size: int, go_on: Work) -> bool: ...
 
 
 def in_slices(worker: Worker, steps: Steps[T], then: Callable[[T], None]) -> None:
@@ -98,11 +100,14 @@ def in_slices(worker: Worker, steps: Steps[T], then: Callable[[T], None]) -> Non
     Raises RequestError where they do by then.
     """
     end = time.monotonic() + SLICE
+    go_on = partial(in_slices, worker, steps, then)
     try:
-        next(steps)
-        while time.monotonic() < end:
-            next(steps)
+        while True:
+            wanted = next(steps)
+            if wanted is not None and not worker.reserve(wanted, go_on):
+                return
+            if time.monotonic() >= end:
+                worker.later(go_on)
+                return
     except StopIteration as done:
         then(done.value)
-    else:
-        worker.later(partial(in_slices, worker, steps, then))

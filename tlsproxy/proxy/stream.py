@@ -18,6 +18,7 @@ from typing import Final
 from tlsproxy.proxy.deadlines import NEVER, Deadlines
 from tlsproxy.proxy.owner import Owner
 from tlsproxy.proxy.receiver import Receiver
+from tlsproxy.wire.content import Content
 from tlsproxy.wire.throughput import PARTS, Throughput
 
 HIGH_WATER: Final = 262_144
@@ -28,7 +29,7 @@ _TCP_INFO: Final = struct.Struct("=24xI92xQ16xI44x")
 `tcpi_notsent_bytes`.
 """
 
-_NOTHING: Final[deque[bytes | memoryview]] = deque()
+_NOTHING: Final[deque[Content | memoryview]] = deque()
 """What is queued by those that have nothing to write: nearly all at any time, and a deque takes 760 bytes."""
 
 _log = logging.getLogger(__name__)
@@ -75,7 +76,7 @@ class Stream(Receiver):
         self._queued = 0
         self._writing = self._shutting = False
         self.stalled = self.broken = False
-        self.corked: list[bytes] | None = None
+        self.corked: list[Content] | None = None
         self.established = True
         self.deadline = NEVER
         deadlines.add(self)
@@ -87,7 +88,7 @@ class Stream(Receiver):
 
     # Writing
 
-    def write(self, data: bytes) -> None:
+    def write(self, data: Content) -> None:
         if self.corked is not None:
             self.corked.append(data)
         elif not self.closed and not self._closing:
@@ -103,7 +104,7 @@ class Stream(Receiver):
             if data:
                 self.write(data)
 
-    def _send(self, data: bytes) -> None:
+    def _send(self, data: Content) -> None:
         sent = 0
         if not self._out and self.established:
             try:

@@ -17,6 +17,7 @@ from typing import Final
 from tlsproxy.proxy.deadlines import Deadlines
 from tlsproxy.proxy.owner import TlsOwner
 from tlsproxy.proxy.stream import Stream
+from tlsproxy.wire.content import Content
 
 RECORD: Final = 16_384
 """Bytes of plaintext in a record, at most (RFC 8446 §5.1)."""
@@ -176,7 +177,7 @@ class TlsStream(Stream):
             self._say_goodbye()
             self.abort()
 
-    def write(self, data: bytes) -> None:
+    def write(self, data: Content) -> None:
         if self.corked is not None:
             self.corked.append(data)
             return

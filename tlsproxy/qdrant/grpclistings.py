@@ -11,6 +11,7 @@ from typing import Final
 from tlsproxy.authz.access import Rights
 from tlsproxy.qdrant.listings import Listing, listing_of
 from tlsproxy.qdrant.operations import Operation
+from tlsproxy.wire.content import Content
 from tlsproxy.wire.protobuf import I64, delimited, fields
 from tlsproxy.wire.steps import Steps
 
@@ -27,12 +28,12 @@ class MessageListing(Listing):
 
     __slots__ = ()
 
-    def reducing(self, body: bytes) -> Steps[bytes]:
+    def reducing(self, body: Content) -> Steps[bytes]:
         """``body`` is one message. Raises ValueError for what is not such a message."""
         kept = []
-        for count, one in enumerate(fields(body), start=1):
+        for count, one in enumerate(fields(bytes(body)), start=1):
             if not count % STEP:
-                yield
+                yield None
             if one.number == _ENTRY:
                 kept += self._entry(one.content())
             elif one.number == _TIME and one.wire_type == I64:

@@ -23,6 +23,12 @@ from tlsproxy.wire.steps import Steps
 
 MAX_FIELDS: Final = 300_000
 """Fields of one message that are looked at, at some 2 to 10 microseconds each."""
+COPIES: Final = 5
+"""Of a message: its own, with and without its tag where it is within another; its parts, and what is made of them."""
+FIELD: Final = 64
+"""Bytes of memory beside a field's content."""
+SMALL: Final = 4096
+"""Bytes of a message that is confined without asking for memory first."""
 STEP: Final = 250
 """Those of one step."""
 _MESSAGES: Final = SHAPES | PARTS
@@ -48,6 +54,20 @@ class Work:
     fields: int = MAX_FIELDS
     deeper: int = MAX_DEPTH
     _pause: int = MAX_FIELDS - STEP
+    _held: int = 0
+
+    def begin(self, content: bytes) -> int | None:
+        """The memory that is needed from here on, None for what is too small to matter."""
+        self._held += COPIES * len(content)
+        return self.memory if len(content) > SMALL else None
+
+    def end(self, content: bytes) -> None:
+        self._held -= COPIES * len(content)
+
+    @property
+    def memory(self) -> int:
+        """Bytes that the messages that are being confined take: those within others too."""
+        return self._held + FIELD * (MAX_FIELDS - self.fields)
 
     def is_step(self) -> bool:
         """Whether there was enough to look at since it last was."""
@@ -127,9 +147,10 @@ class Way:
         """Raises :class:`Unconfined`, :class:`BadRequest`, :class:`ProtobufError`, :class:`FactsNeeded`."""
         found = _Found()
         work.exact |= self.exact
+        yield work.begin(content)
         for one in work.look(self.message, content):
             if work.is_step():
-                yield
+                yield work.memory
             if one.number in self.refused:
                 raise Unconfined(self.refused[one.number])
             found.numbers.add(one.number)
@@ -140,6 +161,7 @@ class Way:
                 found.kept.append(delimited(one.number, (yield from within(one.content(), work))))
         if self.needs and self.needs not in found.numbers:
             raise BadRequest(f"Field {self.needs} of {self.message} is missing")
+        work.end(content)
         return b"".join([*found.kept, *self._added(found, work)])
 
     def _take(self, one: Field, found: _Found, work: Work) -> None:

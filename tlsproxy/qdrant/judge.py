@@ -19,6 +19,7 @@ from tlsproxy.qdrant.operations import Operation
 from tlsproxy.qdrant.rest import Recognised
 from tlsproxy.qdrant.scoring import Facts
 from tlsproxy.qdrant.tenancy import confine, is_confinable, tells_no_points
+from tlsproxy.wire.content import Content
 from tlsproxy.wire.steps import Steps
 from tlsproxy.wire.strictjson import reading_json
 
@@ -84,12 +85,13 @@ def judge(admitted: Admission | Decision, asked: Recognised) -> Judgement:
 
 
 def judging_body(
-    admitted: Admission, asked: Recognised, content: bytes, facts: Facts | None = None
+    admitted: Admission, asked: Recognised, content: Content, facts: Facts | None = None, held: int = 0
 ) -> Steps[tuple[Decision, bytes | None, Heard]]:
     """What head and body decide together, where the head alone left it open; the body to send in place of this one; and
     what it was decided by.
 
-    None is this one, to the byte. Of a body that is read for its names alone, its outline will do.
+    None is this one, to the byte. Of a body that is read for its names alone, its outline will do. ``held`` are bytes
+    in use beside the body that came.
 
     Raises :class:`BadRequest`, :class:`Unconfined`, and :class:`FactsNeeded` where the collection's have a say.
     """
@@ -97,7 +99,7 @@ def judging_body(
     if operation is None:
         return UNREAD, None, Heard((), ())
     conditions = admitted.conditions
-    body = yield from reading_json(content)
+    body = yield from reading_json(content, held)
     named = named_collections(operation, body) if operation.names_others else ()
     changed = orjson.dumps(confine(operation, body, conditions, facts)) if conditions else None
     decision = decide_all(admitted.rights, operation, asked.collection, named=named, confined=changed is not None)

@@ -15,7 +15,9 @@ import orjson
 
 from tlsproxy.authz.access import Grants, Rights, names_held
 from tlsproxy.qdrant.operations import Operation
+from tlsproxy.wire.content import Content
 from tlsproxy.wire.steps import Steps
+from tlsproxy.wire.strictjson import counting, memory_of
 
 STEP: Final = 1000
 """Entries of one step, at some microseconds each."""
@@ -26,7 +28,7 @@ class Reducer(Protocol):
 
     @property
     def hides_errors(self) -> bool: ...
-    def reducing(self, body: bytes) -> Steps[bytes]: ...
+    def reducing(self, body: Content) -> Steps[bytes]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,12 +40,13 @@ class Listing:
     operation: str
     grants: tuple[Grants, ...]
 
-    def reducing(self, body: bytes) -> Steps[bytes]:
+    def reducing(self, body: Content) -> Steps[bytes]:
         """What is shown. Raises ValueError for an answer that is not what Qdrant sends."""
+        yield memory_of(body, (yield from counting(body)))
         answer = orjson.loads(body)
         if not isinstance(answer, dict) or not isinstance(answer.get("result"), dict):
             raise ValueError("not Qdrant's envelope")  # noqa: TRY004 - wrong as a whole
-        yield
+        yield None
         result = yield from REDUCTIONS[self.operation](answer["result"], self._held)
         return orjson.dumps({"result": result} | _only(answer, "status", "time"))
 
@@ -111,7 +114,7 @@ def _entries(entries: Any, key: str, held: Held) -> Steps[list[dict[str, Any]]]:
     kept = []
     for count, entry in enumerate(entries if isinstance(entries, list) else (), start=1):
         if not count % STEP:
-            yield
+            yield None
         if isinstance(entry, dict) and held(entry.get(key)):
             kept.append(entry)
     return kept
@@ -121,7 +124,7 @@ def _mapped(value: Any, held: Held) -> Steps[dict[str, Any]]:
     kept = {}
     for count, (name, entry) in enumerate(value.items() if isinstance(value, dict) else (), start=1):
         if not count % STEP:
-            yield
+            yield None
         if held(name):
             kept[name] = entry
     return kept

@@ -13,6 +13,7 @@ from enum import Enum
 from typing import Final
 
 from tlsproxy.qdrant.operations import Operation
+from tlsproxy.wire.content import Content
 from tlsproxy.wire.protobuf import fields
 from tlsproxy.wire.steps import Steps
 
@@ -104,12 +105,12 @@ class AnswerReducer:
         table = MESSAGES[operation.path]
         self._kept = frozenset(number for number, over in table.items() if over is not Population.REMOVED)
 
-    def reducing(self, body: bytes) -> Steps[bytes]:
+    def reducing(self, body: Content) -> Steps[bytes]:
         """``body`` is one message. Raises ValueError for what is not such a message."""
         kept = []
-        for count, one in enumerate(fields(body), start=1):
+        for count, one in enumerate(fields(bytes(body)), start=1):
             if not count % STEP:
-                yield
+                yield None
             if one.number in self._kept:
                 kept.append(one.raw)
         return b"".join(kept)

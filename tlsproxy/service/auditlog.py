@@ -94,7 +94,7 @@ class NoAudit:
     def when_writable(self, callback: Callable[[], object]) -> None:
         asyncio.get_running_loop().call_soon(callback)
 
-    def read(self, query: AuditQuery) -> list[bytes]:  # noqa: ARG002 - the log's interface
+    def read(self, query: AuditQuery, largest: int) -> list[bytes]:  # noqa: ARG002 - the log's interface
         raise BadRequest("Audit logging is not enabled")
 
     def start(self) -> None:
@@ -215,14 +215,17 @@ class AuditLog:
                 return
         loop.call_soon(callback)
 
-    def read(self, query: AuditQuery) -> list[bytes]:
-        """For one at a time, off the loop. Raises OSError, Overloaded, and BadRequest where there are no files."""
+    def read(self, query: AuditQuery, largest: int) -> list[bytes]:
+        """For one at a time, off the loop: ``largest`` bytes at most.
+
+        Raises OSError, Overloaded, and BadRequest where there are no files.
+        """
         if self._where == "-":
             raise BadRequest("Audit logging is not configured to write files, which could be read")
         if not self._reading.acquire(blocking=False):
             raise Overloaded("The audit log is being read already")
         try:
-            return matching_entries(self._where, query)
+            return matching_entries(self._where, query, largest)
         finally:
             self._reading.release()
 

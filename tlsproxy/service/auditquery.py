@@ -16,18 +16,19 @@ from typing import Final
 
 import orjson
 
-from tlsproxy.authz.auditquery import AuditQuery
+from tlsproxy.authz.auditquery import LARGEST, AuditQuery
 from tlsproxy.errors import Overloaded
 
 PATIENCE: Final = 10.0
 """Seconds of reading, after which whoever asks is told to ask for less."""
-LARGEST: Final = 32 << 20
 LONGEST_LINE: Final = 1 << 20
 
 _NAME: Final = re.compile(r"audit\.(\d{4}-\d{2}-\d{2})(?:-(\d{2}))?\.log", re.ASCII)
 
 
-def matching_entries(directory: Path, query: AuditQuery, patience: float = PATIENCE) -> list[bytes]:
+def matching_entries(
+    directory: Path, query: AuditQuery, largest: int = LARGEST, patience: float = PATIENCE
+) -> list[bytes]:
     """Lines, without their ends. Raises OSError, and Overloaded where it takes too long or there is too much of it."""
     give_up = time.monotonic() + patience
     found: list[bytes] = []
@@ -42,7 +43,7 @@ def matching_entries(directory: Path, query: AuditQuery, patience: float = PATIE
                 continue
             found.append(line)
             size += len(line)
-            if size > LARGEST:
+            if size > largest:
                 raise Overloaded("The audit log holds too much of that: ask for less")
             if len(found) == query.limit:
                 return found

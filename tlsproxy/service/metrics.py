@@ -19,10 +19,11 @@ from tlsproxy.service.families import Histogram, counters, gauges, histograms, k
 from tlsproxy.service.recent import Recent
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
     from prometheus_client.metrics_core import Metric
 
+    from tlsproxy.authz.shares import Shares
     from tlsproxy.tls.generation import Generation
 
 REQUEST_BUCKETS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0)
@@ -42,8 +43,8 @@ _RELOADED: Final = frozenset({"ok", "unchanged"})
 class Metrics(Collector):
     """`pool` gives the upstream connections (idle, busy, waited for), `audit` the lines (queued, written, dropped).
 
-    `limits`: how often no row was free in their table, and how often its lock could not be had. `recent` are the last
-    minutes.
+    `limits`: how often no row was free in their table, and how often its lock could not be had. `shares` are those of
+    `memory` and `upstream`, where this process has them. `recent` are the last minutes.
     """
 
     def __init__(
@@ -52,7 +53,9 @@ class Metrics(Collector):
         pool: Callable[[], tuple[int, int, int]],
         audit: Callable[[], tuple[int, int, int]],
         limits: Callable[[], tuple[int, int]],
+        shares: Callable[[], Mapping[str, Shares]] = dict,
     ) -> None:
+        self._shares = shares
         self._limits = limits
         self._pool = pool
         self._audit = audit
@@ -174,7 +177,19 @@ class Metrics(Collector):
         yield counters("decisions", "Decisions on requests.", ("reason",), keyed(decisions))
         overflows, unlocked = self._limits()
         yield counters("limit_overflows", "Counts against the row of all that found none.", (), [((), overflows)])
+        yield from self._collect_shares()
         yield counters("limit_unlocked", "Counts made without the table's lock.", (), [((), unlocked)])
+
+    def _collect_shares(self) -> Iterator[Metric]:
+        shares = self._shares()
+        refused = [((name, "full"), one.refused) for name, one in shares.items()]
+        refused += [((name, "gave_way"), one.gave_way) for name, one in shares.items()]
+        text = "Requests refused for want of what all callers share, or in favour of one that had less of it."
+        yield counters("share_refusals", text, ("resource", "reason"), refused)
+        waiting = [((), one.waiting) for name, one in shares.items() if name == "memory"]
+        yield gauges("inspection_waiting", "Requests that wait for memory to be read in.", (), waiting)
+        held = [((), one.held) for name, one in shares.items() if name == "memory"]
+        yield gauges("inspection_memory_bytes", "Memory in use, of limits.inspection_memory_mb.", (), held)
 
     def _collect_connections(self) -> Iterator[Metric]:
         yield counters("handshakes", "TLS handshakes that ended.", ("outcome",), keyed(self._handshakes))

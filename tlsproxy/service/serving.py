@@ -20,7 +20,7 @@ from tlsproxy.proxy.gateway import Gateway
 from tlsproxy.proxy.limittable import LimitTable
 from tlsproxy.proxy.listener import BATCH, Bound, Listeners
 from tlsproxy.proxy.pool import Pool
-from tlsproxy.service import collector
+from tlsproxy.service import allocator, collector
 from tlsproxy.service.auditlog import AuditLog, NoAudit
 from tlsproxy.service.metrics import Metrics
 from tlsproxy.service.readiness import OK, Address, UpstreamProbe, audit_part, generation_part
@@ -66,12 +66,14 @@ class Serving:
         alone: bool,
     ) -> None:
         """``alone``: no other process accepts from the same sockets."""
+        allocator.settle()
         collector.settle()
         self._audit = audit
         self.counted = Metrics(
             pool=lambda: self._pool.counts,
             audit=lambda: (audit.queued, audit.written, audit.dropped),
             limits=lambda: (table.overflows, table.lock.unlocked),
+            shares=lambda: {"memory": self._gateway.memory, "upstream": self._gateway.places},
         )
         self._deadlines = Deadlines(asyncio.get_running_loop())
         self._gateway = Gateway(generation, audit, self.counted, self._deadlines, key_missing, table, numbers)

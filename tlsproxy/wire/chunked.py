@@ -53,6 +53,10 @@ class ChunkedBody:
         self._held = b""  # the beginning of a size line, or of the trailer section
         self._trailers = False
 
+    def forget(self) -> None:
+        """Nobody needs its content any more."""
+        self._content_to = None
+
     def feed(self, data: bytes, start: int = 0) -> tuple[bytes, int]:
         """Takes what belongs to the body from ``start`` on: (the bytes to forward, where that ends in ``data``).
 

@@ -6,7 +6,7 @@ Only one coding at a time and one stream: what follows the end of a gzip member 
 from __future__ import annotations
 
 import zlib
-from typing import Final
+from typing import Final, TypeAlias
 
 from tlsproxy.errors import BadRequest, BodyTooLarge, CodingRefused
 from tlsproxy.wire.steps import Steps
@@ -21,8 +21,15 @@ _FED: Final = 1 << 14
 """Bytes that are decoded from: what of them has to wait is copied in each step."""
 
 
-def decoding(content: bytes, coding: str | None, limit: int) -> Steps[bytes]:
-    """At most ``limit`` bytes. Raises :class:`CodingRefused`, :class:`BadRequest`, :class:`BodyTooLarge`."""
+Content: TypeAlias = bytes | bytearray
+"""It is not copied where it need not be."""
+
+
+def decoding(content: Content, coding: str | None, limit: int) -> Steps[Content]:
+    """At most ``limit`` bytes, for which each step asks before they are there.
+
+    Raises :class:`CodingRefused`, :class:`BadRequest`, :class:`BodyTooLarge`.
+    """
     name = (coding or "identity").lower()
     if name == "identity":
         return content
@@ -30,24 +37,25 @@ def decoding(content: bytes, coding: str | None, limit: int) -> Steps[bytes]:
     if window is None:
         raise CodingRefused("The only content codings that are understood here are gzip and deflate")
     stream = zlib.decompressobj(window)
-    plain: list[bytes] = []
-    size = position = 0
-    fed = b""
-    while fed or position < len(content) or (plain and len(plain[-1]) == PIECE):
+    declared = int.from_bytes(content[-4:], "little") if name == "gzip" else 0  # RFC 1952 §2.3.1
+    plain, piece = bytearray(), b""
+    position = 0
+    fed: Content = b""
+    while fed or position < len(content) or len(piece) == PIECE:
         if not fed:
             fed = content[position : position + _FED]
             position += len(fed)
+        yield max(len(plain) + PIECE, min(declared, limit)) + PIECE
         try:
-            plain.append(stream.decompress(fed, PIECE))
+            piece = stream.decompress(fed, PIECE)
         except zlib.error:
             raise BadRequest(f"Malformed {name} body") from None
-        size += len(plain[-1])
-        if size > limit:
+        plain += piece
+        if len(plain) > limit:
             raise BodyTooLarge(f"The decoded body is larger than allowed (limit: {limit} bytes)")
         fed = stream.unconsumed_tail
         if stream.eof:
             break
-        yield
     if not stream.eof or stream.unused_data or position < len(content):
         raise BadRequest(f"Malformed {name} body")
-    return b"".join(plain)
+    return plain

@@ -10,6 +10,8 @@ from __future__ import annotations
 import re
 from typing import Final
 
+from tlsproxy.wire.content import Content
+
 LONG: Final = 256
 """Bytes. Shorter arrays are left where they are."""
 MOST: Final = 64
@@ -18,10 +20,15 @@ MOST: Final = 64
 _STRING: Final = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
 
 
-def outline(text: bytes, long: int = LONG, most: int = MOST) -> bytes:
+def outline(text: Content, long: int = LONG, most: int = MOST) -> Content:
     """The same text with its long arrays of scalars empty. What is no JSON may become some: Qdrant refuses it."""
-    kept: list[bytes] = []
-    begin = place = 0
+    return without(text, long_arrays(text, long, most))
+
+
+def long_arrays(text: Content, long: int = LONG, most: int = MOST) -> list[tuple[int, int]]:
+    """Where what stands in them begins and ends."""
+    found = []
+    place = 0
     for _ in range(most):
         bracket = text.find(b"[", place)
         if bracket < 0:
@@ -41,7 +48,18 @@ def outline(text: bytes, long: int = LONG, most: int = MOST) -> bytes:
             and text.find(b"[", place, end) < 0
             and text.find(b"{", place, end) < 0
         ):
-            kept.append(text[begin:place])
-            begin = place = end
-    kept.append(text[begin:])
+            found.append((place, end))
+            place = end
+    return found
+
+
+def without(text: Content, parts: list[tuple[int, int]]) -> Content:
+    """The text itself where there are none."""
+    if not parts:
+        return text
+    view, begin, kept = memoryview(text), 0, []
+    for start, end in parts:
+        kept.append(view[begin:start])
+        begin = end
+    kept.append(view[begin:])
     return b"".join(kept)

@@ -1,0 +1,50 @@
+"""The ground of exchanges whose response is made here: its memory is held until the client has taken it."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from tlsproxy.errors import NoMemory
+from tlsproxy.proxy.admitting import Client
+from tlsproxy.proxy.exchange import Exchange
+from tlsproxy.proxy.gateway import Gateway
+from tlsproxy.proxy.holding import Holding
+from tlsproxy.proxy.plan import Plan
+from tlsproxy.proxy.pool import Pool
+from tlsproxy.proxy.record import Record, RequestBody
+
+PIECE: Final = 131_072
+"""Bytes that are handed to the client's stream at a time."""
+
+
+class DeliveredExchange(Exchange):
+    """``_left`` is what the client has no room for yet."""
+
+    __slots__ = ("_holding", "_left")
+
+    def __init__(self, gateway: Gateway, pool: Pool, client: Client, record: Record[Plan], body: RequestBody) -> None:
+        super().__init__(gateway, pool, client, record, body)
+        self._holding = Holding(gateway, self.account, self, lambda _: NoMemory("The answer is too large to be read"))
+        self._left = memoryview(b"")
+
+    def _deliver(self, body: bytes) -> None:
+        """What is to be sent behind the head, all of it. Ends the exchange."""
+        self._holding.settle(len(body))
+        self._left = memoryview(body)
+        self._deliver_on()
+
+    def _deliver_on(self) -> None:
+        while self._left and not self._client.stream.stalled:
+            piece, self._left = self._left[:PIECE], self._left[PIECE:]
+            super().response_body(bytes(piece))
+        if not self._left:
+            super().response_done()
+
+    def resume_response(self) -> None:
+        if self._left:
+            self._deliver_on()
+        else:
+            super().resume_response()
+
+    def over(self) -> None:
+        self._holding.release()
