@@ -354,31 +354,41 @@ FORM = """
 <input name=snapshot value=planted><button id=multipart>.</button></form>
 <iframe name=sink></iframe>
 """
-FETCH = """fetch("{url}/collections/docs/points/delete", {{
+DELETE = "/collections/docs/points/delete"
+FETCH = """fetch("{url}", {{
     method: "POST", mode: "no-cors", credentials: "include", body: '{{"points":[1]}}',
-    headers: {{"content-type": "text/plain"}}}}).then(answer => answer.type)"""
+    headers: {{"content-type": "text/plain"}}}}).then(answer => answer.type).catch(() => "failed")"""
 READ = (
     """fetch("{url}/collections", {{credentials: "include"}}).then(answer => answer.text()).catch(() => "unreadable")"""
 )
 
 
 def test_no_page_acts_with_the_certificate_but_its_own_and_the_listed(site: Site, tmp_path: Path) -> None:
-    """A `fetch` that needs no preflight, a form of plain text, a form with a planted snapshot, a link."""
+    """A `fetch` that needs no preflight, to the ports of REST and of gRPC, a form of plain text, a form with a planted
+    snapshot, a link.
+    """
     read: dict[str, Any] = {}
-    with Pages() as evil, Pages() as app, ScriptedUpstream() as upstream:
-        config = site.write_config(upstream.url, service={"allowed_origins": [app.origin]})
+    with Pages() as evil, Pages() as app, ScriptedUpstream() as upstream, GrpcUpstream() as grpc:
+        config = site.write_config(
+            upstream.url, grpc=grpc.url, service={"allowed_origins": [app.origin], "grpc_port": 0}
+        )
         with Gateway(config) as gateway:
-            url = gateway.url("")
+            url, calls = gateway.url(""), f"https://localhost:{gateway.grpc_port}"
             evil.html = app.html = FORM.format(url=url)
 
             async def scenario(page: Page) -> None:
                 await page.open(evil.origin)
-                assert await page.run(FETCH.format(url=url)) == "opaque"
+                assert await page.run(FETCH.format(url=f"{url}{DELETE}")) == "opaque"
+                gateway.audited(reason="cross_site", api=DELETE)
                 read["elsewhere"] = await page.run(READ.format(url=url))
-                for button in ("#text", "#multipart"):
+                gateway.audited(reason="cross_site", api="/collections")
+                for button, api in (("#text", DELETE), ("#multipart", "/collections/docs/snapshots/upload")):
                     await page.run(f"document.querySelector('{button}').click()")
-                    read[button] = gateway.audited(reason="cross_site", status=403)["api"]
+                    gateway.audited(reason="cross_site", api=api)
+                await page.run(FETCH.format(url=f"{calls}/qdrant.Points/Delete"))
+                gateway.audited(reason="not_grpc")
                 assert not upstream.requests
+                assert not grpc.calls
                 await page.run(f"location = '{url}/_tlsproxy/whoami'")
                 gateway.audited(method="whoami", reason="cross_site")
 
@@ -388,7 +398,7 @@ def test_no_page_acts_with_the_certificate_but_its_own_and_the_listed(site: Site
                 await page.open(app.origin)
                 read["listed"] = await page.run(READ.format(url=url))
 
-            with certificate_selected_for(url):
+            with certificate_selected_for(url, calls):
                 browsing(home_with_certificate(tmp_path, site.directory, "admin"), scenario)
     assert read["elsewhere"] == "unreadable"
     assert json.loads(read["typed"])["role"] == "admin"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import fcntl
 import itertools
 import json
 import os
@@ -163,22 +164,25 @@ def _made(program: str, *arguments: str | Path) -> None:
 def certificate_selected_for(*origins: str) -> Iterator[None]:
     """By the policy AutoSelectCertificateForUrls: without one a browser would ask a person, who is not there.
 
-    It is the whole machine's; so it names these origins alone, in a file of its own that is gone afterwards.
+    It is the whole machine's; so it names these origins alone, in a file of its own that is gone afterwards. Of several
+    files one counts, so that tests that run at the same time wait for each other.
     """
     if not os.access(next(each for each in (POLICIES, *POLICIES.parents) if each.exists()), os.W_OK):
         pytest.skip(f"{POLICIES} may not be written")
-    made = [each for each in (POLICIES, *POLICIES.parents) if not each.exists()]
-    POLICIES.mkdir(parents=True, exist_ok=True)
-    policy = POLICIES / f"tlsproxy-test-{os.getpid()}.json"
-    try:
-        rules = [json.dumps({"pattern": origin, "filter": {}}) for origin in origins]
-        policy.write_text(json.dumps({"AutoSelectCertificateForUrls": rules}))
-        yield
-    finally:
-        policy.unlink(missing_ok=True)
-        for directory in made:
-            with suppress(OSError):  # another test's policy is there still
-                directory.rmdir()
+    with Path(tempfile.gettempdir(), "tlsproxy-test-policy.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        made = [each for each in (POLICIES, *POLICIES.parents) if not each.exists()]
+        POLICIES.mkdir(parents=True, exist_ok=True)
+        policy = POLICIES / f"tlsproxy-test-{os.getpid()}.json"
+        try:
+            rules = [json.dumps({"pattern": origin, "filter": {}}) for origin in origins]
+            policy.write_text(json.dumps({"AutoSelectCertificateForUrls": rules}))
+            yield
+        finally:
+            policy.unlink(missing_ok=True)
+            for directory in made:
+                with suppress(OSError):  # another's policy is there
+                    directory.rmdir()
 
 
 @asynccontextmanager

@@ -70,3 +70,25 @@ def test_whoever_never_asked_is_told_of_by_name() -> None:
         ("connection", "ok", "never_asked", "192.0.2.1")
     }
     assert all(5000 <= one["age_ms"] < 60_000 for one in records)
+
+
+def test_they_wait_until_the_audit_log_has_room() -> None:
+    lines: list[str] = []
+    ticks: list[Any] = []
+    room = [False]
+    gateway: Any = SimpleNamespace(
+        loop=SimpleNamespace(
+            call_later=lambda _seconds, callback: ticks.append(callback) or SimpleNamespace(cancel=lambda: None)
+        ),
+        audit=SimpleNamespace(write=lines.append, accepts=lambda: room[0]),
+        metrics=SimpleNamespace(connection=lambda _reason: None, refused=lambda _refusal: None),
+    )
+    turned_away = TurnedAway(gateway)
+    for _ in range(3):
+        turned_away.count("192.0.2.1", "limit")
+        ticks.pop()()
+        assert lines == []
+    room[0] = True
+    ticks.pop()()
+    (line,) = map(json.loads, lines)
+    assert (line["connections"], ticks) == (3, [])
