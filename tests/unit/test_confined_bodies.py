@@ -355,8 +355,17 @@ def test_whatever_comes_is_confined_or_refused(row: Operation, body: Any) -> Non
         confine(row, body, ACME, NO_IDF)
     except (BadRequest, Unconfined):
         return
-    if row.reads and not row.path.endswith("/batch"):
+    if not row.reads:
+        changes = (
+            [pair for one in body["operations"] for pair in one.items()] if "batch" in row.path else [(row.name, body)]
+        )
+        of_points = {"upsert", "upsert_points", "update_vectors"}
+        filters = [change["update_filter" if name in of_points else "filter"] for name, change in changes]
+        assert all(one["must"][:2] == [MUST, ONE_VALUE] for one in filters)
+    elif not row.path.endswith("/batch"):
         assert all(request["filter"]["must"][0] == MUST for request in every_request(body))
+        if row.path.endswith(("/count", "/facet")):
+            assert body["exact"] is True
 
 
 def test_two_operations_in_one_place() -> None:
