@@ -231,7 +231,7 @@ class Run:
                 assert sent.data == prefixed(self.answer_to(kind.path, said, shown=True))
         assert not ends.relay.calls
         assert not ends.relay.wanting
-        assert (ends.relay.held, ends.gateway.held) == (0, 0)
+        assert (ends.relay.held, ends.gateway.memory.held) == (0, 0)
         assert len(ends.audit.lines) == len(self.kinds)
         assert ends.gateway.places.held == 0
         if {kind.status for kind in self.kinds.values()} <= {UNAUTHENTICATED, UNKNOWN}:

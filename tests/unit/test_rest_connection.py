@@ -194,7 +194,7 @@ class Run:
         lines = [json.loads(line) for line in ends.audit.lines if '"request_id"' in line]
         assert Counter(line["request_id"] for line in lines) == Counter(record.id for record in ends.records)
         assert ends.audit.promised == 0
-        assert ends.gateway.held == 0
+        assert (ends.gateway.memory.held, ends.gateway.memory.waiting) == (0, 0)
         assert (ends.gateway.places.held, ends.gateway.places.waiting) == (0, 0)
         assert Counter(map(id, ends.taken)) == ends.given
         assert ends.pool.counts == (0, 0, 0)
