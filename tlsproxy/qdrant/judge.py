@@ -101,7 +101,11 @@ def judging_body(
     conditions = admitted.conditions
     body = yield from reading_json(content, held)
     named = named_collections(operation, body) if operation.names_others else ()
-    changed = orjson.dumps(confine(operation, body, conditions, facts)) if conditions else None
+    changed = None
+    if conditions:
+        confined = confine(operation, body, conditions, facts)
+        yield
+        changed = orjson.dumps(confined)
     decision = decide_all(admitted.rights, operation, asked.collection, named=named, confined=changed is not None)
     return decision, changed, Heard(named, conditions)
 

@@ -167,7 +167,10 @@ def _scored_of_search(vector: Any) -> tuple[Scored, str]:
 
 
 def _are_numbers(value: Any) -> bool:
-    return isinstance(value, list) and all(type(one) in (float, int) for one in value)
+    return isinstance(value, list) and _NUMBERS.issuperset(map(type, value))  # of millions, in no time
+
+
+_NUMBERS: Final = frozenset((float, int))
 
 
 # Changes. Each takes its body, or one operation of a batch.
