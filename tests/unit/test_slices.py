@@ -5,10 +5,14 @@ from __future__ import annotations
 import asyncio
 import weakref
 from collections.abc import Callable
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from support.h2ends import Loop
 
 from tlsproxy.errors import BadRequest
 from tlsproxy.proxy import slices
@@ -80,6 +84,56 @@ def failing(error: Exception) -> Callable[[], str]:
 @pytest.fixture(autouse=True)
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(slices, "SLICE", 0.0)
+
+
+ORDERS = st.lists(st.tuples(st.sampled_from("ABC"), st.integers(0, 3)), max_size=60)
+
+
+@given(ORDERS)
+def test_accounts_take_turns_and_their_connections_within(asked: list[tuple[str, int]]) -> None:
+    """Each iteration of the loop serves one, in the order in which an obvious twin would."""
+    loop, served = Loop(), []
+    scheduler = slices.Scheduler(loop)  # type: ignore[arg-type]
+    connections = {(name, number): Participant(name) for name in "ABC" for number in range(4)}
+    teller = SimpleNamespace(tell=lambda what: what())
+    for turn, whose in enumerate(asked):
+        scheduler.add(connections[whose], teller, partial(served.append, (whose, turn)))
+    waiting: dict[str, list[tuple[int, list[int]]]] = {}
+    for turn, (name, number) in enumerate(asked):
+        queues = waiting.setdefault(name, [])
+        queue = next((queue for whose, queue in queues if whose == number), None)
+        if queue is None:
+            queues.append((number, queue := []))
+        queue.append(turn)
+    expected, line = [], list(waiting)
+    while line:
+        name = line.pop(0)
+        number, queue = waiting[name].pop(0)
+        expected.append(((name, number), queue.pop(0)))
+        if queue:
+            waiting[name].append((number, queue))
+        if waiting[name]:
+            line.append(name)
+    for count in range(len(asked)):
+        assert len(served) == count
+        loop.run()
+    assert served == expected
+    assert scheduler.waiting == {}
+
+
+def test_who_has_ended_is_served_no_more() -> None:
+    loop, served = Loop(), []
+    scheduler, gone, stays = slices.Scheduler(loop), Participant("A"), Participant("A")  # type: ignore[arg-type]
+    teller = SimpleNamespace(tell=lambda what: what())
+    for one in (gone, stays, gone):
+        scheduler.add(one, teller, partial(served.append, one))
+    assert scheduler.crowded(Participant("A"))
+    assert not scheduler.crowded(Participant("B"))
+    scheduler.forget(gone)
+    while loop.run():
+        pass
+    assert served == [stays]
+    assert not scheduler.crowded(stays)
 
 
 async def turns(count: int) -> None:

@@ -98,6 +98,11 @@ class Admitting(ABC):
         kind, text, _ = self._late
         return kind(text)
 
+    @property
+    def crowded(self) -> bool:
+        """As :class:`tlsproxy.proxy.slices.Worker` has it."""
+        return self._gateway.scheduler.crowded(self._client.entry)
+
     def later(self, go_on: Work) -> None:
         """As :class:`tlsproxy.proxy.slices.Worker` has it."""
         client = self._client

@@ -334,6 +334,11 @@ class Call:
             self.waits = CallWaits(self, now)
         return self.waits.overdue(self, now)
 
+    @property
+    def crowded(self) -> bool:
+        """As :class:`tlsproxy.proxy.slices.Worker` has it."""
+        return self.relay.gateway.scheduler.crowded(self.relay.entry)
+
     def later(self, go_on: Work) -> None:
         """As :class:`tlsproxy.proxy.slices.Worker` has it."""
         relay = self.relay

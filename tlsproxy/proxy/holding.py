@@ -21,8 +21,10 @@ from tlsproxy.proxy.slices import Work
 
 
 class Owner(Holder, Protocol):
-    """A request or a call. ``later`` is as of a :class:`tlsproxy.proxy.slices.Worker`."""
+    """A request or a call. ``later`` and ``crowded`` are as of a :class:`tlsproxy.proxy.slices.Worker`."""
 
+    @property
+    def crowded(self) -> bool: ...
     def later(self, go_on: Work) -> None: ...
 
 
@@ -48,6 +50,10 @@ class Holding:
     @property
     def waits(self) -> bool:
         return self._share.wanted > 0
+
+    @property
+    def crowded(self) -> bool:
+        return self._owner is not None and self._owner.crowded
 
     def keep(self, size: int, go_on: Work) -> bool:
         """Holds ``size`` bytes of what has come. False where its owner must wait for that: ``go_on`` is its next work.

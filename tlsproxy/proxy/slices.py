@@ -86,21 +86,31 @@ class Scheduler:
 
 class Worker(Protocol):
     """``later``: it calls this in its turn, unless it has ended by then. A RequestError that is raised there is its own
-    to tell of. ``reserve``: whether it may use so many bytes of memory from now on; if not, it calls ``go_on`` like
-    ``later`` does, once it may, or raises RequestError.
+    to tell of. ``crowded``: others of its account wait already. ``reserve``: whether it may use so many bytes of memory
+    from now on; if not, it calls ``go_on`` like ``later`` does, once it may, or raises RequestError.
     """
 
+    @property
+    def crowded(self) -> bool: ...
     def later(self, go_on: Work) -> None: ...
     def reserve(self, size: int, go_on: Work) -> bool: ...
 
 
 def in_slices(worker: Worker, steps: Steps[T], then: Callable[[T], None]) -> None:
-    """``then`` is told what the steps come to: before this returns, if that takes no longer than a slice.
+    """``then`` is told what the steps come to: before this returns, if that takes no longer than a slice and nobody
+    else of the account waits.
 
     Raises RequestError where they do by then.
     """
+    if worker.crowded:
+        worker.later(partial(_slice, worker, steps, then))
+    else:
+        _slice(worker, steps, then)
+
+
+def _slice(worker: Worker, steps: Steps[T], then: Callable[[T], None]) -> None:
     end = time.monotonic() + SLICE
-    go_on = partial(in_slices, worker, steps, then)
+    go_on = partial(_slice, worker, steps, then)
     try:
         while True:
             wanted = next(steps)

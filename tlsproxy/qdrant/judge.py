@@ -104,7 +104,7 @@ def judging_body(
     changed = None
     if conditions:
         confined = confine(operation, body, conditions, facts)
-        yield
+        yield None
         changed = orjson.dumps(confined)
     decision = decide_all(admitted.rights, operation, asked.collection, named=named, confined=changed is not None)
     return decision, changed, Heard(named, conditions)
