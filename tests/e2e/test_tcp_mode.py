@@ -250,17 +250,17 @@ def test_a_connection_that_idles(site: Site, shared_upstream: ScriptedUpstream) 
         assert gateway.audited(event="tcp_close")["reason"] == "idle"
 
 
-SLOWLY = 2_000_000
+SLOWLY = 1_000_000
 """Bytes per second: less than a third of a send buffer, after which a socket is writable again, in `write_timeout`."""
 
 
 def slowly(sock: socket.socket, size: int) -> int:
-    """Takes so much, steadily, as far as it comes: how much that was."""
+    """Takes so much, as far as it comes, steadily for three seconds: how much that was."""
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65_536)  # a large buffer would be emptied in large steps
     came, began = 0, time.monotonic()
     while came < size and (data := sock.recv(65_536)):
         came += len(data)
-        threading.Event().wait(max(0.0, came / SLOWLY - (time.monotonic() - began)))
+        threading.Event().wait(max(0.0, min(3.0, came / SLOWLY) - (time.monotonic() - began)))
     return came
 
 
@@ -276,7 +276,7 @@ def test_one_that_takes_its_time_has_all_of_it(site: Site, shared_upstream: Scri
 
     with (
         serving(serve) as upstream,
-        tunnel(site, upstream, shared_upstream.url, limits={"write_timeout": 0.4}) as (gateway, port),
+        tunnel(site, upstream, shared_upstream.url, limits={"write_timeout": 1.0}) as (gateway, port),
         through(gateway, site, port) as sock,
     ):
         if reader == "client":

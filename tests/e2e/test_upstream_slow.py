@@ -116,11 +116,9 @@ def test_a_connection_that_is_not_accepted(site: Site) -> None:
             assert 'outcome="timeout"' in gateway.ask_admin("/metrics")[1]
 
 
-def test_an_upstream_that_takes_a_body_slowly_but_steadily_is_left_to(
-    site: Site, gateway: Gateway, upstream: ScriptedUpstream
-) -> None:
+def test_an_upstream_that_takes_a_body_slowly_but_steadily_is_left_to(site: Site, upstream: ScriptedUpstream) -> None:
     """A third of a send buffer, after which Linux calls a socket writable, takes it longer than `response_timeout`."""
-    size = 8 << 20
+    size = 7 << 20
 
     def answer(connection: Connection, _request: Received) -> None:
         # Else it would open its window in large steps.
@@ -128,11 +126,12 @@ def test_an_upstream_that_takes_a_body_slowly_but_steadily_is_left_to(
         began, left = time.monotonic(), size
         while left:
             left -= len(connection.read(min(left, 50_000)))
-            threading.Event().wait(max(0.0, (size - left) / 2_500_000 - (time.monotonic() - began)))
+            threading.Event().wait(max(0.0, min(3.0, (size - left) / 1_000_000) - (time.monotonic() - began)))
         connection.sock.sendall(OK)
 
     upstream.answer = answer
-    with connected(gateway, site.client()) as client:
+    config = site.write_config(upstream.url, upstream={"rest": upstream.url, "response_timeout": 1.0})
+    with Gateway(config) as gateway, connected(gateway, site.client()) as client:
         client.send(UPSERT, b"content-length: %d\r\n\r\n" % size, bytes(size))
         assert client.response().status == 200
 
