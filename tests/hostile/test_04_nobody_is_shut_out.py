@@ -340,12 +340,12 @@ def test_so_is_the_rest_of_a_refused_one(site: Site, slow_gateway: Gateway, body
         assert time.monotonic() - began < WINDOW + 2
 
 
-def test_a_body_at_the_lowest_rate_is_waited_for(site: Site, slow_gateway: Gateway) -> None:
+def test_a_steady_body_is_waited_for(site: Site, slow_gateway: Gateway) -> None:
     """Four times as long as the window, in pieces of a tenth of it."""
     with connected(slow_gateway, site.client("search")) as client:
-        client.send(SEARCH, LENGTH % 4000)
+        client.send(SEARCH, LENGTH % 40_000)
         for _ in range(40):
-            client.send(bytes(100))
+            client.send(bytes(1000))
             pace(WINDOW / 10)
         assert client.response().status == 200
 
@@ -476,14 +476,14 @@ def test_nor_is_room_that_nobody_needs(site: Site, slow_grpc: Gateway, rate_upst
     assert slow_grpc.audited(reason="upstream_timeout")["grpc_status"] == DEADLINE_EXCEEDED
 
 
-def test_a_message_at_the_lowest_rate_is_waited_for(site: Site, slow_grpc: Gateway) -> None:
+def test_a_steady_message_is_waited_for(site: Site, slow_grpc: Gateway) -> None:
     """Six times as long as the window, beside a call that does not go on, and is ended."""
     with h2(slow_grpc, site) as client:
         steady, slow = client.open(), client.open()
-        for start in range(0, 6000, 150):
-            client.send(DataFrame(steady, QUERY[start : start + 150]))
+        for start in range(0, 40_000, 1000):
+            client.send(DataFrame(steady, QUERY[start : start + 1000]))
             pace(WINDOW / 7)
-        client.send(*(DataFrame(steady, QUERY[start : start + 10_000]) for start in range(6000, len(QUERY), 10_000)))
+        client.send(*(DataFrame(steady, QUERY[start : start + 10_000]) for start in range(40_000, len(QUERY), 10_000)))
         client.send(DataFrame(steady, b"", flags=["END_STREAM"]))
         assert client.statuses([steady, slow]) == {steady: 0, slow: DEADLINE_EXCEEDED}
 
