@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -11,6 +12,7 @@ from support.site import Site
 
 from tlsproxy.errors import BadRequest
 from tlsproxy.tls.generation import Generation
+from tlsproxy.wire import http2
 from tlsproxy.wire.protobuf import delimited
 
 ENDED_WELL: Fields = [("grpc-status", "0")]
@@ -226,6 +228,24 @@ def test_who_waited_goes_on(ends: Ends, ends_well: bool) -> None:  # noqa: FBT00
         ends.relay.refuse(ends.relay.calls[first], BadRequest("no more"))
     until_quiet(ends)
     assert [ends.client.streams[one].status for one in (first, second)] == [0 if ends_well else 3, 0]
+    assert ends.relay.held == 0
+
+
+def test_frames_of_a_byte_that_wait_are_no_small_thing(ends: Ends) -> None:
+    begun(ends)
+    answering(ends, FOUND)
+    ends.audit.full = True
+    stream = ends.client.open(asked(SEARCH, "plain"))
+    ends.audit.full = True
+    unread(ends)
+    call = ends.relay.calls[stream]
+    for _ in range(600):  # no more than a turn at a time
+        ends.relay.data_received(http2.data(stream, b"x", end=False) * 10)
+        ends.audit.full = True
+        unread(ends)
+    assert 4000 < len(call._held) < 6000
+    assert sum(map(sys.getsizeof, call._held)) <= 1 << 18
+    ends.relay.refuse(call, BadRequest("no more"))
     assert ends.relay.held == 0
 
 

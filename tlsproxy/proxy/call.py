@@ -8,7 +8,7 @@ in the audit log or for what its token depends on, the client's DATA waits with 
 from __future__ import annotations
 
 from functools import partial
-from typing import NoReturn, Protocol
+from typing import Final, NoReturn, Protocol
 
 from tlsproxy.authz.access import Decision
 from tlsproxy.authz.shares import Account
@@ -26,6 +26,9 @@ from tlsproxy.wire.fieldblock import Fields
 from tlsproxy.wire.grpc import PREFIX
 from tlsproxy.wire.http2 import END_STREAM, FLAGS, HEADER
 from tlsproxy.wire.tracing import id_block
+
+FRAME_MEMORY: Final = 48
+"""Bytes that a frame takes beside its own: one that holds a byte is no small thing."""
 
 
 class Part(Protocol):
@@ -246,7 +249,7 @@ class Call:
             raise self.record.plan.too_large()
         if self.holds:
             self._held.append(data[start:end])
-            self.relay.held += end - start - HEADER
+            self.relay.held += end - start + FRAME_MEMORY
             return b""
         return None if self.reading is None else self.reading.data(data, start, end, flags)
 
@@ -254,7 +257,7 @@ class Call:
         """It waits from this DATA frame on."""
         self.waiting = True
         self._held.insert(0, frame)
-        self.relay.held += len(frame) - HEADER
+        self.relay.held += len(frame) + FRAME_MEMORY
 
     def proceed(self) -> None:
         """There may be room, or an answer to what was waited for."""
@@ -279,7 +282,7 @@ class Call:
                 relay.wanting[self] = None
                 return False
             del held[0]
-            relay.held -= size
+            relay.held -= len(frame) + FRAME_MEMORY
             try:
                 instead = None if self.reading is None else self.reading.data(frame, 0, len(frame), frame[FLAGS])
             except RequestError as error:
@@ -358,10 +361,10 @@ class Call:
     def over(self) -> None:
         """It has ended: what it held is given back, and its parts, which refer to it, are let go."""
         if self._held:
-            size = sum(len(frame) - HEADER for frame in self._held)
+            size = sum(map(len, self._held))
+            self.relay.held -= size + FRAME_MEMORY * len(self._held)
+            self.relay.give_back(size - HEADER * len(self._held))
             self._held.clear()
-            self.relay.held -= size
-            self.relay.give_back(size)
             self.relay.unblock()
         for part in (self.reading, self.reduction):
             if part is not None:

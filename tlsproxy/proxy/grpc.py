@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Final
 
 from tlsproxy.errors import RequestError
+from tlsproxy.proxy.call import FRAME_MEMORY
 from tlsproxy.proxy.gateway import Gateway
 from tlsproxy.proxy.grpclife import DRAIN_PING
 from tlsproxy.proxy.grpcreach import Reach
@@ -50,6 +51,8 @@ TURN: Final = 16
 """Frames that do not just pass (calls that begin, messages that are read, windows) and are seen to in one turn. A PING
 costs next to nothing, and a flood of them is to meet its budget before the upstream hears of it.
 """
+MAX_LATE: Final = 8192
+"""Frames that wait for the upstream's room, of one connection."""
 MAX_HELD: Final = 262_144
 """Bytes of DATA that wait with their calls, those of one connection together; then its client has to."""
 
@@ -191,7 +194,7 @@ class GrpcConnection(Streams):
             usual, call = False, None
             if what < ANY_DATA:
                 call = calls.get(stream)
-                if call is not None and call.waiting and self.held + size > MAX_HELD:
+                if call is not None and call.waiting and self.held + size + FRAME_MEMORY > MAX_HELD:
                     self._wait(start)
                     break
                 usual = ready and call is not None and what <= END_STREAM and 0 < size <= window.room
@@ -256,6 +259,8 @@ class GrpcConnection(Streams):
         elif len(frame) == HEADER and not flags & END_STREAM:
             self.budgets.empty.spend(self.now)
         self.late.append(frame)
+        if len(self.late) > MAX_LATE:
+            raise Http2Error(Code.ENHANCE_YOUR_CALM, "too many frames beyond the upstream's room", "flood_late_frames")
         return b""
 
     def _pass_late(self) -> None:

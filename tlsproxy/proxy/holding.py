@@ -63,6 +63,11 @@ class Holding:
         self._base = size
         return self._has(size, go_on, begun=False)
 
+    def need(self, size: int) -> None:
+        """The same without a wait. Raises :class:`NoMemory`, and what is too large."""
+        if not self.keep(size, self.release):
+            raise NoMemory("Too many bodies are being read at once")
+
     def reserve(self, size: int, go_on: Work) -> bool:
         """The same of ``size`` bytes beside what is kept, for work that has begun."""
         return self._has(self._base + size, go_on, begun=True)

@@ -38,6 +38,8 @@ MAX_PIECES: Final = 8192
 """DATA frames of a listing: four times what it needs. A client could leave its sender room for a byte at a time."""
 MAX_UNCOUNTED: Final = 65_536
 """Bytes of a listing that may come while it waits for memory."""
+FREE_NAMES: Final = 16_384
+"""Bytes of names in a message that are not counted."""
 PIECE: Final = 4096
 """Bytes of what was compressed that are read in one step: thousands of fields at most."""
 _NO_ROOM: Final = "Too much is being read at once for the upstream's answer"
@@ -96,6 +98,12 @@ class _Judging:
             self._call.relay.deny(self._call)
         return plan.decision.allowed
 
+    def _feed(self, content: bytes) -> None:
+        """Follows the message, and counts what it names. Raises BadRequest, NoMemory."""
+        self._reading.feed(content)
+        if self._reading.memory > FREE_NAMES:
+            self._keep().count(self._reading.memory)
+
     def _keep(self) -> _Kept:
         kept = self._kept = self._kept or _Kept(self._call, self._asked)
         return kept
@@ -139,7 +147,7 @@ class Reading(_Judging):
 
     def _plain_passes(self, content: bytes) -> bool:
         if content:
-            self._reading.feed(content)
+            self._feed(content)
         if self._message.whole and self._allowed is None:
             self._allowed = self._decide()
         return self._may_pass() if self._allowed is None else self._allowed
@@ -204,7 +212,7 @@ class Rebuilding(_Judging):
         relay, size = self._call.relay, end - start - HEADER
         content = self._message.feed(data[start + HEADER : end])
         if not self._message.compressed:
-            self._reading.feed(content)
+            self._feed(content)
         if flags & END_STREAM:
             self._message.end()
             self._ended = True
@@ -416,13 +424,19 @@ class _Kept:
         self._limit = call.relay.limits.max_message_size
         self._coding = asked.head.value(b"grpc-encoding")
         self._content = bytearray()
+        self._names = 0
+
+    def count(self, names: int) -> None:
+        """So many bytes are used beside the content. Raises NoMemory."""
+        self._names = names
+        self.holding.need(len(self._content) + names)
 
     def add(self, data: bytes, go_on: Work) -> bool:
         """Whether there is memory for it; if not, ``go_on`` is called once there is. Raises BodyTooLarge, NoMemory."""
         self._content += data
         if len(self._content) > self._limit:
             raise BodyTooLarge(f"The message is larger than allowed here (limit: {self._limit} bytes)")
-        return self.holding.keep(len(self._content), go_on)
+        return self.holding.keep(len(self._content) + self._names, go_on)
 
     def whole(self) -> Steps[bytes]:
         """What was kept, which is kept no longer."""
@@ -442,7 +456,7 @@ class _Kept:
 
     def has_become(self, made: bytes) -> None:
         """Which alone is kept from now on; there was memory for it."""
-        self.holding.settle(len(made))
+        self.holding.settle(len(made) + self._names)
 
     def release(self) -> None:
         self._content.clear()

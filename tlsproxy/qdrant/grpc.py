@@ -27,6 +27,8 @@ from tlsproxy.wire.steps import Steps
 
 MAX_NAMES: Final = 1000
 """Different collections in one message."""
+NAME_MEMORY: Final = 700
+"""Bytes of memory that one of them takes: a text of 255 bytes at most, in a tuple in a dict."""
 MAX_FIELDS: Final = 2_000_000
 """Fields in one message that is followed, without those of what is skipped: about a microsecond each."""
 
@@ -98,6 +100,11 @@ class Reading:
             self._scanner.feed(data)
         except ProtobufError as error:
             raise _malformed(error) from None
+
+    @property
+    def memory(self) -> int:
+        """Bytes that the names take, at most."""
+        return NAME_MEMORY * len(self._scanner.found)
 
     @property
     def collection(self) -> str | None:
