@@ -28,8 +28,8 @@ LONG, SHORT = 3600, 0.2
 TIMES: Final = [name for name in Limits.model_fields if name.endswith("_timeout")]
 COUNT = "/qdrant.Points/Count"
 DOCS = [{"collection": "docs", "access": "rw"}]
-KEPT: Final = {"max_streams", "max_head_size", "grpc"}
-"""What an open connection keeps, which its description says."""
+KEPT: Final = {"max_streams", "max_head_size", "inspection_timeout", "grpc"}
+"""What an open connection, or a wait that goes on, keeps, which its description says."""
 
 
 class Edited:
@@ -460,13 +460,13 @@ LIMITS: dict[str, Callable[[Edited], None]] = {
         tcp_idle_timeout,
         write_timeout,
     )
-} | {"drain_grace": drain_timeout}
+} | {"drain_grace": drain_timeout, "inspection_timeout": inspection_memory_mb}
 UPSTREAM: dict[str, Callable[[Edited], None]] = {
     one.__name__: one for one in (rest, grpc, api_key, max_connections, connect_timeout, response_timeout)
 } | {"idle_timeout": upstream_idle_timeout, "api_key_file": api_key}
 
 
-@pytest.mark.parametrize("name", [name for name in LIMITS if name != "drain_grace"])
+@pytest.mark.parametrize("name", [name for name in LIMITS if name not in {"drain_grace", "inspection_timeout"}])
 def test_a_limit(on: Edited, name: str) -> None:
     LIMITS[name](on)
 

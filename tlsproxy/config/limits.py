@@ -108,4 +108,4 @@ class Limits(Section):
     inspection_memory_mb: Annotated[int, Field(ge=1, le=1 << 20)] = 256
     """Most memory, in MiB, for what is read because a decision or an answer depends on it, all requests together."""
     inspection_timeout: Seconds = 10.0
-    """Seconds that a request waits for its part of that memory."""
+    """Seconds that a request waits for its part of that memory. One that is open by then keeps those it began with."""
