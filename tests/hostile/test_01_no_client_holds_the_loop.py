@@ -233,7 +233,7 @@ def test_no_callback_opens_more_calls_than_a_turn_has(calls: Ends) -> None:
 
 def test_sixteen_connections_and_two_workers(own_site: Site, upstream: ScriptedUpstream) -> None:
     """No worker is replaced, every answer has its line, and others are answered meanwhile."""
-    many = 250
+    many = 100
     with Gateway(own_site.write_config(upstream.url, workers=2)) as gateway, ExitStack() as stack:
         before = [worker["pid"] for worker in status(gateway)["workers"]]
         hostile = [stack.enter_context(connected(gateway, own_site.client("stranger"))) for _ in range(CONNECTIONS)]
