@@ -76,6 +76,14 @@ def _architecture() -> str:
     return (ROOT / "ARCHITECTURE.md").read_text()
 
 
+def test_the_threat_model_names_each_specification_of_what_a_client_cannot_do() -> None:
+    named = set(re.findall(r"`(tests/\w[\w/]*\.py)`", (ROOT / "SECURITY.md").read_text()))
+    assert [name for name in named if not (ROOT / name).exists()] == []
+    hostile = {path.relative_to(ROOT).as_posix() for path in (ROOT / "tests" / "hostile").glob("test_*.py")}
+    assert len(hostile) == 10
+    assert hostile - named == set()
+
+
 def test_nothing_secret_is_in_the_repository() -> None:
     for path in [*ROOT.glob("certs/*"), *ROOT.glob("config/*"), *ROOT.glob("systemd/*")]:
         assert b"PRIVATE KEY" not in path.read_bytes(), path
