@@ -5,6 +5,10 @@ from __future__ import annotations
 import subprocess
 import sys
 
+from support.steps import at_once
+
+from tlsproxy.wire.strictjson import counting, memory_of
+
 SHAPES = {
     "arrays": b"[],",
     "objects": b"{},",
@@ -44,3 +48,11 @@ def test_no_more_is_taken_than_is_asked_for() -> None:
     for shape, line in zip(SHAPES, told.splitlines(), strict=True):
         asked, taken = map(int, line.split())
         assert taken <= asked * 1.1 + (2 << 20), f"{shape}: a tenth, and what Python and malloc keep"
+
+
+def test_the_largest_body_of_vectors_fits_by_default() -> None:
+    """`service.max_request_size_mb` of them, read and written anew under `limits.inspection_memory_mb`."""
+    vector = b",".join([b"0.1234567"] * 1000)
+    point = b'{"id":1,"vector":[%b],"payload":{"a":"b"}},' % vector
+    text = b'{"points":[%b{"id":2}]}' % (point * ((31 << 20) // len(point)))
+    assert len(text) + memory_of(text, at_once(counting(text))) <= 256 << 20
