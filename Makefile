@@ -28,8 +28,10 @@ types: .venv/installed-test
 layers: .venv/installed-test
 	$(BIN)/lint-imports
 
+# Bytecode is kept, whatever the environment says: each test process, and each gateway, would compile everything anew.
+pytest: export PYTHONDONTWRITEBYTECODE :=
 pytest: .venv/installed-test
-	$(BIN)/python -m pytest --numprocesses=auto --dist=loadfile $(PYTEST_ARGS)
+	$(BIN)/python -m pytest --numprocesses=auto --dist=loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 demo: .venv/installed-demo
 	$(BIN)/tlsproxy demo $(DEMO_ARGS)

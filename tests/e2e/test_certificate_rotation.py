@@ -19,7 +19,7 @@ from support.upstream import ScriptedUpstream
 from tlsproxy.tls.pki import Issued
 
 LONG = bool(os.environ.get("TLSPROXY_SOAK"))
-ROTATIONS = 2_000 if LONG else 100
+ROTATIONS = 2_000 if LONG else 60
 KEPT, NEW = 24, 8
 NAMES = {"common_name": "localhost", "dns": ["localhost"], "ips": ["127.0.0.1"], "server": True}
 

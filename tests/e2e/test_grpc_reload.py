@@ -18,7 +18,7 @@ from support.upstream import ScriptedUpstream
 from tlsproxy.tls.pki import Authority
 
 LONG = bool(os.environ.get("TLSPROXY_SOAK"))
-ROTATIONS = 1_000 if LONG else 50
+ROTATIONS = 1_000 if LONG else 30
 SERVER = {"common_name": "localhost", "dns": ["localhost"], "ips": ["127.0.0.1"], "server": True}
 CREATE = "/qdrant.Collections/Create"
 OK = Answered(grpc.StatusCode.OK)
