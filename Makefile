@@ -7,7 +7,9 @@ PYTEST_ARGS ?=
 
 .PHONY: test lint types layers pytest demo soak fuzz bench bench-quick bench-scale install uninstall format clean
 
-test: lint types layers pytest
+# Types are checked beside the first tests.
+test: .venv/installed-test
+	$(MAKE) --no-print-directory --jobs=2 lint types layers pytest
 
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "tlsproxy needs Python >= 3.11")'
