@@ -94,7 +94,7 @@ class BodyTooLarge(RequestError):
 
 
 class UnexpectedBody(BadRequest):
-    """What asks for no credential takes no body: nobody answers for it."""
+    """A body on a route that asks for no credential: no caller is accountable for it."""
 
     reason = "unexpected_body"
 
@@ -196,7 +196,7 @@ class TooLargeToRead(BodyTooLarge):
 
 
 class GaveWay(RequestError):
-    """What waited for its own client, and held more than its caller's fair share while another had less."""
+    """A holder waited for its own client, with more than its caller's fair share while another caller had less."""
 
     status = 503
     grpc = GrpcStatus.RESOURCE_EXHAUSTED

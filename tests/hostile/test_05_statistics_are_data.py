@@ -1,4 +1,4 @@
-"""What a tenant cannot learn from the numbers of an answer, and cannot change by a mark that it shares.
+"""A tenant learns nothing of others from the numbers of an answer, and changes nothing by a mark that it shares.
 
 Two upstreams stand behind the gateway: one that keeps what it is sent, and an embedded Qdrant that counts and scores.
 """

@@ -1,4 +1,4 @@
-"""What a web page of elsewhere cannot do with the certificate of the browser that shows it.
+"""Cross-site pages can do nothing with the client certificate of the browser that shows them.
 
 A browser presents its client certificate whatever page asks. So where that certificate alone gives the rights of a
 request, the browser's own word on where the request comes from decides.

@@ -1,4 +1,4 @@
-"""Whose name an issuer is: a CA that is trusted speaks for itself, and never in the name of another.
+"""Issuer names: a trusted CA speaks for itself, and never in the name of another.
 
 Two CAs are trusted, one's own (Staff CA) and a partner's. The partner's is hostile: it calls its intermediates as it
 likes, and its clients too.

@@ -1,4 +1,4 @@
-"""What strangers cannot use up, what free routes do not give, and which secrets nobody is shown.
+"""Strangers use up nothing that others need, free routes give nothing away, and secrets are shown to nobody.
 
 One section for each bullet of the kind; each has a gateway of its own where it needs other settings.
 """

@@ -1,4 +1,4 @@
-"""What is no HTTP/2, no message or no body is refused as its RFC says, at once, and does not reach the upstream.
+"""Invalid HTTP/2, messages and bodies are refused as their RFC says, at once, and do not reach the upstream.
 
 The upstream is the h2 library's and sees every frame: a call that it was given the end of was given to it.
 """

@@ -61,7 +61,7 @@ class Admission:
 
     @property
     def conditions(self) -> tuple[Condition, ...]:
-        """What all the points have in common that the caller may use."""
+        """Payload conditions of all rights together: the caller may use the points that meet all of them."""
         return tuple(condition for rights in self.rights for condition in rights.conditions)
 
     @property

@@ -33,7 +33,7 @@ class Holder(Protocol):
 
 
 class _Part:
-    """What one account has: shares from the oldest to the newest, and claims that wait, the next to be served first."""
+    """Holdings of one account: shares from oldest to newest, and waiting claims, the next to be served first."""
 
     __slots__ = ("held", "leaving", "shares", "waiting", "wanted")
 
@@ -182,7 +182,11 @@ class Shares:
             del self._parts[account]
 
     def _one_too_many(self) -> Share | None:
-        """Where too many wait the last of the greediest account, and where they wait for each other its second."""
+        """Claim to refuse, of the account that holds and wants most; None if none must be.
+
+        Where too many claims wait, the account's last one. Where claims wait for each other (they hold so much that
+        the next has no room), its second one, or its last if the second holds nothing.
+        """
         stuck = self._kept > 0 and self._kept + self._next.wanted > self.capacity
         if not stuck and self.waiting <= self._most:
             return None

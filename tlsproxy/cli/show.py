@@ -30,9 +30,9 @@ def read_certificates(path: Path) -> tuple[Identity, ...]:
 
 
 def read_client(path: Path, config: Config) -> Identity:
-    """What a file's first certificate says of its holder, with its trust anchor among those of the configuration.
+    """Identity in a file's first certificate, with its trust anchor among those of the configuration.
 
-    Its intermediates are looked for behind it in the file. Raises :class:`MaterialError`.
+    Intermediates are looked for behind that certificate in the file. Raises :class:`MaterialError`.
     """
     identity, data = read_certificates(path)[0], read_file(path, PEM_LIMIT)
     authorities: tuple[x509.Certificate, ...] = ()

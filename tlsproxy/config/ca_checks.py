@@ -1,4 +1,4 @@
-"""What must hold of rules and constraints that are about CAs: alone, and with the CAs of `tls.ca_cert` known."""
+"""Checks of rules and constraints on CAs: alone, and with the CAs of `tls.ca_cert` known."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def confinement_of(constraint: CaConstraint) -> Confinement:
 
 
 def constraints(config: Config, _tree: Tree) -> Iterator[Finding]:
-    """Of each alone."""
+    """Findings on the constraints alone, without looking at the CAs."""
     seen: set[tuple[str, str]] = set()
     if config.tls.ca_constraints and config.tls.ca_cert is None:
         yield Finding(("tls", "ca_constraints"), "tls.ca_cert is needed: it has the CAs that these are about")

@@ -89,7 +89,7 @@ def check_key_set_url(url: str) -> None:
 
 
 def check_origin(origin: str) -> None:
-    """Of a web page, exactly as a browser writes it: `https://host[:port]`. Raises ValueError."""
+    """Checks a web page's origin, exactly as a browser writes it: `https://host[:port]`. Raises ValueError."""
     if origin in {"*", "null"}:
         raise ValueError(f"{origin!r} is any page: list each origin whose pages may use a visitor's certificate")
     try:

@@ -41,7 +41,7 @@ class PerAddress(Section):
     max_delay: Annotated[float, Field(ge=1, le=3600)] = 60.0
     """Most seconds for which an address, or an identity's keys and tokens, are not heard at a time."""
     unidentified: Quota = Quota()
-    """What clients without certificate, key and token may ask for: the dashboard, refusals. Health and version are
+    """Limits of clients without certificate, key and token: the dashboard and refusals count, health and version are
     free."""
 
 

@@ -1,10 +1,10 @@
-"""What an address may do before anybody is known: connections, new ones a second, failures to say who it is, and
-requests that say nothing of it.
+"""Limits of an address before its client is identified: connections, new connections a second, failed
+authentications, and requests without any credential.
 
-An IPv6 client has a whole /64 to choose from, so that all of that is one account. Failures of a client that has shown a
-certificate are its own at this address, and no fault of others there: only its keys and tokens wait for them. Those of
-one that has not are its address's, and others there wait too, but get a turn after each delay. Nothing but time makes
-up for a failure: who holds one good key could otherwise guess at others in between.
+An IPv6 client has a whole /64 to choose from, so a /64 is one account. Failures of a client with a certificate count
+against that identity at this address, and not against others there: only the identity's keys and tokens are delayed.
+Failures of a client without one count against the address: others there are delayed too, but get a turn after each
+delay. Only time makes up for a failure: otherwise the holder of one good key could guess at others in between.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ class Addresses:
         return outcome
 
     def request(self, address: str) -> Charge:
-        """Of a request by somebody unidentified."""
+        """Charge of a request by an unidentified client."""
         key = self._table.key("unidentified", address)
         return Charge(key, "each address of unidentified clients", self._requests, self._requests_at_a_time)
 

@@ -51,7 +51,7 @@ class Client(Protocol):
 
 
 Late = tuple[type[RequestError], str, str]
-"""What an expired wait means, made an error only where it expires; and under what name :class:`Bounds` has its time."""
+"""Error class and text of an expired wait, raised only if it expires; and the name of its time in :class:`Bounds`."""
 NO_ROOM: Final[Late] = (AuditUnavailable, "The audit log has no room", "write_timeout")
 _UNTOLD: Final[Late] = (
     UpstreamTimeout,
@@ -94,7 +94,7 @@ class Admitting(ABC):
         self._client.stream.deadline = time.monotonic() + getattr(self._gateway.bounds, self._late[2])
 
     def overdue(self) -> RequestError | None:
-        """What it means that the deadline has passed; None where the wait goes on, until another."""
+        """Error for the deadline that has passed; None where the wait goes on, until another deadline."""
         kind, text, _ = self._late
         return kind(text)
 
@@ -163,7 +163,7 @@ class Admitting(ABC):
     @property
     @abstractmethod
     def account(self) -> Account:
-        """Whose request it is."""
+        """Account of the request's caller."""
 
     @abstractmethod
     def _connect(self) -> None:

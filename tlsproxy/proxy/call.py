@@ -294,7 +294,7 @@ class Call:
             relay.up.append(frame if instead is None else instead)
         return not held
 
-    # Who is waited for
+    # Waits for the client, and for the upstream
 
     @property
     def client_may_send(self) -> bool:
@@ -329,7 +329,7 @@ class Call:
         return self.record.bytes_out - (self.reduction.left if self.reduction is not None else 0)
 
     def overdue(self, now: float) -> RequestError | None:
-        """What it ends with, if it has waited too long."""
+        """Error that ends the call if it has waited too long, else None."""
         if not self.record.admitted:
             late = now - self.record.started > self.relay.limits.write_timeout
             return AuditUnavailable("The audit log has no room") if late else None

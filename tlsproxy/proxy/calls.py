@@ -111,7 +111,7 @@ class CallPlan:
     length: int | None = None
 
     def too_large(self) -> BodyTooLarge:
-        """What its message is, of more than ``largest`` bytes."""
+        """Error for a message of more than ``largest`` bytes."""
         if self.of_role:
             return RoleBodyTooLarge(self.largest)
         return BodyTooLarge(f"The message is larger than allowed (limit: {self.largest} bytes)")
@@ -122,7 +122,7 @@ class CallPlan:
         return replace(self, decision=decision, audit=audit, block=b"", unread=False, asked=None)
 
     def under(self, present: CallPlan) -> CallPlan | Decision:
-        """What a call under way goes on by, whose head is planned like ``present`` now; or why it may not go on."""
+        """Plan by which a call under way goes on, where its head is planned like ``present`` now; or its refusal."""
         decision, asked = present.decision, present.asked
         if decision is UNREAD and asked is not None and self.heard is not None:
             decision = judge_heard_call(asked.admission, asked.operation, self.heard)
@@ -214,7 +214,7 @@ class CallPlans:
     def present(
         self, former: CallPlan, principal: Principal, now: float, ended: Decision | None
     ) -> CallPlan | Decision:
-        """What a call under way goes on by, which was planned like this at another moment; or why it may not go on."""
+        """Plan by which a call under way, planned as ``former`` at another moment, goes on; or its refusal."""
         if former.asked is None:  # of what is open to anybody nothing is known
             return ended or former
         return former.under(self._made(principal, former.asked.head, now, ended))

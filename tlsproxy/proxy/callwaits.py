@@ -1,7 +1,7 @@
-"""Who an open gRPC call waits for, as a sweep finds it: its client, which must keep up a lowest rate, or the upstream.
+"""Waits of an open gRPC call, as a sweep finds them: for its client, which must keep up a lowest rate, or the upstream.
 
-A client that may send is waited for until its message is whole. One that has left its answer no room in its windows is
-waited for to take it. Whatever else lasts is the upstream's.
+A call waits for a client that may send until its message is whole, and for a client whose windows have no room for the
+answer until it takes it. All other time is the upstream's.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class CallWaits:
         self._taken = Throughput(now, call.record.bytes_out, limits.write_timeout)
 
     def overdue(self, call: Call, now: float) -> RequestError | None:
-        """What the call ends with, if it has waited too long."""
+        """Error that ends the call if it has waited too long, else None."""
         relay, sent, taken = call.relay, self._sent, self._taken
         limits = relay.limits
         rate = limits.min_data_rate / len(relay.calls)

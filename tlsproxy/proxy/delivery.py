@@ -28,7 +28,7 @@ class DeliveredExchange(Exchange):
         self._left = memoryview(b"")
 
     def _deliver(self, body: bytes) -> None:
-        """What is to be sent behind the head, all of it. Ends the exchange."""
+        """Sends ``body``, which is all that follows the head. Ends the exchange."""
         self._holding.settle(len(body))
         self._left = memoryview(body)
         self._deliver_on()

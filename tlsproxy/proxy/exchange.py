@@ -138,7 +138,7 @@ class Exchange(Admitting):
 
     @property
     def taken(self) -> bytes | None:
-        """What it has of its body as it came, where nothing of it is with an upstream; None where that is not known."""
+        """Body bytes as they came, where no part of the request is with an upstream; None where they are not known."""
         return self._first if self._upstream is None else None
 
     def request_sent(self) -> bool:

@@ -239,7 +239,7 @@ class GrpcConnection(Streams):
         return self.greeted and self._block is None and not self.late and self.reached
 
     def _wait(self, position: int) -> None:
-        """What is to be read from there on waits for room."""
+        """Stops reading at ``position``: frames from there on wait for room."""
         self.frames.keep(position)
         self._blocked = True
         self.reading_changed()
@@ -305,7 +305,7 @@ class GrpcConnection(Streams):
         return self._settings(flags, payload) if kind == Kind.SETTINGS else self._control(kind, flags, payload)
 
     def _control(self, kind: int, flags: int, payload: bytes) -> bytes | None:
-        """What is not for the other side: PING, PRIORITY, GOAWAY, and types that nobody knows."""
+        """Handles frames that are not for the other side: PING, PRIORITY, GOAWAY, and unknown types."""
         self.budgets.control.spend(self.now)
         if kind == Kind.PUSH_PROMISE:
             raise Http2Error(Code.PROTOCOL_ERROR, "a push from a client")

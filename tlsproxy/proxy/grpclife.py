@@ -67,7 +67,7 @@ class Life(Relay):
         self._judged = gateway.generation
         self._ended = self._draining = False
         self._resting = self.swept = 0.0
-        # What the client is told now stays, whatever is published.
+        # Limits that the client is told now stay, whatever is published.
         self.most, self.longest = self.limits.max_streams, self.limits.max_head_size
         stream.deadline = time.monotonic() + self.limits.head_timeout
         # A server's first frame (RFC 9113 §3.4). The upstream's own may come after an answer of ours.
@@ -190,7 +190,7 @@ class Life(Relay):
             self.judge(time.time())
 
     def judge(self, now: float) -> str:
-        """Of a key or token that has lost its right the calls end; the connection is its certificate's."""
+        """Ends the calls of a key or token that has lost its right; the connection depends on its certificate alone."""
         generation = self.gateway.generation
         anew = self._judged is not generation or self.entry.standing.ended(generation, now) is not None
         self._judged = generation

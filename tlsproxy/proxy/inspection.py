@@ -200,7 +200,7 @@ class InspectedExchange(Exchange):
             super().response_head(answer.head)
 
     def upstream_lost(self, error: RequestError, *, stale: bool, answered: bool) -> None:
-        """Of an answer that is held back, the client was told nothing yet."""
+        """Counts an answer that is held back as not begun: the client was told nothing of it yet."""
         answer, self._answer = self._answer, None
         super().upstream_lost(error, stale=stale, answered=answered and (answer is None or answer.begun))
 

@@ -439,7 +439,7 @@ class _Kept:
         return self.holding.keep(len(self._content) + self._names, go_on)
 
     def whole(self) -> Steps[bytes]:
-        """What was kept, which is kept no longer."""
+        """Returns the content that was kept, and keeps it no longer."""
         yield len(self._content)
         content = bytes(self._content)
         self._content.clear()

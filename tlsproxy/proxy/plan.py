@@ -124,7 +124,7 @@ class Plan:
         )
 
     def under(self, present: Plan) -> Plan | Decision:
-        """What a request under way goes on by, whose head is planned like ``present`` now; or why it may not go on."""
+        """Plan by which a request under way goes on, where its head is planned like ``present`` now; or its refusal."""
         decision, unread = present.decision, present.unread
         if unread is not None and self.heard is not None:
             decision = judge_heard(unread.admission, unread.asked, self.heard)

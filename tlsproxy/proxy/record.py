@@ -185,7 +185,7 @@ class RequestBody:
         return left == 0 or (left is not None and left <= SMALL_REST and not expected)
 
     def take(self, inbox: Inbox) -> tuple[bytes, int]:
-        """What has come of it: (the bytes to forward, how many were taken). Of very many chunks some are left.
+        """Takes the bytes that have come: (bytes to forward, number taken). Of very many chunks some are left.
 
         Raises :class:`BadRequest`, :class:`BodyTooLarge`.
         """

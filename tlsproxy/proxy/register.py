@@ -167,7 +167,7 @@ class Register:
         return True
 
     def review(self) -> None:
-        """Who would not be admitted now? Who has come since needs no look."""
+        """Looks for connections that would not be admitted now. Connections opened after this call need no look."""
         if self._slice is not None:
             self._slice.cancel()
         self._left = iter(list(self._entries))

@@ -209,7 +209,7 @@ class Relay(ABC):
         return False
 
     def _unsay(self, call: Call) -> None:
-        """What of it waits for an upstream connection is not said, and takes no room."""
+        """Drops the call's frames that wait for an upstream connection, and frees the room that they take."""
         said = [one for one in self.up if http2.stream_of(one) == call.stream]
         size = sum(len(one) - HEADER for one in said if one[KIND] == DATA)
         self.up[:] = [one for one in self.up if http2.stream_of(one) != call.stream]

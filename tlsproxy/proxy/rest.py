@@ -78,7 +78,7 @@ class RestConnection(Turns):
         self.reading_changed()
 
     def _take_turn(self) -> None:
-        """What is left when it is over waits for the next one."""
+        """Runs one turn. Work that is left after it waits for the next turn."""
         self._in_turn, self._queued = True, False
         try:
             if self._judged is not self._gateway.generation:
@@ -300,7 +300,7 @@ class RestConnection(Turns):
             self.judge(time.time())
 
     def judge(self, now: float) -> str:
-        """What has lost its right ends, the connection is its certificate's."""
+        """Ends a request that has lost its right; the connection depends on its certificate alone."""
         generation, record, exchange = self._gateway.generation, self._record, self._exchange
         anew = self._judged is not generation or self._standing.ended(generation, now) is not None
         self._judged = generation

@@ -32,7 +32,7 @@ class Teller(Protocol):
 
 
 class Participant(Protocol):
-    """Whose work it is: a connection's :class:`tlsproxy.proxy.register.Entry`."""
+    """Connection that the work belongs to: its :class:`tlsproxy.proxy.register.Entry`."""
 
     @property
     def account(self) -> Account: ...

@@ -25,8 +25,8 @@ HIGH_WATER: Final = 262_144
 LOW_WATER: Final = 65_536
 
 _TCP_INFO: Final = struct.Struct("=24xI92xQ16xI44x")
-"""Of Linux' `struct tcp_info`: `tcpi_unacked`, `tcpi_bytes_acked` (tcpEStatsAppHCThruOctetsAcked of RFC 4898), and
-`tcpi_notsent_bytes`.
+"""Three fields of Linux' `struct tcp_info`: `tcpi_unacked`, `tcpi_bytes_acked` (tcpEStatsAppHCThruOctetsAcked of
+RFC 4898), and `tcpi_notsent_bytes`.
 """
 
 _NOTHING: Final[deque[Content | memoryview]] = deque()

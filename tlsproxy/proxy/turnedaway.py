@@ -20,7 +20,7 @@ NEVER_ASKED: Final = "never_asked"
 
 
 class _Kind(NamedTuple):
-    """What the connections of one line have in common."""
+    """Properties that all connections of one audit line share."""
 
     reason: str
     address: str = ""
@@ -30,7 +30,7 @@ class _Kind(NamedTuple):
 
 
 class TurnedAway:
-    """What is to be told yet: of each kind how many, and how long the last of them lived. Ended by :meth:`tell`."""
+    """Connections not yet logged: number of each kind, and lifetime of its last one. Ended by :meth:`tell`."""
 
     def __init__(self, gateway: Gateway) -> None:
         self._gateway = gateway
@@ -55,7 +55,7 @@ class TurnedAway:
             self._handle = self._gateway.loop.call_later(TICK, self._tick)
 
     def _tick(self) -> None:
-        """What the audit log has no room for waits for the next one."""
+        """Writes the lines, or waits for the next tick if the audit log has no room."""
         if self._gateway.audit.accepts():
             self.tell()
         else:

@@ -150,7 +150,7 @@ def judge_message(
 
 
 def judge_heard_call(admission: Admission, operation: Operation, heard: Heard) -> Decision:
-    """What a call under way may do by these rights, whose message was decided on by others."""
+    """Decision of these rights on a call under way, whose message was decided on by other rights."""
     collection, *named = heard.named
     confinable = is_confinable_call(operation)
     if confinable and not heard.suits(admission.conditions):

@@ -24,7 +24,7 @@ from tlsproxy.wire.steps import Steps
 MAX_FIELDS: Final = 300_000
 """Fields of one message that are looked at, at some 2 to 10 microseconds each."""
 COPIES: Final = 5
-"""Of a message: its own, with and without its tag where it is within another; its parts, and what is made of them."""
+"""Copies of a message in memory: itself, with and without its tag if it is nested; its parts, and their results."""
 FIELD: Final = 64
 """Bytes of memory beside a field's content."""
 SMALL: Final = 4096
@@ -43,9 +43,9 @@ _RESCORE: Final = 2
 
 @dataclass(slots=True)
 class Work:
-    """What is left to spend on one message: ``fields`` to look at, and how much ``deeper`` prefetches may go.
+    """Budget left for one message: ``fields`` to look at, and how much ``deeper`` prefetches may go.
 
-    ``exact``: its searches are. ``facts`` are those of its collection, None while nobody asked.
+    ``exact``: its searches are exact. ``facts`` are those of its collection, None while nobody asked.
     """
 
     conditions: Conditions
@@ -96,7 +96,7 @@ Within = Callable[[bytes, Work], Steps[bytes]]
 
 @dataclass(slots=True)
 class _Found:
-    """What one message has of what its way is about. ``numbers`` are those of its fields."""
+    """Parts of one message that its :class:`Way` is about. ``numbers`` are the numbers of its fields."""
 
     kept: list[bytes] = field(default_factory=list)
     numbers: set[int] = field(default_factory=set)
@@ -186,7 +186,7 @@ class Way:
             found.kept.append(one.raw)
 
     def _hear(self, one: Field, found: _Found, work: Work) -> None:
-        """What a search says of the vector that it is by."""
+        """Notes the kind and the name of the vector that a search is by."""
         if one.number == self.query:
             found.scored = _scored(one.content(), work)
         elif one.number == self.sparse:
@@ -218,8 +218,8 @@ def is_confinable_call(operation: Operation) -> bool:
 
 
 def confined(operation: Operation, message: bytes, conditions: Conditions, facts: Facts | None) -> Steps[bytes]:
-    """Of a whole message. Raises :class:`Unconfined`, :class:`BadRequest`, :class:`ProtobufError`, and
-    :class:`FactsNeeded` where those of its collection have a say.
+    """Confines a whole message. Raises :class:`Unconfined`, :class:`BadRequest`, :class:`ProtobufError`, and
+    :class:`FactsNeeded` where the collection's facts have a say.
     """
     way = WAYS.get(operation.path)
     if way is None:
@@ -264,7 +264,7 @@ def _selector(content: bytes, work: Work) -> bytes:
 
 
 def _scored(content: bytes, work: Work) -> Scored:
-    """Of a Query: order_by (5), fusion (6), sample (7), formula (8) and rrf (10) are by no vector."""
+    """Kind of a Query's vector: order_by (5), fusion (6), sample (7), formula (8) and rrf (10) have none."""
     variant = work.alone("Query", content)
     number = 0 if variant is None else variant.number
     if variant is not None and number == 1:
@@ -282,7 +282,7 @@ def _scored(content: bytes, work: Work) -> Scored:
 
 
 def _scored_of_vector(content: bytes, work: Work) -> Scored:
-    """Of a VectorInput: a point's id (1), a dense vector (2) or several (4), a sparse one (3), or a model's (5, …)."""
+    """Kind of a VectorInput: a point's id (1), one dense vector (2) or several (4), sparse (3), a model's (5, …)."""
     variant = work.alone("VectorInput", content)
     if variant is None or variant.number == 1:
         raise Unconfined(tenancy.BY_EXAMPLE)

@@ -45,8 +45,8 @@ NOT_CONFINED: Final = forbidden("not_confined", "The request is not confined to 
 
 @dataclass(frozen=True, slots=True)
 class Heard:
-    """What a body was found to say when it was decided on: the collections that it names beside that of its request's
-    head, and the conditions that it was confined to.
+    """Facts of a body at its decision: the collections that it names beside that of its request's head, and the
+    conditions that it was confined to.
     """
 
     named: tuple[str, ...]
@@ -87,13 +87,13 @@ def judge(admitted: Admission | Decision, asked: Recognised) -> Judgement:
 def judging_body(
     admitted: Admission, asked: Recognised, content: Content, facts: Facts | None = None, held: int = 0
 ) -> Steps[tuple[Decision, bytes | None, Heard]]:
-    """What head and body decide together, where the head alone left it open; the body to send in place of this one; and
-    what it was decided by.
+    """Decision of head and body together, where the head alone left it open; the body to send in place of this one;
+    and the facts of the body that decided.
 
-    None is this one, to the byte. Of a body that is read for its names alone, its outline will do. ``held`` are bytes
-    in use beside the body that came.
+    A new body of None means this one, to the byte. A body that is read for its names alone may be given as its outline.
+    ``held`` are bytes in use beside the body that came.
 
-    Raises :class:`BadRequest`, :class:`Unconfined`, and :class:`FactsNeeded` where the collection's have a say.
+    Raises :class:`BadRequest`, :class:`Unconfined`, and :class:`FactsNeeded` where the collection's facts have a say.
     """
     operation = asked.operation
     if operation is None:
@@ -111,7 +111,7 @@ def judging_body(
 
 
 def judge_heard(admitted: Admission, asked: Recognised, heard: Heard) -> Decision:
-    """What a request under way may do by these rights, whose body was decided on by others."""
+    """Decision of these rights on a request under way, whose body was decided on by other rights."""
     operation = asked.operation
     if operation is None:
         return NOWHERE

@@ -152,7 +152,7 @@ def _scored_of_vector(value: Any) -> Scored:
 
 
 def _scored_of_search(vector: Any) -> tuple[Scored, str]:
-    """Of the older search: a dense vector, or one with its name. Raises :class:`BadRequest`."""
+    """Kind and name of the older search's vector: a dense one, or one with its name. Raises :class:`BadRequest`."""
     if vector is None:
         return Scored.NOTHING, ""
     if _are_numbers(vector):
@@ -286,7 +286,7 @@ _READS: Final = frozenset(
     )
 )
 _COUNTED: Final = frozenset({f"{_COLLECTION}/facet", f"{_COLLECTION}/points/count"})
-"""Whose answers are counts, or estimates of them."""
+"""Routes that answer with counts, or estimates of them."""
 _GROUPED: Final = frozenset({f"{_COLLECTION}/points/query/groups", f"{_COLLECTION}/points/search/groups"})
 _SEARCHED: Final = frozenset(f"{_COLLECTION}/points/search{path}" for path in ("", "/batch", "/groups"))
 """Those that name their vector otherwise than by ``query`` and ``using``."""

@@ -21,7 +21,7 @@ _EXIT: Final = 128 + signal.SIGABRT
 
 
 def write_out_and_end(audit: AuditLog | NoAudit) -> None:
-    """What this process does from now on when it is told so."""
+    """Sets the handler of SIGABRT: it writes waiting audit lines for at most :data:`WRITING` seconds, then exits."""
 
     def handle(_number: int, _frame: FrameType | None) -> None:
         try:

@@ -22,7 +22,7 @@ class Count(IntEnum):
 
 
 Counts = memoryview
-"""Of one process, by :class:`Count`. Each has one writer: the event loop's thread, or the audit log's."""
+"""Counters of one process by :class:`Count`. Each has one writer: the event loop's thread, or the audit log's."""
 
 _SIZE: Final = len(Count) * 8
 

@@ -301,7 +301,7 @@ class AuditLog:
         return not self._closing.is_set()
 
     def _write_batch(self) -> bool:
-        """What was lost is told first. False where closing has run out of time."""
+        """Writes the numbers of lost lines, then queued lines. False where closing has run out of time."""
         for reason, number in self._untold():
             when, detail = self._clock(), {"lost": number}
             line = event_line(when=when, event="audit", remote=None, result="failed", reason=reason, detail=detail)

@@ -165,6 +165,6 @@ async def fetch(url: str) -> bytes:
     except TimeoutError:
         raise MaterialError(shown, f"cannot be fetched: no answer within {DEADLINE:g} s") from None
     except (aiohttp.ClientError, OSError, ValueError) as error:
-        # What is no error of a socket may have the whole URL in its words (aiohttp.ClientResponseError, InvalidURL).
+        # The text of an error other than a socket's may have the whole URL (aiohttp.ClientResponseError, InvalidURL).
         cause = str(error) if isinstance(error, OSError) else type(error).__name__
         raise MaterialError(shown, f"cannot be fetched: {cause}") from None

@@ -155,9 +155,9 @@ def _summed(rows: Sequence[Sequence[int]]) -> list[int]:
 
 
 def connections(section: Mapping[str, Any], *, several: bool) -> list[Connection]:
-    """Of the section ``connections``, the youngest first. With ``several`` CAs each client has its own told.
+    """Rows of the section ``connections``, the youngest first. With ``several`` CAs each row names the client's CA.
 
-    A gateway that runs since before this program was installed does not tell it.
+    A gateway that has run since before this program was installed does not report the CA.
     """
     return [
         Connection(

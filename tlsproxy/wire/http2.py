@@ -15,7 +15,7 @@ from tlsproxy.errors import TlsproxyError
 
 KIND: Final = 3
 FLAGS: Final = 4
-"""Where a frame's type and flags stand."""
+"""Offsets of a frame's type and flags."""
 PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 HEADER: Final = 9
 MAX_FRAME: Final = 16_384

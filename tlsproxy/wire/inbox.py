@@ -35,7 +35,7 @@ class Inbox:
         self.start = 0
 
     def take(self, end: int) -> None:
-        """What comes before ``end``, a position in ``data``, was taken."""
+        """Marks all bytes before ``end``, a position in ``data``, as taken."""
         if end == len(self.data):
             self.data, self.start, self._searched = b"", 0, 0
         else:

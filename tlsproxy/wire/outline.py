@@ -26,7 +26,7 @@ def outline(text: Content, long: int = LONG, most: int = MOST) -> Content:
 
 
 def long_arrays(text: Content, long: int = LONG, most: int = MOST) -> list[tuple[int, int]]:
-    """Where what stands in them begins and ends."""
+    """Offsets (start, end) of the contents of each long array of scalars."""
     found = []
     place = 0
     for _ in range(most):

@@ -61,7 +61,7 @@ class WithoutUsage:
 
 
 def _without_early(data: bytes) -> bytes:
-    """Where only whole members stand before it."""
+    """Cuts `usage` out near the beginning, where only whole members precede it."""
     opened = _OPENED.match(data)
     if opened is None or data.find(_NAME, 0, REACH) < 0:
         return data
@@ -76,7 +76,7 @@ def _without_early(data: bytes) -> bytes:
 
 
 def _without_late(data: bytes) -> bytes:
-    """Where only whole members follow it."""
+    """Cuts `usage` out near the end, where only whole members follow it."""
     position = data.rfind(_NAME)
     while position > 0:
         found = _USAGE.match(data, position) if data[:position].rstrip(_BLANK)[-1:] in (b",", b"{") else None
