@@ -86,9 +86,10 @@ def test_who_is_connected_is_served(own_site: Site, upstream: ScriptedUpstream) 
     assert [one["status"] for one in records if "method" in one] == [200] * 4
 
 
-def test_a_request_that_needs_one_is_told(site: Site, gateway: Gateway, upstream: ScriptedUpstream) -> None:
-    """There is no upstream connection yet, and no descriptor for one."""
-    with connected(gateway, site.client()) as client:
+def test_a_request_that_needs_one_is_told(site: Site, upstream: ScriptedUpstream) -> None:
+    """There is no upstream connection yet, and no descriptor for one; nor does a look at the files give one back."""
+    config = site.write_config(upstream.url, tls={"poll_interval": 3600})
+    with Gateway(config) as gateway, connected(gateway, site.client()) as client:
         with exhausted(gateway, 60):
             client.send(GET)
             response = client.response()
