@@ -47,7 +47,7 @@ from tlsproxy.wire.http2 import (
 )
 from tlsproxy.wire.window import overspent
 
-TURN: Final = 16
+TURN: Final = 64
 """Frames that do not just pass (calls that begin, messages that are read, windows) and are seen to in one turn. A PING
 costs next to nothing, and a flood of them is to meet its budget before the upstream hears of it.
 """
