@@ -146,7 +146,7 @@ OWN = [
     ("POST", "/collections/docs/points/query", "ingest", b'{"lookup_from":{"collection":"other"}}', 403),
     ("PUT", "/collections/x/points", "admin", b"x" * ((1 << 20) + 1), 400),
 ]
-"""What the gateway answers itself: method, target, client, body, status."""
+"""Requests that the gateway answers itself: method, target, client, body, status."""
 
 
 @pytest.mark.parametrize("on_full", ["refuse", "block"])
@@ -329,6 +329,6 @@ def test_a_disk_that_fills_under_load(own_site: Site, upstream: ScriptedUpstream
     found = Counter(str(one["request_id"]) for one in records)
     assert set(found.values()) == {1}
     owed = {name for name, _ in ids}
-    # Who is refused for the log's sake is told although there may be no room for that line: those are told by number.
+    # A refusal for want of room may have no line of its own: such refusals are told by number.
     assert {name for name, status in ids if status == 200} <= found.keys()
     assert found.keys() <= owed | {records[0]["request_id"]}

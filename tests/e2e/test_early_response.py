@@ -10,7 +10,7 @@ from support.site import Site
 from support.upstream import OK, Connection, Received, ScriptedUpstream
 
 BEGUN = b"content-length: 100000\r\n\r\n" + bytes(70_000)
-"""What of a body is read before the upstream hears of it."""
+"""Bytes of a body that are read before the upstream hears of it."""
 REFUSED = b"HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\ncontent-length: 2\r\n\r\n{}"
 
 

@@ -28,7 +28,7 @@ SPARSE = {"indices": [1], "values": [1.0]}
 
 
 class Answers:
-    """Of a Qdrant of which ``words`` has IDF. ``asked`` are the lines of the gateway's own questions; while ``let`` is
+    """A Qdrant whose vector ``words`` has IDF. ``asked`` are the lines of the gateway's own questions; while ``let`` is
     not set, they are not answered.
     """
 

@@ -29,7 +29,7 @@ TIMES: Final = [name for name in Limits.model_fields if name.endswith("_timeout"
 COUNT = "/qdrant.Points/Count"
 DOCS = [{"collection": "docs", "access": "rw"}]
 KEPT: Final = {"max_streams", "max_head_size", "inspection_timeout", "grpc"}
-"""What an open connection, or a wait that goes on, keeps, which its description says."""
+"""Limits that an open connection, or a wait that goes on, keeps, as their descriptions say."""
 
 
 class Edited:
@@ -125,7 +125,7 @@ def idle_timeout(on: Edited) -> None:
 
 
 def body_timeout(on: Edited) -> None:
-    """Of a body that is waited for, of one that is read, of a message, and of what is only dropped."""
+    """Bodies that are waited for, read or only dropped, and messages, all have the new limit."""
     streamed, read, dropped, calls = on.rest(), on.rest("ingest"), on.rest("search"), on.grpc()
     streamed.send(UPSERT, b"content-length: 9\r\n\r\n", b"{")
     read.send(UPSERT, b"expect: 100-continue\r\ncontent-length: 9\r\n\r\n")
@@ -223,7 +223,7 @@ def max_connection_age(on: Edited) -> None:
 
 
 def max_head_size(on: Edited) -> None:
-    """Of REST: a gRPC client was told."""
+    """REST only: a gRPC client was told its limit when it connected."""
     rest, calls = on.rest(), on.grpc()
     on.limits(max_head_size=1024)
     long = fields("/qdrant.Qdrant/HealthCheck", ("x-long", "x" * 2000))

@@ -1,4 +1,4 @@
-"""What a process had not written down when it ended is written by it at the last moment, or told by number."""
+"""Audit lines of a process that ends are written by it at the last moment, or told by number."""
 
 from __future__ import annotations
 

@@ -13,17 +13,10 @@ from support.client import Client
 from support.gateway import Gateway
 from support.qdrant import EmbeddedUpstream, qdrant
 from support.site import Site
+from support.tenants import IDENTITIES, ROLES
 from support.upstream import ScriptedUpstream
 
 Use = Callable[[QdrantClient], object]
-ROLES = {
-    "admin": {"access": "m"},
-    "tenant": {"access": [{"collection": "docs", "access": "rw"}], "filter": {"tenant": "{ou}"}},
-}
-IDENTITIES = [
-    {"name": "platform", "match": {"ou": "platform"}, "role": "admin"},
-    {"name": "tenants", "match": {"cn": "tenant-*"}, "role": "tenant"},
-]
 VECTORS = m.VectorParams(size=2, distance=m.Distance.DOT)
 ALL = m.Filter()
 

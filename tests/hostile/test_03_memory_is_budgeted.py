@@ -69,7 +69,7 @@ def within_budget(gateway: Gateway) -> Iterator[None]:
 
 
 def together(count: int, ask: Callable[[], int]) -> Counter[int]:
-    """What so many callers at a time are told."""
+    """Statuses of as many callers at a time."""
     told: Counter[int] = Counter()
 
     def one() -> None:
@@ -221,7 +221,7 @@ def test_compressed_messages(gateway: Gateway, site: Site, who: str, method: str
 
 
 def test_what_a_message_names_before_it_ends_is_counted(gateway: Gateway, site: Site) -> None:
-    """Of a call that is followed while it comes, and never whole: its names are kept until then."""
+    """A call is followed while it comes, and is never whole: its names are kept until then."""
 
     def in_use() -> float:
         exposition = gateway.ask_admin("/metrics")[1]

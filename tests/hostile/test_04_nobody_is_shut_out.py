@@ -74,7 +74,7 @@ def took_what_there_is(gateway: Gateway) -> None:
 
 
 def told(clients: list[RawClient]) -> Response:
-    """What the first of them is told that is told something."""
+    """The first answer that any of them gets."""
     readable, _, _ = select.select([client.sock for client in clients], [], [], DEADLINE)
     return next(client for client in clients if client.sock in readable).response()
 
@@ -118,7 +118,7 @@ def small_pool(site: Site, shared_upstream: ScriptedUpstream) -> Iterator[Gatewa
 
 @pytest.mark.parametrize("begun", BEGUN.values(), ids=BEGUN)
 def test_a_body_that_has_begun_takes_no_connection(site: Site, small_pool: Gateway, begun: bytes) -> None:
-    """Of a reader with global rights, whose bodies nothing depends on."""
+    """A reader has global rights, and no decision depends on its bodies."""
     with ExitStack() as stack:
         hostile = many(stack, small_pool, site, "search", 8)
         for client in hostile:

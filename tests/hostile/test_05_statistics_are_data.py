@@ -24,16 +24,9 @@ from support.grpc_client import Answered, call, channel
 from support.grpc_upstream import GrpcUpstream, failing, replying
 from support.qdrant import EmbeddedUpstream, qdrant, qdrant_by_grpc
 from support.site import Site
+from support.tenants import IDENTITIES, ROLES
 from support.upstream import Connection, Received, ScriptedUpstream
 
-ROLES = {
-    "admin": {"access": "m"},
-    "tenant": {"access": [{"collection": "docs", "access": "rw"}], "filter": {"tenant": "{ou}"}},
-}
-IDENTITIES = [
-    {"name": "platform", "match": {"ou": "platform"}, "role": "admin"},
-    {"name": "tenants", "match": {"cn": "tenant-*"}, "role": "tenant"},
-]
 MINE = {"key": "tenant", "match": {"value": "acme"}}
 ONLY_MINE = {"must": [MINE]}
 CORPUS = {"corpus": ONLY_MINE}

@@ -1,0 +1,12 @@
+"""Roles and rules of tenants that share the collection `docs`, each with its organizational unit as its mark."""
+
+from __future__ import annotations
+
+ROLES = {
+    "admin": {"access": "m"},
+    "tenant": {"access": [{"collection": "docs", "access": "rw"}], "filter": {"tenant": "{ou}"}},
+}
+IDENTITIES = [
+    {"name": "platform", "match": {"ou": "platform"}, "role": "admin"},
+    {"name": "tenants", "match": {"cn": "tenant-*"}, "role": "tenant"},
+]
