@@ -46,6 +46,7 @@ class Page:
         self._answers: dict[int, asyncio.Future[dict[str, Any]]] = {}
         self._session: str | None = None
         self._events: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+        self._frame = self._loader = ""
         self.complaints: list[str] = []
 
     async def read(self) -> None:
@@ -83,16 +84,27 @@ class Page:
         self._session = attached["sessionId"]
         for domain in ("Page", "DOM", "Log", "Runtime", "Network", "Audits"):
             await self.call(f"{domain}.enable")
+        await self.call("Page.setLifecycleEventsEnabled", enabled=True)
 
-    async def _loaded(self) -> None:
-        while (await asyncio.wait_for(self._events.get(), DEADLINE))["method"] != "Page.loadEventFired":
-            pass
+    async def _loaded(self, loader: str | None = None) -> None:
+        """Until the document of this loader, or of any but the last one, is there.
+
+        An earlier navigation of a script can end in the midst of this one, and its document goes again at once.
+        """
+        while True:
+            event = await asyncio.wait_for(self._events.get(), DEADLINE)
+            params = event["params"]
+            if event["method"] != "Page.lifecycleEvent" or (params["name"], params["frameId"]) != ("load", self._frame):
+                continue
+            if params["loaderId"] != self._loader and loader in {None, params["loaderId"]}:
+                self._loader = params["loaderId"]
+                return
 
     async def open(self, url: str) -> str:
         """The text that is there then."""
         self._events = asyncio.Queue()
-        await self.call("Page.navigate", url=url)
-        await self._loaded()
+        self._frame = (navigation := await self.call("Page.navigate", url=url))["frameId"]
+        await self._loaded(navigation["loaderId"])
         return await self.html()
 
     async def run(self, script: str) -> Any:
