@@ -348,11 +348,11 @@ class Pages:
 
 
 FORM = """
-<form method=post action="{url}/collections/docs/points/delete" enctype=text/plain target=sink>
+<form method=post action="{url}/collections/docs/points/delete" enctype=text/plain target=one>
 <input name='{{"points":[1],"x":"' value='"}}'><button id=text>.</button></form>
-<form method=post action="{url}/collections/docs/snapshots/upload" enctype=multipart/form-data target=sink>
+<form method=post action="{url}/collections/docs/snapshots/upload" enctype=multipart/form-data target=two>
 <input name=snapshot value=planted><button id=multipart>.</button></form>
-<iframe name=sink></iframe>
+<iframe name=one></iframe><iframe name=two></iframe>
 """
 DELETE = "/collections/docs/points/delete"
 FETCH = """fetch("{url}", {{
