@@ -12,8 +12,22 @@ from enum import Enum
 from typing import ClassVar
 
 
+class FailureKind(Enum):
+    """The cause of a failure, and so when the same is worth trying again."""
+
+    INPUT = "input"
+    """The bytes of a file: when they change."""
+    TIME = "time"
+    """A clock or a date: at the ``moment`` that the error names."""
+    ENVIRONMENT = "environment"
+    """A resolver, a file system, descriptors, memory, other processes: after a pause, longer each time."""
+
+
 class TlsproxyError(Exception):
-    """The root of all of them."""
+    """The root of all of them. ``moment`` is in seconds since the epoch, and is there for ``TIME``."""
+
+    kind: FailureKind = FailureKind.INPUT
+    moment: float | None = None
 
 
 class Form(Enum):
@@ -43,10 +57,14 @@ class GrpcStatus(Enum):
 class MaterialError(TlsproxyError):
     """A certificate, key, CA or CRL file that cannot be used. ``path`` names the file the reason is about."""
 
-    def __init__(self, path: str, text: str) -> None:
+    def __init__(
+        self, path: str, text: str, kind: FailureKind = FailureKind.INPUT, moment: float | None = None
+    ) -> None:
         super().__init__(f"{path}: {text}")
         self.path = path
         self.text = text
+        self.kind = kind
+        self.moment = moment
 
 
 class RequestError(TlsproxyError):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import stat
@@ -10,7 +11,7 @@ import pytest
 from tls_site import ROOT, SERVER, Site, site
 
 from tlsproxy.config.problems import ConfigError
-from tlsproxy.errors import MaterialError
+from tlsproxy.errors import FailureKind, MaterialError
 from tlsproxy.tls import files
 from tlsproxy.tls.files import UnstableInputs, _exposed, read_file, read_inputs
 
@@ -78,6 +79,28 @@ def test_a_file_of_somebody_else_is_refused_with_advice(tmp_path: Path) -> None:
     finally:
         if root:
             os.seteuid(0)
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.EACCES, errno.EMFILE, errno.ENFILE, errno.ENOMEM])
+def test_what_a_file_system_or_a_limit_refuses_is_not_the_fault_of_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def refuse(*_: object) -> int:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(files.os, "open", refuse)
+    with pytest.raises(MaterialError) as error:
+        read_file(tmp_path / "f", 100)
+    assert error.value.kind is FailureKind.ENVIRONMENT
+
+
+@pytest.mark.parametrize("name", ["missing", "file/below", "loop", "n" * 300, "."])
+def test_a_path_that_leads_to_no_file_is_an_input_to_be_corrected(tmp_path: Path, name: str) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(MaterialError) as error:
+        read_file(tmp_path / name, 100)
+    assert error.value.kind is FailureKind.INPUT
 
 
 def test_a_file_that_grows_while_it_is_read_is_unstable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final
 from tlsproxy.config import loader
 from tlsproxy.config.secrets import secret_files
 from tlsproxy.config.tokens import public_key_files
-from tlsproxy.errors import MaterialError, TlsproxyError
+from tlsproxy.errors import FailureKind, MaterialError, TlsproxyError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -44,6 +44,8 @@ _ADVICE: Final = {
     errno.EACCES: "may not be read by this user; give the user that tlsproxy runs as read permission",
     errno.ELOOP: "is a link that leads back to itself; point it at the file",
 }
+_OF_THE_CONFIGURATION: Final = frozenset((errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENXIO))
+"""A path that leads to no file. All else is the file system's or the process's, and may pass by itself."""
 _KINDS: Final = (
     (stat.S_ISDIR, "a directory"),
     (stat.S_ISFIFO, "a named pipe"),
@@ -55,6 +57,9 @@ _KINDS: Final = (
 
 class UnstableInputs(MaterialError):
     """The files are being written at this moment. Not a verdict on them: read again later."""
+
+    def __init__(self, path: str, text: str) -> None:
+        super().__init__(path, text, FailureKind.ENVIRONMENT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,7 +189,8 @@ def _read(path: Path, target: Path, limit: int) -> tuple[bytes, os.stat_result]:
 
 
 def _unreadable(path: Path, error: OSError) -> MaterialError:
-    return MaterialError(str(path), _ADVICE.get(error.errno or 0, f"cannot be read: {error.strerror}"))
+    kind = FailureKind.INPUT if error.errno in _OF_THE_CONFIGURATION else FailureKind.ENVIRONMENT
+    return MaterialError(str(path), _ADVICE.get(error.errno or 0, f"cannot be read: {error.strerror}"), kind)
 
 
 def _kind(mode: int) -> str:
