@@ -71,6 +71,15 @@ class Verdict:
     changes: tuple[Change, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A generation that could be published, the inputs that it is made of, and how it differs from what serves."""
+
+    generation: Generation
+    inputs: Inputs
+    changes: tuple[Change, ...]
+
+
 class Reloader:
     """The one owner of what is published after the start."""
 
@@ -96,6 +105,7 @@ class Reloader:
         self._told = told
         self._turn = asyncio.Lock()
         self._begun = self._answered = 0
+        self._tried = ""
         generation = target.generation
         self.last = Verdict("ok", "start", generation.built_at, generation.number)
         metrics.published(generation)
@@ -127,43 +137,48 @@ class Reloader:
 
     async def _attempt(self, trigger: str) -> Verdict:
         old = self._target.generation
-        tried = ""
+        self._tried = ""
         try:
-            try:
-                inputs = await asyncio.to_thread(read_inputs, self._config_path, self._environ)
-            except TlsproxyError as error:
-                tried = f"{type(error).__name__}: {error}"  # as the watcher names inputs that it cannot read
-                raise
-            tried = inputs.digest
-            new = await asyncio.to_thread(
-                build,
-                number=old.number + 1,
-                config_path=self._config_path,
-                environ=self._environ,
-                previous=old,
-                inputs=inputs,
-                documents=await self._key_sets.of(inputs.loaded.config),
-            )
-            # Not on the loop: of 10,000 rules it takes 60 ms. Not after the publication, which is told of in one go.
-            changes = await asyncio.to_thread(changes_between, old, new)
-            await self._target.publish(new, inputs)
+            candidate = await self._candidate(old)
+            await self._target.publish(candidate.generation, candidate.inputs)
         except TlsproxyError as error:
-            return self._failed(trigger, old, tried, str(error))
+            return self._failed(trigger, old, str(error))
         except Exception as error:  # noqa: BLE001 - a defect of ours, which must not end the watching
             _log.critical("a defect in reload", exc_info=error)
-            return self._failed(trigger, old, tried, f"{type(error).__name__}: {error}")
+            return self._failed(trigger, old, f"{type(error).__name__}: {error}")
+        new = candidate.generation
         logs.set_level(new.config)
         self._watcher.seen(new.digest)
         self._metrics.published(new)
         self._key_sets.published(new.config)
-        return self._tell(trigger, old, new, changes)
+        return self._tell(trigger, old, new, candidate.changes)
 
-    def _failed(self, trigger: str, old: Generation, tried: str, error: str) -> Verdict:
+    async def _candidate(self, old: Generation) -> Candidate:
+        """From the files as they are now and the key sets fetched last. Changes nothing."""
+        try:
+            inputs = await asyncio.to_thread(read_inputs, self._config_path, self._environ)
+        except TlsproxyError as error:
+            self._tried = f"{type(error).__name__}: {error}"  # as the watcher names inputs that it cannot read
+            raise
+        self._tried = inputs.digest
+        new = await asyncio.to_thread(
+            build,
+            number=old.number + 1,
+            config_path=self._config_path,
+            environ=self._environ,
+            previous=old,
+            inputs=inputs,
+            documents=await self._key_sets.of(inputs.loaded.config),
+        )
+        # Not on the loop: of 10,000 rules it takes 60 ms. Not after the publication, which is told of in one go.
+        return Candidate(new, inputs, await asyncio.to_thread(changes_between, old, new))
+
+    def _failed(self, trigger: str, old: Generation, error: str) -> Verdict:
         """The watcher does not come back with what was tried, but does with anything else.
 
         What it saw may have been something else: a writer was at work between its look and this one.
         """
-        self._watcher.seen(tried)
+        self._watcher.seen(self._tried)
         for problem in error.splitlines() or [error]:  # a configuration may have many
             _log.error(
                 "reload (%s) failed, generation %d goes on serving: %s",
