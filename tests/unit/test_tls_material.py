@@ -244,9 +244,3 @@ def test_ec_parameters_before_the_key_are_passed_over(made: Site) -> None:
         "server.key", b"-----BEGIN EC PARAMETERS-----\nBggqhkjOPQMBBw==\n-----END EC PARAMETERS-----\n" + SERVER.key_pem
     )
     assert load(made).leaf.serial == f"{SERVER.serial:x}"
-
-
-def test_an_older_certificate_than_the_running_one_is_warned_of(made: Site) -> None:
-    running = load(made)
-    made.serve(ROOT.issue(dns=["localhost"], server=True, not_before=datetime.now(UTC) - hour(2)))
-    assert "is older than the certificate that it replaces" in load(made, previous=running).warnings[0]

@@ -90,6 +90,8 @@ class Tls(Section):
     """PEM file: the private key of `cert`."""
     key_passphrase_file: Path | None = None
     """File that holds the passphrase of an encrypted `key`."""
+    on_suspicious: Literal["warn", "refuse"] = "warn"
+    """What a new server certificate meets that clients of the one that serves may refuse: a warning, or a refusal."""
     ca_cert: Path | None = None
     """PEM file: the CAs that client certificates are verified against. The system's roots are never used."""
     crl: tuple[Path, ...] = ()

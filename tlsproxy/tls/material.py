@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
+from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 
 from tlsproxy.authz.anchors import Anchors
@@ -17,6 +18,7 @@ from tlsproxy.errors import MaterialError
 from tlsproxy.tls.authorities import anchors_of
 from tlsproxy.tls.facts import CertificateFacts, CrlFacts, day, facts_of
 from tlsproxy.tls.servercert import as_sent, load_server_certificate, passphrase_of
+from tlsproxy.tls.suspicions import suspicions
 from tlsproxy.tls.trust import Trust, load_trust
 
 if TYPE_CHECKING:
@@ -71,6 +73,7 @@ def load_material(config: Config, files: Mapping[Path, bytes], *, now: float, pr
     trust = _trust(config, files, now=now, previous=previous)
     leaf = facts_of(server.chain[0])
     sent = as_sent(server.chain, trust.authorities)
+    suspicious = _suspicious(config, sent, previous)
     authorities = tuple(facts_of(certificate) for certificate in trust.authorities)
     crls = tuple(crl.facts for crl in trust.crls)
     return Material(
@@ -79,6 +82,7 @@ def load_material(config: Config, files: Mapping[Path, bytes], *, now: float, pr
         crls=crls,
         warnings=(
             *server.warnings,
+            *suspicious,
             *trust.warnings,
             *_expiries(str(tls.cert), [facts_of(certificate) for certificate in server.chain], now),
             *_expiries(str(tls.ca_cert), [each for each in authorities if each.not_after > now], now),
@@ -87,7 +91,7 @@ def load_material(config: Config, files: Mapping[Path, bytes], *, now: float, pr
                 for crl in crls
                 if crl.next_update < now + SOON
             ),
-            *_changes(str(tls.cert), leaf, crls, previous),
+            *_changes(crls, previous),
         ),
         cert_path=str(tls.cert),
         key_path=str(tls.key),
@@ -127,12 +131,19 @@ def _expiries(path: str, certificates: list[CertificateFacts], now: float) -> It
             yield f"{path}: {facts.subject or facts.serial} is valid only until {day(facts.not_after)}"
 
 
-def _changes(path: str, leaf: CertificateFacts, crls: tuple[CrlFacts, ...], previous: Material | None) -> Iterator[str]:
+def _suspicious(config: Config, sent: tuple[x509.Certificate, ...], previous: Material | None) -> tuple[str, ...]:
+    """Warnings, or the MaterialError that they are under `tls.on_suspicious: refuse`."""
+    former = x509.load_pem_x509_certificates(previous.chain_pem) if previous is not None else ()
+    path, found = str(config.tls.cert), suspicions(former, sent)
+    if found and config.tls.on_suspicious == "refuse":
+        raise MaterialError(path, f"{'; '.join(found)} (refused by tls.on_suspicious)")
+    return tuple(f"{path}: {one}" for one in found)
+
+
+def _changes(crls: tuple[CrlFacts, ...], previous: Material | None) -> Iterator[str]:
     """What looks like a step back. It may be meant, so it is said and not refused."""
     if previous is None:
         return
-    if leaf.not_before < previous.leaf.not_before:
-        yield f"{path}: is older than the certificate that it replaces ({day(previous.leaf.not_before)})"
     still = {crl.issuer for crl in crls}
     for issuer in dict.fromkeys(crl.issuer for crl in previous.crls):
         if issuer not in still:
