@@ -56,6 +56,17 @@ def test_a_call_goes_upstream_with_an_allowed_decision_or_one_that_its_message_i
     assert "restate_call(" in decided.group(1)
 
 
+def test_blocking_work_is_done_in_threads_that_nobody_waits_for_at_the_end() -> None:
+    """The loop's executor, and its `getaddrinfo`, are joined when the process ends, however long they hang."""
+    joined = {"to_thread", "run_in_executor", "ThreadPoolExecutor"}
+    assert not [
+        (module.name, name)
+        for module in MODULES
+        for name in joined
+        if "demo" not in module.parts and calls(ast.parse(module.read_text()), name)
+    ]
+
+
 @pytest.mark.parametrize("module", MODULES, ids=lambda module: module.relative_to(ROOT).as_posix())
 def test_a_module_is_a_room_and_says_what_it_answers_for(module: Path) -> None:
     text = module.read_text()

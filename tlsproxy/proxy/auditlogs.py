@@ -17,6 +17,7 @@ from tlsproxy.proxy.plan import Plan
 from tlsproxy.proxy.pool import Pool
 from tlsproxy.proxy.record import Record, RequestBody
 from tlsproxy.proxy.refusal import CONTINUE, response
+from tlsproxy.threads import in_thread
 from tlsproxy.wire.tracing import id_line
 
 _SLOW_LOG: Final[Late] = (Overloaded, "The audit log could not be read in time", "response_timeout")
@@ -68,7 +69,7 @@ class AuditLogsExchange(DeliveredExchange):
         gateway = self._gateway
         self._looking = True
         self._wait(_SLOW_LOG)
-        reading = gateway.loop.run_in_executor(None, gateway.audit.read, query, self._largest)
+        reading = in_thread(gateway.audit.read, query, self._largest)
         reading.add_done_callback(self._read)
 
     def _failed(self, error: RequestError) -> None:

@@ -143,13 +143,20 @@ class KeySets:
 
 async def fetch(url: str) -> bytes:
     """The body of a 200: no redirect, content coding, cookie or proxy. Raises MaterialError."""
-    import aiohttp  # noqa: PLC0415 - a quarter of a second at each start, for the few who have such a URL
+    # A quarter of a second at each start, for the few who have such a URL.
+    import aiohttp  # noqa: PLC0415
+
+    from tlsproxy.service.resolver import Resolver  # noqa: PLC0415
 
     shown = shown_url(url)
     try:
         async with (
             asyncio.timeout(DEADLINE),
-            aiohttp.ClientSession(auto_decompress=False, cookie_jar=aiohttp.DummyCookieJar()) as session,
+            aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(resolver=Resolver()),
+                auto_decompress=False,
+                cookie_jar=aiohttp.DummyCookieJar(),
+            ) as session,
             session.get(
                 url, allow_redirects=False, headers={"Accept": "application/json", "Accept-Encoding": "identity"}
             ) as response,

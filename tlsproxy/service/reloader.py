@@ -20,6 +20,7 @@ from tlsproxy.errors import TlsproxyError
 from tlsproxy.service import logs
 from tlsproxy.service.changes import Change, changes_between
 from tlsproxy.service.jwks import KeySets
+from tlsproxy.threads import in_thread
 from tlsproxy.tls.files import Inputs, read_inputs
 from tlsproxy.tls.generation import Generation, build
 from tlsproxy.tls.watch import Watcher
@@ -156,12 +157,12 @@ class Reloader:
     async def _candidate(self, old: Generation) -> Candidate:
         """From the files as they are now and the key sets fetched last. Changes nothing."""
         try:
-            inputs = await asyncio.to_thread(read_inputs, self._config_path, self._environ)
+            inputs = await in_thread(read_inputs, self._config_path, self._environ)
         except TlsproxyError as error:
             self._tried = f"{type(error).__name__}: {error}"  # as the watcher names inputs that it cannot read
             raise
         self._tried = inputs.digest
-        new = await asyncio.to_thread(
+        new = await in_thread(
             build,
             number=old.number + 1,
             config_path=self._config_path,
@@ -171,7 +172,7 @@ class Reloader:
             documents=await self._key_sets.of(inputs.loaded.config),
         )
         # Not on the loop: of 10,000 rules it takes 60 ms. Not after the publication, which is told of in one go.
-        return Candidate(new, inputs, await asyncio.to_thread(changes_between, old, new))
+        return Candidate(new, inputs, await in_thread(changes_between, old, new))
 
     def _failed(self, trigger: str, old: Generation, error: str) -> Verdict:
         """The watcher does not come back with what was tried, but does with anything else.

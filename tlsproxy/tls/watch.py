@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 from tlsproxy.config.model import Tls
 from tlsproxy.errors import TlsproxyError
+from tlsproxy.threads import in_thread
 from tlsproxy.tls.files import UnstableInputs, read_inputs
 from tlsproxy.tls.hint import Hint
 from tlsproxy.tls.places import Places, places_of
@@ -63,7 +64,7 @@ class Watcher:
         try:
             stirred = False
             while True:
-                state, places = await asyncio.to_thread(self._poll)
+                state, places = await in_thread(self._poll)
                 await hint.watch(places)
                 if trigger := self._trigger(state, stirred=stirred):
                     self._state = state

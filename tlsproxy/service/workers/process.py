@@ -16,6 +16,7 @@ from typing import Any, Final, Self
 from tlsproxy.errors import TlsproxyError
 from tlsproxy.service.workers.channel import Channel, ChannelError, Message
 from tlsproxy.service.workers.order import Order
+from tlsproxy.threads import in_thread
 
 PING: Final = 1.0
 """Seconds between two pings."""
@@ -130,10 +131,10 @@ class WorkerProcess:
         if not self._over.is_set():
             self.kill()
         try:
-            await asyncio.to_thread(self._process.wait, LAST)
+            await in_thread(self._process.wait, LAST)
         except subprocess.TimeoutExpired:
             self._process.kill()
-            await asyncio.to_thread(self._process.wait)
+            await in_thread(self._process.wait)
         if self._killing is not None:
             self._killing.cancel()
         self._listening.cancel()

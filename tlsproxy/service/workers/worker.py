@@ -35,6 +35,7 @@ from tlsproxy.service.serving import Serving
 from tlsproxy.service.workers.channel import Channel, Message
 from tlsproxy.service.workers.merging import told
 from tlsproxy.service.workers.order import built
+from tlsproxy.threads import in_thread
 from tlsproxy.tls.generation import Generation
 
 ASIDE: Final = 1_000_000
@@ -109,9 +110,7 @@ class Worker:
 
     async def _prepare(self, message: Message) -> bytes:
         former = self._serving.generation.material if self._serving is not None else None
-        self._prepared = await asyncio.to_thread(
-            built, message.body, self._config_path, os.environ, self._started, former
-        )
+        self._prepared = await in_thread(built, message.body, self._config_path, os.environ, self._started, former)
         return b""
 
     async def _commit(self, _message: Message) -> bytes:
