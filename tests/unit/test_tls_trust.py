@@ -1,17 +1,23 @@
 from __future__ import annotations
 
 import time
+import tracemalloc
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
+from hypothesis import given
+from hypothesis import strategies as st
+from support.certificates import certified
 from tls_site import CLIENT, OTHER, ROOT, hour
 
 from tlsproxy.errors import MaterialError
+from tlsproxy.tls.crls import Serials, load_crls
+from tlsproxy.tls.facts import day
 from tlsproxy.tls.pki import Authority
-from tlsproxy.tls.trust import Trust, load_trust
+from tlsproxy.tls.trust import NO_TRUST, CrlPolicy, Trust, issuer_of, load_authorities, load_trust
 
 if TYPE_CHECKING:
     from tlsproxy.tls.facts import CrlFacts
@@ -20,9 +26,18 @@ PEM = serialization.Encoding.PEM
 NOW = datetime.now(UTC)
 
 
-def load(authorities: bytes, *crls: bytes, now: float | None = None, previous: Any = ()) -> Trust:
+def load(authorities: bytes, *crls: bytes, now: float | None = None, previous: Trust = NO_TRUST) -> Trust:
     sources = [(f"{number}.crl", crl) for number, crl in enumerate(crls)]
     return load_trust(("ca.pem", authorities), sources, now=now or time.time(), previous=previous)
+
+
+def revoked(trust: Trust) -> dict[str, set[int]]:
+    """By issuer, of the serial numbers that the tests use."""
+    return {name: {serial for serial in range(10) if trust.revokes((name, key), serial)} for name, key in trust.crls}
+
+
+def warnings(trust: Trust, now: float | None = None) -> list[str]:
+    return list(trust.warnings(now or time.time()))
 
 
 def reason(authorities: bytes, *crls: bytes, **more: Any) -> str:
@@ -32,7 +47,7 @@ def reason(authorities: bytes, *crls: bytes, **more: Any) -> str:
 
 
 def facts(*crls: bytes) -> list[CrlFacts]:
-    return [crl.facts for crl in load(ROOT.certificate_pem, *crls).crls]
+    return list(load(ROOT.certificate_pem, *crls).facts)
 
 
 @pytest.mark.parametrize(
@@ -65,16 +80,16 @@ def test_expired_cas_are_warned_of_and_refused_when_there_is_no_other() -> None:
     short = Authority.create("short", lifetime=hour(1))
     later = time.time() + 2 * 3600
     assert "every CA in it has expired" in reason(short.certificate_pem, now=later)
-    assert "CN=short expired" in load(short.certificate_pem + ROOT.certificate_pem, now=later).warnings[0]
+    assert "CN=short expired" in warnings(load(short.certificate_pem + ROOT.certificate_pem, now=later), later)[0]
 
 
 def test_crls_of_several_files_and_several_in_one() -> None:
     cas = ROOT.certificate_pem + OTHER.certificate_pem
     for crls in ([ROOT.crl_pem([5]), OTHER.crl_pem([6, 7])], [ROOT.crl_pem([5]) + OTHER.crl_pem([6, 7])]):
         trust = load(cas, *crls)
-        assert trust.revoked == {"cn=test root": {5}, "cn=other root": {6, 7}}
-        assert [crl.facts.count for crl in trust.crls] == [1, 2]
-        assert trust.warnings == ()
+        assert revoked(trust) == {"cn=test root": {5}, "cn=other root": {6, 7}}
+        assert [facts.count for facts in trust.facts] == [1, 2]
+        assert warnings(trust) == []
 
 
 def test_a_crl_names_its_dates_and_number() -> None:
@@ -123,19 +138,18 @@ def point(**fields: Any) -> x509.IssuingDistributionPoint:
         x509.DeltaCRLIndicator(1),
         x509.UnrecognizedExtension(x509.ObjectIdentifier("1.2.3.4"), b"\x05\x00"),
         point(indirect_crl=True),
-        point(only_contains_ca_certs=True),
         point(only_contains_attribute_certs=True),
         point(only_some_reasons=frozenset({x509.ReasonFlags.key_compromise})),
     ],
 )
 def test_a_crl_that_does_not_speak_for_all_is_refused(extension: x509.ExtensionType) -> None:
-    assert "use the complete one" in reason(ROOT.certificate_pem, special_crl(extension))
+    assert "; configure " in reason(ROOT.certificate_pem, special_crl(extension))
 
 
 def test_crls_for_several_distribution_points_all_count() -> None:
     points = [point(full_name=[x509.UniformResourceIdentifier(f"http://crl/{n}")]) for n in (1, 2)]
     trust = load(ROOT.certificate_pem, *map(special_crl, points))
-    assert len(trust.crls) == 2
+    assert len(trust.facts) == 2
 
 
 def test_of_two_crls_of_one_ca_the_newest_counts() -> None:
@@ -143,14 +157,14 @@ def test_of_two_crls_of_one_ca_the_newest_counts() -> None:
     new = ROOT.crl_pem([2, 3], number=2, this_update=NOW - hour(1))
     for pair in ((old, new), (new, old)):
         trust = load(ROOT.certificate_pem, *pair)
-        assert trust.revoked == {"cn=test root": {2, 3}}
-        assert [crl.facts.number for crl in trust.crls] == [2]
+        assert revoked(trust) == {"cn=test root": {2, 3}}
+        assert [facts.number for facts in trust.facts] == [2]
     same_day = ROOT.crl_pem([4], number=3, this_update=NOW - hour(1))
-    assert load(ROOT.certificate_pem, new + same_day).revoked == {"cn=test root": {4}}
+    assert revoked(load(ROOT.certificate_pem, new + same_day)) == {"cn=test root": {4}}
 
 
 def test_a_crl_never_goes_back_in_time() -> None:
-    in_use = facts(ROOT.crl_pem([1], number=5, this_update=NOW - hour(1)))
+    in_use = load(ROOT.certificate_pem, ROOT.crl_pem([1], number=5, this_update=NOW - hour(1)))
     by_date = ROOT.crl_pem(number=6, this_update=NOW - hour(2))
     by_number = ROOT.crl_pem(number=4, this_update=NOW)
     for older in (by_date, by_number):
@@ -161,8 +175,8 @@ def test_a_crl_never_goes_back_in_time() -> None:
 
 
 def test_a_ca_without_a_crl_is_warned_of_when_others_have_one() -> None:
-    warnings = load(ROOT.certificate_pem + OTHER.certificate_pem, ROOT.crl_pem()).warnings
-    assert "CN=other root has no CRL while others have" in warnings[0]
+    trust = load(ROOT.certificate_pem + OTHER.certificate_pem, ROOT.crl_pem())
+    assert "CN=other root has no CRL while others have" in warnings(trust)[0]
 
 
 def test_a_revoked_ca_of_the_file_is_not_trusted() -> None:
@@ -170,6 +184,96 @@ def test_a_revoked_ca_of_the_file_is_not_trusted() -> None:
     serial = x509.load_pem_x509_certificate(intermediate.certificate_pem).serial_number
     trust = load(ROOT.certificate_pem + intermediate.certificate_pem, ROOT.crl_pem([serial]), intermediate.crl_pem())
     assert [ca.subject.rfc4514_string() for ca in trust.authorities] == ["CN=test root"]
-    assert "CN=middle is revoked" in trust.warnings[0]
+    assert "CN=middle is revoked" in warnings(trust)[0]
     root_serial = x509.load_pem_x509_certificate(ROOT.certificate_pem).serial_number
     assert "every CA in it is revoked" in reason(ROOT.certificate_pem, ROOT.crl_pem([root_serial]))
+
+
+def bound(*crls: bytes, authorities: bytes = ROOT.certificate_pem) -> Trust:
+    loaded = [crl for data in crls for crl in load_crls("x.crl", data)]
+    return Trust.of("ca.pem", load_authorities("ca.pem", authorities), loaded, CrlPolicy())
+
+
+def test_a_crl_is_read_without_a_ca_and_without_a_clock() -> None:
+    """Who signed it, and whether it is current, shows once it is bound."""
+    far = ROOT.crl_pem([1], this_update=NOW + hour(1), next_update=NOW + hour(2))
+    old = ROOT.crl_pem([2], this_update=NOW - hour(2), next_update=NOW - hour(1))
+    trust, dated = bound(far + old, OTHER.crl_pem([3])), day(int((NOW + hour(1)).timestamp()))
+    assert revoked(trust) == {"cn=test root": {1}}
+    assert [crl.issuer for crl in trust.unused] == ["CN=other root"]
+    assert warnings(trust) == [
+        f"x.crl: the CRL of CN=test root is dated {dated}, in the future; check the clock",
+        "x.crl: the CRL of CN=other root is not used: no CA of ca.pem signed it",
+    ]
+    assert "was to be replaced by" in warnings(bound(old))[0]
+
+
+def test_a_crl_may_be_der() -> None:
+    pem = ROOT.crl_pem([5])
+    der = x509.load_pem_x509_crl(pem).public_bytes(serialization.Encoding.DER)
+    assert revoked(bound(der)) == revoked(bound(pem)) == {"cn=test root": {5}}
+    with pytest.raises(MaterialError, match="cannot be parsed"):
+        load_crls("x.crl", der[:-1])
+    with pytest.raises(MaterialError, match="cannot be parsed"):
+        load_crls("x.crl", der + b"x")
+
+
+def test_another_ca_of_the_same_name_is_another_issuer() -> None:
+    """The serial numbers of its clients are its own."""
+    twin = Authority.create("test root")
+    trust = bound(ROOT.crl_pem([5]), authorities=ROOT.certificate_pem + twin.certificate_pem)
+    root, other = trust.configured
+    assert trust.revokes(issuer_of(root), 5)
+    assert not trust.revokes(issuer_of(other), 5)
+    assert len(warnings(trust)) == 1
+
+
+def test_the_crl_of_a_ca_counts_for_all_its_certificates() -> None:
+    again = certified(ROOT, ROOT)
+    trust = bound(ROOT.crl_pem([5]), authorities=again.certificate_pem + ROOT.certificate_pem)
+    assert {issuer_of(one) for one in trust.configured} == set(trust.crls)
+    assert warnings(trust) == []
+
+
+def test_a_ca_that_may_not_sign_crls_has_none() -> None:
+    """OpenSSL refuses every client where it finds such a one (RFC 5280 section 4.2.1.3)."""
+    key = serialization.load_pem_private_key(ROOT.key_pem, None)
+    own = x509.load_pem_x509_certificate(ROOT.certificate_pem)
+    usage = x509.KeyUsage(
+        digital_signature=False, content_commitment=False, key_encipherment=False, data_encipherment=False,
+        key_agreement=False, key_cert_sign=True, crl_sign=False, encipher_only=False, decipher_only=False,
+    )  # fmt: skip
+    builder = x509.CertificateBuilder(own.subject, own.subject, own.public_key(), 1, NOW - hour(1), NOW + hour(1))
+    builder = builder.add_extension(x509.BasicConstraints(True, None), True).add_extension(usage, True)
+    trust = bound(ROOT.crl_pem([5]), authorities=builder.sign(key, hashes.SHA256()).public_bytes(PEM))
+    assert trust.crls == {}
+    assert len(trust.unused) == 1
+
+
+def test_a_crl_with_another_signer_replaces_nothing() -> None:
+    """A CA that was made anew under its old name counts its CRLs from 1."""
+    twin = Authority.create("test root")
+    trust = bound(ROOT.crl_pem([1], number=50))
+    (held,) = trust.crls[issuer_of(trust.configured[0])]
+    assert trust.newer(load_crls("x", ROOT.crl_pem([1], number=49))[0]) is held
+    assert trust.newer(load_crls("x", ROOT.crl_pem([1], number=51))[0]) is None
+    assert trust.newer(load_crls("x", twin.crl_pem([1], number=1))[0]) is None
+
+
+@given(st.sets(st.integers(-(1 << 160), 1 << 160) | st.integers(0, 300)), st.integers(-(1 << 170), 1 << 170))
+def test_serials_are_a_set_of_numbers(numbers: set[int], other: int) -> None:
+    serials = Serials(numbers)
+    assert len(serials) == len(numbers)
+    assert all(number in serials for number in numbers)
+    assert (other in serials) == (other in numbers)
+
+
+def test_serials_take_a_few_bytes_each() -> None:
+    first = 1 << 158
+    tracemalloc.start()
+    try:
+        serials = Serials(range(first, first + 10_000))
+        assert tracemalloc.get_traced_memory()[0] < 10_000 * 25
+    finally:
+        tracemalloc.stop()
+    assert first in serials

@@ -141,13 +141,13 @@ class Generation:
         """
         if now > peer.identity.not_after:
             return "certificate_expired"
-        revoked = self.material.revoked
-        if any(serial in revoked.get(issuer, ()) for issuer, serial in peer.serials):
+        if any(self.material.trust.revokes(issuer, serial) for issuer, serial in peer.serials):
             return "certificate_revoked"
         issuers = peer.chain[1:]
-        if not any(ca.sha256 in issuers and ca.not_after >= now for ca in self.material.authorities):
-            return "issuer_not_trusted"
-        return ""
+        if any(ca.sha256 in issuers and ca.not_after >= now for ca in self.material.authorities):
+            return ""
+        gone = {ca.sha256 for ca in self.material.configured}.difference(ca.sha256 for ca in self.material.authorities)
+        return "issuer_not_trusted" if gone.isdisjoint(issuers) else "certificate_revoked"
 
 
 def build(

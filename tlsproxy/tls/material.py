@@ -19,7 +19,7 @@ from tlsproxy.tls.authorities import anchors_of
 from tlsproxy.tls.facts import CertificateFacts, CrlFacts, day, facts_of
 from tlsproxy.tls.servercert import as_sent, load_server_certificate, passphrase_of
 from tlsproxy.tls.suspicions import suspicions
-from tlsproxy.tls.trust import Trust, load_trust
+from tlsproxy.tls.trust import NO_TRUST, Trust, load_trust
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -29,15 +29,13 @@ if TYPE_CHECKING:
 
 SOON: Final = 86_400.0
 """Seconds before an expiry from which it is warned of."""
-NO_TRUST: Final = Trust((), (), {}, ())
 
 
 @dataclass(frozen=True, slots=True)
 class Material:
     """What serves. The PEM and DER fields are what OpenSSL is given.
 
-    ``revoked`` maps an issuer's key (:func:`tlsproxy.tls.facts.issuer_key`) to serial numbers. ``anchors`` are the
-    ``authorities`` as identities rest on them, ``configured`` those of the file, revoked ones too.
+    ``anchors`` are the ``authorities`` as identities rest on them, ``configured`` those of the file, revoked ones too.
     """
 
     leaf: CertificateFacts
@@ -46,7 +44,7 @@ class Material:
     warnings: tuple[str, ...]
     cert_path: str
     key_path: str
-    revoked: Mapping[str, frozenset[int]] = field(repr=False)
+    trust: Trust = field(repr=False)
     leaf_der: bytes = field(repr=False)
     chain_pem: bytes = field(repr=False)
     key_pem: bytes = field(repr=False)
@@ -75,7 +73,7 @@ def load_material(config: Config, files: Mapping[Path, bytes], *, now: float, pr
     sent = as_sent(server.chain, trust.authorities)
     suspicious = _suspicious(config, sent, previous)
     authorities = tuple(facts_of(certificate) for certificate in trust.authorities)
-    crls = tuple(crl.facts for crl in trust.crls)
+    crls = trust.facts
     return Material(
         leaf=leaf,
         authorities=authorities,
@@ -83,7 +81,7 @@ def load_material(config: Config, files: Mapping[Path, bytes], *, now: float, pr
         warnings=(
             *server.warnings,
             *suspicious,
-            *trust.warnings,
+            *trust.warnings(now),
             *_expiries(str(tls.cert), [facts_of(certificate) for certificate in server.chain], now),
             *_expiries(str(tls.ca_cert), [each for each in authorities if each.not_after > now], now),
             *(
@@ -95,13 +93,17 @@ def load_material(config: Config, files: Mapping[Path, bytes], *, now: float, pr
         ),
         cert_path=str(tls.cert),
         key_path=str(tls.key),
-        revoked=trust.revoked,
+        trust=trust,
         leaf_der=server.chain[0].public_bytes(serialization.Encoding.DER),
         chain_pem=b"".join(certificate.public_bytes(serialization.Encoding.PEM) for certificate in sent),
         key_pem=server.key_pem,
         passphrase=server.passphrase,
         authorities_der=b"".join(each.public_bytes(serialization.Encoding.DER) for each in trust.authorities),
-        crls_pem=b"".join(crl.pem for crl in trust.crls),
+        crls_pem=b"".join(
+            x509.load_der_x509_crl(crl.der).public_bytes(serialization.Encoding.PEM)
+            for found in trust.crls.values()
+            for crl in found
+        ),
         anchors=anchors_of(tls, trust.authorities),
         configured=tuple(map(anchor_of, trust.configured)),
     )
@@ -114,7 +116,7 @@ def _trust(config: Config, files: Mapping[Path, bytes], *, now: float, previous:
             (str(tls.ca_cert), files[tls.ca_cert]),
             [(str(path), files[path]) for path in tls.crl],
             now=now,
-            previous=previous.crls if previous is not None else (),
+            previous=previous.trust if previous is not None else NO_TRUST,
         )
     if tls.crl:
         raise MaterialError(str(tls.crl[0]), "a CRL without tls.ca_cert revokes nothing; name the CA that signed it")

@@ -21,6 +21,8 @@ from tlsproxy.tls.facts import issuer_key
 if TYPE_CHECKING:
     from collections.abc import MutableMapping
 
+    from tlsproxy.tls.trust import Issuer
+
 REMEMBERED: Final = 4096
 
 
@@ -28,13 +30,13 @@ REMEMBERED: Final = 4096
 class Peer:
     """``chain`` has the SHA-256 (hex) of each certificate of the verified chain, leaf first, trust anchor last.
 
-    ``serials`` has (issuer, serial number) of each of them, as :func:`tlsproxy.tls.facts.issuer_key` writes issuers.
+    ``serials`` has (issuer, serial number) of each of them; the anchor's as if it were its own issuer.
     ``issuers`` are those above the leaf. ``identity`` is what the leaf says: a generation adds its trust anchor.
     """
 
     identity: Identity
     chain: tuple[str, ...]
-    serials: tuple[tuple[str, int], ...]
+    serials: tuple[tuple[Issuer, int], ...]
     issuers: tuple[Anchor, ...] = ()
 
 
@@ -71,16 +73,17 @@ def _sha256(der: bytes) -> str:
 
 def _peer(verified: list[bytes]) -> Peer:
     identity, chain = identity_of(verified[0]), tuple(map(_sha256, verified))
-    serials, issuers = tuple(map(_issued, verified)), tuple(map(_issuer, verified[1:]))
-    if None in serials or None in issuers:
+    named, issuers = tuple(map(_issued, verified)), tuple(map(_issuer, verified[1:]))
+    if None in named or None in issuers:
         # OpenSSL reads a certificate that cryptography does not: what cannot be looked up in a CRL has no role.
         identity, issuers = replace(identity, defect=identity.defect or "unparsable issuer"), ()
-    return Peer(
-        identity,
-        chain,
-        tuple(pair for pair in serials if pair is not None),
-        tuple(issuer for issuer in issuers if issuer is not None),
+    above = (*issuers, issuers[-1] if issuers else None)
+    serials = tuple(
+        ((pair[0], issuer.key), pair[1])
+        for pair, issuer in zip(named, above, strict=False)
+        if pair is not None and issuer is not None
     )
+    return Peer(identity, chain, serials, tuple(issuer for issuer in issuers if issuer is not None))
 
 
 @lru_cache(maxsize=256)

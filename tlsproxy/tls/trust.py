@@ -1,95 +1,191 @@
 """Who may vouch for clients, and who no longer does: the CA file and the CRLs.
 
 Only what the operator put there is trusted, never the system's roots: an empty or broken file is an error, because
-every milder reading of it has widened trust somewhere (Caddy #7464). A CRL counts when one of these CAs signed it, when
-it is current, and when it is not older than the one in use.
+every milder reading of it has widened trust somewhere (Caddy #7464). A CRL counts when one of these CAs signed it.
+Issuers are told apart by name and key: another CA of the same name is not the one whose CRL names a serial number.
 """
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives import serialization
-from cryptography.x509.oid import ExtensionOID
 
+from tlsproxy.authz.identity import anchor_of
 from tlsproxy.errors import MaterialError
 from tlsproxy.tls import pem
-from tlsproxy.tls.facts import CrlFacts, day, facts_of, issuer_key
-from tlsproxy.tls.servercert import PARSE_ERRORS, SKEW, certificate_of, is_authority
+from tlsproxy.tls.crls import crl_age, load_crls, older_than
+from tlsproxy.tls.facts import CrlFacts, day, issuer_key
+from tlsproxy.tls.servercert import SKEW, certificate_of, is_authority, issued_by
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-    from tlsproxy.tls.facts import CertificateFacts
+    from tlsproxy.tls.crls import Crl
 
-T = TypeVar("T", bound=x509.ExtensionType)
-
-_UNDERSTOOD: Final = frozenset({ExtensionOID.ISSUING_DISTRIBUTION_POINT, ExtensionOID.CRL_NUMBER})
-"""The CRL extensions that may be critical (RFC 5280 section 5.2: a CRL with an unknown one must not be used)."""
+Issuer: TypeAlias = tuple[str, str]
+"""A CA's name (:func:`tlsproxy.tls.facts.issuer_key`) and the SHA-256 (hex) of its public key."""
 
 
 @dataclass(frozen=True, slots=True)
-class Crl:
-    facts: CrlFacts
-    issuer: str
-    pem: bytes = field(repr=False)
-    serials: frozenset[int] = field(repr=False)
+class CrlPolicy:
+    """``required``: once there is any CRL, a client certificate that none covers is refused.
+
+    ``deny_expired``: what is covered by CRLs past their next update alone is refused.
+    """
+
+    required: bool = True
+    deny_expired: bool = True
 
 
 @dataclass(frozen=True, slots=True)
 class Trust:
-    """``authorities`` are those in force; a CA that a CRL revokes is not among them, but among the ``configured``.
+    """``configured`` are the CAs of the file; those that no CRL revokes are the ``authorities`` in force.
 
-    ``revoked`` maps an issuer's key (:func:`tlsproxy.tls.facts.issuer_key`) to the serial numbers that it revoked.
+    ``crls`` are the newest of each signer and scope, ``unused`` those that no CA of the file signed.
     """
 
+    path: str
+    configured: tuple[x509.Certificate, ...]
     authorities: tuple[x509.Certificate, ...]
-    crls: tuple[Crl, ...]
-    revoked: Mapping[str, frozenset[int]] = field(repr=False)
-    warnings: tuple[str, ...]
-    configured: tuple[x509.Certificate, ...] = ()
+    crls: Mapping[Issuer, tuple[Crl, ...]] = field(repr=False)
+    unused: tuple[Crl, ...]
+    policy: CrlPolicy = CrlPolicy()
+
+    @classmethod
+    def of(cls, path: str, authorities: Iterable[x509.Certificate], crls: Sequence[Crl], policy: CrlPolicy) -> Trust:
+        """``path`` is where the CAs stand, for warnings."""
+        configured = tuple(authorities)
+        issuers = {certificate: issuer_of(certificate) for certificate in configured}
+        newest: dict[tuple[Issuer, str], Crl] = {}
+        unused = []
+        for crl in crls:
+            signer = next((issuers[each] for each in configured if crl.signed_by(each)), None)
+            if signer is None:
+                unused.append(crl)
+                continue
+            held = newest.get((signer, crl.digest))
+            if held is None or crl_age(held) < crl_age(crl):
+                newest[signer, crl.digest] = crl
+        bound: dict[Issuer, tuple[Crl, ...]] = {}
+        for (signer, _), crl in newest.items():
+            bound[signer] = (*bound.get(signer, ()), crl)
+        in_force = tuple(
+            certificate
+            for certificate in configured
+            if not any(
+                certificate.serial_number in crl.serials and issued_by(certificate, above)
+                for above, issuer in issuers.items()
+                for crl in bound.get(issuer, ())
+            )
+        )
+        return cls(path, configured, in_force, bound, tuple(unused), policy)
+
+    def revokes(self, issuer: Issuer, serial: int) -> bool:
+        """By any CRL of the issuer, whatever its scope and age."""
+        return any(serial in crl.serials for crl in self.crls.get(issuer, ()))
+
+    def newer(self, crl: Crl) -> Crl | None:
+        """The CRL in use, of the same signer and scope, that this one is older than."""
+        return next(
+            (
+                held
+                for certificate in self.configured
+                for held in self.crls.get(issuer_of(certificate), ())
+                if held.digest == crl.digest and older_than(crl, held) and crl.signed_by(certificate)
+            ),
+            None,
+        )
+
+    @property
+    def facts(self) -> tuple[CrlFacts, ...]:
+        """Of the CRLs that are used."""
+        return tuple(
+            CrlFacts(
+                issuer=crl.issuer,
+                this_update=crl.this_update,
+                next_update=crl.next_update,
+                number=crl.number,
+                count=len(crl.serials),
+                scope=f"{key} {crl.digest}",
+            )
+            for (_, key), crls in self.crls.items()
+            for crl in crls
+        )
+
+    def warnings(self, now: float) -> Iterator[str]:
+        """``now`` is seconds since the epoch."""
+        for certificate in self.configured:
+            name = certificate.subject.rfc4514_string()
+            not_before, not_after = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+            if certificate not in self.authorities:
+                yield f"{self.path}: {name} is revoked and therefore not trusted any more; remove it"
+            elif not_after.timestamp() <= now:
+                yield f"{self.path}: {name} expired at {day(not_after.timestamp())}; its clients are refused"
+            elif not_before.timestamp() > now:
+                yield f"{self.path}: {name} is not valid before {day(not_before.timestamp())}; its clients are refused"
+            elif self.policy.required and (self.crls or self.unused) and issuer_of(certificate) not in self.crls:
+                yield f"{self.path}: {name} has no CRL while others have; every client that it issued to is refused"
+        for crl in (one for crls in self.crls.values() for one in crls):
+            named = f"{crl.path}: the CRL of {crl.issuer}"
+            if crl.next_update <= now:
+                effect = "the clients that it covers are refused" if self.policy.deny_expired else "it still counts"
+                yield f"{named} was to be replaced by {day(crl.next_update)}; {effect}"
+            elif crl.this_update > now:
+                yield f"{named} is dated {day(crl.this_update)}, in the future; check the clock"
+        for crl in self.unused:
+            yield f"{crl.path}: the CRL of {crl.issuer} is not used: no CA of {self.path} signed it"
+
+
+NO_TRUST: Final = Trust("", (), (), {}, ())
+
+
+def issuer_of(certificate: x509.Certificate) -> Issuer:
+    """What a CA is known by, however often its certificate is issued anew."""
+    return issuer_key(certificate.subject), anchor_of(certificate).key
 
 
 def load_trust(
-    authorities: tuple[str, bytes], crls: Sequence[tuple[str, bytes]], *, now: float, previous: Iterable[CrlFacts]
+    authorities: tuple[str, bytes],
+    crls: Sequence[tuple[str, bytes]],
+    *,
+    now: float,
+    previous: Trust = NO_TRUST,
+    policy: CrlPolicy = CrlPolicy(),
 ) -> Trust:
-    """The CA file and the CRL files, each a path and its bytes; ``previous`` are the CRLs in use.
+    """The CA file and the CRL files, each a path and its bytes; ``previous`` is what is in use.
 
     Raises MaterialError.
     """
     path, data = authorities
     configured = load_authorities(path, data)
-    newest: dict[str, Crl] = {}
-    in_use = {facts.scope: facts for facts in previous}
-    for crl_path, crl_data in crls:
-        for block in pem.blocks_of(crl_path, crl_data):
-            if block.label != pem.CRL:
-                raise MaterialError(crl_path, f"holds a {block.label!r} block; only CRLs belong here")
-            crl = _crl(crl_path, block.data, configured, now)
-            held = newest.get(crl.facts.scope)
-            if held is None or _age(held.facts) < _age(crl.facts):
-                newest[crl.facts.scope] = crl
-    for crl in newest.values():
-        _check_not_older(crl.facts, in_use.get(crl.facts.scope), crls)
-    revoked: dict[str, frozenset[int]] = {}
-    for crl in newest.values():
-        revoked[crl.issuer] = revoked.get(crl.issuer, frozenset()) | crl.serials
-    facts = {certificate: facts_of(certificate) for certificate in configured}
-    in_force = tuple(
-        certificate
-        for certificate in configured
-        if certificate.serial_number not in revoked.get(issuer_key(certificate.issuer), frozenset())
-    )
-    if not in_force:
+    loaded = [crl for crl_path, crl_data in crls for crl in load_crls(crl_path, crl_data)]
+    trust = Trust.of(path, configured, loaded, policy)
+    for crl in trust.unused:
+        raise MaterialError(
+            crl.path, f"the CRL of {crl.issuer} is not signed by a CA of tls.ca_cert; add that CA there"
+        )
+    for crl in (one for found in trust.crls.values() for one in found):
+        if crl.this_update > now + SKEW:
+            raise MaterialError(
+                crl.path, f"the CRL of {crl.issuer} is dated {day(crl.this_update)}, in the future; check the clock"
+            )
+        if crl.next_update <= now:
+            raise MaterialError(
+                crl.path, f"the CRL of {crl.issuer} was to be replaced by {day(crl.next_update)}; fetch it anew"
+            )
+        if (newer := previous.newer(crl)) is not None:
+            raise MaterialError(
+                crl.path,
+                f"the CRL of {crl.issuer} ({_edition(crl)}) is older than the one in use ({_edition(newer)}); "
+                "fetch it anew",
+            )
+    if not trust.authorities:
         raise MaterialError(path, "every CA in it is revoked by the configured CRLs")
-    if all(facts[certificate].not_after <= now for certificate in in_force):
+    if all(certificate.not_valid_after_utc.timestamp() <= now for certificate in trust.authorities):
         raise MaterialError(path, "every CA in it has expired; add the CA that issues today's client certificates")
-    warnings = _warnings(path, facts, in_force, newest.values(), now)
-    return Trust(in_force, tuple(newest.values()), revoked, tuple(warnings), configured)
+    return trust
 
 
 def load_authorities(path: str, data: bytes) -> tuple[x509.Certificate, ...]:
@@ -106,110 +202,5 @@ def load_authorities(path: str, data: bytes) -> tuple[x509.Certificate, ...]:
     return tuple(found)
 
 
-def _crl(path: str, block: bytes, authorities: tuple[x509.Certificate, ...], now: float) -> Crl:
-    try:
-        crl = x509.load_pem_x509_crl(block)
-        extensions = crl.extensions
-        serials = frozenset(entry.serial_number for entry in crl)
-    except PARSE_ERRORS as error:
-        raise MaterialError(path, f"holds a CRL that cannot be parsed: {error}") from None
-    issuer = crl.issuer.rfc4514_string()
-    signer = next(
-        (each for each in authorities if issuer_key(each.subject) == issuer_key(crl.issuer) and _signed_by(crl, each)),
-        None,
-    )
-    if signer is None:
-        raise MaterialError(path, f"the CRL of {issuer} is not signed by a CA of tls.ca_cert; add that CA there")
-    _check_complete(path, issuer, extensions)
-    this_update, next_update = crl.last_update_utc.timestamp(), crl.next_update_utc
-    if next_update is None:
-        raise MaterialError(
-            path, f"the CRL of {issuer} does not say when the next one is due (RFC 5280 section 5.1.2.5)"
-        )
-    if this_update > now + SKEW:
-        raise MaterialError(path, f"the CRL of {issuer} is dated {day(this_update)}, in the future; check the clock")
-    if next_update.timestamp() <= now:
-        raise MaterialError(
-            path, f"the CRL of {issuer} was to be replaced by {day(next_update.timestamp())}; fetch it anew"
-        )
-    number = _extension(extensions, x509.CRLNumber)
-    facts = CrlFacts(
-        issuer=issuer,
-        this_update=this_update,
-        next_update=next_update.timestamp(),
-        number=None if number is None else number.crl_number,
-        count=len(serials),
-        scope=_scope(signer, _extension(extensions, x509.IssuingDistributionPoint)),
-    )
-    return Crl(facts, issuer_key(crl.issuer), block, serials)
-
-
-def _signed_by(crl: x509.CertificateRevocationList, authority: x509.Certificate) -> bool:
-    try:
-        return crl.is_signature_valid(authority.public_key())  # type: ignore[arg-type] # other keys raise TypeError
-    except (TypeError, UnsupportedAlgorithm):
-        return False
-
-
-def _check_complete(path: str, issuer: str, extensions: x509.Extensions) -> None:
-    """A CRL that speaks only of changes, of others' certificates or of some reasons must not pass for the whole."""
-    unknown = [each.oid.dotted_string for each in extensions if each.critical and each.oid not in _UNDERSTOOD]
-    if unknown or _extension(extensions, x509.DeltaCRLIndicator) is not None:
-        raise MaterialError(path, f"the CRL of {issuer} is a delta CRL or of an unknown kind; use the complete one")
-    scope = _extension(extensions, x509.IssuingDistributionPoint)
-    if scope is not None and (
-        scope.indirect_crl
-        or scope.only_some_reasons
-        or scope.only_contains_attribute_certs
-        or scope.only_contains_ca_certs
-    ):
-        raise MaterialError(path, f"the CRL of {issuer} is partial (issuing distribution point); use the complete one")
-
-
-def _check_not_older(new: CrlFacts, old: CrlFacts | None, sources: Sequence[tuple[str, bytes]]) -> None:
-    if old is None:
-        return
-    older = new.this_update < old.this_update
-    rolled_back = new.number is not None and old.number is not None and new.number < old.number
-    if older or rolled_back:
-        raise MaterialError(
-            ", ".join(path for path, _ in sources),
-            f"the CRL of {new.issuer} ({_edition(new)}) is older than the one in use ({_edition(old)}); fetch it anew",
-        )
-
-
-def _warnings(
-    path: str,
-    facts: Mapping[x509.Certificate, CertificateFacts],
-    in_force: tuple[x509.Certificate, ...],
-    crls: Iterable[Crl],
-    now: float,
-) -> Iterable[str]:
-    issuers = {crl.issuer for crl in crls}
-    for certificate, of in facts.items():
-        if certificate not in in_force:
-            yield f"{path}: {of.subject} is revoked and therefore not trusted any more; remove it"
-        elif of.not_after <= now:
-            yield f"{path}: {of.subject} expired at {day(of.not_after)}; its clients are refused"
-        elif issuers and issuer_key(certificate.subject) not in issuers:
-            yield f"{path}: {of.subject} has no CRL while others have; every client that it issued to is refused"
-
-
-def _age(facts: CrlFacts) -> tuple[float, int]:
-    return facts.this_update, -1 if facts.number is None else facts.number
-
-
-def _edition(facts: CrlFacts) -> str:
-    return f"number {'none' if facts.number is None else facts.number} of {day(facts.this_update)}"
-
-
-def _scope(signer: x509.Certificate, point: x509.IssuingDistributionPoint | None) -> str:
-    key = signer.public_key().public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
-    return hashlib.sha256(key + (b"" if point is None else point.public_bytes())).hexdigest()
-
-
-def _extension(extensions: x509.Extensions, kind: type[T]) -> T | None:
-    try:
-        return extensions.get_extension_for_class(kind).value
-    except x509.ExtensionNotFound:
-        return None
+def _edition(crl: Crl) -> str:
+    return f"number {'none' if crl.number is None else crl.number} of {day(crl.this_update)}"
