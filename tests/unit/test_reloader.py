@@ -17,6 +17,7 @@ from tlsproxy.service.jwks import KeySets
 from tlsproxy.service.reloader import Reloader
 from tlsproxy.service.systemd import Notifier
 from tlsproxy.tls import files
+from tlsproxy.tls.files import read_inputs
 from tlsproxy.tls.watch import Watcher
 
 
@@ -36,7 +37,7 @@ class Bench:
         self.audit = SimpleNamespace(write=self._write)
         metrics = SimpleNamespace(reload=lambda result, trigger, _when: self.counted.append((result, trigger)))
         metrics.published = lambda _generation: None
-        watcher = Watcher(made.config, made.environ)
+        watcher = Watcher(made.config, made.environ, read_inputs(made.config, made.environ))
         self.reloader = Reloader(
             target=self,
             audit=self.audit,  # type: ignore[arg-type]
@@ -118,13 +119,12 @@ def test_a_caller_that_gave_up_takes_nobody_with_it(tmp_path: Path) -> None:
 def test_files_that_were_caught_in_the_writing_are_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The watcher saw the new files; the build read them while their writer, for a moment, had them cut off."""
     made = site(tmp_path, tls={"poll_interval": 0.02})
-    read_inputs = reloader.read_inputs
     failures = [MaterialError(str(tmp_path / "server.key"), "does not exist; create it")]
 
-    def unlucky_once(*arguments: Any) -> Any:
+    def unlucky_once(*arguments: Any, **more: Any) -> Any:
         if failures:
             raise failures.pop()
-        return read_inputs(*arguments)
+        return read_inputs(*arguments, **more)
 
     async def run() -> None:
         bench = Bench(made)

@@ -193,8 +193,9 @@ def test_a_set_that_never_settles_is_unstable(tmp_path: Path, monkeypatch: pytes
         return read(path, *args)
 
     monkeypatch.setattr(files, "_read", disturbed)
-    with pytest.raises(UnstableInputs, match="keep changing"):
-        read_inputs(made.config, {})
+    failures = read_inputs(made.config, {}).failures
+    assert failures.keys() == {tmp_path / "ca.pem"}
+    assert "keeps changing" in str(failures[tmp_path / "ca.pem"])
 
 
 def test_a_change_between_two_readings_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -269,9 +270,8 @@ def test_under_continuous_link_swaps_every_reading_is_a_pair(tmp_path: Path) -> 
     settled = 0
     try:
         for _ in range(100):
-            try:
-                inputs = read_inputs(made.config, {})
-            except UnstableInputs:
+            inputs = read_inputs(made.config, {})
+            if inputs.failures:
                 continue
             settled += 1
             assert (
@@ -312,8 +312,146 @@ def test_a_configuration_cut_off_for_a_moment_is_waited_for(tmp_path: Path, monk
 def test_a_file_missing_for_good_is_named(tmp_path: Path) -> None:
     made = site(tmp_path)
     (tmp_path / "ca.pem").unlink()
-    with pytest.raises(MaterialError, match=r"ca\.pem: does not exist"):
+    failures = read_inputs(made.config, {}).failures
+    assert [str(failure).split(";")[0] for failure in failures.values()] == [f"{tmp_path / 'ca.pem'}: does not exist"]
+
+
+def test_a_file_that_cannot_be_read_keeps_no_other_from_being_read(tmp_path: Path) -> None:
+    made = site(tmp_path, tls={"crl": ["a.crl"]})
+    first = read_inputs(made.config, {})
+    assert first.failures.keys() == {tmp_path / "a.crl"}
+    made.write("ca.pem", ROOT.certificate_pem * 2)
+    second = read_inputs(made.config, {}, earlier=first)
+    assert second.failures.keys() == first.failures.keys()
+    assert second.files[tmp_path / "ca.pem"] == ROOT.certificate_pem * 2
+    assert second.digest != first.digest
+    made.write("a.crl", b"crl")
+    third = read_inputs(made.config, {}, earlier=second)
+    assert not third.failures
+    assert third.files[tmp_path / "a.crl"] == b"crl"
+
+
+def test_a_failure_that_is_known_is_read_once_in_a_poll_and_has_the_same_digest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = site(tmp_path)
+    (tmp_path / "ca.pem").unlink()
+    first = read_inputs(made.config, {})
+    monkeypatch.setattr(files.time, "sleep", None)
+    assert read_inputs(made.config, {}, earlier=first).digest == first.digest
+    (tmp_path / "ca.pem").mkdir()
+    monkeypatch.setattr(files.time, "sleep", lambda _: None)
+    assert read_inputs(made.config, {}, earlier=first).digest != first.digest
+
+
+@pytest.mark.parametrize("spoiled", [b"roles: [", b"no_such_section: {}\n", None], ids=["syntax", "key", "missing"])
+def test_a_configuration_that_cannot_be_used_goes_on_as_it_was_and_its_files_are_read(
+    tmp_path: Path, spoiled: bytes | None
+) -> None:
+    made = site(tmp_path)
+    first = read_inputs(made.config, {})
+    if spoiled is None:
+        made.config.unlink()
+    else:
+        made.config.write_bytes(spoiled)
+    made.write("ca.pem", b"new")
+    second = read_inputs(made.config, {}, earlier=first)
+    assert second.loaded is first.loaded
+    assert second.failures.keys() == {made.config}
+    assert second.files[made.config] == first.files[made.config]
+    assert second.files[tmp_path / "ca.pem"] == b"new"
+    assert second.failures[made.config].__traceback__ is None
+
+
+@pytest.mark.parametrize("blocked", ["open", "readlink"])
+def test_a_file_that_does_not_answer_stays_out_and_comes_back_when_it_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, blocked: str
+) -> None:
+    made = site(tmp_path, tls={"crl": ["a.crl"], "read_timeout": 0.05})
+    path = tmp_path / "a.crl"
+    if blocked == "readlink":
+        made.write("real", b"crl")
+        path.symlink_to("real")
+    else:
+        made.write("a.crl", b"crl")
+    first = read_inputs(made.config, {})
+    answers, asked = threading.Event(), []
+    call = getattr(os, blocked)
+
+    def hang(name: object, *arguments: Any, **more: Any) -> Any:
+        if os.fspath(name) == str(path):  # type: ignore[call-overload]
+            asked.append(name)
+            assert answers.wait(20)
+        return call(name, *arguments, **more)
+
+    monkeypatch.setattr(os, blocked, hang)
+    second = read_inputs(made.config, {}, earlier=first)
+    assert second.failures.keys() == {path}
+    failure = second.failures[path]
+    assert failure.kind is FailureKind.ENVIRONMENT
+    assert "no answer since" in str(failure)
+    made.write("ca.pem", b"new")
+    third = read_inputs(made.config, {}, earlier=second)
+    assert third.files[tmp_path / "ca.pem"] == b"new"
+    assert str(third.failures[path]) == str(failure)
+    assert len(asked) == 1
+    answers.set()
+    while (again := read_inputs(made.config, {}, earlier=third)).failures:
+        pass
+    assert again.files[path] == b"crl"
+
+
+def test_a_file_that_is_being_written_stays_as_it_was_and_is_told_of_if_that_lasts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = site(tmp_path, tls={"crl": ["a.crl"]})
+    made.write("a.crl", b"crl")
+    inputs = first = read_inputs(made.config, {})
+    read, busy = files._read, tmp_path / "server.pem"
+
+    def disturbed(path: Path, *args: Any) -> Any:
+        if path == busy:
+            made.write(busy.name, os.urandom(8))
+        return read(path, *args)
+
+    monkeypatch.setattr(files, "_read", disturbed)
+    made.write("server.key", b"of the other half")
+    made.write("a.crl", b"new")
+    for _ in range(files.PATIENCE - 1):
+        inputs = read_inputs(made.config, {}, earlier=inputs)
+        assert not inputs.failures
+        assert inputs.files[busy] == first.files[busy]
+        assert inputs.files[tmp_path / "server.key"] == first.files[tmp_path / "server.key"]
+        assert inputs.files[tmp_path / "a.crl"] == b"new"
+    inputs = read_inputs(made.config, {}, earlier=inputs)
+    assert inputs.failures.keys() == {busy, tmp_path / "server.key"}
+    monkeypatch.setattr(files, "_read", read)
+    assert not read_inputs(made.config, {}, earlier=inputs).failures
+
+
+def test_a_configuration_that_is_being_written_goes_on_as_it_was_and_holds_up_no_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = site(tmp_path)
+    inputs = first = read_inputs(made.config, {})
+    read = files._read
+
+    def disturbed(path: Path, *args: Any) -> Any:
+        if path == made.config:
+            made.config.write_bytes(first.files[made.config] + b"#" + os.urandom(8).hex().encode())
+        return read(path, *args)
+
+    monkeypatch.setattr(files, "_read", disturbed)
+    with pytest.raises(UnstableInputs):
         read_inputs(made.config, {})
+    made.write("ca.pem", b"new")
+    told = []
+    for _ in range(files.PATIENCE):
+        inputs = read_inputs(made.config, {}, earlier=inputs)
+        assert inputs.loaded is first.loaded
+        assert inputs.files[tmp_path / "ca.pem"] == b"new"
+        told.append(inputs.failures.keys())
+    assert told == [*[set()] * (files.PATIENCE - 1), {made.config}]
 
 
 def test_a_wrong_configuration_is_a_configuration_error(tmp_path: Path) -> None:

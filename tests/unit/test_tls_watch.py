@@ -18,11 +18,11 @@ from watchfiles import awatch
 
 from tlsproxy.errors import TlsproxyError
 from tlsproxy.tls import files, hint, watch
+from tlsproxy.tls.files import read_inputs
 from tlsproxy.tls.places import Places, places_of
 from tlsproxy.tls.watch import Watcher
 
 if TYPE_CHECKING:
-    from tlsproxy.tls.files import Inputs
     from tlsproxy.tls.pki import Issued
 
 Rotate = Callable[[], None]
@@ -51,15 +51,14 @@ class Watched:
 
     def __init__(self, made: Site) -> None:
         self.made = made
-        self.watcher = Watcher(made.config, made.environ)
-        self.watcher.seen(made.digest())
+        self.watcher = Watcher(made.config, made.environ, read_inputs(made.config, made.environ))
         self.triggers: asyncio.Queue[str] = asyncio.Queue()
         self.polls = 0
         self.polled = asyncio.Event()
         poll = self.watcher._poll
         loop = asyncio.get_running_loop()
 
-        def counted() -> tuple[str, Places]:
+        def counted() -> Places:
             outcome = poll()
             self.polls += 1
             loop.call_soon_threadsafe(self.polled.set)
@@ -263,7 +262,7 @@ async def test_a_directory_that_is_deleted_and_recreated_is_watched_anew(tmp_pat
     async with watched(made) as it:
         for _ in range(3):
             shutil.rmtree(tmp_path / "pki")
-            while it.watcher.inputs is not None:
+            while not it.watcher.inputs.failures:
                 await it.next()
             create(fresh())
             await until_served(it)
@@ -331,7 +330,7 @@ async def test_an_unreadable_input_is_told_once_and_read_again_at_each_poll(
     async with watched(made) as it:
         spoil(path)
         await it.next()
-        while it.watcher.inputs is not None:
+        while path not in it.watcher.inputs.failures:
             await it.next()
         await it.some_polls()
         assert it.triggers.empty()
@@ -496,47 +495,11 @@ async def test_our_own_reading_stirs_nothing(tmp_path: Path) -> None:
 
 
 @in_loop
-async def test_a_ttl_that_is_over_does_not_hurry_polls_of_unreadable_inputs(tmp_path: Path) -> None:
-    watcher = Watcher(site(tmp_path).config, {})
-    watcher._ttl, watcher._renewed, watcher._interval = 1, time.monotonic() - 10, 0.05
-    started = time.monotonic()
-    assert await watcher._pause(asyncio.Event()) is False
-    assert time.monotonic() - started > 0.04
-
-
-@in_loop
-async def test_unstable_inputs_are_waited_for_and_told_if_it_lasts(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    made = fast(tmp_path)
-    unstable = files.UnstableInputs("x", "moving")
-    async with watched(made) as it:
-        outcomes = [unstable] * (watch.PATIENCE - 1)
-        read = watch.read_inputs
-
-        def reading(*args: Any, **more: Any) -> Inputs:
-            if outcomes:
-                raise outcomes.pop()
-            return read(*args, **more)
-
-        monkeypatch.setattr(watch, "read_inputs", reading)
-        await it.some_polls(5)
-        outcomes.extend([unstable] * (watch.PATIENCE - 1))
-        await it.some_polls(5)
-        assert it.triggers.empty()
-        outcomes.extend([unstable] * watch.PATIENCE)
-        assert await it.next() == "poll"
-        assert await it.next() == "poll"  # stable again: what failed is put right
-        await it.some_polls()
-        assert it.triggers.empty()
-
-
-@in_loop
 async def test_a_bug_is_not_swallowed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = fast(tmp_path)
-    monkeypatch.setattr(watch, "read_inputs", None)
+    monkeypatch.setattr(watch, "places_of", None)
     with pytest.raises(TypeError):
-        async for _ in Watcher(made.config, {}).changes():
+        async for _ in Watcher(made.config, {}, read_inputs(made.config, {})).changes():
             pass
 
 
@@ -547,7 +510,7 @@ def test_places_are_those_of_every_link_on_the_way(tmp_path: Path) -> None:
     (tmp_path / "current").symlink_to("v1")
     (tmp_path / "v1/x").symlink_to("../live/a")
     (tmp_path / "live/a").symlink_to(tmp_path / "archive/1.pem")
-    places = places_of([tmp_path / "current/x", tmp_path / "gone/y"])
+    places = places_of([tmp_path / "current/x", tmp_path / "gone/y"], 10)
     root = tmp_path.resolve()
     assert set(places.directories) == {root, root / "v1", root / "live", root / "archive"}
     assert {str(root / each) for each in ("current", "v1/x", "live/a", "archive/1.pem", "gone/y")} <= places.entries
@@ -556,13 +519,13 @@ def test_places_are_those_of_every_link_on_the_way(tmp_path: Path) -> None:
 def test_a_loop_of_links_ends(tmp_path: Path) -> None:
     (tmp_path / "a").symlink_to("b")
     (tmp_path / "b").symlink_to("a")
-    assert set(places_of([tmp_path / "a"]).directories) == {tmp_path.resolve()}
+    assert set(places_of([tmp_path / "a"], 10).directories) == {tmp_path.resolve()}
 
 
 def test_a_recreated_directory_is_another_place(tmp_path: Path) -> None:
     path = tmp_path / "d" / "f"
     (tmp_path / "d").mkdir()
-    before = places_of([path])
+    before = places_of([path], 10)
     (tmp_path / "d").rename(tmp_path / "old")
     (tmp_path / "d").mkdir()
-    assert places_of([path]) != before
+    assert places_of([path], 10) != before

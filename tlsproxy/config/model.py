@@ -102,6 +102,8 @@ class Tls(Section):
     """Seconds after which all files are loaded anew, changed or not; 0 or null for never."""
     poll_interval: Seconds = 5.0
     """Seconds between two looks at the files' contents."""
+    read_timeout: Seconds = 3.0
+    """Seconds in which a file must be read. One that does not answer stays as it was read before, and is told of."""
 
 
 class Upstream(Section):

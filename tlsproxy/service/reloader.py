@@ -156,11 +156,7 @@ class Reloader:
 
     async def _candidate(self, old: Generation) -> Candidate:
         """From the files as they are now and the key sets fetched last. Changes nothing."""
-        try:
-            inputs = await in_thread(read_inputs, self._config_path, self._environ)
-        except TlsproxyError as error:
-            self._tried = f"{type(error).__name__}: {error}"  # as the watcher names inputs that it cannot read
-            raise
+        inputs = await in_thread(read_inputs, self._config_path, self._environ, earlier=self._watcher.inputs)
         self._tried = inputs.digest
         new = await in_thread(
             build,

@@ -131,7 +131,7 @@ class _Program:
                 metrics=served.counted,
                 config_path=self._config_path,
                 environ=os.environ,
-                watcher=Watcher(self._config_path, os.environ),
+                watcher=Watcher(self._config_path, os.environ, self._inputs),
                 key_sets=self._key_sets,
                 told=self._notifier,
             )

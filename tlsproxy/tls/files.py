@@ -1,9 +1,10 @@
-"""Reading every input of a generation from disk: whole, bounded, and all of one moment.
+"""Reading every input of a generation from disk: whole, bounded, in time, and of one moment.
 
 A rotation is several writes by somebody else (certificate, key, CA), through renames, truncations or swapped links,
 and a reader can fall between any two of them. So a file is read through one descriptor that must not change meanwhile,
-links are resolved once for the whole set, and the set counts only when two readings in a row agree. This module judges
-no content: a set that is stable and wrong is refused by who parses it.
+links are resolved once for the whole set, and a file counts only when two readings in a row agree on it, certificate
+and key together. A file that cannot be read keeps no other from being read. This module judges no content: a file that
+is stable and wrong is refused by who parses it.
 """
 
 from __future__ import annotations
@@ -13,20 +14,26 @@ import hashlib
 import os
 import stat
 import time
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from tlsproxy.config import loader
+from tlsproxy.config.model import Tls
 from tlsproxy.config.secrets import secret_files
 from tlsproxy.config.tokens import public_key_files
 from tlsproxy.errors import FailureKind, MaterialError, TlsproxyError
+from tlsproxy.tls import blocking
+from tlsproxy.tls.blocking import Key, Unanswered
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
     from tlsproxy.config.loader import Loaded
     from tlsproxy.config.model import Config
+
+T = TypeVar("T")
 
 CONFIG_LIMIT: Final = 1 << 20
 PEM_LIMIT: Final = 1 << 20
@@ -37,6 +44,8 @@ SECRET_LIMIT: Final = 64 << 10
 ATTEMPTS: Final = 5
 PAUSE: Final = 0.05
 """Seconds between two readings that disagreed: a rotation is a few system calls, not a few seconds."""
+PATIENCE: Final = 3
+"""Calls in a row that may find a file being written, before that is a failure to tell somebody of."""
 
 _ADVICE: Final = {
     errno.ENOENT: "does not exist; create it or correct the path in the configuration",
@@ -56,7 +65,7 @@ _KINDS: Final = (
 
 
 class UnstableInputs(MaterialError):
-    """The files are being written at this moment. Not a verdict on them: read again later."""
+    """A file that is being written at this moment. Not a verdict on it: read again later."""
 
     def __init__(self, path: str, text: str) -> None:
         super().__init__(path, text, FailureKind.ENVIRONMENT)
@@ -64,10 +73,12 @@ class UnstableInputs(MaterialError):
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
-    """Everything that a generation is made of, as of one moment.
+    """Everything that a generation is made of, as of one moment, and what of it could not be read.
 
-    ``files`` is keyed by the configured path and holds the configuration too; ``targets`` says where each path led.
-    ``digest`` is over paths and bytes, so that equal digests mean that there is nothing to do.
+    ``files`` is keyed by the configured path; ``targets`` says where each path led. A path is either there or in
+    ``failures``. The configuration is in ``files`` always: where it is in ``failures`` too, its bytes and ``loaded``
+    are those of before. ``digest`` is over paths, bytes and failures, so that equal digests mean that there is nothing
+    to do. ``unsettled`` counts the readings in a row that found a file being written: for some it stays as before.
     """
 
     loaded: Loaded = field(repr=False)
@@ -75,6 +86,30 @@ class Inputs:
     digest: str
     targets: Mapping[Path, Path] = field(repr=False)
     warnings: tuple[str, ...] = ()
+    failures: Mapping[Path, TlsproxyError] = field(default_factory=dict)
+    unsettled: Mapping[Path, int] = field(default_factory=dict)
+
+    def found(self, path: Path) -> object:
+        """Equal for two readings that found the same at this path; None where it was not read."""
+        if path in self.failures:
+            return str(self.failures[path])
+        return (self.targets.get(path), self.files[path]) if path in self.files else None
+
+
+@dataclass(frozen=True, slots=True)
+class _Configuration:
+    """``failure``: why it is that of before."""
+
+    loaded: Loaded
+    data: bytes
+    failure: TlsproxyError | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Content:
+    data: bytes
+    exposed: bool
+    """Whether others than its owner may read the file."""
 
 
 def read_file(path: Path, limit: int) -> bytes:
@@ -82,52 +117,150 @@ def read_file(path: Path, limit: int) -> bytes:
 
     Raises MaterialError, or UnstableInputs where the file changed while it was read.
     """
-    return _read(path, path, limit)[0]
+    content = _read(path, path, limit)
+    if isinstance(content, MaterialError):
+        raise content
+    return content.data
 
 
 def read_inputs(config_path: Path, environ: Mapping[str, str], *, earlier: Inputs | None = None) -> Inputs:
     """Read the configuration and every file that it names, until two readings in a row agree.
 
-    ``earlier`` counts as one reading, so a poll that finds nothing new reads each file once and parses nothing. Blocks
-    for up to ``ATTEMPTS`` pauses: call it in a worker thread. Raises ConfigError for a configuration that cannot be
-    parsed, MaterialError for a file that cannot be read, UnstableInputs where no two readings agreed.
+    ``earlier`` counts as one reading, so that a poll that finds nothing new reads each file once and parses nothing;
+    its configuration goes on where the present one cannot be read or parsed, and without it that raises: MaterialError
+    or ConfigError. Blocks for up to ``ATTEMPTS`` pauses, and `tls.read_timeout` for file systems that do not answer.
     """
-    previous = earlier
-    failure: TlsproxyError | None = None
-    for attempt in range(ATTEMPTS):
-        if attempt:
-            time.sleep(PAUSE)
+    current, unsettled = _agreed(lambda: _configuration(config_path, environ, earlier), config_path, earlier)
+    if config_path in unsettled:
+        if earlier is None:
+            raise _unstable(config_path)
+        former = _Configuration(earlier.loaded, earlier.files[config_path])
+        current, unsettled = _agreed(lambda: former, config_path, earlier)
+        unsettled |= {config_path}
+    return _settled(current, unsettled, config_path, earlier) if unsettled else current
+
+
+def _agreed(
+    read_configuration: Callable[[], _Configuration], config_path: Path, earlier: Inputs | None
+) -> tuple[Inputs, set[Path]]:
+    """The last reading, and what of it the one before did not find. Raises where there is no configuration."""
+    previous, attempt = earlier, 0
+    while True:
+        attempt += 1
         try:
-            current = _read_once(config_path, environ)
-        except TlsproxyError as error:
+            current = _reading(read_configuration(), config_path)
+        except TlsproxyError:
             # A file may be missing or cut off between two system calls of its writer: only a lasting failure is one.
-            failure, previous = error, None
-            continue
-        if previous is not None and current.digest == previous.digest and current.targets == previous.targets:
-            return current
-        failure, previous = None, current
-    if failure is not None:
-        raise failure
-    raise UnstableInputs(str(config_path), "its files keep changing while they are read; trying again later")
+            if attempt == ATTEMPTS:
+                raise
+            previous = None
+        else:
+            unsettled = _unsettled(current, previous)
+            fresh = [path for path in current.failures if earlier is None or current.found(path) != earlier.found(path)]
+            if attempt == ATTEMPTS or not (unsettled or fresh):
+                return current, unsettled
+            previous = current
+        time.sleep(PAUSE)
 
 
-def _read_once(config_path: Path, environ: Mapping[str, str]) -> Inputs:
-    data, _ = _read(config_path, config_path, CONFIG_LIMIT)
-    loaded = loader.parse(data, config_path, environ)
-    wanted = dict(_wanted(loaded.config))
+def _configuration(config_path: Path, environ: Mapping[str, str], earlier: Inputs | None) -> _Configuration:
+    timeout = Tls.model_fields["read_timeout"].default if earlier is None else earlier.loaded.config.tls.read_timeout
+    content = _each({config_path: partial(_read, config_path, config_path, CONFIG_LIMIT)}, timeout)[config_path]
+    try:
+        if isinstance(content, MaterialError):
+            raise content
+        return _Configuration(loader.parse(content.data, config_path, environ), content.data)
+    except TlsproxyError as error:
+        if earlier is None:
+            raise
+        return _Configuration(earlier.loaded, earlier.files[config_path], error.with_traceback(None))
+
+
+def _reading(configuration: _Configuration, config_path: Path) -> Inputs:
+    tls = configuration.loaded.config.tls
+    limits = dict(_wanted(configuration.loaded.config))
     # Certificate and key must come out of one directory even where each is reached through a link that is swapped
     # meanwhile (certbot's live/, Kubernetes' ..data): all links are resolved first and read from there, they must lead
     # there still when all is read, and two readings agree only if they led to the same files both times.
-    targets = {path: _target(path) for path in wanted}
-    files = {config_path: data}
+    led = _each({path: partial(_target, path) for path in limits}, tls.read_timeout)
+    targets = {path: target for path, target in led.items() if not isinstance(target, MaterialError)}
+    read = _each(
+        {path: partial(_read, path, target, limits[path]) for path, target in targets.items()}, tls.read_timeout
+    )
+    again = _each({path: partial(_target, path) for path in targets}, tls.read_timeout)
+    failures: dict[Path, TlsproxyError] = {}
+    if configuration.failure is not None:
+        failures[config_path] = configuration.failure
+    files = {config_path: configuration.data}
+    for path in limits:
+        outcome = read.get(path, led[path])
+        if isinstance(outcome, _Content) and again[path] != targets[path]:
+            outcome = again[path]
+            if not isinstance(outcome, MaterialError):
+                outcome = UnstableInputs(str(path), "its links changed while it was read; trying again later")
+        if isinstance(outcome, _Content):
+            files[path] = outcome.data
+        elif isinstance(outcome, MaterialError):
+            failures[path] = outcome
+            targets.pop(path, None)
+    key = read.get(tls.key)
     warnings = []
-    for path, limit in wanted.items():
-        files[path], found = _read(path, targets[path], limit)
-        if path == loaded.config.tls.key and _exposed(found):
-            warnings.append(f"{path}: the private key is open to group or others; chmod 600 it")
-    if targets != {path: _target(path) for path in wanted}:
-        raise UnstableInputs(str(config_path), "links to its files changed while they were read; trying again later")
-    return Inputs(loaded, files, _digest(files), targets, tuple(warnings))
+    if isinstance(key, _Content) and key.exposed:
+        warnings.append(f"{tls.key}: the private key is open to group or others; chmod 600 it")
+    loaded = configuration.loaded
+    return Inputs(loaded, files, _digest(files, failures), targets, tuple(warnings), failures)
+
+
+def _unsettled(current: Inputs, previous: Inputs | None) -> set[Path]:
+    """The paths on which two readings do not agree. Certificate, key and passphrase agree together or not at all."""
+    paths = current.files.keys() | current.failures.keys()
+    unsettled = {
+        path
+        for path in paths
+        if previous is None
+        or current.found(path) != previous.found(path)
+        or isinstance(current.failures.get(path), UnstableInputs)
+    }
+    tls = current.loaded.config.tls
+    pair = {path for path in (tls.cert, tls.key, tls.key_passphrase_file) if path is not None}
+    return unsettled | pair if unsettled & pair else unsettled
+
+
+def _settled(current: Inputs, unsettled: set[Path], config_path: Path, earlier: Inputs | None) -> Inputs:
+    """A file that is being written stays as it was before, and is a failure if that lasts or nothing was before."""
+    files, targets, failures = dict(current.files), dict(current.targets), dict(current.failures)
+    times = {path: 1 + (earlier.unsettled.get(path, 0) if earlier is not None else 0) for path in unsettled}
+    for path in unsettled:
+        if path != config_path:  # whose bytes are those of before already
+            files.pop(path, None)
+            targets.pop(path, None)
+        failures.pop(path, None)
+        if earlier is None or times[path] >= PATIENCE or earlier.found(path) is None:
+            failures[path] = _unstable(path)
+        elif path in earlier.failures:
+            failures[path] = earlier.failures[path]
+        elif path != config_path:
+            files[path], targets[path] = earlier.files[path], earlier.targets[path]
+    return replace(
+        current, files=files, digest=_digest(files, failures), targets=targets, failures=failures, unsettled=times
+    )
+
+
+def _unstable(path: Path) -> UnstableInputs:
+    return UnstableInputs(str(path), "keeps changing while it is read; trying again later")
+
+
+def _each(calls: Mapping[Path, Callable[[], T | MaterialError]], timeout: float) -> dict[Path, T | MaterialError]:
+    """The outcome at each path, in time: what does not answer is a failure, and tried again once it does."""
+    keys = {path: Key(str(path.parent), str(path)) for path in calls}
+    outcomes = blocking.outcomes({keys[path]: call for path, call in calls.items()}, timeout)
+    return {path: _answered(path, outcomes[key]) for path, key in keys.items()}
+
+
+def _answered(path: Path, outcome: T | MaterialError | Unanswered) -> T | MaterialError:
+    if not isinstance(outcome, Unanswered):
+        return outcome
+    return MaterialError(str(path), f"its file system gives {outcome}", outcome.kind)
 
 
 def _exposed(found: os.stat_result) -> bool:
@@ -152,40 +285,40 @@ def _wanted(config: Config) -> Iterator[tuple[Path, int]]:
         yield crl, CRL_LIMIT
 
 
-def _target(path: Path) -> Path:
+def _target(path: Path) -> Path | MaterialError:
     try:
         return path.resolve(strict=True)
     except OSError as error:
-        raise _unreadable(path, error) from None
+        return _unreadable(path, error)
     except RuntimeError:  # until Python 3.13 that is how pathlib reports a loop of links
-        raise MaterialError(str(path), _ADVICE[errno.ELOOP]) from None
+        return MaterialError(str(path), _ADVICE[errno.ELOOP])
 
 
-def _read(path: Path, target: Path, limit: int) -> tuple[bytes, os.stat_result]:
-    """The bytes of ``target``, and what it is; ``path`` is what the operator calls it."""
+def _read(path: Path, target: Path, limit: int) -> _Content | MaterialError:
+    """The content of ``target``; ``path`` is what the operator calls it."""
     try:
         # O_NONBLOCK: opening a named pipe that somebody put here must not wait for its writer.
         descriptor = os.open(target, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
     except OSError as error:
-        raise _unreadable(path, error) from None
+        return _unreadable(path, error)
     try:
         before = os.fstat(descriptor)
         if not stat.S_ISREG(before.st_mode):
-            raise MaterialError(str(path), f"is {_kind(before.st_mode)}; a regular file is needed")
+            return MaterialError(str(path), f"is {_kind(before.st_mode)}; a regular file is needed")
         if before.st_size > limit:
-            raise MaterialError(
+            return MaterialError(
                 str(path), f"has {before.st_size} bytes where at most {limit} are read; is it the right file?"
             )
         with open(descriptor, "rb", closefd=False) as file:
             data = file.read(limit + 1)
         after = os.fstat(descriptor)
     except OSError as error:
-        raise _unreadable(path, error) from None
+        return _unreadable(path, error)
     finally:
         os.close(descriptor)
     if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns) or len(data) != after.st_size:
-        raise UnstableInputs(str(path), "was written to while it was read; trying again later")
-    return data, before
+        return UnstableInputs(str(path), "was written to while it was read; trying again later")
+    return _Content(data, _exposed(before))
 
 
 def _unreadable(path: Path, error: OSError) -> MaterialError:
@@ -197,10 +330,13 @@ def _kind(mode: int) -> str:
     return next((name for test, name in _KINDS if test(mode)), "not a regular file")
 
 
-def _digest(files: Mapping[Path, bytes]) -> str:
+def _digest(files: Mapping[Path, bytes], failures: Mapping[Path, TlsproxyError]) -> str:
     digest = hashlib.sha256()
-    for path in sorted(files):
-        for part in (os.fsencode(path), files[path]):
-            digest.update(len(part).to_bytes(8, "big"))
-            digest.update(part)
+    told = {path: str(failure).encode() for path, failure in failures.items()}
+    for found in (files, told):
+        for path in sorted(found):
+            for part in (os.fsencode(path), found[path]):
+                digest.update(len(part).to_bytes(8, "big"))
+                digest.update(part)
+        digest.update(bytes(8))
     return digest.hexdigest()

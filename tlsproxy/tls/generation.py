@@ -167,6 +167,8 @@ def build(
     """
     if inputs is None:
         inputs = read_inputs(config_path, environ)
+    for failure in inputs.failures.values():
+        raise failure.with_traceback(None)
     moment = time.time() if now is None else now
     loaded, files = inputs.loaded, inputs.files
     config = loaded.config

@@ -6,9 +6,14 @@ an entry of some directory that can be replaced there. It reads no content and o
 
 from __future__ import annotations
 
+import stat
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
+
+from tlsproxy.tls import blocking
+from tlsproxy.tls.blocking import Key
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -28,16 +33,32 @@ class Places:
     entries: frozenset[str]
 
 
-def places_of(paths: Iterable[Path]) -> Places:
-    entries = {entry for path in paths for entry in _entries(path.absolute())}
-    directories = {}
-    for directory in {entry.parent for entry in entries}:
-        try:
-            status = directory.stat()
-        except OSError:
-            continue  # it is not there now, or not for us; a reading of the file says so where it matters
-        directories[directory] = (status.st_dev, status.st_ino)
-    return Places(directories, frozenset(map(str, entries | directories.keys())))
+def places_of(paths: Iterable[Path], timeout: float) -> Places:
+    """Blocks for ``timeout`` seconds where a file system does not answer, and has no places of a path on it then."""
+    calls = {Key(str(path.parent), str(path)): partial(_places, path.absolute()) for path in paths}
+    directories: dict[Path, tuple[int, int]] = {}
+    entries: set[str] = set()
+    for found in blocking.outcomes(calls, timeout).values():
+        if isinstance(found, Places):
+            directories |= found.directories
+            entries |= found.entries
+    return Places(directories, frozenset(entries))
+
+
+def _places(path: Path) -> Places:
+    entries, directories = set(_entries(path)), {}
+    for entry in list(entries):
+        # Where a directory is not there the one above it has its entry: it may come back.
+        for directory in entry.parents:
+            entries.add(directory)
+            try:
+                status = directory.stat()
+            except OSError:
+                continue
+            if stat.S_ISDIR(status.st_mode):
+                directories[directory] = (status.st_dev, status.st_ino)
+                break
+    return Places(directories, frozenset(map(str, entries)))
 
 
 def _entries(path: Path) -> Iterator[Path]:
@@ -51,17 +72,18 @@ def _entries(path: Path) -> Iterator[Path]:
             current = current.parent
             continue
         step = current / part
-        if not step.is_symlink():
+        try:
+            target = step.readlink() if step.is_symlink() else None
+        except OSError:  # not for us, or replaced at this moment; the next pass finds where it leads
+            yield step
+            return
+        if target is None:
             current = step
             continue
         yield step
         links += 1
         if links > MAX_LINKS:
             return
-        try:
-            target = step.readlink()
-        except OSError:
-            return  # replaced at this moment; the next pass finds where it leads
         if target.is_absolute():
             current = Path(target.anchor)
         todo.extend(reversed(target.parts[1:] if target.is_absolute() else target.parts))
