@@ -21,6 +21,7 @@ from support.upstream import OK, Connection, Received, ScriptedUpstream, plain
 
 from tlsproxy.config.limits import Limits
 from tlsproxy.config.model import Audit, Service, Upstream
+from tlsproxy.proxy.spread import FEW
 from tlsproxy.tls.generation import NEEDS_RESTART
 
 LONG, SHORT = 3600, 0.2
@@ -217,9 +218,10 @@ def expel_after(on: Edited) -> None:
 
 
 def max_connection_age(on: Edited) -> None:
-    rest = on.rest()
-    on.limits(max_connection_age=SHORT)
-    assert rest.ended()
+    """And ``end_spread``, over which those beyond a few end."""
+    several = [on.rest() for _ in range(FEW + 1)]
+    on.limits(max_connection_age=SHORT, end_spread=SHORT)
+    assert all(rest.ended() for rest in several)
 
 
 def max_head_size(on: Edited) -> None:
@@ -460,13 +462,13 @@ LIMITS: dict[str, Callable[[Edited], None]] = {
         tcp_idle_timeout,
         write_timeout,
     )
-} | {"drain_grace": drain_timeout, "inspection_timeout": inspection_memory_mb}
+} | {"drain_grace": drain_timeout, "inspection_timeout": inspection_memory_mb, "end_spread": max_connection_age}
 UPSTREAM: dict[str, Callable[[Edited], None]] = {
     one.__name__: one for one in (rest, grpc, api_key, max_connections, connect_timeout, response_timeout)
 } | {"idle_timeout": upstream_idle_timeout, "api_key_file": api_key}
 
 
-@pytest.mark.parametrize("name", [name for name in LIMITS if name not in {"drain_grace", "inspection_timeout"}])
+@pytest.mark.parametrize("name", [name for name, test in LIMITS.items() if name == test.__name__])
 def test_a_limit(on: Edited, name: str) -> None:
     LIMITS[name](on)
 

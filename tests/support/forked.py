@@ -22,6 +22,8 @@ import threading
 from pathlib import Path
 from typing import IO, Any
 
+from support.wallclock import sitecustomize
+
 _LARGEST = 1 << 16
 _LIMITS = (resource.RLIMIT_NOFILE, resource.RLIMIT_FSIZE)
 
@@ -146,6 +148,7 @@ def _serve(sock: socket.socket) -> None:
         for limit, values in zip(_LIMITS, question["limits"], strict=True):
             resource.setrlimit(limit, tuple(values))
         sys.argv[1:] = question["arguments"]
+        sitecustomize.install()
         return
 
 

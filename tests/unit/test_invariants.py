@@ -74,6 +74,44 @@ def test_a_module_is_a_room_and_says_what_it_answers_for(module: Path) -> None:
     assert ast.get_docstring(ast.parse(text))
 
 
+DATES = {
+    "cli": "programs that tell a person of dates, and are over",
+    "proxy/clock.py": "the time that certificates, keys and tokens are judged by",
+    "proxy/grpclife.py:broken": "of an audit line",
+    "proxy/reception.py:handshake_failed": "of an audit line",
+    "proxy/refusal.py:response": "the field `date` of an answer",
+    "proxy/register.py:_end": "of an audit line",
+    "proxy/tcp.py:_refuse": "of a refusal that is told",
+    "proxy/tcp.py:_tell": "of an audit line",
+    "proxy/turnedaway.py:tell": "of an audit line",
+    "service/admin.py:_page": "dates that a page tells",
+    "service/auditlog.py:__init__": "names of files, by their date",
+    "service/clockjumps.py:_jumped": "of a jump, in the status",
+    "service/jwks.py:_refresh": "of a fetch, in the status",
+    "service/reloader.py": "of a verdict, and what dates are judged by",
+    "service/server.py:_event": "of an audit line",
+    "service/state.py:status": "slots of the monotonic clock, told as dates",
+    "service/workers/process.py:__init__": "of a start, in the status",
+    "tls/generation.py": "dates of certificates and CRLs",
+    "tls/pki.py": "dates of what it issues",
+}
+"""Where the wall clock is read, and for which date. What lasts is measured by the monotonic clock."""
+
+
+def test_the_wall_clock_tells_dates_and_nothing_that_lasts() -> None:
+    found = set()
+    for module in MODULES:
+        name = module.relative_to(ROOT / "tlsproxy").as_posix()
+        tree = ast.parse(module.read_text())
+        functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Attribute) and ast.unparse(node) in {"time.time", "time.time_ns", "datetime.now"}:
+                around = [each for each in functions if each.lineno <= node.lineno <= (each.end_lineno or 0)]
+                where = f"{name}:{around[-1].name}" if around else name
+                found.add(next((key for key in (where, name, name.partition("/")[0]) if key in DATES), where))
+    assert found - DATES.keys() == set()
+
+
 def test_architecture_names_tests_and_modules_that_exist() -> None:
     named = set(
         re.findall(r"`((?:tests|tlsproxy|proxy|authz|wire|qdrant|tls|service|config)/\w[\w/]*\.py)`", _architecture())

@@ -110,6 +110,7 @@ def test_the_names_that_dashboards_rely_on(metrics: Metrics) -> None:
         "tlsproxy_audit_queue_length",
         "tlsproxy_build_info",
         "tlsproxy_certificate_not_after_seconds",
+        "tlsproxy_clock_jumps_total",
         "tlsproxy_connections",
         "tlsproxy_connections_total",
         "tlsproxy_crl_next_update_seconds",

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tlsproxy.authz.audit import Refusal
-from tlsproxy.service.recent import KEPT, OTHERS, SECONDS, SLOTS, Recent, merged_decisions, merged_refusals
+from tlsproxy.service.recent import KEPT, OTHERS, SECONDS, SLOTS, Recent, dated, merged_decisions, merged_refusals
 
 Event = tuple[float, str, str]
 
@@ -94,12 +94,15 @@ def test_what_happened_in_the_last_quarter_of_an_hour_is_told_and_nothing_else(h
     assert told == expected
 
 
-@given(events)
-def test_a_clock_that_jumps_costs_nothing_but_slots(happened: list[Event]) -> None:
-    latest = max((when for when, _, _ in happened), default=1_800_000_000.0)
-    told = recorded(happened, latest).decisions()
-    assert len(told["slots"]) <= SLOTS
-    assert counts(told).total() <= len(happened)
+@given(events, st.floats(-1e9, 1e9))
+def test_slots_are_told_by_the_wall_clock_wherever_it_is(happened: list[Event], ahead: float) -> None:
+    section = recorded(sorted(happened), 1_800_003_000.0).decisions()
+    told = dated(section, ahead)
+    assert counts(told).total() == counts(section).total()
+    assert len({slot["start"] for slot in told["slots"]}) == len(section["slots"])
+    for slot, before in zip(told["slots"], section["slots"], strict=True):
+        assert slot["start"] % SECONDS == 0
+        assert 0 <= before["start"] + ahead - slot["start"] < SECONDS
 
 
 @given(events, events, events)

@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 
 from tlsproxy.proxy import register as module
+from tlsproxy.proxy.clock import Clock
 from tlsproxy.proxy.register import Entry, Register
+from tlsproxy.proxy.spread import FEW
 
 
 class Session:
@@ -40,13 +42,14 @@ class Session:
 
 class Bench:
     def __init__(self, connections: int) -> None:
-        self.limits = SimpleNamespace(expel_after=0.0, max_connection_age=0.0, drain_timeout=0.0)
+        self.limits = SimpleNamespace(expel_after=0.0, max_connection_age=0.0, drain_timeout=0.0, end_spread=0.0)
         self.ended: list[str] = []
         metrics = SimpleNamespace(connection_ended=self.ended.append, refused=lambda _: None)
         gateway = SimpleNamespace(
             loop=asyncio.get_running_loop(),
             generation=SimpleNamespace(),
             bounds=self.limits,
+            clock=Clock(),
             metrics=metrics,
             audit=SimpleNamespace(write=lambda _: None),
         )
@@ -62,6 +65,10 @@ class Bench:
     @property
     def asked(self) -> int:
         return sum(bool(entry.session.asked) for entry in self.entries)  # type: ignore[union-attr]
+
+    async def look(self) -> None:
+        self.register.review()
+        await self.until_all_are_looked_at()
 
     async def until_all_are_looked_at(self) -> None:
         for _ in range(2 + len(self.entries) // module.SLICE):
@@ -174,3 +181,78 @@ def test_only_those_that_are_too_old_are_ended_for_their_age() -> None:
         assert [entry.session.expelled for entry in bench.entries] == [module.TOO_OLD, module.TOO_OLD, ""]  # type: ignore[union-attr]
 
     asyncio.run(run())
+
+
+def test_those_of_one_age_end_over_a_tenth_of_it() -> None:
+    async def run() -> None:
+        bench = Bench(20)
+        bench.limits.max_connection_age = 1000.0
+        for entry in bench.entries:
+            entry.opened -= 899.9
+        await bench.look()
+        assert not bench.ended
+        for entry in bench.entries:
+            entry.opened -= 50
+        await bench.look()
+        assert 8 <= len(bench.ended) <= 12
+        for entry in bench.entries:
+            entry.opened -= 50
+        await bench.look()
+        assert len(bench.ended) == 20
+
+    asyncio.run(run())
+
+
+def test_who_is_too_old_and_loses_the_right_is_ended_for_that() -> None:
+    async def run() -> None:
+        bench = Bench(1)
+        (entry,) = bench.entries
+        bench.limits.max_connection_age, bench.limits.drain_timeout = 60.0, 3600.0
+        entry.opened -= 120
+        await bench.look()
+        assert (entry.why, entry.session.expelled) == (module.TOO_OLD, "")  # type: ignore[union-attr]
+        entry.standing.reason = "no_role"  # type: ignore[attr-defined]
+        await bench.look()
+        assert (entry.why, entry.session.expelled) == ("no_role", "no_role")  # type: ignore[union-attr]
+        assert bench.ended == [module.TOO_OLD, "no_role"]
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("patient", [True, False])
+def test_the_ends_of_many_are_told_at_once_and_carried_out_one_by_one(patient: bool) -> None:  # noqa: FBT001
+    async def run() -> None:
+        bench = Bench(10 * FEW)
+        bench.limits.end_spread, bench.limits.expel_after = 1.0, 3600.0
+        gone: list[Entry] = []
+        for entry in bench.entries:
+            session: Any = entry.session
+            session.reason, session.patient = "no_role", patient
+            session.drain = session.expel = lambda *_, entry=entry: gone.append(entry)
+        timers = Timers(bench.register)
+        await bench.look()
+        assert bench.ended == ["no_role"] * len(bench.entries)
+        assert gone == bench.entries[:FEW]
+        assert len(timers.due) == len(bench.entries) - FEW
+        assert all(0 <= seconds < 1 for seconds, _, _ in timers.due)
+        bench.register.leave(bench.entries[-1])
+        timers.run()
+        assert {entry.number for entry in gone} == set(range(1, 10 * FEW))
+
+    asyncio.run(run())
+
+
+class Timers:
+    """``due``: what is to be called, and in how many seconds."""
+
+    def __init__(self, register: Register) -> None:
+        self.due: list[tuple[float, Any, Any]] = []
+        loop = register._gateway.loop
+        register._gateway.loop = SimpleNamespace(call_later=self._later, call_soon=loop.call_soon)  # type: ignore[assignment]
+
+    def _later(self, seconds: float, callback: Any, *arguments: Any) -> None:
+        self.due.append((seconds, callback, arguments))
+
+    def run(self) -> None:
+        for _, callback, arguments in self.due:
+            callback(*arguments)

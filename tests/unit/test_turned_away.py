@@ -58,7 +58,7 @@ def test_whoever_never_asked_is_told_of_by_name() -> None:
         for name, protocol in (("CN=a", "grpc"), ("CN=b", "grpc"), ("CN=a", "grpc"), ("", "rest")):
             identity = SimpleNamespace(name=name, account=("identity", name), sha256="00") if name else None
             standing: Any = SimpleNamespace(identity=identity)
-            turned_away.never_asked(Entry(1, protocol, "192.0.2.1", standing, time.time() - 5))
+            turned_away.never_asked(Entry(1, protocol, "192.0.2.1", standing, time.monotonic() - 5))
         turned_away.tell()
     records = [json.loads(line) for line in lines]
     assert [(one.get("certificate_subject"), one["protocol"], one["connections"]) for one in records] == [

@@ -87,8 +87,11 @@ class Limits(Section):
     """Seconds for which the rest of a refused upload is read, so that the client sees the refusal."""
     expel_after: Seconds = 1.0
     """Seconds in which a change that Qdrant has whole may still be answered, after its client lost the right to it."""
+    end_spread: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """Seconds over which connections are closed where many end together, refused all the while; 0 for all at once."""
     max_connection_age: Annotated[float, Field(ge=0)] = 0.0
-    """Seconds after which a connection is ended, once it has finished what it is doing; 0 for never."""
+    """Seconds after which a connection is ended, or up to a tenth before, once it has finished what it is doing; 0 for
+    never."""
     drain_grace: Annotated[float, Field(ge=0, le=60)] = 1.0
     """Seconds at shutdown in which a connection without a request may send one more, which is answered as its last."""
     drain_timeout: Seconds = 30.0

@@ -22,6 +22,7 @@ class Bounds:
         "connect_timeout",
         "drain_grace",
         "drain_timeout",
+        "end_spread",
         "expel_after",
         "handshake_timeout",
         "head_timeout",
@@ -56,6 +57,7 @@ class Bounds:
         self.idle_timeout = limits.idle_timeout
         self.linger_timeout = limits.linger_timeout
         self.expel_after = limits.expel_after
+        self.end_spread = limits.end_spread
         self.max_connection_age = limits.max_connection_age
         self.drain_grace = limits.drain_grace
         self.drain_timeout = limits.drain_timeout

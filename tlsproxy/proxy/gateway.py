@@ -12,6 +12,7 @@ from tlsproxy.authz.shares import Shares
 from tlsproxy.errors import NoMemory, Overloaded
 from tlsproxy.proxy.bounds import Bounds
 from tlsproxy.proxy.calls import CallPlans
+from tlsproxy.proxy.clock import Clock
 from tlsproxy.proxy.deadlines import Deadlines
 from tlsproxy.proxy.limits import Limits
 from tlsproxy.proxy.limittable import LimitTable
@@ -55,7 +56,8 @@ class Metrics(Protocol):
 class Gateway:
     """``generation`` is replaced by :meth:`publish` and by nothing else: one assignment, between two callbacks.
 
-    ``bounds`` are the limits in force, to be read where they are used. ``scheduler`` has what takes more than a turn.
+    ``bounds`` are the limits in force, to be read where they are used. ``clock`` has the time that dates are judged by.
+    ``scheduler`` has what takes more than a turn.
     ``memory`` is that of what is read, in bytes. ``key_missing`` is called for every
     token that names a key which its issuer does not have. ``table`` is what limits are counted in, ``numbers`` are
     those that its connections have. ``places`` are the upstream connections that requests and clients of gRPC have.
@@ -67,6 +69,7 @@ class Gateway:
         "audit",
         "bounds",
         "calls",
+        "clock",
         "deadlines",
         "draining",
         "generation",
@@ -94,6 +97,7 @@ class Gateway:
     ) -> None:
         self.loop = asyncio.get_running_loop()
         self.scheduler = Scheduler(self.loop)
+        self.clock = Clock()
         self.audit = audit
         self.metrics = metrics
         self.deadlines = deadlines

@@ -187,7 +187,7 @@ class Life(Relay):
 
     def present(self) -> None:
         if self._judged is not self.gateway.generation:
-            self.judge(time.time())
+            self.judge(self.gateway.clock.now())
 
     def judge(self, now: float) -> str:
         """Ends the calls of a key or token that has lost its right; the connection depends on its certificate alone."""
@@ -222,7 +222,7 @@ class Life(Relay):
             self.refuse(call, RightLost(refusal.reason))
 
     def _overstayed(self, call: Call) -> None:
-        if refusal := self._refusal(call, time.time()):
+        if refusal := self._refusal(call, self.gateway.clock.now()):
             self.refuse(call, RightLost(refusal.reason))
             self.settle()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from typing import Final
 
@@ -179,7 +178,8 @@ class Streams(Life):
         done = flags & END_STREAM != 0
         self.last = stream
         self.budgets.streams.spend(self.now)
-        now, gateway, standing = time.time(), self.gateway, self._standing
+        gateway, standing = self.gateway, self._standing
+        now = gateway.clock.now()
         calls = gateway.calls
         ended = standing.ended(gateway.generation, now)
         principal = standing.principal

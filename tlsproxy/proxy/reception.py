@@ -82,7 +82,7 @@ class Reception:
             return
         self._gateway.metrics.handshake("ok", time.monotonic() - self._opened)
         gateway, stream = self._gateway, self.stream
-        standing = Standing(gateway.generation, peer_of(tls), time.time())
+        standing = Standing(gateway.generation, peer_of(tls), gateway.clock.now())
         self.entry = entry = gateway.register.enter(protocol, self.address, standing)
         session: RestConnection | GrpcConnection | TcpConnection
         if protocol == "tcp":

@@ -4,7 +4,7 @@ A connection is entered before anything is decided on it. After each publication
 runs out, what it is doing is judged anew, and it is asked whether it would still be admitted: some hundred connections
 at a time, and everybody is served in between. (One that has something to do before its turn is judged first.) One that
 would not be admitted is told to come to its end (idle: at once, busy: after what it is doing), and is ended
-``limits.expel_after`` seconds later if it has not.
+``limits.expel_after`` seconds later if it has not. Where many are ended together, they are told so one after the other.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 from tlsproxy.authz.audit import Refusal, event_line
 from tlsproxy.authz.shares import Account
 from tlsproxy.proxy.addresses import account as network
+from tlsproxy.proxy.spread import FEW, share
 from tlsproxy.proxy.standing import Standing
 
 if TYPE_CHECKING:
@@ -29,14 +30,17 @@ SLICE: Final = 500
 """Connections that are looked at in one go: 20,000 after a publication take 0.2 s."""
 OPERATOR: Final = "cut_by_operator"
 TOO_OLD: Final = "max_connection_age"
+YOUNGER: Final = 0.1
+"""Share of the greatest age by which a connection may end before it, so that those of one moment do not end in one."""
 
 
 class Session(Protocol):
     """What speaks on a connection.
 
     ``judge``: what it is doing is judged anew, where there has been a publication since or something has run out, and
-    what may not go on ends; it returns why the connection has to end, "" where it may stay. ``patient``: it may finish
-    what it is doing. ``drain``: it comes to its end by itself; ``expel``: it ends now, and who can be told is told why.
+    what may not go on ends; it returns why the connection has to end, "" where it may stay. Nothing passes after that.
+    ``patient``: it may finish what it is doing. ``drain``: it comes to its end by itself; ``expel``: it ends now, and
+    who can be told is told why.
     """
 
     patient: bool
@@ -47,7 +51,7 @@ class Session(Protocol):
 
 
 class Entry:
-    """One connection. ``opened`` is seconds since the epoch; ``key`` names the key or issuer of its latest request.
+    """One connection. ``opened`` is of the monotonic clock; ``key`` names the key or issuer of its latest request.
 
     ``account`` is the holder of its shares in common budgets. ``told``: an audit line says why it ended.
     """
@@ -95,7 +99,7 @@ class Entry:
         return Refusal(now, self.address, operation, reason, identity=name, rule=principal.rule, role=principal.role)
 
     def described(self, now: float) -> dict[str, Any]:
-        """As JSON values."""
+        """As JSON values. ``now`` is of the monotonic clock."""
         identity, principal = self.standing.identity, self.standing.principal
         return {
             "number": self.number,
@@ -134,6 +138,7 @@ class Register:
         self._numbers = numbers
         self._handle: asyncio.TimerHandle = gateway.loop.call_later(TICK, self._tick)
         self._left: Iterator[int] = iter(())
+        self._ended = 0
         self._slice: asyncio.Handle | None = None
 
     def __len__(self) -> int:
@@ -148,7 +153,7 @@ class Register:
             self._slice.cancel()
 
     def enter(self, protocol: str, address: str, standing: Standing) -> Entry:
-        entry = Entry(next(self._numbers), protocol, address, standing, time.time())
+        entry = Entry(next(self._numbers), protocol, address, standing, time.monotonic())
         self._entries[entry.number] = entry
         return entry
 
@@ -163,34 +168,38 @@ class Register:
         entry = self._entries.get(number)
         if entry is None:
             return False
-        self._end(entry, OPERATOR, 0.0)
+        self._end(entry, OPERATOR, 0.0, 0.0)
         return True
 
     def review(self) -> None:
         """Looks for connections that would not be admitted now. Connections opened after this call need no look."""
         if self._slice is not None:
             self._slice.cancel()
-        self._left = iter(list(self._entries))
+        self._left, self._ended = iter(list(self._entries)), 0
         self._look()
 
     def _look(self) -> None:
-        now, generation = time.time(), self._gateway.generation
-        limits = self._gateway.bounds
-        oldest = now - (limits.max_connection_age or float("inf"))
+        now, generation = self._gateway.clock.now(), self._gateway.generation
+        limits, steady = self._gateway.bounds, time.monotonic()
+        oldest = limits.max_connection_age or float("inf")
         numbers = list(islice(self._left, SLICE))
         self._slice = self._gateway.loop.call_soon(self._look) if numbers else None
         for number in numbers:
             entry = self._entries.get(number)
-            if entry is None or entry.why or entry.session is None:
+            if entry is None or entry.told or entry.session is None:
                 continue
             reason = entry.session.judge(now) or entry.standing.withdrawn(generation, now)
             if reason:
-                self._end(entry, reason, limits.expel_after if entry.session.patient else 0.0)
-            elif entry.opened < oldest:
-                self._ending[number] = entry
-                entry.why, entry.ends = TOO_OLD, time.monotonic() + limits.drain_timeout
+                self._end(entry, reason, limits.expel_after if entry.session.patient else 0.0, self._pause(number))
+            elif not entry.why and steady - entry.opened > oldest * (1 - YOUNGER * share(number)):
+                entry.why = TOO_OLD
                 self._gateway.metrics.connection_ended(TOO_OLD)
-                entry.session.drain()
+                self._part(entry, limits.drain_timeout, self._pause(number))
+
+    def _pause(self, number: int) -> float:
+        """Seconds until this connection is told to end: the first few of a review at once, the others one by one."""
+        self._ended += 1
+        return self._gateway.bounds.end_spread * share(number) if self._ended > FEW else 0.0
 
     def _tick(self) -> None:
         self._handle = self._gateway.loop.call_later(TICK, self._tick)
@@ -202,11 +211,10 @@ class Register:
                 entry.ends = float("inf")
                 entry.session.expel(entry.why)
 
-    def _end(self, entry: Entry, reason: str, after: float) -> None:
+    def _end(self, entry: Entry, reason: str, after: float, pause: float) -> None:
         identity = entry.standing.identity
         gateway, now = self._gateway, time.time()
-        self._ending[entry.number] = entry
-        entry.why, entry.ends, entry.told = reason, time.monotonic() + after, True
+        entry.why, entry.told = reason, True
         gateway.metrics.connection_ended(reason)
         gateway.metrics.refused(entry.refusal(now, "connection", reason))
         gateway.audit.write(
@@ -222,14 +230,25 @@ class Register:
                     "certificate_sha256": identity.sha256 if identity is not None else "",
                     "ca_sha256": identity.ca_sha256 if identity is not None else "",
                     "requests": entry.requests,
-                    "age_ms": round((now - entry.opened) * 1000),
+                    "age_ms": round((time.monotonic() - entry.opened) * 1000),
                 },
             )
         )
+        self._part(entry, after, pause)
+
+    def _part(self, entry: Entry, after: float, pause: float) -> None:
+        """Tells the connection to end after this pause; ``after`` that long, from now, it is ended, if it is not 0."""
+        self._ending[entry.number] = entry
+        entry.ends = time.monotonic() + max(after, pause) if after else float("inf")
+        if pause:
+            self._gateway.loop.call_later(pause, self._tell, entry, after)
+        else:
+            self._tell(entry, after)
+
+    def _tell(self, entry: Entry, after: float) -> None:
         if entry.session is None:
             return
         if after:
             entry.session.drain()
         else:
-            entry.ends = float("inf")
-            entry.session.expel(reason)
+            entry.session.expel(entry.why)

@@ -82,7 +82,7 @@ class RestConnection(Turns):
         self._in_turn, self._queued = True, False
         try:
             if self._judged is not self._gateway.generation:
-                self.judge(time.time())
+                self.judge(self._gateway.clock.now())
             more = self._turn()
         finally:
             self._in_turn = False
@@ -140,13 +140,14 @@ class RestConnection(Turns):
         return head
 
     def _unreadable(self, error: RequestError) -> None:
-        now = time.time()
+        now = self._gateway.clock.now()
         self._standing.ended(self._gateway.generation, now)
         record = self._open_record(self._gateway.plans.unreadable(self._standing.principal, error), now)
         self._reply(record, error)
 
     def _request(self, head: bytes) -> None:
-        gateway, now = self._gateway, time.time()
+        gateway = self._gateway
+        now = gateway.clock.now()
         self._head = head
         ended = self._standing.ended(gateway.generation, now)
         principal = self._standing.principal
@@ -297,7 +298,7 @@ class RestConnection(Turns):
     def present(self) -> None:
         """Judges the request anew, where there has been a publication since it was."""
         if self._judged is not self._gateway.generation:
-            self.judge(time.time())
+            self.judge(self._gateway.clock.now())
 
     def judge(self, now: float) -> str:
         """Ends a request that has lost its right; the connection depends on its certificate alone."""
@@ -344,7 +345,7 @@ class RestConnection(Turns):
             self.exchange_failed(RightLost(refusal.reason))
 
     def _overstayed(self, exchange: Exchange) -> None:
-        if self._exchange is exchange and (refusal := exchange.renew(self._planned(time.time()))):
+        if self._exchange is exchange and (refusal := exchange.renew(self._planned(self._gateway.clock.now()))):
             self.exchange_failed(RightLost(refusal.reason))
 
     def expel(self, reason: str) -> None:

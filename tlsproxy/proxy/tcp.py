@@ -44,7 +44,7 @@ class TcpConnection:
         self._held: tuple[int, ...] = ()
         self._opened = time.monotonic()
         self._limits = gateway.bounds
-        self._admitted = self._roomless = False
+        self._admitted = self._roomless = self._silent = False
         self._begin()
 
     def _begin(self) -> None:
@@ -55,7 +55,7 @@ class TcpConnection:
             self._await_room()
             return
         stream.deadline = NEVER
-        refusal = self._refusal(time.time())
+        refusal = self._refusal(gateway.clock.now())
         if refusal:
             self._refuse(refusal)
             return
@@ -161,6 +161,8 @@ class TcpConnection:
         self.reading_changed()
 
     def answered(self, data: bytes) -> None:
+        if self._silent:
+            return
         self._entry.bytes_out += len(data)
         stream = self.stream
         stream.write(data)
@@ -193,8 +195,10 @@ class TcpConnection:
     # What the client's stream says
 
     def data_received(self, data: bytes) -> None:
-        if self._judged is not self._gateway.generation and self.judge(time.time()):
-            return  # the register is about to end it
+        if self._judged is not self._gateway.generation:
+            self.judge(self._gateway.clock.now())
+        if self._silent:
+            return
         self._entry.bytes_in += len(data)
         upstream, stream = self._upstream, self.stream
         if upstream is not None:
@@ -217,7 +221,7 @@ class TcpConnection:
     def reading_changed(self) -> None:
         """Each side is read as long as the other takes it."""
         upstream = self._upstream
-        if upstream is None or not upstream.established:
+        if upstream is None or not upstream.established or self._silent:
             return
         if not upstream.stalled:
             upstream.deadline = NEVER
@@ -250,8 +254,14 @@ class TcpConnection:
     # The end
 
     def judge(self, now: float) -> str:
+        """Nothing passes any more where its client has lost the right to it: the register is about to end it."""
         self._judged = self._gateway.generation
-        return self._refusal(now) if self._upstream is not None else ""
+        refusal = self._refusal(now) if self._upstream is not None else ""
+        if refusal and self._upstream is not None:
+            self._silent = True
+            self.stream.pause_reading()
+            self._upstream.pause_reading()
+        return refusal
 
     def drain(self) -> None:
         """Bytes have no end of their own: it goes on until it is cut."""

@@ -44,7 +44,7 @@ class TurnedAway:
         """It had its handshake, and ended before a request."""
         identity = entry.standing.identity
         subject, sha256 = (identity.name, identity.sha256) if identity is not None else ("", "")
-        self._count(_Kind(NEVER_ASKED, entry.address, entry.protocol, subject, sha256), time.time() - entry.opened)
+        self._count(_Kind(NEVER_ASKED, entry.address, entry.protocol, subject, sha256), time.monotonic() - entry.opened)
 
     def _count(self, kind: _Kind, lived: float) -> None:
         self._gateway.metrics.connection(kind.reason)

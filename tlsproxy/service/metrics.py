@@ -71,6 +71,7 @@ class Metrics(Collector):
         self._upstream_connects: dict[str, int] = defaultdict(int)
         self._upstream_retries = 0
         self._reloads: dict[tuple[str, str], int] = defaultdict(int)
+        self._jumps: dict[str, int] = {"forward": 0, "back": 0}
         self._reload_failed = False
         self._reload_last_success: float | None = None
         self._generation = 0
@@ -124,6 +125,10 @@ class Metrics(Collector):
 
     def upstream_retry(self) -> None:
         self._upstream_retries += 1
+
+    def clock_jumped(self, direction: str) -> None:
+        """`forward` or `back`."""
+        self._jumps[direction] += 1
 
     def reload(self, result: str, trigger: str, when: float) -> None:
         """One attempt's verdict: `ok`, `unchanged` (what serves is what the files say), or it did not succeed."""
@@ -210,6 +215,7 @@ class Metrics(Collector):
 
     def _collect_generation(self) -> Iterator[Metric]:
         yield counters("reloads", "Attempts at a new generation.", ("result", "trigger"), self._reloads.items())
+        yield counters("clock_jumps", "Jumps of the wall clock.", ("direction",), keyed(self._jumps))
         text = "When the files were last found good, in seconds since the epoch."
         success = [] if self._reload_last_success is None else [((), self._reload_last_success)]
         yield gauges("reload_last_success_timestamp_seconds", text, (), success)

@@ -1,7 +1,8 @@
 """The last minutes: decisions by role and outcome in slots of some seconds, and the last refusals.
 
 All of it stays in memory, for whoever looks now, and is bounded: in time, in roles, and in refusals. Slots begin at
-multiples of their length on the wall clock, so that those of several processes can be added.
+multiples of their length on the monotonic clock, which all processes share, so that theirs can be added; they are told
+by the wall clock as it is then (:func:`dated`).
 """
 
 from __future__ import annotations
@@ -31,19 +32,19 @@ _TEXT: Final = 256
 
 
 class Recent:
-    """``clock`` gives seconds since the epoch."""
+    """``clock`` gives seconds that never go back."""
 
-    def __init__(self, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._slots: deque[tuple[int, dict[tuple[str, str], int]]] = deque(maxlen=SLOTS)
         self._slot: dict[tuple[str, str], int] = {}
-        self._begins = self._ends = 0
+        self._ends = 0
         self._known: deque[Refusal] = deque(maxlen=KEPT)
         self._strangers: deque[Refusal] = deque(maxlen=KEPT)
 
     def decided(self, role: str, outcome: str) -> None:
-        """In the hot path. A clock that is set back begins a slot too."""
-        if not self._begins <= (now := self._clock()) < self._ends:
+        """In the hot path."""
+        if (now := self._clock()) >= self._ends:
             self._begin(int(now // SECONDS) * SECONDS)
         try:
             self._slot[role, outcome] += 1
@@ -57,7 +58,7 @@ class Recent:
         slot[pair] = slot.get(pair, 0) + 1
 
     def _begin(self, start: int) -> None:
-        self._begins, self._ends = start, start + SECONDS
+        self._ends = start + SECONDS
         self._slot = {}
         self._slots.append((start, self._slot))
 
@@ -67,7 +68,7 @@ class Recent:
     def decisions(self) -> dict[str, Any]:
         """As JSON values: ``slots`` from the oldest on, those without a decision left out."""
         now = self._clock()
-        recent = [(start, slot) for start, slot in self._slots if now - SLOTS * SECONDS < start <= now]
+        recent = [(start, slot) for start, slot in self._slots if now - SLOTS * SECONDS < start]
         return _section(
             (start, role, outcome, count) for start, slot in recent for (role, outcome), count in slot.items()
         )
@@ -75,6 +76,14 @@ class Recent:
     def refusals(self) -> list[dict[str, Any]]:
         """As JSON values, the latest first."""
         return _latest(map(_described, chain(self._known, self._strangers)))
+
+
+def dated(section: Mapping[str, Any], ahead: float) -> dict[str, Any]:
+    """Slots of another clock, told by one that is ``ahead`` of it by so many seconds, at multiples of their length."""
+    return {
+        **section,
+        "slots": [slot | {"start": int((slot["start"] + ahead) // SECONDS) * SECONDS} for slot in section["slots"]],
+    }
 
 
 def merged_decisions(sections: Iterable[Mapping[str, Any]]) -> dict[str, Any]:

@@ -31,6 +31,7 @@ from tlsproxy.service import auditcounts, logs
 from tlsproxy.service.abort import write_out_and_end
 from tlsproxy.service.auditfile import ALONE, Turn
 from tlsproxy.service.auditlog import AuditLog, NoAudit, audit_log
+from tlsproxy.service.clockjumps import ClockJumps
 from tlsproxy.service.jwks import KeySets
 from tlsproxy.service.loop import loop_factory
 from tlsproxy.service.reloader import Reloader, Verdict
@@ -141,7 +142,8 @@ class _Program:
                 required=lambda: served.generation.config.service.verify_https_client_certificate,
                 announce=served.expect_probe,
             )
-            admin = await self._start_admin(stack, ServiceState(served, bound, reloader, self._key_sets))
+            jumps = ClockJumps(served.clock, served.counted)
+            admin = await self._start_admin(stack, ServiceState(served, bound, reloader, self._key_sets, jumps))
             self._announce(bound, admin, reloader.last)
             _event(audit, "start")
             async with asyncio.TaskGroup() as tasks:
@@ -149,6 +151,7 @@ class _Program:
                     tasks.create_task(reloader.run()),
                     tasks.create_task(self._reload_on_signal(reloader)),
                     tasks.create_task(watchdog.run()),
+                    tasks.create_task(jumps.run(reloader.reload)),
                     tasks.create_task(self._key_sets.run(lambda: served.generation.config, reloader.reload)),
                 ]
                 await self._stopping.wait()

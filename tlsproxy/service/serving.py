@@ -15,6 +15,7 @@ from itertools import islice
 from typing import Any, Final, Protocol
 
 from tlsproxy.config.model import ProtocolName
+from tlsproxy.proxy.clock import Clock
 from tlsproxy.proxy.deadlines import Deadlines
 from tlsproxy.proxy.gateway import Gateway
 from tlsproxy.proxy.limittable import LimitTable
@@ -36,10 +37,12 @@ _log = logging.getLogger(__name__)
 
 
 class Served(Protocol):
-    """What a program runs and tells of. ``counted`` takes what the program itself has to count."""
+    """What a program runs and tells of. ``counted`` takes what the program itself has to count, by its ``clock``."""
 
     counted: Metrics
 
+    @property
+    def clock(self) -> Clock: ...
     @property
     def generation(self) -> Generation: ...
     async def publish(self, generation: Generation, inputs: Inputs) -> None: ...
@@ -94,6 +97,10 @@ class Serving:
         return self.generation.upstream_addresses[protocol]
 
     @property
+    def clock(self) -> Clock:
+        return self._gateway.clock
+
+    @property
     def generation(self) -> Generation:
         return self._gateway.generation
 
@@ -108,7 +115,7 @@ class Serving:
         upstream = {_PARTS[protocol]: await probe() for protocol, probe in self._probes.items()}
         return {
             "listeners": "draining" if self._gateway.draining else self._listeners.trouble or OK,
-            "generation": generation_part(self.generation, time.time()),
+            "generation": generation_part(self.generation, self._gateway.clock.now()),
             **upstream,
             "audit": audit_part(healthy=audit.healthy, accepts=audit.accepts(), last_error=audit.last_error),
         }
@@ -116,7 +123,7 @@ class Serving:
     async def figures(self) -> Mapping[str, Any]:
         """What of a status changes with the traffic."""
         idle, busy, _ = self._pool.counts
-        upstream, now = self.generation.config.upstream, time.time()
+        upstream, now = self.generation.config.upstream, time.monotonic()
         return {
             "connections": {
                 "open": len(self._listeners.connections),

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 import tlsproxy
 from tlsproxy.proxy.listener import Bound
+from tlsproxy.service.clockjumps import ClockJumps
 from tlsproxy.service.jwks import KeySets
+from tlsproxy.service.recent import dated
 from tlsproxy.service.reloader import Reloader
 from tlsproxy.service.serving import Served
 
@@ -22,11 +25,14 @@ def described(bound: Sequence[Bound]) -> list[dict[str, Any]]:
 class ServiceState:
     """Reads the parts of a running service; implements :class:`tlsproxy.service.admin.AdminState`."""
 
-    def __init__(self, served: Served, bound: Sequence[Bound], reloader: Reloader, key_sets: KeySets) -> None:
+    def __init__(
+        self, served: Served, bound: Sequence[Bound], reloader: Reloader, key_sets: KeySets, jumps: ClockJumps
+    ) -> None:
         self._served = served
         self._listeners = described(bound)
         self._reloader = reloader
         self._key_sets = key_sets
+        self._jumps = jumps
 
     async def ready(self) -> Mapping[str, str]:
         return await self._served.ready()
@@ -49,8 +55,10 @@ class ServiceState:
             "authorities": [asdict(authority) for authority in generation.material.authorities],
             "crls": [asdict(crl) for crl in generation.material.crls],
             "key_sets": self._key_sets.status(generation.config),
+            "clock": self._jumps.status(),
             "listeners": self._listeners,
             **figures,
+            "decisions": dated(figures["decisions"], time.time() - time.monotonic()),
         }
 
     async def reload(self, trigger: str) -> Mapping[str, Any]:

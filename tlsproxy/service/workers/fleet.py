@@ -20,6 +20,7 @@ import orjson
 
 from tlsproxy.errors import TlsproxyError
 from tlsproxy.proxy import limittable
+from tlsproxy.proxy.clock import Clock
 from tlsproxy.proxy.listener import Bound
 from tlsproxy.service import auditcounts
 from tlsproxy.service.auditfile import Turn
@@ -68,6 +69,7 @@ class Fleet:
             audit=lambda: (audit.queued, audit.written, audit.dropped),
             limits=lambda: (0, 0),
         )
+        self.clock = Clock()
         self.generation = generation
         self._order = order_of(generation, inputs)
         self._started = inputs.files[config_path]
@@ -233,7 +235,11 @@ class Fleet:
             parts["listeners"] = "draining"
         elif any(part["listeners"] == OK for part in answers.values()):
             parts["listeners"] = OK
-        return {"listeners": "no worker serves", **parts, "generation": generation_part(self.generation, time.time())}
+        return {
+            "listeners": "no worker serves",
+            **parts,
+            "generation": generation_part(self.generation, self.clock.now()),
+        }
 
     async def figures(self) -> Mapping[str, Any]:
         upstream, audit = self.generation.config.upstream, self._audit

@@ -1,0 +1,89 @@
+"""Jumps of the wall clock: one that is taken back ends nothing, and one that stays ends only what has run out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+import pytest
+from support.gateway import Gateway
+from support.grpc_upstream import GrpcUpstream, never
+from support.h2raw import SEARCH, fields, h2
+from support.raw import GET, RawClient
+from support.site import Site
+from support.upstream import ScriptedUpstream
+from support.wall import WallClock
+from support.workers import at_each, status
+
+from tlsproxy.authz.tokens import mint
+
+KEY = "a key that is long enough to sign with"
+HOUR, DAY = 3600.0, 86400.0
+
+
+@contextmanager
+def running(
+    site: Site, upstream: ScriptedUpstream, grpc: GrpcUpstream, workers: int
+) -> Iterator[tuple[Gateway, WallClock]]:
+    wall = WallClock(site.directory)
+    config = site.write_config(
+        upstream.url,
+        grpc=grpc.url,
+        workers=workers,
+        service={"verify_https_client_certificate": False, "api_key": KEY, "jwt_rbac": True},
+        limits={"max_connection_age": HOUR},
+        listeners=[{"port": 0, "mode": "tcp", "upstream": upstream.url.removeprefix("http://"), "allow": ["admin"]}],
+    )
+    with Gateway(config, **wall.environ) as gateway:
+        yield gateway, wall
+
+
+def jumps(gateway: Gateway) -> tuple[int, float, float]:
+    """How often the status and the metrics say that it jumped, and how far the last one went."""
+    told = status(gateway)["clock"]
+    lines = gateway.ask_admin("/metrics")[1].splitlines()
+    counted = sum(float(line.split()[-1]) for line in lines if line.startswith("tlsproxy_clock_jumps_total"))
+    return told["jumps"], counted, round(told["last_jump"]["seconds"])
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_it_jumps(own_site: Site, upstream: ScriptedUpstream, grpc_upstream: GrpcUpstream, workers: int) -> None:
+    grpc_upstream.answer = never
+    with running(own_site, upstream, grpc_upstream, workers) as (gateway, wall), ExitStack() as stack:
+        kept = [client for _, client in at_each(gateway, own_site, stack, workers).values()]
+        calls = stack.enter_context(h2(gateway, own_site))
+        token = ("api-key", mint(KEY, {"access": "m", "exp": int(time.time() + HOUR)}))
+        search = calls.call(b"", fields(SEARCH, token))
+        sock = stack.enter_context(gateway.connect(own_site.client(), port=gateway.ports["TCP"][0]))
+        tunnel = RawClient(sock)
+        assert served(tunnel)
+        grpc_upstream.wait()
+
+        wall.ahead = 400 * DAY  # for the blink of an eye: certificates, the CA and the token seem to have run out
+        assert all(served(client) for client in kept)
+        wall.ahead = 0.0
+        assert all(served(client) for client in kept)
+
+        wall.ahead = 2 * HOUR  # for good: nothing of it is too old, but for the token
+        gateway.log.wait(lambda line: "forward by 7200.0 s" in line)
+        assert calls.status(search) == 7
+        assert gateway.audited(grpc_status=7)["reason"] == "token_expired"
+        calls.lives()
+        assert all(served(client) for client in kept)
+        assert all(one["age"] < HOUR for one in status(gateway)["connections"]["live"])
+        assert jumps(gateway)[2] == 2 * HOUR
+        assert served(tunnel)
+
+        wall.ahead = 400 * DAY
+        assert all(client.ended() for client in kept)
+        assert calls.ended()
+        assert tunnel.ended()
+        assert gateway.audited(event="connection")["reason"] == "certificate_expired"
+        told, counted, _ = jumps(gateway)
+    assert told == counted == len([line for line in gateway.log.seen if "the wall clock has jumped" in line])
+
+
+def served(client: RawClient) -> bool:
+    client.send(GET)
+    return client.response().status == 200

@@ -1,0 +1,66 @@
+"""The time by which dates are judged: the wall clock's, but a jump of it only once it has lasted.
+
+A jump changes what lies between the wall clock and the monotonic one at once: a clock that is set, a machine that was
+suspended. (Slewing, as NTP does it, is none.) Some are taken back: by whoever mistyped, or when two servers disagree.
+So dates are judged by the clock as it was going for :data:`HELD` seconds more, and then by the clock as it is: who is
+served stays until then, and what runs out meanwhile by the old time runs out. Nothing that lasts is measured by this.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any, Final
+
+JUMP: Final = 1.0
+"""Seconds by which the clocks drift apart between two looks, at least, in a jump."""
+HELD: Final = 1.0
+"""Seconds for which a jump is not followed; a further one begins them anew, until :data:`LONGEST`."""
+LONGEST: Final = 5.0
+_NEVER: Final = float("inf")
+
+
+def _nobody(*_: Any) -> None:
+    """Where nobody asked to be told."""
+
+
+class Clock:
+    """``jumped`` is told the seconds of each jump once it is noticed (negative: back), ``followed`` is called when it
+    counts. Whoever asks for the time notices it: somebody does four times a second.
+    """
+
+    __slots__ = ("_due", "_gap", "_judged", "_latest", "_steady", "_wall", "followed", "jumped")
+
+    def __init__(self, wall: Callable[[], float] | None = None, steady: Callable[[], float] | None = None) -> None:
+        """The system's clocks where none are given."""
+        self._wall = wall or time.time
+        self._steady = steady or time.monotonic
+        self._gap = self._judged = self._wall() - self._steady()
+        self._due = self._latest = _NEVER
+        self.jumped: Callable[[float], None] = _nobody
+        self.followed: Callable[[], None] = _nobody
+
+    def now(self) -> float:
+        """Seconds since the epoch, in 0.2 µs."""
+        wall = self._wall()
+        gap = wall - self._steady()
+        if self._due == _NEVER and -JUMP < gap - self._gap < JUMP:
+            self._gap = gap
+            return wall
+        return self._look()
+
+    def _look(self) -> float:
+        """Reads both clocks anew: the process may have been stopped between them."""
+        steady = self._steady()
+        gap = self._wall() - steady
+        by, before, self._gap = gap - self._gap, self._gap, gap
+        if self._due == _NEVER:
+            self._judged, self._latest = before, steady + LONGEST
+        if abs(by) >= JUMP:
+            taken_back = abs(gap - self._judged) < JUMP
+            self._due = _NEVER if taken_back else min(steady + HELD, self._latest)
+            self.jumped(by)
+        if steady >= self._due:
+            self._due, self._judged = _NEVER, gap
+            self.followed()
+        return steady + self._judged
