@@ -92,6 +92,7 @@ DATES = {
     "service/server.py:_event": "of an audit line",
     "service/state.py:status": "slots of the monotonic clock, told as dates",
     "service/workers/process.py:__init__": "of a start, in the status",
+    "tls/blocking.py:_begin": "of a call that hangs, in what is said of it",
     "tls/generation.py": "dates of certificates and CRLs",
     "tls/pki.py": "dates of what it issues",
 }
