@@ -141,14 +141,16 @@ def test_no_callback_follows_more_chunks_than_a_turn_has(ends: RestEnds, hostile
 
     ends.loop.ran = ran
     send(stream, hostile[:200])
-    for up in ends.ups:
-        up.established = up.reading = True
-        up.owner.connected()
     left = len(stream.owner.inbox) + len(hostile) - 200
     send(stream, hostile[200:])
     ran()
     assert left, "not all at once"
     assert not stream.reading, "nor is more taken before"
+    ends.quiet()
+    for up in ends.ups:  # of what is relayed, once so much has come that it begins
+        up.established = up.reading = True
+        up.owner.connected()
+        ran()
     ends.quiet()
     assert not left
     assert stream.reading

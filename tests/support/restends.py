@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import itertools
+import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from typing import Any
+from functools import partial
+from typing import Any, Final
 from unittest.mock import MagicMock
 
 import pytest
@@ -28,8 +30,10 @@ from tlsproxy.proxy.slices import Scheduler
 from tlsproxy.proxy.standing import Standing
 from tlsproxy.tls.generation import Generation, build
 
+REQUEST_LINE: Final = re.compile(rb"[A-Z]+ /")
 
-def rest_generation(site: Site, on_full: str = "refuse") -> Generation:
+
+def rest_generation(site: Site, on_full: str = "refuse", upstream: str = "http://127.0.0.1:1") -> Generation:
     """Callers are told apart by a key of each request, as in ``KEYS``."""
     docs = [{"collection": "docs", "access": "rw"}]
     roles = {
@@ -41,9 +45,9 @@ def rest_generation(site: Site, on_full: str = "refuse") -> Generation:
         {"name": name, "role": name, "sha256": hashlib.sha256(key.encode()).hexdigest()} for name, key in KEYS.items()
     ]
     config = site.write_config(
-        "http://127.0.0.1:1",
+        upstream,
         service={"verify_https_client_certificate": False},
-        upstream={"rest": "http://127.0.0.1:1", "max_connections": 2},
+        upstream={"rest": upstream, "max_connections": 2, "api_key": upstream},
         audit={"dir": "-", "on_full": on_full},
         roles=roles,
         identities=[],
@@ -213,12 +217,25 @@ class RestEnds:
         stream.owner = entry.session = RestConnection(self.gateway, self.pool, stream, entry, end)  # type: ignore[arg-type]
         return stream
 
-    def dial(self, _loop: Any, _addresses: Any, owner: Any, _deadlines: Any, _timeout: Any) -> Stream:
+    def dial(self, _loop: Any, addresses: Any, owner: Any, _deadlines: Any, _timeout: Any) -> Stream:
         if self.no_socket:
             raise OSError(24, "no descriptors are left")
         stream = Stream(owner, self.loop)
+        stream.address, stream.write = addresses[0], partial(self._written, stream)  # type: ignore[method-assign]
         self.ups.append(stream)
         return stream
+
+    def _written(self, stream: Stream, data: bytes) -> None:
+        if REQUEST_LINE.match(data):
+            present = self.gateway.generation
+            assert stream.address in present.upstream_addresses["rest"]
+            url = present.config.upstream.rest.encode()
+            assert {b"host: " + url.removeprefix(b"http://"), b"api-key: " + url} <= set(data.split(b"\r\n"))
+        Stream.write(stream, data)
+
+    def publish(self, generation: Generation) -> None:
+        self.gateway.publish(generation)
+        self.pool.review()
 
     def quiet(self) -> None:
         while self.loop.run():

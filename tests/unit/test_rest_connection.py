@@ -8,7 +8,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache, partial
+from functools import cache
 
 import pytest
 from hypothesis import given
@@ -82,8 +82,9 @@ ANSWERS = {
 class Run:
     """What each step does, by its name. ``one`` chooses among what there is."""
 
-    def __init__(self, ends: RestEnds, pipelines: list[list[str]]) -> None:
+    def __init__(self, ends: RestEnds, pipelines: list[list[str]], generations: tuple[Generation, Generation]) -> None:
         self.ends = ends
+        self.generations = generations
         self.streams = [ends.connect() for _ in pipelines]
         for stream, names in zip(self.streams, pipelines, strict=True):
             stream.coming += b"".join(REQUESTS[name] for name in names)
@@ -160,8 +161,9 @@ class Run:
         if not stream.closed:
             (stream.owner.expel if one % 2 else lambda _: stream.owner.drain())("role_changed")
 
-    def publish(self, _: int) -> None:
-        self.ends.gateway.publish(self.ends.gateway.generation)
+    def publish(self, one: int) -> None:
+        """The same again, or another upstream: what was not sent to the one goes to the other (see the support)."""
+        self.ends.publish(self.generations[one % 2])
 
     def finish(self) -> None:
         """All that waits comes to its end."""
@@ -173,11 +175,13 @@ class Run:
             for stream in self.streams:
                 stream.stall(stalled=False)
                 self._deliver(stream, len(stream.coming))
-            for number, up in enumerate(ends.ups):
+            for up in ends.ups:
                 up.stall(stalled=False)
-                if not up.closed and up.owner.exchange is not None:
-                    self.stand(number) if up.established else None
+                if not (up.closed or up.established):
                     up.established = up.reading = True
+                    up.owner.connected()
+                if not up.closed and up.owner.exchange is not None:
+                    up.reading = True
                     up.owner.data_received(ANSWERS["a listing"])
             ends.quiet()
             if not ends.loop.elapse() and not any(stream.coming and not stream.closed for stream in self.streams):
@@ -227,14 +231,19 @@ SCENARIOS = st.lists(
 
 
 @pytest.fixture(scope="module")
-def made(site: Site) -> Callable[[str], Generation]:
-    """By what the audit log does when it is full."""
-    return cache(partial(rest_generation, site))
+def made(site: Site) -> Callable[[str], tuple[Generation, Generation]]:
+    """By what the audit log does when it is full: two that differ in their upstream."""
+
+    @cache
+    def generations(on_full: str) -> tuple[Generation, Generation]:
+        return rest_generation(site, on_full), rest_generation(site, on_full, "http://127.0.0.2:1")
+
+    return generations
 
 
 @contextmanager
-def running(generation: Generation, pipelines: list[list[str]], *, stepwise: bool) -> Iterator[Run]:
-    ends = RestEnds(generation)
+def running(generations: tuple[Generation, Generation], pipelines: list[list[str]], *, stepwise: bool) -> Iterator[Run]:
+    ends = RestEnds(generations[0])
     with pytest.MonkeyPatch.context() as patch:
         if stepwise:
             for module in (slices, rest):
@@ -242,7 +251,7 @@ def running(generation: Generation, pipelines: list[list[str]], *, stepwise: boo
             patch.setattr(rest, "TURN", 1)
             patch.setattr(chunked, "CHUNKS", 2)
         for _ in in_memory(ends):
-            yield Run(ends, pipelines)
+            yield Run(ends, pipelines, generations)
 
 
 @pytest.mark.fuzz
@@ -250,7 +259,7 @@ def running(generation: Generation, pipelines: list[list[str]], *, stepwise: boo
 @pytest.mark.parametrize("stepwise", [False, True], ids=["at once", "step by step"])
 @given(pipelines=PIPELINES, steps=SCENARIOS)
 def test_each_request_ends_once(
-    made: Callable[[str], Generation],
+    made: Callable[[str], tuple[Generation, Generation]],
     on_full: str,
     pipelines: list[list[str]],
     steps: list[tuple[Callable[[Run, int], None], int]],
@@ -265,7 +274,7 @@ def test_each_request_ends_once(
 
 
 @pytest.mark.parametrize("kind", REQUESTS)
-def test_hundreds_of_a_kind_at_once(made: Callable[[str], Generation], kind: str) -> None:
+def test_hundreds_of_a_kind_at_once(made: Callable[[str], tuple[Generation, Generation]], kind: str) -> None:
     """However they end, none ends from inside another."""
     with running(made("refuse"), [[kind] * 160], stepwise=False) as run:
         run.arrive(0)

@@ -70,9 +70,7 @@ def gateway(server: socket.socket, **settings: float) -> Any:
 
 
 async def run(pool: Pool, exchange: Exchange) -> Exchange:
-    upstream = pool.acquire(exchange)
-    if upstream is not None:
-        exchange.upstream_ready(upstream)
+    pool.acquire(exchange)
     await asyncio.wait_for(exchange.ended, 5)
     return exchange
 

@@ -96,6 +96,7 @@ class AuditLogsExchange(DeliveredExchange):
         record = self.record
         fields = b"content-type: application/json\r\n" + record.plan.fields + id_line(record.id)
         record.status = HTTPStatus.OK
+        self._begun = True
         self._head = response(record.status, fields, body, close=self._client.close, to_head=True)
         self._deliver(body)
 

@@ -20,9 +20,12 @@ Address = tuple[int, tuple[Any, ...]]
 
 @own_code("_on_readable", "_take", "_send", "write", "resume_reading")
 class DialledStream(Stream):
-    """Tries the addresses in their order. When none answers, the connection is lost without ever having been."""
+    """Tries the addresses in their order. When none answers, the connection is lost without ever having been.
 
-    __slots__ = ("_addresses", "_dial_owner")
+    ``address`` is the one that is tried, or was reached.
+    """
+
+    __slots__ = ("_addresses", "_dial_owner", "address")
 
     def __init__(
         self,
@@ -35,10 +38,10 @@ class DialledStream(Stream):
         """Raises OSError where no socket is to be had."""
         self._addresses = list(addresses)
         self._dial_owner = owner
-        family, address = self._addresses.pop(0)
-        super().__init__(loop, self._socket(family), owner, deadlines, lowest)
+        self.address = self._addresses.pop(0)
+        super().__init__(loop, self._socket(self.address[0]), owner, deadlines, lowest)
         self.established = False
-        self._dial(address)
+        self._dial()
 
     @staticmethod
     def _socket(family: int) -> socket.socket:
@@ -47,8 +50,8 @@ class DialledStream(Stream):
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return sock
 
-    def _dial(self, address: tuple[Any, ...]) -> None:
-        error = self._sock.connect_ex(address)
+    def _dial(self) -> None:
+        error = self._sock.connect_ex(self.address[1])
         if error not in {0, errno.EINPROGRESS}:  # known at once, and not told by SO_ERROR
             self._loop.call_soon(self._try_next, OSError(error, os.strerror(error)))
             return
@@ -81,11 +84,11 @@ class DialledStream(Stream):
             self.abort(error)
             return
         self._sock.close()
-        family, address = self._addresses.pop(0)
+        self.address = self._addresses.pop(0)
         try:
-            self._sock = self._socket(family)
+            self._sock = self._socket(self.address[0])
         except OSError as none:
             self.abort(none)
             return
         self._fd = self._sock.fileno()
-        self._dial(address)
+        self._dial()

@@ -40,6 +40,7 @@ class Exchange(Admitting):
     """``congested``: the upstream takes no more of the request for now."""
 
     __slots__ = (
+        "_begun",
         "_came",
         "_first",
         "_gathering",
@@ -57,11 +58,11 @@ class Exchange(Admitting):
         self._pool = pool
         self._client = client
         self._late = NO_ROOM
-        self._ended = self.congested = self._gathering = False
+        self._ended = self.congested = self._gathering = self._begun = False
         self.record = record
         self.body = body
         self._upstream: Upstream | None = None
-        self._sent: list[bytes] | None = None
+        self._sent: list[bytes] | None = None  # of the body, where it may be sent again
         self._head = self._ours = b""
         self._whole_body: Content = b""  # of a body that was read before the decision
         self._first = b""  # of a body, before there is an upstream for it
@@ -89,11 +90,9 @@ class Exchange(Admitting):
             self._take_upstream()
 
     def _take_upstream(self) -> None:
-        upstream = self._pool.acquire(self)
-        if upstream is None:
+        self._client.stream.deadline = NEVER  # a connection that is dialled has a deadline of its own
+        if not self._pool.acquire(self):
             self._wait(NO_UPSTREAM)
-        else:
-            self.upstream_ready(upstream)
 
     def upstream_ready(self, upstream: Upstream) -> None:
         self._client.present()
@@ -127,19 +126,19 @@ class Exchange(Admitting):
 
     @property
     def waiting(self) -> bool:
-        """Whether nothing of it is with an upstream."""
-        return self._upstream is None
+        """Whether no upstream has had any of it."""
+        return not self._begun
 
     @property
     def whole(self) -> bool:
         """Whether the upstream has all of it."""
         upstream = self._upstream
-        return self.body.done and upstream is not None and upstream.stream.established and not upstream.stream.unsent
+        return self.body.done and upstream is not None and not upstream.stream.unsent
 
     @property
     def taken(self) -> bytes | None:
-        """Body bytes as they came, where no part of the request is with an upstream; None where they are not known."""
-        return self._first if self._upstream is None else None
+        """Body bytes as they came, where no upstream has had any of the request; None where they are not known."""
+        return None if self._begun else self._first
 
     def request_sent(self) -> bool:
         return self.body.done
@@ -163,6 +162,7 @@ class Exchange(Admitting):
         out = plan.upstream + line + tail
         if record.tracing is not NONE:
             out = plan.upstream + line + upstream_lines(record.tracing) + tail
+        head = len(out)
         read, self._whole_body = self._whole_body, b""
         if len(read) <= REPLAY:
             out, read = out + read, b""
@@ -173,8 +173,9 @@ class Exchange(Admitting):
             record.bytes_in += taken
             out += piece
         if plan.resend and len(out) <= REPLAY and not read and not plan.expects_continue:
-            self._sent = [out]
+            self._sent = [out[head:]]
         self._upstream = upstream
+        self._begun = True
         whole = body.done
         upstream.begin(self, out, to_head=plan.to_head, whole=whole)
         if read:  # not copied to be sent with the head
@@ -293,31 +294,32 @@ class Exchange(Admitting):
         self._upstream = None
         self.congested = False
         if stale and self._sent is not None:
-            self._send_again(b"".join(self._sent))
+            self._send_again(self._sent)
         elif answered:
             self._client.exchange_cut(error)
         else:
             self._client.exchange_failed(error)
 
-    def _send_again(self, sent: bytes) -> None:
+    def _send_again(self, sent: list[bytes]) -> None:
+        """The read that is lost has not begun, and is not sent again a second time."""
+        self._first, self._begun = b"".join(sent), False
+        self._body_paused()
         self._client.present()
         if self._ended:
             return
         self._gateway.metrics.upstream_retry()
+        self._client.stream.deadline = NEVER
         try:
-            self._upstream = self._pool.open_again(self)
+            self._pool.dial_again(self)
         except Overloaded as error:
             self._client.exchange_failed(error)
-            return
-        self._upstream.begin(self, sent, to_head=self.record.plan.to_head, whole=self.body.done)
-        self._await()
-        self._client.advance()
 
     def abandon(self) -> None:
         """The client is gone, or is told something else."""
         self._ended = True
-        self._pool.forget(self)
-        if self._upstream is not None:
+        if self._upstream is None:
+            self._pool.forget(self)
+        else:
             upstream, self._upstream = self._upstream, None
             upstream.discard()
 

@@ -61,7 +61,7 @@ class CollectionFacts:
             self._ask_collection(collection, account, told, release)
         else:
             asked = partial(self._told_release, generation.number, collection, account, told)
-            self._releases.ask(generation.number, own_request(generation, "GET /"), account, asked)
+            self._releases.ask(generation.number, own_request("GET /"), account, asked)
 
     def _told_release(
         self, number: int, collection: str, account: Account, told: Told, release: _Release | RequestError
@@ -84,7 +84,7 @@ class CollectionFacts:
             return
         key = (generation.number, collection)
         asked = partial(self._told_collection, key, told, release)
-        self._collections.ask(key, own_request(generation, f"GET {path}"), account, asked)
+        self._collections.ask(key, own_request(f"GET {path}"), account, asked)
 
     def _told_collection(
         self, key: tuple[int, str], told: Told, release: _Release, answer: bytes | RequestError

@@ -9,6 +9,7 @@ from typing import Final, Protocol
 from tlsproxy.authz.audit import Refusal
 from tlsproxy.authz.auditquery import AuditQuery
 from tlsproxy.authz.shares import Shares
+from tlsproxy.config.model import HttpProtocol
 from tlsproxy.errors import NoMemory, Overloaded
 from tlsproxy.proxy.bounds import Bounds
 from tlsproxy.proxy.calls import CallPlans
@@ -51,6 +52,15 @@ class Metrics(Protocol):
     def accept_error(self) -> None: ...
     def upstream_connect(self, outcome: str) -> None: ...
     def upstream_retry(self) -> None: ...
+
+
+def moved(former: Generation, present: Generation, protocol: HttpProtocol) -> bool:
+    """Whether requests of ``protocol`` go elsewhere, or with another name or key of the upstream's, than they did."""
+    return former is not present and (
+        former.upstream_addresses[protocol] != present.upstream_addresses[protocol]
+        or getattr(former.config.upstream, protocol) != getattr(present.config.upstream, protocol)
+        or former.upstream_api_key != present.upstream_api_key
+    )
 
 
 class Gateway:

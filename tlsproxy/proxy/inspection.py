@@ -43,12 +43,13 @@ _UNTOLD: Final[Late] = (
 class InspectedExchange(Exchange):
     """Its record's plan is that of the head until the body is whole, then that of both."""
 
-    __slots__ = ("_answer", "_confined", "_holding", "_reading")
+    __slots__ = ("_answer", "_confined", "_content", "_holding", "_reading")
 
     def __init__(self, gateway: Gateway, pool: Pool, client: Client, record: Record[Plan], body: RequestBody) -> None:
         super().__init__(gateway, pool, client, record, body)
         self._holding = Holding(gateway, self.account, self, TooLargeToRead)
         self._reading = True
+        self._content: Content = b""  # what was judged, for as long as the request may have to begin anew
         self._confined = False
         self._answer: StreamedAnswer | None = None
 
@@ -89,7 +90,12 @@ class InspectedExchange(Exchange):
 
     @property
     def taken(self) -> bytes | None:
-        return None if self.record.bytes_in else b""
+        if not self.record.bytes_in:
+            return b""
+        if self._begun or self._reading or self.record.plan.unread is not None:
+            return None
+        content = bytes(self._content)
+        return in_chunks(content) if self.body.chunked else content
 
     def renew(self, present: Plan) -> Decision | None:
         """Until it is decided it is for head and body of the present to decide."""
@@ -110,6 +116,7 @@ class InspectedExchange(Exchange):
             return
         plan = self.record.plan
         unread = plan.unread
+        self._content = content
         if unread is None:  # rights are others than they were: the head alone decides by now, and says the framing
             self._whole_body = in_chunks(bytes(content)) if plan.length == CHUNKED else content
             self._acquire()
@@ -125,38 +132,44 @@ class InspectedExchange(Exchange):
         except FactsNeeded:
             return None
 
-    def _told_facts(self, content: Content, facts: Facts | RequestError) -> None:
+    def _told_facts(self, unread: Unread, content: Content, facts: Facts | RequestError) -> None:
         self._client.present()
         if self._ended:
             return
         try:
-            if isinstance(facts, RequestError):
+            if unread is not self.record.plan.unread:  # there has been a publication since, maybe of another upstream
+                self._judge(content)
+            elif isinstance(facts, RequestError):
                 raise facts
-            self._judge(content, facts)
+            else:
+                self._judge(content, facts)
         except RequestError as error:
             self._client.exchange_failed(error)
 
     def _decided(self, unread: Unread, content: Content, outcome: tuple[Plan, Content] | None) -> None:
-        self._holding.settle(len(content))
         if unread is not self.record.plan.unread:  # there has been a publication since
+            self._holding.settle(len(content))
             self._judge(content)
             return
         if outcome is None:
+            self._holding.settle(len(content))
             self._wait(_UNTOLD)
-            told = partial(self._told_facts, content)
+            told = partial(self._told_facts, unread, content)
             self._pool.facts.ask(unread.asked.collection or "", self.account, told)
             return
-        self.record.plan, content = outcome
-        self._holding.settle(len(content))
+        self.record.plan, made = outcome
+        self._holding.settle(len(made) if made is content else len(made) + len(content))
         self._confined = unread.confined
         if self.record.plan.decision.allowed:
-            self._whole_body = content
+            self._whole_body = made
             self._acquire()
         else:
             self._client.exchange_denied()
 
     def _begin(self, upstream: Upstream) -> None:
         super()._begin(upstream)
+        if self._sent is None:
+            self._content = b""
         if not self.congested:
             self._holding.release()
 
@@ -205,6 +218,7 @@ class InspectedExchange(Exchange):
         super().upstream_lost(error, stale=stale, answered=answered and (answer is None or answer.begun))
 
     def over(self) -> None:
+        self._content = b""
         self.body.hand_over()
         self._holding.release()
 

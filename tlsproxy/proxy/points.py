@@ -68,7 +68,7 @@ class Points:
             self._gateway.loop.call_soon(told, _NO_COLLECTION)
             return
         more = affinity and b"%b: %b\r\n" % (_AFFINITY, affinity)
-        request = own_request(generation, f"POST {path}", more, asked.body)
+        request = own_request(f"POST {path}", more, asked.body)
         self._questions.ask((generation.number, asked, affinity), request, account, told)
 
 

@@ -47,63 +47,77 @@ class Pool:
         """(idle, busy, requests that wait for one), of both protocols."""
         return len(self._idle) + len(self._resting), self._places.held, self._places.waiting
 
-    def acquire(self, exchange: Exchange) -> Upstream | None:
-        """A connection, or None: then ``exchange.upstream_ready`` will be called.
+    def acquire(self, exchange: Exchange) -> bool:
+        """Whether it has a place: ``exchange.upstream_ready`` is called with a connection, now or once one stands.
 
-        Raises :class:`Overloaded` where too many wait already.
+        False where it waits for a place. Raises :class:`Overloaded` where too many do already.
         """
         place = Share(self._places, exchange.account, exchange)
         if place.take(1):
-            return self._connection(place)
+            self._connect(exchange, place)
+            return True
         place.ready = partial(self._ready, exchange, place)
         self._waiting[exchange] = place
-        return None
+        return False
 
     def forget(self, exchange: Exchange) -> None:
-        """It waits no longer."""
-        if self._waiting and (place := self._waiting.pop(exchange, None)) is not None:
+        """It waits no longer, for a place or a connection."""
+        place = self._waiting.pop(exchange, None)
+        if place is not None:
             place.release()
+        else:
+            for upstream in [one for one in self._all if one.exchange is exchange]:
+                upstream.discard()
 
     def _ready(self, exchange: Exchange, place: Share) -> None:
         del self._waiting[exchange]
         try:
-            upstream = self._connection(place)
+            self._connect(exchange, place)
         except Overloaded as error:
             exchange.upstream_lost(error, stale=False, answered=False)
-        else:
-            exchange.upstream_ready(upstream)
 
-    def _connection(self, place: Share) -> Upstream:
-        addresses = self._gateway.generation.upstream_addresses["rest"]
+    def _connect(self, exchange: Exchange, place: Share) -> None:
         while self._idle:
             upstream = self._idle.pop()
-            if not upstream.stream.closed and upstream.addresses == addresses:
+            if not upstream.stream.closed:
                 upstream.place = place
-                return upstream
-            upstream.discard()  # if nothing else, it leads where the upstream was before a publication
-        return self._open(place)
+                exchange.upstream_ready(upstream)
+                return
+        self._dial(exchange, place)
 
-    def open_again(self, exchange: Exchange) -> Upstream:
-        """A new connection, which cannot be stale, in place of one that was lost. Raises :class:`Overloaded`."""
+    def dial_again(self, exchange: Exchange) -> None:
+        """Dials a connection, which cannot be stale, in place of one that was lost. Raises :class:`Overloaded`."""
         place = Share(self._places, exchange.account, exchange)
         place.replace()
-        return self._open(place)
+        self._dial(exchange, place)
 
-    def _open(self, place: Share) -> Upstream:
+    def _dial(self, exchange: Exchange, place: Share) -> None:
         """Raises :class:`Overloaded` where no socket is to be had."""
         self.trim()
         try:
-            upstream = Upstream(self._gateway, self, place)
+            upstream = Upstream(self._gateway, self, place, exchange)
         except OSError as error:
             place.release()
             raise Overloaded(f"No connection to the upstream can be made: {error.strerror}") from error
         self._all.add(upstream)
-        return upstream
+
+    def review(self) -> None:
+        """After a publication: idle connections to a former upstream end."""
+        for upstream in [one for one in self._idle if self._is_former(one)]:
+            upstream.discard()
+
+    @property
+    def former(self) -> int:
+        """Connections to a former upstream."""
+        return sum(map(self._is_former, self._all))
+
+    def _is_former(self, upstream: Upstream) -> bool:
+        return upstream.stream.address not in self._gateway.generation.upstream_addresses["rest"]
 
     def release(self, upstream: Upstream, *, keep: bool) -> None:
-        """Its response is whole. ``keep``: it may carry another."""
+        """Its response is whole. ``keep``: it may carry another, unless the upstream is elsewhere by now."""
         stream = upstream.stream
-        if not keep or stream.closed or stream.broken:
+        if not keep or stream.closed or stream.broken or self._is_former(upstream):
             upstream.discard()
             return
         if not stream.reading:  # the client was slower than the end of its response

@@ -30,6 +30,8 @@ MOST_WAITING: Final = 4096
 
 K = TypeVar("K")
 V = TypeVar("V")
+Request = Callable[[Generation], bytes]
+"""The bytes of a request to the upstream of a generation: that which is current when it is sent."""
 
 
 class Questions(Generic[K, V]):
@@ -47,7 +49,7 @@ class Questions(Generic[K, V]):
         self._asked: dict[K, _Question[V]] = {}
         self._next: dict[K, _Question[V]] = {}
 
-    def ask(self, key: K, request: bytes, account: Account, told: Callable[[V | RequestError], None]) -> None:
+    def ask(self, key: K, request: Request, account: Account, told: Callable[[V | RequestError], None]) -> None:
         """``told`` is called, later. ``key`` stands for the request; the connection is of the account that asks first.
 
         Raises :class:`Overloaded`.
@@ -56,7 +58,8 @@ class Questions(Generic[K, V]):
         if question is not None and question.sent:
             question = self._next.get(key)
         if question is None:
-            question = _Question(self._pool, account, request, self._read, self._largest, partial(self._settle, key))
+            settle = partial(self._settle, key)
+            question = _Question(self._gateway, self._pool, account, request, self._read, self._largest, settle)
             if key in self._asked:
                 self._next[key] = question
             else:
@@ -90,17 +93,21 @@ def question_path(collection: str, method: str, suffix: str, operation: str) -> 
     return recognised.target.path
 
 
-def own_request(generation: Generation, line: str, fields: bytes = b"", body: bytes = b"") -> bytes:
+def own_request(line: str, fields: bytes = b"", body: bytes = b"") -> Request:
     """A request with the gateway's own credentials. ``line``: method and path."""
-    key = generation.upstream_api_key
-    return b"%b HTTP/1.1\r\nhost: %b\r\n%b%b%b\r\n%b" % (
-        line.encode(),
-        urlsplit(generation.config.upstream.rest).netloc.encode(),
-        body and b"content-type: application/json\r\ncontent-length: %d\r\n" % len(body),
-        b"" if key is None else b"api-key: %b\r\n" % key.encode(),
-        fields,
-        body,
-    )
+
+    def made(generation: Generation) -> bytes:
+        key = generation.upstream_api_key
+        return b"%b HTTP/1.1\r\nhost: %b\r\n%b%b%b\r\n%b" % (
+            line.encode(),
+            urlsplit(generation.config.upstream.rest).netloc.encode(),
+            body and b"content-type: application/json\r\ncontent-length: %d\r\n" % len(body),
+            b"" if key is None else b"api-key: %b\r\n" % key.encode(),
+            fields,
+            body,
+        )
+
+    return made
 
 
 class _Question(Generic[V]):
@@ -113,9 +120,10 @@ class _Question(Generic[V]):
 
     def __init__(
         self,
+        gateway: Gateway,
         pool: Pool,
         account: Account,
-        request: bytes,
+        request: Request,
         read: Callable[[int, bytes], V],
         largest: int,
         settle: Callable[[V | RequestError], None],
@@ -123,6 +131,7 @@ class _Question(Generic[V]):
         self.account = account
         self.waiting: list[Callable[[V | RequestError], None]] = []
         self.sent = False
+        self._gateway = gateway
         self._pool = pool
         self._request = request
         self._read = read
@@ -141,13 +150,11 @@ class _Question(Generic[V]):
         self._pool.later(go_on)
 
     def ask(self) -> None:
-        upstream = self._pool.acquire(self)
-        if upstream is not None:
-            self.upstream_ready(upstream)
+        self._pool.acquire(self)
 
     def upstream_ready(self, upstream: Upstream) -> None:
         self.sent = True
-        upstream.begin(self, self._request, to_head=False, whole=True)
+        upstream.begin(self, self._request(self._gateway.generation), to_head=False, whole=True)
 
     def interim(self, head: ResponseHead) -> None:
         """Says nothing that matters here."""
@@ -174,11 +181,9 @@ class _Question(Generic[V]):
             return
         self._again = False
         try:
-            upstream = self._pool.open_again(self)
+            self._pool.dial_again(self)
         except RequestError as overloaded:
             self._settle(overloaded)
-        else:
-            self.upstream_ready(upstream)
 
     def give_way(self, error: RequestError) -> None:
         """It found no place to wait: it is at work once it has one."""

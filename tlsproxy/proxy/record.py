@@ -168,6 +168,10 @@ class RequestBody:
             raise self._too_large()
 
     @property
+    def chunked(self) -> bool:
+        return self._chunks is not None
+
+    @property
     def left(self) -> int | None:
         """Bytes that are still to come, None where that is not known."""
         return None if self._chunks is not None and not self.done else self._left

@@ -15,7 +15,7 @@ from tlsproxy.authz.credentials import NEVER
 from tlsproxy.errors import BodyTooLarge, RequestError, RequestTimeout, RightLost
 from tlsproxy.proxy.answers import Answer
 from tlsproxy.proxy.exchange import Exchange
-from tlsproxy.proxy.gateway import Gateway
+from tlsproxy.proxy.gateway import Gateway, moved
 from tlsproxy.proxy.inspection import exchange_of
 from tlsproxy.proxy.local import LocalExchange
 from tlsproxy.proxy.plan import Plan
@@ -303,17 +303,17 @@ class RestConnection(Turns):
     def judge(self, now: float) -> str:
         """Ends a request that has lost its right; the connection depends on its certificate alone."""
         generation, record, exchange = self._gateway.generation, self._record, self._exchange
-        anew = self._judged is not generation or self._standing.ended(generation, now) is not None
-        self._judged = generation
+        former, self._judged = self._judged, generation
+        anew = former is not generation or self._standing.ended(generation, now) is not None
         if record is not None and exchange is not None and (anew or now >= record.plan.expires):
             present = self._planned(now)
             refusal = exchange.renew(present)
-            if refusal is None:
+            if refusal is None and not (exchange.waiting and moved(former, generation, "rest")):
                 return ""
             taken = exchange.taken
             if taken is not None and (present.decision.allowed or present.unread is not None):
                 self._begin_anew(record, exchange, present, taken)
-            else:
+            elif refusal is not None:
                 self._withdraw(record, exchange, refusal)
         return ""
 
@@ -324,7 +324,7 @@ class RestConnection(Turns):
         return gateway.plans.of(standing.principal, self._head, now, ended)[0]
 
     def _begin_anew(self, record: Record[Plan], exchange: Exchange, present: Plan, taken: bytes) -> None:
-        """Nothing of it was sent yet, and it is to be carried out otherwise: its body, or its answer, must be read."""
+        """Nothing of it was sent yet, and it is to be carried out otherwise, or elsewhere."""
         exchange.abandon()
         exchange.over()
         self.inbox.put_back(taken)

@@ -57,9 +57,9 @@ class Keeper(Protocol):
 
 
 class Upstream:
-    """One connection. ``exchange`` is whose request is on it, None while it idles. ``used`` counts what it answered.
+    """One connection. ``exchange`` is whose request is on it, or will be once it stands; None while it idles.
 
-    ``place`` is its exchange's among all connections, which one that idles has not. ``addresses``: those that it tried.
+    ``used`` counts what it answered. ``place`` is its exchange's among all connections, which one that idles has not.
     ``_buffer`` is the beginning of a head, or what is left of a body after a turn; then nothing is read.
     """
 
@@ -73,37 +73,35 @@ class Upstream:
         "_left",
         "_paused",
         "_to_head",
-        "addresses",
         "exchange",
         "place",
         "stream",
         "used",
     )
 
-    def __init__(self, gateway: Gateway, keeper: Keeper, place: Share) -> None:
+    def __init__(self, gateway: Gateway, keeper: Keeper, place: Share, exchange: Exchange) -> None:
         """Raises OSError where no socket is to be had."""
         self._gateway = gateway
         self._keeper = keeper
         self.place: Share | None = place
-        self.exchange: Exchange | None = None
+        self.exchange: Exchange | None = exchange
         self.used = 0
         self._buffer = b""
         self._head: ResponseHead | None = None
         self._left = 0
         self._chunks: ChunkedBody | None = None
         self._to_head = self._awaited = self._paused = False
-        self.addresses, bounds = gateway.generation.upstream_addresses["rest"], gateway.bounds
-        self.stream = DialledStream(gateway.loop, self.addresses, self, gateway.deadlines, bounds.upstream_write)
+        addresses, bounds = gateway.generation.upstream_addresses["rest"], gateway.bounds
+        self.stream = DialledStream(gateway.loop, addresses, self, gateway.deadlines, bounds.upstream_write)
         self.stream.deadline = time.monotonic() + bounds.connect_timeout
 
     def begin(self, exchange: Exchange, data: bytes, *, to_head: bool, whole: bool) -> None:
-        """Sends a request's first bytes, or all of it: ``whole``."""
+        """Sends a request's first bytes, or all of it: ``whole``. The connection stands."""
         self.exchange = exchange
         self._buffer, self._head, self._chunks = b"", None, None
         self._to_head, self._awaited, self._paused = to_head, whole, False
         stream = self.stream
-        if stream.established:
-            stream.deadline = time.monotonic() + self._gateway.bounds.response_timeout if whole else NEVER
+        stream.deadline = time.monotonic() + self._gateway.bounds.response_timeout if whole else NEVER
         stream.write(data)
 
     def await_response(self) -> None:
@@ -118,7 +116,7 @@ class Upstream:
 
     def _await(self) -> None:
         stream = self.stream
-        if stream.established and not stream.stalled:  # else the connection is waited for, or room
+        if not stream.stalled:  # else room is waited for
             stream.deadline = time.monotonic() + self._gateway.bounds.response_timeout if self._awaited else NEVER
 
     def pause(self) -> None:
@@ -145,7 +143,9 @@ class Upstream:
 
     def connected(self) -> None:
         self._gateway.metrics.upstream_connect("ok")
-        self._await()
+        exchange, self.exchange = self.exchange, None
+        if exchange is not None:
+            exchange.upstream_ready(self)
 
     def data_received(self, data: bytes) -> None:
         exchange = self.exchange

@@ -109,6 +109,7 @@ class Serving:
 
     def adopt(self, generation: Generation) -> None:
         self._gateway.publish(generation)
+        self._pool.review()
 
     async def ready(self) -> Mapping[str, str]:
         audit = self._audit
@@ -134,6 +135,7 @@ class Serving:
                 **{protocol: getattr(upstream, protocol) for protocol in self._probes},
                 "idle": idle,
                 "busy": busy,
+                "former": {"rest": self._pool.former, "grpc": 0, "tcp": 0},
             },
             "decisions": self.counted.recent.decisions(),
             "refusals": self.counted.recent.refusals(),

@@ -249,6 +249,7 @@ class Fleet:
                 **{name: getattr(upstream, name) for name in self.generation.upstream_addresses},
                 "idle": 0,
                 "busy": 0,
+                "former": dict.fromkeys(("rest", "grpc", "tcp"), 0),
             },
             "decisions": self.counted.recent.decisions(),
             "refusals": self.counted.recent.refusals(),

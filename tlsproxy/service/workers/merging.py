@@ -97,6 +97,8 @@ def _joined(ours: Any, theirs: Any) -> Any:
             return ours or theirs
         case (int(), int()) | (list(), list()):
             return ours + theirs
+        case dict(), dict():
+            return {key: _joined(value, theirs.get(key)) for key, value in ours.items()}
         case _:
             return ours
 
