@@ -19,7 +19,7 @@ from support.h2ends import Audit, MemoryStream
 from support.h2ends import Loop as SoonLoop
 from support.relay_site import KEYS
 from support.site import Site
-from tlsproxy.proxy import turns, upstream
+from tlsproxy.proxy import auditlogs, turns, upstream
 from tlsproxy.proxy.deadlines import NEVER
 from tlsproxy.proxy.gateway import Gateway
 from tlsproxy.proxy.limittable import LimitTable
@@ -71,7 +71,7 @@ class Loop(SoonLoop):
         self._later.append((handle, lambda: callback(*args)))
         return handle
 
-    def run_in_executor(self, _executor: None, work: Callable[..., Any], *args: Any) -> Any:
+    def in_thread(self, work: Callable[..., Any], *args: Any) -> Any:
         future: asyncio.Future[Any] = asyncio.Future(loop=MagicMock(spec=asyncio.AbstractEventLoop))
         future.set_result(work(*args))
         done = MagicMock()
@@ -255,4 +255,5 @@ def in_memory(ends: RestEnds) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(upstream, "DialledStream", ends.dial)
         patch.setattr(turns, "Record", Kept)
+        patch.setattr(auditlogs, "in_thread", ends.loop.in_thread)
         yield
