@@ -5,7 +5,7 @@ import socket
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, cast
 
-from tlsproxy.service.readiness import UpstreamProbe, audit_part, generation_part
+from tlsproxy.service.readiness import UpstreamProbe, audit_part, generation_part, inputs_part, is_ready
 
 if TYPE_CHECKING:
     from tlsproxy.tls.generation import Generation
@@ -94,3 +94,13 @@ def test_audit() -> None:
     assert audit_part(healthy=True, accepts=False, last_error="") == "the queue is full"
     assert audit_part(healthy=False, accepts=False, last_error="No space left on device") == "No space left on device"
     assert audit_part(healthy=False, accepts=False, last_error="") == "not writing"
+
+
+def test_inputs_name_the_first_few_on_one_line() -> None:
+    assert inputs_part(["a: is missing\nb", "c"]) == "a: is missing b; c"
+    assert inputs_part(list("abcde")) == "a; b; c; and 2 more"
+
+
+def test_inputs_cost_no_readiness() -> None:
+    assert is_ready({"listeners": "ok", "inputs": "ca.pem: no answer"})
+    assert not is_ready({"listeners": "draining", "inputs": "ok"})

@@ -2,19 +2,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import functools
+import gc
 import logging
 import os
 import shutil
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import watchfiles
 from tls_site import OTHER, ROOT, SERVER, Site, site
-from watchfiles import awatch
 
 from tlsproxy.errors import TlsproxyError
 from tlsproxy.tls import files, hint, watch
@@ -428,7 +430,7 @@ async def test_polling_goes_on_where_notifications_fail_and_it_is_told_once(
     def no_space(*_paths: object, **_options: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(hint, "awatch", no_space)
+    monkeypatch.setattr(hint, "watch", no_space)
     caplog.set_level(logging.WARNING, "tlsproxy.tls.hint")
     made = fast(tmp_path)
     async with watched(made) as it:
@@ -444,13 +446,13 @@ async def test_polling_goes_on_where_notifications_fail_and_it_is_told_once(
 async def test_notifications_are_tried_again_at_each_poll(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
 
-    def failing_at_first(*paths: Path, **options: Any) -> AsyncIterator[Any]:
+    def failing_at_first(*paths: Path, **options: Any) -> Iterator[Any]:
         calls.append(paths)
         if len(calls) <= 2:
             raise OSError(24, "Too many open files")
-        return awatch(*paths, **options)
+        return watchfiles.watch(*paths, **options)
 
-    monkeypatch.setattr(hint, "awatch", failing_at_first)
+    monkeypatch.setattr(hint, "watch", failing_at_first)
     made = fast(tmp_path)
     async with watched(made) as it:
         while len(calls) < 3:
@@ -462,14 +464,174 @@ async def test_notifications_are_tried_again_at_each_poll(tmp_path: Path, monkey
 
 
 @in_loop
+async def test_a_notification_that_is_never_set_up_holds_nothing_up_and_is_asked_for_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    calls, answers = [], threading.Event()
+
+    def hanging_at_first(*paths: Path, **options: Any) -> Iterator[Any]:
+        calls.append(paths)
+        if len(calls) == 1:
+            assert answers.wait(20)
+        return watchfiles.watch(*paths, **options)
+
+    monkeypatch.setattr(hint, "watch", hanging_at_first)
+    monkeypatch.setattr(hint, "END", 0.01)
+    caplog.set_level(logging.WARNING, "tlsproxy.tls.hint")
+    made = fast(tmp_path)
+    async with watched(made) as it:
+        (tmp_path / "elsewhere").mkdir()
+        made.configure(tls={"poll_interval": FAST, "cert": "elsewhere/x"})  # other places, so that it is begun anew
+        assert await it.next() == "poll"
+        await it.some_polls(5)
+        assert len(calls) == 1
+        made.configure(tls={"poll_interval": SLOW})
+        await it.next()
+        answers.set()
+        await asyncio.sleep(0)
+        made.configure(tls={"poll_interval": FAST})
+    assert [record.message for record in caplog.records] == [
+        "file notifications do not work (no answer from a file system); changes are found by polling alone"
+    ]
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EIO, errno.ESTALE, errno.ELOOP, errno.EMFILE, errno.ENFILE])
+@in_loop
+async def test_a_directory_that_fails_for_a_while_is_told_of_once_and_recovered_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    made = fast(tmp_path, crl=["crls/a.crl"])
+    (tmp_path / "crls").mkdir()
+    made.write("crls/a.crl", b"crl")
+    failing = False
+
+    def failing_call(name: str) -> None:
+        call = getattr(os, name)
+
+        def fail(path: object, *arguments: Any, **more: Any) -> Any:
+            if failing and isinstance(path, str | os.PathLike) and os.fspath(path).startswith(str(tmp_path / "crls")):
+                raise OSError(number, os.strerror(number), path)
+            return call(path, *arguments, **more)
+
+        monkeypatch.setattr(os, name, fail)
+
+    for name in ("open", "stat", "lstat", "readlink", "scandir", "listdir"):
+        failing_call(name)
+    async with watched(made) as it:
+        for _ in range(2):
+            failing = True
+            await it.next()
+            assert it.watcher.inputs.failures.keys() == {tmp_path / "crls/a.crl"}
+            await it.some_polls()
+            assert it.triggers.empty()
+            failing = False
+            await it.next()
+            assert not it.watcher.inputs.failures
+
+
+def parent_is_a_file(directory: Path) -> Callable[[], None]:
+    moved = directory.rename(directory.with_name("moved"))
+    directory.write_bytes(b"")
+
+    def back() -> None:
+        directory.unlink()
+        moved.rename(directory)
+
+    return back
+
+
+def parent_is_gone(directory: Path) -> Callable[[], None]:
+    moved = directory.rename(directory.with_name("moved"))
+    return lambda: moved.rename(directory) and None
+
+
+def parent_is_a_loop(directory: Path) -> Callable[[], None]:
+    moved = directory.rename(directory.with_name("moved"))
+    directory.symlink_to(directory.name)
+
+    def back() -> None:
+        directory.unlink()
+        moved.rename(directory)
+
+    return back
+
+
+@pytest.mark.parametrize("spoil", [parent_is_a_file, parent_is_gone, parent_is_a_loop], ids=lambda each: each.__name__)
+@in_loop
+async def test_a_notification_tells_of_a_directory_that_goes_and_comes_back(
+    tmp_path: Path, spoil: Callable[[Path], Callable[[], None]]
+) -> None:
+    made = slow(tmp_path, crl=["crls/a.crl"])
+    (tmp_path / "crls").mkdir()
+    made.write("crls/a.crl", b"crl")
+    async with watched(made) as it:
+        for _ in range(2):
+            back = spoil(tmp_path / "crls")
+            while not it.watcher.inputs.failures:
+                assert await it.next() == "watch"
+            back()
+            while it.watcher.inputs.failures:
+                assert await it.next() == "watch"
+
+
+@in_loop
+async def test_no_thread_or_descriptor_is_left_behind(tmp_path: Path) -> None:
+    made = fast(tmp_path)
+
+    def held() -> tuple[int, int]:
+        return len(list(Path("/proc/self/task").iterdir())), len(list(Path("/proc/self/fd").iterdir()))
+
+    async def turns(count: int) -> None:
+        for turn in range(count):
+            (tmp_path / f"d{turn % 2}").mkdir(exist_ok=True)
+            made.configure(tls={"poll_interval": FAST, "crl": [f"d{turn % 2}/missing.crl"]})
+            async with watched(made):
+                pass
+
+    before = held()
+    await turns(4)
+    async with asyncio.timeout(10):
+        # The notifications' own thread gives back what it has, and tells nobody.
+        while any(now > then for now, then in zip(held(), before, strict=True)):  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+
+
+def test_refused_readings_leave_no_circles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Errors hold frames, frames hold files: each would be kept until the collector comes to it."""
+    monkeypatch.setattr(files, "PAUSE", 0)
+    made = site(tmp_path)
+    inputs = read_inputs(made.config, {})
+    good = made.config.read_bytes()
+
+    def errors() -> int:
+        return sum(isinstance(each, BaseException) for each in gc.get_objects())
+
+    gc.collect()
+    gc.disable()
+    try:
+        before = errors()
+        for turn in range(20):
+            made.config.write_bytes(good if turn % 3 else b"roles: [\n" + b"#" * turn)
+            (tmp_path / "ca.pem").unlink(missing_ok=True)
+            if turn % 2:
+                (tmp_path / "ca.pem").mkdir(exist_ok=True)
+                (tmp_path / "ca.pem").rmdir()
+            inputs = read_inputs(made.config, {}, earlier=inputs)
+            assert inputs.failures
+        assert errors() - before <= 2 * len(inputs.failures)
+    finally:
+        gc.enable()
+
+
+@in_loop
 async def test_only_entries_that_matter_stir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     filters = []
 
-    def seen(*paths: Path, watch_filter: Callable[[object, str], bool], **options: Any) -> AsyncIterator[Any]:
+    def seen(*paths: Path, watch_filter: Callable[[object, str], bool], **options: Any) -> Iterator[Any]:
         filters.append(watch_filter)
-        return awatch(*paths, watch_filter=watch_filter, **options)
+        return watchfiles.watch(*paths, watch_filter=watch_filter, **options)
 
-    monkeypatch.setattr(hint, "awatch", seen)
+    monkeypatch.setattr(hint, "watch", seen)
     async with watched(slow(tmp_path)):
         (matters,) = filters
         names = ("ca.pem", "tlsproxy.yaml", "server.key", "", "audit.log", "server.key.new")

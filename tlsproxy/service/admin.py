@@ -19,6 +19,7 @@ from aiohttp import web
 
 from tlsproxy.service import page
 from tlsproxy.service.adminsocket import listening_socket
+from tlsproxy.service.readiness import is_ready
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
@@ -98,7 +99,7 @@ class AdminServer:
 
     async def _readyz(self, _request: web.Request) -> web.Response:
         parts = dict(await self._state.ready())
-        ready = all(part == "ok" for part in parts.values())
+        ready = is_ready(parts)
         return _json({"ready": ready, "parts": parts}, 200 if ready else 503)
 
     async def _metrics(self, _request: web.Request) -> web.Response:

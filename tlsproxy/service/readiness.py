@@ -1,4 +1,4 @@
-"""Whether what serving needs is there: the parts that `/readyz` names, each `ok` or the reason why it is not.
+"""The parts that `/readyz` names, each `ok` or the reason why it is not: what serving needs, and what it is told by.
 
 Nothing here serves or changes anything: a gateway that is not ready goes on as well as it can.
 """
@@ -12,13 +12,18 @@ import time
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from tlsproxy.tls.generation import Generation
 
 OK: Final = "ok"
 
+INPUTS: Final = "inputs"
+"""The part that is there while files are not in force. With their last good state the gateway is as ready as it was."""
+
 _DEADLINE: Final = 1.0
+_MOST: Final = 3
+"""Inputs that a part names."""
 _KEPT: Final = 1.0
 """Seconds for which a probe's answer is given again: probes of ours must not become the upstream's load."""
 
@@ -74,6 +79,15 @@ def generation_part(generation: Generation, now: float) -> str:
         return "the server certificate has expired"
     outdated = sorted({crl.issuer for crl in material.crls if crl.next_update <= now})
     return f"the CRL of {outdated[0]} is out of date" if outdated else OK
+
+
+def inputs_part(faults: Sequence[str]) -> str:
+    more = f"and {len(faults) - _MOST} more" if len(faults) > _MOST else ""
+    return "; ".join(filter(None, [*(" ".join(fault.split()) for fault in faults[:_MOST]), more]))
+
+
+def is_ready(parts: Mapping[str, str]) -> bool:
+    return all(part == OK for name, part in parts.items() if name != INPUTS)
 
 
 def audit_part(*, healthy: bool, accepts: bool, last_error: str) -> str:

@@ -227,5 +227,10 @@ class Reloader:
         self._audit.write(line)
         return verdict
 
+    @property
+    def faults(self) -> tuple[str, ...]:
+        """Why some of the files, or the configuration, are not in force as they are now."""
+        return tuple(map(str, self._watcher.inputs.failures.values()))
+
     def status(self) -> dict[str, Any]:
         return asdict(self.last)

@@ -12,6 +12,7 @@ import tlsproxy
 from tlsproxy.proxy.listener import Bound
 from tlsproxy.service.clockjumps import ClockJumps
 from tlsproxy.service.jwks import KeySets
+from tlsproxy.service.readiness import INPUTS, inputs_part
 from tlsproxy.service.recent import dated
 from tlsproxy.service.reloader import Reloader
 from tlsproxy.service.serving import Served
@@ -35,7 +36,8 @@ class ServiceState:
         self._jumps = jumps
 
     async def ready(self) -> Mapping[str, str]:
-        return await self._served.ready()
+        faults = self._reloader.faults
+        return {**await self._served.ready(), **({INPUTS: inputs_part(faults)} if faults else {})}
 
     async def status(self) -> Mapping[str, Any]:
         figures = await self._served.figures()
