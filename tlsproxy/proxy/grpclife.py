@@ -219,12 +219,16 @@ class Life(Relay):
             record.plan = replace(record.plan, expires=NEVER)
             self.gateway.loop.call_later(self.limits.expel_after, self.stream.tell, self._overstayed, call)
         else:
-            self.refuse(call, RightLost(refusal.reason))
+            self._lose(call, refusal)
 
     def _overstayed(self, call: Call) -> None:
         if refusal := self._refusal(call, self.gateway.clock.now()):
-            self.refuse(call, RightLost(refusal.reason))
+            self._lose(call, refusal)
             self.settle()
+
+    def _lose(self, call: Call, refusal: Decision) -> None:
+        self.gateway.register.request_ended(self.entry, refusal.reason)
+        self.refuse(call, RightLost(refusal.reason))
 
     def expel(self, reason: str) -> None:
         if self._ended:

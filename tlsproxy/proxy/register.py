@@ -171,6 +171,12 @@ class Register:
         self._end(entry, OPERATOR, 0.0, 0.0)
         return True
 
+    def request_ended(self, entry: Entry, reason: str) -> None:
+        """Counts a request or call that has lost its right (a key, a role) under way, where its connection goes on."""
+        gateway = self._gateway
+        if not entry.standing.withdrawn(gateway.generation, gateway.clock.now()):
+            gateway.metrics.connection_ended(reason)
+
     def review(self) -> None:
         """Looks for connections that would not be admitted now. Connections opened after this call need no look."""
         if self._slice is not None:

@@ -342,11 +342,15 @@ class RestConnection(Turns):
             record.plan = replace(record.plan, expires=NEVER)
             self._gateway.loop.call_later(self._limits.expel_after, self.stream.tell, self._overstayed, exchange)
         else:
-            self.exchange_failed(RightLost(refusal.reason))
+            self._lose(refusal)
 
     def _overstayed(self, exchange: Exchange) -> None:
         if self._exchange is exchange and (refusal := exchange.renew(self._planned(self._gateway.clock.now()))):
-            self.exchange_failed(RightLost(refusal.reason))
+            self._lose(refusal)
+
+    def _lose(self, refusal: Decision) -> None:
+        self._gateway.register.request_ended(self.entry, refusal.reason)
+        self.exchange_failed(RightLost(refusal.reason))
 
     def expel(self, reason: str) -> None:
         self.close = True

@@ -114,7 +114,9 @@ class Metrics(Collector):
         self._open_connections -= 1
 
     def connection_ended(self, reason: str) -> None:
-        """One that we end: its client lost the right to it, it is too old, or somebody cut it."""
+        """One that we end: its client lost the right to it, it is too old, or somebody cut it. Or a request of one that
+        goes on, whose key or role no longer allows it.
+        """
         self._ended[reason] += 1
 
     def accept_error(self) -> None:
@@ -202,7 +204,8 @@ class Metrics(Collector):
         yield histograms("handshake_duration_seconds", "How long TLS handshakes took.", (), durations)
         yield gauges("connections", "Client connections that are open.", (), [((), self._open_connections)])
         yield counters("connections", "Client connections that came.", ("outcome",), keyed(self._connections))
-        yield counters("connections_ended", "Client connections that were ended here.", ("reason",), keyed(self._ended))
+        text = "Client connections that were ended here, and requests that lost their right on others."
+        yield counters("connections_ended", text, ("reason",), keyed(self._ended))
         yield counters("accept_errors", "Errors of accept: no descriptor left.", (), [((), self._accept_errors)])
 
     def _collect_upstream(self) -> Iterator[Metric]:
