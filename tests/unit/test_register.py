@@ -50,6 +50,7 @@ class Bench:
             generation=SimpleNamespace(),
             bounds=self.limits,
             clock=Clock(),
+            judge_anew=lambda: self.ended.append("judged anew"),
             metrics=metrics,
             audit=SimpleNamespace(write=lambda _: None),
         )
@@ -256,3 +257,19 @@ class Timers:
     def run(self) -> None:
         for _, callback, arguments in self.due:
             callback(*arguments)
+
+
+def test_all_is_judged_anew_once_a_jump_of_the_clock_counts() -> None:
+    async def run() -> None:
+        bench = Bench(1)
+        for _ in range(2):
+            bench.register._tick()
+            await bench.until_all_are_looked_at()
+        assert not bench.ended
+        bench.register._gateway.clock.followed += 1
+        for _ in range(3):
+            bench.register._tick()
+            await bench.until_all_are_looked_at()
+        assert bench.ended == ["judged anew"]
+
+    asyncio.run(run())

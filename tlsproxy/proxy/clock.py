@@ -25,8 +25,8 @@ def _nobody(*_: Any) -> None:
 
 
 class Clock:
-    """``jumped`` is told the seconds of each jump once it is noticed (negative: back), ``followed`` is called when it
-    counts. Whoever asks for the time notices it: somebody does four times a second.
+    """``jumped`` is told the seconds of each jump (negative: back) when it is noticed: by whoever asks for the time, as
+    the register does four times a second. ``followed`` is the number of jumps that count by now.
     """
 
     __slots__ = ("_due", "_gap", "_judged", "_latest", "_steady", "_wall", "followed", "jumped")
@@ -38,7 +38,7 @@ class Clock:
         self._gap = self._judged = self._wall() - self._steady()
         self._due = self._latest = _NEVER
         self.jumped: Callable[[float], None] = _nobody
-        self.followed: Callable[[], None] = _nobody
+        self.followed = 0
 
     def now(self) -> float:
         """Seconds since the epoch, in 0.2 µs."""
@@ -62,5 +62,5 @@ class Clock:
             self.jumped(by)
         if steady >= self._due:
             self._due, self._judged = _NEVER, gap
-            self.followed()
+            self.followed += 1
         return steady + self._judged

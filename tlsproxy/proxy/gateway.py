@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Final, Protocol
 
 from tlsproxy.authz.audit import Refusal
@@ -129,6 +130,10 @@ class Gateway:
         self.loop.call_soon(self.register.review)  # once the publication was told
         if (before.limits, before.upstream) != (after.limits, after.upstream):
             self.deadlines.rearm()
+
+    def judge_anew(self) -> None:
+        """Where dates are judged by another clock than before: a publication in which nothing else is different."""
+        self.publish(replace(self.generation))
 
     def _adopt(self, generation: Generation) -> None:
         self.generation = generation

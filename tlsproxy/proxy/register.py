@@ -138,7 +138,7 @@ class Register:
         self._numbers = numbers
         self._handle: asyncio.TimerHandle = gateway.loop.call_later(TICK, self._tick)
         self._left: Iterator[int] = iter(())
-        self._ended = 0
+        self._ended = self._followed = 0
         self._slice: asyncio.Handle | None = None
 
     def __len__(self) -> int:
@@ -209,7 +209,11 @@ class Register:
 
     def _tick(self) -> None:
         self._handle = self._gateway.loop.call_later(TICK, self._tick)
-        if self._slice is None:
+        followed = self._gateway.clock.followed
+        if self._followed != followed:
+            self._followed = followed
+            self._gateway.judge_anew()
+        elif self._slice is None:
             self.review()
         now = time.monotonic()
         for entry in [entry for entry in self._ending.values() if now >= entry.ends]:

@@ -27,17 +27,18 @@ class ClockJumps:
     def __init__(self, clock: Clock, metrics: Counted) -> None:
         self._clock = clock
         self._metrics = metrics
-        self._followed = False
         self._number = 0
         self._last: dict[str, float] | None = None
-        clock.jumped, clock.followed = self._jumped, self._follow
+        clock.jumped = self._jumped
 
     async def run(self, reload: Callable[[str], Awaitable[Any]]) -> None:
         """Never ends."""
+        followed = 0
         while True:
             self._clock.now()
-            if self._followed:
-                self._followed = False
+            if followed != self._clock.followed:
+                followed = self._clock.followed
+                _log.info("dates are judged by the wall clock as it is now")
                 await reload("clock")
             await asyncio.sleep(TICK)
 
@@ -52,7 +53,3 @@ class ClockJumps:
         self._metrics.clock_jumped(direction)
         text = "the wall clock has jumped %s by %.1f s; dates are judged by it once that has lasted %g s"
         _log.warning(text, direction, abs(by), HELD)
-
-    def _follow(self) -> None:
-        self._followed = True
-        _log.info("dates are judged by the wall clock as it is now")
