@@ -20,8 +20,8 @@ class Answer:
 class Caller:
     """Has shaken hands by the time it is made (in TLS 1.3: for its own part)."""
 
-    def __init__(self, gateway: Gateway, context: ssl.SSLContext) -> None:
-        self.sock = gateway.connect(context)
+    def __init__(self, gateway: Gateway, context: ssl.SSLContext, port: int | None = None) -> None:
+        self.sock = gateway.connect(context, port=port)
         self._buffer = b""
 
     def __enter__(self) -> Self:

@@ -22,7 +22,7 @@ def name(*pairs: tuple[x509.ObjectIdentifier, str], encoding: _ASN1Type | None =
 
 
 def certified(authority: Authority, by: Authority) -> Authority:
-    """The same name and key, with a certificate of another CA: as CAs are cross-signed."""
+    """The same name and key, with a certificate of another CA: as CAs are cross-signed. By itself: issued anew."""
     own, issuer = authority._certificate(), by._certificate()
     certificate = (
         x509.CertificateBuilder()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,20 @@ from support.site import Site
 class Load:
     """The clients of :mod:`support.load`, in a process of their own."""
 
-    def __init__(self, site: Site, gateway: Gateway, kept: int, new: int) -> None:
-        files = [str(site.directory / name) for name in ("ca.pem", "admin.pem", "admin.key")]
+    def __init__(
+        self,
+        site: Site,
+        gateway: Gateway,
+        kept: int,
+        new: int,
+        *,
+        clients: Sequence[str] = ("admin",),
+        **more: float,
+    ) -> None:
+        """``more`` is what else there is in a :class:`support.load.Spec`."""
+        spec = {"directory": str(site.directory), "port": gateway.port, "clients": clients, "kept": kept, "new": new}
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "support.load", str(gateway.port), *files, str(kept), str(new)],
+            [sys.executable, "-m", "support.load", json.dumps(spec | more)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
