@@ -88,7 +88,8 @@ class Limits(Section):
     expel_after: Seconds = 1.0
     """Seconds in which a change that Qdrant has whole may still be answered, after its client lost the right to it."""
     end_spread: Annotated[float, Field(ge=0, le=1)] = 0.5
-    """Seconds over which connections are closed where many end together, refused all the while; 0 for all at once."""
+    """Seconds over which connections are closed where many end together; 0 for all at once. Who has lost a right is
+    refused meanwhile."""
     max_connection_age: Annotated[float, Field(ge=0)] = 0.0
     """Seconds after which a connection is ended, or up to a tenth before, once it has finished what it is doing; 0 for
     never."""

@@ -15,6 +15,7 @@ from tlsproxy.proxy.addresses import account
 from tlsproxy.proxy.gateway import Gateway
 from tlsproxy.proxy.pool import Pool
 from tlsproxy.proxy.reception import Reception
+from tlsproxy.proxy.spread import FEW, share
 from tlsproxy.proxy.turnedaway import TurnedAway
 
 
@@ -53,11 +54,15 @@ class Connections:
             self._when_empty()
 
     def drain(self, when_empty: Callable[[], None]) -> None:
-        """Lets each end with what it is doing; ``when_empty`` is called once."""
+        """Lets each end with what it is doing, those of many one after the other; ``when_empty`` is called once."""
         self._when_empty = when_empty
         self._turned_away.tell()
+        spread = self._gateway.bounds.end_spread if len(self._open) > FEW else 0.0
         for connection in list(self._open):
-            connection.drain()
+            if spread and connection.entry is not None:
+                self._gateway.loop.call_later(spread * share(connection.entry.number), connection.drain)
+            else:
+                connection.drain()
         if not self._open:
             when_empty()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
@@ -93,3 +94,14 @@ def test_a_role_that_all_had(
         assert all(ended(client) for client in clients)
         other.send(GET)
         assert other.response().status == 200
+
+
+def test_a_shutdown(own_site: Site, upstream: ScriptedUpstream) -> None:
+    """Each is served until its own end comes, which is a clean one."""
+    with Gateway(own_site.write_config(upstream.url)) as gateway, ExitStack() as stack:
+        clients = [stack.enter_context(connected(gateway, own_site.client())) for _ in range(FEW + 8)]
+        for client in clients:
+            client.send(GET)
+            assert client.response().status == 200
+        gateway.process.send_signal(signal.SIGTERM)
+        assert all(client.ended() for client in clients)
