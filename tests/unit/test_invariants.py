@@ -76,7 +76,6 @@ def test_a_module_is_a_room_and_says_what_it_answers_for(module: Path) -> None:
 
 DATES = {
     "cli": "programs that tell a person of dates, and are over",
-    "proxy/clock.py": "the time that certificates, keys and tokens are judged by",
     "proxy/grpclife.py:broken": "of an audit line",
     "proxy/reception.py:handshake_failed": "of an audit line",
     "proxy/refusal.py:response": "the field `date` of an answer",

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 JUMP: Final = 1.0
 """Seconds by which the clocks drift apart between two looks, at least, in a jump."""
@@ -24,26 +24,31 @@ def _nobody(*_: Any) -> None:
     """Where nobody asked to be told."""
 
 
+class Clocks(Protocol):
+    """Both of a machine's, in seconds: the wall clock and the monotonic one."""
+
+    def time(self) -> float: ...
+    def monotonic(self) -> float: ...
+
+
 class Clock:
     """``jumped`` is told the seconds of each jump (negative: back) when it is noticed: by whoever asks for the time, as
     the register does four times a second. ``followed`` is the number of jumps that count by now.
     """
 
-    __slots__ = ("_due", "_gap", "_judged", "_latest", "_steady", "_wall", "followed", "jumped")
+    __slots__ = ("_due", "_gap", "_judged", "_latest", "_system", "followed", "jumped")
 
-    def __init__(self, wall: Callable[[], float] | None = None, steady: Callable[[], float] | None = None) -> None:
-        """The system's clocks where none are given."""
-        self._wall = wall or time.time
-        self._steady = steady or time.monotonic
-        self._gap = self._judged = self._wall() - self._steady()
+    def __init__(self, system: Clocks = time) -> None:
+        self._system = system
+        self._gap = self._judged = system.time() - system.monotonic()
         self._due = self._latest = _NEVER
         self.jumped: Callable[[float], None] = _nobody
         self.followed = 0
 
     def now(self) -> float:
-        """Seconds since the epoch, in 0.2 µs."""
-        wall = self._wall()
-        gap = wall - self._steady()
+        """Seconds since the epoch. In the hot path: 0.2 µs more than the wall clock alone."""
+        wall = self._system.time()
+        gap = wall - self._system.monotonic()
         if self._due == _NEVER and -JUMP < gap - self._gap < JUMP:
             self._gap = gap
             return wall
@@ -51,8 +56,8 @@ class Clock:
 
     def _look(self) -> float:
         """Reads both clocks anew: the process may have been stopped between them."""
-        steady = self._steady()
-        gap = self._wall() - steady
+        steady = self._system.monotonic()
+        gap = self._system.time() - steady
         by, before, self._gap = gap - self._gap, self._gap, gap
         if self._due == _NEVER:
             self._judged, self._latest = before, steady + LONGEST
