@@ -6,9 +6,11 @@ import shutil
 import subprocess
 
 import pytest
+from click.testing import CliRunner
 
 from support.gateway import DEADLINE, Gateway
 from support.site import Site
+from tlsproxy.cli import main
 
 
 def tool(name: str) -> str:
@@ -17,6 +19,12 @@ def tool(name: str) -> str:
     if path is None:
         pytest.skip(f"{name} is not installed")
     return path
+
+
+def operator(gateway: Gateway, *arguments: str) -> tuple[int, str, str]:
+    """A command of ours that asks the gateway's admin server: (exit status, standard output, standard error)."""
+    done = CliRunner().invoke(main, [*arguments, "--admin", gateway.admin])
+    return done.exit_code, done.stdout, done.stderr
 
 
 def curl(gateway: Gateway, site: Site, client: str | None, path: str, *options: str) -> tuple[int, int, str]:

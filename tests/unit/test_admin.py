@@ -34,8 +34,13 @@ class State:
     async def status(self) -> Mapping[str, Any]:
         return {"version": "1", "generation": {"number": 1}}
 
-    async def reload(self, trigger: str) -> Mapping[str, Any]:
-        self.triggers.append(trigger)
+    async def reload(self, trigger: str, *, force: bool) -> Mapping[str, Any]:
+        self.triggers.append(f"{trigger} by force" if force else trigger)
+        await self.reload_gate.wait()
+        return self.verdict
+
+    async def rehearse(self) -> Mapping[str, Any]:
+        self.triggers.append("rehearsal")
         await self.reload_gate.wait()
         return self.verdict
 
@@ -117,13 +122,17 @@ def test_metrics_and_status(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("result", "expected"), [("ok", 200), ("unchanged", 200), ("deferred", 409), ("failed", 409), ("odd", 500)]
+    ("result", "expected"), [("ok", 200), ("unchanged", 200), ("held", 409), ("failed", 409), ("odd", 500)]
 )
 def test_a_reload_answers_with_its_verdict(tmp_path: Path, result: str, expected: int) -> None:
     async def scenario(state: State, client: Client) -> None:
         state.verdict = {"result": result, "error": "tls.key: does not match"}
-        status, body, _ = await client("POST", "/reload")
-        assert (status, body, state.triggers) == (expected, state.verdict, ["admin"])
+        for query, asked in (("", "admin"), ("?force=1", "admin by force"), ("?dry_run=1", "rehearsal")):
+            status, body, _ = await client("POST", f"/reload{query}")
+            assert (status, body, state.triggers.pop()) == (expected, state.verdict, asked)
+        for query in ("?force", "?force=0", "?force=1&dry_run=1", "?dry-run=1", "?force=1&force=1"):
+            status, body, _ = await client("POST", f"/reload{query}")
+            assert (status, list(body), state.triggers) == (400, ["error"], [])
 
     over_both(scenario, tmp_path)
 
@@ -133,9 +142,10 @@ def test_a_reload_without_a_verdict_in_time_says_so() -> None:
         state = State()
         state.reload_gate.clear()
         async with serving(state, deadline=0.05) as client:
-            status, body, _ = await client("POST", "/reload")
-            assert status == 500
-            assert body["error"].startswith("no verdict within 0.05 s")
+            for query, what in (("", "the reload goes on"), ("?dry_run=1", "nothing has changed")):
+                status, body, _ = await client("POST", f"/reload{query}")
+                assert status == 500
+                assert body["error"].startswith(f"no verdict within 0.05 s; {what}")
 
     asyncio.run(run())
 
@@ -151,8 +161,9 @@ def test_a_reload_without_a_verdict_in_time_says_so() -> None:
 )
 def test_a_web_page_cannot_reload(tmp_path: Path, headers: dict[str, str]) -> None:
     async def scenario(state: State, client: Client) -> None:
-        status, _, _ = await client("POST", "/reload", **headers)
-        assert (status, state.triggers) == (403, [])
+        for query in ("", "?force=1", "?dry_run=1"):
+            status, _, _ = await client("POST", f"/reload{query}", **headers)
+            assert (status, state.triggers) == (403, [])
 
     over_both(scenario, tmp_path)
 

@@ -11,7 +11,7 @@ import yaml
 from pydantic_core import PydanticUndefined
 
 from tlsproxy.config.callers import CaConstraint, JwtIssuer, Match, NamedKey, Section
-from tlsproxy.config.limits import PerAddress, Quota, RoleLimits
+from tlsproxy.config.limits import MassCut, PerAddress, Quota, RoleLimits
 from tlsproxy.config.loader import parse
 from tlsproxy.config.model import CollectionGrant, Config, IdentityRule, Listener, Role
 from tlsproxy.config.qdrant_keys import KEYS, SECTIONS
@@ -71,7 +71,7 @@ def test_it_shows_the_default(tree: dict[str, Any], section: str, key: str, defa
 def test_every_key_has_a_description() -> None:
     models: list[type[Section]] = [Listener, Role, CollectionGrant, IdentityRule, Match, NamedKey, JwtIssuer]
     models += [CaConstraint]
-    models += [PerAddress, Quota, RoleLimits]
+    models += [MassCut, PerAddress, Quota, RoleLimits]
     models += [model for _, model in sections()]
     for model in models:
         for key, field in model.model_fields.items():

@@ -122,6 +122,7 @@ def test_the_names_that_dashboards_rely_on(metrics: Metrics) -> None:
         "tlsproxy_handshakes_total",
         "tlsproxy_limit_overflows_total",
         "tlsproxy_limit_unlocked_total",
+        "tlsproxy_reload_held",
         "tlsproxy_reload_last_attempt_failed",
         "tlsproxy_reload_last_success_timestamp_seconds",
         "tlsproxy_reloads_total",
@@ -192,7 +193,11 @@ def test_a_failed_reload_shows_until_one_succeeds_and_keeps_the_last_success(met
     assert (value(metrics, name), value(metrics, "tlsproxy_reload_last_attempt_failed")) == (10, 0)
     metrics.reload("failed", "poll", 20.0)
     assert (value(metrics, name), value(metrics, "tlsproxy_reload_last_attempt_failed")) == (10, 1)
+    assert value(metrics, "tlsproxy_reload_held") == 0
+    metrics.reload("held", "watch", 25.0)
+    assert (value(metrics, "tlsproxy_reload_held"), value(metrics, name)) == (1, 10)
     metrics.reload("unchanged", "sighup", 30.0)
+    assert value(metrics, "tlsproxy_reload_held") == 0
     assert (value(metrics, name), value(metrics, "tlsproxy_reload_last_attempt_failed")) == (30, 0)
     assert value(metrics, "tlsproxy_reloads_total", result="failed", trigger="poll") == 1
 

@@ -18,7 +18,8 @@ class Session:
 
     patient = False
     identity = None
-    principal = SimpleNamespace(rule="", role="")
+    principal = SimpleNamespace(rule="", role="", refusal=None)
+    peer = None
 
     def __init__(self) -> None:
         self.reason = ""

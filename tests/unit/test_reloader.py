@@ -12,6 +12,7 @@ import pytest
 from tls_site import OTHER, ROOT, Site, site
 
 from tlsproxy.errors import MaterialError
+from tlsproxy.proxy.consequences import Affected, Consequences, Group
 from tlsproxy.service import reloader
 from tlsproxy.service.jwks import KeySets
 from tlsproxy.service.reloader import Reloader
@@ -32,6 +33,8 @@ class Bench:
     def __init__(self, made: Site) -> None:
         self.generation = made.build()
         self.lines: list[dict[str, Any]] = []
+        self.consequences = Consequences()
+        self.considered: list[int | str] = []
         self.counted: list[tuple[str, str]] = []
         self.told = asyncio.Event()
         self.audit = SimpleNamespace(write=self._write)
@@ -48,6 +51,14 @@ class Bench:
             key_sets=KeySets(),
             told=Notifier(),
         )
+
+    async def consider(self, generation: Any, inputs: Any) -> Consequences:
+        assert generation.digest == inputs.digest
+        self.considered.append(generation.number)
+        return self.consequences
+
+    async def dismiss(self) -> None:
+        self.considered.append("dismissed")
 
     async def publish(self, generation: Any, inputs: Any) -> None:
         assert generation.digest == inputs.digest
@@ -212,3 +223,73 @@ def test_what_changed_is_found_beside_the_loop(tmp_path: Path, monkeypatch: pyte
     asyncio.run(run())
     assert threads
     assert threading.main_thread() not in threads
+
+
+def cutting(count: int, of: int) -> Consequences:
+    return Consequences(
+        of, Group.of(Affected(each, "rest", "::1", str(each), "CN=a", "r", "", "no_role") for each in range(count))
+    )
+
+
+@pytest.mark.parametrize("trigger", ["watch", "ttl", "sighup", "admin"])
+def test_a_publication_that_cuts_too_much_is_held_until_it_is_forced(tmp_path: Path, trigger: str) -> None:
+    made = site(tmp_path, limits={"mass_cut": {"number": 2}})
+
+    async def run() -> None:
+        bench = Bench(made)
+        serial = fresh(made)
+        made.configure(limits={"mass_cut": {"number": None}})  # of no use: what serves decides
+        bench.consequences = cutting(3, 4)
+        for _ in range(2):
+            verdict = await bench.reloader.reload(trigger)
+            assert (verdict.result, verdict.generation, bench.generation.number) == ("held", 1, 1)
+            assert "3 of 4 live connections cut (no_role 3): CN=a" in verdict.error
+            assert bench.lines[-1]["error"] == verdict.error
+            assert bench.reloader._watcher._state == made.digest()
+        assert bench.considered == [2, "dismissed"] * 2
+        bench.consequences = cutting(2, 2)  # one has left by itself
+        assert (await bench.reloader.reload(trigger)).result == "ok"
+        assert bench.generation.material.leaf.serial == serial
+        assert bench.counted == [("held", trigger)] * 2 + [("ok", trigger)]
+
+    asyncio.run(run())
+
+
+def test_who_forces_shares_no_verdict_of_one_that_was_held(tmp_path: Path) -> None:
+    made = site(tmp_path, limits={"mass_cut": {"share": 0.5}})
+
+    async def run() -> None:
+        bench = Bench(made)
+        fresh(made)
+        bench.consequences = cutting(3, 4)
+        asked = [(False, "held"), (False, "held"), (True, "ok"), (True, "ok"), (False, "ok")]
+        outcomes = await asyncio.gather(*(bench.reloader.reload("admin", force=force) for force, _ in asked))
+        assert [verdict.result for verdict in outcomes] == [result for _, result in asked]
+        assert bench.generation.number == 2
+
+    asyncio.run(run())
+
+
+def test_a_rehearsal_says_what_a_reload_would_and_changes_nothing(tmp_path: Path) -> None:
+    made = site(tmp_path, limits={"mass_cut": {"number": 2}})
+
+    async def run() -> None:
+        bench = Bench(made)
+        before, state = bench.reloader.status(), bench.reloader._watcher._state
+        assert (await bench.reloader.rehearse())["result"] == "unchanged"
+        fresh(made)
+        bench.consequences = cutting(1, 4)
+        told = await bench.reloader.rehearse()
+        assert (told["result"], told["generation"], told["consequences"]["cut"]["count"]) == ("ok", 1, 1)
+        assert [change["what"] for change in told["changes"]] == ["certificate"]
+        bench.consequences = cutting(3, 4)
+        told = await bench.reloader.rehearse()
+        assert (told["result"], told["error"].startswith("held back by limits.mass_cut")) == ("held", True)
+        made.write("server.key", b"")
+        told = await bench.reloader.rehearse()
+        assert (told["result"], "server.key: is empty" in told["error"]) == ("failed", True)
+        assert bench.considered == [2, "dismissed"] * 3
+        assert (bench.reloader.status(), bench.reloader._watcher._state) == (before, state)
+        assert (bench.lines, bench.counted, bench.generation.number) == ([], [], 1)
+
+    asyncio.run(run())

@@ -9,17 +9,19 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pytest
 from tls_site import ROOT, Site, site
 
+from tlsproxy.proxy.consequences import Consequences
 from tlsproxy.service.auditfile import Turn
 from tlsproxy.service.auditlog import NoAudit
 from tlsproxy.service.workers import fleet as module
 from tlsproxy.service.workers.fleet import Fleet, NeverServed
 from tlsproxy.service.workers.order import Order, built, order_of
-from tlsproxy.service.workers.process import WorkerLost, WorkerRefused
+from tlsproxy.service.workers.process import WorkerLost, WorkerProcess, WorkerRefused
 from tlsproxy.service.workers.seat import Seat
-from tlsproxy.tls.files import read_inputs
+from tlsproxy.tls.files import Inputs, read_inputs
 from tlsproxy.tls.generation import Generation
 
 Script = dict[str, list[BaseException | None]]
@@ -98,11 +100,14 @@ class Bench:
         self.fleet = Fleet(made.config, generation, inputs, [], NoAudit(), turn, lambda: None)
         self.fleet._seats = [Seat(number) for number in range(1, workers + 1)]
 
-    async def publish(self) -> Generation:
+    def candidate(self) -> tuple[Generation, Inputs]:
         """Of a new certificate."""
         self.made.serve(ROOT.issue(dns=["localhost"], server=True))
         inputs = read_inputs(self.made.config, self.made.environ)
-        generation = self.made.build(self.fleet.generation, inputs=inputs)
+        return self.made.build(self.fleet.generation, inputs=inputs), inputs
+
+    async def publish(self) -> Generation:
+        generation, inputs = self.candidate()
         await self.fleet.publish(generation, inputs)
         return generation
 
@@ -253,3 +258,34 @@ def test_a_worker_builds_the_very_same(tmp_path: Path) -> None:
     assert again.digest == generation.digest == order.digest
     for name in ("number", "config", "material", "upstream_addresses", "warnings", "built_at", "resolved", "documents"):
         assert getattr(again, name) == getattr(generation, name), name
+
+
+def test_who_answers_in_time_is_considered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker that is stuck keeps nobody waiting. What was considered is built once, and let go if not published."""
+    monkeypatch.setattr(module, "PATIENCE", 0.05)
+    heard: list[tuple[int, str]] = []
+    stuck = asyncio.Event()
+
+    async def ask(self: Scripted, do: str, body: bytes = b"", **_: Any) -> bytes:
+        heard.append((self.number, do))
+        if self.number == 2 and do == "ping":
+            await stuck.wait()
+        return orjson.dumps(Consequences(connections=3)) if do == "consider" else body[:0]
+
+    async def run() -> None:
+        async with running(site(tmp_path)) as bench:
+            for name in ("prepare", "consider", "dismiss"):
+                monkeypatch.setattr(Scripted, name, getattr(WorkerProcess, name), raising=False)
+            monkeypatch.setattr(Scripted, "ask", ask, raising=False)
+            monkeypatch.setattr(Scripted, "_prepared", None, raising=False)
+            generation, inputs = bench.candidate()
+            assert await bench.fleet.consider(generation, inputs) == Consequences(connections=3, unheard=1)
+            assert [do for number, do in heard if number == 1] == ["ping", "prepare", "consider"]
+            assert [do for number, do in heard if number == 2] == ["ping"]
+            await bench.fleet.dismiss()
+            stuck.set()
+            heard.clear()
+            assert (await bench.fleet.consider(generation, inputs)).connections == 6
+            assert {number for number, do in heard if do == "prepare"} == {1, 2}
+
+    asyncio.run(run())

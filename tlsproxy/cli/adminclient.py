@@ -8,7 +8,7 @@ import os
 import socket
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Literal, TypeVar
 
 import click
 
@@ -72,9 +72,9 @@ class Admin:
         """Raises :class:`AdminError`."""
         return self._ask("GET", "/status", DEADLINE)
 
-    def reload(self) -> dict[str, Any]:
+    def reload(self, how: Literal["", "?force=1", "?dry_run=1"] = "") -> dict[str, Any]:
         """The verdict, whichever it is. Raises :class:`AdminError` where there is none."""
-        return self._ask("POST", "/reload", RELOAD_DEADLINE)
+        return self._ask("POST", f"/reload{how}", RELOAD_DEADLINE)
 
     def _ask(self, method: str, path: str, deadline: float) -> dict[str, Any]:
         connection = self._connection(deadline)

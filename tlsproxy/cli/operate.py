@@ -8,14 +8,19 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import Any, Final
 
 import click
 
 from tlsproxy.cli.adminclient import admin_of, admin_options
 from tlsproxy.cli.common import FAILED, explained
-from tlsproxy.service.view import last_reload
+from tlsproxy.service import foretold
+from tlsproxy.service.view import Reload, last_reload
+
+_DONE: Final = frozenset({"ok", "unchanged"})
 
 
 @click.command()
@@ -53,28 +58,63 @@ def top(config_path: Path | None, admin: str | None, interval: float, *, once: b
 
 @click.command("reload")
 @admin_options
-def reload_command(config_path: Path | None, admin: str | None) -> None:
+@click.option("--dry-run", is_flag=True, help="Only say what would change and for whom, and whether it would be held.")
+@click.option("--force", is_flag=True, help="Publish it, however many connections that ends (limits.mass_cut).")
+def reload_command(config_path: Path | None, admin: str | None, *, dry_run: bool, force: bool) -> None:
     """Have a running gateway read its files anew, wait for the verdict, and print what changed.
 
-    Exits with 0 if what the files say serves now, 1 if they were refused: then nothing has changed.
+    Exits with 0 if what the files say serves now, 1 if it was refused or held back: then nothing has changed.
+    With --dry-run nothing changes in any case, and the exit status is the one that a reload would have.
     """
+    if dry_run and force:
+        raise click.UsageError("--dry-run says what would happen, --force makes it happen: choose one")
     with explained():
-        verdict = admin_of(config_path, admin).reload()
+        verdict = admin_of(config_path, admin).reload("?dry_run=1" if dry_run else "?force=1" if force else "")
     if verdict["result"] == "pending":
         click.echo(f"error: {verdict['error']}", err=True)
         sys.exit(FAILED)
-    reload, number = last_reload(verdict, time.time()), verdict["generation"]
-    if reload.result not in {"ok", "unchanged"}:
-        click.echo(f"{reload.result}: {reload.error}", err=True)
-        click.echo(f"nothing has changed: generation {number} goes on serving", err=True)
-        sys.exit(1)
-    if reload.result == "ok":
-        click.echo(f"published: generation {number}")
+    reload = last_reload(verdict, time.time())
+    if dry_run:
+        _tell_rehearsed(verdict, reload)
+    elif reload.result not in _DONE:
+        _tell_refused(verdict, reload)
     else:
-        click.echo(f"unchanged: the files are those that served already; generation {number}")
+        _tell_done(verdict, reload)
+    sys.exit(0 if reload.result in _DONE else 1)
+
+
+def _tell_done(verdict: Mapping[str, Any], reload: Reload) -> None:
+    if reload.result == "ok":
+        click.echo(f"published: generation {verdict['generation']}")
+    else:
+        click.echo(f"unchanged: the files are those that served already; generation {verdict['generation']}")
         if reload.changes:
             click.echo(f"what they changed last, at {reload.changed} UTC:")
-    for change in reload.changes:
-        click.echo(f"  {change}")
+    _tell_changes(verdict, reload)
     for name in verdict["restart_needed"]:
         click.echo(f"restart needed: {name} has changed", err=True)
+
+
+def _tell_refused(verdict: Mapping[str, Any], reload: Reload) -> None:
+    click.echo(f"{reload.result}: {reload.error}", err=True)
+    for row in foretold.rows(verdict.get("consequences") or {}):
+        click.echo(f"  {row}", err=True)
+    click.echo(f"nothing has changed: generation {verdict['generation']} goes on serving", err=True)
+
+
+def _tell_rehearsed(verdict: Mapping[str, Any], reload: Reload) -> None:
+    told = {"ok": "would be published", "unchanged": "unchanged: the files are those that serve"}
+    click.echo(told.get(reload.result, f"{reload.result}: {reload.error}"), err=reload.result not in _DONE)
+    _tell_changes(verdict, reload)
+    for name in verdict["restart_needed"]:
+        click.echo(f"  restart needed: {name} has changed")
+    for warning in verdict["warnings"]:
+        click.echo(f"  warning: {warning}")
+    click.echo(f"nothing has changed: generation {verdict['generation']} goes on serving")
+
+
+def _tell_changes(verdict: Mapping[str, Any], reload: Reload) -> None:
+    for change in reload.changes:
+        click.echo(f"  {change}")
+    for row in foretold.rows(verdict.get("consequences") or {}):
+        click.echo(f"  {row}")

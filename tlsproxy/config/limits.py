@@ -45,6 +45,17 @@ class PerAddress(Section):
     free."""
 
 
+class MassCut(Section):
+    """Bounds on the live connections that a publication may end. One that would end more is held back. Null is no
+    bound; where both are given, more than both must end.
+    """
+
+    share: Annotated[float, Field(ge=0, le=1)] | None = None
+    """Most of all live connections, as a fraction: 0.5 is half of them."""
+    number: Annotated[int, Field(ge=0, le=10_000_000)] | None = None
+    """Most live connections."""
+
+
 class RoleLimits(Quota):
     """What the holders of a role may use, all of them together."""
 
@@ -85,6 +96,8 @@ class Limits(Section):
     """Seconds that a connection without a request is kept."""
     linger_timeout: Seconds = 10.0
     """Seconds for which the rest of a refused upload is read, so that the client sees the refusal."""
+    mass_cut: MassCut = MassCut()
+    """Live connections that a publication may end; one that would end more waits for `tlsproxy reload --force`."""
     expel_after: Seconds = 1.0
     """Seconds in which a change that Qdrant has whole may still be answered, after its client lost the right to it."""
     end_spread: Annotated[float, Field(ge=0, le=1)] = 0.5

@@ -83,10 +83,11 @@ class Reception:
         self._gateway.metrics.handshake("ok", time.monotonic() - self._opened)
         gateway, stream = self._gateway, self.stream
         standing = Standing(gateway.generation, peer_of(tls), gateway.clock.now())
-        self.entry = entry = gateway.register.enter(protocol, self.address, standing)
+        route = str(self._where.endpoint) if protocol == "tcp" else ""
+        self.entry = entry = gateway.register.enter(protocol, self.address, standing, route)
         session: RestConnection | GrpcConnection | TcpConnection
         if protocol == "tcp":
-            session = TcpConnection(gateway, stream, entry, str(self._where.endpoint), self._ended)
+            session = TcpConnection(gateway, stream, entry, self._ended)
         else:
             session = (GrpcConnection if protocol == "grpc" else RestConnection)(
                 gateway, self._pool, stream, entry, self._ended

@@ -11,18 +11,23 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
 from tlsproxy.authz.audit import Refusal, event_line
 from tlsproxy.authz.shares import Account
 from tlsproxy.proxy.addresses import account as network
+from tlsproxy.proxy.consequences import Affected, Consequences, Group
+from tlsproxy.proxy.prospects import Visitors, affected, client
 from tlsproxy.proxy.spread import FEW, share
 from tlsproxy.proxy.standing import Standing
 
 if TYPE_CHECKING:
     from tlsproxy.proxy.gateway import Gateway
+    from tlsproxy.tls.generation import Generation
+
+T = TypeVar("T")
 
 TICK: Final = 0.25
 """Seconds between two looks at what has run out."""
@@ -53,7 +58,8 @@ class Session(Protocol):
 class Entry:
     """One connection. ``opened`` is of the monotonic clock; ``key`` names the key or issuer of its latest request.
 
-    ``account`` is the holder of its shares in common budgets. ``told``: an audit line says why it ended.
+    ``account`` is the holder of its shares in common budgets. ``told``: an audit line says why it ended. ``route`` is
+    the address of its listener as configured, where that is of mode tcp.
     """
 
     __slots__ = (
@@ -67,16 +73,20 @@ class Entry:
         "opened",
         "protocol",
         "requests",
+        "route",
         "session",
         "standing",
         "told",
         "why",
     )
 
-    def __init__(self, number: int, protocol: str, address: str, standing: Standing, opened: float) -> None:
+    def __init__(
+        self, number: int, protocol: str, address: str, standing: Standing, opened: float, route: str = ""
+    ) -> None:
         self.number = number
         self.protocol = protocol
         self.address = address
+        self.route = route
         self.standing = standing
         self.opened = opened
         self.session: Session | None = None
@@ -128,6 +138,14 @@ def _account(standing: Standing, address: str) -> Account:
     return ("address", network(address)) if identity is None else identity.account
 
 
+async def _in_slices(items: Sequence[T]) -> AsyncIterator[T]:
+    """All others are served in between."""
+    for start in range(0, len(items), SLICE):
+        for item in items[start : start + SLICE]:
+            yield item
+        await asyncio.sleep(0)
+
+
 class Register:
     """The connections of one process, by number: the next of ``numbers``. Ended by :meth:`close`."""
 
@@ -136,6 +154,7 @@ class Register:
         self._entries: dict[int, Entry] = {}
         self._ending: dict[int, Entry] = {}
         self._numbers = numbers
+        self._visitors = Visitors()
         self._handle: asyncio.TimerHandle = gateway.loop.call_later(TICK, self._tick)
         self._left: Iterator[int] = iter(())
         self._ended = self._followed = 0
@@ -152,13 +171,15 @@ class Register:
         if self._slice is not None:
             self._slice.cancel()
 
-    def enter(self, protocol: str, address: str, standing: Standing) -> Entry:
-        entry = Entry(next(self._numbers), protocol, address, standing, time.monotonic())
+    def enter(self, protocol: str, address: str, standing: Standing, route: str = "") -> Entry:
+        """``route`` is the address of a listener of mode tcp."""
+        entry = Entry(next(self._numbers), protocol, address, standing, time.monotonic(), route)
         self._entries[entry.number] = entry
         return entry
 
     def leave(self, entry: Entry) -> None:
         """It has ended: it and what spoke on it no longer hold each other."""
+        self._visitors.keep(entry, entry.standing)
         self._entries.pop(entry.number, None)
         self._ending.pop(entry.number, None)
         entry.session = None
@@ -170,6 +191,27 @@ class Register:
             return False
         self._end(entry, OPERATOR, 0.0, 0.0)
         return True
+
+    async def consider(self, candidate: Generation) -> Consequences:
+        """The consequences of publishing this generation now. Nobody notices, and others are served in between."""
+        present, now = self._gateway.generation, self._gateway.clock.now()
+        asked = 0
+        found: list[Affected] = []
+        clients: set[str] = set()
+        async for entry in _in_slices(list(self._entries.values())):
+            if entry.session is not None and not entry.why:
+                asked += 1
+                clients.add(client(entry, entry.standing))
+                found += affected(entry, entry.standing, present, candidate, now)
+        barred: list[Affected] = []
+        async for visit in _in_slices(self._visitors.absent(clients)):
+            barred += affected(visit, Standing(present, visit.peer, now), present, candidate, now)
+        return Consequences(
+            connections=asked,
+            cut=Group.of(one for one in found if one.reason),
+            barred=tuple(one for one in barred if one.reason),
+            moved=Group.of(one for one in found if not one.reason),
+        )
 
     def request_ended(self, entry: Entry, reason: str) -> None:
         """Counts a request or call that has lost its right (a key, a role) under way, where its connection goes on."""

@@ -48,6 +48,10 @@ class Standing:
     def identity(self) -> Identity | None:
         return self.principal.identity
 
+    @property
+    def peer(self) -> Peer | None:
+        return self._peer
+
     def withdrawn(self, generation: Generation, now: float) -> str:
         """Why a client that was admitted would not be now; "" where it would, and where it never was."""
         ended = self.ended(generation, now)
@@ -63,6 +67,18 @@ class Standing:
         if self._ended is None and now > self._expires:
             self._ended = _ended("certificate_expired")
         return self._ended
+
+    def turned_away(self, generation: Generation, route: str, now: float) -> str:
+        """Why its client may not connect through the listener of mode tcp at ``route``; "" where it may."""
+        ended = self.ended(generation, now)
+        if ended is not None:
+            return ended.reason
+        tunnel = generation.tunnels.get(route)
+        if tunnel is None:
+            return "no_listener"
+        if self.principal.refusal is not None:
+            return self.principal.refusal.reason
+        return "" if self.principal.role in tunnel.allow else "role_not_allowed"
 
 
 def _ended(reason: str) -> Decision:

@@ -25,17 +25,14 @@ UNREACHABLE: Final = "upstream_unreachable"
 
 
 class TcpConnection:
-    """The owner of one TLS stream, from its handshake on. ``route`` is the address of its listener, as configured."""
+    """The owner of one TLS stream, from its handshake on."""
 
     patient = False
 
-    def __init__(
-        self, gateway: Gateway, stream: TlsStream, entry: Entry, route: str, when_ended: Callable[[], None]
-    ) -> None:
+    def __init__(self, gateway: Gateway, stream: TlsStream, entry: Entry, when_ended: Callable[[], None]) -> None:
         self.stream = stream
         self._gateway = gateway
         self._entry = entry
-        self._route = route
         self._when_ended = when_ended
         self._upstream: DialledStream | None = None
         self._why = ""
@@ -94,7 +91,7 @@ class TcpConnection:
         self._refuse(reason, error)
 
     def _dial(self, gateway: Gateway) -> DialledStream:
-        addresses = gateway.generation.tunnels[self._route].addresses
+        addresses = gateway.generation.tunnels[self._entry.route].addresses
         upstream = DialledStream(gateway.loop, addresses, _Upstream(self), gateway.deadlines, self._limits.client_write)
         upstream.when_ended = self._upstream_ended
         upstream.deadline = time.monotonic() + self._limits.connect_timeout
@@ -102,16 +99,7 @@ class TcpConnection:
 
     def _refusal(self, now: float) -> str:
         """Why its client may not be here, "" where it may."""
-        generation, standing = self._gateway.generation, self._entry.standing
-        ended = standing.ended(generation, now)
-        if ended is not None:
-            return ended.reason
-        tunnel = generation.tunnels.get(self._route)
-        if tunnel is None:
-            return "no_listener"
-        if standing.principal.refusal is not None:
-            return standing.principal.refusal.reason
-        return "" if standing.principal.role in tunnel.allow else "role_not_allowed"
+        return self._entry.standing.turned_away(self._gateway.generation, self._entry.route, now)
 
     def _refuse(self, reason: str, error: str = "") -> None:
         self._why = reason
@@ -125,7 +113,7 @@ class TcpConnection:
     def _tell(self, event: Literal["tcp_open", "tcp_close"], result: EventResult, error: str = "") -> None:
         identity, principal, entry = self._entry.standing.identity, self._entry.standing.principal, self._entry
         detail: dict[str, str | int | float] = {
-            "listener": self._route,
+            "listener": self._entry.route,
             "role": principal.role,
             "rule": principal.rule,
             "certificate_subject": identity.name if identity is not None else "",

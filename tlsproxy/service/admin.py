@@ -33,7 +33,7 @@ RELOAD_DEADLINE: Final = 60.0
 
 _SHUTDOWN: Final = 2.0
 _KEEP_ALIVE: Final = 15.0
-_RESULT_STATUS: Final = {"ok": 200, "unchanged": 200, "deferred": 409, "failed": 409}
+_RESULT_STATUS: Final = {"ok": 200, "unchanged": 200, "held": 409, "failed": 409}
 """What the files are to blame for is a conflict; any other verdict is our fault."""
 
 
@@ -46,11 +46,14 @@ class AdminState(Protocol):
     async def status(self) -> Mapping[str, Any]:
         """Everything worth knowing, as JSON values, and no secret."""
 
-    async def reload(self, trigger: str) -> Mapping[str, Any]:
-        """The verdict: `result` (`ok`, `unchanged`, `deferred` or `failed`) and what changed, or `error`.
+    async def reload(self, trigger: str, *, force: bool) -> Mapping[str, Any]:
+        """The verdict: `result` (`ok`, `unchanged`, `held` or `failed`), changes and consequences, or `error`.
 
-        Being cancelled ends the wait for the verdict and never the reload.
+        Being cancelled ends the wait for the verdict and never the reload. ``force`` passes the guard that holds.
         """
+
+    async def rehearse(self) -> Mapping[str, Any]:
+        """The verdict that a reload would have now. It changes nothing."""
 
     async def cut(self, number: int) -> bool:
         """Ends a live connection at once; False where there is none of this number."""
@@ -116,11 +119,18 @@ class AdminServer:
     async def _reload(self, request: web.Request) -> web.Response:
         if _from_a_page(request):
             return _json({"error": "a reload is not taken from a web page"}, 403)
+        if set(request.query) - {"force", "dry_run"} or set(request.query.values()) - {"1"} or len(request.query) > 1:
+            return _json({"error": "a reload takes force=1 or dry_run=1, or neither"}, 400)
+        rehearsal = "dry_run" in request.query
         try:
             async with asyncio.timeout(self._reload_deadline):
-                verdict = await self._state.reload("admin")
+                if rehearsal:
+                    verdict = await self._state.rehearse()
+                else:
+                    verdict = await self._state.reload("admin", force="force" in request.query)
         except TimeoutError:
-            text = f"no verdict within {self._reload_deadline:g} s; the reload goes on, and /status will tell"
+            what = "nothing has changed" if rehearsal else "the reload goes on, and /status will tell"
+            text = f"no verdict within {self._reload_deadline:g} s; {what}"
             return _json({"result": "pending", "error": text}, 500)
         return _json(verdict, _RESULT_STATUS.get(str(verdict.get("result")), 500))
 

@@ -72,7 +72,7 @@ class Metrics(Collector):
         self._upstream_retries = 0
         self._reloads: dict[tuple[str, str], int] = defaultdict(int)
         self._jumps: dict[str, int] = {"forward": 0, "back": 0}
-        self._reload_failed = False
+        self._reload_failed = self._reload_held = False
         self._reload_last_success: float | None = None
         self._generation = 0
         self._certificates: dict[tuple[str, str], float] = {}
@@ -135,7 +135,7 @@ class Metrics(Collector):
     def reload(self, result: str, trigger: str, when: float) -> None:
         """One attempt's verdict: `ok`, `unchanged` (what serves is what the files say), or it did not succeed."""
         self._reloads[result, trigger] += 1
-        self._reload_failed = result not in _RELOADED
+        self._reload_failed, self._reload_held = result not in _RELOADED, result == "held"
         if not self._reload_failed:
             self._reload_last_success = when
 
@@ -224,6 +224,8 @@ class Metrics(Collector):
         yield gauges("reload_last_success_timestamp_seconds", text, (), success)
         text = "1 where the last attempt at a new generation did not succeed."
         yield gauges("reload_last_attempt_failed", text, (), [((), self._reload_failed)])
+        text = "1 where limits.mass_cut holds a new generation back."
+        yield gauges("reload_held", text, (), [((), self._reload_held)])
         yield gauges("generation", "The number of the generation that serves.", (), [((), self._generation)])
         text = "When a certificate in use expires, in seconds since the epoch."
         yield gauges("certificate_not_after_seconds", text, ("role", "sha256"), self._certificates.items())

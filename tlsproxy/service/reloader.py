@@ -17,7 +17,8 @@ from typing import Any, Final, Literal, Protocol
 
 from tlsproxy.authz.audit import event_line
 from tlsproxy.errors import TlsproxyError
-from tlsproxy.service import logs
+from tlsproxy.proxy.consequences import Consequences
+from tlsproxy.service import foretold, logs
 from tlsproxy.service.changes import Change, changes_between
 from tlsproxy.service.jwks import KeySets
 from tlsproxy.threads import in_thread
@@ -32,10 +33,15 @@ _log = logging.getLogger(__name__)
 
 
 class Target(Protocol):
-    """What serves. ``publish`` raises TlsproxyError where it cannot, and then nothing has changed."""
+    """What serves. ``publish`` raises TlsproxyError where it cannot, and then nothing has changed.
+
+    What was considered is then published, or dismissed.
+    """
 
     @property
     def generation(self) -> Generation: ...
+    async def consider(self, generation: Generation, inputs: Inputs) -> Consequences: ...
+    async def dismiss(self) -> None: ...
     async def publish(self, generation: Generation, inputs: Inputs) -> None: ...
 
 
@@ -57,19 +63,21 @@ class ReloadTold(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """``unchanged``: built anew from the same files and key sets.
+    """``unchanged``: built anew from the same files and key sets. ``held``: back, by `limits.mass_cut`.
 
     ``error`` says why, naming the file. ``when`` is epoch seconds. ``changes`` is what the last
     publication that made a difference (at ``changed_at``) made different: it may have been before this one.
+    ``consequences`` are those that the publication had, or would have had: as JSON values, None where it had none.
     """
 
-    result: Literal["ok", "unchanged", "failed"]
+    result: Literal["ok", "unchanged", "failed", "held"]
     trigger: str
     when: float
     generation: int
     error: str = ""
     changed_at: float | None = None
     changes: tuple[Change, ...] = ()
+    consequences: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,24 +131,50 @@ class Reloader:
                 _log.critical("a defect in the watcher", exc_info=error)
                 await asyncio.sleep(_AGAIN)
 
-    async def reload(self, trigger: str) -> Verdict:
-        """Builds from the files as they are now and the key sets fetched last, and publishes it if it is good."""
+    async def reload(self, trigger: str, *, force: bool = False) -> Verdict:
+        """Builds from the files as they are now and the key sets fetched last, and publishes it if it is good.
+
+        ``force``: `limits.mass_cut` does not hold it back.
+        """
         asked = self._begun
         async with self._turn:
-            if self._answered > asked:
+            if self._answered > asked and not (force and self.last.result == "held"):
                 return self.last
             self._begun += 1
             self._told.reloading()
-            verdict = await self._attempt(trigger)
+            verdict = await self._attempt(trigger, force=force)
             self._told.reloaded(verdict)
             self._answered = self._begun
             return verdict
 
-    async def _attempt(self, trigger: str) -> Verdict:
+    async def rehearse(self) -> dict[str, Any]:
+        """The verdict that a reload would have now, as JSON values, beside what it would warn of. Changes nothing."""
+        async with self._turn:
+            old = self._target.generation
+            verdict = Verdict("ok", "admin", time.time(), old.number)
+            try:
+                candidate = await self._candidate(old)
+            except TlsproxyError as error:
+                failed = replace(verdict, result="failed", error=str(error))
+                return asdict(failed) | {"warnings": (), "restart_needed": old.restart_needed}
+            new, told = candidate.generation, await self._considered(candidate)
+            await self._target.dismiss()
+        verdict = replace(verdict, changes=candidate.changes, consequences=told)
+        if not _differ(old, new):
+            verdict = replace(verdict, result="unchanged")
+        elif foretold.exceeds(told, old.config.limits.mass_cut):
+            verdict = replace(verdict, result="held", error=_held(told))
+        return asdict(verdict) | {"warnings": new.warnings, "restart_needed": new.restart_needed}
+
+    async def _attempt(self, trigger: str, *, force: bool) -> Verdict:
         old = self._target.generation
         self._tried = ""
         try:
             candidate = await self._candidate(old)
+            told = await self._considered(candidate)
+            if not force and foretold.exceeds(told, old.config.limits.mass_cut):
+                await self._target.dismiss()
+                return self._hold(trigger, old, told)
             await self._target.publish(candidate.generation, candidate.inputs)
         except TlsproxyError as error:
             return self._failed(trigger, old, str(error))
@@ -152,7 +186,10 @@ class Reloader:
         self._watcher.seen(new.digest)
         self._metrics.published(new)
         self._key_sets.published(new.config)
-        return self._tell(trigger, old, new, candidate.changes)
+        return self._tell(trigger, old, candidate, told)
+
+    async def _considered(self, candidate: Candidate) -> Mapping[str, Any]:
+        return (await self._target.consider(candidate.generation, candidate.inputs)).told()
 
     async def _candidate(self, old: Generation) -> Candidate:
         """From the files as they are now and the key sets fetched last. Changes nothing."""
@@ -185,12 +222,35 @@ class Reloader:
                 extra={"trigger": trigger, "generation": old.number},
             )
         verdict = replace(
-            self.last, result="failed", trigger=trigger, when=time.time(), generation=old.number, error=error
+            self.last,
+            result="failed",
+            trigger=trigger,
+            when=time.time(),
+            generation=old.number,
+            error=error,
+            consequences=None,
         )
         return self._record(verdict, "failed", {"error": error})
 
-    def _tell(self, trigger: str, old: Generation, new: Generation, changes: tuple[Change, ...]) -> Verdict:
-        changed = (old.digest, old.documents) != (new.digest, new.documents)
+    def _hold(self, trigger: str, old: Generation, told: Mapping[str, Any]) -> Verdict:
+        """It is not tried again before the next trigger, which considers it anew with those who are connected then."""
+        self._watcher.seen(self._tried)
+        error = _held(told)
+        extra = {"trigger": trigger, "generation": old.number}
+        _log.error("reload (%s): %s; generation %d goes on serving", trigger, error, old.number, extra=extra)
+        verdict = replace(
+            self.last,
+            result="held",
+            trigger=trigger,
+            when=time.time(),
+            generation=old.number,
+            error=error,
+            consequences=told,
+        )
+        return self._record(verdict, "failed", {"error": error, "connections": told["cut"]["count"]})
+
+    def _tell(self, trigger: str, old: Generation, candidate: Candidate, told: Mapping[str, Any]) -> Verdict:
+        new, changed = candidate.generation, _differ(old, candidate.generation)
         _log.info(
             "reload (%s): generation %d serves%s, certificate %s until %s",
             trigger,
@@ -202,6 +262,8 @@ class Reloader:
         )
         for name in new.restart_needed:
             _log.warning("%s has changed, which takes effect at the next restart only", name)
+        for sentence in foretold.sentences(told):
+            _log.warning("reload (%s): %s", trigger, sentence)
         for warning in new.warnings:
             _log.warning("%s", warning)
         detail = {
@@ -210,10 +272,11 @@ class Reloader:
         }
         verdict = Verdict("unchanged", trigger, time.time(), new.number, "", self.last.changed_at, self.last.changes)
         if changed:
-            verdict = replace(verdict, result="ok", changed_at=verdict.when, changes=changes)
+            verdict = replace(verdict, result="ok", changed_at=verdict.when, changes=candidate.changes)
+        verdict = replace(verdict, consequences=told)
         return self._record(verdict, "ok", detail)
 
-    def _record(self, verdict: Verdict, result: Literal["ok", "failed"], detail: Mapping[str, str]) -> Verdict:
+    def _record(self, verdict: Verdict, result: Literal["ok", "failed"], detail: Mapping[str, str | int]) -> Verdict:
         self.last = verdict
         self._metrics.reload(verdict.result, verdict.trigger, verdict.when)
         line = event_line(
@@ -234,3 +297,12 @@ class Reloader:
 
     def status(self) -> dict[str, Any]:
         return asdict(self.last)
+
+
+def _differ(old: Generation, new: Generation) -> bool:
+    return (old.digest, old.documents) != (new.digest, new.documents)
+
+
+def _held(told: Mapping[str, Any]) -> str:
+    why = "; ".join(foretold.sentences(told))
+    return f"held back by limits.mass_cut until `tlsproxy reload --force`, or until the files cut fewer: {why}"

@@ -16,6 +16,7 @@ from typing import Any, Final, Protocol
 
 from tlsproxy.config.model import ProtocolName
 from tlsproxy.proxy.clock import Clock
+from tlsproxy.proxy.consequences import Consequences
 from tlsproxy.proxy.deadlines import Deadlines
 from tlsproxy.proxy.gateway import Gateway
 from tlsproxy.proxy.limittable import LimitTable
@@ -45,6 +46,8 @@ class Served(Protocol):
     def clock(self) -> Clock: ...
     @property
     def generation(self) -> Generation: ...
+    async def consider(self, generation: Generation, inputs: Inputs) -> Consequences: ...
+    async def dismiss(self) -> None: ...
     async def publish(self, generation: Generation, inputs: Inputs) -> None: ...
     async def ready(self) -> Mapping[str, str]: ...
     async def figures(self) -> Mapping[str, Any]: ...
@@ -103,6 +106,15 @@ class Serving:
     @property
     def generation(self) -> Generation:
         return self._gateway.generation
+
+    async def consider(self, generation: Generation, inputs: Inputs) -> Consequences:  # noqa: ARG002 - as below
+        return await self.consequences_of(generation)
+
+    async def consequences_of(self, generation: Generation) -> Consequences:
+        return await self._gateway.register.consider(generation)
+
+    async def dismiss(self) -> None:
+        """Nothing is kept of what was considered."""
 
     async def publish(self, generation: Generation, inputs: Inputs) -> None:  # noqa: ARG002 - they are in it
         self.adopt(generation)

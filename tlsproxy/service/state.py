@@ -63,10 +63,13 @@ class ServiceState:
             "decisions": dated(figures["decisions"], time.time() - time.monotonic()),
         }
 
-    async def reload(self, trigger: str) -> Mapping[str, Any]:
+    async def reload(self, trigger: str, *, force: bool) -> Mapping[str, Any]:
         """Shielded: whoever asked may stop waiting, the reload goes on."""
-        await asyncio.shield(self._reloader.reload(trigger))
+        await asyncio.shield(self._reloader.reload(trigger, force=force))
         return self._reloader.status() | {"restart_needed": self._served.generation.restart_needed}
+
+    async def rehearse(self) -> Mapping[str, Any]:
+        return await self._reloader.rehearse()
 
     async def cut(self, number: int) -> bool:
         return await self._served.cut(number)

@@ -77,6 +77,8 @@ class Notifier:
 
 def _told(verdict: Verdict) -> str:
     when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(verdict.when))
+    if verdict.result == "held":
+        return f"generation {verdict.generation} goes on, reload ({verdict.trigger}) of {when} {verdict.error}"
     if verdict.result == "failed":
         return f"generation {verdict.generation} goes on, reload ({verdict.trigger}) FAILED at {when}: {verdict.error}"
     return f"generation {verdict.generation} since {when} ({verdict.trigger})"

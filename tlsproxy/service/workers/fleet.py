@@ -21,6 +21,7 @@ import orjson
 from tlsproxy.errors import TlsproxyError
 from tlsproxy.proxy import limittable
 from tlsproxy.proxy.clock import Clock
+from tlsproxy.proxy.consequences import Consequences
 from tlsproxy.proxy.listener import Bound
 from tlsproxy.service import auditcounts
 from tlsproxy.service.auditfile import Turn
@@ -31,7 +32,7 @@ from tlsproxy.service.readiness import OK, generation_part
 from tlsproxy.service.serving import MOST_TOLD
 from tlsproxy.service.workers.backoff import Backoff
 from tlsproxy.service.workers.merging import Totals, merged_figures, merged_parts, told
-from tlsproxy.service.workers.order import order_of
+from tlsproxy.service.workers.order import Order, order_of
 from tlsproxy.service.workers.process import LAST, WorkerLost, WorkerProcess, WorkerRefused
 from tlsproxy.service.workers.seat import Seat
 from tlsproxy.tls.files import Inputs
@@ -39,6 +40,9 @@ from tlsproxy.tls.generation import Generation
 
 ANSWER: Final = 2.0
 """Seconds in which a worker tells of itself, or is left out of the answer."""
+
+PATIENCE: Final = 0.5
+"""Seconds in which the others have considered what the first has, beside the time that it took."""
 
 PROBE: Final = 0.5
 """Seconds in which a worker takes note of where the watchdog is about to ask from. A stuck worker makes it take twice
@@ -82,6 +86,7 @@ class Fleet:
             Seat(number, auditcounts.shared(self._turn, number)) for number in range(1, generation.config.workers + 1)
         ]
         self._publishing = asyncio.Lock()
+        self._considered: tuple[Generation, Order] | None = None
         self._draining = False
         self._gone = Totals()
         self._keepers: list[asyncio.Task[None]] = []
@@ -171,8 +176,30 @@ class Fleet:
 
     # All of them
 
-    async def publish(self, generation: Generation, inputs: Inputs) -> None:
+    async def consider(self, generation: Generation, inputs: Inputs) -> Consequences:
+        """Of the workers that answer in time: nobody waits for one that is stuck."""
         order = order_of(generation, inputs)
+        self._considered = generation, order
+        begun = time.monotonic()
+        asked = [asyncio.create_task(one.consider(order)) for one in self._serving()]
+        try:
+            if asked:
+                await asyncio.wait(asked, return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait(asked, timeout=time.monotonic() - begun + PATIENCE)
+        finally:
+            for one in asked:
+                one.cancel()
+            answers = await asyncio.gather(*asked, return_exceptions=True)
+        heard = [answer for answer in answers if isinstance(answer, Consequences)]
+        return Consequences.merged(heard, len(asked) - len(heard))
+
+    async def dismiss(self) -> None:
+        self._considered = None
+        await asyncio.gather(*(one.dismiss() for one in self._serving()), return_exceptions=True)
+
+    async def publish(self, generation: Generation, inputs: Inputs) -> None:
+        known, self._considered = self._considered, None
+        order = known[1] if known is not None and known[0] is generation else order_of(generation, inputs)
         async with self._publishing:
             workers = self._serving()
             outcomes = await asyncio.gather(*(one.prepare(order) for one in workers), return_exceptions=True)

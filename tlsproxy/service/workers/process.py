@@ -13,7 +13,10 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, Final, Self
 
+import orjson
+
 from tlsproxy.errors import TlsproxyError
+from tlsproxy.proxy.consequences import Consequences
 from tlsproxy.service.workers.channel import Channel, ChannelError, Message
 from tlsproxy.service.workers.order import Order
 from tlsproxy.threads import in_thread
@@ -22,6 +25,8 @@ PING: Final = 1.0
 """Seconds between two pings."""
 SILENCE: Final = 10.0
 """Seconds in which a worker answers, or is taken to be stuck: its loop never does anything for that long."""
+ATTENTION: Final = 2.0
+"""Seconds in which a worker's loop turns once, on a machine that is busy with other things."""
 BUILDING: Final = 60.0
 """Seconds in which a worker has started or built a generation. Reading the CRL of a large authority takes some."""
 LAST_WORDS: Final = 3.0
@@ -48,6 +53,7 @@ class WorkerProcess:
     ) -> None:
         self.number = number
         self.order: Order | None = None
+        self._prepared: Order | None = None
         self.started_at = time.time()
         self._process = process
         self._channel = channel
@@ -83,11 +89,24 @@ class WorkerProcess:
         await self.ask("begin", started, deadline=BUILDING, **facts)
 
     async def prepare(self, order: Order) -> None:
-        """It builds, and changes nothing. Raises WorkerRefused, WorkerLost."""
-        await self.ask("prepare", order.encoded, deadline=BUILDING)
+        """It builds, unless it has, and changes nothing. Raises WorkerRefused, WorkerLost."""
+        if self._prepared is not order:
+            await self.ask("prepare", order.encoded, deadline=BUILDING)
+            self._prepared = order
+
+    async def consider(self, order: Order) -> Consequences:
+        """It keeps what it has built for that until it is committed, or dismissed. Raises WorkerRefused, WorkerLost."""
+        await self.ask("ping", deadline=ATTENTION)
+        await self.prepare(order)
+        return Consequences.decoded(orjson.loads(await self.ask("consider", deadline=SILENCE)))
+
+    async def dismiss(self) -> None:
+        self._prepared = None
+        await self.ask("dismiss", deadline=ATTENTION)
 
     async def commit(self, order: Order) -> None:
         """It serves what it has prepared."""
+        self._prepared = None
         digest = await self.ask("commit", deadline=SILENCE)
         if digest.decode() != order.digest:
             raise WorkerRefused(f"worker {self.number} serves something else than it was given")

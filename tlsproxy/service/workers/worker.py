@@ -63,12 +63,15 @@ class Worker:
         self._config_path = config_path
         self._started = started
         self._prepared: Generation | None = None
+        self._asked: int | None = None
         self._serving: Serving | None = None
         self._stopping = asyncio.Event()
         self._ended = asyncio.Event()
         self._missed = float("-inf")
         self._does: Final[Mapping[str, Callable[[Message], Awaitable[bytes]]]] = {
             "prepare": self._prepare,
+            "consider": self._consider,
+            "dismiss": self._dismiss,
             "commit": self._commit,
             "ping": self._ping,
             "ready": self._ready,
@@ -110,7 +113,19 @@ class Worker:
 
     async def _prepare(self, message: Message) -> bytes:
         former = self._serving.generation.material if self._serving is not None else None
-        self._prepared = await in_thread(built, message.body, self._config_path, os.environ, self._started, former)
+        self._asked = message.head["id"]
+        generation = await in_thread(built, message.body, self._config_path, os.environ, self._started, former)
+        if self._asked == message.head["id"]:  # nobody waits any more for one that took too long
+            self._prepared = generation
+        return b""
+
+    async def _consider(self, message: Message) -> bytes:  # noqa: ARG002 - what is prepared is meant
+        if self._prepared is None:
+            raise NotServing("nothing is prepared")
+        return orjson.dumps(await self._served().consequences_of(self._prepared))
+
+    async def _dismiss(self, _message: Message) -> bytes:
+        self._prepared = self._asked = None
         return b""
 
     async def _commit(self, _message: Message) -> bytes:

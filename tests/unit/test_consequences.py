@@ -1,0 +1,186 @@
+"""Consequences of a publication: who is told of, what several workers say together, and what is too much."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from dataclasses import asdict
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import orjson
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tls_site import CLIENT, OTHER, ROOT, Site, client_context, handshake, site
+
+from tlsproxy.config.limits import MassCut
+from tlsproxy.proxy import prospects, register
+from tlsproxy.proxy.clock import Clock
+from tlsproxy.proxy.consequences import NAMED, Affected, Consequences, Group
+from tlsproxy.proxy.register import Register
+from tlsproxy.proxy.standing import Standing
+from tlsproxy.service import foretold
+from tlsproxy.tls.generation import Generation
+from tlsproxy.tls.peer import Peer, peer_of
+
+STRANGER = ROOT.issue(common_name="nobody", client=True)
+TUNNEL = {"port": 0, "mode": "tcp", "upstream": "127.0.0.1:9", "allow": ["admin"]}
+
+# Several processes
+
+AFFECTED = st.builds(
+    Affected,
+    number=st.integers(1, 1000),
+    protocol=st.sampled_from(["rest", "grpc", "tcp"]),
+    address=st.just("10.0.0.1"),
+    client=st.sampled_from("abcd"),
+    identity=st.sampled_from(["", "CN=a"]),
+    role=st.sampled_from(["admin", "search"]),
+    becomes=st.just(""),
+    reason=st.sampled_from(["", "no_role", "certificate_revoked"]),
+)
+LISTS = st.lists(AFFECTED, max_size=10)
+
+
+def made(cut: list[Affected], barred: list[Affected], connections: int = 10) -> Consequences:
+    barred = list({one.client: one for one in barred}.values())
+    return Consequences(connections, Group.of(cut), tuple(barred), Group.of(cut[:2]))
+
+
+@given(LISTS, LISTS, LISTS, LISTS)
+def test_workers_say_together_what_one_would(
+    cut: list[Affected], more: list[Affected], barred: list[Affected], others: list[Affected]
+) -> None:
+    one, two = made(cut, barred), made(more, others)
+    merged = Consequences.merged([one, Consequences.decoded(orjson.loads(orjson.dumps(asdict(two))))], 1)
+    assert merged.connections == 20
+    assert merged.unheard == 1
+    assert merged.cut.reasons == Group.of(cut + more).reasons
+    assert merged.cut.count == len(cut) + len(more)
+    assert sorted(map(str, merged.cut.named)) == sorted(map(str, cut + more))
+    assert {one.client for one in merged.barred} == {one.client for one in barred + others} - {
+        one.client for one in cut + more
+    }
+    assert len(merged.barred) == len({each.client for each in merged.barred})
+
+
+def affected(number: int, reason: str = "no_role", **more: str) -> Affected:
+    return Affected(number, "rest", "10.0.0.1", str(number), more.get("identity", "CN=a"), "admin", "", reason)
+
+
+def test_a_few_are_named_and_all_are_counted() -> None:
+    told = made([affected(number) for number in range(3 * NAMED)], []).told()
+    assert (told["cut"]["count"], len(told["cut"]["named"])) == (3 * NAMED, NAMED)
+    assert next(foretold.sentences(told)) == "300 of 10 live connections cut (no_role 300): CN=a and others"
+    rows = list(foretold.rows(told))
+    assert rows[1] == "  0 rest 10.0.0.1 CN=a, role admin: no_role"
+    assert rows[NAMED + 1] == "  and 200 more connections"
+
+
+def test_names_that_strangers_chose_are_spelled_out() -> None:
+    told = made([affected(1, identity="CN=\x1b[2J\u202e")], [affected(2, identity="CN=\x1b[2J")]).told()
+    assert all(text.isprintable() for text in (*foretold.sentences(told), *foretold.rows(told)))
+
+
+# Too much
+
+
+@given(st.integers(0, 50), st.integers(0, 50), st.none() | st.integers(0, 50), st.none() | st.floats(0, 1))
+def test_a_guard_holds_what_is_more_than_all_its_bounds(
+    cut: int, others: int, number: int | None, share: float | None
+) -> None:
+    told = made([affected(each) for each in range(cut)], [], cut + others).told()
+    bounds = [bound for bound in (number, share and share * (cut + others)) if bound is not None]
+    assert foretold.exceeds(told, MassCut(share=share, number=number)) == (bounds != [] and cut > max(bounds))
+
+
+# A register's walk
+
+
+def peer(generation: Generation, directory: Path, issued: Any = CLIENT) -> Peer:
+    answerer, _ = handshake(next(iter(generation.contexts.values())), client_context(issued, directory))
+    found = peer_of(answerer)
+    assert found is not None
+    return found
+
+
+class Bench:
+    def __init__(self, made: Site) -> None:
+        self.made = made
+        self.generation = made.build()
+        self.register = Register(
+            SimpleNamespace(loop=asyncio.get_running_loop(), generation=self.generation, clock=Clock()),  # type: ignore[arg-type]
+            itertools.count(1),
+        )
+
+    def connect(self, who: Peer | None = None, protocol: str = "rest", route: str = "") -> register.Entry:
+        entry = self.register.enter(protocol, "10.0.0.1", Standing(self.generation, who, 0.0), route)
+        entry.session = SimpleNamespace()  # type: ignore[assignment]
+        return entry
+
+    async def consider(self) -> Consequences:
+        try:
+            return await self.register.consider(self.made.build(self.generation))
+        finally:
+            assert all(entry.standing.generation is self.generation for entry in self.register)
+
+
+def test_each_is_asked_what_decides_after_the_publication(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(register, "SLICE", 2)
+    made = site(tmp_path)
+    made.configure(service={"verify_https_client_certificate": False, "unmapped_certificate": "deny"})
+
+    async def run() -> None:
+        bench = Bench(made)
+        alice, stranger = peer(bench.generation, tmp_path), peer(bench.generation, tmp_path, STRANGER)
+        for who in (alice, alice, stranger, None):
+            bench.connect(who)
+        ending = bench.connect(alice)
+        ending.why = "max_connection_age"
+        nothing = await bench.consider()
+        assert (nothing.connections, nothing.cut.count, nothing.barred, nothing.moved.count) == (4, 0, (), 0)
+
+        made.write("ca.pem", OTHER.certificate_pem)
+        found = await bench.consider()
+        assert found.cut.reasons == {"issuer_not_trusted": 3}
+        assert {(one.number, one.identity) for one in found.cut.named} == {
+            (1, "CN=alice,OU=platform"), (2, "CN=alice,OU=platform"), (3, "CN=nobody"),
+        }  # fmt: skip
+
+        made.write("ca.pem", ROOT.certificate_pem)
+        made.write("crl.pem", ROOT.crl_pem([CLIENT.serial]))
+        made.configure(tls={"crl": ["crl.pem"]})
+        assert (await bench.consider()).cut.reasons == {"certificate_revoked": 2, "certificate_required": 1}
+        bench.register.close()
+
+    asyncio.run(run())
+
+
+def test_those_who_come_and_go_could_not_come_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = site(tmp_path)
+    made.configure(service={"unmapped_certificate": "deny"})
+
+    async def run() -> None:
+        bench = Bench(made)
+        alice, stranger = peer(bench.generation, tmp_path), peer(bench.generation, tmp_path, STRANGER)
+        for who in (alice, alice, stranger):
+            bench.register.leave(bench.connect(who))
+        made.write("ca.pem", OTHER.certificate_pem)
+        (barred,) = (await bench.consider()).barred  # once, and none that was never admitted
+        assert (barred.number, barred.identity, barred.reason) == (2, "CN=alice,OU=platform", "issuer_not_trusted")
+        bench.connect(alice)
+        found = await bench.consider()
+        assert (found.cut.count, found.barred) == (1, ())  # she is among those who are cut
+
+        monkeypatch.setattr(prospects, "REMEMBERED", 2)
+        for _ in range(5):
+            bench.register.leave(bench.connect(alice))
+            bench.register.leave(bench.connect(None))
+        assert len(bench.register._visitors._visits) == 2
+        monkeypatch.setattr(prospects, "RECENT", -1.0)
+        assert bench.register._visitors.absent([]) == []
+        bench.register.close()
+
+    asyncio.run(run())

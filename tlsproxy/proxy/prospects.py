@@ -1,0 +1,94 @@
+"""Prospects of clients under a generation that is not published yet: of those who are connected, and of visitors.
+
+Asked are the same :class:`tlsproxy.proxy.standing.Standing` and the same rules that decide after the publication, on
+copies: nothing that serves changes.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Iterator
+from copy import copy
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, Protocol
+
+from tlsproxy.proxy.consequences import Affected
+from tlsproxy.proxy.standing import Standing
+
+if TYPE_CHECKING:
+    from tlsproxy.tls.generation import Generation
+    from tlsproxy.tls.peer import Peer
+
+REMEMBERED: Final = 1024
+"""Visitors at most."""
+RECENT: Final = 600.0
+"""Seconds for which a visitor is remembered."""
+
+
+class Seen(Protocol):
+    """A connection, live or gone, as :class:`tlsproxy.proxy.register.Entry` has it."""
+
+    @property
+    def number(self) -> int: ...
+    @property
+    def protocol(self) -> str: ...
+    @property
+    def address(self) -> str: ...
+    @property
+    def route(self) -> str: ...
+
+
+def affected(
+    seen: Seen, standing: Standing, present: Generation, candidate: Generation, now: float
+) -> Iterator[Affected]:
+    """The change that the publication of ``candidate`` would be to a client which ``present`` admits, if it is any."""
+    before, after = copy(standing), copy(standing)
+    if _refusal(before, seen.route, present, now):
+        return
+    reason = _refusal(after, seen.route, candidate, now)
+    role, becomes = before.principal.role, after.principal.role
+    if reason or (role and becomes != role):
+        name = standing.identity.name if standing.identity is not None else ""
+        yield Affected(seen.number, seen.protocol, seen.address, client(seen, standing), name, role, becomes, reason)
+
+
+def client(seen: Seen, standing: Standing) -> str:
+    """The same for all connections of a client: its certificate's digest, or its address where it has none."""
+    return standing.identity.sha256 if standing.identity is not None else seen.address
+
+
+def _refusal(standing: Standing, route: str, generation: Generation, now: float) -> str:
+    return standing.turned_away(generation, route, now) if route else standing.withdrawn(generation, now)
+
+
+@dataclass(frozen=True, slots=True)
+class Visit:
+    """A connection that has ended; ``when`` is monotonic seconds."""
+
+    number: int
+    protocol: str
+    address: str
+    route: str
+    peer: Peer | None
+    when: float
+
+
+class Visitors:
+    """The latest connection that has ended of each client, for a while: who comes and goes has prospects too."""
+
+    def __init__(self) -> None:
+        self._visits: dict[tuple[str, str], Visit] = {}
+
+    def keep(self, seen: Seen, standing: Standing) -> None:
+        if standing.principal.refusal is not None:
+            return
+        key = client(seen, standing), seen.route
+        self._visits.pop(key, None)
+        self._visits[key] = Visit(seen.number, seen.protocol, seen.address, seen.route, standing.peer, time.monotonic())
+        if len(self._visits) > REMEMBERED:
+            del self._visits[next(iter(self._visits))]
+
+    def absent(self, connected: Collection[str]) -> list[Visit]:
+        """Of the last minutes, but for clients that are ``connected`` now."""
+        since = time.monotonic() - RECENT
+        return [visit for (who, _), visit in self._visits.items() if visit.when >= since and who not in connected]
