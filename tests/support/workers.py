@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import time
 from contextlib import ExitStack
 from typing import Any
 
-from support.gateway import Gateway
+from support.gateway import DEADLINE, Gateway
 from support.raw import RawClient, connected
 from support.site import Site
 
@@ -20,6 +21,17 @@ def status(gateway: Gateway) -> dict[str, Any]:
 
 def workers(gateway: Gateway) -> dict[int, dict[str, Any]]:
     return {worker["number"]: worker for worker in status(gateway)["workers"]}
+
+
+def all_serve(gateway: Gateway) -> int:
+    """The generation, once every worker serves it."""
+    end = time.monotonic() + DEADLINE
+    while True:
+        now = status(gateway)
+        number = int(now["generation"]["number"])
+        if {worker["generation"] for worker in now["workers"]} == {number}:
+            return number
+        assert time.monotonic() < end
 
 
 def worker_of(entry: dict[str, Any], count: int) -> int:

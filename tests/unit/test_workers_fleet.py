@@ -13,6 +13,7 @@ import orjson
 import pytest
 from tls_site import ROOT, Site, site
 
+from tlsproxy.errors import FailureKind
 from tlsproxy.proxy.consequences import Consequences
 from tlsproxy.service.auditfile import Turn
 from tlsproxy.service.auditlog import NoAudit
@@ -42,6 +43,7 @@ class Scripted:
         self.prepared: list[int] = []
         self.done: list[str] = []
         self.over = asyncio.Event()
+        self.silence, self.stopped = 0.0, False
         self.made.append(self)
 
     @classmethod
@@ -62,18 +64,40 @@ class Scripted:
         assert facts["number"] == self.number
         self._step("begin")
 
+    async def ping(self, deadline: float = 1.0) -> None:
+        assert deadline > 0
+        self._step("ping")
+        if self.stopped:
+            self.silence = 1.0
+            await self.over.wait()
+            raise WorkerLost("it has ended")
+
     async def prepare(self, order: Order) -> None:
         self.prepared.append(order.number)
         self._step("prepare")
 
     async def commit(self, order: Order) -> None:
         assert self.prepared[-1] == order.number
-        self._step("commit")
         self.order = order
+        self._step("commit")
         self.committed.set()
 
+    async def ask(self, do: str, *, deadline: float, **_fields: Any) -> bytes:
+        assert deadline > 0
+        self._step(do)
+        return b""
+
     async def watch(self) -> None:
+        await self.ended()
+
+    async def ended(self) -> None:
         await self.over.wait()
+
+    @property
+    def has_ended(self) -> bool:
+        return self.over.is_set()
+
+    ending = has_ended
 
     def kill(self) -> None:
         self.done.append("kill")
@@ -133,22 +157,26 @@ def numbers() -> list[int | None]:
     return [one.order.number if one.order is not None else None for one in Scripted.made]
 
 
-def test_all_build_before_any_publishes(tmp_path: Path) -> None:
+def test_each_serves_what_it_has_built(tmp_path: Path) -> None:
     async def run() -> None:
         async with running(site(tmp_path)) as bench:
             generation = await bench.publish()
             assert bench.fleet.generation is generation
-            assert [one.done for one in Scripted.made] == [["begin", "prepare", "commit", "prepare", "commit"]] * 2
+            steps = ["begin", "prepare", "commit", "ping", "prepare", "commit"]
+            assert [one.done for one in Scripted.made] == [steps] * 2
             assert numbers() == [2, 2]
 
     asyncio.run(run())
 
 
-def test_one_that_refuses_keeps_all_from_it(tmp_path: Path) -> None:
+def test_what_all_refuse_is_not_published(tmp_path: Path) -> None:
+    refusing = [{"prepare": [None, WorkerRefused("no memory")]}, {"prepare": [None, WorkerRefused("no descriptor")]}]
+
     async def run() -> None:
-        async with running(site(tmp_path), scripts=[{}, {"prepare": [None, WorkerRefused("no memory")]}]) as bench:
-            with pytest.raises(WorkerRefused, match="no memory"):
+        async with running(site(tmp_path), scripts=refusing) as bench:
+            with pytest.raises(WorkerRefused, match="no memory") as raised:
                 await bench.publish()
+            assert raised.value.kind is FailureKind.ENVIRONMENT
             assert bench.fleet.generation.number == 1
             assert numbers() == [1, 1]
             assert "kill" not in Scripted.made[0].done + Scripted.made[1].done
@@ -156,17 +184,44 @@ def test_one_that_refuses_keeps_all_from_it(tmp_path: Path) -> None:
     asyncio.run(run())
 
 
-@pytest.mark.parametrize("step", ["prepare", "commit"])
-def test_one_that_is_lost_is_ended_and_its_successor_has_the_new(tmp_path: Path, step: str) -> None:
+LEFT_BEHIND: dict[str, Script] = {
+    "does not answer": {"ping": [WorkerLost("silent")]},
+    "is lost in building": {"prepare": [None, WorkerLost("gone")]},
+    "is lost in serving it": {"commit": [None, WorkerLost("gone")]},
+    "cannot build it": {"prepare": [None, WorkerRefused("no memory")]},
+    "cannot serve it": {"commit": [None, WorkerRefused("something else")]},
+}
+
+
+@pytest.mark.parametrize("script", LEFT_BEHIND.values(), ids=LEFT_BEHIND)
+def test_one_that_does_not_follow_is_ended_and_its_successor_has_the_new(tmp_path: Path, script: Script) -> None:
     async def run() -> None:
-        async with running(site(tmp_path), scripts=[{}, {step: [None, WorkerLost("silent")]}]) as bench:
+        async with running(site(tmp_path), scripts=[{}, {step: list(said) for step, said in script.items()}]) as bench:
             await bench.publish()
             assert bench.fleet.generation.number == 2
             assert Scripted.made[1].done[-1] == "kill"
             await bench.replaced(3)
             assert Scripted.made[0].order is Scripted.made[2].order
-            assert numbers() == [2, 1, 2]
+            assert Scripted.made[0].order is not None
+            assert Scripted.made[0].order.number == 2
             assert Scripted.made[2].number == 2
+
+    asyncio.run(run())
+
+
+def test_one_that_is_stopped_holds_up_nobody_and_has_ended_when_it_is_told_that_all_serve(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with running(site(tmp_path)) as bench:
+            first, second = Scripted.made
+            second.stopped = True
+            publishing = asyncio.create_task(bench.publish())
+            first.committed.clear()
+            await first.committed.wait()
+            assert (first.done[-1], bench.fleet.generation.number) == ("commit", 2)
+            assert not publishing.done()
+            await publishing
+            assert second.has_ended
+            assert second.prepared == [1], "it is not even sent what it would not read"
 
     asyncio.run(run())
 
@@ -176,11 +231,43 @@ def test_what_nobody_lives_through_is_not_published(tmp_path: Path) -> None:
 
     async def run() -> None:
         async with running(site(tmp_path), scripts=[dict(lost), {"prepare": [None, WorkerLost("gone")]}]) as bench:
-            with pytest.raises(WorkerLost, match="lived through"):
+            with pytest.raises(WorkerLost, match="lived through") as raised:
                 await bench.publish()
+            assert raised.value.kind is FailureKind.ENVIRONMENT
             assert bench.fleet.generation.number == 1
             await bench.replaced(4)
             assert {one.order.number for one in Scripted.made[2:] if one.order is not None} == {1}
+
+    asyncio.run(run())
+
+
+def test_while_draining_it_is_published_and_nobody_is_replaced(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with running(site(tmp_path)) as bench:
+            ended = asyncio.Event()
+            draining = asyncio.create_task(bench.fleet.drain(ended))
+            await asyncio.sleep(0)
+            Scripted.made[1].kill()
+            await bench.publish()
+            assert numbers() == [2, 1]
+            Scripted.made[0].kill()
+            async with asyncio.timeout(10):
+                await draining
+            assert len(Scripted.made) == 2
+
+    asyncio.run(run())
+
+
+def test_a_drain_waits_for_no_successor(tmp_path: Path) -> None:
+    """The seat of one that has ended is empty for up to half a minute."""
+
+    async def run() -> None:
+        async with running(site(tmp_path)) as bench:
+            for one in Scripted.made:
+                one.kill()
+            async with asyncio.timeout(10):
+                await bench.fleet.drain(asyncio.Event())
+            assert len(Scripted.made) == 2
 
     asyncio.run(run())
 
@@ -228,7 +315,7 @@ def test_one_that_never_served_ends_the_start(
     asyncio.run(run())
 
 
-def test_numbers_find_their_worker(tmp_path: Path) -> None:
+def test_numbers_find_their_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async def run() -> None:
         async with running(site(tmp_path), workers=3) as bench:
             asked: list[tuple[int, int]] = []
@@ -238,7 +325,7 @@ def test_numbers_find_their_worker(tmp_path: Path) -> None:
                 asked.append((self.number, number))
                 return b"true"
 
-            Scripted.ask = ask  # type: ignore[attr-defined]
+            monkeypatch.setattr(Scripted, "ask", ask)
             for number in range(1, 8):
                 assert await bench.fleet.cut(number)
             assert asked == [(1, 1), (2, 2), (3, 3), (1, 4), (2, 5), (3, 6), (1, 7)]
@@ -274,8 +361,9 @@ def test_who_answers_in_time_is_considered(tmp_path: Path, monkeypatch: pytest.M
 
     async def run() -> None:
         async with running(site(tmp_path)) as bench:
-            for name in ("prepare", "consider", "dismiss"):
+            for name in ("ping", "prepare", "consider", "dismiss"):
                 monkeypatch.setattr(Scripted, name, getattr(WorkerProcess, name), raising=False)
+            monkeypatch.setattr(Scripted, "_asked_at", None, raising=False)
             monkeypatch.setattr(Scripted, "ask", ask, raising=False)
             monkeypatch.setattr(Scripted, "_prepared", None, raising=False)
             generation, inputs = bench.candidate()

@@ -5,22 +5,43 @@ Exit status: 0 done, 1 the answer is no (`explain`, a failed step of `demo`), 2 
 
 from __future__ import annotations
 
+from importlib import import_module
+from typing import Final
+
 import click
 
 from tlsproxy import __version__
-from tlsproxy.cli.certs import certs
-from tlsproxy.cli.check import check, config
-from tlsproxy.cli.explain import explain
-from tlsproxy.cli.operate import reload_command, status, top
-from tlsproxy.cli.run import demo, run
-from tlsproxy.cli.token import token
+
+_COMMANDS: Final = {
+    "run": ("run", "run"),
+    "status": ("operate", "status"),
+    "top": ("operate", "top"),
+    "reload": ("operate", "reload_command"),
+    "check": ("check", "check"),
+    "explain": ("explain", "explain"),
+    "config": ("check", "config"),
+    "certs": ("certs", "certs"),
+    "token": ("token", "token"),
+    "demo": ("run", "demo"),
+}
+"""The module and the name of each command."""
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+class _Commands(click.Group):
+    """Imports the command that is called, and no other: `run` has signals to hold from its first moment on."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
+        return sorted(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        if cmd_name not in _COMMANDS:
+            return None
+        module, name = _COMMANDS[cmd_name]
+        command: click.Command = getattr(import_module(f"{__name__}.{module}"), name)
+        return command
+
+
+@click.command(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="tlsproxy")
 def main() -> None:
     """A security gateway for Qdrant: mutual TLS, certificate roles, decisions in Qdrant's own terms, audit."""
-
-
-for command in (run, status, top, reload_command, check, explain, config, certs, token, demo):
-    main.add_command(command)

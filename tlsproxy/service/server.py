@@ -1,8 +1,9 @@
 """The program: the first configuration, the log, signals, sockets, the operators' server, around what serves.
 
-SIGHUP reloads. SIGTERM and SIGINT drain: no new connections, idle ones end after ``limits.drain_grace``, busy ones
-after their response, all within ``limits.drain_timeout``; a second one ends it at once. SIGHUP during a drain is
-ignored.
+SIGHUP reloads, and waits where it comes before there is something to reload. SIGTERM and SIGINT drain: no new
+connections, idle ones end after ``limits.drain_grace``, busy ones after their response, all within
+``limits.drain_timeout``; a second one ends it at once, as the first does during the start. Until a drain has ended,
+files, signals and operators reload as ever: what takes rights away goes on taking them away.
 """
 
 from __future__ import annotations
@@ -41,7 +42,6 @@ from tlsproxy.service.state import ServiceState, described
 from tlsproxy.service.systemd import Notifier
 from tlsproxy.service.watchdog import Watchdog
 from tlsproxy.service.workers.fleet import Fleet
-from tlsproxy.service.workers.process import WorkerRefused
 from tlsproxy.tls.files import Inputs, read_inputs
 from tlsproxy.tls.generation import Generation, build
 from tlsproxy.tls.watch import Watcher
@@ -77,7 +77,9 @@ def run(config_path: Path, ready_file: Path | None) -> int:
             import tlsproxy.service.admin  # noqa: F401, PLC0415
         try:
             runner.run(_Program(config_path, generation, inputs, key_sets, ready_file, notifier, inherited).serve())
-        except (InheritedSocketError, WorkerRefused) as error:
+        except asyncio.CancelledError:
+            _log.info("ended before it served")
+        except InheritedSocketError as error:
             _log.critical("cannot serve: %s", error)
             return 2
         except (TlsproxyError, OSError) as error:
@@ -106,13 +108,15 @@ class _Program:
         self._ready_file = ready_file
         self._notifier = notifier
         self._inherited = inherited
+        self._starting: asyncio.Task[None] | None = None
         self._stopping = asyncio.Event()
         self._ended = asyncio.Event()
         self._reload = asyncio.Event()
 
     async def serve(self) -> None:
+        """Cancelled by SIGTERM or SIGINT before it serves; until the first lines are done, their default is an end."""
         config = self._generation.config
-        self._handle_signals(asyncio.get_running_loop())  # before anybody knows of us: SIGHUP's default is death
+        self._starting = asyncio.current_task()
         async with AsyncExitStack() as stack:
             turn, counts = ALONE, auditcounts.private()
             if config.workers > 1:
@@ -125,6 +129,7 @@ class _Program:
             bound = open_sockets(config, self._inherited)
             for one in bound:
                 stack.enter_context(one.sock)
+            self._handle_signals(asyncio.get_running_loop())
             served = await self._start_serving(stack, bound, audit, turn)
             reloader = Reloader(
                 target=served,
@@ -146,19 +151,21 @@ class _Program:
             admin = await self._start_admin(stack, ServiceState(served, bound, reloader, self._key_sets, jumps))
             self._announce(bound, admin, reloader.last)
             _event(audit, "start")
+            self._starting = None
             async with asyncio.TaskGroup() as tasks:
+                watched = tasks.create_task(watchdog.run())
                 owned = [
                     tasks.create_task(reloader.run()),
                     tasks.create_task(self._reload_on_signal(reloader)),
-                    tasks.create_task(watchdog.run()),
                     tasks.create_task(jumps.run(reloader.reload)),
                     tasks.create_task(self._key_sets.run(lambda: served.generation.config, reloader.reload)),
                 ]
                 await self._stopping.wait()
+                watched.cancel()
+                self._notifier.stopping()
+                await served.drain(self._ended)
                 for task in owned:
                     task.cancel()
-            self._notifier.stopping()
-            await served.drain(self._ended)
             _event(audit, "stop")
 
     async def _start_serving(
@@ -202,18 +209,15 @@ class _Program:
         self._notifier.serving(serving, verdict)
 
     def _handle_signals(self, loop: asyncio.AbstractEventLoop) -> None:
-        loop.add_signal_handler(signal.SIGHUP, self._on_hangup)
+        loop.add_signal_handler(signal.SIGHUP, self._reload.set)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})  # held since the command began
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_stop, signal.Signals(number).name)
 
-    def _on_hangup(self) -> None:
-        if self._stopping.is_set():
-            _log.info("SIGHUP is ignored: the service is stopping")
-        else:
-            self._reload.set()
-
     def _on_stop(self, name: str) -> None:
-        if self._stopping.is_set():
+        if self._starting is not None:
+            self._starting.cancel()
+        elif self._stopping.is_set():
             _log.warning("%s again: ending at once", name)
             self._ended.set()
         else:

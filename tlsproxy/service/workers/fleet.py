@@ -1,8 +1,8 @@
 """The supervisor's part: so many workers, kept alive, told to do the same, and asked as one.
 
-A generation is published in two steps: every worker that serves builds it, and only if none refuses is it what serves,
-here and in all of them. Who does not answer by its deadline is ended, and its successor begins with what serves. The
-supervisor holds the listening sockets and never accepts: what waits in them is there for the next worker.
+A worker that ends is replaced, and its successor begins with what serves (:mod:`tlsproxy.service.workers.publication`
+has how that changes). The supervisor holds the listening sockets and never accepts: what waits in them is there for the
+next worker.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ import logging
 import os
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -33,7 +34,8 @@ from tlsproxy.service.serving import MOST_TOLD
 from tlsproxy.service.workers.backoff import Backoff
 from tlsproxy.service.workers.merging import Totals, merged_figures, merged_parts, told
 from tlsproxy.service.workers.order import Order, order_of
-from tlsproxy.service.workers.process import LAST, WorkerLost, WorkerProcess, WorkerRefused
+from tlsproxy.service.workers.process import ATTENTION, LAST, WorkerLost, WorkerProcess, WorkerRefused
+from tlsproxy.service.workers.publication import STOPPED, Publication
 from tlsproxy.service.workers.seat import Seat
 from tlsproxy.tls.files import Inputs
 from tlsproxy.tls.generation import Generation
@@ -87,7 +89,7 @@ class Fleet:
         ]
         self._publishing = asyncio.Lock()
         self._considered: tuple[Generation, Order] | None = None
-        self._draining = False
+        self._draining = asyncio.Event()
         self._gone = Totals()
         self._keepers: list[asyncio.Task[None]] = []
 
@@ -110,7 +112,7 @@ class Fleet:
 
     async def _keep(self, seat: Seat) -> None:
         backoff = Backoff()
-        while not self._draining:
+        while not self._draining.is_set():
             seat.served_since = None
             try:
                 why = await self._occupy(seat)
@@ -123,13 +125,15 @@ class Fleet:
             except Exception as error:  # noqa: BLE001 - nothing may end the watching for good
                 _log.critical("a defect in the supervisor", exc_info=error)
                 why = f"{type(error).__name__}: {error}"
-            if self._draining:
+            if self._draining.is_set():
                 return
             served = 0.0 if seat.served_since is None else time.monotonic() - seat.served_since
             pause = backoff.after(served)
             seat.restarts += 1
             _log.error("worker %d has ended after %.1f s (%s): another begins in %g s", seat.number, served, why, pause)
-            await asyncio.sleep(pause)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(pause):
+                    await self._draining.wait()
 
     async def _occupy(self, seat: Seat) -> str:
         """One process, from its start to its end, and how that was."""
@@ -148,13 +152,13 @@ class Fleet:
                 limits=self._limits,
                 audit=self._turn,
             )
-            prepared = self._order
-            await process.prepare(prepared)
-            async with self._publishing:
-                if prepared is not self._order:
-                    prepared = self._order
-                    await process.prepare(prepared)
-                await process.commit(prepared)
+            while True:
+                prepared = self._order
+                await process.prepare(prepared)
+                async with self._publishing:  # what is being published now is published without this one
+                    if prepared is self._order:
+                        break
+            await process.commit(prepared)  # the next publication finds it among those that serve
             seat.served_since = time.monotonic()
             _log.info("worker %d (pid %d) serves generation %d", seat.number, process.pid, prepared.number)
             if not seat.first.done():
@@ -181,7 +185,8 @@ class Fleet:
         order = order_of(generation, inputs)
         self._considered = generation, order
         begun = time.monotonic()
-        asked = [asyncio.create_task(one.consider(order)) for one in self._serving()]
+        workers = self._serving()
+        asked = [asyncio.create_task(one.consider(order)) for one in workers if not one.stopped]
         try:
             if asked:
                 await asyncio.wait(asked, return_when=asyncio.FIRST_COMPLETED)
@@ -191,7 +196,7 @@ class Fleet:
                 one.cancel()
             answers = await asyncio.gather(*asked, return_exceptions=True)
         heard = [answer for answer in answers if isinstance(answer, Consequences)]
-        return Consequences.merged(heard, len(asked) - len(heard))
+        return Consequences.merged(heard, len(workers) - len(heard))
 
     async def dismiss(self) -> None:
         self._considered = None
@@ -201,40 +206,23 @@ class Fleet:
         known, self._considered = self._considered, None
         order = known[1] if known is not None and known[0] is generation else order_of(generation, inputs)
         async with self._publishing:
-            workers = self._serving()
-            outcomes = await asyncio.gather(*(one.prepare(order) for one in workers), return_exceptions=True)
-            prepared = []
-            for worker, outcome in zip(workers, outcomes, strict=True):
-                if isinstance(outcome, WorkerRefused):
-                    raise outcome
-                if isinstance(outcome, WorkerLost):
-                    worker.kill()
-                elif isinstance(outcome, BaseException):
-                    raise outcome
-                else:
-                    prepared.append(worker)
-            if workers and not prepared:
-                raise WorkerLost("no worker has lived through its preparation")
-            # From here on it serves: a worker that does not follow is ended, and its successor begins with it.
-            self.generation, self._order = generation, order
-            followed = await asyncio.gather(*(one.commit(order) for one in prepared), return_exceptions=True)
-            for worker, outcome in zip(prepared, followed, strict=True):
-                if isinstance(outcome, BaseException):
-                    _log.error("worker %d does not follow and is ended: %s", worker.number, outcome)
-                    worker.kill()
+            await Publication(order, self._serving(), partial(self._adopt, generation, order)).run()
+
+    def _adopt(self, generation: Generation, order: Order) -> None:
+        self.generation, self._order = generation, order
 
     async def expect_probe(self, address: tuple[str, int] | None) -> None:
         """Told to all, for any may accept it. One that is stuck does not accept, and is not waited for."""
         await self._gather("probe", PROBE, address=address)
 
     async def drain(self, ended: asyncio.Event) -> None:
-        self._draining = True
+        """Workers that drain are published to as before. One that ends now, or did just before, has no successor."""
+        self._draining.set()
         for one in self._bound:
             one.sock.close()
         for seat in self._seats:
             if seat.process is not None and seat.serving is None:
                 seat.process.kill()
-        await self._gather("drain")
         left = set(self._keepers)
 
         def has_ended(keeper: asyncio.Task[None]) -> None:
@@ -245,20 +233,36 @@ class Fleet:
         for keeper in self._keepers:
             keeper.add_done_callback(has_ended)
         deadline = self.generation.config.limits.drain_timeout + LAST
-        try:
-            async with asyncio.timeout(deadline):
-                await ended.wait()
-        except TimeoutError:
-            _log.error("%d workers have not ended after %g s of draining", len(left), deadline)
-        await self._gather("end")
-        if left:
-            await asyncio.wait(left, timeout=LAST)
+        async with asyncio.TaskGroup() as tasks:
+            telling = tasks.create_task(self._tell("drain"))
+            try:
+                async with asyncio.timeout(deadline):
+                    await ended.wait()
+            except TimeoutError:
+                _log.error("%d workers have not ended after %g s of draining", len(left), deadline)
+            await self._tell("end")
+            if left:
+                await asyncio.wait(left, timeout=LAST)
+            telling.cancel()
+
+    async def _tell(self, do: str) -> None:
+        """To all that serve. One that does not take note would never end by itself, and is ended."""
+
+        async def tell(worker: WorkerProcess) -> None:
+            try:
+                await worker.ask(do, deadline=STOPPED if worker.stopped else ATTENTION)
+            except WorkerLost:
+                if not worker.ending:
+                    _log.error("worker %d does not answer and is ended", worker.number)
+                    worker.kill()
+
+        await asyncio.gather(*map(tell, self._serving()))
 
     async def ready(self) -> Mapping[str, str]:
         """Ready where any worker accepts connections: those of the others wait for it."""
         answers = {worker.number: orjson.loads(body) for worker, body in await self._gather("ready")}
         parts = merged_parts(answers)
-        if self._draining:
+        if self._draining.is_set():
             parts["listeners"] = "draining"
         elif any(part["listeners"] == OK for part in answers.values()):
             parts["listeners"] = OK
@@ -271,7 +275,7 @@ class Fleet:
     async def figures(self) -> Mapping[str, Any]:
         upstream, audit = self.generation.config.upstream, self._audit
         own: dict[str, Any] = {
-            "connections": {"open": 0, "draining": self._draining, "live": []},
+            "connections": {"open": 0, "draining": self._draining.is_set(), "live": []},
             "upstream": {
                 **{name: getattr(upstream, name) for name in self.generation.upstream_addresses},
                 "idle": 0,

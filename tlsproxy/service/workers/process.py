@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import os
 import signal
 import socket
 import subprocess
@@ -15,7 +16,7 @@ from typing import Any, Final, Self
 
 import orjson
 
-from tlsproxy.errors import TlsproxyError
+from tlsproxy.errors import FailureKind, TlsproxyError
 from tlsproxy.proxy.consequences import Consequences
 from tlsproxy.service.workers.channel import Channel, ChannelError, Message
 from tlsproxy.service.workers.order import Order
@@ -25,7 +26,7 @@ PING: Final = 1.0
 """Seconds between two pings."""
 SILENCE: Final = 10.0
 """Seconds in which a worker answers, or is taken to be stuck: its loop never does anything for that long."""
-ATTENTION: Final = 2.0
+ATTENTION: Final = 3.0
 """Seconds in which a worker's loop turns once, on a machine that is busy with other things."""
 BUILDING: Final = 60.0
 """Seconds in which a worker has started or built a generation. Reading the CRL of a large authority takes some."""
@@ -33,6 +34,8 @@ LAST_WORDS: Final = 3.0
 """Seconds in which a worker that does not answer writes down what it has, before it is killed."""
 LAST: Final = 5.0
 """Seconds that a process has to end by itself once its channel has ended."""
+_OURS: Final = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
+"""Signals for the supervisor alone, also where a terminal or a service manager sends them to all processes."""
 
 _log = logging.getLogger(__name__)
 
@@ -40,13 +43,17 @@ _log = logging.getLogger(__name__)
 class WorkerLost(TlsproxyError):
     """It has ended, or does not answer."""
 
+    kind = FailureKind.ENVIRONMENT
+
 
 class WorkerRefused(TlsproxyError):
-    """It answered, and cannot do it."""
+    """It answered, and cannot do it. The supervisor could, with the same bytes: it is no fault of theirs."""
+
+    kind = FailureKind.ENVIRONMENT
 
 
 class WorkerProcess:
-    """``order`` is what it serves, None as long as it does not. ``told`` is called for each event that it tells of."""
+    """``order`` is what it was last told to serve, None before that. ``told`` is called for each event of it."""
 
     def __init__(
         self, number: int, process: subprocess.Popen[bytes], channel: Channel, told: Callable[[], None]
@@ -62,6 +69,7 @@ class WorkerProcess:
         self._waiting: dict[int, asyncio.Future[Message]] = {}
         self._over = asyncio.Event()
         self._killing: asyncio.TimerHandle | None = None
+        self._asked_at: float | None = None
         self._listening = asyncio.create_task(self._listen())
 
     @classmethod
@@ -70,11 +78,7 @@ class WorkerProcess:
         ours, theirs = socket.socketpair()
         try:
             with theirs:
-                process = subprocess.Popen(  # noqa: ASYNC220, S603 - returns once the program is there: milliseconds
-                    [sys.executable, "-P", "-m", "tlsproxy.service.workers.worker", str(theirs.fileno())],
-                    stdin=subprocess.DEVNULL,
-                    pass_fds=(theirs.fileno(), *descriptors),
-                )
+                process = _spawned(theirs.fileno(), descriptors)
             return cls(number, process, await Channel.over(ours), told)
         except BaseException:
             ours.close()
@@ -83,6 +87,28 @@ class WorkerProcess:
     @property
     def pid(self) -> int:
         return self._process.pid
+
+    @property
+    def stopped(self) -> bool:
+        """By a signal: it does nothing until it is continued."""
+        try:
+            return os.waitid(os.P_PID, self.pid, os.WSTOPPED | os.WNOHANG | os.WNOWAIT) is not None
+        except ChildProcessError:
+            return False
+
+    @property
+    def has_ended(self) -> bool:
+        return self._over.is_set()
+
+    @property
+    def ending(self) -> bool:
+        """It has ended, or is about to by a signal: nothing that it is asked will be done."""
+        return self._over.is_set() or self._killing is not None
+
+    @property
+    def silence(self) -> float:
+        """Seconds for which it has not answered a ping."""
+        return 0.0 if self._asked_at is None else time.monotonic() - self._asked_at
 
     async def begin(self, started: bytes, **facts: Any) -> None:
         """``started`` is the configuration that the service was started with."""
@@ -96,7 +122,7 @@ class WorkerProcess:
 
     async def consider(self, order: Order) -> Consequences:
         """It keeps what it has built for that until it is committed, or dismissed. Raises WorkerRefused, WorkerLost."""
-        await self.ask("ping", deadline=ATTENTION)
+        await self.ping(ATTENTION)
         await self.prepare(order)
         return Consequences.decoded(orjson.loads(await self.ask("consider", deadline=SILENCE)))
 
@@ -105,12 +131,18 @@ class WorkerProcess:
         await self.ask("dismiss", deadline=ATTENTION)
 
     async def commit(self, order: Order) -> None:
-        """It serves what it has prepared."""
-        self._prepared = None
+        """It serves what it has prepared, before it does anything that it is asked after this was called."""
+        self.order, self._prepared = order, None
         digest = await self.ask("commit", deadline=SILENCE)
         if digest.decode() != order.digest:
             raise WorkerRefused(f"worker {self.number} serves something else than it was given")
-        self.order = order
+
+    async def ping(self, deadline: float = SILENCE) -> None:
+        """Returns when its loop has turned. Raises WorkerLost."""
+        asked_at = time.monotonic()
+        self._asked_at = self._asked_at or asked_at
+        await self.ask("ping", deadline=deadline)
+        self._asked_at = None
 
     async def ask(self, do: str, body: bytes = b"", *, deadline: float, **fields: Any) -> bytes:
         """Raises WorkerRefused, WorkerLost."""
@@ -137,12 +169,19 @@ class WorkerProcess:
                 async with asyncio.timeout(PING):
                     await self._over.wait()
             except TimeoutError:
-                await self.ask("ping", deadline=SILENCE)
+                await self.ping()
+
+    async def ended(self) -> None:
+        await self._over.wait()
 
     def kill(self) -> None:
-        """It is gone within :data:`LAST_WORDS`, and has written its audit lines if it still runs Python at all."""
+        """It serves nothing more, whatever its loop does, and has written its audit lines if it runs Python at all.
+
+        It is gone within :data:`LAST_WORDS`. One that was stopped hears of both signals at once when it is continued.
+        """
         if self._process.poll() is None and self._killing is None:
             self._process.send_signal(signal.SIGABRT)
+            self._process.send_signal(signal.SIGCONT)
             self._killing = asyncio.get_running_loop().call_later(LAST_WORDS, self._process.kill)
 
     async def end(self) -> str:
@@ -177,3 +216,20 @@ class WorkerProcess:
             for answer in self._waiting.values():
                 if not answer.done():
                     answer.set_exception(WorkerLost(f"worker {self.number} has ended"))
+
+
+def _spawned(channel: int, descriptors: Sequence[int]) -> subprocess.Popen[bytes]:
+    """Returns once the program is there: milliseconds.
+
+    Signals that are the supervisor's are blocked in it, since a mask outlives exec: they do not end it either before it
+    has come to ignore them.
+    """
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, _OURS)
+    try:
+        return subprocess.Popen(  # noqa: S603
+            [sys.executable, "-P", "-m", "tlsproxy.service.workers.worker", str(channel)],
+            stdin=subprocess.DEVNULL,
+            pass_fds=(channel, *descriptors),
+        )
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)

@@ -27,7 +27,8 @@ class Seat:
 
     @property
     def serving(self) -> WorkerProcess | None:
-        return self.process if self.process is not None and self.process.order is not None else None
+        process = self.process
+        return process if process is not None and process.order is not None and not process.ending else None
 
     def described(self) -> dict[str, Any]:
         """As JSON values."""

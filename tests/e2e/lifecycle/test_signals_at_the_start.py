@@ -1,0 +1,72 @@
+"""A signal that comes before the gateway serves: a reload waits, an end is an end, whatever hangs."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Self
+
+from support import hanging
+from support.gateway import DEADLINE, Gateway
+from support.site import Site
+
+URL = "http://127.0.0.1:1"
+
+
+def started(config: Path, environ: dict[str, str]) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "tlsproxy", "run", "--config", str(config)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={"PATH": "/usr/bin:/bin", "PYTHONWARNINGS": "error", **environ},
+    )
+
+
+class Early(Gateway):
+    """Hears SIGHUP from the moment on at which it is no more its end, until it serves."""
+
+    def __enter__(self) -> Self:
+        end = time.monotonic() + DEADLINE
+        while not self._holds():
+            assert time.monotonic() < end
+        self.hang_up()
+        super().__enter__()
+        return self
+
+    def _holds(self) -> bool:
+        with suppress(FileNotFoundError):
+            lines = Path(f"/proc/{self.process.pid}/status").read_text().splitlines()
+            blocked = next(int(line.split()[1], 16) for line in lines if line.startswith("SigBlk:"))
+            return bool(blocked & 1 << (signal.SIGHUP - 1))
+        return False
+
+
+def test_a_reload_is_remembered(site: Site) -> None:
+    with Early(site.write_config(URL), fresh=True) as gateway:
+        assert gateway.audited(event="reload", reason="sighup")["result"] == "ok"
+
+
+def test_an_end_while_a_name_is_resolved(site: Site, tmp_path: Path) -> None:
+    hung = hanging.resolver(tmp_path / "hung")
+    with started(site.write_config(f"http://{hanging.HOST}:6333"), hung.environ) as process:
+        hung.wait()
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(DEADLINE) in {0, -signal.SIGTERM}
+
+
+def test_an_end_while_workers_start(site: Site, tmp_path: Path) -> None:
+    hung = hanging.workers(tmp_path / "hung")
+    with started(site.write_config(URL, workers=2), hung.environ) as process:
+        hung.wait()
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        assert children
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(DEADLINE) == 0
+        assert process.stderr is not None
+        assert "ended before it served" in process.stderr.read()
+        assert not any(Path(f"/proc/{child}").exists() for child in children), "none is left without its supervisor"

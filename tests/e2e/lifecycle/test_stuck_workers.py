@@ -1,0 +1,92 @@
+"""A worker that is stuck holds up no publication: the others serve it at once, and it never serves what was before."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+
+from support.client import alert
+from support.gateway import DEADLINE, Gateway
+from support.raw import GET, RawClient, Truncated
+from support.site import Site
+from support.upstream import ScriptedUpstream
+from support.workers import all_serve, at_each, workers
+
+
+@contextmanager
+def stopped(*pids: int) -> Iterator[None]:
+    """Those that are still there are continued in the end."""
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for pid in pids:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
+
+
+def revoke(site: Site, name: str, number: int) -> None:
+    site.replace("ca.crl", site.authority.crl_pem([site.serial(name)], number=number))
+
+
+def answered(client: RawClient) -> bool:
+    try:
+        return client.response().status == 200
+    except Truncated:
+        return False
+
+
+def test_the_others_publish_at_once_and_it_serves_nothing_more(own_site: Site, upstream: ScriptedUpstream) -> None:
+    own_site.write("ca.crl", own_site.authority.crl_pem(number=1))
+    config = own_site.write_config(upstream.url, workers=2, tls={"crl": ["ca.crl"]})
+    with Gateway(config) as gateway, ExitStack() as stack:
+        clients = at_each(gateway, own_site, stack)
+        pid = workers(gateway)[2]["pid"]
+        asked = len(upstream.requests)
+        with stopped(pid):
+            clients[2][1].send(GET)
+            revoke(own_site, "admin", 2)
+            assert clients[1][1].ended()
+            assert "worker 2 is stopped by a signal" in gateway.log.wait(lambda line: "left behind" in line)
+            assert gateway.reloaded()["generation"] == 2
+            assert workers(gateway)[2]["pid"] != pid, "whoever is told that it serves finds it nowhere else"
+        assert not answered(clients[2][1])
+        assert len(upstream.requests) == asked
+        gateway.log.wait(lambda line: "worker 2 (pid" in line and "serves generation 2" in line)
+        for _ in range(8):
+            assert alert(gateway, own_site.client()) == "SSLV3_ALERT_CERTIFICATE_REVOKED"
+
+
+def test_all_of_them(own_site: Site, upstream: ScriptedUpstream) -> None:
+    """Nobody has built it, so nothing is published; their successors have it at the next attempt."""
+    own_site.write("ca.crl", own_site.authority.crl_pem(number=1))
+    config = own_site.write_config(upstream.url, workers=2, tls={"crl": ["ca.crl"], "poll_interval": 60})
+    with Gateway(config) as gateway, ExitStack() as stack:
+        clients = at_each(gateway, own_site, stack)
+        with stopped(*(worker["pid"] for worker in workers(gateway).values())):
+            revoke(own_site, "admin", 2)
+            gateway.hang_up()
+            failed = gateway.reloaded("failed")
+        assert "no worker has lived through" in failed["error"]
+        assert not any(answered(client) for _, client in clients.values())
+        gateway.hang_up()
+        gateway.reloaded()
+        assert all_serve(gateway) > 1
+        for _ in range(8):
+            assert alert(gateway, own_site.client()) == "SSLV3_ALERT_CERTIFICATE_REVOKED"
+
+
+def test_an_end_waits_for_none_that_is_stuck(site: Site, upstream: ScriptedUpstream) -> None:
+    config = site.write_config(upstream.url, workers=2, limits={"drain_timeout": 120})
+    with Gateway(config) as gateway, ExitStack() as stack:
+        clients = at_each(gateway, site, stack)
+        with stopped(workers(gateway)[1]["pid"]):
+            clients[1][1].send(GET)
+            gateway.process.send_signal(signal.SIGTERM)
+            assert clients[2][1].ended()
+            gateway.log.wait(lambda line: "worker 1 does not answer and is ended" in line)
+            assert gateway.process.wait(DEADLINE) == 0
+        assert not answered(clients[1][1])
