@@ -128,7 +128,7 @@ class Bench:
 
 
 def test_each_is_asked_what_decides_after_the_publication(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(register, "SLICE", 2)
+    monkeypatch.setattr(register, "ASKED", 2)
     made = site(tmp_path)
     made.configure(service={"verify_https_client_certificate": False, "unmapped_certificate": "deny"})
 

@@ -1,7 +1,7 @@
 """Prospects of clients under a generation that is not published yet: of those who are connected, and of visitors.
 
-Asked are the same :class:`tlsproxy.proxy.standing.Standing` and the same rules that decide after the publication, on
-copies: nothing that serves changes.
+Asked are the same :class:`tlsproxy.proxy.standing.Standing` and the same rules that decide after the publication, on a
+copy: nothing that serves changes.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ def affected(
     seen: Seen, standing: Standing, present: Generation, candidate: Generation, now: float
 ) -> Iterator[Affected]:
     """The change that the publication of ``candidate`` would be to a client which ``present`` admits, if it is any."""
-    before, after = copy(standing), copy(standing)
-    if _refusal(before, seen.route, present, now):
+    if _refusal(standing, seen.route, present, now):
         return
+    after = copy(standing)
     reason = _refusal(after, seen.route, candidate, now)
-    role, becomes = before.principal.role, after.principal.role
+    role, becomes = standing.principal.role, after.principal.role
     if reason or (role and becomes != role):
         name = standing.identity.name if standing.identity is not None else ""
         yield Affected(seen.number, seen.protocol, seen.address, client(seen, standing), name, role, becomes, reason)
