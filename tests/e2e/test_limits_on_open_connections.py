@@ -465,7 +465,7 @@ LIMITS: dict[str, Callable[[Edited], None]] = {
 } | {"drain_grace": drain_timeout, "inspection_timeout": inspection_memory_mb, "end_spread": max_connection_age}
 UPSTREAM: dict[str, Callable[[Edited], None]] = {
     one.__name__: one for one in (rest, grpc, api_key, max_connections, connect_timeout, response_timeout)
-} | {"idle_timeout": upstream_idle_timeout, "api_key_file": api_key}
+} | {"idle_timeout": upstream_idle_timeout, "api_key_file": api_key, "on_change": rest}
 
 
 @pytest.mark.parametrize("name", [name for name, test in LIMITS.items() if name == test.__name__])
@@ -473,7 +473,7 @@ def test_a_limit(on: Edited, name: str) -> None:
     LIMITS[name](on)
 
 
-@pytest.mark.parametrize("name", [name for name in UPSTREAM if name != "api_key_file"])
+@pytest.mark.parametrize("name", [name for name in UPSTREAM if name not in {"api_key_file", "on_change"}])
 def test_what_is_said_of_the_upstream(on: Edited, name: str) -> None:
     UPSTREAM[name](on)
 

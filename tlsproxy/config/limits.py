@@ -107,9 +107,11 @@ class Limits(Section):
     """Seconds after which a connection is ended, or up to a tenth before, once it has finished what it is doing; 0 for
     never."""
     drain_grace: Annotated[float, Field(ge=0, le=60)] = 1.0
-    """Seconds at shutdown in which a connection without a request may send one more, which is answered as its last."""
+    """Seconds at shutdown in which a connection without a request may send one more, which is answered as its last. So
+    long a relayed TCP connection must have been silent, after its upstream spoke, to end when that has changed."""
     drain_timeout: Seconds = 30.0
-    """Seconds that running requests have to finish at shutdown."""
+    """Seconds that running requests have to finish at shutdown, and what is relayed to a former upstream (see
+    `upstream.on_change`)."""
     max_head_size: Size = 32_768
     """Largest request head, in bytes. An open gRPC connection keeps the one that its client was told."""
     max_headers: Count = 100

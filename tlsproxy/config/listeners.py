@@ -46,11 +46,14 @@ def listening(config: Config) -> Iterator[Listening]:
         yield Listening(endpoint, TCP if listener.mode == "tcp" else protocols, ("listeners", index))
 
 
-def tunnels(config: Config) -> dict[str, Listener]:
-    """The listeners of mode tcp, by the address that they are configured with."""
-    return {
-        str(Endpoint(one.host or config.service.host, one.port)): one for one in config.listeners if one.mode == "tcp"
-    }
+def tunnels(config: Config, host: str) -> dict[str, Listener]:
+    """The listeners of mode tcp, by the address that they are configured with; ``host`` where they name none."""
+    return {str(Endpoint(one.host or host, one.port)): one for one in config.listeners if one.mode == "tcp"}
+
+
+def bound(config: Config) -> list[tuple[str, int, str, list[str]]]:
+    """Of `listeners` what is bound once, when the service starts."""
+    return sorted((one.host or "", one.port, one.mode, sorted(one.protocols)) for one in config.listeners)
 
 
 def titles(protocols: Protocols) -> str:
@@ -89,7 +92,7 @@ def modes(config: Config, _tree: Tree) -> Iterator[Finding]:
                 yield Finding((*path, "upstream"), str(error))
             else:
                 yield Finding(path, f"upstream is missing: {error}")
-    if len(tunnels(config)) < sum(one.mode == "tcp" for one in config.listeners):
+    if len(tunnels(config, config.service.host)) < sum(one.mode == "tcp" for one in config.listeners):
         yield Finding(("listeners",), "two listeners of mode tcp have the same address")
 
 

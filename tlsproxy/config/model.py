@@ -68,17 +68,19 @@ class Listener(Section):
     """A further address where clients connect."""
 
     host: Annotated[str, Field(min_length=1)] | None = None
-    """Address to listen on; null for `service.host`."""
+    """Address to listen on; null for `service.host`. Needs a restart."""
     port: Port
-    """0 lets the system choose one."""
+    """0 lets the system choose one. Needs a restart."""
     mode: Literal["http", "tcp"] = "http"
-    """http decides each request of Qdrant's APIs; tcp relays bytes to one address, for whoever may at all."""
+    """http decides each request of Qdrant's APIs; tcp relays bytes to one address, for whoever may at all. Needs a
+    restart."""
     protocols: tuple[HttpProtocol, ...] = ()
-    """What is served there (mode http): rest, grpc, or both, between which each client chooses by ALPN."""
+    """What is served there (mode http): rest, grpc, or both, between which each client chooses by ALPN. Needs a
+    restart."""
     upstream: str | None = None
-    """Where its bytes go (mode tcp): `host:port`."""
+    """Where its bytes go (mode tcp): `host:port`. See `upstream.on_change`."""
     allow: tuple[Label, ...] = ()
-    """The roles whose holders may connect (mode tcp)."""
+    """The roles whose holders may connect, and stay connected (mode tcp)."""
 
 
 class Tls(Section):
@@ -128,6 +130,10 @@ class Upstream(Section):
     """Seconds to wait for the head of Qdrant's response, and between two pieces of its body."""
     idle_timeout: Seconds = 4.0
     """Seconds that an unused connection is kept. Qdrant closes one after 5 s, so this must be less."""
+    on_change: Literal["drain", "keep"] = "drain"
+    """What becomes of relayed TCP connections whose upstream is elsewhere after a reload: drain ends them within
+    `limits.drain_timeout`, keep lets them stay until they end. New ones go to the new upstream; requests that run end
+    where they began."""
 
 
 class CollectionGrant(Section):
@@ -219,7 +225,7 @@ class Config(Section):
 
     service: Service = Service()
     listeners: tuple[Listener, ...] = ()
-    """Where clients connect beside the ports of `service`. Needs a restart."""
+    """Where clients connect beside the ports of `service`. All but `upstream` and `allow` needs a restart."""
     tls: Tls
     upstream: Upstream = Upstream()
     roles: dict[Label, Role] = {}  # noqa: RUF012 - pydantic copies it

@@ -12,7 +12,8 @@ from tlsproxy.config.model import Config
 
 class Bounds:
     """Slots under the names of the configuration, times in seconds, sizes in bytes; ``kept_timeout`` is
-    `upstream.idle_timeout`, ``upstream_connections`` is `upstream.max_connections`.
+    `upstream.idle_timeout`, ``upstream_connections`` is `upstream.max_connections`, ``drains_former`` says whether
+    `upstream.on_change` is drain.
 
     They stand in the configuration too, but an attribute of its models costs ten times as much.
     """
@@ -22,6 +23,7 @@ class Bounds:
         "connect_timeout",
         "drain_grace",
         "drain_timeout",
+        "drains_former",
         "end_spread",
         "expel_after",
         "handshake_timeout",
@@ -71,6 +73,7 @@ class Bounds:
         self.response_timeout = upstream.response_timeout
         self.kept_timeout = upstream.idle_timeout
         self.upstream_connections = upstream.max_connections
+        self.drains_former = upstream.on_change == "drain"
 
     def client_write(self) -> tuple[float, float]:
         """How slowly a client may take what is queued for it: over how many seconds, and how many bytes per second."""

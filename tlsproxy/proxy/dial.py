@@ -6,13 +6,17 @@ import asyncio
 import errno
 import os
 import socket
+import struct
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Final
 
 from tlsproxy.proxy.deadlines import Deadlines
 from tlsproxy.proxy.owncode import own_code
 from tlsproxy.proxy.owner import DialOwner
 from tlsproxy.proxy.stream import Stream
+
+_TCP_INFO: Final = struct.Struct("=44xI4xI")
+"""Two fields of Linux' `struct tcp_info`: `tcpi_last_data_sent` and `tcpi_last_data_recv`, milliseconds ago."""
 
 Address = tuple[int, tuple[Any, ...]]
 """(family, sockaddr), as getaddrinfo gives them."""
@@ -72,6 +76,12 @@ class DialledStream(Stream):
             self._on_writable()
             if self.stalled:
                 self._await_room()
+
+    def silent_for(self) -> float | None:
+        """Seconds since the last byte came from the other side; None where bytes have gone there since."""
+        info = self._sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO.size)
+        sent, received = _TCP_INFO.unpack(info)
+        return received / 1000 if received <= sent else None
 
     def _lost(self, error: Exception | None) -> None:
         del self._dial_owner

@@ -10,7 +10,7 @@ from typing import Final, Protocol
 from tlsproxy.authz.audit import Refusal
 from tlsproxy.authz.auditquery import AuditQuery
 from tlsproxy.authz.shares import Shares
-from tlsproxy.config.model import HttpProtocol
+from tlsproxy.config.model import HttpProtocol, ProtocolName
 from tlsproxy.errors import NoMemory, Overloaded
 from tlsproxy.proxy.bounds import Bounds
 from tlsproxy.proxy.calls import CallPlans
@@ -73,7 +73,8 @@ class Gateway:
     token that names a key which its issuer does not have. ``table`` is what limits are counted in, ``numbers`` are
     those that its connections have. ``places`` are the upstream connections that requests and clients of gRPC have.
     ``probe`` is the address from which our own watchdog is about to connect
-    (:mod:`tlsproxy.proxy.probed`), None at any other time.
+    (:mod:`tlsproxy.proxy.probed`), None at any other time. ``former`` are what still has a connection to a former
+    upstream, by protocol; that of requests is told by :class:`tlsproxy.proxy.pool.Pool`.
     """
 
     __slots__ = (
@@ -83,6 +84,7 @@ class Gateway:
         "clock",
         "deadlines",
         "draining",
+        "former",
         "generation",
         "key_missing",
         "limits",
@@ -120,6 +122,7 @@ class Gateway:
         deadlines.each += (self.places.review, self.memory.review)
         self._adopt(generation)
         self.draining = False
+        self.former: dict[ProtocolName, set[object]] = {"grpc": set(), "tcp": set()}
         self.probe: tuple[str, int] | None = None
         self.register = Register(self, numbers)
 

@@ -3,25 +3,31 @@
 Bytes go on as fast as the slower side takes them. Either side may end its half (TLS: close_notify, RFC 8446 §6.1; TCP:
 FIN) and hear the other out. For its client's limits it is a request that lasts. That there is a connection is written
 down when it begins, what it carried when it ends.
+
+One that leads where its upstream was before a publication goes on, or is ended once it is silent, at the latest after
+``limits.drain_timeout`` (`upstream.on_change`). One that is still dialled is dialled anew.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Final, Literal
 
 from tlsproxy.authz.access import Decision
 from tlsproxy.authz.audit import EventResult, event_line
 from tlsproxy.errors import AuditUnavailable
 from tlsproxy.proxy.deadlines import NEVER
-from tlsproxy.proxy.dial import DialledStream
+from tlsproxy.proxy.dial import Address, DialledStream
 from tlsproxy.proxy.gateway import Gateway
 from tlsproxy.proxy.register import Entry
+from tlsproxy.proxy.spread import FEW, share
 from tlsproxy.proxy.tlsstream import TlsStream
 
 LINGER: Final = 1.0
 UNREACHABLE: Final = "upstream_unreachable"
+MOVED: Final = "upstream_changed"
 
 
 class TcpConnection:
@@ -30,11 +36,14 @@ class TcpConnection:
     patient = False
 
     def __init__(self, gateway: Gateway, stream: TlsStream, entry: Entry, when_ended: Callable[[], None]) -> None:
+        """``_former``: when it was found that its upstream is elsewhere (monotonic clock), None where it is not."""
         self.stream = stream
         self._gateway = gateway
         self._entry = entry
         self._when_ended = when_ended
         self._upstream: DialledStream | None = None
+        self._addresses: Sequence[Address] = ()
+        self._former: float | None = None
         self._why = ""
         self._open = False
         self._judged = gateway.generation
@@ -91,7 +100,7 @@ class TcpConnection:
         self._refuse(reason, error)
 
     def _dial(self, gateway: Gateway) -> DialledStream:
-        addresses = gateway.generation.tunnels[self._entry.route].addresses
+        self._addresses = addresses = gateway.generation.tunnels[self._entry.route].addresses
         upstream = DialledStream(gateway.loop, addresses, _Upstream(self), gateway.deadlines, self._limits.client_write)
         upstream.when_ended = self._upstream_ended
         upstream.deadline = time.monotonic() + self._limits.connect_timeout
@@ -162,7 +171,9 @@ class TcpConnection:
         self.stream.shut()
         self._both_ended()
 
-    def upstream_lost(self, error: Exception | None) -> None:
+    def upstream_lost(self, owner: _Upstream, error: Exception | None) -> None:
+        if self._upstream is None or self._upstream.owner is not owner:
+            return  # another was dialled in its place
         self._upstream = None
         if not self._open:
             self._refuse(UNREACHABLE, str(error or ""))
@@ -244,12 +255,54 @@ class TcpConnection:
     def judge(self, now: float) -> str:
         """Nothing passes any more where its client has lost the right to it: the register is about to end it."""
         self._judged = self._gateway.generation
-        refusal = self._refusal(now) if self._upstream is not None else ""
-        if refusal and self._upstream is not None:
+        upstream = self._upstream
+        if upstream is None:
+            return ""
+        refusal = self._refusal(now)
+        if refusal:
             self._silent = True
             self.stream.pause_reading()
-            self._upstream.pause_reading()
+            upstream.pause_reading()
+        else:
+            self._follow(upstream)
         return refusal
+
+    def _follow(self, upstream: DialledStream) -> None:
+        """Looks whether its upstream is where it was, and does what is to be done where it is not."""
+        addresses = self._gateway.generation.tunnels[self._entry.route].addresses
+        if not self._open:
+            if addresses != self._addresses:
+                self._dial_anew(upstream)
+        elif upstream.address in addresses:
+            self._former = None
+            self._gateway.former["tcp"].discard(self)
+        else:
+            now, limits = time.monotonic(), self._limits
+            if self._former is None:
+                self._former = now
+                self._gateway.former["tcp"].add(self)
+            number, since = self._entry.number, now - self._former
+            pause = limits.end_spread * share(number) if len(self._gateway.former["tcp"]) > FEW else 0.0
+            over = since >= limits.drain_timeout or (since >= pause and self._rests(upstream))
+            if over and limits.drains_former and not self._why:
+                self._gateway.metrics.connection_ended(MOVED)
+                self._end(MOVED, LINGER)
+
+    def _rests(self, upstream: DialledStream) -> bool:
+        """Whether nothing was said for a while, and what was said last came from the upstream."""
+        if upstream.unsent or self.stream.unsent:
+            return False
+        silent = upstream.silent_for()
+        return silent is not None and silent >= self._limits.drain_grace
+
+    def _dial_anew(self, upstream: DialledStream) -> None:
+        """Nothing was sent yet to where its upstream is no more."""
+        self._upstream = None
+        upstream.abort()
+        try:
+            self._upstream = self._dial(self._gateway)
+        except OSError as error:
+            self._refuse(UNREACHABLE, str(error))
 
     def drain(self) -> None:
         """Bytes have no end of their own: it goes on until it is cut."""
@@ -258,13 +311,13 @@ class TcpConnection:
         self._end(reason)
         self.stream.cease()
 
-    def _end(self, why: str) -> None:
+    def _end(self, why: str, linger: float = 0.0) -> None:
         self._why = self._why or why
         if self._roomless:
             self._refuse_unheard(why)
         elif self._upstream is not None:
             self._upstream.abort()
-            self.stream.close(LINGER if not why else 0.0)
+            self.stream.close(LINGER if not why else linger)
 
     def connection_lost(self, error: Exception | None) -> None:
         try:
@@ -273,6 +326,7 @@ class TcpConnection:
                 self._why = "client_gone"
                 self._tell("tcp_open", "denied")
             self._gateway.limits.release(self._held)
+            self._gateway.former["tcp"].discard(self)
             if self._upstream is not None:
                 self._upstream.abort()
             if self._open:
@@ -291,4 +345,4 @@ class _Upstream:
         self.pause_writing = self.resume_writing = connection.reading_changed
         self.deadline_passed = connection.upstream_overdue
         self.rearm = connection.upstream_rearm
-        self.connection_lost = connection.upstream_lost
+        self.connection_lost = partial(connection.upstream_lost, self)

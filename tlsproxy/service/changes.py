@@ -15,14 +15,15 @@ from pydantic import BaseModel
 
 from tlsproxy.authz.credentials import Key
 from tlsproxy.authz.tokens import VerificationKey
-from tlsproxy.config.model import Config, IdentityRule
+from tlsproxy.config.endpoints import Endpoint
+from tlsproxy.config.model import Config, IdentityRule, Listener
 from tlsproxy.tls.facts import CertificateFacts, CrlFacts, day
 from tlsproxy.tls.generation import Generation
 
 MOST: Final = 200
 """Changes that a verdict names one by one."""
 
-_BY_NAME: Final = frozenset({"roles", "identities", "keys", "jwt_issuers"})
+_BY_NAME: Final = frozenset({"roles", "identities", "keys", "jwt_issuers", "listeners"})
 """Sections whose entries are compared one by one."""
 _KEY_FIELDS: Final = ("digest", "role", "rights", "expires", "certificate")
 
@@ -31,7 +32,10 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """``what``: certificate, CA, CRL, role, rule, key, issuer or setting. ``name`` and ``detail`` may be empty."""
+    """``what``: certificate, CA, CRL, role, rule, key, issuer, listener or setting.
+
+    ``name`` and ``detail`` may be empty.
+    """
 
     what: str
     name: str
@@ -115,9 +119,19 @@ def _verifying(generation: Generation) -> dict[str, tuple[VerificationKey, ...]]
 
 
 def _settings(old: Generation, new: Generation) -> Iterator[Change]:
+    yield from _compared("listener", old, new, _listeners, _fields)
     yield from _compared("setting", old, new, lambda each: dict(_flat(each.config)), _values)
     if old.upstream_api_key != new.upstream_api_key and old.config.upstream == new.config.upstream:
         yield Change("setting", "upstream.api_key_file", "changed", "its content")
+
+
+def _listeners(generation: Generation) -> dict[str, Listener]:
+    """By address. Of several that let the system choose a port, all but the first are told with their place."""
+    named: dict[str, Listener] = {}
+    for number, one in enumerate(generation.config.listeners, 1):
+        address = str(Endpoint(one.host or generation.config.service.host, one.port))
+        named[f"{address} ({number})" if address in named else address] = one
+    return named
 
 
 def _flat(config: Config) -> Iterator[tuple[str, Any]]:

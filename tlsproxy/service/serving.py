@@ -147,8 +147,9 @@ class Serving:
                 **{protocol: getattr(upstream, protocol) for protocol in self._probes},
                 "idle": idle,
                 "busy": busy,
-                "former": {"rest": self._pool.former, "grpc": 0, "tcp": 0},
             },
+            "former_upstream": {"rest": self._pool.former}
+            | {name: len(one) for name, one in self._gateway.former.items()},
             "decisions": self.counted.recent.decisions(),
             "refusals": self.counted.recent.refusals(),
             "audit": {"queued": self._audit.queued, "written": self._audit.written, "dropped": self._audit.dropped},

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from tlsproxy.config.ca_checks import findings
 from tlsproxy.config.endpoints import is_address, upstream_endpoint
-from tlsproxy.config.listeners import PROTOCOLS, TCP, listening
+from tlsproxy.config.listeners import PROTOCOLS, TCP, bound, listening
 from tlsproxy.config.listeners import tunnels as tunnels_of
 from tlsproxy.config.loader import located
 from tlsproxy.config.policy import policy_of
@@ -56,7 +56,7 @@ NEEDS_RESTART: Final = (
     "logger",
     "workers",
 )
-"""What is bound or opened once, when the service starts."""
+"""What is bound or opened once, when the service starts. Of `listeners`, what :func:`bound` says."""
 
 Address: TypeAlias = tuple[int, tuple[Any, ...]]
 
@@ -82,12 +82,13 @@ class Tunnel:
 class Settled:
     """What another process has settled for a build that is to have the same outcome here: names are not asked for anew.
 
-    ``material`` is what serves here so far.
+    ``material`` is what serves here so far; ``tunnels`` are those of its outcome.
     """
 
     started: Config = field(repr=False)
     resolved: Mapping[str, Resolved] = field(repr=False)
     material: Material | None = field(default=None, repr=False)
+    tunnels: Mapping[str, Tunnel] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,7 +193,9 @@ def build(
     names: dict[str, str] = {
         f"upstream.{protocol}": getattr(config.upstream, protocol) for protocol in PROTOCOLS if protocol in needed
     }
-    tunnels = tunnels_of(config)
+    tunnels = tunnels_of(config, started.service.host)
+    # One that the configuration names no more is bound until the restart, and serves on as it was.
+    kept = tunnels_of(started, started.service.host).keys() - tunnels.keys() if previous is not None else set()
     names |= {f"listeners: {address}": f"http://{tunnel.upstream}" for address, tunnel in tunnels.items()}
     resolved = {name: _resolve(config_path, name, url, previous) for name, url in names.items()}
     return Generation(
@@ -210,7 +213,8 @@ def build(
         tunnels={
             address: Tunnel(resolved[f"listeners: {address}"].addresses, frozenset(tunnel.allow))
             for address, tunnel in tunnels.items()
-        },
+        }
+        | {address: previous.tunnels[address] for address in kept if previous is not None},
         resolved=resolved,
         warnings=(
             *map(str, loaded.warnings),
@@ -225,7 +229,7 @@ def build(
             ),
         ),
         unused=loaded.unused,
-        restart_needed=tuple(name for name in NEEDS_RESTART if attrgetter(name)(config) != attrgetter(name)(started)),
+        restart_needed=restart_needed(config, started),
         built_at=moment,
         documents=documents or {},
     )
@@ -256,6 +260,15 @@ def _of_cas(
     if wrong := [problem for problem, finding in zip(problems, found, strict=True) if not finding.warning]:
         raise ConfigError(wrong)
     return problems
+
+
+def restart_needed(config: Config, started: Config) -> tuple[str, ...]:
+    """The settings of ``config`` that do not count yet in a process that started with the other."""
+    return tuple(name for name in NEEDS_RESTART if _opened(config, name) != _opened(started, name))
+
+
+def _opened(config: Config, name: str) -> object:
+    return bound(config) if name == "listeners" else attrgetter(name)(config)
 
 
 def alpn_of(protocols: Protocols) -> tuple[str, ...]:

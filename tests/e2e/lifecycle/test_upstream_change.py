@@ -60,11 +60,11 @@ def test_new_requests_go_to_the_new_one_at_once(own_site: Site, upstream: Script
         assert len(new.requests) == clients - 1
         assert {request.fields["api-key"] for request in new.requests} == {"new"}
         assert {request.fields["host"] for request in new.requests} == {new.url.removeprefix("http://")}
-        assert status(gateway)["upstream"]["former"] == {"rest": 1, "grpc": 0, "tcp": 0}
+        assert status(gateway)["former_upstream"] == {"rest": 1, "grpc": 0, "tcp": 0}
 
         held.release.set()
         assert opened[0].response().status == 200
-        assert status(gateway)["upstream"]["former"]["rest"] == 0
+        assert status(gateway)["former_upstream"]["rest"] == 0
         opened[0].send(GET)
         assert opened[0].response().status == 200
         assert len(upstream.requests) == clients + 1

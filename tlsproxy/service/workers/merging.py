@@ -79,7 +79,8 @@ class Totals(Collector):
 def merged_figures(figures: Iterable[Mapping[str, Any]], most: int) -> dict[str, Any]:
     """What of a status changes with the traffic; at most so many connections are named."""
     each = list(figures)
-    merged: dict[str, Any] = {name: dict(each[0][name]) for name in ("connections", "upstream", "audit")}
+    sections = ("connections", "upstream", "former_upstream", "audit")
+    merged: dict[str, Any] = {name: dict(each[0][name]) for name in sections if name in each[0]}
     for one in each[1:]:
         for name, section in merged.items():
             for key, value in one[name].items():
@@ -97,8 +98,6 @@ def _joined(ours: Any, theirs: Any) -> Any:
             return ours or theirs
         case (int(), int()) | (list(), list()):
             return ours + theirs
-        case dict(), dict():
-            return {key: _joined(value, theirs.get(key)) for key, value in ours.items()}
         case _:
             return ours
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import orjson
 
@@ -16,7 +17,7 @@ from tlsproxy.config import loader
 from tlsproxy.config.model import Config
 from tlsproxy.config.tokens import KeySource
 from tlsproxy.tls.files import Inputs
-from tlsproxy.tls.generation import Generation, Resolved, Settled, build
+from tlsproxy.tls.generation import Address, Generation, Resolved, Settled, Tunnel, build
 from tlsproxy.tls.material import Material
 
 
@@ -39,6 +40,7 @@ def order_of(generation: Generation, inputs: Inputs) -> Order:
         "warnings": inputs.warnings,
         "files": [[str(path), str(inputs.targets.get(path, path)), len(data)] for path, data in inputs.files.items()],
         "documents": [[source.url, source.algorithm, len(data)] for source, data in documents.items()],
+        "tunnels": [[address, one.addresses, sorted(one.allow)] for address, one in generation.tunnels.items()],
         "resolved": [[name, one.url, one.addresses, one.warning] for name, one in generation.resolved.items()],
     }
     return Order(
@@ -60,18 +62,24 @@ def built(
     documents = {KeySource(url, algorithm): next(pieces) for url, algorithm, _ in head["documents"]}
     loaded = loader.parse(files[config_path], config_path, environ)
     resolved = {
-        name: Resolved(url, tuple((family, tuple(address)) for family, address in addresses), warning)
-        for name, url, addresses, warning in head["resolved"]
+        name: Resolved(url, _addresses(addresses), warning) for name, url, addresses, warning in head["resolved"]
+    }
+    tunnels = {
+        address: Tunnel(_addresses(addresses), frozenset(allow)) for address, addresses, allow in head["tunnels"]
     }
     return build(
         number=head["number"],
         config_path=config_path,
         environ=environ,
-        previous=Settled(started, resolved, former),
+        previous=Settled(started, resolved, former, tunnels),
         inputs=Inputs(loaded, files, head["digest"], targets, tuple(head["warnings"])),
         documents=documents,
         now=head["built_at"],
     )
+
+
+def _addresses(told: list[Any]) -> tuple[Address, ...]:
+    return tuple((family, tuple(address)) for family, address in told)
 
 
 def _pieces(data: bytes, sizes: list[int]) -> Iterator[bytes]:
