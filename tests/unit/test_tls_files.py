@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import socket
 import stat
@@ -8,6 +9,7 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings, strategies
 from tls_site import ROOT, SERVER, Site, site
 
 from tlsproxy.config.problems import ConfigError
@@ -283,6 +285,60 @@ def test_under_continuous_link_swaps_every_reading_is_a_pair(tmp_path: Path) -> 
         writer.join()
     swap(tmp_path, "v1")
     assert read_inputs(made.config, {}).files[tmp_path / "tls/server.key"] == pairs["v1"][1]
+
+
+CALM = 9
+"""A call that no reading makes: links and contents of the pair are looked up six times in each."""
+
+
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    readings=strategies.lists(
+        strategies.tuples(
+            strategies.sampled_from([(at, CALM) for at in range(6)] + [(CALM, 2), (CALM, 3)] * 3),
+            strategies.integers(1, files.ATTEMPTS),
+        ),
+        max_size=6,
+    )
+)
+def test_whatever_is_swapped_or_gone_between_two_calls_the_pair_is_of_one_version(
+    tmp_path: Path, readings: list[tuple[tuple[int, int], int]]
+) -> None:
+    """In each reading the links lead to the other version from some call on, and one of the contents may be gone."""
+    pair = [tmp_path / "server.pem", tmp_path / "server.key"]
+    plan, call, version = itertools.chain.from_iterable(itertools.starmap(itertools.repeat, readings)), 0, 0
+    swapped_at = gone_at = CALM
+    target, read = files._target, files._read
+
+    def gone() -> bool:
+        nonlocal call, version
+        version ^= call == swapped_at
+        call += 1
+        return call - 1 == gone_at
+
+    def target_of(path: Path) -> Any:
+        if path not in pair:
+            return target(path)
+        gone()
+        return tmp_path / str(version) / path.name
+
+    def read_of(path: Path, led: Path, limit: int) -> Any:
+        nonlocal call, swapped_at, gone_at
+        if path in pair:
+            return MaterialError(str(path), "is gone") if gone() else files._Content(b"", exposed=False)
+        if path == made.config:
+            call, (swapped_at, gone_at) = 0, next(plan, (CALM, CALM))
+        return read(path, led, limit)
+
+    made = site(tmp_path)
+    inputs = read_inputs(made.config, {})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(files, "_target", target_of)
+        patch.setattr(files, "_read", read_of)
+        for _ in range(3):
+            inputs = read_inputs(made.config, {}, earlier=inputs)
+            assert len({inputs.targets[path].parent for path in pair if path in inputs.files}) < 2
+            assert inputs.files.keys() | inputs.failures.keys() == {made.config, tmp_path / "ca.pem", *pair}
 
 
 def test_key_and_certificate_in_directories_of_their_own_are_fine(tmp_path: Path) -> None:

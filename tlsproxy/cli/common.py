@@ -18,7 +18,7 @@ config_option = click.option(
     "config_path",
     metavar="FILE",
     required=True,
-    type=click.Path(path_type=Path),
+    type=Path,  # click.Path looks whether it is there, and would hang where its file system does
     help="The configuration file; QDRANT__SECTION__KEY in the environment wins over it.",
 )
 
