@@ -182,6 +182,10 @@ def test_a_trial_handshake_finds_what_checks_could_not(made: Site, monkeypatch: 
     with pytest.raises(MaterialError, match="trial handshake with TLSv1_2 failed: NO_SHARED_CIPHER"):
         self_handshake(material, alpn=ALPN)
     monkeypatch.setattr(context_module, "CIPHERS", "ECDHE+AESGCM")
+    with monkeypatch.context() as patched:
+        patched.setattr(context_module, "keep_no_sessions", lambda _: None)
+        with pytest.raises(MaterialError, match="trial handshake with TLSv1_2 resumed a session"):
+            self_handshake(material, alpn=ALPN)
     monkeypatch.setattr(context_module, "FLIGHTS", 1)
     with pytest.raises(MaterialError, match=r"failed: .*the handshake did not end"):
         self_handshake(material, alpn=ALPN)

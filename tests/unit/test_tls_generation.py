@@ -18,6 +18,7 @@ from tlsproxy.config.problems import ConfigError
 from tlsproxy.errors import MaterialError
 from tlsproxy.tls import files
 from tlsproxy.tls import generation as generation_module
+from tlsproxy.tls.chains import Chain
 from tlsproxy.tls.files import read_inputs
 from tlsproxy.tls.generation import Settled, build
 from tlsproxy.tls.peer import Peer, peer_of
@@ -132,7 +133,7 @@ def test_clients_of_an_older_generation_answer_to_the_present(made: Site, tmp_pa
 
     assert refusals(first) == ["", ""]
     assert refusals(first, now + 2 * 3600) == ["", "certificate_expired"]
-    made.configure(tls={"crl": ["a.crl"]})
+    made.configure(tls={"crl": ["a.crl"], "crl_policy": "where_present"})
     made.write("a.crl", ROOT.crl_pem([alice.serial]))
     assert refusals(made.build(first)) == ["certificate_revoked", ""]
     middle_serial = x509.load_pem_x509_certificate(middle.certificate_pem).serial_number
@@ -148,13 +149,13 @@ def test_clients_of_an_older_generation_answer_to_the_present(made: Site, tmp_pa
 def test_an_expired_ca_trusts_nobody_any_more(made: Site, tmp_path: Path) -> None:
     generation = made.build()
     peer = peer_at(generation, ROOT.issue(common_name="x", client=True, lifetime=hour(24 * 5000)), tmp_path)
-    assert generation.refusal_of(peer, generation.material.authorities[0].not_after + 1) == "issuer_not_trusted"
+    assert generation.refusal_of(peer, generation.material.authorities[0].not_after + 1) == "certificate_expired"
 
 
 def test_a_chain_that_is_nothing_but_a_ca_has_no_issuer(made: Site, tmp_path: Path) -> None:
     generation = made.build()
     peer = peer_at(generation, CLIENT, tmp_path)
-    alone = dataclasses.replace(peer, chain=(generation.material.authorities[0].sha256,))
+    alone = dataclasses.replace(peer, chain=Chain(peer.chain.issuers))
     assert generation.refusal_of(alone, time.time()) == "issuer_not_trusted"
 
 

@@ -97,7 +97,11 @@ class Tls(Section):
     ca_cert: Path | None = None
     """PEM file: the CAs that client certificates are verified against. The system's roots are never used."""
     crl: tuple[Path, ...] = ()
-    """PEM files: revocation lists, each signed by a CA of `ca_cert`."""
+    """PEM or DER files: complete revocation lists, each signed by a CA of `ca_cert`."""
+    crl_policy: Literal["require", "where_present"] = "require"
+    """Whether, once there is any CRL, a client certificate that none covers is refused (require), or admitted."""
+    crl_expired: Literal["deny", "warn"] = "deny"
+    """What a CRL past its next update means: deny refuses whom it covers, live and new; warn lets it go on counting."""
     ca_constraints: tuple[CaConstraint, ...] = ()
     """The names that CAs of `ca_cert` are confined to, such as a partner's to its own."""
     cert_ttl: Annotated[int, Field(ge=0)] | None = 3600

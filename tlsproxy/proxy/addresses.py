@@ -29,12 +29,14 @@ FAILURES: Final = frozenset(
         "unknown_ca",
         "certificate_expired",
         "certificate_invalid",
-        "certificate_not_yet_valid",
         "certificate_purpose",
         "certificate_revoked",
     }
 )
-"""Why a handshake failed by its client's fault. A CRL that is missing is ours, and would shut out everybody."""
+"""Refusals of a certificate by its client's fault. A CRL that is missing is ours, and would shut out everybody; what is
+not valid yet is signed by a CA of ours, and a matter of two clocks."""
+OURS: Final = frozenset({"certificate_expired", "certificate_invalid", "certificate_purpose"})
+"""Those that OpenSSL finds for a CA's certificate too, and does not tell whose it was."""
 
 
 HEARD: Final = 2 * SECOND

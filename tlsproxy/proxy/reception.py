@@ -16,7 +16,7 @@ from typing import Final
 from tlsproxy.authz.audit import Refusal, event_line
 from tlsproxy.config.listeners import TCP, Listening
 from tlsproxy.config.model import ProtocolName
-from tlsproxy.proxy.addresses import FAILURES, account
+from tlsproxy.proxy.addresses import FAILURES, OURS, account
 from tlsproxy.proxy.gateway import Gateway
 from tlsproxy.proxy.grpc import GrpcConnection
 from tlsproxy.proxy.pool import Pool
@@ -74,6 +74,10 @@ class Reception:
         self.stream.deadline = self._opened + bounds.handshake_timeout
 
     def handshake_done(self, tls: ssl.SSLObject) -> None:
+        if tls.session_reused:  # which no context of ours allows: its certificate was not verified now
+            self.handshake_failed("session_resumed", "")
+            self.stream.close(ALERT_LINGER)
+            return
         protocols = self._where.protocols
         protocol = "tcp" if protocols == TCP else _SPOKEN.get(tls.selected_alpn_protocol())
         if protocol is None or protocol not in protocols:
@@ -83,6 +87,8 @@ class Reception:
         self._gateway.metrics.handshake("ok", time.monotonic() - self._opened)
         gateway, stream = self._gateway, self.stream
         standing = Standing(gateway.generation, peer_of(tls), gateway.clock.now())
+        if standing.refusal is not None:  # by our own rule: OpenSSL does not look at all that it does
+            self._count(standing.refusal.reason)
         route = str(self._where.endpoint) if protocol == "tcp" else ""
         self.entry = entry = gateway.register.enter(protocol, self.address, standing, route)
         session: RestConnection | GrpcConnection | TcpConnection
@@ -98,8 +104,7 @@ class Reception:
     def handshake_failed(self, reason: str, detail: str) -> None:
         """``detail`` is OpenSSL's words, empty where it had none."""
         self._failed = True
-        if reason in FAILURES:
-            self._gateway.limits.addresses.failed(account(self.address), ())
+        self._count(reason)
         self._gateway.metrics.handshake(reason, time.monotonic() - self._opened)
         now = time.time()
         self._gateway.metrics.refused(Refusal(now, self.address, "handshake", reason))
@@ -112,6 +117,14 @@ class Reception:
             detail={"error": detail} if detail else {},
         )
         self._gateway.audit.write(line)
+
+    def _count(self, reason: str) -> None:
+        """A refused certificate is a failed authentication, unless it may be a CA of ours that is at fault."""
+        gateway = self._gateway
+        if reason in FAILURES - OURS or (
+            reason in OURS and not gateway.generation.material.trust.flawed(gateway.clock.now())
+        ):
+            gateway.limits.addresses.failed(account(self.address), ())
 
     def drain(self) -> None:
         """Ends when it has nothing to do; a handshake may be done first."""

@@ -13,36 +13,43 @@ from tlsproxy.authz.identity import Identity
 from tlsproxy.authz.roles import Principal
 from tlsproxy.tls.generation import Generation
 from tlsproxy.tls.peer import Peer
+from tlsproxy.tls.trust import NEVER, Verdict
 
 _ENDED: Final = {
-    "certificate_expired": "the client certificate has expired",
-    "certificate_revoked": "the client certificate was revoked",
+    "certificate_expired": "the client certificate, or one above it, has expired",
+    "certificate_not_yet_valid": "the client certificate, or one above it, is not valid yet",
+    "certificate_revoked": "the client certificate, or one above it, was revoked",
+    "crl_expired": "no revocation list that covers the client certificate is current",
+    "crl_missing": "no revocation list covers the client certificate",
     "issuer_not_trusted": "the client certificate's issuer is not trusted any more",
     "certificate_required": "a client certificate is required",
 }
 
+_ANONYMOUS: Final = Verdict("", NEVER)
+_REQUIRED: Final = Verdict("certificate_required", NEVER)
+
 
 class Standing:
-    """``principal`` is what decisions are made for; ``ended`` is the refusal of whatever is asked, or None."""
+    """``principal`` is what decisions are made for; ``refusal`` is that of whatever is asked, or None."""
 
-    __slots__ = ("_admitted", "_ended", "_expires", "_peer", "generation", "principal")
+    __slots__ = ("_admitted", "_peer", "_until", "generation", "principal", "refusal")
 
     def __init__(self, generation: Generation, peer: Peer | None, now: float) -> None:
         self._peer = peer
         self._admitted = False
-        self._expires = peer.identity.not_after if peer is not None else float("inf")
         self.renew(generation, now)
 
     def renew(self, generation: Generation, now: float) -> None:
         self.generation = generation
-        self.principal: Principal = generation.principal_of(self._peer)
-        self._admitted |= self.principal.refusal is None
-        reason = ""
+        verdict = _ANONYMOUS
         if self._peer is not None:
-            reason = generation.refusal_of(self._peer, now)
+            verdict = generation.material.trust.verdict_of(self._peer.chain, now)
         elif generation.config.service.verify_https_client_certificate:
-            reason = "certificate_required"
-        self._ended: Decision | None = _ended(reason) if reason else None
+            verdict = _REQUIRED
+        reason, self._until = verdict.refusal, verdict.until
+        self.principal: Principal = generation.principal_of(self._peer, verdict.issuers)
+        self._admitted |= self.principal.refusal is None
+        self.refusal: Decision | None = _ended(reason) if reason else None
 
     @property
     def identity(self) -> Identity | None:
@@ -62,11 +69,9 @@ class Standing:
 
     def ended(self, generation: Generation, now: float) -> Decision | None:
         """Brings the standing up to date first. ``now`` is seconds since the epoch."""
-        if self.generation is not generation:
+        if self.generation is not generation or now >= self._until:
             self.renew(generation, now)
-        if self._ended is None and now > self._expires:
-            self._ended = _ended("certificate_expired")
-        return self._ended
+        return self.refusal
 
     def turned_away(self, generation: Generation, route: str, now: float) -> str:
         """Why its client may not connect through the listener of mode tcp at ``route``; "" where it may."""

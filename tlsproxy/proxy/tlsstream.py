@@ -31,15 +31,24 @@ ALERT_LINGER: Final = 1.0
 # X509_V_ERR_* (openssl/x509_vfy.h) → the slug under which a refused certificate is counted and audited.
 _VERIFY: Final = {
     3: "crl_missing",
+    8: "crl_invalid",
     9: "certificate_not_yet_valid",
     10: "certificate_expired",
+    11: "crl_missing",  # not valid yet
     12: "crl_expired",
+    15: "crl_invalid",
+    16: "crl_invalid",
     18: "unknown_ca",
     19: "unknown_ca",
     20: "unknown_ca",
     21: "unknown_ca",
     23: "certificate_revoked",
     26: "certificate_purpose",
+    33: "crl_invalid",
+    35: "crl_invalid",
+    36: "crl_invalid",
+    44: "crl_invalid",
+    54: "crl_invalid",
 }
 _REASONS: Final = {
     "PEER_DID_NOT_RETURN_A_CERTIFICATE": "no_certificate",

@@ -1,7 +1,7 @@
 """Material → a fresh SSLContext, and the proof that it can shake hands before anybody is served with it.
 
 A context is made for one generation and never changed afterwards: `load_cert_chain` with a wrong key breaks a live
-context for good, and sessions of a changed one skip the checks that changed. The system's roots are never loaded.
+context for good. No session can be resumed with it. The system's roots are never loaded.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from tlsproxy.errors import MaterialError
+from tlsproxy.tls.sessions import CAN_SWITCH_OFF, keep_no_sessions
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -51,17 +52,18 @@ def build_context(material: Material, *, require_client_certificate: bool, alpn:
     # A CA of the file is trusted for what it is, an intermediate too, as in Qdrant (rustls trust anchors). No leaf can
     # become an anchor by this: the file holds CAs only.
     context.verify_flags |= ssl.VerifyFlags.VERIFY_X509_PARTIAL_CHAIN
-    if material.crls:
-        # The client's certificate. A revoked intermediate is found in the verified chain, by Generation.refusal_of.
+    if material.crls_pem:
+        # The client's certificate, for the alert's sake. Trust.verdict_of looks at all of the chain, and at all CRLs.
         context.verify_flags |= ssl.VerifyFlags.VERIFY_CRL_CHECK_LEAF
     context.verify_mode = ssl.CERT_REQUIRED if require_client_certificate else ssl.CERT_OPTIONAL
     return context
 
 
 def self_handshake(material: Material, *, alpn: Sequence[str]) -> None:
-    """A real handshake in memory with each TLS version, as a client would do it. Raises MaterialError.
+    """A real handshake in memory with each TLS version, as a client would do it, and another that would resume it.
 
-    No client key is at hand, so it runs on a twin of the context that differs only in asking for no certificate.
+    No client key is at hand, so it runs on a twin of the context that differs only in asking for no certificate. Raises
+    MaterialError.
     """
     server = _server_context(material, alpn)
     for version in VERSIONS:
@@ -72,24 +74,27 @@ def self_handshake(material: Material, *, alpn: Sequence[str]) -> None:
         client.minimum_version = client.maximum_version = version
         client.set_alpn_protocols(list(alpn))
         try:
-            shown, protocol = _shake_hands(server, client)
+            # OpenSSL forgets the session of a side that goes away without a close_notify: the first one stays.
+            first, _answerer = _shake_hands(server, client)
+            again, _ = _shake_hands(server, client, first.session)
         except ssl.SSLError as error:
             raise MaterialError(
                 material.cert_path, f"a trial handshake with {version.name} failed: {_reason(error)}"
             ) from None
-        if shown != material.leaf_der:
+        if first.getpeercert(binary_form=True) != material.leaf_der:
             raise MaterialError(material.cert_path, f"a trial handshake with {version.name} showed another certificate")
-        if alpn and protocol != alpn[0]:
+        if alpn and first.selected_alpn_protocol() != alpn[0]:
             raise MaterialError(material.cert_path, f"a trial handshake with {version.name} agreed on no protocol")
+        if again.session_reused and CAN_SWITCH_OFF:
+            raise MaterialError(material.cert_path, f"a trial handshake with {version.name} resumed a session")
 
 
 def _server_context(material: Material, alpn: Sequence[str]) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.options |= OPTIONS
-    # TLS 1.3 would still send stateful tickets. A session id of TLS 1.2 cannot be switched off through `ssl`, but it is
-    # known to this context alone and dies with it.
-    context.num_tickets = 0
+    context.num_tickets = 0  # TLS 1.3 would still send stateful ones
+    keep_no_sessions(context)
     context.set_ciphers(CIPHERS)
     if alpn:
         context.set_alpn_protocols(list(alpn))
@@ -105,14 +110,16 @@ def _server_context(material: Material, alpn: Sequence[str]) -> ssl.SSLContext:
     return context
 
 
-def _shake_hands(server: ssl.SSLContext, client: ssl.SSLContext) -> tuple[bytes | None, str | None]:
-    """The certificate that the client saw, and the protocol that was agreed on."""
+def _shake_hands(
+    server: ssl.SSLContext, client: ssl.SSLContext, session: ssl.SSLSession | None = None
+) -> tuple[ssl.SSLObject, ssl.SSLObject]:
+    """The client's side and the server's, at the end of a handshake."""
     upward, downward = ssl.MemoryBIO(), ssl.MemoryBIO()
-    caller = client.wrap_bio(downward, upward, server_side=False)
+    caller = client.wrap_bio(downward, upward, server_side=False, session=session)
     answerer = server.wrap_bio(upward, downward, server_side=True)
     for _ in range(FLIGHTS):
         if _step(caller) & _step(answerer):
-            return caller.getpeercert(binary_form=True), caller.selected_alpn_protocol()
+            return caller, answerer
     raise ssl.SSLError(0, "the handshake did not end")
 
 

@@ -141,11 +141,17 @@ def point_names(point: x509.DistributionPoint | x509.IssuingDistributionPoint) -
     return frozenset(map(repr, point.full_name or ()))
 
 
-def _may_sign_crls(authority: x509.Certificate) -> bool:
+def extension_of(extensions: x509.Extensions, kind: type[T]) -> T | None:
+    """The value of an extension, None where it is not there."""
     try:
-        return authority.extensions.get_extension_for_class(x509.KeyUsage).value.crl_sign
+        return extensions.get_extension_for_class(kind).value
     except x509.ExtensionNotFound:
-        return True
+        return None
+
+
+def _may_sign_crls(authority: x509.Certificate) -> bool:
+    usage = extension_of(authority.extensions, x509.KeyUsage)
+    return usage is None or usage.crl_sign
 
 
 def _crl(path: str, data: bytes) -> Crl:
@@ -156,14 +162,14 @@ def _crl(path: str, data: bytes) -> Crl:
     except PARSE_ERRORS as error:
         raise MaterialError(path, f"holds a CRL that cannot be parsed: {error}") from None
     issuer = crl.issuer.rfc4514_string()
-    point = _extension(extensions, x509.IssuingDistributionPoint)
+    point = extension_of(extensions, x509.IssuingDistributionPoint)
     if partial := _partial(extensions, point):
         raise MaterialError(path, f"the CRL of {issuer} {partial}")
     if crl.next_update_utc is None:
         raise MaterialError(
             path, f"the CRL of {issuer} does not say when the next one is due (RFC 5280 section 5.1.2.5)"
         )
-    number = _extension(extensions, x509.CRLNumber)
+    number = extension_of(extensions, x509.CRLNumber)
     return Crl(
         path=path,
         issuer=issuer,
@@ -184,7 +190,7 @@ def _crl(path: str, data: bytes) -> Crl:
 
 def _partial(extensions: x509.Extensions, point: x509.IssuingDistributionPoint | None) -> str:
     """Why a CRL is not the whole list of its scope, and which one to use; "" where it is."""
-    if _extension(extensions, x509.DeltaCRLIndicator) is not None:
+    if extension_of(extensions, x509.DeltaCRLIndicator) is not None:
         return "is a delta CRL, which has only what changed; configure the complete (base) CRL"
     unknown = [each.oid.dotted_string for each in extensions if each.critical and each.oid not in _UNDERSTOOD]
     if unknown:
@@ -200,10 +206,3 @@ def _partial(extensions: x509.Extensions, point: x509.IssuingDistributionPoint |
     if point.only_contains_ca_certs and point.only_contains_user_certs:
         return "is for user certificates only and for CAs only, which is none; configure one of the two"
     return ""
-
-
-def _extension(extensions: x509.Extensions, kind: type[T]) -> T | None:
-    try:
-        return extensions.get_extension_for_class(kind).value
-    except x509.ExtensionNotFound:
-        return None

@@ -28,12 +28,13 @@ from tlsproxy.tls.material import Material, load_material
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from tlsproxy.authz.roles import Policy, Principal
     from tlsproxy.config.model import Config, ProtocolName, Protocols
     from tlsproxy.config.problems import Problem
+    from tlsproxy.tls.chains import ChainCertificate
     from tlsproxy.tls.files import Inputs
     from tlsproxy.tls.peer import Peer
 
@@ -119,16 +120,21 @@ class Generation:
     resolved: Mapping[str, Resolved] = field(default_factory=dict, repr=False)
     _principals: dict[tuple[str, ...], Principal] = field(default_factory=dict, repr=False, compare=False)
 
-    def principal_of(self, peer: Peer | None) -> Principal:
+    def principal_of(self, peer: Peer | None, issuers: Sequence[ChainCertificate] = ()) -> Principal:
         """The same object each time for the same chain, so that it can be the key of a memo.
 
-        One certificate may come with two chains, where its issuer is certified by two CAs: those are two identities.
+        ``issuers`` are those of the path that counts, by which one certificate may be several identities; without them
+        the principal is that of the path which its handshake found.
         """
-        key = () if peer is None else peer.chain
+        key: tuple[str, ...] = ()
+        above: Sequence[ChainCertificate] = ()
+        if peer is not None:
+            above = issuers or peer.chain.issuers
+            key = (peer.identity.sha256, *(one.sha256 for one in above))
         principal = self._principals.get(key)
         if principal is None:
-            anchors = self.material.anchors
-            identity = None if peer is None else anchors.identified(peer.identity, peer.issuers)
+            anchors = [one.anchor for one in above if one.anchor is not None]
+            identity = None if peer is None else self.material.anchors.identified(peer.identity, anchors)
             principal = self.policy.principal_of(identity)
             if len(self._principals) >= PRINCIPALS:
                 del self._principals[next(iter(self._principals))]
@@ -136,19 +142,8 @@ class Generation:
         return principal
 
     def refusal_of(self, peer: Peer, now: float) -> str:
-        """Why this generation would not admit a client that an older one (or OpenSSL's leaf check) did; "" if it would.
-
-        ``certificate_expired``, ``certificate_revoked`` (the client's or an intermediate's) or ``issuer_not_trusted``.
-        """
-        if now > peer.identity.not_after:
-            return "certificate_expired"
-        if any(self.material.trust.revokes(issuer, serial) for issuer, serial in peer.serials):
-            return "certificate_revoked"
-        issuers = peer.chain[1:]
-        if any(ca.sha256 in issuers and ca.not_after >= now for ca in self.material.authorities):
-            return ""
-        gone = {ca.sha256 for ca in self.material.configured}.difference(ca.sha256 for ca in self.material.authorities)
-        return "issuer_not_trusted" if gone.isdisjoint(issuers) else "certificate_revoked"
+        """Why a handshake at ``now`` would not admit this client; "" if it would."""
+        return self.material.trust.refusal_of(peer.chain, now)
 
 
 def build(

@@ -19,7 +19,7 @@ from tlsproxy.tls.authorities import anchors_of
 from tlsproxy.tls.facts import CertificateFacts, CrlFacts, day, facts_of
 from tlsproxy.tls.servercert import as_sent, load_server_certificate, passphrase_of
 from tlsproxy.tls.suspicions import suspicions
-from tlsproxy.tls.trust import NO_TRUST, Trust, load_trust
+from tlsproxy.tls.trust import NO_TRUST, CrlPolicy, Trust, load_trust
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -100,9 +100,7 @@ def load_material(config: Config, files: Mapping[Path, bytes], *, now: float, pr
         passphrase=server.passphrase,
         authorities_der=b"".join(each.public_bytes(serialization.Encoding.DER) for each in trust.authorities),
         crls_pem=b"".join(
-            x509.load_der_x509_crl(crl.der).public_bytes(serialization.Encoding.PEM)
-            for found in trust.crls.values()
-            for crl in found
+            x509.load_der_x509_crl(crl.der).public_bytes(serialization.Encoding.PEM) for crl in trust.alerting(now)
         ),
         anchors=anchors_of(tls, trust.authorities),
         configured=tuple(map(anchor_of, trust.configured)),
@@ -117,6 +115,7 @@ def _trust(config: Config, files: Mapping[Path, bytes], *, now: float, previous:
             [(str(path), files[path]) for path in tls.crl],
             now=now,
             previous=previous.trust if previous is not None else NO_TRUST,
+            policy=CrlPolicy(tls.crl_policy == "require", tls.crl_expired == "deny"),
         )
     if tls.crl:
         raise MaterialError(str(tls.crl[0]), "a CRL without tls.ca_cert revokes nothing; name the CA that signed it")

@@ -1,0 +1,229 @@
+"""Certificate chains of clients as small values, and the rules by which one certificate may stand above another.
+
+They are OpenSSL's at its security level 2, so that who stays is who would be let in. A chain keeps what the client sent
+beside the path that OpenSSL verified: after the CAs have changed, another path may be the one that counts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from itertools import pairwise
+from typing import TYPE_CHECKING, Final
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import dsa, ec, rsa
+from cryptography.x509.oid import ExtendedKeyUsageOID, ExtensionOID
+
+from tlsproxy.authz.identity import Anchor, anchor_of
+from tlsproxy.tls.crls import extension_of, point_names
+from tlsproxy.tls.facts import issuer_key
+from tlsproxy.tls.servercert import is_authority, issued_by
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+SENT: Final = 16
+"""Certificates of a client that are looked at beside the verified path: no chain is as long."""
+REMEMBERED: Final = 1024
+
+_FACTORED: Final = 1984
+"""Bits of an RSA or DSA key from which OpenSSL grants it the 112 bits of security that level 2 asks for."""
+_CURVE: Final = 224
+_HANDLED: Final = frozenset(
+    {
+        ExtensionOID.BASIC_CONSTRAINTS,
+        ExtensionOID.CERTIFICATE_POLICIES,
+        ExtensionOID.CRL_DISTRIBUTION_POINTS,
+        ExtensionOID.EXTENDED_KEY_USAGE,
+        ExtensionOID.INHIBIT_ANY_POLICY,
+        ExtensionOID.KEY_USAGE,
+        ExtensionOID.NAME_CONSTRAINTS,
+        ExtensionOID.POLICY_CONSTRAINTS,
+        ExtensionOID.POLICY_MAPPINGS,
+        ExtensionOID.SUBJECT_ALTERNATIVE_NAME,
+    }
+)
+"""Critical extensions that OpenSSL handles."""
+
+
+@dataclass(frozen=True, slots=True)
+class KeyIdentifier:
+    """An authority key identifier (RFC 5280 section 4.2.1.1); None is for what it does not say."""
+
+    key: bytes | None = None
+    serial: int | None = None
+    issuer: str | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ChainCertificate:
+    """One certificate. Names are :func:`~tlsproxy.tls.facts.issuer_key`, digests lower-case hex, times in seconds.
+
+    ``points`` are the names of its CRL distribution points. A leaf has no more than these. Of a CA ``key`` is the
+    digest of its public key, ``defect`` why nobody is verified by it, and ``certificate`` is for verifying signatures.
+    """
+
+    sha256: str
+    issuer: str
+    serial: int
+    not_before: float
+    not_after: float
+    points: frozenset[str]
+    named: KeyIdentifier
+    subject: str = ""
+    key: str = ""
+    key_identifier: bytes | None = None
+    path_length: int | None = None
+    weakly_signed: bool = False
+    defect: str = ""
+    anchor: Anchor | None = None
+    certificate: x509.Certificate | None = field(default=None, repr=False)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, ChainCertificate) and self.sha256 == other.sha256
+
+    def __hash__(self) -> int:
+        return hash(self.sha256)
+
+    def may_be_below(self, above: ChainCertificate) -> bool:
+        """Whether OpenSSL takes the other for a possible issuer: by names and key identifiers, not by key."""
+        named = self.named
+        return (
+            above.subject == self.issuer
+            and (named.key is None or above.key_identifier is None or named.key == above.key_identifier)
+            and named.serial in {None, above.serial}
+            and named.issuer in {None, above.issuer}
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Chain:
+    """``verified`` is the path that OpenSSL found, leaf first; empty where it is not known or cannot be read.
+
+    ``sent`` are the CA certificates that came with the leaf and lead on from it or from another one: what the client
+    will send again. Of the path's own some may have come from the CA file of their time.
+    """
+
+    verified: tuple[ChainCertificate, ...]
+    sent: tuple[ChainCertificate, ...] = ()
+
+    @property
+    def issuers(self) -> tuple[ChainCertificate, ...]:
+        return self.verified[1:]
+
+    def signed(self, below: ChainCertificate, above: ChainCertificate) -> bool:
+        """By name and key. OpenSSL has verified the signatures of the path; another is verified here, once."""
+        if not below.may_be_below(above):
+            return False
+        signer = next((upper for lower, upper in pairwise(self.verified) if lower == below), None)
+        return signer.key == above.key if signer is not None else _signed(below, above)
+
+
+def chain_of(verified: Sequence[bytes], sent: Sequence[bytes]) -> Chain:
+    """Both are DER, leaf first, as the ssl module has them after a handshake."""
+    read = [authority_of(der) if place else _leaf(der) for place, der in enumerate(verified)]
+    path = tuple(one for one in read if one is not None)
+    if len(path) < len(verified):
+        return Chain(())
+    others = [one for one in map(authority_of, sent[1 : 1 + SENT]) if one is not None]
+    keys = {below: above.key for below, above in pairwise(path)}
+    leading: list[ChainCertificate] = []
+    for below in itertools.chain(path, leading):  # which grows meanwhile
+        leading += [
+            one
+            for one in others
+            if one not in leading
+            and not (one.defect or one.weakly_signed)
+            and below.may_be_below(one)
+            and keys.get(below, one.key) == one.key
+        ]
+    return Chain(path, tuple(leading))
+
+
+@lru_cache(maxsize=REMEMBERED)
+def authority_of(der: bytes) -> ChainCertificate | None:
+    """A CA's certificate, the same object for the same bytes while it is remembered; None where it cannot be read."""
+    try:
+        certificate = x509.load_der_x509_certificate(der)
+        constraints = extension_of(certificate.extensions, x509.BasicConstraints)
+        identifier = extension_of(certificate.extensions, x509.SubjectKeyIdentifier)
+        anchor = anchor_of(certificate)
+        return replace(
+            _read(certificate, der, certificate.extensions),
+            subject=issuer_key(certificate.subject),
+            key=anchor.key,
+            key_identifier=None if identifier is None else identifier.digest,
+            path_length=None if constraints is None else constraints.path_length,
+            weakly_signed=isinstance(certificate.signature_hash_algorithm, hashes.SHA1 | hashes.MD5),
+            defect=defect_of(certificate),
+            anchor=anchor,
+            certificate=certificate,
+        )
+    except Exception:  # noqa: BLE001 - whatever a parser of hostile bytes raises, the answer is: nobody's issuer
+        return None
+
+
+def defect_of(authority: x509.Certificate) -> str:
+    """Why OpenSSL, at security level 2, verifies no client by this certificate, whatever else is there; "" for none."""
+    extensions, key = authority.extensions, authority.public_key()
+    usage = extension_of(extensions, x509.KeyUsage)
+    purposes = extension_of(extensions, x509.ExtendedKeyUsage)
+    strange = [one.oid.dotted_string for one in extensions if one.critical and one.oid not in _HANDLED]
+    if not is_authority(authority):
+        return "is not a CA (its basic constraints do not say so)"
+    if usage is not None and not usage.key_cert_sign:
+        return "may not issue certificates: its key usage lacks keyCertSign"
+    if purposes is not None and ExtendedKeyUsageOID.CLIENT_AUTH not in purposes:
+        return "may not vouch for clients: its extended key usage lacks clientAuth"
+    if isinstance(key, rsa.RSAPublicKey | dsa.DSAPublicKey) and key.key_size < _FACTORED:
+        return f"has a key of {key.key_size} bits, which is too short"
+    if isinstance(key, ec.EllipticCurvePublicKey) and key.key_size < _CURVE:
+        return f"has a key on {key.curve.name}, which is too weak"
+    if strange:
+        return f"has a critical extension that OpenSSL does not know ({strange[0]})"
+    return ""
+
+
+def _leaf(der: bytes) -> ChainCertificate | None:
+    try:
+        certificate = x509.load_der_x509_certificate(der)
+        try:
+            extensions = certificate.extensions
+        except Exception:  # noqa: BLE001 - as identity_of, which gives such a one no role
+            extensions = x509.Extensions([])
+        return _read(certificate, der, extensions)
+    except Exception:  # noqa: BLE001 - as above
+        return None
+
+
+def _read(certificate: x509.Certificate, der: bytes, extensions: x509.Extensions) -> ChainCertificate:
+    points = extension_of(extensions, x509.CRLDistributionPoints)
+    return ChainCertificate(
+        sha256=hashlib.sha256(der).hexdigest(),
+        issuer=issuer_key(certificate.issuer),
+        serial=certificate.serial_number,
+        not_before=certificate.not_valid_before_utc.timestamp(),
+        not_after=certificate.not_valid_after_utc.timestamp(),
+        points=frozenset[str]().union(*(point_names(one) for one in points or ())),
+        named=_named(extension_of(extensions, x509.AuthorityKeyIdentifier)),
+    )
+
+
+def _named(found: x509.AuthorityKeyIdentifier | None) -> KeyIdentifier:
+    if found is None:
+        return KeyIdentifier()
+    names = [name.value for name in found.authority_cert_issuer or () if isinstance(name, x509.DirectoryName)]
+    return KeyIdentifier(
+        found.key_identifier, found.authority_cert_serial_number, issuer_key(names[0]) if names else None
+    )
+
+
+@lru_cache(maxsize=4 * REMEMBERED)
+def _signed(below: ChainCertificate, above: ChainCertificate) -> bool:
+    if below.certificate is None or above.certificate is None:
+        return False
+    return issued_by(below.certificate, above.certificate)
