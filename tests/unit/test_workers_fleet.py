@@ -353,10 +353,11 @@ def test_who_answers_in_time_is_considered(tmp_path: Path, monkeypatch: pytest.M
     heard: list[tuple[int, str]] = []
     stuck = asyncio.Event()
 
-    async def ask(self: Scripted, do: str, body: bytes = b"", **_: Any) -> bytes:
+    async def ask(self: Scripted, do: str, body: bytes = b"", *, deadline: float) -> bytes:
         heard.append((self.number, do))
-        if self.number == 2 and do == "ping":
-            await stuck.wait()
+        if self.number == 2 and do == "ping" and not stuck.is_set():
+            assert deadline == 0.05
+            raise WorkerLost("stuck")
         return orjson.dumps(Consequences(connections=3)) if do == "consider" else body[:0]
 
     async def run() -> None:

@@ -19,6 +19,7 @@ from typing import Any, Final
 
 import orjson
 
+from tlsproxy.config.limits import MassCut
 from tlsproxy.errors import TlsproxyError
 from tlsproxy.proxy import limittable
 from tlsproxy.proxy.clock import Clock
@@ -43,8 +44,8 @@ from tlsproxy.tls.generation import Generation
 ANSWER: Final = 2.0
 """Seconds in which a worker tells of itself, or is left out of the answer."""
 
-PATIENCE: Final = 0.5
-"""Seconds in which the others have considered what the first has, beside the time that it took."""
+PATIENCE: Final = 1.0
+"""Seconds in which a worker's loop turns, or its connections are not considered. Where a guard counts, ATTENTION."""
 
 PROBE: Final = 0.5
 """Seconds in which a worker takes note of where the watchdog is about to ask from. A stuck worker makes it take twice
@@ -181,20 +182,13 @@ class Fleet:
     # All of them
 
     async def consider(self, generation: Generation, inputs: Inputs) -> Consequences:
-        """Of the workers that answer in time: nobody waits for one that is stuck."""
+        """Of the workers whose loop turns: nobody waits for one that is stuck."""
         order = order_of(generation, inputs)
         self._considered = generation, order
-        begun = time.monotonic()
         workers = self._serving()
-        asked = [asyncio.create_task(one.consider(order)) for one in workers if not one.stopped]
-        try:
-            if asked:
-                await asyncio.wait(asked, return_when=asyncio.FIRST_COMPLETED)
-                await asyncio.wait(asked, timeout=time.monotonic() - begun + PATIENCE)
-        finally:
-            for one in asked:
-                one.cancel()
-            answers = await asyncio.gather(*asked, return_exceptions=True)
+        patience = ATTENTION if self.generation.config.limits.mass_cut != MassCut() else PATIENCE
+        asked = [one.consider(order, patience) for one in workers if not one.stopped]
+        answers = await asyncio.gather(*asked, return_exceptions=True)
         heard = [answer for answer in answers if isinstance(answer, Consequences)]
         return Consequences.merged(heard, len(workers) - len(heard))
 

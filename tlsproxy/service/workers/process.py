@@ -120,9 +120,12 @@ class WorkerProcess:
             await self.ask("prepare", order.encoded, deadline=BUILDING)
             self._prepared = order
 
-    async def consider(self, order: Order) -> Consequences:
-        """It keeps what it has built for that until it is committed, or dismissed. Raises WorkerRefused, WorkerLost."""
-        await self.ping(ATTENTION)
+    async def consider(self, order: Order, patience: float) -> Consequences:
+        """It keeps what it has built for that until it is committed, or dismissed. Raises WorkerRefused, WorkerLost.
+
+        ``patience``: seconds for its loop to turn, before anything else is asked of it.
+        """
+        await self.ping(patience)
         await self.prepare(order)
         return Consequences.decoded(orjson.loads(await self.ask("consider", deadline=SILENCE)))
 
