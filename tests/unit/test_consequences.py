@@ -11,9 +11,10 @@ from typing import Any
 
 import orjson
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
-from tls_site import CLIENT, OTHER, ROOT, Site, client_context, handshake, site
+from tls_site import CLIENT, OTHER, ROOT, Site, client_context, config_text, handshake, site
 
 from tlsproxy.config.limits import MassCut
 from tlsproxy.proxy import prospects, register
@@ -26,7 +27,6 @@ from tlsproxy.tls.generation import Generation
 from tlsproxy.tls.peer import Peer, peer_of
 
 STRANGER = ROOT.issue(common_name="nobody", client=True)
-TUNNEL = {"port": 0, "mode": "tcp", "upstream": "127.0.0.1:9", "allow": ["admin"]}
 
 # Several processes
 
@@ -181,6 +181,36 @@ def test_those_who_come_and_go_could_not_come_back(tmp_path: Path, monkeypatch: 
         assert len(bench.register._visitors._visits) == 2
         monkeypatch.setattr(prospects, "RECENT", -1.0)
         assert bench.register._visitors.absent([]) == []
+        bench.register.close()
+
+    asyncio.run(run())
+
+
+def test_relayed_connections_follow_allow_and_upstream(tmp_path: Path) -> None:
+    made = site(tmp_path)
+
+    def relay(upstream: str, allow: str, on_change: str = "drain") -> None:
+        sections = yaml.safe_load(config_text(roles={"other": {"access": "r"}}, upstream={"on_change": on_change}))
+        sections["listeners"] = [{"port": 4711, "mode": "tcp", "upstream": upstream, "allow": [allow]}]
+        made.config.write_text(yaml.safe_dump(sections))
+
+    relay("127.0.0.1:9", "admin")
+
+    async def run() -> None:
+        bench = Bench(made)
+        (route,) = bench.generation.tunnels
+        alice, stranger = peer(bench.generation, tmp_path), peer(bench.generation, tmp_path, STRANGER)
+        bench.connect(alice, "tcp", route)
+        bench.connect(stranger, "tcp", route)  # refused, and about to end
+        bench.register.leave(bench.connect(alice, "tcp", route))
+        relay("127.0.0.1:10", "admin")
+        found = await bench.consider()
+        assert (found.cut.reasons, found.barred) == ({"upstream_changed": 1}, ())
+        relay("127.0.0.1:10", "admin", "keep")
+        assert (await bench.consider()).cut.count == 0
+        relay("127.0.0.1:9", "other")
+        found = await bench.consider()
+        assert (found.cut.reasons, found.cut.named[0].protocol) == ({"role_not_allowed": 1}, "tcp")
         bench.register.close()
 
     asyncio.run(run())

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from tlsproxy.tls.generation import Generation
     from tlsproxy.tls.peer import Peer
 
+MOVED: Final = "upstream_changed"
+"""Of a relayed connection that leads where its upstream is no more. Its client may come back."""
 REMEMBERED: Final = 1024
 """Visitors at most."""
 RECENT: Final = 600.0
@@ -46,6 +48,8 @@ def affected(
         return
     after = copy(standing)
     reason = _refusal(after, seen.route, candidate, now)
+    if not reason and _moves(seen.route, present, candidate):
+        reason = MOVED
     role, becomes = standing.principal.role, after.principal.role
     if reason or (role and becomes != role):
         name = standing.identity.name if standing.identity is not None else ""
@@ -59,6 +63,13 @@ def client(seen: Seen, standing: Standing) -> str:
 
 def _refusal(standing: Standing, route: str, generation: Generation, now: float) -> str:
     return standing.turned_away(generation, route, now) if route else standing.withdrawn(generation, now)
+
+
+def _moves(route: str, present: Generation, candidate: Generation) -> bool:
+    """Whether connections there, which lead to the first address as a rule, would be ended by `upstream.on_change`."""
+    if not route or candidate.config.upstream.on_change == "keep":
+        return False
+    return present.tunnels[route].addresses[0] not in candidate.tunnels[route].addresses
 
 
 @dataclass(frozen=True, slots=True)

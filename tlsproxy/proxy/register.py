@@ -19,7 +19,7 @@ from tlsproxy.authz.audit import Refusal, event_line
 from tlsproxy.authz.shares import Account
 from tlsproxy.proxy.addresses import account as network
 from tlsproxy.proxy.consequences import Affected, Consequences, Group
-from tlsproxy.proxy.prospects import Visitors, affected, client
+from tlsproxy.proxy.prospects import MOVED, Visitors, affected, client
 from tlsproxy.proxy.spread import FEW, share
 from tlsproxy.proxy.standing import Standing
 
@@ -211,7 +211,7 @@ class Register:
         return Consequences(
             connections=asked,
             cut=Group.of(one for one in found if one.reason),
-            barred=tuple(one for one in barred if one.reason),
+            barred=tuple(one for one in barred if one.reason not in {"", MOVED}),
             moved=Group.of(one for one in found if not one.reason),
         )
 

@@ -21,13 +21,13 @@ from tlsproxy.errors import AuditUnavailable
 from tlsproxy.proxy.deadlines import NEVER
 from tlsproxy.proxy.dial import Address, DialledStream
 from tlsproxy.proxy.gateway import Gateway
+from tlsproxy.proxy.prospects import MOVED
 from tlsproxy.proxy.register import Entry
 from tlsproxy.proxy.spread import FEW, share
 from tlsproxy.proxy.tlsstream import TlsStream
 
 LINGER: Final = 1.0
 UNREACHABLE: Final = "upstream_unreachable"
-MOVED: Final = "upstream_changed"
 
 
 class TcpConnection:
