@@ -87,10 +87,24 @@ def test_killed_under_load(site: Site, upstream: ScriptedUpstream) -> None:
     assert not [failure for failure in done["failures"] if "Refused" in failure]
 
 
+def told_stuck(gateway: Gateway, number: int) -> None:
+    """Returns when the operators can see it. The gateway is ready, and does not wait for that worker to say so."""
+    end = time.monotonic() + DEADLINE
+    while f"worker {number} has not answered for" not in gateway.ask_admin("/readyz")[1]:
+        assert time.monotonic() < end
+    assert gateway.ask_admin("/readyz")[0] == 200
+    assert workers(gateway)[number]["silent"] >= 1
+    lines = gateway.ask_admin("/metrics")[1].splitlines()
+    silent = f'tlsproxy_worker_silent_seconds{{worker="{number}"}} '
+    assert next(float(line.removeprefix(silent)) for line in lines if line.startswith(silent)) >= 1
+    assert f'tlsproxy_worker_generation{{worker="{number}"}} 1.0' in lines
+
+
 def test_a_stuck_one_is_replaced(site: Site, upstream: ScriptedUpstream) -> None:
     with Gateway(site.write_config(upstream.url, workers=2)) as gateway:
         pid = workers(gateway)[2]["pid"]
         os.kill(pid, signal.SIGSTOP)
+        told_stuck(gateway, 2)
         assert "has not answered within 10 s" in replaced(gateway, 2)
         assert gone(pid)
         with Caller(gateway, site.client()) as caller:

@@ -130,9 +130,11 @@ def test_of_many_connections_the_youngest_are_listed_and_the_rest_counted() -> N
 
 
 def test_workers_are_listed_where_there_are_any() -> None:
-    workers = [{"number": 1, "pid": 4711, "started_at": NOW, "restarts": 3, "generation": 4}]
+    workers = [{"number": 1, "pid": 4711, "started_at": NOW, "restarts": 3, "generation": 4, "silent": 0.0}]
     text = checked(status(workers=workers)).text
     assert "4711" in text
+    assert "silent" not in text
+    assert "silent for 4 s" in checked(status(workers=[workers[0] | {"silent": 4.2}])).text
     assert "Workers" not in checked(status()).text
 
 

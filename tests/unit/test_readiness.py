@@ -101,6 +101,6 @@ def test_inputs_name_the_first_few_on_one_line() -> None:
     assert inputs_part(list("abcde")) == "a; b; c; and 2 more"
 
 
-def test_inputs_cost_no_readiness() -> None:
-    assert is_ready({"listeners": "ok", "inputs": "ca.pem: no answer"})
+def test_inputs_and_a_worker_cost_no_readiness() -> None:
+    assert is_ready({"listeners": "ok", "inputs": "ca.pem: no answer", "workers": "worker 2 is being started"})
     assert not is_ready({"listeners": "draining", "inputs": "ok"})

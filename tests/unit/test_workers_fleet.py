@@ -43,7 +43,7 @@ class Scripted:
         self.prepared: list[int] = []
         self.done: list[str] = []
         self.over = asyncio.Event()
-        self.silence, self.stopped = 0.0, False
+        self.silence, self.stopped, self.building_time = 0.0, False, 0.01
         self.made.append(self)
 
     @classmethod
@@ -376,5 +376,26 @@ def test_who_answers_in_time_is_considered(tmp_path: Path, monkeypatch: pytest.M
             heard.clear()
             assert (await bench.fleet.consider(generation, inputs)).connections == 6
             assert {number for number, do in heard if do == "prepare"} == {1, 2}
+
+    asyncio.run(run())
+
+
+def test_what_is_wrong_with_a_worker() -> None:
+    async def run() -> None:
+        seat = Seat(2)
+        assert seat.trouble(1) == "worker 2 is being started"
+        worker = Scripted(2, {})
+        seat.process = worker  # type: ignore[assignment]
+        assert seat.trouble(1) == "worker 2 is being started"
+        worker.order = Order(1, "", b"")
+        assert seat.trouble(1) == ""
+        assert seat.trouble(2) == "worker 2 is still at generation 1"
+        worker.silence = 0.9
+        assert (seat.silent, seat.trouble(1)) == (0.0, "")
+        worker.silence = 4.04
+        assert (seat.silent, seat.trouble(1)) == (4.0, "worker 2 has not answered for 4 s")
+        assert seat.described()["silent"] == 4.0
+        worker.kill()
+        assert seat.trouble(1) == "worker 2 is being started"
 
     asyncio.run(run())

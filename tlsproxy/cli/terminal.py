@@ -128,9 +128,10 @@ def _head(status: Mapping[str, Any], now: float, most: int | None) -> Iterator[T
         f"audit lines {audit['written']} written and {audit['queued']} waiting{dropped}"
     )
     for worker in status.get("workers", ()):
+        silent = f", silent for {worker['silent']:.0f} s" if worker["silent"] else ""
         yield Text(
             f"worker {worker['number']}: process {worker['pid'] or 'starting'}, {worker['restarts']} restarts, "
-            f"generation {worker['generation']}"
+            f"generation {worker['generation']}{silent}"
         )
     yield Text("")
 

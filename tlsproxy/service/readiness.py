@@ -21,6 +21,9 @@ OK: Final = "ok"
 INPUTS: Final = "inputs"
 """The part that is there while files are not in force. With their last good state the gateway is as ready as it was."""
 
+WORKERS: Final = "workers"
+"""The part that is there while a worker does not serve as it should. The others have its clients."""
+
 _DEADLINE: Final = 1.0
 _MOST: Final = 3
 """Inputs that a part names."""
@@ -87,7 +90,7 @@ def inputs_part(faults: Sequence[str]) -> str:
 
 
 def is_ready(parts: Mapping[str, str]) -> bool:
-    return all(part == OK for name, part in parts.items() if name != INPUTS)
+    return all(part == OK for name, part in parts.items() if name not in {INPUTS, WORKERS})
 
 
 def audit_part(*, healthy: bool, accepts: bool, last_error: str) -> str:

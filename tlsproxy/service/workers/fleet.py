@@ -30,7 +30,7 @@ from tlsproxy.service.auditfile import Turn
 from tlsproxy.service.auditlog import WORKER_ENDED, AuditLog, NoAudit
 from tlsproxy.service.families import counters, gauges
 from tlsproxy.service.metrics import Metrics, exposition
-from tlsproxy.service.readiness import OK, generation_part
+from tlsproxy.service.readiness import OK, WORKERS, generation_part
 from tlsproxy.service.serving import MOST_TOLD
 from tlsproxy.service.workers.backoff import Backoff
 from tlsproxy.service.workers.merging import Totals, merged_figures, merged_parts, told
@@ -254,16 +254,20 @@ class Fleet:
 
     async def ready(self) -> Mapping[str, str]:
         """Ready where any worker accepts connections: those of the others wait for it."""
+        draining = self._draining.is_set()  # before they are asked: they have been told by the time that they answer
         answers = {worker.number: orjson.loads(body) for worker, body in await self._gather("ready")}
         parts = merged_parts(answers)
-        if self._draining.is_set():
+        if draining:
             parts["listeners"] = "draining"
         elif any(part["listeners"] == OK for part in answers.values()):
             parts["listeners"] = OK
+        number = self.generation.number
+        troubles = "; ".join(filter(None, (seat.trouble(number) for seat in self._seats)))
         return {
             "listeners": "no worker serves",
             **parts,
             "generation": generation_part(self.generation, self.clock.now()),
+            **({WORKERS: troubles} if troubles and not draining else {}),
         }
 
     async def figures(self) -> Mapping[str, Any]:
@@ -307,11 +311,23 @@ class Fleet:
             *self.counted.families(),
             gauges("workers", "Workers that serve.", (), [((), serving)]),
             counters("worker_restarts", "Workers that ended and were replaced.", (), [((), restarts)]),
+            gauges(
+                "worker_generation",
+                "Number of the generation that a worker serves, 0 while it serves none.",
+                ("worker",),
+                [((str(each.number),), each.order.number if each.order else 0) for each in self._seats],
+            ),
+            gauges(
+                "worker_silent_seconds",
+                "Seconds for which a worker has not answered its supervisor, 0 where it answers.",
+                ("worker",),
+                [((str(each.number),), each.silent) for each in self._seats],
+            ),
         ]
 
     async def _gather(self, do: str, deadline: float = ANSWER, **fields: Any) -> list[tuple[WorkerProcess, bytes]]:
-        """What those who serve say, without those who do not answer."""
-        workers = self._serving()
+        """What those who serve say, without those who do not answer, or have not for some time."""
+        workers = [worker for worker in self._serving() if worker.silence < ANSWER]
         answers = await asyncio.gather(
             *(one.ask(do, deadline=deadline, **fields) for one in workers), return_exceptions=True
         )

@@ -70,6 +70,7 @@ class WorkerProcess:
         self._over = asyncio.Event()
         self._killing: asyncio.TimerHandle | None = None
         self._asked_at: float | None = None
+        self.building_time = 0.0
         self._listening = asyncio.create_task(self._listen())
 
     @classmethod
@@ -117,8 +118,9 @@ class WorkerProcess:
     async def prepare(self, order: Order) -> None:
         """It builds, unless it has, and changes nothing. Raises WorkerRefused, WorkerLost."""
         if self._prepared is not order:
+            begun = time.monotonic()
             await self.ask("prepare", order.encoded, deadline=BUILDING)
-            self._prepared = order
+            self._prepared, self.building_time = order, time.monotonic() - begun
 
     async def consider(self, order: Order, patience: float) -> Consequences:
         """It keeps what it has built for that until it is committed, or dismissed. Raises WorkerRefused, WorkerLost.

@@ -140,7 +140,7 @@ class Publication:
             part.enter(State.BUILDING)
             await worker.prepare(self._order)
             if self._quickest is None:
-                self._quickest = part.seconds
+                self._quickest = worker.building_time
                 self._publish()
             part.enter(State.COMMITTING)
             await worker.commit(self._order)

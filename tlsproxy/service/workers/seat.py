@@ -8,7 +8,8 @@ from typing import Any
 
 from tlsproxy.service.auditcounts import Counts, private
 from tlsproxy.service.workers.merging import Families
-from tlsproxy.service.workers.process import WorkerProcess
+from tlsproxy.service.workers.order import Order
+from tlsproxy.service.workers.process import PING, WorkerProcess
 
 
 @dataclass(slots=True)
@@ -30,13 +31,34 @@ class Seat:
         process = self.process
         return process if process is not None and process.order is not None and not process.ending else None
 
+    @property
+    def order(self) -> Order | None:
+        """What it serves."""
+        return self.serving.order if self.serving is not None else None
+
     def described(self) -> dict[str, Any]:
         """As JSON values."""
-        process, serving = self.process, self.serving
+        process, order = self.process, self.order
         return {
             "number": self.number,
             "pid": process.pid if process is not None else None,
             "started_at": process.started_at if process is not None else None,
             "restarts": self.restarts,
-            "generation": serving.order.number if serving is not None and serving.order is not None else None,
+            "generation": order.number if order is not None else None,
+            "silent": self.silent,
         }
+
+    @property
+    def silent(self) -> float:
+        """Seconds for which it has not answered, where that is longer than a busy loop makes one wait."""
+        silence = self.process.silence if self.process is not None else 0.0
+        return round(silence, 1) if silence >= PING else 0.0
+
+    def trouble(self, generation: int) -> str:
+        """Why it does not serve the generation of this number as it should; empty where it does."""
+        order = self.order
+        if order is None:
+            return f"worker {self.number} is being started"
+        if self.silent:
+            return f"worker {self.number} has not answered for {self.silent:g} s"
+        return "" if order.number == generation else f"worker {self.number} is still at generation {order.number}"
