@@ -231,7 +231,7 @@ class Register:
     def _look(self) -> None:
         now, generation = self._gateway.clock.now(), self._gateway.generation
         limits, steady = self._gateway.bounds, time.monotonic()
-        oldest = limits.max_connection_age or float("inf")
+        oldest = limits.max_connection_age
         numbers = list(islice(self._left, SLICE))
         self._slice = self._gateway.loop.call_soon(self._look) if numbers else None
         for number in numbers:
@@ -241,7 +241,7 @@ class Register:
             reason = entry.session.judge(now) or entry.standing.withdrawn(generation, now)
             if reason:
                 self._end(entry, reason, limits.expel_after if entry.session.patient else 0.0, self._pause(number))
-            elif not entry.why and steady - entry.opened > oldest * (1 - YOUNGER * share(number)):
+            elif oldest and not entry.why and steady - entry.opened > oldest * (1 - YOUNGER * share(number)):
                 entry.why = TOO_OLD
                 self._gateway.metrics.connection_ended(TOO_OLD)
                 self._part(entry, limits.drain_timeout, self._pause(number))
