@@ -51,6 +51,7 @@ class TcpConnection:
         self._opened = time.monotonic()
         self._limits = gateway.bounds
         self._admitted = self._roomless = self._silent = False
+        self._early = b""  # with the end of the handshake, before there is an upstream for it
         self._begin()
 
     def _begin(self) -> None:
@@ -154,6 +155,12 @@ class TcpConnection:
         self._gateway.metrics.tcp(self._entry.standing.principal.role, "allowed", "allowed")
         self._open = True
         self._tell("tcp_open", "ok")
+        if self._upstream is not None:
+            if self._early:
+                early, self._early = self._early, b""
+                self._upstream.write(early)
+            if self.stream.ended:
+                self._upstream.shut()
         self._touch()
         self.reading_changed()
 
@@ -200,13 +207,15 @@ class TcpConnection:
             return
         self._entry.bytes_in += len(data)
         upstream, stream = self._upstream, self.stream
-        if upstream is not None:
+        if not self._open:
+            self._early += data
+        elif upstream is not None:
             upstream.write(data)
         if not stream.stalled:
             stream.deadline = time.monotonic() + self._limits.tcp_idle_timeout
 
     def _client_ended(self) -> None:
-        if self._upstream is not None:
+        if self._upstream is not None and self._open:
             self._upstream.shut()
         self._both_ended()
 
