@@ -21,7 +21,7 @@ def name(*pairs: tuple[x509.ObjectIdentifier, str], encoding: _ASN1Type | None =
     return x509.Name([x509.NameAttribute(oid, value, encoding) for oid, value in pairs])
 
 
-def certified(authority: Authority, by: Authority) -> Authority:
+def certified(authority: Authority, by: Authority, *, not_after: datetime | None = None) -> Authority:
     """The same name and key, with a certificate of another CA: as CAs are cross-signed. By itself: issued anew."""
     own, issuer = authority._certificate(), by._certificate()
     certificate = (
@@ -31,7 +31,7 @@ def certified(authority: Authority, by: Authority) -> Authority:
         .public_key(own.public_key())
         .serial_number(x509.random_serial_number())
         .not_valid_before(issuer.not_valid_before_utc)
-        .not_valid_after(issuer.not_valid_after_utc)
+        .not_valid_after(not_after or issuer.not_valid_after_utc)
         .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(own.public_key()), critical=False)
         .sign(by._key(), hashes.SHA256())

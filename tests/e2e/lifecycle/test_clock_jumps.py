@@ -47,8 +47,14 @@ def jumps(gateway: Gateway) -> tuple[int, float, float]:
     return told["jumps"], counted, round(told["last_jump"]["seconds"])
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_it_jumps(own_site: Site, upstream: ScriptedUpstream, grpc_upstream: GrpcUpstream, workers: int) -> None:
+@pytest.mark.parametrize(
+    ("workers", "last", "reason"),
+    [(1, -400 * DAY, "certificate_not_yet_valid"), (2, 400 * DAY, "certificate_expired")],
+    ids=["back", "forward, two workers"],
+)
+def test_it_jumps(
+    own_site: Site, upstream: ScriptedUpstream, grpc_upstream: GrpcUpstream, workers: int, last: float, reason: str
+) -> None:
     grpc_upstream.answer = never
     with running(own_site, upstream, grpc_upstream, workers) as (gateway, wall), ExitStack() as stack:
         kept = [client for _, client in at_each(gateway, own_site, stack, workers).values()]
@@ -60,7 +66,7 @@ def test_it_jumps(own_site: Site, upstream: ScriptedUpstream, grpc_upstream: Grp
         assert served(tunnel)
         grpc_upstream.wait()
 
-        wall.ahead = 400 * DAY  # for the blink of an eye: certificates, the CA and the token seem to have run out
+        wall.ahead = last  # for the blink of an eye: no certificate seems to be valid
         assert all(served(client) for client in kept)
         wall.ahead = 0.0
         assert all(served(client) for client in kept)
@@ -75,11 +81,11 @@ def test_it_jumps(own_site: Site, upstream: ScriptedUpstream, grpc_upstream: Grp
         assert jumps(gateway)[2] == 2 * HOUR
         assert served(tunnel)
 
-        wall.ahead = 400 * DAY
+        wall.ahead = last
         assert all(client.ended() for client in kept)
         assert calls.ended()
         assert tunnel.ended()
-        assert gateway.audited(event="connection")["reason"] == "certificate_expired"
+        assert gateway.audited(event="connection")["reason"] == reason
         told, counted, _ = jumps(gateway)
     assert told == counted == len([line for line in gateway.log.seen if "the wall clock has jumped" in line])
 
