@@ -144,7 +144,6 @@ def test_the_old_certificate_serves_on(serving: Serving, spoil: Callable[[Site],
         assert (status, verdict["result"]) == (409, "failed")
         assert verdict["error"].startswith(f"{path}: ")
         assert reason in verdict["error"]
-        # The watcher may have built the good files once more meanwhile: the content counts, not the number.
         goes_on = f"generation {verdict['generation']} goes on serving: {verdict['error']}"
         assert " ERROR " in gateway.log.wait(lambda line: goes_on in line)
         gateway.reloaded("failed", error=verdict["error"], generation=verdict["generation"])
@@ -164,7 +163,7 @@ def test_the_old_certificate_serves_on(serving: Serving, spoil: Callable[[Site],
         status, body = gateway.ask_admin("/reload", "POST")
         assert status == 200, body
         after = status_of(gateway)
-        assert after["generation"]["number"] > before["number"]
+        assert after["generation"]["number"] == before["number"]  # nothing had been published
         assert (after["generation"]["digest"], after["last_reload"]["error"]) == (before["digest"], "")
         assert metric(gateway, "tlsproxy_reload_last_attempt_failed") == 0
         assert kept.ask().status == 200

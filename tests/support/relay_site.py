@@ -10,7 +10,9 @@ from qdrant_client import grpc as pb
 
 from support.h2ends import Fields
 from support.site import Site
-from tlsproxy.tls.generation import Generation, build
+from tlsproxy.tls.files import read_inputs
+from tlsproxy.tls.generation import Generation
+from tlsproxy.tls.start import first_generation
 
 DOCS = [{"collection": "docs", "access": "rw"}]
 ROLES = {
@@ -35,7 +37,7 @@ def relay_generation(site: Site, roles: Mapping[str, Any] = ROLES) -> Generation
             for name, key in KEYS.items()
         ],
     )
-    return build(number=1, config_path=config, environ={}, previous=None)
+    return first_generation(config, {}, read_inputs(config, {}), {}).generation
 
 
 def asked(path: str, role: str) -> Fields:

@@ -28,7 +28,9 @@ from tlsproxy.proxy.record import Record
 from tlsproxy.proxy.rest import RestConnection
 from tlsproxy.proxy.slices import Scheduler
 from tlsproxy.proxy.standing import Standing
-from tlsproxy.tls.generation import Generation, build
+from tlsproxy.tls.files import read_inputs
+from tlsproxy.tls.generation import Generation
+from tlsproxy.tls.start import first_generation
 
 REQUEST_LINE: Final = re.compile(rb"[A-Z]+ /")
 
@@ -53,7 +55,7 @@ def rest_generation(site: Site, on_full: str = "refuse", upstream: str = "http:/
         identities=[],
         keys=keys,
     )
-    return build(number=1, config_path=config, environ={}, previous=None)
+    return first_generation(config, {}, read_inputs(config, {}), {}).generation
 
 
 class Loop(SoonLoop):

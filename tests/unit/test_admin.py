@@ -122,7 +122,8 @@ def test_metrics_and_status(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("result", "expected"), [("ok", 200), ("unchanged", 200), ("held", 409), ("failed", 409), ("odd", 500)]
+    ("result", "expected"),
+    [("ok", 200), ("unchanged", 200), ("partial", 409), ("held", 409), ("failed", 409), ("odd", 500)],
 )
 def test_a_reload_answers_with_its_verdict(tmp_path: Path, result: str, expected: int) -> None:
     async def scenario(state: State, client: Client) -> None:

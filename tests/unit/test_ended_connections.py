@@ -31,7 +31,9 @@ from tlsproxy.proxy.tcp import TcpConnection
 from tlsproxy.proxy.turns import Turns
 from tlsproxy.service.auditlog import NoAudit
 from tlsproxy.service.serving import Serving
-from tlsproxy.tls.generation import ALPN, build
+from tlsproxy.tls.files import read_inputs
+from tlsproxy.tls.generation import ALPN
+from tlsproxy.tls.start import first_generation
 
 PARTS = (Stream, Reception, Entry, Turns, Relay, TcpConnection, ssl.SSLObject)
 
@@ -81,7 +83,7 @@ async def ended(
     """What is left of a connection that its client has ended, once the gateway has told that it is over."""
     listener = {"port": 0, "mode": "tcp", "upstream": rest_url.removeprefix("http://"), "allow": ["admin"]}
     path = site.write_config(rest_url, grpc=grpc_url, listeners=[listener])
-    generation = build(number=1, config_path=path, environ={}, previous=None)
+    generation = first_generation(path, {}, read_inputs(path, {}), {}).generation
     frozen = gc.get_freeze_count()
     with ExitStack() as stack:
         bound = [

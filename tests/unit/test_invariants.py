@@ -92,8 +92,8 @@ DATES = {
     "service/state.py:status": "slots of the monotonic clock, told as dates",
     "service/workers/process.py:__init__": "of a start, in the status",
     "tls/blocking.py:_begin": "of a call that hangs, in what is said of it",
-    "tls/generation.py": "dates of certificates and CRLs",
     "tls/pki.py": "dates of what it issues",
+    "tls/start.py": "dates of certificates and CRLs",
 }
 """Where the wall clock is read, and for which date. What lasts is measured by the monotonic clock."""
 

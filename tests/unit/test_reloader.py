@@ -4,6 +4,7 @@ import asyncio
 import json
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 from tls_site import OTHER, ROOT, Site, site
 
 from tlsproxy.errors import MaterialError
+from tlsproxy.proxy.clock import Clock
 from tlsproxy.proxy.consequences import Affected, Consequences, Group
 from tlsproxy.service import reloader
 from tlsproxy.service.jwks import KeySets
@@ -40,6 +42,8 @@ class Bench:
         self.audit = SimpleNamespace(write=self._write)
         metrics = SimpleNamespace(reload=lambda result, trigger, _when: self.counted.append((result, trigger)))
         metrics.published = lambda _generation: None
+        metrics.judged = lambda _inputs: None
+        self.clock = Clock()
         watcher = Watcher(made.config, made.environ, read_inputs(made.config, made.environ))
         self.reloader = Reloader(
             target=self,
@@ -50,18 +54,17 @@ class Bench:
             watcher=watcher,
             key_sets=KeySets(),
             told=Notifier(),
+            faults={},
         )
 
-    async def consider(self, generation: Any, inputs: Any) -> Consequences:
-        assert generation.digest == inputs.digest
+    async def consider(self, generation: Any) -> Consequences:
         self.considered.append(generation.number)
         return self.consequences
 
     async def dismiss(self) -> None:
         self.considered.append("dismissed")
 
-    async def publish(self, generation: Any, inputs: Any) -> None:
-        assert generation.digest == inputs.digest
+    async def publish(self, generation: Any) -> None:
         self.generation = generation
 
     def _write(self, line: str) -> None:
@@ -84,16 +87,16 @@ def fresh(made: Site) -> str:
 def test_callers_that_come_during_a_build_share_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = site(tmp_path)
     begun, go_on = threading.Semaphore(0), threading.Semaphore(0)
-    build = reloader.build
+    propose = reloader.propose
 
-    def held(**arguments: Any) -> Any:
+    def held(*arguments: Any, **named: Any) -> Any:
         begun.release()
         assert go_on.acquire(timeout=10)
-        return build(**arguments)
+        return propose(*arguments, **named)
 
     async def run() -> None:
         bench = Bench(made)
-        monkeypatch.setattr(reloader, "build", held)
+        monkeypatch.setattr(reloader, "propose", held)
         first = asyncio.create_task(bench.reloader.reload("sighup"))
         assert await asyncio.to_thread(begun.acquire, timeout=10)
         serial = fresh(made)  # too late for the build that is at work
@@ -103,7 +106,7 @@ def test_callers_that_come_during_a_build_share_the_next(tmp_path: Path, monkeyp
         verdicts = await asyncio.gather(*others)
 
         assert (await first).result == "unchanged"
-        assert {verdict.generation for verdict in verdicts} == {3}
+        assert {verdict.generation for verdict in verdicts} == {2}
         assert {verdict.result for verdict in verdicts} == {"ok"}
         assert bench.generation.material.leaf.serial == serial
         assert bench.counted == [("unchanged", "sighup"), ("ok", "admin")]
@@ -121,7 +124,7 @@ def test_a_caller_that_gave_up_takes_nobody_with_it(tmp_path: Path) -> None:
         second = asyncio.create_task(bench.reloader.reload("admin"))
         await asyncio.sleep(0)
         first.cancel()
-        assert (await second).generation == 2
+        assert (await second).result == "unchanged"
         assert first.cancelled()
 
     asyncio.run(run())
@@ -133,9 +136,12 @@ def test_files_that_were_caught_in_the_writing_are_tried_again(tmp_path: Path, m
     failures = [MaterialError(str(tmp_path / "server.key"), "does not exist; create it")]
 
     def unlucky_once(*arguments: Any, **more: Any) -> Any:
-        if failures:
-            raise failures.pop()
-        return read_inputs(*arguments, **more)
+        inputs = read_inputs(*arguments, **more)
+        if not failures:
+            return inputs
+        path = tmp_path / "server.key"
+        files = {each: data for each, data in inputs.files.items() if each != path}
+        return replace(inputs, files=files, failures={path: failures.pop()}, digest="without the key")
 
     async def run() -> None:
         bench = Bench(made)
@@ -288,7 +294,7 @@ def test_a_rehearsal_says_what_a_reload_would_and_changes_nothing(tmp_path: Path
         made.write("server.key", b"")
         told = await bench.reloader.rehearse()
         assert (told["result"], "server.key: is empty" in told["error"]) == ("failed", True)
-        assert bench.considered == [2, "dismissed"] * 3
+        assert bench.considered == [2, "dismissed"] * 2  # what is unchanged has none
         assert (bench.reloader.status(), bench.reloader._watcher._state) == (before, state)
         assert (bench.lines, bench.counted, bench.generation.number) == ([], [], 1)
 

@@ -126,7 +126,7 @@ def test_warned_of_or_refused(tmp_path: Path) -> None:
     renewed = ONE.issue(**NAMES)
     made.write("server.pem", renewed.certificate_pem)
     made.write("server.key", renewed.key_pem)
-    assert any("server.pem: missing_intermediate: " in warning for warning in made.build(first).warnings)
+    assert any("server.pem: missing_intermediate: " in warning for warning in made.build(first).material.warnings(0))
     made.configure(tls={"on_suspicious": "refuse"})
     with pytest.raises(MaterialError, match="missing_intermediate"):
         made.build(first)
@@ -141,7 +141,7 @@ def test_refused_at_the_start(tmp_path: Path) -> None:
     made.write("server.pem", keyed(key)[0].public_bytes(serialization.Encoding.PEM))
     form = serialization.PrivateFormat.PKCS8
     made.write("server.key", key.private_bytes(serialization.Encoding.PEM, form, serialization.NoEncryption()))
-    assert any("ed25519_key" in warning for warning in made.build().warnings)
+    assert any("ed25519_key" in warning for warning in made.build().material.warnings(0))
     made.configure(tls={"on_suspicious": "refuse"})
     with pytest.raises(MaterialError, match="ed25519_key"):
         made.build()

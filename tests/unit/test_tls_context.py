@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import dataclasses
 import ssl
-import time
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -14,8 +13,7 @@ from tlsproxy.errors import MaterialError
 from tlsproxy.tls import context as context_module
 from tlsproxy.tls import files
 from tlsproxy.tls.context import build_context, self_handshake
-from tlsproxy.tls.files import read_inputs
-from tlsproxy.tls.material import Material, load_material
+from tlsproxy.tls.material import Material
 from tlsproxy.tls.pki import Authority
 
 TLS12, TLS13 = ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3
@@ -23,8 +21,7 @@ ALPN = ("http/1.1",)
 
 
 def material_of(made: Site) -> Material:
-    inputs = read_inputs(made.config, {})
-    return load_material(inputs.loaded.config, inputs.files, now=time.time(), previous=None)
+    return made.build().material
 
 
 @pytest.fixture(autouse=True)
@@ -176,8 +173,9 @@ def test_a_trial_handshake_finds_what_checks_could_not(made: Site, monkeypatch: 
     material = material_of(made)
     with pytest.raises(MaterialError, match="showed another certificate"):
         self_handshake(dataclasses.replace(material, leaf_der=b"x"), alpn=ALPN)
+    mismatched = dataclasses.replace(material.server, key_pem=CLIENT.key_pem)
     with pytest.raises(MaterialError, match="OpenSSL does not take this key and certificate: KEY_VALUES_MISMATCH"):
-        self_handshake(dataclasses.replace(material, key_pem=CLIENT.key_pem), alpn=ALPN)
+        self_handshake(dataclasses.replace(material, server=mismatched), alpn=ALPN)
     monkeypatch.setattr(context_module, "CIPHERS", "ECDHE-RSA-AES128-GCM-SHA256")
     with pytest.raises(MaterialError, match="trial handshake with TLSv1_2 failed: NO_SHARED_CIPHER"):
         self_handshake(material, alpn=ALPN)

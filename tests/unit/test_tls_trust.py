@@ -255,9 +255,9 @@ def test_a_crl_with_another_signer_replaces_nothing() -> None:
     twin = Authority.create("test root")
     trust = bound(ROOT.crl_pem([1], number=50))
     (held,) = trust.crls[issuer_of(trust.configured[0])]
-    assert trust.newer(load_crls("x", ROOT.crl_pem([1], number=49))[0]) is held
-    assert trust.newer(load_crls("x", ROOT.crl_pem([1], number=51))[0]) is None
-    assert trust.newer(load_crls("x", twin.crl_pem([1], number=1))[0]) is None
+    assert trust.held(load_crls("x", ROOT.crl_pem([1], number=49))[0]) is held
+    assert trust.held(load_crls("x", ROOT.crl_pem([1], number=51))[0]) is held
+    assert trust.held(load_crls("x", twin.crl_pem([1], number=1))[0]) is None
 
 
 @given(st.sets(st.integers(-(1 << 160), 1 << 160) | st.integers(0, 300)), st.integers(-(1 << 170), 1 << 170))

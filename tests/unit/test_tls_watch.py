@@ -209,9 +209,10 @@ async def until_served(it: Watched) -> set[str]:
     while True:
         triggers.add(await it.next())
         with contextlib.suppress(TlsproxyError):
-            generation = await asyncio.to_thread(it.made.build, inputs=it.watcher.inputs)
-            it.watcher.seen(generation.digest)
-            if generation.digest == await asyncio.to_thread(it.made.digest):
+            inputs = it.watcher.inputs
+            await asyncio.to_thread(it.made.build, inputs=inputs)
+            it.watcher.seen(inputs.digest)
+            if inputs.digest == await asyncio.to_thread(it.made.digest):
                 return triggers
 
 

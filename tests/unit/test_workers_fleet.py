@@ -22,7 +22,6 @@ from tlsproxy.service.workers.fleet import Fleet, NeverServed
 from tlsproxy.service.workers.order import Order, built, order_of
 from tlsproxy.service.workers.process import WorkerLost, WorkerProcess, WorkerRefused
 from tlsproxy.service.workers.seat import Seat
-from tlsproxy.tls.files import Inputs, read_inputs
 from tlsproxy.tls.generation import Generation
 
 Script = dict[str, list[BaseException | None]]
@@ -118,21 +117,18 @@ def _scripted(monkeypatch: pytest.MonkeyPatch) -> None:
 class Bench:
     def __init__(self, made: Site, workers: int) -> None:
         self.made = made
-        inputs = read_inputs(made.config, made.environ)
-        generation = made.build(inputs=inputs)
         turn = Turn(os.memfd_create("turn"))
-        self.fleet = Fleet(made.config, generation, inputs, [], NoAudit(), turn, lambda: None)
+        self.fleet = Fleet(made.config, made.build(), [], NoAudit(), turn, lambda: None)
         self.fleet._seats = [Seat(number) for number in range(1, workers + 1)]
 
-    def candidate(self) -> tuple[Generation, Inputs]:
+    def candidate(self) -> Generation:
         """Of a new certificate."""
         self.made.serve(ROOT.issue(dns=["localhost"], server=True))
-        inputs = read_inputs(self.made.config, self.made.environ)
-        return self.made.build(self.fleet.generation, inputs=inputs), inputs
+        return self.made.build(self.fleet.generation)
 
     async def publish(self) -> Generation:
-        generation, inputs = self.candidate()
-        await self.fleet.publish(generation, inputs)
+        generation = self.candidate()
+        await self.fleet.publish(generation)
         return generation
 
     async def replaced(self, count: int) -> None:
@@ -335,15 +331,14 @@ def test_numbers_find_their_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_a_worker_builds_the_very_same(tmp_path: Path) -> None:
     made = site(tmp_path)
-    inputs = read_inputs(made.config, made.environ)
-    generation = made.build(inputs=inputs)
-    order = order_of(generation, inputs)
+    generation = made.build()
+    order = order_of(generation)
     made.write("server.key", b"the files are bad by now")
     again = built(order.encoded, made.config, made.environ, generation.config, None)
     assert b"PRIVATE KEY" in order.encoded
     assert "PRIVATE KEY" not in repr(order)
     assert again.digest == generation.digest == order.digest
-    for name in ("number", "config", "material", "upstream_addresses", "warnings", "built_at", "resolved", "documents"):
+    for name in ("number", "states", "config", "material", "upstream_addresses", "warnings", "built_at"):
         assert getattr(again, name) == getattr(generation, name), name
 
 
@@ -367,14 +362,14 @@ def test_who_answers_in_time_is_considered(tmp_path: Path, monkeypatch: pytest.M
             monkeypatch.setattr(Scripted, "_asked_at", None, raising=False)
             monkeypatch.setattr(Scripted, "ask", ask, raising=False)
             monkeypatch.setattr(Scripted, "_prepared", None, raising=False)
-            generation, inputs = bench.candidate()
-            assert await bench.fleet.consider(generation, inputs) == Consequences(connections=3, unheard=1)
+            generation = bench.candidate()
+            assert await bench.fleet.consider(generation) == Consequences(connections=3, unheard=1)
             assert [do for number, do in heard if number == 1] == ["ping", "prepare", "consider"]
             assert [do for number, do in heard if number == 2] == ["ping"]
             await bench.fleet.dismiss()
             stuck.set()
             heard.clear()
-            assert (await bench.fleet.consider(generation, inputs)).connections == 6
+            assert (await bench.fleet.consider(generation)).connections == 6
             assert {number for number, do in heard if do == "prepare"} == {1, 2}
 
     asyncio.run(run())

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import ssl
+import time
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from tlsproxy.tls.files import read_inputs
-from tlsproxy.tls.generation import Generation, build
+from tlsproxy.errors import MaterialError
+from tlsproxy.tls.files import Inputs, read_inputs
+from tlsproxy.tls.generation import Generation, Proposal, propose
+from tlsproxy.tls.judgement import Reading
+from tlsproxy.tls.names import Resolver, names_of
 from tlsproxy.tls.pki import Authority
 
 if TYPE_CHECKING:
@@ -43,6 +47,7 @@ def config_text(**changes: Mapping[str, Any]) -> str:
 class Site:
     directory: Path
     environ: dict[str, str] = field(default_factory=dict)
+    read: Inputs | None = None
 
     @property
     def config(self) -> Path:
@@ -62,8 +67,23 @@ class Site:
         self.write("server.key", issued.key_pem)
 
     def build(self, previous: Generation | None = None, **more: Any) -> Generation:
-        number = previous.number + 1 if previous is not None else 1
-        return build(number=number, config_path=self.config, environ=self.environ, previous=previous, **more)
+        """Of what the files hold, all of which must be good."""
+        proposal = self.propose(previous, **more)
+        for fault in proposal.faults.values():
+            raise MaterialError("", fault.text)
+        assert proposal.generation is not None
+        return proposal.generation
+
+    def propose(
+        self, previous: Generation | None = None, *, inputs: Inputs | None = None, now: float | None = None, **more: Any
+    ) -> Proposal:
+        inputs = inputs or read_inputs(self.config, self.environ, earlier=self.read)
+        self.read = inputs
+        config = inputs.loaded.config
+        started = previous.started if previous is not None else config
+        resolved = Resolver().resolve(names_of(config, started), 5)
+        reading = Reading(self.config, self.environ, inputs, resolved, {}, started)
+        return propose(reading, previous, time.time() if now is None else now, **more)
 
     def digest(self) -> str:
         return read_inputs(self.config, self.environ).digest

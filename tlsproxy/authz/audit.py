@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 AuthType = Literal["Certificate", "ApiKey", "Jwt", "None"]
 EventKind = Literal["handshake", "connection", "tcp_open", "tcp_close", "reload", "start", "stop", "audit"]
-EventResult = Literal["ok", "denied", "failed"]
+EventResult = Literal["ok", "denied", "partial", "failed"]
 
 TRACING_ID_LIMIT: Final = 256
 """A trace id of more bytes than this is cut to as many characters (Qdrant: audit.rs), and so is what a token says."""

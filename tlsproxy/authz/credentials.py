@@ -12,6 +12,8 @@ from tlsproxy.authz.identity import Identity
 from tlsproxy.authz.matcher import Matcher
 
 NEVER: Final = float("inf")
+NOBODYS: Final = b""
+"""The digest of a key whose secret is not known: it is configured, and no secret is it."""
 
 
 def key_digest(secret: str) -> bytes:
@@ -42,14 +44,20 @@ class Keys:
     keys: tuple[Key, ...] = ()
 
     @classmethod
-    def of(cls, api_key: str = "", alt_api_key: str = "", read_only_api_key: str = "") -> Keys:
-        """Qdrant's own, the most powerful first."""
+    def of(cls, api_key: str | None = "", alt_api_key: str | None = "", read_only_api_key: str | None = "") -> Keys:
+        """Qdrant's own, the most powerful first. None is a key whose secret is not known."""
         given = (
             ("api_key", api_key, GlobalMode.M),
             ("alt_api_key", alt_api_key, GlobalMode.M),
             ("read_only_api_key", read_only_api_key, GlobalMode.R),
         )
-        return cls(tuple(Key(name, key_digest(key), Rights(everywhere=mode)) for name, key, mode in given if key))
+        return cls(
+            tuple(
+                Key(name, NOBODYS if key is None else key_digest(key), Rights(everywhere=mode))
+                for name, key, mode in given
+                if key != ""
+            )
+        )
 
     def __bool__(self) -> bool:
         return bool(self.keys)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,8 +15,11 @@ from tlsproxy.config.listeners import listening, titles
 from tlsproxy.config.loader import schema
 from tlsproxy.config.model import Config, Role
 from tlsproxy.config.tokens import key_sources
+from tlsproxy.errors import FailureKind, TlsproxyError
 from tlsproxy.tls.facts import CertificateFacts, day
-from tlsproxy.tls.generation import Generation, build
+from tlsproxy.tls.files import read_inputs
+from tlsproxy.tls.generation import Generation
+from tlsproxy.tls.start import First, first_generation
 
 
 @click.command()
@@ -23,15 +27,18 @@ from tlsproxy.tls.generation import Generation, build
 def check(config_path: Path) -> None:
     """Everything that `run` would refuse: the configuration, its certificates, keys and CRLs, and a TLS handshake.
 
-    Exits with 2 where there is an error. Nothing is listened on, nothing sent to the upstream, and no URL fetched.
+    Exits with 2 where there is an error, with 1 where `run` could not start now and would be tried again. Nothing is
+    listened on, nothing sent to the upstream, and no URL fetched.
     """
     with explained():
-        generation = build(number=1, config_path=config_path, environ=os.environ, previous=None)
+        first = _first(config_path)
+    generation = first.generation
     for line in _summary(generation):
         click.echo(line)
     for problem in generation.unused:
         click.echo(f"unused: {problem}")
-    for warning in generation.warnings:
+    missed = (fault.text for fault in first.faults.values())
+    for warning in (*missed, *generation.warnings, *generation.material.warnings(time.time()), *first.inputs.warnings):
         click.echo(f"warning: {warning}", err=True)
     click.echo(f"{config_path}: ok")
 
@@ -45,6 +52,16 @@ def config() -> None:
 def config_schema() -> None:
     """Print the JSON Schema of the configuration, for editors."""
     click.echo(json.dumps(schema(), indent=2))
+
+
+def _first(config_path: Path) -> First:
+    try:
+        return first_generation(config_path, os.environ, read_inputs(config_path, os.environ), {})
+    except TlsproxyError as error:
+        if error.kind is FailureKind.INPUT:
+            raise
+        click.echo("\n".join(f"error: {line}" for line in str(error).splitlines()), err=True)
+        raise SystemExit(1) from None
 
 
 def _summary(generation: Generation) -> Iterator[str]:

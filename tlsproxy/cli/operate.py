@@ -63,8 +63,9 @@ def top(config_path: Path | None, admin: str | None, interval: float, *, once: b
 def reload_command(config_path: Path | None, admin: str | None, *, dry_run: bool, force: bool) -> None:
     """Have a running gateway read its files anew, wait for the verdict, and print what changed.
 
-    Exits with 0 if what the files say serves now, 1 if it was refused or held back: then nothing has changed.
-    With --dry-run nothing changes in any case, and the exit status is the one that a reload would have.
+    Exits with 0 if what the files say serves now, 1 if some of it does not (refused, waiting for a date, held back): it
+    is said what, and whether anything has changed. With --dry-run nothing changes in any case, and the exit status is
+    the one that a reload would have.
     """
     if dry_run and force:
         raise click.UsageError("--dry-run says what would happen, --force makes it happen: choose one")
@@ -76,7 +77,7 @@ def reload_command(config_path: Path | None, admin: str | None, *, dry_run: bool
     reload = last_reload(verdict, time.time())
     if dry_run:
         _tell_rehearsed(verdict, reload)
-    elif reload.result not in _DONE:
+    elif reload.result not in {*_DONE, "partial"}:
         _tell_refused(verdict, reload)
     else:
         _tell_done(verdict, reload)
@@ -84,7 +85,9 @@ def reload_command(config_path: Path | None, admin: str | None, *, dry_run: bool
 
 
 def _tell_done(verdict: Mapping[str, Any], reload: Reload) -> None:
-    if reload.result == "ok":
+    if reload.error:
+        click.echo(f"{reload.result}: {reload.error}", err=True)
+    if reload.result != "unchanged":
         click.echo(f"published: generation {verdict['generation']}")
     else:
         click.echo(f"unchanged: the files are those that served already; generation {verdict['generation']}")

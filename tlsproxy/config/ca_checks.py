@@ -6,7 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from tlsproxy.authz.anchors import Anchors, Confinement
@@ -66,18 +66,17 @@ def constraints(config: Config, _tree: Tree) -> Iterator[Finding]:
         seen.add(names)
 
 
-def findings(
-    config: Config, anchors: Anchors, configured: Sequence[Anchor], *, constraints_accepted: bool
-) -> Iterator[Finding]:
-    """With the CAs known: ``anchors`` are those in force, ``configured`` those of the file.
-
-    A constraint that names none of them is an error, unless it was ``constraints_accepted`` with them.
-    """
+def unnamed_constraints(config: Config, configured: Sequence[Anchor]) -> Iterator[tuple[CaConstraint, Finding]]:
+    """Those that are about none of the CAs of the file."""
     for index, constraint in enumerate(config.tls.ca_constraints):
         if not any(map(confinement_of(constraint).names, configured)):
             path: Path = ("tls", "ca_constraints", index, "ca" if constraint.ca else "ca_sha256")
-            text = f"no CA of tls.ca_cert is this one; there are {_listed(configured)}"
-            yield Finding(path, text, warning=constraints_accepted)
+            yield constraint, Finding(path, f"no CA of tls.ca_cert is this one; there are {_listed(configured)}")
+
+
+def warnings(config: Config, anchors: Anchors, configured: Sequence[Anchor]) -> Iterator[Finding]:
+    """With the CAs known: ``anchors`` are those in force, ``configured`` those of the file."""
+    yield from (replace(finding, warning=True) for _, finding in unnamed_constraints(config, configured))
     for name in anchors.shared_names():
         text = f'several CAs, with different keys, are called "{name}", and a rule with this name means all of them'
         yield Finding(("tls", "ca_cert"), f"{text}: ca_sha256 tells them apart", warning=True)

@@ -1,19 +1,24 @@
-"""The keys of a configuration, which stand in it or in files of their own. Reads no file itself."""
+"""The keys of a configuration, which stand in it or in files of their own. Reads no file itself.
+
+Where ``read`` gives None for a file, its key is known to nobody.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeAlias
 
 from pydantic import SecretStr
 
-from tlsproxy.authz.credentials import NEVER, Key, Keys, key_digest
+from tlsproxy.authz.credentials import NEVER, NOBODYS, Key, Keys, key_digest
 from tlsproxy.authz.matcher import Matcher
 from tlsproxy.config.callers import NamedKey
 from tlsproxy.config.model import Config
 from tlsproxy.config.policy import rights_of
 from tlsproxy.errors import MaterialError
+
+Read: TypeAlias = Callable[[Path], bytes | None]
 
 KEY_NAMES: Final = ("api_key", "alt_api_key", "read_only_api_key")
 """Of `service`; each may be given as `NAME_file` instead."""
@@ -32,27 +37,45 @@ def secret_files(config: Config) -> tuple[Path, ...]:
     return tuple(path for path in paths if path is not None)
 
 
-def resolve_keys(config: Config, read: Callable[[Path], bytes]) -> Keys:
-    """The clients' keys. Raises :class:`MaterialError` for a file that holds no usable key, or what ``read`` raises."""
+def resolve_keys(config: Config, read: Read) -> Keys:
+    """The clients' keys. Raises :class:`MaterialError` for a file that holds no usable key, for two names of one key,
+    or what ``read`` raises.
+    """
+    keys = known_keys(config, read)
+    for key, same, _ in repeated_keys(config, keys):
+        raise MaterialError(f"keys.{key}", f"is the same key as {same}: every name needs a key of its own")
+    return keys
+
+
+def repeated_keys(config: Config, keys: Keys) -> Iterator[tuple[str, str, tuple[Path, ...]]]:
+    """The named keys that are known under another name already, that name, and the files that the two stand in.
+
+    Such a key would be attributed to the other name, and not be revoked with this one.
+    """
+    service = config.service
+    files = {name: getattr(service, f"{name}_file") for name in KEY_NAMES} | {one.name: one.file for one in config.keys}
+    first = {key.digest: key.name for key in reversed(keys.keys) if key.digest != NOBODYS}
+    for key in keys.keys[len(keys.keys) - len(config.keys) :]:
+        other = first.get(key.digest, key.name)
+        if other != key.name:
+            stands = files[key.name], files[other]
+            yield key.name, other, tuple(path for path in stands if path is not None)
+
+
+def known_keys(config: Config, read: Read) -> Keys:
+    """As :func:`resolve_keys`, but that a key may have several names."""
     service = config.service
     own = Keys.of(
         api_key=_resolve(service.api_key, service.api_key_file, read),
         alt_api_key=_resolve(service.alt_api_key, service.alt_api_key_file, read),
         read_only_api_key=_resolve(service.read_only_api_key, service.read_only_api_key_file, read),
     )
-    keys = list(own.keys)
-    for entry in config.keys:
-        key = _named(config, entry, read)
-        # One that is known under another name already would be attributed to that, and not be revoked with this one.
-        same = next((each.name for each in keys if each.digest == key.digest), None)
-        if same is not None:
-            raise MaterialError(f"keys.{entry.name}", f"is the same key as {same}: every name needs a key of its own")
-        keys.append(key)
-    return Keys(tuple(keys))
+    return Keys((*own.keys, *(_named(config, entry, read) for entry in config.keys)))
 
 
-def _named(config: Config, entry: NamedKey, read: Callable[[Path], bytes]) -> Key:
-    digest = bytes.fromhex(entry.sha256) if entry.sha256 else key_digest(_resolve(None, entry.file, read))
+def _named(config: Config, entry: NamedKey, read: Read) -> Key:
+    secret = None if entry.sha256 else _resolve(None, entry.file, read)
+    digest = bytes.fromhex(entry.sha256) if entry.sha256 else NOBODYS if secret is None else key_digest(secret)
     match = entry.require_certificate
     return Key(
         name=entry.name,
@@ -64,7 +87,7 @@ def _named(config: Config, entry: NamedKey, read: Callable[[Path], bytes]) -> Ke
     )
 
 
-def signing_keys(config: Config, read: Callable[[Path], bytes]) -> tuple[tuple[str, str], ...]:
+def signing_keys(config: Config, read: Read) -> tuple[tuple[str, str], ...]:
     """(name, key) of those keys that tokens may be signed with, in Qdrant's order. Raises as :func:`resolve_keys`."""
     service = config.service
     keys = (
@@ -74,7 +97,7 @@ def signing_keys(config: Config, read: Callable[[Path], bytes]) -> tuple[tuple[s
     return tuple((name, key) for name, key in keys if key)
 
 
-def upstream_api_key(config: Config, read: Callable[[Path], bytes]) -> str | None:
+def upstream_api_key(config: Config, read: Read) -> str | None:
     """The key that goes to Qdrant with every request. Raises as :func:`resolve_keys` does."""
     return _resolve(config.upstream.api_key, config.upstream.api_key_file, read) or None
 
@@ -88,11 +111,18 @@ def key_error(key: str) -> str | None:
     return None
 
 
-def _resolve(value: SecretStr | None, path: Path | None, read: Callable[[Path], bytes]) -> str:
-    if path is None:
-        return "" if value is None else value.get_secret_value()
+def secret_in(path: Path, data: bytes) -> str:
+    """The key that a file holds. Raises :class:`MaterialError`."""
     # latin-1 reads any bytes; what is not ASCII is refused below, without showing what it was.
-    key = read(path).decode("latin-1").removesuffix("\n").removesuffix("\r")
+    key = data.decode("latin-1").removesuffix("\n").removesuffix("\r")
     if error := key_error(key):
         raise MaterialError(str(path), error)
     return key
+
+
+def _resolve(value: SecretStr | None, path: Path | None, read: Read) -> str | None:
+    """Empty where there is none, None where nobody knows it."""
+    if path is None:
+        return "" if value is None else value.get_secret_value()
+    data = read(path)
+    return None if data is None else secret_in(path, data)

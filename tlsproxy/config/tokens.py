@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -17,7 +17,7 @@ from tlsproxy.authz.tokens import Tokens, VerificationKey, Verifier, qdrant_veri
 from tlsproxy.config.callers import JwtIssuer
 from tlsproxy.config.endpoints import shown_url
 from tlsproxy.config.model import Config
-from tlsproxy.config.secrets import signing_keys
+from tlsproxy.config.secrets import Read, signing_keys
 from tlsproxy.errors import MaterialError
 
 _JWS: Final = PyJWS()
@@ -42,8 +42,12 @@ class KeySource:
 
 def public_key_files(config: Config) -> tuple[Path, ...]:
     """The files that :func:`resolve_tokens` reads beyond those of the keys."""
-    paths = (path for issuer in config.jwt_issuers for path in (issuer.pem, issuer.jwks))
-    return tuple(path for path in paths if isinstance(path, Path))
+    return tuple(path for issuer in config.jwt_issuers if (path := key_file(issuer)) is not None)
+
+
+def key_file(issuer: JwtIssuer) -> Path | None:
+    path = issuer.pem or issuer.jwks
+    return path if isinstance(path, Path) else None
 
 
 def key_sources(config: Config) -> dict[KeySource, float]:
@@ -56,10 +60,8 @@ def key_sources(config: Config) -> dict[KeySource, float]:
     return sources
 
 
-def resolve_tokens(
-    config: Config, read: Callable[[Path], bytes], documents: Mapping[KeySource, bytes] = MappingProxyType({})
-) -> Tokens:
-    """An issuer whose keys are not in ``documents`` yet verifies nothing.
+def resolve_tokens(config: Config, read: Read, documents: Mapping[KeySource, bytes] = MappingProxyType({})) -> Tokens:
+    """An issuer whose keys are not in ``documents`` yet, or for whose file ``read`` gives None, verifies nothing.
 
     Raises :class:`MaterialError` for a file that holds no usable key, or what ``read`` raises.
     """
@@ -82,14 +84,20 @@ def key_set(name: str, data: bytes, algorithm: str) -> tuple[VerificationKey, ..
     return keys
 
 
-def _verifier(issuer: JwtIssuer, read: Callable[[Path], bytes], documents: Mapping[KeySource, bytes]) -> Verifier:
-    keys: tuple[VerificationKey, ...] = ()
+def keys_in(issuer: JwtIssuer, data: bytes) -> tuple[VerificationKey, ...]:
+    """Those in the file that is ``issuer``'s. Raises :class:`MaterialError`."""
     if issuer.pem is not None:
-        keys = (VerificationKey(_pem(str(issuer.pem), read(issuer.pem), issuer.algorithm)),)
-    elif isinstance(issuer.jwks, Path):
-        keys = key_set(str(issuer.jwks), read(issuer.jwks), issuer.algorithm)
-    elif issuer.jwks is not None:
-        source = KeySource(issuer.jwks, issuer.algorithm)
+        return (VerificationKey(_pem(str(issuer.pem), data, issuer.algorithm)),)
+    return key_set(str(issuer.jwks), data, issuer.algorithm)
+
+
+def _verifier(issuer: JwtIssuer, read: Read, documents: Mapping[KeySource, bytes]) -> Verifier:
+    path = key_file(issuer)
+    if path is not None:
+        data = read(path)
+        keys = () if data is None else keys_in(issuer, data)
+    else:
+        source = KeySource(str(issuer.jwks), issuer.algorithm)
         document = documents.get(source)
         keys = () if document is None else key_set(source.shown, document, issuer.algorithm)
     return Verifier(issuer.name, issuer.algorithm, keys, issuer.issuer, issuer.audience, issuer.role or "")

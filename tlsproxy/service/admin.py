@@ -33,7 +33,7 @@ RELOAD_DEADLINE: Final = 60.0
 
 _SHUTDOWN: Final = 2.0
 _KEEP_ALIVE: Final = 15.0
-_RESULT_STATUS: Final = {"ok": 200, "unchanged": 200, "held": 409, "failed": 409}
+_RESULT_STATUS: Final = {"ok": 200, "unchanged": 200, "partial": 409, "held": 409, "failed": 409}
 """What the files are to blame for is a conflict; any other verdict is our fault."""
 
 
@@ -47,7 +47,7 @@ class AdminState(Protocol):
         """Everything worth knowing, as JSON values, and no secret."""
 
     async def reload(self, trigger: str, *, force: bool) -> Mapping[str, Any]:
-        """The verdict: `result` (`ok`, `unchanged`, `held` or `failed`), changes and consequences, or `error`.
+        """The verdict: `result` (`ok`, `unchanged`, `partial`, `held` or `failed`), changes, consequences and `error`.
 
         Being cancelled ends the wait for the verdict and never the reload. ``force`` passes the guard that holds.
         """

@@ -77,6 +77,7 @@ class Metrics(Collector):
         self._generation = 0
         self._certificates: dict[tuple[str, str], float] = {}
         self._crls: dict[str, float] = {}
+        self._inputs: Mapping[tuple[str, str], int] = {}
         self._registry = CollectorRegistry()
         self._registry.register(self)
         ProcessCollector(registry=self._registry)
@@ -154,6 +155,10 @@ class Metrics(Collector):
         for crl in material.crls:
             self._crls[crl.issuer] = min(crl.next_update, self._crls.get(crl.issuer, crl.next_update))
 
+    def judged(self, inputs: Mapping[tuple[str, str], int]) -> None:
+        """How many inputs there are by kind and state."""
+        self._inputs = inputs
+
     def render(self) -> tuple[bytes, str]:
         """The exposition and its content type."""
         return generate_latest(self._registry), _CONTENT_TYPE
@@ -227,6 +232,8 @@ class Metrics(Collector):
         text = "1 where limits.mass_cut holds a new generation back."
         yield gauges("reload_held", text, (), [((), self._reload_held)])
         yield gauges("generation", "The number of the generation that serves.", (), [((), self._generation)])
+        text = "Inputs of the configuration: those in force as they are, waiting for a date, refused, or tried again."
+        yield gauges("inputs", text, ("input", "state"), self._inputs.items())
         text = "When a certificate in use expires, in seconds since the epoch."
         yield gauges("certificate_not_after_seconds", text, ("role", "sha256"), self._certificates.items())
         text = "When a CRL in use goes out of date, in seconds since the epoch."

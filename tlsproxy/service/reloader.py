@@ -1,7 +1,8 @@
-"""Reload: a trigger, a build off the loop, one publication or none, and a verdict that everybody can read.
+"""Reload: a trigger, inputs judged each for itself, one publication or none, and a verdict that everybody can read.
 
-A failed build leaves the old generation serving and says so in the log, the metrics, the status and the audit log. One
-build runs at a time; what asks meanwhile gets the verdict of the next.
+What is not good keeps its last good state and is told of in the log, the metrics, the status and the audit log. One
+reload runs at a time; what asks meanwhile gets the verdict of the next. What waits for its moment, or was the fault of
+something else than the files, is tried again by itself.
 """
 
 from __future__ import annotations
@@ -9,40 +10,55 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Mapping
-from contextlib import aclosing
+from collections.abc import Iterable, Mapping
+from contextlib import aclosing, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Final, Literal, Protocol
+from typing import Any, Final, Protocol
 
-from tlsproxy.authz.audit import event_line
-from tlsproxy.errors import TlsproxyError
+from tlsproxy.authz.audit import EventResult, event_line
+from tlsproxy.config.tokens import key_sources
+from tlsproxy.errors import FailureKind, TlsproxyError
+from tlsproxy.proxy.clock import Clock
 from tlsproxy.proxy.consequences import Consequences
 from tlsproxy.service import foretold, logs
 from tlsproxy.service.changes import Change, changes_between
 from tlsproxy.service.jwks import KeySets
+from tlsproxy.service.verdicts import InputState, Verdict, counted, input_states, outcome, wrong
 from tlsproxy.threads import in_thread
 from tlsproxy.tls.files import Inputs, read_inputs
-from tlsproxy.tls.generation import Generation, build
+from tlsproxy.tls.generation import Generation, propose
+from tlsproxy.tls.judgement import Reading
+from tlsproxy.tls.names import DEADLINE, Resolver, names_of
+from tlsproxy.tls.states import Fault, Input, States
 from tlsproxy.tls.watch import Watcher
 
 _AGAIN: Final = 5.0
 """Seconds before a watcher that failed is begun anew."""
+FIRST_RETRY: Final = 1.0
+LAST_RETRY: Final = 60.0
+"""Seconds between two tries of what the files are not to blame for: twice as many each time, up to this."""
+LOOK: Final = 1.0
+"""Seconds between two looks at the clock while something waits for its moment: the clock may be set."""
+
+_OWN: Final = frozenset({"time", "retry"})
+"""Triggers of our own, whose outcome is told only where it is another than before."""
+
+_PUBLICATION: Final = Input("publication", "")
 
 _log = logging.getLogger(__name__)
 
 
 class Target(Protocol):
-    """What serves. ``publish`` raises TlsproxyError where it cannot, and then nothing has changed.
-
-    What was considered is then published, or dismissed.
-    """
+    """What serves. ``publish`` raises TlsproxyError where it cannot, and then nothing has changed."""
 
     @property
     def generation(self) -> Generation: ...
-    async def consider(self, generation: Generation, inputs: Inputs) -> Consequences: ...
+    @property
+    def clock(self) -> Clock: ...
+    async def consider(self, generation: Generation) -> Consequences: ...
     async def dismiss(self) -> None: ...
-    async def publish(self, generation: Generation, inputs: Inputs) -> None: ...
+    async def publish(self, generation: Generation) -> None: ...
 
 
 class Audit(Protocol):
@@ -52,6 +68,7 @@ class Audit(Protocol):
 class ReloadMetrics(Protocol):
     def reload(self, result: str, trigger: str, when: float) -> None: ...
     def published(self, generation: Generation) -> None: ...
+    def judged(self, inputs: Mapping[tuple[str, str], int]) -> None: ...
 
 
 class ReloadTold(Protocol):
@@ -62,29 +79,15 @@ class ReloadTold(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
-    """``unchanged``: built anew from the same files and key sets. ``held``: back, by `limits.mass_cut`.
+class Candidate:
+    """A generation that could be published, how it differs from what serves, and what of the inputs is not in it.
 
-    ``error`` says why, naming the file. ``when`` is epoch seconds. ``changes`` is what the last
-    publication that made a difference (at ``changed_at``) made different: it may have been before this one.
-    ``consequences`` are those that the publication had, or would have had: as JSON values, None where it had none.
+    It is the generation that serves where nothing has changed.
     """
 
-    result: Literal["ok", "unchanged", "failed", "held"]
-    trigger: str
-    when: float
-    generation: int
-    error: str = ""
-    changed_at: float | None = None
-    changes: tuple[Change, ...] = ()
-    consequences: Mapping[str, Any] | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Candidate:
-    """A generation that could be published, the inputs that it is made of, and how it differs from what serves."""
-
     generation: Generation
+    states: States
+    faults: Mapping[Input, Fault]
     inputs: Inputs
     changes: tuple[Change, ...]
 
@@ -103,7 +106,9 @@ class Reloader:
         watcher: Watcher,
         key_sets: KeySets,
         told: ReloadTold,
+        faults: Mapping[Input, Fault],
     ) -> None:
+        """``faults`` are what the first generation has to do without."""
         self._target = target
         self._audit = audit
         self._metrics = metrics
@@ -114,11 +119,18 @@ class Reloader:
         self._told = told
         self._turn = asyncio.Lock()
         self._begun = self._answered = 0
-        self._tried = ""
+        self._resolver = Resolver()
+        self._judged = asyncio.Event()
+        self._pause = FIRST_RETRY
+        self._retry_at = time.monotonic() + FIRST_RETRY
         generation = target.generation
-        self.last = Verdict("ok", "start", generation.built_at, generation.number)
+        self._states, self._faults = generation.states, faults
+        error = wrong(faults)
+        self.last = Verdict(
+            "partial" if error else "ok", "start", generation.built_at, generation.number, error, inputs=self._inputs
+        )
         metrics.published(generation)
-        watcher.seen(generation.digest)
+        metrics.judged(counted(self._inputs))
 
     async def run(self) -> None:
         """Follows the watcher until cancelled. Should the watcher itself fail, it is begun anew."""
@@ -131,8 +143,34 @@ class Reloader:
                 _log.critical("a defect in the watcher", exc_info=error)
                 await asyncio.sleep(_AGAIN)
 
+    async def retry(self) -> None:
+        """Tries again, until cancelled, what time or the environment may have mended."""
+        while True:
+            self._judged.clear()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._quiet()):
+                    await self._judged.wait()
+                    continue
+            now = self._target.clock.now()
+            if any(fault.moment is not None and fault.moment <= now for fault in self._waiting()):
+                await self.reload("time")
+            elif _of_environment(self._faults) and time.monotonic() >= self._retry_at:
+                await self.reload("retry")
+
+    def _quiet(self) -> float | None:
+        """Seconds until something may be due; None where nothing will be."""
+        now = self._target.clock.now()
+        pauses = [min(fault.moment - now, LOOK) for fault in self._waiting() if fault.moment is not None]
+        if _of_environment(self._faults):
+            pauses.append(self._retry_at - time.monotonic())
+        return max(min(pauses), 0.0) if pauses else None
+
+    def _waiting(self) -> Iterable[Fault]:
+        """Those of inputs. After a publication that failed all of them wait for its next attempt."""
+        return () if _PUBLICATION in self._faults else self._faults.values()
+
     async def reload(self, trigger: str, *, force: bool = False) -> Verdict:
-        """Builds from the files as they are now and the key sets fetched last, and publishes it if it is good.
+        """Judges the files as they are now and the key sets fetched last, and publishes what is good and new.
 
         ``force``: `limits.mass_cut` does not hold it back.
         """
@@ -145,6 +183,7 @@ class Reloader:
             verdict = await self._attempt(trigger, force=force)
             self._told.reloaded(verdict)
             self._answered = self._begun
+            self._judged.set()
             return verdict
 
     async def rehearse(self) -> dict[str, Any]:
@@ -154,90 +193,93 @@ class Reloader:
             verdict = Verdict("ok", "admin", time.time(), old.number)
             try:
                 candidate = await self._candidate(old)
-            except TlsproxyError as error:
-                failed = replace(verdict, result="failed", error=str(error))
+                told = await self._considered(candidate, old)
+            except (TlsproxyError, OSError, MemoryError) as failure:
+                failed = replace(verdict, result="failed", error=str(failure))
                 return asdict(failed) | {"warnings": (), "restart_needed": old.restart_needed}
-            new, told = candidate.generation, await self._considered(candidate)
-            await self._target.dismiss()
-        verdict = replace(verdict, changes=candidate.changes, consequences=told)
-        if not _differ(old, new):
-            verdict = replace(verdict, result="unchanged")
-        elif foretold.exceeds(told, old.config.limits.mass_cut):
+            if told is not None:
+                await self._target.dismiss()
+        new, error = candidate.generation, wrong(candidate.faults)
+        verdict = replace(
+            verdict,
+            result=outcome(error, changed=new is not old),
+            error=error,
+            changes=candidate.changes,
+            consequences=told,
+            inputs=input_states(self._config_path, candidate.states, candidate.faults),
+        )
+        if told is not None and foretold.exceeds(told, old.config.limits.mass_cut):
             verdict = replace(verdict, result="held", error=_held(told))
-        return asdict(verdict) | {"warnings": new.warnings, "restart_needed": new.restart_needed}
+        warnings = self._warnings(new, candidate.inputs, candidate.faults)
+        return asdict(verdict) | {"warnings": warnings, "restart_needed": new.restart_needed}
 
     async def _attempt(self, trigger: str, *, force: bool) -> Verdict:
-        old = self._target.generation
-        self._tried = ""
+        old, before = self._target.generation, self._faults
         try:
             candidate = await self._candidate(old)
-            told = await self._considered(candidate)
-            if not force and foretold.exceeds(told, old.config.limits.mass_cut):
+            # Whatever comes of it, the watcher does not come back with the same, but does with anything else.
+            self._watcher.seen(candidate.inputs.digest)
+            told = await self._considered(candidate, old)
+            if told is not None and not force and foretold.exceeds(told, old.config.limits.mass_cut):
                 await self._target.dismiss()
                 return self._hold(trigger, old, told)
-            await self._target.publish(candidate.generation, candidate.inputs)
+            if candidate.generation is not old:
+                await self._target.publish(candidate.generation)
         except TlsproxyError as error:
-            return self._failed(trigger, old, str(error))
+            return self._defer(trigger, old, str(error))
+        except (OSError, MemoryError) as error:
+            return self._defer(trigger, old, f"cannot be built now: {error or type(error).__name__}")
         except Exception as error:  # noqa: BLE001 - a defect of ours, which must not end the watching
             _log.critical("a defect in reload", exc_info=error)
-            return self._failed(trigger, old, f"{type(error).__name__}: {error}")
+            return self._defer(trigger, old, f"{type(error).__name__}: {error}")
+        self._states, self._faults = candidate.states, candidate.faults
+        self._settle_retry(before)
         new = candidate.generation
-        logs.set_level(new.config)
-        self._watcher.seen(new.digest)
-        self._metrics.published(new)
+        if new is not old:
+            logs.set_level(new.config)
+            self._metrics.published(new)
         self._key_sets.published(new.config)
-        return self._tell(trigger, old, candidate, told)
+        return self._tell(trigger, old, candidate, before, told)
 
-    async def _considered(self, candidate: Candidate) -> Mapping[str, Any]:
-        return (await self._target.consider(candidate.generation, candidate.inputs)).told()
+    async def _considered(self, candidate: Candidate, old: Generation) -> Mapping[str, Any] | None:
+        """The consequences of its publication; None where there is nothing to publish."""
+        if candidate.generation is old:
+            return None
+        return (await self._target.consider(candidate.generation)).told()
 
     async def _candidate(self, old: Generation) -> Candidate:
         """From the files as they are now and the key sets fetched last. Changes nothing."""
         inputs = await in_thread(read_inputs, self._config_path, self._environ, earlier=self._watcher.inputs)
-        self._tried = inputs.digest
-        new = await in_thread(
-            build,
-            number=old.number + 1,
-            config_path=self._config_path,
-            environ=self._environ,
-            previous=old,
-            inputs=inputs,
-            documents=await self._key_sets.of(inputs.loaded.config),
-        )
+        config = inputs.loaded.config
+        resolving = in_thread(self._resolver.resolve, names_of(config, old.started), DEADLINE)
+        documents = await self._key_sets.of(config)
+        reading = Reading(self._config_path, self._environ, inputs, await resolving, documents, old.started)
+        now = self._target.clock.now()
+        proposal = await in_thread(propose, reading, old, now, states=self._states, faults=self._faults)
+        new, states = proposal.generation, proposal.states
+        if new is None or states is None:
+            raise AssertionError("there is a good state of everything that serves")
         # Not on the loop: of 10,000 rules it takes 60 ms. Not after the publication, which is told of in one go.
-        return Candidate(new, inputs, await in_thread(changes_between, old, new))
+        changes = () if new is old else await in_thread(changes_between, old, new)
+        return Candidate(new, states, proposal.faults, inputs, changes)
 
-    def _failed(self, trigger: str, old: Generation, error: str) -> Verdict:
-        """The watcher does not come back with what was tried, but does with anything else.
+    def _settle_retry(self, before: Mapping[Input, Fault]) -> None:
+        """The pauses grow for as long as the environment is at fault, and begin anew after that."""
+        lasts = _of_environment(self._faults) and _of_environment(before)
+        self._pause = min(2 * self._pause, LAST_RETRY) if lasts else FIRST_RETRY
+        self._retry_at = time.monotonic() + self._pause
 
-        What it saw may have been something else: a writer was at work between its look and this one.
-        """
-        self._watcher.seen(self._tried)
-        for problem in error.splitlines() or [error]:  # a configuration may have many
-            _log.error(
-                "reload (%s) failed, generation %d goes on serving: %s",
-                trigger,
-                old.number,
-                problem,
-                extra={"trigger": trigger, "generation": old.number},
-            )
-        verdict = replace(
-            self.last,
-            result="failed",
-            trigger=trigger,
-            when=time.time(),
-            generation=old.number,
-            error=error,
-            consequences=None,
-        )
-        return self._record(verdict, "failed", {"error": error})
+    def _defer(self, trigger: str, old: Generation, error: str) -> Verdict:
+        """Nothing that was judged counts: the same files are to be judged and published again."""
+        before, now = self._faults, self._target.clock.now()
+        fault = Fault(error, FailureKind.ENVIRONMENT, None, "", now, kept=True)
+        self._faults = {**before, _PUBLICATION: fault}
+        self._settle_retry(before)
+        return self._fail(trigger, old, before)
 
     def _hold(self, trigger: str, old: Generation, told: Mapping[str, Any]) -> Verdict:
         """It is not tried again before the next trigger, which considers it anew with those who are connected then."""
-        self._watcher.seen(self._tried)
         error = _held(told)
-        extra = {"trigger": trigger, "generation": old.number}
-        _log.error("reload (%s): %s; generation %d goes on serving", trigger, error, old.number, extra=extra)
         verdict = replace(
             self.last,
             result="held",
@@ -247,10 +289,50 @@ class Reloader:
             error=error,
             consequences=told,
         )
+        if trigger in _OWN and self.last.result == "held":
+            self.last = verdict
+            return verdict
+        extra = {"trigger": trigger, "generation": old.number}
+        _log.error("reload (%s): %s; generation %d goes on serving", trigger, error, old.number, extra=extra)
         return self._record(verdict, "failed", {"error": error, "connections": told["cut"]["count"]})
 
-    def _tell(self, trigger: str, old: Generation, candidate: Candidate, told: Mapping[str, Any]) -> Verdict:
-        new, changed = candidate.generation, _differ(old, candidate.generation)
+    def _fail(self, trigger: str, old: Generation, before: Mapping[Input, Fault]) -> Verdict:
+        error = wrong(self._faults)
+        verdict = replace(
+            self.last,
+            result="failed",
+            trigger=trigger,
+            when=time.time(),
+            generation=old.number,
+            error=error,
+            consequences=None,
+            inputs=self._inputs,
+        )
+        if trigger in _OWN and error == wrong(before):
+            self.last = verdict
+            return verdict  # that has been told
+        for problem in error.splitlines():  # a configuration may have many
+            _log.error(
+                "reload (%s) failed, generation %d goes on serving: %s",
+                trigger,
+                old.number,
+                problem,
+                extra={"trigger": trigger, "generation": old.number},
+            )
+        return self._record(verdict, "failed", {"error": error})
+
+    def _tell(
+        self,
+        trigger: str,
+        old: Generation,
+        candidate: Candidate,
+        before: Mapping[Input, Fault],
+        told: Mapping[str, Any] | None,
+    ) -> Verdict:
+        new, error = candidate.generation, wrong(self._faults)
+        changed = new is not old
+        if error and not changed:
+            return self._fail(trigger, old, before)
         _log.info(
             "reload (%s): generation %d serves%s, certificate %s until %s",
             trigger,
@@ -260,25 +342,36 @@ class Reloader:
             time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(new.material.leaf.not_after)),
             extra={"trigger": trigger, "generation": new.number},
         )
+        for problem in error.splitlines():
+            _log.error("reload (%s): not in generation %d: %s", trigger, new.number, problem)
         for name in new.restart_needed:
             _log.warning("%s has changed, which takes effect at the next restart only", name)
-        for sentence in foretold.sentences(told):
+        for sentence in foretold.sentences(told) if told is not None else ():
             _log.warning("reload (%s): %s", trigger, sentence)
-        for warning in new.warnings:
+        for warning in self.warnings():
             _log.warning("%s", warning)
         detail = {
             "old_certificate_sha256": old.material.leaf.sha256,
             "new_certificate_sha256": new.material.leaf.sha256,
         }
-        verdict = Verdict("unchanged", trigger, time.time(), new.number, "", self.last.changed_at, self.last.changes)
+        verdict = replace(
+            self.last,
+            result=outcome(error, changed=changed),
+            trigger=trigger,
+            when=time.time(),
+            generation=new.number,
+            error=error,
+            consequences=told,
+            inputs=self._inputs,
+        )
         if changed:
-            verdict = replace(verdict, result="ok", changed_at=verdict.when, changes=candidate.changes)
-        verdict = replace(verdict, consequences=told)
-        return self._record(verdict, "ok", detail)
+            verdict = replace(verdict, changed_at=verdict.when, changes=candidate.changes)
+        return self._record(verdict, "partial" if error else "ok", detail | ({"error": error} if error else {}))
 
-    def _record(self, verdict: Verdict, result: Literal["ok", "failed"], detail: Mapping[str, str | int]) -> Verdict:
+    def _record(self, verdict: Verdict, result: EventResult, detail: Mapping[str, str | int]) -> Verdict:
         self.last = verdict
         self._metrics.reload(verdict.result, verdict.trigger, verdict.when)
+        self._metrics.judged(counted(verdict.inputs))
         line = event_line(
             when=verdict.when,
             event="reload",
@@ -291,16 +384,37 @@ class Reloader:
         return verdict
 
     @property
+    def _inputs(self) -> tuple[InputState, ...]:
+        return input_states(self._config_path, self._states, self._faults)
+
+    @property
     def faults(self) -> tuple[str, ...]:
         """Why some of the files, or the configuration, are not in force as they are now."""
-        return tuple(map(str, self._watcher.inputs.failures.values()))
+        return tuple(fault.text for fault in self._faults.values())
+
+    def warnings(self) -> tuple[str, ...]:
+        """Of what serves, at this moment, and of the files as they were read last."""
+        return self._warnings(self._target.generation, self._watcher.inputs, self._faults)
+
+    def _warnings(self, generation: Generation, inputs: Inputs, faults: Mapping[Input, Fault]) -> tuple[str, ...]:
+        return (
+            *generation.warnings,
+            *generation.material.warnings(self._target.clock.now()),
+            *inputs.warnings,
+            *(
+                f"{source.shown}: its keys have not been fetched yet: the tokens that they verify are refused"
+                for source in key_sources(generation.config)
+                if source not in generation.states.documents
+            ),
+            *(fault.text for which, fault in faults.items() if which.kind == "name" and fault.kept),
+        )
 
     def status(self) -> dict[str, Any]:
         return asdict(self.last)
 
 
-def _differ(old: Generation, new: Generation) -> bool:
-    return (old.digest, old.documents) != (new.digest, new.documents)
+def _of_environment(faults: Mapping[Input, Fault]) -> bool:
+    return any(fault.kind is FailureKind.ENVIRONMENT for fault in faults.values())
 
 
 def _held(told: Mapping[str, Any]) -> str:

@@ -25,7 +25,7 @@ import tlsproxy
 from tlsproxy.authz.audit import event_line
 from tlsproxy.config.listeners import scheme, titles
 from tlsproxy.config.problems import ConfigError
-from tlsproxy.errors import TlsproxyError
+from tlsproxy.errors import FailureKind, TlsproxyError
 from tlsproxy.proxy.limittable import LimitTable
 from tlsproxy.proxy.listener import Bound
 from tlsproxy.service import auditcounts, logs
@@ -35,15 +35,15 @@ from tlsproxy.service.auditlog import AuditLog, NoAudit, audit_log
 from tlsproxy.service.clockjumps import ClockJumps
 from tlsproxy.service.jwks import KeySets
 from tlsproxy.service.loop import loop_factory
-from tlsproxy.service.reloader import Reloader, Verdict
+from tlsproxy.service.reloader import Reloader
 from tlsproxy.service.serving import Served, Serving
 from tlsproxy.service.sockets import Inherited, InheritedSocketError, inherited_sockets, open_sockets
 from tlsproxy.service.state import ServiceState, described
 from tlsproxy.service.systemd import Notifier
 from tlsproxy.service.watchdog import Watchdog
 from tlsproxy.service.workers.fleet import Fleet
-from tlsproxy.tls.files import Inputs, read_inputs
-from tlsproxy.tls.generation import Generation, build
+from tlsproxy.tls.files import read_inputs
+from tlsproxy.tls.start import First, first_generation
 from tlsproxy.tls.watch import Watcher
 
 _log = logging.getLogger(__name__)
@@ -62,21 +62,20 @@ def run(config_path: Path, ready_file: Path | None) -> int:
             inputs = read_inputs(config_path, os.environ)
             key_sets = KeySets()
             documents = runner.run(key_sets.of(inputs.loaded.config))
-            generation = build(
-                number=1, config_path=config_path, environ=os.environ, previous=None, inputs=inputs, documents=documents
-            )
+            first = first_generation(config_path, os.environ, inputs, documents)
         except ConfigError as error:
             for problem in error.problems:
                 print(problem, file=sys.stderr)  # noqa: T201 - before there is a log
             return 2
         except TlsproxyError as error:
             print(error, file=sys.stderr)  # noqa: T201
-            return 2
-        logs.configure(generation.config, os.environ)
-        if generation.config.admin.listen is not None:  # before anybody is accepted, who would wait for it
+            return 2 if error.kind is FailureKind.INPUT else 1
+        config = first.generation.config
+        logs.configure(config, os.environ)
+        if config.admin.listen is not None:  # before anybody is accepted, who would wait for it
             import tlsproxy.service.admin  # noqa: F401, PLC0415
         try:
-            runner.run(_Program(config_path, generation, inputs, key_sets, ready_file, notifier, inherited).serve())
+            runner.run(_Program(config_path, first, key_sets, ready_file, notifier, inherited).serve())
         except asyncio.CancelledError:
             _log.info("ended before it served")
         except InheritedSocketError as error:
@@ -94,17 +93,16 @@ class _Program:
     def __init__(
         self,
         config_path: Path,
-        generation: Generation,
-        inputs: Inputs,
+        first: First,
         key_sets: KeySets,
         ready_file: Path | None,
         notifier: Notifier,
         inherited: Sequence[Inherited],
     ) -> None:
         self._config_path = config_path
-        self._inputs = inputs
+        self._first = first
         self._key_sets = key_sets
-        self._generation = generation
+        self._generation = first.generation
         self._ready_file = ready_file
         self._notifier = notifier
         self._inherited = inherited
@@ -137,9 +135,10 @@ class _Program:
                 metrics=served.counted,
                 config_path=self._config_path,
                 environ=os.environ,
-                watcher=Watcher(self._config_path, os.environ, self._inputs),
+                watcher=Watcher(self._config_path, os.environ, self._first.inputs),
                 key_sets=self._key_sets,
                 told=self._notifier,
+                faults=self._first.faults,
             )
             watchdog = Watchdog(
                 self._notifier,
@@ -149,13 +148,14 @@ class _Program:
             )
             jumps = ClockJumps(served.clock, served.counted)
             admin = await self._start_admin(stack, ServiceState(served, bound, reloader, self._key_sets, jumps))
-            self._announce(bound, admin, reloader.last)
+            self._announce(bound, admin, reloader)
             _event(audit, "start")
             self._starting = None
             async with asyncio.TaskGroup() as tasks:
                 watched = tasks.create_task(watchdog.run())
                 owned = [
                     tasks.create_task(reloader.run()),
+                    tasks.create_task(reloader.retry()),
                     tasks.create_task(self._reload_on_signal(reloader)),
                     tasks.create_task(jumps.run(reloader.reload)),
                     tasks.create_task(self._key_sets.run(lambda: served.generation.config, reloader.reload)),
@@ -178,7 +178,7 @@ class _Program:
             serving = Serving(generation, bound, audit, table, key_missing, itertools.count(1), alone=True)
             stack.callback(serving.close)
             return serving
-        fleet = Fleet(self._config_path, generation, self._inputs, bound, audit, turn, key_missing)
+        fleet = Fleet(self._config_path, generation, bound, audit, turn, key_missing)
         await stack.enter_async_context(fleet.running())
         return fleet
 
@@ -193,20 +193,22 @@ class _Program:
         stack.push_async_callback(server.stop)
         return bound
 
-    def _announce(self, bound: Sequence[Bound], admin: str | None, verdict: Verdict) -> None:
+    def _announce(self, bound: Sequence[Bound], admin: str | None, reloader: Reloader) -> None:
         serving = ", ".join(
             f"{titles(one.where.protocols)} on {scheme(one.where.protocols)}://{one.address}" for one in bound
         )
         _log.info("tlsproxy %s: serving %s", tlsproxy.__version__, serving)
         if admin is not None:
             _log.info("serving the operators on %s", admin)
-        for warning in self._generation.warnings:
+        for problem in reloader.last.error.splitlines():
+            _log.error("not in force yet: %s", problem)
+        for warning in reloader.warnings():
             _log.warning("%s", warning)
         if self._ready_file is not None:
             staged = self._ready_file.with_name(f"{self._ready_file.name}.{os.getpid()}")
             staged.write_text(json.dumps({"listeners": described(bound), "admin": admin}), encoding="utf-8")
             staged.replace(self._ready_file)
-        self._notifier.serving(serving, verdict)
+        self._notifier.serving(serving, reloader.last)
 
     def _handle_signals(self, loop: asyncio.AbstractEventLoop) -> None:
         loop.add_signal_handler(signal.SIGHUP, self._reload.set)

@@ -26,7 +26,6 @@ from tlsproxy.service import allocator, collector
 from tlsproxy.service.auditlog import AuditLog, NoAudit
 from tlsproxy.service.metrics import Metrics
 from tlsproxy.service.readiness import OK, Address, UpstreamProbe, audit_part, generation_part
-from tlsproxy.tls.files import Inputs
 from tlsproxy.tls.generation import Generation
 
 MOST_TOLD: Final = 1000
@@ -46,9 +45,9 @@ class Served(Protocol):
     def clock(self) -> Clock: ...
     @property
     def generation(self) -> Generation: ...
-    async def consider(self, generation: Generation, inputs: Inputs) -> Consequences: ...
+    async def consider(self, generation: Generation) -> Consequences: ...
     async def dismiss(self) -> None: ...
-    async def publish(self, generation: Generation, inputs: Inputs) -> None: ...
+    async def publish(self, generation: Generation) -> None: ...
     async def ready(self) -> Mapping[str, str]: ...
     async def figures(self) -> Mapping[str, Any]: ...
     async def cut(self, number: int) -> bool: ...
@@ -107,16 +106,13 @@ class Serving:
     def generation(self) -> Generation:
         return self._gateway.generation
 
-    async def consider(self, generation: Generation, inputs: Inputs) -> Consequences:  # noqa: ARG002 - as below
-        return await self.consequences_of(generation)
-
-    async def consequences_of(self, generation: Generation) -> Consequences:
+    async def consider(self, generation: Generation) -> Consequences:
         return await self._gateway.register.consider(generation)
 
     async def dismiss(self) -> None:
         """Nothing is kept of what was considered."""
 
-    async def publish(self, generation: Generation, inputs: Inputs) -> None:  # noqa: ARG002 - they are in it
+    async def publish(self, generation: Generation) -> None:
         self.adopt(generation)
 
     def adopt(self, generation: Generation) -> None:

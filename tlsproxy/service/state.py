@@ -48,7 +48,7 @@ class ServiceState:
                 "number": generation.number,
                 "digest": generation.digest,
                 "built_at": generation.built_at,
-                "warnings": generation.warnings,
+                "warnings": self._reloader.warnings(),
                 "unused": [str(problem) for problem in generation.unused],
                 "restart_needed": generation.restart_needed,
             },

@@ -12,7 +12,7 @@ import time
 from collections.abc import MutableMapping
 from typing import Final
 
-from tlsproxy.service.reloader import Verdict
+from tlsproxy.service.verdicts import Verdict
 
 _SEND_DEADLINE: Final = 1.0
 """Seconds for systemd to make room for a message."""
@@ -81,6 +81,8 @@ def _told(verdict: Verdict) -> str:
         return f"generation {verdict.generation} goes on, reload ({verdict.trigger}) of {when} {verdict.error}"
     if verdict.result == "failed":
         return f"generation {verdict.generation} goes on, reload ({verdict.trigger}) FAILED at {when}: {verdict.error}"
+    if verdict.result == "partial":
+        return f"generation {verdict.generation} since {when} ({verdict.trigger}), NOT ALL of it: {verdict.error}"
     return f"generation {verdict.generation} since {when} ({verdict.trigger})"
 
 

@@ -1,42 +1,41 @@
 """A generation: everything that a connection is accepted and decided by, as one immutable value.
 
-It is read, checked, built and tried off the event loop, and published by one assignment of whoever owns the listener.
-A build that fails raises and changes nothing: the generation in use goes on.
+It is judged, assembled and tried off the event loop, and published by one assignment of whoever owns the listener.
+What fails changes nothing: the generation in use goes on.
 """
 
 from __future__ import annotations
 
-import socket
-import time
 from dataclasses import dataclass, field
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Final
 
-from tlsproxy.config.ca_checks import findings
-from tlsproxy.config.endpoints import is_address, upstream_endpoint
+from tlsproxy.config.ca_checks import warnings as ca_warnings
 from tlsproxy.config.listeners import PROTOCOLS, TCP, bound, listening
 from tlsproxy.config.listeners import tunnels as tunnels_of
 from tlsproxy.config.loader import located
 from tlsproxy.config.policy import policy_of
-from tlsproxy.config.problems import ConfigError
-from tlsproxy.config.secrets import resolve_keys, upstream_api_key
-from tlsproxy.config.tokens import KeySource, key_sources, resolve_tokens
-from tlsproxy.errors import MaterialError
+from tlsproxy.config.secrets import known_keys, upstream_api_key
+from tlsproxy.config.tokens import resolve_tokens
 from tlsproxy.tls.context import build_context, self_handshake
-from tlsproxy.tls.files import read_inputs
-from tlsproxy.tls.material import Material, load_material
+from tlsproxy.tls.judgement import Reading, Serving, judge
+from tlsproxy.tls.material import Material, crl_policy, material_of
+from tlsproxy.tls.names import tunnel_name
+from tlsproxy.tls.trust import NO_TRUST, Trust
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from tlsproxy.authz.roles import Policy, Principal
     from tlsproxy.config.model import Config, ProtocolName, Protocols
     from tlsproxy.config.problems import Problem
     from tlsproxy.tls.chains import ChainCertificate
-    from tlsproxy.tls.files import Inputs
+    from tlsproxy.tls.names import Address
     from tlsproxy.tls.peer import Peer
+    from tlsproxy.tls.servercert import ServerCertificate
+    from tlsproxy.tls.states import Fault, Input, States
 
 ALPN: Final[Mapping[ProtocolName, str]] = {"grpc": "h2", "rest": "http/1.1"}
 """By what name (RFC 7301) a client asks for a protocol. The first that it knows is taken: gRPC has no other way in."""
@@ -59,17 +58,6 @@ NEEDS_RESTART: Final = (
 )
 """What is bound or opened once, when the service starts. Of `listeners`, what :func:`bound` says."""
 
-Address: TypeAlias = tuple[int, tuple[Any, ...]]
-
-
-@dataclass(frozen=True, slots=True)
-class Resolved:
-    """A name's addresses, and what was wrong with finding them."""
-
-    url: str
-    addresses: tuple[Address, ...]
-    warning: str = ""
-
 
 @dataclass(frozen=True, slots=True)
 class Tunnel:
@@ -80,23 +68,9 @@ class Tunnel:
 
 
 @dataclass(frozen=True, slots=True)
-class Settled:
-    """What another process has settled for a build that is to have the same outcome here: names are not asked for anew.
-
-    ``material`` is what serves here so far; ``tunnels`` are those of its outcome.
-    """
-
-    started: Config = field(repr=False)
-    resolved: Mapping[str, Resolved] = field(repr=False)
-    material: Material | None = field(default=None, repr=False)
-    tunnels: Mapping[str, Tunnel] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
 class Generation:
-    """``number`` counts from 1; ``digest`` is over every input's bytes; ``built_at`` is seconds since the epoch.
+    """``number`` counts from 1; ``digest`` is over every input's state; ``built_at`` is seconds since the epoch.
 
-    ``documents`` are the key sets that were fetched for it.
     ``started`` is the configuration that the process started with, and ``restart_needed`` names what has changed since
     in vain. ``contexts`` has one for each set of protocols that a listener serves. ``upstream_addresses`` are those of
     REST, and of gRPC where it is served: (family, sockaddr), in the order to try them.
@@ -104,6 +78,7 @@ class Generation:
 
     number: int
     digest: str
+    states: States = field(repr=False)
     config: Config
     started: Config = field(repr=False)
     contexts: Mapping[Protocols, ssl.SSLContext] = field(repr=False)
@@ -116,8 +91,6 @@ class Generation:
     unused: tuple[Problem, ...]
     restart_needed: tuple[str, ...]
     built_at: float
-    documents: Mapping[KeySource, bytes] = field(default_factory=dict, repr=False)
-    resolved: Mapping[str, Resolved] = field(default_factory=dict, repr=False)
     _principals: dict[tuple[str, ...], Principal] = field(default_factory=dict, repr=False, compare=False)
 
     def principal_of(self, peer: Peer | None, issuers: Sequence[ChainCertificate] = ()) -> Principal:
@@ -146,115 +119,186 @@ class Generation:
         return self.material.trust.refusal_of(peer.chain, now)
 
 
-def build(
+@dataclass(frozen=True, slots=True)
+class Proposal:
+    """What could be published. ``generation`` is the one that serves where no state is another; None for lack of some.
+
+    ``faults`` are why files hold something else than ``states`` do.
+    """
+
+    generation: Generation | None
+    states: States | None
+    faults: Mapping[Input, Fault]
+
+
+def propose(
+    reading: Reading,
+    former: Generation | None,
+    now: float,
+    *,
+    states: States | None = None,
+    faults: Mapping[Input, Fault] | None = None,
+) -> Proposal:
+    """Judge, assemble and try. Blocks: call it in a worker thread.
+
+    ``states`` and ``faults`` are those of the proposal before: its states are those of ``former``, and tell what was
+    read for them last. Raises ConfigError where there is no former configuration to fall back on, MaterialError where
+    OpenSSL does not take what was good by itself.
+    """
+    serving = None
+    if former is not None:
+        serving = Serving(states or former.states, former.material.trust, former.material.sent)
+    config = reading.inputs.loaded.config
+
+    def handshake(server: ServerCertificate) -> None:
+        self_handshake(material_of(config.tls, server, NO_TRUST, now), alpn=alpn_of(PROTOCOLS))
+
+    judgement = judge(reading, serving, faults or {}, now, handshake)
+    best = judgement.states
+    if best is None:
+        return Proposal(None, None, judgement.faults)
+    if former is not None and best == former.states:
+        return Proposal(former, best, judgement.faults)
+    generation = assemble(
+        best,
+        number=former.number + 1 if former is not None else 1,
+        config_path=reading.config_path,
+        environ=reading.environ,
+        started=reading.started or config,
+        former=former,
+        tunnels=former.tunnels if former is not None else {},
+        now=now,
+    )
+    return Proposal(generation, best, judgement.faults)
+
+
+def assemble(  # noqa: PLR0913 - what a generation depends on, by name
+    states: States,
     *,
     number: int,
     config_path: Path,
     environ: Mapping[str, str],
-    previous: Generation | Settled | None,
-    inputs: Inputs | None = None,
-    documents: Mapping[KeySource, bytes] | None = None,
-    now: float | None = None,
+    started: Config,
+    former: Generation | None,
+    tunnels: Mapping[str, Tunnel],
+    now: float,
 ) -> Generation:
-    """Read (unless ``inputs`` were read already), check, build and try out. Blocks: call it in a worker thread.
+    """A generation of these states. What is the same as in the ``former`` one is shared with it.
 
-    ``documents`` are the key sets that have been fetched; None where nobody fetches any, so that none is missed.
-    Raises ConfigError or MaterialError; UnstableInputs, a MaterialError, where the files are being written just now.
+    ``tunnels`` are those so far. Raises MaterialError where OpenSSL does not take the states.
     """
-    if inputs is None:
-        inputs = read_inputs(config_path, environ)
-    for failure in inputs.failures.values():
-        raise failure.with_traceback(None)
-    moment = time.time() if now is None else now
-    loaded, files = inputs.loaded, inputs.files
+    loaded = states.configuration.value
     config = loaded.config
-    material = load_material(config, files, now=moment, previous=previous.material if previous is not None else None)
-    told = _of_cas(inputs, config_path, environ, material, previous)
-    keys, tokens = resolve_keys(config, files.__getitem__), resolve_tokens(config, files.__getitem__, documents or {})
-    started = previous.started if previous is not None else config
-    # What is bound serves on, whatever a changed configuration says of listeners before the restart.
-    served = {listener.protocols for listener in listening(started)}
+    material = _material(states, former, now)
+    policy = _policy(states, former)
+    told = ca_warnings(config, material.anchors, material.configured)
+    shared = former is not None and policy is former.policy and material.anchors is former.material.anchors
+    return Generation(
+        number=number,
+        digest=states.digest,
+        states=states,
+        config=config,
+        started=started,
+        contexts=_contexts(config, started, material, former),
+        material=material,
+        policy=policy,
+        upstream_api_key=upstream_api_key(config, _secrets(states)),
+        upstream_addresses={
+            protocol: states.names[name].addresses
+            for protocol in PROTOCOLS
+            if (name := f"upstream.{protocol}") in states.names
+        },
+        tunnels=_tunnels(states, config, started, tunnels),
+        warnings=(
+            *map(str, loaded.warnings),
+            *map(str, located(states.configuration.data[0], config_path, environ, told)),
+            *_gone(material, former),
+        ),
+        unused=loaded.unused,
+        restart_needed=restart_needed(config, started),
+        built_at=now,
+        _principals=former._principals if former is not None and shared else {},  # noqa: SLF001 - of its own kind
+    )
+
+
+def _material(states: States, former: Generation | None, now: float) -> Material:
+    """The trust is the larger part: CRLs of large authorities."""
+    tls = states.configuration.value.config.tls
+    policy = crl_policy(tls)
+    trust = None
+    if former is not None:
+        before, was, trusted = former.states, former.config.tls, former.material.trust
+        same = (before.authorities, before.crls, was.ca_cert) == (states.authorities, states.crls, tls.ca_cert)
+        if same and trusted.policy == policy:
+            trust = trusted
+            named = ("cert", "key", "ca_constraints")
+            if before.server == states.server and all(getattr(was, name) == getattr(tls, name) for name in named):
+                return former.material
+    if trust is None and states.authorities is not None:
+        crls = [crl for state in states.crls.values() for crl in state.value]
+        trust = Trust.of(str(tls.ca_cert), states.authorities.value, crls, policy)
+    return material_of(tls, states.server.value, trust or NO_TRUST, now)
+
+
+def _policy(states: States, former: Generation | None) -> Policy:
+    if former is not None and all(
+        getattr(states, name) == getattr(former.states, name)
+        for name in ("configuration", "secrets", "public_keys", "documents")
+    ):
+        return former.policy
+    config, secrets = states.configuration.value.config, _secrets(states)
+
+    def read(path: Path) -> bytes | None:
+        state = states.public_keys.get(path)
+        return secrets(path) if state is None else state.data[0]
+
+    return policy_of(config, known_keys(config, secrets), resolve_tokens(config, read, states.documents))
+
+
+def _secrets(states: States) -> Callable[[Path], bytes | None]:
+    return lambda path: states.secrets[path].data[0] if path in states.secrets else None
+
+
+def _contexts(
+    config: Config, started: Config, material: Material, former: Generation | None
+) -> Mapping[Protocols, ssl.SSLContext]:
+    """What is bound serves on, whatever a changed configuration says of listeners before the restart.
+
+    A context is never changed once it is made, so two generations may have the same.
+    """
     required = config.service.verify_https_client_certificate
-    contexts = {
+    if (
+        former is not None
+        and former.config.service.verify_https_client_certificate == required
+        and former.material.same_tls(material)
+    ):
+        return former.contexts
+    return {
         # Who may connect to mode tcp is known by certificate alone.
         protocols: build_context(
             material, require_client_certificate=required or protocols == TCP, alpn=alpn_of(protocols)
         )
-        for protocols in served
+        for protocols in {listener.protocols for listener in listening(started)}
     }
-    self_handshake(material, alpn=alpn_of(PROTOCOLS))
-    # REST always: what a token depends on is asked there.
-    needed = {"rest", *(protocol for protocols in served for protocol in protocols)}
-    names: dict[str, str] = {
-        f"upstream.{protocol}": getattr(config.upstream, protocol) for protocol in PROTOCOLS if protocol in needed
+
+
+def _tunnels(states: States, config: Config, started: Config, former: Mapping[str, Tunnel]) -> Mapping[str, Tunnel]:
+    """One that the configuration names no more is bound until the restart, and serves on as it was."""
+    host = started.service.host
+    tunnels = {
+        where: Tunnel(states.names[tunnel_name(where)].addresses, frozenset(one.allow))
+        for where, one in tunnels_of(config, host).items()
     }
-    tunnels = tunnels_of(config, started.service.host)
-    # One that the configuration names no more is bound until the restart, and serves on as it was.
-    kept = tunnels_of(started, started.service.host).keys() - tunnels.keys() if previous is not None else set()
-    names |= {f"listeners: {address}": f"http://{tunnel.upstream}" for address, tunnel in tunnels.items()}
-    resolved = {name: _resolve(config_path, name, url, previous) for name, url in names.items()}
-    return Generation(
-        number=number,
-        digest=inputs.digest,
-        config=config,
-        started=started,
-        contexts=contexts,
-        material=material,
-        policy=policy_of(config, keys, tokens),
-        upstream_api_key=upstream_api_key(config, files.__getitem__),
-        upstream_addresses={
-            protocol: resolved[f"upstream.{protocol}"].addresses for protocol in PROTOCOLS if protocol in needed
-        },
-        tunnels={
-            address: Tunnel(resolved[f"listeners: {address}"].addresses, frozenset(tunnel.allow))
-            for address, tunnel in tunnels.items()
-        }
-        | {address: previous.tunnels[address] for address in kept if previous is not None},
-        resolved=resolved,
-        warnings=(
-            *map(str, loaded.warnings),
-            *inputs.warnings,
-            *material.warnings,
-            *map(str, told),
-            *(one.warning for one in resolved.values() if one.warning),
-            *(
-                f"{source.shown}: its keys have not been fetched yet: the tokens that they verify are refused"
-                for source in key_sources(config)
-                if documents is not None and source not in documents
-            ),
-        ),
-        unused=loaded.unused,
-        restart_needed=restart_needed(config, started),
-        built_at=moment,
-        documents=documents or {},
-    )
+    kept = tunnels_of(started, host).keys() & former.keys() - tunnels.keys()
+    return tunnels | {where: former[where] for where in kept}
 
 
-def _of_cas(
-    inputs: Inputs,
-    config_path: Path,
-    environ: Mapping[str, str],
-    material: Material,
-    previous: Generation | Settled | None,
-) -> tuple[Problem, ...]:
-    """Warnings about the CAs that the configuration names. Raises ConfigError where a constraint names none.
-
-    That must not keep a CA from being taken away: the constraint may stay where no CA has come since it was accepted.
-    What another process has settled is not judged again.
-    """
-    if isinstance(previous, Settled):
-        return ()
-    config = inputs.loaded.config
-    accepted = (
-        previous is not None
-        and previous.config.tls.ca_constraints == config.tls.ca_constraints
-        and set(previous.material.configured).issuperset(material.configured)
-    )
-    found = list(findings(config, material.anchors, material.configured, constraints_accepted=accepted))
-    problems = located(inputs.files[config_path], config_path, environ, found)
-    if wrong := [problem for problem, finding in zip(problems, found, strict=True) if not finding.warning]:
-        raise ConfigError(wrong)
-    return problems
+def _gone(material: Material, former: Generation | None) -> Iterator[str]:
+    """What looks like a step back. It may be meant, so it is said and not refused."""
+    still = {crl.issuer for crl in material.crls}
+    for issuer in dict.fromkeys(crl.issuer for crl in former.material.crls) if former is not None else ():
+        if issuer not in still:
+            yield f"there is no CRL of {issuer} any more"
 
 
 def restart_needed(config: Config, started: Config) -> tuple[str, ...]:
@@ -269,20 +313,3 @@ def _opened(config: Config, name: str) -> object:
 def alpn_of(protocols: Protocols) -> tuple[str, ...]:
     """What a listener of these protocols agrees to, the preferred one first."""
     return tuple(name for protocol, name in ALPN.items() if protocol in protocols)
-
-
-def _resolve(config_path: Path, name: str, url: str, previous: Generation | Settled | None) -> Resolved:
-    """A resolver that is down must not keep a new certificate from being served: the addresses in use stay then."""
-    if isinstance(previous, Settled):
-        return previous.resolved[name]
-    endpoint = upstream_endpoint(url)
-    flags = socket.AI_NUMERICHOST if is_address(endpoint.host) else 0
-    try:
-        found = socket.getaddrinfo(endpoint.host, endpoint.port, type=socket.SOCK_STREAM, flags=flags)
-    except OSError as error:
-        text = f"{name}: {endpoint.host} cannot be resolved ({error.strerror})"
-        former = previous.resolved.get(name) if previous is not None else None
-        if former is None or former.url != url:
-            raise MaterialError(str(config_path), text) from None
-        return Resolved(url, former.addresses, f"{text}; its former addresses are used")
-    return Resolved(url, tuple(dict.fromkeys((int(family), address) for family, _, _, _, address in found)))

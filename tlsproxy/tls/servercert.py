@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
-from tlsproxy.errors import MaterialError
+from tlsproxy.errors import FailureKind, MaterialError
 from tlsproxy.tls import pem
 from tlsproxy.tls.facts import day
 
@@ -52,7 +52,7 @@ class ServerCertificate:
     warnings: tuple[str, ...]
 
 
-def load_chain(path: str, data: bytes, *, now: float) -> tuple[x509.Certificate, ...]:
+def load_chain(path: str, data: bytes) -> tuple[x509.Certificate, ...]:
     """The leaf and its intermediates, leaf first. Raises MaterialError for the first thing that is wrong with them."""
     chain = []
     for block in pem.blocks_of(path, data):
@@ -63,8 +63,6 @@ def load_chain(path: str, data: bytes, *, now: float) -> tuple[x509.Certificate,
     if not chain:
         raise MaterialError(path, "holds no certificate; put the server certificate first, then its intermediates")
     _check_leaf(path, chain[0])
-    for certificate in chain:
-        _check_dates(path, certificate, now)
     for issued, issuer in pairwise(chain):
         _check_link(path, issued, issuer)
     return tuple(chain)
@@ -103,12 +101,12 @@ def load_key(path: str, data: bytes, passphrase: bytes | None) -> tuple[PrivateK
 
 
 def load_server_certificate(
-    cert: tuple[str, bytes], key: tuple[str, bytes], passphrase: bytes | None, *, now: float
+    cert: tuple[str, bytes], key: tuple[str, bytes], passphrase: bytes | None
 ) -> ServerCertificate:
-    """Certificate, chain and key as configured, each a path and its bytes. Raises MaterialError."""
+    """Certificate, chain and key as configured, each a path and its bytes; whatever the time. Raises MaterialError."""
     cert_path, cert_data = cert
     key_path, key_data = key
-    chain = load_chain(cert_path, cert_data, now=now)
+    chain = load_chain(cert_path, cert_data)
     private, block = load_key(key_path, key_data, passphrase)
     if private.public_key() != chain[0].public_key():
         raise MaterialError(
@@ -121,6 +119,18 @@ def load_server_certificate(
     if not _has_names(chain[0]):
         warnings.append(f"{cert_path}: names no host in subjectAltName; clients that verify host names refuse it")
     return ServerCertificate(chain, block, passphrase, tuple(warnings))
+
+
+def check_dates(path: str, chain: Iterable[x509.Certificate], now: float, skew: float) -> None:
+    """Each certificate must be valid at ``now``, or start ``skew`` seconds later. Raises MaterialError."""
+    for certificate in chain:
+        name = certificate.subject.rfc4514_string()
+        start, end = certificate.not_valid_before_utc.timestamp(), certificate.not_valid_after_utc.timestamp()
+        if start > now + skew:
+            text = f"{name} is not valid before {day(start)}; it waits for that"
+            raise MaterialError(path, text, FailureKind.TIME, start - skew)
+        if end <= now:
+            raise MaterialError(path, f"{name} expired at {day(end)}; renew it")
 
 
 def passphrase_of(path: str, data: bytes) -> bytes:
@@ -176,15 +186,6 @@ def _check_leaf(path: str, leaf: x509.Certificate) -> None:
         raise MaterialError(
             path, f"{name} may not sign: its key usage lacks digitalSignature, which ECDHE and TLS 1.3 need"
         )
-
-
-def _check_dates(path: str, certificate: x509.Certificate, now: float) -> None:
-    name = certificate.subject.rfc4514_string()
-    start, end = certificate.not_valid_before_utc.timestamp(), certificate.not_valid_after_utc.timestamp()
-    if start > now + SKEW:
-        raise MaterialError(path, f"{name} is not valid before {day(start)}; check the clock, or wait")
-    if end <= now:
-        raise MaterialError(path, f"{name} expired at {day(end)}; renew it")
 
 
 def _check_link(path: str, issued: x509.Certificate, issuer: x509.Certificate) -> None:

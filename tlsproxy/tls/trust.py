@@ -197,14 +197,14 @@ class Trust:
         """By any CRL of the issuer, whatever its scope and age."""
         return any(serial in crl.serials for crl in self.crls.get(issuer, ()))
 
-    def newer(self, crl: Crl) -> Crl | None:
-        """The CRL in use, of the same signer and scope, that this one is older than."""
+    def held(self, crl: Crl) -> Crl | None:
+        """The CRL in use of the same signer and scope."""
         return next(
             (
                 held
                 for certificate in self.configured
                 for held in self.crls.get(issuer_of(certificate), ())
-                if held.digest == crl.digest and older_than(crl, held) and crl.signed_by(certificate)
+                if held.digest == crl.digest and (held is crl or crl.signed_by(certificate))
             ),
             None,
         )
@@ -305,7 +305,8 @@ def load_trust(
             raise MaterialError(
                 crl.path, f"the CRL of {crl.issuer} was to be replaced by {day(crl.next_update)}; fetch it anew"
             )
-        if (newer := previous.newer(crl)) is not None:
+        newer = previous.held(crl)
+        if newer is not None and older_than(crl, newer):
             raise MaterialError(
                 crl.path,
                 f"the CRL of {crl.issuer} ({_edition(crl)}) is older than the one in use ({_edition(newer)}); "

@@ -38,7 +38,6 @@ from tlsproxy.service.workers.order import Order, order_of
 from tlsproxy.service.workers.process import ATTENTION, LAST, WorkerLost, WorkerProcess, WorkerRefused
 from tlsproxy.service.workers.publication import STOPPED, Publication
 from tlsproxy.service.workers.seat import Seat
-from tlsproxy.tls.files import Inputs
 from tlsproxy.tls.generation import Generation
 
 ANSWER: Final = 2.0
@@ -65,7 +64,6 @@ class Fleet:
         self,
         config_path: Path,
         generation: Generation,
-        inputs: Inputs,
         bound: Sequence[Bound],
         audit: AuditLog | NoAudit,
         turn: Turn,
@@ -78,8 +76,8 @@ class Fleet:
         )
         self.clock = Clock()
         self.generation = generation
-        self._order = order_of(generation, inputs)
-        self._started = inputs.files[config_path]
+        self._order = order_of(generation)
+        self._started = generation.states.configuration.data[0]
         self._config_path = config_path
         self._bound = bound
         self._audit = audit
@@ -181,9 +179,9 @@ class Fleet:
 
     # All of them
 
-    async def consider(self, generation: Generation, inputs: Inputs) -> Consequences:
+    async def consider(self, generation: Generation) -> Consequences:
         """Of the workers whose loop turns: nobody waits for one that is stuck."""
-        order = order_of(generation, inputs)
+        order = order_of(generation)
         self._considered = generation, order
         workers = self._serving()
         patience = ATTENTION if self.generation.config.limits.mass_cut != MassCut() else PATIENCE
@@ -196,9 +194,9 @@ class Fleet:
         self._considered = None
         await asyncio.gather(*(one.dismiss() for one in self._serving()), return_exceptions=True)
 
-    async def publish(self, generation: Generation, inputs: Inputs) -> None:
+    async def publish(self, generation: Generation) -> None:
         known, self._considered = self._considered, None
-        order = known[1] if known is not None and known[0] is generation else order_of(generation, inputs)
+        order = known[1] if known is not None and known[0] is generation else order_of(generation)
         async with self._publishing:
             await Publication(order, self._serving(), partial(self._adopt, generation, order)).run()
 

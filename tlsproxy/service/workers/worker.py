@@ -112,7 +112,7 @@ class Worker:
         await self._channel.send(Message(head, body))
 
     async def _prepare(self, message: Message) -> bytes:
-        former = self._serving.generation.material if self._serving is not None else None
+        former = self._serving.generation if self._serving is not None else None
         self._asked = message.head["id"]
         generation = await in_thread(built, message.body, self._config_path, os.environ, self._started, former)
         if self._asked == message.head["id"]:  # nobody waits any more for one that took too long
@@ -122,7 +122,7 @@ class Worker:
     async def _consider(self, message: Message) -> bytes:  # noqa: ARG002 - what is prepared is meant
         if self._prepared is None:
             raise NotServing("nothing is prepared")
-        return orjson.dumps(await self._served().consequences_of(self._prepared))
+        return orjson.dumps(await self._served().consider(self._prepared))
 
     async def _dismiss(self, _message: Message) -> bytes:
         self._prepared = self._asked = None

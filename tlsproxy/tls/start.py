@@ -1,0 +1,62 @@
+"""The first generation: there is no last good state, so what is wrong decides whether there is a start, and when.
+
+An input that is wrong waits for a person. What time or the environment will mend does not: the gateway starts with what
+can serve, or ends in a way that is tried again.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from tlsproxy.errors import FailureKind, TlsproxyError
+from tlsproxy.tls.generation import Generation, propose
+from tlsproxy.tls.judgement import Reading
+from tlsproxy.tls.names import AT_START, Resolver, names_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+    from pathlib import Path
+
+    from tlsproxy.config.tokens import KeySource
+    from tlsproxy.tls.files import Inputs
+    from tlsproxy.tls.states import Fault, Input
+
+
+class CannotStart(TlsproxyError):
+    """Of kind ``INPUT`` where a person has to change something, else ``ENVIRONMENT``: the same may succeed later."""
+
+    def __init__(self, faults: Iterable[Fault]) -> None:
+        found = list(faults)
+        wrong = [fault.text for fault in found if fault.kind is FailureKind.INPUT]
+        later = [fault.text for fault in found]
+        super().__init__("\n".join(wrong or [f"{text}: a start will be tried again" for text in later]))
+        self.kind = FailureKind.INPUT if wrong else FailureKind.ENVIRONMENT
+
+
+@dataclass(frozen=True, slots=True)
+class First:
+    """``inputs`` are those that it was made of, ``faults`` what it had to do without."""
+
+    generation: Generation
+    inputs: Inputs
+    faults: Mapping[Input, Fault]
+
+
+def first_generation(
+    config_path: Path, environ: Mapping[str, str], inputs: Inputs, documents: Mapping[KeySource, bytes]
+) -> First:
+    """Blocks. Raises ConfigError, MaterialError or CannotStart."""
+    config = inputs.loaded.config
+    resolved = Resolver().resolve(names_of(config, config), AT_START)
+    proposal = propose(Reading(config_path, environ, inputs, resolved, documents), None, time.time())
+    faults = proposal.faults
+    if proposal.generation is None or any(_keeps_from_starting(*each) for each in faults.items()):
+        raise CannotStart(faults.values())
+    return First(proposal.generation, inputs, faults)
+
+
+def _keeps_from_starting(which: Input, fault: Fault) -> bool:
+    """A file that could not be read does; a date that is to come does not, nor a name without addresses."""
+    return fault.kind is FailureKind.INPUT or (fault.kind is FailureKind.ENVIRONMENT and which.kind != "name")

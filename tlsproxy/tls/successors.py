@@ -1,0 +1,162 @@
+"""Bytes of files → the states that may take the place of those that serve, as far as their dates and age allow.
+
+Each gives a state and what of the file is not in it yet, or raises MaterialError where nothing of it can serve.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, TypeAlias, TypeVar
+
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from tlsproxy.errors import FailureKind, MaterialError
+from tlsproxy.tls.chains import defect_of
+from tlsproxy.tls.crls import load_crls, older_than
+from tlsproxy.tls.facts import day
+from tlsproxy.tls.servercert import SKEW, as_sent, check_dates, load_server_certificate, passphrase_of
+from tlsproxy.tls.states import State
+from tlsproxy.tls.suspicions import suspicions
+from tlsproxy.tls.trust import issuer_of, load_authorities
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from cryptography import x509
+
+    from tlsproxy.config.model import Tls
+    from tlsproxy.tls.crls import Crl
+    from tlsproxy.tls.servercert import ServerCertificate
+    from tlsproxy.tls.trust import Trust
+
+T = TypeVar("T")
+
+Data: TypeAlias = tuple[bytes, ...]
+Made: TypeAlias = tuple[State[T], MaterialError | None]
+
+
+def authorities_in(
+    path: Path, data: Data, former: State[tuple[x509.Certificate, ...]] | None, now: float
+) -> Made[tuple[x509.Certificate, ...]]:
+    """Those that are not valid now are there, and of no use yet, or any more. One must be."""
+    found = load_authorities(str(path), data[0])
+    sound = [one for one in found if not defect_of(one)]
+    if not sound:
+        name = found[0].subject.rfc4514_string()
+        raise MaterialError(str(path), f"{name} {defect_of(found[0])}; add a CA that can")
+    later = [one for one in sound if _begins(one) > now]
+    current = {issuer_of(one) for one in sound if _is_valid(one, now)}
+    if not current:
+        if later:
+            raise _not_yet(path, later)
+        raise MaterialError(str(path), "every CA in it has expired; add the CA that issues today's client certificates")
+    # Clients of a CA whose new certificate is not valid yet go on with the one that serves.
+    soon = {issuer_of(one) for one in later} - current
+    stay = [
+        one for one in (former.value if former is not None else ()) if issuer_of(one) in soon and _is_valid(one, now)
+    ]
+    if not stay:
+        return State.of(found, data), None
+    kept = {issuer_of(one) for one in stay}
+    pem = b"".join(one.public_bytes(Encoding.PEM) for one in stay)
+    wrong = _not_yet(path, [one for one in later if issuer_of(one) in kept])
+    return State.of((*found, *stay), (data[0] + b"\n" + pem,), whole=False), wrong
+
+
+@dataclass(frozen=True, slots=True)
+class ServerPair:
+    """``sent`` is the chain that clients are sent so far, empty at the start; ``trial`` raises MaterialError."""
+
+    tls: Tls
+    authorities: Sequence[x509.Certificate]
+    sent: Sequence[x509.Certificate]
+    trial: Callable[[ServerCertificate], None]
+
+    def made(self, data: Data, now: float) -> Made[ServerCertificate]:
+        """A certificate that starts a little later has to do where there is no other."""
+        tls = self.tls
+        secret = tls.key_passphrase_file
+        server = load_server_certificate(
+            (str(tls.cert), data[0]),
+            (str(tls.key), data[1]),
+            None if secret is None else passphrase_of(str(secret), data[2]),
+        )
+        check_dates(str(tls.cert), server.chain, now, 0.0 if self.sent else SKEW)
+        self.trial(server)
+        found = suspicions(self.sent, as_sent(server.chain, self.authorities))
+        if found and tls.on_suspicious == "refuse":
+            raise MaterialError(str(tls.cert), f"{'; '.join(found)} (refused by tls.on_suspicious)")
+        warnings = (*server.warnings, *(f"{tls.cert}: {one}" for one in found))
+        return State.of(replace(server, warnings=warnings), data), None
+
+
+def crls_in(
+    path: Path,
+    data: Data,
+    former: State[tuple[Crl, ...]] | None,
+    trust: Trust | None,
+    now: float,
+    *,
+    deny_expired: bool,
+) -> Made[tuple[Crl, ...]]:
+    """``trust`` is the one in use, None at the start. A CRL that does not take the place of its predecessor leaves it.
+
+    At the start one that is dated ahead is there, and counts as missing until its date.
+    """
+    known = {crl.der: crl for crl in former.value} if former is not None else {}
+    used: list[Crl] = []
+    wrong: list[tuple[Crl, MaterialError]] = []
+    for found in load_crls(str(path), data[0]):
+        crl = known.get(found.der, found)
+        error = _against(crl, None if trust is None else trust.held(crl), now, deny_expired=deny_expired)
+        if error is None:
+            used.append(crl)
+        else:
+            wrong.append((crl, error))
+    # A file may have an old CRL beside the one that took its place.
+    there = {crl.digest for crl in used}
+    told = [(crl, error) for crl, error in wrong if error.kind is FailureKind.TIME or crl.digest not in there]
+    if not told:
+        return State.of(tuple(used), data), None
+    for crl, _ in told:
+        held = crl if trust is None else trust.held(crl)
+        if held is not None and held not in used and held.digest not in there:
+            used.append(held)
+    if not used:
+        raise told[0][1]
+    return State.of(tuple(used), tuple(crl.der for crl in used), whole=False), told[0][1]
+
+
+def _against(crl: Crl, held: Crl | None, now: float, *, deny_expired: bool) -> MaterialError | None:
+    """Why a CRL does not take the place of the one in use."""
+    named = f"the CRL of {crl.issuer}"
+    if crl.this_update > now:
+        text = f"{named} is dated {day(crl.this_update)}, in the future; it waits for that"
+        return MaterialError(crl.path, text, FailureKind.TIME, crl.this_update)
+    if held is None or held is crl or held.this_update > now:
+        return None
+    if older_than(crl, held):
+        text = f"{named} ({_edition(crl)}) is older than the one in use ({_edition(held)}); fetch it anew"
+        return MaterialError(crl.path, text)
+    if deny_expired and crl.next_update <= now < held.next_update:
+        return MaterialError(crl.path, f"{named} was to be replaced by {day(crl.next_update)}; fetch it anew")
+    return None
+
+
+def _begins(certificate: x509.Certificate) -> float:
+    return certificate.not_valid_before_utc.timestamp()
+
+
+def _is_valid(certificate: x509.Certificate, now: float) -> bool:
+    return _begins(certificate) <= now < certificate.not_valid_after_utc.timestamp()
+
+
+def _not_yet(path: Path, later: Sequence[x509.Certificate]) -> MaterialError:
+    first = min(later, key=_begins)
+    text = f"{first.subject.rfc4514_string()} is not valid before {day(_begins(first))}; it waits for that"
+    return MaterialError(str(path), text, FailureKind.TIME, _begins(first))
+
+
+def _edition(crl: Crl) -> str:
+    return f"number {'none' if crl.number is None else crl.number} of {day(crl.this_update)}"
