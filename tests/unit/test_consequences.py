@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import time
 from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
@@ -116,7 +117,7 @@ class Bench:
         )
 
     def connect(self, who: Peer | None = None, protocol: str = "rest", route: str = "") -> register.Entry:
-        entry = self.register.enter(protocol, "10.0.0.1", Standing(self.generation, who, 0.0), route)
+        entry = self.register.enter(protocol, "10.0.0.1", Standing(self.generation, who, time.time()), route)
         entry.session = SimpleNamespace()  # type: ignore[assignment]
         return entry
 
@@ -175,9 +176,8 @@ def test_those_who_come_and_go_could_not_come_back(tmp_path: Path, monkeypatch: 
         assert (found.cut.count, found.barred) == (1, ())  # she is among those who are cut
 
         monkeypatch.setattr(prospects, "REMEMBERED", 2)
-        for _ in range(5):
-            bench.register.leave(bench.connect(alice))
-            bench.register.leave(bench.connect(None))
+        for port in range(5):
+            bench.register.leave(bench.connect(alice, "tcp", f"::1:{port}"))
         assert len(bench.register._visitors._visits) == 2
         monkeypatch.setattr(prospects, "RECENT", -1.0)
         assert bench.register._visitors.absent([]) == []

@@ -19,7 +19,7 @@ class Session:
     patient = False
     identity = None
     principal = SimpleNamespace(rule="", role="", refusal=None)
-    peer = None
+    peer = refusal = None
 
     def __init__(self) -> None:
         self.reason = ""

@@ -91,7 +91,7 @@ class Visitors:
         self._visits: dict[tuple[str, str], Visit] = {}
 
     def keep(self, seen: Seen, standing: Standing) -> None:
-        if standing.principal.refusal is not None:
+        if (standing.refusal or standing.principal.refusal) is not None:
             return
         key = client(seen, standing), seen.route
         self._visits.pop(key, None)
