@@ -17,7 +17,8 @@ UPSTREAM_KEY = "upstr3am-key"
 
 @pytest.fixture(scope="module")
 def gateway(site: Site, shared_upstream: ScriptedUpstream) -> Iterator[Gateway]:
-    with Gateway(site.write_config(shared_upstream.url, upstream={"api_key": UPSTREAM_KEY})) as running:
+    config = site.write_config(shared_upstream.url, upstream={"api_key": UPSTREAM_KEY}, service={"api_key": FORGED})
+    with Gateway(config) as running:
         yield running
 
 
@@ -134,7 +135,7 @@ def test_no_key_is_sent_where_none_is_configured(
     site: Site, shared_gateway: Gateway, shared_upstream: ScriptedUpstream
 ) -> None:
     with Client(shared_gateway, site.client("admin")) as client:
-        assert client.ask(fields=[("api-key", FORGED)]).status == 200
+        assert client.ask(fields=[("api_key", FORGED)]).status == 200
     assert "api-key" not in shared_upstream.requests[-1].fields
 
 

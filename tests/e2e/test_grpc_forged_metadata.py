@@ -47,8 +47,8 @@ def frames_of() -> Iterator[H2Upstream]:
 
 @pytest.fixture(scope="module")
 def gateway(site: Site, shared_upstream: ScriptedUpstream, frames_of: H2Upstream) -> Iterator[Gateway]:
-    upstream = {"api_key": UPSTREAM_KEY}
-    with Gateway(site.write_config(shared_upstream.url, grpc=frames_of.url, upstream=upstream)) as running:
+    keys = {"upstream": {"api_key": UPSTREAM_KEY}, "service": {"api_key": FORGED}}
+    with Gateway(site.write_config(shared_upstream.url, grpc=frames_of.url, **keys)) as running:
         yield running
 
 
@@ -164,7 +164,7 @@ def test_no_key_is_sent_where_none_is_configured(
 ) -> None:
     frames_of.streams.clear()
     with Gateway(site.write_config(shared_upstream.url, grpc=frames_of.url)) as plain, h2(plain, site) as client:
-        assert asked(client, ("api-key", FORGED)) == 0
+        assert asked(client, ("api_key", FORGED)) == 0
     assert "api-key" not in dict(frames_of.streams[0].fields)
 
 

@@ -25,7 +25,7 @@ def upstream() -> Iterator[ScriptedUpstream]:
 
 @pytest.fixture(scope="module")
 def gateway(site: Site, upstream: ScriptedUpstream) -> Iterator[Gateway]:
-    with Gateway(site.write_config(upstream.url)) as running:
+    with Gateway(site.write_config(upstream.url, service={"api_key": "spoofed"})) as running:
         yield running
 
 

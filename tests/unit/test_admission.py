@@ -87,9 +87,15 @@ def test_a_bad_credential_costs_what_the_certificate_alone_would_have_had(presen
     assert isinstance(admitted(allowed, IDENTITY, presented), Decision)
 
 
-def test_where_nothing_is_configured_nothing_is_looked_at() -> None:
-    bare = Policy({"role": Rights(everywhere=GlobalMode.R)}, (Rule("a", Matcher(cn="a"), "role"),), Keys())
-    assert isinstance(admitted(bare, IDENTITY, "anything"), Admission)
+@pytest.mark.parametrize("presented", ["ci", "", mint("secret", {"access": "r"})])
+def test_removing_the_last_key_widens_nothing(presented: str) -> None:
+    """What was a narrow key is not "no key" once none is configured."""
+    rules, roles = (Rule("a", Matcher(cn="a"), "role"),), {"role": Rights(everywhere=GlobalMode.M)}
+    bare = Policy(roles, rules, Keys())
+    assert isinstance(admitted(bare, IDENTITY, None), Admission)
+    refused = admitted(bare, IDENTITY, presented)
+    assert isinstance(refused, Decision)
+    assert (refused.status, refused.reason) == (401, "invalid_key")
 
 
 grants = st.builds(Grant, st.sampled_from(["docs", "do*", "**", "other"]), st.booleans(), st.booleans())

@@ -162,8 +162,10 @@ def ambiguous(*files: list[x509.Certificate]) -> bool:
 
 
 def _kind(certificate: x509.Certificate) -> tuple[object, ...]:
-    constraints = certificate.extensions.get_extension_for_class(x509.BasicConstraints).value
-    return defect_of(certificate), constraints.path_length, certificate.issuer, issuer_of(certificate)
+    extensions = certificate.extensions
+    constraints = extensions.get_extension_for_class(x509.BasicConstraints).value
+    above = extensions.get_extension_for_class(x509.AuthorityKeyIdentifier).value.key_identifier
+    return defect_of(certificate), constraints.path_length, above, issuer_of(certificate)
 
 
 EVERYTHING = [*TRUSTED[:1], *TRUSTED[5:8], *SENT[:3], *TRUSTED[11:]]

@@ -77,13 +77,14 @@ class Admission:
 def admit(principal: Principal, policy: Policy, presented: str | None, now: float) -> Admission | Decision:
     """``presented`` is the API key or bearer token of the request, None where it has none.
 
-    Where neither keys nor tokens are configured none is looked at, as in Qdrant. A credential that is not good is
-    refused even where the certificate alone would do. ``now`` is seconds since the epoch.
+    A credential that is not good is refused even where the certificate alone would do, and where no key or token is
+    configured at all: Qdrant looks at none then, but removing the last key must not widen what its holder may.
+    ``now`` is seconds since the epoch.
     """
     if principal.refusal is not None:
         return principal.refusal
     credential = None
-    if presented is not None and (policy.keys or policy.tokens):
+    if presented is not None:
         outcome = _credential(principal, policy, presented, now)
         if isinstance(outcome, Decision):
             return outcome
