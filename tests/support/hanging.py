@@ -29,6 +29,12 @@ if "tlsproxy.service.workers.worker" in sys.orig_argv:
     pathlib.Path(__file__).with_name("hangs").write_text("")
     threading.Event().wait()
 """
+_LOOPS = """
+import signal, sys, threading
+
+if "tlsproxy.service.workers.worker" in sys.orig_argv:
+    signal.signal(signal.SIGUSR2, lambda *_: threading.Event().wait())
+"""
 
 
 class Hanging:
@@ -48,6 +54,11 @@ class Hanging:
 
 def resolver(directory: Path) -> Hanging:
     return Hanging(directory, _RESOLVER)
+
+
+def loops(directory: Path) -> Hanging:
+    """A worker's loop hangs from SIGUSR2 on."""
+    return Hanging(directory, _LOOPS)
 
 
 def workers(directory: Path) -> Hanging:

@@ -6,7 +6,9 @@ import os
 import signal
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
 
+from support import hanging
 from support.client import alert
 from support.gateway import DEADLINE, Gateway
 from support.raw import GET, RawClient, Truncated
@@ -58,6 +60,20 @@ def test_the_others_publish_at_once_and_it_serves_nothing_more(own_site: Site, u
         gateway.log.wait(lambda line: "worker 2 (pid" in line and "serves generation 2" in line)
         for _ in range(8):
             assert alert(gateway, own_site.client()) == "SSLV3_ALERT_CERTIFICATE_REVOKED"
+
+
+def test_one_whose_loop_hangs(own_site: Site, upstream: ScriptedUpstream, tmp_path: Path) -> None:
+    own_site.write("ca.crl", own_site.authority.crl_pem(number=1))
+    config = own_site.write_config(upstream.url, workers=2, tls={"crl": ["ca.crl"]})
+    with Gateway(config, fresh=True, **hanging.loops(tmp_path / "hung").environ) as gateway, ExitStack() as stack:
+        clients = at_each(gateway, own_site, stack)
+        os.kill(workers(gateway)[2]["pid"], signal.SIGUSR2)
+        revoke(own_site, "admin", 2)
+        assert clients[1][1].ended()
+        assert "worker 2 is still asked after 3 s" in gateway.log.wait(lambda line: "left behind" in line)
+        assert gateway.reloaded()["generation"] == 2
+        assert not answered(clients[2][1])
+        assert alert(gateway, own_site.client()) == "SSLV3_ALERT_CERTIFICATE_REVOKED"
 
 
 def test_all_of_them(own_site: Site, upstream: ScriptedUpstream) -> None:

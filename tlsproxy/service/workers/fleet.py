@@ -36,7 +36,7 @@ from tlsproxy.service.workers.backoff import Backoff
 from tlsproxy.service.workers.merging import Totals, merged_figures, merged_parts, told
 from tlsproxy.service.workers.order import Order, order_of
 from tlsproxy.service.workers.process import ATTENTION, LAST, WorkerLost, WorkerProcess, WorkerRefused
-from tlsproxy.service.workers.publication import STOPPED, Publication
+from tlsproxy.service.workers.publication import LOOK, STOPPED, Publication
 from tlsproxy.service.workers.seat import Seat
 from tlsproxy.tls.generation import Generation
 
@@ -185,8 +185,14 @@ class Fleet:
         self._considered = generation, order
         workers = self._serving()
         patience = ATTENTION if self.generation.config.limits.mass_cut != MassCut() else PATIENCE
-        asked = [one.consider(order, patience) for one in workers if not one.stopped]
-        answers = await asyncio.gather(*asked, return_exceptions=True)
+        asked = {asyncio.create_task(one.consider(order, patience)): one for one in workers if not one.stopped}
+        try:
+            while waited_for := {task for task, one in asked.items() if not (task.done() or one.stopped)}:
+                await asyncio.wait(waited_for, timeout=LOOK)
+        finally:
+            for task in asked:
+                task.cancel()
+            answers = await asyncio.gather(*asked, return_exceptions=True)
         heard = [answer for answer in answers if isinstance(answer, Consequences)]
         return Consequences.merged(heard, len(workers) - len(heard))
 
