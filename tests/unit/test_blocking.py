@@ -7,14 +7,19 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
 from tlsproxy.errors import FailureKind
 from tlsproxy.tls import blocking
-from tlsproxy.tls.blocking import CROWD, Key, Unanswered, outcome, outcomes
+from tlsproxy.tls.blocking import CROWD, Unanswered, outcomes
 
 DEADLINE = 0.05
+
+
+def outcome(path: Path, call: Callable[[], str], deadline: float) -> str | Unanswered:
+    return outcomes({path: call}, deadline)[path]
 
 
 class Hanging:
@@ -42,14 +47,10 @@ def hanging() -> Iterator[Hanging]:
     call.release()
 
 
-def key(name: str, place: str = "here") -> Key:
-    return Key(place, name)
-
-
 def test_calls_that_answer_share_one_thread() -> None:
-    threads = outcomes({key(str(number)): threading.get_ident for number in range(1000)}, 20)
+    threads = outcomes({Path("/", str(number)): threading.get_ident for number in range(1000)}, 20)
     assert len(set(threads.values())) == 1
-    assert threads.keys() == {key(str(number)) for number in range(1000)}
+    assert threads.keys() == {Path("/", str(number)) for number in range(1000)}
     assert threading.get_ident() not in threads.values()
 
 
@@ -58,9 +59,9 @@ def test_nothing_is_the_outcome_of_no_calls() -> None:
 
 
 def test_a_call_that_hangs_holds_up_no_other(hanging: Hanging) -> None:
-    found = outcomes({key("a"): lambda: "a", key("b"): hanging, key("c"): lambda: "c"}, DEADLINE)
-    assert (found[key("a")], found[key("c")]) == ("a", "c")
-    failure = found[key("b")]
+    found = outcomes({Path("/a"): lambda: "a", Path("/b"): hanging, Path("/c"): lambda: "c"}, DEADLINE)
+    assert (found[Path("/a")], found[Path("/c")]) == ("a", "c")
+    failure = found[Path("/b")]
     assert isinstance(failure, Unanswered)
     assert failure.kind is FailureKind.ENVIRONMENT
     assert str(failure).startswith("no answer since 20")
@@ -69,26 +70,25 @@ def test_a_call_that_hangs_holds_up_no_other(hanging: Hanging) -> None:
 def test_a_slow_call_is_waited_for(hanging: Hanging) -> None:
     timer = threading.Timer(0.2, hanging.release)
     timer.start()
-    assert outcome(key("a"), hanging, 20) == "at last"
+    assert outcome(Path("/a"), hanging, 20) == "at last"
     timer.join()
 
 
 def test_no_second_call_is_made_while_the_first_one_hangs_and_its_text_stays(hanging: Hanging) -> None:
     texts = set()
     for _ in range(5):
-        with pytest.raises(Unanswered) as error:
-            outcome(key("a"), hanging, DEADLINE)
-        texts.add(str(error.value))
+        texts.add(str(outcome(Path("/a"), hanging, DEADLINE)))
     assert hanging.begun == 1
-    assert len(texts) == 1
+    (text,) = texts
+    assert text.startswith("no answer since")
     hanging.release()
-    assert outcome(key("a"), lambda: "anew", DEADLINE) == "anew"
+    assert outcome(Path("/a"), lambda: "anew", DEADLINE) == "anew"
 
 
-def test_one_place_never_has_more_than_a_few_threads_and_another_goes_on(hanging: Hanging) -> None:
-    calls: dict[Key, Callable[[], str]] = {key(str(number)): hanging for number in range(100)}
-    found = outcomes({**calls, key("x", "there"): lambda: "x"}, DEADLINE)
-    assert found.pop(key("x", "there")) == "x"
+def test_one_directory_never_has_more_than_a_few_threads_and_another_goes_on(hanging: Hanging) -> None:
+    calls: dict[Path, Callable[[], str]] = {Path("/", str(number)): hanging for number in range(100)}
+    found = outcomes({**calls, Path("/there/x"): lambda: "x"}, DEADLINE)
+    assert found.pop(Path("/there/x")) == "x"
     assert {type(each) for each in found.values()} == {Unanswered}
     assert hanging.begun == CROWD
     for _ in range(3):
@@ -96,13 +96,13 @@ def test_one_place_never_has_more_than_a_few_threads_and_another_goes_on(hanging
     assert hanging.begun == CROWD
 
 
-def test_two_callers_of_one_key_take_turns(hanging: Hanging) -> None:
-    second: list[str] = []
-    first = threading.Thread(target=lambda: outcome(key("a"), hanging, 20))
+def test_two_callers_of_one_path_take_turns(hanging: Hanging) -> None:
+    second: list[object] = []
+    first = threading.Thread(target=lambda: outcome(Path("/a"), hanging, 20))
     first.start()
     while not hanging.begun:
         pass
-    waiting = threading.Thread(target=lambda: second.append(outcome(key("a"), lambda: "second", 20)))
+    waiting = threading.Thread(target=lambda: second.append(outcome(Path("/a"), lambda: "second", 20)))
     waiting.start()
     assert not second
     hanging.release()
@@ -112,14 +112,14 @@ def test_two_callers_of_one_key_take_turns(hanging: Hanging) -> None:
 
 
 def test_an_error_is_raised_to_the_caller_and_leaves_no_circle() -> None:
-    def fail() -> None:
+    def fail() -> str:
         raise ZeroDivisionError
 
     gc.collect()
     gc.disable()
     try:
         with suppress(ZeroDivisionError):
-            outcome(key("a"), fail, 20)
+            outcome(Path("/a"), fail, 20)
         assert not [each for each in gc.get_objects() if isinstance(each, ZeroDivisionError)]
     finally:
         gc.enable()
@@ -128,12 +128,11 @@ def test_an_error_is_raised_to_the_caller_and_leaves_no_circle() -> None:
 def test_a_process_ends_though_a_call_hangs() -> None:
     program = """
 import threading
-from tlsproxy.tls.blocking import Key, Unanswered, outcome
+from pathlib import Path
+from tlsproxy.tls.blocking import outcomes
 
-try:
-    outcome(Key("", ""), threading.Event().wait, 0.01)
-except Unanswered as error:
-    print(error)
+for outcome in outcomes({Path("/a"): threading.Event().wait}, 0.01).values():
+    print(outcome)
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=20, check=True)
     assert done.stdout.startswith("no answer since")

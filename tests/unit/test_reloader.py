@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import threading
 from collections.abc import Callable
@@ -299,3 +300,31 @@ def test_a_rehearsal_says_what_a_reload_would_and_changes_nothing(tmp_path: Path
         assert (bench.lines, bench.counted, bench.generation.number) == ([], [], 1)
 
     asyncio.run(run())
+
+
+def test_reloads_that_are_refused_leave_no_errors_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An error has frames, and they have files: in a circle each would be kept until the collector comes to it."""
+    monkeypatch.setattr(files, "PAUSE", 0)
+    made = site(tmp_path)
+    good = made.config.read_bytes()
+
+    def errors() -> int:
+        return sum(isinstance(each, BaseException) for each in gc.get_objects())
+
+    async def run() -> None:
+        bench = Bench(made)
+        before = errors()
+        for turn in range(12):
+            made.config.write_bytes(good if turn % 3 else b"roles: [\n" + b"#" * turn)
+            made.write("ca.pem", b"bad %d" % turn)
+            if turn % 2:
+                (tmp_path / "ca.pem").unlink()
+            assert (await bench.reloader.reload("admin")).result == "failed"
+        assert errors() - before <= 2
+
+    gc.collect()
+    gc.disable()
+    try:
+        asyncio.run(run())
+    finally:
+        gc.enable()

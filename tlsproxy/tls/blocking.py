@@ -1,8 +1,8 @@
-"""Calls that may never return, each with a deadline: a file system or a resolver that does not answer.
+"""Calls on paths that may never return, since a file system does not answer: each with a deadline.
 
 They block whoever makes them for that long, so make them in a thread (:mod:`tlsproxy.threads`). A call that is not back
-in time keeps a daemon thread of its own until it is, and its late outcome is dropped. Its key has no second thread
-meanwhile, and one place (a directory, the resolver) never more than a few.
+in time keeps a daemon thread of its own until it is, and its late outcome is dropped. Its path has no second thread
+meanwhile, and one directory never more than a few.
 """
 
 from __future__ import annotations
@@ -16,28 +16,23 @@ from tlsproxy.errors import FailureKind, TlsproxyError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from pathlib import Path
 
 T = TypeVar("T")
 
 SLOW: Final = 0.1
 """Seconds after which those behind a call are made in another thread."""
 CROWD: Final = 8
-"""Most calls for one place at a time. Where so many are overdue, the others of that place are not begun."""
-
-
-class Key(NamedTuple):
-    place: str
-    name: str
+"""Most calls in one directory at a time. Where so many are overdue, the others in it are not begun."""
 
 
 class Unanswered(TlsproxyError):
-    """A call that is not back. ``since`` is seconds since the epoch, and the same for as long as it hangs."""
+    """A call that is not back. Its text is the same for as long as it hangs. ``since`` is seconds since the epoch."""
 
     kind = FailureKind.ENVIRONMENT
 
     def __init__(self, since: float) -> None:
         super().__init__(f"no answer since {time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime(since))}")
-        self.since = since
 
 
 class _Call(NamedTuple):
@@ -48,11 +43,11 @@ class _Call(NamedTuple):
         return time.monotonic() - self.begun >= deadline
 
 
-_under_way: Final[dict[Key, _Call]] = {}
+_under_way: Final[dict[Path, _Call]] = {}
 _lock: Final = threading.Lock()
 
 
-def outcomes(calls: Mapping[Key, Callable[[], T]], deadline: float) -> dict[Key, T | Unanswered]:
+def outcomes(calls: Mapping[Path, Callable[[], T]], deadline: float) -> dict[Path, T | Unanswered]:
     """All of them, in one thread as long as none is slow. Each has ``deadline`` seconds from its own beginning.
 
     Raises what one of the calls raised.
@@ -60,26 +55,18 @@ def outcomes(calls: Mapping[Key, Callable[[], T]], deadline: float) -> dict[Key,
     return _Batch(calls, deadline).outcomes() if calls else {}
 
 
-def outcome(key: Key, call: Callable[[], T], deadline: float) -> T:
-    """Raises :class:`Unanswered`, or what the call raises."""
-    result = outcomes({key: call}, deadline)[key]
-    if isinstance(result, Unanswered):
-        raise result
-    return result
-
-
 class _Batch(Generic[T]):
     """Calls that one caller waits for. The lock of the module guards all of it."""
 
-    def __init__(self, calls: Mapping[Key, Callable[[], T]], deadline: float) -> None:
+    def __init__(self, calls: Mapping[Path, Callable[[], T]], deadline: float) -> None:
         self._deadline = deadline
         self._waiting = deque(calls.items())
         self._left = set(calls)
-        self._outcomes: dict[Key, T | Unanswered] = {}
+        self._outcomes: dict[Path, T | Unanswered] = {}
         self._raised: Exception | None = None
         self._over = threading.Event()
 
-    def outcomes(self) -> dict[Key, T | Unanswered]:
+    def outcomes(self) -> dict[Path, T | Unanswered]:
         threading.Thread(target=self._work, daemon=True).start()
         left = len(self._left)
         while not self._over.wait(min(SLOW, self._deadline)):
@@ -98,56 +85,56 @@ class _Batch(Generic[T]):
 
     def _work(self) -> None:
         while (begun := self._begin()) is not None:
-            key, call = begun
+            path, call = begun
             try:
                 result = call()
             except Exception as error:  # noqa: BLE001 - it is raised to the caller
                 with _lock:
-                    del _under_way[key]
+                    del _under_way[path]
                     self._raised = error
                     self._over.set()
             else:
                 with _lock:
-                    del _under_way[key]
-                    self._settle(key, result)
+                    del _under_way[path]
+                    self._settle(path, result)
 
-    def _begin(self) -> tuple[Key, Callable[[], T]] | None:
+    def _begin(self) -> tuple[Path, Callable[[], T]] | None:
         """The next call that can be made now; None where there is none."""
         with _lock:
             for _ in range(0 if self._over.is_set() else len(self._waiting)):
-                key, call = self._waiting.popleft()
-                if key not in self._left:
+                path, call = self._waiting.popleft()
+                if path not in self._left:
                     continue
-                if (since := self._hindered(key)) is not None:
-                    self._settle(key, Unanswered(since))
-                elif key in _under_way or len(_crowd(key.place)) >= CROWD:
-                    self._waiting.append((key, call))
+                if (since := self._hindered(path)) is not None:
+                    self._settle(path, Unanswered(since))
+                elif path in _under_way or len(_crowd(path.parent)) >= CROWD:
+                    self._waiting.append((path, call))
                 else:
-                    _under_way[key] = _Call(time.monotonic(), time.time())
-                    return key, call
+                    _under_way[path] = _Call(time.monotonic(), time.time())
+                    return path, call
             return None
 
     def _give_up(self) -> None:
-        for key in [key for key in self._left if key in _under_way]:
-            if (since := self._hindered(key)) is not None:
-                self._settle(key, Unanswered(since))
+        for path in [path for path in self._left if path in _under_way]:
+            if (since := self._hindered(path)) is not None:
+                self._settle(path, Unanswered(since))
 
-    def _hindered(self, key: Key) -> float | None:
-        """Since when the call has not been answered, or those of its place; None where it can be waited for."""
-        own = _under_way.get(key)
+    def _hindered(self, path: Path) -> float | None:
+        """Since when the call has not been answered, or those in its directory; None where it can be waited for."""
+        own = _under_way.get(path)
         if own is not None:
             return own.since if own.overdue(self._deadline) else None
-        overdue = [call.since for call in _crowd(key.place) if call.overdue(self._deadline)]
+        overdue = [call.since for call in _crowd(path.parent) if call.overdue(self._deadline)]
         return min(overdue) if len(overdue) >= CROWD else None
 
-    def _settle(self, key: Key, result: T | Unanswered) -> None:
+    def _settle(self, path: Path, result: T | Unanswered) -> None:
         """The first outcome counts: what comes after a deadline comes too late."""
-        if key in self._left:
-            self._left.discard(key)
-            self._outcomes[key] = result
+        if path in self._left:
+            self._left.discard(path)
+            self._outcomes[path] = result
         if not self._left:
             self._over.set()
 
 
-def _crowd(place: str) -> list[_Call]:
-    return [call for key, call in _under_way.items() if key.place == place]
+def _crowd(directory: Path) -> list[_Call]:
+    return [call for path, call in _under_way.items() if path.parent == directory]

@@ -24,7 +24,7 @@ from tlsproxy.config.secrets import secret_files
 from tlsproxy.config.tokens import public_key_files
 from tlsproxy.errors import FailureKind, MaterialError, TlsproxyError
 from tlsproxy.tls import blocking
-from tlsproxy.tls.blocking import Key, Unanswered
+from tlsproxy.tls.blocking import Unanswered
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -252,9 +252,7 @@ def _unstable(path: Path) -> UnstableInputs:
 
 def _each(calls: Mapping[Path, Callable[[], T | MaterialError]], timeout: float) -> dict[Path, T | MaterialError]:
     """The outcome at each path, in time: what does not answer is a failure, and tried again once it does."""
-    keys = {path: Key(str(path.parent), str(path)) for path in calls}
-    outcomes = blocking.outcomes({keys[path]: call for path, call in calls.items()}, timeout)
-    return {path: _answered(path, outcomes[key]) for path, key in keys.items()}
+    return {path: _answered(path, outcome) for path, outcome in blocking.outcomes(calls, timeout).items()}
 
 
 def _answered(path: Path, outcome: T | MaterialError | Unanswered) -> T | MaterialError:

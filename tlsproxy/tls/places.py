@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from tlsproxy.tls import blocking
-from tlsproxy.tls.blocking import Key
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -35,7 +34,7 @@ class Places:
 
 def places_of(paths: Iterable[Path], timeout: float) -> Places:
     """Blocks for ``timeout`` seconds where a file system does not answer, and has no places of a path on it then."""
-    calls = {Key(str(path.parent), str(path)): partial(_places, path.absolute()) for path in paths}
+    calls = {path: partial(_places, path.absolute()) for path in paths}
     directories: dict[Path, tuple[int, int]] = {}
     entries: set[str] = set()
     for found in blocking.outcomes(calls, timeout).values():

@@ -6,8 +6,9 @@ import signal
 from pathlib import Path
 
 import pytest
+from support.caller import Caller
 from support.gateway import DEADLINE, Gateway
-from support.site import Site
+from support.site import CONFIG, Site
 from support.unanswering import Unanswering, inputs, wait_for_inputs
 from support.upstream import ScriptedUpstream
 
@@ -28,10 +29,17 @@ def test_one_that_hangs_is_told_of_and_holds_nothing_up(
 ) -> None:
     unanswering = Unanswering(tmp_path / "unanswering")
     config = own_site.write_config(upstream.url, tls=TLS, workers=workers)
-    with Gateway(config, fresh=True, **unanswering.environ) as gateway:
+    with (
+        Gateway(config, fresh=True, **unanswering.environ) as gateway,
+        Caller(gateway, own_site.client("search")) as bob,
+    ):
+        assert bob.ask().status == 200
         unanswering.hang(mount / "a.crl")
         assert "no answer since" in gateway.log.wait(lambda line: "a.crl" in line)
         assert "mount/a.crl: its file system gives no answer since" in inputs(gateway)
+        rules = [rule for rule in CONFIG["identities"] if rule["name"] != "search-svc"]
+        own_site.edit_config(config, identities=rules)
+        gateway.audited(event="connection", reason="no_role")
         gateway.hang_up()
         gateway.log.wait(lambda line: "reload (sighup)" in line)
         code, body = gateway.ask_admin("/reload", "POST")
