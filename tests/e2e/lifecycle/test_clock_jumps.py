@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.hashes import SHA256
 from support.gateway import Gateway
 from support.grpc_upstream import GrpcUpstream, never
 from support.h2raw import SEARCH, fields, h2
@@ -90,6 +92,24 @@ def test_it_jumps(
     assert told == counted == len([line for line in gateway.log.seen if "the wall clock has jumped" in line])
 
 
+def digest(site: Site) -> str:
+    """SHA-256 of the server's certificate, as it stands in its file."""
+    return x509.load_pem_x509_certificate((site.directory / "server.pem").read_bytes()).fingerprint(SHA256()).hex()
+
+
 def served(client: RawClient) -> bool:
     client.send(GET)
     return client.response().status == 200
+
+
+def test_a_file_that_came_while_it_was_wrong(own_site: Site, upstream: ScriptedUpstream) -> None:
+    """It is judged anew once the clock has been set right, though nobody touches it."""
+    wall = WallClock(own_site.directory)
+    with Gateway(own_site.write_config(upstream.url), **wall.environ) as gateway:
+        wall.ahead = 400 * DAY
+        gateway.log.wait(lambda line: "dates are judged by the wall clock as it is now" in line)
+        own_site.issue("server", common_name="localhost", dns=["localhost"], ips=["127.0.0.1"], server=True)
+        while "expired" not in gateway.reloaded("failed")["error"]:  # of its halves, perhaps, before that
+            pass
+        wall.ahead = 0.0
+        assert gateway.reloaded()["new_certificate_sha256"] == digest(own_site)
