@@ -24,7 +24,7 @@ from tlsproxy.proxy.consequences import Consequences
 from tlsproxy.service import foretold, logs
 from tlsproxy.service.changes import Change, changes_between
 from tlsproxy.service.jwks import KeySets
-from tlsproxy.service.verdicts import InputState, Verdict, counted, input_states, outcome, wrong
+from tlsproxy.service.verdicts import InputState, Verdict, counted, input_states, outcome, reason, wrong
 from tlsproxy.threads import in_thread
 from tlsproxy.tls.files import Inputs, read_inputs
 from tlsproxy.tls.generation import Generation, propose
@@ -390,7 +390,7 @@ class Reloader:
     @property
     def faults(self) -> tuple[str, ...]:
         """Why some of the files, or the configuration, are not in force as they are now."""
-        return tuple(fault.text for fault in self._faults.values())
+        return tuple(reason(*each) for each in self._faults.items())
 
     def warnings(self) -> tuple[str, ...]:
         """Of what serves, at this moment, and of the files as they were read last."""

@@ -23,6 +23,15 @@ _STANDS: Final[Mapping[FailureKind, Stands]] = {
 }
 
 
+_WITHOUT: Final[Mapping[str, str]] = {
+    "crl": "it is left out until then",
+    "secret": "its key is nobody's until then",
+    "public_keys": "the tokens that it verifies are refused until then",
+    "name": "what would go there is refused until then",
+}
+"""The effect of an input that has no good state at all."""
+
+
 @dataclass(frozen=True, slots=True)
 class InputState:
     """``published``: what its files hold serves. Else ``reason`` says why not: it is refused until it changes, waits
@@ -62,7 +71,7 @@ class Verdict:
 def input_states(config_path: Path, states: States, faults: Mapping[Input, Fault]) -> tuple[InputState, ...]:
     """Those that do not serve as they are first."""
     told = [
-        InputState(which.kind, which.name, _STANDS[fault.kind], fault.text, fault.moment, fault.kept)
+        InputState(which.kind, which.name, _STANDS[fault.kind], reason(which, fault), fault.moment, fault.kept)
         for which, fault in faults.items()
     ]
     return (
@@ -73,7 +82,11 @@ def input_states(config_path: Path, states: States, faults: Mapping[Input, Fault
 
 def wrong(faults: Mapping[Input, Fault]) -> str:
     """What keeps a reload from being ok, a problem on each line. Former addresses of a name are as good as new ones."""
-    return "\n".join(fault.text for which, fault in faults.items() if which.kind != "name" or not fault.kept)
+    return "\n".join(reason(*each) for each in faults.items() if each[0].kind != "name" or not each[1].kept)
+
+
+def reason(which: Input, fault: Fault) -> str:
+    return fault.text if fault.kept or which.kind not in _WITHOUT else f"{fault.text}; {_WITHOUT[which.kind]}"
 
 
 def outcome(error: str, *, changed: bool) -> Result:

@@ -8,7 +8,7 @@ published whatever else is wrong. Pure, but for the trial handshake that it is g
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Final, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 from tlsproxy.authz.identity import anchor_of
 from tlsproxy.config.ca_checks import unnamed_constraints
@@ -39,14 +39,6 @@ if TYPE_CHECKING:
     from tlsproxy.tls.trust import Trust
 
 T = TypeVar("T")
-
-_WITHOUT: Final[Mapping[str, str]] = {
-    "crl": "it is left out",
-    "secret": "its key is nobody's",
-    "public_keys": "the tokens that it verifies are refused",
-    "name": "what would go there is refused",
-}
-"""The effect of an input that has no good state at all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,10 +186,7 @@ class _Judge:
         return state
 
     def _tell(self, which: Input, error: TlsproxyError, read: str, *, kept: bool) -> None:
-        text = str(error)
-        if not kept and self._former is not None and which.kind in _WITHOUT:
-            text = f"{text}; {_WITHOUT[which.kind]} until then"
-        self._faults[which] = Fault(text, error.kind, error.moment, read, self._now, kept)
+        self._faults[which] = Fault(str(error), error.kind, error.moment, read, self._now, kept)
 
     # Certificates and CRLs
 
@@ -249,6 +238,8 @@ class _Judge:
         if missing is not None and gone:
             # Whose place it takes is not known as long as it cannot be read: what was revoked stays revoked.
             states[missing] = State.of(gone, tuple(crl.der for crl in gone), whole=False)
+            which = Input("crl", str(missing))
+            self._faults[which] = replace(self._faults[which], kept=True)
         return states
 
     def _crl(self, path: Path, former: State[tuple[Crl, ...]] | None) -> State[tuple[Crl, ...]] | None:

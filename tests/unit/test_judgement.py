@@ -1,0 +1,459 @@
+"""Inputs judged each for itself: the best state of each, whatever is wrong with another."""
+
+from __future__ import annotations
+
+import errno
+import socket
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from cryptography import x509
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from test_config_tokens import EC_384, EC_KEY, pem
+from tls_site import OTHER, ROOT, SERVER, Site, hour
+
+from tlsproxy.errors import FailureKind, MaterialError
+from tlsproxy.tls import context, files, names
+from tlsproxy.tls.files import read_inputs
+from tlsproxy.tls.generation import Generation
+from tlsproxy.tls.pki import Authority
+from tlsproxy.tls.trust import issuer_of
+
+NOW = time.time()
+GONE = Authority.create("gone root")
+BOB = ROOT.issue(common_name="bob", client=True)
+SHORT = ROOT.issue(dns=["localhost"], server=True, lifetime=timedelta(hours=1))
+LATER = NOW + 2 * 3600
+
+
+@pytest.fixture(autouse=True)
+def _hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "PAUSE", 0.0)
+
+
+def sections() -> dict[str, Any]:
+    return {
+        "service": {"host": "127.0.0.1", "http_port": 0, "grpc_port": None},
+        "tls": {"cert": "server.pem", "key": "server.key", "ca_cert": "ca.pem", "crl": ["root.crl", "gone.crl"]},
+        "upstream": {"rest": "http://localhost:16333"},
+        "roles": {"search": {"access": "r"}, "admin": {"access": "m"}},
+        "identities": [
+            {"name": "alice", "match": {"cn": "alice"}, "role": "admin"},
+            {"name": "bob", "match": {"cn": "bob"}, "role": "search"},
+        ],
+        "keys": [
+            {"name": "one", "file": "one.key", "role": "admin"},
+            {"name": "two", "file": "two.key", "role": "admin"},
+        ],
+        "jwt_issuers": [
+            {"name": "idp", "issuer": "i", "audience": "a", "algorithm": "ES256", "pem": "idp.pem"},
+        ],
+        "listeners": [{"port": 7000, "mode": "tcp", "upstream": "localhost:7001", "allow": ["admin", "search"]}],
+    }
+
+
+class Made(Site):
+    """A site with every kind of input, all good, and the generation that serves."""
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__(directory)
+        self.sections = sections()
+        self.edit()
+        self.serve(SHORT)
+        self.write("ca.pem", ROOT.certificate_pem + OTHER.certificate_pem + GONE.certificate_pem)
+        self.write("root.crl", ROOT.crl_pem())
+        self.write("gone.crl", GONE.crl_pem(next_update=datetime.now(UTC) + hour(1)))
+        self.write("one.key", b"first-key\n")
+        self.write("two.key", b"second-key\n")
+        self.write("idp.pem", pem(EC_KEY))
+        self.first = self.build(now=NOW)
+
+    def edit(self, **changed: Any) -> None:
+        self.sections |= changed
+        self.config.write_text(yaml.safe_dump(self.sections))
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> Made:
+    return Made(tmp_path)
+
+
+def crl_of(authority: Authority, *revoked: int, **more: Any) -> bytes:
+    return authority.crl_pem(revoked, **({"number": 2} | more))
+
+
+# What only takes away, and how it shows in the generation
+
+
+@dataclass(frozen=True)
+class Taking:
+    do: Callable[[Made], None]
+    done: Callable[[Generation], bool]
+
+
+def rule(made: Made) -> None:
+    made.edit(identities=made.sections["identities"][:1])
+
+
+def role(made: Made) -> None:
+    made.edit(roles={**made.sections["roles"], "search": {"access": [{"collection": "docs", "access": "r"}]}})
+
+
+def tenant(made: Made) -> None:
+    made.edit(roles={**made.sections["roles"], "search": {"access": "r", "filter": {"tenant": "{cn}"}}})
+
+
+def key(made: Made) -> None:
+    made.edit(keys=made.sections["keys"][:1])
+
+
+def rights(made: Made) -> None:
+    made.edit(keys=[made.sections["keys"][0], {**made.sections["keys"][1], "role": "search"}])
+
+
+def allow(made: Made) -> None:
+    made.edit(listeners=[{**made.sections["listeners"][0], "allow": ["admin"]}])
+
+
+def authority(made: Made) -> None:
+    made.write("ca.pem", ROOT.certificate_pem + GONE.certificate_pem)
+
+
+def serial(made: Made) -> None:
+    made.write("root.crl", crl_of(ROOT, BOB.serial))
+
+
+def found(generation: Generation, secret: str) -> str | None:
+    key = generation.policy.keys.find(secret, None, 0.0)
+    return None if key is None else key.role
+
+
+ISSUER = issuer_of(x509.load_pem_x509_certificate(ROOT.certificate_pem))
+TAKINGS = {
+    "rule": Taking(rule, lambda new: [one.name for one in new.policy.rules] == ["alice"]),
+    "role": Taking(role, lambda new: new.policy.roles["search"].everywhere is None),
+    "tenant": Taking(tenant, lambda new: "search" in new.policy.filters),
+    "key": Taking(key, lambda new: found(new, "second-key") is None),
+    "rights": Taking(rights, lambda new: found(new, "second-key") == "search"),
+    "allow": Taking(allow, lambda new: new.tunnels["127.0.0.1:7000"].allow == {"admin"}),
+    "CA": Taking(authority, lambda new: "CN=other root" not in str(new.material.authorities)),
+    "serial": Taking(serial, lambda new: new.material.trust.revokes(ISSUER, BOB.serial)),
+}
+
+
+# What may be wrong beside it
+
+
+def expired(_made: Made) -> None:
+    """The certificate that serves has, by LATER, and so has the CRL of the gone CA passed its next update."""
+
+
+def mismatched(made: Made) -> None:
+    made.write("server.key", SERVER.key_pem)
+
+
+def broken(made: Made) -> None:
+    made.write("server.pem", SHORT.chain_pem[:300])
+
+
+def broken_authorities(made: Made) -> None:
+    made.write("ca.pem", b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n")
+
+
+def broken_crl(made: Made) -> None:
+    made.write("gone.crl", b"no CRL")
+
+
+def expired_authorities(made: Made) -> None:
+    made.write("ca.pem", Authority.create("old", lifetime=timedelta(seconds=-1)).certificate_pem)
+
+
+def orphaned(made: Made) -> None:
+    """The CRL of a CA that is taken away is still configured."""
+    made.write("ca.pem", (made.directory / "ca.pem").read_bytes().replace(GONE.certificate_pem, b""))
+
+
+def missing(made: Made) -> None:
+    (made.directory / "server.key").unlink()
+
+
+def bad_secret(made: Made) -> None:
+    made.write("one.key", b"two\nlines\n")
+
+
+def missing_secret(made: Made) -> None:
+    (made.directory / "one.key").unlink()
+
+
+def repeated_secret(made: Made) -> None:
+    made.write("one.key", b"second-key\n")
+
+
+def bad_key_set(made: Made) -> None:
+    made.write("idp.pem", pem(EC_384))
+
+
+def unresolvable(made: Made) -> None:
+    made.edit(upstream={"rest": "http://nowhere.invalid:1"})
+
+
+def new_files_missing(made: Made) -> None:
+    tls = {"cert": "no.pem", "key": "no.key", "ca_cert": "ca.pem", "crl": ["root.crl", "no.crl"]}
+    made.edit(tls=tls, jwt_issuers=[{**made.sections["jwt_issuers"][0], "pem": "no.pem"}])
+
+
+BAD = (
+    expired, mismatched, broken, broken_authorities, broken_crl, expired_authorities, orphaned, missing, bad_secret,
+    missing_secret, repeated_secret, bad_key_set, unresolvable, new_files_missing,
+)  # fmt: skip
+
+
+@pytest.fixture
+def _no_resolver(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = socket.getaddrinfo
+
+    def resolve(host: str, *rest: Any, **more: Any) -> Any:
+        if host == "nowhere.invalid":
+            raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
+        return real(host, *rest, **more)
+
+    monkeypatch.setattr(names.socket, "getaddrinfo", resolve)
+
+
+@pytest.mark.usefixtures("_no_resolver")
+@pytest.mark.parametrize("spoil", BAD, ids=lambda spoil: spoil.__name__)
+def test_what_takes_away_gets_through_whatever_else_is_wrong(made: Made, spoil: Callable[[Made], None]) -> None:
+    same = {broken_authorities: "CA", expired_authorities: "CA", repeated_secret: "key"}.get(spoil)
+    before = {path.name: path.read_bytes() for path in made.directory.iterdir()}
+    for together in (("rule", "role", "rights", "allow", "CA", "serial"), ("tenant", "key")):
+        made.sections = sections()
+        # One that comes by the very input that is wrong is none.
+        takings = [TAKINGS[name] for name in together if name != same]
+        for taking in takings:
+            taking.do(made)
+        spoil(made)
+        proposal = made.propose(made.first, now=LATER)
+        new = proposal.generation
+        assert new is not None
+        assert [taking.done(new) for taking in takings] == [True] * len(takings)
+        assert bool(proposal.faults) is (spoil not in {expired, orphaned}), proposal.faults
+        assert new.material.leaf == made.first.material.leaf
+        for file, data in before.items():
+            made.write(file, data)
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.EMFILE])
+def test_what_cannot_be_read_or_judged_stays_and_is_tried_again(
+    made: Made, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    inputs = read_inputs(made.config, {}, earlier=made.read)
+    path = made.directory / "root.crl"
+    failure = MaterialError(str(path), "cannot be read", FailureKind.ENVIRONMENT)
+    hung = replace(
+        inputs, files={one: data for one, data in inputs.files.items() if one != path}, failures={path: failure}
+    )
+    proposal = made.propose(made.first, inputs=hung)
+    assert proposal.generation is made.first
+    (fault,) = proposal.faults.values()
+    assert (fault.kind, fault.kept, fault.stands(LATER)) == (FailureKind.ENVIRONMENT, True, False)
+
+    def none_left(*_: object) -> None:
+        raise OSError(number, "none left")
+
+    made.serve(SERVER)
+    made.write("root.crl", crl_of(ROOT, BOB.serial))
+    with monkeypatch.context() as patched:
+        patched.setattr(context.os, "memfd_create", none_left)
+        with pytest.raises(OSError, match="none left"):  # the CRL has to be given to OpenSSL
+            made.propose(made.first)
+        made.write("root.crl", made.first.states.crls[path].data[0])
+        proposal = made.propose(made.first)
+    assert proposal.generation is made.first
+    assert [(one.kind, one.kept) for one in proposal.faults.values()] == [(FailureKind.ENVIRONMENT, True)]
+    assert made.build(made.first).material.leaf.serial == f"{SERVER.serial:x}"
+
+
+def test_bytes_that_serve_are_never_judged_again(made: Made) -> None:
+    for moment in (NOW, LATER, LATER + 10**10, NOW - 10**6):
+        proposal = made.propose(made.first, now=moment)
+        assert (proposal.generation, proposal.faults) == (made.first, {})
+
+
+def test_what_is_not_valid_yet_waits_beside_the_old(made: Made) -> None:
+    start = datetime.fromtimestamp(int(NOW) + 3600, UTC)
+    made.serve(ROOT.issue(dns=["localhost"], server=True, not_before=start))
+    made.write("root.crl", crl_of(ROOT, BOB.serial, this_update=start, next_update=start + hour(9)))
+    twin = reissued(OTHER, start)
+    made.write("ca.pem", ROOT.certificate_pem + twin + GONE.certificate_pem)
+    proposal = made.propose(made.first)
+    new = proposal.generation
+    assert new is not None
+    assert {(which.kind, fault.kind, fault.moment) for which, fault in proposal.faults.items()} == {
+        ("certificate", FailureKind.TIME, start.timestamp()),
+        ("crl", FailureKind.TIME, start.timestamp()),
+        ("authorities", FailureKind.TIME, start.timestamp()),
+    }
+    assert new.material.leaf == made.first.material.leaf
+    assert not new.material.trust.revokes(ISSUER, BOB.serial)
+    others = [one for one in new.material.authorities if one.subject == "CN=other root"]
+    assert len(others) == 2  # the one that clients have, and the one that they will have
+
+    again = made.propose(new, now=start.timestamp() - 1, states=proposal.states, faults=proposal.faults)
+    assert (again.generation, again.faults) == (new, proposal.faults)
+    due = made.propose(new, now=start.timestamp(), states=proposal.states, faults=proposal.faults)
+    assert due.generation is not None
+    assert due.faults == {}
+    assert due.generation.material.leaf != made.first.material.leaf
+    assert due.generation.material.trust.revokes(ISSUER, BOB.serial)
+    assert len([one for one in due.generation.material.authorities if one.subject == "CN=other root"]) == 1
+
+
+def reissued(authority: Authority, start: datetime) -> bytes:
+    """The same name and key, from another moment on."""
+    from cryptography.hazmat.primitives import hashes, serialization  # noqa: PLC0415
+
+    own = authority._certificate()
+    certificate = x509.CertificateBuilder(
+        own.subject, own.subject, own.public_key(), x509.random_serial_number(), start, start + hour(99),
+        list(own.extensions),
+    ).sign(authority._key(), hashes.SHA256())  # fmt: skip
+    return certificate.public_bytes(serialization.Encoding.PEM)
+
+
+def test_cas_none_of_which_is_valid_yet_wait_together(made: Made) -> None:
+    start = datetime.fromtimestamp(int(NOW) + 9000, UTC)
+    made.write("ca.pem", reissued(Authority.create("next"), start))
+    proposal = made.propose(made.first)
+    assert proposal.generation is made.first
+    (fault,) = proposal.faults.values()
+    assert (fault.kind, fault.moment, fault.kept) == (FailureKind.TIME, start.timestamp(), True)
+    due = made.propose(made.first, now=start.timestamp(), faults=proposal.faults)
+    assert due.generation is not None
+    assert [one.subject for one in due.generation.material.authorities] == ["CN=next"]
+
+
+def test_a_crl_never_goes_back_and_an_expired_one_replaces_none_that_is_current(made: Made) -> None:
+    made.write("root.crl", crl_of(ROOT, BOB.serial, number=9))
+    second = made.build(made.first)
+    hours = datetime.now(UTC)
+    stale = crl_of(ROOT, number=10, this_update=hours - hour(0.001), next_update=hours - hour(0.0005))
+    for crl, told in ((crl_of(ROOT, number=8), "is older than the one in use"), (stale, "was to be replaced by")):
+        made.write("root.crl", crl)
+        proposal = made.propose(second)
+        assert proposal.generation is second
+        assert told in str(proposal.faults)
+    made.edit(tls={**made.sections["tls"], "crl_expired": "warn"})
+    assert not made.build(second).material.trust.revokes(ISSUER, BOB.serial)
+
+
+def test_a_crl_whose_place_is_taken_by_a_missing_file_stays(made: Made) -> None:
+    """What was revoked must not come back because a new path cannot be read."""
+    made.write("root.crl", crl_of(ROOT, BOB.serial))
+    second = made.build(made.first)
+    made.edit(tls={**made.sections["tls"], "crl": ["gone.crl", "moved.crl"]})
+    proposal = made.propose(second)
+    assert proposal.generation is not None
+    assert proposal.generation.material.trust.revokes(ISSUER, BOB.serial)
+    made.edit(tls={**made.sections["tls"], "crl": ["gone.crl"]})
+    gone = made.build(proposal.generation)
+    assert not gone.material.trust.revokes(ISSUER, BOB.serial)
+    assert "there is no CRL of CN=test root any more" in gone.warnings
+
+
+def test_a_key_without_a_secret_is_nobodys_and_opens_nothing(made: Made) -> None:
+    made.edit(
+        service={**made.sections["service"], "api_key_file": "none", "verify_https_client_certificate": False}, keys=[]
+    )
+    proposal = made.propose(made.first)
+    assert proposal.generation is not None
+    assert proposal.generation.policy.keys
+    assert proposal.generation.policy.keys.find("", None, 0.0) is None
+    assert [(which.name[-4:], fault.kept) for which, fault in proposal.faults.items()] == [("none", False)]
+    made.write("none", b"known-by-now\n")
+    assert made.build(proposal.generation).policy.keys.find("known-by-now", None, 0.0) is not None
+
+
+def test_two_names_of_one_key(made: Made) -> None:
+    """The file that changed is at fault, and else the configuration."""
+    made.write("one.key", b"second-key\n")
+    proposal = made.propose(made.first)
+    assert proposal.generation is made.first
+    assert [which.name for which in proposal.faults] == [str(made.directory / "one.key")]
+    made.write("one.key", b"first-key\n")
+    made.edit(keys=[*made.sections["keys"], {"name": "three", "file": "two.key", "role": "search"}])
+    proposal = made.propose(made.first)
+    assert proposal.generation is made.first
+    assert [which.kind for which in proposal.faults] == ["configuration"]
+    assert "three is the same key as two" in str(proposal.faults)
+
+
+def test_a_constraint_that_names_no_ca_is_at_fault_only_where_it_is_new(made: Made) -> None:
+    constraint = {"ca": "CN=other root", "dns": ["other.example"]}
+    made.edit(tls={**made.sections["tls"], "ca_constraints": [constraint]})
+    second = made.build(made.first)
+    made.write("ca.pem", ROOT.certificate_pem)
+    rule(made)
+    proposal = made.propose(second)
+    assert proposal.generation is not None
+    assert (proposal.faults, TAKINGS["rule"].done(proposal.generation)) == ({}, True)
+    made.edit(tls={**made.sections["tls"], "ca_constraints": [constraint, {**constraint, "ca": "CN=nobody"}]}, keys=[])
+    refused = made.propose(proposal.generation)
+    assert refused.generation is proposal.generation
+    assert [which.kind for which in refused.faults] == ["configuration"]
+
+
+def test_what_is_the_same_is_shared(made: Made) -> None:
+    rule(made)
+    second = made.build(made.first)
+    assert second.material is made.first.material
+    assert second.contexts is made.first.contexts
+    assert second.policy is not made.first.policy
+    made.serve(SERVER)
+    third = made.build(second)
+    assert third.material.trust is made.first.material.trust
+    assert (third.policy, third._principals) == (second.policy, second._principals)
+    assert third.contexts is not second.contexts
+    made.config.write_text(made.config.read_text() + "# a comment\n")
+    assert made.build(third) is third
+
+
+STEPS = st.lists(st.sampled_from([*BAD, *(one.do for one in TAKINGS.values()), None]), min_size=1, max_size=4)
+
+
+@pytest.mark.usefixtures("_no_resolver")
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(STEPS, st.sampled_from([NOW, LATER]))
+def test_judged_with_its_own_outcome_nothing_is_new(
+    made: Made, steps: list[Callable[[Made], None] | None], now: float
+) -> None:
+    """Whatever the files went through: a second look finds the same, and good files again are the first states."""
+    before = {path.name: path.read_bytes() for path in made.directory.iterdir()}
+    made.sections = sections()
+    generation: Generation | None = made.first
+    states, faults = made.first.states, {}
+    for step in steps:
+        if step is not None:
+            try:
+                step(made)
+            except FileNotFoundError:
+                continue
+        proposal = made.propose(generation, now=now, states=states, faults=faults)
+        again = made.propose(proposal.generation, now=now, states=proposal.states, faults=proposal.faults)
+        assert again.generation is proposal.generation
+        assert {one: fault.text for one, fault in again.faults.items()} == {
+            one: fault.text for one, fault in proposal.faults.items()
+        }
+        assert proposal.states is not None
+        generation, states, faults = proposal.generation, proposal.states, dict(proposal.faults)
+    for file, data in before.items():
+        made.write(file, data)
+    last = made.propose(generation, now=now, states=states, faults=faults)
+    told = [fault.text for fault in last.faults.values()]
+    assert all("expired" in one or "older" in one for one in told), told
