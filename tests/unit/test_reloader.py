@@ -238,25 +238,30 @@ def cutting(count: int, of: int) -> Consequences:
     )
 
 
+UNGUARDED = {"limits": {"mass_cut": {"number": None}}}
+"""Of no use: what serves decides."""
+
+
 @pytest.mark.parametrize("trigger", ["watch", "ttl", "sighup", "admin"])
 def test_a_publication_that_cuts_too_much_is_held_until_it_is_forced(tmp_path: Path, trigger: str) -> None:
     made = site(tmp_path, limits={"mass_cut": {"number": 2}})
 
     async def run() -> None:
         bench = Bench(made)
-        serial = fresh(made)
-        made.configure(limits={"mass_cut": {"number": None}})  # of no use: what serves decides
+        made.configure(**UNGUARDED)
         bench.consequences = cutting(3, 4)
         for _ in range(2):
             verdict = await bench.reloader.reload(trigger)
             assert (verdict.result, verdict.generation, bench.generation.number) == ("held", 1, 1)
             assert "3 of 4 live connections cut (no_role 3): CN=a" in verdict.error
-            assert bench.lines[-1]["error"] == verdict.error
+            assert bench.lines[-1]["error"] == verdict.error == bench.reloader.faults[0]
             assert bench.reloader._watcher._state == made.digest()
+            assert bench.reloader._quiet() is None
         assert bench.considered == [2, "dismissed"] * 2
         bench.consequences = cutting(2, 2)  # one has left by itself
         assert (await bench.reloader.reload(trigger)).result == "ok"
-        assert bench.generation.material.leaf.serial == serial
+        assert bench.generation.config.limits.mass_cut.number is None
+        assert bench.reloader.faults == ()
         assert bench.counted == [("held", trigger)] * 2 + [("ok", trigger)]
 
     asyncio.run(run())
@@ -267,12 +272,32 @@ def test_who_forces_shares_no_verdict_of_one_that_was_held(tmp_path: Path) -> No
 
     async def run() -> None:
         bench = Bench(made)
-        fresh(made)
+        made.configure(**UNGUARDED)
         bench.consequences = cutting(3, 4)
         asked = [(False, "held"), (False, "held"), (True, "ok"), (True, "ok"), (False, "ok")]
         outcomes = await asyncio.gather(*(bench.reloader.reload("admin", force=force) for force, _ in asked))
         assert [verdict.result for verdict in outcomes] == [result for _, result in asked]
         assert bench.generation.number == 2
+
+    asyncio.run(run())
+
+
+def test_the_certificate_is_renewed_beside_what_is_held(tmp_path: Path) -> None:
+    made = site(tmp_path, limits={"mass_cut": {"number": 2}})
+
+    async def run() -> None:
+        bench = Bench(made)
+        made.configure(**UNGUARDED)
+        bench.consequences = cutting(3, 4)
+        assert (await bench.reloader.reload("watch")).generation == 1
+        serial = fresh(made)
+        verdict = await bench.reloader.reload("watch")
+        assert (verdict.result, verdict.generation) == ("held", 2)
+        assert bench.generation.material.leaf.serial == serial
+        assert bench.generation.config.limits.mass_cut.number == 2
+        made.configure(limits={"mass_cut": {"number": 2}})  # taken back
+        assert (await bench.reloader.reload("watch")).result == "unchanged"
+        assert (bench.generation.number, bench.reloader.faults) == (2, ())
 
     asyncio.run(run())
 

@@ -18,8 +18,10 @@ import click
 from tlsproxy.cli.adminclient import admin_of, admin_options
 from tlsproxy.cli.common import FAILED, explained
 from tlsproxy.service import foretold
-from tlsproxy.service.view import Reload, last_reload
+from tlsproxy.service.view import Reload, last_reload, shown
 
+_INPUT_STATES: Final = {"published": "good", "retried": "cannot be read now"}
+"""Other words than a status has, of what is not published yet."""
 _DONE: Final = frozenset({"ok", "unchanged"})
 
 
@@ -102,13 +104,18 @@ def _tell_refused(verdict: Mapping[str, Any], reload: Reload) -> None:
     click.echo(f"{reload.result}: {reload.error}", err=True)
     for row in foretold.rows(verdict.get("consequences") or {}):
         click.echo(f"  {row}", err=True)
-    click.echo(f"nothing has changed: generation {verdict['generation']} goes on serving", err=True)
+    number = verdict["generation"]
+    held = f"generation {number} serves without it"
+    told = held if reload.result == "held" else f"nothing has changed: generation {number} goes on serving"
+    click.echo(told, err=True)
 
 
 def _tell_rehearsed(verdict: Mapping[str, Any], reload: Reload) -> None:
     told = {"ok": "would be published", "unchanged": "unchanged: the files are those that serve"}
     click.echo(told.get(reload.result, f"{reload.result}: {reload.error}"), err=reload.result not in _DONE)
     _tell_changes(verdict, reload)
+    for one in verdict["inputs"]:
+        click.echo(f"  {one['input']} {shown(one['name'])}: {_INPUT_STATES.get(one['state'], one['state'])}")
     for name in verdict["restart_needed"]:
         click.echo(f"  restart needed: {name} has changed")
     for warning in verdict["warnings"]:

@@ -27,7 +27,7 @@ from tlsproxy.service.jwks import KeySets
 from tlsproxy.service.verdicts import InputState, Verdict, counted, input_states, outcome, reason, wrong
 from tlsproxy.threads import in_thread
 from tlsproxy.tls.files import Inputs, read_inputs
-from tlsproxy.tls.generation import Generation, propose
+from tlsproxy.tls.generation import Generation, assemble, propose
 from tlsproxy.tls.judgement import Reading
 from tlsproxy.tls.names import DEADLINE, Resolver, names_of
 from tlsproxy.tls.states import Fault, Input, States
@@ -167,7 +167,8 @@ class Reloader:
 
     def _waiting(self) -> Iterable[Fault]:
         """Those of inputs. After a publication that failed all of them wait for its next attempt."""
-        return () if _PUBLICATION in self._faults else self._faults.values()
+        failed = _PUBLICATION in self._faults and self._faults[_PUBLICATION].kind is FailureKind.ENVIRONMENT
+        return () if failed else self._faults.values()
 
     async def reload(self, trigger: str, *, force: bool = False) -> Verdict:
         """Judges the files as they are now and the key sets fetched last, and publishes what is good and new.
@@ -222,7 +223,7 @@ class Reloader:
             told = await self._considered(candidate, old)
             if told is not None and not force and foretold.exceeds(told, old.config.limits.mass_cut):
                 await self._target.dismiss()
-                return self._hold(trigger, old, told)
+                return await self._hold(trigger, old, candidate, told)
             if candidate.generation is not old:
                 await self._target.publish(candidate.generation)
         except TlsproxyError as error:
@@ -277,24 +278,53 @@ class Reloader:
         self._settle_retry(before)
         return self._fail(trigger, old, before)
 
-    def _hold(self, trigger: str, old: Generation, told: Mapping[str, Any]) -> Verdict:
-        """It is not tried again before the next trigger, which considers it anew with those who are connected then."""
+    async def _hold(self, trigger: str, old: Generation, candidate: Candidate, told: Mapping[str, Any]) -> Verdict:
+        """It is not tried again before the next trigger, which considers it anew with those who are connected then.
+
+        The server's own certificate is not held: it cuts nobody, and its day may come before that of the rest.
+        """
+        serves, server, before = old, candidate.states.server, self._faults
+        if server != old.states.server:
+            serves = await in_thread(
+                assemble,
+                replace(old.states, server=server),
+                number=candidate.generation.number,
+                config_path=self._config_path,
+                environ=self._environ,
+                started=old.started,
+                former=old,
+                tunnels=old.tunnels,
+                now=candidate.generation.built_at,
+            )
+            await self._target.publish(serves)
+            self._metrics.published(serves)
+            self._states = replace(self._states, server=server)
         error = _held(told)
+        fault = Fault(error, FailureKind.INPUT, None, "", self._target.clock.now(), kept=True)
+        self._faults = {**candidate.faults, _PUBLICATION: fault}
+        self._settle_retry(before)
         verdict = replace(
             self.last,
             result="held",
             trigger=trigger,
             when=time.time(),
-            generation=old.number,
-            error=error,
+            generation=serves.number,
+            error=wrong(self._faults),
             consequences=told,
+            inputs=self._inputs,
         )
-        if trigger in _OWN and self.last.result == "held":
+        if trigger in _OWN and self.last.result == "held" and serves is old:
             self.last = verdict
-            return verdict
-        extra = {"trigger": trigger, "generation": old.number}
-        _log.error("reload (%s): %s; generation %d goes on serving", trigger, error, old.number, extra=extra)
-        return self._record(verdict, "failed", {"error": error, "connections": told["cut"]["count"]})
+            return verdict  # that has been told
+        for problem in verdict.error.splitlines():
+            _log.error(
+                "reload (%s): %s; generation %d serves",
+                trigger,
+                problem,
+                serves.number,
+                extra={"trigger": trigger, "generation": serves.number},
+            )
+        return self._record(verdict, "failed", {"error": verdict.error, "connections": told["cut"]["count"]})
 
     def _fail(self, trigger: str, old: Generation, before: Mapping[Input, Fault]) -> Verdict:
         error = wrong(self._faults)

@@ -39,13 +39,14 @@ def told_everywhere(gateway: Gateway) -> None:
     assert (told["result"], told["generation"]) == ("held", 1)
     assert (cut["reasons"], cut["count"]) == ({"no_role": everybody - 1}, everybody - 1)
     assert "tlsproxy_reload_held 1.0" in gateway.ask_admin("/metrics")[1]
-    assert gateway.ask_admin("/readyz")[0] == 200
+    code, ready = gateway.ask_admin("/readyz")
+    assert (code, "held back by limits.mass_cut" in ready) == (200, True)
 
     code, out, err = operator(gateway, "reload")  # which considers it anew
     assert (code, out) == (1, "")
     assert "held: held back by limits.mass_cut" in err
     assert "rest 127.0.0.1 CN=ingest-7, role ingest: no_role\n" in err
-    assert err.endswith("nothing has changed: generation 1 goes on serving\n")
+    assert err.endswith("generation 1 serves without it\n")
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -79,6 +80,7 @@ def test_held_foretold_and_forced(own_site: Site, upstream: ScriptedUpstream, wo
         assert "1 of 2 live connections cut (no_role 1)\n" in out
         assert "1 client that was here lately kept out (no_role 1)\n" in out
         assert "CN=ingest-7, role ingest: no_role\n" in out
+        assert f"  certificate {own_site.directory / 'server.pem'}: good\n" in out
         assert out.endswith("nothing has changed: generation 2 goes on serving\n")
         assert (verdict(gateway)["result"], staying.ask().status) == ("held", 200)
 
