@@ -16,7 +16,7 @@ from support.upstream import ScriptedUpstream
 
 from tlsproxy.tls.pki import Authority
 
-LEFT = timedelta(seconds=5)
+LEFT = timedelta(seconds=6)
 """For the gateway to start, and seven clients to connect."""
 YEAR = timedelta(days=365)
 
