@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -72,6 +73,23 @@ def test_a_slow_call_is_waited_for(hanging: Hanging) -> None:
     timer.start()
     assert outcome(Path("/a"), hanging, 20) == "at last"
     timer.join()
+
+
+def test_a_call_that_goes_on_answering_is_waited_for_but_not_for_ever(
+    hanging: Hanging, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 0.0
+    monkeypatch.setattr(blocking.time, "monotonic", lambda: now)
+
+    def answers(number: int, then: Callable[[], str]) -> str:
+        nonlocal now
+        for _ in range(number):
+            now += 9.0
+            blocking.answered(Path("/a"))
+        return then()
+
+    assert outcome(Path("/a"), partial(answers, 4, lambda: "whole"), 10) == "whole"
+    assert isinstance(outcome(Path("/a"), partial(answers, 2 * blocking.LONGEST, hanging), 10), Unanswered)
 
 
 def test_no_second_call_is_made_while_the_first_one_hangs_and_its_text_stays(hanging: Hanging) -> None:

@@ -108,8 +108,8 @@ class Tls(Section):
     """Seconds after which all files are loaded anew, changed or not; 0 or null for never."""
     poll_interval: Seconds = 5.0
     """Seconds between two looks at the files' contents."""
-    read_timeout: Seconds = 3.0
-    """Seconds in which a file must be read. One that does not answer stays as it was read before, and is told of."""
+    read_timeout: Seconds = 2.0
+    """Seconds to wait for the next MiB of a file. One that does not answer stays as it was before, and is told of."""
 
 
 class Upstream(Section):

@@ -24,6 +24,8 @@ SLOW: Final = 0.1
 """Seconds after which those behind a call are made in another thread."""
 CROWD: Final = 8
 """Most calls in one directory at a time. Where so many are overdue, the others in it are not begun."""
+LONGEST: Final = 10
+"""Deadlines that a call may take in all, with an answer within each."""
 
 
 class Unanswered(TlsproxyError):
@@ -37,10 +39,12 @@ class Unanswered(TlsproxyError):
 
 class _Call(NamedTuple):
     begun: float
+    answered: float
     since: float
 
     def overdue(self, deadline: float) -> bool:
-        return time.monotonic() - self.begun >= deadline
+        now = time.monotonic()
+        return now - self.answered >= deadline or now - self.begun >= LONGEST * deadline
 
 
 _under_way: Final[dict[Path, _Call]] = {}
@@ -48,11 +52,18 @@ _lock: Final = threading.Lock()
 
 
 def outcomes(calls: Mapping[Path, Callable[[], T]], deadline: float) -> dict[Path, T | Unanswered]:
-    """All of them, in one thread as long as none is slow. Each has ``deadline`` seconds from its own beginning.
+    """All of them, in one thread as long as none is slow. Each has ``deadline`` seconds for an answer.
 
     Raises what one of the calls raised.
     """
     return _Batch(calls, deadline).outcomes() if calls else {}
+
+
+def answered(path: Path) -> None:
+    """For a call of several system calls: one of them is back."""
+    with _lock:
+        if (call := _under_way.get(path)) is not None:
+            _under_way[path] = call._replace(answered=time.monotonic())
 
 
 class _Batch(Generic[T]):
@@ -110,7 +121,8 @@ class _Batch(Generic[T]):
                 elif path in _under_way or len(_crowd(path.parent)) >= CROWD:
                     self._waiting.append((path, call))
                 else:
-                    _under_way[path] = _Call(time.monotonic(), time.time())
+                    begun = time.monotonic()
+                    _under_way[path] = _Call(begun, begun, time.time())
                     return path, call
             return None
 

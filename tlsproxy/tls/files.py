@@ -41,6 +41,8 @@ CRL_LIMIT: Final = 64 << 20
 """The CRL of a large public authority reaches tens of megabytes."""
 SECRET_LIMIT: Final = 64 << 10
 
+PIECE: Final = 1 << 20
+
 ATTEMPTS: Final = 5
 PAUSE: Final = 0.05
 """Seconds between two readings that disagreed: a rotation is a few system calls, not a few seconds."""
@@ -307,8 +309,7 @@ def _read(path: Path, target: Path, limit: int) -> _Content | MaterialError:
             return MaterialError(
                 str(path), f"has {before.st_size} bytes where at most {limit} are read; is it the right file?"
             )
-        with open(descriptor, "rb", closefd=False) as file:
-            data = file.read(limit + 1)
+        data = b"".join(_pieces(path, descriptor, limit))
         after = os.fstat(descriptor)
     except OSError as error:
         return _unreadable(path, error)
@@ -317,6 +318,15 @@ def _read(path: Path, target: Path, limit: int) -> _Content | MaterialError:
     if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns) or len(data) != after.st_size:
         return UnstableInputs(str(path), "was written to while it was read; trying again later")
     return _Content(data, _exposed(before))
+
+
+def _pieces(path: Path, descriptor: int, limit: int) -> Iterator[bytes]:
+    """All of a file, or one byte more than ``limit``."""
+    left = limit + 1
+    while left and (piece := os.read(descriptor, min(left, PIECE))):
+        blocking.answered(path)
+        left -= len(piece)
+        yield piece
 
 
 def _unreadable(path: Path, error: OSError) -> MaterialError:
