@@ -35,7 +35,7 @@ from tlsproxy.service.serving import MOST_TOLD
 from tlsproxy.service.workers.backoff import Backoff
 from tlsproxy.service.workers.merging import Totals, merged_figures, merged_parts, told
 from tlsproxy.service.workers.order import Order, order_of
-from tlsproxy.service.workers.process import ATTENTION, LAST, WorkerLost, WorkerProcess, WorkerRefused
+from tlsproxy.service.workers.process import ATTENTION, LAST, LAST_WORDS, WorkerLost, WorkerProcess, WorkerRefused
 from tlsproxy.service.workers.publication import LOOK, STOPPED, Publication
 from tlsproxy.service.workers.seat import Seat
 from tlsproxy.tls.generation import Generation
@@ -105,7 +105,7 @@ class Fleet:
             finally:
                 for keeper in self._keepers:
                     keeper.cancel()
-                await asyncio.gather(*self._keepers, return_exceptions=True)
+                await asyncio.wait(self._keepers, timeout=LAST_WORDS + LAST)  # none outlasts SIGKILL, but in the kernel
 
     # One seat
 
@@ -185,7 +185,11 @@ class Fleet:
         self._considered = generation, order
         workers = self._serving()
         patience = ATTENTION if self.generation.config.limits.mass_cut != MassCut() else PATIENCE
-        asked = {asyncio.create_task(one.consider(order, patience)): one for one in workers if not one.stopped}
+        asked = {
+            asyncio.create_task(one.consider(order, patience)): one
+            for one in workers
+            if not one.stopped and one.silence < patience
+        }
         try:
             while waited_for := {task for task, one in asked.items() if not (task.done() or one.stopped)}:
                 await asyncio.wait(waited_for, timeout=LOOK)
