@@ -6,15 +6,16 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, cast
 
 from tlsproxy.service.readiness import UpstreamProbe, audit_part, generation_part, inputs_part, is_ready
+from tlsproxy.tls.trust import CrlPolicy
 
 if TYPE_CHECKING:
     from tlsproxy.tls.generation import Generation
 
 
-def generation(not_after: float, *next_updates: float) -> Generation:
+def generation(not_after: float, *next_updates: float, deny: bool = True) -> Generation:
     crls = [SimpleNamespace(issuer=f"CN={number}", next_update=update) for number, update in enumerate(next_updates)]
-    leaf = SimpleNamespace(not_after=not_after)
-    return cast("Generation", SimpleNamespace(material=SimpleNamespace(leaf=leaf, crls=crls)))
+    leaf, trust = SimpleNamespace(not_after=not_after), SimpleNamespace(policy=CrlPolicy(deny_expired=deny))
+    return cast("Generation", SimpleNamespace(material=SimpleNamespace(leaf=leaf, crls=crls, trust=trust)))
 
 
 def test_an_upstream_that_listens_is_ok_and_a_closed_port_says_why() -> None:
@@ -87,6 +88,7 @@ def test_a_generation_is_as_good_as_its_dates() -> None:
     assert generation_part(generation(100.0, 100.0), 99.0) == "ok"
     assert generation_part(generation(100.0), 100.0) == "the server certificate has expired"
     assert generation_part(generation(200.0, 150.0, 100.0), 100.0) == "the CRL of CN=1 is out of date"
+    assert generation_part(generation(200.0, 100.0, deny=False), 100.0) == "ok"
 
 
 def test_audit() -> None:

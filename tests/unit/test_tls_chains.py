@@ -283,6 +283,8 @@ def test_a_serial_number_is_revoked_for_one_name_and_key() -> None:
     lists = crl("R", (serial,)), crl("R'", ())
     assert refusal(chain, *both, crls=lists) == ""
     assert refusal(chain, *both, crls=(crl("R'", (serial,)),)) == "certificate_revoked"
+    with_root = chain_below(leaf("R'")[0], TRUSTED[5], sent=(TRUSTED[5],))
+    assert refusal(with_root, TRUSTED[0], crls=lists[:1]) == "issuer_not_trusted"
 
 
 def test_a_revoked_intermediate_takes_its_clients_with_it() -> None:

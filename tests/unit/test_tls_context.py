@@ -86,7 +86,7 @@ def test_an_optional_certificate_is_verified_when_it_is_sent(made: Site, tmp_pat
 
 
 def test_without_a_ca_nothing_is_asked_for_and_required_is_refused(made: Site) -> None:
-    material = dataclasses.replace(material_of(made), authorities=(), authorities_der=b"")
+    material = dataclasses.replace(material_of(made), configured=(), authorities_der=b"")
     context = build_context(material, require_client_certificate=False, alpn=ALPN)
     assert context.verify_mode is ssl.CERT_NONE
     assert context.get_ca_certs() == []

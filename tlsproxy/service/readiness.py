@@ -76,11 +76,12 @@ async def _connect(family: int, address: Any) -> str:
 
 
 def generation_part(generation: Generation, now: float) -> str:
-    """`now` is seconds since the epoch. A server certificate or a CRL that is out of date serves nobody."""
+    """`now` is seconds since the epoch. An outdated server certificate, or CRL that refuses by then, serves nobody."""
     material = generation.material
     if material.leaf.not_after <= now:
         return "the server certificate has expired"
-    outdated = sorted({crl.issuer for crl in material.crls if crl.next_update <= now})
+    deny = material.trust.policy.deny_expired
+    outdated = sorted({crl.issuer for crl in material.crls if deny and crl.next_update <= now})
     return f"the CRL of {outdated[0]} is out of date" if outdated else OK
 
 

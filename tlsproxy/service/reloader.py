@@ -31,6 +31,7 @@ from tlsproxy.tls.generation import Generation, assemble, propose
 from tlsproxy.tls.judgement import Reading
 from tlsproxy.tls.names import DEADLINE, Resolver, names_of
 from tlsproxy.tls.states import Fault, Input, States
+from tlsproxy.tls.trust import NEVER
 from tlsproxy.tls.watch import Watcher
 
 _AGAIN: Final = 5.0
@@ -129,6 +130,7 @@ class Reloader:
         self.last = Verdict(
             "partial" if error else "ok", "start", generation.built_at, generation.number, error, inputs=self._inputs
         )
+        self._told_outdated = 0, 0.0
         metrics.published(generation)
         metrics.judged(counted(self._inputs))
 
@@ -147,6 +149,7 @@ class Reloader:
         """Tries again, until cancelled, what time or the environment may have mended."""
         while True:
             self._judged.clear()
+            self._tell_outdated()
             with suppress(TimeoutError):
                 async with asyncio.timeout(self._quiet()):
                     await self._judged.wait()
@@ -160,10 +163,20 @@ class Reloader:
     def _quiet(self) -> float | None:
         """Seconds until something may be due; None where nothing will be."""
         now = self._target.clock.now()
-        pauses = [min(fault.moment - now, LOOK) for fault in self._waiting() if fault.moment is not None]
+        due = (crl.next_update for crl in self._target.generation.material.crls if crl.next_update > now)
+        moments = (*(fault.moment for fault in self._waiting() if fault.moment is not None), *due)
+        pauses = [min(moment - now, LOOK) for moment in moments]
         if _of_environment(self._faults):
             pauses.append(self._retry_at - time.monotonic())
         return max(min(pauses), 0.0) if pauses else None
+
+    def _tell_outdated(self) -> None:
+        """Once for each generation, when it begins to serve, and at the moment when a CRL runs out."""
+        generation, now = self._target.generation, self._target.clock.now()
+        former, since = self._told_outdated
+        for text in generation.material.trust.outdated(now, since if former == generation.number else -NEVER):
+            _log.error("%s", text)
+        self._told_outdated = generation.number, now
 
     def _waiting(self) -> Iterable[Fault]:
         """Those of inputs. After a publication that failed all of them wait for its next attempt."""

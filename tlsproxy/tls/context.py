@@ -37,13 +37,14 @@ def build_context(material: Material, *, require_client_certificate: bool, alpn:
     With ``require_client_certificate`` false a certificate is asked for, and verified if one is sent. Raises
     MaterialError where OpenSSL does not take the material.
     """
-    if require_client_certificate and not material.authorities:
+    if require_client_certificate and not material.configured:
         raise MaterialError(material.cert_path, "client certificates are required, but there is no CA to verify them")
     context = _server_context(material, alpn)
-    if not material.authorities:
+    if not material.configured:
         return context
     try:
-        context.load_verify_locations(cadata=material.authorities_der)
+        if material.authorities_der:  # else CRLs revoke them all: nobody is verified
+            context.load_verify_locations(cadata=material.authorities_der)
         if material.crls_pem:
             with _as_file(material.crls_pem) as path:
                 context.load_verify_locations(cafile=path)

@@ -16,9 +16,9 @@ from tlsproxy.authz.identity import anchor_of
 from tlsproxy.errors import MaterialError
 from tlsproxy.tls import pem
 from tlsproxy.tls.chains import authority_of, defect_of
-from tlsproxy.tls.crls import Scope, crl_age, load_crls, older_than
+from tlsproxy.tls.crls import Scope, crl_age
 from tlsproxy.tls.facts import CrlFacts, day, issuer_key
-from tlsproxy.tls.servercert import SKEW, certificate_of, is_authority, issued_by
+from tlsproxy.tls.servercert import certificate_of, is_authority, issued_by
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -135,24 +135,24 @@ class Trust:
             return Verdict(_UNTRUSTED, NEVER)
         moments: set[float] = set()
         refusals = {_UNTRUSTED}
-        paths = [chain.verified[:1]]
-        for path in paths:  # and those that are added: breadth first, so that each certificate is on a shortest path
+        paths = [(chain.verified[:1], "")]
+        seen: set[tuple[ChainCertificate, bool]] = set()
+        for path, former in paths:  # and those that are added: breadth first, so that the shortest comes first
             below = path[-1]
             trusted = [one for one in self._anchors.get(below.issuer, ()) if chain.signed(below, one)]
             signers = trusted or [one for one in chain.sent if chain.signed(below, one)]
             if not signers or below.weakly_signed:
                 continue
             issuer = signers[0].subject, signers[0].key
-            if refusal := self._fault(below, issuer, now, moments, leaf=len(path) == 1):
-                refusals.add(refusal)
-                continue
+            fault = former or self._fault(below, issuer, now, moments, leaf=len(path) == 1)
             for signer in signers:
                 if signer.defect or not _has_room(signer, path[1:]):
                     continue
                 if not trusted:
-                    if not any(signer in other for other in paths):
-                        paths.append((*path, signer))
-                elif refusal := _outdated(signer, now, moments):
+                    if (signer, bool(fault)) not in seen:
+                        seen.add((signer, bool(fault)))
+                        paths.append(((*path, signer), fault))
+                elif refusal := fault or _outdated(signer, now, moments):
                     refusals.add(refusal)
                 else:
                     return Verdict("", min(moments), (*path[1:], signer))
@@ -228,15 +228,20 @@ class Trust:
     def warnings(self, now: float) -> Iterator[str]:
         """``now`` is seconds since the epoch."""
         yield from filter(None, (self._warning(certificate, now) for certificate in self.configured))
+        yield from self.outdated(now)
         for crl in (one for crls in self.crls.values() for one in crls):
-            named = f"{crl.path}: the CRL of {crl.issuer}"
-            if crl.next_update <= now:
-                effect = "the clients that it covers are refused" if self.policy.deny_expired else "it still counts"
-                yield f"{named} was to be replaced by {day(crl.next_update)}; {effect}"
-            elif crl.this_update > now:
-                yield f"{named} is dated {day(crl.this_update)}, in the future; check the clock"
+            if crl.this_update > now:
+                dated = f"is dated {day(crl.this_update)}, in the future"
+                yield f"{crl.path}: the CRL of {crl.issuer} {dated}; check the clock"
         for crl in self.unused:
             yield f"{crl.path}: the CRL of {crl.issuer} is not used: no CA of {self.path} signed it"
+
+    def outdated(self, now: float, since: float = -NEVER) -> Iterator[str]:
+        """CRLs whose next update was due by now, but was not at ``since``."""
+        effect = "the clients that it covers are refused" if self.policy.deny_expired else "it still counts"
+        for crl in (one for crls in self.crls.values() for one in crls):
+            if since < crl.next_update <= now:
+                yield f"{crl.path}: the CRL of {crl.issuer} was to be replaced by {day(crl.next_update)}; {effect}"
 
     def _warning(self, certificate: x509.Certificate, now: float) -> str:
         named = f"{self.path}: {certificate.subject.rfc4514_string()}"
@@ -249,8 +254,10 @@ class Trust:
             return f"{named} expired at {day(end)}; its clients are refused"
         if start > now:
             return f"{named} is not valid before {day(start)}; its clients are refused"
-        if self.policy.required and (self.crls or self.unused) and issuer_of(certificate) not in self.crls:
-            return f"{named} has no CRL while others have; every client that it issued to is refused"
+        crls = self.crls.get(issuer_of(certificate), ())
+        if self.policy.required and (self.crls or self.unused) and not any(crl.scope.leaves for crl in crls):
+            kind = "CRL of clients" if crls else "CRL"
+            return f"{named} has no {kind} while others have; every client that it issued to is refused"
         return ""
 
 
@@ -276,51 +283,6 @@ def issuer_of(certificate: x509.Certificate) -> Issuer:
     return issuer_key(certificate.subject), anchor_of(certificate).key
 
 
-def load_trust(
-    authorities: tuple[str, bytes],
-    crls: Sequence[tuple[str, bytes]],
-    *,
-    now: float,
-    previous: Trust = NO_TRUST,
-    policy: CrlPolicy = CrlPolicy(),
-) -> Trust:
-    """The CA file and the CRL files, each a path and its bytes; ``previous`` is what is in use.
-
-    Raises MaterialError.
-    """
-    path, data = authorities
-    configured = load_authorities(path, data)
-    loaded = [crl for crl_path, crl_data in crls for crl in load_crls(crl_path, crl_data)]
-    trust = Trust.of(path, configured, loaded, policy)
-    for crl in trust.unused:
-        raise MaterialError(
-            crl.path, f"the CRL of {crl.issuer} is not signed by a CA of tls.ca_cert; add that CA there"
-        )
-    for crl in (one for found in trust.crls.values() for one in found):
-        if crl.this_update > now + SKEW:
-            raise MaterialError(
-                crl.path, f"the CRL of {crl.issuer} is dated {day(crl.this_update)}, in the future; check the clock"
-            )
-        if crl.next_update <= now:
-            raise MaterialError(
-                crl.path, f"the CRL of {crl.issuer} was to be replaced by {day(crl.next_update)}; fetch it anew"
-            )
-        newer = previous.held(crl)
-        if newer is not None and older_than(crl, newer):
-            raise MaterialError(
-                crl.path,
-                f"the CRL of {crl.issuer} ({_edition(crl)}) is older than the one in use ({_edition(newer)}); "
-                "fetch it anew",
-            )
-    if not trust.authorities:
-        raise MaterialError(path, "every CA in it is revoked by the configured CRLs")
-    if defect := all(map(defect_of, trust.authorities)) and defect_of(trust.authorities[0]):
-        raise MaterialError(path, f"{trust.authorities[0].subject.rfc4514_string()} {defect}; add a CA that can")
-    if all(certificate.not_valid_after_utc.timestamp() <= now for certificate in trust.authorities):
-        raise MaterialError(path, "every CA in it has expired; add the CA that issues today's client certificates")
-    return trust
-
-
 def load_authorities(path: str, data: bytes) -> tuple[x509.Certificate, ...]:
     """The CAs of a file, each once. Raises MaterialError."""
     found: dict[x509.Certificate, None] = {}
@@ -333,7 +295,3 @@ def load_authorities(path: str, data: bytes) -> tuple[x509.Certificate, ...]:
             raise MaterialError(path, f"{name} is not a CA (its basic constraints do not say so); remove it")
         found[certificate] = None
     return tuple(found)
-
-
-def _edition(crl: Crl) -> str:
-    return f"number {'none' if crl.number is None else crl.number} of {day(crl.this_update)}"
