@@ -23,12 +23,11 @@ def mount(own_site: Site) -> Path:
     return own_site.directory / "mount"
 
 
-@pytest.mark.parametrize("workers", [1, 2])
 def test_one_that_hangs_is_told_of_and_holds_nothing_up(
-    own_site: Site, upstream: ScriptedUpstream, tmp_path: Path, mount: Path, workers: int
+    own_site: Site, upstream: ScriptedUpstream, tmp_path: Path, mount: Path
 ) -> None:
     unanswering = Unanswering(tmp_path / "unanswering")
-    config = own_site.write_config(upstream.url, tls=TLS, workers=workers)
+    config = own_site.write_config(upstream.url, tls=TLS)
     with (
         Gateway(config, fresh=True, **unanswering.environ) as gateway,
         Caller(gateway, own_site.client("search")) as bob,

@@ -44,7 +44,7 @@ def test_it_is_told_of_and_recovered_from(own_site: Site, upstream: ScriptedUpst
     own_site.write("mount/a.crl", own_site.authority.crl_pem())
     own_site.write("ca.pem", own_site.authority.certificate_pem)
     unanswering = Unanswering(tmp_path / "unanswering")
-    config = own_site.write_config(upstream.url, tls={**FILES, "poll_interval": 0.05})
+    config = own_site.write_config(upstream.url, workers=2, tls={**FILES, "poll_interval": 0.05})
     context = own_site.client()
 
     with Gateway(config, fresh=True, **unanswering.environ) as gateway, Caller(gateway, context) as early:
