@@ -1,4 +1,4 @@
-"""A reload is all or nothing over all workers; one that begins later has what serves, whatever the files are."""
+"""A reload is of all workers, whole; one that begins later has what serves, whatever the files are."""
 
 from __future__ import annotations
 

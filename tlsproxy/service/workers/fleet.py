@@ -202,7 +202,8 @@ class Fleet:
 
     async def dismiss(self) -> None:
         self._considered = None
-        await asyncio.gather(*(one.dismiss() for one in self._serving()), return_exceptions=True)
+        awake = [one for one in self._serving() if not one.stopped]
+        await asyncio.gather(*(one.dismiss() for one in awake), return_exceptions=True)
 
     async def publish(self, generation: Generation) -> None:
         known, self._considered = self._considered, None
