@@ -141,7 +141,12 @@ def test_each_is_asked_what_decides_after_the_publication(tmp_path: Path, monkey
         ending = bench.connect(alice)
         ending.why = "max_connection_age"
         nothing = await bench.consider()
-        assert (nothing.connections, nothing.cut.count, nothing.barred, nothing.moved.count) == (4, 0, (), 0)
+        assert (nothing.connections, nothing.cut.count, nothing.barred, nothing.moved.count) == (5, 0, (), 0)
+
+        made.serve(ROOT.issue(dns=["localhost"], server=True))
+        monkeypatch.setattr(register, "affected", None)  # nobody has to be asked
+        assert (await bench.consider()).connections == 5
+        monkeypatch.undo()
 
         made.write("ca.pem", OTHER.certificate_pem)
         found = await bench.consider()

@@ -64,7 +64,7 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class Consequences:
-    """``connections`` are those that were asked; ``cut`` would end, and their clients could not come back.
+    """``connections`` are all that are live; ``cut`` would end, and their clients could not come back.
 
     ``barred`` are clients without a connection, seen a short while ago, that could not come back: each once.
     ``moved`` would stay, with another role or none. ``unheard`` are workers whose connections are not among them.

@@ -56,6 +56,16 @@ def affected(
         yield Affected(seen.number, seen.protocol, seen.address, client(seen, standing), name, role, becomes, reason)
 
 
+def affects_nobody(present: Generation, candidate: Generation) -> bool:
+    """Whether all that a standing is made of is the same, as where only the server's own certificate is another."""
+    return (
+        candidate.config is present.config
+        and candidate.policy is present.policy
+        and candidate.material.trust is present.material.trust
+        and candidate.tunnels == present.tunnels
+    )
+
+
 def client(seen: Seen, standing: Standing) -> str:
     """The same for all connections of a client: its certificate's digest, or its address where it has none."""
     return standing.identity.sha256 if standing.identity is not None else seen.address

@@ -19,7 +19,7 @@ from tlsproxy.authz.audit import Refusal, event_line
 from tlsproxy.authz.shares import Account
 from tlsproxy.proxy.addresses import account as network
 from tlsproxy.proxy.consequences import Affected, Consequences, Group
-from tlsproxy.proxy.prospects import MOVED, Visitors, affected, client
+from tlsproxy.proxy.prospects import MOVED, Visitors, affected, affects_nobody, client
 from tlsproxy.proxy.spread import FEW, share
 from tlsproxy.proxy.standing import Standing
 
@@ -197,19 +197,20 @@ class Register:
     async def consider(self, candidate: Generation) -> Consequences:
         """The consequences of publishing this generation now. Nobody notices, and others are served in between."""
         present, now = self._gateway.generation, self._gateway.clock.now()
-        asked = 0
+        connections = len(self._entries)
+        if affects_nobody(present, candidate):
+            return Consequences(connections)
         found: list[Affected] = []
         clients: set[str] = set()
         async for entry in _in_slices(list(self._entries.values())):
             if entry.session is not None and not entry.why:
-                asked += 1
                 clients.add(client(entry, entry.standing))
                 found += affected(entry, entry.standing, present, candidate, now)
         barred: list[Affected] = []
         async for visit in _in_slices(self._visitors.absent(clients)):
             barred += affected(visit, Standing(present, visit.peer, now), present, candidate, now)
         return Consequences(
-            connections=asked,
+            connections,
             cut=Group.of(one for one in found if one.reason),
             barred=tuple(one for one in barred if one.reason not in {"", MOVED}),
             moved=Group.of(one for one in found if not one.reason),
