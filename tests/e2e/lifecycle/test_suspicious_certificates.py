@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
 from support.caller import Caller
 from support.gateway import Gateway
 from support.site import CONFIG, Site
@@ -20,12 +19,11 @@ def put(site: Site, issued: Issued, chain: bytes) -> None:
     site.replace("server.pem", chain)
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_the_certificate_without_its_intermediate(own_site: Site, upstream: ScriptedUpstream, workers: int) -> None:
+def test_the_certificate_without_its_intermediate(own_site: Site, upstream: ScriptedUpstream) -> None:
     intermediate = own_site.authority.intermediate("issuing")
     first, second = intermediate.issue(**NAMES), intermediate.issue(**NAMES)
     put(own_site, first, first.chain_pem)
-    config = own_site.write_config(upstream.url, workers=workers, tls={"on_suspicious": "refuse"})
+    config = own_site.write_config(upstream.url, tls={"on_suspicious": "refuse"})
     with Gateway(config) as gateway:
         put(own_site, second, second.certificate_pem)  # certbot's cert.pem in place of fullchain.pem
         line = gateway.log.wait(lambda line: "missing_intermediate" in line)
