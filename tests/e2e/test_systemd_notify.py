@@ -43,14 +43,14 @@ def test_a_life(own_site: Site, upstream: ScriptedUpstream, systemd: Systemd) ->
         assert reloading == {"STATUS": "reloading"}
         ready = systemd.next()
         assert ready["READY"] == "1"
-        assert ready["STATUS"].startswith("generation 2 since ")
+        assert ready["STATUS"].startswith("generation 1 since ")
         assert "(sighup); REST on " in ready["STATUS"]
 
         own_site.replace("server.pem", b"no certificate")
         assert systemd.next()["RELOADING"] == "1"
         failed = systemd.next()
         assert failed["READY"] == "1", "the old generation goes on"
-        assert re.match(r"generation 2 goes on, reload \(\w+\) FAILED at \S+Z: .*server\.pem", failed["STATUS"])
+        assert re.match(r"generation 1 goes on, reload \(\w+\) FAILED at \S+Z: .*server\.pem", failed["STATUS"])
 
         with connected(gateway, own_site.client(None)):
             gateway.process.send_signal(signal.SIGTERM)

@@ -115,7 +115,7 @@ def key(made: Made) -> None:
 
 
 def rights(made: Made) -> None:
-    made.edit(keys=[made.sections["keys"][0], {**made.sections["keys"][1], "role": "search"}])
+    made.edit(keys=[sections()["keys"][0], {**sections()["keys"][1], "role": "search"}])
 
 
 def allow(made: Made) -> None:

@@ -39,7 +39,9 @@ class DialledStream(Stream):
         deadlines: Deadlines,
         lowest: Callable[[], tuple[float, float]],
     ) -> None:
-        """Raises OSError where no socket is to be had."""
+        """Raises OSError where no socket is to be had, or no address is known."""
+        if not addresses:
+            raise OSError(errno.EHOSTUNREACH, "its name does not resolve")
         self._addresses = list(addresses)
         self._dial_owner = owner
         self.address = self._addresses.pop(0)

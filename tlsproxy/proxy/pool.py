@@ -6,13 +6,14 @@ and hears of a close before it would write.
 
 from __future__ import annotations
 
+import errno
 import time
 from collections.abc import Callable
 from functools import partial
 from typing import Protocol
 
 from tlsproxy.authz.shares import Share
-from tlsproxy.errors import Overloaded
+from tlsproxy.errors import Overloaded, UpstreamUnreachable
 from tlsproxy.proxy.facts import CollectionFacts
 from tlsproxy.proxy.gateway import Gateway
 from tlsproxy.proxy.points import Points
@@ -98,6 +99,8 @@ class Pool:
             upstream = Upstream(self._gateway, self, place, exchange)
         except OSError as error:
             place.release()
+            if error.errno == errno.EHOSTUNREACH:
+                raise UpstreamUnreachable(f"The upstream cannot be reached: {error.strerror}") from None
             raise Overloaded(f"No connection to the upstream can be made: {error.strerror}") from error
         self._all.add(upstream)
 

@@ -10,6 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
+from cryptography.hazmat.primitives.serialization import Encoding
+
 from tlsproxy.authz.identity import anchor_of
 from tlsproxy.config.ca_checks import unnamed_constraints
 from tlsproxy.config.findings import Finding
@@ -21,7 +23,7 @@ from tlsproxy.errors import FailureKind, MaterialError, TlsproxyError
 from tlsproxy.tls.material import crl_policy
 from tlsproxy.tls.names import Resolved, names_of
 from tlsproxy.tls.states import Fault, Input, PublicKeys, State, States, digest_of
-from tlsproxy.tls.successors import Data, Made, ServerPair, authorities_in, crls_in
+from tlsproxy.tls.successors import CrlFile, Data, Made, ServerPair, authorities_in
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
     from tlsproxy.config.callers import JwtIssuer
     from tlsproxy.config.loader import Loaded
     from tlsproxy.config.model import Config
+    from tlsproxy.config.problems import Problem
     from tlsproxy.config.tokens import KeySource
     from tlsproxy.tls.crls import Crl
     from tlsproxy.tls.files import Inputs
@@ -74,6 +77,7 @@ class Judgement:
 
 
 Trial: TypeAlias = "Callable[[ServerCertificate], None]"
+Authorities: TypeAlias = "State[tuple[x509.Certificate, ...]] | None"
 
 
 def judge(
@@ -131,10 +135,9 @@ class _Judge:
         self._faults: dict[Input, Fault] = {}
 
     def judged(self) -> Judgement:
-        authorities = self._authorities()
-        self._check_constraints(authorities)
+        authorities = self._constrained(self._authorities())
         server = self._server(authorities)
-        crls, secrets = self._crls(), self._secrets()
+        crls, secrets = self._crls(authorities), self._secrets()
         public_keys, names = self._public_keys(), self._names()
         if server is None or (self._config.tls.ca_cert is not None and authorities is None):
             return Judgement(None, self._faults)
@@ -152,7 +155,9 @@ class _Judge:
         paths: Sequence[Path],
         former: State[T] | None,
         made: Callable[[Data], Made[T]],
+        beside: str = "",
     ) -> State[T] | None:
+        """``beside``: the digest of whatever else the outcome depends on."""
         inputs, kept = self._reading.inputs, former is not None
         for path in paths:
             if (failure := inputs.failures.get(path)) is not None:
@@ -164,7 +169,7 @@ class _Judge:
         read = digest_of(data)
         if former is not None and former.read == read:
             return former
-        judged = f"{read} {self._configuration.digest}"
+        judged = f"{read} {self._configuration.digest} {beside}"
         fault = self._former_faults.get(which)
         if fault is not None and fault.read == judged and fault.stands(self._now):
             self._faults[which] = fault
@@ -190,7 +195,7 @@ class _Judge:
 
     # Certificates and CRLs
 
-    def _authorities(self) -> State[tuple[x509.Certificate, ...]] | None:
+    def _authorities(self) -> Authorities:
         path = self._config.tls.ca_cert
         if path is None:
             return None
@@ -198,24 +203,35 @@ class _Judge:
         which = Input("authorities", str(path))
         return self._best(which, [path], former, lambda data: authorities_in(path, data, former, self._now))
 
-    def _check_constraints(self, authorities: State[tuple[x509.Certificate, ...]] | None) -> None:
-        """A new constraint must name a CA. One that was accepted may lose its CA: nothing keeps a CA from going.
-
-        Raises ConfigError.
+    def _constrained(self, authorities: Authorities) -> Authorities:
+        """A new constraint must name a CA. One that was accepted may lose its CA, which nothing keeps from going, but
+        until it has one again no CA comes: it might be the one that is to be confined. Raises ConfigError.
         """
         if authorities is None or any(which.kind == "authorities" for which in self._faults):
-            return
+            return authorities
         accepted = self._former.configuration.value.config.tls.ca_constraints if self._former is not None else ()
-        found = unnamed_constraints(self._config, [anchor_of(one) for one in authorities.value])
+        found = list(unnamed_constraints(self._config, [anchor_of(one) for one in authorities.value]))
         self._refuse(finding for constraint, finding in found if constraint not in accepted)
+        former = self._former.authorities if self._former is not None else None
+        if not found or former is None or set(authorities.value) <= set(former.value):
+            return authorities
+        problems = "\n".join(map(str, self._located(finding for _, finding in found)))
+        self._tell(Input("authorities", str(self._config.tls.ca_cert)), TlsproxyError(problems), "", kept=True)
+        still = tuple(one for one in former.value if one in authorities.value)
+        if not still:
+            return former
+        pem = b"".join(one.public_bytes(Encoding.PEM) for one in still)
+        return former if still == former.value else State.of(still, (pem,), whole=False)
+
+    def _located(self, found: Iterable[Finding]) -> tuple[Problem, ...]:
+        reading = self._reading
+        return located(self._configuration.data[0], reading.config_path, reading.environ, found)
 
     def _refuse(self, found: Iterable[Finding]) -> None:
-        reading = self._reading
-        problems = located(self._configuration.data[0], reading.config_path, reading.environ, found)
-        if problems:
+        if problems := self._located(found):
             raise ConfigError(problems)
 
-    def _server(self, authorities: State[tuple[x509.Certificate, ...]] | None) -> State[ServerCertificate] | None:
+    def _server(self, authorities: Authorities) -> State[ServerCertificate] | None:
         tls, serving = self._config.tls, self._serving
         paths = [path for path in (tls.cert, tls.key, tls.key_passphrase_file) if path is not None]
         pair = ServerPair(
@@ -227,11 +243,11 @@ class _Judge:
         former = self._former.server if self._former is not None else None
         return self._best(Input("certificate", str(tls.cert)), paths, former, lambda data: pair.made(data, self._now))
 
-    def _crls(self) -> dict[Path, State[tuple[Crl, ...]]]:
+    def _crls(self, authorities: Authorities) -> dict[Path, State[tuple[Crl, ...]]]:
         tls, former = self._config.tls, self._former.crls if self._former is not None else {}
         states = {}
         for path in tls.crl:
-            if (state := self._crl(path, former.get(path))) is not None:
+            if (state := self._crl(path, former.get(path), authorities)) is not None:
                 states[path] = state
         missing = next((path for path in tls.crl if path not in states), None)
         gone = tuple(crl for path, state in former.items() if path not in tls.crl for crl in state.value)
@@ -242,15 +258,18 @@ class _Judge:
             self._faults[which] = replace(self._faults[which], kept=True)
         return states
 
-    def _crl(self, path: Path, former: State[tuple[Crl, ...]] | None) -> State[tuple[Crl, ...]] | None:
-        trust = self._serving.trust if self._serving is not None else None
-        deny = crl_policy(self._config.tls).deny_expired
-        return self._best(
-            Input("crl", str(path)),
-            [path],
+    def _crl(
+        self, path: Path, former: State[tuple[Crl, ...]] | None, authorities: Authorities
+    ) -> State[tuple[Crl, ...]] | None:
+        file = CrlFile(
+            path,
             former,
-            lambda data: crls_in(path, data, former, trust, self._now, deny_expired=deny),
+            self._serving.trust if self._serving is not None else None,
+            authorities.value if authorities is not None else (),
+            crl_policy(self._config.tls).deny_expired,
         )
+        beside = "" if authorities is None else authorities.digest
+        return self._best(Input("crl", str(path)), [path], former, lambda data: file.made(data, self._now), beside)
 
     # Keys and names
 

@@ -91,41 +91,61 @@ class ServerPair:
         return State.of(replace(server, warnings=warnings), data), None
 
 
-def crls_in(
-    path: Path,
-    data: Data,
-    former: State[tuple[Crl, ...]] | None,
-    trust: Trust | None,
-    now: float,
-    *,
-    deny_expired: bool,
-) -> Made[tuple[Crl, ...]]:
-    """``trust`` is the one in use, None at the start. A CRL that does not take the place of its predecessor leaves it.
+@dataclass(frozen=True, slots=True)
+class CrlFile:
+    """``trust`` is the one in use, None at the start; ``authorities`` are the CAs that will be.
 
-    At the start one that is dated ahead is there, and counts as missing until its date.
+    ``deny_expired``: one past its next update is of no use.
     """
-    known = {crl.der: crl for crl in former.value} if former is not None else {}
-    used: list[Crl] = []
-    wrong: list[tuple[Crl, MaterialError]] = []
-    for found in load_crls(str(path), data[0]):
-        crl = known.get(found.der, found)
-        error = _against(crl, None if trust is None else trust.held(crl), now, deny_expired=deny_expired)
-        if error is None:
-            used.append(crl)
-        else:
-            wrong.append((crl, error))
-    # A file may have an old CRL beside the one that took its place.
-    there = {crl.digest for crl in used}
-    told = [(crl, error) for crl, error in wrong if error.kind is FailureKind.TIME or crl.digest not in there]
-    if not told:
-        return State.of(tuple(used), data), None
-    for crl, _ in told:
-        held = crl if trust is None else trust.held(crl)
-        if held is not None and held not in used and held.digest not in there:
-            used.append(held)
-    if not used:
-        raise told[0][1]
-    return State.of(tuple(used), tuple(crl.der for crl in used), whole=False), told[0][1]
+
+    path: Path
+    former: State[tuple[Crl, ...]] | None
+    trust: Trust | None
+    authorities: Sequence[x509.Certificate]
+    deny_expired: bool
+
+    def made(self, data: Data, now: float) -> Made[tuple[Crl, ...]]:
+        """A CRL that does not take the place of its predecessor leaves it there.
+
+        At the start one that is dated ahead is there, and counts as missing until its date.
+        """
+        trust, former = self.trust, self.former.value if self.former is not None else ()
+        known = {crl.der: crl for crl in former}
+        found = [known.get(crl.der, crl) for crl in load_crls(str(self.path), data[0])]
+        used: list[Crl] = []
+        wrong: list[tuple[Crl, MaterialError]] = []
+        for crl in found:
+            error = _against(crl, None if trust is None else trust.held(crl), now, deny_expired=self.deny_expired)
+            if error is None:
+                used.append(crl)
+            else:
+                wrong.append((crl, error))
+        # A file may have an old CRL beside the one that took its place.
+        there = {crl.digest for crl in used if self._signed(crl)}
+        told = [(crl, error) for crl, error in wrong if error.kind is FailureKind.TIME or crl.digest not in there]
+        kept = [
+            held for crl, _ in told if (held := crl if trust is None else trust.held(crl)) and held.digest not in there
+        ]
+        foreign = next((crl for crl in found if not self._signed(crl)), None)
+        if foreign is not None and (left := [crl for crl in former if self._signed(crl) and crl.digest not in there]):
+            # Of a CA that has gone it is of no use; in the place of one that counts it would give back what that took.
+            told.append((foreign, _foreign(foreign)))
+            kept += left
+            used = [crl for crl in used if self._signed(crl)]
+        if not told:
+            return State.of(tuple(used), data), None
+        used += [crl for crl in dict.fromkeys(kept) if crl not in used]
+        if not used:
+            raise told[0][1]
+        return State.of(tuple(used), tuple(crl.der for crl in used), whole=False), told[0][1]
+
+    def _signed(self, crl: Crl) -> bool:
+        return any(crl.signed_by(authority) for authority in self.authorities)
+
+
+def _foreign(crl: Crl) -> MaterialError:
+    text = f"the CRL of {crl.issuer} is not signed by a CA of tls.ca_cert, and takes the place of one that is"
+    return MaterialError(crl.path, text)
 
 
 def _against(crl: Crl, held: Crl | None, now: float, *, deny_expired: bool) -> MaterialError | None:
