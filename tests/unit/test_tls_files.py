@@ -163,6 +163,19 @@ def test_a_steady_poll_reads_once_and_parses_nothing(tmp_path: Path, monkeypatch
     assert len(reads) == len(first.files)
 
 
+def test_bytes_that_stay_are_in_memory_once_and_digested_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A CRL may have 64 MiB, and is looked at every few seconds."""
+    made = site(tmp_path)
+    first = read_inputs(made.config, {})
+    made.write("ca.pem", ROOT.certificate_pem * 2)
+    second = read_inputs(made.config, {}, earlier=first)
+    monkeypatch.setattr(files.hashlib, "sha256", None)
+    third = read_inputs(made.config, {}, earlier=second)
+    assert [path.name for path in first.files if second.files[path] is not first.files[path]] == ["ca.pem"]
+    assert all(third.files[path] is data for path, data in second.files.items())
+    assert third.digest == second.digest != first.digest
+
+
 def test_what_was_parsed_at_the_start_is_not_parsed_by_the_first_poll(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

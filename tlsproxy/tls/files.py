@@ -150,7 +150,7 @@ def _agreed(
     while True:
         attempt += 1
         try:
-            current = _reading(read_configuration(), config_path)
+            current = _reading(read_configuration(), config_path, previous)
         except TlsproxyError:
             # A file may be missing or cut off between two system calls of its writer: only a lasting failure is one.
             if attempt == ATTEMPTS:
@@ -178,7 +178,8 @@ def _configuration(config_path: Path, environ: Mapping[str, str], earlier: Input
         return _Configuration(earlier.loaded, earlier.files[config_path], error.with_traceback(None))
 
 
-def _reading(configuration: _Configuration, config_path: Path) -> Inputs:
+def _reading(configuration: _Configuration, config_path: Path, previous: Inputs | None) -> Inputs:
+    """Bytes that are those of ``previous`` are so in memory too, and are not digested again."""
     tls = configuration.loaded.config.tls
     limits = dict(_wanted(configuration.loaded.config))
     # Certificate and key must come out of one directory even where each is reached through a link that is swapped
@@ -209,8 +210,11 @@ def _reading(configuration: _Configuration, config_path: Path) -> Inputs:
     warnings = []
     if isinstance(key, _Content) and key.exposed:
         warnings.append(f"{tls.key}: the private key is open to group or others; chmod 600 it")
-    loaded = configuration.loaded
-    return Inputs(loaded, files, _digest(files, failures), targets, tuple(warnings), failures)
+    if previous is not None:
+        files |= {path: data for path, data in previous.files.items() if files.get(path) == data}
+    same = previous is not None and files == previous.files and _told(failures) == _told(previous.failures)
+    digest = previous.digest if previous is not None and same else _digest(files, failures)
+    return Inputs(configuration.loaded, files, digest, targets, tuple(warnings), failures)
 
 
 def _unsettled(current: Inputs, previous: Inputs | None) -> set[Path]:
@@ -338,10 +342,13 @@ def _kind(mode: int) -> str:
     return next((name for test, name in _KINDS if test(mode)), "not a regular file")
 
 
+def _told(failures: Mapping[Path, TlsproxyError]) -> dict[Path, bytes]:
+    return {path: str(failure).encode() for path, failure in failures.items()}
+
+
 def _digest(files: Mapping[Path, bytes], failures: Mapping[Path, TlsproxyError]) -> str:
     digest = hashlib.sha256()
-    told = {path: str(failure).encode() for path, failure in failures.items()}
-    for found in (files, told):
+    for found in (files, _told(failures)):
         for path in sorted(found):
             for part in (os.fsencode(path), found[path]):
                 digest.update(len(part).to_bytes(8, "big"))
