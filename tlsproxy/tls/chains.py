@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 SENT: Final = 16
 """Certificates of a client that are looked at beside the verified path: no chain is as long."""
+LARGEST: Final = 8192
+"""Bytes of such a one: what a client sends is remembered."""
 REMEMBERED: Final = 1024
 
 _FACTORED: Final = 1984
@@ -123,13 +125,18 @@ class Chain:
         return signer.key == above.key if signer is not None else _signed(below, above)
 
 
+def looked_at(sent: Sequence[bytes]) -> tuple[bytes, ...]:
+    """Without the leaf, which comes first, and what no CA's certificate is."""
+    return tuple(der for der in sent[1 : 1 + SENT] if len(der) <= LARGEST)
+
+
 def chain_of(verified: Sequence[bytes], sent: Sequence[bytes]) -> Chain:
-    """Both are DER, leaf first, as the ssl module has them after a handshake."""
+    """Both are DER: the path leaf first, as the ssl module has it after a handshake, and the CAs that came with it."""
     read = [authority_of(der) if place else _leaf(der) for place, der in enumerate(verified)]
     path = tuple(one for one in read if one is not None)
     if len(path) < len(verified):
         return Chain(())
-    others = [one for one in map(authority_of, sent[1 : 1 + SENT]) if one is not None]
+    others = [one for one in map(authority_of, sent) if one is not None]
     keys = {below: above.key for below, above in pairwise(path)}
     leading: list[ChainCertificate] = []
     for below in itertools.chain(path, leading):  # which grows meanwhile

@@ -1,0 +1,149 @@
+"""CRLs by policy: for whom they speak, what refuses whom they do not cover, and that nobody is blamed for them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from support.caller import Caller
+from support.client import alert
+from support.gateway import Gateway
+from support.grpc_upstream import GrpcUpstream
+from support.h2raw import h2
+from support.raw import RawClient, Truncated
+from support.site import CLIENTS, Site
+from support.upstream import ScriptedUpstream
+
+from tlsproxy.tls.pki import Authority
+
+STEP_CA = x509.UniformResourceIdentifier("https://ca.example/1.0/crl")
+BLAMED = {"per_address": {"failed_authentications": 1}}
+
+
+def scoped(authority: Authority, *revoked: int, **fields: bool) -> bytes:
+    """In DER, with an issuing distribution point as step-ca has it."""
+    now = datetime.now(UTC)
+    entries = [x509.RevokedCertificateBuilder().serial_number(one).revocation_date(now).build() for one in revoked]
+    names = {"only_contains_user_certs": False, "only_contains_ca_certs": False, **fields}
+    point = x509.IssuingDistributionPoint(
+        full_name=[STEP_CA],
+        relative_name=None,
+        only_some_reasons=None,
+        indirect_crl=False,
+        only_contains_attribute_certs=False,
+        **names,
+    )
+    builder = x509.CertificateRevocationListBuilder(
+        authority._certificate().subject, now - timedelta(minutes=1), now + timedelta(days=1), [], entries
+    )
+    crl = builder.add_extension(point, critical=True).sign(authority._key(), hashes.SHA256())
+    return crl.public_bytes(serialization.Encoding.DER)
+
+
+def enters(gateway: Gateway, site: Site, name: str = "admin") -> bool:
+    with Caller(gateway, site.client(name)) as caller:
+        try:
+            return caller.ask().status == 200
+        except (EOFError, ConnectionError):
+            return False
+
+
+@contextmanager
+def everywhere(gateway: Gateway, site: Site, name: str) -> Iterator[list[RawClient]]:
+    """REST, gRPC and TCP."""
+    with ExitStack() as stack:
+        rest, tcp = (
+            RawClient(stack.enter_context(gateway.connect(site.client(name), port=port)))
+            for port in (gateway.port, gateway.ports["TCP"][0])
+        )
+        calls = stack.enter_context(h2(gateway, site, name))
+        yield [rest, tcp, RawClient(calls.sock)]
+
+
+def closed(client: RawClient) -> bool:
+    """Waits for it."""
+    try:
+        while client.receive():
+            pass
+    except Truncated:
+        return False
+    return True
+
+
+def test_a_distribution_point(own_site: Site, upstream: ScriptedUpstream, grpc_upstream: GrpcUpstream) -> None:
+    """Without an alert, but at once, for new clients and for those that are here."""
+    serial = own_site.issue("lost", client=True, **CLIENTS["admin"])
+    own_site.write("ca.crl", scoped(own_site.authority))
+    tunnel = {"port": 0, "mode": "tcp", "upstream": upstream.url.removeprefix("http://"), "allow": ["admin"]}
+    config = own_site.write_config(
+        upstream.url, grpc=grpc_upstream.url, listeners=[tunnel], tls={"crl": ["ca.crl"]}, limits=BLAMED
+    )
+    with Gateway(config) as gateway:
+        with everywhere(gateway, own_site, "lost") as lost:
+            assert enters(gateway, own_site)
+            own_site.replace("ca.crl", scoped(own_site.authority, serial))
+            gateway.reloaded()
+            assert all(map(closed, lost))
+            assert gateway.audited(event="connection")["reason"] == "certificate_revoked"
+            assert enters(gateway, own_site)
+        assert not enters(gateway, own_site, "lost")
+        assert gateway.audited(event="connection")["reason"] in {"certificate_revoked", "too_many_failures"}
+
+
+@pytest.mark.parametrize("policy", ["require", "where_present"])
+def test_whom_no_crl_covers(own_site: Site, upstream: ScriptedUpstream, policy: str) -> None:
+    """One of two CAs has none, or one for CAs alone. That is the operator's doing: nobody is kept out for trying."""
+    listed = Authority.create("listed")
+    own_site.issue("listed", authority=listed, client=True, **CLIENTS["admin"])
+    own_site.write("ca.pem", own_site.authority.certificate_pem + listed.certificate_pem)
+    own_site.write("listed.crl", listed.crl_pem())
+    tls = {"crl": ["listed.crl"], "crl_policy": policy}
+    with Gateway(own_site.write_config(upstream.url, tls=tls, limits=BLAMED)) as gateway:
+        for data in (None, scoped(listed, only_contains_user_certs=True)):
+            if data is not None:
+                own_site.replace("listed.crl", data)
+                gateway.reloaded()
+            for _ in range(2):
+                assert enters(gateway, own_site, "listed")
+                if policy == "where_present":
+                    assert enters(gateway, own_site)
+                elif data is None:
+                    assert alert(gateway, own_site.client())
+                    assert gateway.audited(event="handshake")["reason"] == "crl_missing"
+                else:
+                    assert not enters(gateway, own_site)
+                    assert gateway.audited(reason="crl_missing")
+        warnings = " ".join(json.loads(gateway.ask_admin("/status")[1])["generation"]["warnings"])
+    assert ("has no CRL while others have" in warnings) == (policy == "require")
+
+
+@pytest.mark.parametrize("policy", ["deny", "warn"])
+def test_a_crl_that_runs_out(own_site: Site, upstream: ScriptedUpstream, policy: str) -> None:
+    end = datetime.now(UTC).replace(microsecond=0) + timedelta(seconds=4)
+    own_site.write("ca.crl", own_site.authority.crl_pem(next_update=end))
+    tls = {"crl": ["ca.crl"], "crl_expired": policy}
+    with Gateway(own_site.write_config(upstream.url, tls=tls, limits=BLAMED)) as gateway:
+        with Caller(gateway, own_site.client()) as caller:
+            gateway.log.wait(lambda line: "ERROR" in line.upper() and "was to be replaced by" in line)
+            assert datetime.now(UTC) >= end
+            if policy == "warn":
+                assert caller.ask().status == 200
+            else:
+                assert caller.is_closed()
+                assert gateway.audited(event="connection")["reason"] == "crl_expired"
+        for _ in range(2):
+            if policy == "warn":
+                assert enters(gateway, own_site)
+            else:
+                assert alert(gateway, own_site.client())
+                assert gateway.audited(event="handshake")["reason"] == "crl_expired"
+        assert gateway.ask_admin("/readyz")[0] == (200 if policy == "warn" else 503)
+        if policy == "deny":
+            own_site.replace("ca.crl", own_site.authority.crl_pem(number=2))
+            gateway.reloaded()
+        assert enters(gateway, own_site)
