@@ -4,8 +4,10 @@ import asyncio
 import gc
 import json
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -298,6 +300,36 @@ def test_the_certificate_is_renewed_beside_what_is_held(tmp_path: Path) -> None:
         made.configure(limits={"mass_cut": {"number": 2}})  # taken back
         assert (await bench.reloader.reload("watch")).result == "unchanged"
         assert (bench.generation.number, bench.reloader.faults) == (2, ())
+
+    asyncio.run(run())
+
+
+def test_a_moment_that_comes_while_something_is_held_is_tried_once(tmp_path: Path) -> None:
+    made = site(tmp_path, limits={"mass_cut": {"number": 2}})
+    ahead = 0.0
+
+    async def run() -> None:
+        nonlocal ahead
+        bench = Bench(made)
+        bench.clock = Clock(
+            SimpleNamespace(time=lambda: time.time() + ahead, monotonic=lambda: time.monotonic() + ahead)
+        )
+        made.configure(**UNGUARDED)
+        later = ROOT.issue(dns=["localhost"], server=True, not_before=datetime.now(UTC) + timedelta(seconds=100))
+        made.serve(later)
+        bench.consequences = cutting(3, 4)
+        assert (await bench.reloader.reload("watch")).generation == 1
+        quiet = bench.reloader._quiet()
+        assert quiet is not None
+        assert quiet > 0
+        ahead = 200.0
+        trying = asyncio.create_task(bench.reloader.retry())
+        await bench.until(lambda: bench.generation.number == 2)
+        assert bench.generation.material.leaf.serial == f"{later.serial:x}"
+        assert (bench.reloader.last.result, bench.reloader._quiet()) == ("held", None)
+        trying.cancel()
+        await asyncio.gather(trying, return_exceptions=True)
+        assert bench.counted == [("held", "watch"), ("held", "time")]
 
     asyncio.run(run())
 
