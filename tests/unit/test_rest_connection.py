@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from functools import cache
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from support.relay_site import KEYS
 from support.restends import RestEnds, Stream, in_memory, rest_generation
@@ -258,6 +258,7 @@ def running(generations: tuple[Generation, Generation], pipelines: list[list[str
 @pytest.mark.parametrize("on_full", ["refuse", "block"])
 @pytest.mark.parametrize("stepwise", [False, True], ids=["at once", "step by step"])
 @given(pipelines=PIPELINES, steps=SCENARIOS)
+@example([["allowed"], ["written anew"], ["allowed"]], [(Run.arrive, 284), (Run.stall, 500)])  # gives way as it ends
 def test_each_request_ends_once(
     made: Callable[[str], tuple[Generation, Generation]],
     on_full: str,

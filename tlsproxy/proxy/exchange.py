@@ -324,4 +324,5 @@ class Exchange(Admitting):
             upstream.discard()
 
     def over(self) -> None:
-        """It has ended, in whichever way: what it held is given back."""
+        """It has ended, in whichever way: what it held is given back, and what was to be done for it is not."""
+        self._ended = True

@@ -218,6 +218,7 @@ class InspectedExchange(Exchange):
         super().upstream_lost(error, stale=stale, answered=answered and (answer is None or answer.begun))
 
     def over(self) -> None:
+        super().over()
         self._content = b""
         self.body.hand_over()
         self._holding.release()
