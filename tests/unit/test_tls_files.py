@@ -96,6 +96,17 @@ def test_what_a_file_system_or_a_limit_refuses_is_not_the_fault_of_the_file(
     assert error.value.kind is FailureKind.ENVIRONMENT
 
 
+def test_memory_that_is_gone_is_not_the_fault_of_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> bytes:
+        raise MemoryError
+
+    (tmp_path / "f").write_bytes(b"x")
+    monkeypatch.setattr(files.os, "read", refuse)
+    with pytest.raises(MaterialError, match="Cannot allocate memory") as error:
+        read_file(tmp_path / "f", 100)
+    assert error.value.kind is FailureKind.ENVIRONMENT
+
+
 @pytest.mark.parametrize("name", ["missing", "file/below", "loop", "n" * 300, "."])
 def test_a_path_that_leads_to_no_file_is_an_input_to_be_corrected(tmp_path: Path, name: str) -> None:
     (tmp_path / "file").write_bytes(b"")

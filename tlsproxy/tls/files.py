@@ -317,6 +317,8 @@ def _read(path: Path, target: Path, limit: int) -> _Content | MaterialError:
         after = os.fstat(descriptor)
     except OSError as error:
         return _unreadable(path, error)
+    except MemoryError:
+        return _unreadable(path, OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)))
     finally:
         os.close(descriptor)
     if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns) or len(data) != after.st_size:
