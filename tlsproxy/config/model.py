@@ -105,7 +105,7 @@ class Tls(Section):
     ca_constraints: tuple[CaConstraint, ...] = ()
     """The names that CAs of `ca_cert` are confined to, such as a partner's to its own."""
     cert_ttl: Annotated[int, Field(ge=0)] | None = 3600
-    """Seconds after which all files are loaded anew, changed or not; 0 or null for never."""
+    """Seconds after which all files are read and judged anew, and what differs is published; 0 or null for never."""
     poll_interval: Seconds = 5.0
     """Seconds between two looks at the files' contents."""
     read_timeout: Seconds = 2.0
