@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -216,6 +216,11 @@ def test_relayed_connections_follow_allow_and_upstream(tmp_path: Path) -> None:
         relay("127.0.0.1:9", "other")
         found = await bench.consider()
         assert (found.cut.reasons, found.cut.named[0].protocol) == ({"role_not_allowed": 1}, "tcp")
+        lost = {route: replace(bench.generation.tunnels[route], addresses=())}  # its name is not resolved
+        unresolved = replace(bench.generation, tunnels=lost)
+        assert (await bench.register.consider(unresolved)).cut.reasons == {"upstream_changed": 1}
+        bench.register._gateway.generation = unresolved
+        assert (await bench.register.consider(bench.generation)).cut.count == 0
         bench.register.close()
 
     asyncio.run(run())

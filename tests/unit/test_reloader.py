@@ -334,6 +334,19 @@ def test_a_moment_that_comes_while_something_is_held_is_tried_once(tmp_path: Pat
     asyncio.run(run())
 
 
+def test_a_defect_in_considering_keeps_nothing_from_being_published(tmp_path: Path) -> None:
+    made = site(tmp_path, limits={"mass_cut": {"number": 0}})
+
+    async def run() -> None:
+        bench = Bench(made)
+        bench.consequences = None  # type: ignore[assignment]
+        serial = fresh(made)
+        assert (await bench.reloader.reload("watch")).result == "ok"
+        assert bench.generation.material.leaf.serial == serial
+
+    asyncio.run(run())
+
+
 def test_a_rehearsal_says_what_a_reload_would_and_changes_nothing(tmp_path: Path) -> None:
     made = site(tmp_path, limits={"mass_cut": {"number": 2}})
 

@@ -79,7 +79,7 @@ def _moves(route: str, present: Generation, candidate: Generation) -> bool:
     """Whether connections there, which lead to the first address as a rule, would be ended by `upstream.on_change`."""
     if not route or candidate.config.upstream.on_change == "keep":
         return False
-    return present.tunnels[route].addresses[0] not in candidate.tunnels[route].addresses
+    return not set(present.tunnels[route].addresses[:1]) <= set(candidate.tunnels[route].addresses)
 
 
 @dataclass(frozen=True, slots=True)

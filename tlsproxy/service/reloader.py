@@ -259,7 +259,11 @@ class Reloader:
         """The consequences of its publication; None where there is nothing to publish."""
         if candidate.generation is old:
             return None
-        return (await self._target.consider(candidate.generation)).told()
+        try:
+            return (await self._target.consider(candidate.generation)).told()
+        except Exception as error:  # noqa: BLE001 - a defect of ours, which must not keep a right from being taken away
+            _log.critical("a defect in considering", exc_info=error)
+            return Consequences(unheard=1).told()
 
     async def _candidate(self, old: Generation) -> Candidate:
         """From the files as they are now and the key sets fetched last. Changes nothing."""
