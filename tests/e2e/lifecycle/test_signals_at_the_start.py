@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import signal
-import subprocess
-import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Self
 
@@ -16,14 +16,17 @@ from support.site import Site
 URL = "http://127.0.0.1:1"
 
 
-def started(config: Path, environ: dict[str, str]) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "tlsproxy", "run", "--config", str(config)],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={"PATH": "/usr/bin:/bin", "PYTHONWARNINGS": "error", **environ},
-    )
+@contextmanager
+def starting(config: Path, hung: hanging.Hanging, *, fresh: bool) -> Iterator[Gateway]:
+    """One that does not come to serve."""
+    gateway = Gateway(config, fresh=fresh, **hung.environ)
+    try:
+        hung.wait()
+        yield gateway
+    finally:
+        gateway.process.kill()
+        gateway.process.wait()
+        gateway.stop()
 
 
 def blocked(pid: int) -> set[int]:
@@ -51,21 +54,20 @@ def test_a_reload_is_remembered(site: Site) -> None:
 
 def test_an_end_while_a_name_is_resolved(site: Site, tmp_path: Path) -> None:
     hung = hanging.resolver(tmp_path / "hung")
-    with started(site.write_config(f"http://{hanging.HOST}:6333"), hung.environ) as process:
-        hung.wait()
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(DEADLINE) in {0, -signal.SIGTERM}
+    with starting(site.write_config(f"http://{hanging.HOST}:6333"), hung, fresh=True) as gateway:
+        gateway.process.send_signal(signal.SIGTERM)
+        assert gateway.process.wait(DEADLINE) in {0, -signal.SIGTERM}
 
 
 def test_an_end_while_workers_start(site: Site, tmp_path: Path) -> None:
     hung = hanging.workers(tmp_path / "hung")
-    with started(site.write_config(URL, workers=2), hung.environ) as process:
-        hung.wait()
-        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    with starting(site.write_config(URL, workers=2), hung, fresh=False) as gateway:
+        pid = gateway.process.pid
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
         for child in children:
             assert blocked(int(child)) >= {signal.SIGHUP, signal.SIGINT, signal.SIGTERM}, "what all processes are sent"
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(DEADLINE) == 0
-        assert process.stderr is not None
-        assert "ended before it served" in process.stderr.read()
+        gateway.process.send_signal(signal.SIGTERM)
+        gateway.log.wait(lambda line: "ended before it served" in line)
+        assert gateway.process.wait(DEADLINE) == 0
+        assert children
         assert not any(Path(f"/proc/{child}").exists() for child in children), "none is left without its supervisor"

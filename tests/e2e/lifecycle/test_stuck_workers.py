@@ -41,45 +41,39 @@ def answered(client: RawClient) -> bool:
         return False
 
 
-def test_the_others_publish_at_once_and_it_serves_nothing_more(own_site: Site, upstream: ScriptedUpstream) -> None:
+def test_the_others_publish_at_once_and_they_serve_nothing_more(
+    own_site: Site, upstream: ScriptedUpstream, tmp_path: Path
+) -> None:
+    """One that is stopped, and one whose loop hangs."""
     own_site.write("ca.crl", own_site.authority.crl_pem(number=1))
-    config = own_site.write_config(upstream.url, workers=2, tls={"crl": ["ca.crl"]})
-    with Gateway(config) as gateway, ExitStack() as stack:
-        clients = at_each(gateway, own_site, stack)
-        pid = workers(gateway)[2]["pid"]
+    config = own_site.write_config(upstream.url, workers=3, tls={"crl": ["ca.crl"]})
+    with Gateway(config, **hanging.loops(tmp_path / "hung").environ) as gateway, ExitStack() as stack:
+        clients = at_each(gateway, own_site, stack, 3)
+        pids = {number: worker["pid"] for number, worker in workers(gateway).items()}
         asked = len(upstream.requests)
-        with stopped(pid):
+        os.kill(pids[3], signal.SIGUSR2)
+        with stopped(pids[2]):
             clients[2][1].send(GET)
+            clients[3][1].send(GET)
             revoke(own_site, "admin", 2)
             assert clients[1][1].ended()
             assert "worker 2 is stopped by a signal" in gateway.log.wait(lambda line: "left behind" in line)
+            assert "worker 3 is still asked after 3 s" in gateway.log.wait(lambda line: "left behind" in line)
             assert gateway.reloaded()["generation"] == 2
-            assert workers(gateway)[2]["pid"] != pid, "whoever is told that it serves finds it nowhere else"
+            now = {number: worker["pid"] for number, worker in workers(gateway).items()}
+            assert (now[1], now[2] != pids[2], now[3] != pids[3]) == (pids[1], True, True), "told once they have ended"
         assert not answered(clients[2][1])
+        assert not answered(clients[3][1])
         assert len(upstream.requests) == asked
-        gateway.log.wait(lambda line: "worker 2 (pid" in line and "serves generation 2" in line)
+        assert all_serve(gateway) == 2
         for _ in range(8):
             assert alert(gateway, own_site.client()) == "SSLV3_ALERT_CERTIFICATE_REVOKED"
-
-
-def test_one_whose_loop_hangs(own_site: Site, upstream: ScriptedUpstream, tmp_path: Path) -> None:
-    own_site.write("ca.crl", own_site.authority.crl_pem(number=1))
-    config = own_site.write_config(upstream.url, workers=2, tls={"crl": ["ca.crl"]})
-    with Gateway(config, fresh=True, **hanging.loops(tmp_path / "hung").environ) as gateway, ExitStack() as stack:
-        clients = at_each(gateway, own_site, stack)
-        os.kill(workers(gateway)[2]["pid"], signal.SIGUSR2)
-        revoke(own_site, "admin", 2)
-        assert clients[1][1].ended()
-        assert "worker 2 is still asked after 3 s" in gateway.log.wait(lambda line: "left behind" in line)
-        assert gateway.reloaded()["generation"] == 2
-        assert not answered(clients[2][1])
-        assert alert(gateway, own_site.client()) == "SSLV3_ALERT_CERTIFICATE_REVOKED"
 
 
 def test_all_of_them(own_site: Site, upstream: ScriptedUpstream) -> None:
     """Nobody has built it, so nothing is published. It is tried again, and their successors have it."""
     own_site.write("ca.crl", own_site.authority.crl_pem(number=1))
-    config = own_site.write_config(upstream.url, workers=2, tls={"crl": ["ca.crl"]})
+    config = own_site.write_config(upstream.url, workers=2, tls={"crl": ["ca.crl"]}, limits={"drain_timeout": 120})
     with Gateway(config) as gateway, ExitStack() as stack:
         clients = at_each(gateway, own_site, stack)
         with stopped(*(worker["pid"] for worker in workers(gateway).values())):
@@ -91,15 +85,7 @@ def test_all_of_them(own_site: Site, upstream: ScriptedUpstream) -> None:
         for _ in range(8):
             assert alert(gateway, own_site.client()) == "SSLV3_ALERT_CERTIFICATE_REVOKED"
 
-
-def test_an_end_waits_for_none_that_is_stuck(site: Site, upstream: ScriptedUpstream) -> None:
-    config = site.write_config(upstream.url, workers=2, limits={"drain_timeout": 120})
-    with Gateway(config) as gateway, ExitStack() as stack:
-        clients = at_each(gateway, site, stack)
-        with stopped(workers(gateway)[1]["pid"]):
-            clients[1][1].send(GET)
+        with stopped(workers(gateway)[1]["pid"]):  # nor does the end wait
             gateway.process.send_signal(signal.SIGTERM)
-            assert clients[2][1].ended()
             gateway.log.wait(lambda line: "worker 1 does not answer and is ended" in line)
             assert gateway.process.wait(DEADLINE) == 0
-        assert not answered(clients[1][1])
