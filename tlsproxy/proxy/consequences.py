@@ -38,7 +38,7 @@ class Affected:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """How many connections for each reason, and the first :data:`NAMED` of them by name."""
+    """Counts of connections by reason, and the first :data:`NAMED` of them by name."""
 
     reasons: Mapping[str, int] = field(default_factory=dict)
     named: tuple[Affected, ...] = ()
@@ -78,7 +78,7 @@ class Consequences:
 
     @classmethod
     def merged(cls, each: Iterable[Consequences], unheard: int) -> Self:
-        """Of several processes. A client that one has seen lately may be among those that another has, or would cut."""
+        """Sum over several processes. A client that one has seen lately may be among those that another would cut."""
         parts = list(each)
         barred = {one.client: one for one in chain.from_iterable(part.barred for part in parts)}
         cut = Group.joined(part.cut for part in parts)
@@ -103,7 +103,7 @@ class Consequences:
 
     @classmethod
     def decoded(cls, told: Mapping[str, Any]) -> Self:
-        """From another process: what :func:`dataclasses.asdict` makes of it."""
+        """Inverse of :func:`dataclasses.asdict`, for what another process has sent."""
         return cls(
             told["connections"],
             _group(told["cut"]),

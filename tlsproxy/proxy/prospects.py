@@ -67,7 +67,7 @@ def affects_nobody(present: Generation, candidate: Generation) -> bool:
 
 
 def client(seen: Seen, standing: Standing) -> str:
-    """The same for all connections of a client: its certificate's digest, or its address where it has none."""
+    """Key of a client, the same on all its connections: its certificate's digest, else its address."""
     return standing.identity.sha256 if standing.identity is not None else seen.address
 
 
@@ -110,6 +110,6 @@ class Visitors:
             del self._visits[next(iter(self._visits))]
 
     def absent(self, connected: Collection[str]) -> list[Visit]:
-        """Of the last minutes, but for clients that are ``connected`` now."""
+        """Visits of the last minutes, but for clients that are ``connected`` now."""
         since = time.monotonic() - RECENT
         return [visit for (who, _), visit in self._visits.items() if visit.when >= since and who not in connected]

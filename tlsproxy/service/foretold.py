@@ -27,7 +27,7 @@ def exceeds(told: Mapping[str, Any], bound: MassCut) -> bool:
 
 
 def sentences(told: Mapping[str, Any]) -> Iterator[str]:
-    """For each kind of consequence that there is: how many, why, and who, a few by name."""
+    """One sentence for each kind of consequence that there is: a count, the reasons, a few names."""
     for kind, _ in _KINDS:
         if told[kind]["count"]:
             yield f"{_headline(told, kind)}: {_who(told[kind])}"
@@ -35,9 +35,9 @@ def sentences(told: Mapping[str, Any]) -> Iterator[str]:
 
 
 def rows(told: Mapping[str, Any]) -> Iterator[str]:
-    """The same for a terminal: a headline, and below it a line for each client or connection that is named.
+    """Lines for a terminal: a headline for each kind, and below it each client or connection that is named.
 
-    Of nothing (a verdict of files that could not be used) there are none.
+    None for an empty mapping: a verdict of files that could not be used.
     """
     if not told:
         return
@@ -56,7 +56,7 @@ def _headline(told: Mapping[str, Any], kind: str) -> str:
     reasons = ", ".join(f"{shown(reason)} {count}" for reason, count in group["reasons"].items())
     headline = {
         "cut": f"{group['count']} of {told['connections']} live connections cut",
-        "barred": f"{_counted(group['count'], 'client that was', 'clients that were')} here lately kept out",
+        "barred": f"{_counted(group['count'], 'client that was', 'clients that were')} here lately could not come back",
         "moved": f"{_counted(group['count'], 'live connection', 'live connections')} in another role",
     }
     return f"{headline[kind]} ({reasons})"

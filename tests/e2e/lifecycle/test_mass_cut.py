@@ -78,7 +78,7 @@ def test_held_foretold_and_forced(own_site: Site, upstream: ScriptedUpstream, wo
         assert (code, err) == (0, "")
         assert out.startswith("would be published\n  rule platform removed\n")
         assert "1 of 2 live connections cut (no_role 1)\n" in out
-        assert "1 client that was here lately kept out (no_role 1)\n" in out
+        assert "1 client that was here lately could not come back (no_role 1)\n" in out
         assert "CN=ingest-7, role ingest: no_role\n" in out
         assert f"  certificate {own_site.directory / 'server.pem'}: good\n" in out
         assert out.endswith("nothing has changed: generation 2 goes on serving\n")

@@ -180,7 +180,7 @@ class Fleet:
     # All of them
 
     async def consider(self, generation: Generation) -> Consequences:
-        """Of the workers whose loop turns: nobody waits for one that is stuck."""
+        """Consequences in the workers whose loop turns: nobody waits for one that is stuck."""
         order = order_of(generation)
         self._considered = generation, order
         workers = self._serving()
