@@ -255,6 +255,15 @@ def test_a_ca_may_be_issued_anew_crossed_or_moved() -> None:
     assert refusal(below, other) == "issuer_not_trusted"
 
 
+def test_name_constraints_that_are_new_are_for_a_handshake_to_check() -> None:
+    here, there = (x509.NameConstraints([x509.DNSName(name)], None) for name in ("here.example", "there.example"))
+    root, same, other = certified(R, R, here), certified(R, R, here), certified(R, R, there)
+    chain = chain_below(leaf("R")[0], root)
+    assert refusal(chain, same) == refusal(chain, TRUSTED[0]) == ""
+    assert refusal(chain, other) == "issuer_not_trusted"
+    assert refusal(chain_below(leaf("R")[0], TRUSTED[0]), root) == "issuer_not_trusted"
+
+
 def test_an_intermediate_that_the_client_did_not_send_counts_while_it_is_trusted() -> None:
     middle = TRUSTED[9]
     chain = chain_below(leaf("M")[0], middle)

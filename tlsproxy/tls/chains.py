@@ -66,7 +66,8 @@ class ChainCertificate:
     """One certificate. Names are :func:`~tlsproxy.tls.facts.issuer_key`, digests lower-case hex, times in seconds.
 
     ``points`` are the names of its CRL distribution points. A leaf has no more than these. Of a CA ``key`` is the
-    digest of its public key, ``defect`` why nobody is verified by it, and ``certificate`` is for verifying signatures.
+    digest of its public key, ``constraints`` are its name constraints (DER), ``defect`` says why nobody is verified by
+    it, and ``certificate`` is for verifying signatures.
     """
 
     sha256: str
@@ -81,6 +82,7 @@ class ChainCertificate:
     key_identifier: bytes | None = None
     path_length: int | None = None
     weakly_signed: bool = False
+    constraints: bytes = b""
     defect: str = ""
     anchor: Anchor | None = None
     certificate: x509.Certificate | None = field(default=None, repr=False)
@@ -124,6 +126,10 @@ class Chain:
         signer = next((upper for lower, upper in pairwise(self.verified) if lower == below), None)
         return signer.key == above.key if signer is not None else _signed(below, above)
 
+    def constrained_anew(self, above: ChainCertificate) -> bool:
+        """Whether it has name constraints that no handshake has checked for this chain."""
+        return bool(above.constraints) and all(above.constraints != one.constraints for one in self.verified)
+
 
 def looked_at(sent: Sequence[bytes]) -> tuple[bytes, ...]:
     """Without the leaf, which comes first, and what no CA's certificate is."""
@@ -158,6 +164,7 @@ def authority_of(der: bytes) -> ChainCertificate | None:
         certificate = x509.load_der_x509_certificate(der)
         constraints = extension_of(certificate.extensions, x509.BasicConstraints)
         identifier = extension_of(certificate.extensions, x509.SubjectKeyIdentifier)
+        constrained = extension_of(certificate.extensions, x509.NameConstraints)
         anchor = anchor_of(certificate)
         return replace(
             _read(certificate, der, certificate.extensions),
@@ -166,6 +173,7 @@ def authority_of(der: bytes) -> ChainCertificate | None:
             key_identifier=None if identifier is None else identifier.digest,
             path_length=None if constraints is None else constraints.path_length,
             weakly_signed=isinstance(certificate.signature_hash_algorithm, hashes.SHA1 | hashes.MD5),
+            constraints=b"" if constrained is None else constrained.public_bytes(),
             defect=defect_of(certificate),
             anchor=anchor,
             certificate=certificate,

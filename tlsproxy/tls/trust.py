@@ -146,7 +146,7 @@ class Trust:
             issuer = signers[0].subject, signers[0].key
             fault = former or self._fault(below, issuer, now, moments, leaf=len(path) == 1)
             for signer in signers:
-                if signer.defect or not _has_room(signer, path[1:]):
+                if signer.defect or chain.constrained_anew(signer) or not _has_room(signer, path[1:]):
                     continue
                 if not trusted:
                     if (signer, bool(fault)) not in seen:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.x509.oid import ExtendedKeyUsageOID
 from support.caller import Caller
 from support.certificates import certified, fingerprint
+from support.client import alert
 from support.gateway import Gateway
 from support.grpc_upstream import GrpcUpstream
 from support.h2raw import H2Client, fields, h2
@@ -141,3 +147,35 @@ def test_an_identity_that_rests_on_the_digest_of_a_ca_goes_with_it(own_site: Sit
         gateway.reloaded()
         assert by_digest.is_closed()
         assert by_name.ask().status == 200
+
+
+def test_nobody_is_blamed_for_dates_and_cas_of_ours(own_site: Site, upstream: ScriptedUpstream) -> None:
+    """OpenSSL does not say whose certificate it refused: a client of a CA that is out of date, or for servers only."""
+    now, day = datetime.now(UTC), timedelta(days=1)
+    past, only = Authority.create("past"), Authority.create("for servers")
+    expired = certified(past, past, not_after=now - timedelta(seconds=10))
+    servers = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH])
+    own = only._certificate()
+    builder = x509.CertificateBuilder(own.subject, own.subject, own.public_key(), 7, now - day, now + day)
+    builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+    certificate = builder.add_extension(servers, critical=False).sign(only._key(), hashes.SHA256())
+    pem = certificate.public_bytes(serialization.Encoding.PEM)
+    own_site.write("trusted.pem", own_site.authority.certificate_pem + expired.certificate_pem + pem)
+    own_site.issue("past", authority=past, client=True, **CLIENTS["admin"])
+    own_site.issue("only", authority=only, client=True, **CLIENTS["admin"])
+    own_site.issue("early", client=True, not_before=now + day, **CLIENTS["admin"])
+    limits = {"per_address": {"failed_authentications": 1}}
+    config = own_site.write_config(upstream.url, tls={"ca_cert": "trusted.pem"}, limits=limits)
+    with Gateway(config) as gateway:
+        for name, reason in (
+            ("past", "certificate_expired"),
+            ("only", "certificate_purpose"),
+            ("early", "certificate_not_yet_valid"),
+        ):
+            for _ in range(2):
+                assert alert(gateway, own_site.client(name))
+                assert gateway.audited(event="handshake")["reason"] == reason
+        assert enters(gateway, own_site, "admin")
+        warnings = " ".join(json.loads(gateway.ask_admin("/status")[1])["generation"]["warnings"])
+    assert "CN=past expired" in warnings
+    assert "CN=for servers may not vouch for clients" in warnings
