@@ -3,9 +3,13 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
+import socket
+import ssl
 import threading
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -13,7 +17,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from tls_site import OTHER, ROOT, Site, site
+from tls_site import OTHER, ROOT, SERVER, Site, site
 
 from tlsproxy.errors import MaterialError
 from tlsproxy.proxy.clock import Clock
@@ -22,8 +26,10 @@ from tlsproxy.service import reloader
 from tlsproxy.service.jwks import KeySets
 from tlsproxy.service.reloader import Reloader
 from tlsproxy.service.systemd import Notifier
+from tlsproxy.service.workers.process import WorkerLost
 from tlsproxy.tls import files
 from tlsproxy.tls.files import read_inputs
+from tlsproxy.tls.generation import Generation
 from tlsproxy.tls.watch import Watcher
 
 
@@ -398,3 +404,135 @@ def test_reloads_that_are_refused_leave_no_errors_behind(tmp_path: Path, monkeyp
         asyncio.run(run())
     finally:
         gc.enable()
+
+
+@asynccontextmanager
+async def mending(bench: Bench) -> AsyncIterator[None]:
+    """What waits is tried again."""
+    task = asyncio.create_task(bench.reloader.retry())
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+def test_what_cannot_be_published_is_tried_again_and_told_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lost workers, and descriptors that are gone, are not the fault of the files."""
+    monkeypatch.setattr(reloader, "FIRST_RETRY", 0.01)
+    monkeypatch.setattr(reloader, "LAST_RETRY", 0.02)
+    made = site(tmp_path)
+
+    async def run() -> None:
+        bench = Bench(made)
+        failures: list[Exception] = [WorkerLost("gone"), WorkerLost("gone"), OSError(24, "Too many open files")]
+        publish = bench.publish
+
+        async def unlucky(generation: Any) -> None:
+            if failures:
+                raise failures.pop(0)
+            await publish(generation)
+
+        bench.publish = unlucky  # type: ignore[method-assign]
+        serial = fresh(made)
+        async with mending(bench):
+            verdict = await bench.reloader.reload("sighup")
+            assert (verdict.result, verdict.error, verdict.inputs[0].state) == ("failed", "gone", "retried")
+            await bench.until(lambda: bench.generation.material.leaf.serial == serial)
+        assert [line["error"].partition(":")[0] for line in bench.lines if "error" in line] == [
+            "gone",
+            "cannot be built now",
+        ]
+        assert bench.counted == [("failed", "sighup"), ("failed", "retry"), ("ok", "retry")]
+        assert bench.reloader.last.error == ""
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("back", [False, True], ids=["ahead", "set back"])
+def test_what_waits_is_published_at_its_moment_by_the_clock_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, back: bool
+) -> None:
+    monkeypatch.setattr(reloader, "LOOK", 0.01)
+    made = site(tmp_path)
+
+    async def run() -> None:
+        bench = Bench(made)
+        wall = [time.time()]
+        bench.clock = SimpleNamespace(now=lambda: wall[0])  # type: ignore[assignment]
+        issued = ROOT.issue(dns=["localhost"], server=True, not_before=datetime.now(UTC) + timedelta(hours=1))
+        made.serve(issued)
+        async with mending(bench):
+            verdict = await bench.reloader.reload("sighup")
+            (waiting,) = [one for one in verdict.inputs if one.state != "published"]
+            assert (waiting.input, waiting.state, waiting.kept) == ("certificate", "waits", True)
+            assert waiting.until == pytest.approx(time.time() + 3600, abs=60)
+            if back:  # what was judged by a wrong clock is judged anew, by whatever trigger
+                wall[0] -= 7200
+                assert (await bench.reloader.reload("clock")).result == "failed"
+            wall[0] = waiting.until or 0
+            await bench.until(lambda: bench.generation.material.leaf.serial == f"{issued.serial:x}")
+        assert bench.counted[-1] == ("ok", "time")
+
+    asyncio.run(run())
+
+
+def test_a_name_is_asked_for_until_it_resolves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reloader, "FIRST_RETRY", 0.01)
+    made = site(tmp_path)
+    known, ask = False, socket.getaddrinfo
+
+    def resolve(host: str, *rest: Any, **more: Any) -> Any:
+        if host == "qdrant.example" and not known:
+            raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
+        return ask("127.0.0.1" if host == "qdrant.example" else host, *rest, **more)
+
+    monkeypatch.setattr("tlsproxy.tls.names.socket.getaddrinfo", resolve)
+
+    async def run() -> None:
+        nonlocal known
+        bench = Bench(made)
+        made.configure(upstream={"rest": "http://qdrant.example:1", "grpc": "http://127.0.0.1:2"})
+        assert (await bench.reloader.reload("sighup")).result == "partial"
+        assert bench.generation.upstream_addresses["rest"] == ()
+        known = True
+        async with mending(bench):
+            await bench.until(lambda: bench.generation.upstream_addresses["rest"] != ())
+
+    asyncio.run(run())
+
+
+def test_rotations_good_and_bad_leave_nothing_behind(tmp_path: Path) -> None:
+    """No generation, context or error stays, and nobody needs the collector for it."""
+    made = site(tmp_path, tls={"crl": ["a.crl"]})
+    made.write("a.crl", ROOT.crl_pem())
+    other = ROOT.issue(dns=["localhost"], server=True)
+    rotations: list[Callable[[], object]] = [
+        lambda: made.serve(SERVER),
+        lambda: made.write("server.key", b"-----BEGIN PRIVATE KEY-----\n"),
+        lambda: made.serve(other),
+        lambda: made.write("a.crl", b"no CRL"),
+    ]
+
+    async def run() -> None:
+        bench = Bench(made)
+
+        async def rotate(times: int) -> None:
+            for turn in range(times):
+                rotations[turn % len(rotations)]()
+                await bench.reloader.reload("admin")
+                bench.lines.clear()
+
+        await rotate(12)
+        gc.collect()
+        gc.disable()
+        try:
+            kinds = (Generation, BaseException, ssl.SSLContext)
+            before = Counter(type(one).__name__ for one in gc.get_objects() if isinstance(one, kinds))
+            await rotate(40)
+            after = Counter(type(one).__name__ for one in gc.get_objects() if isinstance(one, kinds))
+        finally:
+            gc.enable()
+        assert after - before == Counter()
+
+    asyncio.run(run())
