@@ -1,0 +1,234 @@
+"""Reload as a specification: names, numbers and hours, no bytes and no cryptography.
+
+:class:`Oracle` is told what the files hold at which hour, keeps of each input its best state, and says who may enter;
+who may stay is the same question. It is written from the rules of docs/certificates.md, not from the code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+
+@dataclass(frozen=True, slots=True)
+class Cert:
+    """``key`` is what it certifies for ``subject``; ``issuer`` and ``signer`` are the name and the key that did so."""
+
+    subject: str
+    key: str
+    issuer: str
+    signer: str
+    serial: int
+    begins: int
+    ends: int
+
+    def __repr__(self) -> str:
+        return f"{self.subject}#{self.serial} of {self.issuer} [{self.begins}, {self.ends}]"
+
+    def valid(self, now: int) -> bool:
+        return self.begins <= now < self.ends
+
+
+@dataclass(frozen=True, slots=True)
+class Revocations:
+    """A CRL."""
+
+    issuer: str
+    signer: str
+    number: int
+    begins: int
+    ends: int
+    serials: frozenset[int] = frozenset()
+
+    def __repr__(self) -> str:
+        return f"CRL {self.number} of {self.signer} {sorted(self.serials)} [{self.begins}, {self.ends}]"
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """The server's certificate and key; they may belong to different ones."""
+
+    certificate: Cert
+    belongs: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """The configuration. ``crls`` are the files that it names, ``mapped`` the subjects that have a role."""
+
+    mapped: frozenset[str]
+    crls: tuple[str, ...] = ()
+    required: bool = True
+    deny_expired: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Unusable:
+    """A file that cannot be read, or not understood."""
+
+    how: str
+
+
+Content: TypeAlias = Policy | Pair | tuple[Cert, ...] | Revocations | Unusable
+Disk: TypeAlias = Mapping[str, Content]
+CONFIG, SERVER, CAS = "config", "server", "authorities"
+
+
+@dataclass(frozen=True, slots=True)
+class Client:
+    """A leaf, and the certificates that it sends along."""
+
+    leaf: Cert
+    sent: tuple[Cert, ...] = ()
+
+
+@dataclass(slots=True)
+class Oracle:
+    policy: Policy
+    server: Cert
+    file: tuple[Cert, ...]
+    """What the CA file held when it was good last."""
+    former: tuple[Cert, ...] = ()
+    """Certificates of CAs that stay until those that replace them are valid."""
+    crls: dict[str, tuple[Revocations, ...]] = field(default_factory=dict)
+
+    refused: dict[str, tuple[Revocations, Policy, tuple[Cert, ...], int]] = field(default_factory=dict)
+    """CRLs that are not tried again before something changes."""
+
+    @classmethod
+    def of(cls, disk: Disk, now: int) -> Oracle:
+        """At the start, when everything is good."""
+        policy, pair, file = disk[CONFIG], disk[SERVER], disk[CAS]
+        assert isinstance(policy, Policy)
+        assert isinstance(pair, Pair)
+        assert isinstance(file, tuple)
+        oracle = cls(policy, pair.certificate, file)
+        oracle.judge(disk, now)
+        return oracle
+
+    # What serves
+
+    def judge(self, disk: Disk, now: int) -> None:
+        """Each input's best state, whatever the others are."""
+        policy = disk[CONFIG]
+        if isinstance(policy, Policy):
+            self.policy = policy
+        pair = disk[SERVER]
+        if isinstance(pair, Pair) and pair.belongs and pair.certificate.valid(now):
+            self.server = pair.certificate
+        used, before = self.used, self.crls
+        for path in [path for path, (content, *_) in self.refused.items() if disk[path] != content]:
+            del self.refused[path]
+        self.refused = {path: each for path, each in self.refused.items() if path in self.policy.crls}
+        self._judge_authorities(disk[CAS], now)
+        self.crls = {path: best for path in self.policy.crls if (best := self._best_crl(path, disk[path], used, now))}
+        # It may be meant to take the place of those that are configured no more: what they revoked stays revoked.
+        lacking = [path for path in self.policy.crls if path not in self.crls]
+        gone = [crl for path, found in before.items() if path not in self.policy.crls for crl in found]
+        if lacking and gone:
+            self.crls[lacking[0]] = tuple(gone)
+
+    def _judge_authorities(self, content: Content, now: int) -> None:
+        before = self.anchors
+        if isinstance(content, tuple) and content != self.file and any(each.valid(now) for each in content):
+            self.file = content
+        awaited = {(each.subject, each.key) for each in self.file if each.begins > now}
+        awaited -= {(each.subject, each.key) for each in self.file if each.valid(now)}
+        self.former = tuple(
+            each for each in before if (each.subject, each.key) in awaited and each.valid(now) and each not in self.file
+        )
+
+    def _best_crl(self, path: str, content: Content, used: Iterable[Revocations], now: int) -> tuple[Revocations, ...]:
+        """``used`` are those of all files that have counted so far. Empty where there is none."""
+        best = self.crls.get(path, ())
+        if not isinstance(content, Revocations) or best == (content,):
+            return best
+        *refused, when = self.refused.get(path, (None, 0))
+        if refused == [content, self.policy, self.anchors] and now >= when:
+            return best
+        for held in used:
+            if (held.issuer, held.signer) != (content.issuer, content.signer):
+                continue
+            if content.begins > now:
+                return (held,)
+            older = content.number < held.number or content.begins < held.begins
+            if held.begins <= now and (older or (self.policy.deny_expired and content.ends <= now < held.ends)):
+                self.refused[path] = content, self.policy, self.anchors, now
+                return (held,)
+        if content.begins > now:
+            return best
+        left = tuple(crl for crl in best if self._signed(crl))
+        if left and not self._signed(content):
+            self.refused[path] = content, self.policy, self.anchors, now
+            return left  # for all that is known it is the wrong file
+        return (content,)
+
+    @property
+    def used(self) -> list[Revocations]:
+        """The newest CRL of each CA."""
+        newest: dict[tuple[str, str], Revocations] = {}
+        for crl in (crl for found in self.crls.values() for crl in found if self._signed(crl)):
+            held = newest.setdefault((crl.issuer, crl.signer), crl)
+            if (held.begins, held.number) < (crl.begins, crl.number):
+                newest[crl.issuer, crl.signer] = crl
+        return list(newest.values())
+
+    def _signed(self, crl: Revocations) -> bool:
+        return any((ca.subject, ca.key) == (crl.issuer, crl.signer) for ca in self.anchors)
+
+    # Who may
+
+    @property
+    def anchors(self) -> tuple[Cert, ...]:
+        return (*self.file, *self.former)
+
+    def refusal(self, client: Client, now: int) -> str:
+        """Why this client may neither enter nor stay; "" if it may."""
+        reasons = [self._objection(path, now) for path in self._paths(client)]
+        if not reasons:
+            return "issuer_not_trusted"
+        return "" if "" in reasons else reasons[0]
+
+    def _paths(self, client: Client) -> Iterator[tuple[Cert, ...]]:
+        """From the leaf to a trust anchor. Where the file has an issuer, one that the client sends does not count."""
+        trusted = [each for each in self.anchors if not self._revoked(each)]
+
+        def upwards(path: tuple[Cert, ...]) -> Iterator[tuple[Cert, ...]]:
+            last = path[-1]
+            for known in (trusted, client.sent):
+                above = [each for each in known if (each.subject, each.key) == (last.issuer, last.signer)]
+                for each in above:
+                    if known is trusted:
+                        yield (*path, each)
+                    elif each not in path:
+                        yield from upwards((*path, each))
+                if above:
+                    return
+
+        return upwards((client.leaf,))
+
+    def _revoked(self, cert: Cert) -> bool:
+        return any(cert.serial in crl.serials for crl in self._about(cert))
+
+    def _about(self, cert: Cert) -> list[Revocations]:
+        return [crl for crl in self.used if (crl.issuer, crl.signer) == (cert.issuer, cert.signer)]
+
+    def _objection(self, path: tuple[Cert, ...], now: int) -> str:
+        for each in path:
+            if not each.valid(now):
+                return "certificate_expired" if each.ends <= now else "certificate_not_yet_valid"
+        for place, each in enumerate(path[:-1]):
+            if self._revoked(each):
+                return "certificate_revoked"
+            about = self._about(each)
+            begun = [crl for crl in about if crl.begins <= now]
+            if not begun:
+                if self.policy.required and (about or (place == 0 and self.crls)):
+                    return "crl_missing"
+            elif self.policy.deny_expired and all(crl.ends <= now for crl in begun):
+                return "crl_expired"
+        return ""
+
+    def may(self, client: Client, now: int) -> bool:
+        return not self.refusal(client, now) and client.leaf.subject in self.policy.mapped

@@ -1,0 +1,158 @@
+"""Random sequences of changes, ages, faults and clock steps: who may enter and who may stay is what the oracle says.
+
+The real side judges bytes, and shakes hands with OpenSSL in memory at the hour of the model.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import Phase, note, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
+from support.model_pool import CLIENTS, CONTENTS, CRLS, FIRST
+from support.openssl_time import set_time
+from support.oracle import CAS, CONFIG, SERVER, Client, Content, Oracle
+from support.realised import certificate, crl, handshake, seconds, written
+
+from tlsproxy.config.loader import Loaded, parse
+from tlsproxy.errors import TlsproxyError
+from tlsproxy.tls.files import Inputs
+from tlsproxy.tls.generation import Generation, propose
+from tlsproxy.tls.judgement import Reading
+from tlsproxy.tls.names import Resolved
+from tlsproxy.tls.peer import Peer
+
+LONG = bool(os.environ.get("TLSPROXY_FUZZ"))
+DIRECTORY = Path("/nowhere")
+NAMES = {"upstream.rest": Resolved("http://127.0.0.1:1", ((2, ("127.0.0.1", 1)),))}
+REST = ("rest",)
+ALL_CRLS = [each for found in CRLS.values() for each in found]
+
+
+@functools.cache
+def parsed(data: bytes) -> Loaded:
+    return parse(data, DIRECTORY / "tlsproxy.yaml", {})
+
+
+class System:
+    """The gateway's own judgement over files that are bytes in memory."""
+
+    def __init__(self, disk: Mapping[str, Content], hour: int) -> None:
+        self.generation: Generation
+        self._former: Generation | None = None
+        self._states: Any = None
+        self._faults: Any = None
+        self._loaded: Loaded
+        self._configured = b""
+        self.judge(disk, hour)
+
+    def judge(self, disk: Mapping[str, Content], hour: int) -> None:
+        inputs = self._read(disk)
+        started = None if self._former is None else self._former.started
+        reading = Reading(DIRECTORY / "tlsproxy.yaml", {}, inputs, NAMES, {}, started)
+        found = propose(reading, self._former, seconds(hour), states=self._states, faults=self._faults)
+        assert found.generation is not None
+        self._former = self.generation = found.generation
+        self._states, self._faults = found.states, found.faults
+
+    def _read(self, disk: Mapping[str, Content]) -> Inputs:
+        files: dict[Path, bytes] = {}
+        failures: dict[Path, TlsproxyError] = {}
+        path = DIRECTORY / "tlsproxy.yaml"
+        try:
+            (data,) = written(CONFIG, disk[CONFIG])
+            self._loaded, self._configured = parsed(data), data
+        except TlsproxyError as error:
+            failures[path] = error
+        files[path] = self._configured
+        tls = self._loaded.config.tls
+        wanted = {SERVER: (tls.cert, tls.key), CAS: (tls.ca_cert,)} | {each.name: (each,) for each in tls.crl}
+        for name, paths in wanted.items():
+            try:
+                files |= zip(paths, written(name, disk[name]), strict=True)
+            except TlsproxyError as error:
+                failures |= dict.fromkeys(paths, error)
+        return Inputs(self._loaded, files, str((files, failures)), {}, (), failures)
+
+    def enters(self, client: Client, hour: int) -> Peer | None:
+        """As a connection begins: OpenSSL's handshake, then the rule. Its peer, if it may go on."""
+        context = self.generation.contexts[REST]
+        set_time(context, seconds(hour))
+        peer = handshake(context, client)
+        return peer if peer is not None and self.stays(peer, hour) else None
+
+    def stays(self, peer: Peer, hour: int) -> bool:
+        refusal = self.generation.refusal_of(peer, seconds(hour))
+        return not refusal and self.generation.principal_of(peer).refusal is None
+
+
+class Reload(RuleBasedStateMachine):
+    def __init__(self) -> None:
+        super().__init__()
+        self.disk, self.hour = dict(FIRST), 0
+        self.oracle = Oracle.of(self.disk, self.hour)
+        self.system = System(self.disk, self.hour)
+        self.live: dict[Client, Peer] = {}
+
+    @rule(changed=st.lists(st.sampled_from(sorted(CONTENTS)), min_size=1, max_size=3, unique=True), data=st.data())
+    def files_change(self, changed: list[str], data: st.DataObject) -> None:
+        for path in changed:
+            self.disk[path] = CONTENTS[path][data.draw(st.integers(0, len(CONTENTS[path]) - 1), path)]
+            note(f"{path}: {self.disk[path]!r}")
+        self._publish()
+
+    @rule(hours=st.sampled_from((-5, -2, 1, 2, 3, 5)))
+    def time_passes(self, hours: int) -> None:
+        self.hour += hours
+        self._publish()
+
+    @rule(client=st.sampled_from(CLIENTS))
+    def somebody_connects(self, client: Client) -> None:
+        peer = self.system.enters(client, self.hour)
+        assert (peer is not None) == self.oracle.may(client, self.hour), self.oracle.refusal(client, self.hour)
+        if peer is not None:
+            self.live[client] = peer
+
+    def _publish(self) -> None:
+        self.oracle.judge(self.disk, self.hour)
+        self.system.judge(self.disk, self.hour)
+
+    @invariant()
+    def who_is_there_is_who_would_be_let_in(self) -> None:
+        for client, peer in list(self.live.items()):
+            stays = self.system.stays(peer, self.hour)
+            assert stays == self.oracle.may(client, self.hour), (
+                client.leaf.subject,
+                self.oracle.refusal(client, self.hour),
+            )
+            if not stays:
+                del self.live[client]
+
+    @invariant()
+    def each_input_is_at_its_best(self) -> None:
+        states = self.system.generation.states
+        assert states.server.value.chain[0] == certificate(self.oracle.server)
+        assert states.authorities is not None
+        assert set(states.authorities.value) == set(map(certificate, self.oracle.anchors)), self.oracle.anchors
+        used = {each.der for found in self.system.generation.material.trust.crls.values() for each in found}
+        assert {each for each in ALL_CRLS if crl(each) in used} == set(self.oracle.used)
+
+
+@pytest.mark.fuzz
+def test_the_oracle_and_the_gateway_agree() -> None:
+    run_state_machine_as_test(
+        Reload,
+        settings=settings(
+            max_examples=500 if LONG else 20,
+            stateful_step_count=60 if LONG else 20,
+            deadline=None,
+            derandomize=not LONG,
+            phases=[Phase.explicit, Phase.reuse, Phase.generate],  # a failure is short enough, and shrinking takes long
+        ),
+    )
