@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,16 +9,13 @@ import grpc
 import pytest
 from support.gateway import Gateway
 from support.grpc_client import Answered, call, channel
-from support.grpc_clients import LIST, GrpcClients
+from support.grpc_clients import LIST
 from support.grpc_upstream import GrpcUpstream, never
 from support.site import CLIENTS, CONFIG, Site
 from support.upstream import ScriptedUpstream
 
 from tlsproxy.tls.pki import Authority
 
-LONG = bool(os.environ.get("TLSPROXY_SOAK"))
-ROTATIONS = 1_000 if LONG else 30
-SERVER = {"common_name": "localhost", "dns": ["localhost"], "ips": ["127.0.0.1"], "server": True}
 CREATE = "/qdrant.Collections/Create"
 OK = Answered(grpc.StatusCode.OK)
 
@@ -114,51 +110,3 @@ def test_a_mistake_leaves_everything_as_it_was(own_site: Site, config: Path, gat
         own_site.edit_config(config, rolls={})
         gateway.reloaded("failed")
         assert call(admin, LIST) == OK
-
-
-def serial(gateway: Gateway, site: Site, port: int, protocol: str) -> int:
-    """Of the certificate that a new connection for this protocol is shown."""
-    context = site.client()
-    context.set_alpn_protocols([protocol])
-    with gateway.connect(context, port=port) as sock:
-        assert sock.selected_alpn_protocol() == protocol
-        shown = sock.getpeercert()
-    assert shown is not None
-    return int(str(shown["serialNumber"]), 16)
-
-
-@pytest.mark.soak
-@pytest.mark.timeout(3600 if LONG else 120)
-def test_the_server_certificate_changes_all_the_time(
-    own_site: Site, upstream: ScriptedUpstream, grpc_upstream: GrpcUpstream
-) -> None:
-    """No call fails, on kept connections or new ones; and each protocol of each port shows the newest one."""
-    both = {"port": 0, "protocols": ["rest", "grpc"]}
-    config = own_site.write_config(upstream.url, grpc=grpc_upstream.url, listeners=[both])
-    with Gateway(config) as gateway:
-        clients = GrpcClients(gateway, own_site)
-        with clients.calling():
-            clients.wait_for()
-            for number in range(ROTATIONS):
-                issued = own_site.authority.issue(**SERVER)
-                own_site.replace("server.key", issued.key_pem)
-                own_site.replace("server.pem", issued.chain_pem)
-                gateway.hang_up()
-                shown = f"certificate {issued.serial:x} until"
-                gateway.log.wait(lambda line, shown=shown: shown in line)
-                if number % 10 == 0:
-                    clients.wait_for(count=5)
-            clients.wait_for()
-        for served, protocol in (
-            ("REST", "http/1.1"),
-            ("gRPC", "h2"),
-            ("REST and gRPC", "h2"),
-            ("REST and gRPC", "http/1.1"),
-        ):
-            assert serial(gateway, own_site, gateway.ports[served][0], protocol) == issued.serial
-        records = gateway.stop()
-    assert {answered for _, answered in clients.answers} == {OK}
-    assert len(clients.answers) > 100
-    assert {record["grpc_status"] for record in records if "grpc_status" in record} == {0}
-    assert sum("grpc_status" in record for record in records) == len(clients.answers)
-    assert not [record for record in records if record.get("event") == "handshake"]

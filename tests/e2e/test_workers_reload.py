@@ -9,7 +9,6 @@ from contextlib import ExitStack
 
 from support.caller import Caller
 from support.gateway import Gateway
-from support.loading import Load
 from support.raw import GET
 from support.site import Site
 from support.upstream import ScriptedUpstream
@@ -54,28 +53,6 @@ def test_a_good_and_a_bad_one(own_site: Site, upstream: ScriptedUpstream) -> Non
                 shown = client.sock.getpeercert()
                 assert shown is not None
                 assert int(str(shown["serialNumber"]), 16) == serial
-
-
-def test_the_certificate_is_rotated_under_load(own_site: Site, upstream: ScriptedUpstream) -> None:
-    with Gateway(own_site.write_config(upstream.url, workers=2)) as gateway:
-        load = Load(own_site, gateway, 12, 4)
-        try:
-            load.saw(own_site.serial("server"))
-            for rotation in range(12):
-                issued = own_site.authority.issue(**NAMES)
-                own_site.replace("server.key", issued.key_pem)
-                own_site.replace("server.pem", issued.chain_pem)
-                if rotation % 2:
-                    gateway.hang_up()
-                gateway.log.wait(lambda line, serial=issued.serial: f"certificate {serial:x} until" in line)  # type: ignore[misc]
-            load.saw(issued.serial)
-            done = load.end()
-        finally:
-            load.kill()
-        records = gateway.stop()
-    assert done["failures"] == []
-    assert sum("status" in record for record in records) == done["requests"] > 100
-    assert {record["status"] for record in records if "status" in record} == {200}
 
 
 def test_whoever_loses_the_right_is_off_every_worker(own_site: Site, upstream: ScriptedUpstream) -> None:

@@ -121,6 +121,22 @@ def test_architecture_names_tests_and_modules_that_exist() -> None:
     assert missing == []
 
 
+def test_each_known_way_for_a_reload_to_go_wrong_has_a_test() -> None:
+    rows = re.findall(r"^\| (\d+) \|.*\| `(tests/[\w/]+\.py)::(\w+)` \|$", _certificates(), re.MULTILINE)
+    assert [int(number) for number, _, _ in rows] == list(range(1, 28))
+    missing = [
+        (path, name)
+        for _, path, name in rows
+        if not (ROOT / path).exists()
+        or not re.search(rf"^(async )?def {name}\(", (ROOT / path).read_text(), re.MULTILINE)
+    ]
+    assert missing == []
+
+
+def _certificates() -> str:
+    return (ROOT / "docs" / "certificates.md").read_text()
+
+
 def _architecture() -> str:
     return (ROOT / "ARCHITECTURE.md").read_text()
 
