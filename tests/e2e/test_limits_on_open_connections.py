@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import ssl
 import threading
@@ -16,7 +17,7 @@ from support.gateway import DEADLINE, Gateway
 from support.grpc_upstream import GrpcUpstream, never, replying
 from support.h2raw import H2Client, fields, h2, message
 from support.raw import GET, UPLOAD, UPSERT, RawClient, Truncated, connected
-from support.site import Site
+from support.site import CONFIG, Site
 from support.upstream import OK, Connection, Received, ScriptedUpstream, plain
 
 from tlsproxy.config.limits import Limits
@@ -215,6 +216,14 @@ def expel_after(on: Edited) -> None:
     assert begun.wait(DEADLINE)
     on.edit(roles={"admin": {"access": "r"}})
     assert rest.response().status == 403
+
+
+def mass_cut(on: Edited) -> None:
+    rest = on.rest()
+    on.limits(mass_cut={"number": 0})
+    on.site.edit_config(on.config, identities=CONFIG["identities"][1:])
+    assert json.loads(on.gateway.ask_admin("/reload", "POST")[1])["result"] == "held"
+    assert on.asks(rest) == 200
 
 
 def max_connection_age(on: Edited) -> None:
@@ -448,6 +457,7 @@ LIMITS: dict[str, Callable[[Edited], None]] = {
         idle_timeout,
         inspection_memory_mb,
         linger_timeout,
+        mass_cut,
         max_connection_age,
         max_head_size,
         max_headers,
