@@ -495,9 +495,15 @@ def test_a_name_is_asked_for_until_it_resolves(tmp_path: Path, monkeypatch: pyte
         made.configure(upstream={"rest": "http://qdrant.example:1", "grpc": "http://127.0.0.1:2"})
         assert (await bench.reloader.reload("sighup")).result == "partial"
         assert bench.generation.upstream_addresses["rest"] == ()
+        assert (await bench.reloader.reload("retry")).result == "partial"  # as it was told
         known = True
         async with mending(bench):
             await bench.until(lambda: bench.generation.upstream_addresses["rest"] != ())
+        known = False
+        assert (await bench.reloader.reload("sighup")).result == "unchanged"  # its former addresses do
+        counted = list(bench.counted)
+        await bench.reloader.reload("retry")
+        assert bench.counted == counted
 
     asyncio.run(run())
 

@@ -344,6 +344,8 @@ class Reloader:
         return self._record(verdict, "failed", {"error": verdict.error, "connections": told["cut"]["count"]})
 
     def _fail(self, trigger: str, old: Generation, before: Mapping[Input, Fault]) -> Verdict:
+        if trigger in _OWN and _texts(before) == _texts(self._faults):
+            return self.last  # that has been told
         error = wrong(self._faults)
         verdict = replace(
             self.last,
@@ -355,9 +357,6 @@ class Reloader:
             consequences=None,
             inputs=self._inputs,
         )
-        if trigger in _OWN and error == wrong(before):
-            self.last = verdict
-            return verdict  # that has been told
         for problem in error.splitlines():  # a configuration may have many
             _log.error(
                 "reload (%s) failed, generation %d goes on serving: %s",
@@ -378,6 +377,8 @@ class Reloader:
     ) -> Verdict:
         new, error = candidate.generation, wrong(self._faults)
         changed = new is not old
+        if not changed and trigger in _OWN and _texts(before) == _texts(self._faults):
+            return self.last
         if error and not changed:
             return self._fail(trigger, old, before)
         _log.info(
@@ -458,6 +459,10 @@ class Reloader:
 
     def status(self) -> dict[str, Any]:
         return asdict(self.last)
+
+
+def _texts(faults: Mapping[Input, Fault]) -> dict[Input, str]:
+    return {which: fault.text for which, fault in faults.items()}
 
 
 def _of_environment(faults: Mapping[Input, Fault]) -> bool:
