@@ -366,9 +366,25 @@ def test_an_intermediate_needs_a_crl_where_its_issuer_has_those_of_cas() -> None
     chain = chain_below(leaf("M")[0], middle, TRUSTED[0], sent=(middle,))
     trusted, own = (TRUSTED[0], *TRUSTED[7:8]), crl("M", ())
     path = chain_below(leaf("N")[0], SENT[5], middle, TRUSTED[0], sent=(SENT[5], middle))
-    assert refusal(chain, *trusted, crls=(own,)) == "crl_missing"  # of a CA that is not in the file
+    assert refusal(chain, *trusted, crls=(own, crl("R", ()))) == ""
+    assert refusal(chain, *trusted, crls=(own, scoped(only_contains_ca_certs=True, full_name=named("a")))) == ""
+    assert refusal(chain, *trusted, crls=(own, crl("R", (), EXPIRED))) == "crl_expired"
     crls = (crl("N", ()), scoped(only_contains_user_certs=True))
     assert refusal(path, TRUSTED[11], TRUSTED[0], crls=crls) == ""
+
+
+@pytest.mark.parametrize("revoked", [False, True])
+def test_a_crl_counts_for_an_intermediate_that_comes_with_the_client(oracle: Oracle, *, revoked: bool) -> None:
+    """As step-ca has it: the file holds the root alone, and the intermediate signs certificates and their CRL."""
+    middle = SENT[0]
+    data = crl("M", (leaf("M")[0].serial_number,) if revoked else ())
+    chain = chain_below(leaf("M")[0], middle, TRUSTED[0], sent=(middle,))
+    assert refusal(chain, TRUSTED[0], crls=(data,)) == ("certificate_revoked" if revoked else "")
+    assert refusal(chain, TRUSTED[0], crls=(data,), required=False) == ("certificate_revoked" if revoked else "")
+    assert refusal(chain_below(leaf("R")[0], TRUSTED[0]), TRUSTED[0], crls=(data,)) == "crl_missing"
+    assert (oracle.chain(TRUSTED[:1], "M", [middle], (data,)) is None) == revoked
+    loaded = load_crls("crl.pem", data)
+    assert Trust.of("ca.pem", TRUSTED[:1], loaded, CrlPolicy()).alerting(time.time()) == loaded
 
 
 def test_openssl_is_given_crls_where_it_comes_to_the_same_verdict() -> None:

@@ -82,7 +82,7 @@ class Scope:
         return not self.points or not points or not self.points.isdisjoint(points)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
 class Crl:
     """One CRL. ``issuer`` is RFC 4514, ``name`` its :func:`~tlsproxy.tls.facts.issuer_key`, times are in seconds.
 
