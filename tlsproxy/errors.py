@@ -186,6 +186,14 @@ class UpstreamBroken(RequestError):
     reason = "upstream_broken"
 
 
+class UpstreamChanged(RequestError):
+    """It ran for too long at an upstream that is not the present one."""
+
+    status = 503
+    grpc = GrpcStatus.UNAVAILABLE
+    reason = "upstream_changed"
+
+
 class UpstreamTimeout(RequestError):
     status = 504
     grpc = GrpcStatus.DEADLINE_EXCEEDED

@@ -207,6 +207,7 @@ class MemoryStream:
 
     def __init__(self, owner: Any) -> None:
         self.owner = owner
+        self.address: Any = None
         self.written = bytearray()
         self.coming = bytearray()
         self.reading = True
@@ -274,6 +275,7 @@ class Audit:
 class Ends:
     """The two ends, and the connection between. ``up`` is what it has dialled, standing once it can :meth:`connect`.
 
+    ``upstream`` is the end of that, ``ups`` are all that it has dialled, with their ends, each of which is ``made``.
     ``dialled``: it has done so before any call, which only a test can make it do.
     """
 
@@ -290,6 +292,8 @@ class Ends:
         pool.facts = CollectionFacts(self.gateway, pool)
         self.down.owner = self.relay = GrpcConnection(self.gateway, pool, self.down, entry, lambda: None)
         self.up: MemoryStream | None = None
+        self.ups: list[tuple[MemoryStream, End]] = []
+        self.made: Callable[[End], None] = lambda _: None
         self._reachable = False
         self.client, self.upstream = End(client=True), End(client=False)
         if dialled:
@@ -300,6 +304,15 @@ class Ends:
     async def _gateway(self, generation: Generation) -> Gateway:
         return Gateway(generation, self.audit, MagicMock(), MagicMock(), lambda: None, _TABLE, itertools.count(1))
 
+    def publish(self, generation: Generation) -> None:
+        self.gateway.publish(generation)
+        self.relay.judge(time.time())
+        self._look()
+
+    def at(self, stream: int) -> End:
+        """The upstream end that has it, or the latest."""
+        return next((end for _, end in self.ups if stream in end.streams), self.upstream)
+
     def connect(self) -> None:
         """The upstream connection stands, or will as soon as it is dialled."""
         self._reachable = True
@@ -307,8 +320,12 @@ class Ends:
 
     def _look(self) -> None:
         side = self.relay._side
-        if self.up is None and side is not None:
+        if side is not None and side.stream is not self.up:
+            if self.up is not None:
+                self.upstream = End(client=False)
+                self.made(self.upstream)
             self.up = side.stream
+            self.ups.append((side.stream, self.upstream))
         if self.up is not None and self._reachable and not self.up.established:
             self.up.established = True
             self.up.owner.connected()
@@ -319,10 +336,11 @@ class Ends:
         self.down.coming += self.client.connection.data_to_send()
         moved = self._into(self.down, self.relay.data_received, up, pieces)
         self._look()
-        if self.up is not None and self.up.established:
-            self.up.coming += self.upstream.connection.data_to_send()
-            moved |= self._into(self.up, self.up.owner.data_received, down, pieces)
-            moved |= self._out(self.up, self.upstream, up, pieces)
+        for stream, end in self.ups:
+            if stream.established and not stream.closed:
+                stream.coming += end.connection.data_to_send()
+                moved |= self._into(stream, stream.owner.data_received, down, pieces)
+                moved |= self._out(stream, end, up, pieces)
         moved |= self._out(self.down, self.client, down, pieces)
         return moved | self.loop.run()
 
@@ -354,8 +372,9 @@ class Ends:
 def in_memory() -> Iterator[None]:
     """Upstream connections are memory: for a fixture."""
 
-    def dial(_loop: Any, _addresses: Any, owner: Any, _deadlines: Any, _timeout: float) -> MemoryStream:
+    def dial(_loop: Any, addresses: Any, owner: Any, _deadlines: Any, _timeout: float) -> MemoryStream:
         stream = MemoryStream(owner)
+        stream.address = addresses[0]
         stream.reading = False
         return stream
 

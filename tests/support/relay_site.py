@@ -24,10 +24,10 @@ KEYS = {name: f"the-key-of-{name}" for name in ROLES}
 SEARCH, COUNT, LIST = "/qdrant.Points/Search", "/qdrant.Points/Count", "/qdrant.Collections/List"
 
 
-def relay_generation(site: Site, roles: Mapping[str, Any] = ROLES) -> Generation:
+def relay_generation(site: Site, roles: Mapping[str, Any] = ROLES, upstream: str = "http://127.0.0.1:1") -> Generation:
     config = site.write_config(
         "http://127.0.0.1:1",
-        grpc="http://127.0.0.1:1",
+        grpc=upstream,
         service={"verify_https_client_certificate": False},
         audit={"dir": "-", "on_full": "block"},
         roles=dict(roles),

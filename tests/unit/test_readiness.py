@@ -39,6 +39,20 @@ def test_one_address_that_answers_is_enough() -> None:
     asyncio.run(scenario())
 
 
+def test_an_answer_is_of_the_present_addresses() -> None:
+    async def scenario() -> None:
+        with socket.create_server(("127.0.0.1", 0)) as closed:
+            dead = (socket.AF_INET, closed.getsockname())
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            present = [dead]
+            probe = UpstreamProbe(lambda: tuple(present), lambda: 0.0)
+            assert await probe() != "ok"
+            present[:] = [(socket.AF_INET, listener.getsockname())]
+            assert await probe() == "ok"
+
+    asyncio.run(scenario())
+
+
 def test_an_answer_is_kept_for_a_second() -> None:
     async def scenario() -> None:
         now = [0.0]

@@ -28,7 +28,7 @@ RESTART: Final = {
     "logger": {"format", "color", "output"},
     "": {"workers"},
 }
-KEPT: Final = {"limits": {"max_streams", "max_head_size", "inspection_timeout"}, "upstream": {"grpc"}}
+KEPT: Final = {"limits": {"max_streams", "max_head_size", "inspection_timeout"}}
 """Open connections, or waits that go on, keep theirs."""
 FIXED: Final = {"service": {"enable_tls"}, "audit": {"trust_forwarded_headers"}}
 """There is one value."""

@@ -118,7 +118,7 @@ class Upstream(Section):
     rest: str = "http://127.0.0.1:16333"
     """Its REST API: `http://host:port`."""
     grpc: str = "http://127.0.0.1:16334"
-    """Its gRPC API: `http://host:port`. It must be that of the same Qdrant. An open connection keeps the one it has."""
+    """Its gRPC API: `http://host:port`. It must be that of the same Qdrant."""
     api_key: SecretStr | None = None
     """Key that is sent to Qdrant with every request, where it asks for one."""
     api_key_file: Path | None = None
@@ -135,9 +135,9 @@ class Upstream(Section):
     idle_timeout: Seconds = 4.0
     """Seconds that an unused connection is kept. Qdrant closes one after 5 s, so this must be less."""
     on_change: Literal["drain", "keep"] = "drain"
-    """What becomes of relayed TCP connections whose upstream is elsewhere after a reload: drain ends them within
-    `limits.drain_timeout`, keep lets them stay until they end. New ones go to the new upstream; requests that run end
-    where they began."""
+    """What becomes of relayed TCP connections and gRPC calls whose upstream is elsewhere after a reload: drain ends
+    them within `limits.drain_timeout`, keep lets them stay until they end. New ones go to the new upstream; requests
+    that run end where they began."""
 
 
 class CollectionGrant(Section):

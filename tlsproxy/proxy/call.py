@@ -16,15 +16,17 @@ from tlsproxy.errors import AuditUnavailable, RequestError
 from tlsproxy.proxy.accounts import account_of
 from tlsproxy.proxy.calls import CallPlan
 from tlsproxy.proxy.callwaits import CallWaits
+from tlsproxy.proxy.gateway import moved
 from tlsproxy.proxy.points import Points, Verdict
 from tlsproxy.proxy.record import Record
 from tlsproxy.proxy.relay import Relay
 from tlsproxy.proxy.slices import Work
 from tlsproxy.qdrant.judge import NOT_CONFINED
 from tlsproxy.qdrant.listings import Reducer
+from tlsproxy.tls.generation import Generation
 from tlsproxy.wire.fieldblock import Fields
 from tlsproxy.wire.grpc import PREFIX
-from tlsproxy.wire.http2 import END_STREAM, FLAGS, HEADER
+from tlsproxy.wire.http2 import END_STREAM, FLAGS, HEADER, MAX_WINDOW
 from tlsproxy.wire.tracing import id_block
 
 FRAME_MEMORY: Final = 48
@@ -91,6 +93,7 @@ class Call:
         "_largest",
         "answered",
         "client_done",
+        "deadline",
         "given",
         "granted",
         "id_block",
@@ -118,7 +121,7 @@ class Call:
         self.reduction: Answer | None = None
         self.answered = self.client_done = self.upstream_done = self.recorded = False
         self.waiting = self.plain = False
-        self.opening = b""
+        self.opening = self.deadline = b""
         self.granted = self.given = 0
         self.waits: CallWaits | None = None
         self._largest = record.plan.largest
@@ -159,7 +162,8 @@ class Call:
             exists = record.plan.exists
             if exists is not None and (asked := record.plan.asked) is not None:
                 self.waiting = True
-                points.ask(exists, asked.head.fields, self.account, self._told)
+                told = partial(self._told, points, gateway.generation)
+                points.ask(exists, asked.head.fields, self.account, told)
         self.plain = self._is_plain
 
     def _readmit(self, points: Points) -> None:
@@ -176,10 +180,13 @@ class Call:
                 self.proceed()
         self.relay.settle()
 
-    def _told(self, verdict: Verdict) -> None:
+    def _told(self, points: Points, asked_of: Generation, verdict: Verdict) -> None:
         """Whether there is the point that the token requires."""
         self.relay.present()
         if self.recorded:
+            return
+        if moved(asked_of, self.relay.gateway.generation, "rest"):
+            self._readmit(points)
             return
         self.waiting = False
         if isinstance(verdict, Decision):
@@ -278,7 +285,7 @@ class Call:
         while held and not self.waiting:
             frame = held[0]
             size = len(frame) - HEADER
-            if window.room < size:
+            if window.room < size or (relay.cautious and self.room_here < size):
                 relay.wanting[self] = None
                 return False
             del held[0]
@@ -306,6 +313,14 @@ class Call:
             return True
         window = relay.to_upstream
         return window.credit > 0 and window.first + self.granted > self.record.bytes_in
+
+    @property
+    def room_here(self) -> int:
+        """Bytes of DATA that the upstream has left room for on its stream, beyond those that went there."""
+        if self.reading is not None and self.reading.rebuilds:  # another is sent in its place
+            return MAX_WINDOW
+        held = sum(map(len, self._held)) - HEADER * len(self._held)
+        return self.relay.to_upstream.first + self.granted - self.record.bytes_in + held
 
     @property
     def client_must_take(self) -> bool:

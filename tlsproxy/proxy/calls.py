@@ -132,7 +132,7 @@ class CallPlan:
             if asked.listing is not None and self.asked.listing is None:
                 return UNREDUCED
             asked = replace(asked, listing=asked.listing or self.asked.listing)
-        return replace(self, asked=asked, expires=present.expires)
+        return replace(self, asked=asked, expires=present.expires, block=present.block or self.block)
 
 
 class CallPlans:

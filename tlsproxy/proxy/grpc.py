@@ -7,13 +7,16 @@ sender has a budget. A client that breaks HTTP/2 is told so by a GOAWAY, one tha
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable
-from typing import Final
+from copy import copy
+from typing import TYPE_CHECKING, Final
 
 from tlsproxy.errors import RequestError
 from tlsproxy.proxy.call import FRAME_MEMORY
-from tlsproxy.proxy.gateway import Gateway
-from tlsproxy.proxy.grpclife import DRAIN_PING
+from tlsproxy.proxy.gateway import Gateway, moved
+from tlsproxy.proxy.grpcformer import Former
+from tlsproxy.proxy.grpclife import DRAIN_PING, MEASURED, OWN, USUAL
 from tlsproxy.proxy.grpcreach import Reach
 from tlsproxy.proxy.grpcstreams import Streams
 from tlsproxy.proxy.grpcupstream import GrpcUpstream
@@ -34,6 +37,7 @@ from tlsproxy.wire.http2 import (
     HEADER,
     HEADERS,
     KIND,
+    MAX_STREAM,
     MAX_WINDOW,
     PING,
     PREFACE,
@@ -45,7 +49,10 @@ from tlsproxy.wire.http2 import (
     Kind,
     Setting,
 )
-from tlsproxy.wire.window import overspent
+from tlsproxy.wire.window import Window, overspent
+
+if TYPE_CHECKING:
+    from tlsproxy.tls.generation import Generation
 
 TURN: Final = 64
 """Frames that do not just pass (calls that begin, messages that are read, windows) and are seen to in one turn. A PING
@@ -60,13 +67,13 @@ MAX_HELD: Final = 262_144
 class GrpcConnection(Streams):
     """The owner of one TLS stream, from its handshake on."""
 
-    __slots__ = ("_blocked", "_passing", "_preface", "_queued", "_told")
+    __slots__ = ("_before", "_blocked", "_passing", "_preface", "_queued", "_told")
 
     def __init__(
         self,
         gateway: Gateway,
         pool: Pool,
-        stream: TlsStream,
+        stream: TlsStream | Former,
         entry: Entry,
         when_ended: Callable[[], None],
     ) -> None:
@@ -75,6 +82,7 @@ class GrpcConnection(Streams):
         self._preface = b""
         self._blocked = self._passing = self._queued = False
         self._told: dict[int, int] = {}
+        self._before = MAX_STREAM
         if gateway.draining:
             self.drain()
         self.settle()
@@ -85,9 +93,95 @@ class GrpcConnection(Streams):
         side.write(
             PREFACE
             + http2.settings({Setting.HEADER_TABLE_SIZE: 0, Setting.ENABLE_PUSH: 0} | self._told)
-            + http2.window_update(0, self.to_client.room - FIRST_WINDOW)
+            + http2.window_update(0, self.to_client.begin(FIRST_WINDOW))
         )
         self.unblock()
+
+    # Another upstream
+
+    def follow(self, former: Generation) -> None:
+        generation, side = self.gateway.generation, self._side
+        if self._ended or self.half or self.leaving or self.lost or not moved(former, generation, "grpc"):
+            return
+        if side is None:
+            self.restate()
+        elif not side.stands:
+            self.restate()
+            self._side = None
+            side.discard()
+            self.reach.dial_again()
+            self.reading_changed()
+        elif self.is_former:
+            self._part(side)
+
+    def _part(self, side: GrpcUpstream) -> None:
+        """Leaves the upstream connection, to the calls that are there."""
+        former = None
+        if self.calls:
+            former = Former(self)
+            former.half = GrpcConnection(self.gateway, self._pool, former, copy(self.entry), lambda: None)
+            former.half.succeed(self, side)
+            self.formers.append(former)
+            self.reach = Reach(self, self._pool)
+        else:
+            side.discard()
+            self.reach.close()
+            for _ in self.late:  # without calls it has acknowledgements alone
+                self.told.popleft()
+        self.begin_anew()
+        if former is not None:
+            former.begin()
+        self.settle_client()
+        self.rest()
+        self.unblock()
+        self.reading_changed()
+
+    def begin_anew(self) -> None:
+        self._side, self.unheard = None, 0
+        self.up, self.late, self.wanting, self.held = [], deque(), {}, 0
+        window, self.to_upstream = self.to_upstream, Window()
+        self.down.append(http2.window_update(0, self.to_upstream.begin(window.credit)))
+        self.cautious, self._before = True, MAX_STREAM
+        # As on a new connection: a client without room on its streams could not say what is to be dialled for.
+        self.told.append(OWN)
+        self.down.append(self.server_settings(USUAL))
+
+    def succeed(self, client: GrpcConnection, side: GrpcUpstream) -> None:
+        """Takes over the calls, with all that they have towards their upstream."""
+        self.half = self.greeted = self.leaving = self.cautious = True
+        self._preface = PREFACE
+        self.down.clear()
+        self.entry.requests = self.entry.bytes_in = self.entry.bytes_out = 0
+        self.budgets, self.over, self.last, self.swept = client.budgets, client.over, client.last, client.swept
+        self.restates = client.restates
+        for frame in client.late:
+            if frame[KIND] != DATA:  # an acknowledgement
+                client.told.popleft()
+        self.calls, client.calls = client.calls, {}
+        self.up, self.late, self.wanting, self.held = client.up, client.late, client.wanting, client.held
+        self.to_upstream, self.unheard = client.to_upstream, client.unheard
+        self.acknowledge()
+        self.to_client, client.to_client = client.to_client, client.to_client.again()
+        self.reach, self._side = client.reach, side
+        self.reach.client = side.client = self
+        for call in self.calls.values():
+            call.relay = self
+        self.wait()
+
+    def left_by(self, former: Former) -> None:
+        """Its calls have ended, and the client has had all of their answers."""
+        self.formers.remove(former)
+        ended = former.half.entry
+        self.entry.requests += ended.requests
+        self.entry.bytes_in += ended.bytes_in
+        self.entry.bytes_out += ended.bytes_out
+        del former.half.reach  # which refers to it
+        if not self._ended:
+            self.settle_client()
+            if not self.calls:
+                self.rest()
+            self.reading_changed()
+            self.settle()
 
     # What the stream says
 
@@ -99,7 +193,7 @@ class GrpcConnection(Streams):
             self.frames.add(data)
             self._wait_for_turn()
         else:
-            self._turn(data)
+            self.turn(data)
 
     def _wait_for_turn(self) -> None:
         if not self._queued:
@@ -110,12 +204,14 @@ class GrpcConnection(Streams):
     def _take_turn(self) -> None:
         self._queued = False
         if not self._ended:
-            self._turn(b"")
+            self.turn(b"")
             self.reading_changed()
 
-    def _turn(self, data: bytes) -> None:
+    def turn(self, data: bytes) -> None:
         self.now = time.monotonic()
         self.present()
+        if self.cautious and not self.half:
+            self.cautious = bool(self.late) or min(self.calls, default=MAX_STREAM) <= self._before
         try:
             if len(self._preface) < len(PREFACE):
                 data = self._prefaced(data)
@@ -153,12 +249,17 @@ class GrpcConnection(Streams):
     def reading_changed(self) -> None:
         """Reads what can go on, in either direction; a client that takes no answers gets to ask no more."""
         side = self._side
-        if self.stream.stalled or self._blocked or self._queued or (side is not None and side.stream.stalled):
+        crowded = side is not None and side.stream.stalled
+        crowded = crowded or any(not former.reading for former in self.formers)
+        # A half's client has to be read, where it has no room for answers: it says there that it has.
+        if (self.stream.stalled and not self.half) or self._blocked or self._queued or crowded:
             self.stream.pause_reading()
         else:
             self.stream.resume_reading()
         if side is not None:
             side.reading_changed()
+        for former in list(self.formers):
+            former.half.reading_changed()
 
     def unblock(self) -> None:
         if not self._passing:  # else who passes it on sees that there is room
@@ -217,10 +318,11 @@ class GrpcConnection(Streams):
             if ready and what in WHOLE_FIELDS and stream & 1 and stream > self.last and size <= longest:
                 up.append(self.opened(stream, self.reader.read(frames.data[start + HEADER : end]), what))
             else:
+                look = self._at_former if self.formers else self._frame
                 instead = (
                     self.on_data(frames.data, what, stream, start, end)
                     if usual
-                    else self._frame(what >> 8, what & 0xFF, stream, start, end)
+                    else look(what >> 8, what & 0xFF, stream, start, end)
                 )
                 ready = self._is_ready
                 if self._ended:
@@ -236,7 +338,7 @@ class GrpcConnection(Streams):
     @property
     def _is_ready(self) -> bool:
         """Whether frames that pass may go in one piece."""
-        return self.greeted and self._block is None and not self.late and self.reached
+        return self.greeted and self._block is None and not (self.late or self.cautious) and self.reached
 
     def _wait(self, position: int) -> None:
         """Stops reading at ``position``: frames from there on wait for room."""
@@ -244,14 +346,19 @@ class GrpcConnection(Streams):
         self._blocked = True
         self.reading_changed()
 
-    def _is_late(self, kind: int, flags: int, size: int) -> bool:
+    def _is_late(self, kind: int, flags: int, stream: int, size: int) -> bool:
         """Whether it has to wait for the upstream's room: then so does all DATA, and no acknowledgement passes it.
 
         What a client sent before it acknowledged a smaller window is measured by the one from before.
         """
         if kind == DATA:
-            return bool(self.late) or self.to_upstream.room < size
+            return bool(self.late) or self.to_upstream.room < size or (self.cautious and self._exceeds(stream, size))
         return kind == Kind.SETTINGS and bool(flags & ACK) and bool(self.late or self.held)
+
+    def _exceeds(self, stream: int, size: int) -> bool:
+        """Whether so much DATA is more than the upstream has room for on the stream."""
+        call = self.calls.get(stream)
+        return call is not None and not call.holds and call.room_here < size
 
     def _put_off(self, kind: int, flags: int, frame: bytes) -> bytes:
         if kind != DATA:
@@ -271,12 +378,22 @@ class GrpcConnection(Streams):
             is_data, size = frame[KIND] == DATA, len(frame) - HEADER
             if (size > window.room) if is_data else self.held:
                 return
+            if is_data and self.cautious and self._exceeds(http2.stream_of(frame), size):
+                return
             del late[0]
             if not is_data:
-                self._acknowledged()
+                self.acknowledged()
                 continue
             instead = self.on_data(frame, frame[FLAGS], http2.stream_of(frame), 0, len(frame))
             self.up.append(frame if instead is None else instead)
+
+    def _at_former(self, kind: int, flags: int, stream: int, start: int, end: int) -> bytes | None:
+        """The same where there are calls at a former upstream, which have frames of their own."""
+        former = None if kind in {HEADERS, CONTINUATION} or self._block is not None else self.former_of(stream)
+        if former is None:
+            return self._frame(kind, flags, stream, start, end)
+        former.feed(self.frames.data[start:end])
+        return b""
 
     def _frame(self, kind: int, flags: int, stream: int, start: int, end: int) -> bytes | None:
         """What goes upstream in its place; None for itself."""
@@ -291,7 +408,7 @@ class GrpcConnection(Streams):
         if kind == Kind.PRIORITY and size != PRIORITY and stream in self.calls:
             return self._wrong(self.calls[stream], Code.FRAME_SIZE_ERROR, "priority")
         http2.check(kind, flags, stream, size)
-        if self._is_late(kind, flags, size):
+        if self._is_late(kind, flags, stream, size):
             return self._put_off(kind, flags, data[start:end])
         if kind == DATA:
             return self.on_data(data, flags, stream, start, end)
@@ -321,7 +438,7 @@ class GrpcConnection(Streams):
     def _settings(self, flags: int, payload: bytes) -> bytes | None:
         if flags & ACK:
             self.budgets.control.spend(self.now)
-            self._acknowledged()
+            self.acknowledged()
             return b""
         self.budgets.settings.spend(self.now)
         values = http2.parse_settings(payload)
@@ -333,25 +450,26 @@ class GrpcConnection(Streams):
                 raise Http2Error(Code.FLOW_CONTROL_ERROR, "a stream's window of more than 2^31-1")
             told[Setting.INITIAL_WINDOW_SIZE] = min(first, MAX_FIRST_WINDOW)
         self._told |= told
+        for former in list(self.formers):
+            former.feed(http2.frame(Kind.SETTINGS, 0, 0, payload))
         if not self.greeted:
             self.greeted = True
             self.rest()
         if self.connected:  # which acknowledges them
+            self.unheard += 1
             return http2.settings(told)
-        self.down.append(http2.SETTINGS_ACK)
-        self.to_client.settle()
+        self.settle_client()
         return b""
 
-    def _acknowledged(self) -> None:
-        """The client has heard of our SETTINGS, which come first, or of the next of the upstream's."""
-        if self.own_settings:
-            self.own_settings = False
-            return
-        if not self.to_upstream.unsettled:  # it acknowledges nothing
-            return
-        self.up.append(http2.SETTINGS_ACK)
-        self.to_upstream.settle()
-        self.proceed()
+    def acknowledged(self) -> None:
+        """The client has heard of the earliest SETTINGS that it has not acknowledged; else it acknowledges nothing."""
+        told = self.told.popleft() if self.told else None
+        if told is MEASURED:
+            self._before = min(self._before, self.last)
+        elif told is self.to_upstream:
+            self.up.append(http2.SETTINGS_ACK)
+            self.to_upstream.settle()
+            self.proceed()
 
     def _granted(self, stream: int, size: int) -> bytes | None:
         self.budgets.updates.spend(self.now)
@@ -360,6 +478,8 @@ class GrpcConnection(Streams):
             if self._side is not None:
                 self._side.unblock()
             self.proceed()
+            for former in list(self.formers):
+                former.proceed()
             return http2.window_update(0, shared) if self.connected else b""
         call = self.calls.get(stream)
         if call is None:

@@ -50,12 +50,12 @@ class UpstreamFrames:
     What each kind of frame is handled by returns what goes to the client in its place, None for the frame itself.
     """
 
-    __slots__ = ("_begun", "_block", "_client", "_frames", "_own_settings", "_raw", "_reader", "established", "stream")
+    __slots__ = ("_begun", "_block", "_frames", "_own_settings", "_raw", "_reader", "client", "established", "stream")
 
     stream: DialledStream
 
     def __init__(self, client: GrpcConnection) -> None:
-        self._client = client
+        self.client = client
         self._frames = Frames()
         self._reader = FieldReader(MAX_BLOCK, said_of, table=False)
         self._block: bytearray | None = None
@@ -86,14 +86,14 @@ class UpstreamFrames:
         if kind == Kind.PUSH_PROMISE:
             raise UpstreamBroken("a push that nobody asked for")
         if kind == Kind.GOAWAY:
-            self._client.upstream_leaves(int.from_bytes(payload[:4], "big") & http2.MAX_STREAM)
+            self.client.upstream_leaves(int.from_bytes(payload[:4], "big") & http2.MAX_STREAM)
         if kind == Kind.PING and not flags & ACK:
-            self._client.up.append(http2.frame(Kind.PING, ACK, 0, payload))
+            self.client.up.append(http2.frame(Kind.PING, ACK, 0, payload))
         return None if kind == Kind.GOAWAY else b""
 
     def _data(self, flags: int, stream: int, start: int, end: int) -> bytes | None:
         """Of a call whose answer is reduced, or of none any more."""
-        client = self._client
+        client = self.client
         client.to_client.spent(end - start - HEADER)
         call = client.calls.get(stream)
         if call is None or call.reduction is None:
@@ -119,12 +119,12 @@ class UpstreamFrames:
         raw = b"".join(self._raw)
         self._raw.clear()
         said = self._reader.read(block)
-        call = self._client.calls.get(stream)
+        call = self.client.calls.get(stream)
         if call is None:
             return b""
         ends = bool(self._begun[1] & END_STREAM)
-        if said.beginning or self._client.restates:
-            stated = write(said.fields) if self._client.restates else said.restated or block
+        if said.beginning or self.client.restates:
+            stated = write(said.fields) if self.client.restates else said.restated or block
             more = call.id_block if said.beginning else b""
             raw = http2.headers(stream, stated + more, self._begun[1])
         call.touched = time.monotonic()
@@ -132,14 +132,14 @@ class UpstreamFrames:
             return self._looked_at(call, lambda answer: answer.fields(raw, said.fields, end=ends))
         call.answered = True
         if ends:
-            self._client.answered(call, said.status)
+            self.client.answered(call, said.status)
         return raw
 
     def _looked_at(self, call: Call, look: Callable[[Answer], bytes | None]) -> bytes | None:
         try:
             return look(call.reduction) if call.reduction is not None else b""
         except RequestError as error:
-            self._client.refuse(call, error)
+            self.client.refuse(call, error)
             return b""
 
     def _settings(self, flags: int, payload: bytes) -> bytes | None:
@@ -147,19 +147,20 @@ class UpstreamFrames:
             self._own_settings = False
             return b""
         if flags & ACK:
-            self._client.down.append(http2.SETTINGS_ACK)
-            self._client.to_client.settle()
-            self._client.proceed()
+            self.client.heard()
             return b""
         values = http2.parse_settings(payload)
-        client = self._client
-        self.established = True
+        client = self.client
         self.stream.deadline = NEVER
+        first, self.established = not self.established, True
+        if client.cautious:
+            return client.measured_settings(values, first=first)
         client.to_upstream.offer(values.get(Setting.INITIAL_WINDOW_SIZE))
+        client.told.append(client.to_upstream)
         return client.server_settings(values)
 
     def _granted(self, stream: int, size: int) -> bytes | None:
-        client = self._client
+        client = self.client
         if stream == 0:
             shared = client.to_upstream.granted(size)
             client.unblock()
@@ -170,13 +171,16 @@ class UpstreamFrames:
             return b""
         call.granted += size
         call.touched = time.monotonic()
+        if client.cautious:
+            client.unblock()
+            client.proceed()
         if call.reading is not None and call.reading.rebuilds:
             call.reading.granted(size)
             return b"" if call.client_done else None
         return None
 
     def _reset(self, stream: int, code: int) -> bytes | None:
-        client = self._client
+        client = self.client
         call = client.calls.get(stream)
         if call is None:
             return b""

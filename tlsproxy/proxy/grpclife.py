@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from abc import abstractmethod
+from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
@@ -17,6 +18,7 @@ from tlsproxy.authz.audit import event_line
 from tlsproxy.authz.credentials import NEVER
 from tlsproxy.errors import GrpcStatus, RequestError, RequestTimeout, RightLost, UpstreamUnreachable
 from tlsproxy.proxy.gateway import Gateway
+from tlsproxy.proxy.grpcformer import SWEEP, Former
 from tlsproxy.proxy.register import Entry
 from tlsproxy.proxy.relay import Relay
 from tlsproxy.proxy.tlsstream import TlsStream
@@ -25,44 +27,59 @@ from tlsproxy.wire.http2 import MAX_STREAM, Code, Http2Error, Kind, Setting
 
 if TYPE_CHECKING:
     from tlsproxy.proxy.call import Call
+    from tlsproxy.tls.generation import Generation
 
-SWEEP: Final = 1.0
-"""Seconds between two looks at the waits of a connection's calls."""
 LAST_WORDS: Final = 1.0
 """Seconds: for a client to hear why its connection ends, and for the calls that it was about to make."""
 DRAIN_PING: Final = b"tlsproxy"
+USUAL: Final[dict[int, int]] = {
+    Setting.INITIAL_WINDOW_SIZE: http2.FIRST_WINDOW,
+    Setting.MAX_CONCURRENT_STREAMS: MAX_STREAM,
+}
+"""Of an upstream that has not said otherwise."""
+OWN: Final = object()
+MEASURED: Final = object()
 
 
 class Life(Relay):
     """``greeted``: the client's SETTINGS have come. ``last`` is its latest stream; ``lost``: why it has no upstream.
 
-    ``own_settings``: the client has not acknowledged those that are the gateway's own. ``swept``: when its waits were
-    looked at last.
+    ``told`` are the SETTINGS that the client has not acknowledged: the gateway's own, those that are ``MEASURED``, and
+    those that their upstream waits to hear of, by its window. ``swept``: when its waits were looked at last.
+    ``unheard``: how many SETTINGS of the client's the upstream has not acknowledged. ``formers``: calls at former ones.
     """
 
     __slots__ = (
         "_draining",
         "_ended",
+        "_first",
         "_judged",
         "_resting",
         "_when_ended",
+        "formers",
         "greeted",
         "last",
         "leaving",
         "longest",
         "lost",
         "most",
-        "own_settings",
         "swept",
+        "told",
+        "unheard",
     )
 
-    def __init__(self, gateway: Gateway, stream: TlsStream, entry: Entry, when_ended: Callable[[], None]) -> None:
+    def __init__(
+        self, gateway: Gateway, stream: TlsStream | Former, entry: Entry, when_ended: Callable[[], None]
+    ) -> None:
         super().__init__(gateway, stream, entry)
         self.greeted = False
         self.last = 0
         self.lost: RequestError | None = None
         self.leaving = False
-        self.own_settings = True
+        self.told: deque[object] = deque([OWN])
+        self.unheard = 0
+        self.formers: list[Former] = []
+        self._first = http2.FIRST_WINDOW  # of a stream, as the client was told last
         self._when_ended = when_ended
         self._judged = gateway.generation
         self._ended = self._draining = False
@@ -86,7 +103,55 @@ class Life(Relay):
         if Setting.MAX_CONCURRENT_STREAMS in values:
             most = min(self.most, values[Setting.MAX_CONCURRENT_STREAMS])
             told[Setting.MAX_CONCURRENT_STREAMS] = most
-        return http2.settings(told)
+        frames, first = http2.settings(told), told.get(Setting.INITIAL_WINDOW_SIZE)
+        if first is not None:
+            less, self._first = self._first - first, first
+            if less > 0:  # which is not so for streams of a former upstream's
+                streams = (stream for former in self.formers for stream in former.half.calls)
+                frames += b"".join(http2.window_update(stream, less) for stream in streams)
+        return frames
+
+    def measured_settings(self, values: dict[int, int], *, first: bool) -> bytes:
+        """The same where DATA is measured here, so that they need not wait for the client's acknowledgement.
+
+        Its streams have windows by the present upstream's, whose ``first`` ones take the place of a former one's. Those
+        of a former upstream it is not told, but it may use what they grant.
+        """
+        window = self.to_upstream
+        before = window.agreed
+        window.offer(values.get(Setting.INITIAL_WINDOW_SIZE))
+        self.acknowledge()
+        self.proceed()
+        self.unblock()
+        if self.half:
+            more = max(0, window.agreed - before)
+            return b"".join(http2.window_update(stream, more) for stream in self.calls)
+        self.told.append(MEASURED)
+        return self.server_settings(USUAL | values if first else values)
+
+    def heard(self) -> None:
+        """The upstream has acknowledged SETTINGS of the client's."""
+        self.unheard -= 1
+        if isinstance(self.stream, Former):
+            self.to_client.settle()
+            self.proceed()
+            self.stream.heard()
+        else:
+            self.settle_client()
+
+    def settle_client(self) -> None:
+        """Acknowledges the client's SETTINGS as far as all upstreams have: until then they may send by former ones."""
+        behind = max(self.unheard, *(former.half.unheard for former in self.formers), 0)
+        while self.to_client.unsettled > behind:
+            self.down.append(http2.SETTINGS_ACK)
+            self.to_client.settle()
+        self.proceed()
+
+    def acknowledge(self) -> None:
+        """The upstream's SETTINGS, all of them."""
+        while self.to_upstream.unsettled:
+            self.up.append(http2.SETTINGS_ACK)
+            self.to_upstream.settle()
 
     # Deadlines
 
@@ -108,7 +173,7 @@ class Life(Relay):
         if self.stream.stalled or self._ended:
             return
         sweep = self.swept + SWEEP
-        if self.calls:
+        if self.calls or self.formers:
             self.stream.deadline = sweep
         elif self.begun:
             self.stream.deadline = min(sweep, self._rests_until)
@@ -133,13 +198,13 @@ class Life(Relay):
         elif not self.greeted and self.lost is None:
             self.end(Code.PROTOCOL_ERROR, "the client did not begin")
         else:
-            self._sweep(time.monotonic())
+            self.sweep(time.monotonic())
 
-    def _sweep(self, now: float) -> None:
+    def sweep(self, now: float) -> None:
         self.swept = now
         if self.stands_still(now):
             self.end(Code.NO_ERROR, "what was begun came too slowly", RequestTimeout.reason)
-        elif not self.calls and now >= self._rests_until:
+        elif not (self.calls or self.formers) and now >= self._rests_until:
             self.end(Code.NO_ERROR)
         else:
             for call in list(self.calls.values()):
@@ -155,6 +220,12 @@ class Life(Relay):
     def upstream_lost(self, error: RequestError) -> None:
         """Every open call is told; so are those that were about to be made."""
         if self.lost is not None or self._ended:
+            return
+        if self.formers:  # whose calls go on, and so does the connection
+            for call in list(self.calls.values()):
+                self.refuse(call, error)
+            self.begin_anew()
+            self.settle()
             return
         self.lost, self._side = error, None
         self.down.append(http2.SETTINGS_ACK * self.to_client.unsettled)
@@ -172,7 +243,10 @@ class Life(Relay):
         self.leaving = True
         for call in [call for stream, call in self.calls.items() if stream > last]:
             call.record.grpc_status = GrpcStatus.UNAVAILABLE.value
-            self.forget(call, "upstream_goaway")
+            if self.half:  # whose client does not hear of it
+                self.reset(call, Code.REFUSED_STREAM, "upstream_goaway")
+            else:
+                self.forget(call, "upstream_goaway")
 
     # The end
 
@@ -192,13 +266,29 @@ class Life(Relay):
     def judge(self, now: float) -> str:
         """Ends the calls of a key or token that has lost its right; the connection depends on its certificate alone."""
         generation = self.gateway.generation
-        anew = self._judged is not generation or self.entry.standing.ended(generation, now) is not None
-        self._judged = generation
+        former, self._judged = self._judged, generation
+        anew = former is not generation or self.entry.standing.ended(generation, now) is not None
         for call in list(self.calls.values()):
             if (anew or now >= call.record.plan.expires) and (refusal := self._refusal(call, now)):
                 self._withdraw(call, refusal)
+        self.follow(former)
+        for each in list(self.formers):
+            each.half.judge(now)
+            each.drain()
         self.settle()
         return ""
+
+    @abstractmethod
+    def follow(self, former: Generation) -> None:
+        """Goes where the upstream is by the present generation, with what was not sent by the former one."""
+
+    def former_of(self, stream: int) -> Former | None:
+        """The former upstream that has the call."""
+        return next((former for former in self.formers if stream in former.half.calls), None)
+
+    @abstractmethod
+    def begin_anew(self) -> None:
+        """Has no upstream connection, and dials one for the next call."""
 
     def _refusal(self, call: Call, now: float) -> Decision | None:
         """Why it may not go on, None where it may."""
@@ -234,6 +324,8 @@ class Life(Relay):
         if self._ended:
             self.stream.cease()
             return
+        for former in list(self.formers):
+            former.half.expel(reason)
         for call in list(self.calls.values()):
             self.refuse(call, RightLost(reason))
         self.end(Code.NO_ERROR, reason)
@@ -251,11 +343,14 @@ class Life(Relay):
 
     def settle(self) -> None:
         super().settle()
-        if self.leaving and not self.calls and not self._ended:
+        if self.leaving and not (self.calls or self.formers or self._ended):
             self._close()
 
     def broken(self, error: Http2Error) -> None:
         """The client broke the protocol, or flooded us."""
+        if isinstance(self.stream, Former):
+            self.stream.broken(error)
+            return
         self.entry.told = True
         now = time.time()
         self.gateway.metrics.refused(self.entry.refusal(now, "connection", error.reason))
@@ -290,6 +385,8 @@ class Life(Relay):
 
     def cut(self, reason: str) -> None:
         self._ended = True
+        for former in list(self.formers):
+            former.end(reason)
         for call in list(self.calls.values()):
             self.forget(call, reason)
         self._discard()
@@ -300,6 +397,8 @@ class Life(Relay):
         side, self._side = self._side, None
         if side is not None:
             side.discard()
+        for former in list(self.formers):
+            former.end("connection_ended")
         self.gateway.scheduler.forget(self.entry)
         self.reach.close()
 

@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 
 
 class Reach:
-    """The holder of a connection's place. ``since``: when it began to wait for one (monotonic clock), else None."""
+    """The holder of the place of ``client``. ``since``: when it began to wait for one (monotonic clock), else None."""
 
-    __slots__ = ("_client", "_place", "_pool", "since")
+    __slots__ = ("_place", "_pool", "client", "since")
 
     def __init__(self, client: GrpcConnection, pool: Pool) -> None:
-        self._client = client
+        self.client = client
         self._pool = pool
         self._place: Share | None = None
         self.since: float | None = None
@@ -36,7 +36,7 @@ class Reach:
         """The call may go up. Raises Overloaded, UpstreamUnreachable."""
         if self._place is not None:
             return
-        client = self._client
+        client = self.client
         place = Share(client.gateway.places, account_of(client.entry, call.record.plan.audit.who), self)
         if client.connected:
             self._pool.stirs(self)
@@ -49,6 +49,14 @@ class Reach:
             self.since = time.monotonic()
         self._place = place
 
+    def dial_again(self) -> None:
+        """Dials for its place."""
+        if self._place is not None:
+            try:
+                self._dial(self._place)
+            except UpstreamUnreachable as error:
+                self._refuse(error)
+
     def stir(self) -> None:
         """A call begins that waits for something else, which may need a place of its own."""
         if self._place is None:
@@ -57,31 +65,27 @@ class Reach:
     def _dial(self, place: Share) -> None:
         self._pool.trim()
         try:
-            self._client.dial()
+            self.client.dial()
         except OSError as error:
             place.release()
             raise UpstreamUnreachable(f"The upstream cannot be reached: {error}") from None
 
     def _ready(self) -> None:
-        self._client.stream.tell(self._go_on)
+        self.client.stream.tell(self._go_on)
 
     def _go_on(self) -> None:
         self.since = None
-        self._client.present()
-        if self._place is not None:
-            try:
-                self._dial(self._place)
-            except UpstreamUnreachable as error:
-                self._refuse(error)
-        self._client.settle()
+        self.client.present()
+        self.dial_again()
+        self.client.settle()
 
     def look(self, now: float) -> None:
         """Whether it has waited for too long."""
-        if self.since is not None and now - self.since > self._client.gateway.bounds.connect_timeout:
+        if self.since is not None and now - self.since > self.client.gateway.bounds.connect_timeout:
             self._refuse(Overloaded("No connection to the upstream became free in time"))
 
     def _refuse(self, error: RequestError) -> None:
-        client = self._client
+        client = self.client
         for call in list(client.calls.values()):
             client.refuse(call, error)
         client.unblock()
@@ -91,15 +95,15 @@ class Reach:
 
     @property
     def waits_for_client(self) -> bool:
-        return all(call.client_may_send or call.client_must_take for call in self._client.calls.values())
+        return all(call.client_may_send or call.client_must_take for call in self.client.calls.values())
 
     def give_way(self, error: RequestError) -> None:
-        client = self._client
+        client = self.client
         client.gateway.loop.call_soon(client.stream.tell, self._refuse, error)
 
     def rest(self) -> None:
         """No call is left, and what was said last may not be written yet."""
-        client, place, self.since = self._client, self._place, None
+        client, place, self.since = self.client, self._place, None
         if place is not None and client.connected and client.gateway.places.waiting:
             client.gateway.loop.call_soon(client.stream.tell, self.end)
             return
@@ -113,8 +117,8 @@ class Reach:
 
     def end(self) -> None:
         """Others have no room beside it."""
-        client = self._client
-        if not client.calls:
+        client = self.client
+        if not (client.calls or client.formers):
             client.stream.tell(client.end, Code.NO_ERROR)
 
     def close(self) -> None:

@@ -10,7 +10,8 @@ from tlsproxy.errors import BadRequest, Overloaded, RequestError
 from tlsproxy.proxy.call import Call
 from tlsproxy.proxy.calls import Asked, CallPlan
 from tlsproxy.proxy.gateway import Gateway
-from tlsproxy.proxy.grpclife import SWEEP, Life
+from tlsproxy.proxy.grpcformer import SWEEP, Former
+from tlsproxy.proxy.grpclife import Life
 from tlsproxy.proxy.messages import Reading, Rebuilding, Reduction
 from tlsproxy.proxy.pool import Pool
 from tlsproxy.proxy.record import Record
@@ -19,7 +20,18 @@ from tlsproxy.proxy.tlsstream import TlsStream
 from tlsproxy.wire import http2
 from tlsproxy.wire.callfields import Parted, parted
 from tlsproxy.wire.fieldblock import FieldReader, Fields, literals
-from tlsproxy.wire.http2 import DATA, END_HEADERS, END_STREAM, HEADER, PADDED, Code, Frames, Http2Error, StreamError
+from tlsproxy.wire.http2 import (
+    DATA,
+    END_HEADERS,
+    END_STREAM,
+    FLAGS,
+    HEADER,
+    PADDED,
+    Code,
+    Frames,
+    Http2Error,
+    StreamError,
+)
 from tlsproxy.wire.tracing import upstream_block
 
 LEAST_ROOM: Final = http2.FIRST_WINDOW // 2
@@ -49,7 +61,7 @@ class Streams(Life):
         self,
         gateway: Gateway,
         pool: Pool,
-        stream: TlsStream,
+        stream: TlsStream | Former,
         entry: Entry,
         when_ended: Callable[[], None],
     ) -> None:
@@ -166,12 +178,22 @@ class Streams(Life):
             return b""
         block, self._block = bytes(self._block), None
         fields = self.reader.read(block)
+        if self.formers and (former := self.former_of(stream)) is not None:
+            former.half.on_trailers(stream)
+            return b""
         call = self.calls.get(stream)
         if call is not None and not call.client_done:
             return self._wrong(call, Code.PROTOCOL_ERROR, "request_trailers")  # gRPC has none
         if call is not None or stream <= self.last or not stream & 1:
             return self._stray(stream if stream & 1 else 0, call)
         return self.opened(stream, fields, self._begun[1])
+
+    def on_trailers(self, stream: int) -> None:
+        """Fields on a stream of a half's, which have been read: gRPC has none, and after its end nothing may come."""
+        call = self.calls[stream]
+        code = Code.STREAM_CLOSED if call.client_done else Code.PROTOCOL_ERROR
+        self._wrong(call, code, "request_trailers")
+        self.settle()
 
     def opened(self, stream: int, fields: Parted, flags: int) -> bytes:
         """A new call: what of it goes upstream now."""
@@ -184,7 +206,8 @@ class Streams(Life):
         ended = standing.ended(gateway.generation, now)
         principal = standing.principal
         repeated, tracing, deadline = fields
-        if self.leaving or len(self.calls) >= self.most:
+        elsewhere = sum(len(former.half.calls) for former in self.formers) if self.formers else 0
+        if self.leaving or len(self.calls) + elsewhere >= self.most:
             plan = calls.unreadable(principal, Overloaded("No more calls are taken on this connection"))
             return self._turned_away(Record(plan, now, tracing), stream, done=done, code=Code.REFUSED_STREAM)
         try:
@@ -229,12 +252,24 @@ class Streams(Life):
             if self.lost is not None:
                 self.leave()
             return b""
-        block = plan.block + deadline + call.id_block + upstream_block(call.record.tracing) + self._tail
-        opening = http2.headers(call.stream, block, END_STREAM if call.client_done else 0)
-        if call.reduction is not None:
-            opening += call.reduction.room
+        call.deadline = deadline
+        opening = self._opening(call, END_STREAM if call.client_done else 0)
         call.opening = opening
         return opening
+
+    def _opening(self, call: Call, flags: int) -> bytes:
+        """What tells the upstream of it."""
+        record = call.record
+        block = record.plan.block + call.deadline + call.id_block + upstream_block(record.tracing) + self._tail
+        opening = http2.headers(call.stream, block, flags)
+        return opening if call.reduction is None else opening + call.reduction.room
+
+    def restate(self) -> None:
+        """Nothing was sent of the calls that there are: they are told of as the upstream is to hear it now."""
+        for call in self.calls.values():
+            if call.opening and call.record.plan.block:
+                former, call.opening = call.opening, self._opening(call, call.opening[FLAGS])
+                self.up[:] = [call.opening if one is former else one for one in self.up]
 
     def _admit(self, call: Call) -> bool:
         """Whether it goes on, now or later."""

@@ -51,7 +51,7 @@ class GrpcUpstream(UpstreamFrames):
         self.stream.abort()
 
     def reading_changed(self) -> None:
-        if self._client.stream.stalled or self.blocked or self._queued:
+        if self.client.stream.stalled or self.blocked or self._queued:
             self.stream.pause_reading()
         elif self.stream.established:
             self.stream.resume_reading()
@@ -66,25 +66,25 @@ class GrpcUpstream(UpstreamFrames):
     # What the stream says
 
     def connected(self) -> None:
-        self._client.gateway.metrics.upstream_connect("ok")
-        self.stream.deadline = time.monotonic() + self._client.limits.response_timeout
-        self._client.present()
+        self.client.gateway.metrics.upstream_connect("ok")
+        self.stream.deadline = time.monotonic() + self.client.limits.response_timeout
+        self.client.present()
         self.stands = True
-        self._client.unblock()
-        self._client.settle()
+        self.client.unblock()
+        self.client.settle()
 
     def data_received(self, data: bytes) -> None:
-        self._client.present()
+        self.client.present()
         try:
             self._read(data)
         except (Http2Error, UpstreamBroken) as error:
-            self._client.upstream_lost(UpstreamBroken(f"The upstream sent what is not HTTP/2: {error}"))
+            self.client.upstream_lost(UpstreamBroken(f"The upstream sent what is not HTTP/2: {error}"))
             self.stream.abort()
         if self._frames.more and not self._queued:
             self._queued = True
-            self._client.gateway.scheduler.add(self._client.entry, self.stream, self._take_turn)
+            self.client.gateway.scheduler.add(self.client.entry, self.stream, self._take_turn)
             self.reading_changed()
-        self._client.settle()
+        self.client.settle()
 
     def _take_turn(self) -> None:
         self._queued = False
@@ -93,35 +93,37 @@ class GrpcUpstream(UpstreamFrames):
             self.reading_changed()
 
     def pause_writing(self) -> None:
-        self._client.reading_changed()
+        self.client.reading_changed()
 
     def resume_writing(self) -> None:
-        self.stream.deadline = NEVER if self.established else time.monotonic() + self._client.limits.response_timeout
-        self._client.reading_changed()
+        self.stream.deadline = NEVER if self.established else time.monotonic() + self.client.limits.response_timeout
+        self.client.reading_changed()
 
     def rearm(self) -> None:
-        bounds = self._client.limits
+        bounds = self.client.limits
         timeout = bounds.response_timeout if self.stream.established else bounds.connect_timeout
         self.stream.deadline = time.monotonic() + timeout
 
     def deadline_passed(self) -> None:
         if not self.stream.established:
-            self._client.gateway.metrics.upstream_connect("timeout")
-        self._client.upstream_lost(UpstreamTimeout("The upstream did not answer in time"))
+            self.client.gateway.metrics.upstream_connect("timeout")
+        self.client.upstream_lost(UpstreamTimeout("The upstream did not answer in time"))
         self.stream.abort()
 
     def connection_lost(self, error: Exception | None) -> None:
+        if not self.client.is_served_by(self):
+            return  # it was left
         lost: RequestError = UpstreamBroken("The upstream closed the connection")
         if not self.stream.established:
-            self._client.gateway.metrics.upstream_connect("failed")
+            self.client.gateway.metrics.upstream_connect("failed")
             lost = UpstreamUnreachable(f"The upstream cannot be reached: {error}")
-        self._client.upstream_lost(lost)
+        self.client.upstream_lost(lost)
 
     # Frames
 
     def _read(self, data: bytes) -> None:  # noqa: C901 - the usual frames are seen to in place
         """Frames that pass as they are go in one piece, up to the next that does not, or that ends its call."""
-        client, frames = self._client, self._frames
+        client, frames = self.client, self._frames
         calls, window, down = client.calls, client.to_client, client.down
         begin = passed = told = latest = 0
         plain: Call | None = None

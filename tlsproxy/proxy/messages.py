@@ -16,12 +16,14 @@ from tlsproxy.errors import BadRequest, BodyTooLarge, NoMemory, RequestError, To
 from tlsproxy.proxy.call import Call
 from tlsproxy.proxy.calls import Asked
 from tlsproxy.proxy.facts import CollectionFacts
+from tlsproxy.proxy.gateway import moved
 from tlsproxy.proxy.holding import Holding
 from tlsproxy.proxy.outgoing import Outgoing
 from tlsproxy.proxy.slices import Work, in_slices
 from tlsproxy.qdrant.grpc import confine_message, reading_of
 from tlsproxy.qdrant.listings import Reducer
 from tlsproxy.qdrant.scoring import Facts, FactsNeeded
+from tlsproxy.tls.generation import Generation
 from tlsproxy.wire import http2
 from tlsproxy.wire.content import decoding
 from tlsproxy.wire.fieldblock import Fields, write
@@ -270,21 +272,25 @@ class Rebuilding(_Judging):
     def _send(self, collection: str, content: bytes, made: bytes | None) -> None:
         if made is None:
             self._keep().has_become(content)
-            self._facts.ask(collection, self._call.account, partial(self._told, collection, content))
+            told = partial(self._told, collection, content, self._call.relay.gateway.generation)
+            self._facts.ask(collection, self._call.account, told)
         else:
             self._keep().has_become(made)
             self._out.put(made)
             self._out.finish(b"")
 
-    def _told(self, collection: str, content: bytes, facts: Facts | RequestError) -> None:
+    def _told(self, collection: str, content: bytes, asked_of: Generation, facts: Facts | RequestError) -> None:
         relay = self._call.relay
         relay.present()
         if self._call.recorded:
             return
         try:
-            if isinstance(facts, RequestError):
+            if moved(asked_of, relay.gateway.generation, "rest"):
+                self._confine(collection, content, self._facts.known(collection))
+            elif isinstance(facts, RequestError):
                 raise facts
-            self._confine(collection, content, facts)
+            else:
+                self._confine(collection, content, facts)
         except RequestError as error:
             relay.refuse(self._call, error)
         relay.settle()

@@ -27,6 +27,7 @@ from tlsproxy.wire.window import Window
 
 if TYPE_CHECKING:
     from tlsproxy.proxy.call import Call
+    from tlsproxy.proxy.grpcformer import Former
     from tlsproxy.proxy.grpcreach import Reach
     from tlsproxy.proxy.grpcupstream import GrpcUpstream
 
@@ -41,6 +42,9 @@ class Relay(ABC):
     ``wanting`` are the calls that wait for room to send something of ours. ``held`` counts the bytes of DATA that wait
     with their calls, ``late`` are frames that wait for the upstream's room. ``restates``: the client waits to be told
     that there is no dynamic table, and a block of the upstream's that told it may not have reached it.
+
+    ``cautious``: the client may know other windows of streams than the upstream's, which has changed; DATA is measured.
+    ``half``: it has calls at a former upstream, and is behind a client's connection (:mod:`tlsproxy.proxy.grpcformer`).
     """
 
     __slots__ = (
@@ -50,9 +54,11 @@ class Relay(ABC):
         "_side",
         "budgets",
         "calls",
+        "cautious",
         "down",
         "entry",
         "gateway",
+        "half",
         "held",
         "late",
         "limits",
@@ -69,7 +75,7 @@ class Relay(ABC):
     patient = True
     reach: Reach
 
-    def __init__(self, gateway: Gateway, stream: TlsStream, entry: Entry) -> None:
+    def __init__(self, gateway: Gateway, stream: TlsStream | Former, entry: Entry) -> None:
         self.gateway = gateway
         self.stream = stream
         self.limits = gateway.bounds
@@ -83,7 +89,7 @@ class Relay(ABC):
         self.to_client = Window()
         self.held = 0
         self.budgets = Budgets(self.limits.streams_per_second)
-        self.restates = False
+        self.restates = self.cautious = self.half = False
         self.entry = entry
         self._remote = json_string(entry.address)
         self._owed_client = self._owed_upstream = 0
@@ -99,6 +105,11 @@ class Relay(ABC):
         self.to_client.credit += size
 
     @property
+    def granted(self) -> int:
+        """What the client has been granted to send and has not sent."""
+        return self.to_upstream.credit - self._owed_client
+
+    @property
     def connected(self) -> bool:
         """Whether there is an upstream connection, be it that it is dialled."""
         return self._side is not None
@@ -107,6 +118,15 @@ class Relay(ABC):
     def reached(self) -> bool:
         """Whether the upstream has taken that connection. Until then ``up`` waits, and can be taken back."""
         return self._side is not None and self._side.stands
+
+    def is_served_by(self, side: GrpcUpstream) -> bool:
+        return self._side is side
+
+    @property
+    def is_former(self) -> bool:
+        """Whether its upstream connection leads where the upstream is no more."""
+        side = self._side
+        return side is not None and side.stream.address not in self.gateway.generation.upstream_addresses["grpc"]
 
     @property
     def all_said(self) -> bool:
@@ -128,7 +148,7 @@ class Relay(ABC):
     @property
     def down_blocked(self) -> bool:
         """Whether the client has left no room on its connection for what the upstream says next."""
-        return self._side is not None and self._side.blocked
+        return (self._side is not None and self._side.blocked) or (self.half and self.stream.stalled)
 
     @abstractmethod
     def unblock(self) -> None:

@@ -43,19 +43,21 @@ class UpstreamProbe:
         self._lock = asyncio.Lock()
         self._answer = ""
         self._asked = float("-inf")
+        self._of: Sequence[Address] = ()
 
     async def __call__(self) -> str:
         async with self._lock:
-            if self._clock() - self._asked >= _KEPT:
-                self._answer = await self._probe()
-                self._asked = self._clock()
+            addresses = self._addresses()
+            if addresses != self._of or self._clock() - self._asked >= _KEPT:
+                self._answer = await self._probe(addresses)
+                self._asked, self._of = self._clock(), addresses
             return self._answer
 
-    async def _probe(self) -> str:
+    async def _probe(self, addresses: Sequence[Address]) -> str:
         answer = "no address"
         try:
             async with asyncio.timeout(_DEADLINE):
-                for family, address in self._addresses():
+                for family, address in addresses:
                     answer = await _connect(family, address)
                     if answer == OK:
                         break

@@ -24,15 +24,29 @@ class Window:
     and the debt.
 
     ``unsettled``: how many of those are not acknowledged. A smaller window counts at once, a larger one once its
-    receiver knows that it does (RFC 9113 §6.5.3).
+    receiver knows that it does (RFC 9113 §6.5.3). ``agreed`` is by those that are.
     """
 
-    __slots__ = ("_agreed", "_offered", "credit", "debt", "first", "room")
+    __slots__ = ("_offered", "agreed", "credit", "debt", "first", "room")
 
     def __init__(self) -> None:
-        self.room = self.credit = self.first = self._agreed = FIRST_WINDOW
+        self.room = self.credit = self.first = self.agreed = FIRST_WINDOW
         self._offered: deque[int] = deque()
         self.debt = 0
+
+    def again(self) -> Window:
+        """The same room of the receiver's, for another sender."""
+        other = Window()
+        other.room, other.first, other.agreed = self.room, self.first, self.agreed
+        other._offered = self._offered.copy()
+        return other
+
+    def begin(self, credit: int) -> int:
+        """The sender has been granted ``credit`` already. What is to be granted to it now."""
+        more = max(0, self.room - credit)
+        self.credit = credit + more
+        self.debt = self.credit - self.room
+        return more
 
     @property
     def unsettled(self) -> int:
@@ -40,14 +54,14 @@ class Window:
 
     def offer(self, first: int | None) -> None:
         """SETTINGS of the receiver's, be it that they say nothing of windows."""
-        self._offered.append(first if first is not None else self._offered[-1] if self._offered else self._agreed)
-        self.first = min((self._agreed, *self._offered))
+        self._offered.append(first if first is not None else self._offered[-1] if self._offered else self.agreed)
+        self.first = min((self.agreed, *self._offered))
 
     def settle(self) -> None:
         """The earliest of them that are left are acknowledged. Whoever acknowledges none changes nothing."""
         if self._offered:
-            self._agreed = self._offered.popleft()
-            self.first = min((self._agreed, *self._offered))
+            self.agreed = self._offered.popleft()
+            self.first = min((self.agreed, *self._offered))
 
     def granted(self, size: int) -> int:
         """The receiver's WINDOW_UPDATE of the connection: what of it is the sender's. Raises Http2Error (§6.9.1)."""
