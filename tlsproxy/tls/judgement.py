@@ -254,8 +254,8 @@ class _Judge:
         if missing is not None and gone:
             # Whose place it takes is not known as long as it cannot be read: what was revoked stays revoked.
             states[missing] = State.of(gone, tuple(crl.der for crl in gone), whole=False)
-            which = Input("crl", str(missing))
-            self._faults[which] = replace(self._faults[which], kept=True)
+            if (fault := self._faults.get(which := Input("crl", str(missing)))) is not None:
+                self._faults[which] = replace(fault, kept=True)
         return states
 
     def _crl(
