@@ -59,10 +59,7 @@ def verdict(gateway: Gateway) -> tuple[int, dict[str, Any]]:
     return status, json.loads(body)
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_a_rule_that_goes_takes_its_holder_along(
-    own_site: Site, upstream: ScriptedUpstream, tmp_path: Path, workers: int
-) -> None:
+def test_a_rule_that_goes_takes_its_holder_along(own_site: Site, upstream: ScriptedUpstream, tmp_path: Path) -> None:
     wall = WallClock(tmp_path)
     own_site.issue("server", common_name="localhost", dns=["localhost"], server=True, lifetime=timedelta(days=1))
     own_site.write("ca.pem", own_site.authority.certificate_pem + GONE.certificate_pem)
@@ -70,7 +67,7 @@ def test_a_rule_that_goes_takes_its_holder_along(
     own_site.write("gone.crl", GONE.crl_pem(next_update=datetime.now(UTC) + timedelta(days=1)))
     own_site.write("ci.key", b"a-key-of-its-own\n")
     config = own_site.write_config(
-        upstream.url, tls={"crl": ["root.crl", "gone.crl"], "poll_interval": 60}, keys=KEYS, workers=workers
+        upstream.url, tls={"crl": ["root.crl", "gone.crl"], "poll_interval": 60}, keys=KEYS, workers=2
     )
     good = {path.name: path.read_bytes() for path in own_site.directory.iterdir() if path.is_file()}
     serial = own_site.serial("server")

@@ -4,27 +4,26 @@ from __future__ import annotations
 
 import json
 import ssl
-import subprocess
-import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from support.caller import Caller
-from support.gateway import Gateway
+from support.gateway import DEADLINE, Gateway
 from support.site import Site
 from support.upstream import ScriptedUpstream
 
+from tlsproxy.cli import main
 from tlsproxy.tls.pki import Authority
 
 NOW = datetime.now(UTC)
 SERVER = {"common_name": "localhost", "dns": ["localhost"], "ips": ["127.0.0.1"], "server": True}
 
 
-def ran(command: str, config: Path) -> tuple[int, str]:
-    whole = [sys.executable, "-m", "tlsproxy", command, "--config", str(config)]
-    done = subprocess.run(whole, capture_output=True, text=True, timeout=30, check=False)
-    return done.returncode, done.stderr
+def checked(config: Path) -> tuple[int, str]:
+    result = CliRunner().invoke(main, ["check", "--config", str(config)])
+    return result.exit_code, result.stderr
 
 
 def test_what_time_will_mend_is_done_without(own_site: Site, upstream: ScriptedUpstream) -> None:
@@ -42,7 +41,7 @@ def test_what_time_will_mend_is_done_without(own_site: Site, upstream: ScriptedU
         tls={"crl": ["a.crl", "b.crl", "c.crl"]},
         upstream={"rest": "http://nowhere.invalid:1"},
     )
-    code, told = ran("check", config)
+    code, told = checked(config)
     assert code == 0
     for text in ("is not valid before", "dated", "nowhere.invalid", "was to be replaced"):
         assert text in told
@@ -69,6 +68,8 @@ def test_what_cannot_serve_says_whether_a_person_is_needed(
 ) -> None:
     own_site.issue("server", **SERVER, **spoil)
     config = own_site.write_config(upstream.url)
-    for command in ("run", "check"):
-        code, told = ran(command, config)
-        assert (code, reason in told) == (expected, True), told
+    code, told = checked(config)
+    assert (code, reason in told) == (expected, True), told
+    gateway = Gateway(config)
+    assert gateway.process.wait(DEADLINE) == expected
+    assert reason in "".join(gateway.log.drain())
