@@ -133,6 +133,8 @@ class Oracle:
         before = self.anchors
         if isinstance(content, tuple) and content != self.file and any(each.valid(now) for each in content):
             self.file = content
+        if content != self.file:
+            return  # what cannot be read cannot be judged anew
         awaited = {(each.subject, each.key) for each in self.file if each.begins > now}
         awaited -= {(each.subject, each.key) for each in self.file if each.valid(now)}
         self.former = tuple(

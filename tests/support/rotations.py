@@ -60,6 +60,11 @@ class Input:
         self.told = ""
         self.numbers = itertools.count(2)
 
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Those that are judged together: what is wrong is told of one of them."""
+        return (self.path,)
+
     def agrees(self, seen: Seen) -> bool:
         raise NotImplementedError
 
@@ -126,6 +131,10 @@ class ServerPair(Input):
         super().__init__(site)
         self.serial = site.serial("server")
 
+    @property
+    def files(self) -> tuple[str, ...]:
+        return ("server.pem", "server.key")
+
     def agrees(self, seen: Seen) -> bool:
         return int(seen.status["certificate"]["serial"], 16) == self.serial
 
@@ -158,8 +167,8 @@ class ServerPair(Input):
         issued = self._issued()
         for name, data in (("server.key", issued.key_pem), ("server.pem", issued.chain_pem)):
             path, other = self.site.directory / name, self._beside("elsewhere") / name
-            if not path.is_file():
-                self.put(b"", name)
+            if not path.is_file() or path.resolve() == self.site.directory.resolve() / self.path != path:
+                self.put(b"", name)  # a file of its own
             os.link(path.resolve(), other)
             other.write_bytes(data)
 

@@ -78,7 +78,9 @@ class Watched:
     def shows(self, changed: Iterable[Input]) -> bool:
         told = self.gateway.ask_admin("/status")[1]
         self.status = json.loads(told)
-        return all((not each.told or f"/{each.told}" in told) and each.agrees(self) for each in changed)
+        return all(
+            (not each.told or any(f"/{name}:" in told for name in each.files)) and each.agrees(self) for each in changed
+        )
 
     def shown(self) -> set[int]:
         """The server certificates of all ports."""
