@@ -211,19 +211,21 @@ class Oracle:
         return upwards((client.leaf,))
 
     def _revoked(self, cert: Cert) -> bool:
-        return any(cert.serial in crl.serials for crl in self._about(cert))
+        return any(cert.serial in crl.serials for crl in _by_issuer(cert, self.used))
 
     def _about(self, cert: Cert) -> list[Revocations]:
-        return [crl for crl in self.used if (crl.issuer, crl.signer) == (cert.issuer, cert.signer)]
+        """Where the issuer is an intermediate that a client sends, any that it has signed."""
+        stored = [crl for found in self.crls.values() for crl in found if not self._signed(crl)]
+        return _by_issuer(cert, self.used) or _by_issuer(cert, stored)
 
     def _objection(self, path: tuple[Cert, ...], now: int) -> str:
         for each in path:
             if not each.valid(now):
                 return "certificate_expired" if each.ends <= now else "certificate_not_yet_valid"
         for place, each in enumerate(path[:-1]):
-            if self._revoked(each):
-                return "certificate_revoked"
             about = self._about(each)
+            if any(each.serial in crl.serials for crl in about):
+                return "certificate_revoked"
             begun = [crl for crl in about if crl.begins <= now]
             if not begun:
                 if self.policy.required and (about or (place == 0 and self.crls)):
@@ -234,3 +236,7 @@ class Oracle:
 
     def may(self, client: Client, now: int) -> bool:
         return not self.refusal(client, now) and client.leaf.subject in self.policy.mapped
+
+
+def _by_issuer(cert: Cert, crls: Iterable[Revocations]) -> list[Revocations]:
+    return [crl for crl in crls if (crl.issuer, crl.signer) == (cert.issuer, cert.signer)]

@@ -46,9 +46,9 @@ class Seen(Protocol):
 
 
 class Input:
-    """``good`` and ``bad`` are the ways; those of ``bad`` return a part of what is told of them.
+    """``good`` and ``bad`` are the ways; those of ``bad`` return the file that they spoil, which is to be told of.
 
-    ``told`` is empty while the last change was a good one.
+    ``told`` is that of the last change, and empty where it was a good one.
     """
 
     path: str
