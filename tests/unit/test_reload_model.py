@@ -89,7 +89,7 @@ class System:
         return peer if peer is not None and self.stays(peer, hour) else None
 
     def stays(self, peer: Peer, hour: int) -> bool:
-        refusal = self.generation.refusal_of(peer, seconds(hour))
+        refusal = self.generation.verdict_of(peer, seconds(hour)).refusal
         return not refusal and self.generation.principal_of(peer).refusal is None
 
 

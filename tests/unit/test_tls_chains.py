@@ -212,7 +212,7 @@ def test_the_crls_refuse_whom_openssl_refuses_by_them(
     chain = known(oracle, issuer, [])
     loaded = [one for data in crls for one in load_crls("crl.pem", data)]
     trust = Trust.of("ca.pem", trusted, loaded, CrlPolicy())
-    assert (oracle.chain(trusted, issuer, [], crls) is None) == bool(trust.refusal_of(chain, time.time()))
+    assert (oracle.chain(trusted, issuer, [], crls) is None) == bool(trust.verdict_of(chain, time.time()).refusal)
 
 
 @given(st.sampled_from(sorted(ISSUERS)), some(SENT), some(TRUSTED), st.floats(-4, 11), st.floats(0, 1))
@@ -224,10 +224,10 @@ def test_until_the_next_change_time_alone_changes_nothing(
     loaded = load_crls("crl.pem", crl("R", ()))
     for crls in ((), loaded):
         trust = Trust.of("ca.pem", after, crls, CrlPolicy())
-        until = trust.next_change(chain, moment)
+        until = trust.verdict_of(chain, moment).until
         assert until > moment
         later = moment + (min(until, moment + 10_000_000) - moment) * share * 0.999
-        assert trust.refusal_of(chain, later) == trust.refusal_of(chain, moment)
+        assert trust.verdict_of(chain, later).refusal == trust.verdict_of(chain, moment).refusal
 
 
 def chain_below(*path: x509.Certificate, sent: tuple[x509.Certificate, ...] = ()) -> Chain:
@@ -237,7 +237,7 @@ def chain_below(*path: x509.Certificate, sent: tuple[x509.Certificate, ...] = ()
 
 def refusal(chain: Chain, *trusted: x509.Certificate, now: float | None = None, **policy: Any) -> str:
     crls = [one for data in policy.pop("crls", ()) for one in load_crls("crl.pem", data)]
-    return Trust.of("ca.pem", trusted, crls, CrlPolicy(**policy)).refusal_of(chain, now or time.time())
+    return Trust.of("ca.pem", trusted, crls, CrlPolicy(**policy)).verdict_of(chain, now or time.time()).refusal
 
 
 def test_a_ca_may_be_issued_anew_crossed_or_moved() -> None:
@@ -276,9 +276,9 @@ def test_each_certificate_of_the_path_has_dates() -> None:
     chain = chain_below(leaf("M")[0], middle, TRUSTED[0], sent=(middle,))
     end = (NOW + DAY).timestamp()
     trust = Trust.of("ca.pem", TRUSTED[:1], (), CrlPolicy())
-    assert trust.next_change(chain, time.time()) == end
-    assert trust.refusal_of(chain, end - 1) == ""
-    assert trust.refusal_of(chain, end) == "certificate_expired"
+    assert trust.verdict_of(chain, time.time()).until == end
+    assert trust.verdict_of(chain, end - 1).refusal == ""
+    assert trust.verdict_of(chain, end).refusal == "certificate_expired"
     assert refusal(chain, TRUSTED[0], now=(NOW - 2 * DAY).timestamp()) == "certificate_not_yet_valid"
     assert refusal(chain_below(leaf("R")[0], TRUSTED[0]), TRUSTED[2]) == "certificate_expired"
     assert refusal(chain_below(leaf("R")[0], TRUSTED[0]), TRUSTED[3]) == "certificate_not_yet_valid"

@@ -50,7 +50,7 @@ def test_a_generation_serves_and_decides(made: Site, tmp_path: Path) -> None:
     }
     peer = peer_at(generation, CLIENT, tmp_path)
     assert generation.principal_of(peer).role == "admin"
-    assert generation.refusal_of(peer, time.time()) == ""
+    assert generation.verdict_of(peer, time.time()).refusal == ""
 
 
 def test_a_principal_is_the_same_object_for_the_same_certificate(
@@ -129,7 +129,7 @@ def test_clients_of_an_older_generation_answer_to_the_present(made: Site, tmp_pa
     now = time.time()
 
     def refusals(generation: Generation, at: float = now) -> list[str]:
-        return [generation.refusal_of(peers[name], at) for name in ("alice", "bob")]
+        return [generation.verdict_of(peers[name], at).refusal for name in ("alice", "bob")]
 
     assert refusals(first) == ["", ""]
     assert refusals(first, now + 2 * 3600) == ["", "certificate_expired"]
@@ -149,14 +149,16 @@ def test_clients_of_an_older_generation_answer_to_the_present(made: Site, tmp_pa
 def test_an_expired_ca_trusts_nobody_any_more(made: Site, tmp_path: Path) -> None:
     generation = made.build()
     peer = peer_at(generation, ROOT.issue(common_name="x", client=True, lifetime=hour(24 * 5000)), tmp_path)
-    assert generation.refusal_of(peer, generation.material.authorities[0].not_after + 1) == "certificate_expired"
+    assert (
+        generation.verdict_of(peer, generation.material.authorities[0].not_after + 1).refusal == "certificate_expired"
+    )
 
 
 def test_a_chain_that_is_nothing_but_a_ca_has_no_issuer(made: Site, tmp_path: Path) -> None:
     generation = made.build()
     peer = peer_at(generation, CLIENT, tmp_path)
     alone = dataclasses.replace(peer, chain=Chain(peer.chain.issuers))
-    assert generation.refusal_of(alone, time.time()) == "issuer_not_trusted"
+    assert generation.verdict_of(alone, time.time()).refusal == "issuer_not_trusted"
 
 
 def test_what_needs_a_restart_is_named_until_it_has_happened(made: Site) -> None:

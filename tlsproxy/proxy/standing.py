@@ -43,7 +43,7 @@ class Standing:
         self.generation = generation
         verdict = _ANONYMOUS
         if self._peer is not None:
-            verdict = generation.material.trust.verdict_of(self._peer.chain, now)
+            verdict = generation.verdict_of(self._peer, now)
         elif generation.config.service.verify_https_client_certificate:
             verdict = _REQUIRED
         reason, self._until = verdict.refusal, verdict.until

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from tlsproxy.tls.peer import Peer
     from tlsproxy.tls.servercert import ServerCertificate
     from tlsproxy.tls.states import Fault, Input, States
+    from tlsproxy.tls.trust import Verdict
 
 ALPN: Final[Mapping[ProtocolName, str]] = {"grpc": "h2", "rest": "http/1.1"}
 """By what name (RFC 7301) a client asks for a protocol. The first that it knows is taken: gRPC has no other way in."""
@@ -114,9 +115,9 @@ class Generation:
             self._principals[key] = principal
         return principal
 
-    def refusal_of(self, peer: Peer, now: float) -> str:
-        """Why a handshake at ``now`` would not admit this client; "" if it would."""
-        return self.material.trust.refusal_of(peer.chain, now)
+    def verdict_of(self, peer: Peer, now: float) -> Verdict:
+        """Whether a handshake at ``now`` (seconds since the epoch) would admit this client."""
+        return self.material.trust.verdict_of(peer.chain, now)
 
 
 @dataclass(frozen=True, slots=True)

@@ -60,7 +60,7 @@ class CrlPolicy:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """``refusal`` is "" or why not; before ``until`` (seconds since the epoch) time alone changes nothing.
+    """``refusal`` is "" or one of :data:`_TOLD`; before ``until`` (seconds since the epoch) time alone changes nothing.
 
     ``issuers`` are the path from the leaf's issuer to the trust anchor, where it is admitted.
     """
@@ -120,16 +120,10 @@ class Trust:
                 anchors[anchor.subject] = (*anchors.get(anchor.subject, ()), anchor)
         return cls(path, configured, in_force, bound, tuple(unbound), policy, anchors)
 
-    def refusal_of(self, chain: Chain, now: float) -> str:
-        """Why a handshake at ``now`` would not admit this chain, "" if it would: one of :data:`_TOLD`."""
-        return self.verdict_of(chain, now).refusal
-
-    def next_change(self, chain: Chain, now: float) -> float:
-        """The next moment at which time alone may change :meth:`refusal_of`; infinite where none will."""
-        return self.verdict_of(chain, now).until
-
     def verdict_of(self, chain: Chain, now: float) -> Verdict:
-        """Looks for a path to a trust anchor, each certificate of which is valid, not revoked, and covered by CRLs.
+        """Whether a handshake at ``now`` would admit this chain.
+
+        Looks for a path to a trust anchor, each certificate of which is valid, not revoked, and covered by CRLs.
 
         As OpenSSL does, it takes a trusted issuer where there is one, and looks no further from there.
         """
