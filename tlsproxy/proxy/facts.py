@@ -66,12 +66,14 @@ class CollectionFacts:
     def _told_release(
         self, number: int, collection: str, account: Account, told: Told, release: _Release | RequestError
     ) -> None:
-        if isinstance(release, RequestError):
-            told(release)
-            return
-        if release is not None:
-            self._release = (number, time.monotonic() + REMEMBERED, release)
         try:
+            if number != self._gateway.generation.number:  # it may be that of a former upstream
+                self.ask(collection, account, told)
+                return
+            if isinstance(release, RequestError):
+                raise release
+            if release is not None:
+                self._release = (number, time.monotonic() + REMEMBERED, release)
             self._ask_collection(collection, account, told, release)
         except RequestError as error:
             told(error)

@@ -92,7 +92,7 @@ class InspectedExchange(Exchange):
     def taken(self) -> bytes | None:
         if not self.record.bytes_in:
             return b""
-        if self._begun or self._reading or self.record.plan.unread is not None:
+        if self._begun or self._reading:
             return None
         content = bytes(self._content)
         return in_chunks(content) if self.body.chunked else content
@@ -111,12 +111,12 @@ class InspectedExchange(Exchange):
         self._judge(self.body.hand_over())
 
     def _judge(self, content: Content, facts: Facts | None = None) -> None:
+        self._content = content
         self._client.present()
         if self._ended:
             return
         plan = self.record.plan
         unread = plan.unread
-        self._content = content
         if unread is None:  # rights are others than they were: the head alone decides by now, and says the framing
             self._whole_body = in_chunks(bytes(content)) if plan.length == CHUNKED else content
             self._acquire()

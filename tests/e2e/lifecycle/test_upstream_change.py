@@ -13,7 +13,7 @@ from support.gateway import Gateway
 from support.held import Held
 from support.raw import GET, UPSERT, connected
 from support.site import Site
-from support.upstream import ScriptedUpstream
+from support.upstream import Connection, Received, ScriptedUpstream
 
 BODY = b"content-length: 13\r\n\r\n" + b'{"points":[]}'
 
@@ -111,3 +111,39 @@ def test_a_request_whose_upstream_is_being_dialled_goes_to_the_new_one(own_site:
     (sent,) = new.requests
     assert sent.fields["api-key"] == "new"
     assert len(sent.body) == (100_000 if body else 0)
+
+
+def test_what_was_asked_of_the_former_one_decides_nothing(own_site: Site, upstream: ScriptedUpstream) -> None:
+    """A tenant's query waits for facts that the former upstream is slow to tell: they are asked of the new one."""
+    upstream.answer = held = Held()
+    asked: list[str] = []
+
+    def answer(connection: Connection, request: Received) -> None:
+        request.body = connection.read_body(request)
+        asked.append(request.line.removesuffix(" HTTP/1.1"))
+        told: dict[str, Any] = {"title": "qdrant", "version": "1.20.0"}
+        if len(asked) > 1:
+            told = {"result": {"config": {"params": {"sparse_vectors": {"words": {"modifier": "idf"}}}}}, "time": 0.0}
+        body = json.dumps(told).encode()
+        connection.sock.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body))
+
+    config = own_site.write_config(
+        upstream.url,
+        roles={"tenant": {"access": [{"collection": "*", "access": "rw"}], "filter": {"tenant": "acme"}}},
+        identities=[{"name": "tenants", "match": {"ou": "platform"}, "role": "tenant"}],
+    )
+    query = json.dumps({"query": {"indices": [1], "values": [1.0]}, "using": "words"}).encode()
+    with (
+        ScriptedUpstream(answer) as new,
+        Gateway(config) as gateway,
+        connected(gateway, own_site.client()) as client,
+    ):
+        client.send(b"POST /collections/docs/points/query HTTP/1.1\r\nhost: h\r\n")
+        client.send(b"content-length: %d\r\n\r\n%b" % (len(query), query))
+        held.wait(1)
+        own_site.edit_config(config, upstream={"rest": new.url})
+        gateway.reloaded()
+        assert client.response().status == 200, "it waits for the former one no longer"
+        held.release.set()
+        assert asked == ["GET /", "GET /collections/docs", "POST /collections/docs/points/query"]
+        assert [one.line for one in upstream.requests] == ["GET / HTTP/1.1"]
