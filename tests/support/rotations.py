@@ -252,6 +252,7 @@ class Authorities(Input):
         self.parent = Authority.create("a root above it")
         self.bystanders: list[Authority] = []
         self.forms = [site.authority]
+        self.step = 1
         self._write()
 
     def agrees(self, seen: Seen) -> bool:
@@ -261,7 +262,7 @@ class Authorities(Input):
         return [*self.forms, *self.stay, *self.bystanders]
 
     def _write(self) -> None:
-        self.put(b"".join(each.certificate_pem for each in self._all()))
+        self.put(b"".join(each.certificate_pem for each in self._all()[:: self.step]))
 
     def reissued(self) -> None:
         """The same name and key."""
@@ -293,7 +294,7 @@ class Authorities(Input):
         self._write()
 
     def reordered(self) -> None:
-        self.forms.reverse()
+        self.step = -self.step
         self._write()
 
     def annotated(self) -> None:

@@ -37,12 +37,13 @@ from support.upstream import ScriptedUpstream
 from tlsproxy.tls.pki import Authority
 
 LONG = bool(os.environ.get("TLSPROXY_SOAK"))
-ROTATIONS = 10_000 if LONG else int(os.environ.get("G_ROT", "300"))
-TURNS = 120 if LONG else 6
+ROTATIONS = 10_000 if LONG else 300
+AT_ONCE = (1, 2, 3, 4) if LONG else (3, 4, 5)
+TURNS = 120 if LONG else 3
 """After each of them somebody loses their right."""
 BAD = 1 / 3
 KEPT, NEW = 2, 2
-PACE = 0.5
+PACE = 0.5 if LONG else 1.0
 OFF = 2.0
 """Seconds within which somebody who has lost the right is off."""
 GROWTH = 24 << 10
@@ -148,7 +149,7 @@ def ask_operator(gateway: Gateway) -> None:
 
 
 class Driver:
-    """Each step changes up to three inputs at once, a third of the times to something bad."""
+    """Each step changes several inputs at once, a third of the times to something bad."""
 
     def __init__(self, site: Site, below: Authority, config: Path) -> None:
         self.site = site
@@ -168,7 +169,7 @@ class Driver:
     def rotate(self, rotations: int) -> None:
         choose, end = self._choose, self.rotations.total() + rotations
         while self.rotations.total() < end:
-            changed = choose.sample(self.inputs, choose.choice((1, 2, 3, 4)))
+            changed = choose.sample(self.inputs, choose.choice(AT_ONCE))
             for each in changed:
                 self._change(each, choose.choice(each.bad if choose.random() < BAD else each.good))
             self.settled(changed, choose.choice(("admin", "sighup", "watch")))
@@ -232,7 +233,7 @@ def driver(own_site: Site, upstream: ScriptedUpstream, grpc_upstream: GrpcUpstre
     config = own_site.write_config(
         upstream.url,
         grpc=grpc_upstream.url,
-        tls={"crl": ["ca.crl", "below.crl"]},
+        tls={"crl": ["ca.crl", "below.crl"], "poll_interval": 1},
         listeners=[{"port": 0, "mode": "tcp", "upstream": upstream.url[7:], "allow": ["admin", "guest"]}],
         roles={"guest": {"access": "r"}},
         keys=[{"name": "spare", "file": "spare.key", "role": "admin"}],
