@@ -211,7 +211,8 @@ class GrpcConnection(Streams):
         self.now = time.monotonic()
         self.present()
         if self.cautious and not self.half:
-            self.cautious = bool(self.late) or min(self.calls, default=MAX_STREAM) <= self._before
+            earliest = min(self.calls, default=MAX_STREAM)
+            self.cautious = bool(self.late) or MEASURED in self.told or earliest <= self._before
         try:
             if len(self._preface) < len(PREFACE):
                 data = self._prefaced(data)
@@ -465,7 +466,7 @@ class GrpcConnection(Streams):
         """The client has heard of the earliest SETTINGS that it has not acknowledged; else it acknowledges nothing."""
         told = self.told.popleft() if self.told else None
         if told is MEASURED:
-            self._before = min(self._before, self.last)
+            self._before = self.last
         elif told is self.to_upstream:
             self.up.append(http2.SETTINGS_ACK)
             self.to_upstream.settle()
@@ -492,6 +493,6 @@ class GrpcConnection(Streams):
         if self.to_client.first + call.room_given > MAX_WINDOW:  # RFC 9113 §6.9.1
             return self._wrong(call, Code.FLOW_CONTROL_ERROR, "window_update")
         if call.reduction is None:
-            return None
+            return None if call.opening else b""  # of one that goes no further the upstream never heard
         call.reduction.granted(size)
         return b""
