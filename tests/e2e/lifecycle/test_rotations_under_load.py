@@ -53,8 +53,10 @@ GROWTH = 24 << 10
 class Watched:
     """A gateway as :class:`support.rotations.Seen`, with the clients that load it."""
 
-    def __init__(self, site: Site, gateway: Gateway, stack: ExitStack) -> None:
+    def __init__(self, site: Site, gateway: Gateway, audit: Path, stack: ExitStack) -> None:
         self.gateway = gateway
+        self.requests = 0
+        self._audit = audit
         self.status: dict[str, Any] = {}
         self._context = site.client("probe")
         self._probe = stack.enter_context(Client(gateway, self._context))
@@ -90,6 +92,14 @@ class Watched:
             with Caller(self.gateway, self._context, port) as caller:
                 found.add(caller.server_serial)
         return found
+
+    def audited(self) -> int:
+        """The lines of REST requests that were answered to those who load it."""
+        (log,) = self._audit.iterdir()
+        with log.open("rb") as lines:
+            return sum(
+                b'"CN=alice,' in line and b'"status":200' in line and b'"grpc_status"' not in line for line in lines
+            )
 
     def processes(self) -> list[int]:
         pid = self.gateway.process.pid
@@ -261,9 +271,10 @@ def test_no_innocent_client_notices(own_site: Site, driver: Driver, report: Call
     serials = {own_site.serial("server")}
     with ExitStack() as stack:
         for workers in (1, 2):
-            audit = str(own_site.directory / f"audit-{workers}")
-            gateway = stack.enter_context(Gateway(config, QDRANT__WORKERS=str(workers), QDRANT__AUDIT__DIR=audit))
-            driver.watched.append(Watched(own_site, gateway, stack))
+            audit = own_site.directory / f"audit-{workers}"
+            environ = {"QDRANT__WORKERS": str(workers), "QDRANT__AUDIT__DIR": str(audit)}
+            gateway = stack.enter_context(Gateway(config, **environ))
+            driver.watched.append(Watched(own_site, gateway, audit, stack))
         for watched in driver.watched:
             watched.load.saw(*serials)
         for turn in range(TURNS):
@@ -286,3 +297,6 @@ def test_no_innocent_client_notices(own_site: Site, driver: Driver, report: Call
             for then, now in zip(descriptors, watched.descriptors(), strict=True):
                 assert now < then + 40
             assert {kind for kind, count in done.items() if count} >= {"requests", "tunnelled", "calls", "messages"}
+            watched.requests = done["requests"]
+    for watched in driver.watched:
+        assert watched.audited() == watched.requests
