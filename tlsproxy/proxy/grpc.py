@@ -476,8 +476,7 @@ class GrpcConnection(Streams):
         self.budgets.updates.spend(self.now)
         if stream == 0:
             shared = self.to_client.granted(size)
-            if self._side is not None:
-                self._side.unblock()
+            self.unblock_side()
             self.proceed()
             for former in list(self.formers):
                 former.proceed()

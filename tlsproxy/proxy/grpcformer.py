@@ -134,6 +134,9 @@ class Former:
 
     def proceed(self) -> None:
         """The client has room that it had not."""
+        window = self.half.to_client
+        window.room = max(window.room, self._client.to_client.room)
+        self.half.unblock_side()
         if self._waiting:
             self._pass()
             if not self._waiting:

@@ -150,6 +150,11 @@ class Relay(ABC):
         """Whether the client has left no room on its connection for what the upstream says next."""
         return (self._side is not None and self._side.blocked) or (self.half and self.stream.stalled)
 
+    def unblock_side(self) -> None:
+        """The client has room again for what the upstream says."""
+        if self._side is not None:
+            self._side.unblock()
+
     @abstractmethod
     def unblock(self) -> None:
         """There may be room again for what the client was not let say."""
