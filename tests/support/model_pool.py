@@ -49,7 +49,7 @@ def server(serial: int, begins: int = -1000, ends: int = 1000) -> Cert:
     return Cert("localhost", f"server {serial}", "Elsewhere", "elsewhere", serial, begins, ends)
 
 
-UNUSABLE = tuple(map(Unusable, ("empty", "torn", "unreadable")))
+UNUSABLE = tuple(map(Unusable, ("torn", "unreadable")))
 PAIRS = (
     Pair(server(1)),
     Pair(server(2)),
@@ -79,10 +79,10 @@ CRLS: dict[str, tuple[Revocations, ...]] = {
     "root.crl": (
         crl(ROOT, 1, begins=-60),
         crl(ROOT, 2, 5),
-        crl(ROOT, 3, 5, 21, begins=-40),
-        crl(ROOT, 3, 9, begins=-40, ends=9),
-        crl(ROOT, 4, 12, begins=-30, ends=-20),
-        crl(ROOT, 5, begins=8),
+        crl(ROOT, 3, 5, 9, 11, 21, begins=-40),
+        crl(ROOT, 4, 9, 12, begins=-30, ends=9),
+        crl(ROOT, 5, 12, begins=-25, ends=-20),
+        crl(ROOT, 6, begins=8),
         crl(PARENT, 1),
         crl(BELOW, 1),
     ),
@@ -91,8 +91,8 @@ CRLS: dict[str, tuple[Revocations, ...]] = {
 }
 POLICIES = tuple(
     Policy(frozenset(mapped), crls, required, deny)
-    for mapped in (NAMES, NAMES[1:], NAMES[::2])
-    for crls in ((), ("root.crl",), tuple(CRLS), ("namesake.crl", "below.crl"))
+    for mapped in (NAMES, NAMES[::2])
+    for crls in (tuple(CRLS), ("root.crl",), ())
     for required, deny in ((True, True), (True, False), (False, True))
 )
 CONTENTS: dict[str, tuple[Content, ...]] = {
@@ -101,4 +101,9 @@ CONTENTS: dict[str, tuple[Content, ...]] = {
     CAS: (*AUTHORITIES, *UNUSABLE),
     **{path: (*found, *UNUSABLE) for path, found in CRLS.items()},
 }
-FIRST: dict[str, Content] = {path: found[0] for path, found in CONTENTS.items()}
+FIRST: dict[str, Content] = {
+    **{path: found[0] for path, found in CONTENTS.items()},
+    CONFIG: Policy(frozenset(NAMES), tuple(CRLS)),
+    CAS: (ROOT, PARENT, BELOW, NAMESAKE),
+}
+"""Everybody may enter who is valid by date."""

@@ -9,6 +9,7 @@ import functools
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -101,10 +102,10 @@ class Reload(RuleBasedStateMachine):
         self.system = System(self.disk, self.hour)
         self.live: dict[Client, Peer] = {}
 
-    @rule(changed=st.lists(st.sampled_from(sorted(CONTENTS)), min_size=1, max_size=3, unique=True), data=st.data())
-    def files_change(self, changed: list[str], data: st.DataObject) -> None:
-        for path in changed:
-            self.disk[path] = CONTENTS[path][data.draw(st.integers(0, len(CONTENTS[path]) - 1), path)]
+    @rule(choose=st.randoms(use_true_random=True))
+    def files_change(self, choose: Random) -> None:
+        for path in choose.sample(sorted(CONTENTS), choose.choice((1, 2, 3))):
+            self.disk[path] = choose.choice(CONTENTS[path])
             note(f"{path}: {self.disk[path]!r}")
         self._publish()
 
@@ -113,12 +114,13 @@ class Reload(RuleBasedStateMachine):
         self.hour += hours
         self._publish()
 
-    @rule(client=st.sampled_from(CLIENTS))
-    def somebody_connects(self, client: Client) -> None:
-        peer = self.system.enters(client, self.hour)
-        assert (peer is not None) == self.oracle.may(client, self.hour), self.oracle.refusal(client, self.hour)
-        if peer is not None:
-            self.live[client] = peer
+    @rule(clients=st.lists(st.sampled_from(CLIENTS), min_size=1, max_size=4, unique=True))
+    def some_connect(self, clients: list[Client]) -> None:
+        for client in clients:
+            peer = self.system.enters(client, self.hour)
+            assert (peer is not None) == self.oracle.may(client, self.hour), self.oracle.refusal(client, self.hour)
+            if peer is not None:
+                self.live[client] = peer
 
     def _publish(self) -> None:
         self.oracle.judge(self.disk, self.hour)
