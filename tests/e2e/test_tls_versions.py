@@ -80,28 +80,6 @@ def test_an_offered_session_of_tls_1_3_is_not_taken(site: Site, shared_gateway: 
         assert sock.session is None or not sock.session.has_ticket
 
 
-def test_a_session_of_tls_1_2_ends_with_its_generation(own_site: Site, upstream: ScriptedUpstream) -> None:
-    """Within one generation its id may be used, which spares nothing of the decision; in the next it is unknown."""
-    context = of_version(own_site, V12)
-    with Gateway(own_site.write_config(upstream.url)) as gateway:
-        with gateway.connect(context) as sock:
-            session = sock.session
-            assert ask(sock, target="/a/b/c").status == 404
-            sock.unwrap()  # OpenSSL forgets the session of a connection that is cut
-        first = gateway.audited(status=404)
-        with gateway.connect(context, session=session) as sock:
-            resumed = sock.session_reused
-            assert ask(sock, target="/a/b/c").status == 404
-            assert gateway.audited(status=404)["certificate_sha256"] == first["certificate_sha256"]
-
-        own_site.issue("server", common_name="localhost", dns=["localhost"], ips=["127.0.0.1"], server=True)
-        gateway.audited(event="reload", result="ok")
-        with gateway.connect(context, session=session) as sock:
-            assert resumed
-            assert not sock.session_reused
-            assert ask(sock).status == 200
-
-
 def test_a_saved_session_does_not_get_a_revoked_certificate_in(own_site: Site, upstream: ScriptedUpstream) -> None:
     serial = own_site.issue("lost", client=True, **CLIENTS["admin"])
     own_site.write("ca.crl", own_site.authority.crl_pem())

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Final, Literal
 
 from tlsproxy.authz.access import Decision
@@ -349,9 +348,12 @@ class _Upstream:
     """The upstream's stream tells its side of it through here."""
 
     def __init__(self, connection: TcpConnection) -> None:
+        self._lost = connection.upstream_lost
         self.connected = connection.connected
         self.data_received = connection.answered
         self.pause_writing = self.resume_writing = connection.reading_changed
         self.deadline_passed = connection.upstream_overdue
         self.rearm = connection.upstream_rearm
-        self.connection_lost = partial(connection.upstream_lost, self)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._lost(self, error)
