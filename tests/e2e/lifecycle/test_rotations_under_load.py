@@ -58,6 +58,7 @@ class Watched:
         self.requests = 0
         self._audit = audit
         self.status: dict[str, Any] = {}
+        self.differing: list[str] = []
         self._context = site.client("probe")
         self._probe = stack.enter_context(Client(gateway, self._context))
         self.load = Load(
@@ -81,9 +82,12 @@ class Watched:
     def shows(self, changed: Iterable[Input]) -> bool:
         told = self.gateway.ask_admin("/status")[1]
         self.status = json.loads(told)
-        return all(
-            (not each.told or any(f"/{name}:" in told for name in each.files)) and each.agrees(self) for each in changed
-        )
+        self.differing = [
+            each.path
+            for each in changed
+            if (each.told and not any(f"/{name}:" in told for name in each.files)) or not each.agrees(self)
+        ]
+        return not self.differing
 
     def shown(self) -> set[int]:
         """The server certificates of all ports."""
@@ -198,7 +202,8 @@ class Driver:
                 while not watched.shows(changed):
                     watched.gateway.log.wait(lambda line: " reload (" in line)
         except (queue.Empty, EOFError, OSError) as error:
-            error.add_note("\n".join([f"{self.trail[-8:]} by {trigger}", *watched.gateway.log.seen[-20:]]))
+            told = f"{watched.differing} differ after {self.trail[-8:]} by {trigger}"
+            error.add_note("\n".join([told, *watched.gateway.log.seen[-20:]]))
             raise
 
     def expel(self) -> None:
