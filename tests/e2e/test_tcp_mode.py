@@ -14,36 +14,10 @@ import pytest
 from support.gateway import DEADLINE, Gateway
 from support.raw import memory
 from support.site import Site
+from support.sockets import serving
 from support.upstream import ScriptedUpstream
 
 Serve = Callable[[socket.socket], None]
-
-
-@contextmanager
-def serving(serve: Serve) -> Iterator[str]:
-    """An upstream that treats each connection so: its ``host:port``."""
-
-    def handle(sock: socket.socket) -> None:
-        with sock:
-            try:
-                serve(sock)
-            except OSError:
-                return
-
-    def accept() -> None:
-        while True:
-            try:
-                sock, _ = server.accept()
-            except OSError:
-                return
-            threading.Thread(target=handle, args=(sock,), daemon=True).start()
-
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        thread = threading.Thread(target=accept, daemon=True)
-        thread.start()
-        yield f"127.0.0.1:{server.getsockname()[1]}"
-        server.shutdown(socket.SHUT_RDWR)
-        thread.join(DEADLINE)
 
 
 def echo(sock: socket.socket) -> None:

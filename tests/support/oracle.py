@@ -88,7 +88,7 @@ class Oracle:
     policy: Policy
     server: Cert
     file: tuple[Cert, ...]
-    """What the CA file held when it was good last."""
+    """The CA file's content when it was good last."""
     former: tuple[Cert, ...] = ()
     """Certificates of CAs that stay until those that replace them are valid."""
     crls: dict[str, tuple[Revocations, ...]] = field(default_factory=dict)
@@ -107,7 +107,7 @@ class Oracle:
         oracle.judge(disk, now)
         return oracle
 
-    # What serves
+    # Inputs in force
 
     def judge(self, disk: Disk, now: int) -> None:
         """Each input's best state, whatever the others are."""
@@ -179,7 +179,7 @@ class Oracle:
     def _signed(self, crl: Revocations) -> bool:
         return any((ca.subject, ca.key) == (crl.issuer, crl.signer) for ca in self.anchors)
 
-    # Who may
+    # Rights
 
     @property
     def anchors(self) -> tuple[Cert, ...]:
@@ -214,7 +214,7 @@ class Oracle:
         return any(cert.serial in crl.serials for crl in _by_issuer(cert, self.used))
 
     def _about(self, cert: Cert) -> list[Revocations]:
-        """Where the issuer is an intermediate that a client sends, any that it has signed."""
+        """CRLs of an intermediate that a client sends: any that it has signed."""
         stored = [crl for found in self.crls.values() for crl in found if not self._signed(crl)]
         return _by_issuer(cert, self.used) or _by_issuer(cert, stored)
 

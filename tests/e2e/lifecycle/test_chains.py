@@ -1,4 +1,4 @@
-"""Who stays connected is who would be let in: a chain is judged by names and keys, dates and revocations, as of now."""
+"""Staying takes the same as being let in: a chain is judged by names and keys, dates and revocations, as of now."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a connection rests on runs out at its moment, and the connection with it, though nobody asks for anything."""
+"""A certificate or CRL runs out at its moment, and connections that rest on it with it, though nobody asks."""
 
 from __future__ import annotations
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import queue
-import socket
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -17,6 +16,7 @@ from support.grpc_client import Answered, call, channel
 from support.grpc_upstream import GrpcUpstream, echoing, never, replying
 from support.h2raw import h2
 from support.site import Site
+from support.sockets import deaf
 from support.upstream import ScriptedUpstream
 
 LIST = "/qdrant.Collections/List"
@@ -151,17 +151,7 @@ def test_a_call_whose_upstream_is_being_dialled_goes_to_the_new_one(
     own_site: Site, upstream: ScriptedUpstream, new: GrpcUpstream
 ) -> None:
     with ExitStack() as stack:
-        listener = stack.enter_context(socket.socket())
-        listener.bind(("127.0.0.1", 0))
-        listener.listen(0)
-        for _ in range(4):  # its backlog is full: no SYN is answered
-            filler = stack.enter_context(socket.socket())
-            filler.setblocking(False)
-            filler.connect_ex(listener.getsockname())
-        config = own_site.write_config(
-            upstream.url,
-            grpc=f"http://127.0.0.1:{listener.getsockname()[1]}",
-        )
+        config = own_site.write_config(upstream.url, grpc=f"http://{stack.enter_context(deaf())}")
         own_site.edit_config(config, upstream={"connect_timeout": 600, "api_key": "old"})
         gateway = stack.enter_context(Gateway(config))
         opened = stack.enter_context(channel(gateway, own_site))

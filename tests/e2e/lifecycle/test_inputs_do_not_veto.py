@@ -1,4 +1,4 @@
-"""What takes a right away is published whatever is wrong with another input; the rest keeps its last good state."""
+"""The loss of a right is published whatever is wrong with another input; the rest keeps its last good state."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ KEYS = [{"name": "ci", "file": "ci.key", "role": "admin"}]
 
 
 def nothing(_site: Site, _config: Path) -> None:
-    """What was good when it was published has aged."""
+    """Inputs that were good when they were published have aged."""
 
 
 def mismatched(site: Site, _config: Path) -> None:

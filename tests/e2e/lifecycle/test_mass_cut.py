@@ -29,7 +29,7 @@ def left(gateway: Gateway, count: int) -> None:
 
 
 def told_everywhere(gateway: Gateway) -> None:
-    """Of all who are connected one would stay."""
+    """All connections but one would be cut."""
     line = gateway.log.wait(lambda line: "held back by limits.mass_cut" in line)
     assert "ERROR" in line
     assert "OU=platform" in line

@@ -27,7 +27,7 @@ def behind() -> Iterator[socket.socket]:
 
 
 def status_of(client: RawClient) -> int | None:
-    """Of one more request; None where the connection has ended."""
+    """The answer to one more request; None where the connection has ended."""
     try:
         client.send(GET)
         return client.response().status

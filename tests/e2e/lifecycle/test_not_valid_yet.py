@@ -1,4 +1,4 @@
-"""What is not valid yet waits beside the old, and is published by itself at its moment."""
+"""An input that is not valid yet waits beside the old, and is published by itself at its moment."""
 
 from __future__ import annotations
 

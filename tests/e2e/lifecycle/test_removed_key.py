@@ -125,6 +125,6 @@ def is_rest(record: dict[str, Any]) -> bool:
 
 
 def words(record: dict[str, Any]) -> tuple[str, str]:
-    """Of a search over gRPC as of a read over REST."""
+    """A search over gRPC ends like a read over REST."""
     kind = "read" if record["method"] in {"get_collection", "core_search_batch"} else record["method"]
     return kind, record["result"]

@@ -5,44 +5,26 @@ from __future__ import annotations
 import json
 import socket
 import ssl
-import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack
 from typing import Any
 
 import pytest
-from support.gateway import DEADLINE, Gateway
+from support.gateway import Gateway
 from support.raw import RawClient
 from support.site import Site
+from support.sockets import deaf, serving
 from support.upstream import ScriptedUpstream
 
 
-@contextmanager
-def echo(name: bytes) -> Iterator[str]:
+def echo(name: bytes) -> AbstractContextManager[str]:
     """An upstream that says its name before each piece: its ``host:port``."""
 
     def serve(sock: socket.socket) -> None:
-        with sock:
-            try:
-                while data := sock.recv(65536):
-                    sock.sendall(name + data)
-            except OSError:
-                return
+        while data := sock.recv(65536):
+            sock.sendall(name + data)
 
-    def accept() -> None:
-        while True:
-            try:
-                sock, _ = server.accept()
-            except OSError:
-                return
-            threading.Thread(target=serve, args=(sock,), daemon=True).start()
-
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        thread = threading.Thread(target=accept, daemon=True)
-        thread.start()
-        yield f"127.0.0.1:{server.getsockname()[1]}"
-        server.shutdown(socket.SHUT_RDWR)
-        thread.join(DEADLINE)
+    return serving(serve)
 
 
 class Through:
@@ -169,16 +151,8 @@ def test_what_is_bound_serves_on_until_the_restart(
 def test_a_connection_that_is_being_dialled_goes_to_the_new_one(
     own_site: Site, upstream: ScriptedUpstream, stack: ExitStack
 ) -> None:
-    listener = stack.enter_context(socket.socket())
-    listener.bind(("127.0.0.1", 0))
-    listener.listen(0)
-    for _ in range(4):  # its backlog is full: no SYN is answered
-        filler = stack.enter_context(socket.socket())
-        filler.setblocking(False)
-        filler.connect_ex(listener.getsockname())
     through = Through(own_site, upstream.url, stack, upstream={"rest": upstream.url, "connect_timeout": 600})
-    deaf = f"127.0.0.1:{listener.getsockname()[1]}"
-    through.edit({"upstream": deaf})
+    through.edit({"upstream": stack.enter_context(deaf())})
     client = through.connect()
     client.sendall(b"x")
     while not json.loads(through.gateway.ask_admin("/status")[1])["connections"]["live"]:
