@@ -275,6 +275,27 @@ def test_a_publication_that_cuts_too_much_is_held_until_it_is_forced(tmp_path: P
     asyncio.run(run())
 
 
+def test_what_is_forced_is_what_the_files_say_by_then(tmp_path: Path) -> None:
+    made = site(tmp_path, limits={"mass_cut": {"number": 2}})
+
+    async def run() -> None:
+        bench = Bench(made)
+        made.configure(**UNGUARDED)
+        bench.consequences = cutting(3, 4)
+        assert (await bench.reloader.reload("watch")).result == "held"
+        made.configure(limits={"mass_cut": {"number": 7}})
+        assert (await bench.reloader.reload("admin", force=True)).result == "ok"
+        assert bench.generation.config.limits.mass_cut.number == 7
+        made.configure(**UNGUARDED)
+        bench.consequences = cutting(8, 9)
+        assert (await bench.reloader.reload("watch")).result == "held"
+        made.config.write_text("roles: [")
+        assert (await bench.reloader.reload("admin", force=True)).result == "failed"
+        assert bench.generation.config.limits.mass_cut.number == 7
+
+    asyncio.run(run())
+
+
 def test_who_forces_shares_no_verdict_of_one_that_was_held(tmp_path: Path) -> None:
     made = site(tmp_path, limits={"mass_cut": {"share": 0.5}})
 
@@ -298,11 +319,19 @@ def test_the_certificate_is_renewed_beside_what_is_held(tmp_path: Path) -> None:
         made.configure(**UNGUARDED)
         bench.consequences = cutting(3, 4)
         assert (await bench.reloader.reload("watch")).generation == 1
-        serial = fresh(made)
+        was, serial = bench.generation.material.leaf, fresh(made)
+        beside = "held back by limits.mass_cut, but for the server's own certificate until"
+        assert (await bench.reloader.rehearse())["error"].startswith(beside)
         verdict = await bench.reloader.reload("watch")
         assert (verdict.result, verdict.generation) == ("held", 2)
+        assert verdict.error.startswith(beside)
+        assert [change.what for change in verdict.changes] == ["certificate"]
+        line = bench.lines[-1]
+        present = bench.generation.material.leaf
+        assert (line["old_certificate_sha256"], line["new_certificate_sha256"]) == (was.sha256, present.sha256)
         assert bench.generation.material.leaf.serial == serial
         assert bench.generation.config.limits.mass_cut.number == 2
+        assert (await bench.reloader.reload("watch")).error.startswith("held back by limits.mass_cut until")
         made.configure(limits={"mass_cut": {"number": 2}})  # taken back
         assert (await bench.reloader.reload("watch")).result == "unchanged"
         assert (bench.generation.number, bench.reloader.faults) == (2, ())

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 from contextlib import aclosing, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final, Literal, Protocol
 
 from tlsproxy.authz.audit import EventResult, event_line
 from tlsproxy.config.tokens import key_sources
@@ -223,7 +223,7 @@ class Reloader:
             inputs=input_states(self._config_path, candidate.states, candidate.faults),
         )
         if told is not None and foretold.exceeds(told, old.config.limits.mass_cut):
-            verdict = replace(verdict, result="held", error=_held(told))
+            verdict = replace(verdict, result="held", error=_held(told, renewed=new.states.server != old.states.server))
         warnings = self._warnings(new, candidate.inputs, candidate.faults)
         return asdict(verdict) | {"warnings": warnings, "restart_needed": new.restart_needed}
 
@@ -293,15 +293,17 @@ class Reloader:
         fault = Fault(error, FailureKind.ENVIRONMENT, None, "", now, kept=True)
         self._faults = {**before, _PUBLICATION: fault}
         self._settle_retry(before)
-        return self._fail(trigger, old, before)
+        heard = trigger in _OWN and _texts(before) == _texts(self._faults)
+        return self.last if heard else self._keep(trigger, "failed", old, {})
 
     async def _hold(self, trigger: str, old: Generation, candidate: Candidate, told: Mapping[str, Any]) -> Verdict:
         """It is not tried again before the next trigger, which considers it anew with those who are connected then.
 
         The server's own certificate is not held: it cuts nobody, and its day may come before that of the rest.
         """
-        serves, server, before = old, candidate.states.server, self._faults
-        if server != old.states.server:
+        before, serves, server = self._faults, old, candidate.states.server
+        renewed = server != old.states.server
+        if renewed:
             serves = await in_thread(
                 assemble,
                 replace(old.states, server=server),
@@ -313,59 +315,54 @@ class Reloader:
                 tunnels=old.tunnels,
                 now=candidate.generation.built_at,
             )
+            changes = await in_thread(changes_between, old, serves)
             await self._target.publish(serves)
             self._metrics.published(serves)
             self._states = replace(self._states, server=server)
-        error = _held(told)
+            self.last = replace(self.last, changed_at=time.time(), changes=changes)
+        error = _held(told, renewed=renewed)
         fault = Fault(error, FailureKind.INPUT, None, "", self._target.clock.now(), kept=True)
         self._faults = {**candidate.faults, _PUBLICATION: fault}
         self._settle_retry(before)
-        verdict = replace(
-            self.last,
-            result="held",
-            trigger=trigger,
-            when=time.time(),
-            generation=serves.number,
-            error=wrong(self._faults),
-            consequences=told,
-            inputs=self._inputs,
-        )
-        if trigger in _OWN and self.last.result == "held" and serves is old:
-            self.last = verdict
-            return verdict  # that has been told
-        for problem in verdict.error.splitlines():
-            _log.error(
-                "reload (%s): %s; generation %d serves",
-                trigger,
-                problem,
-                serves.number,
-                extra={"trigger": trigger, "generation": serves.number},
-            )
-        return self._record(verdict, "failed", {"error": verdict.error, "connections": told["cut"]["count"]})
+        detail = {"connections": told["cut"]["count"], **(_certificates(old, serves) if renewed else {})}
+        heard = trigger in _OWN and self.last.result == "held" and not renewed
+        return self._keep(trigger, "held", serves, detail, told, heard=heard)
 
-    def _fail(self, trigger: str, old: Generation, before: Mapping[Input, Fault]) -> Verdict:
-        if trigger in _OWN and _texts(before) == _texts(self._faults):
-            return self.last  # that has been told
+    def _keep(
+        self,
+        trigger: str,
+        result: Literal["held", "failed"],
+        serves: Generation,
+        detail: Mapping[str, str | int],
+        told: Mapping[str, Any] | None = None,
+        *,
+        heard: bool = False,
+    ) -> Verdict:
+        """Why what serves goes on. It is told, unless everybody has ``heard`` it: then only the status is newer."""
         error = wrong(self._faults)
         verdict = replace(
             self.last,
-            result="failed",
+            result=result,
             trigger=trigger,
             when=time.time(),
-            generation=old.number,
+            generation=serves.number,
             error=error,
-            consequences=None,
+            consequences=told,
             inputs=self._inputs,
         )
+        if heard:
+            self.last = verdict
+            return verdict
         for problem in error.splitlines():  # a configuration may have many
             _log.error(
-                "reload (%s) failed, generation %d goes on serving: %s",
+                "reload (%s) %s, generation %d goes on serving: %s",
                 trigger,
-                old.number,
+                result,
+                serves.number,
                 problem,
-                extra={"trigger": trigger, "generation": old.number},
+                extra={"trigger": trigger, "generation": serves.number},
             )
-        return self._record(verdict, "failed", {"error": error})
+        return self._record(verdict, "failed", {"error": error, **detail})
 
     def _tell(
         self,
@@ -380,7 +377,7 @@ class Reloader:
         if not changed and trigger in _OWN and _texts(before) == _texts(self._faults):
             return self.last
         if error and not changed:
-            return self._fail(trigger, old, before)
+            return self._keep(trigger, "failed", old, {})
         _log.info(
             "reload (%s): generation %d serves%s, certificate %s until %s",
             trigger,
@@ -398,10 +395,6 @@ class Reloader:
             _log.warning("reload (%s): %s", trigger, sentence)
         for warning in self.warnings():
             _log.warning("%s", warning)
-        detail = {
-            "old_certificate_sha256": old.material.leaf.sha256,
-            "new_certificate_sha256": new.material.leaf.sha256,
-        }
         verdict = replace(
             self.last,
             result=outcome(error, changed=changed),
@@ -414,7 +407,8 @@ class Reloader:
         )
         if changed:
             verdict = replace(verdict, changed_at=verdict.when, changes=candidate.changes)
-        return self._record(verdict, "partial" if error else "ok", detail | ({"error": error} if error else {}))
+        detail = _certificates(old, new) | ({"error": error} if error else {})
+        return self._record(verdict, "partial" if error else "ok", detail)
 
     def _record(self, verdict: Verdict, result: EventResult, detail: Mapping[str, str | int]) -> Verdict:
         self.last = verdict
@@ -469,6 +463,14 @@ def _of_environment(faults: Mapping[Input, Fault]) -> bool:
     return any(fault.kind is FailureKind.ENVIRONMENT for fault in faults.values())
 
 
-def _held(told: Mapping[str, Any]) -> str:
-    why = "; ".join(foretold.sentences(told))
-    return f"held back by limits.mass_cut until `tlsproxy reload --force`, or until the files cut fewer: {why}"
+def _held(told: Mapping[str, Any], *, renewed: bool) -> str:
+    """``renewed``: the server's own certificate, beside it."""
+    why, but = "; ".join(foretold.sentences(told)), ", but for the server's own certificate" if renewed else ""
+    return f"held back by limits.mass_cut{but} until `tlsproxy reload --force`, or until the files cut fewer: {why}"
+
+
+def _certificates(old: Generation, new: Generation) -> dict[str, str]:
+    return {
+        "old_certificate_sha256": old.material.leaf.sha256,
+        "new_certificate_sha256": new.material.leaf.sha256,
+    }
