@@ -5,7 +5,7 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint const
 # PYTEST_ARGS narrows a run: make pytest PYTEST_ARGS="-k reload"
 PYTEST_ARGS ?=
 
-.PHONY: test lint types layers pytest demo soak fuzz bench bench-quick bench-scale install uninstall format clean
+.PHONY: test lint types layers pytest demo soak fuzz bench bench-quick bench-scale install uninstall reference format clean
 
 # Types are checked beside the first tests.
 test: .venv/installed-test
@@ -61,6 +61,11 @@ bench-scale: .venv/installed-demo
 # As root, under systemd: PREFIX=/opt/tlsproxy, DESTDIR and PYTHON as usual. See systemd/README.md.
 install uninstall:
 	sh systemd/install.sh $@
+
+# The configuration reference, from the model's descriptions.
+reference: .venv/installed-demo
+	$(BIN)/tlsproxy config reference > config/tlsproxy.yaml
+	$(BIN)/tlsproxy config reference --format markdown > docs/configuration.md
 
 format: .venv/installed-test
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format .

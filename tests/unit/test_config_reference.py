@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from tlsproxy.config.limits import MassCut, PerAddress, Quota, RoleLimits
 from tlsproxy.config.loader import parse
 from tlsproxy.config.model import CollectionGrant, Config, IdentityRule, Listener, Role
 from tlsproxy.config.qdrant_keys import KEYS, SECTIONS
+from tlsproxy.config.reference import as_markdown, as_yaml
 from tlsproxy.config.shape import sections
 
 REFERENCE = Path(__file__).parents[2] / "config" / "tlsproxy.yaml"
@@ -26,6 +28,29 @@ EXAMPLES = {("tls", "cert"), ("tls", "key"), ("tls", "ca_cert")}
 def tree() -> dict[str, Any]:
     content: dict[str, Any] = yaml.safe_load(REFERENCE.read_text())
     return content
+
+
+def test_the_documents_are_those_of_the_model() -> None:
+    """After a change of the model: `make reference`."""
+    assert REFERENCE.read_text() == as_yaml()
+    assert (REFERENCE.parents[1] / "docs" / "configuration.md").read_text() == as_markdown()
+
+
+def test_the_tables_have_every_key_with_its_default() -> None:
+    text = as_markdown()
+    for name, model in sections():
+        table = text.partition(f"\n## `{name}`\n")[2].partition("\n#")[0]
+        rows = dict(re.findall(r"^\| `(\w+)` \| .* \| (?:`([^`]*)`|required) \| .* \|$", table, re.MULTILINE))
+        assert rows.keys() == model.model_fields.keys()
+        for key, shown in rows.items():
+            if shown and shown != "{}":
+                assert yaml.safe_load(shown) == as_written(model.model_fields[key].default)
+
+
+def as_written(default: object) -> object:
+    if isinstance(default, tuple):
+        return list(default)
+    return str(default) if isinstance(default, Path) else default
 
 
 def test_it_loads() -> None:

@@ -1,4 +1,4 @@
-"""`check` and `config schema`: what a configuration says, and whether `run` would accept it."""
+"""`check`, `config schema` and `config reference`: what a configuration says, and whether `run` would accept it."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from tlsproxy.cli.common import config_option, explained
 from tlsproxy.config.listeners import listening, titles
 from tlsproxy.config.loader import schema
 from tlsproxy.config.model import Config, Role
+from tlsproxy.config.reference import as_markdown, as_yaml
 from tlsproxy.config.tokens import key_sources
 from tlsproxy.errors import FailureKind, TlsproxyError
 from tlsproxy.tls.facts import CertificateFacts, day
@@ -52,6 +53,13 @@ def config() -> None:
 def config_schema() -> None:
     """Print the JSON Schema of the configuration, for editors."""
     click.echo(json.dumps(schema(), indent=2))
+
+
+@config.command("reference")
+@click.option("--format", "form", type=click.Choice(["yaml", "markdown"]), default="yaml", show_default=True)
+def config_reference(form: str) -> None:
+    """Print every key with its default and description: as a commented file, or as tables."""
+    click.echo({"yaml": as_yaml, "markdown": as_markdown}[form](), nl=False)
 
 
 def _first(config_path: Path) -> First:

@@ -27,84 +27,91 @@ class Section(BaseModel):
 
 
 class Match(Section):
-    """All fields that are given must hold. A value is exact or a glob; `*` stops at `/` and `.`, `**` does not."""
+    """Certificate fields. All that are given must hold. A value is exact or a glob (`*` stops at `/` and `.`, `**` does
+    not); case matters except in `dns`.
+    """
 
     cn: str | None = None
-    """Common name of the subject."""
+    """Common name."""
     o: str | None = None
-    """Organization of the subject; any of several."""
+    """Organization; any of several."""
     ou: str | None = None
-    """Organizational unit of the subject; any of several."""
+    """Organizational unit; any of several."""
     dns: str | None = None
-    """DNS alternative name, in any case."""
+    """DNS alternative name, in any case; any of several."""
     uri: str | None = None
-    """URI alternative name, such as a SPIFFE ID."""
+    """URI alternative name, such as a SPIFFE ID; any of several."""
     email: str | None = None
-    """Email alternative name."""
+    """Email alternative name; any of several."""
     ip: str | None = None
-    """IP alternative name."""
+    """IP alternative name; any of several."""
     subject: str | None = None
-    """The whole subject as RFC 4514 writes it, for example `CN=alice,OU=platform,O=Acme`."""
+    """The whole subject as RFC 4514 writes it: `CN=alice,OU=platform,O=Acme`."""
     issuer: str | None = None
-    """The issuer as RFC 4514 writes it. Where several CAs are trusted it is believed if it is one of them; an
-    intermediate needs its CA named beside it."""
+    """The issuer as RFC 4514 writes it. With several trusted CAs it holds if it is one of them; for an intermediate,
+    name its CA too."""
     serial: str | None = None
-    """Serial number in hex."""
+    """Serial number in hex, with or without colons."""
     sha256: str | None = None
     """SHA-256 fingerprint of the certificate in hex, with or without colons."""
     ca: str | None = None
-    """Subject of the CA of `tls.ca_cert` that the certificate's chain ends in: needed where several are trusted."""
+    """Subject of the CA of `tls.ca_cert` that the certificate's chain ends in. Needed with several trusted CAs: each of
+    them may give any name."""
     ca_sha256: str | None = None
     """SHA-256 fingerprint of that CA's certificate in hex, with or without colons."""
 
 
 class CaConstraint(Section):
-    """The only names that a CA may give: certificates below it that have others, or none, are refused."""
+    """The names that one CA may give. `trust_domain`, `dns` or both are required."""
 
     ca: str | None = None
-    """Subject of a CA of `tls.ca_cert` as RFC 4514 writes it. This or `ca_sha256` is needed."""
+    """The CA, by its whole subject as RFC 4514 writes it. This or `ca_sha256` is required."""
     ca_sha256: str | None = None
-    """SHA-256 fingerprint of its certificate in hex, with or without colons."""
+    """The CA, by the SHA-256 fingerprint of its certificate (`openssl x509 -noout -fingerprint -sha256`)."""
     trust_domain: str | None = None
     """SPIFFE trust domain of all its SPIFFE IDs: `partner.example`, or `spiffe://partner.example`."""
     dns: tuple[str, ...] = ()
-    """DNS names that all its DNS names are, or end in: `partner.example` has `api.partner.example` too. Its email
-    addresses have such domains."""
+    """DNS names that its DNS names, and the domains of its email addresses, equal or end in: `partner.example` includes
+    `api.partner.example`."""
 
 
 class NamedKey(Section):
-    """An API key with a name: its use is attributed, and it can be revoked alone."""
+    """An API key with a name."""
 
     name: Label
-    """What the audit log calls this key."""
+    """Name of the key in the audit log."""
     sha256: Annotated[str, Field(pattern=r"^[0-9a-fA-F]{64}$")] | None = None
-    """SHA-256 of the key, in hex: `printf %s KEY | sha256sum`. This or `file` is needed."""
+    """SHA-256 of the key in hex: `printf %s KEY | sha256sum`. This or `file` is required."""
     file: Path | None = None
     """File that holds the key, or `credential:NAME` (systemd)."""
     role: str
-    """A key of `roles`."""
+    """A key of `roles`. Its filter may not need a token, and needs `require_certificate` if it needs a certificate."""
     expires: AwareDatetime | None = None
-    """The moment from which it is refused: RFC 3339, with its time zone."""
+    """Moment from which the key is refused: RFC 3339, with a time zone; null for never."""
     require_certificate: Match | None = None
-    """The key counts only on a connection whose client certificate matches."""
+    """The key counts only beside a client certificate that matches: fields as under `identities`. null for any
+    connection."""
 
 
 class JwtIssuer(Section):
-    """Somebody whose tokens are accepted: signed with a key of their own, never with a shared secret."""
+    """An issuer of tokens, with its public keys."""
 
     name: Label
-    """What the audit log calls this issuer."""
+    """Name of the issuer in the audit log."""
     issuer: Annotated[str, Field(min_length=1)]
-    """What the `iss` claim must be."""
+    """Required value of the `iss` claim."""
     audience: Annotated[str, Field(min_length=1)]
-    """What the `aud` claim must be, or hold."""
+    """Required value of the `aud` claim, or a member of it. `access` is required too, as in Qdrant's own tokens."""
     algorithm: IssuerAlgorithm
-    """The only algorithm that is accepted."""
+    """The only accepted algorithm."""
     pem: Path | None = None
-    """PEM file: the public key. This or `jwks` is needed."""
+    """PEM file: the public key. This or `jwks` is required."""
     jwks: KeySetUrl | Path | None = None
-    """A set of public keys (RFC 7517): a JSON file, or an https:// URL to fetch it from (http:// on loopback only)."""
+    """A set of public keys (JWKS, RFC 7517): a file, or an https:// URL (http:// on loopback only)."""
     refresh: Annotated[float, Field(ge=1, le=86400)] = 300.0
-    """Seconds between two fetches of a URL."""
+    """Seconds between two fetches of a URL; at most 60 once a token names a key that is not there. The last good
+    document counts until there is a newer one that can be used."""
     role: str | None = None
-    """A key of `roles`, whose rights and filter hold for these tokens too: they only ever narrow."""
+    """A key of `roles`: its rights and filter hold for these tokens too, and only narrow them. A {claim:NAME} in the
+    filter is taken from the token, {cn} and the like from the certificate beside it; without it there are no rights.
+    null for none."""

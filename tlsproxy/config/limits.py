@@ -19,77 +19,82 @@ Burst = Annotated[int, Field(ge=1, le=1_000_000)]
 
 
 class Quota(Section):
-    """How many requests of either protocol may be made. Null is no limit."""
+    """Limits on requests, REST and gRPC together."""
 
     requests_per_second: PerSecond | None = None
-    """Most requests per second over time; 0.1 is one in ten seconds."""
+    """Most requests per second over time; 0.1 is one in ten seconds. null for no limit."""
     burst: Burst | None = None
-    """Most requests at once after a pause; null for what a second allows."""
+    """Most requests at once after a pause; null for what one second allows."""
     concurrent_requests: Count | None = None
-    """Most requests that are going on at a time."""
+    """Most requests under way at a time; null for no limit."""
 
 
 class PerAddress(Section):
-    """What each client address may do; of IPv6 each /64. Null is no limit."""
+    """Limits of each client address; of IPv6 each /64."""
 
     handshakes_per_second: PerSecond | None = None
-    """Most new connections per second over time; more are closed before TLS is spent on them."""
+    """Most new connections per second over time; more are closed before TLS. null for no limit."""
     burst: Burst | None = None
-    """Most new connections at once after a pause; null for what a second allows."""
+    """Most new connections at once after a pause; null for what one second allows."""
     failed_authentications: Annotated[int, Field(ge=1, le=100_000)] | None = None
-    """Failed handshakes, keys and tokens per minute that go without a delay. Each beyond doubles it, from a second."""
+    """Failed handshakes, and missing or wrong keys and tokens, per minute before a delay begins. From there on no new
+    connection is taken for 1 s, twice as long after each further failure. Keys and tokens beside a good certificate
+    count for that identity at that address: they get 429 meanwhile. null for no limit."""
     max_delay: Annotated[float, Field(ge=1, le=3600)] = 60.0
-    """Most seconds for which an address, or an identity's keys and tokens, are not heard at a time."""
+    """Longest such delay, in seconds. After each delay everybody at the address is heard for 2 s."""
     unidentified: Quota = Quota()
-    """Limits of clients without certificate, key and token: the dashboard and refusals count, health and version are
-    free."""
+    """Limits of clients without certificate, key and token, all of an address together: the dashboard and refusals
+    (401) count, health and version do not."""
 
 
 class MassCut(Section):
-    """Bounds on the live connections that a publication may end. One that would end more is held back. Null is no
-    bound; where both are given, more than both must end.
-    """
+    """Live connections that one publication may end."""
 
     share: Annotated[float, Field(ge=0, le=1)] | None = None
-    """Most of all live connections, as a fraction: 0.5 is half of them."""
+    """Fraction of all live connections, 0 to 1. null: it does not count."""
     number: Annotated[int, Field(ge=0, le=10_000_000)] | None = None
-    """Most live connections."""
+    """Number of live connections. null: it does not count."""
 
 
 class RoleLimits(Quota):
-    """What the holders of a role may use, all of them together."""
+    """Limits of all holders of a role together."""
 
     max_body_mb: Annotated[int, Field(ge=1, le=1 << 20)] | None = None
-    """Largest body of a request, or message of a call, in MiB, uploads too; null for no limit but those of all."""
+    """Largest body of a request, or message of a call, in MiB as sent, uploads too (413, RESOURCE_EXHAUSTED). null for
+    no limit of the role's."""
     per_identity: Quota | None = None
-    """What each of them may use, in place of `limits.per_identity`: {} for no limit."""
+    """Limits of each holder, in place of `limits.per_identity`; {} for no limit."""
 
 
 class Limits(Section):
-    """Bounds on what clients may use. Times are seconds. A changed one counts for open connections too, and for what
-    they wait for, but where it says otherwise.
+    """Limits on clients. A changed one counts for open connections and for running waits too, except where it says
+    otherwise.
     """
 
     connections: Count = 10_000
     """Most client connections at a time."""
     connections_per_address: Count = 1_000
-    """Most client connections of one address at a time; of IPv6 each /64 is one."""
+    """Most client connections of one address at a time. Of IPv6 each /64 counts as one address, here and below."""
     per_address: PerAddress = PerAddress()
-    """What each client address may do before anybody is known; of IPv6 each /64."""
+    """Further limits of each address."""
     per_identity: Quota = Quota()
-    """What each client certificate's subject may use."""
+    """Limits of each client certificate's identity: CA, issuer and subject, so that a renewed certificate starts no new
+    account. They apply in addition to the role's. Refused requests count too; health and version do not."""
     per_key: Quota = Quota()
-    """What each API key may use, and each subject of one signer's tokens."""
+    """Limits of each API key, and of each subject of one signer's tokens."""
     handshake_timeout: Seconds = 10.0
     """Seconds for a TLS handshake."""
     head_timeout: Seconds = 10.0
     """Seconds from the first byte of a request to the end of its head."""
     body_timeout: Seconds = 30.0
-    """Seconds for a request's body, or a call's message; a larger one must keep up `min_data_rate` over as many."""
+    """Seconds for a request's body, or a call's message. A larger one must keep up `min_data_rate` over the last so
+    many seconds. Time in which the upstream takes no more does not count."""
     write_timeout: Seconds = 30.0
-    """Seconds over which a client must keep up `min_data_rate` in taking what waits to be sent to it."""
+    """Seconds over which a client must keep up `min_data_rate` in taking what waits to be sent to it, as far as its
+    system has acknowledged it."""
     min_data_rate: Annotated[float, Field(ge=1, le=1 << 30)] = 1024.0
-    """Bytes per second that a client must send and take at least, over the last window, whatever came before."""
+    """Bytes per second. Slower clients are cut (408, DEADLINE_EXCEEDED, client_stalled), up to a fifth of the window
+    later."""
     tcp_idle_timeout: Seconds = 600.0
     """Seconds without a byte in either direction after which a relayed TCP connection is ended."""
     idle_timeout: Seconds = 75.0
@@ -97,34 +102,42 @@ class Limits(Section):
     linger_timeout: Seconds = 10.0
     """Seconds for which the rest of a refused upload is read, so that the client sees the refusal."""
     mass_cut: MassCut = MassCut()
-    """Live connections that a publication may end; one that would end more waits for `tlsproxy reload --force`."""
+    """Guard on publications: one that would end more live connections than `number` and more than the fraction `share`
+    is held back as a whole, except for the server's own certificate. The former state serves on, with rights that
+    the files have taken away, until `tlsproxy reload --force`, or until the files would end fewer. Both null: no
+    guard. The limit in force counts, not one of the files that wait."""
     expel_after: Seconds = 1.0
-    """Seconds in which a change that Qdrant has whole may still be answered, after its client lost the right to it."""
+    """Seconds in which a change that Qdrant has received whole may still be answered after its client lost the right to
+    it. All else under way ends at once."""
     end_spread: Annotated[float, Field(ge=0, le=1)] = 0.5
-    """Seconds over which connections are closed where many end together; 0 for all at once. Who has lost a right is
-    refused meanwhile."""
+    """Seconds over which connections are closed if many end together (a removed role, a shutdown), so that their
+    clients do not all reconnect at once. Clients that lost a right are refused meanwhile. 0 closes all at once."""
     max_connection_age: Annotated[float, Field(ge=0)] = 0.0
-    """Seconds after which a connection is ended, or up to a tenth before, once it has finished what it is doing; 0 for
-    never."""
+    """Seconds after which a connection is ended, once it has finished what it is doing; 0 for never. Some end up to a
+    tenth before, so that connections opened together do not end together."""
     drain_grace: Annotated[float, Field(ge=0, le=60)] = 1.0
-    """Seconds at shutdown in which a connection without a request may send one more, which is answered as its last. So
-    long a relayed TCP connection must have been silent, after its upstream spoke, to end when that has changed."""
+    """Seconds at shutdown in which a connection without a request may send one more, which is answered as its last.
+    Also the silence after which a relayed TCP connection to a former upstream ends."""
     drain_timeout: Seconds = 30.0
-    """Seconds that running requests have to finish at shutdown, and what is relayed to a former upstream (see
-    `upstream.on_change`)."""
+    """Seconds that running requests have to finish at shutdown, and relayed connections to a former upstream
+    (`upstream.on_change`)."""
     max_head_size: Size = 32_768
-    """Largest request head, in bytes. An open gRPC connection keeps the one that its client was told."""
+    """Largest request head, in bytes. An open gRPC connection keeps the size that its client was told."""
     max_headers: Count = 100
     """Most headers of a request."""
     max_upload_size_mb: Annotated[int, Field(ge=0)] = 0
     """Largest snapshot upload, in MiB; 0 for no limit, as in Qdrant."""
     max_streams: Count = 128
-    """Most calls at a time of one gRPC connection. An open connection keeps the one that its client was told."""
+    """Most calls at a time of one gRPC connection. An open connection keeps the number that its client was told."""
     streams_per_second: Count = 2_000
     """Most new calls of one gRPC connection, per second."""
     max_message_size_mb: Annotated[int, Field(ge=1, le=1 << 20)] = 64
     """Largest gRPC message, in MiB, of a caller whose messages must be rebuilt or decompressed to be decided."""
     inspection_memory_mb: Annotated[int, Field(ge=1, le=1 << 20)] = 256
-    """Most memory, in MiB, for what is read because a decision or an answer depends on it, all requests together."""
+    """Most memory, in MiB, for bodies, messages and answers that are read to decide or to reduce them, all requests of
+    a worker together: received bytes, what they decode to, and what is made of them. More is refused (503,
+    RESOURCE_EXHAUSTED). A body of vectors takes its own size if only names matter, eight times that for a tenant. At
+    least `service.max_request_size_mb`, and `limits.max_message_size_mb` if gRPC is served."""
     inspection_timeout: Seconds = 10.0
-    """Seconds that a request waits for its part of that memory. One that is open by then keeps those it began with."""
+    """Seconds that a request waits for its part of that memory. A request that is open and waiting keeps the value that
+    it began with."""

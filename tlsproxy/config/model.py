@@ -22,7 +22,7 @@ Protocols = tuple[ProtocolName, ...]
 
 
 class Service(Section):
-    """Where clients connect, and the keys that they may send; keys and names are Qdrant's."""
+    """Addresses for clients, and the API keys that they may send. The names are Qdrant's."""
 
     host: Annotated[str, Field(min_length=1)] = "0.0.0.0"  # noqa: S104 - Qdrant's own default
     """Address to listen on. Needs a restart."""
@@ -33,120 +33,137 @@ class Service(Section):
     enable_tls: bool = True
     """Must be true: terminating TLS is what this gateway is for."""
     verify_https_client_certificate: bool = True
-    """Whether a client certificate is required; if false it is optional, and verified where one is sent."""
+    """true: a client certificate is required. false: it is optional, and verified if one is sent."""
     api_key: SecretStr | None = None
-    """Key with all rights, sent as `api-key` or as a bearer token. Prefer `api_key_file`."""
+    """API key with all rights, sent as `api-key: KEY` or `Authorization: Bearer KEY`. A key never widens what a
+    certificate's role allows. Prefer `api_key_file`; "" and null are no key."""
     api_key_file: Path | None = None
     """File that holds the `api_key`, or `credential:NAME` (systemd)."""
     alt_api_key: SecretStr | None = None
-    """A second key with all rights, for the time of a key rotation."""
+    """Second API key with all rights, for key rotation."""
     alt_api_key_file: Path | None = None
-    """File that holds the `alt_api_key`."""
+    """File that holds the `alt_api_key`, or `credential:NAME`."""
     read_only_api_key: SecretStr | None = None
-    """Key that may read everything and write nothing."""
+    """API key that reads everything and writes nothing."""
     read_only_api_key_file: Path | None = None
-    """File that holds the `read_only_api_key`."""
+    """File that holds the `read_only_api_key`, or `credential:NAME`."""
     jwt_rbac: bool = False
-    """Whether tokens (JWT, HS256) that are signed with `api_key` or `alt_api_key` are accepted."""
+    """Whether tokens (JWT, HS256) signed with `api_key` or `alt_api_key` are accepted, as in Qdrant. `tlsproxy token
+    mint` makes one."""
     jwt_full_access_without_claim: bool = False
-    """Whether a token without an `access` claim has all rights, as in Qdrant; if false it is refused."""
+    """true: a token without an `access` claim has all rights, as in Qdrant. false: it is refused."""
     jwt_require_exp: bool = False
     """Whether a token without an `exp` claim is refused."""
     unmapped_certificate: Literal["deny", "token"] | None = None
-    """What a certificate that no rule matches means: deny refuses its holder, token lets a key or token alone count.
-    Null is deny where there are `identities`, and token where there are none, which is what Qdrant does."""
+    """Treatment of a certificate that no rule of `identities` matches. deny: its holder is refused, whatever key or
+    token is sent. token: a key or token alone counts. null: token if there are no `identities` (as in Qdrant), else
+    deny."""
     enable_cors: bool = True
-    """Whether web pages of any origin may call, as in Qdrant: preflights are answered, refusals can be read."""
+    """Whether web pages of any origin may call, as in Qdrant: preflights are answered, and refusals can be read. With
+    `allowed_origins`, only those origins may."""
     allowed_origins: tuple[str, ...] = ()
-    """Origins (`https://host[:port]`) whose pages may use the certificates of their visitors. Where there are some,
-    `enable_cors` is for them alone. Pages of other origins need a key or token."""
+    """Origins (`https://host[:port]`) whose pages may use the certificates of their visitors. Pages of other origins
+    need a key or token."""
     max_request_size_mb: Annotated[int, Field(ge=1, le=1 << 20)] = 32
-    """Largest JSON request body, in MiB. Uploads have `limits.max_upload_size_mb`."""
+    """Largest JSON request body, in MiB. Snapshot uploads have `limits.max_upload_size_mb`."""
 
 
 class Listener(Section):
-    """A further address where clients connect."""
+    """An address for clients beside those of `service`."""
 
     host: Annotated[str, Field(min_length=1)] | None = None
     """Address to listen on; null for `service.host`. Needs a restart."""
     port: Port
-    """0 lets the system choose one. Needs a restart."""
+    """Port; 0 lets the system choose one. Needs a restart."""
     mode: Literal["http", "tcp"] = "http"
-    """http decides each request of Qdrant's APIs; tcp relays bytes to one address, for whoever may at all. Needs a
-    restart."""
+    """http: each request of Qdrant's APIs is decided. tcp: bytes are relayed to one address, for the holders of some
+    roles. Needs a restart."""
     protocols: tuple[HttpProtocol, ...] = ()
-    """What is served there (mode http): rest, grpc, or both, between which each client chooses by ALPN. Needs a
-    restart."""
+    """For mode http: rest, grpc, or both. With both, each client chooses by ALPN (h2 is gRPC, http/1.1 or none is
+    REST). Needs a restart."""
     upstream: str | None = None
-    """Where its bytes go (mode tcp): `host:port`. See `upstream.on_change`."""
+    """For mode tcp: the address that bytes are relayed to, `host:port`. See `upstream.on_change`."""
     allow: tuple[Label, ...] = ()
-    """The roles whose holders may connect, and stay connected (mode tcp)."""
+    """For mode tcp: the roles whose holders may connect, and stay connected."""
 
 
 class Tls(Section):
-    """The server's certificate, and what clients' certificates are verified against."""
+    """The server's certificate, and the CAs and CRLs that verify client certificates. Changed files are reloaded."""
 
     cert: Path
-    """PEM file: the server certificate, then its intermediates."""
+    """PEM file: the server certificate, then its intermediates. Required."""
     key: Path
-    """PEM file: the private key of `cert`."""
+    """PEM file: the private key of `cert`. Required."""
     key_passphrase_file: Path | None = None
     """File that holds the passphrase of an encrypted `key`."""
     on_suspicious: Literal["warn", "refuse"] = "warn"
-    """What a new server certificate meets that clients of the one that serves may refuse: a warning, or a refusal."""
+    """Treatment of a new server certificate that today's clients may refuse: a missing intermediate, another CA,
+    missing names, an older certificate, a shorter key, an Ed25519 key (the last also at start). warn: it is
+    published with a warning. refuse: the certificate in use stays, and all other changes are published."""
     ca_cert: Path | None = None
-    """PEM file: the CAs that client certificates are verified against. The system's roots are never used."""
+    """PEM file: the CAs of client certificates. The system's roots are never used. Required unless client certificates
+    are optional."""
     crl: tuple[Path, ...] = ()
-    """PEM or DER files: complete revocation lists, each signed by a CA of `ca_cert`."""
+    """Revocation lists (PEM or DER), each signed by a CA of `ca_cert` or by an intermediate that clients send, and
+    complete: no delta or indirect CRL. With an issuing distribution point, a CRL covers the certificates of its
+    scope; its serial numbers count for all."""
     crl_policy: Literal["require", "where_present"] = "require"
-    """Whether, once there is any CRL, a client certificate that none covers is refused (require), or admitted."""
+    """Applies once there is any CRL. require: a client certificate that no CRL covers is refused (`crl_missing`).
+    where_present: it is admitted. An intermediate needs a CRL if its issuer has CRLs for CAs."""
     crl_expired: Literal["deny", "warn"] = "deny"
-    """What a CRL past its next update means: deny refuses whom it covers, live and new; warn lets it go on counting."""
+    """Treatment of a CRL past its next update. deny: certificates that it covers are refused (`crl_expired`), on live
+    connections too, until there is a newer one. warn: it goes on counting. Both are reported in the log, in
+    `/readyz` and in `/status`."""
     ca_constraints: tuple[CaConstraint, ...] = ()
-    """The names that CAs of `ca_cert` are confined to, such as a partner's to its own."""
+    """Names that CAs of `ca_cert` are confined to, such as a partner's CA to the partner's own names. A certificate
+    below such a CA with any other alternative name, or with none, is refused; its cn, o, ou and subject count only
+    in rules that name the CA."""
     cert_ttl: Annotated[int, Field(ge=0)] | None = 3600
     """Seconds after which all files are read and judged anew, and what differs is published; 0 or null for never."""
     poll_interval: Seconds = 5.0
-    """Seconds between two looks at the files' contents."""
+    """Seconds between two checks of the files' contents."""
     read_timeout: Seconds = 2.0
-    """Seconds to wait for the next MiB of a file. One that does not answer stays as it was before, and is told of."""
+    """Seconds to wait for the next MiB of a file, or for a directory. A file that does not answer (its file server is
+    gone) keeps its last contents, and is reported."""
 
 
 class Upstream(Section):
-    """The plaintext Qdrant behind the gateway."""
+    """The plaintext Qdrant behind the gateway. Keep it on loopback."""
 
     rest: str = "http://127.0.0.1:16333"
-    """Its REST API: `http://host:port`."""
+    """Qdrant's REST API: `http://host:port`."""
     grpc: str = "http://127.0.0.1:16334"
-    """Its gRPC API: `http://host:port`. It must be that of the same Qdrant."""
+    """Qdrant's gRPC API: `http://host:port`. It must be the same Qdrant. Must be set if gRPC is served and `rest` is
+    not the default."""
     api_key: SecretStr | None = None
-    """Key that is sent to Qdrant with every request, where it asks for one."""
+    """API key that Qdrant itself asks for; clients never see it. Prefer `api_key_file`."""
     api_key_file: Path | None = None
-    """File that holds the upstream's `api_key`."""
+    """File that holds the upstream's `api_key`, or `credential:NAME`."""
     max_connections: Count = 256
-    """Most connections to Qdrant at a time, for both protocols; a request beyond waits for one.
-
-    A gRPC client has one of its own while it makes calls. Beyond as many clients, one without calls has to reconnect.
-    """
+    """Most connections to Qdrant at a time, both protocols together (each worker); a request beyond waits for one. A
+    gRPC client has one of its own while it makes calls; beyond as many clients, one without calls has to reconnect."""
     connect_timeout: Seconds = 5.0
-    """Seconds to wait for a connection to Qdrant."""
+    """Seconds to wait for a connection."""
     response_timeout: Seconds = 300.0
-    """Seconds to wait for the head of Qdrant's response, and between two pieces of its body."""
+    """Seconds to wait for the head of a response, and between two pieces of its body."""
     idle_timeout: Seconds = 4.0
     """Seconds that an unused connection is kept. Qdrant closes one after 5 s, so this must be less."""
     on_change: Literal["drain", "keep"] = "drain"
-    """What becomes of relayed TCP connections and gRPC calls whose upstream is elsewhere after a reload: drain ends
-    them within `limits.drain_timeout`, keep lets them stay until they end. New ones go to the new upstream; requests
-    that run end where they began."""
+    """Treatment of relayed TCP connections and gRPC calls whose upstream is another after a reload. drain: they end
+    within `limits.drain_timeout` (a TCP connection once it is silent for `limits.drain_grace`). keep: they stay
+    until they end. New ones go to the new upstream, also the next call of an open gRPC connection; requests that run
+    end where they began."""
 
 
 class CollectionGrant(Section):
-    """What a role may do in the collections that one name or glob describes."""
+    """Access to the collections that one name or glob matches."""
 
     collection: Annotated[str, Field(min_length=1, max_length=255)]
-    """Name or glob. `*` stops at `/` and `.`, so `docs.v2` is matched by `docs.*` or `**` but not by `*`."""
+    """Name or glob. In every glob of the configuration `*` stops at `/` and `.`, `**` does not, and `?` is one
+    character except those two: `*` does not match the collection `docs.v2`; `docs.*` and `**` do."""
     access: Literal["r", "rw", "prw"]
-    """As in Qdrant's tokens: r reads, rw reads and writes, prw reads and writes points only."""
+    """r: reads. rw: reads and writes. prw: reads and writes points only (no indexes, snapshots, cluster information).
+    As in Qdrant's tokens."""
 
 
 def _access_kind(value: object) -> str:
@@ -154,27 +171,30 @@ def _access_kind(value: object) -> str:
 
 
 class Role(Section):
-    """The rights of a role."""
+    """Rights of a role."""
 
     access: Annotated[
         Annotated[Literal["r", "m"], Tag("mode")] | Annotated[tuple[CollectionGrant, ...], Tag("grants")],
         Discriminator(_access_kind),
     ]
-    """r (read everything), m (everything), or a list of collections and what may be done in each."""
+    """r (reads everything), m (everything), or a list of collections."""
     filter: dict[str, str] = Field(default={})
-    """Payload keys and values that confine the role to some of the points; `{cn}` is the certificate's common name,
-    `{claim:NAME}` a claim of the token."""
+    """Confines the role to points whose payload has these values: `{tenant: "{cn}"}`, `{team: "team-{ou}"}`. A value
+    has at most one of {cn}, {o}, {ou}, {uri}, {dns}, {email}; a certificate without exactly one such field has no
+    rights. {claim:NAME} is a claim of the token sent beside the certificate; without it there are no rights. Needs
+    Qdrant 1.16 or later. See docs/tenants.md."""
     limits: RoleLimits = RoleLimits()
-    """What its holders may use."""
+    """Limits of all holders of the role together, over REST and gRPC together. Requests beyond are refused as by
+    Qdrant's strict mode: 429 or RESOURCE_EXHAUSTED, with the seconds to wait in Retry-After."""
 
 
 class IdentityRule(Section):
-    """Which certificates have which role. The first rule that matches decides."""
+    """A rule that gives certificates a role."""
 
     name: Label
-    """What `explain` and the audit log call this rule."""
+    """Name of the rule in `explain` and in the audit log."""
     match: Match
-    """The certificate fields that must hold."""
+    """Certificate fields that must hold."""
     role: str
     """A key of `roles`."""
 
@@ -183,41 +203,43 @@ class Audit(Section):
     """The audit log: one JSON object a line, in Qdrant's format and files. All but `log_api` needs a restart."""
 
     enabled: bool = True
-    """Whether decisions are written down."""
+    """Whether decisions are written."""
     dir: Path | Literal["-"] = Path("./audit")
     """Directory of the files, or `-` for standard output."""
     rotation: Literal["daily", "hourly"] = "daily"
-    """How often a new file begins (UTC)."""
+    """Interval of new files (UTC): daily or hourly."""
     max_log_files: Count = 7
-    """How many files are kept."""
+    """Number of files to keep."""
     on_full: Literal["refuse", "block"] = "refuse"
-    """What a request meets when its line cannot be queued: a refusal (503), or a wait."""
+    """Treatment of a request whose line cannot be queued: refuse (503) or block (it waits)."""
     queue_size: Count = 65536
     """Most lines that wait to be written."""
     flush_interval: Seconds = 0.5
-    """Seconds for which a line may stay in memory."""
+    """Most seconds that a line stays in memory."""
     trust_forwarded_headers: Literal[False] = False
-    """Must be false: who the client is, is known from its connection."""
+    """Must be false: the client is known from its connection."""
     log_api: bool = True
     """Whether the request's path is written."""
 
 
 class Admin(Section):
-    """The admin server: a page for people, health, metrics, status and reload."""
+    """The admin server: a page for operators, health, metrics, status, reload. It has no authentication."""
 
     listen: str | None = None
-    """`unix:/path`, or `host:port` on loopback; null for no admin server. Needs a restart."""
+    """`unix:/run/tlsproxy/admin.sock`, or `host:port` on loopback such as `127.0.0.1:9333`; null for no admin server.
+    Needs a restart."""
 
 
 class Logger(Section):
-    """How the log is written; keys are Qdrant's, but for `output`. All need a restart."""
+    """Form of the log. The keys are Qdrant's, except `output`. All need a restart."""
 
     format: Literal["text", "json"] = "text"
-    """A line for people, or an object with timestamp, level, logger, pid, message, fields and exception."""
+    """text: one line a record, for people. json: one object a line (timestamp, level, logger, pid, message, fields,
+    exception). Under systemd either has its priority, and text has no time of its own."""
     color: Literal["auto", "enable", "disable"] = "auto"
-    """Whether text has colours: auto is on a terminal, unless NO_COLOR is set."""
+    """auto, enable or disable. auto: colours on a terminal, unless NO_COLOR is set. For text only."""
     output: Literal["stderr", "stdout"] = "stderr"
-    """Where to: standard error or standard output, which the audit log may have to itself (`audit.dir`)."""
+    """stderr or stdout; not stdout if `audit.dir` is `-`."""
 
 
 def _upper(value: object) -> object:
@@ -229,22 +251,26 @@ class Config(Section):
 
     service: Service = Service()
     listeners: tuple[Listener, ...] = ()
-    """Where clients connect beside the ports of `service`. All but `upstream` and `allow` needs a restart."""
+    """Addresses to listen on beside those of `service`. All but `upstream` and `allow` needs a restart."""
     tls: Tls
     upstream: Upstream = Upstream()
     roles: dict[Label, Role] = {}  # noqa: RUF012 - pydantic copies it
-    """Role names and their rights."""
+    """Roles and their rights."""
     identities: tuple[IdentityRule, ...] = ()
-    """Which certificates have which role, in order: the first rule that matches decides."""
+    """Rules that give certificates their roles. The first rule that matches decides. A certificate that no rule matches
+    is refused (see `service.unmapped_certificate`), as is an ambiguous one (two common names, control characters, no
+    name at all). `tlsproxy explain` shows for a certificate which rule matches, and why the others do not."""
     keys: tuple[NamedKey, ...] = ()
-    """API keys beside those of `service`."""
+    """Named API keys beside those of `service`: the audit log says which was used, and each can be revoked alone."""
     jwt_issuers: tuple[JwtIssuer, ...] = ()
-    """Whose tokens are accepted beside those that are signed with an API key of `service`."""
+    """Issuers whose tokens are accepted beside tokens signed with an API key of `service`. Each signs with a key of its
+    own."""
     audit: Audit = Audit()
     limits: Limits = Limits()
     admin: Admin = Admin()
     workers: Annotated[int, Field(ge=1, le=64)] = 1
-    """Processes that serve, each with an event loop of its own: as many as there are cores to use. Needs a restart."""
+    """Processes that serve, 1 to 64: one for each core to use. With more than 1, a supervisor process watches them.
+    Needs a restart."""
     log_level: Annotated[Literal["DEBUG", "INFO", "WARN", "ERROR"], BeforeValidator(_upper)] = "INFO"
-    """How much is logged."""
+    """DEBUG, INFO, WARN or ERROR."""
     logger: Logger = Logger()

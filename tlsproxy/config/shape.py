@@ -29,7 +29,7 @@ _WORD: Final = re.compile(r"[a-z_]+")
 def sections() -> Iterator[tuple[str, type[Section]]]:
     """The sections that are plain mappings of keys, with their models."""
     for name, field in Config.model_fields.items():
-        if name not in NESTED and (model := _model_in(field.annotation)):
+        if name not in NESTED and (model := model_in(field.annotation)):
             yield name, model
 
 
@@ -37,7 +37,7 @@ def lists() -> Iterator[tuple[str, type[Section]]]:
     """The sections that are lists of mappings, with the models of their items."""
     for name in NESTED:
         annotation = Config.model_fields[name].annotation
-        if tuple in _parts(annotation) and dict not in _parts(annotation) and (model := _model_in(annotation)):
+        if tuple in _parts(annotation) and dict not in _parts(annotation) and (model := model_in(annotation)):
             yield name, model
 
 
@@ -58,7 +58,7 @@ def model_at(path: tuple[str | int, ...]) -> type[Section]:
     model: type[Section] = Config
     for step in path:
         field = model.model_fields.get(step) if isinstance(step, str) else None
-        model = (field and _model_in(field.annotation)) or model
+        model = (field and model_in(field.annotation)) or model
     return model
 
 
@@ -129,5 +129,6 @@ def _parts(annotation: Any) -> set[Any]:
     return {own}.union(*map(_parts, inner)) if inner else {own}
 
 
-def _model_in(annotation: Any) -> type[Section] | None:
+def model_in(annotation: Any) -> type[Section] | None:
+    """The model that an annotation names: itself, as an item, or as a value of a mapping."""
     return next((part for part in _parts(annotation) if _keyed(part)), None)
