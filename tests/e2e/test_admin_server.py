@@ -46,10 +46,13 @@ def test_not_ready_while_it_drains(site: Site, gateway: Gateway) -> None:
         assert client.response().status == 200
 
 
+SECRET = "s3cret-" * 5
+
+
 def test_status_tells_what_is_served_and_no_secret(site: Site, upstream: ScriptedUpstream) -> None:
-    path = site.write_config(upstream.url, service={"host": "127.0.0.1", "http_port": 0, "api_key": "s3cret-" * 5})
+    path = site.write_config(upstream.url, service={"host": "127.0.0.1", "http_port": 0, "api_key": SECRET})
     with Gateway(path) as gateway, connected(gateway, site.client()) as client:
-        client.send(GET)
+        client.send(b"GET /collections HTTP/1.1\r\nhost: h\r\napi-key: %b\r\n\r\n" % SECRET.encode())
         assert client.response().status == 200
         gateway.audited(method="list_collections")
         status, body = gateway.ask_admin("/status")
@@ -58,6 +61,7 @@ def test_status_tells_what_is_served_and_no_secret(site: Site, upstream: Scripte
         assert told["generation"]["number"] == 1
         (live,) = told["connections"].pop("live")
         assert (live["identity"], live["role"], live["requests"]) == ("CN=alice,OU=platform", "admin", 1)
+        assert live["key"] == "api_key"
         assert told["connections"] == {"open": 1, "draining": False}
         assert told["upstream"] == {"rest": upstream.url, "idle": 1, "busy": 0}
         assert told["listeners"] == [{"address": f"127.0.0.1:{gateway.port}", "protocols": ["rest"]}]

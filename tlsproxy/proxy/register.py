@@ -99,10 +99,12 @@ class Entry:
         self.ends = float("inf")
         self.account = _account(standing, address)
 
-    def count(self, bytes_in: int, bytes_out: int) -> None:
+    def count(self, bytes_in: int, bytes_out: int, key: str) -> None:
+        """A request that has ended."""
         self.requests += 1
         self.bytes_in += bytes_in
         self.bytes_out += bytes_out
+        self.key = key
 
     def refusal(self, now: float, operation: str, reason: str) -> Refusal:
         """Of the connection itself, whatever was asked on it."""

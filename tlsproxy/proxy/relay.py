@@ -287,7 +287,7 @@ class Relay(ABC):
         if record.grpc_status is not None:
             record.status = record.plan.http
         record.finish(self.gateway, self._remote, reason)
-        self.entry.count(record.bytes_in, record.bytes_out)
+        self.entry.count(record.bytes_in, record.bytes_out, record.plan.audit.who.key)
 
     def refuse_stream(self, record: Record[CallPlan], stream: int, *, done: bool, code: Code | None = None) -> None:
         """One that never became a call: in gRPC's words, or by a reset with ``code`` alone."""

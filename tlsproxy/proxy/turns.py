@@ -176,7 +176,7 @@ class Turns:
             exchange.over()
         if record is not None:
             record.finish(self._gateway, self._remote, reason)
-            self.entry.count(record.bytes_in, record.bytes_out)
+            self.entry.count(record.bytes_in, record.bytes_out, record.plan.audit.who.key)
 
     def _end(self, linger: float = 0.0) -> None:
         """Nothing more is read as a request; what is queued still goes out. Who may be sending needs a ``linger``."""

@@ -189,10 +189,6 @@ class Trust:
             anchor.defect or _outdated(anchor, now, set()) for anchors in self._anchors.values() for anchor in anchors
         )
 
-    def revokes(self, issuer: Issuer, serial: int) -> bool:
-        """By any CRL of the issuer, whatever its scope and age."""
-        return any(serial in crl.serials for crl in self.crls.get(issuer, ()))
-
     def held(self, crl: Crl) -> Crl | None:
         """The CRL in use of the same signer and scope."""
         return next(
