@@ -2,31 +2,22 @@
 
 from __future__ import annotations
 
-import socket
+import itertools
 import ssl
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 from support.client import ask, read_response, request
-from support.gateway import DEADLINE, Gateway
+from support.gateway import Gateway
 from support.site import CONFIG, Site
 from support.upstream import ScriptedUpstream
 
 from tlsproxy.tls.pki import Authority
 
-Clients = dict[ssl.TLSVersion, ssl.SSLContext]
-
-
-@contextmanager
-def connected(
-    gateway: Gateway, context: ssl.SSLContext, session: ssl.SSLSession | None = None
-) -> Iterator[ssl.SSLSocket]:
-    with (
-        socket.create_connection(("127.0.0.1", gateway.port), timeout=DEADLINE) as plain,
-        context.wrap_socket(plain, server_hostname="localhost", session=session) as sock,
-    ):
-        yield sock
+VERSIONS = (ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3)
 
 
 def saved(gateway: Gateway, context: ssl.SSLContext) -> ssl.SSLSession:
@@ -34,9 +25,11 @@ def saved(gateway: Gateway, context: ssl.SSLContext) -> ssl.SSLSession:
 
     OpenSSL forgets the session of one that ends without a close_notify.
     """
-    with connected(gateway, context) as sock:
+    with gateway.connect(context) as sock:
         assert ask(sock).status == 200
         session = sock.session
+        assert session is not None
+        assert not session.has_ticket
         with suppress(ssl.SSLEOFError):  # it is ours that matters
             sock.unwrap()
         return session
@@ -45,92 +38,99 @@ def saved(gateway: Gateway, context: ssl.SSLContext) -> ssl.SSLSession:
 def entered(gateway: Gateway, context: ssl.SSLContext, session: ssl.SSLSession) -> str:
     """How far a client gets with its old session: the alert that it got, or the status of what it asked."""
     try:
-        with connected(gateway, context, session) as sock:
+        with gateway.connect(context, session) as sock:
             sock.sendall(request("GET", "/collections"))
             return f"{read_response(sock).status}{' resumed' if sock.session_reused else ''}"
     except ssl.SSLError as error:
         return str(error.reason)
 
 
-@pytest.fixture
-def clients(own_site: Site) -> Clients:
-    """The same client, once with each version."""
-    contexts: Clients = {}
-    for version in (ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3):
-        contexts[version] = own_site.client("search")
-        contexts[version].minimum_version = contexts[version].maximum_version = version
-    return contexts
+@dataclass(frozen=True)
+class Served:
+    """A gateway, and what may be changed of its files; ``numbers`` are those of its CRLs."""
+
+    gateway: Gateway
+    site: Site
+    config: Path
+    numbers: Iterator[int] = field(default_factory=lambda: itertools.count(2))
+
+    def revoke(self, *serials: int) -> None:
+        self.site.replace("ca.crl", self.site.authority.crl_pem(serials, number=next(self.numbers)))
 
 
-def save_all(gateway: Gateway, clients: Clients) -> list[tuple[ssl.SSLContext, ssl.SSLSession]]:
-    return [(context, saved(gateway, context)) for context in clients.values()]
+def revoked(served: Served) -> Callable[[], None]:
+    served.revoke(served.site.serial("search"))
+    return served.revoke
 
 
-def test_no_tickets_are_given(own_site: Site, upstream: ScriptedUpstream, clients: Clients) -> None:
-    with Gateway(own_site.write_config(upstream.url)) as gateway:
-        assert not any(session.has_ticket for _, session in save_all(gateway, clients))
+def another_ca(served: Served) -> Callable[[], None]:
+    served.site.edit_config(served.config, tls={"crl": []})
+    served.gateway.reloaded()
+    served.site.replace("ca.pem", Authority.create().certificate_pem)
+
+    def back() -> None:
+        served.site.replace("ca.pem", served.site.authority.certificate_pem)
+        served.gateway.reloaded()
+        served.site.edit_config(served.config, tls={"crl": ["ca.crl"]})
+
+    return back
 
 
-def test_revoked_since(own_site: Site, upstream: ScriptedUpstream, clients: Clients) -> None:
-    own_site.write("ca.crl", own_site.authority.crl_pem(number=1))
-    with Gateway(own_site.write_config(upstream.url, tls={"crl": ["ca.crl"]})) as gateway:
-        sessions = save_all(gateway, clients)
-        own_site.replace("ca.crl", own_site.authority.crl_pem([own_site.serial("search")], number=2))
-        gateway.reloaded()
-        before = len(upstream.requests)
-        for context, session in sessions:
-            assert entered(gateway, context, session) == "SSLV3_ALERT_CERTIFICATE_REVOKED"
-        assert len(upstream.requests) == before
+def role_lost(served: Served) -> Callable[[], None]:
+    served.site.edit_config(served.config, identities=CONFIG["identities"][:2])
+    return lambda: served.site.edit_config(served.config, identities=CONFIG["identities"])
 
 
-def test_ca_dropped_since(own_site: Site, upstream: ScriptedUpstream, clients: Clients) -> None:
-    with Gateway(own_site.write_config(upstream.url)) as gateway:
-        sessions = save_all(gateway, clients)
-        own_site.replace("ca.pem", Authority.create().certificate_pem)
-        gateway.reloaded()
-        before = len(upstream.requests)
-        for context, session in sessions:
-            assert entered(gateway, context, session) == "TLSV1_ALERT_UNKNOWN_CA"
-        assert len(upstream.requests) == before
+def another_server_certificate(served: Served) -> Callable[[], None]:
+    issued = served.site.authority.issue(dns=["localhost"], server=True)
+    served.site.replace("server.key", issued.key_pem)
+    served.site.replace("server.pem", issued.chain_pem)
+    return served.gateway.hang_up
 
 
-def test_role_lost_since(own_site: Site, upstream: ScriptedUpstream, clients: Clients) -> None:
-    config = own_site.write_config(upstream.url)
+def nothing_but_a_signal(served: Served) -> Callable[[], None]:
+    served.gateway.hang_up()
+    return served.gateway.hang_up
+
+
+CHANGES = {
+    revoked: "SSLV3_ALERT_CERTIFICATE_REVOKED",
+    another_ca: "TLSV1_ALERT_UNKNOWN_CA",
+    role_lost: "403",
+    another_server_certificate: "200",
+    nothing_but_a_signal: "200",
+    None: "200",  # what a handshake checks by now: a CRL or an intermediate may have run out since
+}
+"""How far an old session leads after each; each returns its own undoing."""
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory, shared_upstream: ScriptedUpstream) -> Iterator[Served]:
+    site = Site(tmp_path_factory.mktemp("site"))
+    site.write("ca.crl", site.authority.crl_pem(number=1))
+    config = site.write_config(shared_upstream.url, tls={"crl": ["ca.crl"]})
     with Gateway(config) as gateway:
-        sessions = save_all(gateway, clients)
-        own_site.edit_config(config, identities=CONFIG["identities"][:2])
-        gateway.reloaded()
-        for context, session in sessions:
-            assert entered(gateway, context, session) == "403"
+        yield Served(gateway, site, config)
 
 
-def test_server_certificate_replaced_since(own_site: Site, upstream: ScriptedUpstream, clients: Clients) -> None:
-    with Gateway(own_site.write_config(upstream.url)) as gateway:
-        sessions = save_all(gateway, clients)
-        issued = own_site.authority.issue(dns=["localhost"], server=True)
-        own_site.replace("server.key", issued.key_pem)
-        own_site.replace("server.pem", issued.chain_pem)
-        gateway.reloaded()
-        for context, session in sessions:
-            with connected(gateway, context, session) as sock:
-                shown = sock.getpeercert()
-                assert shown is not None
-                assert int(str(shown["serialNumber"]), 16) == issued.serial
-                assert not sock.session_reused
-                assert ask(sock).status == 200
-
-
-def test_nothing_but_a_signal_since(own_site: Site, upstream: ScriptedUpstream, clients: Clients) -> None:
-    """Even where all files are the same, a generation does not know the sessions of the one before."""
-    with Gateway(own_site.write_config(upstream.url)) as gateway:
-        sessions = save_all(gateway, clients)
-        gateway.hang_up()
-        gateway.reloaded(reason="sighup")
-        assert [entered(gateway, context, session) for context, session in sessions] == ["200", "200"]
-
-
-def test_within_a_generation(own_site: Site, upstream: ScriptedUpstream, clients: Clients) -> None:
-    """An old session would skip what a handshake checks now: an intermediate, or a CRL, may have run out since."""
-    with Gateway(own_site.write_config(upstream.url)) as gateway:
-        sessions = save_all(gateway, clients)
-        assert [entered(gateway, context, session) for context, session in sessions] == ["200", "200"]
+@pytest.mark.parametrize(("change", "expected"), CHANGES.items())
+def test_a_session_of_before(
+    served: Served,
+    shared_upstream: ScriptedUpstream,
+    change: Callable[[Served], Callable[[], None]] | None,
+    expected: str,
+) -> None:
+    sessions = []
+    for version in VERSIONS:
+        context = served.site.client("search")
+        context.minimum_version = context.maximum_version = version
+        sessions.append((context, saved(served.gateway, context)))
+    undo = None if change is None else change(served)
+    if undo is not None:
+        served.gateway.reloaded()
+    before = len(shared_upstream.requests)
+    assert [entered(served.gateway, *each) for each in sessions] == [expected] * len(VERSIONS)
+    assert len(shared_upstream.requests) - before == (len(VERSIONS) if expected == "200" else 0)
+    if undo is not None:
+        undo()
+        served.gateway.reloaded()
