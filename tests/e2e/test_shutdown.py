@@ -135,6 +135,26 @@ def test_a_handshake_that_ends_during_the_drain_is_no_failed_one(site: Site, gat
     assert [record["event"] for record in gateway.stop() if "event" in record] == ["start", "stop"]
 
 
+def test_who_was_refused_is_not_waited_for(site: Site, gateway: Gateway) -> None:
+    """Before the drain or in it, at the end of a request or in the middle: all are answered, and stay connected."""
+    head, size = UPSERT + b"content-length: 9000000\r\n\r\n", 100_000
+    with (
+        connected(gateway, site.client("search")) as before,
+        connected(gateway, site.client("search")) as sending,
+        connected(gateway, site.client("stranger")) as whole,
+    ):
+        before.send(head, bytes(size))
+        assert before.response().status == 403
+        sending.send(head[:20])
+        whole.send(GET[:20])
+        draining(gateway)
+        whole.send(GET[20:])
+        sending.send(head[20:], bytes(size))
+        sending.send(bytes(size))
+        assert [sending.response().status, whole.response().status] == [403, 403]
+        assert gateway.process.wait(5) == 0, "half of `limits.linger_timeout`"
+
+
 GRACE = {"drain_grace": 20}
 
 

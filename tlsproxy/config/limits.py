@@ -100,7 +100,8 @@ class Limits(Section):
     idle_timeout: Seconds = 75.0
     """Seconds that a connection without a request is kept."""
     linger_timeout: Seconds = 10.0
-    """Seconds for which the rest of a refused upload is read, so that the client sees the refusal."""
+    """Seconds for which the rest of a refused upload is read, so that the client sees the refusal. While
+    draining, 1 at most."""
     mass_cut: MassCut = MassCut()
     """Guard on publications: one that would end more live connections than `number` and more than the fraction `share`
     is held back as a whole, except for the server's own certificate. The former state serves on, with rights that

@@ -24,10 +24,8 @@ from tlsproxy.proxy.record import Record, RequestBody
 from tlsproxy.proxy.register import Entry
 from tlsproxy.proxy.slices import SLICE
 from tlsproxy.proxy.tlsstream import TlsStream
-from tlsproxy.proxy.turns import BUSY, ENDED, IDLE, SKIPPING, Turns
+from tlsproxy.proxy.turns import BUSY, ENDED, IDLE, SHORT_LINGER, SKIPPING, Turns
 
-SHORT_LINGER: Final = 1.0
-"""Seconds, after the last response of a connection: its client may have sent on behind its last request."""
 TURN: Final = 16
 """Requests, and pieces of their bodies, that are taken up in one turn at most."""
 
@@ -219,7 +217,7 @@ class RestConnection(Turns):
     def exchange_done(self) -> None:
         self._finish("")
         if self.close:
-            self._end(SHORT_LINGER if self._body.done else self._limits.linger_timeout)
+            self._part(whole=self._body.done)
             return
         self._rest()
         self.advance()
@@ -288,7 +286,9 @@ class RestConnection(Turns):
         answered, with the word that it was the last, if it comes within ``limits.drain_grace``.
         """
         stopping = self._gateway.draining
-        if self._state is IDLE and not self.inbox.data:
+        if stopping and self._state is ENDED:
+            self.stream.hasten(SHORT_LINGER)
+        elif self._state is IDLE and not self.inbox.data:
             self._rest() if stopping else self._end()
         elif not (stopping and self._record is not None and self._record.status):
             self.close = True

@@ -238,6 +238,13 @@ class Stream(Receiver):
         else:
             self._half_close()
 
+    def hasten(self, linger: float) -> None:
+        """Once it is closing, it lingers no longer than this from now on."""
+        if self._linger > linger:
+            self._linger = linger
+            if not self._out:
+                self.deadline = min(self.deadline, time.monotonic() + linger)
+
     def _half_close(self) -> None:
         if not self._linger:
             self.abort()

@@ -37,6 +37,8 @@ from tlsproxy.wire.inbox import Inbox
 from tlsproxy.wire.tracing import NONE, Tracing, id_line
 
 NO_BODY: Final = RequestBody(0, 0)
+SHORT_LINGER: Final = 1.0
+"""Seconds, after the last response of a connection: its client may have sent on behind its last request."""
 PAUSE: Final = 0.1
 """Seconds."""
 
@@ -156,7 +158,7 @@ class Turns:
         self.stream.write(response(status, fields, body, close=not keep, to_head=plan.to_head))
         self._finish(reason)
         if not keep:
-            self._end(self._limits.linger_timeout)
+            self._part(whole=False)
             return
         self._state = SKIPPING
         self.stream.deadline = time.monotonic() + self._limits.body_timeout
@@ -177,6 +179,14 @@ class Turns:
         if record is not None:
             record.finish(self._gateway, self._remote, reason)
             self.entry.count(record.bytes_in, record.bytes_out, record.plan.audit.who.key)
+
+    def _part(self, *, whole: bool) -> None:
+        """The end after a response. ``whole``: its request had come to its end.
+
+        Else the client sends on, and is given the time to notice; but a service that stops waits for nobody so long.
+        """
+        brief = whole or self._gateway.draining
+        self._end(min(SHORT_LINGER, self._limits.linger_timeout) if brief else self._limits.linger_timeout)
 
     def _end(self, linger: float = 0.0) -> None:
         """Nothing more is read as a request; what is queued still goes out. Who may be sending needs a ``linger``."""
