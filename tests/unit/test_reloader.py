@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
+import os
 import socket
 import ssl
 import threading
@@ -27,7 +28,7 @@ from tlsproxy.service.jwks import KeySets
 from tlsproxy.service.reloader import Reloader
 from tlsproxy.service.systemd import Notifier
 from tlsproxy.service.workers.process import WorkerLost
-from tlsproxy.tls import files
+from tlsproxy.tls import files, watch
 from tlsproxy.tls.files import read_inputs
 from tlsproxy.tls.generation import Generation
 from tlsproxy.tls.watch import Watcher
@@ -140,7 +141,7 @@ def test_a_caller_that_gave_up_takes_nobody_with_it(tmp_path: Path) -> None:
 
 
 def test_files_that_were_caught_in_the_writing_are_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The watcher saw the new files; the build read them while their writer, for a moment, had them cut off."""
+    """A signal came while their writer, for a moment, had them cut off."""
     made = site(tmp_path, tls={"poll_interval": 0.02})
     failures = [MaterialError(str(tmp_path / "server.key"), "does not exist; create it")]
 
@@ -154,13 +155,35 @@ def test_files_that_were_caught_in_the_writing_are_tried_again(tmp_path: Path, m
 
     async def run() -> None:
         bench = Bench(made)
-        monkeypatch.setattr(reloader, "read_inputs", unlucky_once)
-        watching = asyncio.create_task(bench.reloader.run())
+        monkeypatch.setattr(watch, "read_inputs", unlucky_once)
         serial = fresh(made)
+        assert (await bench.reloader.reload("sighup")).result == "failed"
+        watching = asyncio.create_task(bench.reloader.run())
         await bench.until(lambda: bench.generation.material.leaf.serial == serial)
-        assert bench.lines[0]["result"] == "failed"
         watching.cancel()
         await asyncio.gather(watching, return_exceptions=True)
+
+    asyncio.run(run())
+
+
+def test_a_file_that_is_being_written_stays_as_the_reload_before_read_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The watcher has not looked since; else what was taken away would be back."""
+    made, read, busy = site(tmp_path), files._read, tmp_path / "server.pem"
+
+    def disturbed(path: Path, *arguments: Any) -> Any:
+        if path == busy:
+            made.write(busy.name, os.urandom(8))
+        return read(path, *arguments)
+
+    async def run() -> None:
+        bench = Bench(made)
+        serial = fresh(made)
+        assert (await bench.reloader.reload("sighup")).result == "ok"
+        monkeypatch.setattr(files, "_read", disturbed)
+        assert (await bench.reloader.reload("sighup")).result == "unchanged"
+        assert bench.generation.material.leaf.serial == serial
 
     asyncio.run(run())
 
@@ -171,9 +194,8 @@ def test_the_watcher_does_not_repeat_what_a_signal_has_tried(tmp_path: Path, spo
 
     async def run() -> None:
         bench = Bench(made)
-        watcher, loop = bench.reloader._watcher, asyncio.get_running_loop()
+        watcher = bench.reloader._watcher
         poll = watcher._poll
-        poll()  # which tells it how often to look
         if spoil is None:
             (tmp_path / "server.key").unlink()
         else:
@@ -181,11 +203,11 @@ def test_the_watcher_does_not_repeat_what_a_signal_has_tried(tmp_path: Path, spo
         assert (await bench.reloader.reload("sighup")).result == "failed"
         polls, polled = 0, asyncio.Event()
 
-        def counted() -> Any:
+        async def counted() -> Any:
             nonlocal polls
-            outcome = poll()
+            outcome = await poll()
             polls += 1
-            loop.call_soon_threadsafe(polled.set)
+            polled.set()
             return outcome
 
         watcher._poll = counted  # type: ignore[method-assign]

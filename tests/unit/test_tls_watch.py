@@ -58,12 +58,11 @@ class Watched:
         self.polls = 0
         self.polled = asyncio.Event()
         poll = self.watcher._poll
-        loop = asyncio.get_running_loop()
 
-        def counted() -> Places:
-            outcome = poll()
+        async def counted() -> Places:
+            outcome = await poll()
             self.polls += 1
-            loop.call_soon_threadsafe(self.polled.set)
+            self.polled.set()
             return outcome
 
         self.watcher._poll = counted

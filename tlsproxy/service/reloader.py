@@ -26,7 +26,7 @@ from tlsproxy.service.changes import Change, changes_between
 from tlsproxy.service.jwks import KeySets
 from tlsproxy.service.verdicts import InputState, Verdict, counted, input_states, outcome, reason, wrong
 from tlsproxy.threads import in_thread
-from tlsproxy.tls.files import Inputs, read_inputs
+from tlsproxy.tls.files import Inputs
 from tlsproxy.tls.generation import Generation, assemble, propose
 from tlsproxy.tls.judgement import Reading
 from tlsproxy.tls.names import DEADLINE, Resolver, names_of
@@ -206,7 +206,7 @@ class Reloader:
             old = self._target.generation
             verdict = Verdict("ok", "admin", time.time(), old.number)
             try:
-                candidate = await self._candidate(old)
+                candidate = await self._candidate(old, await self._watcher.read())
                 told = await self._considered(candidate, old)
             except (TlsproxyError, OSError, MemoryError) as failure:
                 failed = replace(verdict, result="failed", error=str(failure))
@@ -230,9 +230,10 @@ class Reloader:
     async def _attempt(self, trigger: str, *, force: bool) -> Verdict:
         old, before = self._target.generation, self._faults
         try:
-            candidate = await self._candidate(old)
+            inputs = await self._watcher.read()
             # Whatever comes of it, the watcher does not come back with the same, but does with anything else.
-            self._watcher.seen(candidate.inputs.digest)
+            self._watcher.seen(inputs.digest)
+            candidate = await self._candidate(old, inputs)
             told = await self._considered(candidate, old)
             if told is not None and not force and foretold.exceeds(told, old.config.limits.mass_cut):
                 await self._target.dismiss()
@@ -265,9 +266,8 @@ class Reloader:
             _log.critical("a defect in considering", exc_info=error)
             return Consequences(unheard=1).told()
 
-    async def _candidate(self, old: Generation) -> Candidate:
-        """From the files as they are now and the key sets fetched last. Changes nothing."""
-        inputs = await in_thread(read_inputs, self._config_path, self._environ, earlier=self._watcher.inputs)
+    async def _candidate(self, old: Generation, inputs: Inputs) -> Candidate:
+        """From these files and the key sets fetched last. Changes nothing."""
         config = inputs.loaded.config
         resolving = in_thread(self._resolver.resolve, names_of(config, old.started), DEADLINE)
         documents = await self._key_sets.of(config)

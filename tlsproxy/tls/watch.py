@@ -29,7 +29,7 @@ JITTER: Final = 0.1
 
 
 class Watcher:
-    """``inputs`` are those of the last look, with what could not be read of them.
+    """``inputs`` are those of the last reading, with what could not be read of them.
 
     The last state that was yielded, or handed over to :meth:`seen`, is not yielded again. So inputs that cannot be used
     are tried once and then left alone until they change; files that could not be read are read again at each poll.
@@ -41,7 +41,18 @@ class Watcher:
         self._environ = environ
         self._state = inputs.digest
         self._renewed = time.monotonic()
+        self._reading = asyncio.Lock()
         self.inputs = inputs
+
+    async def read(self) -> Inputs:
+        """The inputs as they are now, for a poll or a reload.
+
+        One reading at a time, each beside the one before: a file that is being written stays as it was found last. Were
+        it to stay as an older reading found it, a reload would bring back what a former one took away.
+        """
+        async with self._reading:
+            self.inputs = await in_thread(read_inputs, self._config_path, self._environ, earlier=self.inputs)
+            return self.inputs
 
     def seen(self, digest: str) -> None:
         """The inputs with this digest serve now."""
@@ -57,8 +68,7 @@ class Watcher:
         try:
             stirred = False
             while True:
-                places = await in_thread(self._poll)
-                await hint.watch(places)
+                await hint.watch(await self._poll())
                 if trigger := self._trigger(stirred=stirred):
                     self._state = self.inputs.digest
                     self._renewed = time.monotonic()
@@ -67,9 +77,10 @@ class Watcher:
         finally:
             await hint.close()
 
-    def _poll(self) -> Places:
-        self.inputs = inputs = read_inputs(self._config_path, self._environ, earlier=self.inputs)
-        return places_of(inputs.files.keys() | inputs.failures.keys(), inputs.loaded.config.tls.read_timeout)
+    async def _poll(self) -> Places:
+        inputs = await self.read()
+        paths = inputs.files.keys() | inputs.failures.keys()
+        return await in_thread(places_of, paths, inputs.loaded.config.tls.read_timeout)
 
     def _trigger(self, *, stirred: bool) -> str:
         if self.inputs.digest != self._state:
