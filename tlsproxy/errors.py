@@ -17,6 +17,8 @@ class FailureKind(Enum):
 
     INPUT = "input"
     """The bytes of a file: when they change."""
+    AGE = "age"
+    """A date that has passed, in a file: as for INPUT. Who used the file before that goes on with it."""
     TIME = "time"
     """A clock or a date: at the ``moment`` that the error names."""
     ENVIRONMENT = "environment"

@@ -62,6 +62,13 @@ def test_a_refused_configuration_waits_for_a_person() -> None:
     assert "RestartPreventExitStatus=2" in SERVICE.read_text()
 
 
+def test_a_reload_is_vetoed_by_nothing() -> None:
+    """What takes rights away goes, whatever is wrong beside it, and what has only aged is no error."""
+    reloads = [line for line in SERVICE.read_text().splitlines() if line.startswith("ExecReload=")]
+    assert reloads[0] == "ExecReload=/bin/kill -HUP $MAINPID"
+    assert "tlsproxy check --reload --config" in reloads[1]
+
+
 def test_each_socket_is_one_listener_of_the_default_configuration() -> None:
     """A socket is named after what listens there, and several of them are told apart by that."""
     told = {}

@@ -25,14 +25,21 @@ from tlsproxy.tls.start import First, first_generation
 
 @click.command()
 @config_option
-def check(config_path: Path) -> None:
+@click.option("--reload", "of_reload", is_flag=True, help="Whether a running gateway would refuse any of it.")
+def check(config_path: Path, *, of_reload: bool) -> None:
     """Everything that `run` would refuse: the configuration, its certificates, keys and CRLs, and a TLS handshake.
 
     Exits with 2 where there is an error, with 1 where `run` could not start now and would be tried again. Nothing is
     listened on, nothing sent to the upstream, and no URL fetched.
+
+    With --reload, what only keeps a gateway from starting is a warning: a certificate that has expired or is not valid
+    yet, a file that cannot be read now. One that runs goes on with what it has in its place.
     """
     with explained():
-        first = _first(config_path)
+        first = _first(config_path, of_reload=of_reload)
+    if first is None:
+        click.echo(f"{config_path}: ok for a reload")
+        return
     generation = first.generation
     for line in _summary(generation):
         click.echo(line)
@@ -62,13 +69,17 @@ def config_reference(form: str) -> None:
     click.echo({"yaml": as_yaml, "markdown": as_markdown}[form](), nl=False)
 
 
-def _first(config_path: Path) -> First:
+def _first(config_path: Path, *, of_reload: bool) -> First | None:
+    """None where a gateway could not start with it, and one that runs can do with what it has."""
     try:
         return first_generation(config_path, os.environ, read_inputs(config_path, os.environ), {})
     except TlsproxyError as error:
-        if error.kind is FailureKind.INPUT:
+        if error.kind is FailureKind.INPUT or (error.kind is FailureKind.AGE and not of_reload):
             raise
-        click.echo("\n".join(f"error: {line}" for line in str(error).splitlines()), err=True)
+        label = "warning" if of_reload else "error"
+        click.echo("\n".join(f"{label}: {line}" for line in str(error).splitlines()), err=True)
+        if of_reload:
+            return None
         raise SystemExit(1) from None
 
 

@@ -69,7 +69,7 @@ def run(config_path: Path, ready_file: Path | None) -> int:
             return 2
         except TlsproxyError as error:
             print(error, file=sys.stderr)  # noqa: T201
-            return 2 if error.kind is FailureKind.INPUT else 1
+            return 1 if error.kind is FailureKind.ENVIRONMENT else 2
         config = first.generation.config
         logs.configure(config, os.environ)
         if config.admin.listen is not None:  # before anybody is accepted, who would wait for it

@@ -18,6 +18,7 @@ Result: TypeAlias = Literal["ok", "unchanged", "partial", "held", "failed"]
 
 _STANDS: Final[Mapping[FailureKind, Stands]] = {
     FailureKind.INPUT: "refused",
+    FailureKind.AGE: "refused",
     FailureKind.TIME: "waits",
     FailureKind.ENVIRONMENT: "retried",
 }

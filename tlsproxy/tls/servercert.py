@@ -130,7 +130,7 @@ def check_dates(path: str, chain: Iterable[x509.Certificate], now: float, skew: 
             text = f"{name} is not valid before {day(start)}; it waits for that"
             raise MaterialError(path, text, FailureKind.TIME, start - skew)
         if end <= now:
-            raise MaterialError(path, f"{name} expired at {day(end)}; renew it")
+            raise MaterialError(path, f"{name} expired at {day(end)}; renew it", FailureKind.AGE)
 
 
 def passphrase_of(path: str, data: bytes) -> bytes:

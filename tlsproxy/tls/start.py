@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from tlsproxy.errors import FailureKind, TlsproxyError
 from tlsproxy.tls.generation import Generation, propose
@@ -23,16 +23,22 @@ if TYPE_CHECKING:
     from tlsproxy.tls.files import Inputs
     from tlsproxy.tls.states import Fault, Input
 
+_FOR_GOOD: Final = (FailureKind.INPUT, FailureKind.AGE)
+"""Kinds that wait for a person."""
+
 
 class CannotStart(TlsproxyError):
-    """Of kind ``INPUT`` where a person has to change something, else ``ENVIRONMENT``: the same may succeed later."""
+    """Of kind ``INPUT`` or ``AGE`` where a person has to change something, else ``ENVIRONMENT``: the same may succeed
+    later.
+    """
 
     def __init__(self, faults: Iterable[Fault]) -> None:
         found = list(faults)
-        wrong = [fault.text for fault in found if fault.kind is FailureKind.INPUT]
-        later = [fault.text for fault in found]
-        super().__init__("\n".join(wrong or [f"{text}: a start will be tried again" for text in later]))
-        self.kind = FailureKind.INPUT if wrong else FailureKind.ENVIRONMENT
+        wrong = [fault for fault in found if fault.kind in _FOR_GOOD]
+        later = (f"{fault.text}: a start will be tried again" for fault in found)
+        super().__init__("\n".join([fault.text for fault in wrong] or later))
+        kinds = {fault.kind for fault in wrong}
+        self.kind = next((kind for kind in _FOR_GOOD if kind in kinds), FailureKind.ENVIRONMENT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,4 +65,4 @@ def first_generation(
 
 def _keeps_from_starting(which: Input, fault: Fault) -> bool:
     """A file that could not be read does; a date that is to come does not, nor a name without addresses."""
-    return fault.kind is FailureKind.INPUT or (fault.kind is FailureKind.ENVIRONMENT and which.kind != "name")
+    return fault.kind in _FOR_GOOD or (fault.kind is FailureKind.ENVIRONMENT and which.kind != "name")

@@ -50,7 +50,8 @@ def authorities_in(
     if not current:
         if later:
             raise _not_yet(path, later)
-        raise MaterialError(str(path), "every CA in it has expired; add the CA that issues today's client certificates")
+        text = "every CA in it has expired; add the CA that issues today's client certificates"
+        raise MaterialError(str(path), text, FailureKind.AGE)
     # Clients of a CA whose new certificate is not valid yet go on with the one that serves.
     soon = {issuer_of(one) for one in later} - current
     stay = [
@@ -160,7 +161,8 @@ def _against(crl: Crl, held: Crl | None, now: float, *, deny_expired: bool) -> M
         text = f"{named} ({_edition(crl)}) is older than the one in use ({_edition(held)}); fetch it anew"
         return MaterialError(crl.path, text)
     if deny_expired and crl.next_update <= now < held.next_update:
-        return MaterialError(crl.path, f"{named} was to be replaced by {day(crl.next_update)}; fetch it anew")
+        text = f"{named} was to be replaced by {day(crl.next_update)}; fetch it anew"
+        return MaterialError(crl.path, text, FailureKind.AGE)
     return None
 
 

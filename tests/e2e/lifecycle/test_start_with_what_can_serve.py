@@ -21,8 +21,8 @@ NOW = datetime.now(UTC)
 SERVER = {"common_name": "localhost", "dns": ["localhost"], "ips": ["127.0.0.1"], "server": True}
 
 
-def checked(config: Path) -> tuple[int, str]:
-    result = CliRunner().invoke(main, ["check", "--config", str(config)])
+def checked(config: Path, *options: str) -> tuple[int, str]:
+    result = CliRunner().invoke(main, ["check", *options, "--config", str(config)])
     return result.exit_code, result.stderr
 
 
@@ -70,6 +70,10 @@ def test_what_cannot_serve_says_whether_a_person_is_needed(
     config = own_site.write_config(upstream.url)
     code, told = checked(config)
     assert (code, reason in told) == (expected, True), told
+    code, told = checked(config, "--reload")  # one that runs goes on with the certificate that it has
+    assert (code, told.startswith("warning: "), reason in told) == (0, True, True)
     gateway = Gateway(config)
     assert gateway.process.wait(DEADLINE) == expected
     assert reason in "".join(gateway.log.drain())
+    own_site.write("ca.pem", b"")
+    assert checked(config, "--reload")[0] == 2
