@@ -117,12 +117,13 @@ class Oracle:
         pair = disk[SERVER]
         if isinstance(pair, Pair) and pair.belongs and pair.certificate.valid(now):
             self.server = pair.certificate
-        used, before = self.used, self.crls
+        before = self.crls
+        in_use = [*self.used, *self._of_nobody]
         for path in [path for path, (content, *_) in self.refused.items() if disk[path] != content]:
             del self.refused[path]
         self.refused = {path: each for path, each in self.refused.items() if path in self.policy.crls}
         self._judge_authorities(disk[CAS], now)
-        self.crls = {path: best for path in self.policy.crls if (best := self._best_crl(path, disk[path], used, now))}
+        self.crls = {path: best for path in self.policy.crls if (best := self._best_crl(path, disk[path], in_use, now))}
         # It may be meant to take the place of those that are configured no more: what they revoked stays revoked.
         lacking = [path for path in self.policy.crls if path not in self.crls]
         gone = [crl for path, found in before.items() if path not in self.policy.crls for crl in found]
@@ -141,30 +142,36 @@ class Oracle:
             each for each in before if (each.subject, each.key) in awaited and each.valid(now) and each not in self.file
         )
 
-    def _best_crl(self, path: str, content: Content, used: Iterable[Revocations], now: int) -> tuple[Revocations, ...]:
-        """``used`` are those of all files that have counted so far. Empty where there is none."""
+    def _best_crl(
+        self, path: str, content: Content, in_use: Iterable[Revocations], now: int
+    ) -> tuple[Revocations, ...]:
+        """``in_use`` are those of all files that have counted so far. Empty where there is none."""
         best = self.crls.get(path, ())
         if not isinstance(content, Revocations) or best == (content,):
             return best
         *refused, when = self.refused.get(path, (None, 0))
         if refused == [content, self.policy, self.anchors] and now >= when:
             return best
-        for held in used:
-            if (held.issuer, held.signer) != (content.issuer, content.signer):
-                continue
+        # In the place of one that counts it is, for all that is known, the wrong file.
+        foreign = not self._signed(content) and not any(_replaces(crl, content) for crl in best)
+        if foreign and any(map(self._signed, best)):
+            kept = best
+        else:
+            held = max((crl for crl in in_use if _replaces(crl, content)), key=_age, default=None)
+            if content.begins <= now and (
+                held is None or held.begins > now or not self._steps_back(content, held, now)
+            ):
+                return (content,)
+            # All that the file had stays, beside the one that the new one would have replaced.
+            kept = best if held is None else (*(crl for crl in best if not _replaces(crl, held)), held)
             if content.begins > now:
-                return (held,)
-            older = content.number < held.number or content.begins < held.begins
-            if held.begins <= now and (older or (self.policy.deny_expired and content.ends <= now < held.ends)):
-                self.refused[path] = content, self.policy, self.anchors, now
-                return (held,)
-        if content.begins > now:
-            return best
-        left = tuple(crl for crl in best if self._signed(crl))
-        if left and not self._signed(content):
-            self.refused[path] = content, self.policy, self.anchors, now
-            return left  # for all that is known it is the wrong file
-        return (content,)
+                return kept
+        self.refused[path] = content, self.policy, self.anchors, now
+        return kept
+
+    def _steps_back(self, new: Revocations, held: Revocations, now: int) -> bool:
+        older = new.number < held.number or new.begins < held.begins
+        return older or (self.policy.deny_expired and new.ends <= now < held.ends)
 
     @property
     def used(self) -> list[Revocations]:
@@ -172,9 +179,14 @@ class Oracle:
         newest: dict[tuple[str, str], Revocations] = {}
         for crl in (crl for found in self.crls.values() for crl in found if self._signed(crl)):
             held = newest.setdefault((crl.issuer, crl.signer), crl)
-            if (held.begins, held.number) < (crl.begins, crl.number):
+            if _age(held) < _age(crl):
                 newest[crl.issuer, crl.signer] = crl
         return list(newest.values())
+
+    @property
+    def _of_nobody(self) -> list[Revocations]:
+        """They count for intermediates that clients send."""
+        return [crl for found in self.crls.values() for crl in found if not self._signed(crl)]
 
     def _signed(self, crl: Revocations) -> bool:
         return any((ca.subject, ca.key) == (crl.issuer, crl.signer) for ca in self.anchors)
@@ -215,8 +227,7 @@ class Oracle:
 
     def _about(self, cert: Cert) -> list[Revocations]:
         """CRLs of an intermediate that a client sends: any that it has signed."""
-        stored = [crl for found in self.crls.values() for crl in found if not self._signed(crl)]
-        return _by_issuer(cert, self.used) or _by_issuer(cert, stored)
+        return _by_issuer(cert, self.used) or _by_issuer(cert, self._of_nobody)
 
     def _objection(self, path: tuple[Cert, ...], now: int) -> str:
         for each in path:
@@ -240,3 +251,12 @@ class Oracle:
 
 def _by_issuer(cert: Cert, crls: Iterable[Revocations]) -> list[Revocations]:
     return [crl for crl in crls if (crl.issuer, crl.signer) == (cert.issuer, cert.signer)]
+
+
+def _replaces(one: Revocations, other: Revocations) -> bool:
+    return (one.issuer, one.signer) == (other.issuer, other.signer)
+
+
+def _age(crl: Revocations) -> tuple[int, int]:
+    """The greater, the newer."""
+    return crl.begins, crl.number

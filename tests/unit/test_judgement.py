@@ -361,6 +361,60 @@ def test_a_crl_never_goes_back_and_an_expired_one_replaces_none_that_is_current(
     assert not revoked(made.build(second))
 
 
+@pytest.mark.parametrize("authorities", [(ROOT, OTHER, GONE), (ROOT, OTHER)], ids=["", "and its CA goes"])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"number": 8},
+        {"this_update": datetime.fromtimestamp(NOW + 9000, UTC)},
+        {"number": 10, "next_update": datetime.now(UTC) - hour(0.0001)},
+    ],
+    ids=["older", "dated ahead", "overdue"],
+)
+def test_a_crl_file_of_which_nothing_is_taken_keeps_its_last_good_state(
+    made: Made, fields: dict[str, Any], authorities: tuple[Authority, ...]
+) -> None:
+    made.write("root.crl", crl_of(ROOT, BOB.serial))
+    made.write("gone.crl", crl_of(GONE, number=9))
+    second = made.build(made.first)
+    made.write("root.crl", crl_of(GONE, **fields))
+    made.write("ca.pem", b"".join(authority.certificate_pem for authority in authorities))
+    proposal = made.propose(second)
+    assert proposal.generation is not None
+    assert revoked(proposal.generation)
+    assert {which.name: fault.kept for which, fault in proposal.faults.items()} == {
+        str(made.directory / "root.crl"): True
+    }
+
+
+@pytest.mark.parametrize("fields", [{"number": 8}, {"this_update": datetime.fromtimestamp(NOW + 9000, UTC)}])
+def test_a_crl_of_an_intermediate_that_clients_send_never_goes_back(made: Made, fields: dict[str, Any]) -> None:
+    """No CA of the file signed it, and it counts all the same."""
+    below, namesake = Authority.create("below"), Authority.create("below")
+    made.write("below.crl", crl_of(below, 7, number=9))
+    made.write("namesake.crl", crl_of(namesake, 8, number=10))
+    made.edit(tls={**made.sections["tls"], "crl": ["below.crl", "namesake.crl"]})
+    second = made.build(made.first)
+    made.write("below.crl", crl_of(below, **fields))
+    proposal = made.propose(second)
+    assert proposal.generation is second
+    assert len(proposal.faults) == 1
+    made.write("below.crl", crl_of(below, number=9))
+    assert made.build(second).digest != second.digest
+
+
+def test_a_crl_of_a_namesake_in_the_same_file_takes_no_place(made: Made) -> None:
+    twin = Authority.create("test root")
+    made.write("ca.pem", ROOT.certificate_pem + OTHER.certificate_pem + GONE.certificate_pem + twin.certificate_pem)
+    made.write("root.crl", crl_of(ROOT, BOB.serial, number=9) + crl_of(twin))
+    second = made.build(made.first)
+    made.write("root.crl", crl_of(ROOT, number=8) + crl_of(twin, number=3))
+    proposal = made.propose(second)
+    assert proposal.generation is not None
+    assert revoked(proposal.generation)
+    assert "is older than the one in use" in str(proposal.faults)
+
+
 def test_a_crl_whose_place_is_taken_by_a_missing_file_stays(made: Made) -> None:
     """What was revoked must not come back because a new path cannot be read."""
     made.write("root.crl", crl_of(ROOT, BOB.serial))

@@ -245,16 +245,6 @@ def test_a_ca_that_may_not_sign_crls_has_none() -> None:
     assert len(trust.unbound) == 1
 
 
-def test_a_crl_with_another_signer_replaces_nothing() -> None:
-    """A CA that was made anew under its old name counts its CRLs from 1."""
-    twin = Authority.create("test root")
-    trust = load(ROOT.certificate_pem, ROOT.crl_pem([1], number=50))
-    (held,) = trust.crls[issuer_of(trust.configured[0])]
-    assert trust.held(load_crls("x", ROOT.crl_pem([1], number=49))[0]) is held
-    assert trust.held(load_crls("x", ROOT.crl_pem([1], number=51))[0]) is held
-    assert trust.held(load_crls("x", twin.crl_pem([1], number=1))[0]) is None
-
-
 @given(st.sets(st.integers(-(1 << 160), 1 << 160) | st.integers(0, 300)), st.integers(-(1 << 170), 1 << 170))
 def test_serials_are_a_set_of_numbers(numbers: set[int], other: int) -> None:
     serials = Serials(numbers)

@@ -88,6 +88,7 @@ class Crl:
 
     ``number`` is None where the CRL has none (RFC 5280 asks for one, `openssl ca` without a counter writes none).
     ``digest`` is over the issuer's name and the distribution point: a CRL replaces one with the same digest and signer.
+    ``key_id`` is the issuer's key as the CRL names it (RFC 5280 section 5.2.1), in hex; "" where it does not.
     """
 
     path: str
@@ -98,6 +99,7 @@ class Crl:
     number: int | None
     scope: Scope
     digest: str
+    key_id: str
     serials: Serials = field(repr=False)
     der: bytes = field(repr=False)
 
@@ -170,6 +172,7 @@ def _crl(path: str, data: bytes) -> Crl:
             path, f"the CRL of {issuer} does not say when the next one is due (RFC 5280 section 5.1.2.5)"
         )
     number = extension_of(extensions, x509.CRLNumber)
+    signer = extension_of(extensions, x509.AuthorityKeyIdentifier)
     return Crl(
         path=path,
         issuer=issuer,
@@ -183,6 +186,7 @@ def _crl(path: str, data: bytes) -> Crl:
         digest=hashlib.sha256(
             issuer_key(crl.issuer).encode() + (b"" if point is None else point.public_bytes())
         ).hexdigest(),
+        key_id="" if signer is None or signer.key_identifier is None else signer.key_identifier.hex(),
         serials=serials,
         der=crl.public_bytes(Encoding.DER),
     )

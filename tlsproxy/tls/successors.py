@@ -5,6 +5,7 @@ Each gives a state and what of the file is not in it yet, or raises MaterialErro
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
@@ -12,7 +13,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from tlsproxy.errors import FailureKind, MaterialError
 from tlsproxy.tls.chains import defect_of
-from tlsproxy.tls.crls import load_crls, older_than
+from tlsproxy.tls.crls import crl_age, load_crls, older_than
 from tlsproxy.tls.facts import day
 from tlsproxy.tls.servercert import SKEW, as_sent, check_dates, load_server_certificate, passphrase_of
 from tlsproxy.tls.states import State
@@ -34,6 +35,8 @@ T = TypeVar("T")
 
 Data: TypeAlias = tuple[bytes, ...]
 Made: TypeAlias = tuple[State[T], MaterialError | None]
+Place: TypeAlias = tuple[str, str]
+"""A CRL's scope (its ``digest``) and its issuer's key: of two with the same place one counts."""
 
 
 def authorities_in(
@@ -106,39 +109,52 @@ class CrlFile:
     deny_expired: bool
 
     def made(self, data: Data, now: float) -> Made[tuple[Crl, ...]]:
-        """A CRL that does not take the place of its predecessor leaves it there.
+        """Where a CRL does not take the place of its predecessor, the file keeps that, and all else that it had.
 
         At the start one that is dated ahead is there, and counts as missing until its date.
         """
         trust, former = self.trust, self.former.value if self.former is not None else ()
         known = {crl.der: crl for crl in former}
         found = [known.get(crl.der, crl) for crl in load_crls(str(self.path), data[0])]
+        place = functools.cache(self._place)
+        held = {} if trust is None else self._held(trust, {crl.digest for crl in found}, place)
+        foreign = self._foreign(found, former, place)
         used: list[Crl] = []
         wrong: list[tuple[Crl, MaterialError]] = []
-        for crl in found:
-            error = _against(crl, None if trust is None else trust.held(crl), now, deny_expired=self.deny_expired)
+        for crl in (one for one in found if one not in foreign):
+            error = _against(crl, held.get(place(crl)), now, deny_expired=self.deny_expired)
             if error is None:
                 used.append(crl)
             else:
                 wrong.append((crl, error))
         # A file may have an old CRL beside the one that took its place.
-        there = {crl.digest for crl in used if self._signed(crl)}
-        told = [(crl, error) for crl, error in wrong if error.kind is FailureKind.TIME or crl.digest not in there]
-        kept = [
-            held for crl, _ in told if (held := crl if trust is None else trust.held(crl)) and held.digest not in there
-        ]
-        foreign = next((crl for crl in found if not self._signed(crl)), None)
-        if foreign is not None and (left := [crl for crl in former if self._signed(crl) and crl.digest not in there]):
-            # Of a CA that has gone it is of no use; in the place of one that counts it would give back what that took.
-            told.append((foreign, _foreign(foreign)))
-            kept += left
-            used = [crl for crl in used if self._signed(crl)]
+        taken = set(map(place, used))
+        wrong = [(crl, error) for crl, error in wrong if error.kind is FailureKind.TIME or place(crl) not in taken]
+        told = [error for _, error in wrong] + [_foreign(crl) for crl in foreign]
         if not told:
             return State.of(tuple(used), data), None
-        used += [crl for crl in dict.fromkeys(kept) if crl not in used]
+        kept = {place(crl): held.get(place(crl), crl) for crl, _ in wrong if trust is None or place(crl) in held}
+        used += dict.fromkeys(kept.get(place(crl), crl) for crl in (*former, *kept.values()) if place(crl) not in taken)
         if not used:
-            raise told[0][1]
-        return State.of(tuple(used), tuple(crl.der for crl in used), whole=False), told[0][1]
+            raise told[0]
+        return State.of(tuple(used), tuple(crl.der for crl in used), whole=False), told[0]
+
+    def _foreign(self, found: Sequence[Crl], former: Sequence[Crl], place: Callable[[Crl], Place]) -> list[Crl]:
+        """Those of CAs that are not known, in the place of one that counts: they would give back what that took."""
+        places, before = set(map(place, found)), set(map(place, former))
+        if not any(place(crl) not in places and self._signed(crl) for crl in former):
+            return []
+        return [crl for crl in found if place(crl) not in before and not self._signed(crl)]
+
+    def _held(self, trust: Trust, digests: set[str], place: Callable[[Crl], Place]) -> dict[Place, Crl]:
+        """By place the newest CRL in use."""
+        return {place(crl): crl for crl in sorted(trust.in_use, key=crl_age) if crl.digest in digests}
+
+    def _place(self, crl: Crl) -> Place:
+        """Where no known CA signed it, the issuer's key is the one that it names."""
+        known = (*self.authorities, *(self.trust.configured if self.trust is not None else ()))
+        signer = next((authority for authority in known if crl.signed_by(authority)), None)
+        return crl.digest, crl.key_id if signer is None else issuer_of(signer)[1]
 
     def _signed(self, crl: Crl) -> bool:
         return any(crl.signed_by(authority) for authority in self.authorities)

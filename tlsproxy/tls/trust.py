@@ -179,7 +179,7 @@ class Trust:
 
         All or none: it must come to the same verdict as :meth:`verdict_of`, and verifies their signatures each time.
         """
-        crls = (*(crl for found in self.crls.values() for crl in found), *self.unbound)
+        crls = self.in_use
         same = self.policy == CrlPolicy() and all(crl.scope == Scope() and crl.this_update <= now for crl in crls)
         return crls if same and sum(len(crl.serials) for crl in crls) <= ALERTING else ()
 
@@ -189,17 +189,9 @@ class Trust:
             anchor.defect or _outdated(anchor, now, set()) for anchors in self._anchors.values() for anchor in anchors
         )
 
-    def held(self, crl: Crl) -> Crl | None:
-        """The CRL in use of the same signer and scope."""
-        return next(
-            (
-                held
-                for certificate in self.configured
-                for held in self.crls.get(issuer_of(certificate), ())
-                if held.digest == crl.digest and (held is crl or crl.signed_by(certificate))
-            ),
-            None,
-        )
+    @property
+    def in_use(self) -> tuple[Crl, ...]:
+        return (*(crl for found in self.crls.values() for crl in found), *self.unbound)
 
     @property
     def facts(self) -> tuple[CrlFacts, ...]:
