@@ -20,6 +20,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from support.activation import passing
+from support.documented import undescribed
 from support.forked import ForkedProcess
 
 DEADLINE = 20.0
@@ -130,7 +131,7 @@ class Gateway:
             self.process.wait()
             raise
         log = self.log.drain()
-        self._audit.drain()
+        assert undescribed(self._audit.drain()) == set(), "docs/observability.md does not describe them"
         assert not [line for line in log if "CRITICAL" in line or "Traceback" in line], "\n".join(log)
 
     @property

@@ -1,0 +1,26 @@
+"""The reasons, audit fields and metrics that docs/observability.md describes."""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from pathlib import Path
+
+PAGE = Path(__file__).parents[2] / "docs" / "observability.md"
+REASON = re.compile(r'"reason":"((?:[^"\\]|\\.)*)"')
+FIELD = re.compile(r'[{,]"(\w+)":')
+
+
+@cache
+def described(section: str) -> frozenset[str]:
+    """The names in the first column of a section's tables: `Metrics`, `Audit log` or `Reasons`."""
+    text = PAGE.read_text().partition(f"\n## {section}\n")[2].partition("\n## ")[0]
+    firsts = re.findall(r"^\| ([^|]+) \|", text, re.MULTILINE)
+    return frozenset(name for cell in firsts for name in re.findall(r"`(\w+)`", cell))
+
+
+def undescribed(lines: list[str]) -> set[str]:
+    """Reasons and fields of audit lines that the page does not have."""
+    reasons = {reason for line in lines for reason in REASON.findall(line)}
+    fields = {field for line in lines for field in FIELD.findall(line)}
+    return (reasons - described("Reasons")) | (fields - described("Audit log"))

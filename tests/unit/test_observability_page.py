@@ -1,0 +1,132 @@
+"""docs/observability.md describes every metric, audit field and reason of the code, and no others.
+
+`Gateway` holds the page against every audit line that a test makes it write, too.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+from collections import defaultdict
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import yaml
+from support.documented import described
+from support.gateway import DEADLINE
+from support.tools import tool
+
+ROOT = Path(__file__).parents[2]
+
+
+@cache
+def trees() -> list[ast.Module]:
+    return [ast.parse(text) for path, text in sources().items() if not {"cli", "demo"} & set(path.parts)]
+
+
+@cache
+def sources() -> dict[Path, str]:
+    return {path.relative_to(ROOT): path.read_text() for path in (ROOT / "tlsproxy").rglob("*.py")}
+
+
+def calls() -> Iterator[ast.Call]:
+    for tree in trees():
+        yield from (node for node in ast.walk(tree) if isinstance(node, ast.Call))
+
+
+def called(call: ast.Call) -> str:
+    return getattr(call.func, "id", getattr(call.func, "attr", ""))
+
+
+def families() -> set[str]:
+    """Names as they are exposed, of the calls that make families."""
+    suffix = {"counters": "_total", "gauges": "", "histograms": ""}
+    return {
+        f"tlsproxy_{call.args[0].value}{suffix[called(call)]}"
+        for call in calls()
+        if called(call) in suffix and isinstance(call.args[0], ast.Constant)
+    }
+
+
+def places_of_a_reason() -> dict[str, int]:
+    """Functions and classes that take a positional `reason`, and its place in a call; of one name all alike."""
+    found: dict[str, set[int | None]] = defaultdict(set)
+    for tree in trees():
+        for node in ast.walk(tree):
+            inner = node.body if isinstance(node, ast.ClassDef) else [node]
+            for function in inner:
+                if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
+                    names = [argument.arg for argument in function.args.args if argument.arg not in {"self", "cls"}]
+                    name = (
+                        node.name if isinstance(node, ast.ClassDef) and function.name == "__init__" else function.name
+                    )
+                    found[name].add(names.index("reason") if "reason" in names else None)
+    return {name: place for name, (place, *others) in found.items() if place is not None and not others}
+
+
+def literals(value: ast.expr | None) -> Iterator[str]:
+    """A literal, or those of which one is chosen."""
+    match value:
+        case ast.Constant(str(text)):
+            yield text
+        case ast.IfExp():
+            yield from literals(value.body)
+            yield from literals(value.orelse)
+        case ast.BoolOp():
+            for each in value.values:
+                yield from literals(each)
+
+
+def given_as_a_reason() -> Iterator[ast.expr | None]:
+    """By its name or at its place in a call, as a parameter's default, or as a class's."""
+    places = places_of_a_reason()
+    for tree in trees():
+        for node in ast.walk(tree):
+            match node:
+                case ast.Call():
+                    yield from (keyword.value for keyword in node.keywords if keyword.arg == "reason")
+                    if called(node) in places:
+                        yield from node.args[places[called(node)] :][:1]
+                case ast.arguments():
+                    with_default = node.args[len(node.args) - len(node.defaults) :]
+                    yield from (
+                        value for one, value in zip(with_default, node.defaults, strict=True) if one.arg == "reason"
+                    )
+                case ast.Assign(targets=[ast.Name(id="reason")]) | ast.AnnAssign(target=ast.Name(id="reason")):
+                    yield node.value
+
+
+def reasons() -> set[str]:
+    return {text for value in given_as_a_reason() for text in literals(value) if text}
+
+
+def test_each_metric_is_described() -> None:
+    assert len(families()) > 30
+    assert families() == described("Metrics")
+
+
+def test_each_reason_is_described() -> None:
+    assert len(reasons()) > 50
+    assert reasons() - described("Reasons") == set()
+
+
+def test_what_is_described_is_a_word_of_the_code() -> None:
+    words = set(re.findall(r"\w+", "\n".join(sources().values())))
+    assert (described("Reasons") | described("Audit log")) - words == set()
+
+
+def test_the_alerts_are_of_metrics_that_there_are() -> None:
+    text = (ROOT / "docs" / "alerts.yml").read_text()
+    assert set(re.findall(r"tlsproxy_\w+", text)) <= families()
+    reasons = {each for found in re.findall(r'reason=~?\\?"([^"]+)"', text) for each in found.split("|")}
+    assert reasons <= described("Reasons")
+    alerts = [rule["alert"] for group in yaml.safe_load(text)["groups"] for rule in group["rules"]]
+    assert set(alerts) == described("Alerts")
+
+
+def test_prometheus_takes_the_alerts() -> None:
+    command = [tool("promtool"), "check", "rules", str(ROOT / "docs" / "alerts.yml")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE, check=False)
+    assert done.returncode == 0, done.stderr
