@@ -30,13 +30,10 @@ types: .venv/installed-test
 layers: .venv/installed-test
 	$(BIN)/lint-imports
 
-# Loads two gateways for half a minute: by itself, so that neither it nor the tests beside it run into deadlines.
-ROTATIONS := tests/e2e/lifecycle/test_rotations_under_load.py
 # Bytecode is kept, whatever the environment says: each test process, and each gateway, would compile everything anew.
 pytest: export PYTHONDONTWRITEBYTECODE :=
 pytest: .venv/installed-test
-	$(BIN)/python -m pytest --numprocesses=auto --dist=loadfile --no-loadscope-reorder --ignore=$(ROTATIONS) $(PYTEST_ARGS)
-	$(BIN)/python -m pytest $(ROTATIONS)
+	$(BIN)/python -m pytest --numprocesses=auto --dist=loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 demo: .venv/installed-demo
 	$(BIN)/tlsproxy demo $(DEMO_ARGS)

@@ -166,11 +166,19 @@ def test_files_that_were_caught_in_the_writing_are_tried_again(tmp_path: Path, m
     asyncio.run(run())
 
 
+@pytest.mark.parametrize("poll", ["before", "meanwhile"])
 def test_a_file_that_is_being_written_stays_as_the_reload_before_read_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, poll: str
 ) -> None:
-    """The watcher has not looked since; else what was taken away would be back."""
+    """The last poll began before that reload; else what was taken away would be back."""
     made, read, busy = site(tmp_path), files._read, tmp_path / "server.pem"
+    polled, go_on = threading.Event(), threading.Event()
+
+    def late(*arguments: Any, **named: Any) -> Any:
+        inputs = read_inputs(*arguments, **named)
+        polled.set()
+        assert go_on.wait(10)
+        return inputs
 
     def disturbed(path: Path, *arguments: Any) -> Any:
         if path == busy:
@@ -179,8 +187,19 @@ def test_a_file_that_is_being_written_stays_as_the_reload_before_read_it(
 
     async def run() -> None:
         bench = Bench(made)
+        with monkeypatch.context() as patch:
+            patch.setattr(watch, "read_inputs", late)
+            polling = asyncio.create_task(bench.reloader._watcher.read())
+            assert await asyncio.to_thread(polled.wait, 10)
+        if poll == "before":
+            go_on.set()
+            await polling
         serial = fresh(made)
-        assert (await bench.reloader.reload("sighup")).result == "ok"
+        reloading = asyncio.create_task(bench.reloader.reload("sighup"))
+        await asyncio.wait([reloading], timeout=0.2)  # it waits for the poll, which would end after it
+        go_on.set()
+        await polling
+        assert (await reloading).result == "ok"
         monkeypatch.setattr(files, "_read", disturbed)
         assert (await bench.reloader.reload("sighup")).result == "unchanged"
         assert bench.generation.material.leaf.serial == serial

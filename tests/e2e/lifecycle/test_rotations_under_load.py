@@ -7,6 +7,7 @@ a client loses its right, and is off.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import queue
@@ -38,10 +39,12 @@ from tlsproxy.tls.pki import Authority
 
 LONG = bool(os.environ.get("TLSPROXY_SOAK"))
 ROTATIONS = 10_000 if LONG else 300
-AT_ONCE = (1, 2, 3, 4) if LONG else (3, 4, 5)
+AT_ONCE = (1, 2, 3, 4) if LONG else (4, 5, 6)
+IN_A_ROW = (1, 1, 2) if LONG else (1, 2, 3)
 TURNS = 120 if LONG else 3
 """After each of them somebody loses their right."""
-BAD = 1 / 3
+BAD = 1 / 4
+"""Share of the rows that end bad, and of what is bad in between: a third of all."""
 KEPT, NEW = 2, 2
 PACE = 0.5 if LONG else 1.0
 OFF = 2.0
@@ -163,7 +166,7 @@ def ask_operator(gateway: Gateway) -> None:
 
 
 class Driver:
-    """Each step changes several inputs at once, a third of the times to something bad."""
+    """Each step changes several inputs at once, each several times in a row, a third of the times to something bad."""
 
     def __init__(self, site: Site, below: Authority, config: Path) -> None:
         self.site = site
@@ -183,10 +186,22 @@ class Driver:
     def rotate(self, rotations: int) -> None:
         choose, end = self._choose, self.rotations.total() + rotations
         while self.rotations.total() < end:
-            changed = choose.sample(self.inputs, choose.choice(AT_ONCE))
-            for each in changed:
-                self._change(each, choose.choice(each.bad if choose.random() < BAD else each.good))
-            self.settled(changed, choose.choice(("admin", "sighup", "watch")))
+            rows = {each: self._row(each) for each in choose.sample(self.inputs, choose.choice(AT_ONCE))}
+            for ways in itertools.zip_longest(*rows.values()):
+                for each, way in zip(rows, ways, strict=True):
+                    if way is not None:
+                        self._change(each, way)
+            self.settled(rows, choose.choice(("admin", "sighup", "watch")))
+
+    def _row(self, changed: Input) -> list[Callable[..., str | None]]:
+        """Nobody waits between two of them, so only the last good one may be of consequence: none is before a bad end.
+
+        It may have been seen, or not.
+        """
+        choose = self._choose
+        ends_bad = choose.random() < BAD
+        former = [ends_bad or choose.random() < BAD for _ in range(choose.choice(IN_A_ROW) - 1)]
+        return [choose.choice(changed.bad if bad else changed.good) for bad in (*former, ends_bad)]
 
     def _change(self, changed: Input, way: Callable[..., str | None]) -> None:
         changed.change(way)
@@ -285,7 +300,7 @@ def test_no_innocent_client_notices(own_site: Site, driver: Driver, report: Call
         for turn in range(TURNS):
             driver.rotate(ROTATIONS // TURNS)
             driver.expel()
-            if turn == TURNS // 3:
+            if turn == TURNS // 3 - 1:
                 before = [(watched.resident(), watched.descriptors()) for watched in driver.watched]
         for watched in driver.watched:
             assert watched.shown() == {driver.server.serial}
