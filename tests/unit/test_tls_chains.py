@@ -83,7 +83,7 @@ TRUSTED = [
 SENT = [
     *(certified(M, R), certified(M, R, days=EXPIRED), certified(M, S), certified(M, R, length=0), certified(M, T)),
     *(certified(N, M), certified(N, R), certified(R, S), certified(R, T), certified(M, R, SERVERS_ONLY)),
-    *(certified(M, NAMESAKE), certified(N, M, days=EARLY)),
+    *(certified(M, NAMESAKE), certified(N, M, days=EARLY), certified(R, R), certified(R, R, days=EXPIRED)),
 ]
 ISSUERS = {one.label: one for one in (R, S, T, M, N, NAMESAKE)}
 
@@ -152,13 +152,9 @@ def some(certificates: list[x509.Certificate], *, least: int = 0) -> st.SearchSt
     return st.lists(st.sampled_from(certificates), min_size=least, max_size=4, unique=True)
 
 
-def ambiguous(*files: list[x509.Certificate]) -> bool:
+def ambiguous(certificates: list[x509.Certificate]) -> bool:
     """OpenSSL takes one of several certificates of a name for good; another may be the one that leads on."""
-    return any(
-        len({_kind(one) for one in certificates if one.subject == other.subject}) > 1
-        for certificates in files
-        for other in certificates
-    )
+    return any(len({_kind(one) for one in certificates if one.subject == other.subject}) > 1 for other in certificates)
 
 
 def _kind(certificate: x509.Certificate) -> tuple[object, ...]:
@@ -190,7 +186,7 @@ def test_after_the_cas_have_changed_the_verdict_is_that_of_a_new_handshake(
     if again is not None:
         assert verdict.refusal == ""
         assert verdict.issuers[-1].certificate in after
-    if not ambiguous(sent, after):
+    if not ambiguous(after):
         assert (again is None) == bool(verdict.refusal)
         assert verdict.issuers == (again.issuers if again is not None else ())
 
@@ -250,9 +246,21 @@ def test_a_ca_may_be_issued_anew_crossed_or_moved() -> None:
     under_middle = chain_below(leaf("M")[0], middle, sent=(middle,))
     assert refusal(under_middle, root) == ""
     assert refusal(under_middle, TRUSTED[5]) == "issuer_not_trusted"
-    with_twin = chain_below(leaf("M")[0], middle, root, sent=(middle, SENT[2]))
-    assert refusal(with_twin, other) == ""
+    twin = SENT[2]
+    assert refusal(chain_below(leaf("M")[0], middle, root, sent=(twin, middle)), other) == ""
+    assert refusal(chain_below(leaf("M")[0], middle, root, sent=(middle, twin)), other) == "issuer_not_trusted"
+    assert refusal(chain_below(leaf("M")[0], twin, other, sent=(SENT[1], twin)), other) == ""
     assert refusal(below, other) == "issuer_not_trusted"
+
+
+def test_a_client_that_sends_its_root_is_judged_by_what_is_trusted() -> None:
+    """A root of its name and key that its leaf does not name is no issuer of that root either."""
+    builder = x509.CertificateBuilder(R.name, R.name, R.key.public_key(), 7, NOW - DAY, NOW + DAY)
+    by_serial = x509.AuthorityKeyIdentifier(None, [x509.DirectoryName(R.name)], TRUSTED[0].serial_number)
+    named = builder.add_extension(by_serial, critical=False).sign(R.key, hashes.SHA256())
+    chain = chain_below(named, TRUSTED[0], sent=(TRUSTED[0],))
+    assert refusal(chain, TRUSTED[0]) == ""
+    assert refusal(chain, TRUSTED[1]) == "issuer_not_trusted"
 
 
 def test_name_constraints_that_are_new_are_for_a_handshake_to_check() -> None:

@@ -103,13 +103,18 @@ class ChainCertificate:
             and named.issuer in {None, above.issuer}
         )
 
+    @property
+    def leads_on(self) -> bool:
+        """Whether OpenSSL looks for an issuer. Of one that signed itself it knows no other certificate."""
+        return not (self.weakly_signed or self.may_be_below(self))
+
 
 @dataclass(frozen=True, slots=True)
 class Chain:
     """``verified`` is the path that OpenSSL found, leaf first; empty where it is not known or cannot be read.
 
-    ``sent`` are the CA certificates that came with the leaf and lead on from it or from another one: what the client
-    will send again. Of the path's own some may have come from the CA file of their time.
+    ``sent`` are the CA certificates that came with the leaf and may stand above it or another one, in their order: what
+    the client will send again. Of the path's own some may have come from the CA file of their time.
     """
 
     verified: tuple[ChainCertificate, ...]
@@ -142,19 +147,11 @@ def chain_of(verified: Sequence[bytes], sent: Sequence[bytes]) -> Chain:
     path = tuple(one for one in read if one is not None)
     if len(path) < len(verified):
         return Chain(())
-    others = [one for one in map(authority_of, sent) if one is not None]
-    keys = {below: above.key for below, above in pairwise(path)}
+    others = dict.fromkeys(one for one in map(authority_of, sent) if one is not None)
     leading: list[ChainCertificate] = []
     for below in itertools.chain(path, leading):  # which grows meanwhile
-        leading += [
-            one
-            for one in others
-            if one not in leading
-            and not (one.defect or one.weakly_signed)
-            and below.may_be_below(one)
-            and keys.get(below, one.key) == one.key
-        ]
-    return Chain(path, tuple(leading))
+        leading += [one for one in others if one not in leading and below.may_be_below(one)]
+    return Chain(path, tuple(one for one in others if one in leading))
 
 
 @lru_cache(maxsize=REMEMBERED)

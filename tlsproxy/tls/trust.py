@@ -125,32 +125,34 @@ class Trust:
 
         Looks for a path to a trust anchor, each certificate of which is valid, not revoked, and covered by CRLs.
 
-        As OpenSSL does, it takes a trusted issuer where there is one, and looks no further from there.
+        As OpenSSL does, it takes a trusted issuer where there is one, and looks no further from there; of what the
+        client sent it takes the first that is valid by date, else the last that was.
         """
         if not chain.issuers:
             return Verdict(_UNTRUSTED, NEVER)
         moments: set[float] = set()
         refusals = {_UNTRUSTED}
-        paths = [(chain.verified[:1], "")]
-        seen: set[tuple[ChainCertificate, bool]] = set()
-        for path, former in paths:  # and those that are added: breadth first, so that the shortest comes first
+        path, fault = chain.verified[:1], ""
+        while path[-1].leads_on:
             below = path[-1]
             trusted = [one for one in self._anchors.get(below.issuer, ()) if chain.signed(below, one)]
-            signers = trusted or [one for one in chain.sent if chain.signed(below, one)]
-            if not signers or below.weakly_signed:
+            signers = [
+                one
+                for one in trusted or _picked(chain, path, now, moments)
+                if not (one.defect or chain.constrained_anew(one)) and _has_room(one, path[1:])
+            ]
+            if not signers:
+                break
+            fault = fault or self._fault(below, signers[0], now, moments, leaf=len(path) == 1)
+            if not trusted:
+                path = (*path, *signers)
                 continue
-            fault = former or self._fault(below, signers[0], now, moments, leaf=len(path) == 1)
             for signer in signers:
-                if signer.defect or chain.constrained_anew(signer) or not _has_room(signer, path[1:]):
-                    continue
-                if not trusted:
-                    if (signer, bool(fault)) not in seen:
-                        seen.add((signer, bool(fault)))
-                        paths.append(((*path, signer), fault))
-                elif refusal := fault or _outdated(signer, now, moments):
-                    refusals.add(refusal)
-                else:
+                refusal = fault or _outdated(signer, now, moments)
+                if not refusal:
                     return Verdict("", min(moments), (*path[1:], signer))
+                refusals.add(refusal)
+            break
         return Verdict(min(refusals, key=_TOLD.index), min(moments, default=NEVER))
 
     def _fault(
@@ -261,6 +263,17 @@ def _signed(crl: Crl, signer: ChainCertificate) -> bool:
 
 
 NO_TRUST: Final = Trust("", (), (), {}, ())
+
+
+def _picked(
+    chain: Chain, path: Sequence[ChainCertificate], now: float, moments: set[float]
+) -> tuple[ChainCertificate, ...]:
+    """The one that OpenSSL takes of what the client sent (find_issuer): it goes by names, and tries no second one."""
+    below = path[-1]
+    found = [one for one in chain.sent if one not in path and below.may_be_below(one)]
+    valid = next((one for one in found if not _outdated(one, now, moments)), None)
+    picked = valid or max(found, key=lambda one: one.not_after, default=None)
+    return (picked,) if picked is not None and chain.signed(below, picked) else ()
 
 
 def _has_room(authority: ChainCertificate, below: Sequence[ChainCertificate]) -> bool:
