@@ -22,8 +22,8 @@ from support.upstream import OK, Connection, Received, ScriptedUpstream, plain
 
 from tlsproxy.config.limits import Limits
 from tlsproxy.config.model import Audit, Service, Upstream
-from tlsproxy.proxy.spread import FEW
-from tlsproxy.tls.generation import NEEDS_RESTART
+from tlsproxy.proxy.core.jitter import FEW
+from tlsproxy.snapshot.generation import NEEDS_RESTART
 
 LONG, SHORT = 3600, 0.2
 """Seconds: nobody would live to see the one; the other is over soon."""

@@ -58,8 +58,8 @@ BUSY = """
 import asyncio, signal, sys
 from tlsproxy.config.model import Audit
 from tlsproxy.service.abort import write_out_and_end
-from tlsproxy.service.auditlog import AuditLog
-from tlsproxy.service.loop import loop_factory
+from tlsproxy.audit.log import AuditLog
+from tlsproxy.service.event_loop import loop_factory
 
 log = AuditLog(Audit.model_validate({"dir": sys.argv[1], "flush_interval": 3600}))
 log.start()

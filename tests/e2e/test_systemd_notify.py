@@ -17,7 +17,7 @@ from support.site import Site
 from support.upstream import ScriptedUpstream
 
 from tlsproxy.service.reloader import Verdict
-from tlsproxy.service.systemd import Notifier
+from tlsproxy.service.systemd.notify import Notifier
 
 
 @pytest.fixture

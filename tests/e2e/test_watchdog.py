@@ -20,8 +20,8 @@ from support.notified import Systemd, listening
 from support.site import Site
 from support.upstream import ScriptedUpstream
 
-from tlsproxy.service.systemd import Notifier
-from tlsproxy.service.watchdog import Watchdog
+from tlsproxy.service.systemd.notify import Notifier
+from tlsproxy.service.systemd.watchdog import Watchdog
 
 OFTEN = "600000"
 NOWHERE = "http://127.0.0.1:1"

@@ -24,8 +24,10 @@ from support.site import Site
 from support.upstream import ScriptedUpstream
 from support.workers import status
 
-from tlsproxy.proxy import grpc, rest, slices
-from tlsproxy.tls.generation import Generation
+from tlsproxy.proxy.core import scheduler
+from tlsproxy.proxy.grpc import client as grpc
+from tlsproxy.proxy.rest import connection
+from tlsproxy.snapshot.generation import Generation
 from tlsproxy.wire import chunked
 
 UNKNOWN = b"GET /x HTTP/1.1\r\nhost: h\r\n\r\n"
@@ -59,7 +61,7 @@ def ends(generation: Generation) -> Iterator[RestEnds]:
     """All in memory: a callback of the loop runs when the test says so, and no time passes."""
     ends = RestEnds(generation)
     with pytest.MonkeyPatch.context() as patch:
-        for module in (slices, rest):
+        for module in (scheduler, connection):
             patch.setattr(module, "SLICE", 1_000)
         for _ in in_memory(ends):
             yield ends
@@ -89,7 +91,7 @@ def test_no_callback_takes_up_more_requests_than_a_turn_has(ends: RestEnds, host
         send(stream, hostile)
         ran()
     ends.quiet()
-    assert most <= rest.TURN
+    assert most <= connection.TURN
     assert [answered(stream) for stream in streams] == [300] * 4
     assert len(ends.audit.lines) == 300 * 4
 
@@ -98,7 +100,7 @@ def test_what_a_turn_answers_goes_out_as_one(ends: RestEnds) -> None:
     stream = ends.connect()
     send(stream, REFUSED)
     ends.quiet()
-    assert stream.writes <= -(-300 // rest.TURN) + 1
+    assert stream.writes <= -(-300 // connection.TURN) + 1
 
 
 def test_others_have_every_second_turn(ends: RestEnds) -> None:
@@ -111,7 +113,7 @@ def test_others_have_every_second_turn(ends: RestEnds) -> None:
     mine = [number for number, remote in enumerate(whose) if remote == OTHER]
     assert len(mine) == 200
     between = max(later - earlier - 1 for earlier, later in itertools.pairwise(mine))
-    assert between <= rest.TURN
+    assert between <= connection.TURN
 
 
 def test_who_asks_little_waits_for_nobody(ends: RestEnds) -> None:
@@ -129,7 +131,7 @@ def test_who_asks_little_waits_for_nobody(ends: RestEnds) -> None:
 @pytest.mark.parametrize("hostile", [CHUNKS, CHUNKS_READ], ids=["relayed", "read"])
 def test_no_callback_follows_more_chunks_than_a_turn_has(ends: RestEnds, hostile: bytes) -> None:
     stream = ends.connect(HOSTILE)
-    pieces = rest.TURN + 1  # the one with which it begins at its upstream
+    pieces = connection.TURN + 1  # the one with which it begins at its upstream
     turn = pieces * chunked.CHUNKS * len(b"1\r\nx\r\n") + 200
     left = 0
 
@@ -180,8 +182,8 @@ def test_nor_does_an_upstream_that_dribbles(ends: RestEnds) -> None:
 def test_no_callback_makes_more_steps_than_fit(ends: RestEnds, monkeypatch: pytest.MonkeyPatch) -> None:
     """Decoding, reading, and whatever else a body asks for: by a clock on which each step takes a millisecond."""
     clock, steps = itertools.count(), 5
-    monkeypatch.setattr(slices, "time", SimpleNamespace(monotonic=lambda: next(clock) / 1000))
-    monkeypatch.setattr(slices, "SLICE", (steps - 2) / 1000)
+    monkeypatch.setattr(scheduler, "time", SimpleNamespace(monotonic=lambda: next(clock) / 1000))
+    monkeypatch.setattr(scheduler, "SLICE", (steps - 2) / 1000)
     looked = 0
 
     def ran() -> None:

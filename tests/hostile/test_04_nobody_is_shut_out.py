@@ -1,8 +1,8 @@
 """One caller cannot shut the others out: not by bodies that dribble, not by answers it does not take, not by numbers.
 
-Shares of what all have in common are max-min fair by identity (:mod:`tlsproxy.authz.shares`): whoever waits for its own
-client with more than its fair share gives way, and whoever works is left alone. Whoever is too slow is ended, whatever
-came before.
+Shares of what all have in common are max-min fair by identity (:mod:`tlsproxy.proxy.limits.fair_shares`): whoever waits
+for its own client with more than its fair share gives way, and whoever works is left alone. Whoever is too slow is
+ended, whatever came before.
 """
 
 from __future__ import annotations

@@ -153,7 +153,7 @@ def _serve(sock: socket.socket) -> None:
 
 
 def _main() -> None:
-    import tlsproxy.service.admin  # noqa: PLC0415
+    import tlsproxy.admin.server  # noqa: PLC0415
     import tlsproxy.service.server  # noqa: PLC0415, F401
     from tlsproxy.cli import main  # noqa: PLC0415
 

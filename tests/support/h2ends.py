@@ -21,14 +21,14 @@ import h2.events
 import h2.exceptions
 from h2.settings import SettingCodes
 
-from tlsproxy.proxy import grpcupstream
-from tlsproxy.proxy.facts import CollectionFacts
-from tlsproxy.proxy.gateway import Gateway
-from tlsproxy.proxy.grpc import GrpcConnection
-from tlsproxy.proxy.limittable import LimitTable
-from tlsproxy.proxy.slices import Scheduler
-from tlsproxy.proxy.standing import Standing
-from tlsproxy.tls.generation import Generation
+from tlsproxy.proxy.core.authorization import Standing
+from tlsproxy.proxy.core.gateway import Gateway
+from tlsproxy.proxy.core.scheduler import Scheduler
+from tlsproxy.proxy.grpc import upstream
+from tlsproxy.proxy.grpc.client import GrpcConnection
+from tlsproxy.proxy.limits.table import LimitTable
+from tlsproxy.proxy.upstream.facts import CollectionFacts
+from tlsproxy.snapshot.generation import Generation
 
 Fields = list[tuple[str, str]]
 ANSWERED: Fields = [(":status", "200"), ("content-type", "application/grpc")]
@@ -378,9 +378,9 @@ def in_memory() -> Iterator[None]:
         stream.reading = False
         return stream
 
-    real = grpcupstream.DialledStream
-    grpcupstream.DialledStream = dial
+    real = upstream.DialledStream
+    upstream.DialledStream = dial
     try:
         yield
     finally:
-        grpcupstream.DialledStream = real
+        upstream.DialledStream = real

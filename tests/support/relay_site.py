@@ -10,9 +10,9 @@ from qdrant_client import grpc as pb
 
 from support.h2ends import Fields
 from support.site import Site
-from tlsproxy.tls.files import read_inputs
-from tlsproxy.tls.generation import Generation
-from tlsproxy.tls.start import first_generation
+from tlsproxy.snapshot.files import read_inputs
+from tlsproxy.snapshot.generation import Generation
+from tlsproxy.snapshot.startup import first_generation
 
 DOCS = [{"collection": "docs", "access": "rw"}]
 ROLES = {

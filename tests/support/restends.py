@@ -19,18 +19,19 @@ from support.h2ends import Audit, MemoryStream
 from support.h2ends import Loop as SoonLoop
 from support.relay_site import KEYS
 from support.site import Site
-from tlsproxy.proxy import auditlogs, turns, upstream
-from tlsproxy.proxy.deadlines import NEVER
-from tlsproxy.proxy.gateway import Gateway
-from tlsproxy.proxy.limittable import LimitTable
-from tlsproxy.proxy.pool import Pool
-from tlsproxy.proxy.record import Record
-from tlsproxy.proxy.rest import RestConnection
-from tlsproxy.proxy.slices import Scheduler
-from tlsproxy.proxy.standing import Standing
-from tlsproxy.tls.files import read_inputs
-from tlsproxy.tls.generation import Generation
-from tlsproxy.tls.start import first_generation
+from tlsproxy.proxy.core.authorization import Standing
+from tlsproxy.proxy.core.gateway import Gateway
+from tlsproxy.proxy.core.record import Record
+from tlsproxy.proxy.core.scheduler import Scheduler
+from tlsproxy.proxy.limits.table import LimitTable
+from tlsproxy.proxy.rest import audit_query, turns
+from tlsproxy.proxy.rest.connection import RestConnection
+from tlsproxy.proxy.transport.deadlines import NEVER
+from tlsproxy.proxy.upstream import connection as upstream
+from tlsproxy.proxy.upstream.pool import Pool
+from tlsproxy.snapshot.files import read_inputs
+from tlsproxy.snapshot.generation import Generation
+from tlsproxy.snapshot.startup import first_generation
 
 REQUEST_LINE: Final = re.compile(rb"[A-Z]+ /")
 
@@ -257,5 +258,5 @@ def in_memory(ends: RestEnds) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(upstream, "DialledStream", ends.dial)
         patch.setattr(turns, "Record", Kept)
-        patch.setattr(auditlogs, "in_thread", ends.loop.in_thread)
+        patch.setattr(audit_query, "in_thread", ends.loop.in_thread)
         yield

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TypeVar
 
-from tlsproxy.wire.steps import Steps
+from tlsproxy.wire.cooperative import Steps
 
 T = TypeVar("T")
 

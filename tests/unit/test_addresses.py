@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 from support.clock import Clock
 
-from tlsproxy.authz.rates import SECOND
 from tlsproxy.config.limits import Limits, PerAddress
-from tlsproxy.proxy.addresses import AT_A_TIME, FAILING, HEARD, IN_ALL, TOO_FAST, Addresses, account
-from tlsproxy.proxy.limittable import LimitTable
+from tlsproxy.proxy.limits.addresses import AT_A_TIME, FAILING, HEARD, IN_ALL, TOO_FAST, Addresses, account
+from tlsproxy.proxy.limits.gcra import SECOND
+from tlsproxy.proxy.limits.table import LimitTable
 
 
 @pytest.fixture

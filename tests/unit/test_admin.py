@@ -11,9 +11,9 @@ import aiohttp
 import pytest
 from support import status as example
 
-from tlsproxy.service.admin import AdminServer, _is_this_machine
-from tlsproxy.service.adminsocket import AdminAddressError, listening_socket
-from tlsproxy.service.page import HEADERS
+from tlsproxy.admin.page import HEADERS
+from tlsproxy.admin.server import AdminServer, _is_this_machine
+from tlsproxy.admin.socket import AdminAddressError, listening_socket
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine, Mapping

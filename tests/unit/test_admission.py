@@ -8,14 +8,14 @@ from hypothesis import strategies as st
 
 from tlsproxy.authz.access import UNREAD, Decision, GlobalMode, Grant, Grants, Rights
 from tlsproxy.authz.admission import Admission, admit
-from tlsproxy.authz.credentials import Key, Keys, key_digest
 from tlsproxy.authz.identity import Identity
+from tlsproxy.authz.keys import Key, Keys, key_digest
 from tlsproxy.authz.matcher import Matcher
 from tlsproxy.authz.roles import Policy, Principal, Rule
 from tlsproxy.authz.tokens import Tokens, mint, qdrant_verifier
-from tlsproxy.qdrant.judge import judge
 from tlsproxy.qdrant.operations import OWN, REST
-from tlsproxy.qdrant.rest import recognise
+from tlsproxy.qdrant.rest_decision import judge
+from tlsproxy.qdrant.router import recognise
 
 IDENTITY = Identity(subject="CN=a", issuer="CN=ca", serial="1", sha256="ab" * 32, not_after=2e9, common_name="a")
 ODD = Identity(subject="CN=a", issuer="CN=ca", serial="1", sha256="cd" * 32, not_after=2e9, defect="odd")

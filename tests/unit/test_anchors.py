@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tlsproxy.authz.anchors import Anchors, Confinement, folded
 from tlsproxy.authz.identity import Anchor, Identity
 from tlsproxy.authz.matcher import Matcher
+from tlsproxy.authz.trust_anchors import Anchors, Confinement, folded
 
 NAMES = ("CN=Staff CA", "CN=STAFF  CA", "CN=Partner CA", "CN=Issuing CA")
 LEAF = Identity(subject="CN=a", issuer="", serial="1", sha256="00", not_after=0.0, common_name="a")

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tlsproxy.authz.audit import (
+from tlsproxy.audit.line import (
     Caller,
     Prepared,
     event_line,

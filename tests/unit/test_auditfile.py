@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tlsproxy.service.auditfile import AuditFiles, StandardOutput
+from tlsproxy.audit.files import AuditFiles, StandardOutput
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -204,7 +204,7 @@ def test_a_half_line_of_another_process_is_not_glued_to_ours(daily: AuditFiles, 
 
 WRITER = """
 import sys
-from tlsproxy.service.auditfile import StandardOutput, Turn
+from tlsproxy.audit.files import StandardOutput, Turn
 output, letter = StandardOutput(turn=Turn(int(sys.argv[1]))), sys.argv[2]
 for _ in range(20):
     line = memoryview((letter * 20_000 + "\\n").encode())

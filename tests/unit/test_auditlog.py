@@ -14,11 +14,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tlsproxy.audit import counters
+from tlsproxy.audit import log as auditlog
+from tlsproxy.audit.counters import Count
+from tlsproxy.audit.files import StandardOutput
+from tlsproxy.audit.log import AuditLog, AuditNotWritable, NoAudit, audit_log
 from tlsproxy.config.model import Audit
-from tlsproxy.service import auditcounts, auditlog
-from tlsproxy.service.auditcounts import Count
-from tlsproxy.service.auditfile import StandardOutput
-from tlsproxy.service.auditlog import AuditLog, AuditNotWritable, NoAudit, audit_log
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -104,7 +105,7 @@ def log_message(part: str) -> Iterator[threading.Event]:
                 seen.set()
 
     handler = Handler()
-    logger = logging.getLogger("tlsproxy.service.auditlog")
+    logger = logging.getLogger("tlsproxy.audit.log")
     logger.addHandler(handler)
     try:
         yield seen
@@ -267,10 +268,10 @@ def test_a_loop_that_ended_does_not_end_the_writer() -> None:
 
     asyncio.run(wait_and_leave())
     with log_message("a loop ended") as told:
-        logging.getLogger("tlsproxy.service.auditlog").setLevel(logging.DEBUG)
+        logging.getLogger("tlsproxy.audit.log").setLevel(logging.DEBUG)
         gate.opened.set()
         assert told.wait(WAIT)
-    logging.getLogger("tlsproxy.service.auditlog").setLevel(logging.NOTSET)
+    logging.getLogger("tlsproxy.audit.log").setLevel(logging.NOTSET)
     log.write("three\n")
     log.close(WAIT)
     assert gate.data == b"one\ntwo\nthree\n"
@@ -419,7 +420,7 @@ def test_it_waits_for_a_batch_that_is_being_written_and_not_for_long() -> None:
 
 
 def test_lines_that_cannot_be_written_out_stay_owed(tmp_path: Path) -> None:
-    counts = auditcounts.private()
+    counts = counters.private()
     directory = tmp_path / "audit"
     log = AuditLog(settings(directory, queue_size=3, flush_interval=3600), epoch, counts=counts)
     log.start()
@@ -427,17 +428,17 @@ def test_lines_that_cannot_be_written_out_stay_owed(tmp_path: Path) -> None:
     for line in ("one\n", "two\n", "three\n", "four\n"):
         log.write(line)
     log.write_out(WAIT)
-    assert auditcounts.settle(counts) == 4
-    assert auditcounts.settle(counts) == 0
+    assert counters.settle(counts) == 4
+    assert counters.settle(counts) == 0
     log.close(0.01)
 
 
 def test_counts_are_seen_by_another_process_and_each_place_is_its_own() -> None:
     descriptor = os.memfd_create("counts")
-    ours, theirs = auditcounts.shared(descriptor, 1), auditcounts.shared(descriptor, 1)
+    ours, theirs = counters.shared(descriptor, 1), counters.shared(descriptor, 1)
     ours[Count.TAKEN], ours[Count.WRITTEN] = 5, 3
-    assert auditcounts.settle(auditcounts.shared(descriptor, 0)) == 0
-    assert auditcounts.settle(theirs) == 2
+    assert counters.settle(counters.shared(descriptor, 0)) == 0
+    assert counters.settle(theirs) == 2
     assert list(ours) == [0, 0, 0, 0]
     os.close(descriptor)
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tlsproxy.authz.auditquery import AuditQuery, read_query
+from tlsproxy.audit.query import AuditQuery, read_query
+from tlsproxy.audit.search import matching_entries
 from tlsproxy.errors import BadRequest, Overloaded
-from tlsproxy.service.auditquery import matching_entries
 
 
 def line(when: str, **fields: object) -> str:

@@ -9,8 +9,8 @@ from bench.site import http, search
 from tlsproxy.authz.access import ALLOWED, UNREAD, Decision, GlobalMode, Grant, Grants, Rights
 from tlsproxy.authz.admission import Admission
 from tlsproxy.authz.roles import Principal
-from tlsproxy.qdrant.judge import judge
-from tlsproxy.qdrant.rest import recognise
+from tlsproxy.qdrant.rest_decision import judge
+from tlsproxy.qdrant.router import recognise
 from tlsproxy.wire.http1 import END, parse_request
 
 LIMITED = Rights(grants=Grants(Grant("items", write=True, extras=True)))

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from tlsproxy.errors import FailureKind
-from tlsproxy.tls import blocking
-from tlsproxy.tls.blocking import CROWD, Unanswered, outcomes
+from tlsproxy.snapshot import bounded_io
+from tlsproxy.snapshot.bounded_io import CROWD, Unanswered, outcomes
 
 DEADLINE = 0.05
 
@@ -37,7 +37,7 @@ class Hanging:
 
     def release(self) -> None:
         self._go.set()
-        while blocking._under_way:
+        while bounded_io._under_way:
             time.sleep(0.001)
 
 
@@ -79,17 +79,17 @@ def test_a_call_that_goes_on_answering_is_waited_for_but_not_for_ever(
     hanging: Hanging, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = 0.0
-    monkeypatch.setattr(blocking.time, "monotonic", lambda: now)
+    monkeypatch.setattr(bounded_io.time, "monotonic", lambda: now)
 
     def answers(number: int, then: Callable[[], str]) -> str:
         nonlocal now
         for _ in range(number):
             now += 9.0
-            blocking.answered(Path("/a"))
+            bounded_io.answered(Path("/a"))
         return then()
 
     assert outcome(Path("/a"), partial(answers, 4, lambda: "whole"), 10) == "whole"
-    assert isinstance(outcome(Path("/a"), partial(answers, 2 * blocking.LONGEST, hanging), 10), Unanswered)
+    assert isinstance(outcome(Path("/a"), partial(answers, 2 * bounded_io.LONGEST, hanging), 10), Unanswered)
 
 
 def test_no_second_call_is_made_while_the_first_one_hangs_and_its_text_stays(hanging: Hanging) -> None:
@@ -147,7 +147,7 @@ def test_a_process_ends_though_a_call_hangs() -> None:
     program = """
 import threading
 from pathlib import Path
-from tlsproxy.tls.blocking import outcomes
+from tlsproxy.snapshot.bounded_io import outcomes
 
 for outcome in outcomes({Path("/a"): threading.Event().wait}, 0.01).values():
     print(outcome)

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from support.steps import at_once
 
 from tlsproxy.errors import BadRequest, BodyTooLarge, CodingRefused
-from tlsproxy.qdrant.bodies import named_collections
 from tlsproxy.qdrant.operations import REST, Operation
-from tlsproxy.wire.content import decoding
+from tlsproxy.qdrant.rest_collections import named_collections
+from tlsproxy.wire.content_coding import decoding
 
 INSPECTED = [operation for operation in REST if operation.names_others]
 SINGLE = [operation for operation in INSPECTED if not operation.path.endswith("/batch")]

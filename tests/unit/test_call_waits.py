@@ -11,7 +11,7 @@ from support.h2ends import ANSWERED, Ends, in_memory, prefixed
 from support.relay_site import SEARCH, asked, relay_generation
 from support.site import Site
 
-from tlsproxy.tls.generation import Generation
+from tlsproxy.snapshot.generation import Generation
 
 WINDOW, LATE, RATE = 30, 300, 1024
 """`body_timeout` and `write_timeout`, `response_timeout`, `min_data_rate`."""

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tlsproxy.wire.callfields import parted
-from tlsproxy.wire.fieldblock import Fields, literals
+from tlsproxy.wire.field_block import Fields, literals
 from tlsproxy.wire.grpc import deadline_apart, parse_call
+from tlsproxy.wire.grpc_metadata import parted
 from tlsproxy.wire.http2 import StreamError
 from tlsproxy.wire.tracing import MAX_LINES, NONE, Tracing, of_fields
 

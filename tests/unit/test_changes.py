@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from tls_site import OTHER, ROOT, Site, site
 
-from tlsproxy.service.changes import MOST, Change, changes_between
+from tlsproxy.snapshot.diff import MOST, Change, changes_between
 
 KEY = "first-s3cret-k3y"
 

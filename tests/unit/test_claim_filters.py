@@ -12,14 +12,14 @@ from hypothesis import strategies as st
 from tlsproxy.authz.access import Condition, Decision, GlobalMode, Rights
 from tlsproxy.authz.admission import Admission, admit
 from tlsproxy.authz.claims import MalformedToken, read_claims
-from tlsproxy.authz.credentials import Key, Keys, key_digest
 from tlsproxy.authz.identity import Identity
+from tlsproxy.authz.keys import Key, Keys, key_digest
 from tlsproxy.authz.matcher import Matcher
 from tlsproxy.authz.roles import Policy, Rule
 from tlsproxy.authz.templates import parse_template
 from tlsproxy.authz.tokens import Tokens, mint, qdrant_verifier
-from tlsproxy.qdrant.judge import judge
-from tlsproxy.qdrant.rest import recognise
+from tlsproxy.qdrant.rest_decision import judge
+from tlsproxy.qdrant.router import recognise
 
 IDENTITY = Identity(
     subject="CN=a", issuer="CN=ca", serial="1", sha256="00", not_after=2e9, common_name="a", organizations=("acme",)
@@ -137,7 +137,7 @@ def test_every_key_is_compared_in_constant_time_whichever_matches(secrets: list[
     keys = Keys(tuple(Key(f"key{n}", key_digest(secret), ALL) for n, secret in enumerate(secrets)))
     presented = secrets[which] if which < len(secrets) else other
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("tlsproxy.authz.credentials.hmac.compare_digest", spy)
+        patch.setattr("tlsproxy.authz.keys.hmac.compare_digest", spy)
         found = keys.find(presented, None, NOW)
     assert compared == [(key_digest(presented), key_digest(secret)) for secret in secrets]
     assert all(len(one) == len(two) == 32 for one, two in compared)

@@ -17,7 +17,7 @@ from support.status import HOSTILE, NOW, connection, refusal, status
 from tls_site import site
 
 from tlsproxy.cli import main
-from tlsproxy.cli.adminclient import admin_of
+from tlsproxy.cli.admin_client import admin_of
 from tlsproxy.cli.terminal import BLOCKS, PLAIN, _overview
 
 COMMANDS = ("status", "top", "reload")

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tlsproxy.proxy.clock import HELD, JUMP, LONGEST, Clock
-from tlsproxy.proxy.spread import share
+from tlsproxy.proxy.core.jitter import share
+from tlsproxy.proxy.core.wall_clock import HELD, JUMP, LONGEST, Clock
 
 EPOCH, DAY, LOOKS = 1_800_000_000.0, 86400.0, 0.25
 

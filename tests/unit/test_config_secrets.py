@@ -6,8 +6,8 @@ import pytest
 import yaml
 
 from tlsproxy.authz.access import GlobalMode, Grant, Grants, Rights
-from tlsproxy.authz.credentials import Keys
 from tlsproxy.authz.identity import Identity
+from tlsproxy.authz.keys import Keys
 from tlsproxy.authz.tokens import Tokens
 from tlsproxy.config.loader import parse
 from tlsproxy.config.model import Config

@@ -11,17 +11,17 @@ from hypothesis import strategies as st
 
 from tlsproxy.authz.access import UNREAD, Condition, GlobalMode, Grant, Grants, Rights, decide
 from tlsproxy.authz.admission import Admission
-from tlsproxy.authz.credentials import Keys
 from tlsproxy.authz.identity import Identity
+from tlsproxy.authz.keys import Keys
 from tlsproxy.authz.matcher import Matcher
 from tlsproxy.authz.roles import Policy, Principal, Rule
 from tlsproxy.authz.templates import Template, parse_template
 from tlsproxy.errors import BadRequest, Unconfined
-from tlsproxy.qdrant.judge import judge
 from tlsproxy.qdrant.operations import OPEN, REST, Operation
-from tlsproxy.qdrant.rest import recognise
+from tlsproxy.qdrant.rest_decision import judge
+from tlsproxy.qdrant.rest_tenancy import confine, is_confinable, tells_no_points
+from tlsproxy.qdrant.router import recognise
 from tlsproxy.qdrant.scoring import Facts
-from tlsproxy.qdrant.tenancy import confine, is_confinable, tells_no_points
 
 ACME = (Condition("tenant", "acme"),)
 MUST = {"key": "tenant", "match": {"value": "acme"}}

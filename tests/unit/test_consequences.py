@@ -18,13 +18,13 @@ from hypothesis import strategies as st
 from tls_site import CLIENT, OTHER, ROOT, Site, client_context, config_text, handshake, site
 
 from tlsproxy.config.limits import MassCut
-from tlsproxy.proxy import prospects, register
-from tlsproxy.proxy.clock import Clock
-from tlsproxy.proxy.consequences import NAMED, Affected, Consequences, Group
-from tlsproxy.proxy.register import Register
-from tlsproxy.proxy.standing import Standing
-from tlsproxy.service import foretold
-from tlsproxy.tls.generation import Generation
+from tlsproxy.proxy.core import connection_manager, impact_analysis
+from tlsproxy.proxy.core.authorization import Standing
+from tlsproxy.proxy.core.connection_manager import Register
+from tlsproxy.proxy.core.impact import NAMED, Affected, Consequences, Group
+from tlsproxy.proxy.core.wall_clock import Clock
+from tlsproxy.service import impact_report
+from tlsproxy.snapshot.generation import Generation
 from tlsproxy.tls.peer import Peer, peer_of
 
 STRANGER = ROOT.issue(common_name="nobody", client=True)
@@ -74,15 +74,15 @@ def affected(number: int, reason: str = "no_role", **more: str) -> Affected:
 def test_a_few_are_named_and_all_are_counted() -> None:
     told = made([affected(number) for number in range(3 * NAMED)], []).told()
     assert (told["cut"]["count"], len(told["cut"]["named"])) == (3 * NAMED, NAMED)
-    assert next(foretold.sentences(told)) == "300 of 10 live connections cut (no_role 300): CN=a and others"
-    rows = list(foretold.rows(told))
+    assert next(impact_report.sentences(told)) == "300 of 10 live connections cut (no_role 300): CN=a and others"
+    rows = list(impact_report.rows(told))
     assert rows[1] == "  0 rest 10.0.0.1 CN=a, role admin: no_role"
     assert rows[NAMED + 1] == "  and 200 more connections"
 
 
 def test_names_that_strangers_chose_are_spelled_out() -> None:
     told = made([affected(1, identity="CN=\x1b[2J\u202e")], [affected(2, identity="CN=\x1b[2J")]).told()
-    assert all(text.isprintable() for text in (*foretold.sentences(told), *foretold.rows(told)))
+    assert all(text.isprintable() for text in (*impact_report.sentences(told), *impact_report.rows(told)))
 
 
 # Too much
@@ -94,7 +94,7 @@ def test_a_guard_holds_what_is_more_than_all_its_bounds(
 ) -> None:
     told = made([affected(each) for each in range(cut)], [], cut + others).told()
     bounds = [bound for bound in (number, share and share * (cut + others)) if bound is not None]
-    assert foretold.exceeds(told, MassCut(share=share, number=number)) == (bounds != [] and cut > max(bounds))
+    assert impact_report.exceeds(told, MassCut(share=share, number=number)) == (bounds != [] and cut > max(bounds))
 
 
 # A register's walk
@@ -116,7 +116,7 @@ class Bench:
             itertools.count(1),
         )
 
-    def connect(self, who: Peer | None = None, protocol: str = "rest", route: str = "") -> register.Entry:
+    def connect(self, who: Peer | None = None, protocol: str = "rest", route: str = "") -> connection_manager.Entry:
         entry = self.register.enter(protocol, "10.0.0.1", Standing(self.generation, who, time.time()), route)
         entry.session = SimpleNamespace()  # type: ignore[assignment]
         return entry
@@ -129,7 +129,7 @@ class Bench:
 
 
 def test_each_is_asked_what_decides_after_the_publication(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(register, "ASKED", 2)
+    monkeypatch.setattr(connection_manager, "ASKED", 2)
     made = site(tmp_path)
     made.configure(service={"verify_https_client_certificate": False, "unmapped_certificate": "deny"})
 
@@ -144,7 +144,7 @@ def test_each_is_asked_what_decides_after_the_publication(tmp_path: Path, monkey
         assert (nothing.connections, nothing.cut.count, nothing.barred, nothing.moved.count) == (5, 0, (), 0)
 
         made.serve(ROOT.issue(dns=["localhost"], server=True))
-        monkeypatch.setattr(register, "affected", None)  # nobody has to be asked
+        monkeypatch.setattr(connection_manager, "affected", None)  # nobody has to be asked
         assert (await bench.consider()).connections == 5
         monkeypatch.undo()
 
@@ -180,11 +180,11 @@ def test_those_who_come_and_go_could_not_come_back(tmp_path: Path, monkeypatch: 
         found = await bench.consider()
         assert (found.cut.count, found.barred) == (1, ())  # she is among those who are cut
 
-        monkeypatch.setattr(prospects, "REMEMBERED", 2)
+        monkeypatch.setattr(impact_analysis, "REMEMBERED", 2)
         for port in range(5):
             bench.register.leave(bench.connect(alice, "tcp", f"::1:{port}"))
         assert len(bench.register._visitors._visits) == 2
-        monkeypatch.setattr(prospects, "RECENT", -1.0)
+        monkeypatch.setattr(impact_analysis, "RECENT", -1.0)
         assert bench.register._visitors.absent([]) == []
         bench.register.close()
 

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from tlsproxy.proxy.deadlines import Deadlines
-from tlsproxy.proxy.dial import Address, DialledStream
-from tlsproxy.proxy.stream import HIGH_WATER
+from tlsproxy.proxy.transport.deadlines import Deadlines
+from tlsproxy.proxy.transport.dial import Address, DialledStream
+from tlsproxy.proxy.transport.stream import HIGH_WATER
 
 BROADCAST: Address = (socket.AF_INET, ("127.255.255.255", 9))
 """TCP to a broadcast address fails at once, and not later as a refusal does."""

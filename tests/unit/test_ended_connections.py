@@ -20,20 +20,20 @@ from support.raw import GET
 from support.site import Site
 from support.upstream import ScriptedUpstream
 
+from tlsproxy.audit.log import NoAudit
 from tlsproxy.config.listeners import TCP, listening
-from tlsproxy.proxy.limittable import LimitTable
-from tlsproxy.proxy.listener import Bound, bind
-from tlsproxy.proxy.reception import Reception
-from tlsproxy.proxy.register import Entry
-from tlsproxy.proxy.relay import Relay
-from tlsproxy.proxy.stream import Stream
-from tlsproxy.proxy.tcp import TcpConnection
-from tlsproxy.proxy.turns import Turns
-from tlsproxy.service.auditlog import NoAudit
+from tlsproxy.proxy.core.connection_manager import Entry
+from tlsproxy.proxy.frontend.handshake import Reception
+from tlsproxy.proxy.frontend.listener import Bound, bind
+from tlsproxy.proxy.grpc.relay import Relay
+from tlsproxy.proxy.limits.table import LimitTable
+from tlsproxy.proxy.rest.turns import Turns
+from tlsproxy.proxy.tcp.connection import TcpConnection
+from tlsproxy.proxy.transport.stream import Stream
 from tlsproxy.service.serving import Serving
-from tlsproxy.tls.files import read_inputs
-from tlsproxy.tls.generation import ALPN
-from tlsproxy.tls.start import first_generation
+from tlsproxy.snapshot.files import read_inputs
+from tlsproxy.snapshot.generation import ALPN
+from tlsproxy.snapshot.startup import first_generation
 
 PARTS = (Stream, Reception, Entry, Turns, Relay, TcpConnection, ssl.SSLObject)
 

@@ -8,8 +8,8 @@ from hpack.hpack import encode_integer
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tlsproxy.wire import fieldblock
-from tlsproxy.wire.fieldblock import MEMO, MEMO_BLOCK, FieldReader, Fields, literals, write
+from tlsproxy.wire import field_block
+from tlsproxy.wire.field_block import MEMO, MEMO_BLOCK, FieldReader, Fields, literals, write
 from tlsproxy.wire.http2 import TABLE, Code, Http2Error
 
 LIMIT = 32_768
@@ -219,7 +219,7 @@ def test_memory_of_what_was_read_is_bounded() -> None:
 
 any_fields = st.lists(
     st.tuples(
-        st.sampled_from([*fieldblock._NAMES, b":method", b":scheme", b"n" * 200]) | st.binary(max_size=20),
+        st.sampled_from([*field_block._NAMES, b":method", b":scheme", b"n" * 200]) | st.binary(max_size=20),
         st.sampled_from([b"POST", b"http", b"200", *(b"v" * size for size in (126, 127, 128, 254, 255, 20_000))])
         | st.binary(max_size=30),
     ),
@@ -263,11 +263,11 @@ def test_parts_may_be_joined() -> None:
     assert write(one) + literals(two) == write(one + two)
 
 
-@pytest.mark.parametrize("name", fieldblock._NAMES)
+@pytest.mark.parametrize("name", field_block._NAMES)
 def test_what_is_written_often_is_short(name: bytes) -> None:
     assert len(literals(((name, b""),))) <= 3, "an index and an empty value"
 
 
-@pytest.mark.parametrize("field", fieldblock._INDEXED)
+@pytest.mark.parametrize("field", field_block._INDEXED)
 def test_what_is_always_the_same_is_a_byte(field: tuple[bytes, bytes]) -> None:
     assert len(literals((field,))) == 1

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tlsproxy.wire.floods import Budget
+from tlsproxy.wire.flood_budgets import Budget
+from tlsproxy.wire.flow_control import Window
 from tlsproxy.wire.http2 import FIRST_WINDOW, MAX_WINDOW, Code, Http2Error
-from tlsproxy.wire.window import Window
 
 
 @given(st.lists(st.floats(0, 2), max_size=200), st.integers(1, 20), st.integers(0, 20))

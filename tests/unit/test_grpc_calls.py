@@ -23,10 +23,10 @@ from tlsproxy.authz.access import (
 from tlsproxy.authz.admission import NO_CREDENTIAL, Admission, Credential
 from tlsproxy.authz.identity import Identity
 from tlsproxy.authz.roles import Principal
-from tlsproxy.qdrant.grpc import judge_at_best, judge_call, judge_message, operation_of, reading_of
-from tlsproxy.qdrant.grpctenancy import is_confinable_call
+from tlsproxy.qdrant.grpc_decision import judge_at_best, judge_call, judge_message, operation_of, reading_of
+from tlsproxy.qdrant.grpc_tenancy import is_confinable_call
 from tlsproxy.qdrant.operations import ANY_CALLER, GRPC, OPEN, Operation
-from tlsproxy.qdrant.tenancy import tells_no_points
+from tlsproxy.qdrant.rest_tenancy import tells_no_points
 
 PASSES = {row["path"]: row["passes"].split() for row in ROWS if row["surface"] == "grpc"}
 PASSES["/qdrant.StorageRead/ReadMulti"] = PASSES["/qdrant.StorageRead/ReadBatch"]  # until 1.18

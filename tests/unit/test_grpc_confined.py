@@ -18,13 +18,13 @@ from support.steps import at_once
 
 from tlsproxy.authz.access import Condition
 from tlsproxy.errors import BadRequest, Unconfined
-from tlsproxy.qdrant.grpc import confine_message as confining
-from tlsproxy.qdrant.grpc import operation_of
-from tlsproxy.qdrant.grpctenancy import MAX_FIELDS, WAYS, is_confinable_call
+from tlsproxy.qdrant.grpc_decision import confine_message as confining
+from tlsproxy.qdrant.grpc_decision import operation_of
+from tlsproxy.qdrant.grpc_tenancy import MAX_FIELDS, WAYS, is_confinable_call
 from tlsproxy.qdrant.operations import GRPC, Operation
-from tlsproxy.qdrant.rest import recognise
+from tlsproxy.qdrant.rest_tenancy import confine
+from tlsproxy.qdrant.router import recognise
 from tlsproxy.qdrant.scoring import Facts
-from tlsproxy.qdrant.tenancy import confine
 from tlsproxy.wire.protobuf import MAX_DEPTH, delimited
 
 ACME = (Condition("tenant", "acme"),)

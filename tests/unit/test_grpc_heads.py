@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from support.forged import FORGED, GUISES, IDENTITY
 
 from tlsproxy.errors import BadRequest, HeadTooLarge, RequestError
-from tlsproxy.wire.fieldblock import Fields, literals, write
+from tlsproxy.wire.field_block import Fields, literals, write
 from tlsproxy.wire.grpc import (
     PREFIX,
     Message,

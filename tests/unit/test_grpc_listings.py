@@ -12,9 +12,9 @@ from qdrant_client import grpc as pb
 from support.steps import at_once
 
 from tlsproxy.authz.access import GlobalMode, Grant, Grants, Rights
-from tlsproxy.qdrant.grpclistings import ENTRIES, MessageListing, listing_of_call
-from tlsproxy.qdrant.listings import Listing
+from tlsproxy.qdrant.grpc_listings import ENTRIES, MessageListing, listing_of_call
 from tlsproxy.qdrant.operations import GRPC
+from tlsproxy.qdrant.rest_listings import Listing
 
 DOCS = Grants(Grant("docs", write=False, extras=True), Grant("team.*", write=True, extras=False))
 ALIASES = ["list_aliases", "list_collection_aliases"]

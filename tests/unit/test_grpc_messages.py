@@ -14,9 +14,9 @@ from support import messages as qdrant
 
 from tlsproxy.authz.access import Scope
 from tlsproxy.errors import BadRequest
-from tlsproxy.qdrant.grpc import MAX_NAMES, operation_of, reading_of
-from tlsproxy.qdrant.messages import COLLECTION, INNER, OTHER, PARTS, REQUESTS, SHAPES
-from tlsproxy.qdrant.nesting import NESTING
+from tlsproxy.qdrant.grpc_decision import MAX_NAMES, operation_of, reading_of
+from tlsproxy.qdrant.grpc_nesting import NESTING
+from tlsproxy.qdrant.grpc_schema import COLLECTION, INNER, OTHER, PARTS, REQUESTS, SHAPES
 from tlsproxy.qdrant.operations import GRPC, Operation
 from tlsproxy.wire.protobuf import ProtobufError, Scanner
 

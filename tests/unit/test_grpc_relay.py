@@ -11,7 +11,7 @@ from support.relay_site import COUNT, LIST, SEARCH, asked, collections, count, r
 from support.site import Site
 
 from tlsproxy.errors import BadRequest
-from tlsproxy.tls.generation import Generation
+from tlsproxy.snapshot.generation import Generation
 from tlsproxy.wire import http2
 from tlsproxy.wire.protobuf import delimited
 

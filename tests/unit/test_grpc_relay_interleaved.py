@@ -21,9 +21,10 @@ from support.site import Site
 from support.steps import at_once
 
 from tlsproxy.authz.access import Condition
-from tlsproxy.proxy import grpc, slices
-from tlsproxy.qdrant.grpc import confine_message, operation_of
-from tlsproxy.tls.generation import Generation
+from tlsproxy.proxy.core import scheduler
+from tlsproxy.proxy.grpc import client
+from tlsproxy.qdrant.grpc_decision import confine_message, operation_of
+from tlsproxy.snapshot.generation import Generation
 from tlsproxy.wire import http2
 from tlsproxy.wire.http2 import FIRST_WINDOW
 from tlsproxy.wire.protobuf import delimited
@@ -310,14 +311,14 @@ def cycle(sizes: tuple[int, ...]) -> Callable[[int], int]:
     return lambda _: next(endless)
 
 
-@pytest.fixture(params=[slices.SLICE, 0.0], ids=["at once", "step by step"])
+@pytest.fixture(params=[scheduler.SLICE, 0.0], ids=["at once", "step by step"])
 def slice_(request: pytest.FixtureRequest) -> Iterator[None]:
     """For how long a message may be worked on before others are served, and how much of a read is one turn."""
     with pytest.MonkeyPatch.context() as patch:
-        for module in (slices, grpc):
+        for module in (scheduler, client):
             patch.setattr(module, "SLICE", request.param)
         if not request.param:
-            patch.setattr(grpc, "TURN", 1)
+            patch.setattr(client, "TURN", 1)
             patch.setattr(http2, "MOST_FRAMES", 3)
         yield
 

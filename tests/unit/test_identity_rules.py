@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tlsproxy.authz.access import GlobalMode, Grant, Grants, Rights
-from tlsproxy.authz.credentials import Keys
 from tlsproxy.authz.identity import Anchor, Identity
+from tlsproxy.authz.keys import Keys
 from tlsproxy.authz.roles import Matcher, Policy, Principal, Rule
 
 ALICE = Identity(

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tlsproxy.errors import BadRequest, HeadTooLarge
-from tlsproxy.wire.inbox import Inbox
+from tlsproxy.wire.head_buffer import Inbox
 
 MAX = 1024
 HEAD = b"GET / HTTP/1.1\r\nhost: h\r\n\r\n"

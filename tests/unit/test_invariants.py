@@ -38,7 +38,7 @@ def test_a_head_goes_upstream_with_an_allowed_decision_only() -> None:
         for module in MODULES
         if calls(ast.parse(module.read_text()), "restate_request")
     ]
-    assert callers == ["tlsproxy/proxy/plan.py"]
+    assert callers == ["tlsproxy/proxy/decision/request_plan.py"]
     plan = (ROOT / callers[0]).read_text()
     assert re.search(r"if decision is ALLOWED[^\n]*:\n\s+upstream = restate_request\(", plan)
 
@@ -49,7 +49,7 @@ def test_a_call_goes_upstream_with_an_allowed_decision_or_one_that_its_message_i
         for module in MODULES
         if calls(ast.parse(module.read_text()), "restate_call")
     ]
-    assert callers == ["tlsproxy/proxy/calls.py"]
+    assert callers == ["tlsproxy/proxy/decision/call_plan.py"]
     plan = (ROOT / callers[0]).read_text()
     decided = re.search(r"if decision is ALLOWED or decision is UNREAD:\n(.*?)\n {8}return", plan, re.DOTALL)
     assert decided is not None
@@ -76,24 +76,24 @@ def test_a_module_is_a_room_and_says_what_it_answers_for(module: Path) -> None:
 
 DATES = {
     "cli": "programs that tell a person of dates, and are over",
-    "proxy/grpclife.py:broken": "of an audit line",
-    "proxy/reception.py:handshake_failed": "of an audit line",
-    "proxy/refusal.py:response": "the field `date` of an answer",
-    "proxy/register.py:_end": "of an audit line",
-    "proxy/tcp.py:_refuse": "of a refusal that is told",
-    "proxy/tcp.py:_tell": "of an audit line",
-    "proxy/turnedaway.py:tell": "of an audit line",
-    "service/admin.py:_page": "dates that a page tells",
-    "service/auditlog.py:__init__": "names of files, by their date",
-    "service/clockjumps.py:_jumped": "of a jump, in the status",
-    "service/jwks.py:_refresh": "of a fetch, in the status",
+    "proxy/grpc/connection.py:broken": "of an audit line",
+    "proxy/frontend/handshake.py:handshake_failed": "of an audit line",
+    "proxy/rest/responses.py:response": "the field `date` of an answer",
+    "proxy/core/connection_manager.py:_end": "of an audit line",
+    "proxy/tcp/connection.py:_refuse": "of a refusal that is told",
+    "proxy/tcp/connection.py:_tell": "of an audit line",
+    "proxy/frontend/rejections.py:tell": "of an audit line",
+    "admin/server.py:_page": "dates that a page tells",
+    "audit/log.py:__init__": "names of files, by their date",
+    "service/clock_jumps.py:_jumped": "of a jump, in the status",
+    "snapshot/jwks.py:_refresh": "of a fetch, in the status",
     "service/reloader.py": "of a verdict, and what dates are judged by",
     "service/server.py:_event": "of an audit line",
     "service/state.py:status": "slots of the monotonic clock, told as dates",
     "service/workers/process.py:__init__": "of a start, in the status",
-    "tls/blocking.py:_begin": "of a call that hangs, in what is said of it",
+    "snapshot/bounded_io.py:_begin": "of a call that hangs, in what is said of it",
     "tls/pki.py": "dates of what it issues",
-    "tls/start.py": "dates of certificates and CRLs",
+    "snapshot/startup.py": "dates of certificates and CRLs",
 }
 """Where the wall clock is read, and for which date. What lasts is measured by the monotonic clock."""
 

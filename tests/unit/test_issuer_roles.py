@@ -11,16 +11,16 @@ from support.steps import at_once
 
 from tlsproxy.authz.access import UNREAD, Condition, Decision, GlobalMode, Grant, Grants, Rights
 from tlsproxy.authz.admission import Admission, admit
-from tlsproxy.authz.credentials import Keys
 from tlsproxy.authz.identity import Identity
+from tlsproxy.authz.keys import Keys
 from tlsproxy.authz.matcher import Matcher
 from tlsproxy.authz.roles import Policy, Rule
 from tlsproxy.authz.templates import parse_template
 from tlsproxy.authz.tokens import Tokens, mint, qdrant_verifier
 from tlsproxy.errors import RequestError
-from tlsproxy.qdrant.judge import judge, judging_body
 from tlsproxy.qdrant.operations import OWN, REST, Operation
-from tlsproxy.qdrant.rest import recognise
+from tlsproxy.qdrant.rest_decision import judge, judging_body
+from tlsproxy.qdrant.router import recognise
 
 IDENTITY = Identity(
     subject="CN=a", issuer="CN=ca", serial="1", sha256="00", not_after=2e9, common_name="a", organizations=("acme",)

@@ -7,12 +7,12 @@ from support.steps import at_once
 
 from tlsproxy.authz.access import ALLOWED, UNREAD, Condition, Decision, GlobalMode, Grant, Grants, Rights, forbidden
 from tlsproxy.authz.admission import Admission, Credential, admit
-from tlsproxy.authz.credentials import Keys, presented_key
 from tlsproxy.authz.identity import Identity
+from tlsproxy.authz.keys import Keys, presented_key
 from tlsproxy.authz.roles import Policy, Principal
 from tlsproxy.errors import BadRequest, Form
-from tlsproxy.qdrant.judge import Judgement, judge, judging_body
-from tlsproxy.qdrant.rest import recognise
+from tlsproxy.qdrant.rest_decision import Judgement, judge, judging_body
+from tlsproxy.qdrant.router import recognise
 
 KEYS = Keys.of("manage-key", "alternative", "reader")
 NO_KEYS = Keys.of()

@@ -21,10 +21,11 @@ from test_config_tokens import EC_384, EC_KEY, pem
 from tls_site import OTHER, ROOT, SERVER, Site, hour
 
 from tlsproxy.errors import FailureKind, MaterialError
-from tlsproxy.tls import context, files, names
+from tlsproxy.snapshot import files, name_resolution
+from tlsproxy.snapshot.files import read_inputs
+from tlsproxy.snapshot.generation import Generation
+from tlsproxy.tls import context
 from tlsproxy.tls.chains import chain_of, looked_at
-from tlsproxy.tls.files import read_inputs
-from tlsproxy.tls.generation import Generation
 from tlsproxy.tls.pki import Authority
 
 NOW = time.time() + 1200
@@ -232,7 +233,7 @@ def _no_resolver(monkeypatch: pytest.MonkeyPatch) -> None:
             raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
         return real(host, *rest, **more)
 
-    monkeypatch.setattr(names.socket, "getaddrinfo", resolve)
+    monkeypatch.setattr(name_resolution.socket, "getaddrinfo", resolve)
 
 
 @pytest.mark.usefixtures("_no_resolver")

@@ -17,17 +17,17 @@ from aiohttp import web
 from cryptography.hazmat.primitives.asymmetric import ec
 from jwt.algorithms import ECAlgorithm
 
+from tlsproxy.audit.line import Caller, Prepared
 from tlsproxy.authz.access import Decision
-from tlsproxy.authz.audit import Caller, Prepared
 from tlsproxy.authz.tokens import UNKNOWN_KEY
 from tlsproxy.config.loader import parse
 from tlsproxy.config.model import Config
 from tlsproxy.config.tokens import KeySource, resolve_tokens
 from tlsproxy.errors import MaterialError
-from tlsproxy.proxy.plan import Plan
-from tlsproxy.proxy.record import Record
-from tlsproxy.service import jwks
-from tlsproxy.service.jwks import KeySets, fetch
+from tlsproxy.proxy.core.record import Record
+from tlsproxy.proxy.decision.request_plan import Plan
+from tlsproxy.snapshot import jwks
+from tlsproxy.snapshot.jwks import KeySets, fetch
 
 JWK = ECAlgorithm.to_jwk(ec.generate_private_key(ec.SECP256R1()).public_key(), as_dict=True)
 GOOD = json.dumps({"keys": [JWK]}).encode()

@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.clock import Clock
 
-from tlsproxy.authz.rates import SECOND, Charge, Excess, Rate
-from tlsproxy.proxy.limittable import LimitTable, create, size
+from tlsproxy.proxy.limits.gcra import SECOND, Charge, Excess, Rate
+from tlsproxy.proxy.limits.table import LimitTable, create, size
 
 MANY = 1_000_000 if os.environ.get("TLSPROXY_SOAK") else 300_000
 """Identities: more than there are rows."""

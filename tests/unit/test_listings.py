@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from support.steps import at_once
 
 from tlsproxy.authz.access import GlobalMode, Grant, Grants, Rights, Scope
-from tlsproxy.qdrant.listings import REDUCTIONS, Listing, listing_of
 from tlsproxy.qdrant.operations import REST
+from tlsproxy.qdrant.rest_listings import REDUCTIONS, Listing, listing_of
 
 DOCS = Grants(Grant("docs", write=False, extras=True), Grant("team.*", write=True, extras=False))
 

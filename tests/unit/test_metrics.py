@@ -11,12 +11,12 @@ from prometheus_client import REGISTRY
 from prometheus_client.parser import text_string_to_metric_families
 
 import tlsproxy
-from tlsproxy.authz.shares import Share, Shares
 from tlsproxy.errors import Overloaded, RequestError
-from tlsproxy.service.metrics import HANDSHAKE_BUCKETS, REQUEST_BUCKETS, Metrics
+from tlsproxy.metrics.metrics import HANDSHAKE_BUCKETS, REQUEST_BUCKETS, Metrics
+from tlsproxy.proxy.limits.fair_shares import Share, Shares
 
 if TYPE_CHECKING:
-    from tlsproxy.tls.generation import Generation
+    from tlsproxy.snapshot.generation import Generation
 
 Series = dict[tuple[str, frozenset[tuple[str, str]]], float]
 

@@ -14,7 +14,7 @@ from support.access_table import ROWS
 from tlsproxy.authz.access import Decision, GlobalMode, Grant, Grants, Rights, Scope, decide
 from tlsproxy.errors import BadRequest, Form
 from tlsproxy.qdrant.operations import ANY_CALLER, GRPC, REST, Operation
-from tlsproxy.qdrant.rest import recognise
+from tlsproxy.qdrant.router import recognise
 
 CLASSES = {
     "m": Rights(everywhere=GlobalMode.M),

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tlsproxy.authz.origins import cross_site, is_cross_site
+from tlsproxy.authz.cross_site import cross_site, is_cross_site
 from tlsproxy.config.endpoints import check_origin
 from tlsproxy.errors import Form
 

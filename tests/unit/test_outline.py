@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from support.steps import at_once
 
 from tlsproxy.errors import BadRequest
-from tlsproxy.qdrant.bodies import named_collections
-from tlsproxy.qdrant.rest import recognise
-from tlsproxy.wire.outline import LONG, outline
-from tlsproxy.wire.strictjson import reading_json
+from tlsproxy.qdrant.rest_collections import named_collections
+from tlsproxy.qdrant.router import recognise
+from tlsproxy.wire.json_skeleton import LONG, outline
+from tlsproxy.wire.strict_json import reading_json
 
 _numbers = st.lists(st.integers(-9, 9) | st.floats(allow_nan=False, allow_infinity=False) | st.none() | st.booleans())
 _texts = st.text(st.sampled_from('ab[]{}",:\\1 é'), max_size=12)

@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import pytest
 
-from tlsproxy.proxy.dial import DialledStream
-from tlsproxy.proxy.owncode import own_code
-from tlsproxy.proxy.tlsstream import TlsStream
+from tlsproxy.proxy.transport.dial import DialledStream
+from tlsproxy.proxy.transport.own_code import own_code
+from tlsproxy.proxy.transport.tls import TlsStream
 
 
 class Base:

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.status import HOSTILE, NOW, connection, refusal, status
 
-from tlsproxy.service.page import HEADERS, MOST_CONNECTIONS, page, stylesheet
+from tlsproxy.admin.page import HEADERS, MOST_CONNECTIONS, page, stylesheet
 
 VOID = {"meta", "link"}
 """The elements without an end that the page may have."""

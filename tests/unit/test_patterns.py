@@ -4,8 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tlsproxy.authz.access import Grant, Grants
+from tlsproxy.authz.glob_index import Patterns
 from tlsproxy.authz.globs import glob_matches
-from tlsproxy.authz.patterns import Patterns
 
 PATTERNS = st.lists(st.sampled_from(["*", "**", "?", "a", "b", "ab", "."]), min_size=1, max_size=4).map("".join)
 VALUES = st.text(alphabet="ab.", max_size=6)

@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from tlsproxy.authz.access import Decision
 from tlsproxy.authz.claims import ValueExists
 from tlsproxy.errors import Form, Overloaded, UpstreamBroken
-from tlsproxy.proxy import questions as module
-from tlsproxy.proxy.points import LARGEST_ANSWER, LONGEST_TEXT, Points, Verdict, verdict_of
-from tlsproxy.wire.response import ResponseHead
+from tlsproxy.proxy.upstream import subrequests as module
+from tlsproxy.proxy.upstream.value_exists import LARGEST_ANSWER, LONGEST_TEXT, Points, Verdict, verdict_of
+from tlsproxy.wire.http1_response import ResponseHead
 
 TEXT = "Service internal error: 1 of 1 read operations failed"
 

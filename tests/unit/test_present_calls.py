@@ -10,7 +10,7 @@ from support.h2ends import ANSWERED, Ends, in_memory, prefixed
 from support.relay_site import COUNT, ROLES, asked, count, relay_generation
 from support.site import Site
 
-from tlsproxy.tls.generation import Generation
+from tlsproxy.snapshot.generation import Generation
 
 UPSERT = "/qdrant.Points/Upsert"
 POINTS = prefixed(pb.UpsertPoints(collection_name="docs", points=[pb.PointStruct()]).SerializeToString())

@@ -14,13 +14,13 @@ from tlsproxy.authz.access import UNREAD, Condition, Decision, GlobalMode, Grant
 from tlsproxy.authz.admission import Admission
 from tlsproxy.authz.identity import Identity
 from tlsproxy.authz.roles import Principal
-from tlsproxy.proxy.calls import Asked, CallPlan
-from tlsproxy.proxy.plan import Plan, Unread
-from tlsproxy.qdrant.grpc import judge_call, judge_message, operation_of
-from tlsproxy.qdrant.judge import Heard, judge, judging_body
+from tlsproxy.proxy.decision.call_plan import Asked, CallPlan
+from tlsproxy.proxy.decision.request_plan import Plan, Unread
+from tlsproxy.qdrant.grpc_decision import judge_call, judge_message, operation_of
 from tlsproxy.qdrant.operations import GRPC
-from tlsproxy.qdrant.rest import recognise
-from tlsproxy.qdrant.tenancy import is_confinable
+from tlsproxy.qdrant.rest_decision import Heard, judge, judging_body
+from tlsproxy.qdrant.rest_tenancy import is_confinable
+from tlsproxy.qdrant.router import recognise
 
 IDENTITY = Identity(subject="CN=a", issuer="CN=ca", serial="1", sha256="00", not_after=2e9)
 NOTHING: Any = None

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tlsproxy.authz.rates import SECOND, Penalty, Rate
+from tlsproxy.proxy.limits.gcra import SECOND, Penalty, Rate
 
 RATES = st.builds(
     lambda interval, burst: Rate(interval, interval * burst), st.integers(1, 10 * SECOND), st.integers(1, 50)

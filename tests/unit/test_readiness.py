@@ -5,11 +5,11 @@ import socket
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, cast
 
-from tlsproxy.service.readiness import UpstreamProbe, audit_part, generation_part, inputs_part, is_ready
+from tlsproxy.admin.readiness import UpstreamProbe, audit_part, generation_part, inputs_part, is_ready
 from tlsproxy.tls.trust import CrlPolicy
 
 if TYPE_CHECKING:
-    from tlsproxy.tls.generation import Generation
+    from tlsproxy.snapshot.generation import Generation
 
 
 def generation(not_after: float, *next_updates: float, deny: bool = True) -> Generation:

@@ -7,7 +7,7 @@ import sys
 
 from support.steps import at_once
 
-from tlsproxy.wire.strictjson import counting, memory_of
+from tlsproxy.wire.strict_json import counting, memory_of
 
 SHAPES = {
     "arrays": b"[],",
@@ -26,7 +26,7 @@ MEASURED = """
 import sys
 from pathlib import Path
 from tlsproxy.service import allocator
-from tlsproxy.wire.strictjson import reading_json
+from tlsproxy.wire.strict_json import reading_json
 
 def resident(line):
     return int(Path("/proc/self/status").read_text().split(line + ":")[1].split()[0]) << 10

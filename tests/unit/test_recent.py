@@ -7,8 +7,8 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tlsproxy.authz.audit import Refusal
-from tlsproxy.service.recent import KEPT, OTHERS, SECONDS, SLOTS, Recent, dated, merged_decisions, merged_refusals
+from tlsproxy.audit.line import Refusal
+from tlsproxy.metrics.recent import KEPT, OTHERS, SECONDS, SLOTS, Recent, dated, merged_decisions, merged_refusals
 
 Event = tuple[float, str, str]
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import orjson
 
-from tlsproxy.proxy.reception import Reception
+from tlsproxy.proxy.frontend.handshake import Reception
 
 
 def test_a_session_that_is_resumed_all_the_same_is_ended() -> None:

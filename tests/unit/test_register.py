@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from tlsproxy.proxy import register as module
-from tlsproxy.proxy.clock import Clock
-from tlsproxy.proxy.register import Entry, Register
-from tlsproxy.proxy.spread import FEW
+from tlsproxy.proxy.core import connection_manager as module
+from tlsproxy.proxy.core.connection_manager import Entry, Register
+from tlsproxy.proxy.core.jitter import FEW
+from tlsproxy.proxy.core.wall_clock import Clock
 
 
 class Session:

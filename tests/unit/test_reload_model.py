@@ -23,10 +23,10 @@ from support.realised import certificate, crl, handshake, seconds, written
 
 from tlsproxy.config.loader import Loaded, parse
 from tlsproxy.errors import TlsproxyError
-from tlsproxy.tls.files import Inputs
-from tlsproxy.tls.generation import Generation, propose
-from tlsproxy.tls.judgement import Reading
-from tlsproxy.tls.names import Resolved
+from tlsproxy.snapshot.files import Inputs
+from tlsproxy.snapshot.generation import Generation, propose
+from tlsproxy.snapshot.name_resolution import Resolved
+from tlsproxy.snapshot.validation import Reading
 from tlsproxy.tls.peer import Peer
 
 LONG = bool(os.environ.get("TLSPROXY_FUZZ"))

@@ -21,17 +21,17 @@ import pytest
 from tls_site import OTHER, ROOT, SERVER, Site, site
 
 from tlsproxy.errors import MaterialError
-from tlsproxy.proxy.clock import Clock
-from tlsproxy.proxy.consequences import Affected, Consequences, Group
+from tlsproxy.proxy.core.impact import Affected, Consequences, Group
+from tlsproxy.proxy.core.wall_clock import Clock
 from tlsproxy.service import reloader
-from tlsproxy.service.jwks import KeySets
 from tlsproxy.service.reloader import Reloader
-from tlsproxy.service.systemd import Notifier
+from tlsproxy.service.systemd.notify import Notifier
 from tlsproxy.service.workers.process import WorkerLost
-from tlsproxy.tls import files, watch
-from tlsproxy.tls.files import read_inputs
-from tlsproxy.tls.generation import Generation
-from tlsproxy.tls.watch import Watcher
+from tlsproxy.snapshot import files, watch
+from tlsproxy.snapshot.files import read_inputs
+from tlsproxy.snapshot.generation import Generation
+from tlsproxy.snapshot.jwks import KeySets
+from tlsproxy.snapshot.watch import Watcher
 
 
 @pytest.fixture(autouse=True)
@@ -557,7 +557,7 @@ def test_a_name_is_asked_for_until_it_resolves(tmp_path: Path, monkeypatch: pyte
             raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
         return ask("127.0.0.1" if host == "qdrant.example" else host, *rest, **more)
 
-    monkeypatch.setattr("tlsproxy.tls.names.socket.getaddrinfo", resolve)
+    monkeypatch.setattr("tlsproxy.snapshot.name_resolution.socket.getaddrinfo", resolve)
 
     async def run() -> None:
         nonlocal known

@@ -9,12 +9,12 @@ from support.relay_site import LIST, asked, relay_generation
 from support.site import Site
 
 from tlsproxy.authz.roles import Principal
-from tlsproxy.proxy import calls, plan
-from tlsproxy.proxy.calls import CallPlans
-from tlsproxy.proxy.limittable import LimitTable
-from tlsproxy.proxy.plan import Plans
-from tlsproxy.proxy.quotas import Quotas
-from tlsproxy.tls.generation import Generation
+from tlsproxy.proxy.decision import call_plan, request_plan
+from tlsproxy.proxy.decision.call_plan import CallPlans
+from tlsproxy.proxy.decision.request_plan import Plans
+from tlsproxy.proxy.limits.quotas import Quotas
+from tlsproxy.proxy.limits.table import LimitTable
+from tlsproxy.snapshot.generation import Generation
 
 NOW = time.time()
 GOOD = b"GET /collections HTTP/1.1\r\nhost: h\r\napi-key: the-key-of-plain\r\n\r\n"
@@ -49,7 +49,7 @@ def head(path: str, *lines: str) -> bytes:
         pytest.param(head("/collections/../x"), True, id="a path that is refused"),
         pytest.param(head("/collections", "api-key: wrong"), False, id="a wrong key, which may be right later"),
         pytest.param(b"GET / HTTP/1.0\r\n\r\n", False, id="unreadable"),
-        pytest.param(head("/" + "x" * plan.MEMO_HEAD), False, id="too long"),
+        pytest.param(head("/" + "x" * request_plan.MEMO_HEAD), False, id="too long"),
     ],
 )
 def test_of_rest(
@@ -80,11 +80,11 @@ def test_made_up_refusals_drive_out_no_permission(generation: Generation, quotas
     plans, called = Plans(generation, quotas), CallPlans(generation, quotas)
     good = tuple((name.encode(), value.encode()) for name, value in asked(LIST, "plain"))
     allowed, call = plans.of(principal, GOOD, NOW, None)[0], called.of(principal, good, NOW)
-    for number in range(max(plan.MEMO_PLANS, plan.MEMO_REFUSALS) + 1):
+    for number in range(max(request_plan.MEMO_PLANS, request_plan.MEMO_REFUSALS) + 1):
         plans.of(principal, head(f"/x/{number}"), NOW, None)
-    for number in range(calls.MEMO_PLANS + 1):
+    for number in range(call_plan.MEMO_PLANS + 1):
         called.of(principal, (*good[:2], (b":path", b"/none/%d" % number), *good[3:]), NOW)
     assert plans.of(principal, GOOD, NOW, None)[0] is allowed
     assert called.of(principal, good, NOW) is call
-    assert len(plans._refusals) == plan.MEMO_REFUSALS
-    assert len(called._refusals) == calls.MEMO_REFUSALS
+    assert len(plans._refusals) == request_plan.MEMO_REFUSALS
+    assert len(called._refusals) == call_plan.MEMO_REFUSALS

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tlsproxy.wire.http1 import CHUNKED
-from tlsproxy.wire.response import UNTIL_CLOSE, parse_afresh, parse_response, parse_unusual
+from tlsproxy.wire.http1_response import UNTIL_CLOSE, parse_afresh, parse_response, parse_unusual
 
 
 def parse(*lines: bytes, status: bytes = b"HTTP/1.1 200 OK", to_head: bool = False):  # noqa: ANN201 - a helper

@@ -17,8 +17,9 @@ from support.relay_site import KEYS
 from support.restends import RestEnds, Stream, in_memory, rest_generation
 from support.site import Site
 
-from tlsproxy.proxy import rest, slices
-from tlsproxy.tls.generation import Generation
+from tlsproxy.proxy.core import scheduler
+from tlsproxy.proxy.rest import connection
+from tlsproxy.snapshot.generation import Generation
 from tlsproxy.wire import chunked
 
 QUERY = "POST /collections/docs/points/query"
@@ -246,9 +247,9 @@ def running(generations: tuple[Generation, Generation], pipelines: list[list[str
     ends = RestEnds(generations[0])
     with pytest.MonkeyPatch.context() as patch:
         if stepwise:
-            for module in (slices, rest):
+            for module in (scheduler, connection):
                 patch.setattr(module, "SLICE", 0.0)
-            patch.setattr(rest, "TURN", 1)
+            patch.setattr(connection, "TURN", 1)
             patch.setattr(chunked, "CHUNKS", 2)
         for _ in in_memory(ends):
             yield Run(ends, pipelines, generations)

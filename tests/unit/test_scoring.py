@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from tlsproxy.authz.access import Condition
 from tlsproxy.errors import BadRequest, Unconfined
 from tlsproxy.qdrant.operations import Operation
-from tlsproxy.qdrant.rest import recognise
+from tlsproxy.qdrant.rest_tenancy import confine
+from tlsproxy.qdrant.router import recognise
 from tlsproxy.qdrant.scoring import Facts, FactsNeeded, Scored, check_matrix, described, needs_corpus, release_in
-from tlsproxy.qdrant.tenancy import confine
 
 ACME = (Condition("tenant", "acme"), Condition("team", "a"))
 OURS = [{"key": one.key, "match": {"value": one.value}} for one in ACME]

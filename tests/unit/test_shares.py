@@ -7,8 +7,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
-from tlsproxy.authz.shares import Share, Shares
 from tlsproxy.errors import GaveWay, Overloaded, RequestError
+from tlsproxy.proxy.limits.fair_shares import Share, Shares
 
 CAPACITY, MOST = 8, 6
 

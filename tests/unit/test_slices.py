@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from support.h2ends import Loop
 
 from tlsproxy.errors import BadRequest
-from tlsproxy.proxy import slices
-from tlsproxy.proxy.call import Call
-from tlsproxy.proxy.exchange import Exchange
-from tlsproxy.wire.steps import Steps
+from tlsproxy.proxy.core import scheduler as slices
+from tlsproxy.proxy.grpc.call import Call
+from tlsproxy.proxy.rest.exchange import Exchange
+from tlsproxy.wire.cooperative import Steps
 
 KINDS = pytest.mark.parametrize("kind", ["call", "exchange"])
 

@@ -11,9 +11,9 @@ import pytest
 from support.clock import Clock
 from support.streams import StreamOwner
 
-from tlsproxy.proxy import stream as module
-from tlsproxy.proxy.deadlines import Deadlines
-from tlsproxy.proxy.stream import _TCP_INFO, Stream
+from tlsproxy.proxy.transport import stream as module
+from tlsproxy.proxy.transport.deadlines import Deadlines
+from tlsproxy.proxy.transport.stream import _TCP_INFO, Stream
 
 WINDOW, RATE = 30, 1024
 SECOND = 1_000_000_000

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tlsproxy.config.model import Config
-from tlsproxy.service.sockets import (
+from tlsproxy.service.systemd.sockets import (
     Inherited,
     InheritedSocketError,
     _taken,

@@ -10,9 +10,9 @@ import pytest
 from tls_site import OTHER, ROOT, SERVER, Site, hour, site
 
 from tlsproxy.errors import FailureKind, MaterialError
-from tlsproxy.tls import files
-from tlsproxy.tls.files import read_inputs
-from tlsproxy.tls.start import CannotStart, First, first_generation
+from tlsproxy.snapshot import files
+from tlsproxy.snapshot.files import read_inputs
+from tlsproxy.snapshot.startup import CannotStart, First, first_generation
 
 
 @pytest.fixture(autouse=True)

@@ -19,11 +19,11 @@ from qdrant_client.http.api import points_api, search_api
 from support import messages as qdrant
 from support.steps import at_once
 
-from tlsproxy.qdrant.grpc import operation_of
-from tlsproxy.qdrant.grpctenancy import WAYS
+from tlsproxy.qdrant.answer_statistics import ENVELOPE, FIELDS, MESSAGES, AnswerReducer, Population
+from tlsproxy.qdrant.grpc_decision import operation_of
+from tlsproxy.qdrant.grpc_tenancy import WAYS
 from tlsproxy.qdrant.operations import REST
-from tlsproxy.qdrant.statistics import ENVELOPE, FIELDS, MESSAGES, AnswerReducer, Population
-from tlsproxy.qdrant.tenancy import is_confinable
+from tlsproxy.qdrant.rest_tenancy import is_confinable
 
 _BUILT = re.compile(r'type_=m\.(\w+),\s*method="(\w+)",\s*url="([^"]+)"')
 ANSWERS: dict[tuple[str, str], type[BaseModel]] = {

@@ -10,8 +10,8 @@ from contextlib import closing
 import pytest
 from support.streams import StreamOwner
 
-from tlsproxy.proxy.deadlines import Deadlines
-from tlsproxy.proxy.stream import Stream
+from tlsproxy.proxy.transport.deadlines import Deadlines
+from tlsproxy.proxy.transport.stream import Stream
 
 RESET = struct.pack("ii", 1, 0)
 """SO_LINGER on, for no time: a close is a reset."""

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from support.steps import at_once
 
 from tlsproxy.errors import BadRequest
-from tlsproxy.wire import strictjson
-from tlsproxy.wire.strictjson import MAX_CONTAINERS, MAX_DEPTH, MAX_STRINGS, MAX_VALUES, reading_json
+from tlsproxy.wire import strict_json
+from tlsproxy.wire.strict_json import MAX_CONTAINERS, MAX_DEPTH, MAX_STRINGS, MAX_VALUES, reading_json
 
 
 @pytest.mark.parametrize(
@@ -138,10 +138,12 @@ def test_what_is_read_is_what_the_obvious_reader_reads(text: bytes) -> None:
 @example(b'["a\\"", "\\\\", "b\\\\\\"c", ""]')
 def test_a_long_text_is_read_as_a_short_one(text: bytes) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(strictjson, "_SHORT", 0)
-        patch.setattr(strictjson, "_WINDOW", 3)
-        patch.setattr(strictjson, "_PIECE", 2)
-        patch.setattr(strictjson, "_SOME_STRINGS", re.compile(strictjson._SOME_STRINGS.pattern.replace(b"5000", b"2")))
+        patch.setattr(strict_json, "_SHORT", 0)
+        patch.setattr(strict_json, "_WINDOW", 3)
+        patch.setattr(strict_json, "_PIECE", 2)
+        patch.setattr(
+            strict_json, "_SOME_STRINGS", re.compile(strict_json._SOME_STRINGS.pattern.replace(b"5000", b"2"))
+        )
         long = outcome(text)
     assert long == outcome(text)
 

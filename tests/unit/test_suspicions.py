@@ -17,7 +17,7 @@ from tls_site import OTHER, ROOT, hour, site
 
 from tlsproxy.errors import MaterialError
 from tlsproxy.tls.pki import Authority
-from tlsproxy.tls.suspicions import suspicions
+from tlsproxy.tls.renewal_checks import suspicions
 
 ONE, TWO = ROOT.intermediate("intermediate one"), ROOT.intermediate("intermediate two")
 DEEP = ONE.intermediate("issuing")

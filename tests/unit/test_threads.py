@@ -12,8 +12,8 @@ from contextlib import suppress
 
 import pytest
 
-from tlsproxy.service.loop import loop_factory
-from tlsproxy.service.resolver import Resolver
+from tlsproxy.service.event_loop import loop_factory
+from tlsproxy.snapshot.http_resolver import Resolver
 from tlsproxy.threads import in_thread
 
 HANGING = """

@@ -17,9 +17,9 @@ from tls_site import client_context, handshake, site
 from tlsproxy.authz.identity import anchor_of
 from tlsproxy.config.callers import CaConstraint
 from tlsproxy.config.model import Tls
+from tlsproxy.snapshot.generation import Generation
 from tlsproxy.tls.authorities import anchors_of, chain_above
 from tlsproxy.tls.context import build_context
-from tlsproxy.tls.generation import Generation
 from tlsproxy.tls.peer import peer_of
 from tlsproxy.tls.pki import Authority, Issued
 

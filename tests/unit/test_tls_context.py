@@ -10,8 +10,8 @@ from cryptography.hazmat.primitives import serialization
 from tls_site import CLIENT, OTHER, ROOT, SERVER, Site, client_context, handshake, hour, site
 
 from tlsproxy.errors import MaterialError
+from tlsproxy.snapshot import files
 from tlsproxy.tls import context as context_module
-from tlsproxy.tls import files
 from tlsproxy.tls.context import build_context, self_handshake
 from tlsproxy.tls.material import Material
 from tlsproxy.tls.pki import Authority

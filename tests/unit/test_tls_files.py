@@ -14,8 +14,8 @@ from tls_site import ROOT, SERVER, Site, site
 
 from tlsproxy.config.problems import ConfigError
 from tlsproxy.errors import FailureKind, MaterialError
-from tlsproxy.tls import files
-from tlsproxy.tls.files import UnstableInputs, _exposed, read_file, read_inputs
+from tlsproxy.snapshot import files
+from tlsproxy.snapshot.files import UnstableInputs, _exposed, read_file, read_inputs
 
 if TYPE_CHECKING:
     from pathlib import Path

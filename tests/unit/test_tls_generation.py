@@ -16,14 +16,14 @@ from tls_site import CLIENT, OTHER, ROOT, Site, client_context, handshake, hour,
 
 from tlsproxy.config.problems import ConfigError
 from tlsproxy.errors import MaterialError
-from tlsproxy.tls import files, names
-from tlsproxy.tls import generation as generation_module
+from tlsproxy.snapshot import files, name_resolution
+from tlsproxy.snapshot import generation as generation_module
+from tlsproxy.snapshot.files import read_inputs
 from tlsproxy.tls.chains import Chain
-from tlsproxy.tls.files import read_inputs
 from tlsproxy.tls.peer import Peer, peer_of
 
 if TYPE_CHECKING:
-    from tlsproxy.tls.generation import Generation
+    from tlsproxy.snapshot.generation import Generation
     from tlsproxy.tls.pki import Issued
 
 
@@ -215,7 +215,7 @@ def test_upstream_names_are_resolved_and_a_resolver_that_is_down_changes_nothing
     def down(*_args: object, **_more: object) -> None:
         raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
 
-    monkeypatch.setattr(names.socket, "getaddrinfo", down)
+    monkeypatch.setattr(name_resolution.socket, "getaddrinfo", down)
     proposal = made.propose(first)
     assert proposal.generation is first
     assert {which.name: fault.kept for which, fault in proposal.faults.items()} == {

@@ -13,7 +13,7 @@ from cryptography.x509.oid import NameOID
 from tls_site import CLIENT, OTHER, ROOT, SERVER, Site, hour, site
 
 from tlsproxy.errors import MaterialError
-from tlsproxy.tls import files
+from tlsproxy.snapshot import files
 from tlsproxy.tls.material import Material
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ import pytest
 from support.certificates import certified
 from tls_site import CLIENT, OTHER, ROOT, client_context, handshake, site
 
-from tlsproxy.tls import files
+from tlsproxy.snapshot import files
 from tlsproxy.tls.chains import authority_of, chain_of
 from tlsproxy.tls.peer import peer_of
 
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
+    from tlsproxy.snapshot.generation import Generation
     from tlsproxy.tls.chains import ChainCertificate
-    from tlsproxy.tls.generation import Generation
 
 TLS12, TLS13 = ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3
 

@@ -13,8 +13,8 @@ import pytest
 from support.streams import StreamOwner
 
 from tests.unit.tls_site import CLIENT, client_context, site
-from tlsproxy.proxy.deadlines import Deadlines
-from tlsproxy.proxy.tlsstream import RECORD, TlsStream
+from tlsproxy.proxy.transport.deadlines import Deadlines
+from tlsproxy.proxy.transport.tls import RECORD, TlsStream
 
 WAIT = 5.0
 DATA = bytes(range(256)) * 2048

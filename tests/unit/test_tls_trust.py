@@ -14,14 +14,14 @@ from support.certificates import certified
 from tls_site import CLIENT, OTHER, ROOT, hour
 
 from tlsproxy.errors import MaterialError
+from tlsproxy.tls.certinfo import day
 from tlsproxy.tls.crls import Serials, load_crls, older_than
-from tlsproxy.tls.facts import day
 from tlsproxy.tls.pki import Authority
 from tlsproxy.tls.trust import CrlPolicy, Trust, issuer_of, load_authorities
 
 if TYPE_CHECKING:
+    from tlsproxy.tls.certinfo import CrlFacts
     from tlsproxy.tls.crls import Crl
-    from tlsproxy.tls.facts import CrlFacts
 
 PEM = serialization.Encoding.PEM
 NOW = datetime.now(UTC)

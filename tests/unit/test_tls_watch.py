@@ -19,10 +19,10 @@ import watchfiles
 from tls_site import OTHER, ROOT, SERVER, Site, site
 
 from tlsproxy.errors import TlsproxyError
-from tlsproxy.tls import files, hint, watch
-from tlsproxy.tls.files import read_inputs
-from tlsproxy.tls.places import Places, places_of
-from tlsproxy.tls.watch import Watcher
+from tlsproxy.snapshot import files, notify, watch
+from tlsproxy.snapshot.files import read_inputs
+from tlsproxy.snapshot.watch import Watcher
+from tlsproxy.snapshot.watch_paths import Places, places_of
 
 if TYPE_CHECKING:
     from tlsproxy.tls.pki import Issued
@@ -221,7 +221,7 @@ async def test_a_rotation_is_found_by_polling_alone(tmp_path: Path, way: Way, mo
     async def nothing(_self: object, _places: Places) -> None:
         pass
 
-    monkeypatch.setattr(hint.Hint, "watch", nothing)
+    monkeypatch.setattr(notify.Hint, "watch", nothing)
     made = fast(tmp_path)
     rotate = way(tmp_path, made)
     async with watched(made) as it:
@@ -424,8 +424,8 @@ async def test_polling_goes_on_where_notifications_fail_and_it_is_told_once(
     def no_space(*_paths: object, **_options: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(hint, "watch", no_space)
-    caplog.set_level(logging.WARNING, "tlsproxy.tls.hint")
+    monkeypatch.setattr(notify, "watch", no_space)
+    caplog.set_level(logging.WARNING, "tlsproxy.snapshot.notify")
     made = fast(tmp_path)
     async with watched(made) as it:
         await it.some_polls(5)
@@ -446,7 +446,7 @@ async def test_notifications_are_tried_again_at_each_poll(tmp_path: Path, monkey
             raise OSError(24, "Too many open files")
         return watchfiles.watch(*paths, **options)
 
-    monkeypatch.setattr(hint, "watch", failing_at_first)
+    monkeypatch.setattr(notify, "watch", failing_at_first)
     made = fast(tmp_path)
     async with watched(made) as it:
         while len(calls) < 3:
@@ -469,9 +469,9 @@ async def test_a_notification_that_is_never_set_up_holds_nothing_up_and_is_asked
             assert answers.wait(20)
         return watchfiles.watch(*paths, **options)
 
-    monkeypatch.setattr(hint, "watch", hanging_at_first)
-    monkeypatch.setattr(hint, "END", 0.01)
-    caplog.set_level(logging.WARNING, "tlsproxy.tls.hint")
+    monkeypatch.setattr(notify, "watch", hanging_at_first)
+    monkeypatch.setattr(notify, "END", 0.01)
+    caplog.set_level(logging.WARNING, "tlsproxy.snapshot.notify")
     made = fast(tmp_path)
     async with watched(made) as it:
         (tmp_path / "elsewhere").mkdir()
@@ -625,7 +625,7 @@ async def test_only_entries_that_matter_stir(tmp_path: Path, monkeypatch: pytest
         filters.append(watch_filter)
         return watchfiles.watch(*paths, watch_filter=watch_filter, **options)
 
-    monkeypatch.setattr(hint, "watch", seen)
+    monkeypatch.setattr(notify, "watch", seen)
     async with watched(slow(tmp_path)):
         (matters,) = filters
         names = ("ca.pem", "tlsproxy.yaml", "server.key", "", "audit.log", "server.key.new")

@@ -12,8 +12,8 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tlsproxy.proxy.register import Entry
-from tlsproxy.proxy.turnedaway import KINDS, TurnedAway
+from tlsproxy.proxy.core.connection_manager import Entry
+from tlsproxy.proxy.frontend.rejections import KINDS, TurnedAway
 
 
 def told(refused: list[tuple[str, str]]) -> list[dict[str, Any]]:

@@ -5,14 +5,14 @@ import socket
 from types import SimpleNamespace
 from typing import Any
 
-from tlsproxy.authz.shares import Shares
 from tlsproxy.config.model import Config
 from tlsproxy.errors import Overloaded, RequestError
-from tlsproxy.proxy.bounds import Bounds
-from tlsproxy.proxy.deadlines import Deadlines
-from tlsproxy.proxy.pool import Pool
-from tlsproxy.proxy.upstream import Upstream
-from tlsproxy.wire.response import ResponseHead
+from tlsproxy.proxy.core.runtime_limits import Bounds
+from tlsproxy.proxy.limits.fair_shares import Shares
+from tlsproxy.proxy.transport.deadlines import Deadlines
+from tlsproxy.proxy.upstream.connection import Upstream
+from tlsproxy.proxy.upstream.pool import Pool
+from tlsproxy.wire.http1_response import ResponseHead
 
 RESPONSE = b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhello"
 

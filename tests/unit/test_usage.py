@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tlsproxy.wire.usage import REACH, WithoutUsage
+from tlsproxy.wire.usage_filter import REACH, WithoutUsage
 
 HARDWARE = {"cpu": 160, "payload_io_read": 130, "vector_io_read": 0}
 USAGE: list[Any] = [

@@ -10,7 +10,7 @@ import pytest
 
 from tlsproxy.config.callers import Section
 from tlsproxy.config.model import Config, Listener
-from tlsproxy.tls.generation import restart_needed
+from tlsproxy.snapshot.generation import restart_needed
 
 RESTART: Final = {
     "service": {"host", "http_port", "grpc_port"},

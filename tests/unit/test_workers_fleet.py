@@ -13,16 +13,16 @@ import orjson
 import pytest
 from tls_site import ROOT, Site, site
 
+from tlsproxy.audit.files import Turn
+from tlsproxy.audit.log import NoAudit
 from tlsproxy.errors import FailureKind
-from tlsproxy.proxy.consequences import Consequences
-from tlsproxy.service.auditfile import Turn
-from tlsproxy.service.auditlog import NoAudit
-from tlsproxy.service.workers import fleet as module
-from tlsproxy.service.workers.fleet import Fleet, NeverServed
-from tlsproxy.service.workers.order import Order, built, order_of
+from tlsproxy.proxy.core.impact import Consequences
+from tlsproxy.service.workers import supervisor as module
 from tlsproxy.service.workers.process import WorkerLost, WorkerProcess, WorkerRefused
 from tlsproxy.service.workers.seat import Seat
-from tlsproxy.tls.generation import Generation
+from tlsproxy.service.workers.snapshot_codec import Order, built, order_of
+from tlsproxy.service.workers.supervisor import Fleet, NeverServed
+from tlsproxy.snapshot.generation import Generation
 
 Script = dict[str, list[BaseException | None]]
 

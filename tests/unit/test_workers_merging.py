@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
-from tlsproxy.service.metrics import Metrics, exposition
-from tlsproxy.service.recent import Recent
+from tlsproxy.metrics.metrics import Metrics, exposition
+from tlsproxy.metrics.recent import Recent
 from tlsproxy.service.workers.backoff import CAP, FIRST, WELL, Backoff
 from tlsproxy.service.workers.merging import Families, Totals, merged_figures, merged_parts, told
 

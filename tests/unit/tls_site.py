@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from tlsproxy.errors import MaterialError
-from tlsproxy.tls.files import Inputs, read_inputs
-from tlsproxy.tls.generation import Generation, Proposal, propose
-from tlsproxy.tls.judgement import Reading
-from tlsproxy.tls.names import Resolver, names_of
+from tlsproxy.snapshot.files import Inputs, read_inputs
+from tlsproxy.snapshot.generation import Generation, Proposal, propose
+from tlsproxy.snapshot.name_resolution import Resolver, names_of
+from tlsproxy.snapshot.validation import Reading
 from tlsproxy.tls.pki import Authority
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from enum import Enum, StrEnum
 from typing import Final
 
-from tlsproxy.authz.patterns import Patterns
+from tlsproxy.authz.glob_index import Patterns
 from tlsproxy.errors import Form
 
 

@@ -13,8 +13,8 @@ from typing import Literal
 
 from tlsproxy.authz.access import Condition, Decision, Rights
 from tlsproxy.authz.claims import ValueExists
-from tlsproxy.authz.credentials import NEVER
 from tlsproxy.authz.identity import Identity
+from tlsproxy.authz.keys import NEVER
 from tlsproxy.authz.roles import Policy, Principal
 from tlsproxy.authz.tokens import INVALID, Token, unauthenticated
 

@@ -1,7 +1,7 @@
 """A verified client certificate → Identity: what it says of its holder, read strictly.
 
-The chain has been verified by the TLS layer before anything here runs; :mod:`tlsproxy.authz.anchors` adds which CA it
-rests on. What is ambiguous (two common names, control or
+The chain has been verified by the TLS layer before anything here runs; :mod:`tlsproxy.authz.trust_anchors` adds which
+CA it rests on. What is ambiguous (two common names, control or
 invisible characters, an empty subject without any alternative name, a name in an encoding that others read differently)
 is a ``defect``: such a certificate still has a subject to show in a log, and never gets a role.
 """

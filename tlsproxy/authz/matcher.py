@@ -16,8 +16,8 @@ class Matcher:
     """Exact values or globs; every field that is given must hold, and one without any field matches nobody.
 
     A field that a certificate has several values of holds when any of them matches. One that is in doubt
-    (:mod:`tlsproxy.authz.anchors`) holds only beside the CA's name without wildcards: ``ca``, ``ca_sha256``, or an
-    ``issuer`` that is not in doubt itself.
+    (:mod:`tlsproxy.authz.trust_anchors`) holds only beside the CA's name without wildcards: ``ca``, ``ca_sha256``, or
+    an ``issuer`` that is not in doubt itself.
     """
 
     cn: str | None = None

@@ -11,10 +11,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from tlsproxy.authz.access import Decision, Rights, forbidden
-from tlsproxy.authz.credentials import Keys
+from tlsproxy.authz.glob_index import Patterns, trait_of
 from tlsproxy.authz.identity import Identity
+from tlsproxy.authz.keys import Keys
 from tlsproxy.authz.matcher import Matcher
-from tlsproxy.authz.patterns import Patterns, trait_of
 from tlsproxy.authz.templates import Template
 from tlsproxy.authz.tokens import Tokens
 

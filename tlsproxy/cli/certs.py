@@ -17,7 +17,7 @@ import click
 from tlsproxy.cli.common import explained
 from tlsproxy.cli.show import described, read_certificates
 from tlsproxy.errors import MaterialError
-from tlsproxy.tls.files import PEM_LIMIT, read_file
+from tlsproxy.snapshot.files import PEM_LIMIT, read_file
 from tlsproxy.tls.pki import Authority, Issued
 
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")

@@ -17,10 +17,10 @@ from tlsproxy.config.model import Config, Role
 from tlsproxy.config.reference import as_markdown, as_yaml
 from tlsproxy.config.tokens import key_sources
 from tlsproxy.errors import FailureKind, TlsproxyError
-from tlsproxy.tls.facts import CertificateFacts, day
-from tlsproxy.tls.files import read_inputs
-from tlsproxy.tls.generation import Generation
-from tlsproxy.tls.start import First, first_generation
+from tlsproxy.snapshot.files import read_inputs
+from tlsproxy.snapshot.generation import Generation
+from tlsproxy.snapshot.startup import First, first_generation
+from tlsproxy.tls.certinfo import CertificateFacts, day
 
 
 @click.command()

@@ -11,7 +11,7 @@ import click
 
 from tlsproxy.authz.access import UNREAD, Decision
 from tlsproxy.authz.admission import Admission, admit
-from tlsproxy.authz.credentials import NEVER, Keys
+from tlsproxy.authz.keys import NEVER, Keys
 from tlsproxy.authz.tokens import Tokens
 from tlsproxy.cli.common import config_option, explained
 from tlsproxy.cli.secret import policy_with_secrets, read_secret, token_option
@@ -19,13 +19,13 @@ from tlsproxy.cli.show import described, read_client
 from tlsproxy.config.loader import parse
 from tlsproxy.config.policy import policy_of
 from tlsproxy.errors import GrpcStatus, RequestError
-from tlsproxy.proxy.calls import grpc_status
-from tlsproxy.qdrant.grpc import judge_at_best, judge_call, operation_of
-from tlsproxy.qdrant.judge import Judgement, judge
+from tlsproxy.proxy.decision.call_plan import grpc_status
+from tlsproxy.qdrant.grpc_decision import judge_at_best, judge_call, operation_of
 from tlsproxy.qdrant.operations import GRPC, Operation
-from tlsproxy.qdrant.rest import recognise
-from tlsproxy.tls.facts import day
-from tlsproxy.tls.files import CONFIG_LIMIT, read_file
+from tlsproxy.qdrant.rest_decision import Judgement, judge
+from tlsproxy.qdrant.router import recognise
+from tlsproxy.snapshot.files import CONFIG_LIMIT, read_file
+from tlsproxy.tls.certinfo import day
 
 
 @click.command()

@@ -15,10 +15,10 @@ from typing import Any, Final
 
 import click
 
-from tlsproxy.cli.adminclient import admin_of, admin_options
+from tlsproxy.admin.view import Reload, last_reload, shown
+from tlsproxy.cli.admin_client import admin_of, admin_options
 from tlsproxy.cli.common import FAILED, explained
-from tlsproxy.service import foretold
-from tlsproxy.service.view import Reload, last_reload, shown
+from tlsproxy.service import impact_report
 
 _INPUT_STATES: Final = {"published": "good", "retried": "cannot be read now"}
 """Other words than a status has, of what is not published yet."""
@@ -102,7 +102,7 @@ def _tell_done(verdict: Mapping[str, Any], reload: Reload) -> None:
 
 def _tell_refused(verdict: Mapping[str, Any], reload: Reload) -> None:
     click.echo(f"{reload.result}: {reload.error}", err=True)
-    for row in foretold.rows(verdict.get("consequences") or {}):
+    for row in impact_report.rows(verdict.get("consequences") or {}):
         click.echo(f"  {row}", err=True)
     number = verdict["generation"]
     held = f"generation {number} serves without it"
@@ -126,5 +126,5 @@ def _tell_rehearsed(verdict: Mapping[str, Any], reload: Reload) -> None:
 def _tell_changes(verdict: Mapping[str, Any], reload: Reload) -> None:
     for change in reload.changes:
         click.echo(f"  {change}")
-    for row in foretold.rows(verdict.get("consequences") or {}):
+    for row in impact_report.rows(verdict.get("consequences") or {}):
         click.echo(f"  {row}")

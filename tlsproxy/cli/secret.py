@@ -14,7 +14,7 @@ from tlsproxy.config.policy import policy_of
 from tlsproxy.config.secrets import resolve_keys
 from tlsproxy.config.tokens import key_sources, resolve_tokens
 from tlsproxy.errors import MaterialError
-from tlsproxy.tls.files import PEM_LIMIT, SECRET_LIMIT, read_file
+from tlsproxy.snapshot.files import PEM_LIMIT, SECRET_LIMIT, read_file
 
 STDIN: Final = "-"
 

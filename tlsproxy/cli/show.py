@@ -11,9 +11,9 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from tlsproxy.authz.identity import Identity, identity_of
 from tlsproxy.config.model import Config
 from tlsproxy.errors import MaterialError
+from tlsproxy.snapshot.files import PEM_LIMIT, read_file
 from tlsproxy.tls.authorities import anchors_of, chain_above
-from tlsproxy.tls.facts import day
-from tlsproxy.tls.files import PEM_LIMIT, read_file
+from tlsproxy.tls.certinfo import day
 from tlsproxy.tls.trust import load_authorities
 
 

@@ -1,4 +1,4 @@
-"""A status on a terminal: the rows of :mod:`tlsproxy.service.view`, drawn with rich.
+"""A status on a terminal: the rows of :mod:`tlsproxy.admin.view`, drawn with rich.
 
 Texts are given to rich as texts, never as its markup, since strangers chose some of them.
 """
@@ -16,9 +16,9 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from tlsproxy.cli.adminclient import AdminError
-from tlsproxy.service import view
-from tlsproxy.service.view import OUTCOMES, Traffic
+from tlsproxy.admin import view
+from tlsproxy.admin.view import OUTCOMES, Traffic
+from tlsproxy.cli.admin_client import AdminError
 
 WIDTH: Final = 160
 """Columns where nobody says how many there are: a pipe, or a file."""

@@ -21,8 +21,8 @@ from tlsproxy.cli.show import read_certificates, read_client
 from tlsproxy.config.loader import parse
 from tlsproxy.config.model import Config
 from tlsproxy.config.secrets import signing_keys
-from tlsproxy.tls.facts import day
-from tlsproxy.tls.files import CONFIG_LIMIT, SECRET_LIMIT, read_file
+from tlsproxy.snapshot.files import CONFIG_LIMIT, SECRET_LIMIT, read_file
+from tlsproxy.tls.certinfo import day
 
 _FILE = click.argument("source", metavar="FILE")
 _CERTIFICATE = click.Path(path_type=Path)

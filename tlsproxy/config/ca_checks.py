@@ -9,10 +9,10 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from typing import Final
 
-from tlsproxy.authz.anchors import Anchors, Confinement
 from tlsproxy.authz.globs import glob_matches, is_exact
 from tlsproxy.authz.identity import Anchor
 from tlsproxy.authz.matcher import Matcher, normal_form
+from tlsproxy.authz.trust_anchors import Anchors, Confinement
 from tlsproxy.config.callers import CaConstraint
 from tlsproxy.config.findings import Finding
 from tlsproxy.config.identity_checks import filter_of

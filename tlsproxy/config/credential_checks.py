@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
-from tlsproxy.authz.credentials import key_digest
+from tlsproxy.authz.keys import key_digest
 from tlsproxy.config.endpoints import check_key_set_url
 from tlsproxy.config.findings import Finding
 from tlsproxy.config.identity_checks import filter_of, match_findings, role_findings

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tlsproxy.authz.access import GRANTS, GlobalMode, Grant, Grants, Rights
-from tlsproxy.authz.credentials import Keys
+from tlsproxy.authz.keys import Keys
 from tlsproxy.authz.matcher import Matcher
 from tlsproxy.authz.roles import Policy, Rule
 from tlsproxy.authz.templates import parse_template

@@ -11,7 +11,7 @@ from typing import Final, TypeAlias
 
 from pydantic import SecretStr
 
-from tlsproxy.authz.credentials import NEVER, NOBODYS, Key, Keys, key_digest
+from tlsproxy.authz.keys import NEVER, NOBODYS, Key, Keys, key_digest
 from tlsproxy.authz.matcher import Matcher
 from tlsproxy.config.callers import NamedKey
 from tlsproxy.config.model import Config

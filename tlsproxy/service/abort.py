@@ -12,7 +12,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from tlsproxy.service.auditlog import AuditLog, NoAudit
+    from tlsproxy.audit.log import AuditLog, NoAudit
 
 WRITING: Final = 2.0
 """Seconds in which the audit lines that wait are written."""

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import Final, TextIO
 
-from tlsproxy.authz.audit import json_string, timestamp
+from tlsproxy.audit.line import json_string, timestamp
 from tlsproxy.config.model import Config
 
 _log = logging.getLogger(__name__)

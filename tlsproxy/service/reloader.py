@@ -16,23 +16,23 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Literal, Protocol
 
-from tlsproxy.authz.audit import EventResult, event_line
+from tlsproxy.audit.line import EventResult, event_line
 from tlsproxy.config.tokens import key_sources
 from tlsproxy.errors import FailureKind, TlsproxyError
-from tlsproxy.proxy.clock import Clock
-from tlsproxy.proxy.consequences import Consequences
-from tlsproxy.service import foretold, logs
-from tlsproxy.service.changes import Change, changes_between
-from tlsproxy.service.jwks import KeySets
-from tlsproxy.service.verdicts import InputState, Verdict, counted, input_states, outcome, reason, wrong
+from tlsproxy.proxy.core.impact import Consequences
+from tlsproxy.proxy.core.wall_clock import Clock
+from tlsproxy.service import impact_report, logs
+from tlsproxy.service.reload_result import InputState, Verdict, counted, input_states, outcome, reason, wrong
+from tlsproxy.snapshot.diff import Change, changes_between
+from tlsproxy.snapshot.files import Inputs
+from tlsproxy.snapshot.generation import Generation, assemble, propose
+from tlsproxy.snapshot.jwks import KeySets
+from tlsproxy.snapshot.name_resolution import DEADLINE, Resolver, names_of
+from tlsproxy.snapshot.states import Fault, Input, States
+from tlsproxy.snapshot.validation import Reading
+from tlsproxy.snapshot.watch import Watcher
 from tlsproxy.threads import in_thread
-from tlsproxy.tls.files import Inputs
-from tlsproxy.tls.generation import Generation, assemble, propose
-from tlsproxy.tls.judgement import Reading
-from tlsproxy.tls.names import DEADLINE, Resolver, names_of
-from tlsproxy.tls.states import Fault, Input, States
 from tlsproxy.tls.trust import NEVER
-from tlsproxy.tls.watch import Watcher
 
 _AGAIN: Final = 5.0
 """Seconds before a watcher that failed is begun anew."""
@@ -222,7 +222,7 @@ class Reloader:
             consequences=told,
             inputs=input_states(self._config_path, candidate.states, candidate.faults),
         )
-        if told is not None and foretold.exceeds(told, old.config.limits.mass_cut):
+        if told is not None and impact_report.exceeds(told, old.config.limits.mass_cut):
             verdict = replace(verdict, result="held", error=_held(told, renewed=new.states.server != old.states.server))
         warnings = self._warnings(new, candidate.inputs, candidate.faults)
         return asdict(verdict) | {"warnings": warnings, "restart_needed": new.restart_needed}
@@ -235,7 +235,7 @@ class Reloader:
             self._watcher.seen(inputs.digest)
             candidate = await self._candidate(old, inputs)
             told = await self._considered(candidate, old)
-            if told is not None and not force and foretold.exceeds(told, old.config.limits.mass_cut):
+            if told is not None and not force and impact_report.exceeds(told, old.config.limits.mass_cut):
                 await self._target.dismiss()
                 return await self._hold(trigger, old, candidate, told)
             if candidate.generation is not old:
@@ -391,7 +391,7 @@ class Reloader:
             _log.error("reload (%s): not in generation %d: %s", trigger, new.number, problem)
         for name in new.restart_needed:
             _log.warning("%s has changed, which takes effect at the next restart only", name)
-        for sentence in foretold.sentences(told) if told is not None else ():
+        for sentence in impact_report.sentences(told) if told is not None else ():
             _log.warning("reload (%s): %s", trigger, sentence)
         for warning in self.warnings():
             _log.warning("%s", warning)
@@ -465,7 +465,7 @@ def _of_environment(faults: Mapping[Input, Fault]) -> bool:
 
 def _held(told: Mapping[str, Any], *, renewed: bool) -> str:
     """``renewed``: the server's own certificate, beside it."""
-    why, but = "; ".join(foretold.sentences(told)), ", but for the server's own certificate" if renewed else ""
+    why, but = "; ".join(impact_report.sentences(told)), ", but for the server's own certificate" if renewed else ""
     return f"held back by limits.mass_cut{but} until `tlsproxy reload --force`, or until the files cut fewer: {why}"
 
 

@@ -22,29 +22,30 @@ from pathlib import Path
 from typing import Literal
 
 import tlsproxy
-from tlsproxy.authz.audit import event_line
+from tlsproxy.audit import counters
+from tlsproxy.audit.files import ALONE, Turn
+from tlsproxy.audit.line import event_line
+from tlsproxy.audit.log import AuditLog, NoAudit, audit_log
 from tlsproxy.config.listeners import scheme, titles
 from tlsproxy.config.problems import ConfigError
 from tlsproxy.errors import FailureKind, TlsproxyError
-from tlsproxy.proxy.limittable import LimitTable
-from tlsproxy.proxy.listener import Bound
-from tlsproxy.service import auditcounts, logs
+from tlsproxy.proxy.frontend.listener import Bound
+from tlsproxy.proxy.limits.table import LimitTable
+from tlsproxy.service import logs
 from tlsproxy.service.abort import write_out_and_end
-from tlsproxy.service.auditfile import ALONE, Turn
-from tlsproxy.service.auditlog import AuditLog, NoAudit, audit_log
-from tlsproxy.service.clockjumps import ClockJumps
-from tlsproxy.service.jwks import KeySets
-from tlsproxy.service.loop import loop_factory
+from tlsproxy.service.clock_jumps import ClockJumps
+from tlsproxy.service.event_loop import loop_factory
 from tlsproxy.service.reloader import Reloader
 from tlsproxy.service.serving import Served, Serving
-from tlsproxy.service.sockets import Inherited, InheritedSocketError, inherited_sockets, open_sockets
 from tlsproxy.service.state import ServiceState, described
-from tlsproxy.service.systemd import Notifier
-from tlsproxy.service.watchdog import Watchdog
-from tlsproxy.service.workers.fleet import Fleet
-from tlsproxy.tls.files import read_inputs
-from tlsproxy.tls.start import First, first_generation
-from tlsproxy.tls.watch import Watcher
+from tlsproxy.service.systemd.notify import Notifier
+from tlsproxy.service.systemd.sockets import Inherited, InheritedSocketError, inherited_sockets, open_sockets
+from tlsproxy.service.systemd.watchdog import Watchdog
+from tlsproxy.service.workers.supervisor import Fleet
+from tlsproxy.snapshot.files import read_inputs
+from tlsproxy.snapshot.jwks import KeySets
+from tlsproxy.snapshot.startup import First, first_generation
+from tlsproxy.snapshot.watch import Watcher
 
 _log = logging.getLogger(__name__)
 
@@ -73,7 +74,7 @@ def run(config_path: Path, ready_file: Path | None) -> int:
         config = first.generation.config
         logs.configure(config, os.environ)
         if config.admin.listen is not None:  # before anybody is accepted, who would wait for it
-            import tlsproxy.service.admin  # noqa: F401, PLC0415
+            import tlsproxy.admin.server  # noqa: F401, PLC0415
         try:
             runner.run(_Program(config_path, first, key_sets, ready_file, notifier, inherited).serve())
         except asyncio.CancelledError:
@@ -116,10 +117,10 @@ class _Program:
         config = self._generation.config
         self._starting = asyncio.current_task()
         async with AsyncExitStack() as stack:
-            turn, counts = ALONE, auditcounts.private()
+            turn, counts = ALONE, counters.private()
             if config.workers > 1:
                 turn = Turn(os.memfd_create("tlsproxy-audit"))
-                counts = auditcounts.shared(turn.descriptor, 0)
+                counts = counters.shared(turn.descriptor, 0)
             audit = audit_log(config.audit, turn, counts)
             audit.start()
             write_out_and_end(audit)
@@ -186,7 +187,7 @@ class _Program:
         listen = self._generation.config.admin.listen
         if listen is None:
             return None
-        from tlsproxy.service.admin import AdminServer  # noqa: PLC0415 - nothing else needs aiohttp and jinja2
+        from tlsproxy.admin.server import AdminServer  # noqa: PLC0415 - nothing else needs aiohttp and jinja2
 
         server = AdminServer(listen, state)
         bound = await server.start()

@@ -14,19 +14,19 @@ from functools import partial
 from itertools import islice
 from typing import Any, Final, Protocol
 
+from tlsproxy.admin.readiness import OK, Address, UpstreamProbe, audit_part, generation_part
+from tlsproxy.audit.log import AuditLog, NoAudit
 from tlsproxy.config.model import ProtocolName
-from tlsproxy.proxy.clock import Clock
-from tlsproxy.proxy.consequences import Consequences
-from tlsproxy.proxy.deadlines import Deadlines
-from tlsproxy.proxy.gateway import Gateway
-from tlsproxy.proxy.limittable import LimitTable
-from tlsproxy.proxy.listener import BATCH, Bound, Listeners
-from tlsproxy.proxy.pool import Pool
-from tlsproxy.service import allocator, collector
-from tlsproxy.service.auditlog import AuditLog, NoAudit
-from tlsproxy.service.metrics import Metrics
-from tlsproxy.service.readiness import OK, Address, UpstreamProbe, audit_part, generation_part
-from tlsproxy.tls.generation import Generation
+from tlsproxy.metrics.metrics import Metrics
+from tlsproxy.proxy.core.gateway import Gateway
+from tlsproxy.proxy.core.impact import Consequences
+from tlsproxy.proxy.core.wall_clock import Clock
+from tlsproxy.proxy.frontend.listener import BATCH, Bound, Listeners
+from tlsproxy.proxy.limits.table import LimitTable
+from tlsproxy.proxy.transport.deadlines import Deadlines
+from tlsproxy.proxy.upstream.pool import Pool
+from tlsproxy.service import allocator, runtime
+from tlsproxy.snapshot.generation import Generation
 
 MOST_TOLD: Final = 1000
 """Connections that a status names."""
@@ -72,7 +72,7 @@ class Serving:
     ) -> None:
         """``alone``: no other process accepts from the same sockets."""
         allocator.settle()
-        collector.settle()
+        runtime.settle()
         self._audit = audit
         self.counted = Metrics(
             pool=lambda: self._pool.counts,

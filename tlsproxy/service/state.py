@@ -9,13 +9,13 @@ from dataclasses import asdict
 from typing import Any
 
 import tlsproxy
-from tlsproxy.proxy.listener import Bound
-from tlsproxy.service.clockjumps import ClockJumps
-from tlsproxy.service.jwks import KeySets
-from tlsproxy.service.readiness import INPUTS, inputs_part
-from tlsproxy.service.recent import dated
+from tlsproxy.admin.readiness import INPUTS, inputs_part
+from tlsproxy.metrics.recent import dated
+from tlsproxy.proxy.frontend.listener import Bound
+from tlsproxy.service.clock_jumps import ClockJumps
 from tlsproxy.service.reloader import Reloader
 from tlsproxy.service.serving import Served
+from tlsproxy.snapshot.jwks import KeySets
 
 
 def described(bound: Sequence[Bound]) -> list[dict[str, Any]]:
@@ -24,7 +24,7 @@ def described(bound: Sequence[Bound]) -> list[dict[str, Any]]:
 
 
 class ServiceState:
-    """Reads the parts of a running service; implements :class:`tlsproxy.service.admin.AdminState`."""
+    """Reads the parts of a running service; implements :class:`tlsproxy.admin.server.AdminState`."""
 
     def __init__(
         self, served: Served, bound: Sequence[Bound], reloader: Reloader, key_sets: KeySets, jumps: ClockJumps

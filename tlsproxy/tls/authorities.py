@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tlsproxy.authz.anchors import Anchors, folded
 from tlsproxy.authz.identity import anchor_of
+from tlsproxy.authz.trust_anchors import Anchors, folded
 from tlsproxy.config.ca_checks import confinement_of
 from tlsproxy.tls.servercert import issued_by
 

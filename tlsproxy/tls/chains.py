@@ -19,8 +19,8 @@ from cryptography.hazmat.primitives.asymmetric import dsa, ec, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, ExtensionOID
 
 from tlsproxy.authz.identity import Anchor, anchor_of
+from tlsproxy.tls.certinfo import issuer_key
 from tlsproxy.tls.crls import extension_of, point_names
-from tlsproxy.tls.facts import issuer_key
 from tlsproxy.tls.servercert import is_authority, issued_by
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ class KeyIdentifier:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ChainCertificate:
-    """One certificate. Names are :func:`~tlsproxy.tls.facts.issuer_key`, digests lower-case hex, times in seconds.
+    """One certificate. Names are :func:`~tlsproxy.tls.certinfo.issuer_key`, digests lower-case hex, times in seconds.
 
     ``points`` are the names of its CRL distribution points. A leaf has no more than these. Of a CA ``key`` is the
     digest of its public key, ``constraints`` are its name constraints (DER), ``defect`` says why nobody is verified by

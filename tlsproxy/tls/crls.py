@@ -19,7 +19,7 @@ from cryptography.x509.oid import ExtensionOID
 
 from tlsproxy.errors import MaterialError
 from tlsproxy.tls import pem
-from tlsproxy.tls.facts import issuer_key
+from tlsproxy.tls.certinfo import issuer_key
 from tlsproxy.tls.servercert import PARSE_ERRORS
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ class Scope:
 
 @dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
 class Crl:
-    """One CRL. ``issuer`` is RFC 4514, ``name`` its :func:`~tlsproxy.tls.facts.issuer_key`, times are in seconds.
+    """One CRL. ``issuer`` is RFC 4514, ``name`` its :func:`~tlsproxy.tls.certinfo.issuer_key`, times are in seconds.
 
     ``number`` is None where the CRL has none (RFC 5280 asks for one, `openssl ca` without a counter writes none).
     ``digest`` is over the issuer's name and the distribution point: a CRL replaces one with the same digest and signer.

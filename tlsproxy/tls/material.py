@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Final
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 
-from tlsproxy.authz.anchors import Anchors
 from tlsproxy.authz.identity import Anchor, anchor_of
+from tlsproxy.authz.trust_anchors import Anchors
 from tlsproxy.tls.authorities import anchors_of
-from tlsproxy.tls.facts import CertificateFacts, CrlFacts, day, facts_of
+from tlsproxy.tls.certinfo import CertificateFacts, CrlFacts, day, facts_of
 from tlsproxy.tls.servercert import ServerCertificate, as_sent
 from tlsproxy.tls.trust import CrlPolicy, Trust
 

@@ -18,7 +18,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from tlsproxy.errors import FailureKind, MaterialError
 from tlsproxy.tls import pem
-from tlsproxy.tls.facts import day
+from tlsproxy.tls.certinfo import day
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -16,9 +16,9 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from tlsproxy.authz.identity import anchor_of
 from tlsproxy.errors import MaterialError
 from tlsproxy.tls import pem
+from tlsproxy.tls.certinfo import CrlFacts, day, issuer_key
 from tlsproxy.tls.chains import authority_of, defect_of
 from tlsproxy.tls.crls import Scope, crl_age
-from tlsproxy.tls.facts import CrlFacts, day, issuer_key
 from tlsproxy.tls.servercert import certificate_of, is_authority, issued_by
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from tlsproxy.tls.crls import Crl
 
 Issuer: TypeAlias = tuple[str, str]
-"""A CA's name (:func:`tlsproxy.tls.facts.issuer_key`) and the SHA-256 (hex) of its public key."""
+"""A CA's name (:func:`tlsproxy.tls.certinfo.issuer_key`) and the SHA-256 (hex) of its public key."""
 
 NEVER: Final = float("inf")
 ALERTING: Final = 10_000

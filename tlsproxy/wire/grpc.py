@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from tlsproxy.errors import BadRequest, HeadTooLarge
-from tlsproxy.wire.fieldblock import Fields, literals, write
+from tlsproxy.wire.field_block import Fields, literals, write
 from tlsproxy.wire.http1 import is_identity
 from tlsproxy.wire.http2 import Code, StreamError
 

@@ -12,7 +12,7 @@ import re
 from dataclasses import dataclass
 from typing import Final
 
-from tlsproxy.wire.fieldblock import Fields, literals
+from tlsproxy.wire.field_block import Fields, literals
 from tlsproxy.wire.grpc import VALUE
 
 REQUEST_ID: Final = b"x-request-id"

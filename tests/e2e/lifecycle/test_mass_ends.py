@@ -16,7 +16,7 @@ from support.site import CONFIG, Site
 from support.upstream import ScriptedUpstream
 from support.workers import status
 
-from tlsproxy.proxy.spread import FEW
+from tlsproxy.proxy.core.jitter import FEW
 
 
 @pytest.fixture

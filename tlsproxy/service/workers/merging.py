@@ -13,8 +13,8 @@ import orjson
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from tlsproxy.service.readiness import OK
-from tlsproxy.service.recent import merged_decisions, merged_refusals
+from tlsproxy.admin.readiness import OK
+from tlsproxy.metrics.recent import merged_decisions, merged_refusals
 
 LASTING: Final = frozenset({"counter", "histogram"})
 """The kinds that only grow."""

@@ -17,9 +17,9 @@ from typing import Any, Final, Self
 import orjson
 
 from tlsproxy.errors import FailureKind, TlsproxyError
-from tlsproxy.proxy.consequences import Consequences
+from tlsproxy.proxy.core.impact import Consequences
 from tlsproxy.service.workers.channel import Channel, ChannelError, Message
-from tlsproxy.service.workers.order import Order
+from tlsproxy.service.workers.snapshot_codec import Order
 from tlsproxy.threads import in_thread
 
 PING: Final = 1.0

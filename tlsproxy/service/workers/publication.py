@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Final
 
-from tlsproxy.service.workers.order import Order
 from tlsproxy.service.workers.process import ATTENTION, BUILDING, WorkerLost, WorkerProcess, WorkerRefused
+from tlsproxy.service.workers.snapshot_codec import Order
 
 STOPPED: Final = 0.5
 """Seconds for which a worker that is stopped by a signal may be silent."""

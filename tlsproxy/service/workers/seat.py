@@ -6,10 +6,10 @@ import asyncio
 from dataclasses import dataclass, field
 from typing import Any
 
-from tlsproxy.service.auditcounts import Counts, private
+from tlsproxy.audit.counters import Counts, private
 from tlsproxy.service.workers.merging import Families
-from tlsproxy.service.workers.order import Order
 from tlsproxy.service.workers.process import PING, WorkerProcess
+from tlsproxy.service.workers.snapshot_codec import Order
 
 
 @dataclass(slots=True)

@@ -20,23 +20,24 @@ from typing import Any, Final
 
 import orjson
 
+from tlsproxy.audit import counters
+from tlsproxy.audit.files import Turn
+from tlsproxy.audit.log import NoAudit, audit_log
 from tlsproxy.config import loader
 from tlsproxy.config.listeners import listening
 from tlsproxy.config.model import Config
 from tlsproxy.errors import TlsproxyError
-from tlsproxy.proxy.limittable import LimitTable
-from tlsproxy.proxy.listener import Bound
-from tlsproxy.service import auditcounts, logs
+from tlsproxy.proxy.frontend.listener import Bound
+from tlsproxy.proxy.limits.table import LimitTable
+from tlsproxy.service import logs
 from tlsproxy.service.abort import write_out_and_end
-from tlsproxy.service.auditfile import Turn
-from tlsproxy.service.auditlog import NoAudit, audit_log
-from tlsproxy.service.loop import loop_factory
+from tlsproxy.service.event_loop import loop_factory
 from tlsproxy.service.serving import Serving
 from tlsproxy.service.workers.channel import Channel, Message
 from tlsproxy.service.workers.merging import told
-from tlsproxy.service.workers.order import built
+from tlsproxy.service.workers.snapshot_codec import built
+from tlsproxy.snapshot.generation import Generation
 from tlsproxy.threads import in_thread
-from tlsproxy.tls.generation import Generation
 
 ASIDE: Final = 1_000_000
 """Numbers of connections that a worker leaves to the one whose place it takes, so that none is given twice."""
@@ -142,7 +143,7 @@ class Worker:
     def _serve(self, generation: Generation) -> Serving:
         begun, stack = self._begun, self._stack
         number, workers = begun["number"], begun["workers"]
-        counts = auditcounts.shared(begun["audit"], number)
+        counts = counters.shared(begun["audit"], number)
         audit = audit_log(generation.started.audit, Turn(begun["audit"]), counts)
         audit.start()
         write_out_and_end(audit)

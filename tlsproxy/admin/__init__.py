@@ -1,0 +1,1 @@
+"""The operators' server: page, health, metrics, status and reload on demand."""

@@ -1,0 +1,247 @@
+"""A status as people read it, on the admin page and in a terminal: rows of short texts, made of the mapping alone.
+
+What strangers chose (names of certificates, paths) is shown without what a reader cannot see: control characters, and
+marks that turn the order of a line around, are spelled out. Escaping for HTML or a terminal is up to who renders.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Literal, TypeAlias
+
+from tlsproxy.metrics.recent import OTHERS
+from tlsproxy.tls.certinfo import day
+
+OUTCOMES: Final = ("allowed", "denied", "failed")
+MOST_ROLES: Final = 24
+"""Roles that have a row of their own; the busiest."""
+SOON: Final = 0.15
+"""Share of a lifetime that is left when it is time to worry: what renews by itself does so long before."""
+NO_ROLE: Final = "(no role)"
+
+State: TypeAlias = Literal["ok", "soon", "over"]
+
+_UNITS: Final = ((86400, "day"), (3600, "hour"), (60, "minute"), (1, "second"))
+_SIZES: Final = ("B", "KiB", "MiB", "GiB", "TiB")
+_KIBI: Final = 1024
+_TEN: Final = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Lifetime:
+    """Of a certificate or CRL: ``share`` of it is left, from 0 to 1."""
+
+    kind: str
+    name: str
+    detail: str
+    until: str
+    left: str
+    share: float
+    state: State
+
+
+@dataclass(frozen=True, slots=True)
+class Traffic:
+    """A role's decisions: in all by outcome, and by slot, from the oldest to the one that goes on, in that order."""
+
+    role: str
+    totals: tuple[int, ...]
+    slots: tuple[tuple[int, ...], ...]
+
+    @property
+    def total(self) -> int:
+        return sum(self.totals)
+
+    @property
+    def peak(self) -> int:
+        return max(map(sum, self.slots), default=0)
+
+
+@dataclass(frozen=True, slots=True)
+class Connection:
+    number: int
+    protocol: str
+    address: str
+    who: str
+    ca: str
+    role: str
+    rule: str
+    key: str
+    age: str
+    requests: int
+    carried: str
+    ending: str
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    when: str
+    remote: str
+    who: str
+    role: str
+    rule: str
+    operation: str
+    collection: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Reload:
+    """The last one. ``changes`` are sentences: what was made different at ``changed``, which may have been before."""
+
+    result: str
+    trigger: str
+    when: str
+    error: str
+    changed: str
+    changes: tuple[str, ...]
+
+
+def lifetimes(status: Mapping[str, Any], now: float) -> list[Lifetime]:
+    leaf = status["certificate"]
+    names = ", ".join([*leaf["dns_names"], *leaf["ips"]])
+    return [
+        _certificate("server certificate", leaf, names, now),
+        *(_certificate("client CA", authority, "", now) for authority in status["authorities"]),
+        *(
+            _lifetime("CRL", crl["issuer"], f"{crl['count']} revoked", crl["this_update"], crl["next_update"], now)
+            for crl in status["crls"]
+        ),
+    ]
+
+
+def _certificate(kind: str, facts: Mapping[str, Any], names: str, now: float) -> Lifetime:
+    detail = f"serial {facts['serial']}" + (f", for {names}" if names else "")
+    return _lifetime(kind, facts["subject"] or names, detail, facts["not_before"], facts["not_after"], now)
+
+
+def _lifetime(kind: str, name: str, detail: str, begins: float, ends: float, now: float) -> Lifetime:
+    left = ends - now
+    share = min(max(left / (ends - begins), 0.0), 1.0) if ends > begins else 0.0
+    state: State = "over" if left <= 0 else "soon" if share < SOON else "ok"
+    told = f"{span(left)} left" if left > 0 else f"over for {span(-left)}"
+    return Lifetime(kind, shown(name), shown(detail), day(ends), told, share, state)
+
+
+def traffic(section: Mapping[str, Any], now: float) -> list[Traffic]:
+    """Of the section ``decisions``: the busiest roles first, and what the others did together last."""
+    seconds, kept = section["seconds"], section["kept"]
+    first = int(now // seconds) * seconds - (kept - 1) * seconds
+    counted: dict[str, list[list[int]]] = {}
+    for slot in section["slots"]:
+        index = (slot["start"] - first) // seconds
+        if 0 <= index < kept:
+            for role, outcomes in slot["roles"].items():
+                cells = counted.setdefault(role, [[0] * len(OUTCOMES) for _ in range(kept)])[index]
+                for position, outcome in enumerate(OUTCOMES):
+                    cells[position] += outcomes.get(outcome, 0)
+    others = [counted.pop(OTHERS)] if OTHERS in counted else []
+    ranked = sorted(counted.items(), key=lambda each: (-sum(map(sum, each[1])), each[0]))
+    others += [slots for _, slots in ranked[MOST_ROLES:]]
+    rows = [_traffic(shown(role) or NO_ROLE, slots) for role, slots in ranked[:MOST_ROLES]]
+    if others:
+        rows.append(_traffic(OTHERS, [_summed(cells) for cells in zip(*others, strict=True)]))
+    return rows
+
+
+def _traffic(role: str, slots: Sequence[Sequence[int]]) -> Traffic:
+    return Traffic(role, tuple(_summed(slots)), tuple(map(tuple, slots)))
+
+
+def _summed(rows: Sequence[Sequence[int]]) -> list[int]:
+    return [sum(column) for column in zip(*rows, strict=True)]
+
+
+def connections(section: Mapping[str, Any], *, several: bool) -> list[Connection]:
+    """Rows of the section ``connections``, the youngest first. With ``several`` CAs each row names the client's CA.
+
+    A gateway that has run since before this program was installed does not report the CA.
+    """
+    return [
+        Connection(
+            number=one["number"],
+            protocol=one["protocol"],
+            address=shown(one["address"]),
+            who=shown(one["identity"]) or "no certificate",
+            ca=shown(one.get("ca")) if several else "",
+            role=shown(one["role"]) or NO_ROLE,
+            rule=shown(one["rule"]),
+            key=shown(one["key"]),
+            age=span(one["age"]),
+            requests=one["requests"],
+            carried=f"{size(one['bytes_in'])} in, {size(one['bytes_out'])} out",
+            ending=shown(one["ending"]),
+        )
+        for one in sorted(section["live"], key=lambda each: each["age"])
+    ]
+
+
+def refusals(section: Sequence[Mapping[str, Any]], now: float) -> list[Refused]:
+    """Of the section ``refusals``, the latest first."""
+    return [
+        Refused(
+            when=clock(one["when"], now),
+            remote=shown(one["remote"]),
+            who=" and ".join(_presented(one)) or "nobody known",
+            role=shown(one["role"]) or NO_ROLE,
+            rule=shown(one["rule"]),
+            operation=shown(one["operation"]),
+            collection=shown(one["collection"]),
+            reason=shown(one["reason"]),
+        )
+        for one in section
+    ]
+
+
+def _presented(refusal: Mapping[str, Any]) -> Iterator[str]:
+    if refusal["identity"]:
+        yield shown(refusal["identity"])
+    if refusal["key"]:
+        yield f"key {shown(refusal['key'])}"
+
+
+def last_reload(section: Mapping[str, Any], now: float) -> Reload:
+    return Reload(
+        result=section["result"],
+        trigger=section["trigger"],
+        when=clock(section["when"], now),
+        error=shown(section["error"]),
+        changed=clock(section["changed_at"], now) if section["changed_at"] is not None else "",
+        changes=tuple(sentence(change) for change in section["changes"]),
+    )
+
+
+def sentence(change: Mapping[str, str]) -> str:
+    """What a reload changed: `role search changed: access`."""
+    detail = f": {change['detail']}" if change["detail"] else ""
+    return shown(" ".join(filter(None, (change["what"], change["name"], change["how"])))) + shown(detail)
+
+
+def shown(text: str | None) -> str:
+    """Every character of it that cannot be seen is spelled out, as in Python."""
+    if not text or text.isprintable():
+        return text or ""
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
+
+
+def span(seconds: float) -> str:
+    """`3 hours`, in the largest unit of which there are two or more."""
+    for size_of, unit in _UNITS:
+        if seconds >= 2 * size_of:
+            return f"{int(seconds // size_of)} {unit}s"
+    return "1 second" if seconds >= 1 else "a moment"
+
+
+def size(count: int) -> str:
+    value, power = float(count), 0
+    while value >= _KIBI and power < len(_SIZES) - 1:
+        value, power = value / _KIBI, power + 1
+    return f"{value:.{1 if power and value < _TEN else 0}f} {_SIZES[power]}"
+
+
+def clock(when: float, now: float) -> str:
+    """A moment in UTC: its time alone, if that was within the last half day."""
+    form = "%H:%M:%S" if abs(now - when) < _UNITS[0][0] / 2 else "%Y-%m-%d %H:%M:%S"
+    return time.strftime(form, time.gmtime(when))

@@ -1,0 +1,378 @@
+"""The audit log's writer: a thread off the event loop, behind a bounded queue that refuses rather than loses.
+
+A request, allowed or not, is answered once :meth:`AuditLog.take` has promised room for its line. A write that fails
+(full disk, I/O error, directory gone) keeps its lines, is tried again with a growing pause, and ends the promises until
+it succeeds. A line that comes nevertheless and finds no room is lost: how many were, and why, is the next line that can
+be written.
+
+The event loop's thread alone calls `take`, `put`, `write` and `when_writable`; none ever blocks or raises. The counters
+have one writing thread each, so that the hot path needs no lock. This module knows nothing of what a line says, but for
+those that tell of lost ones; :mod:`tlsproxy.audit.line` renders it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections import Counter, deque
+from itertools import islice
+from typing import TYPE_CHECKING, Final
+
+from tlsproxy.audit import counters
+from tlsproxy.audit.counters import Count, Counts
+from tlsproxy.audit.files import ALONE, AuditFiles, Sink, StandardOutput, Turn
+from tlsproxy.audit.line import event_line
+from tlsproxy.audit.search import matching_entries
+from tlsproxy.errors import BadRequest, Overloaded, TlsproxyError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from tlsproxy.audit.query import AuditQuery
+    from tlsproxy.config.model import Audit
+
+_log = logging.getLogger(__name__)
+
+_BATCH: Final = 1024
+"""Lines to a write: under a megabyte of usual lines."""
+
+_FIRST_PAUSE: Final = 0.05
+_LONGEST_PAUSE: Final = 1.0
+"""Between attempts, in seconds: trying costs nothing, and until it succeeds every request is refused."""
+
+
+# Why lines were lost.
+QUEUE_FULL: Final = "queue_full"
+NOT_WRITABLE: Final = "not_writable"
+STOPPING: Final = "stopping"
+WORKER_ENDED: Final = "worker_ended"
+
+# Members under names of the module: asking a class for one costs ten times as much.
+_TAKEN, _WRITTEN, _LOST, _TOLD = Count
+
+
+class AuditNotWritable(TlsproxyError):
+    """The audit log cannot be begun, so nothing may be served."""
+
+    def __init__(self, where: Path | str, error: OSError) -> None:
+        super().__init__(
+            f"audit.dir {where}: {error.strerror or error}; let the user that tlsproxy runs as write there, "
+            "set audit.dir to a directory it can write, or to '-' for the standard output"
+        )
+
+
+class NoAudit:
+    """`audit.enabled: false`: no line is kept, and none is ever in the way."""
+
+    healthy: Final = True
+    last_error: Final = ""
+    queued: Final = 0
+    written: Final = 0
+    dropped: Final = 0
+
+    def accepts(self) -> bool:
+        return True
+
+    def take(self) -> bool:
+        return True
+
+    def put(self, line: str) -> None:
+        pass
+
+    def write(self, line: str) -> None:
+        pass
+
+    def lose(self, number: int, reason: str) -> None:
+        pass
+
+    def write_out(self, timeout: float) -> None:
+        pass
+
+    def when_writable(self, callback: Callable[[], object]) -> None:
+        asyncio.get_running_loop().call_soon(callback)
+
+    def read(self, query: AuditQuery, largest: int) -> list[bytes]:  # noqa: ARG002 - the log's interface
+        raise BadRequest("Audit logging is not enabled")
+
+    def start(self) -> None:
+        pass
+
+    def close(self, timeout: float = 0.0) -> None:
+        pass
+
+
+class AuditLog:
+    """`clock` is the wall clock, in seconds since the epoch, that names the files.
+
+    `turn` is that of all processes whose lines go to the same place; `counts` are this one's, which others may see.
+    """
+
+    def __init__(
+        self,
+        settings: Audit,
+        clock: Callable[[], float] = time.time,
+        sink: Sink | None = None,
+        turn: Turn = ALONE,
+        counts: Counts | None = None,
+    ) -> None:
+        self._where = settings.dir
+        self._sink: Sink = sink or _sink_of(settings, turn)
+        self._capacity = settings.queue_size
+        self._flush_interval = settings.flush_interval
+        self._clock = clock
+        self._queue: deque[str] = deque()
+        self._counts = counts if counts is not None else counters.private()
+        self._taken = self._put = self._written = 0
+        self._lost: Counter[str] = Counter()
+        self._told: Counter[str] = Counter()
+        self._working = False
+        self._progress = 0
+        self._progress_seen = -1
+        self._some = threading.Event()
+        self._urgent = threading.Event()
+        self._awake = False
+        self._closing = threading.Event()
+        self._closed = False
+        self._give_up_at = float("inf")
+        self._lock = threading.Lock()
+        self._pen = threading.Lock()
+        self._reading = threading.Lock()
+        self._waiters: list[tuple[asyncio.AbstractEventLoop, Callable[[], object]]] = []
+        self._thread = threading.Thread(target=self._run, name="audit-writer", daemon=True)
+        self.last_error = ""
+
+    def __repr__(self) -> str:
+        return f"AuditLog({self._sink!r}, healthy={self.healthy}, queued={self.queued}, dropped={self.dropped})"
+
+    @property
+    def healthy(self) -> bool:
+        return self._working
+
+    @property
+    def queued(self) -> int:
+        """Lines that wait to be written."""
+        return self._put - self._written
+
+    @property
+    def dropped(self) -> int:
+        """Lines that were lost."""
+        return sum(self._lost.values())
+
+    @property
+    def written(self) -> int:
+        return self._written
+
+    def accepts(self) -> bool:
+        """Whether there is room for one more line."""
+        return self._working and self._taken - self._written < self._capacity
+
+    def take(self) -> bool:
+        """Promises room for one line, which is then to be :meth:`put`; False where there is none."""
+        if not self.accepts():
+            # Looked at once more, so that room made before this was noted is seen, and room made after it calls back.
+            self._progress_seen = self._progress
+            if not self.accepts():
+                return False
+        self._counts[_TAKEN] = self._taken = self._taken + 1
+        return True
+
+    def put(self, line: str) -> None:
+        """The line for which there is room: it ends in a newline and holds no other."""
+        self._queue.append(line)
+        self._put += 1
+        # An event is set where it changes something: setting one takes its lock, and asking one costs a call.
+        if (self._put - self._written) * 2 > self._capacity and not self._urgent.is_set():
+            self._urgent.set()
+        if not self._awake:
+            self._awake = True
+            self._some.set()
+
+    def write(self, line: str) -> None:
+        """One that nothing was promised to, if there is room by now."""
+        if not self._closed and self._taken - self._written < self._capacity:
+            self._counts[_TAKEN] = self._taken = self._taken + 1
+            self.put(line)
+        else:
+            self.lose(1, STOPPING if self._closed else QUEUE_FULL if self._working else NOT_WRITABLE)
+
+    def lose(self, number: int, reason: str) -> None:
+        """So many lines will not be written. They are told of in the next that can be."""
+        self._lost[reason] += number
+        self._counts[_LOST] += number
+        if not self._awake:
+            self._awake = True
+            self._some.set()
+
+    def when_writable(self, callback: Callable[[], object]) -> None:
+        """Calls `callback` once, from the running loop, when lines have been written since `accepts` last said no."""
+        loop = asyncio.get_running_loop()
+        with self._lock:
+            if self._progress == self._progress_seen:
+                self._waiters.append((loop, callback))
+                return
+        loop.call_soon(callback)
+
+    def read(self, query: AuditQuery, largest: int) -> list[bytes]:
+        """For one at a time, off the loop: ``largest`` bytes at most.
+
+        Raises OSError, Overloaded, and BadRequest where there are no files.
+        """
+        if self._where == "-":
+            raise BadRequest("Audit logging is not configured to write files, which could be read")
+        if not self._reading.acquire(blocking=False):
+            raise Overloaded("The audit log is being read already")
+        try:
+            return matching_entries(self._where, query, largest)
+        finally:
+            self._reading.release()
+
+    def start(self) -> None:
+        """Raises AuditNotWritable where the log cannot be opened."""
+        try:
+            self._sink.ready(self._clock())
+        except OSError as error:
+            raise AuditNotWritable(self._where, error) from error
+        self._working = True
+        self._thread.start()
+
+    def close(self, timeout: float = 5.0) -> None:
+        """Writes what is queued, for at most `timeout` seconds; what then remains is told of. Blocks."""
+        self._give_up_at = time.monotonic() + timeout
+        self._closed = True
+        self._closing.set()
+        self._urgent.set()
+        self._some.set()
+        if self._thread.is_alive():
+            self._thread.join(timeout + _FIRST_PAUSE)
+        self._working = False
+        lost = self._taken - self._written + sum(number for _, number in self._untold())
+        if lost:
+            _log.error("audit: lines lost: %d (%s)", lost, self.last_error or "not written in time")
+
+    def write_out(self, timeout: float) -> None:
+        """Writes what is queued here and now, for this process is about to end: once, for at most so many seconds.
+
+        May be called by a signal handler, wherever that interrupted the event loop's thread: no lock is taken that this
+        thread may hold. The writer holds the pen only while it writes.
+        """
+        until = time.monotonic() + timeout
+        if not self._pen.acquire(timeout=timeout):
+            return
+        try:
+            while self._queue and time.monotonic() < until:
+                lines = self._taken_from_queue()
+                view, done = memoryview("".join(lines).encode("utf-8", "replace")), 0
+                self._sink.ready(self._clock())
+                while done < len(view) and time.monotonic() < until:
+                    done += self._sink.append(view[done:])
+                self._wrote_lines(bytes(view[:done]).count(b"\n"))
+        except OSError:
+            return  # what is left is told by number
+        finally:
+            self._pen.release()
+
+    def _run(self) -> None:
+        try:
+            while self._next_batch():
+                pass
+        except Exception as error:  # noqa: BLE001 - the thread's last word, told and failing closed
+            self.last_error = f"the writer has failed: {error!r}"
+            _log.exception("audit: the writer has failed; requests are refused")
+        finally:
+            self._working = False
+            self._sink.close()
+
+    def _next_batch(self) -> bool:
+        """Gathers lines for a flush interval and writes them. False when the log is closed and nothing is left."""
+        self._some.wait()
+        # Cleared, and then told so, before the queue is looked at: a line that comes meanwhile is either seen there or
+        # sets it again.
+        self._some.clear()
+        self._awake = False
+        self._urgent.wait(self._flush_interval)
+        self._urgent.clear()
+        while self._queue or self._untold():
+            with self._pen:
+                if not self._write_batch():
+                    return False
+        return not self._closing.is_set()
+
+    def _write_batch(self) -> bool:
+        """Writes the numbers of lost lines, then queued lines. False where closing has run out of time."""
+        for reason, number in self._untold():
+            when, detail = self._clock(), {"lost": number}
+            line = event_line(when=when, event="audit", remote=None, result="failed", reason=reason, detail=detail)
+            if not self._write(line.encode(), 0):
+                return False
+            self._told[reason] += number
+            self._counts[_TOLD] += number
+        lines = self._taken_from_queue()
+        return self._write("".join(lines).encode("utf-8", "replace"), len(lines))
+
+    def _untold(self) -> list[tuple[str, int]]:
+        lost = [(reason, number - self._told[reason]) for reason, number in list(self._lost.items())]
+        return [(reason, number) for reason, number in lost if number]
+
+    def _taken_from_queue(self) -> list[str]:
+        return list(islice(iter(self._queue.popleft, None), min(len(self._queue), _BATCH)))
+
+    def _wrote_lines(self, number: int) -> None:
+        self._counts[_WRITTEN] = self._written = self._written + number
+
+    def _write(self, batch: bytes, lines: int) -> bool:
+        """Writes all of it, however often that fails. ``lines`` were promised, and are kept: all of it, or none."""
+        done = 0
+        pause = _FIRST_PAUSE
+        view = memoryview(batch)
+        while done < len(batch):
+            try:
+                if self._sink.ready(self._clock()):
+                    done = batch.rfind(b"\n", 0, done) + 1
+                count = self._sink.append(view[done:])
+            except OSError as error:
+                self._failed(error)
+                if self._closing.wait(pause):
+                    time.sleep(_FIRST_PAUSE)
+                pause = min(pause * 2, _LONGEST_PAUSE)
+            else:
+                if lines:
+                    self._wrote_lines(lines if count == len(batch) else batch.count(b"\n", done, done + count))
+                done += count
+                if count:
+                    self._wrote()
+            if time.monotonic() >= self._give_up_at and done < len(batch):
+                return False
+        return True
+
+    def _failed(self, error: OSError) -> None:
+        self.last_error = str(error)
+        if self._working:
+            self._working = False
+            _log.error("audit: %r cannot be written: %s; requests are refused until it can", self._sink, error)
+
+    def _wrote(self) -> None:
+        if not self._working:
+            self._working = True
+            self.last_error = ""
+            _log.warning("audit: %r can be written again; %d lines lost so far", self._sink, self.dropped)
+        with self._lock:
+            self._progress += 1
+            waiters, self._waiters = self._waiters, []
+        for loop, callback in waiters:
+            try:
+                loop.call_soon_threadsafe(callback)
+            except RuntimeError:
+                _log.debug("audit: a loop ended before there was room for what waited in it")
+
+
+def audit_log(settings: Audit, turn: Turn = ALONE, counts: Counts | None = None) -> AuditLog | NoAudit:
+    return AuditLog(settings, turn=turn, counts=counts) if settings.enabled else NoAudit()
+
+
+def _sink_of(settings: Audit, turn: Turn) -> Sink:
+    if settings.dir == "-":
+        return StandardOutput(turn=turn)
+    return AuditFiles(settings.dir, settings.rotation, settings.max_log_files, turn)

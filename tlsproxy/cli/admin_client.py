@@ -1,0 +1,117 @@
+"""A running gateway's admin server, as the commands ask it: over loopback or its unix socket, with deadlines."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final, Literal, TypeVar
+
+import click
+
+from tlsproxy.config.loader import parse
+from tlsproxy.errors import TlsproxyError
+from tlsproxy.snapshot.files import CONFIG_LIMIT, read_file
+
+DEADLINE: Final = 10.0
+"""Seconds to wait for an answer."""
+RELOAD_DEADLINE: Final = 70.0
+"""More than the server takes to say that it has no verdict."""
+
+_UNIX: Final = "unix:"
+_LARGEST: Final = 64 << 20
+_CHANGED: Final = "(if it was started with another configuration, --admin ADDRESS says where it listens)"
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class AdminError(TlsproxyError):
+    """The admin server is not there, or does not answer as it should."""
+
+
+def admin_options(command: F) -> F:
+    """The options by which a command finds the server; :func:`admin_of` understands them."""
+    for option in (
+        click.option("--admin", metavar="ADDRESS", help="Where it listens: HOST:PORT or unix:/path."),
+        click.option(
+            "--config",
+            "config_path",
+            metavar="FILE",
+            type=click.Path(path_type=Path),
+            help="The gateway's configuration file, whose admin.listen is taken.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def admin_of(config_path: Path | None, admin: str | None) -> Admin:
+    """Raises :class:`AdminError`, ConfigError or MaterialError."""
+    if admin is not None:
+        return Admin(admin)
+    if config_path is None:
+        raise click.UsageError("say where the admin server is: --config FILE or --admin ADDRESS")
+    listen = parse(read_file(config_path, CONFIG_LIMIT), config_path, os.environ).config.admin.listen
+    if listen is None:
+        raise AdminError(f"{config_path}: admin.listen is not set, so that there is no admin server to ask")
+    if listen.endswith(":0"):
+        raise AdminError(f"{config_path}: admin.listen leaves the port to the system; name it with --admin HOST:PORT")
+    return Admin(listen)
+
+
+class Admin:
+    """``address`` is in the form of `admin.listen`. Every call opens a connection of its own."""
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+
+    def status(self) -> dict[str, Any]:
+        """Raises :class:`AdminError`."""
+        return self._ask("GET", "/status", DEADLINE)
+
+    def reload(self, how: Literal["", "?force=1", "?dry_run=1"] = "") -> dict[str, Any]:
+        """The verdict, whichever it is. Raises :class:`AdminError` where there is none."""
+        return self._ask("POST", f"/reload{how}", RELOAD_DEADLINE)
+
+    def _ask(self, method: str, path: str, deadline: float) -> dict[str, Any]:
+        connection = self._connection(deadline)
+        try:
+            connection.request(method, path)
+            answer = json.loads(connection.getresponse().read(_LARGEST))
+        except TimeoutError:
+            raise AdminError(f"{self.address}: no answer within {deadline:g} s") from None
+        except PermissionError:
+            text = "may be opened by its owner alone: run this as the gateway's user, or as root"
+            raise AdminError(f"{self.address}: {text}") from None
+        except OSError as error:
+            raise AdminError(f"{self.address}: {error.strerror or error}: is the gateway running? {_CHANGED}") from None
+        except (http.client.HTTPException, ValueError):
+            raise AdminError(f"{self.address}: what answers there is not the admin server of a gateway") from None
+        finally:
+            connection.close()
+        if not isinstance(answer, dict) or ("result" not in answer and "generation" not in answer):
+            told = answer.get("error") if isinstance(answer, dict) else None
+            raise AdminError(f"{self.address}: {told or 'what answers there is not the admin server of a gateway'}")
+        return answer
+
+    def _connection(self, deadline: float) -> http.client.HTTPConnection:
+        if self.address.startswith(_UNIX):
+            return _UnixConnection(self.address.removeprefix(_UNIX), deadline)
+        try:
+            return http.client.HTTPConnection(self.address, timeout=deadline)
+        except http.client.InvalidURL:
+            raise AdminError(f"{self.address}: is neither HOST:PORT nor unix:/path") from None
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    def __init__(self, path: str, deadline: float) -> None:
+        super().__init__("localhost", timeout=deadline)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(self._path)

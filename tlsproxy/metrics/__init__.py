@@ -1,0 +1,1 @@
+"""Counters, their Prometheus exposition, and the last minutes."""

@@ -1,0 +1,253 @@
+"""What is counted, and its Prometheus exposition. Conventions: prometheus.io/docs/practices/naming.
+
+The hot path adds to plain dicts and integers; families are made when somebody scrapes. All of it runs in the event
+loop's thread, so nothing is locked. Every label is drawn from a table or from the configuration, never from what a
+client sent: a stranger cannot make series. The registry is our own, not the library's global one.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import TYPE_CHECKING, Final
+
+from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
+from prometheus_client.registry import Collector
+
+import tlsproxy
+from tlsproxy.audit.line import Refusal
+from tlsproxy.metrics.prometheus import Histogram, counters, gauges, histograms, keyed
+from tlsproxy.metrics.recent import Recent
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from prometheus_client.metrics_core import Metric
+
+    from tlsproxy.proxy.limits.fair_shares import Shares
+    from tlsproxy.snapshot.generation import Generation
+
+REQUEST_BUCKETS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0)
+"""Upper bounds in seconds: from a point lookup to a snapshot."""
+
+HANDSHAKE_BUCKETS: Final = (0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+
+_CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
+"""The format that every scraper reads. (OpenMetrics could not hold the gauge `connections` beside the counter.)"""
+
+_SHORT: Final = 16
+"""Hex digits that tell certificates apart in a label."""
+
+_RELOADED: Final = frozenset({"ok", "unchanged"})
+
+
+class Metrics(Collector):
+    """`pool` gives the upstream connections (idle, busy, waited for), `audit` the lines (queued, written, dropped).
+
+    `limits`: how often no row was free in their table, and how often its lock could not be had. `shares` are those of
+    `memory` and `upstream`, where this process has them. `recent` are the last minutes.
+    """
+
+    def __init__(
+        self,
+        *,
+        pool: Callable[[], tuple[int, int, int]],
+        audit: Callable[[], tuple[int, int, int]],
+        limits: Callable[[], tuple[int, int]],
+        shares: Callable[[], Mapping[str, Shares]] = dict,
+    ) -> None:
+        self._shares = shares
+        self._limits = limits
+        self._pool = pool
+        self._audit = audit
+        self.recent = Recent()
+        self._requests: dict[tuple[str, str, str, str], Histogram] = defaultdict(lambda: Histogram(REQUEST_BUCKETS))
+        self._tcp: dict[str, int] = defaultdict(int)
+        self._handshakes: dict[str, int] = defaultdict(int)
+        self._handshake_durations = Histogram(HANDSHAKE_BUCKETS)
+        self._connections: dict[str, int] = defaultdict(int)
+        self._open_connections = 0
+        self._accept_errors = 0
+        self._ended: dict[str, int] = defaultdict(int)
+        self._upstream_connects: dict[str, int] = defaultdict(int)
+        self._upstream_retries = 0
+        self._reloads: dict[tuple[str, str], int] = defaultdict(int)
+        self._jumps: dict[str, int] = {"forward": 0, "back": 0}
+        self._reload_failed = self._reload_held = False
+        self._reload_last_success: float | None = None
+        self._generation = 0
+        self._certificates: dict[tuple[str, str], float] = {}
+        self._crls: dict[str, float] = {}
+        self._inputs: Mapping[tuple[str, str], int] = {}
+        self._registry = CollectorRegistry()
+        self._registry.register(self)
+        ProcessCollector(registry=self._registry)
+
+    @property
+    def open_connections(self) -> int:
+        return self._open_connections
+
+    def request(self, operation: str, role: str, outcome: str, reason: str, seconds: float) -> None:
+        """One request that ended. `outcome` is allowed, denied, or failed (allowed, and then something broke)."""
+        self._requests[operation, role, outcome, reason].observe(seconds)
+        self.recent.decided(role, outcome)
+
+    def tcp(self, role: str, outcome: str, reason: str) -> None:
+        """One connection of mode tcp was decided on, or failed. ``outcome`` as of a request."""
+        self._tcp[reason] += 1
+        self.recent.decided(role, outcome)
+
+    def refused(self, refusal: Refusal) -> None:
+        """Somebody got nothing: a request, a handshake, a connection. It is shown, not counted: that is done."""
+        self.recent.refused(refusal)
+
+    def handshake(self, outcome: str, seconds: float) -> None:
+        self._handshakes[outcome] += 1
+        self._handshake_durations.observe(seconds)
+
+    def connection(self, outcome: str) -> None:
+        """One that came: accepted, or closed at once (the reasons of `proxy/limits/addresses.py`)."""
+        self._connections[outcome] += 1
+        if outcome == "accepted":
+            self._open_connections += 1
+
+    def connection_closed(self) -> None:
+        """One of those that were accepted."""
+        self._open_connections -= 1
+
+    def connection_ended(self, reason: str) -> None:
+        """One that we end: its client lost the right to it, it is too old, or somebody cut it. Or a request of one that
+        goes on, whose key or role no longer allows it.
+        """
+        self._ended[reason] += 1
+
+    def accept_error(self) -> None:
+        self._accept_errors += 1
+
+    def upstream_connect(self, outcome: str) -> None:
+        self._upstream_connects[outcome] += 1
+
+    def upstream_retry(self) -> None:
+        self._upstream_retries += 1
+
+    def clock_jumped(self, direction: str) -> None:
+        """`forward` or `back`."""
+        self._jumps[direction] += 1
+
+    def reload(self, result: str, trigger: str, when: float) -> None:
+        """One attempt's verdict: `ok`, `unchanged` (what serves is what the files say), or it did not succeed."""
+        self._reloads[result, trigger] += 1
+        self._reload_failed, self._reload_held = result not in _RELOADED, result == "held"
+        if not self._reload_failed:
+            self._reload_last_success = when
+
+    def published(self, generation: Generation) -> None:
+        """What was told of the generation before is forgotten: a certificate that no longer serves must not alarm.
+
+        A certificate that a bundle holds twice is one series. Of several CRLs of one issuer the first to go out of
+        date counts.
+        """
+        material = generation.material
+        self._generation = generation.number
+        self._certificates = {("server", material.leaf.sha256[:_SHORT]): material.leaf.not_after}
+        for authority in material.authorities:
+            self._certificates["ca", authority.sha256[:_SHORT]] = authority.not_after
+        self._crls = {}
+        for crl in material.crls:
+            self._crls[crl.issuer] = min(crl.next_update, self._crls.get(crl.issuer, crl.next_update))
+
+    def judged(self, inputs: Mapping[tuple[str, str], int]) -> None:
+        """How many inputs there are by kind and state."""
+        self._inputs = inputs
+
+    def render(self) -> tuple[bytes, str]:
+        """The exposition and its content type."""
+        return generate_latest(self._registry), _CONTENT_TYPE
+
+    def families(self) -> list[Metric]:
+        """Those of the process too."""
+        return list(self._registry.collect())
+
+    def collect(self) -> Iterator[Metric]:
+        yield gauges("build_info", "What this is: always 1.", ("version",), [((tlsproxy.__version__,), 1)])
+        yield from self._collect_requests()
+        yield from self._collect_connections()
+        yield from self._collect_upstream()
+        yield from self._collect_generation()
+        yield from self._collect_audit()
+
+    def _collect_requests(self) -> Iterator[Metric]:
+        labels = ("operation", "role", "outcome")
+        requests: dict[tuple[str, str, str], int] = defaultdict(int)
+        durations: dict[str, Histogram] = defaultdict(lambda: Histogram(REQUEST_BUCKETS))
+        decisions = defaultdict(int, self._tcp)
+        for (operation, role, outcome, reason), histogram in self._requests.items():
+            requests[operation, role, outcome] += histogram.total
+            durations[operation].add(histogram)
+            decisions[reason] += histogram.total
+        yield counters("requests", "Requests that ended.", labels, requests.items())
+        yield histograms("request_duration_seconds", "How long requests took.", ("operation",), keyed(durations))
+        yield counters("decisions", "Decisions on requests.", ("reason",), keyed(decisions))
+        overflows, unlocked = self._limits()
+        yield counters("limit_overflows", "Counts against the row of all that found none.", (), [((), overflows)])
+        yield from self._collect_shares()
+        yield counters("limit_unlocked", "Counts made without the table's lock.", (), [((), unlocked)])
+
+    def _collect_shares(self) -> Iterator[Metric]:
+        shares = self._shares()
+        refused = [((name, "full"), one.refused) for name, one in shares.items()]
+        refused += [((name, "gave_way"), one.gave_way) for name, one in shares.items()]
+        text = "Requests refused for want of what all callers share, or in favour of one that had less of it."
+        yield counters("share_refusals", text, ("resource", "reason"), refused)
+        waiting = [((), one.waiting) for name, one in shares.items() if name == "memory"]
+        yield gauges("inspection_waiting", "Requests that wait for memory to be read in.", (), waiting)
+        held = [((), one.held) for name, one in shares.items() if name == "memory"]
+        yield gauges("inspection_memory_bytes", "Memory in use, of limits.inspection_memory_mb.", (), held)
+
+    def _collect_connections(self) -> Iterator[Metric]:
+        yield counters("handshakes", "TLS handshakes that ended.", ("outcome",), keyed(self._handshakes))
+        durations = [((), self._handshake_durations)]
+        yield histograms("handshake_duration_seconds", "How long TLS handshakes took.", (), durations)
+        yield gauges("connections", "Client connections that are open.", (), [((), self._open_connections)])
+        yield counters("connections", "Client connections that came.", ("outcome",), keyed(self._connections))
+        text = "Client connections that were ended here, and requests that lost their right on others."
+        yield counters("connections_ended", text, ("reason",), keyed(self._ended))
+        yield counters("accept_errors", "Errors of accept: no descriptor left.", (), [((), self._accept_errors)])
+
+    def _collect_upstream(self) -> Iterator[Metric]:
+        idle, busy, waiting = self._pool()
+        states = [(("idle",), idle), (("busy",), busy)]
+        yield gauges("upstream_connections", "Connections to the upstream.", ("state",), states)
+        yield gauges("upstream_waiting", "Requests that wait for a connection.", (), [((), waiting)])
+        yield counters("upstream_connects", "Connects to the upstream.", ("outcome",), keyed(self._upstream_connects))
+        yield counters("upstream_retries", "Requests sent a second time.", (), [((), self._upstream_retries)])
+
+    def _collect_generation(self) -> Iterator[Metric]:
+        yield counters("reloads", "Attempts at a new generation.", ("result", "trigger"), self._reloads.items())
+        yield counters("clock_jumps", "Jumps of the wall clock.", ("direction",), keyed(self._jumps))
+        text = "When the files were last found good, in seconds since the epoch."
+        success = [] if self._reload_last_success is None else [((), self._reload_last_success)]
+        yield gauges("reload_last_success_timestamp_seconds", text, (), success)
+        text = "1 where the last attempt at a new generation did not succeed."
+        yield gauges("reload_last_attempt_failed", text, (), [((), self._reload_failed)])
+        text = "1 where limits.mass_cut holds a new generation back."
+        yield gauges("reload_held", text, (), [((), self._reload_held)])
+        yield gauges("generation", "The number of the generation that serves.", (), [((), self._generation)])
+        text = "Inputs of the configuration: those in force as they are, waiting for a date, refused, or tried again."
+        yield gauges("inputs", text, ("input", "state"), self._inputs.items())
+        text = "When a certificate in use expires, in seconds since the epoch."
+        yield gauges("certificate_not_after_seconds", text, ("role", "sha256"), self._certificates.items())
+        text = "When a CRL in use goes out of date, in seconds since the epoch."
+        yield gauges("crl_next_update_seconds", text, ("issuer",), keyed(self._crls))
+
+    def _collect_audit(self) -> Iterator[Metric]:
+        queued, written, dropped = self._audit()
+        yield counters("audit_lines", "Audit lines written.", (), [((), written)])
+        yield counters("audit_dropped", "Audit lines that found no room.", (), [((), dropped)])
+        yield gauges("audit_queue_length", "Audit lines that are not written yet.", (), [((), queued)])
+
+
+def exposition(told: Collector) -> tuple[bytes, str]:
+    """Of all that it collects, and the content type."""
+    registry = CollectorRegistry()
+    registry.register(told)
+    return generate_latest(registry), _CONTENT_TYPE

@@ -1,0 +1,1 @@
+"""The state that all connections of a process share."""

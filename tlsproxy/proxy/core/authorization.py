@@ -1,0 +1,90 @@
+"""Who a connection's client is under the generation that is current, and whether it may still be here.
+
+A connection outlives generations. Before each request its standing is brought up to date: a role that was changed, a
+certificate that was revoked or ran out, a CA that was removed count from the next request on.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from tlsproxy.authz.access import Decision, forbidden
+from tlsproxy.authz.identity import Identity
+from tlsproxy.authz.roles import Principal
+from tlsproxy.snapshot.generation import Generation
+from tlsproxy.tls.peer import Peer
+from tlsproxy.tls.trust import NEVER, Verdict
+
+_ENDED: Final = {
+    "certificate_expired": "the client certificate, or one above it, has expired",
+    "certificate_not_yet_valid": "the client certificate, or one above it, is not valid yet",
+    "certificate_revoked": "the client certificate, or one above it, was revoked",
+    "crl_expired": "no revocation list that covers the client certificate is current",
+    "crl_missing": "no revocation list covers the client certificate",
+    "issuer_not_trusted": "the client certificate's issuer is not trusted any more",
+    "certificate_required": "a client certificate is required",
+}
+
+_ANONYMOUS: Final = Verdict("", NEVER)
+_REQUIRED: Final = Verdict("certificate_required", NEVER)
+
+
+class Standing:
+    """``principal`` is what decisions are made for; ``refusal`` is that of whatever is asked, or None."""
+
+    __slots__ = ("_admitted", "_peer", "_until", "generation", "principal", "refusal")
+
+    def __init__(self, generation: Generation, peer: Peer | None, now: float) -> None:
+        self._peer = peer
+        self._admitted = False
+        self.renew(generation, now)
+
+    def renew(self, generation: Generation, now: float) -> None:
+        self.generation = generation
+        verdict = _ANONYMOUS
+        if self._peer is not None:
+            verdict = generation.verdict_of(self._peer, now)
+        elif generation.config.service.verify_https_client_certificate:
+            verdict = _REQUIRED
+        reason, self._until = verdict.refusal, verdict.until
+        self.principal: Principal = generation.principal_of(self._peer, verdict.issuers)
+        self._admitted |= self.principal.refusal is None
+        self.refusal: Decision | None = _ended(reason) if reason else None
+
+    @property
+    def identity(self) -> Identity | None:
+        return self.principal.identity
+
+    @property
+    def peer(self) -> Peer | None:
+        return self._peer
+
+    def withdrawn(self, generation: Generation, now: float) -> str:
+        """Why a client that was admitted would not be now; "" where it would, and where it never was."""
+        ended = self.ended(generation, now)
+        if ended is not None:
+            return ended.reason
+        refusal = self.principal.refusal
+        return refusal.reason if refusal is not None and self._admitted else ""
+
+    def ended(self, generation: Generation, now: float) -> Decision | None:
+        """Brings the standing up to date first. ``now`` is seconds since the epoch."""
+        if self.generation is not generation or now >= self._until:
+            self.renew(generation, now)
+        return self.refusal
+
+    def turned_away(self, generation: Generation, route: str, now: float) -> str:
+        """Why its client may not connect through the listener of mode tcp at ``route``; "" where it may."""
+        ended = self.ended(generation, now)
+        if ended is not None:
+            return ended.reason
+        tunnel = generation.tunnels.get(route)
+        if tunnel is None:
+            return "no_listener"
+        if self.principal.refusal is not None:
+            return self.principal.refusal.reason
+        return "" if self.principal.role in tunnel.allow else "role_not_allowed"
+
+
+def _ended(reason: str) -> Decision:
+    return forbidden(reason, _ENDED.get(reason, reason))

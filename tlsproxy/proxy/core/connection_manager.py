@@ -1,0 +1,311 @@
+"""The register of live connections: whose they are, and the end of those that have lost their right to exist.
+
+A connection is entered before anything is decided on it. After each publication, and when a certificate, key or token
+runs out, what it is doing is judged anew, and it is asked whether it would still be admitted: some hundred connections
+at a time, and everybody is served in between. (One that has something to do before its turn is judged first.) One that
+would not be admitted is told to come to its end (idle: at once, busy: after what it is doing), and is ended
+``limits.expel_after`` seconds later if it has not. Where many are ended together, they are told so one after the other.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Iterator, Sequence
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
+
+from tlsproxy.audit.line import Refusal, event_line
+from tlsproxy.proxy.core.authorization import Standing
+from tlsproxy.proxy.core.impact import Affected, Consequences, Group
+from tlsproxy.proxy.core.impact_analysis import MOVED, Visitors, affected, affects_nobody, client
+from tlsproxy.proxy.core.jitter import FEW, share
+from tlsproxy.proxy.limits.addresses import account as network
+from tlsproxy.proxy.limits.fair_shares import Account
+
+if TYPE_CHECKING:
+    from tlsproxy.proxy.core.gateway import Gateway
+    from tlsproxy.snapshot.generation import Generation
+
+T = TypeVar("T")
+
+TICK: Final = 0.25
+"""Seconds between two looks at what has run out."""
+SLICE: Final = 100
+"""Connections that are looked at in one go: 20,000 after a publication take 0.3 s, in pieces of 1 to 2 ms."""
+ASKED: Final = 100
+"""Connections that are asked in one go about a publication that is yet to come: 20,000 take a second."""
+OPERATOR: Final = "cut_by_operator"
+TOO_OLD: Final = "max_connection_age"
+YOUNGER: Final = 0.1
+"""Share of the greatest age by which a connection may end before it, so that those of one moment do not end in one."""
+
+
+class Session(Protocol):
+    """What speaks on a connection.
+
+    ``judge``: what it is doing is judged anew, where there has been a publication since or something has run out, and
+    what may not go on ends; it returns why the connection has to end, "" where it may stay. Nothing passes after that.
+    ``patient``: it may finish what it is doing. ``drain``: it comes to its end by itself; ``expel``: it ends now, and
+    who can be told is told why.
+    """
+
+    patient: bool
+
+    def judge(self, now: float) -> str: ...
+    def drain(self) -> None: ...
+    def expel(self, reason: str) -> None: ...
+
+
+class Entry:
+    """One connection. ``opened`` is of the monotonic clock; ``key`` names the key or issuer of its latest request.
+
+    ``account`` is the holder of its shares in common budgets. ``told``: an audit line says why it ended. ``route`` is
+    the address of its listener as configured, where that is of mode tcp.
+    """
+
+    __slots__ = (
+        "account",
+        "address",
+        "bytes_in",
+        "bytes_out",
+        "ends",
+        "key",
+        "number",
+        "opened",
+        "protocol",
+        "requests",
+        "route",
+        "session",
+        "standing",
+        "told",
+        "why",
+    )
+
+    def __init__(
+        self, number: int, protocol: str, address: str, standing: Standing, opened: float, route: str = ""
+    ) -> None:
+        self.number = number
+        self.protocol = protocol
+        self.address = address
+        self.route = route
+        self.standing = standing
+        self.opened = opened
+        self.session: Session | None = None
+        self.requests = self.bytes_in = self.bytes_out = 0
+        self.key = ""
+        self.why = ""
+        self.told = False
+        self.ends = float("inf")
+        self.account = _account(standing, address)
+
+    def count(self, bytes_in: int, bytes_out: int, key: str) -> None:
+        """A request that has ended."""
+        self.requests += 1
+        self.bytes_in += bytes_in
+        self.bytes_out += bytes_out
+        self.key = key
+
+    def refusal(self, now: float, operation: str, reason: str) -> Refusal:
+        """Of the connection itself, whatever was asked on it."""
+        identity, principal = self.standing.identity, self.standing.principal
+        name = identity.name if identity is not None else ""
+        return Refusal(now, self.address, operation, reason, identity=name, rule=principal.rule, role=principal.role)
+
+    def described(self, now: float) -> dict[str, Any]:
+        """As JSON values. ``now`` is of the monotonic clock."""
+        identity, principal = self.standing.identity, self.standing.principal
+        return {
+            "number": self.number,
+            "protocol": self.protocol,
+            "address": self.address,
+            "identity": identity.name if identity is not None else None,
+            "issuer": identity.issuer if identity is not None else None,
+            "ca": (identity.ca or None) if identity is not None else None,
+            "ca_sha256": (identity.ca_sha256 or None) if identity is not None else None,
+            "serial": identity.serial if identity is not None else None,
+            "certificate_expires": identity.not_after if identity is not None else None,
+            "rule": principal.rule or None,
+            "role": principal.role or None,
+            "key": self.key or None,
+            "age": now - self.opened,
+            "requests": self.requests,
+            "bytes_in": self.bytes_in,
+            "bytes_out": self.bytes_out,
+            "ending": self.why or None,
+        }
+
+
+def _account(standing: Standing, address: str) -> Account:
+    """The certificate's identity, else the address."""
+    identity = standing.identity
+    return ("address", network(address)) if identity is None else identity.account
+
+
+async def _in_slices(items: Sequence[T]) -> AsyncIterator[T]:
+    """All others are served in between."""
+    for start in range(0, len(items), ASKED):
+        for item in items[start : start + ASKED]:
+            yield item
+        await asyncio.sleep(0)
+
+
+class Register:
+    """The connections of one process, by number: the next of ``numbers``. Ended by :meth:`close`."""
+
+    def __init__(self, gateway: Gateway, numbers: Iterator[int]) -> None:
+        self._gateway = gateway
+        self._entries: dict[int, Entry] = {}
+        self._ending: dict[int, Entry] = {}
+        self._numbers = numbers
+        self._visitors = Visitors()
+        self._handle: asyncio.TimerHandle = gateway.loop.call_later(TICK, self._tick)
+        self._left: Iterator[int] = iter(())
+        self._ended = self._followed = 0
+        self._slice: asyncio.Handle | None = None
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __iter__(self) -> Iterator[Entry]:
+        return iter(list(self._entries.values()))
+
+    def close(self) -> None:
+        self._handle.cancel()
+        if self._slice is not None:
+            self._slice.cancel()
+
+    def enter(self, protocol: str, address: str, standing: Standing, route: str = "") -> Entry:
+        """``route`` is the address of a listener of mode tcp."""
+        entry = Entry(next(self._numbers), protocol, address, standing, time.monotonic(), route)
+        self._entries[entry.number] = entry
+        return entry
+
+    def leave(self, entry: Entry) -> None:
+        """It has ended: it and what spoke on it no longer hold each other."""
+        self._visitors.keep(entry, entry.standing)
+        self._entries.pop(entry.number, None)
+        self._ending.pop(entry.number, None)
+        entry.session = None
+
+    def cut(self, number: int) -> bool:
+        """By hand, at once. False where there is no such connection."""
+        entry = self._entries.get(number)
+        if entry is None:
+            return False
+        self._end(entry, OPERATOR, 0.0, 0.0)
+        return True
+
+    async def consider(self, candidate: Generation) -> Consequences:
+        """The consequences of publishing this generation now. Nobody notices, and others are served in between."""
+        present, now = self._gateway.generation, self._gateway.clock.now()
+        connections = len(self._entries)
+        if affects_nobody(present, candidate):
+            return Consequences(connections)
+        found: list[Affected] = []
+        clients: set[str] = set()
+        async for entry in _in_slices(list(self._entries.values())):
+            if entry.session is not None and not entry.why:
+                clients.add(client(entry, entry.standing))
+                found += affected(entry, entry.standing, present, candidate, now)
+        barred: list[Affected] = []
+        async for visit in _in_slices(self._visitors.absent(clients)):
+            barred += affected(visit, Standing(present, visit.peer, now), present, candidate, now)
+        return Consequences(
+            connections,
+            cut=Group.of(one for one in found if one.reason),
+            barred=tuple(one for one in barred if one.reason not in {"", MOVED}),
+            moved=Group.of(one for one in found if not one.reason),
+        )
+
+    def request_ended(self, entry: Entry, reason: str) -> None:
+        """Counts a request or call that has lost its right (a key, a role) under way, where its connection goes on."""
+        gateway = self._gateway
+        if not entry.standing.withdrawn(gateway.generation, gateway.clock.now()):
+            gateway.metrics.connection_ended(reason)
+
+    def review(self) -> None:
+        """Looks for connections that would not be admitted now. Connections opened after this call need no look."""
+        if self._slice is not None:
+            self._slice.cancel()
+        self._left, self._ended = iter(list(self._entries)), 0
+        self._look()
+
+    def _look(self) -> None:
+        now, generation = self._gateway.clock.now(), self._gateway.generation
+        limits, steady = self._gateway.bounds, time.monotonic()
+        oldest = limits.max_connection_age
+        numbers = list(islice(self._left, SLICE))
+        self._slice = self._gateway.loop.call_soon(self._look) if numbers else None
+        for number in numbers:
+            entry = self._entries.get(number)
+            if entry is None or entry.told or entry.session is None:
+                continue
+            reason = entry.session.judge(now) or entry.standing.withdrawn(generation, now)
+            if reason:
+                self._end(entry, reason, limits.expel_after if entry.session.patient else 0.0, self._pause(number))
+            elif oldest and not entry.why and steady - entry.opened > oldest * (1 - YOUNGER * share(number)):
+                entry.why = TOO_OLD
+                self._gateway.metrics.connection_ended(TOO_OLD)
+                self._part(entry, limits.drain_timeout, self._pause(number))
+
+    def _pause(self, number: int) -> float:
+        """Seconds until this connection is told to end: the first few of a review at once, the others one by one."""
+        self._ended += 1
+        return self._gateway.bounds.end_spread * share(number) if self._ended > FEW else 0.0
+
+    def _tick(self) -> None:
+        self._handle = self._gateway.loop.call_later(TICK, self._tick)
+        followed = self._gateway.clock.followed
+        if self._followed != followed:
+            self._followed = followed
+            self._gateway.judge_anew()
+        elif self._slice is None:
+            self.review()
+        now = time.monotonic()
+        for entry in [entry for entry in self._ending.values() if now >= entry.ends]:
+            if entry.session is not None:
+                entry.ends = float("inf")
+                entry.session.expel(entry.why)
+
+    def _end(self, entry: Entry, reason: str, after: float, pause: float) -> None:
+        identity = entry.standing.identity
+        gateway, now = self._gateway, time.time()
+        entry.why, entry.told = reason, True
+        gateway.metrics.connection_ended(reason)
+        gateway.metrics.refused(entry.refusal(now, "connection", reason))
+        gateway.audit.write(
+            event_line(
+                when=now,
+                event="connection",
+                remote=entry.address,
+                result="denied",
+                reason=reason,
+                detail={
+                    "protocol": entry.protocol,
+                    "certificate_subject": identity.name if identity is not None else "",
+                    "certificate_sha256": identity.sha256 if identity is not None else "",
+                    "ca_sha256": identity.ca_sha256 if identity is not None else "",
+                    "requests": entry.requests,
+                    "age_ms": round((time.monotonic() - entry.opened) * 1000),
+                },
+            )
+        )
+        self._part(entry, after, pause)
+
+    def _part(self, entry: Entry, after: float, pause: float) -> None:
+        """Tells the connection to end after this pause; ``after`` that long, from now, it is ended, if it is not 0."""
+        self._ending[entry.number] = entry
+        entry.ends = time.monotonic() + max(after, pause) if after else float("inf")
+        if pause:
+            self._gateway.loop.call_later(pause, self._tell, entry, after)
+        else:
+            self._tell(entry, after)
+
+    def _tell(self, entry: Entry, after: float) -> None:
+        if entry.session is None:
+            return
+        if after:
+            entry.session.drain()
+        else:
+            entry.session.expel(entry.why)

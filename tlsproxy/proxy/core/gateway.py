@@ -1,0 +1,148 @@
+"""What every connection shares, and what the data path asks of the service around it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Final, Protocol
+
+from tlsproxy.audit.line import Refusal
+from tlsproxy.audit.query import AuditQuery
+from tlsproxy.config.model import HttpProtocol, ProtocolName
+from tlsproxy.errors import NoMemory, Overloaded
+from tlsproxy.proxy.core.connection_manager import Register
+from tlsproxy.proxy.core.runtime_limits import Bounds
+from tlsproxy.proxy.core.scheduler import Scheduler
+from tlsproxy.proxy.core.wall_clock import Clock
+from tlsproxy.proxy.decision.call_plan import CallPlans
+from tlsproxy.proxy.decision.request_plan import Plans
+from tlsproxy.proxy.limits.fair_shares import Shares
+from tlsproxy.proxy.limits.limiter import Limits
+from tlsproxy.proxy.limits.table import LimitTable
+from tlsproxy.proxy.transport.deadlines import Deadlines
+from tlsproxy.snapshot.generation import Generation
+
+MAX_WAITING: Final = 1024
+"""Requests that wait for an upstream connection, and as many that wait for memory."""
+
+
+class Audit(Protocol):
+    """The audit log. ``accepts`` says whether there is room, ``take`` promises it for one line, which is then to be
+    ``put``; ``write`` is for one without a promise. ``when_writable`` calls once there may be room again.
+
+    ``read`` gives the lines that answer a query, ``largest`` bytes at most, and blocks: call it in a thread.
+    """
+
+    def accepts(self) -> bool: ...
+    def take(self) -> bool: ...
+    def put(self, line: str) -> None: ...
+    def write(self, line: str) -> None: ...
+    def when_writable(self, callback: Callable[[], None]) -> None: ...
+    def read(self, query: AuditQuery, largest: int) -> list[bytes]: ...
+
+
+class Metrics(Protocol):
+    def request(self, operation: str, role: str, outcome: str, reason: str, seconds: float) -> None: ...
+    def tcp(self, role: str, outcome: str, reason: str) -> None: ...
+    def refused(self, refusal: Refusal) -> None: ...
+    def handshake(self, outcome: str, seconds: float) -> None: ...
+    def connection(self, outcome: str) -> None: ...
+    def connection_closed(self) -> None: ...
+    def connection_ended(self, reason: str) -> None: ...
+    def accept_error(self) -> None: ...
+    def upstream_connect(self, outcome: str) -> None: ...
+    def upstream_retry(self) -> None: ...
+
+
+def moved(former: Generation, present: Generation, protocol: HttpProtocol) -> bool:
+    """Whether requests of ``protocol`` go elsewhere, or with another name or key of the upstream's, than they did."""
+    return former is not present and (
+        former.upstream_addresses[protocol] != present.upstream_addresses[protocol]
+        or getattr(former.config.upstream, protocol) != getattr(present.config.upstream, protocol)
+        or former.upstream_api_key != present.upstream_api_key
+    )
+
+
+class Gateway:
+    """``generation`` is replaced by :meth:`publish` and by nothing else: one assignment, between two callbacks.
+
+    ``bounds`` are the limits in force, to be read where they are used. ``clock`` has the time that dates are judged by.
+    ``scheduler`` has what takes more than a turn.
+    ``memory`` is that of what is read, in bytes. ``key_missing`` is called for every
+    token that names a key which its issuer does not have. ``table`` is what limits are counted in, ``numbers`` are
+    those that its connections have. ``places`` are the upstream connections that requests and clients of gRPC have.
+    ``probe`` is the address from which our own watchdog is about to connect
+    (:mod:`tlsproxy.proxy.frontend.watchdog_probe`), None at any other time. ``former`` are what still has a connection
+    to a former upstream, by protocol; that of requests is told by :class:`tlsproxy.proxy.upstream.pool.Pool`.
+    """
+
+    __slots__ = (
+        "audit",
+        "bounds",
+        "calls",
+        "clock",
+        "deadlines",
+        "draining",
+        "former",
+        "generation",
+        "key_missing",
+        "limits",
+        "loop",
+        "memory",
+        "metrics",
+        "places",
+        "plans",
+        "probe",
+        "register",
+        "scheduler",
+    )
+
+    def __init__(
+        self,
+        generation: Generation,
+        audit: Audit,
+        metrics: Metrics,
+        deadlines: Deadlines,
+        key_missing: Callable[[], None],
+        table: LimitTable,
+        numbers: Iterator[int],
+    ) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.scheduler = Scheduler(self.loop)
+        self.clock = Clock()
+        self.audit = audit
+        self.metrics = metrics
+        self.deadlines = deadlines
+        self.key_missing = key_missing
+        self.limits = Limits(table)
+        self.bounds = Bounds(generation.config)
+        self.places = Shares(0, MAX_WAITING, lambda: Overloaded("Too many requests wait for the upstream"))
+        self.memory = Shares(0, MAX_WAITING, lambda: NoMemory("Too many bodies are being read at once"))
+        deadlines.each += (self.places.review, self.memory.review)
+        self._adopt(generation)
+        self.draining = False
+        self.former: dict[ProtocolName, set[object]] = {"grpc": set(), "tcp": set()}
+        self.probe: tuple[str, int] | None = None
+        self.register = Register(self, numbers)
+
+    def publish(self, generation: Generation) -> None:
+        """What was decided under the old generation is forgotten with it, and who has lost their right is ended."""
+        before, after = self.generation.config, generation.config
+        self._adopt(generation)
+        self.loop.call_soon(self.register.review)  # once the publication was told
+        if (before.limits, before.upstream) != (after.limits, after.upstream):
+            self.deadlines.rearm()
+
+    def judge_anew(self) -> None:
+        """Where dates are judged by another clock than before: a publication in which nothing else is different."""
+        self.publish(replace(self.generation))
+
+    def _adopt(self, generation: Generation) -> None:
+        self.generation = generation
+        self.limits.adopt(generation.config)
+        self.bounds.adopt(generation.config)
+        self.places.capacity = self.bounds.upstream_connections
+        self.memory.capacity = self.bounds.inspection_memory
+        self.plans = Plans(generation, self.limits.quotas)
+        self.calls = CallPlans(generation, self.limits.quotas)

@@ -1,0 +1,115 @@
+"""Prospects of clients under a generation that is not published yet: of those who are connected, and of visitors.
+
+Asked are the same :class:`tlsproxy.proxy.core.authorization.Standing` and the same rules that decide after the
+publication, on a copy: nothing that serves changes.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Iterator
+from copy import copy
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, Protocol
+
+from tlsproxy.proxy.core.authorization import Standing
+from tlsproxy.proxy.core.impact import Affected
+
+if TYPE_CHECKING:
+    from tlsproxy.snapshot.generation import Generation
+    from tlsproxy.tls.peer import Peer
+
+MOVED: Final = "upstream_changed"
+"""Of a relayed connection that leads where its upstream is no more. Its client may come back."""
+REMEMBERED: Final = 1024
+"""Visitors at most."""
+RECENT: Final = 600.0
+"""Seconds for which a visitor is remembered."""
+
+
+class Seen(Protocol):
+    """A connection, live or gone, as :class:`tlsproxy.proxy.core.connection_manager.Entry` has it."""
+
+    @property
+    def number(self) -> int: ...
+    @property
+    def protocol(self) -> str: ...
+    @property
+    def address(self) -> str: ...
+    @property
+    def route(self) -> str: ...
+
+
+def affected(
+    seen: Seen, standing: Standing, present: Generation, candidate: Generation, now: float
+) -> Iterator[Affected]:
+    """The change that the publication of ``candidate`` would be to a client which ``present`` admits, if it is any."""
+    if _refusal(standing, seen.route, present, now):
+        return
+    after = copy(standing)
+    reason = _refusal(after, seen.route, candidate, now)
+    if not reason and _moves(seen.route, present, candidate):
+        reason = MOVED
+    role, becomes = standing.principal.role, after.principal.role
+    if reason or (role and becomes != role):
+        name = standing.identity.name if standing.identity is not None else ""
+        yield Affected(seen.number, seen.protocol, seen.address, client(seen, standing), name, role, becomes, reason)
+
+
+def affects_nobody(present: Generation, candidate: Generation) -> bool:
+    """Whether all that a standing is made of is the same, as where only the server's own certificate is another."""
+    return (
+        candidate.config is present.config
+        and candidate.policy is present.policy
+        and candidate.material.trust is present.material.trust
+        and candidate.tunnels == present.tunnels
+    )
+
+
+def client(seen: Seen, standing: Standing) -> str:
+    """Key of a client, the same on all its connections: its certificate's digest, else its address."""
+    return standing.identity.sha256 if standing.identity is not None else seen.address
+
+
+def _refusal(standing: Standing, route: str, generation: Generation, now: float) -> str:
+    return standing.turned_away(generation, route, now) if route else standing.withdrawn(generation, now)
+
+
+def _moves(route: str, present: Generation, candidate: Generation) -> bool:
+    """Whether connections there, which lead to the first address as a rule, would be ended by `upstream.on_change`."""
+    if not route or candidate.config.upstream.on_change == "keep":
+        return False
+    return not set(present.tunnels[route].addresses[:1]) <= set(candidate.tunnels[route].addresses)
+
+
+@dataclass(frozen=True, slots=True)
+class Visit:
+    """A connection that has ended; ``when`` is monotonic seconds."""
+
+    number: int
+    protocol: str
+    address: str
+    route: str
+    peer: Peer | None
+    when: float
+
+
+class Visitors:
+    """The latest connection that has ended of each client, for a while: who comes and goes has prospects too."""
+
+    def __init__(self) -> None:
+        self._visits: dict[tuple[str, str], Visit] = {}
+
+    def keep(self, seen: Seen, standing: Standing) -> None:
+        if (standing.refusal or standing.principal.refusal) is not None:
+            return
+        key = client(seen, standing), seen.route
+        self._visits.pop(key, None)
+        self._visits[key] = Visit(seen.number, seen.protocol, seen.address, seen.route, standing.peer, time.monotonic())
+        if len(self._visits) > REMEMBERED:
+            del self._visits[next(iter(self._visits))]
+
+    def absent(self, connected: Collection[str]) -> list[Visit]:
+        """Visits of the last minutes, but for clients that are ``connected`` now."""
+        since = time.monotonic() - RECENT
+        return [visit for (who, _), visit in self._visits.items() if visit.when >= since and who not in connected]

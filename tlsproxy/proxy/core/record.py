@@ -1,0 +1,226 @@
+"""One request from its decision to its end: what is written down of it, and where its body ends."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from typing import Final, Generic, Protocol, Self, TypeVar
+
+from tlsproxy.audit.line import Prepared, Refusal, request_line
+from tlsproxy.authz.access import Decision
+from tlsproxy.authz.tokens import UNKNOWN_KEY
+from tlsproxy.errors import BadRequest, BodyTooLarge, RoleBodyTooLarge
+from tlsproxy.proxy.core.connection_manager import Entry
+from tlsproxy.proxy.core.gateway import Gateway
+from tlsproxy.proxy.limits.quotas import Toll
+from tlsproxy.wire.chunked import ChunkedBody, ChunkedError
+from tlsproxy.wire.content_coding import Content
+from tlsproxy.wire.head_buffer import Inbox
+from tlsproxy.wire.http1 import CHUNKED
+from tlsproxy.wire.tracing import ID_LENGTH, NONE, Tracing
+
+SMALL_REST: Final = 65_536
+"""A refused body of at most this many bytes is dropped and the connection kept; a larger one costs the connection."""
+CLIENT_GONE: Final = 499
+"""The status that is written down for a request whose client did not wait for one (nginx's convention)."""
+_AT_ONCE: Final = 256
+
+
+def _ids() -> Iterator[str]:
+    """Hex digits of 128 random bits each: unique, and they tell nobody how many others there are (0.1 µs)."""
+    while True:
+        digits = os.urandom(_AT_ONCE * ID_LENGTH // 2).hex()
+        for start in range(0, len(digits), ID_LENGTH):
+            yield digits[start : start + ID_LENGTH]
+
+
+_next_id: Final = _ids().__next__
+
+
+class Planned(Protocol):
+    """What is written down of a request's plan, of whichever protocol it is."""
+
+    @property
+    def operation(self) -> str: ...
+    @property
+    def role(self) -> str: ...
+    @property
+    def decision(self) -> Decision: ...
+    @property
+    def audit(self) -> Prepared: ...
+    @property
+    def toll(self) -> Toll | None: ...
+    def refused(self, decision: Decision) -> Self: ...
+
+
+P = TypeVar("P", bound=Planned)
+
+
+class Record(Generic[P]):
+    """``when`` it began is seconds since the epoch. ``status`` is 0, ``grpc_status`` None until the client is told one.
+
+    Bytes are those of the bodies. ``started`` is of the monotonic clock. ``admitted``: the audit log has room for its
+    line.
+
+    ``id`` is the request's, here, upstream and in the response; ``tracing`` is what the client said besides.
+    """
+
+    __slots__ = (
+        "_held",
+        "admitted",
+        "bytes_in",
+        "bytes_out",
+        "grpc_status",
+        "id",
+        "plan",
+        "started",
+        "status",
+        "tracing",
+        "when",
+    )
+
+    def __init__(self, plan: P, when: float, tracing: Tracing = NONE) -> None:
+        self.plan = plan
+        self.id = _next_id()
+        self.tracing = tracing
+        self.status = 0
+        self.grpc_status: int | None = None
+        self.bytes_in = 0
+        self.bytes_out = 0
+        self.when = when
+        self.started = time.monotonic()
+        self.admitted = False
+        self._held: tuple[int, ...] = ()
+
+    def count(self, gateway: Gateway, toll: Toll, entry: Entry) -> None:
+        """Against the limits of whoever asks: its plan is a refusal where there was too much."""
+        outcome = gateway.limits.count(toll, entry)
+        if isinstance(outcome, Decision):
+            self.plan = self.plan.refused(outcome)
+        else:
+            self._held = outcome
+
+    def admit(self, gateway: Gateway) -> bool:
+        """Whether the audit log has room for its line, which it is promised then."""
+        if not self.admitted:
+            self.admitted = gateway.audit.take()
+        return self.admitted
+
+    def finish(self, gateway: Gateway, remote: str, reason: str) -> None:
+        """Writes the one line. ``reason`` is what went wrong after the decision, empty where nothing did."""
+        if self._held:
+            held, self._held = self._held, ()
+            gateway.limits.release(held)
+        if not self.status:
+            self.status = CLIENT_GONE
+        plan, duration = self.plan, time.monotonic() - self.started
+        line = request_line(plan.audit, self, remote, duration, reason)
+        if self.admitted:
+            self.admitted = False
+            gateway.audit.put(line)
+        else:
+            gateway.audit.write(line)
+        decision = plan.decision
+        if decision.allowed:
+            outcome = "failed" if reason else "allowed"
+            gateway.metrics.request(plan.operation, plan.role, outcome, reason or decision.reason, duration)
+            return
+        gateway.metrics.request(plan.operation, plan.role, "denied", reason or decision.reason, duration)
+        self._refused(gateway, remote, reason or decision.reason)
+        if decision.reason == UNKNOWN_KEY:
+            gateway.key_missing()
+
+    def _refused(self, gateway: Gateway, remote: str, reason: str) -> None:
+        plan, caller = self.plan, self.plan.audit.who
+        gateway.metrics.refused(
+            Refusal(
+                self.when,
+                remote.strip('"'),  # an address has nothing that JSON escapes
+                plan.operation,
+                reason,
+                identity=caller.certificate_subject,
+                key=caller.key,
+                rule=caller.rule,
+                role=plan.role,
+                collection=plan.audit.collection,
+            )
+        )
+
+
+class RequestBody:
+    """Where a request's body ends. ``done`` from the start where there is none.
+
+    ``content`` is what came of it, without its framing, or None where nobody needs to know.
+    """
+
+    __slots__ = ("_chunks", "_left", "_limit", "_of_role", "content", "done")
+
+    def __init__(self, length: int, limit: int, *, of_role: bool = False, keep: bool = False) -> None:
+        """Raises :class:`BodyTooLarge` where the length alone says so. ``of_role``: the limit is the caller's own."""
+        self._limit = limit
+        self._of_role = of_role
+        self.content = bytearray() if keep else None
+        self._chunks = ChunkedBody(self.content) if length == CHUNKED else None
+        self._left = max(0, length)
+        self.done = length == 0
+        if length > limit:
+            raise self._too_large()
+
+    @property
+    def chunked(self) -> bool:
+        return self._chunks is not None
+
+    @property
+    def left(self) -> int | None:
+        """Bytes that are still to come, None where that is not known."""
+        return None if self._chunks is not None and not self.done else self._left
+
+    def is_in(self, inbox: Inbox) -> bool:
+        """Whether it is known to have come whole."""
+        left = self.left
+        return left is not None and left <= len(inbox)
+
+    def skippable(self, *, expected: bool) -> bool:
+        """Whether what is still to come can be dropped. ``expected``: by a client that waits to be told to send it,
+        which may now send it or the next head.
+        """
+        left = self.left
+        return left == 0 or (left is not None and left <= SMALL_REST and not expected)
+
+    def take(self, inbox: Inbox) -> tuple[bytes, int]:
+        """Takes the bytes that have come: (bytes to forward, number taken). Of very many chunks some are left.
+
+        Raises :class:`BadRequest`, :class:`BodyTooLarge`.
+        """
+        data, start = inbox.data, inbox.start
+        if self._chunks is not None:
+            try:
+                forward, end = self._chunks.feed(data, start)
+            except ChunkedError as error:
+                raise BadRequest(f"Malformed chunked body: {error}") from None
+            if self._chunks.size > self._limit:
+                raise self._too_large()
+            self.done = self._chunks.done
+            inbox.take(end)
+            return forward, end - start
+        end = min(len(data), start + self._left)
+        forward = data[start:end]
+        self._left -= end - start
+        self.done = self._left == 0
+        if self.content is not None:
+            self.content += forward
+        inbox.take(end)
+        return forward, end - start
+
+    def hand_over(self) -> Content:
+        """The content, to which nothing refers here any more."""
+        content, self.content = self.content, None
+        if self._chunks is not None:
+            self._chunks.forget()
+        return content or b""
+
+    def _too_large(self) -> BodyTooLarge:
+        if self._of_role:
+            return RoleBodyTooLarge(self._limit)
+        return BodyTooLarge(f"The body is larger than allowed (limit: {self._limit} bytes)")

@@ -1,0 +1,1 @@
+"""Request and call plans: everything that is decided before the first byte of a body."""

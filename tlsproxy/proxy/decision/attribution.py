@@ -1,0 +1,82 @@
+"""How a request, of either protocol, is accounted for: as whose, and why it was refused."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+from typing import Final
+
+from tlsproxy.audit.line import Caller, Prepared, prepare
+from tlsproxy.authz.access import Decision
+from tlsproxy.authz.admission import Admission
+from tlsproxy.authz.keys import NEVER
+from tlsproxy.authz.roles import Principal
+from tlsproxy.errors import Form, RequestError
+from tlsproxy.proxy.core.connection_manager import Entry
+from tlsproxy.proxy.limits.fair_shares import Account
+
+STORAGE_ERROR: Final = "token_storage_error"
+"""The reason of a refusal that is the upstream's own, to a question that a token made us ask."""
+
+
+def refusal_of(error: RequestError) -> Decision:
+    return Decision(allowed=False, reason=error.reason, status=error.status, text=str(error), form=error.form)
+
+
+def caller_of(principal: Principal, admission: Admission | None) -> Caller:
+    """As what somebody was admitted; ``None`` is nobody yet, or nobody at all."""
+    identity, credential = principal.identity, admission.credential if admission is not None else None
+    auth_type = credential.kind if credential is not None else "Certificate" if identity is not None else "None"
+    return Caller(
+        auth_type,
+        principal.role if admission is None else admission.role,
+        principal.rule,
+        identity.name if identity is not None else "",
+        identity.sha256 if identity is not None else "",
+        identity.ca_sha256 if identity is not None else "",
+        subject=credential.subject if credential is not None else "",
+        key=credential.name if credential is not None else "",
+        key_rights=credential.gives if credential is not None else "",
+    )
+
+
+def expiry(admission: Admission | None, decision: Decision, presented: str | None) -> float:
+    """Until when the decision holds, in seconds since the epoch. A key or token that is not good may be good later."""
+    if admission is not None:
+        return admission.expires
+    return NEVER if decision.allowed or presented is None else 0.0
+
+
+def account_of(entry: Entry, caller: Caller) -> Account:
+    """The account of a request: its certificate's identity, else its key or token, else its address."""
+    account = entry.account
+    if account[0] == "address" and (caller.key or caller.subject):
+        return "key", caller.auth_type, caller.key, caller.subject
+    return account
+
+
+def prepared(
+    caller: Caller,
+    decision: Decision,
+    *,
+    method: str | None = None,
+    api: str | None = None,
+    collection: str | None = None,
+) -> Prepared:
+    return prepare(
+        method=method,
+        api=api,
+        caller=caller,
+        collection=collection,
+        allowed=decision.allowed,
+        error=None if decision.allowed else error_of(decision),
+        reason=decision.reason,
+    )
+
+
+def error_of(decision: Decision) -> str:
+    """What is written down of a refusal. Qdrant prefixes what its authentication says with the name of the error."""
+    if decision.form is Form.BARE:
+        return f"{'Unauthorized' if decision.status == HTTPStatus.UNAUTHORIZED else 'Forbidden'}: {decision.text}"
+    if decision.reason == STORAGE_ERROR:
+        return f"Storage error: {decision.text}"
+    return decision.text or decision.reason

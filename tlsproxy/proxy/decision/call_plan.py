@@ -1,0 +1,278 @@
+"""A gRPC call's field block → everything that is known of it before its message: the decision above all.
+
+As :mod:`tlsproxy.proxy.decision.request_plan` for REST. The method says what is asked, and for callers with rights to
+all of Qdrant that is enough. Others are decided by their message: their plan is a refusal (``unread``) and knows what
+it was made of.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Final, Self
+from urllib.parse import urlsplit
+
+from tlsproxy.audit.line import Prepared
+from tlsproxy.authz.access import ALLOWED, UNREAD, Condition, Decision
+from tlsproxy.authz.admission import Admission, admit
+from tlsproxy.authz.claims import ValueExists
+from tlsproxy.authz.cross_site import cross_site, is_cross_site
+from tlsproxy.authz.keys import NEVER, presented_key
+from tlsproxy.authz.roles import Principal
+from tlsproxy.errors import BodyTooLarge, GrpcStatus, RequestError, RoleBodyTooLarge
+from tlsproxy.proxy.decision.attribution import caller_of, error_of, expiry, prepared, refusal_of
+from tlsproxy.proxy.limits.quotas import Quotas, Toll
+from tlsproxy.qdrant.grpc_decision import judge_call, judge_heard_call, judge_message, operation_of
+from tlsproxy.qdrant.grpc_tenancy import is_confinable_call
+from tlsproxy.qdrant.operations import Operation
+from tlsproxy.qdrant.rest_decision import UNREDUCED, Heard, Judgement
+from tlsproxy.qdrant.rest_listings import Reducer
+from tlsproxy.wire.field_block import Fields, write
+from tlsproxy.wire.grpc import CallHead, NotGrpc, parse_call, restate_call
+
+if TYPE_CHECKING:
+    from tlsproxy.snapshot.generation import Generation
+
+MEMO_PLANS: Final = 2048
+MEMO_REFUSALS: Final = 512
+MEMO_BLOCK: Final = 4096
+"""A longer one is not remembered: the memo's size in memory is bounded by the product."""
+
+OPEN_MESSAGE: Final = 1024
+"""Bytes of the message of a health check, which says at most which service it is about."""
+
+MEMO_NAMES: Final = 1024
+"""Characters of the collections that a message names, beyond which it is judged anew, for the same reason."""
+
+# Qdrant's own pairs of statuses, and those of our own refusals.
+_GRPC: Final = {
+    400: GrpcStatus.INVALID_ARGUMENT,
+    401: GrpcStatus.UNAUTHENTICATED,
+    403: GrpcStatus.PERMISSION_DENIED,
+    404: GrpcStatus.UNIMPLEMENTED,
+    405: GrpcStatus.UNIMPLEMENTED,
+    408: GrpcStatus.DEADLINE_EXCEEDED,
+    409: GrpcStatus.ALREADY_EXISTS,
+    415: GrpcStatus.UNIMPLEMENTED,
+    429: GrpcStatus.RESOURCE_EXHAUSTED,
+    431: GrpcStatus.RESOURCE_EXHAUSTED,
+    502: GrpcStatus.UNAVAILABLE,
+    503: GrpcStatus.UNAVAILABLE,
+    504: GrpcStatus.DEADLINE_EXCEEDED,
+    507: GrpcStatus.RESOURCE_EXHAUSTED,
+}
+
+
+def grpc_status(decision: Decision) -> int:
+    return _GRPC.get(decision.status, GrpcStatus.INTERNAL).value
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Asked:
+    """What a plan was made of, for one that may take its place. As much itself as its plan is: the key of a memo."""
+
+    head: CallHead
+    operation: Operation
+    admission: Admission
+    listing: Reducer | None
+
+    @property
+    def conditions(self) -> tuple[Condition, ...]:
+        """What the caller's points have in common; where there is something, the message is made anew."""
+        if not is_confinable_call(self.operation):  # it is about no points, or was refused
+            return ()
+        return self.admission.conditions
+
+
+@dataclass(frozen=True, slots=True)
+class CallPlan:
+    """``block`` are the fields to send upstream, short of the connection's own; empty where the call is refused.
+
+    ``http`` is the :status of a refusal. ``expires`` as in :class:`tlsproxy.proxy.decision.request_plan.Plan`;
+    ``exists``: the point that the caller's token requires. ``unread``: the message must be read before the call is
+    decided. ``asked``: what it was made of, None where that cannot matter any more. ``heard``: what its message was
+    found to say. ``toll`` as there; ``largest``: most bytes of the message, 0 where there is no limit; ``of_role``: by
+    the caller's role. ``length``: bytes of its DATA, where the client has said so.
+    """
+
+    operation: str
+    role: str
+    decision: Decision
+    audit: Prepared
+    block: bytes = b""
+    http: int = 200
+    expires: float = NEVER
+    exists: ValueExists | None = None
+    unread: bool = False
+    asked: Asked | None = None
+    heard: Heard | None = None
+    toll: Toll | None = None
+    largest: int = 0
+    of_role: bool = True
+    length: int | None = None
+
+    def too_large(self) -> BodyTooLarge:
+        """Error for a message of more than ``largest`` bytes."""
+        if self.of_role:
+            return RoleBodyTooLarge(self.largest)
+        return BodyTooLarge(f"The message is larger than allowed (limit: {self.largest} bytes)")
+
+    def refused(self, decision: Decision) -> Self:
+        """The same call, which is not carried out after all."""
+        audit = self.audit.denied(error_of(decision), decision.reason)
+        return replace(self, decision=decision, audit=audit, block=b"", unread=False, asked=None)
+
+    def under(self, present: CallPlan) -> CallPlan | Decision:
+        """Plan by which a call under way goes on, where its head is planned like ``present`` now; or its refusal."""
+        decision, asked = present.decision, present.asked
+        if decision is UNREAD and asked is not None and self.heard is not None:
+            decision = judge_heard_call(asked.admission, asked.operation, self.heard)
+        if not (decision.allowed or (decision is UNREAD and self.unread)):
+            return decision
+        if asked is not None and self.asked is not None:
+            if asked.listing is not None and self.asked.listing is None:
+                return UNREDUCED
+            asked = replace(asked, listing=asked.listing or self.asked.listing)
+        return replace(self, asked=asked, expires=present.expires, block=present.block or self.block)
+
+
+class CallPlans:
+    """The plans of one generation."""
+
+    def __init__(self, generation: Generation, quotas: Quotas) -> None:
+        self._quotas = quotas
+        config = generation.config
+        self._policy = generation.policy
+        self._log_api = config.audit.log_api
+        self._max_fields = config.limits.max_headers
+        self._origins = frozenset(origin.encode() for origin in config.service.allowed_origins)
+        self._upstream_host = urlsplit(config.upstream.grpc or "").netloc.encode()
+        key = generation.upstream_api_key
+        self._upstream_key = key.encode() if key is not None else None
+        self._memo: dict[tuple[Principal, Fields], CallPlan] = {}
+        self._refusals: dict[tuple[Principal, Fields], CallPlan] = {}
+        self._judged: dict[tuple[Asked, str, tuple[str, ...]], CallPlan] = {}
+
+    def of(self, principal: Principal, fields: Fields, now: float) -> CallPlan:
+        """``now`` is seconds since the epoch. Raises :class:`tlsproxy.wire.http2.StreamError`."""
+        key = principal, fields
+        plan = self._memo.get(key) or self._refusals.get(key)
+        if plan is None or now >= plan.expires:
+            self._memo.pop(key, None)
+            self._refusals.pop(key, None)
+            plan = self.make(principal, fields, now)
+            if now < plan.expires and sum(len(name) + len(value) for name, value in fields) <= MEMO_BLOCK:
+                # Refusals apart: whoever makes them up drives out no permission.
+                memo, most = (self._memo, MEMO_PLANS) if plan.block else (self._refusals, MEMO_REFUSALS)
+                if len(memo) >= most:
+                    del memo[next(iter(memo))]  # the oldest
+                memo[key] = plan
+        return plan
+
+    def make(self, principal: Principal, fields: Fields, now: float, *, ended: Decision | None = None) -> CallPlan:
+        """``ended`` refuses whatever is asked: the connection has lost its right to exist."""
+        try:
+            head = parse_call(fields, max_fields=self._max_fields)
+        except RequestError as error:
+            return replace(self.unreadable(principal, error), toll=self._quotas.toll(principal, None, None, None))
+        return self._made(principal, head, now, ended)
+
+    def _made(self, principal: Principal, head: CallHead, now: float, ended: Decision | None) -> CallPlan:
+        presented = presented_key(head.value(b"api-key"), head.value(b"authorization"))
+        admitted = ended or admit(principal, self._policy, presented, now)
+        operation = operation_of(head.path)
+        judgement = Judgement(ended) if ended is not None else judge_call(admitted, operation)
+        admission = admitted if isinstance(admitted, Admission) else None
+        alone = admission is not None and presented is None and not (operation is not None and operation.open)
+        if alone and is_cross_site(head.fields, head.authority, self._origins):
+            judgement = Judgement(cross_site())
+        return self._plan(principal, head, operation, admission, judgement)
+
+    def unreadable(self, principal: Principal, error: Exception) -> CallPlan:
+        """What was sent is no call: a RequestError's words, or a malformed stream's."""
+        if isinstance(error, RequestError):
+            decision, http = refusal_of(error), error.status if isinstance(error, NotGrpc) else HTTPStatus.OK
+        else:
+            decision = Decision(
+                allowed=False, reason="malformed_stream", status=HTTPStatus.BAD_REQUEST, text=str(error)
+            )
+            http = HTTPStatus.OK
+        caller = caller_of(principal, None)
+        return CallPlan("unreadable", principal.role, decision, prepared(caller, decision), http=http)
+
+    def judged(self, asked: Asked, collection: str, named: tuple[str, ...]) -> CallPlan:
+        """The plan of a call whose message names these. A pure function again, of a head that may be remembered."""
+        key = asked, collection, named
+        plan = self._judged.get(key)
+        if plan is None:
+            plan = self._judge(asked, collection, named)
+            if plan.decision.allowed and len(collection) + sum(map(len, named)) <= MEMO_NAMES:
+                if len(self._judged) >= MEMO_PLANS:
+                    del self._judged[next(iter(self._judged))]
+                self._judged[key] = plan
+        return plan
+
+    def present(
+        self, former: CallPlan, principal: Principal, now: float, ended: Decision | None
+    ) -> CallPlan | Decision:
+        """Plan by which a call under way, planned as ``former`` at another moment, goes on; or its refusal."""
+        if former.asked is None:  # of what is open to anybody nothing is known
+            return ended or former
+        return former.under(self._made(principal, former.asked.head, now, ended))
+
+    def _judge(self, asked: Asked, collection: str, named: tuple[str, ...]) -> CallPlan:
+        decision = judge_message(asked.admission, asked.operation, collection, named, confined=bool(asked.conditions))
+        plan = self._plan(
+            asked.admission.principal,
+            asked.head,
+            asked.operation,
+            asked.admission,
+            Judgement(decision, asked.listing),
+            collection=collection,
+        )
+        return replace(plan, heard=Heard((collection, *named), asked.conditions))
+
+    def _plan(
+        self,
+        principal: Principal,
+        head: CallHead,
+        operation: Operation | None,
+        admission: Admission | None,
+        judgement: Judgement,
+        *,
+        collection: str | None = None,
+    ) -> CallPlan:
+        decision, listing = judgement.decision, judgement.listing
+        asked, block, exists, is_open = None, b"", None, operation is not None and operation.open
+        if operation is not None and admission is not None:
+            asked = Asked(head, operation, admission, listing)
+        if decision is ALLOWED or decision is UNREAD:
+            sent = head
+            if listing is not None:  # the answer will be read
+                sent = sent.without(b"grpc-accept-encoding")
+            if decision is UNREAD and asked is not None and asked.conditions:  # the message will be written anew
+                sent = sent.without(b"grpc-encoding")
+            block = write(restate_call(sent, upstream_host=self._upstream_host, upstream_key=self._upstream_key))
+            if asked is not None and asked.admission.credential is not None and not asked.operation.open:
+                exists = asked.admission.credential.exists
+        return CallPlan(
+            operation=operation.name if operation is not None else "unknown",
+            role=admission.role if admission is not None else principal.role,
+            decision=decision,
+            audit=prepared(
+                caller_of(principal, admission),
+                decision,
+                method=operation.name if operation is not None else None,
+                api=head.path if self._log_api or not decision.allowed else None,
+                collection=collection,
+            ),
+            block=block,
+            expires=expiry(admission, decision, presented_key(head.value(b"api-key"), head.value(b"authorization"))),
+            exists=exists,
+            unread=decision is UNREAD,
+            asked=asked,
+            toll=self._quotas.toll(principal, admission, operation, decision),
+            largest=OPEN_MESSAGE if is_open else self._quotas.largest_body(admission) or 0,
+            of_role=not is_open,
+            length=head.length,
+        )

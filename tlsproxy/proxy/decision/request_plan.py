@@ -1,0 +1,352 @@
+"""A request head → everything that is known of its request before its first body byte: the decision above all.
+
+A plan is a pure function of the head's bytes, the principal and the generation, and clients repeat themselves: a small
+memo per generation answers a head that was seen before (0.8 µs instead of a parse and a decision).
+
+Where the body has a say the head's plan is a refusal that keeps what it was made of (``unread``), and
+:meth:`Plans.reading` makes the plan of head and body in its place. Both are decided in
+:mod:`tlsproxy.qdrant.rest_decision`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Final, Self, TypeVar
+from urllib.parse import urlsplit
+
+from tlsproxy.audit.line import Prepared
+from tlsproxy.authz.access import ALLOWED, UNREAD, Decision
+from tlsproxy.authz.admission import Admission, admit
+from tlsproxy.authz.claims import ValueExists
+from tlsproxy.authz.cross_site import cross_site, is_cross_site
+from tlsproxy.authz.keys import NEVER, presented_key
+from tlsproxy.authz.roles import Principal
+from tlsproxy.errors import Form, RequestError, UnexpectedBody
+from tlsproxy.proxy.decision.attribution import caller_of, error_of, expiry, prepared, refusal_of
+from tlsproxy.proxy.decision.local_responses import Answer, cors_fields, is_preflight, preflight, whoami
+from tlsproxy.proxy.limits.quotas import Quotas, Toll
+from tlsproxy.qdrant.operations import AUDIT_LOGS, PREFLIGHT, WHOAMI, Operation
+from tlsproxy.qdrant.rest_decision import UNREDUCED, Heard, Judgement, judge, judge_heard, judging_body
+from tlsproxy.qdrant.rest_listings import Reducer
+from tlsproxy.qdrant.router import Recognised, recognise
+from tlsproxy.qdrant.scoring import Facts
+from tlsproxy.snapshot.generation import Generation
+from tlsproxy.wire.content_coding import Content, decoding
+from tlsproxy.wire.cooperative import Steps
+from tlsproxy.wire.http1 import RequestHead, parse_request, restate_request
+from tlsproxy.wire.json_skeleton import long_arrays, without
+from tlsproxy.wire.tracing import NONE, Tracing, of_head
+
+MEMO_PLANS: Final = 2048
+MEMO_REFUSALS: Final = 512
+MEMO_HEAD: Final = 4096
+"""A longer head is not remembered: the memo's size in memory is bounded by the product."""
+
+READ_FIRST: Final = 65_536
+"""A body of at most this many bytes, or so much of one of unknown length, is read before an upstream is taken."""
+MUCH: Final = 65_536
+"""Bytes of a body for whose copy memory is asked first."""
+
+UNLIMITED: Final = 1 << 62
+AUDIT_QUERY: Final = 65_536
+"""Bytes of a question about the audit log."""
+
+K = TypeVar("K")
+
+
+@dataclass(frozen=True, slots=True)
+class Proviso:
+    """What must be found out before an allowed request is carried out, and the head that asks for it."""
+
+    exists: ValueExists
+    head: RequestHead
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Unread:
+    """A request whose body must be read before it is decided. Compared and hashed as the object that it is.
+
+    ``coding`` is what its body must be freed of. ``confined``: it is read whole, and written anew; else for its names.
+    """
+
+    head: RequestHead
+    asked: Recognised
+    admission: Admission
+    coding: str | None
+    confined: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """``upstream`` is the head to send, short of the connection's own lines; empty where the request is refused.
+
+    ``relayed`` says that head, body and answer pass as they are, which most do. ``length`` as in :class:`RequestHead`;
+    ``framed`` says whether the end of the request is known at all. ``limit`` is of the body, in bytes; ``of_role``: by
+    the caller's role. ``toll`` is what it is counted against, None where nothing is limited. ``resend`` says that the
+    request may be sent again if a connection was lost under it. ``expires`` is the moment, in seconds since the epoch,
+    from which it must be made anew: what the caller presented counts no longer. ``answer`` is the response where the
+    gateway gives it itself; ``audit_logs``: it comes from the audit log. ``proviso`` is what the caller's token asks
+    for besides. ``streamed``: its body goes up as it comes, and its `Expect` is the upstream's. ``fields`` are header
+    lines of every response that is not the upstream's, ``readable`` of one that is passed on. ``unread``: not decided
+    yet. ``heard``: what its body was found to say. ``listing``: how the upstream's answer is reduced.
+    """
+
+    operation: str
+    role: str
+    decision: Decision
+    audit: Prepared
+    framed: bool = False
+    relayed: bool = False
+    length: int = 0
+    close: bool = True
+    to_head: bool = False
+    expects_continue: bool = False
+    streamed: bool = False
+    limit: int = UNLIMITED
+    of_role: bool = False
+    toll: Toll | None = None
+    resend: bool = False
+    upstream: bytes = b""
+    expires: float = NEVER
+    answer: Answer | None = None
+    audit_logs: bool = False
+    proviso: Proviso | None = None
+    fields: bytes = b""
+    readable: bytes = b""
+    unread: Unread | None = None
+    heard: Heard | None = None
+    listing: Reducer | None = None
+
+    def refused(self, decision: Decision) -> Self:
+        """The same request, which is not carried out after all."""
+        audit = self.audit.denied(error_of(decision), decision.reason)
+        return replace(
+            self, decision=decision, audit=audit, relayed=False, upstream=b"", answer=None, proviso=None, unread=None
+        )
+
+    def under(self, present: Plan) -> Plan | Decision:
+        """Plan by which a request under way goes on, where its head is planned like ``present`` now; or its refusal."""
+        decision, unread = present.decision, present.unread
+        if unread is not None and self.heard is not None:
+            decision = judge_heard(unread.admission, unread.asked, self.heard)
+        if not decision.allowed:
+            return decision
+        if present.listing is not None and self.listing is None:
+            return UNREDUCED
+        return replace(self, expires=present.expires, listing=present.listing or self.listing)
+
+
+class Plans:
+    """The plans of one generation."""
+
+    def __init__(self, generation: Generation, quotas: Quotas) -> None:
+        config = generation.config
+        self._quotas = quotas
+        self._policy = generation.policy
+        self._cors = config.service.enable_cors
+        self._origins = frozenset(origin.encode() for origin in config.service.allowed_origins)
+        self._log_api = config.audit.log_api
+        self._max_fields = config.limits.max_headers
+        self._body_limit = config.service.max_request_size_mb << 20
+        self._upload_limit = config.limits.max_upload_size_mb << 20 or UNLIMITED
+        self._upstream_host = urlsplit(config.upstream.rest).netloc.encode()
+        key = generation.upstream_api_key
+        self._upstream_key = key.encode() if key is not None else None
+        self._memo: dict[tuple[Principal, bytes], Plan] = {}
+        self._refusals: dict[tuple[Principal, bytes], Plan] = {}
+        self._read: dict[tuple[Unread, bytes], Plan] = {}
+
+    def of(self, principal: Principal, head: bytes, now: float, ended: Decision | None) -> tuple[Plan, Tracing]:
+        """The plan, and what the client said besides that differs from request to request.
+
+        ``now`` is seconds since the epoch. ``ended`` refuses whatever is asked: the connection has lost its right.
+        """
+        # A head that is remembered has nothing of that kind in it, so it is looked up as it is first.
+        key = principal, head
+        plan = self._memo.get(key) or self._refusals.get(key)
+        if plan is not None and ended is None and now < plan.expires:
+            return plan, NONE
+        head, tracing = of_head(head)
+        if ended is not None:
+            return self.make(principal, head, now, ended=ended), tracing
+        if tracing is not NONE:
+            key = principal, head
+            plan = self._memo.get(key) or self._refusals.get(key)
+        if plan is None or now >= plan.expires:
+            plan = self._renewed(principal, head, now)
+        return plan, tracing
+
+    def _renewed(self, principal: Principal, head: bytes, now: float) -> Plan:
+        key = principal, head
+        self._memo.pop(key, None)
+        self._refusals.pop(key, None)
+        plan = self.make(principal, head, now)
+        if len(head) <= MEMO_HEAD and plan.framed and now < plan.expires:
+            if plan.decision.allowed or plan.unread is not None:
+                _remember(self._memo, key, plan, MEMO_PLANS)
+            else:  # apart: whoever makes up refusals drives out no permission
+                _remember(self._refusals, key, plan, MEMO_REFUSALS)
+        return plan
+
+    def make(self, principal: Principal, head: bytes, now: float, *, ended: Decision | None = None) -> Plan:
+        """``ended`` refuses whatever is asked: the connection has lost its right to exist."""
+        try:
+            parsed = parse_request(head, max_fields=self._max_fields)
+        except RequestError as error:
+            return self.unreadable(principal, error)
+        try:
+            asked = recognise(parsed.method, parsed.target)
+        except RequestError as error:
+            return self._plan(principal, parsed, None, None, Judgement(refusal_of(error)))
+        if self._cors and is_preflight(parsed, self._origins):
+            asked = replace(asked, operation=PREFLIGHT, collection=None)
+        presented = _presented(parsed)
+        admitted = ended or admit(principal, self._policy, presented, now)
+        admission = admitted if isinstance(admitted, Admission) else None
+        alone = admission is not None and presented is None
+        if ended is not None:
+            judgement = Judgement(ended)
+        elif asked.operation is not None and asked.operation.open:
+            judgement = Judgement(refusal_of(UnexpectedBody())) if parsed.length else judge(admitted, asked)
+        elif alone and is_cross_site(parsed.fields, parsed.host, self._origins):
+            judgement = Judgement(cross_site(asked.operation.form if asked.operation is not None else Form.JSON))
+        else:
+            judgement = judge(admitted, asked)
+        return self._plan(principal, parsed, asked, admission, judgement)
+
+    def reading(self, unread: Unread, content: Content, facts: Facts | None = None) -> Steps[tuple[Plan, Content]]:
+        """The plan of a request whose body is here, and the body to send: this one, or this one confined.
+
+        Raises :class:`tlsproxy.qdrant.scoring.FactsNeeded` where ``facts`` do not do.
+        """
+        head, asked, admission = unread.head, unread.asked, unread.admission
+        plain = content
+        try:
+            if unread.coding is not None:
+                plain = yield from decoding(content, unread.coding, self._body_limit)
+            if not unread.confined:  # heads repeat, and bodies but for the numbers in them
+                arrays = long_arrays(plain)
+                if arrays and len(plain) > MUCH:
+                    yield len(plain) + (0 if plain is content else len(plain))
+                plain = without(plain, arrays)
+                plan = self._read.get((unread, bytes(plain))) if len(plain) <= MEMO_HEAD else None
+                if plan is not None and len(content) == head.length:
+                    return plan, content
+            held = 0 if plain is content else len(plain)
+            decision, changed, heard = yield from judging_body(admission, asked, plain, facts, held)
+        except RequestError as error:
+            decision, changed, heard = refusal_of(error), None, None
+        remembered = not unread.confined and decision is ALLOWED and len(content) == head.length
+        if changed is not None:
+            head, content = head.without(b"content-encoding", b"accept-encoding"), changed  # the answer will be read
+        plan = self._plan(admission.principal, head.with_length(len(content)), asked, admission, Judgement(decision))
+        plan = replace(plan, heard=heard)
+        if remembered and len(plain) <= MEMO_HEAD:
+            _remember(self._read, (unread, bytes(plain)), plan, MEMO_PLANS)
+        return plan, content
+
+    def _sent(self, head: RequestHead, listing: Reducer | None, *, streamed: bool) -> RequestHead:
+        """An answer that will be read comes as it is; which pages may read it, Qdrant is not asked where we say so.
+
+        Nor is it where the body is invited here, and read first.
+        """
+        if head.expects_continue and not streamed:
+            head = head.without(b"expect")
+        if listing is not None:
+            head = head.without(b"accept-encoding")
+        return head.without(b"origin") if self._origins else head
+
+    def _limit(self, operation: Operation | None) -> int:
+        """Of anybody's body."""
+        if operation is AUDIT_LOGS:
+            return AUDIT_QUERY
+        return self._upload_limit if operation is not None and operation.upload else self._body_limit
+
+    def unreadable(self, principal: Principal, error: RequestError) -> Plan:
+        """What was sent has no readable head, and so no end."""
+        decision = refusal_of(error)
+        caller = caller_of(principal, None)
+        return Plan("unreadable", principal.role, decision, prepared(caller, decision))
+
+    def _plan(
+        self,
+        principal: Principal,
+        head: RequestHead,
+        asked: Recognised | None,
+        admission: Admission | None,
+        judgement: Judgement,
+    ) -> Plan:
+        decision, listing = judgement.decision, judgement.listing
+        operation = asked.operation if asked is not None else None
+        api = asked.target.path if asked is not None else head.target.partition("?")[0]
+        streamed = head.length > READ_FIRST or (operation is not None and operation.upload)
+        upstream, answer = b"", None
+        fields = readable = cors_fields(head, self._origins) if self._cors else b""
+        if decision is ALLOWED and operation is PREFLIGHT:
+            answer, fields = preflight(head, self._origins), b""
+        elif decision is ALLOWED and operation is WHOAMI and admission is not None:
+            answer = whoami(admission)
+        elif decision is ALLOWED and asked is not None and not (operation is not None and operation.own):
+            upstream = restate_request(
+                self._sent(head, listing, streamed=streamed),
+                str(asked.target),
+                upstream_host=self._upstream_host,
+                upstream_key=self._upstream_key,
+            )
+        limit, largest, unread = self._limit(operation), self._quotas.largest_body(admission), None
+        of_role = largest is not None and largest < limit
+        if decision is UNREAD and asked is not None and admission is not None:
+            confined = any(rights.conditions for rights in admission.rights)
+            unread = Unread(head, asked, admission, head.value(b"content-encoding"), confined)
+        return Plan(
+            operation=operation.name if operation is not None else "unknown",
+            role=admission.role if admission is not None else principal.role,
+            decision=decision,
+            audit=prepared(
+                caller_of(principal, admission),
+                decision,
+                method=operation.name if operation is not None else None,
+                api=api if self._log_api or not decision.allowed else None,
+                collection=asked.collection if asked is not None else None,
+            ),
+            framed=True,
+            relayed=bool(upstream) and listing is None,
+            length=head.length,
+            close=head.close,
+            to_head=head.method == "HEAD",
+            expects_continue=head.expects_continue,
+            streamed=streamed,
+            limit=largest if largest is not None and of_role else limit,
+            of_role=of_role,
+            toll=self._quotas.toll(principal, admission, operation, decision),
+            resend=operation is not None and operation.reads,
+            upstream=upstream,
+            expires=expiry(admission, decision, _presented(head)),
+            answer=answer,
+            audit_logs=operation is AUDIT_LOGS,
+            proviso=_proviso(head, asked, admission) if upstream and asked is not None else None,
+            fields=fields,
+            readable=readable if self._origins and listing is None else b"",
+            unread=unread,
+            listing=listing,
+        )
+
+
+def _remember(memo: dict[K, Plan], key: K, plan: Plan, most: int) -> None:
+    if len(memo) >= most:
+        del memo[next(iter(memo))]  # the oldest
+    memo[key] = plan
+
+
+def _presented(head: RequestHead) -> str | None:
+    return presented_key(head.value(b"api-key"), head.value(b"authorization"))
+
+
+def _proviso(head: RequestHead, asked: Recognised, admission: Admission | None) -> Proviso | None:
+    """What is open to anybody is open to the bearer of any token too."""
+    credential = admission.credential if admission is not None else None
+    if admission is None or credential is None or credential.exists is None:
+        return None
+    if asked.operation is not None and asked.operation.open:
+        return None
+    return Proviso(credential.exists, head)

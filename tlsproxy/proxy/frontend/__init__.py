@@ -1,0 +1,1 @@
+"""Accepting: listeners, connection limits and handshakes."""

@@ -1,0 +1,162 @@
+"""An accepted connection until its handshake is done, and who has it from then on.
+
+The TLS context is that of the generation that is current now, for the protocols of the listener. A connection whose
+handshake fails is audited with the reason; one whose handshake succeeds goes to the protocol it came for (ALPN,
+RFC 7301), and is ended and audited likewise where it came for none that is served.
+"""
+
+from __future__ import annotations
+
+import socket
+import ssl
+import time
+from collections.abc import Callable, Mapping
+from typing import Final
+
+from tlsproxy.audit.line import Refusal, event_line
+from tlsproxy.config.listeners import TCP, Listening
+from tlsproxy.config.model import ProtocolName
+from tlsproxy.proxy.core.authorization import Standing
+from tlsproxy.proxy.core.connection_manager import Entry
+from tlsproxy.proxy.core.gateway import Gateway
+from tlsproxy.proxy.grpc.client import GrpcConnection
+from tlsproxy.proxy.limits.addresses import FAILURES, OURS, account
+from tlsproxy.proxy.rest.connection import RestConnection
+from tlsproxy.proxy.tcp.connection import TcpConnection
+from tlsproxy.proxy.transport.tls import ALERT_LINGER, TlsStream
+from tlsproxy.proxy.upstream.pool import Pool
+from tlsproxy.snapshot.generation import ALPN
+from tlsproxy.tls.peer import peer_of
+
+# HTTP/2 over TLS begins with ALPN (RFC 9113 §3.2): a client that speaks of no protocol speaks HTTP/1.1.
+_SPOKEN: Final[Mapping[str | None, ProtocolName]] = {name: protocol for protocol, name in ALPN.items()} | {None: "rest"}
+
+
+class Reception:
+    """``address`` is the client's, without its port. ``entry`` is there once the handshake is done.
+
+    ``when_ended`` is called once, after the last word.
+    """
+
+    __slots__ = (
+        "_failed",
+        "_gateway",
+        "_opened",
+        "_pool",
+        "_session",
+        "_when_ended",
+        "_where",
+        "address",
+        "entry",
+        "stream",
+    )
+
+    def __init__(
+        self,
+        gateway: Gateway,
+        pool: Pool,
+        sock: socket.socket,
+        address: str,
+        where: Listening,
+        when_ended: Callable[[Reception], None],
+    ) -> None:
+        self.address = address
+        self._gateway = gateway
+        self._pool = pool
+        self._where = where
+        self._when_ended = when_ended
+        self._opened = time.monotonic()
+        self._failed = False
+        self.entry: Entry | None = None
+        self._session: RestConnection | GrpcConnection | TcpConnection | None = None
+        context, bounds = gateway.generation.contexts[where.protocols], gateway.bounds
+        self.stream = TlsStream(gateway.loop, sock, self, gateway.deadlines, bounds.client_write, context)
+        self.stream.deadline = self._opened + bounds.handshake_timeout
+
+    def handshake_done(self, tls: ssl.SSLObject) -> None:
+        if tls.session_reused:  # which no context of ours allows: its certificate was not verified now
+            self.handshake_failed("session_resumed", "")
+            self.stream.close(ALERT_LINGER)
+            return
+        protocols = self._where.protocols
+        protocol = "tcp" if protocols == TCP else _SPOKEN.get(tls.selected_alpn_protocol())
+        if protocol is None or protocol not in protocols:
+            self.handshake_failed("no_protocol", "h2 was not agreed on")
+            self.stream.close(ALERT_LINGER)
+            return
+        self._gateway.metrics.handshake("ok", time.monotonic() - self._opened)
+        gateway, stream = self._gateway, self.stream
+        standing = Standing(gateway.generation, peer_of(tls), gateway.clock.now())
+        if standing.refusal is not None:  # by our own rule: OpenSSL does not look at all that it does
+            self._count(standing.refusal.reason)
+        route = str(self._where.endpoint) if protocol == "tcp" else ""
+        self.entry = entry = gateway.register.enter(protocol, self.address, standing, route)
+        session: RestConnection | GrpcConnection | TcpConnection
+        if protocol == "tcp":
+            session = TcpConnection(gateway, stream, entry, self._ended)
+        else:
+            session = (GrpcConnection if protocol == "grpc" else RestConnection)(
+                gateway, self._pool, stream, entry, self._ended
+            )
+        entry.session = self._session = session
+        stream.owner = session
+
+    def handshake_failed(self, reason: str, detail: str) -> None:
+        """``detail`` is OpenSSL's words, empty where it had none."""
+        self._failed = True
+        self._count(reason)
+        self._gateway.metrics.handshake(reason, time.monotonic() - self._opened)
+        now = time.time()
+        self._gateway.metrics.refused(Refusal(now, self.address, "handshake", reason))
+        line = event_line(
+            when=now,
+            event="handshake",
+            remote=self.address,
+            result="denied",
+            reason=reason,
+            detail={"error": detail} if detail else {},
+        )
+        self._gateway.audit.write(line)
+
+    def _count(self, reason: str) -> None:
+        """A refused certificate is a failed authentication, unless it may be a CA of ours that is at fault."""
+        gateway = self._gateway
+        if reason in FAILURES - OURS or (
+            reason in OURS and not gateway.generation.material.trust.flawed(gateway.clock.now())
+        ):
+            gateway.limits.addresses.failed(account(self.address), ())
+
+    def drain(self) -> None:
+        """Ends when it has nothing to do; a handshake may be done first."""
+        if self._session is not None:
+            self._session.drain()
+
+    def _ended(self) -> None:
+        if self.entry is not None:
+            self._gateway.register.leave(self.entry)
+            self._session = None
+        self._gateway.metrics.connection_closed()
+        self._when_ended(self)
+
+    # What the stream says before there is a session
+
+    def data_received(self, data: bytes) -> None:
+        raise RuntimeError(f"{len(data)} bytes of data before the handshake was done")
+
+    def pause_writing(self) -> None:
+        """A client that takes no part of a handshake runs into its deadline."""
+
+    def resume_writing(self) -> None:
+        pass
+
+    def rearm(self) -> None:
+        self.stream.deadline = time.monotonic() + self._gateway.bounds.handshake_timeout
+
+    def deadline_passed(self) -> None:
+        self.handshake_failed("handshake_timeout", "")
+        self.stream.abort()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        if not self._failed:
+            self.handshake_failed("client_closed", str(error or ""))
+        self._ended()

@@ -1,0 +1,55 @@
+"""A connection of our own watchdog's: a real handshake with a real listener, and nothing else.
+
+It is known by the address that it comes from, which :attr:`Gateway.probe` names while a socket of ours has it, so that
+nobody else can. It counts in no limit, metric or audit line: what it finds out is whether we answer, not who is there.
+It is given nothing either: whatever came of its handshake, it is ended.
+"""
+
+from __future__ import annotations
+
+import socket
+import ssl
+import time
+from typing import Final
+
+from tlsproxy.config.listeners import Listening
+from tlsproxy.proxy.core.gateway import Gateway
+from tlsproxy.proxy.transport.tls import TlsStream
+
+DEADLINE: Final = 5.0
+_LINGER: Final = 1.0
+
+
+class Probed:
+    """The gateway's end of it. It lives until its stream has ended."""
+
+    def __init__(self, gateway: Gateway, sock: socket.socket, where: Listening) -> None:
+        sock.setblocking(False)
+        context, lowest = gateway.generation.contexts[where.protocols], gateway.bounds.client_write
+        self._stream = TlsStream(gateway.loop, sock, self, gateway.deadlines, lowest, context)
+        self._stream.deadline = time.monotonic() + DEADLINE
+
+    def handshake_done(self, tls: ssl.SSLObject) -> None:
+        del tls
+        self._stream.close(_LINGER)
+
+    def handshake_failed(self, reason: str, detail: str) -> None:
+        """The alert has told it."""
+
+    def data_received(self, data: bytes) -> None:
+        """Nothing that it sends is looked at."""
+
+    def pause_writing(self) -> None:
+        """It has its deadline."""
+
+    def resume_writing(self) -> None:
+        pass
+
+    def rearm(self) -> None:
+        """Its deadline is its own."""
+
+    def deadline_passed(self) -> None:
+        self._stream.abort()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        pass

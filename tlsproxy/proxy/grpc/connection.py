@@ -1,0 +1,410 @@
+"""How long a gRPC connection lives: what it waits for, how it is drained, and its last words.
+
+A connection that is to end says so twice (RFC 9113 §6.8): first that no more calls are wanted, then, once the client
+has heard that, which was the last; calls that go on are waited for. One sweep a second looks at the waits of all calls.
+"""
+
+from __future__ import annotations
+
+import time
+from abc import abstractmethod
+from collections import deque
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final
+
+from tlsproxy.audit.line import event_line
+from tlsproxy.authz.access import Decision
+from tlsproxy.authz.keys import NEVER
+from tlsproxy.errors import GrpcStatus, RequestError, RequestTimeout, RightLost, UpstreamUnreachable
+from tlsproxy.proxy.core.connection_manager import Entry
+from tlsproxy.proxy.core.gateway import Gateway
+from tlsproxy.proxy.grpc.draining_upstream import SWEEP, Former
+from tlsproxy.proxy.grpc.relay import Relay
+from tlsproxy.proxy.transport.tls import TlsStream
+from tlsproxy.wire import http2
+from tlsproxy.wire.http2 import MAX_STREAM, Code, Http2Error, Kind, Setting
+
+if TYPE_CHECKING:
+    from tlsproxy.proxy.grpc.call import Call
+    from tlsproxy.snapshot.generation import Generation
+
+LAST_WORDS: Final = 1.0
+"""Seconds: for a client to hear why its connection ends, and for the calls that it was about to make."""
+DRAIN_PING: Final = b"tlsproxy"
+USUAL: Final[dict[int, int]] = {
+    Setting.INITIAL_WINDOW_SIZE: http2.FIRST_WINDOW,
+    Setting.MAX_CONCURRENT_STREAMS: MAX_STREAM,
+}
+"""Of an upstream that has not said otherwise."""
+OWN: Final = object()
+MEASURED: Final = object()
+
+
+class Life(Relay):
+    """``greeted``: the client's SETTINGS have come. ``last`` is its latest stream; ``lost``: why it has no upstream.
+
+    ``told`` are the SETTINGS that the client has not acknowledged: the gateway's own, those that are ``MEASURED``, and
+    those that their upstream waits to hear of, by its window. ``swept``: when its waits were looked at last.
+    ``unheard``: how many SETTINGS of the client's the upstream has not acknowledged. ``formers``: calls at former ones.
+    """
+
+    __slots__ = (
+        "_draining",
+        "_ended",
+        "_first",
+        "_judged",
+        "_resting",
+        "_when_ended",
+        "formers",
+        "greeted",
+        "last",
+        "leaving",
+        "longest",
+        "lost",
+        "most",
+        "swept",
+        "told",
+        "unheard",
+    )
+
+    def __init__(
+        self, gateway: Gateway, stream: TlsStream | Former, entry: Entry, when_ended: Callable[[], None]
+    ) -> None:
+        super().__init__(gateway, stream, entry)
+        self.greeted = False
+        self.last = 0
+        self.lost: RequestError | None = None
+        self.leaving = False
+        self.told: deque[object] = deque([OWN])
+        self.unheard = 0
+        self.formers: list[Former] = []
+        self._first = http2.FIRST_WINDOW  # of a stream, as the client was told last
+        self._when_ended = when_ended
+        self._judged = gateway.generation
+        self._ended = self._draining = False
+        self._resting = self.swept = 0.0
+        # Limits that the client is told now stay, whatever is published.
+        self.most, self.longest = self.limits.max_streams, self.limits.max_head_size
+        stream.deadline = time.monotonic() + self.limits.head_timeout
+        # A server's first frame (RFC 9113 §3.4). The upstream's own may come after an answer of ours.
+        first: dict[int, int] = {
+            Setting.MAX_CONCURRENT_STREAMS: self.most,
+            Setting.MAX_HEADER_LIST_SIZE: self.longest,
+        }
+        self.down.append(http2.settings(first))
+
+    def server_settings(self, values: dict[int, int]) -> bytes:
+        """The upstream's SETTINGS as the client is told them, within our limits.
+
+        Not its HEADER_TABLE_SIZE: the client's field blocks are read here, and the upstream never sees its table.
+        """
+        told = http2.kept(values, (Setting.INITIAL_WINDOW_SIZE,))
+        if Setting.MAX_CONCURRENT_STREAMS in values:
+            most = min(self.most, values[Setting.MAX_CONCURRENT_STREAMS])
+            told[Setting.MAX_CONCURRENT_STREAMS] = most
+        frames, first = http2.settings(told), told.get(Setting.INITIAL_WINDOW_SIZE)
+        if first is not None:
+            less, self._first = self._first - first, first
+            if less > 0:  # which is not so for streams of a former upstream's
+                streams = (stream for former in self.formers for stream in former.half.calls)
+                frames += b"".join(http2.window_update(stream, less) for stream in streams)
+        return frames
+
+    def measured_settings(self, values: dict[int, int], *, first: bool) -> bytes:
+        """The same where DATA is measured here, so that they need not wait for the client's acknowledgement.
+
+        Its streams have windows by the present upstream's, whose ``first`` ones take the place of a former one's. Those
+        of a former upstream it is not told, but it may use what they grant.
+        """
+        window = self.to_upstream
+        before = window.agreed
+        window.offer(values.get(Setting.INITIAL_WINDOW_SIZE))
+        self.acknowledge()
+        self.proceed()
+        self.unblock()
+        if self.half:
+            more = max(0, window.agreed - before)
+            return b"".join(http2.window_update(stream, more) for stream in self.calls)
+        self.told.append(MEASURED)
+        return self.server_settings(USUAL | values if first else values)
+
+    def heard(self) -> None:
+        """The upstream has acknowledged SETTINGS of the client's."""
+        self.unheard -= 1
+        if isinstance(self.stream, Former):
+            self.to_client.settle()
+            self.proceed()
+            self.stream.heard()
+        else:
+            self.settle_client()
+
+    def settle_client(self) -> None:
+        """Acknowledges the client's SETTINGS as far as all upstreams have: until then they may send by former ones."""
+        behind = max(self.unheard, *(former.half.unheard for former in self.formers), 0)
+        while self.to_client.unsettled > behind:
+            self.down.append(http2.SETTINGS_ACK)
+            self.to_client.settle()
+        self.proceed()
+
+    def acknowledge(self) -> None:
+        """The upstream's SETTINGS, all of them."""
+        while self.to_upstream.unsettled:
+            self.up.append(http2.SETTINGS_ACK)
+            self.to_upstream.settle()
+
+    # Deadlines
+
+    @property
+    @abstractmethod
+    def begun(self) -> bool: ...
+
+    @abstractmethod
+    def stands_still(self, now: float) -> bool:
+        """Whether the client has begun a frame or a field block, and does not finish it."""
+
+    def rest(self) -> None:
+        """Sets what is waited for next. Without calls, the connection rests from here on, whatever is said on it."""
+        self._resting = time.monotonic()
+        self.wait()
+
+    def wait(self) -> None:
+        """Sets when to look at it next."""
+        if self.stream.stalled or self._ended:
+            return
+        sweep = self.swept + SWEEP
+        if self.calls or self.formers:
+            self.stream.deadline = sweep
+        elif self.begun:
+            self.stream.deadline = min(sweep, self._rests_until)
+        else:
+            self.stream.deadline = self._rests_until
+
+    @property
+    def _rests_until(self) -> float:
+        last = self._draining or self.leaving or self.lost is not None
+        return self._resting + (LAST_WORDS if last else self.limits.idle_timeout)
+
+    def rearm(self) -> None:
+        self.budgets.adopt(self.limits.streams_per_second)
+        if self.greeted:
+            self.rest()
+        else:
+            self.stream.deadline = time.monotonic() + self.limits.head_timeout
+
+    def deadline_passed(self) -> None:
+        if self.stream.stalled:
+            self.cut("client_stalled")
+        elif not self.greeted and self.lost is None:
+            self.end(Code.PROTOCOL_ERROR, "the client did not begin")
+        else:
+            self.sweep(time.monotonic())
+
+    def sweep(self, now: float) -> None:
+        self.swept = now
+        if self.stands_still(now):
+            self.end(Code.NO_ERROR, "what was begun came too slowly", RequestTimeout.reason)
+        elif not (self.calls or self.formers) and now >= self._rests_until:
+            self.end(Code.NO_ERROR)
+        else:
+            for call in list(self.calls.values()):
+                error = call.overdue(now)
+                if error is not None:
+                    self.refuse(call, error)
+            self.reach.look(now)
+            self.wait()
+            self.settle()
+
+    # The upstream's end
+
+    def upstream_lost(self, error: RequestError) -> None:
+        """Every open call is told; so are those that were about to be made."""
+        if self.lost is not None or self._ended:
+            return
+        if self.formers:  # whose calls go on, and so does the connection
+            for call in list(self.calls.values()):
+                self.refuse(call, error)
+            self.begin_anew()
+            self.settle()
+            return
+        self.lost, self._side = error, None
+        self.down.append(http2.SETTINGS_ACK * self.to_client.unsettled)
+        served = self.last
+        for call in list(self.calls.values()):
+            self.refuse(call, error)
+        if served:
+            self.end(Code.NO_ERROR)
+        else:
+            self.rest()
+            self.settle()
+
+    def upstream_leaves(self, last: int) -> None:
+        """Its GOAWAY, which the client gets too: calls beyond the last one it takes are the client's to make again."""
+        self.leaving = True
+        for call in [call for stream, call in self.calls.items() if stream > last]:
+            call.record.grpc_status = GrpcStatus.UNAVAILABLE.value
+            if self.half:  # whose client does not hear of it
+                self.reset(call, Code.REFUSED_STREAM, "upstream_goaway")
+            else:
+                self.forget(call, "upstream_goaway")
+
+    # The end
+
+    def drain(self) -> None:
+        """Takes no more calls, and ends with those that go on."""
+        if self._draining or self._ended:
+            return
+        self._draining = True
+        self.down.append(http2.goaway(MAX_STREAM, Code.NO_ERROR) + http2.frame(Kind.PING, 0, 0, DRAIN_PING))
+        self.rest()
+        self.settle()
+
+    def present(self) -> None:
+        if self._judged is not self.gateway.generation:
+            self.judge(self.gateway.clock.now())
+
+    def judge(self, now: float) -> str:
+        """Ends the calls of a key or token that has lost its right; the connection depends on its certificate alone."""
+        generation = self.gateway.generation
+        former, self._judged = self._judged, generation
+        anew = former is not generation or self.entry.standing.ended(generation, now) is not None
+        for call in list(self.calls.values()):
+            if (anew or now >= call.record.plan.expires) and (refusal := self._refusal(call, now)):
+                self._withdraw(call, refusal)
+        self.follow(former)
+        for each in list(self.formers):
+            each.half.judge(now)
+            each.drain()
+        self.settle()
+        return ""
+
+    @abstractmethod
+    def follow(self, former: Generation) -> None:
+        """Goes where the upstream is by the present generation, with what was not sent by the former one."""
+
+    def former_of(self, stream: int) -> Former | None:
+        """The former upstream that has the call."""
+        return next((former for former in self.formers if stream in former.half.calls), None)
+
+    @abstractmethod
+    def begin_anew(self) -> None:
+        """Has no upstream connection, and dials one for the next call."""
+
+    def _refusal(self, call: Call, now: float) -> Decision | None:
+        """Why it may not go on, None where it may."""
+        if call.recorded or not call.record.plan.block:  # it is over, or refused and waits to be told so
+            return None
+        standing = self.entry.standing
+        ended = standing.ended(self.gateway.generation, now)
+        present = self.gateway.calls.present(call.record.plan, standing.principal, now, ended)
+        return present if isinstance(present, Decision) else call.renew(present)
+
+    def _withdraw(self, call: Call, refusal: Decision) -> None:
+        """It does and learns nothing more; but of a change that the upstream has whole it may hear the outcome."""
+        record = call.record
+        if call.undecided:
+            record.plan = record.plan.refused(refusal)
+            self.deny(call)
+        elif call.whole and record.plan.asked is not None and not record.plan.asked.operation.reads:
+            record.plan = replace(record.plan, expires=NEVER)
+            self.gateway.loop.call_later(self.limits.expel_after, self.stream.tell, self._overstayed, call)
+        else:
+            self._lose(call, refusal)
+
+    def _overstayed(self, call: Call) -> None:
+        if refusal := self._refusal(call, self.gateway.clock.now()):
+            self._lose(call, refusal)
+            self.settle()
+
+    def _lose(self, call: Call, refusal: Decision) -> None:
+        self.gateway.register.request_ended(self.entry, refusal.reason)
+        self.refuse(call, RightLost(refusal.reason))
+
+    def expel(self, reason: str) -> None:
+        if self._ended:
+            self.stream.cease()
+            return
+        for former in list(self.formers):
+            former.half.expel(reason)
+        for call in list(self.calls.values()):
+            self.refuse(call, RightLost(reason))
+        self.end(Code.NO_ERROR, reason)
+
+    def drained(self) -> None:
+        """The client has heard that no more calls are wanted: what it made before has come by now."""
+        self.leave()
+        self.settle()
+
+    def leave(self) -> None:
+        """From the next call on nothing is taken."""
+        if not self.leaving:
+            self._draining = self.leaving = True
+            self.down.append(http2.goaway(self.last, Code.NO_ERROR))
+
+    def settle(self) -> None:
+        super().settle()
+        if self.leaving and not (self.calls or self.formers or self._ended):
+            self._close()
+
+    def broken(self, error: Http2Error) -> None:
+        """The client broke the protocol, or flooded us."""
+        if isinstance(self.stream, Former):
+            self.stream.broken(error)
+            return
+        self.entry.told = True
+        now = time.time()
+        self.gateway.metrics.refused(self.entry.refusal(now, "connection", error.reason))
+        line = event_line(
+            when=now,
+            event="connection",
+            remote=self.entry.address,
+            result="denied",
+            reason=error.reason,
+            detail={"error": str(error)},
+        )
+        self.gateway.audit.write(line)
+        self.gateway.metrics.connection(error.reason)
+        self.end(error.code, str(error), error.reason)
+
+    def end(self, code: Code, text: str = "", reason: str = "") -> None:
+        if self._ended:
+            return
+        for call in list(self.calls.values()):
+            self.forget(call, reason or "connection_ended")
+        self.wanting.clear()
+        self.up.clear()
+        self._owed_client = 0
+        self.down.append(http2.goaway(self.last, code, text))
+        super().settle()
+        self._close()
+
+    def _close(self) -> None:
+        self._ended = True
+        self._discard()
+        self.stream.close(LAST_WORDS)
+
+    def cut(self, reason: str) -> None:
+        self._ended = True
+        for former in list(self.formers):
+            former.end(reason)
+        for call in list(self.calls.values()):
+            self.forget(call, reason)
+        self._discard()
+        self.stream.abort()
+
+    def _discard(self) -> None:
+        self.lost = self.lost or UpstreamUnreachable("The connection has ended")
+        side, self._side = self._side, None
+        if side is not None:
+            side.discard()
+        for former in list(self.formers):
+            former.end("connection_ended")
+        self.gateway.scheduler.forget(self.entry)
+        self.reach.close()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        try:
+            self.cut("client_gone" if error is None or isinstance(error, OSError) else "internal_error")
+        finally:
+            del self.reach  # which refers to it
+            self._when_ended()

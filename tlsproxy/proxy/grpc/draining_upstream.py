@@ -1,0 +1,202 @@
+"""The calls of a gRPC connection that go on at a former upstream, while the next ones go to the present one.
+
+They keep what they had, a connection of their own towards that upstream, with its windows and budgets: a half, behind
+the client's connection. :class:`Former` is its client's stream. Frames of its streams pass as they are in both
+directions; what concerns the whole connection ends here:
+
+- The client's credit is what both upstreams have granted: a grant of the former one is passed on, and what it has not
+  given back by its end is given back then.
+- The client's room is one. What is sent of a former call uses it like frames of the gateway's own, and the half gets it
+  back at once, so that its upstream sends on; where there is no room, frames wait here and nothing more is read.
+- SETTINGS of the client go to both. Those of the former upstream are not told to the client, whose streams have windows
+  by the present one's: the half measures them itself (``cautious``).
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final
+
+from tlsproxy.errors import UpstreamChanged
+from tlsproxy.proxy.transport.deadlines import NEVER
+from tlsproxy.wire import http2
+from tlsproxy.wire.http2 import DATA, HEADER, Frames, Http2Error, Kind
+
+if TYPE_CHECKING:
+    from tlsproxy.proxy.grpc.client import GrpcConnection
+
+UNMEASURED: Final = 1 << 62
+"""Bytes: the client's own connection has measured what it sends."""
+SWEEP: Final = 1.0
+"""Seconds between two looks at the waits of calls."""
+
+
+class Former:
+    """``half`` has the calls. ``since``: when the upstream changed (monotonic clock)."""
+
+    __slots__ = ("_begun", "_client", "_credit", "_ended", "_waiting", "deadline", "half", "reading", "since")
+
+    half: GrpcConnection
+
+    def __init__(self, client: GrpcConnection) -> None:
+        self._client = client
+        self._credit = 0
+        self._waiting: deque[bytes] = deque()
+        self._begun = self._ended = False
+        self.reading = True
+        self.deadline = NEVER
+        self.since = time.monotonic()
+
+    def begin(self) -> None:
+        half = self.half
+        half.to_upstream.credit += UNMEASURED
+        self._credit = half.granted
+        self._begun = True
+        self._client.gateway.deadlines.add(self)
+        self.drain()
+
+    def feed(self, frame: bytes) -> None:
+        """A frame that the client sent on a stream of the half's."""
+        self.half.turn(frame)
+
+    def drain(self) -> None:
+        """Ends the calls that take longer than they may."""
+        gateway, half = self._client.gateway, self.half
+        if half.is_former:
+            gateway.former["grpc"].add(self)
+        else:  # what was published next leads there again
+            gateway.former["grpc"].discard(self)
+            return
+        bounds = gateway.bounds
+        if bounds.drains_former and time.monotonic() - self.since >= bounds.drain_timeout:
+            for call in list(half.calls.values()):
+                half.refuse(call, UpstreamChanged("The upstream is elsewhere now, and the call took too long to end"))
+            half.settle()
+
+    def end(self, reason: str) -> None:
+        self._waiting.clear()
+        if self._ended:
+            self._leave()
+        else:
+            self.half.cut(reason)
+
+    def broken(self, error: Http2Error) -> None:
+        """The client broke the protocol on a stream of the half's."""
+        self._client.broken(error)
+
+    def heard(self) -> None:
+        """Its upstream has acknowledged SETTINGS of the client's."""
+        self._client.settle_client()
+        self._client.settle()
+
+    # The stream, as the half has it
+
+    @property
+    def stalled(self) -> bool:
+        return bool(self._waiting) or self._client.stream.stalled
+
+    def write(self, data: bytes) -> None:
+        if not self._begun:  # what every connection says first, which the client has heard
+            return
+        frames = Frames()
+        frames.more = True
+        while frames.more:
+            for what, stream, start, end in frames.cut(data):
+                self._told(what >> 8, stream, frames.data[start:end])
+            data = b""
+        self.half.settle()
+        self._client.settle()
+
+    def _told(self, kind: int, stream: int, frame: bytes) -> None:
+        client = self._client
+        if stream:
+            self._waiting.append(frame)
+            self._pass()
+        elif kind == Kind.WINDOW_UPDATE:
+            client.down.append(frame)
+            client.to_upstream.credit += int.from_bytes(frame[HEADER:], "big")
+
+    def _pass(self) -> None:
+        """As far as the client has room."""
+        client, half, waiting = self._client, self.half, self._waiting
+        while waiting:
+            frame = waiting[0]
+            if frame[http2.KIND] == DATA:
+                size = len(frame) - HEADER
+                if size > client.to_client.room:
+                    return
+                if size:
+                    client.to_client.own(size)
+                    half.up.append(http2.window_update(0, half.to_client.granted(size)))
+            client.down.append(waiting.popleft())
+
+    def proceed(self) -> None:
+        """The client has room that it had not."""
+        window = self.half.to_client
+        window.room = max(window.room, self._client.to_client.room)
+        self.half.unblock_side()
+        if self._waiting:
+            self._pass()
+            if not self._waiting:
+                self._go_on()
+
+    def _go_on(self) -> None:
+        if self._ended:
+            self._leave()
+            return
+        self.half.resume_writing()
+        self.half.settle()
+
+    def tell(self, what: Callable[..., None], *args: object) -> None:
+        self._client.stream.tell(what, *args)
+
+    def pause_reading(self) -> None:
+        if self.reading and not self._ended:
+            self.reading = False
+            self._client.reading_changed()
+
+    def resume_reading(self) -> None:
+        if not self.reading:
+            self.reading = True
+            self._client.reading_changed()
+
+    def close(self, _linger: float) -> None:
+        """The half has ended: its last call has, or its upstream."""
+        self.abort()
+
+    def cease(self) -> None:
+        """The client's own stream is told."""
+
+    def abort(self) -> None:
+        if not self._ended:
+            self._ended = True
+            self._client.gateway.deadlines.discard(self)
+            self._client.gateway.former["grpc"].discard(self)
+            self.resume_reading()
+            if not self._waiting:
+                self._leave()
+
+    def _leave(self) -> None:
+        client, half = self._client, self.half
+        lost = self._credit - half.granted
+        if lost > 0:
+            client.give_back(lost)
+        else:
+            client.to_upstream.debt -= lost
+        client.left_by(self)
+
+    # As Deadlines has it
+
+    def look(self) -> None:
+        """Nothing comes here that was not looked at."""
+
+    def expired(self) -> None:
+        now = time.monotonic()
+        self.deadline = now + SWEEP
+        self.tell(self.half.sweep, now)
+
+    def rearm(self) -> None:
+        if self.deadline != NEVER:
+            self.half.rearm()

@@ -1,0 +1,121 @@
+"""What a request is counted against, by whose it is: a pure function of a generation and the caller.
+
+The holder of a certificate and the key or token beside it may have a role each; both roles' limits count then, as both
+roles' rights do. A client certificate is known by its CA, issuer and subject: a new one for the same holder starts no
+new account, and nobody whom another CA calls alike uses it. A token is known by its signer and the subject it names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from http import HTTPStatus
+from math import ceil
+from typing import Final
+
+from tlsproxy.authz.access import Decision
+from tlsproxy.authz.admission import Admission
+from tlsproxy.authz.roles import Principal
+from tlsproxy.config.limits import Quota
+from tlsproxy.config.model import Config
+from tlsproxy.errors import Form
+from tlsproxy.proxy.limits.gcra import SECOND, Charge, Excess, Rate
+from tlsproxy.qdrant.operations import Operation
+
+RATE: Final = "rate_limited"
+IN_FLIGHT: Final = "too_many_requests_in_flight"
+
+
+@dataclass(frozen=True, slots=True)
+class Toll:
+    """What is to be counted of a request before anything else comes of it.
+
+    ``tries``: it says who it is by a key or token, or ``failed`` to say it at all. ``unidentified``: no
+    certificate, key or token says whose it is, so that it is its address's.
+    """
+
+    charges: tuple[Charge, ...]
+    tries: bool
+    failed: bool
+    unidentified: bool = False
+
+
+class Quotas:
+    """Those of one configuration. ``key`` makes a row's number of names."""
+
+    def __init__(self, config: Config, key: Callable[..., int]) -> None:
+        self._key = key
+        self._each_identity, self._each_key = config.limits.per_identity, config.limits.per_key
+        self._unidentified = config.limits.per_address.unidentified != Quota()
+        self._delays = config.limits.per_address.failed_authentications is not None
+        self._roles = {name: role.limits for name, role in config.roles.items()}
+
+    def toll(
+        self, principal: Principal, admission: Admission | None, operation: Operation | None, decision: Decision | None
+    ) -> Toll | None:
+        """None where nothing is limited. Health and version are on no account.
+
+        A ``decision`` in bare text is that of authentication (:class:`tlsproxy.errors.Form`), whether 401 or 403.
+        """
+        if operation is not None and operation.free:
+            return None
+        charges = tuple(self._charges(principal, admission))
+        failed = decision is not None and decision.form is Form.BARE
+        tries = self._delays and (failed or (admission is not None and admission.credential is not None))
+        unidentified = self._unidentified and principal.identity is None
+        unidentified = unidentified and (admission is None or admission.credential is None)
+        return Toll(charges, tries, failed, unidentified) if charges or tries or unidentified else None
+
+    def largest_body(self, admission: Admission | None) -> int | None:
+        """Bytes, None where no role of the caller has a limit."""
+        sizes = [self._roles[role].max_body_mb for role in _roles(admission)]
+        return min((size << 20 for size in sizes if size is not None), default=None)
+
+    def _charges(self, principal: Principal, admission: Admission | None) -> Iterator[Charge]:
+        roles = _roles(admission) if admission is not None else (principal.role,) if principal.role else ()
+        for role in roles:
+            yield from self._charge(self._roles[role], f'role "{role}"', "role", role)
+        identity, credential = principal.identity, admission.credential if admission is not None else None
+        if identity is not None:
+            own = self._roles[principal.role].per_identity if principal.role else None
+            quota = self._each_identity if own is None else own
+            yield from self._charge(quota, "each client certificate", *identity.account)
+        if credential is not None:
+            names = ("key", credential.kind, credential.name, credential.subject)
+            yield from self._charge(self._each_key, "each key", *names)
+
+    def _charge(self, quota: Quota, whose: str, *names: str) -> Iterator[Charge]:
+        rate = rate_of(quota)
+        if rate is not None or quota.concurrent_requests is not None:
+            yield Charge(self._key(*names), whose, rate, quota.concurrent_requests or 0)
+
+
+def rate_of(quota: Quota) -> Rate | None:
+    return None if quota.requests_per_second is None else Rate.of(quota.requests_per_second, quota.burst)
+
+
+def _roles(admission: Admission | None) -> tuple[str, ...]:
+    if admission is None:
+        return ()
+    credential = admission.credential.role if admission.credential is not None else ""
+    return tuple(dict.fromkeys(role for role in (admission.principal.role, credential) if role))
+
+
+def refusal_of(excess: Excess) -> Decision:
+    """As Qdrant's strict mode refuses (429, RESOURCE_EXHAUSTED): its text begins like this, its seconds are whole."""
+    charge, seconds = excess.charge, max(1, ceil(excess.wait / SECOND))
+    if excess.wait and charge.rate is not None:
+        most = f"{SECOND / charge.rate.interval:g} requests per second"
+    else:
+        most = f"{charge.concurrent} requests at a time"
+    return too_many(RATE if excess.wait else IN_FLIGHT, f"{charge.whose} has {most}", seconds)
+
+
+def too_many(reason: str, text: str, seconds: int) -> Decision:
+    return Decision(
+        allowed=False,
+        reason=reason,
+        status=HTTPStatus.TOO_MANY_REQUESTS,
+        text=f"Rate limiting exceeded: {text}. Retry after {seconds}s",
+        retry_after=seconds,
+    )

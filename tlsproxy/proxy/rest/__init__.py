@@ -1,0 +1,1 @@
+"""The REST protocol: a client connection and its exchanges."""

@@ -1,0 +1,376 @@
+"""A client's connection on the REST port: one request after the other, each decided before a byte of it goes upstream.
+
+Its states are in :mod:`tlsproxy.proxy.rest.turns`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Final
+
+from tlsproxy.authz.access import Decision
+from tlsproxy.authz.keys import NEVER
+from tlsproxy.errors import BodyTooLarge, RequestError, RequestTimeout, RightLost
+from tlsproxy.proxy.core.connection_manager import Entry
+from tlsproxy.proxy.core.gateway import Gateway, moved
+from tlsproxy.proxy.core.record import Record, RequestBody
+from tlsproxy.proxy.core.scheduler import SLICE
+from tlsproxy.proxy.decision.local_responses import Answer
+from tlsproxy.proxy.decision.request_plan import Plan
+from tlsproxy.proxy.rest.exchange import Exchange
+from tlsproxy.proxy.rest.inspected import exchange_of
+from tlsproxy.proxy.rest.local_exchange import LocalExchange
+from tlsproxy.proxy.rest.turns import BUSY, ENDED, IDLE, SHORT_LINGER, SKIPPING, Turns
+from tlsproxy.proxy.transport.tls import TlsStream
+from tlsproxy.proxy.upstream.pool import Pool
+
+TURN: Final = 16
+"""Requests, and pieces of their bodies, that are taken up in one turn at most."""
+
+
+class RestConnection(Turns):
+    """The owner of one TLS stream, from its handshake on."""
+
+    __slots__ = ("_judged", "_pool", "_standing", "_when_ended", "tail")
+
+    def __init__(
+        self,
+        gateway: Gateway,
+        pool: Pool,
+        stream: TlsStream,
+        entry: Entry,
+        when_ended: Callable[[], None],
+    ) -> None:
+        super().__init__(gateway, stream, entry)
+        self._pool = pool
+        self._standing = entry.standing
+        self._when_ended = when_ended
+        self._judged = gateway.generation
+        self.tail = b"x-forwarded-for: %b\r\nx-forwarded-proto: https\r\n\r\n" % entry.address.encode()
+
+    # Requests
+
+    def data_received(self, data: bytes) -> None:
+        if self._state is not ENDED:
+            self.inbox.add(data)
+            self.advance()
+
+    def advance(self) -> None:
+        """Goes on with what has come, for a turn. What is said while one goes on is seen to by its loop."""
+        if self._in_turn:
+            return
+        if self.inbox.data:
+            scheduler = self._gateway.scheduler
+            if scheduler.waiting and scheduler.crowded(self.entry):
+                self._wait_for_turn()
+            else:
+                self._take_turn()
+        elif not self.stream.reading:
+            self.reading_changed()
+
+    def _wait_for_turn(self) -> None:
+        self._in_turn = self._queued = True
+        self._gateway.scheduler.add(self.entry, self.stream, self._take_turn)
+        self.reading_changed()
+
+    def _take_turn(self) -> None:
+        """Runs one turn. Work that is left after it waits for the next turn."""
+        self._in_turn, self._queued = True, False
+        try:
+            if self._judged is not self._gateway.generation:
+                self.judge(self._gateway.clock.now())
+            more = self._turn()
+        finally:
+            self._in_turn = False
+        stream = self.stream
+        if stream.corked is not None:
+            stream.uncork()
+        if more:
+            self._wait_for_turn()
+        elif self.inbox.data or not stream.reading:
+            self.reading_changed()
+
+    def _turn(self) -> bool:
+        """Takes up requests, one at a time, and their bodies. Whether there may be more to do."""
+        inbox, end = self.inbox, 0.0
+        for _ in range(TURN):
+            state = self._state
+            if state is IDLE:
+                head = self._next_head()
+                if head is None:
+                    return False
+                self._request(head)
+            elif state is BUSY:
+                exchange = self._exchange
+                if exchange is None or not exchange.sending:
+                    return False
+                try:
+                    exchange.send()
+                except RequestError as error:
+                    self._fail(error)
+            elif state is SKIPPING:
+                self._skip()
+            else:
+                return False
+            if not inbox.data:
+                return False
+            now = time.monotonic()
+            end = end or now + SLICE
+            if now > end:
+                break
+        return True
+
+    def _next_head(self) -> bytes | None:
+        """None where there is none, or it has to wait."""
+        stream = self.stream
+        if self._pause is not None or stream.stalled or stream.closed:
+            return None
+        try:
+            head = self.inbox.head(self._limits.max_head_size)
+        except RequestError as error:
+            self._unreadable(error)
+            return None
+        if head is None and not self._head_started:
+            self._head_started = True
+            stream.deadline = time.monotonic() + self._limits.head_timeout
+        return head
+
+    def _unreadable(self, error: RequestError) -> None:
+        now = self._gateway.clock.now()
+        self._standing.ended(self._gateway.generation, now)
+        record = self._open_record(self._gateway.plans.unreadable(self._standing.principal, error), now)
+        self._reply(record, error)
+
+    def _request(self, head: bytes) -> None:
+        gateway = self._gateway
+        now = gateway.clock.now()
+        self._head = head
+        ended = self._standing.ended(gateway.generation, now)
+        principal = self._standing.principal
+        plan, tracing = gateway.plans.of(principal, head, now, ended)
+        record = self._open_record(plan, now, tracing)
+        if ended is not None:
+            self.close = True
+        elif plan.toll is not None:
+            record.count(gateway, plan.toll, self.entry)
+        self._carry_out(record)
+
+    def _carry_out(self, record: Record[Plan]) -> None:
+        """As its plan says: by an exchange, or an answer of the gateway's own."""
+        gateway, plan = self._gateway, record.plan
+        if plan.length or not plan.relayed:
+            keep = plan.unread is not None or plan.audit_logs
+            try:
+                self._body = RequestBody(plan.length, plan.limit, of_role=plan.of_role, keep=keep)
+            except BodyTooLarge as error:
+                self.close = True
+                self._reply(record, error)
+                return
+        kind = Exchange
+        if not plan.relayed:
+            if plan.answer is not None or not (plan.decision.allowed or plan.unread):
+                self._reply(record)
+                return
+            kind = exchange_of(plan)
+        self._take_up(kind(gateway, self._pool, self, record, self._body))
+
+    def _take_up(self, exchange: Exchange) -> None:
+        self._state = BUSY
+        self._exchange = exchange
+        try:
+            exchange.admit()
+        except RequestError as error:
+            self._fail(error)
+
+    def _reply(self, record: Record[Plan], error: RequestError | None = None) -> None:
+        """Without an exchange, as soon as its line has room: with ``error``, or what its plan says."""
+        plan = record.plan
+        if not record.admit(self._gateway):
+            self._take_up(LocalExchange(self._gateway, self._pool, self, record, self._body, error))
+        elif error is not None:
+            self._fail(error)
+        elif plan.answer is not None:
+            self._answer(plan.answer)
+        else:
+            self._refuse_as(plan.decision)
+
+    def reading_changed(self) -> None:
+        """Reads on, unless the upstream takes no more of a body, or a client runs ahead of its answers or its turn."""
+        stream, exchange, inbox = self.stream, self._exchange, self.inbox
+        if (
+            self._queued
+            or (
+                inbox.data
+                and len(inbox) > self._limits.max_head_size
+                and (self._state is BUSY or stream.stalled or self._pause is not None)
+            )
+            or (exchange is not None and exchange.congested)
+        ):
+            stream.pause_reading()
+        else:
+            stream.resume_reading()
+
+    # Responses
+
+    def exchange_done(self) -> None:
+        self._finish("")
+        if self.close:
+            self._part(whole=self._body.done)
+            return
+        self._rest()
+        self.advance()
+
+    def exchange_denied(self) -> None:
+        """What was allowed, or not decided yet, is refused, as its record says by now."""
+        if self._record is not None:
+            self._refuse_as(self._record.plan.decision)
+        self.advance()
+
+    def exchange_answered(self, answer: Answer) -> None:
+        self._answer(answer)
+        self.advance()
+
+    def exchange_failed(self, error: RequestError) -> None:
+        self._fail(error)
+        self.advance()
+
+    def exchange_cut(self, error: RequestError) -> None:
+        self._finish(error.reason)
+        self._over()
+        self.stream.abort()
+
+    def _fail(self, error: RequestError) -> None:
+        """Ends the current request with what went wrong, where the client can still be told."""
+        if self._exchange is not None:
+            self._exchange.abandon()
+        self.close |= isinstance(error, RequestTimeout)  # RFC 9110 §15.5.9
+        if self._record is not None and self._record.status:
+            self.exchange_cut(error)
+        else:
+            self._refuse(error.status, str(error), error.form, error.reason)
+
+    # What else the stream says
+
+    def pause_writing(self) -> None:
+        if self._exchange is not None:
+            self._exchange.pause_response()
+
+    def resume_writing(self) -> None:
+        if self._exchange is not None:
+            self._exchange.resume_response()
+        elif self._state is IDLE:
+            self._rest()
+            self.advance()
+
+    def deadline_passed(self) -> None:
+        if self.stream.stalled:
+            self._cut("client_stalled")
+        elif self._queued:  # it is not the client that is waited for
+            self.stream.deadline = time.monotonic() + 1.0
+        elif self._exchange is not None:
+            error = self._exchange.overdue()
+            if error is not None:
+                self._fail(error)
+                self.advance()
+        elif self._state is IDLE and self._head_started:
+            self._unreadable(RequestTimeout("The request head came too slowly"))
+        else:
+            self._end()
+
+    def drain(self) -> None:
+        """It ends after the response that goes on, and now where there is none.
+
+        Where the service stops, its client may be about to send a request, and could not know better: one more is
+        answered, with the word that it was the last, if it comes within ``limits.drain_grace``.
+        """
+        stopping = self._gateway.draining
+        if stopping and self._state is ENDED:
+            self.stream.hasten(SHORT_LINGER)
+        elif self._state is IDLE and not self.inbox.data:
+            self._rest() if stopping else self._end()
+        elif not (stopping and self._record is not None and self._record.status):
+            self.close = True
+
+    # The present
+
+    def present(self) -> None:
+        """Judges the request anew, where there has been a publication since it was."""
+        if self._judged is not self._gateway.generation:
+            self.judge(self._gateway.clock.now())
+
+    def judge(self, now: float) -> str:
+        """Ends a request that has lost its right; the connection depends on its certificate alone."""
+        generation, record, exchange = self._gateway.generation, self._record, self._exchange
+        former, self._judged = self._judged, generation
+        anew = former is not generation or self._standing.ended(generation, now) is not None
+        if record is not None and exchange is not None and (anew or now >= record.plan.expires):
+            present = self._planned(now)
+            refusal = exchange.renew(present)
+            if refusal is None and not (exchange.waiting and moved(former, generation, "rest")):
+                return ""
+            taken = exchange.taken
+            if taken is not None and (present.decision.allowed or present.unread is not None):
+                self._begin_anew(record, exchange, present, taken)
+            elif refusal is not None:
+                self._withdraw(record, exchange, refusal)
+        return ""
+
+    def _planned(self, now: float) -> Plan:
+        """The plan that the request's head has now."""
+        gateway, standing = self._gateway, self._standing
+        ended = standing.ended(gateway.generation, now)
+        return gateway.plans.of(standing.principal, self._head, now, ended)[0]
+
+    def _begin_anew(self, record: Record[Plan], exchange: Exchange, present: Plan, taken: bytes) -> None:
+        """Nothing of it was sent yet, and it is to be carried out otherwise, or elsewhere."""
+        exchange.abandon()
+        exchange.over()
+        self.inbox.put_back(taken)
+        record.plan, record.bytes_in = present, 0
+        self._carry_out(record)
+        self.advance()
+
+    def _withdraw(self, record: Record[Plan], exchange: Exchange, refusal: Decision) -> None:
+        """It does and learns nothing more; but of a change that the upstream has whole it may hear the outcome."""
+        if exchange.waiting:
+            record.plan = record.plan.refused(refusal)
+            exchange.abandon()
+            self.exchange_denied()
+        elif exchange.whole and not record.plan.resend:
+            record.plan = replace(record.plan, expires=NEVER)
+            self._gateway.loop.call_later(self._limits.expel_after, self.stream.tell, self._overstayed, exchange)
+        else:
+            self._lose(refusal)
+
+    def _overstayed(self, exchange: Exchange) -> None:
+        if self._exchange is exchange and (refusal := exchange.renew(self._planned(self._gateway.clock.now()))):
+            self._lose(refusal)
+
+    def _lose(self, refusal: Decision) -> None:
+        self._gateway.register.request_ended(self.entry, refusal.reason)
+        self.exchange_failed(RightLost(refusal.reason))
+
+    def expel(self, reason: str) -> None:
+        self.close = True
+        if self._record is None:
+            self._end()
+            self.stream.cease()
+        elif self._record.status or self.stream.stalled:
+            self._cut(reason)
+        else:
+            self._fail(RightLost(reason))
+
+    def _cut(self, reason: str) -> None:
+        if self._exchange is not None:
+            self._exchange.abandon()
+        self._finish(reason)
+        self._over()
+        self.stream.abort()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        try:
+            self._cut("client_gone" if error is None or isinstance(error, OSError) else "internal_error")
+        finally:
+            self._when_ended()

@@ -1,0 +1,1 @@
+"""Byte streams: sockets, TLS and dialling, with deadlines and bounded buffers."""

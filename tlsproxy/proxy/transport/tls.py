@@ -1,0 +1,237 @@
+"""The TLS layer: an SSLObject between two memory BIOs, on a stream.
+
+It takes its context when the connection is accepted and never changes it, sends the alert when a handshake fails, and
+knows why. Records are read greedily and written once for each direction. What came is decrypted to its end at once, be
+it that the owner pauses reading meanwhile: no socket event would announce what is left in a BIO.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Final
+
+from tlsproxy.proxy.transport.deadlines import Deadlines
+from tlsproxy.proxy.transport.owner import TlsOwner
+from tlsproxy.proxy.transport.stream import Stream
+from tlsproxy.wire.content_coding import Content
+
+RECORD: Final = 16_384
+"""Bytes of plaintext in a record, at most (RFC 8446 §5.1)."""
+FED: Final = 24_576
+"""Bytes of ciphertext that a BIO is given at a time, a record and a half: it keeps for good what it once grew to."""
+MAX_HANDSHAKE: Final = 131_072
+"""Bytes that a client may send before its handshake is done: room for a long chain, not for a flood."""
+ALERT_LINGER: Final = 1.0
+"""Seconds for a client to read why its handshake failed."""
+
+# X509_V_ERR_* (openssl/x509_vfy.h) → the slug under which a refused certificate is counted and audited.
+_VERIFY: Final = {
+    3: "crl_missing",
+    8: "crl_invalid",
+    9: "certificate_not_yet_valid",
+    10: "certificate_expired",
+    11: "crl_missing",  # not valid yet
+    12: "crl_expired",
+    15: "crl_invalid",
+    16: "crl_invalid",
+    18: "unknown_ca",
+    19: "unknown_ca",
+    20: "unknown_ca",
+    21: "unknown_ca",
+    23: "certificate_revoked",
+    26: "certificate_purpose",
+    33: "crl_invalid",
+    35: "crl_invalid",
+    36: "crl_invalid",
+    44: "crl_invalid",
+    54: "crl_invalid",
+}
+_REASONS: Final = {
+    "PEER_DID_NOT_RETURN_A_CERTIFICATE": "no_certificate",
+    "HTTP_REQUEST": "plaintext_http",
+    "WRONG_VERSION_NUMBER": "not_tls",
+    "UNSUPPORTED_PROTOCOL": "protocol_version",
+    "NO_SHARED_CIPHER": "no_shared_cipher",
+    "NO_APPLICATION_PROTOCOL": "no_application_protocol",
+}
+
+
+def handshake_failure(error: ssl.SSLError | None) -> tuple[str, str]:
+    """(slug, OpenSSL's words) of a failed handshake; without an error the client went away."""
+    if error is None:
+        return "client_closed", ""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return _VERIFY.get(error.verify_code, "certificate_invalid"), error.verify_message
+    reason = error.reason or ""
+    if "ALERT" in reason:
+        return "client_alert", reason.lower()
+    return _REASONS.get(reason, "tls_error"), reason.lower()
+
+
+class TlsStream(Stream):
+    """Begins with the handshake; ``close`` sends the close_notify that tells an end from a cut (RFC 8446 §6.1)."""
+
+    __slots__ = ("_handshaken", "_incoming", "_outgoing", "_received", "_tls", "_tls_owner")
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        sock: socket.socket,
+        owner: TlsOwner,
+        deadlines: Deadlines,
+        lowest: Callable[[], tuple[float, float]],
+        context: ssl.SSLContext,
+    ) -> None:
+        super().__init__(loop, sock, owner, deadlines, lowest)
+        self._tls_owner = owner
+        self._incoming = ssl.MemoryBIO()
+        self._outgoing = ssl.MemoryBIO()
+        self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side=True)
+        self._handshaken = False
+        self._received = 0
+        self.resume_reading()
+
+    def _handshake(self) -> None:
+        try:
+            self._tls.do_handshake()
+        except ssl.SSLWantReadError:
+            self._flush()
+            if self._received > MAX_HANDSHAKE:
+                self._fail("handshake_too_large", f"{self._received} bytes")
+            return
+        except ssl.SSLError as error:
+            self._flush()  # the alert
+            self._fail(*handshake_failure(error))
+            return
+        self._handshaken = True
+        self._flush()
+        self.tell(self._tls_owner.handshake_done, self._tls)
+        if self._incoming.pending and not self.closed and not self._closing:
+            self._take(b"")
+
+    def _fail(self, reason: str, detail: str) -> None:
+        self._tls_owner.handshake_failed(reason, detail)
+        super().close(ALERT_LINGER)
+
+    def _take(self, data: bytes) -> None:  # noqa: C901 - one row for each way that a read may end
+        """All that is here is decrypted, and told as one."""
+        incoming = self._incoming
+        if not self._handshaken:
+            self._received += len(data)
+            incoming.write(data)
+            self._handshake()
+            return
+        rest: bytes | memoryview = b""
+        if len(data) <= FED:
+            incoming.write(data)
+        else:
+            rest = memoryview(data)[FED:]
+            incoming.write(memoryview(data)[:FED])
+        ended: bool | ssl.SSLError = False
+        try:
+            data = self._tls.read(RECORD)
+            if not data:
+                ended = True
+            elif rest or incoming.pending:
+                data, ended = self._read_on_from(data, rest)
+        except ssl.SSLWantReadError:
+            data = b""
+            if rest:
+                data, ended = self._read_on_from(data, rest)
+        except ssl.SSLError as error:
+            data, ended = b"", error
+        if self._outgoing.pending:  # a key update, an alert
+            self._flush()
+        if data:
+            self.owner.data_received(data)
+        if ended:
+            self._end(None if ended is True else ended)
+
+    def _read_on_from(self, data: bytes, rest: bytes | memoryview) -> tuple[bytes, bool | ssl.SSLError]:
+        """With all records behind the first one: (their plaintext, whether or with what error the stream ended)."""
+        read, incoming = self._tls.read, self._incoming
+        records = [data]
+        ended: bool | ssl.SSLError = False
+        while not ended:
+            if rest and incoming.pending <= FED:
+                incoming.write(rest[:FED])
+                rest = rest[FED:]
+            if not incoming.pending:
+                break
+            try:
+                data = read(RECORD)
+            except ssl.SSLWantReadError:
+                if not rest:
+                    break
+                incoming.write(rest[:FED])
+                rest = rest[FED:]
+                continue
+            except ssl.SSLError as error:
+                ended = error
+                break
+            records.append(data)
+            ended = not data
+        return b"".join(records), ended
+
+    def _end(self, error: ssl.SSLError | None) -> None:
+        if error is not None:
+            self.abort(error)
+        elif self.when_ended is not None:
+            self._half_ended(self.when_ended)
+        else:
+            self._say_goodbye()
+            self.abort()
+
+    def write(self, data: Content) -> None:
+        if self.corked is not None:
+            self.corked.append(data)
+            return
+        if self.closed or self._closing:
+            return
+        write, read, size = self._tls.write, self._outgoing.read, len(data)
+        if size <= RECORD:
+            write(data)
+            self._send(read())
+            return
+        view, sealed = memoryview(data), []
+        for start in range(0, size, RECORD):  # one at a time, for the BIO keeps the size of the largest
+            write(view[start : start + RECORD])
+            sealed.append(read())
+        self._send(b"".join(sealed))
+
+    def _at_eof(self) -> None:
+        """An end without a close_notify is a cut (RFC 8446 §6.1), never an end of what the client had to say."""
+        self.abort(self._error)
+
+    def shut(self) -> None:
+        if not (self.closed or self._closing or self._shutting):
+            self._say_goodbye()
+            super().shut()
+
+    def _flush(self) -> None:
+        if self._outgoing.pending and not self.closed:
+            self._send(self._outgoing.read())
+
+    def close(self, linger: float) -> None:
+        if self.closed or self._closing:
+            return
+        if self._handshaken:
+            self._say_goodbye()
+        super().close(linger)
+
+    def _say_goodbye(self) -> None:
+        # Ours is written first; that theirs is not there yet, or data before it, is what the error would say.
+        with suppress(ssl.SSLError):
+            self._tls.unwrap()
+        self._flush()
+
+    def _write_failed(self, error: OSError) -> None:
+        self.abort(error)
+
+    def _lost(self, error: Exception | None) -> None:
+        del self._tls_owner
+        super()._lost(error)

@@ -1,0 +1,291 @@
+"""The upstream's side: one keep-alive connection, and the relay of one response at a time on it.
+
+Qdrant closes a connection that idled for 5 seconds, at times just as the next request is sent on it. That is a race
+that nobody wins: who sent the request is told that the connection was stale, and decides whether to send it again.
+"""
+
+from __future__ import annotations
+
+import time
+from functools import partial
+from typing import Final, Protocol
+
+from tlsproxy.errors import RequestError, UpstreamBroken, UpstreamTimeout, UpstreamUnreachable
+from tlsproxy.proxy.core.gateway import Gateway
+from tlsproxy.proxy.core.scheduler import Work
+from tlsproxy.proxy.limits.fair_shares import Account, Holder, Share
+from tlsproxy.proxy.transport.deadlines import NEVER
+from tlsproxy.proxy.transport.dial import DialledStream
+from tlsproxy.wire.chunked import ChunkedBody
+from tlsproxy.wire.http1 import CHUNKED, END
+from tlsproxy.wire.http1_response import UNTIL_CLOSE, ResponseHead, parse_response
+
+MAX_HEAD: Final = 65_536
+MAX_INTERIM: Final = 16
+"""Heads of a status 1xx before a response, at most."""
+_FINAL: Final = 200
+_SWITCHING: Final = 101
+
+
+class Exchange(Holder, Protocol):
+    """The client's side of one request, as an upstream connection sees it. ``account``: whose it is.
+
+    ``upstream_lost`` ends the exchange: ``stale`` says that a kept connection ended without a byte of an answer,
+    ``answered`` that the client has seen a part of one. ``response_done`` ends it well. ``request_sent``: whole.
+    ``later``: as :class:`tlsproxy.proxy.core.scheduler.Worker` has it.
+    """
+
+    @property
+    def account(self) -> Account: ...
+    def request_sent(self) -> bool: ...
+    def later(self, go_on: Work) -> None: ...
+    def upstream_ready(self, upstream: Upstream) -> None: ...
+    def interim(self, head: ResponseHead) -> None: ...
+    def response_head(self, head: ResponseHead) -> None: ...
+    def response_body(self, data: bytes) -> None: ...
+    def response_done(self) -> None: ...
+    def upstream_lost(self, error: RequestError, *, stale: bool, answered: bool) -> None: ...
+    def upstream_congested(self) -> None: ...
+    def upstream_drained(self) -> None: ...
+
+
+class Keeper(Protocol):
+    """Where a connection belongs. ``keep``: it may carry another request."""
+
+    def release(self, upstream: Upstream, *, keep: bool) -> None: ...
+    def lost(self, upstream: Upstream) -> None: ...
+
+
+class Upstream:
+    """One connection. ``exchange`` is whose request is on it, or will be once it stands; None while it idles.
+
+    ``used`` counts what it answered. ``place`` is its exchange's among all connections, which one that idles has not.
+    ``_buffer`` is the beginning of a head, or what is left of a body after a turn; then nothing is read.
+    """
+
+    __slots__ = (
+        "_awaited",
+        "_buffer",
+        "_chunks",
+        "_gateway",
+        "_head",
+        "_keeper",
+        "_left",
+        "_paused",
+        "_to_head",
+        "exchange",
+        "place",
+        "stream",
+        "used",
+    )
+
+    def __init__(self, gateway: Gateway, keeper: Keeper, place: Share, exchange: Exchange) -> None:
+        """Raises OSError where no socket is to be had."""
+        self._gateway = gateway
+        self._keeper = keeper
+        self.place: Share | None = place
+        self.exchange: Exchange | None = exchange
+        self.used = 0
+        self._buffer = b""
+        self._head: ResponseHead | None = None
+        self._left = 0
+        self._chunks: ChunkedBody | None = None
+        self._to_head = self._awaited = self._paused = False
+        addresses, bounds = gateway.generation.upstream_addresses["rest"], gateway.bounds
+        self.stream = DialledStream(gateway.loop, addresses, self, gateway.deadlines, bounds.upstream_write)
+        self.stream.deadline = time.monotonic() + bounds.connect_timeout
+
+    def begin(self, exchange: Exchange, data: bytes, *, to_head: bool, whole: bool) -> None:
+        """Sends a request's first bytes, or all of it: ``whole``. The connection stands."""
+        self.exchange = exchange
+        self._buffer, self._head, self._chunks = b"", None, None
+        self._to_head, self._awaited, self._paused = to_head, whole, False
+        stream = self.stream
+        stream.deadline = time.monotonic() + self._gateway.bounds.response_timeout if whole else NEVER
+        stream.write(data)
+
+    def await_response(self) -> None:
+        """The request is whole, or its next bytes wait for room: it is the upstream that is waited for."""
+        self._awaited = True
+        self._await()
+
+    def await_client(self) -> None:
+        """The next bytes of the request are the client's to send."""
+        self._awaited = False
+        self._await()
+
+    def _await(self) -> None:
+        stream = self.stream
+        if not stream.stalled:  # else room is waited for
+            stream.deadline = time.monotonic() + self._gateway.bounds.response_timeout if self._awaited else NEVER
+
+    def pause(self) -> None:
+        """The client reads slower than the upstream answers."""
+        self._paused = True
+        if not self.stream.stalled:
+            self.stream.deadline = NEVER
+        self.stream.pause_reading()
+
+    def resume(self) -> None:
+        self._paused = False
+        self.await_response()
+        if self._head is not None and self._buffer:
+            self._wait_for_turn()
+        else:
+            self.stream.resume_reading()
+
+    def discard(self) -> None:
+        """Ends the connection; its request, if it has one, is nobody's any more."""
+        self.exchange = None
+        self.stream.abort()
+
+    # What the stream says
+
+    def connected(self) -> None:
+        self._gateway.metrics.upstream_connect("ok")
+        exchange, self.exchange = self.exchange, None
+        if exchange is not None:
+            exchange.upstream_ready(self)
+
+    def data_received(self, data: bytes) -> None:
+        exchange = self.exchange
+        if exchange is None:  # nobody asked: whatever it is, it must not become somebody's answer
+            self.stream.abort()
+            return
+        head = self._head
+        try:
+            if head is None:
+                self._read_head(exchange, self._buffer + data if self._buffer else data)
+            else:
+                self._read_body(exchange, head, self._buffer + data if self._buffer else data)
+        except ValueError as error:
+            self._fail(UpstreamBroken(f"The upstream sent what is not HTTP/1.1: {error}"))
+
+    def _read_head(self, exchange: Exchange, data: bytes) -> None:
+        for _ in range(MAX_INTERIM):
+            end = data.find(END)
+            if end < 0:
+                if len(data) > MAX_HEAD:
+                    raise ValueError("a head without an end")
+                self._buffer = data
+                self.await_response()
+                return
+            end += len(END)
+            head = parse_response(data[:end], to_head=self._to_head)
+            data = data[end:]
+            if head.status >= _FINAL:
+                break
+            if head.status == _SWITCHING:
+                raise ValueError("an upgrade that nobody asked for")
+            exchange.interim(head)
+        else:
+            raise ValueError("too many interim responses")
+        self._buffer = b""
+        self._head = head
+        if head.length == CHUNKED:
+            self._chunks = ChunkedBody()
+        self._left = head.length
+        exchange.response_head(head)
+        self._read_body(exchange, head, data)
+
+    def _read_body(self, exchange: Exchange, head: ResponseHead, data: bytes) -> None:
+        more = 0
+        if head.length >= 0:
+            self._left = left = self._left - len(data)
+            done = left <= 0
+            if left < 0:
+                data, more = data[:left], -left
+        elif self._chunks is not None:
+            size, whole = len(data), data
+            data, end = self._chunks.feed(data) if data else (data, 0)
+            done, more = self._chunks.done, size - end
+            self._buffer = b"" if done else whole[end:]
+        else:
+            done = False
+        if not done:
+            self.await_response()
+        exchange.response_body(data)
+        if self.exchange is not exchange:
+            return
+        if done:
+            self._finish(exchange, keep=head.keep and not more)
+        elif self._buffer:
+            self.stream.pause_reading()
+            if not self._paused:
+                self._wait_for_turn()
+
+    def _wait_for_turn(self) -> None:
+        exchange = self.exchange
+        if exchange is not None:
+            exchange.later(partial(self.stream.tell, self._take_turn, exchange))
+
+    def _take_turn(self, exchange: Exchange) -> None:
+        if self.exchange is not exchange or self._paused:
+            return
+        self.data_received(b"")
+        if self.exchange is exchange and not (self._paused or self._buffer):
+            self.stream.resume_reading()
+
+    def _finish(self, exchange: Exchange, *, keep: bool) -> None:
+        """An early response leaves a connection that waits for the rest of a body: never for the next request."""
+        self.used += 1
+        self.exchange = None
+        self._keeper.release(self, keep=keep and exchange.request_sent())
+        exchange.response_done()
+
+    def pause_writing(self) -> None:
+        if self.exchange is not None:
+            self.exchange.upstream_congested()
+
+    def resume_writing(self) -> None:
+        if self.exchange is not None:
+            self.exchange.upstream_drained()
+
+    def rearm(self) -> None:
+        bounds, now = self._gateway.bounds, time.monotonic()
+        if self.exchange is None:
+            self.stream.deadline = now + bounds.kept_timeout
+        elif self.stream.established:
+            self._await()
+        else:
+            self.stream.deadline = now + bounds.connect_timeout
+
+    def deadline_passed(self) -> None:
+        if self.exchange is None:  # idled long enough
+            self.stream.abort()
+        elif self.stream.established:
+            if not self.stream.takes():  # a request that it has not had cannot be answered
+                self._fail(UpstreamTimeout("The upstream did not answer in time"))
+        else:
+            self._gateway.metrics.upstream_connect("timeout")
+            self._fail(UpstreamTimeout("The upstream could not be reached in time"))
+
+    def _fail(self, error: RequestError) -> None:
+        exchange, answered = self.exchange, self._head is not None
+        self.discard()
+        if exchange is not None:
+            exchange.upstream_lost(error, stale=False, answered=answered)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        exchange, self.exchange = self.exchange, None
+        try:
+            if exchange is not None:
+                self._lose(exchange, self._head, error)
+        finally:  # after a retry has taken its place
+            self._keeper.lost(self)
+
+    def _lose(self, exchange: Exchange, head: ResponseHead | None, error: Exception | None) -> None:
+        if not self.stream.established:
+            self._gateway.metrics.upstream_connect("failed")
+            exchange.upstream_lost(
+                UpstreamUnreachable(f"The upstream cannot be reached: {error}"), stale=False, answered=False
+            )
+        elif head is not None and head.length == UNTIL_CLOSE and error is None:
+            exchange.response_done()
+        else:
+            untouched = head is None and not self._buffer
+            exchange.upstream_lost(
+                UpstreamBroken("The upstream closed the connection before its response was whole"),
+                stale=untouched and self.used > 0,
+                answered=head is not None,
+            )

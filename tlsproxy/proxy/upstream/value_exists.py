@@ -1,0 +1,96 @@
+"""Whether a point exists that a token names (its `value_exists` claim): asked of the upstream for each request.
+
+Nothing is remembered, as in Qdrant: who deletes the point and then uses the token is refused. Identical questions share
+an answer as far as that stays true (:mod:`tlsproxy.proxy.upstream.subrequests`). The caller's `x-qdrant-route-affinity`
+goes with the question, as in Qdrant, and is a part of what is identical.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Final
+
+import orjson
+
+from tlsproxy.authz.access import Decision
+from tlsproxy.authz.claims import ValueExists
+from tlsproxy.errors import Form, RequestError, UpstreamBroken
+from tlsproxy.proxy.core.gateway import Gateway
+from tlsproxy.proxy.decision.attribution import STORAGE_ERROR
+from tlsproxy.proxy.limits.fair_shares import Account
+from tlsproxy.proxy.upstream.subrequests import Questions, own_request, question_path
+from tlsproxy.wire.field_block import Fields
+
+if TYPE_CHECKING:
+    from tlsproxy.proxy.upstream.pool import Pool
+
+LARGEST_ANSWER: Final = 1 << 16
+"""Bytes: it holds one id, or the text of an error."""
+LONGEST_TEXT: Final = 1024
+"""Characters of an error that are handed on: they are in the audit line too."""
+
+_AFFINITY: Final = b"x-qdrant-route-affinity"
+_AFFINITY_VALUE: Final = re.compile(rb"[\x20-\x7e]{1,256}")
+_TEXT: Final = "Invalid JWT, stateful validation failed"
+_NO_COLLECTION: Final = Decision(
+    allowed=False, reason="token_collection_missing", status=HTTPStatus.FORBIDDEN, text=_TEXT, form=Form.BARE
+)
+_NO_POINT: Final = Decision(
+    allowed=False, reason="token_point_missing", status=HTTPStatus.UNAUTHORIZED, text=_TEXT, form=Form.BARE
+)
+_STORAGE_ERRORS: Final = frozenset((400, 403, 405, 408, 409, 429, 500, 503, 507))
+"""The statuses of Qdrant's errors of storage (src/actix/helpers.rs) but for 404, which is a collection that is none."""
+
+Verdict = Decision | RequestError | None
+"""A refusal, or what kept us from knowing; None: the point exists."""
+Told = Callable[[Verdict], None]
+_Key = tuple[int, ValueExists, bytes]
+"""The generation's number, what is asked, the affinity it is asked with."""
+
+
+class Points:
+    """The questions of one process that wait for an answer."""
+
+    def __init__(self, gateway: Gateway, pool: Pool) -> None:
+        self._gateway = gateway
+        self._questions: Questions[_Key, Verdict] = Questions(gateway, pool, verdict_of, largest=LARGEST_ANSWER)
+
+    def ask(self, asked: ValueExists, fields: Fields, account: Account, told: Told) -> None:
+        """``told`` is called, later. ``fields`` are the caller's; the connection is of the ``account`` that asks first.
+
+        Raises :class:`tlsproxy.errors.Overloaded`.
+        """
+        generation, affinity = self._gateway.generation, _affinity(fields)
+        path = question_path(asked.collection, "POST", "/points/scroll", "scroll")
+        if path is None:
+            self._gateway.loop.call_soon(told, _NO_COLLECTION)
+            return
+        more = affinity and b"%b: %b\r\n" % (_AFFINITY, affinity)
+        request = own_request(f"POST {path}", more, asked.body)
+        self._questions.ask((generation.number, asked, affinity), request, account, told)
+
+
+def _affinity(fields: Fields) -> bytes:
+    """The first value, as Qdrant reads it; empty where there is none, or none that is sent on with a question."""
+    value = next((value for name, value in fields if name == _AFFINITY), b"")
+    return value if _AFFINITY_VALUE.fullmatch(value) else b""
+
+
+def verdict_of(status: int, body: bytes) -> Verdict:
+    """What Qdrant's answer to a scroll for one point means. Its errors are handed on, as text/plain, as it does."""
+    if status == HTTPStatus.NOT_FOUND:
+        return _NO_COLLECTION
+    try:
+        answer = orjson.loads(body) if len(body) <= LARGEST_ANSWER else None
+    except ValueError:
+        answer = None
+    match status, answer:
+        case HTTPStatus.OK, {"result": {"points": list(points)}}:
+            return None if points else _NO_POINT
+        case _, {"status": {"error": str(text)}} if status in _STORAGE_ERRORS:
+            return Decision(
+                allowed=False, reason=STORAGE_ERROR, status=status, text=text[:LONGEST_TEXT], form=Form.TEXT
+            )
+    return UpstreamBroken("The upstream could not say whether the point exists that the token requires")

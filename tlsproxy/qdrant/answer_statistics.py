@@ -1,0 +1,116 @@
+"""The points behind each field of an answer to a tenant: its own, or more than these, and the measure taken then.
+
+A table by the names of Qdrant's models (REST) and messages (gRPC), over all that a confinable operation may answer. A
+test holds it against those of Qdrant's client library: a field that a newer one has needs a row. A field of gRPC's
+answers that has no row here is left out. Operations that cannot be confined are refused before the upstream hears of
+them, and so tell nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import Enum
+from typing import Final
+
+from tlsproxy.qdrant.operations import Operation
+from tlsproxy.wire.content_coding import Content
+from tlsproxy.wire.cooperative import Steps
+from tlsproxy.wire.protobuf import fields
+
+
+class Population(Enum):
+    """The points, or other facts, that a field is computed from."""
+
+    WITHIN = "see its own fields"
+    OWN = "the caller's points: the conditions are in every filter that chooses them"
+    COUNTED = "the caller's points, counted: the request says that this is to be exact"
+    SCORED = "the caller's points, and where words are counted, those of its corpus"
+    CHANGES = "all changes of the shard: told, since updates are waited for and compared by it"
+    TIME = "the time it took, which depends on all points: told"
+    OUTCOME = "the request: whether it was done"
+    REMOVED = "whatever was read to answer, of all points: removed"
+
+
+_POINT: Final = {
+    "id": Population.OWN,
+    "payload": Population.OWN,
+    "vector": Population.OWN,
+    "vectors": Population.OWN,
+    "shard_key": Population.OWN,
+    "order_value": Population.OWN,
+}
+_SCORED: Final = {**_POINT, "score": Population.SCORED, "version": Population.CHANGES}
+_GROUP: Final = {"id": Population.OWN, "hits": Population.WITHIN, "lookup": Population.OWN}
+_HIT: Final = {"value": Population.OWN, "count": Population.COUNTED}
+_OFFSETS: Final = {
+    "offsets_row": Population.OWN,
+    "offsets_col": Population.OWN,
+    "ids": Population.OWN,
+    "scores": Population.SCORED,
+}
+
+FIELDS: Final[Mapping[str, Mapping[str, Population]]] = {
+    "CountResult": {"count": Population.COUNTED},
+    "FacetResponse": {"hits": Population.WITHIN},
+    "FacetValueHit": _HIT,
+    "FacetHit": _HIT,
+    "QueryResponse": {"points": Population.WITHIN},
+    "BatchResult": {"result": Population.WITHIN},
+    "GroupsResult": {"groups": Population.WITHIN},
+    "PointGroup": _GROUP,
+    "ScrollResult": {"points": Population.WITHIN, "next_page_offset": Population.OWN},
+    "ScoredPoint": _SCORED,
+    "Record": _POINT,
+    "RetrievedPoint": _POINT,
+    "SearchMatrixPairs": {"pairs": Population.WITHIN},
+    "SearchMatrixPairsResponse": {"pairs": Population.WITHIN},
+    "SearchMatrixPair": {"a": Population.OWN, "b": Population.OWN, "score": Population.SCORED},
+    "SearchMatrixOffsets": _OFFSETS,
+    "SearchMatrixOffsetsResponse": _OFFSETS,
+    "UpdateResult": {"operation_id": Population.CHANGES, "status": Population.OUTCOME},
+}
+"""Models and messages within the envelopes below."""
+
+ENVELOPE: Final = {
+    "result": Population.WITHIN,
+    "status": Population.OUTCOME,
+    "time": Population.TIME,
+    "usage": Population.REMOVED,
+}
+"""The members of each answer over REST; an error has no ``result``."""
+
+_ANSWER: Final = {1: Population.WITHIN, 2: Population.TIME, 3: Population.REMOVED}
+MESSAGES: Final[Mapping[str, Mapping[int, Population]]] = {
+    f"/qdrant.Points/{method}": _ANSWER
+    for method in (
+        *("Search", "SearchBatch", "SearchGroups", "SearchMatrixPairs", "SearchMatrixOffsets"),
+        *("Query", "QueryBatch", "QueryGroups", "Count", "Facet", "Upsert", "Delete", "UpdateVectors", "DeleteVectors"),
+        *("SetPayload", "OverwritePayload", "DeletePayload", "UpdateBatch"),
+    )
+} | {"/qdrant.Points/Scroll": {1: Population.OWN, 2: Population.WITHIN, 3: Population.TIME, 4: Population.REMOVED}}
+"""The fields of each confinable method's answer, by their numbers."""
+
+STEP: Final = 1000
+"""Fields of one step, at some microseconds each."""
+
+
+class AnswerReducer:
+    """Reduces one method's answer to the fields that have a row above and are not removed. Errors pass."""
+
+    __slots__ = ("_kept",)
+
+    hides_errors = False
+
+    def __init__(self, operation: Operation) -> None:
+        table = MESSAGES[operation.path]
+        self._kept = frozenset(number for number, over in table.items() if over is not Population.REMOVED)
+
+    def reducing(self, body: Content) -> Steps[bytes]:
+        """``body`` is one message. Raises ValueError for what is not such a message."""
+        kept = []
+        for count, one in enumerate(fields(bytes(body)), start=1):
+            if not count % STEP:
+                yield None
+            if one.number in self._kept:
+                kept.append(one.raw)
+        return b"".join(kept)

@@ -1,0 +1,134 @@
+"""What a collection-limited caller may know of a listing: the upstream's answer, which names everything, reduced.
+
+As Qdrant does for a token with a list of collections, and one thing more: its telemetry names every collection under
+``collections.snapshots`` to anybody. What is kept is written down here; a field that is not, or an entry that cannot be
+told to be the caller's, is left out, so that a newer Qdrant shows too little rather than too much.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar, Final, Protocol
+
+import orjson
+
+from tlsproxy.authz.access import Grants, Rights, names_held
+from tlsproxy.qdrant.operations import Operation
+from tlsproxy.wire.content_coding import Content
+from tlsproxy.wire.cooperative import Steps
+from tlsproxy.wire.strict_json import counting, memory_of
+
+STEP: Final = 1000
+"""Entries of one step, at some microseconds each."""
+
+
+class Reducer(Protocol):
+    """How an answer is reduced to what its caller may know. ``hides_errors``: the upstream's errors lose their text."""
+
+    @property
+    def hides_errors(self) -> bool: ...
+    def reducing(self, body: Content) -> Steps[bytes]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """The reduction of one operation's answer to the names that each of these lists of grants covers."""
+
+    hides_errors: ClassVar[bool] = True
+
+    operation: str
+    grants: tuple[Grants, ...]
+
+    def reducing(self, body: Content) -> Steps[bytes]:
+        """What is shown. Raises ValueError for an answer that is not what Qdrant sends."""
+        yield memory_of(body, (yield from counting(body)))
+        answer = orjson.loads(body)
+        if not isinstance(answer, dict) or not isinstance(answer.get("result"), dict):
+            raise ValueError("not Qdrant's envelope")  # noqa: TRY004 - wrong as a whole
+        yield None
+        result = yield from REDUCTIONS[self.operation](answer["result"], self._held)
+        return orjson.dumps({"result": result} | _only(answer, "status", "time"))
+
+    def _held(self, name: Any) -> bool:
+        return isinstance(name, str) and all(names_held(grants, name) for grants in self.grants)
+
+
+def listing_of(operation: Operation, rights: tuple[Rights, ...]) -> Listing | None:
+    """None where the answer may be seen as it is, or cannot be reduced."""
+    limited = tuple(one.grants for one in rights if one.limited)
+    return Listing(operation.name, limited) if limited and operation.name in REDUCTIONS else None
+
+
+Held = Callable[[Any], bool]
+Reduction = Steps[dict[str, Any]]
+
+
+def _collections(result: dict[str, Any], held: Held) -> Reduction:
+    entries = yield from _entries(result.get("collections"), "name", held)
+    return {"collections": [{"name": entry["name"]} for entry in entries]}
+
+
+def _aliases(result: dict[str, Any], held: Held) -> Reduction:
+    """An alias is shown to who may know both of its names."""
+    entries = yield from _entries(result.get("aliases"), "alias_name", held)
+    return {"aliases": (yield from _entries(entries, "collection_name", held))}
+
+
+def _telemetry(result: dict[str, Any], held: Held) -> Reduction:
+    """Level 1 has sums over all collections in place of a list of them; they have no ``id``, and go."""
+    collections = result.get("collections")
+    hardware = result.get("hardware")
+    reduced = _only(result, "id", "app")
+    if isinstance(collections, dict):
+        lists = {}
+        for name in ("collections", "snapshots"):
+            if name in collections:
+                lists[name] = yield from _entries(collections[name], "id", held)
+        reduced["collections"] = {"number_of_collections": len(lists.get("collections", ())), **lists}
+    if isinstance(hardware, dict):
+        reduced["hardware"] = {"collection_data": (yield from _mapped(hardware.get("collection_data"), held))}
+    return reduced
+
+
+def _cluster_telemetry(result: dict[str, Any], held: Held) -> Reduction:
+    return {"collections": (yield from _mapped(result.get("collections"), held))}
+
+
+def _issues(result: dict[str, Any], held: Held) -> Reduction:
+    return {"issues": (yield from _entries(result.get("issues"), "related_collection", held))}
+
+
+REDUCTIONS: Final[dict[str, Callable[[dict[str, Any], Held], Reduction]]] = {
+    "list_collections": _collections,
+    "list_aliases": _aliases,
+    "list_collection_aliases": _aliases,
+    "telemetry": _telemetry,
+    "get_cluster_telemetry": _cluster_telemetry,
+    "issues": _issues,
+}
+"""By the operation's name. A listing that is not here is refused to a limited caller."""
+
+
+def _entries(entries: Any, key: str, held: Held) -> Steps[list[dict[str, Any]]]:
+    kept = []
+    for count, entry in enumerate(entries if isinstance(entries, list) else (), start=1):
+        if not count % STEP:
+            yield None
+        if isinstance(entry, dict) and held(entry.get(key)):
+            kept.append(entry)
+    return kept
+
+
+def _mapped(value: Any, held: Held) -> Steps[dict[str, Any]]:
+    kept = {}
+    for count, (name, entry) in enumerate(value.items() if isinstance(value, dict) else (), start=1):
+        if not count % STEP:
+            yield None
+        if held(name):
+            kept[name] = entry
+    return kept
+
+
+def _only(value: dict[str, Any], *names: str) -> dict[str, Any]:
+    return {name: value[name] for name in names if name in value}

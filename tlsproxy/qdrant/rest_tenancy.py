@@ -1,0 +1,313 @@
+"""An operation's body, confined to the points that carry a caller's payload conditions: a new body, or a refusal.
+
+A table of the operations that can be confined, and how; what has no row is refused to such a caller. Reads and changes
+by filter get the conditions as a filter, at every level at which points are chosen. New points get them as payload, and
+Qdrant's `update_filter` (since 1.16) keeps an upsert from a point that exists and carries others. What chooses points
+by ids without a filter, takes a vector or a payload from a point by its id, or touches the conditions' own keys is
+refused. Where serde would read an array as a struct, only the documented type is accepted.
+
+To Qdrant a point whose key holds an array meets the condition of each value in it: such a point is shared, and may be
+read by each. A change asks besides that the key holds one value, so that nobody takes a shared point over.
+Counts are exact, since an estimate is made over all points (:mod:`tlsproxy.qdrant.answer_statistics`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any, Final
+
+from tlsproxy.authz.access import Condition
+from tlsproxy.errors import BadRequest, Unconfined
+from tlsproxy.qdrant.operations import Operation
+from tlsproxy.qdrant.rest_collections import prefetches_of, requests_of
+from tlsproxy.qdrant.scoring import Facts, Scored, check_matrix, is_rescored, needs_corpus
+
+Conditions = tuple[Condition, ...]
+
+# Names of collections and aliases are told to whoever may know them; they say nothing of points.
+_NO_POINTS: Final = frozenset({"collection_exists", "list_collections", "list_aliases", "list_collection_aliases"})
+NOT_CONFINED: Final = "This operation cannot be confined to a tenant"
+NOT_OF_A_BATCH: Final = "An operation of this batch cannot be confined to a tenant"
+LOOKS_UP: Final = "{} would read points of others: it cannot be confined to a tenant"
+BY_EXAMPLE: Final = "A query by a point's id, or by examples, cannot be confined to a tenant: send its vector"
+BY_IDS: Final = "A change by ids cannot be confined to a tenant: use a filter with has_id"
+BELOW_A_KEY: Final = "A payload that is set below a key cannot be confined to a tenant"
+MARKED: Final = "The payload's {} is not yours to choose"
+SET: Final = "The payload's {} is not yours to set"
+_KEPT: Final = "The payload that marks a tenant's points cannot be deleted, nor a key of unusual form"
+
+_PLAIN_PATH = re.compile(r"([A-Za-z0-9_-]+)(?:(?:\.[A-Za-z0-9_-]+)|\[[0-9]*\])*")
+_QUERIES_OF_NO_POINT: Final = frozenset({"fusion", "rrf", "order_by", "sample", "formula", "defaults"})
+_INFERENCE: Final = frozenset({"text", "image", "object", "model", "options"})
+
+
+def tells_no_points(operation: Operation) -> bool:
+    return operation.name in _NO_POINTS
+
+
+def is_confinable(operation: Operation) -> bool:
+    """Whether :func:`confine` has a way for it."""
+    return operation.path in _READS or (operation.method, operation.path) in _WRITES
+
+
+def confine(operation: Operation, body: Any, conditions: Conditions, facts: Facts | None = None) -> Any:
+    """``body`` is changed and returned. Raises :class:`Unconfined`, :class:`BadRequest`, and :class:`FactsNeeded` where
+    those of its collection have a say.
+    """
+    write = _WRITES.get((operation.method, operation.path))
+    if write is not None:
+        write(_object(body, "the body"), conditions)
+        return body
+    if operation.path not in _READS:
+        raise Unconfined(NOT_CONFINED)
+    left = requests_of(operation, body)
+    while left:
+        request = left.pop()
+        for name in ("lookup_from", "with_lookup"):
+            if request.get(name) is not None:
+                raise Unconfined(LOOKS_UP.format(name))
+        using = _text(request.get("using"), "using")
+        if operation.path in _SEARCHED:
+            scored, using = _scored_of_search(request.get("vector"))
+        else:
+            scored = _scored(request.get("query"))
+        if operation.path in _MATRICES:
+            check_matrix(using, facts)
+        corpus = needs_corpus(scored, using, facts)
+        _params(request, conditions, exact=operation.path in _GROUPED, corpus=corpus, rescored=is_rescored(scored))
+        if operation.path in _COUNTED:
+            request["exact"] = True
+        _filter(request, "filter", conditions)
+        left += prefetches_of(request)
+    return body
+
+
+def _filter(request: dict[str, Any], name: str, conditions: Conditions, *, alone: bool = False) -> None:
+    """The caller's own filter becomes one more condition of ours, as a whole. ``alone``: shared points are left out."""
+    own = request.get(name)
+    must: list[dict[str, Any]] = [{"key": one.key, "match": {"value": one.value}} for one in conditions]
+    if alone:
+        must += ({"key": one.key, "values_count": {"lte": 1}} for one in conditions)
+    if own is not None and _object(own, name):
+        must.append(own)
+    request[name] = {"must": must}
+
+
+def _params(request: dict[str, Any], conditions: Conditions, *, exact: bool, corpus: bool, rescored: bool) -> None:
+    """Which segments are indexed is a matter of all points in them, and so are codes of quantized vectors. Words are
+    counted over the caller's own.
+    """
+    if request.get("params") is None:
+        if not (exact or corpus or rescored):
+            return
+        request["params"] = {}
+    params = _object(request["params"], "params")
+    params.pop("indexed_only", None)
+    if exact:
+        params["exact"] = True
+    if rescored or params.get("quantization") is not None:
+        quantization = params.get("quantization")
+        params["quantization"] = {} if quantization is None else _object(quantization, "params.quantization")
+        params["quantization"]["rescore"] = True
+    idf = params.get("idf")
+    if corpus or idf is not None:
+        params["idf"] = {} if idf is None or idf == "global" else _object(idf, "params.idf")
+        _filter(params["idf"], "corpus", conditions)
+
+
+def _scored(query: Any) -> Scored:
+    """By what a query is. A number or a string is a point's id, whose vector a search would tell of.
+
+    Raises :class:`Unconfined`.
+    """
+    if query is None:
+        return Scored.NOTHING
+    if isinstance(query, dict):
+        if query and query.keys() <= _QUERIES_OF_NO_POINT:
+            return Scored.NOTHING
+        if query.keys() == {"text"} and isinstance(query["text"], str | dict):
+            return Scored.TEXT
+        if "nearest" in query and query.keys() <= {"nearest", "mmr"}:
+            query = query["nearest"]
+    return _scored_of_vector(query)
+
+
+def _scored_of_vector(value: Any) -> Scored:
+    """Dense, multiple or sparse, or what an inference service makes one of, which may be sparse.
+
+    Two rows of numbers are several dense vectors, or to serde, if the first has no fractions, a sparse one: either.
+    """
+    if isinstance(value, dict):
+        if value.keys() == {"indices", "values"} and _are_numbers(value["indices"]) and _are_numbers(value["values"]):
+            return Scored.SPARSE
+        if "model" in value and value.keys() <= _INFERENCE:
+            return Scored.INFERRED
+    elif _are_numbers(value):
+        return Scored.DENSE
+    elif isinstance(value, list) and all(_are_numbers(row) for row in value):
+        positional = len(value) == len(("indices", "values")) and all(type(one) is int for one in value[0])
+        return Scored.INFERRED if positional else Scored.DENSE
+    raise Unconfined(BY_EXAMPLE)
+
+
+def _scored_of_search(vector: Any) -> tuple[Scored, str]:
+    """Kind and name of the older search's vector: a dense one, or one with its name. Raises :class:`BadRequest`."""
+    if vector is None:
+        return Scored.NOTHING, ""
+    if _are_numbers(vector):
+        return Scored.DENSE, ""
+    named = _object(vector, "vector")
+    if isinstance(named.get("vector"), dict):
+        return Scored.SPARSE, _text(named.get("name"), "vector.name")
+    _array(named.get("vector"), "vector.vector")
+    if not _are_numbers(named["vector"]):
+        raise BadRequest("Format error in JSON body: vector.vector must be numbers, or indices and values")
+    return Scored.DENSE, _text(named.get("name"), "vector.name")
+
+
+def _are_numbers(value: Any) -> bool:
+    return isinstance(value, list) and _NUMBERS.issuperset(map(type, value))  # of millions, in no time
+
+
+_NUMBERS: Final = frozenset((float, int))
+
+
+# Changes. Each takes its body, or one operation of a batch.
+
+
+def _upsert(body: dict[str, Any], conditions: Conditions) -> None:
+    if ("points" in body) == ("batch" in body):
+        raise BadRequest("Format error in JSON body: either points or batch is expected")
+    if "points" in body:
+        for one in _array(body["points"], "points"):
+            point = _object(one, "points")
+            point["payload"] = _marked(point.get("payload"), conditions)
+    else:
+        batch = _object(body["batch"], "batch")
+        ids, payloads = _array(batch.get("ids"), "ids"), batch.get("payloads")
+        if payloads is None:
+            payloads = [None] * len(ids)
+        batch["payloads"] = [_marked(payload, conditions) for payload in _array(payloads, "payloads")]
+    _filter(body, "update_filter", conditions, alone=True)
+
+
+def _update_vectors(body: dict[str, Any], conditions: Conditions) -> None:
+    _filter(body, "update_filter", conditions, alone=True)
+
+
+def _by_filter(body: dict[str, Any], conditions: Conditions) -> None:
+    if body.get("points") is not None:
+        raise Unconfined(BY_IDS)
+    _object(body.get("filter"), "filter")  # without one Qdrant refuses; ours alone would mean all points of the tenant
+    _filter(body, "filter", conditions, alone=True)
+
+
+def _set_payload(body: dict[str, Any], conditions: Conditions) -> None:
+    if body.get("key") is not None:
+        raise Unconfined(BELOW_A_KEY)
+    payload = _object(body.get("payload"), "payload")
+    for one in conditions:
+        if one.key in payload:
+            raise Unconfined(SET.format(one.key))
+    _marked({}, conditions)  # of conditions that cannot hold together
+    _by_filter(body, conditions)
+
+
+def _overwrite_payload(body: dict[str, Any], conditions: Conditions) -> None:
+    _set_payload(body, conditions)
+    body["payload"] = _marked(body["payload"], conditions)
+
+
+def _delete_payload(body: dict[str, Any], conditions: Conditions) -> None:
+    for path in _array(body.get("keys"), "keys"):
+        check_deleted(path, conditions)
+    _by_filter(body, conditions)
+
+
+def check_deleted(path: Any, conditions: Conditions) -> None:
+    """Of a path into the payload. Raises :class:`Unconfined`."""
+    match = _PLAIN_PATH.fullmatch(path) if isinstance(path, str) else None
+    if match is None or any(match.group(1) == one.key for one in conditions):
+        raise Unconfined(_KEPT)
+
+
+def _batch(body: dict[str, Any], conditions: Conditions) -> None:
+    for operation in _array(body.get("operations"), "operations"):
+        pairs = list(_object(operation, "operations").items())
+        change = _CHANGES.get(pairs[0][0]) if len(pairs) == 1 else None
+        if change is None:
+            raise Unconfined(NOT_OF_A_BATCH)
+        change(_object(pairs[0][1], pairs[0][0]), conditions)
+
+
+def _marked(payload: Any, conditions: Conditions) -> dict[str, Any]:
+    """The payload with the conditions in it. Raises :class:`Unconfined` where it says otherwise."""
+    marked = {} if payload is None else _object(payload, "payload")
+    for one in conditions:
+        if marked.setdefault(one.key, one.value) != one.value:
+            raise Unconfined(MARKED.format(one.key))
+    return marked
+
+
+def _object(value: Any, where: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise BadRequest(f"Format error in JSON body: {where} must be an object")
+    return value
+
+
+def _text(value: Any, where: str) -> str:
+    if value is not None and not isinstance(value, str):
+        raise BadRequest(f"Format error in JSON body: {where} must be a string")
+    return value or ""
+
+
+def _array(value: Any, where: str) -> list[Any]:
+    if not isinstance(value, list):
+        raise BadRequest(f"Format error in JSON body: {where} must be an array")
+    return value
+
+
+_COLLECTION: Final = "/collections/{collection_name}"
+_READS: Final = frozenset(
+    f"{_COLLECTION}/{path}"
+    for path in (
+        "facet",
+        "points/count",
+        "points/query",
+        "points/query/batch",
+        "points/query/groups",
+        "points/scroll",
+        "points/search",
+        "points/search/batch",
+        "points/search/groups",
+        "points/search/matrix/offsets",
+        "points/search/matrix/pairs",
+    )
+)
+_COUNTED: Final = frozenset({f"{_COLLECTION}/facet", f"{_COLLECTION}/points/count"})
+"""Routes that answer with counts, or estimates of them."""
+_GROUPED: Final = frozenset({f"{_COLLECTION}/points/query/groups", f"{_COLLECTION}/points/search/groups"})
+_SEARCHED: Final = frozenset(f"{_COLLECTION}/points/search{path}" for path in ("", "/batch", "/groups"))
+"""Those that name their vector otherwise than by ``query`` and ``using``."""
+_MATRICES: Final = frozenset(f"{_COLLECTION}/points/search/matrix/{path}" for path in ("offsets", "pairs"))
+_Change = Callable[[dict[str, Any], Conditions], None]
+_CHANGES: Final[dict[str, _Change]] = {
+    "upsert": _upsert,
+    "delete": _by_filter,
+    "update_vectors": _update_vectors,
+    "delete_vectors": _by_filter,
+    "set_payload": _set_payload,
+    "overwrite_payload": _overwrite_payload,
+    "delete_payload": _delete_payload,
+}
+_WRITES: Final[dict[tuple[str, str], _Change]] = {
+    ("PUT", f"{_COLLECTION}/points"): _upsert,
+    ("POST", f"{_COLLECTION}/points/delete"): _by_filter,
+    ("PUT", f"{_COLLECTION}/points/vectors"): _update_vectors,
+    ("POST", f"{_COLLECTION}/points/vectors/delete"): _by_filter,
+    ("POST", f"{_COLLECTION}/points/payload"): _set_payload,
+    ("PUT", f"{_COLLECTION}/points/payload"): _overwrite_payload,
+    ("POST", f"{_COLLECTION}/points/payload/delete"): _delete_payload,
+    ("POST", f"{_COLLECTION}/points/batch"): _batch,
+}

@@ -1,0 +1,130 @@
+"""The listening sockets: those that systemd holds for us (sd_listen_fds(3)), and for the rest our own.
+
+A socket that was bound before us outlives us: what waits in its backlog while one process ends is served by the next.
+It belongs to the listener of the configuration that has its very address, and its name (`FileDescriptorName=`) must be
+one of the protocols there, so that two socket units cannot be mistaken for each other. One that belongs nowhere is an
+error: what it accepts would wait for ever.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Mapping, MutableMapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any, Final
+
+from tlsproxy.config.endpoints import Endpoint
+from tlsproxy.config.listeners import Listening, listening, titles
+from tlsproxy.config.model import Config
+from tlsproxy.config.positions import dotted
+from tlsproxy.errors import TlsproxyError
+from tlsproxy.proxy.frontend.listener import Bound, bind
+
+FIRST: Final = 3
+"""SD_LISTEN_FDS_START"""
+
+
+class InheritedSocketError(TlsproxyError):
+    """A socket that was passed to us and that no listener is for: the units and the configuration disagree."""
+
+
+@dataclass(frozen=True, slots=True)
+class Inherited:
+    """``name`` is None where nobody gave names."""
+
+    sock: socket.socket
+    name: str | None
+
+    def __str__(self) -> str:
+        called = "" if self.name is None else f" {self.name!r}"
+        return f"the inherited socket{called} on {_endpoint(self.sock)}"
+
+
+def inherited_sockets(environ: MutableMapping[str, str], pid: int) -> tuple[Inherited, ...]:
+    """The sockets that were passed to the process ``pid``, which are ours from now on: no child has them by accident.
+
+    What says so is taken out of ``environ``. Raises InheritedSocketError for one that is no listening TCP socket.
+    """
+    count, names, whom = (environ.pop(name, "") for name in ("LISTEN_FDS", "LISTEN_FDNAMES", "LISTEN_PID"))
+    if whom != str(pid) or not count.isdecimal():
+        return ()
+    given: Sequence[str | None] = names.split(":") if names else [None] * int(count)
+    if len(given) != int(count):
+        raise InheritedSocketError(f"LISTEN_FDNAMES names {len(given)} sockets, LISTEN_FDS says {count}")
+    return tuple(_taken(FIRST + place, name) for place, name in enumerate(given))
+
+
+def _taken(number: int, name: str | None) -> Inherited:
+    os.set_inheritable(number, False)
+    try:
+        sock = socket.socket(fileno=number)
+        listens = (
+            sock.family in {socket.AF_INET, socket.AF_INET6}
+            and sock.type == socket.SOCK_STREAM
+            and sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+        )
+    except OSError as error:
+        raise InheritedSocketError(f"descriptor {number} ({name}) is no socket: {error.strerror}") from error
+    if not listens:
+        sock.close()
+        text = "is no listening TCP socket: its socket unit needs ListenStream=ADDRESS:PORT and Accept=no"
+        raise InheritedSocketError(f"descriptor {number} ({name}) {text}")
+    sock.setblocking(False)
+    return Inherited(sock, name)
+
+
+def open_sockets(config: Config, inherited: Sequence[Inherited]) -> list[Bound]:
+    """One for each listener: all or none, and nobody is accepted before every address is ours.
+
+    Raises InheritedSocketError, and OSError for an address that cannot be bound.
+    """
+    with ExitStack() as stack:
+        for one in inherited:
+            stack.enter_context(one.sock)
+        taken = {where: one.sock for where, one in _matched(config, inherited).items()}
+        for where in listening(config):
+            if where not in taken:
+                taken[where] = stack.enter_context(bind(where.endpoint.host, where.endpoint.port))
+        stack.pop_all()
+    return [Bound.of(taken[where], where) for where in listening(config)]
+
+
+def _matched(config: Config, inherited: Sequence[Inherited]) -> Mapping[Listening, Inherited]:
+    taken: dict[Listening, Inherited] = {}
+    for one in inherited:
+        where = next((each for each in listening(config) if _same(each.endpoint, one.sock)), None)
+        if where is None:
+            known = ", ".join(str(each.endpoint) for each in listening(config))
+            raise InheritedSocketError(
+                f"{one} is for no listener of the configuration ({known}): let ListenStream= of its socket unit say"
+                " the address that the configuration says, or stop and disable that unit"
+            )
+        if one.name is not None and one.name not in where.protocols:
+            names = " or ".join(f"FileDescriptorName={protocol}" for protocol in where.protocols)
+            raise InheritedSocketError(
+                f"{one} has the wrong name: {dotted(where.path)} listens there for {titles(where.protocols)}, so its"
+                f" socket unit needs {names}"
+            )
+        if where in taken:
+            raise InheritedSocketError(f"{one} was passed twice: two socket units listen there")
+        taken[where] = one
+    return taken
+
+
+def _same(endpoint: Endpoint, sock: socket.socket) -> bool:
+    """Whether the socket has the address that :func:`bind` would give it."""
+    family = socket.AF_INET6 if ":" in endpoint.host else socket.AF_INET
+    if family != sock.family or endpoint.port != sock.getsockname()[1]:
+        return False
+    try:
+        resolved: list[Any] = socket.getaddrinfo(endpoint.host, endpoint.port, family, socket.SOCK_STREAM)
+    except OSError:
+        return False
+    return sock.getsockname()[0] in {address[0] for *_, address in resolved}
+
+
+def _endpoint(sock: socket.socket) -> Endpoint:
+    host, port = sock.getsockname()[:2]
+    return Endpoint(host, port)

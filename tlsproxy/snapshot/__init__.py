@@ -1,0 +1,1 @@
+"""Configuration snapshots: what a reload reads, validates, assembles and publishes as one generation."""

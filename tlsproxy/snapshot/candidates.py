@@ -1,0 +1,200 @@
+"""Bytes of files → the states that may take the place of those that serve, as far as their dates and age allow.
+
+Each gives a state and what of the file is not in it yet, or raises MaterialError where nothing of it can serve.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, TypeAlias, TypeVar
+
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from tlsproxy.errors import FailureKind, MaterialError
+from tlsproxy.snapshot.states import State
+from tlsproxy.tls.certinfo import day
+from tlsproxy.tls.chains import defect_of
+from tlsproxy.tls.crls import crl_age, load_crls, older_than
+from tlsproxy.tls.renewal_checks import suspicions
+from tlsproxy.tls.servercert import SKEW, as_sent, check_dates, load_server_certificate, passphrase_of
+from tlsproxy.tls.trust import issuer_of, load_authorities
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from cryptography import x509
+
+    from tlsproxy.config.model import Tls
+    from tlsproxy.tls.crls import Crl
+    from tlsproxy.tls.servercert import ServerCertificate
+    from tlsproxy.tls.trust import Trust
+
+T = TypeVar("T")
+
+Data: TypeAlias = tuple[bytes, ...]
+Made: TypeAlias = tuple[State[T], MaterialError | None]
+Place: TypeAlias = tuple[str, str]
+"""A CRL's scope (its ``digest``) and its issuer's key: of two with the same place one counts."""
+
+
+def authorities_in(
+    path: Path, data: Data, former: State[tuple[x509.Certificate, ...]] | None, now: float
+) -> Made[tuple[x509.Certificate, ...]]:
+    """Those that are not valid now are there, and of no use yet, or any more. One must be."""
+    found = load_authorities(str(path), data[0])
+    sound = [one for one in found if not defect_of(one)]
+    if not sound:
+        name = found[0].subject.rfc4514_string()
+        raise MaterialError(str(path), f"{name} {defect_of(found[0])}; add a CA that can")
+    later = [one for one in sound if _begins(one) > now]
+    current = {issuer_of(one) for one in sound if _is_valid(one, now)}
+    if not current:
+        if later:
+            raise _not_yet(path, later)
+        text = "every CA in it has expired; add the CA that issues today's client certificates"
+        raise MaterialError(str(path), text, FailureKind.AGE)
+    # Clients of a CA whose new certificate is not valid yet go on with the one that serves.
+    soon = {issuer_of(one) for one in later} - current
+    stay = [
+        one for one in (former.value if former is not None else ()) if issuer_of(one) in soon and _is_valid(one, now)
+    ]
+    if not stay:
+        return State.of(found, data), None
+    kept = {issuer_of(one) for one in stay}
+    pem = b"".join(one.public_bytes(Encoding.PEM) for one in stay)
+    wrong = _not_yet(path, [one for one in later if issuer_of(one) in kept])
+    return State.of((*found, *stay), (data[0] + b"\n" + pem,), whole=False), wrong
+
+
+@dataclass(frozen=True, slots=True)
+class ServerPair:
+    """``sent`` is the chain that clients are sent so far, empty at the start; ``trial`` raises MaterialError."""
+
+    tls: Tls
+    authorities: Sequence[x509.Certificate]
+    sent: Sequence[x509.Certificate]
+    trial: Callable[[ServerCertificate], None]
+
+    def made(self, data: Data, now: float) -> Made[ServerCertificate]:
+        """A certificate that starts a little later has to do where there is no other."""
+        tls = self.tls
+        secret = tls.key_passphrase_file
+        server = load_server_certificate(
+            (str(tls.cert), data[0]),
+            (str(tls.key), data[1]),
+            None if secret is None else passphrase_of(str(secret), data[2]),
+        )
+        check_dates(str(tls.cert), server.chain, now, 0.0 if self.sent else SKEW)
+        self.trial(server)
+        found = suspicions(self.sent, as_sent(server.chain, self.authorities))
+        if found and tls.on_suspicious == "refuse":
+            raise MaterialError(str(tls.cert), f"{'; '.join(found)} (refused by tls.on_suspicious)")
+        warnings = (*server.warnings, *(f"{tls.cert}: {one}" for one in found))
+        return State.of(replace(server, warnings=warnings), data), None
+
+
+@dataclass(frozen=True, slots=True)
+class CrlFile:
+    """``trust`` is the one in use, None at the start; ``authorities`` are the CAs that will be.
+
+    ``deny_expired``: one past its next update is of no use.
+    """
+
+    path: Path
+    former: State[tuple[Crl, ...]] | None
+    trust: Trust | None
+    authorities: Sequence[x509.Certificate]
+    deny_expired: bool
+
+    def made(self, data: Data, now: float) -> Made[tuple[Crl, ...]]:
+        """Where a CRL does not take the place of its predecessor, the file keeps that, and all else that it had.
+
+        At the start one that is dated ahead is there, and counts as missing until its date.
+        """
+        trust, former = self.trust, self.former.value if self.former is not None else ()
+        known = {crl.der: crl for crl in former}
+        found = [known.get(crl.der, crl) for crl in load_crls(str(self.path), data[0])]
+        place = functools.cache(self._place)
+        held = {} if trust is None else self._held(trust, {crl.digest for crl in found}, place)
+        foreign = self._foreign(found, former, place)
+        used: list[Crl] = []
+        wrong: list[tuple[Crl, MaterialError]] = []
+        for crl in (one for one in found if one not in foreign):
+            error = _against(crl, held.get(place(crl)), now, deny_expired=self.deny_expired)
+            if error is None:
+                used.append(crl)
+            else:
+                wrong.append((crl, error))
+        # A file may have an old CRL beside the one that took its place.
+        taken = set(map(place, used))
+        wrong = [(crl, error) for crl, error in wrong if error.kind is FailureKind.TIME or place(crl) not in taken]
+        told = [error for _, error in wrong] + [_foreign(crl) for crl in foreign]
+        if not told:
+            return State.of(tuple(used), data), None
+        kept = {place(crl): held.get(place(crl), crl) for crl, _ in wrong if trust is None or place(crl) in held}
+        used += dict.fromkeys(kept.get(place(crl), crl) for crl in (*former, *kept.values()) if place(crl) not in taken)
+        if not used:
+            raise told[0]
+        return State.of(tuple(used), tuple(crl.der for crl in used), whole=False), told[0]
+
+    def _foreign(self, found: Sequence[Crl], former: Sequence[Crl], place: Callable[[Crl], Place]) -> list[Crl]:
+        """Those of CAs that are not known, in the place of one that counts: they would give back what that took."""
+        places, before = set(map(place, found)), set(map(place, former))
+        if not any(place(crl) not in places and self._signed(crl) for crl in former):
+            return []
+        return [crl for crl in found if place(crl) not in before and not self._signed(crl)]
+
+    def _held(self, trust: Trust, digests: set[str], place: Callable[[Crl], Place]) -> dict[Place, Crl]:
+        """By place the newest CRL in use."""
+        return {place(crl): crl for crl in sorted(trust.in_use, key=crl_age) if crl.digest in digests}
+
+    def _place(self, crl: Crl) -> Place:
+        """Where no known CA signed it, the issuer's key is the one that it names."""
+        known = (*self.authorities, *(self.trust.configured if self.trust is not None else ()))
+        signer = next((authority for authority in known if crl.signed_by(authority)), None)
+        return crl.digest, crl.key_id if signer is None else issuer_of(signer)[1]
+
+    def _signed(self, crl: Crl) -> bool:
+        return any(crl.signed_by(authority) for authority in self.authorities)
+
+
+def _foreign(crl: Crl) -> MaterialError:
+    text = f"the CRL of {crl.issuer} is not signed by a CA of tls.ca_cert, and takes the place of one that is"
+    return MaterialError(crl.path, text)
+
+
+def _against(crl: Crl, held: Crl | None, now: float, *, deny_expired: bool) -> MaterialError | None:
+    """Why a CRL does not take the place of the one in use."""
+    named = f"the CRL of {crl.issuer}"
+    if crl.this_update > now:
+        text = f"{named} is dated {day(crl.this_update)}, in the future; it waits for that"
+        return MaterialError(crl.path, text, FailureKind.TIME, crl.this_update)
+    if held is None or held is crl or held.this_update > now:
+        return None
+    if older_than(crl, held):
+        text = f"{named} ({_edition(crl)}) is older than the one in use ({_edition(held)}); fetch it anew"
+        return MaterialError(crl.path, text)
+    if deny_expired and crl.next_update <= now < held.next_update:
+        text = f"{named} was to be replaced by {day(crl.next_update)}; fetch it anew"
+        return MaterialError(crl.path, text, FailureKind.AGE)
+    return None
+
+
+def _begins(certificate: x509.Certificate) -> float:
+    return certificate.not_valid_before_utc.timestamp()
+
+
+def _is_valid(certificate: x509.Certificate, now: float) -> bool:
+    return _begins(certificate) <= now < certificate.not_valid_after_utc.timestamp()
+
+
+def _not_yet(path: Path, later: Sequence[x509.Certificate]) -> MaterialError:
+    first = min(later, key=_begins)
+    text = f"{first.subject.rfc4514_string()} is not valid before {day(_begins(first))}; it waits for that"
+    return MaterialError(str(path), text, FailureKind.TIME, _begins(first))
+
+
+def _edition(crl: Crl) -> str:
+    return f"number {'none' if crl.number is None else crl.number} of {day(crl.this_update)}"

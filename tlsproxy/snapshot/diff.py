@@ -1,0 +1,170 @@
+"""What differs between two generations, as an operator would say it: by names, dates and serial numbers.
+
+A key, a token's key or a passphrase is never among it: that one was replaced is told under its name. Of a setting its
+name is told, and its values where they are numbers or switches, which hold no secret.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Final, Literal, TypeVar
+
+from pydantic import BaseModel
+
+from tlsproxy.authz.keys import Key
+from tlsproxy.authz.tokens import VerificationKey
+from tlsproxy.config.endpoints import Endpoint
+from tlsproxy.config.model import Config, IdentityRule, Listener
+from tlsproxy.snapshot.generation import Generation
+from tlsproxy.tls.certinfo import CertificateFacts, CrlFacts, day
+
+MOST: Final = 200
+"""Changes that a verdict names one by one."""
+
+_BY_NAME: Final = frozenset({"roles", "identities", "keys", "jwt_issuers", "listeners"})
+"""Sections whose entries are compared one by one."""
+_KEY_FIELDS: Final = ("digest", "role", "rights", "expires", "certificate")
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """``what``: certificate, CA, CRL, role, rule, key, issuer, listener or setting.
+
+    ``name`` and ``detail`` may be empty.
+    """
+
+    what: str
+    name: str
+    how: Literal["added", "removed", "changed"]
+    detail: str = ""
+
+
+def changes_between(old: Generation, new: Generation) -> tuple[Change, ...]:
+    """Certificates first, then callers, then settings: :data:`MOST` of them, and how many more there are."""
+    found = [*_certificates(old, new), *_callers(old, new), *_settings(old, new)]
+    if len(found) > MOST:
+        found[MOST:] = [Change("others", "", "changed", f"{len(found) - MOST} more")]
+    return tuple(found)
+
+
+def _compared(
+    what: str,
+    old: Generation,
+    new: Generation,
+    by_key: Callable[[Generation], Mapping[str, T]],
+    detail: Callable[[T, T], str],
+    *,
+    name: Callable[[str, T], str] = lambda key, _: key,
+    alone: Callable[[T], str] = lambda _: "",
+) -> Iterator[Change]:
+    """``name`` is of the entry under a key, ``detail`` of one that changed, ``alone`` of one that came or went."""
+    before, after = by_key(old), by_key(new)
+    for key, one in after.items():
+        if key not in before:
+            yield Change(what, name(key, one), "added", alone(one))
+        elif before[key] != one:
+            yield Change(what, name(key, one), "changed", detail(before[key], one))
+    for key, one in before.items():
+        if key not in after:
+            yield Change(what, name(key, one), "removed", alone(one))
+
+
+def _certificates(old: Generation, new: Generation) -> Iterator[Change]:
+    before, after = old.material.leaf, new.material.leaf
+    if before != after:
+        yield Change("certificate", after.subject, "changed", f"{_issue(before)} → {_issue(after)}")
+    yield from _compared(
+        "CA",
+        old,
+        new,
+        lambda each: {one.sha256: one for one in each.material.authorities},
+        lambda _, one: _issue(one),
+        name=lambda _, one: one.subject,
+        alone=_issue,
+    )
+    yield from _compared(
+        "CRL",
+        old,
+        new,
+        lambda each: {one.scope: one for one in each.material.crls},
+        lambda was, now: f"{_edition(was)} → {_edition(now)}",
+        name=lambda _, one: one.issuer,
+        alone=_edition,
+    )
+
+
+def _callers(old: Generation, new: Generation) -> Iterator[Change]:
+    yield from _compared("role", old, new, lambda each: each.config.roles, _fields)
+    yield from _compared("rule", old, new, _rules, _fields)
+    before, after = _rules(old), _rules(new)
+    if [name for name in before if name in after] != [name for name in after if name in before]:
+        yield Change("rules", "", "changed", "in another order: the first that matches decides")
+    yield from _compared("key", old, new, lambda each: {key.name: key for key in each.policy.keys.keys}, _of_keys)
+    yield from _compared("issuer", old, new, lambda each: {one.name: one for one in each.config.jwt_issuers}, _fields)
+    verifying = _compared("issuer", old, new, _verifying, lambda _was, _now: "the keys that verify its tokens")
+    yield from (change for change in verifying if change.how == "changed")
+
+
+def _rules(generation: Generation) -> dict[str, IdentityRule]:
+    return {rule.name: rule for rule in generation.config.identities}
+
+
+def _verifying(generation: Generation) -> dict[str, tuple[VerificationKey, ...]]:
+    """The keys of issuers; those that Qdrant's own tokens are signed with are keys of ours."""
+    return {one.name: one.keys for one in generation.policy.tokens.verifiers if one.issuer}
+
+
+def _settings(old: Generation, new: Generation) -> Iterator[Change]:
+    yield from _compared("listener", old, new, _listeners, _fields)
+    yield from _compared("setting", old, new, lambda each: dict(_flat(each.config)), _values)
+    if old.upstream_api_key != new.upstream_api_key and old.config.upstream == new.config.upstream:
+        yield Change("setting", "upstream.api_key_file", "changed", "its content")
+
+
+def _listeners(generation: Generation) -> dict[str, Listener]:
+    """By address. Of several that let the system choose a port, all but the first are told with their place."""
+    named: dict[str, Listener] = {}
+    for number, one in enumerate(generation.config.listeners, 1):
+        address = str(Endpoint(one.host or generation.config.service.host, one.port))
+        named[f"{address} ({number})" if address in named else address] = one
+    return named
+
+
+def _flat(config: Config) -> Iterator[tuple[str, Any]]:
+    """Every setting by its dotted name."""
+    for name in sorted(type(config).model_fields.keys() - _BY_NAME):
+        value = getattr(config, name)
+        if isinstance(value, BaseModel):
+            yield from ((f"{name}.{field}", getattr(value, field)) for field in type(value).model_fields)
+        else:
+            yield name, value
+
+
+def _values(was: Any, now: Any) -> str:
+    told = all(one is None or isinstance(one, int | float) for one in (was, now))
+    return f"{json.dumps(was)} → {json.dumps(now)}" if told else ""
+
+
+def _fields(was: BaseModel, now: BaseModel) -> str:
+    return _listed(type(now).model_fields, was, now)
+
+
+def _of_keys(was: Key, now: Key) -> str:
+    return _listed(_KEY_FIELDS, was, now).replace("digest", "the key itself")
+
+
+def _listed(names: Iterable[str], was: object, now: object) -> str:
+    return ", ".join(name for name in names if getattr(was, name) != getattr(now, name))
+
+
+def _issue(facts: CertificateFacts) -> str:
+    return f"serial {facts.serial} until {day(facts.not_after)}"
+
+
+def _edition(facts: CrlFacts) -> str:
+    number = "" if facts.number is None else f"number {facts.number}, "
+    return f"{number}{facts.count} revoked, next update {day(facts.next_update)}"

@@ -1,0 +1,359 @@
+"""Reading every input of a generation from disk: whole, bounded, in time, and of one moment.
+
+A rotation is several writes by somebody else (certificate, key, CA), through renames, truncations or swapped links,
+and a reader can fall between any two of them. So a file is read through one descriptor that must not change meanwhile,
+links are resolved once for the whole set, and a file counts only when two readings in a row agree on it, certificate
+and key together. A file that cannot be read keeps no other from being read. This module judges no content: a file that
+is stable and wrong is refused by who parses it.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import stat
+import time
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import TYPE_CHECKING, Final, TypeVar
+
+from tlsproxy.config import loader
+from tlsproxy.config.model import Tls
+from tlsproxy.config.secrets import secret_files
+from tlsproxy.config.tokens import public_key_files
+from tlsproxy.errors import FailureKind, MaterialError, TlsproxyError
+from tlsproxy.snapshot import bounded_io
+from tlsproxy.snapshot.bounded_io import Unanswered
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+    from pathlib import Path
+
+    from tlsproxy.config.loader import Loaded
+    from tlsproxy.config.model import Config
+
+T = TypeVar("T")
+
+CONFIG_LIMIT: Final = 1 << 20
+PEM_LIMIT: Final = 1 << 20
+CRL_LIMIT: Final = 64 << 20
+"""The CRL of a large public authority reaches tens of megabytes."""
+SECRET_LIMIT: Final = 64 << 10
+
+PIECE: Final = 1 << 20
+
+ATTEMPTS: Final = 5
+PAUSE: Final = 0.05
+"""Seconds between two readings that disagreed: a rotation is a few system calls, not a few seconds."""
+PATIENCE: Final = 3
+"""Calls in a row that may find a file being written, before that is a failure to tell somebody of."""
+
+_ADVICE: Final = {
+    errno.ENOENT: "does not exist; create it or correct the path in the configuration",
+    errno.ENOTDIR: "does not exist: a part of its path is not a directory; correct the path in the configuration",
+    errno.EACCES: "may not be read by this user; give the user that tlsproxy runs as read permission",
+    errno.ELOOP: "is a link that leads back to itself; point it at the file",
+}
+_OF_THE_CONFIGURATION: Final = frozenset((errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENXIO))
+"""A path that leads to no file. All else is the file system's or the process's, and may pass by itself."""
+_KINDS: Final = (
+    (stat.S_ISDIR, "a directory"),
+    (stat.S_ISFIFO, "a named pipe"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+)
+
+
+class UnstableInputs(MaterialError):
+    """A file that is being written at this moment. Not a verdict on it: read again later."""
+
+    def __init__(self, path: str, text: str) -> None:
+        super().__init__(path, text, FailureKind.ENVIRONMENT)
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """Everything that a generation is made of, as of one moment, and what of it could not be read.
+
+    ``files`` is keyed by the configured path; ``targets`` says where each path led. A path is either there or in
+    ``failures``. The configuration is in ``files`` always: where it is in ``failures`` too, its bytes and ``loaded``
+    are those of before. ``digest`` is over paths, bytes and failures, so that equal digests mean that there is nothing
+    to do. ``unsettled`` counts the readings in a row that found a file being written: for some it stays as before.
+    """
+
+    loaded: Loaded = field(repr=False)
+    files: Mapping[Path, bytes] = field(repr=False)
+    digest: str
+    targets: Mapping[Path, Path] = field(repr=False)
+    warnings: tuple[str, ...] = ()
+    failures: Mapping[Path, TlsproxyError] = field(default_factory=dict)
+    unsettled: Mapping[Path, int] = field(default_factory=dict)
+
+    def found(self, path: Path) -> object:
+        """Equal for two readings that found the same at this path; None where it was not read."""
+        if path in self.failures:
+            return str(self.failures[path])
+        return (self.targets.get(path), self.files[path]) if path in self.files else None
+
+
+@dataclass(frozen=True, slots=True)
+class _Configuration:
+    """``failure``: why it is that of before."""
+
+    loaded: Loaded
+    data: bytes
+    failure: TlsproxyError | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Content:
+    data: bytes
+    exposed: bool
+    """Whether others than its owner may read the file."""
+
+
+def read_file(path: Path, limit: int) -> bytes:
+    """All of a regular file of at most ``limit`` bytes.
+
+    Raises MaterialError, or UnstableInputs where the file changed while it was read.
+    """
+    content = _read(path, path, limit)
+    if isinstance(content, MaterialError):
+        raise content
+    return content.data
+
+
+def read_inputs(config_path: Path, environ: Mapping[str, str], *, earlier: Inputs | None = None) -> Inputs:
+    """Read the configuration and every file that it names, until two readings in a row agree.
+
+    ``earlier`` counts as one reading, so that a poll that finds nothing new reads each file once and parses nothing;
+    its configuration goes on where the present one cannot be read or parsed, and without it that raises: MaterialError
+    or ConfigError. Blocks for up to ``ATTEMPTS`` pauses, and `tls.read_timeout` for file systems that do not answer.
+    """
+    current, unsettled = _agreed(lambda: _configuration(config_path, environ, earlier), config_path, earlier)
+    if config_path in unsettled:
+        if earlier is None:
+            raise _unstable(config_path)
+        former = _Configuration(earlier.loaded, earlier.files[config_path])
+        current, unsettled = _agreed(lambda: former, config_path, earlier)
+        unsettled |= {config_path}
+    return _settled(current, unsettled, config_path, earlier) if unsettled else current
+
+
+def _agreed(
+    read_configuration: Callable[[], _Configuration], config_path: Path, earlier: Inputs | None
+) -> tuple[Inputs, set[Path]]:
+    """The last reading, and what of it the one before did not find. Raises where there is no configuration."""
+    previous, attempt = earlier, 0
+    while True:
+        attempt += 1
+        try:
+            current = _reading(read_configuration(), config_path, previous)
+        except TlsproxyError:
+            # A file may be missing or cut off between two system calls of its writer: only a lasting failure is one.
+            if attempt == ATTEMPTS:
+                raise
+            previous = None
+        else:
+            unsettled = _unsettled(current, previous)
+            fresh = [path for path in current.failures if earlier is None or current.found(path) != earlier.found(path)]
+            if attempt == ATTEMPTS or not (unsettled or fresh):
+                return current, unsettled
+            previous = current
+        time.sleep(PAUSE)
+
+
+def _configuration(config_path: Path, environ: Mapping[str, str], earlier: Inputs | None) -> _Configuration:
+    timeout = Tls.model_fields["read_timeout"].default if earlier is None else earlier.loaded.config.tls.read_timeout
+    content = _each({config_path: partial(_read, config_path, config_path, CONFIG_LIMIT)}, timeout)[config_path]
+    try:
+        if isinstance(content, MaterialError):
+            raise content
+        return _Configuration(loader.parse(content.data, config_path, environ), content.data)
+    except TlsproxyError as error:
+        if earlier is None:
+            raise
+        return _Configuration(earlier.loaded, earlier.files[config_path], error.with_traceback(None))
+
+
+def _reading(configuration: _Configuration, config_path: Path, previous: Inputs | None) -> Inputs:
+    """Bytes that are those of ``previous`` are so in memory too, and are not digested again."""
+    tls = configuration.loaded.config.tls
+    limits = dict(_wanted(configuration.loaded.config))
+    # Certificate and key must come out of one directory even where each is reached through a link that is swapped
+    # meanwhile (certbot's live/, Kubernetes' ..data): all links are resolved first and read from there, they must lead
+    # there still when all is read, and two readings agree only if they led to the same files both times.
+    led = _each({path: partial(_target, path) for path in limits}, tls.read_timeout)
+    targets = {path: target for path, target in led.items() if not isinstance(target, MaterialError)}
+    read = _each(
+        {path: partial(_read, path, target, limits[path]) for path, target in targets.items()}, tls.read_timeout
+    )
+    again = _each({path: partial(_target, path) for path in targets}, tls.read_timeout)
+    failures: dict[Path, TlsproxyError] = {}
+    if configuration.failure is not None:
+        failures[config_path] = configuration.failure
+    files = {config_path: configuration.data}
+    for path in limits:
+        outcome = read.get(path, led[path])
+        if isinstance(outcome, _Content) and again[path] != targets[path]:
+            outcome = again[path]
+            if not isinstance(outcome, MaterialError):
+                outcome = UnstableInputs(str(path), "its links changed while it was read; trying again later")
+        if isinstance(outcome, _Content):
+            files[path] = outcome.data
+        elif isinstance(outcome, MaterialError):
+            failures[path] = outcome
+            targets.pop(path, None)
+    key = read.get(tls.key)
+    warnings = []
+    if isinstance(key, _Content) and key.exposed:
+        warnings.append(f"{tls.key}: the private key is open to group or others; chmod 600 it")
+    if previous is not None:
+        files |= {path: data for path, data in previous.files.items() if files.get(path) == data}
+    same = previous is not None and files == previous.files and _told(failures) == _told(previous.failures)
+    digest = previous.digest if previous is not None and same else _digest(files, failures)
+    return Inputs(configuration.loaded, files, digest, targets, tuple(warnings), failures)
+
+
+def _unsettled(current: Inputs, previous: Inputs | None) -> set[Path]:
+    """The paths on which two readings do not agree. Certificate, key and passphrase agree together or not at all."""
+    paths = current.files.keys() | current.failures.keys()
+    unsettled = {
+        path
+        for path in paths
+        if previous is None
+        or current.found(path) != previous.found(path)
+        or isinstance(current.failures.get(path), UnstableInputs)
+    }
+    tls = current.loaded.config.tls
+    pair = {path for path in (tls.cert, tls.key, tls.key_passphrase_file) if path is not None}
+    return unsettled | pair if unsettled & pair else unsettled
+
+
+def _settled(current: Inputs, unsettled: set[Path], config_path: Path, earlier: Inputs | None) -> Inputs:
+    """A file that is being written stays as it was before, and is a failure if that lasts or nothing was before."""
+    files, targets, failures = dict(current.files), dict(current.targets), dict(current.failures)
+    times = {path: 1 + (earlier.unsettled.get(path, 0) if earlier is not None else 0) for path in unsettled}
+    for path in unsettled:
+        if path != config_path:  # whose bytes are those of before already
+            files.pop(path, None)
+            targets.pop(path, None)
+        failures.pop(path, None)
+        if earlier is None or times[path] >= PATIENCE or earlier.found(path) is None:
+            failures[path] = _unstable(path)
+        elif path in earlier.failures:
+            failures[path] = earlier.failures[path]
+        elif path != config_path:
+            files[path], targets[path] = earlier.files[path], earlier.targets[path]
+    return replace(
+        current, files=files, digest=_digest(files, failures), targets=targets, failures=failures, unsettled=times
+    )
+
+
+def _unstable(path: Path) -> UnstableInputs:
+    return UnstableInputs(str(path), "keeps changing while it is read; trying again later")
+
+
+def _each(calls: Mapping[Path, Callable[[], T | MaterialError]], timeout: float) -> dict[Path, T | MaterialError]:
+    """The outcome at each path, in time: what does not answer is a failure, and tried again once it does."""
+    return {path: _answered(path, outcome) for path, outcome in bounded_io.outcomes(calls, timeout).items()}
+
+
+def _answered(path: Path, outcome: T | MaterialError | Unanswered) -> T | MaterialError:
+    if not isinstance(outcome, Unanswered):
+        return outcome
+    return MaterialError(str(path), f"its file system gives {outcome}", outcome.kind)
+
+
+def _exposed(found: os.stat_result) -> bool:
+    """Root's file may be read by a group: that is how a service without privileges is given a key."""
+    allowed = stat.S_IRUSR | stat.S_IWUSR | (stat.S_IRGRP if found.st_uid == 0 else 0)
+    return bool(stat.S_IMODE(found.st_mode) & ~allowed)
+
+
+def _wanted(config: Config) -> Iterator[tuple[Path, int]]:
+    for secret in secret_files(config):
+        yield secret, SECRET_LIMIT
+    for public_key in public_key_files(config):
+        yield public_key, PEM_LIMIT
+    tls = config.tls
+    if tls.key_passphrase_file is not None:
+        yield tls.key_passphrase_file, SECRET_LIMIT
+    yield tls.cert, PEM_LIMIT
+    yield tls.key, PEM_LIMIT
+    if tls.ca_cert is not None:
+        yield tls.ca_cert, PEM_LIMIT
+    for crl in tls.crl:
+        yield crl, CRL_LIMIT
+
+
+def _target(path: Path) -> Path | MaterialError:
+    try:
+        return path.resolve(strict=True)
+    except OSError as error:
+        return _unreadable(path, error)
+    except RuntimeError:  # until Python 3.13 that is how pathlib reports a loop of links
+        return MaterialError(str(path), _ADVICE[errno.ELOOP])
+
+
+def _read(path: Path, target: Path, limit: int) -> _Content | MaterialError:
+    """The content of ``target``; ``path`` is what the operator calls it."""
+    try:
+        # O_NONBLOCK: opening a named pipe that somebody put here must not wait for its writer.
+        descriptor = os.open(target, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    except OSError as error:
+        return _unreadable(path, error)
+    try:
+        before = os.fstat(descriptor)
+        if not stat.S_ISREG(before.st_mode):
+            return MaterialError(str(path), f"is {_kind(before.st_mode)}; a regular file is needed")
+        if before.st_size > limit:
+            return MaterialError(
+                str(path), f"has {before.st_size} bytes where at most {limit} are read; is it the right file?"
+            )
+        data = b"".join(_pieces(path, descriptor, limit))
+        after = os.fstat(descriptor)
+    except OSError as error:
+        return _unreadable(path, error)
+    except MemoryError:
+        return _unreadable(path, OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)))
+    finally:
+        os.close(descriptor)
+    if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns) or len(data) != after.st_size:
+        return UnstableInputs(str(path), "was written to while it was read; trying again later")
+    return _Content(data, _exposed(before))
+
+
+def _pieces(path: Path, descriptor: int, limit: int) -> Iterator[bytes]:
+    """All of a file, or one byte more than ``limit``."""
+    left = limit + 1
+    while left and (piece := os.read(descriptor, min(left, PIECE))):
+        bounded_io.answered(path)
+        left -= len(piece)
+        yield piece
+
+
+def _unreadable(path: Path, error: OSError) -> MaterialError:
+    kind = FailureKind.INPUT if error.errno in _OF_THE_CONFIGURATION else FailureKind.ENVIRONMENT
+    return MaterialError(str(path), _ADVICE.get(error.errno or 0, f"cannot be read: {error.strerror}"), kind)
+
+
+def _kind(mode: int) -> str:
+    return next((name for test, name in _KINDS if test(mode)), "not a regular file")
+
+
+def _told(failures: Mapping[Path, TlsproxyError]) -> dict[Path, bytes]:
+    return {path: str(failure).encode() for path, failure in failures.items()}
+
+
+def _digest(files: Mapping[Path, bytes], failures: Mapping[Path, TlsproxyError]) -> str:
+    digest = hashlib.sha256()
+    for found in (files, _told(failures)):
+        for path in sorted(found):
+            for part in (os.fsencode(path), found[path]):
+                digest.update(len(part).to_bytes(8, "big"))
+                digest.update(part)
+        digest.update(bytes(8))
+    return digest.hexdigest()

@@ -1,0 +1,316 @@
+"""A generation: everything that a connection is accepted and decided by, as one immutable value.
+
+It is judged, assembled and tried off the event loop, and published by one assignment of whoever owns the listener.
+What fails changes nothing: the generation in use goes on.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from operator import attrgetter
+from typing import TYPE_CHECKING, Final
+
+from tlsproxy.config.ca_checks import warnings as ca_warnings
+from tlsproxy.config.listeners import PROTOCOLS, TCP, bound, listening
+from tlsproxy.config.listeners import tunnels as tunnels_of
+from tlsproxy.config.loader import located
+from tlsproxy.config.policy import policy_of
+from tlsproxy.config.secrets import known_keys, upstream_api_key
+from tlsproxy.config.tokens import resolve_tokens
+from tlsproxy.snapshot.name_resolution import tunnel_name
+from tlsproxy.snapshot.validation import Reading, Serving, judge
+from tlsproxy.tls.context import build_context, self_handshake
+from tlsproxy.tls.material import Material, crl_policy, material_of
+from tlsproxy.tls.trust import NO_TRUST, Trust
+
+if TYPE_CHECKING:
+    import ssl
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from pathlib import Path
+
+    from tlsproxy.authz.roles import Policy, Principal
+    from tlsproxy.config.model import Config, ProtocolName, Protocols
+    from tlsproxy.config.problems import Problem
+    from tlsproxy.snapshot.name_resolution import Address
+    from tlsproxy.snapshot.states import Fault, Input, States
+    from tlsproxy.tls.chains import ChainCertificate
+    from tlsproxy.tls.peer import Peer
+    from tlsproxy.tls.servercert import ServerCertificate
+    from tlsproxy.tls.trust import Verdict
+
+ALPN: Final[Mapping[ProtocolName, str]] = {"grpc": "h2", "rest": "http/1.1"}
+"""By what name (RFC 7301) a client asks for a protocol. The first that it knows is taken: gRPC has no other way in."""
+PRINCIPALS: Final = 4096
+NEEDS_RESTART: Final = (
+    "service.host",
+    "service.http_port",
+    "service.grpc_port",
+    "listeners",
+    "admin.listen",
+    "audit.enabled",
+    "audit.dir",
+    "audit.rotation",
+    "audit.max_log_files",
+    "audit.on_full",
+    "audit.queue_size",
+    "audit.flush_interval",
+    "logger",
+    "workers",
+)
+"""What is bound or opened once, when the service starts. Of `listeners`, what :func:`bound` says."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tunnel:
+    """Where the bytes of a listener of mode tcp go, and the roles whose holders may send some."""
+
+    addresses: tuple[Address, ...]
+    allow: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """``number`` counts from 1; ``digest`` is over every input's state; ``built_at`` is seconds since the epoch.
+
+    ``started`` is the configuration that the process started with, and ``restart_needed`` names what has changed since
+    in vain. ``contexts`` has one for each set of protocols that a listener serves. ``upstream_addresses`` are those of
+    REST, and of gRPC where it is served: (family, sockaddr), in the order to try them.
+    """
+
+    number: int
+    digest: str
+    states: States = field(repr=False)
+    config: Config
+    started: Config = field(repr=False)
+    contexts: Mapping[Protocols, ssl.SSLContext] = field(repr=False)
+    material: Material
+    policy: Policy = field(repr=False)
+    upstream_api_key: str | None = field(repr=False)
+    upstream_addresses: Mapping[ProtocolName, tuple[Address, ...]]
+    tunnels: Mapping[str, Tunnel]
+    warnings: tuple[str, ...]
+    unused: tuple[Problem, ...]
+    restart_needed: tuple[str, ...]
+    built_at: float
+    _principals: dict[tuple[str, ...], Principal] = field(default_factory=dict, repr=False, compare=False)
+
+    def principal_of(self, peer: Peer | None, issuers: Sequence[ChainCertificate] = ()) -> Principal:
+        """The same object each time for the same chain, so that it can be the key of a memo.
+
+        ``issuers`` are those of the path that counts, by which one certificate may be several identities; without them
+        the principal is that of the path which its handshake found.
+        """
+        key: tuple[str, ...] = ()
+        above: Sequence[ChainCertificate] = ()
+        if peer is not None:
+            above = issuers or peer.chain.issuers
+            key = (peer.identity.sha256, *(one.sha256 for one in above))
+        principal = self._principals.get(key)
+        if principal is None:
+            anchors = [one.anchor for one in above if one.anchor is not None]
+            identity = None if peer is None else self.material.anchors.identified(peer.identity, anchors)
+            principal = self.policy.principal_of(identity)
+            if len(self._principals) >= PRINCIPALS:
+                del self._principals[next(iter(self._principals))]
+            self._principals[key] = principal
+        return principal
+
+    def verdict_of(self, peer: Peer, now: float) -> Verdict:
+        """Whether a handshake at ``now`` (seconds since the epoch) would admit this client."""
+        return self.material.trust.verdict_of(peer.chain, now)
+
+
+@dataclass(frozen=True, slots=True)
+class Proposal:
+    """What could be published. ``generation`` is the one that serves where no state is another; None for lack of some.
+
+    ``faults`` are why files hold something else than ``states`` do.
+    """
+
+    generation: Generation | None
+    states: States | None
+    faults: Mapping[Input, Fault]
+
+
+def propose(
+    reading: Reading,
+    former: Generation | None,
+    now: float,
+    *,
+    states: States | None = None,
+    faults: Mapping[Input, Fault] | None = None,
+) -> Proposal:
+    """Judge, assemble and try. Blocks: call it in a worker thread.
+
+    ``states`` and ``faults`` are those of the proposal before: its states are those of ``former``, and tell what was
+    read for them last. Raises ConfigError where there is no former configuration to fall back on, MaterialError where
+    OpenSSL does not take what was good by itself.
+    """
+    serving = None
+    if former is not None:
+        serving = Serving(states or former.states, former.material.trust, former.material.sent)
+    config = reading.inputs.loaded.config
+
+    def handshake(server: ServerCertificate) -> None:
+        self_handshake(material_of(config.tls, server, NO_TRUST, now), alpn=alpn_of(PROTOCOLS))
+
+    judgement = judge(reading, serving, faults or {}, now, handshake)
+    best = judgement.states
+    if best is None:
+        return Proposal(None, None, judgement.faults)
+    if former is not None and best == former.states:
+        return Proposal(former, best, judgement.faults)
+    generation = assemble(
+        best,
+        number=former.number + 1 if former is not None else 1,
+        config_path=reading.config_path,
+        environ=reading.environ,
+        started=reading.started or config,
+        former=former,
+        tunnels=former.tunnels if former is not None else {},
+        now=now,
+    )
+    return Proposal(generation, best, judgement.faults)
+
+
+def assemble(  # noqa: PLR0913 - what a generation depends on, by name
+    states: States,
+    *,
+    number: int,
+    config_path: Path,
+    environ: Mapping[str, str],
+    started: Config,
+    former: Generation | None,
+    tunnels: Mapping[str, Tunnel],
+    now: float,
+) -> Generation:
+    """A generation of these states. What is the same as in the ``former`` one is shared with it.
+
+    ``tunnels`` are those so far. Raises MaterialError where OpenSSL does not take the states.
+    """
+    loaded = states.configuration.value
+    config = loaded.config
+    material = _material(states, former, now)
+    policy = _policy(states, former)
+    told = ca_warnings(config, material.anchors, material.configured)
+    shared = former is not None and policy is former.policy and material.anchors is former.material.anchors
+    return Generation(
+        number=number,
+        digest=states.digest,
+        states=states,
+        config=config,
+        started=started,
+        contexts=_contexts(config, started, material, former),
+        material=material,
+        policy=policy,
+        upstream_api_key=upstream_api_key(config, _secrets(states)),
+        upstream_addresses={
+            protocol: states.names[name].addresses
+            for protocol in PROTOCOLS
+            if (name := f"upstream.{protocol}") in states.names
+        },
+        tunnels=_tunnels(states, config, started, tunnels),
+        warnings=(
+            *map(str, loaded.warnings),
+            *map(str, located(states.configuration.data[0], config_path, environ, told)),
+            *_gone(material, former),
+        ),
+        unused=loaded.unused,
+        restart_needed=restart_needed(config, started),
+        built_at=now,
+        _principals=former._principals if former is not None and shared else {},  # noqa: SLF001 - of its own kind
+    )
+
+
+def _material(states: States, former: Generation | None, now: float) -> Material:
+    """The trust is the larger part: CRLs of large authorities."""
+    tls = states.configuration.value.config.tls
+    policy = crl_policy(tls)
+    trust = None
+    if former is not None:
+        before, was, trusted = former.states, former.config.tls, former.material.trust
+        same = (before.authorities, before.crls, was.ca_cert) == (states.authorities, states.crls, tls.ca_cert)
+        if same and trusted.policy == policy:
+            trust = trusted
+            named = ("cert", "key", "ca_constraints")
+            if before.server == states.server and all(getattr(was, name) == getattr(tls, name) for name in named):
+                return former.material
+    if trust is None and states.authorities is not None:
+        crls = [crl for state in states.crls.values() for crl in state.value]
+        trust = Trust.of(str(tls.ca_cert), states.authorities.value, crls, policy)
+    return material_of(tls, states.server.value, trust or NO_TRUST, now)
+
+
+def _policy(states: States, former: Generation | None) -> Policy:
+    if former is not None and all(
+        getattr(states, name) == getattr(former.states, name)
+        for name in ("configuration", "secrets", "public_keys", "documents")
+    ):
+        return former.policy
+    config, secrets = states.configuration.value.config, _secrets(states)
+
+    def read(path: Path) -> bytes | None:
+        state = states.public_keys.get(path)
+        return secrets(path) if state is None else state.data[0]
+
+    return policy_of(config, known_keys(config, secrets), resolve_tokens(config, read, states.documents))
+
+
+def _secrets(states: States) -> Callable[[Path], bytes | None]:
+    return lambda path: states.secrets[path].data[0] if path in states.secrets else None
+
+
+def _contexts(
+    config: Config, started: Config, material: Material, former: Generation | None
+) -> Mapping[Protocols, ssl.SSLContext]:
+    """What is bound serves on, whatever a changed configuration says of listeners before the restart.
+
+    A context is never changed once it is made, so two generations may have the same.
+    """
+    required = config.service.verify_https_client_certificate
+    if (
+        former is not None
+        and former.config.service.verify_https_client_certificate == required
+        and former.material.same_tls(material)
+    ):
+        return former.contexts
+    return {
+        # Who may connect to mode tcp is known by certificate alone.
+        protocols: build_context(
+            material, require_client_certificate=required or protocols == TCP, alpn=alpn_of(protocols)
+        )
+        for protocols in {listener.protocols for listener in listening(started)}
+    }
+
+
+def _tunnels(states: States, config: Config, started: Config, former: Mapping[str, Tunnel]) -> Mapping[str, Tunnel]:
+    """One that the configuration names no more is bound until the restart, and serves on as it was."""
+    host = started.service.host
+    tunnels = {
+        where: Tunnel(states.names[tunnel_name(where)].addresses, frozenset(one.allow))
+        for where, one in tunnels_of(config, host).items()
+    }
+    kept = tunnels_of(started, host).keys() & former.keys() - tunnels.keys()
+    return tunnels | {where: former[where] for where in kept}
+
+
+def _gone(material: Material, former: Generation | None) -> Iterator[str]:
+    """What looks like a step back. It may be meant, so it is said and not refused."""
+    still = {crl.issuer for crl in material.crls}
+    for issuer in dict.fromkeys(crl.issuer for crl in former.material.crls) if former is not None else ():
+        if issuer not in still:
+            yield f"there is no CRL of {issuer} any more"
+
+
+def restart_needed(config: Config, started: Config) -> tuple[str, ...]:
+    """The settings of ``config`` that do not count yet in a process that started with the other."""
+    return tuple(name for name in NEEDS_RESTART if _opened(config, name) != _opened(started, name))
+
+
+def _opened(config: Config, name: str) -> object:
+    return bound(config) if name == "listeners" else attrgetter(name)(config)
+
+
+def alpn_of(protocols: Protocols) -> tuple[str, ...]:
+    """What a listener of these protocols agrees to, the preferred one first."""
+    return tuple(name for protocol, name in ALPN.items() if protocol in protocols)

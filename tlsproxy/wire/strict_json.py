@@ -1,0 +1,183 @@
+"""A JSON text → the one value that every reader sees in it, or a refusal.
+
+A body that is decided on and then forwarded as it came is read twice: here, and by serde in Qdrant. What readers are
+known to see differently (RFC 8259 §4, §6, §8.1) is refused: a key given twice, an integer that does not fit into 64
+bits, a lone surrogate, a byte order mark, an encoding other than UTF-8, ``NaN``, a number that is no double; and a
+nesting deeper than serde goes, so that whoever walks the value need not count.
+
+It is read by orjson, which refuses most of that by itself and takes the last of two equal keys. Those are found without
+reading the text again: a key that was given twice is missing in the value, so that the text and the value written anew
+differ in their number of pairs. That takes a quarter of the time of `json` with a pairs hook.
+
+Reading takes memory, up to fifty times the text's size (`[[[[…`), which is asked for before it is used: a bound by the
+text's length and the characters that begin or part values.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Final
+
+import orjson
+
+from tlsproxy.errors import BadRequest
+from tlsproxy.wire.content_coding import Content
+from tlsproxy.wire.cooperative import Steps
+
+MAX_DEPTH: Final = 127
+"""Nested arrays and objects; serde_json refuses the 128th."""
+MAX_CONTAINERS: Final = 500_000
+"""Arrays and objects."""
+MAX_STRINGS: Final = 1_000_000
+"""Keys too. They are taken out of the text one by one: so many take up to a second."""
+MAX_VALUES: Final = 4_000_000
+"""More than 32 MiB of vectors have."""
+
+_STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"')
+_SOME_STRINGS = re.compile(rb'[^"]*(?:%b[^"]*){0,5000}' % _STRING.pattern)
+_TINY: Final = 4096
+"""Bytes of a text that is read without asking for memory: some 200 KB."""
+_SHORT: Final = 1 << 16
+"""A text of so many bytes is read in one step; no step of a longer one takes more than orjson does."""
+_WINDOW: Final = 1 << 17
+"""Bytes of it that are counted, or searched for strings, in one step."""
+_PIECE: Final = 1 << 14
+"""Bytes of it that are looked at in one step, string by string and bracket by bracket."""
+_ALL_BUT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
+_ZERO_FOR_DIGIT = bytes.maketrans(b"123456789", b"0" * 9)
+_SUSPICIOUS = b"0" * 19  # 2**63 has 19 digits
+_LONG_INTEGER = re.compile(rb"(?<![0-9.eE+\-])-?[0-9]{19,}(?![0-9.eE])")
+_INTEGERS = range(-(1 << 63), 1 << 64)
+_LONGEST_INTEGER: Final = 20
+_BACKSLASH: Final = ord("\\")
+_BETWEEN_NUMBERS = re.compile(rb"[^0-9.eE+\-]")
+
+
+Marks = tuple[int, int, int, int]
+"""How often a text has `[`, `{`, `"` and `,`."""
+
+
+def reading_json(text: Content, held: int = 0) -> Steps[Any]:
+    """Raises :class:`BadRequest`, in the words in which Qdrant refuses a body. ``held`` are further bytes in use."""
+    marks = yield from counting(text)
+    lists, objects, quotes, commas = marks
+    if lists + objects > MAX_CONTAINERS or quotes > 2 * MAX_STRINGS or commas > MAX_VALUES:
+        raise _refused("too many values")
+    if len(text) > _TINY:
+        yield held + memory_of(text, marks)
+    try:
+        value = orjson.loads(text)
+    except orjson.JSONDecodeError as error:
+        raise _refused(str(error)) from None
+    if len(text) > _SHORT:
+        yield None
+    yield from _checking(text, value)
+    return value
+
+
+def _checking(text: Content, value: Any) -> Steps[None]:
+    """Raises :class:`BadRequest` where another reader could see another value in the text."""
+    pairs = yield from _looking_at((yield from _without_strings(text)))
+    if pairs:
+        again = orjson.dumps(value)
+        if len(text) > _SHORT:
+            yield None
+        anew = yield from _without_strings(again)
+        if anew.count(b":") != pairs:
+            raise _refused("duplicate field")
+    if len(text) > _SHORT:
+        yield None
+
+
+def counting(text: Content) -> Steps[Marks]:
+    lists = objects = quotes = commas = 0
+    for begin in range(0, len(text), _WINDOW):
+        end = begin + _WINDOW
+        lists += text.count(b"[", begin, end)
+        objects += text.count(b"{", begin, end)
+        quotes += text.count(b'"', begin, end)
+        commas += text.count(b",", begin, end)
+        if end < len(text):
+            yield None
+    return lists, objects, quotes, commas
+
+
+def memory_of(text: Content, marks: Marks) -> int:
+    """Most bytes that reading a text takes beside the text itself.
+
+    Measured with orjson 3.11 on CPython 3.11: a copy of the text and 16 bytes for each value while it parses; then the
+    strings' content and 72 bytes for each, 80 for an array, 200 for an object and 40 for each of its keys, 32 for a
+    number. The text that is written anew takes no more than the parser did. Characters beyond ASCII may take four bytes
+    each, with all others of their string, and are kept as UTF-8 too.
+    """
+    lists, objects, quotes, commas = marks
+    copies = 1 if not (quotes or commas) else 2 if text.isascii() and b"\\u" not in text else 7
+    return copies * len(text) + 100 * lists + 220 * objects + 64 * quotes + 48 * commas
+
+
+def _looking_at(bare: Content) -> Steps[int]:
+    """How deep it goes, and how large its integers are. Returns the number of its pairs."""
+    begin = depth = pairs = 0
+    while begin < len(bare):
+        between = _BETWEEN_NUMBERS.search(bare, begin + _PIECE)
+        end = between.end() if between is not None else len(bare)
+        piece = bare[begin:end]
+        depth = _depth(piece, depth)
+        if not _integers_fit(piece):
+            raise _refused("number out of range")
+        pairs += piece.count(b":")
+        begin = end
+        if begin < len(bare):
+            yield None
+    return pairs
+
+
+def _without_strings(text: Content) -> Steps[Content]:
+    """Of a text that is known to be JSON: these patterns are quadratic in one whose last string has no end."""
+    if len(text) <= _SHORT:
+        return _STRING.sub(b"", text)
+    bare, at = bytearray(), 0
+    while at < len(text):
+        yield None
+        some = _SOME_STRINGS.match(text, at, at + _WINDOW)
+        if some is not None and some.end() > at:
+            bare += _STRING.sub(b"", some.group())
+            at = some.end()
+        else:  # it begins with a string that is longer than that
+            at = _end_of_string(text, at + 1)
+    return bare
+
+
+def _end_of_string(text: Content, at: int) -> int:
+    """Behind the quote that ends the string whose content is at ``at``: the first that no backslash escapes."""
+    while True:
+        quote = first = text.index(b'"', at)
+        while first > at and text[first - 1] == _BACKSLASH:
+            first -= 1
+        at = quote + 1
+        if (quote - first) % 2 == 0:
+            return at
+
+
+def _depth(piece: Content, depth: int) -> int:
+    """Behind it. Raises BadRequest where it goes too deep."""
+    for bracket in piece.translate(None, _ALL_BUT_BRACKETS):
+        if bracket in b"[{":
+            depth += 1
+            if depth > MAX_DEPTH:
+                raise _refused("recursion limit exceeded")
+        else:
+            depth -= 1
+    return depth
+
+
+def _integers_fit(bare: Content) -> bool:
+    """Of a larger one serde and orjson make a double, others do not."""
+    if _SUSPICIOUS not in bare.translate(_ZERO_FOR_DIGIT):
+        return True
+    found = (match.group() for match in _LONG_INTEGER.finditer(bare))
+    return all(len(digits.lstrip(b"-")) <= _LONGEST_INTEGER and int(digits) in _INTEGERS for digits in found)
+
+
+def _refused(text: str) -> BadRequest:
+    return BadRequest(f"Format error in JSON body: {text}")
