@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from support.browser import Page, browsing
 from support.certificates import CN, issue_odd, name
-from support.client import Client, ask
 from support.gateway import Gateway
+from support.raw_request import Client, ask
 from support.site import Site
 from support.upstream import ScriptedUpstream
 

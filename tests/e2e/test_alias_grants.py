@@ -14,8 +14,8 @@ from dataclasses import dataclass
 
 import pytest
 from support.access_table import ROWS
-from support.client import Client
 from support.gateway import Gateway
+from support.raw_request import Client
 from support.site import Site
 from support.upstream import Connection, Received, ScriptedUpstream
 

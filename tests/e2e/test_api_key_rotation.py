@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from support.caller import Caller
-from support.clients import Clients
+from support.credential_traffic import Clients
 from support.gateway import Gateway
+from support.kept_connection import Caller
 from support.site import Site
 from support.upstream import ScriptedUpstream
 

@@ -8,8 +8,8 @@ import socket
 from collections.abc import Callable
 
 import pytest
-from support.client import Client, alert, ask, read_response, request
 from support.gateway import Gateway
+from support.raw_request import Client, alert, ask, read_response, request
 from support.site import Site
 from support.upstream import OK, Connection, Received, ScriptedUpstream
 

@@ -15,11 +15,11 @@ from typing import Any
 
 import pytest
 from hyperframe.frame import HeadersFrame
-from support.client import Client, alert, read_response, request
 from support.disk import small_disk
 from support.gateway import DEADLINE, Gateway
 from support.grpc_upstream import GrpcUpstream
-from support.h2raw import fields, h2
+from support.h2_raw_client import fields, h2
+from support.raw_request import Client, alert, read_response, request
 from support.site import Site
 from support.upstream import Connection, Received, ScriptedUpstream, plain
 

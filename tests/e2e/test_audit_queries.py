@@ -8,8 +8,8 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from support.client import Client, Response, request
 from support.gateway import Gateway
+from support.raw_request import Client, Response, request
 from support.site import Site
 from support.upstream import ScriptedUpstream
 

@@ -10,8 +10,8 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from support.caller import Caller
 from support.gateway import Gateway
+from support.kept_connection import Caller
 from support.site import Site
 from support.upstream import ScriptedUpstream
 

@@ -11,10 +11,10 @@ import pytest
 from qdrant_client import QdrantClient
 from qdrant_client import models as m
 from qdrant_client.http.exceptions import UnexpectedResponse
-from support.client import Client, Response, read_response, request
 from support.gateway import Gateway
-from support.qdrant import EmbeddedUpstream, qdrant
-from support.raw import memory
+from support.qdrant_clients import EmbeddedUpstream, qdrant
+from support.raw_connection import memory
+from support.raw_request import Client, Response, read_response, request
 from support.site import Site
 from support.upstream import OK, Received, ScriptedUpstream, plain
 

@@ -6,9 +6,9 @@ import json
 import ssl
 
 import pytest
-from support.caller import Caller
-from support.client import alert
 from support.gateway import Gateway
+from support.kept_connection import Caller
+from support.raw_request import alert
 from support.site import CLIENTS, Site
 from support.upstream import ScriptedUpstream
 

@@ -13,8 +13,8 @@ import grpc
 import pytest
 from qdrant_client import AsyncQdrantClient
 from support.gateway import DEADLINE, Gateway
-from support.grpc_client import channel
-from support.qdrant import EmbeddedUpstream
+from support.grpc_channels import channel
+from support.qdrant_clients import EmbeddedUpstream
 from support.site import Site
 
 README = (Path(__file__).parents[2] / "README.md").read_text()

@@ -5,20 +5,20 @@ from __future__ import annotations
 from contextlib import ExitStack
 
 import grpc
-from support.client import Client
+from support.gated_answers import GatedAnswer
 from support.gateway import DEADLINE, Gateway
-from support.grpc_client import call, channel
-from support.grpc_clients import LIST
+from support.grpc_channels import call, channel
+from support.grpc_traffic import LIST
 from support.grpc_upstream import GrpcUpstream, never
-from support.held import Held
-from support.limits import role
-from support.raw import GET, UPSERT, RawClient, connected
+from support.limit_answers import role
+from support.raw_connection import GET, UPSERT, RawClient, connected
+from support.raw_request import Client
 from support.site import Site
 from support.upstream import ScriptedUpstream
 
 
 def test_so_many_of_a_role_at_a_time(own_site: Site, upstream: ScriptedUpstream) -> None:
-    upstream.answer = held = Held()
+    upstream.answer = held = GatedAnswer()
     config = own_site.write_config(upstream.url, roles={"search": role(concurrent_requests=2)})
     with Gateway(config) as gateway, ExitStack() as stack:
         first, second, third = (stack.enter_context(connected(gateway, own_site.client("search"))) for _ in range(3))
@@ -49,7 +49,7 @@ def too_many(client: RawClient) -> bool:
 
 
 def test_a_body_that_comes_slowly_counts(own_site: Site, upstream: ScriptedUpstream) -> None:
-    upstream.answer = held = Held()
+    upstream.answer = held = GatedAnswer()
     config = own_site.write_config(upstream.url, limits={"per_identity": {"concurrent_requests": 1}})
     with Gateway(config) as gateway, ExitStack() as stack:
         slow, other = (stack.enter_context(connected(gateway, own_site.client("ingest"))) for _ in range(2))

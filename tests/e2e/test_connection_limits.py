@@ -7,7 +7,7 @@ from contextlib import ExitStack
 
 import pytest
 from support.gateway import Gateway
-from support.raw import GET, connected
+from support.raw_connection import GET, connected
 from support.site import Site
 from support.upstream import ScriptedUpstream
 

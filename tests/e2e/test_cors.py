@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from support.client import Client
 from support.gateway import Gateway
+from support.raw_request import Client
 from support.site import Site
 from support.upstream import ScriptedUpstream
 

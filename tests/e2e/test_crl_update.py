@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from datetime import UTC, datetime, timedelta
 
-from support.caller import Caller
-from support.client import alert
 from support.gateway import Gateway
+from support.kept_connection import Caller
+from support.raw_request import alert
 from support.site import Site
 from support.upstream import ScriptedUpstream
 

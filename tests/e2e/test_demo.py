@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from support.gateway import DEADLINE, Lines
-from support.tools import tool
+from support.operator_tools import tool
 
 STEPS = (
     "an embedded Qdrant in plaintext on 127.0.0.1:",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 
 from support.gateway import Gateway
-from support.raw import GET, UPSERT, connected
+from support.raw_connection import GET, UPSERT, connected
 from support.site import Site
 from support.upstream import OK, Connection, Received, ScriptedUpstream
 

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pytest
-from support.client import Client, Response
 from support.gateway import Gateway
+from support.raw_request import Client, Response
 from support.site import Site
 from support.upstream import Connection, Received, ScriptedUpstream
 

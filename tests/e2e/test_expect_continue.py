@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import pytest
 from support.gateway import Gateway
-from support.raw import SEARCH, UPLOAD, connected
+from support.raw_connection import SEARCH, UPLOAD, connected
 from support.site import Site
 from support.upstream import OK, Connection, Received, ScriptedUpstream
 

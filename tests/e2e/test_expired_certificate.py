@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 
-from support.client import alert
 from support.gateway import Gateway
+from support.raw_request import alert
 from support.site import CLIENTS, Site
 from support.upstream import ScriptedUpstream
 

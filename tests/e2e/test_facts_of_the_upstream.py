@@ -11,10 +11,10 @@ from typing import Any
 import grpc
 import pytest
 from qdrant_client import grpc as pb
-from support.client import Client, request
 from support.gateway import DEADLINE, Gateway
-from support.grpc_client import call, channel
+from support.grpc_channels import call, channel
 from support.grpc_upstream import GrpcUpstream
+from support.raw_request import Client, request
 from support.site import Site
 from support.upstream import Connection, Received, ScriptedUpstream
 

@@ -8,12 +8,12 @@ from contextlib import suppress
 
 import grpc
 import pytest
-from support.client import Client, alert
 from support.gateway import DEADLINE, Gateway
-from support.grpc_client import call, channel
-from support.grpc_clients import LIST
+from support.grpc_channels import call, channel
+from support.grpc_traffic import LIST
 from support.grpc_upstream import GrpcUpstream
-from support.limits import named_key, wait_as_told
+from support.limit_answers import named_key, wait_as_told
+from support.raw_request import Client, alert
 from support.site import Site
 from support.upstream import ScriptedUpstream
 

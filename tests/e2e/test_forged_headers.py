@@ -6,9 +6,9 @@ import itertools
 from collections.abc import Iterator
 
 import pytest
-from support.client import Client, request
-from support.forged import FORGED, GUISES, IDENTITY
+from support.forged_headers import FORGED, GUISES, IDENTITY
 from support.gateway import Gateway
+from support.raw_request import Client, request
 from support.site import Site
 from support.upstream import ScriptedUpstream
 

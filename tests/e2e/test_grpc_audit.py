@@ -10,9 +10,9 @@ import pytest
 from hyperframe.frame import DataFrame, RstStreamFrame
 from qdrant_client import grpc as pb
 from support.gateway import DEADLINE, Gateway
-from support.grpc_client import aio_channel, call, channel
+from support.grpc_channels import aio_channel, call, channel
 from support.grpc_upstream import GrpcCall, GrpcUpstream, failing, never, replying
-from support.h2raw import fields, h2, message
+from support.h2_raw_client import fields, h2, message
 from support.site import Site
 from support.upstream import ScriptedUpstream
 

@@ -9,7 +9,7 @@ import pytest
 from hyperframe.frame import DataFrame, HeadersFrame
 from support.gateway import Gateway
 from support.grpc_upstream import GrpcUpstream, never, replying
-from support.h2raw import PREFACE, H2Client, fields, h2, raw
+from support.h2_raw_client import PREFACE, H2Client, fields, h2, raw
 from support.site import Site
 from support.upstream import ScriptedUpstream
 

@@ -10,9 +10,9 @@ import grpc
 import pytest
 from hyperframe.frame import DataFrame, GoAwayFrame
 from support.gateway import DEADLINE, Gateway
-from support.grpc_client import channel
+from support.grpc_channels import channel
 from support.grpc_upstream import GrpcCall, GrpcUpstream, never
-from support.h2raw import SEARCH, h2, message
+from support.h2_raw_client import SEARCH, h2, message
 from support.site import Site
 from support.upstream import ScriptedUpstream
 

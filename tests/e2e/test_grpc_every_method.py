@@ -14,7 +14,7 @@ import pytest
 from qdrant_client import grpc as pb
 from support.access_table import ROWS
 from support.gateway import Gateway
-from support.grpc_client import Answered, call, channel
+from support.grpc_channels import Answered, call, channel
 from support.grpc_upstream import GrpcCall, GrpcUpstream
 from support.site import Site
 from support.upstream import ScriptedUpstream

@@ -8,9 +8,9 @@ import grpc
 import pytest
 from hyperframe.frame import DataFrame, HeadersFrame
 from support.gateway import Gateway
-from support.grpc_client import call, channel
-from support.h2raw import Fields, H2Client, fields, h2, message
-from support.h2upstream import H2Upstream, Seen
+from support.grpc_channels import call, channel
+from support.h2_raw_client import Fields, H2Client, fields, h2, message
+from support.h2_upstream import H2Upstream, Seen
 from support.site import Site
 from support.upstream import ScriptedUpstream
 

@@ -9,11 +9,11 @@ import grpc
 import pytest
 from qdrant_client import grpc as pb
 from support.gateway import DEADLINE, Gateway
-from support.grpc_client import call, channel
+from support.grpc_channels import call, channel
 from support.grpc_upstream import GrpcCall, GrpcUpstream
-from support.meanwhile import longest_wait
 from support.site import Site
 from support.upstream import ScriptedUpstream
+from support.waits_meanwhile import longest_wait
 
 from tlsproxy.wire.protobuf import delimited
 

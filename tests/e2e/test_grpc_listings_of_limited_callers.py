@@ -12,9 +12,9 @@ from google.protobuf.message import Message
 from hyperframe.frame import DataFrame, WindowUpdateFrame
 from qdrant_client import grpc as pb
 from support.gateway import DEADLINE, Gateway
-from support.grpc_client import Answered, aio_channel, call, channel
+from support.grpc_channels import Answered, aio_channel, call, channel
 from support.grpc_upstream import GrpcUpstream, failing, never, replying
-from support.h2raw import fields, h2
+from support.h2_raw_client import fields, h2
 from support.site import Site
 from support.upstream import ScriptedUpstream
 

@@ -17,8 +17,8 @@ import pytest
 from hyperframe.frame import RstStreamFrame
 from support.gateway import DEADLINE, Gateway
 from support.grpc_upstream import GrpcCall, GrpcUpstream
-from support.h2raw import SEARCH, H2Client, fields, h2
-from support.raw import memory, sockets
+from support.h2_raw_client import SEARCH, H2Client, fields, h2
+from support.raw_connection import memory, sockets
 from support.site import Site
 
 CONNECTIONS = 100 if os.environ.get("TLSPROXY_SOAK") else 8

@@ -11,13 +11,13 @@ import pytest
 from google.protobuf.message import Message
 from hyperframe.frame import DataFrame, Frame, HeadersFrame
 from qdrant_client import grpc as pb
-from support import h2raw
+from support import h2_raw_client
 from support.gateway import Gateway
-from support.grpc_client import call, channel
+from support.grpc_channels import call, channel
 from support.grpc_upstream import GrpcUpstream
-from support.h2raw import fields, h2
-from support.h2upstream import H2Upstream
-from support.raw import memory
+from support.h2_raw_client import fields, h2
+from support.h2_upstream import H2Upstream
+from support.raw_connection import memory
 from support.site import Site
 from support.upstream import ScriptedUpstream
 
@@ -107,7 +107,7 @@ QUERY = pb.QueryPoints(collection_name="docs", lookup_from=lookup("other"), limi
 def test_the_frame_that_completes_a_message_is_withheld_until_the_decision(
     site: Site, raw_gateway: Gateway, frames_of: H2Upstream, pieces: int, ends: str
 ) -> None:
-    content = h2raw.message(QUERY.SerializeToString())
+    content = h2_raw_client.message(QUERY.SerializeToString())
     size = max(1, len(content) // pieces)
     parts = [content[begin : begin + size] for begin in range(0, len(content), size)]
     frames_of.streams.clear()
@@ -137,7 +137,7 @@ def test_the_frame_that_completes_a_message_is_withheld_until_the_decision(
         assert (refused.ended, refused.reset) == (False, CANCEL)
     else:
         assert len(parts) == 1, "what had begun was cancelled; what had not was never heard of"
-    assert good.data == h2raw.message(pb.QueryPoints(collection_name="docs").SerializeToString())
+    assert good.data == h2_raw_client.message(pb.QueryPoints(collection_name="docs").SerializeToString())
 
 
 def test_what_the_collection_alone_refuses_is_refused_at_once(
@@ -162,7 +162,7 @@ def test_refused_calls_that_came_whole_are_nothing_to_the_upstream(
 ) -> None:
     """A server counts the streams that its client resets at once (CVE-2023-44487), and would end the connection."""
     frames_of.streams.clear()
-    foreign = h2raw.message(pb.ScrollPoints(collection_name="other").SerializeToString())
+    foreign = h2_raw_client.message(pb.ScrollPoints(collection_name="other").SerializeToString())
     with h2(raw_gateway, site, "ingest") as client:
         frames: list[Frame] = []
         for _ in range(100):
@@ -303,7 +303,7 @@ FOREIGN = pb.ScrollPoints(collection_name="other", limit=3).SerializeToString()
 
 
 def compressed(coding: str, content: bytes, flag: int = 1) -> tuple[list[tuple[str, str]], bytes]:
-    return fields(f"{POINTS}Scroll", ("grpc-encoding", coding)), h2raw.message(content, flag)
+    return fields(f"{POINTS}Scroll", ("grpc-encoding", coding)), h2_raw_client.message(content, flag)
 
 
 @pytest.mark.parametrize("coding", CODINGS)
@@ -318,7 +318,7 @@ def test_compressed_messages_are_read_and_sent_on_as_they_came(
             client.send(DataFrame(stream, message[:9]), DataFrame(stream, message[9:], flags=["END_STREAM"]))
             assert client.status(stream) == status
     (good,) = (seen for seen in frames_of.streams if seen.ended)
-    assert good.data == h2raw.message(CODINGS[coding](GOOD), 1)
+    assert good.data == h2_raw_client.message(CODINGS[coding](GOOD), 1)
     assert dict(good.fields)["grpc-encoding"] == coding
 
 
@@ -342,7 +342,7 @@ def test_codings_that_are_not_read_here(site: Site, raw_gateway: Gateway, frames
     cases = [
         (compressed("snappy", GOOD), 12),
         (compressed("identity", GOOD), 3),
-        ((fields(f"{POINTS}Scroll"), h2raw.message(gzip.compress(GOOD), 1)), 3),
+        ((fields(f"{POINTS}Scroll"), h2_raw_client.message(gzip.compress(GOOD), 1)), 3),
         (compressed("gzip", b"no gzip"), 3),
         (compressed("gzip", gzip.compress(GOOD)[:-1]), 3),
         (compressed("gzip", gzip.compress(GOOD) + b"more"), 3),
@@ -370,7 +370,7 @@ def test_codings_that_are_not_read_here(site: Site, raw_gateway: Gateway, frames
 
 
 def test_a_message_that_is_not_exactly_one(site: Site, raw_gateway: Gateway, frames_of: H2Upstream) -> None:
-    whole = h2raw.message(GOOD)
+    whole = h2_raw_client.message(GOOD)
     longer = b"\0" + (len(GOOD) + 1).to_bytes(4, "big") + GOOD
     shorter = b"\0" + (len(GOOD) - 1).to_bytes(4, "big") + GOOD
     before = len([seen for seen in frames_of.streams if seen.ended])
@@ -383,7 +383,7 @@ def test_a_message_that_is_not_exactly_one(site: Site, raw_gateway: Gateway, fra
             [whole[:4]],
             [b""],
             [whole[:-1], b""],
-            [whole[:9], whole[9:] + h2raw.message(FOREIGN)],
+            [whole[:9], whole[9:] + h2_raw_client.message(FOREIGN)],
         ):
             stream = client.open(fields(f"{POINTS}Scroll"))
             client.send(
@@ -406,8 +406,8 @@ def test_a_flag_that_data_has_not_hides_nothing(
     with h2(raw_gateway, site, "ingest") as client:
         stream = client.open(fields(f"{POINTS}Scroll"))
         client.send(
-            DataFrame(stream, h2raw.message(docs + hidden)[: 5 + len(docs)]),
-            h2raw.raw(0, flag, stream, hidden),
+            DataFrame(stream, h2_raw_client.message(docs + hidden)[: 5 + len(docs)]),
+            h2_raw_client.raw(0, flag, stream, hidden),
             DataFrame(stream, seen_instead, flags=["END_STREAM"]),
         )
         assert client.fields(stream)["grpc-message"] == "Malformed message: field 1 of ScrollPoints is there twice"
@@ -422,12 +422,12 @@ def test_a_second_message_after_a_good_one_ends_the_call(
     frames_of.streams.clear()
     with h2(raw_gateway, site, "ingest") as client:
         stream = client.open(fields(f"{POINTS}Scroll"))
-        client.send(DataFrame(stream, h2raw.message(GOOD)))
-        frames_of.wait(lambda seen: seen.data == h2raw.message(GOOD))
-        client.send(DataFrame(stream, h2raw.message(FOREIGN), flags=["END_STREAM"]))
+        client.send(DataFrame(stream, h2_raw_client.message(GOOD)))
+        frames_of.wait(lambda seen: seen.data == h2_raw_client.message(GOOD))
+        client.send(DataFrame(stream, h2_raw_client.message(FOREIGN), flags=["END_STREAM"]))
         assert client.status(stream) == 3
     (seen,) = frames_of.streams
-    assert (seen.data, seen.ended) == (h2raw.message(GOOD), False)
+    assert (seen.data, seen.ended) == (h2_raw_client.message(GOOD), False)
 
 
 def test_64_megabytes_of_a_limited_writer_in_little_memory(

@@ -12,7 +12,7 @@ import pytest
 from qdrant_client import AsyncQdrantClient, QdrantClient
 from qdrant_client import models as m
 from support.gateway import Gateway
-from support.qdrant import EmbeddedUpstream, qdrant_by_grpc
+from support.qdrant_clients import EmbeddedUpstream, qdrant_by_grpc
 from support.site import Site
 
 ROLES = {

@@ -12,7 +12,7 @@ from grpc_reflection.v1alpha import reflection
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 from qdrant_client.grpc import points_service_pb2
 from support.gateway import DEADLINE, Gateway
-from support.grpc_client import channel
+from support.grpc_channels import channel
 from support.grpc_upstream import GrpcUpstream, echoing
 from support.site import Site
 from support.upstream import ScriptedUpstream

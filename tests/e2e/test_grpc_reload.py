@@ -8,8 +8,8 @@ from pathlib import Path
 import grpc
 import pytest
 from support.gateway import Gateway
-from support.grpc_client import Answered, call, channel
-from support.grpc_clients import LIST
+from support.grpc_channels import Answered, call, channel
+from support.grpc_traffic import LIST
 from support.grpc_upstream import GrpcUpstream, never
 from support.site import CLIENTS, CONFIG, Site
 from support.upstream import ScriptedUpstream

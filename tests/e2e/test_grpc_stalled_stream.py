@@ -5,7 +5,7 @@ from __future__ import annotations
 from hyperframe.frame import DataFrame
 from support.gateway import Gateway
 from support.grpc_upstream import GrpcCall, GrpcUpstream
-from support.h2raw import fields, h2, message
+from support.h2_raw_client import fields, h2, message
 from support.site import Site
 
 LARGE = 50_000

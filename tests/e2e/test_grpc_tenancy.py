@@ -12,9 +12,9 @@ from qdrant_client import AsyncQdrantClient, QdrantClient
 from qdrant_client import grpc as pb
 from qdrant_client import models as m
 from support.gateway import Gateway
-from support.grpc_client import Answered, call, channel
+from support.grpc_channels import Answered, call, channel
 from support.grpc_upstream import GrpcUpstream
-from support.qdrant import EmbeddedUpstream, qdrant_by_grpc
+from support.qdrant_clients import EmbeddedUpstream, qdrant_by_grpc
 from support.site import Site
 from support.upstream import ScriptedUpstream
 

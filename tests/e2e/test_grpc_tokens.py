@@ -14,8 +14,8 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.x509 import load_pem_x509_certificate
 from qdrant_client import grpc as pb
 from support.gateway import Gateway
-from support.grpc_client import Answered, call, channel
-from support.grpc_clients import LIST, GrpcClients
+from support.grpc_channels import Answered, call, channel
+from support.grpc_traffic import LIST, GrpcClients
 from support.grpc_upstream import GrpcUpstream
 from support.site import Site
 from support.upstream import OK as REST_OK

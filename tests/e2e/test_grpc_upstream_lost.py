@@ -11,9 +11,9 @@ import grpc
 import pytest
 from hyperframe.frame import GoAwayFrame
 from support.gateway import Gateway
-from support.grpc_client import channel
+from support.grpc_channels import channel
 from support.grpc_upstream import GrpcUpstream, never
-from support.h2raw import SEARCH, H2Client, h2, raw
+from support.h2_raw_client import SEARCH, H2Client, h2, raw
 from support.site import Site
 from support.upstream import ScriptedUpstream
 

@@ -6,9 +6,9 @@ import socket
 import ssl
 from contextlib import suppress
 
-from support.caller import Caller
-from support.client import Client
 from support.gateway import DEADLINE, Gateway
+from support.kept_connection import Caller
+from support.raw_request import Client
 from support.site import Site
 from support.upstream import ScriptedUpstream
 

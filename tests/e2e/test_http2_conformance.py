@@ -18,9 +18,9 @@ from hyperframe.frame import (
     WindowUpdateFrame,
 )
 from support.gateway import Gateway
-from support.grpc_client import channel
+from support.grpc_channels import channel
 from support.grpc_upstream import GrpcUpstream
-from support.h2raw import PREFACE, SEARCH, H2Client, fields, h2, message, raw
+from support.h2_raw_client import PREFACE, SEARCH, H2Client, fields, h2, message, raw
 from support.site import Site
 from support.upstream import ScriptedUpstream
 

@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterator
 import pytest
 from hyperframe.frame import ContinuationFrame, DataFrame, HeadersFrame, PingFrame, RstStreamFrame, SettingsFrame
 from support.gateway import Gateway
-from support.grpc_client import channel
+from support.grpc_channels import channel
 from support.grpc_upstream import GrpcCall, GrpcUpstream, never, replying
-from support.h2raw import SEARCH, H2Client, fields, h2, raw
-from support.raw import memory
+from support.h2_raw_client import SEARCH, H2Client, fields, h2, raw
+from support.raw_connection import memory
 from support.site import Site
 from support.upstream import ScriptedUpstream
 

@@ -11,9 +11,9 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from support.client import Client
 from support.gateway import Gateway
-from support.raw import GET
+from support.raw_connection import GET
+from support.raw_request import Client
 from support.site import Site
 from support.upstream import ScriptedUpstream, plain
 

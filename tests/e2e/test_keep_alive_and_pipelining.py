@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from support.gateway import Gateway
-from support.raw import GET, connected
+from support.raw_connection import GET, connected
 from support.site import Site
 from support.upstream import OK, Connection, Received, ScriptedUpstream, plain
 

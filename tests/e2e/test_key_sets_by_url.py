@@ -12,8 +12,8 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from jwt import PyJWS
 from jwt.algorithms import ECAlgorithm
-from support.client import Client
 from support.gateway import Gateway
+from support.raw_request import Client
 from support.site import Site
 from support.upstream import ScriptedUpstream
 

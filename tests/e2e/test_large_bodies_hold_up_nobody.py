@@ -8,11 +8,11 @@ from collections.abc import Iterator
 
 import orjson
 import pytest
-from support.client import Client
 from support.gateway import Gateway
-from support.meanwhile import longest_wait
+from support.raw_request import Client
 from support.site import Site
 from support.upstream import OK, Connection, Received, ScriptedUpstream
+from support.waits_meanwhile import longest_wait
 
 ROLES = {"limited": {"access": [{"collection": "docs", "access": "rw"}]}, "admin": {"access": "m"}}
 IDENTITIES = [

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 from support.gateway import Gateway
-from support.raw import GET, UPLOAD, connected, memory
+from support.raw_connection import GET, UPLOAD, connected, memory
 from support.site import Site
 from support.upstream import OK, Connection, Received, ScriptedUpstream
 

@@ -15,8 +15,8 @@ from hyperframe.frame import DataFrame
 from qdrant_client import grpc as pb
 from support.gateway import DEADLINE, Gateway
 from support.grpc_upstream import GrpcUpstream, never, replying
-from support.h2raw import H2Client, fields, h2, message
-from support.raw import GET, UPLOAD, UPSERT, RawClient, Truncated, connected
+from support.h2_raw_client import H2Client, fields, h2, message
+from support.raw_connection import GET, UPLOAD, UPSERT, RawClient, Truncated, connected
 from support.site import CONFIG, Site
 from support.upstream import OK, Connection, Received, ScriptedUpstream, plain
 

@@ -7,10 +7,10 @@ import signal
 import socket
 from contextlib import ExitStack, suppress
 
+from support.gated_answers import GatedAnswer
 from support.gateway import DEADLINE, Gateway
-from support.held import Held
-from support.limits import SLOW
-from support.raw import GET, RawClient, connected
+from support.limit_answers import SLOW
+from support.raw_connection import GET, RawClient, connected
 from support.site import Site
 from support.upstream import ScriptedUpstream, plain
 from support.workers import at_each, workers
@@ -41,7 +41,7 @@ def test_a_rate_and_the_connections_of_an_address(site: Site, upstream: Scripted
 
 
 def test_requests_at_a_time_and_a_worker_that_is_killed(site: Site, upstream: ScriptedUpstream) -> None:
-    held = Held()
+    held = GatedAnswer()
     upstream.answer = lambda connection, request: (plain() if "/healthz" in request.line else held)(connection, request)
     limits = {"per_identity": {"concurrent_requests": 2}}
     with Gateway(site.write_config(upstream.url, workers=2, limits=limits)) as gateway, ExitStack() as stack:

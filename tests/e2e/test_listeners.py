@@ -10,10 +10,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from support.caller import Caller
-from support.client import ask
 from support.gateway import DEADLINE, Gateway
-from support.raw import GET, UPSERT, connected
+from support.kept_connection import Caller
+from support.raw_connection import GET, UPSERT, connected
+from support.raw_request import ask
 from support.site import Site
 from support.upstream import ScriptedUpstream
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 from qdrant_client import models as m
-from support.client import Client, Response
 from support.gateway import Gateway
-from support.qdrant import EmbeddedUpstream, qdrant
+from support.qdrant_clients import EmbeddedUpstream, qdrant
+from support.raw_request import Client, Response
 from support.site import Site
 from support.upstream import Connection, Received, ScriptedUpstream, plain
 

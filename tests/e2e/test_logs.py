@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.client import Client
 from support.gateway import DEADLINE, Gateway
+from support.raw_request import Client
 from support.site import Site
 from support.upstream import ScriptedUpstream
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from support.gateway import DEADLINE, Gateway
-from support.raw import GET
+from support.raw_connection import GET
 from support.site import Site
 from support.upstream import ScriptedUpstream
 from support.workers import at_each, workers

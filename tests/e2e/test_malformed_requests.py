@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 from support.gateway import Gateway
-from support.raw import GET, connected
+from support.raw_connection import GET, connected
 from support.site import Site
 from support.upstream import Connection, Received, ScriptedUpstream
 

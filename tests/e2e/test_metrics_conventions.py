@@ -10,12 +10,12 @@ from collections.abc import Iterator
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from qdrant_client import grpc as pb
-from support.client import Client, alert
 from support.gateway import DEADLINE, Gateway
-from support.grpc_client import call, channel
+from support.grpc_channels import call, channel
 from support.grpc_upstream import GrpcUpstream
+from support.operator_tools import tool
+from support.raw_request import Client, alert
 from support.site import Site
-from support.tools import tool
 from support.upstream import ScriptedUpstream
 
 OTHER = pb.ScrollPoints(collection_name="other").SerializeToString()

@@ -6,8 +6,8 @@ import hashlib
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from support.client import Client
 from support.gateway import Gateway
+from support.raw_request import Client
 from support.site import Site
 from support.upstream import ScriptedUpstream
 

@@ -10,10 +10,10 @@ import pytest
 from qdrant_client.grpc import UpsertPoints
 from support.gateway import DEADLINE, Gateway
 from support.grpc_upstream import GrpcUpstream, replying
-from support.h2raw import SEARCH, message
+from support.h2_raw_client import SEARCH, message
+from support.operator_tools import tool
 from support.site import Site
 from support.tls_forward import TlsForward
-from support.tools import tool
 
 UPSERT = "/qdrant.Points/Upsert"
 GRPC = ("-H", "content-type: application/grpc", "-H", "te: trailers")

@@ -6,10 +6,10 @@ import socket
 import ssl
 
 import pytest
-from support.client import alert
 from support.gateway import DEADLINE, Gateway
+from support.operator_tools import curl
+from support.raw_request import alert
 from support.site import Site
-from support.tools import curl
 from support.upstream import ScriptedUpstream
 
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import grpc
 from support.gateway import DEADLINE, Gateway
-from support.grpc_client import call, channel
-from support.raw import GET, connected
+from support.grpc_channels import call, channel
+from support.raw_connection import GET, connected
 from support.site import Site
 from support.upstream import ScriptedUpstream
 

@@ -13,8 +13,8 @@ import sys
 from collections.abc import Iterator
 
 import pytest
-from support.client import Client
 from support.gateway import DEADLINE, Gateway
+from support.raw_request import Client
 from support.site import Site
 from support.upstream import ScriptedUpstream
 from support.workers import at_each

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from support.client import Client, Fields, Response, alert, request
 from support.gateway import Gateway
+from support.operator_tools import curl
+from support.raw_request import Client, Fields, Response, alert, request
 from support.site import CLIENTS, Site
-from support.tools import curl
 from support.upstream import ScriptedUpstream
 
 from tlsproxy.tls.pki import Authority

@@ -13,8 +13,8 @@ from typing import Any
 from urllib.parse import unquote
 
 import pytest
-from support.client import Client, request
 from support.gateway import Gateway
+from support.raw_request import Client, request
 from support.site import Site
 from support.upstream import ScriptedUpstream, plain
 

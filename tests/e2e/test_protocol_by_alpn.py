@@ -6,9 +6,9 @@ import ssl
 from collections.abc import Iterator
 
 import pytest
-from support.client import ask
 from support.gateway import Gateway
 from support.grpc_upstream import GrpcUpstream
+from support.raw_request import ask
 from support.site import Site
 from support.upstream import ScriptedUpstream
 

@@ -9,13 +9,13 @@ import grpc
 import pytest
 from qdrant_client import QdrantClient
 from qdrant_client.common.client_exceptions import ResourceExhaustedResponse
-from support.client import Client
 from support.gateway import Gateway
-from support.grpc_client import certificates, channel
-from support.grpc_clients import LIST
+from support.grpc_channels import certificates, channel
+from support.grpc_traffic import LIST
 from support.grpc_upstream import GrpcUpstream
-from support.limits import SLOW, named_key, role, wait_as_told
-from support.raw import GET, connected
+from support.limit_answers import SLOW, named_key, role, wait_as_told
+from support.raw_connection import GET, connected
+from support.raw_request import Client
 from support.site import Site
 from support.upstream import ScriptedUpstream
 

@@ -6,8 +6,8 @@ import json
 from collections import Counter
 from typing import Any
 
-from support.client import Client, alert
 from support.gateway import Gateway
+from support.raw_request import Client, alert
 from support.site import Site
 from support.upstream import ScriptedUpstream
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import orjson
 import pytest
 from support.gateway import Gateway
-from support.raw import GET, UPLOAD, UPSERT, Truncated, connected, memory
+from support.operator_tools import curl
+from support.raw_connection import GET, UPLOAD, UPSERT, Truncated, connected, memory
 from support.site import Site
-from support.tools import curl
 from support.upstream import Connection, Received, ScriptedUpstream
 
 BIG = 50 << 20

@@ -6,8 +6,8 @@ import json
 import os
 import threading
 
-from support.caller import Caller
 from support.gateway import Gateway
+from support.kept_connection import Caller
 from support.site import Site
 from support.upstream import ScriptedUpstream
 

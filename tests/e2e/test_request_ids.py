@@ -9,10 +9,10 @@ from typing import Any
 import grpc
 import pytest
 from qdrant_client import grpc as pb
-from support.client import Client, request
 from support.gateway import DEADLINE, Gateway
-from support.grpc_client import channel
+from support.grpc_channels import channel
 from support.grpc_upstream import GrpcUpstream, failing, replying
+from support.raw_request import Client, request
 from support.site import Site
 from support.upstream import Connection, Received, ScriptedUpstream
 

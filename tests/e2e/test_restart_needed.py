@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import socket
 
-from support.caller import Caller
 from support.gateway import Gateway
+from support.kept_connection import Caller
 from support.site import Site
 from support.upstream import ScriptedUpstream
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from support.client import alert, ask
 from support.gateway import Gateway
+from support.raw_request import alert, ask
 from support.site import CLIENTS, Site
 from support.upstream import ScriptedUpstream
 

@@ -11,11 +11,11 @@ from contextlib import contextmanager, suppress
 
 import pytest
 from hyperframe.frame import DataFrame
-from support.caller import Caller
 from support.gateway import Gateway
 from support.grpc_upstream import GrpcUpstream, never
-from support.h2raw import SEARCH, fields, h2, message
-from support.raw import UPSERT, RawClient, Truncated, connected
+from support.h2_raw_client import SEARCH, fields, h2, message
+from support.kept_connection import Caller
+from support.raw_connection import UPSERT, RawClient, Truncated, connected
 from support.site import CONFIG, Site
 from support.upstream import Connection, Received, ScriptedUpstream, plain
 

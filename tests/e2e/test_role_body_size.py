@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import grpc
 import pytest
-from support.client import Client
 from support.gateway import Gateway
-from support.grpc_client import call, channel
+from support.grpc_channels import call, channel
 from support.grpc_upstream import GrpcUpstream
-from support.limits import role
-from support.raw import UPSERT, connected
+from support.limit_answers import role
+from support.raw_connection import UPSERT, connected
+from support.raw_request import Client
 from support.site import Site
 from support.upstream import ScriptedUpstream
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 
-from support.caller import Caller
 from support.gateway import Gateway
+from support.kept_connection import Caller
 from support.site import CONFIG, Site
 from support.upstream import ScriptedUpstream
 

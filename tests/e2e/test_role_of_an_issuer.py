@@ -13,9 +13,9 @@ from jwt import PyJWS
 from qdrant_client import QdrantClient
 from qdrant_client import models as m
 from qdrant_client.http.exceptions import UnexpectedResponse
-from support.client import Client
 from support.gateway import Gateway
-from support.qdrant import EmbeddedUpstream, qdrant
+from support.qdrant_clients import EmbeddedUpstream, qdrant
+from support.raw_request import Client
 from support.site import Site
 
 KEY = ec.generate_private_key(ec.SECP256R1())

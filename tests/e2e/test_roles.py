@@ -9,9 +9,9 @@ from qdrant_client import QdrantClient
 from qdrant_client import models as m
 from qdrant_client.http.exceptions import UnexpectedResponse
 from support.gateway import Gateway
-from support.qdrant import EmbeddedUpstream, qdrant
+from support.operator_tools import curl
+from support.qdrant_clients import EmbeddedUpstream, qdrant
 from support.site import Site
-from support.tools import curl
 
 VECTORS = m.VectorParams(size=2, distance=m.Distance.DOT)
 POINTS = [m.PointStruct(id=1, vector=[1.0, 0.0], payload={"group": "a"}), m.PointStruct(id=2, vector=[0.0, 1.0])]

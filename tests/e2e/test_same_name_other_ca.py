@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from support.client import ask
 from support.gateway import Gateway
+from support.raw_request import ask
 from support.site import Site
 from support.upstream import ScriptedUpstream
 

@@ -9,9 +9,9 @@ import threading
 import time
 
 import pytest
+from support.gated_answers import busy, gated
 from support.gateway import DEADLINE, Gateway
-from support.held import busy, held
-from support.raw import GET, UPSERT, Truncated, connected
+from support.raw_connection import GET, UPSERT, Truncated, connected
 from support.site import Site
 from support.upstream import OK, Connection, Received, ScriptedUpstream
 
@@ -23,7 +23,7 @@ def draining(gateway: Gateway) -> None:
 
 
 def test_what_runs_is_finished(site: Site, gateway: Gateway, upstream: ScriptedUpstream) -> None:
-    with held(upstream) as let, connected(gateway, site.client()) as client, connected(gateway, site.client()) as idle:
+    with gated(upstream) as let, connected(gateway, site.client()) as client, connected(gateway, site.client()) as idle:
         client.send(UPSERT, b"content-length: 5\r\n\r\nhello")
         idle.send(b"GET /unknown HTTP/1.1\r\nhost: h\r\n\r\n")
         assert idle.response().status == 404
@@ -40,7 +40,7 @@ def test_what_runs_is_finished(site: Site, gateway: Gateway, upstream: ScriptedU
 
 
 def test_pipelined_requests_behind_it_are_not_begun(site: Site, gateway: Gateway, upstream: ScriptedUpstream) -> None:
-    with held(upstream) as let, connected(gateway, site.client()) as client:
+    with gated(upstream) as let, connected(gateway, site.client()) as client:
         client.send(GET, GET)
         busy(upstream)
         draining(gateway)
@@ -90,7 +90,7 @@ def test_a_head_under_way_is_taken(site: Site, gateway: Gateway) -> None:
 
 
 def test_a_second_signal_ends_it_at_once(site: Site, gateway: Gateway, upstream: ScriptedUpstream) -> None:
-    with held(upstream), connected(gateway, site.client()) as client:
+    with gated(upstream), connected(gateway, site.client()) as client:
         client.send(GET)
         busy(upstream)
         draining(gateway)
@@ -104,7 +104,7 @@ def test_a_second_signal_ends_it_at_once(site: Site, gateway: Gateway, upstream:
 
 def test_the_drain_timeout_cuts(site: Site, upstream: ScriptedUpstream) -> None:
     with Gateway(site.write_config(upstream.url, limits={"drain_timeout": 0.5})) as gateway:
-        with held(upstream), connected(gateway, site.client()) as client:
+        with gated(upstream), connected(gateway, site.client()) as client:
             client.send(GET)
             busy(upstream)
             began = time.monotonic()

@@ -10,7 +10,7 @@ from contextlib import ExitStack
 
 import pytest
 from support.gateway import DEADLINE, Gateway
-from support.raw import GET, UPLOAD, UPSERT, RawClient, Truncated, connected
+from support.raw_connection import GET, UPLOAD, UPSERT, RawClient, Truncated, connected
 from support.site import Site
 from support.upstream import Connection, Received, ScriptedUpstream, plain
 

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support.client import ask
+from support.background_load import BackgroundLoad
 from support.gateway import DEADLINE, Gateway
-from support.loading import Load
+from support.raw_request import ask
 from support.site import Site
 from support.upstream import ScriptedUpstream
 
@@ -59,7 +59,7 @@ def test_a_takeover_under_load_loses_nothing(site: Site, upstream: ScriptedUpstr
     try:
         for _ in range(2):
             with Gateway(config, inherit=[("rest", held)]) as gateway:
-                load = load or Load(site, gateway, kept=4, new=4)
+                load = load or BackgroundLoad(site, gateway, kept=4, new=4)
                 enough = len(upstream.requests) + 20
                 while len(upstream.requests) < enough:
                     gateway.audited(status=200)

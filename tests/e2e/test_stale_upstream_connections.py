@@ -5,7 +5,7 @@ from __future__ import annotations
 import orjson
 import pytest
 from support.gateway import Gateway
-from support.raw import GET, SEARCH, UPSERT, connected
+from support.raw_connection import GET, SEARCH, UPSERT, connected
 from support.site import Site
 from support.upstream import OK, Answer, Connection, Received, ScriptedUpstream
 

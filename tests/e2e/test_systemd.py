@@ -18,14 +18,14 @@ from typing import Any, Self
 import grpc
 import pytest
 import yaml
-from support.client import ask
+from support.background_load import BackgroundLoad
 from support.gateway import DEADLINE
-from support.grpc_client import channel
+from support.grpc_channels import channel
 from support.grpc_upstream import GrpcUpstream
-from support.h2raw import SEARCH
-from support.loading import Load
-from support.machine import Machine, needs_machine
+from support.h2_raw_client import SEARCH
+from support.raw_request import ask
 from support.site import CONFIG, Site
+from support.systemd_machine import Machine, needs_machine
 from support.upstream import ScriptedUpstream
 
 ROOT = Path(__file__).parents[2]
@@ -219,7 +219,7 @@ def test_a_restart_under_load_loses_nothing(machine: Machine, installed: Install
     process = machine.shown("tlsproxy", "MainPID")
     with ExitStack() as stack:
         gateway: Any = installed  # it has the port
-        load = Load(installed.site, gateway, kept=4, new=2)
+        load = BackgroundLoad(installed.site, gateway, kept=4, new=2)
         stack.callback(load.kill)
         calls = stack.enter_context(Calls(installed))
         for _ in range(2):

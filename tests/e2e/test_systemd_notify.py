@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 from support.gateway import DEADLINE, Gateway
-from support.notified import Systemd, listening
-from support.raw import GET, connected
+from support.notify_socket import Systemd, listening
+from support.raw_connection import GET, connected
 from support.site import Site
 from support.upstream import ScriptedUpstream
 

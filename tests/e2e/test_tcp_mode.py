@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 
 import pytest
 from support.gateway import DEADLINE, Gateway
-from support.raw import memory
+from support.raw_connection import memory
 from support.site import Site
 from support.sockets import serving
 from support.upstream import ScriptedUpstream

@@ -9,11 +9,11 @@ import pytest
 from qdrant_client import QdrantClient
 from qdrant_client import models as m
 from qdrant_client.http.exceptions import UnexpectedResponse
-from support.client import Client
 from support.gateway import Gateway
-from support.qdrant import EmbeddedUpstream, qdrant
+from support.qdrant_clients import EmbeddedUpstream, qdrant
+from support.raw_request import Client
 from support.site import Site
-from support.tenants import IDENTITIES, ROLES
+from support.tenant_roles import IDENTITIES, ROLES
 from support.upstream import ScriptedUpstream
 
 Use = Callable[[QdrantClient], object]

@@ -5,10 +5,10 @@ from __future__ import annotations
 import ssl
 
 import pytest
-from support.client import ask
 from support.gateway import Gateway
+from support.operator_tools import s_client
+from support.raw_request import ask
 from support.site import CLIENTS, Site
-from support.tools import s_client
 from support.upstream import ScriptedUpstream
 
 V12, V13 = ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3

@@ -6,8 +6,8 @@ import json
 from typing import Any
 
 import pytest
-from support.client import Client, request
 from support.gateway import Gateway
+from support.raw_request import Client, request
 from support.site import Site
 from support.upstream import OK, Connection, Received, ScriptedUpstream
 

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from support.client import Client, Response
 from support.gateway import Gateway
+from support.raw_request import Client, Response
 from support.site import Site
 from support.upstream import ScriptedUpstream, plain
 

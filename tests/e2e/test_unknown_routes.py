@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from support.client import Client
 from support.gateway import Gateway
+from support.operator_tools import curl
+from support.raw_request import Client
 from support.site import Site
-from support.tools import curl
 from support.upstream import ScriptedUpstream
 
 UNKNOWN = [

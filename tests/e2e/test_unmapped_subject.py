@@ -6,8 +6,8 @@ import pytest
 from cryptography import x509
 from cryptography.x509.name import _ASN1Type
 from support.certificates import CN, OU, issue_odd, name
-from support.client import ask
 from support.gateway import Gateway
+from support.raw_request import ask
 from support.site import Site
 from support.upstream import ScriptedUpstream
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 from support.gateway import Gateway
-from support.raw import GET, Truncated, connected
+from support.raw_connection import GET, Truncated, connected
 from support.site import Site
 from support.upstream import OK, Answer, Connection, Received, ScriptedUpstream, plain
 

@@ -6,7 +6,7 @@ import socket
 
 import orjson
 from support.gateway import Gateway
-from support.raw import GET, SEARCH, connected
+from support.raw_connection import GET, SEARCH, connected
 from support.site import Site
 from support.upstream import OK, ScriptedUpstream
 

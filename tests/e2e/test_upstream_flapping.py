@@ -14,11 +14,11 @@ from functools import partial
 
 import grpc
 import pytest
-from support.client import Client
 from support.gateway import DEADLINE, Gateway
-from support.grpc_client import call, channel
-from support.h2upstream import H2Upstream
-from support.raw import sockets
+from support.grpc_channels import call, channel
+from support.h2_upstream import H2Upstream
+from support.raw_connection import sockets
+from support.raw_request import Client
 from support.site import Site
 from support.upstream import ScriptedUpstream
 

@@ -8,7 +8,7 @@ from contextlib import ExitStack
 
 import orjson
 from support.gateway import Gateway
-from support.raw import GET, UPSERT, RawClient, connected
+from support.raw_connection import GET, UPSERT, RawClient, connected
 from support.site import Site
 from support.upstream import OK, Connection, Received, ScriptedUpstream
 

@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 import orjson
 import pytest
 from support.gateway import Gateway
-from support.raw import GET, UPSERT, RawClient, Truncated, connected
+from support.raw_connection import GET, UPSERT, RawClient, Truncated, connected
 from support.site import Site
 from support.upstream import OK, Connection, Received, ScriptedUpstream, plain
 

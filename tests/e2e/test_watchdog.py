@@ -14,9 +14,9 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from support.client import alert, ask
 from support.gateway import DEADLINE, Gateway
-from support.notified import Systemd, listening
+from support.notify_socket import Systemd, listening
+from support.raw_request import alert, ask
 from support.site import Site
 from support.upstream import ScriptedUpstream
 

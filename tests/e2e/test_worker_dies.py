@@ -9,11 +9,11 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from support.caller import Caller
+from support.background_load import BackgroundLoad
+from support.gated_answers import busy, gated
 from support.gateway import DEADLINE, Gateway
-from support.held import busy, held
-from support.loading import Load
-from support.raw import GET, Truncated
+from support.kept_connection import Caller
+from support.raw_connection import GET, Truncated
 from support.site import Site
 from support.upstream import ScriptedUpstream
 from support.workers import at_each, workers
@@ -46,7 +46,7 @@ def test_killed_in_the_middle_of_requests(site: Site, upstream: ScriptedUpstream
         clients = at_each(gateway, site, stack)
         before = accepted(gateway)
         asked = len(upstream.requests)
-        with held(upstream) as let:
+        with gated(upstream) as let:
             for _, client in clients.values():
                 client.send(GET)
             busy(upstream, asked + 2)
@@ -70,7 +70,7 @@ def test_killed_in_the_middle_of_requests(site: Site, upstream: ScriptedUpstream
 def test_killed_under_load(site: Site, upstream: ScriptedUpstream) -> None:
     """What fails is at most what the killed ones had: their connections, one request on each."""
     with Gateway(site.write_config(upstream.url, workers=2)) as gateway:
-        load = Load(site, gateway, 12, 4)
+        load = BackgroundLoad(site, gateway, 12, 4)
         try:
             load.saw(site.serial("server"))
             for number in (1, 2):
@@ -115,7 +115,7 @@ def test_all_drain_at_the_signal(site: Site, upstream: ScriptedUpstream) -> None
     with Gateway(site.write_config(upstream.url, workers=2)) as gateway, ExitStack() as stack:
         clients = at_each(gateway, site, stack)
         pids = [worker["pid"] for worker in workers(gateway).values()]
-        with held(upstream) as let:
+        with gated(upstream) as let:
             asked = len(upstream.requests)
             for _, client in clients.values():
                 client.send(GET)
@@ -138,7 +138,7 @@ def test_a_second_signal_ends_them_at_once(site: Site, upstream: ScriptedUpstrea
     with Gateway(site.write_config(upstream.url, workers=2)) as gateway, ExitStack() as stack:
         clients = at_each(gateway, site, stack)
         asked = len(upstream.requests)
-        with held(upstream):
+        with gated(upstream):
             for _, client in clients.values():
                 client.send(GET)
             busy(upstream, asked + 2)
@@ -159,7 +159,7 @@ def test_without_their_supervisor_they_finish_and_end(site: Site, upstream: Scri
         gateway = stack.enter_context(Gateway(site.write_config(upstream.url, workers=2)))
         clients = at_each(gateway, site, stack)
         pids = [worker["pid"] for worker in workers(gateway).values()]
-        with held(upstream) as let:
+        with gated(upstream) as let:
             asked = len(upstream.requests)
             for _, client in clients.values():
                 client.send(GET)

@@ -7,9 +7,9 @@ import os
 import signal
 from contextlib import ExitStack
 
-from support.caller import Caller
 from support.gateway import Gateway
-from support.raw import GET
+from support.kept_connection import Caller
+from support.raw_connection import GET
 from support.site import Site
 from support.upstream import ScriptedUpstream
 from support.workers import at_each, status, workers

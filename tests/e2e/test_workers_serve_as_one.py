@@ -13,12 +13,12 @@ from typing import Any
 import grpc
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
-from support.caller import Caller
 from support.gateway import Gateway
-from support.grpc_client import call, channel
-from support.grpc_clients import LIST
+from support.grpc_channels import call, channel
+from support.grpc_traffic import LIST
 from support.grpc_upstream import GrpcUpstream
-from support.raw import GET
+from support.kept_connection import Caller
+from support.raw_connection import GET
 from support.site import Site
 from support.upstream import ScriptedUpstream
 from support.workers import at_each, status, worker_of

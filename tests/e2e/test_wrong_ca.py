@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from support.client import alert, ask
 from support.gateway import Gateway
+from support.raw_request import alert, ask
 from support.site import CLIENTS, Site
 from support.upstream import ScriptedUpstream
 

@@ -6,8 +6,8 @@ import pytest
 from cryptography import x509
 from cryptography.x509.oid import ExtendedKeyUsageOID
 from support.certificates import CN, issue_odd, name
-from support.client import alert, ask
 from support.gateway import Gateway
+from support.raw_request import alert, ask
 from support.site import CLIENTS, Site
 from support.upstream import ScriptedUpstream
 

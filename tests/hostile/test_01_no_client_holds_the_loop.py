@@ -15,11 +15,11 @@ from types import SimpleNamespace
 
 import pytest
 from support.gateway import Gateway
-from support.h2ends import Ends
-from support.h2ends import in_memory as grpc_in_memory
-from support.raw import RawClient, connected
-from support.relay_site import KEYS, asked, relay_generation
-from support.restends import RestEnds, Stream, in_memory, rest_generation
+from support.h2_harness import Ends
+from support.h2_harness import in_memory as grpc_in_memory
+from support.raw_connection import RawClient, connected
+from support.relay_generation import KEYS, asked, relay_generation
+from support.rest_harness import RestEnds, Stream, in_memory, rest_generation
 from support.site import Site
 from support.upstream import ScriptedUpstream
 from support.workers import status

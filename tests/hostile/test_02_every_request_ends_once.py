@@ -6,10 +6,10 @@ from collections import Counter
 from contextlib import ExitStack
 
 import pytest
+from support.gated_answers import GatedAnswer
 from support.gateway import Gateway
-from support.held import Held
-from support.limits import role
-from support.raw import connected
+from support.limit_answers import role
+from support.raw_connection import connected
 from support.site import Site
 from support.upstream import ScriptedUpstream
 
@@ -49,7 +49,7 @@ def test_as_many_as_come_in_one_write(
 
 def test_no_more_run_at_once_than_may(own_site: Site, upstream: ScriptedUpstream) -> None:
     """However many were refused before: what they took was given back once."""
-    upstream.answer = held = Held()
+    upstream.answer = held = GatedAnswer()
     limited = role([{"collection": "docs", "access": "rw"}], concurrent_requests=2)
     config = own_site.write_config(upstream.url, roles={"ingest": limited})
     with Gateway(config) as gateway, ExitStack() as stack:

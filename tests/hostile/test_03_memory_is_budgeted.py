@@ -21,10 +21,10 @@ import grpc
 import pytest
 from hyperframe.frame import DataFrame
 from support.gateway import DEADLINE, Gateway
-from support.grpc_client import channel
+from support.grpc_channels import channel
 from support.grpc_upstream import GrpcUpstream
-from support.h2raw import SEARCH, fields, h2, message
-from support.raw import Truncated, connected, memory
+from support.h2_raw_client import SEARCH, fields, h2, message
+from support.raw_connection import Truncated, connected, memory
 from support.site import Site
 from support.upstream import ScriptedUpstream, plain
 

@@ -23,9 +23,9 @@ from hyperframe.frame import DataFrame, Frame, HeadersFrame, WindowUpdateFrame
 from qdrant_client import grpc as pb
 from support.gateway import DEADLINE, Gateway
 from support.grpc_upstream import GrpcCall, GrpcUpstream, never, replying
-from support.h2raw import SEARCH as GRPC_SEARCH
-from support.h2raw import H2Client, fields, h2, message, raw
-from support.raw import GET, SEARCH, UPLOAD, RawClient, Response, Truncated, connected
+from support.h2_raw_client import SEARCH as GRPC_SEARCH
+from support.h2_raw_client import H2Client, fields, h2, message, raw
+from support.raw_connection import GET, SEARCH, UPLOAD, RawClient, Response, Truncated, connected
 from support.site import Site
 from support.upstream import OK, Connection, Received, ScriptedUpstream
 

@@ -18,13 +18,13 @@ from qdrant_client import QdrantClient
 from qdrant_client import grpc as pb
 from qdrant_client import models as m
 from qdrant_client.http.exceptions import UnexpectedResponse
-from support.client import Client
 from support.gateway import Gateway
-from support.grpc_client import Answered, call, channel
+from support.grpc_channels import Answered, call, channel
 from support.grpc_upstream import GrpcUpstream, failing, replying
-from support.qdrant import EmbeddedUpstream, qdrant, qdrant_by_grpc
+from support.qdrant_clients import EmbeddedUpstream, qdrant, qdrant_by_grpc
+from support.raw_request import Client
 from support.site import Site
-from support.tenants import IDENTITIES, ROLES
+from support.tenant_roles import IDENTITIES, ROLES
 from support.upstream import Connection, Received, ScriptedUpstream
 
 MINE = {"key": "tenant", "match": {"value": "acme"}}

@@ -17,10 +17,10 @@ from typing import Any, Self
 import pytest
 from hyperframe.frame import DataFrame
 from support.browser import Page, browsing, certificate_selected_for, home_with_certificate
-from support.client import Client, Response
 from support.gateway import Gateway
 from support.grpc_upstream import GrpcUpstream
-from support.h2raw import Fields, fields, h2, message
+from support.h2_raw_client import Fields, fields, h2, message
+from support.raw_request import Client, Response
 from support.site import Site
 from support.upstream import ScriptedUpstream
 

@@ -16,13 +16,13 @@ from typing import Any
 import grpc
 import pytest
 from click.testing import CliRunner, Result
-from support.caller import Caller
 from support.certificates import certified, fingerprint
-from support.client import Client, ask
 from support.gateway import Gateway
-from support.grpc_client import call, channel
+from support.grpc_channels import call, channel
 from support.grpc_upstream import GrpcUpstream
-from support.limits import named_key
+from support.kept_connection import Caller
+from support.limit_answers import named_key
+from support.raw_request import Client, ask
 from support.site import Site
 from support.upstream import ScriptedUpstream
 

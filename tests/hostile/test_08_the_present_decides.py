@@ -20,13 +20,13 @@ from hyperframe.frame import DataFrame
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from qdrant_client import grpc as pb
-from support.client import Client
+from support.gated_answers import GatedAnswer
 from support.gateway import DEADLINE, Gateway
-from support.grpc_client import call, channel
+from support.grpc_channels import call, channel
 from support.grpc_upstream import GrpcCall, GrpcUpstream
-from support.h2raw import fields, h2, message
-from support.held import Held
-from support.raw import GET, Truncated, connected
+from support.h2_raw_client import fields, h2, message
+from support.raw_connection import GET, Truncated, connected
+from support.raw_request import Client
 from support.site import Site
 from support.upstream import OK, Connection, Received, ScriptedUpstream, plain
 from support.workers import at_each
@@ -653,7 +653,7 @@ def test_a_request_never_shares_the_answer_to_a_question_that_was_sent_before_it
     """That answer may be from before the point was deleted. It waits for the next one, and so do all others."""
     gateway, upstream, _ = conditional
     points = Points()
-    upstream.answer = first = Held()
+    upstream.answer = first = GatedAnswer()
     with h2(gateway, site, None) as one, h2(gateway, site, None) as two:
         early = one.call(b"", fields(LIST, token()))
         first.wait(1)

@@ -17,13 +17,13 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 from hyperframe.frame import DataFrame, PingFrame, SettingsFrame
-from support.client import Client
 from support.gateway import Gateway
 from support.grpc_upstream import GrpcUpstream, replying
-from support.h2raw import PREFACE, H2Client, fields, h2, message, raw
-from support.h2upstream import H2Upstream
-from support.limits import SLOW
-from support.raw import GET, Truncated, connected
+from support.h2_raw_client import PREFACE, H2Client, fields, h2, message, raw
+from support.h2_upstream import H2Upstream
+from support.limit_answers import SLOW
+from support.raw_connection import GET, Truncated, connected
+from support.raw_request import Client
 from support.site import Site
 from support.upstream import Connection, Received, ScriptedUpstream
 

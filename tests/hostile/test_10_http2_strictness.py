@@ -11,9 +11,9 @@ import pytest
 from hyperframe.frame import DataFrame, HeadersFrame, PriorityFrame, RstStreamFrame, SettingsFrame
 from qdrant_client import grpc as pb
 from support.gateway import Gateway
-from support.h2raw import PREFACE, H2Client, fields, h2, message, raw
-from support.h2upstream import H2Upstream
-from support.raw import UPSERT, connected
+from support.h2_raw_client import PREFACE, H2Client, fields, h2, message, raw
+from support.h2_upstream import H2Upstream
+from support.raw_connection import UPSERT, connected
 from support.site import Site
 from support.upstream import ScriptedUpstream
 
@@ -129,7 +129,7 @@ def test_a_length_that_is_right(client: H2Client, upstream: H2Upstream, says: Ca
 def test_the_length_of_an_answer_goes_no_further(client: H2Client, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever it promises, the gateway may have to end the answer before that."""
     wrong = [(":status", "200"), ("content-type", "application/grpc"), ("content-length", "5"), ("x-answer", "1")]
-    monkeypatch.setattr("support.h2upstream.OK", wrong)
+    monkeypatch.setattr("support.h2_upstream.OK", wrong)
     answered = client.fields(client.call(b"", fields("/qdrant.Points/Count")))
     assert answered["x-answer"] == "1"
     assert "content-length" not in answered

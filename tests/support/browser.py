@@ -24,7 +24,7 @@ import aiohttp
 import pytest
 
 from support.gateway import DEADLINE
-from support.tools import tool
+from support.operator_tools import tool
 
 ARTEFACTS = Path(__file__).parents[2] / "artefacts"
 """Screenshots of the last run; not in git."""

@@ -19,9 +19,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from support.activation import passing
 from support.documented import undescribed
 from support.forked import ForkedProcess
+from support.socket_activation import passing
 
 DEADLINE = 20.0
 

@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from typing import Any
 
 from support.gateway import DEADLINE, Gateway
-from support.raw import RawClient, connected
+from support.raw_connection import RawClient, connected
 from support.site import Site
 
 ENOUGH = 200

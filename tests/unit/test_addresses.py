@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from support.clock import Clock
+from support.manual_clock import Clock
 
 from tlsproxy.config.limits import Limits, PerAddress
 from tlsproxy.proxy.limits.addresses import AT_A_TIME, FAILING, HEARD, IN_ALL, TOO_FAST, Addresses, account

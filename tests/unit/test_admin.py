@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import aiohttp
 import pytest
-from support import status as example
+from support import sample_status as example
 
 from tlsproxy.admin.page import HEADERS
 from tlsproxy.admin.server import AdminServer, _is_this_machine

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 from rich.console import Console
-from support.status import HOSTILE, NOW, connection, refusal, status
-from tls_site import site
+from snapshot_site import site
+from support.sample_status import HOSTILE, NOW, connection, refusal, status
 
 from tlsproxy.cli import main
 from tlsproxy.cli.admin_client import admin_of

@@ -15,8 +15,8 @@ from contextlib import ExitStack, closing, suppress
 
 import pytest
 from support.grpc_upstream import GrpcUpstream
-from support.h2raw import H2Client
-from support.raw import GET
+from support.h2_raw_client import H2Client
+from support.raw_connection import GET
 from support.site import Site
 from support.upstream import ScriptedUpstream
 

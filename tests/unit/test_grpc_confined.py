@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from qdrant_client import grpc as pb
 from qdrant_client import models
 from qdrant_client.conversions.conversion import GrpcToRest, RestToGrpc
-from support import messages as qdrant
-from support.steps import at_once
+from support import qdrant_messages as qdrant
+from support.run_steps import at_once
 
 from tlsproxy.authz.access import Condition
 from tlsproxy.errors import BadRequest, Unconfined

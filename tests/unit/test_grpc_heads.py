@@ -10,7 +10,7 @@ import grpc
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support.forged import FORGED, GUISES, IDENTITY
+from support.forged_headers import FORGED, GUISES, IDENTITY
 
 from tlsproxy.errors import BadRequest, HeadTooLarge, RequestError
 from tlsproxy.wire.field_block import Fields, literals, write

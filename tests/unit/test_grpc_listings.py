@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from qdrant_client import grpc as pb
-from support.steps import at_once
+from support.run_steps import at_once
 
 from tlsproxy.authz.access import GlobalMode, Grant, Grants, Rights
 from tlsproxy.qdrant.grpc_listings import ENTRIES, MessageListing, listing_of_call

@@ -10,7 +10,7 @@ from google.protobuf.message import DecodeError
 from hypothesis import given
 from hypothesis import strategies as st
 from qdrant_client import grpc as pb
-from support import messages as qdrant
+from support import qdrant_messages as qdrant
 
 from tlsproxy.authz.access import Scope
 from tlsproxy.errors import BadRequest

@@ -6,8 +6,8 @@ import sys
 from collections.abc import Iterator
 
 import pytest
-from support.h2ends import ANSWERED, Ends, Fields, Sent, in_memory, prefixed
-from support.relay_site import COUNT, LIST, SEARCH, asked, collections, count, relay_generation
+from support.h2_harness import ANSWERED, Ends, Fields, Sent, in_memory, prefixed
+from support.relay_generation import COUNT, LIST, SEARCH, asked, collections, count, relay_generation
 from support.site import Site
 
 from tlsproxy.errors import BadRequest

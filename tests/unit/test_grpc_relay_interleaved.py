@@ -15,10 +15,10 @@ from functools import partial
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support.h2ends import ANSWERED, End, Ends, Sent, in_memory, prefixed
-from support.relay_site import COUNT, LIST, SEARCH, asked, collections, count, relay_generation
+from support.h2_harness import ANSWERED, End, Ends, Sent, in_memory, prefixed
+from support.relay_generation import COUNT, LIST, SEARCH, asked, collections, count, relay_generation
+from support.run_steps import at_once
 from support.site import Site
-from support.steps import at_once
 
 from tlsproxy.authz.access import Condition
 from tlsproxy.proxy.core import scheduler

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support.clock import Clock
+from support.manual_clock import Clock
 
 from tlsproxy.proxy.limits.gcra import SECOND, Charge, Excess, Rate
 from tlsproxy.proxy.limits.table import LimitTable, create, size

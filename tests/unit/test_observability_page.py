@@ -16,7 +16,7 @@ from pathlib import Path
 import yaml
 from support.documented import described
 from support.gateway import DEADLINE
-from support.tools import tool
+from support.operator_tools import tool
 
 ROOT = Path(__file__).parents[2]
 

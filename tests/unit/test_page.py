@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support.status import HOSTILE, NOW, connection, refusal, status
+from support.sample_status import HOSTILE, NOW, connection, refusal, status
 
 from tlsproxy.admin.page import HEADERS, MOST_CONNECTIONS, page, stylesheet
 

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 from qdrant_client import grpc as pb
-from support.h2ends import ANSWERED, Ends, in_memory, prefixed
-from support.relay_site import COUNT, ROLES, asked, count, relay_generation
+from support.h2_harness import ANSWERED, Ends, in_memory, prefixed
+from support.relay_generation import COUNT, ROLES, asked, count, relay_generation
 from support.site import Site
 
 from tlsproxy.snapshot.generation import Generation

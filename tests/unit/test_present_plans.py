@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support.steps import at_once
+from support.run_steps import at_once
 
 from tlsproxy.authz.access import UNREAD, Condition, Decision, GlobalMode, Grant, Grants, Rights
 from tlsproxy.authz.admission import Admission

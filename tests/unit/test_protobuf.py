@@ -8,7 +8,7 @@ import pytest
 from google.protobuf import descriptor_pb2
 from hypothesis import given
 from hypothesis import strategies as st
-from support.messages import pieces
+from support.qdrant_messages import pieces
 
 from tlsproxy.wire.protobuf import (
     I32,

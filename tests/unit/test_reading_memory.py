@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
-from support.steps import at_once
+from support.run_steps import at_once
 
 from tlsproxy.wire.strict_json import counting, memory_of
 

@@ -16,10 +16,10 @@ import pytest
 from hypothesis import Phase, note, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
-from support.model_pool import AUTHORITIES, CLIENTS, CONTENTS, CRLS, FIRST
+from support.model_files import certificate, crl, handshake, seconds, written
+from support.model_values import AUTHORITIES, CLIENTS, CONTENTS, CRLS, FIRST
 from support.openssl_time import set_time
-from support.oracle import CAS, CONFIG, SERVER, Client, Content, Oracle
-from support.realised import certificate, crl, handshake, seconds, written
+from support.reload_model import CAS, CONFIG, SERVER, Client, Content, Oracle
 
 from tlsproxy.config.loader import Loaded, parse
 from tlsproxy.errors import TlsproxyError

@@ -18,7 +18,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from tls_site import OTHER, ROOT, SERVER, Site, site
+from snapshot_site import OTHER, ROOT, SERVER, SnapshotSite, site
 
 from tlsproxy.errors import MaterialError
 from tlsproxy.proxy.core.impact import Affected, Consequences, Group
@@ -42,7 +42,7 @@ def _hasty(monkeypatch: pytest.MonkeyPatch) -> None:
 class Bench:
     """A reloader over real files. What it publishes, counts and writes down is kept."""
 
-    def __init__(self, made: Site) -> None:
+    def __init__(self, made: SnapshotSite) -> None:
         self.generation = made.build()
         self.lines: list[dict[str, Any]] = []
         self.consequences = Consequences()
@@ -88,7 +88,7 @@ class Bench:
                 await self.told.wait()
 
 
-def fresh(made: Site) -> str:
+def fresh(made: SnapshotSite) -> str:
     issued = ROOT.issue(dns=["localhost"], server=True)
     made.serve(issued)
     return f"{issued.serial:x}"

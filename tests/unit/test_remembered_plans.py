@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 import pytest
-from support.relay_site import LIST, asked, relay_generation
+from support.relay_generation import LIST, asked, relay_generation
 from support.site import Site
 
 from tlsproxy.authz.roles import Principal

@@ -13,8 +13,8 @@ from functools import cache
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from support.relay_site import KEYS
-from support.restends import RestEnds, Stream, in_memory, rest_generation
+from support.relay_generation import KEYS
+from support.rest_harness import RestEnds, Stream, in_memory, rest_generation
 from support.site import Site
 
 from tlsproxy.proxy.core import scheduler

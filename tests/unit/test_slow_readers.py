@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from types import SimpleNamespace
 
 import pytest
-from support.clock import Clock
-from support.streams import StreamOwner
+from support.manual_clock import Clock
+from support.stream_owner import StreamOwner
 
 from tlsproxy.proxy.transport import stream as module
 from tlsproxy.proxy.transport.deadlines import Deadlines

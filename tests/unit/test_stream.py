@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 
 import pytest
-from support.streams import StreamOwner
+from support.stream_owner import StreamOwner
 
 from tlsproxy.proxy.transport.deadlines import Deadlines
 from tlsproxy.proxy.transport.stream import Stream

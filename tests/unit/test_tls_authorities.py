@@ -11,8 +11,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from snapshot_site import client_context, handshake, site
 from support.certificates import certified
-from tls_site import client_context, handshake, site
 
 from tlsproxy.authz.identity import anchor_of
 from tlsproxy.config.callers import CaConstraint

@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from tls_site import SERVER, handshake
+from snapshot_site import SERVER, handshake
 
 from tlsproxy.tls.chains import Chain, chain_of, defect_of, looked_at
 from tlsproxy.tls.context import CIPHERS

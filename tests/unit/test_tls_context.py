@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives import serialization
-from tls_site import CLIENT, OTHER, ROOT, SERVER, Site, client_context, handshake, hour, site
+from snapshot_site import CLIENT, OTHER, ROOT, SERVER, SnapshotSite, client_context, handshake, hour, site
 
 from tlsproxy.errors import MaterialError
 from tlsproxy.snapshot import files
@@ -20,7 +20,7 @@ TLS12, TLS13 = ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3
 ALPN = ("http/1.1",)
 
 
-def material_of(made: Site) -> Material:
+def material_of(made: SnapshotSite) -> Material:
     return made.build().material
 
 
@@ -30,15 +30,15 @@ def _hasty(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def made(tmp_path: Path) -> Site:
+def made(tmp_path: Path) -> SnapshotSite:
     return site(tmp_path)
 
 
-def server(made: Site, *, required: bool = True) -> ssl.SSLContext:
+def server(made: SnapshotSite, *, required: bool = True) -> ssl.SSLContext:
     return build_context(material_of(made), require_client_certificate=required, alpn=ALPN)
 
 
-def test_the_context_is_as_strict_as_it_is_meant_to_be(made: Site) -> None:
+def test_the_context_is_as_strict_as_it_is_meant_to_be(made: SnapshotSite) -> None:
     context = server(made)
     assert context.minimum_version is TLS12
     assert context.verify_mode is ssl.CERT_REQUIRED
@@ -52,7 +52,9 @@ def test_the_context_is_as_strict_as_it_is_meant_to_be(made: Site) -> None:
 
 
 @pytest.mark.parametrize("version", [TLS12, TLS13])
-def test_a_client_of_the_ca_is_admitted_and_others_are_not(made: Site, tmp_path: Path, version: ssl.TLSVersion) -> None:
+def test_a_client_of_the_ca_is_admitted_and_others_are_not(
+    made: SnapshotSite, tmp_path: Path, version: ssl.TLSVersion
+) -> None:
     context = server(made)
     answerer, _ = handshake(context, client_context(CLIENT, tmp_path, version))
     assert answerer.getpeercert()["subject"][-1] == (("commonName", "alice"),)
@@ -68,7 +70,7 @@ def test_a_client_of_the_ca_is_admitted_and_others_are_not(made: Site, tmp_path:
             handshake(context, client_context(stranger, tmp_path, version))
 
 
-def test_a_cipher_without_aead_is_refused(made: Site, tmp_path: Path) -> None:
+def test_a_cipher_without_aead_is_refused(made: SnapshotSite, tmp_path: Path) -> None:
     context = server(made)
     old = client_context(CLIENT, tmp_path, TLS12)
     old.set_ciphers("ECDHE-ECDSA-AES128-SHA256")
@@ -76,7 +78,7 @@ def test_a_cipher_without_aead_is_refused(made: Site, tmp_path: Path) -> None:
         handshake(context, old)
 
 
-def test_an_optional_certificate_is_verified_when_it_is_sent(made: Site, tmp_path: Path) -> None:
+def test_an_optional_certificate_is_verified_when_it_is_sent(made: SnapshotSite, tmp_path: Path) -> None:
     context = server(made, required=False)
     answerer, _ = handshake(context, client_context(None, tmp_path))
     assert answerer.getpeercert(binary_form=True) is None
@@ -85,7 +87,7 @@ def test_an_optional_certificate_is_verified_when_it_is_sent(made: Site, tmp_pat
         handshake(context, client_context(OTHER.issue(common_name="x", client=True), tmp_path))
 
 
-def test_without_a_ca_nothing_is_asked_for_and_required_is_refused(made: Site) -> None:
+def test_without_a_ca_nothing_is_asked_for_and_required_is_refused(made: SnapshotSite) -> None:
     material = dataclasses.replace(material_of(made), configured=(), authorities_der=b"")
     context = build_context(material, require_client_certificate=False, alpn=ALPN)
     assert context.verify_mode is ssl.CERT_NONE
@@ -94,7 +96,7 @@ def test_without_a_ca_nothing_is_asked_for_and_required_is_refused(made: Site) -
         build_context(material, require_client_certificate=True, alpn=ALPN)
 
 
-def test_an_intermediate_in_the_ca_file_is_an_anchor_of_its_own(made: Site, tmp_path: Path) -> None:
+def test_an_intermediate_in_the_ca_file_is_an_anchor_of_its_own(made: SnapshotSite, tmp_path: Path) -> None:
     intermediate = ROOT.intermediate("middle")
     made.write("ca.pem", intermediate.certificate_pem)
     context = server(made)
@@ -105,7 +107,7 @@ def test_an_intermediate_in_the_ca_file_is_an_anchor_of_its_own(made: Site, tmp_
 
 @pytest.mark.parametrize("version", [TLS12, TLS13])
 def test_revoked_clients_are_refused_by_any_of_several_crls(
-    made: Site, tmp_path: Path, version: ssl.TLSVersion
+    made: SnapshotSite, tmp_path: Path, version: ssl.TLSVersion
 ) -> None:
     stranger = OTHER.issue(common_name="b", client=True)
     good = ROOT.issue(common_name="c", client=True)
@@ -119,7 +121,7 @@ def test_revoked_clients_are_refused_by_any_of_several_crls(
             handshake(context, client_context(revoked, tmp_path, version))
 
 
-def test_a_ca_without_a_crl_admits_nobody_while_others_have_one(made: Site, tmp_path: Path) -> None:
+def test_a_ca_without_a_crl_admits_nobody_while_others_have_one(made: SnapshotSite, tmp_path: Path) -> None:
     made.configure(tls={"crl": ["all.crl"]})
     made.write("ca.pem", ROOT.certificate_pem + OTHER.certificate_pem)
     made.write("all.crl", OTHER.crl_pem())
@@ -127,7 +129,7 @@ def test_a_ca_without_a_crl_admits_nobody_while_others_have_one(made: Site, tmp_
         handshake(server(made), client_context(CLIENT, tmp_path))
 
 
-def test_an_encrypted_key_and_a_combined_file_serve(made: Site, tmp_path: Path) -> None:
+def test_an_encrypted_key_and_a_combined_file_serve(made: SnapshotSite, tmp_path: Path) -> None:
     key = serialization.load_pem_private_key(SERVER.key_pem, None)
     encrypted = key.private_bytes(
         serialization.Encoding.PEM,
@@ -140,7 +142,7 @@ def test_an_encrypted_key_and_a_combined_file_serve(made: Site, tmp_path: Path) 
     assert handshake(server(made), client_context(CLIENT, tmp_path))
 
 
-def test_alpn_is_agreed_on_where_the_client_speaks_of_it(made: Site, tmp_path: Path) -> None:
+def test_alpn_is_agreed_on_where_the_client_speaks_of_it(made: SnapshotSite, tmp_path: Path) -> None:
     client = client_context(CLIENT, tmp_path)
     assert handshake(server(made), client)[0].selected_alpn_protocol() is None
     client.set_alpn_protocols(["h2", "http/1.1"])
@@ -149,7 +151,7 @@ def test_alpn_is_agreed_on_where_the_client_speaks_of_it(made: Site, tmp_path: P
 
 @pytest.mark.parametrize("elsewhere", [False, True])
 def test_nothing_is_left_on_disk_or_open(
-    made: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, elsewhere: bool
+    made: SnapshotSite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, elsewhere: bool
 ) -> None:
     if elsewhere:
         monkeypatch.setattr(context_module.sys, "platform", "darwin")
@@ -164,12 +166,12 @@ def test_nothing_is_left_on_disk_or_open(
     assert len(list(Path("/proc/self/fd").iterdir())) == before
 
 
-def test_a_trial_handshake_passes_with_good_material(made: Site) -> None:
+def test_a_trial_handshake_passes_with_good_material(made: SnapshotSite) -> None:
     self_handshake(material_of(made), alpn=ALPN)
     self_handshake(material_of(made), alpn=())
 
 
-def test_trial_handshakes_take_no_memory(made: Site) -> None:
+def test_trial_handshakes_take_no_memory(made: SnapshotSite) -> None:
     """A rotation's is among what stays flat; reading a session for each took 11 KB."""
     material = material_of(made)
 
@@ -184,7 +186,7 @@ def test_trial_handshakes_take_no_memory(made: Site) -> None:
     assert resident() < before + 512
 
 
-def test_a_trial_handshake_finds_what_checks_could_not(made: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_trial_handshake_finds_what_checks_could_not(made: SnapshotSite, monkeypatch: pytest.MonkeyPatch) -> None:
     material = material_of(made)
     with pytest.raises(MaterialError, match="showed another certificate"):
         self_handshake(dataclasses.replace(material, leaf_der=b"x"), alpn=ALPN)
@@ -206,7 +208,7 @@ def test_a_trial_handshake_finds_what_checks_could_not(made: Site, monkeypatch: 
 
 @pytest.mark.parametrize("version", [TLS12, TLS13])
 def test_no_ticket_is_ever_sent_and_a_session_of_an_older_generation_proves_nothing(
-    made: Site, tmp_path: Path, version: ssl.TLSVersion
+    made: SnapshotSite, tmp_path: Path, version: ssl.TLSVersion
 ) -> None:
     """T5: the client is revoked, or its CA removed; what it kept of an older handshake must not help it."""
     old = server(made)
@@ -233,7 +235,9 @@ def sent(context: ssl.SSLContext, directory: Path) -> list[bytes]:
     return [each.public_bytes(2) for each in caller._sslobj.get_unverified_chain()]  # type: ignore[attr-defined]
 
 
-def test_the_chain_is_the_one_that_openssl_would_search_for_in_each_handshake(made: Site, tmp_path: Path) -> None:
+def test_the_chain_is_the_one_that_openssl_would_search_for_in_each_handshake(
+    made: SnapshotSite, tmp_path: Path
+) -> None:
     """A certificate that comes alone is followed by its issuer, where the CAs know it."""
     material = material_of(made)
     assert material.chain_pem.count(b"BEGIN") == 2
@@ -243,7 +247,7 @@ def test_the_chain_is_the_one_that_openssl_would_search_for_in_each_handshake(ma
     assert len(shown) == 2
 
 
-def test_a_chain_of_a_foreign_issuer_is_sent_as_it_is(made: Site, tmp_path: Path) -> None:
+def test_a_chain_of_a_foreign_issuer_is_sent_as_it_is(made: SnapshotSite, tmp_path: Path) -> None:
     made.write("ca.pem", OTHER.certificate_pem + Authority.create("test root").certificate_pem)
     assert material_of(made).chain_pem.count(b"BEGIN") == 1
     intermediate = ROOT.intermediate("middle")

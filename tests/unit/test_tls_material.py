@@ -10,7 +10,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import dsa, ec, ed448, ed25519, rsa
 from cryptography.x509.oid import NameOID
-from tls_site import CLIENT, OTHER, ROOT, SERVER, Site, hour, site
+from snapshot_site import CLIENT, OTHER, ROOT, SERVER, SnapshotSite, hour, site
 
 from tlsproxy.errors import MaterialError
 from tlsproxy.snapshot import files
@@ -29,20 +29,20 @@ def _hasty(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def made(tmp_path: Path) -> Site:
+def made(tmp_path: Path) -> SnapshotSite:
     return site(tmp_path)
 
 
-def load(made: Site, *, now: float | None = None) -> Material:
+def load(made: SnapshotSite, *, now: float | None = None) -> Material:
     return made.build(now=now).material
 
 
-def warnings(made: Site, *, now: float | None = None) -> list[str]:
+def warnings(made: SnapshotSite, *, now: float | None = None) -> list[str]:
     moment = time.time() if now is None else now
     return list(load(made, now=moment).warnings(moment))
 
 
-def reason(made: Site, **more: Any) -> str:
+def reason(made: SnapshotSite, **more: Any) -> str:
     with pytest.raises(MaterialError) as error:
         load(made, **more)
     assert "PRIVATE" not in str(error.value)
@@ -72,12 +72,12 @@ def pem_of(key: Any, encryption: serialization.KeySerializationEncryption | None
     return key.private_bytes(PEM, serialization.PrivateFormat.PKCS8, encryption or serialization.NoEncryption())
 
 
-def serve(made: Site, key: Any, *extensions: x509.ExtensionType, **fields: Any) -> None:
+def serve(made: SnapshotSite, key: Any, *extensions: x509.ExtensionType, **fields: Any) -> None:
     made.write("server.pem", self_signed(key, *extensions, **fields))
     made.write("server.key", pem_of(key))
 
 
-def test_good_material_says_what_it_is_and_no_secret(made: Site) -> None:
+def test_good_material_says_what_it_is_and_no_secret(made: SnapshotSite) -> None:
     material = load(made)
     leaf = x509.load_pem_x509_certificate(SERVER.certificate_pem)
     assert material.leaf.serial == f"{SERVER.serial:x}"
@@ -91,19 +91,19 @@ def test_good_material_says_what_it_is_and_no_secret(made: Site) -> None:
     assert "BEGIN" not in repr(material)
 
 
-def test_a_key_of_another_certificate_is_refused(made: Site) -> None:
+def test_a_key_of_another_certificate_is_refused(made: SnapshotSite) -> None:
     made.write("server.key", CLIENT.key_pem)
     assert "server.key: does not belong to" in reason(made)
 
 
-def test_one_file_may_hold_key_and_chain_in_any_order(made: Site) -> None:
+def test_one_file_may_hold_key_and_chain_in_any_order(made: SnapshotSite) -> None:
     for combined in (SERVER.key_pem + SERVER.chain_pem, SERVER.chain_pem + SERVER.key_pem):
         made.configure(tls={"key": "server.pem"})
         made.write("server.pem", combined)
         assert load(made).leaf.serial == f"{SERVER.serial:x}"
 
 
-def test_a_key_in_the_certificate_file_that_is_not_used_is_warned_of(made: Site) -> None:
+def test_a_key_in_the_certificate_file_that_is_not_used_is_warned_of(made: SnapshotSite) -> None:
     made.write("server.pem", SERVER.chain_pem + SERVER.key_pem)
     assert "is not used" in warnings(made)[0]
 
@@ -126,12 +126,12 @@ def test_a_key_in_the_certificate_file_that_is_not_used_is_warned_of(made: Site)
         ("server.pem", CLIENT.chain_pem, "lacks serverAuth"),
     ],
 )
-def test_what_is_not_a_chain_with_its_key_is_refused(made: Site, name: str, data: bytes, expected: str) -> None:
+def test_what_is_not_a_chain_with_its_key_is_refused(made: SnapshotSite, name: str, data: bytes, expected: str) -> None:
     made.write(name, data)
     assert expected in reason(made)
 
 
-def test_a_chain_goes_from_leaf_to_root(made: Site) -> None:
+def test_a_chain_goes_from_leaf_to_root(made: SnapshotSite) -> None:
     bottom = ROOT.intermediate("middle").intermediate("bottom")
     issued = bottom.issue(dns=["localhost"], server=True)
     made.serve(issued)
@@ -147,7 +147,7 @@ def _split(pem: bytes) -> list[bytes]:
     return [part + b"-----END CERTIFICATE-----\n" for part in pem.split(b"-----END CERTIFICATE-----\n") if part]
 
 
-def test_a_wrong_signature_under_the_right_name_is_refused(made: Site) -> None:
+def test_a_wrong_signature_under_the_right_name_is_refused(made: SnapshotSite) -> None:
     impostor = type(ROOT).create("test root")
     issued = ROOT.issue(dns=["localhost"], server=True)
     made.serve(issued)
@@ -155,7 +155,7 @@ def test_a_wrong_signature_under_the_right_name_is_refused(made: Site) -> None:
     assert "did not issue" in reason(made)
 
 
-def test_dates_allow_five_minutes_of_skew_at_the_start_and_no_expiry(made: Site) -> None:
+def test_dates_allow_five_minutes_of_skew_at_the_start_and_no_expiry(made: SnapshotSite) -> None:
     first = made.build()
     start = datetime.now(UTC) + timedelta(minutes=10)
     made.serve(ROOT.issue(dns=["localhost"], server=True, not_before=start))
@@ -170,7 +170,7 @@ def test_dates_allow_five_minutes_of_skew_at_the_start_and_no_expiry(made: Site)
     assert "is valid only until" in warnings(made, now=facts.not_after - 3600)[0]
 
 
-def test_an_expired_intermediate_is_refused(made: Site) -> None:
+def test_an_expired_intermediate_is_refused(made: SnapshotSite) -> None:
     intermediate = type(ROOT).create("short", lifetime=hour(1)).intermediate("expiring")
     made.serve(intermediate.issue(dns=["localhost"], server=True, lifetime=hour(5)))
     assert "CN=expiring expired" in reason(made, now=NOW + 2 * 3600)
@@ -185,7 +185,7 @@ def test_an_expired_intermediate_is_refused(made: Site) -> None:
     ],
     ids=["ed25519", "p384", "rsa2048"],
 )
-def test_strong_keys_are_taken(made: Site, key: Any) -> None:
+def test_strong_keys_are_taken(made: SnapshotSite, key: Any) -> None:
     serve(made, key)
     assert "names no host" in warnings(made)[0]
 
@@ -200,12 +200,12 @@ def test_strong_keys_are_taken(made: Site, key: Any) -> None:
     ],
     ids=["rsa1024", "secp256k1", "ed448", "dsa"],
 )
-def test_weak_and_odd_keys_are_refused(made: Site, key: Any, expected: str) -> None:
+def test_weak_and_odd_keys_are_refused(made: SnapshotSite, key: Any, expected: str) -> None:
     serve(made, key)
     assert expected in reason(made)
 
 
-def test_a_leaf_that_may_not_sign_is_refused(made: Site) -> None:
+def test_a_leaf_that_may_not_sign_is_refused(made: SnapshotSite) -> None:
     usage = x509.KeyUsage(
         digital_signature=False, content_commitment=False, key_encipherment=True, data_encipherment=False,
         key_agreement=False, key_cert_sign=False, crl_sign=False, encipher_only=False, decipher_only=False,
@@ -214,7 +214,7 @@ def test_a_leaf_that_may_not_sign_is_refused(made: Site) -> None:
     assert "lacks digitalSignature" in reason(made)
 
 
-def test_a_sha1_signature_is_refused(made: Site, tmp_path: Path) -> None:
+def test_a_sha1_signature_is_refused(made: SnapshotSite, tmp_path: Path) -> None:
     key, config = tmp_path / "k", tmp_path / "odd.pem"
     request = ["openssl", "req", "-x509", "-sha1", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=x", "-days", "3"]
     no_ca = ["-addext", "basicConstraints=CA:FALSE"]
@@ -225,7 +225,7 @@ def test_a_sha1_signature_is_refused(made: Site, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("form", [serialization.PrivateFormat.PKCS8, serialization.PrivateFormat.TraditionalOpenSSL])
-def test_an_encrypted_key_opens_with_its_passphrase_file(made: Site, form: serialization.PrivateFormat) -> None:
+def test_an_encrypted_key_opens_with_its_passphrase_file(made: SnapshotSite, form: serialization.PrivateFormat) -> None:
     key = serialization.load_pem_private_key(SERVER.key_pem, None)
     made.write("server.key", key.private_bytes(PEM, form, serialization.BestAvailableEncryption(b"pass phrase")))
     assert "tls.key_passphrase_file" in reason(made)
@@ -242,13 +242,13 @@ def test_an_encrypted_key_opens_with_its_passphrase_file(made: Site, form: seria
     assert "longer than the 1024 bytes" in reason(made)
 
 
-def test_a_passphrase_beside_a_plain_key_does_no_harm(made: Site) -> None:
+def test_a_passphrase_beside_a_plain_key_does_no_harm(made: SnapshotSite) -> None:
     made.configure(tls={"key_passphrase_file": "passphrase"})
     made.write("passphrase", b"unused")
     assert load(made).leaf.serial == f"{SERVER.serial:x}"
 
 
-def test_ec_parameters_before_the_key_are_passed_over(made: Site) -> None:
+def test_ec_parameters_before_the_key_are_passed_over(made: SnapshotSite) -> None:
     made.write(
         "server.key", b"-----BEGIN EC PARAMETERS-----\nBggqhkjOPQMBBw==\n-----END EC PARAMETERS-----\n" + SERVER.key_pem
     )

@@ -5,8 +5,8 @@ import ssl
 from typing import TYPE_CHECKING
 
 import pytest
+from snapshot_site import CLIENT, OTHER, ROOT, client_context, handshake, site
 from support.certificates import certified
-from tls_site import CLIENT, OTHER, ROOT, client_context, handshake, site
 
 from tlsproxy.snapshot import files
 from tlsproxy.tls.chains import authority_of, chain_of

@@ -5,7 +5,7 @@ import contextlib
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tls_site import ROOT, SERVER
+from snapshot_site import ROOT, SERVER
 
 from tlsproxy.errors import MaterialError
 from tlsproxy.tls.pem import blocks_of

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
-from tls_site import OTHER, ROOT, handshake
+from snapshot_site import OTHER, ROOT, handshake
 
 from tlsproxy.tls.pki import Authority, Issued
 

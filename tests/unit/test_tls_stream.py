@@ -10,9 +10,9 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from support.streams import StreamOwner
+from support.stream_owner import StreamOwner
 
-from tests.unit.tls_site import CLIENT, client_context, site
+from tests.unit.snapshot_site import CLIENT, client_context, site
 from tlsproxy.proxy.transport.deadlines import Deadlines
 from tlsproxy.proxy.transport.tls import RECORD, TlsStream
 

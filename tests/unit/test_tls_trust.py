@@ -10,8 +10,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from hypothesis import given
 from hypothesis import strategies as st
+from snapshot_site import CLIENT, OTHER, ROOT, hour
 from support.certificates import certified
-from tls_site import CLIENT, OTHER, ROOT, hour
 
 from tlsproxy.errors import MaterialError
 from tlsproxy.tls.certinfo import day

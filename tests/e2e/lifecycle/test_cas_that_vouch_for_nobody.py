@@ -9,9 +9,9 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID
-from support.caller import Caller
 from support.certificates import CN, name
 from support.gateway import Gateway
+from support.kept_connection import Caller
 from support.site import Site
 from support.upstream import ScriptedUpstream
 

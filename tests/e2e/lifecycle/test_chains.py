@@ -12,13 +12,13 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.x509.oid import ExtendedKeyUsageOID
-from support.caller import Caller
 from support.certificates import certified, fingerprint
-from support.client import alert
 from support.gateway import Gateway
 from support.grpc_upstream import GrpcUpstream
-from support.h2raw import H2Client, fields, h2
-from support.raw import GET, RawClient
+from support.h2_raw_client import H2Client, fields, h2
+from support.kept_connection import Caller
+from support.raw_connection import GET, RawClient
+from support.raw_request import alert
 from support.site import CLIENTS, Site
 from support.upstream import ScriptedUpstream
 

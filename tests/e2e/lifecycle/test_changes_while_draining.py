@@ -9,10 +9,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from support.gated_answers import busy, gated
 from support.gateway import DEADLINE, Gateway
-from support.held import busy, held
-from support.notified import listening
-from support.raw import GET, RawClient, connected
+from support.notify_socket import listening
+from support.raw_connection import GET, RawClient, connected
 from support.site import CONFIG, Site
 from support.upstream import ScriptedUpstream
 
@@ -50,7 +50,7 @@ def test_rights_are_taken_away(own_site: Site, upstream: ScriptedUpstream, tmp_p
         answered(gateway, own_site, "ingest") as revoked,
         answered(gateway, own_site, None, asking(OLD)) as keyed,
         connected(gateway, own_site.client()) as innocent,
-        held(upstream) as let,
+        gated(upstream) as let,
     ):
         asked = len(upstream.requests)
         innocent.send(GET)

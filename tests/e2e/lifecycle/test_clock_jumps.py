@@ -10,12 +10,12 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.hashes import SHA256
 from support.gateway import Gateway
+from support.gateway_clock import WallClock
 from support.grpc_upstream import GrpcUpstream, never
-from support.h2raw import SEARCH, fields, h2
-from support.raw import GET, RawClient
+from support.h2_raw_client import SEARCH, fields, h2
+from support.raw_connection import GET, RawClient
 from support.site import Site
 from support.upstream import ScriptedUpstream
-from support.wall import WallClock
 from support.workers import at_each, status
 
 from tlsproxy.authz.tokens import mint

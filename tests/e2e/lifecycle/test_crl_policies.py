@@ -10,15 +10,15 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
-from support.caller import Caller
-from support.client import alert
 from support.gateway import Gateway
+from support.gateway_clock import WallClock
 from support.grpc_upstream import GrpcUpstream
-from support.h2raw import h2
-from support.raw import RawClient, Truncated
+from support.h2_raw_client import h2
+from support.kept_connection import Caller
+from support.raw_connection import RawClient, Truncated
+from support.raw_request import alert
 from support.site import CLIENTS, Site
 from support.upstream import ScriptedUpstream
-from support.wall import WallClock
 
 from tlsproxy.tls.pki import Authority
 

@@ -6,12 +6,12 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
 
-from support.caller import Caller
 from support.gateway import Gateway
 from support.grpc_upstream import GrpcUpstream
-from support.h2raw import h2
+from support.h2_raw_client import h2
+from support.kept_connection import Caller
+from support.operator_tools import operator
 from support.site import CONFIG, Site
-from support.tools import operator
 from support.upstream import ScriptedUpstream
 from support.workers import status
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import signal
 from pathlib import Path
 
-from support import hanging
+from support import hung_calls as hanging
 from support.gateway import DEADLINE, Gateway
-from support.raw import GET, connected
+from support.raw_connection import GET, connected
 from support.site import Site
 from support.upstream import ScriptedUpstream
 

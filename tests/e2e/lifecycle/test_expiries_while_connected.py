@@ -9,8 +9,8 @@ from datetime import UTC, datetime, timedelta
 from support.certificates import certified
 from support.gateway import Gateway
 from support.grpc_upstream import GrpcUpstream
-from support.h2raw import h2
-from support.raw import RawClient, connected
+from support.h2_raw_client import h2
+from support.raw_connection import RawClient, connected
 from support.site import CLIENTS, Site
 from support.upstream import ScriptedUpstream
 

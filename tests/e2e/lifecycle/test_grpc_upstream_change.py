@@ -12,9 +12,9 @@ from typing import Any
 import grpc
 import pytest
 from support.gateway import DEADLINE, Gateway
-from support.grpc_client import Answered, call, channel
+from support.grpc_channels import Answered, call, channel
 from support.grpc_upstream import GrpcUpstream, echoing, never, replying
-from support.h2raw import h2
+from support.h2_raw_client import h2
 from support.site import Site
 from support.sockets import deaf
 from support.upstream import ScriptedUpstream

@@ -6,10 +6,10 @@ import signal
 from pathlib import Path
 
 import pytest
-from support.caller import Caller
 from support.gateway import DEADLINE, Gateway
+from support.hung_files import Unanswering, inputs, wait_for_inputs
+from support.kept_connection import Caller
 from support.site import CONFIG, Site
-from support.unanswering import Unanswering, inputs, wait_for_inputs
 from support.upstream import ScriptedUpstream
 
 TLS = {"crl": ["mount/a.crl"], "poll_interval": 0.1, "read_timeout": 0.3}

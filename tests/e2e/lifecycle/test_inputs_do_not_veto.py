@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 import yaml
-from support.caller import Caller
 from support.gateway import Gateway
+from support.gateway_clock import WallClock
+from support.kept_connection import Caller
 from support.site import CONFIG, Site
 from support.upstream import ScriptedUpstream
-from support.wall import WallClock
 
 from tlsproxy.tls.pki import Authority
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from hyperframe.frame import DataFrame
 from support.gateway import Gateway
 from support.grpc_upstream import GrpcUpstream
-from support.h2raw import fields, h2, message
-from support.raw import GET, UPSERT, RawClient, connected
+from support.h2_raw_client import fields, h2, message
+from support.raw_connection import GET, UPSERT, RawClient, connected
 from support.site import Site
 from support.upstream import ScriptedUpstream
 

@@ -6,10 +6,10 @@ import errno
 from collections.abc import Callable
 from pathlib import Path
 
-from support.caller import Caller
 from support.gateway import Gateway
+from support.hung_files import Unanswering, wait_for_inputs
+from support.kept_connection import Caller
 from support.site import Site
-from support.unanswering import Unanswering, wait_for_inputs
 from support.upstream import ScriptedUpstream
 
 FILES = {"cert": "mount/server.pem", "key": "mount/server.key", "ca_cert": "mount/ca.pem", "crl": ["mount/a.crl"]}

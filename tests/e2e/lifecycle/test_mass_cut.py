@@ -7,10 +7,10 @@ from contextlib import ExitStack
 from typing import Any
 
 import pytest
-from support.caller import Caller
 from support.gateway import DEADLINE, Gateway
+from support.kept_connection import Caller
+from support.operator_tools import operator
 from support.site import CONFIG, Site
-from support.tools import operator
 from support.upstream import ScriptedUpstream
 from support.workers import at_each, status
 

@@ -10,8 +10,8 @@ from contextlib import ExitStack, suppress
 import pytest
 from support.gateway import DEADLINE, Gateway
 from support.grpc_upstream import GrpcUpstream
-from support.h2raw import h2
-from support.raw import GET, RawClient, Truncated, connected
+from support.h2_raw_client import h2
+from support.raw_connection import GET, RawClient, Truncated, connected
 from support.site import CONFIG, Site
 from support.upstream import ScriptedUpstream
 from support.workers import status

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from support.client import ask, read_response, request
 from support.gateway import Gateway
+from support.raw_request import ask, read_response, request
 from support.site import CONFIG, Site
 from support.upstream import ScriptedUpstream
 

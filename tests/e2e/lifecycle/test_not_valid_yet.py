@@ -8,8 +8,8 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
-from support.caller import Caller
 from support.gateway import Gateway
+from support.kept_connection import Caller
 from support.site import Site
 from support.upstream import ScriptedUpstream
 

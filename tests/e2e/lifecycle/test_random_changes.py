@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 import yaml
-from support.caller import Caller
 from support.gateway import Gateway
-from support.model_pool import CLIENTS, CONTENTS, FIRST
-from support.oracle import CAS, CONFIG, SERVER, Client, Content, Oracle, Policy
-from support.realised import client_context, configuration, written
+from support.kept_connection import Caller
+from support.model_files import client_context, configuration, written
+from support.model_values import CLIENTS, CONTENTS, FIRST
+from support.reload_model import CAS, CONFIG, SERVER, Client, Content, Oracle, Policy
 from support.site import CONFIG as USUAL
 from support.upstream import ScriptedUpstream
 

@@ -11,8 +11,8 @@ import pytest
 from hyperframe.frame import DataFrame
 from support.gateway import DEADLINE, Gateway
 from support.grpc_upstream import GrpcCall, GrpcUpstream
-from support.h2raw import SEARCH, fields, h2, message
-from support.raw import UPSERT, RawClient, connected
+from support.h2_raw_client import SEARCH, fields, h2, message
+from support.raw_connection import UPSERT, RawClient, connected
 from support.site import Site
 from support.upstream import OK, Connection, Received, ScriptedUpstream
 

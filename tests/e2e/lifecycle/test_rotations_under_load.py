@@ -25,12 +25,12 @@ from typing import Any
 
 import grpc
 import pytest
-from support.caller import Caller
-from support.client import Client
+from support.background_load import BackgroundLoad
 from support.gateway import Gateway
 from support.grpc_upstream import GrpcUpstream, echoing
-from support.load import LIST
-from support.loading import Load
+from support.kept_connection import Caller
+from support.load_program import LIST
+from support.raw_request import Client
 from support.rotations import ISSUER, Authorities, Configuration, Input, KeySet, RevocationList, Secret, ServerPair
 from support.site import CLIENTS, Site
 from support.upstream import ScriptedUpstream
@@ -64,7 +64,7 @@ class Watched:
         self.differing: list[str] = []
         self._context = site.client("probe")
         self._probe = stack.enter_context(Client(gateway, self._context))
-        self.load = Load(
+        self.load = BackgroundLoad(
             site,
             gateway,
             KEPT,

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Self
 
-from support import hanging
+from support import hung_calls as hanging
 from support.gateway import DEADLINE, Gateway
 from support.site import Site
 

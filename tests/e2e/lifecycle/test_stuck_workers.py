@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from support import hanging
-from support.client import alert
+from support import hung_calls
 from support.gateway import DEADLINE, Gateway
-from support.raw import GET, RawClient, Truncated
+from support.raw_connection import GET, RawClient, Truncated
+from support.raw_request import alert
 from support.site import Site
 from support.upstream import ScriptedUpstream
 from support.workers import all_serve, at_each, workers
@@ -47,7 +47,7 @@ def test_the_others_publish_at_once_and_they_serve_nothing_more(
     """One that is stopped, and one whose loop hangs."""
     own_site.write("ca.crl", own_site.authority.crl_pem(number=1))
     config = own_site.write_config(upstream.url, workers=3, tls={"crl": ["ca.crl"]})
-    with Gateway(config, **hanging.loops(tmp_path / "hung").environ) as gateway, ExitStack() as stack:
+    with Gateway(config, **hung_calls.loops(tmp_path / "hung").environ) as gateway, ExitStack() as stack:
         clients = at_each(gateway, own_site, stack, 3)
         pids = {number: worker["pid"] for number, worker in workers(gateway).items()}
         asked = len(upstream.requests)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from support.caller import Caller
 from support.gateway import Gateway
+from support.kept_connection import Caller
+from support.operator_tools import operator
 from support.site import CONFIG, Site
-from support.tools import operator
 from support.upstream import ScriptedUpstream
 from support.workers import status
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from support.gateway import Gateway
-from support.raw import RawClient
+from support.raw_connection import RawClient
 from support.site import Site
 from support.sockets import deaf, serving
 from support.upstream import ScriptedUpstream

@@ -9,9 +9,9 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import pytest
+from support.gated_answers import GatedAnswer
 from support.gateway import Gateway
-from support.held import Held
-from support.raw import GET, UPSERT, connected
+from support.raw_connection import GET, UPSERT, connected
 from support.site import Site
 from support.upstream import Connection, Received, ScriptedUpstream
 
@@ -38,7 +38,7 @@ def deaf() -> Iterator[str]:
 @pytest.mark.parametrize("workers", [1, 2])
 def test_new_requests_go_to_the_new_one_at_once(own_site: Site, upstream: ScriptedUpstream, workers: int) -> None:
     """A request that runs ends where it began; idle connections to the former one end by themselves."""
-    upstream.answer = held = Held()
+    upstream.answer = held = GatedAnswer()
     clients = 6
     config = own_site.write_config(upstream.url, upstream={"rest": upstream.url, "api_key": "old"}, workers=workers)
     with Gateway(config) as gateway, ScriptedUpstream() as new, ExitStack() as stack:
@@ -72,7 +72,7 @@ def test_new_requests_go_to_the_new_one_at_once(own_site: Site, upstream: Script
 
 
 def test_a_request_that_waits_for_a_place_goes_to_the_new_one(own_site: Site, upstream: ScriptedUpstream) -> None:
-    upstream.answer = held = Held()
+    upstream.answer = held = GatedAnswer()
     config = own_site.write_config(
         upstream.url, upstream={"rest": upstream.url, "max_connections": 1, "api_key": "old"}
     )
@@ -115,7 +115,7 @@ def test_a_request_whose_upstream_is_being_dialled_goes_to_the_new_one(own_site:
 
 def test_what_was_asked_of_the_former_one_decides_nothing(own_site: Site, upstream: ScriptedUpstream) -> None:
     """A tenant's query waits for facts that the former upstream is slow to tell: they are asked of the new one."""
-    upstream.answer = held = Held()
+    upstream.answer = held = GatedAnswer()
     asked: list[str] = []
 
     def answer(connection: Connection, request: Received) -> None:

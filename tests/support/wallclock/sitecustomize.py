@@ -1,4 +1,5 @@
-"""Sets the wall clock of this process as a file says (``support.wall``): imported by Python itself at each start."""
+"""Sets the wall clock of this process as a file says (``support.gateway_clock``): imported by Python itself at each
+start."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Steady traffic on a gateway, as a program: `python -m support.load SPEC`, where SPEC is :class:`Spec` as JSON.
+"""Steady traffic on a gateway, as a program: `python -m support.load_program SPEC`, where SPEC is :class:`Spec` as
+JSON.
 
 Nothing is tried a second time: a failure is told. A line says each server certificate as it is first seen (`serial
 HEX`). When the standard input is closed, one line of JSON says what was done: the count of each kind of operation, the

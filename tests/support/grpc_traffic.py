@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from support.gateway import DEADLINE, Gateway
-from support.grpc_client import Answered, call, channel
+from support.grpc_channels import Answered, call, channel
 from support.site import Site
 
 LIST = "/qdrant.Collections/List"

@@ -12,8 +12,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from hypothesis import given
 from hypothesis import strategies as st
+from snapshot_site import OTHER, ROOT, hour, site
 from support.certificates import certified
-from tls_site import OTHER, ROOT, hour, site
 
 from tlsproxy.errors import MaterialError
 from tlsproxy.tls.pki import Authority

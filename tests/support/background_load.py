@@ -13,8 +13,8 @@ from support.gateway import DEADLINE, Gateway, Lines
 from support.site import Site
 
 
-class Load:
-    """The clients of :mod:`support.load`, in a process of their own."""
+class BackgroundLoad:
+    """The clients of :mod:`support.load_program`, in a process of their own."""
 
     def __init__(
         self,
@@ -26,10 +26,10 @@ class Load:
         clients: Sequence[str] = ("admin",),
         **more: float,
     ) -> None:
-        """``more`` is what else there is in a :class:`support.load.Spec`."""
+        """``more`` is what else there is in a :class:`support.load_program.Spec`."""
         spec = {"directory": str(site.directory), "port": gateway.port, "clients": clients, "kept": kept, "new": new}
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "support.load", json.dumps(spec | more)],
+            [sys.executable, "-m", "support.load_program", json.dumps(spec | more)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

@@ -16,8 +16,8 @@ from pydantic import BaseModel
 from qdrant_client.grpc import points_service_pb2
 from qdrant_client.http import models
 from qdrant_client.http.api import points_api, search_api
-from support import messages as qdrant
-from support.steps import at_once
+from support import qdrant_messages as qdrant
+from support.run_steps import at_once
 
 from tlsproxy.qdrant.answer_statistics import ENVELOPE, FIELDS, MESSAGES, AnswerReducer, Population
 from tlsproxy.qdrant.grpc_decision import operation_of

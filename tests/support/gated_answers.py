@@ -11,7 +11,7 @@ from support.gateway import DEADLINE
 from support.upstream import OK, Connection, Received, ScriptedUpstream, plain
 
 
-class Held:
+class GatedAnswer:
     """Set ``release`` and it answers; ``wait`` for so many requests to be there."""
 
     def __init__(self) -> None:
@@ -29,7 +29,7 @@ class Held:
 
 
 @contextmanager
-def held(upstream: ScriptedUpstream) -> Iterator[threading.Event]:
+def gated(upstream: ScriptedUpstream) -> Iterator[threading.Event]:
     """The upstream answers when the event is set."""
     let = threading.Event()
 

@@ -17,8 +17,8 @@ import yaml
 from cryptography import x509
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from snapshot_site import OTHER, ROOT, SERVER, SnapshotSite, hour
 from test_config_tokens import EC_384, EC_KEY, pem
-from tls_site import OTHER, ROOT, SERVER, Site, hour
 
 from tlsproxy.errors import FailureKind, MaterialError
 from tlsproxy.snapshot import files, name_resolution
@@ -64,7 +64,7 @@ def sections() -> dict[str, Any]:
     }
 
 
-class Made(Site):
+class Made(SnapshotSite):
     """A site with every kind of input, all good, and the generation that serves."""
 
     def __init__(self, directory: Path) -> None:

@@ -7,8 +7,8 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from support.caller import Caller
 from support.gateway import DEADLINE, Gateway
+from support.kept_connection import Caller
 
 
 class Clients:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import watchfiles
-from tls_site import OTHER, ROOT, SERVER, Site, site
+from snapshot_site import OTHER, ROOT, SERVER, SnapshotSite, site
 
 from tlsproxy.errors import TlsproxyError
 from tlsproxy.snapshot import files, notify, watch
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from tlsproxy.tls.pki import Issued
 
 Rotate = Callable[[], None]
-Way = Callable[[Path, Site], Rotate]
+Way = Callable[[Path, SnapshotSite], Rotate]
 
 SLOW = 300.0
 """A poll interval that no test waits for: what is found in time was found by a notification."""
@@ -51,7 +51,7 @@ def _hasty(monkeypatch: pytest.MonkeyPatch) -> None:
 class Watched:
     """A watcher at work, whose triggers are waited for one at a time."""
 
-    def __init__(self, made: Site) -> None:
+    def __init__(self, made: SnapshotSite) -> None:
         self.made = made
         self.watcher = Watcher(made.config, made.environ, read_inputs(made.config, made.environ))
         self.triggers: asyncio.Queue[str] = asyncio.Queue()
@@ -85,7 +85,7 @@ class Watched:
 
 
 @contextlib.asynccontextmanager
-async def watched(made: Site) -> AsyncIterator[Watched]:
+async def watched(made: SnapshotSite) -> AsyncIterator[Watched]:
     it = Watched(made)
     task = asyncio.create_task(it.run())
     try:
@@ -97,11 +97,11 @@ async def watched(made: Site) -> AsyncIterator[Watched]:
         assert {other for other in asyncio.all_tasks() if other is not asyncio.current_task()} == set()
 
 
-def fast(tmp_path: Path, **tls: object) -> Site:
+def fast(tmp_path: Path, **tls: object) -> SnapshotSite:
     return site(tmp_path, tls={"poll_interval": FAST, **tls})
 
 
-def slow(tmp_path: Path, **tls: object) -> Site:
+def slow(tmp_path: Path, **tls: object) -> SnapshotSite:
     return site(tmp_path, tls={"poll_interval": SLOW, **tls})
 
 
@@ -116,7 +116,7 @@ def fresh() -> Issued:
     return ROOT.issue(dns=["localhost"], server=True)
 
 
-def certbot(tmp_path: Path, made: Site) -> Rotate:
+def certbot(tmp_path: Path, made: SnapshotSite) -> Rotate:
     """live/… → ../archive/…N, re-pointed file by file."""
     (tmp_path / "live").mkdir()
     (tmp_path / "archive").mkdir()
@@ -135,7 +135,7 @@ def certbot(tmp_path: Path, made: Site) -> Rotate:
     return rotate
 
 
-def kubernetes(tmp_path: Path, made: Site) -> Rotate:
+def kubernetes(tmp_path: Path, made: SnapshotSite) -> Rotate:
     """server.* → ..data/server.*, ..data → a directory of each version, the old one removed."""
     turn = 0
 
@@ -156,7 +156,7 @@ def kubernetes(tmp_path: Path, made: Site) -> Rotate:
     return lambda: version(fresh())
 
 
-def parent_link(tmp_path: Path, made: Site) -> Rotate:
+def parent_link(tmp_path: Path, made: SnapshotSite) -> Rotate:
     """current → a directory of each version, reached by the configured path through it."""
     for name in ("v1", "v2"):
         (tmp_path / name).mkdir()
@@ -175,7 +175,7 @@ def parent_link(tmp_path: Path, made: Site) -> Rotate:
     return rotate
 
 
-def rename_over(tmp_path: Path, _made: Site) -> Rotate:
+def rename_over(tmp_path: Path, _made: SnapshotSite) -> Rotate:
     def rotate() -> None:
         issued = fresh()
         replaced(tmp_path / "server.key", issued.key_pem)
@@ -184,17 +184,17 @@ def rename_over(tmp_path: Path, _made: Site) -> Rotate:
     return rotate
 
 
-def in_place(tmp_path: Path, made: Site) -> Rotate:
+def in_place(tmp_path: Path, made: SnapshotSite) -> Rotate:
     assert tmp_path
     return lambda: made.serve(fresh())
 
 
-def ca_alone(tmp_path: Path, made: Site) -> Rotate:
+def ca_alone(tmp_path: Path, made: SnapshotSite) -> Rotate:
     assert tmp_path
     return lambda: made.write("ca.pem", ROOT.certificate_pem + OTHER.certificate_pem)
 
 
-def configuration(tmp_path: Path, made: Site) -> Rotate:
+def configuration(tmp_path: Path, made: SnapshotSite) -> Rotate:
     text = (tmp_path / "tlsproxy.yaml").read_bytes()
     return lambda: made.write("tlsproxy.yaml", text + b"log_level: DEBUG\n")
 

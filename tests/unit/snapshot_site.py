@@ -44,7 +44,7 @@ def config_text(**changes: Mapping[str, Any]) -> str:
 
 
 @dataclass
-class Site:
+class SnapshotSite:
     directory: Path
     environ: dict[str, str] = field(default_factory=dict)
     read: Inputs | None = None
@@ -89,8 +89,8 @@ class Site:
         return read_inputs(self.config, self.environ).digest
 
 
-def site(directory: Path, **changes: Mapping[str, Any]) -> Site:
-    made = Site(directory)
+def site(directory: Path, **changes: Mapping[str, Any]) -> SnapshotSite:
+    made = SnapshotSite(directory)
     made.configure(**changes)
     made.serve(SERVER)
     made.write("ca.pem", ROOT.certificate_pem)

@@ -8,7 +8,7 @@ from typing import Any
 
 from qdrant_client import grpc as pb
 
-from support.h2ends import Fields
+from support.h2_harness import Fields
 from support.site import Site
 from tlsproxy.snapshot.files import read_inputs
 from tlsproxy.snapshot.generation import Generation

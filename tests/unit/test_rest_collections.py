@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support.steps import at_once
+from support.run_steps import at_once
 
 from tlsproxy.errors import BadRequest, BodyTooLarge, CodingRefused
 from tlsproxy.qdrant.operations import REST, Operation

@@ -11,7 +11,7 @@ from typing import Any
 
 import orjson
 import pytest
-from tls_site import ROOT, Site, site
+from snapshot_site import ROOT, SnapshotSite, site
 
 from tlsproxy.audit.files import Turn
 from tlsproxy.audit.log import NoAudit
@@ -115,7 +115,7 @@ def _scripted(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Bench:
-    def __init__(self, made: Site, workers: int) -> None:
+    def __init__(self, made: SnapshotSite, workers: int) -> None:
         self.made = made
         turn = Turn(os.memfd_create("turn"))
         self.fleet = Fleet(made.config, made.build(), [], NoAudit(), turn, lambda: None)
@@ -139,7 +139,7 @@ class Bench:
 
 
 @asynccontextmanager
-async def running(made: Site, workers: int = 2, scripts: Sequence[Script] = ()) -> Any:
+async def running(made: SnapshotSite, workers: int = 2, scripts: Sequence[Script] = ()) -> Any:
     Scripted.scripts = iter(scripts)
     bench = Bench(made, workers)
     try:

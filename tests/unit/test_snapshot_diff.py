@@ -11,14 +11,14 @@ import pytest
 import yaml
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from tls_site import OTHER, ROOT, Site, site
+from snapshot_site import OTHER, ROOT, SnapshotSite, site
 
 from tlsproxy.snapshot.diff import MOST, Change, changes_between
 
 KEY = "first-s3cret-k3y"
 
 
-def reloaded(made: Site, **changes: Any) -> tuple[Change, ...]:
+def reloaded(made: SnapshotSite, **changes: Any) -> tuple[Change, ...]:
     """The changes that sections of the configuration make; a list or a role replaces what was there."""
     before = made.build()
     config = yaml.safe_load(made.config.read_text())

@@ -15,9 +15,9 @@ from unittest.mock import MagicMock
 
 import pytest
 
-from support.h2ends import Audit, MemoryStream
-from support.h2ends import Loop as SoonLoop
-from support.relay_site import KEYS
+from support.h2_harness import Audit, MemoryStream
+from support.h2_harness import Loop as SoonLoop
+from support.relay_generation import KEYS
 from support.site import Site
 from tlsproxy.proxy.core.authorization import Standing
 from tlsproxy.proxy.core.gateway import Gateway

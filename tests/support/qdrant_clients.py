@@ -13,7 +13,7 @@ import httpx
 from qdrant_client import AsyncQdrantClient, QdrantClient
 
 from support.gateway import DEADLINE, Gateway
-from support.grpc_client import certificates
+from support.grpc_channels import certificates
 from support.site import Site
 
 Q = TypeVar("Q", QdrantClient, AsyncQdrantClient)

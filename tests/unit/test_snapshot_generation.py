@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 import yaml
 from cryptography import x509
-from tls_site import CLIENT, OTHER, ROOT, Site, client_context, handshake, hour, site
+from snapshot_site import CLIENT, OTHER, ROOT, SnapshotSite, client_context, handshake, hour, site
 
 from tlsproxy.config.problems import ConfigError
 from tlsproxy.errors import MaterialError
@@ -33,7 +33,7 @@ def _hasty(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def made(tmp_path: Path) -> Site:
+def made(tmp_path: Path) -> SnapshotSite:
     return site(tmp_path)
 
 
@@ -41,7 +41,7 @@ def peer_at(generation: Generation, issued: Issued, tmp_path: Path) -> Peer | No
     return peer_of(handshake(generation.contexts["rest",], client_context(issued, tmp_path))[0])
 
 
-def test_a_generation_serves_and_decides(made: Site, tmp_path: Path) -> None:
+def test_a_generation_serves_and_decides(made: SnapshotSite, tmp_path: Path) -> None:
     generation = made.build()
     assert generation.number == 1
     assert generation.upstream_addresses == {
@@ -54,7 +54,7 @@ def test_a_generation_serves_and_decides(made: Site, tmp_path: Path) -> None:
 
 
 def test_a_principal_is_the_same_object_for_the_same_certificate(
-    made: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    made: SnapshotSite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     generation = made.build()
     peers = [peer_at(generation, CLIENT, tmp_path) for _ in range(2)]
@@ -67,7 +67,7 @@ def test_a_principal_is_the_same_object_for_the_same_certificate(
     assert len(generation._principals) == 2
 
 
-def test_secrets_are_in_no_repr(made: Site) -> None:
+def test_secrets_are_in_no_repr(made: SnapshotSite) -> None:
     made.configure(service={"api_key_file": "api"}, upstream={"api_key_file": "up"})
     made.write("api", b"cl13nt-k3y\n")
     made.write("up", b"upstr34m-k3y\n")
@@ -78,7 +78,7 @@ def test_secrets_are_in_no_repr(made: Site) -> None:
     assert "PRIVATE" not in repr(generation)
 
 
-def test_a_failed_build_names_the_file_and_leaves_the_old_one_serving(made: Site, tmp_path: Path) -> None:
+def test_a_failed_build_names_the_file_and_leaves_the_old_one_serving(made: SnapshotSite, tmp_path: Path) -> None:
     first = made.build()
     made.write("server.key", CLIENT.key_pem)
     proposal = made.propose(first)
@@ -91,18 +91,18 @@ def test_a_failed_build_names_the_file_and_leaves_the_old_one_serving(made: Site
     assert handshake(first.contexts["rest",], client_context(CLIENT, tmp_path))
 
 
-def test_given_inputs_are_built_from_whatever_the_disk_says_now(made: Site) -> None:
+def test_given_inputs_are_built_from_whatever_the_disk_says_now(made: SnapshotSite) -> None:
     inputs = read_inputs(made.config, {})
     made.write("ca.pem", b"")
     assert made.build(inputs=inputs).material.authorities
 
 
-def test_the_environment_wins_as_in_qdrant(made: Site) -> None:
+def test_the_environment_wins_as_in_qdrant(made: SnapshotSite) -> None:
     made.environ["QDRANT__SERVICE__HTTP_PORT"] = "7777"
     assert made.build().config.service.http_port == 7777
 
 
-def test_an_older_crl_than_the_one_in_use_is_not_published(made: Site) -> None:
+def test_an_older_crl_than_the_one_in_use_is_not_published(made: SnapshotSite) -> None:
     made.configure(tls={"crl": ["a.crl"]})
     made.write("a.crl", ROOT.crl_pem([1], number=2))
     first = made.build()
@@ -113,14 +113,14 @@ def test_an_older_crl_than_the_one_in_use_is_not_published(made: Site) -> None:
     assert "there is no CRL of CN=test root any more" in made.build(first).warnings
 
 
-def test_a_crl_without_a_ca_is_refused(made: Site) -> None:
+def test_a_crl_without_a_ca_is_refused(made: SnapshotSite) -> None:
     made.configure(tls={"crl": ["a.crl"], "ca_cert": None}, service={"verify_https_client_certificate": False})
     made.write("a.crl", ROOT.crl_pem())
     with pytest.raises(ConfigError):
         made.build()
 
 
-def test_clients_of_an_older_generation_answer_to_the_present(made: Site, tmp_path: Path) -> None:
+def test_clients_of_an_older_generation_answer_to_the_present(made: SnapshotSite, tmp_path: Path) -> None:
     middle = ROOT.intermediate("middle")
     alice = ROOT.issue(common_name="alice", client=True)
     bob = middle.issue(common_name="bob", client=True, lifetime=hour(1))
@@ -146,7 +146,7 @@ def test_clients_of_an_older_generation_answer_to_the_present(made: Site, tmp_pa
     assert refusals(made.build(first)) == ["issuer_not_trusted", ""]
 
 
-def test_an_expired_ca_trusts_nobody_any_more(made: Site, tmp_path: Path) -> None:
+def test_an_expired_ca_trusts_nobody_any_more(made: SnapshotSite, tmp_path: Path) -> None:
     generation = made.build()
     peer = peer_at(generation, ROOT.issue(common_name="x", client=True, lifetime=hour(24 * 5000)), tmp_path)
     assert (
@@ -154,14 +154,14 @@ def test_an_expired_ca_trusts_nobody_any_more(made: Site, tmp_path: Path) -> Non
     )
 
 
-def test_a_chain_that_is_nothing_but_a_ca_has_no_issuer(made: Site, tmp_path: Path) -> None:
+def test_a_chain_that_is_nothing_but_a_ca_has_no_issuer(made: SnapshotSite, tmp_path: Path) -> None:
     generation = made.build()
     peer = peer_at(generation, CLIENT, tmp_path)
     alone = dataclasses.replace(peer, chain=Chain(peer.chain.issuers))
     assert generation.verdict_of(alone, time.time()).refusal == "issuer_not_trusted"
 
 
-def test_what_needs_a_restart_is_named_until_it_has_happened(made: Site) -> None:
+def test_what_needs_a_restart_is_named_until_it_has_happened(made: SnapshotSite) -> None:
     first = made.build()
     assert first.restart_needed == ()
     made.configure(service={"http_port": 7000}, audit={"queue_size": 5})
@@ -174,13 +174,13 @@ def test_what_needs_a_restart_is_named_until_it_has_happened(made: Site) -> None
     assert made.build(third).restart_needed == ()
 
 
-def test_every_name_that_needs_a_restart_exists(made: Site) -> None:
+def test_every_name_that_needs_a_restart_exists(made: SnapshotSite) -> None:
     config = made.build().config
     for name in generation_module.NEEDS_RESTART:
         attrgetter(name)(config)  # raises where there is none
 
 
-def test_each_set_of_protocols_has_a_context_as_long_as_it_is_bound(made: Site, tmp_path: Path) -> None:
+def test_each_set_of_protocols_has_a_context_as_long_as_it_is_bound(made: SnapshotSite, tmp_path: Path) -> None:
     both = {"port": 0, "protocols": ["grpc", "rest"]}
     made.configure()
     with made.config.open("a") as file:
@@ -203,7 +203,7 @@ def test_each_set_of_protocols_has_a_context_as_long_as_it_is_bound(made: Site, 
 
 
 def test_upstream_names_are_resolved_and_a_resolver_that_is_down_changes_nothing(
-    made: Site, monkeypatch: pytest.MonkeyPatch
+    made: SnapshotSite, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made.configure(upstream={"rest": "http://[::1]:16333", "grpc": "http://[::1]:16334"})
     assert made.build().upstream_addresses["rest"] == ((socket.AF_INET6, ("::1", 16333, 0, 0)),)
@@ -230,7 +230,7 @@ def test_upstream_names_are_resolved_and_a_resolver_that_is_down_changes_nothing
     assert "upstream.grpc: elsewhere cannot be resolved" in str(proposal.faults)
 
 
-def test_warnings_of_all_sources_are_gathered(made: Site) -> None:
+def test_warnings_of_all_sources_are_gathered(made: SnapshotSite) -> None:
     (made.directory / "server.key").chmod(0o644)
     made.serve(ROOT.issue(dns=["x"], server=True, lifetime=hour(2), not_before=datetime.now(UTC) - hour(1)))
     (made.directory / "server.key").chmod(0o644)
@@ -250,7 +250,7 @@ def test_a_constraint_must_name_a_ca_when_it_comes_and_keeps_none_from_going(tmp
     assert made.build(second) is second
 
 
-def test_twenty_generations_leave_no_descriptor_behind(made: Site) -> None:
+def test_twenty_generations_leave_no_descriptor_behind(made: SnapshotSite) -> None:
     generation = made.build()
     gc.collect()  # what earlier tests left must not go away in the middle of this one
     before = len(list(Path("/proc/self/fd").iterdir()))

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-from tls_site import OTHER, ROOT, SERVER, Site, hour, site
+from snapshot_site import OTHER, ROOT, SERVER, SnapshotSite, hour, site
 
 from tlsproxy.errors import FailureKind, MaterialError
 from tlsproxy.snapshot import files
@@ -20,7 +20,7 @@ def _hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(files, "PAUSE", 0.0)
 
 
-def start(made: Site) -> First:
+def start(made: SnapshotSite) -> First:
     return first_generation(made.config, {}, read_inputs(made.config, {}), {})
 
 

@@ -6,7 +6,7 @@ import hashlib
 import time
 from typing import Any
 
-from support.client import Response
+from support.raw_request import Response
 
 SLOW = {"requests_per_second": 0.01}
 """One request, and the next in a hundred seconds: a test's own time makes no difference."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from support.steps import at_once
+from support.run_steps import at_once
 
 from tlsproxy.authz.access import ALLOWED, UNREAD, Condition, Decision, GlobalMode, Grant, Grants, Rights, forbidden
 from tlsproxy.authz.admission import Admission, Credential, admit

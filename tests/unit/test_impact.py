@@ -15,7 +15,7 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
-from tls_site import CLIENT, OTHER, ROOT, Site, client_context, config_text, handshake, site
+from snapshot_site import CLIENT, OTHER, ROOT, SnapshotSite, client_context, config_text, handshake, site
 
 from tlsproxy.config.limits import MassCut
 from tlsproxy.proxy.core import connection_manager, impact_analysis
@@ -108,7 +108,7 @@ def peer(generation: Generation, directory: Path, issued: Any = CLIENT) -> Peer:
 
 
 class Bench:
-    def __init__(self, made: Site) -> None:
+    def __init__(self, made: SnapshotSite) -> None:
         self.made = made
         self.generation = made.build()
         self.register = Register(

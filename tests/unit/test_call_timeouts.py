@@ -7,8 +7,8 @@ import time
 from collections.abc import Callable
 
 import pytest
-from support.h2ends import ANSWERED, Ends, in_memory, prefixed
-from support.relay_site import SEARCH, asked, relay_generation
+from support.h2_harness import ANSWERED, Ends, in_memory, prefixed
+from support.relay_generation import SEARCH, asked, relay_generation
 from support.site import Site
 
 from tlsproxy.snapshot.generation import Generation

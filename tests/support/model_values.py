@@ -1,8 +1,9 @@
-"""A few of everything that :mod:`support.oracle` speaks of: same names, same keys, same serial numbers, all dates."""
+"""A few of everything that :mod:`support.reload_model` speaks of: same names, same keys, same serial numbers, all
+dates."""
 
 from __future__ import annotations
 
-from support.oracle import CAS, CONFIG, SERVER, Cert, Client, Content, Pair, Policy, Revocations, Unusable
+from support.reload_model import CAS, CONFIG, SERVER, Cert, Client, Content, Pair, Policy, Revocations, Unusable
 
 EVER = (-1000, 1000)
 

@@ -1,4 +1,4 @@
-"""The certificates, CRLs and files that :mod:`support.oracle` speaks of, as bytes. Each is made once."""
+"""The certificates, CRLs and files that :mod:`support.reload_model` speaks of, as bytes. Each is made once."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from support.oracle import SERVER, Cert, Client, Content, Pair, Policy, Revocations
+from support.reload_model import SERVER, Cert, Client, Content, Pair, Policy, Revocations
 from tlsproxy.errors import FailureKind, MaterialError
 from tlsproxy.tls.peer import Peer, peer_of
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support.h2ends import Loop
+from support.h2_harness import Loop
 
 from tlsproxy.errors import BadRequest
 from tlsproxy.proxy.core import scheduler as slices

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings, strategies
-from tls_site import ROOT, SERVER, Site, site
+from snapshot_site import ROOT, SERVER, SnapshotSite, site
 
 from tlsproxy.config.problems import ConfigError
 from tlsproxy.errors import FailureKind, MaterialError
@@ -241,7 +241,7 @@ def test_a_change_between_two_readings_is_read_again(tmp_path: Path, monkeypatch
     assert count == 3
 
 
-def versions(tmp_path: Path) -> tuple[Site, dict[str, tuple[bytes, bytes]]]:
+def versions(tmp_path: Path) -> tuple[SnapshotSite, dict[str, tuple[bytes, bytes]]]:
     """Kubernetes' layout: server.* → ..data/server.*, ..data → v1."""
     made = site(tmp_path, tls={"cert": "tls/server.pem", "key": "tls/server.key"})
     pairs = {}

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support.steps import at_once
+from support.run_steps import at_once
 
 from tlsproxy.errors import BadRequest
 from tlsproxy.qdrant.rest_collections import named_collections
