@@ -1,1 +1,1 @@
-"""Who is asking, what they may do, and the line that says so. Pure: no socket, file, clock, randomness or log."""
+"""Identity, roles, keys and tokens, and the decision. Pure: no socket, file, clock, randomness or log."""

@@ -1,1 +1,1 @@
-"""The running service: composition, reload, audit writer, metrics and the admin server."""
+"""The running service: composition, signals and reload."""

@@ -1,1 +1,1 @@
-"""Certificates, contexts and generations: what is read from files, checked, built and published as one."""
+"""Certificates, keys and CRLs, and the TLS contexts made of them."""
