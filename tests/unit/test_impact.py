@@ -47,7 +47,7 @@ LISTS = st.lists(AFFECTED, max_size=10)
 
 def made(cut: list[Affected], barred: list[Affected], connections: int = 10) -> Consequences:
     barred = list({one.client: one for one in barred}.values())
-    return Consequences(connections, Group.of(cut), tuple(barred), Group.of(cut[:2]))
+    return Consequences(connections, Group.of(cut), Group.of(cut[2:]), tuple(barred), Group.of(cut[:2]))
 
 
 @given(LISTS, LISTS, LISTS, LISTS)
@@ -60,6 +60,7 @@ def test_workers_say_together_what_one_would(
     assert merged.unheard == 1
     assert merged.cut.reasons == Group.of(cut + more).reasons
     assert merged.cut.count == len(cut) + len(more)
+    assert merged.ended.reasons == Group.of(cut[2:] + more[2:]).reasons
     assert sorted(map(str, merged.cut.named)) == sorted(map(str, cut + more))
     assert {one.client for one in merged.barred} == {one.client for one in barred + others} - {
         one.client for one in cut + more
@@ -112,13 +113,21 @@ class Bench:
         self.made = made
         self.generation = made.build()
         self.register = Register(
-            SimpleNamespace(loop=asyncio.get_running_loop(), generation=self.generation, clock=Clock()),  # type: ignore[arg-type]
+            SimpleNamespace(  # type: ignore[arg-type]
+                loop=asyncio.get_running_loop(),
+                generation=self.generation,
+                clock=Clock(),
+                outlook=lambda candidate: SimpleNamespace(generation=candidate),
+            ),
             itertools.count(1),
         )
 
-    def connect(self, who: Peer | None = None, protocol: str = "rest", route: str = "") -> connection_manager.Entry:
+    def connect(
+        self, who: Peer | None = None, protocol: str = "rest", route: str = "", losses: tuple[str, ...] = ()
+    ) -> connection_manager.Entry:
+        """``losses``: why each request under way there would end under whatever else is published."""
         entry = self.register.enter(protocol, "10.0.0.1", Standing(self.generation, who, time.time()), route)
-        entry.session = SimpleNamespace()  # type: ignore[assignment]
+        entry.session = SimpleNamespace(losses=lambda *_: losses)  # type: ignore[assignment]
         return entry
 
     async def consider(self) -> Consequences:
@@ -128,20 +137,28 @@ class Bench:
             assert all(entry.standing.generation is self.generation for entry in self.register)
 
 
+OPTIONAL = {"verify_https_client_certificate": False, "unmapped_certificate": "deny"}
+
+
 def test_each_is_asked_what_decides_after_the_publication(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connection_manager, "ASKED", 2)
     made = site(tmp_path)
-    made.configure(service={"verify_https_client_certificate": False, "unmapped_certificate": "deny"})
+    made.configure(service=OPTIONAL)
 
     async def run() -> None:
         bench = Bench(made)
         alice, stranger = peer(bench.generation, tmp_path), peer(bench.generation, tmp_path, STRANGER)
         for who in (alice, alice, stranger, None):
-            bench.connect(who)
-        ending = bench.connect(alice)
+            bench.connect(who, losses=("invalid_key", "forbidden"))
+        ending = bench.connect(alice, losses=("invalid_key",))
         ending.why = "max_connection_age"
         nothing = await bench.consider()
         assert (nothing.connections, nothing.cut.count, nothing.barred, nothing.moved.count) == (5, 0, (), 0)
+        assert nothing.ended.count == 0
+
+        made.configure(service=OPTIONAL, limits={"idle_timeout": 9})
+        assert (await bench.consider()).ended.reasons == {"invalid_key": 4, "forbidden": 4}
+        made.configure(service=OPTIONAL)
 
         made.serve(ROOT.issue(dns=["localhost"], server=True))
         monkeypatch.setattr(connection_manager, "affected", None)  # nobody has to be asked
@@ -151,6 +168,7 @@ def test_each_is_asked_what_decides_after_the_publication(tmp_path: Path, monkey
         made.write("ca.pem", OTHER.certificate_pem)
         found = await bench.consider()
         assert found.cut.reasons == {"issuer_not_trusted": 3}
+        assert {one.number for one in found.ended.named} == {4}  # those of who is cut end with their connections
         assert {(one.number, one.identity) for one in found.cut.named} == {
             (1, "CN=alice,OU=platform"), (2, "CN=alice,OU=platform"), (3, "CN=nobody"),
         }  # fmt: skip

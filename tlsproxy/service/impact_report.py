@@ -15,7 +15,7 @@ from tlsproxy.config.limits import MassCut
 WHO: Final = 10
 """Clients that a sentence names."""
 
-_KINDS: Final = (("cut", "connections"), ("barred", "clients"), ("moved", "connections"))
+_KINDS: Final = (("cut", "connections"), ("ended", "requests"), ("barred", "clients"), ("moved", "connections"))
 
 
 def exceeds(told: Mapping[str, Any], bound: MassCut) -> bool:
@@ -56,6 +56,7 @@ def _headline(told: Mapping[str, Any], kind: str) -> str:
     reasons = ", ".join(f"{shown(reason)} {count}" for reason, count in group["reasons"].items())
     headline = {
         "cut": f"{group['count']} of {told['connections']} live connections cut",
+        "ended": f"{_counted(group['count'], 'request or call', 'requests or calls')} under way ended on what stays",
         "barred": f"{_counted(group['count'], 'client that was', 'clients that were')} here lately could not come back",
         "moved": f"{_counted(group['count'], 'live connection', 'live connections')} in another role",
     }

@@ -1,7 +1,11 @@
-"""A key that is removed ends what is under way by it, in the same way over both protocols; the connections go on."""
+"""A key that is removed ends what is under way by it, in the same way over both protocols; the connections go on.
+
+What will end is told before it does. (A rule goes with the key, so that `limits.mass_cut` holds both back meanwhile.)
+"""
 
 from __future__ import annotations
 
+import json
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -12,11 +16,13 @@ from hyperframe.frame import DataFrame
 from support.gateway import DEADLINE, Gateway
 from support.grpc_upstream import GrpcCall, GrpcUpstream
 from support.h2_raw_client import SEARCH, fields, h2, message
+from support.operator_tools import operator
 from support.raw_connection import UPSERT, RawClient, connected
-from support.site import Site
+from support.site import CONFIG, Site
 from support.upstream import OK, Connection, Received, ScriptedUpstream
 
 KEY = "a key that is long enough to be one"
+UNKNOWN = b"GET /unknown HTTP/1.1\r\nhost: h\r\n\r\n"
 SENT = b"api-key: " + KEY.encode() + b"\r\n"
 DELETE = b"DELETE /collections/docs HTTP/1.1\r\nhost: h\r\n" + SENT + b"\r\n"
 READ = b"GET /collections/docs HTTP/1.1\r\nhost: h\r\n" + SENT + b"\r\n"
@@ -73,7 +79,7 @@ def test_what_is_under_way(
         grpc=grpc_upstream.url,
         tls={"poll_interval": 60},
         service={"api_key": KEY},
-        limits={"expel_after": 60 if answers else 0.3},
+        limits={"expel_after": 60 if answers else 0.3, "mass_cut": {"number": 0}},
     )
     key = ("api-key", KEY)
     with Gateway(config) as gateway:
@@ -81,6 +87,7 @@ def test_what_is_under_way(
             connected(gateway, own_site.client()) as change,
             connected(gateway, own_site.client()) as upload,
             connected(gateway, own_site.client()) as read,
+            connected(gateway, own_site.client("search")) as searcher,
             h2(gateway, own_site) as calls,
         ):
             change.send(DELETE)
@@ -92,8 +99,20 @@ def test_what_is_under_way(
             reading = calls.call(b"", fields(SEARCH, key))
             upstreams.wait(6)
 
-            own_site.edit_config(config, service={"api_key": "another key that is long enough"})
-            assert gateway.ask_admin("/reload", "POST")[0] == 200
+            assert asks(searcher, UNKNOWN) == 404
+
+            another = {"api_key": "another key that is long enough"}
+            own_site.edit_config(config, service=another, identities=CONFIG["identities"][:2])
+            foretold = "6 requests or calls under way ended on what stays (invalid_key 6)"
+            code, _, error = operator(gateway, "reload")
+            assert (code, error.count(foretold), "held back" in error) == (1, 2, True), error
+            assert gateway.log.wait(lambda line: foretold in line and "held back" in line)
+            code, out, _ = operator(gateway, "reload", "--dry-run")
+            assert (code, "1 of 5 live connections cut (no_role 1)\n" in out, foretold in out) == (1, True, True)
+            code, body = gateway.ask_admin("/reload?force=1", "POST")
+            ended = json.loads(body)["consequences"]["ended"]
+            assert (code, ended["count"], ended["reasons"]) == (200, 6, {"invalid_key": 6})
+            assert Counter(each["protocol"] for each in ended["named"]) == {"rest": 3, "grpc": 3}
             assert [one.response().status for one in (upload, read)] == [403, 403]
             assert calls.statuses([uploading, reading]) == {uploading: DENIED, reading: DENIED}
             if answers:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 from tlsproxy.audit.line import Refusal, event_line
 from tlsproxy.proxy.core.authorization import Standing
 from tlsproxy.proxy.core.impact import Affected, Consequences, Group
-from tlsproxy.proxy.core.impact_analysis import MOVED, Visitors, affected, affects_nobody, client
+from tlsproxy.proxy.core.impact_analysis import MOVED, Outlook, Visitors, affected, affects_nobody, client, interrupted
 from tlsproxy.proxy.core.jitter import FEW, share
 from tlsproxy.proxy.limits.addresses import account as network
 from tlsproxy.proxy.limits.fair_shares import Account
@@ -47,7 +47,7 @@ class Session(Protocol):
     ``judge``: what it is doing is judged anew, where there has been a publication since or something has run out, and
     what may not go on ends; it returns why the connection has to end, "" where it may stay. Nothing passes after that.
     ``patient``: it may finish what it is doing. ``drain``: it comes to its end by itself; ``expel``: it ends now, and
-    who can be told is told why.
+    who can be told is told why. ``losses`` as :class:`tlsproxy.proxy.core.impact_analysis.Busy` has it.
     """
 
     patient: bool
@@ -55,6 +55,7 @@ class Session(Protocol):
     def judge(self, now: float) -> str: ...
     def drain(self) -> None: ...
     def expel(self, reason: str) -> None: ...
+    def losses(self, outlook: Outlook, standing: Standing, now: float) -> Iterator[str]: ...
 
 
 class Entry:
@@ -202,18 +203,24 @@ class Register:
         connections = len(self._entries)
         if affects_nobody(present, candidate):
             return Consequences(connections)
+        outlook = self._gateway.outlook(candidate)
         found: list[Affected] = []
+        ended: list[Affected] = []
         clients: set[str] = set()
         async for entry in _in_slices(list(self._entries.values())):
             if entry.session is not None and not entry.why:
                 clients.add(client(entry, entry.standing))
-                found += affected(entry, entry.standing, present, candidate, now)
+                here = list(affected(entry, entry.standing, present, candidate, now))
+                found += here
+                if not any(one.reason for one in here):
+                    ended += interrupted(entry, entry.session, entry.standing, outlook, now)
         barred: list[Affected] = []
         async for visit in _in_slices(self._visitors.absent(clients)):
             barred += affected(visit, Standing(present, visit.peer, now), present, candidate, now)
         return Consequences(
             connections,
             cut=Group.of(one for one in found if one.reason),
+            ended=Group.of(ended),
             barred=tuple(one for one in barred if one.reason not in {"", MOVED}),
             moved=Group.of(one for one in found if not one.reason),
         )

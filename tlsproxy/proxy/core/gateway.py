@@ -12,6 +12,7 @@ from tlsproxy.audit.query import AuditQuery
 from tlsproxy.config.model import HttpProtocol, ProtocolName
 from tlsproxy.errors import NoMemory, Overloaded
 from tlsproxy.proxy.core.connection_manager import Register
+from tlsproxy.proxy.core.impact_analysis import Outlook
 from tlsproxy.proxy.core.runtime_limits import Bounds
 from tlsproxy.proxy.core.scheduler import Scheduler
 from tlsproxy.proxy.core.wall_clock import Clock
@@ -137,6 +138,11 @@ class Gateway:
     def judge_anew(self) -> None:
         """Where dates are judged by another clock than before: a publication in which nothing else is different."""
         self.publish(replace(self.generation))
+
+    def outlook(self, candidate: Generation) -> Outlook:
+        """What would be decided by, were this one published."""
+        quotas = self.limits.quotas_of(candidate.config)
+        return Outlook(candidate, Plans(candidate, quotas), CallPlans(candidate, quotas))
 
     def _adopt(self, generation: Generation) -> None:
         self.generation = generation

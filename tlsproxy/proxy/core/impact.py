@@ -1,7 +1,6 @@
 """The consequences of a publication, known before it: who would be cut, who could not come back, whose role changes.
 
-Values alone: :meth:`tlsproxy.proxy.core.connection_manager.Register.consider` finds them. Requests that would end
-without their connection (of a key that is removed, say) are not among them: each is judged by a plan of its own.
+Values alone: :meth:`tlsproxy.proxy.core.connection_manager.Register.consider` finds them.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from itertools import chain
 from typing import Any, Final, Self
 
 NAMED: Final = 100
-"""Connections of one kind that are told one by one."""
+"""Connections, requests or calls of one kind that are told one by one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +37,7 @@ class Affected:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Counts of connections by reason, and the first :data:`NAMED` of them by name."""
+    """Counts by reason, and the first :data:`NAMED` of them by name."""
 
     reasons: Mapping[str, int] = field(default_factory=dict)
     named: tuple[Affected, ...] = ()
@@ -66,12 +65,15 @@ class Group:
 class Consequences:
     """``connections`` are all that are live; ``cut`` would end, and their clients could not come back.
 
+    ``ended`` are requests and calls under way that would end on a connection that stays (a key is removed, say): it is
+    named for each of them.
     ``barred`` are clients without a connection, seen a short while ago, that could not come back: each once.
     ``moved`` would stay, with another role or none. ``unheard`` are workers whose connections are not among them.
     """
 
     connections: int = 0
     cut: Group = Group()
+    ended: Group = Group()
     barred: tuple[Affected, ...] = ()
     moved: Group = Group()
     unheard: int = 0
@@ -87,6 +89,7 @@ class Consequences:
         return cls(
             sum(part.connections for part in parts),
             cut,
+            Group.joined(part.ended for part in parts),
             tuple(barred.values()),
             Group.joined(part.moved for part in parts),
             unheard,
@@ -94,7 +97,7 @@ class Consequences:
 
     def told(self) -> dict[str, Any]:
         """As JSON values, for people: counts, and the first of each kind by name."""
-        groups = {"cut": self.cut, "barred": Group.of(self.barred), "moved": self.moved}
+        groups = {"cut": self.cut, "ended": self.ended, "barred": Group.of(self.barred), "moved": self.moved}
         return {
             "connections": self.connections,
             "unheard": self.unheard,
@@ -107,6 +110,7 @@ class Consequences:
         return cls(
             told["connections"],
             _group(told["cut"]),
+            _group(told["ended"]),
             tuple(Affected(**one) for one in told["barred"]),
             _group(told["moved"]),
         )

@@ -16,6 +16,8 @@ from tlsproxy.proxy.core.authorization import Standing
 from tlsproxy.proxy.core.impact import Affected
 
 if TYPE_CHECKING:
+    from tlsproxy.proxy.decision.call_plan import CallPlans
+    from tlsproxy.proxy.decision.request_plan import Plans
     from tlsproxy.snapshot.generation import Generation
     from tlsproxy.tls.peer import Peer
 
@@ -25,6 +27,23 @@ REMEMBERED: Final = 1024
 """Visitors at most."""
 RECENT: Final = 600.0
 """Seconds for which a visitor is remembered."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outlook:
+    """A generation that is not published yet, with the plans of requests and calls that it would have."""
+
+    generation: Generation
+    plans: Plans
+    calls: CallPlans
+
+
+class Busy(Protocol):
+    """What speaks on a connection. ``losses``: why what is under way there would end though the connection stays, a
+    reason for each request or call. ``standing`` is a copy. It changes nothing.
+    """
+
+    def losses(self, outlook: Outlook, standing: Standing, now: float) -> Iterator[str]: ...
 
 
 class Seen(Protocol):
@@ -52,8 +71,18 @@ def affected(
         reason = MOVED
     role, becomes = standing.principal.role, after.principal.role
     if reason or (role and becomes != role):
-        name = standing.identity.name if standing.identity is not None else ""
-        yield Affected(seen.number, seen.protocol, seen.address, client(seen, standing), name, role, becomes, reason)
+        yield _affected(seen, standing, becomes, reason)
+
+
+def interrupted(seen: Seen, session: Busy, standing: Standing, outlook: Outlook, now: float) -> Iterator[Affected]:
+    """What is under way on a connection that would stay, and would end itself: one for each request or call."""
+    for reason in session.losses(outlook, copy(standing), now):
+        yield _affected(seen, standing, standing.principal.role, reason)
+
+
+def _affected(seen: Seen, standing: Standing, becomes: str, reason: str) -> Affected:
+    name, role = standing.identity.name if standing.identity is not None else "", standing.principal.role
+    return Affected(seen.number, seen.protocol, seen.address, client(seen, standing), name, role, becomes, reason)
 
 
 def affects_nobody(present: Generation, candidate: Generation) -> bool:

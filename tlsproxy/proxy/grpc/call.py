@@ -16,7 +16,7 @@ from tlsproxy.proxy.core.gateway import moved
 from tlsproxy.proxy.core.record import Record
 from tlsproxy.proxy.core.scheduler import Work
 from tlsproxy.proxy.decision.attribution import account_of
-from tlsproxy.proxy.decision.call_plan import CallPlan
+from tlsproxy.proxy.decision.call_plan import Asked, CallPlan, CallPlans
 from tlsproxy.proxy.grpc.call_timeouts import CallWaits
 from tlsproxy.proxy.grpc.relay import Relay
 from tlsproxy.proxy.limits.fair_shares import Account
@@ -49,10 +49,13 @@ class Part(Protocol):
 
 
 class Decider(Part, Protocol):
-    """``passed``: all of the message has gone on. ``refusal``: what is known of it by now meets."""
+    """``passed``: all of the message has gone on. ``judged``: the plan that what is known of it by now has among these;
+    ``refusal``: what that meets.
+    """
 
     @property
     def passed(self) -> bool: ...
+    def judged(self, calls: CallPlans, asked: Asked) -> CallPlan | None: ...
     def refusal(self) -> Decision | None: ...
 
 
@@ -223,11 +226,25 @@ class Call:
         passed = self.reading is None or self.reading.passed
         return self.client_done and not self.holds and passed and self.relay.all_said
 
+    def refusal(self, plan: CallPlan, calls: CallPlans) -> Decision | None:
+        """What it would meet if it went on by this plan, which is one of ``calls``. Changes nothing."""
+        if self._unconfined(plan):
+            return NOT_CONFINED
+        if not plan.unread or plan.asked is None or self.reading is None:
+            return None
+        judged = self.reading.judged(calls, plan.asked)
+        return None if judged is None or judged.decision.allowed else judged.decision
+
+    def _unconfined(self, plan: CallPlan) -> bool:
+        """Whether its message was to be written anew, and was not from the beginning."""
+        asked, reading = plan.asked, self.reading
+        return plan.unread and asked is not None and bool(asked.conditions) and not (reading and reading.rebuilds)
+
     def renew(self, plan: CallPlan) -> Decision | None:
         """It goes on by this plan; or the refusal that it meets."""
-        asked = plan.asked
-        if plan.unread and asked is not None and asked.conditions and not (self.reading and self.reading.rebuilds):
+        if self._unconfined(plan):
             return NOT_CONFINED
+        asked = plan.asked
         self.record.plan = plan
         if self.reduction is not None and asked is not None and asked.listing is not None:
             self.reduction.listing = asked.listing

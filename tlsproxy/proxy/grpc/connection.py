@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from abc import abstractmethod
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
@@ -17,8 +17,10 @@ from tlsproxy.audit.line import event_line
 from tlsproxy.authz.access import Decision
 from tlsproxy.authz.keys import NEVER
 from tlsproxy.errors import GrpcStatus, RequestError, RequestTimeout, RightLost, UpstreamUnreachable
+from tlsproxy.proxy.core.authorization import Standing
 from tlsproxy.proxy.core.connection_manager import Entry
 from tlsproxy.proxy.core.gateway import Gateway
+from tlsproxy.proxy.core.impact_analysis import Outlook
 from tlsproxy.proxy.grpc.draining_upstream import SWEEP, Former
 from tlsproxy.proxy.grpc.relay import Relay
 from tlsproxy.proxy.transport.tls import TlsStream
@@ -290,9 +292,20 @@ class Life(Relay):
     def begin_anew(self) -> None:
         """Has no upstream connection, and dials one for the next call."""
 
+    def losses(self, outlook: Outlook, standing: Standing, now: float) -> Iterator[str]:
+        ended = standing.ended(outlook.generation, now)
+        for call in self.calls.values():
+            if _goes_on(call):
+                present = outlook.calls.present(call.record.plan, standing.principal, now, ended)
+                refusal = present if isinstance(present, Decision) else call.refusal(present, outlook.calls)
+                if refusal is not None:
+                    yield refusal.reason
+        for former in self.formers:
+            yield from former.half.losses(outlook, standing, now)
+
     def _refusal(self, call: Call, now: float) -> Decision | None:
         """Why it may not go on, None where it may."""
-        if call.recorded or not call.record.plan.block:  # it is over, or refused and waits to be told so
+        if not _goes_on(call):
             return None
         standing = self.entry.standing
         ended = standing.ended(self.gateway.generation, now)
@@ -408,3 +421,8 @@ class Life(Relay):
         finally:
             del self.reach  # which refers to it
             self._when_ended()
+
+
+def _goes_on(call: Call) -> bool:
+    """It is not over, nor refused and waits to be told so."""
+    return not call.recorded and bool(call.record.plan.block)

@@ -16,7 +16,7 @@ from tlsproxy.errors import BadRequest, BodyTooLarge, NoMemory, RequestError, To
 from tlsproxy.proxy.core.gateway import moved
 from tlsproxy.proxy.core.memory_budget import Holding
 from tlsproxy.proxy.core.scheduler import Work, in_slices
-from tlsproxy.proxy.decision.call_plan import Asked
+from tlsproxy.proxy.decision.call_plan import Asked, CallPlan, CallPlans
 from tlsproxy.proxy.grpc.call import Call
 from tlsproxy.proxy.grpc.outgoing import Outgoing
 from tlsproxy.proxy.upstream.facts import CollectionFacts
@@ -66,14 +66,16 @@ class _Judging:
             raise RuntimeError("a call that is read without rights that it depends on")
         return asked
 
+    def judged(self, calls: CallPlans, asked: Asked) -> CallPlan | None:
+        """By its collection alone; None until that has come."""
+        collection = self._reading.collection
+        return calls.judged(asked, collection, ()) if collection else None
+
     def refusal(self) -> Decision | None:
         """What its collection alone refuses is not taken, or sent half way upstream, in vain."""
-        collection = self._reading.collection
-        if not collection:
-            return None
-        plan = self._call.relay.gateway.calls.judged(self._asked, collection, ())
-        self._passed = plan.decision.allowed
-        if self._passed:
+        plan = self.judged(self._call.relay.gateway.calls, self._asked)
+        self._passed = plan is not None and plan.decision.allowed
+        if plan is None or self._passed:
             return None
         self._call.record.plan = plan
         return plan.decision

@@ -28,8 +28,12 @@ class Limits:
         self.addresses = Addresses(table)
 
     def adopt(self, config: Config) -> None:
-        self.quotas = Quotas(config, self._table.key)
+        self.quotas = self.quotas_of(config)
         self.addresses.adopt(config.limits)
+
+    def quotas_of(self, config: Config) -> Quotas:
+        """Those that would be counted by."""
+        return Quotas(config, self._table.key)
 
     def count(self, toll: Toll, entry: Entry) -> tuple[int, ...] | Decision:
         """What to :meth:`release` when the request has ended, or the refusal."""

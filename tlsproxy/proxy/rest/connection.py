@@ -6,15 +6,17 @@ Its states are in :mod:`tlsproxy.proxy.rest.turns`.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Final
 
 from tlsproxy.authz.access import Decision
 from tlsproxy.authz.keys import NEVER
 from tlsproxy.errors import BodyTooLarge, RequestError, RequestTimeout, RightLost
+from tlsproxy.proxy.core.authorization import Standing
 from tlsproxy.proxy.core.connection_manager import Entry
 from tlsproxy.proxy.core.gateway import Gateway, moved
+from tlsproxy.proxy.core.impact_analysis import Outlook
 from tlsproxy.proxy.core.record import Record, RequestBody
 from tlsproxy.proxy.core.scheduler import SLICE
 from tlsproxy.proxy.decision.local_responses import Answer
@@ -316,6 +318,15 @@ class RestConnection(Turns):
             elif refusal is not None:
                 self._withdraw(record, exchange, refusal)
         return ""
+
+    def losses(self, outlook: Outlook, standing: Standing, now: float) -> Iterator[str]:
+        if self._record is None or self._exchange is None:
+            return
+        ended = standing.ended(outlook.generation, now)
+        planned, _ = outlook.plans.of(standing.principal, self._head, now, ended)
+        outcome = self._exchange.under(planned)
+        if isinstance(outcome, Decision):
+            yield outcome.reason
 
     def _planned(self, now: float) -> Plan:
         """The plan that the request's head has now."""

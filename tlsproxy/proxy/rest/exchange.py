@@ -143,9 +143,13 @@ class Exchange(Admitting):
     def request_sent(self) -> bool:
         return self.body.done
 
+    def under(self, present: Plan) -> Plan | Decision:
+        """The plan that it would go on by where its head is planned like this; or the refusal that it would meet."""
+        return self.record.plan.under(present)
+
     def renew(self, present: Plan) -> Decision | None:
         """It goes on where its head is planned like this now; or the refusal that it meets."""
-        outcome = self.record.plan.under(present)
+        outcome = self.under(present)
         if isinstance(outcome, Decision):
             return outcome
         self.record.plan = outcome

@@ -97,14 +97,11 @@ class InspectedExchange(Exchange):
         content = bytes(self._content)
         return in_chunks(content) if self.body.chunked else content
 
-    def renew(self, present: Plan) -> Decision | None:
+    def under(self, present: Plan) -> Plan | Decision:
         """Until it is decided it is for head and body of the present to decide."""
         if not (self._reading or self.record.plan.unread):
-            return super().renew(present)
-        if present.unread is None and not present.decision.allowed:
-            return present.decision
-        self.record.plan = present
-        return None
+            return super().under(present)
+        return present if present.unread is not None or present.decision.allowed else present.decision
 
     def _decide(self) -> None:
         self._reading = False

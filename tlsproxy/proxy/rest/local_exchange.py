@@ -38,11 +38,8 @@ class LocalExchange(Exchange):
         else:
             client.exchange_denied()
 
-    def renew(self, present: Plan) -> Decision | None:
+    def under(self, present: Plan) -> Plan | Decision:
         """An answer is of the present; a refusal stays one."""
         if self._error is not None or self.record.plan.answer is None:
-            return None
-        if present.answer is None:
-            return present.decision
-        self.record.plan = present
-        return None
+            return self.record.plan
+        return present.decision if present.answer is None else present

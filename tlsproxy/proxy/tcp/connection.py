@@ -11,15 +11,16 @@ One that leads where its upstream was before a publication goes on, or is ended 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final, Literal
 
 from tlsproxy.audit.line import EventResult, event_line
 from tlsproxy.authz.access import Decision
 from tlsproxy.errors import AuditUnavailable
+from tlsproxy.proxy.core.authorization import Standing
 from tlsproxy.proxy.core.connection_manager import Entry
 from tlsproxy.proxy.core.gateway import Gateway
-from tlsproxy.proxy.core.impact_analysis import MOVED
+from tlsproxy.proxy.core.impact_analysis import MOVED, Outlook
 from tlsproxy.proxy.core.jitter import FEW, share
 from tlsproxy.proxy.transport.deadlines import NEVER
 from tlsproxy.proxy.transport.dial import Address, DialledStream
@@ -274,6 +275,10 @@ class TcpConnection:
         else:
             self._follow(upstream)
         return refusal
+
+    def losses(self, _outlook: Outlook, _standing: Standing, _now: float) -> Iterator[str]:
+        """It has no requests."""
+        return iter(())
 
     def _follow(self, upstream: DialledStream) -> None:
         """Looks whether its upstream is where it was, and does what is to be done where it is not."""
