@@ -157,31 +157,33 @@ class Oracle:
         if foreign and any(map(self._signed, best)):
             kept = best
         else:
-            held = max((crl for crl in in_use if _replaces(crl, content)), key=_age, default=None)
-            if content.begins <= now and (
-                held is None or held.begins > now or not self._steps_back(content, held, now)
-            ):
+            held = [crl for crl in in_use if _replaces(crl, content)]
+            begun = [crl for crl in held if crl != content and crl.begins <= now]
+            older = any(content.number < crl.number or content.begins < crl.begins for crl in begun)
+            current = [crl for crl in begun if now < crl.ends]
+            overdue = self.policy.deny_expired and content.ends <= now and bool(current)
+            if content.begins <= now and not (older or overdue):
                 return (content,)
-            # All that the file had stays, beside the one that the new one would have replaced.
-            kept = best if held is None else (*(crl for crl in best if not _replaces(crl, held)), held)
+            # All that the file had stays, beside those that the new one would have replaced.
+            more = content.serials.difference(*(crl.serials for crl in current)) if overdue and not older else ()
+            instead = [*([content] if more else []), *current] if overdue and not older else held
+            kept = (*(crl for crl in best if not _replaces(crl, content)), *instead) if held else best
             if content.begins > now:
                 return kept
         self.refused[path] = content, self.policy, self.anchors, now
         return kept
 
-    def _steps_back(self, new: Revocations, held: Revocations, now: int) -> bool:
-        older = new.number < held.number or new.begins < held.begins
-        return older or (self.policy.deny_expired and new.ends <= now < held.ends)
-
     @property
     def used(self) -> list[Revocations]:
-        """The newest CRL of each CA."""
-        newest: dict[tuple[str, str], Revocations] = {}
-        for crl in (crl for found in self.crls.values() for crl in found if self._signed(crl)):
-            held = newest.setdefault((crl.issuer, crl.signer), crl)
-            if _age(held) < _age(crl):
-                newest[crl.issuer, crl.signer] = crl
-        return list(newest.values())
+        """The newest CRL of each CA, and one that is current for longer where age matters."""
+        found: dict[tuple[str, str], list[Revocations]] = {}
+        for crl in (crl for each in self.crls.values() for crl in each if self._signed(crl)):
+            found.setdefault((crl.issuer, crl.signer), []).append(crl)
+        used = []
+        for crls in found.values():
+            newest, longest = max(crls, key=_age), max(crls, key=lambda crl: crl.ends)
+            used += [newest, *([longest] if self.policy.deny_expired and longest.ends > newest.ends else [])]
+        return used
 
     @property
     def _of_nobody(self) -> list[Revocations]:

@@ -416,6 +416,29 @@ def test_a_crl_of_a_namesake_in_the_same_file_takes_no_place(made: Made) -> None
     assert "is older than the one in use" in str(proposal.faults)
 
 
+def test_an_overdue_crl_revokes_beside_the_one_that_is_current(made: Made) -> None:
+    """Nobody is refused for its age, and whom it revokes is revoked, until another one counts."""
+    then = datetime.now(UTC)
+    made.write("root.crl", crl_of(ROOT, number=9, this_update=then - hour(3)))
+    second = made.build(made.propose(None).generation)
+    dates = {"this_update": then - hour(2), "next_update": then - hour(1)}
+    made.write("root.crl", crl_of(ROOT, BOB.serial, number=10, **dates))
+    proposal = made.propose(second)
+    assert proposal.generation is not None
+    trust = proposal.generation.material.trust
+    assert revoked(proposal.generation)
+    assert trust.alerting(NOW) == ()
+    assert [crl.number for crl in trust.facts if crl.issuer == "CN=test root"] == [9]
+    assert not list(trust.outdated(NOW))
+    assert made.propose(proposal.generation, states=proposal.states).generation is proposal.generation
+    made.write("root.crl", crl_of(ROOT, number=9, this_update=then - hour(3)))
+    assert made.propose(proposal.generation).generation is proposal.generation, "an older one takes nothing back"
+    made.write("root.crl", crl_of(ROOT, number=11))
+    last = made.build(proposal.generation)
+    assert not revoked(last)
+    assert [crl.number for crl in last.material.trust.facts if crl.issuer == "CN=test root"] == [11]
+
+
 def test_a_crl_whose_place_is_taken_by_a_missing_file_stays(made: Made) -> None:
     """What was revoked must not come back because a new path cannot be read."""
     made.write("root.crl", crl_of(ROOT, BOB.serial))

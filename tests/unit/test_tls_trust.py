@@ -250,6 +250,7 @@ def test_serials_are_a_set_of_numbers(numbers: set[int], other: int) -> None:
     serials = Serials(numbers)
     assert len(serials) == len(numbers)
     assert all(number in serials for number in numbers)
+    assert set(serials) == numbers
     assert (other in serials) == (other in numbers)
 
 

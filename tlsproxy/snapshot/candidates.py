@@ -21,7 +21,7 @@ from tlsproxy.tls.servercert import SKEW, as_sent, check_dates, load_server_cert
 from tlsproxy.tls.trust import issuer_of, load_authorities
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from cryptography import x509
@@ -111,7 +111,8 @@ class CrlFile:
     def made(self, data: Data, now: float) -> Made[tuple[Crl, ...]]:
         """Where a CRL does not take the place of its predecessor, the file keeps that, and all else that it had.
 
-        At the start one that is dated ahead is there, and counts as missing until its date.
+        One that is overdue, and revokes more than its current predecessor, revokes beside it. At the start one that is
+        dated ahead is there, and counts as missing until its date.
         """
         trust, former = self.trust, self.former.value if self.former is not None else ()
         known = {crl.der: crl for crl in former}
@@ -122,7 +123,7 @@ class CrlFile:
         used: list[Crl] = []
         wrong: list[tuple[Crl, MaterialError]] = []
         for crl in (one for one in found if one not in foreign):
-            error = _against(crl, held.get(place(crl)), now, deny_expired=self.deny_expired)
+            error = _against(crl, held.get(place(crl), ()), now, deny_expired=self.deny_expired)
             if error is None:
                 used.append(crl)
             else:
@@ -133,11 +134,26 @@ class CrlFile:
         told = [error for _, error in wrong] + [_foreign(crl) for crl in foreign]
         if not told:
             return State.of(tuple(used), data), None
-        kept = {place(crl): held.get(place(crl), crl) for crl, _ in wrong if trust is None or place(crl) in held}
-        used += dict.fromkeys(kept.get(place(crl), crl) for crl in (*former, *kept.values()) if place(crl) not in taken)
+        used += [one for one in self._stay(wrong, held, former, place, now) if place(one) not in taken]
         if not used:
             raise told[0]
         return State.of(tuple(used), tuple(crl.der for crl in used), whole=False), told[0]
+
+    def _stay(
+        self,
+        wrong: Sequence[tuple[Crl, MaterialError]],
+        held: Mapping[Place, Sequence[Crl]],
+        former: Sequence[Crl],
+        place: Callable[[Crl], Place],
+        now: float,
+    ) -> list[Crl]:
+        """In the order of before: what counts in the places of those that are wrong, and all else that the file had."""
+        if self.trust is None:
+            return [crl for crl, _ in wrong]
+        places = {place(crl) for crl, _ in wrong}
+        stay = [crl for crl in former if place(crl) not in places]
+        stay += [one for crl, _ in wrong for one in _instead(crl, held.get(place(crl), ()), now)]
+        return sorted(dict.fromkeys(stay), key=lambda one: former.index(one) if one in former else len(former))
 
     def _foreign(self, found: Sequence[Crl], former: Sequence[Crl], place: Callable[[Crl], Place]) -> list[Crl]:
         """Those of CAs that are not known, in the place of one that counts: they would give back what that took."""
@@ -146,9 +162,13 @@ class CrlFile:
             return []
         return [crl for crl in found if place(crl) not in before and not self._signed(crl)]
 
-    def _held(self, trust: Trust, digests: set[str], place: Callable[[Crl], Place]) -> dict[Place, Crl]:
-        """By place the newest CRL in use."""
-        return {place(crl): crl for crl in sorted(trust.in_use, key=crl_age) if crl.digest in digests}
+    def _held(self, trust: Trust, digests: set[str], place: Callable[[Crl], Place]) -> dict[Place, tuple[Crl, ...]]:
+        """By place the CRLs in use."""
+        held: dict[Place, tuple[Crl, ...]] = {}
+        for crl in trust.in_use:
+            if crl.digest in digests:
+                held[place(crl)] = (*held.get(place(crl), ()), crl)
+        return held
 
     def _place(self, crl: Crl) -> Place:
         """Where no known CA signed it, the issuer's key is the one that it names."""
@@ -165,21 +185,31 @@ def _foreign(crl: Crl) -> MaterialError:
     return MaterialError(crl.path, text)
 
 
-def _against(crl: Crl, held: Crl | None, now: float, *, deny_expired: bool) -> MaterialError | None:
-    """Why a CRL does not take the place of the one in use."""
+def _against(crl: Crl, held: Sequence[Crl], now: float, *, deny_expired: bool) -> MaterialError | None:
+    """Why a CRL does not take the place of those in use."""
     named = f"the CRL of {crl.issuer}"
     if crl.this_update > now:
         text = f"{named} is dated {day(crl.this_update)}, in the future; it waits for that"
         return MaterialError(crl.path, text, FailureKind.TIME, crl.this_update)
-    if held is None or held is crl or held.this_update > now:
-        return None
-    if older_than(crl, held):
-        text = f"{named} ({_edition(crl)}) is older than the one in use ({_edition(held)}); fetch it anew"
+    others = [one for one in held if one is not crl and one.this_update <= now]
+    newest = max(others, key=crl_age, default=None)
+    if newest is not None and older_than(crl, newest):
+        text = f"{named} ({_edition(crl)}) is older than the one in use ({_edition(newest)}); fetch it anew"
         return MaterialError(crl.path, text)
-    if deny_expired and crl.next_update <= now < held.next_update:
-        text = f"{named} was to be replaced by {day(crl.next_update)}; fetch it anew"
+    if deny_expired and crl.next_update <= now and any(now < one.next_update for one in others):
+        text = f"{named} was to be replaced by {day(crl.next_update)}: it revokes beside the one in use; fetch it anew"
         return MaterialError(crl.path, text, FailureKind.AGE)
     return None
+
+
+def _instead(crl: Crl, held: Sequence[Crl], now: float) -> tuple[Crl, ...]:
+    """The CRLs that count in the place of one which :func:`_against` refuses."""
+    others = [one for one in held if one is not crl]
+    if crl.this_update > now or any(older_than(crl, one) for one in others):
+        return tuple(held)
+    current = [one for one in others if one.next_update > now]
+    more = any(all(serial not in one.serials for one in current) for serial in crl.serials)
+    return (crl, *current) if more else tuple(current)
 
 
 def _begins(certificate: x509.Certificate) -> float:

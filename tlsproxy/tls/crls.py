@@ -23,7 +23,7 @@ from tlsproxy.tls.certinfo import issuer_key
 from tlsproxy.tls.servercert import PARSE_ERRORS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
 T = TypeVar("T", bound=x509.ExtensionType)
 
@@ -55,6 +55,9 @@ class Serials:
         wanted = number.to_bytes(self._width, signed=True)
         place = bisect_left(range(self._count), wanted, key=self._at)
         return place < self._count and self._at(place) == wanted
+
+    def __iter__(self) -> Iterator[int]:
+        return (int.from_bytes(self._at(place), signed=True) for place in range(self._count))
 
     def _at(self, place: int) -> bytes:
         return self._sorted[place * self._width : (place + 1) * self._width]

@@ -74,8 +74,9 @@ class Verdict:
 class Trust:
     """``configured`` are the CAs of the file; those that no CRL revokes are the ``authorities`` in force.
 
-    ``crls`` are the newest of each signer and scope. Those that no CA of the file signed are ``unbound``: they count
-    for an intermediate that a client sends.
+    ``crls`` are the newest of each signer and scope, and an older one where it is current for longer and age matters:
+    whom either revokes is revoked, and the older one covers. Those that no CA of the file signed are ``unbound``: they
+    count for an intermediate that a client sends.
     """
 
     path: str
@@ -91,19 +92,17 @@ class Trust:
         """``path`` is where the CAs stand, for warnings."""
         configured = tuple(authorities)
         issuers = {certificate: issuer_of(certificate) for certificate in configured}
-        newest: dict[tuple[Issuer, str], Crl] = {}
+        signed: dict[tuple[Issuer, str], list[Crl]] = {}
         unbound = []
         for crl in crls:
             signer = next((issuers[each] for each in configured if crl.signed_by(each)), None)
             if signer is None:
                 unbound.append(crl)
                 continue
-            held = newest.get((signer, crl.digest))
-            if held is None or crl_age(held) < crl_age(crl):
-                newest[signer, crl.digest] = crl
+            signed.setdefault((signer, crl.digest), []).append(crl)
         bound: dict[Issuer, tuple[Crl, ...]] = {}
-        for (signer, _), crl in newest.items():
-            bound[signer] = (*bound.get(signer, ()), crl)
+        for (signer, _), those in signed.items():
+            bound[signer] = (*bound.get(signer, ()), *_counting(those, policy))
         in_force = tuple(
             certificate
             for certificate in configured
@@ -182,6 +181,8 @@ class Trust:
         All or none: it must come to the same verdict as :meth:`verdict_of`, and verifies their signatures each time.
         """
         crls = self.in_use
+        if len({(crl.digest, crl.key_id) for crl in crls}) < len(crls):
+            return ()  # of two it would look at one
         same = self.policy == CrlPolicy() and all(crl.scope == Scope() and crl.this_update <= now for crl in crls)
         return crls if same and sum(len(crl.serials) for crl in crls) <= ALERTING else ()
 
@@ -196,6 +197,17 @@ class Trust:
         return (*(crl for found in self.crls.values() for crl in found), *self.unbound)
 
     @property
+    def _covering(self) -> tuple[tuple[Issuer, Crl], ...]:
+        """Of each scope the CRL that is current for longest, with its signer."""
+        longest: dict[tuple[Issuer, str], Crl] = {}
+        for issuer, crls in self.crls.items():
+            for crl in crls:
+                held = longest.setdefault((issuer, crl.digest), crl)
+                if held.next_update < crl.next_update:
+                    longest[issuer, crl.digest] = crl
+        return tuple((issuer, crl) for (issuer, _), crl in longest.items())
+
+    @property
     def facts(self) -> tuple[CrlFacts, ...]:
         """Of the CRLs that are used."""
         return tuple(
@@ -207,15 +219,14 @@ class Trust:
                 count=len(crl.serials),
                 scope=f"{key} {crl.digest}",
             )
-            for (_, key), crls in self.crls.items()
-            for crl in crls
+            for (_, key), crl in self._covering
         )
 
     def warnings(self, now: float) -> Iterator[str]:
         """``now`` is seconds since the epoch."""
         yield from filter(None, (self._warning(certificate, now) for certificate in self.configured))
         yield from self.outdated(now)
-        for crl in (one for crls in self.crls.values() for one in crls):
+        for _, crl in self._covering:
             if crl.this_update > now:
                 dated = f"is dated {day(crl.this_update)}, in the future"
                 yield f"{crl.path}: the CRL of {crl.issuer} {dated}; check the clock"
@@ -226,7 +237,7 @@ class Trust:
     def outdated(self, now: float, since: float = -NEVER) -> Iterator[str]:
         """CRLs whose next update was due by now, but was not at ``since``."""
         effect = "the clients that it covers are refused" if self.policy.deny_expired else "it still counts"
-        for crl in (one for crls in self.crls.values() for one in crls):
+        for _, crl in self._covering:
             if since < crl.next_update <= now:
                 yield f"{crl.path}: the CRL of {crl.issuer} was to be replaced by {day(crl.next_update)}; {effect}"
 
@@ -246,6 +257,13 @@ class Trust:
             kind = "CRL of clients" if crls else "CRL"
             return f"{named} has no {kind} while others have; every client that it issued to is refused"
         return ""
+
+
+def _counting(crls: Sequence[Crl], policy: CrlPolicy) -> tuple[Crl, ...]:
+    """Of one signer and scope. An older one counts on where a newer one, which revokes more, is overdue sooner."""
+    newest = max(crls, key=crl_age)
+    later = max(crls, key=lambda crl: (crl.next_update, crl_age(crl)))
+    return (newest, later) if policy.deny_expired and later.next_update > newest.next_update else (newest,)
 
 
 _signers: MutableMapping[Crl, dict[str, bool]] = WeakKeyDictionary()
