@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tlsproxy.wire.flood_budgets import Budget
-from tlsproxy.wire.flow_control import Window
+from tlsproxy.wire.flow_control import InitialWindow, Window
 from tlsproxy.wire.http2 import FIRST_WINDOW, MAX_WINDOW, Code, Http2Error
 
 
@@ -96,15 +96,19 @@ def test_what_no_receiver_may_grant() -> None:
 @given(st.lists(st.none() | st.integers(0, MAX_WINDOW), max_size=12), st.data())
 def test_a_larger_first_window_counts_once_it_is_acknowledged(offers: list[int | None], data: st.DataObject) -> None:
     """And a smaller one at once: nobody is surprised by what they said themselves."""
-    window, said = Window(), [FIRST_WINDOW]
-    for first in offers:
-        window.offer(first)
-        said.append(said[-1] if first is None else first)
+    window, said = InitialWindow(), [FIRST_WINDOW]
+    for size in offers:
+        window.offer(size)
+        said.append(said[-1] if size is None else size)
         while window.unsettled and data.draw(st.booleans()):
+            assert window.may_settle(said[1])
+            assert not window.may_settle(said[1] + 1)
             window.settle()
             del said[0]
-        assert (window.first, window.unsettled) == (min(said), len(said) - 1)
+        assert (window.least, window.most, window.latest) == (min(said), max(said), said[-1])
+        assert window.unsettled == len(said) - 1
     while window.unsettled:
         window.settle()
     window.settle()
-    assert window.first == said[-1]
+    assert not window.may_settle(0)
+    assert window.least == window.agreed == said[-1]

@@ -17,28 +17,67 @@ def overspent() -> Http2Error:
     return Http2Error(Code.FLOW_CONTROL_ERROR, "more DATA than the connection's window has room for")
 
 
+class InitialWindow:
+    """SETTINGS_INITIAL_WINDOW_SIZE of one receiver, from its SETTINGS to their acknowledgement (RFC 9113 §6.5.3).
+
+    ``agreed`` is by those that are acknowledged, ``least`` what a sender may use: a smaller window counts at once, a
+    larger one once its receiver knows that it does.
+    """
+
+    __slots__ = ("_offered", "agreed", "least")
+
+    def __init__(self, agreed: int = FIRST_WINDOW) -> None:
+        self.agreed = self.least = agreed
+        self._offered: deque[int] = deque()
+
+    @property
+    def unsettled(self) -> int:
+        """How many SETTINGS are not acknowledged."""
+        return len(self._offered)
+
+    @property
+    def latest(self) -> int:
+        return self._offered[-1] if self._offered else self.agreed
+
+    @property
+    def most(self) -> int:
+        """The most that a sender which has heard of any part of them uses."""
+        return max((self.agreed, *self._offered))
+
+    def offer(self, size: int | None) -> None:
+        """SETTINGS of the receiver's, be it that they say nothing of windows."""
+        self._offered.append(size if size is not None else self.latest)
+        self.least = min((self.agreed, *self._offered))
+
+    def settle(self) -> None:
+        """The earliest of them that are left are acknowledged. Whoever acknowledges none changes nothing."""
+        if self._offered:
+            self.agreed = self._offered.popleft()
+            self.least = min((self.agreed, *self._offered))
+
+    def may_settle(self, most: int) -> bool:
+        """Whether the earliest of them may be acknowledged while a sender uses up to ``most``."""
+        return bool(self._offered) and most <= self._offered[0]
+
+
 class Window:
-    """``room`` is the connection's, ``first`` that of a new stream, by the SETTINGS of whoever receives.
+    """``room`` is the connection's, ``initial`` that of a new stream, by the SETTINGS of whoever receives.
 
     ``credit`` is what the sender has been granted and has not used: what of it waits here is never more than the room
     and the debt.
-
-    ``unsettled``: how many of those are not acknowledged. A smaller window counts at once, a larger one once its
-    receiver knows that it does (RFC 9113 §6.5.3). ``agreed`` is by those that are.
     """
 
-    __slots__ = ("_offered", "agreed", "credit", "debt", "first", "room")
+    __slots__ = ("credit", "debt", "initial", "room")
 
     def __init__(self) -> None:
-        self.room = self.credit = self.first = self.agreed = FIRST_WINDOW
-        self._offered: deque[int] = deque()
+        self.room = self.credit = FIRST_WINDOW
+        self.initial = InitialWindow()
         self.debt = 0
 
     def again(self) -> Window:
-        """The same room of the receiver's, for another sender."""
+        """The same room of the receiver's, and the same SETTINGS, for another sender."""
         other = Window()
-        other.room, other.first, other.agreed = self.room, self.first, self.agreed
-        other._offered = self._offered.copy()
+        other.room, other.initial = self.room, self.initial
         return other
 
     def begin(self, credit: int) -> int:
@@ -47,21 +86,6 @@ class Window:
         self.credit = credit + more
         self.debt = self.credit - self.room
         return more
-
-    @property
-    def unsettled(self) -> int:
-        return len(self._offered)
-
-    def offer(self, first: int | None) -> None:
-        """SETTINGS of the receiver's, be it that they say nothing of windows."""
-        self._offered.append(first if first is not None else self._offered[-1] if self._offered else self.agreed)
-        self.first = min((self.agreed, *self._offered))
-
-    def settle(self) -> None:
-        """The earliest of them that are left are acknowledged. Whoever acknowledges none changes nothing."""
-        if self._offered:
-            self.agreed = self._offered.popleft()
-            self.first = min((self.agreed, *self._offered))
 
     def granted(self, size: int) -> int:
         """The receiver's WINDOW_UPDATE of the connection: what of it is the sender's. Raises Http2Error (§6.9.1)."""
@@ -80,6 +104,11 @@ class Window:
         self.credit -= size
         if self.credit < 0:
             raise overspent()
+
+    def given_back(self, size: int) -> None:
+        """The sender has this much again, be it that it had sent it before there was this receiver."""
+        self.credit += size
+        self.debt = max(self.debt, self.credit - self.room)
 
     def own(self, size: int) -> None:
         """The relay sends this much of its own."""

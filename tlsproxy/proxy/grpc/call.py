@@ -88,7 +88,8 @@ class Call:
     ``client_done`` and ``upstream_done``: that side has ended the stream. ``opening``: what tells the upstream of it,
     once there is something to tell; ``answered``: the client has seen the beginning of a response; ``recorded``: its
     audit line is written. ``id_block`` is the gateway's id of it, as both sides are told it. ``granted`` and ``given``:
-    the room on its stream that the upstream and the client have granted beyond a stream's first window.
+    the room on its stream that the upstream and the client have granted beyond a stream's first window. ``lead``: how
+    much further the client may be on it than a former upstream, whose SETTINGS the client is not told.
     """
 
     __slots__ = (
@@ -100,6 +101,7 @@ class Call:
         "given",
         "granted",
         "id_block",
+        "lead",
         "opening",
         "plain",
         "reading",
@@ -125,7 +127,7 @@ class Call:
         self.answered = self.client_done = self.upstream_done = self.recorded = False
         self.waiting = self.plain = False
         self.opening = self.deadline = b""
-        self.granted = self.given = 0
+        self.granted = self.given = self.lead = 0
         self.waits: CallWaits | None = None
         self._largest = record.plan.largest
         self._held: list[bytes] = []
@@ -314,7 +316,7 @@ class Call:
                 relay.refuse(self, error)
                 return False
             if instead is None:
-                window.room -= size
+                relay.passed(size)
             relay.up.append(frame if instead is None else instead)
         return not held
 
@@ -329,7 +331,7 @@ class Call:
         if self.reading is not None and self.reading.rebuilds:
             return True
         window = relay.to_upstream
-        return window.credit > 0 and window.first + self.granted > self.record.bytes_in
+        return window.credit > 0 and window.initial.least + self.granted > self.record.bytes_in
 
     @property
     def room_here(self) -> int:
@@ -337,7 +339,7 @@ class Call:
         if self.reading is not None and self.reading.rebuilds:  # another is sent in its place
             return MAX_WINDOW
         held = sum(map(len, self._held)) - HEADER * len(self._held)
-        return self.relay.to_upstream.first + self.granted - self.record.bytes_in + held
+        return self.relay.to_upstream.initial.least + self.granted - self.record.bytes_in + held
 
     @property
     def client_must_take(self) -> bool:
@@ -348,7 +350,7 @@ class Call:
         if relay.down_blocked:
             return True
         window = relay.to_client
-        return self.answered and (window.room <= 0 or window.first + self.given <= self.record.bytes_out)
+        return self.answered and (window.room <= 0 or window.initial.least + self.given <= self.record.bytes_out)
 
     @property
     def room_given(self) -> int:

@@ -19,7 +19,6 @@ from tlsproxy.proxy.core.scheduler import SLICE
 from tlsproxy.proxy.grpc.call import FRAME_MEMORY
 from tlsproxy.proxy.grpc.connection import DRAIN_PING, MEASURED, OWN, USUAL
 from tlsproxy.proxy.grpc.draining_upstream import Former
-from tlsproxy.proxy.grpc.messages import MAX_FIRST_WINDOW
 from tlsproxy.proxy.grpc.streams import Streams
 from tlsproxy.proxy.grpc.upstream import GrpcUpstream
 from tlsproxy.proxy.grpc.upstream_dialer import Reach
@@ -33,7 +32,6 @@ from tlsproxy.wire.http2 import (
     CONTINUATION,
     DATA,
     END_STREAM,
-    FIRST_WINDOW,
     FLAGS,
     HEADER,
     HEADERS,
@@ -67,7 +65,7 @@ MAX_HELD: Final = 262_144
 class GrpcConnection(Streams):
     """The owner of one TLS stream, from its handshake on."""
 
-    __slots__ = ("_before", "_blocked", "_passing", "_preface", "_queued", "_told")
+    __slots__ = ("_before", "_blocked", "_passing", "_preface", "_queued")
 
     def __init__(
         self,
@@ -81,20 +79,14 @@ class GrpcConnection(Streams):
         self.reach = Reach(self, pool)
         self._preface = b""
         self._blocked = self._passing = self._queued = False
-        self._told: dict[int, int] = {}
         self._before = MAX_STREAM
         if gateway.draining:
             self.drain()
         self.settle()
 
     def dial(self) -> None:
-        """There is a call for the upstream. What its client has said of itself by now goes first. Raises OSError."""
-        self._side = side = GrpcUpstream(self)
-        side.write(
-            PREFACE
-            + http2.settings({Setting.HEADER_TABLE_SIZE: 0, Setting.ENABLE_PUSH: 0} | self._told)
-            + http2.window_update(0, self.to_client.begin(FIRST_WINDOW))
-        )
+        """There is a call for the upstream. Raises OSError."""
+        self._side = GrpcUpstream(self)
         self.unblock()
 
     # Another upstream
@@ -126,18 +118,21 @@ class GrpcConnection(Streams):
         else:
             side.discard()
             self.reach.close()
-            for _ in self.late:  # without calls it has acknowledgements alone
-                self.told.popleft()
         self.begin_anew()
         if former is not None:
             former.begin()
-        self.settle_client()
+        self.agree()
         self.rest()
         self.unblock()
         self.reading_changed()
 
     def begin_anew(self) -> None:
-        self._side, self.unheard = None, 0
+        self._side = None
+        for frame in self.late:
+            if frame[KIND] == DATA:
+                self.give_back(len(frame) - HEADER)
+            else:  # an acknowledgement
+                self.told.popleft()
         self.up, self.late, self.wanting, self.held = [], deque(), {}, 0
         window, self.to_upstream = self.to_upstream, Window()
         self.down.append(http2.window_update(0, self.to_upstream.begin(window.credit)))
@@ -154,12 +149,12 @@ class GrpcConnection(Streams):
         self.entry.requests = self.entry.bytes_in = self.entry.bytes_out = 0
         self.budgets, self.over, self.last, self.swept = client.budgets, client.over, client.last, client.swept
         self.restates = client.restates
-        for frame in client.late:
-            if frame[KIND] != DATA:  # an acknowledgement
-                client.told.popleft()
         self.calls, client.calls = client.calls, {}
-        self.up, self.late, self.wanting, self.held = client.up, client.late, client.wanting, client.held
-        self.to_upstream, self.unheard = client.to_upstream, client.unheard
+        self.up, self.wanting, self.held = client.up, client.wanting, client.held
+        self.late.extend(frame for frame in client.late if frame[KIND] == DATA)
+        client.late = deque(frame for frame in client.late if frame[KIND] != DATA)
+        self.to_upstream, self.heard_window = client.to_upstream, client.heard_window
+        self._owed_upstream, client._owed_upstream = client._owed_upstream, 0
         self.acknowledge()
         self.to_client, client.to_client = client.to_client, client.to_client.again()
         self.reach, self._side = client.reach, side
@@ -177,7 +172,7 @@ class GrpcConnection(Streams):
         self.entry.bytes_out += ended.bytes_out
         del former.half.reach  # which refers to it
         if not self._ended:
-            self.settle_client()
+            self.agree()
             if not self.calls:
                 self.rest()
             self.reading_changed()
@@ -443,23 +438,24 @@ class GrpcConnection(Streams):
             return b""
         self.budgets.settings.spend(self.now)
         values = http2.parse_settings(payload)
-        told = http2.kept(values, (Setting.INITIAL_WINDOW_SIZE, Setting.MAX_HEADER_LIST_SIZE))
-        self.restates |= values.get(Setting.HEADER_TABLE_SIZE, TABLE) < TABLE
-        self.to_client.offer(first := values.get(Setting.INITIAL_WINDOW_SIZE))
+        told = http2.kept(values, (Setting.MAX_HEADER_LIST_SIZE,))
+        halves = [former.half for former in self.formers]
+        if values.get(Setting.HEADER_TABLE_SIZE, TABLE) < TABLE:
+            for one in (self, *halves):
+                one.restates = True
+        first = values.get(Setting.INITIAL_WINDOW_SIZE)
         if first is not None:
-            if any(first + call.room_given > MAX_WINDOW for call in self.calls.values()):  # RFC 9113 §6.9.2
+            calls = (call for one in (self, *halves) for call in one.calls.values())
+            if any(first + call.room_given > MAX_WINDOW for call in calls):  # RFC 9113 §6.9.2
                 raise Http2Error(Code.FLOW_CONTROL_ERROR, "a stream's window of more than 2^31-1")
-            told[Setting.INITIAL_WINDOW_SIZE] = min(first, MAX_FIRST_WINDOW)
-        self._told |= told
-        for former in list(self.formers):
-            former.feed(http2.frame(Kind.SETTINGS, 0, 0, payload))
+        self.to_client.initial.offer(first)
+        self.settings |= told
+        for relay in self.relays:
+            relay.tell(told)
         if not self.greeted:
             self.greeted = True
             self.rest()
-        if self.connected:  # which acknowledges them
-            self.unheard += 1
-            return http2.settings(told)
-        self.settle_client()
+        self.agree()
         return b""
 
     def acknowledged(self) -> None:
@@ -469,7 +465,7 @@ class GrpcConnection(Streams):
             self._before = self.last
         elif told is self.to_upstream:
             self.up.append(http2.SETTINGS_ACK)
-            self.to_upstream.settle()
+            self.to_upstream.initial.settle()
             self.proceed()
 
     def _granted(self, stream: int, size: int) -> bytes | None:
@@ -480,7 +476,7 @@ class GrpcConnection(Streams):
             self.proceed()
             for former in list(self.formers):
                 former.proceed()
-            return http2.window_update(0, shared) if self.connected else b""
+            return http2.window_update(0, shared) if self.reached else b""
         call = self.calls.get(stream)
         if call is None:
             if stream > self.last or not stream & 1:
@@ -489,7 +485,7 @@ class GrpcConnection(Streams):
         if not size:
             return self._wrong(call, Code.PROTOCOL_ERROR, "window_update")
         call.given += size
-        if self.to_client.first + call.room_given > MAX_WINDOW:  # RFC 9113 §6.9.1
+        if self.to_client.initial.least + call.room_given > MAX_WINDOW:  # RFC 9113 §6.9.1
             return self._wrong(call, Code.FLOW_CONTROL_ERROR, "window_update")
         if call.reduction is None:
             return None if call.opening else b""  # of one that goes no further the upstream never heard

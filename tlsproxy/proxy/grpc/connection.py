@@ -22,9 +22,11 @@ from tlsproxy.proxy.core.connection_manager import Entry
 from tlsproxy.proxy.core.gateway import Gateway
 from tlsproxy.proxy.core.impact_analysis import Outlook
 from tlsproxy.proxy.grpc.draining_upstream import SWEEP, Former
+from tlsproxy.proxy.grpc.messages import MAX_FIRST_WINDOW
 from tlsproxy.proxy.grpc.relay import Relay
 from tlsproxy.proxy.transport.tls import TlsStream
 from tlsproxy.wire import http2
+from tlsproxy.wire.flow_control import InitialWindow
 from tlsproxy.wire.http2 import MAX_STREAM, Code, Http2Error, Kind, Setting
 
 if TYPE_CHECKING:
@@ -48,7 +50,8 @@ class Life(Relay):
 
     ``told`` are the SETTINGS that the client has not acknowledged: the gateway's own, those that are ``MEASURED``, and
     those that their upstream waits to hear of, by its window. ``swept``: when its waits were looked at last.
-    ``unheard``: how many SETTINGS of the client's the upstream has not acknowledged. ``formers``: calls at former ones.
+    ``formers``: calls at former upstreams. ``settings``: the client's that upstreams are told, but for its initial
+    window of streams, of which the upstream has heard ``heard_window``.
     """
 
     __slots__ = (
@@ -60,14 +63,15 @@ class Life(Relay):
         "_when_ended",
         "formers",
         "greeted",
+        "heard_window",
         "last",
         "leaving",
         "longest",
         "lost",
         "most",
+        "settings",
         "swept",
         "told",
-        "unheard",
     )
 
     def __init__(
@@ -79,7 +83,8 @@ class Life(Relay):
         self.lost: RequestError | None = None
         self.leaving = False
         self.told: deque[object] = deque([OWN])
-        self.unheard = 0
+        self.settings: dict[int, int] = {}
+        self.heard_window = InitialWindow()
         self.formers: list[Former] = []
         self._first = http2.FIRST_WINDOW  # of a stream, as the client was told last
         self._when_ended = when_ended
@@ -105,12 +110,25 @@ class Life(Relay):
         if Setting.MAX_CONCURRENT_STREAMS in values:
             most = min(self.most, values[Setting.MAX_CONCURRENT_STREAMS])
             told[Setting.MAX_CONCURRENT_STREAMS] = most
-        frames, first = http2.settings(told), told.get(Setting.INITIAL_WINDOW_SIZE)
-        if first is not None:
-            less, self._first = self._first - first, first
-            if less > 0:  # which is not so for streams of a former upstream's
-                streams = (stream for former in self.formers for stream in former.half.calls)
-                frames += b"".join(http2.window_update(stream, less) for stream in streams)
+        first = told.get(Setting.INITIAL_WINDOW_SIZE)
+        if first is None:
+            return http2.settings(told)
+        if self.formers:  # on whose streams more may have been granted
+            told[Setting.INITIAL_WINDOW_SIZE] = first = min(first, MAX_FIRST_WINDOW)
+        more, self._first = first - self._first, first
+        return http2.settings(told) + b"".join(former.half.led(more) for former in self.formers)
+
+    def led(self, more: int) -> bytes:
+        """The client has heard of ``more`` room on all of its streams than the former upstream gives.
+
+        Where that is less, it is granted the rest.
+        """
+        frames = b""
+        for call in self.calls.values():
+            call.lead += more
+            if call.lead < 0:
+                frames += http2.window_update(call.stream, -call.lead)
+                call.lead = 0
         return frames
 
     def measured_settings(self, values: dict[int, int], *, first: bool) -> bytes:
@@ -119,41 +137,78 @@ class Life(Relay):
         Its streams have windows by the present upstream's, whose ``first`` ones take the place of a former one's. Those
         of a former upstream it is not told, but it may use what they grant.
         """
-        window = self.to_upstream
-        before = window.agreed
-        window.offer(values.get(Setting.INITIAL_WINDOW_SIZE))
+        initial = self.to_upstream.initial
+        before = initial.latest
+        initial.offer(values.get(Setting.INITIAL_WINDOW_SIZE))
         self.acknowledge()
         self.proceed()
         self.unblock()
         if self.half:
-            more = max(0, window.agreed - before)
-            return b"".join(http2.window_update(stream, more) for stream in self.calls)
+            return self.led(before - initial.latest)
         self.told.append(MEASURED)
         return self.server_settings(USUAL | values if first else values)
 
     def heard(self) -> None:
         """The upstream has acknowledged SETTINGS of the client's."""
-        self.unheard -= 1
-        if isinstance(self.stream, Former):
-            self.to_client.settle()
-            self.proceed()
-            self.stream.heard()
+        if self.half:
+            self.down.append(http2.SETTINGS_ACK)  # once what was sent before it has gone on
         else:
-            self.settle_client()
+            self.heard_window.settle()
+            self.agree()
 
-    def settle_client(self) -> None:
-        """Acknowledges the client's SETTINGS as far as all upstreams have: until then they may send by former ones."""
-        behind = max(self.unheard, *(former.half.unheard for former in self.formers), 0)
-        while self.to_client.unsettled > behind:
+    @property
+    def first_window(self) -> int:
+        """The initial window of streams as an upstream is told it."""
+        return min(self.to_client.initial.least, MAX_FIRST_WINDOW)
+
+    @property
+    def relays(self) -> list[Life]:
+        """Those that may send to the client: itself, if its upstream connection stands, and the halves."""
+        own: list[Life] = [self] if self.reached else []
+        return own + [former.half for former in self.formers]
+
+    def greeting(self) -> bytes:
+        """The beginning of an upstream connection: what its client has said of itself by now."""
+        told = {Setting.HEADER_TABLE_SIZE: 0, Setting.ENABLE_PUSH: 0} | self.settings
+        first = self.first_window
+        self.heard_window = InitialWindow(first)
+        if first != http2.FIRST_WINDOW:
+            told[Setting.INITIAL_WINDOW_SIZE] = first
+        return http2.PREFACE + http2.settings(told) + http2.window_update(0, self.to_client.begin(http2.FIRST_WINDOW))
+
+    def tell(self, values: dict[int, int]) -> None:
+        """Tells the upstream SETTINGS of the client's."""
+        if values and self.reached:
+            self.heard_window.offer(values.get(Setting.INITIAL_WINDOW_SIZE))
+            self.up.append(http2.settings(values))
+
+    def _tell_window(self) -> None:
+        for one in self.relays:
+            if self.first_window != one.heard_window.latest:
+                one.tell({Setting.INITIAL_WINDOW_SIZE: self.first_window})
+
+    def agree(self) -> None:
+        """Acknowledges the client's SETTINGS.
+
+        A smaller initial window is told to all upstreams first, and acknowledged once they have acknowledged it; a
+        larger one is told to them after that: none of them ever sends more than the client expects.
+        """
+        initial = self.to_client.initial
+        self._tell_window()
+        while initial.may_settle(max((one.heard_window.most for one in self.relays), default=0)):
             self.down.append(http2.SETTINGS_ACK)
-            self.to_client.settle()
+            initial.settle()
+            self._tell_window()
         self.proceed()
+        for former in list(self.formers):
+            former.half.proceed()
+            former.half.settle()
 
     def acknowledge(self) -> None:
         """The upstream's SETTINGS, all of them."""
-        while self.to_upstream.unsettled:
+        while self.to_upstream.initial.unsettled:
             self.up.append(http2.SETTINGS_ACK)
-            self.to_upstream.settle()
+            self.to_upstream.initial.settle()
 
     # Deadlines
 
@@ -226,11 +281,13 @@ class Life(Relay):
         if self.formers:  # whose calls go on, and so does the connection
             for call in list(self.calls.values()):
                 self.refuse(call, error)
+            self.reach.close()
             self.begin_anew()
+            self.agree()
             self.settle()
             return
         self.lost, self._side = error, None
-        self.down.append(http2.SETTINGS_ACK * self.to_client.unsettled)
+        self.agree()
         served = self.last
         for call in list(self.calls.values()):
             self.refuse(call, error)
@@ -386,7 +443,8 @@ class Life(Relay):
             self.forget(call, reason or "connection_ended")
         self.wanting.clear()
         self.up.clear()
-        self._owed_client = 0
+        if not self.half:  # whose client's connection goes on
+            self._owed_client = 0
         self.down.append(http2.goaway(self.last, code, text))
         super().settle()
         self._close()

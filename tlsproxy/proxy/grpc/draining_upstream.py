@@ -4,12 +4,12 @@ They keep what they had, a connection of their own towards that upstream, with i
 the client's connection. :class:`Former` is its client's stream. Frames of its streams pass as they are in both
 directions; what concerns the whole connection ends here:
 
-- The client's credit is what both upstreams have granted: a grant of the former one is passed on, and what it has not
-  given back by its end is given back then.
-- The client's room is one. What is sent of a former call uses it like frames of the gateway's own, and the half gets it
-  back at once, so that its upstream sends on; where there is no room, frames wait here and nothing more is read.
-- SETTINGS of the client go to both. Those of the former upstream are not told to the client, whose streams have windows
-  by the present one's: the half measures them itself (``cautious``).
+- The connection's windows end here in both directions. The client has room again for what it sends as soon as that is
+  on its way to the former upstream, whose grants it does not hear of; the upstream has room again for what it sends as
+  soon as that is read. What is sent to the client uses its room like frames of the gateway's own; where there is none,
+  frames wait here and nothing more is read.
+- SETTINGS of the client are told to both. Those of the former upstream are not told to the client, whose streams have
+  windows by the present one's: the half measures them itself (``cautious``), and counts how far the client is ahead.
 """
 
 from __future__ import annotations
@@ -21,14 +21,13 @@ from typing import TYPE_CHECKING, Final
 
 from tlsproxy.errors import UpstreamChanged
 from tlsproxy.proxy.transport.deadlines import NEVER
-from tlsproxy.wire import http2
-from tlsproxy.wire.http2 import DATA, HEADER, Frames, Http2Error, Kind
+from tlsproxy.wire.http2 import DATA, FIRST_WINDOW, HEADER, KIND, Frames, Http2Error, Kind
 
 if TYPE_CHECKING:
     from tlsproxy.proxy.grpc.client import GrpcConnection
 
 UNMEASURED: Final = 1 << 62
-"""Bytes: the client's own connection has measured what it sends."""
+"""Bytes: the client's own connection measures what it sends, and grants it more."""
 SWEEP: Final = 1.0
 """Seconds between two looks at the waits of calls."""
 
@@ -36,13 +35,12 @@ SWEEP: Final = 1.0
 class Former:
     """``half`` has the calls. ``since``: when the upstream changed (monotonic clock)."""
 
-    __slots__ = ("_begun", "_client", "_credit", "_ended", "_waiting", "deadline", "half", "reading", "since")
+    __slots__ = ("_begun", "_client", "_ended", "_waiting", "deadline", "half", "reading", "since")
 
     half: GrpcConnection
 
     def __init__(self, client: GrpcConnection) -> None:
         self._client = client
-        self._credit = 0
         self._waiting: deque[bytes] = deque()
         self._begun = self._ended = False
         self.reading = True
@@ -51,8 +49,8 @@ class Former:
 
     def begin(self) -> None:
         half = self.half
-        half.to_upstream.credit += UNMEASURED
-        self._credit = half.granted
+        half.to_upstream.credit = half.to_upstream.debt = UNMEASURED
+        half.give_back_upstream(max(0, FIRST_WINDOW - half.to_client.credit))
         self._begun = True
         self._client.gateway.deadlines.add(self)
         self.drain()
@@ -86,11 +84,6 @@ class Former:
         """The client broke the protocol on a stream of the half's."""
         self._client.broken(error)
 
-    def heard(self) -> None:
-        """Its upstream has acknowledged SETTINGS of the client's."""
-        self._client.settle_client()
-        self._client.settle()
-
     # The stream, as the half has it
 
     @property
@@ -106,41 +99,47 @@ class Former:
             for what, stream, start, end in frames.cut(data):
                 self._told(what >> 8, stream, frames.data[start:end])
             data = b""
-        self.half.settle()
+        if self._waiting:
+            self.half.reading_changed()
         self._client.settle()
 
     def _told(self, kind: int, stream: int, frame: bytes) -> None:
-        client = self._client
-        if stream:
+        if stream or kind == Kind.SETTINGS:
             self._waiting.append(frame)
             self._pass()
         elif kind == Kind.WINDOW_UPDATE:
-            client.down.append(frame)
-            client.to_upstream.credit += int.from_bytes(frame[HEADER:], "big")
+            self._client.give_back(int.from_bytes(frame[HEADER:], "big"))
 
     def _pass(self) -> None:
         """As far as the client has room."""
-        client, half, waiting = self._client, self.half, self._waiting
+        client, waiting = self._client, self._waiting
         while waiting:
             frame = waiting[0]
-            if frame[http2.KIND] == DATA:
+            if frame[KIND] == DATA:
                 size = len(frame) - HEADER
                 if size > client.to_client.room:
                     return
-                if size:
-                    client.to_client.own(size)
-                    half.up.append(http2.window_update(0, half.to_client.granted(size)))
-            client.down.append(waiting.popleft())
+                client.to_client.own(size)
+            del waiting[0]
+            if frame[KIND] == Kind.SETTINGS:  # its upstream has acknowledged the client's
+                self.half.heard_window.settle()
+                client.agree()
+            else:
+                client.down.append(frame)
 
     def proceed(self) -> None:
         """The client has room that it had not."""
-        window = self.half.to_client
-        window.room = max(window.room, self._client.to_client.room)
-        self.half.unblock_side()
+        half = self.half
         if self._waiting:
             self._pass()
-            if not self._waiting:
-                self._go_on()
+            if self._waiting:
+                return
+            self._go_on()
+        if not self._ended:
+            half.to_client.room = self._client.to_client.room
+            half.unblock_side()
+            half.proceed()
+            half.settle()
 
     def _go_on(self) -> None:
         if self._ended:
@@ -179,13 +178,7 @@ class Former:
                 self._leave()
 
     def _leave(self) -> None:
-        client, half = self._client, self.half
-        lost = self._credit - half.granted
-        if lost > 0:
-            client.give_back(lost)
-        else:
-            client.to_upstream.debt -= lost
-        client.left_by(self)
+        self._client.left_by(self)
 
     # As Deadlines has it
 

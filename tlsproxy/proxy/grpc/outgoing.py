@@ -46,7 +46,7 @@ class Outgoing:
     def proceed(self) -> None:
         call, window = self._call, self._window
         while left := self.left:
-            size = min(left, MAX_FRAME, window.room, window.first + self._credit)
+            size = min(left, MAX_FRAME, window.room, window.initial.least + self._credit)
             if size <= 0:
                 call.relay.wanting[call] = None
                 return

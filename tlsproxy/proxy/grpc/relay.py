@@ -99,16 +99,17 @@ class Relay(ABC):
     def give_back(self, size: int) -> None:
         """The client gets back the connection's room that frames took which went no further."""
         self._owed_client += size
-        self.to_upstream.credit += size
+        self.to_upstream.given_back(size)
 
     def give_back_upstream(self, size: int) -> None:
         self._owed_upstream += size
         self.to_client.credit += size
 
-    @property
-    def granted(self) -> int:
-        """What the client has been granted to send and has not sent."""
-        return self.to_upstream.credit - self._owed_client
+    def passed(self, size: int) -> None:
+        """So much of the client's DATA goes on. For what goes to a former upstream it has room again at once."""
+        self.to_upstream.room -= size
+        if self.half:
+            self.give_back(size)
 
     @property
     def connected(self) -> bool:

@@ -133,7 +133,7 @@ class Streams(Life):
             self.refuse(call, error)
             return b""
         if instead is None:
-            self.to_upstream.room -= size
+            self.passed(size)
         if call.client_done and call.upstream_done:
             self.forget(call, "")
         return data if instead is None and padded else instead

@@ -68,23 +68,31 @@ class GrpcUpstream(UpstreamFrames):
     def connected(self) -> None:
         self.client.gateway.metrics.upstream_connect("ok")
         self.stream.deadline = time.monotonic() + self.client.limits.response_timeout
-        self.client.present()
-        self.stands = True
-        self.client.unblock()
-        self.client.settle()
+        client = self.client
+        client.present()
+        if client.is_served_by(self):
+            self.write(client.greeting())
+            self.stands = True
+            client.unblock()
+        client.settle()
 
     def data_received(self, data: bytes) -> None:
         self.client.present()
+        client = self.client  # by what is published now
+        window = client.to_client
+        credit = window.credit
         try:
             self._read(data)
         except (Http2Error, UpstreamBroken) as error:
-            self.client.upstream_lost(UpstreamBroken(f"The upstream sent what is not HTTP/2: {error}"))
+            client.upstream_lost(UpstreamBroken(f"The upstream sent what is not HTTP/2: {error}"))
             self.stream.abort()
+        if client.half:  # of which the client hears when it is its turn
+            client.give_back_upstream(credit - window.credit)
         if self._frames.more and not self._queued:
             self._queued = True
-            self.client.gateway.scheduler.add(self.client.entry, self.stream, self._take_turn)
+            client.gateway.scheduler.add(client.entry, self.stream, self._take_turn)
             self.reading_changed()
-        self.client.settle()
+        client.settle()
 
     def _take_turn(self) -> None:
         self._queued = False

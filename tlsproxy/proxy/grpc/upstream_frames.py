@@ -155,7 +155,7 @@ class UpstreamFrames:
         first, self.established = not self.established, True
         if client.cautious:
             return client.measured_settings(values, first=first)
-        client.to_upstream.offer(values.get(Setting.INITIAL_WINDOW_SIZE))
+        client.to_upstream.initial.offer(values.get(Setting.INITIAL_WINDOW_SIZE))
         client.told.append(client.to_upstream)
         return client.server_settings(values)
 
@@ -176,8 +176,13 @@ class UpstreamFrames:
             client.proceed()
         if call.reading is not None and call.reading.rebuilds:
             call.reading.granted(size)
-            return b"" if call.client_done else None
-        return None
+            if call.client_done:
+                return b""
+        if not client.half:
+            return None
+        ahead = min(call.lead, size)
+        call.lead -= ahead
+        return http2.window_update(stream, size - ahead)
 
     def _reset(self, stream: int, code: int) -> bytes | None:
         client = self.client
