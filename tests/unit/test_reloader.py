@@ -244,6 +244,30 @@ def test_the_watcher_does_not_repeat_what_a_signal_has_tried(tmp_path: Path, spo
     asyncio.run(run())
 
 
+def test_a_configuration_that_is_refused_leaves_the_files_of_the_one_that_serves_read(tmp_path: Path) -> None:
+    made = site(tmp_path, tls={"crl": ["a.crl"]})
+    made.write("a.crl", ROOT.crl_pem())
+    made.write("b.crl", ROOT.crl_pem())
+
+    async def run() -> None:
+        bench = Bench(made)
+        unnamed = {"ca": "CN=nobody", "dns": ["nobody.example"]}
+        made.configure(tls={"crl": ["b.crl"], "ca_constraints": [unnamed]})
+        made.write("a.crl", ROOT.crl_pem([7], number=2))
+        assert (await bench.reloader.reload("admin")).result == "partial"
+        assert [(crl.number, crl.count) for crl in bench.generation.material.crls] == [(2, 1)]
+
+        made.configure(tls={"crl": ["b.crl"]})
+        made.write("b.crl", ROOT.crl_pem([7], number=3))
+        assert (await bench.reloader.reload("admin")).result == "ok"
+        watcher = bench.reloader._watcher
+        served = watcher.inputs.digest
+        made.write("a.crl", b"nobody's by now")
+        assert (await watcher.read()).digest == served == watcher._state
+
+    asyncio.run(run())
+
+
 def test_a_failure_names_the_file_and_changes_nothing(tmp_path: Path) -> None:
     made = site(tmp_path)
 

@@ -253,6 +253,7 @@ class Reloader:
         if new is not old:
             logs.set_level(new.config)
             self._metrics.published(new)
+            self._watcher.serves(new.config)
         self._key_sets.published(new.config)
         return self._tell(trigger, old, candidate, before, told)
 

@@ -125,39 +125,54 @@ def read_file(path: Path, limit: int) -> bytes:
     return content.data
 
 
-def read_inputs(config_path: Path, environ: Mapping[str, str], *, earlier: Inputs | None = None) -> Inputs:
-    """Read the configuration and every file that it names, until two readings in a row agree.
+def read_inputs(
+    config_path: Path, environ: Mapping[str, str], *, earlier: Inputs | None = None, serving: Config | None = None
+) -> Inputs:
+    """Read the configuration and every file that it names, or that ``serving`` does, until two readings in a row agree.
 
     ``earlier`` counts as one reading, so that a poll that finds nothing new reads each file once and parses nothing;
     its configuration goes on where the present one cannot be read or parsed, and without it that raises: MaterialError
     or ConfigError. Blocks for up to ``ATTEMPTS`` pauses, and `tls.read_timeout` for file systems that do not answer.
     """
-    current, unsettled = _agreed(lambda: _configuration(config_path, environ, earlier), config_path, earlier)
+    current, unsettled = _agreed(lambda: _configuration(config_path, environ, earlier), config_path, earlier, serving)
     if config_path in unsettled:
         if earlier is None:
             raise _unstable(config_path)
         former = _Configuration(earlier.loaded, earlier.files[config_path])
-        current, unsettled = _agreed(lambda: former, config_path, earlier)
+        current, unsettled = _agreed(lambda: former, config_path, earlier, serving)
         unsettled |= {config_path}
     return _settled(current, unsettled, config_path, earlier) if unsettled else current
 
 
+def confined(inputs: Inputs, config_path: Path) -> Inputs:
+    """Without the files that its own configuration does not name."""
+    paths = {config_path, *dict(_wanted(inputs.loaded.config))}
+    if inputs.files.keys() | inputs.failures.keys() <= paths:
+        return inputs
+    files = {path: data for path, data in inputs.files.items() if path in paths}
+    failures = {path: failure for path, failure in inputs.failures.items() if path in paths}
+    return replace(inputs, files=files, failures=failures, digest=_digest(files, failures))
+
+
 def _agreed(
-    read_configuration: Callable[[], _Configuration], config_path: Path, earlier: Inputs | None
+    read_configuration: Callable[[], _Configuration],
+    config_path: Path,
+    earlier: Inputs | None,
+    serving: Config | None,
 ) -> tuple[Inputs, set[Path]]:
     """The last reading, and what of it the one before did not find. Raises where there is no configuration."""
     previous, attempt = earlier, 0
     while True:
         attempt += 1
         try:
-            current = _reading(read_configuration(), config_path, previous)
+            current = _reading(read_configuration(), config_path, previous, serving)
         except TlsproxyError:
             # A file may be missing or cut off between two system calls of its writer: only a lasting failure is one.
             if attempt == ATTEMPTS:
                 raise
             previous = None
         else:
-            unsettled = _unsettled(current, previous)
+            unsettled = _unsettled(current, previous, serving)
             fresh = [path for path in current.failures if earlier is None or current.found(path) != earlier.found(path)]
             if attempt == ATTEMPTS or not (unsettled or fresh):
                 return current, unsettled
@@ -178,10 +193,14 @@ def _configuration(config_path: Path, environ: Mapping[str, str], earlier: Input
         return _Configuration(earlier.loaded, earlier.files[config_path], error.with_traceback(None))
 
 
-def _reading(configuration: _Configuration, config_path: Path, previous: Inputs | None) -> Inputs:
+def _reading(
+    configuration: _Configuration, config_path: Path, previous: Inputs | None, serving: Config | None
+) -> Inputs:
     """Bytes that are those of ``previous`` are so in memory too, and are not digested again."""
     tls = configuration.loaded.config.tls
     limits = dict(_wanted(configuration.loaded.config))
+    if serving is not None:
+        limits = dict(_wanted(serving)) | limits
     # Certificate and key must come out of one directory even where each is reached through a link that is swapped
     # meanwhile (certbot's live/, Kubernetes' ..data): all links are resolved first and read from there, they must lead
     # there still when all is read, and two readings agree only if they led to the same files both times.
@@ -217,7 +236,7 @@ def _reading(configuration: _Configuration, config_path: Path, previous: Inputs 
     return Inputs(configuration.loaded, files, digest, targets, tuple(warnings), failures)
 
 
-def _unsettled(current: Inputs, previous: Inputs | None) -> set[Path]:
+def _unsettled(current: Inputs, previous: Inputs | None, serving: Config | None) -> set[Path]:
     """The paths on which two readings do not agree. Certificate, key and passphrase agree together or not at all."""
     paths = current.files.keys() | current.failures.keys()
     unsettled = {
@@ -227,9 +246,12 @@ def _unsettled(current: Inputs, previous: Inputs | None) -> set[Path]:
         or current.found(path) != previous.found(path)
         or isinstance(current.failures.get(path), UnstableInputs)
     }
-    tls = current.loaded.config.tls
-    pair = {path for path in (tls.cert, tls.key, tls.key_passphrase_file) if path is not None}
-    return unsettled | pair if unsettled & pair else unsettled
+    for config in filter(None, (current.loaded.config, serving)):
+        tls = config.tls
+        pair = {path for path in (tls.cert, tls.key, tls.key_passphrase_file) if path is not None}
+        if unsettled & pair:
+            unsettled |= pair
+    return unsettled
 
 
 def _settled(current: Inputs, unsettled: set[Path], config_path: Path, earlier: Inputs | None) -> Inputs:

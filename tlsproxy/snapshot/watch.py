@@ -13,7 +13,7 @@ import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
-from tlsproxy.snapshot.files import read_inputs
+from tlsproxy.snapshot.files import confined, read_inputs
 from tlsproxy.snapshot.notify import Hint
 from tlsproxy.snapshot.watch_paths import Places, places_of
 from tlsproxy.threads import in_thread
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Mapping
     from pathlib import Path
 
+    from tlsproxy.config.model import Config
     from tlsproxy.snapshot.files import Inputs
 
 JITTER: Final = 0.1
@@ -42,6 +43,7 @@ class Watcher:
         self._state = inputs.digest
         self._renewed = time.monotonic()
         self._reading = asyncio.Lock()
+        self._serving = inputs.loaded.config
         self.inputs = inputs
 
     async def read(self) -> Inputs:
@@ -49,10 +51,22 @@ class Watcher:
 
         One reading at a time, each beside the one before: a file that is being written stays as it was found last. Were
         it to stay as an older reading found it, a reload would bring back what a former one took away.
+
+        The files of the configuration that serves are among them: one that is refused keeps none from being judged.
         """
         async with self._reading:
-            self.inputs = await in_thread(read_inputs, self._config_path, self._environ, earlier=self.inputs)
+            self.inputs = await in_thread(
+                read_inputs, self._config_path, self._environ, earlier=self.inputs, serving=self._serving
+            )
             return self.inputs
+
+    def serves(self, config: Config) -> None:
+        """Called with the configuration after each publication. Files that only a former one named are dropped."""
+        self._serving, read = config, self.inputs
+        if read.loaded.config == config:
+            self.inputs = confined(read, self._config_path)
+            if read.digest == self._state:
+                self._state = self.inputs.digest
 
     def seen(self, digest: str) -> None:
         """The inputs with this digest serve now."""
