@@ -133,7 +133,7 @@ def show(results: Path) -> None:
 @main.command(name="table")
 @click.argument("results", type=_file)
 def table_of(results: Path) -> None:
-    """The README's table: the ratios beside their targets."""
+    """The table of docs/benchmark.md: the ratios beside their targets."""
     with _told():
         click.echo("\n".join(markdown(Results.read(results))))
 

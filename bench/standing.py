@@ -1,4 +1,4 @@
-"""Where tlsproxy stands beside its targets, and the table of it that the README has. Pure."""
+"""Where tlsproxy stands beside its targets, and its table in docs/benchmark.md. Pure."""
 
 from __future__ import annotations
 

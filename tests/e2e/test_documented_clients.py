@@ -1,4 +1,4 @@
-"""The README's lines for clients are run as they stand, through a gateway: over gRPC, synchronous and not."""
+"""The Python of README.md and docs/clients.md, run as it stands through a gateway: REST, gRPC, synchronous or not."""
 
 from __future__ import annotations
 
@@ -17,8 +17,13 @@ from support.grpc_channels import channel
 from support.qdrant_clients import EmbeddedUpstream
 from support.site import Site
 
-README = (Path(__file__).parents[2] / "README.md").read_text()
-CODE = "".join(block for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "QdrantClient(" in block)
+ROOT = Path(__file__).parents[2]
+
+
+def python_of(page: str) -> str:
+    """The blocks that make a client, one after the other."""
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
+    return "".join(block for block in blocks if "QdrantClient(" in block)
 
 
 @pytest.fixture
@@ -27,9 +32,9 @@ def served(site: Site) -> Iterator[Gateway]:
         yield running
 
 
-def lines(site: Site, gateway: Gateway) -> str:
+def lines(page: str, site: Site, gateway: Gateway) -> str:
     """As a reader would make them their own: address and certificates, and nothing else."""
-    code = CODE
+    code = python_of(page)
     for shown, own in (
         ("qdrant.example.org:6333", f"localhost:{gateway.port}"),
         ("grpc_port=6334", f"grpc_port={gateway.grpc_port}"),
@@ -37,23 +42,28 @@ def lines(site: Site, gateway: Gateway) -> str:
         ('"certs"', f'"{site.directory}"'),
         ("alice.", "admin."),
     ):
-        assert shown in code
         code = code.replace(shown, own)
+    assert "certs/" not in code
+    assert "example.org" not in code
     return code
 
 
-def test_the_client(site: Site, served: Gateway) -> None:
+@pytest.mark.parametrize(
+    ("page", "api"), [("README.md", "/collections"), ("docs/clients.md", "/qdrant.Collections/List")]
+)
+def test_the_client(page: str, api: str, site: Site, served: Gateway) -> None:
     names: dict[str, Any] = {}
-    exec(lines(site, served), names)  # noqa: S102 - our own lines
+    exec(lines(page, site, served), names)  # noqa: S102 - our own lines
     with closing(names["client"]) as client:
         assert client.get_collections().collections == []
-    assert served.audited(method="list_collections")["api"] == "/qdrant.Collections/List"
+    assert served.audited(method="list_collections")["api"] == api
 
 
 def test_the_asynchronous_client(site: Site, served: Gateway) -> None:
     async def listed() -> list[Any]:
         names: dict[str, Any] = {"AsyncQdrantClient": AsyncQdrantClient}
-        exec(lines(site, served).replace("= QdrantClient(", "= AsyncQdrantClient("), names)  # noqa: S102 - as above
+        code = lines("docs/clients.md", site, served).replace("= QdrantClient(", "= AsyncQdrantClient(")
+        exec(code, names)  # noqa: S102 - as above
         try:
             return list((await names["client"].get_collections()).collections)
         finally:
