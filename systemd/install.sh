@@ -55,8 +55,9 @@ install_program() {
     if [ -n "$DESTDIR" ]; then # what the environment knows of its own place
         grep -rIlF "$program" "$program/bin" "$program/pyvenv.cfg" | xargs sed -i "s|$program|$PREFIX|g"
     fi
-    install -d "$program/share/doc/tlsproxy"
+    install -d "$program/share/doc/tlsproxy/docs"
     install -m 0644 "$SOURCE/README.md" "$SOURCE/config/tlsproxy.yaml" "$program/share/doc/tlsproxy/"
+    install -m 0644 "$SOURCE"/docs/* "$program/share/doc/tlsproxy/docs/"
     install -m 0644 "$SOURCE/systemd/README.md" "$program/share/doc/tlsproxy/systemd.md"
 }
 

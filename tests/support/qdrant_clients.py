@@ -54,7 +54,7 @@ def qdrant(gateway: Gateway, context: ssl.SSLContext, **options: object) -> Qdra
 
 
 def qdrant_by_grpc(kind: type[Q], gateway: Gateway, site: Site, client: str | None = "admin", **options: Any) -> Q:
-    """As the README has it: what has a gRPC method goes that way, the rest over REST."""
+    """As docs/clients.md has it: what has a gRPC method goes that way, the rest over REST."""
     return kind(
         url=f"https://localhost:{gateway.port}",
         grpc_port=gateway.grpc_port,

@@ -1,0 +1,196 @@
+"""What the documents name is there: links, anchors, paths, commands, options, keys, metrics, reasons."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import click
+import pytest
+import yaml
+from support.documented import described
+
+from bench.__main__ import main as bench
+from tlsproxy.cli import main as tlsproxy
+from tlsproxy.config.loader import parse
+from tlsproxy.config.model import Config
+from tlsproxy.config.shape import known_at, model_at
+
+ROOT = Path(__file__).parents[2]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "SECURITY.md",
+    ROOT / "CHANGELOG.md",
+    ROOT / "ARCHITECTURE.md",
+    *sorted(ROOT.glob("docs/*.md")),
+    ROOT / "systemd" / "README.md",
+    ROOT / "bench" / "README.md",
+    ROOT / "certs" / "README.md",
+]
+FOLDERS = "tests|tlsproxy|docs|config|systemd|bench|certs"
+pages = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+
+
+@cache
+def text_of(page: Path) -> str:
+    return page.read_text()
+
+
+def prose(page: Path) -> str:
+    """Without its code blocks."""
+    return re.sub(r"^ *```.*?^ *```", "", text_of(page), flags=re.DOTALL | re.MULTILINE)
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", text_of(page), re.DOTALL | re.MULTILINE)
+
+
+def code(page: Path) -> list[str]:
+    """The inline code."""
+    return re.findall(r"`([^`\n]+)`", prose(page))
+
+
+@cache
+def anchors(page: Path) -> set[str]:
+    """As the forge makes them of headings: https://docs.github.com, "Section links"."""
+    headings = re.findall(r"^#+ (.+)$", prose(page), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pages
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", prose(page)):
+        if not re.match(r"\w+:", target):
+            path, _, anchor = target.partition("#")
+            found = (page.parent / path).resolve() if path else page
+            assert found.is_relative_to(ROOT), target
+            assert found.exists(), target
+            assert not anchor or anchor in anchors(found), target
+
+
+@pages
+def test_paths_are_there(page: Path) -> None:
+    for name in code(page):
+        if re.fullmatch(rf"({FOLDERS})/[\w./-]*\.\w+", name) and name.partition("/")[0] != "certs":
+            assert (ROOT / name).exists() or (page.parent / name).exists(), name
+
+
+def commands(page: Path) -> Iterator[list[str]]:
+    """The words of each command of ours, in blocks and inline."""
+    lines = "\n".join(blocks(page, "sh")).replace("\\\n", " ").splitlines()
+    for line in [*lines, *code(page)]:
+        for piece in re.split(r"&&|\||;", re.sub(r"(^|\s)#.*", "", line)):
+            words = re.findall(r"""(?:"[^"]*"|'[^']*'|\S)+""", piece)
+            if words[:1] in (["tlsproxy"], ["make"]):
+                yield words
+            elif words[1:3] == ["-m", "bench"]:
+                yield words[2:]
+
+
+def resolved(program: click.Command, words: list[str]) -> tuple[click.Command, list[str]]:
+    """The innermost command, and the words after it."""
+    context = click.Context(program)
+    while isinstance(program, click.Group) and words and not words[0].startswith("-"):
+        inner = program.get_command(context, words[0])
+        assert inner is not None, words
+        program, words = inner, words[1:]
+    return program, words
+
+
+@pages
+def test_commands_and_options_are_there(page: Path) -> None:
+    targets = set(re.findall(r"^([a-z-]+)(?: [a-z-]+)*:", text_of(ROOT / "Makefile"), re.MULTILINE)) | {"uninstall"}
+    for words in commands(page):
+        if words[0] == "make":
+            named = [word for word in words[1:] if "=" not in word and word != ">" and not word.startswith("-")]
+            assert set(named) <= targets, words
+            continue
+        command, rest = resolved(tlsproxy if words[0] == "tlsproxy" else bench, words[1:])
+        known = {option for parameter in command.params for option in parameter.opts} | {"-h", "--help", "--version"}
+        assert {word for word in rest if word.startswith("--")} <= known, words
+
+
+def keys_of(tree: object, path: tuple[str | int, ...] = ()) -> Iterator[tuple[str | int, ...]]:
+    """The keys of a mapping that the model speaks of; those of roles and filters are anybody's."""
+    if isinstance(tree, dict) and path[-1:] != ("filter",):
+        for key, value in tree.items():
+            yield (*path, key)
+            yield from keys_of(value, (*path, key))
+    elif isinstance(tree, list):
+        for index, value in enumerate(tree):
+            yield from keys_of(value, (*path, index))
+
+
+@pages
+def test_configurations_have_keys_that_there_are(page: Path) -> None:
+    for block in blocks(page, "yaml"):
+        tree = yaml.safe_load(block)
+        if isinstance(tree, dict) and tree.keys() <= Config.model_fields.keys():
+            for path in keys_of(tree):
+                assert len(path) == 2 and path[0] == "roles" or path[-1] in known_at(path[:-1]), path  # noqa: RUF021
+
+
+@pytest.mark.parametrize("name", ["README.md", "docs/getting-started.md"])
+def test_the_first_configuration_is_good(name: str, tmp_path: Path) -> None:
+    (block,) = [block for block in blocks(ROOT / name, "yaml") if block.startswith("service:")]
+    loaded = parse(block.encode(), tmp_path / "tlsproxy.yaml", {})
+    assert loaded.warnings == ()
+    assert loaded.unused == ()
+
+
+def model_has(name: str) -> bool:
+    """Whether a dotted name is a key: `limits.per_address`, `roles.*.filter`, `keys[].expires`."""
+    path: tuple[str, ...] = ()
+    first, *steps = name.replace("[]", "").split(".")
+    for step in [first, *steps[first == "roles" :]]:  # below `roles` stands a role's name, or `*`
+        if step not in model_at(path).model_fields:
+            return False
+        path = (*path, step)
+    return True
+
+
+@pages
+def test_keys_are_there(page: Path) -> None:
+    sections = "|".join(Config.model_fields)
+    for name in code(page):
+        key = name.partition(":")[0]
+        if re.fullmatch(rf"({sections})(\[\])?(\.[\w*]+)+", key) and not re.search(
+            r"\.(py|yaml|pem|md|log|crt|key)$", key
+        ):
+            assert model_has(key), name
+
+
+@pages
+def test_metrics_are_there(page: Path) -> None:
+    named = set(re.findall(r"\btlsproxy_\w+", text_of(page)))
+    assert {name.removesuffix("_bucket") for name in named} <= described("Metrics")
+
+
+@pages
+def test_reasons_are_there(page: Path) -> None:
+    for named in re.findall(r"reasons? ((?:`\w+`(?:, | or | and )?)+)", prose(page)):
+        assert set(re.findall(r"`(\w+)`", named)) - described("Reasons") == set(), named
+
+
+def test_readme_is_short() -> None:
+    assert len(text_of(ROOT / "README.md").splitlines()) <= 150
+
+
+def test_readme_leads_to_every_page() -> None:
+    linked = set(re.findall(r"\]\((docs/[\w-]+\.md)", text_of(ROOT / "README.md")))
+    assert linked == {page.relative_to(ROOT).as_posix() for page in ROOT.glob("docs/*.md")}
+
+
+def test_the_checks_find_something() -> None:
+    words = [word for page in PAGES for word in commands(page)]
+    assert {"run", "check", "explain", "reload", "status", "top", "token", "certs", "config"} <= {
+        each[1] for each in words if each[0] == "tlsproxy" and len(each) > 1
+    }
+    assert sum(each[0] == "make" for each in words) > 10
+    assert not model_has("limits.no_such")
+    assert not model_has("roles.admin.no_such")
+    assert "no-such" not in anchors(ROOT / "README.md")
+    assert "rights-that-end" in anchors(ROOT / "docs" / "roles-and-rules.md")
