@@ -404,6 +404,22 @@ def test_a_crl_of_an_intermediate_that_clients_send_never_goes_back(made: Made, 
     assert made.build(second).digest != second.digest
 
 
+def test_each_crl_of_a_file_that_waits_is_published_at_its_moment(made: Made) -> None:
+    """Whatever is wrong with another one of the file, and however much longer that waits."""
+    soon, late = (datetime.fromtimestamp(int(NOW) + seconds, UTC) for seconds in (600, 9000))
+    made.write("gone.crl", crl_of(GONE, number=9))
+    second = made.build(made.first)
+    waiting = crl_of(OTHER, number=3, this_update=late) + crl_of(ROOT, BOB.serial, number=3, this_update=soon)
+    made.write("root.crl", crl_of(GONE, number=8) + waiting)
+    proposal = made.propose(second, now=NOW)
+    (fault,) = proposal.faults.values()
+    assert (fault.kind, fault.moment) == (FailureKind.TIME, soon.timestamp())
+    assert "is older than the one in use" in fault.text
+    due = made.propose(second, now=soon.timestamp(), states=proposal.states, faults=proposal.faults)
+    assert due.generation is not None
+    assert revoked(due.generation)
+
+
 def test_a_crl_of_a_namesake_in_the_same_file_takes_no_place(made: Made) -> None:
     twin = Authority.create("test root")
     made.write("ca.pem", ROOT.certificate_pem + OTHER.certificate_pem + GONE.certificate_pem + twin.certificate_pem)

@@ -6,6 +6,7 @@ Each gives a state and what of the file is not in it yet, or raises MaterialErro
 from __future__ import annotations
 
 import functools
+import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
@@ -136,8 +137,8 @@ class CrlFile:
             return State.of(tuple(used), data), None
         used += [one for one in self._stay(wrong, held, former, place, now) if place(one) not in taken]
         if not used:
-            raise told[0]
-        return State.of(tuple(used), tuple(crl.der for crl in used), whole=False), told[0]
+            raise _told(told)
+        return State.of(tuple(used), tuple(crl.der for crl in used), whole=False), _told(told)
 
     def _stay(
         self,
@@ -178,6 +179,13 @@ class CrlFile:
 
     def _signed(self, crl: Crl) -> bool:
         return any(crl.signed_by(authority) for authority in self.authorities)
+
+
+def _told(errors: Sequence[MaterialError]) -> MaterialError:
+    """One error for a file, due when the first of them is."""
+    soonest = min(errors, key=lambda error: math.inf if error.moment is None else error.moment)
+    text = "; ".join(dict.fromkeys((soonest.text, errors[0].text)))
+    return MaterialError(soonest.path, text, soonest.kind, soonest.moment)
 
 
 def _foreign(crl: Crl) -> MaterialError:
