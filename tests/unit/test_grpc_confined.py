@@ -20,12 +20,13 @@ from tlsproxy.authz.access import Condition
 from tlsproxy.errors import BadRequest, Unconfined
 from tlsproxy.qdrant.grpc_decision import confine_message as confining
 from tlsproxy.qdrant.grpc_decision import operation_of
-from tlsproxy.qdrant.grpc_tenancy import MAX_FIELDS, WAYS, is_confinable_call
+from tlsproxy.qdrant.grpc_tenancy import WAYS, is_confinable_call
+from tlsproxy.qdrant.grpc_tenancy import confined as confined_message
 from tlsproxy.qdrant.operations import GRPC, Operation
 from tlsproxy.qdrant.rest_tenancy import confine
 from tlsproxy.qdrant.router import recognise
 from tlsproxy.qdrant.scoring import Facts
-from tlsproxy.wire.protobuf import MAX_DEPTH, delimited
+from tlsproxy.wire.protobuf import MAX_DEPTH, ProtobufError, delimited
 
 ACME = (Condition("tenant", "acme"),)
 TWO = (Condition("tenant", "acme"), Condition("a", "x"))
@@ -551,11 +552,16 @@ def test_depth_is_bounded() -> None:
 
 
 def test_what_is_looked_at_is_bounded() -> None:
-    points = delimited(3, b"") * (MAX_FIELDS - 1)
-    assert len(confine_message(method("Upsert"), DOCS + points, ())) == len(DOCS + points) + 2
-    for message in (DOCS + points + delimited(3, b""), DOCS + delimited(3, delimited(1, b"")) * (MAX_FIELDS // 2)):
-        with pytest.raises(BadRequest, match="too many fields"):
-            confine_message(method("Upsert"), message, ())
+    """The fields of messages within count as well."""
+
+    def written(message: bytes) -> bytes:
+        return at_once(confined_message(method("Upsert"), message, (), FACTS, fields=600))
+
+    points = delimited(3, b"") * 599
+    assert len(written(DOCS + points)) == len(DOCS + points) + 2
+    for message in (DOCS + points + delimited(3, b""), DOCS + delimited(3, delimited(1, b"")) * 300):
+        with pytest.raises(ProtobufError, match="too many fields"):
+            written(message)
 
 
 # As on REST

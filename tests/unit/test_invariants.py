@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 from pathlib import Path
 
@@ -12,18 +13,28 @@ ROOT = Path(__file__).parents[2]
 MODULES = sorted((ROOT / "tlsproxy").rglob("*.py"))
 
 
-def calls(tree: ast.AST, name: str) -> list[ast.Call]:
-    return [
-        node
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Call) and getattr(node.func, "id", getattr(node.func, "attr", "")) == name
-    ]
+@functools.cache
+def parsed(module: Path) -> ast.Module:
+    return ast.parse(module.read_text())
+
+
+@functools.cache
+def calls_by_name(module: Path) -> dict[str, list[ast.Call]]:
+    found: dict[str, list[ast.Call]] = {}
+    for node in ast.walk(parsed(module)):
+        if isinstance(node, ast.Call):
+            found.setdefault(getattr(node.func, "id", getattr(node.func, "attr", "")), []).append(node)
+    return found
+
+
+def calls(module: Path, name: str) -> list[ast.Call]:
+    return calls_by_name(module).get(name, [])
 
 
 def test_only_the_access_module_makes_an_allowed_decision() -> None:
     makers = set()
     for module in MODULES:
-        for call in calls(ast.parse(module.read_text()), "Decision"):
+        for call in calls(module, "Decision"):
             values = {keyword.arg: keyword.value for keyword in call.keywords}
             allowed = values.get("allowed", call.args[0] if call.args else None)
             if not (isinstance(allowed, ast.Constant) and allowed.value is False):
@@ -33,22 +44,14 @@ def test_only_the_access_module_makes_an_allowed_decision() -> None:
 
 def test_a_head_goes_upstream_with_an_allowed_decision_only() -> None:
     """`restate_request` is what makes the bytes of an upstream head; one place calls it, behind the decision."""
-    callers = [
-        module.relative_to(ROOT).as_posix()
-        for module in MODULES
-        if calls(ast.parse(module.read_text()), "restate_request")
-    ]
+    callers = [module.relative_to(ROOT).as_posix() for module in MODULES if calls(module, "restate_request")]
     assert callers == ["tlsproxy/proxy/decision/request_plan.py"]
     plan = (ROOT / callers[0]).read_text()
     assert re.search(r"if decision is ALLOWED[^\n]*:\n\s+upstream = restate_request\(", plan)
 
 
 def test_a_call_goes_upstream_with_an_allowed_decision_or_one_that_its_message_is_yet_to_make() -> None:
-    callers = [
-        module.relative_to(ROOT).as_posix()
-        for module in MODULES
-        if calls(ast.parse(module.read_text()), "restate_call")
-    ]
+    callers = [module.relative_to(ROOT).as_posix() for module in MODULES if calls(module, "restate_call")]
     assert callers == ["tlsproxy/proxy/decision/call_plan.py"]
     plan = (ROOT / callers[0]).read_text()
     decided = re.search(r"if decision is ALLOWED or decision is UNREAD:\n(.*?)\n {8}return", plan, re.DOTALL)
@@ -63,15 +66,14 @@ def test_blocking_work_is_done_in_threads_that_nobody_waits_for_at_the_end() -> 
         (module.name, name)
         for module in MODULES
         for name in joined
-        if "demo" not in module.parts and calls(ast.parse(module.read_text()), name)
+        if "demo" not in module.parts and calls(module, name)
     ]
 
 
 @pytest.mark.parametrize("module", MODULES, ids=lambda module: module.relative_to(ROOT).as_posix())
 def test_a_module_is_a_room_and_says_what_it_answers_for(module: Path) -> None:
-    text = module.read_text()
-    assert len(text.splitlines()) <= 500
-    assert ast.get_docstring(ast.parse(text))
+    assert len(module.read_text().splitlines()) <= 500
+    assert ast.get_docstring(parsed(module))
 
 
 DATES = {
@@ -102,7 +104,7 @@ def test_the_wall_clock_tells_dates_and_nothing_that_lasts() -> None:
     found = set()
     for module in MODULES:
         name = module.relative_to(ROOT / "tlsproxy").as_posix()
-        tree = ast.parse(module.read_text())
+        tree = parsed(module)
         functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
         for node in ast.walk(tree):
             if isinstance(node, ast.Attribute) and ast.unparse(node) in {"time.time", "time.time_ns", "datetime.now"}:

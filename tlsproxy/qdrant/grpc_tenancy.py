@@ -43,7 +43,7 @@ _RESCORE: Final = 2
 
 @dataclass(slots=True)
 class Work:
-    """Budget left for one message: ``fields`` to look at, and how much ``deeper`` prefetches may go.
+    """Budget for one message: ``fields`` to look at, and how much ``deeper`` prefetches may go.
 
     ``exact``: its searches are exact. ``facts`` are those of its collection, None while nobody asked.
     """
@@ -53,7 +53,8 @@ class Work:
     exact: bool = False
     fields: int = MAX_FIELDS
     deeper: int = MAX_DEPTH
-    _pause: int = MAX_FIELDS - STEP
+    _looked: int = 0
+    _pause: int = STEP
     _held: int = 0
 
     def begin(self, content: bytes) -> int | None:
@@ -67,20 +68,20 @@ class Work:
     @property
     def memory(self) -> int:
         """Bytes that the messages that are being confined take: those within others too."""
-        return self._held + FIELD * (MAX_FIELDS - self.fields)
+        return self._held + FIELD * self._looked
 
     def is_step(self) -> bool:
         """Whether there was enough to look at since it last was."""
-        if self.fields > self._pause:
+        if self._looked < self._pause:
             return False
-        self._pause = self.fields - STEP
+        self._pause = self._looked + STEP
         return True
 
     def look(self, message: str, content: bytes) -> Iterator[Field]:
         """At the fields of a message, which has what it is known to have. Raises :class:`ProtobufError`."""
         for one in shaped(_MESSAGES[message], message, content):
-            self.fields -= 1
-            if self.fields < 0:
+            self._looked += 1
+            if self._looked > self.fields:
                 raise ProtobufError("too many fields")
             yield one
 
@@ -217,14 +218,18 @@ def is_confinable_call(operation: Operation) -> bool:
     return operation.path in WAYS
 
 
-def confined(operation: Operation, message: bytes, conditions: Conditions, facts: Facts | None) -> Steps[bytes]:
-    """Confines a whole message. Raises :class:`Unconfined`, :class:`BadRequest`, :class:`ProtobufError`, and
-    :class:`FactsNeeded` where the collection's facts have a say.
+def confined(
+    operation: Operation, message: bytes, conditions: Conditions, facts: Facts | None, *, fields: int = MAX_FIELDS
+) -> Steps[bytes]:
+    """Confines a whole message of at most so many ``fields``.
+
+    Raises :class:`Unconfined`, :class:`BadRequest`, :class:`ProtobufError`, and :class:`FactsNeeded` where the
+    collection's facts have a say.
     """
     way = WAYS.get(operation.path)
     if way is None:
         raise Unconfined(rest_tenancy.NOT_CONFINED)
-    return (yield from way.confined(message, Work(conditions, facts)))
+    return (yield from way.confined(message, Work(conditions, facts, fields=fields)))
 
 
 def narrowed(own: bytes, conditions: Conditions, *, alone: bool = False) -> bytes:
