@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 from collections.abc import Generator, Iterator
 from pathlib import Path
@@ -17,6 +18,16 @@ from support.upstream import ScriptedUpstream
 settings.register_profile("brief", deadline=None, max_examples=100, derandomize=bool(os.environ.get("CI")))
 settings.register_profile("fuzz", deadline=None, max_examples=20_000)
 settings.load_profile("fuzz" if os.environ.get("TLSPROXY_FUZZ") else "brief")
+
+
+# Modules and test items are there for good: neither while they are made nor later need the collector look through them.
+gc.disable()
+
+
+def pytest_collection_finish() -> None:
+    gc.collect()
+    gc.freeze()
+    gc.enable()
 
 
 def pytest_xdist_auto_num_workers() -> int:

@@ -74,6 +74,8 @@ def _no_collector() -> Iterator[None]:
     yield
     gc.set_threshold(*thresholds)
     gc.unfreeze()
+    gc.collect()
+    gc.freeze()
     gc.enable()
 
 
