@@ -148,6 +148,9 @@ def _serve(sock: socket.socket) -> None:
         for limit, values in zip(_LIMITS, question["limits"], strict=True):
             resource.setrlimit(limit, tuple(values))
         sys.argv[1:] = question["arguments"]
+        signal.pthread_sigmask(
+            signal.SIG_BLOCK, {signal.SIGHUP}
+        )  # as `tlsproxy.cli` does where it is imported for `run`
         sitecustomize.install()
         return
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from pathlib import Path
 
 import click
@@ -24,8 +23,6 @@ def run(config_path: Path, ready_file: Path | None) -> None:
     Certificates, CRLs, keys, roles and limits are applied as their files change; a set that is wrong is reported, and
     the one in use stays.
     """
-    # Held by the kernel until there is something to reload: its default is an end.
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
     from tlsproxy.service.server import run as serve  # noqa: PLC0415 - no other command needs uvloop and aiohttp
 
     with explained():

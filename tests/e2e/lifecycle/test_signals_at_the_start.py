@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -50,6 +52,14 @@ class Early(Gateway):
 def test_a_reload_is_remembered(site: Site) -> None:
     with Early(site.write_config(URL), fresh=True) as gateway:
         assert gateway.audited(event="reload", reason="sighup")["result"] == "ok"
+
+
+def test_a_reload_ends_no_import(tmp_path: Path) -> None:
+    """The first of them that takes long is that of click."""
+    (tmp_path / "click.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGHUP)\nraise SystemExit(7)\n")
+    command = [sys.executable, "-m", "tlsproxy", "run"]
+    ended = subprocess.run(command, env={"PYTHONPATH": str(tmp_path)}, timeout=DEADLINE, check=False)
+    assert ended.returncode == 7
 
 
 def test_an_end_while_a_name_is_resolved(site: Site, tmp_path: Path) -> None:
