@@ -9,6 +9,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from support import hung_calls
 from support.background_load import BackgroundLoad
 from support.gated_answers import busy, gated
 from support.gateway import DEADLINE, Gateway
@@ -100,13 +101,18 @@ def told_stuck(gateway: Gateway, number: int) -> None:
     assert f'tlsproxy_worker_generation{{worker="{number}"}} 1.0' in lines
 
 
-def test_a_stuck_one_is_replaced(site: Site, upstream: ScriptedUpstream) -> None:
-    with Gateway(site.write_config(upstream.url, workers=2)) as gateway:
-        pid = workers(gateway)[2]["pid"]
-        os.kill(pid, signal.SIGSTOP)
+def test_a_stuck_one_is_replaced(site: Site, upstream: ScriptedUpstream, tmp_path: Path) -> None:
+    """The sooner if a signal has stopped it."""
+    config = site.write_config(upstream.url, workers=3)
+    with Gateway(config, **hung_calls.loops(tmp_path / "hung").environ) as gateway:
+        hung, halted = (workers(gateway)[number]["pid"] for number in (2, 3))
+        os.kill(hung, signal.SIGUSR2)
+        os.kill(halted, signal.SIGSTOP)
         told_stuck(gateway, 2)
+        assert "is stopped by a signal" in replaced(gateway, 3)
         assert "has not answered within 10 s" in replaced(gateway, 2)
-        assert gone(pid)
+        assert gone(hung)
+        assert gone(halted)
         with Caller(gateway, site.client()) as caller:
             assert caller.ask().status == 200
 

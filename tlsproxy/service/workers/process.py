@@ -174,7 +174,18 @@ class WorkerProcess:
                 async with asyncio.timeout(PING):
                     await self._over.wait()
             except TimeoutError:
-                await self.ping()
+                await self._answer()
+
+    async def _answer(self) -> None:
+        """Raises WorkerLost where there is none, sooner where it is stopped: a busy loop may still turn."""
+        pinging = asyncio.create_task(self.ping())
+        try:
+            await asyncio.wait([pinging], timeout=ATTENTION)
+            if not pinging.done() and self.stopped:
+                raise WorkerLost(f"worker {self.number} is stopped by a signal")
+            await pinging
+        finally:
+            pinging.cancel()
 
     async def ended(self) -> None:
         await self._over.wait()
