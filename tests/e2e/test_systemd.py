@@ -157,7 +157,8 @@ def test_a_good_reload(machine: Machine, installed: Installed) -> None:
     process = machine.shown("tlsproxy", "MainPID")
     installed.write(log_level="DEBUG")
     machine.run("systemctl", "reload", "tlsproxy")
-    until(lambda: "(sighup)" in machine.shown("tlsproxy", "StatusText"), machine)
+    assert "reload (sighup)" in machine.journal("tlsproxy")
+    until(lambda: machine.shown("tlsproxy", "StatusText").startswith("generation 2 since "), machine)
     until(lambda: machine.shown("tlsproxy", "ActiveState") == "active", machine)
     assert machine.shown("tlsproxy", "MainPID") == process
     assert installed.status_of(("api-key", KEY)) == 200

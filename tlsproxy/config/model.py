@@ -251,7 +251,8 @@ class Config(Section):
 
     service: Service = Service()
     listeners: tuple[Listener, ...] = ()
-    """Addresses to listen on beside those of `service`. All but `upstream` and `allow` needs a restart."""
+    """Addresses to listen on beside those of `service`. All but `upstream` and `allow` needs a restart: until then a
+    removed one serves on as it was."""
     tls: Tls
     upstream: Upstream = Upstream()
     roles: dict[Label, Role] = {}  # noqa: RUF012 - pydantic copies it

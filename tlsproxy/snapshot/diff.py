@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, Literal, TypeVar
 
 from pydantic import BaseModel
@@ -16,6 +16,7 @@ from pydantic import BaseModel
 from tlsproxy.authz.keys import Key
 from tlsproxy.authz.tokens import VerificationKey
 from tlsproxy.config.endpoints import Endpoint
+from tlsproxy.config.listeners import listening
 from tlsproxy.config.model import Config, IdentityRule, Listener
 from tlsproxy.snapshot.generation import Generation
 from tlsproxy.tls.certinfo import CertificateFacts, CrlFacts, day
@@ -119,7 +120,9 @@ def _verifying(generation: Generation) -> dict[str, tuple[VerificationKey, ...]]
 
 
 def _settings(old: Generation, new: Generation) -> Iterator[Change]:
-    yield from _compared("listener", old, new, _listeners, _fields)
+    bound = {str(one.endpoint) for one in listening(new.started)}
+    for change in _compared("listener", old, new, _listeners, _fields):
+        yield _told_of_restart(change, bound=change.name.partition(" ")[0] in bound)
     yield from _compared("setting", old, new, lambda each: dict(_flat(each.config)), _values)
     if old.upstream_api_key != new.upstream_api_key and old.config.upstream == new.config.upstream:
         yield Change("setting", "upstream.api_key_file", "changed", "its content")
@@ -132,6 +135,15 @@ def _listeners(generation: Generation) -> dict[str, Listener]:
         address = str(Endpoint(one.host or generation.config.service.host, one.port))
         named[f"{address} ({number})" if address in named else address] = one
     return named
+
+
+def _told_of_restart(change: Change, *, bound: bool) -> Change:
+    """A listener that is bound goes with the process, and one that is not comes with the next."""
+    if change.how == "removed" and bound:
+        return replace(change, detail="serves on until the next restart")
+    if change.how == "added" and not bound:
+        return replace(change, detail="from the next restart on")
+    return change
 
 
 def _flat(config: Config) -> Iterator[tuple[str, Any]]:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from support.gateway import Gateway
+from support.operator_tools import operator
 from support.raw_connection import RawClient
 from support.site import Site
 from support.sockets import deaf, serving
@@ -146,6 +147,31 @@ def test_what_is_bound_serves_on_until_the_restart(
     status = json.loads(through.gateway.ask_admin("/status")[1])
     assert status["generation"]["restart_needed"] == ["service.host", "listeners"]
     assert said(through.connect()) == b"new:x"
+
+    code, out, _ = operator(through.gateway, "reload", "--dry-run")
+    assert (code, "restart needed: listeners has changed\n" in out) == (0, True)
+
+
+def test_what_takes_a_restart_is_told_with_the_change(
+    own_site: Site, upstream: ScriptedUpstream, stack: ExitStack
+) -> None:
+    through = Through(own_site, upstream.url, stack)
+
+    def changed(*listeners: dict[str, Any]) -> list[tuple[str, str, str]]:
+        own_site.edit_config(through.config, listeners=list(listeners))
+        through.gateway.reloaded()
+        told = json.loads(through.gateway.ask_admin("/status")[1])["last_reload"]["changes"]
+        return [(one["name"], one["how"], one["detail"]) for one in told]
+
+    assert changed() == [("127.0.0.1:0", "removed", "serves on until the next restart")]
+    assert through.gateway.log.wait(
+        lambda line: "listeners has changed, which takes effect at the next restart" in line
+    )
+    assert changed(through.listener, through.listener | {"port": 1}) == [
+        ("127.0.0.1:0", "added", ""),
+        ("127.0.0.1:1", "added", "from the next restart on"),
+    ]
+    assert changed(through.listener) == [("127.0.0.1:1", "removed", "")]
 
 
 def test_a_connection_that_is_being_dialled_goes_to_the_new_one(
