@@ -117,3 +117,19 @@ def test_a_name_that_does_not_resolve_keeps_nobody_in_and_is_asked_for_again(
         assert 'tlsproxy_inputs{input="name",state="retried"} 1' in gateway.ask_admin("/metrics")[1]
         own_site.edit_config(config, upstream=yaml.safe_load(config.read_text())["upstream"] | {"rest": upstream.url})
         assert verdict(gateway)[0] == 200
+
+
+def test_a_refused_configuration_keeps_no_revocation_back(own_site: Site, upstream: ScriptedUpstream) -> None:
+    """It names another CRL; the one that serves counts, and is watched, until the configuration is mended."""
+    own_site.write("ca.crl", own_site.authority.crl_pem())
+    own_site.write("next.crl", own_site.authority.crl_pem(number=2))
+    config = own_site.write_config(upstream.url, tls={"crl": ["ca.crl"]})
+    with Gateway(config) as gateway, Caller(gateway, own_site.client("search")) as bob:
+        assert bob.ask().status == 200
+        unnamed = {"ca": "CN=nobody", "dns": ["nobody.example"]}
+        own_site.edit_config(config, tls={"crl": ["next.crl"], "ca_constraints": [unnamed]})
+        gateway.reloaded("failed")
+        own_site.replace("ca.crl", own_site.authority.crl_pem([own_site.serial("search")], number=2))
+        gateway.audited(event="connection", reason="certificate_revoked")
+        with pytest.raises((EOFError, ConnectionError)):
+            bob.ask()
