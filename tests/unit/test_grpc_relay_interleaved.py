@@ -206,6 +206,17 @@ class Run:
         """The upstream is elsewhere, or where it was before."""
         self.ends.publish(self.generations[one % 2])
 
+    def lose(self, one: int, _: int) -> None:
+        """An upstream goes away, where that does not end the client's connection."""
+        relay = self.ends.relay
+        open_ones = [up for up, _ in self.ends.ups if up.established and not up.closed]
+        if not open_ones or not relay.formers:
+            return
+        up = open_ones[one % len(open_ones)]
+        self.disturbed |= set(up.owner.client.calls)
+        up.abort()
+        up.owner.connection_lost(None)
+
     def ping(self, one: int, _: int) -> None:
         (self.ends.client if one % 2 else self.ends.upstream).connection.ping(b"12345678")
 
@@ -284,6 +295,7 @@ STEPS: dict[Callable[[Run, int, int], None], int] = {
     Run.stall: 1,
     Run.connect: 2,
     Run.move: 2,
+    Run.lose: 1,
     Run.ping: 1,
 }
 """Each with how often it is chosen."""

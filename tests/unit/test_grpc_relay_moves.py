@@ -10,7 +10,8 @@ from support.relay_generation import COUNT, LIST, SEARCH, asked, collections, co
 from support.site import Site
 
 from tlsproxy.snapshot.generation import Generation
-from tlsproxy.wire.http2 import FIRST_WINDOW, MAX_WINDOW
+from tlsproxy.wire import http2
+from tlsproxy.wire.http2 import FIRST_WINDOW, MAX_WINDOW, Code
 from tlsproxy.wire.protobuf import delimited
 
 ENDED_WELL: Fields = [("grpc-status", "0")]
@@ -263,3 +264,55 @@ def test_an_upstream_changes_twice_while_a_message_waits(ends: Ends, generations
     answer(first, stream)
     until_quiet(ends)
     assert ends.client.streams[stream].status == 0
+
+
+def test_an_upload_that_no_upstream_reads_holds_up_no_later_one(ends: Ends, generations: list[Generation]) -> None:
+    """Where the upstreams have the same windows, larger than the first ones are."""
+    ends.made = lambda end: end.settings(INITIAL_WINDOW_SIZE=LARGE)
+    stuck, former = called(ends)
+    former.settings(INITIAL_WINDOW_SIZE=LARGE)
+    until_quiet(ends)
+    ends.client.say(stuck, bytes(4 * LARGE))
+    arrives(ends)
+    ends.publish(generations[1])
+    stream, present = called(ends, bytes(4 * LARGE))
+    until_quiet(ends, ends.client, present)
+    assert len(present.streams[stream].data) == 4 * LARGE
+    former.grant(0, LARGE)
+    until_quiet(ends)
+    assert len(former.streams[stuck].data) == 4 * LARGE
+
+
+def test_an_upstream_of_fewer_streams_than_there_are_at_the_former_one(
+    ends: Ends, generations: list[Generation]
+) -> None:
+    """Those are none of its streams: the client may open as many of it as it takes, and no more once they are over."""
+    formers = [called(ends) for _ in range(3)]
+    _, present = moved(ends, generations[1])
+    present.settings(MAX_CONCURRENT_STREAMS=2)
+    until_quiet(ends)
+    assert ends.client.connection.remote_settings.max_concurrent_streams == 5
+    assert called(ends)[1] is present
+    for stream, end in formers:
+        answer(end, stream)
+        ends.client.say(stream, b"", [])
+    until_quiet(ends)
+    assert ends.client.connection.remote_settings.max_concurrent_streams == 2
+
+
+def test_a_former_upstream_that_takes_no_more(ends: Ends, generations: list[Generation]) -> None:
+    """Its GOAWAY is none of the client's concern: calls that it takes go on, those beyond can be made again."""
+    taken, former = called(ends)
+    beyond, _ = called(ends)
+    moved(ends, generations[1])
+    up = next(up for up, end in ends.ups if end is former)
+    up.coming += http2.goaway(taken, Code.NO_ERROR)
+    arrives(ends)
+    assert ends.client.streams[beyond].reset == Code.REFUSED_STREAM
+    answer(former, taken)
+    ends.client.say(taken, b"", [])
+    stream, present = called(ends, b"")
+    answer(present, stream)
+    until_quiet(ends)
+    assert [ends.client.streams[one].status for one in (taken, stream)] == [0, 0]
+    assert balanced(ends)

@@ -338,8 +338,12 @@ class Call:
         """Bytes of DATA that the upstream has left room for on its stream, beyond those that went there."""
         if self.reading is not None and self.reading.rebuilds:  # another is sent in its place
             return MAX_WINDOW
-        held = sum(map(len, self._held)) - HEADER * len(self._held)
-        return self.relay.to_upstream.initial.least + self.granted - self.record.bytes_in + held
+        return self.relay.to_upstream.initial.least + self.granted - self.record.bytes_in + self.held
+
+    @property
+    def held(self) -> int:
+        """Bytes of DATA that wait with it."""
+        return sum(map(len, self._held)) - HEADER * len(self._held)
 
     @property
     def client_must_take(self) -> bool:

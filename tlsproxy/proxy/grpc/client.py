@@ -32,6 +32,7 @@ from tlsproxy.wire.http2 import (
     CONTINUATION,
     DATA,
     END_STREAM,
+    FIRST_WINDOW,
     FLAGS,
     HEADER,
     HEADERS,
@@ -137,9 +138,10 @@ class GrpcConnection(Streams):
         window, self.to_upstream = self.to_upstream, Window()
         self.down.append(http2.window_update(0, self.to_upstream.begin(window.credit)))
         self.cautious, self._before = True, MAX_STREAM
-        # As on a new connection: a client without room on its streams could not say what is to be dialled for.
+        # A client without room on its streams could not say what is to be dialled for. One that has more keeps it: if
+        # the next upstream gives as much, it is no further than the former one lets it.
         self.told.append(OWN)
-        self.down.append(self.server_settings(USUAL))
+        self.down.append(self.server_settings({**USUAL, Setting.INITIAL_WINDOW_SIZE: max(self._first, FIRST_WINDOW)}))
 
     def succeed(self, client: GrpcConnection, side: GrpcUpstream) -> None:
         """Takes over the calls, with all that they have towards their upstream."""
@@ -173,6 +175,7 @@ class GrpcConnection(Streams):
         del former.half.reach  # which refers to it
         if not self._ended:
             self.agree()
+            self.limit_streams()
             if not self.calls:
                 self.rest()
             self.reading_changed()

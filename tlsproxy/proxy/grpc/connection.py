@@ -60,6 +60,8 @@ class Life(Relay):
         "_first",
         "_judged",
         "_resting",
+        "_told_most",
+        "_upstream_most",
         "_when_ended",
         "formers",
         "greeted",
@@ -93,6 +95,7 @@ class Life(Relay):
         self._resting = self.swept = 0.0
         # Limits that the client is told now stay, whatever is published.
         self.most, self.longest = self.limits.max_streams, self.limits.max_head_size
+        self._told_most, self._upstream_most = self.most, MAX_STREAM
         stream.deadline = time.monotonic() + self.limits.head_timeout
         # A server's first frame (RFC 9113 §3.4). The upstream's own may come after an answer of ours.
         first: dict[int, int] = {
@@ -108,8 +111,8 @@ class Life(Relay):
         """
         told = http2.kept(values, (Setting.INITIAL_WINDOW_SIZE,))
         if Setting.MAX_CONCURRENT_STREAMS in values:
-            most = min(self.most, values[Setting.MAX_CONCURRENT_STREAMS])
-            told[Setting.MAX_CONCURRENT_STREAMS] = most
+            self._upstream_most = values[Setting.MAX_CONCURRENT_STREAMS]
+            told[Setting.MAX_CONCURRENT_STREAMS] = self._told_most = self._most_now
         first = told.get(Setting.INITIAL_WINDOW_SIZE)
         if first is None:
             return http2.settings(told)
@@ -117,6 +120,22 @@ class Life(Relay):
             told[Setting.INITIAL_WINDOW_SIZE] = first = min(first, MAX_FIRST_WINDOW)
         more, self._first = first - self._first, first
         return http2.settings(told) + b"".join(former.half.led(more) for former in self.formers)
+
+    @property
+    def _most_now(self) -> int:
+        """The most streams that the client may open: those at former upstreams are none of the present one's."""
+        return min(self.most, self._upstream_most + self.elsewhere)
+
+    def limit_streams(self) -> None:
+        """Tells the client where calls at a former upstream have ended."""
+        if self._most_now != self._told_most:
+            self.told.append(OWN)
+            self.down.append(self.server_settings({Setting.MAX_CONCURRENT_STREAMS: self._upstream_most}))
+
+    @property
+    def elsewhere(self) -> int:
+        """How many calls there are at former upstreams."""
+        return sum(len(former.half.calls) for former in self.formers)
 
     def led(self, more: int) -> bytes:
         """The client has heard of ``more`` room on all of its streams than the former upstream gives.
@@ -203,12 +222,6 @@ class Life(Relay):
         for former in list(self.formers):
             former.half.proceed()
             former.half.settle()
-
-    def acknowledge(self) -> None:
-        """The upstream's SETTINGS, all of them."""
-        while self.to_upstream.initial.unsettled:
-            self.up.append(http2.SETTINGS_ACK)
-            self.to_upstream.initial.settle()
 
     # Deadlines
 
@@ -443,8 +456,8 @@ class Life(Relay):
             self.forget(call, reason or "connection_ended")
         self.wanting.clear()
         self.up.clear()
-        if not self.half:  # whose client's connection goes on
-            self._owed_client = 0
+        self._owed_client = 0
+        self._ended = True
         self.down.append(http2.goaway(self.last, code, text))
         super().settle()
         self._close()

@@ -5,9 +5,9 @@ the client's connection. :class:`Former` is its client's stream. Frames of its s
 directions; what concerns the whole connection ends here:
 
 - The connection's windows end here in both directions. The client has room again for what it sends as soon as that is
-  on its way to the former upstream, whose grants it does not hear of; the upstream has room again for what it sends as
-  soon as that is read. What is sent to the client uses its room like frames of the gateway's own; where there is none,
-  frames wait here and nothing more is read.
+  on its way to the former upstream, whose grants it does not hear of, or waits here with little else; the upstream has
+  room again for what it sends as soon as that is read. What is sent to the client uses its room like frames of the
+  gateway's own; where there is none, frames wait here and nothing more is read.
 - SETTINGS of the client are told to both. Those of the former upstream are not told to the client, whose streams have
   windows by the present one's: the half measures them itself (``cautious``), and counts how far the client is ahead.
 """
@@ -28,6 +28,10 @@ if TYPE_CHECKING:
 
 UNMEASURED: Final = 1 << 62
 """Bytes: the client's own connection measures what it sends, and grants it more."""
+MAX_AHEAD: Final = 1 << 20
+"""Bytes of DATA that wait for a former upstream while their client has room for others in their place: an upstream that
+reads no more would hold up all calls else.
+"""
 SWEEP: Final = 1.0
 """Seconds between two looks at the waits of calls."""
 
@@ -35,7 +39,7 @@ SWEEP: Final = 1.0
 class Former:
     """``half`` has the calls. ``since``: when the upstream changed (monotonic clock)."""
 
-    __slots__ = ("_begun", "_client", "_ended", "_waiting", "deadline", "half", "reading", "since")
+    __slots__ = ("_begun", "_client", "_ended", "_kept", "_waiting", "deadline", "half", "reading", "since")
 
     half: GrpcConnection
 
@@ -43,6 +47,7 @@ class Former:
         self._client = client
         self._waiting: deque[bytes] = deque()
         self._begun = self._ended = False
+        self._kept = 0
         self.reading = True
         self.deadline = NEVER
         self.since = time.monotonic()
@@ -50,6 +55,7 @@ class Former:
     def begin(self) -> None:
         half = self.half
         half.to_upstream.credit = half.to_upstream.debt = UNMEASURED
+        self._keep(half.unsent)
         half.give_back_upstream(max(0, FIRST_WINDOW - half.to_client.credit))
         self._begun = True
         self._client.gateway.deadlines.add(self)
@@ -57,6 +63,8 @@ class Former:
 
     def feed(self, frame: bytes) -> None:
         """A frame that the client sent on a stream of the half's."""
+        if frame[KIND] == DATA:
+            self._keep(len(frame) - HEADER)
         self.half.turn(frame)
 
     def drain(self) -> None:
@@ -108,7 +116,13 @@ class Former:
             self._waiting.append(frame)
             self._pass()
         elif kind == Kind.WINDOW_UPDATE:
-            self._client.give_back(int.from_bytes(frame[HEADER:], "big"))
+            self._keep(-int.from_bytes(frame[HEADER:], "big"))
+
+    def _keep(self, size: int) -> None:
+        """So much more of the client's DATA waits here, or less. Beyond the limit it takes the client's room."""
+        before = max(0, self._kept - MAX_AHEAD)
+        self._kept += size
+        self._client.give_back(max(0, size) + before - max(0, self._kept - MAX_AHEAD))
 
     def _pass(self) -> None:
         """As far as the client has room."""
@@ -173,6 +187,7 @@ class Former:
             self._ended = True
             self._client.gateway.deadlines.discard(self)
             self._client.gateway.former["grpc"].discard(self)
+            self._keep(-self._kept)
             self.resume_reading()
             if not self._waiting:
                 self._leave()

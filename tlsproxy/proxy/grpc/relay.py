@@ -105,11 +105,23 @@ class Relay(ABC):
         self._owed_upstream += size
         self.to_client.credit += size
 
+    @property
+    def unsent(self) -> int:
+        """Bytes of DATA that wait here, for room or with their calls."""
+        late = sum(len(frame) - HEADER for frame in self.late if frame[KIND] == DATA)
+        return late + sum(call.held for call in self.calls.values())
+
     def passed(self, size: int) -> None:
-        """So much of the client's DATA goes on. For what goes to a former upstream it has room again at once."""
+        """So much of the client's DATA goes on. For what goes to a former upstream it has room again."""
         self.to_upstream.room -= size
         if self.half:
             self.give_back(size)
+
+    def acknowledge(self) -> None:
+        """Acknowledges all SETTINGS of the upstream's."""
+        while self.to_upstream.initial.unsettled:
+            self.up.append(http2.SETTINGS_ACK)
+            self.to_upstream.initial.settle()
 
     @property
     def connected(self) -> bool:

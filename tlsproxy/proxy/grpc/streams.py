@@ -206,7 +206,7 @@ class Streams(Life):
         ended = standing.ended(gateway.generation, now)
         principal = standing.principal
         repeated, tracing, deadline = fields
-        elsewhere = sum(len(former.half.calls) for former in self.formers) if self.formers else 0
+        elsewhere = self.elsewhere if self.formers else 0
         if self.leaving or len(self.calls) + elsewhere >= self.most:
             plan = calls.unreadable(principal, Overloaded("No more calls are taken on this connection"))
             return self._turned_away(Record(plan, now, tracing), stream, done=done, code=Code.REFUSED_STREAM)
