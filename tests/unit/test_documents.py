@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
@@ -16,7 +17,7 @@ from bench.__main__ import main as bench
 from tlsproxy.cli import main as tlsproxy
 from tlsproxy.config.loader import parse
 from tlsproxy.config.model import Config
-from tlsproxy.config.shape import known_at, model_at
+from tlsproxy.config.shape import model_at
 
 ROOT = Path(__file__).parents[2]
 PAGES = [
@@ -102,7 +103,8 @@ def resolved(program: click.Command, words: list[str]) -> tuple[click.Command, l
 
 @pages
 def test_commands_and_options_are_there(page: Path) -> None:
-    targets = set(re.findall(r"^([a-z-]+)(?: [a-z-]+)*:", text_of(ROOT / "Makefile"), re.MULTILINE)) | {"uninstall"}
+    heads = re.findall(r"^([a-z][a-z -]*):", text_of(ROOT / "Makefile"), re.MULTILINE)
+    targets = {target for head in heads for target in head.split()}
     for words in commands(page):
         if words[0] == "make":
             named = [word for word in words[1:] if "=" not in word and word != ">" and not word.startswith("-")]
@@ -113,24 +115,24 @@ def test_commands_and_options_are_there(page: Path) -> None:
         assert {word for word in rest if word.startswith("--")} <= known, words
 
 
-def keys_of(tree: object, path: tuple[str | int, ...] = ()) -> Iterator[tuple[str | int, ...]]:
-    """The keys of a mapping that the model speaks of; those of roles and filters are anybody's."""
-    if isinstance(tree, dict) and path[-1:] != ("filter",):
-        for key, value in tree.items():
-            yield (*path, key)
-            yield from keys_of(value, (*path, key))
-    elif isinstance(tree, list):
-        for index, value in enumerate(tree):
-            yield from keys_of(value, (*path, index))
+BASE: dict[str, Any] = {
+    "tls": {"cert": "server.pem", "key": "server.key", "ca_cert": "ca.pem"},
+    "roles": {name: {"access": "r"} for name in ("admin", "search", "ingest")},
+    "identities": [{"name": "anybody", "match": {"cn": "*"}, "role": "admin"}],
+}
 
 
 @pages
-def test_configurations_have_keys_that_there_are(page: Path) -> None:
+def test_configurations_are_good(page: Path, tmp_path: Path) -> None:
+    """Each part of one, in a whole: with a certificate, and with the roles that pages speak of."""
     for block in blocks(page, "yaml"):
         tree = yaml.safe_load(block)
         if isinstance(tree, dict) and tree.keys() <= Config.model_fields.keys():
-            for path in keys_of(tree):
-                assert len(path) == 2 and path[0] == "roles" or path[-1] in known_at(path[:-1]), path  # noqa: RUF021
+            whole = BASE | {
+                name: BASE[name] | value if isinstance(BASE.get(name), dict) else value for name, value in tree.items()
+            }
+            environ = {"CREDENTIALS_DIRECTORY": str(tmp_path)}
+            parse(yaml.safe_dump(whole).encode(), tmp_path / "tlsproxy.yaml", environ)
 
 
 @pytest.mark.parametrize("name", ["README.md", "docs/getting-started.md"])
