@@ -95,6 +95,11 @@ def crl(revocations: Revocations) -> bytes:
     return builder.sign(signer, hashes.SHA256()).public_bytes(serialization.Encoding.DER)
 
 
+@functools.cache
+def crl_pem(revocations: Revocations) -> bytes:
+    return ssl.DER_cert_to_PEM_cert(crl(revocations)).replace("CERTIFICATE", "X509 CRL").encode()
+
+
 def written(path: str, content: Content) -> tuple[bytes, ...]:
     """The bytes of the file, or files, of an input. Raises MaterialError where it cannot be read."""
     match content:
@@ -102,10 +107,10 @@ def written(path: str, content: Content) -> tuple[bytes, ...]:
             return (_yaml(content),)
         case Pair():
             return pem(content.certificate), key_pem(content.certificate.key if content.belongs else "another")
+        case (Revocations() as only,):
+            return (crl(only),)
         case tuple():
-            return (b"".join(map(pem, content)),)
-        case Revocations():
-            return (crl(content),)
+            return (b"".join(crl_pem(each) if isinstance(each, Revocations) else pem(each) for each in content),)
     if content.how == "unreadable":
         raise MaterialError(path, "cannot be read: Input/output error", FailureKind.ENVIRONMENT)
     data = b"" if content.how == "empty" else b"-----BEGIN CERTIFICATE-----\nMIIB"

@@ -76,19 +76,33 @@ AUTHORITIES = (
     (MIDDLE, NAMESAKE),
     (ROOT, PARENT, BELOW, NAMESAKE),
 )
-CRLS: dict[str, tuple[Revocations, ...]] = {
+ROOTS = {
+    1: crl(ROOT, 1, begins=-60),
+    2: crl(ROOT, 2, 5),
+    3: crl(ROOT, 3, 5, 9, 11, 21, begins=-40),
+    4: crl(ROOT, 4, 9, 12, begins=-30, ends=9),
+    5: crl(ROOT, 5, 12, begins=-25, ends=-20),
+    6: crl(ROOT, 6, begins=8),
+}
+NAMESAKES = {
+    1: crl(NAMESAKE, 1),
+    2: crl(NAMESAKE, 2, 5),
+    3: crl(NAMESAKE, 3, begins=-20, ends=-10),
+    4: crl(NAMESAKE, 4, 5, begins=3),
+}
+BELOWS = {1: crl(BELOW, 1), 2: crl(BELOW, 2, 7), 3: crl(BELOW, 3, 13, 17, begins=-20, ends=7)}
+CRLS: dict[str, tuple[tuple[Revocations, ...], ...]] = {
     "root.crl": (
-        crl(ROOT, 1, begins=-60),
-        crl(ROOT, 2, 5),
-        crl(ROOT, 3, 5, 9, 11, 21, begins=-40),
-        crl(ROOT, 4, 9, 12, begins=-30, ends=9),
-        crl(ROOT, 5, 12, begins=-25, ends=-20),
-        crl(ROOT, 6, begins=8),
-        crl(PARENT, 1),
-        crl(BELOW, 1),
+        *((each,) for each in ROOTS.values()),
+        (crl(PARENT, 1),),
+        (BELOWS[1],),
+        (ROOTS[1], NAMESAKES[2]),
+        (ROOTS[3], ROOTS[4]),
+        (ROOTS[6], ROOTS[2], BELOWS[1]),
+        (BELOWS[2], ROOTS[5]),
     ),
-    "namesake.crl": (crl(NAMESAKE, 1), crl(NAMESAKE, 2, 5), crl(NAMESAKE, 3, begins=-20, ends=-10)),
-    "below.crl": (crl(BELOW, 1), crl(BELOW, 2, 7), crl(BELOW, 3, 13, 17, begins=-20, ends=7)),
+    "namesake.crl": (*((NAMESAKES[each],) for each in (1, 2, 3)), (NAMESAKES[1], NAMESAKES[4])),
+    "below.crl": (*((each,) for each in BELOWS.values()), (BELOWS[1], NAMESAKES[3])),
 }
 POLICIES = tuple(
     Policy(frozenset(mapped), crls, required, deny)

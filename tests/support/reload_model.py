@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +72,7 @@ class Unusable:
     how: str
 
 
-Content: TypeAlias = Policy | Pair | tuple[Cert, ...] | Revocations | Unusable
+Content: TypeAlias = Policy | Pair | tuple[Cert, ...] | tuple[Revocations, ...] | Unusable
 Disk: TypeAlias = Mapping[str, Content]
 CONFIG, SERVER, CAS = "config", "server", "authorities"
 
@@ -93,8 +95,10 @@ class Oracle:
     """Certificates of CAs that stay until those that replace them are valid."""
     crls: dict[str, tuple[Revocations, ...]] = field(default_factory=dict)
 
-    refused: dict[str, tuple[Revocations, Policy, tuple[Cert, ...], int]] = field(default_factory=dict)
-    """CRLs that are not tried again before something changes."""
+    good: dict[str, Content] = field(default_factory=dict)
+    """By CRL file the content that has come into force, and is not judged again."""
+    refused: dict[str, tuple[Content, Policy, tuple[Cert, ...], int, float]] = field(default_factory=dict)
+    """By CRL file the content that is not tried again before something changes, or a moment."""
 
     @classmethod
     def of(cls, disk: Disk, now: int) -> Oracle:
@@ -102,8 +106,7 @@ class Oracle:
         policy, pair, file = disk[CONFIG], disk[SERVER], disk[CAS]
         assert isinstance(policy, Policy)
         assert isinstance(pair, Pair)
-        assert isinstance(file, tuple)
-        oracle = cls(policy, pair.certificate, file)
+        oracle = cls(policy, pair.certificate, _of(Cert, file))
         oracle.judge(disk, now)
         return oracle
 
@@ -111,17 +114,18 @@ class Oracle:
 
     def judge(self, disk: Disk, now: int) -> None:
         """Each input's best state, whatever the others are."""
+        before = self.crls
+        in_use = [*self.used, *self._of_nobody]
         policy = disk[CONFIG]
         if isinstance(policy, Policy):
             self.policy = policy
         pair = disk[SERVER]
         if isinstance(pair, Pair) and pair.belongs and pair.certificate.valid(now):
             self.server = pair.certificate
-        before = self.crls
-        in_use = [*self.used, *self._of_nobody]
         for path in [path for path, (content, *_) in self.refused.items() if disk[path] != content]:
             del self.refused[path]
         self.refused = {path: each for path, each in self.refused.items() if path in self.policy.crls}
+        self.good = {path: each for path, each in self.good.items() if path in self.policy.crls}
         self._judge_authorities(disk[CAS], now)
         self.crls = {path: best for path in self.policy.crls if (best := self._best_crl(path, disk[path], in_use, now))}
         # It may be meant to take the place of those that are configured no more: what they revoked stays revoked.
@@ -129,11 +133,13 @@ class Oracle:
         gone = [crl for path, found in before.items() if path not in self.policy.crls for crl in found]
         if lacking and gone:
             self.crls[lacking[0]] = tuple(gone)
+            self.good.pop(lacking[0], None)
 
     def _judge_authorities(self, content: Content, now: int) -> None:
         before = self.anchors
-        if isinstance(content, tuple) and content != self.file and any(each.valid(now) for each in content):
-            self.file = content
+        certificates = _of(Cert, content)
+        if certificates != self.file and any(each.valid(now) for each in certificates):
+            self.file = certificates
         if content != self.file:
             return  # what cannot be read cannot be judged anew
         awaited = {(each.subject, each.key) for each in self.file if each.begins > now}
@@ -146,32 +152,52 @@ class Oracle:
         self, path: str, content: Content, in_use: Iterable[Revocations], now: int
     ) -> tuple[Revocations, ...]:
         """``in_use`` are those of all files that have counted so far. Empty where there is none."""
-        best = self.crls.get(path, ())
-        if not isinstance(content, Revocations) or best == (content,):
+        best, found = self.crls.get(path, ()), _of(Revocations, content)
+        if not found or self.good.get(path) == content:
             return best
-        *refused, when = self.refused.get(path, (None, 0))
-        if refused == [content, self.policy, self.anchors] and now >= when:
+        *refused, when, until = self.refused.get(path, (None, 0, 0))
+        if refused == [content, self.policy, self.anchors] and when <= now < until:
             return best
-        # In the place of one that counts it is, for all that is known, the wrong file.
-        foreign = not self._signed(content) and not any(_replaces(crl, content) for crl in best)
-        if foreign and any(map(self._signed, best)):
-            kept = best
-        else:
-            held = [crl for crl in in_use if _replaces(crl, content)]
-            begun = [crl for crl in held if crl != content and crl.begins <= now]
-            older = any(content.number < crl.number or content.begins < crl.begins for crl in begun)
-            current = [crl for crl in begun if now < crl.ends]
-            overdue = self.policy.deny_expired and content.ends <= now and bool(current)
-            if content.begins <= now and not (older or overdue):
-                return (content,)
-            # All that the file had stays, beside those that the new one would have replaced.
-            more = content.serials.difference(*(crl.serials for crl in current)) if overdue and not older else ()
-            instead = [*([content] if more else []), *current] if overdue and not older else held
-            kept = (*(crl for crl in best if not _replaces(crl, content)), *instead) if held else best
-            if content.begins > now:
-                return kept
-        self.refused[path] = content, self.policy, self.anchors, now
-        return kept
+        foreign = self._foreign(found, best)
+        wrong: list[Revocations] = []
+        instead: list[Revocations] = []
+        for crl in found:
+            if crl not in foreign and (others := self._objection_to(crl, in_use, now)) is not None:
+                wrong.append(crl)
+                instead += others
+        used = [crl for crl in found if crl not in wrong and crl not in foreign]
+        # A file may have an old one beside the one that took its place.
+        wrong = [crl for crl in wrong if crl.begins > now or not _any_replaces(used, crl)]
+        self.refused.pop(path, None)
+        if not wrong and not foreign:
+            self.good[path] = content
+            return tuple(used)
+        until = min((float(crl.begins) for crl in wrong if crl.begins > now), default=float("inf"))
+        self.refused[path] = content, self.policy, self.anchors, now, until
+        # All that the file had stays, and what the wrong ones would have replaced.
+        stay = [crl for crl in best if not _any_replaces(wrong, crl)]
+        stay += [crl for crl in instead if _any_replaces(wrong, crl)]
+        kept = (*used, *(crl for crl in dict.fromkeys(stay) if not _any_replaces(used, crl)))
+        if kept:
+            self.good.pop(path, None)
+        return kept or best
+
+    def _foreign(self, found: Iterable[Revocations], best: Iterable[Revocations]) -> list[Revocations]:
+        """In the place of one that counts they are, for all that is known, of the wrong file."""
+        if not any(self._signed(crl) and not _any_replaces(found, crl) for crl in best):
+            return []
+        return [crl for crl in found if not self._signed(crl) and not _any_replaces(best, crl)]
+
+    def _objection_to(self, new: Revocations, in_use: Iterable[Revocations], now: int) -> list[Revocations] | None:
+        """The CRLs that count instead; None where it is good."""
+        held = [crl for crl in in_use if _replaces(crl, new)]
+        begun = [crl for crl in held if crl != new and crl.begins <= now]
+        if new.begins > now or any(new.number < crl.number or new.begins < crl.begins for crl in begun):
+            return held
+        current = [crl for crl in begun if now < crl.ends]
+        if not (self.policy.deny_expired and new.ends <= now and current):
+            return None
+        return [*([new] if new.serials.difference(*(crl.serials for crl in current)) else []), *current]
 
     @property
     def used(self) -> list[Revocations]:
@@ -181,7 +207,7 @@ class Oracle:
             found.setdefault((crl.issuer, crl.signer), []).append(crl)
         used = []
         for crls in found.values():
-            newest, longest = max(crls, key=_age), max(crls, key=lambda crl: crl.ends)
+            newest, longest = max(crls, key=_age), max(crls, key=lambda crl: (crl.ends, *_age(crl)))
             used += [newest, *([longest] if self.policy.deny_expired and longest.ends > newest.ends else [])]
         return used
 
@@ -262,3 +288,13 @@ def _replaces(one: Revocations, other: Revocations) -> bool:
 def _age(crl: Revocations) -> tuple[int, int]:
     """The greater, the newer."""
     return crl.begins, crl.number
+
+
+def _any_replaces(crls: Iterable[Revocations], other: Revocations) -> bool:
+    return any(_replaces(crl, other) for crl in crls)
+
+
+def _of(kind: type[T], content: Content) -> tuple[T, ...]:
+    """Of a file that holds others, or none, nothing."""
+    found = content if isinstance(content, tuple) else ()
+    return tuple(each for each in found if isinstance(each, kind))

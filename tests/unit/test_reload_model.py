@@ -17,7 +17,7 @@ from hypothesis import Phase, note, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 from support.model_files import certificate, crl, handshake, seconds, written
-from support.model_values import AUTHORITIES, CLIENTS, CONTENTS, CRLS, FIRST
+from support.model_values import AUTHORITIES, BELOW, BELOWS, CLIENTS, CONTENTS, CRLS, FIRST, NAMESAKE, NAMESAKES, ROOT
 from support.openssl_time import set_time
 from support.reload_model import CAS, CONFIG, SERVER, Client, Content, Oracle
 
@@ -34,7 +34,7 @@ DIRECTORY = Path("/nowhere")
 NAMES = {"upstream.rest": Resolved("http://127.0.0.1:1", ((2, ("127.0.0.1", 1)),))}
 REST = ("rest",)
 ALL_CAS = {each for found in AUTHORITIES for each in found}
-ALL_CRLS = [each for found in CRLS.values() for each in found]
+ALL_CRLS = {each for files in CRLS.values() for found in files for each in found}
 
 
 @functools.cache
@@ -147,6 +147,21 @@ class Reload(RuleBasedStateMachine):
         assert usable == {each for each in self.oracle.anchors if each.valid(self.hour)}
         used = {each.der for found in self.system.generation.material.trust.crls.values() for each in found}
         assert {each for each in ALL_CRLS if crl(each) in used} == set(self.oracle.used)
+
+
+def test_a_crl_that_a_clock_made_early_goes_with_its_file() -> None:
+    """The clock was ahead when it came; another file, with an overdue one of the same CA, must not keep it."""
+    machine = Reload()
+    changes: tuple[tuple[int, dict[str, Content]], ...] = (
+        (0, {"below.crl": (BELOWS[1], NAMESAKES[3]), CAS: (ROOT, BELOW)}),
+        (3, {"namesake.crl": (NAMESAKES[1], NAMESAKES[4])}),
+        (1, {CAS: (ROOT, NAMESAKE)}),
+        (1, {"namesake.crl": (NAMESAKES[2],)}),
+    )
+    for machine.hour, files in changes:
+        machine.disk |= files
+        machine._publish()
+        machine.each_input_is_at_its_best()
 
 
 @pytest.mark.fuzz

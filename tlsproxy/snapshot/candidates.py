@@ -22,7 +22,7 @@ from tlsproxy.tls.servercert import SKEW, as_sent, check_dates, load_server_cert
 from tlsproxy.tls.trust import issuer_of, load_authorities
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from pathlib import Path
 
     from cryptography import x509
@@ -153,7 +153,7 @@ class CrlFile:
             return [crl for crl, _ in wrong]
         places = {place(crl) for crl, _ in wrong}
         stay = [crl for crl in former if place(crl) not in places]
-        stay += [one for crl, _ in wrong for one in _instead(crl, held.get(place(crl), ()), now)]
+        stay += [one for crl, error in wrong for one in _instead(crl, error, held.get(place(crl), ()), now)]
         return sorted(dict.fromkeys(stay), key=lambda one: former.index(one) if one in former else len(former))
 
     def _foreign(self, found: Sequence[Crl], former: Sequence[Crl], place: Callable[[Crl], Place]) -> list[Crl]:
@@ -210,14 +210,13 @@ def _against(crl: Crl, held: Sequence[Crl], now: float, *, deny_expired: bool) -
     return None
 
 
-def _instead(crl: Crl, held: Sequence[Crl], now: float) -> tuple[Crl, ...]:
+def _instead(crl: Crl, error: MaterialError, held: Sequence[Crl], now: float) -> Iterable[Crl]:
     """The CRLs that count in the place of one which :func:`_against` refuses."""
-    others = [one for one in held if one is not crl]
-    if crl.this_update > now or any(older_than(crl, one) for one in others):
-        return tuple(held)
-    current = [one for one in others if one.next_update > now]
+    if error.kind is not FailureKind.AGE:
+        return held
+    current = [one for one in held if one is not crl and one.this_update <= now < one.next_update]
     more = any(all(serial not in one.serials for one in current) for serial in crl.serials)
-    return (crl, *current) if more else tuple(current)
+    return (crl, *current) if more else current
 
 
 def _begins(certificate: x509.Certificate) -> float:
