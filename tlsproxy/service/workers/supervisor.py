@@ -31,6 +31,7 @@ from tlsproxy.proxy.core.impact import Consequences
 from tlsproxy.proxy.core.wall_clock import Clock
 from tlsproxy.proxy.frontend.listener import Bound
 from tlsproxy.proxy.limits import table
+from tlsproxy.service import allocator
 from tlsproxy.service.serving import MOST_TOLD
 from tlsproxy.service.workers.backoff import Backoff
 from tlsproxy.service.workers.merging import Totals, merged_figures, merged_parts, told
@@ -69,6 +70,7 @@ class Fleet:
         turn: Turn,
         key_missing: Callable[[], None],
     ) -> None:
+        allocator.settle()
         self.counted = Metrics(
             pool=lambda: (0, 0, 0),
             audit=lambda: (audit.queued, audit.written, audit.dropped),
