@@ -20,14 +20,14 @@ from support.raw_connection import GET, UPLOAD, UPSERT, RawClient, Truncated, co
 from support.site import CONFIG, Site
 from support.upstream import OK, Connection, Received, ScriptedUpstream, plain
 
-from tlsproxy.config.limits import Limits
-from tlsproxy.config.model import Audit, Service, Upstream
+from tlsproxy.config.limits import LimitsConfig
+from tlsproxy.config.model import AuditConfig, Service, UpstreamConfig
 from tlsproxy.proxy.core.jitter import FEW
 from tlsproxy.snapshot.generation import NEEDS_RESTART
 
 LONG, SHORT = 3600, 0.2
 """Seconds: nobody would live to see the one; the other is over soon."""
-TIMES: Final = [name for name in Limits.model_fields if name.endswith("_timeout")]
+TIMES: Final = [name for name in LimitsConfig.model_fields if name.endswith("_timeout")]
 COUNT = "/qdrant.Points/Count"
 DOCS = [{"collection": "docs", "access": "rw"}]
 KEPT: Final = {"max_streams", "max_head_size", "inspection_timeout"}
@@ -501,12 +501,12 @@ def test_the_largest_body(on: Edited) -> None:
 
 
 def test_no_other_is_there() -> None:
-    assert LIMITS.keys() == Limits.model_fields.keys()
-    assert UPSTREAM.keys() == Upstream.model_fields.keys()
-    for model in (Limits, Upstream):
+    assert LIMITS.keys() == LimitsConfig.model_fields.keys()
+    assert UPSTREAM.keys() == UpstreamConfig.model_fields.keys()
+    for model in (LimitsConfig, UpstreamConfig):
         for name, field in model.model_fields.items():
             assert ("open" in str(field.description) and "keeps" in str(field.description)) == (name in KEPT), name
-    for section, applied in ((Audit, {"log_api", "trust_forwarded_headers"}),):
+    for section, applied in ((AuditConfig, {"log_api", "trust_forwarded_headers"}),):
         needed = {name.partition(".")[2] for name in NEEDS_RESTART if name.startswith("audit.")}
         assert section.model_fields.keys() == needed | applied
     sizes = {name for name in Service.model_fields if name.startswith("max_")}

@@ -56,12 +56,12 @@ def test_a_worker_that_is_told_of_its_end_writes_down_what_it_has_and_of_another
 
 BUSY = """
 import asyncio, signal, sys
-from tlsproxy.config.model import Audit
+from tlsproxy.config.model import AuditConfig
 from tlsproxy.service.abort import write_out_and_end
 from tlsproxy.audit.log import AuditLog
 from tlsproxy.service.event_loop import loop_factory
 
-log = AuditLog(Audit.model_validate({"dir": sys.argv[1], "flush_interval": 3600}))
+log = AuditLog(AuditConfig.model_validate({"dir": sys.argv[1], "flush_interval": 3600}))
 log.start()
 write_out_and_end(log)
 

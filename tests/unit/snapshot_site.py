@@ -14,8 +14,8 @@ import yaml
 from tlsproxy.errors import MaterialError
 from tlsproxy.snapshot.files import Inputs, read_inputs
 from tlsproxy.snapshot.generation import Generation, Proposal, propose
-from tlsproxy.snapshot.name_resolution import Resolver, names_of
-from tlsproxy.snapshot.validation import Reading
+from tlsproxy.snapshot.name_resolution import NameResolver, names_of
+from tlsproxy.snapshot.validation import InputReading
 from tlsproxy.tls.pki import Authority
 
 if TYPE_CHECKING:
@@ -81,8 +81,8 @@ class SnapshotSite:
         self.read = inputs
         config = inputs.loaded.config
         started = previous.started if previous is not None else config
-        resolved = Resolver().resolve(names_of(config, started), 5)
-        reading = Reading(self.config, self.environ, inputs, resolved, {}, started)
+        resolved = NameResolver().resolve(names_of(config, started), 5)
+        reading = InputReading(self.config, self.environ, inputs, resolved, {}, started)
         return propose(reading, previous, time.time() if now is None else now, **more)
 
     def digest(self) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from support.manual_clock import Clock
 
-from tlsproxy.config.limits import Limits, PerAddress
+from tlsproxy.config.limits import LimitsConfig, PerAddress
 from tlsproxy.proxy.limits.addresses import AT_A_TIME, FAILING, HEARD, IN_ALL, TOO_FAST, Addresses, account
 from tlsproxy.proxy.limits.gcra import SECOND
 from tlsproxy.proxy.limits.table import LimitTable
@@ -18,7 +18,7 @@ def clock() -> Clock:
 
 def addresses(clock: Clock, **settings: object) -> Addresses:
     made = Addresses(LimitTable.private(clock))
-    made.adopt(Limits.model_validate(settings))
+    made.adopt(LimitsConfig.model_validate(settings))
     return made
 
 
@@ -103,5 +103,5 @@ def test_without_settings_nothing_is_remembered(clock: Clock) -> None:
     some = addresses(clock)
     for _ in range(100):
         some.failed("a", ())
-    some.adopt(Limits(per_address=PerAddress(failed_authentications=1)))
+    some.adopt(LimitsConfig(per_address=PerAddress(failed_authentications=1)))
     assert some.delay("a", ()) == 0

@@ -19,7 +19,7 @@ from tlsproxy.audit import log as auditlog
 from tlsproxy.audit.counters import Count
 from tlsproxy.audit.files import StandardOutput
 from tlsproxy.audit.log import AuditLog, AuditNotWritable, NoAudit, audit_log
-from tlsproxy.config.model import Audit
+from tlsproxy.config.model import AuditConfig
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -29,8 +29,8 @@ FILE = "audit.1970-01-01.log"
 WAIT = 10.0
 
 
-def settings(directory: Path | str, *, queue_size: int = 100, flush_interval: float = 0.01) -> Audit:
-    return Audit.model_validate({"dir": directory, "queue_size": queue_size, "flush_interval": flush_interval})
+def settings(directory: Path | str, *, queue_size: int = 100, flush_interval: float = 0.01) -> AuditConfig:
+    return AuditConfig.model_validate({"dir": directory, "queue_size": queue_size, "flush_interval": flush_interval})
 
 
 def epoch() -> float:
@@ -367,7 +367,7 @@ def test_lines_stay_whole_however_the_writing_fails(texts: list[str], steps: lis
 
 
 def test_switched_off_it_is_in_nobodys_way() -> None:
-    log = audit_log(Audit(enabled=False))
+    log = audit_log(AuditConfig(enabled=False))
     assert isinstance(log, NoAudit)
     log.start()
     log.write("one\n")
@@ -377,7 +377,7 @@ def test_switched_off_it_is_in_nobodys_way() -> None:
     log.write_out(0)
     log.close()
     assert (log.queued, log.written, log.dropped, log.healthy) == (0, 0, 0, True)
-    assert isinstance(audit_log(Audit()), AuditLog)
+    assert isinstance(audit_log(AuditConfig()), AuditLog)
 
 
 def test_repr_shows_the_state(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from pydantic_core import PydanticUndefined
 from tlsproxy.config.callers import CaConstraint, JwtIssuer, Match, NamedKey, Section
 from tlsproxy.config.limits import MassCut, PerAddress, Quota, RoleLimits
 from tlsproxy.config.loader import parse
-from tlsproxy.config.model import CollectionGrant, Config, IdentityRule, Listener, Role
+from tlsproxy.config.model import CollectionGrant, Config, IdentityRule, ListenerConfig, Role
 from tlsproxy.config.qdrant_keys import KEYS, SECTIONS
 from tlsproxy.config.reference import as_markdown, as_yaml
 from tlsproxy.config.shape import sections
@@ -65,7 +65,7 @@ def test_it_names_every_section_and_key(tree: dict[str, Any]) -> None:
         assert tree[name].keys() == model.model_fields.keys(), name
     assert tree["identities"][0].keys() == IdentityRule.model_fields.keys()
     assert tree["identities"][0]["match"].keys() == Match.model_fields.keys()
-    assert tree["listeners"][0].keys() == Listener.model_fields.keys()
+    assert tree["listeners"][0].keys() == ListenerConfig.model_fields.keys()
     assert tree["keys"][0].keys() == NamedKey.model_fields.keys()
     assert tree["jwt_issuers"][0].keys() == JwtIssuer.model_fields.keys()
     assert tree["roles"]["admin"].keys() == Role.model_fields.keys()
@@ -94,7 +94,7 @@ def test_it_shows_the_default(tree: dict[str, Any], section: str, key: str, defa
 
 
 def test_every_key_has_a_description() -> None:
-    models: list[type[Section]] = [Listener, Role, CollectionGrant, IdentityRule, Match, NamedKey, JwtIssuer]
+    models: list[type[Section]] = [ListenerConfig, Role, CollectionGrant, IdentityRule, Match, NamedKey, JwtIssuer]
     models += [CaConstraint]
     models += [MassCut, PerAddress, Quota, RoleLimits]
     models += [model for _, model in sections()]

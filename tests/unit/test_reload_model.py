@@ -26,7 +26,7 @@ from tlsproxy.errors import TlsproxyError
 from tlsproxy.snapshot.files import Inputs
 from tlsproxy.snapshot.generation import Generation, propose
 from tlsproxy.snapshot.name_resolution import Resolved
-from tlsproxy.snapshot.validation import Reading
+from tlsproxy.snapshot.validation import InputReading
 from tlsproxy.tls.peer import Peer
 
 LONG = bool(os.environ.get("TLSPROXY_FUZZ"))
@@ -57,7 +57,7 @@ class System:
     def judge(self, disk: Mapping[str, Content], hour: int) -> None:
         inputs = self._read(disk)
         started = None if self._former is None else self._former.started
-        reading = Reading(DIRECTORY / "tlsproxy.yaml", {}, inputs, NAMES, {}, started)
+        reading = InputReading(DIRECTORY / "tlsproxy.yaml", {}, inputs, NAMES, {}, started)
         found = propose(reading, self._former, seconds(hour), states=self._states, faults=self._faults)
         assert found.generation is not None
         self._former = self.generation = found.generation

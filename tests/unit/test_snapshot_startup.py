@@ -12,7 +12,7 @@ from snapshot_site import OTHER, ROOT, SERVER, SnapshotSite, hour, site
 from tlsproxy.errors import FailureKind, MaterialError
 from tlsproxy.snapshot import files
 from tlsproxy.snapshot.files import read_inputs
-from tlsproxy.snapshot.startup import CannotStart, First, first_generation
+from tlsproxy.snapshot.startup import CannotStart, FirstGeneration, first_generation
 
 
 @pytest.fixture(autouse=True)
@@ -20,7 +20,7 @@ def _hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(files, "PAUSE", 0.0)
 
 
-def start(made: SnapshotSite) -> First:
+def start(made: SnapshotSite) -> FirstGeneration:
     return first_generation(made.config, {}, read_inputs(made.config, {}), {})
 
 

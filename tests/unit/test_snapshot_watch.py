@@ -22,7 +22,7 @@ from tlsproxy.errors import TlsproxyError
 from tlsproxy.snapshot import files, notify, watch
 from tlsproxy.snapshot.files import read_inputs
 from tlsproxy.snapshot.watch import Watcher
-from tlsproxy.snapshot.watch_paths import Places, places_of
+from tlsproxy.snapshot.watch_paths import WatchPaths, places_of
 
 if TYPE_CHECKING:
     from tlsproxy.tls.pki import Issued
@@ -59,7 +59,7 @@ class Watched:
         self.polled = asyncio.Event()
         poll = self.watcher._poll
 
-        async def counted() -> Places:
+        async def counted() -> WatchPaths:
             outcome = await poll()
             self.polls += 1
             self.polled.set()
@@ -218,10 +218,10 @@ async def until_served(it: Watched) -> set[str]:
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
 @in_loop
 async def test_a_rotation_is_found_by_polling_alone(tmp_path: Path, way: Way, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def nothing(_self: object, _places: Places) -> None:
+    async def nothing(_self: object, _places: WatchPaths) -> None:
         pass
 
-    monkeypatch.setattr(notify.Hint, "watch", nothing)
+    monkeypatch.setattr(notify.FileNotifications, "watch", nothing)
     made = fast(tmp_path)
     rotate = way(tmp_path, made)
     async with watched(made) as it:

@@ -13,7 +13,7 @@ from contextlib import suppress
 import pytest
 
 from tlsproxy.service.event_loop import loop_factory
-from tlsproxy.snapshot.http_resolver import Resolver
+from tlsproxy.snapshot.http_resolver import HttpResolver
 from tlsproxy.threads import in_thread
 
 HANGING = """
@@ -79,7 +79,7 @@ def test_the_end_of_the_process_waits_for_none() -> None:
 
 def test_names_are_resolved() -> None:
     async def resolved() -> None:
-        found = await Resolver().resolve("localhost", 443)
+        found = await HttpResolver().resolve("localhost", 443)
         assert {(each["hostname"], each["host"], each["port"]) for each in found} == {("localhost", "127.0.0.1", 443)}
 
     asyncio.run(resolved())
@@ -97,7 +97,7 @@ def test_a_resolver_that_hangs_ends_with_whoever_asked(monkeypatch: pytest.Monke
             return []
 
         monkeypatch.setattr("socket.getaddrinfo", hang)
-        task = asyncio.ensure_future(Resolver().resolve("hung.example", 443))
+        task = asyncio.ensure_future(HttpResolver().resolve("hung.example", 443))
         await asked.wait()
         task.cancel()
         with pytest.raises(asyncio.CancelledError):

@@ -9,7 +9,7 @@ from typing import Any, Final, Union, get_args, get_origin
 import pytest
 
 from tlsproxy.config.callers import Section
-from tlsproxy.config.model import Config, Listener
+from tlsproxy.config.model import Config, ListenerConfig
 from tlsproxy.snapshot.generation import restart_needed
 
 RESTART: Final = {
@@ -127,7 +127,7 @@ def test_the_tables_name_settings_that_exist() -> None:
 
 
 def test_another_order_of_listeners_is_no_change() -> None:
-    one, other = Listener(port=1, protocols=("rest", "grpc")), Listener(port=2, protocols=("rest",))
+    one, other = ListenerConfig(port=1, protocols=("rest", "grpc")), ListenerConfig(port=2, protocols=("rest",))
     before = CONFIG.model_copy(update={"listeners": (one, other)})
     after = CONFIG.model_copy(update={"listeners": (other, one.model_copy(update={"protocols": ("grpc", "rest")}))})
     assert restart_needed(after, before) == ()

@@ -11,17 +11,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tlsproxy.service.workers import channel
-from tlsproxy.service.workers.channel import Channel, ChannelError, Message, read_message
+from tlsproxy.service.workers.channel import Channel, ChannelError, ChannelMessage, read_message
 
 heads = st.dictionaries(
     st.text(max_size=8).filter(lambda name: name != "size"),
     st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.text(max_size=20),
     max_size=4,
 )
-messages = st.builds(Message, heads, st.binary(max_size=200))
+messages = st.builds(ChannelMessage, heads, st.binary(max_size=200))
 
 
-async def _read(data: bytes, cuts: list[int]) -> list[Message]:
+async def _read(data: bytes, cuts: list[int]) -> list[ChannelMessage]:
     reader = asyncio.StreamReader(limit=channel.HEAD_LIMIT)
 
     async def feed() -> None:
@@ -42,12 +42,12 @@ async def _read(data: bytes, cuts: list[int]) -> list[Message]:
 
 
 @given(st.lists(messages, max_size=5), st.lists(st.integers(0, 2000), max_size=10))
-def test_what_is_sent_is_received(sent: list[Message], cuts: list[int]) -> None:
+def test_what_is_sent_is_received(sent: list[ChannelMessage], cuts: list[int]) -> None:
     assert asyncio.run(_read(b"".join(message.encode() for message in sent), cuts)) == sent
 
 
 @given(messages, st.integers(0, 400))
-def test_half_a_message_is_the_end(message: Message, size: int) -> None:
+def test_half_a_message_is_the_end(message: ChannelMessage, size: int) -> None:
     encoded = message.encode()
     assert asyncio.run(_read(encoded[: min(size, len(encoded) - 1)], [])) == []
 
@@ -70,18 +70,18 @@ def test_no_size_that_it_may_have(line: bytes) -> None:
 
 
 def test_a_body_is_in_no_repr() -> None:
-    assert "secret" not in repr(Message({"do": "prepare"}, b"secret"))
+    assert "secret" not in repr(ChannelMessage({"do": "prepare"}, b"secret"))
 
 
 def test_both_ways_over_a_socketpair(runner: asyncio.Runner) -> None:
     async def talk() -> None:
         first, second = [await Channel.over(sock) for sock in socket.socketpair()]
-        large = Message({"id": 1}, bytes(3_000_000))
+        large = ChannelMessage({"id": 1}, bytes(3_000_000))
         sending = asyncio.create_task(first.send(large))
         assert await second.receive() == large
         await sending
-        second.tell(Message({"event": "key_missing"}))
-        assert await first.receive() == Message({"event": "key_missing"})
+        second.tell(ChannelMessage({"event": "key_missing"}))
+        assert await first.receive() == ChannelMessage({"event": "key_missing"})
         second.close()
         assert await first.receive() is None
         await first.send(large)
@@ -98,7 +98,7 @@ def test_a_worker_that_reads_nothing_is_waited_for_and_no_longer(runner: asyncio
             one = await Channel.over(ours)
             with pytest.raises(TimeoutError):
                 async with asyncio.timeout(0.05):
-                    await one.send(Message({}, bytes(10_000_000)))
+                    await one.send(ChannelMessage({}, bytes(10_000_000)))
             one._writer.transport.abort()
 
     runner.run(talk())

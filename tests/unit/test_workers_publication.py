@@ -7,13 +7,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tlsproxy.service.workers.process import BUILDING
-from tlsproxy.service.workers.publication import Progress, State, is_over, why_left_behind
+from tlsproxy.service.workers.publication import Progress, WorkerState, is_over, why_left_behind
 
 QUICK = 0.1
 SECONDS = st.floats(0, 100)
 PROGRESS = st.builds(
     Progress,
-    state=st.sampled_from(State),
+    state=st.sampled_from(WorkerState),
     seconds=SECONDS,
     silence=SECONDS,
     stopped=st.booleans(),
@@ -21,25 +21,25 @@ PROGRESS = st.builds(
 )
 
 WAITED_FOR = {
-    "its loop is busy": (Progress(State.ASKED, 2.9, 2.9), QUICK),
-    "it is stopped for a moment": (Progress(State.ASKED, 0.1, 0.1, stopped=True), QUICK),
-    "it is stopped for a moment while it builds": (Progress(State.BUILDING, 2.0, 0.1, stopped=True), QUICK),
-    "it builds, and holds its own loop up": (Progress(State.BUILDING, 2.9, 2.9), QUICK),
-    "it builds what takes the first of all a minute": (Progress(State.BUILDING, 59.0), None),
-    "it builds what took the quickest ten seconds": (Progress(State.BUILDING, 40.0), 10.0),
-    "it serves, and is stopped since": (Progress(State.SERVING, 50.0, 9.0, stopped=True), QUICK),
-    "it refuses what nobody serves": (Progress(State.REFUSED, 50.0), None),
+    "its loop is busy": (Progress(WorkerState.ASKED, 2.9, 2.9), QUICK),
+    "it is stopped for a moment": (Progress(WorkerState.ASKED, 0.1, 0.1, stopped=True), QUICK),
+    "it is stopped for a moment while it builds": (Progress(WorkerState.BUILDING, 2.0, 0.1, stopped=True), QUICK),
+    "it builds, and holds its own loop up": (Progress(WorkerState.BUILDING, 2.9, 2.9), QUICK),
+    "it builds what takes the first of all a minute": (Progress(WorkerState.BUILDING, 59.0), None),
+    "it builds what took the quickest ten seconds": (Progress(WorkerState.BUILDING, 40.0), 10.0),
+    "it serves, and is stopped since": (Progress(WorkerState.SERVING, 50.0, 9.0, stopped=True), QUICK),
+    "it refuses what nobody serves": (Progress(WorkerState.REFUSED, 50.0), None),
 }
 LEFT_BEHIND = {
-    "it does not take note": (Progress(State.ASKED, 3.0, 3.0), None),
-    "it is stopped": (Progress(State.ASKED, 0.5, 0.5, stopped=True), None),
-    "it was stopped while it builds": (Progress(State.BUILDING, 0.6, 0.6, stopped=True), QUICK),
-    "it was stopped when it had built": (Progress(State.COMMITTING, 0.6, 0.6, stopped=True), QUICK),
-    "it does not say that it serves": (Progress(State.COMMITTING, 3.0), QUICK),
-    "it takes much longer than the quickest": (Progress(State.BUILDING, 43.0), 10.0),
-    "nobody has built it in a minute": (Progress(State.BUILDING, 60.0), None),
-    "it is lost": (Progress(State.LOST), None),
-    "it refuses what others serve": (Progress(State.REFUSED), QUICK),
+    "it does not take note": (Progress(WorkerState.ASKED, 3.0, 3.0), None),
+    "it is stopped": (Progress(WorkerState.ASKED, 0.5, 0.5, stopped=True), None),
+    "it was stopped while it builds": (Progress(WorkerState.BUILDING, 0.6, 0.6, stopped=True), QUICK),
+    "it was stopped when it had built": (Progress(WorkerState.COMMITTING, 0.6, 0.6, stopped=True), QUICK),
+    "it does not say that it serves": (Progress(WorkerState.COMMITTING, 3.0), QUICK),
+    "it takes much longer than the quickest": (Progress(WorkerState.BUILDING, 43.0), 10.0),
+    "nobody has built it in a minute": (Progress(WorkerState.BUILDING, 60.0), None),
+    "it is lost": (Progress(WorkerState.LOST), None),
+    "it refuses what others serve": (Progress(WorkerState.REFUSED), QUICK),
 }
 
 
@@ -57,7 +57,7 @@ def test_it_is_left_behind(worker: Progress, quickest: float | None) -> None:
 @given(st.lists(PROGRESS, min_size=1), st.none() | SECONDS)
 def test_when_it_is_over_nobody_serves_what_was_before(workers: list[Progress], quickest: float | None) -> None:
     if is_over(workers, quickest):
-        serving = {State.SERVING} if quickest is not None else {State.REFUSED, State.LOST}
+        serving = {WorkerState.SERVING} if quickest is not None else {WorkerState.REFUSED, WorkerState.LOST}
         assert all(each.ended or each.state in serving for each in workers)
 
 
@@ -65,7 +65,7 @@ def test_when_it_is_over_nobody_serves_what_was_before(workers: list[Progress], 
 def test_no_wait_is_for_ever(worker: Progress, quickest: float | None) -> None:
     """Once it has been in a state for longer than anything may take, it serves, has ended, or is left behind."""
     if worker.seconds >= BUILDING and not why_left_behind(worker, quickest):
-        assert worker.state is State.SERVING or (worker.state is State.REFUSED and quickest is None)
+        assert worker.state is WorkerState.SERVING or (worker.state is WorkerState.REFUSED and quickest is None)
 
 
 @given(PROGRESS, SECONDS, SECONDS, SECONDS)

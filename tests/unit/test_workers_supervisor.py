@@ -19,9 +19,9 @@ from tlsproxy.errors import FailureKind
 from tlsproxy.proxy.core.impact import Consequences
 from tlsproxy.service.workers import supervisor as module
 from tlsproxy.service.workers.process import WorkerLost, WorkerProcess, WorkerRefused
-from tlsproxy.service.workers.seat import Seat
+from tlsproxy.service.workers.seat import WorkerSlot
 from tlsproxy.service.workers.snapshot_codec import Order, built, order_of
-from tlsproxy.service.workers.supervisor import Fleet, NeverServed
+from tlsproxy.service.workers.supervisor import NeverServed, Supervisor
 from tlsproxy.snapshot.generation import Generation
 
 Script = dict[str, list[BaseException | None]]
@@ -118,8 +118,8 @@ class Bench:
     def __init__(self, made: SnapshotSite, workers: int) -> None:
         self.made = made
         turn = Turn(os.memfd_create("turn"))
-        self.fleet = Fleet(made.config, made.build(), [], NoAudit(), turn, lambda: None)
-        self.fleet._seats = [Seat(number) for number in range(1, workers + 1)]
+        self.fleet = Supervisor(made.config, made.build(), [], NoAudit(), turn, lambda: None)
+        self.fleet._seats = [WorkerSlot(number) for number in range(1, workers + 1)]
 
     def candidate(self) -> Generation:
         """Of a new certificate."""
@@ -377,7 +377,7 @@ def test_who_answers_in_time_is_considered(tmp_path: Path, monkeypatch: pytest.M
 
 def test_what_is_wrong_with_a_worker() -> None:
     async def run() -> None:
-        seat = Seat(2)
+        seat = WorkerSlot(2)
         assert seat.trouble(1) == "worker 2 is being started"
         worker = Scripted(2, {})
         seat.process = worker  # type: ignore[assignment]

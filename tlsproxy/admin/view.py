@@ -21,7 +21,7 @@ SOON: Final = 0.15
 """Share of a lifetime that is left when it is time to worry: what renews by itself does so long before."""
 NO_ROLE: Final = "(no role)"
 
-State: TypeAlias = Literal["ok", "soon", "over"]
+LifetimeState: TypeAlias = Literal["ok", "soon", "over"]
 
 _UNITS: Final = ((86400, "day"), (3600, "hour"), (60, "minute"), (1, "second"))
 _SIZES: Final = ("B", "KiB", "MiB", "GiB", "TiB")
@@ -39,7 +39,7 @@ class Lifetime:
     until: str
     left: str
     share: float
-    state: State
+    state: LifetimeState
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +120,7 @@ def _certificate(kind: str, facts: Mapping[str, Any], names: str, now: float) ->
 def _lifetime(kind: str, name: str, detail: str, begins: float, ends: float, now: float) -> Lifetime:
     left = ends - now
     share = min(max(left / (ends - begins), 0.0), 1.0) if ends > begins else 0.0
-    state: State = "over" if left <= 0 else "soon" if share < SOON else "ok"
+    state: LifetimeState = "over" if left <= 0 else "soon" if share < SOON else "ok"
     told = f"{span(left)} left" if left > 0 else f"over for {span(-left)}"
     return Lifetime(kind, shown(name), shown(detail), day(ends), told, share, state)
 

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tlsproxy.audit.query import AuditQuery
-    from tlsproxy.config.model import Audit
+    from tlsproxy.config.model import AuditConfig
 
 _log = logging.getLogger(__name__)
 
@@ -112,7 +112,7 @@ class AuditLog:
 
     def __init__(
         self,
-        settings: Audit,
+        settings: AuditConfig,
         clock: Callable[[], float] = time.time,
         sink: Sink | None = None,
         turn: Turn = ALONE,
@@ -368,11 +368,11 @@ class AuditLog:
                 _log.debug("audit: a loop ended before there was room for what waited in it")
 
 
-def audit_log(settings: Audit, turn: Turn = ALONE, counts: Counts | None = None) -> AuditLog | NoAudit:
+def audit_log(settings: AuditConfig, turn: Turn = ALONE, counts: Counts | None = None) -> AuditLog | NoAudit:
     return AuditLog(settings, turn=turn, counts=counts) if settings.enabled else NoAudit()
 
 
-def _sink_of(settings: Audit, turn: Turn) -> Sink:
+def _sink_of(settings: AuditConfig, turn: Turn) -> Sink:
     if settings.dir == "-":
         return StandardOutput(turn=turn)
     return AuditFiles(settings.dir, settings.rotation, settings.max_log_files, turn)

@@ -48,10 +48,10 @@ def admin_options(command: F) -> F:
     return command
 
 
-def admin_of(config_path: Path | None, admin: str | None) -> Admin:
+def admin_of(config_path: Path | None, admin: str | None) -> AdminClient:
     """Raises :class:`AdminError`, ConfigError or MaterialError."""
     if admin is not None:
-        return Admin(admin)
+        return AdminClient(admin)
     if config_path is None:
         raise click.UsageError("say where the admin server is: --config FILE or --admin ADDRESS")
     listen = parse(read_file(config_path, CONFIG_LIMIT), config_path, os.environ).config.admin.listen
@@ -59,10 +59,10 @@ def admin_of(config_path: Path | None, admin: str | None) -> Admin:
         raise AdminError(f"{config_path}: admin.listen is not set, so that there is no admin server to ask")
     if listen.endswith(":0"):
         raise AdminError(f"{config_path}: admin.listen leaves the port to the system; name it with --admin HOST:PORT")
-    return Admin(listen)
+    return AdminClient(listen)
 
 
-class Admin:
+class AdminClient:
     """``address`` is in the form of `admin.listen`. Every call opens a connection of its own."""
 
     def __init__(self, address: str) -> None:

@@ -19,7 +19,7 @@ from tlsproxy.config.tokens import key_sources
 from tlsproxy.errors import FailureKind, TlsproxyError
 from tlsproxy.snapshot.files import read_inputs
 from tlsproxy.snapshot.generation import Generation
-from tlsproxy.snapshot.startup import First, first_generation
+from tlsproxy.snapshot.startup import FirstGeneration, first_generation
 from tlsproxy.tls.certinfo import CertificateFacts, day
 
 
@@ -69,7 +69,7 @@ def config_reference(form: str) -> None:
     click.echo({"yaml": as_yaml, "markdown": as_markdown}[form](), nl=False)
 
 
-def _first(config_path: Path, *, of_reload: bool) -> First | None:
+def _first(config_path: Path, *, of_reload: bool) -> FirstGeneration | None:
     """None where a gateway could not start with it, and one that runs can do with what it has."""
     try:
         return first_generation(config_path, os.environ, read_inputs(config_path, os.environ), {})

@@ -80,7 +80,7 @@ def warnings(config: Config, anchors: Anchors, configured: Sequence[Anchor]) -> 
     for name in anchors.shared_names():
         text = f'several CAs, with different keys, are called "{name}", and a rule with this name means all of them'
         yield Finding(("tls", "ca_cert"), f"{text}: ca_sha256 tells them apart", warning=True)
-    known = _Known(
+    known = _TrustedCas(
         frozenset(one.subject for one in anchors.trusted.values()),
         frozenset(anchors.trusted),
         _listed(anchors.trusted.values()),
@@ -99,7 +99,7 @@ def warnings(config: Config, anchors: Anchors, configured: Sequence[Anchor]) -> 
 
 
 @dataclass(frozen=True, slots=True)
-class _Known:
+class _TrustedCas:
     """The trusted CAs: ``listed`` names them, ``free`` those that may give any name if they are several."""
 
     subjects: frozenset[str]
@@ -118,7 +118,7 @@ def _matchers(config: Config) -> Iterator[tuple[str, Path, Matcher]]:
             yield f'key "{key.name}"', ("keys", index, "require_certificate"), matcher
 
 
-def _of_match(whose: str, path: Path, matcher: Matcher, known: _Known) -> Iterator[tuple[Path, str]]:
+def _of_match(whose: str, path: Path, matcher: Matcher, known: _TrustedCas) -> Iterator[tuple[Path, str]]:
     given = dict(matcher.given())
     for name, values in (("ca", known.subjects), ("ca_sha256", known.digests)):
         if name in given and not _is_among(given[name], values):
@@ -139,7 +139,7 @@ def _is_among(pattern: str, values: AbstractSet[str]) -> bool:
     return pattern in values if is_exact(pattern) else any(glob_matches(pattern, value) for value in values)
 
 
-def _of_issuers(config: Config, known: _Known) -> Iterator[tuple[Path, str]]:
+def _of_issuers(config: Config, known: _TrustedCas) -> Iterator[tuple[Path, str]]:
     """A role of tokens is nobody's by a rule, so that no rule says whose certificates its filter believes."""
     for index, issuer in enumerate(config.jwt_issuers if known.free else ()):
         role = config.roles.get(issuer.role or "")

@@ -21,7 +21,7 @@ PREFIX: Final = "QDRANT__"
 
 
 @dataclass(slots=True)
-class Overlaid:
+class OverlayResult:
     """What the environment had to say beyond the values that are in the tree now."""
 
     problems: list[Problem] = field(default_factory=list)
@@ -29,9 +29,9 @@ class Overlaid:
     warnings: list[Problem] = field(default_factory=list)
 
 
-def overlay(tree: Tree, environ: Mapping[str, str]) -> Overlaid:
+def overlay(tree: Tree, environ: Mapping[str, str]) -> OverlayResult:
     """Puts the environment's values into the tree."""
-    said = Overlaid()
+    said = OverlayResult()
     seen: dict[tuple[str, ...], str] = {}
     for name, text in sorted(environ.items()):
         if not name.upper().startswith(PREFIX):

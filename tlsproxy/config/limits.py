@@ -66,7 +66,7 @@ class RoleLimits(Quota):
     """Limits of each holder, in place of `limits.per_identity`; {} for no limit."""
 
 
-class Limits(Section):
+class LimitsConfig(Section):
     """Limits on clients. A changed one counts for open connections and for running waits too, except where it says
     otherwise.
     """

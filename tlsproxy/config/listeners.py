@@ -12,7 +12,7 @@ from typing import Final
 from tlsproxy.config.endpoints import Endpoint, admin_endpoint, tcp_endpoint, upstream_endpoint
 from tlsproxy.config.findings import Finding
 from tlsproxy.config.identity_checks import role_findings
-from tlsproxy.config.model import Config, HttpProtocol, Listener, Protocols, Upstream
+from tlsproxy.config.model import Config, HttpProtocol, ListenerConfig, Protocols, UpstreamConfig
 from tlsproxy.config.positions import Path, Tree, dotted
 
 PROTOCOLS: Final[tuple[HttpProtocol, ...]] = ("rest", "grpc")
@@ -46,7 +46,7 @@ def listening(config: Config) -> Iterator[Listening]:
         yield Listening(endpoint, TCP if listener.mode == "tcp" else protocols, ("listeners", index))
 
 
-def tunnels(config: Config, host: str) -> dict[str, Listener]:
+def tunnels(config: Config, host: str) -> dict[str, ListenerConfig]:
     """The listeners of mode tcp, by the address that they are configured with; ``host`` where they name none."""
     return {str(Endpoint(one.host or host, one.port)): one for one in config.listeners if one.mode == "tcp"}
 
@@ -139,7 +139,7 @@ def _reaches(upstream: Endpoint, own: Endpoint) -> bool:
 
 def grpc_upstream(config: Config, tree: Tree) -> Iterator[Finding]:
     """Both APIs must be of one Qdrant: who says where one is, and not the other, would be half at the default."""
-    default = Upstream()
+    default = UpstreamConfig()
     served = next((one for one in listening(config) if "grpc" in one.protocols), None)
     written = tree.get(("upstream", "grpc")) is not None
     if served is None or written or _readable(config.upstream.rest) in {None, upstream_endpoint(default.rest)}:

@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Discriminator, Field, SecretStr, Tag
 
 from tlsproxy.config.callers import CaConstraint, JwtIssuer, Label, Match, NamedKey, Section
-from tlsproxy.config.limits import Count, Limits, RoleLimits, Seconds
+from tlsproxy.config.limits import Count, LimitsConfig, RoleLimits, Seconds
 
 Port = Annotated[int, Field(ge=0, le=65535)]
 HttpProtocol = Literal["rest", "grpc"]
@@ -68,7 +68,7 @@ class Service(Section):
     """Largest JSON request body, in MiB. Snapshot uploads have `limits.max_upload_size_mb`."""
 
 
-class Listener(Section):
+class ListenerConfig(Section):
     """An address for clients beside those of `service`."""
 
     host: Annotated[str, Field(min_length=1)] | None = None
@@ -127,7 +127,7 @@ class Tls(Section):
     gone) keeps its last contents, and is reported."""
 
 
-class Upstream(Section):
+class UpstreamConfig(Section):
     """The plaintext Qdrant behind the gateway. Keep it on loopback."""
 
     rest: str = "http://127.0.0.1:16333"
@@ -199,7 +199,7 @@ class IdentityRule(Section):
     """A key of `roles`."""
 
 
-class Audit(Section):
+class AuditConfig(Section):
     """The audit log: one JSON object a line, in Qdrant's format and files. All but `log_api` needs a restart."""
 
     enabled: bool = True
@@ -222,7 +222,7 @@ class Audit(Section):
     """Whether the request's path is written."""
 
 
-class Admin(Section):
+class AdminConfig(Section):
     """The admin server: a page for operators, health, metrics, status, reload. It has no authentication."""
 
     listen: str | None = None
@@ -250,11 +250,11 @@ class Config(Section):
     """The configuration of tlsproxy."""
 
     service: Service = Service()
-    listeners: tuple[Listener, ...] = ()
+    listeners: tuple[ListenerConfig, ...] = ()
     """Addresses to listen on beside those of `service`. All but `upstream` and `allow` needs a restart: until then a
     removed one serves on as it was."""
     tls: Tls
-    upstream: Upstream = Upstream()
+    upstream: UpstreamConfig = UpstreamConfig()
     roles: dict[Label, Role] = {}  # noqa: RUF012 - pydantic copies it
     """Roles and their rights."""
     identities: tuple[IdentityRule, ...] = ()
@@ -266,9 +266,9 @@ class Config(Section):
     jwt_issuers: tuple[JwtIssuer, ...] = ()
     """Issuers whose tokens are accepted beside tokens signed with an API key of `service`. Each signs with a key of its
     own."""
-    audit: Audit = Audit()
-    limits: Limits = Limits()
-    admin: Admin = Admin()
+    audit: AuditConfig = AuditConfig()
+    limits: LimitsConfig = LimitsConfig()
+    admin: AdminConfig = AdminConfig()
     workers: Annotated[int, Field(ge=1, le=64)] = 1
     """Processes that serve, 1 to 64: one for each core to use. With more than 1, a supervisor process watches them.
     Needs a restart."""

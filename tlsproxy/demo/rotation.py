@@ -29,7 +29,7 @@ _DEADLINE = 30.0
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class RotationResult:
     """``seconds`` passed from the rename to the first connection that was shown the new certificate."""
 
     kept_alive: int
@@ -92,7 +92,7 @@ class _Traffic:
                 running.result()
 
 
-def rotate_under_load(premises: Premises, port: int, vector: list[float]) -> Outcome:
+def rotate_under_load(premises: Premises, port: int, vector: list[float]) -> RotationResult:
     """Search on both sides of a rotation. Raises what the first failed search raised."""
     with (
         closing(qdrant(premises, _CLIENT, port)) as client,
@@ -113,7 +113,7 @@ def rotate_under_load(premises: Premises, port: int, vector: list[float]) -> Out
             traffic.stop()
         traffic.join()
     serials = traffic.serials
-    return Outcome(traffic.kept_alive, len(serials), serials[0], serials[-1], seconds)
+    return RotationResult(traffic.kept_alive, len(serials), serials[0], serials[-1], seconds)
 
 
 def _search_kept_alive(traffic: _Traffic, client: QdrantClient, vector: list[float]) -> None:

@@ -17,14 +17,14 @@ TICK: Final = 0.25
 _log = logging.getLogger(__name__)
 
 
-class Counted(Protocol):
+class ClockMetrics(Protocol):
     def clock_jumped(self, direction: str) -> None: ...
 
 
 class ClockJumps:
     """Those that one process notices: the supervisor, where there are workers."""
 
-    def __init__(self, clock: Clock, metrics: Counted) -> None:
+    def __init__(self, clock: Clock, metrics: ClockMetrics) -> None:
         self._clock = clock
         self._metrics = metrics
         self._number = 0

@@ -10,13 +10,13 @@ from typing import Any, Final, Literal, TypeAlias
 
 from tlsproxy.errors import FailureKind
 from tlsproxy.snapshot.diff import Change
-from tlsproxy.snapshot.states import Fault, Input, Kind, States
+from tlsproxy.snapshot.states import Fault, Input, InputKind, States
 
-Stands: TypeAlias = Literal["published", "waits", "refused", "retried"]
+Disposition: TypeAlias = Literal["published", "waits", "refused", "retried"]
 
-Result: TypeAlias = Literal["ok", "unchanged", "partial", "held", "failed"]
+ReloadOutcome: TypeAlias = Literal["ok", "unchanged", "partial", "held", "failed"]
 
-_STANDS: Final[Mapping[FailureKind, Stands]] = {
+_STANDS: Final[Mapping[FailureKind, Disposition]] = {
     FailureKind.INPUT: "refused",
     FailureKind.AGE: "refused",
     FailureKind.TIME: "waits",
@@ -34,21 +34,21 @@ _WITHOUT: Final[Mapping[str, str]] = {
 
 
 @dataclass(frozen=True, slots=True)
-class InputState:
+class InputStatus:
     """``published``: what its files hold serves. Else ``reason`` says why not: it is refused until it changes, waits
     for ``until`` (seconds since the epoch), or is tried again. ``kept``: its last good state serves meanwhile.
     """
 
-    input: Kind
+    input: InputKind
     name: str
-    state: Stands
+    state: Disposition
     reason: str = ""
     until: float | None = None
     kept: bool = False
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class ReloadResult:
     """``ok``: what the files hold serves. ``unchanged``: it did already. ``partial``: some of it serves since, and
     ``error`` says why the rest does not. ``failed``: nothing has changed, for that reason.
     ``held``: back, by `limits.mass_cut`.
@@ -58,7 +58,7 @@ class Verdict:
     where there was none. ``inputs`` are all that there are.
     """
 
-    result: Result
+    result: ReloadOutcome
     trigger: str
     when: float
     generation: int
@@ -66,18 +66,18 @@ class Verdict:
     changed_at: float | None = None
     changes: tuple[Change, ...] = ()
     consequences: Mapping[str, Any] | None = None
-    inputs: tuple[InputState, ...] = ()
+    inputs: tuple[InputStatus, ...] = ()
 
 
-def input_states(config_path: Path, states: States, faults: Mapping[Input, Fault]) -> tuple[InputState, ...]:
+def input_states(config_path: Path, states: States, faults: Mapping[Input, Fault]) -> tuple[InputStatus, ...]:
     """Those that do not serve as they are first."""
     told = [
-        InputState(which.kind, which.name, _STANDS[fault.kind], reason(which, fault), fault.moment, fault.kept)
+        InputStatus(which.kind, which.name, _STANDS[fault.kind], reason(which, fault), fault.moment, fault.kept)
         for which, fault in faults.items()
     ]
     return (
         *told,
-        *(InputState(one.kind, one.name, "published") for one in _inputs(config_path, states) if one not in faults),
+        *(InputStatus(one.kind, one.name, "published") for one in _inputs(config_path, states) if one not in faults),
     )
 
 
@@ -90,13 +90,13 @@ def reason(which: Input, fault: Fault) -> str:
     return fault.text if fault.kept or which.kind not in _WITHOUT else f"{fault.text}; {_WITHOUT[which.kind]}"
 
 
-def outcome(error: str, *, changed: bool) -> Result:
+def outcome(error: str, *, changed: bool) -> ReloadOutcome:
     if error:
         return "partial" if changed else "failed"
     return "ok" if changed else "unchanged"
 
 
-def counted(inputs: tuple[InputState, ...]) -> Mapping[tuple[str, str], int]:
+def counted(inputs: tuple[InputStatus, ...]) -> Mapping[tuple[str, str], int]:
     """By input and state."""
     return Counter((one.input, one.state) for one in inputs)
 

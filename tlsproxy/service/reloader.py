@@ -22,14 +22,14 @@ from tlsproxy.errors import FailureKind, TlsproxyError
 from tlsproxy.proxy.core.impact import Consequences
 from tlsproxy.proxy.core.wall_clock import Clock
 from tlsproxy.service import impact_report, logs
-from tlsproxy.service.reload_result import InputState, Verdict, counted, input_states, outcome, reason, wrong
+from tlsproxy.service.reload_result import InputStatus, ReloadResult, counted, input_states, outcome, reason, wrong
 from tlsproxy.snapshot.diff import Change, changes_between
 from tlsproxy.snapshot.files import Inputs
 from tlsproxy.snapshot.generation import Generation, assemble, propose
 from tlsproxy.snapshot.jwks import KeySets
-from tlsproxy.snapshot.name_resolution import DEADLINE, Resolver, names_of
+from tlsproxy.snapshot.name_resolution import DEADLINE, NameResolver, names_of
 from tlsproxy.snapshot.states import Fault, Input, States
-from tlsproxy.snapshot.validation import Reading
+from tlsproxy.snapshot.validation import InputReading
 from tlsproxy.snapshot.watch import Watcher
 from tlsproxy.threads import in_thread
 from tlsproxy.tls.trust import NEVER
@@ -50,7 +50,7 @@ _PUBLICATION: Final = Input("publication", "")
 _log = logging.getLogger(__name__)
 
 
-class Target(Protocol):
+class Publisher(Protocol):
     """What serves. ``publish`` raises TlsproxyError where it cannot, and then nothing has changed."""
 
     @property
@@ -62,7 +62,7 @@ class Target(Protocol):
     async def publish(self, generation: Generation) -> None: ...
 
 
-class Audit(Protocol):
+class AuditWriter(Protocol):
     def write(self, line: str) -> None: ...
 
 
@@ -72,11 +72,11 @@ class ReloadMetrics(Protocol):
     def judged(self, inputs: Mapping[tuple[str, str], int]) -> None: ...
 
 
-class ReloadTold(Protocol):
+class ReloadObserver(Protocol):
     """Hears of each attempt twice: when it begins, and what came of it."""
 
     def reloading(self) -> None: ...
-    def reloaded(self, verdict: Verdict) -> None: ...
+    def reloaded(self, verdict: ReloadResult) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,14 +99,14 @@ class Reloader:
     def __init__(  # noqa: PLR0913 - the parts of one service, by name
         self,
         *,
-        target: Target,
-        audit: Audit,
+        target: Publisher,
+        audit: AuditWriter,
         metrics: ReloadMetrics,
         config_path: Path,
         environ: Mapping[str, str],
         watcher: Watcher,
         key_sets: KeySets,
-        told: ReloadTold,
+        told: ReloadObserver,
         faults: Mapping[Input, Fault],
     ) -> None:
         """``faults`` are what the first generation has to do without."""
@@ -120,14 +120,14 @@ class Reloader:
         self._told = told
         self._turn = asyncio.Lock()
         self._begun = self._answered = 0
-        self._resolver = Resolver()
+        self._resolver = NameResolver()
         self._judged = asyncio.Event()
         self._pause = FIRST_RETRY
         self._retry_at = time.monotonic() + FIRST_RETRY
         generation = target.generation
         self._states, self._faults = generation.states, faults
         error = wrong(faults)
-        self.last = Verdict(
+        self.last = ReloadResult(
             "partial" if error else "ok", "start", generation.built_at, generation.number, error, inputs=self._inputs
         )
         self._told_outdated = 0, 0.0
@@ -183,7 +183,7 @@ class Reloader:
         failed = _PUBLICATION in self._faults and self._faults[_PUBLICATION].kind is FailureKind.ENVIRONMENT
         return () if failed else self._faults.values()
 
-    async def reload(self, trigger: str, *, force: bool = False) -> Verdict:
+    async def reload(self, trigger: str, *, force: bool = False) -> ReloadResult:
         """Judges the files as they are now and the key sets fetched last, and publishes what is good and new.
 
         ``force``: `limits.mass_cut` does not hold it back.
@@ -204,7 +204,7 @@ class Reloader:
         """The verdict that a reload would have now, as JSON values, beside what it would warn of. Changes nothing."""
         async with self._turn:
             old = self._target.generation
-            verdict = Verdict("ok", "admin", time.time(), old.number)
+            verdict = ReloadResult("ok", "admin", time.time(), old.number)
             try:
                 candidate = await self._candidate(old, await self._watcher.read())
                 told = await self._considered(candidate, old)
@@ -227,7 +227,7 @@ class Reloader:
         warnings = self._warnings(new, candidate.inputs, candidate.faults)
         return asdict(verdict) | {"warnings": warnings, "restart_needed": new.restart_needed}
 
-    async def _attempt(self, trigger: str, *, force: bool) -> Verdict:
+    async def _attempt(self, trigger: str, *, force: bool) -> ReloadResult:
         old, before = self._target.generation, self._faults
         try:
             inputs = await self._watcher.read()
@@ -272,7 +272,7 @@ class Reloader:
         config = inputs.loaded.config
         resolving = in_thread(self._resolver.resolve, names_of(config, old.started), DEADLINE)
         documents = await self._key_sets.of(config)
-        reading = Reading(self._config_path, self._environ, inputs, await resolving, documents, old.started)
+        reading = InputReading(self._config_path, self._environ, inputs, await resolving, documents, old.started)
         now = self._target.clock.now()
         proposal = await in_thread(propose, reading, old, now, states=self._states, faults=self._faults)
         new, states = proposal.generation, proposal.states
@@ -288,7 +288,7 @@ class Reloader:
         self._pause = min(2 * self._pause, LAST_RETRY) if lasts else FIRST_RETRY
         self._retry_at = time.monotonic() + self._pause
 
-    def _defer(self, trigger: str, old: Generation, error: str) -> Verdict:
+    def _defer(self, trigger: str, old: Generation, error: str) -> ReloadResult:
         """Nothing that was judged counts: the same files are to be judged and published again."""
         before, now = self._faults, self._target.clock.now()
         fault = Fault(error, FailureKind.ENVIRONMENT, None, "", now, kept=True)
@@ -297,7 +297,7 @@ class Reloader:
         heard = trigger in _OWN and _texts(before) == _texts(self._faults)
         return self.last if heard else self._keep(trigger, "failed", old, {})
 
-    async def _hold(self, trigger: str, old: Generation, candidate: Candidate, told: Mapping[str, Any]) -> Verdict:
+    async def _hold(self, trigger: str, old: Generation, candidate: Candidate, told: Mapping[str, Any]) -> ReloadResult:
         """It is not tried again before the next trigger, which considers it anew with those who are connected then.
 
         The server's own certificate is not held: it cuts nobody, and its day may come before that of the rest.
@@ -338,7 +338,7 @@ class Reloader:
         told: Mapping[str, Any] | None = None,
         *,
         heard: bool = False,
-    ) -> Verdict:
+    ) -> ReloadResult:
         """Why what serves goes on. It is told, unless everybody has ``heard`` it: then only the status is newer."""
         error = wrong(self._faults)
         verdict = replace(
@@ -372,7 +372,7 @@ class Reloader:
         candidate: Candidate,
         before: Mapping[Input, Fault],
         told: Mapping[str, Any] | None,
-    ) -> Verdict:
+    ) -> ReloadResult:
         new, error = candidate.generation, wrong(self._faults)
         changed = new is not old
         if not changed and trigger in _OWN and _texts(before) == _texts(self._faults):
@@ -411,7 +411,7 @@ class Reloader:
         detail = _certificates(old, new) | ({"error": error} if error else {})
         return self._record(verdict, "partial" if error else "ok", detail)
 
-    def _record(self, verdict: Verdict, result: EventResult, detail: Mapping[str, str | int]) -> Verdict:
+    def _record(self, verdict: ReloadResult, result: EventResult, detail: Mapping[str, str | int]) -> ReloadResult:
         self.last = verdict
         self._metrics.reload(verdict.result, verdict.trigger, verdict.when)
         self._metrics.judged(counted(verdict.inputs))
@@ -427,7 +427,7 @@ class Reloader:
         return verdict
 
     @property
-    def _inputs(self) -> tuple[InputState, ...]:
+    def _inputs(self) -> tuple[InputStatus, ...]:
         return input_states(self._config_path, self._states, self._faults)
 
     @property

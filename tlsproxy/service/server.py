@@ -41,10 +41,10 @@ from tlsproxy.service.state import ServiceState, described
 from tlsproxy.service.systemd.notify import Notifier
 from tlsproxy.service.systemd.sockets import Inherited, InheritedSocketError, inherited_sockets, open_sockets
 from tlsproxy.service.systemd.watchdog import Watchdog
-from tlsproxy.service.workers.supervisor import Fleet
+from tlsproxy.service.workers.supervisor import Supervisor
 from tlsproxy.snapshot.files import read_inputs
 from tlsproxy.snapshot.jwks import KeySets
-from tlsproxy.snapshot.startup import First, first_generation
+from tlsproxy.snapshot.startup import FirstGeneration, first_generation
 from tlsproxy.snapshot.watch import Watcher
 
 _log = logging.getLogger(__name__)
@@ -94,7 +94,7 @@ class _Program:
     def __init__(
         self,
         config_path: Path,
-        first: First,
+        first: FirstGeneration,
         key_sets: KeySets,
         ready_file: Path | None,
         notifier: Notifier,
@@ -179,7 +179,7 @@ class _Program:
             serving = Serving(generation, bound, audit, table, key_missing, itertools.count(1), alone=True)
             stack.callback(serving.close)
             return serving
-        fleet = Fleet(self._config_path, generation, bound, audit, turn, key_missing)
+        fleet = Supervisor(self._config_path, generation, bound, audit, turn, key_missing)
         await stack.enter_async_context(fleet.running())
         return fleet
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, TypeAlias, TypeVar
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from tlsproxy.errors import FailureKind, MaterialError
-from tlsproxy.snapshot.states import State
+from tlsproxy.snapshot.states import InputState
 from tlsproxy.tls.certinfo import day
 from tlsproxy.tls.chains import defect_of
 from tlsproxy.tls.crls import crl_age, load_crls, older_than
@@ -35,13 +35,13 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 Data: TypeAlias = tuple[bytes, ...]
-Made: TypeAlias = tuple[State[T], MaterialError | None]
+Made: TypeAlias = tuple[InputState[T], MaterialError | None]
 Place: TypeAlias = tuple[str, str]
 """A CRL's scope (its ``digest``) and its issuer's key: of two with the same place one counts."""
 
 
 def authorities_in(
-    path: Path, data: Data, former: State[tuple[x509.Certificate, ...]] | None, now: float
+    path: Path, data: Data, former: InputState[tuple[x509.Certificate, ...]] | None, now: float
 ) -> Made[tuple[x509.Certificate, ...]]:
     """Those that are not valid now are there, and of no use yet, or any more. One must be."""
     found = load_authorities(str(path), data[0])
@@ -62,11 +62,11 @@ def authorities_in(
         one for one in (former.value if former is not None else ()) if issuer_of(one) in soon and _is_valid(one, now)
     ]
     if not stay:
-        return State.of(found, data), None
+        return InputState.of(found, data), None
     kept = {issuer_of(one) for one in stay}
     pem = b"".join(one.public_bytes(Encoding.PEM) for one in stay)
     wrong = _not_yet(path, [one for one in later if issuer_of(one) in kept])
-    return State.of((*found, *stay), (data[0] + b"\n" + pem,), whole=False), wrong
+    return InputState.of((*found, *stay), (data[0] + b"\n" + pem,), whole=False), wrong
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +93,7 @@ class ServerPair:
         if found and tls.on_suspicious == "refuse":
             raise MaterialError(str(tls.cert), f"{'; '.join(found)} (refused by tls.on_suspicious)")
         warnings = (*server.warnings, *(f"{tls.cert}: {one}" for one in found))
-        return State.of(replace(server, warnings=warnings), data), None
+        return InputState.of(replace(server, warnings=warnings), data), None
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +104,7 @@ class CrlFile:
     """
 
     path: Path
-    former: State[tuple[Crl, ...]] | None
+    former: InputState[tuple[Crl, ...]] | None
     trust: Trust | None
     authorities: Sequence[x509.Certificate]
     deny_expired: bool
@@ -134,11 +134,11 @@ class CrlFile:
         wrong = [(crl, error) for crl, error in wrong if error.kind is FailureKind.TIME or place(crl) not in taken]
         told = [error for _, error in wrong] + [_foreign(crl) for crl in foreign]
         if not told:
-            return State.of(tuple(used), data), None
+            return InputState.of(tuple(used), data), None
         used += [one for one in self._stay(wrong, held, former, place, now) if place(one) not in taken]
         if not used:
             raise _told(told)
-        return State.of(tuple(used), tuple(crl.der for crl in used), whole=False), _told(told)
+        return InputState.of(tuple(used), tuple(crl.der for crl in used), whole=False), _told(told)
 
     def _stay(
         self,

@@ -17,7 +17,7 @@ from tlsproxy.authz.keys import Key
 from tlsproxy.authz.tokens import VerificationKey
 from tlsproxy.config.endpoints import Endpoint
 from tlsproxy.config.listeners import listening
-from tlsproxy.config.model import Config, IdentityRule, Listener
+from tlsproxy.config.model import Config, IdentityRule, ListenerConfig
 from tlsproxy.snapshot.generation import Generation
 from tlsproxy.tls.certinfo import CertificateFacts, CrlFacts, day
 
@@ -128,9 +128,9 @@ def _settings(old: Generation, new: Generation) -> Iterator[Change]:
         yield Change("setting", "upstream.api_key_file", "changed", "its content")
 
 
-def _listeners(generation: Generation) -> dict[str, Listener]:
+def _listeners(generation: Generation) -> dict[str, ListenerConfig]:
     """By address. Of several that let the system choose a port, all but the first are told with their place."""
-    named: dict[str, Listener] = {}
+    named: dict[str, ListenerConfig] = {}
     for number, one in enumerate(generation.config.listeners, 1):
         address = str(Endpoint(one.host or generation.config.service.host, one.port))
         named[f"{address} ({number})" if address in named else address] = one

@@ -18,7 +18,7 @@ from tlsproxy.config.policy import policy_of
 from tlsproxy.config.secrets import known_keys, upstream_api_key
 from tlsproxy.config.tokens import resolve_tokens
 from tlsproxy.snapshot.name_resolution import tunnel_name
-from tlsproxy.snapshot.validation import Reading, Serving, judge
+from tlsproxy.snapshot.validation import InputReading, ServingInputs, judge
 from tlsproxy.tls.context import build_context, self_handshake
 from tlsproxy.tls.material import Material, crl_policy, material_of
 from tlsproxy.tls.trust import NO_TRUST, Trust
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from tlsproxy.tls.chains import ChainCertificate
     from tlsproxy.tls.peer import Peer
     from tlsproxy.tls.servercert import ServerCertificate
-    from tlsproxy.tls.trust import Verdict
+    from tlsproxy.tls.trust import ChainVerdict
 
 ALPN: Final[Mapping[ProtocolName, str]] = {"grpc": "h2", "rest": "http/1.1"}
 """By what name (RFC 7301) a client asks for a protocol. The first that it knows is taken: gRPC has no other way in."""
@@ -115,7 +115,7 @@ class Generation:
             self._principals[key] = principal
         return principal
 
-    def verdict_of(self, peer: Peer, now: float) -> Verdict:
+    def verdict_of(self, peer: Peer, now: float) -> ChainVerdict:
         """Whether a handshake at ``now`` (seconds since the epoch) would admit this client."""
         return self.material.trust.verdict_of(peer.chain, now)
 
@@ -133,7 +133,7 @@ class Proposal:
 
 
 def propose(
-    reading: Reading,
+    reading: InputReading,
     former: Generation | None,
     now: float,
     *,
@@ -148,7 +148,7 @@ def propose(
     """
     serving = None
     if former is not None:
-        serving = Serving(states or former.states, former.material.trust, former.material.sent)
+        serving = ServingInputs(states or former.states, former.material.trust, former.material.sent)
     config = reading.inputs.loaded.config
 
     def handshake(server: ServerCertificate) -> None:

@@ -12,7 +12,7 @@ from tlsproxy.threads import in_thread
 _NUMERIC: Final = socket.AI_NUMERICHOST | socket.AI_NUMERICSERV
 
 
-class Resolver(AbstractResolver):
+class HttpResolver(AbstractResolver):
     """Asks the system's resolver, for TCP."""
 
     async def resolve(

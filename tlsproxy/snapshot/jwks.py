@@ -37,7 +37,7 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
-class _Known:
+class _KeySetState:
     """``tried`` and ``spread`` are of the last fetch, ``error`` is empty where it succeeded.
 
     ``wanted``: since then a token has named a key that nobody has. ``tried`` is monotonic; ``fetched_at``, when
@@ -60,7 +60,7 @@ class KeySets:
     """What has been fetched in the life of this process. For one event loop at a time."""
 
     def __init__(self) -> None:
-        self._known: dict[KeySource, _Known] = {}
+        self._known: dict[KeySource, _KeySetState] = {}
         self._woken = asyncio.Event()
 
     async def of(self, config: Config) -> Mapping[KeySource, bytes]:
@@ -107,7 +107,7 @@ class KeySets:
         """As JSON values. ``fetched_at`` is null, and ``error`` says why, where there are no keys."""
         entries = []
         for source in key_sources(config):
-            known = self._known.get(source, _Known())
+            known = self._known.get(source, _KeySetState())
             entries.append({"url": source.shown, "fetched_at": known.fetched_at, "error": known.error})
         return entries
 
@@ -119,7 +119,7 @@ class KeySets:
         return any(await asyncio.gather(*map(self._refresh, sources)))
 
     async def _refresh(self, source: KeySource) -> bool:
-        known = self._known.setdefault(source, _Known())
+        known = self._known.setdefault(source, _KeySetState())
         before, error, known.wanted = known.document, "", False
         try:
             document = await fetch(source.url)
@@ -146,14 +146,14 @@ async def fetch(url: str) -> bytes:
     # A quarter of a second at each start, for the few who have such a URL.
     import aiohttp  # noqa: PLC0415
 
-    from tlsproxy.snapshot.http_resolver import Resolver  # noqa: PLC0415
+    from tlsproxy.snapshot.http_resolver import HttpResolver  # noqa: PLC0415
 
     shown = shown_url(url)
     try:
         async with (
             asyncio.timeout(DEADLINE),
             aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(resolver=Resolver()),
+                connector=aiohttp.TCPConnector(resolver=HttpResolver()),
                 auto_decompress=False,
                 cookie_jar=aiohttp.DummyCookieJar(),
             ) as session,

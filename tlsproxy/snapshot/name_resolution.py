@@ -49,11 +49,11 @@ def tunnel_name(where: str) -> str:
     return f"listeners: {where}"
 
 
-class Resolver:
+class NameResolver:
     """At most one question about each name is open at a time, since none can be taken back."""
 
     def __init__(self) -> None:
-        self._open: dict[str, _Question] = {}
+        self._open: dict[str, _Lookup] = {}
 
     def resolve(self, urls: Mapping[str, str], deadline: float) -> dict[str, Resolved]:
         """By the keys of ``urls``. Blocks for up to ``deadline`` seconds."""
@@ -68,10 +68,10 @@ class Resolver:
             for name, url in urls.items()
         }
 
-    def _ask(self, url: str) -> _Question:
+    def _ask(self, url: str) -> _Lookup:
         if (question := self._open.get(url)) is not None:
             return question
-        question = _Question(url)
+        question = _Lookup(url)
         if is_address(upstream_endpoint(url).host):
             question.ask()
         else:
@@ -79,7 +79,7 @@ class Resolver:
         return question
 
 
-class _Question:
+class _Lookup:
     def __init__(self, url: str) -> None:
         self._url = url
         self.answer: Resolved | None = None

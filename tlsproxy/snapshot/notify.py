@@ -19,7 +19,7 @@ from tlsproxy.threads import in_thread
 if TYPE_CHECKING:
     from watchfiles import Change
 
-    from tlsproxy.snapshot.watch_paths import Places
+    from tlsproxy.snapshot.watch_paths import WatchPaths
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ END: Final = 1.0
 """Seconds in which the thread ends, or it hangs."""
 
 
-class Hint:
+class FileNotifications:
     """``stirred`` is set when an entry of the places may have changed.
 
     It owns one thread, since a file system may never answer to being watched.
@@ -38,12 +38,12 @@ class Hint:
 
     def __init__(self) -> None:
         self.stirred = asyncio.Event()
-        self._places: Places | None = None
+        self._places: WatchPaths | None = None
         self._thread: asyncio.Future[None] | None = None
         self._stop = threading.Event()
         self._told = ""
 
-    async def watch(self, places: Places) -> None:
+    async def watch(self, places: WatchPaths) -> None:
         """Watch these places from now on. Does nothing where they are being watched already."""
         if self._thread is not None and not self._thread.done() and places == self._places:
             return
@@ -76,7 +76,7 @@ class Hint:
             self._told = reason
             log.warning("file notifications do not work (%s); changes are found by polling alone", reason)
 
-    def _run(self, places: Places, stop: threading.Event, loop: asyncio.AbstractEventLoop) -> None:
+    def _run(self, places: WatchPaths, stop: threading.Event, loop: asyncio.AbstractEventLoop) -> None:
         def matters(_change: Change, path: str) -> bool:
             return path in places.entries
 

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Final
 
 from tlsproxy.errors import FailureKind, TlsproxyError
 from tlsproxy.snapshot.generation import Generation, propose
-from tlsproxy.snapshot.name_resolution import AT_START, Resolver, names_of
-from tlsproxy.snapshot.validation import Reading
+from tlsproxy.snapshot.name_resolution import AT_START, NameResolver, names_of
+from tlsproxy.snapshot.validation import InputReading
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -42,7 +42,7 @@ class CannotStart(TlsproxyError):
 
 
 @dataclass(frozen=True, slots=True)
-class First:
+class FirstGeneration:
     """``inputs`` are those that it was made of, ``faults`` what it had to do without."""
 
     generation: Generation
@@ -52,15 +52,15 @@ class First:
 
 def first_generation(
     config_path: Path, environ: Mapping[str, str], inputs: Inputs, documents: Mapping[KeySource, bytes]
-) -> First:
+) -> FirstGeneration:
     """Blocks. Raises ConfigError, MaterialError or CannotStart."""
     config = inputs.loaded.config
-    resolved = Resolver().resolve(names_of(config, config), AT_START)
-    proposal = propose(Reading(config_path, environ, inputs, resolved, documents), None, time.time())
+    resolved = NameResolver().resolve(names_of(config, config), AT_START)
+    proposal = propose(InputReading(config_path, environ, inputs, resolved, documents), None, time.time())
     faults = proposal.faults
     if proposal.generation is None or any(_keeps_from_starting(*each) for each in faults.items()):
         raise CannotStart(faults.values())
-    return First(proposal.generation, inputs, faults)
+    return FirstGeneration(proposal.generation, inputs, faults)
 
 
 def _keeps_from_starting(which: Input, fault: Fault) -> bool:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-Kind: TypeAlias = Literal[
+InputKind: TypeAlias = Literal[
     "configuration", "certificate", "authorities", "crl", "secret", "public_keys", "name", "publication"
 ]
 """``certificate`` is the server's, with its key and passphrase; ``public_keys`` are those of a token issuer.
@@ -43,12 +43,12 @@ PublicKeys: TypeAlias = "Mapping[str, tuple[VerificationKey, ...]]"
 class Input:
     """``name`` is a path, or what is to be resolved."""
 
-    kind: Kind
+    kind: InputKind
     name: str
 
 
 @dataclass(frozen=True, slots=True)
-class State(Generic[T]):
+class InputState(Generic[T]):
     """A good state, known by the ``digest`` of ``data``, from which it can be made anew.
 
     ``read`` is the digest of the bytes that were read for it; empty where they are not wholly in force.
@@ -60,7 +60,7 @@ class State(Generic[T]):
     read: str = field(compare=False)
 
     @classmethod
-    def of(cls, value: T, data: tuple[bytes, ...], *, whole: bool = True) -> State[T]:
+    def of(cls, value: T, data: tuple[bytes, ...], *, whole: bool = True) -> InputState[T]:
         digest = digest_of(data)
         return cls(value, data, digest, digest if whole else "")
 
@@ -91,12 +91,12 @@ class Fault:
 class States:
     """The best state of each input. ``names`` and ``documents`` are those that the configuration asks for."""
 
-    configuration: State[Loaded]
-    server: State[ServerCertificate]
-    authorities: State[tuple[x509.Certificate, ...]] | None
-    crls: Mapping[Path, State[tuple[Crl, ...]]]
-    secrets: Mapping[Path, State[str]]
-    public_keys: Mapping[Path, State[PublicKeys]]
+    configuration: InputState[Loaded]
+    server: InputState[ServerCertificate]
+    authorities: InputState[tuple[x509.Certificate, ...]] | None
+    crls: Mapping[Path, InputState[tuple[Crl, ...]]]
+    secrets: Mapping[Path, InputState[str]]
+    public_keys: Mapping[Path, InputState[PublicKeys]]
     names: Mapping[str, Resolved]
     documents: Mapping[KeySource, bytes] = field(repr=False)
 

@@ -22,7 +22,7 @@ from tlsproxy.config.tokens import key_file, key_sources, keys_in
 from tlsproxy.errors import FailureKind, MaterialError, TlsproxyError
 from tlsproxy.snapshot.candidates import CrlFile, Data, Made, ServerPair, authorities_in
 from tlsproxy.snapshot.name_resolution import Resolved, names_of
-from tlsproxy.snapshot.states import Fault, Input, PublicKeys, State, States, digest_of
+from tlsproxy.snapshot.states import Fault, Input, InputState, PublicKeys, States, digest_of
 from tlsproxy.tls.material import crl_policy
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
+class InputReading:
     """What there is to judge. ``resolved`` has the names of ``inputs.loaded``, ``documents`` its key sets by URL.
 
     ``started`` is the configuration that the process started with; None for that of ``inputs``.
@@ -60,7 +60,7 @@ class Reading:
 
 
 @dataclass(frozen=True, slots=True)
-class Serving:
+class ServingInputs:
     """What serves: its states, whom it trusts, and the server's chain as clients are sent it."""
 
     states: States
@@ -69,7 +69,7 @@ class Serving:
 
 
 @dataclass(frozen=True, slots=True)
-class Judgement:
+class InputJudgement:
     """``states`` is None where there is nothing to serve with."""
 
     states: States | None
@@ -77,12 +77,12 @@ class Judgement:
 
 
 Trial: TypeAlias = "Callable[[ServerCertificate], None]"
-Authorities: TypeAlias = "State[tuple[x509.Certificate, ...]] | None"
+Authorities: TypeAlias = "InputState[tuple[x509.Certificate, ...]] | None"
 
 
 def judge(
-    reading: Reading, serving: Serving | None, faults: Mapping[Input, Fault], now: float, trial: Trial
-) -> Judgement:
+    reading: InputReading, serving: ServingInputs | None, faults: Mapping[Input, Fault], now: float, trial: Trial
+) -> InputJudgement:
     """``faults`` are those of the judgement before, ``now`` is seconds since the epoch.
 
     ``trial`` raises MaterialError where no handshake can be made. Raises ConfigError where the configuration does not
@@ -95,7 +95,7 @@ def judge(
     else:
         loaded = reading.inputs.loaded
         same = former is not None and former.value == loaded
-        configuration = former if former is not None and same else State.of(loaded, (_bytes_of(reading),))
+        configuration = former if former is not None and same else InputState.of(loaded, (_bytes_of(reading),))
     try:
         judged = _Judge(reading, configuration, serving, faults, now, trial).judged()
     except ConfigError as error:
@@ -108,7 +108,7 @@ def judge(
     return replace(judged, faults={Input("configuration", str(reading.config_path)): fault, **judged.faults})
 
 
-def _bytes_of(reading: Reading) -> bytes:
+def _bytes_of(reading: InputReading) -> bytes:
     return reading.inputs.files[reading.config_path]
 
 
@@ -117,9 +117,9 @@ class _Judge:
 
     def __init__(
         self,
-        reading: Reading,
-        configuration: State[Loaded],
-        serving: Serving | None,
+        reading: InputReading,
+        configuration: InputState[Loaded],
+        serving: ServingInputs | None,
         former_faults: Mapping[Input, Fault],
         now: float,
         trial: Trial,
@@ -134,18 +134,18 @@ class _Judge:
         self._trial = trial
         self._faults: dict[Input, Fault] = {}
 
-    def judged(self) -> Judgement:
+    def judged(self) -> InputJudgement:
         authorities = self._constrained(self._authorities())
         server = self._server(authorities)
         crls, secrets = self._crls(authorities), self._secrets()
         public_keys, names = self._public_keys(), self._names()
         if server is None or (self._config.tls.ca_cert is not None and authorities is None):
-            return Judgement(None, self._faults)
+            return InputJudgement(None, self._faults)
         fetched, former = self._reading.documents, {} if self._former is None else self._former.documents
         sources = key_sources(self._config)
         documents = {one: fetched.get(one) or former[one] for one in sources if one in fetched or one in former}
         states = States(self._configuration, server, authorities, crls, secrets, public_keys, names, documents)
-        return Judgement(states, self._faults)
+        return InputJudgement(states, self._faults)
 
     # One input
 
@@ -153,10 +153,10 @@ class _Judge:
         self,
         which: Input,
         paths: Sequence[Path],
-        former: State[T] | None,
+        former: InputState[T] | None,
         made: Callable[[Data], Made[T]],
         beside: str = "",
-    ) -> State[T] | None:
+    ) -> InputState[T] | None:
         """``beside``: the digest of whatever else the outcome depends on."""
         inputs, kept = self._reading.inputs, former is not None
         for path in paths:
@@ -221,7 +221,7 @@ class _Judge:
         if not still:
             return former
         pem = b"".join(one.public_bytes(Encoding.PEM) for one in still)
-        return former if still == former.value else State.of(still, (pem,), whole=False)
+        return former if still == former.value else InputState.of(still, (pem,), whole=False)
 
     def _located(self, found: Iterable[Finding]) -> tuple[Problem, ...]:
         reading = self._reading
@@ -231,7 +231,7 @@ class _Judge:
         if problems := self._located(found):
             raise ConfigError(problems)
 
-    def _server(self, authorities: Authorities) -> State[ServerCertificate] | None:
+    def _server(self, authorities: Authorities) -> InputState[ServerCertificate] | None:
         tls, serving = self._config.tls, self._serving
         paths = [path for path in (tls.cert, tls.key, tls.key_passphrase_file) if path is not None]
         pair = ServerPair(
@@ -243,7 +243,7 @@ class _Judge:
         former = self._former.server if self._former is not None else None
         return self._best(Input("certificate", str(tls.cert)), paths, former, lambda data: pair.made(data, self._now))
 
-    def _crls(self, authorities: Authorities) -> dict[Path, State[tuple[Crl, ...]]]:
+    def _crls(self, authorities: Authorities) -> dict[Path, InputState[tuple[Crl, ...]]]:
         tls, former = self._config.tls, self._former.crls if self._former is not None else {}
         states = {}
         for path in tls.crl:
@@ -253,14 +253,14 @@ class _Judge:
         gone = tuple(crl for path, state in former.items() if path not in tls.crl for crl in state.value)
         if missing is not None and gone:
             # Whose place it takes is not known as long as it cannot be read: what was revoked stays revoked.
-            states[missing] = State.of(gone, tuple(crl.der for crl in gone), whole=False)
+            states[missing] = InputState.of(gone, tuple(crl.der for crl in gone), whole=False)
             if (fault := self._faults.get(which := Input("crl", str(missing)))) is not None:
                 self._faults[which] = replace(fault, kept=True)
         return states
 
     def _crl(
-        self, path: Path, former: State[tuple[Crl, ...]] | None, authorities: Authorities
-    ) -> State[tuple[Crl, ...]] | None:
+        self, path: Path, former: InputState[tuple[Crl, ...]] | None, authorities: Authorities
+    ) -> InputState[tuple[Crl, ...]] | None:
         file = CrlFile(
             path,
             former,
@@ -273,7 +273,7 @@ class _Judge:
 
     # Keys and names
 
-    def _secrets(self) -> dict[Path, State[str]]:
+    def _secrets(self) -> dict[Path, InputState[str]]:
         former = self._former.secrets if self._former is not None else {}
         states = {}
         for path in dict.fromkeys(secret_files(self._config)):
@@ -293,17 +293,17 @@ class _Judge:
                 states[new] = former[new]
         return states
 
-    def _secret(self, path: Path, former: State[str] | None) -> State[str] | None:
+    def _secret(self, path: Path, former: InputState[str] | None) -> InputState[str] | None:
         def made(data: Data) -> Made[str]:
-            return State.of(secret_in(path, data[0]), data), None
+            return InputState.of(secret_in(path, data[0]), data), None
 
         return self._best(Input("secret", str(path)), [path], former, made)
 
-    def _repeated(self, states: Mapping[Path, State[str]]) -> tuple[str, str, tuple[Path, ...]] | None:
+    def _repeated(self, states: Mapping[Path, InputState[str]]) -> tuple[str, str, tuple[Path, ...]] | None:
         keys = known_keys(self._config, lambda path: states[path].data[0] if path in states else None)
         return next(repeated_keys(self._config, keys), None)
 
-    def _public_keys(self) -> dict[Path, State[PublicKeys]]:
+    def _public_keys(self) -> dict[Path, InputState[PublicKeys]]:
         former = self._former.public_keys if self._former is not None else {}
         issuers: dict[Path, list[JwtIssuer]] = {}
         for issuer in self._config.jwt_issuers:
@@ -316,15 +316,15 @@ class _Judge:
         return states
 
     def _public_key(
-        self, path: Path, issuers: Sequence[JwtIssuer], former: State[PublicKeys] | None
-    ) -> State[PublicKeys] | None:
+        self, path: Path, issuers: Sequence[JwtIssuer], former: InputState[PublicKeys] | None
+    ) -> InputState[PublicKeys] | None:
         """A state is good for the forms and algorithms in which it was read."""
         uses = {f"{'jwks' if one.pem is None else 'pem'} {one.algorithm}": one for one in issuers}
         if former is not None and not former.value.keys() >= uses.keys():
             former = None
 
         def made(data: Data) -> Made[PublicKeys]:
-            return State.of({use: keys_in(one, data[0]) for use, one in uses.items()}, data), None
+            return InputState.of({use: keys_in(one, data[0]) for use, one in uses.items()}, data), None
 
         return self._best(Input("public_keys", str(path)), [path], former, made)
 

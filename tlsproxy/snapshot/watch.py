@@ -14,8 +14,8 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from tlsproxy.snapshot.files import confined, read_inputs
-from tlsproxy.snapshot.notify import Hint
-from tlsproxy.snapshot.watch_paths import Places, places_of
+from tlsproxy.snapshot.notify import FileNotifications
+from tlsproxy.snapshot.watch_paths import WatchPaths, places_of
 from tlsproxy.threads import in_thread
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ class Watcher:
 
         Runs until it is cancelled or closed (`contextlib.aclosing`), and leaves no task behind then. One at a time.
         """
-        hint = Hint()
+        hint = FileNotifications()
         try:
             stirred = False
             while True:
@@ -91,7 +91,7 @@ class Watcher:
         finally:
             await hint.close()
 
-    async def _poll(self) -> Places:
+    async def _poll(self) -> WatchPaths:
         inputs = await self.read()
         paths = inputs.files.keys() | inputs.failures.keys()
         return await in_thread(places_of, paths, inputs.loaded.config.tls.read_timeout)

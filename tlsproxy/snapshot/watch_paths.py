@@ -22,7 +22,7 @@ MAX_LINKS: Final = 40
 
 
 @dataclass(frozen=True, slots=True)
-class Places:
+class WatchPaths:
     """``directories`` that exist, each with device and inode: one that was recreated must be watched anew.
 
     ``entries`` are the paths in them that matter, the directories themselves included.
@@ -32,19 +32,19 @@ class Places:
     entries: frozenset[str]
 
 
-def places_of(paths: Iterable[Path], timeout: float) -> Places:
+def places_of(paths: Iterable[Path], timeout: float) -> WatchPaths:
     """Blocks for ``timeout`` seconds where a file system does not answer, and has no places of a path on it then."""
     calls = {path: partial(_places, path.absolute()) for path in paths}
     directories: dict[Path, tuple[int, int]] = {}
     entries: set[str] = set()
     for found in bounded_io.outcomes(calls, timeout).values():
-        if isinstance(found, Places):
+        if isinstance(found, WatchPaths):
             directories |= found.directories
             entries |= found.entries
-    return Places(directories, frozenset(entries))
+    return WatchPaths(directories, frozenset(entries))
 
 
-def _places(path: Path) -> Places:
+def _places(path: Path) -> WatchPaths:
     entries, directories = set(_entries(path)), {}
     for entry in list(entries):
         # Where a directory is not there the one above it has its entry: it may come back.
@@ -57,7 +57,7 @@ def _places(path: Path) -> Places:
             if stat.S_ISDIR(status.st_mode):
                 directories[directory] = (status.st_dev, status.st_ino)
                 break
-    return Places(directories, frozenset(map(str, entries)))
+    return WatchPaths(directories, frozenset(map(str, entries)))
 
 
 def _entries(path: Path) -> Iterator[Path]:

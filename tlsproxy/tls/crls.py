@@ -68,7 +68,7 @@ def _width(number: int) -> int:
 
 
 @dataclass(frozen=True, slots=True)
-class Scope:
+class CrlScope:
     """The certificates of an issuer that a CRL is the whole list for (RFC 5280 section 5.2.5).
 
     ``points`` are the names of its distribution point, as :func:`point_names` has them; empty for all certificates.
@@ -100,7 +100,7 @@ class Crl:
     this_update: float
     next_update: float
     number: int | None
-    scope: Scope
+    scope: CrlScope
     digest: str
     key_id: str
     serials: Serials = field(repr=False)
@@ -183,9 +183,9 @@ def _crl(path: str, data: bytes) -> Crl:
         this_update=crl.last_update_utc.timestamp(),
         next_update=crl.next_update_utc.timestamp(),
         number=None if number is None else number.crl_number,
-        scope=Scope()
+        scope=CrlScope()
         if point is None
-        else Scope(point_names(point), not point.only_contains_ca_certs, not point.only_contains_user_certs),
+        else CrlScope(point_names(point), not point.only_contains_ca_certs, not point.only_contains_user_certs),
         digest=hashlib.sha256(
             issuer_key(crl.issuer).encode() + (b"" if point is None else point.public_bytes())
         ).hexdigest(),

@@ -18,7 +18,7 @@ from tlsproxy.errors import MaterialError
 from tlsproxy.tls import pem
 from tlsproxy.tls.certinfo import CrlFacts, day, issuer_key
 from tlsproxy.tls.chains import authority_of, defect_of
-from tlsproxy.tls.crls import Scope, crl_age
+from tlsproxy.tls.crls import CrlScope, crl_age
 from tlsproxy.tls.servercert import certificate_of, is_authority, issued_by
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ class CrlPolicy:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class ChainVerdict:
     """``refusal`` is "" or one of :data:`_TOLD`; before ``until`` (seconds since the epoch) time alone changes nothing.
 
     ``issuers`` are the path from the leaf's issuer to the trust anchor, where it is admitted.
@@ -119,7 +119,7 @@ class Trust:
                 anchors[anchor.subject] = (*anchors.get(anchor.subject, ()), anchor)
         return cls(path, configured, in_force, bound, tuple(unbound), policy, anchors)
 
-    def verdict_of(self, chain: Chain, now: float) -> Verdict:
+    def verdict_of(self, chain: Chain, now: float) -> ChainVerdict:
         """Whether a handshake at ``now`` would admit this chain.
 
         Looks for a path to a trust anchor, each certificate of which is valid, not revoked, and covered by CRLs.
@@ -128,7 +128,7 @@ class Trust:
         client sent it takes the first that is valid by date, else the last that was.
         """
         if not chain.issuers:
-            return Verdict(_UNTRUSTED, NEVER)
+            return ChainVerdict(_UNTRUSTED, NEVER)
         moments: set[float] = set()
         refusals = {_UNTRUSTED}
         path, fault = chain.verified[:1], ""
@@ -149,10 +149,10 @@ class Trust:
             for signer in signers:
                 refusal = fault or _outdated(signer, now, moments)
                 if not refusal:
-                    return Verdict("", min(moments), (*path[1:], signer))
+                    return ChainVerdict("", min(moments), (*path[1:], signer))
                 refusals.add(refusal)
             break
-        return Verdict(min(refusals, key=_TOLD.index), min(moments, default=NEVER))
+        return ChainVerdict(min(refusals, key=_TOLD.index), min(moments, default=NEVER))
 
     def _fault(
         self, certificate: ChainCertificate, signer: ChainCertificate, now: float, moments: set[float], *, leaf: bool
@@ -183,7 +183,7 @@ class Trust:
         crls = self.in_use
         if len({(crl.digest, crl.key_id) for crl in crls}) < len(crls):
             return ()  # of two it would look at one
-        same = self.policy == CrlPolicy() and all(crl.scope == Scope() and crl.this_update <= now for crl in crls)
+        same = self.policy == CrlPolicy() and all(crl.scope == CrlScope() and crl.this_update <= now for crl in crls)
         return crls if same and sum(len(crl.serials) for crl in crls) <= ALERTING else ()
 
     def flawed(self, now: float) -> bool:

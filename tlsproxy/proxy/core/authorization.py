@@ -13,7 +13,7 @@ from tlsproxy.authz.identity import Identity
 from tlsproxy.authz.roles import Principal
 from tlsproxy.snapshot.generation import Generation
 from tlsproxy.tls.peer import Peer
-from tlsproxy.tls.trust import NEVER, Verdict
+from tlsproxy.tls.trust import NEVER, ChainVerdict
 
 _ENDED: Final = {
     "certificate_expired": "the client certificate, or one above it, has expired",
@@ -25,8 +25,8 @@ _ENDED: Final = {
     "certificate_required": "a client certificate is required",
 }
 
-_ANONYMOUS: Final = Verdict("", NEVER)
-_REQUIRED: Final = Verdict("certificate_required", NEVER)
+_ANONYMOUS: Final = ChainVerdict("", NEVER)
+_REQUIRED: Final = ChainVerdict("certificate_required", NEVER)
 
 
 class Standing:

@@ -13,7 +13,7 @@ import ipaddress
 from typing import Final
 
 from tlsproxy.authz.access import Decision
-from tlsproxy.config.limits import Limits as Settings
+from tlsproxy.config.limits import LimitsConfig as Settings
 from tlsproxy.proxy.limits.gcra import SECOND, Charge, Excess, Penalty, Rate
 from tlsproxy.proxy.limits.quotas import rate_of, too_many
 from tlsproxy.proxy.limits.table import LimitTable

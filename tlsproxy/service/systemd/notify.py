@@ -12,7 +12,7 @@ import time
 from collections.abc import MutableMapping
 from typing import Final
 
-from tlsproxy.service.reload_result import Verdict
+from tlsproxy.service.reload_result import ReloadResult
 
 _SEND_DEADLINE: Final = 1.0
 """Seconds for systemd to make room for a message."""
@@ -42,7 +42,7 @@ class Notifier:
         asked = usec.isdecimal() and whom in {"", str(pid)}
         return cls(address, int(usec) / 1e6 if asked else 0.0)
 
-    def serving(self, what: str, verdict: Verdict) -> None:
+    def serving(self, what: str, verdict: ReloadResult) -> None:
         """Every listener accepts. ``what`` is served, and where, for a person to read."""
         self._serving = what
         self.reloaded(verdict)
@@ -51,7 +51,7 @@ class Notifier:
         if self._serving and not self._stopping:
             self._send("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}", _status("reloading"))
 
-    def reloaded(self, verdict: Verdict) -> None:
+    def reloaded(self, verdict: ReloadResult) -> None:
         """Ready again, whatever came of it: a reload that failed has changed nothing."""
         if self._serving and not self._stopping:
             self._send("READY=1", _status(f"{_told(verdict)}; {self._serving}"))
@@ -75,7 +75,7 @@ class Notifier:
             _log.error("systemd was not told %s: %s", lines[0], error)
 
 
-def _told(verdict: Verdict) -> str:
+def _told(verdict: ReloadResult) -> str:
     when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(verdict.when))
     if verdict.result == "held":
         return f"generation {verdict.generation} goes on, reload ({verdict.trigger}) of {when} {verdict.error}"

@@ -26,7 +26,7 @@ class ChannelError(TlsproxyError):
 
 
 @dataclass(frozen=True, slots=True)
-class Message:
+class ChannelMessage:
     head: Mapping[str, Any]
     body: bytes = field(default=b"", repr=False)
 
@@ -45,11 +45,11 @@ class Channel:
     async def over(cls, sock: socket.socket) -> Self:
         return cls(*await asyncio.open_connection(sock=sock, limit=HEAD_LIMIT))
 
-    async def receive(self) -> Message | None:
+    async def receive(self) -> ChannelMessage | None:
         """The next message; None at the end, of which half a message is one too. Raises ChannelError."""
         return await read_message(self._reader)
 
-    async def send(self, message: Message) -> None:
+    async def send(self, message: ChannelMessage) -> None:
         """Returns when there is room for more. Sending into what has ended does nothing: :meth:`receive` tells."""
         try:
             self._writer.write(message.encode())
@@ -57,7 +57,7 @@ class Channel:
         except ConnectionError:
             return
 
-    def tell(self, message: Message) -> None:
+    def tell(self, message: ChannelMessage) -> None:
         """Without waiting for room: for what is small and rare."""
         if not self._writer.is_closing():
             self._writer.write(message.encode())
@@ -66,14 +66,14 @@ class Channel:
         self._writer.close()
 
 
-async def read_message(reader: asyncio.StreamReader) -> Message | None:
+async def read_message(reader: asyncio.StreamReader) -> ChannelMessage | None:
     try:
         line = await reader.readuntil(b"\n")
         head = orjson.loads(line)
         size = head.pop("size") if isinstance(head, dict) else None
         if not isinstance(size, int) or not 0 <= size <= BODY_LIMIT:
             raise ChannelError("a message on the control channel has no size that it may have")
-        return Message(head, await reader.readexactly(size))
+        return ChannelMessage(head, await reader.readexactly(size))
     except (asyncio.IncompleteReadError, ConnectionError):
         return None
     except (asyncio.LimitOverrunError, orjson.JSONDecodeError, KeyError):

@@ -18,7 +18,7 @@ import orjson
 
 from tlsproxy.errors import FailureKind, TlsproxyError
 from tlsproxy.proxy.core.impact import Consequences
-from tlsproxy.service.workers.channel import Channel, ChannelError, Message
+from tlsproxy.service.workers.channel import Channel, ChannelError, ChannelMessage
 from tlsproxy.service.workers.snapshot_codec import Order
 from tlsproxy.threads import in_thread
 
@@ -66,7 +66,7 @@ class WorkerProcess:
         self._channel = channel
         self._told = told
         self._ids = itertools.count(1)
-        self._waiting: dict[int, asyncio.Future[Message]] = {}
+        self._waiting: dict[int, asyncio.Future[ChannelMessage]] = {}
         self._over = asyncio.Event()
         self._killing: asyncio.TimerHandle | None = None
         self._asked_at: float | None = None
@@ -157,7 +157,7 @@ class WorkerProcess:
             async with asyncio.timeout(deadline):
                 if self._over.is_set():
                     raise WorkerLost(f"worker {self.number} has ended")
-                await self._channel.send(Message({"id": number, "do": do, **fields}, body))
+                await self._channel.send(ChannelMessage({"id": number, "do": do, **fields}, body))
                 message = await answer
         except TimeoutError:
             raise WorkerLost(f"worker {self.number} has not answered within {deadline:g} s ({do})") from None

@@ -28,7 +28,7 @@ LOOK: Final = 0.25
 _log = logging.getLogger(__name__)
 
 
-class State(Enum):
+class WorkerState(Enum):
     """The steps of one worker, in this order, but for the last two, which may come at each of them."""
 
     ASKED = "asked"
@@ -43,7 +43,7 @@ class State(Enum):
 class Progress:
     """``seconds`` in this state, ``silence`` since a ping without an answer. ``stopped``: by a signal."""
 
-    state: State
+    state: WorkerState
     seconds: float = 0.0
     silence: float = 0.0
     stopped: bool = False
@@ -57,12 +57,14 @@ def why_left_behind(worker: Progress, quickest: float | None) -> str:
     refuses goes on with what it has.
     """
     building = BUILDING if quickest is None else min(BUILDING, ATTENTION + SLOWER * quickest)
-    late = {State.ASKED: ATTENTION, State.BUILDING: building, State.COMMITTING: ATTENTION}.get(worker.state)
-    if worker.state is State.LOST:
+    late = {WorkerState.ASKED: ATTENTION, WorkerState.BUILDING: building, WorkerState.COMMITTING: ATTENTION}.get(
+        worker.state
+    )
+    if worker.state is WorkerState.LOST:
         return "is lost"
-    if worker.state is State.REFUSED:
+    if worker.state is WorkerState.REFUSED:
         return "" if quickest is None else "cannot build what others have built"
-    if worker.stopped and worker.silence >= STOPPED and worker.state is not State.SERVING:
+    if worker.stopped and worker.silence >= STOPPED and worker.state is not WorkerState.SERVING:
         return "is stopped by a signal"
     if late is not None and worker.seconds >= late:
         return f"is still {worker.state.value} after {late:g} s"
@@ -71,19 +73,19 @@ def why_left_behind(worker: Progress, quickest: float | None) -> str:
 
 def is_over(workers: Sequence[Progress], quickest: float | None) -> bool:
     if quickest is None:
-        return all(each.ended or each.state in {State.REFUSED, State.LOST} for each in workers)
-    return all(each.ended or each.state is State.SERVING for each in workers)
+        return all(each.ended or each.state in {WorkerState.REFUSED, WorkerState.LOST} for each in workers)
+    return all(each.ended or each.state is WorkerState.SERVING for each in workers)
 
 
-class _Part:
+class _Participant:
     """One worker's."""
 
     def __init__(self, worker: WorkerProcess) -> None:
         self.worker = worker
         self.refusal: WorkerRefused | None = None
-        self.enter(State.ASKED)
+        self.enter(WorkerState.ASKED)
 
-    def enter(self, state: State) -> None:
+    def enter(self, state: WorkerState) -> None:
         self.state, self._entered = state, time.monotonic()
 
     @property
@@ -100,7 +102,7 @@ class Publication:
 
     def __init__(self, order: Order, workers: Sequence[WorkerProcess], publish: Callable[[], None]) -> None:
         self._order = order
-        self._parts = [_Part(worker) for worker in workers]
+        self._parts = [_Participant(worker) for worker in workers]
         self._publish = publish
         self._quickest: float | None = None
         self._changed = asyncio.Event()
@@ -133,23 +135,23 @@ class Publication:
                 part.worker.kill()
         return is_over(found, self._quickest)
 
-    async def _follow(self, part: _Part) -> None:
+    async def _follow(self, part: _Participant) -> None:
         worker = part.worker
         try:
             await worker.ping()
-            part.enter(State.BUILDING)
+            part.enter(WorkerState.BUILDING)
             await worker.prepare(self._order)
             if self._quickest is None:
                 self._quickest = worker.building_time
                 self._publish()
-            part.enter(State.COMMITTING)
+            part.enter(WorkerState.COMMITTING)
             await worker.commit(self._order)
-            part.enter(State.SERVING)
+            part.enter(WorkerState.SERVING)
         except WorkerRefused as error:
             part.refusal = error
-            part.enter(State.REFUSED)
+            part.enter(WorkerState.REFUSED)
         except WorkerLost:
-            part.enter(State.LOST)
+            part.enter(WorkerState.LOST)
         self._changed.set()
         await worker.ended()
         self._changed.set()

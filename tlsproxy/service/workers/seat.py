@@ -13,7 +13,7 @@ from tlsproxy.service.workers.snapshot_codec import Order
 
 
 @dataclass(slots=True)
-class Seat:
+class WorkerSlot:
     """``lines`` are the counts of its audit lines, ``families`` the metrics that were told last. ``first`` is done once
     somebody serves, or could not.
     """

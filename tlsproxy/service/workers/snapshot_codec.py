@@ -20,7 +20,7 @@ from tlsproxy.config.model import Config, Tls
 from tlsproxy.config.tokens import KeySource
 from tlsproxy.snapshot.generation import Generation, Tunnel, assemble
 from tlsproxy.snapshot.name_resolution import Address, Resolved
-from tlsproxy.snapshot.states import PublicKeys, State, States
+from tlsproxy.snapshot.states import InputState, PublicKeys, States
 from tlsproxy.tls.crls import Crl, load_crls
 from tlsproxy.tls.servercert import ServerCertificate, load_server_certificate, passphrase_of
 from tlsproxy.tls.trust import load_authorities
@@ -41,7 +41,7 @@ def order_of(generation: Generation) -> Order:
     states = generation.states
     pieces: list[bytes] = []
 
-    def told(state: State[Any]) -> list[int]:
+    def told(state: InputState[Any]) -> list[int]:
         pieces.extend(state.data)
         return [len(data) for data in state.data]
 
@@ -121,12 +121,14 @@ class _Pieces:
         piece, self._data = bytes(self._data[:size]), self._data[size:]
         return piece
 
-    def state(self, sizes: list[int], former: State[T] | None, made: Callable[[tuple[bytes, ...]], T]) -> State[T]:
+    def state(
+        self, sizes: list[int], former: InputState[T] | None, made: Callable[[tuple[bytes, ...]], T]
+    ) -> InputState[T]:
         """That of before where it is the same."""
         data = tuple(map(self.take, sizes))
         if former is not None and former.data == data:
             return former
-        return State.of(made(data), data)
+        return InputState.of(made(data), data)
 
 
 def _server(tls: Tls, data: tuple[bytes, ...], warnings: tuple[str, ...]) -> ServerCertificate:

@@ -37,7 +37,7 @@ from tlsproxy.service.workers.backoff import Backoff
 from tlsproxy.service.workers.merging import Totals, merged_figures, merged_parts, told
 from tlsproxy.service.workers.process import ATTENTION, LAST, LAST_WORDS, WorkerLost, WorkerProcess, WorkerRefused
 from tlsproxy.service.workers.publication import LOOK, STOPPED, Publication
-from tlsproxy.service.workers.seat import Seat
+from tlsproxy.service.workers.seat import WorkerSlot
 from tlsproxy.service.workers.snapshot_codec import Order, order_of
 from tlsproxy.snapshot.generation import Generation
 
@@ -58,7 +58,7 @@ class NeverServed(TlsproxyError):
     """A worker ended before it served for the first time."""
 
 
-class Fleet:
+class Supervisor:
     """Implements :class:`tlsproxy.service.serving.Served`."""
 
     def __init__(
@@ -86,7 +86,8 @@ class Fleet:
         self._turn = turn.descriptor
         self._key_missing = key_missing
         self._seats = [
-            Seat(number, auditcounts.shared(self._turn, number)) for number in range(1, generation.config.workers + 1)
+            WorkerSlot(number, auditcounts.shared(self._turn, number))
+            for number in range(1, generation.config.workers + 1)
         ]
         self._publishing = asyncio.Lock()
         self._considered: tuple[Generation, Order] | None = None
@@ -111,7 +112,7 @@ class Fleet:
 
     # One seat
 
-    async def _keep(self, seat: Seat) -> None:
+    async def _keep(self, seat: WorkerSlot) -> None:
         backoff = Backoff()
         while not self._draining.is_set():
             seat.served_since = None
@@ -136,7 +137,7 @@ class Fleet:
                 async with asyncio.timeout(pause):
                     await self._draining.wait()
 
-    async def _occupy(self, seat: Seat) -> str:
+    async def _occupy(self, seat: WorkerSlot) -> str:
         """One process, from its start to its end, and how that was."""
         sockets = [one.sock.fileno() for one in self._bound]
         shared = [self._limits, self._turn]

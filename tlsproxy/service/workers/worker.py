@@ -33,7 +33,7 @@ from tlsproxy.service import logs
 from tlsproxy.service.abort import write_out_and_end
 from tlsproxy.service.event_loop import loop_factory
 from tlsproxy.service.serving import Serving
-from tlsproxy.service.workers.channel import Channel, Message
+from tlsproxy.service.workers.channel import Channel, ChannelMessage
 from tlsproxy.service.workers.merging import told
 from tlsproxy.service.workers.snapshot_codec import built
 from tlsproxy.snapshot.generation import Generation
@@ -69,7 +69,7 @@ class Worker:
         self._stopping = asyncio.Event()
         self._ended = asyncio.Event()
         self._missed = float("-inf")
-        self._does: Final[Mapping[str, Callable[[Message], Awaitable[bytes]]]] = {
+        self._does: Final[Mapping[str, Callable[[ChannelMessage], Awaitable[bytes]]]] = {
             "prepare": self._prepare,
             "consider": self._consider,
             "dismiss": self._dismiss,
@@ -100,7 +100,7 @@ class Worker:
             _log.error("the supervisor is gone: draining")
             self._stopping.set()
 
-    async def _answer(self, message: Message) -> None:
+    async def _answer(self, message: ChannelMessage) -> None:
         head: dict[str, Any] = {"id": message.head["id"]}
         body = b""
         try:
@@ -110,9 +110,9 @@ class Worker:
         except Exception as error:  # noqa: BLE001 - a defect of ours, told to whoever asked
             _log.critical("a defect in a worker", exc_info=error)
             head["error"] = f"{type(error).__name__}: {error}"
-        await self._channel.send(Message(head, body))
+        await self._channel.send(ChannelMessage(head, body))
 
-    async def _prepare(self, message: Message) -> bytes:
+    async def _prepare(self, message: ChannelMessage) -> bytes:
         former = self._serving.generation if self._serving is not None else None
         self._asked = message.head["id"]
         generation = await in_thread(built, message.body, self._config_path, os.environ, self._started, former)
@@ -120,16 +120,16 @@ class Worker:
             self._prepared = generation
         return b""
 
-    async def _consider(self, message: Message) -> bytes:  # noqa: ARG002 - what is prepared is meant
+    async def _consider(self, message: ChannelMessage) -> bytes:  # noqa: ARG002 - what is prepared is meant
         if self._prepared is None:
             raise NotServing("nothing is prepared")
         return orjson.dumps(await self._served().consider(self._prepared))
 
-    async def _dismiss(self, _message: Message) -> bytes:
+    async def _dismiss(self, _message: ChannelMessage) -> bytes:
         self._prepared = self._asked = None
         return b""
 
-    async def _commit(self, _message: Message) -> bytes:
+    async def _commit(self, _message: ChannelMessage) -> bytes:
         generation, self._prepared = self._prepared, None
         if generation is None:
             raise NotServing("nothing is prepared")
@@ -166,33 +166,33 @@ class Worker:
         now = time.monotonic()
         if now - self._missed >= KEY_MISSING:
             self._missed = now
-            self._channel.tell(Message({"event": "key_missing"}))
+            self._channel.tell(ChannelMessage({"event": "key_missing"}))
 
-    async def _ping(self, _message: Message) -> bytes:
+    async def _ping(self, _message: ChannelMessage) -> bytes:
         return b""
 
-    async def _ready(self, _message: Message) -> bytes:
+    async def _ready(self, _message: ChannelMessage) -> bytes:
         return orjson.dumps(await self._served().ready())
 
-    async def _figures(self, _message: Message) -> bytes:
+    async def _figures(self, _message: ChannelMessage) -> bytes:
         return orjson.dumps(await self._served().figures())
 
-    async def _metrics(self, _message: Message) -> bytes:
+    async def _metrics(self, _message: ChannelMessage) -> bytes:
         return told(self._served().counted.families())
 
-    async def _cut(self, message: Message) -> bytes:
+    async def _cut(self, message: ChannelMessage) -> bytes:
         return orjson.dumps(await self._served().cut(message.head["number"]))
 
-    async def _probe(self, message: Message) -> bytes:
+    async def _probe(self, message: ChannelMessage) -> bytes:
         address = message.head["address"]
         await self._served().expect_probe(None if address is None else (address[0], address[1]))
         return b""
 
-    async def _drain(self, _message: Message) -> bytes:
+    async def _drain(self, _message: ChannelMessage) -> bytes:
         self._stopping.set()
         return b""
 
-    async def _end(self, _message: Message) -> bytes:
+    async def _end(self, _message: ChannelMessage) -> bytes:
         self._stopping.set()
         self._ended.set()
         return b""
@@ -213,7 +213,7 @@ async def _run(control: socket.socket) -> None:
         started = loader.parse(message.body, config_path, os.environ).config
         logs.configure(started, os.environ)
         worker = Worker(channel, message.head, config_path, started)
-        await channel.send(Message({"id": message.head["id"]}))
+        await channel.send(ChannelMessage({"id": message.head["id"]}))
         await worker.run()
     finally:
         channel.close()
