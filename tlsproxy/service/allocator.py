@@ -2,7 +2,8 @@
 
 By itself it learns from the first large block that is freed (mallopt(3), `M_MMAP_THRESHOLD`): later ones of up to 32 MB
 then come out of one heap, where they are copied as they grow and leave holes that stay with the process. What a body
-takes would be more than the budget of bodies counts, and would not come back.
+takes would be more than the budget of bodies counts, and would not come back; nor would what a supervisor sends of
+large CRLs.
 """
 
 from __future__ import annotations
