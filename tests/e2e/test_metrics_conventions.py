@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from qdrant_client import grpc as pb
+from support.documented import labels_of
 from support.gateway import DEADLINE, Gateway
 from support.grpc_channels import call, channel
 from support.grpc_upstream import GrpcUpstream
@@ -106,3 +107,12 @@ def test_every_family_says_what_it_is(exposition: str) -> None:
         assert family.type != "unknown", family.name
         assert family.name.startswith(("tlsproxy_", "process_")), family.name
         assert re.fullmatch(r"[a-z][a-z0-9_]*", family.name)
+
+
+def test_every_label_is_described(exposition: str) -> None:
+    """In docs/observability.md; `le` and `process` are of all histograms, and of all series of several workers."""
+    for family in text_string_to_metric_families(exposition):
+        labels = {label for sample in family.samples for label in sample.labels}
+        if family.samples and family.name.startswith("tlsproxy_"):
+            name = family.name + "_total" * (family.type == "counter")
+            assert labels - {"le"} == labels_of(name), name

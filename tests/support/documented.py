@@ -24,3 +24,8 @@ def undescribed(lines: list[str]) -> set[str]:
     reasons = {reason for line in lines for reason in REASON.findall(line)}
     fields = {field for line in lines for field in FIELD.findall(line)}
     return (reasons - described("Reasons")) | (fields - described("Audit log"))
+
+
+def labels_of(metric: str) -> frozenset[str]:
+    row = re.search(rf"^\| `{metric}` \| \w+ \|([^|]*)\|", PAGE.read_text(), re.MULTILINE)
+    return frozenset(re.findall(r"`(\w+)`", row.group(1) if row else ""))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import click
 import pytest
 import yaml
+from click.testing import CliRunner
 from support.documented import described
 
 from bench.__main__ import main as bench
@@ -141,6 +143,27 @@ def test_the_first_configuration_is_good(name: str, tmp_path: Path) -> None:
     loaded = parse(block.encode(), tmp_path / "tlsproxy.yaml", {})
     assert loaded.warnings == ()
     assert loaded.unused == ()
+
+
+@pytest.mark.parametrize(
+    ("name", "verdicts"), [("README.md", [1]), ("docs/getting-started.md", [0, 1])], ids=["readme", "getting-started"]
+)
+def test_the_first_commands_do_what_they_say(
+    name: str, verdicts: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Certificates, `check` and `explain`, whose exit status says yes or no."""
+    monkeypatch.chdir(tmp_path)
+    (configuration,) = [block for block in blocks(ROOT / name, "yaml") if block.startswith("service:")]
+    (tmp_path / "tlsproxy.yaml").write_text(configuration)
+    done = [
+        (words[1], CliRunner().invoke(tlsproxy, words[1:]))
+        for block in blocks(ROOT / name, "sh")
+        for line in block.splitlines()
+        if (words := shlex.split(line, comments=True))[:1] == ["tlsproxy"] and words[1] in {"certs", "check", "explain"}
+    ]
+    assert [each.exit_code for command, each in done if command == "explain"] == verdicts
+    for command, each in done:
+        assert each.exit_code == 0 or command == "explain", each.output
 
 
 def model_has(name: str) -> bool:
