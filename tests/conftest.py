@@ -15,7 +15,7 @@ from support.grpc_upstream import GrpcUpstream
 from support.site import Site
 from support.upstream import ScriptedUpstream
 
-settings.register_profile("brief", deadline=None, max_examples=100, derandomize=bool(os.environ.get("CI")))
+settings.register_profile("brief", deadline=None, max_examples=40, derandomize=bool(os.environ.get("CI")))
 settings.register_profile("fuzz", deadline=None, max_examples=20_000)
 settings.load_profile("fuzz" if os.environ.get("TLSPROXY_FUZZ") else "brief")
 

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from support.gateway import DEADLINE
+from support import forked
 from support.site import Site
 
 from tlsproxy.cli import main
@@ -42,14 +39,7 @@ EXPECTED = [
 
 def tlsproxy(command: str, config: Path, **environ: str) -> tuple[int, str, str]:
     """(exit code, standard output, standard error)."""
-    done = subprocess.run(
-        [sys.executable, "-m", "tlsproxy", command, "--config", str(config)],
-        env={"PATH": os.defpath, **environ},
-        capture_output=True,
-        text=True,
-        timeout=DEADLINE,
-        check=False,
-    )
+    done = forked.run(command, "--config", str(config), **environ)
     return done.returncode, done.stdout, done.stderr
 
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 import signal
 import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from support import forked
 from support.gateway import DEADLINE, Gateway
 from support.kept_connection import Caller
 from support.raw_connection import GET, UPSERT, connected
@@ -54,13 +53,7 @@ def test_one_that_is_taken_stops_all(site: Site) -> None:
         port = taken.getsockname()[1]
         listeners = [REST, {"port": port, "protocols": ["grpc"]}]
         config = site.write_config(NOWHERE, grpc=NOWHERE, listeners=listeners)
-        done = subprocess.run(
-            [sys.executable, "-m", "tlsproxy", "run", "--config", str(config)],
-            capture_output=True,
-            text=True,
-            timeout=DEADLINE,
-            check=False,
-        )
+        done = forked.run("run", "--config", str(config))
     assert done.returncode == 1
     assert f"cannot serve: [Errno 98] 127.0.0.1:{port}: Address already in use" in done.stderr
     assert ": serving " not in done.stderr

@@ -7,14 +7,12 @@ import os
 import pty
 import re
 import socket
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-from support.gateway import DEADLINE, Gateway
+from support import forked
+from support.gateway import Gateway
 from support.raw_request import Client
 from support.site import Site
 from support.upstream import ScriptedUpstream
@@ -28,17 +26,9 @@ def taken() -> Iterator[int]:
         yield server.getsockname()[1]
 
 
-def run(config: Path, stderr: Any, **environ: str) -> str:
+def run(config: Path, stderr: int | None, **environ: str) -> str:
     """One that cannot serve, since its port is taken: it says so and ends. What it printed."""
-    done = subprocess.run(
-        [sys.executable, "-m", "tlsproxy", "run", "--config", str(config)],
-        stdout=subprocess.PIPE,
-        stderr=stderr,
-        text=True,
-        timeout=DEADLINE,
-        check=False,
-        env={"PATH": "/usr/bin:/bin", "PYTHONWARNINGS": "error", **environ},
-    )
+    done = forked.run("run", "--config", str(config), stderr=stderr, **environ)
     assert done.returncode == 1
     return done.stdout
 
@@ -82,10 +72,10 @@ def test_the_journal_has_priorities_and_its_own_times(site: Site, tmp_path: Path
     path = tmp_path / "journal"
     with path.open("w") as stream:
         facts = os.fstat(stream.fileno())
-        run(config, stream, JOURNAL_STREAM=f"{facts.st_dev}:{facts.st_ino}")
+        run(config, stream.fileno(), JOURNAL_STREAM=f"{facts.st_dev}:{facts.st_ino}")
     assert re.fullmatch(r"<2>CRITICAL tlsproxy\.service\.server\[\d+\]: cannot serve: .*\n", path.read_text())
     with path.open("w") as stream:  # somebody else's: a shell in a unit has redirected it
-        run(config, stream, JOURNAL_STREAM="1:1")
+        run(config, stream.fileno(), JOURNAL_STREAM="1:1")
     assert re.match(rf"{TIME} CRITICAL ", path.read_text())
 
 
@@ -103,20 +93,14 @@ def test_a_terminal_has_colours_unless_it_asks_for_none(site: Site, taken: int) 
 
 def test_standard_output_is_one_log_s_alone(site: Site, own_site: Site, taken: int) -> None:
     config = site.write_config("http://127.0.0.1:1", logger={"output": "stdout"})
-    done = subprocess.run(
-        [sys.executable, "-m", "tlsproxy", "check", "--config", str(config)],
-        capture_output=True,
-        text=True,
-        timeout=DEADLINE,
-        check=False,
-    )
+    done = forked.run("check", "--config", str(config))
     assert done.returncode == 2
     assert "logger.output: standard output is the audit log's" in done.stderr
 
     config = own_site.write_config(
         "http://127.0.0.1:1", logger={"output": "stdout"}, audit={"dir": "audit"}, service={"http_port": taken}
     )
-    assert re.fullmatch(rf"{TIME} CRITICAL .*\n", run(config, subprocess.DEVNULL))
+    assert re.fullmatch(rf"{TIME} CRITICAL .*\n", run(config, None))
 
 
 def test_a_request_s_text_is_in_no_log_line_as_itself(site: Site, upstream: ScriptedUpstream) -> None:

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Iterator
 
 import pytest
+from support import forked
 from support.gateway import DEADLINE, Gateway
 from support.raw_request import Client
 from support.site import Site
@@ -27,11 +28,9 @@ def command(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "tlsproxy", *arguments]
 
 
-def ran(*arguments: str, **environ: str) -> tuple[int, str, str]:
+def ran(*arguments: str) -> tuple[int, str, str]:
     """(exit status, standard output, standard error)."""
-    done = subprocess.run(
-        command(*arguments), capture_output=True, text=True, timeout=DEADLINE, check=False, env=PATH | environ
-    )
+    done = forked.run(*arguments)
     return done.returncode, done.stdout, done.stderr
 
 
@@ -143,9 +142,11 @@ def test_top_follows_until_it_is_interrupted(shared_gateway: Gateway) -> None:
 
 
 def test_top_prints_once_where_nobody_watches(shared_gateway: Gateway) -> None:
-    status, out, err = ran("top", "--admin", shared_gateway.admin, LC_ALL="C", PYTHONUTF8="0", PYTHONIOENCODING="ascii")
-    assert (status, err) == (0, "")
-    assert out.count("serving, rest on") == 1
-    assert out.isascii()
-    assert "\x1b" not in out
-    assert "CN=localhost" in out
+    environ = PATH | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONIOENCODING": "ascii"}
+    arguments = command("top", "--admin", shared_gateway.admin)
+    done = subprocess.run(arguments, capture_output=True, text=True, timeout=DEADLINE, check=False, env=environ)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.count("serving, rest on") == 1
+    assert done.stdout.isascii()
+    assert "\x1b" not in done.stdout
+    assert "CN=localhost" in done.stdout

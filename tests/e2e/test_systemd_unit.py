@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from support import forked
 from support.site import Site
 
 from tlsproxy.config.model import Service
@@ -87,12 +87,7 @@ def test_the_first_configuration_is_a_good_one(own_site: Site) -> None:
     first = UNITS / "tlsproxy.yaml"
     text = first.read_text().replace("certs/", "")
     own_site.write("tlsproxy.yaml", text.encode())
-    done = subprocess.run(
-        [sys.executable, "-m", "tlsproxy", "check", "--config", str(own_site.directory / "tlsproxy.yaml")],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = forked.run("check", "--config", str(own_site.directory / "tlsproxy.yaml"))
     assert (done.returncode, done.stderr) == (0, "")
     lines = SERVICE.read_text().splitlines()
     assert "LogsDirectory=tlsproxy" in lines

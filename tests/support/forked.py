@@ -1,13 +1,14 @@
 """Gateways without the half second that importing takes: each is forked from a process that has imported all of it.
 
 That process has one thread, no loop and no connection. What is forked runs the command from its arguments on, with the
-environment, directory, limits and pipes that it would have had, and ends as an interpreter does. Run as a program it is
-that process: `python -m support.forked DESCRIPTOR`.
+environment, directory, limits and pipes that it would have had, and ends with its threads and exit handlers. Run as a
+program it is that process: `python -m support.forked DESCRIPTOR`.
 """
 
 from __future__ import annotations
 
 import array
+import atexit
 import functools
 import gc
 import json
@@ -19,19 +20,24 @@ import socket
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, Any
 
 from support.wallclock import sitecustomize
 
 _LARGEST = 1 << 16
+_DEADLINE = 20.0
 _LIMITS = (resource.RLIMIT_NOFILE, resource.RLIMIT_FSIZE)
 
 
 class ForkedProcess:
-    """As much of :class:`subprocess.Popen` as the tests use, of `python -m tlsproxy` with these arguments."""
+    """As much of :class:`subprocess.Popen` as the tests use, of `python -m tlsproxy` with these arguments.
 
-    def __init__(self, arguments: list[str], environ: dict[str, str]) -> None:
+    Both outputs are pipes, unless ``stderr`` is a descriptor of the caller's.
+    """
+
+    def __init__(self, arguments: list[str], environ: dict[str, str], stderr: int | None = None) -> None:
         self.args = arguments
         self.returncode: int | None = None
         out, err = os.pipe(), os.pipe()
@@ -45,7 +51,7 @@ class ForkedProcess:
                     "directory": str(Path.cwd()),
                     "limits": [resource.getrlimit(limit) for limit in _LIMITS],
                 },
-                [out[1], err[1]],
+                [out[1], err[1] if stderr is None else stderr],
             )
         finally:
             os.close(out[1])
@@ -80,6 +86,18 @@ class ForkedProcess:
         self.send_signal(signal.SIGKILL)
 
 
+def run(*arguments: str, stderr: int | None = None, **environ: str) -> subprocess.CompletedProcess[str]:
+    """`python -m tlsproxy` with these arguments, to its end. ``stderr`` as in :class:`ForkedProcess`."""
+    process = ForkedProcess(list(arguments), {"PATH": os.defpath, **environ}, stderr)
+    try:
+        with process.stdout as out, process.stderr as err, ThreadPoolExecutor(1) as reading:
+            said = reading.submit(err.read)
+            printed = out.read()
+        return subprocess.CompletedProcess(arguments, process.wait(_DEADLINE), printed, said.result())
+    finally:
+        process.kill()
+
+
 class _Parent:
     """The process that forks, as the tests see it: one question at a time, and a number in answer."""
 
@@ -90,6 +108,7 @@ class _Parent:
                 [sys.executable, "-m", "support.forked", str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,  # as those that are forked have: a file would be one to seek in
                 env={"PATH": "/usr/bin:/bin", "PYTHONWARNINGS": "error", "PYTHONPATH": str(Path(__file__).parents[1])},
             )
         self._socket = ours
@@ -104,7 +123,7 @@ class _Parent:
 
     def end(self) -> None:
         self._socket.close()
-        self._process.wait()
+        self._process.communicate()
 
 
 @functools.cache
@@ -162,7 +181,15 @@ def _main() -> None:
 
     gc.freeze()
     _serve(socket.socket(fileno=int(sys.argv[1])))
-    main(prog_name="tlsproxy")
+    try:
+        main(prog_name="tlsproxy")
+    except SystemExit as ended:
+        # As an interpreter ends, but without freeing each object, which takes as long as all else in a short life.
+        threading._shutdown()
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(ended.code if isinstance(ended.code, int) else ended.code is not None)
 
 
 if __name__ == "__main__":
