@@ -91,7 +91,7 @@ def test_what_is_said_is_one_line_of_status(systemd: Systemd) -> None:
     told = systemd.next()
     assert told.keys() == {"READY", "STATUS"}
     assert told["READY"] == "1"
-    assert "a file READY=0 [31mxxx" in told["STATUS"]
+    assert r"a file\nREADY=0\x1b[31mxxx" in told["STATUS"]
     assert len(told["STATUS"]) == 400
 
 

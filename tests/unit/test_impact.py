@@ -185,6 +185,7 @@ def test_each_is_asked_what_decides_after_the_publication(tmp_path: Path, monkey
 def test_those_who_come_and_go_could_not_come_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = site(tmp_path)
     made.configure(service={"unmapped_certificate": "deny"})
+    monkeypatch.setattr(impact_analysis, "REMEMBERED", 2)
 
     async def run() -> None:
         bench = Bench(made)
@@ -198,7 +199,6 @@ def test_those_who_come_and_go_could_not_come_back(tmp_path: Path, monkeypatch: 
         found = await bench.consider()
         assert (found.cut.count, found.barred) == (1, ())  # she is among those who are cut
 
-        monkeypatch.setattr(impact_analysis, "REMEMBERED", 2)
         for port in range(5):
             bench.register.leave(bench.connect(alice, "tcp", f"::1:{port}"))
         assert len(bench.register._visitors._visits) == 2

@@ -56,12 +56,12 @@ def test_a_generation_serves_and_decides(made: SnapshotSite, tmp_path: Path) -> 
 def test_a_principal_is_the_same_object_for_the_same_certificate(
     made: SnapshotSite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(generation_module, "PRINCIPALS", 2)
     generation = made.build()
     peers = [peer_at(generation, CLIENT, tmp_path) for _ in range(2)]
     assert generation.principal_of(peers[0]) is generation.principal_of(peers[1])
     assert generation.principal_of(None) is generation.principal_of(None)
     assert generation.principal_of(None).role == ""
-    monkeypatch.setattr(generation_module, "PRINCIPALS", 2)
     for _ in range(3):
         generation.principal_of(peer_at(generation, ROOT.issue(common_name="x", client=True), tmp_path))
     assert len(generation._principals) == 2

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal, TypeAlias
 
 from tlsproxy.metrics.recent import OTHERS
+from tlsproxy.text import printable
 from tlsproxy.tls.certinfo import day
 
 OUTCOMES: Final = ("allowed", "denied", "failed")
@@ -220,10 +221,7 @@ def sentence(change: Mapping[str, str]) -> str:
 
 
 def shown(text: str | None) -> str:
-    """Every character of it that cannot be seen is spelled out, as in Python."""
-    if not text or text.isprintable():
-        return text or ""
-    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
+    return printable(text or "")
 
 
 def span(seconds: float) -> str:

@@ -12,6 +12,7 @@ from tlsproxy.authz.identity import Identity, identity_of
 from tlsproxy.config.model import Config
 from tlsproxy.errors import MaterialError
 from tlsproxy.snapshot.files import PEM_LIMIT, read_file
+from tlsproxy.text import printable
 from tlsproxy.tls.authorities import anchors_of, chain_above
 from tlsproxy.tls.certinfo import day
 from tlsproxy.tls.trust import load_authorities
@@ -71,12 +72,7 @@ def described(identity: Identity, *, now: float) -> Iterator[str]:
     for label, texts in values:
         for text in texts:
             if text:
-                yield f"{label:<10} {_printable(text)}"
+                yield f"{label:<10} {printable(text)}"
     yield f"{'not after':<10} {day(identity.not_after)}{' (expired)' if identity.not_after < now else ''}"
     if identity.defect:
         yield f"{'defect':<10} {identity.defect}: no role, as a client's certificate"
-
-
-def _printable(text: str) -> str:
-    """A certificate of anybody's is shown on a terminal: its control characters must not reach it."""
-    return text if text.isprintable() else ascii(text)

@@ -18,6 +18,7 @@ from typing import Final, TextIO
 
 from tlsproxy.audit.line import json_string, timestamp
 from tlsproxy.config.model import Config
+from tlsproxy.text import printable
 
 _log = logging.getLogger(__name__)
 
@@ -83,9 +84,9 @@ class _Text(logging.Formatter):
         lines = [
             f"{timestamp(record.created)} " if self._times else "",
             f"\x1b[{code}m{level}\x1b[0m" if code else level,
-            f" {record.name}[{record.process}]: {_printable(record.getMessage())}",
+            f" {record.name}[{record.process}]: {printable(record.getMessage())}",
         ]
-        lines += [f"\n    {_printable(line)}" for line in _raised(record).splitlines()]
+        lines += [f"\n    {printable(line)}" for line in _raised(record).splitlines()]
         return "".join(lines)
 
 
@@ -124,13 +125,6 @@ def _raised(record: logging.LogRecord) -> str:
     if record.exc_info and record.exc_info[0] is not None:
         return logging.Formatter().formatException(record.exc_info)
     return ""
-
-
-def _printable(text: str) -> str:
-    """No line break of any alphabet and no terminal's control sequence is left in it."""
-    if text.isprintable():
-        return text
-    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
 
 
 def _object(members: Mapping[str, str]) -> str:

@@ -31,6 +31,7 @@ from tlsproxy.snapshot.name_resolution import DEADLINE, NameResolver, names_of
 from tlsproxy.snapshot.states import Fault, Input, States
 from tlsproxy.snapshot.validation import InputReading
 from tlsproxy.snapshot.watch import Watcher
+from tlsproxy.text import rfc3339
 from tlsproxy.threads import in_thread
 from tlsproxy.tls.trust import NEVER
 
@@ -385,7 +386,7 @@ class Reloader:
             new.number,
             "" if changed else " (the files are the same)",
             new.material.leaf.serial,
-            time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(new.material.leaf.not_after)),
+            rfc3339(new.material.leaf.not_after),
             extra={"trigger": trigger, "generation": new.number},
         )
         for problem in error.splitlines():

@@ -13,6 +13,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Final, Generic, NamedTuple, TypeVar
 
 from tlsproxy.errors import FailureKind, TlsproxyError
+from tlsproxy.text import rfc3339
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -34,7 +35,7 @@ class Unanswered(TlsproxyError):
     kind = FailureKind.ENVIRONMENT
 
     def __init__(self, since: float) -> None:
-        super().__init__(f"no answer since {time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime(since))}")
+        super().__init__(f"no answer since {rfc3339(since)}")
 
 
 class _Call(NamedTuple):

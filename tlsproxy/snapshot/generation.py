@@ -17,6 +17,7 @@ from tlsproxy.config.loader import located
 from tlsproxy.config.policy import policy_of
 from tlsproxy.config.secrets import known_keys, upstream_api_key
 from tlsproxy.config.tokens import resolve_tokens
+from tlsproxy.memo import Memo
 from tlsproxy.snapshot.name_resolution import tunnel_name
 from tlsproxy.snapshot.validation import InputReading, ServingInputs, judge
 from tlsproxy.tls.context import build_context, self_handshake
@@ -92,7 +93,7 @@ class Generation:
     unused: tuple[Problem, ...]
     restart_needed: tuple[str, ...]
     built_at: float
-    _principals: dict[tuple[str, ...], Principal] = field(default_factory=dict, repr=False, compare=False)
+    _principals: Memo[tuple[str, ...], Principal] = field(repr=False, compare=False)
 
     def principal_of(self, peer: Peer | None, issuers: Sequence[ChainCertificate] = ()) -> Principal:
         """The same object each time for the same chain, so that it can be the key of a memo.
@@ -110,9 +111,7 @@ class Generation:
             anchors = [one.anchor for one in above if one.anchor is not None]
             identity = None if peer is None else self.material.anchors.identified(peer.identity, anchors)
             principal = self.policy.principal_of(identity)
-            if len(self._principals) >= PRINCIPALS:
-                del self._principals[next(iter(self._principals))]
-            self._principals[key] = principal
+            self._principals.remember(key, principal)
         return principal
 
     def verdict_of(self, peer: Peer, now: float) -> ChainVerdict:
@@ -218,7 +217,7 @@ def assemble(  # noqa: PLR0913 - what a generation depends on, by name
         unused=loaded.unused,
         restart_needed=restart_needed(config, started),
         built_at=now,
-        _principals=former._principals if former is not None and shared else {},  # noqa: SLF001 - of its own kind
+        _principals=former._principals if former is not None and shared else Memo(PRINCIPALS),  # noqa: SLF001 - of its own kind
     )
 
 

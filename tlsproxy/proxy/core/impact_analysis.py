@@ -12,6 +12,7 @@ from copy import copy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol
 
+from tlsproxy.memo import Memo
 from tlsproxy.proxy.core.authorization import Standing
 from tlsproxy.proxy.core.impact import Affected
 
@@ -127,16 +128,14 @@ class Visitors:
     """The latest connection that has ended of each client, for a while: who comes and goes has prospects too."""
 
     def __init__(self) -> None:
-        self._visits: dict[tuple[str, str], Visit] = {}
+        self._visits = Memo[tuple[str, str], Visit](REMEMBERED)
 
     def keep(self, seen: Seen, standing: Standing) -> None:
         if (standing.refusal or standing.principal.refusal) is not None:
             return
         key = client(seen, standing), seen.route
-        self._visits.pop(key, None)
-        self._visits[key] = Visit(seen.number, seen.protocol, seen.address, seen.route, standing.peer, time.monotonic())
-        if len(self._visits) > REMEMBERED:
-            del self._visits[next(iter(self._visits))]
+        visit = Visit(seen.number, seen.protocol, seen.address, seen.route, standing.peer, time.monotonic())
+        self._visits.remember(key, visit)
 
     def absent(self, connected: Collection[str]) -> list[Visit]:
         """Visits of the last minutes, but for clients that are ``connected`` now."""

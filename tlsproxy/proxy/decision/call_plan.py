@@ -20,6 +20,7 @@ from tlsproxy.authz.cross_site import cross_site, is_cross_site
 from tlsproxy.authz.keys import NEVER, presented_key
 from tlsproxy.authz.roles import Principal
 from tlsproxy.errors import BodyTooLarge, GrpcStatus, RequestError, RoleBodyTooLarge
+from tlsproxy.memo import Memo
 from tlsproxy.proxy.decision.attribution import caller_of, error_of, expiry, prepared, refusal_of
 from tlsproxy.proxy.limits.quotas import Quotas, Toll
 from tlsproxy.qdrant.grpc_decision import judge_call, judge_heard_call, judge_message, operation_of
@@ -149,9 +150,9 @@ class CallPlans:
         self._upstream_host = urlsplit(config.upstream.grpc or "").netloc.encode()
         key = generation.upstream_api_key
         self._upstream_key = key.encode() if key is not None else None
-        self._memo: dict[tuple[Principal, Fields], CallPlan] = {}
-        self._refusals: dict[tuple[Principal, Fields], CallPlan] = {}
-        self._judged: dict[tuple[Asked, str, tuple[str, ...]], CallPlan] = {}
+        self._memo = Memo[tuple[Principal, Fields], CallPlan](MEMO_PLANS)
+        self._refusals = Memo[tuple[Principal, Fields], CallPlan](MEMO_REFUSALS)
+        self._judged = Memo[tuple[Asked, str, tuple[str, ...]], CallPlan](MEMO_PLANS)
 
     def of(self, principal: Principal, fields: Fields, now: float) -> CallPlan:
         """``now`` is seconds since the epoch. Raises :class:`tlsproxy.wire.http2.StreamError`."""
@@ -163,10 +164,7 @@ class CallPlans:
             plan = self.make(principal, fields, now)
             if now < plan.expires and sum(len(name) + len(value) for name, value in fields) <= MEMO_BLOCK:
                 # Refusals apart: whoever makes them up drives out no permission.
-                memo, most = (self._memo, MEMO_PLANS) if plan.block else (self._refusals, MEMO_REFUSALS)
-                if len(memo) >= most:
-                    del memo[next(iter(memo))]  # the oldest
-                memo[key] = plan
+                (self._memo if plan.block else self._refusals).remember(key, plan)
         return plan
 
     def make(self, principal: Principal, fields: Fields, now: float, *, ended: Decision | None = None) -> CallPlan:
@@ -207,9 +205,7 @@ class CallPlans:
         if plan is None:
             plan = self._judge(asked, collection, named)
             if plan.decision.allowed and len(collection) + sum(map(len, named)) <= MEMO_NAMES:
-                if len(self._judged) >= MEMO_PLANS:
-                    del self._judged[next(iter(self._judged))]
-                self._judged[key] = plan
+                self._judged.remember(key, plan)
         return plan
 
     def present(

@@ -11,7 +11,7 @@ Where the body has a say the head's plan is a refusal that keeps what it was mad
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Final, Self, TypeVar
+from typing import Final, Self
 from urllib.parse import urlsplit
 
 from tlsproxy.audit.line import Prepared
@@ -22,6 +22,7 @@ from tlsproxy.authz.cross_site import cross_site, is_cross_site
 from tlsproxy.authz.keys import NEVER, presented_key
 from tlsproxy.authz.roles import Principal
 from tlsproxy.errors import Form, RequestError, UnexpectedBody
+from tlsproxy.memo import Memo
 from tlsproxy.proxy.decision.attribution import caller_of, error_of, expiry, prepared, refusal_of
 from tlsproxy.proxy.decision.local_responses import Answer, cors_fields, is_preflight, preflight, whoami
 from tlsproxy.proxy.limits.quotas import Quotas, Toll
@@ -50,8 +51,6 @@ MUCH: Final = 65_536
 UNLIMITED: Final = 1 << 62
 AUDIT_QUERY: Final = 65_536
 """Bytes of a question about the audit log."""
-
-K = TypeVar("K")
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,9 +151,9 @@ class Plans:
         self._upstream_host = urlsplit(config.upstream.rest).netloc.encode()
         key = generation.upstream_api_key
         self._upstream_key = key.encode() if key is not None else None
-        self._memo: dict[tuple[Principal, bytes], Plan] = {}
-        self._refusals: dict[tuple[Principal, bytes], Plan] = {}
-        self._read: dict[tuple[Unread, bytes], Plan] = {}
+        self._memo = Memo[tuple[Principal, bytes], Plan](MEMO_PLANS)
+        self._refusals = Memo[tuple[Principal, bytes], Plan](MEMO_REFUSALS)
+        self._read = Memo[tuple[Unread, bytes], Plan](MEMO_PLANS)
 
     def of(self, principal: Principal, head: bytes, now: float, ended: Decision | None) -> tuple[Plan, Tracing]:
         """The plan, and what the client said besides that differs from request to request.
@@ -183,9 +182,9 @@ class Plans:
         plan = self.make(principal, head, now)
         if len(head) <= MEMO_HEAD and plan.framed and now < plan.expires:
             if plan.decision.allowed or plan.unread is not None:
-                _remember(self._memo, key, plan, MEMO_PLANS)
+                self._memo.remember(key, plan)
             else:  # apart: whoever makes up refusals drives out no permission
-                _remember(self._refusals, key, plan, MEMO_REFUSALS)
+                self._refusals.remember(key, plan)
         return plan
 
     def make(self, principal: Principal, head: bytes, now: float, *, ended: Decision | None = None) -> Plan:
@@ -242,7 +241,7 @@ class Plans:
         plan = self._plan(admission.principal, head.with_length(len(content)), asked, admission, Judgement(decision))
         plan = replace(plan, heard=heard)
         if remembered and len(plain) <= MEMO_HEAD:
-            _remember(self._read, (unread, bytes(plain)), plan, MEMO_PLANS)
+            self._read.remember((unread, bytes(plain)), plan)
         return plan, content
 
     def _sent(self, head: RequestHead, listing: Reducer | None, *, streamed: bool) -> RequestHead:
@@ -330,12 +329,6 @@ class Plans:
             unread=unread,
             listing=listing,
         )
-
-
-def _remember(memo: dict[K, Plan], key: K, plan: Plan, most: int) -> None:
-    if len(memo) >= most:
-        del memo[next(iter(memo))]  # the oldest
-    memo[key] = plan
 
 
 def _presented(head: RequestHead) -> str | None:

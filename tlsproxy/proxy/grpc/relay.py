@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from tlsproxy.audit.line import json_string
 from tlsproxy.errors import RequestError
+from tlsproxy.memo import Memo
 from tlsproxy.proxy.core.connection_manager import Entry
 from tlsproxy.proxy.core.gateway import Gateway
 from tlsproxy.proxy.core.record import Record
@@ -81,7 +82,7 @@ class Relay(ABC):
         self.stream = stream
         self.limits = gateway.bounds
         self.calls: dict[int, Call] = {}
-        self.over: dict[int, None] = {}
+        self.over = Memo[int, None](REMEMBERED)
         self.wanting: dict[Call, None] = {}
         self.late: deque[bytes] = deque()
         self.up: list[bytes] = []
@@ -293,9 +294,7 @@ class Relay(ABC):
         self.late.extend(left)
 
     def _remember(self, stream: int) -> None:
-        if len(self.over) >= REMEMBERED:
-            del self.over[next(iter(self.over))]  # the oldest
-        self.over[stream] = None
+        self.over.remember(stream, None)
 
     def finish(self, record: Record[CallPlan], reason: str) -> None:
         if record.grpc_status is not None:

@@ -14,6 +14,7 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
 
 from tlsproxy.errors import RequestError, UpstreamBroken
+from tlsproxy.memo import Memo
 from tlsproxy.proxy.core.gateway import Gateway
 from tlsproxy.proxy.limits.fair_shares import Account
 from tlsproxy.proxy.upstream.subrequests import Questions, own_request, question_path
@@ -46,7 +47,7 @@ class CollectionFacts:
             gateway, pool, _description, largest=LARGEST_ANSWER
         )
         self._release: tuple[int, float, _Release] = (0, 0.0, None)
-        self._known: dict[tuple[int, str], tuple[float, Facts]] = {}
+        self._known = Memo[tuple[int, str], tuple[float, Facts]](MOST_REMEMBERED)
 
     def known(self, collection: str) -> Facts | None:
         """From the memo; None where they are not in it."""
@@ -97,9 +98,7 @@ class CollectionFacts:
         facts = described(release, answer)
         self._known.pop(key, None)
         if None not in (facts.release, facts.weighted, facts.quantized):
-            if len(self._known) >= MOST_REMEMBERED:
-                del self._known[next(iter(self._known))]  # the oldest
-            self._known[key] = (time.monotonic() + REMEMBERED, facts.remembered())
+            self._known.remember(key, (time.monotonic() + REMEMBERED, facts.remembered()))
         told(facts)
 
 

@@ -13,6 +13,7 @@ from collections.abc import MutableMapping
 from typing import Final
 
 from tlsproxy.service.reload_result import ReloadResult
+from tlsproxy.text import printable, rfc3339
 
 _SEND_DEADLINE: Final = 1.0
 """Seconds for systemd to make room for a message."""
@@ -76,7 +77,7 @@ class Notifier:
 
 
 def _told(verdict: ReloadResult) -> str:
-    when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(verdict.when))
+    when = rfc3339(verdict.when)
     if verdict.result == "held":
         return f"generation {verdict.generation} goes on, reload ({verdict.trigger}) of {when} {verdict.error}"
     if verdict.result == "failed":
@@ -88,5 +89,5 @@ def _told(verdict: ReloadResult) -> str:
 
 def _status(text: str) -> str:
     """On one line: a line of its own would be another assignment, and an error's text may name any file."""
-    line = "".join(char if char.isprintable() else " " for char in text)
+    line = printable(text)
     return f"STATUS={line if len(line) <= _LONGEST else line[: _LONGEST - 1] + '…'}"
