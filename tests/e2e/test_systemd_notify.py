@@ -16,7 +16,7 @@ from support.raw_connection import GET, connected
 from support.site import Site
 from support.upstream import ScriptedUpstream
 
-from tlsproxy.service.reloader import Verdict
+from tlsproxy.service.reloader import ReloadResult
 from tlsproxy.service.systemd.notify import Notifier
 
 
@@ -87,7 +87,7 @@ def test_nobody_listens(site: Site, upstream: ScriptedUpstream, tmp_path: Path) 
 
 def test_what_is_said_is_one_line_of_status(systemd: Systemd) -> None:
     notifier = Notifier(systemd.address)
-    notifier.serving("REST", Verdict("failed", "poll", 0.0, 7, "a file\nREADY=0\x1b[31m" + "x" * 1000))
+    notifier.serving("REST", ReloadResult("failed", "poll", 0.0, 7, "a file\nREADY=0\x1b[31m" + "x" * 1000))
     told = systemd.next()
     assert told.keys() == {"READY", "STATUS"}
     assert told["READY"] == "1"
@@ -96,7 +96,7 @@ def test_what_is_said_is_one_line_of_status(systemd: Systemd) -> None:
 
 
 def test_nothing_is_said_before_anything_is_served(systemd: Systemd) -> None:
-    notifier, verdict = Notifier(systemd.address), Verdict("ok", "admin", 0.0, 2)
+    notifier, verdict = Notifier(systemd.address), ReloadResult("ok", "admin", 0.0, 2)
     notifier.reloading()
     notifier.reloaded(verdict)
     assert systemd.silent()
