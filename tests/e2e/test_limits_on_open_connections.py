@@ -22,8 +22,8 @@ from support.upstream import OK, Connection, Received, ScriptedUpstream, plain
 
 from tlsproxy.config.limits import LimitsConfig
 from tlsproxy.config.model import AuditConfig, Service, UpstreamConfig
+from tlsproxy.config.shape import needs_restart
 from tlsproxy.proxy.core.jitter import FEW
-from tlsproxy.snapshot.generation import NEEDS_RESTART
 
 LONG, SHORT = 3600, 0.2
 """Seconds: nobody would live to see the one; the other is over soon."""
@@ -507,7 +507,7 @@ def test_no_other_is_there() -> None:
         for name, field in model.model_fields.items():
             assert ("open" in str(field.description) and "keeps" in str(field.description)) == (name in KEPT), name
     for section, applied in ((AuditConfig, {"log_api", "trust_forwarded_headers"}),):
-        needed = {name.partition(".")[2] for name in NEEDS_RESTART if name.startswith("audit.")}
+        needed = {name for name, field in section.model_fields.items() if needs_restart(field)}
         assert section.model_fields.keys() == needed | applied
     sizes = {name for name in Service.model_fields if name.startswith("max_")}
     assert sizes == {"max_request_size_mb"}

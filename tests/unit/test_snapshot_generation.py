@@ -5,7 +5,6 @@ import gc
 import socket
 import time
 from datetime import UTC, datetime
-from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -172,12 +171,6 @@ def test_what_needs_a_restart_is_named_until_it_has_happened(made: SnapshotSite)
     assert third.restart_needed == ("service.http_port",)
     made.configure()
     assert made.build(third).restart_needed == ()
-
-
-def test_every_name_that_needs_a_restart_exists(made: SnapshotSite) -> None:
-    config = made.build().config
-    for name in generation_module.NEEDS_RESTART:
-        attrgetter(name)(config)  # raises where there is none
 
 
 def test_each_set_of_protocols_has_a_context_as_long_as_it_is_bound(made: SnapshotSite, tmp_path: Path) -> None:

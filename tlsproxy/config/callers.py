@@ -6,7 +6,7 @@ The rest of it, and what is said there of units and paths, is in :mod:`tlsproxy.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Final
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
@@ -18,6 +18,18 @@ Label = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 
 KeySetUrl = Annotated[str, Field(pattern="://")]
 """What is not a path. :func:`tlsproxy.config.endpoints.check_key_set_url` says which of these are fetched."""
+
+
+RESTART: Final = "Needs a restart."
+
+
+def _say_restart(schema: dict[str, Any]) -> None:
+    if "description" in schema:  # a whole section says it in its own
+        schema["description"] += f" {RESTART}"
+
+
+NEEDS_RESTART: Final = Field(json_schema_extra=_say_restart)
+"""Marks a key that is read once, when the service starts, since something is bound or opened by it."""
 
 
 class Section(BaseModel):

@@ -51,11 +51,6 @@ def tunnels(config: Config, host: str) -> dict[str, ListenerConfig]:
     return {str(Endpoint(one.host or host, one.port)): one for one in config.listeners if one.mode == "tcp"}
 
 
-def bound(config: Config) -> list[tuple[str, int, str, list[str]]]:
-    """Of `listeners` what is bound once, when the service starts."""
-    return sorted((one.host or "", one.port, one.mode, sorted(one.protocols)) for one in config.listeners)
-
-
 def titles(protocols: Protocols) -> str:
     """As a person reads them: `REST and gRPC`."""
     return " and ".join(_TITLES[protocol] for protocol in protocols)

@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Discriminator, Field, SecretStr, Tag
 
-from tlsproxy.config.callers import CaConstraint, JwtIssuer, Label, Match, NamedKey, Section
+from tlsproxy.config.callers import NEEDS_RESTART, CaConstraint, JwtIssuer, Label, Match, NamedKey, Section
 from tlsproxy.config.limits import Count, LimitsConfig, RoleLimits, Seconds
 
 Port = Annotated[int, Field(ge=0, le=65535)]
@@ -24,12 +24,12 @@ Protocols = tuple[ProtocolName, ...]
 class Service(Section):
     """Addresses for clients, and the API keys that they may send. The names are Qdrant's."""
 
-    host: Annotated[str, Field(min_length=1)] = "0.0.0.0"  # noqa: S104 - Qdrant's own default
-    """Address to listen on. Needs a restart."""
-    http_port: Port | None = 6333
-    """Port of the REST API; 0 lets the system choose one, null is for none. Needs a restart."""
-    grpc_port: Port | None = 6334
-    """Port of the gRPC API; 0 lets the system choose one, null is for none. Needs a restart."""
+    host: Annotated[str, Field(min_length=1), NEEDS_RESTART] = "0.0.0.0"  # noqa: S104 - Qdrant's own default
+    """Address to listen on."""
+    http_port: Annotated[Port | None, NEEDS_RESTART] = 6333
+    """Port of the REST API; 0 lets the system choose one, null is for none."""
+    grpc_port: Annotated[Port | None, NEEDS_RESTART] = 6334
+    """Port of the gRPC API; 0 lets the system choose one, null is for none."""
     enable_tls: bool = True
     """Must be true: terminating TLS is what this gateway is for."""
     verify_https_client_certificate: bool = True
@@ -71,16 +71,16 @@ class Service(Section):
 class ListenerConfig(Section):
     """An address for clients beside those of `service`."""
 
-    host: Annotated[str, Field(min_length=1)] | None = None
-    """Address to listen on; null for `service.host`. Needs a restart."""
-    port: Port
-    """Port; 0 lets the system choose one. Needs a restart."""
-    mode: Literal["http", "tcp"] = "http"
+    host: Annotated[Annotated[str, Field(min_length=1)] | None, NEEDS_RESTART] = None
+    """Address to listen on; null for `service.host`."""
+    port: Annotated[Port, NEEDS_RESTART]
+    """Port; 0 lets the system choose one."""
+    mode: Annotated[Literal["http", "tcp"], NEEDS_RESTART] = "http"
     """http: each request of Qdrant's APIs is decided. tcp: bytes are relayed to one address, for the holders of some
-    roles. Needs a restart."""
-    protocols: tuple[HttpProtocol, ...] = ()
+    roles."""
+    protocols: Annotated[tuple[HttpProtocol, ...], NEEDS_RESTART] = ()
     """For mode http: rest, grpc, or both. With both, each client chooses by ALPN (h2 is gRPC, http/1.1 or none is
-    REST). Needs a restart."""
+    REST)."""
     upstream: str | None = None
     """For mode tcp: the address that bytes are relayed to, `host:port`. See `upstream.on_change`."""
     allow: tuple[Label, ...] = ()
@@ -200,21 +200,21 @@ class IdentityRule(Section):
 
 
 class AuditConfig(Section):
-    """The audit log: one JSON object a line, in Qdrant's format and files. All but `log_api` needs a restart."""
+    """The audit log: one JSON object a line, in Qdrant's format and files."""
 
-    enabled: bool = True
+    enabled: Annotated[bool, NEEDS_RESTART] = True
     """Whether decisions are written."""
-    dir: Path | Literal["-"] = Path("./audit")
+    dir: Annotated[Path | Literal["-"], NEEDS_RESTART] = Path("./audit")
     """Directory of the files, or `-` for standard output."""
-    rotation: Literal["daily", "hourly"] = "daily"
+    rotation: Annotated[Literal["daily", "hourly"], NEEDS_RESTART] = "daily"
     """Interval of new files (UTC): daily or hourly."""
-    max_log_files: Count = 7
+    max_log_files: Annotated[Count, NEEDS_RESTART] = 7
     """Number of files to keep."""
-    on_full: Literal["refuse", "block"] = "refuse"
+    on_full: Annotated[Literal["refuse", "block"], NEEDS_RESTART] = "refuse"
     """Treatment of a request whose line cannot be queued: refuse (503) or block (it waits)."""
-    queue_size: Count = 65536
+    queue_size: Annotated[Count, NEEDS_RESTART] = 65536
     """Most lines that wait to be written."""
-    flush_interval: Seconds = 0.5
+    flush_interval: Annotated[Seconds, NEEDS_RESTART] = 0.5
     """Most seconds that a line stays in memory."""
     trust_forwarded_headers: Literal[False] = False
     """Must be false: the client is known from its connection."""
@@ -225,9 +225,9 @@ class AuditConfig(Section):
 class AdminConfig(Section):
     """The admin server: a page for operators, health, metrics, status, reload. It has no authentication."""
 
-    listen: str | None = None
-    """`unix:/run/tlsproxy/admin.sock`, or `host:port` on loopback such as `127.0.0.1:9333`; null for no admin server.
-    Needs a restart."""
+    listen: Annotated[str | None, NEEDS_RESTART] = None
+    """`unix:/run/tlsproxy/admin.sock`, or `host:port` on loopback such as `127.0.0.1:9333`; null for no admin
+    server."""
 
 
 class Logger(Section):
@@ -269,9 +269,8 @@ class Config(Section):
     audit: AuditConfig = AuditConfig()
     limits: LimitsConfig = LimitsConfig()
     admin: AdminConfig = AdminConfig()
-    workers: Annotated[int, Field(ge=1, le=64)] = 1
-    """Processes that serve, 1 to 64: one for each core to use. With more than 1, a supervisor process watches them.
-    Needs a restart."""
+    workers: Annotated[int, Field(ge=1, le=64), NEEDS_RESTART] = 1
+    """Processes that serve, 1 to 64: one for each core to use. With more than 1, a supervisor process watches them."""
     log_level: Annotated[Literal["DEBUG", "INFO", "WARN", "ERROR"], BeforeValidator(_upper)] = "INFO"
     """DEBUG, INFO, WARN or ERROR."""
-    logger: Logger = Logger()
+    logger: Annotated[Logger, NEEDS_RESTART] = Logger()

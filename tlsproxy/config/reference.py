@@ -18,9 +18,9 @@ import yaml
 from pydantic import SecretStr
 from pydantic.fields import FieldInfo
 
-from tlsproxy.config.callers import Section
+from tlsproxy.config.callers import RESTART, Section
 from tlsproxy.config.model import Config
-from tlsproxy.config.shape import NESTED, model_in
+from tlsproxy.config.shape import NESTED, model_in, needs_restart
 
 _WIDTH: Final = 118
 _NO_LIMIT: Final = 1 << 40
@@ -180,7 +180,8 @@ def _plain(value: Any) -> Any:
 
 def _description(field: FieldInfo) -> str:
     model = model_in(field.annotation)
-    return " ".join((field.description or (model and model.__doc__) or "").split())
+    text = " ".join((field.description or (model and model.__doc__) or "").split())
+    return f"{text} {RESTART}" if needs_restart(field) and field.description else text
 
 
 def _tables() -> Iterator[str]:

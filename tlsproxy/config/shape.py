@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import UnionType
@@ -11,7 +12,7 @@ from typing import Annotated, Any, Final, Union, get_args, get_origin
 from pydantic import SecretStr
 from pydantic.fields import FieldInfo
 
-from tlsproxy.config.callers import Section
+from tlsproxy.config.callers import NEEDS_RESTART, Section
 from tlsproxy.config.model import Config
 from tlsproxy.config.positions import Path as TreePath
 from tlsproxy.config.problems import nearest
@@ -39,6 +40,34 @@ def lists() -> Iterator[tuple[str, type[Section]]]:
         annotation = Config.model_fields[name].annotation
         if tuple in _parts(annotation) and dict not in _parts(annotation) and (model := model_in(annotation)):
             yield name, model
+
+
+def needs_restart(field: FieldInfo) -> bool:
+    """Whether a changed value takes effect at the next restart only."""
+    return field.json_schema_extra is NEEDS_RESTART.json_schema_extra
+
+
+def restart_settings(config: Config) -> dict[str, object]:
+    """Values of the settings that need a restart, by dotted name; of a list, the marked values of its entries.
+
+    Two configurations with an equal value need no restart for that setting. Neither the order of a list's entries nor
+    that of `protocols` matters: a listener for REST and gRPC is the one for gRPC and REST.
+    """
+    values: dict[str, object] = {}
+    for name, field in Config.model_fields.items():
+        value, model = getattr(config, name), model_in(field.annotation)
+        marked = [key for key, each in model.model_fields.items() if needs_restart(each)] if model else []
+        if needs_restart(field):
+            values[name] = value
+        elif isinstance(value, tuple) and marked:
+            values[name] = Counter(tuple(_unordered(getattr(entry, key)) for key in marked) for entry in value)
+        else:
+            values |= {f"{name}.{key}": getattr(value, key) for key in marked}
+    return values
+
+
+def _unordered(value: Any) -> Any:
+    return frozenset(value) if isinstance(value, tuple | list) else value
 
 
 def field_at(path: tuple[str, ...]) -> FieldInfo | None:

@@ -7,15 +7,15 @@ What fails changes nothing: the generation in use goes on.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from operator import attrgetter
 from typing import TYPE_CHECKING, Final
 
 from tlsproxy.config.ca_checks import warnings as ca_warnings
-from tlsproxy.config.listeners import PROTOCOLS, TCP, bound, listening
+from tlsproxy.config.listeners import PROTOCOLS, TCP, listening
 from tlsproxy.config.listeners import tunnels as tunnels_of
 from tlsproxy.config.loader import located
 from tlsproxy.config.policy import policy_of
 from tlsproxy.config.secrets import known_keys, upstream_api_key
+from tlsproxy.config.shape import restart_settings
 from tlsproxy.config.tokens import resolve_tokens
 from tlsproxy.memo import Memo
 from tlsproxy.snapshot.name_resolution import tunnel_name
@@ -42,23 +42,6 @@ if TYPE_CHECKING:
 ALPN: Final[Mapping[ProtocolName, str]] = {"grpc": "h2", "rest": "http/1.1"}
 """By what name (RFC 7301) a client asks for a protocol. The first that it knows is taken: gRPC has no other way in."""
 PRINCIPALS: Final = 4096
-NEEDS_RESTART: Final = (
-    "service.host",
-    "service.http_port",
-    "service.grpc_port",
-    "listeners",
-    "admin.listen",
-    "audit.enabled",
-    "audit.dir",
-    "audit.rotation",
-    "audit.max_log_files",
-    "audit.on_full",
-    "audit.queue_size",
-    "audit.flush_interval",
-    "logger",
-    "workers",
-)
-"""What is bound or opened once, when the service starts. Of `listeners`, what :func:`bound` says."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -303,11 +286,8 @@ def _gone(material: Material, former: Generation | None) -> Iterator[str]:
 
 def restart_needed(config: Config, started: Config) -> tuple[str, ...]:
     """The settings of ``config`` that do not count yet in a process that started with the other."""
-    return tuple(name for name in NEEDS_RESTART if _opened(config, name) != _opened(started, name))
-
-
-def _opened(config: Config, name: str) -> object:
-    return bound(config) if name == "listeners" else attrgetter(name)(config)
+    opened = restart_settings(started)
+    return tuple(name for name, value in restart_settings(config).items() if value != opened[name])
 
 
 def alpn_of(protocols: Protocols) -> tuple[str, ...]:
