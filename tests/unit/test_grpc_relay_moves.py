@@ -316,3 +316,16 @@ def test_a_former_upstream_that_takes_no_more(ends: Ends, generations: list[Gene
     until_quiet(ends)
     assert [ends.client.streams[one].status for one in (taken, stream)] == [0, 0]
     assert balanced(ends)
+
+
+def test_a_present_upstream_that_was_slow_and_is_lost(ends: Ends, generations: list[Generation]) -> None:
+    """Its client was not read meanwhile, and is read again."""
+    running, former = called(ends, b"")
+    moved(ends, generations[1])
+    ends.up.stall(stalled=True)
+    lost(ends, ends.upstream)
+    stream, present = called(ends, b"")
+    answer(present, stream)
+    answer(former, running)
+    until_quiet(ends)
+    assert [ends.client.streams[one].status for one in (running, stream)] == [0, 0]

@@ -119,15 +119,10 @@ class GrpcConnection(Streams):
         else:
             side.discard()
             self.reach.close()
-        self.begin_anew()
-        if former is not None:
-            former.begin()
-        self.agree()
+        self.begin_anew(former)
         self.rest()
-        self.unblock()
-        self.reading_changed()
 
-    def begin_anew(self) -> None:
+    def begin_anew(self, former: Former | None = None) -> None:
         self._side = None
         for frame in self.late:
             if frame[KIND] == DATA:
@@ -142,6 +137,11 @@ class GrpcConnection(Streams):
         # the next upstream gives as much, it is no further than the former one lets it.
         self.told.append(OWN)
         self.down.append(self.server_settings({**USUAL, Setting.INITIAL_WINDOW_SIZE: max(self._first, FIRST_WINDOW)}))
+        if former is not None:
+            former.begin()
+        self.agree()
+        self.unblock()
+        self.reading_changed()
 
     def succeed(self, client: GrpcConnection, side: GrpcUpstream) -> None:
         """Takes over the calls, with all that they have towards their upstream."""

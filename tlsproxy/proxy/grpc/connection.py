@@ -296,7 +296,6 @@ class Life(Relay):
                 self.refuse(call, error)
             self.reach.close()
             self.begin_anew()
-            self.agree()
             self.settle()
             return
         self.lost, self._side = error, None
@@ -359,7 +358,7 @@ class Life(Relay):
         return next((former for former in self.formers if stream in former.half.calls), None)
 
     @abstractmethod
-    def begin_anew(self) -> None:
+    def begin_anew(self, former: Former | None = None) -> None:
         """Has no upstream connection, and dials one for the next call."""
 
     def losses(self, outlook: Outlook, standing: Standing, now: float) -> Iterator[str]:

@@ -38,6 +38,7 @@ class Reach:
             return
         client = self.client
         place = Share(client.gateway.places, account_of(client.entry, call.record.plan.audit.who), self)
+        self._place = place  # what dialling sets going may ask again
         if client.connected:
             self._pool.stirs(self)
             place.replace()
@@ -47,7 +48,6 @@ class Reach:
         else:
             place.ready = self._ready
             self.since = time.monotonic()
-        self._place = place
 
     def dial_again(self) -> None:
         """Dials for its place."""
@@ -67,6 +67,7 @@ class Reach:
         try:
             self.client.dial()
         except OSError as error:
+            self._place = None
             place.release()
             raise UpstreamUnreachable(f"The upstream cannot be reached: {error}") from None
 
