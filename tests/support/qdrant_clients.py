@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
 import json
 import ssl
 import subprocess
 import sys
+from contextlib import closing
+from http.client import HTTPConnection
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -20,24 +24,45 @@ Q = TypeVar("Q", QdrantClient, AsyncQdrantClient)
 
 
 class EmbeddedUpstream:
-    """``url`` is that of its REST API, ``grpc_url`` that of its gRPC API."""
+    """``url`` is that of its REST API, ``grpc_url`` that of its gRPC API.
+
+    One process serves all that use it one after the other: to import what it is made of takes longer than most tests.
+    """
+
+    def __init__(self) -> None:
+        self.url, self.grpc_url = _urls()
 
     def __enter__(self) -> Self:
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "tlsproxy.demo.upstream", "--until-stdin-closes"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        assert self._process.stdout is not None
-        ports = json.loads(self._process.stdout.readline())
-        self.url, self.grpc_url = (f"http://127.0.0.1:{ports[protocol]}" for protocol in ("rest", "grpc"))
+        assert self._collections() == []
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._process.communicate(timeout=DEADLINE)
+        for name in self._collections():
+            self._ask("DELETE", f"/collections/{name}")
+
+    def _collections(self) -> list[str]:
+        return [one["name"] for one in self._ask("GET", "/collections")["collections"]]
+
+    def _ask(self, method: str, path: str) -> Any:
+        with closing(HTTPConnection(self.url.removeprefix("http://"), timeout=DEADLINE)) as connection:
+            connection.request(method, path)
+            return json.load(connection.getresponse())["result"]
+
+
+@functools.cache
+def _urls() -> tuple[str, str]:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tlsproxy.demo.upstream", "--until-stdin-closes"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    atexit.register(process.communicate, timeout=DEADLINE)
+    assert process.stdout is not None
+    ports = json.loads(process.stdout.readline())
+    return f"http://127.0.0.1:{ports['rest']}", f"http://127.0.0.1:{ports['grpc']}"
 
 
 def qdrant(gateway: Gateway, context: ssl.SSLContext, **options: object) -> QdrantClient:
