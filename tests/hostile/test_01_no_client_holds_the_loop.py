@@ -69,7 +69,7 @@ def ends(generation: Generation) -> Iterator[RestEnds]:
 
 def send(stream: Stream, data: bytes) -> None:
     if stream.reading and not stream.closed:
-        stream.owner.data_received(data)
+        stream.handler.data_received(data)
 
 
 def answered(stream: Stream) -> int:
@@ -137,13 +137,13 @@ def test_no_callback_follows_more_chunks_than_a_turn_has(ends: RestEnds, hostile
 
     def ran() -> None:
         nonlocal left
-        now = len(stream.owner.inbox)
+        now = len(stream.handler.inbox)
         assert left - now <= turn
         left = now
 
     ends.loop.ran = ran
     send(stream, hostile[:200])
-    left = len(stream.owner.inbox) + len(hostile) - 200
+    left = len(stream.handler.inbox) + len(hostile) - 200
     send(stream, hostile[200:])
     ran()
     assert left, "not all at once"
@@ -151,7 +151,7 @@ def test_no_callback_follows_more_chunks_than_a_turn_has(ends: RestEnds, hostile
     ends.quiet()
     for up in ends.ups:  # of what is relayed, once so much has come that it begins
         up.established = up.reading = True
-        up.owner.connected()
+        up.handler.connected()
         ran()
     ends.quiet()
     assert not left
@@ -163,7 +163,7 @@ def test_nor_does_an_upstream_that_dribbles(ends: RestEnds) -> None:
     send(stream, INFO.replace(b"host: h", b"host: h\r\napi-key: " + KEYS["plain"].encode()))
     up = ends.ups[0]
     up.established = up.reading = True
-    up.owner.connected()
+    up.handler.connected()
     most = before = 0
 
     def ran() -> None:
@@ -172,7 +172,7 @@ def test_nor_does_an_upstream_that_dribbles(ends: RestEnds) -> None:
 
     ends.loop.ran = ran
     body = b"1\r\nx\r\n" * 20_000 + b"0\r\n\r\n"
-    up.owner.data_received(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n" + body)
+    up.handler.data_received(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n" + body)
     ran()
     ends.quiet()
     assert stream.written.endswith(body)

@@ -205,8 +205,8 @@ class MemoryStream:
 
     unsent = False
 
-    def __init__(self, owner: Any) -> None:
-        self.owner = owner
+    def __init__(self, handler: Any) -> None:
+        self.handler = handler
         self.address: Any = None
         self.written = bytearray()
         self.coming = bytearray()
@@ -232,7 +232,7 @@ class MemoryStream:
         """Whoever is to take what is written does not, for now."""
         if self.stalled is not stalled and not self.closed:
             self.stalled = stalled
-            (self.owner.pause_writing if stalled else self.owner.resume_writing)()
+            (self.handler.pause_writing if stalled else self.handler.resume_writing)()
 
     def close(self, _linger: float) -> None:
         self.closed = True
@@ -290,7 +290,7 @@ class Ends:
         self.resting: set[Any] = set()
         pool = SimpleNamespace(points=None, rests=self.resting.add, stirs=self.resting.discard, trim=lambda: None)
         pool.facts = CollectionFacts(self.gateway, pool)
-        self.down.owner = self.relay = GrpcConnection(self.gateway, pool, self.down, entry, lambda: None)
+        self.down.handler = self.relay = GrpcConnection(self.gateway, pool, self.down, entry, lambda: None)
         self.up: MemoryStream | None = None
         self.ups: list[tuple[MemoryStream, End]] = []
         self.made: Callable[[End], None] = lambda _: None
@@ -328,7 +328,7 @@ class Ends:
             self.ups.append((side.stream, self.upstream))
         if self.up is not None and self._reachable and not self.up.established:
             self.up.established = True
-            self.up.owner.connected()
+            self.up.handler.connected()
             self.up.resume_reading()
 
     def flush(self, up: int = PLENTY, down: int = PLENTY, pieces: Callable[[int], int] = lambda size: size) -> bool:
@@ -339,7 +339,7 @@ class Ends:
         for stream, end in self.ups:
             if stream.established and not stream.closed:
                 stream.coming += end.connection.data_to_send()
-                moved |= self._into(stream, stream.owner.data_received, down, pieces)
+                moved |= self._into(stream, stream.handler.data_received, down, pieces)
                 moved |= self._out(stream, end, up, pieces)
         moved |= self._out(self.down, self.client, down, pieces)
         return moved | self.loop.run()
@@ -372,8 +372,8 @@ class Ends:
 def in_memory() -> Iterator[None]:
     """Upstream connections are memory: for a fixture."""
 
-    def dial(_loop: Any, addresses: Any, owner: Any, _deadlines: Any, _timeout: float) -> MemoryStream:
-        stream = MemoryStream(owner)
+    def dial(_loop: Any, addresses: Any, handler: Any, _deadlines: Any, _timeout: float) -> MemoryStream:
+        stream = MemoryStream(handler)
         stream.address = addresses[0]
         stream.reading = False
         return stream

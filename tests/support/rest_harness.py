@@ -126,8 +126,8 @@ class Uncounted:
 class Stream(MemoryStream):
     """Tells of its end, from the loop. ``writes`` counts the writes that went out."""
 
-    def __init__(self, owner: Any, loop: Loop) -> None:
-        super().__init__(owner)
+    def __init__(self, handler: Any, loop: Loop) -> None:
+        super().__init__(handler)
         self._loop = loop
         self.broken = False
         self.corked: list[bytes] | None = None
@@ -163,12 +163,12 @@ class Stream(MemoryStream):
     def abort(self, error: Exception | None = None) -> None:
         if not self.closed:
             self.closed = True
-            self._loop.call_soon(self.owner.connection_lost, error)
+            self._loop.call_soon(self.handler.connection_lost, error)
 
     def overdue(self) -> None:
         if not self.closed and self.deadline != NEVER:
             self.deadline = NEVER
-            self.owner.deadline_passed()
+            self.handler.deadline_passed()
 
 
 class RestEnds:
@@ -217,13 +217,13 @@ class RestEnds:
             self.ended += 1
             self.gateway.register.leave(entry)
 
-        stream.owner = entry.session = RestConnection(self.gateway, self.pool, stream, entry, end)  # type: ignore[arg-type]
+        stream.handler = entry.session = RestConnection(self.gateway, self.pool, stream, entry, end)  # type: ignore[arg-type]
         return stream
 
-    def dial(self, _loop: Any, addresses: Any, owner: Any, _deadlines: Any, _timeout: Any) -> Stream:
+    def dial(self, _loop: Any, addresses: Any, handler: Any, _deadlines: Any, _timeout: Any) -> Stream:
         if self.no_socket:
             raise OSError(24, "no descriptors are left")
-        stream = Stream(owner, self.loop)
+        stream = Stream(handler, self.loop)
         stream.address, stream.write = addresses[0], partial(self._written, stream)  # type: ignore[method-assign]
         self.ups.append(stream)
         return stream

@@ -213,9 +213,9 @@ class Run:
         if not open_ones or not relay.formers:
             return
         up = open_ones[one % len(open_ones)]
-        self.disturbed |= set(up.owner.client.calls)
+        self.disturbed |= set(up.handler.client.calls)
         up.abort()
-        up.owner.connection_lost(None)
+        up.handler.connection_lost(None)
 
     def ping(self, one: int, _: int) -> None:
         (self.ends.client if one % 2 else self.ends.upstream).connection.ping(b"12345678")

@@ -75,7 +75,7 @@ def moved(ends: Ends, generation: Generation) -> tuple[int, End]:
 def lost(ends: Ends, upstream: End) -> None:
     stream = next(up for up, end in ends.ups if end is upstream)
     stream.abort()
-    stream.owner.connection_lost(None)
+    stream.handler.connection_lost(None)
 
 
 def balanced(ends: Ends) -> bool:

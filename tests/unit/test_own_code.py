@@ -2,8 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from tlsproxy.proxy.transport.dial import DialledStream
-from tlsproxy.proxy.transport.own_code import own_code
+from tlsproxy.proxy.transport.dial import DialledStream, own_code
 from tlsproxy.proxy.transport.tls import TlsStream
 
 

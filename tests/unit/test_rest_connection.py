@@ -108,7 +108,7 @@ class Run:
         if stream.reading and not stream.closed and stream.coming:
             piece = bytes(stream.coming[:size])
             del stream.coming[:size]
-            stream.owner.data_received(piece)
+            stream.handler.data_received(piece)
 
     def turn(self, _: int) -> None:
         self.ends.loop.run()
@@ -120,12 +120,12 @@ class Run:
         """An upstream connection does."""
         if (up := self._up(one)) and not up.established:
             up.established = up.reading = True
-            up.owner.connected()
+            up.handler.connected()
 
     def answer(self, one: int) -> None:
         names = list(ANSWERS)
         if (up := self._up(one // len(names))) and up.established and up.reading:
-            up.owner.data_received(ANSWERS[names[one % len(names)]])
+            up.handler.data_received(ANSWERS[names[one % len(names)]])
 
     def lose(self, one: int) -> None:
         """An upstream connection, be it before it stands."""
@@ -160,7 +160,7 @@ class Run:
     def expel(self, one: int) -> None:
         stream = self._stream(one)
         if not stream.closed:
-            (stream.owner.expel if one % 2 else lambda _: stream.owner.drain())("role_changed")
+            (stream.handler.expel if one % 2 else lambda _: stream.handler.drain())("role_changed")
 
     def publish(self, one: int) -> None:
         """The same again, or another upstream: what was not sent to the one goes to the other (see the support)."""
@@ -180,10 +180,10 @@ class Run:
                 up.stall(stalled=False)
                 if not (up.closed or up.established):
                     up.established = up.reading = True
-                    up.owner.connected()
-                if not up.closed and up.owner.exchange is not None:
+                    up.handler.connected()
+                if not up.closed and up.handler.exchange is not None:
                     up.reading = True
-                    up.owner.data_received(ANSWERS["a listing"])
+                    up.handler.data_received(ANSWERS["a listing"])
             ends.quiet()
             if not ends.loop.elapse() and not any(stream.coming and not stream.closed for stream in self.streams):
                 break

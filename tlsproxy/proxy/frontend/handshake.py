@@ -99,7 +99,7 @@ class Reception:
                 gateway, self._pool, stream, entry, self._ended
             )
         entry.session = self._session = session
-        stream.owner = session
+        stream.handler = session
 
     def handshake_failed(self, reason: str, detail: str) -> None:
         """``detail`` is OpenSSL's words, empty where it had none."""

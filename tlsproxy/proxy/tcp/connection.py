@@ -178,8 +178,8 @@ class TcpConnection:
         self.stream.shut()
         self._both_ended()
 
-    def upstream_lost(self, owner: _Upstream, error: Exception | None) -> None:
-        if self._upstream is None or self._upstream.owner is not owner:
+    def upstream_lost(self, handler: _Upstream, error: Exception | None) -> None:
+        if self._upstream is None or self._upstream.handler is not handler:
             return  # another was dialled in its place
         self._upstream = None
         if not self._open:

@@ -8,19 +8,20 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import socket
 import struct
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Final
+from typing import Final, Protocol
 
 from tlsproxy.proxy.transport.deadlines import NEVER, Deadlines
-from tlsproxy.proxy.transport.owner import Owner
-from tlsproxy.proxy.transport.receiver import Receiver
 from tlsproxy.wire.content_coding import Content
 from tlsproxy.wire.throughput import PARTS, Throughput
 
+RECEIVE: Final = 122_880
+"""Bytes of one recv: encrypted, still less than two segments of the loopback, and than what malloc maps afresh."""
 HIGH_WATER: Final = 262_144
 LOW_WATER: Final = 65_536
 
@@ -29,50 +30,85 @@ _TCP_INFO: Final = struct.Struct("=24xI92xQ16xI44x")
 RFC 4898), and `tcpi_notsent_bytes`.
 """
 
-_NOTHING: Final[deque[Content | memoryview]] = deque()
-"""What is queued by those that have nothing to write: nearly all at any time, and a deque takes 760 bytes."""
+_EMPTY: Final[deque[Content | memoryview]] = deque()
+"""Shared queue of streams with nothing to write: nearly all at any time, and a deque takes 760 bytes."""
 
 _log = logging.getLogger(__name__)
 
 
-class Stream(Receiver):
-    """A plaintext stream, the ground of the others.
+class StreamHandler(Protocol):
+    """Callbacks of a stream. ``connection_lost`` comes exactly once, last, from the loop.
 
-    ``established``: there is a connection. ``stalled``: the other side takes no more for now. ``broken``: some of what
-    was written is lost. ``corked``: what is written until :meth:`uncork`, to go out as one; None at any other time.
+    ``rearm``: limits have changed during a wait, which gets its new deadline.
+    """
+
+    def data_received(self, data: bytes) -> None: ...
+    def pause_writing(self) -> None: ...
+    def resume_writing(self) -> None: ...
+    def deadline_passed(self) -> None: ...
+    def rearm(self) -> None: ...
+    def connection_lost(self, error: Exception | None) -> None: ...
+
+
+class Stream:
+    """A plaintext stream, the ground of the TLS and the dialled one. What one recv took is handed on in one piece.
+
+    ``handler`` may be replaced. ``reading``: received data is taken from the kernel. ``ended``: the peer has ended its
+    half; ``when_ended`` is called then, and without it the stream ends too. ``established``: the connection stands.
+    ``stalled``: the peer takes no more for now. ``broken``: some written data is lost. ``corked``: data that is held
+    back until :meth:`uncork` sends it as one, else None.
     """
 
     __slots__ = (
+        "_closing",
         "_deadlines",
+        "_error",
+        "_fd",
+        "_heard",
         "_linger",
+        "_loop",
         "_lowest",
         "_out",
         "_queued",
         "_shutting",
+        "_sock",
         "_taken",
         "_writing",
         "broken",
+        "closed",
         "corked",
         "deadline",
+        "ended",
         "established",
+        "handler",
+        "reading",
         "stalled",
+        "when_ended",
     )
 
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
         sock: socket.socket,
-        owner: Owner,
+        handler: StreamHandler,
         deadlines: Deadlines,
         lowest: Callable[[], tuple[float, float]],
     ) -> None:
-        """``lowest`` says how slowly the other side may take what is queued: (seconds of a window, bytes a second)."""
-        super().__init__(loop, sock, owner, deadlines.heard)
+        """``lowest``: slowest rate at which the peer may take queued data, as (seconds of a window, bytes a second)."""
+        self._loop = loop
+        self._sock = sock
+        self._fd = sock.fileno()
+        self._heard = deadlines.heard
+        self._error: OSError | None = None
+        self.reading = self._closing = False
+        self.closed = self.ended = False
+        self.when_ended: Callable[[], None] | None = None
+        self.handler = handler
         self._deadlines = deadlines
         self._lowest = lowest
         self._taken: Throughput | None = None
         self._linger = 0.0
-        self._out = _NOTHING
+        self._out = _EMPTY
         self._queued = 0
         self._writing = self._shutting = False
         self.stalled = self.broken = False
@@ -83,8 +119,82 @@ class Stream(Receiver):
 
     @property
     def unsent(self) -> bool:
-        """Whether something that was written waits with us."""
+        """Whether written data is still queued here."""
         return self._queued > 0
+
+    # Reading
+
+    def resume_reading(self) -> None:
+        if not self.reading and not self.closed and not self._closing and not self.ended:
+            self.reading = True
+            self._loop.add_reader(self._fd, self._on_readable)
+
+    def pause_reading(self) -> None:
+        if self.reading:
+            self.reading = False
+            self._loop.remove_reader(self._fd)
+
+    def _on_readable(self) -> None:
+        try:
+            data = self._sock.recv(RECEIVE)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            self.abort(error)
+            return
+        if not data:
+            self._at_eof()
+            return
+        self._heard.add(self)
+        if not self._closing:
+            try:
+                self._take(data)
+            except Exception as error:  # noqa: BLE001 - see _handler_failed
+                self._handler_failed(error)
+
+    def _take(self, data: bytes) -> None:
+        self.handler.data_received(data)
+
+    def _at_eof(self) -> None:
+        if self.when_ended is not None and not self._closing and self._error is None:
+            self._half_ended(self.when_ended)
+        else:
+            self.abort(self._error)
+
+    def _half_ended(self, callback: Callable[[], None]) -> None:
+        self.ended = True
+        self.pause_reading()
+        self.tell(callback)
+
+    def look(self) -> None:
+        """Checks SO_ERROR, at a sweep after data came: at each receipt it would be one more system call.
+
+        uvloop reports a socket's error once, then stops watching the socket, even if unread data is buffered. The check
+        takes the error off the socket, and the buffered rest is read to its end.
+        """
+        if number := self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+            self._read_rest(OSError(number, os.strerror(number)))
+
+    def _read_rest(self, error: OSError) -> None:
+        self._error = error
+        self._loop.call_soon(self._watch_again)
+
+    def _watch_again(self) -> None:
+        if self.reading:
+            self._loop.remove_reader(self._fd)
+            self._loop.add_reader(self._fd, self._on_readable)
+
+    def tell(self, callback: Callable[..., None], *args: object) -> None:
+        """Calls the handler, for every wake-up of the loop but received data; an error in it ends the stream."""
+        try:
+            callback(*args)
+        except Exception as error:  # noqa: BLE001 - see _handler_failed
+            self._handler_failed(error)
+
+    def _handler_failed(self, error: Exception) -> None:
+        # A connection must not stay half decided, whatever went wrong.
+        _log.critical("connection ended by an internal error", exc_info=error)
+        self.abort(error)
 
     # Writing
 
@@ -117,7 +227,7 @@ class Stream(Receiver):
             if sent == len(data):
                 return
         rest = memoryview(data)[sent:] if sent else data
-        if self._out is _NOTHING:
+        if self._out is _EMPTY:
             self._out = deque()
         self._out.append(rest)
         self._queued += len(rest)
@@ -127,7 +237,7 @@ class Stream(Receiver):
             self.stalled = True
             if self.established:  # until then it is the connection that is waited for
                 self._await_room()
-            self.owner.pause_writing()
+            self.handler.pause_writing()
 
     def _start_writing(self) -> None:
         if not self._writing:
@@ -150,7 +260,7 @@ class Stream(Receiver):
             else:
                 self._out[0] = memoryview(data)[sent:]
         if not self._out:
-            self._out = _NOTHING
+            self._out = _EMPTY
             self._stop_writing()
             if self._closing:
                 self._half_close()
@@ -160,7 +270,7 @@ class Stream(Receiver):
             self.stalled = False
             if self._taken is not None:
                 self._taken.pause(time.monotonic())
-            self.tell(self.owner.resume_writing)
+            self.tell(self.handler.resume_writing)
 
     def _await_room(self) -> None:
         now, taken = time.monotonic(), self._taken
@@ -171,10 +281,10 @@ class Stream(Receiver):
             self.deadline = taken.due
 
     def takes(self) -> bool:
-        """Whether the other side still takes what was written; if so, the wait for it goes on.
+        """Whether the peer still takes queued data fast enough; if so, its deadline is extended.
 
-        The kernel is asked what has been acknowledged: a socket is writable only once a third of its send buffer is
-        free, which a slow reader needs minutes for.
+        Measured by the kernel's count of acknowledged bytes: a socket is writable only once a third of its send buffer
+        is free, for which a slow reader needs minutes.
         """
         info = self._sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO.size)
         on_its_way, acknowledged, unsent = _TCP_INFO.unpack(info)
@@ -192,16 +302,16 @@ class Stream(Receiver):
         return True
 
     def _write_failed(self, error: OSError) -> None:
-        """The other side reads no more. What it said before may still wait to be read, such as an early refusal."""
+        """The peer reads no more. Data that it sent before may still be buffered, such as an early refusal."""
         _log.debug("write failed: %s", error)
         self.broken = True
-        self._out = _NOTHING
+        self._out = _EMPTY
         self._queued = 0
         self._stop_writing()
         if self._closing:
             self.abort(error)
         else:
-            self._read_on(error)
+            self._read_rest(error)
 
     def _stop_writing(self) -> None:
         if self._writing:
@@ -211,7 +321,7 @@ class Stream(Receiver):
     # Ending
 
     def shut(self) -> None:
-        """Ends our half, once what is queued is sent: nothing more is written, and what comes is still heard."""
+        """Ends our half once the queue is sent: nothing more is written, and received data is still handed on."""
         if self.closed or self._closing or self._shutting:
             return
         self._shutting = True
@@ -221,13 +331,13 @@ class Stream(Receiver):
     def _shut_down(self) -> None:
         try:
             self._sock.shutdown(socket.SHUT_WR)
-        except OSError as error:  # the other side was faster
+        except OSError as error:  # the peer was faster
             self.abort(error)
 
     def close(self, linger: float) -> None:
-        """Sends what is queued, ends our side, and for ``linger`` seconds takes what the other still sends, unread.
+        """Sends the queue, ends our half, and for ``linger`` seconds receives and drops what the peer still sends.
 
-        Without that, one that is still sending would meet a reset before it has read our answer (RFC 9112 §9.6).
+        Without that, a peer that is still sending would meet a reset before it has read our answer (RFC 9112 §9.6).
         """
         if self.closed or self._closing:
             return
@@ -239,7 +349,7 @@ class Stream(Receiver):
             self._half_close()
 
     def hasten(self, linger: float) -> None:
-        """Once it is closing, it lingers no longer than this from now on."""
+        """Shortens the linger of a stream that is closing."""
         if self._linger > linger:
             self._linger = linger
             if not self._out:
@@ -256,49 +366,48 @@ class Stream(Receiver):
             self._loop.add_reader(self._fd, self._on_readable)
 
     def cease(self) -> None:
-        """Ends now if something that was written waits here for the other side, which may be as slow as it likes."""
+        """Aborts if written data is still queued: the peer may be as slow as it likes."""
         if self._queued:
             self.abort()
 
     def abort(self, error: Exception | None = None) -> None:
-        """Ends it now. What is queued is lost."""
+        """Closes at once. Queued data is lost."""
         if self.closed:
             return
         self.closed = True
         self.pause_reading()
         self._stop_writing()
-        self._out = _NOTHING
+        self._out = _EMPTY
         self._queued = 0
         self._deadlines.discard(self)
         self._sock.close()
         self._loop.call_soon(self._lost, error)
 
     def _lost(self, error: Exception | None) -> None:
-        """Whoever owns it by now is told: a new owner may have ended it before it was one.
+        """Calls the present handler: a new one may have ended the stream before it became its handler.
 
-        Nothing is told after that, so it lets go of whom it would tell: what refers to each other in a circle would
-        wait for the garbage collector.
+        This is the last callback, so references are dropped: a reference cycle would wait for the garbage collector.
         """
         try:
-            self.owner.connection_lost(error)
+            self.handler.connection_lost(error)
         finally:
             self.when_ended = self._error = None
-            del self.owner
+            del self.handler
 
     def rearm(self) -> None:
-        """Limits have changed: a wait that goes on takes its new time from now on."""
+        """Limits have changed: a wait that goes on gets its new deadline, counted from now."""
         if self.deadline == NEVER:
             return
         if self.established and self._queued and (self.stalled or self._closing):
             self.deadline = min(self.deadline, time.monotonic() + self._lowest()[0] / PARTS)
         elif not self._closing:
-            self.tell(self.owner.rearm)
+            self.tell(self.handler.rearm)
 
     def expired(self) -> None:
         if self._queued and self.established and (self.stalled or self._closing) and self.takes():
             return
         if self._closing:
-            self.abort(TimeoutError("the other side did not close"))
+            self.abort(TimeoutError("the peer did not close"))
             return
         self.deadline = NEVER
-        self.tell(self.owner.deadline_passed)
+        self.tell(self.handler.deadline_passed)

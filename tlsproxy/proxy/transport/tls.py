@@ -1,8 +1,8 @@
 """The TLS layer: an SSLObject between two memory BIOs, on a stream.
 
-It takes its context when the connection is accepted and never changes it, sends the alert when a handshake fails, and
-knows why. Records are read greedily and written once for each direction. What came is decrypted to its end at once, be
-it that the owner pauses reading meanwhile: no socket event would announce what is left in a BIO.
+Its context is set when the connection is accepted and never changes. A failed handshake sends its alert and has a
+reason. Records are read greedily and written once for each direction. Received data is decrypted to its end at once,
+even if the handler pauses reading meanwhile: no socket event would announce data that is left in a BIO.
 """
 
 from __future__ import annotations
@@ -12,23 +12,22 @@ import socket
 import ssl
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Final
+from typing import Final, Protocol
 
 from tlsproxy.proxy.transport.deadlines import Deadlines
-from tlsproxy.proxy.transport.owner import TlsOwner
-from tlsproxy.proxy.transport.stream import Stream
+from tlsproxy.proxy.transport.stream import Stream, StreamHandler
 from tlsproxy.wire.content_coding import Content
 
 RECORD: Final = 16_384
 """Bytes of plaintext in a record, at most (RFC 8446 §5.1)."""
 FED: Final = 24_576
-"""Bytes of ciphertext that a BIO is given at a time, a record and a half: it keeps for good what it once grew to."""
+"""Bytes of ciphertext given to a BIO at a time, a record and a half: a BIO never shrinks again."""
 MAX_HANDSHAKE: Final = 131_072
-"""Bytes that a client may send before its handshake is done: room for a long chain, not for a flood."""
+"""Bytes from a client before its handshake is done, at most: room for a long chain, not for a flood."""
 ALERT_LINGER: Final = 1.0
 """Seconds for a client to read why its handshake failed."""
 
-# X509_V_ERR_* (openssl/x509_vfy.h) → the slug under which a refused certificate is counted and audited.
+# X509_V_ERR_* (openssl/x509_vfy.h) → reason slug of a refused certificate, in metrics and audit.
 _VERIFY: Final = {
     3: "crl_missing",
     8: "crl_invalid",
@@ -61,7 +60,7 @@ _REASONS: Final = {
 
 
 def handshake_failure(error: ssl.SSLError | None) -> tuple[str, str]:
-    """(slug, OpenSSL's words) of a failed handshake; without an error the client went away."""
+    """(reason slug, OpenSSL's text) of a failed handshake; without an error the client went away."""
     if error is None:
         return "client_closed", ""
     if isinstance(error, ssl.SSLCertVerificationError):
@@ -72,22 +71,29 @@ def handshake_failure(error: ssl.SSLError | None) -> tuple[str, str]:
     return _REASONS.get(reason, "tls_error"), reason.lower()
 
 
+class TlsHandler(StreamHandler, Protocol):
+    """A handshake callback comes first; ``data_received`` gets plaintext, and only after a finished handshake."""
+
+    def handshake_done(self, tls: ssl.SSLObject) -> None: ...
+    def handshake_failed(self, reason: str, detail: str) -> None: ...
+
+
 class TlsStream(Stream):
     """Begins with the handshake; ``close`` sends the close_notify that tells an end from a cut (RFC 8446 §6.1)."""
 
-    __slots__ = ("_handshaken", "_incoming", "_outgoing", "_received", "_tls", "_tls_owner")
+    __slots__ = ("_handshaken", "_incoming", "_outgoing", "_received", "_tls", "_tls_handler")
 
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
         sock: socket.socket,
-        owner: TlsOwner,
+        handler: TlsHandler,
         deadlines: Deadlines,
         lowest: Callable[[], tuple[float, float]],
         context: ssl.SSLContext,
     ) -> None:
-        super().__init__(loop, sock, owner, deadlines, lowest)
-        self._tls_owner = owner
+        super().__init__(loop, sock, handler, deadlines, lowest)
+        self._tls_handler = handler
         self._incoming = ssl.MemoryBIO()
         self._outgoing = ssl.MemoryBIO()
         self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side=True)
@@ -109,16 +115,16 @@ class TlsStream(Stream):
             return
         self._handshaken = True
         self._flush()
-        self.tell(self._tls_owner.handshake_done, self._tls)
+        self.tell(self._tls_handler.handshake_done, self._tls)
         if self._incoming.pending and not self.closed and not self._closing:
             self._take(b"")
 
     def _fail(self, reason: str, detail: str) -> None:
-        self._tls_owner.handshake_failed(reason, detail)
+        self._tls_handler.handshake_failed(reason, detail)
         super().close(ALERT_LINGER)
 
-    def _take(self, data: bytes) -> None:  # noqa: C901 - one row for each way that a read may end
-        """All that is here is decrypted, and told as one."""
+    def _take(self, data: bytes) -> None:  # noqa: C901 - one row for each outcome of a read
+        """Decrypts all received data, and hands it on in one piece."""
         incoming = self._incoming
         if not self._handshaken:
             self._received += len(data)
@@ -137,22 +143,22 @@ class TlsStream(Stream):
             if not data:
                 ended = True
             elif rest or incoming.pending:
-                data, ended = self._read_on_from(data, rest)
+                data, ended = self._read_records(data, rest)
         except ssl.SSLWantReadError:
             data = b""
             if rest:
-                data, ended = self._read_on_from(data, rest)
+                data, ended = self._read_records(data, rest)
         except ssl.SSLError as error:
             data, ended = b"", error
         if self._outgoing.pending:  # a key update, an alert
             self._flush()
         if data:
-            self.owner.data_received(data)
+            self.handler.data_received(data)
         if ended:
             self._end(None if ended is True else ended)
 
-    def _read_on_from(self, data: bytes, rest: bytes | memoryview) -> tuple[bytes, bool | ssl.SSLError]:
-        """With all records behind the first one: (their plaintext, whether or with what error the stream ended)."""
+    def _read_records(self, data: bytes, rest: bytes | memoryview) -> tuple[bytes, bool | ssl.SSLError]:
+        """Reads the records behind the first one: (plaintext of all, True or the error where the stream ended)."""
         read, incoming = self._tls.read, self._incoming
         records = [data]
         ended: bool | ssl.SSLError = False
@@ -183,7 +189,7 @@ class TlsStream(Stream):
         elif self.when_ended is not None:
             self._half_ended(self.when_ended)
         else:
-            self._say_goodbye()
+            self._close_notify()
             self.abort()
 
     def write(self, data: Content) -> None:
@@ -198,18 +204,18 @@ class TlsStream(Stream):
             self._send(read())
             return
         view, sealed = memoryview(data), []
-        for start in range(0, size, RECORD):  # one at a time, for the BIO keeps the size of the largest
+        for start in range(0, size, RECORD):  # one at a time: the BIO keeps the size of the largest
             write(view[start : start + RECORD])
             sealed.append(read())
         self._send(b"".join(sealed))
 
     def _at_eof(self) -> None:
-        """An end without a close_notify is a cut (RFC 8446 §6.1), never an end of what the client had to say."""
+        """Aborts: an end without a close_notify is a cut (RFC 8446 §6.1), not the end of the client's data."""
         self.abort(self._error)
 
     def shut(self) -> None:
         if not (self.closed or self._closing or self._shutting):
-            self._say_goodbye()
+            self._close_notify()
             super().shut()
 
     def _flush(self) -> None:
@@ -220,11 +226,11 @@ class TlsStream(Stream):
         if self.closed or self._closing:
             return
         if self._handshaken:
-            self._say_goodbye()
+            self._close_notify()
         super().close(linger)
 
-    def _say_goodbye(self) -> None:
-        # Ours is written first; that theirs is not there yet, or data before it, is what the error would say.
+    def _close_notify(self) -> None:
+        # Ours is written first; the error says that theirs is not here yet, or that data precedes it.
         with suppress(ssl.SSLError):
             self._tls.unwrap()
         self._flush()
@@ -233,5 +239,5 @@ class TlsStream(Stream):
         self.abort(error)
 
     def _lost(self, error: Exception | None) -> None:
-        del self._tls_owner
+        del self._tls_handler
         super()._lost(error)
