@@ -89,6 +89,15 @@ ERRORS: dict[str, tuple[dict[str, Any], str]] = {
         },
         "tls.crl: tls.ca_cert is needed",
     ),
+    "tcp_without_ca": (
+        {
+            "tls": {"cert": "c", "key": "k"},
+            "service": {"verify_https_client_certificate": False, "api_key": KEY},
+            "identities": [],
+            "listeners": [{"port": 7000, "mode": "tcp", "upstream": "127.0.0.1:7001", "allow": ["search"]}],
+        },
+        "listeners[0]: tls.ca_cert is needed",
+    ),
     "unknown_role": (
         {"identities": [rule(role="serach", ou="x")]},
         "identities[0].role: no role is called 'serach' (did you mean 'search'?)",

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from snapshot_site import OTHER, ROOT, SERVER, SnapshotSite, hour
 from test_config_tokens import EC_384, EC_KEY, pem
 
+from tlsproxy.config.listeners import TCP
 from tlsproxy.errors import FailureKind, MaterialError
 from tlsproxy.snapshot import files, name_resolution
 from tlsproxy.snapshot.files import read_inputs
@@ -453,6 +454,16 @@ def test_an_overdue_crl_revokes_beside_the_one_that_is_current(made: Made) -> No
     last = made.build(proposal.generation)
     assert not revoked(last)
     assert [crl.number for crl in last.material.trust.facts if crl.issuer == "CN=test root"] == [11]
+
+
+def test_the_cas_go_though_a_listener_that_needs_them_is_bound_until_the_restart(made: Made) -> None:
+    tls = {name: file for name, file in made.sections["tls"].items() if name not in {"ca_cert", "crl"}}
+    service = made.sections["service"] | {"verify_https_client_certificate": False}
+    made.edit(tls=tls, service=service, identities=[], listeners=[])
+    second = made.build(made.first)
+    assert second.material.authorities == ()
+    assert second.contexts[TCP].verify_mode is ssl.CERT_REQUIRED
+    assert second.contexts[TCP].get_ca_certs() == []
 
 
 def test_a_crl_whose_place_is_taken_by_a_missing_file_stays(made: Made) -> None:

@@ -44,6 +44,9 @@ def _tls(config: Config, _tree: Tree) -> Iterator[Finding]:
             yield Finding(where, "tls.ca_cert is needed to verify client certificates: set it, or set this to false")
         elif config.identities:
             yield Finding(("identities",), "tls.ca_cert is needed: without it no client certificate can be verified")
+        for index, listener in enumerate(config.listeners):
+            if listener.mode == "tcp":
+                yield Finding(("listeners", index), "tls.ca_cert is needed: mode tcp lets in by certificate alone")
 
 
 def _origins(config: Config, _tree: Tree) -> Iterator[Finding]:

@@ -34,13 +34,11 @@ FLIGHTS: Final = 4
 def build_context(material: Material, *, require_client_certificate: bool, alpn: Sequence[str]) -> ssl.SSLContext:
     """A server context that verifies clients against the material's CAs and CRLs, and nothing else.
 
-    With ``require_client_certificate`` false a certificate is asked for, and verified if one is sent. Raises
-    MaterialError where OpenSSL does not take the material.
+    With ``require_client_certificate`` false a certificate is asked for, and verified if one is sent, where there is a
+    CA. With it and no CA nobody is let in. Raises MaterialError where OpenSSL does not take the material.
     """
-    if require_client_certificate and not material.configured:
-        raise MaterialError(material.cert_path, "client certificates are required, but there is no CA to verify them")
     context = _server_context(material, alpn)
-    if not material.configured:
+    if not (material.configured or require_client_certificate):
         return context
     try:
         if material.authorities_der:  # else CRLs revoke them all: nobody is verified
