@@ -62,20 +62,17 @@ def test_who_passes_is_who_passes_in_qdrant(operation: Operation, surface: str) 
     assert row is not None
     assert operation.names_others is bool(row["body_names"])
     for name, rights in CLASSES.items():
-        decision = decide(rights, operation.requirement, "docs", form=operation.form)
-        expected = name in row["passes"].split()
-        if operation.requirement.scope is Scope.CREDENTIAL and rights.limited:
-            expected = False  # an answer that is not reduced is nothing for a limited caller
-        assert decision.allowed is expected, name
+        decision = decide(rights, operation.requirement, "docs", reduced=True, form=operation.form)
+        assert decision.allowed is (name in row["passes"].split()), name
+        if operation.requirement.listing and rights.limited:  # the answer as it is would name others' collections
+            assert not decide(rights, operation.requirement, "docs", form=operation.form).allowed
         if not decision.allowed and row["refusal"]:
             assert (decision.status, decision.form) == (403, Form(row["refusal"]))
         if rights.limited:  # an alias of it is another name: names are compared before aliases are resolved
             alias = decide(rights, operation.requirement, "docs-now", form=operation.form)
             assert alias.allowed is ("none" in row["passes"].split() or operation.requirement is ANY_CALLER), name
     assert (operation.requirement.scope is Scope.NONE) is ("none" in row["passes"].split())
-    assert (operation.filtered or operation.requirement.scope is Scope.CREDENTIAL) is bool(row["listing"]) or (
-        "Reflection" in operation.path
-    )
+    assert operation.requirement.listing is bool(row["listing"]) or ("Reflection" in operation.path)
 
 
 @pytest.mark.parametrize("operation", REST, ids=lambda operation: f"{operation.method} {operation.path}")

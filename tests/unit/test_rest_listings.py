@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.run_steps import at_once
 
-from tlsproxy.authz.access import GlobalMode, Grant, Grants, Rights, Scope
+from tlsproxy.authz.access import GlobalMode, Grant, Grants, Rights
 from tlsproxy.qdrant.operations import REST
 from tlsproxy.qdrant.rest_listings import REDUCTIONS, Listing, listing_of
 
@@ -23,7 +23,7 @@ def reduced(operation: str, result: Any, grants: tuple[Grant, ...] = DOCS, **env
 
 
 def test_every_listing_has_a_reduction() -> None:
-    listings = {row.name for row in REST if row.filtered or row.requirement.scope is Scope.CREDENTIAL}
+    listings = {row.name for row in REST if row.requirement.listing}
     assert listings == set(REDUCTIONS)
     for row in REST:
         limited = listing_of(row, (Rights(grants=DOCS),))

@@ -102,7 +102,7 @@ def json_string(text: str) -> str:
     """A JSON string literal in printable ASCII."""
     if not text.isascii():
         text = _SURROGATE.sub("\ufffd", text)
-    return _encode(text).replace("\x7f", "\\u007f")
+    return _encode(text)
 
 
 def prepare(

@@ -35,12 +35,16 @@ class GlobalMode(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Requirement:
-    """What one Qdrant operation asks of its caller."""
+    """Rights that one Qdrant operation requires.
+
+    ``listing``: the answer may name collections, so that a collection-limited caller sees it reduced or not at all.
+    """
 
     scope: Scope
     write: bool = False
     manage: bool = False
     extras: bool = False
+    listing: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,10 +206,10 @@ def _limited_refusal(
     if requirement.scope is Scope.CREDENTIAL:
         if not grants:  # no rights at all, where Qdrant shows the bearer of an empty list nothing
             return forbidden("no_rights", "Global access is required", form)
-        if not reduced:
-            return forbidden("unfiltered_listing", "Global access is required for this listing", form)
     elif (refusal := _refusal(grants, requirement, collection, form)) is not None:
         return refusal
+    if requirement.listing and not reduced:
+        return forbidden("unfiltered_listing", "Global access is required for this listing", form)
     for name in named:
         if not names_held(grants, name):
             return forbidden("collection", f"Access to collection {name} is required", form)

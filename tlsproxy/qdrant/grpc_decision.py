@@ -144,9 +144,14 @@ def reading_of(operation: Operation) -> Reading:
 def judge_message(
     admission: Admission, operation: Operation, collection: str, named: tuple[str, ...], *, confined: bool
 ) -> Decision:
-    """What method and message decide together. ``confined``: what goes upstream is :func:`confine_message`'s."""
+    """Decision of method and message together. ``confined``: :func:`confine_message` made what goes upstream."""
     return decide_all(
-        admission.rights, operation, collection, named=named, confined=confined or tells_no_points(operation)
+        admission.rights,
+        operation,
+        collection,
+        named=named,
+        reduced=operation.requirement.listing and listing_of_call(operation, admission.rights) is not None,
+        confined=confined or tells_no_points(operation),
     )
 
 

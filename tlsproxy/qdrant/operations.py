@@ -19,7 +19,6 @@ class Operation:
     """One row.
 
     ``name``: Qdrant's audit ``method`` where it has one. ``names_others``: the body may name further collections.
-    ``filtered``: the response may name collections, so that a collection-limited caller must not see it as it is.
     ``upload``: a multipart body without a size limit, rather than JSON. ``form``: of the 403 that Qdrant sends.
     ``own``: the gateway answers it itself, and nothing of it goes upstream. ``free``: it counts against no limit, so
     that no probe is starved by what it watches.
@@ -30,7 +29,6 @@ class Operation:
     path: str
     requirement: Requirement
     names_others: bool = False
-    filtered: bool = False
     upload: bool = False
     form: Form = Form.JSON
     own: bool = False
@@ -52,23 +50,22 @@ MAX_NAME_BYTES: Final = 255
 
 OPEN: Final = Requirement(Scope.NONE)
 ANY_CALLER: Final = Requirement(Scope.CALLER)
-LISTING: Final = Requirement(Scope.CREDENTIAL)
+LISTING: Final = Requirement(Scope.CREDENTIAL, listing=True)
 GLOBAL_READ: Final = Requirement(Scope.GLOBAL)
 GLOBAL_EXTRAS: Final = Requirement(Scope.GLOBAL, extras=True)
 GLOBAL_WRITE: Final = Requirement(Scope.GLOBAL, write=True)
 MANAGE: Final = Requirement(Scope.GLOBAL, manage=True)
 READ: Final = Requirement(Scope.COLLECTION)
+READ_LISTING: Final = Requirement(Scope.COLLECTION, listing=True)
 READ_EXTRAS: Final = Requirement(Scope.COLLECTION, extras=True)
 WRITE: Final = Requirement(Scope.COLLECTION, write=True)
 WRITE_EXTRAS: Final = Requirement(Scope.COLLECTION, write=True, extras=True)
 MANAGE_COLLECTION: Final = Requirement(Scope.COLLECTION, write=True, manage=True, extras=True)
 
 
-def _rest(
-    method: str, path: str, name: str, requirement: Requirement, *, others: bool = False, filtered: bool = False
-) -> Operation:
+def _rest(method: str, path: str, name: str, requirement: Requirement, *, others: bool = False) -> Operation:
     path = path.replace("{c}", "{collection_name}").replace("{s}", "{shard}")
-    return Operation(name, method, path, requirement, names_others=others, filtered=filtered)
+    return Operation(name, method, path, requirement, names_others=others)
 
 
 def _probe(path: str, name: str, method: str = "GET") -> Operation:
@@ -87,8 +84,8 @@ def _upload(path: str) -> Operation:
     return replace(row, name=row.path, upload=True, form=Form.TEXT)
 
 
-def _grpc(path: str, name: str, requirement: Requirement, *, others: bool = False, filtered: bool = False) -> Operation:
-    return Operation(name, "POST", path, requirement, names_others=others, filtered=filtered)
+def _grpc(path: str, name: str, requirement: Requirement, *, others: bool = False) -> Operation:
+    return Operation(name, "POST", path, requirement, names_others=others)
 
 
 AUDIT_LOGS: Final = replace(_rest("POST", "/audit/logs", "get_audit_logs", MANAGE), own=True)
@@ -137,7 +134,7 @@ REST: Final = (
     # A collection
     _rest("GET", "/collections/{c}", "get_collection", READ),
     _rest("GET", "/collections/{c}/exists", "collection_exists", READ),
-    _rest("GET", "/collections/{c}/aliases", "list_collection_aliases", READ, filtered=True),
+    _rest("GET", "/collections/{c}/aliases", "list_collection_aliases", READ_LISTING),
     _rest("PUT", "/collections/{c}", "create_collection", MANAGE),
     _rest("PATCH", "/collections/{c}", "update_collection", MANAGE),
     _rest("DELETE", "/collections/{c}", "delete_collection", MANAGE),
@@ -226,7 +223,7 @@ GRPC: Final = (
     _grpc("/qdrant.Collections/Update", "update_collection", MANAGE),
     _grpc("/qdrant.Collections/Delete", "delete_collection", MANAGE),
     _grpc("/qdrant.Collections/UpdateAliases", "change_aliases", MANAGE),
-    _grpc("/qdrant.Collections/ListCollectionAliases", "list_collection_aliases", READ, filtered=True),
+    _grpc("/qdrant.Collections/ListCollectionAliases", "list_collection_aliases", READ_LISTING),
     _grpc("/qdrant.Collections/ListAliases", "list_aliases", LISTING),
     _grpc("/qdrant.Collections/CollectionClusterInfo", "get_collection_cluster", READ_EXTRAS),
     _grpc("/qdrant.Collections/CollectionExists", "collection_exists", READ),
