@@ -24,7 +24,7 @@ from tlsproxy.authz.tokens import mint
 KEY = "a key that is long enough to sign with"
 PERMISSION_DENIED = 7
 SOON = 2.5
-"""Seconds: one for what runs, a tick of the register, and a slow machine."""
+"""Seconds: one for what runs, a tick of the connection manager, and a slow machine."""
 
 
 @contextmanager

@@ -22,6 +22,7 @@ import h2.exceptions
 from h2.settings import SettingCodes
 
 from tlsproxy.proxy.core.authorization import Standing
+from tlsproxy.proxy.core.connection_manager import ConnectionManager
 from tlsproxy.proxy.core.gateway import Gateway
 from tlsproxy.proxy.core.scheduler import Scheduler
 from tlsproxy.proxy.grpc import upstream
@@ -286,7 +287,7 @@ class Ends:
         self.gateway.loop = self.loop
         self.gateway.scheduler = Scheduler(self.loop)
         self.down = MemoryStream(None)
-        entry = self.gateway.register.enter("grpc", "127.0.0.1", Standing(generation, None, time.time()))
+        entry = self.manager.enter("grpc", "127.0.0.1", Standing(generation, None, time.time()))
         self.resting: set[Any] = set()
         pool = SimpleNamespace(points=None, rests=self.resting.add, stirs=self.resting.discard, trim=lambda: None)
         pool.facts = CollectionFacts(self.gateway, pool)
@@ -302,10 +303,12 @@ class Ends:
             self._look()
 
     async def _gateway(self, generation: Generation) -> Gateway:
-        return Gateway(generation, self.audit, MagicMock(), MagicMock(), lambda: None, _TABLE, itertools.count(1))
+        gateway = Gateway(generation, self.audit, MagicMock(), MagicMock(), lambda: None, _TABLE)
+        self.manager = ConnectionManager(gateway, itertools.count(1))
+        return gateway
 
     def publish(self, generation: Generation) -> None:
-        self.gateway.publish(generation)
+        self.manager.publish(generation)
         self.relay.judge(time.time())
         self._look()
 

@@ -20,6 +20,7 @@ from support.h2_harness import Loop as SoonLoop
 from support.relay_generation import KEYS
 from support.site import Site
 from tlsproxy.proxy.core.authorization import Standing
+from tlsproxy.proxy.core.connection_manager import ConnectionManager
 from tlsproxy.proxy.core.gateway import Gateway
 from tlsproxy.proxy.core.record import Record
 from tlsproxy.proxy.core.scheduler import Scheduler
@@ -191,8 +192,8 @@ class RestEnds:
             self.given[id(held)] += 1
             release(held)
 
-        def counted(toll: Any, entry: Any, count: Any = self.gateway.limits.count) -> Any:
-            outcome = count(toll, entry)
+        def counted(*charged: Any, count: Any = self.gateway.limits.count) -> Any:
+            outcome = count(*charged)
             if isinstance(outcome, tuple) and outcome:
                 self.taken.append(outcome)
             return outcome
@@ -207,15 +208,17 @@ class RestEnds:
 
     async def _gateway(self, generation: Generation) -> Gateway:
         table = LimitTable.private()
-        return Gateway(generation, self.audit, Uncounted(), MagicMock(), lambda: None, table, itertools.count(1))
+        gateway = Gateway(generation, self.audit, Uncounted(), MagicMock(), lambda: None, table)
+        self.manager = ConnectionManager(gateway, itertools.count(1))
+        return gateway
 
     def connect(self, address: str = "127.0.0.1") -> Stream:
         stream = Stream(None, self.loop)
-        entry = self.gateway.register.enter("rest", address, Standing(self.gateway.generation, None, time.time()))
+        entry = self.manager.enter("rest", address, Standing(self.gateway.generation, None, time.time()))
 
         def end() -> None:
             self.ended += 1
-            self.gateway.register.leave(entry)
+            self.manager.leave(entry)
 
         stream.handler = entry.session = RestConnection(self.gateway, self.pool, stream, entry, end)  # type: ignore[arg-type]
         return stream
@@ -237,7 +240,7 @@ class RestEnds:
         Stream.write(stream, data)
 
     def publish(self, generation: Generation) -> None:
-        self.gateway.publish(generation)
+        self.manager.publish(generation)
         self.pool.review()
 
     def quiet(self) -> None:

@@ -2,15 +2,21 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from tlsproxy.proxy.core import connection_manager as module
-from tlsproxy.proxy.core.connection_manager import Entry, Register
+from tlsproxy.proxy.core.connection_manager import ConnectionManager, Entry
 from tlsproxy.proxy.core.jitter import FEW
 from tlsproxy.proxy.core.wall_clock import Clock
+
+
+@dataclass(frozen=True)
+class Present:
+    """Stands for a generation."""
 
 
 class Session:
@@ -45,22 +51,23 @@ class Bench:
     def __init__(self, connections: int) -> None:
         self.limits = SimpleNamespace(expel_after=0.0, max_connection_age=0.0, drain_timeout=0.0, end_spread=0.0)
         self.ended: list[str] = []
+        self.published: list[Any] = []
         metrics = SimpleNamespace(connection_ended=self.ended.append, refused=lambda _: None)
         gateway = SimpleNamespace(
             loop=asyncio.get_running_loop(),
-            generation=SimpleNamespace(),
+            generation=Present(),
+            publish=self.published.append,
             bounds=self.limits,
             clock=Clock(),
-            judge_anew=lambda: self.ended.append("judged anew"),
             metrics=metrics,
             audit=SimpleNamespace(write=lambda _: None),
         )
-        self.register = Register(gateway, itertools.count(1))  # type: ignore[arg-type]
+        self.manager = ConnectionManager(gateway, itertools.count(1))  # type: ignore[arg-type]
         self.entries = [self.enter() for _ in range(connections)]
 
     def enter(self) -> Entry:
         session: Any = Session()
-        entry = self.register.enter("rest", "127.0.0.1", session)
+        entry = self.manager.enter("rest", "127.0.0.1", session)
         entry.session = session
         return entry
 
@@ -69,13 +76,13 @@ class Bench:
         return sum(bool(entry.session.asked) for entry in self.entries)  # type: ignore[union-attr]
 
     async def look(self) -> None:
-        self.register.review()
+        self.manager.review()
         await self.until_all_are_looked_at()
 
     async def until_all_are_looked_at(self) -> None:
         for _ in range(2 + len(self.entries) // module.SLICE):
             await asyncio.sleep(0)
-        assert self.register._slice is None
+        assert self.manager._slice is None
 
 
 @pytest.fixture(autouse=True)
@@ -87,7 +94,7 @@ def _by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_others_are_served_while_a_publication_is_looked_at() -> None:
     async def run() -> None:
         bench = Bench(95)
-        bench.register.review()
+        bench.manager.review()
         seen = []
         while bench.asked < 95:
             seen.append(bench.asked)
@@ -101,10 +108,10 @@ def test_others_are_served_while_a_publication_is_looked_at() -> None:
 def test_a_second_publication_begins_anew_and_a_tick_does_not() -> None:
     async def run() -> None:
         bench = Bench(25)
-        bench.register.review()
+        bench.manager.review()
         await asyncio.sleep(0)
-        bench.register._tick()
-        bench.register.review()
+        bench.manager._tick()
+        bench.manager.review()
         await bench.until_all_are_looked_at()
         assert [entry.session.asked for entry in bench.entries] == [  # type: ignore[union-attr]
             2 if place < 20 else 1 for place in range(25)
@@ -116,10 +123,10 @@ def test_a_second_publication_begins_anew_and_a_tick_does_not() -> None:
 def test_who_has_left_meanwhile_is_not_asked() -> None:
     async def run() -> None:
         bench = Bench(25)
-        bench.register.review()
+        bench.manager.review()
         gone = bench.entries.pop()
         session = gone.session
-        bench.register.leave(gone)
+        bench.manager.leave(gone)
         await bench.until_all_are_looked_at()
         assert session.asked == 0  # type: ignore[union-attr]
 
@@ -130,7 +137,7 @@ def test_one_that_is_not_admitted_any_more_is_ended_wherever_it_stands() -> None
     async def run() -> None:
         bench = Bench(25)
         bench.entries[24].standing.reason = "no_role"  # type: ignore[attr-defined]
-        bench.register.review()
+        bench.manager.review()
         await bench.until_all_are_looked_at()
         assert bench.ended == ["no_role"]
         assert bench.entries[24].session.expelled == "no_role"  # type: ignore[union-attr]
@@ -144,14 +151,14 @@ def test_one_that_is_patient_has_its_time() -> None:
         (entry,) = bench.entries
         session: Any = entry.session
         session.patient, session.reason, bench.limits.expel_after = True, "no_role", 3600.0
-        bench.register.review()
-        bench.register._tick()
+        bench.manager.review()
+        bench.manager._tick()
         assert (session.drained, session.expelled) == (True, "")
         entry.ends = 0.0
-        bench.register._tick()
+        bench.manager._tick()
         assert session.expelled == "no_role"
         session.expelled = ""
-        bench.register._tick()
+        bench.manager._tick()
         assert session.expelled == ""
 
     asyncio.run(run())
@@ -163,7 +170,7 @@ def test_a_defect_in_one_ends_no_looking(monkeypatch: pytest.MonkeyPatch) -> Non
         monkeypatch.setattr(bench.entries[0], "session", SimpleNamespace(patient=True))
         bench.entries[24].standing.reason = "no_role"  # type: ignore[attr-defined]
         with pytest.raises(AttributeError):
-            bench.register.review()
+            bench.manager.review()
         await bench.until_all_are_looked_at()
         assert bench.ended == ["no_role"]
 
@@ -176,8 +183,8 @@ def test_only_those_that_are_too_old_are_ended_for_their_age() -> None:
         bench.limits.max_connection_age = 60.0
         bench.entries[0].opened -= 120
         bench.entries[1].opened -= 61
-        bench.register._tick()
-        bench.register._tick()
+        bench.manager._tick()
+        bench.manager._tick()
         assert [entry.why for entry in bench.entries] == [module.TOO_OLD, module.TOO_OLD, ""]
         assert bench.ended == [module.TOO_OLD] * 2
         assert [entry.session.expelled for entry in bench.entries] == [module.TOO_OLD, module.TOO_OLD, ""]  # type: ignore[union-attr]
@@ -231,13 +238,13 @@ def test_the_ends_of_many_are_told_at_once_and_carried_out_one_by_one(patient: b
             session: Any = entry.session
             session.reason, session.patient = "no_role", patient
             session.drain = session.expel = lambda *_, entry=entry: gone.append(entry)
-        timers = Timers(bench.register)
+        timers = Timers(bench.manager)
         await bench.look()
         assert bench.ended == ["no_role"] * len(bench.entries)
         assert gone == bench.entries[:FEW]
         assert len(timers.due) == len(bench.entries) - FEW
         assert all(0 <= seconds < 1 for seconds, _, _ in timers.due)
-        bench.register.leave(bench.entries[-1])
+        bench.manager.leave(bench.entries[-1])
         timers.run()
         assert {entry.number for entry in gone} == set(range(1, 10 * FEW))
 
@@ -247,10 +254,10 @@ def test_the_ends_of_many_are_told_at_once_and_carried_out_one_by_one(patient: b
 class Timers:
     """``due``: what is to be called, and in how many seconds."""
 
-    def __init__(self, register: Register) -> None:
+    def __init__(self, manager: ConnectionManager) -> None:
         self.due: list[tuple[float, Any, Any]] = []
-        loop = register._gateway.loop
-        register._gateway.loop = SimpleNamespace(call_later=self._later, call_soon=loop.call_soon)  # type: ignore[assignment]
+        loop = manager._gateway.loop
+        manager._gateway.loop = SimpleNamespace(call_later=self._later, call_soon=loop.call_soon)  # type: ignore[assignment]
 
     def _later(self, seconds: float, callback: Any, *arguments: Any) -> None:
         self.due.append((seconds, callback, arguments))
@@ -264,13 +271,13 @@ def test_all_is_judged_anew_once_a_jump_of_the_clock_counts() -> None:
     async def run() -> None:
         bench = Bench(1)
         for _ in range(2):
-            bench.register._tick()
+            bench.manager._tick()
             await bench.until_all_are_looked_at()
-        assert not bench.ended
-        bench.register._gateway.clock.followed += 1
+        assert not bench.published
+        bench.manager._gateway.clock.followed += 1
         for _ in range(3):
-            bench.register._tick()
+            bench.manager._tick()
             await bench.until_all_are_looked_at()
-        assert bench.ended == ["judged anew"]
+        assert bench.published == [Present()]
 
     asyncio.run(run())

@@ -20,7 +20,7 @@ from snapshot_site import CLIENT, OTHER, ROOT, SnapshotSite, client_context, con
 from tlsproxy.config.limits import MassCut
 from tlsproxy.proxy.core import connection_manager, impact_analysis
 from tlsproxy.proxy.core.authorization import Standing
-from tlsproxy.proxy.core.connection_manager import Register
+from tlsproxy.proxy.core.connection_manager import ConnectionManager
 from tlsproxy.proxy.core.impact import NAMED, Affected, Consequences, Group
 from tlsproxy.proxy.core.wall_clock import Clock
 from tlsproxy.service import impact_report
@@ -98,7 +98,7 @@ def test_a_guard_holds_what_is_more_than_all_its_bounds(
     assert impact_report.exceeds(told, MassCut(share=share, number=number)) == (bounds != [] and cut > max(bounds))
 
 
-# A register's walk
+# The walk over the connections
 
 
 def peer(generation: Generation, directory: Path, issued: Any = CLIENT) -> Peer:
@@ -112,7 +112,7 @@ class Bench:
     def __init__(self, made: SnapshotSite) -> None:
         self.made = made
         self.generation = made.build()
-        self.register = Register(
+        self.manager = ConnectionManager(
             SimpleNamespace(  # type: ignore[arg-type]
                 loop=asyncio.get_running_loop(),
                 generation=self.generation,
@@ -126,15 +126,15 @@ class Bench:
         self, who: Peer | None = None, protocol: str = "rest", route: str = "", losses: tuple[str, ...] = ()
     ) -> connection_manager.Entry:
         """``losses``: why each request under way there would end under whatever else is published."""
-        entry = self.register.enter(protocol, "10.0.0.1", Standing(self.generation, who, time.time()), route)
+        entry = self.manager.enter(protocol, "10.0.0.1", Standing(self.generation, who, time.time()), route)
         entry.session = SimpleNamespace(losses=lambda *_: losses)  # type: ignore[assignment]
         return entry
 
     async def consider(self) -> Consequences:
         try:
-            return await self.register.consider(self.made.build(self.generation))
+            return await self.manager.consider(self.made.build(self.generation))
         finally:
-            assert all(entry.standing.generation is self.generation for entry in self.register)
+            assert all(entry.standing.generation is self.generation for entry in self.manager)
 
 
 OPTIONAL = {"verify_https_client_certificate": False, "unmapped_certificate": "deny"}
@@ -177,7 +177,7 @@ def test_each_is_asked_what_decides_after_the_publication(tmp_path: Path, monkey
         made.write("crl.pem", ROOT.crl_pem([CLIENT.serial]))
         made.configure(tls={"crl": ["crl.pem"]})
         assert (await bench.consider()).cut.reasons == {"certificate_revoked": 2, "certificate_required": 1}
-        bench.register.close()
+        bench.manager.close()
 
     asyncio.run(run())
 
@@ -191,7 +191,7 @@ def test_those_who_come_and_go_could_not_come_back(tmp_path: Path, monkeypatch: 
         bench = Bench(made)
         alice, stranger = peer(bench.generation, tmp_path), peer(bench.generation, tmp_path, STRANGER)
         for who in (alice, alice, stranger):
-            bench.register.leave(bench.connect(who))
+            bench.manager.leave(bench.connect(who))
         made.write("ca.pem", OTHER.certificate_pem)
         (barred,) = (await bench.consider()).barred  # once, and none that was never admitted
         assert (barred.number, barred.identity, barred.reason) == (2, "CN=alice,OU=platform", "issuer_not_trusted")
@@ -200,11 +200,11 @@ def test_those_who_come_and_go_could_not_come_back(tmp_path: Path, monkeypatch: 
         assert (found.cut.count, found.barred) == (1, ())  # she is among those who are cut
 
         for port in range(5):
-            bench.register.leave(bench.connect(alice, "tcp", f"::1:{port}"))
-        assert len(bench.register._visitors._visits) == 2
+            bench.manager.leave(bench.connect(alice, "tcp", f"::1:{port}"))
+        assert len(bench.manager._visitors._visits) == 2
         monkeypatch.setattr(impact_analysis, "RECENT", -1.0)
-        assert bench.register._visitors.absent([]) == []
-        bench.register.close()
+        assert bench.manager._visitors.absent([]) == []
+        bench.manager.close()
 
     asyncio.run(run())
 
@@ -225,7 +225,7 @@ def test_relayed_connections_follow_allow_and_upstream(tmp_path: Path) -> None:
         alice, stranger = peer(bench.generation, tmp_path), peer(bench.generation, tmp_path, STRANGER)
         bench.connect(alice, "tcp", route)
         bench.connect(stranger, "tcp", route)  # refused, and about to end
-        bench.register.leave(bench.connect(alice, "tcp", route))
+        bench.manager.leave(bench.connect(alice, "tcp", route))
         relay("127.0.0.1:10", "admin")
         found = await bench.consider()
         assert (found.cut.reasons, found.barred) == ({"upstream_changed": 1}, ())
@@ -236,9 +236,9 @@ def test_relayed_connections_follow_allow_and_upstream(tmp_path: Path) -> None:
         assert (found.cut.reasons, found.cut.named[0].protocol) == ({"role_not_allowed": 1}, "tcp")
         lost = {route: replace(bench.generation.tunnels[route], addresses=())}  # its name is not resolved
         unresolved = replace(bench.generation, tunnels=lost)
-        assert (await bench.register.consider(unresolved)).cut.reasons == {"upstream_changed": 1}
-        bench.register._gateway.generation = unresolved
-        assert (await bench.register.consider(bench.generation)).cut.count == 0
-        bench.register.close()
+        assert (await bench.manager.consider(unresolved)).cut.reasons == {"upstream_changed": 1}
+        bench.manager._gateway.generation = unresolved
+        assert (await bench.manager.consider(bench.generation)).cut.count == 0
+        bench.manager.close()
 
     asyncio.run(run())

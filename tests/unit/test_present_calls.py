@@ -52,7 +52,7 @@ def test_what_waits(generations: tuple[Generation, ...], role: str, waits_for: s
     ends.client.say(stream, POINTS, [])
     if waits_for != "a connection":
         until_quiet(ends)
-    ends.gateway.publish(same if kept else less)
+    ends.manager.publish(same if kept else less)
     ends.audit.empty()
     ends.connect()
     until_quiet(ends)

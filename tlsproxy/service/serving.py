@@ -18,9 +18,11 @@ from tlsproxy.admin.readiness import OK, Address, UpstreamProbe, audit_part, gen
 from tlsproxy.audit.log import AuditLog, NoAudit
 from tlsproxy.config.model import ProtocolName
 from tlsproxy.metrics.metrics import Metrics
+from tlsproxy.proxy.core.connection_manager import ConnectionManager
 from tlsproxy.proxy.core.gateway import Gateway
 from tlsproxy.proxy.core.impact import Consequences
 from tlsproxy.proxy.core.wall_clock import Clock
+from tlsproxy.proxy.frontend.connections import Connections
 from tlsproxy.proxy.frontend.listener import BATCH, Bound, Listeners
 from tlsproxy.proxy.limits.table import LimitTable
 from tlsproxy.proxy.transport.deadlines import Deadlines
@@ -81,9 +83,12 @@ class Serving:
             shares=lambda: {"memory": self._gateway.memory, "upstream": self._gateway.places},
         )
         self._deadlines = Deadlines(asyncio.get_running_loop())
-        self._gateway = Gateway(generation, audit, self.counted, self._deadlines, key_missing, table, numbers)
+        self._gateway = Gateway(generation, audit, self.counted, self._deadlines, key_missing, table)
+        self._manager = ConnectionManager(self._gateway, numbers)
         self._pool = Pool(self._gateway)
-        self._listeners = Listeners(self._gateway, self._pool, bound, BATCH if alone else 1)
+        self._listeners = Listeners(
+            self._gateway, Connections(self._gateway, self._manager, self._pool), bound, BATCH if alone else 1
+        )
         self._probes = {
             protocol: UpstreamProbe(partial(self._addresses, protocol)) for protocol in generation.upstream_addresses
         }
@@ -91,7 +96,7 @@ class Serving:
     def close(self) -> None:
         self._listeners.stop()
         self._listeners.connections.cut()
-        self._gateway.register.close()
+        self._manager.close()
         self._pool.close()
         self._deadlines.close()
 
@@ -107,7 +112,7 @@ class Serving:
         return self._gateway.generation
 
     async def consider(self, generation: Generation) -> Consequences:
-        return await self._gateway.register.consider(generation)
+        return await self._manager.consider(generation)
 
     async def dismiss(self) -> None:
         """Nothing is kept of what was considered."""
@@ -116,7 +121,7 @@ class Serving:
         self.adopt(generation)
 
     def adopt(self, generation: Generation) -> None:
-        self._gateway.publish(generation)
+        self._manager.publish(generation)
         self._pool.review()
 
     async def ready(self) -> Mapping[str, str]:
@@ -137,7 +142,7 @@ class Serving:
             "connections": {
                 "open": len(self._listeners.connections),
                 "draining": self._gateway.draining,
-                "live": [entry.described(now) for entry in islice(self._gateway.register, MOST_TOLD)],
+                "live": [entry.described(now) for entry in islice(self._manager, MOST_TOLD)],
             },
             "upstream": {
                 **{protocol: getattr(upstream, protocol) for protocol in self._probes},
@@ -152,7 +157,7 @@ class Serving:
         }
 
     async def cut(self, number: int) -> bool:
-        return self._gateway.register.cut(number)
+        return self._manager.cut(number)
 
     async def metrics(self) -> tuple[bytes, str]:
         return self.counted.render()

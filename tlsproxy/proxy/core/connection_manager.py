@@ -12,20 +12,19 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
+from dataclasses import replace
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 from tlsproxy.audit.line import Refusal, event_line
 from tlsproxy.proxy.core.authorization import Standing
+from tlsproxy.proxy.core.gateway import Gateway
 from tlsproxy.proxy.core.impact import Affected, Consequences, Group
 from tlsproxy.proxy.core.impact_analysis import MOVED, Outlook, Visitors, affected, affects_nobody, client, interrupted
 from tlsproxy.proxy.core.jitter import FEW, share
 from tlsproxy.proxy.limits.addresses import account as network
 from tlsproxy.proxy.limits.fair_shares import Account
-
-if TYPE_CHECKING:
-    from tlsproxy.proxy.core.gateway import Gateway
-    from tlsproxy.snapshot.generation import Generation
+from tlsproxy.snapshot.generation import Generation
 
 T = TypeVar("T")
 
@@ -107,6 +106,11 @@ class Entry:
         self.bytes_out += bytes_out
         self.key = key
 
+    def request_ended(self, gateway: Gateway, reason: str) -> None:
+        """Counts a request or call that has lost its right (a key, a role) under way, where its connection goes on."""
+        if not self.standing.withdrawn(gateway.generation, gateway.clock.now()):
+            gateway.metrics.connection_ended(reason)
+
     def refusal(self, now: float, operation: str, reason: str) -> Refusal:
         """Of the connection itself, whatever was asked on it."""
         identity, principal = self.standing.identity, self.standing.principal
@@ -151,7 +155,7 @@ async def _in_slices(items: Sequence[T]) -> AsyncIterator[T]:
         await asyncio.sleep(0)
 
 
-class Register:
+class ConnectionManager:
     """The connections of one process, by number: the next of ``numbers``. Ended by :meth:`close`."""
 
     def __init__(self, gateway: Gateway, numbers: Iterator[int]) -> None:
@@ -225,11 +229,10 @@ class Register:
             moved=Group.of(one for one in found if not one.reason),
         )
 
-    def request_ended(self, entry: Entry, reason: str) -> None:
-        """Counts a request or call that has lost its right (a key, a role) under way, where its connection goes on."""
-        gateway = self._gateway
-        if not entry.standing.withdrawn(gateway.generation, gateway.clock.now()):
-            gateway.metrics.connection_ended(reason)
+    def publish(self, generation: Generation) -> None:
+        """Decides by this generation from now on, and ends the connections that lose their right by it."""
+        self._gateway.publish(generation)
+        self._gateway.loop.call_soon(self.review)  # once the publication was told
 
     def review(self) -> None:
         """Looks for connections that would not be admitted now. Connections opened after this call need no look."""
@@ -266,7 +269,7 @@ class Register:
         followed = self._gateway.clock.followed
         if self._followed != followed:
             self._followed = followed
-            self._gateway.judge_anew()
+            self.publish(replace(self._gateway.generation))  # dates are judged by another clock now
         elif self._slice is None:
             self.review()
         now = time.monotonic()

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Callable
 from typing import Final, Protocol
 
 from tlsproxy.audit.line import Refusal
 from tlsproxy.audit.query import AuditQuery
 from tlsproxy.config.model import HttpProtocol, ProtocolName
 from tlsproxy.errors import NoMemory, Overloaded
-from tlsproxy.proxy.core.connection_manager import Register
 from tlsproxy.proxy.core.impact_analysis import Outlook
 from tlsproxy.proxy.core.runtime_limits import Bounds
 from tlsproxy.proxy.core.scheduler import Scheduler
@@ -19,7 +17,7 @@ from tlsproxy.proxy.core.wall_clock import Clock
 from tlsproxy.proxy.decision.call_plan import CallPlans
 from tlsproxy.proxy.decision.request_plan import Plans
 from tlsproxy.proxy.limits.fair_shares import Shares
-from tlsproxy.proxy.limits.limiter import Limits
+from tlsproxy.proxy.limits.limiter import Limiter
 from tlsproxy.proxy.limits.table import LimitTable
 from tlsproxy.proxy.transport.deadlines import Deadlines
 from tlsproxy.snapshot.generation import Generation
@@ -66,16 +64,16 @@ def moved(former: Generation, present: Generation, protocol: HttpProtocol) -> bo
 
 
 class Gateway:
-    """``generation`` is replaced by :meth:`publish` and by nothing else: one assignment, between two callbacks.
+    """The present generation, and what is decided and limited by it.
 
-    ``bounds`` are the limits in force, to be read where they are used. ``clock`` has the time that dates are judged by.
-    ``scheduler`` has what takes more than a turn.
-    ``memory`` is that of what is read, in bytes. ``key_missing`` is called for every
-    token that names a key which its issuer does not have. ``table`` is what limits are counted in, ``numbers`` are
-    those that its connections have. ``places`` are the upstream connections that requests and clients of gRPC have.
-    ``probe`` is the address from which our own watchdog is about to connect
-    (:mod:`tlsproxy.proxy.frontend.watchdog_probe`), None at any other time. ``former`` are what still has a connection
-    to a former upstream, by protocol; that of requests is told by :class:`tlsproxy.proxy.upstream.pool.Pool`.
+    ``generation`` is replaced by :meth:`publish` and by nothing else: one assignment, between two callbacks.
+    ``bounds`` are the limits in force, to be read at the time of use. ``clock`` is the time that dates are judged by.
+    ``scheduler`` shares the loop among work that takes more than one turn. ``memory`` is the budget of bodies and
+    messages that are read, in bytes; ``places`` that of upstream connections, of requests and of gRPC clients.
+    ``key_missing`` is called for every token that names a key which its issuer does not have. ``probe`` is the address
+    from which our own watchdog is about to connect (:mod:`tlsproxy.proxy.frontend.watchdog_probe`), None at any other
+    time. ``former`` are the gRPC and TCP connections with a connection to a former upstream; those of requests are
+    counted by :class:`tlsproxy.proxy.upstream.pool.Pool`.
     """
 
     __slots__ = (
@@ -95,7 +93,6 @@ class Gateway:
         "places",
         "plans",
         "probe",
-        "register",
         "scheduler",
     )
 
@@ -107,7 +104,6 @@ class Gateway:
         deadlines: Deadlines,
         key_missing: Callable[[], None],
         table: LimitTable,
-        numbers: Iterator[int],
     ) -> None:
         self.loop = asyncio.get_running_loop()
         self.scheduler = Scheduler(self.loop)
@@ -116,7 +112,7 @@ class Gateway:
         self.metrics = metrics
         self.deadlines = deadlines
         self.key_missing = key_missing
-        self.limits = Limits(table)
+        self.limits = Limiter(table)
         self.bounds = Bounds(generation.config)
         self.places = Shares(0, MAX_WAITING, lambda: Overloaded("Too many requests wait for the upstream"))
         self.memory = Shares(0, MAX_WAITING, lambda: NoMemory("Too many bodies are being read at once"))
@@ -125,19 +121,13 @@ class Gateway:
         self.draining = False
         self.former: dict[ProtocolName, set[object]] = {"grpc": set(), "tcp": set()}
         self.probe: tuple[str, int] | None = None
-        self.register = Register(self, numbers)
 
     def publish(self, generation: Generation) -> None:
-        """What was decided under the old generation is forgotten with it, and who has lost their right is ended."""
+        """Decisions under the former generation are forgotten with it."""
         before, after = self.generation.config, generation.config
         self._adopt(generation)
-        self.loop.call_soon(self.register.review)  # once the publication was told
         if (before.limits, before.upstream) != (after.limits, after.upstream):
             self.deadlines.rearm()
-
-    def judge_anew(self) -> None:
-        """Where dates are judged by another clock than before: a publication in which nothing else is different."""
-        self.publish(replace(self.generation))
 
     def outlook(self, candidate: Generation) -> Outlook:
         """What would be decided by, were this one published."""

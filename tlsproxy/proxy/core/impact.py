@@ -1,6 +1,6 @@
 """The consequences of a publication, known before it: who would be cut, who could not come back, whose role changes.
 
-Values alone: :meth:`tlsproxy.proxy.core.connection_manager.Register.consider` finds them.
+Values alone: :meth:`tlsproxy.proxy.core.connection_manager.ConnectionManager.consider` finds them.
 """
 
 from __future__ import annotations

@@ -10,17 +10,15 @@ import time
 from collections.abc import Collection, Iterator
 from copy import copy
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import Final, Protocol
 
 from tlsproxy.memo import Memo
 from tlsproxy.proxy.core.authorization import Standing
 from tlsproxy.proxy.core.impact import Affected
-
-if TYPE_CHECKING:
-    from tlsproxy.proxy.decision.call_plan import CallPlans
-    from tlsproxy.proxy.decision.request_plan import Plans
-    from tlsproxy.snapshot.generation import Generation
-    from tlsproxy.tls.peer import Peer
+from tlsproxy.proxy.decision.call_plan import CallPlans
+from tlsproxy.proxy.decision.request_plan import Plans
+from tlsproxy.snapshot.generation import Generation
+from tlsproxy.tls.peer import Peer
 
 MOVED: Final = "upstream_changed"
 """Of a relayed connection that leads where its upstream is no more. Its client may come back."""

@@ -95,7 +95,7 @@ class Record(Generic[P]):
 
     def count(self, gateway: Gateway, toll: Toll, entry: Entry) -> None:
         """Against the limits of whoever asks: its plan is a refusal where there was too much."""
-        outcome = gateway.limits.count(toll, entry)
+        outcome = gateway.limits.count(toll, entry.address, entry.standing.principal.identity)
         if isinstance(outcome, Decision):
             self.plan = self.plan.refused(outcome)
         else:

@@ -33,7 +33,7 @@ class Clocks(Protocol):
 
 class Clock:
     """``jumped`` is told the seconds of each jump (negative: back) when it is noticed: by whoever asks for the time, as
-    the register does four times a second. ``followed`` is the number of jumps that count by now.
+    the connection manager does four times a second. ``followed`` is the number of jumps that count by now.
     """
 
     __slots__ = ("_due", "_gap", "_judged", "_latest", "_system", "followed", "jumped")

@@ -11,7 +11,6 @@ from tlsproxy.authz.admission import Admission
 from tlsproxy.authz.keys import NEVER
 from tlsproxy.authz.roles import Principal
 from tlsproxy.errors import Form, RequestError
-from tlsproxy.proxy.core.connection_manager import Entry
 from tlsproxy.proxy.limits.fair_shares import Account
 
 STORAGE_ERROR: Final = "token_storage_error"
@@ -46,9 +45,8 @@ def expiry(admission: Admission | None, decision: Decision, presented: str | Non
     return NEVER if decision.allowed or presented is None else 0.0
 
 
-def account_of(entry: Entry, caller: Caller) -> Account:
-    """The account of a request: its certificate's identity, else its key or token, else its address."""
-    account = entry.account
+def account_of(account: Account, caller: Caller) -> Account:
+    """Account of a request on a connection of this ``account``: its certificate, else key or token, else address."""
     if account[0] == "address" and (caller.key or caller.subject):
         return "key", caller.auth_type, caller.key, caller.subject
     return account

@@ -11,6 +11,7 @@ import socket
 from collections.abc import Callable
 
 from tlsproxy.config.listeners import Listening
+from tlsproxy.proxy.core.connection_manager import ConnectionManager
 from tlsproxy.proxy.core.gateway import Gateway
 from tlsproxy.proxy.core.jitter import FEW, share
 from tlsproxy.proxy.frontend.handshake import Reception
@@ -22,8 +23,9 @@ from tlsproxy.proxy.upstream.pool import Pool
 class Connections:
     """``len()`` is how many are open."""
 
-    def __init__(self, gateway: Gateway, pool: Pool) -> None:
+    def __init__(self, gateway: Gateway, manager: ConnectionManager, pool: Pool) -> None:
         self._gateway = gateway
+        self._manager = manager
         self._pool = pool
         self._open: dict[Reception, tuple[int, ...]] = {}
         self._turned_away = TurnedAway(gateway)
@@ -43,7 +45,8 @@ class Connections:
         self._gateway.metrics.connection("accepted")
         sock.setblocking(False)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._open[Reception(self._gateway, self._pool, sock, address, where, self._ended)] = held
+        reception = Reception(self._gateway, self._manager, self._pool, sock, address, where, self._ended)
+        self._open[reception] = held
 
     def _ended(self, connection: Reception) -> None:
         self._gateway.limits.addresses.release(self._open.pop(connection))

@@ -17,7 +17,7 @@ from tlsproxy.audit.line import Refusal, event_line
 from tlsproxy.config.listeners import TCP, Listening
 from tlsproxy.config.model import ProtocolName
 from tlsproxy.proxy.core.authorization import Standing
-from tlsproxy.proxy.core.connection_manager import Entry
+from tlsproxy.proxy.core.connection_manager import ConnectionManager, Entry
 from tlsproxy.proxy.core.gateway import Gateway
 from tlsproxy.proxy.grpc.client import GrpcConnection
 from tlsproxy.proxy.limits.addresses import FAILURES, OURS, account
@@ -41,6 +41,7 @@ class Reception:
     __slots__ = (
         "_failed",
         "_gateway",
+        "_manager",
         "_opened",
         "_pool",
         "_session",
@@ -54,6 +55,7 @@ class Reception:
     def __init__(
         self,
         gateway: Gateway,
+        manager: ConnectionManager,
         pool: Pool,
         sock: socket.socket,
         address: str,
@@ -62,6 +64,7 @@ class Reception:
     ) -> None:
         self.address = address
         self._gateway = gateway
+        self._manager = manager
         self._pool = pool
         self._where = where
         self._when_ended = when_ended
@@ -90,7 +93,7 @@ class Reception:
         if standing.refusal is not None:  # by our own rule: OpenSSL does not look at all that it does
             self._count(standing.refusal.reason)
         route = str(self._where.endpoint) if protocol == "tcp" else ""
-        self.entry = entry = gateway.register.enter(protocol, self.address, standing, route)
+        self.entry = entry = self._manager.enter(protocol, self.address, standing, route)
         session: RestConnection | GrpcConnection | TcpConnection
         if protocol == "tcp":
             session = TcpConnection(gateway, stream, entry, self._ended)
@@ -133,7 +136,7 @@ class Reception:
 
     def _ended(self) -> None:
         if self.entry is not None:
-            self._gateway.register.leave(self.entry)
+            self._manager.leave(self.entry)
             self._session = None
         self._gateway.metrics.connection_closed()
         self._when_ended(self)

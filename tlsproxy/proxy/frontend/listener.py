@@ -16,7 +16,6 @@ from tlsproxy.config.listeners import Listening
 from tlsproxy.proxy.core.gateway import Gateway
 from tlsproxy.proxy.frontend.connections import Connections
 from tlsproxy.proxy.frontend.watchdog_probe import Probed
-from tlsproxy.proxy.upstream.pool import Pool
 
 BACKLOG: Final = 4096
 BATCH: Final = 32
@@ -59,7 +58,7 @@ class Bound:
         return cls(sock, where, str(Endpoint(host, port)))
 
 
-class Listener:
+class _Acceptor:
     """Accepts on one socket until :meth:`stop`. ``trouble``: why it cannot for the moment, empty where it can."""
 
     def __init__(self, gateway: Gateway, connections: Connections, bound: Bound, batch: int) -> None:
@@ -119,9 +118,9 @@ class Listener:
 class Listeners:
     """All addresses where clients connect. ``connections`` are those that came in there, and outlive :meth:`stop`."""
 
-    def __init__(self, gateway: Gateway, pool: Pool, bound: Iterable[Bound], batch: int) -> None:
-        self.connections = Connections(gateway, pool)
-        self._all = [Listener(gateway, self.connections, one, batch) for one in bound]
+    def __init__(self, gateway: Gateway, connections: Connections, bound: Iterable[Bound], batch: int) -> None:
+        self.connections = connections
+        self._all = [_Acceptor(gateway, self.connections, one, batch) for one in bound]
 
     @property
     def trouble(self) -> str:

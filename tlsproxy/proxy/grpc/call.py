@@ -136,7 +136,7 @@ class Call:
 
     @property
     def account(self) -> Account:
-        return account_of(self.relay.entry, self.record.plan.audit.who)
+        return account_of(self.relay.entry.account, self.record.plan.audit.who)
 
     @property
     def waits_for_client(self) -> bool:

@@ -399,7 +399,7 @@ class Life(Relay):
             self.settle()
 
     def _lose(self, call: Call, refusal: Decision) -> None:
-        self.gateway.register.request_ended(self.entry, refusal.reason)
+        self.entry.request_ended(self.gateway, refusal.reason)
         self.refuse(call, RightLost(refusal.reason))
 
     def expel(self, reason: str) -> None:

@@ -37,7 +37,7 @@ class Reach:
         if self._place is not None:
             return
         client = self.client
-        place = Share(client.gateway.places, account_of(client.entry, call.record.plan.audit.who), self)
+        place = Share(client.gateway.places, account_of(client.entry.account, call.record.plan.audit.who), self)
         self._place = place  # what dialling sets going may ask again
         if client.connected:
             self._pool.stirs(self)

@@ -7,21 +7,17 @@ not told whether one was good.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from tlsproxy.authz.access import Decision
+from tlsproxy.authz.identity import Identity
 from tlsproxy.config.model import Config
 from tlsproxy.proxy.limits.addresses import Addresses, account
 from tlsproxy.proxy.limits.gcra import Excess
 from tlsproxy.proxy.limits.quotas import Quotas, Toll, refusal_of
 from tlsproxy.proxy.limits.table import LimitTable
 
-if TYPE_CHECKING:
-    from tlsproxy.proxy.core.connection_manager import Entry
 
-
-class Limits:
-    """Of one process, over the table that it may share with others, by the configuration that is adopted last."""
+class Limiter:
+    """Limits of one process, over the table that it may share with others, by the configuration adopted last."""
 
     def __init__(self, table: LimitTable) -> None:
         self._table = table
@@ -35,19 +31,18 @@ class Limits:
         """Those that would be counted by."""
         return Quotas(config, self._table.key)
 
-    def count(self, toll: Toll, entry: Entry) -> tuple[int, ...] | Decision:
-        """What to :meth:`release` when the request has ended, or the refusal."""
+    def count(self, toll: Toll, address: str, identity: Identity | None) -> tuple[int, ...] | Decision:
+        """Rows to :meth:`release` when the request has ended, or its refusal. ``address`` is the client's."""
         charges = toll.charges
         if toll.unidentified:
-            charges = (*charges, self.addresses.request(account(entry.address)))
+            charges = (*charges, self.addresses.request(account(address)))
         if toll.tries:
-            identity = entry.standing.identity
-            whose = (account(entry.address), identity.account if identity is not None else ())
-            refusal = self.addresses.refusal(*whose)
+            network, holder = account(address), identity.account if identity is not None else ()
+            refusal = self.addresses.refusal(network, holder)
             if refusal is not None:
                 return refusal
             if toll.failed:
-                self.addresses.failed(*whose)
+                self.addresses.failed(network, holder)
         outcome = self._table.take(charges)
         return refusal_of(outcome) if isinstance(outcome, Excess) else outcome
 

@@ -360,7 +360,7 @@ class RestConnection(Turns):
             self._lose(refusal)
 
     def _lose(self, refusal: Decision) -> None:
-        self._gateway.register.request_ended(self.entry, refusal.reason)
+        self.entry.request_ended(self._gateway, refusal.reason)
         self.exchange_failed(RightLost(refusal.reason))
 
     def expel(self, reason: str) -> None:

@@ -109,7 +109,7 @@ class Exchange(Admitting):
 
     @property
     def account(self) -> Account:
-        return account_of(self._client.entry, self.record.plan.audit.who)
+        return account_of(self._client.entry.account, self.record.plan.audit.who)
 
     @property
     def waits_for_client(self) -> bool:

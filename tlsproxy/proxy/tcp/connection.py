@@ -68,7 +68,7 @@ class TcpConnection:
             return
         toll = gateway.limits.quotas.toll(entry.standing.principal, None, None, None)
         if toll is not None:
-            outcome = gateway.limits.count(toll, entry)
+            outcome = gateway.limits.count(toll, entry.address, entry.standing.identity)
             if isinstance(outcome, Decision):
                 self._refuse(outcome.reason, outcome.text)
                 return
@@ -262,7 +262,7 @@ class TcpConnection:
     # The end
 
     def judge(self, now: float) -> str:
-        """Nothing passes any more where its client has lost the right to it: the register is about to end it."""
+        """Stops relaying where the client has lost its right: the connection manager ends it."""
         self._judged = self._gateway.generation
         upstream = self._upstream
         if upstream is None:
