@@ -88,7 +88,6 @@ class GrpcConnection(Streams):
     def dial(self) -> None:
         """There is a call for the upstream. Raises OSError."""
         self._side = GrpcUpstream(self)
-        self.unblock()
 
     # Another upstream
 
