@@ -171,7 +171,7 @@ class Oracle:
         self.refused.pop(path, None)
         if not wrong and not foreign:
             self.good[path] = content
-            return tuple(used)
+            return found
         until = min((float(crl.begins) for crl in wrong if crl.begins > now), default=float("inf"))
         self.refused[path] = content, self.policy, self.anchors, now, until
         # All that the file had stays, and what the wrong ones would have replaced.

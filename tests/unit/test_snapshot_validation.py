@@ -405,6 +405,18 @@ def test_a_crl_of_an_intermediate_that_clients_send_never_goes_back(made: Made, 
     assert made.build(second).digest != second.digest
 
 
+def test_the_same_crls_are_the_same_state_whatever_was_there_before(made: Made) -> None:
+    """A worker makes it of the bytes."""
+    path, both = made.directory / "root.crl", crl_of(ROOT, BOB.serial, number=3) + crl_of(ROOT, number=4)
+    made.write("root.crl", both)
+    second = made.build(made.first)
+    made.write("root.crl", crl_of(ROOT, number=4))
+    third = made.build(second)
+    made.write("root.crl", both)
+    for generation in (second, made.build(third)):
+        assert [crl.number for crl in generation.states.crls[path].value] == [3, 4]
+
+
 def test_each_crl_of_a_file_that_waits_is_published_at_its_moment(made: Made) -> None:
     """Whatever is wrong with another one of the file, and however much longer that waits."""
     soon, late = (datetime.fromtimestamp(int(NOW) + seconds, UTC) for seconds in (600, 9000))

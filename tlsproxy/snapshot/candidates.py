@@ -134,7 +134,7 @@ class CrlFile:
         wrong = [(crl, error) for crl, error in wrong if error.kind is FailureKind.TIME or place(crl) not in taken]
         told = [error for _, error in wrong] + [_foreign(crl) for crl in foreign]
         if not told:
-            return InputState.of(tuple(used), data), None
+            return InputState.of(tuple(found), data), None
         used += [one for one in self._stay(wrong, held, former, place, now) if place(one) not in taken]
         if not used:
             raise _told(told)
