@@ -55,10 +55,11 @@ install_program() {
     if [ -n "$DESTDIR" ]; then # what the environment knows of its own place
         grep -rIlF "$program" "$program/bin" "$program/pyvenv.cfg" | xargs sed -i "s|$program|$PREFIX|g"
     fi
-    install -d "$program/share/doc/tlsproxy/docs"
-    install -m 0644 "$SOURCE/README.md" "$SOURCE/config/tlsproxy.yaml" "$program/share/doc/tlsproxy/"
+    install -d "$program/share/doc/tlsproxy/docs" "$program/share/doc/tlsproxy/config" "$program/share/doc/tlsproxy/systemd"
+    install -m 0644 "$SOURCE"/*.md "$SOURCE/LICENSE" "$program/share/doc/tlsproxy/"
     install -m 0644 "$SOURCE"/docs/* "$program/share/doc/tlsproxy/docs/"
-    install -m 0644 "$SOURCE/systemd/README.md" "$program/share/doc/tlsproxy/systemd.md"
+    install -m 0644 "$SOURCE/config/tlsproxy.yaml" "$program/share/doc/tlsproxy/config/"
+    install -m 0644 "$SOURCE/systemd/README.md" "$program/share/doc/tlsproxy/systemd/"
 }
 
 install_units() {
@@ -99,7 +100,7 @@ install_all() {
         echo "or after an upgrade:   systemctl restart tlsproxy"
     else
         echo "installed, and not ready to start: $CONFIG/tlsproxy.yaml is refused, as said above." >&2
-        echo "See $PREFIX/share/doc/tlsproxy/systemd.md, then: $PREFIX/bin/tlsproxy check --config $CONFIG/tlsproxy.yaml" >&2
+        echo "See $PREFIX/share/doc/tlsproxy/systemd/README.md, then: $PREFIX/bin/tlsproxy check --config $CONFIG/tlsproxy.yaml" >&2
     fi
 }
 
