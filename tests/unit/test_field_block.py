@@ -41,6 +41,12 @@ class Slow:
             return REFUSED
 
 
+def table_size(size: int) -> bytes:
+    """A dynamic table size update."""
+    first, *others = encode_integer(size, 5)
+    return bytes((0x20 | first, *others))
+
+
 def read(reader: FieldReader[Fields], block: bytes) -> Fields | str:
     try:
         return reader.read(block)
@@ -110,6 +116,27 @@ def test_an_entry_that_takes_an_equal_ones_place() -> None:
     assert reader.read(b"\xbf") == ((b"x", b"a" * 15),)
 
 
+def test_literals_that_the_table_cannot_hold_leave_it_unchanged() -> None:
+    """An encoder without a table may still ask for each field to be added (RFC 7541 §4.4): an empty table stays empty.
+
+    As soon as there is room, the same bytes add an entry, and are decoded each time.
+    """
+    reader, block = FieldReader(LIMIT, as_they_are), b"\x20\x40\x01x\x01y"
+    other = literals(((b"x", b"z"),))
+    reader.read(block)
+    first, unrelated = reader.read(block), reader.read(other)
+    assert reader.read(bytes(bytearray(block))) is first
+    assert reader.read(bytes(bytearray(other))) is unrelated
+    added, newest = b"\x40\x01x\x01y", b"\xbe"
+    assert reader.read(added) is reader.read(bytes(bytearray(added)))
+    assert reader.read(table_size(TABLE)) == ()
+    reader.read(added)
+    assert reader.read(newest) == ((b"x", b"y"),)
+    reader.read(b"\x40\x01x" + bytes(encode_integer(TABLE, 7)) + b"v" * TABLE)
+    with pytest.raises(Http2Error):  # larger than the table: it has emptied it
+        reader.read(newest)
+
+
 @given(st.binary(max_size=40), st.binary(max_size=40))
 def test_any_bytes_are_fields_or_a_compression_error(first: bytes, second: bytes) -> None:
     reader, slow = FieldReader(LIMIT, as_they_are), Slow()
@@ -173,13 +200,9 @@ def test_size_updates_without_end() -> None:
 
 
 def test_the_largest_table() -> None:
-    def told(size: int) -> bytes:
-        first, *others = encode_integer(size, 5)
-        return bytes((0x20 | first, *others))
-
-    assert FieldReader(LIMIT, as_they_are).read(told(TABLE)) == ()
+    assert FieldReader(LIMIT, as_they_are).read(table_size(TABLE)) == ()
     with pytest.raises(Http2Error) as error:
-        FieldReader(LIMIT, as_they_are).read(told(TABLE + 1))
+        FieldReader(LIMIT, as_they_are).read(table_size(TABLE + 1))
     assert error.value.code == Code.COMPRESSION_ERROR
 
 

@@ -42,7 +42,7 @@ class TooLarge(HpackError):
 
 
 class Decoder:
-    """``changes`` counts what blocks did to the dynamic table.
+    """``changes`` counts the changes of the dynamic table: of its entries, or of its size.
 
     Both tables are one list, in which a field is where the byte says that stands for it (§6.1: the index and 128), and
     beside it is what each counts. So a row of such bytes, as most of a client's blocks are, is looked up in C.
@@ -124,11 +124,13 @@ class Decoder:
         return tuple(fields)
 
     def _add(self, field: Field, counted: int) -> None:
-        """§4.4: one that is larger than the table empties it."""
-        self.changes += 1
+        """§4.4: an entry that is larger than the table empties it; an empty table (one of 0 bytes) stays as it is."""
         left = self._room - counted
         if self._size > left:
+            if not self._size:
+                return
             self._evict(max(left, 0))
+        self.changes += 1
         if left >= 0:
             self._known.insert(_DYNAMIC, field)
             self._sizes.insert(_DYNAMIC, counted)
