@@ -13,7 +13,8 @@ from support.run_steps import at_once
 from tlsproxy.errors import BadRequest
 from tlsproxy.qdrant.rest_collections import named_collections
 from tlsproxy.qdrant.router import recognise
-from tlsproxy.wire.json_skeleton import LONG, outline
+from tlsproxy.wire.content_coding import Content
+from tlsproxy.wire.json_skeleton import LONG, MOST, long_arrays, without
 from tlsproxy.wire.strict_json import reading_json
 
 _numbers = st.lists(st.integers(-9, 9) | st.floats(allow_nan=False, allow_infinity=False) | st.none() | st.booleans())
@@ -24,6 +25,10 @@ _values: st.SearchStrategy[Any] = st.recursive(
 )
 _spaces = st.sampled_from([(",", ":"), (" , ", " : "), (",\n\t", ":\r\n")])
 QUERY = recognise("POST", "/collections/docs/points/query").operation
+
+
+def outline(text: Content, long: int = LONG, most: int = MOST) -> Content:
+    return without(text, long_arrays(text, long, most))
 
 
 def emptied(value: Any) -> Any:

@@ -170,10 +170,6 @@ def operation(name: str, message: Any) -> models.UpdateOperation:
     return GrpcToRest.convert_points_update_operation(pb.PointsUpdateOperation(**{name: write}))
 
 
-def batches(answers: list[models.QueryResponse]) -> Any:
-    return pb.QueryBatchResponse(result=[pb.BatchResult(result=scored(answer)) for answer in answers])
-
-
 def retrieve(message: Any) -> dict[str, Any]:
     return {"ids": [GrpcToRest.convert_point_id(one) for one in message.ids], **selection(message)}
 

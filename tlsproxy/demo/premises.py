@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from tlsproxy.tls.pki import Issued
 
 COLLECTION = "docs"
-CLIENTS = ("admin", "ingest", "search", "stranger")
 
 _MARKER = ".tlsproxy-demo"
 _MADE = ("certs", "audit", "logs")

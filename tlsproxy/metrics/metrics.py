@@ -82,10 +82,6 @@ class Metrics(Collector):
         self._registry.register(self)
         ProcessCollector(registry=self._registry)
 
-    @property
-    def open_connections(self) -> int:
-        return self._open_connections
-
     def request(self, operation: str, role: str, outcome: str, reason: str, seconds: float) -> None:
         """One request that ended. `outcome` is allowed, denied, or failed (allowed, and then something broke)."""
         self._requests[operation, role, outcome, reason].observe(seconds)

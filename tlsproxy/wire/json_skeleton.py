@@ -20,13 +20,11 @@ MOST: Final = 64
 _STRING: Final = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
 
 
-def outline(text: Content, long: int = LONG, most: int = MOST) -> Content:
-    """The same text with its long arrays of scalars empty. What is no JSON may become some: Qdrant refuses it."""
-    return without(text, long_arrays(text, long, most))
-
-
 def long_arrays(text: Content, long: int = LONG, most: int = MOST) -> list[tuple[int, int]]:
-    """Offsets (start, end) of the contents of each long array of scalars."""
+    """Offsets (start, end) of the contents of each long array of scalars.
+
+    Without them, a text that is no JSON may become some: Qdrant refuses it.
+    """
     found = []
     place = 0
     for _ in range(most):
