@@ -23,7 +23,7 @@ from tlsproxy.config.model import Config
 from tlsproxy.config.shape import NESTED, model_in, needs_restart
 
 _WIDTH: Final = 118
-_NO_LIMIT: Final = 1 << 40
+_NO_LIMIT: Final = 10_000_000
 """Bounds of this size say nothing to a reader."""
 
 EXAMPLES: Final[Mapping[str, Any]] = {
