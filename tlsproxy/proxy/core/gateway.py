@@ -10,6 +10,7 @@ from tlsproxy.audit.line import Refusal
 from tlsproxy.audit.query import AuditQuery
 from tlsproxy.config.model import HttpProtocol, ProtocolName
 from tlsproxy.errors import NoMemory, Overloaded
+from tlsproxy.proxy.core.audit_gate import AuditGate
 from tlsproxy.proxy.core.impact_analysis import Outlook
 from tlsproxy.proxy.core.runtime_limits import Bounds
 from tlsproxy.proxy.core.scheduler import Scheduler
@@ -78,6 +79,7 @@ class Gateway:
 
     __slots__ = (
         "audit",
+        "audit_gate",
         "bounds",
         "calls",
         "clock",
@@ -116,7 +118,8 @@ class Gateway:
         self.bounds = Bounds(generation.config)
         self.places = Shares(0, MAX_WAITING, lambda: Overloaded("Too many requests wait for the upstream"))
         self.memory = Shares(0, MAX_WAITING, lambda: NoMemory("Too many bodies are being read at once"))
-        deadlines.each += (self.places.review, self.memory.review)
+        self.audit_gate = AuditGate(audit, self.bounds, blocks=generation.started.audit.on_full == "block")
+        deadlines.each += (self.places.review, self.memory.review, self.audit_gate.sweep)
         self._adopt(generation)
         self.draining = False
         self.former: dict[ProtocolName, set[object]] = {"grpc": set(), "tcp": set()}

@@ -11,7 +11,7 @@ from functools import partial
 from typing import Final, NoReturn, Protocol
 
 from tlsproxy.authz.access import Decision
-from tlsproxy.errors import AuditUnavailable, RequestError
+from tlsproxy.errors import AuditUnavailable, RequestError, RequestTimeout
 from tlsproxy.proxy.core.gateway import moved
 from tlsproxy.proxy.core.record import Record
 from tlsproxy.proxy.core.scheduler import Work
@@ -157,10 +157,8 @@ class Call:
         gateway, record = self.relay.gateway, self.record
         self.waiting = False
         if not record.admit(gateway):
-            if gateway.generation.started.audit.on_full != "block":
-                raise AuditUnavailable("The audit log cannot be written")
+            gateway.audit_gate.wait(record.started, self.relay.stream, partial(self._readmit, points))
             self.waiting = True
-            gateway.audit.when_writable(lambda: self._readmit(points))
         elif not record.plan.block:
             self.relay.deny(self)
         else:
@@ -171,11 +169,14 @@ class Call:
                 points.ask(exists, asked.head.fields, self.account, told)
         self.plain = self._is_plain
 
-    def _readmit(self, points: Points) -> None:
-        self.relay.present()
+    def _readmit(self, points: Points, late: AuditUnavailable | None) -> None:
+        if not self.recorded:
+            self.relay.present()
         if self.recorded:
             return
         try:
+            if late is not None:
+                raise late
             self.admit(points)
             self.begin()
         except RequestError as error:
@@ -191,7 +192,7 @@ class Call:
         if self.recorded:
             return
         if moved(asked_of, self.relay.gateway.generation, "rest"):
-            self._readmit(points)
+            self._readmit(points, None)
             return
         self.waiting = False
         if isinstance(verdict, Decision):
@@ -368,9 +369,9 @@ class Call:
 
     def overdue(self, now: float) -> RequestError | None:
         """Error that ends the call if it has waited too long, else None."""
-        if not self.record.admitted:
-            late = now - self.record.started > self.relay.limits.write_timeout
-            return AuditUnavailable("The audit log has no room") if late else None
+        if not self.record.admitted:  # waits at the audit gate, or is written down, and its client still sends
+            late = self.recorded and now - self.touched > self.relay.limits.write_timeout
+            return RequestTimeout("The client did not end its call") if late else None
         if self.waits is None:
             self.waits = CallWaits(self, now)
         return self.waits.overdue(self, now)

@@ -1,4 +1,4 @@
-"""What an exchange waits for before its request may go upstream: room in the audit log, and what its token depends on.
+"""Waits of an exchange before its request may go upstream: room in the audit log, then the point its token depends on.
 
 Each wait has a deadline, and the error that its end means.
 """
@@ -19,6 +19,7 @@ from tlsproxy.proxy.core.scheduler import Work
 from tlsproxy.proxy.decision.local_responses import Answer
 from tlsproxy.proxy.decision.request_plan import Plan
 from tlsproxy.proxy.limits.fair_shares import Account
+from tlsproxy.proxy.transport.deadlines import NEVER
 from tlsproxy.proxy.transport.tls import TlsStream
 from tlsproxy.proxy.upstream.pool import Pool
 from tlsproxy.proxy.upstream.value_exists import Verdict
@@ -52,7 +53,6 @@ class Client(Protocol):
 
 Late = tuple[type[RequestError], str, str]
 """Error class and text of an expired wait, raised only if it expires; and the name of its time in :class:`Bounds`."""
-NO_ROOM: Final[Late] = (AuditUnavailable, "The audit log has no room", "write_timeout")
 _UNTOLD: Final[Late] = (
     UpstreamTimeout,
     "The upstream did not say in time whether the token is valid",
@@ -76,14 +76,13 @@ class Admitting(ABC):
 
     def admit(self) -> None:
         """Begins now, or waits for room as far as that is allowed. Raises AuditUnavailable, Overloaded."""
-        gateway = self._gateway
-        if self.record.admit(gateway):
+        gateway, record = self._gateway, self.record
+        if record.admit(gateway):
             self._start()
             return
-        if gateway.generation.started.audit.on_full != "block":
-            raise AuditUnavailable("The audit log cannot be written")
-        self._wait(NO_ROOM)
-        gateway.audit.when_writable(self._readmit)
+        stream = self._client.stream
+        gateway.audit_gate.wait(record.started, stream, self._readmit)
+        stream.deadline = NEVER  # the gate has its own
 
     def _wait(self, late: Late) -> None:
         self._late = late
@@ -117,19 +116,19 @@ class Admitting(ABC):
         except RequestError as error:
             self._client.exchange_failed(error)
 
-    def _readmit(self) -> None:
-        self._client.present()
+    def _readmit(self, late: AuditUnavailable | None) -> None:
+        if not self._ended:
+            self._client.present()
         if self._ended:
             return
-        if self.record.admit(self._gateway):
-            try:
-                self._start()
-            except RequestError as error:
-                self._client.exchange_failed(error)
-            else:
-                self._client.advance()  # its body may have come meanwhile
+        try:
+            if late is not None:
+                raise late
+            self.admit()
+        except RequestError as error:
+            self._client.exchange_failed(error)
         else:
-            self._gateway.audit.when_writable(self._readmit)
+            self._client.advance()  # its body may have come meanwhile
 
     def _start(self) -> None:
         """Its line has room. Raises :class:`RequestError`."""

@@ -18,7 +18,7 @@ from tlsproxy.proxy.core.record import Record, RequestBody
 from tlsproxy.proxy.decision.attribution import account_of
 from tlsproxy.proxy.decision.request_plan import READ_FIRST, Plan
 from tlsproxy.proxy.limits.fair_shares import Account
-from tlsproxy.proxy.rest.admitting import NO_ROOM, NO_UPSTREAM, SLOW_BODY, Admitting, Client
+from tlsproxy.proxy.rest.admitting import NO_UPSTREAM, SLOW_BODY, Admitting, Client
 from tlsproxy.proxy.rest.responses import CONTINUE
 from tlsproxy.proxy.transport.deadlines import NEVER
 from tlsproxy.proxy.upstream.connection import Upstream
@@ -57,7 +57,7 @@ class Exchange(Admitting):
         self._gateway = gateway
         self._pool = pool
         self._client = client
-        self._late = NO_ROOM
+        self._late = NO_UPSTREAM
         self._ended = self.congested = self._gathering = self._begun = False
         self.record = record
         self.body = body

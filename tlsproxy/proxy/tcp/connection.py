@@ -81,19 +81,25 @@ class TcpConnection:
             self._refuse(UNREACHABLE, str(error))
 
     def _await_room(self) -> None:
-        if self._gateway.generation.started.audit.on_full != "block":
-            self._refuse(AuditUnavailable.reason, "the audit log cannot be written")
+        stream = self.stream
+        try:
+            self._gateway.audit_gate.wait(self._opened, stream, self._begin_again)
+        except AuditUnavailable as error:
+            self._refuse(error.reason, str(error))
             return
         self._roomless = True
-        self.stream.pause_reading()
-        self.stream.deadline = time.monotonic() + self._limits.write_timeout
-        self._gateway.audit.when_writable(self._begin_again)
+        stream.pause_reading()
+        stream.deadline = NEVER  # the gate has its own
 
-    def _begin_again(self) -> None:
-        if self._roomless:
-            self._roomless = False
-            self.stream.resume_reading()
-            self._begin()
+    def _begin_again(self, late: AuditUnavailable | None) -> None:
+        if not self._roomless:
+            return
+        if late is not None:
+            self._refuse_unheard(late.reason, str(late))
+            return
+        self._roomless = False
+        self.stream.resume_reading()
+        self._begin()
 
     def _refuse_unheard(self, reason: str, error: str = "") -> None:
         self._roomless = False
@@ -244,20 +250,14 @@ class TcpConnection:
             self.stream.deadline = time.monotonic() + self._limits.tcp_idle_timeout
 
     def rearm(self) -> None:
-        if self._roomless:
-            self.stream.deadline = time.monotonic() + self._limits.write_timeout
-        else:
-            self._touch()
+        self._touch()
 
     def upstream_rearm(self) -> None:
         if self._upstream is not None and not self._upstream.established:
             self._upstream.deadline = time.monotonic() + self._limits.connect_timeout
 
     def deadline_passed(self) -> None:
-        if self._roomless:
-            self._refuse_unheard(AuditUnavailable.reason, "the audit log has no room")
-        else:
-            self._end("client_stalled" if self.stream.stalled else "idle")
+        self._end("client_stalled" if self.stream.stalled else "idle")
 
     # The end
 
