@@ -59,7 +59,7 @@ import asyncio, signal, sys
 from tlsproxy.config.model import AuditConfig
 from tlsproxy.service.abort import write_out_and_end
 from tlsproxy.audit.log import AuditLog
-from tlsproxy.service.event_loop import loop_factory
+from tlsproxy.service.runtime import loop_factory
 
 log = AuditLog(AuditConfig.model_validate({"dir": sys.argv[1], "flush_interval": 3600}))
 log.start()

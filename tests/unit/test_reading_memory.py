@@ -25,13 +25,13 @@ SHAPES = {
 MEASURED = """
 import sys
 from pathlib import Path
-from tlsproxy.service import allocator
+from tlsproxy.service import runtime
 from tlsproxy.wire.strict_json import reading_json
 
 def resident(line):
     return int(Path("/proc/self/status").read_text().split(line + ":")[1].split()[0]) << 10
 
-allocator.settle()
+runtime.tune_allocator()
 for unit in map(bytes.fromhex, sys.argv[1:]):
     text = b"[%b0]" % (unit * (1_000_000 // len(unit)))
     before, asked = resident("VmRSS"), 0

@@ -12,7 +12,7 @@ from contextlib import suppress
 
 import pytest
 
-from tlsproxy.service.event_loop import loop_factory
+from tlsproxy.service.runtime import loop_factory
 from tlsproxy.snapshot.http_resolver import HttpResolver
 from tlsproxy.threads import in_thread
 

@@ -80,13 +80,13 @@ def test_both_ways_over_a_socketpair(runner: asyncio.Runner) -> None:
         sending = asyncio.create_task(first.send(large))
         assert await second.receive() == large
         await sending
-        second.tell(ChannelMessage({"event": "key_missing"}))
+        second.send_nowait(ChannelMessage({"event": "key_missing"}))
         assert await first.receive() == ChannelMessage({"event": "key_missing"})
         second.close()
         assert await first.receive() is None
         await first.send(large)
         first.close()
-        first.tell(large)
+        first.send_nowait(large)
 
     runner.run(talk())
 

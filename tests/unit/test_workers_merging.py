@@ -11,8 +11,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tlsproxy.metrics.metrics import Metrics, exposition
 from tlsproxy.metrics.recent import Recent
-from tlsproxy.service.workers.backoff import CAP, FIRST, WELL, Backoff
-from tlsproxy.service.workers.merging import Families, Totals, merged_figures, merged_parts, told
+from tlsproxy.service.workers.merging import Families, Totals, dump_families, merged_figures, merged_parts
+from tlsproxy.service.workers.supervisor import FIRST_PAUSE, LONGEST_PAUSE, STABLE, Backoff
 
 
 def metrics() -> Metrics:
@@ -20,7 +20,7 @@ def metrics() -> Metrics:
 
 
 def families(of: Metrics) -> Families:
-    return list(orjson.loads(told(of.families())))
+    return list(orjson.loads(dump_families(of.families())))
 
 
 def samples(totals: Totals) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
@@ -62,7 +62,7 @@ def test_counters_are_summed_and_never_go_back(came: list[list[str]]) -> None:
     everybody, gone = Totals(), Totals()
     for number, one in enumerate(each):
         everybody.add(families(one), f"worker {number}")
-        gone.keep(families(one))
+        gone.add_ended(families(one))
     before = samples(everybody)
     accepted = sum(outcomes.count("accepted") for outcomes in came)
     assert before.get(("tlsproxy_connections_total", (("outcome", "accepted"),)), 0) == accepted
@@ -113,9 +113,9 @@ def test_a_part_is_ok_where_all_say_so() -> None:
 
 @given(st.lists(st.floats(0, 200), min_size=1, max_size=30))
 def test_pauses_double_up_to_the_cap_until_one_served_well(served: list[float]) -> None:
-    backoff, expected = Backoff(), FIRST
+    backoff, expected = Backoff(), FIRST_PAUSE
     for seconds in served:
-        if seconds >= WELL:
-            expected = FIRST
+        if seconds >= STABLE:
+            expected = FIRST_PAUSE
         assert backoff.after(seconds) == expected
-        expected = min(2 * expected, CAP)
+        expected = min(2 * expected, LONGEST_PAUSE)

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tlsproxy.service.workers.process import BUILDING
-from tlsproxy.service.workers.publication import Progress, WorkerState, is_over, why_left_behind
+from tlsproxy.service.workers.publication import Progress, WorkerState, is_over, lag_reason
 
 QUICK = 0.1
 SECONDS = st.floats(0, 100)
@@ -45,12 +45,12 @@ LEFT_BEHIND = {
 
 @pytest.mark.parametrize(("worker", "quickest"), WAITED_FOR.values(), ids=WAITED_FOR)
 def test_it_is_waited_for(worker: Progress, quickest: float | None) -> None:
-    assert why_left_behind(worker, quickest) == ""
+    assert lag_reason(worker, quickest) == ""
 
 
 @pytest.mark.parametrize(("worker", "quickest"), LEFT_BEHIND.values(), ids=LEFT_BEHIND)
 def test_it_is_left_behind(worker: Progress, quickest: float | None) -> None:
-    assert why_left_behind(worker, quickest)
+    assert lag_reason(worker, quickest)
     assert not is_over([worker], QUICK), "it must have ended before others are told that all serve"
 
 
@@ -64,12 +64,12 @@ def test_when_it_is_over_nobody_serves_what_was_before(workers: list[Progress], 
 @given(PROGRESS, st.none() | SECONDS)
 def test_no_wait_is_for_ever(worker: Progress, quickest: float | None) -> None:
     """Once it has been in a state for longer than anything may take, it serves, has ended, or is left behind."""
-    if worker.seconds >= BUILDING and not why_left_behind(worker, quickest):
+    if worker.seconds >= BUILDING and not lag_reason(worker, quickest):
         assert worker.state is WorkerState.SERVING or (worker.state is WorkerState.REFUSED and quickest is None)
 
 
 @given(PROGRESS, SECONDS, SECONDS, SECONDS)
 def test_who_is_left_behind_stays_so(worker: Progress, quickest: float, later: float, silent: float) -> None:
-    if why_left_behind(worker, quickest):
+    if lag_reason(worker, quickest):
         after = Progress(worker.state, worker.seconds + later, worker.silence + silent, worker.stopped, worker.ended)
-        assert why_left_behind(after, quickest)
+        assert lag_reason(after, quickest)

@@ -19,9 +19,8 @@ from tlsproxy.errors import FailureKind
 from tlsproxy.proxy.core.impact import Consequences
 from tlsproxy.service.workers import supervisor as module
 from tlsproxy.service.workers.process import WorkerLost, WorkerProcess, WorkerRefused
-from tlsproxy.service.workers.seat import WorkerSlot
-from tlsproxy.service.workers.snapshot_codec import Order, built, order_of
-from tlsproxy.service.workers.supervisor import NeverServed, Supervisor
+from tlsproxy.service.workers.snapshot_codec import EncodedGeneration, decode, encode
+from tlsproxy.service.workers.supervisor import NeverServed, Supervisor, WorkerSlot
 from tlsproxy.snapshot.generation import Generation
 
 Script = dict[str, list[BaseException | None]]
@@ -31,12 +30,12 @@ class Scripted:
     """A worker. ``script`` has what happens at each step, by its name; nothing does where it has no more to say."""
 
     made: list[Scripted]
-    committed: asyncio.Event
+    commits: asyncio.Event
     scripts: Iterator[Script]
 
     def __init__(self, number: int, script: Script) -> None:
         self.number = number
-        self.order: Order | None = None
+        self.committed: EncodedGeneration | None = None
         self.pid, self.started_at = 1000 + len(self.made), 0.0
         self.script = script
         self.prepared: list[int] = []
@@ -46,9 +45,9 @@ class Scripted:
         self.made.append(self)
 
     @classmethod
-    async def start(cls, number: int, descriptors: Sequence[int], told: Callable[[], None]) -> Scripted:
+    async def start(cls, number: int, descriptors: Sequence[int], on_event: Callable[[], None]) -> Scripted:
         assert descriptors
-        assert told
+        assert on_event
         return cls(number, next(cls.scripts, {}))
 
     def _step(self, name: str) -> None:
@@ -71,15 +70,15 @@ class Scripted:
             await self.over.wait()
             raise WorkerLost("it has ended")
 
-    async def prepare(self, order: Order) -> None:
-        self.prepared.append(order.number)
+    async def prepare(self, encoded: EncodedGeneration) -> None:
+        self.prepared.append(encoded.number)
         self._step("prepare")
 
-    async def commit(self, order: Order) -> None:
-        assert self.prepared[-1] == order.number
-        self.order = order
+    async def commit(self, encoded: EncodedGeneration) -> None:
+        assert self.prepared[-1] == encoded.number
+        self.committed = encoded
         self._step("commit")
-        self.committed.set()
+        self.commits.set()
 
     async def ask(self, do: str, *, deadline: float, **_fields: Any) -> bytes:
         assert deadline > 0
@@ -110,7 +109,7 @@ class Scripted:
 def _scripted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "WorkerProcess", Scripted)
     Scripted.made = []
-    Scripted.committed = asyncio.Event()
+    Scripted.commits = asyncio.Event()
     Scripted.scripts = iter(())
 
 
@@ -118,24 +117,24 @@ class Bench:
     def __init__(self, made: SnapshotSite, workers: int) -> None:
         self.made = made
         turn = Turn(os.memfd_create("turn"))
-        self.fleet = Supervisor(made.config, made.build(), [], NoAudit(), turn, lambda: None)
-        self.fleet._seats = [WorkerSlot(number) for number in range(1, workers + 1)]
+        self.supervisor = Supervisor(made.config, made.build(), [], NoAudit(), turn, lambda: None)
+        self.supervisor._slots = [WorkerSlot(number) for number in range(1, workers + 1)]
 
     def candidate(self) -> Generation:
         """Of a new certificate."""
         self.made.serve(ROOT.issue(dns=["localhost"], server=True))
-        return self.made.build(self.fleet.generation)
+        return self.made.build(self.supervisor.generation)
 
     async def publish(self) -> Generation:
         generation = self.candidate()
-        await self.fleet.publish(generation)
+        await self.supervisor.publish(generation)
         return generation
 
     async def replaced(self, count: int) -> None:
         async with asyncio.timeout(10):
-            while len(Scripted.made) < count or Scripted.made[-1].order is None:
-                Scripted.committed.clear()
-                await Scripted.committed.wait()
+            while len(Scripted.made) < count or Scripted.made[-1].committed is None:
+                Scripted.commits.clear()
+                await Scripted.commits.wait()
 
 
 @asynccontextmanager
@@ -143,21 +142,21 @@ async def running(made: SnapshotSite, workers: int = 2, scripts: Sequence[Script
     Scripted.scripts = iter(scripts)
     bench = Bench(made, workers)
     try:
-        async with bench.fleet.running():
+        async with bench.supervisor.running():
             yield bench
     finally:
-        os.close(bench.fleet._turn)
+        os.close(bench.supervisor._turn)
 
 
 def numbers() -> list[int | None]:
-    return [one.order.number if one.order is not None else None for one in Scripted.made]
+    return [one.committed.number if one.committed is not None else None for one in Scripted.made]
 
 
 def test_each_serves_what_it_has_built(tmp_path: Path) -> None:
     async def run() -> None:
         async with running(site(tmp_path)) as bench:
             generation = await bench.publish()
-            assert bench.fleet.generation is generation
+            assert bench.supervisor.generation is generation
             steps = ["begin", "prepare", "commit", "ping", "prepare", "commit"]
             assert [one.done for one in Scripted.made] == [steps] * 2
             assert numbers() == [2, 2]
@@ -173,7 +172,7 @@ def test_what_all_refuse_is_not_published(tmp_path: Path) -> None:
             with pytest.raises(WorkerRefused, match="no memory") as raised:
                 await bench.publish()
             assert raised.value.kind is FailureKind.ENVIRONMENT
-            assert bench.fleet.generation.number == 1
+            assert bench.supervisor.generation.number == 1
             assert numbers() == [1, 1]
             assert "kill" not in Scripted.made[0].done + Scripted.made[1].done
 
@@ -194,12 +193,12 @@ def test_one_that_does_not_follow_is_ended_and_its_successor_has_the_new(tmp_pat
     async def run() -> None:
         async with running(site(tmp_path), scripts=[{}, {step: list(said) for step, said in script.items()}]) as bench:
             await bench.publish()
-            assert bench.fleet.generation.number == 2
+            assert bench.supervisor.generation.number == 2
             assert Scripted.made[1].done[-1] == "kill"
             await bench.replaced(3)
-            assert Scripted.made[0].order is Scripted.made[2].order
-            assert Scripted.made[0].order is not None
-            assert Scripted.made[0].order.number == 2
+            assert Scripted.made[0].committed is Scripted.made[2].committed
+            assert Scripted.made[0].committed is not None
+            assert Scripted.made[0].committed.number == 2
             assert Scripted.made[2].number == 2
 
     asyncio.run(run())
@@ -211,9 +210,9 @@ def test_one_that_is_stopped_holds_up_nobody_and_has_ended_when_it_is_told_that_
             first, second = Scripted.made
             second.stopped = True
             publishing = asyncio.create_task(bench.publish())
-            first.committed.clear()
-            await first.committed.wait()
-            assert (first.done[-1], bench.fleet.generation.number) == ("commit", 2)
+            first.commits.clear()
+            await first.commits.wait()
+            assert (first.done[-1], bench.supervisor.generation.number) == ("commit", 2)
             assert not publishing.done()
             await publishing
             assert second.has_ended
@@ -230,9 +229,9 @@ def test_what_nobody_lives_through_is_not_published(tmp_path: Path) -> None:
             with pytest.raises(WorkerLost, match="lived through") as raised:
                 await bench.publish()
             assert raised.value.kind is FailureKind.ENVIRONMENT
-            assert bench.fleet.generation.number == 1
+            assert bench.supervisor.generation.number == 1
             await bench.replaced(4)
-            assert {one.order.number for one in Scripted.made[2:] if one.order is not None} == {1}
+            assert {one.committed.number for one in Scripted.made[2:] if one.committed is not None} == {1}
 
     asyncio.run(run())
 
@@ -241,7 +240,7 @@ def test_while_draining_it_is_published_and_nobody_is_replaced(tmp_path: Path) -
     async def run() -> None:
         async with running(site(tmp_path)) as bench:
             ended = asyncio.Event()
-            draining = asyncio.create_task(bench.fleet.drain(ended))
+            draining = asyncio.create_task(bench.supervisor.drain(ended))
             await asyncio.sleep(0)
             Scripted.made[1].kill()
             await bench.publish()
@@ -255,14 +254,14 @@ def test_while_draining_it_is_published_and_nobody_is_replaced(tmp_path: Path) -
 
 
 def test_a_drain_waits_for_no_successor(tmp_path: Path) -> None:
-    """The seat of one that has ended is empty for up to half a minute."""
+    """The slot of one that has ended is empty for up to half a minute."""
 
     async def run() -> None:
         async with running(site(tmp_path)) as bench:
             for one in Scripted.made:
                 one.kill()
             async with asyncio.timeout(10):
-                await bench.fleet.drain(asyncio.Event())
+                await bench.supervisor.drain(asyncio.Event())
             assert len(Scripted.made) == 2
 
     asyncio.run(run())
@@ -274,8 +273,8 @@ def test_one_that_starts_during_a_publication_begins_with_what_came_of_it(tmp_pa
             held, slow = asyncio.Event(), asyncio.Event()
             prepare = Scripted.prepare
 
-            async def late(self: Scripted, order: Order) -> None:
-                await prepare(self, order)
+            async def late(self: Scripted, encoded: EncodedGeneration) -> None:
+                await prepare(self, encoded)
                 if len(Scripted.made) == 3 and self is Scripted.made[2] and len(self.prepared) == 1:
                     held.set()
                     await slow.wait()
@@ -323,7 +322,7 @@ def test_numbers_find_their_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
             monkeypatch.setattr(Scripted, "ask", ask)
             for number in range(1, 8):
-                assert await bench.fleet.cut(number)
+                assert await bench.supervisor.cut(number)
             assert asked == [(1, 1), (2, 2), (3, 3), (1, 4), (2, 5), (3, 6), (1, 7)]
 
     asyncio.run(run())
@@ -332,19 +331,19 @@ def test_numbers_find_their_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_a_worker_builds_the_very_same(tmp_path: Path) -> None:
     made = site(tmp_path)
     generation = made.build()
-    order = order_of(generation)
+    encoded = encode(generation)
     made.write("server.key", b"the files are bad by now")
-    again = built(order.encoded, made.config, made.environ, generation.config, None)
-    assert b"PRIVATE KEY" in order.encoded
-    assert "PRIVATE KEY" not in repr(order)
-    assert again.digest == generation.digest == order.digest
+    again = decode(encoded.data, made.config, made.environ, generation.config, None)
+    assert b"PRIVATE KEY" in encoded.data
+    assert "PRIVATE KEY" not in repr(encoded)
+    assert again.digest == generation.digest == encoded.digest
     for name in ("number", "states", "config", "material", "upstream_addresses", "warnings", "built_at"):
         assert getattr(again, name) == getattr(generation, name), name
 
 
 def test_who_answers_in_time_is_considered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A worker that is stuck keeps nobody waiting. What was considered is built once, and let go if not published."""
-    monkeypatch.setattr(module, "PATIENCE", 0.05)
+    monkeypatch.setattr(module, "LOOP_DEADLINE", 0.05)
     heard: list[tuple[int, str]] = []
     stuck = asyncio.Event()
 
@@ -359,17 +358,17 @@ def test_who_answers_in_time_is_considered(tmp_path: Path, monkeypatch: pytest.M
         async with running(site(tmp_path)) as bench:
             for name in ("ping", "prepare", "consider", "dismiss"):
                 monkeypatch.setattr(Scripted, name, getattr(WorkerProcess, name), raising=False)
-            monkeypatch.setattr(Scripted, "_asked_at", None, raising=False)
+            monkeypatch.setattr(Scripted, "_unanswered_since", None, raising=False)
             monkeypatch.setattr(Scripted, "ask", ask, raising=False)
             monkeypatch.setattr(Scripted, "_prepared", None, raising=False)
             generation = bench.candidate()
-            assert await bench.fleet.consider(generation) == Consequences(connections=3, unheard=1)
+            assert await bench.supervisor.consider(generation) == Consequences(connections=3, unheard=1)
             assert [do for number, do in heard if number == 1] == ["ping", "prepare", "consider"]
             assert [do for number, do in heard if number == 2] == ["ping"]
-            await bench.fleet.dismiss()
+            await bench.supervisor.dismiss()
             stuck.set()
             heard.clear()
-            assert (await bench.fleet.consider(generation)).connections == 6
+            assert (await bench.supervisor.consider(generation)).connections == 6
             assert {number for number, do in heard if do == "prepare"} == {1, 2}
 
     asyncio.run(run())
@@ -377,20 +376,20 @@ def test_who_answers_in_time_is_considered(tmp_path: Path, monkeypatch: pytest.M
 
 def test_what_is_wrong_with_a_worker() -> None:
     async def run() -> None:
-        seat = WorkerSlot(2)
-        assert seat.trouble(1) == "worker 2 is being started"
+        slot = WorkerSlot(2)
+        assert slot.trouble(1) == "worker 2 is being started"
         worker = Scripted(2, {})
-        seat.process = worker  # type: ignore[assignment]
-        assert seat.trouble(1) == "worker 2 is being started"
-        worker.order = Order(1, "", b"")
-        assert seat.trouble(1) == ""
-        assert seat.trouble(2) == "worker 2 is still at generation 1"
+        slot.process = worker  # type: ignore[assignment]
+        assert slot.trouble(1) == "worker 2 is being started"
+        worker.committed = EncodedGeneration(1, "", b"")
+        assert slot.trouble(1) == ""
+        assert slot.trouble(2) == "worker 2 is still at generation 1"
         worker.silence = 0.9
-        assert (seat.silent, seat.trouble(1)) == (0.0, "")
+        assert (slot.silent, slot.trouble(1)) == (0.0, "")
         worker.silence = 4.04
-        assert (seat.silent, seat.trouble(1)) == (4.0, "worker 2 has not answered for 4 s")
-        assert seat.described()["silent"] == 4.0
+        assert (slot.silent, slot.trouble(1)) == (4.0, "worker 2 has not answered for 4 s")
+        assert slot.described()["silent"] == 4.0
         worker.kill()
-        assert seat.trouble(1) == "worker 2 is being started"
+        assert slot.trouble(1) == "worker 2 is being started"
 
     asyncio.run(run())

@@ -1,24 +1,57 @@
-"""How Python's garbage collector is set where connections are served.
-
-Connections end without it: what they are made of goes by reference count (`tests/unit/test_ended_connections.py`). What
-is left for it are circles of libraries and of exceptions, which are few.
-"""
+"""The interpreter's settings in a process that serves: event loop, garbage collector, and glibc's allocator."""
 
 from __future__ import annotations
 
+import asyncio
+import ctypes
 import gc
+from collections.abc import Callable
 from typing import Final
 
 THRESHOLDS: Final = (10_000, 10, 50)
-"""Python's are for programs that make circles all the time: with them it looked at all that is young with every 35
-connections that are opened, and at everything with every 3,500."""
+"""Allocations before a collection of each generation. With Python's own (700, 10, 10) every 35 new connections cost a
+collection of the young objects, and every 3,500 a full one."""
+
+_MMAP_THRESHOLD: Final = -3
+_TRIM_THRESHOLD: Final = -1
+"""Parameters of mallopt(3)."""
+LARGE: Final = 262_144
+"""Bytes from which a block is mapped for itself; what a connection receives or sends at a time has less."""
+TRIMMED: Final = 8 << 20
+"""Bytes that may be free at the heap's end."""
+
+loop_factory: Callable[[], asyncio.AbstractEventLoop] | None
+"""uvloop where it is installed; None stands for asyncio's own loop, which does the same, slower."""
+
+try:
+    import uvloop
+except ImportError:
+    loop_factory = None
+else:
+    loop_factory = uvloop.new_event_loop
 
 
-def settle() -> None:
-    """What is there by now, modules and the first generation, is for good: no collection looks at it again.
+def tune_collector() -> None:
+    """Freeze modules and the first generation, so that no collection looks at them again.
 
-    That is 76,000 objects, of which a full collection took 100 ms; no connection was served meanwhile.
+    They are 76,000 objects: a full collection of them took 100 ms, in which no connection was served. Connections end
+    by reference count (`tests/unit/test_ended_connections.py`); for the collector are left the few reference cycles of
+    libraries and of exceptions.
     """
     gc.collect()
     gc.freeze()
     gc.set_threshold(*THRESHOLDS)
+
+
+def tune_allocator() -> None:
+    """Take large blocks from the system, and give them back to it. Does nothing where the C library has no mallopt.
+
+    By itself glibc raises its threshold with the first large block that is freed (mallopt(3), `M_MMAP_THRESHOLD`):
+    later blocks of up to 32 MB come out of one heap, where they are copied as they grow and leave holes that stay with
+    the process. A body would take more than the memory budget counts, and the supervisor would keep the memory in which
+    it sent large CRLs.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_MMAP_THRESHOLD, LARGE)
+        mallopt(_TRIM_THRESHOLD, TRIMMED)

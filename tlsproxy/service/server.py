@@ -34,8 +34,8 @@ from tlsproxy.proxy.limits.table import LimitTable
 from tlsproxy.service import logs
 from tlsproxy.service.abort import write_out_and_end
 from tlsproxy.service.clock_jumps import ClockJumps
-from tlsproxy.service.event_loop import loop_factory
 from tlsproxy.service.reloader import Reloader
+from tlsproxy.service.runtime import loop_factory
 from tlsproxy.service.serving import Served, Serving
 from tlsproxy.service.state import ServiceState, described
 from tlsproxy.service.systemd.notify import Notifier
@@ -179,9 +179,9 @@ class _Program:
             serving = Serving(generation, bound, audit, table, key_missing, itertools.count(1), alone=True)
             stack.callback(serving.close)
             return serving
-        fleet = Supervisor(self._config_path, generation, bound, audit, turn, key_missing)
-        await stack.enter_async_context(fleet.running())
-        return fleet
+        supervisor = Supervisor(self._config_path, generation, bound, audit, turn, key_missing)
+        await stack.enter_async_context(supervisor.running())
+        return supervisor
 
     async def _start_admin(self, stack: AsyncExitStack, state: ServiceState) -> str | None:
         listen = self._generation.config.admin.listen

@@ -27,7 +27,7 @@ from tlsproxy.proxy.frontend.listener import BATCH, Bound, Listeners
 from tlsproxy.proxy.limits.table import LimitTable
 from tlsproxy.proxy.transport.deadlines import Deadlines
 from tlsproxy.proxy.upstream.pool import Pool
-from tlsproxy.service import allocator, runtime
+from tlsproxy.service import runtime
 from tlsproxy.snapshot.generation import Generation
 
 MOST_TOLD: Final = 1000
@@ -73,8 +73,8 @@ class Serving:
         alone: bool,
     ) -> None:
         """``alone``: no other process accepts from the same sockets."""
-        allocator.settle()
-        runtime.settle()
+        runtime.tune_allocator()
+        runtime.tune_collector()
         self._audit = audit
         self.counted = Metrics(
             pool=lambda: self._pool.counts,

@@ -1,1 +1,1 @@
-"""Several processes that serve as one: their supervisor, what passes between it and them, and what it makes of that."""
+"""Worker processes: supervisor, control channel, publication to all of them, and their merged status and metrics."""

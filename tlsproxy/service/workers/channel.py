@@ -1,7 +1,7 @@
-"""The control channel between the supervisor and a worker: messages over a socketpair that nobody else can open.
+"""The control channel between the supervisor and a worker: messages over a socketpair that no other process can open.
 
-A message is a line of JSON, whose ``size`` says how many bytes of a body follow it. What passes here may hold private
-keys: nothing of a body is ever shown.
+A message is a line of JSON, whose ``size`` is the number of bytes in the body behind it: `{"id":7,"do":"ping",
+"size":0}`. Bodies may hold private keys, so none is ever shown.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ BODY_LIMIT: Final = 1 << 30
 
 
 class ChannelError(TlsproxyError):
-    """What came is no message: the other side is no program of ours, or not of this version."""
+    """Bytes that are no message: the other side is not a tlsproxy process of this version."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +35,7 @@ class ChannelMessage:
 
 
 class Channel:
-    """One side of it, for one event loop. What it sends is never mixed with what another task sends."""
+    """One side of the channel, for one event loop. Messages of several tasks are never interleaved."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader = reader
@@ -46,19 +46,19 @@ class Channel:
         return cls(*await asyncio.open_connection(sock=sock, limit=HEAD_LIMIT))
 
     async def receive(self) -> ChannelMessage | None:
-        """The next message; None at the end, of which half a message is one too. Raises ChannelError."""
+        """The next message; None at the end, also where that cuts a message off. Raises ChannelError."""
         return await read_message(self._reader)
 
     async def send(self, message: ChannelMessage) -> None:
-        """Returns when there is room for more. Sending into what has ended does nothing: :meth:`receive` tells."""
+        """Returns when there is room for more. After the other side's end it does nothing."""
         try:
             self._writer.write(message.encode())
             await self._writer.drain()
         except ConnectionError:
             return
 
-    def tell(self, message: ChannelMessage) -> None:
-        """Without waiting for room: for what is small and rare."""
+    def send_nowait(self, message: ChannelMessage) -> None:
+        """Queue a message without waiting for room: for small and rare ones."""
         if not self._writer.is_closing():
             self._writer.write(message.encode())
 
@@ -72,9 +72,9 @@ async def read_message(reader: asyncio.StreamReader) -> ChannelMessage | None:
         head = orjson.loads(line)
         size = head.pop("size") if isinstance(head, dict) else None
         if not isinstance(size, int) or not 0 <= size <= BODY_LIMIT:
-            raise ChannelError("a message on the control channel has no size that it may have")
+            raise ChannelError("a message on the control channel has no valid size")
         return ChannelMessage(head, await reader.readexactly(size))
     except (asyncio.IncompleteReadError, ConnectionError):
         return None
     except (asyncio.LimitOverrunError, orjson.JSONDecodeError, KeyError):
-        raise ChannelError("what came on the control channel is no message") from None
+        raise ChannelError("the control channel carried bytes that are no message") from None

@@ -1,7 +1,7 @@
-"""What several workers tell, as one service tells it: sums, lists joined, and the same shape as of a single process.
+"""Merged status and metrics of several workers, in the shape that a single process has: sums, and joined lists.
 
-A counter of a worker that ended stays in the sums with the value that was told last, so that no sum ever goes back:
-what the worker counted after that is lost with it.
+A counter of an ended worker stays in the sums with its last reported value, so that no sum ever decreases. What that
+worker counted after its last report is lost.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ from prometheus_client.registry import Collector
 from tlsproxy.admin.readiness import OK
 from tlsproxy.metrics.recent import merged_decisions, merged_refusals
 
-LASTING: Final = frozenset({"counter", "histogram"})
-"""The kinds that only grow."""
-EACH: Final = "process_"
-"""What begins so is told of each process, with a label, since memory or a start time has no meaning as a sum."""
-SAME: Final = frozenset({"tlsproxy_build_info"})
-"""What is the same in all of them."""
+CUMULATIVE: Final = frozenset({"counter", "histogram"})
+"""Metric kinds that only grow."""
+PER_PROCESS: Final = "process_"
+"""Prefix of metrics that get a label for each process: a sum of memory or start times means nothing."""
+CONSTANT: Final = frozenset({"tlsproxy_build_info"})
+"""Metrics with the same value in every process."""
 
 Key = tuple[str, tuple[tuple[str, str], ...]]
 """A sample's name and labels."""
 Families = list[Any]
-"""As JSON: for each family its name, text, kind, and samples of name, labels and value."""
+"""As JSON: name, text and kind of each family, and its samples of name, labels and value."""
 
 
-def told(families: Iterable[Metric]) -> bytes:
+def dump_families(families: Iterable[Metric]) -> bytes:
     """For the control channel."""
     return orjson.dumps(
         [
@@ -47,15 +47,15 @@ class Totals(Collector):
         self._families: dict[tuple[str, str], tuple[str, dict[Key, float]]] = {}
 
     def add(self, families: Families, process: str) -> None:
-        """All that one process tells."""
+        """Add all families of one process."""
         for name, text, kind, samples in families:
-            each = {"process": process} if name.startswith(EACH) else {}
+            each = {"process": process} if name.startswith(PER_PROCESS) else {}
             self._add(name, text, kind, ((sample, {**labels, **each}, value) for sample, labels, value in samples))
 
-    def keep(self, families: Families) -> None:
-        """Of one that ended: what only grows, but for what was told of that very process."""
+    def add_ended(self, families: Families) -> None:
+        """Add the cumulative families of an ended process, without those that have its label."""
         for name, text, kind, samples in families:
-            if kind in LASTING and not name.startswith(EACH):
+            if kind in CUMULATIVE and not name.startswith(PER_PROCESS):
                 self._add(name, text, kind, samples)
 
     def include(self, other: Totals) -> None:
@@ -66,7 +66,7 @@ class Totals(Collector):
         _, sums = self._families.setdefault((name, kind), (text, {}))
         for sample, labels, value in samples:
             key = (sample, tuple(labels.items()))
-            sums[key] = value if name in SAME else sums.get(key, 0) + value
+            sums[key] = value if name in CONSTANT else sums.get(key, 0) + value
 
     def collect(self) -> Iterator[Metric]:
         for (name, kind), (text, samples) in self._families.items():
@@ -77,7 +77,7 @@ class Totals(Collector):
 
 
 def merged_figures(figures: Iterable[Mapping[str, Any]], most: int) -> dict[str, Any]:
-    """What of a status changes with the traffic; at most so many connections are named."""
+    """The traffic-dependent part of a status; at most ``most`` connections are listed."""
     each = list(figures)
     sections = ("connections", "upstream", "former_upstream", "audit")
     merged: dict[str, Any] = {name: dict(each[0][name]) for name in sections if name in each[0]}
@@ -92,21 +92,24 @@ def merged_figures(figures: Iterable[Mapping[str, Any]], most: int) -> dict[str,
     return merged
 
 
-def _joined(ours: Any, theirs: Any) -> Any:
-    match ours, theirs:
+def _joined(own: Any, other: Any) -> Any:
+    match own, other:
         case bool(), bool():
-            return ours or theirs
+            return own or other
         case (int(), int()) | (list(), list()):
-            return ours + theirs
+            return own + other
         case _:
-            return ours
+            return own
 
 
 def merged_parts(parts: Mapping[int, Mapping[str, str]]) -> dict[str, str]:
-    """Of `/readyz`, by the number of the worker: `ok` where all say so, else why the first does not."""
+    """Parts of `/readyz`: `ok` where every worker is, else the reason of the first that is not.
+
+    ``parts`` is by worker number. `{1: {"audit": "ok"}, 2: {"audit": "full"}}` becomes `{"audit": "worker 2: full"}`.
+    """
     merged: dict[str, str] = {}
-    for number, told_of in parts.items():
-        for name, text in told_of.items():
+    for number, worker_parts in parts.items():
+        for name, text in worker_parts.items():
             if merged.get(name, OK) == OK:
                 merged[name] = text if text == OK else f"worker {number}: {text}"
     return merged

@@ -1,4 +1,4 @@
-"""One worker as its supervisor sees it: a process to ask, to watch, and to end."""
+"""A worker process seen from its supervisor: requests over the control channel, liveness, and end."""
 
 from __future__ import annotations
 
@@ -19,70 +19,73 @@ import orjson
 from tlsproxy.errors import FailureKind, TlsproxyError
 from tlsproxy.proxy.core.impact import Consequences
 from tlsproxy.service.workers.channel import Channel, ChannelError, ChannelMessage
-from tlsproxy.service.workers.snapshot_codec import Order
+from tlsproxy.service.workers.snapshot_codec import EncodedGeneration
 from tlsproxy.threads import in_thread
 
 PING: Final = 1.0
 """Seconds between two pings."""
 SILENCE: Final = 10.0
-"""Seconds in which a worker answers, or is taken to be stuck: its loop never does anything for that long."""
+"""Seconds without an answer after which a worker counts as stuck: its loop is never busy for that long."""
 ATTENTION: Final = 3.0
-"""Seconds in which a worker's loop turns once, on a machine that is busy with other things."""
+"""Seconds for one iteration of a worker's loop on a busy machine."""
 BUILDING: Final = 60.0
-"""Seconds in which a worker has started or built a generation. Reading the CRL of a large authority takes some."""
+"""Seconds for a worker to start or to build a generation: the CRL of a large authority takes a while."""
 LAST_WORDS: Final = 3.0
-"""Seconds in which a worker that does not answer writes down what it has, before it is killed."""
+"""Seconds for a worker that does not answer to write its audit lines, before it is killed."""
 LAST: Final = 5.0
-"""Seconds that a process has to end by itself once its channel has ended."""
+"""Seconds for a process to end by itself once its channel has ended."""
 _OURS: Final = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
-"""Signals for the supervisor alone, also where a terminal or a service manager sends them to all processes."""
+"""Signals for the supervisor alone, even if a terminal or a service manager sends them to all processes."""
 
 _log = logging.getLogger(__name__)
 
 
 class WorkerLost(TlsproxyError):
-    """It has ended, or does not answer."""
+    """The worker has ended, or does not answer."""
 
     kind = FailureKind.ENVIRONMENT
 
 
 class WorkerRefused(TlsproxyError):
-    """It answered, and cannot do it. The supervisor could, with the same bytes: it is no fault of theirs."""
+    """The worker answered with an error. The supervisor built from the same bytes, so they are not the cause."""
 
     kind = FailureKind.ENVIRONMENT
 
 
 class WorkerProcess:
-    """``order`` is what it was last told to serve, None before that. ``told`` is called for each event of it."""
+    """``committed`` is the generation that it was last ordered to serve, None before the first.
+
+    ``on_event`` is called for each event that it sends unasked.
+    """
 
     def __init__(
-        self, number: int, process: subprocess.Popen[bytes], channel: Channel, told: Callable[[], None]
+        self, number: int, process: subprocess.Popen[bytes], channel: Channel, on_event: Callable[[], None]
     ) -> None:
         self.number = number
-        self.order: Order | None = None
-        self._prepared: Order | None = None
+        self.committed: EncodedGeneration | None = None
+        self._prepared: EncodedGeneration | None = None
         self.started_at = time.time()
         self._process = process
         self._channel = channel
-        self._told = told
+        self._on_event = on_event
         self._ids = itertools.count(1)
-        self._waiting: dict[int, asyncio.Future[ChannelMessage]] = {}
-        self._over = asyncio.Event()
+        self._pending: dict[int, asyncio.Future[ChannelMessage]] = {}
+        self._ended = asyncio.Event()
         self._killing: asyncio.TimerHandle | None = None
-        self._asked_at: float | None = None
+        self._unanswered_since: float | None = None
         self.building_time = 0.0
-        self._listening = asyncio.create_task(self._listen())
+        self._receiver = asyncio.create_task(self._receive())
 
     @classmethod
-    async def start(cls, number: int, descriptors: Sequence[int], told: Callable[[], None]) -> Self:
-        """By exec of the same interpreter, with nothing open of ours but these descriptors. Raises OSError."""
-        ours, theirs = socket.socketpair()
+    async def start(cls, number: int, descriptors: Sequence[int], on_event: Callable[[], None]) -> Self:
+        """Start by exec of the same interpreter, with these descriptors of ours open and no others. Raises OSError."""
+        own, remote = socket.socketpair()
         try:
-            with theirs:
-                process = _spawned(theirs.fileno(), descriptors)
-            return cls(number, process, await Channel.over(ours), told)
+            with remote:
+                process = _spawned(remote.fileno(), descriptors)
+            return cls(number, process, await Channel.over(own), on_event)
         except BaseException:
-            ours.close()
+            own.close()
             raise
 
     @property
@@ -91,7 +94,7 @@ class WorkerProcess:
 
     @property
     def stopped(self) -> bool:
-        """By a signal: it does nothing until it is continued."""
+        """Whether a signal has stopped it: it does nothing until SIGCONT."""
         try:
             return os.waitid(os.P_PID, self.pid, os.WSTOPPED | os.WNOHANG | os.WNOWAIT) is not None
         except ChildProcessError:
@@ -99,80 +102,80 @@ class WorkerProcess:
 
     @property
     def has_ended(self) -> bool:
-        return self._over.is_set()
+        return self._ended.is_set()
 
     @property
     def ending(self) -> bool:
-        """It has ended, or is about to by a signal: nothing that it is asked will be done."""
-        return self._over.is_set() or self._killing is not None
+        """Whether it has ended, or is being killed: it will do nothing more."""
+        return self._ended.is_set() or self._killing is not None
 
     @property
     def silence(self) -> float:
-        """Seconds for which it has not answered a ping."""
-        return 0.0 if self._asked_at is None else time.monotonic() - self._asked_at
+        """Seconds since the oldest unanswered ping."""
+        return 0.0 if self._unanswered_since is None else time.monotonic() - self._unanswered_since
 
     async def begin(self, started: bytes, **facts: Any) -> None:
-        """``started`` is the configuration that the service was started with."""
+        """``started`` is the configuration file's content at the service's start."""
         await self.ask("begin", started, deadline=BUILDING, **facts)
 
-    async def prepare(self, order: Order) -> None:
-        """It builds, unless it has, and changes nothing. Raises WorkerRefused, WorkerLost."""
-        if self._prepared is not order:
+    async def prepare(self, encoded: EncodedGeneration) -> None:
+        """Let it build the generation, unless it has. Nothing changes yet. Raises WorkerRefused, WorkerLost."""
+        if self._prepared is not encoded:
             begun = time.monotonic()
-            await self.ask("prepare", order.encoded, deadline=BUILDING)
-            self._prepared, self.building_time = order, time.monotonic() - begun
+            await self.ask("prepare", encoded.data, deadline=BUILDING)
+            self._prepared, self.building_time = encoded, time.monotonic() - begun
 
-    async def consider(self, order: Order, patience: float) -> Consequences:
-        """It keeps what it has built for that until it is committed, or dismissed. Raises WorkerRefused, WorkerLost.
+    async def consider(self, encoded: EncodedGeneration, patience: float) -> Consequences:
+        """Consequences of a publication there. The built generation is kept until it is committed or dismissed.
 
-        ``patience``: seconds for its loop to turn, before anything else is asked of it.
+        ``patience``: seconds for the answer to a first ping. Raises WorkerRefused, WorkerLost.
         """
         await self.ping(patience)
-        await self.prepare(order)
+        await self.prepare(encoded)
         return Consequences.decoded(orjson.loads(await self.ask("consider", deadline=SILENCE)))
 
     async def dismiss(self) -> None:
         self._prepared = None
         await self.ask("dismiss", deadline=ATTENTION)
 
-    async def commit(self, order: Order) -> None:
-        """It serves what it has prepared, before it does anything that it is asked after this was called."""
-        self.order, self._prepared = order, None
+    async def commit(self, encoded: EncodedGeneration) -> None:
+        """Serve the prepared generation. Requests sent after this call are handled under it."""
+        self.committed, self._prepared = encoded, None
         digest = await self.ask("commit", deadline=SILENCE)
-        if digest.decode() != order.digest:
-            raise WorkerRefused(f"worker {self.number} serves something else than it was given")
+        if digest.decode() != encoded.digest:
+            raise WorkerRefused(f"worker {self.number} serves another generation than it was given")
 
     async def ping(self, deadline: float = SILENCE) -> None:
-        """Returns when its loop has turned. Raises WorkerLost."""
+        """Returns when its loop has answered. Raises WorkerLost."""
         asked_at = time.monotonic()
-        self._asked_at = self._asked_at or asked_at
+        self._unanswered_since = self._unanswered_since or asked_at
         await self.ask("ping", deadline=deadline)
-        self._asked_at = None
+        self._unanswered_since = None
 
     async def ask(self, do: str, body: bytes = b"", *, deadline: float, **fields: Any) -> bytes:
         """Raises WorkerRefused, WorkerLost."""
         number = next(self._ids)
-        answer = self._waiting[number] = asyncio.get_running_loop().create_future()
+        answer = self._pending[number] = asyncio.get_running_loop().create_future()
         try:
             async with asyncio.timeout(deadline):
-                if self._over.is_set():
+                if self._ended.is_set():
                     raise WorkerLost(f"worker {self.number} has ended")
                 await self._channel.send(ChannelMessage({"id": number, "do": do, **fields}, body))
                 message = await answer
         except TimeoutError:
             raise WorkerLost(f"worker {self.number} has not answered within {deadline:g} s ({do})") from None
         finally:
-            self._waiting.pop(number, None)
+            self._pending.pop(number, None)
         if "error" in message.head:
             raise WorkerRefused(str(message.head["error"]))
         return message.body  # type: ignore[no-any-return]
 
     async def watch(self) -> None:
-        """Until it ends. Raises WorkerLost where it does not answer any more."""
-        while not self._over.is_set():
+        """Ping until it ends. Raises WorkerLost when it stops answering."""
+        while not self._ended.is_set():
             try:
                 async with asyncio.timeout(PING):
-                    await self._over.wait()
+                    await self._ended.wait()
             except TimeoutError:
                 await self._answer()
 
@@ -188,12 +191,13 @@ class WorkerProcess:
             pinging.cancel()
 
     async def ended(self) -> None:
-        await self._over.wait()
+        await self._ended.wait()
 
     def kill(self) -> None:
-        """It serves nothing more, whatever its loop does, and has written its audit lines if it runs Python at all.
+        """SIGABRT, and SIGKILL after :data:`LAST_WORDS`.
 
-        It is gone within :data:`LAST_WORDS`. One that was stopped hears of both signals at once when it is continued.
+        The handler of SIGABRT (:mod:`tlsproxy.service.abort`) writes the audit lines, even if the loop is stuck.
+        SIGCONT delivers it to a stopped process.
         """
         if self._process.poll() is None and self._killing is None:
             self._process.send_signal(signal.SIGABRT)
@@ -201,8 +205,8 @@ class WorkerProcess:
             self._killing = asyncio.get_running_loop().call_later(LAST_WORDS, self._process.kill)
 
     async def end(self) -> str:
-        """Gives it a moment if it is ending by itself, else kills it; how it ended."""
-        if not self._over.is_set():
+        """Wait for its end, and kill it if that does not come. Returns its exit status or signal."""
+        if not self._ended.is_set():
             self.kill()
         try:
             await in_thread(self._process.wait, LAST)
@@ -211,34 +215,33 @@ class WorkerProcess:
             await in_thread(self._process.wait)
         if self._killing is not None:
             self._killing.cancel()
-        self._listening.cancel()
-        await asyncio.gather(self._listening, return_exceptions=True)
+        self._receiver.cancel()
+        await asyncio.gather(self._receiver, return_exceptions=True)
         self._channel.close()
         code = self._process.returncode
         return f"exit status {code}" if code >= 0 else signal.Signals(-code).name
 
-    async def _listen(self) -> None:
+    async def _receive(self) -> None:
         try:
             while (message := await self._channel.receive()) is not None:
                 number = message.head.get("id")
                 if number is None:
-                    self._told()
-                elif (answer := self._waiting.get(number)) is not None and not answer.done():
+                    self._on_event()
+                elif (answer := self._pending.get(number)) is not None and not answer.done():
                     answer.set_result(message)
         except ChannelError:
             _log.exception("worker %d", self.number)
         finally:
-            self._over.set()
-            for answer in self._waiting.values():
+            self._ended.set()
+            for answer in self._pending.values():
                 if not answer.done():
                     answer.set_exception(WorkerLost(f"worker {self.number} has ended"))
 
 
 def _spawned(channel: int, descriptors: Sequence[int]) -> subprocess.Popen[bytes]:
-    """Returns once the program is there: milliseconds.
+    """Returns once exec has succeeded: milliseconds.
 
-    Signals that are the supervisor's are blocked in it, since a mask outlives exec: they do not end it either before it
-    has come to ignore them.
+    The supervisor's signals are blocked in it, since a mask outlives exec: they must not end it before it ignores them.
     """
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, _OURS)
     try:

@@ -1,7 +1,7 @@
-"""One publication over all workers: each that has built the generation serves it at once, and waits for no other.
+"""One publication to all workers: each serves the new generation as soon as it has built it, and waits for no other.
 
-A worker that does not follow is left behind: it is ended, so that it never serves again by the generation before, and
-its successor begins with what serves. A publication is over when every worker serves it or has ended.
+A worker that does not keep up is ended, so that it never decides by the former generation again, and its successor
+starts with the new one. A publication is over when every worker serves it or has ended.
 """
 
 from __future__ import annotations
@@ -16,20 +16,23 @@ from enum import Enum
 from typing import Final
 
 from tlsproxy.service.workers.process import ATTENTION, BUILDING, WorkerLost, WorkerProcess, WorkerRefused
-from tlsproxy.service.workers.snapshot_codec import Order
+from tlsproxy.service.workers.snapshot_codec import EncodedGeneration
 
 STOPPED: Final = 0.5
-"""Seconds for which a worker that is stopped by a signal may be silent."""
+"""Seconds that a worker which a signal has stopped may be silent."""
 SLOWER: Final = 4.0
-"""Times the time of the quickest in which the others have built the same, beside :data:`ATTENTION`."""
-LOOK: Final = 0.25
-"""Seconds between two looks at those that say nothing."""
+"""Factor on the build time of the quickest worker that the others get, in addition to :data:`ATTENTION`."""
+CHECK_INTERVAL: Final = 0.25
+"""Seconds between two checks on silent workers."""
 
 _log = logging.getLogger(__name__)
 
 
 class WorkerState(Enum):
-    """The steps of one worker, in this order, but for the last two, which may come at each of them."""
+    """Steps of one worker in a publication. REFUSED and LOST may follow any of the first three.
+
+    ASKED → BUILDING → COMMITTING → SERVING
+    """
 
     ASKED = "asked"
     BUILDING = "building"
@@ -41,7 +44,7 @@ class WorkerState(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """``seconds`` in this state, ``silence`` since a ping without an answer. ``stopped``: by a signal."""
+    """``seconds`` in this state, ``silence`` since the oldest unanswered ping. ``stopped``: by a signal."""
 
     state: WorkerState
     seconds: float = 0.0
@@ -50,11 +53,13 @@ class Progress:
     ended: bool = False
 
 
-def why_left_behind(worker: Progress, quickest: float | None) -> str:
-    """Why a worker is not waited for any longer, empty where it is.
+def lag_reason(worker: Progress, quickest: float | None) -> str:
+    """The reason to end a worker in the middle of a publication; empty while it may take part.
 
-    ``quickest``: seconds in which the first has built it, None as long as none has. Nobody serves it then, and one that
-    refuses goes on with what it has.
+    ``quickest`` is the build time of the first worker that has built, None while none has: no worker serves the new
+    generation then, and one that refuses it goes on with the former.
+
+    For example: the quickest worker built in 10 s. One that is still building after 3 + 4·10 s is ended.
     """
     building = BUILDING if quickest is None else min(BUILDING, ATTENTION + SLOWER * quickest)
     late = {WorkerState.ASKED: ATTENTION, WorkerState.BUILDING: building, WorkerState.COMMITTING: ATTENTION}.get(
@@ -78,7 +83,7 @@ def is_over(workers: Sequence[Progress], quickest: float | None) -> bool:
 
 
 class _Participant:
-    """One worker's."""
+    """A worker and its step in this publication."""
 
     def __init__(self, worker: WorkerProcess) -> None:
         self.worker = worker
@@ -98,60 +103,63 @@ class _Participant:
 
 
 class Publication:
-    """``publish`` is called once, when the first worker has built it: from then on it is what serves."""
+    """``publish`` is called once, when the first worker has built the generation: from then on it is in force."""
 
-    def __init__(self, order: Order, workers: Sequence[WorkerProcess], publish: Callable[[], None]) -> None:
-        self._order = order
-        self._parts = [_Participant(worker) for worker in workers]
+    def __init__(
+        self, encoded: EncodedGeneration, workers: Sequence[WorkerProcess], publish: Callable[[], None]
+    ) -> None:
+        self._encoded = encoded
+        self._participants = [_Participant(worker) for worker in workers]
         self._publish = publish
         self._quickest: float | None = None
         self._changed = asyncio.Event()
 
     async def run(self) -> None:
-        """Raises WorkerRefused, WorkerLost where there are workers and none has built it: nothing has changed then."""
-        if not self._parts:
+        """Raises WorkerRefused or WorkerLost where there are workers and none has built: nothing has changed then."""
+        if not self._participants:
             self._publish()
             return
         async with asyncio.TaskGroup() as tasks:
-            followed = [tasks.create_task(self._follow(part)) for part in self._parts]
-            while not self._looked():
+            following = [tasks.create_task(self._follow(participant)) for participant in self._participants]
+            while not self._check():
                 with suppress(TimeoutError):
-                    async with asyncio.timeout(LOOK):
+                    async with asyncio.timeout(CHECK_INTERVAL):
                         await self._changed.wait()
-            for task in followed:
+            for task in following:
                 task.cancel()
         if self._quickest is None:
-            refusals = [part.refusal for part in self._parts if part.refusal is not None]
+            refusals = [participant.refusal for participant in self._participants if participant.refusal is not None]
             raise refusals[0] if refusals else WorkerLost("no worker has lived through its preparation")
 
-    def _looked(self) -> bool:
-        """Whether it is over. Ends those that are left behind."""
+    def _check(self) -> bool:
+        """Whether the publication is over. Ends the workers that do not keep up."""
         self._changed.clear()
-        found = [part.progress() for part in self._parts]
-        for part, progress in zip(self._parts, found, strict=True):
-            why = why_left_behind(progress, self._quickest)
-            if why and not part.worker.ending:
-                _log.error("worker %d %s: it is left behind and ended", part.worker.number, part.refusal or why)
-                part.worker.kill()
-        return is_over(found, self._quickest)
+        progress_of = [participant.progress() for participant in self._participants]
+        for participant, progress in zip(self._participants, progress_of, strict=True):
+            reason = lag_reason(progress, self._quickest)
+            if reason and not participant.worker.ending:
+                worker = participant.worker
+                _log.error("worker %d %s: it is left behind and ended", worker.number, participant.refusal or reason)
+                worker.kill()
+        return is_over(progress_of, self._quickest)
 
-    async def _follow(self, part: _Participant) -> None:
-        worker = part.worker
+    async def _follow(self, participant: _Participant) -> None:
+        worker = participant.worker
         try:
             await worker.ping()
-            part.enter(WorkerState.BUILDING)
-            await worker.prepare(self._order)
+            participant.enter(WorkerState.BUILDING)
+            await worker.prepare(self._encoded)
             if self._quickest is None:
                 self._quickest = worker.building_time
                 self._publish()
-            part.enter(WorkerState.COMMITTING)
-            await worker.commit(self._order)
-            part.enter(WorkerState.SERVING)
+            participant.enter(WorkerState.COMMITTING)
+            await worker.commit(self._encoded)
+            participant.enter(WorkerState.SERVING)
         except WorkerRefused as error:
-            part.refusal = error
-            part.enter(WorkerState.REFUSED)
+            participant.refusal = error
+            participant.enter(WorkerState.REFUSED)
         except WorkerLost:
-            part.enter(WorkerState.LOST)
+            participant.enter(WorkerState.LOST)
         self._changed.set()
         await worker.ended()
         self._changed.set()

@@ -1,7 +1,8 @@
-"""The states of a generation on their way to a worker: the very bytes that the supervisor has judged.
+"""A generation as bytes for the control channel: the input bytes that the supervisor has validated.
 
-No worker reads a file, asks a resolver or judges anything. So all of them have the same generation or none, and one
-that is started later has what serves, whatever the files have become meanwhile. What a worker has already it keeps.
+No worker reads a file, resolves a name or validates anything. So all workers have the same generation or none, and one
+that starts later gets the generation in force, whatever has become of the files. Inputs that a worker has already are
+shared with its former generation.
 """
 
 from __future__ import annotations
@@ -29,43 +30,43 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
-class Order:
-    """``encoded`` is for the control channel: a line of JSON, then the bytes of states and key sets. It is secret."""
+class EncodedGeneration:
+    """``data`` is a line of JSON, then the bytes of input states and key sets. It holds private keys."""
 
     number: int
     digest: str
-    encoded: bytes = field(repr=False)
+    data: bytes = field(repr=False)
 
 
-def order_of(generation: Generation) -> Order:
+def encode(generation: Generation) -> EncodedGeneration:
     states = generation.states
     pieces: list[bytes] = []
 
-    def told(state: InputState[Any]) -> list[int]:
+    def stored(state: InputState[Any]) -> list[int]:
         pieces.extend(state.data)
         return [len(data) for data in state.data]
 
     head = {
         "number": generation.number,
         "built_at": generation.built_at,
-        "configuration": told(states.configuration),
-        "server": [told(states.server), states.server.value.warnings],
-        "authorities": [] if states.authorities is None else told(states.authorities),
-        "crls": [[str(path), told(state)] for path, state in states.crls.items()],
-        "secrets": [[str(path), told(state)] for path, state in states.secrets.items()],
-        "public_keys": [[str(path), told(state)] for path, state in states.public_keys.items()],
+        "configuration": stored(states.configuration),
+        "server": [stored(states.server), states.server.value.warnings],
+        "authorities": [] if states.authorities is None else stored(states.authorities),
+        "crls": [[str(path), stored(state)] for path, state in states.crls.items()],
+        "secrets": [[str(path), stored(state)] for path, state in states.secrets.items()],
+        "public_keys": [[str(path), stored(state)] for path, state in states.public_keys.items()],
         "documents": [[source.url, source.algorithm, len(data)] for source, data in states.documents.items()],
         "names": [[name, one.url, one.addresses] for name, one in states.names.items()],
         "tunnels": [[where, one.addresses, sorted(one.allow)] for where, one in generation.tunnels.items()],
     }
     pieces.extend(states.documents.values())
-    return Order(generation.number, generation.digest, b"".join([orjson.dumps(head), b"\n", *pieces]))
+    return EncodedGeneration(generation.number, generation.digest, b"".join([orjson.dumps(head), b"\n", *pieces]))
 
 
-def built(
+def decode(
     encoded: bytes, config_path: Path, environ: Mapping[str, str], started: Config, former: Generation | None
 ) -> Generation:
-    """The same generation in this process; ``former`` is what serves here so far. Blocks. Raises MaterialError."""
+    """The same generation in this process; ``former`` is the one in force here. Blocks. Raises MaterialError."""
     line, _, rest = encoded.partition(b"\n")
     head, pieces = orjson.loads(line), _Pieces(rest)
     before = former.states if former is not None else None
@@ -92,8 +93,8 @@ def built(
             Path(path): pieces.state(sizes, revoked.get(Path(path)), partial(_crls, path))
             for path, sizes in head["crls"]
         },
-        secrets={Path(path): pieces.state(sizes, None, _unread) for path, sizes in head["secrets"]},
-        public_keys={Path(path): pieces.state(sizes, None, _unused) for path, sizes in head["public_keys"]},
+        secrets={Path(path): pieces.state(sizes, None, _no_value) for path, sizes in head["secrets"]},
+        public_keys={Path(path): pieces.state(sizes, None, _no_keys) for path, sizes in head["public_keys"]},
         names={name: Resolved(url, _addresses(addresses)) for name, url, addresses in head["names"]},
         documents={KeySource(url, algorithm): pieces.take(size) for url, algorithm, size in head["documents"]},
     )
@@ -109,8 +110,8 @@ def built(
     )
 
 
-def _addresses(told: list[Any]) -> tuple[Address, ...]:
-    return tuple((family, tuple(address)) for family, address in told)
+def _addresses(stored: list[Any]) -> tuple[Address, ...]:
+    return tuple((family, tuple(address)) for family, address in stored)
 
 
 class _Pieces:
@@ -122,13 +123,13 @@ class _Pieces:
         return piece
 
     def state(
-        self, sizes: list[int], former: InputState[T] | None, made: Callable[[tuple[bytes, ...]], T]
+        self, sizes: list[int], former: InputState[T] | None, make: Callable[[tuple[bytes, ...]], T]
     ) -> InputState[T]:
-        """That of before where it is the same."""
+        """The next state; the former object where the bytes are the same."""
         data = tuple(map(self.take, sizes))
         if former is not None and former.data == data:
             return former
-        return InputState.of(made(data), data)
+        return InputState.of(make(data), data)
 
 
 def _server(tls: Tls, data: tuple[bytes, ...], warnings: tuple[str, ...]) -> ServerCertificate:
@@ -146,10 +147,10 @@ def _crls(path: str, data: tuple[bytes, ...]) -> tuple[Crl, ...]:
     return tuple(crl for one in data for crl in load_crls(path, one))
 
 
-def _unread(_data: tuple[bytes, ...]) -> str:
-    """What a secret or public key is, is read from its bytes where it is used."""
+def _no_value(_data: tuple[bytes, ...]) -> str:
+    """No value: a secret is read from the state's bytes where it is used."""
     return ""
 
 
-def _unused(_data: tuple[bytes, ...]) -> PublicKeys:
+def _no_keys(_data: tuple[bytes, ...]) -> PublicKeys:
     return {}

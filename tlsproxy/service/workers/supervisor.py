@@ -1,8 +1,8 @@
-"""The supervisor's part: so many workers, kept alive, told to do the same, and asked as one.
+"""The supervisor: keeps its workers alive, publishes generations to them, and merges their status.
 
-A worker that ends is replaced, and its successor begins with what serves (:mod:`tlsproxy.service.workers.publication`
-has how that changes). The supervisor holds the listening sockets and never accepts: what waits in them is there for the
-next worker.
+An ended worker is replaced, and its successor starts with the generation in force (which
+:mod:`tlsproxy.service.workers.publication` changes). The supervisor holds the listening sockets and never accepts:
+connections in their backlog wait for the next worker.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import os
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import ExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -31,31 +32,103 @@ from tlsproxy.proxy.core.impact import Consequences
 from tlsproxy.proxy.core.wall_clock import Clock
 from tlsproxy.proxy.frontend.listener import Bound
 from tlsproxy.proxy.limits import table
-from tlsproxy.service import allocator
+from tlsproxy.service import runtime
 from tlsproxy.service.serving import MOST_TOLD
-from tlsproxy.service.workers.backoff import Backoff
-from tlsproxy.service.workers.merging import Totals, merged_figures, merged_parts, told
-from tlsproxy.service.workers.process import ATTENTION, LAST, LAST_WORDS, WorkerLost, WorkerProcess, WorkerRefused
-from tlsproxy.service.workers.publication import LOOK, STOPPED, Publication
-from tlsproxy.service.workers.seat import WorkerSlot
-from tlsproxy.service.workers.snapshot_codec import Order, order_of
+from tlsproxy.service.workers.merging import Families, Totals, dump_families, merged_figures, merged_parts
+from tlsproxy.service.workers.process import ATTENTION, LAST, LAST_WORDS, PING, WorkerLost, WorkerProcess, WorkerRefused
+from tlsproxy.service.workers.publication import CHECK_INTERVAL, STOPPED, Publication
+from tlsproxy.service.workers.snapshot_codec import EncodedGeneration, encode
 from tlsproxy.snapshot.generation import Generation
 
 ANSWER: Final = 2.0
-"""Seconds in which a worker tells of itself, or is left out of the answer."""
+"""Seconds for a worker's status or metrics; without an answer it is left out."""
 
-PATIENCE: Final = 1.0
-"""Seconds in which a worker's loop turns, or its connections are not considered. Where a guard counts, ATTENTION."""
+LOOP_DEADLINE: Final = 1.0
+"""Seconds for a worker's loop to answer; without an answer its connections are not considered. With
+`limits.mass_cut`: ATTENTION."""
 
 PROBE: Final = 0.5
-"""Seconds in which a worker takes note of where the watchdog is about to ask from. A stuck worker makes it take twice
-that for each probe, which must be well within a third of WatchdogSec."""
+"""Seconds for a worker to note the address of a watchdog probe. A stuck worker delays each probe by twice that, which
+must be well within a third of WatchdogSec."""
+
+FIRST_PAUSE: Final = 0.1
+LONGEST_PAUSE: Final = 30.0
+STABLE: Final = 60.0
+"""Seconds of serving after which a worker's end starts the pauses anew."""
 
 _log = logging.getLogger(__name__)
 
 
 class NeverServed(TlsproxyError):
-    """A worker ended before it served for the first time."""
+    """A worker has ended before it served for the first time."""
+
+
+class Backoff:
+    """Pauses before a worker is replaced: 0.1, 0.2, 0.4 … 30 s, and 0.1 s again after one that served for a minute."""
+
+    def __init__(self) -> None:
+        self._next = FIRST_PAUSE
+
+    def after(self, served: float) -> float:
+        """Seconds to wait after a worker that served for ``served`` seconds; 0 if it never did."""
+        if served >= STABLE:
+            self._next = FIRST_PAUSE
+        pause, self._next = self._next, min(2 * self._next, LONGEST_PAUSE)
+        return pause
+
+
+@dataclass(slots=True)
+class WorkerSlot:
+    """A worker's place, which several processes may have one after the other.
+
+    ``lines`` counts its audit lines, ``families`` are its last reported metrics. ``first`` is done once a process
+    serves here for the first time, or could not.
+    """
+
+    number: int
+    lines: auditcounts.Counts = field(default_factory=auditcounts.private)
+    process: WorkerProcess | None = None
+    restarts: int = 0
+    served_since: float | None = None
+    families: Families = field(default_factory=list)
+    first: asyncio.Future[None] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+
+    @property
+    def serving(self) -> WorkerProcess | None:
+        process = self.process
+        return process if process is not None and process.committed is not None and not process.ending else None
+
+    @property
+    def committed(self) -> EncodedGeneration | None:
+        """The generation that it serves."""
+        return self.serving.committed if self.serving is not None else None
+
+    def described(self) -> dict[str, Any]:
+        """As JSON values."""
+        process, encoded = self.process, self.committed
+        return {
+            "number": self.number,
+            "pid": process.pid if process is not None else None,
+            "started_at": process.started_at if process is not None else None,
+            "restarts": self.restarts,
+            "generation": encoded.number if encoded is not None else None,
+            "silent": self.silent,
+        }
+
+    @property
+    def silent(self) -> float:
+        """Seconds without an answer; 0 up to what a busy loop may take."""
+        silence = self.process.silence if self.process is not None else 0.0
+        return round(silence, 1) if silence >= PING else 0.0
+
+    def trouble(self, generation: int) -> str:
+        """The reason why it does not serve the generation of this number; empty where it does."""
+        encoded = self.committed
+        if encoded is None:
+            return f"worker {self.number} is being started"
+        if self.silent:
+            return f"worker {self.number} has not answered for {self.silent:g} s"
+        return "" if encoded.number == generation else f"worker {self.number} is still at generation {encoded.number}"
 
 
 class Supervisor:
@@ -70,7 +143,7 @@ class Supervisor:
         turn: Turn,
         key_missing: Callable[[], None],
     ) -> None:
-        allocator.settle()
+        runtime.tune_allocator()
         self.counted = Metrics(
             pool=lambda: (0, 0, 0),
             audit=lambda: (audit.queued, audit.written, audit.dropped),
@@ -78,183 +151,185 @@ class Supervisor:
         )
         self.clock = Clock()
         self.generation = generation
-        self._order = order_of(generation)
+        self._current = encode(generation)
         self._started = generation.states.configuration.data[0]
         self._config_path = config_path
         self._bound = bound
         self._audit = audit
         self._turn = turn.descriptor
         self._key_missing = key_missing
-        self._seats = [
+        self._slots = [
             WorkerSlot(number, auditcounts.shared(self._turn, number))
             for number in range(1, generation.config.workers + 1)
         ]
         self._publishing = asyncio.Lock()
-        self._considered: tuple[Generation, Order] | None = None
+        self._considered: tuple[Generation, EncodedGeneration] | None = None
         self._draining = asyncio.Event()
-        self._gone = Totals()
-        self._keepers: list[asyncio.Task[None]] = []
+        self._ended_totals = Totals()
+        self._slot_tasks: list[asyncio.Task[None]] = []
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Entered when every worker serves. Raises what kept the first that does not: WorkerRefused, NeverServed."""
+        """Entered when every worker serves. Raises WorkerRefused or NeverServed for the first that does not."""
         with ExitStack() as stack:
-            self._limits = table.create(len(self._seats))
+            self._limits = table.create(len(self._slots))
             stack.callback(os.close, self._limits)
-            self._keepers = [asyncio.create_task(self._keep(seat)) for seat in self._seats]
+            self._slot_tasks = [asyncio.create_task(self._run_slot(slot)) for slot in self._slots]
             try:
-                await asyncio.gather(*(seat.first for seat in self._seats))
+                await asyncio.gather(*(slot.first for slot in self._slots))
                 yield
             finally:
-                for keeper in self._keepers:
-                    keeper.cancel()
-                await asyncio.wait(self._keepers, timeout=LAST_WORDS + LAST)  # none outlasts SIGKILL, but in the kernel
+                for task in self._slot_tasks:
+                    task.cancel()
+                await asyncio.wait(self._slot_tasks, timeout=LAST_WORDS + LAST)
 
-    # One seat
+    # One slot
 
-    async def _keep(self, seat: WorkerSlot) -> None:
+    async def _run_slot(self, slot: WorkerSlot) -> None:
         backoff = Backoff()
         while not self._draining.is_set():
-            seat.served_since = None
+            slot.served_since = None
             try:
-                why = await self._occupy(seat)
+                cause = await self._run_process(slot)
             except (TlsproxyError, OSError) as error:
-                why = str(error)
-                if not seat.first.done():
+                cause = str(error)
+                if not slot.first.done():
                     refused = isinstance(error, WorkerRefused)
-                    seat.first.set_exception(error if refused else NeverServed(why))
+                    slot.first.set_exception(error if refused else NeverServed(cause))
                     return
             except Exception as error:  # noqa: BLE001 - nothing may end the watching for good
                 _log.critical("a defect in the supervisor", exc_info=error)
-                why = f"{type(error).__name__}: {error}"
+                cause = f"{type(error).__name__}: {error}"
             if self._draining.is_set():
                 return
-            served = 0.0 if seat.served_since is None else time.monotonic() - seat.served_since
+            served = 0.0 if slot.served_since is None else time.monotonic() - slot.served_since
             pause = backoff.after(served)
-            seat.restarts += 1
-            _log.error("worker %d has ended after %.1f s (%s): another begins in %g s", seat.number, served, why, pause)
+            slot.restarts += 1
+            _log.error(
+                "worker %d has ended after %.1f s (%s): another begins in %g s", slot.number, served, cause, pause
+            )
             with suppress(TimeoutError):
                 async with asyncio.timeout(pause):
                     await self._draining.wait()
 
-    async def _occupy(self, seat: WorkerSlot) -> str:
-        """One process, from its start to its end, and how that was."""
+    async def _run_process(self, slot: WorkerSlot) -> str:
+        """One process from start to end. Returns its exit status or signal."""
         sockets = [one.sock.fileno() for one in self._bound]
         shared = [self._limits, self._turn]
-        seat.process = process = await WorkerProcess.start(seat.number, [*sockets, *shared], self._key_missing)
-        how = ""
+        slot.process = process = await WorkerProcess.start(slot.number, [*sockets, *shared], self._key_missing)
+        exit_reason = ""
         try:
             await process.begin(
                 self._started,
-                number=seat.number,
-                workers=len(self._seats),
-                restarts=seat.restarts,
+                number=slot.number,
+                workers=len(self._slots),
+                restarts=slot.restarts,
                 config_path=str(self._config_path),
                 sockets=sockets,
                 limits=self._limits,
                 audit=self._turn,
             )
             while True:
-                prepared = self._order
+                prepared = self._current
                 await process.prepare(prepared)
                 async with self._publishing:  # what is being published now is published without this one
-                    if prepared is self._order:
+                    if prepared is self._current:
                         break
             await process.commit(prepared)  # the next publication finds it among those that serve
-            seat.served_since = time.monotonic()
-            _log.info("worker %d (pid %d) serves generation %d", seat.number, process.pid, prepared.number)
-            if not seat.first.done():
-                seat.first.set_result(None)
+            slot.served_since = time.monotonic()
+            _log.info("worker %d (pid %d) serves generation %d", slot.number, process.pid, prepared.number)
+            if not slot.first.done():
+                slot.first.set_result(None)
             await process.watch()
         finally:
-            seat.process = None
-            self._gone.keep(seat.families)
-            seat.families = []
-            how = await process.end()
-            lost = auditcounts.settle(seat.lines)
+            slot.process = None
+            self._ended_totals.add_ended(slot.families)
+            slot.families = []
+            exit_reason = await process.end()
+            lost = auditcounts.settle(slot.lines)
             if lost:
-                _log.error("worker %d: %d audit lines have ended with it", seat.number, lost)
+                _log.error("worker %d: %d audit lines have ended with it", slot.number, lost)
                 self._audit.lose(lost, WORKER_ENDED)
-        return how
+        return exit_reason
 
     def _serving(self) -> list[WorkerProcess]:
-        return [process for seat in self._seats if (process := seat.serving) is not None]
+        return [process for slot in self._slots if (process := slot.serving) is not None]
 
     # All of them
 
     async def consider(self, generation: Generation) -> Consequences:
-        """Consequences in the workers whose loop turns: nobody waits for one that is stuck."""
-        order = order_of(generation)
-        self._considered = generation, order
+        """Consequences in the workers that answer: a stuck one is not waited for."""
+        encoded = encode(generation)
+        self._considered = generation, encoded
         workers = self._serving()
-        patience = ATTENTION if self.generation.config.limits.mass_cut != MassCut() else PATIENCE
-        asked = {
-            asyncio.create_task(one.consider(order, patience)): one
+        patience = ATTENTION if self.generation.config.limits.mass_cut != MassCut() else LOOP_DEADLINE
+        tasks = {
+            asyncio.create_task(one.consider(encoded, patience)): one
             for one in workers
             if not one.stopped and one.silence < patience
         }
         try:
-            while waited_for := {task for task, one in asked.items() if not (task.done() or one.stopped)}:
-                await asyncio.wait(waited_for, timeout=LOOK)
+            while pending := {task for task, one in tasks.items() if not (task.done() or one.stopped)}:
+                await asyncio.wait(pending, timeout=CHECK_INTERVAL)
         finally:
-            for task in asked:
+            for task in tasks:
                 task.cancel()
-            answers = await asyncio.gather(*asked, return_exceptions=True)
-        heard = [answer for answer in answers if isinstance(answer, Consequences)]
-        return Consequences.merged(heard, len(workers) - len(heard))
+            answers = await asyncio.gather(*tasks, return_exceptions=True)
+        consequences = [answer for answer in answers if isinstance(answer, Consequences)]
+        return Consequences.merged(consequences, len(workers) - len(consequences))
 
     async def dismiss(self) -> None:
         self._considered = None
-        awake = [one for one in self._serving() if not one.stopped]
-        await asyncio.gather(*(one.dismiss() for one in awake), return_exceptions=True)
+        running = [one for one in self._serving() if not one.stopped]
+        await asyncio.gather(*(one.dismiss() for one in running), return_exceptions=True)
 
     async def publish(self, generation: Generation) -> None:
-        known, self._considered = self._considered, None
-        order = known[1] if known is not None and known[0] is generation else order_of(generation)
+        considered, self._considered = self._considered, None
+        encoded = considered[1] if considered is not None and considered[0] is generation else encode(generation)
         async with self._publishing:
-            await Publication(order, self._serving(), partial(self._adopt, generation, order)).run()
+            await Publication(encoded, self._serving(), partial(self._adopt, generation, encoded)).run()
 
-    def _adopt(self, generation: Generation, order: Order) -> None:
-        self.generation, self._order = generation, order
+    def _adopt(self, generation: Generation, encoded: EncodedGeneration) -> None:
+        self.generation, self._current = generation, encoded
 
     async def expect_probe(self, address: tuple[str, int] | None) -> None:
-        """Told to all, for any may accept it. One that is stuck does not accept, and is not waited for."""
+        """Announce the probe to all workers, since any may accept it. A stuck one accepts nothing and may miss it."""
         await self._gather("probe", PROBE, address=address)
 
     async def drain(self, ended: asyncio.Event) -> None:
-        """Workers that drain are published to as before. One that ends now, or did just before, has no successor."""
+        """Drain all workers. They are still published to; an ended one has no successor."""
         self._draining.set()
         for one in self._bound:
             one.sock.close()
-        for seat in self._seats:
-            if seat.process is not None and seat.serving is None:
-                seat.process.kill()
-        left = set(self._keepers)
+        for slot in self._slots:
+            if slot.process is not None and slot.serving is None:
+                slot.process.kill()
+        left = set(self._slot_tasks)
 
-        def has_ended(keeper: asyncio.Task[None]) -> None:
-            left.discard(keeper)
+        def has_ended(task: asyncio.Task[None]) -> None:
+            left.discard(task)
             if not left:
                 ended.set()
 
-        for keeper in self._keepers:
-            keeper.add_done_callback(has_ended)
+        for task in self._slot_tasks:
+            task.add_done_callback(has_ended)
         deadline = self.generation.config.limits.drain_timeout + LAST
         async with asyncio.TaskGroup() as tasks:
-            telling = tasks.create_task(self._tell("drain"))
+            notifying = tasks.create_task(self._broadcast("drain"))
             try:
                 async with asyncio.timeout(deadline):
                     await ended.wait()
             except TimeoutError:
                 _log.error("%d workers have not ended after %g s of draining", len(left), deadline)
-            await self._tell("end")
+            await self._broadcast("end")
             if left:
                 await asyncio.wait(left, timeout=LAST)
-            telling.cancel()
+            notifying.cancel()
 
-    async def _tell(self, do: str) -> None:
-        """To all that serve. One that does not take note would never end by itself, and is ended."""
+    async def _broadcast(self, do: str) -> None:
+        """Send an order to all serving workers. One that does not confirm is killed: it would never end by itself."""
 
-        async def tell(worker: WorkerProcess) -> None:
+        async def notify(worker: WorkerProcess) -> None:
             try:
                 await worker.ask(do, deadline=STOPPED if worker.stopped else ATTENTION)
             except WorkerLost:
@@ -262,11 +337,11 @@ class Supervisor:
                     _log.error("worker %d does not answer and is ended", worker.number)
                     worker.kill()
 
-        await asyncio.gather(*map(tell, self._serving()))
+        await asyncio.gather(*map(notify, self._serving()))
 
     async def ready(self) -> Mapping[str, str]:
-        """Ready where any worker accepts connections: those of the others wait for it."""
-        draining = self._draining.is_set()  # before they are asked: they have been told by the time that they answer
+        """Ready if any worker accepts: it takes the connections of the others."""
+        draining = self._draining.is_set()  # read before they are asked: by the time of their answer they drain
         answers = {worker.number: orjson.loads(body) for worker, body in await self._gather("ready")}
         parts = merged_parts(answers)
         if draining:
@@ -274,7 +349,7 @@ class Supervisor:
         elif any(part["listeners"] == OK for part in answers.values()):
             parts["listeners"] = OK
         number = self.generation.number
-        troubles = "; ".join(filter(None, (seat.trouble(number) for seat in self._seats)))
+        troubles = "; ".join(filter(None, (slot.trouble(number) for slot in self._slots)))
         return {
             "listeners": "no worker serves",
             **parts,
@@ -298,27 +373,27 @@ class Supervisor:
         }
         answers = await self._gather("figures")
         merged = merged_figures([own, *(orjson.loads(body) for _, body in answers)], MOST_TOLD)
-        return merged | {"workers": [seat.described() for seat in self._seats]}
+        return merged | {"workers": [slot.described() for slot in self._slots]}
 
     async def cut(self, number: int) -> bool:
         for worker in self._serving():
-            if (number - worker.number) % len(self._seats) == 0:
+            if (number - worker.number) % len(self._slots) == 0:
                 return bool(orjson.loads(await worker.ask("cut", deadline=ANSWER, number=number)))
         return False
 
     async def metrics(self) -> tuple[bytes, str]:
-        told_of = {worker.number: orjson.loads(body) for worker, body in await self._gather("metrics")}
+        bodies = {worker.number: orjson.loads(body) for worker, body in await self._gather("metrics")}
         totals = Totals()
-        totals.add(orjson.loads(told(self._own_families())), "supervisor")
-        totals.include(self._gone)
-        for seat in self._seats:
-            if seat.serving is not None:
-                seat.families = told_of.get(seat.number, seat.families)
-            totals.add(seat.families, f"worker {seat.number}")
+        totals.add(orjson.loads(dump_families(self._own_families())), "supervisor")
+        totals.include(self._ended_totals)
+        for slot in self._slots:
+            if slot.serving is not None:
+                slot.families = bodies.get(slot.number, slot.families)
+            totals.add(slot.families, f"worker {slot.number}")
         return exposition(totals)
 
     def _own_families(self) -> list[Any]:
-        serving, restarts = len(self._serving()), sum(seat.restarts for seat in self._seats)
+        serving, restarts = len(self._serving()), sum(slot.restarts for slot in self._slots)
         return [
             *self.counted.families(),
             gauges("workers", "Workers that serve.", (), [((), serving)]),
@@ -327,26 +402,26 @@ class Supervisor:
                 "worker_generation",
                 "Number of the generation that a worker serves, 0 while it serves none.",
                 ("worker",),
-                [((str(each.number),), each.order.number if each.order else 0) for each in self._seats],
+                [((str(each.number),), each.committed.number if each.committed else 0) for each in self._slots],
             ),
             gauges(
                 "worker_silent_seconds",
                 "Seconds for which a worker has not answered its supervisor, 0 where it answers.",
                 ("worker",),
-                [((str(each.number),), each.silent) for each in self._seats],
+                [((str(each.number),), each.silent) for each in self._slots],
             ),
         ]
 
     async def _gather(self, do: str, deadline: float = ANSWER, **fields: Any) -> list[tuple[WorkerProcess, bytes]]:
-        """What those who serve say, without those who do not answer, or have not for some time."""
+        """Answers of the serving workers, without those that are silent."""
         workers = [worker for worker in self._serving() if worker.silence < ANSWER]
         answers = await asyncio.gather(
             *(one.ask(do, deadline=deadline, **fields) for one in workers), return_exceptions=True
         )
-        said = []
+        bodies = []
         for worker, answer in zip(workers, answers, strict=True):
             if isinstance(answer, bytes):
-                said.append((worker, answer))
+                bodies.append((worker, answer))
             elif not isinstance(answer, WorkerLost):
                 _log.error("worker %d: %s", worker.number, answer)
-        return said
+        return bodies

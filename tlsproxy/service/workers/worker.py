@@ -1,6 +1,6 @@
-"""A worker: a process that serves what its supervisor tells it to, and ends when it is told to, or is left alone.
+"""A worker: serves the generation that its supervisor orders, and ends by its order or when its channel ends.
 
-Signals are the supervisor's business. What a terminal or a service manager sends to all processes is ignored here.
+Signals that a terminal or a service manager sends to all processes are ignored here: the supervisor handles them.
 """
 
 from __future__ import annotations
@@ -31,45 +31,45 @@ from tlsproxy.proxy.frontend.listener import Bound
 from tlsproxy.proxy.limits.table import LimitTable
 from tlsproxy.service import logs
 from tlsproxy.service.abort import write_out_and_end
-from tlsproxy.service.event_loop import loop_factory
+from tlsproxy.service.runtime import loop_factory
 from tlsproxy.service.serving import Serving
 from tlsproxy.service.workers.channel import Channel, ChannelMessage
-from tlsproxy.service.workers.merging import told
-from tlsproxy.service.workers.snapshot_codec import built
+from tlsproxy.service.workers.merging import dump_families
+from tlsproxy.service.workers.snapshot_codec import decode
 from tlsproxy.snapshot.generation import Generation
 from tlsproxy.threads import in_thread
 
-ASIDE: Final = 1_000_000
-"""Numbers of connections that a worker leaves to the one whose place it takes, so that none is given twice."""
-KEY_MISSING: Final = 1.0
-"""Seconds between two words to the supervisor that a token's key is missing: anybody can send such a token."""
+NUMBERS_EACH: Final = 1_000_000
+"""Connection numbers reserved for each process of a slot, so that a successor repeats none of its predecessor's."""
+KEY_MISSING_INTERVAL: Final = 1.0
+"""Seconds between two reports of a token with an unknown key: anybody can send such a token."""
 
 _log = logging.getLogger(__name__)
 
 
 class NotServing(TlsproxyError):
-    """It was asked for what only a worker that serves has."""
+    """A request that only a serving worker can answer."""
 
 
 class Worker:
-    """Serves from the first `commit` on; `prepare` builds what that publishes.
+    """Serves from the first `commit` on, which publishes the generation that `prepare` has built.
 
-    ``begun`` has its place among the workers and its descriptors, ``started`` is what the service was started with.
+    ``setup`` has its number and descriptors, ``started`` is the configuration at the service's start.
     """
 
-    def __init__(self, channel: Channel, begun: Mapping[str, Any], config_path: Path, started: Config) -> None:
+    def __init__(self, channel: Channel, setup: Mapping[str, Any], config_path: Path, started: Config) -> None:
         self._channel = channel
         self._stack = ExitStack()
-        self._begun = begun
+        self._setup = setup
         self._config_path = config_path
         self._started = started
         self._prepared: Generation | None = None
-        self._asked: int | None = None
+        self._preparing: int | None = None
         self._serving: Serving | None = None
         self._stopping = asyncio.Event()
         self._ended = asyncio.Event()
-        self._missed = float("-inf")
-        self._does: Final[Mapping[str, Callable[[ChannelMessage], Awaitable[bytes]]]] = {
+        self._key_missing_at = float("-inf")
+        self._handlers: Final[Mapping[str, Callable[[ChannelMessage], Awaitable[bytes]]]] = {
             "prepare": self._prepare,
             "consider": self._consider,
             "dismiss": self._dismiss,
@@ -87,13 +87,13 @@ class Worker:
     async def run(self) -> None:
         with self._stack:
             async with asyncio.TaskGroup() as tasks:
-                taking = tasks.create_task(self._take(tasks))
+                receiving = tasks.create_task(self._receive(tasks))
                 await self._stopping.wait()
                 if self._serving is not None:
                     await self._serving.drain(self._ended)
-                taking.cancel()
+                receiving.cancel()
 
-    async def _take(self, tasks: asyncio.TaskGroup) -> None:
+    async def _receive(self, tasks: asyncio.TaskGroup) -> None:
         while (message := await self._channel.receive()) is not None:
             tasks.create_task(self._answer(message))
         if not self._stopping.is_set():
@@ -104,29 +104,29 @@ class Worker:
         head: dict[str, Any] = {"id": message.head["id"]}
         body = b""
         try:
-            body = await self._does[message.head["do"]](message)
+            body = await self._handlers[message.head["do"]](message)
         except TlsproxyError as error:
             head["error"] = str(error)
-        except Exception as error:  # noqa: BLE001 - a defect of ours, told to whoever asked
+        except Exception as error:  # noqa: BLE001 - a defect of ours, reported to the supervisor
             _log.critical("a defect in a worker", exc_info=error)
             head["error"] = f"{type(error).__name__}: {error}"
         await self._channel.send(ChannelMessage(head, body))
 
     async def _prepare(self, message: ChannelMessage) -> bytes:
         former = self._serving.generation if self._serving is not None else None
-        self._asked = message.head["id"]
-        generation = await in_thread(built, message.body, self._config_path, os.environ, self._started, former)
-        if self._asked == message.head["id"]:  # nobody waits any more for one that took too long
+        self._preparing = message.head["id"]
+        generation = await in_thread(decode, message.body, self._config_path, os.environ, self._started, former)
+        if self._preparing == message.head["id"]:  # else the supervisor has given it up
             self._prepared = generation
         return b""
 
-    async def _consider(self, message: ChannelMessage) -> bytes:  # noqa: ARG002 - what is prepared is meant
+    async def _consider(self, message: ChannelMessage) -> bytes:  # noqa: ARG002 - of the prepared generation
         if self._prepared is None:
             raise NotServing("nothing is prepared")
-        return orjson.dumps(await self._served().consider(self._prepared))
+        return orjson.dumps(await self._require_serving().consider(self._prepared))
 
     async def _dismiss(self, _message: ChannelMessage) -> bytes:
-        self._prepared = self._asked = None
+        self._prepared = self._preparing = None
         return b""
 
     async def _commit(self, _message: ChannelMessage) -> bytes:
@@ -141,22 +141,22 @@ class Worker:
         return generation.digest.encode()
 
     def _serve(self, generation: Generation) -> Serving:
-        begun, stack = self._begun, self._stack
-        number, workers = begun["number"], begun["workers"]
-        counts = counters.shared(begun["audit"], number)
-        audit = audit_log(generation.started.audit, Turn(begun["audit"]), counts)
+        setup, stack = self._setup, self._stack
+        number, workers = setup["number"], setup["workers"]
+        counts = counters.shared(setup["audit"], number)
+        audit = audit_log(generation.started.audit, Turn(setup["audit"]), counts)
         audit.start()
         write_out_and_end(audit)
         stack.callback(audit.close)
-        sockets = [stack.enter_context(socket.socket(fileno=descriptor)) for descriptor in begun["sockets"]]
+        sockets = [stack.enter_context(socket.socket(fileno=descriptor)) for descriptor in setup["sockets"]]
         bound = [Bound.of(sock, one) for sock, one in zip(sockets, listening(generation.started), strict=True)]
         serving = Serving(
             generation,
             bound,
             audit,
-            LimitTable.shared(begun["limits"], number - 1, workers),
+            LimitTable.shared(setup["limits"], number - 1, workers),
             self._key_missing,
-            numbers=itertools.count(number + begun["restarts"] * ASIDE * workers, workers),
+            numbers=itertools.count(number + setup["restarts"] * NUMBERS_EACH * workers, workers),
             alone=False,
         )
         stack.callback(serving.close)
@@ -164,28 +164,28 @@ class Worker:
 
     def _key_missing(self) -> None:
         now = time.monotonic()
-        if now - self._missed >= KEY_MISSING:
-            self._missed = now
-            self._channel.tell(ChannelMessage({"event": "key_missing"}))
+        if now - self._key_missing_at >= KEY_MISSING_INTERVAL:
+            self._key_missing_at = now
+            self._channel.send_nowait(ChannelMessage({"event": "key_missing"}))
 
     async def _ping(self, _message: ChannelMessage) -> bytes:
         return b""
 
     async def _ready(self, _message: ChannelMessage) -> bytes:
-        return orjson.dumps(await self._served().ready())
+        return orjson.dumps(await self._require_serving().ready())
 
     async def _figures(self, _message: ChannelMessage) -> bytes:
-        return orjson.dumps(await self._served().figures())
+        return orjson.dumps(await self._require_serving().figures())
 
     async def _metrics(self, _message: ChannelMessage) -> bytes:
-        return told(self._served().counted.families())
+        return dump_families(self._require_serving().counted.families())
 
     async def _cut(self, message: ChannelMessage) -> bytes:
-        return orjson.dumps(await self._served().cut(message.head["number"]))
+        return orjson.dumps(await self._require_serving().cut(message.head["number"]))
 
     async def _probe(self, message: ChannelMessage) -> bytes:
         address = message.head["address"]
-        await self._served().expect_probe(None if address is None else (address[0], address[1]))
+        await self._require_serving().expect_probe(None if address is None else (address[0], address[1]))
         return b""
 
     async def _drain(self, _message: ChannelMessage) -> bytes:
@@ -197,7 +197,7 @@ class Worker:
         self._ended.set()
         return b""
 
-    def _served(self) -> Serving:
+    def _require_serving(self) -> Serving:
         if self._serving is None:
             raise NotServing("it does not serve yet")
         return self._serving
