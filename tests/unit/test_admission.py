@@ -14,7 +14,7 @@ from tlsproxy.authz.matcher import Matcher
 from tlsproxy.authz.roles import Policy, Principal, Rule
 from tlsproxy.authz.tokens import Tokens, mint, qdrant_verifier
 from tlsproxy.qdrant.operations import OWN, REST
-from tlsproxy.qdrant.rest_decision import judge
+from tlsproxy.qdrant.rest_decision import decide_request
 from tlsproxy.qdrant.router import recognise
 
 IDENTITY = Identity(subject="CN=a", issuer="CN=ca", serial="1", sha256="ab" * 32, not_after=2e9, common_name="a")
@@ -112,7 +112,7 @@ def test_one_more_credential_never_allows_more(role: Rights, held: Rights, opera
     asked = recognise(operation.method, "/".join("x" if part.startswith("{") else part for part in path.split("/")))
 
     def allows(policy: Policy, identity: Identity | None, presented: str | None) -> bool:
-        decision = judge(admitted(policy, identity, presented), asked).decision
+        decision = decide_request(admitted(policy, identity, presented), asked).decision
         return decision.allowed or decision is UNREAD
 
     both = allows(policy(key(rights=held), rights=role), IDENTITY, "ci")
@@ -123,4 +123,4 @@ def test_one_more_credential_never_allows_more(role: Rights, held: Rights, opera
 
 def test_a_principal_without_anything_is_refused_by_the_judge_too() -> None:
     empty = Admission(Principal(None, "", "", Rights(), refusal=None), None)
-    assert not judge(empty, recognise("GET", "/collections")).decision.allowed
+    assert not decide_request(empty, recognise("GET", "/collections")).decision.allowed

@@ -9,7 +9,7 @@ from bench.site import http, search
 from tlsproxy.authz.access import ALLOWED, UNREAD, Decision, GlobalMode, Grant, Grants, Rights
 from tlsproxy.authz.admission import Admission
 from tlsproxy.authz.roles import Principal
-from tlsproxy.qdrant.rest_decision import judge
+from tlsproxy.qdrant.rest_decision import decide_request
 from tlsproxy.qdrant.router import recognise
 from tlsproxy.wire.http1 import END, parse_request
 
@@ -30,4 +30,4 @@ def test_a_search_of_a_limited_caller_is_decided_by_its_body(
     assert ROLES["limited"]["access"] == [{"collection": "items", "access": "rw"}]
     head = parse_request(request_[: request_.index(END) + len(END)])
     admission = Admission(Principal(None, "rule", "role", rights, None), None)
-    assert judge(admission, recognise(head.method, head.target)).decision is decision
+    assert decide_request(admission, recognise(head.method, head.target)).decision is decision

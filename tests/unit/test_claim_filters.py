@@ -18,7 +18,7 @@ from tlsproxy.authz.matcher import Matcher
 from tlsproxy.authz.roles import Policy, Rule
 from tlsproxy.authz.templates import parse_template
 from tlsproxy.authz.tokens import Tokens, mint, qdrant_verifier
-from tlsproxy.qdrant.rest_decision import judge
+from tlsproxy.qdrant.rest_decision import decide_request
 from tlsproxy.qdrant.router import recognise
 
 IDENTITY = Identity(
@@ -52,7 +52,7 @@ def conditions(admitted: Admission | Decision) -> tuple[Condition, ...]:
 def refusal(admitted: Admission | Decision) -> str:
     assert isinstance(admitted, Decision)
     assert not admitted.allowed
-    assert not judge(admitted, recognise("GET", "/collections/docs")).decision.allowed
+    assert not decide_request(admitted, recognise("GET", "/collections/docs")).decision.allowed
     return admitted.reason
 
 
@@ -98,7 +98,7 @@ def test_without_a_token_there_are_no_rights() -> None:
 def test_until_a_token_is_known_the_principal_has_nothing() -> None:
     principal = policy(tenant="{claim:tenant}").principal_of(IDENTITY)
     assert (principal.role, principal.rights, principal.refusal) == ("role", Rights(), None)
-    assert not judge(Admission(principal, None), recognise("GET", "/collections")).decision.allowed
+    assert not decide_request(Admission(principal, None), recognise("GET", "/collections")).decision.allowed
 
 
 def test_a_certificate_must_have_its_fields_too() -> None:

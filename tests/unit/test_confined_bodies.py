@@ -18,8 +18,8 @@ from tlsproxy.authz.roles import Policy, Principal, Rule
 from tlsproxy.authz.templates import Template, parse_template
 from tlsproxy.errors import BadRequest, Unconfined
 from tlsproxy.qdrant.operations import OPEN, REST, Operation
-from tlsproxy.qdrant.rest_decision import judge
-from tlsproxy.qdrant.rest_tenancy import confine, is_confinable, tells_no_points
+from tlsproxy.qdrant.rest_decision import decide_request
+from tlsproxy.qdrant.rest_tenancy import confine, is_confinable, touches_no_points
 from tlsproxy.qdrant.router import recognise
 from tlsproxy.qdrant.scoring import Facts
 
@@ -68,7 +68,7 @@ def test_which_operations_a_tenant_has() -> None:
         ("PUT", "/points/payload"),
         ("PUT", "/points/vectors"),
     }
-    told = {row.path for row in REST if tells_no_points(row)}
+    told = {row.path for row in REST if touches_no_points(row)}
     assert told == {
         "/collections",
         "/aliases",
@@ -89,9 +89,9 @@ def test_conditions_never_allow_more(everywhere: GlobalMode | None) -> None:
             row.path.replace("{collection_name}", "docs").replace("{tail...}", "x").replace("{", "").replace("}", "")
         )
         asked = recognise(row.method, target)
-        decision = judge(Admission(tenant, None), asked).decision
-        without = judge(Admission(free, None), asked).decision
-        if row.requirement is OPEN or tells_no_points(row):
+        decision = decide_request(Admission(tenant, None), asked).decision
+        without = decide_request(Admission(free, None), asked).decision
+        if row.requirement is OPEN or touches_no_points(row):
             assert decision.allowed
         elif is_confinable(row):
             assert decision is UNREAD

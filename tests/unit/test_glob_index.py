@@ -19,7 +19,7 @@ def test_what_is_found_is_what_matches(patterns: list[str], value: str) -> None:
 
 @given(st.lists(st.builds(Grant, PATTERNS, st.booleans(), st.booleans()), max_size=12), VALUES)
 def test_the_grants_for_a_name_are_those_that_match_it(grants: list[Grant], name: str) -> None:
-    held = Grants(*grants).held(name)
+    held = Grants(*grants).covering(name)
     obvious = [grant for grant in grants if glob_matches(grant.collection, name)]
     assert sorted(held, key=repr) == sorted(obvious, key=repr)
 

@@ -23,10 +23,10 @@ from tlsproxy.authz.access import (
 from tlsproxy.authz.admission import NO_CREDENTIAL, Admission, Credential
 from tlsproxy.authz.identity import Identity
 from tlsproxy.authz.roles import Principal
-from tlsproxy.qdrant.grpc_decision import judge_at_best, judge_call, judge_message, operation_of, reading_of
+from tlsproxy.qdrant.grpc_decision import collection_finder, decide_at_best, decide_call, decide_message, operation_of
 from tlsproxy.qdrant.grpc_tenancy import is_confinable_call
 from tlsproxy.qdrant.operations import ANY_CALLER, GRPC, OPEN, Operation
-from tlsproxy.qdrant.rest_tenancy import tells_no_points
+from tlsproxy.qdrant.rest_tenancy import touches_no_points
 
 PASSES = {row["path"]: row["passes"].split() for row in ROWS if row["surface"] == "grpc"}
 PASSES["/qdrant.StorageRead/ReadMulti"] = PASSES["/qdrant.StorageRead/ReadBatch"]  # until 1.18
@@ -58,12 +58,12 @@ def method(path: str) -> Operation:
 def outcome(operation: Operation, message: bytes, *rights: Rights, confined: bool = False) -> Decision:
     """What is decided in the end: of a call that is left open, by its message."""
     caller = admission(*rights)
-    decision = judge_call(caller, operation).decision
+    decision = decide_call(caller, operation).decision
     if decision is not UNREAD:
         return decision
-    reading = reading_of(operation)
+    reading = collection_finder(operation)
     reading.feed(message)
-    return judge_message(caller, operation, *reading.named(), confined=confined)
+    return decide_message(caller, operation, *reading.named(), confined=confined)
 
 
 METHODS = [pytest.param(row, id=row.path) for row in GRPC]
@@ -89,8 +89,8 @@ def test_who_passes_is_who_passes_in_qdrant(operation: Operation, name: str) -> 
 @pytest.mark.parametrize("operation", METHODS)
 def test_global_rights_are_decided_without_the_message(operation: Operation) -> None:
     for rights in (CLASSES["m"], CLASSES["r"]):
-        assert judge_call(admission(rights), operation).decision is not UNREAD
-        assert judge_call(admission(rights), operation).listing is None
+        assert decide_call(admission(rights), operation).decision is not UNREAD
+        assert decide_call(admission(rights), operation).listing is None
 
 
 @pytest.mark.parametrize("operation", METHODS)
@@ -98,8 +98,8 @@ def test_qdrants_order_of_checks(operation: Operation) -> None:
     refusal = forbidden("no_role", "no role for CN=a")
     is_open = "none" in PASSES[operation.path]
     for refused in (refusal, NO_CREDENTIAL):
-        assert judge_call(refused, operation).decision is (ALLOWED if is_open else refused)
-        assert judge_call(refused, None).decision is refused
+        assert decide_call(refused, operation).decision is (ALLOWED if is_open else refused)
+        assert decide_call(refused, None).decision is refused
     nobody = outcome(operation, ABOUT_DOCS, Rights())
     assert nobody.allowed is (operation.requirement in (OPEN, ANY_CALLER))
 
@@ -123,7 +123,7 @@ def test_qdrants_order_of_checks(operation: Operation) -> None:
 )
 def test_a_method_is_exactly_itself(path: str) -> None:
     assert operation_of(path) is None
-    decision = judge_call(admission(CLASSES["m"]), None).decision
+    decision = decide_call(admission(CLASSES["m"]), None).decision
     assert (decision.allowed, decision.reason, decision.status) == (False, "unknown_operation", 404)
 
 
@@ -156,8 +156,8 @@ WRITER = Rights(grants=Grants(Grant("docs", write=True, extras=True)))
 def test_what_no_message_could_save(path: str, rights: list[Rights], reason: str) -> None:
     """It is refused all the same by its message, since the refusal names the collection, where that is at stake."""
     operation, caller = method(path), admission(*rights)
-    assert judge_at_best(caller, operation).reason == reason
-    decision = judge_call(caller, operation).decision
+    assert decide_at_best(caller, operation).reason == reason
+    decision = decide_call(caller, operation).decision
     of_collection = operation.requirement.scope is Scope.COLLECTION
     assert decision.reason == ("body_not_read" if of_collection else reason)
 
@@ -166,7 +166,7 @@ def test_what_no_message_could_save(path: str, rights: list[Rights], reason: str
 @pytest.mark.parametrize("name", CLASSES)
 def test_at_best_is_what_the_right_message_gets(operation: Operation, name: str) -> None:
     assert (
-        judge_at_best(admission(CLASSES[name]), operation).reason
+        decide_at_best(admission(CLASSES[name]), operation).reason
         == outcome(operation, ABOUT_DOCS, CLASSES[name]).reason
     )
 
@@ -194,18 +194,18 @@ def test_further_collections_need_a_grant_of_any_mode() -> None:
 @pytest.mark.parametrize("path", [row.path for row in GRPC if "Reflection" in row.path])
 def test_reflection_is_for_any_caller(path: str) -> None:
     for rights in (*CLASSES.values(), Rights(), Rights(grants=WRITER.grants, conditions=ACME)):
-        assert judge_call(admission(rights), method(path)).decision is ALLOWED
+        assert decide_call(admission(rights), method(path)).decision is ALLOWED
 
 
 @pytest.mark.parametrize("name", ["List", "ListAliases", "ListCollectionAliases"])
 def test_a_limited_callers_listing_is_reduced(name: str) -> None:
     operation = method(f"/qdrant.Collections/{name}")
     for rights in ([WRITER], [WRITER, CLASSES["m"]], [Rights(grants=WRITER.grants, conditions=ACME)]):
-        judgement = judge_call(admission(*rights), operation)
+        judgement = decide_call(admission(*rights), operation)
         assert judgement.decision is (UNREAD if name == "ListCollectionAliases" else ALLOWED)
         assert judgement.listing is not None
         assert judgement.listing.grants == (WRITER.grants,)
-    tenant = judge_call(admission(Rights(everywhere=GlobalMode.R, conditions=ACME)), operation)
+    tenant = decide_call(admission(Rights(everywhere=GlobalMode.R, conditions=ACME)), operation)
     assert (tenant.decision, tenant.listing) == (ALLOWED, None)
 
 
@@ -215,12 +215,12 @@ def test_conditions_never_allow_more(operation: Operation, free: Rights) -> None
     tenant = Rights(free.everywhere, free.grants, ACME)
     decision = outcome(operation, ABOUT_DOCS, tenant)
     without = outcome(operation, ABOUT_DOCS, free)
-    if operation.requirement in (OPEN, ANY_CALLER) or tells_no_points(operation):
+    if operation.requirement in (OPEN, ANY_CALLER) or touches_no_points(operation):
         assert decision.allowed
     else:
         assert decision.reason == ("not_confined" if without.allowed else without.reason)
         if is_confinable_call(operation):
-            assert judge_call(admission(tenant), operation).decision is UNREAD
+            assert decide_call(admission(tenant), operation).decision is UNREAD
             assert outcome(operation, ABOUT_DOCS, tenant, confined=True).allowed
 
 

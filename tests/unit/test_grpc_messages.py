@@ -14,7 +14,7 @@ from support import qdrant_messages as qdrant
 
 from tlsproxy.authz.access import Scope
 from tlsproxy.errors import BadRequest
-from tlsproxy.qdrant.grpc_decision import MAX_NAMES, operation_of, reading_of
+from tlsproxy.qdrant.grpc_decision import MAX_NAMES, collection_finder, operation_of
 from tlsproxy.qdrant.grpc_nesting import NESTING
 from tlsproxy.qdrant.grpc_schema import COLLECTION, INNER, OTHER, PARTS, REQUESTS, SHAPES
 from tlsproxy.qdrant.operations import GRPC, Operation
@@ -168,7 +168,7 @@ QUERY = "/qdrant.Points/Query"
 
 
 def named(path: str, message: Any) -> tuple[str, tuple[str, ...]]:
-    reading = reading_of(operation(path))
+    reading = collection_finder(operation(path))
     reading.feed(message if isinstance(message, bytes) else message.SerializeToString())
     return reading.named()
 

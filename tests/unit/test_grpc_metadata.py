@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 
 from tlsproxy.wire.field_block import Fields, literals
 from tlsproxy.wire.grpc import deadline_apart, parse_call
-from tlsproxy.wire.grpc_metadata import parted
+from tlsproxy.wire.grpc_metadata import split_fields
 from tlsproxy.wire.http2 import StreamError
-from tlsproxy.wire.tracing import MAX_LINES, NONE, Tracing, of_fields
+from tlsproxy.wire.tracing import MAX_LINES, NO_TRACING, Tracing, tracing_from_fields
 
 TRACE = b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 PSEUDO = [(b":scheme", b"https"), (b":method", b"POST"), (b":path", b"/a/b")]
@@ -33,7 +33,7 @@ FIELDS = [
 
 
 def twice(fields: Fields) -> tuple[Fields, object, bytes]:
-    rest, tracing = of_fields(fields)
+    rest, tracing = tracing_from_fields(fields)
     rest, deadline = deadline_apart(rest)
     return rest, tracing, deadline
 
@@ -43,8 +43,8 @@ def twice(fields: Fields) -> tuple[Fields, object, bytes]:
 def test_one_pass_is_two(more: list[tuple[bytes, bytes]], whole: bool) -> None:  # noqa: FBT001 - what is drawn
     """Where they differ it is no call that either could be made of."""
     fields = (*PSEUDO, *more) if whole else tuple(more)
-    if parted(fields) != twice(fields):
-        for rest, *_ in (parted(fields), twice(fields)):
+    if split_fields(fields) != twice(fields):
+        for rest, *_ in (split_fields(fields), twice(fields)):
             with pytest.raises(StreamError):
                 parse_call(rest)
 
@@ -52,16 +52,16 @@ def test_one_pass_is_two(more: list[tuple[bytes, bytes]], whole: bool) -> None: 
 def test_what_real_clients_send_is_parted() -> None:
     fields = (*PSEUDO, (b":authority", b"a"), (b"grpc-timeout", b"1S"), (b"x-request-id", b"i"), (b"te", b"trailers"))
     rest = (*PSEUDO, (b":authority", b"a"), (b"te", b"trailers"))
-    assert parted(fields) == (rest, Tracing("i"), literals(((b"grpc-timeout", b"1S"),)))
+    assert split_fields(fields) == (rest, Tracing("i"), literals(((b"grpc-timeout", b"1S"),)))
 
 
 @pytest.mark.parametrize("lines", [MAX_LINES, MAX_LINES + 1])
 def test_as_many_lines(lines: int) -> None:
     fields = (*PSEUDO, (b"grpc-timeout", b"1S"), *[(b"tracestate", b"")] * lines)
-    assert parted(fields) == twice(fields)
+    assert split_fields(fields) == twice(fields)
 
 
 def test_a_call_that_has_none_is_itself() -> None:
     fields = tuple(PSEUDO)
-    assert parted(fields) == (fields, NONE, b"")
-    assert parted(fields)[0] is fields
+    assert split_fields(fields) == (fields, NO_TRACING, b"")
+    assert split_fields(fields)[0] is fields

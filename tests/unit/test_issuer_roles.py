@@ -19,7 +19,7 @@ from tlsproxy.authz.templates import parse_template
 from tlsproxy.authz.tokens import Tokens, mint, qdrant_verifier
 from tlsproxy.errors import RequestError
 from tlsproxy.qdrant.operations import OWN, REST, Operation
-from tlsproxy.qdrant.rest_decision import judge, judging_body
+from tlsproxy.qdrant.rest_decision import decide_request, deciding_body
 from tlsproxy.qdrant.router import recognise
 
 IDENTITY = Identity(
@@ -66,7 +66,7 @@ def test_both_must_allow() -> None:
         ("GET", "/collections/other", "collection"),
         ("PUT", "/collections/docs/points", "needs_manage"),
     ):
-        assert judge(confined, recognise(method, path)).decision.reason == reason
+        assert decide_request(confined, recognise(method, path)).decision.reason == reason
 
 
 def test_whose_role_is_named() -> None:
@@ -110,11 +110,11 @@ bodies = st.sampled_from([b"{}", b'{"lookup_from":{"collection":"other"}}', b'{"
 def allows(admitted: Admission | Decision, operation: Operation, body: bytes) -> bool:
     path = operation.path.replace("{collection_name}", "docs").replace("{tail...}", "x")
     asked = recognise(operation.method, "/".join("x" if part.startswith("{") else part for part in path.split("/")))
-    decision = judge(admitted, asked).decision
+    decision = decide_request(admitted, asked).decision
     if decision is not UNREAD or isinstance(admitted, Decision):
         return decision.allowed
     try:
-        return at_once(judging_body(admitted, asked, body))[0].allowed
+        return at_once(deciding_body(admitted, asked, body))[0].allowed
     except RequestError:
         return False
 

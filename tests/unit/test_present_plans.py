@@ -16,9 +16,9 @@ from tlsproxy.authz.identity import Identity
 from tlsproxy.authz.roles import Principal
 from tlsproxy.proxy.decision.call_plan import Asked, CallPlan
 from tlsproxy.proxy.decision.request_plan import Plan, Unread
-from tlsproxy.qdrant.grpc_decision import judge_call, judge_message, operation_of
+from tlsproxy.qdrant.grpc_decision import decide_call, decide_message, operation_of
 from tlsproxy.qdrant.operations import GRPC
-from tlsproxy.qdrant.rest_decision import Heard, judge, judging_body
+from tlsproxy.qdrant.rest_decision import BodyFacts, decide_request, deciding_body
 from tlsproxy.qdrant.rest_tenancy import is_confinable
 from tlsproxy.qdrant.router import recognise
 
@@ -53,7 +53,7 @@ admissions = rights.map(lambda held: Admission(Principal(IDENTITY, "rule", "role
 def planned(admission: Admission, request: tuple[str, str]) -> Plan:
     """By the head."""
     asked = recognise(*request)
-    judged = judge(admission, asked)
+    judged = decide_request(admission, asked)
     unread = Unread(NOTHING, asked, admission, None, bool(admission.conditions)) if judged.decision is UNREAD else None
     return Plan("", "", judged.decision, NOTHING, unread=unread, listing=judged.listing)
 
@@ -63,7 +63,7 @@ def decided(plan: Plan, body: bytes) -> Plan:
     if plan.unread is None:
         return plan
     try:
-        decision, _, heard = at_once(judging_body(plan.unread.admission, plan.unread.asked, body))
+        decision, _, heard = at_once(deciding_body(plan.unread.admission, plan.unread.asked, body))
     except Exception as error:  # noqa: BLE001 - a query that cannot be confined
         return plan.refused(Decision(allowed=False, reason=type(error).__name__))
     return Plan("", "", decision, NOTHING, heard=heard, listing=plan.listing)
@@ -102,14 +102,14 @@ def called(admission: Admission, path: str, named: tuple[str, ...] | None) -> Ca
     """By its method, and by a message that names these."""
     operation = operation_of(path)
     assert operation is not None
-    judged = judge_call(admission, operation)
+    judged = decide_call(admission, operation)
     asked = Asked(NOTHING, operation, admission, judged.listing)
     if judged.decision is not UNREAD:
         return CallPlan("", "", judged.decision, NOTHING, asked=asked)
     if named is None:
         return CallPlan("", "", judged.decision, NOTHING, asked=asked, unread=True)
-    decision = judge_message(admission, operation, named[0], named[1:], confined=bool(asked.conditions))
-    return CallPlan("", "", decision, NOTHING, asked=asked, heard=Heard(named, asked.conditions))
+    decision = decide_message(admission, operation, named[0], named[1:], confined=bool(asked.conditions))
+    return CallPlan("", "", decision, NOTHING, asked=asked, heard=BodyFacts(named, asked.conditions))
 
 
 @pytest.mark.fuzz

@@ -11,7 +11,7 @@ from tlsproxy.authz.identity import Identity
 from tlsproxy.authz.keys import Keys, presented_key
 from tlsproxy.authz.roles import Policy, Principal
 from tlsproxy.errors import BadRequest, Form
-from tlsproxy.qdrant.rest_decision import Judgement, judge, judging_body
+from tlsproxy.qdrant.rest_decision import HeadDecision, decide_request, deciding_body
 from tlsproxy.qdrant.router import recognise
 
 KEYS = Keys.of("manage-key", "alternative", "reader")
@@ -35,8 +35,10 @@ def ask(principal: Principal, method: str, path: str, key: str | None = None, ke
     return judged(principal, method, path, key, keys).decision
 
 
-def judged(principal: Principal, method: str, path: str, key: str | None = None, keys: Keys = KEYS) -> Judgement:
-    return judge(admit(principal, Policy(roles={}, rules=(), keys=keys), key, now=0.0), recognise(method, path))
+def judged(principal: Principal, method: str, path: str, key: str | None = None, keys: Keys = KEYS) -> HeadDecision:
+    return decide_request(
+        admit(principal, Policy(roles={}, rules=(), keys=keys), key, now=0.0), recognise(method, path)
+    )
 
 
 def refused(decision: Decision) -> tuple[int, str, Form]:
@@ -111,12 +113,12 @@ OTHER_TOKEN = Credential("Jwt", "api_key", (Rights(grants=Grants(Grant("d*", wri
 def test_a_body_that_may_name_another_collection_decides_with_the_head(path: str) -> None:
     asked = recognise("POST", f"/collections/docs/{path}")
     admission = Admission(LIMITED, None)
-    assert judge(admission, asked).decision is UNREAD
+    assert decide_request(admission, asked).decision is UNREAD
     assert not UNREAD.allowed
     batch = path.endswith("batch")
 
     def ask_body(body: bytes, admission: Admission = admission) -> Decision:
-        decision, changed, _ = at_once(judging_body(admission, asked, b'{"searches":[%b]}' % body if batch else body))
+        decision, changed, _ = at_once(deciding_body(admission, asked, b'{"searches":[%b]}' % body if batch else body))
         assert changed is None
         return decision
 
@@ -130,18 +132,18 @@ def test_a_body_that_may_name_another_collection_decides_with_the_head(path: str
     assert ask_body(b'{"with_lookup":"dogs"}').reason == "collection"
     assert ask_body(b'{"with_lookup":"dogs"}', Admission(holder(grants=OTHER_TOKEN.rights[0].grants), None)).allowed
     both = Admission(LIMITED, OTHER_TOKEN)
-    assert judge(both, asked).decision is UNREAD
+    assert decide_request(both, asked).decision is UNREAD
     assert ask_body(b'{"with_lookup":"docs"}', both).allowed
     assert ask_body(b'{"with_lookup":"dogs"}', both).reason == "collection"
-    assert judge(Admission(ADMIN, OTHER_TOKEN), asked).decision is UNREAD
-    assert judge(Admission(ADMIN, None), asked).decision is ALLOWED
+    assert decide_request(Admission(ADMIN, OTHER_TOKEN), asked).decision is UNREAD
+    assert decide_request(Admission(ADMIN, None), asked).decision is ALLOWED
     assert ask(LIMITED, "POST", f"/collections/other/{path}").reason == "collection"
     with pytest.raises(BadRequest):
         ask_body(b"[")
 
 
 def test_a_listing_holds_what_all_rights_of_a_caller_know() -> None:
-    listing = judge(Admission(LIMITED, OTHER_TOKEN), recognise("GET", "/collections")).listing
+    listing = decide_request(Admission(LIMITED, OTHER_TOKEN), recognise("GET", "/collections")).listing
     assert listing is not None
     answer = b'{"result":{"collections":[{"name":"docs"},{"name":"dogs"}]}}'
     assert at_once(listing.reducing(answer)) == b'{"result":{"collections":[{"name":"docs"}]}}'
@@ -151,8 +153,8 @@ def test_conditions_of_a_role_hold_whatever_comes_beside_it() -> None:
     tenant = holder(everywhere=GlobalMode.M, conditions=(Condition("tenant", "acme"),))
     asked = recognise("POST", "/collections/docs/points/scroll")
     for admission in (Admission(tenant, None), Admission(tenant, OTHER_TOKEN)):
-        assert judge(admission, asked).decision is UNREAD
-        decision, changed, _ = at_once(judging_body(admission, asked, b"{}"))
+        assert decide_request(admission, asked).decision is UNREAD
+        decision, changed, _ = at_once(deciding_body(admission, asked, b"{}"))
         assert decision.allowed
         assert changed == b'{"filter":{"must":[{"key":"tenant","match":{"value":"acme"}}]}}'
     assert ask(tenant, "GET", "/collections/docs", "manage-key").reason == "not_confined"

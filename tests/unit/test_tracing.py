@@ -12,7 +12,7 @@ from tlsproxy.errors import RequestError
 from tlsproxy.wire.grpc import parse_call
 from tlsproxy.wire.http1 import parse_request, restate_request
 from tlsproxy.wire.http2 import StreamError
-from tlsproxy.wire.tracing import MAX_LINES, NONE, TRACING, of_fields, of_head
+from tlsproxy.wire.tracing import MAX_LINES, NO_TRACING, TRACING, tracing_from_fields, tracing_from_head
 
 PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 TRACE = "0af7651916cd43dd8448eb211c80319c"
@@ -25,9 +25,9 @@ def head(*fields: tuple[str, str]) -> bytes:
 
 def test_a_head_that_says_nothing_is_itself() -> None:
     plain = head(("accept", "*/*"), ("x-tracing", "1"), ("x-note", "traceparent: 1"))
-    rest, tracing = of_head(plain)
+    rest, tracing = tracing_from_head(plain)
     assert rest is plain
-    assert tracing is NONE
+    assert tracing is NO_TRACING
 
 
 @pytest.mark.parametrize(
@@ -41,9 +41,9 @@ def test_a_head_that_says_nothing_is_itself() -> None:
     ],
 )
 def test_qdrant_s_tracing_id_is_the_first_that_is_there(fields: list[tuple[str, str]], said: str) -> None:
-    rest, tracing = of_head(head(("accept", "*/*"), *fields))
+    rest, tracing = tracing_from_head(head(("accept", "*/*"), *fields))
     assert rest == head(("accept", "*/*"))
-    assert tracing.said == said
+    assert tracing.tracing_id == said
 
 
 @pytest.mark.parametrize(
@@ -56,7 +56,7 @@ def test_qdrant_s_tracing_id_is_the_first_that_is_there(fields: list[tuple[str, 
     ],
 )
 def test_a_well_formed_traceparent_is_passed_on_as_it_is(parent: str) -> None:
-    _, tracing = of_head(head(("traceparent", parent), ("tracestate", "a=1,"), ("tracestate", "b@c=2,d= 3")))
+    _, tracing = tracing_from_head(head(("traceparent", parent), ("tracestate", "a=1,"), ("tracestate", "b@c=2,d= 3")))
     assert tracing.trace_id == TRACE
     assert tracing.fields == ((b"traceparent", parent.encode()), (b"tracestate", b"a=1,,b@c=2,d= 3"))
 
@@ -77,14 +77,14 @@ def test_a_well_formed_traceparent_is_passed_on_as_it_is(parent: str) -> None:
     ],
 )
 def test_any_other_is_gone_and_its_state_with_it(parent: str) -> None:
-    rest, tracing = of_head(head(("traceparent", parent), ("tracestate", "a=1")))
+    rest, tracing = tracing_from_head(head(("traceparent", parent), ("tracestate", "a=1")))
     assert rest == head()
     assert (tracing.trace_id, tracing.fields) == ("", ())
-    assert tracing.said == parent
+    assert tracing.tracing_id == parent
 
 
 def test_two_traceparents_are_none() -> None:
-    _, tracing = of_head(head(("traceparent", PARENT), ("traceparent", PARENT)))
+    _, tracing = tracing_from_head(head(("traceparent", PARENT), ("traceparent", PARENT)))
     assert (tracing.trace_id, tracing.fields) == ("", ())
 
 
@@ -106,13 +106,13 @@ def test_two_traceparents_are_none() -> None:
     ],
 )
 def test_a_malformed_tracestate_is_gone_alone(state: str) -> None:
-    _, tracing = of_head(head(("traceparent", PARENT), ("tracestate", state)))
+    _, tracing = tracing_from_head(head(("traceparent", PARENT), ("tracestate", state)))
     assert tracing.fields == ((b"traceparent", PARENT.encode()),)
 
 
 def test_more_than_there_can_be_go_no_further() -> None:
     many = head(*[("tracestate", f"a{number}=1") for number in range(MAX_LINES + 1)], ("traceparent", PARENT))
-    assert of_head(many) == (many, NONE)
+    assert tracing_from_head(many) == (many, NO_TRACING)
     assert b"trace" not in restate_request(parse_request(many), "/", upstream_host=b"u", upstream_key=None)
 
 
@@ -138,7 +138,7 @@ def test_a_head_is_accepted_or_not_whether_it_is_taken_out_or_not(
     lines = b"".join(name + b": " + value + b"\r\n" for name, value in fields)
     whole = b"GET / HTTP/1.1\r\n" + (b"host: h\r\n" if host else b"") + lines + b"\r\n"
     whole = whole[: whole.index(b"\r\n\r\n") + 4]  # as the inbox cuts it
-    rest, tracing = of_head(whole)
+    rest, tracing = tracing_from_head(whole)
     assert outcome(rest) == outcome(whole)
     for name, value in tracing.fields:
         assert name in TRACING
@@ -170,15 +170,17 @@ def test_a_call_is_accepted_or_not_whether_it_is_taken_out_or_not(
             return [field for field in parsed.fields if field[0] not in TRACING], parsed.path
         return "refused"
 
-    rest, tracing = of_fields(tuple(fields))
+    rest, tracing = tracing_from_fields(tuple(fields))
     assert accepted(rest) == accepted(tuple(fields))
     assert all(byte not in value for _, value in tracing.fields for byte in b"\r\n\0")
 
 
 def test_a_call_that_says_nothing_is_itself() -> None:
     fields = tuple(CALL)
-    assert of_fields(fields) == (fields, NONE)
-    assert of_fields(fields)[0] is fields
-    rest, tracing = of_fields((*CALL, (b"x-request-id", b"a"), (b"traceparent", PARENT.encode()), (b"x-b", b"1")))
+    assert tracing_from_fields(fields) == (fields, NO_TRACING)
+    assert tracing_from_fields(fields)[0] is fields
+    rest, tracing = tracing_from_fields(
+        (*CALL, (b"x-request-id", b"a"), (b"traceparent", PARENT.encode()), (b"x-b", b"1"))
+    )
     assert rest == (*CALL, (b"x-b", b"1"))
-    assert (tracing.said, tracing.trace_id) == ("a", TRACE)
+    assert (tracing.tracing_id, tracing.trace_id) == ("a", TRACE)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tlsproxy.wire.usage_filter import REACH, WithoutUsage
+from tlsproxy.wire.usage_filter import REACH, UsageFilter
 
 HARDWARE = {"cpu": 160, "payload_io_read": 130, "vector_io_read": 0}
 USAGE: list[Any] = [
@@ -22,7 +22,7 @@ USAGE: list[Any] = [
 
 def cut(body: bytes, *sizes: int) -> bytes:
     """Fed in pieces of these sizes, and then the rest."""
-    without, out = WithoutUsage(), b""
+    without, out = UsageFilter(), b""
     for size in sizes:
         out += without.feed(body[:size])
         body = body[size:]
@@ -89,7 +89,7 @@ def test_what_is_no_such_answer_stays(body: bytes) -> None:
 def test_little_is_kept_of_a_large_answer() -> None:
     points = [{"id": n, "score": n / 7, "payload": {"usage": {"hardware": HARDWARE}}} for n in range(20_000)]
     body = json.dumps({"result": points, "status": "ok", "time": 0.1, "usage": USAGE[2]}).encode()
-    without, out = WithoutUsage(), b""
+    without, out = UsageFilter(), b""
     for begin in range(0, len(body), 50_000):
         out += without.feed(body[begin : begin + 50_000])
         assert begin + 50_000 - len(out) <= 2 * REACH + 50_000

@@ -21,7 +21,7 @@ from json import JSONEncoder
 from math import isfinite
 from typing import TYPE_CHECKING, Final, Literal, Protocol
 
-from tlsproxy.wire.tracing import NONE, Tracing
+from tlsproxy.wire.tracing import NO_TRACING, Tracing
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -171,8 +171,8 @@ def request_line(prepared: Prepared, outcome: Outcome, remote: str, duration: fl
     """
     tracing = outcome.tracing
     said = trace = grpc = ""
-    if tracing is not NONE:
-        said = _fields(("tracing_id", _shortened(tracing.said)))
+    if tracing is not NO_TRACING:
+        said = _fields(("tracing_id", _shortened(tracing.tracing_id)))
         trace = f',"trace_id":"{tracing.trace_id}"' if tracing.trace_id else ""
     if outcome.grpc_status is not None:
         grpc = f',"grpc_status":{outcome.grpc_status}'

@@ -87,8 +87,8 @@ class Grants:
     def __repr__(self) -> str:
         return f"Grants{self._each}"
 
-    def held(self, collection: str) -> list[Grant]:
-        """Those for this collection, in no order."""
+    def covering(self, collection: str) -> list[Grant]:
+        """The grants for this collection, in no order."""
         return self._patterns.matching(collection)
 
 
@@ -211,25 +211,25 @@ def _limited_refusal(
     if requirement.listing and not reduced:
         return forbidden("unfiltered_listing", "Global access is required for this listing", form)
     for name in named:
-        if not names_held(grants, name):
+        if not may_name(grants, name):
             return forbidden("collection", f"Access to collection {name} is required", form)
     return None
 
 
-def names_held(grants: Grants, name: str) -> bool:
+def may_name(grants: Grants, name: str) -> bool:
     """Whether there is a grant of any mode for this collection: its name may be known, its vectors looked up."""
-    return bool(grants.held(name))
+    return bool(grants.covering(name))
 
 
 def _refusal(grants: Grants, requirement: Requirement, collection: str | None, form: Form) -> Decision | None:
     if collection is None:
         return forbidden("no_collection", "Global access is required", form)
-    held = grants.held(collection)
-    if not held:
+    covering = grants.covering(collection)
+    if not covering:
         return forbidden("collection", f"Access to collection {collection} is required", form)
-    if requirement.extras and not any(grant.extras for grant in held):
+    if requirement.extras and not any(grant.extras for grant in covering):
         return forbidden("needs_extras", f"Only points access is allowed for collection {collection}", form)
-    if requirement.write and not any(grant.write and grant.extras >= requirement.extras for grant in held):
+    if requirement.write and not any(grant.write and grant.extras >= requirement.extras for grant in covering):
         return forbidden("needs_write", f"Write access to collection {collection} is required", form)
     if requirement.manage:
         return forbidden("needs_manage", "Manage access for this operation is required", form)

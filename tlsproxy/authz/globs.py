@@ -22,7 +22,7 @@ _WILDCARDS: Final = frozenset("*?")
 
 
 @dataclass(frozen=True, slots=True)
-class _Program:
+class _GlobAutomaton:
     """Bit i of a state: the first i single-character items are matched. Masks: the bits a character keeps or moves."""
 
     accept: int
@@ -46,7 +46,7 @@ class _Program:
 
 
 @lru_cache(maxsize=1024)
-def _program(pattern: str) -> _Program:
+def _automaton(pattern: str) -> _GlobAutomaton:
     literals: dict[str, int] = {}
     any_one = within = across = 0
     bit = 1
@@ -65,7 +65,7 @@ def _program(pattern: str) -> _Program:
                 literals[character] = literals.get(character, 0) | bit
             bit <<= 1
         index += 1
-    return _Program(accept=bit, literals=literals, any_one=any_one, loops_within=within, loops_across=across)
+    return _GlobAutomaton(accept=bit, literals=literals, any_one=any_one, loops_within=within, loops_across=across)
 
 
 def is_exact(pattern: str) -> bool:
@@ -77,7 +77,7 @@ def glob_matches(pattern: str, value: str) -> bool:
     """Whether the whole of ``value`` is what ``pattern`` describes."""
     if _WILDCARDS.isdisjoint(pattern):
         return pattern == value
-    return _program(pattern).matches(value)
+    return _automaton(pattern).matches(value)
 
 
 def literal_beginning(pattern: str) -> str:

@@ -12,7 +12,7 @@ from tlsproxy.authz.identity import Identity
 from tlsproxy.authz.matcher import Matcher
 
 NEVER: Final = float("inf")
-NOBODYS: Final = b""
+UNKNOWN_DIGEST: Final = b""
 """The digest of a key whose secret is not known: it is configured, and no secret is it."""
 
 
@@ -53,7 +53,7 @@ class Keys:
         )
         return cls(
             tuple(
-                Key(name, NOBODYS if key is None else key_digest(key), Rights(everywhere=mode))
+                Key(name, UNKNOWN_DIGEST if key is None else key_digest(key), Rights(everywhere=mode))
                 for name, key, mode in given
                 if key != ""
             )

@@ -20,9 +20,9 @@ from tlsproxy.config.loader import parse
 from tlsproxy.config.policy import policy_of
 from tlsproxy.errors import GrpcStatus, RequestError
 from tlsproxy.proxy.decision.call_plan import grpc_status
-from tlsproxy.qdrant.grpc_decision import judge_at_best, judge_call, operation_of
+from tlsproxy.qdrant.grpc_decision import decide_at_best, decide_call, operation_of
 from tlsproxy.qdrant.operations import GRPC, Operation
-from tlsproxy.qdrant.rest_decision import Judgement, judge
+from tlsproxy.qdrant.rest_decision import HeadDecision, decide_request
 from tlsproxy.qdrant.router import recognise
 from tlsproxy.snapshot.files import CONFIG_LIMIT, read_file
 from tlsproxy.tls.certinfo import day
@@ -64,10 +64,10 @@ def explain(config_path: Path, token: str | None, cert: Path, method: str, path:
     if method.lower() == "grpc":
         called = operation_of(path)
         _tell_operation(called, "gRPC method")
-        judgement = judge_call(admitted, called)
+        judgement = decide_call(admitted, called)
         if judgement.decision is UNREAD and isinstance(admitted, Admission) and called is not None:
-            at_best = judge_at_best(admitted, called)
-            judgement = judgement if at_best.allowed else Judgement(at_best)
+            at_best = decide_at_best(admitted, called)
+            judgement = judgement if at_best.allowed else HeadDecision(at_best)
         _tell_decision(judgement, admitted, called, _grpc_status)
         return
     try:
@@ -78,7 +78,7 @@ def explain(config_path: Path, token: str | None, cert: Path, method: str, path:
     _tell_operation(asked.operation, "route, or not for this method")
     if asked.collection is not None:
         click.echo(f"collection {asked.collection}")
-    _tell_decision(judge(admitted, asked), admitted, asked.operation, _http_status)
+    _tell_decision(decide_request(admitted, asked), admitted, asked.operation, _http_status)
 
 
 def _tell_credential(admission: Admission) -> None:
@@ -103,7 +103,7 @@ def _tell_operation(operation: Operation | None, kind: str) -> None:
 
 
 def _tell_decision(
-    judgement: Judgement,
+    judgement: HeadDecision,
     admitted: Admission | Decision,
     operation: Operation | None,
     status_of: Callable[[Decision], str],

@@ -11,7 +11,7 @@ from typing import Final, TypeAlias
 
 from pydantic import SecretStr
 
-from tlsproxy.authz.keys import NEVER, NOBODYS, Key, Keys, key_digest
+from tlsproxy.authz.keys import NEVER, UNKNOWN_DIGEST, Key, Keys, key_digest
 from tlsproxy.authz.matcher import Matcher
 from tlsproxy.config.callers import NamedKey
 from tlsproxy.config.model import Config
@@ -54,7 +54,7 @@ def repeated_keys(config: Config, keys: Keys) -> Iterator[tuple[str, str, tuple[
     """
     service = config.service
     files = {name: getattr(service, f"{name}_file") for name in KEY_NAMES} | {one.name: one.file for one in config.keys}
-    first = {key.digest: key.name for key in reversed(keys.keys) if key.digest != NOBODYS}
+    first = {key.digest: key.name for key in reversed(keys.keys) if key.digest != UNKNOWN_DIGEST}
     for key in keys.keys[len(keys.keys) - len(config.keys) :]:
         other = first.get(key.digest, key.name)
         if other != key.name:
@@ -75,7 +75,7 @@ def known_keys(config: Config, read: Read) -> Keys:
 
 def _named(config: Config, entry: NamedKey, read: Read) -> Key:
     secret = None if entry.sha256 else _resolve(None, entry.file, read)
-    digest = bytes.fromhex(entry.sha256) if entry.sha256 else NOBODYS if secret is None else key_digest(secret)
+    digest = bytes.fromhex(entry.sha256) if entry.sha256 else UNKNOWN_DIGEST if secret is None else key_digest(secret)
     match = entry.require_certificate
     return Key(
         name=entry.name,

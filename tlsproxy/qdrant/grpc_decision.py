@@ -1,8 +1,8 @@
 """A gRPC call, and who sends it → the decision: by its method where that is enough, else by its message too.
 
-The twin of :mod:`tlsproxy.qdrant.rest_decision`. A message is followed while it comes and is not kept: a
-:class:`Reading` finds the collections in it. Only a caller who is confined to some of the points has it read whole, and
-written anew.
+The counterpart of :mod:`tlsproxy.qdrant.rest_decision`. A message is scanned as it arrives and is not buffered: a
+:class:`CollectionFinder` finds the collections in it. Only if the caller is confined to some of the points is it read
+whole, and rewritten.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from tlsproxy.qdrant.grpc_schema import COLLECTION, INNER, OTHER, REQUESTS, SHAP
 from tlsproxy.qdrant.grpc_tenancy import confined as confined_message
 from tlsproxy.qdrant.grpc_tenancy import is_confinable_call
 from tlsproxy.qdrant.operations import GRPC, MAX_NAME_BYTES, Operation
-from tlsproxy.qdrant.rest_decision import NOT_CONFINED, NOWHERE, Heard, Judgement, decide_all
-from tlsproxy.qdrant.rest_tenancy import tells_no_points
+from tlsproxy.qdrant.rest_decision import NOT_CONFINED, UNKNOWN_OPERATION, BodyFacts, HeadDecision, decide_all
+from tlsproxy.qdrant.rest_tenancy import touches_no_points
 from tlsproxy.qdrant.scoring import Facts
 from tlsproxy.wire.cooperative import Steps
 from tlsproxy.wire.protobuf import ProtobufError, Scanner
@@ -42,37 +42,37 @@ def operation_of(path: str) -> Operation | None:
     return _METHODS.get(path)
 
 
-def judge_call(admitted: Admission | Decision, operation: Operation | None) -> Judgement:
-    """What the method decides. :data:`UNREAD` where the message has a say, which :func:`judge_message` then hears.
+def decide_call(admitted: Admission | Decision, operation: Operation | None) -> HeadDecision:
+    """What the method decides. :data:`UNREAD` where the message has a say, which :func:`decide_message` then hears.
 
     ``operation`` is None for what has no row in the table.
     """
     if operation is not None and operation.requirement.scope is Scope.NONE:
-        return Judgement(ALLOWED)
+        return HeadDecision(ALLOWED)
     if isinstance(admitted, Decision):
-        return Judgement(admitted)
+        return HeadDecision(admitted)
     if operation is None:
-        return Judgement(NOWHERE)
+        return HeadDecision(UNKNOWN_OPERATION)
     rights, confinable = admitted.rights, is_confinable_call(operation)
     listing = listing_of_call(operation, rights)
     shown = AnswerReducer(operation) if confinable and any(one.conditions for one in rights) else listing
     if operation.requirement.scope is Scope.COLLECTION and any(one.limited for one in rights):
-        return Judgement(UNREAD, shown)  # a refusal too: it names the collection
+        return HeadDecision(UNREAD, shown)  # a refusal too: it names the collection
     decision = decide_all(
         rights,
         operation,
         None,
         reduced=listing is not None,
-        confined=confinable or tells_no_points(operation),
+        confined=confinable or touches_no_points(operation),
     )
     if not decision.allowed:
-        return Judgement(decision)
+        return HeadDecision(decision)
     if confinable and any(one.conditions for one in rights):
-        return Judgement(UNREAD, shown)
-    return Judgement(ALLOWED, listing)
+        return HeadDecision(UNREAD, shown)
+    return HeadDecision(ALLOWED, listing)
 
 
-def judge_at_best(admission: Admission, operation: Operation) -> Decision:
+def decide_at_best(admission: Admission, operation: Operation) -> Decision:
     """As if every grant were for whatever collection the message turns out to name: what this refuses, no message could
     save.
     """
@@ -81,11 +81,11 @@ def judge_at_best(admission: Admission, operation: Operation) -> Decision:
         for one in admission.rights
     )
     return decide_all(
-        granted, operation, _ANY, confined=is_confinable_call(operation) or tells_no_points(operation), reduced=True
+        granted, operation, _ANY, confined=is_confinable_call(operation) or touches_no_points(operation), reduced=True
     )
 
 
-class Reading:
+class CollectionFinder:
     """Follows one message, which comes in pieces of any size, and finds the collections that it names."""
 
     __slots__ = ("_scanner",)
@@ -136,12 +136,12 @@ class Reading:
         return collection, others
 
 
-def reading_of(operation: Operation) -> Reading:
+def collection_finder(operation: Operation) -> CollectionFinder:
     """Of an operation on a collection: others have no message that has a say."""
-    return Reading(REQUESTS[operation.path])
+    return CollectionFinder(REQUESTS[operation.path])
 
 
-def judge_message(
+def decide_message(
     admission: Admission, operation: Operation, collection: str, named: tuple[str, ...], *, confined: bool
 ) -> Decision:
     """Decision of method and message together. ``confined``: :func:`confine_message` made what goes upstream."""
@@ -151,23 +151,23 @@ def judge_message(
         collection,
         named=named,
         reduced=operation.requirement.listing and listing_of_call(operation, admission.rights) is not None,
-        confined=confined or tells_no_points(operation),
+        confined=confined or touches_no_points(operation),
     )
 
 
-def judge_heard_call(admission: Admission, operation: Operation, heard: Heard) -> Decision:
+def decide_call_again(admission: Admission, operation: Operation, body: BodyFacts) -> Decision:
     """Decision of these rights on a call under way, whose message was decided on by other rights."""
-    collection, *named = heard.named
+    collection, *named = body.named
     confinable = is_confinable_call(operation)
-    if confinable and not heard.suits(admission.conditions):
+    if confinable and not body.suits(admission.conditions):
         return NOT_CONFINED
-    return judge_message(admission, operation, collection, tuple(named), confined=confinable)
+    return decide_message(admission, operation, collection, tuple(named), confined=confinable)
 
 
 def confine_message(
     operation: Operation, message: bytes, conditions: tuple[Condition, ...], facts: Facts | None = None
 ) -> Steps[bytes]:
-    """The message to send in place of this whole one, in which a :class:`Reading` found the collections.
+    """The message to send in place of this whole one, in which a :class:`CollectionFinder` found the collections.
 
     Raises :class:`BadRequest`, :class:`Unconfined`, and :class:`FactsNeeded` where those of its collection have a say.
     """

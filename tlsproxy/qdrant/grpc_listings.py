@@ -46,7 +46,7 @@ class MessageListing(Listing):
         found = [(one.number, one.content()) for one in fields(content) if one.number in names]
         if [number for number, _ in sorted(found)] != list(names):
             return []
-        if not all(self._held(name.decode()) for _, name in found):
+        if not all(self._is_shown(name.decode()) for _, name in found):
             return []
         return [delimited(_ENTRY, b"".join(delimited(number, name) for number, name in found))]
 

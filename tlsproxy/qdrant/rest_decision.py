@@ -16,20 +16,22 @@ from tlsproxy.errors import Form
 from tlsproxy.qdrant.operations import Operation
 from tlsproxy.qdrant.rest_collections import named_collections
 from tlsproxy.qdrant.rest_listings import Reducer, listing_of
-from tlsproxy.qdrant.rest_tenancy import confine, is_confinable, tells_no_points
+from tlsproxy.qdrant.rest_tenancy import confine, is_confinable, touches_no_points
 from tlsproxy.qdrant.router import Recognised
 from tlsproxy.qdrant.scoring import Facts
 from tlsproxy.wire.content_coding import Content
 from tlsproxy.wire.cooperative import Steps
 from tlsproxy.wire.strict_json import reading_json
 
-NOWHERE: Final = Decision(allowed=False, reason="unknown_operation", status=HTTPStatus.NOT_FOUND, form=Form.EMPTY)
+UNKNOWN_OPERATION: Final = Decision(
+    allowed=False, reason="unknown_operation", status=HTTPStatus.NOT_FOUND, form=Form.EMPTY
+)
 """There is no such route, or method."""
 
 
 @dataclass(frozen=True, slots=True)
-class Judgement:
-    """``decision`` is :data:`UNREAD` where the body has a say, which :func:`judging_body` then hears.
+class HeadDecision:
+    """``decision`` is :data:`UNREAD` where the body has a say, which :func:`deciding_body` then hears.
 
     ``listing`` is how the answer must be reduced before the caller may see it, None where it may be seen as it is.
     """
@@ -44,7 +46,7 @@ NOT_CONFINED: Final = forbidden("not_confined", "The request is not confined to 
 
 
 @dataclass(frozen=True, slots=True)
-class Heard:
+class BodyFacts:
     """Facts of a body at its decision: the collections that it names beside that of its request's head, and the
     conditions that it was confined to.
     """
@@ -57,36 +59,36 @@ class Heard:
         return set(conditions) <= set(self.conditions)
 
 
-def judge(admitted: Admission | Decision, asked: Recognised) -> Judgement:
+def decide_request(admitted: Admission | Decision, request: Recognised) -> HeadDecision:
     """What the head decides. Allowed only if all rights of the caller allow it; otherwise in the words of the first
     that does not.
     """
-    operation = asked.operation
+    operation = request.operation
     if operation is not None and operation.requirement.scope is Scope.NONE:
-        return Judgement(ALLOWED)
+        return HeadDecision(ALLOWED)
     if isinstance(admitted, Decision):
-        return Judgement(admitted)
+        return HeadDecision(admitted)
     if operation is None:
-        return Judgement(NOWHERE)
+        return HeadDecision(UNKNOWN_OPERATION)
     listing, confinable = listing_of(operation, admitted.rights), is_confinable(operation)
     decision = decide_all(
         admitted.rights,
         operation,
-        asked.collection,
+        request.collection,
         reduced=listing is not None,
-        confined=confinable or tells_no_points(operation),
+        confined=confinable or touches_no_points(operation),
     )
     if not decision.allowed:
-        return Judgement(decision)
+        return HeadDecision(decision)
     names_others = operation.names_others and any(rights.limited for rights in admitted.rights)
     if names_others or (confinable and any(rights.conditions for rights in admitted.rights)):
-        return Judgement(UNREAD)
-    return Judgement(ALLOWED, listing)
+        return HeadDecision(UNREAD)
+    return HeadDecision(ALLOWED, listing)
 
 
-def judging_body(
-    admitted: Admission, asked: Recognised, content: Content, facts: Facts | None = None, held: int = 0
-) -> Steps[tuple[Decision, bytes | None, Heard]]:
+def deciding_body(
+    admitted: Admission, request: Recognised, content: Content, facts: Facts | None = None, held: int = 0
+) -> Steps[tuple[Decision, bytes | None, BodyFacts]]:
     """Decision of head and body together, where the head alone left it open; the body to send in place of this one;
     and the facts of the body that decided.
 
@@ -95,9 +97,9 @@ def judging_body(
 
     Raises :class:`BadRequest`, :class:`Unconfined`, and :class:`FactsNeeded` where the collection's facts have a say.
     """
-    operation = asked.operation
+    operation = request.operation
     if operation is None:
-        return UNREAD, None, Heard((), ())
+        return UNREAD, None, BodyFacts((), ())
     conditions = admitted.conditions
     body = yield from reading_json(content, held)
     named = named_collections(operation, body) if operation.names_others else ()
@@ -106,24 +108,24 @@ def judging_body(
         confined = confine(operation, body, conditions, facts)
         yield None
         changed = orjson.dumps(confined)
-    decision = decide_all(admitted.rights, operation, asked.collection, named=named, confined=changed is not None)
-    return decision, changed, Heard(named, conditions)
+    decision = decide_all(admitted.rights, operation, request.collection, named=named, confined=changed is not None)
+    return decision, changed, BodyFacts(named, conditions)
 
 
-def judge_heard(admitted: Admission, asked: Recognised, heard: Heard) -> Decision:
+def decide_again(admitted: Admission, request: Recognised, body: BodyFacts) -> Decision:
     """Decision of these rights on a request under way, whose body was decided on by other rights."""
-    operation = asked.operation
+    operation = request.operation
     if operation is None:
-        return NOWHERE
+        return UNKNOWN_OPERATION
     confinable = is_confinable(operation)
-    if confinable and not heard.suits(admitted.conditions):
+    if confinable and not body.suits(admitted.conditions):
         return NOT_CONFINED
-    confined = confinable or tells_no_points(operation)
-    return decide_all(admitted.rights, operation, asked.collection, named=heard.named, confined=confined)
+    confined = confinable or touches_no_points(operation)
+    return decide_all(admitted.rights, operation, request.collection, named=body.named, confined=confined)
 
 
 def decide_all(
-    held: tuple[Rights, ...],
+    rights: tuple[Rights, ...],
     operation: Operation,
     collection: str | None,
     *,
@@ -133,9 +135,9 @@ def decide_all(
 ) -> Decision:
     """All of them must allow; the first that does not says why."""
     decision = forbidden("no_rights", "Global access is required", operation.form)
-    for rights in held:
+    for each in rights:
         decision = decide(
-            rights,
+            each,
             operation.requirement,
             collection,
             named=named,

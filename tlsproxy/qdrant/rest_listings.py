@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Final, Protocol
 
 import orjson
 
-from tlsproxy.authz.access import Grants, Rights, names_held
+from tlsproxy.authz.access import Grants, Rights, may_name
 from tlsproxy.qdrant.operations import Operation
 from tlsproxy.wire.content_coding import Content
 from tlsproxy.wire.cooperative import Steps
@@ -47,11 +47,11 @@ class Listing:
         if not isinstance(answer, dict) or not isinstance(answer.get("result"), dict):
             raise ValueError("not Qdrant's envelope")  # noqa: TRY004 - wrong as a whole
         yield None
-        result = yield from REDUCTIONS[self.operation](answer["result"], self._held)
+        result = yield from REDUCTIONS[self.operation](answer["result"], self._is_shown)
         return orjson.dumps({"result": result} | _only(answer, "status", "time"))
 
-    def _held(self, name: Any) -> bool:
-        return isinstance(name, str) and all(names_held(grants, name) for grants in self.grants)
+    def _is_shown(self, name: Any) -> bool:
+        return isinstance(name, str) and all(may_name(grants, name) for grants in self.grants)
 
 
 def listing_of(operation: Operation, rights: tuple[Rights, ...]) -> Listing | None:
@@ -60,22 +60,22 @@ def listing_of(operation: Operation, rights: tuple[Rights, ...]) -> Listing | No
     return Listing(operation.name, limited) if limited and operation.name in REDUCTIONS else None
 
 
-Held = Callable[[Any], bool]
+NameFilter = Callable[[Any], bool]
 Reduction = Steps[dict[str, Any]]
 
 
-def _collections(result: dict[str, Any], held: Held) -> Reduction:
-    entries = yield from _entries(result.get("collections"), "name", held)
+def _collections(result: dict[str, Any], is_shown: NameFilter) -> Reduction:
+    entries = yield from _entries(result.get("collections"), "name", is_shown)
     return {"collections": [{"name": entry["name"]} for entry in entries]}
 
 
-def _aliases(result: dict[str, Any], held: Held) -> Reduction:
+def _aliases(result: dict[str, Any], is_shown: NameFilter) -> Reduction:
     """An alias is shown to who may know both of its names."""
-    entries = yield from _entries(result.get("aliases"), "alias_name", held)
-    return {"aliases": (yield from _entries(entries, "collection_name", held))}
+    entries = yield from _entries(result.get("aliases"), "alias_name", is_shown)
+    return {"aliases": (yield from _entries(entries, "collection_name", is_shown))}
 
 
-def _telemetry(result: dict[str, Any], held: Held) -> Reduction:
+def _telemetry(result: dict[str, Any], is_shown: NameFilter) -> Reduction:
     """Level 1 has sums over all collections in place of a list of them; they have no ``id``, and go."""
     collections = result.get("collections")
     hardware = result.get("hardware")
@@ -84,22 +84,22 @@ def _telemetry(result: dict[str, Any], held: Held) -> Reduction:
         lists = {}
         for name in ("collections", "snapshots"):
             if name in collections:
-                lists[name] = yield from _entries(collections[name], "id", held)
+                lists[name] = yield from _entries(collections[name], "id", is_shown)
         reduced["collections"] = {"number_of_collections": len(lists.get("collections", ())), **lists}
     if isinstance(hardware, dict):
-        reduced["hardware"] = {"collection_data": (yield from _mapped(hardware.get("collection_data"), held))}
+        reduced["hardware"] = {"collection_data": (yield from _mapped(hardware.get("collection_data"), is_shown))}
     return reduced
 
 
-def _cluster_telemetry(result: dict[str, Any], held: Held) -> Reduction:
-    return {"collections": (yield from _mapped(result.get("collections"), held))}
+def _cluster_telemetry(result: dict[str, Any], is_shown: NameFilter) -> Reduction:
+    return {"collections": (yield from _mapped(result.get("collections"), is_shown))}
 
 
-def _issues(result: dict[str, Any], held: Held) -> Reduction:
-    return {"issues": (yield from _entries(result.get("issues"), "related_collection", held))}
+def _issues(result: dict[str, Any], is_shown: NameFilter) -> Reduction:
+    return {"issues": (yield from _entries(result.get("issues"), "related_collection", is_shown))}
 
 
-REDUCTIONS: Final[dict[str, Callable[[dict[str, Any], Held], Reduction]]] = {
+REDUCTIONS: Final[dict[str, Callable[[dict[str, Any], NameFilter], Reduction]]] = {
     "list_collections": _collections,
     "list_aliases": _aliases,
     "list_collection_aliases": _aliases,
@@ -110,22 +110,22 @@ REDUCTIONS: Final[dict[str, Callable[[dict[str, Any], Held], Reduction]]] = {
 """By the operation's name. A listing that is not here is refused to a limited caller."""
 
 
-def _entries(entries: Any, key: str, held: Held) -> Steps[list[dict[str, Any]]]:
+def _entries(entries: Any, key: str, is_shown: NameFilter) -> Steps[list[dict[str, Any]]]:
     kept = []
     for count, entry in enumerate(entries if isinstance(entries, list) else (), start=1):
         if not count % STEP:
             yield None
-        if isinstance(entry, dict) and held(entry.get(key)):
+        if isinstance(entry, dict) and is_shown(entry.get(key)):
             kept.append(entry)
     return kept
 
 
-def _mapped(value: Any, held: Held) -> Steps[dict[str, Any]]:
+def _mapped(value: Any, is_shown: NameFilter) -> Steps[dict[str, Any]]:
     kept = {}
     for count, (name, entry) in enumerate(value.items() if isinstance(value, dict) else (), start=1):
         if not count % STEP:
             yield None
-        if held(name):
+        if is_shown(name):
             kept[name] = entry
     return kept
 

@@ -42,7 +42,7 @@ _QUERIES_OF_NO_POINT: Final = frozenset({"fusion", "rrf", "order_by", "sample", 
 _INFERENCE: Final = frozenset({"text", "image", "object", "model", "options"})
 
 
-def tells_no_points(operation: Operation) -> bool:
+def touches_no_points(operation: Operation) -> bool:
     return operation.name in _NO_POINTS
 
 

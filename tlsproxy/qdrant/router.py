@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from tlsproxy.errors import BadRequest
 from tlsproxy.qdrant.operations import MAX_NAME_BYTES, OWN, REST, Operation
-from tlsproxy.wire.target import Target, parse_target
+from tlsproxy.wire.target import RequestTarget, parse_target
 
 _COLLECTION = "{collection_name}"
 
@@ -19,7 +19,7 @@ _COLLECTION = "{collection_name}"
 class Recognised:
     """``operation`` is None for what has no row in the table."""
 
-    target: Target
+    target: RequestTarget
     operation: Operation | None
     collection: str | None
 

@@ -83,7 +83,7 @@ class NotGrpc(BadRequest):
 
 def parse_call(fields: Fields, *, max_fields: int = 100) -> CallHead:
     """Raises StreamError for what is malformed (RFC 9113 §8.1.1), and BadRequest's leaves for what is no gRPC call."""
-    pseudo, regular = _parted(fields)
+    pseudo, regular = _split_unusual(fields)
     once: dict[bytes, bytes] = {}
     for name, value in regular:
         if name in _ONCE:
@@ -128,7 +128,7 @@ def deadline_block(timeout: bytes) -> bytes:
     return _DEADLINES[len(timeout) - 1] + timeout
 
 
-def _parted(fields: Fields) -> tuple[dict[bytes, bytes], Fields]:
+def _split_unusual(fields: Fields) -> tuple[dict[bytes, bytes], Fields]:
     """Pseudo-headers, which come first, and the others. Raises StreamError (RFC 9113 §8.2, §8.3)."""
     pseudo: dict[bytes, bytes] = {}
     regular: list[tuple[bytes, bytes]] = []

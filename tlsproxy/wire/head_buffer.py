@@ -10,7 +10,7 @@ from tlsproxy.errors import BadRequest, HeadTooLarge
 from tlsproxy.wire.http1 import END, has_bare_lf
 
 
-class Inbox:
+class HeadBuffer:
     """``data`` from ``start`` on is what was not taken; empty where nothing is left. It is bounded by who feeds it.
 
     Before ``_searched`` no end of a head begins.

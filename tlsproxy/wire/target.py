@@ -26,7 +26,7 @@ _TREACHEROUS = re.compile(r"[%/\\\x00-\x1f\x7f]")
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
+class RequestTarget:
     """``segments`` are decoded, none is empty; ``path`` is canonical; ``query`` is as sent, without its ``?``."""
 
     segments: tuple[str, ...]
@@ -37,17 +37,17 @@ class Target:
         return f"{self.path}?{self.query}" if self.query else self.path
 
 
-def parse_target(target: str) -> Target:
+def parse_target(target: str) -> RequestTarget:
     """Origin-form only (RFC 9112 §3.2.1). Raises :class:`BadRequest`, saying what is wrong."""
     path, _, query = target.partition("?")
     if _QUERY.fullmatch(query) is None:
         raise BadRequest("Malformed query")
     if _PLAIN.fullmatch(path) is not None:  # nothing to decode, merge or trim
-        return Target(tuple(path[1:].split("/")) if len(path) > 1 else (), path, query)
+        return RequestTarget(tuple(path[1:].split("/")) if len(path) > 1 else (), path, query)
     if _PATH.fullmatch(path) is None:
         raise BadRequest("The request target must be an absolute path")
     segments = tuple(_decoded(segment) for segment in path.split("/") if segment)
-    return Target(segments, "/" + "/".join(quote(segment, safe="") for segment in segments), query)
+    return RequestTarget(segments, "/" + "/".join(quote(segment, safe="") for segment in segments), query)
 
 
 def _decoded(segment: str) -> str:

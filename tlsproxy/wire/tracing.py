@@ -45,17 +45,17 @@ _MEMBER: Final = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Tracing:
-    """``said``: the text that Qdrant would write down as the request's `tracing_id`, whatever it is; empty for none.
+    """``tracing_id``: the text that Qdrant would log as the request's `tracing_id`, whatever it is; empty for none.
 
     ``trace_id``: 32 hex digits of a well-formed `traceparent`, or empty. ``fields``: what goes upstream.
     """
 
-    said: str = ""
+    tracing_id: str = ""
     trace_id: str = ""
     fields: Fields = ()
 
 
-NONE: Final = Tracing()
+NO_TRACING: Final = Tracing()
 
 
 def id_line(number: str) -> bytes:
@@ -83,30 +83,30 @@ def upstream_block(tracing: Tracing) -> bytes:
     return literals(tracing.fields) if tracing.fields else b""
 
 
-def of_head(head: bytes) -> tuple[bytes, Tracing]:
+def tracing_from_head(head: bytes) -> tuple[bytes, Tracing]:
     """An HTTP/1 head without these fields, and what they say."""
     if _LINE.search(head) is None:
-        return head, NONE
+        return head, NO_TRACING
     lines = _LINE.findall(head)
     if len(lines) > MAX_LINES:
-        return head, NONE
+        return head, NO_TRACING
     return _LINE.sub(b"", head), tracing_of([(name.lower(), value.strip(b" \t")) for name, value in lines])
 
 
-def of_fields(fields: Fields) -> tuple[Fields, Tracing]:
+def tracing_from_fields(fields: Fields) -> tuple[Fields, Tracing]:
     """The same of a call's fields. Where some are malformed (RFC 9113 §8.2.1, §8.3), all are left to the parser."""
     for name, _ in fields:
         if name in TRACING:
             break
     else:
-        return fields, NONE
+        return fields, NO_TRACING
     ours = [field for field in fields if field[0] in TRACING]
     rest = tuple(field for field in fields if field[0] not in TRACING)
     first = fields.index(ours[0])
     if len(ours) > MAX_LINES or any(name[:1] == b":" for name, _ in rest[first:]):
-        return fields, NONE
+        return fields, NO_TRACING
     if any(VALUE.fullmatch(value) is None for _, value in ours):
-        return fields, NONE
+        return fields, NO_TRACING
     return rest, tracing_of(ours)
 
 

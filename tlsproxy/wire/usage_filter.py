@@ -35,7 +35,7 @@ _MEMBER: Final = re.compile(_SPACE.join((_STRING, _VALUE)) + b"," + _SPACE, re.D
 _THE_END: Final = re.compile(rb"(?:,%b%b%b%b)*+\}%b\Z" % (_SPACE, _STRING, _SPACE, _VALUE, _SPACE), re.DOTALL)
 
 
-class WithoutUsage:
+class UsageFilter:
     """One answer: :meth:`feed` gives what may go on of all that has come, :meth:`close` the rest."""
 
     __slots__ = ("_began", "_held")

@@ -16,9 +16,9 @@ from tlsproxy.proxy.core.gateway import Gateway
 from tlsproxy.proxy.limits.quotas import Toll
 from tlsproxy.wire.chunked import ChunkedBody, ChunkedError
 from tlsproxy.wire.content_coding import Content
-from tlsproxy.wire.head_buffer import Inbox
+from tlsproxy.wire.head_buffer import HeadBuffer
 from tlsproxy.wire.http1 import CHUNKED
-from tlsproxy.wire.tracing import ID_LENGTH, NONE, Tracing
+from tlsproxy.wire.tracing import ID_LENGTH, NO_TRACING, Tracing
 
 SMALL_REST: Final = 65_536
 """A refused body of at most this many bytes is dropped and the connection kept; a larger one costs the connection."""
@@ -80,7 +80,7 @@ class Record(Generic[P]):
         "when",
     )
 
-    def __init__(self, plan: P, when: float, tracing: Tracing = NONE) -> None:
+    def __init__(self, plan: P, when: float, tracing: Tracing = NO_TRACING) -> None:
         self.plan = plan
         self.id = _next_id()
         self.tracing = tracing
@@ -176,7 +176,7 @@ class RequestBody:
         """Bytes that are still to come, None where that is not known."""
         return None if self._chunks is not None and not self.done else self._left
 
-    def is_in(self, inbox: Inbox) -> bool:
+    def is_in(self, inbox: HeadBuffer) -> bool:
         """Whether it is known to have come whole."""
         left = self.left
         return left is not None and left <= len(inbox)
@@ -188,7 +188,7 @@ class RequestBody:
         left = self.left
         return left == 0 or (left is not None and left <= SMALL_REST and not expected)
 
-    def take(self, inbox: Inbox) -> tuple[bytes, int]:
+    def take(self, inbox: HeadBuffer) -> tuple[bytes, int]:
         """Takes the bytes that have come: (bytes to forward, number taken). Of very many chunks some are left.
 
         Raises :class:`BadRequest`, :class:`BodyTooLarge`.

@@ -23,10 +23,10 @@ from tlsproxy.errors import BodyTooLarge, GrpcStatus, RequestError, RoleBodyTooL
 from tlsproxy.memo import Memo
 from tlsproxy.proxy.decision.attribution import caller_of, error_of, expiry, prepared, refusal_of
 from tlsproxy.proxy.limits.quotas import Quotas, Toll
-from tlsproxy.qdrant.grpc_decision import judge_call, judge_heard_call, judge_message, operation_of
+from tlsproxy.qdrant.grpc_decision import decide_call, decide_call_again, decide_message, operation_of
 from tlsproxy.qdrant.grpc_tenancy import is_confinable_call
 from tlsproxy.qdrant.operations import Operation
-from tlsproxy.qdrant.rest_decision import UNREDUCED, Heard, Judgement
+from tlsproxy.qdrant.rest_decision import UNREDUCED, BodyFacts, HeadDecision
 from tlsproxy.qdrant.rest_listings import Reducer
 from tlsproxy.wire.field_block import Fields, write
 from tlsproxy.wire.grpc import CallHead, NotGrpc, parse_call, restate_call
@@ -106,7 +106,7 @@ class CallPlan:
     exists: ValueExists | None = None
     unread: bool = False
     asked: Asked | None = None
-    heard: Heard | None = None
+    heard: BodyFacts | None = None
     toll: Toll | None = None
     largest: int = 0
     of_role: bool = True
@@ -127,7 +127,7 @@ class CallPlan:
         """Plan by which a call under way goes on, where its head is planned like ``present`` now; or its refusal."""
         decision, asked = present.decision, present.asked
         if decision is UNREAD and asked is not None and self.heard is not None:
-            decision = judge_heard_call(asked.admission, asked.operation, self.heard)
+            decision = decide_call_again(asked.admission, asked.operation, self.heard)
         if not (decision.allowed or (decision is UNREAD and self.unread)):
             return decision
         if asked is not None and self.asked is not None:
@@ -179,11 +179,11 @@ class CallPlans:
         presented = presented_key(head.value(b"api-key"), head.value(b"authorization"))
         admitted = ended or admit(principal, self._policy, presented, now)
         operation = operation_of(head.path)
-        judgement = Judgement(ended) if ended is not None else judge_call(admitted, operation)
+        judgement = HeadDecision(ended) if ended is not None else decide_call(admitted, operation)
         admission = admitted if isinstance(admitted, Admission) else None
         alone = admission is not None and presented is None and not (operation is not None and operation.open)
         if alone and is_cross_site(head.fields, head.authority, self._origins):
-            judgement = Judgement(cross_site())
+            judgement = HeadDecision(cross_site())
         return self._plan(principal, head, operation, admission, judgement)
 
     def unreadable(self, principal: Principal, error: Exception) -> CallPlan:
@@ -217,16 +217,16 @@ class CallPlans:
         return former.under(self._made(principal, former.asked.head, now, ended))
 
     def _judge(self, asked: Asked, collection: str, named: tuple[str, ...]) -> CallPlan:
-        decision = judge_message(asked.admission, asked.operation, collection, named, confined=bool(asked.conditions))
+        decision = decide_message(asked.admission, asked.operation, collection, named, confined=bool(asked.conditions))
         plan = self._plan(
             asked.admission.principal,
             asked.head,
             asked.operation,
             asked.admission,
-            Judgement(decision, asked.listing),
+            HeadDecision(decision, asked.listing),
             collection=collection,
         )
-        return replace(plan, heard=Heard((collection, *named), asked.conditions))
+        return replace(plan, heard=BodyFacts((collection, *named), asked.conditions))
 
     def _plan(
         self,
@@ -234,7 +234,7 @@ class CallPlans:
         head: CallHead,
         operation: Operation | None,
         admission: Admission | None,
-        judgement: Judgement,
+        judgement: HeadDecision,
         *,
         collection: str | None = None,
     ) -> CallPlan:

@@ -27,7 +27,14 @@ from tlsproxy.proxy.decision.attribution import caller_of, error_of, expiry, pre
 from tlsproxy.proxy.decision.local_responses import Answer, cors_fields, is_preflight, preflight, whoami
 from tlsproxy.proxy.limits.quotas import Quotas, Toll
 from tlsproxy.qdrant.operations import AUDIT_LOGS, PREFLIGHT, WHOAMI, Operation
-from tlsproxy.qdrant.rest_decision import UNREDUCED, Heard, Judgement, judge, judge_heard, judging_body
+from tlsproxy.qdrant.rest_decision import (
+    UNREDUCED,
+    BodyFacts,
+    HeadDecision,
+    decide_again,
+    decide_request,
+    deciding_body,
+)
 from tlsproxy.qdrant.rest_listings import Reducer
 from tlsproxy.qdrant.router import Recognised, recognise
 from tlsproxy.qdrant.scoring import Facts
@@ -36,7 +43,7 @@ from tlsproxy.wire.content_coding import Content, decoding
 from tlsproxy.wire.cooperative import Steps
 from tlsproxy.wire.http1 import RequestHead, parse_request, restate_request
 from tlsproxy.wire.json_skeleton import long_arrays, without
-from tlsproxy.wire.tracing import NONE, Tracing, of_head
+from tlsproxy.wire.tracing import NO_TRACING, Tracing, tracing_from_head
 
 MEMO_PLANS: Final = 2048
 MEMO_REFUSALS: Final = 512
@@ -113,7 +120,7 @@ class Plan:
     fields: bytes = b""
     readable: bytes = b""
     unread: Unread | None = None
-    heard: Heard | None = None
+    heard: BodyFacts | None = None
     listing: Reducer | None = None
 
     def refused(self, decision: Decision) -> Self:
@@ -127,7 +134,7 @@ class Plan:
         """Plan by which a request under way goes on, where its head is planned like ``present`` now; or its refusal."""
         decision, unread = present.decision, present.unread
         if unread is not None and self.heard is not None:
-            decision = judge_heard(unread.admission, unread.asked, self.heard)
+            decision = decide_again(unread.admission, unread.asked, self.heard)
         if not decision.allowed:
             return decision
         if present.listing is not None and self.listing is None:
@@ -164,11 +171,11 @@ class Plans:
         key = principal, head
         plan = self._memo.get(key) or self._refusals.get(key)
         if plan is not None and ended is None and now < plan.expires:
-            return plan, NONE
-        head, tracing = of_head(head)
+            return plan, NO_TRACING
+        head, tracing = tracing_from_head(head)
         if ended is not None:
             return self.make(principal, head, now, ended=ended), tracing
-        if tracing is not NONE:
+        if tracing is not NO_TRACING:
             key = principal, head
             plan = self._memo.get(key) or self._refusals.get(key)
         if plan is None or now >= plan.expires:
@@ -196,7 +203,7 @@ class Plans:
         try:
             asked = recognise(parsed.method, parsed.target)
         except RequestError as error:
-            return self._plan(principal, parsed, None, None, Judgement(refusal_of(error)))
+            return self._plan(principal, parsed, None, None, HeadDecision(refusal_of(error)))
         if self._cors and is_preflight(parsed, self._origins):
             asked = replace(asked, operation=PREFLIGHT, collection=None)
         presented = _presented(parsed)
@@ -204,13 +211,13 @@ class Plans:
         admission = admitted if isinstance(admitted, Admission) else None
         alone = admission is not None and presented is None
         if ended is not None:
-            judgement = Judgement(ended)
+            judgement = HeadDecision(ended)
         elif asked.operation is not None and asked.operation.open:
-            judgement = Judgement(refusal_of(UnexpectedBody())) if parsed.length else judge(admitted, asked)
+            judgement = HeadDecision(refusal_of(UnexpectedBody())) if parsed.length else decide_request(admitted, asked)
         elif alone and is_cross_site(parsed.fields, parsed.host, self._origins):
-            judgement = Judgement(cross_site(asked.operation.form if asked.operation is not None else Form.JSON))
+            judgement = HeadDecision(cross_site(asked.operation.form if asked.operation is not None else Form.JSON))
         else:
-            judgement = judge(admitted, asked)
+            judgement = decide_request(admitted, asked)
         return self._plan(principal, parsed, asked, admission, judgement)
 
     def reading(self, unread: Unread, content: Content, facts: Facts | None = None) -> Steps[tuple[Plan, Content]]:
@@ -232,13 +239,13 @@ class Plans:
                 if plan is not None and len(content) == head.length:
                     return plan, content
             held = 0 if plain is content else len(plain)
-            decision, changed, heard = yield from judging_body(admission, asked, plain, facts, held)
+            decision, changed, heard = yield from deciding_body(admission, asked, plain, facts, held)
         except RequestError as error:
             decision, changed, heard = refusal_of(error), None, None
         remembered = not unread.confined and decision is ALLOWED and len(content) == head.length
         if changed is not None:
             head, content = head.without(b"content-encoding", b"accept-encoding"), changed  # the answer will be read
-        plan = self._plan(admission.principal, head.with_length(len(content)), asked, admission, Judgement(decision))
+        plan = self._plan(admission.principal, head.with_length(len(content)), asked, admission, HeadDecision(decision))
         plan = replace(plan, heard=heard)
         if remembered and len(plain) <= MEMO_HEAD:
             self._read.remember((unread, bytes(plain)), plan)
@@ -273,7 +280,7 @@ class Plans:
         head: RequestHead,
         asked: Recognised | None,
         admission: Admission | None,
-        judgement: Judgement,
+        judgement: HeadDecision,
     ) -> Plan:
         decision, listing = judgement.decision, judgement.listing
         operation = asked.operation if asked is not None else None

@@ -20,7 +20,7 @@ from tlsproxy.proxy.decision.call_plan import Asked, CallPlan, CallPlans
 from tlsproxy.proxy.grpc.call import Call
 from tlsproxy.proxy.grpc.outgoing import Outgoing
 from tlsproxy.proxy.upstream.facts import CollectionFacts
-from tlsproxy.qdrant.grpc_decision import confine_message, reading_of
+from tlsproxy.qdrant.grpc_decision import collection_finder, confine_message
 from tlsproxy.qdrant.rest_listings import Reducer
 from tlsproxy.qdrant.scoring import Facts, FactsNeeded
 from tlsproxy.snapshot.generation import Generation
@@ -54,7 +54,7 @@ class _Judging:
     def __init__(self, call: Call, asked: Asked) -> None:
         self._call = call
         self._message = Message()
-        self._reading = reading_of(asked.operation)
+        self._reading = collection_finder(asked.operation)
         self._kept: _Kept | None = None
         self._passed = False
 

@@ -19,7 +19,7 @@ from tlsproxy.proxy.transport.tls import TlsStream
 from tlsproxy.proxy.upstream.pool import Pool
 from tlsproxy.wire import http2
 from tlsproxy.wire.field_block import FieldReader, Fields, literals
-from tlsproxy.wire.grpc_metadata import Parted, parted
+from tlsproxy.wire.grpc_metadata import CallFields, split_fields
 from tlsproxy.wire.http2 import (
     DATA,
     END_HEADERS,
@@ -71,7 +71,7 @@ class Streams(Life):
         self._pool = pool
         self._standing = entry.standing
         self._tail = literals(((b"x-forwarded-for", entry.address.encode()), (b"x-forwarded-proto", b"https")))
-        self.reader = FieldReader(self.longest, parted)
+        self.reader = FieldReader(self.longest, split_fields)
         self._block: bytearray | None = None
         self._fragments = 0
         self._begun = (0, 0)
@@ -195,7 +195,7 @@ class Streams(Life):
         self._wrong(call, code, "request_trailers")
         self.settle()
 
-    def opened(self, stream: int, fields: Parted, flags: int) -> bytes:
+    def opened(self, stream: int, fields: CallFields, flags: int) -> bytes:
         """A new call: what of it goes upstream now."""
         done = flags & END_STREAM != 0
         self.last = stream

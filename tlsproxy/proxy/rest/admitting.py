@@ -23,7 +23,7 @@ from tlsproxy.proxy.transport.deadlines import NEVER
 from tlsproxy.proxy.transport.tls import TlsStream
 from tlsproxy.proxy.upstream.pool import Pool
 from tlsproxy.proxy.upstream.value_exists import Verdict
-from tlsproxy.wire.head_buffer import Inbox
+from tlsproxy.wire.head_buffer import HeadBuffer
 
 
 class Client(Protocol):
@@ -38,7 +38,7 @@ class Client(Protocol):
     entry: Entry
     stream: TlsStream
     close: bool
-    inbox: Inbox
+    inbox: HeadBuffer
     tail: bytes
 
     def advance(self) -> None: ...

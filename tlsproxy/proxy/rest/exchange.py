@@ -26,7 +26,7 @@ from tlsproxy.proxy.upstream.pool import Pool
 from tlsproxy.wire.content_coding import Content
 from tlsproxy.wire.http1_response import UNTIL_CLOSE, ResponseHead
 from tlsproxy.wire.throughput import PARTS, Throughput
-from tlsproxy.wire.tracing import NONE, id_line, upstream_lines
+from tlsproxy.wire.tracing import NO_TRACING, id_line, upstream_lines
 
 REPLAY: Final = 65_536
 """A request of at most this many bytes is kept until it is answered, to be sent again if that is safe."""
@@ -164,7 +164,7 @@ class Exchange(Admitting):
         line = id_line(record.id)
         self._ours = line + plan.readable if plan.readable else line
         out = plan.upstream + line + tail
-        if record.tracing is not NONE:
+        if record.tracing is not NO_TRACING:
             out = plan.upstream + line + upstream_lines(record.tracing) + tail
         head = len(out)
         read, self._whole_body = self._whole_body, b""

@@ -13,7 +13,7 @@ from tlsproxy.errors import UpstreamBroken
 from tlsproxy.wire.chunked import ChunkedBody
 from tlsproxy.wire.http1 import CHUNKED
 from tlsproxy.wire.http1_response import ResponseHead
-from tlsproxy.wire.usage_filter import WithoutUsage
+from tlsproxy.wire.usage_filter import UsageFilter
 
 _LAST: Final = b"0\r\n\r\n"
 _ENCODED: Final = re.compile(rb"^content-encoding:(?![ \t]*identity[ \t]*\r\n)", re.IGNORECASE | re.MULTILINE)
@@ -28,7 +28,7 @@ class StreamedAnswer:
         self._encoded = _ENCODED.search(head.fields) is not None
         self._content = bytearray()
         self._chunks = ChunkedBody(self._content) if head.length == CHUNKED else None
-        self._without = WithoutUsage()
+        self._without = UsageFilter()
         self.head = head.reframed(CHUNKED)
         self.begun = False
 

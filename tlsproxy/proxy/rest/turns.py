@@ -33,8 +33,8 @@ from tlsproxy.proxy.decision.request_plan import Plan
 from tlsproxy.proxy.rest.exchange import Exchange
 from tlsproxy.proxy.rest.responses import refused, response
 from tlsproxy.proxy.transport.tls import TlsStream
-from tlsproxy.wire.head_buffer import Inbox
-from tlsproxy.wire.tracing import NONE, Tracing, id_line
+from tlsproxy.wire.head_buffer import HeadBuffer
+from tlsproxy.wire.tracing import NO_TRACING, Tracing, id_line
 
 NO_BODY: Final = RequestBody(0, 0)
 SHORT_LINGER: Final = 1.0
@@ -87,7 +87,7 @@ class Turns:
         self.entry = entry
         self._remote = json_string(entry.address)
         self._limits = gateway.bounds
-        self.inbox = Inbox()
+        self.inbox = HeadBuffer()
         self._head = b""
         self._head_started = self._in_turn = self._queued = False
         self._record: Record[Plan] | None = None
@@ -118,7 +118,7 @@ class Turns:
         elif self._state is IDLE:
             self._rest()
 
-    def _open_record(self, plan: Plan, now: float, tracing: Tracing = NONE) -> Record[Plan]:
+    def _open_record(self, plan: Plan, now: float, tracing: Tracing = NO_TRACING) -> Record[Plan]:
         self._record = record = Record(plan, now, tracing)
         self._body = NO_BODY
         self.close = plan.close or self._gateway.draining
