@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner
+from click.testing import CliRunner, Result
 from support.bench import built, installed
 
-from bench.__main__ import scale
+from bench.__main__ import main
 from bench.dimensions import SCALE
 from bench.figures import Sample
 from bench.results import Results
 
 
-def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "bench", *arguments], capture_output=True, text=True, check=False)
+def bench(command: str, *arguments: str) -> Result:
+    return CliRunner().invoke(main.commands[command], arguments)
 
 
 @pytest.mark.timeout(180)
@@ -33,7 +31,7 @@ def test_cost_table_is_measured_without_an_error(
     (row,) = (row for row in SCALE if row.name == "collections")
     monkeypatch.setattr("bench.session.SCALE", [replace(row, sizes=(1, 10))])
     monkeypatch.setattr("bench.__main__._raise_file_limit", lambda: None)  # this process goes on
-    done = CliRunner().invoke(scale, ["--dir", str(directory), "--only", row.name, "--rounds", "1", "--seconds", "0.1"])
+    done = bench("scale", "--dir", str(directory), "--only", row.name, "--rounds", "1", "--seconds", "0.1")
     assert done.exit_code == 0, done.output
     assert "errors" not in done.stderr
     measured = Results.read(directory / "scale.json").workloads[row.name]
@@ -45,7 +43,7 @@ def test_cost_table_is_measured_without_an_error(
 
 def test_row_of_the_cost_table_that_is_none_is_refused(tmp_path: Path) -> None:
     done = bench("scale", "--dir", str(tmp_path), "--only", "roles,colections")
-    assert done.returncode == 1
+    assert done.exit_code == 1
     assert "colections" in done.stderr
 
 
@@ -67,12 +65,12 @@ def test_comparison_of_two_files_exits_with_what_became_of_us(tmp_path: Path) ->
     old = result(tmp_path / "old.json", {"tlsproxy": 50, "nginx": 40})
     slower_machine = result(tmp_path / "machine.json", {"tlsproxy": 100, "nginx": 80})
     slower = result(tmp_path / "slower.json", {"tlsproxy": 60, "nginx": 40})
-    assert bench("compare", old, slower_machine).returncode == 0
+    assert bench("compare", old, slower_machine).exit_code == 0
     done = bench("compare", old, slower)
-    assert done.returncode == 1
+    assert done.exit_code == 1
     assert "+20.0 %" in done.stdout
     assert "WORSE" in done.stdout
-    assert bench("compare", old, slower, "--tolerance", "0.3").returncode == 0
+    assert bench("compare", old, slower, "--tolerance", "0.3").exit_code == 0
 
 
 @pytest.mark.parametrize("text", ["{}", "[]", "not JSON", '{"format": 1}'])
@@ -81,5 +79,5 @@ def test_file_that_is_no_result_is_refused_in_a_line(tmp_path: Path, text: str) 
     path.write_text(text)
     for command in (["show", str(path)], ["compare", str(path), str(path)]):
         done = bench(*command)
-        assert done.returncode == 1
+        assert done.exit_code == 1
         assert done.stderr == f"Error: {path} is not a result of this bench\n"

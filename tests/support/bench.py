@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 import shutil
 from pathlib import Path
 
@@ -13,12 +15,16 @@ from bench.venv import PLOTS
 
 
 def built(factory: pytest.TempPathFactory) -> Path:
-    """The directory of the load generator and the upstream."""
+    """The directory of the load generator and the upstream, which all processes of a run share."""
     lacking = missing()
     if lacking is not None:
         pytest.skip(lacking)
-    directory = factory.mktemp("bench-build")
-    build(directory)
+    own = factory.getbasetemp()
+    directory = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "bench-build"
+    directory.mkdir(exist_ok=True)
+    with (directory / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        build(directory)
     return directory
 
 
