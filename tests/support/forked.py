@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import array
 import atexit
-import functools
 import gc
 import json
 import os
@@ -20,10 +19,13 @@ import socket
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache, partial
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Never
 
+from support.forked_workers import is_worker
 from support.wallclock import sitecustomize
 
 _LARGEST = 1 << 16
@@ -126,7 +128,7 @@ class _Parent:
         self._process.communicate()
 
 
-@functools.cache
+@cache
 def _parent() -> _Parent:
     return _Parent()
 
@@ -178,18 +180,33 @@ def _main() -> None:
     import tlsproxy.admin.server  # noqa: PLC0415
     import tlsproxy.service.server  # noqa: PLC0415, F401
     from tlsproxy.cli import main  # noqa: PLC0415
+    from tlsproxy.service.workers import worker  # noqa: PLC0415
 
     gc.freeze()
     _serve(socket.socket(fileno=int(sys.argv[1])))
+    if _has_workers(sys.argv[1:]) and is_worker():
+        _to_its_end(worker.main)
+    _to_its_end(partial(main, prog_name="tlsproxy"))
+
+
+def _has_workers(arguments: list[str]) -> bool:
+    """Unless they are to find something else on their path as they start."""
+    is_run = arguments[:2] == ["run", "--config"] and "PYTHONPATH" not in os.environ
+    return is_run and "\nworkers: " in Path(arguments[2]).read_text()
+
+
+def _to_its_end(program: Callable[[], object]) -> Never:
+    """As an interpreter ends, but without freeing each object, which takes as long as all else in a short life."""
+    code: int | str | None = None
     try:
-        main(prog_name="tlsproxy")
+        program()
     except SystemExit as ended:
-        # As an interpreter ends, but without freeing each object, which takes as long as all else in a short life.
-        threading._shutdown()
-        atexit._run_exitfuncs()
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(ended.code if isinstance(ended.code, int) else ended.code is not None)
+        code = ended.code
+    threading._shutdown()
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code if isinstance(code, int) else code is not None)
 
 
 if __name__ == "__main__":
