@@ -289,9 +289,9 @@ class Ends:
         self.down = MemoryStream(None)
         entry = self.manager.enter("grpc", "127.0.0.1", Standing(generation, None, time.time()))
         self.resting: set[Any] = set()
-        pool = SimpleNamespace(points=None, rests=self.resting.add, stirs=self.resting.discard, trim=lambda: None)
-        pool.facts = CollectionFacts(self.gateway, pool)
-        self.down.handler = self.relay = GrpcConnection(self.gateway, pool, self.down, entry, lambda: None)
+        pool = SimpleNamespace(rests=self.resting.add, stirs=self.resting.discard, trim=lambda: None)
+        upstreams = SimpleNamespace(pool=pool, points=None, facts=CollectionFacts(self.gateway, pool))
+        self.down.handler = self.relay = GrpcConnection(self.gateway, upstreams, self.down, entry, lambda: None)
         self.up: MemoryStream | None = None
         self.ups: list[tuple[MemoryStream, End]] = []
         self.made: Callable[[End], None] = lambda _: None

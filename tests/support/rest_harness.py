@@ -29,7 +29,7 @@ from tlsproxy.proxy.rest import audit_query, turns
 from tlsproxy.proxy.rest.connection import RestConnection
 from tlsproxy.proxy.transport.deadlines import NEVER
 from tlsproxy.proxy.upstream import connection as upstream
-from tlsproxy.proxy.upstream.pool import Pool
+from tlsproxy.proxy.upstream.upstreams import Upstreams
 from tlsproxy.snapshot.files import read_inputs
 from tlsproxy.snapshot.generation import Generation
 from tlsproxy.snapshot.startup import first_generation
@@ -203,7 +203,8 @@ class RestEnds:
         self.ups: list[Stream] = []
         self.no_socket = False
         self.records: list[Record[Any]] = []
-        self.pool = Pool(self.gateway)
+        self.upstreams = Upstreams(self.gateway)
+        self.pool = self.upstreams.pool
         self.ended = 0
 
     async def _gateway(self, generation: Generation) -> Gateway:
@@ -220,7 +221,7 @@ class RestEnds:
             self.ended += 1
             self.manager.leave(entry)
 
-        stream.handler = entry.session = RestConnection(self.gateway, self.pool, stream, entry, end)  # type: ignore[arg-type]
+        stream.handler = entry.session = RestConnection(self.gateway, self.upstreams, stream, entry, end)  # type: ignore[arg-type]
         return stream
 
     def dial(self, _loop: Any, addresses: Any, handler: Any, _deadlines: Any, _timeout: Any) -> Stream:

@@ -119,7 +119,7 @@ async def ended(
         for _ in range(3):
             await asyncio.to_thread(visit)
         await serving.drain(asyncio.Event())
-        serving._pool.close()
+        serving._upstreams.pool.close()
         for _ in range(5):  # each tells its end from the loop
             await asyncio.sleep(0)
         return parts()

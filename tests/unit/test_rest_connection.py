@@ -181,7 +181,7 @@ class Run:
                 if not (up.closed or up.established):
                     up.established = up.reading = True
                     up.handler.connected()
-                if not up.closed and up.handler.exchange is not None:
+                if not up.closed and up.handler.request is not None:
                     up.reading = True
                     up.handler.data_received(ANSWERS["a listing"])
             ends.quiet()

@@ -41,7 +41,8 @@ class Connection:
             self.worker = Call(self, 1, SimpleNamespace(id="0" * 32, plan=SimpleNamespace(largest=None)), 0.0)  # type: ignore[arg-type]
             self.calls = {1: self.worker}
         else:
-            self.worker = Exchange(self.gateway, SimpleNamespace(forget=lambda _: None), self, None, None)  # type: ignore[arg-type]
+            upstreams = SimpleNamespace(pool=SimpleNamespace(forget=lambda _: None))
+            self.worker = Exchange(self.gateway, upstreams, self, None, None)  # type: ignore[arg-type]
 
     def tell(self, what: Callable[..., None], *args: object) -> None:
         try:
@@ -65,6 +66,9 @@ class Connection:
         pass
 
     def present(self) -> None:
+        pass
+
+    def advance(self) -> None:
         pass
 
 

@@ -10,7 +10,7 @@ from tlsproxy.errors import Overloaded, RequestError
 from tlsproxy.proxy.core.runtime_limits import Bounds
 from tlsproxy.proxy.limits.fair_shares import Shares
 from tlsproxy.proxy.transport.deadlines import Deadlines
-from tlsproxy.proxy.upstream.connection import Upstream
+from tlsproxy.proxy.upstream.connection import UpstreamConnection
 from tlsproxy.proxy.upstream.pool import Pool
 from tlsproxy.wire.http1_response import ResponseHead
 
@@ -25,11 +25,11 @@ class Exchange:
 
     def __init__(self, *, stalls: bool = False, sent: bool = True) -> None:
         self.stalls, self.sent = stalls, sent
-        self.upstream: Upstream | None = None
+        self.upstream: UpstreamConnection | None = None
         self.body = b""
         self.ended: asyncio.Future[RequestError | None] = asyncio.get_running_loop().create_future()
 
-    def upstream_ready(self, upstream: Upstream) -> None:
+    def upstream_ready(self, upstream: UpstreamConnection) -> None:
         self.upstream = upstream
         upstream.begin(self, b"GET / HTTP/1.1\r\n\r\n", to_head=False, whole=True)
 
@@ -70,7 +70,8 @@ def gateway(server: socket.socket, **settings: float) -> Any:
 
 
 async def run(pool: Pool, exchange: Exchange) -> Exchange:
-    pool.acquire(exchange)
+    if (upstream := pool.acquire(exchange)) is not None:
+        exchange.upstream_ready(upstream)
     await asyncio.wait_for(exchange.ended, 5)
     return exchange
 

@@ -26,7 +26,7 @@ from tlsproxy.proxy.frontend.connections import Connections
 from tlsproxy.proxy.frontend.listener import BATCH, Bound, Listeners
 from tlsproxy.proxy.limits.table import LimitTable
 from tlsproxy.proxy.transport.deadlines import Deadlines
-from tlsproxy.proxy.upstream.pool import Pool
+from tlsproxy.proxy.upstream.upstreams import Upstreams
 from tlsproxy.service import runtime
 from tlsproxy.snapshot.generation import Generation
 
@@ -77,7 +77,7 @@ class Serving:
         runtime.tune_collector()
         self._audit = audit
         self.counted = Metrics(
-            pool=lambda: self._pool.counts,
+            pool=lambda: self._upstreams.pool.counts,
             audit=lambda: (audit.queued, audit.written, audit.dropped),
             limits=lambda: (table.overflows, table.lock.unlocked),
             shares=lambda: {"memory": self._gateway.memory, "upstream": self._gateway.places},
@@ -85,9 +85,9 @@ class Serving:
         self._deadlines = Deadlines(asyncio.get_running_loop())
         self._gateway = Gateway(generation, audit, self.counted, self._deadlines, key_missing, table)
         self._manager = ConnectionManager(self._gateway, numbers)
-        self._pool = Pool(self._gateway)
+        self._upstreams = Upstreams(self._gateway)
         self._listeners = Listeners(
-            self._gateway, Connections(self._gateway, self._manager, self._pool), bound, BATCH if alone else 1
+            self._gateway, Connections(self._gateway, self._manager, self._upstreams), bound, BATCH if alone else 1
         )
         self._probes = {
             protocol: UpstreamProbe(partial(self._addresses, protocol)) for protocol in generation.upstream_addresses
@@ -97,7 +97,7 @@ class Serving:
         self._listeners.stop()
         self._listeners.connections.cut()
         self._manager.close()
-        self._pool.close()
+        self._upstreams.pool.close()
         self._deadlines.close()
 
     def _addresses(self, protocol: ProtocolName) -> Sequence[Address]:
@@ -122,7 +122,7 @@ class Serving:
 
     def adopt(self, generation: Generation) -> None:
         self._manager.publish(generation)
-        self._pool.review()
+        self._upstreams.pool.review()
 
     async def ready(self) -> Mapping[str, str]:
         audit = self._audit
@@ -136,7 +136,7 @@ class Serving:
 
     async def figures(self) -> Mapping[str, Any]:
         """What of a status changes with the traffic."""
-        idle, busy, _ = self._pool.counts
+        idle, busy, _ = self._upstreams.pool.counts
         upstream, now = self.generation.config.upstream, time.monotonic()
         return {
             "connections": {
@@ -149,7 +149,7 @@ class Serving:
                 "idle": idle,
                 "busy": busy,
             },
-            "former_upstream": {"rest": self._pool.former}
+            "former_upstream": {"rest": self._upstreams.pool.former}
             | {name: len(one) for name, one in self._gateway.former.items()},
             "decisions": self.counted.recent.decisions(),
             "refusals": self.counted.recent.refusals(),

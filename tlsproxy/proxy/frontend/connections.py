@@ -17,16 +17,16 @@ from tlsproxy.proxy.core.jitter import FEW, share
 from tlsproxy.proxy.frontend.handshake import Reception
 from tlsproxy.proxy.frontend.rejections import TurnedAway
 from tlsproxy.proxy.limits.addresses import account
-from tlsproxy.proxy.upstream.pool import Pool
+from tlsproxy.proxy.upstream.upstreams import Upstreams
 
 
 class Connections:
     """``len()`` is how many are open."""
 
-    def __init__(self, gateway: Gateway, manager: ConnectionManager, pool: Pool) -> None:
+    def __init__(self, gateway: Gateway, manager: ConnectionManager, upstreams: Upstreams) -> None:
         self._gateway = gateway
         self._manager = manager
-        self._pool = pool
+        self._upstreams = upstreams
         self._open: dict[Reception, tuple[int, ...]] = {}
         self._turned_away = TurnedAway(gateway)
         self._when_empty: Callable[[], None] | None = None
@@ -45,7 +45,7 @@ class Connections:
         self._gateway.metrics.connection("accepted")
         sock.setblocking(False)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        reception = Reception(self._gateway, self._manager, self._pool, sock, address, where, self._ended)
+        reception = Reception(self._gateway, self._manager, self._upstreams, sock, address, where, self._ended)
         self._open[reception] = held
 
     def _ended(self, connection: Reception) -> None:

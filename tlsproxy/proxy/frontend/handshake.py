@@ -24,7 +24,7 @@ from tlsproxy.proxy.limits.addresses import FAILURES, OURS, account
 from tlsproxy.proxy.rest.connection import RestConnection
 from tlsproxy.proxy.tcp.connection import TcpConnection
 from tlsproxy.proxy.transport.tls import ALERT_LINGER, TlsStream
-from tlsproxy.proxy.upstream.pool import Pool
+from tlsproxy.proxy.upstream.upstreams import Upstreams
 from tlsproxy.snapshot.generation import ALPN
 from tlsproxy.tls.peer import peer_of
 
@@ -43,8 +43,8 @@ class Reception:
         "_gateway",
         "_manager",
         "_opened",
-        "_pool",
         "_session",
+        "_upstreams",
         "_when_ended",
         "_where",
         "address",
@@ -56,7 +56,7 @@ class Reception:
         self,
         gateway: Gateway,
         manager: ConnectionManager,
-        pool: Pool,
+        upstreams: Upstreams,
         sock: socket.socket,
         address: str,
         where: Listening,
@@ -65,7 +65,7 @@ class Reception:
         self.address = address
         self._gateway = gateway
         self._manager = manager
-        self._pool = pool
+        self._upstreams = upstreams
         self._where = where
         self._when_ended = when_ended
         self._opened = time.monotonic()
@@ -99,7 +99,7 @@ class Reception:
             session = TcpConnection(gateway, stream, entry, self._ended)
         else:
             session = (GrpcConnection if protocol == "grpc" else RestConnection)(
-                gateway, self._pool, stream, entry, self._ended
+                gateway, self._upstreams, stream, entry, self._ended
             )
         entry.session = self._session = session
         stream.handler = session

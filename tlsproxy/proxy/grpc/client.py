@@ -23,7 +23,7 @@ from tlsproxy.proxy.grpc.streams import Streams
 from tlsproxy.proxy.grpc.upstream import GrpcUpstream
 from tlsproxy.proxy.grpc.upstream_dialer import Reach
 from tlsproxy.proxy.transport.tls import TlsStream
-from tlsproxy.proxy.upstream.pool import Pool
+from tlsproxy.proxy.upstream.upstreams import Upstreams
 from tlsproxy.wire import http2
 from tlsproxy.wire.flow_control import Window, overspent
 from tlsproxy.wire.http2 import (
@@ -71,13 +71,13 @@ class GrpcConnection(Streams):
     def __init__(
         self,
         gateway: Gateway,
-        pool: Pool,
+        upstreams: Upstreams,
         stream: TlsStream | Former,
         entry: Entry,
         when_ended: Callable[[], None],
     ) -> None:
-        super().__init__(gateway, pool, stream, entry, when_ended)
-        self.reach = Reach(self, pool)
+        super().__init__(gateway, upstreams, stream, entry, when_ended)
+        self.reach = Reach(self, upstreams.pool)
         self._preface = b""
         self._blocked = self._passing = self._queued = False
         self._before = MAX_STREAM
@@ -111,10 +111,10 @@ class GrpcConnection(Streams):
         former = None
         if self.calls:
             former = Former(self)
-            former.half = GrpcConnection(self.gateway, self._pool, former, copy(self.entry), lambda: None)
+            former.half = GrpcConnection(self.gateway, self._upstreams, former, copy(self.entry), lambda: None)
             former.half.succeed(self, side)
             self.formers.append(former)
-            self.reach = Reach(self, self._pool)
+            self.reach = Reach(self, self._upstreams.pool)
         else:
             side.discard()
             self.reach.close()

@@ -16,7 +16,7 @@ from tlsproxy.proxy.grpc.connection import Life
 from tlsproxy.proxy.grpc.draining_upstream import SWEEP, Former
 from tlsproxy.proxy.grpc.messages import Reading, Rebuilding, Reduction
 from tlsproxy.proxy.transport.tls import TlsStream
-from tlsproxy.proxy.upstream.pool import Pool
+from tlsproxy.proxy.upstream.upstreams import Upstreams
 from tlsproxy.wire import http2
 from tlsproxy.wire.field_block import FieldReader, Fields, literals
 from tlsproxy.wire.grpc_metadata import CallFields, split_fields
@@ -47,11 +47,11 @@ class Streams(Life):
         "_begun",
         "_block",
         "_fragments",
-        "_pool",
         "_reads",
         "_since",
         "_standing",
         "_tail",
+        "_upstreams",
         "frames",
         "now",
         "reader",
@@ -60,7 +60,7 @@ class Streams(Life):
     def __init__(
         self,
         gateway: Gateway,
-        pool: Pool,
+        upstreams: Upstreams,
         stream: TlsStream | Former,
         entry: Entry,
         when_ended: Callable[[], None],
@@ -68,7 +68,7 @@ class Streams(Life):
         super().__init__(gateway, stream, entry, when_ended)
         self.frames = Frames()
         self.now = 0.0
-        self._pool = pool
+        self._upstreams = upstreams
         self._standing = entry.standing
         self._tail = literals(((b"x-forwarded-for", entry.address.encode()), (b"x-forwarded-proto", b"https")))
         self.reader = FieldReader(self.longest, split_fields)
@@ -280,7 +280,7 @@ class Streams(Life):
         try:
             if self.lost is not None:
                 raise self.lost
-            call.admit(self._pool.points)
+            call.admit(self._upstreams.points)
             if call.record.plan.unread and call.client_done:
                 raise BadRequest("The request ended before its message")
             call.begin()
@@ -292,7 +292,7 @@ class Streams(Life):
     def _look(self, call: Call, asked: Asked, *, unread: bool) -> None:
         """Gives the call the parts that look at its messages."""
         if unread and asked.conditions:
-            call.reading = Rebuilding(call, asked, self._pool.facts)
+            call.reading = Rebuilding(call, asked, self._upstreams.facts)
         elif unread:
             call.reading = Reading(call, asked)
         if asked.listing is not None:

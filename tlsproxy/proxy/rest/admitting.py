@@ -21,7 +21,7 @@ from tlsproxy.proxy.decision.request_plan import Plan
 from tlsproxy.proxy.limits.fair_shares import Account
 from tlsproxy.proxy.transport.deadlines import NEVER
 from tlsproxy.proxy.transport.tls import TlsStream
-from tlsproxy.proxy.upstream.pool import Pool
+from tlsproxy.proxy.upstream.upstreams import Upstreams
 from tlsproxy.proxy.upstream.value_exists import Verdict
 from tlsproxy.wire.head_buffer import HeadBuffer
 
@@ -65,10 +65,10 @@ SLOW_BODY: Final[Late] = (RequestTimeout, "The request body came too slowly", "b
 class Admitting(ABC):
     """An exchange until it asks for its upstream; made by :class:`tlsproxy.proxy.rest.exchange.Exchange`."""
 
-    __slots__ = ("_client", "_ended", "_gateway", "_late", "_pool", "record")
+    __slots__ = ("_client", "_ended", "_gateway", "_late", "_upstreams", "record")
 
     _gateway: Gateway
-    _pool: Pool
+    _upstreams: Upstreams
     _client: Client
     _late: Late
     _ended: bool
@@ -115,6 +115,8 @@ class Admitting(ABC):
             go_on()
         except RequestError as error:
             self._client.exchange_failed(error)
+        else:
+            self._client.advance()
 
     def _readmit(self, late: AuditUnavailable | None) -> None:
         if not self._ended:
@@ -140,7 +142,7 @@ class Admitting(ABC):
             self._connect()
             return
         self._wait(_UNTOLD)
-        self._pool.points.ask(proviso.exists, proviso.head.fields, self.account, self._told)
+        self._upstreams.points.ask(proviso.exists, proviso.head.fields, self.account, self._told)
 
     def _told(self, verdict: Verdict) -> None:
         """Whether there is the point that the token requires."""
@@ -158,6 +160,8 @@ class Admitting(ABC):
             self._connect()
         except RequestError as error:
             self._client.exchange_failed(error)
+        else:
+            self._client.advance()
 
     @property
     @abstractmethod

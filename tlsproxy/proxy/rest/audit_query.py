@@ -16,7 +16,7 @@ from tlsproxy.proxy.rest.admitting import SLOW_BODY, Client, Late
 from tlsproxy.proxy.rest.buffered_response import DeliveredExchange
 from tlsproxy.proxy.rest.responses import CONTINUE, response
 from tlsproxy.proxy.transport.deadlines import NEVER
-from tlsproxy.proxy.upstream.pool import Pool
+from tlsproxy.proxy.upstream.upstreams import Upstreams
 from tlsproxy.threads import in_thread
 from tlsproxy.wire.tracing import id_line
 
@@ -31,8 +31,10 @@ class AuditLogsExchange(DeliveredExchange):
 
     __slots__ = ("_largest", "_looking")
 
-    def __init__(self, gateway: Gateway, pool: Pool, client: Client, record: Record[Plan], body: RequestBody) -> None:
-        super().__init__(gateway, pool, client, record, body)
+    def __init__(
+        self, gateway: Gateway, upstreams: Upstreams, client: Client, record: Record[Plan], body: RequestBody
+    ) -> None:
+        super().__init__(gateway, upstreams, client, record, body)
         self._largest = 0
         self._looking = False
 

@@ -11,7 +11,7 @@ from tlsproxy.proxy.core.record import Record, RequestBody
 from tlsproxy.proxy.decision.request_plan import Plan
 from tlsproxy.proxy.rest.admitting import Client
 from tlsproxy.proxy.rest.exchange import Exchange
-from tlsproxy.proxy.upstream.pool import Pool
+from tlsproxy.proxy.upstream.upstreams import Upstreams
 
 PIECE: Final = 131_072
 """Bytes that are handed to the client's stream at a time."""
@@ -22,8 +22,10 @@ class DeliveredExchange(Exchange):
 
     __slots__ = ("_holding", "_left")
 
-    def __init__(self, gateway: Gateway, pool: Pool, client: Client, record: Record[Plan], body: RequestBody) -> None:
-        super().__init__(gateway, pool, client, record, body)
+    def __init__(
+        self, gateway: Gateway, upstreams: Upstreams, client: Client, record: Record[Plan], body: RequestBody
+    ) -> None:
+        super().__init__(gateway, upstreams, client, record, body)
         self._holding = Holding(gateway, self.account, self, lambda _: NoMemory("The answer is too large to be read"))
         self._left = memoryview(b"")
 

@@ -26,7 +26,7 @@ from tlsproxy.proxy.rest.inspected import exchange_of
 from tlsproxy.proxy.rest.local_exchange import LocalExchange
 from tlsproxy.proxy.rest.turns import BUSY, ENDED, IDLE, SHORT_LINGER, SKIPPING, Turns
 from tlsproxy.proxy.transport.tls import TlsStream
-from tlsproxy.proxy.upstream.pool import Pool
+from tlsproxy.proxy.upstream.upstreams import Upstreams
 
 TURN: Final = 16
 """Requests, and pieces of their bodies, that are taken up in one turn at most."""
@@ -35,18 +35,18 @@ TURN: Final = 16
 class RestConnection(Turns):
     """The owner of one TLS stream, from its handshake on."""
 
-    __slots__ = ("_judged", "_pool", "_standing", "_when_ended", "tail")
+    __slots__ = ("_judged", "_standing", "_upstreams", "_when_ended", "tail")
 
     def __init__(
         self,
         gateway: Gateway,
-        pool: Pool,
+        upstreams: Upstreams,
         stream: TlsStream,
         entry: Entry,
         when_ended: Callable[[], None],
     ) -> None:
         super().__init__(gateway, stream, entry)
-        self._pool = pool
+        self._upstreams = upstreams
         self._standing = entry.standing
         self._when_ended = when_ended
         self._judged = gateway.generation
@@ -176,7 +176,7 @@ class RestConnection(Turns):
                 self._reply(record)
                 return
             kind = exchange_of(plan)
-        self._take_up(kind(gateway, self._pool, self, record, self._body))
+        self._take_up(kind(gateway, self._upstreams, self, record, self._body))
 
     def _take_up(self, exchange: Exchange) -> None:
         self._state = BUSY
@@ -190,7 +190,7 @@ class RestConnection(Turns):
         """Without an exchange, as soon as its line has room: with ``error``, or what its plan says."""
         plan = record.plan
         if not record.admit(self._gateway):
-            self._take_up(LocalExchange(self._gateway, self._pool, self, record, self._body, error))
+            self._take_up(LocalExchange(self._gateway, self._upstreams, self, record, self._body, error))
         elif error is not None:
             self._fail(error)
         elif plan.answer is not None:

@@ -21,8 +21,8 @@ from tlsproxy.proxy.limits.fair_shares import Account
 from tlsproxy.proxy.rest.admitting import NO_UPSTREAM, SLOW_BODY, Admitting, Client
 from tlsproxy.proxy.rest.responses import CONTINUE
 from tlsproxy.proxy.transport.deadlines import NEVER
-from tlsproxy.proxy.upstream.connection import Upstream
-from tlsproxy.proxy.upstream.pool import Pool
+from tlsproxy.proxy.upstream.connection import UpstreamConnection
+from tlsproxy.proxy.upstream.upstreams import Upstreams
 from tlsproxy.wire.content_coding import Content
 from tlsproxy.wire.http1_response import UNTIL_CLOSE, ResponseHead
 from tlsproxy.wire.throughput import PARTS, Throughput
@@ -53,15 +53,17 @@ class Exchange(Admitting):
         "congested",
     )
 
-    def __init__(self, gateway: Gateway, pool: Pool, client: Client, record: Record[Plan], body: RequestBody) -> None:
+    def __init__(
+        self, gateway: Gateway, upstreams: Upstreams, client: Client, record: Record[Plan], body: RequestBody
+    ) -> None:
         self._gateway = gateway
-        self._pool = pool
+        self._upstreams = upstreams
         self._client = client
         self._late = NO_UPSTREAM
         self._ended = self.congested = self._gathering = self._begun = False
         self.record = record
         self.body = body
-        self._upstream: Upstream | None = None
+        self._upstream: UpstreamConnection | None = None
         self._sent: list[bytes] | None = None  # of the body, where it may be sent again
         self._head = self._ours = b""
         self._whole_body: Content = b""  # of a body that was read before the decision
@@ -91,18 +93,28 @@ class Exchange(Admitting):
 
     def _take_upstream(self) -> None:
         self._client.stream.deadline = NEVER  # a connection that is dialled has a deadline of its own
-        if not self._pool.acquire(self):
+        pool = self._upstreams.pool
+        upstream = pool.acquire(self)
+        if upstream is not None:
+            self._begin_on(upstream)
+        elif pool.queues(self):
             self._wait(NO_UPSTREAM)
 
-    def upstream_ready(self, upstream: Upstream) -> None:
-        self._client.present()
-        if self._ended:
-            self._pool.release(upstream, keep=True)
-            return
+    def _begin_on(self, upstream: UpstreamConnection) -> None:
         try:
             self._begin(upstream)
-        except RequestError as error:
+        except RequestError:
             upstream.discard()
+            raise
+
+    def upstream_ready(self, upstream: UpstreamConnection) -> None:
+        self._client.present()
+        if self._ended:
+            self._upstreams.pool.release(upstream, keep=True)
+            return
+        try:
+            self._begin_on(upstream)
+        except RequestError as error:
             self._client.exchange_failed(error)
         else:
             self._client.advance()
@@ -157,7 +169,7 @@ class Exchange(Admitting):
 
     # The request
 
-    def _begin(self, upstream: Upstream) -> None:
+    def _begin(self, upstream: UpstreamConnection) -> None:
         """Sends the head and what is here of the body. Raises as :meth:`RequestBody.take`, with nothing sent."""
         record, body, client = self.record, self.body, self._client
         plan, tail = record.plan, client.tail
@@ -314,7 +326,7 @@ class Exchange(Admitting):
         self._gateway.metrics.upstream_retry()
         self._client.stream.deadline = NEVER
         try:
-            self._pool.dial_again(self)
+            self._upstreams.pool.dial_again(self)
         except Overloaded as error:
             self._client.exchange_failed(error)
 
@@ -322,7 +334,7 @@ class Exchange(Admitting):
         """The client is gone, or is told something else."""
         self._ended = True
         if self._upstream is None:
-            self._pool.forget(self)
+            self._upstreams.pool.forget(self)
         else:
             upstream, self._upstream = self._upstream, None
             upstream.discard()

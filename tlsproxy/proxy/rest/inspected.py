@@ -24,8 +24,8 @@ from tlsproxy.proxy.rest.reduced import ReducedExchange
 from tlsproxy.proxy.rest.responses import CONTINUE
 from tlsproxy.proxy.rest.tenant_response import StreamedAnswer
 from tlsproxy.proxy.transport.deadlines import NEVER
-from tlsproxy.proxy.upstream.connection import Upstream
-from tlsproxy.proxy.upstream.pool import Pool
+from tlsproxy.proxy.upstream.connection import UpstreamConnection
+from tlsproxy.proxy.upstream.upstreams import Upstreams
 from tlsproxy.qdrant.scoring import Facts, FactsNeeded
 from tlsproxy.wire.chunked import in_chunks
 from tlsproxy.wire.content_coding import Content
@@ -45,8 +45,10 @@ class InspectedExchange(Exchange):
 
     __slots__ = ("_answer", "_confined", "_content", "_holding", "_reading")
 
-    def __init__(self, gateway: Gateway, pool: Pool, client: Client, record: Record[Plan], body: RequestBody) -> None:
-        super().__init__(gateway, pool, client, record, body)
+    def __init__(
+        self, gateway: Gateway, upstreams: Upstreams, client: Client, record: Record[Plan], body: RequestBody
+    ) -> None:
+        super().__init__(gateway, upstreams, client, record, body)
         self._holding = Holding(gateway, self.account, self, TooLargeToRead)
         self._reading = True
         self._content: Content = b""  # what was judged, for as long as the request may have to begin anew
@@ -118,7 +120,7 @@ class InspectedExchange(Exchange):
             self._whole_body = in_chunks(bytes(content)) if plan.length == CHUNKED else content
             self._acquire()
             return
-        facts = facts or self._pool.facts.known(unread.asked.collection or "")
+        facts = facts or self._upstreams.facts.known(unread.asked.collection or "")
         self._client.stream.deadline = NEVER  # nobody is waited for
         in_slices(self._holding, self._judging(unread, content, facts), partial(self._decided, unread, content))
 
@@ -142,6 +144,8 @@ class InspectedExchange(Exchange):
                 self._judge(content, facts)
         except RequestError as error:
             self._client.exchange_failed(error)
+        else:
+            self._client.advance()
 
     def _decided(self, unread: Unread, content: Content, outcome: tuple[Plan, Content] | None) -> None:
         if unread is not self.record.plan.unread:  # there has been a publication since
@@ -152,7 +156,7 @@ class InspectedExchange(Exchange):
             self._holding.settle(len(content))
             self._wait(_UNTOLD)
             told = partial(self._told_facts, unread, content)
-            self._pool.facts.ask(unread.asked.collection or "", self.account, told)
+            self._upstreams.facts.ask(unread.asked.collection or "", self.account, told)
             return
         self.record.plan, made = outcome
         self._holding.settle(len(made) if made is content else len(made) + len(content))
@@ -163,7 +167,7 @@ class InspectedExchange(Exchange):
         else:
             self._client.exchange_denied()
 
-    def _begin(self, upstream: Upstream) -> None:
+    def _begin(self, upstream: UpstreamConnection) -> None:
         super()._begin(upstream)
         if self._sent is None:
             self._content = b""

@@ -9,7 +9,7 @@ from tlsproxy.proxy.core.record import Record, RequestBody
 from tlsproxy.proxy.decision.request_plan import Plan
 from tlsproxy.proxy.rest.admitting import Client
 from tlsproxy.proxy.rest.exchange import Exchange
-from tlsproxy.proxy.upstream.pool import Pool
+from tlsproxy.proxy.upstream.upstreams import Upstreams
 
 
 class LocalExchange(Exchange):
@@ -20,13 +20,13 @@ class LocalExchange(Exchange):
     def __init__(
         self,
         gateway: Gateway,
-        pool: Pool,
+        upstreams: Upstreams,
         client: Client,
         record: Record[Plan],
         body: RequestBody,
         error: RequestError | None,
     ) -> None:
-        super().__init__(gateway, pool, client, record, body)
+        super().__init__(gateway, upstreams, client, record, body)
         self._error = error
 
     def _start(self) -> None:

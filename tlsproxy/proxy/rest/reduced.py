@@ -17,7 +17,7 @@ from tlsproxy.proxy.core.scheduler import in_slices
 from tlsproxy.proxy.decision.request_plan import Plan
 from tlsproxy.proxy.rest.admitting import Client
 from tlsproxy.proxy.rest.buffered_response import DeliveredExchange
-from tlsproxy.proxy.upstream.pool import Pool
+from tlsproxy.proxy.upstream.upstreams import Upstreams
 from tlsproxy.qdrant.rest_listings import Reducer
 from tlsproxy.wire.chunked import ChunkedBody
 from tlsproxy.wire.cooperative import Steps
@@ -36,8 +36,10 @@ class ReducedExchange(DeliveredExchange):
 
     __slots__ = ("_answer", "_answered", "_chunks")
 
-    def __init__(self, gateway: Gateway, pool: Pool, client: Client, record: Record[Plan], body: RequestBody) -> None:
-        super().__init__(gateway, pool, client, record, body)
+    def __init__(
+        self, gateway: Gateway, upstreams: Upstreams, client: Client, record: Record[Plan], body: RequestBody
+    ) -> None:
+        super().__init__(gateway, upstreams, client, record, body)
         self._answer = bytearray()
         self._answered: ResponseHead | None = None
         self._chunks: ChunkedBody | None = None

@@ -27,10 +27,10 @@ _FINAL: Final = 200
 _SWITCHING: Final = 101
 
 
-class Exchange(Holder, Protocol):
+class UpstreamRequest(Holder, Protocol):
     """The client's side of one request, as an upstream connection sees it. ``account``: whose it is.
 
-    ``upstream_lost`` ends the exchange: ``stale`` says that a kept connection ended without a byte of an answer,
+    ``upstream_lost`` ends the request: ``stale`` says that a kept connection ended without a byte of an answer,
     ``answered`` that the client has seen a part of one. ``response_done`` ends it well. ``request_sent``: whole.
     ``later``: as :class:`tlsproxy.proxy.core.scheduler.Worker` has it.
     """
@@ -39,7 +39,7 @@ class Exchange(Holder, Protocol):
     def account(self) -> Account: ...
     def request_sent(self) -> bool: ...
     def later(self, go_on: Work) -> None: ...
-    def upstream_ready(self, upstream: Upstream) -> None: ...
+    def upstream_ready(self, upstream: UpstreamConnection) -> None: ...
     def interim(self, head: ResponseHead) -> None: ...
     def response_head(self, head: ResponseHead) -> None: ...
     def response_body(self, data: bytes) -> None: ...
@@ -52,14 +52,14 @@ class Exchange(Holder, Protocol):
 class Keeper(Protocol):
     """Where a connection belongs. ``keep``: it may carry another request."""
 
-    def release(self, upstream: Upstream, *, keep: bool) -> None: ...
-    def lost(self, upstream: Upstream) -> None: ...
+    def release(self, upstream: UpstreamConnection, *, keep: bool) -> None: ...
+    def lost(self, upstream: UpstreamConnection) -> None: ...
 
 
-class Upstream:
-    """One connection. ``exchange`` is whose request is on it, or will be once it stands; None while it idles.
+class UpstreamConnection:
+    """One connection. ``request`` is whose request is on it, or will be once it stands; None while it idles.
 
-    ``used`` counts what it answered. ``place`` is its exchange's among all connections, which one that idles has not.
+    ``used`` counts what it answered. ``place`` is its request's among all connections, which one that idles has not.
     ``_buffer`` is the beginning of a head, or what is left of a body after a turn; then nothing is read.
     """
 
@@ -73,18 +73,18 @@ class Upstream:
         "_left",
         "_paused",
         "_to_head",
-        "exchange",
         "place",
+        "request",
         "stream",
         "used",
     )
 
-    def __init__(self, gateway: Gateway, keeper: Keeper, place: Share, exchange: Exchange) -> None:
+    def __init__(self, gateway: Gateway, keeper: Keeper, place: Share, request: UpstreamRequest) -> None:
         """Raises OSError where no socket is to be had."""
         self._gateway = gateway
         self._keeper = keeper
         self.place: Share | None = place
-        self.exchange: Exchange | None = exchange
+        self.request: UpstreamRequest | None = request
         self.used = 0
         self._buffer = b""
         self._head: ResponseHead | None = None
@@ -95,9 +95,9 @@ class Upstream:
         self.stream = DialledStream(gateway.loop, addresses, self, gateway.deadlines, bounds.upstream_write)
         self.stream.deadline = time.monotonic() + bounds.connect_timeout
 
-    def begin(self, exchange: Exchange, data: bytes, *, to_head: bool, whole: bool) -> None:
+    def begin(self, request: UpstreamRequest, data: bytes, *, to_head: bool, whole: bool) -> None:
         """Sends a request's first bytes, or all of it: ``whole``. The connection stands."""
-        self.exchange = exchange
+        self.request = request
         self._buffer, self._head, self._chunks = b"", None, None
         self._to_head, self._awaited, self._paused = to_head, whole, False
         stream = self.stream
@@ -136,32 +136,32 @@ class Upstream:
 
     def discard(self) -> None:
         """Ends the connection; its request, if it has one, is nobody's any more."""
-        self.exchange = None
+        self.request = None
         self.stream.abort()
 
     # What the stream says
 
     def connected(self) -> None:
         self._gateway.metrics.upstream_connect("ok")
-        exchange, self.exchange = self.exchange, None
-        if exchange is not None:
-            exchange.upstream_ready(self)
+        request, self.request = self.request, None
+        if request is not None:
+            request.upstream_ready(self)
 
     def data_received(self, data: bytes) -> None:
-        exchange = self.exchange
-        if exchange is None:  # nobody asked: whatever it is, it must not become somebody's answer
+        request = self.request
+        if request is None:  # nobody asked: whatever it is, it must not become somebody's answer
             self.stream.abort()
             return
         head = self._head
         try:
             if head is None:
-                self._read_head(exchange, self._buffer + data if self._buffer else data)
+                self._read_head(request, self._buffer + data if self._buffer else data)
             else:
-                self._read_body(exchange, head, self._buffer + data if self._buffer else data)
+                self._read_body(request, head, self._buffer + data if self._buffer else data)
         except ValueError as error:
             self._fail(UpstreamBroken(f"The upstream sent what is not HTTP/1.1: {error}"))
 
-    def _read_head(self, exchange: Exchange, data: bytes) -> None:
+    def _read_head(self, request: UpstreamRequest, data: bytes) -> None:
         for _ in range(MAX_INTERIM):
             end = data.find(END)
             if end < 0:
@@ -177,7 +177,7 @@ class Upstream:
                 break
             if head.status == _SWITCHING:
                 raise ValueError("an upgrade that nobody asked for")
-            exchange.interim(head)
+            request.interim(head)
         else:
             raise ValueError("too many interim responses")
         self._buffer = b""
@@ -185,10 +185,10 @@ class Upstream:
         if head.length == CHUNKED:
             self._chunks = ChunkedBody()
         self._left = head.length
-        exchange.response_head(head)
-        self._read_body(exchange, head, data)
+        request.response_head(head)
+        self._read_body(request, head, data)
 
-    def _read_body(self, exchange: Exchange, head: ResponseHead, data: bytes) -> None:
+    def _read_body(self, request: UpstreamRequest, head: ResponseHead, data: bytes) -> None:
         more = 0
         if head.length >= 0:
             self._left = left = self._left - len(data)
@@ -204,46 +204,46 @@ class Upstream:
             done = False
         if not done:
             self.await_response()
-        exchange.response_body(data)
-        if self.exchange is not exchange:
+        request.response_body(data)
+        if self.request is not request:
             return
         if done:
-            self._finish(exchange, keep=head.keep and not more)
+            self._finish(request, keep=head.keep and not more)
         elif self._buffer:
             self.stream.pause_reading()
             if not self._paused:
                 self._wait_for_turn()
 
     def _wait_for_turn(self) -> None:
-        exchange = self.exchange
-        if exchange is not None:
-            exchange.later(partial(self.stream.tell, self._take_turn, exchange))
+        request = self.request
+        if request is not None:
+            request.later(partial(self.stream.tell, self._take_turn, request))
 
-    def _take_turn(self, exchange: Exchange) -> None:
-        if self.exchange is not exchange or self._paused:
+    def _take_turn(self, request: UpstreamRequest) -> None:
+        if self.request is not request or self._paused:
             return
         self.data_received(b"")
-        if self.exchange is exchange and not (self._paused or self._buffer):
+        if self.request is request and not (self._paused or self._buffer):
             self.stream.resume_reading()
 
-    def _finish(self, exchange: Exchange, *, keep: bool) -> None:
+    def _finish(self, request: UpstreamRequest, *, keep: bool) -> None:
         """An early response leaves a connection that waits for the rest of a body: never for the next request."""
         self.used += 1
-        self.exchange = None
-        self._keeper.release(self, keep=keep and exchange.request_sent())
-        exchange.response_done()
+        self.request = None
+        self._keeper.release(self, keep=keep and request.request_sent())
+        request.response_done()
 
     def pause_writing(self) -> None:
-        if self.exchange is not None:
-            self.exchange.upstream_congested()
+        if self.request is not None:
+            self.request.upstream_congested()
 
     def resume_writing(self) -> None:
-        if self.exchange is not None:
-            self.exchange.upstream_drained()
+        if self.request is not None:
+            self.request.upstream_drained()
 
     def rearm(self) -> None:
         bounds, now = self._gateway.bounds, time.monotonic()
-        if self.exchange is None:
+        if self.request is None:
             self.stream.deadline = now + bounds.kept_timeout
         elif self.stream.established:
             self._await()
@@ -251,7 +251,7 @@ class Upstream:
             self.stream.deadline = now + bounds.connect_timeout
 
     def deadline_passed(self) -> None:
-        if self.exchange is None:  # idled long enough
+        if self.request is None:  # idled long enough
             self.stream.abort()
         elif self.stream.established:
             if not self.stream.takes():  # a request that it has not had cannot be answered
@@ -261,30 +261,30 @@ class Upstream:
             self._fail(UpstreamTimeout("The upstream could not be reached in time"))
 
     def _fail(self, error: RequestError) -> None:
-        exchange, answered = self.exchange, self._head is not None
+        request, answered = self.request, self._head is not None
         self.discard()
-        if exchange is not None:
-            exchange.upstream_lost(error, stale=False, answered=answered)
+        if request is not None:
+            request.upstream_lost(error, stale=False, answered=answered)
 
     def connection_lost(self, error: Exception | None) -> None:
-        exchange, self.exchange = self.exchange, None
+        request, self.request = self.request, None
         try:
-            if exchange is not None:
-                self._lose(exchange, self._head, error)
+            if request is not None:
+                self._lose(request, self._head, error)
         finally:  # after a retry has taken its place
             self._keeper.lost(self)
 
-    def _lose(self, exchange: Exchange, head: ResponseHead | None, error: Exception | None) -> None:
+    def _lose(self, request: UpstreamRequest, head: ResponseHead | None, error: Exception | None) -> None:
         if not self.stream.established:
             self._gateway.metrics.upstream_connect("failed")
-            exchange.upstream_lost(
+            request.upstream_lost(
                 UpstreamUnreachable(f"The upstream cannot be reached: {error}"), stale=False, answered=False
             )
         elif head is not None and head.length == UNTIL_CLOSE and error is None:
-            exchange.response_done()
+            request.response_done()
         else:
             untouched = head is None and not self._buffer
-            exchange.upstream_lost(
+            request.upstream_lost(
                 UpstreamBroken("The upstream closed the connection before its response was whole"),
                 stale=untouched and self.used > 0,
                 answered=head is not None,

@@ -11,17 +11,15 @@ import time
 from collections.abc import Callable
 from functools import partial
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from tlsproxy.errors import RequestError, UpstreamBroken
 from tlsproxy.memo import Memo
 from tlsproxy.proxy.core.gateway import Gateway
 from tlsproxy.proxy.limits.fair_shares import Account
+from tlsproxy.proxy.upstream.pool import Pool
 from tlsproxy.proxy.upstream.subrequests import Questions, own_request, question_path
 from tlsproxy.qdrant.scoring import Facts, described, release_in
-
-if TYPE_CHECKING:
-    from tlsproxy.proxy.upstream.pool import Pool
 
 REMEMBERED: Final = 10.0
 MOST_REMEMBERED: Final = 1024

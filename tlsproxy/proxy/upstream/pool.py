@@ -15,9 +15,7 @@ from typing import Protocol
 from tlsproxy.errors import Overloaded, UpstreamUnreachable
 from tlsproxy.proxy.core.gateway import Gateway
 from tlsproxy.proxy.limits.fair_shares import Share
-from tlsproxy.proxy.upstream.connection import Exchange, Upstream
-from tlsproxy.proxy.upstream.facts import CollectionFacts
-from tlsproxy.proxy.upstream.value_exists import Points
+from tlsproxy.proxy.upstream.connection import UpstreamConnection, UpstreamRequest
 
 
 class Resting(Protocol):
@@ -27,20 +25,17 @@ class Resting(Protocol):
 
 
 class Pool:
-    """The upstream connections of one process for requests. Waiting for one is bounded in number and, by the waiter, in
-    time; places are shared as :mod:`tlsproxy.proxy.limits.fair_shares` has it, and an idle connection is in nobody's.
+    """Upstream connections of one process. The number of waiting requests is bounded here, their time by themselves.
 
-    ``points`` asks over them what the tokens of requests depend on, ``facts`` what queries of tenants do.
+    Places are shared as in :mod:`tlsproxy.proxy.limits.fair_shares`; an idle connection takes none.
     """
 
     def __init__(self, gateway: Gateway) -> None:
         self._gateway = gateway
         self._places = gateway.places
-        self.points = Points(gateway, self)
-        self.facts = CollectionFacts(gateway, self)
-        self._idle: list[Upstream] = []
-        self._all: set[Upstream] = set()
-        self._waiting: dict[Exchange, Share] = {}
+        self._idle: list[UpstreamConnection] = []
+        self._all: set[UpstreamConnection] = set()
+        self._waiting: dict[UpstreamRequest, Share] = {}
         self._resting: dict[Resting, None] = {}
 
     @property
@@ -48,55 +43,62 @@ class Pool:
         """(idle, busy, requests that wait for one), of both protocols."""
         return len(self._idle) + len(self._resting), self._places.held, self._places.waiting
 
-    def acquire(self, exchange: Exchange) -> bool:
-        """Whether it has a place: ``exchange.upstream_ready`` is called with a connection, now or once one stands.
+    def acquire(self, request: UpstreamRequest) -> UpstreamConnection | None:
+        """A connection that stands; None where ``request.upstream_ready`` gets one later.
 
-        False where it waits for a place. Raises :class:`Overloaded` where too many do already.
+        Raises :class:`Overloaded` where too many requests wait, or no socket can be made.
         """
-        place = Share(self._places, exchange.account, exchange)
+        place = Share(self._places, request.account, request)
         if place.take(1):
-            self._connect(exchange, place)
-            return True
-        place.ready = partial(self._ready, exchange, place)
-        self._waiting[exchange] = place
-        return False
+            return self._connect(request, place)
+        place.ready = partial(self._ready, request, place)
+        self._waiting[request] = place
+        return None
 
-    def forget(self, exchange: Exchange) -> None:
-        """It waits no longer, for a place or a connection."""
-        place = self._waiting.pop(exchange, None)
+    def queues(self, request: UpstreamRequest) -> bool:
+        """Whether it waits for a place; else a connection is being dialled for it, with a deadline of its own."""
+        return request in self._waiting
+
+    def forget(self, request: UpstreamRequest) -> None:
+        """Ends its wait for a place or a connection."""
+        place = self._waiting.pop(request, None)
         if place is not None:
             place.release()
         else:
-            for upstream in [one for one in self._all if one.exchange is exchange]:
+            for upstream in [one for one in self._all if one.request is request]:
                 upstream.discard()
 
-    def _ready(self, exchange: Exchange, place: Share) -> None:
-        del self._waiting[exchange]
+    def _ready(self, request: UpstreamRequest, place: Share) -> None:
+        del self._waiting[request]
         try:
-            self._connect(exchange, place)
+            upstream = self._connect(request, place)
         except Overloaded as error:
-            exchange.upstream_lost(error, stale=False, answered=False)
+            request.upstream_lost(error, stale=False, answered=False)
+        else:
+            if upstream is not None:
+                request.upstream_ready(upstream)
 
-    def _connect(self, exchange: Exchange, place: Share) -> None:
+    def _connect(self, request: UpstreamRequest, place: Share) -> UpstreamConnection | None:
+        """An idle connection; None where one is dialled."""
         while self._idle:
             upstream = self._idle.pop()
             if not upstream.stream.closed:
                 upstream.place = place
-                exchange.upstream_ready(upstream)
-                return
-        self._dial(exchange, place)
+                return upstream
+        self._dial(request, place)
+        return None
 
-    def dial_again(self, exchange: Exchange) -> None:
+    def dial_again(self, request: UpstreamRequest) -> None:
         """Dials a connection, which cannot be stale, in place of one that was lost. Raises :class:`Overloaded`."""
-        place = Share(self._places, exchange.account, exchange)
+        place = Share(self._places, request.account, request)
         place.replace()
-        self._dial(exchange, place)
+        self._dial(request, place)
 
-    def _dial(self, exchange: Exchange, place: Share) -> None:
+    def _dial(self, request: UpstreamRequest, place: Share) -> None:
         """Raises :class:`Overloaded` where no socket is to be had."""
         self.trim()
         try:
-            upstream = Upstream(self._gateway, self, place, exchange)
+            upstream = UpstreamConnection(self._gateway, self, place, request)
         except OSError as error:
             place.release()
             if error.errno == errno.EHOSTUNREACH:
@@ -114,10 +116,10 @@ class Pool:
         """Connections to a former upstream."""
         return sum(map(self._is_former, self._all))
 
-    def _is_former(self, upstream: Upstream) -> bool:
+    def _is_former(self, upstream: UpstreamConnection) -> bool:
         return upstream.stream.address not in self._gateway.generation.upstream_addresses["rest"]
 
-    def release(self, upstream: Upstream, *, keep: bool) -> None:
+    def release(self, upstream: UpstreamConnection, *, keep: bool) -> None:
         """Its response is whole. ``keep``: it may carry another, unless the upstream is elsewhere by now."""
         stream = upstream.stream
         if not keep or stream.closed or stream.broken or self._is_former(upstream):
@@ -147,14 +149,14 @@ class Pool:
     def stirs(self, connection: Resting) -> None:
         self._resting.pop(connection, None)
 
-    def lost(self, upstream: Upstream) -> None:
+    def lost(self, upstream: UpstreamConnection) -> None:
         self._all.discard(upstream)
         if upstream in self._idle:
             self._idle.remove(upstream)
         self._give_back(upstream)
 
     @staticmethod
-    def _give_back(upstream: Upstream) -> None:
+    def _give_back(upstream: UpstreamConnection) -> None:
         place, upstream.place = upstream.place, None
         if place is not None:
             place.release()

@@ -9,21 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Final, Generic, TypeVar
+from typing import Final, Generic, TypeVar
 from urllib.parse import quote, urlsplit
 
 from tlsproxy.errors import BadRequest, Overloaded, RequestError
 from tlsproxy.proxy.core.gateway import Gateway
 from tlsproxy.proxy.limits.fair_shares import Account
-from tlsproxy.proxy.upstream.connection import Upstream
+from tlsproxy.proxy.upstream.connection import UpstreamConnection
+from tlsproxy.proxy.upstream.pool import Pool
 from tlsproxy.qdrant.router import recognise
 from tlsproxy.snapshot.generation import Generation
 from tlsproxy.wire.chunked import ChunkedBody
 from tlsproxy.wire.http1 import CHUNKED
 from tlsproxy.wire.http1_response import ResponseHead
-
-if TYPE_CHECKING:
-    from tlsproxy.proxy.upstream.pool import Pool
 
 MOST_WAITING: Final = 4096
 """Requests that wait for one answer."""
@@ -111,7 +109,7 @@ def own_request(line: str, fields: bytes = b"", body: bytes = b"") -> Request:
 
 
 class _Question(Generic[V]):
-    """One request, as an upstream connection sees it (:class:`tlsproxy.proxy.upstream.connection.Exchange`).
+    """One request, as an upstream connection sees it (:class:`tlsproxy.proxy.upstream.connection.UpstreamRequest`).
 
     ``sent``: the upstream may have answered by now.
     """
@@ -150,9 +148,11 @@ class _Question(Generic[V]):
         self._pool.later(go_on)
 
     def ask(self) -> None:
-        self._pool.acquire(self)
+        upstream = self._pool.acquire(self)
+        if upstream is not None:
+            self.upstream_ready(upstream)
 
-    def upstream_ready(self, upstream: Upstream) -> None:
+    def upstream_ready(self, upstream: UpstreamConnection) -> None:
         self.sent = True
         upstream.begin(self, self._request(self._gateway.generation), to_head=False, whole=True)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import orjson
 
@@ -20,11 +20,9 @@ from tlsproxy.errors import Form, RequestError, UpstreamBroken
 from tlsproxy.proxy.core.gateway import Gateway
 from tlsproxy.proxy.decision.attribution import STORAGE_ERROR
 from tlsproxy.proxy.limits.fair_shares import Account
+from tlsproxy.proxy.upstream.pool import Pool
 from tlsproxy.proxy.upstream.subrequests import Questions, own_request, question_path
 from tlsproxy.wire.field_block import Fields
-
-if TYPE_CHECKING:
-    from tlsproxy.proxy.upstream.pool import Pool
 
 LARGEST_ANSWER: Final = 1 << 16
 """Bytes: it holds one id, or the text of an error."""
