@@ -30,6 +30,7 @@ def pytest_collection_finish() -> None:
     gc.enable()
 
 
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
     """Two for each core: most of an end-to-end test is waiting for another process."""
     return 2 * len(os.sched_getaffinity(0))

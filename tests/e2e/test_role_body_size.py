@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from hashlib import sha256
+
 import grpc
 import pytest
 from support.gateway import Gateway
@@ -15,6 +17,7 @@ from support.upstream import ScriptedUpstream
 
 MIB = 1 << 20
 UPSERT_CALL = "/qdrant.Points/Upsert"
+SIZES = {"small": 1, "large": 3}
 
 
 @pytest.mark.parametrize(
@@ -67,6 +70,30 @@ def test_a_message(own_site: Site, upstream: ScriptedUpstream, grpc_upstream: Gr
         assert gateway.audited(grpc_status=8)["reason"] == "role_body_too_large"
         assert call(opened, UPSERT_CALL, _upsert(MIB)).code is grpc.StatusCode.OK, "the connection goes on"
         assert [len(message) for one in grpc_upstream.calls for message in one.messages] == [MIB, MIB]
+
+
+def test_two_roles_of_one_caller(own_site: Site, upstream: ScriptedUpstream, grpc_upstream: GrpcUpstream) -> None:
+    """A certificate's role and a key's: the smaller limit counts, on whichever side it is."""
+    keys = {name: f"{name}-{'k' * 40}" for name in ("small", "large")}
+    config = own_site.write_config(
+        upstream.url,
+        grpc=grpc_upstream.url,
+        roles={name: role("m", max_body_mb=size) for name, size in {**SIZES, "ingest": 2}.items()},
+        keys=[{"name": name, "role": name, "sha256": sha256(key.encode()).hexdigest()} for name, key in keys.items()],
+    )
+    with (
+        Gateway(config) as gateway,
+        Client(gateway, own_site.client("ingest")) as client,
+        channel(gateway, own_site, "ingest") as opened,
+    ):
+        for name, most in (("small", 1), ("large", 2)):
+            key = ("api-key", keys[name])
+            put = ("PUT", "/collections/docs/points")
+            assert client.ask(*put, fields=[key], body=b" " * (most * MIB)).status == 200
+            with Client(gateway, own_site.client("ingest")) as refused:
+                assert refused.ask(*put, fields=[key], body=b" " * (most * MIB + 1)).status == 413
+            assert call(opened, UPSERT_CALL, _upsert(most * MIB), key).code is grpc.StatusCode.OK
+            assert call(opened, UPSERT_CALL, _upsert(most * MIB + 1), key).code is grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
 def _upsert(size: int) -> bytes:
