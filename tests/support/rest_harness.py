@@ -186,20 +186,20 @@ class RestEnds:
         self.gateway.scheduler = Scheduler(self.loop)  # type: ignore[arg-type]
         self.taken: list[tuple[int, ...]] = []
         self.given: Counter[int] = Counter()
-        release = self.gateway.limits.release
+        release = self.gateway.limiter.release
 
         def released(held: tuple[int, ...]) -> None:
             self.given[id(held)] += 1
             release(held)
 
-        def counted(*charged: Any, count: Any = self.gateway.limits.count) -> Any:
+        def counted(*charged: Any, count: Any = self.gateway.limiter.count) -> Any:
             outcome = count(*charged)
             if isinstance(outcome, tuple) and outcome:
                 self.taken.append(outcome)
             return outcome
 
-        self.gateway.limits.release = released  # type: ignore[method-assign]
-        self.gateway.limits.count = counted  # type: ignore[method-assign]
+        self.gateway.limiter.release = released  # type: ignore[method-assign]
+        self.gateway.limiter.count = counted  # type: ignore[method-assign]
         self.ups: list[Stream] = []
         self.no_socket = False
         self.records: list[Record[Any]] = []

@@ -154,7 +154,7 @@ def test_one_that_is_patient_has_its_time() -> None:
         bench.manager.review()
         bench.manager._tick()
         assert (session.drained, session.expelled) == (True, "")
-        entry.ends = 0.0
+        entry.expel_at = 0.0
         bench.manager._tick()
         assert session.expelled == "no_role"
         session.expelled = ""
@@ -185,7 +185,7 @@ def test_only_those_that_are_too_old_are_ended_for_their_age() -> None:
         bench.entries[1].opened -= 61
         bench.manager._tick()
         bench.manager._tick()
-        assert [entry.why for entry in bench.entries] == [module.TOO_OLD, module.TOO_OLD, ""]
+        assert [entry.end_reason for entry in bench.entries] == [module.TOO_OLD, module.TOO_OLD, ""]
         assert bench.ended == [module.TOO_OLD] * 2
         assert [entry.session.expelled for entry in bench.entries] == [module.TOO_OLD, module.TOO_OLD, ""]  # type: ignore[union-attr]
 
@@ -219,10 +219,10 @@ def test_who_is_too_old_and_loses_the_right_is_ended_for_that() -> None:
         bench.limits.max_connection_age, bench.limits.drain_timeout = 60.0, 3600.0
         entry.opened -= 120
         await bench.look()
-        assert (entry.why, entry.session.expelled) == (module.TOO_OLD, "")  # type: ignore[union-attr]
+        assert (entry.end_reason, entry.session.expelled) == (module.TOO_OLD, "")  # type: ignore[union-attr]
         entry.standing.reason = "no_role"  # type: ignore[attr-defined]
         await bench.look()
-        assert (entry.why, entry.session.expelled) == ("no_role", "no_role")  # type: ignore[union-attr]
+        assert (entry.end_reason, entry.session.expelled) == ("no_role", "no_role")  # type: ignore[union-attr]
         assert bench.ended == [module.TOO_OLD, "no_role"]
 
     asyncio.run(run())

@@ -23,7 +23,7 @@ from support.upstream import ScriptedUpstream
 from tlsproxy.audit.log import NoAudit
 from tlsproxy.config.listeners import TCP, listening
 from tlsproxy.proxy.core.connection_manager import Entry
-from tlsproxy.proxy.frontend.handshake import Reception
+from tlsproxy.proxy.frontend.handshake import AcceptedConnection
 from tlsproxy.proxy.frontend.listener import Bound, bind
 from tlsproxy.proxy.grpc.relay import Relay
 from tlsproxy.proxy.limits.table import LimitTable
@@ -35,7 +35,7 @@ from tlsproxy.snapshot.files import read_inputs
 from tlsproxy.snapshot.generation import ALPN
 from tlsproxy.snapshot.startup import first_generation
 
-PARTS = (Stream, Reception, Entry, Turns, Relay, TcpConnection, ssl.SSLObject)
+PARTS = (Stream, AcceptedConnection, Entry, Turns, Relay, TcpConnection, ssl.SSLObject)
 
 Talk = Callable[[ssl.SSLSocket], None]
 

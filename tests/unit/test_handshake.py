@@ -5,14 +5,14 @@ from typing import Any
 
 import orjson
 
-from tlsproxy.proxy.frontend.handshake import Reception
+from tlsproxy.proxy.frontend.handshake import AcceptedConnection
 
 
 def test_a_session_that_is_resumed_all_the_same_is_ended() -> None:
     """Where the C library cannot be told to keep none: nobody is let in whose certificate was not verified now."""
     lines: list[str] = []
     closed: list[float] = []
-    reception = Reception.__new__(Reception)
+    reception = AcceptedConnection.__new__(AcceptedConnection)
     reception.address = "192.0.2.1"
     reception.entry = None
     reception.stream = SimpleNamespace(close=closed.append)  # type: ignore[assignment]

@@ -151,7 +151,7 @@ def test_each_is_asked_what_decides_after_the_publication(tmp_path: Path, monkey
         for who in (alice, alice, stranger, None):
             bench.connect(who, losses=("invalid_key", "forbidden"))
         ending = bench.connect(alice, losses=("invalid_key",))
-        ending.why = "max_connection_age"
+        ending.end_reason = "max_connection_age"
         nothing = await bench.consider()
         assert (nothing.connections, nothing.cut.count, nothing.barred, nothing.moved.count) == (5, 0, (), 0)
         assert nothing.ended.count == 0

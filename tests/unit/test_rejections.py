@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tlsproxy.proxy.core.connection_manager import Entry
-from tlsproxy.proxy.frontend.rejections import KINDS, TurnedAway
+from tlsproxy.proxy.frontend.rejections import KINDS, Rejections
 
 
 def told(refused: list[tuple[str, str]]) -> list[dict[str, Any]]:
@@ -24,7 +24,7 @@ def told(refused: list[tuple[str, str]]) -> list[dict[str, Any]]:
             audit=SimpleNamespace(write=lines.append),
             metrics=SimpleNamespace(connection=lambda _reason: None, refused=lambda _refusal: None),
         )
-        turned_away = TurnedAway(gateway)
+        turned_away = Rejections(gateway)
         for address, reason in refused:
             turned_away.count(address, reason)
         assert lines == [], "once a second"
@@ -54,7 +54,7 @@ def test_whoever_never_asked_is_told_of_by_name() -> None:
             audit=SimpleNamespace(write=lines.append),
             metrics=SimpleNamespace(connection=lambda _reason: None),
         )
-        turned_away = TurnedAway(gateway)
+        turned_away = Rejections(gateway)
         for name, protocol in (("CN=a", "grpc"), ("CN=b", "grpc"), ("CN=a", "grpc"), ("", "rest")):
             identity = SimpleNamespace(name=name, account=("identity", name), sha256="00") if name else None
             standing: Any = SimpleNamespace(identity=identity)
@@ -83,7 +83,7 @@ def test_they_wait_until_the_audit_log_has_room() -> None:
         audit=SimpleNamespace(write=lines.append, accepts=lambda: room[0]),
         metrics=SimpleNamespace(connection=lambda _reason: None, refused=lambda _refusal: None),
     )
-    turned_away = TurnedAway(gateway)
+    turned_away = Rejections(gateway)
     for _ in range(3):
         turned_away.count("192.0.2.1", "limit")
         ticks.pop()()

@@ -7,7 +7,7 @@ from typing import Any
 
 from tlsproxy.config.model import Config
 from tlsproxy.errors import Overloaded, RequestError
-from tlsproxy.proxy.core.runtime_limits import Bounds
+from tlsproxy.proxy.core.runtime_limits import RuntimeLimits
 from tlsproxy.proxy.limits.fair_shares import Shares
 from tlsproxy.proxy.transport.deadlines import Deadlines
 from tlsproxy.proxy.upstream.connection import UpstreamConnection
@@ -64,7 +64,7 @@ def gateway(server: socket.socket, **settings: float) -> Any:
         deadlines=Deadlines(loop),
         places=Shares(upstream["max_connections"], 1, Overloaded),
         metrics=SimpleNamespace(upstream_connect=lambda _outcome: None),
-        bounds=Bounds(Config.model_validate({"tls": {"cert": "/c", "key": "/k"}, "upstream": upstream})),
+        bounds=RuntimeLimits(Config.model_validate({"tls": {"cert": "/c", "key": "/k"}, "upstream": upstream})),
         generation=SimpleNamespace(upstream_addresses={"rest": [(socket.AF_INET, server.getsockname())]}),
     )
 

@@ -14,7 +14,8 @@ from collections.abc import Callable
 from typing import Final, NamedTuple, Protocol
 
 from tlsproxy.errors import AuditUnavailable
-from tlsproxy.proxy.core.runtime_limits import Bounds
+from tlsproxy.proxy.core.runtime_limits import RuntimeLimits
+from tlsproxy.proxy.core.scheduler import GuardedStream
 
 SLICE: Final = 100
 """Waiting requests that are resumed in one iteration of the loop."""
@@ -22,21 +23,15 @@ SLICE: Final = 100
 Resume = Callable[[AuditUnavailable | None], None]
 
 
-class AuditLog(Protocol):
+class WritableLog(Protocol):
     """``when_writable`` calls once there may be room again."""
 
     def when_writable(self, callback: Callable[[], None]) -> None: ...
 
 
-class Stream(Protocol):
-    """Client's connection. An error in a ``callback`` ends it, and nothing else."""
-
-    def tell(self, callback: Callable[..., None], *args: object) -> None: ...
-
-
 class _Waiting(NamedTuple):
     since: float
-    stream: Stream
+    stream: GuardedStream
     resume: Resume
 
 
@@ -45,14 +40,14 @@ class AuditGate:
 
     __slots__ = ("_audit", "_blocks", "_bounds", "_queue", "_woken")
 
-    def __init__(self, audit: AuditLog, bounds: Bounds, *, blocks: bool) -> None:
+    def __init__(self, audit: WritableLog, bounds: RuntimeLimits, *, blocks: bool) -> None:
         self._audit = audit
         self._bounds = bounds
         self._blocks = blocks
         self._queue: deque[_Waiting] = deque()
         self._woken = True  # no call of the log's is due
 
-    def wait(self, since: float, stream: Stream, resume: Resume) -> None:
+    def wait(self, since: float, stream: GuardedStream, resume: Resume) -> None:
         """Calls ``resume`` with None once there may be room, which is then to be taken, or to be waited for again; or
         with the error that ends the wait. The caller may have ended by then.
 

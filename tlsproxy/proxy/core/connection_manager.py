@@ -16,12 +16,13 @@ from dataclasses import replace
 from itertools import islice
 from typing import Any, Final, Protocol, TypeVar
 
-from tlsproxy.audit.line import Refusal, event_line
+from tlsproxy.audit.line import Refusal
 from tlsproxy.proxy.core.authorization import Standing
 from tlsproxy.proxy.core.gateway import Gateway
 from tlsproxy.proxy.core.impact import Affected, Consequences, Group
 from tlsproxy.proxy.core.impact_analysis import MOVED, Outlook, Visitors, affected, affects_nobody, client, interrupted
 from tlsproxy.proxy.core.jitter import FEW, share
+from tlsproxy.proxy.core.refusals import record_refusal
 from tlsproxy.proxy.limits.addresses import account as network
 from tlsproxy.proxy.limits.fair_shares import Account
 from tlsproxy.snapshot.generation import Generation
@@ -60,8 +61,9 @@ class Session(Protocol):
 class Entry:
     """One connection. ``opened`` is of the monotonic clock; ``key`` names the key or issuer of its latest request.
 
-    ``account`` is the holder of its shares in common budgets. ``told``: an audit line says why it ended. ``route`` is
-    the address of its listener as configured, where that is of mode tcp.
+    ``account`` is the holder of its shares in common budgets. ``end_reason`` is why it is about to end, ``expel_at``
+    when it is ended if it has not by then; ``end_audited``: an audit line has that reason. ``route`` is the address of
+    its listener as configured, where that is of mode tcp.
     """
 
     __slots__ = (
@@ -69,7 +71,9 @@ class Entry:
         "address",
         "bytes_in",
         "bytes_out",
-        "ends",
+        "end_audited",
+        "end_reason",
+        "expel_at",
         "key",
         "number",
         "opened",
@@ -78,8 +82,6 @@ class Entry:
         "route",
         "session",
         "standing",
-        "told",
-        "why",
     )
 
     def __init__(
@@ -94,9 +96,9 @@ class Entry:
         self.session: Session | None = None
         self.requests = self.bytes_in = self.bytes_out = 0
         self.key = ""
-        self.why = ""
-        self.told = False
-        self.ends = float("inf")
+        self.end_reason = ""
+        self.end_audited = False
+        self.expel_at = float("inf")
         self.account = _account(standing, address)
 
     def count(self, bytes_in: int, bytes_out: int, key: str) -> None:
@@ -111,8 +113,19 @@ class Entry:
         if not self.standing.withdrawn(gateway.generation, gateway.clock.now()):
             gateway.metrics.connection_ended(reason)
 
+    def certificate(self) -> dict[str, str]:
+        """Fields of an audit line that name the client's certificate, empty where it has none."""
+        identity = self.standing.identity
+        if identity is None:
+            return {"certificate_subject": "", "certificate_sha256": "", "ca_sha256": ""}
+        return {
+            "certificate_subject": identity.name,
+            "certificate_sha256": identity.sha256,
+            "ca_sha256": identity.ca_sha256,
+        }
+
     def refusal(self, now: float, operation: str, reason: str) -> Refusal:
-        """Of the connection itself, whatever was asked on it."""
+        """Refusal of the connection itself, whatever was requested on it."""
         identity, principal = self.standing.identity, self.standing.principal
         name = identity.name if identity is not None else ""
         return Refusal(now, self.address, operation, reason, identity=name, rule=principal.rule, role=principal.role)
@@ -137,7 +150,7 @@ class Entry:
             "requests": self.requests,
             "bytes_in": self.bytes_in,
             "bytes_out": self.bytes_out,
-            "ending": self.why or None,
+            "ending": self.end_reason or None,
         }
 
 
@@ -212,7 +225,7 @@ class ConnectionManager:
         ended: list[Affected] = []
         clients: set[str] = set()
         async for entry in _in_slices(list(self._entries.values())):
-            if entry.session is not None and not entry.why:
+            if entry.session is not None and not entry.end_reason:
                 clients.add(client(entry, entry.standing))
                 here = list(affected(entry, entry.standing, present, candidate, now))
                 found += here
@@ -249,13 +262,13 @@ class ConnectionManager:
         self._slice = self._gateway.loop.call_soon(self._look) if numbers else None
         for number in numbers:
             entry = self._entries.get(number)
-            if entry is None or entry.told or entry.session is None:
+            if entry is None or entry.end_audited or entry.session is None:
                 continue
             reason = entry.session.judge(now) or entry.standing.withdrawn(generation, now)
             if reason:
                 self._end(entry, reason, limits.expel_after if entry.session.patient else 0.0, self._pause(number))
-            elif oldest and not entry.why and steady - entry.opened > oldest * (1 - YOUNGER * share(number)):
-                entry.why = TOO_OLD
+            elif oldest and not entry.end_reason and steady - entry.opened > oldest * (1 - YOUNGER * share(number)):
+                entry.end_reason = TOO_OLD
                 self._gateway.metrics.connection_ended(TOO_OLD)
                 self._part(entry, limits.drain_timeout, self._pause(number))
 
@@ -273,40 +286,27 @@ class ConnectionManager:
         elif self._slice is None:
             self.review()
         now = time.monotonic()
-        for entry in [entry for entry in self._ending.values() if now >= entry.ends]:
+        for entry in [entry for entry in self._ending.values() if now >= entry.expel_at]:
             if entry.session is not None:
-                entry.ends = float("inf")
-                entry.session.expel(entry.why)
+                entry.expel_at = float("inf")
+                entry.session.expel(entry.end_reason)
 
     def _end(self, entry: Entry, reason: str, after: float, pause: float) -> None:
-        identity = entry.standing.identity
-        gateway, now = self._gateway, time.time()
-        entry.why, entry.told = reason, True
-        gateway.metrics.connection_ended(reason)
-        gateway.metrics.refused(entry.refusal(now, "connection", reason))
-        gateway.audit.write(
-            event_line(
-                when=now,
-                event="connection",
-                remote=entry.address,
-                result="denied",
-                reason=reason,
-                detail={
-                    "protocol": entry.protocol,
-                    "certificate_subject": identity.name if identity is not None else "",
-                    "certificate_sha256": identity.sha256 if identity is not None else "",
-                    "ca_sha256": identity.ca_sha256 if identity is not None else "",
-                    "requests": entry.requests,
-                    "age_ms": round((time.monotonic() - entry.opened) * 1000),
-                },
-            )
-        )
+        entry.end_reason, entry.end_audited = reason, True
+        self._gateway.metrics.connection_ended(reason)
+        detail: dict[str, str | int] = {
+            "protocol": entry.protocol,
+            **entry.certificate(),
+            "requests": entry.requests,
+            "age_ms": round((time.monotonic() - entry.opened) * 1000),
+        }
+        record_refusal(self._gateway, "connection", entry.refusal(time.time(), "connection", reason), detail)
         self._part(entry, after, pause)
 
     def _part(self, entry: Entry, after: float, pause: float) -> None:
         """Tells the connection to end after this pause; ``after`` that long, from now, it is ended, if it is not 0."""
         self._ending[entry.number] = entry
-        entry.ends = time.monotonic() + max(after, pause) if after else float("inf")
+        entry.expel_at = time.monotonic() + max(after, pause) if after else float("inf")
         if pause:
             self._gateway.loop.call_later(pause, self._tell, entry, after)
         else:
@@ -318,4 +318,4 @@ class ConnectionManager:
         if after:
             entry.session.drain()
         else:
-            entry.session.expel(entry.why)
+            entry.session.expel(entry.end_reason)

@@ -12,7 +12,7 @@ from tlsproxy.config.model import HttpProtocol, ProtocolName
 from tlsproxy.errors import NoMemory, Overloaded
 from tlsproxy.proxy.core.audit_gate import AuditGate
 from tlsproxy.proxy.core.impact_analysis import Outlook
-from tlsproxy.proxy.core.runtime_limits import Bounds
+from tlsproxy.proxy.core.runtime_limits import RuntimeLimits
 from tlsproxy.proxy.core.scheduler import Scheduler
 from tlsproxy.proxy.core.wall_clock import Clock
 from tlsproxy.proxy.decision.call_plan import CallPlans
@@ -27,7 +27,7 @@ MAX_WAITING: Final = 1024
 """Requests that wait for an upstream connection, and as many that wait for memory."""
 
 
-class Audit(Protocol):
+class AuditSink(Protocol):
     """The audit log. ``accepts`` says whether there is room, ``take`` promises it for one line, which is then to be
     ``put``; ``write`` is for one without a promise. ``when_writable`` calls once there may be room again.
 
@@ -42,7 +42,7 @@ class Audit(Protocol):
     def read(self, query: AuditQuery, largest: int) -> list[bytes]: ...
 
 
-class Metrics(Protocol):
+class MetricsSink(Protocol):
     def request(self, operation: str, role: str, outcome: str, reason: str, seconds: float) -> None: ...
     def tcp(self, role: str, outcome: str, reason: str) -> None: ...
     def refused(self, refusal: Refusal) -> None: ...
@@ -88,7 +88,7 @@ class Gateway:
         "former",
         "generation",
         "key_missing",
-        "limits",
+        "limiter",
         "loop",
         "memory",
         "metrics",
@@ -101,8 +101,8 @@ class Gateway:
     def __init__(
         self,
         generation: Generation,
-        audit: Audit,
-        metrics: Metrics,
+        audit: AuditSink,
+        metrics: MetricsSink,
         deadlines: Deadlines,
         key_missing: Callable[[], None],
         table: LimitTable,
@@ -114,8 +114,8 @@ class Gateway:
         self.metrics = metrics
         self.deadlines = deadlines
         self.key_missing = key_missing
-        self.limits = Limiter(table)
-        self.bounds = Bounds(generation.config)
+        self.limiter = Limiter(table)
+        self.bounds = RuntimeLimits(generation.config)
         self.places = Shares(0, MAX_WAITING, lambda: Overloaded("Too many requests wait for the upstream"))
         self.memory = Shares(0, MAX_WAITING, lambda: NoMemory("Too many bodies are being read at once"))
         self.audit_gate = AuditGate(audit, self.bounds, blocks=generation.started.audit.on_full == "block")
@@ -134,14 +134,14 @@ class Gateway:
 
     def outlook(self, candidate: Generation) -> Outlook:
         """What would be decided by, were this one published."""
-        quotas = self.limits.quotas_of(candidate.config)
+        quotas = self.limiter.quotas_of(candidate.config)
         return Outlook(candidate, Plans(candidate, quotas), CallPlans(candidate, quotas))
 
     def _adopt(self, generation: Generation) -> None:
         self.generation = generation
-        self.limits.adopt(generation.config)
+        self.limiter.adopt(generation.config)
         self.bounds.adopt(generation.config)
         self.places.capacity = self.bounds.upstream_connections
         self.memory.capacity = self.bounds.inspection_memory
-        self.plans = Plans(generation, self.limits.quotas)
-        self.calls = CallPlans(generation, self.limits.quotas)
+        self.plans = Plans(generation, self.limiter.quotas)
+        self.calls = CallPlans(generation, self.limiter.quotas)

@@ -20,29 +20,29 @@ from tlsproxy.proxy.core.scheduler import Work
 from tlsproxy.proxy.limits.fair_shares import Account, Holder, Share
 
 
-class Owner(Holder, Protocol):
-    """A request or a call. ``later`` and ``crowded`` are as of a :class:`tlsproxy.proxy.core.scheduler.Worker`."""
+class BodyReader(Holder, Protocol):
+    """A request or a call. ``later`` and ``crowded`` are as of a :class:`tlsproxy.proxy.core.scheduler.SlicedJob`."""
 
     @property
     def crowded(self) -> bool: ...
     def later(self, go_on: Work) -> None: ...
 
 
-class Holding:
-    """The share of one owner, which it must :meth:`release`, once or more often.
+class MemoryShare:
+    """The share of one reader, which it must :meth:`release`, once or more often.
 
-    It is the worker of what the owner has done in steps: those go on once there is the memory that they ask for.
+    It is the worker of what the reader has done in steps: those go on once there is the memory that they ask for.
     """
 
-    __slots__ = ("_base", "_gateway", "_late", "_owner", "_share", "_too_large")
+    __slots__ = ("_base", "_gateway", "_late", "_reader", "_share", "_too_large")
 
     def __init__(
-        self, gateway: Gateway, account: Account, owner: Owner, too_large: Callable[[int], RequestError]
+        self, gateway: Gateway, account: Account, reader: BodyReader, too_large: Callable[[int], RequestError]
     ) -> None:
         """``too_large`` is what is raised where the budget of all, in bytes, would not do."""
         self._gateway = gateway
-        self._owner: Owner | None = owner
-        self._share = Share(gateway.memory, account, owner)
+        self._reader: BodyReader | None = reader
+        self._share = Share(gateway.memory, account, reader)
         self._too_large = too_large
         self._base = 0
         self._late: asyncio.TimerHandle | None = None
@@ -53,10 +53,10 @@ class Holding:
 
     @property
     def crowded(self) -> bool:
-        return self._owner is not None and self._owner.crowded
+        return self._reader is not None and self._reader.crowded
 
     def keep(self, size: int, go_on: Work) -> bool:
-        """Holds ``size`` bytes of what has come. False where its owner must wait for that: ``go_on`` is its next work.
+        """Holds ``size`` bytes of what has come. False where its reader must wait for that: ``go_on`` is its next work.
 
         Raises :class:`NoMemory`, and what is too large.
         """
@@ -105,10 +105,10 @@ class Holding:
             self._late = None
 
     def later(self, go_on: Work) -> None:
-        if self._owner is not None:
-            self._owner.later(go_on)
+        if self._reader is not None:
+            self._reader.later(go_on)
 
     def release(self) -> None:
         self._stop_waiting()
         self._share.release()
-        self._owner = None
+        self._reader = None

@@ -95,7 +95,7 @@ class Record(Generic[P]):
 
     def count(self, gateway: Gateway, toll: Toll, entry: Entry) -> None:
         """Against the limits of whoever asks: its plan is a refusal where there was too much."""
-        outcome = gateway.limits.count(toll, entry.address, entry.standing.principal.identity)
+        outcome = gateway.limiter.count(toll, entry.address, entry.standing.principal.identity)
         if isinstance(outcome, Decision):
             self.plan = self.plan.refused(outcome)
         else:
@@ -111,7 +111,7 @@ class Record(Generic[P]):
         """Writes the one line. ``reason`` is what went wrong after the decision, empty where nothing did."""
         if self._held:
             held, self._held = self._held, ()
-            gateway.limits.release(held)
+            gateway.limiter.release(held)
         if not self.status:
             self.status = CLIENT_GONE
         plan, duration = self.plan, time.monotonic() - self.started

@@ -10,7 +10,7 @@ from __future__ import annotations
 from tlsproxy.config.model import Config
 
 
-class Bounds:
+class RuntimeLimits:
     """Slots under the names of the configuration, times in seconds, sizes in bytes; ``kept_timeout`` is
     `upstream.idle_timeout`, ``upstream_connections`` is `upstream.max_connections`, ``drains_former`` says whether
     `upstream.on_change` is drain.

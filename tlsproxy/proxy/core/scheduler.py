@@ -25,13 +25,13 @@ T = TypeVar("T")
 Work = Callable[[], None]
 
 
-class Teller(Protocol):
+class GuardedStream(Protocol):
     """A stream: an error in what it is told to call ends it."""
 
-    def tell(self, what: Callable[..., None], *args: object) -> None: ...
+    def tell(self, callback: Callable[..., None], *args: object) -> None: ...
 
 
-class Participant(Protocol):
+class ScheduledConnection(Protocol):
     """Connection that the work belongs to: its :class:`tlsproxy.proxy.core.connection_manager.Entry`."""
 
     @property
@@ -46,26 +46,26 @@ class Scheduler:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._running = False
-        self.waiting: dict[Account, dict[Participant, deque[tuple[Teller, Work]]]] = {}
+        self.waiting: dict[Account, dict[ScheduledConnection, deque[tuple[GuardedStream, Work]]]] = {}
 
-    def add(self, who: Participant, stream: Teller, work: Work) -> None:
+    def add(self, connection: ScheduledConnection, stream: GuardedStream, work: Work) -> None:
         """``work`` is called when it is its turn, and does a slice of what there is to do."""
-        connections = self.waiting.setdefault(who.account, {})
-        connections.setdefault(who, deque()).append((stream, work))
+        connections = self.waiting.setdefault(connection.account, {})
+        connections.setdefault(connection, deque()).append((stream, work))
         if not self._running:
             self._running = True
             self._loop.call_soon(self._serve)
 
-    def crowded(self, who: Participant) -> bool:
+    def crowded(self, connection: ScheduledConnection) -> bool:
         """Whether its account has work waiting, so that more of it has to wait behind that."""
-        return bool(self.waiting) and who.account in self.waiting
+        return bool(self.waiting) and connection.account in self.waiting
 
-    def forget(self, who: Participant) -> None:
+    def forget(self, connection: ScheduledConnection) -> None:
         """It has ended."""
         if self.waiting:
-            connections = self.waiting.get(who.account, {})
-            if connections.pop(who, None) is not None and not connections:
-                del self.waiting[who.account]
+            connections = self.waiting.get(connection.account, {})
+            if connections.pop(connection, None) is not None and not connections:
+                del self.waiting[connection.account]
 
     def _serve(self) -> None:
         if not self.waiting:
@@ -74,17 +74,17 @@ class Scheduler:
         self._loop.call_soon(self._serve)
         account = next(iter(self.waiting))
         connections = self.waiting.pop(account)
-        who = next(iter(connections))
-        work = connections.pop(who)
+        connection = next(iter(connections))
+        work = connections.pop(connection)
         stream, go_on = work.popleft()
         if work:
-            connections[who] = work  # behind the others
+            connections[connection] = work  # behind the others
         if connections:
             self.waiting[account] = connections
         stream.tell(go_on)
 
 
-class Worker(Protocol):
+class SlicedJob(Protocol):
     """``later``: it calls this in its turn, unless it has ended by then. A RequestError that is raised there is its own
     to tell of. ``crowded``: others of its account wait already. ``reserve``: whether it may use so many bytes of memory
     from now on; if not, it calls ``go_on`` like ``later`` does, once it may, or raises RequestError.
@@ -96,28 +96,28 @@ class Worker(Protocol):
     def reserve(self, size: int, go_on: Work) -> bool: ...
 
 
-def in_slices(worker: Worker, steps: Steps[T], then: Callable[[T], None]) -> None:
+def in_slices(job: SlicedJob, steps: Steps[T], then: Callable[[T], None]) -> None:
     """``then`` is told what the steps come to: before this returns, if that takes no longer than a slice and nobody
     else of the account waits.
 
     Raises RequestError where they do by then.
     """
-    if worker.crowded:
-        worker.later(partial(_slice, worker, steps, then))
+    if job.crowded:
+        job.later(partial(_slice, job, steps, then))
     else:
-        _slice(worker, steps, then)
+        _slice(job, steps, then)
 
 
-def _slice(worker: Worker, steps: Steps[T], then: Callable[[T], None]) -> None:
+def _slice(job: SlicedJob, steps: Steps[T], then: Callable[[T], None]) -> None:
     end = time.monotonic() + SLICE
-    go_on = partial(_slice, worker, steps, then)
+    go_on = partial(_slice, job, steps, then)
     try:
         while True:
             wanted = next(steps)
-            if wanted is not None and not worker.reserve(wanted, go_on):
+            if wanted is not None and not job.reserve(wanted, go_on):
                 return
             if time.monotonic() >= end:
-                worker.later(go_on)
+                job.later(go_on)
                 return
     except StopIteration as done:
         then(done.value)

@@ -14,8 +14,8 @@ from tlsproxy.config.listeners import Listening
 from tlsproxy.proxy.core.connection_manager import ConnectionManager
 from tlsproxy.proxy.core.gateway import Gateway
 from tlsproxy.proxy.core.jitter import FEW, share
-from tlsproxy.proxy.frontend.handshake import Reception
-from tlsproxy.proxy.frontend.rejections import TurnedAway
+from tlsproxy.proxy.frontend.handshake import AcceptedConnection
+from tlsproxy.proxy.frontend.rejections import Rejections
 from tlsproxy.proxy.limits.addresses import account
 from tlsproxy.proxy.upstream.upstreams import Upstreams
 
@@ -27,8 +27,8 @@ class Connections:
         self._gateway = gateway
         self._manager = manager
         self._upstreams = upstreams
-        self._open: dict[Reception, tuple[int, ...]] = {}
-        self._turned_away = TurnedAway(gateway)
+        self._open: dict[AcceptedConnection, tuple[int, ...]] = {}
+        self._turned_away = Rejections(gateway)
         self._when_empty: Callable[[], None] | None = None
 
     def __len__(self) -> int:
@@ -37,7 +37,7 @@ class Connections:
     def admit(self, sock: socket.socket, address: str, where: Listening) -> None:
         """One that was accepted there. ``address`` is the client's, without its port."""
         client = account(address)
-        held = self._gateway.limits.addresses.connect(client)
+        held = self._gateway.limiter.addresses.connect(client)
         if isinstance(held, str):
             sock.close()
             self._turned_away.count(client, held)
@@ -45,13 +45,13 @@ class Connections:
         self._gateway.metrics.connection("accepted")
         sock.setblocking(False)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        reception = Reception(self._gateway, self._manager, self._upstreams, sock, address, where, self._ended)
+        reception = AcceptedConnection(self._gateway, self._manager, self._upstreams, sock, address, where, self._ended)
         self._open[reception] = held
 
-    def _ended(self, connection: Reception) -> None:
-        self._gateway.limits.addresses.release(self._open.pop(connection))
+    def _ended(self, connection: AcceptedConnection) -> None:
+        self._gateway.limiter.addresses.release(self._open.pop(connection))
         entry, draining = connection.entry, self._when_empty is not None  # which leaves nobody the time to ask
-        if entry is not None and not (entry.requests or entry.told or entry.protocol == "tcp" or draining):
+        if entry is not None and not (entry.requests or entry.end_audited or entry.protocol == "tcp" or draining):
             self._turned_away.never_asked(entry)
         if not self._open and self._when_empty is not None:
             self._when_empty()

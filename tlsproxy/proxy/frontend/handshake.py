@@ -13,12 +13,13 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Final
 
-from tlsproxy.audit.line import Refusal, event_line
+from tlsproxy.audit.line import Refusal
 from tlsproxy.config.listeners import TCP, Listening
 from tlsproxy.config.model import ProtocolName
 from tlsproxy.proxy.core.authorization import Standing
 from tlsproxy.proxy.core.connection_manager import ConnectionManager, Entry
 from tlsproxy.proxy.core.gateway import Gateway
+from tlsproxy.proxy.core.refusals import record_refusal
 from tlsproxy.proxy.grpc.client import GrpcConnection
 from tlsproxy.proxy.limits.addresses import FAILURES, OURS, account
 from tlsproxy.proxy.rest.connection import RestConnection
@@ -32,7 +33,7 @@ from tlsproxy.tls.peer import peer_of
 _SPOKEN: Final[Mapping[str | None, ProtocolName]] = {name: protocol for protocol, name in ALPN.items()} | {None: "rest"}
 
 
-class Reception:
+class AcceptedConnection:
     """``address`` is the client's, without its port. ``entry`` is there once the handshake is done.
 
     ``when_ended`` is called once, after the last word.
@@ -60,7 +61,7 @@ class Reception:
         sock: socket.socket,
         address: str,
         where: Listening,
-        when_ended: Callable[[Reception], None],
+        when_ended: Callable[[AcceptedConnection], None],
     ) -> None:
         self.address = address
         self._gateway = gateway
@@ -109,17 +110,8 @@ class Reception:
         self._failed = True
         self._count(reason)
         self._gateway.metrics.handshake(reason, time.monotonic() - self._opened)
-        now = time.time()
-        self._gateway.metrics.refused(Refusal(now, self.address, "handshake", reason))
-        line = event_line(
-            when=now,
-            event="handshake",
-            remote=self.address,
-            result="denied",
-            reason=reason,
-            detail={"error": detail} if detail else {},
-        )
-        self._gateway.audit.write(line)
+        refusal = Refusal(time.time(), self.address, "handshake", reason)
+        record_refusal(self._gateway, "handshake", refusal, {"error": detail} if detail else {})
 
     def _count(self, reason: str) -> None:
         """A refused certificate is a failed authentication, unless it may be a CA of ours that is at fault."""
@@ -127,7 +119,7 @@ class Reception:
         if reason in FAILURES - OURS or (
             reason in OURS and not gateway.generation.material.trust.flawed(gateway.clock.now())
         ):
-            gateway.limits.addresses.failed(account(self.address), ())
+            gateway.limiter.addresses.failed(account(self.address), ())
 
     def drain(self) -> None:
         """Ends when it has nothing to do; a handshake may be done first."""

@@ -15,7 +15,7 @@ from tlsproxy.config.endpoints import Endpoint
 from tlsproxy.config.listeners import Listening
 from tlsproxy.proxy.core.gateway import Gateway
 from tlsproxy.proxy.frontend.connections import Connections
-from tlsproxy.proxy.frontend.watchdog_probe import Probed
+from tlsproxy.proxy.frontend.watchdog_probe import ProbeConnection
 
 BACKLOG: Final = 4096
 BATCH: Final = 32
@@ -96,7 +96,7 @@ class _Acceptor:
                 return
             if address[:2] == self._gateway.probe:
                 self._gateway.probe = None
-                Probed(self._gateway, sock, self._where)
+                ProbeConnection(self._gateway, sock, self._where)
                 continue
             self._connections.admit(sock, address[0].removeprefix("::ffff:"), self._where)
 

@@ -13,13 +13,14 @@ from typing import Final, NamedTuple
 from tlsproxy.audit.line import Refusal, event_line
 from tlsproxy.proxy.core.connection_manager import Entry
 from tlsproxy.proxy.core.gateway import Gateway
+from tlsproxy.proxy.core.refusals import record_refusal
 
 KINDS: Final = 256
 TICK: Final = 1.0
 NEVER_ASKED: Final = "never_asked"
 
 
-class _Kind(NamedTuple):
+class _RejectionKey(NamedTuple):
     """Properties that all connections of one audit line share."""
 
     reason: str
@@ -29,28 +30,30 @@ class _Kind(NamedTuple):
     certificate_sha256: str = ""
 
 
-class TurnedAway:
-    """Connections not yet logged: number of each kind, and lifetime of its last one. Ended by :meth:`tell`."""
+class Rejections:
+    """Connections not yet logged: number of each key, and lifetime of its last one. Ended by :meth:`tell`."""
 
     def __init__(self, gateway: Gateway) -> None:
         self._gateway = gateway
-        self._counts: dict[_Kind, tuple[int, float]] = {}
+        self._counts: dict[_RejectionKey, tuple[int, float]] = {}
         self._handle: asyncio.TimerHandle | None = None
 
     def count(self, address: str, reason: str) -> None:
-        self._count(_Kind(reason, address), 0.0)
+        self._count(_RejectionKey(reason, address), 0.0)
 
     def never_asked(self, entry: Entry) -> None:
         """It had its handshake, and ended before a request."""
         identity = entry.standing.identity
         subject, sha256 = (identity.name, identity.sha256) if identity is not None else ("", "")
-        self._count(_Kind(NEVER_ASKED, entry.address, entry.protocol, subject, sha256), time.monotonic() - entry.opened)
+        self._count(
+            _RejectionKey(NEVER_ASKED, entry.address, entry.protocol, subject, sha256), time.monotonic() - entry.opened
+        )
 
-    def _count(self, kind: _Kind, lived: float) -> None:
-        self._gateway.metrics.connection(kind.reason)
-        if kind not in self._counts and len(self._counts) >= KINDS:
-            kind = _Kind(kind.reason)
-        self._counts[kind] = self._counts.get(kind, (0, 0.0))[0] + 1, lived
+    def _count(self, key: _RejectionKey, lived: float) -> None:
+        self._gateway.metrics.connection(key.reason)
+        if key not in self._counts and len(self._counts) >= KINDS:
+            key = _RejectionKey(key.reason)
+        self._counts[key] = self._counts.get(key, (0, 0.0))[0] + 1, lived
         if self._handle is None:
             self._handle = self._gateway.loop.call_later(TICK, self._tick)
 
@@ -66,21 +69,20 @@ class TurnedAway:
             self._handle.cancel()
             self._handle = None
         counts, self._counts = self._counts, {}
-        for kind, (number, lived) in counts.items():
+        for key, (number, lived) in counts.items():
             now = time.time()
-            detail: dict[str, str | int | float] = {"connections": number}
-            if kind.reason == NEVER_ASKED:
-                names = ("protocol", "certificate_subject", "certificate_sha256")
-                said = {name: value for name in names if (value := getattr(kind, name))}
-                detail |= said | {"age_ms": round(lived * 1000)}
-            else:
-                self._gateway.metrics.refused(Refusal(now, kind.address, "connection", kind.reason))
+            if key.reason != NEVER_ASKED:
+                refusal = Refusal(now, key.address, "connection", key.reason)
+                record_refusal(self._gateway, "connection", refusal, {"connections": number})
+                continue
+            names = ("protocol", "certificate_subject", "certificate_sha256")
+            known = {name: value for name in names if (value := getattr(key, name))}
             line = event_line(
                 when=now,
                 event="connection",
-                remote=kind.address or None,
-                result="ok" if kind.reason == NEVER_ASKED else "denied",
-                reason=kind.reason,
-                detail=detail,
+                remote=key.address or None,
+                result="ok",
+                reason=key.reason,
+                detail={"connections": number, **known, "age_ms": round(lived * 1000)},
             )
             self._gateway.audit.write(line)

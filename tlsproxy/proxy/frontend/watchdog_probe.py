@@ -20,7 +20,7 @@ DEADLINE: Final = 5.0
 _LINGER: Final = 1.0
 
 
-class Probed:
+class ProbeConnection:
     """The gateway's end of it. It lives until its stream has ended."""
 
     def __init__(self, gateway: Gateway, sock: socket.socket, where: Listening) -> None:

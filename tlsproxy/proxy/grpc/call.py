@@ -378,11 +378,11 @@ class Call:
 
     @property
     def crowded(self) -> bool:
-        """As :class:`tlsproxy.proxy.core.scheduler.Worker` has it."""
+        """As :class:`tlsproxy.proxy.core.scheduler.SlicedJob` has it."""
         return self.relay.gateway.scheduler.crowded(self.relay.entry)
 
     def later(self, go_on: Work) -> None:
-        """As :class:`tlsproxy.proxy.core.scheduler.Worker` has it."""
+        """As :class:`tlsproxy.proxy.core.scheduler.SlicedJob` has it."""
         relay = self.relay
         relay.gateway.scheduler.add(relay.entry, relay.stream, partial(self._go_on, go_on))
 

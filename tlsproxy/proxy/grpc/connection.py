@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
-from tlsproxy.audit.line import event_line
 from tlsproxy.authz.access import Decision
 from tlsproxy.authz.keys import NEVER
 from tlsproxy.errors import GrpcStatus, RequestError, RequestTimeout, RightLost, UpstreamUnreachable
@@ -21,6 +20,7 @@ from tlsproxy.proxy.core.authorization import Standing
 from tlsproxy.proxy.core.connection_manager import Entry
 from tlsproxy.proxy.core.gateway import Gateway
 from tlsproxy.proxy.core.impact_analysis import Outlook
+from tlsproxy.proxy.core.refusals import record_refusal
 from tlsproxy.proxy.grpc.draining_upstream import SWEEP, Former
 from tlsproxy.proxy.grpc.messages import MAX_FIRST_WINDOW
 from tlsproxy.proxy.grpc.relay import Relay
@@ -433,18 +433,9 @@ class Life(Relay):
         if isinstance(self.stream, Former):
             self.stream.broken(error)
             return
-        self.entry.told = True
-        now = time.time()
-        self.gateway.metrics.refused(self.entry.refusal(now, "connection", error.reason))
-        line = event_line(
-            when=now,
-            event="connection",
-            remote=self.entry.address,
-            result="denied",
-            reason=error.reason,
-            detail={"error": str(error)},
-        )
-        self.gateway.audit.write(line)
+        self.entry.end_audited = True
+        refusal = self.entry.refusal(time.time(), "connection", error.reason)
+        record_refusal(self.gateway, "connection", refusal, {"error": str(error)})
         self.gateway.metrics.connection(error.reason)
         self.end(error.code, str(error), error.reason)
 

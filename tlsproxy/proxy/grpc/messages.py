@@ -14,7 +14,7 @@ from typing import Final
 from tlsproxy.authz.access import Decision
 from tlsproxy.errors import BadRequest, BodyTooLarge, NoMemory, RequestError, TooLargeToRead, UpstreamBroken
 from tlsproxy.proxy.core.gateway import moved
-from tlsproxy.proxy.core.memory_budget import Holding
+from tlsproxy.proxy.core.memory_budget import MemoryShare
 from tlsproxy.proxy.core.scheduler import Work, in_slices
 from tlsproxy.proxy.decision.call_plan import Asked, CallPlan, CallPlans
 from tlsproxy.proxy.grpc.call import Call
@@ -319,7 +319,7 @@ class Reduction:
         self.whole = False
         self._trailers = b""
         self._counted = 0
-        self._holding = Holding(call.relay.gateway, call.account, call, lambda _: NoMemory(_NO_ROOM))
+        self._holding = MemoryShare(call.relay.gateway, call.account, call, lambda _: NoMemory(_NO_ROOM))
         self._out = Outgoing(call, call.relay.to_client, self._write)
 
     def _write(self, frame: bytes) -> None:
@@ -428,7 +428,7 @@ class _Kept:
     """
 
     def __init__(self, call: Call, asked: Asked) -> None:
-        self.holding = Holding(call.relay.gateway, call.account, call, TooLargeToRead)
+        self.holding = MemoryShare(call.relay.gateway, call.account, call, TooLargeToRead)
         self._limit = call.relay.limits.max_message_size
         self._coding = asked.head.value(b"grpc-encoding")
         self._content = bytearray()

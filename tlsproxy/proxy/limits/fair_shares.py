@@ -32,7 +32,7 @@ class Holder(Protocol):
     def give_way(self, error: RequestError) -> None: ...
 
 
-class _Part:
+class _Holdings:
     """Holdings of one account: shares from oldest to newest, and waiting claims, the next to be served first."""
 
     __slots__ = ("held", "leaving", "shares", "waiting", "wanted")
@@ -58,11 +58,11 @@ class Shares:
     """
 
     __slots__ = (
+        "_accounts",
         "_full",
-        "_kept",
+        "_held_by_waiting",
         "_leaving",
         "_most",
-        "_parts",
         "_serving",
         "_wanting",
         "capacity",
@@ -79,16 +79,16 @@ class Shares:
         self.waiting = self.refused = self.gave_way = 0
         self._most: Final = most_waiting
         self._full = full
-        self._kept = 0  # by those that wait for more
+        self._held_by_waiting = 0  # by those that wait for more
         self._leaving = 0
-        self._parts: dict[Account, _Part] = {}
-        self._wanting: dict[Account, _Part] = {}
+        self._accounts: dict[Account, _Holdings] = {}
+        self._wanting: dict[Account, _Holdings] = {}
         self._serving = False
 
     def review(self) -> None:
         """Looks again at who may have to give way: a holder may have come to wait for its client."""
-        for part in list(self._wanting.values()):
-            self._make_room(part, part.waiting[0].wanted)
+        for holdings in list(self._wanting.values()):
+            self._make_room(holdings, holdings.waiting[0].wanted)
         self.serve()
 
     def serve(self) -> None:
@@ -116,42 +116,42 @@ class Shares:
 
     def is_at_work(self, but: Share) -> bool:
         """Whether some will come free by itself: another holder gives way, or waits for neither its client nor more."""
-        shares = (share for part in self._parts.values() for share in part.shares if share is not but)
+        shares = (share for holdings in self._accounts.values() for share in holdings.shares if share is not but)
         return any(share.leaving or not (share.wanted or share.waits_for_client) for share in shares)
 
     def give(self, share: Share, more: int) -> None:
-        part = self._parts.get(share.account)
-        if part is None:
-            part = self._parts[share.account] = _Part()
-        part.shares[share] = None
-        part.held += more
+        holdings = self._accounts.get(share.account)
+        if holdings is None:
+            holdings = self._accounts[share.account] = _Holdings()
+        holdings.shares[share] = None
+        holdings.held += more
         share.size += more
         self.held += more
 
     def take_back(self, share: Share, less: int) -> None:
-        part = self._parts[share.account]
-        part.held -= less
+        holdings = self._accounts[share.account]
+        holdings.held -= less
         share.size -= less
         self.held -= less
         if not share.size:
-            del part.shares[share]
-            part.leaving -= share.leaving
+            del holdings.shares[share]
+            holdings.leaving -= share.leaving
             self._leaving -= share.leaving
             share.leaving = 0
-            self._drop(share.account, part)
+            self._drop(share.account, holdings)
 
     def queue(self, share: Share, more: int, *, patient: bool) -> bool:
         """Whether there is ``more`` after all; if not, it waits. Raises what a claim is refused with."""
-        part = self._parts.get(share.account)
-        if part is None:
-            part = self._parts[share.account] = _Part()
-        self._wanting[share.account] = part
-        part.enter(share)
-        part.wanted += more
+        holdings = self._accounts.get(share.account)
+        if holdings is None:
+            holdings = self._accounts[share.account] = _Holdings()
+        self._wanting[share.account] = holdings
+        holdings.enter(share)
+        holdings.wanted += more
         share.wanted = more
         self.waiting += 1
-        self._kept += share.size
-        self._make_room(part, more)
+        self._held_by_waiting += share.size
+        self._make_room(holdings, more)
         while (last := self._one_too_many()) is not None:
             self.withdraw(last)
             self.refused += 1
@@ -159,7 +159,7 @@ class Shares:
                 raise self._full()
             last.give_way(self._full())
         self.serve()
-        if share.wanted and not patient and part.held + more > self._fair:
+        if share.wanted and not patient and holdings.held + more > self._fair:
             self.withdraw(share)
             self.refused += 1
             raise self._full()
@@ -167,19 +167,19 @@ class Shares:
 
     def withdraw(self, share: Share) -> None:
         """It waits no longer."""
-        part = self._parts[share.account]
-        part.waiting.remove(share)
-        part.wanted -= share.wanted
+        holdings = self._accounts[share.account]
+        holdings.waiting.remove(share)
+        holdings.wanted -= share.wanted
         share.wanted = 0
         self.waiting -= 1
-        self._kept -= share.size
-        if not part.waiting:
+        self._held_by_waiting -= share.size
+        if not holdings.waiting:
             del self._wanting[share.account]
-            self._drop(share.account, part)
+            self._drop(share.account, holdings)
 
-    def _drop(self, account: Account, part: _Part) -> None:
-        if not part.shares and not part.waiting:
-            del self._parts[account]
+    def _drop(self, account: Account, holdings: _Holdings) -> None:
+        if not holdings.shares and not holdings.waiting:
+            del self._accounts[account]
 
     def _one_too_many(self) -> Share | None:
         """Claim to refuse, of the account that holds and wants most; None if none must be.
@@ -187,7 +187,7 @@ class Shares:
         Where too many claims wait, the account's last one. Where claims wait for each other (they hold so much that
         the next has no room), its second one, or its last if the second holds nothing.
         """
-        stuck = self._kept > 0 and self._kept + self._next.wanted > self.capacity
+        stuck = self._held_by_waiting > 0 and self._held_by_waiting + self._next.wanted > self.capacity
         if not stuck and self.waiting <= self._most:
             return None
         greediest = max(self._wanting.values(), key=_holds_and_wants).waiting
@@ -195,26 +195,26 @@ class Shares:
 
     @property
     def _fair(self) -> int:
-        return max(1, self.capacity // len(self._parts))
+        return max(1, self.capacity // len(self._accounts))
 
-    def _make_room(self, part: _Part, more: int) -> None:
+    def _make_room(self, holdings: _Holdings, more: int) -> None:
         fair = self._fair
         lacking = self.held - self._leaving + more - self.capacity
-        while lacking > 0 and part.held + more <= fair:
+        while lacking > 0 and holdings.held + more <= fair:
             victim = self._to_give_way(fair)
             if victim is None:
                 return
             victim.leaving = victim.size
-            self._parts[victim.account].leaving += victim.size
+            self._accounts[victim.account].leaving += victim.size
             self._leaving += victim.size
             lacking -= victim.size
             self.gave_way += 1
             victim.give_way(GaveWay())
 
     def _to_give_way(self, fair: int) -> Share | None:
-        above = [part for part in self._parts.values() if _stays(part) > fair]
-        for part in sorted(above, key=_stays, reverse=True):
-            for share in reversed(part.shares):
+        above = [holdings for holdings in self._accounts.values() if _stays(holdings) > fair]
+        for holdings in sorted(above, key=_stays, reverse=True):
+            for share in reversed(holdings.shares):
                 if not (share.leaving or share.wanted) and share.waits_for_client:
                     return share
         return None
@@ -277,13 +277,13 @@ class Share:
             shares.serve()
 
 
-def _with_the_next(part: _Part) -> int:
-    return part.held + part.waiting[0].wanted
+def _with_the_next(holdings: _Holdings) -> int:
+    return holdings.held + holdings.waiting[0].wanted
 
 
-def _holds_and_wants(part: _Part) -> int:
-    return part.held + part.wanted
+def _holds_and_wants(holdings: _Holdings) -> int:
+    return holdings.held + holdings.wanted
 
 
-def _stays(part: _Part) -> int:
-    return part.held - part.leaving
+def _stays(holdings: _Holdings) -> int:
+    return holdings.held - holdings.leaving

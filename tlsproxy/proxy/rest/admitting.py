@@ -52,7 +52,7 @@ class Client(Protocol):
 
 
 Late = tuple[type[RequestError], str, str]
-"""Error class and text of an expired wait, raised only if it expires; and the name of its time in :class:`Bounds`."""
+"""Error class and text of an expired wait, and the name of its time in :class:`RuntimeLimits`."""
 _UNTOLD: Final[Late] = (
     UpstreamTimeout,
     "The upstream did not say in time whether the token is valid",
@@ -99,11 +99,11 @@ class Admitting(ABC):
 
     @property
     def crowded(self) -> bool:
-        """As :class:`tlsproxy.proxy.core.scheduler.Worker` has it."""
+        """As :class:`tlsproxy.proxy.core.scheduler.SlicedJob` has it."""
         return self._gateway.scheduler.crowded(self._client.entry)
 
     def later(self, go_on: Work) -> None:
-        """As :class:`tlsproxy.proxy.core.scheduler.Worker` has it."""
+        """As :class:`tlsproxy.proxy.core.scheduler.SlicedJob` has it."""
         client = self._client
         self._gateway.scheduler.add(client.entry, client.stream, partial(self._go_on, go_on))
 

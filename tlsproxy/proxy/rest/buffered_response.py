@@ -6,7 +6,7 @@ from typing import Final
 
 from tlsproxy.errors import NoMemory
 from tlsproxy.proxy.core.gateway import Gateway
-from tlsproxy.proxy.core.memory_budget import Holding
+from tlsproxy.proxy.core.memory_budget import MemoryShare
 from tlsproxy.proxy.core.record import Record, RequestBody
 from tlsproxy.proxy.decision.request_plan import Plan
 from tlsproxy.proxy.rest.admitting import Client
@@ -26,7 +26,9 @@ class DeliveredExchange(Exchange):
         self, gateway: Gateway, upstreams: Upstreams, client: Client, record: Record[Plan], body: RequestBody
     ) -> None:
         super().__init__(gateway, upstreams, client, record, body)
-        self._holding = Holding(gateway, self.account, self, lambda _: NoMemory("The answer is too large to be read"))
+        self._holding = MemoryShare(
+            gateway, self.account, self, lambda _: NoMemory("The answer is too large to be read")
+        )
         self._left = memoryview(b"")
 
     def _deliver(self, body: bytes) -> None:

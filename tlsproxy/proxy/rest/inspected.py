@@ -13,7 +13,7 @@ from typing import Final
 from tlsproxy.authz.access import Decision
 from tlsproxy.errors import RequestError, TooLargeToRead, UpstreamBroken, UpstreamTimeout
 from tlsproxy.proxy.core.gateway import Gateway
-from tlsproxy.proxy.core.memory_budget import Holding
+from tlsproxy.proxy.core.memory_budget import MemoryShare
 from tlsproxy.proxy.core.record import Record, RequestBody
 from tlsproxy.proxy.core.scheduler import in_slices
 from tlsproxy.proxy.decision.request_plan import Plan, Unread
@@ -49,7 +49,7 @@ class InspectedExchange(Exchange):
         self, gateway: Gateway, upstreams: Upstreams, client: Client, record: Record[Plan], body: RequestBody
     ) -> None:
         super().__init__(gateway, upstreams, client, record, body)
-        self._holding = Holding(gateway, self.account, self, TooLargeToRead)
+        self._holding = MemoryShare(gateway, self.account, self, TooLargeToRead)
         self._reading = True
         self._content: Content = b""  # what was judged, for as long as the request may have to begin anew
         self._confined = False

@@ -66,9 +66,9 @@ class TcpConnection:
         if refusal:
             self._refuse(refusal)
             return
-        toll = gateway.limits.quotas.toll(entry.standing.principal, None, None, None)
+        toll = gateway.limiter.quotas.toll(entry.standing.principal, None, None, None)
         if toll is not None:
-            outcome = gateway.limits.count(toll, entry.address, entry.standing.identity)
+            outcome = gateway.limiter.count(toll, entry.address, entry.standing.identity)
             if isinstance(outcome, Decision):
                 self._refuse(outcome.reason, outcome.text)
                 return
@@ -127,14 +127,12 @@ class TcpConnection:
         self.stream.close(LINGER)
 
     def _tell(self, event: Literal["tcp_open", "tcp_close"], result: EventResult, error: str = "") -> None:
-        identity, principal, entry = self._entry.standing.identity, self._entry.standing.principal, self._entry
+        principal, entry = self._entry.standing.principal, self._entry
         detail: dict[str, str | int | float] = {
-            "listener": self._entry.route,
+            "listener": entry.route,
             "role": principal.role,
             "rule": principal.rule,
-            "certificate_subject": identity.name if identity is not None else "",
-            "certificate_sha256": identity.sha256 if identity is not None else "",
-            "ca_sha256": identity.ca_sha256 if identity is not None else "",
+            **entry.certificate(),
         }
         if event == "tcp_close":
             duration = round((time.monotonic() - self._opened) * 1000, 3)
@@ -338,7 +336,7 @@ class TcpConnection:
                 self._roomless = False
                 self._why = "client_gone"
                 self._tell("tcp_open", "denied")
-            self._gateway.limits.release(self._held)
+            self._gateway.limiter.release(self._held)
             self._gateway.former["tcp"].discard(self)
             if self._upstream is not None:
                 self._upstream.abort()

@@ -32,7 +32,7 @@ class UpstreamRequest(Holder, Protocol):
 
     ``upstream_lost`` ends the request: ``stale`` says that a kept connection ended without a byte of an answer,
     ``answered`` that the client has seen a part of one. ``response_done`` ends it well. ``request_sent``: whole.
-    ``later``: as :class:`tlsproxy.proxy.core.scheduler.Worker` has it.
+    ``later``: as :class:`tlsproxy.proxy.core.scheduler.SlicedJob` has it.
     """
 
     @property
