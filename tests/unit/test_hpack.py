@@ -67,15 +67,15 @@ def test_each_symbol() -> None:
 def test_a_step_found_before_is_the_step_found_now(coded: bytes) -> None:
     block = b"\x00\x01x" + literal(coded, coded=True)
     outcomes = []
-    for steps in ({}, dict(hpack._steps)):
-        hpack._steps.clear()
-        hpack._steps.update(steps)
+    for steps in ({}, dict(hpack._transitions)):
+        hpack._transitions.clear()
+        hpack._transitions.update(steps)
         try:
             outcomes.append(Decoder(LIMIT, TABLE).decode(block))
         except HpackError:
             outcomes.append(())
     assert outcomes[0] == outcomes[1]
-    assert len(hpack._steps) <= 256 * 256
+    assert len(hpack._transitions) <= 256 * 256
 
 
 @st.composite

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tlsproxy.wire.http1 import CHUNKED
-from tlsproxy.wire.http1_response import UNTIL_CLOSE, parse_afresh, parse_response, parse_unusual
+from tlsproxy.wire.http1_response import UNTIL_CLOSE, parse_response, parse_unmemoized, parse_unusual
 
 
 def parse(*lines: bytes, status: bytes = b"HTTP/1.1 200 OK", to_head: bool = False):  # noqa: ANN201 - a helper
@@ -104,7 +104,7 @@ def test_the_usual_head_is_read_like_any(status: bytes, lines: list[bytes], more
             parse_response(head, to_head=to_head)
         return
     told = parse_response(head, to_head=to_head)
-    assert told == parse_afresh(head, to_head) == parse_response(head, to_head=to_head)  # the last is remembered
+    assert told == parse_unmemoized(head, to_head) == parse_response(head, to_head=to_head)  # the last is remembered
     assert (told.status, told.line, told.length, told.keep) == (
         expected.status, expected.line, expected.length, expected.keep
     )  # fmt: skip

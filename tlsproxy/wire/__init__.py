@@ -1,1 +1,1 @@
-"""Bytes in, values out: HTTP/1 heads, targets and framing. Pure."""
+"""Wire formats, bytes in and values out: HTTP/1, HTTP/2, HPACK, gRPC, protobuf, JSON. Pure."""

@@ -1,6 +1,6 @@
-"""A message body's content coding (RFC 9110 §8.4.1) undone under a limit, for whoever must know what the body says.
+"""Decodes the content coding of a message body (RFC 9110 §8.4.1), up to a limit.
 
-Only one coding at a time and one stream: what follows the end of a gzip member is read by some and ignored by others.
+One coding and one stream only: a second gzip member behind the first is decoded by some readers and ignored by others.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ _WINDOW: Final = {"gzip": 16 + zlib.MAX_WBITS, "deflate": zlib.MAX_WBITS}
 
 
 PIECE: Final = 1 << 16
-"""Bytes that are decoded in one step, at most."""
-_FED: Final = 1 << 14
-"""Bytes that are decoded from: what of them has to wait is copied in each step."""
+"""Most bytes that one step decodes to."""
+_INPUT: Final = 1 << 14
+"""Encoded bytes that are passed to zlib at once: each step copies those that it has not consumed yet."""
 
 
 Content: TypeAlias = bytes | bytearray
-"""It is not copied where it need not be."""
+"""A body, copied only where it has to be."""
 
 
 def decoding(content: Content, coding: str | None, limit: int) -> Steps[Content]:
-    """At most ``limit`` bytes, for which each step asks before they are there.
+    """Decodes to at most ``limit`` bytes. Each step asks for the memory of the next piece before it is decoded.
 
     Raises :class:`CodingRefused`, :class:`BadRequest`, :class:`BodyTooLarge`.
     """
@@ -40,20 +40,20 @@ def decoding(content: Content, coding: str | None, limit: int) -> Steps[Content]
     declared = int.from_bytes(content[-4:], "little") if name == "gzip" else 0  # RFC 1952 §2.3.1
     plain, piece = bytearray(), b""
     position = 0
-    fed: Content = b""
-    while fed or position < len(content) or len(piece) == PIECE:
-        if not fed:
-            fed = content[position : position + _FED]
-            position += len(fed)
+    pending: Content = b""
+    while pending or position < len(content) or len(piece) == PIECE:
+        if not pending:
+            pending = content[position : position + _INPUT]
+            position += len(pending)
         yield max(len(plain) + PIECE, min(declared, limit)) + PIECE
         try:
-            piece = stream.decompress(fed, PIECE)
+            piece = stream.decompress(pending, PIECE)
         except zlib.error:
             raise BadRequest(f"Malformed {name} body") from None
         plain += piece
         if len(plain) > limit:
             raise BodyTooLarge(f"The decoded body is larger than allowed (limit: {limit} bytes)")
-        fed = stream.unconsumed_tail
+        pending = stream.unconsumed_tail
         if stream.eof:
             break
     if not stream.eof or stream.unused_data or position < len(content):

@@ -1,8 +1,7 @@
-"""Work in steps: for whoever must not be kept from other things by what a message holds.
+"""Cooperative work: generators that yield every millisecond or two, so that no message blocks the event loop.
 
-A generator yields whenever it has done a little (a millisecond or two), and returns what came of it all. A step that
-yields a number needs so many bytes of memory from there on, beside what the work was given: it goes on once they may be
-used.
+A step yields None, or the number of bytes of memory that the work needs from here on, beside its input; the scheduler
+resumes it once they are granted. The generator returns the result.
 """
 
 from __future__ import annotations

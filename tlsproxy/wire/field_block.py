@@ -1,8 +1,8 @@
-"""Field blocks (RFC 9113 §4.3, HPACK of RFC 7541): read with their connection's state, written without any.
+"""Field blocks (RFC 9113 §4.3, HPACK of RFC 7541): decoded with their connection's dynamic table, encoded without one.
 
-A block that is written holds literals and static indexes only, so that leaving one out never desynchronises whoever
-reads the others. Clients repeat themselves: a block that was seen before and that neither met nor made a change of the
-dynamic table means what it meant.
+An encoded block has literals and static indexes only, so that leaving one out never desynchronises the peer's decoder.
+Clients send the same block again and again: as long as the dynamic table does not change, it has the same meaning, and
+is looked up in a memo.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ T = TypeVar("T")
 
 MEMO: Final = 256
 MEMO_BLOCK: Final = 2048
-"""A longer block is not remembered: the memo's size in memory is bounded by the product."""
+"""Longer blocks are not memoized: the memo takes at most `MEMO * MEMO_BLOCK` bytes of keys."""
 _NO_TABLE: Final = b"\x20"
 """A dynamic table size update to 0 (RFC 7541 §6.3)."""
-# What is written often, by its place in the static table (RFC 7541 appendix A).
+# Frequent fields and names, by their index in the static table (RFC 7541 appendix A).
 _INDEXED: Final = {
     (b":method", b"POST"): 3,
     (b":scheme", b"http"): 6,
@@ -38,27 +38,27 @@ _NAMES: Final = {
 
 
 class FieldReader(Generic[T]):
-    """Reads the blocks of one direction of one connection, each once and in their order."""
+    """Decodes the blocks of one direction of one connection, each once and in order."""
 
-    __slots__ = ("_decoder", "_made", "_memo", "_without")
+    __slots__ = ("_decoder", "_memo", "_parse", "_table")
 
-    def __init__(self, limit: int, made: Callable[[Fields], T], *, table: bool = True) -> None:
-        """``limit``: most bytes of a block's fields, each counted with 32 more (RFC 9113 §6.5.2).
+    def __init__(self, limit: int, parse: Callable[[Fields], T], *, table: bool = True) -> None:
+        """``limit``: most bytes of a block's fields, with 32 more for each (RFC 9113 §6.5.2).
 
-        ``made``: what is to be known of them, a pure function. Without a ``table`` nothing may be added to it. That a
-        block first says so (RFC 7541 §4.2) is not asked for: gRPC's C library answers late calls with blocks that it
-        writes by hand.
+        ``parse``: a pure function from the fields to the value that :meth:`read` returns. ``table``: false where we
+        have announced a dynamic table of 0 bytes, so that no entry may be added. A block need not confirm that by a
+        size update (RFC 7541 §4.2): gRPC's C library answers expired calls with handwritten blocks without one.
         """
         self._decoder = Decoder(limit, TABLE)
-        self._without = not table
-        self._made = made
+        self._table = table
+        self._parse = parse
         self._memo: dict[bytes, T] = {}
 
     def read(self, block: bytes) -> T:
-        """The same object for the same block, as long as that is so. Raises Http2Error."""
-        known = self._memo.get(block)
-        if known is not None:
-            return known
+        """The value of a block; the same object for the same block while the table is unchanged. Raises Http2Error."""
+        value = self._memo.get(block)
+        if value is not None:
+            return value
         decoder = self._decoder
         changes = decoder.changes
         try:
@@ -67,23 +67,23 @@ class FieldReader(Generic[T]):
             raise Http2Error(Code.ENHANCE_YOUR_CALM, str(error), "flood_fields") from None
         except HpackError as error:
             raise Http2Error(Code.COMPRESSION_ERROR, f"a field block that cannot be read: {error}") from None
-        if self._without and decoder.entries:
+        if not self._table and decoder.entries:
             raise Http2Error(Code.COMPRESSION_ERROR, "a field block that uses a table where there is none")
-        known = self._made(fields)
+        value = self._parse(fields)
         if decoder.changes != changes:
             self._memo.clear()
         elif len(self._memo) < MEMO and len(block) <= MEMO_BLOCK:
-            self._memo[block] = known
-        return known
+            self._memo[block] = value
+        return value
 
 
 def write(fields: Fields) -> bytes:
-    """A block of these fields. It says that there is no table, which a reader may wait to be told (RFC 7541 §4.2)."""
+    """A block of these fields. It begins with a table size of 0, which a decoder may insist on (RFC 7541 §4.2)."""
     return _NO_TABLE + literals(fields)
 
 
 def literals(fields: Fields) -> bytes:
-    """The rest of a block."""
+    """Fields as a part of a block."""
     return b"".join([_field(name, value) for name, value in fields])
 
 
@@ -96,12 +96,12 @@ def _field(name: bytes, value: bytes) -> bytes:
 
 
 def _string(value: bytes) -> bytes:
-    """Not Huffman-coded: on a link that is a loopback or a short wire, it would cost more than it saves."""
+    """A string literal. Not Huffman-coded: over a loopback or a short link that costs more than it saves."""
     return _integer(len(value), 7) + value
 
 
 def _integer(value: int, bits: int) -> bytes:
-    """RFC 7541 §5.1, with no bits of ours before it."""
+    """An integer (RFC 7541 §5.1); the bits before its prefix are 0."""
     most = (1 << bits) - 1
     if value < most:
         return bytes((value,))

@@ -1,7 +1,7 @@
-"""What has come of a connection's requests and was not taken yet: heads are cut out of it one at a time.
+"""Received bytes of a client connection that are not consumed yet; request heads are cut out of them one at a time.
 
-Each byte of an unfinished head is looked at once, however small the pieces in which it comes, and what follows a head
-stays where it is: neither one that comes byte by byte nor thousands that come at once cost more than their bytes do.
+Each byte of an incomplete head is searched once, and bytes behind a head are not moved. So the cost is linear in the
+bytes, for a head that comes byte by byte as for thousands of pipelined heads in one read.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from tlsproxy.wire.http1 import END, has_bare_lf
 
 
 class HeadBuffer:
-    """``data`` from ``start`` on is what was not taken; empty where nothing is left. It is bounded by who feeds it.
+    """``data`` from ``start`` on is not consumed yet; ``data`` is empty where nothing is left. The caller bounds it.
 
-    Before ``_searched`` no end of a head begins.
+    No end of a head begins before ``_searched``.
     """
 
     __slots__ = ("_searched", "data", "start")
@@ -35,23 +35,23 @@ class HeadBuffer:
         self.start = 0
 
     def take(self, end: int) -> None:
-        """Marks all bytes before ``end``, a position in ``data``, as taken."""
+        """Consumes all bytes before ``end``, a position in ``data``."""
         if end == len(self.data):
             self.data, self.start, self._searched = b"", 0, 0
         else:
             self.start = self._searched = end
 
     def put_back(self, data: bytes) -> None:
-        """It comes first again."""
+        """Inserts bytes before all others, to be read again."""
         self.data, self.start, self._searched = data + self.data[self.start :], 0, 0
 
     def clear(self) -> None:
         self.take(len(self.data))
 
     def head(self, longest: int) -> bytes | None:
-        """The next head up to and with its empty line, taken; None until it is whole. ``longest``: in bytes.
+        """Consumes the next head, its empty line included; None while it is incomplete. ``longest``: in bytes.
 
-        Raises :class:`HeadTooLarge`, and :class:`BadRequest` where waiting for its end is of no use.
+        Raises :class:`HeadTooLarge`, and :class:`BadRequest` for an incomplete head that cannot become a valid one.
         """
         data, start = self.data, self.start
         end = data.find(END, self._searched)

@@ -1,9 +1,9 @@
-"""HTTP/1.1 heads: the strict subset that is accepted, and its one re-statement.
+"""HTTP/1.1 request heads: a parser of a strict subset, and the serialisation for the upstream.
 
-A head is parsed whole, from its first byte to its empty line, and written anew: nothing of it travels upstream because
-it was there, only because it was understood. What two parsers could read differently is refused here: bare LF or CR,
-obs-fold, space before a colon, two Hosts, two Content-Lengths, Content-Length beside Transfer-Encoding, a transfer
-coding other than exactly ``chunked`` (RFC 9112 §2.2, §5, §6, §11.2). Heads never include a body byte.
+A head is parsed from its first byte to its empty line and written anew: only parsed fields reach the upstream, never
+raw bytes. Anything that two parsers could read differently is refused: bare LF or CR, obs-fold, space before a colon,
+two Hosts, two Content-Lengths, Content-Length beside Transfer-Encoding, a transfer coding other than exactly
+``chunked`` (RFC 9112 §2.2, §5, §6, §11.2). Heads never include a body byte.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Final
 from tlsproxy.errors import BadRequest, ExpectationFailed, HeadTooLarge, UpgradeRefused, VersionRefused
 
 CHUNKED: Final = -1
-"""The length of a body that comes in chunks."""
+"""The ``length`` of a chunked body."""
 
 END: Final = b"\r\n\r\n"
 
@@ -32,13 +32,13 @@ _BARE = re.compile(rb"(?<!\r)\n|\r[^\n]")
 _HOP_BY_HOP = frozenset(
     (b"connection", b"keep-alive", b"proxy-connection", b"te", b"trailer", b"transfer-encoding", b"upgrade")
 )
-# gRPC's binary metadata has names of its own, ending in -bin. The last two lines are stated by the gateway alone.
+# gRPC's binary metadata has names that end in -bin. Fields of the last two lines are set by the gateway alone.
 _IDENTITY = re.compile(
     rb"(?:api-key|authorization|forwarded|x-real-ip)(?:-bin)?"
     rb"|proxy-auth.*|x-forwarded(-.*)?|x-client-cert.*|x-ssl-.*|x-tlsproxy-.*"
     rb"|(?:x-request-id|traceparent|tracestate)(?:-bin)?"
 )
-# What decides about the message, or about its sender, has one value.
+# Fields that decide on framing, routing or identity: two values are two readings.
 _ONCE = frozenset(
     b"host content-length transfer-encoding expect upgrade api-key authorization content-type content-encoding".split()
 )
@@ -47,10 +47,10 @@ _KEPT_BY_CONNECTION = frozenset((b"host", b"content-length", b"content-type", b"
 
 @dataclass(frozen=True, slots=True)
 class RequestHead:
-    """A request head that was understood. Field names are lower case; values are the bytes between the white space.
+    """A parsed request head. Field names are lower case; values are stripped of white space.
 
-    ``length`` is the body's size in bytes, 0 for none, ``CHUNKED`` for a chunked one. ``close`` says that the client
-    wants the connection closed after the response.
+    ``length`` is the body's size in bytes, 0 for none, ``CHUNKED`` for a chunked one. ``close``: the client wants the
+    connection closed after the response.
     """
 
     method: str
@@ -62,7 +62,7 @@ class RequestHead:
     expects_continue: bool
 
     def value(self, name: bytes) -> str | None:
-        """The field's value as text, None where it is absent. Names that may come once only are checked at parsing."""
+        """The first value of a field as text, None where it is absent. Fields of ``_ONCE`` have no second one."""
         for field, value in self.fields:
             if field == name:
                 return value.decode("latin-1")
@@ -72,28 +72,28 @@ class RequestHead:
         return replace(self, fields=tuple(field for field in self.fields if field[0] not in names))
 
     def with_length(self, size: int) -> RequestHead:
-        """The same request with its body here: a length in place of chunks, and nobody who waits to be told to send."""
+        """The same request with a body that was received whole: a length instead of chunks, and no Expect."""
         head = self.without(b"content-length", b"expect")
         fields = (*head.fields, (b"content-length", b"%d" % size))
         return replace(head, fields=fields, length=size, expects_continue=False)
 
 
 def is_identity(name: bytes) -> bool:
-    """Whether a field of this lower-case name carries identity or credentials, which never pass from a client, or is
-    one that the gateway states itself.
+    """Whether a field of this lower-case name carries identity or credentials, which are never forwarded from a client,
+    or is set by the gateway itself.
 
-    ``_`` and ``.`` count as ``-``: servers that fold names into variables cannot tell them apart.
+    ``_`` and ``.`` count as ``-``: CGI-like servers map `api_key` and `api-key` to one variable.
     """
     return _IDENTITY.fullmatch(name.replace(b"_", b"-").replace(b".", b"-")) is not None
 
 
 def has_bare_lf(data: bytes, start: int = 0) -> bool:
-    """Whether an unfinished head already holds a line end that we do not accept, at ``start`` or after it."""
+    """Whether an incomplete head already has a bare LF or CR at ``start`` or behind it."""
     return _BARE.search(data, start) is not None
 
 
 def parse_request(head: bytes, *, max_fields: int = 100) -> RequestHead:
-    """The head up to and with its empty line. Raises :class:`BadRequest` or one of its leaves."""
+    """Parses a head, its empty line included. Raises :class:`BadRequest` or a subclass."""
     line = _REQUEST_LINE.match(head)
     if line is None:
         raise BadRequest("Malformed request line")
@@ -150,7 +150,7 @@ def _body_length(once: dict[bytes, bytes]) -> int:
 
 
 def _options(fields: tuple[tuple[bytes, bytes], ...]) -> frozenset[bytes]:
-    """The connection options (RFC 9110 §7.6.1), which also name the fields that end at this hop."""
+    """The connection options (RFC 9110 §7.6.1), which also name the hop-by-hop fields."""
     options = frozenset(
         option.strip(b" \t").lower() for name, value in fields if name == b"connection" for option in value.split(b",")
     )
@@ -160,10 +160,10 @@ def _options(fields: tuple[tuple[bytes, bytes], ...]) -> frozenset[bytes]:
 
 
 def restate_request(head: RequestHead, target: str, *, upstream_host: bytes, upstream_key: bytes | None) -> bytes:
-    """The head as it goes upstream, without the lines of the connection and without the empty line.
+    """The head for the upstream, without per-connection lines (`x-forwarded-for`) and without the empty line.
 
-    ``target`` is the canonical one that was decided on. Hop-by-hop fields, those that Connection names, and whatever
-    carries identity or credentials are gone (RFC 9110 §7.6.1).
+    ``target`` is the canonical one that was decided on. Hop-by-hop fields, fields that Connection names, and all that
+    carry identity or credentials are removed (RFC 9110 §7.6.1).
     """
     dropped = _HOP_BY_HOP | _options(head.fields) | {b"host"}
     lines = [b"%b %b HTTP/1.1" % (head.method.encode(), target.encode()), b"host: " + upstream_host]

@@ -1,7 +1,7 @@
-"""HTTP/1.1 response heads of the upstream: read as strictly as requests, re-stated without their hop-by-hop fields.
+"""HTTP/1.1 response heads of the upstream: parsed as strictly as requests, forwarded without hop-by-hop fields.
 
-The upstream is trusted with its answers, not with their framing: a response whose end two parsers could place
-differently ends the connection instead of reaching a client (RFC 9112 §6.3, §11.1).
+The content of a response is trusted, its framing is not: a response whose end two parsers could place differently
+closes the connection instead of reaching a client (RFC 9112 §6.3, §11.1).
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ from typing import Final
 from tlsproxy.wire.http1 import CHUNKED
 
 UNTIL_CLOSE: Final = -2
-"""The length of a body that ends with its connection."""
+"""The ``length`` of a body that ends with its connection."""
 
 _HEAD = re.compile(
     rb"HTTP/1\.([01]) ([1-5][0-9]{2})([ \t\x21-\x7e\x80-\xff]*)\r\n"
     rb"((?:[!#$%&'*+\-.^_`|~0-9A-Za-z]+:[\t\x20-\x7e\x80-\xff]*\r\n)*)\r\n"
 )
-# Those that end at this hop, and those that are stated anew.
+# Hop-by-hop fields, and those that the gateway sets itself.
 _OURS = re.compile(
     rb"^(connection|keep-alive|proxy-connection|te|trailer|upgrade|transfer-encoding|content-length|x-request-id)"
     rb":([^\r\n]*)\r\n",
     re.IGNORECASE | re.MULTILINE,
 )
-# The usual form: HTTP/1.1, one Content-Length and no other of these fields, read in one go (half the time).
+# The frequent form: HTTP/1.1, one Content-Length, and none of the other fields above; one match, half the time.
 _OTHER = (
     rb"(?!(?i:connection|keep-alive|proxy-connection|te|trailer|upgrade|transfer-encoding|content-length|x-request-id):)"
     rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+:[\t\x20-\x7e\x80-\xff]*\r\n"
@@ -36,9 +36,9 @@ _USUAL = re.compile(
     rb"(?i:content-length):[ \t]*([0-9]{1,15})[ \t]*\r\n((?:%b)*)\r\n" % (_OTHER, _OTHER)
 )
 _FRAMING = re.compile(rb"^(?:transfer-encoding|content-length):[^\r\n]*\r\n", re.IGNORECASE | re.MULTILINE)
-_REMEMBERED: Final = 256
+_MEMO: Final = 256
 _LONGEST: Final = 1024
-"""A longer head is not remembered: the memo's size is bounded by the product."""
+"""Longer heads are not memoized: the memo's size is bounded by the product."""
 _DIGITS = re.compile(rb"[0-9]{1,15}")
 _NO_CONTENT: Final = 204
 _BODILESS = frozenset((_NO_CONTENT, 304))
@@ -46,8 +46,8 @@ _BODILESS = frozenset((_NO_CONTENT, 304))
 
 @dataclass(frozen=True, slots=True)
 class ResponseHead:
-    """``fields`` is the re-stated block of field lines. ``length`` is what follows this head on the connection:
-    a size, ``CHUNKED`` or ``UNTIL_CLOSE``. ``keep`` says whether the upstream connection survives the response.
+    """``fields`` are the field lines to forward. ``length`` is that of the body on the connection: a size, ``CHUNKED``
+    or ``UNTIL_CLOSE``. ``keep``: the upstream connection may be used again.
     """
 
     status: int
@@ -57,29 +57,28 @@ class ResponseHead:
     keep: bool
 
     def reframed(self, length: int) -> ResponseHead:
-        """The head of another body in place of its own: of this length, or in chunks."""
+        """The head with the framing of another body: of this length, or chunked."""
         framing = b"transfer-encoding: chunked\r\n" if length == CHUNKED else b"content-length: %d\r\n" % length
         return replace(self, fields=_FRAMING.sub(b"", self.fields) + framing, length=length)
 
     def restated(self, fields: bytes = b"", *, close: bool) -> bytes:
-        """The whole head for the client, with these field lines of ours.
+        """The whole head for the client, with additional field lines.
 
-        ``close`` announces that its connection ends with this response.
+        ``close`` announces that the connection ends with this response.
         """
         return self.line + self.fields + fields + (b"connection: close\r\n\r\n" if close else b"\r\n")
 
 
 def parse_response(head: bytes, *, to_head: bool) -> ResponseHead:
-    """The head up to and with its empty line. ``to_head``: it answers a HEAD request. Raises ValueError.
+    """Parses a head, its empty line included. ``to_head``: it answers a HEAD request. Raises ValueError.
 
-    A server's heads repeat, but for a date that changes each second and the lengths of its answers, so the last ones
-    are remembered (0.3 µs in place of 3).
+    A server's heads repeat but for the date and the length, so the last ones are memoized (0.3 µs instead of 3).
     """
-    return _remembered(head, to_head) if len(head) <= _LONGEST else parse_afresh(head, to_head)
+    return _memoized(head, to_head) if len(head) <= _LONGEST else parse_unmemoized(head, to_head)
 
 
-def parse_afresh(head: bytes, to_head: bool) -> ResponseHead:  # noqa: FBT001 - lru_cache is quicker without names
-    """The same without the memo."""
+def parse_unmemoized(head: bytes, to_head: bool) -> ResponseHead:  # noqa: FBT001 - lru_cache is quicker without names
+    """Parses a head without the memo."""
     usual = _USUAL.fullmatch(head)
     if usual is None or usual[2] == b"204":
         return parse_unusual(head, to_head=to_head)
@@ -89,11 +88,11 @@ def parse_afresh(head: bytes, to_head: bool) -> ResponseHead:  # noqa: FBT001 - 
     return ResponseHead(status, line, fields, 0 if to_head or status in _BODILESS else length, keep=True)
 
 
-_remembered = lru_cache(_REMEMBERED)(parse_afresh)
+_memoized = lru_cache(_MEMO)(parse_unmemoized)
 
 
-def parse_unusual(head: bytes, *, to_head: bool) -> ResponseHead:  # noqa: C901 - one row for each field that frames
-    """The same of any head, the usual ones included."""
+def parse_unusual(head: bytes, *, to_head: bool) -> ResponseHead:  # noqa: C901 - one branch for each field of the framing
+    """Parses any head, of the frequent form or not."""
     match = _HEAD.fullmatch(head)
     if match is None:
         raise ValueError("malformed response head")
@@ -127,13 +126,13 @@ def parse_unusual(head: bytes, *, to_head: bool) -> ResponseHead:  # noqa: C901 
         status=status,
         line=b"HTTP/1.1 %d%b\r\n" % (status, match.group(3)),
         fields=restated,
-        length=_on_the_wire(status, length, chunked=coding is not None, to_head=to_head),
+        length=_body_length(status, length, chunked=coding is not None, to_head=to_head),
         keep=keep,
     )
 
 
-def _on_the_wire(status: int, length: int | None, *, chunked: bool, to_head: bool) -> int:
-    """RFC 9112 §6.3, the rules in their order."""
+def _body_length(status: int, length: int | None, *, chunked: bool, to_head: bool) -> int:
+    """The length of the body (RFC 9112 §6.3, its rules in order)."""
     if to_head or status < 200 or status in _BODILESS:  # noqa: PLR2004 - 1xx
         return 0
     if chunked:

@@ -1,9 +1,9 @@
-"""Protocol buffers on the wire (protobuf.dev, "Encoding"): fields read and written, and the names in a message found.
+"""The protocol buffers wire format (protobuf.dev, "Encoding"): reading and writing fields, and scanning for strings.
 
-It knows no message of anybody's. A :class:`Shape` says of one message which fields it has, and in which of them to
-look; a :class:`Scanner` follows a message that comes in pieces and keeps of it only the strings that were asked for.
-What two readers could see differently is refused where it is looked at: a singular field that is there twice (the last
-counts for one reader, the first for another), a field that no shape knows, groups, numbers too long or too large.
+It has no schema of its own. A :class:`Shape` describes the fields of one message; a :class:`Scanner` follows a message
+that arrives in pieces, and retains only the strings that its shapes ask for. Anything that two readers could see
+differently is refused: a singular field that occurs twice (the last counts for one reader, the first for another),
+a field that is in no shape, groups, integers that are too long or too large.
 """
 
 from __future__ import annotations
@@ -19,29 +19,29 @@ I32: Final = 5
 _FIXED: Final = {I64: 8, I32: 4}
 
 MAX_DEPTH: Final = 100
-"""Messages below the first; prost, with which Qdrant reads, goes no deeper."""
+"""Nesting of messages; prost, Qdrant's parser, goes no deeper."""
 _TAG_BYTES: Final = 5
 _VARINT_BYTES: Final = 10
 _SEVEN_BITS: Final = 0x7F
 _HIGHEST: Final = 1 << 64
 _HIGHEST_TAG: Final = 1 << 32
 _NO_END: Final = 1 << 65
-"""Beyond what a length can say."""
+"""More than any length."""
 _NOWHERE: Final[Mapping[int, str]] = {}
 _FLAT: Final[Mapping[str, Mapping[int, str]]] = {}
 
 
 class ProtobufError(ValueError):
-    """Not a message, or not one that every reader would read alike. ``str(error)`` is a phrase about it."""
+    """Not a message, or an ambiguous one. ``str(error)`` is a phrase about it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Shape:
     """The fields of one message, by their numbers.
 
-    ``names``: strings that are looked for, each with what it is reported as; ``nested``: messages that are looked into,
-    each with the name of its shape. ``skipped`` are all others that the message is known to have, ``repeated`` those of
-    any kind that may occur more than once.
+    ``names``: strings to find, each with the name under which it is reported; ``nested``: messages to scan, each with
+    the name of its shape; ``skipped``: all other fields that the message is known to have; ``repeated``: fields of any
+    of these that may occur more than once.
     """
 
     names: Mapping[int, str] = field(default_factory=dict)
@@ -57,7 +57,7 @@ class Shape:
         object.__setattr__(self, "known", self.skipped | looked_at)
 
     def check(self, number: int, seen: int, where: str) -> None:
-        """``seen`` has a bit for each number that the message had before. Raises :class:`ProtobufError`."""
+        """``seen`` has a bit for the number of each earlier field of the message. Raises :class:`ProtobufError`."""
         if number not in self.known:
             raise ProtobufError(f"field {number} of {where} is not known here")
         if seen >> number & 1 and number not in self.repeated:
@@ -66,7 +66,7 @@ class Shape:
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """``value`` is the content of a length-delimited field, and empty for others; ``raw`` all of it with its tag."""
+    """``value`` is the content of a length-delimited field, and empty for others; ``raw`` is the field with its tag."""
 
     number: int
     wire_type: int
@@ -74,14 +74,14 @@ class Field:
     raw: bytes
 
     def content(self) -> bytes:
-        """Of a string, bytes or message. Raises :class:`ProtobufError` where the field is none of these."""
+        """The content of a string, bytes or message field. Raises :class:`ProtobufError` for other types."""
         if self.wire_type != LEN:
             raise ProtobufError(f"field {self.number} has another type")
         return self.value
 
 
 def fields(message: bytes) -> Iterator[Field]:
-    """All fields of a whole message, in their order. Raises :class:`ProtobufError`."""
+    """All fields of a whole message in order. Raises :class:`ProtobufError`."""
     position, end = 0, len(message)
     while position < end:
         head = _head(message, position)
@@ -95,7 +95,7 @@ def fields(message: bytes) -> Iterator[Field]:
 
 
 def shaped(shape: Shape, where: str, message: bytes) -> Iterator[Field]:
-    """As :func:`fields`, of a message that has only what its shape knows, and nothing singular twice."""
+    """As :func:`fields`, refusing fields that are not in the shape and singular fields that occur twice."""
     seen = 0
     for one in fields(message):
         shape.check(one.number, seen, where)
@@ -124,9 +124,9 @@ def flag(number: int) -> bytes:
 
 
 def _head(data: bytes, position: int) -> tuple[int, int, int, int] | None:
-    """(number, wire type, size of what follows, where that begins); None where ``data`` ends before.
+    """(number, wire type, size of the content, its position); None where ``data`` ends before these are known.
 
-    What follows a varint's tag is the varint itself, of which the size is known once it is whole.
+    For a varint the position is behind its value, and the size is 0.
     """
     if position + 2 < len(data):  # nearly always a tag of one byte, and a length of one or two
         first, length, more = data[position : position + 3]
@@ -139,7 +139,7 @@ def _head(data: bytes, position: int) -> tuple[int, int, int, int] | None:
 
 
 def _any_head(data: bytes, position: int) -> tuple[int, int, int, int] | None:
-    """The same, whatever it is."""
+    """As :func:`_head`, for any field."""
     tag = _varint(data, position, _TAG_BYTES)
     if tag is None:
         return None
@@ -160,7 +160,7 @@ def _any_head(data: bytes, position: int) -> tuple[int, int, int, int] | None:
 
 
 def _varint(data: bytes, position: int, longest: int) -> tuple[int, int] | None:
-    """(the value, where it ends); None where ``data`` ends before it does."""
+    """(the value, the position behind it); None where ``data`` ends within it."""
     end = len(data)
     if position < end and data[position] <= _SEVEN_BITS:
         return data[position], position + 1
@@ -178,7 +178,7 @@ def _varint(data: bytes, position: int, longest: int) -> tuple[int, int] | None:
 
 
 def _least() -> tuple[int, ...]:
-    """For each number of messages that have begun: the bytes of another that can hold more than :data:`MAX_DEPTH`."""
+    """By the number of open messages: the least size of one more that could nest beyond :data:`MAX_DEPTH`."""
     sizes = [0]
     while len(sizes) < MAX_DEPTH + 2:
         sizes.append(1 + len(varint(sizes[-1])) + sizes[-1])
@@ -190,9 +190,9 @@ _LEAST: Final = _least()
 
 @dataclass(slots=True)
 class _Frame:
-    """A message that has begun: ``end`` counts bytes from the beginning of the first one.
+    """An open message; ``end`` is an offset in the outermost message.
 
-    Without a ``shape`` it is one that is followed for its depth alone, to which ``deep`` leads.
+    Without a ``shape`` it is followed only to limit the depth; ``deep`` are its fields that nest.
     """
 
     where: str
@@ -203,16 +203,15 @@ class _Frame:
 
 
 class Scanner:
-    """Finds the strings that shapes ask for in one message of ``where``, which comes in pieces of any size.
+    """Finds the strings that shapes ask for in one message of shape ``where``, fed in pieces of any size.
 
-    ``found`` has them in order, once each, as (what the shape calls it, the string); one that a message does not have
-    is the empty string there, as proto3 has it. At most ``names`` of them of at most ``longest`` bytes are taken, from
-    at most ``fields`` fields in all. What is skipped is not kept, and costs nothing for its length. It is followed
-    where ``nesting`` (of each message: the fields that lead to messages that may hold themselves) says that it could be
-    too deep, and it is large enough for that.
+    ``found`` has them in order, once each, as (name in the shape, string); an absent one is the empty string there, as
+    in proto3. Limits: ``names`` strings of ``longest`` bytes each, ``fields`` fields in all. Skipped fields are not
+    buffered, and cost nothing for their length. They are followed only if ``nesting`` (of each message: its fields
+    that lead to recursive messages) and their size allow a depth beyond :data:`MAX_DEPTH`.
     """
 
-    __slots__ = ("_at", "_fields", "_frames", "_held", "_left", "_longest", "_names", "_nesting", "_shapes", "found")
+    __slots__ = ("_at", "_fields", "_frames", "_longest", "_names", "_nesting", "_partial", "_shapes", "_skip", "found")
 
     def __init__(
         self,
@@ -230,21 +229,21 @@ class Scanner:
         self._frames = [_Frame(where, shapes[where], nesting.get(where, _NOWHERE), _NO_END)]
         self._longest = longest
         self._names = names
-        self._fields = fields  # that may still come
-        self._at = 0  # where ``_held`` begins, in the message
-        self._left = 0  # bytes of the current field still to skip
-        self._held = b""  # the beginning of a field, as far as it came
+        self._fields = fields  # the rest of the budget
+        self._at = 0  # the offset of ``_partial`` in the message
+        self._skip = 0  # bytes of the current field that are still to skip
+        self._partial = b""  # an incomplete field
 
     def feed(self, data: bytes) -> None:
-        """Raises :class:`ProtobufError`, after which there is no use in going on."""
-        if self._left:
-            skipped = min(self._left, len(data))
-            self._left -= skipped
+        """Raises :class:`ProtobufError`, after which the scanner cannot be used any more."""
+        if self._skip:
+            skipped = min(self._skip, len(data))
+            self._skip -= skipped
             self._at += skipped
             data = data[skipped:]
             self._leave()
-        if self._held:
-            data = self._held + data
+        if self._partial:
+            data = self._partial + data
         position, size, frames = 0, len(data), self._frames
         while position < size:
             step = self._field(data, position)
@@ -257,16 +256,16 @@ class Scanner:
                 raise ProtobufError("too many fields")
             if frames[-1].end == self._at:
                 self._leave()
-        self._held = data[position:]
+        self._partial = data[position:]
 
     def close(self) -> None:
-        """The message is whole. Raises :class:`ProtobufError` where it is not."""
-        if self._held or self._left or len(self._frames) > 1:
+        """Ends the message. Raises :class:`ProtobufError` where it is incomplete."""
+        if self._partial or self._skip or len(self._frames) > 1:
             raise ProtobufError("the message ends within a field")
         self._report_absent(self._frames[0])
 
     def _field(self, data: bytes, position: int) -> int:
-        """How many bytes of ``data`` are done with, 0 where more must come first. ``_left`` are those to skip after."""
+        """Consumes (the beginning of) one field: the number of its bytes, 0 where it needs more. Sets ``_skip``."""
         head = _head(data, position)
         if head is None:
             return 0
@@ -279,23 +278,25 @@ class Scanner:
         if shape is not None:
             shape.check(number, frame.seen, frame.where)
             if number not in shape.skipped:
-                return self._looked_at(frame, shape, head, data, start)
+                return self._scanned_field(frame, shape, head, data, start)
             frame.seen |= 1 << number
         if wire_type == LEN and number in frame.deep and size >= _LEAST[len(self._frames)]:
             self._enter(frame.deep[number], None, start + size)
             return start
         here = min(size, len(data) - content)
-        self._left = size - here
+        self._skip = size - here
         return start + here
 
     def _enter(self, where: str, shape: Shape | None, size: int) -> None:
-        """A message begins, and ends after ``size`` bytes."""
+        """Opens a message that ends after ``size`` bytes."""
         if len(self._frames) > MAX_DEPTH:
             raise ProtobufError("messages are nested too deeply")
         self._frames.append(_Frame(where, shape, self._nesting.get(where, _NOWHERE), self._at + size))
 
-    def _looked_at(self, frame: _Frame, shape: Shape, head: tuple[int, int, int, int], data: bytes, start: int) -> int:
-        """As :meth:`_field`, of one that is a name or a message; its content begins after ``start`` bytes."""
+    def _scanned_field(
+        self, frame: _Frame, shape: Shape, head: tuple[int, int, int, int], data: bytes, start: int
+    ) -> int:
+        """As :meth:`_field`, for a name or a message whose content begins after ``start`` bytes."""
         number, wire_type, size, content = head
         if wire_type != LEN:
             raise ProtobufError(f"field {number} of {frame.where} has another type")
@@ -313,7 +314,7 @@ class Scanner:
         return start
 
     def _leave(self) -> None:
-        """What ends here has ended."""
+        """Closes all messages that end here."""
         while self._frames[-1].end == self._at:
             self._report_absent(self._frames.pop())
 

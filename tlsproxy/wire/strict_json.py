@@ -1,16 +1,16 @@
-"""A JSON text → the one value that every reader sees in it, or a refusal.
+"""A JSON parser that accepts only texts in which every reader sees the same value.
 
-A body that is decided on and then forwarded as it came is read twice: here, and by serde in Qdrant. What readers are
-known to see differently (RFC 8259 §4, §6, §8.1) is refused: a key given twice, an integer that does not fit into 64
-bits, a lone surrogate, a byte order mark, an encoding other than UTF-8, ``NaN``, a number that is no double; and a
-nesting deeper than serde goes, so that whoever walks the value need not count.
+A body that is decided on and forwarded unchanged is parsed twice: here, and by serde in Qdrant. Texts that parsers are
+known to read differently (RFC 8259 §4, §6, §8.1) are refused: a duplicate key, an integer beyond 64 bits, a lone
+surrogate, a byte order mark, an encoding other than UTF-8, ``NaN``, a number that is no double; and nesting deeper than
+serde's limit, so that no code that walks the value need count.
 
-It is read by orjson, which refuses most of that by itself and takes the last of two equal keys. Those are found without
-reading the text again: a key that was given twice is missing in the value, so that the text and the value written anew
-differ in their number of pairs. That takes a quarter of the time of `json` with a pairs hook.
+orjson refuses most of these itself, but keeps the last of two duplicate keys. They are detected by counting: the value
+of `{"a":1,"a":2}` has one pair, its text has two colons outside of strings. That takes a quarter of the time of `json`
+with a pairs hook.
 
-Reading takes memory, up to fifty times the text's size (`[[[[…`), which is asked for before it is used: a bound by the
-text's length and the characters that begin or part values.
+Parsing takes memory, up to fifty times the text's size (`[[[[…`). An upper bound, from the length and the characters
+that begin or separate values, is asked for before.
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ MAX_DEPTH: Final = 127
 MAX_CONTAINERS: Final = 500_000
 """Arrays and objects."""
 MAX_STRINGS: Final = 1_000_000
-"""Keys too. They are taken out of the text one by one: so many take up to a second."""
+"""Keys included. They are cut out of the text one by one: so many take up to a second."""
 MAX_VALUES: Final = 4_000_000
-"""More than 32 MiB of vectors have."""
+"""More than 32 MiB of vectors contain."""
 
 _STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"')
 _SOME_STRINGS = re.compile(rb'[^"]*(?:%b[^"]*){0,5000}' % _STRING.pattern)
 _TINY: Final = 4096
-"""Bytes of a text that is read without asking for memory: some 200 KB."""
+"""A text of so many bytes is parsed without asking for memory: some 200 KB."""
 _SHORT: Final = 1 << 16
-"""A text of so many bytes is read in one step; no step of a longer one takes more than orjson does."""
+"""A text of so many bytes is parsed in one step; the longest step of a longer one is orjson's."""
 _WINDOW: Final = 1 << 17
-"""Bytes of it that are counted, or searched for strings, in one step."""
+"""Bytes of a longer text that one step counts, or searches for strings."""
 _PIECE: Final = 1 << 14
-"""Bytes of it that are looked at in one step, string by string and bracket by bracket."""
+"""Bytes of a longer text that one step walks, bracket by bracket."""
 _ALL_BUT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 _ZERO_FOR_DIGIT = bytes.maketrans(b"123456789", b"0" * 9)
 _SUSPICIOUS = b"0" * 19  # 2**63 has 19 digits
@@ -54,11 +54,11 @@ _BETWEEN_NUMBERS = re.compile(rb"[^0-9.eE+\-]")
 
 
 Marks = tuple[int, int, int, int]
-"""How often a text has `[`, `{`, `"` and `,`."""
+"""The numbers of `[`, `{`, `"` and `,` in a text."""
 
 
 def reading_json(text: Content, held: int = 0) -> Steps[Any]:
-    """Raises :class:`BadRequest`, in the words in which Qdrant refuses a body. ``held`` are further bytes in use."""
+    """Raises :class:`BadRequest` with Qdrant's texts. ``held``: bytes of memory that the caller has in use already."""
     marks = yield from counting(text)
     lists, objects, quotes, commas = marks
     if lists + objects > MAX_CONTAINERS or quotes > 2 * MAX_STRINGS or commas > MAX_VALUES:
@@ -76,14 +76,14 @@ def reading_json(text: Content, held: int = 0) -> Steps[Any]:
 
 
 def _checking(text: Content, value: Any) -> Steps[None]:
-    """Raises :class:`BadRequest` where another reader could see another value in the text."""
-    pairs = yield from _looking_at((yield from _without_strings(text)))
+    """Raises :class:`BadRequest` where another parser could see another value in the text."""
+    pairs = yield from _checking_numbers((yield from _without_strings(text)))
     if pairs:
         again = orjson.dumps(value)
         if len(text) > _SHORT:
             yield None
-        anew = yield from _without_strings(again)
-        if anew.count(b":") != pairs:
+        remaining = yield from _without_strings(again)
+        if remaining.count(b":") != pairs:
             raise _refused("duplicate field")
     if len(text) > _SHORT:
         yield None
@@ -103,20 +103,20 @@ def counting(text: Content) -> Steps[Marks]:
 
 
 def memory_of(text: Content, marks: Marks) -> int:
-    """Most bytes that reading a text takes beside the text itself.
+    """Most bytes of memory that parsing takes, beside the text itself.
 
     Measured with orjson 3.11 on CPython 3.11: a copy of the text and 16 bytes for each value while it parses; then the
     strings' content and 72 bytes for each, 80 for an array, 200 for an object and 40 for each of its keys, 32 for a
-    number. The text that is written anew takes no more than the parser did. Characters beyond ASCII may take four bytes
-    each, with all others of their string, and are kept as UTF-8 too.
+    number. Serialising the value takes no more than the parser did. A string with one character beyond ASCII may take
+    four bytes for each of its characters, and has a copy in UTF-8.
     """
     lists, objects, quotes, commas = marks
     copies = 1 if not (quotes or commas) else 2 if text.isascii() and b"\\u" not in text else 7
     return copies * len(text) + 100 * lists + 220 * objects + 64 * quotes + 48 * commas
 
 
-def _looking_at(bare: Content) -> Steps[int]:
-    """How deep it goes, and how large its integers are. Returns the number of its pairs."""
+def _checking_numbers(bare: Content) -> Steps[int]:
+    """Checks the depth and the integers of a text without its strings; returns its number of pairs."""
     begin = depth = pairs = 0
     while begin < len(bare):
         between = _BETWEEN_NUMBERS.search(bare, begin + _PIECE)
@@ -133,7 +133,7 @@ def _looking_at(bare: Content) -> Steps[int]:
 
 
 def _without_strings(text: Content) -> Steps[Content]:
-    """Of a text that is known to be JSON: these patterns are quadratic in one whose last string has no end."""
+    """The text without its strings. It must be valid JSON: the patterns are quadratic in an unterminated string."""
     if len(text) <= _SHORT:
         return _STRING.sub(b"", text)
     bare, at = bytearray(), 0
@@ -143,13 +143,13 @@ def _without_strings(text: Content) -> Steps[Content]:
         if some is not None and some.end() > at:
             bare += _STRING.sub(b"", some.group())
             at = some.end()
-        else:  # it begins with a string that is longer than that
+        else:  # a string that is longer than the window
             at = _end_of_string(text, at + 1)
     return bare
 
 
 def _end_of_string(text: Content, at: int) -> int:
-    """Behind the quote that ends the string whose content is at ``at``: the first that no backslash escapes."""
+    """The position behind the first quote from ``at`` on that no backslash escapes."""
     while True:
         quote = first = text.index(b'"', at)
         while first > at and text[first - 1] == _BACKSLASH:
@@ -160,7 +160,7 @@ def _end_of_string(text: Content, at: int) -> int:
 
 
 def _depth(piece: Content, depth: int) -> int:
-    """Behind it. Raises BadRequest where it goes too deep."""
+    """The depth behind the piece. Raises BadRequest where it is too deep."""
     for bracket in piece.translate(None, _ALL_BUT_BRACKETS):
         if bracket in b"[{":
             depth += 1
@@ -172,7 +172,7 @@ def _depth(piece: Content, depth: int) -> int:
 
 
 def _integers_fit(bare: Content) -> bool:
-    """Of a larger one serde and orjson make a double, others do not."""
+    """Whether all integers fit into 64 bits: serde and orjson make doubles of larger ones, other parsers do not."""
     if _SUSPICIOUS not in bare.translate(_ZERO_FOR_DIGIT):
         return True
     found = (match.group() for match in _LONG_INTEGER.finditer(bare))

@@ -1,9 +1,9 @@
-"""Request targets: one canonical form, or none.
+"""Request targets: one canonical form, or a refusal.
 
 Qdrant merges ``//``, trims a trailing ``/``, matches on a path that is decoded except for ``%25 %2F %2B``, and decodes
-a captured segment a second time. Here a path is decoded exactly once, whatever a second decoding or another normaliser
-could read differently is refused, and the path that goes upstream is rebuilt from the decoded segments: what was
-decided on and what is asked for cannot differ.
+a captured segment a second time. Here a path is decoded exactly once, anything that a second decoding or another
+normaliser could read differently is refused (`%252F`, `..`), and the path for the upstream is rebuilt from the decoded
+segments: the decision and the request that Qdrant gets are about the same path.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ MAX_SEGMENT: Final = 1024
 _PATH = re.compile(r"/(?:[0-9A-Za-z\-._~!$&'()*+,;=:@/]|%[0-9A-Fa-f]{2})*")
 _QUERY = re.compile(r"(?:[0-9A-Za-z\-._~!$&'()*+,;=:@/?\[\]|{}^`]|%[0-9A-Fa-f]{2})*")
 _PLAIN = re.compile(r"(?:/[0-9A-Za-z\-_~]+)+|/")
-# A second decoding, a separator, or a C0 control or DEL in any guise.
-_TREACHEROUS = re.compile(r"[%/\\\x00-\x1f\x7f]")
+# A percent sign (of a second encoding), a separator, a C0 control or DEL.
+_AMBIGUOUS = re.compile(r"[%/\\\x00-\x1f\x7f]")
 
 
 @dataclass(frozen=True, slots=True)
 class RequestTarget:
-    """``segments`` are decoded, none is empty; ``path`` is canonical; ``query`` is as sent, without its ``?``."""
+    """``segments`` are decoded and not empty; ``path`` is canonical; ``query`` is as sent, without its ``?``."""
 
     segments: tuple[str, ...]
     path: str
@@ -38,7 +38,7 @@ class RequestTarget:
 
 
 def parse_target(target: str) -> RequestTarget:
-    """Origin-form only (RFC 9112 §3.2.1). Raises :class:`BadRequest`, saying what is wrong."""
+    """Parses a target in origin-form (RFC 9112 §3.2.1). Raises :class:`BadRequest`."""
     path, _, query = target.partition("?")
     if _QUERY.fullmatch(query) is None:
         raise BadRequest("Malformed query")
@@ -55,6 +55,6 @@ def _decoded(segment: str) -> str:
         decoded = unquote_to_bytes(segment).decode("utf-8")
     except UnicodeDecodeError:
         raise BadRequest("The path is not UTF-8") from None
-    if decoded in {".", ".."} or _TREACHEROUS.search(decoded) is not None or len(decoded) > MAX_SEGMENT:
+    if decoded in {".", ".."} or _AMBIGUOUS.search(decoded) is not None or len(decoded) > MAX_SEGMENT:
         raise BadRequest("The path holds a segment that could be read in two ways")
     return decoded

@@ -1,7 +1,7 @@
-"""The bytes of one direction over a sliding window: whether they keep up a lowest rate.
+"""Minimum throughput of one direction over a sliding window.
 
-What came early buys nothing: only the last window counts. Time in which it is not the other side that is waited for
-counts neither for nor against it.
+Only the last window counts: a fast beginning buys no slow end. Time in which the gateway waits for another party than
+the peer is left out.
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ from collections import deque
 from typing import Final
 
 PARTS: Final = 10
-"""Looks at it in one window, and marks that are kept of it."""
+"""Checks per window, and marks that are retained of it."""
 
 
 class Throughput:
-    """Marks of a running total, each with its moment (seconds of a monotonic clock).
+    """Marks (moment, total) of a running total; moments are seconds of a monotonic clock.
 
-    ``due``: when to look next. A window may be up to a fifth longer than asked for, never shorter, and whoever sends in
-    bursts keeps up the lowest rate if they are no further apart than a fifth of it.
+    ``due``: the moment of the next check. A window may be up to a fifth longer than configured, never shorter. Bursts
+    count as a steady rate if they are no further apart than a fifth of the window: with 30 s, 6 s.
     """
 
     __slots__ = ("_marks", "_paused", "due")
@@ -28,7 +28,7 @@ class Throughput:
         self.due = now + window / PARTS
 
     def too_low(self, now: float, total: int, window: float, rate: float) -> bool:
-        """Whether fewer bytes have come in the last ``window`` seconds than ``rate`` bytes in each."""
+        """Whether the last ``window`` seconds had fewer than ``rate`` bytes per second."""
         marks, part = self._marks, window / PARTS
         while len(marks) > 1 and marks[1][0] <= now - window - part:
             marks.popleft()
@@ -42,7 +42,7 @@ class Throughput:
         return False
 
     def pause(self, now: float) -> None:
-        """From here on it is somebody else who is waited for."""
+        """Stops the clock: the gateway waits for another party from now on."""
         if self._paused is None:
             self._paused = now
 
@@ -52,7 +52,7 @@ class Throughput:
 
     def resume(self, now: float) -> None:
         if self._paused is not None:
-            spared = now - self._paused
+            paused = now - self._paused
             self._paused = None
-            self._marks = deque((when + spared, total) for when, total in self._marks)
-            self.due += spared
+            self._marks = deque((when + paused, total) for when, total in self._marks)
+            self.due += paused

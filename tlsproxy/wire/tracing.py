@@ -1,9 +1,8 @@
-"""What a client says of a request's place among others: an id of its own, and W3C Trace Context (level 2).
+"""Tracing fields of a client's request: request IDs, and W3C Trace Context (level 2).
 
-These fields differ from request to request where all else repeats, so they are taken out of a head before it is looked
-up among those that were seen before. `traceparent` and `tracestate` are passed on as they are if they are well-formed,
-and are gone otherwise. The client's `x-request-id` is written down, and stands upstream for nothing: there the name
-carries the gateway's own id, which no client can choose.
+They differ from request to request where all other fields repeat, so they are cut out of a head before it is looked up
+in a memo. Well-formed `traceparent` and `tracestate` are forwarded unchanged, malformed ones are removed. The client's
+`x-request-id` is logged only: upstream, that field carries the gateway's own ID, which no client can choose.
 """
 
 from __future__ import annotations
@@ -17,24 +16,24 @@ from tlsproxy.wire.grpc import VALUE
 
 REQUEST_ID: Final = b"x-request-id"
 TRACING: Final = (REQUEST_ID, b"x-tracing-id", b"traceparent", b"tracestate")
-"""The first three are where Qdrant looks for its `tracing_id`, in its order (audit.rs)."""
+"""Qdrant takes its `tracing_id` from the first three, in this order (audit.rs)."""
 
 MAX_LINES: Final = 40
-"""Fields that are taken out of a head, beside those that `limits.max_headers` counts: of `tracestate` there may be
-several. Where there are more, all are left where they are, and go no further.
+"""Most tracing fields that are cut out of a head, beside those that `limits.max_headers` counts: there may be several
+`tracestate`. With more of them, all are left in the head, and are not forwarded.
 """
 MAX_MEMBERS: Final = 32
 """List members of a `tracestate` (§3.3.1.1)."""
 
 ID_LENGTH: Final = 32
-"""Characters of an id."""
+"""Characters of a request ID."""
 _ID_BLOCK: Final = literals(((REQUEST_ID, bytes(ID_LENGTH)),))[:-ID_LENGTH]
 
-# A whole field line as the parser would accept it: taking it out leaves the others what they were.
+# A whole field line as the parser accepts it: cutting it out leaves the other lines unchanged.
 _LINE: Final = re.compile(
     rb"\r\n(x-request-id|x-tracing-id|traceparent|tracestate):([\t\x20-\x7e\x80-\xff]*)(?=\r\n)", re.IGNORECASE
 )
-# §3.2.2. Of a version that is not known yet more may follow; ff is none.
+# §3.2.2. A later version may have further parts; ff is invalid.
 _FORMAT: Final = rb"-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}"
 _PARENT: Final = re.compile(rb"00" + _FORMAT + rb"|(?!00|ff)[0-9a-f]{2}" + _FORMAT + rb"(?:-[\x21-\x7e]{1,256})?")
 # §3.3.1.3: key "=" value; no comma and no second "=" in a value, and no space at its end.
@@ -47,7 +46,7 @@ _MEMBER: Final = re.compile(
 class Tracing:
     """``tracing_id``: the text that Qdrant would log as the request's `tracing_id`, whatever it is; empty for none.
 
-    ``trace_id``: 32 hex digits of a well-formed `traceparent`, or empty. ``fields``: what goes upstream.
+    ``trace_id``: 32 hex digits of a well-formed `traceparent`, or empty. ``fields``: those that are forwarded.
     """
 
     tracing_id: str = ""
@@ -59,74 +58,77 @@ NO_TRACING: Final = Tracing()
 
 
 def id_line(number: str) -> bytes:
-    """The field line of an HTTP/1 head that tells the gateway's id of a request."""
+    """The gateway's request ID as a field line of an HTTP/1 head."""
     return b"x-request-id: " + number.encode() + b"\r\n"
 
 
 def id_field(number: str) -> tuple[bytes, bytes]:
-    """The same among a gRPC call's metadata."""
+    """The gateway's request ID as a field of a gRPC call."""
     return REQUEST_ID, number.encode()
 
 
 def upstream_lines(tracing: Tracing) -> bytes:
-    """The field lines of what the client said, as they go upstream beside the gateway's id."""
+    """The client's tracing fields as field lines for the upstream."""
     return b"".join([b"%b: %b\r\n" % field for field in tracing.fields])
 
 
 def id_block(number: str) -> bytes:
-    """The gateway's id as a part of a field block."""
+    """The gateway's request ID as a part of a field block."""
     return _ID_BLOCK + number.encode()
 
 
 def upstream_block(tracing: Tracing) -> bytes:
-    """What the client said, as a part of the field block that goes upstream."""
+    """The client's tracing fields as a part of the field block for the upstream."""
     return literals(tracing.fields) if tracing.fields else b""
 
 
 def tracing_from_head(head: bytes) -> tuple[bytes, Tracing]:
-    """An HTTP/1 head without these fields, and what they say."""
+    """(an HTTP/1 head without its tracing fields, their content)."""
     if _LINE.search(head) is None:
         return head, NO_TRACING
     lines = _LINE.findall(head)
     if len(lines) > MAX_LINES:
         return head, NO_TRACING
-    return _LINE.sub(b"", head), tracing_of([(name.lower(), value.strip(b" \t")) for name, value in lines])
+    return _LINE.sub(b"", head), _parsed([(name.lower(), value.strip(b" \t")) for name, value in lines])
 
 
 def tracing_from_fields(fields: Fields) -> tuple[Fields, Tracing]:
-    """The same of a call's fields. Where some are malformed (RFC 9113 §8.2.1, §8.3), all are left to the parser."""
+    """(a call's fields without its tracing fields, their content).
+
+    If some are malformed (RFC 9113 §8.2.1, §8.3), all are left to the parser.
+    """
     for name, _ in fields:
         if name in TRACING:
             break
     else:
         return fields, NO_TRACING
-    ours = [field for field in fields if field[0] in TRACING]
+    tracing = [field for field in fields if field[0] in TRACING]
     rest = tuple(field for field in fields if field[0] not in TRACING)
-    first = fields.index(ours[0])
-    if len(ours) > MAX_LINES or any(name[:1] == b":" for name, _ in rest[first:]):
+    first = fields.index(tracing[0])
+    if len(tracing) > MAX_LINES or any(name[:1] == b":" for name, _ in rest[first:]):
         return fields, NO_TRACING
-    if any(VALUE.fullmatch(value) is None for _, value in ours):
+    if any(VALUE.fullmatch(value) is None for _, value in tracing):
         return fields, NO_TRACING
-    return rest, tracing_of(ours)
+    return rest, _parsed(tracing)
 
 
-def tracing_of(fields: list[tuple[bytes, bytes]]) -> Tracing:
+def _parsed(fields: list[tuple[bytes, bytes]]) -> Tracing:
     values = dict(reversed(fields))  # the first of several counts
-    said = next((values[name] for name in TRACING[:3] if name in values), b"")
-    passed = [(b"x-tracing-id", values[b"x-tracing-id"])] if b"x-tracing-id" in values else []
+    tracing_id = next((values[name] for name in TRACING[:3] if name in values), b"")
+    forwarded = [(b"x-tracing-id", values[b"x-tracing-id"])] if b"x-tracing-id" in values else []
     parents = [value for name, value in fields if name == b"traceparent"]
     match = _PARENT.fullmatch(parents[0]) if len(parents) == 1 else None
     if match is None:
-        return Tracing(said.decode("latin-1"), "", tuple(passed))
-    passed.append((b"traceparent", parents[0]))
+        return Tracing(tracing_id.decode("latin-1"), "", tuple(forwarded))
+    forwarded.append((b"traceparent", parents[0]))
     state = b",".join(value for name, value in fields if name == b"tracestate")
     if _is_state(state):
-        passed.append((b"tracestate", state))
-    return Tracing(said.decode("latin-1"), (match[1] or match[2]).decode(), tuple(passed))
+        forwarded.append((b"tracestate", state))
+    return Tracing(tracing_id.decode("latin-1"), (match[1] or match[2]).decode(), tuple(forwarded))
 
 
 def _is_state(state: bytes) -> bool:
-    """§3.3.1: members may be empty, and no key is there twice."""
+    """Whether it is a valid `tracestate` (§3.3.1): members may be empty, and no key occurs twice."""
     members = [member for part in state.split(b",") if (member := part.strip(b" \t"))]
     matches = [_MEMBER.fullmatch(member) for member in members[: MAX_MEMBERS + 1]]
     keys = {match[1] for match in matches if match is not None}

@@ -1,9 +1,9 @@
-"""Qdrant's `usage`, cut out of a JSON answer that comes in pieces.
+"""Removes Qdrant's `usage` from a JSON response that arrives in pieces.
 
-It is a small member of the object that is the whole answer, and all others but `result` are small, too. So it stands
-near the beginning, after whole members only, or near the end, where whole members only and the last brace follow: these
-could not begin in something nested, which would need another brace, or in a string, which would need another quote.
-What is in between, perhaps many megabytes, is not looked at and not kept.
+It is a small member of the outermost object, as all members but `result` are. So it is near the beginning, behind
+complete members only, or near the end, followed by complete members and the last brace: `…],"usage":{…},"time":0.1}`.
+Such an end cannot begin within a nested object, which would need member brace, nor within a string, which would need
+member quote. The part between, perhaps many megabytes, is neither searched nor buffered.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import re
 from typing import Final
 
 REACH: Final = 16_384
-"""Bytes from the beginning and from the end in which it is looked for."""
+"""Bytes at the beginning and at the end that are searched."""
 
 _NAME: Final = b'"usage"'
 _BLANK: Final = b" \t\r\n"
@@ -21,7 +21,7 @@ _STRING: Final = rb'"(?:[^"\\]++|\\.)*+"'
 
 
 def _nested(depth: int) -> bytes:
-    """A whole array or object, at most so deep."""
+    """A pattern of a whole array or object that nests at most so deep."""
     inner = rb'[^\[\]{}"]++|' + _STRING
     if depth > 1:
         inner += b"|" + _nested(depth - 1)
@@ -36,28 +36,28 @@ _THE_END: Final = re.compile(rb"(?:,%b%b%b%b)*+\}%b\Z" % (_SPACE, _STRING, _SPAC
 
 
 class UsageFilter:
-    """One answer: :meth:`feed` gives what may go on of all that has come, :meth:`close` the rest."""
+    """Filters one response: :meth:`feed` returns the bytes that may be forwarded so far, :meth:`close` the rest."""
 
-    __slots__ = ("_began", "_held")
+    __slots__ = ("_begun", "_tail")
 
     def __init__(self) -> None:
-        self._began = False
-        self._held = b""
+        self._begun = False
+        self._tail = b""
 
     def feed(self, data: bytes) -> bytes:
-        data = self._held + data
+        data = self._tail + data
         if len(data) < 2 * REACH:
-            self._held = data
+            self._tail = data
             return b""
-        if not self._began:
-            self._began = True
+        if not self._begun:
+            self._begun = True
             data = _without_early(data)
-        self._held = data[-REACH:]
+        self._tail = data[-REACH:]
         return data[:-REACH]
 
     def close(self) -> bytes:
-        data, self._held = _without_late(self._held), b""
-        return data if self._began else _without_early(data)
+        data, self._tail = _without_late(self._tail), b""
+        return data if self._begun else _without_early(data)
 
 
 def _without_early(data: bytes) -> bytes:
@@ -70,8 +70,8 @@ def _without_early(data: bytes) -> bytes:
         found = _USAGE.match(data, position)
         if found is not None:
             return _without(data, position, found.end())
-        another = _MEMBER.match(data, position)
-        position = None if another is None else another.end()
+        member = _MEMBER.match(data, position)
+        position = None if member is None else member.end()
     return data
 
 
@@ -87,7 +87,7 @@ def _without_late(data: bytes) -> bytes:
 
 
 def _without(data: bytes, start: int, end: int) -> bytes:
-    """And without one of the commas around it."""
+    """The data without a member and one of the commas around it."""
     before, after = data[:start].rstrip(_BLANK), data[end:]
     if before.endswith(b","):
         return before[:-1] + after
