@@ -1,1 +1,1 @@
-"""Identity, roles, keys and tokens, and the decision. Pure: no socket, file, clock, randomness or log."""
+"""Authentication and authorization: identities, roles, keys, tokens, decisions. Pure: no I/O, clock or randomness."""

@@ -1,4 +1,4 @@
-"""Rights × requirement → Decision: the one place that says yes.
+"""The access decision: rights and a requirement → allowed, or a refusal. Nothing else allows a request.
 
 Qdrant's own rules (RBAC of v1.19): a requirement is a scope and the flags *write*, *manage* and *extras*. Global ``m``
 passes everything, global ``r`` passes what neither writes nor manages. A collection-limited caller passes nothing of
@@ -21,9 +21,9 @@ class Scope(Enum):
     NONE = "none"
     """No authentication: version and health."""
     CREDENTIAL = "credential"
-    """Any valid caller; the response of a collection-limited one holds only what it may know."""
+    """Any valid caller; the response to a collection-limited one has only the collections that it has grants for."""
     CALLER = "caller"
-    """Any valid caller, whatever its rights: about itself, or about neither collections nor points."""
+    """Any valid caller, whatever its rights: operations on the caller itself, or on neither collections nor points."""
     COLLECTION = "collection"
     GLOBAL = "global"
 
@@ -49,10 +49,10 @@ class Requirement:
 
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """Reading one collection, and what goes beyond it.
+    """Read access to one collection, and to more with the flags.
 
-    ``collection`` is a name or a glob (:mod:`tlsproxy.authz.globs`). ``extras`` is what concerns more than the points:
-    indexes, snapshots, cluster information.
+    ``collection`` is a name or a glob (:mod:`tlsproxy.authz.globs`). ``extras``: operations on more than its points,
+    such as indexes, snapshots and cluster information.
     """
 
     collection: str
@@ -61,8 +61,9 @@ class Grant:
 
 
 class Grants:
-    """A list of grants. Those for a name are found without trying each, and it is hashed once, for it is in the keys of
-    memos (with 1,000 a decision takes 0.8 µs in place of 120, or of 400 for a name not seen before).
+    """A list of grants, indexed by collection, and hashed once since it is part of memo keys.
+
+    With 1,000 grants a decision takes 0.8 µs instead of 120, or of 400 for a name that was not seen before.
     """
 
     __slots__ = ("_each", "_hash", "_patterns")
@@ -102,7 +103,7 @@ NO_GRANTS: Final = Grants()
 
 @dataclass(frozen=True, slots=True)
 class Condition:
-    """Only points whose payload has this value under this key."""
+    """A payload condition: the caller may use only points with this value under this key."""
 
     key: str
     value: str
@@ -110,8 +111,8 @@ class Condition:
 
 @dataclass(frozen=True, slots=True)
 class Rights:
-    """All of Qdrant (``everywhere``), or a list of grants, or nothing at all; of what there is in it, only those points
-    that meet all ``conditions``.
+    """Access to all of Qdrant (``everywhere``), or by a list of grants, which may be empty; limited to the points that
+    meet all ``conditions``.
     """
 
     everywhere: GlobalMode | None = None
@@ -123,7 +124,7 @@ class Rights:
         return self.everywhere is None
 
     def __str__(self) -> str:
-        """As Qdrant's tokens spell it: `m`, or `docs rw, logs.* r`; then what it is confined to."""
+        """Spelled as in Qdrant's tokens, with the conditions: `m`, or `docs rw, logs.* r where tenant = "a"`."""
         spelled = [f"{grant.collection} {_SPELLINGS[grant.write, grant.extras]}" for grant in self.grants]
         access = self.everywhere.value if self.everywhere is not None else ", ".join(spelled) or "none"
         conditions = " and ".join(f'{one.key} = "{one.value}"' for one in self.conditions)
@@ -132,9 +133,9 @@ class Rights:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """``status`` is 0 where the request is allowed; else what the client is told, and in which form.
+    """Allowed, or a refusal: HTTP ``status`` (0 if allowed), ``text`` and ``form`` of the response, audit ``reason``.
 
-    ``retry_after``: the seconds after which it may be asked again; 0 where that would not help.
+    ``retry_after``: seconds after which the client may try again; 0 where that would not help.
     """
 
     allowed: bool
@@ -158,7 +159,7 @@ UNREAD: Final = Decision(
     status=403,
     text="Forbidden: the request's body must be read before it is decided",
 )
-"""Not yet: the head passes, the body decides. It is a refusal, so that whoever forgets the body lets nothing pass."""
+"""The head is allowed, the body is not decided on yet. It is a refusal: code that forgets the body fails closed."""
 
 
 def decide(
@@ -171,11 +172,11 @@ def decide(
     confined: bool = False,
     form: Form = Form.JSON,
 ) -> Decision:
-    """Whether a caller with these rights may do this.
+    """Decides whether a caller with these rights may use an operation with this requirement.
 
-    ``collection`` is the name in the request's path, decoded once; ``named`` are those in its body. ``reduced`` says
-    that a limited caller will see of the answer only what it may know, ``confined`` that the request carries the
-    caller's conditions, or is about no points.
+    ``collection`` is the name in the request's path, decoded once; ``named`` are those in its body. ``reduced``: the
+    response will be reduced to the collections of a limited caller. ``confined``: the request carries the caller's
+    conditions, or is about no points.
     """
     if requirement.scope in {Scope.NONE, Scope.CALLER}:
         return ALLOWED
@@ -204,7 +205,7 @@ def _limited_refusal(
     if requirement.scope is Scope.GLOBAL:
         return forbidden("needs_global", "Global access is required", form)
     if requirement.scope is Scope.CREDENTIAL:
-        if not grants:  # no rights at all, where Qdrant shows the bearer of an empty list nothing
+        if not grants:  # no rights at all; Qdrant answers the bearer of an empty list with an empty listing
             return forbidden("no_rights", "Global access is required", form)
     elif (refusal := _refusal(grants, requirement, collection, form)) is not None:
         return refusal
@@ -217,7 +218,7 @@ def _limited_refusal(
 
 
 def may_name(grants: Grants, name: str) -> bool:
-    """Whether there is a grant of any mode for this collection: its name may be known, its vectors looked up."""
+    """Whether there is any grant for this collection, so that its name may be shown, and its vectors looked up."""
     return bool(grants.covering(name))
 
 

@@ -1,8 +1,8 @@
-"""Certificate, key and token together → who a request is from, and every right that it has to pass.
+"""Admission: certificate, key and token of a request → its caller, with all rights that apply.
 
-A credential can only narrow what the certificate's role gives, and stands alone where the certificate gives nothing of
-its own (there is none, or no rule matches and the policy lets such a certificate pass). All rights that are collected
-here must allow a request: there is no union of them anywhere.
+A key or token can only narrow the rights of the certificate's role. It stands alone where the certificate gives none:
+there is no certificate, or no rule matches it and the policy allows that. All rights that are collected here must allow
+a request, they are never united: a role with `docs r` and a key with `logs rw` allow nothing together.
 """
 
 from __future__ import annotations
@@ -23,12 +23,11 @@ NO_CREDENTIAL = unauthenticated("no_credential", "Must provide an API key or an 
 
 @dataclass(frozen=True, slots=True)
 class Credential:
-    """The key or token of a request, once it was found good.
+    """The valid key or token of a request.
 
-    ``name`` is the key's, or whose signature the token has; ``role`` a named key's, or that of the token's issuer.
-    All ``rights`` must allow: a token's own come first. ``expires`` is the moment (seconds since the epoch) from which
-    it counts no more. ``subject`` is the claim that is meant for the audit log, ``texts`` are all claims of a token
-    that are strings.
+    ``name`` is that of the key, or of the token's verifier; ``role`` that of a named key, or of the token's issuer. All
+    ``rights`` must allow, a token's own come first. ``expires``: seconds since the epoch, exclusive. ``subject`` is the
+    claim for the audit log, ``texts`` are all string claims of a token.
     """
 
     kind: Literal["ApiKey", "Jwt"]
@@ -42,31 +41,31 @@ class Credential:
 
     @property
     def gives(self) -> str:
-        """Its rights, spelled."""
+        """Its rights as text."""
         return " & ".join(map(str, self.rights))
 
 
 @dataclass(frozen=True, slots=True)
 class Admission:
-    """``principal`` is the connection's, with the rights that it has in this request; one of the two gives rights."""
+    """``principal`` is the connection's, with its rights in this request; at least one of the two has rights."""
 
     principal: Principal
     credential: Credential | None
 
     @property
     def rights(self) -> tuple[Rights, ...]:
-        """All of them must allow, the certificate's role speaks first."""
+        """All of them must allow; those of the certificate's role come first."""
         own = (self.principal.rights,) if self.principal.role else ()
         return own if self.credential is None else (*own, *self.credential.rights)
 
     @property
     def conditions(self) -> tuple[Condition, ...]:
-        """Payload conditions of all rights together: the caller may use the points that meet all of them."""
+        """The payload conditions of all rights: the caller may use only points that meet all of them."""
         return tuple(condition for rights in self.rights for condition in rights.conditions)
 
     @property
     def role(self) -> str:
-        """The certificate's, or where that has none the credential's."""
+        """The certificate's role, else the credential's."""
         return self.principal.role or (self.credential.role if self.credential is not None else "")
 
     @property
@@ -75,11 +74,10 @@ class Admission:
 
 
 def admit(principal: Principal, policy: Policy, presented: str | None, now: float) -> Admission | Decision:
-    """``presented`` is the API key or bearer token of the request, None where it has none.
+    """Admits a request; ``presented`` is its API key or bearer token, if any, ``now`` seconds since the epoch.
 
-    A credential that is not good is refused even where the certificate alone would do, and where no key or token is
-    configured at all: Qdrant looks at none then, but removing the last key must not widen what its holder may.
-    ``now`` is seconds since the epoch.
+    An invalid credential is refused even where the certificate alone would do, and also where no key or token is
+    configured. Qdrant ignores credentials then; but removing the last key must not widen its holder's rights.
     """
     if principal.refusal is not None:
         return principal.refusal
@@ -114,7 +112,7 @@ def _credential(principal: Principal, policy: Policy, presented: str, now: float
 
 
 def token_credential(token: Token, policy: Policy, identity: Identity | None) -> Credential | Decision:
-    """What a verified token gives, within its issuer's role where that has one: its claims fill that role's filter."""
+    """A verified token as a credential, within its issuer's role if any: its claims fill that role's filter."""
     rights: tuple[Rights, ...] = (token.rights,)
     if token.role:
         confined = policy.confined(policy.roles[token.role], token.role, identity, token.claims.texts)

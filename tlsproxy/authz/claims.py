@@ -1,8 +1,8 @@
 """A token's claims: JSON → rights and conditions, as strictly as Qdrant reads them (src/common/auth/claims.rs).
 
 Types are exact (``exp`` is an unsigned integer and nothing else), unknown claims are ignored. Where Qdrant is lenient
-by accident we are not: a member that comes twice is refused at any level, and so are the positional arrays and the
-``{"m": null}`` that its deserialiser happens to take. Whether a token is still valid is not decided here.
+by accident, this is not: duplicate members are refused at any level, and so are the positional arrays and the
+``{"m": null}`` that its deserialiser happens to accept. Expiry is checked in :mod:`tlsproxy.authz.tokens`.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ _OLD_FORM: Final = {frozenset(("read",)): "r", frozenset(("read", "write")): "rw
 
 
 class MalformedToken(ValueError):
-    """What is no token at all: Qdrant answers it as it answers a wrong key."""
+    """Not a token: Qdrant answers it as it answers a wrong key."""
 
 
 @dataclass(frozen=True, slots=True)
 class ValueExists:
-    """A point that must exist for the token to count: what to ask of the upstream, as a scroll request's body."""
+    """The claim `value_exists`: a point that must exist for the token to be valid, as the body of a scroll request."""
 
     collection: str
     body: bytes
@@ -45,8 +45,8 @@ class Claims:
     """``rights`` is None where there is no ``access`` claim. Times are whole seconds since the epoch.
 
     ``subject`` is for the audit log. ``certificate`` is the SHA-256 (hex) of the client certificate that the token is
-    bound to (RFC 8705 §3.1), empty where it is bound to none. ``defect`` is the text of Qdrant's validator, which looks
-    after everything else. ``texts`` are all claims that are strings, for a role's filter to choose from.
+    bound to (RFC 8705 §3.1), empty where it is bound to none. ``defect`` is the text of Qdrant's validator, which runs
+    last. ``texts`` are all claims that are strings, for the filters of roles.
     """
 
     rights: Rights | None
@@ -81,7 +81,7 @@ def read_claims(payload: bytes) -> Claims:
 
 
 def read_object(data: bytes) -> dict[str, Any]:
-    """A JSON object that every reader reads alike. Raises :class:`MalformedToken`."""
+    """A JSON object without duplicate members or other ambiguities. Raises :class:`MalformedToken`."""
     try:
         value = json.loads(data.decode(), object_pairs_hook=_members, parse_constant=_refuse_constant)
     except MalformedToken:
@@ -125,14 +125,14 @@ def _text(claims: Mapping[str, Any], name: str) -> str:
 
 
 def _audience(value: Any) -> tuple[str, ...]:
-    """Of another form it names nobody, which is enough where an audience is asked for."""
+    """The audiences; none for a claim of another type, which then matches no configured audience."""
     if isinstance(value, str):
         return (value,)
     return tuple(each for each in value if isinstance(each, str)) if isinstance(value, list) else ()
 
 
 def _rights(access: Any) -> tuple[Rights, str]:
-    """And the text of what the validator finds."""
+    """(the rights, the text of the validator's first finding or "")."""
     if isinstance(access, str) and access in tuple(GlobalMode):
         return Rights(everywhere=GlobalMode(access)), ""
     if isinstance(access, dict):
@@ -164,7 +164,7 @@ def _grant(collection: Any, access: Any) -> Grant:
 
 
 def _old_rights(access: Mapping[str, Any]) -> Rights:
-    """``{"collections": {"docs": ["read", "write"]}}``. Writing without reading is nothing that Qdrant could grant."""
+    """``{"collections": {"docs": ["read", "write"]}}``. Qdrant has no grant that writes without reading."""
     collections = access.get("collections")
     if access.keys() != {"collections"} or not isinstance(collections, dict):
         raise MalformedToken("access is an object, but not of collections")
@@ -201,7 +201,7 @@ def _condition(match: Any) -> dict[str, Any]:
 
 
 def _thumbprint(claims: Mapping[str, Any]) -> str:
-    """A confirmation that we cannot check (RFC 7800 knows several) must not be taken for none."""
+    """The certificate of `cnf`. Methods that we cannot check (RFC 7800 has several) are refused, not ignored."""
     if "cnf" not in claims:
         return ""
     confirmation = claims["cnf"]

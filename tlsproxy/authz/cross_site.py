@@ -1,8 +1,8 @@
-"""A browser's word on where a request comes from → whether a page of elsewhere made it.
+"""Cross-site request detection, from the headers that browsers set.
 
-A client certificate is an ambient credential: a browser presents it whatever page asks. But it says in each request who
-does: `Sec-Fetch-Site` (Fetch Metadata) always, `Origin` (Fetch) unless it only navigates or embeds by GET; and no page
-can change either, for both are forbidden request headers. What is no browser sends neither.
+A client certificate is an ambient credential: a browser presents it for requests of any page. But it names the page's
+site in each request: by `Sec-Fetch-Site` (Fetch Metadata) always, by `Origin` (Fetch) unless it navigates or embeds by
+GET. Pages cannot change either, since both are forbidden request headers. Other clients send neither.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from tlsproxy.authz.access import Decision, forbidden
 from tlsproxy.errors import Form
 
 _OWN_SITE: Final = frozenset((b"same-origin", b"none"))
-"""A page of the gateway's own origin (the dashboard), or the user: a typed address, a bookmark."""
+"""Pages of the gateway's own origin (the dashboard), and the user: a typed address, a bookmark."""
 _DEFAULT_PORT: Final = b":443"
 
 
 def is_cross_site(fields: Iterable[tuple[bytes, bytes]], authority: bytes, allowed: AbstractSet[bytes]) -> bool:
-    """``fields`` have lower-case names; ``authority`` is what the request was sent to: a host, perhaps with a port.
+    """Whether a page of another origin made the request. ``fields`` have lower-case names.
 
-    ``allowed`` are further origins whose pages may ask, as a browser writes them. Whatever a browser would not send
-    (several origins, another word) is from elsewhere.
+    ``authority`` is the host of the request, perhaps with a port; ``allowed`` are further origins that are trusted, as
+    a browser writes them. Values that no browser sends (several origins, an unknown site) count as cross-site.
     """
     origins = [value for name, value in fields if name == b"origin"]
     if origins:
@@ -35,7 +35,7 @@ def is_cross_site(fields: Iterable[tuple[bytes, bytes]], authority: bytes, allow
 
 
 def own_origin(authority: bytes) -> bytes:
-    """The origin of pages that are served at this authority, without its port where that is the default."""
+    """The origin of pages at this authority, without the default port: `https://qdrant.example`."""
     return b"https://" + authority.lower().removesuffix(_DEFAULT_PORT)
 
 

@@ -1,7 +1,8 @@
-"""Many globs at once: which of them match a value, without trying each.
+"""An index of globs: finds those that match a value without trying each.
 
-A configuration may have thousands of rules and grants, and nearly all of them are exact or differ in how they begin or
-end. So exact ones are looked up, and of globs only those are tried that begin or end as the value does.
+A configuration may have thousands of rules and grants, nearly all exact or with different beginnings or ends. Exact
+ones are looked up, and only globs with the value's beginning or end are tried: for `team-a.docs`, `team-a.*` is, and
+`team-b.*` is not.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ T = TypeVar("T")
 
 
 def trait_of(pattern: str) -> Trait:
-    """What every value has that matches: it is this text, or begins or ends with it, whichever tells more."""
+    """A necessary condition of a match: the value is this text, or begins or ends with it, whichever text is longer."""
     beginning = literal_beginning(pattern)
     if beginning == pattern:
         return EXACT, pattern
@@ -29,7 +30,7 @@ def trait_of(pattern: str) -> Trait:
 
 
 class Patterns(Generic[T]):
-    """What patterns stand for, by what they match."""
+    """Items by pattern."""
 
     __slots__ = ("_by_trait", "_lengths")
 
@@ -40,13 +41,13 @@ class Patterns(Generic[T]):
         self._lengths = sorted({(len(text), kind) for kind, text in self._by_trait if kind != EXACT})
 
     def matching(self, value: str) -> list[T]:
-        """In no order, the item of every pattern of which :func:`tlsproxy.authz.globs.glob_matches` says so."""
-        found = [item for _, item in self._by_trait.get((EXACT, value), ())]
+        """The items of all patterns that match the value (:func:`tlsproxy.authz.globs.glob_matches`), in no order."""
+        items = [item for _, item in self._by_trait.get((EXACT, value), ())]
         for length, kind in self._lengths:
             if length > len(value):
                 break
             text = value[:length] if kind == BEGINS else value[len(value) - length :]
             for pattern, item in self._by_trait.get((kind, text), ()):
                 if glob_matches(pattern, value):
-                    found.append(item)
-        return found
+                    items.append(item)
+        return items

@@ -1,12 +1,13 @@
-"""Globs over names: collections in grants, certificate fields in rules. Knows nothing of either.
+"""Globs over names: collections in grants, certificate fields in rules.
 
 ``*`` is any run of characters except ``/`` and ``.``, ``**`` any run at all, ``?`` one character except ``/`` and
 ``.``; everything else stands for itself, and case matters. So ``*`` alone matches the collection ``docs`` but not
 ``docs.v2`` (``**`` does), ``*.example.org`` covers one label as RFC 6125 §6.4.3 has it, and ``spiffe://a/*`` stops at
 the next ``/``.
 
-A pattern is run as a set of states in one integer, one step for each character of the value: the time is linear in the
-value whatever the pattern is. A backtracking regex of ``*-*-*-*`` is not, and a client chooses the collection name.
+A pattern is a nondeterministic automaton whose states are the bits of one integer, with one step for each character:
+the time is linear in the value for any pattern. A backtracking regex of ``*-*-*-*`` is not, and a client chooses the
+collection name.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ _WILDCARDS: Final = frozenset("*?")
 
 @dataclass(frozen=True, slots=True)
 class _GlobAutomaton:
-    """Bit i of a state: the first i single-character items are matched. Masks: the bits a character keeps or moves."""
+    """Bit i of the state: the first i single-character items matched. Masks: bits that a character keeps or moves."""
 
     accept: int
     literals: dict[str, int]
@@ -69,29 +70,29 @@ def _automaton(pattern: str) -> _GlobAutomaton:
 
 
 def is_exact(pattern: str) -> bool:
-    """Whether it describes one text only: itself."""
+    """Whether it has no wildcard, and so matches only itself."""
     return _WILDCARDS.isdisjoint(pattern)
 
 
 def glob_matches(pattern: str, value: str) -> bool:
-    """Whether the whole of ``value`` is what ``pattern`` describes."""
+    """Whether ``pattern`` matches the whole of ``value``."""
     if _WILDCARDS.isdisjoint(pattern):
         return pattern == value
     return _automaton(pattern).matches(value)
 
 
 def literal_beginning(pattern: str) -> str:
-    """What every value begins with that matches: the pattern up to its first wildcard."""
+    """The pattern up to its first wildcard: the beginning of every match."""
     return next((pattern[:at] for at, character in enumerate(pattern) if character in _WILDCARDS), pattern)
 
 
 def literal_ending(pattern: str) -> str:
-    """What every value ends with that matches: the pattern from behind its last wildcard on."""
+    """The pattern behind its last wildcard: the end of every match."""
     return literal_beginning(pattern[::-1])[::-1]
 
 
 def glob_error(pattern: str) -> str | None:
-    """Why this is not a pattern that we accept, or None."""
+    """The reason why this is no valid pattern, or None."""
     if not pattern:
         return "an empty pattern matches nothing"
     if len(pattern) > LONGEST:

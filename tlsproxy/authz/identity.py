@@ -1,9 +1,8 @@
-"""A verified client certificate → Identity: what it says of its holder, read strictly.
+"""A verified client certificate → Identity, the names and digests that rules match on.
 
-The chain has been verified by the TLS layer before anything here runs; :mod:`tlsproxy.authz.trust_anchors` adds which
-CA it rests on. What is ambiguous (two common names, control or
-invisible characters, an empty subject without any alternative name, a name in an encoding that others read differently)
-is a ``defect``: such a certificate still has a subject to show in a log, and never gets a role.
+The TLS layer has verified the chain before; :mod:`tlsproxy.authz.trust_anchors` adds the CA. Anything ambiguous is a
+``defect``: two common names, control or invisible characters, an empty subject without any alternative name, a name in
+an encoding that libraries read differently. A certificate with a defect has a subject for the log, and never a role.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ TeletexString) for old certificates only, and libraries do not agree on how they
 _READ: Final = (x509.DNSName, x509.UniformResourceIdentifier, x509.RFC822Name, x509.IPAddress)
 
 _INVISIBLE: Final = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
-"""Unicode categories of what a reader of a name does not see: controls, NUL, direction marks, zero-width joiners."""
+"""Unicode categories of characters that one does not see: controls, NUL, direction marks, zero-width joiners."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,17 +41,17 @@ class Anchor:
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    r"""What rules match on. Strings are as in the certificate; ``subject`` and ``issuer`` are RFC 4514.
+    r"""The fields that rules match on. Strings are as in the certificate; ``subject`` and ``issuer`` are RFC 4514.
 
     ``serial`` is lower-case hex without leading zeros, ``sha256`` the lower-case hex digest of the DER certificate,
     ``not_after`` seconds since the epoch. DNS names are lower-cased (RFC 4343), addresses in their shortest form. In
     ``subject`` and ``issuer`` an invisible character is written as RFC 4514's ``\XX``, so that both are fit for a log.
-    ``other_names`` are the kinds of the alternative names that nothing here reads. ``defect`` is empty, or the reason
-    for which no rule may match.
+    ``other_names`` are the types of alternative names that are not read. ``defect`` is empty, or the reason why no rule
+    may match.
 
-    ``anchors`` are the trust anchor, empty where none is known, and behind it the other trusted CAs that vouch for it.
-    ``doubted`` are the fields of a match that prove nothing below that anchor, unless a rule names the anchor too.
-    ``foreign`` is empty, or a name that the anchor may not give, for which no rule may match either.
+    ``anchors``: the trust anchor, if known, and behind it the other trusted CAs that vouch for it. ``doubted``: fields
+    that this anchor is not believed about, unless a rule names the anchor too. ``foreign``: empty, or a name outside of
+    the anchor's constraint, for which no rule may match either.
     """
 
     subject: str
@@ -75,7 +74,7 @@ class Identity:
 
     @property
     def name(self) -> str:
-        """The subject, or what stands for it where that is empty, as in a SPIFFE certificate."""
+        """The subject, or an alternative name if that is empty, as in a SPIFFE certificate."""
         alternatives = () if self.defect else (*self.uris, *self.dns_names, *self.emails, *self.ips)
         return self.subject or next(iter(alternatives), f"SHA-256 {self.sha256}")
 
@@ -99,7 +98,7 @@ class Identity:
 
     @property
     def account(self) -> tuple[str, ...]:
-        """The holder in limits and shares: the same for a new certificate, and below a CA that was issued anew."""
+        """The key of the holder in limits and shares: stable over renewals of the certificate and of its CA."""
         return ("identity", self.ca, self.anchors[0].key if self.anchors else "", self.issuer, self.name)
 
 
@@ -108,7 +107,7 @@ def identity_of(der: bytes) -> Identity:
     sha256 = hashlib.sha256(der).hexdigest()
     try:
         return _read(x509.load_der_x509_certificate(der), sha256)
-    except Exception:  # noqa: BLE001 - whatever a parser of hostile bytes raises, the answer is: no role
+    except Exception:  # noqa: BLE001 - any error of parsing hostile bytes means: no role
         return Identity(subject="", issuer="", serial="", sha256=sha256, not_after=0.0, defect="unparsable")
 
 
@@ -137,7 +136,7 @@ def _read(certificate: x509.Certificate, sha256: str) -> Identity:
     )
     try:
         extensions = certificate.extensions
-    except Exception:  # noqa: BLE001 - as above, but the subject is known by now and helps whoever reads the log
+    except Exception:  # noqa: BLE001 - as above, but with the subject for the log
         return replace(base, defect="unreadable extensions")
     identity = _with_alternative_names(base, extensions)
     if len(common_names) > 1:
@@ -182,7 +181,7 @@ def _alternative_defect(identity: Identity) -> str:
         return defect
     if not identity.subject and not names and not identity.ips:
         return "empty subject and no alternative name"
-    # An X.509-SVID has exactly one URI SAN (SPIFFE X.509-SVID §2): with two, who holds it depends on who reads it.
+    # An X.509-SVID has exactly one URI SAN (SPIFFE X.509-SVID §2); with two, readers differ in which one counts.
     if len(identity.uris) > 1 and any(uri.lower().startswith("spiffe:") for uri in identity.uris):
         return "a SPIFFE URI beside another URI"
     return ""
@@ -219,7 +218,7 @@ def _shown(text: str) -> str:
 
 
 def _encodings(name: bytes) -> set[int]:
-    """The ASN.1 tags of a Name's attribute values, which `cryptography` decodes and then no longer tells.
+    """The ASN.1 tags of a Name's attribute values, which `cryptography` does not expose after decoding.
 
     ``name`` is DER that `cryptography` has written: RDNSequence ⊃ SET ⊃ AttributeTypeAndValue ⊃ OID, value.
     """

@@ -1,4 +1,4 @@
-"""API keys: what a request presents, and the key of ours that it is (Qdrant: src/common/auth). Tokens are next door."""
+"""API keys: the credential of a request, and the configured key that it equals (Qdrant: src/common/auth)."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from tlsproxy.authz.matcher import Matcher
 
 NEVER: Final = float("inf")
 UNKNOWN_DIGEST: Final = b""
-"""The digest of a key whose secret is not known: it is configured, and no secret is it."""
+"""The digest of a configured key whose secret could not be read: no secret has it."""
 
 
 def key_digest(secret: str) -> bytes:
-    """Compared in place of the key itself, so that a comparison's time says nothing of a key's length."""
+    """SHA-256 of a key. Digests are compared instead of keys, so that the time does not depend on a key's length."""
     return hashlib.sha256(secret.encode()).digest()
 
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """One key. ``expires`` is the moment (seconds since the epoch) from which it is none.
+    """One configured key. ``expires``: seconds since the epoch, exclusive.
 
-    ``role`` is empty for Qdrant's own keys, whose rights need no role. ``certificate``: it counts only on a connection
-    whose certificate matches.
+    ``role`` is empty for Qdrant's own keys, whose rights need no role. With a ``certificate`` it is valid only on a
+    connection with a matching certificate.
     """
 
     name: str
@@ -39,13 +39,13 @@ class Key:
 
 @dataclass(frozen=True, slots=True)
 class Keys:
-    """The configured keys: of two that are the same the first counts. An empty key is not a key."""
+    """The configured keys; of two equal ones the first counts. An empty key counts as absent."""
 
     keys: tuple[Key, ...] = ()
 
     @classmethod
     def of(cls, api_key: str | None = "", alt_api_key: str | None = "", read_only_api_key: str | None = "") -> Keys:
-        """Qdrant's own, the most powerful first. None is a key whose secret is not known."""
+        """Qdrant's own keys, the most powerful first. None: a key whose secret could not be read."""
         given = (
             ("api_key", api_key, GlobalMode.M),
             ("alt_api_key", alt_api_key, GlobalMode.M),
@@ -63,7 +63,7 @@ class Keys:
         return bool(self.keys)
 
     def find(self, presented: str, identity: Identity | None, now: float) -> Key | None:
-        """The key that this is, if it may be used now and here. Every key is compared, whichever matched."""
+        """The valid key that equals this one, if any. All are compared: the time does not tell which one matches."""
         digest = key_digest(presented)
         found = [key for key in self.keys if hmac.compare_digest(digest, key.digest)]
         if not found or not presented:

@@ -1,4 +1,4 @@
-"""Certificate fields a matcher names → whether an identity holds them all. What that gives is for who asks to say."""
+"""Matchers of certificate fields, in rules and keys."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from tlsproxy.authz.identity import Identity
 
 @dataclass(frozen=True, slots=True)
 class Matcher:
-    """Exact values or globs; every field that is given must hold, and one without any field matches nobody.
+    """Exact values or globs of certificate fields. All given fields must match; without any it matches no certificate.
 
-    A field that a certificate has several values of holds when any of them matches. One that is in doubt
-    (:mod:`tlsproxy.authz.trust_anchors`) holds only beside the CA's name without wildcards: ``ca``, ``ca_sha256``, or
-    an ``issuer`` that is not in doubt itself.
+    If a certificate has several values of a field (`dns`), one of them must match. A field in doubt
+    (:mod:`tlsproxy.authz.trust_anchors`) matches only if the CA is given too, without wildcards: as ``ca``,
+    ``ca_sha256``, or an ``issuer`` that is not in doubt itself.
     """
 
     cn: str | None = None
@@ -33,13 +33,12 @@ class Matcher:
     sha256: str | None = None
     ca: str | None = None
     ca_sha256: str | None = None
-    # What `matches` looks at, made once: a policy may have 10,000 of these.
+    # (attribute, pattern, literal beginning) of each field, precomputed: a policy may have 10,000 matchers.
     conditions: tuple[tuple[str, str, str], ...] = field(init=False, repr=False, compare=False)
-    # The given fields, where none of them names a CA that no other can be taken for.
+    # The given fields if none of them identifies the CA, else empty.
     open_to_doubt: frozenset[str] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        """(attribute, pattern, the text that the pattern begins with) of each field."""
         conditions = tuple((_ATTRIBUTES[name], pattern, literal_beginning(pattern)) for name, pattern in self.given())
         object.__setattr__(self, "conditions", conditions)
         open_to_doubt = frozenset() if self.names_ca else frozenset(name for name, _ in self.given())
@@ -47,23 +46,23 @@ class Matcher:
 
     @property
     def names_ca(self) -> bool:
-        """Whether this is about the certificates of one CA, or of those of one name."""
+        """Whether it gives the trust anchor exactly."""
         return any(pattern is not None and is_exact(pattern) for pattern in (self.ca, self.ca_sha256))
 
     def in_doubt(self, identity: Identity) -> frozenset[str]:
-        """The given fields that prove nothing of this identity."""
+        """The given fields that prove nothing about this identity."""
         doubted = self.open_to_doubt & identity.doubted
         if doubted and self.issuer is not None and is_exact(self.issuer) and "issuer" not in doubted:
             return frozenset()
         return doubted
 
     def given(self) -> tuple[tuple[str, str], ...]:
-        """(field, normalised pattern) of the fields that are given."""
+        """(field, normalised pattern) of the given fields."""
         pairs = ((each.name, getattr(self, each.name)) for each in fields(self) if each.init)
         return tuple((name, normal_form(name, pattern)) for name, pattern in pairs if pattern is not None)
 
     def misses(self, identity: Identity) -> Iterator[str]:
-        """One text for each field that does not hold."""
+        """One text for each field that does not match."""
         given, in_doubt = self.given(), self.in_doubt(identity)
         if not given:
             yield "names no field"
@@ -76,7 +75,7 @@ class Matcher:
                 yield f"{name} is not believed of this CA: {_ADVICE.get(name, _CONFINED)}"
 
     def matches(self, identity: Identity) -> bool:
-        """As :meth:`misses` has it (1 µs in place of 20 where the first field does not hold)."""
+        """Whether :meth:`misses` yields nothing (1 µs instead of 20 if the first field does not match)."""
         if identity.doubted and self.in_doubt(identity):
             return False
         for attribute, pattern, beginning in self.conditions:
@@ -90,7 +89,7 @@ class Matcher:
 
 
 def normal_form(name: str, pattern: str) -> str:
-    """A pattern in the form in which :class:`Identity` holds its values.
+    """A pattern in the form of :class:`Identity`'s values.
 
     Serial numbers and fingerprints are commonly printed in upper case with colons (`openssl x509 -fingerprint`).
     """
@@ -128,7 +127,7 @@ _ADVICE: Final = {"issuer": "another one may have issuers of this name; name the
 
 
 def _values_of(identity: Identity, name: str) -> tuple[str, ...]:
-    """An attribute that the certificate does not have is no value, which not even ``**`` matches."""
+    """The values of a field; none for an absent one, which not even ``**`` matches."""
     value: str | tuple[str, ...] = getattr(identity, _ATTRIBUTES[name])
     if isinstance(value, str):
         return (value,) if value else ()

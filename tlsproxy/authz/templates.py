@@ -1,8 +1,8 @@
-"""A role's `filter`: templates of payload conditions, filled in from the certificate or token of whoever has the role.
+"""A role's `filter`: templates of payload conditions, filled in from the caller's certificate or token.
 
-A template is a text with at most one ``{field}``: two of them side by side could spell one tenant's value with parts of
-another's. A field that the certificate does not have, or has twice, gives no condition, and the role then no rights;
-nor does a ``{claim:NAME}`` where there is no token, or where its claim is not a text with something in it.
+A template is a text with at most one ``{field}``: with two, `{o}{ou}` would be `abc` for `a` and `bc` as for `ab` and
+`c`, another tenant. If the certificate has no or several values of the field, or the token has no non-empty string
+claim for ``{claim:NAME}``, the template cannot be filled in, and the role gives no rights.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ FIELDS: Final[dict[str, Callable[[Identity], tuple[str, ...]]]] = {
 
 @dataclass(frozen=True, slots=True)
 class Template:
-    """``field`` is one of ``FIELDS`` or ``claim:NAME``, and empty where the text is the same for everybody."""
+    """``field`` is one of ``FIELDS`` or ``claim:NAME``, and empty where the text is the same for all callers."""
 
     key: str
     before: str
@@ -48,13 +48,13 @@ class Template:
 
     @property
     def needs(self) -> str:
-        """Whom a role with this template is for, where it can be filled in for some only."""
+        """The callers that a role with this template is for, if it has a field."""
         if self.of_claim:
             return f"callers whose token has a text as its claim {self.field.removeprefix(_CLAIM)}"
         return f"certificates with exactly one {self.field}"
 
     def filled(self, identity: Identity | None, claims: Mapping[str, str]) -> Condition | None:
-        """``claims`` are the texts in a verified token. None where there is not exactly one value of the field."""
+        """The condition; None without exactly one value of the field. ``claims``: string claims of a verified token."""
         if not self.field:
             return Condition(self.key, self.before)
         if self.of_claim:

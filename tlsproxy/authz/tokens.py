@@ -1,8 +1,8 @@
-"""JWTs: a presented text → what a token of ours says, or the refusal that Qdrant would give (src/common/auth).
+"""JWTs: a bearer token → its verified claims, or the refusal that Qdrant would give (src/common/auth).
 
-Every verifier has one algorithm, which the token's header must name: nothing that a token says chooses how it is
-verified, and ``alg: none`` is just another name that nobody has. PyJWT does the cryptography and nothing else: its
-checks of claims have outcomes of their own, and Qdrant's clients depend on Qdrant's.
+Each verifier has one algorithm, which the token's header must name: a token never chooses how it is verified, and
+``alg: none`` is the algorithm of no verifier. PyJWT does the cryptography only: its checks of claims have other
+outcomes than Qdrant's, on which clients depend.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ LEEWAY: Final = 30
 """Seconds by which clocks may differ, as in Qdrant."""
 QDRANT_ALGORITHM: Final = "HS256"
 IssuerAlgorithm = Literal["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"]
-"""What an issuer of its own may sign with: never a shared secret, and never what is not stated."""
+"""Algorithms of external issuers: asymmetric ones, named in the configuration."""
 
 UNKNOWN_KEY: Final = "token_key_unknown"
-"""The reason of a refusal where an issuer has no key by the token's `kid`: the keys that we have of it may be old."""
+"""The audit reason where an issuer has no key with the token's `kid`: our copy of its keys may be outdated."""
 
 INVALID_TEXT: Final = "Invalid API key or JWT"
 _NO_ACCESS: Final = (
@@ -60,9 +60,9 @@ class VerificationKey:
 
 @dataclass(frozen=True, slots=True)
 class Verifier:
-    """Whose tokens are accepted. Without an ``issuer`` they are Qdrant's own, signed with one of its API keys.
+    """Verifies the tokens of one issuer; without an ``issuer`` Qdrant's own, signed with one of its API keys.
 
-    ``role``: a key of the policy's roles, within whose rights and filter these tokens count only; empty for none.
+    ``role``: a key of the policy's roles, whose rights and filter limit these tokens; empty for none.
     """
 
     name: str
@@ -75,9 +75,9 @@ class Verifier:
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """A token that counts. ``expires`` is the moment from which it does not, in seconds since the epoch.
+    """A verified token. ``expires``: seconds since the epoch, exclusive.
 
-    ``rights`` are what it says itself, ``role`` is its verifier's.
+    ``rights`` are those of its own claims, ``role`` is its verifier's.
     """
 
     verifier: str
@@ -89,7 +89,7 @@ class Token:
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """All verifiers, Qdrant's two in its own order first."""
+    """All verifiers, Qdrant's two first, in its order."""
 
     verifiers: tuple[Verifier, ...] = ()
     full_access_without_claim: bool = False
@@ -99,14 +99,14 @@ class Tokens:
         return bool(self.verifiers)
 
     def verify(self, presented: str, identity: Identity | None, now: float) -> Token | Decision:
-        """Any verifier that accepts the token wins; otherwise the first that had more to say than "no token"."""
+        """The token if any verifier accepts it; else the first refusal that is more specific than "not a token"."""
         try:
             parts = _Parts.of(presented)
         except MalformedToken:
             return INVALID
         first: Decision | None = None
         for verifier in self.verifiers:
-            # Without keys nothing can be said of a signature: an issuer whose keys have not been had yet.
+            # An issuer without keys (not fetched yet) cannot verify any signature.
             if verifier.algorithm != parts.header["alg"] or not verifier.keys:
                 continue
             try:
@@ -115,13 +115,13 @@ class Tokens:
                 continue
             if isinstance(outcome, Token):
                 return outcome
-            # Both say the same to the client.
+            # Both have the same text for the client; the unknown key is the better reason for the log.
             if first is None or (first.reason == "token_signature" and outcome.reason == UNKNOWN_KEY):
                 first = outcome
         return first or INVALID
 
     def _try(self, verifier: Verifier, parts: _Parts, identity: Identity | None, now: int) -> Token | Decision:
-        """The order is Qdrant's: signature, then the claims' form, then ``exp``, then what they say."""
+        """Checks in Qdrant's order: signature, format of the claims, ``exp``, their values."""
         keys = parts.keys_of(verifier)
         if not parts.signed_with(keys, verifier.algorithm):
             return _forbidden("token_signature" if keys else UNKNOWN_KEY, "InvalidSignature")
@@ -130,7 +130,7 @@ class Tokens:
             return _forbidden("token_expired", "ExpiredSignature")
         if claims.defect:
             return unauthenticated("token_claims", claims.defect)
-        if verifier.issuer and ("crit" in parts.header or not _meant_for_us(verifier, claims)):
+        if verifier.issuer and ("crit" in parts.header or not _for_this_service(verifier, claims)):
             return unauthenticated("token_issuer")
         if claims.not_before is not None and claims.not_before > now + LEEWAY:
             return unauthenticated("token_not_yet_valid")
@@ -148,13 +148,13 @@ class Tokens:
         return Token(verifier.name, verifier.role, rights, claims, expires)
 
 
-def _meant_for_us(verifier: Verifier, claims: Claims) -> bool:
+def _for_this_service(verifier: Verifier, claims: Claims) -> bool:
     return claims.issuer == verifier.issuer and verifier.audience in claims.audience
 
 
 @dataclass(frozen=True, slots=True)
 class _Parts:
-    """A JWS in its compact form (RFC 7515 §7.1), as far as it is read before its signature is verified."""
+    """A JWS in its compact form (RFC 7515 §7.1), before its signature is verified."""
 
     header: dict[str, Any]
     payload: str
@@ -175,23 +175,23 @@ class _Parts:
         return cls(header, parts[1], unpadded(parts[2]), f"{parts[0]}.{parts[1]}".encode())
 
     def keys_of(self, verifier: Verifier) -> list[VerificationKey]:
-        """``kid`` only ever narrows down which of the verifier's own keys are tried."""
+        """The verifier's keys that ``kid`` selects; a token cannot bring a key of its own."""
         kid = self.header.get("kid") if verifier.issuer else None
         return [each for each in verifier.keys if not kid or not each.kid or each.kid == kid]
 
     def signed_with(self, keys: list[VerificationKey], name: str) -> bool:
-        """By any of them, with the algorithm of this name."""
+        """Whether one of these keys verifies the signature, with the algorithm of this name."""
         algorithm = _JWS.get_algorithm_by_name(name)
         return any(algorithm.verify(self.message, each.key, self.signature) for each in keys)
 
 
 def qdrant_verifier(name: str, secret: str) -> Verifier:
-    """Qdrant's: the secret is the UTF-8 bytes of the API key."""
+    """A verifier of Qdrant's own tokens: the secret is the UTF-8 bytes of the API key."""
     return Verifier(name, QDRANT_ALGORITHM, (VerificationKey(secret.encode()),))
 
 
 def mint(secret: str, claims: Mapping[str, Any]) -> str:
-    """A token of Qdrant's kind."""
+    """A token as Qdrant issues it: HS256, signed with an API key."""
     message = ".".join(map(_encoded, (b'{"alg":"HS256","typ":"JWT"}', json.dumps(claims).encode())))
     signature = _JWS.get_algorithm_by_name(QDRANT_ALGORITHM).sign(message.encode(), secret.encode())
     return f"{message}.{_encoded(signature)}"

@@ -1,9 +1,9 @@
-"""Trust anchors: the CA of `tls.ca_cert` that a verified chain rests on, and what it may say of those below it.
+"""Trust anchors: the CA of `tls.ca_cert` at which a verified chain ends, and the names that it may certify.
 
-A chain rests on the first of its certificates above the leaf that is trusted, as OpenSSL builds it (trusted
-certificates first, partial chains). Names alone prove nothing: any CA may call an intermediate of its own like another
-CA. So the issuer's name is believed where it is the anchor's own, or where there is but one CA that could have given
-it; and a CA that is confined is believed only what lies within its names.
+The anchor is the first trusted certificate above the leaf, as OpenSSL builds chains (trusted certificates first,
+partial chains). An issuer's name alone proves nothing: any CA may give its own intermediate the name of another CA. So
+it is believed only if it is the anchor's own name, or if a single CA could have issued it. A constrained CA is believed
+only within its constraint.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ _ISSUER: Final = frozenset({"issuer"})
 
 @dataclass(frozen=True, slots=True)
 class Confinement:
-    """The only names that a CA may give: SPIFFE IDs of one trust domain, and DNS names at or below some suffixes.
+    """A name constraint: SPIFFE IDs of one trust domain, and DNS names at or below some suffixes.
 
-    The CA is that of the subject ``ca``, or of the digest ``ca_sha256``; what is empty is not given. An email address
-    is within a suffix if its domain is. IP addresses and other kinds of names are within nothing.
+    It applies to the CA with the subject ``ca``, or with the digest ``ca_sha256``; empty fields are absent. An email
+    address is within a suffix if its domain is. IP addresses and other types of names are never within.
     """
 
     ca: str = ""
@@ -42,7 +42,7 @@ class Confinement:
         return ", ".join([f"{_SPIFFE}{self.trust_domain}"] * bool(self.trust_domain) + [f"*.{one}" for one in self.dns])
 
     def outside(self, identity: Identity) -> str:
-        """A name of this certificate that is not within, "" where all are. One without any name is not within."""
+        """The first name outside of the constraint, or "". A certificate without any name is outside."""
         alternatives = [
             *(("URI", uri, self._spiffe(uri)) for uri in identity.uris),
             *(("DNS", name, self.within(name)) for name in identity.dns_names),
@@ -55,7 +55,7 @@ class Confinement:
         return next((f"{kind} {name}".rstrip() for kind, name, within in alternatives if not within), "")
 
     def within(self, name: str) -> bool:
-        """Whether a DNS name is at or below one of the suffixes, by whole labels."""
+        """Whether a DNS name is at or below a suffix: `a.x.org` is below `x.org`, `ax.org` is not."""
         return any(f".{name.lower()}".endswith(f".{suffix}") for suffix in self.dns)
 
     def _spiffe(self, uri: str) -> bool:
@@ -64,7 +64,7 @@ class Confinement:
 
 
 class Anchors:
-    """The CAs that are trusted together. ``issued_by`` has, by digest, the digests of those that issued it."""
+    """All trusted CAs. ``issued_by`` maps the digest of each to the digests of its issuers."""
 
     __slots__ = ("_above", "_confined", "_names", "_only", "_tops", "trusted")
 
@@ -91,7 +91,7 @@ class Anchors:
                 self._confined.setdefault(key, []).append(confinement)
 
     def _below(self, keys: set[str]) -> set[str]:
-        """These keys, and those of the CAs that they issued: no intermediate is a way out of confinement."""
+        """These keys and those of all CAs below them: an intermediate does not escape the constraint."""
         while True:
             issued = {
                 anchor.key
@@ -103,7 +103,7 @@ class Anchors:
             keys |= issued
 
     def _vouching(self, anchor: Anchor) -> tuple[Anchor, ...]:
-        """The CA with all its certificates, and those CAs that it depends on: an independent one on none."""
+        """The CA with all its certificates, and the CAs above it up to an independent one."""
         found = {anchor.sha256: anchor}
         waiting = [anchor]
         while waiting:
@@ -117,18 +117,18 @@ class Anchors:
 
     @property
     def several(self) -> bool:
-        """Whether there is no CA that all of them are, or were issued by."""
+        """Whether there are several independent CAs: no single one that all others were issued by."""
         return bool(self.trusted) and self._only is None
 
     @property
     def unconfined(self) -> tuple[Anchor, ...]:
-        """The independent CAs that may give any name."""
+        """The independent CAs without a constraint."""
         return tuple(
             one for one in self.trusted.values() if _authority(one) in self._tops and one.key not in self._confined
         )
 
     def shared_names(self) -> Iterator[str]:
-        """The names that several CAs have, with different keys."""
+        """Names that several CAs with different keys have."""
         shown = {folded(one.subject): one.subject for one in self.trusted.values()}
         yield from (shown[name] for name, count in self._names.items() if count > 1)
 
@@ -136,7 +136,7 @@ class Anchors:
         return self._confined.get(anchor.key, ())
 
     def identified(self, identity: Identity, issuers: Sequence[Anchor]) -> Identity:
-        """``issuers`` is the verified chain above the leaf. Where none of it is trusted its end is the anchor."""
+        """The identity with its anchor. ``issuers``: the chain above the leaf; if none is trusted, its end counts."""
         place = next((at for at, one in enumerate(issuers) if one.sha256 in self.trusted), len(issuers) - 1)
         if place < 0:
             return replace(identity, doubted=_ISSUER)
@@ -157,7 +157,7 @@ class Anchors:
 
 
 def folded(name: str) -> str:
-    """As OpenSSL compares names (RFC 5280 section 7.1): without case and runs of spaces."""
+    """A name for comparison, as OpenSSL compares them (RFC 5280 §7.1): without case and runs of spaces."""
     return " ".join(name.casefold().split())
 
 
