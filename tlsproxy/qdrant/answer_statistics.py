@@ -1,9 +1,9 @@
-"""The points behind each field of an answer to a tenant: its own, or more than these, and the measure taken then.
+"""Side channels of responses to a tenant: for each field, the points that it is computed from.
 
-A table by the names of Qdrant's models (REST) and messages (gRPC), over all that a confinable operation may answer. A
-test holds it against those of Qdrant's client library: a field that a newer one has needs a row. A field of gRPC's
-answers that has no row here is left out. Operations that cannot be confined are refused before the upstream hears of
-them, and so tell nothing.
+A table by the names of Qdrant's models (REST) and messages (gRPC), of all fields in responses of confinable operations;
+a `count` over all points would tell of other tenants'. A test compares it with Qdrant's client library: a field of a
+newer release needs a row. A field of a gRPC response without a row is removed. Operations that cannot be confined never
+reach the upstream.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from tlsproxy.wire.protobuf import fields
 
 
 class Population(Enum):
-    """The points, or other facts, that a field is computed from."""
+    """The points, or other facts, that a field of a response is computed from."""
 
     WITHIN = "see its own fields"
     OWN = "the caller's points: the conditions are in every filter that chooses them"
@@ -91,26 +91,26 @@ MESSAGES: Final[Mapping[str, Mapping[int, Population]]] = {
 """The fields of each confinable method's answer, by their numbers."""
 
 STEP: Final = 1000
-"""Fields of one step, at some microseconds each."""
+"""Fields per step, at some microseconds each."""
 
 
 class AnswerReducer:
-    """Reduces one method's answer to the fields that have a row above and are not removed. Errors pass."""
+    """Removes fields without a row above, and those marked as removed, from one method's response. Errors pass."""
 
-    __slots__ = ("_kept",)
+    __slots__ = ("_numbers",)
 
     hides_errors = False
 
     def __init__(self, operation: Operation) -> None:
         table = MESSAGES[operation.path]
-        self._kept = frozenset(number for number, over in table.items() if over is not Population.REMOVED)
+        self._numbers = frozenset(number for number, over in table.items() if over is not Population.REMOVED)
 
     def reducing(self, body: Content) -> Steps[bytes]:
-        """``body`` is one message. Raises ValueError for what is not such a message."""
-        kept = []
+        """``body`` is one message. Raises ValueError if it is malformed."""
+        reduced = []
         for count, one in enumerate(fields(bytes(body)), start=1):
             if not count % STEP:
                 yield None
-            if one.number in self._kept:
-                kept.append(one.raw)
-        return b"".join(kept)
+            if one.number in self._numbers:
+                reduced.append(one.raw)
+        return b"".join(reduced)

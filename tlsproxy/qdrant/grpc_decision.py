@@ -1,4 +1,4 @@
-"""A gRPC call, and who sends it → the decision: by its method where that is enough, else by its message too.
+"""The decision on a gRPC call: by its method where that is enough, else by its message too.
 
 The counterpart of :mod:`tlsproxy.qdrant.rest_decision`. A message is scanned as it arrives and is not buffered: a
 :class:`CollectionFinder` finds the collections in it. Only if the caller is confined to some of the points is it read
@@ -29,23 +29,23 @@ from tlsproxy.wire.protobuf import ProtobufError, Scanner
 MAX_NAMES: Final = 1000
 """Different collections in one message."""
 NAME_MEMORY: Final = 700
-"""Bytes of memory that one of them takes: a text of 255 bytes at most, in a tuple in a dict."""
+"""Bytes of memory per name: a string of at most 255 bytes, in a tuple in a dict."""
 MAX_FIELDS: Final = 2_000_000
-"""Fields in one message that is followed, without those of what is skipped: about a microsecond each."""
+"""Fields that are scanned in one message, without those within skipped fields: about a microsecond each."""
 
 _ANY: Final = "*"
 _METHODS: Final = {operation.path: operation for operation in GRPC}
 
 
 def operation_of(path: str) -> Operation | None:
-    """By the ``:path`` of a call, which is exactly its method's or nobody's, as in Qdrant."""
+    """The operation of a ``:path``, which must be exactly the method's, as in Qdrant."""
     return _METHODS.get(path)
 
 
 def decide_call(admitted: Admission | Decision, operation: Operation | None) -> HeadDecision:
-    """What the method decides. :data:`UNREAD` where the message has a say, which :func:`decide_message` then hears.
+    """Decides by the method; :data:`UNREAD` where the decision depends on the message (:func:`decide_message`).
 
-    ``operation`` is None for what has no row in the table.
+    ``operation`` is None for a method without a row in the table.
     """
     if operation is not None and operation.requirement.scope is Scope.NONE:
         return HeadDecision(ALLOWED)
@@ -73,9 +73,7 @@ def decide_call(admitted: Admission | Decision, operation: Operation | None) -> 
 
 
 def decide_at_best(admission: Admission, operation: Operation) -> Decision:
-    """As if every grant were for whatever collection the message turns out to name: what this refuses, no message could
-    save.
-    """
+    """Decides as if every grant were for the collection that the message will name: a refusal holds for any message."""
     granted = tuple(
         replace(one, grants=Grants(*(replace(grant, collection=_ANY) for grant in one.grants)))
         for one in admission.rights
@@ -86,7 +84,7 @@ def decide_at_best(admission: Admission, operation: Operation) -> Decision:
 
 
 class CollectionFinder:
-    """Follows one message, which comes in pieces of any size, and finds the collections that it names."""
+    """Finds the collections that one message names; the message is fed in pieces of any size."""
 
     __slots__ = ("_scanner",)
 
@@ -104,19 +102,19 @@ class CollectionFinder:
 
     @property
     def memory(self) -> int:
-        """Bytes that the names take, at most."""
+        """Most bytes that the names take."""
         return NAME_MEMORY * len(self._scanner.found)
 
     @property
     def collection(self) -> str | None:
-        """The message's own, as soon as that is known: clients write it first."""
+        """The message's own collection, as soon as it has come: clients write it first."""
         return next((name for kind, name in self._scanner.found if kind == COLLECTION), None)
 
     def named(self) -> tuple[str, tuple[str, ...]]:
-        """The message is whole: (its collection, further ones). Raises :class:`BadRequest`.
+        """(the collection, further collections) of the message, which is complete. Raises :class:`BadRequest`.
 
-        Qdrant goes by a batch's own collection, whatever the requests in it say. One that says otherwise is refused,
-        lest another version be of another opinion.
+        Qdrant uses a batch's own collection and ignores those of its requests. A batch in which they differ is refused,
+        since another release may use them.
         """
         try:
             self._scanner.close()
@@ -137,14 +135,14 @@ class CollectionFinder:
 
 
 def collection_finder(operation: Operation) -> CollectionFinder:
-    """Of an operation on a collection: others have no message that has a say."""
+    """The finder for an operation on a collection; no other decision depends on the message."""
     return CollectionFinder(REQUESTS[operation.path])
 
 
 def decide_message(
     admission: Admission, operation: Operation, collection: str, named: tuple[str, ...], *, confined: bool
 ) -> Decision:
-    """Decision of method and message together. ``confined``: :func:`confine_message` made what goes upstream."""
+    """Decides by method and message together. ``confined``: the message was rewritten by :func:`confine_message`."""
     return decide_all(
         admission.rights,
         operation,
@@ -156,7 +154,7 @@ def decide_message(
 
 
 def decide_call_again(admission: Admission, operation: Operation, body: BodyFacts) -> Decision:
-    """Decision of these rights on a call under way, whose message was decided on by other rights."""
+    """Decides with present rights on a call in progress, whose message was decided on with earlier ones."""
     collection, *named = body.named
     confinable = is_confinable_call(operation)
     if confinable and not body.suits(admission.conditions):
@@ -167,9 +165,9 @@ def decide_call_again(admission: Admission, operation: Operation, body: BodyFact
 def confine_message(
     operation: Operation, message: bytes, conditions: tuple[Condition, ...], facts: Facts | None = None
 ) -> Steps[bytes]:
-    """The message to send in place of this whole one, in which a :class:`CollectionFinder` found the collections.
+    """The message to send instead of this whole one, with the conditions in it.
 
-    Raises :class:`BadRequest`, :class:`Unconfined`, and :class:`FactsNeeded` where those of its collection have a say.
+    Raises :class:`BadRequest`, :class:`Unconfined`, and :class:`FactsNeeded` where it depends on the facts.
     """
     try:
         return (yield from confined_message(operation, message, conditions, facts))

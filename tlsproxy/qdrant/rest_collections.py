@@ -1,11 +1,11 @@
-"""Which further collections a request's body names, where Qdrant looks for them: the names, or a refusal.
+"""Further collections that the body of a request names, at all places where Qdrant looks for them.
 
 A query may take vectors from another collection (``lookup_from``, at its top and in every nested ``prefetch``),
-groups may take payloads from one (``with_lookup``), and a batch is a list of such requests (``searches``). Each of
-these places is looked at in every such request, whether or not the operation has it, so that there is one rule.
+groups may take payloads from one (``with_lookup``), and a batch is a list of such requests (``searches``). All of
+these places are looked at in every request, whether or not the operation has them: there is one rule.
 
-serde reads an object also from an array of its fields in order. That is a way past a reader of names, so that at each
-of these places only the documented types are accepted.
+serde also reads a struct from an array of its fields, `["x", "v"]` for `{"collection": "x", "vector": "v"}`. That would
+bypass a search for keys, so only the documented types are accepted at these places.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ from tlsproxy.qdrant.operations import Operation
 
 
 def named_collections(operation: Operation, body: Any) -> tuple[str, ...]:
-    """Each name once, in the order of the body, which :mod:`tlsproxy.wire.strict_json` has read.
+    """Each name once; the body was parsed by :mod:`tlsproxy.wire.strict_json`.
 
     Raises :class:`BadRequest`.
     """
     names: dict[str, None] = {}
-    left = requests_of(operation, body)
-    while left:
-        request = left.pop()
-        names.update(dict.fromkeys(_looked_up(request)))
-        left += prefetches_of(request)
+    pending = requests_of(operation, body)
+    while pending:
+        request = pending.pop()
+        names.update(dict.fromkeys(_lookups(request)))
+        pending += prefetches_of(request)
     return tuple(names)
 
 
 def requests_of(operation: Operation, body: Any) -> list[dict[str, Any]]:
-    """The single requests of a body: its ``searches``, or itself. Raises :class:`BadRequest`."""
+    """The requests of a body: its ``searches``, or itself. Raises :class:`BadRequest`."""
     body = _object(body, "the body")
     if not operation.path.endswith("/batch"):
         return [body]
@@ -42,14 +42,14 @@ def requests_of(operation: Operation, body: Any) -> list[dict[str, Any]]:
 
 
 def prefetches_of(request: dict[str, Any]) -> list[dict[str, Any]]:
-    """Those right below a request or a prefetch; one alone may stand without an array. Raises :class:`BadRequest`."""
+    """The prefetches of a request or prefetch; a single one may come without an array. Raises :class:`BadRequest`."""
     prefetch = request.get("prefetch")
     if prefetch is None:
         return []
     return [_object(one, "prefetch") for one in (prefetch if isinstance(prefetch, list) else [prefetch])]
 
 
-def _looked_up(request: dict[str, Any]) -> list[str]:
+def _lookups(request: dict[str, Any]) -> list[str]:
     names = []
     lookup_from, with_lookup = request.get("lookup_from"), request.get("with_lookup")
     if lookup_from is not None:

@@ -1,5 +1,6 @@
-"""A recognised request, and who sends it → the decision. The order of the checks is Qdrant's: who you are, then whether
-there is such a route, then whether you may (401 or 403, then 404, then 403).
+"""The decision on a REST request: by its head where that is enough, else by its body too.
+
+The order of the checks is Qdrant's: authentication (401 or 403), the route (404), authorization (403).
 """
 
 from __future__ import annotations
@@ -31,9 +32,9 @@ UNKNOWN_OPERATION: Final = Decision(
 
 @dataclass(frozen=True, slots=True)
 class HeadDecision:
-    """``decision`` is :data:`UNREAD` where the body has a say, which :func:`deciding_body` then hears.
+    """``decision`` is :data:`UNREAD` where it depends on the body (:func:`deciding_body`).
 
-    ``listing`` is how the answer must be reduced before the caller may see it, None where it may be seen as it is.
+    ``listing`` reduces the response to what the caller may see; None where it may see all of it.
     """
 
     decision: Decision
@@ -41,28 +42,26 @@ class HeadDecision:
 
 
 UNREDUCED: Final = forbidden("unfiltered_listing", "Global access is required for this listing")
-"""An answer is on its way that is not reduced to what its caller may know now."""
+"""The refusal of a response in progress that is not reduced to the caller's present rights."""
 NOT_CONFINED: Final = forbidden("not_confined", "The request is not confined to the points that its caller may use now")
 
 
 @dataclass(frozen=True, slots=True)
 class BodyFacts:
-    """Facts of a body at its decision: the collections that it names beside that of its request's head, and the
-    conditions that it was confined to.
+    """Facts of a body that was decided on: the collections that it names beside that of the path, and the conditions
+    that it was confined to.
     """
 
     named: tuple[str, ...]
     conditions: tuple[Condition, ...]
 
     def suits(self, conditions: tuple[Condition, ...]) -> bool:
-        """Whether it is confined to these points, or fewer."""
+        """Whether it is confined to the points of these conditions, or fewer."""
         return set(conditions) <= set(self.conditions)
 
 
 def decide_request(admitted: Admission | Decision, request: Recognised) -> HeadDecision:
-    """What the head decides. Allowed only if all rights of the caller allow it; otherwise in the words of the first
-    that does not.
-    """
+    """Decides by the head. All rights of the caller must allow it; the first that does not gives the reason."""
     operation = request.operation
     if operation is not None and operation.requirement.scope is Scope.NONE:
         return HeadDecision(ALLOWED)
@@ -89,13 +88,12 @@ def decide_request(admitted: Admission | Decision, request: Recognised) -> HeadD
 def deciding_body(
     admitted: Admission, request: Recognised, content: Content, facts: Facts | None = None, held: int = 0
 ) -> Steps[tuple[Decision, bytes | None, BodyFacts]]:
-    """Decision of head and body together, where the head alone left it open; the body to send in place of this one;
-    and the facts of the body that decided.
+    """Decides by head and body, where the head left it open: (the decision, the body to send instead, its facts).
 
-    A new body of None means this one, to the byte. A body that is read for its names alone may be given as its outline.
-    ``held`` are bytes in use beside the body that came.
+    Without a new body this one is sent, unchanged. If only its names are needed, ``content`` may be the skeleton
+    (:mod:`tlsproxy.wire.json_skeleton`). ``held``: bytes of memory in use beside the content.
 
-    Raises :class:`BadRequest`, :class:`Unconfined`, and :class:`FactsNeeded` where the collection's facts have a say.
+    Raises :class:`BadRequest`, :class:`Unconfined`, and :class:`FactsNeeded` where it depends on the facts.
     """
     operation = request.operation
     if operation is None:
@@ -113,7 +111,7 @@ def deciding_body(
 
 
 def decide_again(admitted: Admission, request: Recognised, body: BodyFacts) -> Decision:
-    """Decision of these rights on a request under way, whose body was decided on by other rights."""
+    """Decides with present rights on a request in progress, whose body was decided on with earlier ones."""
     operation = request.operation
     if operation is None:
         return UNKNOWN_OPERATION
@@ -133,7 +131,7 @@ def decide_all(
     reduced: bool = False,
     confined: bool,
 ) -> Decision:
-    """All of them must allow; the first that does not says why."""
+    """Decides with all rights: each must allow, the first that does not gives the reason."""
     decision = forbidden("no_rights", "Global access is required", operation.form)
     for each in rights:
         decision = decide(

@@ -1,8 +1,8 @@
-"""What a collection-limited caller may know of a listing: the upstream's answer, which names everything, reduced.
+"""Listings, reduced for collection-limited callers: the upstream's response with the caller's collections only.
 
-As Qdrant does for a token with a list of collections, and one thing more: its telemetry names every collection under
-``collections.snapshots`` to anybody. What is kept is written down here; a field that is not, or an entry that cannot be
-told to be the caller's, is left out, so that a newer Qdrant shows too little rather than too much.
+As Qdrant does for a token with a list of collections, except that its telemetry names all collections under
+``collections.snapshots`` to any caller. The fields that remain are listed here. Other fields, and entries that are not
+certainly the caller's, are removed, so that a newer Qdrant shows too little rather than too much.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from tlsproxy.wire.cooperative import Steps
 from tlsproxy.wire.strict_json import counting, memory_of
 
 STEP: Final = 1000
-"""Entries of one step, at some microseconds each."""
+"""Entries per step, at some microseconds each."""
 
 
 class Reducer(Protocol):
-    """How an answer is reduced to what its caller may know. ``hides_errors``: the upstream's errors lose their text."""
+    """Reduces a response to what its caller may see. ``hides_errors``: errors of the upstream lose their text."""
 
     @property
     def hides_errors(self) -> bool: ...
@@ -33,7 +33,7 @@ class Reducer(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """The reduction of one operation's answer to the names that each of these lists of grants covers."""
+    """The reduction of one operation's response to the names that all of these lists of grants cover."""
 
     hides_errors: ClassVar[bool] = True
 
@@ -41,7 +41,7 @@ class Listing:
     grants: tuple[Grants, ...]
 
     def reducing(self, body: Content) -> Steps[bytes]:
-        """What is shown. Raises ValueError for an answer that is not what Qdrant sends."""
+        """The reduced response. Raises ValueError if ``body`` has not the form of Qdrant's."""
         yield memory_of(body, (yield from counting(body)))
         answer = orjson.loads(body)
         if not isinstance(answer, dict) or not isinstance(answer.get("result"), dict):
@@ -55,7 +55,7 @@ class Listing:
 
 
 def listing_of(operation: Operation, rights: tuple[Rights, ...]) -> Listing | None:
-    """None where the answer may be seen as it is, or cannot be reduced."""
+    """The reduction for these rights; None where the response may be shown whole, or cannot be reduced."""
     limited = tuple(one.grants for one in rights if one.limited)
     return Listing(operation.name, limited) if limited and operation.name in REDUCTIONS else None
 
@@ -70,13 +70,13 @@ def _collections(result: dict[str, Any], is_shown: NameFilter) -> Reduction:
 
 
 def _aliases(result: dict[str, Any], is_shown: NameFilter) -> Reduction:
-    """An alias is shown to who may know both of its names."""
+    """An alias is shown to callers with grants for both of its names."""
     entries = yield from _entries(result.get("aliases"), "alias_name", is_shown)
     return {"aliases": (yield from _entries(entries, "collection_name", is_shown))}
 
 
 def _telemetry(result: dict[str, Any], is_shown: NameFilter) -> Reduction:
-    """Level 1 has sums over all collections in place of a list of them; they have no ``id``, and go."""
+    """Level 1 has sums over all collections instead of a list; without an ``id`` they are removed."""
     collections = result.get("collections")
     hardware = result.get("hardware")
     reduced = _only(result, "id", "app")
@@ -107,27 +107,27 @@ REDUCTIONS: Final[dict[str, Callable[[dict[str, Any], NameFilter], Reduction]]] 
     "get_cluster_telemetry": _cluster_telemetry,
     "issues": _issues,
 }
-"""By the operation's name. A listing that is not here is refused to a limited caller."""
+"""By operation. A listing without a row is refused to limited callers."""
 
 
 def _entries(entries: Any, key: str, is_shown: NameFilter) -> Steps[list[dict[str, Any]]]:
-    kept = []
+    shown = []
     for count, entry in enumerate(entries if isinstance(entries, list) else (), start=1):
         if not count % STEP:
             yield None
         if isinstance(entry, dict) and is_shown(entry.get(key)):
-            kept.append(entry)
-    return kept
+            shown.append(entry)
+    return shown
 
 
 def _mapped(value: Any, is_shown: NameFilter) -> Steps[dict[str, Any]]:
-    kept = {}
+    shown = {}
     for count, (name, entry) in enumerate(value.items() if isinstance(value, dict) else (), start=1):
         if not count % STEP:
             yield None
         if is_shown(name):
-            kept[name] = entry
-    return kept
+            shown[name] = entry
+    return shown
 
 
 def _only(value: dict[str, Any], *names: str) -> dict[str, Any]:
