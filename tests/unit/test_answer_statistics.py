@@ -21,7 +21,7 @@ from support.run_steps import at_once
 
 from tlsproxy.qdrant.answer_statistics import ENVELOPE, FIELDS, MESSAGES, AnswerReducer, Population
 from tlsproxy.qdrant.grpc_decision import operation_of
-from tlsproxy.qdrant.grpc_tenancy import WAYS
+from tlsproxy.qdrant.grpc_tenancy import REWRITES
 from tlsproxy.qdrant.operations import REST
 from tlsproxy.qdrant.rest_tenancy import is_confinable
 
@@ -79,7 +79,7 @@ def messages_below(
             yield from messages_below(field.message_type, None)
 
 
-@pytest.mark.parametrize("path", sorted(WAYS))
+@pytest.mark.parametrize("path", sorted(REWRITES))
 def test_every_field_of_a_message_has_a_row(path: str) -> None:
     found = list(messages_below(OUTPUTS[path], dict(MESSAGES[path])))
     assert [(name, field) for name, field, over in found if over is None] == []
@@ -90,17 +90,17 @@ def test_every_field_of_a_message_has_a_row(path: str) -> None:
 
 
 def test_no_row_is_unused() -> None:
-    assert set(MESSAGES) == set(WAYS)
+    assert set(MESSAGES) == set(REWRITES)
     models_of = [ANSWERS.get((row.method, row.path)) for row in REST if is_confinable(row)]
     rest = {name for model in models_of if model is not None for name, _ in below(model, dict(ENVELOPE))}
-    grpc = {name for path in WAYS for name, _, _ in messages_below(OUTPUTS[path], dict(MESSAGES[path]))}
+    grpc = {name for path in REWRITES for name, _, _ in messages_below(OUTPUTS[path], dict(MESSAGES[path]))}
     assert set(FIELDS) <= rest | grpc
 
 
 @pytest.mark.fuzz
 @given(st.data())
 def test_what_is_removed_is_all_that_is(data: st.DataObject) -> None:
-    path = data.draw(st.sampled_from(sorted(WAYS)))
+    path = data.draw(st.sampled_from(sorted(REWRITES)))
     operation = operation_of(path)
     assert operation is not None
     answer = data.draw(

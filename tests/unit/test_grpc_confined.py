@@ -20,7 +20,7 @@ from tlsproxy.authz.access import Condition
 from tlsproxy.errors import BadRequest, Unconfined
 from tlsproxy.qdrant.grpc_decision import confine_message as confining
 from tlsproxy.qdrant.grpc_decision import operation_of
-from tlsproxy.qdrant.grpc_tenancy import WAYS, is_confinable_call
+from tlsproxy.qdrant.grpc_tenancy import REWRITES, is_confinable_call
 from tlsproxy.qdrant.grpc_tenancy import confined as confined_message
 from tlsproxy.qdrant.operations import GRPC, Operation
 from tlsproxy.qdrant.rest_tenancy import confine
@@ -284,7 +284,7 @@ def settle(message: Any) -> None:
 def test_whatever_is_asked_is_confined_as_the_twin_does_it(
     data: st.DataObject, conditions: tuple[Condition, ...]
 ) -> None:
-    path = data.draw(st.sampled_from(sorted(WAYS)))
+    path = data.draw(st.sampled_from(sorted(REWRITES)))
     message = data.draw(qdrant.messages(qdrant.REQUESTS[path], ALSO))
     settle(message)
     assert outcome(path, message.SerializeToString(), conditions) == expected(path, message, conditions)
@@ -293,7 +293,7 @@ def test_whatever_is_asked_is_confined_as_the_twin_does_it(
 @pytest.mark.fuzz
 @given(st.data())
 def test_no_damage_lets_a_message_escape(data: st.DataObject) -> None:
-    path = data.draw(st.sampled_from(sorted(WAYS)))
+    path = data.draw(st.sampled_from(sorted(REWRITES)))
     message = data.draw(qdrant.messages(qdrant.REQUESTS[path], ALSO))
     settle(message)
     content = data.draw(qdrant.mutated(message.SerializeToString()))

@@ -1,8 +1,8 @@
-"""The messages of Qdrant's gRPC API that nest without end, and the way to them from each method's.
+"""The recursive messages of Qdrant's gRPC API, and the fields that lead to them from each method's message.
 
-Filters hold filters, payload values lists of values, formulas formulas. prost, with which Qdrant reads, refuses more
-than 100 messages within each other. So does the gateway, which has to know for that which fields are messages. A test
-compares every row with the descriptors of Qdrant's client library.
+Filters contain filters, payload values lists of values, formulas formulas. prost, Qdrant's parser, refuses more than
+100 nested messages, and so does the gateway, which therefore must know the fields that are messages. A test compares
+all rows with the descriptors of Qdrant's client library.
 """
 
 from __future__ import annotations
@@ -137,4 +137,4 @@ _FIELDS: Final[dict[str, dict[int, str]]] = {
 }
 _IN_BATCHES: Final = ("SearchPoints", "RecommendPoints", "DiscoverPoints", "QueryPoints")
 NESTING: Final = _FIELDS | {f"{name} of a batch": _FIELDS[name] for name in _IN_BATCHES}
-"""Message → its fields, by number, that are messages in which there may be any number of others within each other."""
+"""Message → its fields, by number, that lead to recursive messages."""

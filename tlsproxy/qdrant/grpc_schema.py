@@ -1,8 +1,8 @@
-"""The messages of Qdrant's gRPC API that are looked into: their fields, and which of them name collections.
+"""The messages of Qdrant's gRPC API that are scanned: their fields, and which of them name collections.
 
-A table of shapes by the message's name in Qdrant's .proto files, and one of the message that each method takes. A field
-number that is not here is refused to a caller whose rights depend on the message, since a newer Qdrant may mean a
-collection by it. A test compares every number with the descriptors of Qdrant's client library.
+A table of shapes by the message's name in Qdrant's .proto files, and one of the message of each method. A field number
+without a row is refused to a caller whose rights depend on the message, since a newer Qdrant may name a collection by
+it. A test compares all numbers with the descriptors of Qdrant's client library.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from typing import Final
 from tlsproxy.wire.protobuf import Shape
 
 COLLECTION: Final = "collection"
-"""What the call is about: each method's message has it in field 1."""
+"""The collection of the call, in field 1 of each method's message."""
 OTHER: Final = "other"
-"""A further collection, of which vectors or payloads are read."""
+"""A further collection, whose vectors or payloads are read."""
 INNER: Final = "inner"
-"""In a request of a batch. Qdrant looks at the batch's own name only."""
+"""The collection of a request within a batch. Qdrant uses that of the batch only."""
 
 _NAMED: Final = {1: COLLECTION}
 _NAMED_OTHER: Final = {1: OTHER}
@@ -153,7 +153,7 @@ PARTS: Final[dict[str, Shape]] = {
     "PointsUpdateOperation.DeleteVectors": _part(*range(1, 4)),
     "PointsUpdateOperation.DeletePoints": _part(1, 2),
 }
-"""Messages within those above that name no collection, and are looked into to confine a caller to its points."""
+"""Messages within those above that name no collection, and are scanned to confine a caller to its points."""
 
 _METHODS: Final = {
     "qdrant.Collections": {
@@ -220,4 +220,4 @@ _METHODS: Final = {
 REQUESTS: Final = {
     f"/{service}/{method}": message for service, methods in _METHODS.items() for method, message in methods.items()
 }
-"""The message of each method that is about a collection."""
+"""The message of each method on a collection."""

@@ -1,8 +1,8 @@
-"""A gRPC message, confined to the points that carry a caller's payload conditions: a new message, or a refusal.
+"""Confines a gRPC message to the points that meet the caller's payload conditions, or refuses it.
 
-What :mod:`tlsproxy.qdrant.rest_tenancy` does to the body of a route, done to the message of the method that means the
-same; its rules are explained there. A method without a row is refused. A message that is looked into has only fields
-that are known, and none twice that is singular, so that nothing merges with what is written here, and nothing hides.
+The rules are those of :mod:`tlsproxy.qdrant.rest_tenancy`, for the message of the method that corresponds to a route. A
+method without a row is refused. A message that is read must have known fields only, and no singular one twice: a second
+`filter` field would be merged with ours by Qdrant's parser.
 """
 
 from __future__ import annotations
@@ -22,30 +22,30 @@ from tlsproxy.wire.cooperative import Steps
 from tlsproxy.wire.protobuf import MAX_DEPTH, VARINT, Field, ProtobufError, delimited, flag, shaped
 
 MAX_FIELDS: Final = 300_000
-"""Fields of one message that are looked at, at some 2 to 10 microseconds each."""
+"""Most fields of one message, at some 2 to 10 microseconds each."""
 COPIES: Final = 5
-"""Copies of a message in memory: itself, with and without its tag if it is nested; its parts, and their results."""
+"""Copies of a message in memory: with and without its tag if it is nested; its parts, and their results."""
 FIELD: Final = 64
-"""Bytes of memory beside a field's content."""
+"""Bytes of memory per field beside its content."""
 SMALL: Final = 4096
-"""Bytes of a message that is confined without asking for memory first."""
+"""A message of so many bytes is confined without asking for memory."""
 STEP: Final = 250
-"""Those of one step."""
+"""Fields per step."""
 _MESSAGES: Final = SHAPES | PARTS
 _EXACT: Final = 2
 _QUANTIZATION: Final = 3
 _INDEXED_ONLY: Final = 4
 _IDF: Final = 6
-"""In SearchParams."""
+"""Fields of SearchParams."""
 _RESCORE: Final = 2
-"""In QuantizationSearchParams."""
+"""A field of QuantizationSearchParams."""
 
 
 @dataclass(slots=True)
-class Work:
-    """Budget for one message: ``fields`` to look at, and how much ``deeper`` prefetches may go.
+class RewriteState:
+    """The state of confining one message: the budgets of ``fields`` and of nested prefetches (``deeper``).
 
-    ``exact``: its searches are exact. ``facts`` are those of its collection, None while nobody asked.
+    ``exact``: its searches are exact. ``facts``: of its collection, None until they are fetched.
     """
 
     conditions: Conditions
@@ -53,51 +53,51 @@ class Work:
     exact: bool = False
     fields: int = MAX_FIELDS
     deeper: int = MAX_DEPTH
-    _looked: int = 0
-    _pause: int = STEP
-    _held: int = 0
+    _fields_read: int = 0
+    _next_step: int = STEP
+    _content_memory: int = 0
 
     def begin(self, content: bytes) -> int | None:
-        """The memory that is needed from here on, None for what is too small to matter."""
-        self._held += COPIES * len(content)
+        """Enters a message: the memory that is needed from here on, None for a small one."""
+        self._content_memory += COPIES * len(content)
         return self.memory if len(content) > SMALL else None
 
     def end(self, content: bytes) -> None:
-        self._held -= COPIES * len(content)
+        self._content_memory -= COPIES * len(content)
 
     @property
     def memory(self) -> int:
-        """Bytes that the messages that are being confined take: those within others too."""
-        return self._held + FIELD * self._looked
+        """Bytes that the open messages take, nested ones included."""
+        return self._content_memory + FIELD * self._fields_read
 
     def is_step(self) -> bool:
-        """Whether there was enough to look at since it last was."""
-        if self._looked < self._pause:
+        """Whether :data:`STEP` fields were read since the last step."""
+        if self._fields_read < self._next_step:
             return False
-        self._pause = self._looked + STEP
+        self._next_step = self._fields_read + STEP
         return True
 
-    def look(self, message: str, content: bytes) -> Iterator[Field]:
-        """At the fields of a message, which has what it is known to have. Raises :class:`ProtobufError`."""
+    def fields_of(self, message: str, content: bytes) -> Iterator[Field]:
+        """The fields of a message, which must match its shape. Raises :class:`ProtobufError`."""
         for one in shaped(_MESSAGES[message], message, content):
-            self._looked += 1
-            if self._looked > self.fields:
+            self._fields_read += 1
+            if self._fields_read > self.fields:
                 raise ProtobufError("too many fields")
             yield one
 
     def alone(self, message: str, content: bytes) -> Field | None:
-        """The field of a message that has one of several: of more than one, readers may differ in which counts."""
-        found = list(self.look(message, content))
+        """The only field of a oneof message; None with more or less: readers may differ in which one counts."""
+        found = list(self.fields_of(message, content))
         return found[0] if len(found) == 1 else None
 
 
-Change = Callable[[bytes, Work], bytes]
-Within = Callable[[bytes, Work], Steps[bytes]]
+Change = Callable[[bytes, RewriteState], bytes]
+Within = Callable[[bytes, RewriteState], Steps[bytes]]
 
 
 @dataclass(slots=True)
 class _Found:
-    """Parts of one message that its :class:`Way` is about. ``numbers`` are the numbers of its fields."""
+    """The parts of one message that its :class:`Rewrite` needs. ``numbers``: of all its fields."""
 
     kept: list[bytes] = field(default_factory=list)
     numbers: set[int] = field(default_factory=set)
@@ -109,20 +109,18 @@ class _Found:
 
 
 @dataclass(frozen=True, slots=True)
-class Way:
-    """How one message is confined, by the numbers of its fields.
+class Rewrite:
+    """How one message is confined. The members are numbers of its fields.
 
-    ``filter`` gets the conditions, whether or not it is there; ``alone``: shared points are left out. ``changes``: what
-    becomes of other fields' contents, ``within`` the same of those that are messages like this one; ``needs``: the one
-    of them without which the message would mean something else. ``refused``: what may not be there, with the text.
-    ``set`` is true, whatever the caller says.
+    ``filter`` gets the conditions, present or not; ``alone``: excludes shared points. ``changes``: functions for the
+    contents of other fields; ``within``: the same for nested messages; ``needs``: the one of them that must be present.
+    ``refused``: fields that are refused, with the text. ``set``: a flag that is set, whatever the caller sends.
 
-    ``payload`` must not name the conditions' keys, unless the message makes the points (``makes``): then it must not
-    say otherwise. It is marked with the conditions where ``marks`` is set.
+    ``payload`` must not have the conditions' keys; that of new points (``makes``) may, with the conditions' values.
+    With ``marks`` the conditions are added to it.
 
-    A search has ``params``, which depend on what it is by: ``query``, or a ``dense`` vector, or that and the indices
-    that make it a ``sparse`` one, of the name ``using``. Searches of groups are ``exact``. A ``matrix`` has no such
-    parameters.
+    The ``params`` of a search depend on its vector: ``query``, or ``dense``, which the indices of ``sparse`` make a
+    sparse one; ``using`` is the vector's name. Searches of groups are ``exact``. A ``matrix`` has no such parameters.
     """
 
     message: str
@@ -144,29 +142,32 @@ class Way:
     exact: bool = False
     matrix: bool = False
 
-    def confined(self, content: bytes, work: Work) -> Steps[bytes]:
-        """Raises :class:`Unconfined`, :class:`BadRequest`, :class:`ProtobufError`, :class:`FactsNeeded`."""
+    def confined(self, content: bytes, state: RewriteState) -> Steps[bytes]:
+        """The new message.
+
+        Raises :class:`Unconfined`, :class:`BadRequest`, :class:`ProtobufError`, :class:`FactsNeeded`.
+        """
         found = _Found()
-        work.exact |= self.exact
-        yield work.begin(content)
-        for one in work.look(self.message, content):
-            if work.is_step():
-                yield work.memory
+        state.exact |= self.exact
+        yield state.begin(content)
+        for one in state.fields_of(self.message, content):
+            if state.is_step():
+                yield state.memory
             if one.number in self.refused:
                 raise Unconfined(self.refused[one.number])
             found.numbers.add(one.number)
             within = self.within.get(one.number)
             if within is None:
-                self._take(one, found, work)
+                self._take(one, found, state)
             else:
-                found.kept.append(delimited(one.number, (yield from within(one.content(), work))))
+                found.kept.append(delimited(one.number, (yield from within(one.content(), state))))
         if self.needs and self.needs not in found.numbers:
             raise BadRequest(f"Field {self.needs} of {self.message} is missing")
-        work.end(content)
-        return b"".join([*found.kept, *self._added(found, work)])
+        state.end(content)
+        return b"".join([*found.kept, *self._added(found, state)])
 
-    def _take(self, one: Field, found: _Found, work: Work) -> None:
-        """Keeps the field as it is or as it becomes, or puts it aside."""
+    def _take(self, one: Field, found: _Found, state: RewriteState) -> None:
+        """Copies the field, changed or not, or sets it aside."""
         number = one.number
         if number == self.filter:
             found.filter = one.content()
@@ -175,21 +176,21 @@ class Way:
         elif number == self.set:
             _check_flag(one, self.message)
         elif number == self.payload:
-            key, value = _entry(one.content(), work)
+            key, value = _entry(one.content(), state)
             if key in found.payload:
                 raise BadRequest("A payload's key is there twice")
             found.payload[key] = value
             found.kept.append(one.raw)
         elif number in self.changes:
-            found.kept.append(delimited(number, self.changes[number](one.content(), work)))
+            found.kept.append(delimited(number, self.changes[number](one.content(), state)))
         else:
-            self._hear(one, found, work)
+            self._note_vector(one, found, state)
             found.kept.append(one.raw)
 
-    def _hear(self, one: Field, found: _Found, work: Work) -> None:
-        """Notes the kind and the name of the vector that a search is by."""
+    def _note_vector(self, one: Field, found: _Found, state: RewriteState) -> None:
+        """Notes the kind and the name of a search's vector."""
         if one.number == self.query:
-            found.scored = _scored(one.content(), work)
+            found.scored = _scored(one.content(), state)
         elif one.number == self.sparse:
             found.scored = Scored.SPARSE
         elif one.number == self.dense and found.scored is Scored.NOTHING:
@@ -197,16 +198,16 @@ class Way:
         elif one.number == self.using:
             found.using = one.content().decode(errors="replace")
 
-    def _added(self, found: _Found, work: Work) -> Iterator[bytes]:
+    def _added(self, found: _Found, state: RewriteState) -> Iterator[bytes]:
         if self.payload:
-            missing = _marks(found.payload, work.conditions, makes=self.makes)
+            missing = _marks(found.payload, state.conditions, makes=self.makes)
             yield from (delimited(self.payload, mark) for mark in missing if self.marks)
         if self.matrix:
-            scoring.check_matrix(found.using, work.facts)
+            scoring.check_matrix(found.using, state.facts)
         if self.filter:
-            yield delimited(self.filter, narrowed(found.filter, work.conditions, alone=self.alone))
+            yield delimited(self.filter, narrowed(found.filter, state.conditions, alone=self.alone))
         if self.params:
-            params = _search_params(found, work)
+            params = _search_params(found, state)
             if params or found.params is not None:
                 yield delimited(self.params, params)
         if self.set:
@@ -214,8 +215,8 @@ class Way:
 
 
 def is_confinable_call(operation: Operation) -> bool:
-    """Whether :func:`confined` has a way for it."""
-    return operation.path in WAYS
+    """Whether :func:`confined` has a row for it."""
+    return operation.path in REWRITES
 
 
 def confined(
@@ -223,20 +224,17 @@ def confined(
 ) -> Steps[bytes]:
     """Confines a whole message of at most so many ``fields``.
 
-    Raises :class:`Unconfined`, :class:`BadRequest`, :class:`ProtobufError`, and :class:`FactsNeeded` where the
-    collection's facts have a say.
+    Raises :class:`Unconfined`, :class:`BadRequest`, :class:`ProtobufError`, and :class:`FactsNeeded` where it depends
+    on the collection's facts.
     """
-    way = WAYS.get(operation.path)
-    if way is None:
+    rewrite = REWRITES.get(operation.path)
+    if rewrite is None:
         raise Unconfined(rest_tenancy.NOT_CONFINED)
-    return (yield from way.confined(message, Work(conditions, facts, fields=fields)))
+    return (yield from rewrite.confined(message, RewriteState(conditions, facts, fields=fields)))
 
 
 def narrowed(own: bytes, conditions: Conditions, *, alone: bool = False) -> bytes:
-    """A Filter: all conditions must hold, and the caller's own filter, as one condition more, if it says anything.
-
-    ``alone`` as in :class:`Way`.
-    """
+    """A Filter of all conditions, with the caller's own filter as one of them; ``alone`` as in :class:`Rewrite`."""
     must = [delimited(2, delimited(1, _match(one))) for one in conditions]
     if alone:
         must += (delimited(2, delimited(1, _one_value(one))) for one in conditions)
@@ -255,29 +253,29 @@ def _one_value(condition: Condition) -> bytes:
     return delimited(1, condition.key.encode()) + delimited(6, b"\x20\x01")
 
 
-# What becomes of a field
+# Contents of fields
 
 
-def _selector(content: bytes, work: Work) -> bytes:
+def _selector(content: bytes, state: RewriteState) -> bytes:
     """PointsSelector: by ids (1) or by a filter (2)."""
-    chosen = work.alone("PointsSelector", content)
+    chosen = state.alone("PointsSelector", content)
     if chosen is None:
         raise BadRequest("Either points or a filter is expected")
     if chosen.number != 2:  # noqa: PLR2004 - as the docstring has it
         raise Unconfined(rest_tenancy.BY_IDS)
-    return delimited(2, narrowed(chosen.content(), work.conditions, alone=True))
+    return delimited(2, narrowed(chosen.content(), state.conditions, alone=True))
 
 
-def _scored(content: bytes, work: Work) -> Scored:
-    """Kind of a Query's vector: order_by (5), fusion (6), sample (7), formula (8) and rrf (10) have none."""
-    variant = work.alone("Query", content)
+def _scored(content: bytes, state: RewriteState) -> Scored:
+    """The kind of a Query's vector: order_by (5), fusion (6), sample (7), formula (8) and rrf (10) have none."""
+    variant = state.alone("Query", content)
     number = 0 if variant is None else variant.number
     if variant is not None and number == 1:
-        return _scored_of_vector(variant.content(), work)
+        return _scored_of_vector(variant.content(), state)
     if variant is not None and number == 9:  # noqa: PLR2004 - nearest_with_mmr
-        inputs = [one for one in work.look("NearestInputWithMmr", variant.content()) if one.number == 1]
+        inputs = [one for one in state.fields_of("NearestInputWithMmr", variant.content()) if one.number == 1]
         if inputs:
-            return _scored_of_vector(inputs[0].content(), work)
+            return _scored_of_vector(inputs[0].content(), state)
     if variant is not None and number == 12:  # noqa: PLR2004 - text
         variant.content()
         return Scored.TEXT
@@ -286,9 +284,9 @@ def _scored(content: bytes, work: Work) -> Scored:
     return Scored.NOTHING
 
 
-def _scored_of_vector(content: bytes, work: Work) -> Scored:
-    """Kind of a VectorInput: a point's id (1), one dense vector (2) or several (4), sparse (3), a model's (5, …)."""
-    variant = work.alone("VectorInput", content)
+def _scored_of_vector(content: bytes, state: RewriteState) -> Scored:
+    """The kind of a VectorInput: a point's id (1), one dense vector (2) or several (4), sparse (3), a model's (5…)."""
+    variant = state.alone("VectorInput", content)
     if variant is None or variant.number == 1:
         raise Unconfined(rest_tenancy.BY_EXAMPLE)
     variant.content()
@@ -297,34 +295,34 @@ def _scored_of_vector(content: bytes, work: Work) -> Scored:
     return Scored.SPARSE if variant.number == 3 else Scored.INFERRED  # noqa: PLR2004 - as the docstring has it
 
 
-def _search_params(found: _Found, work: Work) -> bytes:
-    """SearchParams: which segments are indexed (4) is a matter of all points in them, and so are the codes of quantized
-    vectors (3); words are counted over the caller's own (6).
+def _search_params(found: _Found, state: RewriteState) -> bytes:
+    """SearchParams without the influence of other tenants' points: on indexed segments (4), on codes of quantized
+    vectors (3), and on the counts of words (6).
     """
     kept: list[bytes] = []
     corpus = quantization = None
-    for one in work.look("SearchParams", found.params or b""):
+    for one in state.fields_of("SearchParams", found.params or b""):
         if one.number in {_EXACT, _INDEXED_ONLY}:
             _check_flag(one, "SearchParams")
         if one.number == _IDF:
-            corpus = b"".join(filter_.content() for filter_ in work.look("IdfParams", one.content()))
+            corpus = b"".join(filter_.content() for filter_ in state.fields_of("IdfParams", one.content()))
         elif one.number == _QUANTIZATION:
-            quantization = _quantization(one.content(), work)
-        elif one.number != _INDEXED_ONLY and not (one.number == _EXACT and work.exact):
+            quantization = _quantization(one.content(), state)
+        elif one.number != _INDEXED_ONLY and not (one.number == _EXACT and state.exact):
             kept.append(one.raw)
-    if work.exact:
+    if state.exact:
         kept.append(flag(_EXACT))
     if scoring.is_rescored(found.scored) or quantization is not None:
         kept.append(delimited(_QUANTIZATION, (quantization or b"") + flag(_RESCORE)))
-    if scoring.needs_corpus(found.scored, found.using, work.facts) or corpus is not None:
-        kept.append(delimited(_IDF, delimited(1, narrowed(corpus or b"", work.conditions))))
+    if scoring.needs_corpus(found.scored, found.using, state.facts) or corpus is not None:
+        kept.append(delimited(_IDF, delimited(1, narrowed(corpus or b"", state.conditions))))
     return b"".join(kept)
 
 
-def _quantization(content: bytes, work: Work) -> bytes:
+def _quantization(content: bytes, state: RewriteState) -> bytes:
     """QuantizationSearchParams, without its rescore."""
     kept = []
-    for one in work.look("QuantizationSearchParams", content):
+    for one in state.fields_of("QuantizationSearchParams", content):
         if one.number == _RESCORE:
             _check_flag(one, "QuantizationSearchParams")
         else:
@@ -337,20 +335,21 @@ def _check_flag(one: Field, message: str) -> None:
         raise ProtobufError(f"field {one.number} of {message} has another type")
 
 
-def _path(content: bytes, work: Work) -> bytes:
-    rest_tenancy.check_deleted(content.decode(errors="replace"), work.conditions)
+def _path(content: bytes, state: RewriteState) -> bytes:
+    rest_tenancy.check_deleted(content.decode(errors="replace"), state.conditions)
     return content
 
 
-def _entry(content: bytes, work: Work) -> tuple[bytes, bytes]:
-    """Key and value of a payload's entry; one that is not there is empty, as in any map."""
-    found = {one.number: one.content() for one in work.look("PointStruct.PayloadEntry", content)}
+def _entry(content: bytes, state: RewriteState) -> tuple[bytes, bytes]:
+    """Key and value of a payload's entry; an absent one is empty, as in any map."""
+    found = {one.number: one.content() for one in state.fields_of("PointStruct.PayloadEntry", content)}
     return found.get(1, b""), found.get(2, b"")
 
 
 def _marks(payload: dict[bytes, bytes], conditions: Conditions, *, makes: bool) -> list[bytes]:
-    """The entries of conditions that the payload lacks, and has then. Raises :class:`Unconfined` where it differs, or,
-    unless it is that of a new point, names a key at all.
+    """Adds the conditions to the payload: the entries that were missing.
+
+    Raises :class:`Unconfined` where it has another value under a key, or, unless it is that of a new point, any value.
     """
     missing = []
     for one in () if makes else conditions:
@@ -365,21 +364,21 @@ def _marks(payload: dict[bytes, bytes], conditions: Conditions, *, makes: bool) 
     return missing
 
 
-def _operation(content: bytes, work: Work) -> Steps[bytes]:
+def _operation(content: bytes, state: RewriteState) -> Steps[bytes]:
     """PointsUpdateOperation."""
-    chosen = work.alone("PointsUpdateOperation", content)
-    way = None if chosen is None else _OPERATIONS.get(chosen.number)
-    if chosen is None or way is None:
+    chosen = state.alone("PointsUpdateOperation", content)
+    rewrite = None if chosen is None else _OPERATIONS.get(chosen.number)
+    if chosen is None or rewrite is None:
         raise Unconfined(rest_tenancy.NOT_OF_A_BATCH)
-    return delimited(chosen.number, (yield from way.confined(chosen.content(), work)))
+    return delimited(chosen.number, (yield from rewrite.confined(chosen.content(), state)))
 
 
-def _prefetch(content: bytes, work: Work) -> Steps[bytes]:
-    work.deeper -= 1
-    if work.deeper < 0:
+def _prefetch(content: bytes, state: RewriteState) -> Steps[bytes]:
+    state.deeper -= 1
+    if state.deeper < 0:
         raise ProtobufError("messages are nested too deeply")
-    confined = yield from _PREFETCH.confined(content, work)
-    work.deeper += 1
+    confined = yield from _PREFETCH.confined(content, state)
+    state.deeper += 1
     return confined
 
 
@@ -387,57 +386,61 @@ _LOOKUP_FROM: Final = rest_tenancy.LOOKS_UP.format("lookup_from")
 _WITH_LOOKUP: Final = rest_tenancy.LOOKS_UP.format("with_lookup")
 _BELOW_A_KEY: Final = rest_tenancy.BELOW_A_KEY
 
-_POINT: Final = Way("PointStruct", payload=3, makes=True, marks=True).confined
-_SEARCH: Final = Way("SearchPoints", filter=3, params=7, dense=2, sparse=15, using=10)
-_PREFETCH: Final = Way(
+_POINT: Final = Rewrite("PointStruct", payload=3, makes=True, marks=True).confined
+_SEARCH: Final = Rewrite("SearchPoints", filter=3, params=7, dense=2, sparse=15, using=10)
+_PREFETCH: Final = Rewrite(
     "PrefetchQuery", filter=4, params=5, query=2, using=3, within={1: _prefetch}, refused={8: _LOOKUP_FROM}
 )
-_QUERY: Final = Way(
+_QUERY: Final = Rewrite(
     "QueryPoints", filter=5, params=6, query=3, using=4, within={2: _prefetch}, refused={14: _LOOKUP_FROM}
 )
-_MATRIX: Final = Way("SearchMatrixPoints", filter=2, using=5, matrix=True)
+_MATRIX: Final = Rewrite("SearchMatrixPoints", filter=2, using=5, matrix=True)
 
 _OPERATIONS: Final = {
-    1: Way("PointsUpdateOperation.PointStructList", filter=3, alone=True, within={1: _POINT}),
-    3: Way("PointsUpdateOperation.SetPayload", payload=1, changes={2: _selector}, needs=2, refused={4: _BELOW_A_KEY}),
-    4: Way(
+    1: Rewrite("PointsUpdateOperation.PointStructList", filter=3, alone=True, within={1: _POINT}),
+    3: Rewrite(
+        "PointsUpdateOperation.SetPayload", payload=1, changes={2: _selector}, needs=2, refused={4: _BELOW_A_KEY}
+    ),
+    4: Rewrite(
         "PointsUpdateOperation.OverwritePayload",
         payload=1, marks=True, changes={2: _selector}, needs=2, refused={4: _BELOW_A_KEY},
     ),
-    5: Way("PointsUpdateOperation.DeletePayload", changes={1: _path, 2: _selector}, needs=2),
-    7: Way("PointsUpdateOperation.UpdateVectors", filter=3, alone=True),
-    8: Way("PointsUpdateOperation.DeleteVectors", changes={1: _selector}, needs=1),
-    9: Way("PointsUpdateOperation.DeletePoints", changes={1: _selector}, needs=1),
+    5: Rewrite("PointsUpdateOperation.DeletePayload", changes={1: _path, 2: _selector}, needs=2),
+    7: Rewrite("PointsUpdateOperation.UpdateVectors", filter=3, alone=True),
+    8: Rewrite("PointsUpdateOperation.DeleteVectors", changes={1: _selector}, needs=1),
+    9: Rewrite("PointsUpdateOperation.DeletePoints", changes={1: _selector}, needs=1),
 }  # fmt: skip
-WAYS: Final = {
-    f"/qdrant.Points/{method}": way
-    for method, way in {
+REWRITES: Final = {
+    f"/qdrant.Points/{method}": rewrite
+    for method, rewrite in {
         "Search": _SEARCH,
-        "SearchBatch": Way("SearchBatchPoints", within={2: _SEARCH.confined}),
-        "SearchGroups": Way(
+        "SearchBatch": Rewrite("SearchBatchPoints", within={2: _SEARCH.confined}),
+        "SearchGroups": Rewrite(
             "SearchPointGroups", filter=3, params=6, dense=2, sparse=16, using=8, exact=True, refused={13: _WITH_LOOKUP}
         ),
         "SearchMatrixPairs": _MATRIX,
         "SearchMatrixOffsets": _MATRIX,
         "Query": _QUERY,
-        "QueryBatch": Way("QueryBatchPoints", within={2: _QUERY.confined}),
-        "QueryGroups": Way(
+        "QueryBatch": Rewrite("QueryBatchPoints", within={2: _QUERY.confined}),
+        "QueryGroups": Rewrite(
             "QueryPointGroups", filter=5, params=6, query=3, using=4, exact=True, within={2: _prefetch},
             refused={10: _LOOKUP_FROM, 15: _WITH_LOOKUP},
         ),
-        "Scroll": Way("ScrollPoints", filter=2),
-        "Count": Way("CountPoints", filter=2, set=3),
-        "Facet": Way("FacetCounts", filter=3, set=5),
-        "Upsert": Way("UpsertPoints", filter=6, alone=True, within={3: _POINT}),
-        "Delete": Way("DeletePoints", changes={3: _selector}, needs=3),
-        "UpdateVectors": Way("UpdatePointVectors", filter=6, alone=True),
-        "DeleteVectors": Way("DeletePointVectors", changes={3: _selector}, needs=3),
-        "SetPayload": Way("SetPayloadPoints", payload=3, changes={5: _selector}, needs=5, refused={8: _BELOW_A_KEY}),
-        "OverwritePayload": Way(
+        "Scroll": Rewrite("ScrollPoints", filter=2),
+        "Count": Rewrite("CountPoints", filter=2, set=3),
+        "Facet": Rewrite("FacetCounts", filter=3, set=5),
+        "Upsert": Rewrite("UpsertPoints", filter=6, alone=True, within={3: _POINT}),
+        "Delete": Rewrite("DeletePoints", changes={3: _selector}, needs=3),
+        "UpdateVectors": Rewrite("UpdatePointVectors", filter=6, alone=True),
+        "DeleteVectors": Rewrite("DeletePointVectors", changes={3: _selector}, needs=3),
+        "SetPayload": Rewrite(
+            "SetPayloadPoints", payload=3, changes={5: _selector}, needs=5, refused={8: _BELOW_A_KEY}
+        ),
+        "OverwritePayload": Rewrite(
             "SetPayloadPoints", payload=3, marks=True, changes={5: _selector}, needs=5, refused={8: _BELOW_A_KEY}
         ),
-        "DeletePayload": Way("DeletePayloadPoints", changes={3: _path, 5: _selector}, needs=5),
-        "UpdateBatch": Way("UpdateBatchPoints", within={3: _operation}),
+        "DeletePayload": Rewrite("DeletePayloadPoints", changes={3: _path, 5: _selector}, needs=5),
+        "UpdateBatch": Rewrite("UpdateBatchPoints", within={3: _operation}),
     }.items()
 }  # fmt: skip
-"""By the method's path. A batch's inner collection is settled by who reads the message."""
+"""By the method's path. The collections of a batch's requests are checked by `grpc_decision.CollectionFinder`."""

@@ -1,8 +1,8 @@
 """The operation table: every REST route and gRPC method of Qdrant 1.16 to 1.19, and what each requires.
 
-A row is a request line, the name under which Qdrant audits it, and its requirement. What has no row is refused. An open
-caller is anybody; a listing answers any valid caller with what it may know; the other requirements are on the whole
-storage or on the collection in the path (``{c}``): *write*, *manage* and *extras* (what concerns more than points).
+A row is a request line, the name under which Qdrant audits it, and its requirement. Operations without a row are
+refused. An open operation needs no credential; a listing is reduced to the caller's collections; other requirements
+are on the whole storage or on the collection in the path (``{c}``): *write*, *manage* and *extras* (more than points).
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from tlsproxy.errors import Form
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """One row.
+    """One row of the table.
 
     ``name``: Qdrant's audit ``method`` where it has one. ``names_others``: the body may name further collections.
     ``upload``: a multipart body without a size limit, rather than JSON. ``form``: of the 403 that Qdrant sends.
-    ``own``: the gateway answers it itself, and nothing of it goes upstream. ``free``: it counts against no limit, so
-    that no probe is starved by what it watches.
+    ``own``: the gateway answers it itself, without the upstream. ``free``: it counts against no limit: a health check
+    must not fail under the load that it watches.
     """
 
     name: str
@@ -36,7 +36,7 @@ class Operation:
 
     @property
     def open(self) -> bool:
-        """Whether it asks for no credential. It takes no body then, or next to none."""
+        """Whether it needs no credential. It takes no body then, or next to none."""
         return self.requirement.scope is Scope.NONE
 
     @property
@@ -46,7 +46,7 @@ class Operation:
 
 
 MAX_NAME_BYTES: Final = 255
-"""Of a collection's name: Qdrant's rule."""
+"""Most bytes of a collection's name, as in Qdrant."""
 
 OPEN: Final = Requirement(Scope.NONE)
 ANY_CALLER: Final = Requirement(Scope.CALLER)
@@ -79,7 +79,7 @@ def _file(method: str, path: str, name: str, requirement: Requirement) -> Operat
 
 
 def _upload(path: str) -> Operation:
-    """Needs all of Qdrant, is refused as text/plain, and is audited under its route."""
+    """An upload: needs global manage access, is refused as text/plain, and is audited under its route."""
     row = _rest("POST", path, "", MANAGE)
     return replace(row, name=row.path, upload=True, form=Form.TEXT)
 
@@ -89,7 +89,7 @@ def _grpc(path: str, name: str, requirement: Requirement, *, others: bool = Fals
 
 
 AUDIT_LOGS: Final = replace(_rest("POST", "/audit/logs", "get_audit_logs", MANAGE), own=True)
-"""Qdrant has no audit log of what goes through here."""
+"""Answered from the gateway's own audit log."""
 
 REST: Final = (
     # Open to every connection
@@ -212,9 +212,9 @@ REST: Final = (
 
 WHOAMI: Final = Operation("whoami", "GET", "/_tlsproxy/whoami", ANY_CALLER, own=True)
 PREFLIGHT: Final = Operation("cors_preflight", "OPTIONS", "", OPEN, own=True, free=True)
-"""What is asked of any path at all, and so has no route."""
+"""A preflight request, for any path."""
 OWN: Final = (WHOAMI,)
-"""Routes that Qdrant does not have."""
+"""Routes of the gateway itself, which Qdrant does not have."""
 
 GRPC: Final = (
     _grpc("/qdrant.Collections/Get", "get_collection", READ),

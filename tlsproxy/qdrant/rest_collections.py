@@ -32,13 +32,13 @@ def named_collections(operation: Operation, body: Any) -> tuple[str, ...]:
 
 def requests_of(operation: Operation, body: Any) -> list[dict[str, Any]]:
     """The requests of a body: its ``searches``, or itself. Raises :class:`BadRequest`."""
-    body = _object(body, "the body")
+    body = expect_object(body, "the body")
     if not operation.path.endswith("/batch"):
         return [body]
     searches = body.get("searches")
     if not isinstance(searches, list):
-        raise _wrong("searches", "an array")
-    return [_object(request, "searches") for request in searches]
+        raise wrong_type("searches", "an array")
+    return [expect_object(request, "searches") for request in searches]
 
 
 def prefetches_of(request: dict[str, Any]) -> list[dict[str, Any]]:
@@ -46,7 +46,7 @@ def prefetches_of(request: dict[str, Any]) -> list[dict[str, Any]]:
     prefetch = request.get("prefetch")
     if prefetch is None:
         return []
-    return [_object(one, "prefetch") for one in (prefetch if isinstance(prefetch, list) else [prefetch])]
+    return [expect_object(one, "prefetch") for one in (prefetch if isinstance(prefetch, list) else [prefetch])]
 
 
 def _lookups(request: dict[str, Any]) -> list[str]:
@@ -62,17 +62,18 @@ def _lookups(request: dict[str, Any]) -> list[str]:
 
 
 def _collection(value: Any, where: str) -> str:
-    name = _object(value, where).get("collection")
+    name = expect_object(value, where).get("collection")
     if not isinstance(name, str):
-        raise _wrong(f"{where}.collection", "a string")
+        raise wrong_type(f"{where}.collection", "a string")
     return name
 
 
-def _object(value: Any, where: str) -> dict[str, Any]:
+def expect_object(value: Any, where: str) -> dict[str, Any]:
+    """Raises :class:`BadRequest` for a value of another type."""
     if not isinstance(value, dict):
-        raise _wrong(where, "an object")
+        raise wrong_type(where, "an object")
     return value
 
 
-def _wrong(where: str, expected: str) -> BadRequest:
+def wrong_type(where: str, expected: str) -> BadRequest:
     return BadRequest(f"Format error in JSON body: {where} must be {expected}")

@@ -1,14 +1,15 @@
-"""An operation's body, confined to the points that carry a caller's payload conditions: a new body, or a refusal.
+"""Confines the body of a request to the points that meet the caller's payload conditions, or refuses it.
 
-A table of the operations that can be confined, and how; what has no row is refused to such a caller. Reads and changes
-by filter get the conditions as a filter, at every level at which points are chosen. New points get them as payload, and
-Qdrant's `update_filter` (since 1.16) keeps an upsert from a point that exists and carries others. What chooses points
-by ids without a filter, takes a vector or a payload from a point by its id, or touches the conditions' own keys is
-refused. Where serde would read an array as a struct, only the documented type is accepted.
+A table of the operations that can be confined, and how; all others are refused to such a caller. With the condition
+`tenant = "a"`, reads and changes by filter get it as a filter, at every level at which points are selected:
+`{"filter": F}` becomes `{"filter": {"must": [tenant = "a", F]}}`. New points get it as payload, and Qdrant's
+`update_filter` (since 1.16) stops an upsert over an existing point of another tenant. Requests are refused that select
+points by ids without a filter, take a vector or payload from a point by its id, or change the conditions' own keys.
+Where serde would read an array as a struct, only the documented type is accepted.
 
-To Qdrant a point whose key holds an array meets the condition of each value in it: such a point is shared, and may be
-read by each. A change asks besides that the key holds one value, so that nobody takes a shared point over.
-Counts are exact, since an estimate is made over all points (:mod:`tlsproxy.qdrant.answer_statistics`).
+In Qdrant a point whose key has an array meets the condition of each value in it: it is shared, and each tenant may read
+it. A change requires in addition that the key has one value, so that no tenant takes a shared point over.
+Counts are exact, since estimates are made over all points (:mod:`tlsproxy.qdrant.answer_statistics`).
 """
 
 from __future__ import annotations
@@ -20,12 +21,12 @@ from typing import Any, Final
 from tlsproxy.authz.access import Condition
 from tlsproxy.errors import BadRequest, Unconfined
 from tlsproxy.qdrant.operations import Operation
-from tlsproxy.qdrant.rest_collections import prefetches_of, requests_of
+from tlsproxy.qdrant.rest_collections import expect_object, prefetches_of, requests_of, wrong_type
 from tlsproxy.qdrant.scoring import Facts, Scored, check_matrix, is_rescored, needs_corpus
 
 Conditions = tuple[Condition, ...]
 
-# Names of collections and aliases are told to whoever may know them; they say nothing of points.
+# Responses with names of collections and aliases only, which are decided on by grants.
 _NO_POINTS: Final = frozenset({"collection_exists", "list_collections", "list_aliases", "list_collection_aliases"})
 NOT_CONFINED: Final = "This operation cannot be confined to a tenant"
 NOT_OF_A_BATCH: Final = "An operation of this batch cannot be confined to a tenant"
@@ -43,27 +44,29 @@ _INFERENCE: Final = frozenset({"text", "image", "object", "model", "options"})
 
 
 def touches_no_points(operation: Operation) -> bool:
+    """Whether it is about no points, so that conditions do not apply."""
     return operation.name in _NO_POINTS
 
 
 def is_confinable(operation: Operation) -> bool:
-    """Whether :func:`confine` has a way for it."""
+    """Whether :func:`confine` has a row for it."""
     return operation.path in _READS or (operation.method, operation.path) in _WRITES
 
 
 def confine(operation: Operation, body: Any, conditions: Conditions, facts: Facts | None = None) -> Any:
-    """``body`` is changed and returned. Raises :class:`Unconfined`, :class:`BadRequest`, and :class:`FactsNeeded` where
-    those of its collection have a say.
+    """Changes ``body`` and returns it.
+
+    Raises :class:`Unconfined`, :class:`BadRequest`, and :class:`FactsNeeded` where it depends on the facts.
     """
     write = _WRITES.get((operation.method, operation.path))
     if write is not None:
-        write(_object(body, "the body"), conditions)
+        write(expect_object(body, "the body"), conditions)
         return body
     if operation.path not in _READS:
         raise Unconfined(NOT_CONFINED)
-    left = requests_of(operation, body)
-    while left:
-        request = left.pop()
+    pending = requests_of(operation, body)
+    while pending:
+        request = pending.pop()
         for name in ("lookup_from", "with_lookup"):
             if request.get(name) is not None:
                 raise Unconfined(LOOKS_UP.format(name))
@@ -79,48 +82,45 @@ def confine(operation: Operation, body: Any, conditions: Conditions, facts: Fact
         if operation.path in _COUNTED:
             request["exact"] = True
         _filter(request, "filter", conditions)
-        left += prefetches_of(request)
+        pending += prefetches_of(request)
     return body
 
 
 def _filter(request: dict[str, Any], name: str, conditions: Conditions, *, alone: bool = False) -> None:
-    """The caller's own filter becomes one more condition of ours, as a whole. ``alone``: shared points are left out."""
+    """Adds the conditions; the caller's own filter becomes one more of them. ``alone``: excludes shared points."""
     own = request.get(name)
     must: list[dict[str, Any]] = [{"key": one.key, "match": {"value": one.value}} for one in conditions]
     if alone:
         must += ({"key": one.key, "values_count": {"lte": 1}} for one in conditions)
-    if own is not None and _object(own, name):
+    if own is not None and expect_object(own, name):
         must.append(own)
     request[name] = {"must": must}
 
 
 def _params(request: dict[str, Any], conditions: Conditions, *, exact: bool, corpus: bool, rescored: bool) -> None:
-    """Which segments are indexed is a matter of all points in them, and so are codes of quantized vectors. Words are
-    counted over the caller's own.
+    """Removes the influence of other tenants' points: which segments are indexed and the codes of quantized vectors
+    depend on all points, and words must be counted over the caller's own.
     """
     if request.get("params") is None:
         if not (exact or corpus or rescored):
             return
         request["params"] = {}
-    params = _object(request["params"], "params")
+    params = expect_object(request["params"], "params")
     params.pop("indexed_only", None)
     if exact:
         params["exact"] = True
     if rescored or params.get("quantization") is not None:
         quantization = params.get("quantization")
-        params["quantization"] = {} if quantization is None else _object(quantization, "params.quantization")
+        params["quantization"] = {} if quantization is None else expect_object(quantization, "params.quantization")
         params["quantization"]["rescore"] = True
     idf = params.get("idf")
     if corpus or idf is not None:
-        params["idf"] = {} if idf is None or idf == "global" else _object(idf, "params.idf")
+        params["idf"] = {} if idf is None or idf == "global" else expect_object(idf, "params.idf")
         _filter(params["idf"], "corpus", conditions)
 
 
 def _scored(query: Any) -> Scored:
-    """By what a query is. A number or a string is a point's id, whose vector a search would tell of.
-
-    Raises :class:`Unconfined`.
-    """
+    """The kind of a query. Raises :class:`Unconfined` for a point's id: the search would tell of its vector."""
     if query is None:
         return Scored.NOTHING
     if isinstance(query, dict):
@@ -134,9 +134,9 @@ def _scored(query: Any) -> Scored:
 
 
 def _scored_of_vector(value: Any) -> Scored:
-    """Dense, multiple or sparse, or what an inference service makes one of, which may be sparse.
+    """The kind of a vector: dense, multiple or sparse, or a document that a model makes one of, which may be sparse.
 
-    Two rows of numbers are several dense vectors, or to serde, if the first has no fractions, a sparse one: either.
+    `[[1, 2], [0.1, 0.2]]` are two dense vectors, or to serde a sparse one as (indices, values): it counts as both.
     """
     if isinstance(value, dict):
         if value.keys() == {"indices", "values"} and _are_numbers(value["indices"]) and _are_numbers(value["values"]):
@@ -157,7 +157,7 @@ def _scored_of_search(vector: Any) -> tuple[Scored, str]:
         return Scored.NOTHING, ""
     if _are_numbers(vector):
         return Scored.DENSE, ""
-    named = _object(vector, "vector")
+    named = expect_object(vector, "vector")
     if isinstance(named.get("vector"), dict):
         return Scored.SPARSE, _text(named.get("name"), "vector.name")
     _array(named.get("vector"), "vector.vector")
@@ -167,7 +167,7 @@ def _scored_of_search(vector: Any) -> tuple[Scored, str]:
 
 
 def _are_numbers(value: Any) -> bool:
-    return isinstance(value, list) and _NUMBERS.issuperset(map(type, value))  # of millions, in no time
+    return isinstance(value, list) and _NUMBERS.issuperset(map(type, value))  # in C: there may be millions
 
 
 _NUMBERS: Final = frozenset((float, int))
@@ -181,10 +181,10 @@ def _upsert(body: dict[str, Any], conditions: Conditions) -> None:
         raise BadRequest("Format error in JSON body: either points or batch is expected")
     if "points" in body:
         for one in _array(body["points"], "points"):
-            point = _object(one, "points")
+            point = expect_object(one, "points")
             point["payload"] = _marked(point.get("payload"), conditions)
     else:
-        batch = _object(body["batch"], "batch")
+        batch = expect_object(body["batch"], "batch")
         ids, payloads = _array(batch.get("ids"), "ids"), batch.get("payloads")
         if payloads is None:
             payloads = [None] * len(ids)
@@ -199,18 +199,20 @@ def _update_vectors(body: dict[str, Any], conditions: Conditions) -> None:
 def _by_filter(body: dict[str, Any], conditions: Conditions) -> None:
     if body.get("points") is not None:
         raise Unconfined(BY_IDS)
-    _object(body.get("filter"), "filter")  # without one Qdrant refuses; ours alone would mean all points of the tenant
+    expect_object(
+        body.get("filter"), "filter"
+    )  # Qdrant requires one; the conditions alone would select all points of the tenant
     _filter(body, "filter", conditions, alone=True)
 
 
 def _set_payload(body: dict[str, Any], conditions: Conditions) -> None:
     if body.get("key") is not None:
         raise Unconfined(BELOW_A_KEY)
-    payload = _object(body.get("payload"), "payload")
+    payload = expect_object(body.get("payload"), "payload")
     for one in conditions:
         if one.key in payload:
             raise Unconfined(SET.format(one.key))
-    _marked({}, conditions)  # of conditions that cannot hold together
+    _marked({}, conditions)  # raises for conditions that exclude each other
     _by_filter(body, conditions)
 
 
@@ -226,7 +228,7 @@ def _delete_payload(body: dict[str, Any], conditions: Conditions) -> None:
 
 
 def check_deleted(path: Any, conditions: Conditions) -> None:
-    """Of a path into the payload. Raises :class:`Unconfined`."""
+    """Checks a payload path to delete. Raises :class:`Unconfined` for a condition's key."""
     match = _PLAIN_PATH.fullmatch(path) if isinstance(path, str) else None
     if match is None or any(match.group(1) == one.key for one in conditions):
         raise Unconfined(_KEPT)
@@ -234,37 +236,31 @@ def check_deleted(path: Any, conditions: Conditions) -> None:
 
 def _batch(body: dict[str, Any], conditions: Conditions) -> None:
     for operation in _array(body.get("operations"), "operations"):
-        pairs = list(_object(operation, "operations").items())
+        pairs = list(expect_object(operation, "operations").items())
         change = _CHANGES.get(pairs[0][0]) if len(pairs) == 1 else None
         if change is None:
             raise Unconfined(NOT_OF_A_BATCH)
-        change(_object(pairs[0][1], pairs[0][0]), conditions)
+        change(expect_object(pairs[0][1], pairs[0][0]), conditions)
 
 
 def _marked(payload: Any, conditions: Conditions) -> dict[str, Any]:
-    """The payload with the conditions in it. Raises :class:`Unconfined` where it says otherwise."""
-    marked = {} if payload is None else _object(payload, "payload")
+    """The payload with the conditions. Raises :class:`Unconfined` where it has another value under a key."""
+    marked = {} if payload is None else expect_object(payload, "payload")
     for one in conditions:
         if marked.setdefault(one.key, one.value) != one.value:
             raise Unconfined(MARKED.format(one.key))
     return marked
 
 
-def _object(value: Any, where: str) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise BadRequest(f"Format error in JSON body: {where} must be an object")
-    return value
-
-
 def _text(value: Any, where: str) -> str:
     if value is not None and not isinstance(value, str):
-        raise BadRequest(f"Format error in JSON body: {where} must be a string")
+        raise wrong_type(where, "a string")
     return value or ""
 
 
 def _array(value: Any, where: str) -> list[Any]:
     if not isinstance(value, list):
-        raise BadRequest(f"Format error in JSON body: {where} must be an array")
+        raise wrong_type(where, "an array")
     return value
 
 
@@ -286,10 +282,10 @@ _READS: Final = frozenset(
     )
 )
 _COUNTED: Final = frozenset({f"{_COLLECTION}/facet", f"{_COLLECTION}/points/count"})
-"""Routes that answer with counts, or estimates of them."""
+"""Routes that answer with counts, or estimates."""
 _GROUPED: Final = frozenset({f"{_COLLECTION}/points/query/groups", f"{_COLLECTION}/points/search/groups"})
 _SEARCHED: Final = frozenset(f"{_COLLECTION}/points/search{path}" for path in ("", "/batch", "/groups"))
-"""Those that name their vector otherwise than by ``query`` and ``using``."""
+"""Older routes that have ``vector`` instead of ``query`` and ``using``."""
 _MATRICES: Final = frozenset(f"{_COLLECTION}/points/search/matrix/{path}" for path in ("offsets", "pairs"))
 _Change = Callable[[dict[str, Any], Conditions], None]
 _CHANGES: Final[dict[str, _Change]] = {

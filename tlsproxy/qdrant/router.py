@@ -1,7 +1,7 @@
-"""A REST request → its operation and the collection in its path.
+"""REST routing: a request → its operation and the collection in its path.
 
-Routes are matched on decoded segments, a literal before a parameter, as in Qdrant's own router; a route with another
-method does not exist (Qdrant's routes are guarded by method: a wrong one is 404, never 405, and HEAD is not GET).
+Routes are matched on decoded segments, literals before parameters, as in Qdrant's own router. With another method a
+route does not exist, as in Qdrant: the response is 404, never 405, and HEAD is not GET.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _COLLECTION = "{collection_name}"
 
 @dataclass(frozen=True, slots=True)
 class Recognised:
-    """``operation`` is None for what has no row in the table."""
+    """A routed request. ``operation`` is None without a row in the table."""
 
     target: RequestTarget
     operation: Operation | None
@@ -71,7 +71,7 @@ def recognise(method: str, target: str) -> Recognised:
 def _match(
     node: _Node, segments: tuple[str, ...], index: int, collection: str | None
 ) -> tuple[Operation, str | None] | None:
-    """The literal way first; where it leads nowhere, the parameter's: a collection may be called ``aliases``."""
+    """Tries the literal branch, then the parameter's: `/collections/aliases/points` is about a collection `aliases`."""
     if index == len(segments):
         operation = node.operation or node.tail
         return (operation, collection) if operation is not None else None

@@ -1,13 +1,13 @@
-"""Sources of a query's scores beside its vector and the points: document frequencies, and codes of quantization.
+"""Scores that depend on other tenants' points: by document frequencies, and by codes of quantization.
 
-Inverse document frequencies: a sparse vector with the modifier `idf` (BM25's, for one) and a text query (since Qdrant
-1.20) are scored by how many points there are, and how many of them have a word: in the whole collection, unless
-`params.idf.corpus` names a filter (since 1.19). An older Qdrant ignores that member in silence, and on a vector without
-the modifier it is an error. So what such a query becomes depends on :class:`Facts` that the upstream is asked for.
+Inverse document frequencies: queries of a sparse vector with the modifier `idf` (BM25, for example) and text queries
+(since Qdrant 1.20) are scored by the number of points, and of points with a word, in the whole collection, unless
+`params.idf.corpus` is a filter (since 1.19). An older Qdrant silently ignores that member, and for a vector without the
+modifier it is an error. So the confined form of a query depends on :class:`Facts` that the upstream is asked for.
 
-Quantization: codes are made by the range, or the clusters, of all vectors of a segment, and scores by codes tell of
-these; `params.quantization.rescore` has the scores made anew from the vectors themselves. Nothing has that for the
-weights of a sparse index of datatype `uint8`, which are coded by the range of each dimension.
+Quantization: codes are computed from the range, or the clusters, of all vectors of a segment, so that scores by codes
+tell of these; with `params.quantization.rescore` scores are computed from the vectors themselves. There is no such
+parameter for the weights of a sparse index of datatype `uint8`, which are coded by the range of each dimension.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from tlsproxy.errors import Unconfined
 
 CORPUS: Final = (1, 19)
 TEXT: Final = (1, 20)
-"""The releases of Qdrant that first have the parameter, and the query."""
+"""The first releases of Qdrant with the parameter, and with the query."""
 
 _LONGEST_VERSION: Final = 64
 
@@ -47,15 +47,15 @@ class Scored(Enum):
 
 
 class FactsNeeded(Exception):
-    """A body whose confined form depends on facts that are not known, or may be out of date."""
+    """The confined form of a body depends on facts that are missing, or may be outdated."""
 
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """The upstream's account of itself and of one collection; None for a part that is missing or not understood.
+    """Facts of the upstream and of one collection; None for a part that is missing or not understood.
 
-    ``weighted`` are the sparse vectors with the modifier, ``coded`` those whose weights are, ``quantized`` the dense
-    ones that are. ``fresh``: asked for the request at hand.
+    ``weighted``: the sparse vectors with the modifier; ``coded``: those with coded weights; ``quantized``: the dense
+    vectors with quantization. ``fresh``: fetched for the present request.
     """
 
     release: tuple[int, int] | None = None
@@ -69,10 +69,10 @@ class Facts:
 
 
 def needs_corpus(scored: Scored, using: str, facts: Facts | None) -> bool:
-    """Whether a query of the vector ``using`` must name the points that are counted.
+    """Whether a query of the vector ``using`` needs a corpus, the filter of the points that are counted.
 
-    That a vector has the modifier is believed though it may be out of date, for all that is wrong then is an error of
-    Qdrant's; that it has none is not. Raises :class:`FactsNeeded`, :class:`Unconfined`.
+    Facts that are not fresh suffice for a yes: if it is outdated, Qdrant answers with an error. They do not suffice for
+    a no. Raises :class:`FactsNeeded`, :class:`Unconfined`.
     """
     if scored in {Scored.NOTHING, Scored.DENSE}:
         return False
@@ -92,7 +92,7 @@ def needs_corpus(scored: Scored, using: str, facts: Facts | None) -> bool:
 
 
 def check_matrix(using: str, facts: Facts | None) -> None:
-    """A matrix has no parameters. Raises :class:`FactsNeeded`, :class:`Unconfined`."""
+    """Checks a matrix, which has no parameters to confine. Raises :class:`FactsNeeded`, :class:`Unconfined`."""
     if facts is None or not facts.fresh:
         raise FactsNeeded
     if facts.weighted is None or facts.quantized is None or using in facts.weighted | facts.quantized | facts.coded:
@@ -100,7 +100,7 @@ def check_matrix(using: str, facts: Facts | None) -> None:
 
 
 def is_rescored(scored: Scored) -> bool:
-    """Whether it may be scored by quantized vectors."""
+    """Whether quantized vectors may be used for its scores."""
     return scored in {Scored.DENSE, Scored.INFERRED}
 
 
@@ -130,7 +130,7 @@ def described(release: tuple[int, int] | None, answer: bytes) -> Facts:
 
 
 def _weighted(sparse: Any) -> frozenset[str] | None:
-    """A modifier that is not known here may count words as well."""
+    """The vectors with a modifier; an unknown one may count words too."""
     if not isinstance(sparse, dict):
         return frozenset() if sparse is None else None
     return frozenset(
@@ -141,7 +141,7 @@ def _weighted(sparse: Any) -> frozenset[str] | None:
 
 
 def _coded(sparse: Any) -> frozenset[str]:
-    """A datatype that is not known here may be a code as well."""
+    """The vectors with coded weights; an unknown datatype may be a code too."""
     vectors = sparse.items() if isinstance(sparse, dict) else ()
     return frozenset(name for name, vector in vectors if not _is_plain(vector))
 
@@ -152,15 +152,15 @@ def _is_plain(vector: Any) -> bool:
 
 
 def _quantized(config: dict[str, Any], dense: Any) -> frozenset[str] | None:
-    """A vector's own configuration stands before that of the collection; one that is unknown counts as one."""
+    """The vectors with quantization, of their own or by the collection; an unknown configuration counts as one."""
     if not isinstance(dense, dict):
         return frozenset() if dense is None else None
     named = {"": dense} if "size" in dense and not isinstance(dense["size"], dict) else dense
-    everywhere = config.get("quantization_config") is not None
+    by_collection = config.get("quantization_config") is not None
     return frozenset(
         name
         for name, vector in named.items()
-        if everywhere or not isinstance(vector, dict) or vector.get("quantization_config") is not None
+        if by_collection or not isinstance(vector, dict) or vector.get("quantization_config") is not None
     )
 
 
