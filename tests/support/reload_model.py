@@ -134,6 +134,7 @@ class Oracle:
         if lacking and gone:
             self.crls[lacking[0]] = tuple(gone)
             self.good.pop(lacking[0], None)
+        self._let_early_ones_wait(now)
 
     def _judge_authorities(self, content: Content, now: int) -> None:
         before = self.anchors
@@ -147,6 +148,14 @@ class Oracle:
         self.former = tuple(
             each for each in before if (each.subject, each.key) in awaited and each.valid(now) and each not in self.file
         )
+
+    def _let_early_ones_wait(self, now: int) -> None:
+        """Of a file that is not wholly in force, one dated ahead waits where another file has one that is current."""
+        begun = [crl for found in self.crls.values() for crl in found if crl.begins <= now]
+        for path, found in list(self.crls.items()):
+            if path not in self.good:
+                self.crls[path] = tuple(crl for crl in found if crl.begins <= now or not _any_replaces(begun, crl))
+        self.crls = {path: found for path, found in self.crls.items() if found}
 
     def _best_crl(
         self, path: str, content: Content, in_use: Iterable[Revocations], now: int

@@ -433,6 +433,45 @@ def test_each_crl_of_a_file_that_waits_is_published_at_its_moment(made: Made) ->
     assert revoked(due.generation)
 
 
+@pytest.mark.parametrize("crls", [["early.crl", "root.crl", "gone.crl"], ["root.crl", "early.crl", "gone.crl"]])
+@pytest.mark.parametrize("together", [False, True], ids=["two files", "one file"])
+@pytest.mark.parametrize("arrival", ["start", "reload", "current one later"])
+def test_a_crl_dated_ahead_waits_beside_the_current_one_of_another_file(
+    made: Made, crls: list[str], arrival: str, *, together: bool
+) -> None:
+    """Whichever came first: those of its CA are covered, and revoked, by the one that is valid now."""
+    start = datetime.fromtimestamp(int(NOW) + 600, UTC)
+    current, early = crl_of(ROOT, BOB.serial, number=2), crl_of(ROOT, number=3, this_update=start)
+    files = {"early.crl": current + early} if together else {"early.crl": early, "root.crl": current}
+    configured = {**made.sections["tls"], "crl": [each for each in crls if each in files or each == "gone.crl"]}
+    former = made.build(None) if arrival == "reload" else None
+    faults: Any = {}
+    if arrival == "current one later":
+        made.write("early.crl", early)
+        made.edit(tls={**configured, "crl": ["early.crl", "gone.crl"]})
+        alone = made.propose(None, now=NOW)
+        former, faults = alone.generation, alone.faults
+        assert former is not None
+        assert former.material.trust.verdict_of(BOBS, NOW).refusal == "crl_missing"
+    for name, data in files.items():
+        made.write(name, data)
+    made.edit(tls=configured)
+    proposal = made.propose(former, now=NOW, faults=faults)
+    new = proposal.generation
+    assert new is not None
+    assert revoked(new)
+    assert [crl.number for crl in new.material.trust.facts if crl.issuer == "CN=test root"] == [2]
+    (fault,) = proposal.faults.values()
+    kept = together or arrival == "reload"
+    assert (fault.kind, fault.moment, fault.kept) == (FailureKind.TIME, start.timestamp(), kept)
+    again = made.propose(new, now=NOW + 1, states=proposal.states, faults=proposal.faults)
+    assert (again.generation, again.faults) == (new, proposal.faults)
+    due = made.propose(new, now=start.timestamp(), states=proposal.states, faults=proposal.faults)
+    assert due.generation is not None
+    assert not due.faults
+    assert due.generation.material.trust.verdict_of(BOBS, start.timestamp()).refusal == ""
+
+
 def test_a_crl_of_a_namesake_in_the_same_file_takes_no_place(made: Made) -> None:
     twin = Authority.create("test root")
     made.write("ca.pem", ROOT.certificate_pem + OTHER.certificate_pem + GONE.certificate_pem + twin.certificate_pem)

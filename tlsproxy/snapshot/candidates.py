@@ -36,8 +36,10 @@ T = TypeVar("T")
 
 Data: TypeAlias = tuple[bytes, ...]
 Made: TypeAlias = tuple[InputState[T], MaterialError | None]
+Crls: TypeAlias = "InputState[tuple[Crl, ...]]"
 Place: TypeAlias = tuple[str, str]
 """A CRL's scope (its ``digest``) and its issuer's key: of two with the same place one counts."""
+Places: TypeAlias = "Callable[[Crl], Place]"
 
 
 def authorities_in(
@@ -96,6 +98,33 @@ class ServerPair:
         return InputState.of(replace(server, warnings=warnings), data), None
 
 
+def places_among(authorities: Sequence[x509.Certificate]) -> Places:
+    """Where none of these CAs signed a CRL, the issuer's key is the one that it names."""
+
+    @functools.cache  # of 500,000 entries one signature takes 50 ms
+    def place(crl: Crl) -> Place:
+        signer = next((authority for authority in authorities if crl.signed_by(authority)), None)
+        return crl.digest, crl.key_id if signer is None else issuer_of(signer)[1]
+
+    return place
+
+
+def none_early(files: Mapping[Path, Crls], place: Places, now: float) -> dict[Path, Crls]:
+    """Without the CRLs that wait for their date, as far as another file has one in their place that is valid now."""
+    early = {crl.digest for state in files.values() if not state.read for crl in state.value if crl.this_update > now}
+    begun = {
+        place(crl) for state in files.values() for crl in state.value if crl.digest in early and crl.this_update <= now
+    }
+    found = {}
+    for path, state in files.items():
+        rest = tuple(crl for crl in state.value if state.read or crl.this_update <= now or place(crl) not in begun)
+        if rest == state.value:
+            found[path] = state
+        elif rest:
+            found[path] = InputState.of(rest, tuple(crl.der for crl in rest), whole=False)
+    return found
+
+
 @dataclass(frozen=True, slots=True)
 class CrlFile:
     """``trust`` is the one in use, None at the start; ``authorities`` are the CAs that will be.
@@ -104,9 +133,10 @@ class CrlFile:
     """
 
     path: Path
-    former: InputState[tuple[Crl, ...]] | None
+    former: Crls | None
     trust: Trust | None
     authorities: Sequence[x509.Certificate]
+    place: Places
     deny_expired: bool
 
     def made(self, data: Data, now: float) -> Made[tuple[Crl, ...]]:
@@ -118,9 +148,9 @@ class CrlFile:
         trust, former = self.trust, self.former.value if self.former is not None else ()
         known = {crl.der: crl for crl in former}
         found = [known.get(crl.der, crl) for crl in load_crls(str(self.path), data[0])]
-        place = functools.cache(self._place)
-        held = {} if trust is None else self._held(trust, {crl.digest for crl in found}, place)
-        foreign = self._foreign(found, former, place)
+        place = self.place
+        held = {} if trust is None else self._held(trust, {crl.digest for crl in found})
+        foreign = self._foreign(found, former)
         used: list[Crl] = []
         wrong: list[tuple[Crl, MaterialError]] = []
         for crl in (one for one in found if one not in foreign):
@@ -135,7 +165,7 @@ class CrlFile:
         told = [error for _, error in wrong] + [_foreign(crl) for crl in foreign]
         if not told:
             return InputState.of(tuple(found), data), None
-        used += [one for one in self._stay(wrong, held, former, place, now) if place(one) not in taken]
+        used += [one for one in self._stay(wrong, held, former, now) if place(one) not in taken]
         if not used:
             raise _told(told)
         return InputState.of(tuple(used), tuple(crl.der for crl in used), whole=False), _told(told)
@@ -145,37 +175,33 @@ class CrlFile:
         wrong: Sequence[tuple[Crl, MaterialError]],
         held: Mapping[Place, Sequence[Crl]],
         former: Sequence[Crl],
-        place: Callable[[Crl], Place],
         now: float,
     ) -> list[Crl]:
         """In the order of before: what counts in the places of those that are wrong, and all else that the file had."""
         if self.trust is None:
             return [crl for crl, _ in wrong]
+        place = self.place
         places = {place(crl) for crl, _ in wrong}
         stay = [crl for crl in former if place(crl) not in places]
         stay += [one for crl, error in wrong for one in _instead(crl, error, held.get(place(crl), ()), now)]
         return sorted(dict.fromkeys(stay), key=lambda one: former.index(one) if one in former else len(former))
 
-    def _foreign(self, found: Sequence[Crl], former: Sequence[Crl], place: Callable[[Crl], Place]) -> list[Crl]:
+    def _foreign(self, found: Sequence[Crl], former: Sequence[Crl]) -> list[Crl]:
         """Those of CAs that are not known, in the place of one that counts: they would give back what that took."""
+        place = self.place
         places, before = set(map(place, found)), set(map(place, former))
         if not any(place(crl) not in places and self._signed(crl) for crl in former):
             return []
         return [crl for crl in found if place(crl) not in before and not self._signed(crl)]
 
-    def _held(self, trust: Trust, digests: set[str], place: Callable[[Crl], Place]) -> dict[Place, tuple[Crl, ...]]:
+    def _held(self, trust: Trust, digests: set[str]) -> dict[Place, tuple[Crl, ...]]:
         """By place the CRLs in use."""
+        place = self.place
         held: dict[Place, tuple[Crl, ...]] = {}
         for crl in trust.in_use:
             if crl.digest in digests:
                 held[place(crl)] = (*held.get(place(crl), ()), crl)
         return held
-
-    def _place(self, crl: Crl) -> Place:
-        """Where no known CA signed it, the issuer's key is the one that it names."""
-        known = (*self.authorities, *(self.trust.configured if self.trust is not None else ()))
-        signer = next((authority for authority in known if crl.signed_by(authority)), None)
-        return crl.digest, crl.key_id if signer is None else issuer_of(signer)[1]
 
     def _signed(self, crl: Crl) -> bool:
         return any(crl.signed_by(authority) for authority in self.authorities)

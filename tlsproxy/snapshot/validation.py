@@ -20,7 +20,16 @@ from tlsproxy.config.problems import ConfigError
 from tlsproxy.config.secrets import known_keys, repeated_keys, secret_files, secret_in
 from tlsproxy.config.tokens import key_file, key_sources, keys_in
 from tlsproxy.errors import FailureKind, MaterialError, TlsproxyError
-from tlsproxy.snapshot.candidates import CrlFile, Data, Made, ServerPair, authorities_in
+from tlsproxy.snapshot.candidates import (
+    CrlFile,
+    Data,
+    Made,
+    Places,
+    ServerPair,
+    authorities_in,
+    none_early,
+    places_among,
+)
 from tlsproxy.snapshot.name_resolution import Resolved, names_of
 from tlsproxy.snapshot.states import Fault, Input, InputState, PublicKeys, States, digest_of
 from tlsproxy.tls.material import crl_policy
@@ -245,27 +254,36 @@ class _Judge:
 
     def _crls(self, authorities: Authorities) -> dict[Path, InputState[tuple[Crl, ...]]]:
         tls, former = self._config.tls, self._former.crls if self._former is not None else {}
+        known = authorities.value if authorities is not None else ()
+        place = places_among((*known, *(self._serving.trust.configured if self._serving is not None else ())))
         states = {}
         for path in tls.crl:
-            if (state := self._crl(path, former.get(path), authorities)) is not None:
+            if (state := self._crl(path, former.get(path), authorities, place)) is not None:
                 states[path] = state
         missing = next((path for path in tls.crl if path not in states), None)
         gone = tuple(crl for path, state in former.items() if path not in tls.crl for crl in state.value)
         if missing is not None and gone:
             # Whose place it takes is not known as long as it cannot be read: what was revoked stays revoked.
             states[missing] = InputState.of(gone, tuple(crl.der for crl in gone), whole=False)
-            if (fault := self._faults.get(which := Input("crl", str(missing)))) is not None:
-                self._faults[which] = replace(fault, kept=True)
-        return states
+            self._tell_kept(missing, kept=True)
+        found = none_early(states, place, self._now)
+        for path in states.keys() - found.keys():
+            self._tell_kept(path, kept=False)
+        return found
+
+    def _tell_kept(self, path: Path, *, kept: bool) -> None:
+        if (fault := self._faults.get(which := Input("crl", str(path)))) is not None:
+            self._faults[which] = replace(fault, kept=kept)
 
     def _crl(
-        self, path: Path, former: InputState[tuple[Crl, ...]] | None, authorities: Authorities
+        self, path: Path, former: InputState[tuple[Crl, ...]] | None, authorities: Authorities, place: Places
     ) -> InputState[tuple[Crl, ...]] | None:
         file = CrlFile(
             path,
             former,
             self._serving.trust if self._serving is not None else None,
             authorities.value if authorities is not None else (),
+            place,
             crl_policy(self._config.tls).deny_expired,
         )
         beside = "" if authorities is None else authorities.digest
