@@ -407,10 +407,11 @@ def test_a_crl_of_an_intermediate_that_clients_send_never_goes_back(made: Made, 
 
 def test_the_same_crls_are_the_same_state_whatever_was_there_before(made: Made) -> None:
     """A worker makes it of the bytes."""
-    path, both = made.directory / "root.crl", crl_of(ROOT, BOB.serial, number=3) + crl_of(ROOT, number=4)
+    path, last = made.directory / "root.crl", crl_of(ROOT, number=4)
+    both = crl_of(ROOT, BOB.serial, number=3) + last
     made.write("root.crl", both)
     second = made.build(made.first)
-    made.write("root.crl", crl_of(ROOT, number=4))
+    made.write("root.crl", last)
     third = made.build(second)
     made.write("root.crl", both)
     for generation in (second, made.build(third)):
