@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import Self
 
 from support.gateway import Gateway
+from support.site import Site
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,3 +65,12 @@ class Caller:
     def is_closed(self) -> bool:
         """Whether the gateway ends the connection as TLS should, with a close_notify: an error is raised for a cut."""
         return not self._buffer and self.sock.recv(1) == b""
+
+
+def enters(gateway: Gateway, site: Site, name: str = "admin") -> bool:
+    """Whether a request of this client is answered with 200."""
+    with Caller(gateway, site.client(name)) as caller:
+        try:
+            return caller.ask().status == 200
+        except (EOFError, ConnectionError, ssl.SSLError):
+            return False

@@ -15,6 +15,8 @@ from typing import Any
 import pytest
 import yaml
 from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.serialization import Encoding
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from snapshot_site import OTHER, ROOT, SERVER, SnapshotSite, hour
@@ -403,6 +405,81 @@ def test_a_crl_of_an_intermediate_that_clients_send_never_goes_back(made: Made, 
     assert len(proposal.faults) == 1
     made.write("below.crl", crl_of(below, number=9))
     assert made.build(second).digest != second.digest
+
+
+def scoped(point: x509.IssuingDistributionPoint | None, *revoked: int, number: int) -> bytes:
+    """A CRL of ROOT; of everything without a point."""
+    crl = x509.load_pem_x509_crl(crl_of(ROOT, *revoked, number=number))
+    dates = crl.last_update_utc, crl.next_update_utc
+    builder = x509.CertificateRevocationListBuilder(crl.issuer, *dates, list(crl.extensions), list(crl))
+    if point is not None:
+        builder = builder.add_extension(point, critical=True)
+    return builder.sign(ROOT._key(), hashes.SHA256()).public_bytes(Encoding.PEM)
+
+
+def scope(*points: str, **only: bool) -> x509.IssuingDistributionPoint:
+    names = [x509.UniformResourceIdentifier(f"http://crl.example/{each}") for each in points]
+    return x509.IssuingDistributionPoint(
+        full_name=names or None,
+        relative_name=None,
+        only_contains_user_certs=only.get("users", False),
+        only_contains_ca_certs=only.get("authorities", False),
+        only_some_reasons=None,
+        indirect_crl=False,
+        only_contains_attribute_certs=False,
+    )
+
+
+@pytest.mark.parametrize("number", [8, 10])
+@pytest.mark.parametrize("policy", ["require", "where_present"])
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (None, scope("one")),
+        (None, scope(authorities=True)),
+        (scope("one"), scope("two")),
+        (scope("one", "two"), scope("one")),
+        (scope(users=True), scope("one", authorities=True)),
+    ],
+)
+def test_a_crl_of_another_scope_gives_back_nothing(
+    made: Made,
+    before: x509.IssuingDistributionPoint | None,
+    after: x509.IssuingDistributionPoint,
+    policy: str,
+    number: int,
+) -> None:
+    """Neither an older one nor a newer one that is about less: what it does not speak for stays revoked."""
+    carol = ROOT.issue(common_name="carol", client=True).serial
+    made.edit(tls={**made.sections["tls"], "crl_policy": policy})
+    made.write("root.crl", scoped(before, BOB.serial, number=9))
+    second = made.build(made.first)
+    made.write("root.crl", scoped(after, carol, number=number))
+    proposal = made.propose(second, now=NOW)
+    third = proposal.generation
+    assert third is not None
+    assert revoked(third)
+    assert any(carol in crl.serials for crl in third.material.trust.in_use)
+    assert "of another scope" in str(proposal.faults)
+    assert made.propose(third, states=proposal.states, faults=proposal.faults).generation is third
+    made.edit(keys=sections()["keys"][:1])  # judged anew
+    fourth = made.propose(third, states=proposal.states, faults=proposal.faults).generation
+    assert fourth is not None
+    assert revoked(fourth)
+    made.write("root.crl", scoped(before, number=11))
+    last = made.propose(fourth)
+    assert last.generation is not None
+    assert not revoked(last.generation)
+
+
+@pytest.mark.parametrize("after", [None, scope("one", "two")])
+def test_a_newer_crl_of_a_wider_scope_takes_the_place(made: Made, after: x509.IssuingDistributionPoint | None) -> None:
+    made.write("root.crl", scoped(scope("one"), BOB.serial, number=9))
+    second = made.build(made.first)
+    made.write("root.crl", scoped(after, number=8))
+    assert revoked(made.propose(second).generation or made.first)
+    made.write("root.crl", scoped(after, number=10))
+    assert not revoked(made.build(second))
 
 
 def test_the_same_crls_are_the_same_state_whatever_was_there_before(made: Made) -> None:

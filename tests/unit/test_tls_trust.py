@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import operator
 import time
 import tracemalloc
 from datetime import UTC, datetime
@@ -15,7 +16,7 @@ from support.certificates import certified
 
 from tlsproxy.errors import MaterialError
 from tlsproxy.tls.certinfo import day
-from tlsproxy.tls.crls import Serials, load_crls, older_than
+from tlsproxy.tls.crls import CrlScope, Serials, load_crls, older_than
 from tlsproxy.tls.pki import Authority
 from tlsproxy.tls.trust import CrlPolicy, Trust, issuer_of, load_authorities
 
@@ -150,6 +151,24 @@ def test_crls_for_several_distribution_points_all_count() -> None:
     points = [point(full_name=[x509.UniformResourceIdentifier(f"http://crl/{n}")]) for n in (1, 2)]
     trust = load(ROOT.certificate_pem, *map(special_crl, points))
     assert len(trust.facts) == 2
+
+
+POINTS = st.frozensets(st.sampled_from("abc"))
+SCOPES = st.builds(CrlScope, POINTS, st.booleans(), st.booleans())
+
+
+@given(SCOPES, SCOPES)
+def test_a_scope_holds_another_whose_certificates_it_covers_all(one: CrlScope, other: CrlScope) -> None:
+    certificates = [
+        (frozenset(each), authority) for each in ("", *"abc", "ab", "bc", "ac", "abc") for authority in (0, 1)
+    ]
+    covers = [
+        [scope.covers(points, authority=bool(authority)) for points, authority in certificates]
+        for scope in (one, other)
+    ]
+    assert one.holds(other) <= all(map(operator.ge, *covers))
+    assert one.holds(one)
+    assert CrlScope().holds(other)
 
 
 def test_of_two_crls_of_one_ca_the_newest_counts() -> None:

@@ -142,8 +142,9 @@ class CrlFile:
     def made(self, data: Data, now: float) -> Made[tuple[Crl, ...]]:
         """Where a CRL does not take the place of its predecessor, the file keeps that, and all else that it had.
 
-        One that is overdue, and revokes more than its current predecessor, revokes beside it. At the start one that is
-        dated ahead is there, and counts as missing until its date.
+        One that is overdue, and revokes more than its current predecessor, revokes beside it. So does one whose CA's
+        others, which are of another scope, do not replace it. At the start one that is dated ahead is there, and counts
+        as missing until its date.
         """
         trust, former = self.trust, self.former.value if self.former is not None else ()
         known = {crl.der: crl for crl in former}
@@ -162,10 +163,13 @@ class CrlFile:
         # A file may have an old CRL beside the one that took its place.
         taken = set(map(place, used))
         wrong = [(crl, error) for crl, error in wrong if error.kind is FailureKind.TIME or place(crl) not in taken]
-        told = [error for _, error in wrong] + [_foreign(crl) for crl in foreign]
+        left = self._left(found, used, former)
+        told = [error for _, error in wrong] + [_foreign(crl) for crl in foreign] + list(map(_beside, left))
         if not told:
             return InputState.of(tuple(found), data), None
-        used += [one for one in self._stay(wrong, held, former, now) if place(one) not in taken]
+        if wrong or foreign:
+            used += [one for one in self._stay(wrong, held, former, now) if place(one) not in taken]
+        used += [crl for crl in left if crl not in used]
         if not used:
             raise _told(told)
         return InputState.of(tuple(used), tuple(crl.der for crl in used), whole=False), _told(told)
@@ -185,6 +189,19 @@ class CrlFile:
         stay = [crl for crl in former if place(crl) not in places]
         stay += [one for crl, error in wrong for one in _instead(crl, error, held.get(place(crl), ()), now)]
         return sorted(dict.fromkeys(stay), key=lambda one: former.index(one) if one in former else len(former))
+
+    def _left(self, found: Sequence[Crl], used: Sequence[Crl], former: Sequence[Crl]) -> list[Crl]:
+        """Those that count, and revoke more than all of the same CA that the file has now, none of their scope."""
+        places, counting = set(map(self.place, found)), set() if self.trust is None else set(self.trust.in_use)
+        left = []
+        for crl in former:
+            if crl not in counting or self.place(crl) in places:
+                continue
+            others = [one for one in used if one.name == crl.name and self.place(one)[1] == self.place(crl)[1]]
+            replaced = any(one.scope.holds(crl.scope) and not older_than(one, crl) for one in others)
+            if others and not replaced and _revokes_more(crl, others):
+                left.append(crl)
+        return left
 
     def _foreign(self, found: Sequence[Crl], former: Sequence[Crl]) -> list[Crl]:
         """Those of CAs that are not known, in the place of one that counts: they would give back what that took."""
@@ -219,6 +236,15 @@ def _foreign(crl: Crl) -> MaterialError:
     return MaterialError(crl.path, text)
 
 
+def _beside(crl: Crl) -> MaterialError:
+    text = f"the CRL of {crl.issuer} in use ({_edition(crl)}) revokes more than those of another scope that replace it"
+    return MaterialError(crl.path, f"{text}: it revokes beside them; add one of its scope, or restart")
+
+
+def _revokes_more(crl: Crl, others: Sequence[Crl]) -> bool:
+    return any(all(serial not in one.serials for one in others) for serial in crl.serials)
+
+
 def _against(crl: Crl, held: Sequence[Crl], now: float, *, deny_expired: bool) -> MaterialError | None:
     """Why a CRL does not take the place of those in use."""
     named = f"the CRL of {crl.issuer}"
@@ -241,8 +267,7 @@ def _instead(crl: Crl, error: MaterialError, held: Sequence[Crl], now: float) ->
     if error.kind is not FailureKind.AGE:
         return held
     current = [one for one in held if one is not crl and one.this_update <= now < one.next_update]
-    more = any(all(serial not in one.serials for one in current) for serial in crl.serials)
-    return (crl, *current) if more else current
+    return (crl, *current) if _revokes_more(crl, current) else current
 
 
 def _begins(certificate: x509.Certificate) -> float:

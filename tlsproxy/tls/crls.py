@@ -84,6 +84,11 @@ class CrlScope:
             return False
         return not self.points or not points or not self.points.isdisjoint(points)
 
+    def holds(self, other: CrlScope) -> bool:
+        """Whether every certificate that the other covers is within this one too."""
+        points = not self.points or (bool(other.points) and other.points <= self.points)
+        return points and self.leaves >= other.leaves and self.authorities >= other.authorities
+
 
 @dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
 class Crl:

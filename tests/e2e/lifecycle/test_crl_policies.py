@@ -14,7 +14,7 @@ from support.gateway import Gateway
 from support.gateway_clock import WallClock
 from support.grpc_upstream import GrpcUpstream
 from support.h2_raw_client import h2
-from support.kept_connection import Caller
+from support.kept_connection import Caller, enters
 from support.raw_connection import RawClient, Truncated
 from support.raw_request import alert
 from support.site import CLIENTS, Site
@@ -44,14 +44,6 @@ def scoped(authority: Authority, *revoked: int, **fields: bool) -> bytes:
     )
     crl = builder.add_extension(point, critical=True).sign(authority._key(), hashes.SHA256())
     return crl.public_bytes(serialization.Encoding.DER)
-
-
-def enters(gateway: Gateway, site: Site, name: str = "admin") -> bool:
-    with Caller(gateway, site.client(name)) as caller:
-        try:
-            return caller.ask().status == 200
-        except (EOFError, ConnectionError):
-            return False
 
 
 @contextmanager
@@ -145,3 +137,20 @@ def test_a_crl_that_runs_out(own_site: Site, upstream: ScriptedUpstream, policy:
         own_site.replace("ca.crl", own_site.authority.crl_pem(number=2))
         assert gateway.ask_admin("/reload", "POST")[0] == 200
         assert enters(gateway, own_site)
+
+
+@pytest.mark.parametrize("policy", ["require", "where_present"])
+def test_a_crl_of_another_scope_gives_back_nothing(own_site: Site, upstream: ScriptedUpstream, policy: str) -> None:
+    """It takes what it takes; what only its predecessor revoked stays revoked, and that is told."""
+    lost = own_site.issue("lost", client=True, **CLIENTS["admin"])
+    stolen = own_site.issue("stolen", client=True, **CLIENTS["admin"])
+    own_site.write("ca.crl", own_site.authority.crl_pem([lost], number=9))
+    tls = {"crl": ["ca.crl"], "crl_policy": policy}
+    with Gateway(own_site.write_config(upstream.url, tls=tls)) as gateway:
+        assert not enters(gateway, own_site, "lost")
+        own_site.replace("ca.crl", scoped(own_site.authority, stolen))
+        assert "of another scope" in gateway.reloaded("partial")["error"]
+        assert [enters(gateway, own_site, name) for name in ("lost", "stolen", "admin")] == [False, False, True]
+        own_site.replace("ca.crl", own_site.authority.crl_pem([stolen], number=10))
+        gateway.reloaded()
+        assert [enters(gateway, own_site, name) for name in ("lost", "stolen", "admin")] == [True, False, True]

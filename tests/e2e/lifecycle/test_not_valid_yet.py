@@ -10,7 +10,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from support.gateway import Gateway
 from support.gateway_clock import WallClock
-from support.kept_connection import Caller
+from support.kept_connection import Caller, enters
 from support.site import Site
 from support.upstream import ScriptedUpstream
 
@@ -68,14 +68,6 @@ def test_it_serves_by_itself_at_its_moment(own_site: Site, upstream: ScriptedUps
         assert json.loads(gateway.ask_admin("/status")[1])["last_reload"]["error"] == ""
 
 
-def enters(gateway: Gateway, site: Site, name: str) -> bool:
-    with Caller(gateway, site.client(name)) as caller:
-        try:
-            return caller.ask().status == 200
-        except (EOFError, OSError):
-            return False
-
-
 @pytest.mark.parametrize("policy", ["require", "where_present"])
 def test_at_the_start_too(own_site: Site, upstream: ScriptedUpstream, policy: str) -> None:
     """Another CRL file has what counts until then."""
@@ -84,7 +76,7 @@ def test_at_the_start_too(own_site: Site, upstream: ScriptedUpstream, policy: st
     own_site.write("early.crl", own_site.authority.crl_pem(number=2, this_update=start))
     tls = {"crl": ["early.crl", "current.crl"], "poll_interval": 60, "crl_policy": policy}
     with Gateway(own_site.write_config(upstream.url, tls=tls), **wall.environ) as gateway:
-        assert enters(gateway, own_site, "admin")
+        assert enters(gateway, own_site)
         assert not enters(gateway, own_site, "search")
         assert gateway.audited(reason="certificate_revoked")
         wall.ahead = 2 * 3600.0
