@@ -131,7 +131,8 @@ class Gateway:
             self.process.wait()
             raise
         log = self.log.drain()
-        assert undescribed(self._audit.drain()) == set(), "docs/observability.md does not describe them"
+        unknown = undescribed(self._audit.drain())
+        assert not unknown, f"docs/observability.md does not describe {unknown}"
         assert not [line for line in log if "CRITICAL" in line or "Traceback" in line], "\n".join(log)
 
     @property

@@ -22,8 +22,8 @@ ROOT = Path(__file__).parents[2]
 
 
 @cache
-def trees() -> list[ast.Module]:
-    return [ast.parse(text) for path, text in sources().items() if not {"cli", "demo"} & set(path.parts)]
+def trees() -> dict[Path, ast.Module]:
+    return {path: ast.parse(text) for path, text in sources().items() if not {"cli", "demo"} & set(path.parts)}
 
 
 @cache
@@ -32,7 +32,7 @@ def sources() -> dict[Path, str]:
 
 
 def calls() -> Iterator[ast.Call]:
-    for tree in trees():
+    for tree in trees().values():
         yield from (node for node in ast.walk(tree) if isinstance(node, ast.Call))
 
 
@@ -50,19 +50,29 @@ def families() -> set[str]:
     }
 
 
-def places_of_a_reason() -> dict[str, int]:
-    """Functions and classes that take a positional `reason`, and its place in a call; of one name all alike."""
-    found: dict[str, set[int | None]] = defaultdict(set)
-    for tree in trees():
+@cache
+def signatures() -> list[tuple[Path, str, int | None]]:
+    """Functions and classes by package and name, with the place of a positional `reason` in a call."""
+    found = []
+    for path, tree in trees().items():
         for node in ast.walk(tree):
             inner = node.body if isinstance(node, ast.ClassDef) else [node]
             for function in inner:
                 if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
                     names = [argument.arg for argument in function.args.args if argument.arg not in {"self", "cls"}]
-                    name = (
-                        node.name if isinstance(node, ast.ClassDef) and function.name == "__init__" else function.name
-                    )
-                    found[name].add(names.index("reason") if "reason" in names else None)
+                    made = isinstance(node, ast.ClassDef) and function.name == "__init__"
+                    place = names.index("reason") if "reason" in names else None
+                    found.append((path.parent, node.name if made else function.name, place))
+    return found
+
+
+@cache
+def places_of_a_reason(package: Path | None = None) -> dict[str, int]:
+    """By name, where all of one name are alike, in a package or everywhere."""
+    found: dict[str, set[int | None]] = defaultdict(set)
+    for where, name, place in signatures():
+        if package in {None, where}:
+            found[name].add(place)
     return {name: place for name, (place, *others) in found.items() if place is not None and not others}
 
 
@@ -81,8 +91,9 @@ def literals(value: ast.expr | None) -> Iterator[str]:
 
 def given_as_a_reason() -> Iterator[ast.expr | None]:
     """By its name or at its place in a call, as a parameter's default, or as a class's."""
-    places = places_of_a_reason()
-    for tree in trees():
+    everywhere = places_of_a_reason()
+    for path, tree in trees().items():
+        places = everywhere | places_of_a_reason(path.parent)
         for node in ast.walk(tree):
             match node:
                 case ast.Call():
