@@ -219,7 +219,7 @@ def test_no_callback_opens_more_calls_than_a_turn_has(calls: Ends) -> None:
     for _ in range(refused):
         calls.client.open(asked("/qdrant.Points/Nothing", "plain"))
     data, lines, most = calls.client.connection.data_to_send(), calls.audit.lines, 0
-    calls.relay.data_received(data)
+    calls.session.data_received(data)
     turns: list[Callable[[], bool]] = [lambda: True, calls.loop.run]
     before = 0
     while turns.pop(0)() or turns:

@@ -26,7 +26,9 @@ from tlsproxy.proxy.core.connection_manager import ConnectionManager
 from tlsproxy.proxy.core.gateway import Gateway
 from tlsproxy.proxy.core.scheduler import Scheduler
 from tlsproxy.proxy.grpc import upstream
-from tlsproxy.proxy.grpc.client import GrpcConnection
+from tlsproxy.proxy.grpc.call import Call
+from tlsproxy.proxy.grpc.connection import GrpcConnection
+from tlsproxy.proxy.grpc.relay import Relay
 from tlsproxy.proxy.limits.table import LimitTable
 from tlsproxy.proxy.upstream.facts import CollectionFacts
 from tlsproxy.snapshot.generation import Generation
@@ -291,16 +293,20 @@ class Ends:
         self.resting: set[Any] = set()
         pool = SimpleNamespace(rests=self.resting.add, stirs=self.resting.discard, trim=lambda: None)
         upstreams = SimpleNamespace(pool=pool, points=None, facts=CollectionFacts(self.gateway, pool))
-        self.down.handler = self.relay = GrpcConnection(self.gateway, upstreams, self.down, entry, lambda: None)
+        self.down.handler = self.session = GrpcConnection(self.gateway, upstreams, self.down, entry, lambda: None)
         self.up: MemoryStream | None = None
         self.ups: list[tuple[MemoryStream, End]] = []
         self.made: Callable[[End], None] = lambda _: None
         self._reachable = False
         self.client, self.upstream = End(client=True), End(client=False)
         if dialled:
-            self.relay.data_received(self.client.connection.data_to_send())
-            self.relay.dial()
+            self.session.data_received(self.client.connection.data_to_send())
+            self.session.dial()
             self._look()
+
+    @property
+    def relay(self) -> Relay[Call]:
+        return self.session.relay
 
     async def _gateway(self, generation: Generation) -> Gateway:
         gateway = Gateway(generation, self.audit, MagicMock(), MagicMock(), lambda: None, _TABLE)
@@ -309,7 +315,7 @@ class Ends:
 
     def publish(self, generation: Generation) -> None:
         self.manager.publish(generation)
-        self.relay.judge(time.time())
+        self.session.judge(time.time())
         self._look()
 
     def at(self, stream: int) -> End:
@@ -322,7 +328,7 @@ class Ends:
         self._look()
 
     def _look(self) -> None:
-        side = self.relay._side
+        side = self.relay.upstream
         if side is not None and side.stream is not self.up:
             if self.up is not None:
                 self.upstream = End(client=False)
@@ -337,7 +343,7 @@ class Ends:
     def flush(self, up: int = PLENTY, down: int = PLENTY, pieces: Callable[[int], int] = lambda size: size) -> bool:
         """Moves at most so many bytes each way, cut as ``pieces`` says. Whether there were any."""
         self.down.coming += self.client.connection.data_to_send()
-        moved = self._into(self.down, self.relay.data_received, up, pieces)
+        moved = self._into(self.down, self.session.data_received, up, pieces)
         self._look()
         for stream, end in self.ups:
             if stream.established and not stream.closed:

@@ -61,7 +61,7 @@ def lives(ends: Ends, clock: Clock, seconds: int, each: Callable[[], object] = l
         moved(ends)
         clock.now += 1
         if ends.down.deadline <= clock.now:
-            ends.relay.deadline_passed()
+            ends.session.deadline_passed()
         moved(ends)
         if any(sent.over for sent in ends.client.streams.values()):
             return second + 1

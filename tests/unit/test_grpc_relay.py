@@ -199,7 +199,7 @@ def test_what_waits_is_bounded(ends: Ends) -> None:
     ends.down.coming += frame * 1_000
     ends.flush(down=0)
     assert ends.down.written.endswith(b"more DATA than the connection's window has room for")
-    assert ends.relay.held == 0
+    assert ends.relay.pending_size == 0
     assert ends.down.closed
 
 
@@ -217,7 +217,7 @@ def test_who_waited_goes_on(ends: Ends, ends_well: bool) -> None:  # noqa: FBT00
     ends.audit.full = True
     unread(ends)
     assert not ends.down.reading
-    assert ends.relay.held <= 1 << 18
+    assert ends.relay.pending_size <= 1 << 18
     second = ends.client.open(asked(SEARCH, "plain"))
     ends.client.say(second, prefixed(b""), [])
     unread(ends)
@@ -225,10 +225,10 @@ def test_who_waited_goes_on(ends: Ends, ends_well: bool) -> None:  # noqa: FBT00
     if ends_well:
         ends.audit.empty()
     else:
-        ends.relay.refuse(ends.relay.calls[first], BadRequest("no more"))
+        ends.relay.calls[first].refuse(BadRequest("no more"))
     until_quiet(ends)
     assert [ends.client.streams[one].status for one in (first, second)] == [0 if ends_well else 3, 0]
-    assert ends.relay.held == 0
+    assert ends.relay.pending_size == 0
 
 
 def test_frames_of_a_byte_that_wait_are_no_small_thing(ends: Ends) -> None:
@@ -240,13 +240,13 @@ def test_frames_of_a_byte_that_wait_are_no_small_thing(ends: Ends) -> None:
     unread(ends)
     call = ends.relay.calls[stream]
     for _ in range(600):  # no more than a turn at a time
-        ends.relay.data_received(http2.data(stream, b"x", end=False) * 10)
+        ends.session.data_received(http2.data(stream, b"x", end=False) * 10)
         ends.audit.full = True
         unread(ends)
     assert 4000 < len(call._held) < 6000
     assert sum(map(sys.getsizeof, call._held)) <= 1 << 18
-    ends.relay.refuse(call, BadRequest("no more"))
-    assert ends.relay.held == 0
+    call.refuse(BadRequest("no more"))
+    assert ends.relay.pending_size == 0
 
 
 def test_padding_ends_here(ends: Ends) -> None:

@@ -208,12 +208,11 @@ class Run:
 
     def lose(self, one: int, _: int) -> None:
         """An upstream goes away, where that does not end the client's connection."""
-        relay = self.ends.relay
         open_ones = [up for up, _ in self.ends.ups if up.established and not up.closed]
-        if not open_ones or not relay.formers:
+        if not open_ones or not self.ends.session.formers:
             return
         up = open_ones[one % len(open_ones)]
-        self.disturbed |= set(up.handler.client.calls)
+        self.disturbed |= set(up.handler.relay.calls)
         up.abort()
         up.handler.connection_lost(None)
 
@@ -262,10 +261,10 @@ class Run:
                 assert seen.data == said
                 assert sent.data == prefixed(self.answer_to(kind.path, said, shown=True))
         assert not ends.relay.calls
-        assert not ends.relay.formers
+        assert not ends.session.formers
         assert not ends.gateway.former["grpc"]
         assert not ends.relay.wanting
-        assert (ends.relay.held, ends.gateway.memory.held) == (0, 0)
+        assert (ends.relay.pending_size, ends.gateway.memory.held) == (0, 0)
         assert len(ends.audit.lines) == len(self.kinds)
         assert ends.gateway.places.held == 0
         if {kind.status for kind in self.kinds.values()} <= {UNAUTHENTICATED, UNKNOWN}:

@@ -179,7 +179,7 @@ def test_what_waits_for_a_former_upstream_that_ends(
         arrives(ends)
     else:
         lost(ends, end)
-    assert not ends.relay.formers
+    assert not ends.session.formers
     until_quiet(ends)
     answer(ends.at(other), other)
     ends.client.say(other, b"", [])
@@ -235,15 +235,15 @@ def test_acknowledgements_that_wait_when_the_present_upstream_is_lost(
     stream, present = moved(ends, generations[1])
     ends.client.say(stream, bytes(1_000))
     present.settings(INITIAL_WINDOW_SIZE=0)
-    ends.relay.held += 1  # a call's DATA waits
+    ends.relay.pending_size += 1  # a call's DATA waits
     arrives(ends)
-    ends.relay.held = 0
+    ends.relay.pending_size = 0
     lost(ends, present)
     arrives(ends)
     stream, third = called(ends)
     assert third is not present
     until_quiet(ends)
-    assert not ends.relay.told
+    assert not ends.session.settings.unacknowledged
     answer(third, stream)
     ends.client.say(stream, b"", [])
     until_quiet(ends)
@@ -257,7 +257,7 @@ def test_an_upstream_changes_twice_while_a_message_waits(ends: Ends, generations
     stream, first = called(ends, message, COUNT, "tenant")
     _, second = moved(ends, generations[1])
     moved(ends, generations[2])
-    assert len(ends.relay.formers) == 2
+    assert len(ends.session.formers) == 2
     for end in (first, second):
         end.settings(INITIAL_WINDOW_SIZE=10)
     until_quiet(ends)

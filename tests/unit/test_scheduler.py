@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.h2_harness import Loop
 
-from tlsproxy.errors import BadRequest
+from tlsproxy.errors import BadRequest, RequestError
 from tlsproxy.proxy.core import scheduler as slices
 from tlsproxy.proxy.grpc.call import Call
 from tlsproxy.proxy.rest.exchange import Exchange
@@ -28,17 +28,24 @@ class Participant:
         self.account = (name,)
 
 
+class RefusedCall(Call):
+    """Its refusal is an object of its connection's."""
+
+    def refuse(self, error: RequestError) -> None:
+        self.relay.said.append(error)  # type: ignore[attr-defined]
+
+
 class Connection:
     """What a call, and an exchange, knows of its connection."""
 
     def __init__(self, kind: str) -> None:
         self.gateway: Any = SimpleNamespace(scheduler=slices.Scheduler(asyncio.get_running_loop()))
-        self.stream = self
+        self.stream = self.session = self
         self.entry = Participant("it")
         self.said: list[object] = []
         self.worker: Any
         if kind == "call":
-            self.worker = Call(self, 1, SimpleNamespace(id="0" * 32, plan=SimpleNamespace(largest=None)), 0.0)  # type: ignore[arg-type]
+            self.worker = RefusedCall(self, 1, SimpleNamespace(id="0" * 32, plan=SimpleNamespace(largest=None)), 0.0)  # type: ignore[arg-type]
             self.calls = {1: self.worker}
         else:
             upstreams = SimpleNamespace(pool=SimpleNamespace(forget=lambda _: None))
@@ -55,9 +62,6 @@ class Connection:
             self.calls.clear()
         else:
             self.worker.abandon()
-
-    def refuse(self, _call: object, error: BadRequest) -> None:
-        self.said.append(error)
 
     def exchange_failed(self, error: BadRequest) -> None:
         self.said.append(error)

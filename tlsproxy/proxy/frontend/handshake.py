@@ -20,7 +20,7 @@ from tlsproxy.proxy.core.authorization import Standing
 from tlsproxy.proxy.core.connection_manager import ConnectionManager, Entry
 from tlsproxy.proxy.core.gateway import Gateway
 from tlsproxy.proxy.core.refusals import record_refusal
-from tlsproxy.proxy.grpc.client import GrpcConnection
+from tlsproxy.proxy.grpc.connection import GrpcConnection
 from tlsproxy.proxy.limits.addresses import FAILURES, OURS, account
 from tlsproxy.proxy.rest.connection import RestConnection
 from tlsproxy.proxy.tcp.connection import TcpConnection

@@ -11,33 +11,35 @@ from functools import partial
 from typing import Final, NoReturn, Protocol
 
 from tlsproxy.authz.access import Decision
-from tlsproxy.errors import AuditUnavailable, RequestError, RequestTimeout
+from tlsproxy.errors import AuditUnavailable, RequestError
 from tlsproxy.proxy.core.gateway import moved
 from tlsproxy.proxy.core.record import Record
 from tlsproxy.proxy.core.scheduler import Work
 from tlsproxy.proxy.decision.attribution import account_of
-from tlsproxy.proxy.decision.call_plan import Asked, CallPlan, CallPlans
-from tlsproxy.proxy.grpc.call_timeouts import CallWaits
-from tlsproxy.proxy.grpc.relay import Relay
+from tlsproxy.proxy.decision.call_plan import Asked, CallPlan, CallPlans, grpc_status
+from tlsproxy.proxy.grpc.relay import NO_METHOD, Relay
 from tlsproxy.proxy.limits.fair_shares import Account
 from tlsproxy.proxy.upstream.value_exists import Points, Verdict
 from tlsproxy.qdrant.rest_decision import NOT_CONFINED
 from tlsproxy.qdrant.rest_listings import Reducer
 from tlsproxy.snapshot.generation import Generation
-from tlsproxy.wire.field_block import Fields
-from tlsproxy.wire.grpc import PREFIX
-from tlsproxy.wire.http2 import END_STREAM, FLAGS, HEADER, MAX_WINDOW
-from tlsproxy.wire.tracing import id_block
+from tlsproxy.wire import http2
+from tlsproxy.wire.field_block import Fields, write
+from tlsproxy.wire.grpc import PREFIX, trailers, trailers_only
+from tlsproxy.wire.http2 import END_STREAM, FLAGS, HEADER, MAX_WINDOW, Code
+from tlsproxy.wire.throughput import Throughput
+from tlsproxy.wire.tracing import id_block, id_field
 
 FRAME_MEMORY: Final = 48
 """Bytes that a frame takes beside its own: one that holds a byte is no small thing."""
 
 
-class Part(Protocol):
-    """What looks at one direction of a call. If it ``rebuilds`` it, the stream's window in this direction is its own.
+class StreamPart(Protocol):
+    """Handler of one direction of a call. If it ``rebuilds`` it, the stream's window in this direction is its own.
 
-    ``data``: a DATA frame, ``data[start:end]`` with its header. It returns what goes in its place, None for itself, or
-    raises RequestError. ``granted``: the receiver grants the stream more room. ``proceed``: there may be room.
+    ``data``: a DATA frame, ``data[start:end]`` with its header. It returns the frame that goes in its place, None for
+    itself, or raises RequestError. ``granted``: the receiver grants the stream more room. ``proceed``: there may be
+    room.
     """
 
     rebuilds: bool
@@ -45,25 +47,30 @@ class Part(Protocol):
     def data(self, data: bytes, start: int, end: int, flags: int) -> bytes | None: ...
     def granted(self, size: int) -> None: ...
     def proceed(self) -> None: ...
-    def over(self) -> None: ...
 
 
-class Decider(Part, Protocol):
-    """``passed``: all of the message has gone on. ``judged``: the plan that what is known of it by now has among these;
-    ``refusal``: what that meets.
+class CallDecision(Protocol):
+    """``judged``: the plan among ``calls`` that its message selects by now, None before it does; ``refusal``: the
+    decision of that plan, where it refuses.
     """
 
-    @property
-    def passed(self) -> bool: ...
     def judged(self, calls: CallPlans, asked: Asked) -> CallPlan | None: ...
     def refusal(self) -> Decision | None: ...
+    def release(self) -> None: ...
 
 
-class Answer(Part, Protocol):
-    """``whole``: the upstream has said all of it. ``listing``: what is kept of it. ``left``: bytes that the client has
-    no room for.
+class RequestPart(StreamPart, Protocol):
+    """``passed``: all of the message has gone on."""
 
-    ``room``: what follows the call's fields upstream.
+    @property
+    def decision(self) -> CallDecision: ...
+    @property
+    def passed(self) -> bool: ...
+
+
+class ResponsePart(StreamPart, Protocol):
+    """``whole``: the upstream's response is complete. ``listing`` reduces it. ``left``: bytes that the client has no
+    room for. ``room``: the frame that follows the call's fields upstream.
     """
 
     whole: bool
@@ -75,6 +82,7 @@ class Answer(Part, Protocol):
     def room(self) -> bytes: ...
 
     def fields(self, raw: bytes, fields: Fields, *, end: bool) -> bytes | None: ...
+    def release(self) -> None: ...
 
 
 def _give_way(error: RequestError) -> NoReturn:
@@ -102,6 +110,7 @@ class Call:
         "granted",
         "id_block",
         "lead",
+        "meters",
         "opening",
         "plain",
         "reading",
@@ -113,22 +122,21 @@ class Call:
         "touched",
         "upstream_done",
         "waiting",
-        "waits",
     )
 
-    def __init__(self, relay: Relay, stream: int, record: Record[CallPlan], now: float) -> None:
+    def __init__(self, relay: Relay[Call], stream: int, record: Record[CallPlan], now: float) -> None:
         self.relay = relay
         self.stream = stream
         self.record = record
         self.touched = now
         self.id_block = id_block(record.id)
-        self.reading: Decider | None = None
-        self.reduction: Answer | None = None
+        self.reading: RequestPart | None = None
+        self.reduction: ResponsePart | None = None
         self.answered = self.client_done = self.upstream_done = self.recorded = False
         self.waiting = self.plain = False
         self.opening = self.deadline = b""
         self.granted = self.given = self.lead = 0
-        self.waits: CallWaits | None = None
+        self.meters: tuple[Throughput, Throughput] | None = None
         self._largest = record.plan.largest
         self._held: list[bytes] = []
 
@@ -160,7 +168,7 @@ class Call:
             gateway.audit_gate.wait(record.started, self.relay.stream, partial(self._readmit, points))
             self.waiting = True
         elif not record.plan.block:
-            self.relay.deny(self)
+            self.deny()
         else:
             exists = record.plan.exists
             if exists is not None and (asked := record.plan.asked) is not None:
@@ -170,9 +178,7 @@ class Call:
         self.plain = self._is_plain
 
     def _readmit(self, points: Points, late: AuditUnavailable | None) -> None:
-        if not self.recorded:
-            self.relay.present()
-        if self.recorded:
+        if self.recorded or not self.resumes():
             return
         try:
             if late is not None:
@@ -180,16 +186,15 @@ class Call:
             self.admit(points)
             self.begin()
         except RequestError as error:
-            self.relay.refuse(self, error)
+            self.refuse(error)
         else:
             if not self.recorded:
                 self.proceed()
-        self.relay.settle()
+        self.relay.session.settle()
 
     def _told(self, points: Points, asked_of: Generation, verdict: Verdict) -> None:
         """Whether there is the point that the token requires."""
-        self.relay.present()
-        if self.recorded:
+        if self.recorded or not self.resumes():
             return
         if moved(asked_of, self.relay.gateway.generation, "rest"):
             self._readmit(points, None)
@@ -197,13 +202,13 @@ class Call:
         self.waiting = False
         if isinstance(verdict, Decision):
             self.record.plan = self.record.plan.refused(verdict)
-            self.relay.deny(self)
+            self.deny()
         elif verdict is not None:
-            self.relay.refuse(self, verdict)
+            self.refuse(verdict)
         else:
             self._go_on(self._begun)
             return
-        self.relay.settle()
+        self.relay.session.settle()
 
     def _begun(self) -> None:
         self.begin()
@@ -212,11 +217,18 @@ class Call:
     def begin(self) -> None:
         """May go up, as far as that is known before its message. Raises Overloaded, UpstreamUnreachable."""
         if self.waiting:
-            self.relay.reach.stir()
+            self.relay.dialler.stir()
         elif self.record.plan.block and (self.relay.connected or not self.record.plan.unread):
-            self.relay.reach.ask(self)
+            self.relay.dialler.ask(self)
 
     # The present
+
+    def resumes(self) -> bool:
+        """Whether it is still open, by what is published now."""
+        relay = self.relay
+        if relay.calls.get(self.stream) is self:
+            relay.session.present()
+        return self.relay.calls.get(self.stream) is self
 
     @property
     def undecided(self) -> bool:
@@ -227,7 +239,7 @@ class Call:
     def whole(self) -> bool:
         """Whether the upstream has all of its message."""
         passed = self.reading is None or self.reading.passed
-        return self.client_done and not self.holds and passed and self.relay.all_said
+        return self.client_done and not self.holds and passed and self.relay.all_written
 
     def refusal(self, plan: CallPlan, calls: CallPlans) -> Decision | None:
         """What it would meet if it went on by this plan, which is one of ``calls``. Changes nothing."""
@@ -235,7 +247,7 @@ class Call:
             return NOT_CONFINED
         if not plan.unread or plan.asked is None or self.reading is None:
             return None
-        judged = self.reading.judged(calls, plan.asked)
+        judged = self.reading.decision.judged(calls, plan.asked)
         return None if judged is None or judged.decision.allowed else judged.decision
 
     def _unconfined(self, plan: CallPlan) -> bool:
@@ -251,7 +263,7 @@ class Call:
         self.record.plan = plan
         if self.reduction is not None and asked is not None and asked.listing is not None:
             self.reduction.listing = asked.listing
-        return self.reading.refusal() if plan.unread and self.reading is not None else None
+        return self.reading.decision.refusal() if plan.unread and self.reading is not None else None
 
     # The client's DATA
 
@@ -276,7 +288,7 @@ class Call:
             raise self.record.plan.too_large()
         if self.holds:
             self._held.append(data[start:end])
-            self.relay.held += end - start + FRAME_MEMORY
+            self.relay.pending_size += end - start + FRAME_MEMORY
             return b""
         return None if self.reading is None else self.reading.data(data, start, end, flags)
 
@@ -284,13 +296,13 @@ class Call:
         """It waits from this DATA frame on."""
         self.waiting = True
         self._held.insert(0, frame)
-        self.relay.held += len(frame) + FRAME_MEMORY
+        self.relay.pending_size += len(frame) + FRAME_MEMORY
 
     def proceed(self) -> None:
         """There may be room, or an answer to what was waited for."""
         if self._held and not self.waiting:
             passed = self._pass_held()
-            self.relay.unblock()
+            self.relay.session.unblock()
             if not passed:
                 return
         self.plain = self._is_plain
@@ -305,76 +317,40 @@ class Call:
         while held and not self.waiting:
             frame = held[0]
             size = len(frame) - HEADER
-            if window.room < size or (relay.cautious and self.room_here < size):
+            if window.room < size or (relay.measured and self.room_here < size):
                 relay.wanting[self] = None
                 return False
             del held[0]
-            relay.held -= len(frame) + FRAME_MEMORY
+            relay.pending_size -= len(frame) + FRAME_MEMORY
             try:
                 instead = None if self.reading is None else self.reading.data(frame, 0, len(frame), frame[FLAGS])
             except RequestError as error:
                 relay.give_back(size)
-                relay.refuse(self, error)
+                self.refuse(error)
                 return False
             if instead is None:
                 relay.passed(size)
             relay.up.append(frame if instead is None else instead)
         return not held
 
-    # Waits for the client, and for the upstream
-
-    @property
-    def client_may_send(self) -> bool:
-        """Whether its message is not whole, and nothing keeps the client from sending more of it."""
-        relay = self.relay
-        if self.client_done or self.answered or self.holds or relay.late or not relay.stream.reading:
-            return False
-        if self.reading is not None and self.reading.rebuilds:
-            return True
-        window = relay.to_upstream
-        return window.credit > 0 and window.initial.least + self.granted > self.record.bytes_in
-
     @property
     def room_here(self) -> int:
         """Bytes of DATA that the upstream has left room for on its stream, beyond those that went there."""
         if self.reading is not None and self.reading.rebuilds:  # another is sent in its place
             return MAX_WINDOW
-        return self.relay.to_upstream.initial.least + self.granted - self.record.bytes_in + self.held
+        return self.relay.to_upstream.initial.least + self.granted - self.record.bytes_in + self.pending_size
 
     @property
-    def held(self) -> int:
+    def pending_size(self) -> int:
         """Bytes of DATA that wait with it."""
         return sum(map(len, self._held)) - HEADER * len(self._held)
-
-    @property
-    def client_must_take(self) -> bool:
-        """Whether there is more of its answer than the client has left room for."""
-        relay = self.relay
-        if self.reduction is not None:
-            return self.reduction.left > 0
-        if relay.down_blocked:
-            return True
-        window = relay.to_client
-        return self.answered and (window.room <= 0 or window.initial.least + self.given <= self.record.bytes_out)
 
     @property
     def room_given(self) -> int:
         """The window of its stream towards the client, beyond a stream's first."""
         return self.given - self.record.bytes_out
 
-    @property
-    def told(self) -> int:
-        """Bytes of the answer that the client was sent."""
-        return self.record.bytes_out - (self.reduction.left if self.reduction is not None else 0)
-
-    def overdue(self, now: float) -> RequestError | None:
-        """Error that ends the call if it has waited too long, else None."""
-        if not self.record.admitted:  # waits at the audit gate, or is written down, and its client still sends
-            late = self.recorded and now - self.touched > self.relay.limits.write_timeout
-            return RequestTimeout("The client did not end its call") if late else None
-        if self.waits is None:
-            self.waits = CallWaits(self, now)
-        return self.waits.overdue(self, now)
+    # Work in slices
 
     @property
     def crowded(self) -> bool:
@@ -387,25 +363,106 @@ class Call:
         relay.gateway.scheduler.add(relay.entry, relay.stream, partial(self._go_on, go_on))
 
     def _go_on(self, go_on: Work) -> None:
-        relay = self.relay
-        relay.present()
-        if relay.calls.get(self.stream) is not self:
+        if not self.resumes():
             return
         try:
             go_on()
         except RequestError as error:
-            relay.refuse(self, error)
-        relay.settle()
+            self.refuse(error)
+        self.relay.session.settle()
 
-    def over(self) -> None:
-        """It has ended: what it held is given back, and its parts, which refer to it, are let go."""
+    # Ends
+
+    def refuse(self, error: RequestError) -> None:
+        """Ends it with an error that came up after its decision, or instead of one."""
+        self._end(error.grpc.value, str(error), error.reason)
+
+    def deny(self) -> None:
+        """Ends it with the refusal of its present plan."""
+        decision = self.record.plan.decision
+        self._end(grpc_status(decision), decision.text or NO_METHOD, "", decision.retry_after)
+
+    def _end(self, status: int, text: str, reason: str, retry_after: int = 0) -> None:
+        """Tells both sides: trailers to the client, a reset to the upstream."""
+        stream, down = self.stream, self.relay.down
+        if self.opening and not self.upstream_done:
+            self._cancel()
+        if not self.upstream_done:
+            fields = trailers(status, text)
+            if not self.answered:
+                record = self.record
+                only = trailers_only(status, text, http=record.plan.http, retry_after=retry_after)
+                fields = (*only, id_field(record.id))
+            down.append(http2.headers(stream, write(fields), END_STREAM))
+        if not self.client_done:
+            down.append(http2.reset(stream, Code.NO_ERROR))  # RFC 9113 §8.1: what is still to come is not wanted
+        self.record.grpc_status = status
+        self.forget(reason)
+
+    def reset(self, code: Code, reason: str) -> None:
+        """Ends it without a status, on both sides."""
+        if self.opening and not (self.client_done and self.upstream_done):
+            self._cancel()
+        self.relay.down.append(http2.reset(self.stream, code))
+        self.forget(reason)
+
+    def _cancel(self) -> None:
+        if not self.taken_back():
+            self.relay.up.append(http2.reset(self.stream, Code.CANCEL))
+
+    def taken_back(self) -> bool:
+        """Whether the upstream never hears of it: its fields are not written yet, and nothing came after them.
+
+        A server counts the streams that end as soon as they began, and ends a connection that has many.
+        """
+        relay = self.relay
+        if not relay.reached:
+            relay.retract(self.stream, rebuilt=self.reading is not None and self.reading.rebuilds)
+            return True
+        if relay.up and relay.up[-1] is self.opening:
+            del relay.up[-1]
+            return True
+        return False
+
+    def response_ended(self, status: int | None) -> None:
+        """The upstream's response is whole. The client may still be sending."""
+        self.upstream_done = True
+        self.record.grpc_status = status
+        if not self.recorded:
+            self.recorded = True
+            self.relay.finish(self.record, "")
+        if self.client_done:
+            self.forget("")
+
+    def forget(self, reason: str) -> None:
+        """It is over on its connection."""
+        relay = self.relay
+        if not (self.client_done and self.upstream_done):
+            relay.ended_streams.remember(self.stream, None)
+        relay.calls.pop(self.stream, None)
+        if relay.wanting:
+            relay.wanting.pop(self, None)
+        if self.reduction is not None or not self.plain:  # else it has no parts, and holds nothing
+            self._release()
+        if not self.recorded:  # the first end counts
+            self.recorded = True
+            relay.finish(self.record, reason)
+        if not relay.calls:
+            relay.dialler.rest()
+            relay.session.rest()
+        if relay.deferred:
+            relay.drop_deferred(self.stream)
+
+    def _release(self) -> None:
+        """Gives back the room of its DATA, and lets go of its parts, which refer to it."""
         if self._held:
             size = sum(map(len, self._held))
-            self.relay.held -= size + FRAME_MEMORY * len(self._held)
+            self.relay.pending_size -= size + FRAME_MEMORY * len(self._held)
             self.relay.give_back(size - HEADER * len(self._held))
             self._held.clear()
-            self.relay.unblock()
-        for part in (self.reading, self.reduction):
-            if part is not None:
-                part.over()
+            self.relay.session.unblock()
+        if self.reading is not None:
+            self.reading.decision.release()
+        if self.reduction is not None:
+            self.reduction.release()
         self.reading = self.reduction = None

@@ -6,46 +6,63 @@ answer until it takes it. All other time is the upstream's.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from tlsproxy.errors import ReaderTooSlow, RequestError, RequestTimeout, UpstreamTimeout
+from tlsproxy.proxy.grpc.call import Call
 from tlsproxy.wire.throughput import Throughput
 
-if TYPE_CHECKING:
-    from tlsproxy.proxy.grpc.call import Call
+
+def client_may_send(call: Call) -> bool:
+    """Whether its message is not whole, and nothing keeps the client from sending more of it."""
+    relay = call.relay
+    if call.client_done or call.answered or call.holds or relay.deferred or not relay.stream.reading:
+        return False
+    if call.reading is not None and call.reading.rebuilds:
+        return True
+    window = relay.to_upstream
+    return window.credit > 0 and window.initial.least + call.granted > call.record.bytes_in
 
 
-class CallWaits:
-    """Made at the first sweep that finds the call: most are over by then.
+def client_must_take(call: Call) -> bool:
+    """Whether there is more of its answer than the client has left room for."""
+    relay = call.relay
+    if call.reduction is not None:
+        return call.reduction.left > 0
+    if relay.down_blocked:
+        return True
+    window = relay.to_client
+    return call.answered and (window.room <= 0 or window.initial.least + call.given <= call.record.bytes_out)
 
-    All calls of a connection keep up the lowest rate together.
+
+def overdue(call: Call, now: float) -> RequestError | None:
+    """Error that ends the call if it has waited too long, else None. All calls of a connection share the lowest rate.
+
+    The call's meters are made at the first sweep that finds it: most calls are over by then.
     """
-
-    __slots__ = ("_sent", "_taken")
-
-    def __init__(self, call: Call, now: float) -> None:
-        limits = call.relay.limits
-        self._sent = Throughput(now, 0, limits.body_timeout)
-        self._taken = Throughput(now, call.record.bytes_out, limits.write_timeout)
-
-    def overdue(self, call: Call, now: float) -> RequestError | None:
-        """Error that ends the call if it has waited too long, else None."""
-        relay, sent, taken = call.relay, self._sent, self._taken
-        limits = relay.limits
-        rate = limits.min_data_rate / len(relay.calls)
-        waits_to_send = call.client_may_send
-        waits_to_take = not waits_to_send and call.client_must_take
-        for meter, charged in ((sent, waits_to_send), (taken, waits_to_take)):
-            if charged:
-                meter.resume(now)
-            else:
-                meter.pause(now)
-        if waits_to_send or waits_to_take:
-            call.touched = now
-        if waits_to_send and sent.too_low(now, relay.received(call), limits.body_timeout, rate):
+    limits = call.relay.limits
+    if not call.record.admitted:  # waits at the audit gate, or is written down, and its client still sends
+        late = call.recorded and now - call.touched > limits.write_timeout
+        return RequestTimeout("The client did not end its call") if late else None
+    if call.meters is None:
+        sent = Throughput(now, 0, limits.body_timeout)
+        call.meters = sent, Throughput(now, call.record.bytes_out, limits.write_timeout)
+    sent, taken = call.meters
+    rate = limits.min_data_rate / len(call.relay.calls)
+    waits_to_send = client_may_send(call)
+    waits_to_take = not waits_to_send and client_must_take(call)
+    for meter, charged in ((sent, waits_to_send), (taken, waits_to_take)):
+        if charged:
+            meter.resume(now)
+        else:
+            meter.pause(now)
+    if waits_to_send or waits_to_take:
+        call.touched = now
+    if waits_to_send:
+        received = call.record.bytes_in + call.relay.session.unfinished_data(call.stream)
+        if sent.too_low(now, received, limits.body_timeout, rate):
             return RequestTimeout("The request message came too slowly")
-        if waits_to_take and taken.too_low(now, call.told, limits.write_timeout, rate):
-            return ReaderTooSlow("The answer was taken too slowly")
-        if now - call.touched > limits.response_timeout:
-            return UpstreamTimeout("The upstream did not answer in time")
-        return None
+    left = call.reduction.left if call.reduction is not None else 0
+    if waits_to_take and taken.too_low(now, call.record.bytes_out - left, limits.write_timeout, rate):
+        return ReaderTooSlow("The answer was taken too slowly")
+    if now - call.touched > limits.response_timeout:
+        return UpstreamTimeout("The upstream did not answer in time")
+    return None

@@ -1,271 +1,180 @@
-"""A client's connection that speaks gRPC: each call is decided, and relayed over an upstream connection of its own.
+"""The client's side of a gRPC connection: its frames, which pass, or are handled here.
 
-What is not a call's concern (settings, windows, pings) goes from end to end; what costs the receiver more than its
-sender has a budget. A client that breaks HTTP/2 is told so by a GOAWAY, one that breaks gRPC by a status.
+Settings, windows and pings that are no call's go from end to end; frames that cost their receiver more than their
+sender have a budget. A client that breaks HTTP/2 is told so by a GOAWAY, one that breaks gRPC by a status.
 """
 
 from __future__ import annotations
 
 import time
-from collections import deque
-from collections.abc import Callable
-from copy import copy
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from tlsproxy.errors import RequestError
-from tlsproxy.proxy.core.connection_manager import Entry
-from tlsproxy.proxy.core.gateway import Gateway, moved
 from tlsproxy.proxy.core.scheduler import SLICE
-from tlsproxy.proxy.grpc.call import FRAME_MEMORY
-from tlsproxy.proxy.grpc.connection import DRAIN_PING, MEASURED, OWN, USUAL
+from tlsproxy.proxy.grpc.call import FRAME_MEMORY, Call
 from tlsproxy.proxy.grpc.draining_upstream import Former
-from tlsproxy.proxy.grpc.streams import Streams
-from tlsproxy.proxy.grpc.upstream import GrpcUpstream
-from tlsproxy.proxy.grpc.upstream_dialer import Reach
-from tlsproxy.proxy.transport.tls import TlsStream
-from tlsproxy.proxy.upstream.upstreams import Upstreams
+from tlsproxy.proxy.grpc.relay import Relay
+from tlsproxy.proxy.grpc.settings import SettingsExchange
+from tlsproxy.proxy.grpc.streams import ClientStreams
 from tlsproxy.wire import http2
-from tlsproxy.wire.flow_control import Window, overspent
+from tlsproxy.wire.field_block import FieldReader
+from tlsproxy.wire.flow_control import overspent
+from tlsproxy.wire.grpc_metadata import split_fields
 from tlsproxy.wire.http2 import (
     ACK,
     ANY_DATA,
     CONTINUATION,
     DATA,
+    END_HEADERS,
     END_STREAM,
-    FIRST_WINDOW,
     FLAGS,
     HEADER,
     HEADERS,
     KIND,
-    MAX_STREAM,
     MAX_WINDOW,
     PING,
     PREFACE,
     PRIORITY,
-    TABLE,
     WHOLE_FIELDS,
     Code,
+    Frames,
     Http2Error,
     Kind,
-    Setting,
 )
-
-if TYPE_CHECKING:
-    from tlsproxy.snapshot.generation import Generation
 
 TURN: Final = 64
 """Frames that do not just pass (calls that begin, messages that are read, windows) and are seen to in one turn. A PING
 costs next to nothing, and a flood of them is to meet its budget before the upstream hears of it.
 """
-MAX_LATE: Final = 8192
+MAX_DEFERRED: Final = 8192
 """Frames that wait for the upstream's room, of one connection."""
-MAX_HELD: Final = 262_144
+MAX_PENDING: Final = 262_144
 """Bytes of DATA that wait with their calls, those of one connection together; then its client has to."""
+MAX_FRAGMENTS: Final = 32
+"""Frames of one field block."""
+DRAIN_PING: Final = b"tlsproxy"
 
 
-class GrpcConnection(Streams):
-    """The owner of one TLS stream, from its handshake on."""
+class ClientFrames:
+    """``greeted``: the client's SETTINGS have come. ``now`` is when its latest frames came (monotonic clock).
 
-    __slots__ = ("_before", "_blocked", "_passing", "_preface", "_queued")
+    ``formers`` are the former upstreams that have calls of the client's. Handlers of a frame return what goes upstream
+    in its place, None for the frame itself.
+    """
+
+    __slots__ = (
+        "_block",
+        "_block_begin",
+        "_blocked",
+        "_formers",
+        "_fragments",
+        "_frames",
+        "_passing",
+        "_preface",
+        "_queued",
+        "_reader",
+        "_reads",
+        "_relay",
+        "_settings",
+        "_since",
+        "greeted",
+        "now",
+        "streams",
+    )
 
     def __init__(
-        self,
-        gateway: Gateway,
-        upstreams: Upstreams,
-        stream: TlsStream | Former,
-        entry: Entry,
-        when_ended: Callable[[], None],
+        self, relay: Relay[Call], settings: SettingsExchange, streams: ClientStreams, formers: list[Former]
     ) -> None:
-        super().__init__(gateway, upstreams, stream, entry, when_ended)
-        self.reach = Reach(self, upstreams.pool)
+        self._relay = relay
+        self._settings = settings
+        self.streams = streams
+        self._formers = formers
+        self._frames = Frames()
+        self._reader = FieldReader(settings.max_head_size, split_fields)
         self._preface = b""
+        self.greeted = False
+        self.now = 0.0
+        self._block: bytearray | None = None
+        self._block_begin = (0, 0)
+        self._fragments = 0
+        self._since = 0.0
+        self._reads = -1
         self._blocked = self._passing = self._queued = False
-        self._before = MAX_STREAM
-        if gateway.draining:
-            self.drain()
-        self.settle()
 
-    def dial(self) -> None:
-        """There is a call for the upstream. Raises OSError."""
-        self._side = GrpcUpstream(self)
-
-    # Another upstream
-
-    def follow(self, former: Generation) -> None:
-        generation, side = self.gateway.generation, self._side
-        if self._ended or self.half or self.leaving or self.lost or not moved(former, generation, "grpc"):
-            return
-        if side is None:
-            self.restate()
-        elif not side.stands:
-            self.restate()
-            self._side = None
-            side.discard()
-            self.reach.dial_again()
-            self.reading_changed()
-        elif self.is_former:
-            self._part(side)
-
-    def _part(self, side: GrpcUpstream) -> None:
-        """Leaves the upstream connection, to the calls that are there."""
-        former = None
-        if self.calls:
-            former = Former(self)
-            former.half = GrpcConnection(self.gateway, self._upstreams, former, copy(self.entry), lambda: None)
-            former.half.succeed(self, side)
-            self.formers.append(former)
-            self.reach = Reach(self, self._upstreams.pool)
-        else:
-            side.discard()
-            self.reach.close()
-        self.begin_anew(former)
-        self.rest()
-
-    def begin_anew(self, former: Former | None = None) -> None:
-        self._side = None
-        for frame in self.late:
-            if frame[KIND] == DATA:
-                self.give_back(len(frame) - HEADER)
-            else:  # an acknowledgement
-                self.told.popleft()
-        self.up, self.late, self.wanting, self.held = [], deque(), {}, 0
-        window, self.to_upstream = self.to_upstream, Window()
-        self.down.append(http2.window_update(0, self.to_upstream.begin(window.credit)))
-        self.cautious, self._before = True, MAX_STREAM
-        # A client without room on its streams could not say what is to be dialled for. One that has more keeps it: if
-        # the next upstream gives as much, it is no further than the former one lets it.
-        self.told.append(OWN)
-        self.down.append(self.server_settings({**USUAL, Setting.INITIAL_WINDOW_SIZE: max(self._first, FIRST_WINDOW)}))
-        if former is not None:
-            former.begin()
-        self.agree()
-        self.unblock()
-        self.reading_changed()
-
-    def succeed(self, client: GrpcConnection, side: GrpcUpstream) -> None:
-        """Takes over the calls, with all that they have towards their upstream."""
-        self.half = self.greeted = self.leaving = self.cautious = True
+    def skip_greeting(self) -> None:
+        """Its preface and SETTINGS have been read elsewhere."""
         self._preface = PREFACE
-        self.down.clear()
-        self.entry.requests = self.entry.bytes_in = self.entry.bytes_out = 0
-        self.budgets, self.over, self.last, self.swept = client.budgets, client.over, client.last, client.swept
-        self.restates = client.restates
-        self.calls, client.calls = client.calls, {}
-        self.up, self.wanting, self.held = client.up, client.wanting, client.held
-        self.late.extend(frame for frame in client.late if frame[KIND] == DATA)
-        client.late = deque(frame for frame in client.late if frame[KIND] != DATA)
-        self.to_upstream, self.heard_window = client.to_upstream, client.heard_window
-        self._owed_upstream, client._owed_upstream = client._owed_upstream, 0
-        self.acknowledge()
-        self.to_client, client.to_client = client.to_client, client.to_client.again()
-        self.reach, self._side = client.reach, side
-        self.reach.client = side.client = self
-        for call in self.calls.values():
-            call.relay = self
-        self.wait()
+        self.greeted = True
 
-    def left_by(self, former: Former) -> None:
-        """Its calls have ended, and the client has had all of their answers."""
-        self.formers.remove(former)
-        ended = former.half.entry
-        self.entry.requests += ended.requests
-        self.entry.bytes_in += ended.bytes_in
-        self.entry.bytes_out += ended.bytes_out
-        del former.half.reach  # which refers to it
-        if not self._ended:
-            self.agree()
-            self.limit_streams()
-            if not self.calls:
-                self.rest()
-            self.reading_changed()
-            self.settle()
-
-    # What the stream says
+    # Turns
 
     def data_received(self, data: bytes) -> None:
-        if self._ended:
-            return
-        scheduler = self.gateway.scheduler
-        if scheduler.waiting and len(self._preface) == len(PREFACE) and scheduler.crowded(self.entry):
-            self.frames.add(data)
+        relay = self._relay
+        scheduler = relay.gateway.scheduler
+        if scheduler.waiting and len(self._preface) == len(PREFACE) and scheduler.crowded(relay.entry):
+            self._frames.add(data)
             self._wait_for_turn()
         else:
             self.turn(data)
 
+    @property
+    def paused(self) -> bool:
+        """Whether no more is to be read: what was read waits for its turn, or for room."""
+        return self._blocked or self._queued
+
     def _wait_for_turn(self) -> None:
         if not self._queued:
             self._queued = True
-            self.gateway.scheduler.add(self.entry, self.stream, self._take_turn)
-            self.reading_changed()
+            self._relay.gateway.scheduler.add(self._relay.entry, self._relay.stream, self._take_turn)
+            self._relay.session.reading_changed()
 
     def _take_turn(self) -> None:
         self._queued = False
-        if not self._ended:
+        if not self._relay.session.ended:
             self.turn(b"")
-            self.reading_changed()
+            self._relay.session.reading_changed()
 
     def turn(self, data: bytes) -> None:
-        self.now = time.monotonic()
-        self.present()
-        if self.cautious and not self.half:
-            earliest = min(self.calls, default=MAX_STREAM)
-            self.cautious = bool(self.late) or MEASURED in self.told or earliest <= self._before
+        self.now = self.streams.now = time.monotonic()
+        relay, session = self._relay, self._relay.session
+        session.present()
+        if relay.measured and not relay.former:
+            relay.measured = self._settings.still_measured
         try:
             if len(self._preface) < len(PREFACE):
                 data = self._prefaced(data)
-            if self._ended:
+            if session.ended:
                 return
             self._read(data)
         except Http2Error as error:
-            self.broken(error)
-        if self.up and not self.reached and sum(map(len, self.up)) > MAX_HELD:
+            session.broken(error)
+        if relay.up and not relay.reached and sum(map(len, relay.up)) > MAX_PENDING:
             self._crowded()
-        elif self.frames.more and not self._ended:
+        elif self._frames.more and not session.ended:
             self._wait_for_turn()
-        self.settle()
-        if not self.calls and self.greeted and self.begun:
-            self.wait()
+        session.settle()
+        if not relay.calls and self.greeted and self.begun:
+            session.wait()
 
     def _crowded(self) -> None:
         """More than may wait for an upstream connection waits for one, or for the decisions of its calls."""
         self._blocked = True
-        self.reading_changed()
-        for call in list(self.calls.values())[:1]:
+        self._relay.session.reading_changed()
+        for call in list(self._relay.calls.values())[:1]:
             try:
-                self.reach.ask(call)
+                self._relay.dialler.ask(call)
             except RequestError as error:
-                self.refuse(call, error)
+                call.refuse(error)
                 self.unblock()
 
-    def pause_writing(self) -> None:
-        self.reading_changed()
-
-    def resume_writing(self) -> None:
-        self.reading_changed()
-        self.wait()
-
-    def reading_changed(self) -> None:
-        """Reads what can go on, in either direction; a client that takes no answers gets to ask no more."""
-        side = self._side
-        crowded = side is not None and side.stream.stalled
-        crowded = crowded or any(not former.reading for former in self.formers)
-        # A half's client has to be read, where it has no room for answers: it says there that it has.
-        if (self.stream.stalled and not self.half) or self._blocked or self._queued or crowded:
-            self.stream.pause_reading()
-        else:
-            self.stream.resume_reading()
-        if side is not None:
-            side.reading_changed()
-        for former in list(self.formers):
-            former.half.reading_changed()
-
     def unblock(self) -> None:
+        """There may be room for what the client was not let say."""
         if not self._passing:  # else who passes it on sees that there is room
             self._passing = True
             try:
-                self._pass_late()
+                self._pass_deferred()
             except Http2Error as error:
-                self.broken(error)
+                self._relay.session.broken(error)
             finally:
                 self._passing = False
         if self._blocked:
@@ -283,8 +192,9 @@ class GrpcConnection(Streams):
         return data[taken:]
 
     def _read(self, data: bytes) -> None:  # noqa: C901 - the usual frames are seen to in place
-        frames, calls, window, up = self.frames, self.calls, self.to_upstream, self.up
-        longest = self.longest
+        relay, streams, frames = self._relay, self.streams, self._frames
+        calls, window, up = relay.calls, relay.to_upstream, relay.up
+        longest = self._settings.max_head_size
         begin = position = 0
         left = TURN
         ready = self._is_ready
@@ -293,7 +203,7 @@ class GrpcConnection(Streams):
             usual, call = False, None
             if what < ANY_DATA:
                 call = calls.get(stream)
-                if call is not None and call.waiting and self.held + size + FRAME_MEMORY > MAX_HELD:
+                if call is not None and call.waiting and relay.pending_size + size + FRAME_MEMORY > MAX_PENDING:
                     self._wait(start)
                     break
                 usual = ready and call is not None and what <= END_STREAM and 0 < size <= window.room
@@ -308,22 +218,22 @@ class GrpcConnection(Streams):
                         call.client_done = True
                         call.touched = self.now
                         if call.upstream_done:
-                            self.forget(call, "")
+                            call.forget("")
                     continue
             if begin < start:  # else the fields of a call may be what was said last, which can be taken back
                 up.append(frames.data[begin:start])
             begin = position = end
-            if ready and what in WHOLE_FIELDS and stream & 1 and stream > self.last and size <= longest:
-                up.append(self.opened(stream, self.reader.read(frames.data[start + HEADER : end]), what))
+            if ready and what in WHOLE_FIELDS and stream & 1 and stream > relay.last_stream and size <= longest:
+                up.append(streams.open(stream, self._reader.read(frames.data[start + HEADER : end]), what))
             else:
-                look = self._at_former if self.formers else self._frame
+                look = self._at_former if self._formers else self._frame
                 instead = (
-                    self.on_data(frames.data, what, stream, start, end)
+                    streams.on_data(frames.data, what, stream, start, end)
                     if usual
                     else look(what >> 8, what & 0xFF, stream, start, end)
                 )
                 ready = self._is_ready
-                if self._ended:
+                if relay.session.ended:
                     return
                 up.append(frames.data[start:end] if instead is None else instead)
             left -= what >> 8 != PING
@@ -336,160 +246,188 @@ class GrpcConnection(Streams):
     @property
     def _is_ready(self) -> bool:
         """Whether frames that pass may go in one piece."""
-        return self.greeted and self._block is None and not (self.late or self.cautious) and self.reached
+        return (
+            self.greeted
+            and self._block is None
+            and not (self._relay.deferred or self._relay.measured)
+            and self._relay.reached
+        )
 
     def _wait(self, position: int) -> None:
         """Stops reading at ``position``: frames from there on wait for room."""
-        self.frames.keep(position)
+        self._frames.keep(position)
         self._blocked = True
-        self.reading_changed()
+        self._relay.session.reading_changed()
 
-    def _is_late(self, kind: int, flags: int, stream: int, size: int) -> bool:
+    def _must_wait(self, kind: int, flags: int, stream: int, size: int) -> bool:
         """Whether it has to wait for the upstream's room: then so does all DATA, and no acknowledgement passes it.
 
         What a client sent before it acknowledged a smaller window is measured by the one from before.
         """
         if kind == DATA:
-            return bool(self.late) or self.to_upstream.room < size or (self.cautious and self._exceeds(stream, size))
-        return kind == Kind.SETTINGS and bool(flags & ACK) and bool(self.late or self.held)
+            return (
+                bool(self._relay.deferred)
+                or self._relay.to_upstream.room < size
+                or (self._relay.measured and self._exceeds(stream, size))
+            )
+        return kind == Kind.SETTINGS and bool(flags & ACK) and bool(self._relay.deferred or self._relay.pending_size)
 
     def _exceeds(self, stream: int, size: int) -> bool:
         """Whether so much DATA is more than the upstream has room for on the stream."""
-        call = self.calls.get(stream)
+        call = self._relay.calls.get(stream)
         return call is not None and not call.holds and call.room_here < size
 
-    def _put_off(self, kind: int, flags: int, frame: bytes) -> bytes:
+    def _defer(self, kind: int, flags: int, frame: bytes) -> bytes:
         if kind != DATA:
-            self.budgets.control.spend(self.now)
+            self._relay.budgets.control.spend(self.now)
         elif len(frame) == HEADER and not flags & END_STREAM:
-            self.budgets.empty.spend(self.now)
-        self.late.append(frame)
-        if len(self.late) > MAX_LATE:
+            self._relay.budgets.empty.spend(self.now)
+        self._relay.deferred.append(frame)
+        if len(self._relay.deferred) > MAX_DEFERRED:
             raise Http2Error(Code.ENHANCE_YOUR_CALM, "too many frames beyond the upstream's room", "flood_late_frames")
         return b""
 
-    def _pass_late(self) -> None:
+    def _pass_deferred(self) -> None:
         """What waited for room goes on, in its order."""
-        late, window = self.late, self.to_upstream
-        while late:
-            frame = late[0]
+        deferred, window = self._relay.deferred, self._relay.to_upstream
+        while deferred:
+            frame = deferred[0]
             is_data, size = frame[KIND] == DATA, len(frame) - HEADER
-            if (size > window.room) if is_data else self.held:
+            if (size > window.room) if is_data else self._relay.pending_size:
                 return
-            if is_data and self.cautious and self._exceeds(http2.stream_of(frame), size):
+            if is_data and self._relay.measured and self._exceeds(http2.stream_of(frame), size):
                 return
-            del late[0]
+            del deferred[0]
             if not is_data:
-                self.acknowledged()
+                self._settings.acknowledged()
                 continue
-            instead = self.on_data(frame, frame[FLAGS], http2.stream_of(frame), 0, len(frame))
-            self.up.append(frame if instead is None else instead)
+            instead = self.streams.on_data(frame, frame[FLAGS], http2.stream_of(frame), 0, len(frame))
+            self._relay.up.append(frame if instead is None else instead)
+
+    def _former_of(self, stream: int) -> Former | None:
+        """The former upstream that has the call."""
+        return next((former for former in self._formers if stream in former.half.relay.calls), None)
 
     def _at_former(self, kind: int, flags: int, stream: int, start: int, end: int) -> bytes | None:
         """The same where there are calls at a former upstream, which have frames of their own."""
-        former = None if kind in {HEADERS, CONTINUATION} or self._block is not None else self.former_of(stream)
+        former = None if kind in {HEADERS, CONTINUATION} or self._block is not None else self._former_of(stream)
         if former is None:
             return self._frame(kind, flags, stream, start, end)
-        former.feed(self.frames.data[start:end])
+        former.feed(self._frames.data[start:end])
         return b""
 
     def _frame(self, kind: int, flags: int, stream: int, start: int, end: int) -> bytes | None:
         """What goes upstream in its place; None for itself."""
-        data = self.frames.data
+        data = self._frames.data
         if not self.greeted and (kind != Kind.SETTINGS or flags & ACK):
             raise Http2Error(Code.PROTOCOL_ERROR, "the first frame is not SETTINGS", "http2_preface")
         if (kind == CONTINUATION) != (self._block is not None) or (
-            self._block is not None and stream != self._begun[0]
+            self._block is not None and stream != self._block_begin[0]
         ):
             raise Http2Error(Code.PROTOCOL_ERROR, "a field block that is interrupted")
         size = end - start - HEADER
-        if kind == Kind.PRIORITY and size != PRIORITY and stream in self.calls:
-            return self._wrong(self.calls[stream], Code.FRAME_SIZE_ERROR, "priority")
+        if kind == Kind.PRIORITY and size != PRIORITY and stream in self._relay.calls:
+            return self.streams.end_wrong(self._relay.calls[stream], Code.FRAME_SIZE_ERROR, "priority")
         http2.check(kind, flags, stream, size)
-        if self._is_late(kind, flags, stream, size):
-            return self._put_off(kind, flags, data[start:end])
+        if self._must_wait(kind, flags, stream, size):
+            return self._defer(kind, flags, data[start:end])
         if kind == DATA:
-            return self.on_data(data, flags, stream, start, end)
+            return self.streams.on_data(data, flags, stream, start, end)
         payload = data[start + HEADER : end]
         if kind in {HEADERS, CONTINUATION}:
-            return self.on_fields(flags, stream, payload)
+            return self._on_fields(flags, stream, payload)
         if kind == Kind.WINDOW_UPDATE:
             return self._granted(stream, int.from_bytes(payload, "big") & MAX_WINDOW)
         if kind == Kind.RST_STREAM:
-            return self.on_reset(stream)
-        return self._settings(flags, payload) if kind == Kind.SETTINGS else self._control(kind, flags, payload)
+            return self.streams.on_reset(stream)
+        return self._client_settings(flags, payload) if kind == Kind.SETTINGS else self._control(kind, flags, payload)
 
     def _control(self, kind: int, flags: int, payload: bytes) -> bytes | None:
         """Handles frames that are not for the other side: PING, PRIORITY, GOAWAY, and unknown types."""
-        self.budgets.control.spend(self.now)
+        self._relay.budgets.control.spend(self.now)
         if kind == Kind.PUSH_PROMISE:
             raise Http2Error(Code.PROTOCOL_ERROR, "a push from a client")
         if kind != Kind.PING:
             return b""
         if flags & ACK and payload == DRAIN_PING:
-            self.drained()
+            self._relay.session.drained()
             return b""
         if not flags & ACK:
-            self.down.append(http2.frame(Kind.PING, ACK, 0, payload))
+            self._relay.down.append(http2.frame(Kind.PING, ACK, 0, payload))
         return b""
 
-    def _settings(self, flags: int, payload: bytes) -> bytes | None:
+    def _client_settings(self, flags: int, payload: bytes) -> bytes:
+        budgets = self._relay.budgets
         if flags & ACK:
-            self.budgets.control.spend(self.now)
-            self.acknowledged()
+            budgets.control.spend(self.now)
+            self._settings.acknowledged()
             return b""
-        self.budgets.settings.spend(self.now)
-        values = http2.parse_settings(payload)
-        told = http2.kept(values, (Setting.MAX_HEADER_LIST_SIZE,))
-        halves = [former.half for former in self.formers]
-        if values.get(Setting.HEADER_TABLE_SIZE, TABLE) < TABLE:
-            for one in (self, *halves):
-                one.restates = True
-        first = values.get(Setting.INITIAL_WINDOW_SIZE)
-        if first is not None:
-            calls = (call for one in (self, *halves) for call in one.calls.values())
-            if any(first + call.room_given > MAX_WINDOW for call in calls):  # RFC 9113 §6.9.2
-                raise Http2Error(Code.FLOW_CONTROL_ERROR, "a stream's window of more than 2^31-1")
-        self.to_client.initial.offer(first)
-        self.settings |= told
-        for relay in self.relays:
-            relay.tell(told)
+        budgets.settings.spend(self.now)
+        self._settings.client_settings(http2.parse_settings(payload))
         if not self.greeted:
             self.greeted = True
-            self.rest()
-        self.agree()
+            self._relay.session.rest()
+        self._settings.agree()
         return b""
-
-    def acknowledged(self) -> None:
-        """The client has heard of the earliest SETTINGS that it has not acknowledged; else it acknowledges nothing."""
-        told = self.told.popleft() if self.told else None
-        if told is MEASURED:
-            self._before = self.last
-        elif told is self.to_upstream:
-            self.up.append(http2.SETTINGS_ACK)
-            self.to_upstream.initial.settle()
-            self.proceed()
 
     def _granted(self, stream: int, size: int) -> bytes | None:
-        self.budgets.updates.spend(self.now)
+        self._relay.budgets.updates.spend(self.now)
         if stream == 0:
-            shared = self.to_client.granted(size)
-            self.unblock_side()
-            self.proceed()
-            for former in list(self.formers):
+            shared = self._relay.to_client.granted(size)
+            self._relay.unblock_upstream()
+            self._relay.proceed()
+            for former in list(self._formers):
                 former.proceed()
-            return http2.window_update(0, shared) if self.reached else b""
-        call = self.calls.get(stream)
-        if call is None:
-            if stream > self.last or not stream & 1:
-                raise Http2Error(Code.PROTOCOL_ERROR, "a frame on a stream that was never opened")
+            return http2.window_update(0, shared) if self._relay.reached else b""
+        return self.streams.on_window_update(stream, size)
+
+    # Field blocks
+
+    def _on_fields(self, flags: int, stream: int, payload: bytes) -> bytes:
+        if self._block is None:
+            self._block, self._fragments, self._block_begin = (
+                bytearray(http2.fragment(flags, payload)),
+                0,
+                (stream, flags),
+            )
+            self._since = self.now
+        else:
+            self._block += payload
+            self._fragments += 1
+        if self._fragments > MAX_FRAGMENTS or len(self._block) > self._settings.max_head_size:
+            raise Http2Error(Code.ENHANCE_YOUR_CALM, "a field block that is too large", "flood_fields")
+        if not flags & END_HEADERS:
             return b""
-        if not size:
-            return self._wrong(call, Code.PROTOCOL_ERROR, "window_update")
-        call.given += size
-        if self.to_client.initial.least + call.room_given > MAX_WINDOW:  # RFC 9113 §6.9.1
-            return self._wrong(call, Code.FLOW_CONTROL_ERROR, "window_update")
-        if call.reduction is None:
-            return None if call.opening else b""  # of one that goes no further the upstream never heard
-        call.reduction.granted(size)
-        return b""
+        block, self._block = bytes(self._block), None
+        fields = self._reader.read(block)
+        if self._formers and (former := self._former_of(stream)) is not None:
+            former.half.client.streams.on_trailers(stream)
+            return b""
+        return self.streams.on_fields(stream, fields, self._block_begin[1])
+
+    # Waits
+
+    @property
+    def begun(self) -> bool:
+        """Whether there is the beginning of a frame, or of a field block."""
+        return self._block is not None or self._frames.waiting
+
+    def stands_still(self, now: float) -> bool:
+        frames = self._frames
+        if not (self.begun and self._relay.stream.reading):
+            return False
+        limit = self._relay.limits.head_timeout
+        if self._block is None:
+            if frames.reads != self._reads:  # another frame than the last time
+                self._since, self._reads = now, frames.reads
+            kind, stream = frames.begun or (None, 0)
+            if kind == DATA:
+                limit = self._relay.limits.body_timeout
+                call = self._relay.calls.get(stream)
+                if call is not None and not call.client_done:  # which has a rate to keep up
+                    return False
+        return now - self._since > limit
+
+    def unfinished_data(self, stream: int) -> int:
+        """Bytes of a DATA frame of the stream that has not come whole."""
+        return len(self._frames.rest) if self._frames.begun == (DATA, stream) else 0

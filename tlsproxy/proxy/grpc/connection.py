@@ -1,4 +1,4 @@
-"""How long a gRPC connection lives: what it waits for, how it is drained, and its last words.
+"""A client's connection that speaks gRPC: each call is decided, and relayed over an upstream connection of its own.
 
 A connection that is to end says so twice (RFC 9113 §6.8): first that no more calls are wanted, then, once the client
 has heard that, which was the last; calls that go on are waited for. One sweep a second looks at the waits of all calls.
@@ -7,231 +7,222 @@ has heard that, which was the last; calls that go on are waited for. One sweep a
 from __future__ import annotations
 
 import time
-from abc import abstractmethod
-from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import replace
-from typing import TYPE_CHECKING, Final
+from copy import copy
+from typing import Final, cast
 
-from tlsproxy.authz.access import Decision
-from tlsproxy.authz.keys import NEVER
 from tlsproxy.errors import GrpcStatus, RequestError, RequestTimeout, RightLost, UpstreamUnreachable
 from tlsproxy.proxy.core.authorization import Standing
 from tlsproxy.proxy.core.connection_manager import Entry
-from tlsproxy.proxy.core.gateway import Gateway
+from tlsproxy.proxy.core.gateway import Gateway, moved
 from tlsproxy.proxy.core.impact_analysis import Outlook
 from tlsproxy.proxy.core.refusals import record_refusal
+from tlsproxy.proxy.grpc import withdrawal
+from tlsproxy.proxy.grpc.call import Call
+from tlsproxy.proxy.grpc.call_timeouts import overdue
+from tlsproxy.proxy.grpc.client import DRAIN_PING, ClientFrames
 from tlsproxy.proxy.grpc.draining_upstream import SWEEP, Former
-from tlsproxy.proxy.grpc.messages import MAX_FIRST_WINDOW
 from tlsproxy.proxy.grpc.relay import Relay
-from tlsproxy.proxy.transport.tls import TlsStream
+from tlsproxy.proxy.grpc.session import ClientStream, UpstreamSide
+from tlsproxy.proxy.grpc.settings import SettingsExchange
+from tlsproxy.proxy.grpc.streams import ClientStreams
+from tlsproxy.proxy.grpc.upstream import GrpcUpstream
+from tlsproxy.proxy.grpc.upstream_dialer import Dialler
+from tlsproxy.proxy.upstream.upstreams import Upstreams
+from tlsproxy.snapshot.generation import Generation
 from tlsproxy.wire import http2
-from tlsproxy.wire.flow_control import InitialWindow
-from tlsproxy.wire.http2 import MAX_STREAM, Code, Http2Error, Kind, Setting
-
-if TYPE_CHECKING:
-    from tlsproxy.proxy.grpc.call import Call
-    from tlsproxy.snapshot.generation import Generation
+from tlsproxy.wire.http2 import MAX_STREAM, Code, Http2Error, Kind
 
 LAST_WORDS: Final = 1.0
 """Seconds: for a client to hear why its connection ends, and for the calls that it was about to make."""
-DRAIN_PING: Final = b"tlsproxy"
-USUAL: Final[dict[int, int]] = {
-    Setting.INITIAL_WINDOW_SIZE: http2.FIRST_WINDOW,
-    Setting.MAX_CONCURRENT_STREAMS: MAX_STREAM,
-}
-"""Of an upstream that has not said otherwise."""
-OWN: Final = object()
-MEASURED: Final = object()
 
 
-class Life(Relay):
-    """``greeted``: the client's SETTINGS have come. ``last`` is its latest stream; ``lost``: why it has no upstream.
+class GrpcConnection:
+    """Owner of one TLS stream, from its handshake on.
 
-    ``told`` are the SETTINGS that the client has not acknowledged: the gateway's own, those that are ``MEASURED``, and
-    those that their upstream waits to hear of, by its window. ``swept``: when its waits were looked at last.
-    ``formers``: calls at former upstreams. ``settings``: the client's that upstreams are told, but for its initial
-    window of streams, of which the upstream has heard ``heard_window``.
+    ``leaving``: no more calls are taken; ``upstream_error``: why it has no upstream. ``formers``: former upstreams that
+    have calls. ``last_sweep``: when its waits were looked at last.
     """
 
     __slots__ = (
         "_draining",
-        "_ended",
-        "_first",
         "_judged",
         "_resting",
-        "_told_most",
-        "_upstream_most",
+        "_upstreams",
         "_when_ended",
+        "client",
+        "ended",
+        "entry",
         "formers",
-        "greeted",
-        "heard_window",
-        "last",
+        "gateway",
+        "last_sweep",
         "leaving",
-        "longest",
-        "lost",
-        "most",
+        "limits",
+        "relay",
         "settings",
-        "swept",
-        "told",
+        "stream",
+        "upstream_error",
     )
 
+    patient = True
+
     def __init__(
-        self, gateway: Gateway, stream: TlsStream | Former, entry: Entry, when_ended: Callable[[], None]
+        self,
+        gateway: Gateway,
+        upstreams: Upstreams,
+        stream: ClientStream,
+        entry: Entry,
+        when_ended: Callable[[], None],
     ) -> None:
-        super().__init__(gateway, stream, entry)
-        self.greeted = False
-        self.last = 0
-        self.lost: RequestError | None = None
-        self.leaving = False
-        self.told: deque[object] = deque([OWN])
-        self.settings: dict[int, int] = {}
-        self.heard_window = InitialWindow()
+        self.gateway = gateway
+        self.stream = stream
+        self.entry = entry
+        self.limits = gateway.bounds
+        self.upstream_error: RequestError | None = None
+        self.leaving = self.ended = self._draining = False
         self.formers: list[Former] = []
-        self._first = http2.FIRST_WINDOW  # of a stream, as the client was told last
+        self._upstreams = upstreams
         self._when_ended = when_ended
         self._judged = gateway.generation
-        self._ended = self._draining = False
-        self._resting = self.swept = 0.0
-        # Limits that the client is told now stay, whatever is published.
-        self.most, self.longest = self.limits.max_streams, self.limits.max_head_size
-        self._told_most, self._upstream_most = self.most, MAX_STREAM
+        self._resting = self.last_sweep = 0.0
+        self.relay: Relay[Call] = Relay(gateway, stream, entry, self)
+        self.relay.dialler = Dialler(self.relay, upstreams.pool)
+        self.settings = SettingsExchange(self.relay)
+        streams = ClientStreams(self.relay, self.settings, upstreams)
+        self.client = ClientFrames(self.relay, self.settings, streams, self.formers)
         stream.deadline = time.monotonic() + self.limits.head_timeout
-        # A server's first frame (RFC 9113 §3.4). The upstream's own may come after an answer of ours.
-        first: dict[int, int] = {
-            Setting.MAX_CONCURRENT_STREAMS: self.most,
-            Setting.MAX_HEADER_LIST_SIZE: self.longest,
-        }
-        self.down.append(http2.settings(first))
-
-    def server_settings(self, values: dict[int, int]) -> bytes:
-        """The upstream's SETTINGS as the client is told them, within our limits.
-
-        Not its HEADER_TABLE_SIZE: the client's field blocks are read here, and the upstream never sees its table.
-        """
-        told = http2.kept(values, (Setting.INITIAL_WINDOW_SIZE,))
-        if Setting.MAX_CONCURRENT_STREAMS in values:
-            self._upstream_most = values[Setting.MAX_CONCURRENT_STREAMS]
-            told[Setting.MAX_CONCURRENT_STREAMS] = self._told_most = self._most_now
-        first = told.get(Setting.INITIAL_WINDOW_SIZE)
-        if first is None:
-            return http2.settings(told)
-        if self.formers:  # on whose streams more may have been granted
-            told[Setting.INITIAL_WINDOW_SIZE] = first = min(first, MAX_FIRST_WINDOW)
-        more, self._first = first - self._first, first
-        return http2.settings(told) + b"".join(former.half.led(more) for former in self.formers)
+        if gateway.draining:
+            self.drain()
+        self.settle()
 
     @property
-    def _most_now(self) -> int:
-        """The most streams that the client may open: those at former upstreams are none of the present one's."""
-        return min(self.most, self._upstream_most + self.elsewhere)
+    def idle(self) -> bool:
+        return not (self.relay.calls or self.formers)
 
-    def limit_streams(self) -> None:
-        """Tells the client where calls at a former upstream have ended."""
-        if self._most_now != self._told_most:
-            self.told.append(OWN)
-            self.down.append(self.server_settings({Setting.MAX_CONCURRENT_STREAMS: self._upstream_most}))
+    def dial(self) -> None:
+        """There is a call for the upstream. Raises OSError."""
+        self.relay.upstream = GrpcUpstream(self.relay, self.settings)
 
-    @property
-    def elsewhere(self) -> int:
-        """How many calls there are at former upstreams."""
-        return sum(len(former.half.calls) for former in self.formers)
+    # The stream
 
-    def led(self, more: int) -> bytes:
-        """The client has heard of ``more`` room on all of its streams than the former upstream gives.
+    def data_received(self, data: bytes) -> None:
+        if not self.ended:
+            self.client.data_received(data)
 
-        Where that is less, it is granted the rest.
-        """
-        frames = b""
-        for call in self.calls.values():
-            call.lead += more
-            if call.lead < 0:
-                frames += http2.window_update(call.stream, -call.lead)
-                call.lead = 0
-        return frames
+    def turn(self, data: bytes) -> None:
+        self.client.turn(data)
 
-    def measured_settings(self, values: dict[int, int], *, first: bool) -> bytes:
-        """The same where DATA is measured here, so that they need not wait for the client's acknowledgement.
+    def pause_writing(self) -> None:
+        self.reading_changed()
 
-        Its streams have windows by the present upstream's, whose ``first`` ones take the place of a former one's. Those
-        of a former upstream it is not told, but it may use what they grant.
-        """
-        initial = self.to_upstream.initial
-        before = initial.latest
-        initial.offer(values.get(Setting.INITIAL_WINDOW_SIZE))
-        self.acknowledge()
-        self.proceed()
-        self.unblock()
-        if self.half:
-            return self.led(before - initial.latest)
-        self.told.append(MEASURED)
-        return self.server_settings(USUAL | values if first else values)
+    def resume_writing(self) -> None:
+        self.reading_changed()
+        self.wait()
 
-    def heard(self) -> None:
-        """The upstream has acknowledged SETTINGS of the client's."""
-        if self.half:
-            self.down.append(http2.SETTINGS_ACK)  # once what was sent before it has gone on
+    def reading_changed(self) -> None:
+        """Reads what can go on, in either direction; a client that takes no answers gets to ask no more."""
+        side = self.relay.upstream
+        crowded = side is not None and side.stream.stalled
+        crowded = crowded or any(not former.reading for former in self.formers)
+        # A half's client has to be read, where it has no room for answers: it says there that it has.
+        if (self.stream.stalled and not self.relay.former) or self.client.paused or crowded:
+            self.stream.pause_reading()
         else:
-            self.heard_window.settle()
-            self.agree()
-
-    @property
-    def first_window(self) -> int:
-        """The initial window of streams as an upstream is told it."""
-        return min(self.to_client.initial.least, MAX_FIRST_WINDOW)
-
-    @property
-    def relays(self) -> list[Life]:
-        """Those that may send to the client: itself, if its upstream connection stands, and the halves."""
-        own: list[Life] = [self] if self.reached else []
-        return own + [former.half for former in self.formers]
-
-    def greeting(self) -> bytes:
-        """The beginning of an upstream connection: what its client has said of itself by now."""
-        told = {Setting.HEADER_TABLE_SIZE: 0, Setting.ENABLE_PUSH: 0} | self.settings
-        first = self.first_window
-        self.heard_window = InitialWindow(first)
-        if first != http2.FIRST_WINDOW:
-            told[Setting.INITIAL_WINDOW_SIZE] = first
-        return http2.PREFACE + http2.settings(told) + http2.window_update(0, self.to_client.begin(http2.FIRST_WINDOW))
-
-    def tell(self, values: dict[int, int]) -> None:
-        """Tells the upstream SETTINGS of the client's."""
-        if values and self.reached:
-            self.heard_window.offer(values.get(Setting.INITIAL_WINDOW_SIZE))
-            self.up.append(http2.settings(values))
-
-    def _tell_window(self) -> None:
-        for one in self.relays:
-            if self.first_window != one.heard_window.latest:
-                one.tell({Setting.INITIAL_WINDOW_SIZE: self.first_window})
-
-    def agree(self) -> None:
-        """Acknowledges the client's SETTINGS.
-
-        A smaller initial window is told to all upstreams first, and acknowledged once they have acknowledged it; a
-        larger one is told to them after that: none of them ever sends more than the client expects.
-        """
-        initial = self.to_client.initial
-        self._tell_window()
-        while initial.may_settle(max((one.heard_window.most for one in self.relays), default=0)):
-            self.down.append(http2.SETTINGS_ACK)
-            initial.settle()
-            self._tell_window()
-        self.proceed()
+            self.stream.resume_reading()
+        if side is not None:
+            side.reading_changed()
         for former in list(self.formers):
-            former.half.proceed()
-            former.half.settle()
+            former.half.reading_changed()
+
+    def unblock(self) -> None:
+        self.client.unblock()
+
+    def unfinished_data(self, stream: int) -> int:
+        return self.client.unfinished_data(stream)
+
+    def settle(self) -> None:
+        """Writes the queued frames: the last step of whatever was going on."""
+        self.relay.flush()
+        if self.leaving and not (self.relay.calls or self.formers or self.ended):
+            self._close()
+
+    # Another upstream
+
+    def _follow(self, former: Generation) -> None:
+        """Goes where the upstream is by the present generation, with what was not sent by the former one."""
+        generation, relay = self.gateway.generation, self.relay
+        if self.ended or relay.former or self.leaving or self.upstream_error or not moved(former, generation, "grpc"):
+            return
+        side = relay.upstream
+        if side is None:
+            self.client.streams.restate()
+        elif not side.stands:
+            self.client.streams.restate()
+            relay.upstream = None
+            side.discard()
+            relay.dialler.dial_again()
+            self.reading_changed()
+        elif relay.upstream_moved:
+            self._part(side)
+
+    def _part(self, side: UpstreamSide) -> None:
+        """Leaves the upstream connection, to the calls that are there."""
+        former = None
+        if self.relay.calls:
+            former = Former(self)
+            former.half = GrpcConnection(self.gateway, self._upstreams, former, copy(self.entry), lambda: None)
+            former.half.succeed(self, side)
+            self.formers.append(former)
+            self.settings.formers.append(former.half.settings)
+            self.relay.dialler = Dialler(self.relay, self._upstreams.pool)
+        else:
+            side.discard()
+            self.relay.dialler.close()
+        self._begin_anew(former)
+        self.rest()
+
+    def _begin_anew(self, former: Former | None = None) -> None:
+        """Has no upstream connection, and dials one for the next call."""
+        self.settings.begin_anew(self.relay.begin_anew())
+        if former is not None:
+            former.begin()
+        self.settings.agree()
+        self.unblock()
+        self.reading_changed()
+
+    def succeed(self, client: GrpcConnection, side: UpstreamSide) -> None:
+        """Takes over the calls, with all that they have towards their upstream."""
+        relay = self.relay
+        relay.former = relay.measured = self.leaving = True
+        self.client.skip_greeting()
+        self.entry.requests = self.entry.bytes_in = self.entry.bytes_out = 0
+        self.last_sweep = client.last_sweep
+        self.settings.told_window = client.settings.told_window
+        relay.take_over(client.relay)
+        cast("Dialler", relay.dialler).relay = relay
+        cast("GrpcUpstream", side).serve(relay, self.settings)
+        for call in relay.calls.values():
+            call.relay = relay
+        self.wait()
+
+    def left_by(self, former: Former) -> None:
+        """Its calls have ended, and the client has had all of their answers."""
+        self.formers.remove(former)
+        self.settings.formers.remove(former.half.settings)
+        ended = former.half.entry
+        self.entry.requests += ended.requests
+        self.entry.bytes_in += ended.bytes_in
+        self.entry.bytes_out += ended.bytes_out
+        former.half.relay.let_go()
+        if not self.ended:
+            self.settings.agree()
+            self.settings.limit_streams()
+            if not self.relay.calls:
+                self.rest()
+            self.reading_changed()
+            self.settle()
 
     # Deadlines
-
-    @property
-    @abstractmethod
-    def begun(self) -> bool: ...
-
-    @abstractmethod
-    def stands_still(self, now: float) -> bool:
-        """Whether the client has begun a frame or a field block, and does not finish it."""
 
     def rest(self) -> None:
         """Sets what is waited for next. Without calls, the connection rests from here on, whatever is said on it."""
@@ -240,24 +231,24 @@ class Life(Relay):
 
     def wait(self) -> None:
         """Sets when to look at it next."""
-        if self.stream.stalled or self._ended:
+        if self.stream.stalled or self.ended:
             return
-        sweep = self.swept + SWEEP
-        if self.calls or self.formers:
+        sweep = self.last_sweep + SWEEP
+        if not self.idle:
             self.stream.deadline = sweep
-        elif self.begun:
+        elif self.client.begun:
             self.stream.deadline = min(sweep, self._rests_until)
         else:
             self.stream.deadline = self._rests_until
 
     @property
     def _rests_until(self) -> float:
-        last = self._draining or self.leaving or self.lost is not None
+        last = self._draining or self.leaving or self.upstream_error is not None
         return self._resting + (LAST_WORDS if last else self.limits.idle_timeout)
 
     def rearm(self) -> None:
-        self.budgets.adopt(self.limits.streams_per_second)
-        if self.greeted:
+        self.relay.budgets.adopt(self.limits.streams_per_second)
+        if self.client.greeted:
             self.rest()
         else:
             self.stream.deadline = time.monotonic() + self.limits.head_timeout
@@ -265,44 +256,49 @@ class Life(Relay):
     def deadline_passed(self) -> None:
         if self.stream.stalled:
             self.cut("client_stalled")
-        elif not self.greeted and self.lost is None:
+        elif not self.client.greeted and self.upstream_error is None:
             self.end(Code.PROTOCOL_ERROR, "the client did not begin")
         else:
             self.sweep(time.monotonic())
 
     def sweep(self, now: float) -> None:
-        self.swept = now
-        if self.stands_still(now):
+        self.last_sweep = now
+        if self.client.stands_still(now):
             self.end(Code.NO_ERROR, "what was begun came too slowly", RequestTimeout.reason)
-        elif not (self.calls or self.formers) and now >= self._rests_until:
+        elif self.idle and now >= self._rests_until:
             self.end(Code.NO_ERROR)
         else:
-            for call in list(self.calls.values()):
-                error = call.overdue(now)
+            for call in list(self.relay.calls.values()):
+                error = overdue(call, now)
                 if error is not None:
-                    self.refuse(call, error)
-            self.reach.look(now)
+                    call.refuse(error)
+            self.relay.dialler.look(now)
             self.wait()
             self.settle()
+
+    def begin_sweeps(self, now: float) -> None:
+        """The first call begins."""
+        self.last_sweep = now
+        self.stream.deadline = now + SWEEP
 
     # The upstream's end
 
     def upstream_lost(self, error: RequestError) -> None:
         """Every open call is told; so are those that were about to be made."""
-        if self.lost is not None or self._ended:
+        if self.upstream_error is not None or self.ended:
             return
         if self.formers:  # whose calls go on, and so does the connection
-            for call in list(self.calls.values()):
-                self.refuse(call, error)
-            self.reach.close()
-            self.begin_anew()
+            for call in list(self.relay.calls.values()):
+                call.refuse(error)
+            self.relay.dialler.close()
+            self._begin_anew()
             self.settle()
             return
-        self.lost, self._side = error, None
-        self.agree()
-        served = self.last
-        for call in list(self.calls.values()):
-            self.refuse(call, error)
+        self.upstream_error, self.relay.upstream = error, None
+        self.settings.agree()
+        served = self.relay.last_stream
+        for call in list(self.relay.calls.values()):
+            call.refuse(error)
         if served:
             self.end(Code.NO_ERROR)
         else:
@@ -312,21 +308,21 @@ class Life(Relay):
     def upstream_leaves(self, last: int) -> None:
         """Its GOAWAY, which the client gets too: calls beyond the last one it takes are the client's to make again."""
         self.leaving = True
-        for call in [call for stream, call in self.calls.items() if stream > last]:
+        for call in [call for stream, call in self.relay.calls.items() if stream > last]:
             call.record.grpc_status = GrpcStatus.UNAVAILABLE.value
-            if self.half:  # whose client does not hear of it
-                self.reset(call, Code.REFUSED_STREAM, "upstream_goaway")
+            if self.relay.former:  # whose client does not hear of it
+                call.reset(Code.REFUSED_STREAM, "upstream_goaway")
             else:
-                self.forget(call, "upstream_goaway")
+                call.forget("upstream_goaway")
 
     # The end
 
     def drain(self) -> None:
         """Takes no more calls, and ends with those that go on."""
-        if self._draining or self._ended:
+        if self._draining or self.ended:
             return
         self._draining = True
-        self.down.append(http2.goaway(MAX_STREAM, Code.NO_ERROR) + http2.frame(Kind.PING, 0, 0, DRAIN_PING))
+        self.relay.down.append(http2.goaway(MAX_STREAM, Code.NO_ERROR) + http2.frame(Kind.PING, 0, 0, DRAIN_PING))
         self.rest()
         self.settle()
 
@@ -338,78 +334,28 @@ class Life(Relay):
         """Ends the calls of a key or token that has lost its right; the connection depends on its certificate alone."""
         generation = self.gateway.generation
         former, self._judged = self._judged, generation
-        anew = former is not generation or self.entry.standing.ended(generation, now) is not None
-        for call in list(self.calls.values()):
-            if (anew or now >= call.record.plan.expires) and (refusal := self._refusal(call, now)):
-                self._withdraw(call, refusal)
-        self.follow(former)
+        again = former is not generation or self.entry.standing.ended(generation, now) is not None
+        withdrawal.judge(self.relay, now, again=again)
+        self._follow(former)
         for each in list(self.formers):
             each.half.judge(now)
             each.drain()
         self.settle()
         return ""
 
-    @abstractmethod
-    def follow(self, former: Generation) -> None:
-        """Goes where the upstream is by the present generation, with what was not sent by the former one."""
-
-    def former_of(self, stream: int) -> Former | None:
-        """The former upstream that has the call."""
-        return next((former for former in self.formers if stream in former.half.calls), None)
-
-    @abstractmethod
-    def begin_anew(self, former: Former | None = None) -> None:
-        """Has no upstream connection, and dials one for the next call."""
-
     def losses(self, outlook: Outlook, standing: Standing, now: float) -> Iterator[str]:
-        ended = standing.ended(outlook.generation, now)
-        for call in self.calls.values():
-            if _goes_on(call):
-                present = outlook.calls.present(call.record.plan, standing.principal, now, ended)
-                refusal = present if isinstance(present, Decision) else call.refusal(present, outlook.calls)
-                if refusal is not None:
-                    yield refusal.reason
+        yield from withdrawal.losses(self.relay, outlook, standing, now)
         for former in self.formers:
-            yield from former.half.losses(outlook, standing, now)
-
-    def _refusal(self, call: Call, now: float) -> Decision | None:
-        """Why it may not go on, None where it may."""
-        if not _goes_on(call):
-            return None
-        standing = self.entry.standing
-        ended = standing.ended(self.gateway.generation, now)
-        present = self.gateway.calls.present(call.record.plan, standing.principal, now, ended)
-        return present if isinstance(present, Decision) else call.renew(present)
-
-    def _withdraw(self, call: Call, refusal: Decision) -> None:
-        """It does and learns nothing more; but of a change that the upstream has whole it may hear the outcome."""
-        record = call.record
-        if call.undecided:
-            record.plan = record.plan.refused(refusal)
-            self.deny(call)
-        elif call.whole and record.plan.asked is not None and not record.plan.asked.operation.reads:
-            record.plan = replace(record.plan, expires=NEVER)
-            self.gateway.loop.call_later(self.limits.expel_after, self.stream.tell, self._overstayed, call)
-        else:
-            self._lose(call, refusal)
-
-    def _overstayed(self, call: Call) -> None:
-        if refusal := self._refusal(call, self.gateway.clock.now()):
-            self._lose(call, refusal)
-            self.settle()
-
-    def _lose(self, call: Call, refusal: Decision) -> None:
-        self.entry.request_ended(self.gateway, refusal.reason)
-        self.refuse(call, RightLost(refusal.reason))
+            yield from withdrawal.losses(former.half.relay, outlook, standing, now)
 
     def expel(self, reason: str) -> None:
-        if self._ended:
+        if self.ended:
             self.stream.cease()
             return
         for former in list(self.formers):
             former.half.expel(reason)
-        for call in list(self.calls.values()):
-            self.refuse(call, RightLost(reason))
+        for call in list(self.relay.calls.values()):
+            call.refuse(RightLost(reason))
         self.end(Code.NO_ERROR, reason)
 
     def drained(self) -> None:
@@ -421,12 +367,7 @@ class Life(Relay):
         """From the next call on nothing is taken."""
         if not self.leaving:
             self._draining = self.leaving = True
-            self.down.append(http2.goaway(self.last, Code.NO_ERROR))
-
-    def settle(self) -> None:
-        super().settle()
-        if self.leaving and not (self.calls or self.formers or self._ended):
-            self._close()
+            self.relay.down.append(http2.goaway(self.relay.last_stream, Code.NO_ERROR))
 
     def broken(self, error: Http2Error) -> None:
         """The client broke the protocol, or flooded us."""
@@ -440,50 +381,43 @@ class Life(Relay):
         self.end(error.code, str(error), error.reason)
 
     def end(self, code: Code, text: str = "", reason: str = "") -> None:
-        if self._ended:
+        if self.ended:
             return
-        for call in list(self.calls.values()):
-            self.forget(call, reason or "connection_ended")
-        self.wanting.clear()
-        self.up.clear()
-        self._owed_client = 0
-        self._ended = True
-        self.down.append(http2.goaway(self.last, code, text))
-        super().settle()
+        for call in list(self.relay.calls.values()):
+            call.forget(reason or "connection_ended")
+        self.relay.drop_requests()
+        self.ended = True
+        self.relay.down.append(http2.goaway(self.relay.last_stream, code, text))
+        self.relay.flush()
         self._close()
 
     def _close(self) -> None:
-        self._ended = True
+        self.ended = True
         self._discard()
         self.stream.close(LAST_WORDS)
 
     def cut(self, reason: str) -> None:
-        self._ended = True
+        self.ended = True
         for former in list(self.formers):
             former.end(reason)
-        for call in list(self.calls.values()):
-            self.forget(call, reason)
+        for call in list(self.relay.calls.values()):
+            call.forget(reason)
         self._discard()
         self.stream.abort()
 
     def _discard(self) -> None:
-        self.lost = self.lost or UpstreamUnreachable("The connection has ended")
-        side, self._side = self._side, None
+        self.upstream_error = self.upstream_error or UpstreamUnreachable("The connection has ended")
+        side, self.relay.upstream = self.relay.upstream, None
         if side is not None:
             side.discard()
         for former in list(self.formers):
             former.end("connection_ended")
         self.gateway.scheduler.forget(self.entry)
-        self.reach.close()
+        self.relay.dialler.close()
 
     def connection_lost(self, error: Exception | None) -> None:
         try:
             self.cut("client_gone" if error is None or isinstance(error, OSError) else "internal_error")
         finally:
-            del self.reach  # which refers to it
+            self.relay.let_go()
             self._when_ended()
-
-
-def _goes_on(call: Call) -> bool:
-    """It is not over, nor refused and waits to be told so."""
-    return not call.recorded and bool(call.record.plan.block)

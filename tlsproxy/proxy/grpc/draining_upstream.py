@@ -17,14 +17,17 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final
+from typing import Final, Protocol
 
 from tlsproxy.errors import UpstreamChanged
+from tlsproxy.proxy.core.connection_manager import Entry
+from tlsproxy.proxy.grpc.call import Call
+from tlsproxy.proxy.grpc.relay import Relay
+from tlsproxy.proxy.grpc.session import Session
+from tlsproxy.proxy.grpc.settings import SettingsExchange
+from tlsproxy.proxy.grpc.streams import ClientStreams
 from tlsproxy.proxy.transport.deadlines import NEVER
 from tlsproxy.wire.http2 import DATA, FIRST_WINDOW, HEADER, KIND, Frames, Http2Error, Kind
-
-if TYPE_CHECKING:
-    from tlsproxy.proxy.grpc.client import GrpcConnection
 
 UNMEASURED: Final = 1 << 62
 """Bytes: the client's own connection measures what it sends, and grants it more."""
@@ -36,14 +39,48 @@ SWEEP: Final = 1.0
 """Seconds between two looks at the waits of calls."""
 
 
+class HalfClient(Protocol):
+    """The client's side of a half."""
+
+    @property
+    def streams(self) -> ClientStreams: ...
+
+
+class Half(Session, Protocol):
+    """The connection of the calls."""
+
+    entry: Entry
+    relay: Relay[Call]
+    settings: SettingsExchange
+
+    @property
+    def client(self) -> HalfClient: ...
+    def judge(self, now: float) -> str: ...
+    def expel(self, reason: str) -> None: ...
+    def turn(self, data: bytes) -> None: ...
+    def sweep(self, now: float) -> None: ...
+    def cut(self, reason: str) -> None: ...
+    def rearm(self) -> None: ...
+    def resume_writing(self) -> None: ...
+
+
+class Client(Session, Protocol):
+    """The client's connection."""
+
+    relay: Relay[Call]
+    settings: SettingsExchange
+
+    def left_by(self, former: Former) -> None: ...
+
+
 class Former:
     """``half`` has the calls. ``since``: when the upstream changed (monotonic clock)."""
 
     __slots__ = ("_begun", "_client", "_ended", "_kept", "_waiting", "deadline", "half", "reading", "since")
 
-    half: GrpcConnection
+    half: Half
 
-    def __init__(self, client: GrpcConnection) -> None:
+    def __init__(self, client: Client) -> None:
         self._client = client
         self._waiting: deque[bytes] = deque()
         self._begun = self._ended = False
@@ -53,12 +90,12 @@ class Former:
         self.since = time.monotonic()
 
     def begin(self) -> None:
-        half = self.half
-        half.to_upstream.credit = half.to_upstream.debt = UNMEASURED
-        self._keep(half.unsent)
-        half.give_back_upstream(max(0, FIRST_WINDOW - half.to_client.credit))
+        relay = self.half.relay
+        relay.to_upstream.credit = relay.to_upstream.debt = UNMEASURED
+        self._keep(relay.unsent)
+        relay.give_back_upstream(max(0, FIRST_WINDOW - relay.to_client.credit))
         self._begun = True
-        self._client.gateway.deadlines.add(self)
+        relay.gateway.deadlines.add(self)
         self.drain()
 
     def feed(self, frame: bytes) -> None:
@@ -69,16 +106,17 @@ class Former:
 
     def drain(self) -> None:
         """Ends the calls that take longer than they may."""
-        gateway, half = self._client.gateway, self.half
-        if half.is_former:
+        half, relay = self.half, self.half.relay
+        gateway = relay.gateway
+        if relay.upstream_moved:
             gateway.former["grpc"].add(self)
         else:  # what was published next leads there again
             gateway.former["grpc"].discard(self)
             return
         bounds = gateway.bounds
         if bounds.drains_former and time.monotonic() - self.since >= bounds.drain_timeout:
-            for call in list(half.calls.values()):
-                half.refuse(call, UpstreamChanged("The upstream is elsewhere now, and the call took too long to end"))
+            for call in list(relay.calls.values()):
+                call.refuse(UpstreamChanged("The upstream is elsewhere now, and the call took too long to end"))
             half.settle()
 
     def end(self, reason: str) -> None:
@@ -96,7 +134,7 @@ class Former:
 
     @property
     def stalled(self) -> bool:
-        return bool(self._waiting) or self._client.stream.stalled
+        return bool(self._waiting) or self._client.relay.stream.stalled
 
     def write(self, data: bytes) -> None:
         if not self._begun:  # what every connection says first, which the client has heard
@@ -122,11 +160,11 @@ class Former:
         """So much more of the client's DATA waits here, or less. Beyond the limit it takes the client's room."""
         before = max(0, self._kept - MAX_AHEAD)
         self._kept += size
-        self._client.give_back(max(0, size) + before - max(0, self._kept - MAX_AHEAD))
+        self._client.relay.give_back(max(0, size) + before - max(0, self._kept - MAX_AHEAD))
 
     def _pass(self) -> None:
         """As far as the client has room."""
-        client, waiting = self._client, self._waiting
+        client, waiting = self._client.relay, self._waiting
         while waiting:
             frame = waiting[0]
             if frame[KIND] == DATA:
@@ -136,8 +174,8 @@ class Former:
                 client.to_client.own(size)
             del waiting[0]
             if frame[KIND] == Kind.SETTINGS:  # its upstream has acknowledged the client's
-                self.half.heard_window.settle()
-                client.agree()
+                self.half.settings.told_window.settle()
+                self._client.settings.agree()
             else:
                 client.down.append(frame)
 
@@ -150,9 +188,9 @@ class Former:
                 return
             self._go_on()
         if not self._ended:
-            half.to_client.room = self._client.to_client.room
-            half.unblock_side()
-            half.proceed()
+            half.relay.to_client.room = self._client.relay.to_client.room
+            half.relay.unblock_upstream()
+            half.relay.proceed()
             half.settle()
 
     def _go_on(self) -> None:
@@ -163,7 +201,7 @@ class Former:
         self.half.settle()
 
     def tell(self, what: Callable[..., None], *args: object) -> None:
-        self._client.stream.tell(what, *args)
+        self._client.relay.stream.tell(what, *args)
 
     def pause_reading(self) -> None:
         if self.reading and not self._ended:
@@ -185,8 +223,9 @@ class Former:
     def abort(self) -> None:
         if not self._ended:
             self._ended = True
-            self._client.gateway.deadlines.discard(self)
-            self._client.gateway.former["grpc"].discard(self)
+            gateway = self._client.relay.gateway
+            gateway.deadlines.discard(self)
+            gateway.former["grpc"].discard(self)
             self._keep(-self._kept)
             self.resume_reading()
             if not self._waiting:

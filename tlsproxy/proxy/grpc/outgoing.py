@@ -59,4 +59,4 @@ class Outgoing:
         if self._last:
             last, self._last = self._last, None
             self._write(last)
-            call.relay.answered(call, 0)
+            call.response_ended(0)

@@ -1,101 +1,98 @@
-"""What the two sides of a gRPC connection share: its calls, what waits to be written, and how a call ends.
+"""Queues, windows and budgets between one client and one upstream connection.
 
 Frames are relayed as they are wherever nothing depends on them, so that flow control, pings and settings go from end to
-end. Whatever is written is queued first: one write for each direction and each read, in the order in which it was said.
+end. Whatever is written is queued first: one write for each direction and each read, in the order of its making.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections import deque
-from typing import TYPE_CHECKING, Final
+from typing import Final, Generic, TypeVar
 
 from tlsproxy.audit.line import json_string
-from tlsproxy.errors import RequestError
 from tlsproxy.memo import Memo
 from tlsproxy.proxy.core.connection_manager import Entry
 from tlsproxy.proxy.core.gateway import Gateway
 from tlsproxy.proxy.core.record import Record
 from tlsproxy.proxy.decision.call_plan import CallPlan, grpc_status
-from tlsproxy.proxy.transport.tls import TlsStream
+from tlsproxy.proxy.grpc.session import CallDialler, ClientStream, RelayedCall, Session, UpstreamSide
 from tlsproxy.wire import http2
 from tlsproxy.wire.field_block import write
 from tlsproxy.wire.flood_budgets import Budgets
 from tlsproxy.wire.flow_control import Window
-from tlsproxy.wire.grpc import trailers, trailers_only
+from tlsproxy.wire.grpc import trailers_only
 from tlsproxy.wire.http2 import DATA, END_STREAM, HEADER, KIND, Code
 from tlsproxy.wire.tracing import id_field
 
-if TYPE_CHECKING:
-    from tlsproxy.proxy.grpc.call import Call
-    from tlsproxy.proxy.grpc.draining_upstream import Former
-    from tlsproxy.proxy.grpc.upstream import GrpcUpstream
-    from tlsproxy.proxy.grpc.upstream_dialer import Reach
-
 NO_METHOD: Final = "There is no such method here"
 REMEMBERED: Final = 1024
-"""Streams that we ended ourselves: frames that were on their way then are no fault of their sender."""
+"""Streams that the gateway ended: frames that were on their way then are no fault of their sender."""
+
+C = TypeVar("C", bound=RelayedCall)
 
 
-class Relay(ABC):
-    """``up`` and ``down`` wait to be written. ``to_upstream`` and ``to_client``: what each side may still be sent.
+class Relay(Generic[C]):
+    """``up`` and ``down`` are queues of frames to be written. ``to_upstream`` and ``to_client`` are the windows of each
+    receiver.
 
-    ``wanting`` are the calls that wait for room to send something of ours. ``held`` counts the bytes of DATA that wait
-    with their calls, ``late`` are frames that wait for the upstream's room. ``restates``: the client waits to be told
-    that there is no dynamic table, and a block of the upstream's that told it may not have reached it.
+    ``wanting`` are the calls that wait for room to send frames made here. ``pending_size`` counts the bytes of DATA
+    that wait with their calls, ``deferred`` are frames that wait for the upstream's room. ``ended_streams`` are those
+    on which frames may still come. ``restates``: the client waits to be told that there is no dynamic table, and a
+    block of the upstream's that told it may not have reached it. ``last_stream`` is the client's latest.
 
-    ``cautious``: the client may know other windows of streams than the upstream's, which has changed; DATA is measured.
-    ``half``: it has calls at a former upstream, and is behind a client's connection
-    (:mod:`tlsproxy.proxy.grpc.draining_upstream`).
+    ``measured``: the client may know other windows of streams than the upstream's, which has changed; DATA is measured.
+    ``former``: its calls are at a former upstream (:mod:`tlsproxy.proxy.grpc.draining_upstream`).
     """
 
     __slots__ = (
         "_owed_client",
         "_owed_upstream",
         "_remote",
-        "_side",
         "budgets",
         "calls",
-        "cautious",
+        "deferred",
+        "dialler",
         "down",
+        "ended_streams",
         "entry",
+        "former",
         "gateway",
-        "half",
-        "held",
-        "late",
+        "last_stream",
         "limits",
-        "over",
-        "reach",
+        "measured",
+        "pending_size",
         "restates",
+        "session",
         "stream",
         "to_client",
         "to_upstream",
         "up",
+        "upstream",
         "wanting",
     )
 
-    patient = True
-    reach: Reach
+    dialler: CallDialler
 
-    def __init__(self, gateway: Gateway, stream: TlsStream | Former, entry: Entry) -> None:
+    def __init__(self, gateway: Gateway, stream: ClientStream, entry: Entry, session: Session) -> None:
         self.gateway = gateway
         self.stream = stream
+        self.session = session
         self.limits = gateway.bounds
-        self.calls: dict[int, Call] = {}
-        self.over = Memo[int, None](REMEMBERED)
-        self.wanting: dict[Call, None] = {}
-        self.late: deque[bytes] = deque()
+        self.calls: dict[int, C] = {}
+        self.ended_streams = Memo[int, None](REMEMBERED)
+        self.wanting: dict[C, None] = {}
+        self.deferred: deque[bytes] = deque()
         self.up: list[bytes] = []
         self.down: list[bytes] = []
         self.to_upstream = Window()
         self.to_client = Window()
-        self.held = 0
+        self.pending_size = self.last_stream = 0
         self.budgets = Budgets(self.limits.streams_per_second)
-        self.restates = self.cautious = self.half = False
+        self.restates = self.measured = self.former = False
+        self.upstream: UpstreamSide | None = None
         self.entry = entry
         self._remote = json_string(entry.address)
         self._owed_client = self._owed_upstream = 0
-        self._side: GrpcUpstream | None = None
 
     def give_back(self, size: int) -> None:
         """The client gets back the connection's room that frames took which went no further."""
@@ -106,16 +103,51 @@ class Relay(ABC):
         self._owed_upstream += size
         self.to_client.credit += size
 
+    def take_over(self, other: Relay[C]) -> None:
+        """Goes on with the calls of ``other`` and all that they have towards their upstream, which ``other`` loses.
+
+        Acknowledgements of the client's that wait in ``other`` stay there.
+        """
+        self.budgets, self.ended_streams, self.last_stream = other.budgets, other.ended_streams, other.last_stream
+        self.restates = other.restates
+        self.calls, other.calls = other.calls, {}
+        self.up, self.wanting, self.pending_size = other.up, other.wanting, other.pending_size
+        self.deferred.extend(frame for frame in other.deferred if frame[KIND] == DATA)
+        other.deferred = deque(frame for frame in other.deferred if frame[KIND] != DATA)
+        self.to_upstream = other.to_upstream
+        self._owed_upstream, other._owed_upstream = other._owed_upstream, 0
+        self.acknowledge()
+        self.to_client, other.to_client = other.to_client, other.to_client.again()
+        self.dialler, self.upstream = other.dialler, other.upstream
+
+    def begin_anew(self) -> int:
+        """Forgets what was towards the upstream; frames that wait for its room go no further.
+
+        Returns how many acknowledgements of the client's were among them.
+        """
+        self.upstream = None
+        acknowledgements = 0
+        for frame in self.deferred:
+            if frame[KIND] == DATA:
+                self.give_back(len(frame) - HEADER)
+            else:
+                acknowledgements += 1
+        self.up, self.deferred, self.wanting, self.pending_size = [], deque(), {}, 0
+        window, self.to_upstream = self.to_upstream, Window()
+        self.down.append(http2.window_update(0, self.to_upstream.begin(window.credit)))
+        self.measured = True
+        return acknowledgements
+
     @property
     def unsent(self) -> int:
         """Bytes of DATA that wait here, for room or with their calls."""
-        late = sum(len(frame) - HEADER for frame in self.late if frame[KIND] == DATA)
-        return late + sum(call.held for call in self.calls.values())
+        deferred = sum(len(frame) - HEADER for frame in self.deferred if frame[KIND] == DATA)
+        return deferred + sum(call.pending_size for call in self.calls.values())
 
     def passed(self, size: int) -> None:
         """So much of the client's DATA goes on. For what goes to a former upstream it has room again."""
         self.to_upstream.room -= size
-        if self.half:
+        if self.former:
             self.give_back(size)
 
     def acknowledge(self) -> None:
@@ -127,183 +159,99 @@ class Relay(ABC):
     @property
     def connected(self) -> bool:
         """Whether there is an upstream connection, be it that it is dialled."""
-        return self._side is not None
+        return self.upstream is not None
 
     @property
     def reached(self) -> bool:
         """Whether the upstream has taken that connection. Until then ``up`` waits, and can be taken back."""
-        return self._side is not None and self._side.stands
-
-    def is_served_by(self, side: GrpcUpstream) -> bool:
-        return self._side is side
+        return self.upstream is not None and self.upstream.stands
 
     @property
-    def is_former(self) -> bool:
+    def upstream_moved(self) -> bool:
         """Whether its upstream connection leads where the upstream is no more."""
-        side = self._side
+        side = self.upstream
         return side is not None and side.stream.address not in self.gateway.generation.upstream_addresses["grpc"]
 
     @property
-    def all_said(self) -> bool:
+    def all_written(self) -> bool:
         """Whether nothing that is for the upstream waits here."""
-        return self._side is not None and self.reached and not (self.up or self._side.stream.unsent)
-
-    @abstractmethod
-    def present(self) -> None:
-        """Judges the calls anew, where there has been a publication since they were."""
-
-    @abstractmethod
-    def rest(self) -> None:
-        """No call is left, or another thing is waited for than was."""
-
-    @abstractmethod
-    def received(self, call: Call) -> int:
-        """Bytes of its message that have come, those of an unfinished frame included."""
+        return self.upstream is not None and self.reached and not (self.up or self.upstream.stream.unsent)
 
     @property
     def down_blocked(self) -> bool:
         """Whether the client has left no room on its connection for what the upstream says next."""
-        return (self._side is not None and self._side.blocked) or (self.half and self.stream.stalled)
+        return (self.upstream is not None and self.upstream.blocked) or (self.former and self.stream.stalled)
 
-    def unblock_side(self) -> None:
+    def unblock_upstream(self) -> None:
         """The client has room again for what the upstream says."""
-        if self._side is not None:
-            self._side.unblock()
-
-    @abstractmethod
-    def unblock(self) -> None:
-        """There may be room again for what the client was not let say."""
+        if self.upstream is not None:
+            self.upstream.unblock()
 
     def proceed(self) -> None:
         """There is room that there was not."""
         for call in list(self.wanting):
             call.proceed()
 
-    def settle(self) -> None:
-        """Writes what waits to be written: the last step of whatever was going on."""
+    def flush(self) -> None:
+        """Writes the queued frames."""
         if self._owed_client:
             self.down.append(http2.window_update(0, self._owed_client))
             self._owed_client = 0
-        if self._side is not None:
+        if self.upstream is not None:
             if self._owed_upstream:
                 self.up.append(http2.window_update(0, self._owed_upstream))
-            if self.up and self._side.stands:
+            if self.up and self.upstream.stands:
                 data = b"".join(self.up)
                 self.up.clear()
-                self._side.write(data)
+                self.upstream.write(data)
         self._owed_upstream = 0
         if self.down:
             data = b"".join(self.down)
             self.down.clear()
             self.stream.write(data)
 
-    # How a call ends
+    def drop_requests(self) -> None:
+        """Nothing goes upstream any more, and the client needs no more room."""
+        self.wanting.clear()
+        self.up.clear()
+        self._owed_client = 0
 
-    def refuse(self, call: Call, error: RequestError) -> None:
-        """With what went wrong after its decision, or kept it from one."""
-        self._tell(call, error.grpc.value, str(error), error.reason)
+    def let_go(self) -> None:
+        """The connection has ended, and is referred to no more: late results of its calls come to nothing."""
+        del self.dialler, self.session
 
-    def deny(self, call: Call) -> None:
-        """As its plan says by now."""
-        decision = call.record.plan.decision
-        self._tell(call, grpc_status(decision), decision.text or NO_METHOD, "", decision.retry_after)
+    # Streams
 
-    def _tell(self, call: Call, status: int, text: str, reason: str, retry_after: int = 0) -> None:
-        stream = call.stream
-        if call.opening and not call.upstream_done:
-            self._cancel(call)
-        if not call.upstream_done:
-            fields = trailers(status, text)
-            if not call.answered:
-                record = call.record
-                only = trailers_only(status, text, http=record.plan.http, retry_after=retry_after)
-                fields = (*only, id_field(record.id))
-            self.down.append(http2.headers(stream, write(fields), END_STREAM))
-        if not call.client_done:
-            self.down.append(http2.reset(stream, Code.NO_ERROR))  # RFC 9113 §8.1: what is still to come is not wanted
-        call.record.grpc_status = status
-        self.forget(call, reason)
+    def retract(self, stream: int, *, rebuilt: bool) -> None:
+        """Drops frames of a stream that wait for an upstream connection, and frees the room that they take.
 
-    def reset(self, call: Call, code: Code, reason: str) -> None:
-        """Ends it without words, on both sides."""
-        if call.opening and not (call.client_done and call.upstream_done):
-            self._cancel(call)
-        self.down.append(http2.reset(call.stream, code))
-        self.forget(call, reason)
-
-    def _cancel(self, call: Call) -> None:
-        if not self.taken_back(call):
-            self.up.append(http2.reset(call.stream, Code.CANCEL))
-
-    def taken_back(self, call: Call) -> bool:
-        """Whether the upstream never hears of the call: its fields are not written yet, and nothing came after them.
-
-        A server counts the streams that end as soon as they began, and ends the connection of who has many.
+        ``rebuilt``: their DATA was made here.
         """
-        if not self.reached:
-            self._unsay(call)
-            return True
-        if self.up and self.up[-1] is call.opening:
-            del self.up[-1]
-            return True
-        return False
-
-    def _unsay(self, call: Call) -> None:
-        """Drops the call's frames that wait for an upstream connection, and frees the room that they take."""
-        said = [one for one in self.up if http2.stream_of(one) == call.stream]
-        size = sum(len(one) - HEADER for one in said if one[KIND] == DATA)
-        self.up[:] = [one for one in self.up if http2.stream_of(one) != call.stream]
-        if call.reading is not None and call.reading.rebuilds:
+        retracted = [frame for frame in self.up if http2.stream_of(frame) == stream]
+        size = sum(len(frame) - HEADER for frame in retracted if frame[KIND] == DATA)
+        self.up[:] = [frame for frame in self.up if http2.stream_of(frame) != stream]
+        if rebuilt:
             self.to_upstream.own(-size)
         else:
             self.to_upstream.room += size
             self.give_back(size)
 
-    def answered(self, call: Call, status: int | None) -> None:
-        """The upstream's response is whole. The client may still have something to say."""
-        call.upstream_done = True
-        call.record.grpc_status = status
-        if not call.recorded:
-            call.recorded = True
-            self.finish(call.record, "")
-        if call.client_done:
-            self.forget(call, "")
-
-    def forget(self, call: Call, reason: str) -> None:
-        if not (call.client_done and call.upstream_done):
-            self._remember(call.stream)
-        self.calls.pop(call.stream, None)
-        if self.wanting:
-            self.wanting.pop(call, None)
-        if call.reduction is not None or not call.plain:  # else it has no parts, and holds nothing
-            call.over()
-        if not call.recorded:  # the first end counts
-            call.recorded = True
-            self.finish(call.record, reason)
-        if not self.calls:
-            self.reach.rest()
-            self.rest()
-        if self.late:
-            self._drop_late(call.stream)
-
-    def _drop_late(self, stream: int) -> None:
-        ended = [one for one in self.late if http2.stream_of(one) == stream]
-        self.give_back(sum(len(one) - HEADER for one in ended))
-        left = [one for one in self.late if http2.stream_of(one) != stream]
-        self.late.clear()
-        self.late.extend(left)
-
-    def _remember(self, stream: int) -> None:
-        self.over.remember(stream, None)
+    def drop_deferred(self, stream: int) -> None:
+        ended = [frame for frame in self.deferred if http2.stream_of(frame) == stream]
+        self.give_back(sum(len(frame) - HEADER for frame in ended))
+        left = [frame for frame in self.deferred if http2.stream_of(frame) != stream]
+        self.deferred.clear()
+        self.deferred.extend(left)
 
     def finish(self, record: Record[CallPlan], reason: str) -> None:
+        """Writes the audit line of a call that has ended."""
         if record.grpc_status is not None:
             record.status = record.plan.http
         record.finish(self.gateway, self._remote, reason)
         self.entry.count(record.bytes_in, record.bytes_out, record.plan.audit.who.key)
 
     def refuse_stream(self, record: Record[CallPlan], stream: int, *, done: bool, code: Code | None = None) -> None:
-        """One that never became a call: in gRPC's words, or by a reset with ``code`` alone."""
+        """Refuses a stream that never became a call: by a gRPC status, or by a reset with ``code`` alone."""
         plan = record.plan
         if code is None:
             decision = plan.decision
@@ -315,5 +263,5 @@ class Relay(ABC):
             code = None if done else Code.NO_ERROR
         if code is not None:
             self.down.append(http2.reset(stream, code))
-            self._remember(stream)
+            self.ended_streams.remember(stream, None)
         self.finish(record, "")

@@ -6,43 +6,88 @@ The upstream is told that there is no dynamic table for its field blocks, so tha
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import Final
 
-from tlsproxy.errors import RequestError, UpstreamBroken, UpstreamTimeout, UpstreamUnreachable
-from tlsproxy.proxy.grpc.call import Call
-from tlsproxy.proxy.grpc.upstream_frames import UpstreamFrames
+from tlsproxy.errors import GrpcStatus, RequestError, UpstreamBroken, UpstreamTimeout, UpstreamUnreachable
+from tlsproxy.proxy.grpc.call import Call, ResponsePart
+from tlsproxy.proxy.grpc.relay import Relay
+from tlsproxy.proxy.grpc.settings import SettingsExchange
 from tlsproxy.proxy.transport.deadlines import NEVER
 from tlsproxy.proxy.transport.dial import DialledStream
 from tlsproxy.wire import http2
+from tlsproxy.wire.field_block import FieldReader, write
 from tlsproxy.wire.flow_control import overspent
+from tlsproxy.wire.grpc import said_of
 from tlsproxy.wire.http2 import (
+    ACK,
     ANY_DATA,
+    CONTINUATION,
+    DATA,
+    END_HEADERS,
     END_STREAM,
     HEADER,
+    HEADERS,
     WHOLE_FIELDS,
+    Code,
+    Frames,
     Http2Error,
+    Kind,
 )
 
-if TYPE_CHECKING:
-    from tlsproxy.proxy.grpc.client import GrpcConnection
+MAX_BLOCK: Final = 65_536
+"""Bytes of a response's or trailer's fields."""
+
+# What gRPC's libraries make of a reset (PROTOCOL-HTTP2.md, "Errors").
+_RESET: Final[dict[int, GrpcStatus]] = {
+    Code.CANCEL: GrpcStatus.CANCELLED,
+    Code.REFUSED_STREAM: GrpcStatus.UNAVAILABLE,
+    Code.ENHANCE_YOUR_CALM: GrpcStatus.RESOURCE_EXHAUSTED,
+}
 
 
-class GrpcUpstream(UpstreamFrames):
+class GrpcUpstream:
     """One connection, for as long as its client's. ``blocked``: the client has left no room for what comes next.
 
-    ``stands``: the upstream has taken it.
+    ``stands``: the upstream has taken it; ``established``: its SETTINGS have come. Handlers of a frame return what goes
+    to the client in its place, None for the frame itself.
     """
 
-    __slots__ = ("_queued", "blocked", "stands")
+    __slots__ = (
+        "_block",
+        "_block_begin",
+        "_frames",
+        "_own_settings",
+        "_queued",
+        "_raw",
+        "_reader",
+        "blocked",
+        "established",
+        "relay",
+        "settings",
+        "stands",
+        "stream",
+    )
 
-    def __init__(self, client: GrpcConnection) -> None:
+    def __init__(self, relay: Relay[Call], settings: SettingsExchange) -> None:
         """Raises OSError where no socket is to be had."""
-        super().__init__(client)
-        self.blocked = self._queued = self.stands = False
-        gateway = client.gateway
+        self.relay = relay
+        self.settings = settings
+        self._frames = Frames()
+        self._reader = FieldReader(MAX_BLOCK, said_of, table=False)
+        self._block: bytearray | None = None
+        self._raw: list[bytes] = []
+        self._block_begin = (0, 0)
+        self.established = self.stands = self.blocked = self._queued = False
+        self._own_settings = True
+        gateway = relay.gateway
         addresses, bounds = gateway.generation.upstream_addresses["grpc"], gateway.bounds
         self.stream = DialledStream(gateway.loop, addresses, self, gateway.deadlines, bounds.upstream_write)
         self.stream.deadline = time.monotonic() + bounds.connect_timeout
+
+    def serve(self, relay: Relay[Call], settings: SettingsExchange) -> None:
+        """Goes on with the calls of ``relay``."""
+        self.relay, self.settings = relay, settings
 
     def write(self, data: bytes) -> None:
         self.stream.write(data)
@@ -51,7 +96,7 @@ class GrpcUpstream(UpstreamFrames):
         self.stream.abort()
 
     def reading_changed(self) -> None:
-        if self.client.stream.stalled or self.blocked or self._queued:
+        if self.relay.stream.stalled or self.blocked or self._queued:
             self.stream.pause_reading()
         elif self.stream.established:
             self.stream.resume_reading()
@@ -66,33 +111,33 @@ class GrpcUpstream(UpstreamFrames):
     # What the stream says
 
     def connected(self) -> None:
-        self.client.gateway.metrics.upstream_connect("ok")
-        self.stream.deadline = time.monotonic() + self.client.limits.response_timeout
-        client = self.client
-        client.present()
-        if client.is_served_by(self):
-            self.write(client.greeting())
+        self.relay.gateway.metrics.upstream_connect("ok")
+        self.stream.deadline = time.monotonic() + self.relay.limits.response_timeout
+        relay = self.relay
+        relay.session.present()
+        if relay.upstream is self:
+            self.write(self.settings.greeting())
             self.stands = True
-            client.unblock()
-        client.settle()
+            relay.session.unblock()
+        relay.session.settle()
 
     def data_received(self, data: bytes) -> None:
-        self.client.present()
-        client = self.client  # by what is published now
-        window = client.to_client
+        self.relay.session.present()
+        relay = self.relay  # by what is published now
+        window = relay.to_client
         credit = window.credit
         try:
             self._read(data)
         except (Http2Error, UpstreamBroken) as error:
-            client.upstream_lost(UpstreamBroken(f"The upstream sent what is not HTTP/2: {error}"))
+            relay.session.upstream_lost(UpstreamBroken(f"The upstream sent what is not HTTP/2: {error}"))
             self.stream.abort()
-        if client.half:  # of which the client hears when it is its turn
-            client.give_back_upstream(credit - window.credit)
+        if relay.former:  # of which the client hears when it is its turn
+            relay.give_back_upstream(credit - window.credit)
         if self._frames.more and not self._queued:
             self._queued = True
-            client.gateway.scheduler.add(client.entry, self.stream, self._take_turn)
+            relay.gateway.scheduler.add(relay.entry, self.stream, self._take_turn)
             self.reading_changed()
-        client.settle()
+        relay.session.settle()
 
     def _take_turn(self) -> None:
         self._queued = False
@@ -101,38 +146,38 @@ class GrpcUpstream(UpstreamFrames):
             self.reading_changed()
 
     def pause_writing(self) -> None:
-        self.client.reading_changed()
+        self.relay.session.reading_changed()
 
     def resume_writing(self) -> None:
-        self.stream.deadline = NEVER if self.established else time.monotonic() + self.client.limits.response_timeout
-        self.client.reading_changed()
+        self.stream.deadline = NEVER if self.established else time.monotonic() + self.relay.limits.response_timeout
+        self.relay.session.reading_changed()
 
     def rearm(self) -> None:
-        bounds = self.client.limits
+        bounds = self.relay.limits
         timeout = bounds.response_timeout if self.stream.established else bounds.connect_timeout
         self.stream.deadline = time.monotonic() + timeout
 
     def deadline_passed(self) -> None:
         if not self.stream.established:
-            self.client.gateway.metrics.upstream_connect("timeout")
-        self.client.upstream_lost(UpstreamTimeout("The upstream did not answer in time"))
+            self.relay.gateway.metrics.upstream_connect("timeout")
+        self.relay.session.upstream_lost(UpstreamTimeout("The upstream did not answer in time"))
         self.stream.abort()
 
     def connection_lost(self, error: Exception | None) -> None:
-        if not self.client.is_served_by(self):
+        if self.relay.upstream is not self:
             return  # it was left
         lost: RequestError = UpstreamBroken("The upstream closed the connection")
         if not self.stream.established:
-            self.client.gateway.metrics.upstream_connect("failed")
+            self.relay.gateway.metrics.upstream_connect("failed")
             lost = UpstreamUnreachable(f"The upstream cannot be reached: {error}")
-        self.client.upstream_lost(lost)
+        self.relay.session.upstream_lost(lost)
 
     # Frames
 
     def _read(self, data: bytes) -> None:  # noqa: C901 - the usual frames are seen to in place
         """Frames that pass as they are go in one piece, up to the next that does not, or that ends its call."""
-        client, frames = self.client, self._frames
-        calls, window, down = client.calls, client.to_client, client.down
+        relay, frames = self.relay, self._frames
+        calls, window, down = relay.calls, relay.to_client, relay.down
         begin = passed = told = latest = 0
         plain: Call | None = None
         now = time.monotonic()
@@ -143,7 +188,7 @@ class GrpcUpstream(UpstreamFrames):
                     latest, plain = stream, calls.get(stream) if ready else None
                     if plain is not None and plain.reduction is not None:
                         plain = None
-                if plain is None or (what >= ANY_DATA and (what not in WHOLE_FIELDS or client.restates)):
+                if plain is None or (what >= ANY_DATA and (what not in WHOLE_FIELDS or relay.restates)):
                     down.append(frames.data[begin:start])
                     begin = passed = end
                     instead = self._other(what >> 8, what & 0xFF, stream, start, end)
@@ -176,13 +221,142 @@ class GrpcUpstream(UpstreamFrames):
                 if what & END_STREAM:
                     down.append(frames.data[begin:end])
                     begin, latest = end, 0
-                    client.answered(plain, status)
+                    plain.response_ended(status)
         finally:
             down.append(frames.data[begin:passed])
-            client.budgets.told_data(told)
+            relay.budgets.told_data(told)
 
     def _wait(self, position: int) -> None:
         """The client has no room for what is to be read from there on."""
         self._frames.keep(position)
         self.blocked = True
         self.reading_changed()
+
+    def _other(self, kind: int, flags: int, stream: int, start: int, end: int) -> bytes | None:
+        data = self._frames.data
+        if not self.established and kind != Kind.SETTINGS:
+            raise UpstreamBroken("no SETTINGS")
+        if (kind == CONTINUATION) != (self._block is not None):
+            raise UpstreamBroken("a field block that is interrupted")
+        http2.check(kind, flags, stream, end - start - HEADER)
+        if kind == DATA:
+            return self._data(flags, stream, start, end)
+        if kind in {HEADERS, CONTINUATION}:
+            return self._fields(flags, stream, data[start:end])
+        payload = data[start + HEADER : end]
+        if kind == Kind.WINDOW_UPDATE:
+            return self._granted(stream, int.from_bytes(payload, "big") & http2.MAX_WINDOW)
+        if kind == Kind.RST_STREAM:
+            return self._reset(stream, int.from_bytes(payload, "big"))
+        return self._settings(flags, payload) if kind == Kind.SETTINGS else self._control(kind, flags, payload)
+
+    def _control(self, kind: int, flags: int, payload: bytes) -> bytes | None:
+        if kind == Kind.PUSH_PROMISE:
+            raise UpstreamBroken("a push that nobody asked for")
+        if kind == Kind.GOAWAY:
+            self.relay.session.upstream_leaves(int.from_bytes(payload[:4], "big") & http2.MAX_STREAM)
+        if kind == Kind.PING and not flags & ACK:
+            self.relay.up.append(http2.frame(Kind.PING, ACK, 0, payload))
+        return None if kind == Kind.GOAWAY else b""
+
+    def _data(self, flags: int, stream: int, start: int, end: int) -> bytes | None:
+        """Of a call whose answer is reduced, or of none any more."""
+        relay = self.relay
+        relay.to_client.spent(end - start - HEADER)
+        call = relay.calls.get(stream)
+        if call is None or call.reduction is None:
+            relay.give_back_upstream(end - start - HEADER)
+            return b""
+        call.touched = time.monotonic()
+        return self._looked_at(call, lambda answer: answer.data(self._frames.data, start, end, flags))
+
+    def _fields(self, flags: int, stream: int, raw: bytes) -> bytes | None:
+        if self._block is None:
+            self._block = bytearray(http2.fragment(flags, raw[HEADER:]))
+            self._block_begin = (stream, flags)
+        elif stream != self._block_begin[0]:
+            raise UpstreamBroken("a field block that is interrupted")
+        else:
+            self._block += raw[HEADER:]
+        self._raw.append(raw)
+        if len(self._block) > MAX_BLOCK:
+            raise UpstreamBroken("a field block that is too large")
+        if not flags & END_HEADERS:
+            return b""
+        block, self._block = bytes(self._block), None
+        raw = b"".join(self._raw)
+        self._raw.clear()
+        said = self._reader.read(block)
+        call = self.relay.calls.get(stream)
+        if call is None:
+            return b""
+        ends = bool(self._block_begin[1] & END_STREAM)
+        if said.beginning or self.relay.restates:
+            stated = write(said.fields) if self.relay.restates else said.restated or block
+            more = call.id_block if said.beginning else b""
+            raw = http2.headers(stream, stated + more, self._block_begin[1])
+        call.touched = time.monotonic()
+        if call.reduction is not None:
+            return self._looked_at(call, lambda answer: answer.fields(raw, said.fields, end=ends))
+        call.answered = True
+        if ends:
+            call.response_ended(said.status)
+        return raw
+
+    def _looked_at(self, call: Call, look: Callable[[ResponsePart], bytes | None]) -> bytes | None:
+        try:
+            return look(call.reduction) if call.reduction is not None else b""
+        except RequestError as error:
+            call.refuse(error)
+            return b""
+
+    def _settings(self, flags: int, payload: bytes) -> bytes | None:
+        if flags & ACK and self._own_settings:  # those that it was dialled with
+            self._own_settings = False
+            return b""
+        if flags & ACK:
+            self.settings.upstream_acknowledged()
+            return b""
+        values = http2.parse_settings(payload)
+        self.stream.deadline = NEVER
+        first, self.established = not self.established, True
+        return self.settings.from_upstream(values, first=first)
+
+    def _granted(self, stream: int, size: int) -> bytes | None:
+        relay = self.relay
+        if stream == 0:
+            shared = relay.to_upstream.granted(size)
+            relay.session.unblock()
+            relay.proceed()
+            return http2.window_update(0, shared)
+        call = relay.calls.get(stream)
+        if call is None:
+            return b""
+        call.granted += size
+        call.touched = time.monotonic()
+        if relay.measured:
+            relay.session.unblock()
+            relay.proceed()
+        if call.reading is not None and call.reading.rebuilds:
+            call.reading.granted(size)
+            if call.client_done:
+                return b""
+        if not relay.former:
+            return None
+        ahead = min(call.lead, size)
+        call.lead -= ahead
+        return http2.window_update(stream, size - ahead)
+
+    def _reset(self, stream: int, code: int) -> bytes | None:
+        relay = self.relay
+        call = relay.calls.get(stream)
+        if call is None:
+            return b""
+        if call.reduction is not None:
+            if not call.reduction.whole:
+                call.refuse(UpstreamBroken("The upstream ended the call"))
+            return b""
+        if not call.recorded:
+            call.record.grpc_status = _RESET.get(code, GrpcStatus.INTERNAL).value
+        call.forget("upstream_reset")
+        return None

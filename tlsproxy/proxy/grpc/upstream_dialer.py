@@ -1,4 +1,4 @@
-"""The way of a client's gRPC connection to the upstream: dialled for the first call that may go up, and no sooner.
+"""Dialling of an upstream connection for a client's gRPC connection: for the first call that may go up, and no sooner.
 
 An upstream connection is a place of ``upstream.max_connections`` while there are calls on it. Without any it is in
 nobody's place and stays for as long as there is room (:mod:`tlsproxy.proxy.upstream.pool`); after that its client,
@@ -8,38 +8,36 @@ which has nothing under way, is told by GOAWAY to begin anew with its next call.
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
 
 from tlsproxy.errors import Overloaded, RequestError, UpstreamUnreachable
-from tlsproxy.proxy.decision.attribution import account_of
+from tlsproxy.proxy.grpc.call import Call
+from tlsproxy.proxy.grpc.call_timeouts import client_may_send, client_must_take
+from tlsproxy.proxy.grpc.relay import Relay
+from tlsproxy.proxy.grpc.session import RelayedCall
 from tlsproxy.proxy.limits.fair_shares import Share
 from tlsproxy.proxy.upstream.pool import Pool
 from tlsproxy.wire.http2 import Code
 
-if TYPE_CHECKING:
-    from tlsproxy.proxy.grpc.call import Call
-    from tlsproxy.proxy.grpc.client import GrpcConnection
 
+class Dialler:
+    """Holder of a place among the upstream connections. ``since``: when it began to wait for one (monotonic clock)."""
 
-class Reach:
-    """The holder of the place of ``client``. ``since``: when it began to wait for one (monotonic clock), else None."""
+    __slots__ = ("_place", "_pool", "relay", "since")
 
-    __slots__ = ("_place", "_pool", "client", "since")
-
-    def __init__(self, client: GrpcConnection, pool: Pool) -> None:
-        self.client = client
+    def __init__(self, relay: Relay[Call], pool: Pool) -> None:
+        self.relay = relay
         self._pool = pool
         self._place: Share | None = None
         self.since: float | None = None
 
-    def ask(self, call: Call) -> None:
+    def ask(self, call: RelayedCall) -> None:
         """The call may go up. Raises Overloaded, UpstreamUnreachable."""
         if self._place is not None:
             return
-        client = self.client
-        place = Share(client.gateway.places, account_of(client.entry.account, call.record.plan.audit.who), self)
+        relay = self.relay
+        place = Share(relay.gateway.places, call.account, self)
         self._place = place  # what dialling sets going may ask again
-        if client.connected:
+        if relay.connected:
             self._pool.stirs(self)
             place.replace()
             self._pool.trim()
@@ -65,62 +63,63 @@ class Reach:
     def _dial(self, place: Share) -> None:
         self._pool.trim()
         try:
-            self.client.dial()
+            self.relay.session.dial()
         except OSError as error:
             self._place = None
             place.release()
             raise UpstreamUnreachable(f"The upstream cannot be reached: {error}") from None
 
     def _ready(self) -> None:
-        self.client.stream.tell(self._go_on)
+        self.relay.stream.tell(self._go_on)
 
     def _go_on(self) -> None:
         self.since = None
-        self.client.present()
+        self.relay.session.present()
         self.dial_again()
-        self.client.settle()
+        self.relay.session.settle()
 
     def look(self, now: float) -> None:
-        """Whether it has waited for too long."""
-        if self.since is not None and now - self.since > self.client.gateway.bounds.connect_timeout:
+        """Refuses the calls where it has waited for too long."""
+        if self.since is not None and now - self.since > self.relay.limits.connect_timeout:
             self._refuse(Overloaded("No connection to the upstream became free in time"))
 
     def _refuse(self, error: RequestError) -> None:
-        client = self.client
-        for call in list(client.calls.values()):
-            client.refuse(call, error)
-        client.unblock()
-        client.settle()
+        relay = self.relay
+        if relay.calls:
+            for call in list(relay.calls.values()):
+                call.refuse(error)
+            relay.session.unblock()
+            relay.session.settle()
 
     # Places, as Shares and the pool have them
 
     @property
     def waits_for_client(self) -> bool:
-        return all(call.client_may_send or call.client_must_take for call in self.client.calls.values())
+        return all(client_may_send(call) or client_must_take(call) for call in self.relay.calls.values())
 
     def give_way(self, error: RequestError) -> None:
-        client = self.client
-        client.gateway.loop.call_soon(client.stream.tell, self._refuse, error)
+        relay = self.relay
+        relay.gateway.loop.call_soon(relay.stream.tell, self._refuse, error)
 
     def rest(self) -> None:
         """No call is left, and what was said last may not be written yet."""
-        client, place, self.since = self.client, self._place, None
-        if place is not None and client.connected and client.gateway.places.waiting:
-            client.gateway.loop.call_soon(client.stream.tell, self.end)
+        relay, place, self.since = self.relay, self._place, None
+        if place is not None and relay.connected and relay.gateway.places.waiting:
+            relay.gateway.loop.call_soon(relay.stream.tell, self.end)
             return
         self._place = None
-        if client.connected:
+        if relay.connected:
             self._pool.rests(self)
         if place is not None:
             place.release()
         else:
-            client.gateway.loop.call_soon(client.stream.tell, self._pool.trim)
+            relay.gateway.loop.call_soon(relay.stream.tell, self._pool.trim)
 
     def end(self) -> None:
         """Others have no room beside it."""
-        client = self.client
-        if not (client.calls or client.formers):
-            client.stream.tell(client.end, Code.NO_ERROR)
+        relay = self.relay
+        if relay.connected and relay.session.idle:
+            relay.stream.tell(relay.session.end, Code.NO_ERROR)
 
     def close(self) -> None:
         """The connection has ended."""
