@@ -53,6 +53,7 @@ EXPECTED: dict[Requirement, Expected] = {
     ops.GLOBAL_WRITE: limited(NEEDS_GLOBAL, auditor=NEEDS_MANAGE),
     ops.MANAGE: limited(NEEDS_GLOBAL, auditor=NEEDS_MANAGE),
     ops.READ: Expected(),
+    ops.READ_LISTING: Expected(),
     ops.READ_EXTRAS: Expected(points=POINTS_ONLY),
     ops.WRITE: Expected(auditor=NEEDS_MANAGE, reader=NEEDS_WRITE),
     ops.WRITE_EXTRAS: Expected(auditor=NEEDS_MANAGE, reader=NEEDS_WRITE, points=POINTS_ONLY),
