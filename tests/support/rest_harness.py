@@ -25,7 +25,7 @@ from tlsproxy.proxy.core.gateway import Gateway
 from tlsproxy.proxy.core.record import Record
 from tlsproxy.proxy.core.scheduler import Scheduler
 from tlsproxy.proxy.limits.table import LimitTable
-from tlsproxy.proxy.rest import audit_query, turns
+from tlsproxy.proxy.rest import audit_query, connection
 from tlsproxy.proxy.rest.connection import RestConnection
 from tlsproxy.proxy.transport.deadlines import NEVER
 from tlsproxy.proxy.upstream import connection as upstream
@@ -261,6 +261,6 @@ def in_memory(ends: RestEnds) -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(upstream, "DialledStream", ends.dial)
-        patch.setattr(turns, "Record", Kept)
+        patch.setattr(connection, "Record", Kept)
         patch.setattr(audit_query, "in_thread", ends.loop.in_thread)
         yield

@@ -27,7 +27,7 @@ from tlsproxy.proxy.frontend.handshake import AcceptedConnection
 from tlsproxy.proxy.frontend.listener import Bound, bind
 from tlsproxy.proxy.grpc.relay import Relay
 from tlsproxy.proxy.limits.table import LimitTable
-from tlsproxy.proxy.rest.turns import Turns
+from tlsproxy.proxy.rest.connection import RestConnection
 from tlsproxy.proxy.tcp.connection import TcpConnection
 from tlsproxy.proxy.transport.stream import Stream
 from tlsproxy.service.serving import Serving
@@ -35,7 +35,7 @@ from tlsproxy.snapshot.files import read_inputs
 from tlsproxy.snapshot.generation import ALPN
 from tlsproxy.snapshot.startup import first_generation
 
-PARTS = (Stream, AcceptedConnection, Entry, Turns, Relay, TcpConnection, ssl.SSLObject)
+PARTS = (Stream, AcceptedConnection, Entry, RestConnection, Relay, TcpConnection, ssl.SSLObject)
 
 Talk = Callable[[ssl.SSLSocket], None]
 

@@ -18,6 +18,7 @@ from tlsproxy.errors import BadRequest, RequestError
 from tlsproxy.proxy.core import scheduler as slices
 from tlsproxy.proxy.grpc.call import Call
 from tlsproxy.proxy.rest.exchange import Exchange
+from tlsproxy.proxy.rest.link import ClientLink
 from tlsproxy.wire.cooperative import Steps
 
 KINDS = pytest.mark.parametrize("kind", ["call", "exchange"])
@@ -48,8 +49,9 @@ class Connection:
             self.worker = RefusedCall(self, 1, SimpleNamespace(id="0" * 32, plan=SimpleNamespace(largest=None)), 0.0)  # type: ignore[arg-type]
             self.calls = {1: self.worker}
         else:
-            upstreams = SimpleNamespace(pool=SimpleNamespace(forget=lambda _: None))
-            self.worker = Exchange(self.gateway, upstreams, self, None, None)  # type: ignore[arg-type]
+            upstreams: Any = SimpleNamespace(pool=SimpleNamespace(forget=lambda _: None))
+            self.link = ClientLink(self.gateway, upstreams, self.entry, self, b"")  # type: ignore[arg-type]
+            self.worker = Exchange(self, None, None)  # type: ignore[arg-type]
 
     def tell(self, what: Callable[..., None], *args: object) -> None:
         try:

@@ -10,18 +10,11 @@ from typing import Final, Generic, Protocol, Self, TypeVar
 from tlsproxy.audit.line import Prepared, Refusal, request_line
 from tlsproxy.authz.access import Decision
 from tlsproxy.authz.tokens import UNKNOWN_KEY
-from tlsproxy.errors import BadRequest, BodyTooLarge, RoleBodyTooLarge
 from tlsproxy.proxy.core.connection_manager import Entry
 from tlsproxy.proxy.core.gateway import Gateway
 from tlsproxy.proxy.limits.quotas import Toll
-from tlsproxy.wire.chunked import ChunkedBody, ChunkedError
-from tlsproxy.wire.content_coding import Content
-from tlsproxy.wire.head_buffer import HeadBuffer
-from tlsproxy.wire.http1 import CHUNKED
 from tlsproxy.wire.tracing import ID_LENGTH, NO_TRACING, Tracing
 
-SMALL_REST: Final = 65_536
-"""A refused body of at most this many bytes is dropped and the connection kept; a larger one costs the connection."""
 CLIENT_GONE: Final = 499
 """The status that is written down for a request whose client did not wait for one (nginx's convention)."""
 _AT_ONCE: Final = 256
@@ -146,81 +139,3 @@ class Record(Generic[P]):
                 collection=plan.audit.collection,
             )
         )
-
-
-class RequestBody:
-    """Where a request's body ends. ``done`` from the start where there is none.
-
-    ``content`` is what came of it, without its framing, or None where nobody needs to know.
-    """
-
-    __slots__ = ("_chunks", "_left", "_limit", "_of_role", "content", "done")
-
-    def __init__(self, length: int, limit: int, *, of_role: bool = False, keep: bool = False) -> None:
-        """Raises :class:`BodyTooLarge` where the length alone says so. ``of_role``: the limit is the caller's own."""
-        self._limit = limit
-        self._of_role = of_role
-        self.content = bytearray() if keep else None
-        self._chunks = ChunkedBody(self.content) if length == CHUNKED else None
-        self._left = max(0, length)
-        self.done = length == 0
-        if length > limit:
-            raise self._too_large()
-
-    @property
-    def chunked(self) -> bool:
-        return self._chunks is not None
-
-    @property
-    def left(self) -> int | None:
-        """Bytes that are still to come, None where that is not known."""
-        return None if self._chunks is not None and not self.done else self._left
-
-    def is_in(self, inbox: HeadBuffer) -> bool:
-        """Whether it is known to have come whole."""
-        left = self.left
-        return left is not None and left <= len(inbox)
-
-    def skippable(self, *, expected: bool) -> bool:
-        """Whether what is still to come can be dropped. ``expected``: by a client that waits to be told to send it,
-        which may now send it or the next head.
-        """
-        left = self.left
-        return left == 0 or (left is not None and left <= SMALL_REST and not expected)
-
-    def take(self, inbox: HeadBuffer) -> tuple[bytes, int]:
-        """Takes the bytes that have come: (bytes to forward, number taken). Of very many chunks some are left.
-
-        Raises :class:`BadRequest`, :class:`BodyTooLarge`.
-        """
-        data, start = inbox.data, inbox.start
-        if self._chunks is not None:
-            try:
-                forward, end = self._chunks.feed(data, start)
-            except ChunkedError as error:
-                raise BadRequest(f"Malformed chunked body: {error}") from None
-            if self._chunks.size > self._limit:
-                raise self._too_large()
-            self.done = self._chunks.done
-            inbox.take(end)
-            return forward, end - start
-        end = min(len(data), start + self._left)
-        forward = data[start:end]
-        self._left -= end - start
-        self.done = self._left == 0
-        if self.content is not None:
-            self.content += forward
-        inbox.take(end)
-        return forward, end - start
-
-    def hand_over(self) -> Content:
-        """The content, to which nothing refers here any more."""
-        content, self.content = self.content, None
-        if self._chunks is not None:
-            self._chunks.forget()
-        return content or b""
-
-    def _too_large(self) -> BodyTooLarge:
-        if self._of_role:
-            return RoleBodyTooLarge(self._limit)
-        return BodyTooLarge(f"The body is larger than allowed (limit: {self._limit} bytes)")

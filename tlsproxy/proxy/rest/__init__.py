@@ -1,1 +1,1 @@
-"""The REST protocol: a client connection and its exchanges."""
+"""A client's REST connection, and its exchanges with the upstream, one at a time."""

@@ -9,14 +9,14 @@ from typing import Final
 
 from tlsproxy.audit.query import LARGEST, AuditQuery, read_query
 from tlsproxy.errors import AuditUnavailable, Overloaded, RequestError
-from tlsproxy.proxy.core.gateway import Gateway
-from tlsproxy.proxy.core.record import Record, RequestBody
+from tlsproxy.proxy.core.record import Record
 from tlsproxy.proxy.decision.request_plan import Plan
-from tlsproxy.proxy.rest.admitting import SLOW_BODY, Client, Late
+from tlsproxy.proxy.rest.body import RequestBody
 from tlsproxy.proxy.rest.buffered_response import DeliveredExchange
+from tlsproxy.proxy.rest.exchange import SLOW_BODY, Late
+from tlsproxy.proxy.rest.link import Client
 from tlsproxy.proxy.rest.responses import CONTINUE, response
 from tlsproxy.proxy.transport.deadlines import NEVER
-from tlsproxy.proxy.upstream.upstreams import Upstreams
 from tlsproxy.threads import in_thread
 from tlsproxy.wire.tracing import id_line
 
@@ -31,10 +31,8 @@ class AuditLogsExchange(DeliveredExchange):
 
     __slots__ = ("_largest", "_looking")
 
-    def __init__(
-        self, gateway: Gateway, upstreams: Upstreams, client: Client, record: Record[Plan], body: RequestBody
-    ) -> None:
-        super().__init__(gateway, upstreams, client, record, body)
+    def __init__(self, client: Client, record: Record[Plan], body: RequestBody) -> None:
+        super().__init__(client, record, body)
         self._largest = 0
         self._looking = False
 
@@ -49,12 +47,12 @@ class AuditLogsExchange(DeliveredExchange):
     def _start(self) -> None:
         self._wait(SLOW_BODY)
         if self.record.plan.expects_continue:
-            self._client.stream.write(CONTINUE)
+            self._stream.write(CONTINUE)
         if self.body.done:
             self._ask()
 
     def send(self) -> None:
-        _, taken = self.body.take(self._client.inbox)
+        _, taken = self.body.take()
         self.record.bytes_in += taken
         if self.body.done:
             self._ask()
@@ -63,7 +61,7 @@ class AuditLogsExchange(DeliveredExchange):
         query = read_query(bytes(self.body.content or b""))
         whole = min(2 * LARGEST, self._gateway.memory.capacity)
         self._largest = whole // 2  # entries, and the answer that they are joined to
-        self._client.stream.deadline = NEVER
+        self._stream.deadline = NEVER
         if self._holding.reserve(whole, partial(self._look_up, query)):
             self._look_up(query)
 
@@ -103,5 +101,6 @@ class AuditLogsExchange(DeliveredExchange):
         self._deliver(body)
 
     def over(self) -> None:
+        self._ended = True
         if not self._looking:
             super().over()

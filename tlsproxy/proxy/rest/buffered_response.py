@@ -5,16 +5,19 @@ from __future__ import annotations
 from typing import Final
 
 from tlsproxy.errors import NoMemory
-from tlsproxy.proxy.core.gateway import Gateway
 from tlsproxy.proxy.core.memory_budget import MemoryShare
-from tlsproxy.proxy.core.record import Record, RequestBody
+from tlsproxy.proxy.core.record import Record
 from tlsproxy.proxy.decision.request_plan import Plan
-from tlsproxy.proxy.rest.admitting import Client
+from tlsproxy.proxy.rest.body import RequestBody
 from tlsproxy.proxy.rest.exchange import Exchange
-from tlsproxy.proxy.upstream.upstreams import Upstreams
+from tlsproxy.proxy.rest.link import Client
 
 PIECE: Final = 131_072
 """Bytes that are handed to the client's stream at a time."""
+
+
+def _too_large(_capacity: int) -> NoMemory:
+    return NoMemory("The answer is too large to be read")
 
 
 class DeliveredExchange(Exchange):
@@ -22,13 +25,9 @@ class DeliveredExchange(Exchange):
 
     __slots__ = ("_holding", "_left")
 
-    def __init__(
-        self, gateway: Gateway, upstreams: Upstreams, client: Client, record: Record[Plan], body: RequestBody
-    ) -> None:
-        super().__init__(gateway, upstreams, client, record, body)
-        self._holding = MemoryShare(
-            gateway, self.account, self, lambda _: NoMemory("The answer is too large to be read")
-        )
+    def __init__(self, client: Client, record: Record[Plan], body: RequestBody) -> None:
+        super().__init__(client, record, body)
+        self._holding = MemoryShare(self._gateway, self.account, self, _too_large)
         self._left = memoryview(b"")
 
     def _deliver(self, body: bytes) -> None:
@@ -38,7 +37,7 @@ class DeliveredExchange(Exchange):
         self._deliver_on()
 
     def _deliver_on(self) -> None:
-        while self._left and not self._client.stream.stalled:
+        while self._left and not self._stream.stalled:
             piece, self._left = self._left[:PIECE], self._left[PIECE:]
             super().response_body(bytes(piece))
         if not self._left:
@@ -51,4 +50,5 @@ class DeliveredExchange(Exchange):
             super().resume_response()
 
     def over(self) -> None:
+        super().over()
         self._holding.release()

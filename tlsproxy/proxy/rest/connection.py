@@ -1,56 +1,98 @@
-"""A client's connection on the REST port: one request after the other, each decided before a byte of it goes upstream.
+"""A client's REST connection: one request after the other, each decided before a byte of it goes upstream.
 
-Its states are in :mod:`tlsproxy.proxy.rest.turns`.
+Its states are in :mod:`tlsproxy.proxy.rest.states`.
 """
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from http import HTTPStatus
 from typing import Final
 
+from tlsproxy.audit.line import json_string
 from tlsproxy.authz.access import Decision
-from tlsproxy.authz.keys import NEVER
 from tlsproxy.errors import BodyTooLarge, RequestError, RequestTimeout, RightLost
 from tlsproxy.proxy.core.authorization import Standing
 from tlsproxy.proxy.core.connection_manager import Entry
 from tlsproxy.proxy.core.gateway import Gateway, moved
 from tlsproxy.proxy.core.impact_analysis import Outlook
-from tlsproxy.proxy.core.record import Record, RequestBody
+from tlsproxy.proxy.core.record import Record
 from tlsproxy.proxy.core.scheduler import SLICE
-from tlsproxy.proxy.decision.local_responses import Answer
 from tlsproxy.proxy.decision.request_plan import Plan
+from tlsproxy.proxy.rest.body import NO_BODY, RequestBody
 from tlsproxy.proxy.rest.exchange import Exchange
 from tlsproxy.proxy.rest.inspected import exchange_of
+from tlsproxy.proxy.rest.link import ClientLink
 from tlsproxy.proxy.rest.local_exchange import LocalExchange
-from tlsproxy.proxy.rest.turns import BUSY, ENDED, IDLE, SHORT_LINGER, SKIPPING, Turns
+from tlsproxy.proxy.rest.responses import refused, response
+from tlsproxy.proxy.rest.states import BUSY, ENDED, IDLE, SKIPPING
 from tlsproxy.proxy.transport.tls import TlsStream
 from tlsproxy.proxy.upstream.upstreams import Upstreams
+from tlsproxy.wire.head_buffer import HeadBuffer
+from tlsproxy.wire.tracing import NO_TRACING, Tracing, id_line
 
 TURN: Final = 16
 """Requests, and pieces of their bodies, that are taken up in one turn at most."""
+SHORT_LINGER: Final = 1.0
+"""Seconds, after the last response of a connection: its client may have sent on behind its last request."""
+PAUSE: Final = 0.1
+"""Seconds."""
 
 
-class RestConnection(Turns):
-    """The owner of one TLS stream, from its handshake on."""
+class RestConnection:
+    """Handler of one TLS stream, from its handshake on. ``_in_turn``: a turn goes on or is ``_queued``, and nothing is
+    read meanwhile.
+    """
 
-    __slots__ = ("_judged", "_standing", "_upstreams", "_when_ended", "tail")
+    __slots__ = (
+        "_body",
+        "_exchange",
+        "_gateway",
+        "_head",
+        "_head_started",
+        "_in_turn",
+        "_judged",
+        "_limits",
+        "_pause",
+        "_queued",
+        "_record",
+        "_remote",
+        "_standing",
+        "_state",
+        "_when_ended",
+        "close",
+        "entry",
+        "inbox",
+        "link",
+        "stream",
+    )
+
+    patient = True
 
     def __init__(
-        self,
-        gateway: Gateway,
-        upstreams: Upstreams,
-        stream: TlsStream,
-        entry: Entry,
-        when_ended: Callable[[], None],
+        self, gateway: Gateway, upstreams: Upstreams, stream: TlsStream, entry: Entry, when_ended: Callable[[], None]
     ) -> None:
-        super().__init__(gateway, stream, entry)
-        self._upstreams = upstreams
+        tail = b"x-forwarded-for: %b\r\nx-forwarded-proto: https\r\n\r\n" % entry.address.encode()
+        self.link = ClientLink(gateway, upstreams, entry, stream, tail)
+        self.stream = stream
+        self.close = False
+        self._gateway = gateway
+        self.entry = entry
+        self._remote = json_string(entry.address)
+        self._limits = gateway.bounds
+        self.inbox = HeadBuffer()
+        self._head = b""
+        self._head_started = self._in_turn = self._queued = False
+        self._record: Record[Plan] | None = None
+        self._body = NO_BODY
+        self._exchange: Exchange | None = None
+        self._pause: asyncio.TimerHandle | None = None
         self._standing = entry.standing
         self._when_ended = when_ended
         self._judged = gateway.generation
-        self.tail = b"x-forwarded-for: %b\r\nx-forwarded-proto: https\r\n\r\n" % entry.address.encode()
+        self._rest()
 
     # Requests
 
@@ -159,13 +201,19 @@ class RestConnection(Turns):
             record.count(gateway, plan.toll, self.entry)
         self._carry_out(record)
 
+    def _open_record(self, plan: Plan, now: float, tracing: Tracing = NO_TRACING) -> Record[Plan]:
+        self._record = record = Record(plan, now, tracing)
+        self._body = NO_BODY
+        self.close = plan.close or self._gateway.draining
+        return record
+
     def _carry_out(self, record: Record[Plan]) -> None:
         """As its plan says: by an exchange, or an answer of the gateway's own."""
-        gateway, plan = self._gateway, record.plan
+        plan = record.plan
         if plan.length or not plan.relayed:
             keep = plan.unread is not None or plan.audit_logs
             try:
-                self._body = RequestBody(plan.length, plan.limit, of_role=plan.of_role, keep=keep)
+                self._body = RequestBody(self.inbox, plan.length, plan.limit, of_role=plan.of_role, keep=keep)
             except BodyTooLarge as error:
                 self.close = True
                 self._reply(record, error)
@@ -176,7 +224,7 @@ class RestConnection(Turns):
                 self._reply(record)
                 return
             kind = exchange_of(plan)
-        self._take_up(kind(gateway, self._upstreams, self, record, self._body))
+        self._take_up(kind(self, record, self._body))
 
     def _take_up(self, exchange: Exchange) -> None:
         self._state = BUSY
@@ -188,13 +236,16 @@ class RestConnection(Turns):
 
     def _reply(self, record: Record[Plan], error: RequestError | None = None) -> None:
         """Without an exchange, as soon as its line has room: with ``error``, or what its plan says."""
-        plan = record.plan
         if not record.admit(self._gateway):
-            self._take_up(LocalExchange(self._gateway, self._upstreams, self, record, self._body, error))
-        elif error is not None:
+            self._take_up(LocalExchange(self, record, self._body, error))
+        else:
+            self._settle(record.plan, error)
+
+    def _settle(self, plan: Plan, error: RequestError | None) -> None:
+        if error is not None:
             self._fail(error)
-        elif plan.answer is not None:
-            self._answer(plan.answer)
+        elif (answer := plan.answer) is not None:
+            self._respond(HTTPStatus.OK, answer.fields, answer.body, bytes_out=len(answer.body))
         else:
             self._refuse_as(plan.decision)
 
@@ -224,24 +275,14 @@ class RestConnection(Turns):
         self._rest()
         self.advance()
 
-    def exchange_denied(self) -> None:
-        """What was allowed, or not decided yet, is refused, as its record says by now."""
+    def exchange_settled(self) -> None:
         if self._record is not None:
-            self._refuse_as(self._record.plan.decision)
-        self.advance()
-
-    def exchange_answered(self, answer: Answer) -> None:
-        self._answer(answer)
+            self._settle(self._record.plan, None)
         self.advance()
 
     def exchange_failed(self, error: RequestError) -> None:
         self._fail(error)
         self.advance()
-
-    def exchange_cut(self, error: RequestError) -> None:
-        self._finish(error.reason)
-        self._over()
-        self.stream.abort()
 
     def _fail(self, error: RequestError) -> None:
         """Ends the current request with what went wrong, where the client can still be told."""
@@ -249,11 +290,69 @@ class RestConnection(Turns):
             self._exchange.abandon()
         self.close |= isinstance(error, RequestTimeout)  # RFC 9110 §15.5.9
         if self._record is not None and self._record.status:
-            self.exchange_cut(error)
+            self.exchange_cut(error.reason)
         else:
-            self._refuse(error.status, str(error), error.form, error.reason)
+            self._respond(error.status, *refused(error.status, str(error), error.form, 0), reason=error.reason)
 
-    # What else the stream says
+    def _refuse_as(self, decision: Decision) -> None:
+        answer = refused(decision.status, decision.text, decision.form, decision.retry_after)
+        self._respond(decision.status, *answer)
+        if decision.retry_after and self._state is not ENDED:
+            self._pause = self._gateway.loop.call_later(PAUSE, self._go_on)
+
+    def _go_on(self) -> None:
+        self._pause = None
+        self.advance()
+
+    def _respond(self, status: int, fields: bytes, body: bytes, *, reason: str = "", bytes_out: int = 0) -> None:
+        """The gateway's own response, whatever there is of the request's body."""
+        record = self._record
+        if record is None:
+            raise RuntimeError("a response without a request")
+        record.status, record.bytes_out = status, bytes_out
+        plan = record.plan
+        keep = not self.close and plan.framed and self._body.skippable(expected=plan.expects_continue)
+        fields += plan.fields + id_line(record.id)
+        if self.inbox.data and self._in_turn and not self._queued:  # others may follow in this turn
+            self.stream.cork()
+        self.stream.write(response(status, fields, body, close=not keep, to_head=plan.to_head))
+        self._finish(reason)
+        if not keep:
+            self._part(whole=False)
+            return
+        self._state = SKIPPING
+        self.stream.deadline = time.monotonic() + self._limits.body_timeout
+        self._skip()
+
+    def _skip(self) -> None:
+        if not self._body.done:
+            self._body.take()
+        if self._body.done:
+            self._rest()
+
+    def _finish(self, reason: str) -> None:
+        record, exchange = self._record, self._exchange
+        self._record = self._exchange = None  # first: whatever is told of its end finds none
+        self._head = b""
+        if exchange is not None:
+            exchange.over()
+        if record is not None:
+            record.finish(self._gateway, self._remote, reason)
+            self.entry.count(record.bytes_in, record.bytes_out, record.plan.audit.who.key)
+
+    def _rest(self) -> None:
+        """Between two requests."""
+        self._state = IDLE
+        self._head_started = False
+        stream = self.stream
+        if stream.stalled:  # it is room that is waited for
+            return
+        timeout = self._limits.idle_timeout
+        if self._gateway.draining:
+            timeout = min(timeout, self._limits.drain_grace)
+        stream.deadline = time.monotonic() + timeout
+
+    # Other callbacks of the stream
 
     def pause_writing(self) -> None:
         if self._exchange is not None:
@@ -266,9 +365,19 @@ class RestConnection(Turns):
             self._rest()
             self.advance()
 
+    def rearm(self) -> None:
+        if self._state is BUSY and self._exchange is not None:
+            self._exchange.rearm()
+        elif self._state is SKIPPING:
+            self.stream.deadline = time.monotonic() + self._limits.body_timeout
+        elif self._state is IDLE and self._head_started:
+            self.stream.deadline = time.monotonic() + self._limits.head_timeout
+        elif self._state is IDLE:
+            self._rest()
+
     def deadline_passed(self) -> None:
         if self.stream.stalled:
-            self._cut("client_stalled")
+            self.exchange_cut("client_stalled")
         elif self._queued:  # it is not the client that is waited for
             self.stream.deadline = time.monotonic() + 1.0
         elif self._exchange is not None:
@@ -308,7 +417,7 @@ class RestConnection(Turns):
         former, self._judged = self._judged, generation
         anew = former is not generation or self._standing.ended(generation, now) is not None
         if record is not None and exchange is not None and (anew or now >= record.plan.expires):
-            present = self._planned(now)
+            present = self.planned(now)
             refusal = exchange.renew(present)
             if refusal is None and not (exchange.waiting and moved(former, generation, "rest")):
                 return ""
@@ -316,7 +425,7 @@ class RestConnection(Turns):
             if taken is not None and (present.decision.allowed or present.unread is not None):
                 self._begin_anew(record, exchange, present, taken)
             elif refusal is not None:
-                self._withdraw(record, exchange, refusal)
+                exchange.withdraw(refusal)
         return ""
 
     def losses(self, outlook: Outlook, standing: Standing, now: float) -> Iterator[str]:
@@ -328,7 +437,7 @@ class RestConnection(Turns):
         if isinstance(outcome, Decision):
             yield outcome.reason
 
-    def _planned(self, now: float) -> Plan:
+    def planned(self, now: float) -> Plan:
         """The plan that the request's head has now."""
         gateway, standing = self._gateway, self._standing
         ended = standing.ended(gateway.generation, now)
@@ -343,37 +452,17 @@ class RestConnection(Turns):
         self._carry_out(record)
         self.advance()
 
-    def _withdraw(self, record: Record[Plan], exchange: Exchange, refusal: Decision) -> None:
-        """It does and learns nothing more; but of a change that the upstream has whole it may hear the outcome."""
-        if exchange.waiting:
-            record.plan = record.plan.refused(refusal)
-            exchange.abandon()
-            self.exchange_denied()
-        elif exchange.whole and not record.plan.resend:
-            record.plan = replace(record.plan, expires=NEVER)
-            self._gateway.loop.call_later(self._limits.expel_after, self.stream.tell, self._overstayed, exchange)
-        else:
-            self._lose(refusal)
-
-    def _overstayed(self, exchange: Exchange) -> None:
-        if self._exchange is exchange and (refusal := exchange.renew(self._planned(self._gateway.clock.now()))):
-            self._lose(refusal)
-
-    def _lose(self, refusal: Decision) -> None:
-        self.entry.request_ended(self._gateway, refusal.reason)
-        self.exchange_failed(RightLost(refusal.reason))
-
     def expel(self, reason: str) -> None:
         self.close = True
         if self._record is None:
             self._end()
             self.stream.cease()
         elif self._record.status or self.stream.stalled:
-            self._cut(reason)
+            self.exchange_cut(reason)
         else:
             self._fail(RightLost(reason))
 
-    def _cut(self, reason: str) -> None:
+    def exchange_cut(self, reason: str) -> None:
         if self._exchange is not None:
             self._exchange.abandon()
         self._finish(reason)
@@ -382,6 +471,29 @@ class RestConnection(Turns):
 
     def connection_lost(self, error: Exception | None) -> None:
         try:
-            self._cut("client_gone" if error is None or isinstance(error, OSError) else "internal_error")
+            self.exchange_cut("client_gone" if error is None or isinstance(error, OSError) else "internal_error")
         finally:
             self._when_ended()
+
+    def _part(self, *, whole: bool) -> None:
+        """The end after a response. ``whole``: its request had come to its end.
+
+        Else the client sends on, and is given the time to notice; but a service that stops waits for nobody so long.
+        """
+        brief = whole or self._gateway.draining
+        self._end(min(SHORT_LINGER, self._limits.linger_timeout) if brief else self._limits.linger_timeout)
+
+    def _end(self, linger: float = 0.0) -> None:
+        """Nothing more is read as a request; what is queued still goes out. Who may be sending needs a ``linger``."""
+        self._over()
+        self.inbox.clear()
+        self.stream.close(linger)
+
+    def _over(self) -> None:
+        self._state = ENDED
+        self.stream.uncork()
+        if self._queued:
+            self._gateway.scheduler.forget(self.entry)
+        if self._pause is not None:
+            self._pause.cancel()
+            self._pause = None

@@ -8,25 +8,37 @@ told), cut (it cannot, a part of the response is with it), or abandoned.
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from functools import partial
 from typing import Final, NoReturn
 
 from tlsproxy.authz.access import Decision
-from tlsproxy.errors import Overloaded, RequestError
-from tlsproxy.proxy.core.gateway import Gateway
-from tlsproxy.proxy.core.record import Record, RequestBody
+from tlsproxy.errors import AuditUnavailable, Overloaded, RequestError, RequestTimeout, RightLost, UpstreamTimeout
+from tlsproxy.proxy.core.record import Record
+from tlsproxy.proxy.core.scheduler import Work
 from tlsproxy.proxy.decision.attribution import account_of
 from tlsproxy.proxy.decision.request_plan import READ_FIRST, Plan
 from tlsproxy.proxy.limits.fair_shares import Account
-from tlsproxy.proxy.rest.admitting import NO_UPSTREAM, SLOW_BODY, Admitting, Client
+from tlsproxy.proxy.rest.body import RequestBody
+from tlsproxy.proxy.rest.link import Client
 from tlsproxy.proxy.rest.responses import CONTINUE
 from tlsproxy.proxy.transport.deadlines import NEVER
 from tlsproxy.proxy.upstream.connection import UpstreamConnection
-from tlsproxy.proxy.upstream.upstreams import Upstreams
+from tlsproxy.proxy.upstream.value_exists import Verdict
 from tlsproxy.wire.content_coding import Content
 from tlsproxy.wire.http1_response import UNTIL_CLOSE, ResponseHead
 from tlsproxy.wire.throughput import PARTS, Throughput
 from tlsproxy.wire.tracing import NO_TRACING, id_line, upstream_lines
+
+Late = tuple[type[RequestError], str, str]
+"""Error class and text of an expired wait, and the name of its time in :class:`RuntimeLimits`."""
+_UNTOLD: Final[Late] = (
+    UpstreamTimeout,
+    "The upstream did not say in time whether the token is valid",
+    "response_timeout",
+)
+NO_UPSTREAM: Final[Late] = (UpstreamTimeout, "No connection to the upstream became free in time", "connect_timeout")
+SLOW_BODY: Final[Late] = (RequestTimeout, "The request body came too slowly", "body_timeout")
 
 REPLAY: Final = 65_536
 """A request of at most this many bytes is kept until it is answered, to be sent again if that is safe."""
@@ -36,29 +48,35 @@ def _give_way(error: RequestError) -> NoReturn:
     raise error
 
 
-class Exchange(Admitting):
+class Exchange:
     """``congested``: the upstream takes no more of the request for now."""
 
     __slots__ = (
         "_begun",
         "_came",
+        "_client",
+        "_ended",
         "_first",
+        "_gateway",
         "_gathering",
         "_head",
+        "_late",
+        "_link",
         "_ours",
         "_sent",
+        "_stream",
         "_upstream",
         "_whole_body",
         "body",
         "congested",
+        "record",
     )
 
-    def __init__(
-        self, gateway: Gateway, upstreams: Upstreams, client: Client, record: Record[Plan], body: RequestBody
-    ) -> None:
-        self._gateway = gateway
-        self._upstreams = upstreams
+    def __init__(self, client: Client, record: Record[Plan], body: RequestBody) -> None:
+        self._link = link = client.link
+        self._gateway = link.gateway
         self._client = client
+        self._stream = link.stream
         self._late = NO_UPSTREAM
         self._ended = self.congested = self._gathering = self._begun = False
         self.record = record
@@ -70,20 +88,101 @@ class Exchange(Admitting):
         self._first = b""  # of a body, before there is an upstream for it
         self._came: Throughput | None = None
 
+    # Admission: waits for the audit log, the token's point, an upstream
+
+    def admit(self) -> None:
+        """Begins now, or waits for room as far as that is allowed. Raises AuditUnavailable, Overloaded."""
+        gateway, record = self._gateway, self.record
+        if record.admit(gateway):
+            self._start()
+            return
+        stream = self._stream
+        gateway.audit_gate.wait(record.started, stream, self._readmit)
+        stream.deadline = NEVER  # the gate has its own
+
+    def _wait(self, late: Late) -> None:
+        self._late = late
+        self.rearm()
+
+    @property
+    def crowded(self) -> bool:
+        """As :class:`tlsproxy.proxy.core.scheduler.SlicedJob` has it."""
+        return self._gateway.scheduler.crowded(self._link.entry)
+
+    def later(self, go_on: Work) -> None:
+        """As :class:`tlsproxy.proxy.core.scheduler.SlicedJob` has it."""
+        self._gateway.scheduler.add(self._link.entry, self._stream, partial(self._go_on, go_on))
+
+    def _go_on(self, go_on: Work) -> None:
+        self._client.present()
+        if self._ended:
+            return
+        try:
+            go_on()
+        except RequestError as error:
+            self._client.exchange_failed(error)
+        else:
+            self._client.advance()
+
+    def _readmit(self, late: AuditUnavailable | None) -> None:
+        if not self._ended:
+            self._client.present()
+        if self._ended:
+            return
+        try:
+            if late is not None:
+                raise late
+            self.admit()
+        except RequestError as error:
+            self._client.exchange_failed(error)
+        else:
+            self._client.advance()  # its body may have come meanwhile
+
+    def _start(self) -> None:
+        """Its line has room. Raises :class:`RequestError`."""
+        self._acquire()
+
+    def _acquire(self) -> None:
+        proviso = self.record.plan.proviso
+        if proviso is None:
+            self._connect()
+            return
+        self._wait(_UNTOLD)
+        self._link.upstreams.points.ask(proviso.exists, proviso.head.fields, self.account, self._told)
+
+    def _told(self, verdict: Verdict) -> None:
+        """Whether there is the point that the token requires."""
+        self._client.present()
+        proviso = self.record.plan.proviso
+        if self._ended or proviso is None:
+            return
+        if isinstance(verdict, Decision):
+            self.record.plan = self.record.plan.refused(verdict)
+            self._client.exchange_settled()
+            return
+        try:
+            if verdict is not None:
+                raise verdict
+            self._connect()
+        except RequestError as error:
+            self._client.exchange_failed(error)
+        else:
+            self._client.advance()
+
     def _connect(self) -> None:
         """No upstream waits for a small body."""
         plan, client = self.record.plan, self._client
-        if self.body.done or plan.streamed or self.body.is_in(client.inbox):
+        if self.body.done or plan.streamed or self.body.arrived:
             self._take_upstream()
             return
         self._gathering = True
         if plan.expects_continue:
-            client.stream.write(CONTINUE)
+            self._stream.write(CONTINUE)
         self._await_body()
         client.advance()
 
     def _gather(self) -> None:
-        piece, taken = self.body.take(self._client.inbox)
+        piece, taken = self.body.take()
         self.record.bytes_in += taken
         self._first += piece
         if self.body.done or len(self._first) >= READ_FIRST:
@@ -92,8 +191,8 @@ class Exchange(Admitting):
             self._take_upstream()
 
     def _take_upstream(self) -> None:
-        self._client.stream.deadline = NEVER  # a connection that is dialled has a deadline of its own
-        pool = self._upstreams.pool
+        self._stream.deadline = NEVER  # a connection that is dialled has a deadline of its own
+        pool = self._link.upstreams.pool
         upstream = pool.acquire(self)
         if upstream is not None:
             self._begin_on(upstream)
@@ -110,7 +209,7 @@ class Exchange(Admitting):
     def upstream_ready(self, upstream: UpstreamConnection) -> None:
         self._client.present()
         if self._ended:
-            self._upstreams.pool.release(upstream, keep=True)
+            self._link.upstreams.pool.release(upstream, keep=True)
             return
         try:
             self._begin_on(upstream)
@@ -121,15 +220,15 @@ class Exchange(Admitting):
 
     @property
     def account(self) -> Account:
-        return account_of(self._client.entry.account, self.record.plan.audit.who)
+        return account_of(self._link.entry.account, self.record.plan.audit.who)
 
     @property
     def waits_for_client(self) -> bool:
         """For more of the request, or until more of the response is taken."""
-        return self._client.stream.stalled or self.sending
+        return self._stream.stalled or self.sending
 
     def give_way(self, error: RequestError) -> None:
-        self._gateway.loop.call_soon(self._client.stream.tell, self._go_on, partial(_give_way, error))
+        self._gateway.loop.call_soon(self._stream.tell, self._go_on, partial(_give_way, error))
 
     @property
     def sending(self) -> bool:
@@ -167,12 +266,33 @@ class Exchange(Admitting):
         self.record.plan = outcome
         return None
 
+    def withdraw(self, refusal: Decision) -> None:
+        """Ends a request that has lost its right; a change that the upstream has whole may still get its answer."""
+        if self.waiting:
+            self.record.plan = self.record.plan.refused(refusal)
+            self.abandon()
+            self._client.exchange_settled()
+        elif self.whole and not self.record.plan.resend:
+            self.record.plan = replace(self.record.plan, expires=NEVER)
+            gateway = self._gateway
+            gateway.loop.call_later(gateway.bounds.expel_after, self._stream.tell, self._overstayed)
+        else:
+            self._lose(refusal)
+
+    def _overstayed(self) -> None:
+        if not self._ended and (refusal := self.renew(self._client.planned(self._gateway.clock.now()))):
+            self._lose(refusal)
+
+    def _lose(self, refusal: Decision) -> None:
+        self._link.entry.request_ended(self._gateway, refusal.reason)
+        self._client.exchange_failed(RightLost(refusal.reason))
+
     # The request
 
     def _begin(self, upstream: UpstreamConnection) -> None:
         """Sends the head and what is here of the body. Raises as :meth:`RequestBody.take`, with nothing sent."""
-        record, body, client = self.record, self.body, self._client
-        plan, tail = record.plan, client.tail
+        record, body = self.record, self.body
+        plan, tail = record.plan, self._link.tail
         line = id_line(record.id)
         self._ours = line + plan.readable if plan.readable else line
         out = plan.upstream + line + tail
@@ -184,8 +304,8 @@ class Exchange(Admitting):
             out, read = out + read, b""
         if self._first:
             out, self._first = out + self._first, b""
-        if client.inbox.data and not body.done:
-            piece, taken = body.take(client.inbox)
+        if body.buffer.data and not body.done:
+            piece, taken = body.take()
             record.bytes_in += taken
             out += piece
         if plan.resend and len(out) <= REPLAY and not read and not plan.expects_continue:
@@ -197,7 +317,7 @@ class Exchange(Admitting):
         if read:  # not copied to be sent with the head
             upstream.stream.write(read)
         if whole:
-            client.stream.deadline = NEVER
+            self._stream.deadline = NEVER
         elif not self.congested:
             self._await_body()
 
@@ -207,7 +327,7 @@ class Exchange(Admitting):
         if upstream is None:
             self._gather()
             return
-        piece, taken = self.body.take(self._client.inbox)
+        piece, taken = self.body.take()
         self.record.bytes_in += taken
         if self._sent is not None:
             self._sent = [*self._sent, piece] if self.record.bytes_in <= REPLAY else None
@@ -217,10 +337,10 @@ class Exchange(Admitting):
 
     def _await(self) -> None:
         """Sets who is waited for: the client for its body, then the upstream for its response."""
-        if self._upstream is None or self._client.stream.stalled:
+        if self._upstream is None or self._stream.stalled:
             return
         if self.body.done:
-            self._client.stream.deadline = NEVER
+            self._stream.deadline = NEVER
             self._upstream.await_response()
             return
         self._await_body()
@@ -235,7 +355,7 @@ class Exchange(Admitting):
         elif came.paused:
             came.resume(time.monotonic())
         self._late = SLOW_BODY
-        self._client.stream.deadline = came.due
+        self._stream.deadline = came.due
 
     def _body_paused(self) -> None:
         """It is not the client that is waited for."""
@@ -243,26 +363,28 @@ class Exchange(Admitting):
             self._came.pause(time.monotonic())
 
     def rearm(self) -> None:
+        """Sets the deadline of the present wait by the present limits, counted from now."""
+        now, stream = time.monotonic(), self._stream
         if self._came is not None and self._late is SLOW_BODY:
-            due = time.monotonic() + self._gateway.bounds.body_timeout / PARTS
-            self._client.stream.deadline = min(self._client.stream.deadline, due)
+            stream.deadline = min(stream.deadline, now + self._gateway.bounds.body_timeout / PARTS)
         else:
-            super().rearm()
+            stream.deadline = now + getattr(self._gateway.bounds, self._late[2])
 
     def overdue(self) -> RequestError | None:
-        bounds, came = self._gateway.bounds, self._came
+        """Error of an expired wait; None where it goes on with a new deadline, as the body comes fast enough."""
+        bounds, came, (kind, text, _) = self._gateway.bounds, self._came, self._late
         if self._late is not SLOW_BODY or came is None:
-            return super().overdue()
-        total = self.record.bytes_in + len(self._client.inbox)
+            return kind(text)
+        total = self.record.bytes_in + len(self.body.buffer)
         if came.too_low(time.monotonic(), total, bounds.body_timeout, bounds.min_data_rate):
-            return super().overdue()
+            return kind(text)
         self._await_body()
         return None
 
     def upstream_congested(self) -> None:
         self.congested = True
         self._body_paused()
-        self._client.stream.deadline = NEVER
+        self._stream.deadline = NEVER
         self._client.reading_changed()
 
     def upstream_drained(self) -> None:
@@ -273,7 +395,7 @@ class Exchange(Admitting):
     # The response
 
     def interim(self, head: ResponseHead) -> None:
-        self._client.stream.write(head.restated(close=False))
+        self._stream.write(head.restated(close=False))
 
     def response_head(self, head: ResponseHead) -> None:
         """It waits for what comes with it: one record, one send."""
@@ -287,7 +409,7 @@ class Exchange(Admitting):
         self.record.bytes_out += len(data)
         out, self._head = self._head + data, b""
         if out:
-            self._client.stream.write(out)
+            self._stream.write(out)
 
     def response_done(self) -> None:
         self._upstream = None
@@ -312,7 +434,7 @@ class Exchange(Admitting):
         if stale and self._sent is not None:
             self._send_again(self._sent)
         elif answered:
-            self._client.exchange_cut(error)
+            self._client.exchange_cut(error.reason)
         else:
             self._client.exchange_failed(error)
 
@@ -324,9 +446,9 @@ class Exchange(Admitting):
         if self._ended:
             return
         self._gateway.metrics.upstream_retry()
-        self._client.stream.deadline = NEVER
+        self._stream.deadline = NEVER
         try:
-            self._upstreams.pool.dial_again(self)
+            self._link.upstreams.pool.dial_again(self)
         except Overloaded as error:
             self._client.exchange_failed(error)
 
@@ -334,7 +456,7 @@ class Exchange(Admitting):
         """The client is gone, or is told something else."""
         self._ended = True
         if self._upstream is None:
-            self._upstreams.pool.forget(self)
+            self._link.upstreams.pool.forget(self)
         else:
             upstream, self._upstream = self._upstream, None
             upstream.discard()

@@ -12,20 +12,19 @@ from typing import Final
 
 from tlsproxy.authz.access import Decision
 from tlsproxy.errors import RequestError, TooLargeToRead, UpstreamBroken, UpstreamTimeout
-from tlsproxy.proxy.core.gateway import Gateway
 from tlsproxy.proxy.core.memory_budget import MemoryShare
-from tlsproxy.proxy.core.record import Record, RequestBody
+from tlsproxy.proxy.core.record import Record
 from tlsproxy.proxy.core.scheduler import in_slices
 from tlsproxy.proxy.decision.request_plan import Plan, Unread
-from tlsproxy.proxy.rest.admitting import Client, Late
 from tlsproxy.proxy.rest.audit_query import AuditLogsExchange
-from tlsproxy.proxy.rest.exchange import Exchange
+from tlsproxy.proxy.rest.body import RequestBody
+from tlsproxy.proxy.rest.exchange import Exchange, Late
+from tlsproxy.proxy.rest.link import Client
 from tlsproxy.proxy.rest.reduced import ReducedExchange
 from tlsproxy.proxy.rest.responses import CONTINUE
 from tlsproxy.proxy.rest.tenant_response import StreamedAnswer
 from tlsproxy.proxy.transport.deadlines import NEVER
 from tlsproxy.proxy.upstream.connection import UpstreamConnection
-from tlsproxy.proxy.upstream.upstreams import Upstreams
 from tlsproxy.qdrant.scoring import Facts, FactsNeeded
 from tlsproxy.wire.chunked import in_chunks
 from tlsproxy.wire.content_coding import Content
@@ -45,11 +44,9 @@ class InspectedExchange(Exchange):
 
     __slots__ = ("_answer", "_confined", "_content", "_holding", "_reading")
 
-    def __init__(
-        self, gateway: Gateway, upstreams: Upstreams, client: Client, record: Record[Plan], body: RequestBody
-    ) -> None:
-        super().__init__(gateway, upstreams, client, record, body)
-        self._holding = MemoryShare(gateway, self.account, self, TooLargeToRead)
+    def __init__(self, client: Client, record: Record[Plan], body: RequestBody) -> None:
+        super().__init__(client, record, body)
+        self._holding = MemoryShare(self._gateway, self.account, self, TooLargeToRead)
         self._reading = True
         self._content: Content = b""  # what was judged, for as long as the request may have to begin anew
         self._confined = False
@@ -57,7 +54,7 @@ class InspectedExchange(Exchange):
 
     def _start(self) -> None:
         if self.record.plan.expects_continue:
-            self._client.stream.write(CONTINUE)
+            self._stream.write(CONTINUE)
         if self.body.done:
             self._decide()
         else:
@@ -71,7 +68,7 @@ class InspectedExchange(Exchange):
 
     def send(self) -> None:
         """Takes what has come of the body. Raises as :meth:`RequestBody.take` does, and NoMemory."""
-        _, taken = self.body.take(self._client.inbox)
+        _, taken = self.body.take()
         self.record.bytes_in += taken
         if self._holding.keep(len(self.body.content or b""), self._read_on):
             self._go_on_reading()
@@ -120,8 +117,8 @@ class InspectedExchange(Exchange):
             self._whole_body = in_chunks(bytes(content)) if plan.length == CHUNKED else content
             self._acquire()
             return
-        facts = facts or self._upstreams.facts.known(unread.asked.collection or "")
-        self._client.stream.deadline = NEVER  # nobody is waited for
+        facts = facts or self._link.upstreams.facts.known(unread.asked.collection or "")
+        self._stream.deadline = NEVER  # nobody is waited for
         in_slices(self._holding, self._judging(unread, content, facts), partial(self._decided, unread, content))
 
     def _judging(self, unread: Unread, content: Content, facts: Facts | None) -> Steps[tuple[Plan, Content] | None]:
@@ -156,7 +153,7 @@ class InspectedExchange(Exchange):
             self._holding.settle(len(content))
             self._wait(_UNTOLD)
             told = partial(self._told_facts, unread, content)
-            self._upstreams.facts.ask(unread.asked.collection or "", self.account, told)
+            self._link.upstreams.facts.ask(unread.asked.collection or "", self.account, told)
             return
         self.record.plan, made = outcome
         self._holding.settle(len(made) if made is content else len(made) + len(content))
@@ -165,7 +162,7 @@ class InspectedExchange(Exchange):
             self._whole_body = made
             self._acquire()
         else:
-            self._client.exchange_denied()
+            self._client.exchange_settled()
 
     def _begin(self, upstream: UpstreamConnection) -> None:
         super()._begin(upstream)

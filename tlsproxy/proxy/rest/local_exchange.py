@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from tlsproxy.authz.access import Decision
 from tlsproxy.errors import RequestError
-from tlsproxy.proxy.core.gateway import Gateway
-from tlsproxy.proxy.core.record import Record, RequestBody
+from tlsproxy.proxy.core.record import Record
 from tlsproxy.proxy.decision.request_plan import Plan
-from tlsproxy.proxy.rest.admitting import Client
+from tlsproxy.proxy.rest.body import RequestBody
 from tlsproxy.proxy.rest.exchange import Exchange
-from tlsproxy.proxy.upstream.upstreams import Upstreams
+from tlsproxy.proxy.rest.link import Client
 
 
 class LocalExchange(Exchange):
@@ -17,26 +16,15 @@ class LocalExchange(Exchange):
 
     __slots__ = ("_error",)
 
-    def __init__(
-        self,
-        gateway: Gateway,
-        upstreams: Upstreams,
-        client: Client,
-        record: Record[Plan],
-        body: RequestBody,
-        error: RequestError | None,
-    ) -> None:
-        super().__init__(gateway, upstreams, client, record, body)
+    def __init__(self, client: Client, record: Record[Plan], body: RequestBody, error: RequestError | None) -> None:
+        super().__init__(client, record, body)
         self._error = error
 
     def _start(self) -> None:
-        client, answer = self._client, self.record.plan.answer
         if self._error is not None:
-            client.exchange_failed(self._error)
-        elif answer is not None:
-            client.exchange_answered(answer)
+            self._client.exchange_failed(self._error)
         else:
-            client.exchange_denied()
+            self._client.exchange_settled()
 
     def under(self, present: Plan) -> Plan | Decision:
         """An answer is of the present; a refusal stays one."""

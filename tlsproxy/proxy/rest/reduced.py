@@ -11,13 +11,12 @@ from functools import partial
 from typing import Final
 
 from tlsproxy.errors import NoMemory, RequestError, UpstreamBroken
-from tlsproxy.proxy.core.gateway import Gateway
-from tlsproxy.proxy.core.record import Record, RequestBody
+from tlsproxy.proxy.core.record import Record
 from tlsproxy.proxy.core.scheduler import in_slices
 from tlsproxy.proxy.decision.request_plan import Plan
-from tlsproxy.proxy.rest.admitting import Client
+from tlsproxy.proxy.rest.body import RequestBody
 from tlsproxy.proxy.rest.buffered_response import DeliveredExchange
-from tlsproxy.proxy.upstream.upstreams import Upstreams
+from tlsproxy.proxy.rest.link import Client
 from tlsproxy.qdrant.rest_listings import Reducer
 from tlsproxy.wire.chunked import ChunkedBody
 from tlsproxy.wire.cooperative import Steps
@@ -36,10 +35,8 @@ class ReducedExchange(DeliveredExchange):
 
     __slots__ = ("_answer", "_answered", "_chunks")
 
-    def __init__(
-        self, gateway: Gateway, upstreams: Upstreams, client: Client, record: Record[Plan], body: RequestBody
-    ) -> None:
-        super().__init__(gateway, upstreams, client, record, body)
+    def __init__(self, client: Client, record: Record[Plan], body: RequestBody) -> None:
+        super().__init__(client, record, body)
         self._answer = bytearray()
         self._answered: ResponseHead | None = None
         self._chunks: ChunkedBody | None = None
