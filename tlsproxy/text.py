@@ -3,11 +3,24 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from typing import Final
+
+_LAST: Final = datetime.max.replace(tzinfo=UTC, microsecond=0).timestamp()
 
 
 def rfc3339(when: float) -> str:
     """Seconds since the epoch as `2026-11-28T19:12:01Z` (RFC 3339 §5.6), fractions cut off."""
-    return datetime.fromtimestamp(int(when), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return f"{_utc(when):%Y-%m-%dT%H:%M:%SZ}"
+
+
+def utc_time(when: float) -> str:
+    """Seconds since the epoch as a person reads them: `2026-11-28 19:12:01 UTC`."""
+    return f"{_utc(when):%Y-%m-%d %H:%M:%S} UTC"
+
+
+def _utc(when: float) -> datetime:
+    """Moments after the year 9999, such as a token's expiry may name, become the end of that year."""
+    return datetime.fromtimestamp(min(when, _LAST), UTC)
 
 
 def printable(text: str) -> str:

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.sample_status import HOSTILE, NOW, connection, refusal, status
 
-from tlsproxy.admin.page import HEADERS, MOST_CONNECTIONS, page, stylesheet
+from tlsproxy.admin.page import HEADERS, MAX_CONNECTIONS, page, stylesheet
 
 VOID = {"meta", "link"}
 """The elements without an end that the page may have."""
@@ -68,8 +68,8 @@ def test_it_tells_what_an_operator_asks_first() -> None:
     text = re.sub(r"\s+", " ", checked(status()).text)
     for told in (
         "serving", "rest on 0.0.0.0:6333", "Generation 4", "Last reload: ok", "role search changed: access",
-        "Restart needed: service.http_port", "qdrant.example.org", "30 days left", "over for 3 days", "12 revoked",
-        "spiffe://example.org/search/web", "needs_write", "unknown_ca", "nobody known", "key nightly",
+        "Restart needed: service.http_port", "qdrant.example.org", "30 days left", "expired 3 days ago", "12 revoked",
+        "spiffe://example.org/search/web", "needs_write", "unknown_ca", "unidentified", "key nightly",
         "CN=Partner root", "collection docs",
     ):  # fmt: skip
         assert told in text
@@ -125,7 +125,7 @@ def test_nothing_happened_yet() -> None:
 def test_of_many_connections_the_youngest_are_listed_and_the_rest_counted() -> None:
     live = [connection(number, "CN=a") for number in range(1, 1001)]
     document = checked(status(connections={"open": 5000, "draining": False, "live": live}))
-    assert len(document.all("form")) == MOST_CONNECTIONS
+    assert len(document.all("form")) == MAX_CONNECTIONS
     assert "4800 more are open" in document.text
 
 

@@ -15,7 +15,7 @@ from snapshot_site import CLIENT, OTHER, ROOT, hour
 from support.certificates import certified
 
 from tlsproxy.errors import MaterialError
-from tlsproxy.tls.certinfo import day
+from tlsproxy.text import utc_time
 from tlsproxy.tls.crls import CrlScope, Serials, load_crls, older_than
 from tlsproxy.tls.pki import Authority
 from tlsproxy.tls.trust import CrlPolicy, Trust, issuer_of, load_authorities
@@ -212,7 +212,7 @@ def test_a_crl_is_read_without_a_ca_and_without_a_clock() -> None:
     """Who signed it, and whether it is current, shows once it is bound."""
     far = ROOT.crl_pem([1], this_update=NOW + hour(1), next_update=NOW + hour(2))
     old = ROOT.crl_pem([2], this_update=NOW - hour(2), next_update=NOW - hour(1))
-    trust, dated = load(ROOT.certificate_pem, far + old, OTHER.crl_pem([3])), day(int((NOW + hour(1)).timestamp()))
+    trust, dated = load(ROOT.certificate_pem, far + old, OTHER.crl_pem([3])), utc_time(int((NOW + hour(1)).timestamp()))
     unless = "unless clients send an intermediate that did"
     assert revoked(trust) == {"cn=test root": {1}}
     assert [crl.issuer for crl in trust.unbound] == ["CN=other root"]

@@ -1,8 +1,7 @@
-"""The operators' page: one HTML document, made of a status alone, with no script and nothing from elsewhere.
+"""The operators' page: one HTML document rendered from a status, without scripts and external resources.
 
-Everything in it is escaped by the template engine (autoescape), since names of certificates and paths are chosen by
-strangers. The policy in :data:`HEADERS` lets a browser run no script, load nothing but the one stylesheet, and send the
-page's forms nowhere but here; nobody may frame it.
+The template engine escapes all values (autoescape), since strangers choose certificate names and paths. The policy in
+:data:`HEADERS` allows no script, no resource but the stylesheet, no frame, and forms to this server only.
 """
 
 from __future__ import annotations
@@ -19,29 +18,29 @@ from tlsproxy.admin.view import OUTCOMES, Traffic
 from tlsproxy.metrics.recent import SLOTS
 
 REFRESH: Final = 10
-"""Seconds after which the page is asked for anew, unless it is paused."""
-MOST_CONNECTIONS: Final = 200
-"""Connections that the page lists: the youngest."""
+"""Seconds between two loads of the page, unless it is paused."""
+MAX_CONNECTIONS: Final = 200
+"""Connections on the page: the newest."""
 
 HEADERS: Final[Mapping[str, str]] = {
     "Content-Security-Policy": "default-src 'none'; style-src 'self'; img-src data:; form-action 'self'; "
     "base-uri 'none'; frame-ancestors 'none'",
-    # Its forms must say where they come from: `no-referrer` would make their Origin `null` (Fetch standard).
+    # The page's forms need an Origin header: with `no-referrer` it would be `null` (Fetch standard).
     "Referrer-Policy": "same-origin",
     "X-Frame-Options": "DENY",
     "Cross-Origin-Opener-Policy": "same-origin",
 }
 
 _BAR: Final = 4
-"""Width of a slot in a plot, of which a quarter is the gap to the next."""
+"""Width of a slot in a plot; a quarter of it is the gap to the next."""
 _HEIGHT: Final = 40
 _LEAST: Final = 2
-"""Height of the smallest number that is not none: one refusal among a thousand must be seen."""
+"""Height of the smallest bar: one refusal among a thousand must be visible."""
 
 
 def page(status: Mapping[str, Any], now: float, *, paused: bool = False) -> str:
-    """``now`` is seconds since the epoch. ``paused``: it stays as it is until somebody asks for it."""
-    connections = view.connections(status["connections"], several=len(status["authorities"]) > 1)
+    """The document; ``now`` is seconds since the epoch. ``paused``: without the automatic refresh."""
+    connections = view.connections(status["connections"], with_ca=len(status["authorities"]) > 1)
     return _template().render(
         status=status,
         now=view.clock(now, now),
@@ -53,8 +52,8 @@ def page(status: Mapping[str, Any], now: float, *, paused: bool = False) -> str:
         outcomes=OUTCOMES,
         minutes=status["decisions"]["seconds"] * status["decisions"]["kept"] // 60,
         box=f"0 0 {SLOTS * _BAR} {_HEIGHT}",
-        connections=connections[:MOST_CONNECTIONS],
-        further=max(0, status["connections"]["open"] - min(len(connections), MOST_CONNECTIONS)),
+        connections=connections[:MAX_CONNECTIONS],
+        further=max(0, status["connections"]["open"] - min(len(connections), MAX_CONNECTIONS)),
         refusals=view.refusals(status["refusals"], now),
     )
 
@@ -72,7 +71,7 @@ def _template() -> Template:
 
 
 def _plot(row: Traffic) -> Iterator[tuple[str, str]]:
-    """For each outcome that there is, the path of its bars: SVG, and nothing but numbers. They stand on one another."""
+    """SVG path of the stacked bars for each outcome that occurred."""
     peak = row.peak
     base = [0.0] * len(row.slots)
     for position, outcome in enumerate(OUTCOMES):

@@ -1,6 +1,6 @@
-"""The parts that `/readyz` names, each `ok` or the reason why it is not: what serving needs, and what it is told by.
+"""Parts of `/readyz`, each `ok` or the reason why not.
 
-Nothing here serves or changes anything: a gateway that is not ready goes on as well as it can.
+Readiness changes nothing: a gateway that is not ready goes on serving as far as it can.
 """
 
 from __future__ import annotations
@@ -19,38 +19,38 @@ if TYPE_CHECKING:
 OK: Final = "ok"
 
 INPUTS: Final = "inputs"
-"""The part that is there while files are not in force. With their last good state the gateway is as ready as it was."""
+"""The part that lists files which are not in force. It does not count: their last good state serves."""
 
 WORKERS: Final = "workers"
-"""The part that is there while a worker does not serve as it should. The others have its clients."""
+"""The part that lists workers which do not serve. It does not count: the others take their clients."""
 
 _DEADLINE: Final = 1.0
-_MOST: Final = 3
-"""Inputs that a part names."""
-_KEPT: Final = 1.0
-"""Seconds for which a probe's answer is given again: probes of ours must not become the upstream's load."""
+_MAX_NAMED: Final = 3
+"""Inputs in a part's text."""
+_REUSED: Final = 1.0
+"""Seconds for which a probe's result is reused, so that probes put no load on the upstream."""
 
 Address = tuple[int, Any]
-"""(address family, the address that `socket.connect` takes)"""
+"""Address family, and address as `socket.connect` takes it."""
 
 
 class UpstreamProbe:
-    """A TCP connect to the upstream, closed at once. `addresses` gives those of the present, tried in order."""
+    """A TCP connect to the upstream, closed at once. ``addresses`` returns the current ones, tried in order."""
 
     def __init__(self, addresses: Callable[[], Sequence[Address]], clock: Callable[[], float] = time.monotonic) -> None:
         self._addresses = addresses
         self._clock = clock
         self._lock = asyncio.Lock()
         self._answer = ""
-        self._asked = float("-inf")
-        self._of: Sequence[Address] = ()
+        self._probed_at = float("-inf")
+        self._probed: Sequence[Address] = ()
 
     async def __call__(self) -> str:
         async with self._lock:
             addresses = self._addresses()
-            if addresses != self._of or self._clock() - self._asked >= _KEPT:
+            if addresses != self._probed or self._clock() - self._probed_at >= _REUSED:
                 self._answer = await self._probe(addresses)
-                self._asked, self._of = self._clock(), addresses
+                self._probed_at, self._probed = self._clock(), addresses
             return self._answer
 
     async def _probe(self, addresses: Sequence[Address]) -> str:
@@ -71,14 +71,14 @@ async def _connect(family: int, address: Any) -> str:
         with socket.socket(family, socket.SOCK_STREAM) as probe:
             probe.setblocking(False)
             await asyncio.get_running_loop().sock_connect(probe, address)
-    except OSError as error:  # no descriptor is left for a probe, or nobody answers
-        # asyncio words it otherwise ("Connect call failed"), and says less.
+    except OSError as error:
+        # The text of asyncio ("Connect call failed") lacks the cause.
         return os.strerror(error.errno) if error.errno else str(error)
     return OK
 
 
 def generation_part(generation: Generation, now: float) -> str:
-    """`now` is seconds since the epoch. An outdated server certificate, or CRL that refuses by then, serves nobody."""
+    """Not `ok` with an expired server certificate, or an expired CRL whose clients are refused (`tls.crl_expired`)."""
     material = generation.material
     if material.leaf.not_after <= now:
         return "the server certificate has expired"
@@ -88,8 +88,8 @@ def generation_part(generation: Generation, now: float) -> str:
 
 
 def inputs_part(faults: Sequence[str]) -> str:
-    more = f"and {len(faults) - _MOST} more" if len(faults) > _MOST else ""
-    return "; ".join(filter(None, [*(" ".join(fault.split()) for fault in faults[:_MOST]), more]))
+    more = f"and {len(faults) - _MAX_NAMED} more" if len(faults) > _MAX_NAMED else ""
+    return "; ".join(filter(None, [*(" ".join(fault.split()) for fault in faults[:_MAX_NAMED]), more]))
 
 
 def is_ready(parts: Mapping[str, str]) -> bool:

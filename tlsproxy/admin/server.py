@@ -1,9 +1,8 @@
-"""The operators' server: page, health, metrics, status, reload. Plain HTTP on loopback or a unix socket, no more.
+"""The operators' HTTP server on loopback or a unix socket: page, health, metrics, status, reload.
 
-It guards against the one stranger who can reach loopback: a browser on this machine that was shown a hostile page. A
-`Host` that is not this machine's is refused (DNS rebinding), and so is a reload that a page could have sent, and a cut
-that another page than our own could have (CSRF): a browser says where a POST comes from, so that no token is needed.
-What the answers say is the :class:`AdminState`'s; nothing is decided here, and the data path never passes through.
+It defends against the one stranger that reaches loopback: a hostile page in a browser on this machine. A `Host` that is
+not this machine's is refused (DNS rebinding). So is a reload from any page, and a cut from another page than ours
+(CSRF): browsers send the origin of each POST, so no token is needed. Answers come from an :class:`AdminState`.
 """
 
 from __future__ import annotations
@@ -29,41 +28,41 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 RELOAD_DEADLINE: Final = 60.0
-"""Seconds that a client waits for a verdict; the reload itself goes on."""
+"""Seconds that a client waits for a reload's result; the reload itself goes on."""
 
 _SHUTDOWN: Final = 2.0
 _KEEP_ALIVE: Final = 15.0
 _RESULT_STATUS: Final = {"ok": 200, "unchanged": 200, "partial": 409, "held": 409, "failed": 409}
-"""What the files are to blame for is a conflict; any other verdict is our fault."""
+"""409: some files are not in force. 500: there is no such result."""
 
 
 class AdminState(Protocol):
-    """What the service tells of itself."""
+    """State of the service, and the operators' actions on it."""
 
     async def ready(self) -> Mapping[str, str]:
-        """For each part that serving needs: `ok`, or why it is not."""
+        """Parts of readiness, each `ok` or the reason why not."""
 
     async def status(self) -> Mapping[str, Any]:
-        """Everything worth knowing, as JSON values, and no secret."""
+        """The whole status as JSON values, without secrets."""
 
     async def reload(self, trigger: str, *, force: bool) -> Mapping[str, Any]:
-        """The verdict: `result` (`ok`, `unchanged`, `partial`, `held` or `failed`), changes, consequences and `error`.
+        """Reload. `result` is `ok`, `unchanged`, `partial`, `held` or `failed`; also changes, consequences, `error`.
 
-        Being cancelled ends the wait for the verdict and never the reload. ``force`` passes the guard that holds.
+        Cancelling ends the wait, never the reload. ``force`` overrides `limits.mass_cut`.
         """
 
     async def rehearse(self) -> Mapping[str, Any]:
-        """The verdict that a reload would have now. It changes nothing."""
+        """The result that a reload would have now. Changes nothing."""
 
     async def cut(self, number: int) -> bool:
-        """Ends a live connection at once; False where there is none of this number."""
+        """End a live connection at once; False where there is none of this number."""
 
     async def metrics(self) -> tuple[bytes, str]:
-        """The exposition and its content type."""
+        """Prometheus exposition and its content type."""
 
 
 class AdminServer:
-    """`listen` is `unix:/path` or `host:port` on loopback, port 0 included."""
+    """``listen`` is `unix:/path` or `host:port` on loopback; port 0 lets the system choose."""
 
     def __init__(self, listen: str, state: AdminState, reload_deadline: float = RELOAD_DEADLINE) -> None:
         self._listen = listen
@@ -73,7 +72,7 @@ class AdminServer:
         self._socket: AdminSocket | None = None
 
     async def start(self) -> str:
-        """The bound address, in the form of `listen`. Raises AdminAddressError."""
+        """Start, and return the bound address in the form of ``listen``. Raises AdminAddressError."""
         self._socket = listening_socket(self._listen)
         app = web.Application(middlewares=[_only_this_machine])
         app.router.add_get("/", self._page)
@@ -118,44 +117,44 @@ class AdminServer:
 
     async def _reload(self, request: web.Request) -> web.Response:
         if _from_a_page(request):
-            return _json({"error": "a reload is not taken from a web page"}, 403)
+            return _json({"error": "a reload is not accepted from a web page"}, 403)
         if set(request.query) - {"force", "dry_run"} or set(request.query.values()) - {"1"} or len(request.query) > 1:
-            return _json({"error": "a reload takes force=1 or dry_run=1, or neither"}, 400)
+            return _json({"error": "a reload takes force=1, dry_run=1 or neither"}, 400)
         rehearsal = "dry_run" in request.query
         try:
             async with asyncio.timeout(self._reload_deadline):
                 if rehearsal:
-                    verdict = await self._state.rehearse()
+                    result = await self._state.rehearse()
                 else:
-                    verdict = await self._state.reload("admin", force="force" in request.query)
+                    result = await self._state.reload("admin", force="force" in request.query)
         except TimeoutError:
-            what = "nothing has changed" if rehearsal else "the reload goes on, and /status will tell"
-            text = f"no verdict within {self._reload_deadline:g} s; {what}"
+            effect = "nothing has changed" if rehearsal else "the reload goes on, and /status will tell"
+            text = f"no verdict within {self._reload_deadline:g} s; {effect}"
             return _json({"result": "pending", "error": text}, 500)
-        return _json(verdict, _RESULT_STATUS.get(str(verdict.get("result")), 500))
+        return _json(result, _RESULT_STATUS.get(str(result.get("result")), 500))
 
     async def _cut(self, request: web.Request) -> web.Response:
-        of_ours = _from_our_page(request)
-        if _from_a_page(request) and not of_ours:
+        own_page = _from_our_page(request)
+        if _from_a_page(request) and not own_page:
             return _json({"error": "a connection is not cut from another web page"}, 403)
         number = int(request.match_info["number"])
-        found = await self._state.cut(number)
-        if of_ours:  # that shows what is there now; by GET, so that it can be asked for anew
+        was_live = await self._state.cut(number)
+        if own_page:  # a redirect to GET, so that reloading the page does not repeat the cut
             raise web.HTTPSeeOther("/#connections")
-        if found:
+        if was_live:
             return _json({"cut": number})
-        return _json({"error": f"there is no connection {number}: /status names those that are live"}, 404)
+        return _json({"error": f"there is no connection {number}; /status lists the live ones"}, 404)
 
 
 def _from_a_page(request: web.Request) -> bool:
-    """Curl sends neither header; a browser sends at least one of them with every POST (Fetch standard)."""
+    """Whether a browser sent it: each POST of one has Origin or Sec-Fetch-Site (Fetch standard), of curl neither."""
     return "Origin" in request.headers or request.headers.get("Sec-Fetch-Site", "none") != "none"
 
 
 def _from_our_page(request: web.Request) -> bool:
-    """Both headers are the browser's own words, which no page can change (Fetch standard, forbidden request headers).
+    """Whether both headers name this very server. No page can set them (Fetch standard, forbidden request headers).
 
-    The `Host` has been found to be this machine's by then; what is at another port of it has another origin.
+    The `Host` has been checked before; another port of this machine is another origin.
     """
     origin, site = request.headers.getall("Origin", []), request.headers.get("Sec-Fetch-Site", "same-origin")
     return origin == [f"http://{request.headers['Host']}"] and site == "same-origin"
@@ -182,7 +181,7 @@ async def _only_this_machine(
             response.headers.update(
                 {name: error.headers[name] for name in ("Allow", "Location") if name in error.headers}
             )
-        except Exception:  # noqa: BLE001 - told to our log alone: its text may say what an error of ours was holding
+        except Exception:  # noqa: BLE001 - for the log alone: the text may hold a secret
             _log.exception("admin: %s %s", request.method, request.path)
             response = _json({"error": "internal error; see the log"}, 500)
     response.headers["Cache-Control"] = "no-store"

@@ -1,7 +1,6 @@
-"""The socket of the admin server: which addresses it may have, and a unix socket nobody else can open.
+"""The admin server's listening socket: loopback, or a unix socket with mode 0600.
 
-Whoever can connect may reload and read the status, so nothing but loopback and a 0600 socket is bound, whatever the
-configuration says.
+A connected client may reload and read the status, so no other address is bound, whatever the configuration says.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ _BACKLOG: Final = 64
 
 
 class AdminAddressError(TlsproxyError):
-    """`admin.listen` names what cannot, or may not, be bound."""
+    """An address of `admin.listen` that cannot, or may not, be bound."""
 
     def __init__(self, listen: str, text: str) -> None:
         super().__init__(f"admin.listen {listen}: {text}")
@@ -29,27 +28,27 @@ class AdminAddressError(TlsproxyError):
 
 @dataclass(slots=True)
 class AdminSocket:
-    """`address` is what was bound, in the form of the configuration."""
+    """``address`` is the bound one, in the form of `admin.listen`."""
 
     socket: socket.socket
     address: str
     _path: Path | None = None
-    _made: os.stat_result | None = field(default=None, repr=False)
+    _created: os.stat_result | None = field(default=None, repr=False)
 
     def close(self) -> None:
-        """Removes the unix socket too, unless another process has put its own in its place."""
+        """Close, and remove the unix socket unless another process has replaced it."""
         self.socket.close()
-        if self._path is None or self._made is None:
+        if self._path is None or self._created is None:
             return
         try:
-            if os.path.samestat(self._path.lstat(), self._made):
+            if os.path.samestat(self._path.lstat(), self._created):
                 self._path.unlink()
         except FileNotFoundError:
             return
 
 
 def listening_socket(listen: str) -> AdminSocket:
-    """Bound, and listening by the time it returns. Raises AdminAddressError."""
+    """A bound and listening socket. Raises AdminAddressError."""
     try:
         return _unix(listen, Path(listen.removeprefix(_UNIX))) if listen.startswith(_UNIX) else _loopback(listen)
     except OSError as error:
@@ -65,7 +64,7 @@ def _loopback(listen: str) -> AdminSocket:
     except ValueError as error:
         raise AdminAddressError(listen, "is neither unix:/path nor host:port") from error
     if not address.is_loopback:
-        raise AdminAddressError(listen, "is not a loopback address; take 127.0.0.1, [::1] or unix:/path")
+        raise AdminAddressError(listen, "is not a loopback address; use 127.0.0.1, [::1] or unix:/path")
     if isinstance(address, ipaddress.IPv6Address):
         bound = socket.create_server((str(address), number), family=socket.AF_INET6, backlog=_BACKLOG)
         return AdminSocket(bound, f"[{address}]:{bound.getsockname()[1]}")
@@ -78,26 +77,26 @@ def _unix(listen: str, path: Path) -> AdminSocket:
     bound = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         bound.bind(str(path))
-        # Nobody can connect before `listen`, so the mode is never too wide for a moment.
+        # No client can connect before `listen`, so the mode is in place in time.
         path.chmod(0o600)
-        made = path.lstat()
+        created = path.lstat()
         bound.listen(_BACKLOG)
     except BaseException:
         bound.close()
         raise
-    return AdminSocket(bound, f"{_UNIX}{path}", path, made)
+    return AdminSocket(bound, f"{_UNIX}{path}", path, created)
 
 
 def _remove_stale(listen: str, path: Path) -> None:
-    """Takes away what a crash left: a socket, and one that nobody answers on."""
+    """Remove a socket that a crash has left: one without a listener."""
     try:
         found = path.lstat()
     except FileNotFoundError:
         return
     if not stat.S_ISSOCK(found.st_mode):
-        raise AdminAddressError(listen, "exists and is not a socket; it is left alone")
+        raise AdminAddressError(listen, "exists and is not a socket; remove it, or choose another path")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        # A full backlog raises BlockingIOError: somebody listens there, however slowly.
+        # A full backlog raises BlockingIOError: there is a listener.
         probe.setblocking(False)
         try:
             probe.connect(str(path))

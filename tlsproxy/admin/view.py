@@ -1,7 +1,7 @@
-"""A status as people read it, on the admin page and in a terminal: rows of short texts, made of the mapping alone.
+"""View of a status for the admin page and the terminal: rows of short texts.
 
-What strangers chose (names of certificates, paths) is shown without what a reader cannot see: control characters, and
-marks that turn the order of a line around, are spelled out. Escaping for HTML or a terminal is up to who renders.
+Text that strangers chose (certificate names, paths) has its invisible characters spelled out: control characters, and
+marks that reverse the order of a line. HTML escaping is up to the renderer.
 """
 
 from __future__ import annotations
@@ -12,14 +12,13 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal, TypeAlias
 
 from tlsproxy.metrics.recent import OTHERS
-from tlsproxy.text import printable
-from tlsproxy.tls.certinfo import day
+from tlsproxy.text import printable, utc_time
 
 OUTCOMES: Final = ("allowed", "denied", "failed")
-MOST_ROLES: Final = 24
-"""Roles that have a row of their own; the busiest."""
+MAX_ROLES: Final = 24
+"""Roles with a row of their own: the busiest."""
 SOON: Final = 0.15
-"""Share of a lifetime that is left when it is time to worry: what renews by itself does so long before."""
+"""Remaining share of a lifetime from which a row is marked: automatic renewal comes long before."""
 NO_ROLE: Final = "(no role)"
 
 LifetimeState: TypeAlias = Literal["ok", "soon", "over"]
@@ -27,12 +26,12 @@ LifetimeState: TypeAlias = Literal["ok", "soon", "over"]
 _UNITS: Final = ((86400, "day"), (3600, "hour"), (60, "minute"), (1, "second"))
 _SIZES: Final = ("B", "KiB", "MiB", "GiB", "TiB")
 _KIBI: Final = 1024
-_TEN: Final = 10
+_SMALL: Final = 10
 
 
 @dataclass(frozen=True, slots=True)
 class Lifetime:
-    """Of a certificate or CRL: ``share`` of it is left, from 0 to 1."""
+    """Lifetime of a certificate or CRL; ``share`` is the remaining part, 0 to 1."""
 
     kind: str
     name: str
@@ -45,7 +44,7 @@ class Lifetime:
 
 @dataclass(frozen=True, slots=True)
 class Traffic:
-    """A role's decisions: in all by outcome, and by slot, from the oldest to the one that goes on, in that order."""
+    """A role's decisions by outcome: ``totals``, and ``slots`` from the oldest to the current one."""
 
     role: str
     totals: tuple[int, ...]
@@ -65,14 +64,14 @@ class Connection:
     number: int
     protocol: str
     address: str
-    who: str
+    client: str
     ca: str
     role: str
     rule: str
     key: str
     age: str
     requests: int
-    carried: str
+    transferred: str
     ending: str
 
 
@@ -80,7 +79,7 @@ class Connection:
 class Refused:
     when: str
     remote: str
-    who: str
+    client: str
     role: str
     rule: str
     operation: str
@@ -90,7 +89,7 @@ class Refused:
 
 @dataclass(frozen=True, slots=True)
 class Reload:
-    """The last one. ``changes`` are sentences: what was made different at ``changed``, which may have been before."""
+    """The last reload. ``changes`` are sentences on the last publication, at ``changed``, maybe by an earlier one."""
 
     result: str
     trigger: str
@@ -118,16 +117,16 @@ def _certificate(kind: str, facts: Mapping[str, Any], names: str, now: float) ->
     return _lifetime(kind, facts["subject"] or names, detail, facts["not_before"], facts["not_after"], now)
 
 
-def _lifetime(kind: str, name: str, detail: str, begins: float, ends: float, now: float) -> Lifetime:
-    left = ends - now
-    share = min(max(left / (ends - begins), 0.0), 1.0) if ends > begins else 0.0
+def _lifetime(kind: str, name: str, detail: str, start: float, end: float, now: float) -> Lifetime:
+    left = end - now
+    share = min(max(left / (end - start), 0.0), 1.0) if end > start else 0.0
     state: LifetimeState = "over" if left <= 0 else "soon" if share < SOON else "ok"
-    told = f"{span(left)} left" if left > 0 else f"over for {span(-left)}"
-    return Lifetime(kind, shown(name), shown(detail), day(ends), told, share, state)
+    remaining = f"{span(left)} left" if left > 0 else f"expired {span(-left)} ago"
+    return Lifetime(kind, shown(name), shown(detail), utc_time(end), remaining, share, state)
 
 
 def traffic(section: Mapping[str, Any], now: float) -> list[Traffic]:
-    """Of the section ``decisions``: the busiest roles first, and what the others did together last."""
+    """Rows of the section ``decisions``: the busiest roles first, all others together in the last row."""
     seconds, kept = section["seconds"], section["kept"]
     first = int(now // seconds) * seconds - (kept - 1) * seconds
     counted: dict[str, list[list[int]]] = {}
@@ -140,8 +139,8 @@ def traffic(section: Mapping[str, Any], now: float) -> list[Traffic]:
                     cells[position] += outcomes.get(outcome, 0)
     others = [counted.pop(OTHERS)] if OTHERS in counted else []
     ranked = sorted(counted.items(), key=lambda each: (-sum(map(sum, each[1])), each[0]))
-    others += [slots for _, slots in ranked[MOST_ROLES:]]
-    rows = [_traffic(shown(role) or NO_ROLE, slots) for role, slots in ranked[:MOST_ROLES]]
+    others += [slots for _, slots in ranked[MAX_ROLES:]]
+    rows = [_traffic(shown(role) or NO_ROLE, slots) for role, slots in ranked[:MAX_ROLES]]
     if others:
         rows.append(_traffic(OTHERS, [_summed(cells) for cells in zip(*others, strict=True)]))
     return rows
@@ -155,24 +154,24 @@ def _summed(rows: Sequence[Sequence[int]]) -> list[int]:
     return [sum(column) for column in zip(*rows, strict=True)]
 
 
-def connections(section: Mapping[str, Any], *, several: bool) -> list[Connection]:
-    """Rows of the section ``connections``, the youngest first. With ``several`` CAs each row names the client's CA.
+def connections(section: Mapping[str, Any], *, with_ca: bool) -> list[Connection]:
+    """Rows of the section ``connections``, newest first.
 
-    A gateway that has run since before this program was installed does not report the CA.
+    ``with_ca`` adds the client's CA. A gateway older than this program does not report one.
     """
     return [
         Connection(
             number=one["number"],
             protocol=one["protocol"],
             address=shown(one["address"]),
-            who=shown(one["identity"]) or "no certificate",
-            ca=shown(one.get("ca")) if several else "",
+            client=shown(one["identity"]) or "no certificate",
+            ca=shown(one.get("ca")) if with_ca else "",
             role=shown(one["role"]) or NO_ROLE,
             rule=shown(one["rule"]),
             key=shown(one["key"]),
             age=span(one["age"]),
             requests=one["requests"],
-            carried=f"{size(one['bytes_in'])} in, {size(one['bytes_out'])} out",
+            transferred=f"{size(one['bytes_in'])} in, {size(one['bytes_out'])} out",
             ending=shown(one["ending"]),
         )
         for one in sorted(section["live"], key=lambda each: each["age"])
@@ -180,12 +179,12 @@ def connections(section: Mapping[str, Any], *, several: bool) -> list[Connection
 
 
 def refusals(section: Sequence[Mapping[str, Any]], now: float) -> list[Refused]:
-    """Of the section ``refusals``, the latest first."""
+    """Rows of the section ``refusals``, latest first."""
     return [
         Refused(
             when=clock(one["when"], now),
             remote=shown(one["remote"]),
-            who=" and ".join(_presented(one)) or "nobody known",
+            client=" and ".join(_presented(one)) or "unidentified",
             role=shown(one["role"]) or NO_ROLE,
             rule=shown(one["rule"]),
             operation=shown(one["operation"]),
@@ -215,17 +214,18 @@ def last_reload(section: Mapping[str, Any], now: float) -> Reload:
 
 
 def sentence(change: Mapping[str, str]) -> str:
-    """What a reload changed: `role search changed: access`."""
+    """One change of a reload: `role search changed: access`."""
     detail = f": {change['detail']}" if change["detail"] else ""
     return shown(" ".join(filter(None, (change["what"], change["name"], change["how"])))) + shown(detail)
 
 
 def shown(text: str | None) -> str:
+    """A field of a status that may be null, printable: `""` for None."""
     return printable(text or "")
 
 
 def span(seconds: float) -> str:
-    """`3 hours`, in the largest unit of which there are two or more."""
+    """A duration in the largest unit of which there are at least two: `3 hours`, `90 minutes`."""
     for size_of, unit in _UNITS:
         if seconds >= 2 * size_of:
             return f"{int(seconds // size_of)} {unit}s"
@@ -236,10 +236,10 @@ def size(count: int) -> str:
     value, power = float(count), 0
     while value >= _KIBI and power < len(_SIZES) - 1:
         value, power = value / _KIBI, power + 1
-    return f"{value:.{1 if power and value < _TEN else 0}f} {_SIZES[power]}"
+    return f"{value:.{1 if power and value < _SMALL else 0}f} {_SIZES[power]}"
 
 
 def clock(when: float, now: float) -> str:
-    """A moment in UTC: its time alone, if that was within the last half day."""
+    """A moment in UTC: `14:05:09` within half a day of ``now``, else `2026-11-28 14:05:09`."""
     form = "%H:%M:%S" if abs(now - when) < _UNITS[0][0] / 2 else "%Y-%m-%d %H:%M:%S"
     return time.strftime(form, time.gmtime(when))

@@ -1,4 +1,4 @@
-"""The commands. Each reads its arguments, calls what does the work, and prints; none decides anything itself.
+"""The commands: each reads its arguments, calls the module that does the work, and prints.
 
 Exit status: 0 done, 1 the answer is no (`explain`, a failed step of `demo`), 2 an error that is explained on stderr.
 """
@@ -32,11 +32,11 @@ _COMMANDS: Final = {
     "token": ("token", "token"),
     "demo": ("run", "demo"),
 }
-"""The module and the name of each command."""
+"""Module and function of each command."""
 
 
 class _Commands(click.Group):
-    """Imports the command that is called, and no other: `run` has signals to hold from its first moment on."""
+    """Imports only the command that is called: `run` has to block signals from its first moment on."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
         return sorted(_COMMANDS)

@@ -1,4 +1,4 @@
-"""A running gateway's admin server, as the commands ask it: over loopback or its unix socket, with deadlines."""
+"""Client of a running gateway's admin server: over loopback or its unix socket, with deadlines."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from tlsproxy.snapshot.files import CONFIG_LIMIT, read_file
 DEADLINE: Final = 10.0
 """Seconds to wait for an answer."""
 RELOAD_DEADLINE: Final = 70.0
-"""More than the server takes to say that it has no verdict."""
+"""Seconds to wait for a reload: more than the server's own deadline."""
 
 _UNIX: Final = "unix:"
-_LARGEST: Final = 64 << 20
-_CHANGED: Final = "(if it was started with another configuration, --admin ADDRESS says where it listens)"
+_SIZE_LIMIT: Final = 64 << 20
+_OTHER_CONFIG: Final = "(if it was started with another configuration, --admin ADDRESS says where it listens)"
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 
 class AdminError(TlsproxyError):
-    """The admin server is not there, or does not answer as it should."""
+    """The admin server is not there, or gives an unexpected answer."""
 
 
 def admin_options(command: F) -> F:
-    """The options by which a command finds the server; :func:`admin_of` understands them."""
+    """Options by which a command finds the admin server, for :func:`admin_of`."""
     for option in (
         click.option("--admin", metavar="ADDRESS", help="Where it listens: HOST:PORT or unix:/path."),
         click.option(
@@ -49,52 +49,54 @@ def admin_options(command: F) -> F:
 
 
 def admin_of(config_path: Path | None, admin: str | None) -> AdminClient:
-    """Raises :class:`AdminError`, ConfigError or MaterialError."""
+    """The admin server's client. Raises AdminError, ConfigError or MaterialError."""
     if admin is not None:
         return AdminClient(admin)
     if config_path is None:
         raise click.UsageError("say where the admin server is: --config FILE or --admin ADDRESS")
     listen = parse(read_file(config_path, CONFIG_LIMIT), config_path, os.environ).config.admin.listen
     if listen is None:
-        raise AdminError(f"{config_path}: admin.listen is not set, so that there is no admin server to ask")
+        raise AdminError(f"{config_path}: admin.listen is not set, so there is no admin server")
     if listen.endswith(":0"):
         raise AdminError(f"{config_path}: admin.listen leaves the port to the system; name it with --admin HOST:PORT")
     return AdminClient(listen)
 
 
 class AdminClient:
-    """``address`` is in the form of `admin.listen`. Every call opens a connection of its own."""
+    """``address`` is in the form of `admin.listen`. Each call opens a connection of its own."""
 
     def __init__(self, address: str) -> None:
         self.address = address
 
     def status(self) -> dict[str, Any]:
-        """Raises :class:`AdminError`."""
-        return self._ask("GET", "/status", DEADLINE)
+        """The whole status. Raises AdminError."""
+        return self._request("GET", "/status", DEADLINE)
 
-    def reload(self, how: Literal["", "?force=1", "?dry_run=1"] = "") -> dict[str, Any]:
-        """The verdict, whichever it is. Raises :class:`AdminError` where there is none."""
-        return self._ask("POST", f"/reload{how}", RELOAD_DEADLINE)
+    def reload(self, query: Literal["", "?force=1", "?dry_run=1"] = "") -> dict[str, Any]:
+        """The result, whichever it is. Raises AdminError where there is none."""
+        return self._request("POST", f"/reload{query}", RELOAD_DEADLINE)
 
-    def _ask(self, method: str, path: str, deadline: float) -> dict[str, Any]:
+    def _request(self, method: str, path: str, deadline: float) -> dict[str, Any]:
         connection = self._connection(deadline)
         try:
             connection.request(method, path)
-            answer = json.loads(connection.getresponse().read(_LARGEST))
+            answer = json.loads(connection.getresponse().read(_SIZE_LIMIT))
         except TimeoutError:
             raise AdminError(f"{self.address}: no answer within {deadline:g} s") from None
         except PermissionError:
-            text = "may be opened by its owner alone: run this as the gateway's user, or as root"
+            text = "only its owner may open it: run this as the gateway's user or as root"
             raise AdminError(f"{self.address}: {text}") from None
         except OSError as error:
-            raise AdminError(f"{self.address}: {error.strerror or error}: is the gateway running? {_CHANGED}") from None
+            raise AdminError(
+                f"{self.address}: {error.strerror or error}: is the gateway running? {_OTHER_CONFIG}"
+            ) from None
         except (http.client.HTTPException, ValueError):
             raise AdminError(f"{self.address}: what answers there is not the admin server of a gateway") from None
         finally:
             connection.close()
         if not isinstance(answer, dict) or ("result" not in answer and "generation" not in answer):
-            told = answer.get("error") if isinstance(answer, dict) else None
-            raise AdminError(f"{self.address}: {told or 'what answers there is not the admin server of a gateway'}")
+            reported = answer.get("error") if isinstance(answer, dict) else None
+            raise AdminError(f"{self.address}: {reported or 'what answers there is not the admin server of a gateway'}")
         return answer
 
     def _connection(self, deadline: float) -> http.client.HTTPConnection:

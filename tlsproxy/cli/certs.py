@@ -85,7 +85,7 @@ def issue(  # noqa: PLR0913 - one argument for each option of a certificate
 ) -> None:
     """Issue a certificate with a new key: NAME.pem and NAME.key."""
     if not (server or client):
-        raise click.UsageError("say what it is for: --server, --client, or both")
+        raise click.UsageError("the purpose is missing: --server, --client, or both")
     if not _NAME.fullmatch(name) or name == "ca":
         raise click.UsageError("--name is a file name without its suffix, and not that of the CA")
     with explained():
@@ -133,7 +133,7 @@ def _authority(directory: Path) -> Authority:
 
 
 def _write_pair(directory: Path, name: str, certificate_pem: bytes, key_pem: bytes, *, force: bool) -> None:
-    """The key first: a gateway that watches these files waits for the certificate that belongs to it."""
+    """Write the key first: a gateway that watches these files waits for the certificate that belongs to it."""
     pairs = ((directory / f"{name}.key", key_pem, _SECRET), (directory / f"{name}.pem", certificate_pem, _PUBLIC))
     for path, _, _ in pairs:
         if not force and path.exists():
@@ -148,7 +148,7 @@ def _write_pair(directory: Path, name: str, certificate_pem: bytes, key_pem: byt
 
 
 def _write(path: Path, data: bytes, mode: int, *, force: bool) -> None:
-    """Whole or not at all. O_EXCL gives the mode from the first moment, and follows no link that waits there."""
+    """Write whole or not at all. With O_EXCL the mode is right from the first moment, and no link is followed."""
     scratch = path.with_name(f".{path.name}.new")
     scratch.unlink(missing_ok=True)
     with os.fdopen(os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
@@ -157,6 +157,6 @@ def _write(path: Path, data: bytes, mode: int, *, force: bool) -> None:
         if force:
             scratch.replace(path)
         else:
-            path.hardlink_to(scratch)  # unlike a rename, this fails where the name has been taken meanwhile
+            path.hardlink_to(scratch)  # unlike a rename, it fails where the name is taken
     finally:
         scratch.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""`check`, `config schema` and `config reference`: what a configuration says, and whether `run` would accept it."""
+"""`check`, `config schema` and `config reference`: a configuration's meaning, and its errors without a start."""
 
 from __future__ import annotations
 
@@ -20,23 +20,24 @@ from tlsproxy.errors import FailureKind, TlsproxyError
 from tlsproxy.snapshot.files import read_inputs
 from tlsproxy.snapshot.generation import Generation
 from tlsproxy.snapshot.startup import FirstGeneration, first_generation
-from tlsproxy.tls.certinfo import CertificateFacts, day
+from tlsproxy.text import utc_time
+from tlsproxy.tls.certinfo import CertificateFacts
 
 
 @click.command()
 @config_option
-@click.option("--reload", "of_reload", is_flag=True, help="Whether a running gateway would refuse any of it.")
-def check(config_path: Path, *, of_reload: bool) -> None:
-    """Everything that `run` would refuse: the configuration, its certificates, keys and CRLs, and a TLS handshake.
+@click.option("--reload", "for_reload", is_flag=True, help="Check for a running gateway's reload instead of a start.")
+def check(config_path: Path, *, for_reload: bool) -> None:
+    """Find all that `run` would refuse: in the configuration, certificates, keys and CRLs, and in a TLS handshake.
 
-    Exits with 2 where there is an error, with 1 where `run` could not start now and would be tried again. Nothing is
-    listened on, nothing sent to the upstream, and no URL fetched.
+    Exits with 2 for an error, with 1 where `run` could not start now but may later. It opens no listener, sends nothing
+    to the upstream, and fetches no URL.
 
-    With --reload, what only keeps a gateway from starting is a warning: a certificate that has expired or is not valid
-    yet, a file that cannot be read now. One that runs goes on with what it has in its place.
+    With --reload, a fault that only a start cannot do with is a warning: a certificate that has expired or is not valid
+    yet, a file that cannot be read now. A running gateway keeps the last good state in its place.
     """
     with explained():
-        first = _first(config_path, of_reload=of_reload)
+        first = _first(config_path, for_reload=for_reload)
     if first is None:
         click.echo(f"{config_path}: ok for a reload")
         return
@@ -45,8 +46,8 @@ def check(config_path: Path, *, of_reload: bool) -> None:
         click.echo(line)
     for problem in generation.unused:
         click.echo(f"unused: {problem}")
-    missed = (fault.text for fault in first.faults.values())
-    for warning in (*missed, *generation.warnings, *generation.material.warnings(time.time()), *first.inputs.warnings):
+    faults = (fault.text for fault in first.faults.values())
+    for warning in (*faults, *generation.warnings, *generation.material.warnings(time.time()), *first.inputs.warnings):
         click.echo(f"warning: {warning}", err=True)
     click.echo(f"{config_path}: ok")
 
@@ -69,16 +70,16 @@ def config_reference(form: str) -> None:
     click.echo({"yaml": as_yaml, "markdown": as_markdown}[form](), nl=False)
 
 
-def _first(config_path: Path, *, of_reload: bool) -> FirstGeneration | None:
-    """None where a gateway could not start with it, and one that runs can do with what it has."""
+def _first(config_path: Path, *, for_reload: bool) -> FirstGeneration | None:
+    """None with ``for_reload`` where only a start would fail."""
     try:
         return first_generation(config_path, os.environ, read_inputs(config_path, os.environ), {})
     except TlsproxyError as error:
-        if error.kind is FailureKind.INPUT or (error.kind is FailureKind.AGE and not of_reload):
+        if error.kind is FailureKind.INPUT or (error.kind is FailureKind.AGE and not for_reload):
             raise
-        label = "warning" if of_reload else "error"
+        label = "warning" if for_reload else "error"
         click.echo("\n".join(f"{label}: {line}" for line in str(error).splitlines()), err=True)
-        if of_reload:
+        if for_reload:
             return None
         raise SystemExit(1) from None
 
@@ -90,13 +91,13 @@ def _summary(generation: Generation) -> Iterator[str]:
         yield from _certificate("client CA", authority)
         yield from (f"  only       {confinement}" for confinement in material.anchors.confinements(anchor))
     for crl in material.crls:
-        yield f"CRL of {crl.issuer}: {crl.count} revoked, next update {day(crl.next_update)}"
+        yield f"CRL of {crl.issuer}: {crl.count} revoked, next update {utc_time(crl.next_update)}"
     for one in listening(generation.config):
         yield f"listens on {one.endpoint} for {titles(one.protocols)}"
     if not generation.config.service.verify_https_client_certificate:
         yield "client certificates are optional"
     for source in key_sources(generation.config):
-        yield f"{source.shown}: not fetched by this command; `run` fetches it, and its tokens wait for that"
+        yield f"{source.shown}: not fetched by this command; until `run` has fetched it, its tokens are refused"
     for name, role in generation.config.roles.items():
         yield f"role {name}: {_access(role)}{_where(role)}; {_holders(generation.config, name)}"
 
@@ -113,7 +114,7 @@ def _certificate(label: str, facts: CertificateFacts) -> Iterator[str]:
     names = [*(f"DNS:{name}" for name in facts.dns_names), *(f"IP:{ip}" for ip in facts.ips)]
     if names:
         yield f"  names      {', '.join(names)}"
-    yield f"  valid      {day(facts.not_before)} to {day(facts.not_after)}"
+    yield f"  valid      {utc_time(facts.not_before)} to {utc_time(facts.not_after)}"
     yield f"  SHA-256    {facts.sha256}"
 
 

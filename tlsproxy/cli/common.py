@@ -1,4 +1,4 @@
-"""What the commands share: their `--config` option, and how an error of ours becomes an exit status of 2."""
+"""Shared by the commands: the `--config` option, and the exit status of an error."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ config_option = click.option(
     "config_path",
     metavar="FILE",
     required=True,
-    type=Path,  # click.Path looks whether it is there, and would hang where its file system does
-    help="The configuration file; QDRANT__SECTION__KEY in the environment wins over it.",
+    type=Path,  # click.Path would stat it, and hang with its file system
+    help="The configuration file; QDRANT__SECTION__KEY in the environment overrides it.",
 )
 
 
 @contextmanager
 def explained() -> Iterator[None]:
-    """An error that was raised on purpose is told as such; any other is a bug, and keeps its traceback."""
+    """Print an error of ours and exit with 2. Any other exception is a defect, and keeps its traceback."""
     try:
         yield
     except TlsproxyError as error:

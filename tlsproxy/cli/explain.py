@@ -1,4 +1,4 @@
-"""`explain`: what the gateway would answer the holder of a certificate, and why. It is the gateway's own decision."""
+"""`explain`: the gateway's decision on a certificate's request, and the rules behind it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tlsproxy.qdrant.operations import GRPC, Operation
 from tlsproxy.qdrant.rest_decision import HeadDecision, decide_request
 from tlsproxy.qdrant.router import recognise
 from tlsproxy.snapshot.files import CONFIG_LIMIT, read_file
-from tlsproxy.tls.certinfo import day
+from tlsproxy.text import utc_time
 
 
 @click.command()
@@ -35,13 +35,13 @@ from tlsproxy.tls.certinfo import day
 @click.argument("method")
 @click.argument("path")
 def explain(config_path: Path, token: str | None, cert: Path, method: str, path: str) -> None:
-    """Say who CERT (PEM or DER) is, and whether it may do METHOD PATH. CERT is `none` for a client without one.
+    """Show the identity of CERT (PEM or DER), and whether it may do METHOD PATH. Without a certificate, CERT is `none`.
 
     For a gRPC call METHOD is `grpc`, and PATH its full method: /qdrant.Points/Search.
 
-    Exits with 0 if it may, 1 if not. With --token the decision is about a request that sends that key or token too,
-    and the keys of the configuration are read. The CA is found by the intermediates that follow CERT in its file.
-    Whether the chain is valid is not looked at: the handshake does that before anything here matters.
+    Exits with 0 if allowed, 1 if not. With --token the decision is on a request with that key or token, and the
+    configuration's keys are read. The CA is found through the intermediates that follow CERT in its file. The chain is
+    not verified: that is the handshake's part.
     """
     now = time.time()
     with explained():
@@ -57,31 +57,31 @@ def explain(config_path: Path, token: str | None, cert: Path, method: str, path:
             click.echo(f"  {line}")
     click.echo(f"rule       {principal.rule or 'none'}")
     admitted = admit(principal, policy, presented, now)
-    held = admitted.principal if isinstance(admitted, Admission) else principal
-    click.echo(f"role       {held.role or 'none'}{f' ({held.rights})' if held.role else ''}")
+    caller = admitted.principal if isinstance(admitted, Admission) else principal
+    click.echo(f"role       {caller.role or 'none'}{f' ({caller.rights})' if caller.role else ''}")
     if isinstance(admitted, Admission):
-        _tell_credential(admitted)
+        _print_credential(admitted)
     if method.lower() == "grpc":
         called = operation_of(path)
-        _tell_operation(called, "gRPC method")
+        _print_operation(called, "gRPC method")
         judgement = decide_call(admitted, called)
         if judgement.decision is UNREAD and isinstance(admitted, Admission) and called is not None:
             at_best = decide_at_best(admitted, called)
             judgement = judgement if at_best.allowed else HeadDecision(at_best)
-        _tell_decision(judgement, admitted, called, _grpc_status)
+        _print_decision(judgement, admitted, called, _grpc_status)
         return
     try:
-        asked = recognise(method, path)
+        request = recognise(method, path)
     except RequestError as error:
         click.echo(f"decision   refused: {error.status} {error} ({error.reason})")
         raise SystemExit(1) from None
-    _tell_operation(asked.operation, "route, or not for this method")
-    if asked.collection is not None:
-        click.echo(f"collection {asked.collection}")
-    _tell_decision(decide_request(admitted, asked), admitted, asked.operation, _http_status)
+    _print_operation(request.operation, "route, or not for this method")
+    if request.collection is not None:
+        click.echo(f"collection {request.collection}")
+    _print_decision(decide_request(admitted, request), admitted, request.operation, _http_status)
 
 
-def _tell_credential(admission: Admission) -> None:
+def _print_credential(admission: Admission) -> None:
     credential = admission.credential
     if credential is None:
         return
@@ -90,19 +90,19 @@ def _tell_credential(admission: Admission) -> None:
         f"{'key' if credential.kind == 'ApiKey' else 'token of':<10} {credential.name} ({credential.gives}){role}"
     )
     if credential.expires != NEVER:
-        click.echo(f"until      {day(credential.expires)}")
+        click.echo(f"until      {utc_time(credential.expires)}")
     if credential.exists is not None:
         click.echo(f"provided   a certain point exists in the collection {credential.exists.collection}")
 
 
-def _tell_operation(operation: Operation | None, kind: str) -> None:
+def _print_operation(operation: Operation | None, kind: str) -> None:
     if operation is None:
         click.echo(f"operation  none: Qdrant has no such {kind}")
     else:
         click.echo(f"operation  {operation.name}: {_requirement(operation)}")
 
 
-def _tell_decision(
+def _print_decision(
     judgement: HeadDecision,
     admitted: Admission | Decision,
     operation: Operation | None,
@@ -114,8 +114,8 @@ def _tell_decision(
         click.echo(f"decision   allowed if its body {_condition(admitted, operation)}")
         return
     if decision.allowed:
-        shown = " (the answer is reduced to what the caller may know)" if judgement.listing is not None else ""
-        click.echo(f"decision   allowed{shown}")
+        suffix = " (the answer is reduced to what the caller may know)" if judgement.listing is not None else ""
+        click.echo(f"decision   allowed{suffix}")
         return
     click.echo(f"decision   refused: {status_of(decision)} ({decision.reason})")
     raise SystemExit(1)
@@ -130,7 +130,7 @@ def _grpc_status(decision: Decision) -> str:
 
 
 def _condition(admission: Admission, operation: Operation | None) -> str:
-    """What an undecided request's body, or message, must be like."""
+    """The condition on the body or message of an undecided request."""
     conditions = [one for rights in admission.rights for one in rights.conditions]
     confined = "can be confined to " + " and ".join(f'{one.key} = "{one.value}"' for one in conditions)
     limited = any(rights.limited for rights in admission.rights)

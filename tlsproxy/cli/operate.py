@@ -1,6 +1,6 @@
-"""`status`, `top` and `reload`: a running gateway, asked through its admin server.
+"""`status`, `top` and `reload`: requests to a running gateway's admin server.
 
-What draws is imported when it is needed: the commands that serve need no rich in their memory.
+The terminal is imported when it is needed: `run` does without rich in its memory.
 """
 
 from __future__ import annotations
@@ -21,38 +21,40 @@ from tlsproxy.cli.common import FAILED, explained
 from tlsproxy.service import impact_report
 
 _INPUT_STATES: Final = {"published": "good", "retried": "cannot be read now"}
-"""Other words than a status has, of what is not published yet."""
+"""Words for an input state in a dry run, which publishes nothing."""
 _DONE: Final = frozenset({"ok", "unchanged"})
 
 
 @click.command()
 @admin_options
-@click.option("--json", "as_json", is_flag=True, help="Print it as the admin server tells it.")
+@click.option("--json", "as_json", is_flag=True, help="Print the admin server's JSON.")
 def status(config_path: Path | None, admin: str | None, *, as_json: bool) -> None:
-    """Show what a running gateway serves, and what it decided in the last minutes."""
+    """Show a running gateway's generation, certificates, connections, and decisions of the last minutes."""
     with explained():
-        told = admin_of(config_path, admin).status()
+        gateway_status = admin_of(config_path, admin).status()
     if as_json:
-        click.echo(json.dumps(told, indent=2))
+        click.echo(json.dumps(gateway_status, indent=2))
         return
     from tlsproxy.cli import terminal  # noqa: PLC0415
 
-    terminal.show(told, time.time())
+    terminal.show(gateway_status, time.time())
 
 
 @click.command()
 @admin_options
-@click.option("--interval", type=click.FloatRange(0.2, 3600), default=2.0, show_default=True, help="Seconds between.")
-@click.option("--once", is_flag=True, help="Print it once, as where the output is no terminal.")
+@click.option(
+    "--interval", type=click.FloatRange(0.2, 3600), default=2.0, show_default=True, help="Seconds between updates."
+)
+@click.option("--once", is_flag=True, help="Print it once, as if the output were no terminal.")
 def top(config_path: Path | None, admin: str | None, interval: float, *, once: bool) -> None:
-    """Show what `status` shows, and keep it current until Ctrl-C."""
+    """Show the status, updated until Ctrl-C."""
     with explained():
         server = admin_of(config_path, admin)
-        told = server.status()
+        gateway_status = server.status()
     from tlsproxy.cli import terminal  # noqa: PLC0415
 
     if once or not sys.stdout.isatty():
-        terminal.show(told, time.time())
+        terminal.show(gateway_status, time.time())
         return
     with suppress(KeyboardInterrupt):
         terminal.follow(server.status, interval)
@@ -60,71 +62,70 @@ def top(config_path: Path | None, admin: str | None, interval: float, *, once: b
 
 @click.command("reload")
 @admin_options
-@click.option("--dry-run", is_flag=True, help="Only say what would change and for whom, and whether it would be held.")
-@click.option("--force", is_flag=True, help="Publish it, however many connections that ends (limits.mass_cut).")
+@click.option("--dry-run", is_flag=True, help="Show what would change and for whom, and whether it would be held back.")
+@click.option("--force", is_flag=True, help="Publish even if that ends more connections than limits.mass_cut allows.")
 def reload_command(config_path: Path | None, admin: str | None, *, dry_run: bool, force: bool) -> None:
-    """Have a running gateway read its files anew, wait for the verdict, and print what changed.
+    """Reload a running gateway's files, and print the changes.
 
-    Exits with 0 if what the files say serves now, 1 if some of it does not (refused, waiting for a date, held back): it
-    is said what, and whether anything has changed. With --dry-run nothing changes in any case, and the exit status is
-    the one that a reload would have.
+    Exits with 0 if all files are in force, 1 if some are not (refused, waiting for a date, held back): the output names
+    them, and what has changed. With --dry-run nothing changes, and the exit status is that of a reload.
     """
     if dry_run and force:
-        raise click.UsageError("--dry-run says what would happen, --force makes it happen: choose one")
+        raise click.UsageError("--dry-run and --force exclude each other")
     with explained():
-        verdict = admin_of(config_path, admin).reload("?dry_run=1" if dry_run else "?force=1" if force else "")
-    if verdict["result"] == "pending":
-        click.echo(f"error: {verdict['error']}", err=True)
+        result = admin_of(config_path, admin).reload("?dry_run=1" if dry_run else "?force=1" if force else "")
+    if result["result"] == "pending":
+        click.echo(f"error: {result['error']}", err=True)
         sys.exit(FAILED)
-    reload = last_reload(verdict, time.time())
+    reload = last_reload(result, time.time())
     if dry_run:
-        _tell_rehearsed(verdict, reload)
+        _print_rehearsed(result, reload)
     elif reload.result not in {*_DONE, "partial"}:
-        _tell_refused(verdict, reload)
+        _print_refused(result, reload)
     else:
-        _tell_done(verdict, reload)
+        _print_done(result, reload)
     sys.exit(0 if reload.result in _DONE else 1)
 
 
-def _tell_done(verdict: Mapping[str, Any], reload: Reload) -> None:
+def _print_done(result: Mapping[str, Any], reload: Reload) -> None:
     if reload.error:
         click.echo(f"{reload.result}: {reload.error}", err=True)
     if reload.result != "unchanged":
-        click.echo(f"published: generation {verdict['generation']}")
+        click.echo(f"published: generation {result['generation']}")
     else:
-        click.echo(f"unchanged: the files are those that served already; generation {verdict['generation']}")
+        click.echo(f"unchanged: the files are those that served already; generation {result['generation']}")
         if reload.changes:
             click.echo(f"what they changed last, at {reload.changed} UTC:")
-    _tell_changes(verdict, reload)
-    for name in verdict["restart_needed"]:
+    _print_changes(result, reload)
+    for name in result["restart_needed"]:
         click.echo(f"restart needed: {name} has changed", err=True)
 
 
-def _tell_refused(verdict: Mapping[str, Any], reload: Reload) -> None:
+def _print_refused(result: Mapping[str, Any], reload: Reload) -> None:
     click.echo(f"{reload.result}: {reload.error}", err=True)
-    for row in impact_report.rows(verdict.get("consequences") or {}):
+    for row in impact_report.rows(result.get("consequences") or {}):
         click.echo(f"  {row}", err=True)
-    number = verdict["generation"]
+    number = result["generation"]
     held = f"generation {number} serves without it"
-    told = held if reload.result == "held" else f"nothing has changed: generation {number} goes on serving"
-    click.echo(told, err=True)
+    effect = held if reload.result == "held" else f"nothing has changed: generation {number} goes on serving"
+    click.echo(effect, err=True)
 
 
-def _tell_rehearsed(verdict: Mapping[str, Any], reload: Reload) -> None:
-    told = {"ok": "would be published", "unchanged": "unchanged: the files are those that serve"}
-    click.echo(told.get(reload.result, f"{reload.result}: {reload.error}"), err=reload.result not in _DONE)
-    _tell_changes(verdict, reload)
-    for one in verdict["inputs"]:
+def _print_rehearsed(result: Mapping[str, Any], reload: Reload) -> None:
+    texts = {"ok": "would be published", "unchanged": "unchanged: the files are those that serve"}
+    click.echo(texts.get(reload.result, f"{reload.result}: {reload.error}"), err=reload.result not in _DONE)
+    _print_changes(result, reload)
+    for one in result["inputs"]:
         click.echo(f"  {one['input']} {shown(one['name'])}: {_INPUT_STATES.get(one['state'], one['state'])}")
-    for name in verdict["restart_needed"]:
+    for name in result["restart_needed"]:
         click.echo(f"  restart needed: {name} has changed")
-    for warning in verdict["warnings"]:
+    for warning in result["warnings"]:
         click.echo(f"  warning: {warning}")
-    click.echo(f"nothing has changed: generation {verdict['generation']} goes on serving")
+    click.echo(f"nothing has changed: generation {result['generation']} goes on serving")
 
 
-def _tell_changes(verdict: Mapping[str, Any], reload: Reload) -> None:
+def _print_changes(result: Mapping[str, Any], reload: Reload) -> None:
     for change in reload.changes:
         click.echo(f"  {change}")
-    for row in impact_report.rows(verdict.get("consequences") or {}):
+    for row in impact_report.rows(result.get("consequences") or {}):
         click.echo(f"  {row}")

@@ -1,4 +1,4 @@
-"""`run` and `demo`: the two commands that serve. What they start is imported when they are called."""
+"""`run` and `demo`. They import what they start when they are called."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from tlsproxy.cli.common import FAILED, config_option, explained
 def run(config_path: Path, ready_file: Path | None) -> None:
     """Serve until SIGTERM or SIGINT; SIGHUP reloads.
 
-    Certificates, CRLs, keys, roles and limits are applied as their files change; a set that is wrong is reported, and
-    the one in use stays.
+    Changed certificates, CRLs, keys, roles and limits are applied at once; a bad file is reported, and its last good
+    state stays in force.
     """
     from tlsproxy.service.server import run as serve  # noqa: PLC0415 - no other command needs uvloop and aiohttp
 
@@ -37,11 +37,11 @@ def run(config_path: Path, ready_file: Path | None) -> None:
     default="demo-data",
     show_default=True,
     type=click.Path(file_okay=False, path_type=Path),
-    help="Where the demo keeps its certificates, configuration, logs and audit files.",
+    help="Directory of the demo's certificates, configuration, logs and audit files.",
 )
-@click.option("--once", is_flag=True, help="Exit after the steps: 0 only if each did what it should.")
+@click.option("--once", is_flag=True, help="Exit after the steps: 0 only if each succeeded.")
 def demo(directory: Path, *, once: bool) -> None:
-    """Show a whole gateway at work, over an embedded Qdrant, then leave it up to be tried."""
+    """Run a whole gateway in front of an embedded Qdrant, step by step, and leave it up to be tried."""
     try:
         from tlsproxy.demo.scenario import run_demo  # noqa: PLC0415 - needs the libraries of the extra `demo`
     except ModuleNotFoundError as error:

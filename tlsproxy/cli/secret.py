@@ -1,4 +1,4 @@
-"""Keys and tokens as the commands read them: from a file or the standard input, never from the command line."""
+"""Keys and tokens for the commands: read from a file or standard input, never from the command line."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ token_option = click.option(
 
 
 def read_secret(source: str) -> str:
-    """Raises :class:`MaterialError`, which never shows what was read."""
+    """One key or token. Raises MaterialError, whose text never shows the content."""
     data = sys.stdin.buffer.read(SECRET_LIMIT + 1) if source == STDIN else read_file(Path(source), SECRET_LIMIT)
     text = data.decode("latin-1").strip("\r\n")
     if len(data) > SECRET_LIMIT or not text or not text.isascii() or not text.isprintable():
@@ -35,7 +35,7 @@ def read_secret(source: str) -> str:
 
 
 def policy_with_secrets(config: Config) -> Policy:
-    """Raises :class:`MaterialError` where a file cannot be used."""
+    """The configuration's policy with its keys. Raises MaterialError."""
     for source in key_sources(config):
         click.echo(f"warning: {source.shown} is not fetched by this command: none of its tokens is accepted", err=True)
     keys = resolve_keys(config, lambda path: read_file(path, SECRET_LIMIT))

@@ -1,4 +1,4 @@
-"""Certificates as a person reads them: the very fields that rules match on."""
+"""Certificates in text form: the fields that rules match on."""
 
 from __future__ import annotations
 
@@ -12,14 +12,13 @@ from tlsproxy.authz.identity import Identity, identity_of
 from tlsproxy.config.model import Config
 from tlsproxy.errors import MaterialError
 from tlsproxy.snapshot.files import PEM_LIMIT, read_file
-from tlsproxy.text import printable
+from tlsproxy.text import printable, utc_time
 from tlsproxy.tls.authorities import anchors_of, chain_above
-from tlsproxy.tls.certinfo import day
 from tlsproxy.tls.trust import load_authorities
 
 
 def read_certificates(path: Path) -> tuple[Identity, ...]:
-    """Those of a PEM file, in order, or the one of a DER file. Raises :class:`MaterialError`; never returns none."""
+    """Certificates of a PEM or DER file, at least one. Raises MaterialError."""
     data = read_file(path, PEM_LIMIT)
     if b"-----BEGIN " not in data:
         identities: tuple[Identity, ...] = (identity_of(data),)
@@ -33,7 +32,7 @@ def read_certificates(path: Path) -> tuple[Identity, ...]:
 def read_client(path: Path, config: Config) -> Identity:
     """Identity in a file's first certificate, with its trust anchor among those of the configuration.
 
-    Intermediates are looked for behind that certificate in the file. Raises :class:`MaterialError`.
+    Its intermediates follow that certificate in the file. Raises MaterialError.
     """
     identity, data = read_certificates(path)[0], read_file(path, PEM_LIMIT)
     authorities: tuple[x509.Certificate, ...] = ()
@@ -53,7 +52,7 @@ def _pem_certificates(path: Path, data: bytes) -> list[x509.Certificate]:
 
 
 def described(identity: Identity, *, now: float) -> Iterator[str]:
-    """Lines of a label and a value, by the names that a rule's `match` uses; what is absent is left out."""
+    """Lines of label and value, with the names of a rule's `match`; absent fields are left out."""
     values = (
         ("subject", (identity.subject,)),
         ("issuer", (identity.issuer,)),
@@ -73,6 +72,6 @@ def described(identity: Identity, *, now: float) -> Iterator[str]:
         for text in texts:
             if text:
                 yield f"{label:<10} {printable(text)}"
-    yield f"{'not after':<10} {day(identity.not_after)}{' (expired)' if identity.not_after < now else ''}"
+    yield f"{'not after':<10} {utc_time(identity.not_after)}{' (expired)' if identity.not_after < now else ''}"
     if identity.defect:
         yield f"{'defect':<10} {identity.defect}: no role, as a client's certificate"

@@ -1,6 +1,6 @@
 """A status on a terminal: the rows of :mod:`tlsproxy.admin.view`, drawn with rich.
 
-Texts are given to rich as texts, never as its markup, since strangers chose some of them.
+Texts are passed to rich as text, never as its markup, since strangers chose some of them.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ from tlsproxy.admin.view import OUTCOMES, Traffic
 from tlsproxy.cli.admin_client import AdminError
 
 WIDTH: Final = 160
-"""Columns where nobody says how many there are: a pipe, or a file."""
+"""Columns where the output has no width: a pipe or a file."""
 _BAR: Final = 16
 _STYLES: Final = {"ok": "green", "unchanged": "green", "soon": "yellow", "over": "bold red", "failed": "bold red"}
 _CELLS: Final = {"allowed": "blue", "denied": "red", "failed": "magenta"}
 SHORT: Final = 3
-"""Changes of a reload that are told where there is little room."""
+"""Changes of a reload on a small screen."""
 STEP: Final = 2
-"""Slots that one column of a plot stands for."""
+"""Slots in one column of a plot."""
 LONG_STEP: Final = 5
-"""As many where there is little room."""
+"""Slots in one column of a plot on a small screen."""
 
 
 @dataclass(frozen=True, slots=True)
 class Glyphs:
-    """``heights`` from nothing to all; the two parts of a bar."""
+    """``heights`` of a plot's columns from empty to full; the two parts of a bar."""
 
     heights: str
     full: str
@@ -47,41 +47,42 @@ PLAIN: Final = Glyphs(" .:-=+*#@", "#", ".")
 
 
 def show(status: Mapping[str, Any], now: float) -> None:
-    to = _console()
-    to.print(_overview(status, now, _glyphs_for(to)))
+    console = _console()
+    console.print(_overview(status, now, _glyphs_for(console)))
 
 
-def follow(ask: Callable[[], Mapping[str, Any]], interval: float) -> None:
-    """Until KeyboardInterrupt. A gateway that does not answer is asked again: it may be starting anew just now."""
-    to = _console()
-    with Live(console=to, screen=True, auto_refresh=False) as live:
+def follow(fetch: Callable[[], Mapping[str, Any]], interval: float) -> None:
+    """Redraw until KeyboardInterrupt. A gateway that does not answer is asked again: it may be restarting."""
+    console = _console()
+    with Live(console=console, screen=True, auto_refresh=False) as live:
         while True:
             try:
-                shows = _overview(ask(), time.time(), _glyphs_for(to), rows=to.height)
+                view_now = _overview(fetch(), time.time(), _glyphs_for(console), rows=console.height)
             except AdminError as error:
-                shows = Text(str(error), "bold red")
-            live.update(shows, refresh=True)
+                view_now = Text(str(error), "bold red")
+            live.update(view_now, refresh=True)
             time.sleep(interval)
 
 
 def _console() -> Console:
-    """For the standard output: without colours and cursor movements where that is no terminal (or says NO_COLOR)."""
+    """The standard output; without colours and cursor movements where it is no terminal or NO_COLOR is set."""
     reconfigure = getattr(sys.stdout, "reconfigure", None)
     if reconfigure is not None:
-        reconfigure(errors="replace")  # of names in an alphabet that it does not have
-    made = Console(markup=False, emoji=False, highlight=False)
-    if not made.is_terminal:
-        made.width = WIDTH
-    return made
+        reconfigure(errors="replace")  # for characters that its encoding lacks
+    console = Console(markup=False, emoji=False, highlight=False)
+    if not console.is_terminal:
+        console.width = WIDTH
+    return console
 
 
-def _glyphs_for(to: Console) -> Glyphs:
-    return BLOCKS if to.encoding.lower().startswith("utf") else PLAIN
+def _glyphs_for(console: Console) -> Glyphs:
+    return BLOCKS if console.encoding.lower().startswith("utf") else PLAIN
 
 
 def _overview(status: Mapping[str, Any], now: float, glyphs: Glyphs, rows: int | None = None) -> RenderableType:
-    """``rows`` is how many lines there are; None for no limit. Where there is one, everything is told in one line of
-    its own, and the lists of connections and refusals are cut to what is left.
+    """``rows`` is the height of the screen; None for no limit.
+
+    With a limit every row takes one line, and the lists of connections and refusals share the remaining height.
     """
     short = rows is not None
     above: list[Text | Table] = [
@@ -90,13 +91,13 @@ def _overview(status: Mapping[str, Any], now: float, glyphs: Glyphs, rows: int |
         Text(""),
         _decisions(status, now, glyphs, short=short),
     ]
-    connections = view.connections(status["connections"], several=len(status["authorities"]) > 1)
+    connections = view.connections(status["connections"], with_ca=len(status["authorities"]) > 1)
     refused = view.refusals(status["refusals"], now)
     if rows is not None:
         fixed = sum(each.row_count + 1 if isinstance(each, Table) else 1 for each in above) + 2 * 2 + 1
         left = max(rows - fixed, 4)
-        few = min(len(refused), max(left // 2, left - len(connections)))
-        connections, refused = connections[: max(left - few, 1)], refused[:few]
+        kept_refusals = min(len(refused), max(left // 2, left - len(connections)))
+        connections, refused = connections[: max(left - kept_refusals, 1)], refused[:kept_refusals]
     further = status["connections"]["open"] - len(connections)
     below = (_connections(connections, further, short=short), Text(""), _refusals(refused, short=short))
     return Group(*above, Text(""), *below)
@@ -117,7 +118,7 @@ def _head(status: Mapping[str, Any], now: float, most: int | None) -> Iterator[T
         (f": {reload.error}" if reload.error else "", "red"),
     )
     if reload.changes:
-        yield Text(f"what the files changed last, at {reload.changed}:")
+        yield Text(f"last configuration change, at {reload.changed}:")
     yield from (Text(f"  {change}") for change in reload.changes[:most])
     yield from (Text(f"restart needed: {name} has changed", "yellow") for name in generation["restart_needed"])
     yield from (Text(f"warning: {view.shown(warning)}", "yellow") for warning in generation["warnings"])
@@ -155,13 +156,13 @@ def _decisions(status: Mapping[str, Any], now: float, glyphs: Glyphs, *, short: 
     numbers = (*OUTCOMES, "per s")
     table = _table(f"{minutes} minutes", "", *numbers, numbers=numbers, short=short)
     for row in view.traffic(section, now):
-        last = sum(row.slots[-2]) / seconds  # the one before the one that goes on
+        last = sum(row.slots[-2]) / seconds  # the last complete one
         table.add(row.role, _plot(row, glyphs, LONG_STEP if short else STEP), *map(str, row.totals), f"{last:.1f}")
     return table
 
 
 def _plot(row: Traffic, glyphs: Glyphs, step: int) -> Text:
-    """A column has the colour of what was worst in it."""
+    """Columns over time, each in the colour of its worst outcome."""
     sums = [
         [sum(cells) for cells in zip(*row.slots[start : start + step], strict=True)]
         for start in range(0, len(row.slots), step)
@@ -176,28 +177,30 @@ def _plot(row: Traffic, glyphs: Glyphs, step: int) -> Text:
 
 def _connections(rows: Sequence[view.Connection], further: int, *, short: bool) -> _Rows:
     numbers = ("no.", "age", "requests")
-    table = _table("no.", "connected", "role", "from", "age", "requests", "carried", numbers=numbers, short=short)
+    table = _table("no.", "connected", "role", "from", "age", "requests", "transferred", numbers=numbers, short=short)
     for row in rows:
         beside = "".join(f"  {each}" for each in (row.ca, f"key {row.key}" if row.key else "") if each)
-        who = Text.assemble(row.who, (beside, "dim"), (f"  {row.ending}", "yellow"))
+        client = Text.assemble(row.client, (beside, "dim"), (f"  {row.ending}", "yellow"))
         role = Text.assemble(row.role, (f"  {row.rule}", "dim"))
-        table.add(str(row.number), who, role, f"{row.address} {row.protocol}", row.age, str(row.requests), row.carried)
+        table.add(
+            str(row.number), client, role, f"{row.address} {row.protocol}", row.age, str(row.requests), row.transferred
+        )
     if further > 0:
         table.add("", Text(f"{further} more", "dim"))
     return table
 
 
 def _refusals(rows: Sequence[view.Refused], *, short: bool) -> _Rows:
-    table = _table("refused", "reason", "what", "who", "role", "from", numbers=("refused",), short=short)
+    table = _table("refused", "reason", "operation", "client", "role", "from", numbers=("refused",), short=short)
     for row in rows:
         what = Text.assemble(row.operation, (f"  {row.collection}", "dim"))
         role = Text.assemble(row.role, (f"  {row.rule}", "dim"))
-        table.add(row.when, Text(row.reason, "red"), what, row.who, role, row.remote)
+        table.add(row.when, Text(row.reason, "red"), what, row.client, role, row.remote)
     return table
 
 
 class _Rows(Table):
-    """``short``: what does not fit into a line is left out of it; otherwise it is folded."""
+    """``short``: cells are cut to one line; otherwise they are folded."""
 
     def __init__(self, *, short: bool) -> None:
         super().__init__(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
@@ -216,6 +219,6 @@ def _line(text: Text, *, short: bool) -> Text:
 def _table(*columns: str, numbers: Sequence[str] = (), short: bool) -> _Rows:
     table = _Rows(short=short)
     for name in columns:
-        # A column that may not wrap keeps its width as long as there are others to take it from.
+        # A column that may not wrap keeps its width while others can give way.
         table.add_column(name, justify="right" if name in numbers else "left", no_wrap=name in numbers, overflow="fold")
     return table

@@ -22,7 +22,7 @@ from tlsproxy.config.loader import parse
 from tlsproxy.config.model import Config
 from tlsproxy.config.secrets import signing_keys
 from tlsproxy.snapshot.files import CONFIG_LIMIT, SECRET_LIMIT, read_file
-from tlsproxy.tls.certinfo import day
+from tlsproxy.text import utc_time
 
 _FILE = click.argument("source", metavar="FILE")
 _CERTIFICATE = click.Path(path_type=Path)
@@ -98,7 +98,7 @@ def show(source: str) -> None:
     click.echo(f"rights     {claims.rights if claims.rights is not None else 'no access claim'}")
     if claims.expires is not None:
         expired = " (expired)" if claims.expires < time.time() else ""
-        click.echo(f"expires    {day(claims.expires)}{expired}")
+        click.echo(f"expires    {utc_time(claims.expires)}{expired}")
     if claims.defect:
         click.echo(f"defect     {claims.defect}")
     click.echo("the signature was not verified")

@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from tlsproxy.errors import FailureKind, MaterialError
 from tlsproxy.snapshot.states import InputState
-from tlsproxy.tls.certinfo import day
+from tlsproxy.text import utc_time
 from tlsproxy.tls.chains import defect_of
 from tlsproxy.tls.crls import crl_age, load_crls, older_than
 from tlsproxy.tls.renewal_checks import suspicions
@@ -249,7 +249,7 @@ def _against(crl: Crl, held: Sequence[Crl], now: float, *, deny_expired: bool) -
     """Why a CRL does not take the place of those in use."""
     named = f"the CRL of {crl.issuer}"
     if crl.this_update > now:
-        text = f"{named} is dated {day(crl.this_update)}, in the future; it waits for that"
+        text = f"{named} is dated {utc_time(crl.this_update)}, in the future; it waits for that"
         return MaterialError(crl.path, text, FailureKind.TIME, crl.this_update)
     others = [one for one in held if one is not crl and one.this_update <= now]
     newest = max(others, key=crl_age, default=None)
@@ -257,7 +257,8 @@ def _against(crl: Crl, held: Sequence[Crl], now: float, *, deny_expired: bool) -
         text = f"{named} ({_edition(crl)}) is older than the one in use ({_edition(newest)}); fetch it anew"
         return MaterialError(crl.path, text)
     if deny_expired and crl.next_update <= now and any(now < one.next_update for one in others):
-        text = f"{named} was to be replaced by {day(crl.next_update)}: it revokes beside the one in use; fetch it anew"
+        due = utc_time(crl.next_update)
+        text = f"{named} was to be replaced by {due}: it revokes beside the one in use; fetch it anew"
         return MaterialError(crl.path, text, FailureKind.AGE)
     return None
 
@@ -280,9 +281,9 @@ def _is_valid(certificate: x509.Certificate, now: float) -> bool:
 
 def _not_yet(path: Path, later: Sequence[x509.Certificate]) -> MaterialError:
     first = min(later, key=_begins)
-    text = f"{first.subject.rfc4514_string()} is not valid before {day(_begins(first))}; it waits for that"
+    text = f"{first.subject.rfc4514_string()} is not valid before {utc_time(_begins(first))}; it waits for that"
     return MaterialError(str(path), text, FailureKind.TIME, _begins(first))
 
 
 def _edition(crl: Crl) -> str:
-    return f"number {'none' if crl.number is None else crl.number} of {day(crl.this_update)}"
+    return f"number {'none' if crl.number is None else crl.number} of {utc_time(crl.this_update)}"

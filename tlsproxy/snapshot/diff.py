@@ -19,7 +19,8 @@ from tlsproxy.config.endpoints import Endpoint
 from tlsproxy.config.listeners import listening
 from tlsproxy.config.model import Config, IdentityRule, ListenerConfig
 from tlsproxy.snapshot.generation import Generation
-from tlsproxy.tls.certinfo import CertificateFacts, CrlFacts, day
+from tlsproxy.text import utc_time
+from tlsproxy.tls.certinfo import CertificateFacts, CrlFacts
 
 MOST: Final = 200
 """Changes that a verdict names one by one."""
@@ -174,9 +175,9 @@ def _listed(names: Iterable[str], was: object, now: object) -> str:
 
 
 def _issue(facts: CertificateFacts) -> str:
-    return f"serial {facts.serial} until {day(facts.not_after)}"
+    return f"serial {facts.serial} until {utc_time(facts.not_after)}"
 
 
 def _edition(facts: CrlFacts) -> str:
     number = "" if facts.number is None else f"number {facts.number}, "
-    return f"{number}{facts.count} revoked, next update {day(facts.next_update)}"
+    return f"{number}{facts.count} revoked, next update {utc_time(facts.next_update)}"

@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from typing import Final
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
-
-_LAST: Final = datetime.max.replace(tzinfo=UTC, microsecond=0).timestamp()
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,18 +61,3 @@ def issuer_key(name: x509.Name) -> str:
     OpenSSL compares names that way (RFC 5280 section 7.1), and taking two names for one can only revoke more.
     """
     return " ".join(name.rfc4514_string().casefold().split())
-
-
-def day(when: float) -> str:
-    """A moment as an operator reads it."""
-    return f"{_utc(when):%Y-%m-%d %H:%M:%S} UTC"
-
-
-def moment(when: float) -> str:
-    """RFC 3339, to the second."""
-    return f"{_utc(when):%Y-%m-%dT%H:%M:%SZ}"
-
-
-def _utc(when: float) -> datetime:
-    """What lies after the year 9999, as a token's expiry may, is the end of that year."""
-    return datetime.fromtimestamp(min(when, _LAST), UTC)

@@ -10,8 +10,9 @@ from cryptography.hazmat.primitives import serialization
 
 from tlsproxy.authz.identity import Anchor, anchor_of
 from tlsproxy.authz.trust_anchors import Anchors
+from tlsproxy.text import utc_time
 from tlsproxy.tls.authorities import anchors_of
-from tlsproxy.tls.certinfo import CertificateFacts, CrlFacts, day, facts_of
+from tlsproxy.tls.certinfo import CertificateFacts, CrlFacts, facts_of
 from tlsproxy.tls.servercert import ServerCertificate, as_sent
 from tlsproxy.tls.trust import CrlPolicy, Trust
 
@@ -68,7 +69,7 @@ class Material:
         yield from _expiries(self.trust.path, soon, now)
         for crl in self.crls:
             if now < crl.next_update < now + SOON:
-                yield f"the CRL of {crl.issuer} is valid only until {day(crl.next_update)}"
+                yield f"the CRL of {crl.issuer} is valid only until {utc_time(crl.next_update)}"
 
 
 def crl_policy(tls: Tls) -> CrlPolicy:
@@ -102,8 +103,8 @@ def _expiries(path: str, certificates: Iterable[CertificateFacts], now: float) -
     for facts in certificates:
         name = facts.subject or facts.serial
         if facts.not_before > now:
-            yield f"{path}: {name} is not valid before {day(facts.not_before)}: check the clock"
+            yield f"{path}: {name} is not valid before {utc_time(facts.not_before)}: check the clock"
         elif facts.not_after <= now:
-            yield f"{path}: {name} expired at {day(facts.not_after)}"
+            yield f"{path}: {name} expired at {utc_time(facts.not_after)}"
         elif facts.not_after < now + SOON:
-            yield f"{path}: {name} is valid only until {day(facts.not_after)}"
+            yield f"{path}: {name} is valid only until {utc_time(facts.not_after)}"

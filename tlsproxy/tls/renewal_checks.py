@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Final
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
-from tlsproxy.tls.certinfo import day, facts_of, issuer_key
+from tlsproxy.text import utc_time
+from tlsproxy.tls.certinfo import facts_of, issuer_key
 from tlsproxy.tls.servercert import issued_by
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ def _compared(former: Sequence[x509.Certificate], chain: Sequence[x509.Certifica
         yield f"names_gone: it is not for {', '.join(gone)} any more; clients that connect by such a name refuse it"
     if after.not_before < before.not_before:
         yield (
-            f"older_certificate: it is older than the certificate that it replaces ({day(before.not_before)}); "
+            f"older_certificate: it is older than the certificate that it replaces ({utc_time(before.not_before)}); "
             "put the latest one there"
         )
     was, now = _strength(former[0]), _strength(chain[0])

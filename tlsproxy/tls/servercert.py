@@ -17,8 +17,8 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from tlsproxy.errors import FailureKind, MaterialError
+from tlsproxy.text import utc_time
 from tlsproxy.tls import pem
-from tlsproxy.tls.certinfo import day
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -127,10 +127,10 @@ def check_dates(path: str, chain: Iterable[x509.Certificate], now: float, skew: 
         name = certificate.subject.rfc4514_string()
         start, end = certificate.not_valid_before_utc.timestamp(), certificate.not_valid_after_utc.timestamp()
         if start > now + skew:
-            text = f"{name} is not valid before {day(start)}; it waits for that"
+            text = f"{name} is not valid before {utc_time(start)}; it waits for that"
             raise MaterialError(path, text, FailureKind.TIME, start - skew)
         if end <= now:
-            raise MaterialError(path, f"{name} expired at {day(end)}; renew it", FailureKind.AGE)
+            raise MaterialError(path, f"{name} expired at {utc_time(end)}; renew it", FailureKind.AGE)
 
 
 def passphrase_of(path: str, data: bytes) -> bytes:

@@ -15,8 +15,9 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from tlsproxy.authz.identity import anchor_of
 from tlsproxy.errors import MaterialError
+from tlsproxy.text import utc_time
 from tlsproxy.tls import pem
-from tlsproxy.tls.certinfo import CrlFacts, day, issuer_key
+from tlsproxy.tls.certinfo import CrlFacts, issuer_key
 from tlsproxy.tls.chains import authority_of, defect_of
 from tlsproxy.tls.crls import CrlScope, crl_age
 from tlsproxy.tls.servercert import certificate_of, is_authority, issued_by
@@ -228,7 +229,7 @@ class Trust:
         yield from self.outdated(now)
         for _, crl in self._covering:
             if crl.this_update > now:
-                dated = f"is dated {day(crl.this_update)}, in the future"
+                dated = f"is dated {utc_time(crl.this_update)}, in the future"
                 yield f"{crl.path}: the CRL of {crl.issuer} {dated}; check the clock"
         for crl in self.unbound:
             unless = "unless clients send an intermediate that did"
@@ -239,7 +240,7 @@ class Trust:
         effect = "the clients that it covers are refused" if self.policy.deny_expired else "it still counts"
         for _, crl in self._covering:
             if since < crl.next_update <= now:
-                yield f"{crl.path}: the CRL of {crl.issuer} was to be replaced by {day(crl.next_update)}; {effect}"
+                yield f"{crl.path}: the CRL of {crl.issuer} was to be replaced by {utc_time(crl.next_update)}; {effect}"
 
     def _warning(self, certificate: x509.Certificate, now: float) -> str:
         named = f"{self.path}: {certificate.subject.rfc4514_string()}"
@@ -249,9 +250,9 @@ class Trust:
         if certificate not in self.authorities:
             return f"{named} is revoked and therefore not trusted any more; remove it"
         if end <= now:
-            return f"{named} expired at {day(end)}; its clients are refused"
+            return f"{named} expired at {utc_time(end)}; its clients are refused"
         if start > now:
-            return f"{named} is not valid before {day(start)}; its clients are refused"
+            return f"{named} is not valid before {utc_time(start)}; its clients are refused"
         crls = self.crls.get(issuer_of(certificate), ())
         if self.policy.required and (self.crls or self.unbound) and not any(crl.scope.leaves for crl in crls):
             kind = "CRL of clients" if crls else "CRL"

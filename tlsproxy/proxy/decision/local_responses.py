@@ -10,7 +10,7 @@ import orjson
 
 from tlsproxy.authz.admission import Admission
 from tlsproxy.authz.keys import NEVER
-from tlsproxy.tls.certinfo import moment
+from tlsproxy.text import rfc3339
 from tlsproxy.wire.http1 import RequestHead
 
 _VARY: Final = b"vary: Origin, Access-Control-Request-Method, Access-Control-Request-Headers\r\n"
@@ -98,7 +98,7 @@ def whoami(admission: Admission) -> Answer:
 
 
 def _moment(seconds: float) -> str | None:
-    return None if seconds == NEVER else moment(seconds)
+    return None if seconds == NEVER else rfc3339(seconds)
 
 
 def _field(head: RequestHead, name: bytes) -> bytes | None:
