@@ -14,7 +14,7 @@ import pytest
 
 from tlsproxy.errors import FailureKind
 from tlsproxy.snapshot import bounded_io
-from tlsproxy.snapshot.bounded_io import CROWD, Unanswered, outcomes
+from tlsproxy.snapshot.bounded_io import MAX_PER_DIRECTORY, Unanswered, outcomes
 
 DEADLINE = 0.05
 
@@ -37,7 +37,7 @@ class Hanging:
 
     def release(self) -> None:
         self._go.set()
-        while bounded_io._under_way:
+        while bounded_io._running:
             time.sleep(0.001)
 
 
@@ -85,11 +85,11 @@ def test_a_call_that_goes_on_answering_is_waited_for_but_not_for_ever(
         nonlocal now
         for _ in range(number):
             now += 9.0
-            bounded_io.answered(Path("/a"))
+            bounded_io.note_progress(Path("/a"))
         return then()
 
     assert outcome(Path("/a"), partial(answers, 4, lambda: "whole"), 10) == "whole"
-    assert isinstance(outcome(Path("/a"), partial(answers, 2 * bounded_io.LONGEST, hanging), 10), Unanswered)
+    assert isinstance(outcome(Path("/a"), partial(answers, 2 * bounded_io.MAX_DEADLINES, hanging), 10), Unanswered)
 
 
 def test_no_second_call_is_made_while_the_first_one_hangs_and_its_text_stays(hanging: Hanging) -> None:
@@ -108,10 +108,10 @@ def test_one_directory_never_has_more_than_a_few_threads_and_another_goes_on(han
     found = outcomes({**calls, Path("/there/x"): lambda: "x"}, DEADLINE)
     assert found.pop(Path("/there/x")) == "x"
     assert {type(each) for each in found.values()} == {Unanswered}
-    assert hanging.begun == CROWD
+    assert hanging.begun == MAX_PER_DIRECTORY
     for _ in range(3):
         outcomes(calls, DEADLINE)
-    assert hanging.begun == CROWD
+    assert hanging.begun == MAX_PER_DIRECTORY
 
 
 def test_two_callers_of_one_path_take_turns(hanging: Hanging) -> None:

@@ -98,9 +98,9 @@ def test_what_cannot_be_had_is_left_out_and_verifies_nothing() -> None:
 
 
 def test_a_missing_key_brings_the_next_fetch_forward_and_no_more_than_that(monkeypatch: pytest.MonkeyPatch) -> None:
-    """However many tokens name one: a fetch does not follow the one before it by less than EARLY."""
+    """However many tokens name one: a fetch does not follow the one before it by less than EARLY_REFRESH."""
     early = 0.3
-    monkeypatch.setattr(jwks, "EARLY", early)
+    monkeypatch.setattr(jwks, "EARLY_REFRESH", early)
 
     async def run() -> None:
         loop = asyncio.get_running_loop()

@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from snapshot_site import OTHER, ROOT, SnapshotSite, site
 
-from tlsproxy.snapshot.diff import MOST, Change, changes_between
+from tlsproxy.snapshot.diff import MAX_CHANGES, Change, changes_between
 
 KEY = "first-s3cret-k3y"
 
@@ -155,5 +155,5 @@ def test_settings(tmp_path: Path, section: str, values: dict[str, Any], expected
 
 def test_however_many_there_are_a_verdict_is_bounded(tmp_path: Path) -> None:
     told = reloaded(site(tmp_path), roles={f"role-{number}": {"access": "r"} for number in range(1000)})
-    assert len(told) == MOST + 1
-    assert told[-1] == Change("others", "", "changed", f"{1000 - MOST} more")
+    assert len(told) == MAX_CHANGES + 1
+    assert told[-1] == Change("others", "", "changed", f"{1000 - MAX_CHANGES} more")

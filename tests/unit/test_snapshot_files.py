@@ -497,7 +497,7 @@ def test_a_file_that_is_being_written_stays_as_it_was_and_is_told_of_if_that_las
     monkeypatch.setattr(files, "_read", disturbed)
     made.write("server.key", b"of the other half")
     made.write("a.crl", b"new")
-    for _ in range(files.PATIENCE - 1):
+    for _ in range(files.UNSTABLE_READINGS - 1):
         inputs = read_inputs(made.config, {}, earlier=inputs)
         assert not inputs.failures
         assert inputs.files[busy] == first.files[busy]
@@ -526,12 +526,12 @@ def test_a_configuration_that_is_being_written_goes_on_as_it_was_and_holds_up_no
         read_inputs(made.config, {})
     made.write("ca.pem", b"new")
     told = []
-    for _ in range(files.PATIENCE):
+    for _ in range(files.UNSTABLE_READINGS):
         inputs = read_inputs(made.config, {}, earlier=inputs)
         assert inputs.loaded is first.loaded
         assert inputs.files[tmp_path / "ca.pem"] == b"new"
         told.append(inputs.failures.keys())
-    assert told == [*[set()] * (files.PATIENCE - 1), {made.config}]
+    assert told == [*[set()] * (files.UNSTABLE_READINGS - 1), {made.config}]
 
 
 def test_a_wrong_configuration_is_a_configuration_error(tmp_path: Path) -> None:

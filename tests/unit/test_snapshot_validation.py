@@ -28,7 +28,7 @@ from tlsproxy.snapshot import files, name_resolution
 from tlsproxy.snapshot.files import read_inputs
 from tlsproxy.snapshot.generation import Generation
 from tlsproxy.tls import context
-from tlsproxy.tls.chains import chain_of, looked_at
+from tlsproxy.tls.chains import chain_of, kept_of
 from tlsproxy.tls.pki import Authority
 
 NOW = time.time() + 1200
@@ -36,7 +36,7 @@ NOW = time.time() + 1200
 GONE = Authority.create("gone root")
 BOB = ROOT.issue(common_name="bob", client=True)
 BOBS_DER, ROOT_DER = (ssl.PEM_cert_to_DER_cert(one.certificate_pem.decode()) for one in (BOB, ROOT))
-BOBS = chain_of([BOBS_DER, ROOT_DER], looked_at([BOBS_DER]))
+BOBS = chain_of([BOBS_DER, ROOT_DER], kept_of([BOBS_DER]))
 SHORT = ROOT.issue(dns=["localhost"], server=True, lifetime=timedelta(hours=1))
 LATER = NOW + 2 * 3600
 

@@ -19,7 +19,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from snapshot_site import SERVER, handshake
 
-from tlsproxy.tls.chains import Chain, chain_of, defect_of, looked_at
+from tlsproxy.tls.chains import Chain, chain_of, defect_of, kept_of
 from tlsproxy.tls.context import CIPHERS
 from tlsproxy.tls.crls import load_crls
 from tlsproxy.tls.peer import peer_of
@@ -228,7 +228,7 @@ def test_until_the_next_change_time_alone_changes_nothing(
 
 def chain_below(*path: x509.Certificate, sent: tuple[x509.Certificate, ...] = ()) -> Chain:
     ders = [one.public_bytes(DER) for one in path]
-    return chain_of(ders, looked_at([ders[0], *(one.public_bytes(DER) for one in sent)]))
+    return chain_of(ders, kept_of([ders[0], *(one.public_bytes(DER) for one in sent)]))
 
 
 def refusal(chain: Chain, *trusted: x509.Certificate, now: float | None = None, **policy: Any) -> str:
@@ -416,7 +416,7 @@ def test_no_more_certificates_are_looked_at_than_a_chain_has() -> None:
     assert [one.certificate for one in chain.sent] == [middle]
     many = chain_below(leaf("M")[0], middle, TRUSTED[0], sent=(*strangers * 6, middle))
     assert many.sent == ()
-    assert looked_at([b"leaf", bytes(10_000), b"small"]) == (b"small",)
+    assert kept_of([b"leaf", bytes(10_000), b"small"]) == (b"small",)
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,8 @@
-"""Calls on paths that may never return, since a file system does not answer: each with a deadline.
+"""File system calls with a deadline, for file systems that may never answer (a hung NFS server).
 
-They block whoever makes them for that long, so make them in a thread (:mod:`tlsproxy.threads`). A call that is not back
-in time keeps a daemon thread of its own until it is, and its late outcome is dropped. Its path has no second thread
-meanwhile, and one directory never more than a few.
+The caller blocks until the deadline, so it belongs in a thread (:mod:`tlsproxy.threads`). A call that misses its
+deadline keeps its daemon thread until it returns, and its late result is dropped. Meanwhile there is no second call on
+its path, and at most :data:`MAX_PER_DIRECTORY` in its directory.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 SLOW: Final = 0.1
-"""Seconds after which those behind a call are made in another thread."""
-CROWD: Final = 8
-"""Most calls in one directory at a time. Where so many are overdue, the others in it are not begun."""
-LONGEST: Final = 10
-"""Deadlines that a call may take in all, with an answer within each."""
+"""Seconds without progress after which another thread takes over the queued calls."""
+MAX_PER_DIRECTORY: Final = 8
+"""Most calls in one directory at a time. If all of them are overdue, no further one is started there."""
+MAX_DEADLINES: Final = 10
+"""Most deadlines for one call in all, with progress within each (reading a large file)."""
 
 
 class Unanswered(TlsproxyError):
-    """A call that is not back. Its text is the same for as long as it hangs. ``since`` is seconds since the epoch."""
+    """A call without an answer since ``since`` (seconds since the epoch). The text stays the same while it hangs."""
 
     kind = FailureKind.ENVIRONMENT
 
@@ -45,54 +45,54 @@ class _Call(NamedTuple):
 
     def overdue(self, deadline: float) -> bool:
         now = time.monotonic()
-        return now - self.answered >= deadline or now - self.begun >= LONGEST * deadline
+        return now - self.answered >= deadline or now - self.begun >= MAX_DEADLINES * deadline
 
 
-_under_way: Final[dict[Path, _Call]] = {}
+_running: Final[dict[Path, _Call]] = {}
 _lock: Final = threading.Lock()
 
 
 def outcomes(calls: Mapping[Path, Callable[[], T]], deadline: float) -> dict[Path, T | Unanswered]:
-    """All of them, in one thread as long as none is slow. Each has ``deadline`` seconds for an answer.
+    """Results of all calls, by path. They share a thread while none is slow; each has ``deadline`` seconds.
 
-    Raises what one of the calls raised.
+    Raises the exception of a call that raised one.
     """
     return _Batch(calls, deadline).outcomes() if calls else {}
 
 
-def answered(path: Path) -> None:
-    """For a call of several system calls: one of them is back."""
+def note_progress(path: Path) -> None:
+    """Restart the deadline of the running call on ``path``: one of its system calls has returned."""
     with _lock:
-        if (call := _under_way.get(path)) is not None:
-            _under_way[path] = call._replace(answered=time.monotonic())
+        if (call := _running.get(path)) is not None:
+            _running[path] = call._replace(answered=time.monotonic())
 
 
 class _Batch(Generic[T]):
-    """Calls that one caller waits for. The lock of the module guards all of it."""
+    """The calls of one caller, guarded by the module's lock."""
 
     def __init__(self, calls: Mapping[Path, Callable[[], T]], deadline: float) -> None:
         self._deadline = deadline
         self._waiting = deque(calls.items())
-        self._left = set(calls)
+        self._unfinished = set(calls)
         self._outcomes: dict[Path, T | Unanswered] = {}
         self._raised: Exception | None = None
-        self._over = threading.Event()
+        self._done = threading.Event()
 
     def outcomes(self) -> dict[Path, T | Unanswered]:
         threading.Thread(target=self._work, daemon=True).start()
-        left = len(self._left)
-        while not self._over.wait(min(SLOW, self._deadline)):
+        remaining = len(self._unfinished)
+        while not self._done.wait(min(SLOW, self._deadline)):
             with _lock:
-                self._give_up()
-                left, stuck = len(self._left), left == len(self._left)
-            if stuck and self._waiting:
+                self._expire()
+                remaining, stalled = len(self._unfinished), remaining == len(self._unfinished)
+            if stalled and self._waiting:
                 threading.Thread(target=self._work, daemon=True).start()
         error, self._raised = self._raised, None
         if error is not None:
             try:
                 raise error
             finally:
-                del error  # it has this frame
+                del error  # else it refers to this frame, and the frame to it
         return self._outcomes
 
     def _work(self) -> None:
@@ -100,54 +100,54 @@ class _Batch(Generic[T]):
             path, call = begun
             try:
                 result = call()
-            except Exception as error:  # noqa: BLE001 - it is raised to the caller
+            except Exception as error:  # noqa: BLE001 - raised in the caller's thread
                 with _lock:
-                    del _under_way[path]
+                    del _running[path]
                     self._raised = error
-                    self._over.set()
+                    self._done.set()
             else:
                 with _lock:
-                    del _under_way[path]
-                    self._settle(path, result)
+                    del _running[path]
+                    self._finish(path, result)
 
     def _begin(self) -> tuple[Path, Callable[[], T]] | None:
-        """The next call that can be made now; None where there is none."""
+        """The next call that can start now; None if there is none."""
         with _lock:
-            for _ in range(0 if self._over.is_set() else len(self._waiting)):
+            for _ in range(0 if self._done.is_set() else len(self._waiting)):
                 path, call = self._waiting.popleft()
-                if path not in self._left:
+                if path not in self._unfinished:
                     continue
-                if (since := self._hindered(path)) is not None:
-                    self._settle(path, Unanswered(since))
-                elif path in _under_way or len(_crowd(path.parent)) >= CROWD:
+                if (since := self._blocked_since(path)) is not None:
+                    self._finish(path, Unanswered(since))
+                elif path in _running or len(_calls_in(path.parent)) >= MAX_PER_DIRECTORY:
                     self._waiting.append((path, call))
                 else:
                     begun = time.monotonic()
-                    _under_way[path] = _Call(begun, begun, time.time())
+                    _running[path] = _Call(begun, begun, time.time())
                     return path, call
             return None
 
-    def _give_up(self) -> None:
-        for path in [path for path in self._left if path in _under_way]:
-            if (since := self._hindered(path)) is not None:
-                self._settle(path, Unanswered(since))
+    def _expire(self) -> None:
+        for path in [path for path in self._unfinished if path in _running]:
+            if (since := self._blocked_since(path)) is not None:
+                self._finish(path, Unanswered(since))
 
-    def _hindered(self, path: Path) -> float | None:
-        """Since when the call has not been answered, or those in its directory; None where it can be waited for."""
-        own = _under_way.get(path)
-        if own is not None:
-            return own.since if own.overdue(self._deadline) else None
-        overdue = [call.since for call in _crowd(path.parent) if call.overdue(self._deadline)]
-        return min(overdue) if len(overdue) >= CROWD else None
+    def _blocked_since(self, path: Path) -> float | None:
+        """Start of an overdue call on the path, or of those that fill its directory; None while waiting makes sense."""
+        running = _running.get(path)
+        if running is not None:
+            return running.since if running.overdue(self._deadline) else None
+        overdue = [call.since for call in _calls_in(path.parent) if call.overdue(self._deadline)]
+        return min(overdue) if len(overdue) >= MAX_PER_DIRECTORY else None
 
-    def _settle(self, path: Path, result: T | Unanswered) -> None:
-        """The first outcome counts: what comes after a deadline comes too late."""
-        if path in self._left:
-            self._left.discard(path)
+    def _finish(self, path: Path, result: T | Unanswered) -> None:
+        """Record the first result of a call: one after its deadline is too late."""
+        if path in self._unfinished:
+            self._unfinished.discard(path)
             self._outcomes[path] = result
-        if not self._left:
-            self._over.set()
+        if not self._unfinished:
+            self._done.set()
 
 
-def _crowd(directory: Path) -> list[_Call]:
-    return [call for path, call in _under_way.items() if path.parent == directory]
+def _calls_in(directory: Path) -> list[_Call]:
+    return [call for path, call in _running.items() if path.parent == directory]

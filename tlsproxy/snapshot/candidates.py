@@ -1,6 +1,6 @@
-"""Bytes of files → the states that may take the place of those that serve, as far as their dates and age allow.
+"""Candidate states of certificates, CAs and CRLs, made of their files' bytes as far as dates and editions allow.
 
-Each gives a state and what of the file is not in it yet, or raises MaterialError where nothing of it can serve.
+Each is a state and the fault of the part of the file that it leaves out, or MaterialError if no part can serve.
 """
 
 from __future__ import annotations
@@ -35,53 +35,58 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 Data: TypeAlias = tuple[bytes, ...]
-Made: TypeAlias = tuple[InputState[T], MaterialError | None]
+Candidate: TypeAlias = tuple[InputState[T], MaterialError | None]
 Crls: TypeAlias = "InputState[tuple[Crl, ...]]"
-Place: TypeAlias = tuple[str, str]
-"""A CRL's scope (its ``digest``) and its issuer's key: of two with the same place one counts."""
-Places: TypeAlias = "Callable[[Crl], Place]"
+Series: TypeAlias = tuple[str, str]
+"""Successive editions of one CRL, known by scope (``Crl.digest``) and issuer key: a new one replaces the former."""
+SeriesOf: TypeAlias = "Callable[[Crl], Series]"
 
 
 def authorities_in(
     path: Path, data: Data, former: InputState[tuple[x509.Certificate, ...]] | None, now: float
-) -> Made[tuple[x509.Certificate, ...]]:
-    """Those that are not valid now are there, and of no use yet, or any more. One must be."""
+) -> Candidate[tuple[x509.Certificate, ...]]:
+    """CAs of a file, of which one must be valid now. The others are kept, and verify nobody yet, or any more.
+
+    A CA that is in the file with its next certificate only keeps the one in force until that is valid.
+    """
     found = load_authorities(str(path), data[0])
-    sound = [one for one in found if not defect_of(one)]
-    if not sound:
+    usable = [each for each in found if not defect_of(each)]
+    if not usable:
         name = found[0].subject.rfc4514_string()
         raise MaterialError(str(path), f"{name} {defect_of(found[0])}; add a CA that can")
-    later = [one for one in sound if _begins(one) > now]
-    current = {issuer_of(one) for one in sound if _is_valid(one, now)}
+    later = [each for each in usable if _begins(each) > now]
+    current = {issuer_of(each) for each in usable if _is_valid(each, now)}
     if not current:
         if later:
             raise _not_yet(path, later)
         text = "every CA in it has expired; add the CA that issues today's client certificates"
         raise MaterialError(str(path), text, FailureKind.AGE)
     # Clients of a CA whose new certificate is not valid yet go on with the one that serves.
-    soon = {issuer_of(one) for one in later} - current
-    stay = [
-        one for one in (former.value if former is not None else ()) if issuer_of(one) in soon and _is_valid(one, now)
+    starting = {issuer_of(each) for each in later} - current
+    retained = [
+        each
+        for each in (former.value if former is not None else ())
+        if issuer_of(each) in starting and _is_valid(each, now)
     ]
-    if not stay:
+    if not retained:
         return InputState.of(found, data), None
-    kept = {issuer_of(one) for one in stay}
-    pem = b"".join(one.public_bytes(Encoding.PEM) for one in stay)
-    wrong = _not_yet(path, [one for one in later if issuer_of(one) in kept])
-    return InputState.of((*found, *stay), (data[0] + b"\n" + pem,), whole=False), wrong
+    retained_issuers = {issuer_of(each) for each in retained}
+    pem = b"".join(each.public_bytes(Encoding.PEM) for each in retained)
+    refused = _not_yet(path, [each for each in later if issuer_of(each) in retained_issuers])
+    return InputState.of((*found, *retained), (data[0] + b"\n" + pem,), whole=False), refused
 
 
 @dataclass(frozen=True, slots=True)
 class ServerPair:
-    """``sent`` is the chain that clients are sent so far, empty at the start; ``trial`` raises MaterialError."""
+    """``sent`` is the chain that clients are sent now, empty at the start; ``trial`` raises MaterialError."""
 
     tls: Tls
     authorities: Sequence[x509.Certificate]
     sent: Sequence[x509.Certificate]
     trial: Callable[[ServerCertificate], None]
 
-    def made(self, data: Data, now: float) -> Made[ServerCertificate]:
-        """A certificate that starts a little later has to do where there is no other."""
+    def candidate(self, data: Data, now: float) -> Candidate[ServerCertificate]:
+        """Without one in force, a certificate that is not valid for up to :data:`SKEW` seconds more is accepted."""
         tls = self.tls
         secret = tls.key_passphrase_file
         server = load_server_certificate(
@@ -94,30 +99,30 @@ class ServerPair:
         found = suspicions(self.sent, as_sent(server.chain, self.authorities))
         if found and tls.on_suspicious == "refuse":
             raise MaterialError(str(tls.cert), f"{'; '.join(found)} (refused by tls.on_suspicious)")
-        warnings = (*server.warnings, *(f"{tls.cert}: {one}" for one in found))
+        warnings = (*server.warnings, *(f"{tls.cert}: {each}" for each in found))
         return InputState.of(replace(server, warnings=warnings), data), None
 
 
-def places_among(authorities: Sequence[x509.Certificate]) -> Places:
-    """Where none of these CAs signed a CRL, the issuer's key is the one that it names."""
+def series_among(authorities: Sequence[x509.Certificate]) -> SeriesOf:
+    """Series of CRLs by signer among these CAs; if none signed one, by the issuer key that it names."""
 
     @functools.cache  # of 500,000 entries one signature takes 50 ms
-    def place(crl: Crl) -> Place:
+    def series(crl: Crl) -> Series:
         signer = next((authority for authority in authorities if crl.signed_by(authority)), None)
         return crl.digest, crl.key_id if signer is None else issuer_of(signer)[1]
 
-    return place
+    return series
 
 
-def none_early(files: Mapping[Path, Crls], place: Places, now: float) -> dict[Path, Crls]:
-    """Without the CRLs that wait for their date, as far as another file has one in their place that is valid now."""
+def without_early(files: Mapping[Path, Crls], series: SeriesOf, now: float) -> dict[Path, Crls]:
+    """Drop CRLs that wait for their date if another file has a current edition of the same series."""
     early = {crl.digest for state in files.values() if not state.read for crl in state.value if crl.this_update > now}
     begun = {
-        place(crl) for state in files.values() for crl in state.value if crl.digest in early and crl.this_update <= now
+        series(crl) for state in files.values() for crl in state.value if crl.digest in early and crl.this_update <= now
     }
     found = {}
     for path, state in files.items():
-        rest = tuple(crl for crl in state.value if state.read or crl.this_update <= now or place(crl) not in begun)
+        rest = tuple(crl for crl in state.value if state.read or crl.this_update <= now or series(crl) not in begun)
         if rest == state.value:
             found[path] = state
         elif rest:
@@ -127,105 +132,113 @@ def none_early(files: Mapping[Path, Crls], place: Places, now: float) -> dict[Pa
 
 @dataclass(frozen=True, slots=True)
 class CrlFile:
-    """``trust`` is the one in use, None at the start; ``authorities`` are the CAs that will be.
+    """``trust`` is the one in force, None at the start; ``authorities`` are the CAs of the next generation.
 
-    ``deny_expired``: one past its next update is of no use.
+    ``deny_expired``: `tls.crl_expired` is `deny`.
     """
 
     path: Path
     former: Crls | None
     trust: Trust | None
     authorities: Sequence[x509.Certificate]
-    place: Places
+    series: SeriesOf
     deny_expired: bool
 
-    def made(self, data: Data, now: float) -> Made[tuple[Crl, ...]]:
-        """Where a CRL does not take the place of its predecessor, the file keeps that, and all else that it had.
+    def candidate(self, data: Data, now: float) -> Candidate[tuple[Crl, ...]]:
+        """A refused CRL leaves its former edition in force, and all other CRLs that the file had.
 
-        One that is overdue, and revokes more than its current predecessor, revokes beside it. So does one whose CA's
-        others, which are of another scope, do not replace it. At the start one that is dated ahead is there, and counts
-        as missing until its date.
+        An overdue CRL that revokes more than the current edition counts beside it. So does a former one of which the
+        file now has CRLs of other scopes only. At the start a CRL dated ahead is accepted, and counts as missing until
+        then.
         """
         trust, former = self.trust, self.former.value if self.former is not None else ()
         known = {crl.der: crl for crl in former}
         found = [known.get(crl.der, crl) for crl in load_crls(str(self.path), data[0])]
-        place = self.place
-        held = {} if trust is None else self._held(trust, {crl.digest for crl in found})
+        series = self.series
+        in_use = {} if trust is None else self._in_use(trust, {crl.digest for crl in found})
         foreign = self._foreign(found, former)
-        used: list[Crl] = []
-        wrong: list[tuple[Crl, MaterialError]] = []
-        for crl in (one for one in found if one not in foreign):
-            error = _against(crl, held.get(place(crl), ()), now, deny_expired=self.deny_expired)
+        accepted: list[Crl] = []
+        refused: list[tuple[Crl, MaterialError]] = []
+        for crl in (each for each in found if each not in foreign):
+            error = _refusal(crl, in_use.get(series(crl), ()), now, deny_expired=self.deny_expired)
             if error is None:
-                used.append(crl)
+                accepted.append(crl)
             else:
-                wrong.append((crl, error))
-        # A file may have an old CRL beside the one that took its place.
-        taken = set(map(place, used))
-        wrong = [(crl, error) for crl, error in wrong if error.kind is FailureKind.TIME or place(crl) not in taken]
-        left = self._left(found, used, former)
-        told = [error for _, error in wrong] + [_foreign(crl) for crl in foreign] + list(map(_beside, left))
-        if not told:
+                refused.append((crl, error))
+        # A file may hold an old edition beside the one that replaces it.
+        replaced = set(map(series, accepted))
+        refused = [
+            (crl, error) for crl, error in refused if error.kind is FailureKind.TIME or series(crl) not in replaced
+        ]
+        beside = self._without_successor(found, accepted, former)
+        errors = (
+            [error for _, error in refused] + [_foreign(crl) for crl in foreign] + list(map(_revokes_beside, beside))
+        )
+        if not errors:
             return InputState.of(tuple(found), data), None
-        if wrong or foreign:
-            used += [one for one in self._stay(wrong, held, former, now) if place(one) not in taken]
-        used += [crl for crl in left if crl not in used]
-        if not used:
-            raise _told(told)
-        return InputState.of(tuple(used), tuple(crl.der for crl in used), whole=False), _told(told)
+        if refused or foreign:
+            accepted += [each for each in self._retained(refused, in_use, former, now) if series(each) not in replaced]
+        accepted += [crl for crl in beside if crl not in accepted]
+        if not accepted:
+            raise _merged(errors)
+        return InputState.of(tuple(accepted), tuple(crl.der for crl in accepted), whole=False), _merged(errors)
 
-    def _stay(
+    def _retained(
         self,
-        wrong: Sequence[tuple[Crl, MaterialError]],
-        held: Mapping[Place, Sequence[Crl]],
+        refused: Sequence[tuple[Crl, MaterialError]],
+        in_use: Mapping[Series, Sequence[Crl]],
         former: Sequence[Crl],
         now: float,
     ) -> list[Crl]:
-        """In the order of before: what counts in the places of those that are wrong, and all else that the file had."""
+        """CRLs that count in place of the refused, and the file's other former ones, in their former order."""
         if self.trust is None:
-            return [crl for crl, _ in wrong]
-        place = self.place
-        places = {place(crl) for crl, _ in wrong}
-        stay = [crl for crl in former if place(crl) not in places]
-        stay += [one for crl, error in wrong for one in _instead(crl, error, held.get(place(crl), ()), now)]
-        return sorted(dict.fromkeys(stay), key=lambda one: former.index(one) if one in former else len(former))
+            return [crl for crl, _ in refused]
+        series = self.series
+        series_found = {series(crl) for crl, _ in refused}
+        retained = [crl for crl in former if series(crl) not in series_found]
+        retained += [
+            each for crl, error in refused for each in _in_place_of(crl, error, in_use.get(series(crl), ()), now)
+        ]
+        return sorted(dict.fromkeys(retained), key=lambda each: former.index(each) if each in former else len(former))
 
-    def _left(self, found: Sequence[Crl], used: Sequence[Crl], former: Sequence[Crl]) -> list[Crl]:
-        """Those that count, and revoke more than all of the same CA that the file has now, none of their scope."""
-        places, counting = set(map(self.place, found)), set() if self.trust is None else set(self.trust.in_use)
-        left = []
+    def _without_successor(self, found: Sequence[Crl], accepted: Sequence[Crl], former: Sequence[Crl]) -> list[Crl]:
+        """Former CRLs in force that revoke more than the same CA's present ones, none of which has their scope."""
+        series_found, counting = set(map(self.series, found)), set() if self.trust is None else set(self.trust.in_use)
+        beside = []
         for crl in former:
-            if crl not in counting or self.place(crl) in places:
+            if crl not in counting or self.series(crl) in series_found:
                 continue
-            others = [one for one in used if one.name == crl.name and self.place(one)[1] == self.place(crl)[1]]
-            replaced = any(one.scope.holds(crl.scope) and not older_than(one, crl) for one in others)
-            if others and not replaced and _revokes_more(crl, others):
-                left.append(crl)
-        return left
+            others = [
+                each for each in accepted if each.name == crl.name and self.series(each)[1] == self.series(crl)[1]
+            ]
+            covered = any(each.scope.holds(crl.scope) and not older_than(each, crl) for each in others)
+            if others and not covered and _revokes_more(crl, others):
+                beside.append(crl)
+        return beside
 
     def _foreign(self, found: Sequence[Crl], former: Sequence[Crl]) -> list[Crl]:
-        """Those of CAs that are not known, in the place of one that counts: they would give back what that took."""
-        place = self.place
-        places, before = set(map(place, found)), set(map(place, former))
-        if not any(place(crl) not in places and self._signed(crl) for crl in former):
+        """New CRLs of unknown CAs, if one of a known CA is missing: accepted, they would undo its revocations."""
+        series = self.series
+        series_found, before = set(map(series, found)), set(map(series, former))
+        if not any(series(crl) not in series_found and self._signed(crl) for crl in former):
             return []
-        return [crl for crl in found if place(crl) not in before and not self._signed(crl)]
+        return [crl for crl in found if series(crl) not in before and not self._signed(crl)]
 
-    def _held(self, trust: Trust, digests: set[str]) -> dict[Place, tuple[Crl, ...]]:
-        """By place the CRLs in use."""
-        place = self.place
-        held: dict[Place, tuple[Crl, ...]] = {}
+    def _in_use(self, trust: Trust, digests: set[str]) -> dict[Series, tuple[Crl, ...]]:
+        """CRLs in force by series, of these scopes."""
+        series = self.series
+        in_use: dict[Series, tuple[Crl, ...]] = {}
         for crl in trust.in_use:
             if crl.digest in digests:
-                held[place(crl)] = (*held.get(place(crl), ()), crl)
-        return held
+                in_use[series(crl)] = (*in_use.get(series(crl), ()), crl)
+        return in_use
 
     def _signed(self, crl: Crl) -> bool:
         return any(crl.signed_by(authority) for authority in self.authorities)
 
 
-def _told(errors: Sequence[MaterialError]) -> MaterialError:
-    """One error for a file, due when the first of them is."""
+def _merged(errors: Sequence[MaterialError]) -> MaterialError:
+    """One error for a file, with the earliest moment of all."""
     soonest = min(errors, key=lambda error: math.inf if error.moment is None else error.moment)
     text = "; ".join(dict.fromkeys((soonest.text, errors[0].text)))
     return MaterialError(soonest.path, text, soonest.kind, soonest.moment)
@@ -236,38 +249,38 @@ def _foreign(crl: Crl) -> MaterialError:
     return MaterialError(crl.path, text)
 
 
-def _beside(crl: Crl) -> MaterialError:
+def _revokes_beside(crl: Crl) -> MaterialError:
     text = f"the CRL of {crl.issuer} in use ({_edition(crl)}) revokes more than those of another scope that replace it"
     return MaterialError(crl.path, f"{text}: it revokes beside them; add one of its scope, or restart")
 
 
 def _revokes_more(crl: Crl, others: Sequence[Crl]) -> bool:
-    return any(all(serial not in one.serials for one in others) for serial in crl.serials)
+    return any(all(serial not in each.serials for each in others) for serial in crl.serials)
 
 
-def _against(crl: Crl, held: Sequence[Crl], now: float, *, deny_expired: bool) -> MaterialError | None:
-    """Why a CRL does not take the place of those in use."""
+def _refusal(crl: Crl, in_use: Sequence[Crl], now: float, *, deny_expired: bool) -> MaterialError | None:
+    """The reason why a CRL does not replace those in use of its series; None if it does."""
     named = f"the CRL of {crl.issuer}"
     if crl.this_update > now:
         text = f"{named} is dated {utc_time(crl.this_update)}, in the future; it waits for that"
         return MaterialError(crl.path, text, FailureKind.TIME, crl.this_update)
-    others = [one for one in held if one is not crl and one.this_update <= now]
+    others = [each for each in in_use if each is not crl and each.this_update <= now]
     newest = max(others, key=crl_age, default=None)
     if newest is not None and older_than(crl, newest):
         text = f"{named} ({_edition(crl)}) is older than the one in use ({_edition(newest)}); fetch it anew"
         return MaterialError(crl.path, text)
-    if deny_expired and crl.next_update <= now and any(now < one.next_update for one in others):
+    if deny_expired and crl.next_update <= now and any(now < each.next_update for each in others):
         due = utc_time(crl.next_update)
         text = f"{named} was to be replaced by {due}: it revokes beside the one in use; fetch it anew"
         return MaterialError(crl.path, text, FailureKind.AGE)
     return None
 
 
-def _instead(crl: Crl, error: MaterialError, held: Sequence[Crl], now: float) -> Iterable[Crl]:
-    """The CRLs that count in the place of one which :func:`_against` refuses."""
+def _in_place_of(crl: Crl, error: MaterialError, in_use: Sequence[Crl], now: float) -> Iterable[Crl]:
+    """CRLs that count in place of one that :func:`_refusal` refused: an overdue one itself, if it revokes more."""
     if error.kind is not FailureKind.AGE:
-        return held
-    current = [one for one in held if one is not crl and one.this_update <= now < one.next_update]
+        return in_use
+    current = [each for each in in_use if each is not crl and each.this_update <= now < each.next_update]
     return (crl, *current) if _revokes_more(crl, current) else current
 
 

@@ -1,7 +1,7 @@
-"""What differs between two generations, as an operator would say it: by names, dates and serial numbers.
+"""Differences between two generations for operators: names, dates and serial numbers, never secrets.
 
-A key, a token's key or a passphrase is never among it: that one was replaced is told under its name. Of a setting its
-name is told, and its values where they are numbers or switches, which hold no secret.
+A replaced key appears by its name. A changed setting appears by its name, and with its values only if they are numbers
+or switches: `limits.connections changed: 10000 → 5000`.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from tlsproxy.snapshot.generation import Generation
 from tlsproxy.text import utc_time
 from tlsproxy.tls.certinfo import CertificateFacts, CrlFacts
 
-MOST: Final = 200
-"""Changes that a verdict names one by one."""
+MAX_CHANGES: Final = 200
+"""Most changes that a result lists one by one."""
 
 _BY_NAME: Final = frozenset({"roles", "identities", "keys", "jwt_issuers", "listeners"})
-"""Sections whose entries are compared one by one."""
+"""Sections whose entries are compared by name."""
 _KEY_FIELDS: Final = ("digest", "role", "rights", "expires", "certificate")
 
 T = TypeVar("T")
@@ -46,10 +46,10 @@ class Change:
 
 
 def changes_between(old: Generation, new: Generation) -> tuple[Change, ...]:
-    """Certificates first, then callers, then settings: :data:`MOST` of them, and how many more there are."""
+    """Changes of certificates, then callers, then settings: at most :data:`MAX_CHANGES`, and a count of the others."""
     found = [*_certificates(old, new), *_callers(old, new), *_settings(old, new)]
-    if len(found) > MOST:
-        found[MOST:] = [Change("others", "", "changed", f"{len(found) - MOST} more")]
+    if len(found) > MAX_CHANGES:
+        found[MAX_CHANGES:] = [Change("others", "", "changed", f"{len(found) - MAX_CHANGES} more")]
     return tuple(found)
 
 
@@ -63,7 +63,7 @@ def _compared(
     name: Callable[[str, T], str] = lambda key, _: key,
     alone: Callable[[T], str] = lambda _: "",
 ) -> Iterator[Change]:
-    """``name`` is of the entry under a key, ``detail`` of one that changed, ``alone`` of one that came or went."""
+    """Compare two mappings. ``detail`` describes a changed entry, ``alone`` an added or removed one."""
     before, after = by_key(old), by_key(new)
     for key, one in after.items():
         if key not in before:
@@ -93,7 +93,7 @@ def _certificates(old: Generation, new: Generation) -> Iterator[Change]:
         old,
         new,
         lambda each: {one.scope: one for one in each.material.crls},
-        lambda was, now: f"{_edition(was)} → {_edition(now)}",
+        lambda former, current: f"{_edition(former)} → {_edition(current)}",
         name=lambda _, one: one.issuer,
         alone=_edition,
     )
@@ -116,21 +116,21 @@ def _rules(generation: Generation) -> dict[str, IdentityRule]:
 
 
 def _verifying(generation: Generation) -> dict[str, tuple[VerificationKey, ...]]:
-    """The keys of issuers; those that Qdrant's own tokens are signed with are keys of ours."""
+    """Keys by issuer; without those of Qdrant's own tokens, which are API keys."""
     return {one.name: one.keys for one in generation.policy.tokens.verifiers if one.issuer}
 
 
 def _settings(old: Generation, new: Generation) -> Iterator[Change]:
     bound = {str(one.endpoint) for one in listening(new.started)}
     for change in _compared("listener", old, new, _listeners, _fields):
-        yield _told_of_restart(change, bound=change.name.partition(" ")[0] in bound)
+        yield _with_restart(change, bound=change.name.partition(" ")[0] in bound)
     yield from _compared("setting", old, new, lambda each: dict(_flat(each.config)), _values)
     if old.upstream_api_key != new.upstream_api_key and old.config.upstream == new.config.upstream:
         yield Change("setting", "upstream.api_key_file", "changed", "its content")
 
 
 def _listeners(generation: Generation) -> dict[str, ListenerConfig]:
-    """By address. Of several that let the system choose a port, all but the first are told with their place."""
+    """Listeners by address. Of several at the same port 0, all but the first have their position: `0.0.0.0:0 (2)`."""
     named: dict[str, ListenerConfig] = {}
     for number, one in enumerate(generation.config.listeners, 1):
         address = str(Endpoint(one.host or generation.config.service.host, one.port))
@@ -138,8 +138,8 @@ def _listeners(generation: Generation) -> dict[str, ListenerConfig]:
     return named
 
 
-def _told_of_restart(change: Change, *, bound: bool) -> Change:
-    """A listener that is bound goes with the process, and one that is not comes with the next."""
+def _with_restart(change: Change, *, bound: bool) -> Change:
+    """Add that a removed bound listener stays until the restart, and a new unbound one comes with it."""
     if change.how == "removed" and bound:
         return replace(change, detail="serves on until the next restart")
     if change.how == "added" and not bound:
@@ -148,7 +148,7 @@ def _told_of_restart(change: Change, *, bound: bool) -> Change:
 
 
 def _flat(config: Config) -> Iterator[tuple[str, Any]]:
-    """Every setting by its dotted name."""
+    """Settings by dotted name."""
     for name in sorted(type(config).model_fields.keys() - _BY_NAME):
         value = getattr(config, name)
         if isinstance(value, BaseModel):
@@ -157,21 +157,21 @@ def _flat(config: Config) -> Iterator[tuple[str, Any]]:
             yield name, value
 
 
-def _values(was: Any, now: Any) -> str:
-    told = all(one is None or isinstance(one, int | float) for one in (was, now))
-    return f"{json.dumps(was)} → {json.dumps(now)}" if told else ""
+def _values(former: Any, current: Any) -> str:
+    shown = all(one is None or isinstance(one, int | float) for one in (former, current))
+    return f"{json.dumps(former)} → {json.dumps(current)}" if shown else ""
 
 
-def _fields(was: BaseModel, now: BaseModel) -> str:
-    return _listed(type(now).model_fields, was, now)
+def _fields(former: BaseModel, current: BaseModel) -> str:
+    return _listed(type(current).model_fields, former, current)
 
 
-def _of_keys(was: Key, now: Key) -> str:
-    return _listed(_KEY_FIELDS, was, now).replace("digest", "the key itself")
+def _of_keys(former: Key, current: Key) -> str:
+    return _listed(_KEY_FIELDS, former, current).replace("digest", "the key itself")
 
 
-def _listed(names: Iterable[str], was: object, now: object) -> str:
-    return ", ".join(name for name in names if getattr(was, name) != getattr(now, name))
+def _listed(names: Iterable[str], former: object, current: object) -> str:
+    return ", ".join(name for name in names if getattr(former, name) != getattr(current, name))
 
 
 def _issue(facts: CertificateFacts) -> str:

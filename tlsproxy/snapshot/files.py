@@ -1,10 +1,9 @@
-"""Reading every input of a generation from disk: whole, bounded, in time, and of one moment.
+"""Reading of all inputs from disk: complete, bounded, with a deadline, and consistent.
 
-A rotation is several writes by somebody else (certificate, key, CA), through renames, truncations or swapped links,
-and a reader can fall between any two of them. So a file is read through one descriptor that must not change meanwhile,
-links are resolved once for the whole set, and a file counts only when two readings in a row agree on it, certificate
-and key together. A file that cannot be read keeps no other from being read. This module judges no content: a file that
-is stable and wrong is refused by who parses it.
+A rotation is several writes of another program (certificate, key, CA), by renames, truncations or swapped links, and a
+reading can fall between any two of them. So a file is read through one descriptor and must not change meanwhile, links
+are resolved once for the whole set, and a file counts only when two readings in a row agree on it, certificate and key
+together. An unreadable file holds up no other. Content is not validated here.
 """
 
 from __future__ import annotations
@@ -45,9 +44,9 @@ PIECE: Final = 1 << 20
 
 ATTEMPTS: Final = 5
 PAUSE: Final = 0.05
-"""Seconds between two readings that disagreed: a rotation is a few system calls, not a few seconds."""
-PATIENCE: Final = 3
-"""Calls in a row that may find a file being written, before that is a failure to tell somebody of."""
+"""Seconds after readings that disagreed: a rotation takes a few system calls, not seconds."""
+UNSTABLE_READINGS: Final = 3
+"""Calls in a row that may find a file being written before that is reported as a failure."""
 
 _ADVICE: Final = {
     errno.ENOENT: "does not exist; create it or correct the path in the configuration",
@@ -55,8 +54,8 @@ _ADVICE: Final = {
     errno.EACCES: "may not be read by this user; give the user that tlsproxy runs as read permission",
     errno.ELOOP: "is a link that leads back to itself; point it at the file",
 }
-_OF_THE_CONFIGURATION: Final = frozenset((errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENXIO))
-"""A path that leads to no file. All else is the file system's or the process's, and may pass by itself."""
+_PATH_ERRORS: Final = frozenset((errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENXIO))
+"""Errors of a path that leads to no file. All others are the system's, and may pass by themselves."""
 _KINDS: Final = (
     (stat.S_ISDIR, "a directory"),
     (stat.S_ISFIFO, "a named pipe"),
@@ -67,7 +66,7 @@ _KINDS: Final = (
 
 
 class UnstableInputs(MaterialError):
-    """A file that is being written at this moment. Not a verdict on it: read again later."""
+    """A file that is being written: to be read resolved_again later."""
 
     def __init__(self, path: str, text: str) -> None:
         super().__init__(path, text, FailureKind.ENVIRONMENT)
@@ -75,12 +74,12 @@ class UnstableInputs(MaterialError):
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
-    """Everything that a generation is made of, as of one moment, and what of it could not be read.
+    """All inputs of a generation at one moment, and the failures of those that could not be read.
 
-    ``files`` is keyed by the configured path; ``targets`` says where each path led. A path is either there or in
-    ``failures``. The configuration is in ``files`` always: where it is in ``failures`` too, its bytes and ``loaded``
-    are those of before. ``digest`` is over paths, bytes and failures, so that equal digests mean that there is nothing
-    to do. ``unsettled`` counts the readings in a row that found a file being written: for some it stays as before.
+    ``files`` is by configured path, and ``targets`` is where links led. A path is in ``files`` or in ``failures``.
+    The configuration is always in ``files``: if it is in ``failures`` too, its bytes and ``loaded`` are the former
+    ones. ``digest`` is over paths, bytes and failures: an equal one means that nothing has changed. ``unsettled``
+    counts the readings in a row that found a file being written; the first of them leave it as it was.
     """
 
     loaded: Loaded = field(repr=False)
@@ -92,7 +91,7 @@ class Inputs:
     unsettled: Mapping[Path, int] = field(default_factory=dict)
 
     def found(self, path: Path) -> object:
-        """Equal for two readings that found the same at this path; None where it was not read."""
+        """A value that is equal for two readings with the same outcome at this path; None if it was not read."""
         if path in self.failures:
             return str(self.failures[path])
         return (self.targets.get(path), self.files[path]) if path in self.files else None
@@ -100,7 +99,7 @@ class Inputs:
 
 @dataclass(frozen=True, slots=True)
 class _Configuration:
-    """``failure``: why it is that of before."""
+    """``failure`` is the reason why it is the former one."""
 
     loaded: Loaded
     data: bytes
@@ -111,13 +110,13 @@ class _Configuration:
 class _Content:
     data: bytes
     exposed: bool
-    """Whether others than its owner may read the file."""
+    """Whether users other than the owner may read the file."""
 
 
 def read_file(path: Path, limit: int) -> bytes:
-    """All of a regular file of at most ``limit`` bytes.
+    """A regular file of at most ``limit`` bytes.
 
-    Raises MaterialError, or UnstableInputs where the file changed while it was read.
+    Raises MaterialError, or UnstableInputs if the file changed while it was read.
     """
     content = _read(path, path, limit)
     if isinstance(content, MaterialError):
@@ -128,11 +127,11 @@ def read_file(path: Path, limit: int) -> bytes:
 def read_inputs(
     config_path: Path, environ: Mapping[str, str], *, earlier: Inputs | None = None, serving: Config | None = None
 ) -> Inputs:
-    """Read the configuration and every file that it names, or that ``serving`` does, until two readings in a row agree.
+    """Read the configuration and all files that it or ``serving`` names, until two readings in a row agree.
 
-    ``earlier`` counts as one reading, so that a poll that finds nothing new reads each file once and parses nothing;
-    its configuration goes on where the present one cannot be read or parsed, and without it that raises: MaterialError
-    or ConfigError. Blocks for up to ``ATTEMPTS`` pauses, and `tls.read_timeout` for file systems that do not answer.
+    ``earlier`` counts as one of them, so that a poll without news reads each file once and parses nothing. A broken
+    configuration is replaced by that of ``earlier``; without one it raises MaterialError or ConfigError. Blocks for up
+    to ``ATTEMPTS`` pauses, and `tls.read_timeout` where a file system does not answer.
     """
     current, unsettled = _agreed(lambda: _configuration(config_path, environ, earlier), config_path, earlier, serving)
     if config_path in unsettled:
@@ -145,7 +144,7 @@ def read_inputs(
 
 
 def confined(inputs: Inputs, config_path: Path) -> Inputs:
-    """Without the files that its own configuration does not name."""
+    """The inputs without files that their configuration does not name."""
     paths = {config_path, *dict(_wanted(inputs.loaded.config))}
     if inputs.files.keys() | inputs.failures.keys() <= paths:
         return inputs
@@ -160,14 +159,14 @@ def _agreed(
     earlier: Inputs | None,
     serving: Config | None,
 ) -> tuple[Inputs, set[Path]]:
-    """The last reading, and what of it the one before did not find. Raises where there is no configuration."""
+    """The last reading, and the paths on which it disagrees with the one before. Raises without a configuration."""
     previous, attempt = earlier, 0
     while True:
         attempt += 1
         try:
             current = _reading(read_configuration(), config_path, previous, serving)
         except TlsproxyError:
-            # A file may be missing or cut off between two system calls of its writer: only a lasting failure is one.
+            # A file may be missing or cut off between two system calls of its writer: only a lasting failure counts.
             if attempt == ATTEMPTS:
                 raise
             previous = None
@@ -196,28 +195,31 @@ def _configuration(config_path: Path, environ: Mapping[str, str], earlier: Input
 def _reading(
     configuration: _Configuration, config_path: Path, previous: Inputs | None, serving: Config | None
 ) -> Inputs:
-    """Bytes that are those of ``previous`` are so in memory too, and are not digested again."""
+    """One reading of all files.
+
+    Bytes equal to those of ``previous`` are shared with it, and not digested again.
+    """
     tls = configuration.loaded.config.tls
     limits = dict(_wanted(configuration.loaded.config))
     if serving is not None:
         limits = dict(_wanted(serving)) | limits
-    # Certificate and key must come out of one directory even where each is reached through a link that is swapped
-    # meanwhile (certbot's live/, Kubernetes' ..data): all links are resolved first and read from there, they must lead
-    # there still when all is read, and two readings agree only if they led to the same files both times.
-    led = _each({path: partial(_target, path) for path in limits}, tls.read_timeout)
-    targets = {path: target for path, target in led.items() if not isinstance(target, MaterialError)}
+    # Certificate and key must come from one directory even if a link on their way is swapped meanwhile (certbot's
+    # live/, Kubernetes' ..data). So all links are resolved first and must lead to the same files after the reading,
+    # and two readings agree only if they led to the same files.
+    resolved = _each({path: partial(_target, path) for path in limits}, tls.read_timeout)
+    targets = {path: target for path, target in resolved.items() if not isinstance(target, MaterialError)}
     read = _each(
         {path: partial(_read, path, target, limits[path]) for path, target in targets.items()}, tls.read_timeout
     )
-    again = _each({path: partial(_target, path) for path in targets}, tls.read_timeout)
+    resolved_again = _each({path: partial(_target, path) for path in targets}, tls.read_timeout)
     failures: dict[Path, TlsproxyError] = {}
     if configuration.failure is not None:
         failures[config_path] = configuration.failure
     files = {config_path: configuration.data}
     for path in limits:
-        outcome = read.get(path, led[path])
-        if isinstance(outcome, _Content) and again[path] != targets[path]:
-            outcome = again[path]
+        outcome = read.get(path, resolved[path])
+        if isinstance(outcome, _Content) and resolved_again[path] != targets[path]:
+            outcome = resolved_again[path]
             if not isinstance(outcome, MaterialError):
                 outcome = UnstableInputs(str(path), "its links changed while it was read; trying again later")
         if isinstance(outcome, _Content):
@@ -231,13 +233,13 @@ def _reading(
         warnings.append(f"{tls.key}: the private key is open to group or others; chmod 600 it")
     if previous is not None:
         files |= {path: data for path, data in previous.files.items() if files.get(path) == data}
-    same = previous is not None and files == previous.files and _told(failures) == _told(previous.failures)
+    same = previous is not None and files == previous.files and _texts(failures) == _texts(previous.failures)
     digest = previous.digest if previous is not None and same else _digest(files, failures)
     return Inputs(configuration.loaded, files, digest, targets, tuple(warnings), failures)
 
 
 def _unsettled(current: Inputs, previous: Inputs | None, serving: Config | None) -> set[Path]:
-    """The paths on which two readings do not agree. Certificate, key and passphrase agree together or not at all."""
+    """Paths on which two readings disagree. Certificate, key and passphrase count as one."""
     paths = current.files.keys() | current.failures.keys()
     unsettled = {
         path
@@ -255,22 +257,22 @@ def _unsettled(current: Inputs, previous: Inputs | None, serving: Config | None)
 
 
 def _settled(current: Inputs, unsettled: set[Path], config_path: Path, earlier: Inputs | None) -> Inputs:
-    """A file that is being written stays as it was before, and is a failure if that lasts or nothing was before."""
+    """Leave files that are being written as they were; a failure if that lasts, or without a former content."""
     files, targets, failures = dict(current.files), dict(current.targets), dict(current.failures)
-    times = {path: 1 + (earlier.unsettled.get(path, 0) if earlier is not None else 0) for path in unsettled}
+    counts = {path: 1 + (earlier.unsettled.get(path, 0) if earlier is not None else 0) for path in unsettled}
     for path in unsettled:
-        if path != config_path:  # whose bytes are those of before already
+        if path != config_path:  # its bytes are the former ones already
             files.pop(path, None)
             targets.pop(path, None)
         failures.pop(path, None)
-        if earlier is None or times[path] >= PATIENCE or earlier.found(path) is None:
+        if earlier is None or counts[path] >= UNSTABLE_READINGS or earlier.found(path) is None:
             failures[path] = _unstable(path)
         elif path in earlier.failures:
             failures[path] = earlier.failures[path]
         elif path != config_path:
             files[path], targets[path] = earlier.files[path], earlier.targets[path]
     return replace(
-        current, files=files, digest=_digest(files, failures), targets=targets, failures=failures, unsettled=times
+        current, files=files, digest=_digest(files, failures), targets=targets, failures=failures, unsettled=counts
     )
 
 
@@ -279,7 +281,7 @@ def _unstable(path: Path) -> UnstableInputs:
 
 
 def _each(calls: Mapping[Path, Callable[[], T | MaterialError]], timeout: float) -> dict[Path, T | MaterialError]:
-    """The outcome at each path, in time: what does not answer is a failure, and tried again once it does."""
+    """Outcomes by path; a missing answer is a failure, tried resolved_again once it comes."""
     return {path: _answered(path, outcome) for path, outcome in bounded_io.outcomes(calls, timeout).items()}
 
 
@@ -290,7 +292,10 @@ def _answered(path: Path, outcome: T | MaterialError | Unanswered) -> T | Materi
 
 
 def _exposed(found: os.stat_result) -> bool:
-    """Root's file may be read by a group: that is how a service without privileges is given a key."""
+    """Whether a key is open to other users.
+
+    A file of root may be readable by a group, as for an unprivileged service.
+    """
     allowed = stat.S_IRUSR | stat.S_IWUSR | (stat.S_IRGRP if found.st_uid == 0 else 0)
     return bool(stat.S_IMODE(found.st_mode) & ~allowed)
 
@@ -321,9 +326,9 @@ def _target(path: Path) -> Path | MaterialError:
 
 
 def _read(path: Path, target: Path, limit: int) -> _Content | MaterialError:
-    """The content of ``target``; ``path`` is what the operator calls it."""
+    """The content of ``target``; errors name ``path``, as configured."""
     try:
-        # O_NONBLOCK: opening a named pipe that somebody put here must not wait for its writer.
+        # O_NONBLOCK: opening a named pipe must not wait for a writer.
         descriptor = os.open(target, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
     except OSError as error:
         return _unreadable(path, error)
@@ -349,16 +354,16 @@ def _read(path: Path, target: Path, limit: int) -> _Content | MaterialError:
 
 
 def _pieces(path: Path, descriptor: int, limit: int) -> Iterator[bytes]:
-    """All of a file, or one byte more than ``limit``."""
+    """The file in pieces, up to one byte more than ``limit``."""
     left = limit + 1
     while left and (piece := os.read(descriptor, min(left, PIECE))):
-        bounded_io.answered(path)
+        bounded_io.note_progress(path)
         left -= len(piece)
         yield piece
 
 
 def _unreadable(path: Path, error: OSError) -> MaterialError:
-    kind = FailureKind.INPUT if error.errno in _OF_THE_CONFIGURATION else FailureKind.ENVIRONMENT
+    kind = FailureKind.INPUT if error.errno in _PATH_ERRORS else FailureKind.ENVIRONMENT
     return MaterialError(str(path), _ADVICE.get(error.errno or 0, f"cannot be read: {error.strerror}"), kind)
 
 
@@ -366,13 +371,13 @@ def _kind(mode: int) -> str:
     return next((name for test, name in _KINDS if test(mode)), "not a regular file")
 
 
-def _told(failures: Mapping[Path, TlsproxyError]) -> dict[Path, bytes]:
+def _texts(failures: Mapping[Path, TlsproxyError]) -> dict[Path, bytes]:
     return {path: str(failure).encode() for path, failure in failures.items()}
 
 
 def _digest(files: Mapping[Path, bytes], failures: Mapping[Path, TlsproxyError]) -> str:
     digest = hashlib.sha256()
-    for found in (files, _told(failures)):
+    for found in (files, _texts(failures)):
         for path in sorted(found):
             for part in (os.fsencode(path), found[path]):
                 digest.update(len(part).to_bytes(8, "big"))

@@ -1,7 +1,7 @@
-"""A generation: everything that a connection is accepted and decided by, as one immutable value.
+"""A generation: one immutable value of all that connections are accepted and decided by.
 
-It is judged, assembled and tried off the event loop, and published by one assignment of whoever owns the listener.
-What fails changes nothing: the generation in use goes on.
+It is validated, assembled and tried off the event loop, and published by one assignment. A failure changes nothing: the
+generation in force stays.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ if TYPE_CHECKING:
     from tlsproxy.tls.trust import ChainVerdict
 
 ALPN: Final[Mapping[ProtocolName, str]] = {"grpc": "h2", "rest": "http/1.1"}
-"""By what name (RFC 7301) a client asks for a protocol. The first that it knows is taken: gRPC has no other way in."""
+"""ALPN names (RFC 7301), preferred first: a gRPC client always offers h2, a REST client may offer both."""
 PRINCIPALS: Final = 4096
 
 
 @dataclass(frozen=True, slots=True)
 class Tunnel:
-    """Where the bytes of a listener of mode tcp go, and the roles whose holders may send some."""
+    """Upstream addresses of a listener of mode tcp, and the roles that may connect."""
 
     addresses: tuple[Address, ...]
     allow: frozenset[str]
@@ -54,11 +54,11 @@ class Tunnel:
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """``number`` counts from 1; ``digest`` is over every input's state; ``built_at`` is seconds since the epoch.
+    """``number`` counts from 1; ``digest`` is over all input states; ``built_at`` is seconds since the epoch.
 
-    ``started`` is the configuration that the process started with, and ``restart_needed`` names what has changed since
-    in vain. ``contexts`` has one for each set of protocols that a listener serves. ``upstream_addresses`` are those of
-    REST, and of gRPC where it is served: (family, sockaddr), in the order to try them.
+    ``started`` is the configuration at the process's start; ``restart_needed`` names changed settings that wait for the
+    next one. ``contexts`` has an SSLContext for each set of protocols of a listener. ``upstream_addresses`` has REST,
+    and gRPC if it is served: (family, sockaddr), in the order to try.
     """
 
     number: int
@@ -79,10 +79,10 @@ class Generation:
     _principals: Memo[tuple[str, ...], Principal] = field(repr=False, compare=False)
 
     def principal_of(self, peer: Peer | None, issuers: Sequence[ChainCertificate] = ()) -> Principal:
-        """The same object each time for the same chain, so that it can be the key of a memo.
+        """The principal of a client, the same object for the same chain, so that memos can use it as a key.
 
-        ``issuers`` are those of the path that counts, by which one certificate may be several identities; without them
-        the principal is that of the path which its handshake found.
+        ``issuers`` is the path that counts now, without it the handshake's: below another CA the same certificate may
+        be another identity.
         """
         key: tuple[str, ...] = ()
         above: Sequence[ChainCertificate] = ()
@@ -104,9 +104,9 @@ class Generation:
 
 @dataclass(frozen=True, slots=True)
 class Proposal:
-    """What could be published. ``generation`` is the one that serves where no state is another; None for lack of some.
+    """A generation to publish, with the faults of files that it leaves out.
 
-    ``faults`` are why files hold something else than ``states`` do.
+    ``generation`` is the one in force if no state differs, and None if a needed state is missing.
     """
 
     generation: Generation | None
@@ -122,11 +122,11 @@ def propose(
     states: States | None = None,
     faults: Mapping[Input, Fault] | None = None,
 ) -> Proposal:
-    """Judge, assemble and try. Blocks: call it in a worker thread.
+    """Validate, assemble and try. Blocks: call it in a worker thread.
 
-    ``states`` and ``faults`` are those of the proposal before: its states are those of ``former``, and tell what was
-    read for them last. Raises ConfigError where there is no former configuration to fall back on, MaterialError where
-    OpenSSL does not take what was good by itself.
+    ``states`` and ``faults`` are those of the previous proposal: its states equal those of ``former``, and know what
+    was read for them last. Raises ConfigError without a former configuration to fall back on, MaterialError if OpenSSL
+    does not accept states that are valid each for itself.
     """
     serving = None
     if former is not None:
@@ -155,7 +155,7 @@ def propose(
     return Proposal(generation, best, judgement.faults)
 
 
-def assemble(  # noqa: PLR0913 - what a generation depends on, by name
+def assemble(  # noqa: PLR0913 - the dependencies of a generation, by name
     states: States,
     *,
     number: int,
@@ -166,15 +166,15 @@ def assemble(  # noqa: PLR0913 - what a generation depends on, by name
     tunnels: Mapping[str, Tunnel],
     now: float,
 ) -> Generation:
-    """A generation of these states. What is the same as in the ``former`` one is shared with it.
+    """A generation of these states, which shares unchanged parts with the ``former`` one.
 
-    ``tunnels`` are those so far. Raises MaterialError where OpenSSL does not take the states.
+    ``tunnels`` are the present ones. Raises MaterialError if OpenSSL does not accept the states.
     """
     loaded = states.configuration.value
     config = loaded.config
     material = _material(states, former, now)
     policy = _policy(states, former)
-    told = ca_warnings(config, material.anchors, material.configured)
+    findings = ca_warnings(config, material.anchors, material.configured)
     shared = former is not None and policy is former.policy and material.anchors is former.material.anchors
     return Generation(
         number=number,
@@ -194,8 +194,8 @@ def assemble(  # noqa: PLR0913 - what a generation depends on, by name
         tunnels=_tunnels(states, config, started, tunnels),
         warnings=(
             *map(str, loaded.warnings),
-            *map(str, located(states.configuration.data[0], config_path, environ, told)),
-            *_gone(material, former),
+            *map(str, located(states.configuration.data[0], config_path, environ, findings)),
+            *_removed_crls(material, former),
         ),
         unused=loaded.unused,
         restart_needed=restart_needed(config, started),
@@ -205,7 +205,7 @@ def assemble(  # noqa: PLR0913 - what a generation depends on, by name
 
 
 def _material(states: States, former: Generation | None, now: float) -> Material:
-    """The trust is the larger part: CRLs of large authorities."""
+    """TLS material; unchanged trust is shared, since CRLs may be large."""
     tls = states.configuration.value.config.tls
     policy = crl_policy(tls)
     trust = None
@@ -245,9 +245,9 @@ def _secrets(states: States) -> Callable[[Path], bytes | None]:
 def _contexts(
     config: Config, started: Config, material: Material, former: Generation | None
 ) -> Mapping[Protocols, ssl.SSLContext]:
-    """What is bound serves on, whatever a changed configuration says of listeners before the restart.
+    """SSLContexts of the bound listeners: changed listeners take effect at the restart.
 
-    A context is never changed once it is made, so two generations may have the same.
+    A context never changes once it is made, so generations may share it.
     """
     required = config.service.verify_https_client_certificate
     if (
@@ -257,7 +257,7 @@ def _contexts(
     ):
         return former.contexts
     return {
-        # Who may connect to mode tcp is known by certificate alone.
+        # In mode tcp a role comes from a certificate alone.
         protocols: build_context(
             material, require_client_certificate=required or protocols == TCP, alpn=alpn_of(protocols)
         )
@@ -266,30 +266,30 @@ def _contexts(
 
 
 def _tunnels(states: States, config: Config, started: Config, former: Mapping[str, Tunnel]) -> Mapping[str, Tunnel]:
-    """One that the configuration names no more is bound until the restart, and serves on as it was."""
+    """Tunnels by address. One that the configuration has lost is bound until the restart, and stays as it was."""
     host = started.service.host
     tunnels = {
         where: Tunnel(states.names[tunnel_name(where)].addresses, frozenset(one.allow))
         for where, one in tunnels_of(config, host).items()
     }
-    kept = tunnels_of(started, host).keys() & former.keys() - tunnels.keys()
-    return tunnels | {where: former[where] for where in kept}
+    still_bound = tunnels_of(started, host).keys() & former.keys() - tunnels.keys()
+    return tunnels | {where: former[where] for where in still_bound}
 
 
-def _gone(material: Material, former: Generation | None) -> Iterator[str]:
-    """What looks like a step back. It may be meant, so it is said and not refused."""
-    still = {crl.issuer for crl in material.crls}
+def _removed_crls(material: Material, former: Generation | None) -> Iterator[str]:
+    """Warnings on removed CRLs: perhaps intended, so not refused."""
+    present = {crl.issuer for crl in material.crls}
     for issuer in dict.fromkeys(crl.issuer for crl in former.material.crls) if former is not None else ():
-        if issuer not in still:
+        if issuer not in present:
             yield f"there is no CRL of {issuer} any more"
 
 
 def restart_needed(config: Config, started: Config) -> tuple[str, ...]:
-    """The settings of ``config`` that do not count yet in a process that started with the other."""
+    """Settings of ``config`` that differ from ``started`` and wait for a restart."""
     opened = restart_settings(started)
     return tuple(name for name, value in restart_settings(config).items() if value != opened[name])
 
 
 def alpn_of(protocols: Protocols) -> tuple[str, ...]:
-    """What a listener of these protocols agrees to, the preferred one first."""
+    """ALPN names of a listener of these protocols, preferred first."""
     return tuple(name for protocol, name in ALPN.items() if protocol in protocols)

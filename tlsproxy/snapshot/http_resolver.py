@@ -1,4 +1,4 @@
-"""Name resolution for aiohttp that nobody waits for at the end: the loop's own resolves in threads that are joined."""
+"""Name resolution for aiohttp in daemon threads: those of the loop's own resolver are joined at exit, and may hang."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ _NUMERIC: Final = socket.AI_NUMERICHOST | socket.AI_NUMERICSERV
 
 
 class HttpResolver(AbstractResolver):
-    """Asks the system's resolver, for TCP."""
+    """The system's resolver, for TCP."""
 
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
     ) -> list[ResolveResult]:
-        """Raises OSError."""
+        """Addresses of a host. Raises OSError."""
         found = await in_thread(socket.getaddrinfo, host, port, family, socket.SOCK_STREAM, flags=socket.AI_ADDRCONFIG)
         return [
             ResolveResult(

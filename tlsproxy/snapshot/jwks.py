@@ -1,7 +1,7 @@
-"""Key sets by URL: the public keys of token issuers, fetched, judged, and kept until there are better ones.
+"""Key sets by URL: public keys of token issuers, fetched, validated and cached.
 
-A document counts once the reader of key files accepts it, and stays while fetches fail: an issuer's bad hour locks
-nobody out. Nothing is decided or published here: documents go into the next generation, by a reload like any other.
+A document counts once it parses as a key set, and stays while later fetches fail: an outage of the issuer locks nobody
+out. New documents become part of the next generation, by a reload.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from tlsproxy.config.tokens import KeySource, key_set, key_sources
 from tlsproxy.errors import MaterialError
 
 DEADLINE: Final = 5.0
-"""Seconds for a whole fetch. The start, and a reload that brings a new URL, wait that long and no longer."""
+"""Seconds for a fetch. The start, and a reload with a new URL, wait at most that long."""
 SIZE_LIMIT: Final = 256 << 10
 RETRY: Final = 10.0
-"""Seconds until the next try after one that failed, where `refresh` is not less."""
-EARLY: Final = 60.0
-"""Seconds from a fetch to the next, where `refresh` is more, once a token has named a key that nobody has."""
+"""Seconds until the next attempt after a failed fetch, or `refresh` if that is less."""
+EARLY_REFRESH: Final = 60.0
+"""Seconds between fetches, or `refresh` if that is less, once a token has named an unknown key."""
 JITTER: Final = 0.1
-"""Share of the interval by which fetches are spread, so that many gateways do not ask in step."""
+"""Share of the interval by which fetches vary, so that many gateways do not fetch in step."""
 
 _PIECE: Final = 16 << 10
 _OK: Final = 200
@@ -38,10 +38,10 @@ _log = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class _KeySetState:
-    """``tried`` and ``spread`` are of the last fetch, ``error`` is empty where it succeeded.
+    """State of one URL. ``tried`` (monotonic) and ``spread`` are of the last fetch; ``error`` is "" if it succeeded.
 
-    ``wanted``: since then a token has named a key that nobody has. ``tried`` is monotonic; ``fetched_at``, when
-    ``document`` was last confirmed, is seconds since the epoch.
+    ``wanted``: a token has named an unknown key since. ``fetched_at`` is the last successful fetch, in seconds since
+    the epoch.
     """
 
     tried: float = 0.0
@@ -53,47 +53,47 @@ class _KeySetState:
 
     def due(self, refresh: float) -> float:
         after = self.spread * (min(refresh, RETRY) if self.error else refresh)
-        return self.tried + (min(after, EARLY) if self.wanted else after)
+        return self.tried + (min(after, EARLY_REFRESH) if self.wanted else after)
 
 
 class KeySets:
-    """What has been fetched in the life of this process. For one event loop at a time."""
+    """Key sets that this process has fetched. For one event loop."""
 
     def __init__(self) -> None:
-        self._known: dict[KeySource, _KeySetState] = {}
+        self._sets: dict[KeySource, _KeySetState] = {}
         self._woken = asyncio.Event()
 
     async def of(self, config: Config) -> Mapping[KeySource, bytes]:
-        """The configuration's documents. What was never tried is fetched first; what cannot be had is left out."""
+        """The configuration's documents. New URLs are fetched first; URLs without a document are left out."""
         sources = key_sources(config)
-        await self._fetch_all([source for source in sources if source not in self._known])
-        found = {source: self._known[source].document for source in sources}
+        await self._fetch_all([source for source in sources if source not in self._sets])
+        found = {source: self._sets[source].document for source in sources}
         return {source: document for source, document in found.items() if document is not None}
 
     def published(self, config: Config) -> None:
-        """The configuration that serves is this one now, perhaps with other URLs and intervals.
+        """Adopt the URLs and intervals of the configuration now in force.
 
-        A URL that comes back later will be one that was never tried: what it held long ago must not count.
+        Removed URLs are forgotten: if one comes back later, its old document must not count.
         """
         sources = key_sources(config)
-        self._known = {source: known for source, known in self._known.items() if source in sources}
+        self._sets = {source: current for source, current in self._sets.items() if source in sources}
         self._woken.set()
 
     def key_missing(self) -> None:
-        """A token names a key that no issuer has. Anybody may send one: it only makes the next fetch due earlier."""
-        for known in self._known.values():
-            if not known.wanted:
-                known.wanted = True
+        """Note that a token names an unknown key. Anybody may send one, so it only brings the next fetch forward."""
+        for current in self._sets.values():
+            if not current.wanted:
+                current.wanted = True
                 self._woken.set()
 
     async def run(self, config: Callable[[], Config], reload: Callable[[str], Awaitable[Any]]) -> None:
-        """Refreshes what the configuration that serves names, and reloads where something has changed. Never ends."""
+        """Refresh the key sets of the configuration in force, and reload when one has changed. Never ends."""
         while True:
             self._woken.clear()
             sources = key_sources(config())
             now = time.monotonic()
             due = [
-                each for each, refresh in sources.items() if each not in self._known or self._due(each, refresh) <= now
+                each for each, refresh in sources.items() if each not in self._sets or self._due(each, refresh) <= now
             ]
             if await self._fetch_all(due):
                 await reload("jwks")
@@ -104,46 +104,46 @@ class KeySets:
                     await self._woken.wait()
 
     def status(self, config: Config) -> list[dict[str, Any]]:
-        """As JSON values. ``fetched_at`` is null, and ``error`` says why, where there are no keys."""
+        """Status of each URL as JSON values. Without keys ``fetched_at`` is null and ``error`` is the reason."""
         entries = []
         for source in key_sources(config):
-            known = self._known.get(source, _KeySetState())
-            entries.append({"url": source.shown, "fetched_at": known.fetched_at, "error": known.error})
+            current = self._sets.get(source, _KeySetState())
+            entries.append({"url": source.shown, "fetched_at": current.fetched_at, "error": current.error})
         return entries
 
     def _due(self, source: KeySource, refresh: float) -> float:
-        return self._known[source].due(refresh)
+        return self._sets[source].due(refresh)
 
     async def _fetch_all(self, sources: list[KeySource]) -> bool:
-        """Whether any document is another than before."""
+        """Fetch these. Whether any document has changed."""
         return any(await asyncio.gather(*map(self._refresh, sources)))
 
     async def _refresh(self, source: KeySource) -> bool:
-        known = self._known.setdefault(source, _KeySetState())
-        before, error, known.wanted = known.document, "", False
+        current = self._sets.setdefault(source, _KeySetState())
+        before, error, current.wanted = current.document, "", False
         try:
             document = await fetch(source.url)
             key_set(source.shown, document, source.algorithm)
         except MaterialError as failure:
             error = str(failure)
-        except Exception as failure:  # noqa: BLE001 - whatever a stranger's answer does to us, we go on serving
+        except Exception as failure:  # noqa: BLE001 - a strange answer must not end the refreshing
             error = f"{source.shown}: is not a key set that can be read ({type(failure).__name__})"
         else:
-            known.document, known.fetched_at = document, time.time()
-        known.tried = time.monotonic()
-        known.spread = random.uniform(1 - JITTER, 1 + JITTER)  # noqa: S311 - spreads load, guards nothing
-        if error != known.error:
+            current.document, current.fetched_at = document, time.time()
+        current.tried = time.monotonic()
+        current.spread = random.uniform(1 - JITTER, 1 + JITTER)  # noqa: S311 - spreads load, guards nothing
+        if error != current.error:
             if error:
                 _log.warning("%s; %s", error, "there are no keys yet" if before is None else "its former keys count")
             else:
                 _log.info("%s: can be fetched again", source.shown)
-        known.error = error
-        return known.document != before
+        current.error = error
+        return current.document != before
 
 
 async def fetch(url: str) -> bytes:
-    """The body of a 200: no redirect, content coding, cookie or proxy. Raises MaterialError."""
-    # A quarter of a second at each start, for the few who have such a URL.
+    """The body of a 200 response, without redirects, content coding, cookies or proxy. Raises MaterialError."""
+    # Imported late: it takes a quarter of a second, for a rare setting.
     import aiohttp  # noqa: PLC0415
 
     from tlsproxy.snapshot.http_resolver import HttpResolver  # noqa: PLC0415
@@ -172,6 +172,6 @@ async def fetch(url: str) -> bytes:
     except TimeoutError:
         raise MaterialError(shown, f"cannot be fetched: no answer within {DEADLINE:g} s") from None
     except (aiohttp.ClientError, OSError, ValueError) as error:
-        # The text of an error other than a socket's may have the whole URL (aiohttp.ClientResponseError, InvalidURL).
+        # Texts of errors other than OSError may hold the whole URL (aiohttp.ClientResponseError, InvalidURL).
         cause = str(error) if isinstance(error, OSError) else type(error).__name__
         raise MaterialError(shown, f"cannot be fetched: {cause}") from None

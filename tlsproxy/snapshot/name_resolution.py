@@ -1,4 +1,4 @@
-"""Names of a configuration → addresses, asked for with a deadline: a resolver that is down holds nothing up."""
+"""Resolution of the configuration's names, with a deadline: a resolver that is down holds nothing up."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ if TYPE_CHECKING:
     from tlsproxy.config.model import Config
 
 DEADLINE: Final = 1.0
-"""Seconds for all names of a reload together. One that takes longer is known at the next attempt."""
-AT_START: Final = 5.0
-"""Seconds at the start, when there are no former addresses."""
+"""Seconds for all names of a reload together. A later answer is there at the next attempt."""
+START_DEADLINE: Final = 5.0
+"""Seconds at the start, where there are no former addresses."""
 
 Address: TypeAlias = tuple[int, tuple[Any, ...]]
 
 
 @dataclass(frozen=True, slots=True)
 class Resolved:
-    """A name's addresses, in the order to try them. ``error`` says why there are none."""
+    """Addresses of a name, in the order to try; ``error`` is the reason if there are none."""
 
     url: str
     addresses: tuple[Address, ...] = ()
@@ -34,9 +34,9 @@ class Resolved:
 
 
 def names_of(config: Config, started: Config) -> dict[str, str]:
-    """What is dialled, by its place in the configuration: URLs. ``started`` says what has been bound.
+    """URLs to dial, by configuration key; ``started`` has the bound listeners.
 
-    REST always: what a token depends on is asked there.
+    `upstream.rest` is always among them: the `value_exists` condition of a token is checked there.
     """
     served = {"rest", *(protocol for listener in listening(started) for protocol in listener.protocols)}
     names = {f"upstream.{name}": getattr(config.upstream, name) for name in PROTOCOLS if name in served}
@@ -50,33 +50,33 @@ def tunnel_name(where: str) -> str:
 
 
 class NameResolver:
-    """At most one question about each name is open at a time, since none can be taken back."""
+    """At most one lookup of each name runs at a time, since none can be cancelled."""
 
     def __init__(self) -> None:
-        self._open: dict[str, _Lookup] = {}
+        self._pending: dict[str, _Lookup] = {}
 
     def resolve(self, urls: Mapping[str, str], deadline: float) -> dict[str, Resolved]:
-        """By the keys of ``urls``. Blocks for up to ``deadline`` seconds."""
+        """Addresses by the keys of ``urls``. Blocks for up to ``deadline`` seconds."""
         end = time.monotonic() + deadline
-        asked = {url: self._ask(url) for url in urls.values()}
-        for question in asked.values():
-            question.done.wait(max(0.0, end - time.monotonic()))
-        self._open = {url: question for url, question in asked.items() if not question.done.is_set()}
+        lookups = {url: self._look_up(url) for url in urls.values()}
+        for lookup in lookups.values():
+            lookup.done.wait(max(0.0, end - time.monotonic()))
+        self._pending = {url: lookup for url, lookup in lookups.items() if not lookup.done.is_set()}
         late = f"has not been resolved within {deadline:g} s"
         return {
-            name: asked[url].answer or Resolved(url, error=f"{upstream_endpoint(url).host} {late}")
+            name: lookups[url].answer or Resolved(url, error=f"{upstream_endpoint(url).host} {late}")
             for name, url in urls.items()
         }
 
-    def _ask(self, url: str) -> _Lookup:
-        if (question := self._open.get(url)) is not None:
-            return question
-        question = _Lookup(url)
+    def _look_up(self, url: str) -> _Lookup:
+        if (lookup := self._pending.get(url)) is not None:
+            return lookup
+        lookup = _Lookup(url)
         if is_address(upstream_endpoint(url).host):
-            question.ask()
+            lookup.run()
         else:
-            threading.Thread(target=question.ask, name=f"resolve {url}", daemon=True).start()
-        return question
+            threading.Thread(target=lookup.run, name=f"resolve {url}", daemon=True).start()
+        return lookup
 
 
 class _Lookup:
@@ -85,7 +85,7 @@ class _Lookup:
         self.answer: Resolved | None = None
         self.done = threading.Event()
 
-    def ask(self) -> None:
+    def run(self) -> None:
         endpoint = upstream_endpoint(self._url)
         flags = socket.AI_NUMERICHOST if is_address(endpoint.host) else 0
         try:

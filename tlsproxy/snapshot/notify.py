@@ -1,7 +1,7 @@
-"""File system notifications: a hint that it may be worth looking now, never the truth (:mod:`tlsproxy.snapshot.watch`).
+"""File system notifications: a hint to poll now (:mod:`tlsproxy.snapshot.watch`), never the truth.
 
-Notifications miss what happens through links and network file systems, end for ever with their directory, and are
-limited in number by the kernel. So a failure here is told once and costs promptness, nothing else.
+They miss changes behind links and on network file systems, end for ever with their directory, and are limited in number
+by the kernel. A failure is logged once, and costs promptness only.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ log = logging.getLogger(__name__)
 
 DEBOUNCE_MS: Final = 100
 STEP_MS: Final = 50
-"""How long a burst of notifications is gathered at most, and how long it must be quiet to end it earlier."""
+"""Milliseconds: a burst of notifications is one hint for at most DEBOUNCE_MS, or until STEP_MS of silence."""
 END: Final = 1.0
-"""Seconds in which the thread ends, or it hangs."""
+"""Seconds for the thread to end, after which it counts as hung."""
 
 
 class FileNotifications:
-    """``stirred`` is set when an entry of the places may have changed.
+    """``stirred`` is set when a watched path may have changed.
 
-    It owns one thread, since a file system may never answer to being watched.
+    The watch runs in a thread of its own: a file system may never answer.
     """
 
     def __init__(self) -> None:
@@ -41,39 +41,39 @@ class FileNotifications:
         self._places: WatchPaths | None = None
         self._thread: asyncio.Future[None] | None = None
         self._stop = threading.Event()
-        self._told = ""
+        self._reported = ""
 
     async def watch(self, places: WatchPaths) -> None:
-        """Watch these places from now on. Does nothing where they are being watched already."""
+        """Watch these paths from now on. Does nothing if they are watched already."""
         if self._thread is not None and not self._thread.done() and places == self._places:
             return
         await self.close()
         if self._thread is not None or not places.directories:
             return
         if places != self._places:
-            # What changed before the new watch was in place has no notification: look once more.
+            # Changes before the new watch was in place have no notification: poll once more.
             self.stirred.set()
         self._places = places
         self._stop = threading.Event()
         self._thread = in_thread(self._run, places, self._stop, asyncio.get_running_loop())
 
     async def close(self) -> None:
-        """End the thread, and say why it had failed, if it had. One that hangs stays, with no other beside it."""
+        """End the thread, and log its failure, if any. A hung one stays, and no second one is started."""
         if self._thread is None:
             return
         if not self._stop.is_set():
             self._stop.set()
             await asyncio.wait([self._thread], timeout=END)
         if not self._thread.done():
-            self._tell("no answer from a file system")
+            self._report("no answer from a file system")
             return
         error, self._thread = self._thread.exception(), None
         if error is not None:
-            self._tell(str(error))
+            self._report(str(error))
 
-    def _tell(self, reason: str) -> None:
-        if self._told != reason:
-            self._told = reason
+    def _report(self, reason: str) -> None:
+        if self._reported != reason:
+            self._reported = reason
             log.warning("file notifications do not work (%s); changes are found by polling alone", reason)
 
     def _run(self, places: WatchPaths, stop: threading.Event, loop: asyncio.AbstractEventLoop) -> None:
@@ -90,5 +90,5 @@ class FileNotifications:
             recursive=False,
             ignore_permission_denied=True,
         ):
-            with suppress(RuntimeError):  # the loop is closed: nobody waits
+            with suppress(RuntimeError):  # the loop is closed
                 loop.call_soon_threadsafe(self.stirred.set)

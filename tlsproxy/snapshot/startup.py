@@ -1,7 +1,7 @@
-"""The first generation: there is no last good state, so what is wrong decides whether there is a start, and when.
+"""The first generation, without a last good state to fall back on.
 
-An input that is wrong waits for a person. What time or the environment will mend does not: the gateway starts with what
-can serve, or ends in a way that is tried again.
+A wrong input needs a person, so there is no start. A fault that passes by itself (a date, an unreachable file system)
+does not: the gateway starts with the inputs that can serve, or exits with a status that is tried again.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from tlsproxy.errors import FailureKind, TlsproxyError
 from tlsproxy.snapshot.generation import Generation, propose
-from tlsproxy.snapshot.name_resolution import AT_START, NameResolver, names_of
+from tlsproxy.snapshot.name_resolution import START_DEADLINE, NameResolver, names_of
 from tlsproxy.snapshot.validation import InputReading
 
 if TYPE_CHECKING:
@@ -23,27 +23,25 @@ if TYPE_CHECKING:
     from tlsproxy.snapshot.files import Inputs
     from tlsproxy.snapshot.states import Fault, Input
 
-_FOR_GOOD: Final = (FailureKind.INPUT, FailureKind.AGE)
-"""Kinds that wait for a person."""
+_PERMANENT: Final = (FailureKind.INPUT, FailureKind.AGE)
+"""Kinds that need a person."""
 
 
 class CannotStart(TlsproxyError):
-    """Of kind ``INPUT`` or ``AGE`` where a person has to change something, else ``ENVIRONMENT``: the same may succeed
-    later.
-    """
+    """Kind ``INPUT`` or ``AGE`` if a person has to change something, else ``ENVIRONMENT``: a retry may succeed."""
 
     def __init__(self, faults: Iterable[Fault]) -> None:
         found = list(faults)
-        wrong = [fault for fault in found if fault.kind in _FOR_GOOD]
+        wrong = [fault for fault in found if fault.kind in _PERMANENT]
         later = (f"{fault.text}: a start will be tried again" for fault in found)
         super().__init__("\n".join([fault.text for fault in wrong] or later))
         kinds = {fault.kind for fault in wrong}
-        self.kind = next((kind for kind in _FOR_GOOD if kind in kinds), FailureKind.ENVIRONMENT)
+        self.kind = next((kind for kind in _PERMANENT if kind in kinds), FailureKind.ENVIRONMENT)
 
 
 @dataclass(frozen=True, slots=True)
 class FirstGeneration:
-    """``inputs`` are those that it was made of, ``faults`` what it had to do without."""
+    """The first generation with its ``inputs``, and the ``faults`` of those that it leaves out."""
 
     generation: Generation
     inputs: Inputs
@@ -53,16 +51,16 @@ class FirstGeneration:
 def first_generation(
     config_path: Path, environ: Mapping[str, str], inputs: Inputs, documents: Mapping[KeySource, bytes]
 ) -> FirstGeneration:
-    """Blocks. Raises ConfigError, MaterialError or CannotStart."""
+    """Build it. Blocks. Raises ConfigError, MaterialError or CannotStart."""
     config = inputs.loaded.config
-    resolved = NameResolver().resolve(names_of(config, config), AT_START)
+    resolved = NameResolver().resolve(names_of(config, config), START_DEADLINE)
     proposal = propose(InputReading(config_path, environ, inputs, resolved, documents), None, time.time())
     faults = proposal.faults
-    if proposal.generation is None or any(_keeps_from_starting(*each) for each in faults.items()):
+    if proposal.generation is None or any(_prevents_start(*each) for each in faults.items()):
         raise CannotStart(faults.values())
     return FirstGeneration(proposal.generation, inputs, faults)
 
 
-def _keeps_from_starting(which: Input, fault: Fault) -> bool:
-    """A file that could not be read does; a date that is to come does not, nor a name without addresses."""
-    return fault.kind in _FOR_GOOD or (fault.kind is FailureKind.ENVIRONMENT and which.kind != "name")
+def _prevents_start(subject: Input, fault: Fault) -> bool:
+    """An unreadable file does; a date in the future and an unresolved name do not."""
+    return fault.kind in _PERMANENT or (fault.kind is FailureKind.ENVIRONMENT and subject.kind != "name")

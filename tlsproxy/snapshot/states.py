@@ -1,8 +1,8 @@
-"""The states of inputs: what an input's files have been made into, and why they hold something else by now.
+"""States of inputs, and faults of their files.
 
-An input is one thing that is judged for itself (:mod:`tlsproxy.snapshot.validation`). A good state outlives the file
-that it came from; a generation is made of the best state of each input, and two generations share the states that are
-the same.
+An input is validated for itself (:mod:`tlsproxy.snapshot.validation`). Its last good state outlives the file's content:
+after a broken write of the key, the former pair of certificate and key is still there. A generation consists of the
+best state of each input, and generations share equal states.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ InputKind: TypeAlias = Literal[
     "configuration", "certificate", "authorities", "crl", "secret", "public_keys", "name", "publication"
 ]
 """``certificate`` is the server's, with its key and passphrase; ``public_keys`` are those of a token issuer.
-``publication`` is what has been judged good and could not be built or published."""
+``publication`` stands for a valid whole that could not be built or published."""
 
 
 PublicKeys: TypeAlias = "Mapping[str, tuple[VerificationKey, ...]]"
-"""By the form and algorithm in which a file was read."""
+"""By the format and algorithm that a file was parsed for: `"pem ES256"`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Input:
-    """``name`` is a path, or what is to be resolved."""
+    """``name`` is a path, or the key of a name to resolve (`upstream.rest`)."""
 
     kind: InputKind
     name: str
@@ -49,9 +49,9 @@ class Input:
 
 @dataclass(frozen=True, slots=True)
 class InputState(Generic[T]):
-    """A good state, known by the ``digest`` of ``data``, from which it can be made anew.
+    """A good state, identified by the ``digest`` of ``data``, from which it can be rebuilt.
 
-    ``read`` is the digest of the bytes that were read for it; empty where they are not wholly in force.
+    ``read`` is the digest of the file content; empty if the state leaves out a part of it.
     """
 
     value: T = field(repr=False, compare=False)
@@ -67,10 +67,10 @@ class InputState(Generic[T]):
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """Why what an input's files hold is not, or not wholly, what serves. ``moment`` is there for ``TIME``.
+    """The reason why an input's files are not, or not completely, in force. Kind ``TIME`` has a ``moment``.
 
-    ``read`` is the digest of what was judged at ``at`` (seconds since the epoch), empty where it is always judged anew.
-    ``kept``: the last good state serves.
+    ``read`` is the digest of the content validated at ``at`` (seconds since the epoch); empty if it is validated again
+    each time. ``kept``: the last good state is in force.
     """
 
     text: str
@@ -81,7 +81,7 @@ class Fault:
     kept: bool
 
     def stands(self, now: float) -> bool:
-        """Whether judging the same again would have the same outcome. A clock that goes back may have been wrong."""
+        """Whether the same content would fail again. After a clock that was set back it is validated again."""
         if self.kind is FailureKind.ENVIRONMENT or now < self.at:
             return False
         return self.moment is None or now < self.moment
@@ -89,7 +89,7 @@ class Fault:
 
 @dataclass(frozen=True, slots=True)
 class States:
-    """The best state of each input. ``names`` and ``documents`` are those that the configuration asks for."""
+    """The best state of each input. ``names`` and ``documents`` are the configuration's."""
 
     configuration: InputState[Loaded]
     server: InputState[ServerCertificate]

@@ -1,8 +1,8 @@
-"""Inputs judged each for itself: of each the best state that there is, and why its files hold another.
+"""Validation of each input for itself: its best state, and the fault if its files hold another.
 
-Bytes that serve are not judged again: age is no fault of a file. What is bad keeps the last good state, what is not
-valid yet waits beside it, and neither keeps any other input from its best state. So what takes rights away is
-published whatever else is wrong. Pure, but for the trial handshake that it is given.
+Bytes in force are not validated again: age is no fault of a file. A bad file keeps its last good state, and one that is
+not valid yet waits beside it; neither holds up another input. So a removed role or a revocation is published even if
+the server certificate is broken at the same time. Pure, except for the trial handshake that it is given.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from tlsproxy.config.secrets import known_keys, repeated_keys, secret_files, sec
 from tlsproxy.config.tokens import key_file, key_sources, keys_in
 from tlsproxy.errors import FailureKind, MaterialError, TlsproxyError
 from tlsproxy.snapshot.candidates import (
+    Candidate,
     CrlFile,
     Data,
-    Made,
-    Places,
+    SeriesOf,
     ServerPair,
     authorities_in,
-    none_early,
-    places_among,
+    series_among,
+    without_early,
 )
 from tlsproxy.snapshot.name_resolution import Resolved, names_of
 from tlsproxy.snapshot.states import Fault, Input, InputState, PublicKeys, States, digest_of
@@ -55,9 +55,9 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class InputReading:
-    """What there is to judge. ``resolved`` has the names of ``inputs.loaded``, ``documents`` its key sets by URL.
+    """Inputs to validate. ``resolved`` has the names of ``inputs.loaded``, ``documents`` its key sets by URL.
 
-    ``started`` is the configuration that the process started with; None for that of ``inputs``.
+    ``started`` is the configuration at the process's start; None for that of ``inputs``.
     """
 
     config_path: Path
@@ -70,7 +70,7 @@ class InputReading:
 
 @dataclass(frozen=True, slots=True)
 class ServingInputs:
-    """What serves: its states, whom it trusts, and the server's chain as clients are sent it."""
+    """Inputs in force: states, trust, and the server's chain as it is sent to clients."""
 
     states: States
     trust: Trust = field(repr=False)
@@ -79,7 +79,7 @@ class ServingInputs:
 
 @dataclass(frozen=True, slots=True)
 class InputJudgement:
-    """``states`` is None where there is nothing to serve with."""
+    """``states`` is None if an input without which nothing can be served has no good state."""
 
     states: States | None
     faults: Mapping[Input, Fault]
@@ -92,10 +92,10 @@ Authorities: TypeAlias = "InputState[tuple[x509.Certificate, ...]] | None"
 def judge(
     reading: InputReading, serving: ServingInputs | None, faults: Mapping[Input, Fault], now: float, trial: Trial
 ) -> InputJudgement:
-    """``faults`` are those of the judgement before, ``now`` is seconds since the epoch.
+    """Validate all inputs. ``faults`` are the previous ones, ``now`` is seconds since the epoch.
 
-    ``trial`` raises MaterialError where no handshake can be made. Raises ConfigError where the configuration does not
-    go with the other inputs and there is none before it.
+    ``trial`` raises MaterialError if a handshake fails. Raises ConfigError if the configuration contradicts the other
+    inputs and there is no former one to fall back on.
     """
     former = serving.states.configuration if serving is not None else None
     failure = reading.inputs.failures.get(reading.config_path)
@@ -106,23 +106,23 @@ def judge(
         same = former is not None and former.value == loaded
         configuration = former if former is not None and same else InputState.of(loaded, (_bytes_of(reading),))
     try:
-        judged = _Judge(reading, configuration, serving, faults, now, trial).judged()
+        validated = _Validator(reading, configuration, serving, faults, now, trial).validated()
     except ConfigError as error:
         if former is None or configuration is former:
             raise
-        judged, failure = _Judge(reading, former, serving, faults, now, trial).judged(), error
+        validated, failure = _Validator(reading, former, serving, faults, now, trial).validated(), error
     if failure is None:
-        return judged
+        return validated
     fault = Fault(str(failure), failure.kind, failure.moment, "", now, kept=True)
-    return replace(judged, faults={Input("configuration", str(reading.config_path)): fault, **judged.faults})
+    return replace(validated, faults={Input("configuration", str(reading.config_path)): fault, **validated.faults})
 
 
 def _bytes_of(reading: InputReading) -> bytes:
     return reading.inputs.files[reading.config_path]
 
 
-class _Judge:
-    """By one configuration. Files that were not read for it keep the state that they have."""
+class _Validator:
+    """Validation under one configuration. Files that were not read for it keep their state."""
 
     def __init__(
         self,
@@ -143,7 +143,7 @@ class _Judge:
         self._trial = trial
         self._faults: dict[Input, Fault] = {}
 
-    def judged(self) -> InputJudgement:
+    def validated(self) -> InputJudgement:
         authorities = self._constrained(self._authorities())
         server = self._server(authorities)
         crls, secrets = self._crls(authorities), self._secrets()
@@ -160,17 +160,17 @@ class _Judge:
 
     def _best(
         self,
-        which: Input,
+        subject: Input,
         paths: Sequence[Path],
         former: InputState[T] | None,
-        made: Callable[[Data], Made[T]],
-        beside: str = "",
+        candidate: Callable[[Data], Candidate[T]],
+        depends_on: str = "",
     ) -> InputState[T] | None:
-        """``beside``: the digest of whatever else the outcome depends on."""
+        """The best state of one input. ``depends_on`` is a digest of other inputs that its outcome depends on."""
         inputs, kept = self._reading.inputs, former is not None
         for path in paths:
             if (failure := inputs.failures.get(path)) is not None:
-                self._tell(which, failure, "", kept=kept)
+                self._report(subject, failure, "", kept=kept)
                 return former
         if any(path not in inputs.files for path in paths):
             return former
@@ -178,29 +178,29 @@ class _Judge:
         read = digest_of(data)
         if former is not None and former.read == read:
             return former
-        judged = f"{read} {self._configuration.digest} {beside}"
-        fault = self._former_faults.get(which)
+        judged = f"{read} {self._configuration.digest} {depends_on}"
+        fault = self._former_faults.get(subject)
         if fault is not None and fault.read == judged and fault.stands(self._now):
-            self._faults[which] = fault
+            self._faults[subject] = fault
             return former
         try:
-            state, wrong = made(data)
+            state, left_out = candidate(data)
         except MaterialError as error:
-            self._tell(which, error, judged, kept=kept)
+            self._report(subject, error, judged, kept=kept)
             return former
-        except (OSError, MemoryError) as error:  # no descriptor, no memory: not the files' fault
+        except (OSError, MemoryError) as error:  # no descriptor or no memory: no fault of the files
             reason = (error.strerror if isinstance(error, OSError) else "") or type(error).__name__
             text = f"cannot be judged now: {reason}"
-            self._tell(which, MaterialError(which.name, text, FailureKind.ENVIRONMENT), judged, kept=kept)
+            self._report(subject, MaterialError(subject.name, text, FailureKind.ENVIRONMENT), judged, kept=kept)
             return former
-        if wrong is not None:
-            self._tell(which, wrong, judged, kept=True)
+        if left_out is not None:
+            self._report(subject, left_out, judged, kept=True)
         if former is not None and (former == state or former.value == state.value):
             return replace(former, read=state.read)
         return state
 
-    def _tell(self, which: Input, error: TlsproxyError, read: str, *, kept: bool) -> None:
-        self._faults[which] = Fault(str(error), error.kind, error.moment, read, self._now, kept)
+    def _report(self, subject: Input, error: TlsproxyError, read: str, *, kept: bool) -> None:
+        self._faults[subject] = Fault(str(error), error.kind, error.moment, read, self._now, kept)
 
     # Certificates and CRLs
 
@@ -209,14 +209,16 @@ class _Judge:
         if path is None:
             return None
         former = self._former.authorities if self._former is not None else None
-        which = Input("authorities", str(path))
-        return self._best(which, [path], former, lambda data: authorities_in(path, data, former, self._now))
+        subject = Input("authorities", str(path))
+        return self._best(subject, [path], former, lambda data: authorities_in(path, data, former, self._now))
 
     def _constrained(self, authorities: Authorities) -> Authorities:
-        """A new constraint must name a CA. One that was accepted may lose its CA, which nothing keeps from going, but
-        until it has one again no CA comes: it might be the one that is to be confined. Raises ConfigError.
+        """Apply `tls.ca_constraints`: a new one must name a CA of the file, else ConfigError is raised.
+
+        The CA of an accepted constraint may be removed. From then on no CA is added until the constraint names one
+        again: a re-issued CA, for example, has another digest than its `ca_sha256`, and would come in unconfined.
         """
-        if authorities is None or any(which.kind == "authorities" for which in self._faults):
+        if authorities is None or any(subject.kind == "authorities" for subject in self._faults):
             return authorities
         accepted = self._former.configuration.value.config.tls.ca_constraints if self._former is not None else ()
         found = list(unnamed_constraints(self._config, [anchor_of(one) for one in authorities.value]))
@@ -225,12 +227,12 @@ class _Judge:
         if not found or former is None or set(authorities.value) <= set(former.value):
             return authorities
         problems = "\n".join(map(str, self._located(finding for _, finding in found)))
-        self._tell(Input("authorities", str(self._config.tls.ca_cert)), TlsproxyError(problems), "", kept=True)
-        still = tuple(one for one in former.value if one in authorities.value)
-        if not still:
+        self._report(Input("authorities", str(self._config.tls.ca_cert)), TlsproxyError(problems), "", kept=True)
+        remaining = tuple(ca for ca in former.value if ca in authorities.value)
+        if not remaining:
             return former
-        pem = b"".join(one.public_bytes(Encoding.PEM) for one in still)
-        return former if still == former.value else InputState.of(still, (pem,), whole=False)
+        pem = b"".join(ca.public_bytes(Encoding.PEM) for ca in remaining)
+        return former if remaining == former.value else InputState.of(remaining, (pem,), whole=False)
 
     def _located(self, found: Iterable[Finding]) -> tuple[Problem, ...]:
         reading = self._reading
@@ -250,33 +252,35 @@ class _Judge:
             self._trial,
         )
         former = self._former.server if self._former is not None else None
-        return self._best(Input("certificate", str(tls.cert)), paths, former, lambda data: pair.made(data, self._now))
+        return self._best(
+            Input("certificate", str(tls.cert)), paths, former, lambda data: pair.candidate(data, self._now)
+        )
 
     def _crls(self, authorities: Authorities) -> dict[Path, InputState[tuple[Crl, ...]]]:
         tls, former = self._config.tls, self._former.crls if self._former is not None else {}
         known = authorities.value if authorities is not None else ()
-        place = places_among((*known, *(self._serving.trust.configured if self._serving is not None else ())))
+        place = series_among((*known, *(self._serving.trust.configured if self._serving is not None else ())))
         states = {}
         for path in tls.crl:
             if (state := self._crl(path, former.get(path), authorities, place)) is not None:
                 states[path] = state
         missing = next((path for path in tls.crl if path not in states), None)
-        gone = tuple(crl for path, state in former.items() if path not in tls.crl for crl in state.value)
-        if missing is not None and gone:
-            # Whose place it takes is not known as long as it cannot be read: what was revoked stays revoked.
-            states[missing] = InputState.of(gone, tuple(crl.der for crl in gone), whole=False)
-            self._tell_kept(missing, kept=True)
-        found = none_early(states, place, self._now)
+        dropped = tuple(crl for path, state in former.items() if path not in tls.crl for crl in state.value)
+        if missing is not None and dropped:
+            # It may be the successor of a removed file, which shows once it can be read: until then revocations stay.
+            states[missing] = InputState.of(dropped, tuple(crl.der for crl in dropped), whole=False)
+            self._mark_kept(missing, kept=True)
+        found = without_early(states, place, self._now)
         for path in states.keys() - found.keys():
-            self._tell_kept(path, kept=False)
+            self._mark_kept(path, kept=False)
         return found
 
-    def _tell_kept(self, path: Path, *, kept: bool) -> None:
-        if (fault := self._faults.get(which := Input("crl", str(path)))) is not None:
-            self._faults[which] = replace(fault, kept=kept)
+    def _mark_kept(self, path: Path, *, kept: bool) -> None:
+        if (fault := self._faults.get(subject := Input("crl", str(path)))) is not None:
+            self._faults[subject] = replace(fault, kept=kept)
 
     def _crl(
-        self, path: Path, former: InputState[tuple[Crl, ...]] | None, authorities: Authorities, place: Places
+        self, path: Path, former: InputState[tuple[Crl, ...]] | None, authorities: Authorities, place: SeriesOf
     ) -> InputState[tuple[Crl, ...]] | None:
         file = CrlFile(
             path,
@@ -286,8 +290,10 @@ class _Judge:
             place,
             crl_policy(self._config.tls).deny_expired,
         )
-        beside = "" if authorities is None else authorities.digest
-        return self._best(Input("crl", str(path)), [path], former, lambda data: file.made(data, self._now), beside)
+        depends_on = "" if authorities is None else authorities.digest
+        return self._best(
+            Input("crl", str(path)), [path], former, lambda data: file.candidate(data, self._now), depends_on
+        )
 
     # Keys and names
 
@@ -305,17 +311,17 @@ class _Judge:
                 index = next(index for index, key in enumerate(self._config.keys) if key.name == name)
                 self._refuse([Finding(("keys", index), text)])
                 break
-            self._tell(Input("secret", str(new)), MaterialError(str(new), text), "", kept=new in former)
+            self._report(Input("secret", str(new)), MaterialError(str(new), text), "", kept=new in former)
             del states[new]
             if new in former:
                 states[new] = former[new]
         return states
 
     def _secret(self, path: Path, former: InputState[str] | None) -> InputState[str] | None:
-        def made(data: Data) -> Made[str]:
+        def candidate(data: Data) -> Candidate[str]:
             return InputState.of(secret_in(path, data[0]), data), None
 
-        return self._best(Input("secret", str(path)), [path], former, made)
+        return self._best(Input("secret", str(path)), [path], former, candidate)
 
     def _repeated(self, states: Mapping[Path, InputState[str]]) -> tuple[str, str, tuple[Path, ...]] | None:
         keys = known_keys(self._config, lambda path: states[path].data[0] if path in states else None)
@@ -328,26 +334,26 @@ class _Judge:
             if (path := key_file(issuer)) is not None:
                 issuers.setdefault(path, []).append(issuer)
         states = {}
-        for path, those in issuers.items():
-            if (state := self._public_key(path, those, former.get(path))) is not None:
+        for path, users in issuers.items():
+            if (state := self._public_key(path, users, former.get(path))) is not None:
                 states[path] = state
         return states
 
     def _public_key(
         self, path: Path, issuers: Sequence[JwtIssuer], former: InputState[PublicKeys] | None
     ) -> InputState[PublicKeys] | None:
-        """A state is good for the forms and algorithms in which it was read."""
+        """A state serves only the formats and algorithms that it was parsed for."""
         uses = {f"{'jwks' if one.pem is None else 'pem'} {one.algorithm}": one for one in issuers}
         if former is not None and not former.value.keys() >= uses.keys():
             former = None
 
-        def made(data: Data) -> Made[PublicKeys]:
+        def candidate(data: Data) -> Candidate[PublicKeys]:
             return InputState.of({use: keys_in(one, data[0]) for use, one in uses.items()}, data), None
 
-        return self._best(Input("public_keys", str(path)), [path], former, made)
+        return self._best(Input("public_keys", str(path)), [path], former, candidate)
 
     def _names(self) -> dict[str, Resolved]:
-        """An answer with the addresses of before, in whatever order, is no news."""
+        """Addresses of all names; the same addresses in another order change nothing."""
         found = {}
         former = self._former.names if self._former is not None else {}
         for name, url in names_of(self._config, self._reading.started or self._config).items():
@@ -359,7 +365,7 @@ class _Judge:
                 continue
             if answer.error:
                 error = MaterialError(name, answer.error, FailureKind.ENVIRONMENT)
-                self._tell(Input("name", name), error, "", kept=bool(before.addresses))
+                self._report(Input("name", name), error, "", kept=bool(before.addresses))
             elif set(answer.addresses) != set(before.addresses):
                 found[name] = answer
         return found

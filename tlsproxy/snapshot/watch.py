@@ -1,8 +1,7 @@
-"""Noticing that an input of the generation has changed: by content, on a monotonic clock.
+"""Detection of changed inputs: by content, on a monotonic clock.
 
-Every poll reads all inputs and compares a digest over their bytes, because nothing less is reliable: times and sizes
-can stay the same, and notifications miss the ways in which certificates are replaced in practice. Notifications only
-make the next poll prompt. Nothing is built or published here.
+Every poll reads all inputs and compares a digest over their bytes. Nothing less is reliable: times and sizes can stay
+the same, and notifications miss common ways of replacing certificates (a swapped link). They only prompt the next poll.
 """
 
 from __future__ import annotations
@@ -26,18 +25,18 @@ if TYPE_CHECKING:
     from tlsproxy.snapshot.files import Inputs
 
 JITTER: Final = 0.1
-"""Share of the interval by which polls are spread, so that many gateways on one file server do not read in step."""
+"""Share of the interval by which polls vary, so that many gateways on one file server do not poll in step."""
 
 
 class Watcher:
-    """``inputs`` are those of the last reading, with what could not be read of them.
+    """``inputs`` are the last reading, with the files that could not be read.
 
-    The last state that was yielded, or handed over to :meth:`seen`, is not yielded again. So inputs that cannot be used
-    are tried once and then left alone until they change; files that could not be read are read again at each poll.
+    A state that was yielded, or passed to :meth:`seen`, is not yielded again. So bad inputs are tried once, and again
+    when they change; unreadable files are read again at each poll.
     """
 
     def __init__(self, config_path: Path, environ: Mapping[str, str], inputs: Inputs) -> None:
-        """``inputs`` have been read already, and serve."""
+        """``inputs`` are in force."""
         self._config_path = config_path
         self._environ = environ
         self._state = inputs.digest
@@ -47,12 +46,12 @@ class Watcher:
         self.inputs = inputs
 
     async def read(self) -> Inputs:
-        """The inputs as they are now, for a poll or a reload.
+        """Read the inputs, for a poll or a reload.
 
-        One reading at a time, each beside the one before: a file that is being written stays as it was found last. Were
-        it to stay as an older reading found it, a reload would bring back what a former one took away.
+        Readings are serialised, each based on the last one: a file that is being written stays as it was found last.
+        Based on an older reading, a reload could bring back a right that a former reload took away.
 
-        The files of the configuration that serves are among them: one that is refused keeps none from being judged.
+        Files of the configuration in force are read too, so that a refused configuration holds up none of them.
         """
         async with self._reading:
             self.inputs = await in_thread(
@@ -61,7 +60,7 @@ class Watcher:
             return self.inputs
 
     def serves(self, config: Config) -> None:
-        """Called with the configuration after each publication. Files that only a former one named are dropped."""
+        """Note the configuration in force after a publication. Files that only a former one named are dropped."""
         self._serving, read = config, self.inputs
         if read.loaded.config == config:
             self.inputs = confined(read, self._config_path)
@@ -69,14 +68,14 @@ class Watcher:
                 self._state = self.inputs.digest
 
     def seen(self, digest: str) -> None:
-        """The inputs with this digest serve now."""
+        """Note that the inputs with this digest have been dealt with."""
         self._state = digest
         self._renewed = time.monotonic()
 
     async def changes(self) -> AsyncGenerator[str, None]:
-        """Yield ``poll`` or ``watch`` when the inputs have changed, ``ttl`` when `tls.cert_ttl` is over.
+        """Yield ``poll`` or ``watch`` when inputs have changed, ``ttl`` when `tls.cert_ttl` has passed.
 
-        Runs until it is cancelled or closed (`contextlib.aclosing`), and leaves no task behind then. One at a time.
+        Runs until it is cancelled or closed (`contextlib.aclosing`), and leaves no task behind. One at a time.
         """
         hint = FileNotifications()
         try:
@@ -102,12 +101,12 @@ class Watcher:
         return "ttl" if self._ttl_left() <= 0 else ""
 
     def _ttl_left(self) -> float:
-        """Seconds until a rebuild is due. Qdrant's ``cert_ttl: 0`` means never."""
+        """Seconds until a rebuild is due. With Qdrant's ``cert_ttl: 0`` that is never."""
         ttl = self.inputs.loaded.config.tls.cert_ttl
         return self._renewed + ttl - time.monotonic() if ttl else float("inf")
 
     async def _pause(self, stirred: asyncio.Event) -> bool:
-        """Wait for the next poll. True where a notification made it due."""
+        """Wait for the next poll. Whether a notification prompted it."""
         spread = random.uniform(1 - JITTER, 1 + JITTER)  # noqa: S311 - spreads load, guards nothing
         seconds = min(self.inputs.loaded.config.tls.poll_interval * spread, max(self._ttl_left(), 0.0))
         with suppress(TimeoutError):

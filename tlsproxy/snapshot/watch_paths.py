@@ -1,7 +1,7 @@
-"""Which directories to watch for a set of files: all in which a change could lead a path to other bytes.
+"""Directories to watch for a set of files: all in which a change could give a path other content.
 
-A path leads to its file through links, in its last part (certbot's live/, Kubernetes' ..data) or before it, and each is
-an entry of some directory that can be replaced there. It reads no content and opens no file.
+Links may be anywhere on the way, and each is a replaceable entry of a directory. For /etc/certs/live/tls.pem, where
+`live` is a link to `v7`, these are /etc/certs (entry `live`) and /etc/certs/v7 (entry `tls.pem`). No file is opened.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
 MAX_LINKS: Final = 40
-"""As many as Linux follows (path_resolution(7))."""
+"""Linux's own limit (path_resolution(7))."""
 
 
 @dataclass(frozen=True, slots=True)
 class WatchPaths:
-    """``directories`` that exist, each with device and inode: one that was recreated must be watched anew.
+    """Existing ``directories`` with device and inode, since a recreated one must be watched anew.
 
-    ``entries`` are the paths in them that matter, the directories themselves included.
+    ``entries`` are the relevant paths in them, the directories themselves included.
     """
 
     directories: Mapping[Path, tuple[int, int]]
@@ -33,7 +33,10 @@ class WatchPaths:
 
 
 def places_of(paths: Iterable[Path], timeout: float) -> WatchPaths:
-    """Blocks for ``timeout`` seconds where a file system does not answer, and has no places of a path on it then."""
+    """Directories and entries of all paths.
+
+    Blocks for ``timeout`` seconds if a file system does not answer, and leaves its paths out.
+    """
     calls = {path: partial(_places, path.absolute()) for path in paths}
     directories: dict[Path, tuple[int, int]] = {}
     entries: set[str] = set()
@@ -47,7 +50,7 @@ def places_of(paths: Iterable[Path], timeout: float) -> WatchPaths:
 def _places(path: Path) -> WatchPaths:
     entries, directories = set(_entries(path)), {}
     for entry in list(entries):
-        # Where a directory is not there the one above it has its entry: it may come back.
+        # The entry of a missing directory is watched in the one above: it may come back.
         for directory in entry.parents:
             entries.add(directory)
             try:
@@ -61,7 +64,7 @@ def _places(path: Path) -> WatchPaths:
 
 
 def _entries(path: Path) -> Iterator[Path]:
-    """Each link on the way to the file, and the file, by paths that have no link before their last part."""
+    """Each link on the way to the file, and the file; no path has a link before its last part."""
     current = Path(path.anchor)
     todo = list(reversed(path.parts[1:]))
     links = 0
@@ -73,7 +76,7 @@ def _entries(path: Path) -> Iterator[Path]:
         step = current / part
         try:
             target = step.readlink() if step.is_symlink() else None
-        except OSError:  # not for us, or replaced at this moment; the next pass finds where it leads
+        except OSError:  # not readable, or being replaced: the next poll finds its target
             yield step
             return
         if target is None:

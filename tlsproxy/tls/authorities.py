@@ -1,6 +1,6 @@
-"""The CAs of `tls.ca_cert` → trust anchors, and a certificate of a file → the chain that a handshake would find.
+"""Trust anchors from the CAs of `tls.ca_cert`, and the chain above a certificate in a file.
 
-Nothing that serves rests on chains of this module: those of connections are OpenSSL's.
+Such chains are for `explain` alone: those of connections are OpenSSL's.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def anchors_of(tls: Tls, authorities: Sequence[x509.Certificate]) -> Anchors:
-    """Those of the file that are in force, with what `tls.ca_constraints` confine them to."""
+    """Anchors of the CAs in force, confined by `tls.ca_constraints`."""
     anchors = [anchor_of(certificate) for certificate in authorities]
     by_name: dict[str, list[int]] = {}
     for place, anchor in enumerate(anchors):
@@ -39,9 +39,9 @@ def anchors_of(tls: Tls, authorities: Sequence[x509.Certificate]) -> Anchors:
 
 
 def chain_above(certificates: Sequence[x509.Certificate], authorities: Sequence[x509.Certificate]) -> list[Anchor]:
-    """The issuers of the first certificate up to a trust anchor; the others are intermediates that are sent with it.
+    """Issuers of the first certificate up to a trust anchor; the other certificates are its intermediates.
 
-    Empty where none is reached. Dates and revocations are not looked at.
+    Empty if no anchor is reached. Dates and revocations are not checked.
     """
     chain = [certificates[0]]
     while chain[-1] not in authorities or len(chain) == 1:

@@ -1,4 +1,4 @@
-"""What is told of certificates and CRLs to people, metrics and the connection index. No secrets, no decisions."""
+"""Facts of certificates and CRLs for the status, metrics and logs. No secrets, no decisions."""
 
 from __future__ import annotations
 

@@ -1,7 +1,9 @@
-"""Certificate chains of clients as small values, and the rules by which one certificate may stand above another.
+"""Client certificate chains as small values, and the rules for a possible issuer.
 
-They are OpenSSL's at its security level 2, so that who stays is who would be let in. A chain keeps what the client sent
-beside the path that OpenSSL verified: after the CAs have changed, another path may be the one that counts.
+The rules are those of OpenSSL at security level 2, so that a connection stays exactly if a new handshake would succeed.
+A chain keeps the certificates that the client sent beside the path that OpenSSL verified: after a change of CAs another
+path may be valid. For example, the client sends leaf and intermediate; its root is replaced by a cross-signed one of
+the same name and key, and the path ends there.
 """
 
 from __future__ import annotations
@@ -26,16 +28,16 @@ from tlsproxy.tls.servercert import is_authority, issued_by
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-SENT: Final = 16
-"""Certificates of a client that are looked at beside the verified path: no chain is as long."""
-LARGEST: Final = 8192
-"""Bytes of such a one: what a client sends is remembered."""
-REMEMBERED: Final = 1024
+MAX_SENT: Final = 16
+"""Most certificates of a client that are kept beside the verified path: no chain is as long."""
+MAX_SIZE: Final = 8192
+"""Most bytes of such a certificate, since they are kept."""
+CACHED: Final = 1024
 
-_FACTORED: Final = 1984
-"""Bits of an RSA or DSA key from which OpenSSL grants it the 112 bits of security that level 2 asks for."""
-_CURVE: Final = 224
-_HANDLED: Final = frozenset(
+_MIN_BITS: Final = 1984
+"""Least bits of an RSA or DSA key for the 112 bits of security that OpenSSL's level 2 requires."""
+_MIN_CURVE_BITS: Final = 224
+_KNOWN_CRITICAL: Final = frozenset(
     {
         ExtensionOID.BASIC_CONSTRAINTS,
         ExtensionOID.CERTIFICATE_POLICIES,
@@ -54,7 +56,7 @@ _HANDLED: Final = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class KeyIdentifier:
-    """An authority key identifier (RFC 5280 section 4.2.1.1); None is for what it does not say."""
+    """An authority key identifier (RFC 5280 section 4.2.1.1); None for absent fields."""
 
     key: bytes | None = None
     serial: int | None = None
@@ -65,9 +67,9 @@ class KeyIdentifier:
 class ChainCertificate:
     """One certificate. Names are :func:`~tlsproxy.tls.certinfo.issuer_key`, digests lower-case hex, times in seconds.
 
-    ``points`` are the names of its CRL distribution points. A leaf has no more than these. Of a CA ``key`` is the
-    digest of its public key, ``constraints`` are its name constraints (DER), ``defect`` says why nobody is verified by
-    it, and ``certificate`` is for verifying signatures.
+    ``points`` are the names of its CRL distribution points. The fields below ``named`` are of CAs only: ``key``
+    digests the public key, ``constraints`` are name constraints (DER), ``defect`` is the reason why it verifies no
+    client, ``certificate`` is for verifying signatures.
     """
 
     sha256: str
@@ -94,7 +96,7 @@ class ChainCertificate:
         return hash(self.sha256)
 
     def may_be_below(self, above: ChainCertificate) -> bool:
-        """Whether OpenSSL takes the other for a possible issuer: by names and key identifiers, not by key."""
+        """Whether OpenSSL considers ``above`` a possible issuer: by names and key identifiers, not by key."""
         named = self.named
         return (
             above.subject == self.issuer
@@ -104,17 +106,17 @@ class ChainCertificate:
         )
 
     @property
-    def leads_on(self) -> bool:
-        """Whether OpenSSL looks for an issuer. Of one that signed itself it knows no other certificate."""
+    def has_issuer(self) -> bool:
+        """Whether OpenSSL looks for an issuer: not above a self-issued certificate."""
         return not (self.weakly_signed or self.may_be_below(self))
 
 
 @dataclass(frozen=True, slots=True)
 class Chain:
-    """``verified`` is the path that OpenSSL found, leaf first; empty where it is not known or cannot be read.
+    """``verified`` is OpenSSL's path, leaf first; empty if it is unknown or cannot be read.
 
-    ``sent`` are the CA certificates that came with the leaf and may stand above it or another one, in their order: what
-    the client will send again. Of the path's own some may have come from the CA file of their time.
+    ``sent`` are the CA certificates that the client sent, in its order, as far as they are possible issuers: it will
+    send them again. Certificates of ``verified`` may have come from the CA file instead.
     """
 
     verified: tuple[ChainCertificate, ...]
@@ -125,38 +127,41 @@ class Chain:
         return self.verified[1:]
 
     def signed(self, below: ChainCertificate, above: ChainCertificate) -> bool:
-        """By name and key. OpenSSL has verified the signatures of the path; another is verified here, once."""
+        """Whether ``above`` signed ``below``, by name and key.
+
+        Signatures off OpenSSL's path are verified here, once.
+        """
         if not below.may_be_below(above):
             return False
         signer = next((upper for lower, upper in pairwise(self.verified) if lower == below), None)
         return signer.key == above.key if signer is not None else _signed(below, above)
 
-    def constrained_anew(self, above: ChainCertificate) -> bool:
-        """Whether it has name constraints that no handshake has checked for this chain."""
+    def adds_constraints(self, above: ChainCertificate) -> bool:
+        """Whether ``above`` has name constraints that the handshake did not check for this chain."""
         return bool(above.constraints) and all(above.constraints != one.constraints for one in self.verified)
 
 
-def looked_at(sent: Sequence[bytes]) -> tuple[bytes, ...]:
-    """Without the leaf, which comes first, and what no CA's certificate is."""
-    return tuple(der for der in sent[1 : 1 + SENT] if len(der) <= LARGEST)
+def kept_of(sent: Sequence[bytes]) -> tuple[bytes, ...]:
+    """Sent certificates that a chain keeps: without the leaf, which comes first, and without too large ones."""
+    return tuple(der for der in sent[1 : 1 + MAX_SENT] if len(der) <= MAX_SIZE)
 
 
 def chain_of(verified: Sequence[bytes], sent: Sequence[bytes]) -> Chain:
-    """Both are DER: the path leaf first, as the ssl module has it after a handshake, and the CAs that came with it."""
+    """The chain of a handshake: the verified path, leaf first, and the CA certificates that were sent (both DER)."""
     read = [authority_of(der) if place else _leaf(der) for place, der in enumerate(verified)]
     path = tuple(one for one in read if one is not None)
     if len(path) < len(verified):
         return Chain(())
     others = dict.fromkeys(one for one in map(authority_of, sent) if one is not None)
     leading: list[ChainCertificate] = []
-    for below in itertools.chain(path, leading):  # which grows meanwhile
+    for below in itertools.chain(path, leading):  # ``leading`` grows meanwhile
         leading += [one for one in others if one not in leading and below.may_be_below(one)]
     return Chain(path, tuple(one for one in others if one in leading))
 
 
-@lru_cache(maxsize=REMEMBERED)
+@lru_cache(maxsize=CACHED)
 def authority_of(der: bytes) -> ChainCertificate | None:
-    """A CA's certificate, the same object for the same bytes while it is remembered; None where it cannot be read."""
+    """A CA certificate, cached by its bytes; None if it cannot be read."""
     try:
         certificate = x509.load_der_x509_certificate(der)
         constraints = extension_of(certificate.extensions, x509.BasicConstraints)
@@ -175,28 +180,28 @@ def authority_of(der: bytes) -> ChainCertificate | None:
             anchor=anchor,
             certificate=certificate,
         )
-    except Exception:  # noqa: BLE001 - whatever a parser of hostile bytes raises, the answer is: nobody's issuer
+    except Exception:  # noqa: BLE001 - hostile bytes, whatever the parser raises: no possible issuer
         return None
 
 
 def defect_of(authority: x509.Certificate) -> str:
-    """Why OpenSSL, at security level 2, verifies no client by this certificate, whatever else is there; "" for none."""
+    """The reason why OpenSSL at security level 2 verifies no client below this CA; "" for none."""
     extensions, key = authority.extensions, authority.public_key()
     usage = extension_of(extensions, x509.KeyUsage)
     purposes = extension_of(extensions, x509.ExtendedKeyUsage)
-    strange = [one.oid.dotted_string for one in extensions if one.critical and one.oid not in _HANDLED]
+    unknown = [one.oid.dotted_string for one in extensions if one.critical and one.oid not in _KNOWN_CRITICAL]
     if not is_authority(authority):
         return "is not a CA (its basic constraints do not say so)"
     if usage is not None and not usage.key_cert_sign:
         return "may not issue certificates: its key usage lacks keyCertSign"
     if purposes is not None and ExtendedKeyUsageOID.CLIENT_AUTH not in purposes:
         return "may not vouch for clients: its extended key usage lacks clientAuth"
-    if isinstance(key, rsa.RSAPublicKey | dsa.DSAPublicKey) and key.key_size < _FACTORED:
+    if isinstance(key, rsa.RSAPublicKey | dsa.DSAPublicKey) and key.key_size < _MIN_BITS:
         return f"has a key of {key.key_size} bits, which is too short"
-    if isinstance(key, ec.EllipticCurvePublicKey) and key.key_size < _CURVE:
+    if isinstance(key, ec.EllipticCurvePublicKey) and key.key_size < _MIN_CURVE_BITS:
         return f"has a key on {key.curve.name}, which is too weak"
-    if strange:
-        return f"has a critical extension that OpenSSL does not know ({strange[0]})"
+    if unknown:
+        return f"has a critical extension that OpenSSL does not know ({unknown[0]})"
     return ""
 
 
@@ -205,7 +210,7 @@ def _leaf(der: bytes) -> ChainCertificate | None:
         certificate = x509.load_der_x509_certificate(der)
         try:
             extensions = certificate.extensions
-        except Exception:  # noqa: BLE001 - as identity_of, which gives such a one no role
+        except Exception:  # noqa: BLE001 - as identity_of, which gives it no role
             extensions = x509.Extensions([])
         return _read(certificate, der, extensions)
     except Exception:  # noqa: BLE001 - as above
@@ -234,7 +239,7 @@ def _named(found: x509.AuthorityKeyIdentifier | None) -> KeyIdentifier:
     )
 
 
-@lru_cache(maxsize=4 * REMEMBERED)
+@lru_cache(maxsize=4 * CACHED)
 def _signed(below: ChainCertificate, above: ChainCertificate) -> bool:
     if below.certificate is None or above.certificate is None:
         return False

@@ -1,7 +1,7 @@
-"""Certificate revocation lists as their files hold them: parsed, complete, and without regard to CAs or the time.
+"""Parsing of certificate revocation lists, in PEM or DER.
 
-PEM or DER. Who signed one, and whether it is current, is for :mod:`tlsproxy.tls.trust`. A CRL that speaks for less than
-all revocations of its issuer (delta, indirect, some reasons) is refused, since it must not pass for the whole.
+Signer and dates are checked in :mod:`tlsproxy.tls.trust`. A partial CRL (delta, indirect, for some reasons) is refused:
+it must not pass for the complete list.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _DER: Final = re.compile(rb"\x30[\x81-\x84]")
 
 
 class Serials:
-    """An immutable set of serial numbers, in as many bytes as they have: of 300,000 with 20 bytes each 6 MB."""
+    """An immutable set of serial numbers in one sorted buffer: 6 MB for 300,000 of 20 bytes each."""
 
     __slots__ = ("_count", "_sorted", "_width")
 
@@ -69,9 +69,9 @@ def _width(number: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class CrlScope:
-    """The certificates of an issuer that a CRL is the whole list for (RFC 5280 section 5.2.5).
+    """The certificates of an issuer that a CRL covers (RFC 5280 section 5.2.5).
 
-    ``points`` are the names of its distribution point, as :func:`point_names` has them; empty for all certificates.
+    ``points`` are the names of its distribution point (:func:`point_names`); empty for all certificates.
     """
 
     points: frozenset[str] = frozenset()
@@ -79,7 +79,7 @@ class CrlScope:
     authorities: bool = True
 
     def covers(self, points: frozenset[str], *, authority: bool) -> bool:
-        """Whether a certificate with these distribution points is within. One without any is within all of them."""
+        """Whether a certificate with these distribution points is covered. One without any is covered by each CRL."""
         if not (self.authorities if authority else self.leaves):
             return False
         return not self.points or not points or not self.points.isdisjoint(points)
@@ -112,7 +112,7 @@ class Crl:
     der: bytes = field(repr=False)
 
     def signed_by(self, authority: x509.Certificate) -> bool:
-        """By name, key and the right to sign CRLs (RFC 5280 section 4.2.1.3)."""
+        """Whether ``authority`` signed it: by name, key, and its right to sign CRLs (RFC 5280 section 4.2.1.3)."""
         if issuer_key(authority.subject) != self.name or not _may_sign_crls(authority):
             return False
         try:
@@ -122,7 +122,7 @@ class Crl:
 
 
 def load_crls(path: str, data: bytes) -> tuple[Crl, ...]:
-    """Every CRL of a file, in PEM (one or several) or DER. Raises MaterialError."""
+    """All CRLs of a file: PEM (one or several) or DER. Raises MaterialError."""
     if _DER.match(data):
         return (_crl(path, data),)
     found = []
@@ -134,25 +134,25 @@ def load_crls(path: str, data: bytes) -> tuple[Crl, ...]:
 
 
 def crl_age(crl: Crl) -> tuple[float, int]:
-    """The greater, the newer."""
+    """A sort key: a greater one is newer."""
     return crl.this_update, -1 if crl.number is None else crl.number
 
 
 def older_than(new: Crl, old: Crl) -> bool:
-    """Whether putting ``new`` in the place of ``old``, which has its scope and signer, goes back in time."""
+    """Whether ``new``, of the same scope and signer as ``old``, is the earlier edition."""
     rolled_back = new.number is not None and old.number is not None and new.number < old.number
     return rolled_back or new.this_update < old.this_update
 
 
 def point_names(point: x509.DistributionPoint | x509.IssuingDistributionPoint) -> frozenset[str]:
-    """Its names, in a form that is good for comparing."""
+    """Names of a distribution point, in a comparable form."""
     if point.relative_name is not None:
         return frozenset({repr(point.relative_name)})
     return frozenset(map(repr, point.full_name or ()))
 
 
 def extension_of(extensions: x509.Extensions, kind: type[T]) -> T | None:
-    """The value of an extension, None where it is not there."""
+    """The value of an extension; None if it is absent."""
     try:
         return extensions.get_extension_for_class(kind).value
     except x509.ExtensionNotFound:
@@ -201,7 +201,7 @@ def _crl(path: str, data: bytes) -> Crl:
 
 
 def _partial(extensions: x509.Extensions, point: x509.IssuingDistributionPoint | None) -> str:
-    """Why a CRL is not the whole list of its scope, and which one to use; "" where it is."""
+    """The reason why a CRL is partial, and which one to use instead; "" if it is complete."""
     if extension_of(extensions, x509.DeltaCRLIndicator) is not None:
         return "is a delta CRL, which has only what changed; configure the complete (base) CRL"
     unknown = [each.oid.dotted_string for each in extensions if each.critical and each.oid not in _UNDERSTOOD]

@@ -1,4 +1,4 @@
-"""The material of a generation: the server's certificate and key, and whom it trusts, in the forms that TLS needs."""
+"""TLS material of a generation: server certificate, key and trust, in the forms that OpenSSL takes."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ if TYPE_CHECKING:
     from tlsproxy.config.model import Tls
 
 SOON: Final = 86_400.0
-"""Seconds before an expiry from which it is warned of."""
+"""Seconds before an expiry from which a warning is given."""
 
 
 @dataclass(frozen=True, slots=True)
 class Material:
-    """``sent`` is the chain as clients are sent it. The PEM and DER fields are what OpenSSL is given.
+    """``sent`` is the chain that clients are sent. The PEM and DER fields are for OpenSSL.
 
-    ``anchors`` are the ``authorities`` as identities rest on them, ``configured`` those of the file, revoked ones too.
+    ``anchors`` are the trust anchors of ``authorities``; ``configured`` has those of revoked CAs too.
     """
 
     leaf: CertificateFacts
@@ -56,12 +56,12 @@ class Material:
         return self.server.passphrase
 
     def same_tls(self, other: Material) -> bool:
-        """Whether a context that was made of the other is as good."""
+        """Whether both make the same SSLContext."""
         names = ("chain_pem", "key_pem", "passphrase", "authorities_der", "crls_pem")
         return all(getattr(self, name) == getattr(other, name) for name in names)
 
     def warnings(self, now: float) -> Iterator[str]:
-        """``now`` is seconds since the epoch: what serves ages."""
+        """Warnings at ``now`` (seconds since the epoch), also on material that expires while it serves."""
         yield from self.server.warnings
         yield from self.trust.warnings(now)
         yield from _expiries(self.cert_path, map(facts_of, self.server.chain), now)
@@ -77,7 +77,7 @@ def crl_policy(tls: Tls) -> CrlPolicy:
 
 
 def material_of(tls: Tls, server: ServerCertificate, trust: Trust, now: float) -> Material:
-    """``now`` is seconds since the epoch."""
+    """``now`` is seconds since the epoch: CRLs dated ahead are not for OpenSSL."""
     sent = as_sent(server.chain, trust.authorities)
     return Material(
         leaf=facts_of(server.chain[0]),

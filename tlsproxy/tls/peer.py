@@ -1,7 +1,6 @@
-"""A finished handshake → the client that it proved, as plain values that outlive the connection's context.
+"""The client of a finished handshake, as plain values that outlive the SSLContext.
 
-Nothing here verifies: the chain is the one that OpenSSL verified. A connection whose verified chain is not known has
-an empty one, which no generation accepts.
+The chain is the one that OpenSSL verified. Where that is unknown the chain is empty, and no generation admits it.
 """
 
 from __future__ import annotations
@@ -11,43 +10,43 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Final, cast
 
 from tlsproxy.authz.identity import Identity, identity_of
-from tlsproxy.tls.chains import Chain, chain_of, looked_at
+from tlsproxy.tls.chains import Chain, chain_of, kept_of
 
 if TYPE_CHECKING:
     import ssl
 
-REMEMBERED: Final = 256
-"""Clients, with all that they sent."""
+CACHED: Final = 256
+"""Clients in the cache, with the certificates that they sent."""
 _DER: Final = 2
-"""OpenSSL's SSL_FILETYPE_ASN1, as the argument of a method that is not public either."""
+"""OpenSSL's SSL_FILETYPE_ASN1, for `public_bytes` of the ssl module's private certificates."""
 
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """``identity`` is what the leaf says: a generation adds its trust anchor."""
+    """``identity`` is the leaf's; a generation adds the trust anchor."""
 
     identity: Identity
     chain: Chain
 
 
 def peer_of(ssl_object: ssl.SSLObject) -> Peer | None:
-    """Who is at the other end, or None where no certificate was sent. Call it after the handshake, once."""
+    """The client's identity and chain; None without a certificate. For one call after the handshake."""
     leaf = ssl_object.getpeercert(binary_form=True)
     if not leaf:
         return None
-    return _peer(leaf, _chain(ssl_object, "verified"), looked_at(_chain(ssl_object, "unverified")))
+    return _peer(leaf, _chain(ssl_object, "verified"), kept_of(_chain(ssl_object, "unverified")))
 
 
-@lru_cache(maxsize=REMEMBERED)
+@lru_cache(maxsize=CACHED)
 def _peer(leaf: bytes, verified: tuple[bytes, ...], sent: tuple[bytes, ...]) -> Peer:
-    """Connections of one client share what it is, which costs a tenth of a handshake to read."""
+    """The same object for all connections of a client: parsing takes a tenth of a handshake."""
     return Peer(identity_of(leaf), chain_of(verified, sent))
 
 
-def _chain(ssl_object: ssl.SSLObject, which: str) -> tuple[bytes, ...]:
-    """DER, leaf first; empty where OpenSSL has none. Public since Python 3.13, there all along since 3.10."""
-    public = getattr(ssl_object, f"get_{which}_chain", None)
+def _chain(ssl_object: ssl.SSLObject, kind: str) -> tuple[bytes, ...]:
+    """DER, leaf first; empty if OpenSSL has none. Public since Python 3.13, private since 3.10."""
+    public = getattr(ssl_object, f"get_{kind}_chain", None)
     if public is not None:
         return tuple(cast("list[bytes]", public()))
-    chain = getattr(ssl_object._sslobj, f"get_{which}_chain")()  # type: ignore[attr-defined] # noqa: SLF001 - no public way before 3.13
+    chain = getattr(ssl_object._sslobj, f"get_{kind}_chain")()  # type: ignore[attr-defined] # noqa: SLF001 - no public way before 3.13
     return tuple(certificate.public_bytes(_DER) for certificate in chain or ())

@@ -1,7 +1,7 @@
-"""PEM (RFC 7468): a file's blocks, all of them or an error. It knows nothing of what a block means.
+"""PEM files (RFC 7468) as blocks: all of them or an error.
 
-Text between blocks is allowed (section 2: OpenSSL writes subject lines and bag attributes there); a block without its
-end, or with the end of another, is not: that is what a file looks like that is only half written.
+Text between blocks is allowed (section 2: OpenSSL writes subject lines and bag attributes there). A block without its
+end, or with another's, is an error: the file is half written.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ CERTIFICATE: Final = "CERTIFICATE"
 CRL: Final = "X509 CRL"
 PRIVATE_KEYS: Final = frozenset({"PRIVATE KEY", "ENCRYPTED PRIVATE KEY", "RSA PRIVATE KEY", "EC PRIVATE KEY"})
 EC_PARAMETERS: Final = "EC PARAMETERS"
-"""`openssl ecparam -genkey` writes them before the key, which repeats them."""
+"""Block that `openssl ecparam -genkey` writes before the key, which repeats it."""
 
 _BOUNDARY: Final = re.compile(rb"^-----(BEGIN|END) ([ -,.-~]{1,64})-----[ \t]*\r?$", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """``data`` is the block with its boundary lines and a final newline."""
+    """``data`` has the boundary lines and a final newline."""
 
     label: str
     data: bytes = field(repr=False)
 
 
 def blocks_of(path: str, data: bytes) -> tuple[Block, ...]:
-    """Every block of a file in order. Raises MaterialError where it holds none or is not whole."""
+    """All blocks of a file, in order. Raises MaterialError if there is none or the file is cut off."""
     if not data.strip():
         raise MaterialError(path, "is empty; if it is being written now, it is read again once it changes")
     blocks: list[Block] = []

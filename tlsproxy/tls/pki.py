@@ -1,8 +1,7 @@
-"""A development PKI: an authority that issues server and client certificates, intermediates and CRLs.
+"""A development PKI: a CA that issues server and client certificates, intermediates and CRLs.
 
-Every certificate and CRL follows RFC 5280 to the letter (SKI, AKI, key usage, basic constraints, EKU), so that
-OpenSSL's strict mode accepts it. ECDSA P-256 throughout. This module never reads or writes a file, and nothing that
-serves traffic uses it: a production CA belongs elsewhere.
+Certificates and CRLs follow RFC 5280 (SKI, AKI, key usage, basic constraints, EKU), so that OpenSSL's strict mode
+accepts them. All keys are ECDSA P-256. It is for `tlsproxy certs`, the demo and tests only.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
 BACKDATED: Final = timedelta(minutes=1)
-"""A certificate starts a little in the past, so that a peer whose clock runs behind accepts it at once."""
+"""Time by which certificates start in the past, for peers whose clock is behind."""
 CRL_LIFETIME: Final = timedelta(days=30)
 
 
@@ -37,7 +36,7 @@ class Issued:
 
 @dataclass(frozen=True, slots=True)
 class Authority:
-    """A CA: its certificate, its key, and the intermediates that a certificate of its own must be sent with."""
+    """A CA: certificate, key, and the intermediates to send with certificates that it issues."""
 
     certificate_pem: bytes
     key_pem: bytes = field(repr=False)
@@ -47,7 +46,7 @@ class Authority:
     def create(
         cls, common_name: str = "tlsproxy development CA", *, lifetime: timedelta = timedelta(days=3650)
     ) -> Authority:
-        """A new root."""
+        """A new root CA."""
         key = ec.generate_private_key(ec.SECP256R1())
         subject = _name(common_name=common_name)
         now = datetime.now(UTC)
@@ -62,7 +61,7 @@ class Authority:
 
     @classmethod
     def load(cls, certificate_pem: bytes, key_pem: bytes) -> Authority:
-        """An authority from its files. Raises ValueError where they are not a CA certificate and its key."""
+        """A CA from its files. Raises ValueError if they are not a CA certificate and its key."""
         authority = cls(certificate_pem, key_pem)
         certificate = authority._certificate()
         if certificate.public_key() != authority._key().public_key():
@@ -92,7 +91,7 @@ class Authority:
     ) -> Issued:
         """A leaf with a new key, valid for ``lifetime`` from now, or from ``not_before``.
 
-        Neither ``server`` nor ``client`` gives a certificate without extended key usage.
+        Without ``server`` and ``client`` it has no extended key usage.
         """
         key = ec.generate_private_key(ec.SECP256R1())
         subject = _name(common_name, organization, organizational_unit)
@@ -121,7 +120,7 @@ class Authority:
         return Issued(pem, pem + self.intermediates_pem, _key_pem(key), certificate.serial_number)
 
     def intermediate(self, common_name: str) -> Authority:
-        """An authority below this one. It may issue leaves and further intermediates, for as long as its issuer."""
+        """An intermediate CA below this one, with the same lifetime. It may issue leaves and further intermediates."""
         key = ec.generate_private_key(ec.SECP256R1())
         issuer = self._certificate()
         certificate = (
@@ -148,7 +147,7 @@ class Authority:
         this_update: datetime | None = None,
         next_update: datetime | None = None,
     ) -> bytes:
-        """A CRL that names these serial numbers."""
+        """A CRL of these serial numbers."""
         start = this_update if this_update is not None else datetime.now(UTC) - BACKDATED
         entries = [
             x509.RevokedCertificateBuilder().serial_number(serial).revocation_date(start).build() for serial in revoked

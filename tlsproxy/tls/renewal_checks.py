@@ -1,7 +1,8 @@
-"""A new server certificate compared with the one that serves: steps that are sound by themselves and break clients.
+"""Comparison of a renewed server certificate with the one in force: valid changes that break clients.
 
-Nothing here is wrong with the certificate as such (:mod:`tlsproxy.tls.servercert` refuses that). Each suspicion is one
-line: its name, the difference, and what to do about it. Whether they are warnings or refusals is `tls.on_suspicious`.
+An invalid certificate is refused by :mod:`tlsproxy.tls.servercert`. Each suspicion is one line: its name, the
+difference and a remedy, such as "names_gone: it is not for b.example any more; …". `tls.on_suspicious` makes it a
+warning or a refusal.
 """
 
 from __future__ import annotations
@@ -24,9 +25,9 @@ _WHOLE: Final = "put the whole chain there (of certbot fullchain.pem, not cert.p
 
 
 def suspicions(former: Sequence[x509.Certificate], chain: Sequence[x509.Certificate]) -> tuple[str, ...]:
-    """Both chains as clients are sent them, leaf first; without a ``former`` one only what needs no comparison counts.
+    """Suspicions about ``chain``; both chains as sent to clients, leaf first. Without ``former`` nothing is compared.
 
-    A renewal below another intermediate of the same root is none, nor is a change between RSA and ECDSA.
+    Not suspicious: another intermediate of the same root, and a change between RSA and ECDSA.
     """
     return (*_alone(chain[0]), *(_compared(former, chain) if former else ()))
 
@@ -69,7 +70,7 @@ def _path(former: Sequence[x509.Certificate], chain: Sequence[x509.Certificate])
 
 
 def _root(certificate: x509.Certificate) -> tuple[str, bytes | None]:
-    """Name and key identifier of the CA that has to be known to whoever is sent a chain with this one at its end."""
+    """Name and key identifier of the CA that a client must know for a chain that ends with this certificate."""
     try:
         known = certificate.extensions.get_extension_for_class(x509.AuthorityKeyIdentifier).value.key_identifier
     except x509.ExtensionNotFound:
@@ -95,7 +96,10 @@ def _self_signed(certificate: x509.Certificate) -> bool:
 
 
 def _covered(name: str, by: CertificateFacts) -> bool:
-    """RFC 9525 section 6.3: a wildcard is the whole leftmost label, and stands for one."""
+    """Whether a certificate is valid for a name.
+
+    A wildcard is the whole leftmost label, for one (RFC 9525 section 6.3).
+    """
     label, _, rest = name.partition(".")
     names = {one.lower() for one in by.dns_names}
     return name in names or (label != "*" and bool(rest) and f"*.{rest}" in names)

@@ -1,7 +1,6 @@
-"""The server's own certificate, chain and key: read strictly, so that what is published is what clients can verify.
+"""The server's certificate, chain and key, checked before they are published.
 
-Every check here is one that would otherwise show as failed handshakes at every client at once. It never looks at who
-may connect (that is :mod:`tlsproxy.tls.trust`).
+Each check prevents failed handshakes of all clients at once.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 
 SKEW: Final = 300.0
-"""Seconds by which a certificate may start in the future: its issuer's clock is not ours."""
+"""Seconds that a certificate may start in the future, since its issuer's clock may be ahead."""
 RSA_BITS: Final = 2048
 CURVES: Final = ("secp256r1", "secp384r1", "secp521r1")
 PASSPHRASE_LIMIT: Final = 1024
@@ -39,12 +38,12 @@ PARSE_ERRORS: Final = (
     x509.InvalidVersion,
     x509.UnsupportedGeneralNameType,
 )
-"""What `cryptography` raises for a certificate or CRL that it does not read."""
+"""Exceptions of `cryptography` for a certificate or CRL that it cannot parse."""
 
 
 @dataclass(frozen=True, slots=True)
 class ServerCertificate:
-    """``key_pem`` is the key as configured: an encrypted one stays so, and ``passphrase`` opens it."""
+    """``key_pem`` is the key as configured; an encrypted one needs ``passphrase``."""
 
     chain: tuple[x509.Certificate, ...]
     key_pem: bytes = field(repr=False)
@@ -53,7 +52,7 @@ class ServerCertificate:
 
 
 def load_chain(path: str, data: bytes) -> tuple[x509.Certificate, ...]:
-    """The leaf and its intermediates, leaf first. Raises MaterialError for the first thing that is wrong with them."""
+    """The leaf and its intermediates, leaf first. Raises MaterialError for the first fault."""
     chain = []
     for block in pem.blocks_of(path, data):
         if block.label == pem.CERTIFICATE:
@@ -71,9 +70,9 @@ def load_chain(path: str, data: bytes) -> tuple[x509.Certificate, ...]:
 def as_sent(
     chain: tuple[x509.Certificate, ...], authorities: Iterable[x509.Certificate]
 ) -> tuple[x509.Certificate, ...]:
-    """A certificate that comes alone is followed by its issuer, where that is among our CAs.
+    """The chain for clients: a lone certificate is completed by its issuer, if that is among ``authorities``.
 
-    OpenSSL sends the same without being told, but by a search and a verification in each handshake (a tenth of it).
+    OpenSSL would do the same, by a search and a verification in each handshake (a tenth of its time).
     """
     if len(chain) > 1:
         return chain
@@ -82,7 +81,7 @@ def as_sent(
 
 
 def load_key(path: str, data: bytes, passphrase: bytes | None) -> tuple[PrivateKeyTypes, bytes]:
-    """The one private key of a file (which may hold certificates beside it) and its block."""
+    """The only private key of a file, and its block; certificates beside it are ignored."""
     blocks = [block for block in pem.blocks_of(path, data) if block.label in pem.PRIVATE_KEYS]
     if len(blocks) != 1:
         raise MaterialError(path, f"holds {len(blocks)} private keys; exactly one is needed")
@@ -93,7 +92,7 @@ def load_key(path: str, data: bytes, passphrase: bytes | None) -> tuple[PrivateK
     try:
         key = serialization.load_pem_private_key(block, passphrase if encrypted else None)
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:
-        # The library's text may quote the input; a key file's content stays out of every message.
+        # The library's text may quote the key file, whose content must not be in any message.
         hint = "is the passphrase in tls.key_passphrase_file the right one?" if encrypted else "write the file anew"
         raise MaterialError(path, f"the private key cannot be read ({type(error).__name__}); {hint}") from None
     _check_strength(path, key)
@@ -103,7 +102,7 @@ def load_key(path: str, data: bytes, passphrase: bytes | None) -> tuple[PrivateK
 def load_server_certificate(
     cert: tuple[str, bytes], key: tuple[str, bytes], passphrase: bytes | None
 ) -> ServerCertificate:
-    """Certificate, chain and key as configured, each a path and its bytes; whatever the time. Raises MaterialError."""
+    """Certificate, chain and key, each given as path and bytes. Dates are not checked. Raises MaterialError."""
     cert_path, cert_data = cert
     key_path, key_data = key
     chain = load_chain(cert_path, cert_data)
@@ -122,7 +121,7 @@ def load_server_certificate(
 
 
 def check_dates(path: str, chain: Iterable[x509.Certificate], now: float, skew: float) -> None:
-    """Each certificate must be valid at ``now``, or start ``skew`` seconds later. Raises MaterialError."""
+    """Check that each certificate is valid at ``now``, or at most ``skew`` seconds later. Raises MaterialError."""
     for certificate in chain:
         name = certificate.subject.rfc4514_string()
         start, end = certificate.not_valid_before_utc.timestamp(), certificate.not_valid_after_utc.timestamp()
@@ -134,7 +133,7 @@ def check_dates(path: str, chain: Iterable[x509.Certificate], now: float, skew: 
 
 
 def passphrase_of(path: str, data: bytes) -> bytes:
-    """A passphrase file's content without the line end that an editor leaves."""
+    """The content of a passphrase file without a final line end."""
     passphrase = data.removesuffix(b"\n").removesuffix(b"\r")
     if not passphrase:
         raise MaterialError(path, "is empty; put the passphrase of the private key there")
@@ -144,10 +143,10 @@ def passphrase_of(path: str, data: bytes) -> bytes:
 
 
 def certificate_of(path: str, block: bytes) -> x509.Certificate:
-    """One parsed block, its extensions included. Raises MaterialError."""
+    """A parsed block, extensions included. Raises MaterialError."""
     try:
         certificate = x509.load_pem_x509_certificate(block)
-        # They are parsed late otherwise, and would raise where nobody expects it.
+        # These are parsed lazily otherwise, and would raise later.
         certificate.public_key()
         _ = certificate.subject, certificate.issuer, certificate.extensions, certificate.signature_hash_algorithm
     except PARSE_ERRORS as error:
@@ -156,7 +155,7 @@ def certificate_of(path: str, block: bytes) -> x509.Certificate:
 
 
 def is_authority(certificate: x509.Certificate) -> bool:
-    """RFC 5280 section 4.2.1.9: without basic constraints that say CA, a certificate issues nothing."""
+    """Whether basic constraints say CA; without them a certificate issues nothing (RFC 5280 section 4.2.1.9)."""
     try:
         return certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
     except x509.ExtensionNotFound:
@@ -201,7 +200,7 @@ def _check_link(path: str, issued: x509.Certificate, issuer: x509.Certificate) -
 
 
 def issued_by(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
-    """By name and signature."""
+    """Whether ``issuer`` issued the certificate, by name and signature."""
     try:
         certificate.verify_directly_issued_by(issuer)
     except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm):
@@ -210,7 +209,7 @@ def issued_by(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
 
 
 def _check_strength(path: str, key: object) -> None:
-    """Private or public. What OpenSSL's security level 2 and every client of today accept."""
+    """Check a private or public key against OpenSSL's security level 2 and the clients in use. Raises MaterialError."""
     match key:
         case rsa.RSAPrivateKey() | rsa.RSAPublicKey():
             if key.key_size < RSA_BITS:

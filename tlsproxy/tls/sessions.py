@@ -1,9 +1,8 @@
-"""The switch for a context's TLS sessions, which the ssl module does not have.
+"""Session caching of an SSLContext, switched off: the ssl module has no function for it.
 
-A session that is resumed skips the verification of the client's certificate, also what only a later moment would show:
-an intermediate that has expired, a CRL that was to be replaced. Without tickets TLS 1.3 has none, but a server of TLS
-1.2 keeps sessions by their id unless OpenSSL is told not to. That takes one call of the C library, by the pointer that
-CPython keeps right behind the head of its object.
+A resumed session skips the verification of the client's certificate, so that an intermediate or CRL that has expired
+meanwhile would go unnoticed. Without tickets TLS 1.3 has no sessions, but TLS 1.2 keeps them by id unless
+SSL_CTX_set_session_cache_mode is called. The pointer for that call follows the head of CPython's object.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ _SESS_CACHE_OFF: Final = 0
 
 
 def _call() -> Any:
-    """SSL_CTX_ctrl of the library that the ssl module uses; None where objects are not laid out as expected."""
+    """SSL_CTX_ctrl of the ssl module's own library; None where the object layout is unknown."""
     if sys.implementation.name != "cpython" or sysconfig.get_config_var("Py_GIL_DISABLED"):
         return None
     function = getattr(ctypes.CDLL(getattr(_ssl, "__file__", None)), "SSL_CTX_ctrl", None)
@@ -35,11 +34,11 @@ def _call() -> Any:
 
 _ctrl: Final = _call()
 CAN_SWITCH_OFF: Final = _ctrl is not None
-"""Where it is false only the refusal of resumed sessions after their handshake is left."""
+"""Otherwise resumed sessions are refused after their handshake, and nothing else protects from them."""
 
 
 def keep_no_sessions(context: ssl.SSLContext) -> None:
-    """Sessions of this context cannot be resumed, where :data:`CAN_SWITCH_OFF`."""
+    """Switch off the context's session cache, if :data:`CAN_SWITCH_OFF`."""
     if _ctrl is not None:
         pointer = ctypes.c_void_p.from_address(id(context) + object.__basicsize__)
         _ctrl(pointer, _SET_SESS_CACHE_MODE, _SESS_CACHE_OFF, None)

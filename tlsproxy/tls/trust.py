@@ -1,8 +1,8 @@
-"""Who may vouch for clients, and who no longer does: the CA file and the CRLs.
+"""Trust in client certificates: the CAs of `tls.ca_cert` and the CRLs of `tls.crl`.
 
-Only what the operator put there is trusted, never the system's roots: an empty or broken file is an error, because
-every milder reading of it has widened trust somewhere (Caddy #7464). A CRL counts when one of these CAs signed it.
-Issuers are told apart by name and key: another CA of the same name is not the one whose CRL names a serial number.
+The system's roots are never used. An empty or broken CA file is an error, since every milder reading of one has widened
+trust somewhere (Caddy #7464). A CRL counts if one of these CAs signed it. Issuers are identified by name and key: a
+serial number that one CA revoked is still valid for another CA of the same name.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ Issuer: TypeAlias = tuple[str, str]
 
 NEVER: Final = float("inf")
 ALERTING: Final = 10_000
-"""Entries of CRLs that cost each handshake 0.2 ms where OpenSSL is given them; of 500,000 it is 9 ms."""
+"""Most CRL entries that OpenSSL is given: they cost each handshake 0.2 ms, where 500,000 cost 9 ms."""
 _UNTRUSTED: Final = "issuer_not_trusted"
-_TOLD: Final = (
+_RANKED: Final = (
     "certificate_revoked",
     "certificate_expired",
     "certificate_not_yet_valid",
@@ -45,14 +45,14 @@ _TOLD: Final = (
     "crl_missing",
     _UNTRUSTED,
 )
-"""Refusals; of those of several paths the first is told."""
+"""Refusals by rank: of several paths' refusals the first in this order is reported."""
 
 
 @dataclass(frozen=True, slots=True)
 class CrlPolicy:
-    """``required``: once there is any CRL, a client certificate that none covers is refused.
+    """``required``: with any CRL configured, a client certificate without coverage is refused (`tls.crl_policy`).
 
-    ``deny_expired``: what is covered by CRLs past their next update alone is refused.
+    ``deny_expired``: a certificate that only expired CRLs cover is refused (`tls.crl_expired`).
     """
 
     required: bool = True
@@ -61,9 +61,11 @@ class CrlPolicy:
 
 @dataclass(frozen=True, slots=True)
 class ChainVerdict:
-    """``refusal`` is "" or one of :data:`_TOLD`; before ``until`` (seconds since the epoch) time alone changes nothing.
+    """``refusal`` is "" or one of :data:`_RANKED`.
 
-    ``issuers`` are the path from the leaf's issuer to the trust anchor, where it is admitted.
+    Time alone changes nothing before ``until`` (seconds since the epoch).
+
+    ``issuers`` is the path of an admitted leaf, from its issuer to the trust anchor.
     """
 
     refusal: str
@@ -73,11 +75,11 @@ class ChainVerdict:
 
 @dataclass(frozen=True, slots=True)
 class Trust:
-    """``configured`` are the CAs of the file; those that no CRL revokes are the ``authorities`` in force.
+    """``configured`` are the CAs of the file, ``authorities`` those of them that no CRL revokes.
 
-    ``crls`` are the newest of each signer and scope, and an older one where it is current for longer and age matters:
-    whom either revokes is revoked, and the older one covers. Those that no CA of the file signed are ``unbound``: they
-    count for an intermediate that a client sends.
+    ``crls`` has the newest CRL of each signer and scope, and beside it an older one that expires later, if expiry
+    matters: both revoke, and the older one covers. CRLs that no CA of the file signed are ``unbound``: they count for
+    an intermediate that a client sends.
     """
 
     path: str
@@ -90,7 +92,7 @@ class Trust:
 
     @classmethod
     def of(cls, path: str, authorities: Iterable[x509.Certificate], crls: Sequence[Crl], policy: CrlPolicy) -> Trust:
-        """``path`` is where the CAs stand, for warnings."""
+        """``path`` is the CA file, for warnings."""
         configured = tuple(authorities)
         issuers = {certificate: issuer_of(certificate) for certificate in configured}
         signed: dict[tuple[Issuer, str], list[Crl]] = {}
@@ -123,23 +125,22 @@ class Trust:
     def verdict_of(self, chain: Chain, now: float) -> ChainVerdict:
         """Whether a handshake at ``now`` would admit this chain.
 
-        Looks for a path to a trust anchor, each certificate of which is valid, not revoked, and covered by CRLs.
-
-        As OpenSSL does, it takes a trusted issuer where there is one, and looks no further from there; of what the
-        client sent it takes the first that is valid by date, else the last that was.
+        That takes a path to a trust anchor on which each certificate is valid, not revoked, and covered by CRLs. As in
+        OpenSSL, a trusted issuer ends the search; of several sent issuers the first that is valid by date is taken,
+        else the one that expired last.
         """
         if not chain.issuers:
             return ChainVerdict(_UNTRUSTED, NEVER)
         moments: set[float] = set()
         refusals = {_UNTRUSTED}
         path, fault = chain.verified[:1], ""
-        while path[-1].leads_on:
+        while path[-1].has_issuer:
             below = path[-1]
             trusted = [one for one in self._anchors.get(below.issuer, ()) if chain.signed(below, one)]
             signers = [
                 one
-                for one in trusted or _picked(chain, path, now, moments)
-                if not (one.defect or chain.constrained_anew(one)) and _has_room(one, path[1:])
+                for one in trusted or _picked_issuer(chain, path, now, moments)
+                if not (one.defect or chain.adds_constraints(one)) and _has_room(one, path[1:])
             ]
             if not signers:
                 break
@@ -153,42 +154,45 @@ class Trust:
                     return ChainVerdict("", min(moments), (*path[1:], signer))
                 refusals.add(refusal)
             break
-        return ChainVerdict(min(refusals, key=_TOLD.index), min(moments, default=NEVER))
+        return ChainVerdict(min(refusals, key=_RANKED.index), min(moments, default=NEVER))
 
     def _fault(
         self, certificate: ChainCertificate, signer: ChainCertificate, now: float, moments: set[float], *, leaf: bool
     ) -> str:
-        """Why a certificate of a path does not count now, "" if it does. Dates ahead are added to ``moments``."""
+        """The reason why a certificate of a path is not valid now; "" if it is.
+
+        Adds its future dates to ``moments``.
+        """
         if refusal := _outdated(certificate, now, moments):
             return refusal
         own = self.crls.get((signer.subject, signer.key))
         crls = own or [crl for crl in self.unbound if _signed(crl, signer)]
         if any(certificate.serial in crl.serials for crl in crls):
             return "certificate_revoked"
-        begun = []
+        started = []
         for crl in crls:
             if crl.scope.covers(certificate.points, authority=not leaf):
-                begun += [crl] if crl.this_update <= now else []
+                started += [crl] if crl.this_update <= now else []
                 moments.update(moment for moment in (crl.this_update, crl.next_update) if moment > now)
-        if not begun:
-            # A CA's certificate needs none where no CRL of its issuer is about CAs, as in OpenSSL's check of leaves.
-            demanded = bool(self.crls or self.unbound) if leaf else any(crl.scope.authorities for crl in crls)
-            return "crl_missing" if self.policy.required and demanded else ""
-        return "crl_expired" if self.policy.deny_expired and all(crl.next_update <= now for crl in begun) else ""
+        if not started:
+            # A CA certificate needs no CRL if none of its issuer covers CAs, as in OpenSSL's check of leaves.
+            required = bool(self.crls or self.unbound) if leaf else any(crl.scope.authorities for crl in crls)
+            return "crl_missing" if self.policy.required and required else ""
+        return "crl_expired" if self.policy.deny_expired and all(crl.next_update <= now for crl in started) else ""
 
     def alerting(self, now: float) -> tuple[Crl, ...]:
-        """The CRLs that OpenSSL is to check the client's own certificate by, so that a revoked one gets the alert.
+        """CRLs for OpenSSL, so that a revoked client certificate gets its TLS alert.
 
-        All or none: it must come to the same verdict as :meth:`verdict_of`, and verifies their signatures each time.
+        All or none: OpenSSL must decide as :meth:`verdict_of` does, and it verifies their signatures in each handshake.
         """
         crls = self.in_use
         if len({(crl.digest, crl.key_id) for crl in crls}) < len(crls):
-            return ()  # of two it would look at one
+            return ()  # of two with the same name it would use one
         same = self.policy == CrlPolicy() and all(crl.scope == CrlScope() and crl.this_update <= now for crl in crls)
         return crls if same and sum(len(crl.serials) for crl in crls) <= ALERTING else ()
 
     def flawed(self, now: float) -> bool:
-        """Whether a CA in force may be the reason for which OpenSSL does not verify a client's certificate."""
+        """Whether a CA in force has a defect or is outdated, which may be why OpenSSL refuses a client certificate."""
         return any(
             anchor.defect or _outdated(anchor, now, set()) for anchors in self._anchors.values() for anchor in anchors
         )
@@ -199,18 +203,18 @@ class Trust:
 
     @property
     def _covering(self) -> tuple[tuple[Issuer, Crl], ...]:
-        """Of each scope the CRL that is current for longest, with its signer."""
+        """The CRL of each signer and scope that expires last."""
         longest: dict[tuple[Issuer, str], Crl] = {}
         for issuer, crls in self.crls.items():
             for crl in crls:
-                held = longest.setdefault((issuer, crl.digest), crl)
-                if held.next_update < crl.next_update:
+                latest = longest.setdefault((issuer, crl.digest), crl)
+                if latest.next_update < crl.next_update:
                     longest[issuer, crl.digest] = crl
         return tuple((issuer, crl) for (issuer, _), crl in longest.items())
 
     @property
     def facts(self) -> tuple[CrlFacts, ...]:
-        """Of the CRLs that are used."""
+        """Facts of the CRLs in use."""
         return tuple(
             CrlFacts(
                 issuer=crl.issuer,
@@ -224,7 +228,7 @@ class Trust:
         )
 
     def warnings(self, now: float) -> Iterator[str]:
-        """``now`` is seconds since the epoch."""
+        """Warnings on CAs and CRLs at ``now`` (seconds since the epoch)."""
         yield from filter(None, (self._warning(certificate, now) for certificate in self.configured))
         yield from self.outdated(now)
         for _, crl in self._covering:
@@ -236,7 +240,7 @@ class Trust:
             yield f"{crl.path}: the CRL of {crl.issuer} is not used: no CA of {self.path} signed it, {unless}"
 
     def outdated(self, now: float, since: float = -NEVER) -> Iterator[str]:
-        """CRLs whose next update was due by now, but was not at ``since``."""
+        """Warnings on CRLs whose next update came due after ``since`` and by ``now``."""
         effect = "the clients that it covers are refused" if self.policy.deny_expired else "it still counts"
         for _, crl in self._covering:
             if since < crl.next_update <= now:
@@ -261,33 +265,33 @@ class Trust:
 
 
 def _counting(crls: Sequence[Crl], policy: CrlPolicy) -> tuple[Crl, ...]:
-    """Of one signer and scope. An older one counts on where a newer one, which revokes more, is overdue sooner."""
+    """The CRLs that count of one signer and scope: the newest, and one that expires later if expiry matters."""
     newest = max(crls, key=crl_age)
     later = max(crls, key=lambda crl: (crl.next_update, crl_age(crl)))
     return (newest, later) if policy.deny_expired and later.next_update > newest.next_update else (newest,)
 
 
 _signers: MutableMapping[Crl, dict[str, bool]] = WeakKeyDictionary()
-"""By CRL the keys that signed it or did not: of 500,000 entries one signature takes 50 ms."""
+"""Results of signature checks by CRL and key: one over 500,000 entries takes 50 ms."""
 
 
 def _signed(crl: Crl, signer: ChainCertificate) -> bool:
-    """Whether an intermediate that came with a client signed the CRL."""
+    """Whether an intermediate that a client sent signed the CRL."""
     if crl.name != signer.subject or signer.certificate is None:
         return False
-    known = _signers.setdefault(crl, {})
-    if signer.key not in known:
-        known[signer.key] = crl.signed_by(signer.certificate)
-    return known[signer.key]
+    results = _signers.setdefault(crl, {})
+    if signer.key not in results:
+        results[signer.key] = crl.signed_by(signer.certificate)
+    return results[signer.key]
 
 
 NO_TRUST: Final = Trust("", (), (), {}, ())
 
 
-def _picked(
+def _picked_issuer(
     chain: Chain, path: Sequence[ChainCertificate], now: float, moments: set[float]
 ) -> tuple[ChainCertificate, ...]:
-    """The one that OpenSSL takes of what the client sent (find_issuer): it goes by names, and tries no second one."""
+    """The issuer that OpenSSL picks among the sent certificates (find_issuer): by names, without a second try."""
     below = path[-1]
     found = [one for one in chain.sent if one not in path and below.may_be_below(one)]
     valid = next((one for one in found if not _outdated(one, now, moments)), None)
@@ -296,13 +300,16 @@ def _picked(
 
 
 def _has_room(authority: ChainCertificate, below: Sequence[ChainCertificate]) -> bool:
-    """RFC 5280 section 4.2.1.9: intermediates that issued themselves do not count for a path's length."""
+    """Whether the path length constraint is met (RFC 5280 section 4.2.1.9): self-issued certificates do not count."""
     counted = sum(one.subject != one.issuer for one in below)
     return authority.path_length is None or counted <= authority.path_length
 
 
 def _outdated(certificate: ChainCertificate, now: float, moments: set[float]) -> str:
-    """As OpenSSL, which takes the first second of a certificate for valid, and its last not (X509_cmp_time)."""
+    """The refusal by date, "" for none.
+
+    As in OpenSSL, `notBefore` itself is valid and `notAfter` is not (X509_cmp_time).
+    """
     moments.update(moment for moment in (certificate.not_before, certificate.not_after) if moment > now)
     if now < certificate.not_before:
         return "certificate_not_yet_valid"
@@ -310,12 +317,12 @@ def _outdated(certificate: ChainCertificate, now: float, moments: set[float]) ->
 
 
 def issuer_of(certificate: x509.Certificate) -> Issuer:
-    """What a CA is known by, however often its certificate is issued anew."""
+    """Name and key of a CA, which stay when its certificate is renewed."""
     return issuer_key(certificate.subject), anchor_of(certificate).key
 
 
 def load_authorities(path: str, data: bytes) -> tuple[x509.Certificate, ...]:
-    """The CAs of a file, each once. Raises MaterialError."""
+    """CA certificates of a file, without repetitions. Raises MaterialError."""
     found: dict[x509.Certificate, None] = {}
     for block in pem.blocks_of(path, data):
         if block.label != pem.CERTIFICATE:
