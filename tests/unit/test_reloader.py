@@ -63,7 +63,7 @@ class Bench:
             environ=made.environ,
             watcher=watcher,
             key_sets=KeySets(),
-            told=Notifier(),
+            observer=Notifier(),
             faults={},
         )
 
@@ -329,7 +329,7 @@ def test_a_publication_that_cuts_too_much_is_held_until_it_is_forced(tmp_path: P
             assert "3 of 4 live connections cut (no_role 3): CN=a" in verdict.error
             assert bench.lines[-1]["error"] == verdict.error == bench.reloader.faults[0]
             assert bench.reloader._watcher._state == made.digest()
-            assert bench.reloader._quiet() is None
+            assert bench.reloader._next_retry() is None
         assert bench.considered == [2, "dismissed"] * 2
         bench.consequences = cutting(2, 2)  # one has left by itself
         assert (await bench.reloader.reload(trigger)).result == "ok"
@@ -419,14 +419,14 @@ def test_a_moment_that_comes_while_something_is_held_is_tried_once(tmp_path: Pat
         made.serve(later)
         bench.consequences = cutting(3, 4)
         assert (await bench.reloader.reload("watch")).generation == 1
-        quiet = bench.reloader._quiet()
+        quiet = bench.reloader._next_retry()
         assert quiet is not None
         assert quiet > 0
         ahead = 200.0
         trying = asyncio.create_task(bench.reloader.retry())
         await bench.until(lambda: bench.generation.number == 2)
         assert bench.generation.material.leaf.serial == f"{later.serial:x}"
-        assert (bench.reloader.last.result, bench.reloader._quiet()) == ("held", None)
+        assert (bench.reloader.last.result, bench.reloader._next_retry()) == ("held", None)
         trying.cancel()
         await asyncio.gather(trying, return_exceptions=True)
         assert bench.counted == [("held", "watch"), ("held", "time")]
@@ -547,7 +547,7 @@ def test_what_cannot_be_published_is_tried_again_and_told_once(tmp_path: Path, m
 def test_what_waits_is_published_at_its_moment_by_the_clock_as_it_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, back: bool
 ) -> None:
-    monkeypatch.setattr(reloader, "LOOK", 0.01)
+    monkeypatch.setattr(reloader, "CLOCK_CHECK", 0.01)
     made = site(tmp_path)
 
     async def run() -> None:

@@ -1,7 +1,7 @@
-"""SIGABRT: what a process hears that is about to be killed since it does not answer, from our supervisor or systemd.
+"""SIGABRT, sent by our supervisor or systemd to a process that does not answer: it writes its audit lines and exits.
 
-Python runs a signal's handler between two bytecodes of the main thread, even while the event loop is busy in one
-callback. (``add_signal_handler`` would wait for the loop.)
+Python runs a signal handler between two bytecodes of the main thread, even while the event loop is stuck in a callback;
+``add_signal_handler`` would wait for the loop.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ if TYPE_CHECKING:
     from tlsproxy.audit.log import AuditLog, NoAudit
 
 WRITING: Final = 2.0
-"""Seconds in which the audit lines that wait are written."""
+"""Seconds for writing the queued audit lines."""
 _EXIT: Final = 128 + signal.SIGABRT
-"""As a shell tells it. No core is dumped: it would hold private keys."""
+"""A shell's status for SIGABRT. There is no core dump: it would hold private keys."""
 
 
 def write_out_and_end(audit: AuditLog | NoAudit) -> None:
-    """Sets the handler of SIGABRT: it writes waiting audit lines for at most :data:`WRITING` seconds, then exits."""
+    """Install the handler of SIGABRT: it writes queued audit lines for at most :data:`WRITING` seconds, and exits."""
 
     def handle(_number: int, _frame: FrameType | None) -> None:
         try:

@@ -1,5 +1,6 @@
-"""Jumps of the wall clock: each is logged, counted and told in the status; once one is followed, a reload judges dates
-anew that no connection asks about.
+"""Jumps of the wall clock: logged, counted, and in the status.
+
+Once a jump is followed, a reload validates the dates of files by the new time.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ class ClockMetrics(Protocol):
 
 
 class ClockJumps:
-    """Those that one process notices: the supervisor, where there are workers."""
+    """Jumps that this process notices; with workers, the supervisor."""
 
     def __init__(self, clock: Clock, metrics: ClockMetrics) -> None:
         self._clock = clock
@@ -32,7 +33,7 @@ class ClockJumps:
         clock.jumped = self._jumped
 
     async def run(self, reload: Callable[[str], Awaitable[Any]]) -> None:
-        """Never ends."""
+        """Watch the clock. Never ends."""
         followed = 0
         while True:
             self._clock.now()
@@ -43,7 +44,7 @@ class ClockJumps:
             await asyncio.sleep(TICK)
 
     def status(self) -> dict[str, Any]:
-        """As JSON values: ``seconds`` are negative where it was set back, ``when`` is by the clock after the jump."""
+        """JSON values: ``seconds`` is negative if the clock was set back, ``when`` is by the clock after the jump."""
         return {"jumps": self._number, "last_jump": self._last}
 
     def _jumped(self, by: float) -> None:

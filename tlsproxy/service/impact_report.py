@@ -1,7 +1,7 @@
-"""Consequences of a publication for people to read, and the guard against one that ends too much at once.
+"""Consequences of a publication as text, and the guard against each that ends too many connections.
 
-Both take them as :meth:`tlsproxy.proxy.core.impact.Consequences.told` has them, so that a command says of another
-process what that says of itself.
+Both take the JSON values of :meth:`tlsproxy.proxy.core.impact.Consequences.told`, so that the log and a command of
+another process have the same words.
 """
 
 from __future__ import annotations
@@ -12,50 +12,50 @@ from typing import Any, Final
 from tlsproxy.admin.view import NO_ROLE, shown
 from tlsproxy.config.limits import MassCut
 
-WHO: Final = 10
-"""Clients that a sentence names."""
+MAX_CLIENTS: Final = 10
+"""Clients in a sentence."""
 
 _KINDS: Final = (("cut", "connections"), ("ended", "requests"), ("barred", "clients"), ("moved", "connections"))
 
 
-def exceeds(told: Mapping[str, Any], bound: MassCut) -> bool:
-    """Whether more would end than a publication may end without being forced."""
-    cut, number, share = told["cut"]["count"], bound.number, bound.share
+def exceeds(consequences: Mapping[str, Any], bound: MassCut) -> bool:
+    """Whether `limits.mass_cut` holds a publication with these consequences back."""
+    cut, number, share = consequences["cut"]["count"], bound.number, bound.share
     if number is None and share is None:
         return False
-    return (number is None or cut > number) and (share is None or cut > share * told["connections"])
+    return (number is None or cut > number) and (share is None or cut > share * consequences["connections"])
 
 
-def sentences(told: Mapping[str, Any]) -> Iterator[str]:
-    """One sentence for each kind of consequence that there is: a count, the reasons, a few names."""
+def sentences(consequences: Mapping[str, Any]) -> Iterator[str]:
+    """A sentence for each kind of consequence: count, reasons, and a few clients."""
     for kind, _ in _KINDS:
-        if told[kind]["count"]:
-            yield f"{_headline(told, kind)}: {_who(told[kind])}"
-    yield from _silent(told)
+        if consequences[kind]["count"]:
+            yield f"{_headline(consequences, kind)}: {_clients(consequences[kind])}"
+    yield from _silent(consequences)
 
 
-def rows(told: Mapping[str, Any]) -> Iterator[str]:
-    """Lines for a terminal: a headline for each kind, and below it each client or connection that is named.
+def rows(consequences: Mapping[str, Any]) -> Iterator[str]:
+    """Lines for a terminal: a headline for each kind, and its clients or connections below it.
 
-    None for an empty mapping: a verdict of files that could not be used.
+    None for an empty mapping: a result without a candidate.
     """
-    if not told:
+    if not consequences:
         return
-    for kind, things in _KINDS:
-        group = told[kind]
+    for kind, noun in _KINDS:
+        group = consequences[kind]
         if group["count"]:
-            yield _headline(told, kind)
-            yield from (f"  {_row(one)}" for one in group["named"])
+            yield _headline(consequences, kind)
+            yield from (f"  {_row(each)}" for each in group["named"])
             if more := group["count"] - len(group["named"]):
-                yield f"  and {more} more {things}"
-    yield from _silent(told)
+                yield f"  and {more} more {noun}"
+    yield from _silent(consequences)
 
 
-def _headline(told: Mapping[str, Any], kind: str) -> str:
-    group = told[kind]
+def _headline(consequences: Mapping[str, Any], kind: str) -> str:
+    group = consequences[kind]
     reasons = ", ".join(f"{shown(reason)} {count}" for reason, count in group["reasons"].items())
     headline = {
-        "cut": f"{group['count']} of {told['connections']} live connections cut",
+        "cut": f"{group['count']} of {consequences['connections']} live connections cut",
         "ended": f"{_counted(group['count'], 'request or call', 'requests or calls')} under way ended on what stays",
         "barred": f"{_counted(group['count'], 'client that was', 'clients that were')} here lately could not come back",
         "moved": f"{_counted(group['count'], 'live connection', 'live connections')} in another role",
@@ -63,23 +63,23 @@ def _headline(told: Mapping[str, Any], kind: str) -> str:
     return f"{headline[kind]} ({reasons})"
 
 
-def _silent(told: Mapping[str, Any]) -> Iterator[str]:
-    if told["unheard"]:
-        unheard = _counted(told["unheard"], "worker", "workers")
+def _silent(consequences: Mapping[str, Any]) -> Iterator[str]:
+    if consequences["unheard"]:
+        unheard = _counted(consequences["unheard"], "worker", "workers")
         yield f"{unheard} did not answer: connections there are not counted"
 
 
-def _counted(count: int, one: str, several: str) -> str:
-    return f"{count} {one if count == 1 else several}"
+def _counted(count: int, singular: str, plural: str) -> str:
+    return f"{count} {singular if count == 1 else plural}"
 
 
-def _who(group: Mapping[str, Any]) -> str:
-    names = list(dict.fromkeys(shown(one["identity"] or one["address"]) for one in group["named"]))
-    others = len(names) > WHO or group["count"] > len(group["named"])
-    return ", ".join(names[:WHO]) + (" and others" if others else "")
+def _clients(group: Mapping[str, Any]) -> str:
+    names = list(dict.fromkeys(shown(each["identity"] or each["address"]) for each in group["named"]))
+    others = len(names) > MAX_CLIENTS or group["count"] > len(group["named"])
+    return ", ".join(names[:MAX_CLIENTS]) + (" and others" if others else "")
 
 
-def _row(one: Mapping[str, Any]) -> str:
-    who, role = shown(one["identity"]) or "no certificate", shown(one["role"]) or NO_ROLE
-    told = f"{one['number']} {one['protocol']} {one['address']} {who}, role {role}"
-    return f"{told}: {one['reason']}" if one["reason"] else f"{told}, then {shown(one['becomes']) or NO_ROLE}"
+def _row(entry: Mapping[str, Any]) -> str:
+    client, role = shown(entry["identity"]) or "no certificate", shown(entry["role"]) or NO_ROLE
+    text = f"{entry['number']} {entry['protocol']} {entry['address']} {client}, role {role}"
+    return f"{text}: {entry['reason']}" if entry["reason"] else f"{text}, then {shown(entry['becomes']) or NO_ROLE}"

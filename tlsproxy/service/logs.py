@@ -1,10 +1,10 @@
-"""The log: how each process writes it, for people or for machines, on a terminal, to a file or to the journal.
+"""The log, as text or JSON, for a terminal, a file or the journal.
 
-A record is one line, whatever text of a stranger is in it: what is not printable is escaped, and the lines of a
-traceback are indented (text) or part of one string (json), so that nothing a client sends can begin a line of its own.
+A record is one line, whatever a client has sent: unprintable characters are escaped, and a traceback is indented (text)
+or one string (json). So no client can forge a line.
 
-To the journal each line goes with its syslog priority before it and no time of ours (sd-daemon(3)): journald takes the
-one off and has the other.
+Lines for the journal begin with their syslog priority and have no time (sd-daemon(3)): journald removes the first and
+adds the second.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ _DEBUG: Final = 7
 """The numbers are those of syslog(3)."""
 _COLOURS: Final = {"DEBUG": "2", "WARNING": "33", "ERROR": "31", "CRITICAL": "1;31"}
 _KNOWN: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime"}
-"""What every record has; anything else was said with `extra`."""
+"""Attributes of every record; others come from `extra`."""
 
 
 def configure(config: Config, environ: Mapping[str, str]) -> None:
-    """For each process, once, before its first record."""
+    """Set up the log of this process, once, before its first record."""
     logger = config.logger
     stream = sys.stdout if logger.output == "stdout" else sys.stderr
     journal = environ.get("JOURNAL_STREAM") == _identity(stream)
@@ -45,14 +45,14 @@ def configure(config: Config, environ: Mapping[str, str]) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     set_level(config)
-    logging.getLogger("hpack").setLevel(logging.INFO)  # its DEBUG lines have every field, keys too
-    logging.getLogger("watchfiles").setLevel(logging.WARNING)  # a reload says what came of a change
+    logging.getLogger("hpack").setLevel(logging.INFO)  # its DEBUG lines have all fields, API keys too
+    logging.getLogger("watchfiles").setLevel(logging.WARNING)  # a reload reports the changes
     logging.captureWarnings(True)
     sys.excepthook = _uncaught
 
 
 def set_level(config: Config) -> None:
-    """Follows the configuration of the generation that serves."""
+    """Apply `log_level` of the configuration in force."""
     logging.getLogger().setLevel(config.log_level.replace("WARN", "WARNING"))
 
 
@@ -61,18 +61,18 @@ def _uncaught(kind: type[BaseException], error: BaseException, trace: TracebackT
 
 
 def _identity(stream: TextIO) -> str:
-    """A stream as $JOURNAL_STREAM names the one that leads to the journal (systemd.exec(5))."""
+    """Device and inode of a stream, in the form of $JOURNAL_STREAM (systemd.exec(5))."""
     facts = os.fstat(stream.fileno())
     return f"{facts.st_dev}:{facts.st_ino}"
 
 
 def _shows_colour(stream: TextIO, environ: Mapping[str, str]) -> bool:
-    """https://no-color.org, and what is not a terminal shows none."""
+    """Colours on a terminal, unless NO_COLOR (https://no-color.org) or TERM say no."""
     return stream.isatty() and not environ.get("NO_COLOR") and environ.get("TERM") != "dumb"
 
 
 class _Text(logging.Formatter):
-    """``TIME LEVEL logger[pid]: message``, and below it, indented, what was raised."""
+    """``TIME LEVEL logger[pid]: message``, and an indented traceback below it."""
 
     def __init__(self, *, times: bool, colour: bool) -> None:
         super().__init__()
@@ -91,7 +91,7 @@ class _Text(logging.Formatter):
 
 
 class _Json(logging.Formatter):
-    """An object; ``fields`` is what the record's writer gave beside its message, ``exception`` one string."""
+    """One JSON object; ``fields`` has the record's `extra`, ``exception`` the traceback as a string."""
 
     def format(self, record: logging.LogRecord) -> str:
         fields = {name: value for name, value in vars(record).items() if name not in _KNOWN}
@@ -110,7 +110,7 @@ class _Json(logging.Formatter):
 
 
 class _Prioritised(logging.Formatter):
-    """Another's lines as journald takes them: an entry each, so that each says how grave it is."""
+    """Lines of another formatter with a priority each, since journald makes each an entry of its own."""
 
     def __init__(self, inner: logging.Formatter) -> None:
         super().__init__()

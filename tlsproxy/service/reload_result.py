@@ -1,4 +1,4 @@
-"""The outcome of a reload: what was published, and how each input stands to it."""
+"""The result of a reload: its publication, and the status of each input."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Disposition: TypeAlias = Literal["published", "waits", "refused", "retried"]
 
 ReloadOutcome: TypeAlias = Literal["ok", "unchanged", "partial", "held", "failed"]
 
-_STANDS: Final[Mapping[FailureKind, Disposition]] = {
+_DISPOSITIONS: Final[Mapping[FailureKind, Disposition]] = {
     FailureKind.INPUT: "refused",
     FailureKind.AGE: "refused",
     FailureKind.TIME: "waits",
@@ -30,13 +30,15 @@ _WITHOUT: Final[Mapping[str, str]] = {
     "public_keys": "the tokens that it verifies are refused until then",
     "name": "what would go there is refused until then",
 }
-"""The effect of an input that has no good state at all."""
+"""Effect of an input without any good state."""
 
 
 @dataclass(frozen=True, slots=True)
 class InputStatus:
-    """``published``: what its files hold serves. Else ``reason`` says why not: it is refused until it changes, waits
-    for ``until`` (seconds since the epoch), or is tried again. ``kept``: its last good state serves meanwhile.
+    """Status of an input.
+
+    ``published``: its files are in force. Otherwise ``reason`` is why not: it is refused until it changes, waits for
+    ``until`` (seconds since the epoch), or is retried. ``kept``: its last good state is in force.
     """
 
     input: InputKind
@@ -49,13 +51,13 @@ class InputStatus:
 
 @dataclass(frozen=True, slots=True)
 class ReloadResult:
-    """``ok``: what the files hold serves. ``unchanged``: it did already. ``partial``: some of it serves since, and
-    ``error`` says why the rest does not. ``failed``: nothing has changed, for that reason.
-    ``held``: back, by `limits.mass_cut`.
+    """``ok``: all files are in force.
 
-    ``when`` is epoch seconds. ``changes`` is what the last publication (at ``changed_at``) made different: it may have
-    been before this one. ``consequences`` are those that the publication had, or would have had: as JSON values, None
-    where there was none. ``inputs`` are all that there are.
+    ``unchanged``: they were before. ``partial``: some are in force since, and ``error`` is why the others are not.
+    ``failed``: nothing has changed, by ``error``. ``held``: back, by `limits.mass_cut`.
+
+    ``when`` is epoch seconds. ``changes`` are those of the last publication, at ``changed_at``: possibly of an earlier
+    reload. ``consequences`` of the publication, also of one held back, are JSON values; None without one.
     """
 
     result: ReloadOutcome
@@ -69,25 +71,27 @@ class ReloadResult:
     inputs: tuple[InputStatus, ...] = ()
 
 
-def input_states(config_path: Path, states: States, faults: Mapping[Input, Fault]) -> tuple[InputStatus, ...]:
-    """Those that do not serve as they are first."""
-    told = [
-        InputStatus(which.kind, which.name, _STANDS[fault.kind], reason(which, fault), fault.moment, fault.kept)
-        for which, fault in faults.items()
+def input_statuses(config_path: Path, states: States, faults: Mapping[Input, Fault]) -> tuple[InputStatus, ...]:
+    """Status of all inputs; faulty ones first."""
+    faulty = [
+        InputStatus(
+            subject.kind, subject.name, _DISPOSITIONS[fault.kind], reason(subject, fault), fault.moment, fault.kept
+        )
+        for subject, fault in faults.items()
     ]
     return (
-        *told,
+        *faulty,
         *(InputStatus(one.kind, one.name, "published") for one in _inputs(config_path, states) if one not in faults),
     )
 
 
-def wrong(faults: Mapping[Input, Fault]) -> str:
-    """What keeps a reload from being ok, a problem on each line. Former addresses of a name are as good as new ones."""
+def problems(faults: Mapping[Input, Fault]) -> str:
+    """Faults that make a reload partial, one a line. A name with former addresses is none: they still serve."""
     return "\n".join(reason(*each) for each in faults.items() if each[0].kind != "name" or not each[1].kept)
 
 
-def reason(which: Input, fault: Fault) -> str:
-    return fault.text if fault.kept or which.kind not in _WITHOUT else f"{fault.text}; {_WITHOUT[which.kind]}"
+def reason(subject: Input, fault: Fault) -> str:
+    return fault.text if fault.kept or subject.kind not in _WITHOUT else f"{fault.text}; {_WITHOUT[subject.kind]}"
 
 
 def outcome(error: str, *, changed: bool) -> ReloadOutcome:
@@ -97,7 +101,7 @@ def outcome(error: str, *, changed: bool) -> ReloadOutcome:
 
 
 def counted(inputs: tuple[InputStatus, ...]) -> Mapping[tuple[str, str], int]:
-    """By input and state."""
+    """Counts by input kind and status, for metrics."""
     return Counter((one.input, one.state) for one in inputs)
 
 

@@ -1,9 +1,9 @@
-"""The program: the first configuration, the log, signals, sockets, the operators' server, around what serves.
+"""The program: first configuration, log, signals, sockets, reloads and admin server around the data path.
 
-SIGHUP reloads, and waits where it comes before there is something to reload. SIGTERM and SIGINT drain: no new
+SIGHUP reloads; one during the start is held until there is something to reload. SIGTERM and SIGINT drain: no new
 connections, idle ones end after ``limits.drain_grace``, busy ones after their response, all within
-``limits.drain_timeout``; a second one ends it at once, as the first does during the start. Until a drain has ended,
-files, signals and operators reload as ever: what takes rights away goes on taking them away.
+``limits.drain_timeout``. A second one ends the process at once, as the first does during the start. Reloads work until
+the end of a drain, so that revocations count for draining connections too.
 """
 
 from __future__ import annotations
@@ -51,10 +51,11 @@ _log = logging.getLogger(__name__)
 
 
 def run(config_path: Path, ready_file: Path | None) -> int:
-    """Serves until told to stop. The exit code: 0 after a stop, 1 after a failure, 2 if the configuration, a file or a
-    socket that was passed to us was refused.
+    """Serve until stopped.
 
-    A taken address is 1: it may be free again in a moment, where a refused configuration waits for a person.
+    Returns the exit status: 0 after a stop, 1 after a failure, 2 for a refused configuration, file or inherited socket.
+
+    With 1 a retry may succeed (a taken address may be free in a moment); 2 needs a person.
     """
     with asyncio.Runner(loop_factory=loop_factory) as runner:
         try:
@@ -73,7 +74,7 @@ def run(config_path: Path, ready_file: Path | None) -> int:
             return 1 if error.kind is FailureKind.ENVIRONMENT else 2
         config = first.generation.config
         logs.configure(config, os.environ)
-        if config.admin.listen is not None:  # before anybody is accepted, who would wait for it
+        if config.admin.listen is not None:  # before the first client is accepted, which would wait for it
             import tlsproxy.admin.server  # noqa: F401, PLC0415
         try:
             runner.run(_Program(config_path, first, key_sets, ready_file, notifier, inherited).serve())
@@ -89,7 +90,7 @@ def run(config_path: Path, ready_file: Path | None) -> int:
 
 
 class _Program:
-    """What stands around :class:`tlsproxy.service.serving.Serving`: signals, sockets, reloads, and the operators."""
+    """Signals, sockets, reloads and admin server around the data path."""
 
     def __init__(
         self,
@@ -113,7 +114,7 @@ class _Program:
         self._reload = asyncio.Event()
 
     async def serve(self) -> None:
-        """Cancelled by SIGTERM or SIGINT before it serves; until the first lines are done, their default is an end."""
+        """Serve until SIGTERM or SIGINT, which cancel it during the start."""
         config = self._generation.config
         self._starting = asyncio.current_task()
         async with AsyncExitStack() as stack:
@@ -138,7 +139,7 @@ class _Program:
                 environ=os.environ,
                 watcher=Watcher(self._config_path, os.environ, self._first.inputs),
                 key_sets=self._key_sets,
-                told=self._notifier,
+                observer=self._notifier,
                 faults=self._first.faults,
             )
             watchdog = Watchdog(
@@ -172,7 +173,7 @@ class _Program:
     async def _start_serving(
         self, stack: AsyncExitStack, bound: Sequence[Bound], audit: AuditLog | NoAudit, turn: Turn
     ) -> Served:
-        """In this process, or in as many others as are configured."""
+        """Start the data path in this process, or in worker processes."""
         generation, key_missing = self._generation, self._key_sets.key_missing
         if generation.config.workers == 1:
             table = LimitTable.private()
@@ -213,7 +214,7 @@ class _Program:
 
     def _handle_signals(self, loop: asyncio.AbstractEventLoop) -> None:
         loop.add_signal_handler(signal.SIGHUP, self._reload.set)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})  # held since the command began
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})  # blocked since the command's start
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_stop, signal.Signals(number).name)
 

@@ -1,7 +1,6 @@
-"""One process that serves: the data path from the listening sockets to the upstream, made here and ended here.
+"""The data path of one process, from the listening sockets to the upstream: composed, published to, drained.
 
-It is given its sockets, its generation and its audit log, and knows nothing of signals, files or operators:
-:mod:`tlsproxy.service.server` is the program around it.
+Signals, files and the admin server are the business of :mod:`tlsproxy.service.server`.
 """
 
 from __future__ import annotations
@@ -30,8 +29,8 @@ from tlsproxy.proxy.upstream.upstreams import Upstreams
 from tlsproxy.service import runtime
 from tlsproxy.snapshot.generation import Generation
 
-MOST_TOLD: Final = 1000
-"""Connections that a status names."""
+MAX_CONNECTIONS: Final = 1000
+"""Most connections in a status."""
 
 _PARTS: Final[Mapping[ProtocolName, str]] = {"rest": "upstream", "grpc": "upstream_grpc"}
 
@@ -39,7 +38,7 @@ _log = logging.getLogger(__name__)
 
 
 class Served(Protocol):
-    """What a program runs and tells of. ``counted`` takes what the program itself has to count, by its ``clock``."""
+    """A data path: of one process, or of several workers. ``counted`` are the metrics of this process."""
 
     counted: Metrics
 
@@ -59,7 +58,7 @@ class Served(Protocol):
 
 
 class Serving:
-    """Accepts from the moment it is made, until :meth:`drain` or :meth:`close`."""
+    """Accepts from its creation until :meth:`drain` or :meth:`close`."""
 
     def __init__(
         self,
@@ -115,7 +114,7 @@ class Serving:
         return await self._manager.consider(generation)
 
     async def dismiss(self) -> None:
-        """Nothing is kept of what was considered."""
+        """Does nothing: no candidate is kept."""
 
     async def publish(self, generation: Generation) -> None:
         self.adopt(generation)
@@ -135,14 +134,14 @@ class Serving:
         }
 
     async def figures(self) -> Mapping[str, Any]:
-        """What of a status changes with the traffic."""
+        """The traffic-dependent part of a status."""
         idle, busy, _ = self._upstreams.pool.counts
         upstream, now = self.generation.config.upstream, time.monotonic()
         return {
             "connections": {
                 "open": len(self._listeners.connections),
                 "draining": self._gateway.draining,
-                "live": [entry.described(now) for entry in islice(self._manager, MOST_TOLD)],
+                "live": [entry.described(now) for entry in islice(self._manager, MAX_CONNECTIONS)],
             },
             "upstream": {
                 **{protocol: getattr(upstream, protocol) for protocol in self._probes},
@@ -163,11 +162,11 @@ class Serving:
         return self.counted.render()
 
     async def expect_probe(self, address: tuple[str, int] | None) -> None:
-        """Our watchdog holds this address now, and asks from there; None when it has been answered."""
+        """Note the address from which our watchdog is about to connect; None after its probe."""
         self._gateway.probe = address
 
     async def drain(self, ended: asyncio.Event) -> None:
-        """Accepts no more, and lets the connections come to their end, until ``ended`` or ``limits.drain_timeout``."""
+        """Stop accepting, and let connections finish, until ``ended`` or ``limits.drain_timeout``."""
         connections = self._listeners.connections
         self._gateway.draining = True
         self._listeners.stop()

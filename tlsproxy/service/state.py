@@ -1,4 +1,4 @@
-"""What the service tells of itself on the admin server: readiness, status, metrics, and reload on demand."""
+"""The service's state for the admin server: readiness, status, metrics, and reload on demand."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from tlsproxy.snapshot.jwks import KeySets
 
 
 def described(bound: Sequence[Bound]) -> list[dict[str, Any]]:
-    """For whoever asks where this is served: each address, and the protocols on it."""
+    """Addresses that are listened on, with their protocols."""
     return [{"address": one.address, "protocols": one.where.protocols} for one in bound]
 
 
 class ServiceState:
-    """Reads the parts of a running service; implements :class:`tlsproxy.admin.server.AdminState`."""
+    """Implements :class:`tlsproxy.admin.server.AdminState` by the parts of a running service."""
 
     def __init__(
         self, served: Served, bound: Sequence[Bound], reloader: Reloader, key_sets: KeySets, jumps: ClockJumps
@@ -64,7 +64,7 @@ class ServiceState:
         }
 
     async def reload(self, trigger: str, *, force: bool) -> Mapping[str, Any]:
-        """Shielded: whoever asked may stop waiting, the reload goes on."""
+        """Shielded: if the caller stops waiting, the reload goes on."""
         await asyncio.shield(self._reloader.reload(trigger, force=force))
         return self._reloader.status() | {"restart_needed": self._served.generation.restart_needed}
 

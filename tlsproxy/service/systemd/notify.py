@@ -1,7 +1,7 @@
-"""What systemd is told of the service (sd_notify(3)), by the one process that it calls the main one.
+"""Notifications to systemd (sd_notify(3)) from the main process.
 
-Without NOTIFY_SOCKET nothing is sent. READY says that every listener accepts; a reload is RELOADING until its verdict,
-and the status has that verdict; nothing is READY any more once it is STOPPING.
+Without NOTIFY_SOCKET nothing is sent. READY: every listener accepts. RELOADING lasts until the result of a reload,
+which the status then has. After STOPPING there is no READY any more.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from tlsproxy.text import printable, rfc3339
 _SEND_DEADLINE: Final = 1.0
 """Seconds for systemd to make room for a message."""
 _LONGEST: Final = 400
-"""Characters of a status: `systemctl status` shows it on one line."""
+"""Most characters of a status, which `systemctl status` shows on one line."""
 
 _log = logging.getLogger(__name__)
 
 
 class Notifier:
-    """``watchdog`` is the number of seconds within which :meth:`alive` is expected again and again; 0 for never."""
+    """``watchdog`` is the number of seconds within which systemd expects the next :meth:`alive`; 0 for none."""
 
     def __init__(self, address: str = "", watchdog: float = 0.0) -> None:
-        """``address`` is a path, or begins with `@` for an abstract socket; empty for nobody to tell."""
+        """``address`` is a path, or begins with `@` for an abstract socket; empty for no notifications."""
         self._address = f"\0{address[1:]}" if address.startswith("@") else address
         self._serving = ""
         self._stopping = False
@@ -35,27 +35,29 @@ class Notifier:
 
     @classmethod
     def of(cls, environ: MutableMapping[str, str], pid: int) -> Notifier:
-        """What systemd asks of the process ``pid``. Its words are taken out of ``environ``: no child speaks for us."""
-        address, usec, whom = (environ.pop(name, "") for name in ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"))
+        """By systemd's variables for the process ``pid``, which are removed from ``environ``, as no child notifies."""
+        address, usec, watchdog_pid = (
+            environ.pop(name, "") for name in ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
+        )
         if address and address[0] not in "/@":
-            _log.warning("NOTIFY_SOCKET is neither a path nor an abstract socket: nobody is notified")
+            _log.warning("NOTIFY_SOCKET is neither a path nor an abstract socket: nothing is sent to systemd")
             address = ""
-        asked = usec.isdecimal() and whom in {"", str(pid)}
-        return cls(address, int(usec) / 1e6 if asked else 0.0)
+        for_us = usec.isdecimal() and watchdog_pid in {"", str(pid)}
+        return cls(address, int(usec) / 1e6 if for_us else 0.0)
 
-    def serving(self, what: str, verdict: ReloadResult) -> None:
-        """Every listener accepts. ``what`` is served, and where, for a person to read."""
-        self._serving = what
-        self.reloaded(verdict)
+    def serving(self, listeners: str, result: ReloadResult) -> None:
+        """READY: every listener accepts. ``listeners`` is a text for people."""
+        self._serving = listeners
+        self.reloaded(result)
 
     def reloading(self) -> None:
         if self._serving and not self._stopping:
             self._send("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}", _status("reloading"))
 
-    def reloaded(self, verdict: ReloadResult) -> None:
-        """Ready again, whatever came of it: a reload that failed has changed nothing."""
+    def reloaded(self, result: ReloadResult) -> None:
+        """READY again, whatever the result: a failed reload has changed nothing."""
         if self._serving and not self._stopping:
-            self._send("READY=1", _status(f"{_told(verdict)}; {self._serving}"))
+            self._send("READY=1", _status(f"{_summary(result)}; {self._serving}"))
 
     def stopping(self) -> None:
         self._stopping = True
@@ -73,21 +75,21 @@ class Notifier:
                 sock.connect(self._address)
                 sock.sendall("\n".join(lines).encode())
         except OSError as error:
-            _log.error("systemd was not told %s: %s", lines[0], error)
+            _log.error("systemd could not be notified (%s): %s", lines[0], error)
 
 
-def _told(verdict: ReloadResult) -> str:
-    when = rfc3339(verdict.when)
-    if verdict.result == "held":
-        return f"generation {verdict.generation} goes on, reload ({verdict.trigger}) of {when} {verdict.error}"
-    if verdict.result == "failed":
-        return f"generation {verdict.generation} goes on, reload ({verdict.trigger}) FAILED at {when}: {verdict.error}"
-    if verdict.result == "partial":
-        return f"generation {verdict.generation} since {when} ({verdict.trigger}), NOT ALL of it: {verdict.error}"
-    return f"generation {verdict.generation} since {when} ({verdict.trigger})"
+def _summary(result: ReloadResult) -> str:
+    when = rfc3339(result.when)
+    if result.result == "held":
+        return f"generation {result.generation} goes on, reload ({result.trigger}) of {when} {result.error}"
+    if result.result == "failed":
+        return f"generation {result.generation} goes on, reload ({result.trigger}) FAILED at {when}: {result.error}"
+    if result.result == "partial":
+        return f"generation {result.generation} since {when} ({result.trigger}), NOT ALL of it: {result.error}"
+    return f"generation {result.generation} since {when} ({result.trigger})"
 
 
 def _status(text: str) -> str:
-    """On one line: a line of its own would be another assignment, and an error's text may name any file."""
+    """A status on one line, since each line is an assignment: a file name in an error may hold a line break."""
     line = printable(text)
     return f"STATUS={line if len(line) <= _LONGEST else line[: _LONGEST - 1] + '…'}"

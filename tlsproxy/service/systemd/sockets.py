@@ -1,9 +1,8 @@
-"""The listening sockets: those that systemd holds for us (sd_listen_fds(3)), and for the rest our own.
+"""Listening sockets: inherited from systemd (sd_listen_fds(3)) where there are any, else our own.
 
-A socket that was bound before us outlives us: what waits in its backlog while one process ends is served by the next.
-It belongs to the listener of the configuration that has its very address, and its name (`FileDescriptorName=`) must be
-one of the protocols there, so that two socket units cannot be mistaken for each other. One that belongs nowhere is an
-error: what it accepts would wait for ever.
+An inherited socket outlives the process: connections in its backlog are served by the next one. It belongs to the
+listener with the same address, and its name (`FileDescriptorName=`) must be one of the protocols there, so that two
+socket units are not mistaken for each other. One without a listener is an error: its clients would wait for ever.
 """
 
 from __future__ import annotations
@@ -27,28 +26,29 @@ FIRST: Final = 3
 
 
 class InheritedSocketError(TlsproxyError):
-    """A socket that was passed to us and that no listener is for: the units and the configuration disagree."""
+    """An inherited socket that fits no listener: socket units and configuration disagree."""
 
 
 @dataclass(frozen=True, slots=True)
 class Inherited:
-    """``name`` is None where nobody gave names."""
+    """An inherited socket; ``name`` is None if systemd gave no names."""
 
     sock: socket.socket
     name: str | None
 
     def __str__(self) -> str:
-        called = "" if self.name is None else f" {self.name!r}"
-        return f"the inherited socket{called} on {_endpoint(self.sock)}"
+        name = "" if self.name is None else f" {self.name!r}"
+        return f"the inherited socket{name} on {_endpoint(self.sock)}"
 
 
 def inherited_sockets(environ: MutableMapping[str, str], pid: int) -> tuple[Inherited, ...]:
-    """The sockets that were passed to the process ``pid``, which are ours from now on: no child has them by accident.
+    """Sockets that systemd passed to the process ``pid``; children do not inherit them.
 
-    What says so is taken out of ``environ``. Raises InheritedSocketError for one that is no listening TCP socket.
+    systemd's variables are removed from ``environ``. Raises InheritedSocketError for one that is no listening TCP
+    socket.
     """
-    count, names, whom = (environ.pop(name, "") for name in ("LISTEN_FDS", "LISTEN_FDNAMES", "LISTEN_PID"))
-    if whom != str(pid) or not count.isdecimal():
+    count, names, listen_pid = (environ.pop(name, "") for name in ("LISTEN_FDS", "LISTEN_FDNAMES", "LISTEN_PID"))
+    if listen_pid != str(pid) or not count.isdecimal():
         return ()
     given: Sequence[str | None] = names.split(":") if names else [None] * int(count)
     if len(given) != int(count):
@@ -76,7 +76,7 @@ def _taken(number: int, name: str | None) -> Inherited:
 
 
 def open_sockets(config: Config, inherited: Sequence[Inherited]) -> list[Bound]:
-    """One for each listener: all or none, and nobody is accepted before every address is ours.
+    """A socket for each listener, all or none. No client is accepted before all are bound.
 
     Raises InheritedSocketError, and OSError for an address that cannot be bound.
     """
@@ -114,7 +114,7 @@ def _matched(config: Config, inherited: Sequence[Inherited]) -> Mapping[Listenin
 
 
 def _same(endpoint: Endpoint, sock: socket.socket) -> bool:
-    """Whether the socket has the address that :func:`bind` would give it."""
+    """Whether the socket has the address that :func:`bind` would bind."""
     family = socket.AF_INET6 if ":" in endpoint.host else socket.AF_INET
     if family != sock.family or endpoint.port != sock.getsockname()[1]:
         return False

@@ -33,7 +33,7 @@ from tlsproxy.proxy.core.wall_clock import Clock
 from tlsproxy.proxy.frontend.listener import Bound
 from tlsproxy.proxy.limits import table
 from tlsproxy.service import runtime
-from tlsproxy.service.serving import MOST_TOLD
+from tlsproxy.service.serving import MAX_CONNECTIONS
 from tlsproxy.service.workers.merging import Families, Totals, dump_families, merged_figures, merged_parts
 from tlsproxy.service.workers.process import ATTENTION, LAST, LAST_WORDS, PING, WorkerLost, WorkerProcess, WorkerRefused
 from tlsproxy.service.workers.publication import CHECK_INTERVAL, STOPPED, Publication
@@ -372,7 +372,7 @@ class Supervisor:
             "audit": {"queued": audit.queued, "written": audit.written, "dropped": audit.dropped},
         }
         answers = await self._gather("figures")
-        merged = merged_figures([own, *(orjson.loads(body) for _, body in answers)], MOST_TOLD)
+        merged = merged_figures([own, *(orjson.loads(body) for _, body in answers)], MAX_CONNECTIONS)
         return merged | {"workers": [slot.described() for slot in self._slots]}
 
     async def cut(self, number: int) -> bool:
