@@ -1,7 +1,7 @@
-"""Blocking work off the event loop, in daemon threads: the end of the process waits for none of them.
+"""Blocking calls in daemon threads, which the end of the process does not wait for.
 
-The loop's own executor is joined at the end. A thread of it that hangs in `open()` on a file server, or in a resolver,
-would keep alive a process that was told to end.
+The loop's own executor is joined at exit: a thread that hangs in `open()` on a file server, or in a resolver, would
+keep the process alive.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ T = TypeVar("T")
 
 
 def in_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> asyncio.Future[T]:
-    """Its result, or what it raises, from a thread of its own.
+    """Call a function in a thread of its own. The future has its result or exception.
 
-    Cancelled, the future is done at once; the thread goes on, and its result is dropped.
+    A cancelled future is done at once; the thread goes on, and its result is dropped.
     """
     outcome: Future[T] = Future()
     Thread(target=_run, args=(outcome, partial(function, *args, **kwargs)), daemon=True).start()

@@ -96,7 +96,7 @@ def test_a_step_that_breaks_is_a_cross_and_the_next_one_still_runs(capsys: pytes
     with report.step("first"):
         raise OSError("no route")
     with report.step("second") as step:
-        step.saw = "all of it"
+        step.result = "all of it"
     assert capsys.readouterr().out == "✗ first: OSError: no route\n✓ second: all of it\n"
     assert report.failed == 1
 

@@ -1,4 +1,4 @@
-"""Checks of rules and constraints on CAs: alone, and with the CAs of `tls.ca_cert` known."""
+"""Checks of CA constraints and of rules that name CAs: without and with the CAs of `tls.ca_cert`."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from tlsproxy.config.identity_checks import filter_of
 from tlsproxy.config.model import Config
 from tlsproxy.config.positions import Path, Tree
 
-MOST: Final = 20
-"""Rules that are told of one by one."""
-SHOWN: Final = 5
-"""CAs that one text names."""
+MAX_WARNINGS: Final = 20
+"""Rules with a warning of their own; one more counts the others."""
+MAX_NAMED: Final = 5
+"""CAs in one text."""
 
 _DIGEST: Final = re.compile(r"[0-9a-f]{64}")
 _TRUST_DOMAIN: Final = re.compile(r"[a-z0-9._-]{1,255}")
@@ -40,7 +40,7 @@ def confinement_of(constraint: CaConstraint) -> Confinement:
 
 
 def constraints(config: Config, _tree: Tree) -> Iterator[Finding]:
-    """Findings on the constraints alone, without looking at the CAs."""
+    """Check the constraints without the CAs."""
     seen: set[tuple[str, str]] = set()
     if config.tls.ca_constraints and config.tls.ca_cert is None:
         yield Finding(("tls", "ca_constraints"), "tls.ca_cert is needed: it has the CAs that these are about")
@@ -67,40 +67,43 @@ def constraints(config: Config, _tree: Tree) -> Iterator[Finding]:
 
 
 def unnamed_constraints(config: Config, configured: Sequence[Anchor]) -> Iterator[tuple[CaConstraint, Finding]]:
-    """Those that are about none of the CAs of the file."""
+    """Constraints that name none of the file's CAs."""
     for index, constraint in enumerate(config.tls.ca_constraints):
         if not any(map(confinement_of(constraint).names, configured)):
             path: Path = ("tls", "ca_constraints", index, "ca" if constraint.ca else "ca_sha256")
-            yield constraint, Finding(path, f"no CA of tls.ca_cert is this one; there are {_listed(configured)}")
+            yield constraint, Finding(path, f"no CA of tls.ca_cert is this one; there are {_names(configured)}")
 
 
 def warnings(config: Config, anchors: Anchors, configured: Sequence[Anchor]) -> Iterator[Finding]:
-    """With the CAs known: ``anchors`` are those in force, ``configured`` those of the file."""
+    """Warnings with the CAs: ``anchors`` are those in force, ``configured`` those of the file."""
     yield from (replace(finding, warning=True) for _, finding in unnamed_constraints(config, configured))
     for name in anchors.shared_names():
         text = f'several CAs, with different keys, are called "{name}", and a rule with this name means all of them'
         yield Finding(("tls", "ca_cert"), f"{text}: ca_sha256 tells them apart", warning=True)
-    known = _TrustedCas(
+    cas = _TrustedCas(
         frozenset(one.subject for one in anchors.trusted.values()),
         frozenset(anchors.trusted),
-        _listed(anchors.trusted.values()),
+        _names(anchors.trusted.values()),
         anchors.several,
-        _listed(anchors.unconfined) if anchors.several and len(anchors.unconfined) > 1 else "",
+        _names(anchors.unconfined) if anchors.several and len(anchors.unconfined) > 1 else "",
     )
-    told = [
+    warned = [
         Finding(path, text, warning=True)
-        for whose, where, matcher in _matchers(config)
-        for path, text in _of_match(whose, where, matcher, known)
+        for subject, where, matcher in _matchers(config)
+        for path, text in _of_match(subject, where, matcher, cas)
     ]
-    told += (Finding(path, text, warning=True) for path, text in _of_issuers(config, known))
-    yield from told[:MOST]
-    if len(told) > MOST:
-        yield Finding(("identities",), f"there is the like to say of {len(told) - MOST} more", warning=True)
+    warned += (Finding(path, text, warning=True) for path, text in _of_issuers(config, cas))
+    yield from warned[:MAX_WARNINGS]
+    if len(warned) > MAX_WARNINGS:
+        yield Finding(("identities",), f"there is the like to say of {len(warned) - MAX_WARNINGS} more", warning=True)
 
 
 @dataclass(frozen=True, slots=True)
 class _TrustedCas:
-    """The trusted CAs: ``listed`` names them, ``free`` those that may give any name if they are several."""
+    """The trusted CAs.
+
+    ``listed`` is a text that names them; ``free`` names unconfined ones, if there are several CAs.
+    """
 
     subjects: frozenset[str]
     digests: frozenset[str]
@@ -118,43 +121,43 @@ def _matchers(config: Config) -> Iterator[tuple[str, Path, Matcher]]:
             yield f'key "{key.name}"', ("keys", index, "require_certificate"), matcher
 
 
-def _of_match(whose: str, path: Path, matcher: Matcher, known: _TrustedCas) -> Iterator[tuple[Path, str]]:
+def _of_match(subject: str, path: Path, matcher: Matcher, cas: _TrustedCas) -> Iterator[tuple[Path, str]]:
     given = dict(matcher.given())
-    for name, values in (("ca", known.subjects), ("ca_sha256", known.digests)):
+    for name, values in (("ca", cas.subjects), ("ca_sha256", cas.digests)):
         if name in given and not _is_among(given[name], values):
-            text = f"{whose} matches nobody: no CA of tls.ca_cert is this one; there are {known.listed}"
+            text = f"{subject} matches nobody: no CA of tls.ca_cert is this one; there are {cas.listed}"
             yield (*path, name), text
-    if not known.several or matcher.names_ca:
+    if not cas.several or matcher.names_ca:
         return
     if (issuer := given.get("issuer")) is not None:
-        if not _is_among(issuer, known.subjects):
-            text = f"{whose} matches nobody: any of several CAs may give an intermediate this name; add ca"
-            yield (*path, "issuer"), f"{text}; there are {known.listed}"
-    elif known.free and not is_exact(given.get("sha256", "*")):
-        text = f"{whose} names no CA, and any of several may give these names; add ca (or ca_sha256)"
-        yield path, f"{text}; there are {known.free}"
+        if not _is_among(issuer, cas.subjects):
+            text = f"{subject} matches nobody: any of several CAs may give an intermediate this name; add ca"
+            yield (*path, "issuer"), f"{text}; there are {cas.listed}"
+    elif cas.free and not is_exact(given.get("sha256", "*")):
+        text = f"{subject} names no CA, and any of several may give these names; add ca (or ca_sha256)"
+        yield path, f"{text}; there are {cas.free}"
 
 
 def _is_among(pattern: str, values: AbstractSet[str]) -> bool:
     return pattern in values if is_exact(pattern) else any(glob_matches(pattern, value) for value in values)
 
 
-def _of_issuers(config: Config, known: _TrustedCas) -> Iterator[tuple[Path, str]]:
-    """A role of tokens is nobody's by a rule, so that no rule says whose certificates its filter believes."""
-    for index, issuer in enumerate(config.jwt_issuers if known.free else ()):
+def _of_issuers(config: Config, cas: _TrustedCas) -> Iterator[tuple[Path, str]]:
+    """Warn of an issuer's role subject filter uses certificate fields: no rule restricts their CA."""
+    for index, issuer in enumerate(config.jwt_issuers if cas.free else ()):
         role = config.roles.get(issuer.role or "")
         if role is not None and any(template.of_certificate for template in filter_of(role)):
             text = f"the filter of role {issuer.role!r} takes names from certificates of any CA"
             yield (
                 ("jwt_issuers", index, "role"),
-                f"{text}: confine them (tls.ca_constraints); there are {known.free}",
+                f"{text}: confine them (tls.ca_constraints); there are {cas.free}",
             )
 
 
-def _listed(anchors: Iterable[Anchor]) -> str:
-    """By name, and by digest where several have the same."""
+def _names(anchors: Iterable[Anchor]) -> str:
+    """A text of CA names, with digests where names are shared: `"CN=a", "CN=b" (12ab…)`."""
     each = list(anchors)
     count = Counter(one.subject for one in each)
     shown = [f'"{one.subject}"' if count[one.subject] == 1 else f'"{one.subject}" ({one.sha256})' for one in each]
-    more = f" and {len(shown) - SHOWN} more" if len(shown) > SHOWN else ""
-    return ", ".join(shown[:SHOWN]) + more if shown else "none"
+    more = f" and {len(shown) - MAX_NAMED} more" if len(shown) > MAX_NAMED else ""
+    return ", ".join(shown[:MAX_NAMED]) + more if shown else "none"

@@ -1,7 +1,4 @@
-"""The configuration's shape, of whoever calls: certificates and how they are told apart, named keys, issuers of tokens.
-
-The rest of it, and what is said there of units and paths, is in :mod:`tlsproxy.config.model`.
-"""
+"""The configuration model of callers: certificates, named keys, token issuers (:mod:`tlsproxy.config.model`)."""
 
 from __future__ import annotations
 
@@ -17,14 +14,14 @@ Label = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 
 
 KeySetUrl = Annotated[str, Field(pattern="://")]
-"""What is not a path. :func:`tlsproxy.config.endpoints.check_key_set_url` says which of these are fetched."""
+"""A URL rather than a path; :func:`tlsproxy.config.endpoints.check_key_set_url` checks it."""
 
 
 RESTART: Final = "Needs a restart."
 
 
 def _say_restart(schema: dict[str, Any]) -> None:
-    if "description" in schema:  # a whole section says it in its own
+    if "description" in schema:  # else it is a section, whose own description says so
         schema["description"] += f" {RESTART}"
 
 
@@ -33,7 +30,7 @@ NEEDS_RESTART: Final = Field(json_schema_extra=_say_restart)
 
 
 class Section(BaseModel):
-    """Frozen; a key that is neither ours nor Qdrant's is an error (the loader takes Qdrant's unused keys out first)."""
+    """A frozen mapping. An unknown key is an error; the loader removes Qdrant's unused ones first."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True, use_attribute_docstrings=True)
 

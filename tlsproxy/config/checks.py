@@ -1,9 +1,9 @@
-"""What must hold between the keys of a configuration, as a table of checks. Each says which sections it reads.
+"""Checks over several keys of a configuration, as a table with the sections that each reads.
 
-A check never runs where one of its sections is invalid in itself, so that one mistake is reported once; but one that
-looks at each item alone goes on with the items that are valid, so that a mistake hides no other. The rules about
-roles and identities are in :mod:`tlsproxy.config.identity_checks`, those about keys and tokens in
-:mod:`tlsproxy.config.credential_checks`, those about where the gateway listens in :mod:`tlsproxy.config.listeners`.
+A check is skipped if one of its sections is invalid in itself, so that a mistake is reported once. One that checks
+items of a list runs on the valid items, so that a mistake hides no other: after a misspelt key in the first role the
+second role is still checked. Roles and identities: :mod:`tlsproxy.config.identity_checks`; keys and tokens:
+:mod:`tlsproxy.config.credential_checks`; listeners: :mod:`tlsproxy.config.listeners`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,10 @@ Check = Callable[[Config, Tree], Iterator[Finding]]
 
 
 def findings(config: Config, tree: Tree, failed: AbstractSet[str], partial: AbstractSet[str]) -> Iterator[Finding]:
-    """``failed``: the sections of ``config`` that are not the file's; ``partial``: those that hold its valid items."""
+    """Findings of all checks.
+
+    ``failed`` sections of ``config`` are defaults; ``partial`` ones have their valid items.
+    """
     for reads, check in _CHECKS:
         if (failed - partial if check in _ITEM_BY_ITEM else failed).isdisjoint(reads):
             yield from check(config, tree)

@@ -1,4 +1,4 @@
-"""What must hold of keys and of the issuers of tokens: each can be used, and is told apart from every other."""
+"""Checks of keys and token issuers: each is usable and has a name of its own."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The addresses of a configuration: the upstream's URL and the admin server's listening address. Resolves no name."""
+"""Addresses and URLs of a configuration, parsed and checked. No name is resolved."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def is_address(host: str) -> bool:
 
 
 def upstream_endpoint(url: str) -> Endpoint:
-    """`http://host:port`. Raises ValueError, whose text never repeats what might be a password in the URL."""
+    """Parse `http://host:port`. Raises ValueError, whose text never has the URL: it may hold a password."""
     try:
         parts = urlsplit(url)
         host, port = parts.hostname, parts.port
@@ -74,7 +74,7 @@ def tcp_endpoint(address: str) -> Endpoint:
 
 
 def check_key_set_url(url: str) -> None:
-    """Whose keys are believed must be known: TLS, or no network. Raises ValueError, which never repeats the URL."""
+    """Check a key set's URL: https, or http on loopback. Raises ValueError, whose text never has the URL."""
     try:
         parts = urlsplit(url)
         host, port = parts.hostname, parts.port
@@ -107,7 +107,7 @@ def check_origin(origin: str) -> None:
 
 
 def shown_url(url: str) -> str:
-    """A URL as it may be shown: its query and fragment, and a user and password, are secrets."""
+    """A URL without its secrets: user, password, query and fragment."""
     parts = urlsplit(url)
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 

@@ -1,7 +1,7 @@
-"""`QDRANT__SECTION__KEY` in the environment wins over the file, as in Qdrant: any case, double underscores.
+"""Overlay of environment variables: `QDRANT__SECTION__KEY` overrides the file, as in Qdrant, in any case.
 
-A value becomes what its key takes: text as it stands, everything else as YAML would read it. Roles and identities
-cannot be set so. A variable that names no key is reported, never obeyed.
+Text keys take the value as it is, all others parse it as YAML. Lists and maps such as roles cannot be set. A variable
+that names no key is reported and ignored.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ PREFIX: Final = "QDRANT__"
 
 @dataclass(slots=True)
 class OverlayResult:
-    """What the environment had to say beyond the values that are in the tree now."""
+    """Problems, unused keys and warnings of the overlay, beside the values that are now in the tree."""
 
     problems: list[Problem] = field(default_factory=list)
     unused: list[Problem] = field(default_factory=list)
@@ -30,8 +30,8 @@ class OverlayResult:
 
 
 def overlay(tree: Tree, environ: Mapping[str, str]) -> OverlayResult:
-    """Puts the environment's values into the tree."""
-    said = OverlayResult()
+    """Put the environment's values into the tree."""
+    result = OverlayResult()
     seen: dict[tuple[str, ...], str] = {}
     for name, text in sorted(environ.items()):
         if not name.upper().startswith(PREFIX):
@@ -40,20 +40,20 @@ def overlay(tree: Tree, environ: Mapping[str, str]) -> OverlayResult:
         where = Position(f"env {name}")
         target = field_at(path)
         if is_unused(path):
-            said.unused.append(where.problem(path, "Qdrant's own; tlsproxy does not use it"))
+            result.unused.append(where.problem(path, "Qdrant's own; tlsproxy does not use it"))
         elif path[0] in NESTED:
-            said.warnings.append(where.problem(path, f"{path[0]} cannot be set in the environment; ignored"))
+            result.warnings.append(where.problem(path, f"{path[0]} cannot be set in the environment; ignored"))
         elif target is None:
-            said.warnings.append(where.problem(path, f"no such key{_hint(path)}; ignored"))
+            result.warnings.append(where.problem(path, f"no such key{_hint(path)}; ignored"))
         elif path in seen:
-            said.problems.append(where.problem(path, f"set twice: {seen[path]} names the same key"))
+            result.problems.append(where.problem(path, f"set twice: {seen[path]} names the same key"))
         else:
             seen[path] = name
             try:
                 _put(tree, path, _value(target, text), where)
             except ConfigError:
-                said.problems.append(where.problem(path, "not a value that YAML could read"))
-    return said
+                result.problems.append(where.problem(path, "not a value that YAML could read"))
+    return result
 
 
 def _value(target: FieldInfo, text: str) -> Any:
@@ -67,7 +67,7 @@ def _put(tree: Tree, path: tuple[str, ...], value: Any, where: Position) -> None
             tree.root[path[0]] = {}
             tree.positions.setdefault(path[:1], where)
         mapping = tree.root[path[0]]
-    if isinstance(mapping, dict):  # else the file's section is no mapping, which is an error of its own
+    if isinstance(mapping, dict):  # else the section is no mapping, which is reported elsewhere
         mapping[path[-1]] = value
         tree.positions[path] = where
 

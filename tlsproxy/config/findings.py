@@ -1,4 +1,4 @@
-"""What a check has found: a place in the configuration and a text. The loader gives it its line and column."""
+"""A finding of a check: a path in the configuration and a text. The loader adds line and column."""
 
 from __future__ import annotations
 

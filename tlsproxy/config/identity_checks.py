@@ -1,4 +1,4 @@
-"""What must hold of roles and identities: every rule can match and names a role, and somebody may do something."""
+"""Checks of roles and identities: each rule can match and names a role, and some caller has rights."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _DIGEST: Final = re.compile(r"[0-9a-f]{64}")
 _HEX: Final = {"sha256": _DIGEST, "ca_sha256": _DIGEST, "serial": re.compile(r"[0-9a-f]{1,40}")}
 """RFC 5280 §4.1.2.2: a serial number has at most 20 octets."""
 HINTS: Final = 20
-"""Unknown roles for which a near one is looked for: there may be thousands, and each is compared with all there are."""
+"""Unknown roles that get a "did you mean": there may be thousands, and each is compared with all roles."""
 
 
 def roles(config: Config, _tree: Tree) -> Iterator[Finding]:
@@ -48,7 +48,7 @@ def roles(config: Config, _tree: Tree) -> Iterator[Finding]:
 
 
 def filter_of(role: Role) -> Iterator[Template]:
-    """Those templates of a role that can be read: :func:`roles` tells of the others."""
+    """Valid templates of a role's filter; :func:`roles` reports the others."""
     for key, text in role.filter.items():
         try:
             template = parse_template(key, text)
@@ -70,7 +70,7 @@ def matches(config: Config, _tree: Tree) -> Iterator[Finding]:
 
 
 def match_findings(path: Path, given: Mapping[str, str]) -> Iterator[Finding]:
-    """Of one `match`, of which ``given`` are the fields that are not null."""
+    """Findings on one `match`; ``given`` are its fields that are not null."""
     if not given:
         yield Finding(path, "an empty match would match everybody: name at least one field")
     for name, pattern in given.items():
@@ -82,7 +82,7 @@ def match_findings(path: Path, given: Mapping[str, str]) -> Iterator[Finding]:
 
 
 def role_findings(named: Iterable[tuple[Path, str]], config: Config) -> Iterator[Finding]:
-    """Of roles that are named somewhere."""
+    """Findings on unknown roles among those ``named`` at a path."""
     unknown = ((path, role) for path, role in named if role not in config.roles)
     for count, (path, role) in enumerate(unknown):
         hint = did_you_mean(role, config.roles) if count < HINTS else ""
@@ -118,7 +118,7 @@ def nobody(config: Config, _tree: Tree) -> Iterator[Finding]:
 
 
 def _value_error(name: str, pattern: str) -> str | None:
-    """A value that no certificate could have, so that the rule would never match."""
+    """The reason why no certificate can have this value; None if one can."""
     if pattern != pattern.strip():
         return "begins or ends with a space: a certificate with such a name never has a role"
     if not is_exact(pattern):

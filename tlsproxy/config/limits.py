@@ -1,7 +1,4 @@
-"""The configuration's shape, of what clients may use: each caller, all of a role, each address, and all together.
-
-The rest of it, and what is said there of units, is in :mod:`tlsproxy.config.model`.
-"""
+"""The configuration model of limits: per caller, per role, per address, and in all (:mod:`tlsproxy.config.model`)."""
 
 from __future__ import annotations
 

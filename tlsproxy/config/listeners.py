@@ -1,6 +1,6 @@
-"""Where the gateway listens, and what must hold of it: of the ports of `service` and of `listeners` alike.
+"""Listening addresses of `service` and `listeners`, and their checks.
 
-A name is not resolved here: two names of one address are found out when the second is bound.
+Names are not resolved: two names of one address are noticed when the second is bound.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ _TITLES: Final = {"rest": "REST", "grpc": "gRPC", "tcp": "TCP"}
 
 @dataclass(frozen=True, slots=True)
 class Listening:
-    """One address to listen on, because of the key ``path``. ``protocols`` are in the order of ``PROTOCOLS``."""
+    """An address to listen on, by the key ``path``. ``protocols`` are in the order of ``PROTOCOLS``."""
 
     endpoint: Endpoint
     protocols: Protocols
     path: Path
 
     def overlaps(self, other: Endpoint) -> bool:
-        """Whether both cannot be bound. Port 0 is a different one each time."""
+        """Whether both cannot be bound together. Port 0 never overlaps."""
         own = self.endpoint
         return own.port == other.port != 0 and (own.host == other.host or own.wildcard or other.wildcard)
 
@@ -47,12 +47,12 @@ def listening(config: Config) -> Iterator[Listening]:
 
 
 def tunnels(config: Config, host: str) -> dict[str, ListenerConfig]:
-    """The listeners of mode tcp, by the address that they are configured with; ``host`` where they name none."""
+    """Listeners of mode tcp by their configured address; ``host`` is the default host."""
     return {str(Endpoint(one.host or host, one.port)): one for one in config.listeners if one.mode == "tcp"}
 
 
 def titles(protocols: Protocols) -> str:
-    """As a person reads them: `REST and gRPC`."""
+    """A text of protocols: `REST and gRPC`."""
     return " and ".join(_TITLES[protocol] for protocol in protocols)
 
 
@@ -67,7 +67,7 @@ def repeated(config: Config, _tree: Tree) -> Iterator[Finding]:
 
 
 def modes(config: Config, _tree: Tree) -> Iterator[Finding]:
-    """What each mode needs, and what means nothing in it."""
+    """Check for missing and meaningless keys of each mode."""
     for index, listener in enumerate(config.listeners):
         path: Path = ("listeners", index)
         if listener.mode == "http":
@@ -120,7 +120,7 @@ def loop(config: Config, _tree: Tree) -> Iterator[Finding]:
 
 
 def _readable(url: str) -> Endpoint | None:
-    """None for what the check of `upstream` tells of."""
+    """The endpoint; None for one that the check of `upstream` reports."""
     try:
         return upstream_endpoint(url)
     except ValueError:
@@ -133,7 +133,7 @@ def _reaches(upstream: Endpoint, own: Endpoint) -> bool:
 
 
 def grpc_upstream(config: Config, tree: Tree) -> Iterator[Finding]:
-    """Both APIs must be of one Qdrant: who says where one is, and not the other, would be half at the default."""
+    """Check that `upstream.grpc` is set if `rest` is not the default: both must be the same Qdrant."""
     default = UpstreamConfig()
     served = next((one for one in listening(config) if "grpc" in one.protocols), None)
     written = tree.get(("upstream", "grpc")) is not None

@@ -1,7 +1,6 @@
-"""Bytes and environment → a checked configuration, or everything that is wrong with it at once.
+"""Parsing of a configuration: bytes and environment to a checked model, or all problems at once.
 
-Reads no file and resolves no name. Values of secrets never appear in a problem: of what was given, only keys and the
-words of enumerations are shown.
+It reads no file and resolves no name. Problems never contain secrets: they show keys and words of enumerations only.
 """
 
 from __future__ import annotations
@@ -24,17 +23,17 @@ from tlsproxy.config.positions import Path as TreePath
 from tlsproxy.config.positions import Tree, read_tree
 from tlsproxy.config.problems import ConfigError, Problem, did_you_mean
 from tlsproxy.config.qdrant_keys import KEYS, SECTIONS, is_unused
-from tlsproxy.config.shape import known_at, lists, sections, takes_path, takes_url, told
+from tlsproxy.config.shape import disclosed, known_at, lists, sections, takes_path, takes_url
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
 CREDENTIAL: Final = "credential:"
-"""A path that begins so names a file in systemd's $CREDENTIALS_DIRECTORY (systemd.exec(5), LoadCredential=)."""
+"""Prefix of a path in systemd's $CREDENTIALS_DIRECTORY (systemd.exec(5), LoadCredential=)."""
 
 _CREDENTIAL_NAME: Final = re.compile(r"[A-Za-z0-9@_-][A-Za-z0-9@._-]*")
 _MISSPELT_URL: Final = re.compile(r"https?:", re.IGNORECASE)
-"""No path either: a problem would show it as one, and its query may be a secret."""
+"""A malformed URL, which must not pass for a path: a problem would show it, and its query may be a secret."""
 _STAND_IN: Final = {"access": "r"}
 _TEXTS: Final = {
     "missing": "is required",
@@ -49,7 +48,7 @@ _TEXTS: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """``unused``: keys of Qdrant's that are accepted and not acted on."""
+    """A parsed configuration. ``unused`` are Qdrant's keys that are accepted and have no effect."""
 
     config: Config
     unused: tuple[Problem, ...]
@@ -57,11 +56,10 @@ class Loaded:
 
 
 def parse(data: bytes, path: Path, environ: Mapping[str, str]) -> Loaded:
-    """Relative paths in the configuration become absolute against ``path``'s directory.
+    """Parse and check. Relative paths are resolved against ``path``'s directory. Raises ConfigError with all problems.
 
-    The last outcome is kept, a refusal too: with 10,000 rules it takes more than half a second, and whoever watches the
-    file, builds anew or is a worker has the same bytes again. Raises :class:`ConfigError` with every problem that was
-    found.
+    The last outcome is cached, a refusal too: 10,000 rules take more than half a second, and polls, reloads and workers
+    parse the same bytes again.
     """
     outcome = _outcome(data, path, path.absolute().parent, tuple(environ.items()))
     if not isinstance(outcome, Loaded):
@@ -78,14 +76,14 @@ def _outcome(data: bytes, path: Path, base: Path, environ: tuple[tuple[str, str]
 
 
 def _parsed(data: bytes, path: Path, base: Path, environ: Mapping[str, str]) -> Loaded:
-    tree = read_tree(data, str(path), told)
-    said = overlay(tree, environ)
-    unused = (*_take_unused(tree), *said.unused)
+    tree = read_tree(data, str(path), disclosed)
+    overlaid = overlay(tree, environ)
+    unused = (*_take_unused(tree), *overlaid.unused)
     _drop_empty(tree)
-    problems = [*tree.problems, *said.problems, *_resolve_paths(tree, base, environ)]
+    problems = [*tree.problems, *overlaid.problems, *_resolve_paths(tree, base, environ)]
     sound = _validate(tree)
     problems += sound.problems
-    warnings = list(said.warnings)
+    warnings = list(overlaid.warnings)
     for finding in findings(sound.config, tree, sound.failed, sound.kept.keys()):
         place = sound.place(finding.path)
         (warnings if finding.warning else problems).append(tree.position(place).problem(place, finding.text))
@@ -95,10 +93,7 @@ def _parsed(data: bytes, path: Path, base: Path, environ: Mapping[str, str]) -> 
 
 
 def located(data: bytes, path: Path, environ: Mapping[str, str], found: Iterable[Finding]) -> tuple[Problem, ...]:
-    """Problems of what was found in a configuration that is valid in itself, where its files are known.
-
-    The last outcome is kept, as that of :func:`parse`.
-    """
+    """Problems with line and column for findings in a parsed configuration. The last outcome is cached."""
     return _located(data, path, tuple(environ.items()), tuple(found))
 
 
@@ -114,7 +109,7 @@ def _located(
 
 
 def schema() -> dict[str, Any]:
-    """The JSON Schema of a configuration file, for editors: Qdrant's unused keys are allowed, and described as such."""
+    """The JSON Schema of a configuration file, for editors. Qdrant's unused keys are allowed and described as such."""
     result = Config.model_json_schema()
     unused = {"description": "Qdrant's own; tlsproxy accepts and does not use it"}
     result["properties"] |= dict.fromkeys(sorted(SECTIONS), unused)
@@ -135,7 +130,7 @@ def _take_unused(tree: Tree) -> Iterator[Problem]:
 
 
 def _drop_empty(tree: Tree) -> None:
-    """A section whose keys are all commented out is null in YAML; an API key of "" is unset (Qdrant 1.19)."""
+    """Drop null sections, whose keys are all commented out, and empty API keys, which are unset (Qdrant 1.19)."""
     for name in Config.model_fields:
         if name in tree.root and tree.root[name] is None:
             del tree.root[name]
@@ -159,7 +154,7 @@ def _resolve_paths(tree: Tree, base: Path, environ: Mapping[str, str]) -> Iterat
 def _resolve_fields(
     tree: Tree, where: TreePath, model: type[Section], base: Path, environ: Mapping[str, str]
 ) -> Iterator[Problem]:
-    """The paths of the one mapping that is ``where``, if it is one."""
+    """Resolve the paths of the mapping at ``where``, if it is one."""
     mapping = tree.get(where)
     if not isinstance(mapping, dict):
         return
@@ -207,10 +202,10 @@ def _resolve(value: Any, base: Path, environ: Mapping[str, str]) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class _Sound:
-    """What is valid of a file. ``config`` has defaults for what is not.
+    """The valid part of a file; ``config`` has defaults for the rest.
 
-    ``failed`` are the sections with problems; of those that are lists or mappings of items, ``kept`` says which items
-    the configuration still has, by their places in the file.
+    ``failed`` are sections with problems. ``kept`` has the valid items of lists and maps among them, by their positions
+    in the file.
     """
 
     config: Config
@@ -219,7 +214,7 @@ class _Sound:
     kept: Mapping[str, tuple[int, ...]]
 
     def place(self, path: TreePath) -> TreePath:
-        """Where in the file a path of ``config`` stands."""
+        """The path in the file for a path in ``config``."""
         kept = self.kept.get(str(path[0])) if len(path) > 1 and isinstance(path[1], int) else None
         return path if kept is None else (path[0], kept[int(path[1])], *path[2:])
 
@@ -246,12 +241,12 @@ def _validate(tree: Tree) -> _Sound:
             kept[section] = tuple(index for index in range(len(value)) if index not in items)
             sound[section] = [value[index] for index in kept[section]]
         elif isinstance(value, dict):
-            # A role that is wrong is still a name that others may use, unless the name is what is wrong with it.
+            # An invalid role stays a name that rules may refer to, unless the name itself is invalid.
             kept[section] = ()
             sound[section] = {
                 name: _STAND_IN if name in items else value[name] for name in value if name not in unnamable
             }
-    # The only section without defaults. No check runs that reads a section which failed.
+    # The only section without defaults. Checks of failed sections do not run.
     sound.setdefault("tls", {"cert": "/", "key": "/"})
     problems = [_problem(tree, detail) for detail in details]
     return _Sound(Config.model_validate(sound), problems, frozenset(failing), kept)
@@ -260,11 +255,11 @@ def _validate(tree: Tree) -> _Sound:
 def _problem(tree: Tree, detail: ErrorDetails) -> Problem:
     path: TreePath = ()
     for index, step in enumerate(detail["loc"]):
-        # Steps that are in no file are pydantic's own: the tag of a union's branch, the "[key]" of a mapping.
+        # Steps that are not in the file are pydantic's own: a tag of a union, the "[key]" of a mapping.
         last = index == len(detail["loc"]) - 1
         if (*path, step) in tree.positions or (last and detail["type"] == "missing"):
             path = (*path, step)
-    return tree.position(path).problem(told(path), _text(tree, path, detail))
+    return tree.position(path).problem(disclosed(path), _text(tree, path, detail))
 
 
 def _text(tree: Tree, path: TreePath, detail: ErrorDetails) -> str:

@@ -1,8 +1,8 @@
-"""The configuration's shape. `service`, `tls` and `audit` speak Qdrant; the other sections are ours.
+"""The configuration model. `service`, `tls` and `audit` have Qdrant's keys; the other sections are ours.
 
-Units stand in the names or the descriptions: times are seconds, sizes bytes unless a name says megabytes. A path is
-absolute here: the loader resolves it against the configuration file's directory. What concerns more than one key is
-checked in :mod:`tlsproxy.config.checks`; the texts below each field are the descriptions of the JSON Schema.
+Times are seconds, sizes bytes unless a key ends in `_mb`. Paths are absolute here: the loader resolves them against the
+configuration file's directory. Checks over several keys are in :mod:`tlsproxy.config.checks`. The texts below the
+fields are the descriptions of the JSON Schema and of the reference.
 """
 
 from __future__ import annotations

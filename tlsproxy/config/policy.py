@@ -1,4 +1,4 @@
-"""A configuration → the policy that decides by it."""
+"""The policy of a configuration: roles, rules, keys and tokens in the form that decisions take."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tlsproxy.config.model import CollectionGrant, Config, Role
 
 
 def policy_of(config: Config, keys: Keys, tokens: Tokens) -> Policy:
-    """``config`` has passed its checks: every rule names a role that exists."""
+    """The policy of a checked ``config``, whose rules name existing roles."""
     unmapped = config.service.unmapped_certificate or ("deny" if config.identities else "token")
     return Policy(
         roles={name: rights_of(role) for name, role in config.roles.items()},

@@ -1,9 +1,8 @@
-"""YAML → a tree of plain values that remembers where each stood.
+"""Parsing of YAML to a tree of plain values with their positions.
 
-A strict subset: one document, string keys, no key twice, no merge keys, no tags beyond strings, numbers, booleans and
-null. Size, depth and the number of values are bounded, aliases expanded or not: a file that is not a configuration
-costs little. Nothing here knows what a key means, so no problem repeats the content of the file: a secret may be read
-as an alias, a tag or a key. Which keys of a path may be told, the caller knows.
+A strict subset: one document, string keys, no duplicate or merge keys, no tags beyond strings, numbers, booleans and
+null. Size, depth and number of values are bounded, also through aliases. No problem repeats the file's content, since a
+secret may be misread as an alias, tag or key: `api_key: *S3CRET`. The caller knows which keys a problem may name.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ import yaml
 from tlsproxy.config.problems import ConfigError, Problem
 
 Path = tuple[str | int, ...]
-"""The way from the root of a tree: keys of mappings and indices of lists."""
+"""Keys of mappings and indices of lists, from the root."""
 
 MAX_BYTES: Final = 1 << 20
 MAX_DEPTH: Final = 16
@@ -36,13 +35,13 @@ _NOT_YAML: Final = (
     ("could not find expected ':'", "could not find expected ':'"),
     ("but found another document", "found a second document"),
 )
-"""Problems of PyYAML, by their beginnings, and what is told of them: its own words repeat what stands there."""
+"""Our texts for PyYAML's problems by their beginnings: its own texts repeat the content."""
 _UNQUOTED: Final = "found what cannot stand there: quote values, and look at brackets and indentation"
 
 
 @dataclass(frozen=True, slots=True)
 class Position:
-    """``line`` 0: there is none, for ``file`` is an environment variable."""
+    """A position in a file; with ``line`` 0, ``file`` is an environment variable."""
 
     file: str
     line: int = 0
@@ -54,20 +53,20 @@ class Position:
 
 @dataclass(slots=True)
 class Tree:
-    """``positions`` has every value's: the key's place for a value of a mapping, its own for one of a list."""
+    """``positions`` of all values: the key's in a mapping, the value's own in a list."""
 
     root: dict[str, Any]
     positions: dict[Path, Position]
     problems: list[Problem] = field(default_factory=list)
 
     def position(self, path: Path) -> Position:
-        """Of the value, or of the nearest thing above it that is there at all."""
+        """The position of a value, or of its nearest existing parent."""
         while path not in self.positions:
             path = path[:-1]
         return self.positions[path]
 
     def get(self, path: Path) -> Any:
-        """None for what is not there."""
+        """The value at a path; None if there is none."""
         value: Any = self.root
         for step in path:
             try:
@@ -82,10 +81,10 @@ def dotted(path: Path) -> str:
     return "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in path).removeprefix(".")
 
 
-def read_tree(data: bytes, file: str, told: Callable[[Path], Path] = lambda path: path) -> Tree:
-    """Raises :class:`ConfigError` for what is not YAML at all; lesser problems are in the tree's list.
+def read_tree(data: bytes, file: str, disclosed: Callable[[Path], Path] = lambda path: path) -> Tree:
+    """Parse a file. Raises ConfigError if it is not YAML; lesser problems are in the tree.
 
-    ``told`` cuts a path to the part that a problem may name.
+    ``disclosed`` cuts a path to the part that a problem may name.
     """
     start = Position(file, 1, 1)
     if len(data) > MAX_BYTES:
@@ -108,12 +107,12 @@ def read_tree(data: bytes, file: str, told: Callable[[Path], Path] = lambda path
         return tree
     if not isinstance(node, yaml.MappingNode):
         raise ConfigError([_at(node.start_mark, file).problem((), "the file must be a mapping of sections")])
-    tree.root = _Converter(tree, file, told).mapping(node, ())
+    tree.root = _Converter(tree, file, disclosed).mapping(node, ())
     return tree
 
 
 def read_value(text: str) -> Any:
-    """A scalar or a list in flow style, as in an environment variable. Raises :class:`ConfigError`."""
+    """Parse a scalar or a list in flow style, as in an environment variable. Raises ConfigError."""
     tree = read_tree(b"value: " + text.encode(), "")
     if tree.problems:
         raise ConfigError(tree.problems)
@@ -123,7 +122,7 @@ def read_value(text: str) -> Any:
 def _kind(error: yaml.MarkedYAMLError) -> str:
     problem = error.problem or ""
     if isinstance(error, yaml.parser.ParserError) and problem.startswith("expected"):
-        return problem  # what was found is told there by the kind of its token
+        return problem  # it names the kind of the token only
     return next((text for begin, text in _NOT_YAML if problem.startswith(begin)), _UNQUOTED)
 
 
@@ -132,7 +131,7 @@ def _at(mark: Any, file: str) -> Position:
 
 
 class _Composer(yaml.SafeLoader):
-    """Text → nodes. PyYAML's parser is a state machine, its composer recursive: it is told how deep it may go."""
+    """Text to nodes, with a depth limit, since PyYAML's composer is recursive."""
 
     def __init__(self, text: str, file: str) -> None:
         super().__init__(text)
@@ -155,12 +154,12 @@ class _Composer(yaml.SafeLoader):
 
 
 class _Converter:
-    """Nodes → values. Aliases are the same node again, so that every visit is counted and its depth checked."""
+    """Nodes to values. An alias is the same node again, so each visit counts, and its depth is checked."""
 
-    def __init__(self, tree: Tree, file: str, told: Callable[[Path], Path]) -> None:
+    def __init__(self, tree: Tree, file: str, disclosed: Callable[[Path], Path]) -> None:
         self._tree = tree
         self._file = file
-        self._told = told
+        self._disclosed = disclosed
         self._values = 0
         self._scalars = yaml.SafeLoader("")
 
@@ -184,7 +183,7 @@ class _Converter:
         self._values += 1
         where = _at(node.start_mark, self._file)
         if self._values > MAX_VALUES or len(path) > MAX_DEPTH:
-            raise ConfigError([where.problem(self._told(path), "too many values, or an alias of what holds it")])
+            raise ConfigError([where.problem(self._disclosed(path), "too many values, or an alias of what holds it")])
         if isinstance(node, yaml.MappingNode) and node.tag == _TAG + "map":
             return self.mapping(node, path)
         if isinstance(node, yaml.SequenceNode) and node.tag == _TAG + "seq":
@@ -207,4 +206,4 @@ class _Converter:
             return None
 
     def _problem(self, where: Position, path: Path, text: str) -> None:
-        self._tree.problems.append(where.problem(self._told(path), text))
+        self._tree.problems.append(where.problem(self._disclosed(path), text))

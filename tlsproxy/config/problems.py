@@ -1,4 +1,4 @@
-"""What is wrong with a configuration, and where."""
+"""Problems of a configuration, with file, line and column."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tlsproxy.errors import TlsproxyError
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """``line`` and ``column`` count from 1; a line of 0 is no line: ``file`` then names an environment variable."""
+    """``line`` and ``column`` count from 1; with ``line`` 0, ``file`` is an environment variable."""
 
     file: str
     line: int
@@ -25,7 +25,7 @@ class Problem:
 
 
 class ConfigError(TlsproxyError):
-    """All that is wrong with a configuration at once. ``str(error)`` has one problem on each line."""
+    """All problems of a configuration; ``str(error)`` has one on each line."""
 
     def __init__(self, problems: Iterable[Problem]) -> None:
         self.problems = tuple(problems)
@@ -33,11 +33,11 @@ class ConfigError(TlsproxyError):
 
 
 def nearest(given: str, known: Iterable[str]) -> str:
-    """The known word that was probably meant; empty where none is near."""
+    """The most similar known word; "" if none is similar."""
     return next(iter(difflib.get_close_matches(given, sorted(known), n=1)), "")
 
 
 def did_you_mean(given: str, known: Iterable[str]) -> str:
-    """A hint at the nearest of the known words, to be appended to a text; empty where none is near."""
+    """A hint for the end of a text: ` (did you mean 'roles'?)`; "" if no known word is similar."""
     near = nearest(given, known)
     return f" (did you mean {near!r}?)" if near else ""

@@ -1,7 +1,7 @@
-"""The keys of Qdrant's config.yaml (1.16 to 1.19) that are Qdrant's own business.
+"""Keys of Qdrant's config.yaml (1.16 to 1.19) that have no effect here.
 
-They are accepted, so that a Qdrant user can point tlsproxy at the file they have, and listed by `check`, so that nobody
-believes that tlsproxy acts on them. The keys that it does act on are in :mod:`tlsproxy.config.model`.
+They are accepted, so that a Qdrant configuration works as it is, and `check` lists them as unused. Keys with an effect
+are in :mod:`tlsproxy.config.model`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ SECTIONS: Final = frozenset(
         "telemetry_disabled",
     }
 )
-"""Keys at the top level, whatever is below them."""
+"""Unused keys at the top level, with all below them."""
 
 KEYS: Final = {
     "logger": frozenset({"log_level", "on_disk", "span_events"}),
@@ -39,7 +39,7 @@ KEYS: Final = {
         }
     ),
 }
-"""Keys of sections that are otherwise used."""
+"""Unused keys of sections that are used."""
 
 
 def is_unused(path: tuple[str, ...]) -> bool:

@@ -1,6 +1,6 @@
-"""The keys of a configuration, which stand in it or in files of their own. Reads no file itself.
+"""API keys of a configuration, given in it or in files. ``read`` returns a file's content.
 
-Where ``read`` gives None for a file, its key is known to nobody.
+If ``read`` returns None, the key is unknown: no client's key equals it.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from tlsproxy.errors import MaterialError
 Read: TypeAlias = Callable[[Path], bytes | None]
 
 KEY_NAMES: Final = ("api_key", "alt_api_key", "read_only_api_key")
-"""Of `service`; each may be given as `NAME_file` instead."""
+"""Keys of `service`; each may be given as `NAME_file` instead."""
 
 
 def secret_files(config: Config) -> tuple[Path, ...]:
-    """The files that :func:`resolve_keys` and :func:`upstream_api_key` read, in a fixed order."""
+    """Files that :func:`resolve_keys` and :func:`upstream_api_key` read, in a fixed order."""
     service, upstream = config.service, config.upstream
     paths = (
         service.api_key_file,
@@ -48,9 +48,9 @@ def resolve_keys(config: Config, read: Read) -> Keys:
 
 
 def repeated_keys(config: Config, keys: Keys) -> Iterator[tuple[str, str, tuple[Path, ...]]]:
-    """The named keys that are known under another name already, that name, and the files that the two stand in.
+    """Keys with two names: both names, and the files of both.
 
-    Such a key would be attributed to the other name, and not be revoked with this one.
+    Such a key would be attributed to the other name, and survive the revocation of this one.
     """
     service = config.service
     files = {name: getattr(service, f"{name}_file") for name in KEY_NAMES} | {one.name: one.file for one in config.keys}
@@ -58,12 +58,12 @@ def repeated_keys(config: Config, keys: Keys) -> Iterator[tuple[str, str, tuple[
     for key in keys.keys[len(keys.keys) - len(config.keys) :]:
         other = first.get(key.digest, key.name)
         if other != key.name:
-            stands = files[key.name], files[other]
-            yield key.name, other, tuple(path for path in stands if path is not None)
+            paths = files[key.name], files[other]
+            yield key.name, other, tuple(path for path in paths if path is not None)
 
 
 def known_keys(config: Config, read: Read) -> Keys:
-    """As :func:`resolve_keys`, but that a key may have several names."""
+    """Like :func:`resolve_keys`, but a key may have several names."""
     service = config.service
     own = Keys.of(
         api_key=_resolve(service.api_key, service.api_key_file, read),
@@ -88,7 +88,7 @@ def _named(config: Config, entry: NamedKey, read: Read) -> Key:
 
 
 def signing_keys(config: Config, read: Read) -> tuple[tuple[str, str], ...]:
-    """(name, key) of those keys that tokens may be signed with, in Qdrant's order. Raises as :func:`resolve_keys`."""
+    """(name, key) of the keys that sign tokens, in Qdrant's order. Raises like :func:`resolve_keys`."""
     service = config.service
     keys = (
         ("api_key", _resolve(service.api_key, service.api_key_file, read)),
@@ -98,12 +98,12 @@ def signing_keys(config: Config, read: Read) -> tuple[tuple[str, str], ...]:
 
 
 def upstream_api_key(config: Config, read: Read) -> str | None:
-    """The key that goes to Qdrant with every request. Raises as :func:`resolve_keys` does."""
+    """The key for requests to Qdrant. Raises like :func:`resolve_keys`."""
     return _resolve(config.upstream.api_key, config.upstream.api_key_file, read) or None
 
 
 def key_error(key: str) -> str | None:
-    """Why this cannot be a key, or None: a header's value is visible ASCII without spaces around it (RFC 9110 §5.5)."""
+    """The reason why a text cannot be a key; None if it can. A header needs visible ASCII (RFC 9110 §5.5)."""
     if not key:
         return "the key is empty"
     if not (key.isascii() and key.isprintable()) or key != key.strip():
@@ -112,7 +112,7 @@ def key_error(key: str) -> str | None:
 
 
 def secret_in(path: Path, data: bytes) -> str:
-    """The key that a file holds. Raises :class:`MaterialError`."""
+    """The key in a file. Raises MaterialError."""
     # latin-1 reads any bytes; what is not ASCII is refused below, without showing what it was.
     key = data.decode("latin-1").removesuffix("\n").removesuffix("\r")
     if error := key_error(key):
@@ -121,7 +121,7 @@ def secret_in(path: Path, data: bytes) -> str:
 
 
 def _resolve(value: SecretStr | None, path: Path | None, read: Read) -> str | None:
-    """Empty where there is none, None where nobody knows it."""
+    """The key: "" if there is none, None if it is unknown."""
     if path is None:
         return "" if value is None else value.get_secret_value()
     data = read(path)

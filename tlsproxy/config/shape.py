@@ -1,4 +1,4 @@
-"""Questions about the model that the loader asks: which keys are there, and what kind of value each takes."""
+"""Reflection on the model: its keys, their kinds of value, and the settings that need a restart."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ from tlsproxy.config.problems import nearest
 from tlsproxy.config.qdrant_keys import KEYS, SECTIONS
 
 NESTED: Final = ("listeners", "roles", "identities", "keys", "jwt_issuers")
-"""Sections that are lists or maps of their own, and so have no key that an environment variable could name."""
+"""Sections that are lists or maps: no environment variable can name a key of them."""
 
 _MISSPELT: Final = 2
-"""Characters by which a misspelt key is longer than the key that was meant; `api_key:S3CRET` is none."""
+"""Characters that a misspelt key may be longer than the key that was meant: `api_key:S3CRET` is not one."""
 _WORD: Final = re.compile(r"[a-z_]+")
-"""A key as they are spelt here; a secret has a digit, a capital or a sign."""
+"""The spelling of keys; secrets have digits, capitals or signs."""
 
 
 def sections() -> Iterator[tuple[str, type[Section]]]:
-    """The sections that are plain mappings of keys, with their models."""
+    """Sections that are plain mappings of keys, with their models."""
     for name, field in Config.model_fields.items():
         if name not in NESTED and (model := model_in(field.annotation)):
             yield name, model
 
 
 def lists() -> Iterator[tuple[str, type[Section]]]:
-    """The sections that are lists of mappings, with the models of their items."""
+    """Sections that are lists of mappings, with the models of their items."""
     for name in NESTED:
         annotation = Config.model_fields[name].annotation
         if tuple in _parts(annotation) and dict not in _parts(annotation) and (model := model_in(annotation)):
@@ -71,7 +71,7 @@ def _unordered(value: Any) -> Any:
 
 
 def field_at(path: tuple[str, ...]) -> FieldInfo | None:
-    """The field that `section.key`, or a key of the top level, names."""
+    """The field of `section.key` or of a top-level key."""
     match path:
         case (key,) if key not in dict(sections()):
             return Config.model_fields.get(key)
@@ -92,12 +92,12 @@ def model_at(path: tuple[str | int, ...]) -> type[Section]:
 
 
 def known_at(path: TreePath) -> frozenset[str]:
-    """The keys of the mapping at this path, Qdrant's unused ones too."""
+    """Keys of the mapping at this path, with Qdrant's unused ones."""
     unused = KEYS.get(str(path[0]), frozenset()) if path else SECTIONS
     return unused.union(model_at(path).model_fields)
 
 
-def told(path: TreePath) -> TreePath:
+def disclosed(path: TreePath) -> TreePath:
     """The part of a path that a problem may name: keys of the model, and a last one that is spelt like a key.
 
     A mapping in place of a value, or a key of other characters, may be a piece of a secret (`api_key: {S3CRET}`).
@@ -118,7 +118,7 @@ def _is_key(given: str, known: Iterable[str]) -> bool:
 
 
 def _inner(annotation: Any, step: str | int) -> Any:
-    """The annotation of what is below; None where the model has no such step."""
+    """The annotation one step below; None if the model has no such step."""
     origin, inner = get_origin(annotation), get_args(annotation)
     if _keyed(annotation):
         field = annotation.model_fields.get(step)
@@ -141,23 +141,23 @@ def takes_path(field: FieldInfo) -> bool:
 
 
 def takes_url(field: FieldInfo) -> bool:
-    """Of one that takes a path: whether it takes a URL as well."""
+    """Whether a field that takes a path takes a URL too."""
     return str in _parts(field.annotation)
 
 
 def takes_text(field: FieldInfo) -> bool:
-    """Whether the text of an environment variable is the value as it stands, whatever it looks like."""
+    """Whether an environment variable's text is the value, without parsing."""
     parts = _parts(field.annotation)
     return tuple not in parts and not {str, SecretStr, Path}.isdisjoint(parts)
 
 
 def _parts(annotation: Any) -> set[Any]:
-    """An annotation and what it is made of; a generic one as its origin, so that ``tuple`` stands for any tuple."""
+    """All parts of an annotation; generic ones as their origin: ``tuple`` for any tuple."""
     inner = get_args(annotation)
     own = getattr(annotation, "__origin__", annotation)
     return {own}.union(*map(_parts, inner)) if inner else {own}
 
 
 def model_in(annotation: Any) -> type[Section] | None:
-    """The model that an annotation names: itself, as an item, or as a value of a mapping."""
+    """The model in an annotation: itself, as an item of a list, or as a value of a mapping."""
     return next((part for part in _parts(annotation) if _keyed(part)), None)

@@ -1,4 +1,4 @@
-"""A configuration → the verifiers of tokens: Qdrant's own by its API keys, those of issuers by their public keys."""
+"""Token verifiers of a configuration: of Qdrant's own tokens by API keys, of issuers by public keys."""
 
 from __future__ import annotations
 
@@ -22,15 +22,12 @@ from tlsproxy.errors import MaterialError
 
 _JWS: Final = PyJWS()
 _KEY_TYPES: Final = {"RS": "RSA", "PS": "RSA", "ES": "EC", "Ed": "OKP"}
-"""What a key of a set must be (RFC 7518 §6.1), by the beginning of the algorithm's name."""
+"""Key type (RFC 7518 §6.1) by the beginning of the algorithm's name."""
 
 
 @dataclass(frozen=True, slots=True)
 class KeySource:
-    """A URL that keys are fetched from. What it gives is judged, and kept, for one algorithm.
-
-    The URL may hold a secret; ``shown`` is it without.
-    """
+    """The URL of a key set, and the algorithm that it is validated for. ``shown`` is the URL without its secrets."""
 
     url: str = field(repr=False)
     algorithm: str
@@ -41,7 +38,7 @@ class KeySource:
 
 
 def public_key_files(config: Config) -> tuple[Path, ...]:
-    """The files that :func:`resolve_tokens` reads beyond those of the keys."""
+    """Public key files of :func:`resolve_tokens`."""
     return tuple(path for issuer in config.jwt_issuers if (path := key_file(issuer)) is not None)
 
 
@@ -51,7 +48,7 @@ def key_file(issuer: JwtIssuer) -> Path | None:
 
 
 def key_sources(config: Config) -> dict[KeySource, float]:
-    """What is to be fetched, and every how many seconds."""
+    """Key sets to fetch, with their intervals in seconds."""
     sources: dict[KeySource, float] = {}
     for issuer in config.jwt_issuers:
         if isinstance(issuer.jwks, str):
@@ -61,9 +58,11 @@ def key_sources(config: Config) -> dict[KeySource, float]:
 
 
 def resolve_tokens(config: Config, read: Read, documents: Mapping[KeySource, bytes] = MappingProxyType({})) -> Tokens:
-    """An issuer whose keys are not in ``documents`` yet, or for whose file ``read`` gives None, verifies nothing.
+    """All verifiers.
 
-    Raises :class:`MaterialError` for a file that holds no usable key, or what ``read`` raises.
+    An issuer without keys in ``documents``, or whose file ``read`` returns None for, verifies nothing.
+
+    Raises MaterialError for a file without a usable key, or the exception of ``read``.
     """
     own = signing_keys(config, read) if config.service.jwt_rbac else ()
     return Tokens(
@@ -77,7 +76,7 @@ def resolve_tokens(config: Config, read: Read, documents: Mapping[KeySource, byt
 
 
 def key_set(name: str, data: bytes, algorithm: str) -> tuple[VerificationKey, ...]:
-    """At least one. ``name`` is the path or URL as it is shown. Raises :class:`MaterialError`."""
+    """At least one key. ``name`` is the shown path or URL. Raises MaterialError."""
     keys = tuple(_key_set(name, data, algorithm))
     if not keys:
         raise MaterialError(name, f"holds no public key for {algorithm}")
@@ -85,7 +84,7 @@ def key_set(name: str, data: bytes, algorithm: str) -> tuple[VerificationKey, ..
 
 
 def keys_in(issuer: JwtIssuer, data: bytes) -> tuple[VerificationKey, ...]:
-    """Those in the file that is ``issuer``'s. Raises :class:`MaterialError`."""
+    """Keys of an issuer's file. Raises MaterialError."""
     if issuer.pem is not None:
         return (VerificationKey(_pem(str(issuer.pem), data, issuer.algorithm)),)
     return key_set(str(issuer.jwks), data, issuer.algorithm)
@@ -112,7 +111,7 @@ def _pem(path: str, data: bytes, algorithm: str) -> Any:
 
 
 def _key_set(path: str, data: bytes, algorithm: str) -> Iterator[VerificationKey]:
-    """Keys for other things are passed over (RFC 7517 §5); one that is meant and broken is an error."""
+    """Keys of a set for the algorithm. Others are skipped (RFC 7517 §5), a broken one is an error."""
     try:
         members = read_object(data).get("keys")
     except MalformedToken as error:

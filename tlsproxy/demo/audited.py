@@ -1,7 +1,4 @@
-"""What the demo shows of the audit log: one line of each kind, in the order of their first appearance.
-
-It only reads; the lines are shown as they stand in the file.
-"""
+"""The demo's view of the audit log: the first line of each kind, as it is in the file."""
 
 from __future__ import annotations
 
@@ -18,14 +15,14 @@ if TYPE_CHECKING:
 
 _DEADLINE = 10.0
 _POLL_INTERVAL = 0.05
-# What makes two lines one kind: everything else tells one request from the next of its kind.
+# Fields that make a kind of line; all others differ from request to request.
 _KIND = ("method", "role", "result", "reason", "error", "event")
 _FORBIDDEN = 403
 
 
 @dataclass(frozen=True, slots=True)
 class Expected:
-    what: str
+    subject: str
     count: int
     holds: Callable[[dict[str, Any]], bool]
 
@@ -38,7 +35,10 @@ EXPECTED = (
 
 
 def show_audit(directory: Path) -> str:
-    """Print the lines. Raises :class:`StepError` for what is expected and not there soon: the gateway writes late."""
+    """Print the lines.
+
+    Raises StepError if an expected one is missing for :data:`_DEADLINE`: they are written in batches.
+    """
     deadline = time.monotonic() + _DEADLINE
     while missing := _missing(lines := _lines(directory)):
         if time.monotonic() > deadline:
@@ -56,11 +56,11 @@ def show_audit(directory: Path) -> str:
 
 def _missing(lines: list[str]) -> list[str]:
     fields = [json.loads(line) for line in lines]
-    return [one.what for one in EXPECTED if sum(map(one.holds, fields)) < one.count]
+    return [one.subject for one in EXPECTED if sum(map(one.holds, fields)) < one.count]
 
 
 def _lines(directory: Path) -> list[str]:
-    """Whole lines only: the last one may still be on its way."""
+    """Complete lines: the last one may be half written."""
     return [
         line
         for file in sorted(directory.glob("audit.*.log"))

@@ -1,7 +1,4 @@
-"""The demo's clients: the real qdrant-client with a client certificate, and a bare connection that shows the server's.
-
-They trust the demo's CA and nothing else.
-"""
+"""The demo's clients, which trust its CA alone: qdrant-client with a client certificate, and plain TLS connections."""
 
 from __future__ import annotations
 
@@ -26,7 +23,7 @@ _OK = 200
 
 
 def tls_context(premises: Premises, client: str | None) -> ssl.SSLContext:
-    """With the certificate of ``client``, or with none."""
+    """A client context with the certificate of ``client``, or without one."""
     context = ssl.create_default_context(cafile=premises.ca)
     if client is not None:
         context.load_cert_chain(premises.certificate(client), premises.key(client))
@@ -34,10 +31,10 @@ def tls_context(premises: Premises, client: str | None) -> ssl.SSLContext:
 
 
 def qdrant(premises: Premises, client: str, port: int, grpc_port: int | None = None) -> QdrantClient:
-    """Over gRPC where there is a ``grpc_port``.
+    """A qdrant-client, over gRPC if ``grpc_port`` is given.
 
-    Limits are given because qdrant-client otherwise opens a new connection for each request to localhost. The
-    environment is not trusted, as a proxy that it names would stand between the demo and its own gateway.
+    Without explicit limits it opens a new connection to localhost for each request. ``trust_env=False`` keeps a proxy
+    of the environment out of the way.
     """
     files = {
         "root_certificates": premises.ca,
@@ -58,7 +55,7 @@ def qdrant(premises: Premises, client: str, port: int, grpc_port: int | None = N
 
 
 def query_once(context: ssl.SSLContext, port: int, collection: str, vector: list[float]) -> int:
-    """One query on a connection of its own. Returns the serial number of the certificate that the server showed."""
+    """One query on a new connection. Returns the serial number of the server's certificate."""
     with closing(HTTPSConnection(HOST, port, context=context, timeout=_TIMEOUT)) as connection:
         connection.connect()
         if not isinstance(connection.sock, ssl.SSLSocket):
@@ -76,10 +73,10 @@ def query_once(context: ssl.SSLContext, port: int, collection: str, vector: list
 
 
 def handshake_refusal(context: ssl.SSLContext, port: int) -> str:
-    """The alert with which the server ends the handshake. Raises :class:`StepError` when there is none.
+    """The TLS alert that ends a handshake. Raises StepError if there is none.
 
-    In TLS 1.3 the client is done before the server has seen its certificate (RFC 8446 section 2), so that the alert
-    comes in the place of the first answer.
+    In TLS 1.3 the client finishes before the server has its certificate (RFC 8446 section 2), so the alert comes in
+    place of the first response.
     """
     with socket.create_connection((HOST, port), _TIMEOUT) as raw:
         try:

@@ -1,7 +1,6 @@
-"""The embedded upstream's storage: qdrant-client's local mode, every call on one worker thread.
+"""Storage of the embedded upstream: qdrant-client's local mode in memory, called on one worker thread.
 
-It answers for what a call means and for which of Qdrant's refusals a failed one is. It never sees HTTP or protobuf, and
-nothing is written to disk: the data lives as long as the process.
+It maps failures to Qdrant's errors. HTTP and gRPC are in the modules beside it.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ _SHOWN_VALIDATION_ERRORS = 3
 
 
 class EngineError(TlsproxyError):
-    """A call that ends as Qdrant would end it: ``status`` is the REST status, ``str(error)`` the text shown."""
+    """An error of Qdrant: ``status`` is the REST status, ``str(error)`` the text."""
 
     def __init__(self, status: HTTPStatus, text: str) -> None:
         super().__init__(text)
@@ -39,7 +38,7 @@ class EngineError(TlsproxyError):
 
 
 class _Local(QdrantLocal):
-    """Local mode, and the two calls of the REST API that its interface lacks."""
+    """Local mode with two more calls of the REST API."""
 
     def point(self, collection_name: str, point_id: str) -> models.Record:
         # Qdrant reads a path segment of digits as a number and anything else as a UUID.
@@ -50,20 +49,20 @@ class _Local(QdrantLocal):
         return found[0]
 
     def collection_aliases(self, collection_name: str) -> models.CollectionsAliasesResponse:
-        """As Qdrant: asking for the aliases of a collection that is not there is an error, not an empty list."""
+        """Aliases of a collection; as in Qdrant, a missing collection is an error."""
         self._get_collection(collection_name)
         return self.get_collection_aliases(collection_name)
 
 
 class Engine:
-    """The one owner of the data. Calls are taken in order, as QdrantLocal is not made for several threads."""
+    """Owner of the data. Calls run one after the other, since QdrantLocal is not thread-safe."""
 
     def __init__(self) -> None:
         self._local = _Local(":memory:")
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine")
 
     async def call(self, method: str, /, **arguments: Any) -> Any:
-        """Call the local client's ``method``. Raises what it raises: see :func:`refusals`."""
+        """Call the local client's ``method``; :func:`refusals` maps its exceptions."""
         function = getattr(self._local, method)
         return await asyncio.get_running_loop().run_in_executor(self._worker, lambda: function(**arguments))
 
@@ -74,9 +73,9 @@ class Engine:
 
 @contextmanager
 def refusals() -> Iterator[None]:
-    """Turn what the client library raises for bad input into the :class:`EngineError` that Qdrant would answer.
+    """Turn the client library's exceptions for bad input into the :class:`EngineError` of Qdrant.
 
-    Anything else is a fault of this program; it goes on to the server's own handler, which logs it and answers 500.
+    Any other exception is a defect: the server logs it and answers 500.
     """
     try:
         yield
@@ -84,7 +83,7 @@ def refusals() -> Iterator[None]:
         raise EngineError(HTTPStatus.NOT_IMPLEMENTED, str(error)) from error
     except ValidationError as error:
         raise EngineError(HTTPStatus.BAD_REQUEST, f"Format error in JSON body: {_first_errors(error)}") from error
-    except KeyError as error:  # the point ids that a payload operation named in vain
+    except KeyError as error:  # unknown point ids of a payload operation
         raise EngineError(HTTPStatus.NOT_FOUND, f"Not found: No point with id {error} found") from error
     except (ValueError, TypeError, AssertionError) as error:
         raise _bad_input(str(error)) from error
@@ -96,7 +95,7 @@ def _first_errors(error: ValidationError) -> str:
 
 
 def _bad_input(text: str) -> EngineError:
-    """Local mode knows only ValueError, so Qdrant's statuses have to be told from the texts."""
+    """Qdrant's status by the text: local mode raises ValueError for all of them."""
     if missing := _NO_COLLECTION.fullmatch(text):
         return EngineError(HTTPStatus.NOT_FOUND, f"Not found: Collection `{missing[1]}` doesn't exist!")
     if text.startswith("Alias ") and text.endswith(" does not exist"):

@@ -1,6 +1,6 @@
-"""The embedded upstream's gRPC front: plaintext HTTP/2, Qdrant's services and status codes around `grpc_methods`.
+"""gRPC server of the embedded upstream: Qdrant's services in plaintext, by the table in `grpc_methods`.
 
-It never authenticates anyone. A method without a row is UNIMPLEMENTED by the gRPC library itself.
+There is no authentication. The gRPC library answers UNIMPLEMENTED for a method without a row.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from qdrant_client.grpc import collections_service_pb2, points_service_pb2, qdra
 from tlsproxy.demo.engine import TITLE, VERSION, Engine, EngineError, refusals
 from tlsproxy.demo.grpc_methods import COLLECTIONS, POINTS, Method
 
-# A message may be as long as the gateway lets it be; gRPC's own default is 4 MiB.
+# The gateway limits messages; gRPC's own default is 4 MiB.
 _OPTIONS = (("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1), ("grpc.so_reuseport", 0))
 
 _CODES = {
@@ -32,7 +32,7 @@ _Handler = Callable[[Any, grpc.aio.ServicerContext[Any, Any]], Awaitable[Any]]
 
 
 def server(engine: Engine) -> grpc.aio.Server:
-    """A server without a port: the caller adds it."""
+    """A server, to which the caller adds a port."""
     made: grpc.aio.Server = grpc.aio.server(options=_OPTIONS)
     services = (
         (qdrant_pb2, "Qdrant", {"HealthCheck": _healthy}),
@@ -46,7 +46,7 @@ def server(engine: Engine) -> grpc.aio.Server:
 
 
 def _service(descriptor: Any, handlers: Mapping[str, _Handler]) -> grpc.GenericRpcHandler:
-    """The service's own description names the message types, so that no row has to."""
+    """Handlers of a service; its descriptor has the message types."""
     methods = {}
     for name, handler in handlers.items():
         method = descriptor.methods_by_name[name]

@@ -1,7 +1,6 @@
-"""Qdrant's gRPC messages as arguments of qdrant-client's local mode, and its answers as messages.
+"""Conversion of Qdrant's gRPC messages to arguments of qdrant-client's local mode, and of its results to messages.
 
-qdrant-client's own conversions do the work. Pure: it calls no engine and reads no clock. It raises ValueError for what
-cannot be converted.
+It uses qdrant-client's own conversions, and raises ValueError for what they cannot convert.
 """
 
 from __future__ import annotations
@@ -60,7 +59,7 @@ def update(message: Any) -> dict[str, Any]:
 
 
 def selection(message: Any) -> dict[str, Any]:
-    """What to return of a point. A selector that is not set means nothing of it, in gRPC for every method."""
+    """Payload and vectors to return. In gRPC an unset selector means none, for every method."""
     return {"with_payload": False, "with_vectors": False} | given(
         message,
         with_payload=("with_payload", GrpcToRest.convert_with_payload_selector),
@@ -86,7 +85,7 @@ def query(message: Any) -> dict[str, Any]:
 
 
 def query_batch(message: Any) -> dict[str, Any]:
-    """Inner collection names are not looked at: Qdrant too takes the outer one for all."""
+    """Queries of a batch. As in Qdrant, inner collection names are ignored."""
     renamed = {"query_filter": "filter", "search_params": "params", "with_vectors": "with_vector"}
     return {
         "requests": [
@@ -163,7 +162,7 @@ def written(result: models.UpdateResult) -> Any:
 
 
 def operation(name: str, message: Any) -> models.UpdateOperation:
-    """A write as the batch operation ``name``, which has the fields of the method of its own, under the same names."""
+    """A write as the batch operation ``name``, which has the same fields as the method of its own."""
     kind = pb.PointsUpdateOperation.DESCRIPTOR.fields_by_name[name].message_type
     fields = {field.name: value for field, value in message.ListFields() if field.name in kind.fields_by_name}
     write = getattr(pb.PointsUpdateOperation, kind.name)(**fields)

@@ -1,7 +1,4 @@
-"""Which gRPC method of Qdrant is which call of qdrant-client's local mode: one row each.
-
-A table: it calls nothing itself. A method without a row is one that local mode has no answer to.
-"""
+"""Table of Qdrant's gRPC methods and their calls of qdrant-client's local mode, as far as it has them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Lines to copy and try while the demo is up. Pure text: nothing here runs any of them."""
+"""Commands to copy and try while the demo is up."""
 
 from __future__ import annotations
 

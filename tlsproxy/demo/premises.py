@@ -1,7 +1,7 @@
-"""The demo's directory: a development CA, certificates, a configuration, and room for logs and the audit files.
+"""The demo's directory: a development CA, certificates, configuration, logs and audit files.
 
-It only ever replaces a directory that an earlier demo made, which it tells by a marker file; in any other directory
-that is not empty it refuses to work. Keys are readable by their owner alone.
+It replaces only a directory that has the marker file of an earlier demo, and refuses any other that is not empty. Keys
+are readable by their owner alone.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ admin: {{listen: "127.0.0.1:0"}}
 
 @dataclass(frozen=True, slots=True)
 class Premises:
-    """``root`` is absolute. Everything else has its place below it."""
+    """Paths of the demo, all below the absolute ``root``."""
 
     root: Path
     authority: Authority
@@ -92,9 +92,9 @@ class Premises:
         self.config.write_text(text, encoding="utf-8")
 
     def rotate_server_certificate(self) -> int:
-        """Issue a new server certificate and key and put both in place with one rename. Returns the serial number.
+        """Replace server certificate and key together. Returns the new serial number.
 
-        Two files cannot be renamed at once, but the link to their directory can: certbot and Kubernetes do the same.
+        Both are in a new directory, and one rename swaps the link to it, as with certbot and Kubernetes.
         """
         issued = self.authority.issue(
             common_name="localhost", organization="tlsproxy demo", dns=("localhost",), ips=("127.0.0.1",), server=True
@@ -110,7 +110,7 @@ class Premises:
 
 
 def prepare(directory: Path) -> Premises:
-    """A fresh directory in the place of an earlier demo's. Raises :class:`MaterialError` where it is not ours."""
+    """A fresh directory, in place of an earlier demo's. Raises MaterialError if it is another program's."""
     root = directory.resolve()
     root.mkdir(mode=0o700, parents=True, exist_ok=True)
     marker = root / _MARKER
@@ -132,7 +132,7 @@ def prepare(directory: Path) -> Premises:
 
 
 def _clients(authority: Authority) -> dict[str, Issued]:
-    """One for each way of the configuration to know a client, and one that it does not know."""
+    """A client for each rule of the configuration, and one that no rule matches."""
     return {
         "admin": authority.issue(common_name="alice", organizational_unit="platform", client=True),
         "ingest": authority.issue(common_name="ingest-nightly", client=True),

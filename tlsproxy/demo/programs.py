@@ -1,7 +1,4 @@
-"""The programs that the demo starts: their output goes to files, and they always end with the demo.
-
-A program is only ever stopped by its own process handle. Nothing here knows what the programs do.
-"""
+"""Child processes of the demo, with their output in files. They end with the demo, by their own handles."""
 
 from __future__ import annotations
 
@@ -23,16 +20,16 @@ START_TIMEOUT = 30.0
 _STOP_TIMEOUT = 15.0
 _POLL_INTERVAL = 0.02
 _SHOWN_OUTPUT = 2000
-# Configuration that belongs to a gateway of the user's own, and would win over the demo's file.
+# Configuration of the user's own gateway, which would override the demo's file.
 _NOT_INHERITED = "QDRANT__"
 
 
 class ProgramError(TlsproxyError):
-    """A program did not start, or ended too early. The text ends with what it last said."""
+    """A program did not start, or ended too early. The text ends with its last output."""
 
 
 class Program:
-    """A running child. ``output`` is the file of its standard output, ``log`` that of its standard error."""
+    """A running process. ``output`` is the file of its standard output, ``log`` that of its standard error."""
 
     def __init__(self, name: str, process: subprocess.Popen[bytes], output: Path, log: Path) -> None:
         self.name = name
@@ -41,7 +38,7 @@ class Program:
         self._process = process
 
     def wait_until(self, ready: Callable[[], Ready | None]) -> Ready:
-        """What ``ready`` gives once it gives something. Raises :class:`ProgramError` if the program ends or is late."""
+        """The first result of ``ready`` that is not None. Raises ProgramError if the program ends or is late."""
         deadline = time.monotonic() + START_TIMEOUT
         while (value := ready()) is None:
             if self._process.poll() is not None:
@@ -52,11 +49,11 @@ class Program:
         return value
 
     def wait(self) -> int:
-        """Wait for its own end."""
+        """Wait for its end."""
         return self._process.wait()
 
     def stop(self) -> None:
-        """End it: politely first, so that the gateway flushes its audit log."""
+        """End it: by SIGTERM first, so that the gateway writes its audit log."""
         if self._process.stdin is not None:
             self._process.stdin.close()
         self._process.terminate()
@@ -72,10 +69,10 @@ class Program:
 
 @contextmanager
 def running(name: str, arguments: Sequence[str], logs: Path) -> Iterator[Program]:
-    """A program for as long as the context lasts, with ``NAME.out`` and ``NAME.log`` in ``logs``.
+    """A program during the context, with ``NAME.out`` and ``NAME.log`` in ``logs``.
 
-    Its standard input is a pipe, which closes with this process however that ends. It has a session of its own, so that
-    Ctrl-C reaches the demo alone and the demo stops its programs in order.
+    Its standard input is a pipe, which closes with this process. It has a session of its own, so that Ctrl-C reaches
+    the demo alone, which stops its programs in order.
     """
     environment = {name: value for name, value in os.environ.items() if not name.startswith(_NOT_INHERITED)}
     output, log = logs / f"{name}.out", logs / f"{name}.log"

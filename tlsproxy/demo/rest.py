@@ -1,6 +1,6 @@
-"""The embedded upstream's REST front: Qdrant's envelope, statuses and routing around the table in `rest_routes`.
+"""REST server of the embedded upstream: Qdrant's envelope, statuses and routing, by the table in `rest_routes`.
 
-It never authenticates anyone and never speaks TLS: it stands for the plaintext Qdrant behind the gateway.
+It stands for the plaintext Qdrant behind the gateway, so it has neither TLS nor authentication.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from aiohttp.typedefs import Handler
 
-# Far above what the gateway lets through as it ships: Qdrant's own limit is 32 MiB of JSON.
+# Far above the gateway's default; Qdrant's own limit is 32 MiB of JSON.
 MAX_BODY_SIZE = 256 << 20
 
 _JSON = "application/json"
@@ -41,7 +41,7 @@ def application(engine: Engine) -> web.Application:
 
 @web.middleware
 async def _as_qdrant_routes(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Qdrant guards each route by its method, so that a wrong method is an unknown route: 404 without a body."""
+    """404 without a body for a wrong method: to Qdrant it is an unknown route."""
     try:
         return await handler(request)
     except (web.HTTPNotFound, web.HTTPMethodNotAllowed):
@@ -68,8 +68,8 @@ def _handler(engine: Engine, route: Route) -> Handler:
 def plain(value: Any) -> Any:
     """``value`` as JSON values.
 
-    Nulls are left out, because older clients forbid configuration fields that they do not know; but the end of a scroll
-    is told by an explicit null.
+    Nulls of models are left out, since older clients reject unknown configuration fields. The null at the end of a
+    scroll stays.
     """
     if isinstance(value, BaseModel):
         return value.model_dump(mode="json", exclude_none=True)

@@ -1,7 +1,4 @@
-"""Which REST route of Qdrant is which call of qdrant-client's local mode: one row each, and the rows it cannot answer.
-
-A table: it parses nothing and calls nothing itself.
-"""
+"""Table of Qdrant's REST routes and their calls of qdrant-client's local mode, and of those without one."""
 
 from __future__ import annotations
 
@@ -24,7 +21,7 @@ def _same(result: Any) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """``call`` gets the path's segments by their names, and what ``arguments`` makes of the parsed ``body``."""
+    """``call`` takes the path's named segments, and the ``arguments`` made of the parsed ``body``."""
 
     method: str
     path: str
@@ -52,7 +49,7 @@ def _update(body: m.UpdateCollection) -> dict[str, Any]:
 
 
 def _given(**arguments: Any) -> dict[str, Any]:
-    """The arguments that the client gave: local mode has its own defaults for the others, the same as Qdrant's."""
+    """Arguments without the unset ones: local mode has Qdrant's defaults for them."""
     return {name: value for name, value in arguments.items() if value is not None}
 
 
@@ -108,7 +105,7 @@ def _matrix(body: m.SearchMatrixRequest) -> dict[str, Any]:
 
 
 def _search(body: dict[str, Any]) -> dict[str, Any]:
-    """The search of before Qdrant 1.10, which the local client no longer has: the same question as a query."""
+    """The search of Qdrant before 1.10 as a query, since the local client has dropped it."""
     if "vector" not in body:
         raise ValueError("missing field `vector`")
     rest = {key: value for key, value in body.items() if key not in {"vector", "offset"}}
@@ -121,7 +118,7 @@ def _search(body: dict[str, Any]) -> dict[str, Any]:
 
 
 def _write(method: str, path: str, body: Any, operation: Callable[[Any], Any]) -> Route:
-    """A write to points: to the local client all are update operations, checked as a whole before any is applied."""
+    """A write to points as an update operation, which local mode validates as a whole before it applies any part."""
     return Route(
         method,
         _POINTS + path,
@@ -214,7 +211,7 @@ ROUTES: tuple[Route, ...] = (
     Route("GET", "/snapshots", "list_full_snapshots"),
 )
 
-# Routes that Qdrant has and local mode has no answer to: 501, so that they are not taken for unknown ones.
+# Routes of Qdrant without a call of local mode: 501, not 404 as an unknown route.
 UNSUPPORTED: tuple[tuple[str, str], ...] = (
     ("GET", "/cluster"),
     ("POST", "/cluster/recover"),

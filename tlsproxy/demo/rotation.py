@@ -1,6 +1,6 @@
-"""Searches that go on while the server certificate changes: one client keeps its connection, the other never does.
+"""Searches during a change of the server certificate, on a kept connection and on new ones.
 
-It counts what was answered, and one failed search fails it all; it never retries.
+One failed search fails the step; nothing is retried.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _DEADLINE = 30.0
 
 @dataclass(frozen=True, slots=True)
 class RotationResult:
-    """``seconds`` passed from the rename to the first connection that was shown the new certificate."""
+    """Counts of searches; ``seconds`` passed from the rename to the first connection with the new certificate."""
 
     kept_alive: int
     new_connections: int
@@ -40,7 +40,7 @@ class RotationResult:
 
 
 class _Traffic:
-    """The two clients and what they have seen so far, which ``_changed`` guards."""
+    """The two clients and their results so far, guarded by ``_changed``."""
 
     def __init__(self, pool: ThreadPoolExecutor) -> None:
         self.kept_alive = 0
@@ -54,18 +54,18 @@ class _Traffic:
         self._running.append(self._pool.submit(self._repeat, search))
         self._running[-1].add_done_callback(lambda _: self._wake())
 
-    def wait_for(self, what: str, reached: Callable[[], bool]) -> None:
-        """Raises what a search raised, or :class:`StepError` when nothing comes in time."""
+    def wait_for(self, subject: str, reached: Callable[[], bool]) -> None:
+        """Wait for a condition. Raises the exception of a failed search, or StepError after the deadline."""
         with self._changed:
             ended = self._changed.wait_for(lambda: self._any_ended() or reached(), _DEADLINE)
         self._raise_failures()
         if not ended:
-            raise StepError(f"no {what} after {_DEADLINE:g} s")
+            raise StepError(f"no {subject} after {_DEADLINE:g} s")
 
-    def wait_for_more(self, what: str) -> None:
+    def wait_for_more(self, subject: str) -> None:
         kept_alive = self.kept_alive + _SEARCHES_EACH_SIDE
         new = len(self.serials) + _SEARCHES_EACH_SIDE
-        self.wait_for(what, lambda: self.kept_alive >= kept_alive and len(self.serials) >= new)
+        self.wait_for(subject, lambda: self.kept_alive >= kept_alive and len(self.serials) >= new)
 
     def stop(self) -> None:
         self._stopping = True
@@ -93,7 +93,7 @@ class _Traffic:
 
 
 def rotate_under_load(premises: Premises, port: int, vector: list[float]) -> RotationResult:
-    """Search on both sides of a rotation. Raises what the first failed search raised."""
+    """Search before and after a rotation. Raises the exception of the first failed search."""
     with (
         closing(qdrant(premises, _CLIENT, port)) as client,
         ThreadPoolExecutor(max_workers=2, thread_name_prefix="searching") as pool,

@@ -1,7 +1,7 @@
-"""``tlsproxy demo``: a whole gateway in one command, shown at work and then left for the user to try.
+"""``tlsproxy demo``: a whole gateway in one command, shown step by step and then left for the user to try.
 
-It starts the embedded upstream and the gateway as programs of their own, and talks to the gateway only as any client
-would: over mutual TLS. Nothing outside its directory is touched, and both programs end with it.
+Embedded upstream and gateway are processes of their own, and end with the demo. The steps are those of clients, over
+mutual TLS. All files are in the demo's directory.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _DIMENSIONS = 8
 
 
 def run_demo(directory: Path, *, once: bool) -> int:
-    """Run the demo in ``directory``. Returns 0 if every step did what it should, 1 if not.
+    """Run the demo in ``directory``. Returns 0 if every step succeeded, else 1.
 
     Without ``once`` it then stays up until Ctrl-C or SIGTERM.
     """
@@ -61,7 +61,7 @@ def run_demo(directory: Path, *, once: bool) -> int:
 
 
 def _start(premises: Premises, stack: ExitStack) -> tuple[programs.Program, Ports, str]:
-    """The upstream, then the gateway. Returns the gateway, its ports, and its admin server's address."""
+    """Start the upstream, then the gateway. Returns the gateway, its ports, and its admin server's address."""
     arguments = [sys.executable, "-m", "tlsproxy.demo.upstream", "--until-stdin-closes"]
     upstream = stack.enter_context(programs.running("upstream", arguments, premises.logs))
     behind = Ports(**upstream.wait_until(lambda: _json_in(upstream.output)))
@@ -71,15 +71,16 @@ def _start(premises: Premises, stack: ExitStack) -> tuple[programs.Program, Port
     arguments += ["--ready-file", str(premises.ready_file)]
     gateway = stack.enter_context(programs.running("gateway", arguments, premises.logs))
     ready = gateway.wait_until(lambda: _json_in(premises.ready_file))
-    told = {one["protocols"][0]: one["address"] for one in ready["listeners"]}
-    text = f"✓ the gateway with mutual TLS on {told['rest']} (gRPC: {told['grpc']}), configured by {premises.config}"
+    addresses = {one["protocols"][0]: one["address"] for one in ready["listeners"]}
+    where = f"{addresses['rest']} (gRPC: {addresses['grpc']})"
+    text = f"✓ the gateway with mutual TLS on {where}, configured by {premises.config}"
     print(text, flush=True)
-    ports = Ports(**{protocol: int(address.rpartition(":")[2]) for protocol, address in told.items()})
+    ports = Ports(**{protocol: int(address.rpartition(":")[2]) for protocol, address in addresses.items()})
     return gateway, ports, str(ready["admin"])
 
 
 def _json_in(path: Path) -> dict[str, Any] | None:
-    """The object that a program writes into ``path``: None as long as it is not there as a whole."""
+    """The JSON object in a file; None until it is complete."""
     try:
         return dict(json.loads(path.read_text(encoding="utf-8")))
     except (FileNotFoundError, json.JSONDecodeError):
@@ -102,31 +103,31 @@ def _show(premises: Premises, ports: Ports, report: Report) -> None:
         with report.step(f"ingest loads {_POINTS} points") as step:
             for first in range(0, _POINTS, _BATCH):
                 ingest.upsert(COLLECTION, [_point(n) for n in range(first, first + _BATCH)], wait=True)
-            step.saw = f"{_counted(ingest)} are there"
+            step.result = f"{_counted(ingest)} are there"
         with report.step("search finds the nearest three") as step:
-            step.saw = ", ".join(str(point.payload) for point in _nearest(search))
+            step.result = ", ".join(str(point.payload) for point in _nearest(search))
         with report.step("search finds them over gRPC too") as step:
-            step.saw = ", ".join(str(point.payload) for point in _nearest(by_grpc))
+            step.result = ", ".join(str(point.payload) for point in _nearest(by_grpc))
         with report.step("search may not write") as step:
-            step.saw = refusal(lambda: search.upsert(COLLECTION, [_point(0)]))
+            step.result = refusal(lambda: search.upsert(COLLECTION, [_point(0)]))
         with report.step("nor over gRPC") as step:
-            step.saw = refusal(lambda: by_grpc.upsert(COLLECTION, [_point(0)]))
+            step.result = refusal(lambda: by_grpc.upsert(COLLECTION, [_point(0)]))
         with report.step("ingest may not write elsewhere over gRPC") as step:
-            step.saw = refusal(lambda: writing_by_grpc.upsert("other", [_point(0)]))
+            step.result = refusal(lambda: writing_by_grpc.upsert("other", [_point(0)]))
         with report.step("ingest may not create a collection") as step:
-            step.saw = refusal(lambda: ingest.create_collection("mine", vectors_config=space))
+            step.result = refusal(lambda: ingest.create_collection("mine", vectors_config=space))
         with report.step("a certificate without a role may do nothing") as step:
-            step.saw = refusal(stranger.get_collections)
+            step.result = refusal(stranger.get_collections)
         with report.step("without a certificate there is no connection") as step:
-            step.saw = handshake_refusal(tls_context(premises, None), port)
+            step.result = handshake_refusal(tls_context(premises, None), port)
         with report.step("the server certificate changes while clients search") as step:
             done = rotate_under_load(premises, port, _vector(7))
-            step.saw = (
+            step.result = (
                 f"{done.kept_alive} searches on a kept connection and {done.new_connections} on new ones, none failed; "
                 f"serial {done.old_serial:x} became {done.new_serial:x} after {done.seconds:.1f} s"
             )
         with report.step("the audit log has all of it") as step:
-            step.saw = show_audit(premises.audit)
+            step.result = show_audit(premises.audit)
 
 
 def _vector(n: int) -> list[float]:
@@ -153,7 +154,7 @@ def _nearest(client: Any) -> list[models.ScoredPoint]:
 
 @contextmanager
 def _stopped_by_signals() -> Iterator[None]:
-    """SIGTERM and a closed terminal end the demo as Ctrl-C does, so that its programs are stopped then too."""
+    """Treat SIGTERM and a closed terminal like Ctrl-C, so that the programs are stopped then too."""
 
     def stop(_: int, __: FrameType | None) -> NoReturn:
         raise KeyboardInterrupt

@@ -1,4 +1,4 @@
-"""How the demo tells what it does: one line for each step, a tick or a cross, and whether all of them held."""
+"""Steps of the demo: a line with a tick or a cross for each, and a count of failures."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ _FORBIDDEN = 403
 
 
 class StepError(TlsproxyError):
-    """A step saw something else than it should have."""
+    """An unexpected result of a step."""
 
 
 class Step:
-    """A step under way. What it puts into ``saw`` stands behind its title."""
+    """A running step; ``result`` is printed behind its title."""
 
     def __init__(self) -> None:
-        self.saw = ""
+        self.result = ""
 
 
 class Report:
-    """Prints each step as it ends. ``failed`` counts the crosses."""
+    """Prints each step when it ends; ``failed`` counts the crosses."""
 
     def __init__(self) -> None:
         self.failed = 0
@@ -38,15 +38,15 @@ class Report:
         step = Step()
         try:
             yield step
-        except Exception as error:  # noqa: BLE001 - whatever broke is shown, the step is a cross, and the demo ends in 1
+        except Exception as error:  # noqa: BLE001 - any failure is a cross, and exit status 1
             self.failed += 1
             print(f"✗ {title}: {type(error).__name__}: {error}", flush=True)
         else:
-            print(f"✓ {title}{': ' if step.saw else ''}{step.saw}", flush=True)
+            print(f"✓ {title}{': ' if step.result else ''}{step.result}", flush=True)
 
 
 def refusal(call: Callable[[], Any]) -> str:
-    """The text with which the gateway refuses ``call``. Raises :class:`StepError` when it does anything else."""
+    """The gateway's text of refusal of ``call``. Raises StepError if it is not refused with 403."""
     try:
         call()
     except UnexpectedResponse as error:
@@ -54,7 +54,7 @@ def refusal(call: Callable[[], Any]) -> str:
             raise StepError(f"expected 403, got {error.status_code}: {error.content!r}") from error
         return f"403 {error.content.decode(errors='replace')}"
     except RpcError as error:
-        ended: Any = error  # what a stub raises is its call as well, which its type does not say
+        ended: Any = error  # the error is the call as well, which its type does not say
         if ended.code() is not StatusCode.PERMISSION_DENIED:
             raise StepError(f"expected PERMISSION_DENIED, got {ended.code()}: {ended.details()}") from error
         return f"PERMISSION_DENIED {ended.details()}"

@@ -1,8 +1,8 @@
-"""The embedded upstream as a program: a plaintext stand-in for Qdrant on loopback, REST and gRPC over one engine.
+"""The embedded upstream as a program: a plaintext stand-in for Qdrant on loopback, with REST and gRPC.
 
 ``python -m tlsproxy.demo.upstream --rest-port 0 --grpc-port 0`` prints one line of JSON when both are up,
-``{"rest": PORT, "grpc": PORT}``, and nothing else. It ends at SIGTERM or SIGINT. It never listens anywhere but on
-127.0.0.1, since it asks nobody for credentials, and it keeps nothing.
+``{"rest": PORT, "grpc": PORT}``, and ends at SIGTERM or SIGINT. It has no authentication, so it listens on 127.0.0.1
+only, and its data is in memory.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 LOOPBACK = "127.0.0.1"
 
-# Local mode's advice to use a server for speed or size: the stand-in is what is wanted here, and tools read the output.
+# Local mode advises to use a server for speed or size, which is beside the point here; tools read the output.
 _EXPECTED_WARNINGS = (
     "Local mode is not recommended for collections with more than",
     "Local mode performs exact",
@@ -39,7 +39,7 @@ _STOP_GRACE = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Ports:
-    """On loopback."""
+    """Ports on loopback."""
 
     rest: int
     grpc: int
@@ -47,7 +47,7 @@ class Ports:
 
 @asynccontextmanager
 async def running(rest_port: int = 0, grpc_port: int = 0) -> AsyncIterator[Ports]:
-    """An upstream on loopback, as long as the context lasts. Port 0 takes a free one. Raises OSError, RuntimeError."""
+    """An upstream on loopback during the context. Port 0 is a free one. Raises OSError, RuntimeError."""
     engine = Engine()
     rest = web.AppRunner(application(engine), access_log=None, shutdown_timeout=_STOP_GRACE)
     grpc = server(engine)
@@ -64,7 +64,7 @@ async def running(rest_port: int = 0, grpc_port: int = 0) -> AsyncIterator[Ports
 
 
 class _UntilClosed(asyncio.Protocol):
-    """Reads a parent's pipe only to see it close."""
+    """Watches a parent's pipe for its end."""
 
     def __init__(self, stop: asyncio.Event) -> None:
         self._stop = stop
