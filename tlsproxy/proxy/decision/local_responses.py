@@ -17,7 +17,7 @@ _VARY: Final = b"vary: Origin, Access-Control-Request-Method, Access-Control-Req
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class LocalResponse:
     """A response of status 200. ``fields`` are whole header lines."""
 
     body: bytes = b""
@@ -49,16 +49,16 @@ def cors_fields(head: RequestHead, origins: AbstractSet[bytes]) -> bytes:
     return allowed + b"access-control-allow-credentials: true\r\n" if origins else allowed
 
 
-def preflight(head: RequestHead, origins: AbstractSet[bytes]) -> Answer:
+def preflight(head: RequestHead, origins: AbstractSet[bytes]) -> LocalResponse:
     allowed = cors_fields(head, origins)
     for asked, answered in ((b"method", b"methods"), (b"headers", b"headers")):
         value = _field(head, b"access-control-request-" + asked)
         if value is not None:
             allowed += b"access-control-allow-" + answered + b": " + value + b"\r\n"
-    return Answer(fields=allowed)
+    return LocalResponse(fields=allowed)
 
 
-def whoami(admission: Admission) -> Answer:
+def whoami(admission: Admission) -> LocalResponse:
     """JSON: the connection's identity, what each credential gives, until when. A request must pass all ``rights``."""
     principal, credential = admission.principal, admission.credential
     identity = principal.identity
@@ -94,7 +94,7 @@ def whoami(admission: Admission) -> Answer:
             "subject": credential.subject or None,
             "expires": _moment(credential.expires),
         }
-    return Answer(orjson.dumps(told), b"content-type: application/json\r\n")
+    return LocalResponse(orjson.dumps(told), b"content-type: application/json\r\n")
 
 
 def _moment(seconds: float) -> str | None:

@@ -24,7 +24,7 @@ from tlsproxy.authz.roles import Principal
 from tlsproxy.errors import Form, RequestError, UnexpectedBody
 from tlsproxy.memo import Memo
 from tlsproxy.proxy.decision.attribution import caller_of, error_of, expiry, prepared, refusal_of
-from tlsproxy.proxy.decision.local_responses import Answer, cors_fields, is_preflight, preflight, whoami
+from tlsproxy.proxy.decision.local_responses import LocalResponse, cors_fields, is_preflight, preflight, whoami
 from tlsproxy.proxy.limits.quotas import Quotas, Toll
 from tlsproxy.qdrant.operations import AUDIT_LOGS, PREFLIGHT, WHOAMI, Operation
 from tlsproxy.qdrant.rest_decision import (
@@ -114,7 +114,7 @@ class Plan:
     resend: bool = False
     upstream: bytes = b""
     expires: float = NEVER
-    answer: Answer | None = None
+    answer: LocalResponse | None = None
     audit_logs: bool = False
     proviso: Proviso | None = None
     fields: bytes = b""

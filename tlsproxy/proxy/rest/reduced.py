@@ -17,10 +17,9 @@ from tlsproxy.proxy.decision.request_plan import Plan
 from tlsproxy.proxy.rest.body import RequestBody
 from tlsproxy.proxy.rest.buffered_response import DeliveredExchange
 from tlsproxy.proxy.rest.link import Client
+from tlsproxy.proxy.upstream.collected_response import CollectedResponse
 from tlsproxy.qdrant.rest_listings import Reducer
-from tlsproxy.wire.chunked import ChunkedBody
 from tlsproxy.wire.cooperative import Steps
-from tlsproxy.wire.http1 import CHUNKED
 from tlsproxy.wire.http1_response import ResponseHead
 
 MAX_ANSWER: Final = 32 << 20
@@ -33,24 +32,18 @@ _ERROR: Final = b'{"status":{"error":"The upstream refused; its reason may name 
 class ReducedExchange(DeliveredExchange):
     """Its plan's ``listing`` says what is kept of a good answer."""
 
-    __slots__ = ("_answer", "_answered", "_chunks")
+    __slots__ = ("_collected",)
 
     def __init__(self, client: Client, record: Record[Plan], body: RequestBody) -> None:
         super().__init__(client, record, body)
-        self._answer = bytearray()
-        self._answered: ResponseHead | None = None
-        self._chunks: ChunkedBody | None = None
+        self._collected = CollectedResponse()
 
     def response_head(self, head: ResponseHead) -> None:
-        self._answered = head
-        self._chunks = ChunkedBody(self._answer) if head.length == CHUNKED else None
+        self._collected.begin(head)
 
     def response_body(self, data: bytes) -> None:
-        if self._chunks is None:
-            self._answer += data
-        elif data:
-            self._chunks.feed(data)
-        if len(self._answer) > MAX_ANSWER:
+        self._collected.feed(data)
+        if len(self._collected.content) > MAX_ANSWER:
             self._client.exchange_failed(UpstreamBroken("The upstream's answer is too large to be reduced"))
             return
         try:
@@ -61,7 +54,7 @@ class ReducedExchange(DeliveredExchange):
 
     def _count(self) -> bool:
         """Whether there is memory for what has come; if not, it waits for some."""
-        return self._holding.keep(len(self._answer), self._read_on)
+        return self._holding.keep(len(self._collected.content), self._read_on)
 
     def _read_on(self) -> None:
         if not self._count():
@@ -77,9 +70,7 @@ class ReducedExchange(DeliveredExchange):
             self._answer_is_whole()
 
     def _answer_is_whole(self) -> None:
-        head = self._answered
-        if head is None:
-            raise RuntimeError("the end of no answer")
+        head, _ = self._collected.whole()
         self._client.present()
         if not self._ended:
             self._reduce(head)
@@ -92,7 +83,7 @@ class ReducedExchange(DeliveredExchange):
         if listing is not self.record.plan.listing:  # meanwhile something else may be shown
             self._reduce(head)
             return
-        self._answer.clear()
+        self._collected.content.clear()
         if shown is None:
             self._client.exchange_failed(UpstreamBroken("The upstream's answer cannot be reduced to what you may know"))
             return
@@ -106,7 +97,7 @@ class ReducedExchange(DeliveredExchange):
         if head.status != _OK or listing is None:
             return None
         try:
-            return (yield from listing.reducing(self._answer))
+            return (yield from listing.reducing(self._collected.content))
         except ValueError:
             return None
 

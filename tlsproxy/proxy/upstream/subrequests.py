@@ -15,12 +15,11 @@ from urllib.parse import quote, urlsplit
 from tlsproxy.errors import BadRequest, Overloaded, RequestError
 from tlsproxy.proxy.core.gateway import Gateway
 from tlsproxy.proxy.limits.fair_shares import Account
+from tlsproxy.proxy.upstream.collected_response import CollectedResponse
 from tlsproxy.proxy.upstream.connection import UpstreamConnection
 from tlsproxy.proxy.upstream.pool import Pool
 from tlsproxy.qdrant.router import recognise
 from tlsproxy.snapshot.generation import Generation
-from tlsproxy.wire.chunked import ChunkedBody
-from tlsproxy.wire.http1 import CHUNKED
 from tlsproxy.wire.http1_response import ResponseHead
 
 MOST_WAITING: Final = 4096
@@ -136,9 +135,7 @@ class _Question(Generic[V]):
         self._largest = largest
         self._settle = settle
         self._again = True
-        self._status = 0
-        self._body = bytearray()
-        self._chunks: ChunkedBody | None = None
+        self._response = CollectedResponse()
 
     def request_sent(self) -> bool:
         return True
@@ -160,19 +157,15 @@ class _Question(Generic[V]):
         """Says nothing that matters here."""
 
     def response_head(self, head: ResponseHead) -> None:
-        self._status = head.status
-        self._chunks = ChunkedBody(self._body) if head.length == CHUNKED else None
+        self._response.begin(head)
 
     def response_body(self, data: bytes) -> None:
-        if len(self._body) > self._largest:
-            return
-        if self._chunks is None:
-            self._body += data
-        elif data:
-            self._chunks.feed(data)
+        if len(self._response.content) <= self._largest:
+            self._response.feed(data)
 
     def response_done(self) -> None:
-        self._settle(self._read(self._status, bytes(self._body)))
+        head, content = self._response.whole()
+        self._settle(self._read(head.status, bytes(content)))
 
     def upstream_lost(self, error: RequestError, *, stale: bool, answered: bool) -> None:
         """A kept connection that ended is no answer: it is asked once more, on a new one."""

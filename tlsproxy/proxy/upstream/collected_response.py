@@ -1,0 +1,34 @@
+"""Response of the upstream that is read whole."""
+
+from __future__ import annotations
+
+from tlsproxy.wire.chunked import ChunkedBody
+from tlsproxy.wire.http1 import CHUNKED
+from tlsproxy.wire.http1_response import ResponseHead
+
+
+class CollectedResponse:
+    """``head``: None until it came. ``content``: the body without its framing, as far as it was received."""
+
+    __slots__ = ("_chunks", "content", "head")
+
+    def __init__(self) -> None:
+        self.head: ResponseHead | None = None
+        self.content = bytearray()
+        self._chunks: ChunkedBody | None = None
+
+    def begin(self, head: ResponseHead) -> None:
+        self.head = head
+        self._chunks = ChunkedBody(self.content) if head.length == CHUNKED else None
+
+    def feed(self, data: bytes) -> None:
+        if self._chunks is None:
+            self.content += data
+        elif data:
+            self._chunks.feed(data)
+
+    def whole(self) -> tuple[ResponseHead, bytearray]:
+        """Raises RuntimeError without a head."""
+        if self.head is None:
+            raise RuntimeError("the end of a response that never began")
+        return self.head, self.content
