@@ -1,9 +1,8 @@
-"""Every error that tlsproxy raises on purpose, and what a client is told when one ends its request.
+"""All errors that tlsproxy raises on purpose, and the response of those that end a request.
 
-A leaf of :class:`RequestError` knows its REST status, its gRPC status, the slug under which it is counted and audited,
-and the form of its body. Qdrant answers in three forms, and clients depend on them: its authentication layer sends the
-bare text without a content type, its handlers send JSON, its download and upload handlers send text/plain.
-This module imports nothing of ours.
+A subclass of :class:`RequestError` has its REST status, its gRPC status, the reason under which it is counted and
+audited, and the form of its body. Qdrant answers in three forms, on which clients depend: its authentication layer
+sends the bare text without a content type, its handlers send JSON, its download and upload handlers send text/plain.
 """
 
 from __future__ import annotations
@@ -13,27 +12,27 @@ from typing import ClassVar
 
 
 class FailureKind(Enum):
-    """The cause of a failure, and so when the same is worth trying again."""
+    """The cause of a failure, which decides when to try again."""
 
     INPUT = "input"
-    """The bytes of a file: when they change."""
+    """The content of a file: when it changes."""
     AGE = "age"
-    """A date that has passed, in a file: as for INPUT. Who used the file before that goes on with it."""
+    """A date in a file that has passed: as for INPUT. If the file is in force already, it stays so."""
     TIME = "time"
-    """A clock or a date: at the ``moment`` that the error names."""
+    """A date in the future: at the error's ``moment``."""
     ENVIRONMENT = "environment"
-    """A resolver, a file system, descriptors, memory, other processes: after a pause, longer each time."""
+    """A resolver, a file system, descriptors, memory, other processes: after a pause that grows each time."""
 
 
 class TlsproxyError(Exception):
-    """The root of all of them. ``moment`` is in seconds since the epoch, and is there for ``TIME``."""
+    """The base of all errors. ``moment`` is in seconds since the epoch, and is set for ``TIME``."""
 
     kind: FailureKind = FailureKind.INPUT
     moment: float | None = None
 
 
 class Form(Enum):
-    """How the text of a refusal is put into a response body."""
+    """The form in which a refusal's text is put into a response body."""
 
     BARE = "bare"
     JSON = "json"
@@ -57,7 +56,7 @@ class GrpcStatus(Enum):
 
 
 class MaterialError(TlsproxyError):
-    """A certificate, key, CA or CRL file that cannot be used. ``path`` names the file the reason is about."""
+    """A certificate, key, CA or CRL file that cannot be used. ``path`` is that of the file."""
 
     def __init__(
         self, path: str, text: str, kind: FailureKind = FailureKind.INPUT, moment: float | None = None
@@ -70,7 +69,7 @@ class MaterialError(TlsproxyError):
 
 
 class RequestError(TlsproxyError):
-    """A request that ends here. ``str(error)`` is the text that the client is shown."""
+    """An error that ends a request. ``str(error)`` is the text for the client."""
 
     status: ClassVar[int] = 500
     grpc: ClassVar[GrpcStatus] = GrpcStatus.INTERNAL
@@ -79,7 +78,7 @@ class RequestError(TlsproxyError):
 
 
 class BadRequest(RequestError):
-    """Not a request of the strict subset of HTTP/1.1 that we accept (RFC 9112), or not one that we can name."""
+    """A request outside of the strict subset of HTTP/1.1 that is accepted (RFC 9112), or with invalid content."""
 
     status = 400
     grpc = GrpcStatus.INVALID_ARGUMENT
@@ -114,7 +113,7 @@ class BodyTooLarge(RequestError):
 
 
 class UnexpectedBody(BadRequest):
-    """A body on a route that asks for no credential: no caller is accountable for it."""
+    """A body on a route that needs no credential: no caller is accountable for it."""
 
     reason = "unexpected_body"
 
@@ -123,7 +122,7 @@ class UnexpectedBody(BadRequest):
 
 
 class RoleBodyTooLarge(BodyTooLarge):
-    """Larger than a role may send, which Qdrant does not know: HTTP's own status."""
+    """A body beyond a role's limit. Qdrant has no such limit, so it is HTTP's own status."""
 
     status = 413
     reason = "role_body_too_large"
@@ -133,7 +132,7 @@ class RoleBodyTooLarge(BodyTooLarge):
 
 
 class Unconfined(RequestError):
-    """What a caller may not ask for whose role confines it to some of the points."""
+    """A request that cannot be confined to the caller's points."""
 
     status = 403
     grpc = GrpcStatus.PERMISSION_DENIED
@@ -144,7 +143,7 @@ class Unconfined(RequestError):
 
 
 class CodingRefused(RequestError):
-    """A body that must be read, in a content coding that is not read here."""
+    """A body that must be read, in a content coding that is not supported."""
 
     status = 415
     grpc = GrpcStatus.UNIMPLEMENTED
@@ -158,13 +157,13 @@ class RequestTimeout(RequestError):
 
 
 class ReaderTooSlow(RequestTimeout):
-    """The client does not take its answer."""
+    """The client does not read its response."""
 
     reason = "client_stalled"
 
 
 class RightLost(RequestError):
-    """What was allowed when it began, and would not be now. ``reason`` is that of the connection's end."""
+    """A request in progress that is no longer allowed. ``reason`` is that of the connection's end."""
 
     status = 403
     grpc = GrpcStatus.PERMISSION_DENIED
@@ -181,7 +180,7 @@ class UpstreamUnreachable(RequestError):
 
 
 class UpstreamBroken(RequestError):
-    """The upstream closed before its response, or sent what is not HTTP/1.1."""
+    """The upstream closed before its response, or violated HTTP/1.1."""
 
     status = 502
     grpc = GrpcStatus.UNAVAILABLE
@@ -189,7 +188,7 @@ class UpstreamBroken(RequestError):
 
 
 class UpstreamChanged(RequestError):
-    """It ran for too long at an upstream that is not the present one."""
+    """The request ran for too long at a former upstream."""
 
     status = 503
     grpc = GrpcStatus.UNAVAILABLE
@@ -209,13 +208,13 @@ class Overloaded(RequestError):
 
 
 class NoMemory(Overloaded):
-    """The budget of what is read is used up."""
+    """The memory budget of bodies that are read is used up."""
 
     grpc = GrpcStatus.RESOURCE_EXHAUSTED
 
 
 class TooLargeToRead(BodyTooLarge):
-    """Reading it would take more memory than there is for all that are read."""
+    """Reading the body would take more memory than the budget of all bodies that are read."""
 
     reason = "inspection_too_large"
 
@@ -224,7 +223,7 @@ class TooLargeToRead(BodyTooLarge):
 
 
 class GaveWay(RequestError):
-    """A holder waited for its own client, with more than its caller's fair share while another caller had less."""
+    """A request that waited for its own client held more than its caller's fair share while another caller had less."""
 
     status = 503
     grpc = GrpcStatus.RESOURCE_EXHAUSTED
@@ -235,7 +234,7 @@ class GaveWay(RequestError):
 
 
 class AuditUnavailable(RequestError):
-    """A decision that cannot be written down is not carried out."""
+    """A decision that cannot be audited is not carried out."""
 
     status = 503
     grpc = GrpcStatus.UNAVAILABLE

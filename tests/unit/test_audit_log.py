@@ -394,7 +394,7 @@ def test_what_is_about_to_end_writes_out_what_is_queued_whatever_its_thread_was_
     log.start()
     for number in range(5):
         log.write(f"{number}\n")
-    with log._lock, log._some._cond, log._closing._cond:
+    with log._lock, log._available._cond, log._closing._cond:
         log.write_out(WAIT)
     assert gate.data == b"0\n1\n2\n3\n4\n"
     assert (log.queued, log.written) == (0, 5)

@@ -1,1 +1,1 @@
-"""The audit log: a record as one line, its files, and questions about them."""
+"""The audit log: lines, the writer, the files, and queries."""

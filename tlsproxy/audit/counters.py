@@ -1,7 +1,7 @@
-"""How many audit lines each process has promised, written and lost, where the one that outlives it can see.
+"""Counters of audit lines in memory that a worker shares with its supervisor.
 
-A worker may be killed at any time. Whatever it then owed (lines that waited to be written, requests that went on) and
-had not told is a number that its supervisor reads here, and tells in its place.
+A worker may be killed at any time. Its supervisor then computes from these counters how many lines are lost (queued
+ones, and those of requests in progress), and reports them in its place.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Final
 
 
 class Count(IntEnum):
-    """``TAKEN``: lines for which there is room, written or not. ``TOLD``: of those ``LOST``."""
+    """``TAKEN``: lines with reserved room, written or not. ``TOLD``: lost lines that were reported."""
 
     TAKEN = 0
     WRITTEN = 1
@@ -22,17 +22,18 @@ class Count(IntEnum):
 
 
 Counts = memoryview
-"""Counters of one process by :class:`Count`. Each has one writer: the event loop's thread, or the audit log's."""
+"""The counters of one process, by :class:`Count`. Each has one writing thread: the event loop's, or the writer's."""
 
 _SIZE: Final = len(Count) * 8
 
 
 def private() -> Counts:
+    """Counters of a process without a supervisor."""
     return memoryview(bytearray(_SIZE)).cast("Q")
 
 
 def shared(descriptor: int, place: int) -> Counts:
-    """Those of the process with this place, counted from 0, in an anonymous file that grows as needed."""
+    """The counters of the process with this place, from 0, in an anonymous file that grows as needed."""
     size = (place + 1) * _SIZE
     if os.fstat(descriptor).st_size < size:
         os.ftruncate(descriptor, size)
@@ -40,8 +41,8 @@ def shared(descriptor: int, place: int) -> Counts:
 
 
 def settle(counts: Counts) -> int:
-    """Lines that a process took with it when it ended; its place is its successor's then."""
-    owed = counts[Count.TAKEN] - counts[Count.WRITTEN] + counts[Count.LOST] - counts[Count.TOLD]
+    """Resets the counters of a process that has ended, for its successor; returns the lines that it lost unreported."""
+    lost = counts[Count.TAKEN] - counts[Count.WRITTEN] + counts[Count.LOST] - counts[Count.TOLD]
     for cell in Count:
         counts[cell] = 0
-    return max(0, owed)
+    return max(0, lost)

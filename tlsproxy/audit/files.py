@@ -1,11 +1,11 @@
-"""Where audit lines end up: Qdrant's rotating files, or the standard output. For one thread; blocks; raises OSError.
+"""Audit sinks: rotating files as Qdrant's, or the standard output. For one thread; blocking; raises OSError.
 
 Files are named as Qdrant names its own (tracing_appender: `audit.YYYY-MM-DD.log`, hourly `audit.YYYY-MM-DD-HH.log`,
 UTC), appended to on restart, and pruned to the newest `max_files` of exactly that pattern. As in Qdrant nothing is
-synced to the disk: a line survives our crash, not that of the machine.
+synced to the disk: a line survives a crash of the process, not of the machine.
 
-A file that somebody removed or renamed is noticed before each write, for the open descriptor would swallow lines for
-ever. Nothing here retries, and nothing else in the directory is ever touched.
+Before each write the path is checked: if the file was removed or renamed, the open descriptor would swallow all further
+lines. Nothing here retries, and no other file of the directory is ever touched.
 """
 
 from __future__ import annotations
@@ -33,38 +33,38 @@ _PATTERN: Final[dict[Rotation, re.Pattern[str]]] = {
 }
 
 _FLAGS: Final = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
-"""A symlink is not followed and a FIFO does not block: who can write to the directory must not choose the file."""
+"""Symlinks are not followed, FIFOs do not block: write access to the directory must not redirect the log."""
 
 _STANDARD_OUTPUT: Final = 1
 _NEWLINE: Final = 10
 
 
 class Sink(Protocol):
-    """What the writer thread appends to."""
+    """The destination of the writer thread."""
 
     def ready(self, when: float) -> bool:
-        """Makes it fit for a write at `when` (seconds since the epoch).
+        """Opens or rotates for a write at `when` (seconds since the epoch).
 
-        True where what was written before stands elsewhere: a line that was begun there must be begun again.
+        True after a change of file: a line that was written in part must be written again from its beginning.
         """
 
     def append(self, data: memoryview) -> int:
-        """Writes a beginning of `data`, and returns how many bytes of it."""
+        """Writes a prefix of `data`; returns its length."""
 
     def close(self) -> None: ...
 
 
 class Turn:
-    """The right to write, of one at a time of the processes that share it; always one's own without a ``descriptor``.
+    """A lock between the processes that write to one sink; without a ``descriptor`` there is one process only.
 
-    POSIX locks (fcntl(2)) on an anonymous file: they end with their process, however it ends.
+    A POSIX lock (fcntl(2)) on an anonymous file: released with the process, however it ends.
     """
 
     def __init__(self, descriptor: int = -1) -> None:
         self.descriptor = descriptor
 
     def take(self) -> None:
-        """Waits for it. Taking what one has changes nothing."""
+        """Blocks until it is acquired. It may be acquired again by its holder."""
         if self.descriptor >= 0:
             fcntl.lockf(self.descriptor, fcntl.LOCK_EX)
 
@@ -77,10 +77,10 @@ ALONE: Final = Turn()
 
 
 class AuditFiles:
-    """The rotating files of one directory: 0600 in 0700.
+    """Rotating files of mode 0600 in one directory of mode 0700.
 
-    The directory is created once, before anything is written. One that vanishes later may be a disk that was
-    unmounted, and one made in its place would be hidden as soon as it is back.
+    The directory is created once, before the first write. If it vanishes later, a disk may have been unmounted: files
+    in a directory created in its place would be hidden as soon as the disk is back.
     """
 
     def __init__(self, directory: Path, rotation: Rotation, max_files: int, turn: Turn = ALONE) -> None:
@@ -90,7 +90,7 @@ class AuditFiles:
         self._turn = turn
         self._fd = -1
         self._path = directory
-        self._begun = False
+        self._created = False
 
     def __repr__(self) -> str:
         return f"AuditFiles({self._path})"
@@ -100,16 +100,16 @@ class AuditFiles:
         if self._fd >= 0 and path == self._path and self._in_place():
             return False
         self.close()
-        if not self._begun:
+        if not self._created:
             self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._fd = _open(path)
         self._path = path
-        self._begun = True
+        self._created = True
         self._prune()
         return True
 
     def append(self, data: memoryview) -> int:
-        """Whole lines: one that the disk had no room for is taken back, before another process writes behind it."""
+        """Appends whole lines: one that the disk has no room for is truncated before another process appends to it."""
         self._turn.take()
         try:
             _begin_line(self._fd)
@@ -139,9 +139,9 @@ class AuditFiles:
         return os.path.samestat(named, os.fstat(self._fd))
 
     def _prune(self) -> None:
-        """A file that cannot be removed is told of and left: an old line too many is no reason to lose a new one.
+        """Removes old files. One that cannot be removed is logged and left: that is no reason to lose new lines.
 
-        The current file stays even where a clock that was wrong once has left files with later names.
+        The current file is never removed, even if a wrong clock has left files with later names.
         """
         pattern = _PATTERN[self._rotation]
         try:
@@ -154,9 +154,9 @@ class AuditFiles:
 
 
 class StandardOutput:
-    """For a service manager that collects lines itself. The descriptor is borrowed and never closed.
+    """The standard output, for a service manager that collects lines. The descriptor is never closed.
 
-    A pipe takes no more than 4 KiB (PIPE_BUF) as one, so the turn is kept from a line's beginning to its end.
+    Writes to a pipe are atomic up to 4 KiB (PIPE_BUF), so the lock is held from the beginning of a line to its end.
     """
 
     def __init__(self, fd: int = _STANDARD_OUTPUT, turn: Turn = ALONE) -> None:
@@ -167,7 +167,7 @@ class StandardOutput:
     def __repr__(self) -> str:
         return "StandardOutput()"
 
-    def ready(self, when: float) -> bool:  # noqa: ARG002 - there is one, at any time
+    def ready(self, when: float) -> bool:  # noqa: ARG002 - it never changes
         return False
 
     def append(self, data: memoryview) -> int:
@@ -176,7 +176,7 @@ class StandardOutput:
             count = os.write(self._fd, data)
             self._whole = data[count - 1] == _NEWLINE
         except BlockingIOError:
-            # A pipe that somebody set non-blocking is full: not a failure, but a slow reader.
+            # A non-blocking pipe is full: a slow reader, not a failure.
             select.select([], [self._fd], [], 0.1)
             return 0
         finally:
@@ -200,7 +200,7 @@ def _open(path: Path) -> int:
 
 
 def _begin_line(fd: int) -> None:
-    """A crash may have left the file's last line unfinished: the next one must not be glued to it."""
+    """Ends an incomplete last line, left by a crash, so that the next one is not appended to it."""
     size = os.fstat(fd).st_size
     if size and os.pread(fd, 1, size - 1) != b"\n":
         os.write(fd, b"\n")

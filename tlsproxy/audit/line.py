@@ -1,14 +1,14 @@
-"""Audit record → line: one JSON object for each decision and each event, which nothing in it can break into two.
+"""Audit lines: one JSON object per decision or event, which no content can split into two lines.
 
 Qdrant's fields come first, under its names and in its order (lib/storage/src/audit.rs), so that readers of its audit
-log read ours; ours follow. A field that has no value is left out, as Qdrant does. `result` says what was decided, not
-whether it then succeeded (as in Qdrant): `status` and `reason` say that.
+log read ours; ours follow. Fields without a value are omitted, as in Qdrant. `result` is the
+decision, not the outcome (as in Qdrant): `status` and `reason` are that.
 
-Names, paths and trace ids are a stranger's text. All that is not printable ASCII is escaped, so that neither a line
-break of any alphabet nor a terminal's control sequence (C0, DEL, C1, bidirectional marks) gets into the file as
-itself. A lone surrogate, which strict JSON readers refuse, becomes U+FFFD.
+Names, paths and trace IDs are untrusted text. Everything but printable ASCII is escaped, so that no line break of any
+alphabet and no control sequence of a terminal (C0, DEL, C1, bidirectional marks) gets into the file. A lone surrogate,
+which strict JSON parsers refuse, becomes U+FFFD.
 
-This module never sees a key, a token, a vector or a payload, and writes nothing anywhere.
+No key, token, vector or payload ever reaches this module, and it does no I/O.
 """
 
 from __future__ import annotations
@@ -31,22 +31,22 @@ EventKind = Literal["handshake", "connection", "tcp_open", "tcp_close", "reload"
 EventResult = Literal["ok", "denied", "partial", "failed"]
 
 TRACING_ID_LIMIT: Final = 256
-"""A trace id of more bytes than this is cut to as many characters (Qdrant: audit.rs), and so is what a token says."""
+"""A tracing ID of more bytes is cut to so many characters (Qdrant: audit.rs), and so are claims of tokens."""
 
 _encode: Final = JSONEncoder(ensure_ascii=True).encode
 _SURROGATE: Final = re.compile("[\ud800-\udfff]")
 _MICROSECONDS: Final = 1_000_000
 _DIGITS: Final = tuple(f"{number:03d}" for number in range(1000))
-"""Three at a time: a tenth of what formatting costs."""
+"""Three digits by look-up: a tenth of the cost of formatting."""
 
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who asked. An empty field is one that does not apply, and is left out of the line.
+    """The caller in an audit line. Empty fields do not apply, and are omitted.
 
-    ``subject`` is the claim of a token; where the certificate alone admitted its holder, Qdrant's field is its subject.
-    ``ca_sha256`` is the digest of the CA that the certificate rests on.
-    ``key`` is the name of an API key, or of what a token was signed with; ``key_rights`` is what that gave.
+    ``subject`` is the claim of a token; if the certificate alone admits the caller, the line has the certificate's
+    subject under that name. ``ca_sha256`` is the digest of the certificate's CA. ``key`` is the name of the API key or
+    of the token's verifier, ``key_rights`` are its rights.
     """
 
     auth_type: AuthType
@@ -62,27 +62,27 @@ class Caller:
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """What is the same for every request with the same head and caller, rendered once: the text between the rest.
+    """The parts of an audit line that are the same for all requests with one head and caller, rendered once.
 
-    `verdict` is what was decided, `caller` as whose request.
+    `verdict` is the text of the decision, `caller_fields` that of the caller's fields.
     """
 
     before_remote: str
     before_tracing: str
     verdict: str
-    caller: str
+    caller_fields: str
     reason: str
-    who: Caller
+    caller: Caller
     collection: str = ""
 
     def denied(self, error: str, reason: str) -> Prepared:
-        """The same request, refused after all."""
+        """The same line with a refusal instead of the decision."""
         return replace(self, verdict=_verdict(error, allowed=False), reason=json_string(reason))
 
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """A refusal in short, for whoever looks now; its line has more. An empty field is one that does not apply.
+    """A refusal for `status` and the page; its audit line has more. Empty fields do not apply.
 
     ``operation`` is Qdrant's name, or ``handshake``, ``connection``, ``tcp``. ``identity`` is the certificate's name.
     """
@@ -131,9 +131,9 @@ def prepare(
         ("certificate_sha256", caller.certificate_sha256),
         ("ca_sha256", caller.ca_sha256),
     )
-    said = _fields(("collection", collection))
+    of_collection = _fields(("collection", collection))
     verdict = _verdict(error, allowed=allowed)
-    return Prepared(f'{before},"remote":', said, verdict, by, json_string(reason), caller, collection or "")
+    return Prepared(f'{before},"remote":', of_collection, verdict, by, json_string(reason), caller, collection or "")
 
 
 def _verdict(error: str | None, *, allowed: bool) -> str:
@@ -141,10 +141,10 @@ def _verdict(error: str | None, *, allowed: bool) -> str:
 
 
 class Outcome(Protocol):
-    """What became of a request, and what was said of it.
+    """The outcome of a request.
 
-    `when` is seconds since the epoch. `grpc_status` is what the client of a gRPC call was told. `id` is ours; of
-    `tracing`, `said` is the client's word (Qdrant's `tracing_id`), `trace_id` one that was found well-formed.
+    `when` is in seconds since the epoch. `grpc_status` is the status that the client got, None over REST. `id` is the
+    gateway's request ID, `tracing` has the client's.
     """
 
     @property
@@ -167,12 +167,12 @@ def request_line(prepared: Prepared, outcome: Outcome, remote: str, duration: fl
     """The line of one request, its newline included.
 
     `remote` is the peer's address as :func:`json_string` renders it (once for each connection), `duration` seconds.
-    `reason` replaces the decision's where something went wrong after it.
+    `reason` replaces the decision's if the request failed after it.
     """
     tracing = outcome.tracing
-    said = trace = grpc = ""
+    tracing_id = trace = grpc = ""
     if tracing is not NO_TRACING:
-        said = _fields(("tracing_id", _shortened(tracing.tracing_id)))
+        tracing_id = _fields(("tracing_id", _shortened(tracing.tracing_id)))
         trace = f',"trace_id":"{tracing.trace_id}"' if tracing.trace_id else ""
     if outcome.grpc_status is not None:
         grpc = f',"grpc_status":{outcome.grpc_status}'
@@ -180,7 +180,7 @@ def request_line(prepared: Prepared, outcome: Outcome, remote: str, duration: fl
     took, rest = divmod(int(duration * _MICROSECONDS), 1000)
     return (
         f'{{"timestamp":"{_until(millisecond)}{_DIGITS[microsecond]}Z"{prepared.before_remote}{remote}'
-        f'{prepared.before_tracing}{said}{prepared.verdict}{prepared.caller},"request_id":"{outcome.id}"{trace}'
+        f'{prepared.before_tracing}{tracing_id}{prepared.verdict}{prepared.caller_fields},"request_id":"{outcome.id}"{trace}'
         f',"status":{outcome.status}{grpc},"bytes_in":{outcome.bytes_in},"bytes_out":{outcome.bytes_out}'
         f',"duration_ms":{took}.{_DIGITS[rest]}'
         f',"reason":{json_string(reason) if reason else prepared.reason}}}\n'
@@ -196,16 +196,16 @@ def event_line(
     reason: str,
     detail: Mapping[str, str | int | float],
 ) -> str:
-    """The line of what is not a request, its newline included. `remote` is the bare address here.
+    """The line of an event that is not a request, its newline included. `remote` is the bare address here.
 
-    The fields of `detail` stand beside the others, so that `certificate_sha256` is found under one name in every kind
-    of line. They never replace one of the others.
+    The fields of `detail` are on the same level as the others, so that `certificate_sha256` has one name in all kinds
+    of lines. They never replace another field.
     """
     own = {"remote": remote, "result": result, "event": event, "reason": reason}
-    known = {"timestamp", *own}
+    names = {"timestamp", *own}
     fields = _fields(*own.items())
     for name, value in detail.items():
-        if name not in known:
+        if name not in names:
             fields += f",{json_string(name)}:{json_string(value) if isinstance(value, str) else _number(value)}"
     return f'{{"timestamp":"{timestamp(when)}"{fields}}}\n'
 
@@ -218,14 +218,14 @@ def timestamp(when: float) -> str:
 
 @lru_cache(maxsize=4)
 def _until(millisecond: int) -> str:
-    """Under load many requests share one."""
+    """Memoized: under load many requests share a millisecond."""
     second, rest = divmod(millisecond, 1000)
     return f"{_second(second)}.{_DIGITS[rest]}"
 
 
 @lru_cache(maxsize=4)
 def _second(second: int) -> str:
-    """Rendered once for each second: the larger part of a line's cost otherwise."""
+    """Memoized: it would be the larger part of a line's cost."""
     return datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%S")
 
 

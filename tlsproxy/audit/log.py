@@ -1,13 +1,12 @@
-"""The audit log's writer: a thread off the event loop, behind a bounded queue that refuses rather than loses.
+"""The audit log's writer: a thread behind a bounded queue. If it is full, requests are refused, not left unlogged.
 
-A request, allowed or not, is answered once :meth:`AuditLog.take` has promised room for its line. A write that fails
-(full disk, I/O error, directory gone) keeps its lines, is tried again with a growing pause, and ends the promises until
-it succeeds. A line that comes nevertheless and finds no room is lost: how many were, and why, is the next line that can
-be written.
+A request, allowed or not, is answered only after :meth:`AuditLog.take` has reserved room for its line. If a write
+fails (full disk, I/O error, directory gone), its lines stay queued, it is retried with growing pauses, and no room is
+reserved until it succeeds. A line without a reservation that finds no room is lost; the next line that can be written
+has the number of lost lines, and the reason.
 
-The event loop's thread alone calls `take`, `put`, `write` and `when_writable`; none ever blocks or raises. The counters
-have one writing thread each, so that the hot path needs no lock. This module knows nothing of what a line says, but for
-those that tell of lost ones; :mod:`tlsproxy.audit.line` renders it.
+Only the event loop's thread calls `take`, `put`, `write` and `when_writable`; none of them blocks or raises. Each
+counter has one writing thread, so that the hot path needs no lock. :mod:`tlsproxy.audit.line` renders the lines.
 """
 
 from __future__ import annotations
@@ -37,25 +36,25 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 _BATCH: Final = 1024
-"""Lines to a write: under a megabyte of usual lines."""
+"""Most lines per write, usually less than a megabyte."""
 
 _FIRST_PAUSE: Final = 0.05
 _LONGEST_PAUSE: Final = 1.0
-"""Between attempts, in seconds: trying costs nothing, and until it succeeds every request is refused."""
+"""Seconds between attempts: an attempt is cheap, and all requests are refused until one succeeds."""
 
 
-# Why lines were lost.
+# Reasons for lost lines.
 QUEUE_FULL: Final = "queue_full"
 NOT_WRITABLE: Final = "not_writable"
 STOPPING: Final = "stopping"
 WORKER_ENDED: Final = "worker_ended"
 
-# Members under names of the module: asking a class for one costs ten times as much.
-_TAKEN, _WRITTEN, _LOST, _TOLD = Count
+# Members as globals: an attribute look-up on the class costs ten times as much.
+_TAKEN, _WRITTEN, _LOST, _REPORTED = Count
 
 
 class AuditNotWritable(TlsproxyError):
-    """The audit log cannot be begun, so nothing may be served."""
+    """The audit log cannot be opened, so that nothing may be served."""
 
     def __init__(self, where: Path | str, error: OSError) -> None:
         super().__init__(
@@ -65,7 +64,7 @@ class AuditNotWritable(TlsproxyError):
 
 
 class NoAudit:
-    """`audit.enabled: false`: no line is kept, and none is ever in the way."""
+    """`audit.enabled: false`: lines are dropped, and there is always room."""
 
     healthy: Final = True
     last_error: Final = ""
@@ -105,9 +104,10 @@ class NoAudit:
 
 
 class AuditLog:
-    """`clock` is the wall clock, in seconds since the epoch, that names the files.
+    """The queue and its writer. `clock` is the wall clock, in seconds since the epoch, that names the files.
 
-    `turn` is that of all processes whose lines go to the same place; `counts` are this one's, which others may see.
+    `turn` is the lock of all processes that write to the same place; `counts` are this process's counters, which its
+    supervisor may see.
     """
 
     def __init__(
@@ -118,7 +118,7 @@ class AuditLog:
         turn: Turn = ALONE,
         counts: Counts | None = None,
     ) -> None:
-        self._where = settings.dir
+        self._destination = settings.dir
         self._sink: Sink = sink or _sink_of(settings, turn)
         self._capacity = settings.queue_size
         self._flush_interval = settings.flush_interval
@@ -127,11 +127,11 @@ class AuditLog:
         self._counts = counts if counts is not None else counters.private()
         self._taken = self._put = self._written = 0
         self._lost: Counter[str] = Counter()
-        self._told: Counter[str] = Counter()
+        self._reported: Counter[str] = Counter()
         self._working = False
         self._progress = 0
         self._progress_seen = -1
-        self._some = threading.Event()
+        self._available = threading.Event()
         self._urgent = threading.Event()
         self._awake = False
         self._closing = threading.Event()
@@ -180,18 +180,18 @@ class AuditLog:
         return True
 
     def put(self, line: str) -> None:
-        """The line for which there is room: it ends in a newline and holds no other."""
+        """Queues a line with reserved room; it ends in its only newline."""
         self._queue.append(line)
         self._put += 1
-        # An event is set where it changes something: setting one takes its lock, and asking one costs a call.
+        # Events are set only when they change: setting takes a lock, a query is a call.
         if (self._put - self._written) * 2 > self._capacity and not self._urgent.is_set():
             self._urgent.set()
         if not self._awake:
             self._awake = True
-            self._some.set()
+            self._available.set()
 
     def write(self, line: str) -> None:
-        """One that nothing was promised to, if there is room by now."""
+        """Queues a line without reserved room, or counts it as lost."""
         if not self._closed and self._taken - self._written < self._capacity:
             self._counts[_TAKEN] = self._taken = self._taken + 1
             self.put(line)
@@ -199,12 +199,12 @@ class AuditLog:
             self.lose(1, STOPPING if self._closed else QUEUE_FULL if self._working else NOT_WRITABLE)
 
     def lose(self, number: int, reason: str) -> None:
-        """So many lines will not be written. They are told of in the next that can be."""
+        """Counts lost lines; their number is reported in the next line that can be written."""
         self._lost[reason] += number
         self._counts[_LOST] += number
         if not self._awake:
             self._awake = True
-            self._some.set()
+            self._available.set()
 
     def when_writable(self, callback: Callable[[], object]) -> None:
         """Calls `callback` once, from the running loop, when lines have been written since `accepts` last said no."""
@@ -216,47 +216,47 @@ class AuditLog:
         loop.call_soon(callback)
 
     def read(self, query: AuditQuery, largest: int) -> list[bytes]:
-        """For one at a time, off the loop: ``largest`` bytes at most.
+        """The entries that match, at most ``largest`` bytes; one query at a time, off the event loop.
 
-        Raises OSError, Overloaded, and BadRequest where there are no files.
+        Raises OSError, Overloaded, and BadRequest if the log is not in files.
         """
-        if self._where == "-":
+        if self._destination == "-":
             raise BadRequest("Audit logging is not configured to write files, which could be read")
         if not self._reading.acquire(blocking=False):
             raise Overloaded("The audit log is being read already")
         try:
-            return matching_entries(self._where, query, largest)
+            return matching_entries(self._destination, query, largest)
         finally:
             self._reading.release()
 
     def start(self) -> None:
-        """Raises AuditNotWritable where the log cannot be opened."""
+        """Opens the log and starts the writer. Raises AuditNotWritable."""
         try:
             self._sink.ready(self._clock())
         except OSError as error:
-            raise AuditNotWritable(self._where, error) from error
+            raise AuditNotWritable(self._destination, error) from error
         self._working = True
         self._thread.start()
 
     def close(self, timeout: float = 5.0) -> None:
-        """Writes what is queued, for at most `timeout` seconds; what then remains is told of. Blocks."""
+        """Writes the queued lines for at most `timeout` seconds; the rest is logged as lost. Blocks."""
         self._give_up_at = time.monotonic() + timeout
         self._closed = True
         self._closing.set()
         self._urgent.set()
-        self._some.set()
+        self._available.set()
         if self._thread.is_alive():
             self._thread.join(timeout + _FIRST_PAUSE)
         self._working = False
-        lost = self._taken - self._written + sum(number for _, number in self._untold())
+        lost = self._taken - self._written + sum(number for _, number in self._unreported())
         if lost:
             _log.error("audit: lines lost: %d (%s)", lost, self.last_error or "not written in time")
 
     def write_out(self, timeout: float) -> None:
-        """Writes what is queued here and now, for this process is about to end: once, for at most so many seconds.
+        """Writes the queued lines from this thread, as the process is about to end: once, for at most so many seconds.
 
-        May be called by a signal handler, wherever that interrupted the event loop's thread: no lock is taken that this
-        thread may hold. The writer holds the pen only while it writes.
+        May be called by a signal handler that interrupts the event loop's thread: it takes no lock that this thread may
+        hold. The writer's thread holds the pen only while it writes.
         """
         until = time.monotonic() + timeout
         if not self._pen.acquire(timeout=timeout):
@@ -270,7 +270,7 @@ class AuditLog:
                     done += self._sink.append(view[done:])
                 self._wrote_lines(bytes(view[:done]).count(b"\n"))
         except OSError:
-            return  # what is left is told by number
+            return  # the supervisor reports the rest by its number
         finally:
             self._pen.release()
 
@@ -278,7 +278,7 @@ class AuditLog:
         try:
             while self._next_batch():
                 pass
-        except Exception as error:  # noqa: BLE001 - the thread's last word, told and failing closed
+        except Exception as error:  # noqa: BLE001 - the thread ends: logged, and requests are refused
             self.last_error = f"the writer has failed: {error!r}"
             _log.exception("audit: the writer has failed; requests are refused")
         finally:
@@ -286,34 +286,34 @@ class AuditLog:
             self._sink.close()
 
     def _next_batch(self) -> bool:
-        """Gathers lines for a flush interval and writes them. False when the log is closed and nothing is left."""
-        self._some.wait()
-        # Cleared, and then told so, before the queue is looked at: a line that comes meanwhile is either seen there or
-        # sets it again.
-        self._some.clear()
+        """Collects lines for a flush interval and writes them. False when the log is closed and the queue empty."""
+        self._available.wait()
+        # The event is cleared, then `_awake`, before the queue is read: a line that is put meanwhile is either read or
+        # sets the event again.
+        self._available.clear()
         self._awake = False
         self._urgent.wait(self._flush_interval)
         self._urgent.clear()
-        while self._queue or self._untold():
+        while self._queue or self._unreported():
             with self._pen:
                 if not self._write_batch():
                     return False
         return not self._closing.is_set()
 
     def _write_batch(self) -> bool:
-        """Writes the numbers of lost lines, then queued lines. False where closing has run out of time."""
-        for reason, number in self._untold():
+        """Writes the numbers of lost lines, then queued lines. False if the time to close is over."""
+        for reason, number in self._unreported():
             when, detail = self._clock(), {"lost": number}
             line = event_line(when=when, event="audit", remote=None, result="failed", reason=reason, detail=detail)
             if not self._write(line.encode(), 0):
                 return False
-            self._told[reason] += number
-            self._counts[_TOLD] += number
+            self._reported[reason] += number
+            self._counts[_REPORTED] += number
         lines = self._taken_from_queue()
         return self._write("".join(lines).encode("utf-8", "replace"), len(lines))
 
-    def _untold(self) -> list[tuple[str, int]]:
-        lost = [(reason, number - self._told[reason]) for reason, number in list(self._lost.items())]
+    def _unreported(self) -> list[tuple[str, int]]:
+        lost = [(reason, number - self._reported[reason]) for reason, number in list(self._lost.items())]
         return [(reason, number) for reason, number in lost if number]
 
     def _taken_from_queue(self) -> list[str]:
@@ -323,7 +323,7 @@ class AuditLog:
         self._counts[_WRITTEN] = self._written = self._written + number
 
     def _write(self, batch: bytes, lines: int) -> bool:
-        """Writes all of it, however often that fails. ``lines`` were promised, and are kept: all of it, or none."""
+        """Writes the batch, with retries. ``lines``: how many of its lines had reserved room (all or none)."""
         done = 0
         pause = _FIRST_PAUSE
         view = memoryview(batch)

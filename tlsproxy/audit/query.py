@@ -1,4 +1,4 @@
-"""`POST /audit/logs`: a question about the audit log, and whether a record answers it (Qdrant: audit_reader.rs)."""
+"""`POST /audit/logs`: queries of the audit log, and matching records (Qdrant: audit_reader.rs)."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from tlsproxy.errors import BadRequest
 DEFAULT_LIMIT: Final = 100
 MOST: Final = 10_000
 LARGEST: Final = 32 << 20
-"""Bytes of all entries of an answer."""
+"""Most bytes of all entries of a response."""
 
 
 @dataclass(frozen=True, slots=True)
 class AuditQuery:
-    """``time_from`` counts, ``time_to`` does not. ``filters`` are fields and the texts that their values must be."""
+    """``time_from`` is inclusive, ``time_to`` exclusive. ``filters``: (field, required value as text)."""
 
     time_from: datetime | None = None
     time_to: datetime | None = None
@@ -49,14 +49,14 @@ def read_query(body: bytes) -> AuditQuery:
     if not isinstance(filters, dict) or not all(isinstance(value, str) for value in filters.values()):
         raise BadRequest("Format error in JSON body: filters must be a map of text")
     return AuditQuery(
-        _given(fields, "time_from"),
-        _given(fields, "time_to"),
+        _time(fields, "time_from"),
+        _time(fields, "time_to"),
         DEFAULT_LIMIT if limit is None else limit,
         tuple(filters.items()),
     )
 
 
-def _given(fields: Mapping[str, Any], name: str) -> datetime | None:
+def _time(fields: Mapping[str, Any], name: str) -> datetime | None:
     value = fields.get(name)
     if value is None:
         return None

@@ -1,7 +1,7 @@
-"""Reading the audit log's files for whoever may ask. Blocks, for a bounded time, and is called off the event loop.
+"""Search in the audit log's files. Blocks, for a bounded time: to be called off the event loop.
 
-The oldest matching entries come first, as in Qdrant: who asks for more than the limit moves ``time_from`` on. What was
-not written yet is not found yet, and a line that is no JSON (a crash may leave half of one) is passed over.
+The oldest matching entries come first, as in Qdrant: for the next ones the client moves ``time_from``. Lines that are
+still queued are not found, and malformed ones (a crash may leave half a line) are skipped.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from tlsproxy.audit.query import LARGEST, AuditQuery
 from tlsproxy.errors import Overloaded
 
 PATIENCE: Final = 10.0
-"""Seconds of reading, after which whoever asks is told to ask for less."""
+"""Most seconds of reading, after which the query is refused."""
 LONGEST_LINE: Final = 1 << 20
 
 _NAME: Final = re.compile(r"audit\.(\d{4}-\d{2}-\d{2})(?:-(\d{2}))?\.log", re.ASCII)
@@ -29,7 +29,7 @@ _NAME: Final = re.compile(r"audit\.(\d{4}-\d{2}-\d{2})(?:-(\d{2}))?\.log", re.AS
 def matching_entries(
     directory: Path, query: AuditQuery, largest: int = LARGEST, patience: float = PATIENCE
 ) -> list[bytes]:
-    """Lines, without their ends. Raises OSError, and Overloaded where it takes too long or there is too much of it."""
+    """Matching lines without newlines. Raises OSError, and Overloaded if it takes too long or finds too much."""
     give_up = time.monotonic() + patience
     found: list[bytes] = []
     size = 0
@@ -66,7 +66,7 @@ def _may_hold(name: str, query: AuditQuery) -> bool:
 
 
 def _lines(path: Path) -> Iterator[bytes]:
-    """Not through a link, and not out of a pipe: whoever can write there must not choose what is read."""
+    """The lines of a file; not through a symlink or FIFO: write access to the directory must not redirect reads."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     with os.fdopen(descriptor, "rb") as file:
         while line := file.readline(LONGEST_LINE):

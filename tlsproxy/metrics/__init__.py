@@ -1,1 +1,1 @@
-"""Counters, their Prometheus exposition, and the last minutes."""
+"""Counters, their Prometheus exposition, and the decisions and refusals of the last minutes."""

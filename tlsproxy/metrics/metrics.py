@@ -1,8 +1,8 @@
-"""What is counted, and its Prometheus exposition. Conventions: prometheus.io/docs/practices/naming.
+"""Counters and their Prometheus exposition. Conventions: prometheus.io/docs/practices/naming.
 
-The hot path adds to plain dicts and integers; families are made when somebody scrapes. All of it runs in the event
-loop's thread, so nothing is locked. Every label is drawn from a table or from the configuration, never from what a
-client sent: a stranger cannot make series. The registry is our own, not the library's global one.
+The hot path adds to plain dicts and integers; families are built per scrape. All of it runs in the event loop's thread,
+without locks. Each label's values are from a table or from the configuration, never from a client's request, so that no
+client can create series. The registry is our own, not the library's global one.
 """
 
 from __future__ import annotations
@@ -32,19 +32,19 @@ REQUEST_BUCKETS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.
 HANDSHAKE_BUCKETS: Final = (0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
 _CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
-"""The format that every scraper reads. (OpenMetrics could not hold the gauge `connections` beside the counter.)"""
+"""The format that every scraper reads. (OpenMetrics allows no gauge `connections` beside the counter of that name.)"""
 
 _SHORT: Final = 16
-"""Hex digits that tell certificates apart in a label."""
+"""Hex digits of a certificate's digest in a label."""
 
 _RELOADED: Final = frozenset({"ok", "unchanged"})
 
 
 class Metrics(Collector):
-    """`pool` gives the upstream connections (idle, busy, waited for), `audit` the lines (queued, written, dropped).
+    """`pool` returns upstream connections (idle, busy) and waiting requests, `audit` lines (queued, written, dropped).
 
-    `limits`: how often no row was free in their table, and how often its lock could not be had. `shares` are those of
-    `memory` and `upstream`, where this process has them. `recent` are the last minutes.
+    `limits` returns how often the table of limits had no free row, and how often its lock was not acquired. `shares`
+    returns those of `memory` and `upstream`, in processes that have them. `recent` are the last minutes.
     """
 
     def __init__(
@@ -83,17 +83,17 @@ class Metrics(Collector):
         ProcessCollector(registry=self._registry)
 
     def request(self, operation: str, role: str, outcome: str, reason: str, seconds: float) -> None:
-        """One request that ended. `outcome` is allowed, denied, or failed (allowed, and then something broke)."""
+        """A request has ended. `outcome` is allowed, denied, or failed (allowed, but not completed)."""
         self._requests[operation, role, outcome, reason].observe(seconds)
         self.recent.decided(role, outcome)
 
     def tcp(self, role: str, outcome: str, reason: str) -> None:
-        """One connection of mode tcp was decided on, or failed. ``outcome`` as of a request."""
+        """A connection of mode tcp was decided on, or failed. ``outcome`` as for a request."""
         self._tcp[reason] += 1
         self.recent.decided(role, outcome)
 
     def refused(self, refusal: Refusal) -> None:
-        """Somebody got nothing: a request, a handshake, a connection. It is shown, not counted: that is done."""
+        """Retains a refused request, handshake or connection, to be shown; other methods count it."""
         self.recent.refused(refusal)
 
     def handshake(self, outcome: str, seconds: float) -> None:
@@ -101,18 +101,18 @@ class Metrics(Collector):
         self._handshake_durations.observe(seconds)
 
     def connection(self, outcome: str) -> None:
-        """One that came: accepted, or closed at once (the reasons of `proxy/limits/addresses.py`)."""
+        """A new connection: accepted, or closed at once (the reasons of `proxy/limits/addresses.py`)."""
         self._connections[outcome] += 1
         if outcome == "accepted":
             self._open_connections += 1
 
     def connection_closed(self) -> None:
-        """One of those that were accepted."""
+        """An accepted connection was closed."""
         self._open_connections -= 1
 
     def connection_ended(self, reason: str) -> None:
-        """One that we end: its client lost the right to it, it is too old, or somebody cut it. Or a request of one that
-        goes on, whose key or role no longer allows it.
+        """The gateway ends a connection: its right was lost, it is too old, or an operator cut it. Or it ends a request
+        whose key or role no longer allows it, on a connection that continues.
         """
         self._ended[reason] += 1
 
@@ -130,17 +130,17 @@ class Metrics(Collector):
         self._jumps[direction] += 1
 
     def reload(self, result: str, trigger: str, when: float) -> None:
-        """One attempt's verdict: `ok`, `unchanged` (what serves is what the files say), or it did not succeed."""
+        """The result of a reload: `ok`, `unchanged` (the files describe the serving generation), or another failure."""
         self._reloads[result, trigger] += 1
         self._reload_failed, self._reload_held = result not in _RELOADED, result == "held"
         if not self._reload_failed:
             self._reload_last_success = when
 
     def published(self, generation: Generation) -> None:
-        """What was told of the generation before is forgotten: a certificate that no longer serves must not alarm.
+        """Replaces all series of the generation before: a certificate that no longer serves must not alarm.
 
-        A certificate that a bundle holds twice is one series. Of several CRLs of one issuer the first to go out of
-        date counts.
+        A certificate that occurs twice in a bundle is one series. Of several CRLs of one issuer the earliest
+        `nextUpdate` counts.
         """
         material = generation.material
         self._generation = generation.number
@@ -152,7 +152,7 @@ class Metrics(Collector):
             self._crls[crl.issuer] = min(crl.next_update, self._crls.get(crl.issuer, crl.next_update))
 
     def judged(self, inputs: Mapping[tuple[str, str], int]) -> None:
-        """How many inputs there are by kind and state."""
+        """Sets the numbers of inputs by kind and state."""
         self._inputs = inputs
 
     def render(self) -> tuple[bytes, str]:
@@ -160,7 +160,7 @@ class Metrics(Collector):
         return generate_latest(self._registry), _CONTENT_TYPE
 
     def families(self) -> list[Metric]:
-        """Those of the process too."""
+        """All families, those of the process included."""
         return list(self._registry.collect())
 
     def collect(self) -> Iterator[Metric]:
@@ -242,8 +242,8 @@ class Metrics(Collector):
         yield gauges("audit_queue_length", "Audit lines that are not written yet.", (), [((), queued)])
 
 
-def exposition(told: Collector) -> tuple[bytes, str]:
-    """Of all that it collects, and the content type."""
+def exposition(collector: Collector) -> tuple[bytes, str]:
+    """The exposition of a collector, and its content type."""
     registry = CollectorRegistry()
-    registry.register(told)
+    registry.register(collector)
     return generate_latest(registry), _CONTENT_TYPE

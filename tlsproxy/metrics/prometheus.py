@@ -1,4 +1,4 @@
-"""Metric families from plain values: the forms in which :mod:`tlsproxy.metrics.metrics` tells what it counted."""
+"""Prometheus metric families from plain values."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _PREFIX: Final = "tlsproxy_"
 
 
 class Histogram:
-    """Counts by upper bound; the last one has none."""
+    """Counts of values by upper bound; the last bucket has no bound."""
 
     __slots__ = ("_bounds", "_counts", "_sum")
 
@@ -32,11 +32,11 @@ class Histogram:
 
     @property
     def total(self) -> int:
-        """How many values there were."""
+        """The number of observed values."""
         return sum(self._counts)
 
     def add(self, other: Histogram) -> None:
-        """What another with the same bounds has."""
+        """Adds the counts of another histogram with the same bounds."""
         self._counts = [one + more for one, more in zip(self._counts, other._counts, strict=True)]
         self._sum += other._sum
 
@@ -52,7 +52,7 @@ class Histogram:
 def counters(
     name: str, text: str, labels: Sequence[str], values: Iterable[tuple[Sequence[str], float]]
 ) -> CounterMetricFamily:
-    """`name` stands without the `_total` that the exposition adds."""
+    """A counter family; `name` is without the `_total` that the exposition adds."""
     family = CounterMetricFamily(_PREFIX + name, text, labels=labels)
     for key, value in values:
         family.add_metric(key, value)
@@ -78,5 +78,5 @@ def histograms(
 
 
 def keyed(values: Mapping[str, Value]) -> Iterable[tuple[Sequence[str], Value]]:
-    """For families with one label."""
+    """(labels, value) pairs of a family with one label."""
     return (((key,), value) for key, value in values.items())

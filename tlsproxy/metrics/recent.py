@@ -1,8 +1,8 @@
 """The last minutes: decisions by role and outcome in slots of some seconds, and the last refusals.
 
-All of it stays in memory, for whoever looks now, and is bounded: in time, in roles, and in refusals. Slots begin at
-multiples of their length on the monotonic clock, which all processes share, so that theirs can be added; they are told
-by the wall clock as it is then (:func:`dated`).
+All of it is in memory, for `status` and the page, and bounded: in time, in roles, and in refusals. Slots begin at
+multiples of their length on the monotonic clock, which all processes share, so that their slots can be added; they are
+shown by the wall clock at the time of the query (:func:`dated`).
 """
 
 from __future__ import annotations
@@ -19,31 +19,31 @@ from tlsproxy.audit.line import Refusal
 SECONDS: Final = 10
 """Length of a slot."""
 SLOTS: Final = 90
-"""How many are kept: a quarter of an hour."""
+"""Retained slots: a quarter of an hour."""
 KEPT: Final = 100
-"""Refusals that are kept of those who are somebody, and as many of strangers, who so cannot push the others out."""
+"""Retained refusals of identified callers, and as many of unidentified ones: these cannot push the others out."""
 OTHERS: Final = "(others)"
-"""Where decisions are counted for roles beyond the limit. No role has such a name."""
+"""The name under which decisions for roles beyond the limit are counted. No role can have it."""
 
 _PAIRS: Final = 192
-"""Pairs of a role and an outcome that one slot tells apart."""
+"""Most pairs of a role and an outcome in one slot."""
 _TEXT: Final = 256
-"""Characters of a name that are kept: certificates and paths may have long ones."""
+"""Most characters of a retained text: names in certificates and paths may be long."""
 
 
 class Recent:
-    """``clock`` gives seconds that never go back."""
+    """Decisions and refusals of one process. ``clock`` is monotonic, in seconds."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._slots: deque[tuple[int, dict[tuple[str, str], int]]] = deque(maxlen=SLOTS)
         self._slot: dict[tuple[str, str], int] = {}
         self._ends = 0
-        self._known: deque[Refusal] = deque(maxlen=KEPT)
-        self._strangers: deque[Refusal] = deque(maxlen=KEPT)
+        self._identified: deque[Refusal] = deque(maxlen=KEPT)
+        self._unidentified: deque[Refusal] = deque(maxlen=KEPT)
 
     def decided(self, role: str, outcome: str) -> None:
-        """In the hot path."""
+        """Counts a decision. In the hot path."""
         if (now := self._clock()) >= self._ends:
             self._begin(int(now // SECONDS) * SECONDS)
         try:
@@ -52,7 +52,7 @@ class Recent:
             self._count_first(role, outcome)
 
     def _count_first(self, role: str, outcome: str) -> None:
-        """Of its kind in this slot."""
+        """Counts the first decision of a role and an outcome in this slot."""
         slot = self._slot
         pair = (role if len(slot) < _PAIRS else OTHERS, outcome)
         slot[pair] = slot.get(pair, 0) + 1
@@ -63,10 +63,10 @@ class Recent:
         self._slots.append((start, self._slot))
 
     def refused(self, refusal: Refusal) -> None:
-        (self._known if refusal.identity or refusal.key else self._strangers).append(refusal)
+        (self._identified if refusal.identity or refusal.key else self._unidentified).append(refusal)
 
     def decisions(self) -> dict[str, Any]:
-        """As JSON values: ``slots`` from the oldest on, those without a decision left out."""
+        """As JSON values: ``slots``, the oldest first, without empty ones."""
         now = self._clock()
         recent = [(start, slot) for start, slot in self._slots if now - SLOTS * SECONDS < start]
         return _section(
@@ -75,11 +75,11 @@ class Recent:
 
     def refusals(self) -> list[dict[str, Any]]:
         """As JSON values, the latest first."""
-        return _latest(map(_described, chain(self._known, self._strangers)))
+        return _latest(map(_described, chain(self._identified, self._unidentified)))
 
 
 def dated(section: Mapping[str, Any], ahead: float) -> dict[str, Any]:
-    """Slots of another clock, told by one that is ``ahead`` of it by so many seconds, at multiples of their length."""
+    """Slots by a clock that is so many seconds ``ahead`` of theirs, at multiples of their length."""
     return {
         **section,
         "slots": [slot | {"start": int((slot["start"] + ahead) // SECONDS) * SECONDS} for slot in section["slots"]],
@@ -87,7 +87,7 @@ def dated(section: Mapping[str, Any], ahead: float) -> dict[str, Any]:
 
 
 def merged_decisions(sections: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """The sum of several processes' sections."""
+    """The sum of several processes' decisions."""
     return _section(
         (slot["start"], role, outcome, count)
         for section in sections
@@ -115,19 +115,19 @@ def _section(counts: Iterable[tuple[int, str, str, int]]) -> dict[str, Any]:
 
 
 def _described(refusal: Refusal) -> dict[str, Any]:
-    told = asdict(refusal)
-    return {name: (value[:_TEXT] or None) if isinstance(value, str) else value for name, value in told.items()}
+    fields = asdict(refusal)
+    return {name: (value[:_TEXT] or None) if isinstance(value, str) else value for name, value in fields.items()}
 
 
 def _latest(refusals: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    known: list[dict[str, Any]] = []
-    strangers: list[dict[str, Any]] = []
+    identified: list[dict[str, Any]] = []
+    unidentified: list[dict[str, Any]] = []
     for refusal in refusals:
-        (known if refusal["identity"] or refusal["key"] else strangers).append(refusal)
-    kept = [*sorted(known, key=_order)[:KEPT], *sorted(strangers, key=_order)[:KEPT]]
-    return sorted(kept, key=_order)
+        (identified if refusal["identity"] or refusal["key"] else unidentified).append(refusal)
+    latest = [*sorted(identified, key=_order)[:KEPT], *sorted(unidentified, key=_order)[:KEPT]]
+    return sorted(latest, key=_order)
 
 
 def _order(refusal: Mapping[str, Any]) -> tuple[float, str]:
-    """The latest first; the rest makes the order the same, whoever came first."""
+    """A sort key: the latest first; the rest makes the order deterministic."""
     return -refusal["when"], str(sorted(refusal.items()))

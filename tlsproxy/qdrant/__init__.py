@@ -1,1 +1,1 @@
-"""What a Qdrant request means. Pure."""
+"""Qdrant's API: operations, routing, decisions, listings, and the confinement of tenants. Pure."""

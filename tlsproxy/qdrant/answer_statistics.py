@@ -25,8 +25,8 @@ class Population(Enum):
     OWN = "the caller's points: the conditions are in every filter that chooses them"
     COUNTED = "the caller's points, counted: the request says that this is to be exact"
     SCORED = "the caller's points, and where words are counted, those of its corpus"
-    CHANGES = "all changes of the shard: told, since updates are waited for and compared by it"
-    TIME = "the time it took, which depends on all points: told"
+    CHANGES = "all changes of the shard: shown, since clients wait for updates and compare them by it"
+    TIME = "the time it took, which depends on all points: shown"
     OUTCOME = "the request: whether it was done"
     REMOVED = "whatever was read to answer, of all points: removed"
 

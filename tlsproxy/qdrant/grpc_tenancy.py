@@ -99,7 +99,7 @@ Within = Callable[[bytes, RewriteState], Steps[bytes]]
 class _Found:
     """The parts of one message that its :class:`Rewrite` needs. ``numbers``: of all its fields."""
 
-    kept: list[bytes] = field(default_factory=list)
+    parts: list[bytes] = field(default_factory=list)
     numbers: set[int] = field(default_factory=set)
     filter: bytes = b""
     params: bytes | None = None
@@ -160,11 +160,11 @@ class Rewrite:
             if within is None:
                 self._take(one, found, state)
             else:
-                found.kept.append(delimited(one.number, (yield from within(one.content(), state))))
+                found.parts.append(delimited(one.number, (yield from within(one.content(), state))))
         if self.needs and self.needs not in found.numbers:
             raise BadRequest(f"Field {self.needs} of {self.message} is missing")
         state.end(content)
-        return b"".join([*found.kept, *self._added(found, state)])
+        return b"".join([*found.parts, *self._added(found, state)])
 
     def _take(self, one: Field, found: _Found, state: RewriteState) -> None:
         """Copies the field, changed or not, or sets it aside."""
@@ -180,12 +180,12 @@ class Rewrite:
             if key in found.payload:
                 raise BadRequest("A payload's key is there twice")
             found.payload[key] = value
-            found.kept.append(one.raw)
+            found.parts.append(one.raw)
         elif number in self.changes:
-            found.kept.append(delimited(number, self.changes[number](one.content(), state)))
+            found.parts.append(delimited(number, self.changes[number](one.content(), state)))
         else:
             self._note_vector(one, found, state)
-            found.kept.append(one.raw)
+            found.parts.append(one.raw)
 
     def _note_vector(self, one: Field, found: _Found, state: RewriteState) -> None:
         """Notes the kind and the name of a search's vector."""
@@ -299,7 +299,7 @@ def _search_params(found: _Found, state: RewriteState) -> bytes:
     """SearchParams without the influence of other tenants' points: on indexed segments (4), on codes of quantized
     vectors (3), and on the counts of words (6).
     """
-    kept: list[bytes] = []
+    parts: list[bytes] = []
     corpus = quantization = None
     for one in state.fields_of("SearchParams", found.params or b""):
         if one.number in {_EXACT, _INDEXED_ONLY}:
@@ -309,25 +309,25 @@ def _search_params(found: _Found, state: RewriteState) -> bytes:
         elif one.number == _QUANTIZATION:
             quantization = _quantization(one.content(), state)
         elif one.number != _INDEXED_ONLY and not (one.number == _EXACT and state.exact):
-            kept.append(one.raw)
+            parts.append(one.raw)
     if state.exact:
-        kept.append(flag(_EXACT))
+        parts.append(flag(_EXACT))
     if scoring.is_rescored(found.scored) or quantization is not None:
-        kept.append(delimited(_QUANTIZATION, (quantization or b"") + flag(_RESCORE)))
+        parts.append(delimited(_QUANTIZATION, (quantization or b"") + flag(_RESCORE)))
     if scoring.needs_corpus(found.scored, found.using, state.facts) or corpus is not None:
-        kept.append(delimited(_IDF, delimited(1, narrowed(corpus or b"", state.conditions))))
-    return b"".join(kept)
+        parts.append(delimited(_IDF, delimited(1, narrowed(corpus or b"", state.conditions))))
+    return b"".join(parts)
 
 
 def _quantization(content: bytes, state: RewriteState) -> bytes:
     """QuantizationSearchParams, without its rescore."""
-    kept = []
+    parts = []
     for one in state.fields_of("QuantizationSearchParams", content):
         if one.number == _RESCORE:
             _check_flag(one, "QuantizationSearchParams")
         else:
-            kept.append(one.raw)
-    return b"".join(kept)
+            parts.append(one.raw)
+    return b"".join(parts)
 
 
 def _check_flag(one: Field, message: str) -> None:

@@ -86,12 +86,12 @@ def decide_request(admitted: Admission | Decision, request: Recognised) -> HeadD
 
 
 def deciding_body(
-    admitted: Admission, request: Recognised, content: Content, facts: Facts | None = None, held: int = 0
+    admitted: Admission, request: Recognised, content: Content, facts: Facts | None = None, memory: int = 0
 ) -> Steps[tuple[Decision, bytes | None, BodyFacts]]:
     """Decides by head and body, where the head left it open: (the decision, the body to send instead, its facts).
 
     Without a new body this one is sent, unchanged. If only its names are needed, ``content`` may be the skeleton
-    (:mod:`tlsproxy.wire.json_skeleton`). ``held``: bytes of memory in use beside the content.
+    (:mod:`tlsproxy.wire.json_skeleton`). ``memory``: bytes in use beside the content.
 
     Raises :class:`BadRequest`, :class:`Unconfined`, and :class:`FactsNeeded` where it depends on the facts.
     """
@@ -99,7 +99,7 @@ def deciding_body(
     if operation is None:
         return UNREAD, None, BodyFacts((), ())
     conditions = admitted.conditions
-    body = yield from reading_json(content, held)
+    body = yield from reading_json(content, memory)
     named = named_collections(operation, body) if operation.names_others else ()
     changed = None
     if conditions:

@@ -56,7 +56,7 @@ _ROUTES = _routes()
 
 
 def recognise(method: str, target: str) -> Recognised:
-    """What is asked. Raises :class:`BadRequest` for a target, or a collection name, that cannot be one."""
+    """Routes a request. Raises :class:`BadRequest` for an invalid target or collection name."""
     parsed = parse_target(target)
     root = _ROUTES.get(method)
     found = _match(root, parsed.segments, 0, None) if root is not None else None

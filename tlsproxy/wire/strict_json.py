@@ -57,14 +57,14 @@ Marks = tuple[int, int, int, int]
 """The numbers of `[`, `{`, `"` and `,` in a text."""
 
 
-def reading_json(text: Content, held: int = 0) -> Steps[Any]:
-    """Raises :class:`BadRequest` with Qdrant's texts. ``held``: bytes of memory that the caller has in use already."""
+def reading_json(text: Content, memory: int = 0) -> Steps[Any]:
+    """Raises :class:`BadRequest` with Qdrant's texts. ``memory``: bytes that the caller has in use already."""
     marks = yield from counting(text)
     lists, objects, quotes, commas = marks
     if lists + objects > MAX_CONTAINERS or quotes > 2 * MAX_STRINGS or commas > MAX_VALUES:
         raise _refused("too many values")
     if len(text) > _TINY:
-        yield held + memory_of(text, marks)
+        yield memory + memory_of(text, marks)
     try:
         value = orjson.loads(text)
     except orjson.JSONDecodeError as error:

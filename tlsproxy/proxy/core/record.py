@@ -125,7 +125,7 @@ class Record(Generic[P]):
             gateway.key_missing()
 
     def _refused(self, gateway: Gateway, remote: str, reason: str) -> None:
-        plan, caller = self.plan, self.plan.audit.who
+        plan, caller = self.plan, self.plan.audit.caller
         gateway.metrics.refused(
             Refusal(
                 self.when,

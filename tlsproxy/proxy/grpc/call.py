@@ -144,7 +144,7 @@ class Call:
 
     @property
     def account(self) -> Account:
-        return account_of(self.relay.entry.account, self.record.plan.audit.who)
+        return account_of(self.relay.entry.account, self.record.plan.audit.caller)
 
     @property
     def waits_for_client(self) -> bool:

@@ -248,7 +248,7 @@ class Relay(Generic[C]):
         if record.grpc_status is not None:
             record.status = record.plan.http
         record.finish(self.gateway, self._remote, reason)
-        self.entry.count(record.bytes_in, record.bytes_out, record.plan.audit.who.key)
+        self.entry.count(record.bytes_in, record.bytes_out, record.plan.audit.caller.key)
 
     def refuse_stream(self, record: Record[CallPlan], stream: int, *, done: bool, code: Code | None = None) -> None:
         """Refuses a stream that never became a call: by a gRPC status, or by a reset with ``code`` alone."""

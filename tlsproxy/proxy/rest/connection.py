@@ -338,7 +338,7 @@ class RestConnection:
             exchange.over()
         if record is not None:
             record.finish(self._gateway, self._remote, reason)
-            self.entry.count(record.bytes_in, record.bytes_out, record.plan.audit.who.key)
+            self.entry.count(record.bytes_in, record.bytes_out, record.plan.audit.caller.key)
 
     def _rest(self) -> None:
         """Between two requests."""

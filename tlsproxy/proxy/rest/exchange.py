@@ -220,7 +220,7 @@ class Exchange:
 
     @property
     def account(self) -> Account:
-        return account_of(self._link.entry.account, self.record.plan.audit.who)
+        return account_of(self._link.entry.account, self.record.plan.audit.caller)
 
     @property
     def waits_for_client(self) -> bool:
