@@ -1,4 +1,4 @@
-"""What of HTTP/2 costs its sender nothing and its receiver something, under a budget for each kind.
+"""Token buckets for HTTP/2 frames that are cheap to send and expensive to handle.
 
 Every budget is a bucket: it holds ``burst`` and refills by ``rate`` a second. A client that empties one is no client.
 (CVE-2023-44487 rapid reset, CVE-2019-9511 to 9518, CVE-2024-27316 and kin, CVE-2025-8671 MadeYouReset.)
@@ -46,7 +46,7 @@ ALLOWED_UPDATES: Final = 2
 
 
 class Budgets:
-    """Those of one connection."""
+    """Budgets of one connection."""
 
     __slots__ = ("control", "empty", "late", "resets", "settings", "streams", "updates", "wrong")
 
@@ -64,6 +64,6 @@ class Budgets:
         """From here on there may be so many new streams."""
         self.streams.resize(streams_per_second, streams_per_second)
 
-    def told_data(self, frames: int = 1) -> None:
+    def data_sent(self, frames: int = 1) -> None:
         """The other side is sent so many DATA frames."""
         self.updates.refund(ALLOWED_UPDATES * frames)

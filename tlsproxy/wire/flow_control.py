@@ -1,4 +1,4 @@
-"""What one side of a relay may still be sent on its connection, where some of what it gets is the relay's own.
+"""Connection flow control for one direction, including bytes that the relay itself inserts.
 
 Windows go from end to end: what a receiver grants, its sender gets. What the relay takes out of the stream it grants
 the sender itself, at once; what it puts in uses the receiver's room without the sender's knowing, and is kept back from
@@ -13,7 +13,7 @@ from tlsproxy.wire.http2 import FIRST_WINDOW, MAX_WINDOW, Code, Http2Error
 
 
 def overspent() -> Http2Error:
-    """What a ``credit`` below 0 comes to."""
+    """Error of a sender whose ``credit`` is below 0."""
     return Http2Error(Code.FLOW_CONTROL_ERROR, "more DATA than the connection's window has room for")
 
 
@@ -74,7 +74,7 @@ class Window:
         self.initial = InitialWindow()
         self.debt = 0
 
-    def again(self) -> Window:
+    def for_another_sender(self) -> Window:
         """The same room of the receiver's, and the same SETTINGS, for another sender."""
         other = Window()
         other.room, other.initial = self.room, self.initial

@@ -20,7 +20,7 @@ PREFIX: Final = 5
 
 TIMEOUT: Final = b"grpc-timeout"
 _DEADLINES: Final = tuple(literals(((TIMEOUT, bytes(length)),))[:-length] for length in range(1, 10))
-"""What stands before a deadline of one byte, of two and so on: the name and the length."""
+"""Bytes before a deadline of one byte, of two and so on: the name and the length."""
 
 _NAME = re.compile(rb"[!#$%&'*+\-.^_`|~0-9a-z]{1,256}")
 # field-vchar, obs-text, space and tab within (RFC 9113 §8.2.1).

@@ -96,7 +96,7 @@ class Setting(IntEnum):
 
 
 class Http2Error(TlsproxyError):
-    """What ends an HTTP/2 connection (RFC 9113 §5.4.1). ``reason`` is the slug that is audited."""
+    """Error of an HTTP/2 connection (RFC 9113 §5.4.1). ``reason`` is the slug that is audited."""
 
     def __init__(self, code: Code, text: str, reason: str = "http2_error") -> None:
         super().__init__(text)
@@ -105,7 +105,7 @@ class Http2Error(TlsproxyError):
 
 
 class StreamError(TlsproxyError):
-    """What ends one stream (RFC 9113 §5.4.2): a RST_STREAM with this code."""
+    """Error of one stream (RFC 9113 §5.4.2): a RST_STREAM with this code."""
 
     def __init__(self, code: Code, text: str) -> None:
         super().__init__(text)
@@ -277,7 +277,7 @@ _GOAWAY: Final = 8
 
 
 def check(kind: int, flags: int, stream: int, size: int) -> None:
-    """What holds for a frame of this type by its header alone (§6). Raises Http2Error."""
+    """Checks a frame by its header alone (§6). Raises Http2Error."""
     if stream == 0 and kind in _ON_STREAM:
         raise Http2Error(Code.PROTOCOL_ERROR, f"{Kind(kind).name} without a stream")
     if stream and kind in _ON_CONNECTION:

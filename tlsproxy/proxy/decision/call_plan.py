@@ -79,7 +79,7 @@ class Asked:
 
     @property
     def conditions(self) -> tuple[Condition, ...]:
-        """What the caller's points have in common; where there is something, the message is made anew."""
+        """Conditions of the caller's points; where there are any, the message is made anew."""
         if not is_confinable_call(self.operation):  # it is about no points, or was refused
             return ()
         return self.admission.conditions

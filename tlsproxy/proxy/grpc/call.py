@@ -18,6 +18,7 @@ from tlsproxy.proxy.core.scheduler import Work
 from tlsproxy.proxy.decision.attribution import account_of
 from tlsproxy.proxy.decision.call_plan import Asked, CallPlan, CallPlans, grpc_status
 from tlsproxy.proxy.grpc.relay import NO_METHOD, Relay
+from tlsproxy.proxy.grpc.states import STREAM_CLOSED, STREAM_OPEN
 from tlsproxy.proxy.limits.fair_shares import Account
 from tlsproxy.proxy.upstream.value_exists import Points, Verdict
 from tlsproxy.qdrant.rest_decision import NOT_CONFINED
@@ -90,26 +91,25 @@ def _give_way(error: RequestError) -> NoReturn:
 
 
 class Call:
-    """``plain``: the client's DATA needs no look, and none of it is held. ``touched``: when the upstream was last heard
-    of it, or began to be what is waited for (monotonic clock).
+    """``plain``: the client's DATA needs no look, and none of it is held. ``last_activity``: when the upstream last
+    sent a frame of it, or its wait for the upstream began (monotonic clock).
 
-    ``client_done`` and ``upstream_done``: that side has ended the stream. ``opening``: what tells the upstream of it,
-    once there is something to tell; ``answered``: the client has seen the beginning of a response; ``recorded``: its
-    audit line is written. ``id_block`` is the gateway's id of it, as both sides are told it. ``granted`` and ``given``:
-    the room on its stream that the upstream and the client have granted beyond a stream's first window. ``lead``: how
-    much further the client may be on it than a former upstream, whose SETTINGS the client is not told.
+    ``state`` is that of its stream. ``opening``: the frames that tell the upstream of it, once there is something to
+    tell; ``answered``: the client has seen the beginning of a response; ``recorded``: its audit line is written.
+    ``id_block`` is the gateway's id of it, as both sides are told it. ``upstream_granted`` and ``client_granted``: the
+    room on its stream that each has granted beyond a stream's first window. ``client_lead``: how much further the
+    client may be on it than a former upstream, whose SETTINGS the client is not told.
     """
 
     __slots__ = (
         "_held",
         "_largest",
         "answered",
-        "client_done",
+        "client_granted",
+        "client_lead",
         "deadline",
-        "given",
-        "granted",
         "id_block",
-        "lead",
+        "last_activity",
         "meters",
         "opening",
         "plain",
@@ -118,9 +118,9 @@ class Call:
         "recorded",
         "reduction",
         "relay",
+        "state",
         "stream",
-        "touched",
-        "upstream_done",
+        "upstream_granted",
         "waiting",
     )
 
@@ -128,14 +128,15 @@ class Call:
         self.relay = relay
         self.stream = stream
         self.record = record
-        self.touched = now
+        self.last_activity = now
         self.id_block = id_block(record.id)
         self.reading: RequestPart | None = None
         self.reduction: ResponsePart | None = None
-        self.answered = self.client_done = self.upstream_done = self.recorded = False
+        self.state = STREAM_OPEN
+        self.answered = self.recorded = False
         self.waiting = self.plain = False
         self.opening = self.deadline = b""
-        self.granted = self.given = self.lead = 0
+        self.upstream_granted = self.client_granted = self.client_lead = 0
         self.meters: tuple[Throughput, Throughput] | None = None
         self._largest = record.plan.largest
         self._held: list[bytes] = []
@@ -151,7 +152,7 @@ class Call:
         """For more of its message, or until more of the answer is taken."""
         return (
             self.relay.stream.stalled
-            or not (self.client_done or self.waiting)
+            or not (self.state.client_done or self.waiting)
             or (self.reduction is not None and self.reduction.left > 0)
         )
 
@@ -173,7 +174,7 @@ class Call:
             exists = record.plan.exists
             if exists is not None and (asked := record.plan.asked) is not None:
                 self.waiting = True
-                told = partial(self._told, points, gateway.generation)
+                told = partial(self._value_known, points, gateway.generation)
                 points.ask(exists, asked.head.fields, self.account, told)
         self.plain = self._is_plain
 
@@ -192,7 +193,7 @@ class Call:
                 self.proceed()
         self.relay.session.settle()
 
-    def _told(self, points: Points, asked_of: Generation, verdict: Verdict) -> None:
+    def _value_known(self, points: Points, asked_of: Generation, verdict: Verdict) -> None:
         """Whether there is the point that the token requires."""
         if self.recorded or not self.resumes():
             return
@@ -239,10 +240,10 @@ class Call:
     def whole(self) -> bool:
         """Whether the upstream has all of its message."""
         passed = self.reading is None or self.reading.passed
-        return self.client_done and not self.holds and passed and self.relay.all_written
+        return self.state.client_done and not self.holds_data and passed and self.relay.all_written
 
     def refusal(self, plan: CallPlan, calls: CallPlans) -> Decision | None:
-        """What it would meet if it went on by this plan, which is one of ``calls``. Changes nothing."""
+        """The refusal that it would meet if it went on by this plan of ``calls``. Changes nothing."""
         if self._unconfined(plan):
             return NOT_CONFINED
         if not plan.unread or plan.asked is None or self.reading is None:
@@ -272,21 +273,21 @@ class Call:
         looked_at = self.reading is not None or self._largest or self.record.plan.length is not None
         return not (looked_at or self.waiting or self._held)
 
-    def belied(self, flags: int) -> bool:
+    def breaks_content_length(self, flags: int) -> bool:
         """Whether its DATA, with a frame of these flags, is not what its content-length says (RFC 9113 §8.1.1)."""
         come, said = self.record.bytes_in, self.record.plan.length
         return said is not None and (come > said or (come < said and flags & END_STREAM != 0))
 
     @property
-    def holds(self) -> bool:
+    def holds_data(self) -> bool:
         """Whether what comes of it waits with it."""
         return self.waiting or bool(self._held)
 
     def request(self, data: bytes, start: int, end: int, flags: int) -> bytes | None:
-        """What goes upstream in a DATA frame's place, None for itself. Raises RequestError."""
+        """The frame that goes upstream in a DATA frame's place, None for itself. Raises RequestError."""
         if self._largest and self.record.bytes_in > self._largest + PREFIX:
             raise self.record.plan.too_large()
-        if self.holds:
+        if self.holds_data:
             self._held.append(data[start:end])
             self.relay.pending_size += end - start + FRAME_MEMORY
             return b""
@@ -312,7 +313,7 @@ class Call:
                 part.proceed()
 
     def _pass_held(self) -> bool:
-        """What waited goes on. Whether that was all of it."""
+        """Passes waiting DATA on. Whether that was all of it."""
         relay, held, window = self.relay, self._held, self.relay.to_upstream
         while held and not self.waiting:
             frame = held[0]
@@ -338,7 +339,7 @@ class Call:
         """Bytes of DATA that the upstream has left room for on its stream, beyond those that went there."""
         if self.reading is not None and self.reading.rebuilds:  # another is sent in its place
             return MAX_WINDOW
-        return self.relay.to_upstream.initial.least + self.granted - self.record.bytes_in + self.pending_size
+        return self.relay.to_upstream.initial.least + self.upstream_granted - self.record.bytes_in + self.pending_size
 
     @property
     def pending_size(self) -> int:
@@ -348,7 +349,7 @@ class Call:
     @property
     def room_given(self) -> int:
         """The window of its stream towards the client, beyond a stream's first."""
-        return self.given - self.record.bytes_out
+        return self.client_granted - self.record.bytes_out
 
     # Work in slices
 
@@ -385,23 +386,23 @@ class Call:
     def _end(self, status: int, text: str, reason: str, retry_after: int = 0) -> None:
         """Tells both sides: trailers to the client, a reset to the upstream."""
         stream, down = self.stream, self.relay.down
-        if self.opening and not self.upstream_done:
+        if self.opening and not self.state.upstream_done:
             self._cancel()
-        if not self.upstream_done:
+        if not self.state.upstream_done:
             fields = trailers(status, text)
             if not self.answered:
                 record = self.record
                 only = trailers_only(status, text, http=record.plan.http, retry_after=retry_after)
                 fields = (*only, id_field(record.id))
             down.append(http2.headers(stream, write(fields), END_STREAM))
-        if not self.client_done:
+        if not self.state.client_done:
             down.append(http2.reset(stream, Code.NO_ERROR))  # RFC 9113 §8.1: what is still to come is not wanted
         self.record.grpc_status = status
         self.forget(reason)
 
     def reset(self, code: Code, reason: str) -> None:
         """Ends it without a status, on both sides."""
-        if self.opening and not (self.client_done and self.upstream_done):
+        if self.opening and self.state is not STREAM_CLOSED:
             self._cancel()
         self.relay.down.append(http2.reset(self.stream, code))
         self.forget(reason)
@@ -426,18 +427,18 @@ class Call:
 
     def response_ended(self, status: int | None) -> None:
         """The upstream's response is whole. The client may still be sending."""
-        self.upstream_done = True
+        self.state = self.state.upstream_ends
         self.record.grpc_status = status
         if not self.recorded:
             self.recorded = True
             self.relay.finish(self.record, "")
-        if self.client_done:
+        if self.state.client_done:
             self.forget("")
 
     def forget(self, reason: str) -> None:
         """It is over on its connection."""
         relay = self.relay
-        if not (self.client_done and self.upstream_done):
+        if self.state is not STREAM_CLOSED:
             relay.ended_streams.remember(self.stream, None)
         relay.calls.pop(self.stream, None)
         if relay.wanting:

@@ -14,12 +14,12 @@ from tlsproxy.wire.throughput import Throughput
 def client_may_send(call: Call) -> bool:
     """Whether its message is not whole, and nothing keeps the client from sending more of it."""
     relay = call.relay
-    if call.client_done or call.answered or call.holds or relay.deferred or not relay.stream.reading:
+    if call.state.client_done or call.answered or call.holds_data or relay.deferred or not relay.stream.reading:
         return False
     if call.reading is not None and call.reading.rebuilds:
         return True
     window = relay.to_upstream
-    return window.credit > 0 and window.initial.least + call.granted > call.record.bytes_in
+    return window.credit > 0 and window.initial.least + call.upstream_granted > call.record.bytes_in
 
 
 def client_must_take(call: Call) -> bool:
@@ -30,7 +30,7 @@ def client_must_take(call: Call) -> bool:
     if relay.down_blocked:
         return True
     window = relay.to_client
-    return call.answered and (window.room <= 0 or window.initial.least + call.given <= call.record.bytes_out)
+    return call.answered and (window.room <= 0 or window.initial.least + call.client_granted <= call.record.bytes_out)
 
 
 def overdue(call: Call, now: float) -> RequestError | None:
@@ -40,7 +40,7 @@ def overdue(call: Call, now: float) -> RequestError | None:
     """
     limits = call.relay.limits
     if not call.record.admitted:  # waits at the audit gate, or is written down, and its client still sends
-        late = call.recorded and now - call.touched > limits.write_timeout
+        late = call.recorded and now - call.last_activity > limits.write_timeout
         return RequestTimeout("The client did not end its call") if late else None
     if call.meters is None:
         sent = Throughput(now, 0, limits.body_timeout)
@@ -55,7 +55,7 @@ def overdue(call: Call, now: float) -> RequestError | None:
         else:
             meter.pause(now)
     if waits_to_send or waits_to_take:
-        call.touched = now
+        call.last_activity = now
     if waits_to_send:
         received = call.record.bytes_in + call.relay.session.unfinished_data(call.stream)
         if sent.too_low(now, received, limits.body_timeout, rate):
@@ -63,6 +63,6 @@ def overdue(call: Call, now: float) -> RequestError | None:
     left = call.reduction.left if call.reduction is not None else 0
     if waits_to_take and taken.too_low(now, call.record.bytes_out - left, limits.write_timeout, rate):
         return ReaderTooSlow("The answer was taken too slowly")
-    if now - call.touched > limits.response_timeout:
+    if now - call.last_activity > limits.response_timeout:
         return UpstreamTimeout("The upstream did not answer in time")
     return None

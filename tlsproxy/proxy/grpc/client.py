@@ -15,6 +15,7 @@ from tlsproxy.proxy.grpc.call import FRAME_MEMORY, Call
 from tlsproxy.proxy.grpc.draining_upstream import Former
 from tlsproxy.proxy.grpc.relay import Relay
 from tlsproxy.proxy.grpc.settings import SettingsExchange
+from tlsproxy.proxy.grpc.states import ENDED, STREAM_CLOSED
 from tlsproxy.proxy.grpc.streams import ClientStreams
 from tlsproxy.wire import http2
 from tlsproxy.wire.field_block import FieldReader
@@ -130,7 +131,7 @@ class ClientFrames:
 
     def _take_turn(self) -> None:
         self._queued = False
-        if not self._relay.session.ended:
+        if self._relay.session.state is not ENDED:
             self.turn(b"")
             self._relay.session.reading_changed()
 
@@ -143,14 +144,14 @@ class ClientFrames:
         try:
             if len(self._preface) < len(PREFACE):
                 data = self._prefaced(data)
-            if session.ended:
+            if session.state is ENDED:
                 return
             self._read(data)
         except Http2Error as error:
             session.broken(error)
         if relay.up and not relay.reached and sum(map(len, relay.up)) > MAX_PENDING:
             self._crowded()
-        elif self._frames.more and not session.ended:
+        elif self._frames.more and session.state is not ENDED:
             self._wait_for_turn()
         session.settle()
         if not relay.calls and self.greeted and self.begun:
@@ -210,14 +211,14 @@ class ClientFrames:
                 window.credit -= size  # as Window.spent has it
                 if window.credit < 0:
                     raise overspent()
-                if usual and call is not None and call.plain and not call.client_done:
+                if usual and call is not None and call.plain and not call.state.client_done:
                     window.room -= size
                     call.record.bytes_in += size
                     position = end
                     if what:
-                        call.client_done = True
-                        call.touched = self.now
-                        if call.upstream_done:
+                        call.state = call.state.client_ends
+                        call.last_activity = self.now
+                        if call.state is STREAM_CLOSED:
                             call.forget("")
                     continue
             if begin < start:  # else the fields of a call may be what was said last, which can be taken back
@@ -233,7 +234,7 @@ class ClientFrames:
                     else look(what >> 8, what & 0xFF, stream, start, end)
                 )
                 ready = self._is_ready
-                if relay.session.ended:
+                if relay.session.state is ENDED:
                     return
                 up.append(frames.data[start:end] if instead is None else instead)
             left -= what >> 8 != PING
@@ -275,7 +276,7 @@ class ClientFrames:
     def _exceeds(self, stream: int, size: int) -> bool:
         """Whether so much DATA is more than the upstream has room for on the stream."""
         call = self._relay.calls.get(stream)
-        return call is not None and not call.holds and call.room_here < size
+        return call is not None and not call.holds_data and call.room_here < size
 
     def _defer(self, kind: int, flags: int, frame: bytes) -> bytes:
         if kind != DATA:
@@ -288,7 +289,7 @@ class ClientFrames:
         return b""
 
     def _pass_deferred(self) -> None:
-        """What waited for room goes on, in its order."""
+        """Passes deferred frames on, in their order."""
         deferred, window = self._relay.deferred, self._relay.to_upstream
         while deferred:
             frame = deferred[0]
@@ -317,7 +318,7 @@ class ClientFrames:
         return b""
 
     def _frame(self, kind: int, flags: int, stream: int, start: int, end: int) -> bytes | None:
-        """What goes upstream in its place; None for itself."""
+        """The frame that goes upstream in its place; None for itself."""
         data = self._frames.data
         if not self.greeted and (kind != Kind.SETTINGS or flags & ACK):
             raise Http2Error(Code.PROTOCOL_ERROR, "the first frame is not SETTINGS", "http2_preface")
@@ -424,7 +425,7 @@ class ClientFrames:
             if kind == DATA:
                 limit = self._relay.limits.body_timeout
                 call = self._relay.calls.get(stream)
-                if call is not None and not call.client_done:  # which has a rate to keep up
+                if call is not None and not call.state.client_done:  # which has a rate to keep up
                     return False
         return now - self._since > limit
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from copy import copy
 from typing import Final, cast
 
-from tlsproxy.errors import GrpcStatus, RequestError, RequestTimeout, RightLost, UpstreamUnreachable
+from tlsproxy.errors import GrpcStatus, RequestError, RequestTimeout, RightLost
 from tlsproxy.proxy.core.authorization import Standing
 from tlsproxy.proxy.core.connection_manager import Entry
 from tlsproxy.proxy.core.gateway import Gateway, moved
@@ -25,6 +25,18 @@ from tlsproxy.proxy.grpc.draining_upstream import SWEEP, Former
 from tlsproxy.proxy.grpc.relay import Relay
 from tlsproxy.proxy.grpc.session import ClientStream, UpstreamSide
 from tlsproxy.proxy.grpc.settings import SettingsExchange
+from tlsproxy.proxy.grpc.states import (
+    CONNECTION_MOVES,
+    DRAIN,
+    DRAINING,
+    END,
+    ENDED,
+    LEAVE,
+    LEAVING,
+    LOSE,
+    OPEN,
+    ConnectionEvent,
+)
 from tlsproxy.proxy.grpc.streams import ClientStreams
 from tlsproxy.proxy.grpc.upstream import GrpcUpstream
 from tlsproxy.proxy.grpc.upstream_dialer import Dialler
@@ -35,31 +47,31 @@ from tlsproxy.wire.http2 import MAX_STREAM, Code, Http2Error, Kind
 
 LAST_WORDS: Final = 1.0
 """Seconds: for a client to hear why its connection ends, and for the calls that it was about to make."""
+_FOLLOWING: Final = (OPEN, DRAINING)
+"""States in which it goes where a publication has its upstream."""
 
 
 class GrpcConnection:
     """Owner of one TLS stream, from its handshake on.
 
-    ``leaving``: no more calls are taken; ``upstream_error``: why it has no upstream. ``formers``: former upstreams that
+    ``upstream_error``: why it has no upstream. ``formers``: former upstreams that
     have calls. ``last_sweep``: when its waits were looked at last.
     """
 
     __slots__ = (
-        "_draining",
         "_judged",
         "_resting",
         "_upstreams",
         "_when_ended",
         "client",
-        "ended",
         "entry",
         "formers",
         "gateway",
         "last_sweep",
-        "leaving",
         "limits",
         "relay",
         "settings",
+        "state",
         "stream",
         "upstream_error",
     )
@@ -79,7 +91,7 @@ class GrpcConnection:
         self.entry = entry
         self.limits = gateway.bounds
         self.upstream_error: RequestError | None = None
-        self.leaving = self.ended = self._draining = False
+        self.state = OPEN
         self.formers: list[Former] = []
         self._upstreams = upstreams
         self._when_ended = when_ended
@@ -95,6 +107,13 @@ class GrpcConnection:
             self.drain()
         self.settle()
 
+    def _move(self, event: ConnectionEvent) -> bool:
+        """Whether the event changes its state."""
+        state = CONNECTION_MOVES.get((self.state, event))
+        if state is not None:
+            self.state = state
+        return state is not None
+
     @property
     def idle(self) -> bool:
         return not (self.relay.calls or self.formers)
@@ -106,7 +125,7 @@ class GrpcConnection:
     # The stream
 
     def data_received(self, data: bytes) -> None:
-        if not self.ended:
+        if self.state is not ENDED:
             self.client.data_received(data)
 
     def turn(self, data: bytes) -> None:
@@ -143,7 +162,7 @@ class GrpcConnection:
     def settle(self) -> None:
         """Writes the queued frames: the last step of whatever was going on."""
         self.relay.flush()
-        if self.leaving and not (self.relay.calls or self.formers or self.ended):
+        if self.state is LEAVING and self.idle:
             self._close()
 
     # Another upstream
@@ -151,7 +170,7 @@ class GrpcConnection:
     def _follow(self, former: Generation) -> None:
         """Goes where the upstream is by the present generation, with what was not sent by the former one."""
         generation, relay = self.gateway.generation, self.relay
-        if self.ended or relay.former or self.leaving or self.upstream_error or not moved(former, generation, "grpc"):
+        if relay.former or self.state not in _FOLLOWING or not moved(former, generation, "grpc"):
             return
         side = relay.upstream
         if side is None:
@@ -193,7 +212,8 @@ class GrpcConnection:
     def succeed(self, client: GrpcConnection, side: UpstreamSide) -> None:
         """Takes over the calls, with all that they have towards their upstream."""
         relay = self.relay
-        relay.former = relay.measured = self.leaving = True
+        self._move(LEAVE)
+        relay.former = relay.measured = True
         self.client.skip_greeting()
         self.entry.requests = self.entry.bytes_in = self.entry.bytes_out = 0
         self.last_sweep = client.last_sweep
@@ -214,7 +234,7 @@ class GrpcConnection:
         self.entry.bytes_in += ended.bytes_in
         self.entry.bytes_out += ended.bytes_out
         former.half.relay.let_go()
-        if not self.ended:
+        if self.state is not ENDED:
             self.settings.agree()
             self.settings.limit_streams()
             if not self.relay.calls:
@@ -231,7 +251,7 @@ class GrpcConnection:
 
     def wait(self) -> None:
         """Sets when to look at it next."""
-        if self.stream.stalled or self.ended:
+        if self.stream.stalled or self.state is ENDED:
             return
         sweep = self.last_sweep + SWEEP
         if not self.idle:
@@ -243,8 +263,7 @@ class GrpcConnection:
 
     @property
     def _rests_until(self) -> float:
-        last = self._draining or self.leaving or self.upstream_error is not None
-        return self._resting + (LAST_WORDS if last else self.limits.idle_timeout)
+        return self._resting + (self.limits.idle_timeout if self.state is OPEN else LAST_WORDS)
 
     def rearm(self) -> None:
         self.relay.budgets.adopt(self.limits.streams_per_second)
@@ -256,7 +275,7 @@ class GrpcConnection:
     def deadline_passed(self) -> None:
         if self.stream.stalled:
             self.cut("client_stalled")
-        elif not self.client.greeted and self.upstream_error is None:
+        elif not self.client.greeted:
             self.end(Code.PROTOCOL_ERROR, "the client did not begin")
         else:
             self.sweep(time.monotonic())
@@ -285,7 +304,7 @@ class GrpcConnection:
 
     def upstream_lost(self, error: RequestError) -> None:
         """Every open call is told; so are those that were about to be made."""
-        if self.upstream_error is not None or self.ended:
+        if self.upstream_error is not None or self.state is ENDED:
             return
         if self.formers:  # whose calls go on, and so does the connection
             for call in list(self.relay.calls.values()):
@@ -295,6 +314,7 @@ class GrpcConnection:
             self.settle()
             return
         self.upstream_error, self.relay.upstream = error, None
+        self._move(LOSE)
         self.settings.agree()
         served = self.relay.last_stream
         for call in list(self.relay.calls.values()):
@@ -307,7 +327,7 @@ class GrpcConnection:
 
     def upstream_leaves(self, last: int) -> None:
         """Its GOAWAY, which the client gets too: calls beyond the last one it takes are the client's to make again."""
-        self.leaving = True
+        self._move(LEAVE)
         for call in [call for stream, call in self.relay.calls.items() if stream > last]:
             call.record.grpc_status = GrpcStatus.UNAVAILABLE.value
             if self.relay.former:  # whose client does not hear of it
@@ -319,9 +339,8 @@ class GrpcConnection:
 
     def drain(self) -> None:
         """Takes no more calls, and ends with those that go on."""
-        if self._draining or self.ended:
+        if not self._move(DRAIN):
             return
-        self._draining = True
         self.relay.down.append(http2.goaway(MAX_STREAM, Code.NO_ERROR) + http2.frame(Kind.PING, 0, 0, DRAIN_PING))
         self.rest()
         self.settle()
@@ -349,7 +368,7 @@ class GrpcConnection:
             yield from withdrawal.losses(former.half.relay, outlook, standing, now)
 
     def expel(self, reason: str) -> None:
-        if self.ended:
+        if self.state is ENDED:
             self.stream.cease()
             return
         for former in list(self.formers):
@@ -365,8 +384,7 @@ class GrpcConnection:
 
     def leave(self) -> None:
         """From the next call on nothing is taken."""
-        if not self.leaving:
-            self._draining = self.leaving = True
+        if self._move(LEAVE):
             self.relay.down.append(http2.goaway(self.relay.last_stream, Code.NO_ERROR))
 
     def broken(self, error: Http2Error) -> None:
@@ -381,23 +399,23 @@ class GrpcConnection:
         self.end(error.code, str(error), error.reason)
 
     def end(self, code: Code, text: str = "", reason: str = "") -> None:
-        if self.ended:
+        if self.state is ENDED:
             return
         for call in list(self.relay.calls.values()):
             call.forget(reason or "connection_ended")
         self.relay.drop_requests()
-        self.ended = True
+        self._move(END)
         self.relay.down.append(http2.goaway(self.relay.last_stream, code, text))
         self.relay.flush()
         self._close()
 
     def _close(self) -> None:
-        self.ended = True
+        self._move(END)
         self._discard()
         self.stream.close(LAST_WORDS)
 
     def cut(self, reason: str) -> None:
-        self.ended = True
+        self._move(END)
         for former in list(self.formers):
             former.end(reason)
         for call in list(self.relay.calls.values()):
@@ -406,7 +424,6 @@ class GrpcConnection:
         self.stream.abort()
 
     def _discard(self) -> None:
-        self.upstream_error = self.upstream_error or UpstreamUnreachable("The connection has ended")
         side, self.relay.upstream = self.relay.upstream, None
         if side is not None:
             side.discard()

@@ -76,7 +76,7 @@ class Client(Session, Protocol):
 class Former:
     """``half`` has the calls. ``since``: when the upstream changed (monotonic clock)."""
 
-    __slots__ = ("_begun", "_client", "_ended", "_kept", "_waiting", "deadline", "half", "reading", "since")
+    __slots__ = ("_ahead", "_begun", "_client", "_ended", "_waiting", "deadline", "half", "reading", "since")
 
     half: Half
 
@@ -84,7 +84,7 @@ class Former:
         self._client = client
         self._waiting: deque[bytes] = deque()
         self._begun = self._ended = False
-        self._kept = 0
+        self._ahead = 0
         self.reading = True
         self.deadline = NEVER
         self.since = time.monotonic()
@@ -92,7 +92,7 @@ class Former:
     def begin(self) -> None:
         relay = self.half.relay
         relay.to_upstream.credit = relay.to_upstream.debt = UNMEASURED
-        self._keep(relay.unsent)
+        self._count(relay.unsent)
         relay.give_back_upstream(max(0, FIRST_WINDOW - relay.to_client.credit))
         self._begun = True
         relay.gateway.deadlines.add(self)
@@ -101,7 +101,7 @@ class Former:
     def feed(self, frame: bytes) -> None:
         """A frame that the client sent on a stream of the half's."""
         if frame[KIND] == DATA:
-            self._keep(len(frame) - HEADER)
+            self._count(len(frame) - HEADER)
         self.half.turn(frame)
 
     def drain(self) -> None:
@@ -143,24 +143,24 @@ class Former:
         frames.more = True
         while frames.more:
             for what, stream, start, end in frames.cut(data):
-                self._told(what >> 8, stream, frames.data[start:end])
+                self._route(what >> 8, stream, frames.data[start:end])
             data = b""
         if self._waiting:
             self.half.reading_changed()
         self._client.settle()
 
-    def _told(self, kind: int, stream: int, frame: bytes) -> None:
+    def _route(self, kind: int, stream: int, frame: bytes) -> None:
         if stream or kind == Kind.SETTINGS:
             self._waiting.append(frame)
             self._pass()
         elif kind == Kind.WINDOW_UPDATE:
-            self._keep(-int.from_bytes(frame[HEADER:], "big"))
+            self._count(-int.from_bytes(frame[HEADER:], "big"))
 
-    def _keep(self, size: int) -> None:
+    def _count(self, size: int) -> None:
         """So much more of the client's DATA waits here, or less. Beyond the limit it takes the client's room."""
-        before = max(0, self._kept - MAX_AHEAD)
-        self._kept += size
-        self._client.relay.give_back(max(0, size) + before - max(0, self._kept - MAX_AHEAD))
+        before = max(0, self._ahead - MAX_AHEAD)
+        self._ahead += size
+        self._client.relay.give_back(max(0, size) + before - max(0, self._ahead - MAX_AHEAD))
 
     def _pass(self) -> None:
         """As far as the client has room."""
@@ -226,7 +226,7 @@ class Former:
             gateway = self._client.relay.gateway
             gateway.deadlines.discard(self)
             gateway.former["grpc"].discard(self)
-            self._keep(-self._kept)
+            self._count(-self._ahead)
             self.resume_reading()
             if not self._waiting:
                 self._leave()

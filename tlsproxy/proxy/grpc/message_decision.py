@@ -48,7 +48,7 @@ class MessageDecision:
         return calls.judged(asked, collection, ()) if collection else None
 
     def refusal(self) -> Decision | None:
-        """What its collection alone refuses is not taken, or sent half way upstream, in vain."""
+        """Refusal by its collection alone: no more of it is taken, or sent half way upstream, in vain."""
         plan = self.judged(self._call.relay.gateway.calls, self.asked)
         self._passed = plan is not None and plan.decision.allowed
         if plan is None or self._passed:
@@ -65,7 +65,7 @@ class MessageDecision:
         return True
 
     def read(self, content: bytes) -> Steps[None]:
-        """What was compressed is read like what comes in frames."""
+        """Reads a decompressed message like one that comes in frames."""
         for begin in range(0, len(content), PIECE):
             self.names.feed(content[begin : begin + PIECE])
             yield None

@@ -65,7 +65,7 @@ class FollowedMessage:
         whole = self.decision.framing.whole
         if flags & END_STREAM and not whole:
             self.decision.framing.end()
-        passes = self._kept_passes(content) if self.decision.framing.compressed else self._plain_passes(content)
+        passes = self._buffered_passes(content) if self.decision.framing.compressed else self._plain_passes(content)
         if passes:
             return None
         if passes is None:
@@ -82,20 +82,20 @@ class FollowedMessage:
             self._allowed = self.decision.decide()
         return self.decision.may_pass() if self._allowed is None else self._allowed
 
-    def _kept_passes(self, content: bytes) -> bool | None:
+    def _buffered_passes(self, content: bytes) -> bool | None:
         """None: not yet."""
         if self.decision.buffer().add(content, self._go_on):
-            self._read_kept()
+            self._read_buffered()
             return True if not self.decision.framing.whole else self._allowed
         return None
 
     def _go_on(self) -> None:
         """There is memory for what has come."""
-        self._read_kept()
+        self._read_buffered()
         if not self.decision.framing.whole:
             self._pass_withheld()
 
-    def _read_kept(self) -> None:
+    def _read_buffered(self) -> None:
         if self.decision.framing.whole and self._allowed is None:
             buffer = self.decision.buffer()
             in_slices(buffer.holding, self._deciding(buffer), self._decided)
@@ -201,14 +201,14 @@ class RebuiltMessage:
     def _send(self, collection: str, content: bytes, made: bytes | None) -> None:
         if made is None:
             self.decision.buffer().has_become(content)
-            told = partial(self._told, collection, content, self._call.relay.gateway.generation)
+            told = partial(self._facts_known, collection, content, self._call.relay.gateway.generation)
             self._facts.ask(collection, self._call.account, told)
         else:
             self.decision.buffer().has_become(made)
             self._out.put(made)
             self._out.finish(b"")
 
-    def _told(self, collection: str, content: bytes, asked_of: Generation, facts: Facts | RequestError) -> None:
+    def _facts_known(self, collection: str, content: bytes, asked_of: Generation, facts: Facts | RequestError) -> None:
         if self._call.recorded or not self._call.resumes():
             return
         relay = self._call.relay
@@ -251,7 +251,7 @@ class ReducedAnswer:
     def _write(self, frame: bytes) -> None:
         relay = self._call.relay
         relay.down.append(frame)
-        relay.budgets.told_data()
+        relay.budgets.data_sent()
 
     @property
     def left(self) -> int:
@@ -259,7 +259,7 @@ class ReducedAnswer:
 
     @property
     def room(self) -> bytes:
-        """What grants the upstream all that an answer may have, whatever the client's own windows are."""
+        """Frame that grants the upstream all that an answer may have, whatever the client's own windows are."""
         return http2.window_update(self._call.stream, MAX_ANSWER)
 
     def fields(self, raw: bytes, fields: Fields, *, end: bool) -> bytes | None:

@@ -117,7 +117,7 @@ class Relay(Generic[C]):
         self.to_upstream = other.to_upstream
         self._owed_upstream, other._owed_upstream = other._owed_upstream, 0
         self.acknowledge()
-        self.to_client, other.to_client = other.to_client, other.to_client.again()
+        self.to_client, other.to_client = other.to_client, other.to_client.for_another_sender()
         self.dialler, self.upstream = other.dialler, other.upstream
 
     def begin_anew(self) -> int:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from tlsproxy.errors import RequestError
+from tlsproxy.proxy.grpc.states import ConnectionState
 from tlsproxy.proxy.limits.fair_shares import Account
 from tlsproxy.proxy.transport.dial import Address
 from tlsproxy.wire.http2 import Code, Http2Error
@@ -80,11 +81,10 @@ class Session(Protocol):
     ``present`` judges the calls again after a publication. ``rest``: no call is left, or another wait has begun.
     ``settle`` writes queued frames, as the last step of an event. ``unblock``: there may be room for the client's DATA.
     ``unfinished_data``: bytes of a DATA frame of the stream that has not come whole.
-    ``leaving``: no more calls are taken; ``upstream_error``: why there is no upstream any more.
+    ``upstream_error``: why there is no upstream any more.
     """
 
-    leaving: bool
-    ended: bool
+    state: ConnectionState
     upstream_error: RequestError | None
 
     @property

@@ -118,10 +118,10 @@ class SettingsExchange:
         """
         frames = b""
         for call in self.relay.calls.values():
-            call.lead += more
-            if call.lead < 0:
-                frames += http2.window_update(call.stream, -call.lead)
-                call.lead = 0
+            call.client_lead += more
+            if call.client_lead < 0:
+                frames += http2.window_update(call.stream, -call.client_lead)
+                call.client_lead = 0
         return frames
 
     def begin_anew(self, acknowledged: int) -> None:

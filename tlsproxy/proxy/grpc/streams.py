@@ -12,6 +12,7 @@ from tlsproxy.proxy.grpc.call import Call
 from tlsproxy.proxy.grpc.messages import FollowedMessage, RebuiltMessage, ReducedAnswer
 from tlsproxy.proxy.grpc.relay import Relay
 from tlsproxy.proxy.grpc.settings import SettingsExchange
+from tlsproxy.proxy.grpc.states import LEAVING, REQUEST_WHOLE, STREAM_CLOSED, STREAM_OPEN
 from tlsproxy.proxy.upstream.upstreams import Upstreams
 from tlsproxy.wire import http2
 from tlsproxy.wire.field_block import Fields, literals
@@ -54,7 +55,7 @@ class ClientStreams:
         repeated, tracing, deadline = fields
         settings = self._settings
         open_calls = len(relay.calls) + (settings.calls_at_formers if settings.formers else 0)
-        if session.leaving or open_calls >= settings.max_streams:
+        if session.state is LEAVING or open_calls >= settings.max_streams:
             plan = calls.unreadable(principal, Overloaded("No more calls are taken on this connection"))
             return self._turn_away(Record(plan, now, tracing), stream, done=done, code=Code.REFUSED_STREAM)
         try:
@@ -70,7 +71,7 @@ class ClientStreams:
             relay.refuse_stream(record, stream, done=done)
         else:  # where a refusal's line has no room it waits for that, like a call that is made
             call = Call(relay, stream, record, self.now)
-            call.client_done = done
+            call.state = REQUEST_WHOLE if done else STREAM_OPEN
             if plan.block:
                 return self._begin(call, plan, deadline)
             self._admit(call)
@@ -100,7 +101,7 @@ class ClientStreams:
                 self._relay.session.leave()
             return b""
         call.deadline = deadline
-        opening = self._opening(call, END_STREAM if call.client_done else 0)
+        opening = self._opening(call, END_STREAM if call.state.client_done else 0)
         call.opening = opening
         return opening
 
@@ -130,7 +131,7 @@ class ClientStreams:
             if session.upstream_error is not None:
                 raise session.upstream_error
             call.admit(self._upstreams.points)
-            if call.record.plan.unread and call.client_done:
+            if call.record.plan.unread and call.state.client_done:
                 raise BadRequest("The request ended before its message")
             call.begin()
         except RequestError as error:
@@ -153,7 +154,7 @@ class ClientStreams:
         """``data[start:end]`` is the frame: what goes upstream in its place, None for itself."""
         size = end - start - HEADER
         call = self._relay.calls.get(stream)
-        if call is None or call.client_done:
+        if call is None or call.state.client_done:
             self._relay.give_back(size)
             return self._stray(stream, call)
         if padded := flags & PADDED:
@@ -163,12 +164,12 @@ class ClientStreams:
         if not size and not flags & END_STREAM:
             self._relay.budgets.empty.spend(self.now)
         call.record.bytes_in += size
-        if call.belied(flags):
+        if call.breaks_content_length(flags):
             self._relay.give_back(size)
             return self.end_wrong(call, Code.PROTOCOL_ERROR, "content_length")
         if flags & END_STREAM:
-            call.client_done = True
-            call.touched = self.now
+            call.state = call.state.client_ends
+            call.last_activity = self.now
         try:
             instead = call.request(data, start, end, flags)
             if not self._relay.connected and self._relay.to_upstream.room < LEAST_ROOM:
@@ -179,7 +180,7 @@ class ClientStreams:
             return b""
         if instead is None:
             self._relay.passed(size)
-        if call.client_done and call.upstream_done:
+        if call.state is STREAM_CLOSED:
             call.forget("")
         return data if instead is None and padded else instead
 
@@ -213,7 +214,7 @@ class ClientStreams:
     def on_fields(self, stream: int, fields: CallFields, flags: int) -> bytes:
         """A whole field block: of a new call, as nothing else has one."""
         call = self._relay.calls.get(stream)
-        if call is not None and not call.client_done:
+        if call is not None and not call.state.client_done:
             return self.end_wrong(call, Code.PROTOCOL_ERROR, "request_trailers")  # gRPC has none
         if call is not None or stream <= self._relay.last_stream or not stream & 1:
             return self._stray(stream if stream & 1 else 0, call)
@@ -222,7 +223,7 @@ class ClientStreams:
     def on_trailers(self, stream: int) -> None:
         """Fields on a stream of a half's, which have been read: gRPC has none, and after its end nothing may come."""
         call = self._relay.calls[stream]
-        code = Code.STREAM_CLOSED if call.client_done else Code.PROTOCOL_ERROR
+        code = Code.STREAM_CLOSED if call.state.client_done else Code.PROTOCOL_ERROR
         self.end_wrong(call, code, "request_trailers")
         self._relay.session.settle()
 
@@ -235,7 +236,7 @@ class ClientStreams:
             self._relay.ended_streams.pop(stream, None)
             return b""
         self._relay.budgets.resets.spend(self.now)
-        call.client_done = True
+        call.state = call.state.client_ends
         known = bool(call.opening) and not call.taken_back()
         call.forget("client_cancelled")
         self._relay.ended_streams.pop(stream, None)  # whoever resets a stream sends nothing more on it (RFC 9113 §5.1)
@@ -250,7 +251,7 @@ class ClientStreams:
             return b""
         if not size:
             return self.end_wrong(call, Code.PROTOCOL_ERROR, "window_update")
-        call.given += size
+        call.client_granted += size
         if self._relay.to_client.initial.least + call.room_given > MAX_WINDOW:  # RFC 9113 §6.9.1
             return self.end_wrong(call, Code.FLOW_CONTROL_ERROR, "window_update")
         if call.reduction is None:

@@ -216,7 +216,7 @@ class GrpcUpstream:
                             down.append(frames.data[begin:start])
                         begin = end
                         down.append(http2.headers(stream, (said.restated or block) + plain.id_block, what))
-                plain.touched = now
+                plain.last_activity = now
                 passed = end
                 if what & END_STREAM:
                     down.append(frames.data[begin:end])
@@ -224,7 +224,7 @@ class GrpcUpstream:
                     plain.response_ended(status)
         finally:
             down.append(frames.data[begin:passed])
-            relay.budgets.told_data(told)
+            relay.budgets.data_sent(told)
 
     def _wait(self, position: int) -> None:
         """The client has no room for what is to be read from there on."""
@@ -260,14 +260,14 @@ class GrpcUpstream:
         return None if kind == Kind.GOAWAY else b""
 
     def _data(self, flags: int, stream: int, start: int, end: int) -> bytes | None:
-        """Of a call whose answer is reduced, or of none any more."""
+        """DATA of a call whose answer is reduced, or of none any more."""
         relay = self.relay
         relay.to_client.spent(end - start - HEADER)
         call = relay.calls.get(stream)
         if call is None or call.reduction is None:
             relay.give_back_upstream(end - start - HEADER)
             return b""
-        call.touched = time.monotonic()
+        call.last_activity = time.monotonic()
         return self._looked_at(call, lambda answer: answer.data(self._frames.data, start, end, flags))
 
     def _fields(self, flags: int, stream: int, raw: bytes) -> bytes | None:
@@ -295,7 +295,7 @@ class GrpcUpstream:
             stated = write(said.fields) if self.relay.restates else said.restated or block
             more = call.id_block if said.beginning else b""
             raw = http2.headers(stream, stated + more, self._block_begin[1])
-        call.touched = time.monotonic()
+        call.last_activity = time.monotonic()
         if call.reduction is not None:
             return self._looked_at(call, lambda answer: answer.fields(raw, said.fields, end=ends))
         call.answered = True
@@ -332,19 +332,19 @@ class GrpcUpstream:
         call = relay.calls.get(stream)
         if call is None:
             return b""
-        call.granted += size
-        call.touched = time.monotonic()
+        call.upstream_granted += size
+        call.last_activity = time.monotonic()
         if relay.measured:
             relay.session.unblock()
             relay.proceed()
         if call.reading is not None and call.reading.rebuilds:
             call.reading.granted(size)
-            if call.client_done:
+            if call.state.client_done:
                 return b""
         if not relay.former:
             return None
-        ahead = min(call.lead, size)
-        call.lead -= ahead
+        ahead = min(call.client_lead, size)
+        call.client_lead -= ahead
         return http2.window_update(stream, size - ahead)
 
     def _reset(self, stream: int, code: int) -> bytes | None:
