@@ -161,20 +161,20 @@ def connections(section: Mapping[str, Any], *, with_ca: bool) -> list[Connection
     """
     return [
         Connection(
-            number=one["number"],
-            protocol=one["protocol"],
-            address=shown(one["address"]),
-            client=shown(one["identity"]) or "no certificate",
-            ca=shown(one.get("ca")) if with_ca else "",
-            role=shown(one["role"]) or NO_ROLE,
-            rule=shown(one["rule"]),
-            key=shown(one["key"]),
-            age=span(one["age"]),
-            requests=one["requests"],
-            transferred=f"{size(one['bytes_in'])} in, {size(one['bytes_out'])} out",
-            ending=shown(one["ending"]),
+            number=entry["number"],
+            protocol=entry["protocol"],
+            address=shown(entry["address"]),
+            client=shown(entry["identity"]) or "no certificate",
+            ca=shown(entry.get("ca")) if with_ca else "",
+            role=shown(entry["role"]) or NO_ROLE,
+            rule=shown(entry["rule"]),
+            key=shown(entry["key"]),
+            age=span(entry["age"]),
+            requests=entry["requests"],
+            transferred=f"{size(entry['bytes_in'])} in, {size(entry['bytes_out'])} out",
+            ending=shown(entry["ending"]),
         )
-        for one in sorted(section["live"], key=lambda each: each["age"])
+        for entry in sorted(section["live"], key=lambda each: each["age"])
     ]
 
 
@@ -182,16 +182,16 @@ def refusals(section: Sequence[Mapping[str, Any]], now: float) -> list[Refused]:
     """Rows of the section ``refusals``, latest first."""
     return [
         Refused(
-            when=clock(one["when"], now),
-            remote=shown(one["remote"]),
-            client=" and ".join(_presented(one)) or "unidentified",
-            role=shown(one["role"]) or NO_ROLE,
-            rule=shown(one["rule"]),
-            operation=shown(one["operation"]),
-            collection=shown(one["collection"]),
-            reason=shown(one["reason"]),
+            when=clock(entry["when"], now),
+            remote=shown(entry["remote"]),
+            client=" and ".join(_presented(entry)) or "unidentified",
+            role=shown(entry["role"]) or NO_ROLE,
+            rule=shown(entry["rule"]),
+            operation=shown(entry["operation"]),
+            collection=shown(entry["collection"]),
+            reason=shown(entry["reason"]),
         )
-        for one in section
+        for entry in section
     ]
 
 

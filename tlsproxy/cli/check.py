@@ -92,8 +92,8 @@ def _summary(generation: Generation) -> Iterator[str]:
         yield from (f"  only       {confinement}" for confinement in material.anchors.confinements(anchor))
     for crl in material.crls:
         yield f"CRL of {crl.issuer}: {crl.count} revoked, next update {utc_time(crl.next_update)}"
-    for one in listening(generation.config):
-        yield f"listens on {one.endpoint} for {titles(one.protocols)}"
+    for entry in listening(generation.config):
+        yield f"listens on {entry.endpoint} for {titles(entry.protocols)}"
     if not generation.config.service.verify_https_client_certificate:
         yield "client certificates are optional"
     for source in key_sources(generation.config):

@@ -131,8 +131,8 @@ def _grpc_status(decision: Decision) -> str:
 
 def _condition(admission: Admission, operation: Operation | None) -> str:
     """The condition on the body or message of an undecided request."""
-    conditions = [one for rights in admission.rights for one in rights.conditions]
-    confined = "can be confined to " + " and ".join(f'{one.key} = "{one.value}"' for one in conditions)
+    conditions = [entry for rights in admission.rights for entry in rights.conditions]
+    confined = "can be confined to " + " and ".join(f'{entry.key} = "{entry.value}"' for entry in conditions)
     limited = any(rights.limited for rights in admission.rights)
     named = limited and operation is not None and (operation.names_others or operation in GRPC)
     return " and ".join(["names only collections that the caller has"] * named + [confined] * bool(conditions))

@@ -81,7 +81,7 @@ def warnings(config: Config, anchors: Anchors, configured: Sequence[Anchor]) -> 
         text = f'several CAs, with different keys, are called "{name}", and a rule with this name means all of them'
         yield Finding(("tls", "ca_cert"), f"{text}: ca_sha256 tells them apart", warning=True)
     cas = _TrustedCas(
-        frozenset(one.subject for one in anchors.trusted.values()),
+        frozenset(entry.subject for entry in anchors.trusted.values()),
         frozenset(anchors.trusted),
         _names(anchors.trusted.values()),
         anchors.several,
@@ -157,7 +157,9 @@ def _of_issuers(config: Config, cas: _TrustedCas) -> Iterator[tuple[Path, str]]:
 def _names(anchors: Iterable[Anchor]) -> str:
     """A text of CA names, with digests where names are shared: `"CN=a", "CN=b" (12ab…)`."""
     each = list(anchors)
-    count = Counter(one.subject for one in each)
-    shown = [f'"{one.subject}"' if count[one.subject] == 1 else f'"{one.subject}" ({one.sha256})' for one in each]
+    count = Counter(entry.subject for entry in each)
+    shown = [
+        f'"{entry.subject}"' if count[entry.subject] == 1 else f'"{entry.subject}" ({entry.sha256})' for entry in each
+    ]
     more = f" and {len(shown) - MAX_NAMED} more" if len(shown) > MAX_NAMED else ""
     return ", ".join(shown[:MAX_NAMED]) + more if shown else "none"

@@ -48,7 +48,7 @@ def listening(config: Config) -> Iterator[Listening]:
 
 def tunnels(config: Config, host: str) -> dict[str, ListenerConfig]:
     """Listeners of mode tcp by their configured address; ``host`` is the default host."""
-    return {str(Endpoint(one.host or host, one.port)): one for one in config.listeners if one.mode == "tcp"}
+    return {str(Endpoint(entry.host or host, entry.port)): entry for entry in config.listeners if entry.mode == "tcp"}
 
 
 def titles(protocols: Protocols) -> str:
@@ -87,7 +87,7 @@ def modes(config: Config, _tree: Tree) -> Iterator[Finding]:
                 yield Finding((*path, "upstream"), str(error))
             else:
                 yield Finding(path, f"upstream is missing: {error}")
-    if len(tunnels(config, config.service.host)) < sum(one.mode == "tcp" for one in config.listeners):
+    if len(tunnels(config, config.service.host)) < sum(entry.mode == "tcp" for entry in config.listeners):
         yield Finding(("listeners",), "two listeners of mode tcp have the same address")
 
 
@@ -102,11 +102,11 @@ def tcp_roles(config: Config, _tree: Tree) -> Iterator[Finding]:
 
 def addresses(config: Config, tree: Tree) -> Iterator[Finding]:
     earlier: list[Listening] = []
-    for one in listening(config):
-        taken = next((other for other in earlier if other.overlaps(one.endpoint)), None)
+    for entry in listening(config):
+        taken = next((other for other in earlier if other.overlaps(entry.endpoint)), None)
         if taken is not None:
-            yield Finding(one.path, f"{one.endpoint} is taken: {dotted(taken.path)} listens on {taken.endpoint}")
-        earlier.append(one)
+            yield Finding(entry.path, f"{entry.endpoint} is taken: {dotted(taken.path)} listens on {taken.endpoint}")
+        earlier.append(entry)
     if not earlier and not tree.get(("listeners",)):
         yield Finding(("service", "http_port"), "nothing is served: set http_port, grpc_port or listeners")
 
@@ -114,7 +114,7 @@ def addresses(config: Config, tree: Tree) -> Iterator[Finding]:
 def loop(config: Config, _tree: Tree) -> Iterator[Finding]:
     for key, url in (("rest", config.upstream.rest), ("grpc", config.upstream.grpc)):
         upstream = _readable(url)
-        if upstream is not None and any(_reaches(upstream, one.endpoint) for one in listening(config)):
+        if upstream is not None and any(_reaches(upstream, entry.endpoint) for entry in listening(config)):
             text = f"{upstream} is where tlsproxy itself listens: let Qdrant listen on another port"
             yield Finding(("upstream", key), text)
 
@@ -135,7 +135,7 @@ def _reaches(upstream: Endpoint, own: Endpoint) -> bool:
 def grpc_upstream(config: Config, tree: Tree) -> Iterator[Finding]:
     """Check that `upstream.grpc` is set if `rest` is not the default: both must be the same Qdrant."""
     default = UpstreamConfig()
-    served = next((one for one in listening(config) if "grpc" in one.protocols), None)
+    served = next((entry for entry in listening(config) if "grpc" in entry.protocols), None)
     written = tree.get(("upstream", "grpc")) is not None
     if served is None or written or _readable(config.upstream.rest) in {None, upstream_endpoint(default.rest)}:
         return
@@ -149,7 +149,7 @@ def grpc_upstream(config: Config, tree: Tree) -> Iterator[Finding]:
 def messages(config: Config, _tree: Tree) -> Iterator[Finding]:
     limits = config.limits
     if limits.inspection_memory_mb < limits.max_message_size_mb and any(
-        "grpc" in one.protocols for one in listening(config)
+        "grpc" in entry.protocols for entry in listening(config)
     ):
         text = f"less than limits.max_message_size_mb ({limits.max_message_size_mb}): such a message is never read"
         yield Finding(("limits", "inspection_memory_mb"), text)
@@ -164,6 +164,6 @@ def admin(config: Config, _tree: Tree) -> Iterator[Finding]:
         yield Finding(("admin", "listen"), str(error))
         return
     if isinstance(endpoint, Endpoint):
-        for one in listening(config):
-            if endpoint.port and endpoint.port == one.endpoint.port:
-                yield Finding(("admin", "listen"), f"{dotted(one.path)} is the same port")
+        for entry in listening(config):
+            if endpoint.port and endpoint.port == entry.endpoint.port:
+                yield Finding(("admin", "listen"), f"{dotted(entry.path)} is the same port")

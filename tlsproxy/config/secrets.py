@@ -53,7 +53,9 @@ def repeated_keys(config: Config, keys: Keys) -> Iterator[tuple[str, str, tuple[
     Such a key would be attributed to the other name, and survive the revocation of this one.
     """
     service = config.service
-    files = {name: getattr(service, f"{name}_file") for name in KEY_NAMES} | {one.name: one.file for one in config.keys}
+    files = {name: getattr(service, f"{name}_file") for name in KEY_NAMES} | {
+        entry.name: entry.file for entry in config.keys
+    }
     first = {key.digest: key.name for key in reversed(keys.keys) if key.digest != UNKNOWN_DIGEST}
     for key in keys.keys[len(keys.keys) - len(config.keys) :]:
         other = first.get(key.digest, key.name)

@@ -81,7 +81,11 @@ def input_statuses(config_path: Path, states: States, faults: Mapping[Input, Fau
     ]
     return (
         *faulty,
-        *(InputStatus(one.kind, one.name, "published") for one in _inputs(config_path, states) if one not in faults),
+        *(
+            InputStatus(entry.kind, entry.name, "published")
+            for entry in _inputs(config_path, states)
+            if entry not in faults
+        ),
     )
 
 
@@ -102,7 +106,7 @@ def outcome(error: str, *, changed: bool) -> ReloadOutcome:
 
 def counted(inputs: tuple[InputStatus, ...]) -> Mapping[tuple[str, str], int]:
     """Counts by input kind and status, for metrics."""
-    return Counter((one.input, one.state) for one in inputs)
+    return Counter((entry.input, entry.state) for entry in inputs)
 
 
 def _inputs(config_path: Path, states: States) -> Iterator[Input]:

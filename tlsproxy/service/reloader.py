@@ -52,7 +52,7 @@ _log = logging.getLogger(__name__)
 
 
 class Publisher(Protocol):
-    """Where generations are published. ``publish`` raises TlsproxyError if it cannot, and has changed nothing then."""
+    """Publishes generations. ``publish`` raises TlsproxyError if it cannot, and has changed nothing then."""
 
     @property
     def generation(self) -> Generation: ...

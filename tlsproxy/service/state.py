@@ -20,7 +20,7 @@ from tlsproxy.snapshot.jwks import KeySets
 
 def described(bound: Sequence[Bound]) -> list[dict[str, Any]]:
     """Addresses that are listened on, with their protocols."""
-    return [{"address": one.address, "protocols": one.where.protocols} for one in bound]
+    return [{"address": entry.address, "protocols": entry.where.protocols} for entry in bound]
 
 
 class ServiceState:

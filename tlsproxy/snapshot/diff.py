@@ -65,14 +65,14 @@ def _compared(
 ) -> Iterator[Change]:
     """Compare two mappings. ``detail`` describes a changed entry, ``alone`` an added or removed one."""
     before, after = by_key(old), by_key(new)
-    for key, one in after.items():
+    for key, entry in after.items():
         if key not in before:
-            yield Change(what, name(key, one), "added", alone(one))
-        elif before[key] != one:
-            yield Change(what, name(key, one), "changed", detail(before[key], one))
-    for key, one in before.items():
+            yield Change(what, name(key, entry), "added", alone(entry))
+        elif before[key] != entry:
+            yield Change(what, name(key, entry), "changed", detail(before[key], entry))
+    for key, entry in before.items():
         if key not in after:
-            yield Change(what, name(key, one), "removed", alone(one))
+            yield Change(what, name(key, entry), "removed", alone(entry))
 
 
 def _certificates(old: Generation, new: Generation) -> Iterator[Change]:
@@ -83,18 +83,18 @@ def _certificates(old: Generation, new: Generation) -> Iterator[Change]:
         "CA",
         old,
         new,
-        lambda each: {one.sha256: one for one in each.material.authorities},
-        lambda _, one: _issue(one),
-        name=lambda _, one: one.subject,
+        lambda each: {entry.sha256: entry for entry in each.material.authorities},
+        lambda _, entry: _issue(entry),
+        name=lambda _, entry: entry.subject,
         alone=_issue,
     )
     yield from _compared(
         "CRL",
         old,
         new,
-        lambda each: {one.scope: one for one in each.material.crls},
+        lambda each: {entry.scope: entry for entry in each.material.crls},
         lambda former, current: f"{_edition(former)} → {_edition(current)}",
-        name=lambda _, one: one.issuer,
+        name=lambda _, entry: entry.issuer,
         alone=_edition,
     )
 
@@ -106,7 +106,9 @@ def _callers(old: Generation, new: Generation) -> Iterator[Change]:
     if [name for name in before if name in after] != [name for name in after if name in before]:
         yield Change("rules", "", "changed", "in another order: the first that matches decides")
     yield from _compared("key", old, new, lambda each: {key.name: key for key in each.policy.keys.keys}, _of_keys)
-    yield from _compared("issuer", old, new, lambda each: {one.name: one for one in each.config.jwt_issuers}, _fields)
+    yield from _compared(
+        "issuer", old, new, lambda each: {entry.name: entry for entry in each.config.jwt_issuers}, _fields
+    )
     verifying = _compared("issuer", old, new, _verifying, lambda _was, _now: "the keys that verify its tokens")
     yield from (change for change in verifying if change.how == "changed")
 
@@ -117,11 +119,11 @@ def _rules(generation: Generation) -> dict[str, IdentityRule]:
 
 def _verifying(generation: Generation) -> dict[str, tuple[VerificationKey, ...]]:
     """Keys by issuer; without those of Qdrant's own tokens, which are API keys."""
-    return {one.name: one.keys for one in generation.policy.tokens.verifiers if one.issuer}
+    return {entry.name: entry.keys for entry in generation.policy.tokens.verifiers if entry.issuer}
 
 
 def _settings(old: Generation, new: Generation) -> Iterator[Change]:
-    bound = {str(one.endpoint) for one in listening(new.started)}
+    bound = {str(entry.endpoint) for entry in listening(new.started)}
     for change in _compared("listener", old, new, _listeners, _fields):
         yield _with_restart(change, bound=change.name.partition(" ")[0] in bound)
     yield from _compared("setting", old, new, lambda each: dict(_flat(each.config)), _values)
@@ -132,9 +134,9 @@ def _settings(old: Generation, new: Generation) -> Iterator[Change]:
 def _listeners(generation: Generation) -> dict[str, ListenerConfig]:
     """Listeners by address. Of several at the same port 0, all but the first have their position: `0.0.0.0:0 (2)`."""
     named: dict[str, ListenerConfig] = {}
-    for number, one in enumerate(generation.config.listeners, 1):
-        address = str(Endpoint(one.host or generation.config.service.host, one.port))
-        named[f"{address} ({number})" if address in named else address] = one
+    for number, entry in enumerate(generation.config.listeners, 1):
+        address = str(Endpoint(entry.host or generation.config.service.host, entry.port))
+        named[f"{address} ({number})" if address in named else address] = entry
     return named
 
 
@@ -158,7 +160,7 @@ def _flat(config: Config) -> Iterator[tuple[str, Any]]:
 
 
 def _values(former: Any, current: Any) -> str:
-    shown = all(one is None or isinstance(one, int | float) for one in (former, current))
+    shown = all(entry is None or isinstance(entry, int | float) for entry in (former, current))
     return f"{json.dumps(former)} → {json.dumps(current)}" if shown else ""
 
 

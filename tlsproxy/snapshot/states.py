@@ -107,14 +107,14 @@ class States:
         found.append(("authorities", "" if self.authorities is None else self.authorities.digest))
         for states in (self.crls, self.secrets, self.public_keys):
             found += [(str(path), state.digest) for path, state in states.items()]
-        found += [(name, repr(one.addresses)) for name, one in self.names.items()]
+        found += [(name, repr(entry.addresses)) for name, entry in self.names.items()]
         found += [(source.url, digest_of([document])) for source, document in self.documents.items()]
         return digest_of(text.encode("utf-8", "surrogateescape") for pair in found for text in pair)
 
 
 def digest_of(data: Iterable[bytes]) -> str:
     digest = hashlib.sha256()
-    for one in data:
-        digest.update(len(one).to_bytes(8, "big"))
-        digest.update(one)
+    for entry in data:
+        digest.update(len(entry).to_bytes(8, "big"))
+        digest.update(entry)
     return digest.hexdigest()

@@ -81,9 +81,9 @@ def open_sockets(config: Config, inherited: Sequence[Inherited]) -> list[Bound]:
     Raises InheritedSocketError, and OSError for an address that cannot be bound.
     """
     with ExitStack() as stack:
-        for one in inherited:
-            stack.enter_context(one.sock)
-        taken = {where: one.sock for where, one in _matched(config, inherited).items()}
+        for entry in inherited:
+            stack.enter_context(entry.sock)
+        taken = {where: entry.sock for where, entry in _matched(config, inherited).items()}
         for where in listening(config):
             if where not in taken:
                 taken[where] = stack.enter_context(bind(where.endpoint.host, where.endpoint.port))
@@ -93,23 +93,23 @@ def open_sockets(config: Config, inherited: Sequence[Inherited]) -> list[Bound]:
 
 def _matched(config: Config, inherited: Sequence[Inherited]) -> Mapping[Listening, Inherited]:
     taken: dict[Listening, Inherited] = {}
-    for one in inherited:
-        where = next((each for each in listening(config) if _same(each.endpoint, one.sock)), None)
+    for entry in inherited:
+        where = next((each for each in listening(config) if _same(each.endpoint, entry.sock)), None)
         if where is None:
             known = ", ".join(str(each.endpoint) for each in listening(config))
             raise InheritedSocketError(
-                f"{one} is for no listener of the configuration ({known}): let ListenStream= of its socket unit say"
+                f"{entry} is for no listener of the configuration ({known}): let ListenStream= of its socket unit say"
                 " the address that the configuration says, or stop and disable that unit"
             )
-        if one.name is not None and one.name not in where.protocols:
+        if entry.name is not None and entry.name not in where.protocols:
             names = " or ".join(f"FileDescriptorName={protocol}" for protocol in where.protocols)
             raise InheritedSocketError(
-                f"{one} has the wrong name: {dotted(where.path)} listens there for {titles(where.protocols)}, so its"
+                f"{entry} has the wrong name: {dotted(where.path)} listens there for {titles(where.protocols)}, so its"
                 f" socket unit needs {names}"
             )
         if where in taken:
-            raise InheritedSocketError(f"{one} was passed twice: two socket units listen there")
-        taken[where] = one
+            raise InheritedSocketError(f"{entry} was passed twice: two socket units listen there")
+        taken[where] = entry
     return taken
 
 

@@ -33,8 +33,13 @@ def dump_families(families: Iterable[Metric]) -> bytes:
     """For the control channel."""
     return orjson.dumps(
         [
-            [one.name, one.documentation, one.type, [[each.name, each.labels, each.value] for each in one.samples]]
-            for one in families
+            [
+                entry.name,
+                entry.documentation,
+                entry.type,
+                [[each.name, each.labels, each.value] for each in entry.samples],
+            ]
+            for entry in families
         ]
     )
 
@@ -81,14 +86,14 @@ def merged_figures(figures: Iterable[Mapping[str, Any]], most: int) -> dict[str,
     each = list(figures)
     sections = ("connections", "upstream", "former_upstream", "audit")
     merged: dict[str, Any] = {name: dict(each[0][name]) for name in sections if name in each[0]}
-    for one in each[1:]:
+    for entry in each[1:]:
         for name, section in merged.items():
-            for key, value in one[name].items():
+            for key, value in entry[name].items():
                 section[key] = _joined(section.get(key), value)
     live = sorted(merged["connections"]["live"], key=lambda entry: int(entry["number"]))
     merged["connections"]["live"] = live[:most]
-    merged["decisions"] = merged_decisions(one["decisions"] for one in each)
-    merged["refusals"] = merged_refusals(one["refusals"] for one in each)
+    merged["decisions"] = merged_decisions(entry["decisions"] for entry in each)
+    merged["refusals"] = merged_refusals(entry["refusals"] for entry in each)
     return merged
 
 

@@ -56,8 +56,8 @@ def encode(generation: Generation) -> EncodedGeneration:
         "secrets": [[str(path), stored(state)] for path, state in states.secrets.items()],
         "public_keys": [[str(path), stored(state)] for path, state in states.public_keys.items()],
         "documents": [[source.url, source.algorithm, len(data)] for source, data in states.documents.items()],
-        "names": [[name, one.url, one.addresses] for name, one in states.names.items()],
-        "tunnels": [[where, one.addresses, sorted(one.allow)] for where, one in generation.tunnels.items()],
+        "names": [[name, entry.url, entry.addresses] for name, entry in states.names.items()],
+        "tunnels": [[where, entry.addresses, sorted(entry.allow)] for where, entry in generation.tunnels.items()],
     }
     pieces.extend(states.documents.values())
     return EncodedGeneration(generation.number, generation.digest, b"".join([orjson.dumps(head), b"\n", *pieces]))
@@ -144,7 +144,7 @@ def _authorities(tls: Tls, data: tuple[bytes, ...]) -> tuple[x509.Certificate, .
 
 
 def _crls(path: str, data: tuple[bytes, ...]) -> tuple[Crl, ...]:
-    return tuple(crl for one in data for crl in load_crls(path, one))
+    return tuple(crl for entry in data for crl in load_crls(path, entry))
 
 
 def _no_value(_data: tuple[bytes, ...]) -> str:
