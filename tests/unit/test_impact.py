@@ -73,7 +73,7 @@ def affected(number: int, reason: str = "no_role", **more: str) -> Affected:
 
 
 def test_a_few_are_named_and_all_are_counted() -> None:
-    told = made([affected(number) for number in range(3 * NAMED)], []).told()
+    told = made([affected(number) for number in range(3 * NAMED)], []).as_json()
     assert (told["cut"]["count"], len(told["cut"]["named"])) == (3 * NAMED, NAMED)
     assert next(impact_report.sentences(told)) == "300 of 10 live connections cut (no_role 300): CN=a and others"
     rows = list(impact_report.rows(told))
@@ -82,7 +82,7 @@ def test_a_few_are_named_and_all_are_counted() -> None:
 
 
 def test_names_that_strangers_chose_are_spelled_out() -> None:
-    told = made([affected(1, identity="CN=\x1b[2J\u202e")], [affected(2, identity="CN=\x1b[2J")]).told()
+    told = made([affected(1, identity="CN=\x1b[2J\u202e")], [affected(2, identity="CN=\x1b[2J")]).as_json()
     assert all(text.isprintable() for text in (*impact_report.sentences(told), *impact_report.rows(told)))
 
 
@@ -93,7 +93,7 @@ def test_names_that_strangers_chose_are_spelled_out() -> None:
 def test_a_guard_holds_what_is_more_than_all_its_bounds(
     cut: int, others: int, number: int | None, share: float | None
 ) -> None:
-    told = made([affected(each) for each in range(cut)], [], cut + others).told()
+    told = made([affected(each) for each in range(cut)], [], cut + others).as_json()
     bounds = [bound for bound in (number, share and share * (cut + others)) if bound is not None]
     assert impact_report.exceeds(told, MassCut(share=share, number=number)) == (bounds != [] and cut > max(bounds))
 
@@ -141,7 +141,7 @@ OPTIONAL = {"verify_https_client_certificate": False, "unmapped_certificate": "d
 
 
 def test_each_is_asked_what_decides_after_the_publication(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connection_manager, "ASKED", 2)
+    monkeypatch.setattr(connection_manager, "CONSIDERED", 2)
     made = site(tmp_path)
     made.configure(service=OPTIONAL)
 

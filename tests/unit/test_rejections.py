@@ -24,12 +24,12 @@ def told(refused: list[tuple[str, str]]) -> list[dict[str, Any]]:
             audit=SimpleNamespace(write=lines.append),
             metrics=SimpleNamespace(connection=lambda _reason: None, refused=lambda _refusal: None),
         )
-        turned_away = Rejections(gateway)
+        rejections = Rejections(gateway)
         for address, reason in refused:
-            turned_away.count(address, reason)
+            rejections.count(address, reason)
         assert lines == [], "once a second"
-        turned_away.tell()
-        turned_away.tell()
+        rejections.write()
+        rejections.write()
     return [json.loads(line) for line in lines]
 
 
@@ -54,12 +54,12 @@ def test_whoever_never_asked_is_told_of_by_name() -> None:
             audit=SimpleNamespace(write=lines.append),
             metrics=SimpleNamespace(connection=lambda _reason: None),
         )
-        turned_away = Rejections(gateway)
+        rejections = Rejections(gateway)
         for name, protocol in (("CN=a", "grpc"), ("CN=b", "grpc"), ("CN=a", "grpc"), ("", "rest")):
             identity = SimpleNamespace(name=name, account=("identity", name), sha256="00") if name else None
             standing: Any = SimpleNamespace(identity=identity)
-            turned_away.never_asked(Entry(1, protocol, "192.0.2.1", standing, time.monotonic() - 5))
-        turned_away.tell()
+            rejections.never_asked(Entry(1, protocol, "192.0.2.1", standing, time.monotonic() - 5))
+        rejections.write()
     records = [json.loads(line) for line in lines]
     assert [(one.get("certificate_subject"), one["protocol"], one["connections"]) for one in records] == [
         ("CN=a", "grpc", 2),
@@ -83,9 +83,9 @@ def test_they_wait_until_the_audit_log_has_room() -> None:
         audit=SimpleNamespace(write=lines.append, accepts=lambda: room[0]),
         metrics=SimpleNamespace(connection=lambda _reason: None, refused=lambda _refusal: None),
     )
-    turned_away = Rejections(gateway)
+    rejections = Rejections(gateway)
     for _ in range(3):
-        turned_away.count("192.0.2.1", "limit")
+        rejections.count("192.0.2.1", "limit")
         ticks.pop()()
         assert lines == []
     room[0] = True

@@ -269,10 +269,10 @@ class Reloader:
         if candidate.generation is old:
             return None
         try:
-            return (await self._target.consider(candidate.generation)).told()
+            return (await self._target.consider(candidate.generation)).as_json()
         except Exception as error:  # noqa: BLE001 - a defect of ours must not delay a revocation
             _log.critical("a defect in considering", exc_info=error)
-            return Consequences(unheard=1).told()
+            return Consequences(unheard=1).as_json()
 
     async def _candidate(self, old: Generation, inputs: Inputs) -> Candidate:
         """The candidate of these files and the last fetched key sets. Changes nothing."""

@@ -1,7 +1,7 @@
-"""Who a connection's client is under the generation that is current, and whether it may still be here.
+"""Authorization of a connection's client under the present generation.
 
-A connection outlives generations. Before each request its standing is brought up to date: a role that was changed, a
-certificate that was revoked or ran out, a CA that was removed count from the next request on.
+A connection outlives generations, so its standing is brought up to date before each request: a changed role, a revoked
+or expired certificate, a removed CA count from the next request on.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _REQUIRED: Final = ChainVerdict("certificate_required", NEVER)
 
 
 class Standing:
-    """``principal`` is what decisions are made for; ``refusal`` is that of whatever is asked, or None."""
+    """``principal`` is the subject of decisions. ``refusal``, if not None, is the answer to every request."""
 
     __slots__ = ("_admitted", "_peer", "_until", "generation", "principal", "refusal")
 
@@ -60,7 +60,7 @@ class Standing:
         return self._peer
 
     def withdrawn(self, generation: Generation, now: float) -> str:
-        """Why a client that was admitted would not be now; "" where it would, and where it never was."""
+        """Reason for which a client admitted before would be refused now; "" if it would not, or never was admitted."""
         ended = self.ended(generation, now)
         if ended is not None:
             return ended.reason
@@ -68,13 +68,13 @@ class Standing:
         return refusal.reason if refusal is not None and self._admitted else ""
 
     def ended(self, generation: Generation, now: float) -> Decision | None:
-        """Brings the standing up to date first. ``now`` is seconds since the epoch."""
+        """``refusal``, once the standing is up to date. ``now`` is seconds since the epoch."""
         if self.generation is not generation or now >= self._until:
             self.renew(generation, now)
         return self.refusal
 
     def turned_away(self, generation: Generation, route: str, now: float) -> str:
-        """Why its client may not connect through the listener of mode tcp at ``route``; "" where it may."""
+        """Reason for which its client may not use the listener of mode tcp at ``route``; "" if it may."""
         ended = self.ended(generation, now)
         if ended is not None:
             return ended.reason

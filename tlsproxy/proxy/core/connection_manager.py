@@ -1,10 +1,13 @@
-"""The register of live connections: whose they are, and the end of those that have lost their right to exist.
+"""Live connections of a process, and the end of those that have lost their right to exist.
 
-A connection is entered before anything is decided on it. After each publication, and when a certificate, key or token
-runs out, what it is doing is judged anew, and it is asked whether it would still be admitted: some hundred connections
-at a time, and everybody is served in between. (One that has something to do before its turn is judged first.) One that
-would not be admitted is told to come to its end (idle: at once, busy: after what it is doing), and is ended
-``limits.expel_after`` seconds later if it has not. Where many are ended together, they are told so one after the other.
+A connection is entered before its first decision. After each publication, and when a certificate, key or token expires,
+its requests are decided again, and so is its admission: some hundred connections in one iteration of the loop, with
+others served in between. (A connection with something to do before its turn is judged first.) A connection that would
+not be admitted drains: at once if idle, else after its present request; ``limits.expel_after`` seconds later it is
+ended. Where many end together, their ends are spread over ``limits.end_spread``.
+
+Example: a role is removed while its caller has one idle connection and one with an upload. The idle one is closed at
+once, the other refuses the rest of its upload or, if the upstream has all of it already, is closed after the response.
 """
 
 from __future__ import annotations
@@ -30,24 +33,24 @@ from tlsproxy.snapshot.generation import Generation
 T = TypeVar("T")
 
 TICK: Final = 0.25
-"""Seconds between two looks at what has run out."""
+"""Seconds between two looks for expired rights."""
 SLICE: Final = 100
-"""Connections that are looked at in one go: 20,000 after a publication take 0.3 s, in pieces of 1 to 2 ms."""
-ASKED: Final = 100
-"""Connections that are asked in one go about a publication that is yet to come: 20,000 take a second."""
+"""Connections that are judged in one iteration: 20,000 after a publication take 0.3 s, in pieces of 1 to 2 ms."""
+CONSIDERED: Final = 100
+"""Connections in one iteration of an impact analysis: 20,000 take a second."""
 OPERATOR: Final = "cut_by_operator"
 TOO_OLD: Final = "max_connection_age"
 YOUNGER: Final = 0.1
-"""Share of the greatest age by which a connection may end before it, so that those of one moment do not end in one."""
+"""Part of the greatest age by which a connection may end early: connections that began together end apart."""
 
 
 class Session(Protocol):
-    """What speaks on a connection.
+    """Protocol handler of a connection.
 
-    ``judge``: what it is doing is judged anew, where there has been a publication since or something has run out, and
-    what may not go on ends; it returns why the connection has to end, "" where it may stay. Nothing passes after that.
-    ``patient``: it may finish what it is doing. ``drain``: it comes to its end by itself; ``expel``: it ends now, and
-    who can be told is told why. ``losses`` as :class:`tlsproxy.proxy.core.impact_analysis.Busy` has it.
+    ``judge`` decides its requests again after a publication or an expiry, and ends those that lost their right. It
+    returns the reason for which the connection must end, after which nothing is relayed, or "". ``patient``: it may
+    finish its present request. ``drain``: it ends by itself; ``expel``: it ends now, with a refusal where the client
+    can still be sent one. ``losses`` as in :class:`tlsproxy.proxy.core.impact_analysis.Busy`.
     """
 
     patient: bool
@@ -59,7 +62,7 @@ class Session(Protocol):
 
 
 class Entry:
-    """One connection. ``opened`` is of the monotonic clock; ``key`` names the key or issuer of its latest request.
+    """One connection. ``opened`` is on the monotonic clock; ``key`` names the key or issuer of its latest request.
 
     ``account`` is the holder of its shares in common budgets. ``end_reason`` is why it is about to end, ``expel_at``
     when it is ended if it has not by then; ``end_audited``: an audit line has that reason. ``route`` is the address of
@@ -102,14 +105,14 @@ class Entry:
         self.account = _account(standing, address)
 
     def count(self, bytes_in: int, bytes_out: int, key: str) -> None:
-        """A request that has ended."""
+        """Adds a request that has ended."""
         self.requests += 1
         self.bytes_in += bytes_in
         self.bytes_out += bytes_out
         self.key = key
 
     def request_ended(self, gateway: Gateway, reason: str) -> None:
-        """Counts a request or call that has lost its right (a key, a role) under way, where its connection goes on."""
+        """Counts a request or call that lost its right (a key, a role) on a connection that goes on."""
         if not self.standing.withdrawn(gateway.generation, gateway.clock.now()):
             gateway.metrics.connection_ended(reason)
 
@@ -155,21 +158,21 @@ class Entry:
 
 
 def _account(standing: Standing, address: str) -> Account:
-    """The certificate's identity, else the address."""
+    """Account of the certificate's identity, else of the address."""
     identity = standing.identity
     return ("address", network(address)) if identity is None else identity.account
 
 
 async def _in_slices(items: Sequence[T]) -> AsyncIterator[T]:
-    """All others are served in between."""
-    for start in range(0, len(items), ASKED):
-        for item in items[start : start + ASKED]:
+    """Items, with others served after each slice."""
+    for start in range(0, len(items), CONSIDERED):
+        for item in items[start : start + CONSIDERED]:
             yield item
         await asyncio.sleep(0)
 
 
 class ConnectionManager:
-    """The connections of one process, by number: the next of ``numbers``. Ended by :meth:`close`."""
+    """Connections by number, which is the next of ``numbers``. Ended by :meth:`close`."""
 
     def __init__(self, gateway: Gateway, numbers: Iterator[int]) -> None:
         self._gateway = gateway
@@ -200,14 +203,14 @@ class ConnectionManager:
         return entry
 
     def leave(self, entry: Entry) -> None:
-        """It has ended: it and what spoke on it no longer hold each other."""
+        """Removes a connection that has ended; it and its session no longer refer to each other."""
         self._visitors.keep(entry, entry.standing)
         self._entries.pop(entry.number, None)
         self._ending.pop(entry.number, None)
         entry.session = None
 
     def cut(self, number: int) -> bool:
-        """By hand, at once. False where there is no such connection."""
+        """Ends a connection by an operator's hand, at once. False if there is no such connection."""
         entry = self._entries.get(number)
         if entry is None:
             return False
@@ -215,7 +218,7 @@ class ConnectionManager:
         return True
 
     async def consider(self, candidate: Generation) -> Consequences:
-        """The consequences of publishing this generation now. Nobody notices, and others are served in between."""
+        """Consequences of publishing this generation now. Changes nothing; others are served in between."""
         present, now = self._gateway.generation, self._gateway.clock.now()
         connections = len(self._entries)
         if affects_nobody(present, candidate):
@@ -245,10 +248,10 @@ class ConnectionManager:
     def publish(self, generation: Generation) -> None:
         """Decides by this generation from now on, and ends the connections that lose their right by it."""
         self._gateway.publish(generation)
-        self._gateway.loop.call_soon(self.review)  # once the publication was told
+        self._gateway.loop.call_soon(self.review)  # after the publication is logged
 
     def review(self) -> None:
-        """Looks for connections that would not be admitted now. Connections opened after this call need no look."""
+        """Judges all connections, in slices. Those opened after this call need not be."""
         if self._slice is not None:
             self._slice.cancel()
         self._left, self._ended = iter(list(self._entries)), 0
@@ -273,7 +276,7 @@ class ConnectionManager:
                 self._part(entry, limits.drain_timeout, self._pause(number))
 
     def _pause(self, number: int) -> float:
-        """Seconds until this connection is told to end: the first few of a review at once, the others one by one."""
+        """Seconds until this connection drains: 0 for the first few of a review, spread for the others."""
         self._ended += 1
         return self._gateway.bounds.end_spread * share(number) if self._ended > FEW else 0.0
 
@@ -304,15 +307,15 @@ class ConnectionManager:
         self._part(entry, after, pause)
 
     def _part(self, entry: Entry, after: float, pause: float) -> None:
-        """Tells the connection to end after this pause; ``after`` that long, from now, it is ended, if it is not 0."""
+        """Drains the connection after ``pause`` seconds, and expels it ``after`` seconds from now; 0: at once."""
         self._ending[entry.number] = entry
         entry.expel_at = time.monotonic() + max(after, pause) if after else float("inf")
         if pause:
-            self._gateway.loop.call_later(pause, self._tell, entry, after)
+            self._gateway.loop.call_later(pause, self._end_session, entry, after)
         else:
-            self._tell(entry, after)
+            self._end_session(entry, after)
 
-    def _tell(self, entry: Entry, after: float) -> None:
+    def _end_session(self, entry: Entry, after: float) -> None:
         if entry.session is None:
             return
         if after:

@@ -1,4 +1,4 @@
-"""What every connection shares, and what the data path asks of the service around it."""
+"""State that all connections share, and the interfaces of the audit log and the metrics to the data path."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ MAX_WAITING: Final = 1024
 
 
 class AuditSink(Protocol):
-    """The audit log. ``accepts`` says whether there is room, ``take`` promises it for one line, which is then to be
-    ``put``; ``write`` is for one without a promise. ``when_writable`` calls once there may be room again.
+    """Audit log. ``accepts``: there is room. ``take`` promises room for one line, which must then be ``put``;
+    ``write`` is for a line without a promise. ``when_writable`` calls back once there may be room again.
 
-    ``read`` gives the lines that answer a query, ``largest`` bytes at most, and blocks: call it in a thread.
+    ``read`` returns the lines that match a query, ``largest`` bytes at most, and blocks: call it in a thread.
     """
 
     def accepts(self) -> bool: ...
@@ -56,7 +56,7 @@ class MetricsSink(Protocol):
 
 
 def moved(former: Generation, present: Generation, protocol: HttpProtocol) -> bool:
-    """Whether requests of ``protocol`` go elsewhere, or with another name or key of the upstream's, than they did."""
+    """Whether requests of ``protocol`` go to another upstream, or with another host name or API key, than before."""
     return former is not present and (
         former.upstream_addresses[protocol] != present.upstream_addresses[protocol]
         or getattr(former.config.upstream, protocol) != getattr(present.config.upstream, protocol)
@@ -126,14 +126,14 @@ class Gateway:
         self.probe: tuple[str, int] | None = None
 
     def publish(self, generation: Generation) -> None:
-        """Decisions under the former generation are forgotten with it."""
+        """Replaces the generation, and with it all remembered decisions."""
         before, after = self.generation.config, generation.config
         self._adopt(generation)
         if (before.limits, before.upstream) != (after.limits, after.upstream):
             self.deadlines.rearm()
 
     def outlook(self, candidate: Generation) -> Outlook:
-        """What would be decided by, were this one published."""
+        """Plans by which requests and calls would be decided under ``candidate``."""
         quotas = self.limiter.quotas_of(candidate.config)
         return Outlook(candidate, Plans(candidate, quotas), CallPlans(candidate, quotas))
 

@@ -1,6 +1,6 @@
-"""The consequences of a publication, known before it: who would be cut, who could not come back, whose role changes.
+"""Consequences of a publication, known before it: connections cut, clients shut out, roles that change.
 
-Values alone: :meth:`tlsproxy.proxy.core.connection_manager.ConnectionManager.consider` finds them.
+Values alone; found by :meth:`tlsproxy.proxy.core.connection_manager.ConnectionManager.consider`.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from itertools import chain
 from typing import Any, Final, Self
 
 NAMED: Final = 100
-"""Connections, requests or calls of one kind that are told one by one."""
+"""Connections, requests or calls of one kind that are listed one by one."""
 
 
 @dataclass(frozen=True, slots=True)
 class Affected:
-    """A connection, or the last one of a client that has none now. ``client`` is its certificate's digest, else its
-    address; ``identity`` and the roles may be empty. ``becomes`` is the role that it would have.
+    """Connection of an affected client, or its last one. ``client`` is its certificate's digest, else its address;
+    ``identity`` and the roles may be empty. ``becomes`` is the role that it would have.
     """
 
     number: int
@@ -37,7 +37,7 @@ class Affected:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Counts by reason, and the first :data:`NAMED` of them by name."""
+    """Counts by reason, and the first :data:`NAMED` connections."""
 
     reasons: Mapping[str, int] = field(default_factory=dict)
     named: tuple[Affected, ...] = ()
@@ -63,12 +63,12 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class Consequences:
-    """``connections`` are all that are live; ``cut`` would end, and their clients could not come back.
+    """``connections`` counts all live ones; those in ``cut`` would end, and their clients could not come back.
 
-    ``ended`` are requests and calls under way that would end on a connection that stays (a key is removed, say): it is
-    named for each of them.
-    ``barred`` are clients without a connection, seen a short while ago, that could not come back: each once.
-    ``moved`` would stay, with another role or none. ``unheard`` are workers whose connections are not among them.
+    ``ended`` are requests and calls under way that would end on a connection that stays, e.g. because their key is
+    removed: one entry for each. ``barred`` are clients without a connection, seen in the last minutes, that could not
+    come back: one entry for each. ``moved`` would stay, with another role or none. ``unheard`` counts the workers that
+    did not answer, whose connections are missing here.
     """
 
     connections: int = 0
@@ -80,7 +80,7 @@ class Consequences:
 
     @classmethod
     def merged(cls, each: Iterable[Consequences], unheard: int) -> Self:
-        """Sum over several processes. A client that one has seen lately may be among those that another would cut."""
+        """Sum over several processes. A client that is ``barred`` in one may be ``cut`` in another: then it is cut."""
         parts = list(each)
         barred = {one.client: one for one in chain.from_iterable(part.barred for part in parts)}
         cut = Group.joined(part.cut for part in parts)
@@ -95,8 +95,8 @@ class Consequences:
             unheard,
         )
 
-    def told(self) -> dict[str, Any]:
-        """As JSON values, for people: counts, and the first of each kind by name."""
+    def as_json(self) -> dict[str, Any]:
+        """JSON values for people: counts, and the first connections of each kind."""
         groups = {"cut": self.cut, "ended": self.ended, "barred": Group.of(self.barred), "moved": self.moved}
         return {
             "connections": self.connections,
@@ -105,16 +105,16 @@ class Consequences:
         }
 
     @classmethod
-    def decoded(cls, told: Mapping[str, Any]) -> Self:
-        """Inverse of :func:`dataclasses.asdict`, for what another process has sent."""
+    def decoded(cls, values: Mapping[str, Any]) -> Self:
+        """Inverse of :func:`dataclasses.asdict`, for the message of another process."""
         return cls(
-            told["connections"],
-            _group(told["cut"]),
-            _group(told["ended"]),
-            tuple(Affected(**one) for one in told["barred"]),
-            _group(told["moved"]),
+            values["connections"],
+            _group(values["cut"]),
+            _group(values["ended"]),
+            tuple(Affected(**one) for one in values["barred"]),
+            _group(values["moved"]),
         )
 
 
-def _group(told: Mapping[str, Any]) -> Group:
-    return Group(told["reasons"], tuple(Affected(**one) for one in told["named"]))
+def _group(values: Mapping[str, Any]) -> Group:
+    return Group(values["reasons"], tuple(Affected(**one) for one in values["named"]))

@@ -1,7 +1,7 @@
-"""Prospects of clients under a generation that is not published yet: of those who are connected, and of visitors.
+"""Impact of a candidate generation on connected clients and on recent visitors.
 
-Asked are the same :class:`tlsproxy.proxy.core.authorization.Standing` and the same rules that decide after the
-publication, on a copy: nothing that serves changes.
+The same :class:`tlsproxy.proxy.core.authorization.Standing` and the same rules as after the publication decide, on a
+copy: nothing that serves changes.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from tlsproxy.snapshot.generation import Generation
 from tlsproxy.tls.peer import Peer
 
 MOVED: Final = "upstream_changed"
-"""Of a relayed connection that leads where its upstream is no more. Its client may come back."""
+"""Reason for a relayed connection to an address that is no upstream any more. Its client may come back."""
 REMEMBERED: Final = 1024
 """Visitors at most."""
 RECENT: Final = 600.0
@@ -30,7 +30,7 @@ RECENT: Final = 600.0
 
 @dataclass(frozen=True, slots=True)
 class Outlook:
-    """A generation that is not published yet, with the plans of requests and calls that it would have."""
+    """Candidate generation, with its plans of requests and calls."""
 
     generation: Generation
     plans: Plans
@@ -38,15 +38,15 @@ class Outlook:
 
 
 class Busy(Protocol):
-    """What speaks on a connection. ``losses``: why what is under way there would end though the connection stays, a
-    reason for each request or call. ``standing`` is a copy. It changes nothing.
+    """Protocol handler of a connection. ``losses``: reasons for which its requests or calls under way would end though
+    the connection stays, one for each. ``standing`` is a copy. Changes nothing.
     """
 
     def losses(self, outlook: Outlook, standing: Standing, now: float) -> Iterator[str]: ...
 
 
 class Seen(Protocol):
-    """A connection, live or gone, as :class:`tlsproxy.proxy.core.connection_manager.Entry` has it."""
+    """Connection, live or ended, as :class:`tlsproxy.proxy.core.connection_manager.Entry` has it."""
 
     @property
     def number(self) -> int: ...
@@ -61,7 +61,7 @@ class Seen(Protocol):
 def affected(
     seen: Seen, standing: Standing, present: Generation, candidate: Generation, now: float
 ) -> Iterator[Affected]:
-    """The change that the publication of ``candidate`` would be to a client which ``present`` admits, if it is any."""
+    """Effect of publishing ``candidate`` on a client that ``present`` admits; nothing if there is none."""
     if _refusal(standing, seen.route, present, now):
         return
     after = copy(standing)
@@ -74,7 +74,7 @@ def affected(
 
 
 def interrupted(seen: Seen, session: Busy, standing: Standing, outlook: Outlook, now: float) -> Iterator[Affected]:
-    """What is under way on a connection that would stay, and would end itself: one for each request or call."""
+    """Requests and calls that would end on a connection that stays."""
     for reason in session.losses(outlook, copy(standing), now):
         yield _affected(seen, standing, standing.principal.role, reason)
 
@@ -85,7 +85,7 @@ def _affected(seen: Seen, standing: Standing, becomes: str, reason: str) -> Affe
 
 
 def affects_nobody(present: Generation, candidate: Generation) -> bool:
-    """Whether all that a standing is made of is the same, as where only the server's own certificate is another."""
+    """Whether no standing can differ, e.g. where only the server's own certificate is new."""
     return (
         candidate.config is present.config
         and candidate.policy is present.policy
@@ -95,7 +95,7 @@ def affects_nobody(present: Generation, candidate: Generation) -> bool:
 
 
 def client(seen: Seen, standing: Standing) -> str:
-    """Key of a client, the same on all its connections: its certificate's digest, else its address."""
+    """Key of a client on all its connections: its certificate's digest, else its address."""
     return standing.identity.sha256 if standing.identity is not None else seen.address
 
 
@@ -104,7 +104,7 @@ def _refusal(standing: Standing, route: str, generation: Generation, now: float)
 
 
 def _moves(route: str, present: Generation, candidate: Generation) -> bool:
-    """Whether connections there, which lead to the first address as a rule, would be ended by `upstream.on_change`."""
+    """Whether `upstream.on_change` would end connections there, which lead to the first address as a rule."""
     if not route or candidate.config.upstream.on_change == "keep":
         return False
     return not set(present.tunnels[route].addresses[:1]) <= set(candidate.tunnels[route].addresses)
@@ -123,7 +123,7 @@ class Visit:
 
 
 class Visitors:
-    """The latest connection that has ended of each client, for a while: who comes and goes has prospects too."""
+    """Latest ended connection of each client, for some minutes: a client that polls is affected too."""
 
     def __init__(self) -> None:
         self._visits = Memo[tuple[str, str], Visit](REMEMBERED)
@@ -136,6 +136,6 @@ class Visitors:
         self._visits.remember(key, visit)
 
     def absent(self, connected: Collection[str]) -> list[Visit]:
-        """Visits of the last minutes, but for clients that are ``connected`` now."""
+        """Visits of the last minutes by clients that are not ``connected`` now."""
         since = time.monotonic() - RECENT
-        return [visit for (who, _), visit in self._visits.items() if visit.when >= since and who not in connected]
+        return [visit for (key, _), visit in self._visits.items() if visit.when >= since and key not in connected]

@@ -1,10 +1,10 @@
-"""The memory of bodies, messages and answers that are read: what each holds of the budget of all.
+"""Memory budget of bodies, messages and answers that the gateway reads: ``limits.inspection_memory_mb`` a process.
 
-The budget is ``limits.inspection_memory_mb`` for each process. What came is charged, what it decodes to, its copies and
-a bound of what is made of it, before it is made. A job that does not fit waits, in number bounded and for at most
-``limits.inspection_timeout``, where its caller has less than a fair share, or where its work has begun and that of
-others will end; otherwise it is refused at once. Shares and waiting places are max-min fair
-(:mod:`tlsproxy.proxy.limits.fair_shares`).
+Charged are the bytes received, their decoded form, copies, and an upper bound of the result, each before it exists. A
+job that does not fit waits for at most ``limits.inspection_timeout`` (and a bounded number of jobs wait) if its caller
+has less than a fair share, or if its work has begun and that of others will end; otherwise it is refused at once.
+Example: of 64 MiB one caller holds 60. Another caller's body of 10 MiB waits, since its fair share is 32; a further
+body of the first caller is refused. Shares are max-min fair (:mod:`tlsproxy.proxy.limits.fair_shares`).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from tlsproxy.proxy.limits.fair_shares import Account, Holder, Share
 
 
 class BodyReader(Holder, Protocol):
-    """A request or a call. ``later`` and ``crowded`` are as of a :class:`tlsproxy.proxy.core.scheduler.SlicedJob`."""
+    """Request or call. ``later`` and ``crowded`` as in :class:`tlsproxy.proxy.core.scheduler.SlicedJob`."""
 
     @property
     def crowded(self) -> bool: ...
@@ -29,9 +29,9 @@ class BodyReader(Holder, Protocol):
 
 
 class MemoryShare:
-    """The share of one reader, which it must :meth:`release`, once or more often.
+    """Share of one reader, which must :meth:`release` it, once or more often.
 
-    It is the worker of what the reader has done in steps: those go on once there is the memory that they ask for.
+    It is the job of the reader's work in steps: a step that asks for memory goes on once there is some.
     """
 
     __slots__ = ("_base", "_gateway", "_late", "_reader", "_share", "_too_large")
@@ -39,7 +39,7 @@ class MemoryShare:
     def __init__(
         self, gateway: Gateway, account: Account, reader: BodyReader, too_large: Callable[[int], RequestError]
     ) -> None:
-        """``too_large`` is what is raised where the budget of all, in bytes, would not do."""
+        """``too_large`` makes the error for a body larger than the whole budget, given that budget in bytes."""
         self._gateway = gateway
         self._reader: BodyReader | None = reader
         self._share = Share(gateway.memory, account, reader)
@@ -56,24 +56,24 @@ class MemoryShare:
         return self._reader is not None and self._reader.crowded
 
     def keep(self, size: int, go_on: Work) -> bool:
-        """Holds ``size`` bytes of what has come. False where its reader must wait for that: ``go_on`` is its next work.
+        """Holds ``size`` bytes of received data. False if the reader must wait: ``go_on`` is its next work then.
 
-        Raises :class:`NoMemory`, and what is too large.
+        Raises :class:`NoMemory`, and the error of a body that is too large.
         """
         self._base = size
         return self._has(size, go_on, begun=False)
 
     def need(self, size: int) -> None:
-        """The same without a wait. Raises :class:`NoMemory`, and what is too large."""
+        """:meth:`keep` without a wait. Raises the same."""
         if not self.keep(size, self.release):
             raise NoMemory("Too many bodies are being read at once")
 
     def reserve(self, size: int, go_on: Work) -> bool:
-        """The same of ``size`` bytes beside what is kept, for work that has begun."""
+        """:meth:`keep` for ``size`` bytes more, for work that has begun."""
         return self._has(self._base + size, go_on, begun=True)
 
     def settle(self, size: int) -> None:
-        """Keeps ``size`` bytes from now on, of those that were reserved."""
+        """Keeps ``size`` bytes, and gives back the rest of those that were reserved."""
         self._base = size
         self._share.shrink(size)
 
@@ -89,14 +89,14 @@ class MemoryShare:
         if share.take(more, patient=begun and crowded and memory.is_at_work(share)):
             return True
         share.ready = partial(self._ready, go_on)
-        self._late = self._gateway.loop.call_later(self._gateway.bounds.inspection_timeout, self._waited_too_long)
+        self._late = self._gateway.loop.call_later(self._gateway.bounds.inspection_timeout, self._timed_out)
         return False
 
     def _ready(self, go_on: Work) -> None:
         self._stop_waiting()
         self.later(go_on)
 
-    def _waited_too_long(self) -> None:
+    def _timed_out(self) -> None:
         self._share.give_way(NoMemory("No memory to read this became free in time"))
 
     def _stop_waiting(self) -> None:

@@ -1,4 +1,4 @@
-"""One request from its decision to its end: what is written down of it, and where its body ends."""
+"""Record of one request, from its decision to its audit line, and the framing of its body."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from tlsproxy.proxy.limits.quotas import Toll
 from tlsproxy.wire.tracing import ID_LENGTH, NO_TRACING, Tracing
 
 CLIENT_GONE: Final = 499
-"""The status that is written down for a request whose client did not wait for one (nginx's convention)."""
+"""Status in the audit line of a request whose client left before its response (nginx's convention)."""
 _AT_ONCE: Final = 256
 
 
 def _ids() -> Iterator[str]:
-    """Hex digits of 128 random bits each: unique, and they tell nobody how many others there are (0.1 µs)."""
+    """Hex digits of 128 random bits: unique, and no measure of how many requests there are (0.1 µs)."""
     while True:
         digits = os.urandom(_AT_ONCE * ID_LENGTH // 2).hex()
         for start in range(0, len(digits), ID_LENGTH):
@@ -32,7 +32,7 @@ _next_id: Final = _ids().__next__
 
 
 class Planned(Protocol):
-    """What is written down of a request's plan, of whichever protocol it is."""
+    """Plan of a request of either protocol, as far as it is recorded."""
 
     @property
     def operation(self) -> str: ...
@@ -51,16 +51,13 @@ P = TypeVar("P", bound=Planned)
 
 
 class Record(Generic[P]):
-    """``when`` it began is seconds since the epoch. ``status`` is 0, ``grpc_status`` None until the client is told one.
-
-    Bytes are those of the bodies. ``started`` is of the monotonic clock. ``admitted``: the audit log has room for its
-    line.
-
-    ``id`` is the request's, here, upstream and in the response; ``tracing`` is what the client said besides.
+    """``when`` is the start in seconds since the epoch, ``started`` on the monotonic clock. ``status`` is 0 and
+    ``grpc_status`` None until a response is sent. Bytes are those of the bodies. ``admitted``: the audit log has
+    promised room for the line. ``id`` is the request's here, upstream and in the response; ``tracing`` is the client's.
     """
 
     __slots__ = (
-        "_held",
+        "_counted",
         "admitted",
         "bytes_in",
         "bytes_out",
@@ -84,27 +81,27 @@ class Record(Generic[P]):
         self.when = when
         self.started = time.monotonic()
         self.admitted = False
-        self._held: tuple[int, ...] = ()
+        self._counted: tuple[int, ...] = ()
 
     def count(self, gateway: Gateway, toll: Toll, entry: Entry) -> None:
-        """Against the limits of whoever asks: its plan is a refusal where there was too much."""
+        """Counts it against its caller's limits; above them its plan becomes a refusal."""
         outcome = gateway.limiter.count(toll, entry.address, entry.standing.principal.identity)
         if isinstance(outcome, Decision):
             self.plan = self.plan.refused(outcome)
         else:
-            self._held = outcome
+            self._counted = outcome
 
     def admit(self, gateway: Gateway) -> bool:
-        """Whether the audit log has room for its line, which it is promised then."""
+        """Whether the audit log has room for its line. If so, that is promised."""
         if not self.admitted:
             self.admitted = gateway.audit.take()
         return self.admitted
 
     def finish(self, gateway: Gateway, remote: str, reason: str) -> None:
-        """Writes the one line. ``reason`` is what went wrong after the decision, empty where nothing did."""
-        if self._held:
-            held, self._held = self._held, ()
-            gateway.limiter.release(held)
+        """Writes the one line. ``reason`` is that of a failure after the decision, else empty."""
+        if self._counted:
+            rows, self._counted = self._counted, ()
+            gateway.limiter.release(rows)
         if not self.status:
             self.status = CLIENT_GONE
         plan, duration = self.plan, time.monotonic() - self.started

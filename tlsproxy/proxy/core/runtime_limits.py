@@ -1,8 +1,8 @@
-"""The limits in force: times, sizes and counts that connections, requests and calls are held to.
+"""Limits in force: times, sizes and counts for connections, requests and calls.
 
-One object for a process, filled anew by each publication and read at the time of use, so that an edited limit counts
-for open connections too. What a client was told when its connection began (`limits.max_streams`, and over HTTP/2
-`limits.max_head_size`) stays with the connection, which copies it.
+One object for a process, updated by each publication and read at the time of use, so that an edited limit counts for
+open connections too. Limits that were announced to a client in its SETTINGS (`limits.max_streams`, and over HTTP/2
+`limits.max_head_size`) stay with the connection, which copies them.
 """
 
 from __future__ import annotations
@@ -76,8 +76,9 @@ class RuntimeLimits:
         self.drains_former = upstream.on_change == "drain"
 
     def client_write(self) -> tuple[float, float]:
-        """How slowly a client may take what is queued for it: over how many seconds, and how many bytes per second."""
+        """Slowest rate at which a client may read: (seconds of the window, bytes per second)."""
         return self.write_timeout, self.min_data_rate
 
     def upstream_write(self) -> tuple[float, float]:
+        """Slowest rate at which the upstream may read, in the same form."""
         return self.response_timeout, self.min_data_rate

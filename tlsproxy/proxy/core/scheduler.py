@@ -1,9 +1,9 @@
-"""Bounded turns: what one connection has to do beyond its first turn waits here, and everybody is served in between.
+"""Scheduler of work that takes a connection more than one turn.
 
-One slice is served in each iteration of the loop, so that between two of them all sockets are. Accounts take turns, and
-within an account its connections, and within a connection what it has waiting: many connections of one holder get no
-more of the loop than one. Whoever has work waiting here reads no more meanwhile, so that what waits is bounded by what
-a connection may hold.
+One slice runs in each iteration of the loop, so that all sockets are served between two slices. Round robin over
+accounts, then over the connections of an account, then over the work of a connection: a caller with 1,000 busy
+connections gets no more of the loop than a caller with one. A connection with work waiting here reads no more, so the
+queue is bounded by what the connections may hold.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from tlsproxy.proxy.limits.fair_shares import Account
 from tlsproxy.wire.cooperative import Steps
 
 SLICE: Final = 0.003
-"""Seconds: for how long nobody else is served. What has begun by then is finished."""
+"""Seconds for which nobody else is served. A step that has begun by then is finished."""
 
 T = TypeVar("T")
 Work = Callable[[], None]
 
 
 class GuardedStream(Protocol):
-    """A stream: an error in what it is told to call ends it."""
+    """Stream that calls for its handler: an error in the callback ends that stream, and nothing else."""
 
     def tell(self, callback: Callable[..., None], *args: object) -> None: ...
 
@@ -39,7 +39,7 @@ class ScheduledConnection(Protocol):
 
 
 class Scheduler:
-    """``waiting``: by account, then by connection, what each has still to do; the next one to be served is first."""
+    """``waiting``: work by account, then by connection; the next to be served is first."""
 
     __slots__ = ("_loop", "_running", "waiting")
 
@@ -49,7 +49,7 @@ class Scheduler:
         self.waiting: dict[Account, dict[ScheduledConnection, deque[tuple[GuardedStream, Work]]]] = {}
 
     def add(self, connection: ScheduledConnection, stream: GuardedStream, work: Work) -> None:
-        """``work`` is called when it is its turn, and does a slice of what there is to do."""
+        """Queues ``work``, which does a slice when its turn comes."""
         connections = self.waiting.setdefault(connection.account, {})
         connections.setdefault(connection, deque()).append((stream, work))
         if not self._running:
@@ -57,11 +57,11 @@ class Scheduler:
             self._loop.call_soon(self._serve)
 
     def crowded(self, connection: ScheduledConnection) -> bool:
-        """Whether its account has work waiting, so that more of it has to wait behind that."""
+        """Whether its account has work waiting, behind which more work has to wait."""
         return bool(self.waiting) and connection.account in self.waiting
 
     def forget(self, connection: ScheduledConnection) -> None:
-        """It has ended."""
+        """Drops the work of a connection that has ended."""
         if self.waiting:
             connections = self.waiting.get(connection.account, {})
             if connections.pop(connection, None) is not None and not connections:
@@ -85,9 +85,10 @@ class Scheduler:
 
 
 class SlicedJob(Protocol):
-    """``later``: it calls this in its turn, unless it has ended by then. A RequestError that is raised there is its own
-    to tell of. ``crowded``: others of its account wait already. ``reserve``: whether it may use so many bytes of memory
-    from now on; if not, it calls ``go_on`` like ``later`` does, once it may, or raises RequestError.
+    """Request or call with work in steps. ``later`` calls ``go_on`` in its turn, unless the job has ended by then, and
+    answers a RequestError from it. ``crowded``: its account has work waiting already. ``reserve``: whether it may use
+    ``size`` bytes of memory from now on; if not, it calls ``go_on`` as ``later`` does, once it may, or raises
+    RequestError.
     """
 
     @property
@@ -97,10 +98,10 @@ class SlicedJob(Protocol):
 
 
 def in_slices(job: SlicedJob, steps: Steps[T], then: Callable[[T], None]) -> None:
-    """``then`` is told what the steps come to: before this returns, if that takes no longer than a slice and nobody
-    else of the account waits.
+    """Runs ``steps`` and calls ``then`` with their result: before this returns, if they take no longer than a slice and
+    the account has nothing waiting.
 
-    Raises RequestError where they do by then.
+    Raises a RequestError of the first slice.
     """
     if job.crowded:
         job.later(partial(_slice, job, steps, then))

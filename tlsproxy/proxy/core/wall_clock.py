@@ -1,9 +1,10 @@
-"""The time by which dates are judged: the wall clock's, but a jump of it only once it has lasted.
+"""Clock for the dates of certificates, CRLs, keys and tokens: the wall clock, but jumps count only once they last.
 
-A jump changes what lies between the wall clock and the monotonic one at once: a clock that is set, a machine that was
-suspended. (Slewing, as NTP does it, is none.) Some are taken back: by whoever mistyped, or when two servers disagree.
-So dates are judged by the clock as it was going for :data:`HELD` seconds more, and then by the clock as it is: who is
-served stays until then, and what runs out meanwhile by the old time runs out. Nothing that lasts is measured by this.
+A jump is a sudden change of the distance between the wall clock and the monotonic one: a clock is set, a machine was
+suspended. (Slewing, as NTP does it, is none.) Some jumps are taken back, after a typing error or when two time servers
+disagree. So dates are judged by the old time, which goes on, for :data:`HELD` seconds more. Example: at 12:00:00 the
+clock is set to next year. Until 12:00:01 certificates are judged by today; if the clock is set back by then, no
+connection was cut. Durations are never measured by this.
 """
 
 from __future__ import annotations
@@ -13,27 +14,27 @@ from collections.abc import Callable
 from typing import Any, Final, Protocol
 
 JUMP: Final = 1.0
-"""Seconds by which the clocks drift apart between two looks, at least, in a jump."""
+"""Least change of the distance between the clocks, in seconds, that is a jump."""
 HELD: Final = 1.0
-"""Seconds for which a jump is not followed; a further one begins them anew, until :data:`LONGEST`."""
+"""Seconds for which a jump is not followed; a further jump restarts them, until :data:`LONGEST`."""
 LONGEST: Final = 5.0
 _NEVER: Final = float("inf")
 
 
 def _nobody(*_: Any) -> None:
-    """Where nobody asked to be told."""
+    """Default of :attr:`Clock.jumped`."""
 
 
 class Clocks(Protocol):
-    """Both of a machine's, in seconds: the wall clock and the monotonic one."""
+    """Wall clock and monotonic clock of a machine, in seconds."""
 
     def time(self) -> float: ...
     def monotonic(self) -> float: ...
 
 
 class Clock:
-    """``jumped`` is told the seconds of each jump (negative: back) when it is noticed: by whoever asks for the time, as
-    the connection manager does four times a second. ``followed`` is the number of jumps that count by now.
+    """``jumped`` is called with the seconds of each jump (negative: back) once a reader notices it; the connection
+    manager reads four times a second. ``followed`` counts the jumps that are followed by now.
     """
 
     __slots__ = ("_due", "_gap", "_judged", "_latest", "_system", "followed", "jumped")

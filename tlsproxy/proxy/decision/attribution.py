@@ -1,4 +1,4 @@
-"""How a request, of either protocol, is accounted for: as whose, and why it was refused."""
+"""Attribution of a request of either protocol: its caller, its account, and the text of its refusal."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tlsproxy.errors import Form, RequestError
 from tlsproxy.proxy.limits.fair_shares import Account
 
 STORAGE_ERROR: Final = "token_storage_error"
-"""The reason of a refusal that is the upstream's own, to a question that a token made us ask."""
+"""Reason of a refusal that the upstream gave to a subrequest that a token requires."""
 
 
 def refusal_of(error: RequestError) -> Decision:
@@ -22,7 +22,7 @@ def refusal_of(error: RequestError) -> Decision:
 
 
 def caller_of(principal: Principal, admission: Admission | None) -> Caller:
-    """As what somebody was admitted; ``None`` is nobody yet, or nobody at all."""
+    """Caller as admitted; ``admission`` is None if it was not, or not yet."""
     identity, credential = principal.identity, admission.credential if admission is not None else None
     auth_type = credential.kind if credential is not None else "Certificate" if identity is not None else "None"
     return Caller(
@@ -39,7 +39,7 @@ def caller_of(principal: Principal, admission: Admission | None) -> Caller:
 
 
 def expiry(admission: Admission | None, decision: Decision, presented: str | None) -> float:
-    """Until when the decision holds, in seconds since the epoch. A key or token that is not good may be good later."""
+    """End of the decision's validity, in seconds since the epoch. A bad key or token may be good a moment later."""
     if admission is not None:
         return admission.expires
     return NEVER if decision.allowed or presented is None else 0.0
@@ -72,7 +72,7 @@ def prepared(
 
 
 def error_of(decision: Decision) -> str:
-    """What is written down of a refusal. Qdrant prefixes what its authentication says with the name of the error."""
+    """Text of a refusal in the audit line. Qdrant prefixes authentication errors with their name."""
     if decision.form is Form.BARE:
         return f"{'Unauthorized' if decision.status == HTTPStatus.UNAUTHORIZED else 'Forbidden'}: {decision.text}"
     if decision.reason == STORAGE_ERROR:

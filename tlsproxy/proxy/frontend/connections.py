@@ -1,8 +1,7 @@
-"""The client connections of all listeners: who may connect at all, before a byte of TLS is spent on them.
+"""Client connections of all listeners, and their limits, which are checked before any TLS.
 
-A connection takes the TLS context of the generation that is current when it is accepted. Limits count what is open, for
-each address and for all, wherever it came in. Connections live on when their listener has stopped, until they end or
-are cut.
+A connection takes the TLS context of the generation that is current when it is accepted. Limits count open connections
+of each address, and of all, over all listeners. Connections outlive their listener, until they end or are cut.
 """
 
 from __future__ import annotations
@@ -21,45 +20,48 @@ from tlsproxy.proxy.upstream.upstreams import Upstreams
 
 
 class Connections:
-    """``len()`` is how many are open."""
+    """``len()`` is the number of open connections."""
 
     def __init__(self, gateway: Gateway, manager: ConnectionManager, upstreams: Upstreams) -> None:
         self._gateway = gateway
         self._manager = manager
         self._upstreams = upstreams
         self._open: dict[AcceptedConnection, tuple[int, ...]] = {}
-        self._turned_away = Rejections(gateway)
+        self._rejections = Rejections(gateway)
         self._when_empty: Callable[[], None] | None = None
 
     def __len__(self) -> int:
         return len(self._open)
 
     def admit(self, sock: socket.socket, address: str, where: Listening) -> None:
-        """One that was accepted there. ``address`` is the client's, without its port."""
+        """Takes an accepted socket, or closes it. ``address`` is the client's, without its port."""
         client = account(address)
-        held = self._gateway.limiter.addresses.connect(client)
-        if isinstance(held, str):
+        outcome = self._gateway.limiter.addresses.connect(client)
+        if isinstance(outcome, str):
             sock.close()
-            self._turned_away.count(client, held)
+            self._rejections.count(client, outcome)
             return
         self._gateway.metrics.connection("accepted")
         sock.setblocking(False)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        reception = AcceptedConnection(self._gateway, self._manager, self._upstreams, sock, address, where, self._ended)
-        self._open[reception] = held
+        connection = AcceptedConnection(
+            self._gateway, self._manager, self._upstreams, sock, address, where, self._ended
+        )
+        self._open[connection] = outcome
 
     def _ended(self, connection: AcceptedConnection) -> None:
         self._gateway.limiter.addresses.release(self._open.pop(connection))
-        entry, draining = connection.entry, self._when_empty is not None  # which leaves nobody the time to ask
+        entry = connection.entry
+        draining = self._when_empty is not None  # a client may have no time left for a request
         if entry is not None and not (entry.requests or entry.end_audited or entry.protocol == "tcp" or draining):
-            self._turned_away.never_asked(entry)
+            self._rejections.never_asked(entry)
         if not self._open and self._when_empty is not None:
             self._when_empty()
 
     def drain(self, when_empty: Callable[[], None]) -> None:
-        """Lets each end with what it is doing, those of many one after the other; ``when_empty`` is called once."""
+        """Drains all connections, many of them spread over time; ``when_empty`` is called once, at the end."""
         self._when_empty = when_empty
-        self._turned_away.tell()
+        self._rejections.write()
         spread = self._gateway.bounds.end_spread if len(self._open) > FEW else 0.0
         for connection in list(self._open):
             if spread and connection.entry is not None:
@@ -70,7 +72,7 @@ class Connections:
             when_empty()
 
     def cut(self) -> None:
-        """All of them, at once."""
-        self._turned_away.tell()
+        """Aborts all connections."""
+        self._rejections.write()
         for connection in list(self._open):
             connection.stream.abort()

@@ -1,8 +1,7 @@
-"""An accepted connection until its handshake is done, and who has it from then on.
+"""Accepted connection: its TLS handshake, and the choice of its protocol.
 
-The TLS context is that of the generation that is current now, for the protocols of the listener. A connection whose
-handshake fails is audited with the reason; one whose handshake succeeds goes to the protocol it came for (ALPN,
-RFC 7301), and is ended and audited likewise where it came for none that is served.
+The TLS context is that of the present generation, for the protocols of the listener. ALPN (RFC 7301) selects REST or
+gRPC. A failed handshake, and one that agreed on no protocol served there, is closed and audited with its reason.
 """
 
 from __future__ import annotations
@@ -29,14 +28,14 @@ from tlsproxy.proxy.upstream.upstreams import Upstreams
 from tlsproxy.snapshot.generation import ALPN
 from tlsproxy.tls.peer import peer_of
 
-# HTTP/2 over TLS begins with ALPN (RFC 9113 §3.2): a client that speaks of no protocol speaks HTTP/1.1.
+# HTTP/2 over TLS begins with ALPN (RFC 9113 §3.2): a client without ALPN speaks HTTP/1.1.
 _SPOKEN: Final[Mapping[str | None, ProtocolName]] = {name: protocol for protocol, name in ALPN.items()} | {None: "rest"}
 
 
 class AcceptedConnection:
-    """``address`` is the client's, without its port. ``entry`` is there once the handshake is done.
+    """``address`` is the client's, without its port. ``entry`` is None until the handshake is done.
 
-    ``when_ended`` is called once, after the last word.
+    ``when_ended`` is called once, when the connection has ended.
     """
 
     __slots__ = (
@@ -78,7 +77,7 @@ class AcceptedConnection:
         self.stream.deadline = self._opened + bounds.handshake_timeout
 
     def handshake_done(self, tls: ssl.SSLObject) -> None:
-        if tls.session_reused:  # which no context of ours allows: its certificate was not verified now
+        if tls.session_reused:  # no context of ours allows it: its certificate was not verified now
             self.handshake_failed("session_resumed", "")
             self.stream.close(ALERT_LINGER)
             return
@@ -91,7 +90,7 @@ class AcceptedConnection:
         self._gateway.metrics.handshake("ok", time.monotonic() - self._opened)
         gateway, stream = self._gateway, self.stream
         standing = Standing(gateway.generation, peer_of(tls), gateway.clock.now())
-        if standing.refusal is not None:  # by our own rule: OpenSSL does not look at all that it does
+        if standing.refusal is not None:  # by a rule of ours that OpenSSL does not check
             self._count(standing.refusal.reason)
         route = str(self._where.endpoint) if protocol == "tcp" else ""
         self.entry = entry = self._manager.enter(protocol, self.address, standing, route)
@@ -106,7 +105,7 @@ class AcceptedConnection:
         stream.handler = session
 
     def handshake_failed(self, reason: str, detail: str) -> None:
-        """``detail`` is OpenSSL's words, empty where it had none."""
+        """``detail`` is OpenSSL's text, or empty."""
         self._failed = True
         self._count(reason)
         self._gateway.metrics.handshake(reason, time.monotonic() - self._opened)
@@ -114,7 +113,7 @@ class AcceptedConnection:
         record_refusal(self._gateway, "handshake", refusal, {"error": detail} if detail else {})
 
     def _count(self, reason: str) -> None:
-        """A refused certificate is a failed authentication, unless it may be a CA of ours that is at fault."""
+        """Counts a refused certificate as a failed authentication, unless one of our CAs may be at fault."""
         gateway = self._gateway
         if reason in FAILURES - OURS or (
             reason in OURS and not gateway.generation.material.trust.flawed(gateway.clock.now())
@@ -122,7 +121,7 @@ class AcceptedConnection:
             gateway.limiter.addresses.failed(account(self.address), ())
 
     def drain(self) -> None:
-        """Ends when it has nothing to do; a handshake may be done first."""
+        """Drains its session; a handshake may be finished first."""
         if self._session is not None:
             self._session.drain()
 
@@ -133,13 +132,13 @@ class AcceptedConnection:
         self._gateway.metrics.connection_closed()
         self._when_ended(self)
 
-    # What the stream says before there is a session
+    # Stream events before there is a session
 
     def data_received(self, data: bytes) -> None:
         raise RuntimeError(f"{len(data)} bytes of data before the handshake was done")
 
     def pause_writing(self) -> None:
-        """A client that takes no part of a handshake runs into its deadline."""
+        """A client that does not read during a handshake runs into its deadline."""
 
     def resume_writing(self) -> None:
         pass

@@ -1,6 +1,6 @@
-"""The accept loops, one for each address: what comes is handed on, and what is served there is told with it.
+"""Accept loops, one for each address.
 
-When the process runs out of descriptors, accepting rests instead of spinning.
+If the process has no descriptors left, accepting pauses instead of spinning.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from tlsproxy.proxy.frontend.watchdog_probe import ProbeConnection
 
 BACKLOG: Final = 4096
 BATCH: Final = 32
-"""Connections that are accepted before the others get their turn. A worker among several takes one at a time: while it
-is busy with that one, the next is for another worker."""
+"""Connections accepted in one iteration of the loop. A worker among several accepts one at a time: while it is busy
+with that one, another worker accepts the next."""
 REST: Final = 0.2
-"""Seconds without accepting after an error: most often the process ran out of descriptors."""
+"""Seconds without accepting after an error, most often EMFILE."""
 
 _log = logging.getLogger(__name__)
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """A listening socket. Raises OSError, which names the address."""
+    """Listening socket. Raises OSError, which names the address."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:
@@ -46,7 +46,7 @@ def bind(host: str, port: int) -> socket.socket:
 
 @dataclass(frozen=True, slots=True)
 class Bound:
-    """A listening socket, and what is served there. ``address`` is its ``host:port``, as the kernel chose it."""
+    """Listening socket and its configuration. ``address`` is its ``host:port``, with the port that the kernel chose."""
 
     sock: socket.socket
     where: Listening
@@ -59,7 +59,7 @@ class Bound:
 
 
 class _Acceptor:
-    """Accepts on one socket until :meth:`stop`. ``trouble``: why it cannot for the moment, empty where it can."""
+    """Accepts on one socket until :meth:`stop`. ``trouble``: the error for which it pauses, else empty."""
 
     def __init__(self, gateway: Gateway, connections: Connections, bound: Bound, batch: int) -> None:
         self._where = bound.where
@@ -86,11 +86,11 @@ class _Acceptor:
             try:
                 sock, address = self._sock.accept()
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
-                self._tell("")  # accept(2) looks for a descriptor before it looks for a connection
+                self._log_trouble("")  # accept(2) takes a descriptor first, so there is one
                 return
             except OSError as error:
                 self._gateway.metrics.accept_error()
-                self._tell(error.strerror or str(error))
+                self._log_trouble(error.strerror or str(error))
                 self._pause()
                 self._gateway.loop.call_later(REST, self._resume)
                 return
@@ -100,8 +100,8 @@ class _Acceptor:
                 continue
             self._connections.admit(sock, address[0].removeprefix("::ffff:"), self._where)
 
-    def _tell(self, trouble: str) -> None:
-        """Once when it begins, and once when it is over."""
+    def _log_trouble(self, trouble: str) -> None:
+        """Logs the beginning and the end of a trouble."""
         if trouble and not self.trouble:
             _log.warning("cannot accept connections on %s for the moment: %s", self._address, trouble)
         elif self.trouble and not trouble:
@@ -109,14 +109,14 @@ class _Acceptor:
         self.trouble = trouble
 
     def stop(self) -> None:
-        """Accepts no more. What waits in the backlog is refused by the kernel."""
+        """Accepts no more. The kernel refuses connections in the backlog."""
         if self._accepting:
             self._pause()
         self._sock.close()
 
 
 class Listeners:
-    """All addresses where clients connect. ``connections`` are those that came in there, and outlive :meth:`stop`."""
+    """All listeners. Their ``connections`` outlive :meth:`stop`."""
 
     def __init__(self, gateway: Gateway, connections: Connections, bound: Iterable[Bound], batch: int) -> None:
         self.connections = connections
@@ -124,7 +124,7 @@ class Listeners:
 
     @property
     def trouble(self) -> str:
-        """Why one of them cannot accept connections for the moment, empty where all can."""
+        """Error for which one of them pauses, empty if none does."""
         return next((one.trouble for one in self._all if one.trouble), "")
 
     def stop(self) -> None:

@@ -1,7 +1,9 @@
-"""The audit lines of connections on which nothing was asked, closed unheard or not: no flood of them floods the log.
+"""Audit lines of connections without a request, in bounded number: a flood of connections is no flood of lines.
 
-They are told once a second: one line for each address and reason (and, after a handshake, identity), which says how
-many there were. Of more than :data:`KINDS` of these the rest share a line for each reason.
+Connections that are closed before TLS, and those that end after a handshake without a request, are written once a
+second: one line for each address and reason (after a handshake also identity), with their number. Beyond
+:data:`KINDS` such keys one line for each reason stands for the rest. Example: 5,000 connections from one address above
+`limits.connections_per_address` in one second are one line with ``"connections":5000``.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ NEVER_ASKED: Final = "never_asked"
 
 
 class _RejectionKey(NamedTuple):
-    """Properties that all connections of one audit line share."""
+    """Properties common to all connections of one audit line."""
 
     reason: str
     address: str = ""
@@ -31,7 +33,7 @@ class _RejectionKey(NamedTuple):
 
 
 class Rejections:
-    """Connections not yet logged: number of each key, and lifetime of its last one. Ended by :meth:`tell`."""
+    """Connections not yet logged: number of each key, and lifetime of its last one. Ended by :meth:`write`."""
 
     def __init__(self, gateway: Gateway) -> None:
         self._gateway = gateway
@@ -42,7 +44,7 @@ class Rejections:
         self._count(_RejectionKey(reason, address), 0.0)
 
     def never_asked(self, entry: Entry) -> None:
-        """It had its handshake, and ended before a request."""
+        """Counts a connection that ended after its handshake, before a request."""
         identity = entry.standing.identity
         subject, sha256 = (identity.name, identity.sha256) if identity is not None else ("", "")
         self._count(
@@ -60,11 +62,11 @@ class Rejections:
     def _tick(self) -> None:
         """Writes the lines, or waits for the next tick if the audit log has no room."""
         if self._gateway.audit.accepts():
-            self.tell()
+            self.write()
         else:
             self._handle = self._gateway.loop.call_later(TICK, self._tick)
 
-    def tell(self) -> None:
+    def write(self) -> None:
         if self._handle is not None:
             self._handle.cancel()
             self._handle = None

@@ -1,8 +1,8 @@
-"""A connection of our own watchdog's: a real handshake with a real listener, and nothing else.
+"""Connection of our own watchdog: a real handshake with a real listener, and nothing else.
 
-It is known by the address that it comes from, which :attr:`Gateway.probe` names while a socket of ours has it, so that
-nobody else can. It counts in no limit, metric or audit line: what it finds out is whether we answer, not who is there.
-It is given nothing either: whatever came of its handshake, it is ended.
+It is recognised by its source address, :attr:`Gateway.probe`, which is set only while a socket of ours is bound to it,
+so that no other client can have it. It counts in no limit, metric or audit line, and it can do nothing: it is closed
+after its handshake, whatever its outcome.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _LINGER: Final = 1.0
 
 
 class ProbeConnection:
-    """The gateway's end of it. It lives until its stream has ended."""
+    """The gateway's end of the connection. It lives until its stream has ended."""
 
     def __init__(self, gateway: Gateway, sock: socket.socket, where: Listening) -> None:
         sock.setblocking(False)
@@ -34,10 +34,10 @@ class ProbeConnection:
         self._stream.close(_LINGER)
 
     def handshake_failed(self, reason: str, detail: str) -> None:
-        """The alert has told it."""
+        """The stream has sent its alert."""
 
     def data_received(self, data: bytes) -> None:
-        """Nothing that it sends is looked at."""
+        """Drops the data."""
 
     def pause_writing(self) -> None:
         """It has its deadline."""

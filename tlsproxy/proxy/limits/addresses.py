@@ -1,10 +1,11 @@
 """Limits of an address before its client is identified: connections, new connections a second, failed
 authentications, and requests without any credential.
 
-An IPv6 client has a whole /64 to choose from, so a /64 is one account. Failures of a client with a certificate count
-against that identity at this address, and not against others there: only the identity's keys and tokens are delayed.
-Failures of a client without one count against the address: others there are delayed too, but get a turn after each
-delay. Only time makes up for a failure: otherwise the holder of one good key could guess at others in between.
+An IPv6 client can choose any address of its /64, so a /64 is one account.
+
+With a certificate, failures block the identity at that address: its keys and tokens get 429, valid or not. Without one,
+they block the address: new connections are closed, and so are those of others there, who get a turn of :data:`HEARD`
+after each delay. A success makes up for nothing, else the holder of one good key could guess at others in between.
 """
 
 from __future__ import annotations
@@ -33,14 +34,14 @@ FAILURES: Final = frozenset(
         "certificate_revoked",
     }
 )
-"""Refusals of a certificate by its client's fault. A CRL that is missing is ours, and would shut out everybody; what is
-not valid yet is signed by a CA of ours, and a matter of two clocks."""
+"""Refusals of a certificate by its client's fault. A missing CRL is our fault, and would block everybody; a certificate
+that is not valid yet was signed by a trusted CA, and two clocks differ."""
 OURS: Final = frozenset({"certificate_expired", "certificate_invalid", "certificate_purpose"})
-"""Those that OpenSSL finds for a CA's certificate too, and does not tell whose it was."""
+"""Refusals that OpenSSL reports for a CA's certificate too, without saying which certificate it was."""
 
 
 HEARD: Final = 2 * SECOND
-"""In which everybody at an address is heard, after each delay."""
+"""Nanoseconds after each delay in which everybody at an address may connect."""
 
 
 def _heard(identity: tuple[str, ...]) -> int:
@@ -48,14 +49,14 @@ def _heard(identity: tuple[str, ...]) -> int:
 
 
 def account(address: str) -> str:
-    """The network that counts as one client."""
+    """Network that counts as one client, e.g. ``2001:db8:1:2::/64`` for ``2001:db8:1:2::7``."""
     if ":" not in address:
         return address
     return str(ipaddress.IPv6Network((address.partition("%")[0], 64), strict=False))
 
 
 class Addresses:
-    """Over the table that limits are counted in, for the settings that are adopted last."""
+    """Limits by address, counted in ``table``, by the settings adopted last."""
 
     def __init__(self, table: LimitTable) -> None:
         self._table = table
@@ -76,7 +77,7 @@ class Addresses:
             self._penalty = Penalty.of(own.failed_authentications, own.max_delay)
 
     def connect(self, address: str) -> tuple[int, ...] | str:
-        """What to :meth:`release` when the connection has ended, or why there may be none."""
+        """Rows to :meth:`release` when the connection has ended, or the reason for which it is closed."""
         if self.delay(address, ()):
             return FAILING
         one = Charge(self._table.key("address", address), AT_A_TIME, self._rate, self._at_a_time)
@@ -90,13 +91,13 @@ class Addresses:
         key = self._table.key("unidentified", address)
         return Charge(key, "each address of unidentified clients", self._requests, self._requests_at_a_time)
 
-    def release(self, held: tuple[int, ...]) -> None:
-        self._table.release(held)
+    def release(self, rows: tuple[int, ...]) -> None:
+        self._table.release(rows)
 
-    # Failures of whoever this is: an address, or an identity there
+    # Failed authentications, of an address or of an identity there
 
     def delay(self, address: str, identity: tuple[str, ...]) -> int:
-        """Nanoseconds for which this one is not heard. ``identity`` is an account, empty for the address itself."""
+        """Nanoseconds left of the delay. ``identity`` is an account, empty for the address itself."""
         if self._penalty is None:
             return 0
         now = self._table.clock()
@@ -104,14 +105,14 @@ class Addresses:
         return self._penalty.left(until, now, _heard(identity))
 
     def refusal(self, address: str, identity: tuple[str, ...]) -> Decision | None:
-        """Of a request that is not heard."""
+        """Refusal of a request during a delay, else None."""
         delay = self.delay(address, identity)
         if not delay:
             return None
         return too_many(FAILING, "too many failed authentications", max(1, -(-delay // SECOND)))
 
     def failed(self, address: str, identity: tuple[str, ...]) -> None:
-        """One more has failed."""
+        """Counts a failed authentication."""
         table, penalty = self._table, self._penalty
         if penalty is None:
             return

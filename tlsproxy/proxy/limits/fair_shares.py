@@ -1,16 +1,17 @@
-"""Max-min fair shares of a resource that all callers have in common: memory, connections, places in a queue.
+"""Max-min fair shares of a common resource: memory, upstream connections, places in a queue.
 
-An account may use all of it while nobody else wants any. Once it is used up (Bertsekas and Gallager, Data Networks,
-§6.5.2):
+An account may use all of it while no other account wants any. Once it is used up (Bertsekas and Gallager, Data
+Networks, §6.5.2):
 
-- Waiting claims are served in the order of the account that would hold least with them; of one account, whoever holds
-  most already is first, so that what has begun comes to its end.
-- A holder that waits for its own client gives way to an account below its fair share: the newest of the account that
-  is furthest above its own. A holder at work is never interrupted.
-- Where too many wait, or what the waiting hold leaves no room for the next of them, a claim of the account that holds
+- The next claim served is that of the account that would hold least with it; of one account, that of the holder with
+  most, so that begun work ends.
+- A holder that waits for its own client gives way to an account below its fair share: the newest holder of the account
+  furthest above its own. A holder at work is never interrupted.
+- If too many claims wait, or the waiting holders leave no room for the next claim, a claim of the account that holds
   and wants most is refused.
 
-The fair share is the capacity, divided by the number of accounts that hold or want some of it.
+The fair share is the capacity, divided by the number of accounts that hold or want some of it. Example: of 256 upstream
+connections A holds all, 200 of them for clients that read slowly. B asks for one: A's newest slow reader is ended.
 """
 
 from __future__ import annotations
@@ -21,11 +22,11 @@ from typing import Final, Protocol
 from tlsproxy.errors import GaveWay, RequestError
 
 Account = tuple[str, ...]
-"""The name of a caller: what kind of name it is, and its parts."""
+"""Key of a caller: the kind of name, and its parts, e.g. ``("address", "192.0.2.1")``."""
 
 
 class Holder(Protocol):
-    """``give_way`` ends what the share is for, soon: not before it returns. It may be called again."""
+    """User of a share. ``give_way`` ends that use soon, not before it returns. It may be called again."""
 
     @property
     def waits_for_client(self) -> bool: ...
@@ -73,7 +74,7 @@ class Shares:
     )
 
     def __init__(self, capacity: int, most_waiting: int, full: Callable[[], RequestError]) -> None:
-        """``full``: what a claim is refused with."""
+        """``full`` makes the error of a refused claim."""
         self.capacity = capacity
         self.held = 0
         self.waiting = self.refused = self.gave_way = 0
@@ -86,13 +87,13 @@ class Shares:
         self._serving = False
 
     def review(self) -> None:
-        """Looks again at who may have to give way: a holder may have come to wait for its client."""
+        """Asks holders to give way that have come to wait for their clients since the last look."""
         for holdings in list(self._wanting.values()):
             self._make_room(holdings, holdings.waiting[0].wanted)
         self.serve()
 
     def serve(self) -> None:
-        """Gives what is free to those that wait, as far as it goes."""
+        """Gives free capacity to waiting claims, in order, until the next one does not fit."""
         if self._serving:
             return
         self._serving = True
@@ -115,7 +116,7 @@ class Shares:
         return min(self._wanting.values(), key=_with_the_next).waiting[0]
 
     def is_at_work(self, but: Share) -> bool:
-        """Whether some will come free by itself: another holder gives way, or waits for neither its client nor more."""
+        """Whether capacity will come free: another holder gives way, or waits neither for its client nor for more."""
         shares = (share for holdings in self._accounts.values() for share in holdings.shares if share is not but)
         return any(share.leaving or not (share.wanted or share.waits_for_client) for share in shares)
 
@@ -141,7 +142,7 @@ class Shares:
             self._drop(share.account, holdings)
 
     def queue(self, share: Share, more: int, *, patient: bool) -> bool:
-        """Whether there is ``more`` after all; if not, it waits. Raises what a claim is refused with."""
+        """Whether there is ``more`` after all; if not, the claim waits. Raises the error of a refused claim."""
         holdings = self._accounts.get(share.account)
         if holdings is None:
             holdings = self._accounts[share.account] = _Holdings()
@@ -166,7 +167,7 @@ class Shares:
         return not share.wanted
 
     def withdraw(self, share: Share) -> None:
-        """It waits no longer."""
+        """Takes back a waiting claim."""
         holdings = self._accounts[share.account]
         holdings.waiting.remove(share)
         holdings.wanted -= share.wanted
@@ -184,8 +185,8 @@ class Shares:
     def _one_too_many(self) -> Share | None:
         """Claim to refuse, of the account that holds and wants most; None if none must be.
 
-        Where too many claims wait, the account's last one. Where claims wait for each other (they hold so much that
-        the next has no room), its second one, or its last if the second holds nothing.
+        If too many claims wait, the account's last one. If claims wait for each other (their holders leave no room for
+        the next one), its second one, or its last if the second holds nothing.
         """
         stuck = self._held_by_waiting > 0 and self._held_by_waiting + self._next.wanted > self.capacity
         if not stuck and self.waiting <= self._most:
@@ -221,9 +222,9 @@ class Shares:
 
 
 class Share:
-    """A holder's part of a resource. ``ready`` is called once there is what it had to wait for.
+    """Share of one holder. ``ready`` is called once its claim is served.
 
-    Whoever made it must :meth:`release` it, once or more often. Then it refers to nobody any more: what is large is not
+    Its maker must :meth:`release` it, once or more often. It refers to nothing afterwards, so that no large object is
     left to the garbage collector.
     """
 
@@ -245,9 +246,9 @@ class Share:
             self.holder.give_way(error)
 
     def take(self, more: int, *, patient: bool = True) -> bool:
-        """Whether there is ``more`` now; if not, ``ready`` will be called. Raises what a claim is refused with.
+        """Whether there is ``more`` now; if not, ``ready`` will be called. Raises the error of a refused claim.
 
-        One that is not ``patient`` waits only for what would not be more than its account's fair share.
+        A claim that is not ``patient`` waits only within its account's fair share.
         """
         shares = self._shares
         if shares.waiting or shares.held + more > shares.capacity:
@@ -256,17 +257,17 @@ class Share:
         return True
 
     def replace(self) -> None:
-        """Has 1, whatever the capacity is: in place of what is about to be given back."""
+        """Takes 1 beyond the capacity, in place of a share that is about to be released."""
         self._shares.give(self, 1)
 
     def shrink(self, size: int) -> None:
-        """Gives back what is beyond ``size``."""
+        """Gives back all beyond ``size``."""
         if size < self.size:
             self._shares.take_back(self, self.size - size)
             self._shares.serve()
 
     def release(self) -> None:
-        """Gives all back, and waits for nothing."""
+        """Gives all back, and takes back a waiting claim."""
         shares = self._shares
         if self.wanted:
             shares.withdraw(self)

@@ -1,8 +1,9 @@
-"""What a caller may use of the service, as numbers: a rate with its burst, requests at a time.
+"""Rates, charges and penalties, by GCRA.
 
-A rate is GCRA (the generic cell rate algorithm of ATM, ITU-T I.371), which decides as a token bucket does and keeps one
-number for each caller: the *theoretical arrival time*, by which all that was taken would have been earned back. One
-that is past says that nothing is owed, so that whoever is not heard of for a while need not be remembered.
+The generic cell rate algorithm (ATM, ITU-T I.371) decides as a token bucket does and keeps one number for each caller:
+the *theoretical arrival time*, at which its bucket is full again. If that is past, the caller owes nothing and its row
+can be reused. Example: at 10 requests per second with a burst of 5, each request moves the time on by 100 ms, and a
+request is refused if that would take it more than 500 ms into the future.
 
 Times are nanoseconds of one monotonic clock.
 """
@@ -18,7 +19,7 @@ SECOND: Final = 1_000_000_000
 
 @dataclass(frozen=True, slots=True)
 class Rate:
-    """``interval`` is what one request costs, ``room`` what a full burst does."""
+    """``interval`` is the cost of one request, ``room`` that of a full burst."""
 
     interval: int
     room: int
@@ -30,23 +31,22 @@ class Rate:
         return cls(interval, interval * (burst or max(1, ceil(per_second))))
 
     def capped(self, arrival: int, now: int) -> int:
-        """An arrival time that is no worse than a burst owed: it may be from before the rate was changed."""
+        """Arrival time of at most one burst owed: a stored one may be from before the rate was changed."""
         return min(arrival, now + self.room)
 
     def wait(self, arrival: int, now: int) -> int:
-        """How long until one more conforms; 0: it does now."""
+        """Time until one more request conforms; 0: it does now."""
         return max(0, arrival - now + self.interval - self.room)
 
     def after(self, arrival: int, now: int) -> int:
-        """The arrival time once one more has been counted."""
+        """Arrival time with one more request counted."""
         return max(arrival, now) + self.interval
 
 
 @dataclass(frozen=True, slots=True)
 class Charge:
-    """One of the limits that a request is counted against. ``key`` names whose it is (a row of the table).
-
-    ``whose`` says so to the client. ``concurrent`` is 0 where requests at a time are not limited.
+    """Limit that a request is counted against. ``key`` is the account's row in the table, ``whose`` its name for the
+    client, e.g. ``role "search"``. ``concurrent`` is 0 if concurrent requests are not limited.
     """
 
     key: int
@@ -57,7 +57,7 @@ class Charge:
 
 @dataclass(frozen=True, slots=True)
 class Excess:
-    """What a request is too much for. ``wait`` is 0 where there are too many at a time: until one of them ends."""
+    """Limit that a request exceeds. ``wait`` is 0 for concurrent requests: until one of them ends."""
 
     charge: Charge
     wait: int
@@ -65,10 +65,11 @@ class Excess:
 
 @dataclass(frozen=True, slots=True)
 class Penalty:
-    """How long whoever fails too often is not heard: a second, and twice as long for each further failure.
+    """Delay after too many failures: a second, doubled for each further failure, up to ``longest``.
 
-    ``rate`` forgives: failures within it go without. ``heard`` is a time after each delay in which none begins: whoever
-    shares an address with one that always fails gets a turn, while failures count on.
+    Failures within ``rate`` have no delay. ``heard`` is a time after each delay in which no other begins, while
+    failures still count: others at the address of a client that always fails get a turn. Example: with 10 a minute,
+    the 11th failure at once costs 1 s, the 12th 2 s, the 13th 4 s.
     """
 
     rate: Rate
@@ -81,17 +82,17 @@ class Penalty:
         return cls(Rate(interval, interval * per_minute), round(longest * SECOND))
 
     def after(self, owed: int, now: int) -> int:
-        """The arrival time once one more failure has been counted. No more is kept than the longest delay needs."""
+        """Arrival time with one more failure counted, capped where the longest delay is reached."""
         most = self.rate.room + self.rate.interval * (self.longest // SECOND).bit_length()
         return min(self.rate.after(owed, now), now + most + self.rate.interval)
 
     def until(self, owed: int, now: int, heard: int) -> int:
-        """Until when the delay that a failure begins keeps another from beginning; 0: none begins."""
+        """End of the time in which no further delay begins; 0: this failure has no delay."""
         excess = -(-(owed - now - self.rate.room) // self.rate.interval)
         if excess <= 0:
             return 0
         return now + min(self.longest, SECOND << (excess - 1)) + heard
 
     def left(self, until: int, now: int, heard: int) -> int:
-        """How much of the delay is left."""
+        """Rest of the delay."""
         return max(0, until - heard - now)

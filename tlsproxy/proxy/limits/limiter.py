@@ -1,8 +1,8 @@
-"""Counts requests against the limits of whoever makes them, before anything of them goes upstream.
+"""Limiter: counts requests against their caller's limits, before anything of them goes upstream.
 
-What is refused by the rights counts like what is allowed, or asking in vain would be free. What is refused here counts
-against nobody: a client that waits as long as it is told is let in. Whose keys and tokens are not heard for a while is
-not told whether one was good.
+A request that its caller's rights refuse counts like an allowed one, or guessing would be free. A request that is
+refused here does not count: a client that waits for `retry-after` is let in. During a delay after failed
+authentications, a good key gets the same 429 as a bad one.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Limiter:
         self.addresses.adopt(config.limits)
 
     def quotas_of(self, config: Config) -> Quotas:
-        """Those that would be counted by."""
+        """Quotas under this configuration."""
         return Quotas(config, self._table.key)
 
     def count(self, toll: Toll, address: str, identity: Identity | None) -> tuple[int, ...] | Decision:
@@ -46,5 +46,5 @@ class Limiter:
         outcome = self._table.take(charges)
         return refusal_of(outcome) if isinstance(outcome, Excess) else outcome
 
-    def release(self, held: tuple[int, ...]) -> None:
-        self._table.release(held)
+    def release(self, rows: tuple[int, ...]) -> None:
+        self._table.release(rows)

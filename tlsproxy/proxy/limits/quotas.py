@@ -1,8 +1,8 @@
-"""What a request is counted against, by whose it is: a pure function of a generation and the caller.
+"""Quotas of a caller: a pure function of a generation and the caller.
 
-The holder of a certificate and the key or token beside it may have a role each; both roles' limits count then, as both
-roles' rights do. A client certificate is known by its CA, issuer and subject: a new one for the same holder starts no
-new account, and nobody whom another CA calls alike uses it. A token is known by its signer and the subject it names.
+A certificate and the key or token beside it may have a role each; both roles' limits count then, as both roles' rights
+do. The account of a certificate is its CA, issuer and subject: a renewed certificate starts no new account, and the
+same subject from another CA is another account. The account of a token is its signer and its subject.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ IN_FLIGHT: Final = "too_many_requests_in_flight"
 
 @dataclass(frozen=True, slots=True)
 class Toll:
-    """What is to be counted of a request before anything else comes of it.
+    """Limit check of a request, done before anything else.
 
-    ``tries``: it says who it is by a key or token, or ``failed`` to say it at all. ``unidentified``: no
-    certificate, key or token says whose it is, so that it is its address's.
+    ``tries``: it presents a key or token, or lacks one that it needs; ``failed``: that authentication failed.
+    ``unidentified``: it has no certificate, key or token, so it is counted for its address.
     """
 
     charges: tuple[Charge, ...]
@@ -41,7 +41,7 @@ class Toll:
 
 
 class Quotas:
-    """Those of one configuration. ``key`` makes a row's number of names."""
+    """Quotas of one configuration. ``key`` makes the key of a row out of names."""
 
     def __init__(self, config: Config, key: Callable[..., int]) -> None:
         self._key = key
@@ -53,9 +53,9 @@ class Quotas:
     def toll(
         self, principal: Principal, admission: Admission | None, operation: Operation | None, decision: Decision | None
     ) -> Toll | None:
-        """None where nothing is limited. Health and version are on no account.
+        """None if nothing is limited. Health and version are never counted.
 
-        A ``decision`` in bare text is that of authentication (:class:`tlsproxy.errors.Form`), whether 401 or 403.
+        A ``decision`` in bare text comes from authentication (:class:`tlsproxy.errors.Form`), whether 401 or 403.
         """
         if operation is not None and operation.free:
             return None
@@ -67,7 +67,7 @@ class Quotas:
         return Toll(charges, tries, failed, unidentified) if charges or tries or unidentified else None
 
     def largest_body(self, admission: Admission | None) -> int | None:
-        """Bytes, None where no role of the caller has a limit."""
+        """Smallest limit of the caller's roles in bytes, None if they have none."""
         sizes = [self._roles[role].max_body_mb for role in _roles(admission)]
         return min((size << 20 for size in sizes if size is not None), default=None)
 
@@ -102,7 +102,7 @@ def _roles(admission: Admission | None) -> tuple[str, ...]:
 
 
 def refusal_of(excess: Excess) -> Decision:
-    """As Qdrant's strict mode refuses (429, RESOURCE_EXHAUSTED): its text begins like this, its seconds are whole."""
+    """Refusal in the form of Qdrant's strict mode (429, RESOURCE_EXHAUSTED): same beginning, whole seconds."""
     charge, seconds = excess.charge, max(1, ceil(excess.wait / SECOND))
     if excess.wait and charge.rate is not None:
         most = f"{SECOND / charge.rate.interval:g} requests per second"

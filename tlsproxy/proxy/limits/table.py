@@ -1,15 +1,13 @@
-"""The table that limits are counted in: of fixed size whoever comes, and one for all workers.
+"""Table of limits: of fixed size for any number of callers, and one for all workers.
 
-A row is whose it is (a hash), the arrival time of its rate (:mod:`tlsproxy.proxy.limits.gcra`), and for each worker how
-many requests are going on there. A row that owes nothing and has nothing going on is free for the next one who comes.
-Who finds none free among the few that are theirs shares one row with all others who found none: too little for them
-together, and never unlimited.
+A row has its key (a hash of the account), the arrival time of its rate (:mod:`tlsproxy.proxy.limits.gcra`), and the
+number of requests in flight in each worker. A row that owes nothing and has nothing in flight is free. A caller whose
+bucket is full uses one shared overflow row: possibly too strict, never unlimited.
 
-With several workers the table is one shared memory, and each change is made under a lock on it, at a time that is read
-under the lock. Whoever holds that is done in microseconds unless the system stops it just there: after some
-milliseconds the change is made without, at the risk that one that is made in the same moment is forgotten. A lock ends
-with its process. What a worker has going on is written by that worker alone, so that it is known what to forget of one
-that died.
+With several workers the table is shared memory, changed under a lock, at a time that is read under the lock. Its holder
+needs microseconds, unless the system stops it just there: after some milliseconds the change is made without the lock,
+and may overwrite one made at the same moment. A lock ends with its process. Each worker alone writes its column of
+requests in flight, so that the column of a worker that died can be cleared.
 """
 
 from __future__ import annotations
@@ -26,23 +24,23 @@ from tlsproxy.proxy.limits.gcra import Charge, Excess, Rate
 
 ROWS: Final = 1 << 18
 BUCKET: Final = 8
-"""Rows among which one's own is."""
+"""Rows in which an account's row may be."""
 BUCKETS: Final = ROWS // BUCKET
 OVERFLOW: Final = ROWS
 TRIES: Final = 50
-"""Of getting the lock at once; then as many again, with a pause before each."""
+"""Attempts to get the lock at once; then as many again, with a pause before each."""
 PAUSE: Final = 0.0001
 _SECRET: Final = 32
 _CELL: Final = 4
 
 
 class LimitTable:
-    """One worker's view. ``overflows`` counts what met the shared row. ``lock`` is for changes of several steps."""
+    """View of one worker. ``overflows`` counts uses of the overflow row. ``lock`` is for changes of several steps."""
 
     def __init__(
         self, memory: mmap, worker: int, workers: int, lock: int | None, clock: Callable[[], int] = time.monotonic_ns
     ) -> None:
-        """Forgets what was going on in a former worker of this number. The ``clock`` is one for all workers."""
+        """Clears the requests in flight of a former worker of this number. All workers have the same ``clock``."""
         self.overflows = 0
         self.lock = _Lock(lock)
         self.clock = clock
@@ -61,23 +59,23 @@ class LimitTable:
 
     @classmethod
     def private(cls, clock: Callable[[], int] = time.monotonic_ns) -> LimitTable:
-        """Of a process that is alone. Pages that nobody's row is in take no memory."""
+        """Table of a single process. Unused pages take no memory."""
         memory = mmap(-1, size(1))
         memory[:_SECRET] = os.urandom(_SECRET)
         return cls(memory, 0, 1, None, clock)
 
     @classmethod
     def shared(cls, descriptor: int, worker: int, workers: int) -> LimitTable:
-        """Of one of several workers, over what :func:`create` made for all of them. ``worker`` counts from 0."""
+        """Table of one of several workers, in the file that :func:`create` made. ``worker`` counts from 0."""
         return cls(mmap(descriptor, size(workers)), worker, workers, descriptor)
 
     def key(self, *names: str) -> int:
-        """Whose a row is, as a number. Nobody can find names that collide without knowing the table's secret."""
+        """Key of an account's row. Colliding names cannot be found without the table's secret."""
         digest = blake2b(ascii(names).encode(), digest_size=8, key=self._secret).digest()
         return int.from_bytes(digest, "big") or 1
 
     def take(self, charges: Sequence[Charge]) -> tuple[int, ...] | Excess:
-        """Counts one request against all of these, or none: the rows that it has something going on in, or why not."""
+        """Counts one request against all charges or none: its rows with requests in flight, or the excess."""
         keys, arrivals, own, others = self._keys, self._arrivals, self._own, self._others
         with self.lock:
             now = self.clock()
@@ -92,12 +90,12 @@ class LimitTable:
                 wait = 0
                 if rate is not None and arrivals[row] - now + rate.interval > rate.room:
                     wait = self._wait(row, rate, now)
-                full = most and (self._going_on(row) if others else own[row]) >= most
+                full = most and (self._in_flight(row) if others else own[row]) >= most
                 if (wait or full) and (excess is None or wait > excess.wait):
                     excess = Excess(charge, wait)
             if excess is not None:
                 return excess
-            held = []
+            counted = []
             for charge, row in zip(charges, rows, strict=True):
                 rate = charge.rate
                 if rate is not None:
@@ -105,40 +103,40 @@ class LimitTable:
                     arrivals[row] = (max(now, arrival)) + rate.interval
                 if charge.concurrent:
                     own[row] += 1
-                    held.append(row)
-            return tuple(held)
+                    counted.append(row)
+            return tuple(counted)
 
     def release(self, rows: Sequence[int]) -> None:
-        """What :meth:`take` returned has ended."""
+        """Ends a request, given the rows that :meth:`take` returned."""
         for row in rows:
             self._own[row] -= 1
 
     def arrival(self, key: int, now: int) -> int:
-        """A time that was :meth:`put`; one that is past where there is none."""
-        row = self._seat(key, now, ())
+        """Arrival time that was :meth:`put`; 0, which is past, if there is none."""
+        row = self._find(key, now, ())
         return self._arrivals[row] if row == OVERFLOW or self._keys[row] == key else 0
 
     def put(self, key: int, arrival: int, now: int) -> None:
-        """Needs the lock."""
+        """Stores an arrival time. Needs the lock."""
         self._arrivals[self._row(key, now, ())] = arrival
 
     def _row(self, key: int, now: int, taken: Sequence[int]) -> int:
-        row = self._seat(key, now, taken)
+        row = self._find(key, now, taken)
         if row == OVERFLOW:
             self.overflows += 1
         else:
             self._keys[row] = key
         return row
 
-    def _seat(self, key: int, now: int, taken: Sequence[int]) -> int:
-        """The row of this key, or one that could be."""
+    def _find(self, key: int, now: int, taken: Sequence[int]) -> int:
+        """Row of this key, or else a free row of its bucket, or else the overflow row."""
         keys, arrivals = self._keys, self._arrivals
         first = key % BUCKETS * BUCKET
         free = -1
         for row in range(first, first + BUCKET):
             if keys[row] == key:
                 return row
-            if free < 0 and arrivals[row] <= now and row not in taken and not self._going_on(row):
+            if free < 0 and arrivals[row] <= now and row not in taken and not self._in_flight(row):
                 free = row
         return OVERFLOW if free < 0 else free
 
@@ -148,7 +146,7 @@ class LimitTable:
             self._arrivals[row] = arrival = capped
         return rate.wait(arrival, now)
 
-    def _going_on(self, row: int) -> int:
+    def _in_flight(self, row: int) -> int:
         count = self._own[row]
         for column in self._others:
             count += column[row]
@@ -156,7 +154,7 @@ class LimitTable:
 
 
 class _Lock:
-    """``unlocked`` counts how often it was gone on without."""
+    """``unlocked`` counts changes without the lock."""
 
     __slots__ = ("_descriptor", "_held", "unlocked")
 
@@ -188,12 +186,12 @@ class _Lock:
 
 
 def size(workers: int) -> int:
-    """Bytes of a table for so many."""
+    """Bytes of a table for this many workers."""
     return _SECRET + (16 + _CELL * workers) * (ROWS + 1)
 
 
 def create(workers: int) -> int:
-    """An anonymous file (memfd) for :meth:`LimitTable.shared`, for whoever starts the workers. Inherited on request."""
+    """Anonymous file (memfd) for :meth:`LimitTable.shared`, made by the supervisor. Not inherited by default."""
     descriptor = os.memfd_create("tlsproxy-limits")
     os.ftruncate(descriptor, size(workers))
     os.pwrite(descriptor, os.urandom(_SECRET), 0)

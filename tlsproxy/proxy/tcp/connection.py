@@ -47,7 +47,7 @@ class TcpConnection:
         self._why = ""
         self._open = False
         self._judged = gateway.generation
-        self._held: tuple[int, ...] = ()
+        self._counted: tuple[int, ...] = ()
         self._opened = time.monotonic()
         self._limits = gateway.bounds
         self._admitted = self._roomless = self._silent = False
@@ -72,7 +72,7 @@ class TcpConnection:
             if isinstance(outcome, Decision):
                 self._refuse(outcome.reason, outcome.text)
                 return
-            self._held = outcome
+            self._counted = outcome
         stream.when_ended = self._client_ended
         stream.pause_reading()  # until there is somebody to send it to
         try:
@@ -336,7 +336,7 @@ class TcpConnection:
                 self._roomless = False
                 self._why = "client_gone"
                 self._tell("tcp_open", "denied")
-            self._gateway.limiter.release(self._held)
+            self._gateway.limiter.release(self._counted)
             self._gateway.former["tcp"].discard(self)
             if self._upstream is not None:
                 self._upstream.abort()
