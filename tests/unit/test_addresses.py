@@ -6,7 +6,15 @@ import pytest
 from support.manual_clock import Clock
 
 from tlsproxy.config.limits import LimitsConfig, PerAddress
-from tlsproxy.proxy.limits.addresses import AT_A_TIME, FAILING, HEARD, IN_ALL, TOO_FAST, Addresses, account
+from tlsproxy.proxy.limits.addresses import (
+    ADDRESS_LIMIT,
+    CONNECTION_LIMIT,
+    HANDSHAKE_RATE,
+    TOO_MANY_FAILURES,
+    TURN,
+    Addresses,
+    network_of,
+)
 from tlsproxy.proxy.limits.gcra import SECOND
 from tlsproxy.proxy.limits.table import LimitTable
 
@@ -33,7 +41,7 @@ def addresses(clock: Clock, **settings: object) -> Addresses:
     ],
 )
 def test_an_ipv6_network_of_64_bits_is_one_client(one: str, other: str, *, same: bool) -> None:
-    assert (account(one) == account(other)) is same
+    assert (network_of(one) == network_of(other)) is same
 
 
 def test_connections_are_counted_for_each_address_and_in_all(clock: Clock) -> None:
@@ -41,12 +49,12 @@ def test_connections_are_counted_for_each_address_and_in_all(clock: Clock) -> No
     first = some.connect("a")
     assert isinstance(first, tuple)
     assert isinstance(some.connect("a"), tuple)
-    assert some.connect("a") == AT_A_TIME
+    assert some.connect("a") == ADDRESS_LIMIT
     assert isinstance(some.connect("b"), tuple)
-    assert some.connect("c") == IN_ALL
+    assert some.connect("c") == CONNECTION_LIMIT
     some.release(first)
     assert isinstance(some.connect("c"), tuple)
-    assert some.connect("a") == IN_ALL
+    assert some.connect("a") == CONNECTION_LIMIT
 
 
 def test_new_connections_have_a_rate_for_each_address(clock: Clock) -> None:
@@ -55,11 +63,11 @@ def test_new_connections_have_a_rate_for_each_address(clock: Clock) -> None:
         held = some.connect("a")
         assert isinstance(held, tuple)
         some.release(held)
-    assert some.connect("a") == TOO_FAST
+    assert some.connect("a") == HANDSHAKE_RATE
     assert isinstance(some.connect("b"), tuple)
     clock.now += SECOND // 2
     assert isinstance(some.connect("a"), tuple)
-    assert some.connect("a") == TOO_FAST
+    assert some.connect("a") == HANDSHAKE_RATE
 
 
 def test_an_address_that_fails_is_not_heard_for_a_while_and_then_everybody_there_is(clock: Clock) -> None:
@@ -70,17 +78,17 @@ def test_an_address_that_fails_is_not_heard_for_a_while_and_then_everybody_there
     for expected in (1, 4, 4):
         some.failed("a", ())
         assert some.delay("a", ()) == expected * SECOND
-        assert some.connect("a") == FAILING
+        assert some.connect("a") == TOO_MANY_FAILURES
         assert isinstance(some.connect("b"), tuple)
         refusal = some.refusal("a", ())
         assert refusal is not None
-        assert (refusal.status, refusal.retry_after, refusal.reason) == (429, expected, FAILING)
+        assert (refusal.status, refusal.retry_after, refusal.reason) == (429, expected, TOO_MANY_FAILURES)
         clock.now += expected * SECOND
         # One that goes on failing at once begins no delay yet.
         for _ in range(3):
             some.failed("a", ())
             assert isinstance(some.connect("a"), tuple)
-        clock.now += HEARD
+        clock.now += TURN
     clock.now += 600 * SECOND
     some.failed("a", ())
     assert some.delay("a", ()) == 0, "time has made up for all of it"

@@ -26,7 +26,7 @@ from tlsproxy.proxy.core.impact import Affected, Consequences, Group
 from tlsproxy.proxy.core.impact_analysis import MOVED, Outlook, Visitors, affected, affects_nobody, client, interrupted
 from tlsproxy.proxy.core.jitter import FEW, share
 from tlsproxy.proxy.core.refusals import record_refusal
-from tlsproxy.proxy.limits.addresses import account as network
+from tlsproxy.proxy.limits.addresses import network_of
 from tlsproxy.proxy.limits.fair_shares import Account
 from tlsproxy.snapshot.generation import Generation
 
@@ -40,7 +40,7 @@ CONSIDERED: Final = 100
 """Connections in one iteration of an impact analysis: 20,000 take a second."""
 OPERATOR: Final = "cut_by_operator"
 TOO_OLD: Final = "max_connection_age"
-YOUNGER: Final = 0.1
+EARLY: Final = 0.1
 """Part of the greatest age by which a connection may end early: connections that began together end apart."""
 
 
@@ -160,7 +160,7 @@ class Entry:
 def _account(standing: Standing, address: str) -> Account:
     """Account of the certificate's identity, else of the address."""
     identity = standing.identity
-    return ("address", network(address)) if identity is None else identity.account
+    return ("address", network_of(address)) if identity is None else identity.account
 
 
 async def _in_slices(items: Sequence[T]) -> AsyncIterator[T]:
@@ -181,8 +181,8 @@ class ConnectionManager:
         self._numbers = numbers
         self._visitors = Visitors()
         self._handle: asyncio.TimerHandle = gateway.loop.call_later(TICK, self._tick)
-        self._left: Iterator[int] = iter(())
-        self._ended = self._followed = 0
+        self._to_judge: Iterator[int] = iter(())
+        self._ending_together = self._jumps_followed = 0
         self._slice: asyncio.Handle | None = None
 
     def __len__(self) -> int:
@@ -254,14 +254,14 @@ class ConnectionManager:
         """Judges all connections, in slices. Those opened after this call need not be."""
         if self._slice is not None:
             self._slice.cancel()
-        self._left, self._ended = iter(list(self._entries)), 0
+        self._to_judge, self._ending_together = iter(list(self._entries)), 0
         self._look()
 
     def _look(self) -> None:
         now, generation = self._gateway.clock.now(), self._gateway.generation
-        limits, steady = self._gateway.bounds, time.monotonic()
+        limits, monotonic = self._gateway.bounds, time.monotonic()
         oldest = limits.max_connection_age
-        numbers = list(islice(self._left, SLICE))
+        numbers = list(islice(self._to_judge, SLICE))
         self._slice = self._gateway.loop.call_soon(self._look) if numbers else None
         for number in numbers:
             entry = self._entries.get(number)
@@ -270,21 +270,21 @@ class ConnectionManager:
             reason = entry.session.judge(now) or entry.standing.withdrawn(generation, now)
             if reason:
                 self._end(entry, reason, limits.expel_after if entry.session.patient else 0.0, self._pause(number))
-            elif oldest and not entry.end_reason and steady - entry.opened > oldest * (1 - YOUNGER * share(number)):
+            elif oldest and not entry.end_reason and monotonic - entry.opened > oldest * (1 - EARLY * share(number)):
                 entry.end_reason = TOO_OLD
                 self._gateway.metrics.connection_ended(TOO_OLD)
-                self._part(entry, limits.drain_timeout, self._pause(number))
+                self._drain(entry, limits.drain_timeout, self._pause(number))
 
     def _pause(self, number: int) -> float:
         """Seconds until this connection drains: 0 for the first few of a review, spread for the others."""
-        self._ended += 1
-        return self._gateway.bounds.end_spread * share(number) if self._ended > FEW else 0.0
+        self._ending_together += 1
+        return self._gateway.bounds.end_spread * share(number) if self._ending_together > FEW else 0.0
 
     def _tick(self) -> None:
         self._handle = self._gateway.loop.call_later(TICK, self._tick)
         followed = self._gateway.clock.followed
-        if self._followed != followed:
-            self._followed = followed
+        if self._jumps_followed != followed:
+            self._jumps_followed = followed
             self.publish(replace(self._gateway.generation))  # dates are judged by another clock now
         elif self._slice is None:
             self.review()
@@ -304,9 +304,9 @@ class ConnectionManager:
             "age_ms": round((time.monotonic() - entry.opened) * 1000),
         }
         record_refusal(self._gateway, "connection", entry.refusal(time.time(), "connection", reason), detail)
-        self._part(entry, after, pause)
+        self._drain(entry, after, pause)
 
-    def _part(self, entry: Entry, after: float, pause: float) -> None:
+    def _drain(self, entry: Entry, after: float, pause: float) -> None:
         """Drains the connection after ``pause`` seconds, and expels it ``after`` seconds from now; 0: at once."""
         self._ending[entry.number] = entry
         entry.expel_at = time.monotonic() + max(after, pause) if after else float("inf")

@@ -31,7 +31,7 @@ class Affected:
     reason: str = ""
 
     @property
-    def why(self) -> str:
+    def label(self) -> str:
         return self.reason or f"{self.role} → {self.becomes or '(no role)'}"
 
 
@@ -49,7 +49,7 @@ class Group:
     @classmethod
     def of(cls, affected: Iterable[Affected]) -> Self:
         each = tuple(affected)
-        return cls(dict(Counter(one.why for one in each)), each[:NAMED])
+        return cls(dict(Counter(one.label for one in each)), each[:NAMED])
 
     @classmethod
     def joined(cls, groups: Iterable[Group]) -> Self:

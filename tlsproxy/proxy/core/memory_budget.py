@@ -34,7 +34,7 @@ class MemoryShare:
     It is the job of the reader's work in steps: a step that asks for memory goes on once there is some.
     """
 
-    __slots__ = ("_base", "_gateway", "_late", "_reader", "_share", "_too_large")
+    __slots__ = ("_gateway", "_reader", "_received", "_share", "_timeout", "_too_large")
 
     def __init__(
         self, gateway: Gateway, account: Account, reader: BodyReader, too_large: Callable[[int], RequestError]
@@ -44,8 +44,8 @@ class MemoryShare:
         self._reader: BodyReader | None = reader
         self._share = Share(gateway.memory, account, reader)
         self._too_large = too_large
-        self._base = 0
-        self._late: asyncio.TimerHandle | None = None
+        self._received = 0
+        self._timeout: asyncio.TimerHandle | None = None
 
     @property
     def waits(self) -> bool:
@@ -60,8 +60,8 @@ class MemoryShare:
 
         Raises :class:`NoMemory`, and the error of a body that is too large.
         """
-        self._base = size
-        return self._has(size, go_on, begun=False)
+        self._received = size
+        return self._claim(size, go_on, begun=False)
 
     def need(self, size: int) -> None:
         """:meth:`keep` without a wait. Raises the same."""
@@ -70,14 +70,14 @@ class MemoryShare:
 
     def reserve(self, size: int, go_on: Work) -> bool:
         """:meth:`keep` for ``size`` bytes more, for work that has begun."""
-        return self._has(self._base + size, go_on, begun=True)
+        return self._claim(self._received + size, go_on, begun=True)
 
     def settle(self, size: int) -> None:
         """Keeps ``size`` bytes, and gives back the rest of those that were reserved."""
-        self._base = size
+        self._received = size
         self._share.shrink(size)
 
-    def _has(self, size: int, go_on: Work, *, begun: bool) -> bool:
+    def _claim(self, size: int, go_on: Work, *, begun: bool) -> bool:
         share, memory = self._share, self._gateway.memory
         if size <= share.size:
             share.shrink(size)
@@ -89,7 +89,7 @@ class MemoryShare:
         if share.take(more, patient=begun and crowded and memory.is_at_work(share)):
             return True
         share.ready = partial(self._ready, go_on)
-        self._late = self._gateway.loop.call_later(self._gateway.bounds.inspection_timeout, self._timed_out)
+        self._timeout = self._gateway.loop.call_later(self._gateway.bounds.inspection_timeout, self._timed_out)
         return False
 
     def _ready(self, go_on: Work) -> None:
@@ -100,9 +100,9 @@ class MemoryShare:
         self._share.give_way(NoMemory("No memory to read this became free in time"))
 
     def _stop_waiting(self) -> None:
-        if self._late is not None:
-            self._late.cancel()
-            self._late = None
+        if self._timeout is not None:
+            self._timeout.cancel()
+            self._timeout = None
 
     def later(self, go_on: Work) -> None:
         if self._reader is not None:

@@ -12,7 +12,7 @@ from tlsproxy.authz.access import Decision
 from tlsproxy.authz.tokens import UNKNOWN_KEY
 from tlsproxy.proxy.core.connection_manager import Entry
 from tlsproxy.proxy.core.gateway import Gateway
-from tlsproxy.proxy.limits.quotas import Toll
+from tlsproxy.proxy.limits.quotas import LimitCheck
 from tlsproxy.wire.tracing import ID_LENGTH, NO_TRACING, Tracing
 
 CLIENT_GONE: Final = 499
@@ -43,7 +43,7 @@ class Planned(Protocol):
     @property
     def audit(self) -> Prepared: ...
     @property
-    def toll(self) -> Toll | None: ...
+    def limit_check(self) -> LimitCheck | None: ...
     def refused(self, decision: Decision) -> Self: ...
 
 
@@ -83,9 +83,9 @@ class Record(Generic[P]):
         self.admitted = False
         self._counted: tuple[int, ...] = ()
 
-    def count(self, gateway: Gateway, toll: Toll, entry: Entry) -> None:
+    def count(self, gateway: Gateway, limit_check: LimitCheck, entry: Entry) -> None:
         """Counts it against its caller's limits; above them its plan becomes a refusal."""
-        outcome = gateway.limiter.count(toll, entry.address, entry.standing.principal.identity)
+        outcome = gateway.limiter.count(limit_check, entry.address, entry.standing.principal.identity)
         if isinstance(outcome, Decision):
             self.plan = self.plan.refused(outcome)
         else:

@@ -22,7 +22,7 @@ from tlsproxy.authz.roles import Principal
 from tlsproxy.errors import BodyTooLarge, GrpcStatus, RequestError, RoleBodyTooLarge
 from tlsproxy.memo import Memo
 from tlsproxy.proxy.decision.attribution import caller_of, error_of, expiry, prepared, refusal_of
-from tlsproxy.proxy.limits.quotas import Quotas, Toll
+from tlsproxy.proxy.limits.quotas import LimitCheck, Quotas
 from tlsproxy.qdrant.grpc_decision import decide_call, decide_call_again, decide_message, operation_of
 from tlsproxy.qdrant.grpc_tenancy import is_confinable_call
 from tlsproxy.qdrant.operations import Operation
@@ -92,8 +92,8 @@ class CallPlan:
     ``http`` is the :status of a refusal. ``expires`` as in :class:`tlsproxy.proxy.decision.request_plan.Plan`;
     ``exists``: the point that the caller's token requires. ``unread``: the message must be read before the call is
     decided. ``asked``: what it was made of, None where that cannot matter any more. ``heard``: what its message was
-    found to say. ``toll`` as there; ``largest``: most bytes of the message, 0 where there is no limit; ``of_role``: by
-    the caller's role. ``length``: bytes of its DATA, where the client has said so.
+    found to say. ``limit_check`` as there; ``largest``: most bytes of the message, 0 where there is no limit;
+    ``of_role``: by the caller's role. ``length``: bytes of its DATA, where the client has said so.
     """
 
     operation: str
@@ -107,7 +107,7 @@ class CallPlan:
     unread: bool = False
     asked: Asked | None = None
     heard: BodyFacts | None = None
-    toll: Toll | None = None
+    limit_check: LimitCheck | None = None
     largest: int = 0
     of_role: bool = True
     length: int | None = None
@@ -172,7 +172,9 @@ class CallPlans:
         try:
             head = parse_call(fields, max_fields=self._max_fields)
         except RequestError as error:
-            return replace(self.unreadable(principal, error), toll=self._quotas.toll(principal, None, None, None))
+            return replace(
+                self.unreadable(principal, error), limit_check=self._quotas.check(principal, None, None, None)
+            )
         return self._made(principal, head, now, ended)
 
     def _made(self, principal: Principal, head: CallHead, now: float, ended: Decision | None) -> CallPlan:
@@ -267,7 +269,7 @@ class CallPlans:
             exists=exists,
             unread=decision is UNREAD,
             asked=asked,
-            toll=self._quotas.toll(principal, admission, operation, decision),
+            limit_check=self._quotas.check(principal, admission, operation, decision),
             largest=OPEN_MESSAGE if is_open else self._quotas.largest_body(admission) or 0,
             of_role=not is_open,
             length=head.length,

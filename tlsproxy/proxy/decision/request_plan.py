@@ -25,7 +25,7 @@ from tlsproxy.errors import Form, RequestError, UnexpectedBody
 from tlsproxy.memo import Memo
 from tlsproxy.proxy.decision.attribution import caller_of, error_of, expiry, prepared, refusal_of
 from tlsproxy.proxy.decision.local_responses import LocalResponse, cors_fields, is_preflight, preflight, whoami
-from tlsproxy.proxy.limits.quotas import Quotas, Toll
+from tlsproxy.proxy.limits.quotas import LimitCheck, Quotas
 from tlsproxy.qdrant.operations import AUDIT_LOGS, PREFLIGHT, WHOAMI, Operation
 from tlsproxy.qdrant.rest_decision import (
     UNREDUCED,
@@ -88,7 +88,7 @@ class Plan:
 
     ``relayed`` says that head, body and answer pass as they are, which most do. ``length`` as in :class:`RequestHead`;
     ``framed`` says whether the end of the request is known at all. ``limit`` is of the body, in bytes; ``of_role``: by
-    the caller's role. ``toll`` is what it is counted against, None where nothing is limited. ``resend`` says that the
+    the caller's role. ``limit_check`` has the limits that it counts against, if there are any. ``resend`` says that the
     request may be sent again if a connection was lost under it. ``expires`` is the moment, in seconds since the epoch,
     from which it must be made anew: what the caller presented counts no longer. ``answer`` is the response where the
     gateway gives it itself; ``audit_logs``: it comes from the audit log. ``proviso`` is what the caller's token asks
@@ -110,7 +110,7 @@ class Plan:
     streamed: bool = False
     limit: int = UNLIMITED
     of_role: bool = False
-    toll: Toll | None = None
+    limit_check: LimitCheck | None = None
     resend: bool = False
     upstream: bytes = b""
     expires: float = NEVER
@@ -324,7 +324,7 @@ class Plans:
             streamed=streamed,
             limit=largest if largest is not None and of_role else limit,
             of_role=of_role,
-            toll=self._quotas.toll(principal, admission, operation, decision),
+            limit_check=self._quotas.check(principal, admission, operation, decision),
             resend=operation is not None and operation.reads,
             upstream=upstream,
             expires=expiry(admission, decision, _presented(head)),

@@ -15,7 +15,7 @@ from tlsproxy.proxy.core.gateway import Gateway
 from tlsproxy.proxy.core.jitter import FEW, share
 from tlsproxy.proxy.frontend.handshake import AcceptedConnection
 from tlsproxy.proxy.frontend.rejections import Rejections
-from tlsproxy.proxy.limits.addresses import account
+from tlsproxy.proxy.limits.addresses import network_of
 from tlsproxy.proxy.upstream.upstreams import Upstreams
 
 
@@ -35,7 +35,7 @@ class Connections:
 
     def admit(self, sock: socket.socket, address: str, where: Listening) -> None:
         """Takes an accepted socket, or closes it. ``address`` is the client's, without its port."""
-        client = account(address)
+        client = network_of(address)
         outcome = self._gateway.limiter.addresses.connect(client)
         if isinstance(outcome, str):
             sock.close()

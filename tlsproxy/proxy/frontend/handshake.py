@@ -20,7 +20,7 @@ from tlsproxy.proxy.core.connection_manager import ConnectionManager, Entry
 from tlsproxy.proxy.core.gateway import Gateway
 from tlsproxy.proxy.core.refusals import record_refusal
 from tlsproxy.proxy.grpc.connection import GrpcConnection
-from tlsproxy.proxy.limits.addresses import FAILURES, OURS, account
+from tlsproxy.proxy.limits.addresses import AMBIGUOUS, FAILURES, network_of
 from tlsproxy.proxy.rest.connection import RestConnection
 from tlsproxy.proxy.tcp.connection import TcpConnection
 from tlsproxy.proxy.transport.tls import ALERT_LINGER, TlsStream
@@ -115,10 +115,10 @@ class AcceptedConnection:
     def _count(self, reason: str) -> None:
         """Counts a refused certificate as a failed authentication, unless one of our CAs may be at fault."""
         gateway = self._gateway
-        if reason in FAILURES - OURS or (
-            reason in OURS and not gateway.generation.material.trust.flawed(gateway.clock.now())
+        if reason in FAILURES - AMBIGUOUS or (
+            reason in AMBIGUOUS and not gateway.generation.material.trust.flawed(gateway.clock.now())
         ):
-            gateway.limiter.addresses.failed(account(self.address), ())
+            gateway.limiter.addresses.failed(network_of(self.address), ())
 
     def drain(self) -> None:
         """Drains its session; a handshake may be finished first."""

@@ -64,8 +64,8 @@ class ClientStreams:
             record = Record(calls.unreadable(principal, error), now, tracing)
             return self._turn_away(record, stream, done=done, code=error.code)
         record = Record(plan, now, tracing)
-        if plan.toll is not None and ended is None:
-            record.count(gateway, plan.toll, relay.entry)
+        if plan.limit_check is not None and ended is None:
+            record.count(gateway, plan.limit_check, relay.entry)
             plan = record.plan
         if not plan.block and record.admit(gateway):
             relay.refuse_stream(record, stream, done=done)

@@ -4,7 +4,7 @@ authentications, and requests without any credential.
 An IPv6 client can choose any address of its /64, so a /64 is one account.
 
 With a certificate, failures block the identity at that address: its keys and tokens get 429, valid or not. Without one,
-they block the address: new connections are closed, and so are those of others there, who get a turn of :data:`HEARD`
+they block the address: new connections are closed, and so are those of others there, who get a turn of :data:`TURN`
 after each delay. A success makes up for nothing, else the holder of one good key could guess at others in between.
 """
 
@@ -19,10 +19,10 @@ from tlsproxy.proxy.limits.gcra import SECOND, Charge, Excess, Penalty, Rate
 from tlsproxy.proxy.limits.quotas import rate_of, too_many
 from tlsproxy.proxy.limits.table import LimitTable
 
-IN_ALL: Final = "limit"
-AT_A_TIME: Final = "address_limit"
-TOO_FAST: Final = "handshake_rate"
-FAILING: Final = "too_many_failures"
+CONNECTION_LIMIT: Final = "limit"
+ADDRESS_LIMIT: Final = "address_limit"
+HANDSHAKE_RATE: Final = "handshake_rate"
+TOO_MANY_FAILURES: Final = "too_many_failures"
 
 FAILURES: Final = frozenset(
     {
@@ -36,19 +36,19 @@ FAILURES: Final = frozenset(
 )
 """Refusals of a certificate by its client's fault. A missing CRL is our fault, and would block everybody; a certificate
 that is not valid yet was signed by a trusted CA, and two clocks differ."""
-OURS: Final = frozenset({"certificate_expired", "certificate_invalid", "certificate_purpose"})
+AMBIGUOUS: Final = frozenset({"certificate_expired", "certificate_invalid", "certificate_purpose"})
 """Refusals that OpenSSL reports for a CA's certificate too, without saying which certificate it was."""
 
 
-HEARD: Final = 2 * SECOND
+TURN: Final = 2 * SECOND
 """Nanoseconds after each delay in which everybody at an address may connect."""
 
 
-def _heard(identity: tuple[str, ...]) -> int:
-    return 0 if identity else HEARD
+def _turn_of(identity: tuple[str, ...]) -> int:
+    return 0 if identity else TURN
 
 
-def account(address: str) -> str:
+def network_of(address: str) -> str:
     """Network that counts as one client, e.g. ``2001:db8:1:2::/64`` for ``2001:db8:1:2::7``."""
     if ":" not in address:
         return address
@@ -60,16 +60,16 @@ class Addresses:
 
     def __init__(self, table: LimitTable) -> None:
         self._table = table
-        self._everybody = table.key("connections")
+        self._all_key = table.key("connections")
         self._rate: Rate | None = None
         self._requests: Rate | None = None
         self._penalty: Penalty | None = None
 
     def adopt(self, settings: Settings) -> None:
         own = settings.per_address
-        self._in_all = Charge(self._everybody, IN_ALL, None, settings.connections)
-        self._at_a_time = settings.connections_per_address
-        self._requests, self._requests_at_a_time = rate_of(own.unidentified), own.unidentified.concurrent_requests or 0
+        self._all_connections = Charge(self._all_key, CONNECTION_LIMIT, None, settings.connections)
+        self._per_address = settings.connections_per_address
+        self._requests, self._concurrent_requests = rate_of(own.unidentified), own.unidentified.concurrent_requests or 0
         self._rate = self._penalty = None
         if own.handshakes_per_second is not None:
             self._rate = Rate.of(own.handshakes_per_second, own.burst)
@@ -79,17 +79,17 @@ class Addresses:
     def connect(self, address: str) -> tuple[int, ...] | str:
         """Rows to :meth:`release` when the connection has ended, or the reason for which it is closed."""
         if self.delay(address, ()):
-            return FAILING
-        one = Charge(self._table.key("address", address), AT_A_TIME, self._rate, self._at_a_time)
-        outcome = self._table.take((self._in_all, one))
+            return TOO_MANY_FAILURES
+        one = Charge(self._table.key("address", address), ADDRESS_LIMIT, self._rate, self._per_address)
+        outcome = self._table.take((self._all_connections, one))
         if isinstance(outcome, Excess):
-            return TOO_FAST if outcome.wait else outcome.charge.whose
+            return HANDSHAKE_RATE if outcome.wait else outcome.charge.whose
         return outcome
 
     def request(self, address: str) -> Charge:
         """Charge of a request by an unidentified client."""
         key = self._table.key("unidentified", address)
-        return Charge(key, "each address of unidentified clients", self._requests, self._requests_at_a_time)
+        return Charge(key, "each address of unidentified clients", self._requests, self._concurrent_requests)
 
     def release(self, rows: tuple[int, ...]) -> None:
         self._table.release(rows)
@@ -102,14 +102,14 @@ class Addresses:
             return 0
         now = self._table.clock()
         until = self._table.arrival(self._table.key("delay", address, *identity), now)
-        return self._penalty.left(until, now, _heard(identity))
+        return self._penalty.left(until, now, _turn_of(identity))
 
     def refusal(self, address: str, identity: tuple[str, ...]) -> Decision | None:
         """Refusal of a request during a delay, else None."""
         delay = self.delay(address, identity)
         if not delay:
             return None
-        return too_many(FAILING, "too many failed authentications", max(1, -(-delay // SECOND)))
+        return too_many(TOO_MANY_FAILURES, "too many failed authentications", max(1, -(-delay // SECOND)))
 
     def failed(self, address: str, identity: tuple[str, ...]) -> None:
         """Counts a failed authentication."""
@@ -121,5 +121,5 @@ class Addresses:
             now = table.clock()
             owed = penalty.after(table.arrival(failures, now), now)
             table.put(failures, owed, now)
-            if table.arrival(delay, now) <= now and (until := penalty.until(owed, now, _heard(identity))):
+            if table.arrival(delay, now) <= now and (until := penalty.until(owed, now, _turn_of(identity))):
                 table.put(delay, until, now)

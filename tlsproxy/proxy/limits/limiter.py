@@ -10,9 +10,9 @@ from __future__ import annotations
 from tlsproxy.authz.access import Decision
 from tlsproxy.authz.identity import Identity
 from tlsproxy.config.model import Config
-from tlsproxy.proxy.limits.addresses import Addresses, account
+from tlsproxy.proxy.limits.addresses import Addresses, network_of
 from tlsproxy.proxy.limits.gcra import Excess
-from tlsproxy.proxy.limits.quotas import Quotas, Toll, refusal_of
+from tlsproxy.proxy.limits.quotas import LimitCheck, Quotas, refusal_of
 from tlsproxy.proxy.limits.table import LimitTable
 
 
@@ -31,17 +31,17 @@ class Limiter:
         """Quotas under this configuration."""
         return Quotas(config, self._table.key)
 
-    def count(self, toll: Toll, address: str, identity: Identity | None) -> tuple[int, ...] | Decision:
+    def count(self, limit_check: LimitCheck, address: str, identity: Identity | None) -> tuple[int, ...] | Decision:
         """Rows to :meth:`release` when the request has ended, or its refusal. ``address`` is the client's."""
-        charges = toll.charges
-        if toll.unidentified:
-            charges = (*charges, self.addresses.request(account(address)))
-        if toll.tries:
-            network, holder = account(address), identity.account if identity is not None else ()
+        charges = limit_check.charges
+        if limit_check.unidentified:
+            charges = (*charges, self.addresses.request(network_of(address)))
+        if limit_check.authenticates:
+            network, holder = network_of(address), identity.account if identity is not None else ()
             refusal = self.addresses.refusal(network, holder)
             if refusal is not None:
                 return refusal
-            if toll.failed:
+            if limit_check.failed:
                 self.addresses.failed(network, holder)
         outcome = self._table.take(charges)
         return refusal_of(outcome) if isinstance(outcome, Excess) else outcome

@@ -27,15 +27,15 @@ IN_FLIGHT: Final = "too_many_requests_in_flight"
 
 
 @dataclass(frozen=True, slots=True)
-class Toll:
+class LimitCheck:
     """Limit check of a request, done before anything else.
 
-    ``tries``: it presents a key or token, or lacks one that it needs; ``failed``: that authentication failed.
+    ``authenticates``: it presents a key or token, or lacks one that it needs; ``failed``: that authentication failed.
     ``unidentified``: it has no certificate, key or token, so it is counted for its address.
     """
 
     charges: tuple[Charge, ...]
-    tries: bool
+    authenticates: bool
     failed: bool
     unidentified: bool = False
 
@@ -50,9 +50,9 @@ class Quotas:
         self._delays = config.limits.per_address.failed_authentications is not None
         self._roles = {name: role.limits for name, role in config.roles.items()}
 
-    def toll(
+    def check(
         self, principal: Principal, admission: Admission | None, operation: Operation | None, decision: Decision | None
-    ) -> Toll | None:
+    ) -> LimitCheck | None:
         """None if nothing is limited. Health and version are never counted.
 
         A ``decision`` in bare text comes from authentication (:class:`tlsproxy.errors.Form`), whether 401 or 403.
@@ -61,10 +61,12 @@ class Quotas:
             return None
         charges = tuple(self._charges(principal, admission))
         failed = decision is not None and decision.form is Form.BARE
-        tries = self._delays and (failed or (admission is not None and admission.credential is not None))
+        authenticates = self._delays and (failed or (admission is not None and admission.credential is not None))
         unidentified = self._unidentified and principal.identity is None
         unidentified = unidentified and (admission is None or admission.credential is None)
-        return Toll(charges, tries, failed, unidentified) if charges or tries or unidentified else None
+        if not (charges or authenticates or unidentified):
+            return None
+        return LimitCheck(charges, authenticates, failed, unidentified)
 
     def largest_body(self, admission: Admission | None) -> int | None:
         """Smallest limit of the caller's roles in bytes, None if they have none."""

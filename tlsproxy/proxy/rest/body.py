@@ -11,7 +11,7 @@ from tlsproxy.wire.head_buffer import HeadBuffer
 from tlsproxy.wire.http1 import CHUNKED
 
 SMALL_REST: Final = 65_536
-"""A refused body of at most this many bytes is dropped and the connection kept; a larger one costs the connection."""
+"""Refused body that is read and dropped, at most, in bytes; a larger one closes the connection."""
 
 
 class RequestBody:
@@ -26,7 +26,7 @@ class RequestBody:
     def __init__(
         self, buffer: HeadBuffer, length: int, limit: int, *, of_role: bool = False, keep: bool = False
     ) -> None:
-        """Raises :class:`BodyTooLarge` where the length alone says so. ``of_role``: the limit is the caller's own."""
+        """``of_role``: the limit is of the caller's role. Raises :class:`BodyTooLarge` if the length exceeds it."""
         self.buffer = buffer
         self._limit = limit
         self._of_role = of_role

@@ -197,8 +197,8 @@ class RestConnection:
         record = self._open_record(plan, now, tracing)
         if ended is not None:
             self.close = True
-        elif plan.toll is not None:
-            record.count(gateway, plan.toll, self.entry)
+        elif plan.limit_check is not None:
+            record.count(gateway, plan.limit_check, self.entry)
         self._carry_out(record)
 
     def _open_record(self, plan: Plan, now: float, tracing: Tracing = NO_TRACING) -> Record[Plan]:

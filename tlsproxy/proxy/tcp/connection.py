@@ -66,9 +66,9 @@ class TcpConnection:
         if refusal:
             self._refuse(refusal)
             return
-        toll = gateway.limiter.quotas.toll(entry.standing.principal, None, None, None)
-        if toll is not None:
-            outcome = gateway.limiter.count(toll, entry.address, entry.standing.identity)
+        limit_check = gateway.limiter.quotas.check(entry.standing.principal, None, None, None)
+        if limit_check is not None:
+            outcome = gateway.limiter.count(limit_check, entry.address, entry.standing.identity)
             if isinstance(outcome, Decision):
                 self._refuse(outcome.reason, outcome.text)
                 return
