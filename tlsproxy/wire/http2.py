@@ -243,7 +243,7 @@ def settings(values: Mapping[int, int]) -> bytes:
 
 SETTINGS_ACK: Final = frame(Kind.SETTINGS, ACK, 0)
 _MOST_SETTINGS: Final = 32
-"""Of one frame: six are defined."""
+"""Settings in one frame: six are defined."""
 
 
 def parse_settings(payload: bytes) -> dict[int, int]:

@@ -70,7 +70,7 @@ def grpc_status(decision: Decision) -> int:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Asked:
-    """What a plan was made of, for one that may take its place. As much itself as its plan is: the key of a memo."""
+    """Inputs of a plan, for a plan that may take its place. Compared by identity, as the key of a memo."""
 
     head: CallHead
     operation: Operation
@@ -189,7 +189,7 @@ class CallPlans:
         return self._plan(principal, head, operation, admission, judgement)
 
     def unreadable(self, principal: Principal, error: Exception) -> CallPlan:
-        """What was sent is no call: a RequestError's words, or a malformed stream's."""
+        """Plan of a stream that is no call: with a RequestError's words, or a malformed stream's."""
         if isinstance(error, RequestError):
             decision, http = refusal_of(error), error.status if isinstance(error, NotGrpc) else HTTPStatus.OK
         else:

@@ -254,7 +254,7 @@ class GrpcConnection:
         if self.stream.stalled or self.state is ENDED:
             return
         sweep = self.last_sweep + SWEEP
-        if not self.idle:
+        if self.relay.calls or self.formers:
             self.stream.deadline = sweep
         elif self.client.begun:
             self.stream.deadline = min(sweep, self._rests_until)
