@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from functools import cache
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Final, Union, get_args, get_origin
@@ -54,16 +55,26 @@ def restart_settings(config: Config) -> dict[str, object]:
     that of `protocols` matters: a listener for REST and gRPC is the one for gRPC and REST.
     """
     values: dict[str, object] = {}
-    for name, field in Config.model_fields.items():
-        value, model = getattr(config, name), model_in(field.annotation)
-        marked = [key for key, each in model.model_fields.items() if needs_restart(each)] if model else []
-        if needs_restart(field):
+    for name, whole, marked in _marked():
+        value = getattr(config, name)
+        if whole:
             values[name] = value
         elif isinstance(value, tuple) and marked:
             values[name] = Counter(tuple(_unordered(getattr(entry, key)) for key in marked) for entry in value)
         else:
             values |= {f"{name}.{key}": getattr(value, key) for key in marked}
     return values
+
+
+@cache
+def _marked() -> tuple[tuple[str, bool, tuple[str, ...]], ...]:
+    """Keys of the top level: name, whether it is marked itself, and the marked keys of its section."""
+    marked = []
+    for name, field in Config.model_fields.items():
+        model = model_in(field.annotation)
+        keys = model.model_fields if model else {}
+        marked.append((name, needs_restart(field), tuple(key for key, each in keys.items() if needs_restart(each))))
+    return tuple(marked)
 
 
 def _unordered(value: Any) -> Any:
