@@ -79,7 +79,7 @@ def hears_of_a_life_only(site: Site, systemd: Systemd) -> None:
 def test_nobody_listens(site: Site, upstream: ScriptedUpstream, tmp_path: Path) -> None:
     """It serves all the same, and says so."""
     with Gateway(site.write_config(upstream.url), NOTIFY_SOCKET=str(tmp_path / "none")) as gateway:
-        gateway.log.wait(lambda line: "systemd was not told READY=1: [Errno 2]" in line)
+        gateway.log.wait(lambda line: "systemd could not be notified (READY=1): [Errno 2]" in line)
         with connected(gateway, site.client()) as client:
             client.send(GET)
             assert client.response().status == 200
