@@ -32,7 +32,7 @@ from tlsproxy.wire.tracing import NO_TRACING, id_line, upstream_lines
 
 Late = tuple[type[RequestError], str, str]
 """Error class and text of an expired wait, and the name of its time in :class:`RuntimeLimits`."""
-_UNTOLD: Final[Late] = (
+_UNCHECKED: Final[Late] = (
     UpstreamTimeout,
     "The upstream did not say in time whether the token is valid",
     "response_timeout",
@@ -147,11 +147,11 @@ class Exchange:
         if proviso is None:
             self._connect()
             return
-        self._wait(_UNTOLD)
-        self._link.upstreams.points.ask(proviso.exists, proviso.head.fields, self.account, self._told)
+        self._wait(_UNCHECKED)
+        self._link.upstreams.points.ask(proviso.exists, proviso.head.fields, self.account, self._point_checked)
 
-    def _told(self, verdict: Verdict) -> None:
-        """Whether there is the point that the token requires."""
+    def _point_checked(self, verdict: Verdict) -> None:
+        """Result of the check that the token's point exists."""
         self._client.present()
         proviso = self.record.plan.proviso
         if self._ended or proviso is None:
@@ -170,7 +170,7 @@ class Exchange:
             self._client.advance()
 
     def _connect(self) -> None:
-        """No upstream waits for a small body."""
+        """Reads a small body first, so that no upstream connection waits for it."""
         plan, client = self.record.plan, self._client
         if self.body.done or plan.streamed or self.body.arrived:
             self._take_upstream()
@@ -224,7 +224,7 @@ class Exchange:
 
     @property
     def waits_for_client(self) -> bool:
-        """For more of the request, or until more of the response is taken."""
+        """Waits for more of the request, or until the client takes more of the response."""
         return self._stream.stalled or self.sending
 
     def give_way(self, error: RequestError) -> None:
@@ -232,34 +232,34 @@ class Exchange:
 
     @property
     def sending(self) -> bool:
-        """Whether what the client sends now belongs to this request, and is wanted."""
+        """Whether received data belongs to this request, and is wanted now."""
         return (self._gathering or self._upstream is not None) and not self.body.done and not self.congested
 
     @property
     def waiting(self) -> bool:
-        """Whether no upstream has had any of it."""
+        """Whether nothing of it was sent upstream."""
         return not self._begun
 
     @property
     def whole(self) -> bool:
-        """Whether the upstream has all of it."""
+        """Whether all of it was sent upstream."""
         upstream = self._upstream
         return self.body.done and upstream is not None and not upstream.stream.unsent
 
     @property
     def taken(self) -> bytes | None:
-        """Body bytes as they came, where no upstream has had any of the request; None where they are not known."""
+        """Received bytes of the body while nothing was sent upstream; None where they are no longer known."""
         return None if self._begun else self._first
 
     def request_sent(self) -> bool:
         return self.body.done
 
     def under(self, present: Plan) -> Plan | Decision:
-        """The plan that it would go on by where its head is planned like this; or the refusal that it would meet."""
+        """Plan to go on by, given the present plan of its head; or its refusal."""
         return self.record.plan.under(present)
 
     def renew(self, present: Plan) -> Decision | None:
-        """It goes on where its head is planned like this now; or the refusal that it meets."""
+        """Adopts the present plan of its head, or returns the refusal."""
         outcome = self.under(present)
         if isinstance(outcome, Decision):
             return outcome
@@ -336,7 +336,7 @@ class Exchange:
             self._await()
 
     def _await(self) -> None:
-        """Sets who is waited for: the client for its body, then the upstream for its response."""
+        """Sets the deadline: for the client's body, then for the upstream's response."""
         if self._upstream is None or self._stream.stalled:
             return
         if self.body.done:
@@ -347,7 +347,7 @@ class Exchange:
         self._upstream.await_client()
 
     def _await_body(self) -> None:
-        """It is the client that is waited for, as long as its body comes fast enough."""
+        """Waits for the client, as long as its body comes fast enough."""
         came = self._came
         if came is None:
             now, timeout = time.monotonic(), self._gateway.bounds.body_timeout
@@ -358,7 +358,7 @@ class Exchange:
         self._stream.deadline = came.due
 
     def _body_paused(self) -> None:
-        """It is not the client that is waited for."""
+        """Pauses the measurement of the client's rate: the wait is for something else."""
         if self._came is not None:
             self._came.pause(time.monotonic())
 
@@ -398,7 +398,7 @@ class Exchange:
         self._stream.write(head.restated(close=False))
 
     def response_head(self, head: ResponseHead) -> None:
-        """It waits for what comes with it: one record, one send."""
+        """Holds the head back until data follows: one TLS record, one send."""
         self.record.status = head.status
         client = self._client
         if head.length == UNTIL_CLOSE or not self.body.done:  # the next request could not be found
@@ -426,7 +426,7 @@ class Exchange:
             self._upstream.resume()
             self._await()
 
-    # The ends that are not good
+    # Failures
 
     def upstream_lost(self, error: RequestError, *, stale: bool, answered: bool) -> None:
         self._upstream = None
@@ -439,7 +439,7 @@ class Exchange:
             self._client.exchange_failed(error)
 
     def _send_again(self, sent: list[bytes]) -> None:
-        """The read that is lost has not begun, and is not sent again a second time."""
+        """Sends a lost read again, once."""
         self._first, self._begun = b"".join(sent), False
         self._body_paused()
         self._client.present()
@@ -453,7 +453,7 @@ class Exchange:
             self._client.exchange_failed(error)
 
     def abandon(self) -> None:
-        """The client is gone, or is told something else."""
+        """Ends it without a result: the client is gone, or gets another response."""
         self._ended = True
         if self._upstream is None:
             self._link.upstreams.pool.forget(self)
@@ -462,5 +462,5 @@ class Exchange:
             upstream.discard()
 
     def over(self) -> None:
-        """It has ended, in whichever way: what it held is given back, and what was to be done for it is not."""
+        """Called at its end, whatever it was: releases what it holds; pending callbacks do nothing."""
         self._ended = True

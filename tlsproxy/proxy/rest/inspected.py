@@ -32,7 +32,7 @@ from tlsproxy.wire.cooperative import Steps
 from tlsproxy.wire.http1 import CHUNKED
 from tlsproxy.wire.http1_response import ResponseHead
 
-_UNTOLD: Final[Late] = (
+_UNKNOWN_FACTS: Final[Late] = (
     UpstreamTimeout,
     "The upstream did not say in time how the collection's words are counted",
     "response_timeout",
@@ -76,7 +76,7 @@ class InspectedExchange(Exchange):
             self.upstream_congested()
 
     def _read_on(self) -> None:
-        """There is memory for what has come."""
+        """Memory for the received data is there."""
         self.congested = False
         self._go_on_reading()
         self._client.advance()
@@ -122,13 +122,13 @@ class InspectedExchange(Exchange):
         in_slices(self._holding, self._judging(unread, content, facts), partial(self._decided, unread, content))
 
     def _judging(self, unread: Unread, content: Content, facts: Facts | None) -> Steps[tuple[Plan, Content] | None]:
-        """None where more must be known."""
+        """None where facts of the upstream are needed first."""
         try:
             return (yield from self._gateway.plans.reading(unread, content, facts))
         except FactsNeeded:
             return None
 
-    def _told_facts(self, unread: Unread, content: Content, facts: Facts | RequestError) -> None:
+    def _facts_received(self, unread: Unread, content: Content, facts: Facts | RequestError) -> None:
         self._client.present()
         if self._ended:
             return
@@ -151,9 +151,9 @@ class InspectedExchange(Exchange):
             return
         if outcome is None:
             self._holding.settle(len(content))
-            self._wait(_UNTOLD)
-            told = partial(self._told_facts, unread, content)
-            self._link.upstreams.facts.ask(unread.asked.collection or "", self.account, told)
+            self._wait(_UNKNOWN_FACTS)
+            callback = partial(self._facts_received, unread, content)
+            self._link.upstreams.facts.ask(unread.asked.collection or "", self.account, callback)
             return
         self.record.plan, made = outcome
         self._holding.settle(len(made) if made is content else len(made) + len(content))

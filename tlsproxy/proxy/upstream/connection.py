@@ -50,7 +50,7 @@ class UpstreamRequest(Holder, Protocol):
 
 
 class Keeper(Protocol):
-    """Where a connection belongs. ``keep``: it may carry another request."""
+    """The pool of a connection. ``keep``: it may carry another request."""
 
     def release(self, upstream: UpstreamConnection, *, keep: bool) -> None: ...
     def lost(self, upstream: UpstreamConnection) -> None: ...

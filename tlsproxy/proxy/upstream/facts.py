@@ -31,7 +31,7 @@ _Release = tuple[int, int] | None
 
 
 class CollectionFacts:
-    """The questions of one process, and a memo of their answers."""
+    """Pending questions of one process, and a memo of their answers."""
 
     def __init__(self, gateway: Gateway, pool: Pool) -> None:
         self._gateway = gateway
@@ -59,10 +59,10 @@ class CollectionFacts:
         if number == generation.number and time.monotonic() < until:
             self._ask_collection(collection, account, told, release)
         else:
-            asked = partial(self._told_release, generation.number, collection, account, told)
+            asked = partial(self._release_received, generation.number, collection, account, told)
             self._releases.ask(generation.number, own_request("GET /"), account, asked)
 
-    def _told_release(
+    def _release_received(
         self, number: int, collection: str, account: Account, told: Told, release: _Release | RequestError
     ) -> None:
         try:
@@ -84,10 +84,10 @@ class CollectionFacts:
             self._gateway.loop.call_soon(told, Facts(release))
             return
         key = (generation.number, collection)
-        asked = partial(self._told_collection, key, told, release)
+        asked = partial(self._collection_received, key, told, release)
         self._collections.ask(key, own_request(f"GET {path}"), account, asked)
 
-    def _told_collection(
+    def _collection_received(
         self, key: tuple[int, str], told: Told, release: _Release, answer: bytes | RequestError
     ) -> None:
         if isinstance(answer, RequestError):

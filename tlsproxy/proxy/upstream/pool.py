@@ -1,4 +1,4 @@
-"""The pool of upstream connections: who gets one, who waits, and how long one is kept.
+"""Pool of upstream connections: assignment, waiting, and keep-alive.
 
 A connection that Qdrant is about to close is never handed out: the pool ends its own after ``upstream.idle_timeout``,
 and hears of a close before it would write.

@@ -42,14 +42,14 @@ _STORAGE_ERRORS: Final = frozenset((400, 403, 405, 408, 409, 429, 500, 503, 507)
 """The statuses of Qdrant's errors of storage (src/actix/helpers.rs) but for 404, which is a collection that is none."""
 
 Verdict = Decision | RequestError | None
-"""A refusal, or what kept us from knowing; None: the point exists."""
+"""A refusal, or the error that prevented the check; None: the point exists."""
 Told = Callable[[Verdict], None]
 _Key = tuple[int, ValueExists, bytes]
 """The generation's number, what is asked, the affinity it is asked with."""
 
 
 class Points:
-    """The questions of one process that wait for an answer."""
+    """Pending questions of one process."""
 
     def __init__(self, gateway: Gateway, pool: Pool) -> None:
         self._gateway = gateway
@@ -77,7 +77,7 @@ def _affinity(fields: Fields) -> bytes:
 
 
 def verdict_of(status: int, body: bytes) -> Verdict:
-    """What Qdrant's answer to a scroll for one point means. Its errors are handed on, as text/plain, as it does."""
+    """Verdict by Qdrant's answer to a scroll for one point. Its errors are handed on as text/plain, as Qdrant does."""
     if status == HTTPStatus.NOT_FOUND:
         return _NO_COLLECTION
     try:
