@@ -15,7 +15,7 @@ from tlsproxy.authz.admission import Admission
 from tlsproxy.authz.identity import Identity
 from tlsproxy.authz.roles import Principal
 from tlsproxy.proxy.decision.call_plan import Asked, CallPlan
-from tlsproxy.proxy.decision.request_plan import Plan, Unread
+from tlsproxy.proxy.decision.request_plan import Plan, Reduced, Relayed, Route, Unread
 from tlsproxy.qdrant.grpc_decision import decide_call, decide_message, operation_of
 from tlsproxy.qdrant.operations import GRPC
 from tlsproxy.qdrant.rest_decision import BodyFacts, decide_request, deciding_body
@@ -54,19 +54,21 @@ def planned(admission: Admission, request: tuple[str, str]) -> Plan:
     """By the head."""
     asked = recognise(*request)
     judged = decide_request(admission, asked)
-    unread = Unread(NOTHING, asked, admission, None, bool(admission.conditions)) if judged.decision is UNREAD else None
-    return Plan("", "", judged.decision, NOTHING, unread=unread, listing=judged.listing)
+    route: Route = Reduced(b"", judged.listing) if judged.listing is not None else Relayed(b"")
+    if judged.decision is UNREAD:
+        route = Unread(NOTHING, asked, admission, None, bool(admission.conditions))
+    return Plan("", "", judged.decision, NOTHING, route)
 
 
 def decided(plan: Plan, body: bytes) -> Plan:
     """By head and body, where the head alone does not."""
-    if plan.unread is None:
+    if not isinstance(plan.route, Unread):
         return plan
     try:
-        decision, _, heard = at_once(deciding_body(plan.unread.admission, plan.unread.asked, body))
+        decision, _, heard = at_once(deciding_body(plan.route.admission, plan.route.asked, body))
     except Exception as error:  # noqa: BLE001 - a query that cannot be confined
         return plan.refused(Decision(allowed=False, reason=type(error).__name__))
-    return Plan("", "", decision, NOTHING, heard=heard, listing=plan.listing)
+    return Plan("", "", decision, NOTHING, Relayed(b""), heard=heard)
 
 
 @pytest.mark.fuzz
@@ -84,15 +86,15 @@ def test_of_rest(before: Admission, now: Admission, request: tuple[str, str], bo
     heard = former.heard.conditions if former.heard is not None else ()
     operation = recognise(*request).operation
     confinable = operation is not None and is_confinable(operation)
-    confined = head.unread is None or not confinable or set(now.conditions) <= set(heard)
-    known = head.unread is None or former.heard is not None
-    reduced = head.listing is None or former.listing is not None
+    confined = not isinstance(head.route, Unread) or not confinable or set(now.conditions) <= set(heard)
+    known = not isinstance(head.route, Unread) or former.heard is not None
+    reduced = not isinstance(head.route, Reduced) or isinstance(former.route, Reduced)
     if isinstance(outcome, Plan):
         assert fresh.decision.allowed
         assert confined
         assert known
         assert reduced
-        assert head.listing is None or outcome.listing == head.listing
+        assert not isinstance(head.route, Reduced) or outcome.route == head.route
     else:
         assert not outcome.allowed
         assert not (fresh.decision.allowed and confined and known and reduced)

@@ -12,7 +12,7 @@ from support.site import Site
 
 from tlsproxy.authz.access import UNREAD, Decision
 from tlsproxy.proxy.decision.call_plan import CallPlans
-from tlsproxy.proxy.decision.request_plan import Plans
+from tlsproxy.proxy.decision.request_plan import Plans, Unread
 from tlsproxy.proxy.limits.quotas import Quotas
 from tlsproxy.proxy.limits.table import LimitTable
 from tlsproxy.qdrant.operations import GRPC, REST, Operation
@@ -85,6 +85,6 @@ def test_a_body(generation: Generation, plans: Plans) -> None:
         body = b'{"lookup_from": {"collection": "%s"}}' % collection.encode()
         plan = plans.make(generation.principal_of(None), head(operation, "limited", length=len(body)), NOW)
         assert (plan.upstream, plan.decision) == (b"", UNREAD)
-        assert plan.unread is not None
-        read, _ = at_once(plans.reading(plan.unread, body))
+        assert isinstance(plan.route, Unread)
+        read, _ = at_once(plans.reading(plan.route, body))
         assert (read.decision.allowed, bool(read.upstream)) == (allowed, allowed)

@@ -83,26 +83,50 @@ class Unread:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
-    """``upstream`` is the head to send, short of the connection's own lines; empty where the request is refused.
+class Relayed:
+    """``head`` goes upstream, short of the connection's own lines; body and answer pass as they are, as most do."""
 
-    ``relayed`` says that head, body and answer pass as they are, which most do. ``length`` as in :class:`RequestHead`;
-    ``framed`` says whether the end of the request is known at all. ``limit`` is of the body, in bytes; ``of_role``: by
-    the caller's role. ``limit_check`` has the limits that it counts against, if there are any. ``resend`` says that the
-    request may be sent again if a connection was lost under it. ``expires`` is the moment, in seconds since the epoch,
-    from which it must be made anew: what the caller presented counts no longer. ``answer`` is the response where the
-    gateway gives it itself; ``audit_logs``: it comes from the audit log. ``proviso`` is what the caller's token asks
-    for besides. ``streamed``: its body goes up as it comes, and its `Expect` is the upstream's. ``fields`` are header
-    lines of every response that is not the upstream's, ``readable`` of one that is passed on. ``unread``: not decided
-    yet. ``heard``: what its body was found to say. ``listing``: how the upstream's answer is reduced.
+    head: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Reduced:
+    """``head`` goes upstream; of the answer the client sees as much as ``reducer`` leaves."""
+
+    head: bytes
+    reducer: Reducer
+
+
+class AuditSearch:
+    """The answer comes from the audit log."""
+
+
+AUDIT_SEARCH: Final = AuditSearch()
+_FORWARDED: Final = Relayed, Reduced
+
+Route = Relayed | Reduced | Unread | LocalResponse | AuditSearch | None
+"""Where the answer of a request comes from. None: it is refused. Unread: its body decides which of the others."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Everything that is decided of a request before its body.
+
+    ``route``: where the answer comes from. ``length`` as in :class:`RequestHead`; ``framed``: the end of the request is
+    known. ``limit``: of the body, in bytes; ``of_role``: by the caller's role. ``limit_check`` has the limits that it
+    counts against, if there are any. ``resend``: the request may be sent again after its connection was lost.
+    ``expires``: seconds since the epoch, from which the plan must be made anew, as the credential counts no longer.
+    ``proviso``: a condition of the caller's token. ``streamed``: the body goes up as it comes, and `Expect` is the
+    upstream's. ``fields``: header lines of every response of the gateway, ``readable`` of one that is passed on.
+    ``heard``: facts of the body, where it was read.
     """
 
     operation: str
     role: str
     decision: Decision
     audit: Prepared
+    route: Route = None
     framed: bool = False
-    relayed: bool = False
     length: int = 0
     close: bool = True
     to_head: bool = False
@@ -112,34 +136,35 @@ class Plan:
     of_role: bool = False
     limit_check: LimitCheck | None = None
     resend: bool = False
-    upstream: bytes = b""
     expires: float = NEVER
-    answer: LocalResponse | None = None
-    audit_logs: bool = False
     proviso: Proviso | None = None
     fields: bytes = b""
     readable: bytes = b""
-    unread: Unread | None = None
     heard: BodyFacts | None = None
-    listing: Reducer | None = None
+
+    @property
+    def upstream(self) -> bytes:
+        """The head to send; empty where nothing goes upstream, or nothing yet."""
+        route = self.route
+        return route.head if isinstance(route, _FORWARDED) else b""
 
     def refused(self, decision: Decision) -> Self:
         """The same request, which is not carried out after all."""
         audit = self.audit.denied(error_of(decision), decision.reason)
-        return replace(
-            self, decision=decision, audit=audit, relayed=False, upstream=b"", answer=None, proviso=None, unread=None
-        )
+        return replace(self, decision=decision, audit=audit, route=None, proviso=None)
 
     def under(self, present: Plan) -> Plan | Decision:
         """Plan by which a request under way goes on, where its head is planned like ``present`` now; or its refusal."""
-        decision, unread = present.decision, present.unread
-        if unread is not None and self.heard is not None:
-            decision = decide_again(unread.admission, unread.asked, self.heard)
+        decision, route, ahead = present.decision, self.route, present.route
+        if isinstance(ahead, Unread) and self.heard is not None:
+            decision = decide_again(ahead.admission, ahead.asked, self.heard)
         if not decision.allowed:
             return decision
-        if present.listing is not None and self.listing is None:
-            return UNREDUCED
-        return replace(self, expires=present.expires, listing=present.listing or self.listing)
+        if isinstance(ahead, Reduced):
+            if not isinstance(route, Reduced):
+                return UNREDUCED
+            route = replace(route, reducer=ahead.reducer)
+        return replace(self, expires=present.expires, route=route)
 
 
 class Plans:
@@ -188,7 +213,7 @@ class Plans:
         self._refusals.pop(key, None)
         plan = self.make(principal, head, now)
         if len(head) <= MEMO_HEAD and plan.framed and now < plan.expires:
-            if plan.decision.allowed or plan.unread is not None:
+            if plan.route is not None:
                 self._memo.remember(key, plan)
             else:  # apart: whoever makes up refusals drives out no permission
                 self._refusals.remember(key, plan)
@@ -286,12 +311,15 @@ class Plans:
         operation = asked.operation if asked is not None else None
         api = asked.target.path if asked is not None else head.target.partition("?")[0]
         streamed = head.length > READ_FIRST or (operation is not None and operation.upload)
-        upstream, answer = b"", None
+        route: Route = None
+        proviso: Proviso | None = None
         fields = readable = cors_fields(head, self._origins) if self._cors else b""
         if decision is ALLOWED and operation is PREFLIGHT:
-            answer, fields = preflight(head, self._origins), b""
+            route, fields = preflight(head, self._origins), b""
         elif decision is ALLOWED and operation is WHOAMI and admission is not None:
-            answer = whoami(admission)
+            route = whoami(admission)
+        elif decision is ALLOWED and operation is AUDIT_LOGS:
+            route = AUDIT_SEARCH
         elif decision is ALLOWED and asked is not None and not (operation is not None and operation.own):
             upstream = restate_request(
                 self._sent(head, listing, streamed=streamed),
@@ -299,11 +327,13 @@ class Plans:
                 upstream_host=self._upstream_host,
                 upstream_key=self._upstream_key,
             )
-        limit, largest, unread = self._limit(operation), self._quotas.largest_body(admission), None
-        of_role = largest is not None and largest < limit
-        if decision is UNREAD and asked is not None and admission is not None:
+            route = Relayed(upstream) if listing is None else Reduced(upstream, listing)
+            proviso = _proviso(head, asked, admission)
+        elif decision is UNREAD and asked is not None and admission is not None:
             confined = any(rights.conditions for rights in admission.rights)
-            unread = Unread(head, asked, admission, head.value(b"content-encoding"), confined)
+            route = Unread(head, asked, admission, head.value(b"content-encoding"), confined)
+        limit, largest = self._limit(operation), self._quotas.largest_body(admission)
+        of_role = largest is not None and largest < limit
         return Plan(
             operation=operation.name if operation is not None else "unknown",
             role=admission.role if admission is not None else principal.role,
@@ -315,8 +345,8 @@ class Plans:
                 api=api if self._log_api or not decision.allowed else None,
                 collection=asked.collection if asked is not None else None,
             ),
+            route=route,
             framed=True,
-            relayed=bool(upstream) and listing is None,
             length=head.length,
             close=head.close,
             to_head=head.method == "HEAD",
@@ -326,15 +356,10 @@ class Plans:
             of_role=of_role,
             limit_check=self._quotas.check(principal, admission, operation, decision),
             resend=operation is not None and operation.reads,
-            upstream=upstream,
             expires=expiry(admission, decision, _presented(head)),
-            answer=answer,
-            audit_logs=operation is AUDIT_LOGS,
-            proviso=_proviso(head, asked, admission) if upstream and asked is not None else None,
+            proviso=proviso,
             fields=fields,
             readable=readable if self._origins and listing is None else b"",
-            unread=unread,
-            listing=listing,
         )
 
 

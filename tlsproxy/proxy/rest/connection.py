@@ -20,10 +20,11 @@ from tlsproxy.proxy.core.gateway import Gateway, moved
 from tlsproxy.proxy.core.impact_analysis import Outlook
 from tlsproxy.proxy.core.record import Record
 from tlsproxy.proxy.core.scheduler import SLICE
-from tlsproxy.proxy.decision.request_plan import Plan
+from tlsproxy.proxy.decision.local_responses import LocalResponse
+from tlsproxy.proxy.decision.request_plan import AuditSearch, Plan, Relayed, Unread
 from tlsproxy.proxy.rest.body import NO_BODY, RequestBody
 from tlsproxy.proxy.rest.exchange import Exchange
-from tlsproxy.proxy.rest.inspected import exchange_of
+from tlsproxy.proxy.rest.inspected import EXCHANGES
 from tlsproxy.proxy.rest.link import ClientLink
 from tlsproxy.proxy.rest.local_exchange import LocalExchange
 from tlsproxy.proxy.rest.responses import refused, response
@@ -209,22 +210,19 @@ class RestConnection:
 
     def _carry_out(self, record: Record[Plan]) -> None:
         """As its plan says: by an exchange, or an answer of the gateway's own."""
-        plan = record.plan
-        if plan.length or not plan.relayed:
-            keep = plan.unread is not None or plan.audit_logs
+        plan, route = record.plan, record.plan.route
+        if plan.length or type(route) is not Relayed:
+            keep = isinstance(route, Unread | AuditSearch)
             try:
                 self._body = RequestBody(self.inbox, plan.length, plan.limit, of_role=plan.of_role, keep=keep)
             except BodyTooLarge as error:
                 self.close = True
                 self._reply(record, error)
                 return
-        kind = Exchange
-        if not plan.relayed:
-            if plan.answer is not None or not (plan.decision.allowed or plan.unread):
-                self._reply(record)
-                return
-            kind = exchange_of(plan)
-        self._take_up(kind(self, record, self._body))
+        if route is None or isinstance(route, LocalResponse):
+            self._reply(record)
+        else:
+            self._take_up(EXCHANGES[type(route)](self, record, self._body))
 
     def _take_up(self, exchange: Exchange) -> None:
         self._state = BUSY
@@ -244,7 +242,7 @@ class RestConnection:
     def _settle(self, plan: Plan, error: RequestError | None) -> None:
         if error is not None:
             self._fail(error)
-        elif (answer := plan.answer) is not None:
+        elif isinstance(answer := plan.route, LocalResponse):
             self._respond(HTTPStatus.OK, answer.fields, answer.body, bytes_out=len(answer.body))
         else:
             self._refuse_as(plan.decision)
@@ -422,7 +420,7 @@ class RestConnection:
             if refusal is None and not (exchange.waiting and moved(former, generation, "rest")):
                 return ""
             taken = exchange.taken
-            if taken is not None and (present.decision.allowed or present.unread is not None):
+            if taken is not None and present.route is not None:
                 self._begin_anew(record, exchange, present, taken)
             elif refusal is not None:
                 exchange.withdraw(refusal)

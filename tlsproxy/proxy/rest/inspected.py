@@ -15,7 +15,7 @@ from tlsproxy.errors import RequestError, TooLargeToRead, UpstreamBroken, Upstre
 from tlsproxy.proxy.core.memory_budget import MemoryShare
 from tlsproxy.proxy.core.record import Record
 from tlsproxy.proxy.core.scheduler import in_slices
-from tlsproxy.proxy.decision.request_plan import Plan, Unread
+from tlsproxy.proxy.decision.request_plan import AuditSearch, Plan, Reduced, Relayed, Unread
 from tlsproxy.proxy.rest.audit_query import AuditLogsExchange
 from tlsproxy.proxy.rest.body import RequestBody
 from tlsproxy.proxy.rest.exchange import Exchange, Late
@@ -98,9 +98,9 @@ class InspectedExchange(Exchange):
 
     def under(self, present: Plan) -> Plan | Decision:
         """Until it is decided it is for head and body of the present to decide."""
-        if not (self._reading or self.record.plan.unread):
+        if not (self._reading or isinstance(self.record.plan.route, Unread)):
             return super().under(present)
-        return present if present.unread is not None or present.decision.allowed else present.decision
+        return present.decision if present.route is None else present
 
     def _decide(self) -> None:
         self._reading = False
@@ -112,8 +112,8 @@ class InspectedExchange(Exchange):
         if self._ended:
             return
         plan = self.record.plan
-        unread = plan.unread
-        if unread is None:  # rights are others than they were: the head alone decides by now, and says the framing
+        unread = plan.route
+        if not isinstance(unread, Unread):  # rights have changed: by now the head alone decides, and says the framing
             self._whole_body = in_chunks(bytes(content)) if plan.length == CHUNKED else content
             self._acquire()
             return
@@ -133,7 +133,7 @@ class InspectedExchange(Exchange):
         if self._ended:
             return
         try:
-            if unread is not self.record.plan.unread:  # there has been a publication since, maybe of another upstream
+            if unread is not self.record.plan.route:  # there has been a publication since, maybe of another upstream
                 self._judge(content)
             elif isinstance(facts, RequestError):
                 raise facts
@@ -145,7 +145,7 @@ class InspectedExchange(Exchange):
             self._client.advance()
 
     def _decided(self, unread: Unread, content: Content, outcome: tuple[Plan, Content] | None) -> None:
-        if unread is not self.record.plan.unread:  # there has been a publication since
+        if unread is not self.record.plan.route:  # there has been a publication since
             self._holding.settle(len(content))
             self._judge(content)
             return
@@ -222,8 +222,10 @@ class InspectedExchange(Exchange):
         self._holding.release()
 
 
-def exchange_of(plan: Plan) -> type[Exchange]:
-    """What kind of exchange a request needs that its head neither refused nor let be relayed as it is."""
-    if plan.unread is not None:
-        return InspectedExchange
-    return AuditLogsExchange if plan.audit_logs else ReducedExchange
+EXCHANGES: Final[dict[type, type[Exchange]]] = {
+    Relayed: Exchange,
+    Unread: InspectedExchange,
+    Reduced: ReducedExchange,
+    AuditSearch: AuditLogsExchange,
+}
+"""By the type of a plan's route."""

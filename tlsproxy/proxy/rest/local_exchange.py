@@ -5,6 +5,7 @@ from __future__ import annotations
 from tlsproxy.authz.access import Decision
 from tlsproxy.errors import RequestError
 from tlsproxy.proxy.core.record import Record
+from tlsproxy.proxy.decision.local_responses import LocalResponse
 from tlsproxy.proxy.decision.request_plan import Plan
 from tlsproxy.proxy.rest.body import RequestBody
 from tlsproxy.proxy.rest.exchange import Exchange
@@ -28,6 +29,6 @@ class LocalExchange(Exchange):
 
     def under(self, present: Plan) -> Plan | Decision:
         """An answer is of the present; a refusal stays one."""
-        if self._error is not None or self.record.plan.answer is None:
+        if self._error is not None or not isinstance(self.record.plan.route, LocalResponse):
             return self.record.plan
-        return present.decision if present.answer is None else present
+        return present if isinstance(present.route, LocalResponse) else present.decision

@@ -13,7 +13,7 @@ from typing import Final
 from tlsproxy.errors import NoMemory, RequestError, UpstreamBroken
 from tlsproxy.proxy.core.record import Record
 from tlsproxy.proxy.core.scheduler import in_slices
-from tlsproxy.proxy.decision.request_plan import Plan
+from tlsproxy.proxy.decision.request_plan import Plan, Reduced
 from tlsproxy.proxy.rest.body import RequestBody
 from tlsproxy.proxy.rest.buffered_response import DeliveredExchange
 from tlsproxy.proxy.rest.link import Client
@@ -30,7 +30,7 @@ _ERROR: Final = b'{"status":{"error":"The upstream refused; its reason may name 
 
 
 class ReducedExchange(DeliveredExchange):
-    """Its plan's ``listing`` says what is kept of a good answer."""
+    """The plan's :class:`Reduced` route says what is left of a good answer."""
 
     __slots__ = ("_collected",)
 
@@ -76,11 +76,15 @@ class ReducedExchange(DeliveredExchange):
             self._reduce(head)
 
     def _reduce(self, head: ResponseHead) -> None:
-        listing = self.record.plan.listing
-        in_slices(self._holding, self._showing(head, listing), partial(self._show, head, listing))
+        reducer = self._reducer()
+        in_slices(self._holding, self._showing(head, reducer), partial(self._show, head, reducer))
 
-    def _show(self, head: ResponseHead, listing: Reducer | None, shown: bytes | None) -> None:
-        if listing is not self.record.plan.listing:  # meanwhile something else may be shown
+    def _reducer(self) -> Reducer | None:
+        route = self.record.plan.route
+        return route.reducer if isinstance(route, Reduced) else None
+
+    def _show(self, head: ResponseHead, reducer: Reducer | None, shown: bytes | None) -> None:
+        if reducer is not self._reducer():  # meanwhile something else may be shown
             self._reduce(head)
             return
         self._collected.content.clear()
@@ -91,13 +95,13 @@ class ReducedExchange(DeliveredExchange):
         super().response_head(replace(head, fields=fields, length=len(shown)))
         self._deliver(shown)
 
-    def _showing(self, head: ResponseHead, listing: Reducer | None) -> Steps[bytes | None]:
+    def _showing(self, head: ResponseHead, reducer: Reducer | None) -> Steps[bytes | None]:
         if head.status in _ERRORS:
             return _ERROR
-        if head.status != _OK or listing is None:
+        if head.status != _OK or reducer is None:
             return None
         try:
-            return (yield from listing.reducing(self._collected.content))
+            return (yield from reducer.reducing(self._collected.content))
         except ValueError:
             return None
 
