@@ -11,7 +11,7 @@ A connection is composed of parts that own their state; an arrow is "uses"::
      +-> Former         at an upstream that has changed: a connection of its calls
      |
      +-> Relay          queues, windows and budgets, which all of them share
-          +-> Session   the lifecycle as the parts see it
+          +-> GrpcSession   the lifecycle as the parts see it
 
 States of the connection (:data:`tlsproxy.proxy.grpc.states.CONNECTION_MOVES`); END leads from each to ENDED::
 

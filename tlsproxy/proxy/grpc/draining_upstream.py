@@ -23,7 +23,7 @@ from tlsproxy.errors import UpstreamChanged
 from tlsproxy.proxy.core.connection_manager import Entry
 from tlsproxy.proxy.grpc.call import Call
 from tlsproxy.proxy.grpc.relay import Relay
-from tlsproxy.proxy.grpc.session import Session
+from tlsproxy.proxy.grpc.session import GrpcSession
 from tlsproxy.proxy.grpc.settings import SettingsExchange
 from tlsproxy.proxy.grpc.streams import ClientStreams
 from tlsproxy.proxy.transport.deadlines import NEVER
@@ -46,7 +46,7 @@ class HalfClient(Protocol):
     def streams(self) -> ClientStreams: ...
 
 
-class Half(Session, Protocol):
+class Half(GrpcSession, Protocol):
     """The connection of the calls."""
 
     entry: Entry
@@ -64,7 +64,7 @@ class Half(Session, Protocol):
     def resume_writing(self) -> None: ...
 
 
-class Client(Session, Protocol):
+class PresentConnection(GrpcSession, Protocol):
     """The client's connection."""
 
     relay: Relay[Call]
@@ -80,7 +80,7 @@ class Former:
 
     half: Half
 
-    def __init__(self, client: Client) -> None:
+    def __init__(self, client: PresentConnection) -> None:
         self._client = client
         self._waiting: deque[bytes] = deque()
         self._begun = self._ended = False

@@ -15,7 +15,7 @@ from tlsproxy.proxy.core.connection_manager import Entry
 from tlsproxy.proxy.core.gateway import Gateway
 from tlsproxy.proxy.core.record import Record
 from tlsproxy.proxy.decision.call_plan import CallPlan, grpc_status
-from tlsproxy.proxy.grpc.session import CallDialler, ClientStream, RelayedCall, Session, UpstreamSide
+from tlsproxy.proxy.grpc.session import CallDialler, ClientStream, GrpcSession, RelayedCall, UpstreamSide
 from tlsproxy.wire import http2
 from tlsproxy.wire.field_block import write
 from tlsproxy.wire.flood_budgets import Budgets
@@ -73,7 +73,7 @@ class Relay(Generic[C]):
 
     dialler: CallDialler
 
-    def __init__(self, gateway: Gateway, stream: ClientStream, entry: Entry, session: Session) -> None:
+    def __init__(self, gateway: Gateway, stream: ClientStream, entry: Entry, session: GrpcSession) -> None:
         self.gateway = gateway
         self.stream = stream
         self.session = session

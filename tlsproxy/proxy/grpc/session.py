@@ -75,7 +75,7 @@ class CallDialler(Protocol):
     def close(self) -> None: ...
 
 
-class Session(Protocol):
+class GrpcSession(Protocol):
     """Lifecycle of a connection.
 
     ``present`` judges the calls again after a publication. ``rest``: no call is left, or another wait has begun.

@@ -14,7 +14,7 @@ from tlsproxy.proxy.decision.request_plan import Plan
 from tlsproxy.proxy.rest.body import RequestBody
 from tlsproxy.proxy.rest.buffered_response import DeliveredExchange
 from tlsproxy.proxy.rest.exchange import SLOW_BODY, Late
-from tlsproxy.proxy.rest.link import Client
+from tlsproxy.proxy.rest.link import ExchangeHandler
 from tlsproxy.proxy.rest.responses import CONTINUE, response
 from tlsproxy.proxy.transport.deadlines import NEVER
 from tlsproxy.threads import in_thread
@@ -31,7 +31,7 @@ class AuditLogsExchange(DeliveredExchange):
 
     __slots__ = ("_largest", "_looking")
 
-    def __init__(self, client: Client, record: Record[Plan], body: RequestBody) -> None:
+    def __init__(self, client: ExchangeHandler, record: Record[Plan], body: RequestBody) -> None:
         super().__init__(client, record, body)
         self._largest = 0
         self._looking = False

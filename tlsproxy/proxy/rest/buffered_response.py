@@ -10,7 +10,7 @@ from tlsproxy.proxy.core.record import Record
 from tlsproxy.proxy.decision.request_plan import Plan
 from tlsproxy.proxy.rest.body import RequestBody
 from tlsproxy.proxy.rest.exchange import Exchange
-from tlsproxy.proxy.rest.link import Client
+from tlsproxy.proxy.rest.link import ExchangeHandler
 
 PIECE: Final = 131_072
 """Bytes that are handed to the client's stream at a time."""
@@ -25,7 +25,7 @@ class DeliveredExchange(Exchange):
 
     __slots__ = ("_holding", "_left")
 
-    def __init__(self, client: Client, record: Record[Plan], body: RequestBody) -> None:
+    def __init__(self, client: ExchangeHandler, record: Record[Plan], body: RequestBody) -> None:
         super().__init__(client, record, body)
         self._holding = MemoryShare(self._gateway, self.account, self, _too_large)
         self._left = memoryview(b"")

@@ -20,7 +20,7 @@ from tlsproxy.proxy.decision.attribution import account_of
 from tlsproxy.proxy.decision.request_plan import READ_FIRST, Plan
 from tlsproxy.proxy.limits.fair_shares import Account
 from tlsproxy.proxy.rest.body import RequestBody
-from tlsproxy.proxy.rest.link import Client
+from tlsproxy.proxy.rest.link import ExchangeHandler
 from tlsproxy.proxy.rest.responses import CONTINUE
 from tlsproxy.proxy.transport.deadlines import NEVER
 from tlsproxy.proxy.upstream.connection import UpstreamConnection
@@ -72,7 +72,7 @@ class Exchange:
         "record",
     )
 
-    def __init__(self, client: Client, record: Record[Plan], body: RequestBody) -> None:
+    def __init__(self, client: ExchangeHandler, record: Record[Plan], body: RequestBody) -> None:
         self._link = link = client.link
         self._gateway = link.gateway
         self._client = client

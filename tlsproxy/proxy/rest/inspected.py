@@ -19,7 +19,7 @@ from tlsproxy.proxy.decision.request_plan import AuditSearch, Plan, Reduced, Rel
 from tlsproxy.proxy.rest.audit_query import AuditLogsExchange
 from tlsproxy.proxy.rest.body import RequestBody
 from tlsproxy.proxy.rest.exchange import Exchange, Late
-from tlsproxy.proxy.rest.link import Client
+from tlsproxy.proxy.rest.link import ExchangeHandler
 from tlsproxy.proxy.rest.reduced import ReducedExchange
 from tlsproxy.proxy.rest.responses import CONTINUE
 from tlsproxy.proxy.rest.tenant_response import StreamedAnswer
@@ -44,7 +44,7 @@ class InspectedExchange(Exchange):
 
     __slots__ = ("_answer", "_confined", "_content", "_holding", "_reading")
 
-    def __init__(self, client: Client, record: Record[Plan], body: RequestBody) -> None:
+    def __init__(self, client: ExchangeHandler, record: Record[Plan], body: RequestBody) -> None:
         super().__init__(client, record, body)
         self._holding = MemoryShare(self._gateway, self.account, self, TooLargeToRead)
         self._reading = True

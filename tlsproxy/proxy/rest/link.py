@@ -1,4 +1,4 @@
-"""Client connection as its exchanges see it: callbacks, and the parts that every exchange gets."""
+"""ExchangeHandler connection as its exchanges see it: callbacks, and the parts that every exchange gets."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class ClientLink:
     tail: bytes
 
 
-class Client(Protocol):
+class ExchangeHandler(Protocol):
     """Callbacks of an exchange, allowed at any time, also while the connection is about to make it.
 
     ``close``: the connection ends with this response. ``advance``: more of the received data may be wanted by now.

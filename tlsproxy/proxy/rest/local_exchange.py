@@ -9,7 +9,7 @@ from tlsproxy.proxy.decision.local_responses import LocalResponse
 from tlsproxy.proxy.decision.request_plan import Plan
 from tlsproxy.proxy.rest.body import RequestBody
 from tlsproxy.proxy.rest.exchange import Exchange
-from tlsproxy.proxy.rest.link import Client
+from tlsproxy.proxy.rest.link import ExchangeHandler
 
 
 class LocalExchange(Exchange):
@@ -17,7 +17,9 @@ class LocalExchange(Exchange):
 
     __slots__ = ("_error",)
 
-    def __init__(self, client: Client, record: Record[Plan], body: RequestBody, error: RequestError | None) -> None:
+    def __init__(
+        self, client: ExchangeHandler, record: Record[Plan], body: RequestBody, error: RequestError | None
+    ) -> None:
         super().__init__(client, record, body)
         self._error = error
 

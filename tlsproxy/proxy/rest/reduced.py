@@ -16,7 +16,7 @@ from tlsproxy.proxy.core.scheduler import in_slices
 from tlsproxy.proxy.decision.request_plan import Plan, Reduced
 from tlsproxy.proxy.rest.body import RequestBody
 from tlsproxy.proxy.rest.buffered_response import DeliveredExchange
-from tlsproxy.proxy.rest.link import Client
+from tlsproxy.proxy.rest.link import ExchangeHandler
 from tlsproxy.proxy.upstream.collected_response import CollectedResponse
 from tlsproxy.qdrant.rest_listings import Reducer
 from tlsproxy.wire.cooperative import Steps
@@ -34,7 +34,7 @@ class ReducedExchange(DeliveredExchange):
 
     __slots__ = ("_collected",)
 
-    def __init__(self, client: Client, record: Record[Plan], body: RequestBody) -> None:
+    def __init__(self, client: ExchangeHandler, record: Record[Plan], body: RequestBody) -> None:
         super().__init__(client, record, body)
         self._collected = CollectedResponse()
 
