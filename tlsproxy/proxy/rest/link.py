@@ -1,4 +1,4 @@
-"""ExchangeHandler connection as its exchanges see it: callbacks, and the parts that every exchange gets."""
+"""Client connection as its exchanges see it: callbacks, and the parts that every exchange gets."""
 
 from __future__ import annotations
 
