@@ -79,7 +79,7 @@ DATES = {
     "proxy/rest/responses.py:response": "the field `date` of an answer",
     "proxy/core/connection_manager.py:_end": "of an audit line",
     "proxy/tcp/connection.py:_refuse": "of a refusal that is told",
-    "proxy/tcp/connection.py:_tell": "of an audit line",
+    "proxy/tcp/connection.py:_audit": "of an audit line",
     "proxy/frontend/rejections.py:write": "of an audit line",
     "admin/server.py:_page": "dates that a page tells",
     "audit/log.py:__init__": "names of files, by their date",

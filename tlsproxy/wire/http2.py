@@ -1,7 +1,6 @@
-"""HTTP/2 frames (RFC 9113 §4, §6): cut out of a byte stream, written into one, and what their payloads must be.
+"""HTTP/2 frames (RFC 9113 §4, §6): splitting a byte stream, encoding, and checks of headers and payloads.
 
-Frames are cut whole and are small: neither side is ever told of a larger SETTINGS_MAX_FRAME_SIZE than the default. What
-a connection's SETTINGS may say to the other side of a relay is a table here; the rest of them ends at the relay.
+Frames are handled whole and are small: neither side is ever offered a larger SETTINGS_MAX_FRAME_SIZE than the default.
 """
 
 from __future__ import annotations
@@ -21,16 +20,16 @@ HEADER: Final = 9
 MAX_FRAME: Final = 16_384
 """Bytes of a payload."""
 TABLE: Final = 4096
-"""Bytes of HPACK's dynamic table: the default, and the most that anybody is allowed."""
+"""Bytes of HPACK's dynamic table: the default, and the maximum for both sides."""
 MAX_STREAM: Final = 0x7FFF_FFFF
 MAX_WINDOW: Final = 0x7FFF_FFFF
 MOST_FRAMES: Final = 1024
-"""Frames that are cut in one go, at some two microseconds each: the smallest are 9 bytes."""
+"""Frames of one call of :meth:`Frames.cut`, at some two microseconds each: the smallest have 9 bytes."""
 FIRST_WINDOW: Final = 65_535
-"""Bytes that a connection, and each stream, may receive before anything else was agreed on."""
+"""Initial flow-control window of a connection and of each stream, in bytes (§6.9.2)."""
 
 
-# A length in two parts, of which nobody may need the first; type and flags, which are one number here; the stream.
+# Length in two parts, the high one 0 for every frame allowed here; type and flags as one number; stream.
 _HEAD: Final = struct.Struct(">BHHI")
 _pack: Final = _HEAD.pack
 
@@ -96,7 +95,7 @@ class Setting(IntEnum):
 
 
 class Http2Error(TlsproxyError):
-    """Error of an HTTP/2 connection (RFC 9113 §5.4.1). ``reason`` is the slug that is audited."""
+    """Error of an HTTP/2 connection (RFC 9113 §5.4.1). ``reason`` is for the audit log."""
 
     def __init__(self, code: Code, text: str, reason: str = "http2_error") -> None:
         super().__init__(text)
@@ -113,8 +112,10 @@ class StreamError(TlsproxyError):
 
 
 class Frames:
-    """Cuts frames. ``data`` is what they are cut out of at the moment, ``rest`` the beginning of a frame, or what was
-    held back. ``reads`` counts those that have brought a frame's end. ``more``: ``rest`` may hold whole frames.
+    """Splitter of a byte stream into frames.
+
+    ``data`` is the buffer of the current :meth:`cut`, ``rest`` an incomplete frame or frames kept for later. ``reads``
+    counts reads that completed a frame. ``more``: ``rest`` may hold whole frames.
     """
 
     __slots__ = ("data", "more", "reads", "rest")
@@ -136,9 +137,9 @@ class Frames:
         return (rest[3], stream_of(rest)) if len(rest) >= HEADER else None
 
     def cut(self, data: bytes) -> Iterator[tuple[int, int, int, int]]:
-        """(type << 8 | flags, stream, start, end) of the whole frames in ``self.data``, headers included; of so many.
+        """(type << 8 | flags, stream, start, end) of whole frames in ``self.data``, at most :data:`MOST_FRAMES`.
 
-        Whoever leaves the loop early says with :meth:`keep` what of it is still to come. Raises Http2Error.
+        ``start`` is that of the header. A caller that leaves the loop early calls :meth:`keep`. Raises Http2Error.
         """
         self.data = data = self.rest + data if self.rest else data
         self.rest = b""
@@ -148,13 +149,13 @@ class Frames:
         for _ in range(MOST_FRAMES):
             if position > last:
                 break
-            more, length, what, stream = unpack(data, position)
-            if more or length > MAX_FRAME:
-                raise Http2Error(Code.FRAME_SIZE_ERROR, f"a frame of {more << 16 | length} bytes")
+            high, length, type_flags, stream = unpack(data, position)
+            if high or length > MAX_FRAME:
+                raise Http2Error(Code.FRAME_SIZE_ERROR, f"a frame of {high << 16 | length} bytes")
             end = position + HEADER + length
             if end > size:
                 break
-            yield what, stream & MAX_STREAM, position, end
+            yield type_flags, stream & MAX_STREAM, position, end
             position = end
         else:
             self.more = True
@@ -167,7 +168,7 @@ class Frames:
         self.rest = self.data[position:]
 
     def add(self, data: bytes) -> None:
-        """To be cut later."""
+        """Appends data for a later :meth:`cut`."""
         self.rest += data
 
 
@@ -184,7 +185,7 @@ def reset(stream: int, code: Code) -> bytes:
 
 
 def window_update(stream: int, size: int) -> bytes:
-    """``stream`` 0 is the connection. Empty for a size of 0, which nobody may send."""
+    """WINDOW_UPDATE; ``stream`` 0 is the connection. Empty for a size of 0, which is an error (§6.9)."""
     return frame(Kind.WINDOW_UPDATE, 0, stream, size.to_bytes(4, "big")) if size else b""
 
 
@@ -193,7 +194,7 @@ def goaway(last: int, code: Code, text: str = "") -> bytes:
 
 
 def headers(stream: int, block: bytes, flags: int) -> bytes:
-    """A field block in as many frames as it needs; of ``flags`` END_STREAM counts."""
+    """HEADERS, and CONTINUATION as far as needed, with a field block. Only END_STREAM of ``flags`` is used."""
     flags &= END_STREAM
     size = len(block)
     if size <= MAX_FRAME:
@@ -206,25 +207,29 @@ def headers(stream: int, block: bytes, flags: int) -> bytes:
 
 
 def data(stream: int, content: bytes, *, end: bool) -> bytes:
-    """At most :data:`MAX_FRAME` bytes."""
+    """DATA with at most :data:`MAX_FRAME` bytes."""
     return frame(DATA, END_STREAM if end else 0, stream, content)
 
 
 def unpadded(flags: int, payload: bytes) -> bytes:
-    """The payload of DATA without its padding (§6.1). Raises Http2Error.
+    """Payload of DATA without its padding (§6.1). Raises Http2Error.
 
-    A flag that DATA has not means nothing (§4.1): whoever heeded one would read other bytes than the other side.
+    Flags that DATA does not define are ignored (§4.1). Example: with PRIORITY's flag set, no priority is skipped, else
+    gateway and upstream would read different bytes.
     """
     return _within(flags & PADDED, payload) if flags & PADDED else payload
 
 
 def fragment(flags: int, payload: bytes) -> bytes:
-    """The part of a field block in HEADERS, without padding and priority (§6.2). Raises Http2Error."""
+    """Fragment of a field block in HEADERS, without padding and priority (§6.2). Raises Http2Error."""
     return _within(flags, payload) if flags & (PADDED | PRIORITISED) else payload
 
 
 def _within(flags: int, payload: bytes) -> bytes:
-    """Too short for what its flags say it has (§4.2) and padded beyond its end (§6.1, §6.2) are different errors."""
+    """Payload without padding and priority.
+
+    Too short for its flags is FRAME_SIZE_ERROR (§4.2), padded beyond its end is PROTOCOL_ERROR (§6.1, §6.2).
+    """
     begin = (1 if flags & PADDED else 0) + (PRIORITY if flags & PRIORITISED else 0)
     end = len(payload)
     if begin > end:
@@ -266,7 +271,7 @@ def parse_settings(payload: bytes) -> dict[int, int]:
 
 
 def kept(values: Mapping[int, int], names: Iterable[int]) -> dict[int, int]:
-    """Those settings that are meant for the other side of a relay."""
+    """Settings with these ``names``: those that a relay passes to its other side."""
     return {name: values[name] for name in names if name in values}
 
 

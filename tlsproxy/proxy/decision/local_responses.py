@@ -1,4 +1,4 @@
-"""What the gateway answers itself: who the caller is, and whether a web page may ask at all (CORS)."""
+"""Responses made by the gateway: the caller's identity and rights (`whoami`), and CORS for web pages."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ _VARY: Final = b"vary: Origin, Access-Control-Request-Method, Access-Control-Req
 
 @dataclass(frozen=True, slots=True)
 class LocalResponse:
-    """A response of status 200. ``fields`` are whole header lines."""
+    """Response of status 200. ``fields`` are whole header lines."""
 
     body: bytes = b""
     fields: bytes = b""
 
 
 def is_preflight(head: RequestHead, origins: AbstractSet[bytes]) -> bool:
-    """Fetch standard, CORS-preflight request; answered before any authentication, as in Qdrant.
+    """Whether this is a CORS preflight (Fetch standard), which is answered before authentication, as in Qdrant.
 
-    ``origins`` as in :func:`cors_fields`: a page that may not ask has no preflight, but a request like any other.
+    ``origins`` as in :func:`cors_fields`: from an origin that is not allowed it is a request like any other.
     """
     return (
         head.method == "OPTIONS"
@@ -37,10 +37,10 @@ def is_preflight(head: RequestHead, origins: AbstractSet[bytes]) -> bool:
 
 
 def cors_fields(head: RequestHead, origins: AbstractSet[bytes]) -> bytes:
-    """Header lines that let a page of this origin read the response; empty where no page asks, or none that may.
+    """Header lines that let a page of the request's origin read the response; empty for no origin, or a forbidden one.
 
-    Without ``origins`` any may, as in Qdrant, and none with the browser's own credentials: a page has to send a key of
-    its own. ``origins`` are those that may ask with the certificate of the browser; no other may then.
+    Without ``origins`` every origin is allowed, as in Qdrant, but without the browser's credentials: the page sends its
+    own key. With ``origins``, these alone are allowed, and may use the browser's client certificate.
     """
     origin = _field(head, b"origin")
     if origin is None or (origins and origin not in origins):
@@ -51,18 +51,21 @@ def cors_fields(head: RequestHead, origins: AbstractSet[bytes]) -> bytes:
 
 def preflight(head: RequestHead, origins: AbstractSet[bytes]) -> LocalResponse:
     allowed = cors_fields(head, origins)
-    for asked, answered in ((b"method", b"methods"), (b"headers", b"headers")):
-        value = _field(head, b"access-control-request-" + asked)
+    for requested, allowing in ((b"method", b"methods"), (b"headers", b"headers")):
+        value = _field(head, b"access-control-request-" + requested)
         if value is not None:
-            allowed += b"access-control-allow-" + answered + b": " + value + b"\r\n"
+            allowed += b"access-control-allow-" + allowing + b": " + value + b"\r\n"
     return LocalResponse(fields=allowed)
 
 
 def whoami(admission: Admission) -> LocalResponse:
-    """JSON: the connection's identity, what each credential gives, until when. A request must pass all ``rights``."""
+    """JSON with the connection's identity, the rights of each credential, and the expiry.
+
+    A request needs all of ``rights``. Example: a read-only certificate and a key with write access give read access.
+    """
     principal, credential = admission.principal, admission.credential
     identity = principal.identity
-    told: dict[str, Any] = {
+    described: dict[str, Any] = {
         "identity": None,
         "rule": principal.rule or None,
         "role": admission.role or None,
@@ -72,7 +75,7 @@ def whoami(admission: Admission) -> LocalResponse:
         "expires": _moment(min(admission.expires, identity.not_after if identity is not None else NEVER)),
     }
     if identity is not None:
-        told["identity"] = {
+        described["identity"] = {
             "subject": identity.subject,
             "issuer": identity.issuer,
             "ca": identity.ca,
@@ -86,7 +89,7 @@ def whoami(admission: Admission) -> LocalResponse:
             "not_after": _moment(identity.not_after),
         }
     if credential is not None:
-        told["credential"] = {
+        described["credential"] = {
             "kind": credential.kind,
             "name": credential.name,
             "role": credential.role or None,
@@ -94,7 +97,7 @@ def whoami(admission: Admission) -> LocalResponse:
             "subject": credential.subject or None,
             "expires": _moment(credential.expires),
         }
-    return LocalResponse(orjson.dumps(told), b"content-type: application/json\r\n")
+    return LocalResponse(orjson.dumps(described), b"content-type: application/json\r\n")
 
 
 def _moment(seconds: float) -> str | None:

@@ -1,4 +1,4 @@
-"""The exchange of `POST /audit/logs`, which goes to the gateway's own audit log and never upstream."""
+"""Exchange of `POST /audit/logs`, which goes to the gateway's own audit log and never upstream."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ _SLOW_LOG: Final[Late] = (Overloaded, "The audit log could not be read in time",
 
 
 class AuditLogsExchange(DeliveredExchange):
-    """Reads its small body whole, has the log read in a thread, and answers in Qdrant's form.
+    """Reads the small body whole, searches the log in a thread, and answers in Qdrant's form.
 
-    ``_looking``: the thread has a part of the memory, also when this has ended.
+    ``_searching``: the thread uses reserved memory, which outlasts an exchange that ends before the search.
     """
 
-    __slots__ = ("_largest", "_looking")
+    __slots__ = ("_largest", "_searching")
 
     def __init__(self, client: ExchangeHandler, record: Record[Plan], body: RequestBody) -> None:
         super().__init__(client, record, body)
         self._largest = 0
-        self._looking = False
+        self._searching = False
 
     @property
     def sending(self) -> bool:
@@ -49,47 +49,47 @@ class AuditLogsExchange(DeliveredExchange):
         if self.record.plan.expects_continue:
             self._stream.write(CONTINUE)
         if self.body.done:
-            self._ask()
+            self._query()
 
     def send(self) -> None:
         _, taken = self.body.take()
         self.record.bytes_in += taken
         if self.body.done:
-            self._ask()
+            self._query()
 
-    def _ask(self) -> None:
+    def _query(self) -> None:
         query = read_query(bytes(self.body.content or b""))
-        whole = min(2 * LARGEST, self._gateway.memory.capacity)
-        self._largest = whole // 2  # entries, and the answer that they are joined to
+        size = min(2 * LARGEST, self._gateway.memory.capacity)
+        self._largest = size // 2  # half for the entries, half for the body that they are joined to
         self._stream.deadline = NEVER
-        if self._holding.reserve(whole, partial(self._look_up, query)):
-            self._look_up(query)
+        if self._memory.reserve(size, partial(self._search, query)):
+            self._search(query)
 
-    def _look_up(self, query: AuditQuery) -> None:
+    def _search(self, query: AuditQuery) -> None:
         gateway = self._gateway
-        self._looking = True
+        self._searching = True
         self._wait(_SLOW_LOG)
-        reading = in_thread(gateway.audit.read, query, self._largest)
-        reading.add_done_callback(self._read)
+        search = in_thread(gateway.audit.read, query, self._largest)
+        search.add_done_callback(self._search_done)
 
     def _failed(self, error: RequestError) -> None:
         if not self._ended:
             self._client.exchange_failed(error)
 
-    def _read(self, reading: asyncio.Future[list[bytes]]) -> None:
-        self._looking = False
+    def _search_done(self, search: asyncio.Future[list[bytes]]) -> None:
+        self._searching = False
         if self._ended:
-            self._holding.release()
-        if reading.cancelled():
+            self._memory.release()
+        if search.cancelled():
             return
         self._client.present()
-        error = reading.exception()
+        error = search.exception()
         if isinstance(error, RequestError):
             self._failed(error)
         elif error is not None:
             self._failed(AuditUnavailable("The audit log cannot be read"))
         elif not self._ended:
-            body = b'{"result":{"entries":[%b]},"status":"ok","time":0.0}' % b",".join(reading.result())
+            body = b'{"result":{"entries":[%b]},"status":"ok","time":0.0}' % b",".join(search.result())
             self._answer(body)
 
     def _answer(self, body: bytes) -> None:
@@ -102,5 +102,5 @@ class AuditLogsExchange(DeliveredExchange):
 
     def over(self) -> None:
         self._ended = True
-        if not self._looking:
+        if not self._searching:
             super().over()

@@ -1,4 +1,4 @@
-"""The ground of exchanges whose response is made here: its memory is held until the client has taken it."""
+"""Base of exchanges with a response made by the gateway: its memory is reserved until the client has taken it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tlsproxy.proxy.rest.exchange import Exchange
 from tlsproxy.proxy.rest.link import ExchangeHandler
 
 PIECE: Final = 131_072
-"""Bytes that are handed to the client's stream at a time."""
+"""Bytes written to the client's stream at a time."""
 
 
 def _too_large(_capacity: int) -> NoMemory:
@@ -21,34 +21,34 @@ def _too_large(_capacity: int) -> NoMemory:
 
 
 class DeliveredExchange(Exchange):
-    """``_left`` is what the client has no room for yet."""
+    """Exchange that sends a whole body as the client takes it. ``_unsent`` is the unsent rest."""
 
-    __slots__ = ("_holding", "_left")
+    __slots__ = ("_memory", "_unsent")
 
     def __init__(self, client: ExchangeHandler, record: Record[Plan], body: RequestBody) -> None:
         super().__init__(client, record, body)
-        self._holding = MemoryShare(self._gateway, self.account, self, _too_large)
-        self._left = memoryview(b"")
+        self._memory = MemoryShare(self._gateway, self.account, self, _too_large)
+        self._unsent = memoryview(b"")
 
     def _deliver(self, body: bytes) -> None:
-        """Sends ``body``, which is all that follows the head. Ends the exchange."""
-        self._holding.settle(len(body))
-        self._left = memoryview(body)
-        self._deliver_on()
+        """Sends ``body``, the whole of it, after the head. Ends the exchange."""
+        self._memory.settle(len(body))
+        self._unsent = memoryview(body)
+        self._deliver_more()
 
-    def _deliver_on(self) -> None:
-        while self._left and not self._stream.stalled:
-            piece, self._left = self._left[:PIECE], self._left[PIECE:]
+    def _deliver_more(self) -> None:
+        while self._unsent and not self._stream.stalled:
+            piece, self._unsent = self._unsent[:PIECE], self._unsent[PIECE:]
             super().response_body(bytes(piece))
-        if not self._left:
+        if not self._unsent:
             super().response_done()
 
     def resume_response(self) -> None:
-        if self._left:
-            self._deliver_on()
+        if self._unsent:
+            self._deliver_more()
         else:
             super().resume_response()
 
     def over(self) -> None:
         super().over()
-        self._holding.release()
+        self._memory.release()

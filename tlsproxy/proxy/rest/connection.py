@@ -1,6 +1,6 @@
-"""A client's REST connection: one request after the other, each decided before a byte of it goes upstream.
+"""REST connection of a client: one request after the other, each decided before a byte of it goes upstream.
 
-Its states are in :mod:`tlsproxy.proxy.rest.states`.
+States: :mod:`tlsproxy.proxy.rest.states`.
 """
 
 from __future__ import annotations
@@ -35,16 +35,16 @@ from tlsproxy.wire.head_buffer import HeadBuffer
 from tlsproxy.wire.tracing import NO_TRACING, Tracing, id_line
 
 TURN: Final = 16
-"""Requests, and pieces of their bodies, that are taken up in one turn at most."""
+"""Requests and pieces of bodies that one turn handles at most."""
 SHORT_LINGER: Final = 1.0
-"""Seconds, after the last response of a connection: its client may have sent on behind its last request."""
+"""Seconds for which data behind the last request is still read, so that the client gets its response."""
 PAUSE: Final = 0.1
-"""Seconds."""
+"""Seconds before the next request is read, after one that was over its limit."""
 
 
 class RestConnection:
-    """Handler of one TLS stream, from its handshake on. ``_in_turn``: a turn goes on or is ``_queued``, and nothing is
-    read meanwhile.
+    """Handler of one TLS stream, from its handshake on. ``_in_turn``: a turn runs, or waits for the scheduler
+    (``_queued``); reading is paused meanwhile.
     """
 
     __slots__ = (
@@ -93,7 +93,7 @@ class RestConnection:
         self._standing = entry.standing
         self._when_ended = when_ended
         self._judged = gateway.generation
-        self._rest()
+        self._await_request()
 
     # Requests
 
@@ -103,7 +103,7 @@ class RestConnection:
             self.advance()
 
     def advance(self) -> None:
-        """Goes on with what has come, for a turn. What is said while one goes on is seen to by its loop."""
+        """Handles received data, for a turn. Does nothing during one: its loop sees new data and states itself."""
         if self._in_turn:
             return
         if self.inbox.data:
@@ -121,7 +121,7 @@ class RestConnection:
         self.reading_changed()
 
     def _take_turn(self) -> None:
-        """Runs one turn. Work that is left after it waits for the next turn."""
+        """Runs one turn. Remaining work waits for the next."""
         self._in_turn, self._queued = True, False
         try:
             if self._judged is not self._gateway.generation:
@@ -138,7 +138,7 @@ class RestConnection:
             self.reading_changed()
 
     def _turn(self) -> bool:
-        """Takes up requests, one at a time, and their bodies. Whether there may be more to do."""
+        """Handles requests, one at a time, and their bodies. True: there may be more to do."""
         inbox, end = self.inbox, 0.0
         for _ in range(TURN):
             state = self._state
@@ -168,7 +168,7 @@ class RestConnection:
         return True
 
     def _next_head(self) -> bytes | None:
-        """None where there is none, or it has to wait."""
+        """Next request head. None: it is not whole yet, or has to wait."""
         stream = self.stream
         if self._pause is not None or stream.stalled or stream.closed:
             return None
@@ -233,7 +233,7 @@ class RestConnection:
             self._fail(error)
 
     def _reply(self, record: Record[Plan], error: RequestError | None = None) -> None:
-        """Without an exchange, as soon as its line has room: with ``error``, or what its plan says."""
+        """Answers without the upstream, once the audit log has room: with ``error``, or by the plan."""
         if not record.admit(self._gateway):
             self._take_up(LocalExchange(self, record, self._body, error))
         else:
@@ -248,7 +248,7 @@ class RestConnection:
             self._refuse_as(plan.decision)
 
     def reading_changed(self) -> None:
-        """Reads on, unless the upstream takes no more of a body, or a client runs ahead of its answers or its turn."""
+        """Reads, unless the upstream takes no more of a body, or the client is ahead of its responses or its turn."""
         stream, exchange, inbox = self.stream, self._exchange, self.inbox
         if (
             self._queued
@@ -268,9 +268,9 @@ class RestConnection:
     def exchange_done(self) -> None:
         self._finish("")
         if self.close:
-            self._part(whole=self._body.done)
+            self._end_after_response(whole=self._body.done)
             return
-        self._rest()
+        self._await_request()
         self.advance()
 
     def exchange_settled(self) -> None:
@@ -283,7 +283,7 @@ class RestConnection:
         self.advance()
 
     def _fail(self, error: RequestError) -> None:
-        """Ends the current request with what went wrong, where the client can still be told."""
+        """Ends the request with an error response, or cuts the connection where a response has begun."""
         if self._exchange is not None:
             self._exchange.abandon()
         self.close |= isinstance(error, RequestTimeout)  # RFC 9110 §15.5.9
@@ -303,7 +303,7 @@ class RestConnection:
         self.advance()
 
     def _respond(self, status: int, fields: bytes, body: bytes, *, reason: str = "", bytes_out: int = 0) -> None:
-        """The gateway's own response, whatever there is of the request's body."""
+        """Sends the gateway's own response, even before the request's body is whole."""
         record = self._record
         if record is None:
             raise RuntimeError("a response without a request")
@@ -316,7 +316,7 @@ class RestConnection:
         self.stream.write(response(status, fields, body, close=not keep, to_head=plan.to_head))
         self._finish(reason)
         if not keep:
-            self._part(whole=False)
+            self._end_after_response(whole=False)
             return
         self._state = SKIPPING
         self.stream.deadline = time.monotonic() + self._limits.body_timeout
@@ -326,11 +326,11 @@ class RestConnection:
         if not self._body.done:
             self._body.take()
         if self._body.done:
-            self._rest()
+            self._await_request()
 
     def _finish(self, reason: str) -> None:
         record, exchange = self._record, self._exchange
-        self._record = self._exchange = None  # first: whatever is told of its end finds none
+        self._record = self._exchange = None  # first: callbacks of the end find no request
         self._head = b""
         if exchange is not None:
             exchange.over()
@@ -338,12 +338,12 @@ class RestConnection:
             record.finish(self._gateway, self._remote, reason)
             self.entry.count(record.bytes_in, record.bytes_out, record.plan.audit.caller.key)
 
-    def _rest(self) -> None:
-        """Between two requests."""
+    def _await_request(self) -> None:
+        """Waits for the next request."""
         self._state = IDLE
         self._head_started = False
         stream = self.stream
-        if stream.stalled:  # it is room that is waited for
+        if stream.stalled:  # the client has to take its response first
             return
         timeout = self._limits.idle_timeout
         if self._gateway.draining:
@@ -360,7 +360,7 @@ class RestConnection:
         if self._exchange is not None:
             self._exchange.resume_response()
         elif self._state is IDLE:
-            self._rest()
+            self._await_request()
             self.advance()
 
     def rearm(self) -> None:
@@ -371,12 +371,12 @@ class RestConnection:
         elif self._state is IDLE and self._head_started:
             self.stream.deadline = time.monotonic() + self._limits.head_timeout
         elif self._state is IDLE:
-            self._rest()
+            self._await_request()
 
     def deadline_passed(self) -> None:
         if self.stream.stalled:
             self.exchange_cut("client_stalled")
-        elif self._queued:  # it is not the client that is waited for
+        elif self._queued:  # the client is not late, its turn is
             self.stream.deadline = time.monotonic() + 1.0
         elif self._exchange is not None:
             error = self._exchange.overdue()
@@ -389,28 +389,28 @@ class RestConnection:
             self._end()
 
     def drain(self) -> None:
-        """It ends after the response that goes on, and now where there is none.
+        """Ends the connection after the current response, or now where there is none.
 
-        Where the service stops, its client may be about to send a request, and could not know better: one more is
-        answered, with the word that it was the last, if it comes within ``limits.drain_grace``.
+        When the service stops, an idle client may be about to send a request: one that comes within
+        ``limits.drain_grace`` is answered, with `connection: close`.
         """
         stopping = self._gateway.draining
         if stopping and self._state is ENDED:
             self.stream.hasten(SHORT_LINGER)
         elif self._state is IDLE and not self.inbox.data:
-            self._rest() if stopping else self._end()
+            self._await_request() if stopping else self._end()
         elif not (stopping and self._record is not None and self._record.status):
             self.close = True
 
-    # The present
+    # Publications
 
     def present(self) -> None:
-        """Judges the request anew, where there has been a publication since it was."""
+        """Judges the request again if there was a publication since."""
         if self._judged is not self._gateway.generation:
             self.judge(self._gateway.clock.now())
 
     def judge(self, now: float) -> str:
-        """Ends a request that has lost its right; the connection depends on its certificate alone."""
+        """Ends a request that has lost its right, or plans it again. The connection needs its certificate alone."""
         generation, record, exchange = self._gateway.generation, self._record, self._exchange
         former, self._judged = self._judged, generation
         anew = former is not generation or self._standing.ended(generation, now) is not None
@@ -421,7 +421,7 @@ class RestConnection:
                 return ""
             taken = exchange.taken
             if taken is not None and present.route is not None:
-                self._begin_anew(record, exchange, present, taken)
+                self._start_again(record, exchange, present, taken)
             elif refusal is not None:
                 exchange.withdraw(refusal)
         return ""
@@ -436,13 +436,13 @@ class RestConnection:
             yield outcome.reason
 
     def planned(self, now: float) -> Plan:
-        """The plan that the request's head has now."""
+        """Plan of the request's head under the current generation."""
         gateway, standing = self._gateway, self._standing
         ended = standing.ended(gateway.generation, now)
         return gateway.plans.of(standing.principal, self._head, now, ended)[0]
 
-    def _begin_anew(self, record: Record[Plan], exchange: Exchange, present: Plan, taken: bytes) -> None:
-        """Nothing of it was sent yet, and it is to be carried out otherwise, or elsewhere."""
+    def _start_again(self, record: Record[Plan], exchange: Exchange, present: Plan, taken: bytes) -> None:
+        """Starts a request again, of which nothing was sent yet: by another plan, or to another upstream."""
         exchange.abandon()
         exchange.over()
         self.inbox.put_back(taken)
@@ -464,7 +464,7 @@ class RestConnection:
         if self._exchange is not None:
             self._exchange.abandon()
         self._finish(reason)
-        self._over()
+        self._stop()
         self.stream.abort()
 
     def connection_lost(self, error: Exception | None) -> None:
@@ -473,21 +473,21 @@ class RestConnection:
         finally:
             self._when_ended()
 
-    def _part(self, *, whole: bool) -> None:
-        """The end after a response. ``whole``: its request had come to its end.
+    def _end_after_response(self, *, whole: bool) -> None:
+        """Ends the connection after a response. ``whole``: the request was read to its end.
 
-        Else the client sends on, and is given the time to notice; but a service that stops waits for nobody so long.
+        Otherwise the client is still sending and gets ``limits.linger_timeout`` to notice, unless the service stops.
         """
         brief = whole or self._gateway.draining
         self._end(min(SHORT_LINGER, self._limits.linger_timeout) if brief else self._limits.linger_timeout)
 
     def _end(self, linger: float = 0.0) -> None:
-        """Nothing more is read as a request; what is queued still goes out. Who may be sending needs a ``linger``."""
-        self._over()
+        """Reads no more requests and sends the queued data. ``linger``: for a client that may still be sending."""
+        self._stop()
         self.inbox.clear()
         self.stream.close(linger)
 
-    def _over(self) -> None:
+    def _stop(self) -> None:
         self._state = ENDED
         self.stream.uncork()
         if self._queued:

@@ -1,8 +1,7 @@
-"""The exchange of a request that is decided by head *and* body: the body is read whole, then the decision is made.
+"""Exchange of a request that is decided by head *and* body: the body is read whole, then it is decided.
 
-Until then nothing of it is an exchange: the audit log and the upstream pool do not know of it. The bytes that go
-upstream are those that were decided on (or made, for a caller that is confined to a tenant), in one piece, with their
-length in place of chunks.
+Until then no upstream connection is asked for. The upstream gets the bytes that were decided on (for a caller
+confined to a tenant: the rewritten ones), in one piece, with `content-length` in place of chunks.
 """
 
 from __future__ import annotations
@@ -40,15 +39,19 @@ _UNKNOWN_FACTS: Final[Late] = (
 
 
 class InspectedExchange(Exchange):
-    """Its record's plan is that of the head until the body is whole, then that of both."""
+    """Exchange with an inspected body.
 
-    __slots__ = ("_answer", "_confined", "_content", "_holding", "_reading")
+    ``record.plan`` is decided by the head alone until the body is whole, then by both. ``_content`` is the inspected
+    body, kept as long as the request may have to start again. ``_answer`` is set where the caller is confined.
+    """
+
+    __slots__ = ("_answer", "_confined", "_content", "_memory", "_reading")
 
     def __init__(self, client: ExchangeHandler, record: Record[Plan], body: RequestBody) -> None:
         super().__init__(client, record, body)
-        self._holding = MemoryShare(self._gateway, self.account, self, TooLargeToRead)
+        self._memory = MemoryShare(self._gateway, self.account, self, TooLargeToRead)
         self._reading = True
-        self._content: Content = b""  # what was judged, for as long as the request may have to begin anew
+        self._content: Content = b""
         self._confined = False
         self._answer: StreamedAnswer | None = None
 
@@ -67,21 +70,21 @@ class InspectedExchange(Exchange):
         return super().sending
 
     def send(self) -> None:
-        """Takes what has come of the body. Raises as :meth:`RequestBody.take` does, and NoMemory."""
+        """Reads more of the body. Raises as :meth:`RequestBody.take` does, and NoMemory."""
         _, taken = self.body.take()
         self.record.bytes_in += taken
-        if self._holding.keep(len(self.body.content or b""), self._read_on):
-            self._go_on_reading()
+        if self._memory.keep(len(self.body.content or b""), self._memory_granted):
+            self._continue_reading()
         else:
             self.upstream_congested()
 
-    def _read_on(self) -> None:
-        """Memory for the received data is there."""
+    def _memory_granted(self) -> None:
+        """Continues once the received data has its memory."""
         self.congested = False
-        self._go_on_reading()
+        self._continue_reading()
         self._client.advance()
 
-    def _go_on_reading(self) -> None:
+    def _continue_reading(self) -> None:
         if self.body.done:
             self._decide()
         else:
@@ -97,32 +100,37 @@ class InspectedExchange(Exchange):
         return in_chunks(content) if self.body.chunked else content
 
     def under(self, present: Plan) -> Plan | Decision:
-        """Until it is decided it is for head and body of the present to decide."""
+        """Plan under the present rules.
+
+        A body that is not decided yet will be decided by them, so that only a refusal by the head counts here.
+        """
         if not (self._reading or isinstance(self.record.plan.route, Unread)):
             return super().under(present)
         return present.decision if present.route is None else present
 
     def _decide(self) -> None:
         self._reading = False
-        self._judge(self.body.hand_over())
+        self._decide_content(self.body.hand_over())
 
-    def _judge(self, content: Content, facts: Facts | None = None) -> None:
+    def _decide_content(self, content: Content, facts: Facts | None = None) -> None:
         self._content = content
         self._client.present()
         if self._ended:
             return
         plan = self.record.plan
         unread = plan.route
-        if not isinstance(unread, Unread):  # rights have changed: by now the head alone decides, and says the framing
+        if not isinstance(unread, Unread):  # rights have changed: the head alone decides now
             self._whole_body = in_chunks(bytes(content)) if plan.length == CHUNKED else content
             self._acquire()
             return
         facts = facts or self._link.upstreams.facts.known(unread.asked.collection or "")
-        self._stream.deadline = NEVER  # nobody is waited for
-        in_slices(self._holding, self._judging(unread, content, facts), partial(self._decided, unread, content))
+        self._stream.deadline = NEVER  # the gateway is at work, neither peer is late
+        in_slices(self._memory, self._decision_steps(unread, content, facts), partial(self._decided, unread, content))
 
-    def _judging(self, unread: Unread, content: Content, facts: Facts | None) -> Steps[tuple[Plan, Content] | None]:
-        """None where facts of the upstream are needed first."""
+    def _decision_steps(
+        self, unread: Unread, content: Content, facts: Facts | None
+    ) -> Steps[tuple[Plan, Content] | None]:
+        """Decision on the body. None: it needs facts from the upstream first."""
         try:
             return (yield from self._gateway.plans.reading(unread, content, facts))
         except FactsNeeded:
@@ -133,33 +141,33 @@ class InspectedExchange(Exchange):
         if self._ended:
             return
         try:
-            if unread is not self.record.plan.route:  # there has been a publication since, maybe of another upstream
-                self._judge(content)
+            if unread is not self.record.plan.route:  # published since, maybe with another upstream
+                self._decide_content(content)
             elif isinstance(facts, RequestError):
                 raise facts
             else:
-                self._judge(content, facts)
+                self._decide_content(content, facts)
         except RequestError as error:
             self._client.exchange_failed(error)
         else:
             self._client.advance()
 
     def _decided(self, unread: Unread, content: Content, outcome: tuple[Plan, Content] | None) -> None:
-        if unread is not self.record.plan.route:  # there has been a publication since
-            self._holding.settle(len(content))
-            self._judge(content)
+        if unread is not self.record.plan.route:  # published since
+            self._memory.settle(len(content))
+            self._decide_content(content)
             return
         if outcome is None:
-            self._holding.settle(len(content))
+            self._memory.settle(len(content))
             self._wait(_UNKNOWN_FACTS)
             callback = partial(self._facts_received, unread, content)
             self._link.upstreams.facts.ask(unread.asked.collection or "", self.account, callback)
             return
-        self.record.plan, made = outcome
-        self._holding.settle(len(made) if made is content else len(made) + len(content))
+        self.record.plan, forwarded = outcome
+        self._memory.settle(len(forwarded) if forwarded is content else len(forwarded) + len(content))
         self._confined = unread.confined
         if self.record.plan.decision.allowed:
-            self._whole_body = made
+            self._whole_body = forwarded
             self._acquire()
         else:
             self._client.exchange_settled()
@@ -169,13 +177,13 @@ class InspectedExchange(Exchange):
         if self._sent is None:
             self._content = b""
         if not self.congested:
-            self._holding.release()
+            self._memory.release()
 
     def upstream_drained(self) -> None:
-        self._holding.release()
+        self._memory.release()
         super().upstream_drained()
 
-    # The answer to a tenant
+    # Response to a confined caller
 
     def response_head(self, head: ResponseHead) -> None:
         if self._confined and head.length:
@@ -211,7 +219,7 @@ class InspectedExchange(Exchange):
             super().response_head(answer.head)
 
     def upstream_lost(self, error: RequestError, *, stale: bool, answered: bool) -> None:
-        """Counts an answer that is held back as not begun: the client was told nothing of it yet."""
+        """Retries are still safe while the response is held back: the client has not received a byte of it."""
         answer, self._answer = self._answer, None
         super().upstream_lost(error, stale=stale, answered=answered and (answer is None or answer.begun))
 
@@ -219,7 +227,7 @@ class InspectedExchange(Exchange):
         super().over()
         self._content = b""
         self.body.hand_over()
-        self._holding.release()
+        self._memory.release()
 
 
 EXCHANGES: Final[dict[type, type[Exchange]]] = {
@@ -228,4 +236,4 @@ EXCHANGES: Final[dict[type, type[Exchange]]] = {
     Reduced: ReducedExchange,
     AuditSearch: AuditLogsExchange,
 }
-"""By the type of a plan's route."""
+"""Exchange for each type of a plan's route."""

@@ -1,4 +1,4 @@
-"""The exchange of a request that goes no further, whose answer waits for room in the audit log like any other."""
+"""Exchange of a request that the gateway answers itself, while its response waits for room in the audit log."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tlsproxy.proxy.rest.link import ExchangeHandler
 
 
 class LocalExchange(Exchange):
-    """Its outcome is ``error``, or else the answer or the refusal of its plan."""
+    """Exchange without an upstream. Its outcome is ``error``, or else the plan's answer or refusal."""
 
     __slots__ = ("_error",)
 
@@ -30,7 +30,7 @@ class LocalExchange(Exchange):
             self._client.exchange_settled()
 
     def under(self, present: Plan) -> Plan | Decision:
-        """An answer is of the present; a refusal stays one."""
+        """Plan under the present rules: an answer is made or refused by them, a refusal stays as it was."""
         if self._error is not None or not isinstance(self.record.plan.route, LocalResponse):
             return self.record.plan
         return present if isinstance(present.route, LocalResponse) else present.decision

@@ -1,7 +1,7 @@
-"""The exchange of a listing of whose answer the caller may see a part: it is read whole, reduced, then sent.
+"""Exchange of a listing that is filtered for its caller: the response is read whole, reduced, then sent.
 
-Nothing of what the upstream said passes but its status and what the reduction kept: no header, and no text of an error,
-which may name what the caller must not know.
+Only the status and the reduced body pass: no header, and no error text, which may name hidden collections. Example: of
+`GET /collections` a caller with rights on `docs` alone gets a list with `docs`, if it exists, and nothing else.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _ERROR: Final = b'{"status":{"error":"The upstream refused; its reason may name 
 
 
 class ReducedExchange(DeliveredExchange):
-    """The plan's :class:`Reduced` route says what is left of a good answer."""
+    """Exchange with a reduced response. The plan's :class:`Reduced` route has the reducer of a status 200."""
 
     __slots__ = ("_collected",)
 
@@ -47,29 +47,29 @@ class ReducedExchange(DeliveredExchange):
             self._client.exchange_failed(UpstreamBroken("The upstream's answer is too large to be reduced"))
             return
         try:
-            if not self._holding.waits and not self._count() and self._upstream is not None:
+            if not self._memory.waits and not self._reserve() and self._upstream is not None:
                 self._upstream.pause()
         except NoMemory as error:
             self._client.exchange_failed(error)
 
-    def _count(self) -> bool:
-        """Whether there is memory for what has come; if not, it waits for some."""
-        return self._holding.keep(len(self._collected.content), self._read_on)
+    def _reserve(self) -> bool:
+        """Takes memory for the collected body. False: waits for it, :meth:`_memory_granted` follows."""
+        return self._memory.keep(len(self._collected.content), self._memory_granted)
 
-    def _read_on(self) -> None:
-        if not self._count():
+    def _memory_granted(self) -> None:
+        if not self._reserve():
             return
         if self._upstream is not None:
             self._upstream.resume()
         else:
-            self._answer_is_whole()
+            self._collected_whole()
 
     def response_done(self) -> None:
         self._upstream = None
-        if not self._holding.waits:
-            self._answer_is_whole()
+        if not self._memory.waits:
+            self._collected_whole()
 
-    def _answer_is_whole(self) -> None:
+    def _collected_whole(self) -> None:
         head, _ = self._collected.whole()
         self._client.present()
         if not self._ended:
@@ -77,25 +77,25 @@ class ReducedExchange(DeliveredExchange):
 
     def _reduce(self, head: ResponseHead) -> None:
         reducer = self._reducer()
-        in_slices(self._holding, self._showing(head, reducer), partial(self._show, head, reducer))
+        in_slices(self._memory, self._reduction(head, reducer), partial(self._send_reduced, head, reducer))
 
     def _reducer(self) -> Reducer | None:
         route = self.record.plan.route
         return route.reducer if isinstance(route, Reduced) else None
 
-    def _show(self, head: ResponseHead, reducer: Reducer | None, shown: bytes | None) -> None:
-        if reducer is not self._reducer():  # meanwhile something else may be shown
+    def _send_reduced(self, head: ResponseHead, reducer: Reducer | None, reduced: bytes | None) -> None:
+        if reducer is not self._reducer():  # the rights have changed meanwhile
             self._reduce(head)
             return
         self._collected.content.clear()
-        if shown is None:
+        if reduced is None:
             self._client.exchange_failed(UpstreamBroken("The upstream's answer cannot be reduced to what you may know"))
             return
-        fields = b"content-type: application/json\r\ncontent-length: %d\r\n" % len(shown) + self.record.plan.fields
-        super().response_head(replace(head, fields=fields, length=len(shown)))
-        self._deliver(shown)
+        fields = b"content-type: application/json\r\ncontent-length: %d\r\n" % len(reduced) + self.record.plan.fields
+        super().response_head(replace(head, fields=fields, length=len(reduced)))
+        self._deliver(reduced)
 
-    def _showing(self, head: ResponseHead, reducer: Reducer | None) -> Steps[bytes | None]:
+    def _reduction(self, head: ResponseHead, reducer: Reducer | None) -> Steps[bytes | None]:
         if head.status in _ERRORS:
             return _ERROR
         if head.status != _OK or reducer is None:
@@ -106,6 +106,6 @@ class ReducedExchange(DeliveredExchange):
             return None
 
     def upstream_lost(self, error: RequestError, *, stale: bool, answered: bool) -> None:
-        """Whatever has come, the client was told nothing yet."""
+        """Retries are safe until the end: the client has not received a byte of the response."""
         del answered
         super().upstream_lost(error, stale=stale, answered=False)

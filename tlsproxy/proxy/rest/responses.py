@@ -1,4 +1,4 @@
-"""A response that the gateway makes itself: a refusal in Qdrant's status, body and form, or an answer of its own."""
+"""Responses made by the gateway: refusals with Qdrant's status, body and form, and its own answers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import orjson
 from tlsproxy.errors import Form
 
 CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
-"""For a client that waits to be told that its body is wanted (RFC 9110 §10.1.1)."""
+"""Response to `expect: 100-continue`, before the body is sent (RFC 9110 §10.1.1)."""
 
 _CONTENT_TYPE = {
     Form.JSON: b"content-type: application/json\r\n",
@@ -24,7 +24,10 @@ _CONTENT_TYPE = {
 
 
 def refused(status: int, text: str, form: Form, retry_after: int) -> tuple[bytes, bytes]:
-    """(the header lines that say what it is, the body)."""
+    """Refusal as (header lines, body).
+
+    A 503 always has `retry-after`, at least 1; other statuses have it where ``retry_after`` is not 0.
+    """
     fields = _CONTENT_TYPE[form]
     if retry_after or status == HTTPStatus.SERVICE_UNAVAILABLE:
         fields += b"retry-after: %d\r\n" % (retry_after or 1)
@@ -34,7 +37,7 @@ def refused(status: int, text: str, form: Form, retry_after: int) -> tuple[bytes
 
 
 def response(status: int, fields: bytes, body: bytes, *, close: bool, to_head: bool) -> bytes:
-    """A whole one. ``to_head``: it answers a HEAD request, so that only its length is told (RFC 9110 §9.3.2)."""
+    """Head and body. ``to_head``: the head alone, with the body's length, for HEAD (RFC 9110 §9.3.2)."""
     head = b"HTTP/1.1 %d %b\r\n%bcontent-length: %d\r\ndate: %b\r\n%b\r\n" % (
         status,
         HTTPStatus(status).phrase.encode(),

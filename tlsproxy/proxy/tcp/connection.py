@@ -1,11 +1,11 @@
-"""A client's connection that is relayed as it is, to one address: who may connect is decided, what is said is not read.
+"""TCP connection of a client, relayed unread to one address: access is decided once, and again at each publication.
 
-Bytes go on as fast as the slower side takes them. Either side may end its half (TLS: close_notify, RFC 8446 §6.1; TCP:
-FIN) and hear the other out. For its client's limits it is a request that lasts. That there is a connection is written
-down when it begins, what it carried when it ends.
+Bytes are relayed as fast as the slower side takes them. Either side may end its half (TLS: close_notify, RFC 8446 §6.1;
+TCP: FIN) and still receive the rest. The limits count the connection as one long request. It has two audit lines:
+`tcp_open`, and `tcp_close` with its bytes and duration.
 
-One that leads where its upstream was before a publication goes on, or is ended once it is silent, at the latest after
-``limits.drain_timeout`` (`upstream.on_change`). One that is still dialled is dialled anew.
+A publication may move the upstream. By `upstream.on_change`, a connection to the former address goes on, or is ended
+once it is quiet, after ``limits.drain_timeout`` at the latest. One that is still being dialled is dialled again.
 """
 
 from __future__ import annotations
@@ -31,31 +31,31 @@ UNREACHABLE: Final = "upstream_unreachable"
 
 
 class TcpConnection:
-    """The owner of one TLS stream, from its handshake on."""
+    """Handler of one TLS stream, from its handshake on."""
 
     patient = False
 
     def __init__(self, gateway: Gateway, stream: TlsStream, entry: Entry, when_ended: Callable[[], None]) -> None:
-        """``_former``: when it was found that its upstream is elsewhere (monotonic clock), None where it is not."""
+        """``_former_since``: moment since which the upstream's address is a former one (monotonic clock), or None."""
         self.stream = stream
         self._gateway = gateway
         self._entry = entry
         self._when_ended = when_ended
         self._upstream: DialledStream | None = None
         self._addresses: Sequence[Address] = ()
-        self._former: float | None = None
-        self._why = ""
+        self._former_since: float | None = None
+        self._reason = ""
         self._open = False
         self._judged = gateway.generation
         self._counted: tuple[int, ...] = ()
         self._opened = time.monotonic()
         self._limits = gateway.bounds
-        self._admitted = self._roomless = self._silent = False
-        self._early = b""  # with the end of the handshake, before there is an upstream for it
+        self._admitted = self._awaits_audit = self._cut_off = False
+        self._early = b""  # data before the upstream is connected
         self._begin()
 
     def _begin(self) -> None:
-        """Decides, once there is room for the line that says how."""
+        """Decides, once the audit log has room for the decision's line."""
         gateway, stream, entry = self._gateway, self.stream, self._entry
         self._admitted = gateway.audit.take()
         if not self._admitted:
@@ -74,7 +74,7 @@ class TcpConnection:
                 return
             self._counted = outcome
         stream.when_ended = self._client_ended
-        stream.pause_reading()  # until there is somebody to send it to
+        stream.pause_reading()  # until the upstream is connected
         try:
             self._upstream = self._dial(gateway)
         except OSError as error:
@@ -87,46 +87,48 @@ class TcpConnection:
         except AuditUnavailable as error:
             self._refuse(error.reason, str(error))
             return
-        self._roomless = True
+        self._awaits_audit = True
         stream.pause_reading()
         stream.deadline = NEVER  # the gate has its own
 
     def _begin_again(self, late: AuditUnavailable | None) -> None:
-        if not self._roomless:
+        if not self._awaits_audit:
             return
         if late is not None:
-            self._refuse_unheard(late.reason, str(late))
+            self._refuse_waiting(late.reason, str(late))
             return
-        self._roomless = False
+        self._awaits_audit = False
         self.stream.resume_reading()
         self._begin()
 
-    def _refuse_unheard(self, reason: str, error: str = "") -> None:
-        self._roomless = False
+    def _refuse_waiting(self, reason: str, error: str = "") -> None:
+        self._awaits_audit = False
         self.stream.resume_reading()
         self._refuse(reason, error)
 
     def _dial(self, gateway: Gateway) -> DialledStream:
         self._addresses = addresses = gateway.generation.tunnels[self._entry.route].addresses
-        upstream = DialledStream(gateway.loop, addresses, _Upstream(self), gateway.deadlines, self._limits.client_write)
+        upstream = DialledStream(
+            gateway.loop, addresses, _UpstreamHandler(self), gateway.deadlines, self._limits.client_write
+        )
         upstream.when_ended = self._upstream_ended
         upstream.deadline = time.monotonic() + self._limits.connect_timeout
         return upstream
 
     def _refusal(self, now: float) -> str:
-        """Why its client may not be here, "" where it may."""
+        """Reason to refuse the client, "" for none."""
         return self._entry.standing.turned_away(self._gateway.generation, self._entry.route, now)
 
     def _refuse(self, reason: str, error: str = "") -> None:
-        self._why = reason
-        self._tell("tcp_open", "denied", error)
+        self._reason = reason
+        self._audit("tcp_open", "denied", error)
         allowed, metrics = reason == UNREACHABLE, self._gateway.metrics
         metrics.tcp(self._entry.standing.principal.role, "failed" if allowed else "denied", reason)
         if not allowed:
             metrics.refused(self._entry.refusal(time.time(), "tcp", reason))
         self.stream.close(LINGER)
 
-    def _tell(self, event: Literal["tcp_open", "tcp_close"], result: EventResult, error: str = "") -> None:
+    def _audit(self, event: Literal["tcp_open", "tcp_close"], result: EventResult, error: str = "") -> None:
         principal, entry = self._entry.standing.principal, self._entry
         detail: dict[str, str | int | float] = {
             "listener": entry.route,
@@ -144,7 +146,7 @@ class TcpConnection:
             event=event,
             remote=entry.address,
             result=result,
-            reason=self._why or "allowed",
+            reason=self._reason or "allowed",
             detail=detail,
         )
         if self._admitted:
@@ -153,23 +155,23 @@ class TcpConnection:
         else:
             self._gateway.audit.write(line)
 
-    # What the upstream says
+    # Callbacks of the upstream's stream
 
     def connected(self) -> None:
         self._gateway.metrics.tcp(self._entry.standing.principal.role, "allowed", "allowed")
         self._open = True
-        self._tell("tcp_open", "ok")
+        self._audit("tcp_open", "ok")
         if self._upstream is not None:
             if self._early:
                 early, self._early = self._early, b""
                 self._upstream.write(early)
             if self.stream.ended:
                 self._upstream.shut()
-        self._touch()
+        self._restart_idle_time()
         self.reading_changed()
 
     def answered(self, data: bytes) -> None:
-        if self._silent:
+        if self._cut_off:
             return
         self._entry.bytes_out += len(data)
         stream = self.stream
@@ -178,18 +180,18 @@ class TcpConnection:
             stream.deadline = time.monotonic() + self._limits.tcp_idle_timeout
 
     def _upstream_ended(self) -> None:
-        """It has said all: the client is told, and may go on."""
+        """Ends the half towards the client, which may still send."""
         self.stream.shut()
         self._both_ended()
 
-    def upstream_lost(self, handler: _Upstream, error: Exception | None) -> None:
+    def upstream_lost(self, handler: _UpstreamHandler, error: Exception | None) -> None:
         if self._upstream is None or self._upstream.handler is not handler:
             return  # another was dialled in its place
         self._upstream = None
         if not self._open:
             self._refuse(UNREACHABLE, str(error or ""))
             return
-        self._why = self._why or ("upstream_broken" if error is not None else "")
+        self._reason = self._reason or ("upstream_broken" if error is not None else "")
         self.stream.close(LINGER)
 
     def upstream_overdue(self) -> None:
@@ -202,12 +204,12 @@ class TcpConnection:
         if upstream is not None and upstream.ended and self.stream.ended:
             self._end("")
 
-    # What the client's stream says
+    # Callbacks of the client's stream
 
     def data_received(self, data: bytes) -> None:
         if self._judged is not self._gateway.generation:
             self.judge(self._gateway.clock.now())
-        if self._silent:
+        if self._cut_off:
             return
         self._entry.bytes_in += len(data)
         upstream, stream = self._upstream, self.stream
@@ -227,13 +229,13 @@ class TcpConnection:
         self.reading_changed()
 
     def resume_writing(self) -> None:
-        self._touch()
+        self._restart_idle_time()
         self.reading_changed()
 
     def reading_changed(self) -> None:
-        """Each side is read as long as the other takes it."""
+        """Reads from each side as long as the other takes the data."""
         upstream = self._upstream
-        if upstream is None or not upstream.established or self._silent:
+        if upstream is None or not upstream.established or self._cut_off:
             return
         if not upstream.stalled:
             upstream.deadline = NEVER
@@ -243,12 +245,12 @@ class TcpConnection:
             else:
                 source.resume_reading()
 
-    def _touch(self) -> None:
+    def _restart_idle_time(self) -> None:
         if not self.stream.stalled:
             self.stream.deadline = time.monotonic() + self._limits.tcp_idle_timeout
 
     def rearm(self) -> None:
-        self._touch()
+        self._restart_idle_time()
 
     def upstream_rearm(self) -> None:
         if self._upstream is not None and not self._upstream.established:
@@ -260,54 +262,54 @@ class TcpConnection:
     # The end
 
     def judge(self, now: float) -> str:
-        """Stops relaying where the client has lost its right: the connection manager ends it."""
+        """Reason to end the connection, "" for none. With one, nothing more is relayed until the manager ends it."""
         self._judged = self._gateway.generation
         upstream = self._upstream
         if upstream is None:
             return ""
         refusal = self._refusal(now)
         if refusal:
-            self._silent = True
+            self._cut_off = True
             self.stream.pause_reading()
             upstream.pause_reading()
         else:
-            self._follow(upstream)
+            self._check_address(upstream)
         return refusal
 
     def losses(self, _outlook: Outlook, _standing: Standing, _now: float) -> Iterator[str]:
-        """It has no requests."""
+        """No requests that could be lost."""
         return iter(())
 
-    def _follow(self, upstream: DialledStream) -> None:
-        """Looks whether its upstream is where it was, and does what is to be done where it is not."""
+    def _check_address(self, upstream: DialledStream) -> None:
+        """Applies `upstream.on_change` where the upstream's address has changed."""
         addresses = self._gateway.generation.tunnels[self._entry.route].addresses
         if not self._open:
             if addresses != self._addresses:
-                self._dial_anew(upstream)
+                self._dial_again(upstream)
         elif upstream.address in addresses:
-            self._former = None
+            self._former_since = None
             self._gateway.former["tcp"].discard(self)
         else:
             now, limits = time.monotonic(), self._limits
-            if self._former is None:
-                self._former = now
+            if self._former_since is None:
+                self._former_since = now
                 self._gateway.former["tcp"].add(self)
-            number, since = self._entry.number, now - self._former
+            number, since = self._entry.number, now - self._former_since
             pause = limits.end_spread * share(number) if len(self._gateway.former["tcp"]) > FEW else 0.0
-            over = since >= limits.drain_timeout or (since >= pause and self._rests(upstream))
-            if over and limits.drains_former and not self._why:
+            over = since >= limits.drain_timeout or (since >= pause and self._is_quiet(upstream))
+            if over and limits.drains_former and not self._reason:
                 self._gateway.metrics.connection_ended(MOVED)
                 self._end(MOVED, LINGER)
 
-    def _rests(self, upstream: DialledStream) -> bool:
-        """Whether nothing was said for a while, and what was said last came from the upstream."""
+    def _is_quiet(self, upstream: DialledStream) -> bool:
+        """Whether both sides are quiet for ``limits.drain_grace``, and the upstream had the last word."""
         if upstream.unsent or self.stream.unsent:
             return False
         silent = upstream.silent_for()
         return silent is not None and silent >= self._limits.drain_grace
 
-    def _dial_anew(self, upstream: DialledStream) -> None:
-        """Nothing was sent yet to where its upstream is no more."""
+    def _dial_again(self, upstream: DialledStream) -> None:
+        """Dials the new address: nothing was sent to the former one."""
         self._upstream = None
         upstream.abort()
         try:
@@ -316,39 +318,39 @@ class TcpConnection:
             self._refuse(UNREACHABLE, str(error))
 
     def drain(self) -> None:
-        """Bytes have no end of their own: it goes on until it is cut."""
+        """Goes on until it is cut: a byte stream has no boundary at which to end it."""
 
     def expel(self, reason: str) -> None:
         self._end(reason)
         self.stream.cease()
 
-    def _end(self, why: str, linger: float = 0.0) -> None:
-        self._why = self._why or why
-        if self._roomless:
-            self._refuse_unheard(why)
+    def _end(self, reason: str, linger: float = 0.0) -> None:
+        self._reason = self._reason or reason
+        if self._awaits_audit:
+            self._refuse_waiting(reason)
         elif self._upstream is not None:
             self._upstream.abort()
-            self.stream.close(LINGER if not why else linger)
+            self.stream.close(LINGER if not reason else linger)
 
     def connection_lost(self, error: Exception | None) -> None:
         try:
-            if self._roomless:
-                self._roomless = False
-                self._why = "client_gone"
-                self._tell("tcp_open", "denied")
+            if self._awaits_audit:
+                self._awaits_audit = False
+                self._reason = "client_gone"
+                self._audit("tcp_open", "denied")
             self._gateway.limiter.release(self._counted)
             self._gateway.former["tcp"].discard(self)
             if self._upstream is not None:
                 self._upstream.abort()
             if self._open:
-                self._why = self._why or ("client_gone" if error is not None else "")
-                self._tell("tcp_close", "ok")
+                self._reason = self._reason or ("client_gone" if error is not None else "")
+                self._audit("tcp_close", "ok")
         finally:
             self._when_ended()
 
 
-class _Upstream:
-    """The upstream's stream tells its side of it through here."""
+class _UpstreamHandler:
+    """Handler of the upstream's stream, which calls back the connection."""
 
     def __init__(self, connection: TcpConnection) -> None:
         self._lost = connection.upstream_lost

@@ -1,7 +1,7 @@
-"""One clock for every wait: streams carry the moment by which something must have happened, and one sweep looks.
+"""Deadlines of streams: an attribute of each stream, checked by one sweep every :data:`TICK` seconds.
 
-A timer for each wait would be armed and cancelled several times for each request; a deadline that is an attribute costs
-an assignment. The price is precision: a wait ends up to ``TICK`` seconds late.
+A timer for each wait would be armed and cancelled several times for each request; an attribute costs an assignment. The
+price is precision: a wait ends up to ``TICK`` seconds late.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from typing import Final, Protocol
 TICK: Final = 0.1
 NEVER: Final = float("inf")
 SLICE: Final = 500
-"""Waits that get their new times in one go."""
+"""Streams that get new deadlines in one callback of the loop."""
 
 
-class Hearing(Protocol):
-    """``look`` is called at the sweep after something came."""
+class Receiving(Protocol):
+    """Stream that received data: ``look`` is called at the next sweep."""
 
     def look(self) -> None: ...
 
 
-class Expiring(Hearing, Protocol):
-    """``deadline`` is on the monotonic clock; ``expired`` is called at every sweep from then on, until it moves.
+class Expiring(Receiving, Protocol):
+    """Stream with a ``deadline`` on the monotonic clock; ``expired`` is called at every sweep after it, until it moves.
 
-    ``rearm``: limits are others now, so what is waited for gets its new time.
+    ``rearm``: the limits have changed, the current wait gets its new deadline.
     """
 
     deadline: float
@@ -37,15 +37,15 @@ class Expiring(Hearing, Protocol):
 
 
 class Deadlines:
-    """The streams that are swept, and what else is called ``each`` time. Ended by :meth:`close`."""
+    """Sweep over the deadlines of streams, with the callbacks of ``each`` sweep. Ended by :meth:`close`."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._streams: set[Expiring] = set()
-        self.heard: set[Hearing] = set()
-        """Those that something came to since the last sweep. A stream adds itself."""
+        self.heard: set[Receiving] = set()
+        """Streams that received data since the last sweep. A stream adds itself."""
         self.each: list[Callable[[], None]] = []
-        self._waits: Iterator[Expiring] = iter(())
+        self._to_rearm: Iterator[Expiring] = iter(())
         self._handle = loop.call_later(TICK, self._sweep)
 
     def __len__(self) -> int:
@@ -59,12 +59,12 @@ class Deadlines:
         self.heard.discard(stream)
 
     def rearm(self) -> None:
-        """Limits have changed, also for what is waited for by now: some hundred waits at a time, others in between."""
-        self._waits = iter(list(self._streams))
+        """Applies changed limits to waits in progress, some hundred at a time so that other work runs in between."""
+        self._to_rearm = iter(list(self._streams))
         self._loop.call_soon(self._rearm_some)
 
     def _rearm_some(self) -> None:
-        some = list(islice(self._waits, SLICE))
+        some = list(islice(self._to_rearm, SLICE))
         for stream in some:
             if stream in self._streams:
                 stream.rearm()
@@ -81,7 +81,7 @@ class Deadlines:
             stream.expired()
         heard = list(self.heard)
         self.heard.clear()
-        for hearing in heard:
-            hearing.look()
+        for receiving in heard:
+            receiving.look()
         for call in self.each:
             call()

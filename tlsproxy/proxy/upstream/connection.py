@@ -1,7 +1,7 @@
-"""The upstream's side: one keep-alive connection, and the relay of one response at a time on it.
+"""Keep-alive connection to the upstream, which relays one response at a time.
 
-Qdrant closes a connection that idled for 5 seconds, at times just as the next request is sent on it. That is a race
-that nobody wins: who sent the request is told that the connection was stale, and decides whether to send it again.
+Qdrant closes a connection after 5 idle seconds, sometimes just as the next request is sent on it. This race cannot be
+avoided: the request learns that the connection was stale, and decides whether to be sent again.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from tlsproxy.wire.http1_response import UNTIL_CLOSE, ResponseHead, parse_respon
 
 MAX_HEAD: Final = 65_536
 MAX_INTERIM: Final = 16
-"""Heads of a status 1xx before a response, at most."""
+"""Heads with a status 1xx before a final one, at most."""
 _FINAL: Final = 200
 _SWITCHING: Final = 101
 
 
 class UpstreamRequest(Holder, Protocol):
-    """The client's side of one request, as an upstream connection sees it. ``account``: whose it is.
+    """Request, as an upstream connection sees it, with the ``account`` that its connection counts for.
 
-    ``upstream_lost`` ends the request: ``stale`` says that a kept connection ended without a byte of an answer,
-    ``answered`` that the client has seen a part of one. ``response_done`` ends it well. ``request_sent``: whole.
-    ``later``: as :class:`tlsproxy.proxy.core.scheduler.SlicedJob` has it.
+    ``response_done`` and ``upstream_lost`` end it: ``stale`` for a reused connection that ended before any byte of a
+    response, ``answered`` if the response's head has come. ``request_sent``: the request is written whole. ``later``:
+    as in :class:`tlsproxy.proxy.core.scheduler.SlicedJob`.
     """
 
     @property
@@ -50,17 +50,17 @@ class UpstreamRequest(Holder, Protocol):
 
 
 class Keeper(Protocol):
-    """The pool of a connection. ``keep``: it may carry another request."""
+    """Pool of a connection. ``keep``: another request may use it."""
 
     def release(self, upstream: UpstreamConnection, *, keep: bool) -> None: ...
     def lost(self, upstream: UpstreamConnection) -> None: ...
 
 
 class UpstreamConnection:
-    """One connection. ``request`` is whose request is on it, or will be once it stands; None while it idles.
+    """Connection with its current ``request``, also while it is dialled for one; None while idle.
 
-    ``used`` counts what it answered. ``place`` is its request's among all connections, which one that idles has not.
-    ``_buffer`` is the beginning of a head, or what is left of a body after a turn; then nothing is read.
+    ``used`` counts responses. ``place`` is the request's share of all connections; None while idle. ``_buffer`` is the
+    beginning of a head, or the rest of a body after a turn, with reading paused.
     """
 
     __slots__ = (
@@ -70,8 +70,8 @@ class UpstreamConnection:
         "_gateway",
         "_head",
         "_keeper",
-        "_left",
         "_paused",
+        "_remaining",
         "_to_head",
         "place",
         "request",
@@ -80,7 +80,7 @@ class UpstreamConnection:
     )
 
     def __init__(self, gateway: Gateway, keeper: Keeper, place: Share, request: UpstreamRequest) -> None:
-        """Raises OSError where no socket is to be had."""
+        """Raises OSError if no socket can be opened."""
         self._gateway = gateway
         self._keeper = keeper
         self.place: Share | None = place
@@ -88,7 +88,7 @@ class UpstreamConnection:
         self.used = 0
         self._buffer = b""
         self._head: ResponseHead | None = None
-        self._left = 0
+        self._remaining = 0
         self._chunks: ChunkedBody | None = None
         self._to_head = self._awaited = self._paused = False
         addresses, bounds = gateway.generation.upstream_addresses["rest"], gateway.bounds
@@ -96,7 +96,7 @@ class UpstreamConnection:
         self.stream.deadline = time.monotonic() + bounds.connect_timeout
 
     def begin(self, request: UpstreamRequest, data: bytes, *, to_head: bool, whole: bool) -> None:
-        """Sends a request's first bytes, or all of it: ``whole``. The connection stands."""
+        """Sends the first bytes of a request on an established connection. ``whole``: they are all of it."""
         self.request = request
         self._buffer, self._head, self._chunks = b"", None, None
         self._to_head, self._awaited, self._paused = to_head, whole, False
@@ -105,22 +105,22 @@ class UpstreamConnection:
         stream.write(data)
 
     def await_response(self) -> None:
-        """The request is whole, or its next bytes wait for room: it is the upstream that is waited for."""
+        """Sets the upstream's deadline: the request is whole, or its next bytes wait for the upstream to read."""
         self._awaited = True
         self._await()
 
     def await_client(self) -> None:
-        """The next bytes of the request are the client's to send."""
+        """Lifts the upstream's deadline: the client has to send the next bytes of the request."""
         self._awaited = False
         self._await()
 
     def _await(self) -> None:
         stream = self.stream
-        if not stream.stalled:  # else room is waited for
+        if not stream.stalled:  # else the deadline is that of the write
             stream.deadline = time.monotonic() + self._gateway.bounds.response_timeout if self._awaited else NEVER
 
     def pause(self) -> None:
-        """The client reads slower than the upstream answers."""
+        """Stops reading: the client takes the response slower than it comes."""
         self._paused = True
         if not self.stream.stalled:
             self.stream.deadline = NEVER
@@ -135,11 +135,11 @@ class UpstreamConnection:
             self.stream.resume_reading()
 
     def discard(self) -> None:
-        """Ends the connection; its request, if it has one, is nobody's any more."""
+        """Ends the connection, without a callback to its request."""
         self.request = None
         self.stream.abort()
 
-    # What the stream says
+    # Callbacks of the stream
 
     def connected(self) -> None:
         self._gateway.metrics.upstream_connect("ok")
@@ -149,7 +149,7 @@ class UpstreamConnection:
 
     def data_received(self, data: bytes) -> None:
         request = self.request
-        if request is None:  # nobody asked: whatever it is, it must not become somebody's answer
+        if request is None:  # unsolicited: it must not become the next request's response
             self.stream.abort()
             return
         head = self._head
@@ -184,21 +184,21 @@ class UpstreamConnection:
         self._head = head
         if head.length == CHUNKED:
             self._chunks = ChunkedBody()
-        self._left = head.length
+        self._remaining = head.length
         request.response_head(head)
         self._read_body(request, head, data)
 
     def _read_body(self, request: UpstreamRequest, head: ResponseHead, data: bytes) -> None:
-        more = 0
+        surplus = 0
         if head.length >= 0:
-            self._left = left = self._left - len(data)
+            self._remaining = left = self._remaining - len(data)
             done = left <= 0
             if left < 0:
-                data, more = data[:left], -left
+                data, surplus = data[:left], -left
         elif self._chunks is not None:
             size, whole = len(data), data
             data, end = self._chunks.feed(data) if data else (data, 0)
-            done, more = self._chunks.done, size - end
+            done, surplus = self._chunks.done, size - end
             self._buffer = b"" if done else whole[end:]
         else:
             done = False
@@ -208,7 +208,7 @@ class UpstreamConnection:
         if self.request is not request:
             return
         if done:
-            self._finish(request, keep=head.keep and not more)
+            self._finish(request, keep=head.keep and not surplus)
         elif self._buffer:
             self.stream.pause_reading()
             if not self._paused:
@@ -227,7 +227,7 @@ class UpstreamConnection:
             self.stream.resume_reading()
 
     def _finish(self, request: UpstreamRequest, *, keep: bool) -> None:
-        """An early response leaves a connection that waits for the rest of a body: never for the next request."""
+        """Hands the connection back. After an early response it still expects the request's rest: it is not reused."""
         self.used += 1
         self.request = None
         self._keeper.release(self, keep=keep and request.request_sent())
@@ -251,10 +251,10 @@ class UpstreamConnection:
             self.stream.deadline = now + bounds.connect_timeout
 
     def deadline_passed(self) -> None:
-        if self.request is None:  # idled long enough
+        if self.request is None:  # idle for too long
             self.stream.abort()
         elif self.stream.established:
-            if not self.stream.takes():  # a request that it has not had cannot be answered
+            if not self.stream.takes():  # else it is still taking the request
                 self._fail(UpstreamTimeout("The upstream did not answer in time"))
         else:
             self._gateway.metrics.upstream_connect("timeout")
@@ -271,7 +271,7 @@ class UpstreamConnection:
         try:
             if request is not None:
                 self._lose(request, self._head, error)
-        finally:  # after a retry has taken its place
+        finally:  # last: a retry takes over the place first
             self._keeper.lost(self)
 
     def _lose(self, request: UpstreamRequest, head: ResponseHead | None, error: Exception | None) -> None:

@@ -1,7 +1,7 @@
 """Pool of upstream connections: assignment, waiting, and keep-alive.
 
-A connection that Qdrant is about to close is never handed out: the pool ends its own after ``upstream.idle_timeout``,
-and hears of a close before it would write.
+No connection is assigned that Qdrant is about to close: the pool ends idle ones after ``upstream.idle_timeout``, and a
+close by Qdrant is noticed before the next write.
 """
 
 from __future__ import annotations
@@ -19,15 +19,16 @@ from tlsproxy.proxy.upstream.connection import UpstreamConnection, UpstreamReque
 
 
 class Resting(Protocol):
-    """An upstream connection of a client of gRPC that has no calls. ``end`` ends it, at once."""
+    """Upstream connection of a gRPC client without calls. ``end`` ends it at once."""
 
     def end(self) -> None: ...
 
 
 class Pool:
-    """Upstream connections of one process. The number of waiting requests is bounded here, their time by themselves.
+    """Upstream connections of one process. The pool bounds how many requests wait, each request for how long.
 
-    Places are shared as in :mod:`tlsproxy.proxy.limits.fair_shares`; an idle connection takes none.
+    Places are shared as in :mod:`tlsproxy.proxy.limits.fair_shares`; an idle connection takes none. Example: of two
+    places, one busy and one idle connection leave one free.
     """
 
     def __init__(self, gateway: Gateway) -> None:
@@ -40,13 +41,13 @@ class Pool:
 
     @property
     def counts(self) -> tuple[int, int, int]:
-        """(idle, busy, requests that wait for one), of both protocols."""
+        """(idle connections, busy ones, waiting requests) of both protocols."""
         return len(self._idle) + len(self._resting), self._places.held, self._places.waiting
 
     def acquire(self, request: UpstreamRequest) -> UpstreamConnection | None:
-        """A connection that stands; None where ``request.upstream_ready`` gets one later.
+        """Established connection; None: ``request.upstream_ready`` gets one later.
 
-        Raises :class:`Overloaded` where too many requests wait, or no socket can be made.
+        Raises :class:`Overloaded` if too many requests wait, or no socket can be opened.
         """
         place = Share(self._places, request.account, request)
         if place.take(1):
@@ -56,11 +57,11 @@ class Pool:
         return None
 
     def queues(self, request: UpstreamRequest) -> bool:
-        """Whether it waits for a place; else a connection is being dialled for it, with a deadline of its own."""
+        """Whether the request waits for a place. Otherwise its connection is being dialled, with its own deadline."""
         return request in self._waiting
 
     def forget(self, request: UpstreamRequest) -> None:
-        """Ends its wait for a place or a connection."""
+        """Ends the request's wait for a place or a connection."""
         place = self._waiting.pop(request, None)
         if place is not None:
             place.release()
@@ -79,7 +80,7 @@ class Pool:
                 request.upstream_ready(upstream)
 
     def _connect(self, request: UpstreamRequest, place: Share) -> UpstreamConnection | None:
-        """An idle connection; None where one is dialled."""
+        """Idle connection; None: one is dialled."""
         while self._idle:
             upstream = self._idle.pop()
             if not upstream.stream.closed:
@@ -89,13 +90,13 @@ class Pool:
         return None
 
     def dial_again(self, request: UpstreamRequest) -> None:
-        """Dials a connection, which cannot be stale, in place of one that was lost. Raises :class:`Overloaded`."""
+        """Replaces a lost connection by a new one, which cannot be stale. Raises :class:`Overloaded`."""
         place = Share(self._places, request.account, request)
         place.replace()
         self._dial(request, place)
 
     def _dial(self, request: UpstreamRequest, place: Share) -> None:
-        """Raises :class:`Overloaded` where no socket is to be had."""
+        """Raises :class:`Overloaded` if no socket can be opened, :class:`UpstreamUnreachable` without a route."""
         self.trim()
         try:
             upstream = UpstreamConnection(self._gateway, self, place, request)
@@ -107,25 +108,25 @@ class Pool:
         self._all.add(upstream)
 
     def review(self) -> None:
-        """After a publication: idle connections to a former upstream end."""
+        """Ends idle connections to a former upstream, after a publication."""
         for upstream in [one for one in self._idle if self._is_former(one)]:
             upstream.discard()
 
     @property
     def former(self) -> int:
-        """Connections to a former upstream."""
+        """Number of connections to a former upstream."""
         return sum(map(self._is_former, self._all))
 
     def _is_former(self, upstream: UpstreamConnection) -> bool:
         return upstream.stream.address not in self._gateway.generation.upstream_addresses["rest"]
 
     def release(self, upstream: UpstreamConnection, *, keep: bool) -> None:
-        """Its response is whole. ``keep``: it may carry another, unless the upstream is elsewhere by now."""
+        """Takes back a connection after a whole response. ``keep``: reusable, if its upstream is still current."""
         stream = upstream.stream
         if not keep or stream.closed or stream.broken or self._is_former(upstream):
             upstream.discard()
             return
-        if not stream.reading:  # the client was slower than the end of its response
+        if not stream.reading:  # paused for a slow client
             stream.resume_reading()
         stream.deadline = time.monotonic() + self._gateway.bounds.kept_timeout
         self._idle.append(upstream)
@@ -133,7 +134,7 @@ class Pool:
         self.trim()
 
     def trim(self) -> None:
-        """Ends idle connections for which others' places have left no room: requests' own first."""
+        """Ends idle connections beyond the capacity, the longest idle first; those of REST before those of gRPC."""
         idle, resting = self._idle, self._resting
         while (idle or resting) and len(idle) + len(resting) + self._places.held > self._places.capacity:
             if idle:

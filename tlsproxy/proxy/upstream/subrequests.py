@@ -1,8 +1,7 @@
-"""Requests of the gateway's own to the upstream, whose answers decide about requests of clients.
+"""The gateway's own requests to the upstream, needed to decide requests of clients.
 
-Identical questions share an answer as far as it stays true: a request joins a question that has not been sent yet,
-since the answer to one that has been may be older than the request. So of each there are at most two, one that is under
-way and the next.
+Callers with the same key share a request that has not been sent yet. One that has been sent is not joined: its answer
+may be older than the caller's request. So each key has at most two: the current request and the next.
 """
 
 from __future__ import annotations
@@ -23,19 +22,18 @@ from tlsproxy.snapshot.generation import Generation
 from tlsproxy.wire.http1_response import ResponseHead
 
 MOST_WAITING: Final = 4096
-"""Requests that wait for one answer."""
+"""Callers that wait for one answer."""
 
 K = TypeVar("K")
 V = TypeVar("V")
 Request = Callable[[Generation], bytes]
-"""The bytes of a request to the upstream of a generation: that which is current when it is sent."""
+"""Bytes of a request, built when it is sent, for the upstream of the generation that is current then."""
 
 
-class Questions(Generic[K, V]):
-    """Questions of one kind that wait for an answer: of each, one that was asked and the next.
+class Subrequests(Generic[K, V]):
+    """Pending requests of one kind by key: the current one and the next.
 
-    ``read`` makes something of an answer, of its status and its body, of which little more than ``largest`` bytes are
-    kept.
+    ``read`` makes the result of a response's status and body. Little more than ``largest`` bytes of a body are kept.
     """
 
     def __init__(self, gateway: Gateway, pool: Pool, read: Callable[[int, bytes], V], *, largest: int) -> None:
@@ -43,44 +41,47 @@ class Questions(Generic[K, V]):
         self._pool = pool
         self._read = read
         self._largest = largest
-        self._asked: dict[K, _Question[V]] = {}
-        self._next: dict[K, _Question[V]] = {}
+        self._current: dict[K, _Subrequest[V]] = {}
+        self._next: dict[K, _Subrequest[V]] = {}
 
-    def ask(self, key: K, request: Request, account: Account, told: Callable[[V | RequestError], None]) -> None:
-        """``told`` is called, later. ``key`` stands for the request; the connection is of the account that asks first.
+    def ask(self, key: K, request: Request, account: Account, callback: Callable[[V | RequestError], None]) -> None:
+        """Sends ``request``, or joins one with the same ``key``; calls ``callback`` later, never at once.
 
-        Raises :class:`Overloaded`.
+        The upstream connection counts for the account of the first caller. Raises :class:`Overloaded`.
         """
-        question = self._asked.get(key)
-        if question is not None and question.sent:
-            question = self._next.get(key)
-        if question is None:
+        subrequest = self._current.get(key)
+        if subrequest is not None and subrequest.sent:
+            subrequest = self._next.get(key)
+        if subrequest is None:
             settle = partial(self._settle, key)
-            question = _Question(self._gateway, self._pool, account, request, self._read, self._largest, settle)
-            if key in self._asked:
-                self._next[key] = question
+            subrequest = _Subrequest(self._gateway, self._pool, account, request, self._read, self._largest, settle)
+            if key in self._current:
+                self._next[key] = subrequest
             else:
-                question.ask()
-                self._asked[key] = question
-        if len(question.waiting) >= MOST_WAITING:
+                subrequest.ask()
+                self._current[key] = subrequest
+        if len(subrequest.waiting) >= MOST_WAITING:
             raise Overloaded("Too many requests wait for the same answer of the upstream")
-        question.waiting.append(told)
+        subrequest.waiting.append(callback)
 
     def _settle(self, key: K, answer: V | RequestError) -> None:
-        waiting = self._asked.pop(key).waiting
+        waiting = self._current.pop(key).waiting
         following = self._next.pop(key, None)
         if following is not None:
-            self._asked[key] = following
+            self._current[key] = following
             try:
                 following.ask()
             except Overloaded as error:
                 self._gateway.loop.call_soon(self._settle, key, error)
-        for told in waiting:
-            told(answer)
+        for callback in waiting:
+            callback(answer)
 
 
-def question_path(collection: str, method: str, suffix: str, operation: str) -> str | None:
-    """The path of this operation on a collection. None where the collection's name would lead to another route."""
+def operation_path(collection: str, method: str, suffix: str, operation: str) -> str | None:
+    """Path of an operation on a collection. None: the name would lead to another route.
+
+    Example: `GET /collections/..` names no collection `..`.
+    """
     try:
         recognised = recognise(method, f"/collections/{quote(collection, safe='')}{suffix}")
     except BadRequest:
@@ -93,7 +94,7 @@ def question_path(collection: str, method: str, suffix: str, operation: str) -> 
 def own_request(line: str, fields: bytes = b"", body: bytes = b"") -> Request:
     """A request with the gateway's own credentials. ``line``: method and path."""
 
-    def made(generation: Generation) -> bytes:
+    def request_bytes(generation: Generation) -> bytes:
         key = generation.upstream_api_key
         return b"%b HTTP/1.1\r\nhost: %b\r\n%b%b%b\r\n%b" % (
             line.encode(),
@@ -104,11 +105,11 @@ def own_request(line: str, fields: bytes = b"", body: bytes = b"") -> Request:
             body,
         )
 
-    return made
+    return request_bytes
 
 
-class _Question(Generic[V]):
-    """One request, as an upstream connection sees it (:class:`tlsproxy.proxy.upstream.connection.UpstreamRequest`).
+class _Subrequest(Generic[V]):
+    """One such request (:class:`tlsproxy.proxy.upstream.connection.UpstreamRequest`) and its ``waiting`` callbacks.
 
     ``sent``: the upstream may have answered by now.
     """
@@ -134,14 +135,14 @@ class _Question(Generic[V]):
         self._read = read
         self._largest = largest
         self._settle = settle
-        self._again = True
+        self._may_retry = True
         self._response = CollectedResponse()
 
     def request_sent(self) -> bool:
         return True
 
     def later(self, go_on: Callable[[], None]) -> None:
-        """Nobody's turn: the question is the gateway's own, and what is kept of an answer is small."""
+        """Continues at once, without a turn: little of a response is kept, so it costs no client much time."""
         self._pool.later(go_on)
 
     def ask(self) -> None:
@@ -154,7 +155,7 @@ class _Question(Generic[V]):
         upstream.begin(self, self._request(self._gateway.generation), to_head=False, whole=True)
 
     def interim(self, head: ResponseHead) -> None:
-        """Says nothing that matters here."""
+        """Ignored: the final response follows."""
 
     def response_head(self, head: ResponseHead) -> None:
         self._response.begin(head)
@@ -168,22 +169,22 @@ class _Question(Generic[V]):
         self._settle(self._read(head.status, bytes(content)))
 
     def upstream_lost(self, error: RequestError, *, stale: bool, answered: bool) -> None:
-        """A kept connection that ended is no answer: it is asked once more, on a new one."""
-        if not stale or answered or not self._again:
+        """Sends the request once more, on a new connection, if an idle one had gone stale."""
+        if not stale or answered or not self._may_retry:
             self._settle(error)
             return
-        self._again = False
+        self._may_retry = False
         try:
             self._pool.dial_again(self)
         except RequestError as overloaded:
             self._settle(overloaded)
 
     def give_way(self, error: RequestError) -> None:
-        """It found no place to wait: it is at work once it has one."""
+        """Fails later, never inside :meth:`ask`: the request lost its place or its wait for one."""
         self._pool.later(self._settle, error)
 
     def upstream_congested(self) -> None:
-        """The request is small, and whole already."""
+        """Ignored: the request is small and written whole."""
 
     def upstream_drained(self) -> None:
-        """As above."""
+        """Ignored, as above."""

@@ -21,7 +21,7 @@ from tlsproxy.proxy.core.gateway import Gateway
 from tlsproxy.proxy.decision.attribution import STORAGE_ERROR
 from tlsproxy.proxy.limits.fair_shares import Account
 from tlsproxy.proxy.upstream.pool import Pool
-from tlsproxy.proxy.upstream.subrequests import Questions, own_request, question_path
+from tlsproxy.proxy.upstream.subrequests import Subrequests, operation_path, own_request
 from tlsproxy.wire.field_block import Fields
 
 LARGEST_ANSWER: Final = 1 << 16
@@ -43,7 +43,7 @@ _STORAGE_ERRORS: Final = frozenset((400, 403, 405, 408, 409, 429, 500, 503, 507)
 
 Verdict = Decision | RequestError | None
 """A refusal, or the error that prevented the check; None: the point exists."""
-Told = Callable[[Verdict], None]
+Callback = Callable[[Verdict], None]
 _Key = tuple[int, ValueExists, bytes]
 """The generation's number, what is asked, the affinity it is asked with."""
 
@@ -53,21 +53,21 @@ class Points:
 
     def __init__(self, gateway: Gateway, pool: Pool) -> None:
         self._gateway = gateway
-        self._questions: Questions[_Key, Verdict] = Questions(gateway, pool, verdict_of, largest=LARGEST_ANSWER)
+        self._subrequests: Subrequests[_Key, Verdict] = Subrequests(gateway, pool, verdict_of, largest=LARGEST_ANSWER)
 
-    def ask(self, asked: ValueExists, fields: Fields, account: Account, told: Told) -> None:
-        """``told`` is called, later. ``fields`` are the caller's; the connection is of the ``account`` that asks first.
+    def ask(self, asked: ValueExists, fields: Fields, account: Account, callback: Callback) -> None:
+        """Asks the upstream; calls ``callback`` later. ``fields`` are the caller's.
 
-        Raises :class:`tlsproxy.errors.Overloaded`.
+        The upstream connection counts for the ``account`` of the first caller. Raises Overloaded.
         """
         generation, affinity = self._gateway.generation, _affinity(fields)
-        path = question_path(asked.collection, "POST", "/points/scroll", "scroll")
+        path = operation_path(asked.collection, "POST", "/points/scroll", "scroll")
         if path is None:
-            self._gateway.loop.call_soon(told, _NO_COLLECTION)
+            self._gateway.loop.call_soon(callback, _NO_COLLECTION)
             return
         more = affinity and b"%b: %b\r\n" % (_AFFINITY, affinity)
         request = own_request(f"POST {path}", more, asked.body)
-        self._questions.ask((generation.number, asked, affinity), request, account, told)
+        self._subrequests.ask((generation.number, asked, affinity), request, account, callback)
 
 
 def _affinity(fields: Fields) -> bytes:
