@@ -5,7 +5,7 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint const
 # PYTEST_ARGS narrows a run: make pytest PYTEST_ARGS="-k reload"
 PYTEST_ARGS ?=
 
-.PHONY: test lint types layers pytest demo soak fuzz bench bench-quick bench-scale install uninstall reference format clean
+.PHONY: test lint types layers pytest demo soak fuzz mutants bench bench-quick bench-scale install uninstall reference format clean
 
 # Types are checked beside the first tests.
 test: .venv/installed-test
@@ -45,6 +45,15 @@ soak: .venv/installed-test
 fuzz: .venv/installed-test
 	TLSPROXY_FUZZ=1 $(BIN)/python -m pytest -m fuzz --timeout=3600 $(PYTEST_ARGS)
 
+# Changes of a decision that no test notices; all modules without MUTANTS, which takes hours. See CONTRIBUTING.md.
+MUTANTS ?=
+mutants: .venv/installed-mutants
+	TLSPROXY_MUTANTS=1 $(BIN)/mutmut run $(MUTANTS)
+	$(BIN)/mutmut results
+
+.venv/installed-mutants: .venv/installed-test
+	$(PIP) mutmut && touch $@
+
 # tlsproxy beside its peers; needs gcc and libssl-dev, and measures those peers that it finds or can install.
 bench: .venv/installed-demo
 	$(BIN)/python -m bench run $(BENCH_ARGS)
@@ -68,4 +77,4 @@ format: .venv/installed-test
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
 
 clean:
-	rm -rf .venv demo-data bench-data build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf .venv demo-data bench-data build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache mutants

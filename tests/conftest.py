@@ -17,7 +17,9 @@ from support.upstream import ScriptedUpstream
 
 settings.register_profile("brief", deadline=None, max_examples=40, derandomize=bool(os.environ.get("CI")))
 settings.register_profile("fuzz", deadline=None, max_examples=20_000)
-settings.load_profile("fuzz" if os.environ.get("TLSPROXY_FUZZ") else "brief")
+settings.register_profile("mutants", deadline=None, max_examples=15, derandomize=True)
+_profile = "fuzz" if os.environ.get("TLSPROXY_FUZZ") else "mutants" if os.environ.get("TLSPROXY_MUTANTS") else "brief"
+settings.load_profile(_profile)
 
 
 # Modules and test items are there for good: neither while they are made nor later need the collector look through them.

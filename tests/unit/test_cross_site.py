@@ -39,6 +39,10 @@ def test_our_own_origin_is_the_authority_of_the_request_whatever_its_case(author
 
 def test_a_refusal_has_the_form_of_what_was_asked() -> None:
     assert (cross_site().status, cross_site().reason, cross_site(Form.TEXT).form) == (403, "cross_site", Form.TEXT)
+    assert cross_site().text == (
+        "Forbidden: a web page of another origin may not use a client certificate; "
+        "it must send a key or token of its own"
+    )
 
 
 @pytest.mark.parametrize(
