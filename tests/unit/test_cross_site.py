@@ -37,6 +37,23 @@ def test_our_own_origin_is_the_authority_of_the_request_whatever_its_case(author
     assert is_cross_site([(b"origin", b"http://" + authority)], authority, frozenset())
 
 
+@pytest.mark.parametrize(
+    ("origins", "authority", "cross"),
+    [
+        ([APP], HOST, False),  # trusted
+        ([APP, APP], HOST, True),  # no browser sends two
+        ([OWN, OWN], HOST, True),
+        ([OWN, APP], HOST, True),
+        ([b"https://qdrant.example.org"], b"qdrant.example.org:443", False),
+        ([b"https://qdrant.example.org:443"], b"qdrant.example.org", False),
+        ([b"https://qdrant.example.org:443"], b"qdrant.example.org:443", False),
+        ([OWN], b"qdrant.example.org:443", True),
+    ],
+)
+def test_one_origin_that_is_trusted_or_ours(origins: list[bytes], authority: bytes, *, cross: bool) -> None:
+    assert is_cross_site([(b"origin", origin) for origin in origins], authority, frozenset({APP})) == cross
+
+
 def test_a_refusal_has_the_form_of_what_was_asked() -> None:
     assert (cross_site().status, cross_site().reason, cross_site(Form.TEXT).form) == (403, "cross_site", Form.TEXT)
     assert cross_site().text == (

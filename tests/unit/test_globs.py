@@ -83,6 +83,16 @@ def test_refused_pattern(pattern: str, says: str) -> None:
     assert says in (glob_error(pattern) or "")
 
 
+@pytest.mark.parametrize(("pattern", "ending"), [("a*bcd", "bcd"), ("*.b?cd", "cd"), ("abc", "abc"), ("ab*", "")])
+def test_the_ending_is_all_that_is_behind_the_last_wildcard(pattern: str, ending: str) -> None:
+    assert literal_ending(pattern) == ending
+
+
+def test_the_longest_pattern_is_accepted_and_one_more_is_not() -> None:
+    assert glob_error("a" * LONGEST) is None
+    assert glob_error("a" * (LONGEST + 1)) == f"longer than {LONGEST} characters"
+
+
 @pytest.mark.parametrize("pattern", ["*", "**", "a*b**c?", "docs.v2", "[ab]", "ünï"])
 def test_accepted_pattern(pattern: str) -> None:
     assert glob_error(pattern) is None
