@@ -83,7 +83,7 @@ def test_killed_under_load(site: Site, upstream: ScriptedUpstream) -> None:
             done = load.end()
         finally:
             load.kill()
-    assert done["requests"] > 100
+    assert done["requests"] > len(done["failures"])
     assert len(done["failures"]) <= 2 * 16
     assert not [failure for failure in done["failures"] if "Refused" in failure]
 
