@@ -1,4 +1,4 @@
-"""Where tlsproxy stands beside its targets, and its table in docs/benchmark.md. Pure."""
+"""Standing of tlsproxy beside its targets, and its table in docs/benchmark.md. Pure."""
 
 from __future__ import annotations
 

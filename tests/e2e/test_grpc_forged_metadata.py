@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import grpc
 import pytest
 from hyperframe.frame import DataFrame, HeadersFrame
+from support.forged_headers import FORGED, IDENTITY
 from support.gateway import Gateway
 from support.grpc_channels import call, channel
 from support.h2_raw_client import Fields, H2Client, fields, h2, message
@@ -15,27 +16,7 @@ from support.site import Site
 from support.upstream import ScriptedUpstream
 
 LIST = "/qdrant.Collections/List"
-FORGED = "f0rged"
 UPSTREAM_KEY = "upstr3am-key"
-IDENTITY = [
-    "api-key",
-    "authorization",
-    "proxy-authorization",
-    "proxy-authenticate",
-    "forwarded",
-    "x-forwarded",
-    "x-forwarded-for",
-    "x-forwarded-host",
-    "x-forwarded-proto",
-    "x-forwarded-port",
-    "x-forwarded-user",
-    "x-forwarded-client-cert",
-    "x-real-ip",
-    "x-client-cert",
-    "x-client-cert-subject",
-    "x-ssl-client-verify",
-    "x-tlsproxy-role",
-]
 GUISES = (str, lambda name: name.replace("-", "_"), lambda name: name.replace("-", "."))
 
 

@@ -63,7 +63,7 @@ def test_a_refused_configuration_waits_for_a_person() -> None:
 
 
 def test_a_reload_is_vetoed_by_nothing() -> None:
-    """What takes rights away goes, whatever is wrong beside it, and what has only aged is no error."""
+    """A reload that takes rights away gets through, whatever is wrong beside it; aged input is no error."""
     reloads = [line for line in SERVICE.read_text().splitlines() if line.startswith("ExecReload=")]
     assert reloads[0] == "ExecReload=/bin/kill -HUP $MAINPID"
     assert "tlsproxy check --reload --config" in reloads[1]

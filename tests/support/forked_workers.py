@@ -21,7 +21,7 @@ from typing import Any
 _COMMAND = ["-P", "-m", "tlsproxy.service.workers.worker"]
 _PR_SET_CHILD_SUBREAPER = 36
 _ERROR_PIPE = 9
-"""Where ``subprocess`` says what its child writes to if it cannot exec, after the descriptors to keep."""
+"""Index of the error pipe among the arguments of ``subprocess``, after the descriptors to keep."""
 _SUPERVISORS = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
 
 

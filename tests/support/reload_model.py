@@ -150,7 +150,7 @@ class Oracle:
         )
 
     def _let_early_ones_wait(self, now: int) -> None:
-        """Of a file that is not wholly in force, one dated ahead waits where another file has one that is current."""
+        """A CRL dated ahead, in a file not wholly in force, waits while another file has a current one."""
         begun = [crl for found in self.crls.values() for crl in found if crl.begins <= now]
         for path, found in list(self.crls.items()):
             if path not in self.good:
@@ -304,6 +304,6 @@ def _any_replaces(crls: Iterable[Revocations], other: Revocations) -> bool:
 
 
 def _of(kind: type[T], content: Content) -> tuple[T, ...]:
-    """Of a file that holds others, or none, nothing."""
+    """Entries of this kind in a file: none where it holds others, or nothing."""
     found = content if isinstance(content, tuple) else ()
     return tuple(each for each in found if isinstance(each, kind))

@@ -1,4 +1,4 @@
-"""What systemd does for a service with sockets: `python -m support.socket_activation NAMES FDS COMMAND…`.
+"""Stand-in for systemd and its service with sockets: `python -m support.socket_activation NAMES FDS COMMAND…`.
 
 It passes the descriptors from 3 on and says so in the environment (sd_listen_fds(3)), in the process that the command
 then is.

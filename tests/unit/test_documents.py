@@ -1,4 +1,4 @@
-"""What the documents name is there: links, anchors, paths, commands, options, keys, metrics, reasons."""
+"""Everything that the documents name is there: links, anchors, paths, commands, options, keys, metrics, reasons."""
 
 from __future__ import annotations
 

@@ -51,7 +51,7 @@ def begun(ends: Ends) -> None:
 
 
 def unread(ends: Ends) -> None:
-    """What was said arrives, and nobody grants anything for it."""
+    """Everything sent arrives, and nobody grants anything for it."""
     while ends.flush():
         pass
 

@@ -38,7 +38,7 @@ def ends(generations: list[Generation]) -> Ends:
 
 
 def arrives(ends: Ends) -> None:
-    """What was said arrives, and nobody grants anything for it."""
+    """Everything sent arrives, and nobody grants anything for it."""
     while ends.flush():
         pass
 
@@ -267,7 +267,7 @@ def test_an_upstream_changes_twice_while_a_message_waits(ends: Ends, generations
 
 
 def test_an_upload_that_no_upstream_reads_holds_up_no_later_one(ends: Ends, generations: list[Generation]) -> None:
-    """Where the upstreams have the same windows, larger than the first ones are."""
+    """Both upstreams have the same windows, larger than the first ones are."""
     ends.made = lambda end: end.settings(INITIAL_WINDOW_SIZE=LARGE)
     stuck, former = called(ends)
     former.settings(INITIAL_WINDOW_SIZE=LARGE)

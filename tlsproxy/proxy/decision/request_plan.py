@@ -105,7 +105,7 @@ AUDIT_SEARCH: Final = AuditSearch()
 _FORWARDED: Final = Relayed, Reduced
 
 Route = Relayed | Reduced | Unread | LocalResponse | AuditSearch | None
-"""Where the answer of a request comes from. None: it is refused. Unread: its body decides which of the others."""
+"""Source of the answer to a request. None: it is refused. Unread: its body decides which of the others."""
 
 
 @dataclass(frozen=True, slots=True)

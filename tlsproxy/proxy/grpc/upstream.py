@@ -38,7 +38,7 @@ from tlsproxy.wire.http2 import (
 MAX_BLOCK: Final = 65_536
 """Bytes of a response's or trailer's fields."""
 
-# What gRPC's libraries make of a reset (PROTOCOL-HTTP2.md, "Errors").
+# Statuses that gRPC's libraries make of a reset (PROTOCOL-HTTP2.md, "Errors").
 _RESET: Final[dict[int, GrpcStatus]] = {
     Code.CANCEL: GrpcStatus.CANCELLED,
     Code.REFUSED_STREAM: GrpcStatus.UNAVAILABLE,
@@ -108,7 +108,7 @@ class GrpcUpstream:
             self.data_received(b"")
             self.reading_changed()
 
-    # What the stream says
+    # Callbacks of the stream
 
     def connected(self) -> None:
         self.relay.gateway.metrics.upstream_connect("ok")
