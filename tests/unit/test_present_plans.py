@@ -65,10 +65,10 @@ def decided(plan: Plan, body: bytes) -> Plan:
     if not isinstance(plan.route, Unread):
         return plan
     try:
-        decision, _, heard = at_once(deciding_body(plan.route.admission, plan.route.asked, body))
+        decision, _, body_facts = at_once(deciding_body(plan.route.admission, plan.route.asked, body))
     except Exception as error:  # noqa: BLE001 - a query that cannot be confined
         return plan.refused(Decision(allowed=False, reason=type(error).__name__))
-    return Plan("", "", decision, NOTHING, Relayed(b""), heard=heard)
+    return Plan("", "", decision, NOTHING, Relayed(b""), body_facts=body_facts)
 
 
 @pytest.mark.fuzz
@@ -83,11 +83,11 @@ def test_of_rest(before: Admission, now: Admission, request: tuple[str, str], bo
     if not former.decision.allowed:
         return
     outcome = former.under(head)
-    heard = former.heard.conditions if former.heard is not None else ()
+    body_facts = former.body_facts.conditions if former.body_facts is not None else ()
     operation = recognise(*request).operation
     confinable = operation is not None and is_confinable(operation)
-    confined = not isinstance(head.route, Unread) or not confinable or set(now.conditions) <= set(heard)
-    known = not isinstance(head.route, Unread) or former.heard is not None
+    confined = not isinstance(head.route, Unread) or not confinable or set(now.conditions) <= set(body_facts)
+    known = not isinstance(head.route, Unread) or former.body_facts is not None
     reduced = not isinstance(head.route, Reduced) or isinstance(former.route, Reduced)
     if isinstance(outcome, Plan):
         assert fresh.decision.allowed
@@ -111,7 +111,7 @@ def called(admission: Admission, path: str, named: tuple[str, ...] | None) -> Ca
     if named is None:
         return CallPlan("", "", judged.decision, NOTHING, asked=asked, unread=True)
     decision = decide_message(admission, operation, named[0], named[1:], confined=bool(asked.conditions))
-    return CallPlan("", "", decision, NOTHING, asked=asked, heard=BodyFacts(named, asked.conditions))
+    return CallPlan("", "", decision, NOTHING, asked=asked, body_facts=BodyFacts(named, asked.conditions))
 
 
 @pytest.mark.fuzz
@@ -128,9 +128,9 @@ def test_of_grpc(before: Admission, now: Admission, path: str, named: tuple[str,
     assert former.asked is not None
     assert head.asked is not None
     outcome = former.under(head)
-    heard = former.heard.conditions if former.heard is not None else ()
-    confined = not head.unread or set(head.asked.conditions) <= set(heard)
-    known = not head.unread or former.heard is not None
+    body_facts = former.body_facts.conditions if former.body_facts is not None else ()
+    confined = not head.unread or set(head.asked.conditions) <= set(body_facts)
+    known = not head.unread or former.body_facts is not None
     reduced = head.asked.listing is None or former.asked.listing is not None
     if isinstance(outcome, CallPlan):
         assert fresh.decision.allowed

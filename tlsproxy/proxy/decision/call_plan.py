@@ -91,8 +91,8 @@ class CallPlan:
 
     ``http`` is the :status of a refusal. ``expires`` as in :class:`tlsproxy.proxy.decision.request_plan.Plan`;
     ``exists``: the point that the caller's token requires. ``unread``: the message must be read before the call is
-    decided. ``asked``: what it was made of, None where that cannot matter any more. ``heard``: what its message was
-    found to say. ``limit_check`` as there; ``largest``: most bytes of the message, 0 where there is no limit;
+    decided. ``asked``: the question of the decision, None where that cannot matter any more. ``body_facts``: facts of
+    the message that was read. ``limit_check`` as there; ``largest``: most bytes of the message, 0 if without limit;
     ``of_role``: by the caller's role. ``length``: bytes of its DATA, where the client has said so.
     """
 
@@ -106,7 +106,7 @@ class CallPlan:
     exists: ValueExists | None = None
     unread: bool = False
     asked: Asked | None = None
-    heard: BodyFacts | None = None
+    body_facts: BodyFacts | None = None
     limit_check: LimitCheck | None = None
     largest: int = 0
     of_role: bool = True
@@ -126,8 +126,8 @@ class CallPlan:
     def under(self, present: CallPlan) -> CallPlan | Decision:
         """Plan by which a call under way goes on, where its head is planned like ``present`` now; or its refusal."""
         decision, asked = present.decision, present.asked
-        if decision is UNREAD and asked is not None and self.heard is not None:
-            decision = decide_call_again(asked.admission, asked.operation, self.heard)
+        if decision is UNREAD and asked is not None and self.body_facts is not None:
+            decision = decide_call_again(asked.admission, asked.operation, self.body_facts)
         if not (decision.allowed or (decision is UNREAD and self.unread)):
             return decision
         if asked is not None and self.asked is not None:
@@ -228,7 +228,7 @@ class CallPlans:
             HeadDecision(decision, asked.listing),
             collection=collection,
         )
-        return replace(plan, heard=BodyFacts((collection, *named), asked.conditions))
+        return replace(plan, body_facts=BodyFacts((collection, *named), asked.conditions))
 
     def _plan(
         self,

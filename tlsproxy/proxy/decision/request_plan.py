@@ -118,7 +118,7 @@ class Plan:
     ``expires``: seconds since the epoch, from which the plan must be made anew, as the credential counts no longer.
     ``proviso``: a condition of the caller's token. ``streamed``: the body goes up as it comes, and `Expect` is the
     upstream's. ``fields``: header lines of every response of the gateway, ``readable`` of one that is passed on.
-    ``heard``: facts of the body, where it was read.
+    ``body_facts``: facts of the body, where it was read.
     """
 
     operation: str
@@ -140,7 +140,7 @@ class Plan:
     proviso: Proviso | None = None
     fields: bytes = b""
     readable: bytes = b""
-    heard: BodyFacts | None = None
+    body_facts: BodyFacts | None = None
 
     @property
     def upstream(self) -> bytes:
@@ -156,8 +156,8 @@ class Plan:
     def under(self, present: Plan) -> Plan | Decision:
         """Plan by which a request under way goes on, where its head is planned like ``present`` now; or its refusal."""
         decision, route, ahead = present.decision, self.route, present.route
-        if isinstance(ahead, Unread) and self.heard is not None:
-            decision = decide_again(ahead.admission, ahead.asked, self.heard)
+        if isinstance(ahead, Unread) and self.body_facts is not None:
+            decision = decide_again(ahead.admission, ahead.asked, self.body_facts)
         if not decision.allowed:
             return decision
         if isinstance(ahead, Reduced):
@@ -264,14 +264,14 @@ class Plans:
                 if plan is not None and len(content) == head.length:
                     return plan, content
             held = 0 if plain is content else len(plain)
-            decision, changed, heard = yield from deciding_body(admission, asked, plain, facts, held)
+            decision, changed, body_facts = yield from deciding_body(admission, asked, plain, facts, held)
         except RequestError as error:
-            decision, changed, heard = refusal_of(error), None, None
+            decision, changed, body_facts = refusal_of(error), None, None
         remembered = not unread.confined and decision is ALLOWED and len(content) == head.length
         if changed is not None:
             head, content = head.without(b"content-encoding", b"accept-encoding"), changed  # the answer will be read
         plan = self._plan(admission.principal, head.with_length(len(content)), asked, admission, HeadDecision(decision))
-        plan = replace(plan, heard=heard)
+        plan = replace(plan, body_facts=body_facts)
         if remembered and len(plain) <= MEMO_HEAD:
             self._read.remember((unread, bytes(plain)), plan)
         return plan, content

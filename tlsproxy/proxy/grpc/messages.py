@@ -191,8 +191,8 @@ class RebuiltMessage:
 
     def _confining(self, content: bytes, facts: Facts | None) -> Steps[bytes | None]:
         """None where more must be known."""
-        heard = self._call.record.plan.heard
-        conditions = heard.conditions if heard is not None else self.decision.asked.conditions
+        body_facts = self._call.record.plan.body_facts
+        conditions = body_facts.conditions if body_facts is not None else self.decision.asked.conditions
         try:
             return message((yield from confine_message(self.decision.asked.operation, content, conditions, facts)))
         except FactsNeeded:

@@ -139,7 +139,7 @@ class Exchange:
             self._client.advance()  # its body may have come meanwhile
 
     def _start(self) -> None:
-        """Its line has room. Raises :class:`RequestError`."""
+        """Called once the audit log has room for its line. Raises :class:`RequestError`."""
         self._acquire()
 
     def _acquire(self) -> None:
@@ -237,18 +237,18 @@ class Exchange:
 
     @property
     def waiting(self) -> bool:
-        """Whether nothing of it was sent upstream."""
+        """Whether no byte of the request was sent upstream."""
         return not self._begun
 
     @property
     def whole(self) -> bool:
-        """Whether all of it was sent upstream."""
+        """Whether the whole request was sent upstream."""
         upstream = self._upstream
         return self.body.done and upstream is not None and not upstream.stream.unsent
 
     @property
     def taken(self) -> bytes | None:
-        """Received bytes of the body while nothing was sent upstream; None where they are no longer known."""
+        """Received bytes of the body; None once the request is on its way upstream."""
         return None if self._begun else self._first
 
     def request_sent(self) -> bool:
@@ -267,7 +267,7 @@ class Exchange:
         return None
 
     def withdraw(self, refusal: Decision) -> None:
-        """Ends a request that has lost its right; a change that the upstream has whole may still get its answer."""
+        """Ends a request that has lost its right. A change that was sent whole may still get its answer."""
         if self.waiting:
             self.record.plan = self.record.plan.refused(refusal)
             self.abandon()
@@ -290,7 +290,7 @@ class Exchange:
     # The request
 
     def _begin(self, upstream: UpstreamConnection) -> None:
-        """Sends the head and what is here of the body. Raises as :meth:`RequestBody.take`, with nothing sent."""
+        """Sends the head and the received part of the body. Raises as :meth:`RequestBody.take`, before it sends."""
         record, body = self.record, self.body
         plan, tail = record.plan, self._link.tail
         line = id_line(record.id)
@@ -322,7 +322,7 @@ class Exchange:
             self._await_body()
 
     def send(self) -> None:
-        """Passes on what has come of the body. Raises as :meth:`RequestBody.take` does, and Overloaded."""
+        """Forwards received bytes of the body. Raises as :meth:`RequestBody.take` does, and Overloaded."""
         upstream = self._upstream
         if upstream is None:
             self._gather()
@@ -371,7 +371,7 @@ class Exchange:
             stream.deadline = now + getattr(self._gateway.bounds, self._late[2])
 
     def overdue(self) -> RequestError | None:
-        """Error of an expired wait; None where it goes on with a new deadline, as the body comes fast enough."""
+        """Error of an expired wait; None after a new deadline, for a body that arrives fast enough."""
         bounds, came, (kind, text, _) = self._gateway.bounds, self._came, self._late
         if self._late is not SLOW_BODY or came is None:
             return kind(text)
@@ -453,7 +453,7 @@ class Exchange:
             self._client.exchange_failed(error)
 
     def abandon(self) -> None:
-        """Ends it without a result: the client is gone, or gets another response."""
+        """Ends the exchange without a response of its own: the client is gone, or gets another response."""
         self._ended = True
         if self._upstream is None:
             self._link.upstreams.pool.forget(self)
@@ -462,5 +462,5 @@ class Exchange:
             upstream.discard()
 
     def over(self) -> None:
-        """Called at its end, whatever it was: releases what it holds; pending callbacks do nothing."""
+        """Releases connection, memory and limits at the end, however it came; pending callbacks do nothing."""
         self._ended = True
