@@ -133,7 +133,7 @@ def test_one_line_for_each_outcome(site: Site, shared_gateway: Gateway, outcome:
     act, expected = OUTCOMES[outcome]
     act(shared_gateway, site)
     with shared_gateway.connect(site.client("search")) as sock:  # a mark behind which nothing of it can come
-        assert ask(sock, target="/metrics", fields=[("x-request-id", f"mark {outcome}")]).status == 200
+        assert ask(sock, target="/collections", fields=[("x-request-id", f"mark {outcome}")]).status == 200
     before = len(shared_gateway._audit.seen)
     shared_gateway.audited(tracing_id=f"mark {outcome}")
     records = [json.loads(line) for line in shared_gateway._audit.seen[before:-1]]

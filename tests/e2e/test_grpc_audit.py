@@ -99,7 +99,6 @@ OUTCOMES = {
         "/qdrant.Collections/List",
         ("ok", 200, 5, "allowed"),
     ),
-    "open to all": (replying(b""), "/qdrant.Qdrant/HealthCheck", ("ok", 200, 0, "allowed")),
 }
 
 

@@ -50,7 +50,7 @@ AT_ONCE: Final = {
         "max_request_size_mb",
     },
     "listeners": {"upstream", "allow"},
-    "audit": {"log_api"},
+    "audit": {"log_api", "probes"},
     "": {"log_level"},
 }
 """For open connections and those that come; and every setting of these sections that is named nowhere above."""

@@ -64,7 +64,8 @@ class Caller:
 class Prepared:
     """The parts of an audit line that are the same for all requests with one head and caller, rendered once.
 
-    `verdict` is the text of the decision, `caller_fields` that of the caller's fields.
+    `verdict` is the text of the decision, `caller_fields` that of the caller's fields. `probe`: an allowed health check
+    or scrape, which has no line if it is served.
     """
 
     before_remote: str
@@ -74,10 +75,11 @@ class Prepared:
     reason: str
     caller: Caller
     collection: str = ""
+    probe: bool = False
 
     def denied(self, error: str, reason: str) -> Prepared:
         """The same line with a refusal instead of the decision."""
-        return replace(self, verdict=_verdict(error, allowed=False), reason=json_string(reason))
+        return replace(self, verdict=_verdict(error, allowed=False), reason=json_string(reason), probe=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -94,7 +94,7 @@ class NoAudit:
         asyncio.get_running_loop().call_soon(callback)
 
     def read(self, query: AuditQuery, largest: int) -> list[bytes]:  # noqa: ARG002 - the log's interface
-        raise BadRequest("Audit logging is not enabled")
+        raise BadRequest("Audit logging is not enabled (audit.enabled is false): there is no log to search")
 
     def start(self) -> None:
         pass
@@ -221,7 +221,10 @@ class AuditLog:
         Raises OSError, Overloaded, and BadRequest if the log is not in files.
         """
         if self._destination == "-":
-            raise BadRequest("Audit logging is not configured to write files, which could be read")
+            raise BadRequest(
+                "The audit log goes to the standard output (audit.dir is '-'), where it cannot be searched: "
+                "set audit.dir to a directory, or search where the output is collected"
+            )
         if not self._reading.acquire(blocking=False):
             raise Overloaded("The audit log is being read already")
         try:

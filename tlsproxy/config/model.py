@@ -220,6 +220,9 @@ class AuditConfig(Section):
     """Must be false: the client is known from its connection."""
     log_api: bool = True
     """Whether the request's path is written."""
+    probes: bool = False
+    """Whether allowed health checks (`/`, `/healthz`, `/livez`, `/readyz`, over gRPC too) and scrapes (`/metrics`,
+    `/telemetry`, `/cluster/telemetry`) have a line. Without, as in Qdrant, refused and failed ones have."""
 
 
 class AdminConfig(Section):

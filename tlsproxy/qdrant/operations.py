@@ -21,7 +21,8 @@ class Operation:
     ``name``: Qdrant's audit ``method`` where it has one. ``names_others``: the body may name further collections.
     ``upload``: a multipart body without a size limit, rather than JSON. ``form``: of the 403 that Qdrant sends.
     ``own``: the gateway answers it itself, without the upstream. ``free``: it counts against no limit: a health check
-    must not fail under the load that it watches.
+    must not fail under the load that it watches. ``probe``: a health check or a scrape, asked again and again by
+    machines: by default it has no audit line where it is allowed, as in Qdrant.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Operation:
     form: Form = Form.JSON
     own: bool = False
     free: bool = False
+    probe: bool = False
 
     @property
     def open(self) -> bool:
@@ -70,7 +72,11 @@ def _rest(method: str, path: str, name: str, requirement: Requirement, *, others
 
 def _probe(path: str, name: str, method: str = "GET") -> Operation:
     """Health and version."""
-    return Operation(name, method, path, OPEN, free=True)
+    return Operation(name, method, path, OPEN, free=True, probe=True)
+
+
+def _scrape(path: str, name: str, requirement: Requirement) -> Operation:
+    return replace(_rest("GET", path, name, requirement), probe=True)
 
 
 def _file(method: str, path: str, name: str, requirement: Requirement) -> Operation:
@@ -108,7 +114,7 @@ REST: Final = (
     _rest("GET", "/cluster/metadata/keys/{key}", "get_cluster_metadata_key", GLOBAL_READ),
     _rest("PUT", "/cluster/metadata/keys/{key}", "update_cluster_metadata_key", GLOBAL_WRITE),
     _rest("DELETE", "/cluster/metadata/keys/{key}", "delete_cluster_metadata_key", GLOBAL_WRITE),
-    _rest("GET", "/cluster/telemetry", "get_cluster_telemetry", LISTING),
+    _scrape("/cluster/telemetry", "get_cluster_telemetry", LISTING),
     _rest("GET", "/debugger", "get_debugger_config", MANAGE),
     _rest("PATCH", "/debugger", "update_debugger_config", MANAGE),
     _rest("GET", "/issues", "issues", LISTING),
@@ -116,8 +122,8 @@ REST: Final = (
     _rest("GET", "/profiler/slow_requests", "get_slow_requests", MANAGE),
     _rest("GET", "/quotas", "get_quotas", GLOBAL_READ),
     _rest("PUT", "/quotas", "update_quotas", MANAGE),
-    _rest("GET", "/telemetry", "telemetry", LISTING),
-    _rest("GET", "/metrics", "metrics", GLOBAL_READ),
+    _scrape("/telemetry", "telemetry", LISTING),
+    _scrape("/metrics", "metrics", GLOBAL_READ),
     _rest("GET", "/stacktrace", "get_stacktrace", MANAGE),
     _rest("GET", "/logger", "get_logger_config", GLOBAL_READ),
     _rest("POST", "/logger", "update_logger_config", MANAGE),

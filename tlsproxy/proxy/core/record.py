@@ -53,11 +53,13 @@ P = TypeVar("P", bound=Planned)
 class Record(Generic[P]):
     """``when`` is the start in seconds since the epoch, ``started`` on the monotonic clock. ``status`` is 0 and
     ``grpc_status`` None until a response is sent. Bytes are those of the bodies. ``admitted``: the audit log has
-    promised room for the line. ``id`` is the request's here, upstream and in the response; ``tracing`` is the client's.
+    promised room for the line, or none is due if it is served. ``id`` is the request's here, upstream and in the
+    response; ``tracing`` is the client's.
     """
 
     __slots__ = (
         "_counted",
+        "_promised",
         "admitted",
         "bytes_in",
         "bytes_out",
@@ -80,7 +82,7 @@ class Record(Generic[P]):
         self.bytes_out = 0
         self.when = when
         self.started = time.monotonic()
-        self.admitted = False
+        self.admitted = self._promised = False
         self._counted: tuple[int, ...] = ()
 
     def count(self, gateway: Gateway, limit_check: LimitCheck, entry: Entry) -> None:
@@ -92,25 +94,26 @@ class Record(Generic[P]):
             self._counted = outcome
 
     def admit(self, gateway: Gateway) -> bool:
-        """Whether the audit log has room for its line. If so, that is promised."""
+        """Whether the audit log has room for its line. If so, that is promised. A probe needs none."""
         if not self.admitted:
-            self.admitted = gateway.audit.take()
+            self._promised = not self.plan.audit.probe and gateway.audit.take()
+            self.admitted = self._promised or self.plan.audit.probe
         return self.admitted
 
     def finish(self, gateway: Gateway, remote: str, reason: str) -> None:
-        """Writes the one line. ``reason`` is that of a failure after the decision, else empty."""
+        """Writes the one line, but for a probe that was served. ``reason`` is that of a failure after the decision."""
         if self._counted:
             rows, self._counted = self._counted, ()
             gateway.limiter.release(rows)
         if not self.status:
             self.status = CLIENT_GONE
         plan, duration = self.plan, time.monotonic() - self.started
-        line = request_line(plan.audit, self, remote, duration, reason)
-        if self.admitted:
-            self.admitted = False
-            gateway.audit.put(line)
-        else:
-            gateway.audit.write(line)
+        self.admitted = False
+        if self._promised:
+            self._promised = False
+            gateway.audit.put(request_line(plan.audit, self, remote, duration, reason))
+        elif reason or not plan.audit.probe:
+            gateway.audit.write(request_line(plan.audit, self, remote, duration, reason))
         decision = plan.decision
         if decision.allowed:
             outcome = "failed" if reason else "allowed"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from http import HTTPStatus
 from typing import Final
 
@@ -59,8 +60,10 @@ def prepared(
     method: str | None = None,
     api: str | None = None,
     collection: str | None = None,
+    probe: bool = False,
 ) -> Prepared:
-    return prepare(
+    """``probe``: an operation that has no line where it is allowed."""
+    line = prepare(
         method=method,
         api=api,
         caller=caller,
@@ -69,6 +72,7 @@ def prepared(
         error=None if decision.allowed else error_of(decision),
         reason=decision.reason,
     )
+    return replace(line, probe=True) if probe and decision.allowed else line
 
 
 def error_of(decision: Decision) -> str:

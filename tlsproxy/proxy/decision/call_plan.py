@@ -145,6 +145,7 @@ class CallPlans:
         config = generation.config
         self._policy = generation.policy
         self._log_api = config.audit.log_api
+        self._audit_probes = config.audit.probes
         self._max_fields = config.limits.max_headers
         self._origins = frozenset(origin.encode() for origin in config.service.allowed_origins)
         self._upstream_host = urlsplit(config.upstream.grpc or "").netloc.encode()
@@ -263,6 +264,7 @@ class CallPlans:
                 method=operation.name if operation is not None else None,
                 api=head.path if self._log_api or not decision.allowed else None,
                 collection=collection,
+                probe=operation is not None and operation.probe and not self._audit_probes,
             ),
             block=block,
             expires=expiry(admission, decision, presented_key(head.value(b"api-key"), head.value(b"authorization"))),

@@ -177,6 +177,7 @@ class Plans:
         self._cors = config.service.enable_cors
         self._origins = frozenset(origin.encode() for origin in config.service.allowed_origins)
         self._log_api = config.audit.log_api
+        self._audit_probes = config.audit.probes
         self._max_fields = config.limits.max_headers
         self._body_limit = config.service.max_request_size_mb << 20
         self._upload_limit = config.limits.max_upload_size_mb << 20 or UNLIMITED
@@ -344,6 +345,7 @@ class Plans:
                 method=operation.name if operation is not None else None,
                 api=api if self._log_api or not decision.allowed else None,
                 collection=asked.collection if asked is not None else None,
+                probe=operation is not None and operation.probe and not self._audit_probes,
             ),
             route=route,
             framed=True,
