@@ -160,8 +160,7 @@ def _scored_of_search(vector: Any) -> tuple[Scored, str]:
     named = expect_object(vector, "vector")
     if isinstance(named.get("vector"), dict):
         return Scored.SPARSE, _text(named.get("name"), "vector.name")
-    _array(named.get("vector"), "vector.vector")
-    if not _are_numbers(named["vector"]):
+    if not _are_numbers(named.get("vector")):
         raise BadRequest("Format error in JSON body: vector.vector must be numbers, or indices and values")
     return Scored.DENSE, _text(named.get("name"), "vector.name")
 

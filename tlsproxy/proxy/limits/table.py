@@ -112,9 +112,8 @@ class LimitTable:
             self._own[row] -= 1
 
     def arrival(self, key: int, now: int) -> int:
-        """Arrival time that was :meth:`put`; 0, which is past, if there is none."""
-        row = self._find(key, now, ())
-        return self._arrivals[row] if row == OVERFLOW or self._keys[row] == key else 0
+        """Arrival time that was :meth:`put`; that of a free row, which is past, if there is none."""
+        return self._arrivals[self._find(key, now, ())]
 
     def put(self, key: int, arrival: int, now: int) -> None:
         """Stores an arrival time. Needs the lock."""
