@@ -15,7 +15,7 @@ from tlsproxy.proxy.limits.addresses import (
     Addresses,
     network_of,
 )
-from tlsproxy.proxy.limits.gcra import SECOND
+from tlsproxy.proxy.limits.gcra import SECOND, Rate
 from tlsproxy.proxy.limits.table import LimitTable
 
 
@@ -35,6 +35,7 @@ def addresses(clock: Clock, **settings: object) -> Addresses:
     [
         ("192.0.2.1", "192.0.2.2", False),
         ("2001:db8::1", "2001:db8::ffff:1", True),
+        ("2001:db8::1", "2001:db8::8000:0:0:1", True),
         ("2001:db8::1", "2001:db8:0:1::1", False),
         ("fe80::1%eth0", "fe80::2%eth1", True),
         ("::1", "::1", True),
@@ -83,6 +84,7 @@ def test_an_address_that_fails_is_not_heard_for_a_while_and_then_everybody_there
         refusal = some.refusal("a", ())
         assert refusal is not None
         assert (refusal.status, refusal.retry_after, refusal.reason) == (429, expected, TOO_MANY_FAILURES)
+        assert refusal.text == (f"Rate limiting exceeded: too many failed authentications. Retry after {expected}s")
         clock.now += expected * SECOND
         # One that goes on failing at once begins no delay yet.
         for _ in range(3):
@@ -100,11 +102,27 @@ def test_the_failures_of_an_identity_are_its_own(clock: Clock) -> None:
     some.failed("a", ("CN=one",))
     assert some.delay("a", ("CN=one",)) == SECOND
     assert some.delay("a", ("CN=two",)) == some.delay("b", ("CN=one",)) == some.delay("a", ()) == 0
+    for address, identity in (("a", ("CN=two",)), ("b", ("CN=one",)), ("a", ())):
+        some.failed(address, identity)
+        assert some.delay(address, identity) == 0, "one failure has no delay yet"
     assert isinstance(some.connect("a"), tuple)
     clock.now += SECOND
     assert some.delay("a", ("CN=one",)) == 0
     some.failed("a", ("CN=one",))
     assert some.delay("a", ("CN=one",)) == 2 * SECOND, "nobody waits with it, so that it is not heard in between"
+
+
+def test_requests_of_unidentified_clients_are_counted_apart_from_connections(clock: Clock) -> None:
+    some = addresses(clock, connections_per_address=1, per_address={"unidentified": {"requests_per_second": 5}})
+    charge = some.request("a")
+    assert (charge.rate, charge.concurrent) == (Rate.of(5, None), 0)
+    assert charge.key not in {some.request("b").key, 0}
+    held = some.connect("a")
+    assert isinstance(held, tuple)
+    some.adopt(LimitsConfig.model_validate({"per_address": {"unidentified": {"concurrent_requests": 1}}}))
+    charge = some.request("a")
+    assert (charge.rate, charge.concurrent) == (None, 1)
+    assert isinstance(some._table.take((charge,)), tuple), "an open connection is no request"
 
 
 def test_without_settings_nothing_is_remembered(clock: Clock) -> None:

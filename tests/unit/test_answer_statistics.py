@@ -19,7 +19,7 @@ from qdrant_client.http.api import points_api, search_api
 from support import qdrant_messages as qdrant
 from support.run_steps import at_once
 
-from tlsproxy.qdrant.answer_statistics import ENVELOPE, FIELDS, MESSAGES, AnswerReducer, Population
+from tlsproxy.qdrant.answer_statistics import ENVELOPE, FIELDS, MESSAGES, STEP, AnswerReducer, Population
 from tlsproxy.qdrant.grpc_decision import operation_of
 from tlsproxy.qdrant.grpc_tenancy import REWRITES
 from tlsproxy.qdrant.operations import REST
@@ -109,6 +109,12 @@ def test_what_is_removed_is_all_that_is(data: st.DataObject) -> None:
     shown = qdrant.parse(OUTPUTS[path], at_once(AnswerReducer(operation).reducing(answer.SerializeToString())))
     answer.ClearField("usage")
     assert shown == answer
+
+
+def test_a_long_answer_is_reduced_in_steps() -> None:
+    operation = operation_of("/qdrant.Points/Query")
+    assert operation is not None
+    assert list(AnswerReducer(operation).reducing(b"\x0a\x00" * 3 * STEP)) == [None] * 3
 
 
 def test_what_a_newer_qdrant_says_is_left_out() -> None:

@@ -19,7 +19,19 @@ from tlsproxy.authz.templates import Template, parse_template
 from tlsproxy.errors import BadRequest, Unconfined
 from tlsproxy.qdrant.operations import OPEN, REST, Operation
 from tlsproxy.qdrant.rest_decision import decide_request
-from tlsproxy.qdrant.rest_tenancy import confine, is_confinable, touches_no_points
+from tlsproxy.qdrant.rest_tenancy import (
+    BELOW_A_KEY,
+    BY_EXAMPLE,
+    BY_IDS,
+    LOOKS_UP,
+    MARKED,
+    NOT_CONFINED,
+    NOT_OF_A_BATCH,
+    SET,
+    confine,
+    is_confinable,
+    touches_no_points,
+)
 from tlsproxy.qdrant.router import recognise
 from tlsproxy.qdrant.scoring import Facts
 
@@ -313,28 +325,98 @@ def test_what_cannot_be_confined(name: str, method: str, path: str, body: dict[s
 
 
 @pytest.mark.parametrize(
-    ("method", "path", "body"),
+    ("method", "path", "body", "text"),
     [
-        ("POST", "points/scroll", []),
-        ("POST", "points/scroll", {"filter": [[MUST]]}),
-        ("POST", "points/query", {"prefetch": [[]]}),
-        ("PUT", "points", {}),
-        ("PUT", "points", {"points": [], "batch": {}}),
-        ("PUT", "points", {"points": [[1, [1.0], {"tenant": "other"}]]}),
-        ("PUT", "points", {"points": [{"payload": []}]}),
-        ("PUT", "points", {"batch": [[1], [[1.0]]]}),
-        ("PUT", "points", {"points": [], "update_filter": []}),
-        ("POST", "points/delete", {}),
-        ("POST", "points/delete", {"filter": None}),
-        ("POST", "points/payload", {"filter": FILTER}),
-        ("POST", "points/payload/delete", {"filter": FILTER}),
-        ("POST", "points/batch", {"operations": [["delete", {}]]}),
-        ("POST", "points/batch", {"operations": [{"delete": [FILTER]}]}),
+        ("POST", "points/scroll", [], "the body must be an object"),
+        ("POST", "points/scroll", {"filter": [[MUST]]}, "filter must be an object"),
+        ("POST", "points/query", {"prefetch": [[]]}, "prefetch must be an object"),
+        ("POST", "points/query", {"using": 1}, "using must be a string"),
+        ("POST", "points/query", {"params": []}, "params must be an object"),
+        ("POST", "points/query", {"params": {"quantization": []}}, "params.quantization must be an object"),
+        ("POST", "points/query", {"params": {"idf": []}}, "params.idf must be an object"),
+        ("POST", "points/query", {"params": {"idf": {"corpus": [1]}}}, "corpus must be an object"),
+        ("POST", "points/query/batch", {"searches": {}}, "searches must be an array"),
+        ("POST", "points/query/batch", {"searches": [1]}, "searches must be an object"),
+        ("POST", "points/search", {"vector": "x"}, "vector must be an object"),
+        ("POST", "points/search", {"vector": {"name": 1, "vector": [1]}}, "vector.name must be a string"),
+        ("POST", "points/search", {"vector": {"name": 1, "vector": {}}}, "vector.name must be a string"),
+        ("POST", "points/search", {"vector": {"vector": 1}}, "vector.vector must be numbers, or indices and values"),
+        (
+            "POST",
+            "points/search",
+            {"vector": {"vector": ["a"]}},
+            "vector.vector must be numbers, or indices and values",
+        ),
+        ("PUT", "points", [], "the body must be an object"),
+        ("PUT", "points", {}, "either points or batch is expected"),
+        ("PUT", "points", {"points": [], "batch": {}}, "either points or batch is expected"),
+        ("PUT", "points", {"points": {}}, "points must be an array"),
+        ("PUT", "points", {"points": [[1, [1.0], {"tenant": "other"}]]}, "points must be an object"),
+        ("PUT", "points", {"points": [{"payload": []}]}, "payload must be an object"),
+        ("PUT", "points", {"batch": [[1], [[1.0]]]}, "batch must be an object"),
+        ("PUT", "points", {"batch": {"ids": 1}}, "ids must be an array"),
+        ("PUT", "points", {"batch": {"ids": [1], "payloads": {}}}, "payloads must be an array"),
+        ("PUT", "points", {"points": [], "update_filter": []}, "update_filter must be an object"),
+        ("POST", "points/delete", {}, "filter must be an object"),
+        ("POST", "points/delete", {"filter": None}, "filter must be an object"),
+        ("POST", "points/payload", {"filter": FILTER}, "payload must be an object"),
+        ("POST", "points/payload/delete", {"filter": FILTER}, "keys must be an array"),
+        ("POST", "points/batch", {"operations": {}}, "operations must be an array"),
+        ("POST", "points/batch", {"operations": [["delete", {}]]}, "operations must be an object"),
+        ("POST", "points/batch", {"operations": [{"delete": [FILTER]}]}, "delete must be an object"),
     ],
 )
-def test_forms_that_are_not_documented(method: str, path: str, body: Any) -> None:
-    with pytest.raises(BadRequest):
+def test_forms_that_are_not_documented(method: str, path: str, body: Any, text: str) -> None:
+    with pytest.raises(BadRequest) as refusal:
         confined(method, path, body)
+    assert str(refusal.value) == f"Format error in JSON body: {text}"
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "text"),
+    [
+        ("POST", "points/delete", {"points": [1]}, BY_IDS),
+        ("POST", "points/payload", {"payload": {}, "key": "a", "filter": FILTER}, BELOW_A_KEY),
+        ("POST", "points/payload", {"payload": {"tenant": "acme"}, "filter": FILTER}, SET.format("tenant")),
+        ("PUT", "points", {"points": [{"payload": {"tenant": "other"}}]}, MARKED.format("tenant")),
+        ("POST", "points/payload/delete", {"keys": ["tenant"]}, "The payload that marks a tenant's points"),
+        ("POST", "points/batch", {"operations": [{}]}, NOT_OF_A_BATCH),
+        ("POST", "points/query", {"query": 1}, BY_EXAMPLE),
+        ("POST", "points/query", {"lookup_from": {}}, LOOKS_UP.format("lookup_from")),
+        ("POST", "points/query/groups", {"with_lookup": "docs"}, LOOKS_UP.format("with_lookup")),
+        ("POST", "points/recommend", {}, NOT_CONFINED),
+    ],
+)
+def test_a_refusal_says_what_cannot_be(method: str, path: str, body: Any, text: str) -> None:
+    with pytest.raises(Unconfined) as refusal:
+        confined(method, path, body)
+    assert str(refusal.value).startswith(f"Forbidden: {text}")
+
+
+SPARSE = {"indices": [1], "values": [0.5]}
+
+
+@pytest.mark.parametrize(
+    ("vector", "kind", "name"),
+    [
+        (None, None, ""),
+        ([0.5, 1], "dense", ""),
+        ({"vector": [0.5]}, "dense", ""),
+        ({"name": None, "vector": [0.5]}, "dense", ""),
+        ({"name": "images", "vector": [0.5]}, "dense", "images"),
+        ({"vector": SPARSE}, "sparse", ""),
+        ({"name": "words", "vector": SPARSE}, "sparse", "words"),
+    ],
+)
+def test_the_older_search_has_the_kind_and_the_name_in_its_vector(vector: Any, kind: str | None, name: str) -> None:
+    """Its scores are computed from vectors if it is dense, and over the caller's own words if it is sparse."""
+    facts = Facts((1, 20), frozenset({name}), frozenset())
+    changed = confined("POST", "points/search", {"vector": vector}, facts=facts)
+    expected: dict[str | None, Any] = {"dense": RESCORED, "sparse": {"idf": {"corpus": ONLY}}}
+    assert changed.get("params") == expected.get(kind)
+    assert (changed["vector"], changed["filter"]) == (vector, ONLY)
+    others = Facts((1, 20), frozenset({f"not {name}"}), frozenset())
+    assert "idf" not in confined("POST", "points/search", {"vector": vector}, facts=others).get("params", {})
 
 
 KEYS = """params idf corpus exact indexed_only indices values text using vector name

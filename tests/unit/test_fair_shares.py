@@ -114,6 +114,48 @@ def test_those_that_hold_and_wait_do_not_wait_for_each_other(shares: Shares) -> 
     assert not other.ended
 
 
+def test_the_greediest_is_who_holds_and_wants_most_together(shares: Shares) -> None:
+    """Six by `a` (5 and 1), seven by `b` (3 and 4): neither who holds most nor who wants least."""
+    holders(shares, "a", 1, size=5)
+    holders(shares, "b", 1, size=3)
+    spared, greedy = waiting(shares, "a", 1), waiting(shares, "b", 4)
+    others = [waiting(shares, "c") for _ in range(MOST - 2)]
+    waiting(shares, "d")
+    assert isinstance(greedy.ended, Overloaded)
+    assert [one.ended for one in (spared, *others)] == [None] * (MOST - 1)
+
+
+def test_room_comes_free_while_another_is_at_work(shares: Shares) -> None:
+    (mine,) = holders(shares, "a", 1, size=4)
+    assert not shares.is_at_work(mine.share)
+    (other,) = holders(shares, "b", 1, size=4)
+    assert shares.is_at_work(mine.share)
+    other.waits_for_client = True
+    assert not shares.is_at_work(mine.share)
+    waiting(shares, "c")
+    assert other.ended
+    assert shares.is_at_work(mine.share), "it gives way"
+
+
+def test_no_room_comes_free_from_one_that_waits_for_more(shares: Shares) -> None:
+    mine, other = holders(shares, "a", 2, size=4)
+    assert not other.share.take(1)
+    assert not shares.is_at_work(mine.share)
+    assert shares.is_at_work(other.share)
+
+
+def test_a_replacement_is_one_beyond_the_capacity(shares: Shares) -> None:
+    held = holders(shares, "a", CAPACITY)
+    replacement = Holder(shares, "a")
+    replacement.share.replace()
+    assert (shares.held, replacement.share.size) == (CAPACITY + 1, 1)
+    claim = waiting(shares, "b")
+    held[0].share.release()
+    assert not claim.share.size, "the place that was lost is not free twice"
+    held[1].share.release()
+    assert (shares.held, claim.share.size) == (CAPACITY, 1)
+
+
 def test_each_wait_is_told_of_once(shares: Shares) -> None:
     """A claim that is served at once is not told of by what an earlier one waited for."""
     told: list[int] = []

@@ -23,9 +23,17 @@ from tlsproxy.authz.access import (
 from tlsproxy.authz.admission import NO_CREDENTIAL, Admission, Credential
 from tlsproxy.authz.identity import Identity
 from tlsproxy.authz.roles import Principal
-from tlsproxy.qdrant.grpc_decision import collection_finder, decide_at_best, decide_call, decide_message, operation_of
+from tlsproxy.qdrant.grpc_decision import (
+    collection_finder,
+    decide_at_best,
+    decide_call,
+    decide_call_again,
+    decide_message,
+    operation_of,
+)
 from tlsproxy.qdrant.grpc_tenancy import is_confinable_call
 from tlsproxy.qdrant.operations import ANY_CALLER, GRPC, OPEN, Operation
+from tlsproxy.qdrant.rest_decision import BodyFacts
 from tlsproxy.qdrant.rest_tenancy import touches_no_points
 
 PASSES = {row["path"]: row["passes"].split() for row in ROWS if row["surface"] == "grpc"}
@@ -148,6 +156,8 @@ WRITER = Rights(grants=Grants(Grant("docs", write=True, extras=True)))
         ("/qdrant.Points/Get", [Rights()], "collection"),
         ("/qdrant.Collections/List", [Rights()], "no_rights"),
         ("/qdrant.Points/Get", [Rights(grants=WRITER.grants, conditions=ACME)], "not_confined"),
+        ("/qdrant.Points/Scroll", [Rights(grants=WRITER.grants, conditions=ACME)], "allowed"),
+        ("/qdrant.Collections/CollectionExists", [Rights(grants=WRITER.grants, conditions=ACME)], "allowed"),
         ("/qdrant.Points/Search", [READER], "allowed"),
         ("/qdrant.Points/Search", [WRITER, CLASSES["r"]], "allowed"),
         ("/qdrant.Points/Upsert", [WRITER], "allowed"),
@@ -222,6 +232,28 @@ def test_conditions_never_allow_more(operation: Operation, free: Rights) -> None
         if is_confinable_call(operation):
             assert decide_call(admission(tenant), operation).decision is UNREAD
             assert outcome(operation, ABOUT_DOCS, tenant, confined=True).allowed
+
+
+@pytest.mark.parametrize(
+    ("path", "rights", "facts", "reason"),
+    [
+        ("Points/Scroll", Rights(GlobalMode.M, conditions=ACME), BodyFacts(("docs",), ACME), "allowed"),
+        ("Points/Scroll", Rights(GlobalMode.M, conditions=ACME), BodyFacts(("docs",), ()), "not_confined"),
+        ("Points/Get", Rights(GlobalMode.M, conditions=ACME), BodyFacts(("docs",), ACME), "not_confined"),
+        ("Points/Scroll", WRITER, BodyFacts(("docs",), ()), "allowed"),
+        ("Points/Scroll", WRITER, BodyFacts(("other",), ()), "collection"),
+        ("Points/Query", WRITER, BodyFacts(("docs", "docs"), ()), "allowed"),
+        ("Points/Query", WRITER, BodyFacts(("docs", "docs", "other"), ()), "collection"),
+        ("Points/Upsert", READER, BodyFacts(("docs",), ()), "needs_write"),
+        ("Collections/ListCollectionAliases", WRITER, BodyFacts(("docs",), ()), "allowed"),
+        ("Collections/ListCollectionAliases", WRITER, BodyFacts(("other",), ()), "collection"),
+    ],
+)
+def test_a_call_in_progress_is_decided_again_by_what_its_message_was(
+    path: str, rights: Rights, facts: BodyFacts, reason: str
+) -> None:
+    decision = decide_call_again(admission(rights), method(f"/qdrant.{path}"), facts)
+    assert (decision.reason, decision.allowed) == (reason, reason == "allowed")
 
 
 collections = st.sampled_from(["docs", "docs.a", "other"])

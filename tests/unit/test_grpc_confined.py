@@ -372,6 +372,41 @@ def test_words_are_counted_over_ones_own_points() -> None:
     ].params.idf.corpus == (NARROWED)
 
 
+def test_scores_are_of_the_vectors_themselves() -> None:
+    """Whatever is asked of the codes, and of segments that are indexed, which depend on all points."""
+    own = pb.QuantizationSearchParams(ignore=False, rescore=False, oversampling=2.0)
+    narrowed = pb.QuantizationSearchParams(ignore=False, rescore=True, oversampling=2.0)
+    rescored = pb.QuantizationSearchParams(rescore=True)
+    for params, expected in (
+        (None, pb.SearchParams(quantization=rescored)),
+        (pb.SearchParams(quantization=own), pb.SearchParams(quantization=narrowed)),
+        (pb.SearchParams(indexed_only=True, hnsw_ef=9), pb.SearchParams(hnsw_ef=9, quantization=rescored)),
+        (pb.SearchParams(exact=False), pb.SearchParams(exact=False, quantization=rescored)),
+    ):
+        assert confined("Search", pb.SearchPoints(vector=[0.5], params=params)).params == expected
+        grouped = confined("SearchGroups", pb.SearchPointGroups(vector=[0.5], params=params)).params
+        expected.exact = True
+        assert grouped == expected
+    of_no_vector = pb.QueryPoints(params=pb.SearchParams(quantization=pb.QuantizationSearchParams()))
+    assert confined("Query", of_no_vector).params == pb.SearchParams(quantization=rescored)
+    assert not confined("Query", pb.QueryPoints()).HasField("params")
+
+
+@pytest.mark.parametrize(
+    ("name", "message", "text"),
+    [
+        ("Search", delimited(7, delimited(3, b"\x15\0\0\0\0")), "field 2 of QuantizationSearchParams has another type"),
+        ("Search", delimited(7, b"\x15\0\0\0\0"), "field 2 of SearchParams has another type"),
+        ("Search", delimited(7, b"\x25\0\0\0\0"), "field 4 of SearchParams has another type"),
+        ("Count", b"\x1d\0\0\0\0", "field 3 of CountPoints has another type"),
+        ("Facet", b"\x2d\0\0\0\0", "field 5 of FacetCounts has another type"),
+    ],
+)
+def test_a_flag_of_another_type_is_refused(name: str, message: bytes, text: str) -> None:
+    with pytest.raises(BadRequest, match=text):
+        confined(name, delimited(1, b"docs") + message)
+
+
 # Changes
 
 

@@ -12,7 +12,7 @@ from qdrant_client import grpc as pb
 from support.run_steps import at_once
 
 from tlsproxy.authz.access import GlobalMode, Grant, Grants, Rights
-from tlsproxy.qdrant.grpc_listings import ENTRIES, MessageListing, listing_of_call
+from tlsproxy.qdrant.grpc_listings import ENTRIES, STEP, MessageListing, listing_of_call
 from tlsproxy.qdrant.operations import GRPC
 from tlsproxy.qdrant.rest_listings import Listing
 
@@ -57,6 +57,11 @@ def test_aliases_show_when_both_names_may_be_known(operation: str) -> None:
     pairs = [("docs", "team.a"), ("docs", "secret"), ("secret", "docs"), ("secret", "hidden"), ("docs", ""), ("", "")]
     answer = aliases(*pairs).SerializeToString()
     assert pb.ListAliasesResponse.FromString(reduced(operation, answer)) == aliases(*pairs[:1])
+
+
+def test_a_long_listing_is_reduced_in_steps() -> None:
+    answer = collections(*["docs"] * 3 * STEP).SerializeToString()
+    assert list(MessageListing("list_collections", (DOCS,)).reducing(answer)) == [None] * 3
 
 
 def test_what_is_not_known_is_left_out() -> None:

@@ -175,6 +175,21 @@ def test_the_rule_that_is_found_is_the_first_of_all_that_matches(matchers: list[
     assert policy(*rules).principal_of(identity).rule == obvious
 
 
+def test_each_field_that_does_not_match_is_explained() -> None:
+    assert list(Matcher().misses(ALICE)) == ["names no field"]
+    assert list(Matcher(ou="sales").misses(ALICE)) == ['ou is "platform" or "search", not "sales"']
+    assert list(Matcher(o="Acme", dns="*.b", cn="**").misses(NOBODY)) == [
+        'cn is absent, not "**"',
+        'o is absent, not "Acme"',
+        'dns is absent, not "*.b"',
+    ]
+    doubt = "is not believed of this CA: "
+    assert list(Matcher(issuer="CN=Clients CA,O=Acme", ou="platform", cn="alice").misses(DOUBTED)) == [
+        f"ou {doubt}tls.ca_constraints confines it to other names; a rule may name the CA too (ca, ca_sha256)",
+        f"issuer {doubt}another one may have issuers of this name; name the CA too (ca, ca_sha256)",
+    ]
+
+
 def test_first_match_wins() -> None:
     principal = policy(
         Rule("other", Matcher(cn="bob"), "admin"),

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from support.manual_clock import Clock
 
 from tlsproxy.proxy.limits.gcra import SECOND, Charge, Excess, Rate
-from tlsproxy.proxy.limits.table import BUCKETS, LimitTable, create, size
+from tlsproxy.proxy.limits.table import BUCKET, BUCKETS, LimitTable, create, size
 
 MANY = 1_000_000 if os.environ.get("TLSPROXY_SOAK") else 300_000
 """Identities: more than there are rows."""
@@ -117,6 +117,40 @@ def test_what_is_going_on_keeps_its_row(table: LimitTable, clock: Clock) -> None
     assert isinstance(table.take((one,)), Excess)
     table.release(rows)
     assert isinstance(table.take((one,)), tuple)
+
+
+def test_a_smaller_burst_counts_at_once(table: LimitTable) -> None:
+    """What is owed by an earlier rate is at most one burst of the present one."""
+    for _ in range(100):
+        assert isinstance(table.take((charge(table, "one", Rate.of(1, 100)),)), tuple)
+    outcome = table.take((charge(table, "one", Rate.of(1, 2)),))
+    assert isinstance(outcome, Excess)
+    assert outcome.wait == SECOND
+
+
+def full_bucket(table: LimitTable, clock: Clock, key: int) -> None:
+    """All rows of the key's bucket are others', for an hour."""
+    for number in range(1, BUCKET + 1):
+        table.put(key ^ number * BUCKETS, clock.now + 3600 * SECOND, clock.now)
+
+
+def test_a_time_without_a_row_of_its_own_is_that_of_the_overflow_row(table: LimitTable, clock: Clock) -> None:
+    one = table.key("delay", "one")
+    assert table.arrival(one, clock.now) <= clock.now
+    full_bucket(table, clock, one)
+    table.put(one, clock.now + SECOND, clock.now)
+    assert (table.arrival(one, clock.now), table.overflows) == (clock.now + SECOND, 1)
+
+
+def test_the_overflow_row_owes_what_its_callers_owe_together(table: LimitTable, clock: Clock) -> None:
+    one, other = (charge(table, name, Rate.of(1, most)) for name, most in (("one", 10), ("other", 1)))
+    full_bucket(table, clock, one.key)
+    full_bucket(table, clock, other.key)
+    for _ in range(10):
+        assert isinstance(table.take((one,)), tuple)
+    outcome = table.take((other,))
+    assert isinstance(outcome, Excess)
+    assert outcome.wait == 10 * SECOND, "not capped by the smaller burst of another caller"
 
 
 def test_a_worker_that_died_is_forgotten_by_who_takes_its_place(descriptor: int) -> None:

@@ -89,6 +89,23 @@ def test_a_form_that_is_not_documented_is_refused(body: Any) -> None:
 
 
 @pytest.mark.parametrize(
+    ("body", "text"),
+    [
+        ({"lookup_from": "other"}, "lookup_from must be an object"),
+        ({"lookup_from": {}}, "lookup_from.collection must be a string"),
+        ({"with_lookup": 1}, "with_lookup must be an object"),
+        ({"with_lookup": {"collection": 1}}, "with_lookup.collection must be a string"),
+        ({"prefetch": "x"}, "prefetch must be an object"),
+        ([], "the body must be an object"),
+    ],
+)
+def test_a_refusal_names_the_place(body: Any, text: str) -> None:
+    with pytest.raises(BadRequest) as refusal:
+        named_collections(QUERY, body)
+    assert str(refusal.value) == f"Format error in JSON body: {text}"
+
+
+@pytest.mark.parametrize(
     "body", [{}, {"searches": None}, {"searches": {}}, {"searches": [[]]}, {"lookup_from": at("a")}]
 )
 def test_a_batch_is_a_list(body: Any) -> None:

@@ -11,8 +11,16 @@ from tlsproxy.authz.identity import Identity
 from tlsproxy.authz.keys import Keys, presented_key
 from tlsproxy.authz.roles import Policy, Principal
 from tlsproxy.errors import BadRequest, Form
-from tlsproxy.qdrant.rest_decision import HeadDecision, decide_request, deciding_body
+from tlsproxy.qdrant.rest_decision import (
+    NOT_CONFINED,
+    BodyFacts,
+    HeadDecision,
+    decide_again,
+    decide_request,
+    deciding_body,
+)
 from tlsproxy.qdrant.router import recognise
+from tlsproxy.qdrant.scoring import Facts
 
 KEYS = Keys.of("manage-key", "alternative", "reader")
 NO_KEYS = Keys.of()
@@ -158,6 +166,72 @@ def test_conditions_of_a_role_hold_whatever_comes_beside_it() -> None:
         assert decision.allowed
         assert changed == b'{"filter":{"must":[{"key":"tenant","match":{"value":"acme"}}]}}'
     assert ask(tenant, "GET", "/collections/docs", "manage-key").reason == "not_confined"
+
+
+ACME = (Condition("tenant", "acme"),)
+TENANT = holder(everywhere=GlobalMode.M, conditions=ACME)
+
+
+def test_the_facts_of_a_body_are_what_it_named_and_was_confined_to() -> None:
+    query, delete = (recognise("POST", f"/collections/docs/points/{path}") for path in ("query", "delete"))
+    lookup = b'{"lookup_from":{"collection":"dogs"}}'
+    _, changed, facts = at_once(
+        deciding_body(Admission(holder(grants=OTHER_TOKEN.rights[0].grants), None), query, lookup)
+    )
+    assert (changed, facts) == (None, BodyFacts(("dogs",), ()))
+    # A change has no lookups: to Qdrant the member is an unknown one.
+    limited = holder(grants=LIMITED.rights.grants, conditions=ACME)
+    body = b'{"filter":{},"lookup_from":{"collection":"other"}}'
+    decision, changed, facts = at_once(deciding_body(Admission(limited, None), delete, body))
+    assert (decision.allowed, facts) == (True, BodyFacts((), ACME))
+    assert changed is not None
+    assert at_once(deciding_body(Admission(LIMITED, None), recognise("POST", "/nothing"), b"{}")) == (
+        UNREAD,
+        None,
+        BodyFacts((), ()),
+    )
+
+
+def test_words_are_counted_by_the_facts_of_the_collection() -> None:
+    query = b'{"query":{"indices":[1],"values":[1]},"using":"words"}'
+    asked = recognise("POST", "/collections/docs/points/query")
+    for weighted in (frozenset({"words"}), frozenset({"other"})):
+        _, changed, _ = at_once(
+            deciding_body(Admission(TENANT, None), asked, query, Facts((1, 19), weighted, frozenset()))
+        )
+        assert changed is not None
+        assert (b'"corpus"' in changed) is ("words" in weighted)
+
+
+def test_memory_in_use_beside_the_content_is_asked_for_too() -> None:
+    asked, body = recognise("POST", "/collections/docs/points/query"), b'{"query":[%b1]}' % (b"1," * 5000)
+    needs = [next(deciding_body(Admission(LIMITED, None), asked, body, None, *more)) for more in ((), (0,), (1000,))]
+    assert needs[0] == needs[1]
+    assert needs[0] is not None
+    assert needs[2] == needs[0] + 1000
+
+
+@pytest.mark.parametrize(
+    ("principal", "method", "path", "facts", "reason"),
+    [
+        (TENANT, "POST", "/collections/docs/points/scroll", BodyFacts((), ACME), "allowed"),
+        (TENANT, "POST", "/collections/docs/points/scroll", BodyFacts((), (*ACME, Condition("a", "b"))), "allowed"),
+        (TENANT, "POST", "/collections/docs/points/scroll", BodyFacts((), ()), NOT_CONFINED.reason),
+        (TENANT, "POST", "/collections/docs/points/scroll", BodyFacts((), (Condition("tenant", "b"),)), "not_confined"),
+        (TENANT, "GET", "/collections/docs", BodyFacts((), ACME), "not_confined"),
+        (TENANT, "GET", "/collections/docs/exists", BodyFacts((), ()), "allowed"),
+        (ADMIN, "POST", "/collections/docs/points/scroll", BodyFacts((), ()), "allowed"),
+        (LIMITED, "POST", "/collections/docs/points/query", BodyFacts(("docs",), ()), "allowed"),
+        (LIMITED, "POST", "/collections/docs/points/query", BodyFacts(("other",), ()), "collection"),
+        (LIMITED, "POST", "/collections/other/points/query", BodyFacts((), ()), "collection"),
+        (ADMIN, "POST", "/nothing", BodyFacts((), ()), "unknown_operation"),
+    ],
+)
+def test_a_request_in_progress_is_decided_again_by_what_its_body_was(
+    principal: Principal, method: str, path: str, facts: BodyFacts, reason: str
+) -> None:
+    decision = decide_again(Admission(principal, None), recognise(method, path), facts)
+    assert (decision.reason, decision.allowed) == (reason, reason == "allowed")
 
 
 def test_where_a_key_is_read_from() -> None:

@@ -12,7 +12,7 @@ from support.run_steps import at_once
 
 from tlsproxy.authz.access import GlobalMode, Grant, Grants, Rights
 from tlsproxy.qdrant.operations import REST
-from tlsproxy.qdrant.rest_listings import REDUCTIONS, Listing, listing_of
+from tlsproxy.qdrant.rest_listings import REDUCTIONS, STEP, Listing, listing_of
 
 DOCS = Grants(Grant("docs", write=False, extras=True), Grant("team.*", write=True, extras=False))
 
@@ -87,6 +87,21 @@ def test_cluster_telemetry_and_issues() -> None:
     }
     issues = [{"id": "1", "related_collection": "docs"}, {"id": "2", "related_collection": "secret"}, {"id": "3"}]
     assert reduced("issues", {"issues": issues})["result"] == {"issues": issues[:1]}
+
+
+@pytest.mark.parametrize(
+    ("operation", "result"),
+    [
+        ("list_collections", {"collections": [{"name": "docs"}] * 3 * STEP}),
+        ("issues", {"issues": [None] * 3 * STEP}),
+        ("get_cluster_telemetry", {"collections": {str(number): {} for number in range(3 * STEP)}}),
+    ],
+)
+def test_a_long_listing_is_reduced_in_steps(operation: str, result: Any) -> None:
+    steps = list(Listing(operation, (DOCS,)).reducing(json.dumps({"result": result}).encode()))
+    few = list(Listing(operation, (DOCS,)).reducing(b'{"result":{}}'))
+    assert steps[-3:] == [None] * 3
+    assert len(steps) == len(few) + 3
 
 
 @pytest.mark.parametrize("operation", REDUCTIONS)

@@ -62,6 +62,18 @@ def test_releases(release: tuple[int, int] | None, vectors: frozenset[str] | Non
                 needs_corpus(scored, "words", facts)
 
 
+@pytest.mark.parametrize(
+    ("scored", "text"),
+    [
+        (Scored.SPARSE, "Sparse and inferred queries cannot be confined to a tenant by this upstream: Qdrant 1.19"),
+        (Scored.TEXT, "Text queries need Qdrant 1.20"),
+    ],
+)
+def test_a_refusal_names_the_release_that_is_needed(scored: Scored, text: str) -> None:
+    with pytest.raises(Unconfined, match=text):
+        needs_corpus(scored, "words", Facts((1, 18), WORDS))
+
+
 def test_only_what_errs_on_the_safe_side_is_remembered() -> None:
     remembered = LATEST.remembered()
     assert needs_corpus(Scored.SPARSE, "words", remembered)
@@ -94,6 +106,8 @@ def test_only_what_errs_on_the_safe_side_is_remembered() -> None:
         (1.2, None),
         (None, None),
         ("1." + "9" * 100, None),
+        ("1.20." + "0" * 59, (1, 20)),
+        ("1.20." + "0" * 60, None),
     ],
 )
 def test_the_release(version: object, release: tuple[int, int] | None) -> None:
@@ -135,6 +149,7 @@ def test_the_vectors_whose_weights_are_coded() -> None:
         "a": {"index": {"datatype": "uint8"}, "modifier": "idf"},
         "b": {"index": {"datatype": "float16"}},
         "c": {"index": {"datatype": None}},
+        "f": {"index": {"datatype": "float32"}},
         "d": {"index": None},
         "e": {"index": {"datatype": "turbo1"}},
     }

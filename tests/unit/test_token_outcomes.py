@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from jwt import PyJWS
 
 from tlsproxy.authz.access import Decision, GlobalMode, Grant, Grants, Rights
+from tlsproxy.authz.claims import DUPLICATE, PAYLOAD
 from tlsproxy.authz.identity import Identity
 from tlsproxy.authz.tokens import UNKNOWN_KEY, Token, Tokens, VerificationKey, Verifier, mint, qdrant_verifier
 from tlsproxy.errors import Form
@@ -61,6 +62,8 @@ def refused(text: str, tokens: Tokens = TOKENS, identity: Identity | None = None
     outcome = verify(text, tokens, identity)
     assert isinstance(outcome, Decision)
     assert outcome.form is Form.BARE
+    assert outcome.allowed is False
+    assert outcome.reason
     return outcome.status, outcome.text
 
 
@@ -103,6 +106,8 @@ def test_access(access: object, given_rights: Rights) -> None:
         [{"collection": 1, "access": "r"}], [{"collection": "a***", "access": "r"}],
         {"collections": []}, {"collections": {"docs": "read"}}, {"collections": {"docs": ["write"]}},
         {"collections": {"docs": []}}, {"collections": {"docs": ["read", "manage"]}},
+        {"collections": {"docs": {"read": 1}}}, {"collections": {"docs": ["read", 1]}},
+        {"collections": {"docs": [["read"]]}}, {"collections": {"a***": ["read"]}},
         {"collections": {}, "global": "m"},
     ],
 )  # fmt: skip
@@ -278,12 +283,13 @@ def test_value_exists_becomes_a_question_to_the_upstream() -> None:
     assert isinstance(outcome, Token)
     assert outcome.claims.exists is not None
     assert outcome.claims.exists.collection == "users"
-    asked = json.loads(outcome.claims.exists.body)
-    assert asked["limit"] == 1
-    assert asked["filter"]["must"] == [
-        {"key": "id", "match": {"value": 7}},
-        {"key": "ok", "match": {"value": True}},
-    ]
+    must = [{"key": "id", "match": {"value": 7}}, {"key": "ok", "match": {"value": True}}]
+    assert json.loads(outcome.claims.exists.body) == {
+        "limit": 1, "with_payload": False, "with_vector": False, "filter": {"must": must},
+    }  # fmt: skip
+    for number in (-(1 << 63), (1 << 63) - 1):
+        claim = {"collection": "users", "matches": [{"key": "id", "value": number}]}
+        assert isinstance(verify(token(access="r", value_exists=claim)), Token)
     one = verify(token(access="r", value_exists={"collection": "users", "matches": [{"key": "ok", "value": 1}]}))
     two = verify(token(access="r", value_exists={"collection": "users", "matches": [{"key": "ok", "value": True}]}))
     assert isinstance(one, Token)
@@ -294,12 +300,15 @@ def test_value_exists_becomes_a_question_to_the_upstream() -> None:
 @pytest.mark.parametrize(
     "claim",
     [
-        {}, {"collection": "a"}, {"collection": 1, "matches": []}, {"collection": "a", "matches": {}},
+        {}, {"collection": "a"}, {"collection": 1, "matches": []}, {"collection": "a", "matches": {}}, "a", 1,
+        {"collection": "a", "matches": [1]}, {"collection": "a", "matches": ["k"]},
+        {"collection": "a", "matches": [{"key": 1, "value": "v"}]},
         {"collection": "a", "matches": [{}]}, {"collection": "a", "matches": [{"key": "k"}]},
         {"collection": "a", "matches": [{"key": "k", "value": 1.5}]},
         {"collection": "a", "matches": [{"key": "k", "value": None}]},
         {"collection": "a", "matches": [{"key": "", "value": "v"}]},
         {"collection": "a", "matches": [{"key": "k", "value": 1 << 63}]},
+        {"collection": "a", "matches": [{"key": "k", "value": -(1 << 63) - 1}]},
     ],
 )  # fmt: skip
 def test_value_exists_of_another_form(claim: object) -> None:
@@ -393,6 +402,44 @@ def test_an_issuer_cannot_speak_for_another() -> None:
     two = Tokens((ES, issuer("ES256", VerificationKey(other.public_key()), name="b", iss="https://b/")))
     assert refused(signed(other, "ES256"), two) == SIGNATURE
     assert rights(signed(other, "ES256", iss="https://b/"), two)
+
+
+NO_ACCESS = (
+    f"{GENERIC[1]}: the token has no `access` claim, which would mean full access; "
+    "service.jwt_full_access_without_claim allows that"
+)
+BOUND = {"cnf": {"x5t#S256": b64(bytes(32))}}
+STRICT = Tokens(TOKENS.verifiers, require_exp=True)
+
+
+@pytest.mark.parametrize(
+    ("text", "tokens", "reason", "shown"),
+    [
+        ("a.b", TOKENS, "invalid_key", GENERIC[1]),
+        (token(access="rw"), TOKENS, "invalid_key", GENERIC[1]),
+        (token(access="r", key="another"), TOKENS, "token_signature", "InvalidSignature"),
+        (signed(EC_KEY, "ES256", {"kid": "k2"}), Tokens((ES,)), "token_key_unknown", "InvalidSignature"),
+        (token(access="r", exp=1), TOKENS, "token_expired", "ExpiredSignature"),
+        (token(access=[{"collection": "a", "access": "r"}] * 2), TOKENS, "token_claims", DUPLICATE),
+        (token(access=[{"collection": "a", "access": "r", "payload": {}}]), TOKENS, "token_claims", PAYLOAD),
+        (signed(EC_KEY, "ES256", aud="other"), Tokens((ES,)), "token_issuer", GENERIC[1]),
+        (token(access="r", nbf=int(NOW) + 31), TOKENS, "token_not_yet_valid", GENERIC[1]),
+        (token(access="r"), STRICT, "token_without_exp", f"{GENERIC[1]}: the token has no `exp` claim"),
+        (token(access="r", **BOUND), TOKENS, "token_of_another_certificate", GENERIC[1]),
+        (token(), TOKENS, "token_without_access", NO_ACCESS),
+    ],
+)  # fmt: skip
+def test_each_refusal_has_its_reason_for_the_log(text: str, tokens: Tokens, reason: str, shown: str) -> None:
+    outcome = verify(text, tokens, IDENTITY)
+    assert isinstance(outcome, Decision)
+    assert (outcome.reason, outcome.text) == (reason, shown)
+
+
+def test_the_first_of_two_defects_is_told() -> None:
+    twice = [{"collection": "a", "access": "r"}, {"collection": "a", "access": "r", "payload": {}}]
+    assert refused(token(access=twice)) == (401, DUPLICATE)
+    other = [{"collection": "a", "access": "r", "payload": {}}, {"collection": "a", "access": "r"}]
+    assert refused(token(access=other)) == (401, PAYLOAD)
 
 
 def test_secrets_are_in_no_repr() -> None:

@@ -193,6 +193,33 @@ def test_all_names_must_be_within(dns: list[str], uris: list[str], emails: list[
     assert (OWN.outside(identity) == "") is expected
 
 
+@pytest.mark.parametrize(
+    ("names", "outside"),
+    [
+        ({"uris": ("spiffe://partner.example/a", "https://partner.example")}, "URI https://partner.example"),
+        ({"dns_names": ("a.partner.example", "evilpartner.example")}, "DNS evilpartner.example"),
+        ({"emails": ("x@partner.example", "x@other.org")}, "email x@other.org"),
+        ({"emails": ("x@partner.example",)}, ""),
+        ({"emails": ('"x@partner.example"@other.org',)}, 'email "x@partner.example"@other.org'),
+        ({"emails": ('"x@other.org"@partner.example',)}, ""),
+        ({"emails": ("partner.example",)}, ""),
+        ({"emails": ("x@y@partner.example",)}, ""),
+        ({"emails": ("x@partner.example@other.org",)}, "email x@partner.example@other.org"),
+        ({"ips": ("10.0.0.1",)}, "IP 10.0.0.1"),
+        ({"dns_names": ("a.partner.example",), "ips": ("10.0.0.1",)}, "IP 10.0.0.1"),
+        ({}, "no alternative name"),
+        ({"common_name": "a.partner.example"}, ""),
+    ],
+)
+def test_the_first_name_outside_is_told(names: dict[str, tuple[str, ...]], outside: str) -> None:
+    assert OWN.outside(replace(LEAF, **names)) == outside  # type: ignore[arg-type]
+
+
+def test_a_constraint_is_shown_with_all_that_it_permits() -> None:
+    assert str(replace(OWN, dns=("partner.example", "b.org"))) == "spiffe://partner.example, *.partner.example, *.b.org"
+    assert str(replace(OWN, trust_domain="")) == "*.partner.example"
+
+
 def test_other_kinds_of_names_are_within_nothing() -> None:
     assert OWN.outside(replace(LEAF, dns_names=("partner.example",), other_names=("OtherName",))) == "OtherName"
 

@@ -1,0 +1,80 @@
+"""Routing, on a table of its own: literals before parameters, the other branch where one ends, tails last."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from tlsproxy.qdrant import router
+from tlsproxy.qdrant.operations import REST, Operation
+
+SOME = next(row for row in REST if row.path == "/collections/{collection_name}")
+
+
+def row(path: str, method: str = "GET") -> Operation:
+    return replace(SOME, method=method, path=path)
+
+
+ROWS = tuple(
+    row(*one)
+    for one in (
+        ("/",),
+        ("/a",),
+        ("/a/{collection_name}",),
+        ("/a/{collection_name}", "PUT"),
+        ("/a/{collection_name}/b",),
+        ("/a/{collection_name}/b/{id}",),
+        ("/a/all/c",),
+        ("/s/{id}",),
+        ("/s/{id}/{collection_name}",),
+        ("/t/{tail...}",),
+        ("/t/own",),
+        ("/u/{collection_name}/{tail...}",),
+    )
+)
+
+
+@pytest.fixture(autouse=True)
+def _table(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(router, "REST", ROWS[:6])
+    monkeypatch.setattr(router, "OWN", ROWS[6:])
+    monkeypatch.setattr(router, "_ROUTES", router._routes())
+
+
+@pytest.mark.parametrize(
+    ("method", "target", "path", "collection"),
+    [
+        ("GET", "/", "/", None),
+        ("GET", "/a", "/a", None),
+        ("GET", "/a/docs", "/a/{collection_name}", "docs"),
+        ("PUT", "/a/docs", "/a/{collection_name}", "docs"),
+        ("GET", "/a/docs/b", "/a/{collection_name}/b", "docs"),
+        ("GET", "/a/docs/b/7", "/a/{collection_name}/b/{id}", "docs"),
+        ("GET", "/a/all/c", "/a/all/c", None),
+        ("GET", "/a/all/b", "/a/{collection_name}/b", "all"),
+        ("GET", "/a/all", "/a/{collection_name}", "all"),
+        ("GET", "/s/7", "/s/{id}", None),
+        ("GET", "/s/7/docs", "/s/{id}/{collection_name}", "docs"),
+        ("GET", "/t", "/t/{tail...}", None),
+        ("GET", "/t/x/y", "/t/{tail...}", None),
+        ("GET", "/t/own", "/t/own", None),
+        ("GET", "/t/own/x", "/t/{tail...}", None),
+        ("GET", "/u/docs", "/u/{collection_name}/{tail...}", "docs"),
+        ("GET", "/u/docs/x/y", "/u/{collection_name}/{tail...}", "docs"),
+    ],
+)
+def test_a_request_has_one_row(method: str, target: str, path: str, collection: str | None) -> None:
+    found = router.recognise(method, target)
+    assert found.operation is not None
+    assert (found.operation.method, found.operation.path, found.collection) == (method, path, collection)
+
+
+@pytest.mark.parametrize(
+    ("method", "target"),
+    [("PUT", "/a"), ("POST", "/"), ("HEAD", "/a"), ("GET", "/b"), ("GET", "/a/docs/x"), ("GET", "/a/docs/b/7/8"),
+     ("GET", "/s"), ("GET", "/u"), ("PUT", "/a/docs/b")],
+)  # fmt: skip
+def test_no_row_is_none(method: str, target: str) -> None:
+    found = router.recognise(method, target)
+    assert (found.operation, found.collection) == (None, None)
