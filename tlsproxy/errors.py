@@ -10,6 +10,8 @@ from __future__ import annotations
 from enum import Enum
 from typing import ClassVar
 
+import orjson
+
 
 class FailureKind(Enum):
     """The cause of a failure, which decides when to try again."""
@@ -38,6 +40,11 @@ class Form(Enum):
     JSON = "json"
     TEXT = "text"
     EMPTY = "empty"
+
+
+def error_body(text: str) -> bytes:
+    """Response body of a refusal in Qdrant's JSON form."""
+    return orjson.dumps({"status": {"error": text}, "time": 0.0})
 
 
 class GrpcStatus(Enum):

@@ -37,8 +37,9 @@ def offering(site: Site, *protocols: str, version: ssl.TLSVersion = ssl.TLSVersi
 @pytest.mark.parametrize(
     ("port", "offered"),
     [
-        ("REST", ("h2", "http/1.1")),
-        *((port, offered) for port in ("REST", "REST and gRPC") for offered in (("http/1.1",), (), ("spdy/1",))),
+        (port, offered)
+        for port in ("REST", "REST and gRPC")
+        for offered in (("http/1.1",), (), ("spdy/1",), ("h2", "http/1.1"), ("http/1.1", "h2"))
     ],
     ids=str,
 )
@@ -48,8 +49,11 @@ def test_rest(site: Site, served: Gateway, port: str, offered: tuple[str, ...]) 
         assert ask(sock).status == 200
 
 
-@pytest.mark.parametrize("offered", [("h2",), ("h2", "http/1.1"), ("http/1.1", "h2")], ids=str)
-@pytest.mark.parametrize("port", ["gRPC", "REST and gRPC"])
+@pytest.mark.parametrize(
+    ("port", "offered"),
+    [("REST and gRPC", ("h2",)), *(("gRPC", more) for more in (("h2",), ("h2", "http/1.1"), ("http/1.1", "h2")))],
+    ids=str,
+)
 def test_grpc(site: Site, served: Gateway, port: str, offered: tuple[str, ...]) -> None:
     with served.connect(offering(site, *offered), port=served.ports[port][0]) as sock:
         assert sock.selected_alpn_protocol() == "h2"
@@ -62,12 +66,13 @@ def test_grpc(site: Site, served: Gateway, port: str, offered: tuple[str, ...]) 
 def test_nothing_else_on_the_port_of_grpc(
     site: Site, served: Gateway, offered: tuple[str, ...], version: ssl.TLSVersion
 ) -> None:
-    """Neither HTTP/1.1 nor HTTP/2 that was not agreed on: the connection ends, and what it says is not read."""
+    """Neither HTTP/1.1 nor HTTP/2 that was not agreed on: the connection is refused before anything is said."""
     before = counted(served)
-    for said in (b"GET / HTTP/1.1\r\nhost: h\r\n\r\n", PREFACE):
+    for said, told in ((b"GET / HTTP/1.1\r\nhost: h\r\n\r\n", b"HTTP/1.1 400 "), (PREFACE, bytes(3) + b"\x04")):
         with served.connect(offering(site, *offered, version=version), port=served.grpc_port) as sock:
             assert sock.selected_alpn_protocol() is None
             sock.sendall(said)
+            assert sock.recv(4096).startswith(told)
             assert sock.recv(4096) == b"", "a clean end"
         record = served.audited(event="handshake")
         assert (record["result"], record["reason"], record["error"]) == (

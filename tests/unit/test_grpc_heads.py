@@ -21,6 +21,7 @@ from tlsproxy.wire.grpc import (
     deadline_apart,
     message,
     parse_call,
+    refusal_over_http,
     restate_call,
     said_of,
     trailers,
@@ -243,8 +244,9 @@ def test_what_two_readers_could_choose_from(name: str) -> None:
 
 @pytest.mark.parametrize("method", [b"GET", b"post", b"PUT", b"CONNECT", b""])
 def test_another_method(method: bytes) -> None:
-    with pytest.raises(NotGrpc, match="the method of a call is POST"):
+    with pytest.raises(NotGrpc, match="send REST over HTTP/1") as error:
         parse_call(replaced(b":method", method))
+    assert error.value.status == 421
 
 
 @pytest.mark.parametrize(
@@ -400,7 +402,12 @@ def test_a_refusal_is_one_head() -> None:
         (b"grpc-status", b"7"),
         (b"grpc-message", b"Forbidden: %C3%A9 %25"),
     )
-    assert trailers_only(12, "", http=415)[0] == (b":status", b"415")
+    assert refusal_over_http(421, 9, 12, "no call")[:3] == (
+        (b":status", b"421"),
+        (b"content-type", b"application/json"),
+        (b"content-length", b"9"),
+    )
+    assert refusal_over_http(421, 0, 12, "")[1] == (b"content-length", b"0")
 
 
 # Messages

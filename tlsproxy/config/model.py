@@ -79,8 +79,8 @@ class ListenerConfig(Section):
     """http: each request of Qdrant's APIs is decided. tcp: bytes are relayed to one address, for the holders of some
     roles."""
     protocols: Annotated[tuple[HttpProtocol, ...], NEEDS_RESTART] = ()
-    """For mode http: rest, grpc, or both. With both, each client chooses by ALPN (h2 is gRPC, http/1.1 or none is
-    REST)."""
+    """For mode http: rest, grpc, or both. With both, ALPN decides: a client that offers http/1.1, or has no
+    ALPN, gets REST; one that offers h2 alone gets gRPC."""
     upstream: str | None = None
     """For mode tcp: the address that bytes are relayed to, `host:port`. See `upstream.on_change`."""
     allow: tuple[Label, ...] = ()

@@ -39,8 +39,8 @@ if TYPE_CHECKING:
     from tlsproxy.tls.servercert import ServerCertificate
     from tlsproxy.tls.trust import ChainVerdict
 
-ALPN: Final[Mapping[ProtocolName, str]] = {"grpc": "h2", "rest": "http/1.1"}
-"""ALPN names (RFC 7301), preferred first: a gRPC client always offers h2, a REST client may offer both."""
+ALPN: Final[Mapping[ProtocolName, str]] = {"rest": "http/1.1", "grpc": "h2"}
+"""ALPN names (RFC 7301), preferred first: a gRPC client offers h2 alone, a client of REST often both."""
 PRINCIPALS: Final = 4096
 
 

@@ -26,6 +26,7 @@ _NAME = re.compile(rb"[!#$%&'*+\-.^_`|~0-9a-z]{1,256}")
 # field-vchar, obs-text, space and tab within (RFC 9113 §8.2.1).
 VALUE: Final = re.compile(rb"(?:[\x21-\x7e\x80-\xff](?:[\t\x20-\x7e\x80-\xff]*[\x21-\x7e\x80-\xff])?)?")
 _PATH = re.compile(rb"/[\x21-\x7e]{1,512}")
+_METHOD = re.compile(rb"/[A-Za-z0-9_]+(?:\.[A-Za-z0-9_]+)+/[A-Za-z0-9_]+")
 _LENGTH = re.compile(rb"[0-9]{1,18}")
 _TIMEOUT = re.compile(rb"[0-9]{1,8}[HMSmun]")
 _AUTHORITY = re.compile(rb"(?:[0-9A-Za-z._\-]{1,255}|\[[0-9A-Fa-f:.]{2,45}\])(?::[0-9]{1,5})?")
@@ -75,10 +76,20 @@ class CallHead:
 
 
 class NotGrpc(BadRequest):
-    """A request of another protocol on a gRPC connection."""
+    """A request over HTTP/2 that is no gRPC call, such as one of REST. ``to_head``: its response has no body."""
+
+    status = 421  # RFC 9110 §15.5.20: over another connection it may be served
+    reason = "not_grpc"
+
+    def __init__(self, text: str, *, to_head: bool = False) -> None:
+        super().__init__(text)
+        self.to_head = to_head
+
+
+class NotGrpcContent(NotGrpc):
+    """A request for a gRPC method whose content is not gRPC's. The status is gRPC's choice (PROTOCOL-HTTP2.md)."""
 
     status = 415
-    reason = "not_grpc"
 
 
 def parse_call(fields: Fields, *, max_fields: int = 100) -> CallHead:
@@ -95,13 +106,19 @@ def parse_call(fields: Fields, *, max_fields: int = 100) -> CallHead:
         raise StreamError(Code.PROTOCOL_ERROR, "a content-length that is no number")
     if len(regular) > max_fields:
         raise HeadTooLarge(f"More than {max_fields} metadata fields")
-    if pseudo[b":method"] != b"POST":
-        raise NotGrpc("Only gRPC is served on this connection: the method of a call is POST")
-    if _CONTENT_TYPE.fullmatch(once.get(b"content-type", b"")) is None:
-        raise NotGrpc("Only gRPC is served on this connection: its content-type is application/grpc")
+    method, path = pseudo[b":method"], pseudo[b":path"]
+    if method != b"POST" or _CONTENT_TYPE.fullmatch(once.get(b"content-type", b"")) is None:
+        raise _not_grpc(method, path)
     if not is_timeout(once.get(TIMEOUT, b"1S")):
         raise BadRequest("Malformed grpc-timeout")
-    return CallHead(pseudo[b":path"].decode(), regular, pseudo.get(b":authority") or once.get(b"host", b""))
+    return CallHead(path.decode(), regular, pseudo.get(b":authority") or once.get(b"host", b""))
+
+
+def _not_grpc(method: bytes, path: bytes) -> NotGrpc:
+    if method == b"POST" and _METHOD.fullmatch(path) is not None:
+        return NotGrpcContent("The content-type of a gRPC call is application/grpc; gRPC-Web is not served")
+    text = "Over HTTP/2 only gRPC is served: send REST over HTTP/1.1 (curl --http1.1) to a port that serves REST"
+    return NotGrpc(text, to_head=method == b"HEAD")
 
 
 def deadline_apart(fields: Fields) -> tuple[Fields, bytes]:
@@ -200,11 +217,21 @@ def said_of(fields: Fields) -> Said:
     return Said(kept, beginning, int(status) if status.isdigit() else None, restated)
 
 
-def trailers_only(status: int, message: str, *, http: int = 200, retry_after: int = 0) -> Fields:
+def trailers_only(status: int, message: str, *, retry_after: int = 0) -> Fields:
     """The whole response of a call that is not carried out. ``status`` is gRPC's, ``retry_after`` seconds."""
+    return _refusal(b"200", ((b"content-type", b"application/grpc"),), status, message, retry_after)
+
+
+def refusal_over_http(http: int, length: int, status: int, message: str, *, retry_after: int = 0) -> Fields:
+    """The head of a response to what is no call; JSON of ``length`` bytes follows. ``http`` is its status."""
+    content = ((b"content-type", b"application/json"), (b"content-length", b"%d" % length))
+    return _refusal(b"%d" % http, content if length else content[1:], status, message, retry_after)
+
+
+def _refusal(http: bytes, content: Fields, status: int, message: str, retry_after: int) -> Fields:
     return (
-        (b":status", b"%d" % http),
-        (b"content-type", b"application/grpc"),
+        (b":status", http),
+        *content,
         *trailers(status, message),
         *(((b"retry-after", b"%d" % retry_after),) if retry_after else ()),
     )

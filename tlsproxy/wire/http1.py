@@ -98,7 +98,7 @@ def parse_request(head: bytes, *, max_fields: int = 100) -> RequestHead:
     if line is None:
         raise BadRequest("Malformed request line")
     if line.group(3) != b"1" or line.group(4) != b"1":
-        raise VersionRefused("Only HTTP/1.1 is served here")
+        raise VersionRefused(_version_text(line.group(3) + b"." + line.group(4)))
     if _FIELD_LINES.fullmatch(head, line.end()) is None:
         raise BadRequest("Malformed header")
     fields = tuple((name.lower(), value.strip(b" \t")) for name, value in _FIELD.findall(head, line.end()))
@@ -109,7 +109,8 @@ def parse_request(head: bytes, *, max_fields: int = 100) -> RequestHead:
     if host is None or _HOST.fullmatch(host) is None:
         raise BadRequest("Exactly one valid Host header is required")
     if b"upgrade" in once or line.group(1) == b"CONNECT":
-        raise UpgradeRefused("Upgrade and CONNECT are not offered")
+        text = "Upgrade and CONNECT are not offered: send HTTP/1.1 without them; gRPC gets HTTP/2 by ALPN (h2)"
+        raise UpgradeRefused(text)
     expect = once.get(b"expect")
     if expect is not None and expect.lower() != b"100-continue":
         raise ExpectationFailed("The only expectation that is understood is 100-continue")
@@ -122,6 +123,12 @@ def parse_request(head: bytes, *, max_fields: int = 100) -> RequestHead:
         close=b"close" in _options(fields),
         expects_continue=expect is not None,
     )
+
+
+def _version_text(version: bytes) -> str:
+    if version == b"2.0":  # the preface of HTTP/2
+        return "Only REST over HTTP/1.1 is served here: gRPC needs a port that serves it, and ALPN h2"
+    return f"HTTP/{version.decode()} is not served: speak HTTP/1.1 (nginx: proxy_http_version 1.1)"
 
 
 def _singular(fields: tuple[tuple[bytes, bytes], ...]) -> dict[bytes, bytes]:

@@ -19,7 +19,7 @@ from tlsproxy.authz.claims import ValueExists
 from tlsproxy.authz.cross_site import cross_site, is_cross_site
 from tlsproxy.authz.keys import NEVER, presented_key
 from tlsproxy.authz.roles import Principal
-from tlsproxy.errors import BodyTooLarge, GrpcStatus, RequestError, RoleBodyTooLarge
+from tlsproxy.errors import BodyTooLarge, Form, GrpcStatus, RequestError, RoleBodyTooLarge
 from tlsproxy.memo import Memo
 from tlsproxy.proxy.decision.attribution import caller_of, error_of, expiry, prepared, refusal_of
 from tlsproxy.proxy.limits.quotas import LimitCheck, Quotas
@@ -55,6 +55,7 @@ _GRPC: Final = {
     408: GrpcStatus.DEADLINE_EXCEEDED,
     409: GrpcStatus.ALREADY_EXISTS,
     415: GrpcStatus.UNIMPLEMENTED,
+    421: GrpcStatus.UNIMPLEMENTED,
     429: GrpcStatus.RESOURCE_EXHAUSTED,
     431: GrpcStatus.RESOURCE_EXHAUSTED,
     502: GrpcStatus.UNAVAILABLE,
@@ -89,7 +90,8 @@ class Asked:
 class CallPlan:
     """``block`` are the fields to send upstream, short of the connection's own; empty where the call is refused.
 
-    ``http`` is the :status of a refusal. ``expires`` as in :class:`tlsproxy.proxy.decision.request_plan.Plan`;
+    ``form`` is that of a refusal's body where no gRPC was spoken, else None. ``expires`` as in
+    :class:`tlsproxy.proxy.decision.request_plan.Plan`;
     ``exists``: the point that the caller's token requires. ``unread``: the message must be read before the call is
     decided. ``asked``: the question of the decision, None where that cannot matter any more. ``body_facts``: facts of
     the message that was read. ``limit_check`` as there; ``largest``: most bytes of the message, 0 if without limit;
@@ -101,7 +103,7 @@ class CallPlan:
     decision: Decision
     audit: Prepared
     block: bytes = b""
-    http: int = 200
+    form: Form | None = None
     expires: float = NEVER
     exists: ValueExists | None = None
     unread: bool = False
@@ -192,14 +194,14 @@ class CallPlans:
     def unreadable(self, principal: Principal, error: Exception) -> CallPlan:
         """Plan of a stream that is no call: with a RequestError's words, or a malformed stream's."""
         if isinstance(error, RequestError):
-            decision, http = refusal_of(error), error.status if isinstance(error, NotGrpc) else HTTPStatus.OK
+            decision = refusal_of(error)
         else:
             decision = Decision(
                 allowed=False, reason="malformed_stream", status=HTTPStatus.BAD_REQUEST, text=str(error)
             )
-            http = HTTPStatus.OK
+        form = (Form.EMPTY if error.to_head else Form.JSON) if isinstance(error, NotGrpc) else None
         caller = caller_of(principal, None)
-        return CallPlan("unreadable", principal.role, decision, prepared(caller, decision), http=http)
+        return CallPlan("unreadable", principal.role, decision, prepared(caller, decision), form=form)
 
     def judged(self, asked: Asked, collection: str, named: tuple[str, ...]) -> CallPlan:
         """The plan of a call whose message names these. A pure function again, of a head that may be remembered."""

@@ -1,7 +1,8 @@
 """Accepted connection: its TLS handshake, and the choice of its protocol.
 
 The TLS context is that of the present generation, for the protocols of the listener. ALPN (RFC 7301) selects REST or
-gRPC. A failed handshake, and one that agreed on no protocol served there, is closed and audited with its reason.
+gRPC. A failed handshake, and one that agreed on no protocol served there, is closed and audited with its reason; in the
+latter case the client's first bytes are answered by a sentence.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ from tlsproxy.proxy.transport.tls import ALERT_LINGER, TlsStream
 from tlsproxy.proxy.upstream.upstreams import Upstreams
 from tlsproxy.snapshot.generation import ALPN
 from tlsproxy.tls.peer import peer_of
+from tlsproxy.wire import misdirected
+from tlsproxy.wire.misdirected import GRPC_ALONE
 
 # HTTP/2 over TLS begins with ALPN (RFC 9113 §3.2): a client without ALPN speaks HTTP/1.1.
 _SPOKEN: Final[Mapping[str | None, ProtocolName]] = {name: protocol for protocol, name in ALPN.items()} | {None: "rest"}
@@ -40,6 +43,7 @@ class AcceptedConnection:
 
     __slots__ = (
         "_failed",
+        "_first",
         "_gateway",
         "_manager",
         "_opened",
@@ -70,6 +74,7 @@ class AcceptedConnection:
         self._when_ended = when_ended
         self._opened = time.monotonic()
         self._failed = False
+        self._first = b""
         self.entry: Entry | None = None
         self._session: RestConnection | GrpcConnection | TcpConnection | None = None
         context, bounds = gateway.generation.contexts[where.protocols], gateway.bounds
@@ -85,7 +90,6 @@ class AcceptedConnection:
         protocol = "tcp" if protocols == TCP else _SPOKEN.get(tls.selected_alpn_protocol())
         if protocol is None or protocol not in protocols:
             self.handshake_failed("no_protocol", "h2 was not agreed on")
-            self.stream.close(ALERT_LINGER)
             return
         self._gateway.metrics.handshake("ok", time.monotonic() - self._opened)
         gateway, stream = self._gateway, self.stream
@@ -135,7 +139,12 @@ class AcceptedConnection:
     # Stream events before there is a session
 
     def data_received(self, data: bytes) -> None:
-        raise RuntimeError(f"{len(data)} bytes of data before the handshake was done")
+        """Answers a client without a protocol that is served here: an answer before its request would be dropped."""
+        self._first += data
+        spoken = misdirected.spoken(self._first)
+        if spoken is not None:
+            self.stream.write(misdirected.answer(spoken, self._first, GRPC_ALONE))
+            self.stream.close(ALERT_LINGER)
 
     def pause_writing(self) -> None:
         """A client that does not read during a handshake runs into its deadline."""
@@ -147,7 +156,8 @@ class AcceptedConnection:
         self.stream.deadline = time.monotonic() + self._gateway.bounds.handshake_timeout
 
     def deadline_passed(self) -> None:
-        self.handshake_failed("handshake_timeout", "")
+        if not self._failed:
+            self.handshake_failed("handshake_timeout", "")
         self.stream.abort()
 
     def connection_lost(self, error: Exception | None) -> None:

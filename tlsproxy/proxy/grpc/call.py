@@ -26,10 +26,10 @@ from tlsproxy.qdrant.rest_listings import Reducer
 from tlsproxy.snapshot.generation import Generation
 from tlsproxy.wire import http2
 from tlsproxy.wire.field_block import Fields, write
-from tlsproxy.wire.grpc import PREFIX, trailers, trailers_only
+from tlsproxy.wire.grpc import PREFIX, trailers
 from tlsproxy.wire.http2 import END_STREAM, FLAGS, HEADER, MAX_WINDOW, Code
 from tlsproxy.wire.throughput import Throughput
-from tlsproxy.wire.tracing import id_block, id_field
+from tlsproxy.wire.tracing import id_block
 
 FRAME_MEMORY: Final = 48
 """Bytes that a frame takes beside its own: one that holds a byte is no small thing."""
@@ -376,28 +376,26 @@ class Call:
 
     def refuse(self, error: RequestError) -> None:
         """Ends it with an error that came up after its decision, or instead of one."""
-        self._end(error.grpc.value, str(error), error.reason)
+        self._end(error.grpc.value, error.status, str(error), error.reason)
 
     def deny(self) -> None:
         """Ends it with the refusal of its present plan."""
         decision = self.record.plan.decision
-        self._end(grpc_status(decision), decision.text or NO_METHOD, "", decision.retry_after)
+        self._end(grpc_status(decision), decision.status, decision.text or NO_METHOD, "", decision.retry_after)
 
-    def _end(self, status: int, text: str, reason: str, retry_after: int = 0) -> None:
-        """Tells both sides: trailers to the client, a reset to the upstream."""
+    def _end(self, status: int, http: int, text: str, reason: str, retry_after: int = 0) -> None:
+        """Tells both sides: trailers to the client, a reset to the upstream. ``http`` is for what is no gRPC call."""
         stream, down = self.stream, self.relay.down
+        self.record.grpc_status = status
         if self.opening and not self.state.upstream_done:
             self._cancel()
         if not self.state.upstream_done:
-            fields = trailers(status, text)
-            if not self.answered:
-                record = self.record
-                only = trailers_only(status, text, http=record.plan.http, retry_after=retry_after)
-                fields = (*only, id_field(record.id))
-            down.append(http2.headers(stream, write(fields), END_STREAM))
+            if self.answered:
+                down.append(http2.headers(stream, write(trailers(status, text)), END_STREAM))
+            else:
+                self.relay.respond(self.record, stream, http, text, retry_after)
         if not self.state.client_done:
-            down.append(http2.reset(stream, Code.NO_ERROR))  # RFC 9113 §8.1: what is still to come is not wanted
-        self.record.grpc_status = status
+            self.relay.stop(self.record, stream, Code.NO_ERROR)
         self.forget(reason)
 
     def reset(self, code: Code, reason: str) -> None:

@@ -7,9 +7,11 @@ end. Whatever is written is queued first: one write for each direction and each 
 from __future__ import annotations
 
 from collections import deque
+from http import HTTPStatus
 from typing import Final, Generic, TypeVar
 
 from tlsproxy.audit.line import json_string
+from tlsproxy.errors import Form, error_body
 from tlsproxy.memo import Memo
 from tlsproxy.proxy.core.connection_manager import Entry
 from tlsproxy.proxy.core.gateway import Gateway
@@ -20,7 +22,7 @@ from tlsproxy.wire import http2
 from tlsproxy.wire.field_block import write
 from tlsproxy.wire.flood_budgets import Budgets
 from tlsproxy.wire.flow_control import Window
-from tlsproxy.wire.grpc import trailers_only
+from tlsproxy.wire.grpc import refusal_over_http, trailers_only
 from tlsproxy.wire.http2 import DATA, END_STREAM, HEADER, KIND, Code
 from tlsproxy.wire.tracing import id_field
 
@@ -245,10 +247,40 @@ class Relay(Generic[C]):
 
     def finish(self, record: Record[CallPlan], reason: str) -> None:
         """Writes the audit line of a call that has ended."""
-        if record.grpc_status is not None:
-            record.status = record.plan.http
+        if record.grpc_status is not None and not record.status:
+            record.status = HTTPStatus.OK
         record.finish(self.gateway, self._remote, reason)
         self.entry.count(record.bytes_in, record.bytes_out, record.plan.audit.caller.key)
+
+    def respond(self, record: Record[CallPlan], stream: int, http: int, text: str, retry_after: int) -> None:
+        """The whole response of a refused stream: a gRPC status, or ``http`` and a body if it was no call.
+
+        A body for which the client has left no room is left out.
+        """
+        form, status, body = record.plan.form, record.grpc_status or 0, b""
+        if form is None:
+            fields = trailers_only(status, text, retry_after=retry_after)
+        else:
+            record.status = http
+            if form is Form.JSON:
+                body = error_body(text)
+            if len(body) > min(self.to_client.room, self.to_client.initial.least):
+                body = b""
+            fields = refusal_over_http(http, len(body), status, text, retry_after=retry_after)
+        block = write((*fields, id_field(record.id)))
+        self.down.append(http2.headers(stream, block, 0 if body else END_STREAM))
+        if body:
+            self.to_client.own(len(body))
+            record.bytes_out += len(body)
+            self.down.append(http2.data(stream, body, end=True))
+
+    def stop(self, record: Record[CallPlan], stream: int, code: Code) -> None:
+        """Asks the client to send no more on a stream (RFC 9113 §8.1), unless it is one of HTTP's own.
+
+        Those stop by themselves, and some (curl 7.88) drop a response that is followed by a reset.
+        """
+        if code is not Code.NO_ERROR or record.plan.form is None:
+            self.down.append(http2.reset(stream, code))
 
     def refuse_stream(self, record: Record[CallPlan], stream: int, *, done: bool, code: Code | None = None) -> None:
         """Refuses a stream that never became a call: by a gRPC status, or by a reset with ``code`` alone."""
@@ -256,12 +288,9 @@ class Relay(Generic[C]):
         if code is None:
             decision = plan.decision
             record.grpc_status = grpc_status(decision)
-            text = decision.text or NO_METHOD
-            only = trailers_only(record.grpc_status, text, http=plan.http, retry_after=decision.retry_after)
-            fields = (*only, id_field(record.id))
-            self.down.append(http2.headers(stream, write(fields), END_STREAM))
+            self.respond(record, stream, decision.status, decision.text or NO_METHOD, decision.retry_after)
             code = None if done else Code.NO_ERROR
         if code is not None:
-            self.down.append(http2.reset(stream, code))
+            self.stop(record, stream, code)
             self.ended_streams.remember(stream, None)
         self.finish(record, "")

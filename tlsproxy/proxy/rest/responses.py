@@ -8,9 +8,7 @@ from functools import lru_cache
 from http import HTTPStatus
 from typing import Final
 
-import orjson
-
-from tlsproxy.errors import Form
+from tlsproxy.errors import Form, error_body
 
 CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 """Response to `expect: 100-continue`, before the body is sent (RFC 9110 §10.1.1)."""
@@ -32,7 +30,7 @@ def refused(status: int, text: str, form: Form, retry_after: int) -> tuple[bytes
     if retry_after or status == HTTPStatus.SERVICE_UNAVAILABLE:
         fields += b"retry-after: %d\r\n" % (retry_after or 1)
     if form is Form.JSON:
-        return fields, orjson.dumps({"status": {"error": text}, "time": 0.0})
+        return fields, error_body(text)
     return fields, b"" if form is Form.EMPTY else text.encode()
 
 

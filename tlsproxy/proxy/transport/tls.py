@@ -16,12 +16,16 @@ from typing import Final, Protocol
 
 from tlsproxy.proxy.transport.deadlines import Deadlines
 from tlsproxy.proxy.transport.stream import Stream, StreamHandler
+from tlsproxy.wire import misdirected
 from tlsproxy.wire.content_coding import Content
+from tlsproxy.wire.misdirected import NO_TLS, Spoken
 
 RECORD: Final = 16_384
 """Bytes of plaintext in a record, at most (RFC 8446 §5.1)."""
 FED: Final = 24_576
 """Bytes of ciphertext given to a BIO at a time, a record and a half: a BIO never shrinks again."""
+LETTERS: Final = range(0x41, 0x5B)
+"""First bytes of a request in clear; those of TLS are below (RFC 8446 §5.1), those of SSL 2 above."""
 MAX_HANDSHAKE: Final = 131_072
 """Bytes from a client before its handshake is done, at most: room for a long chain, not for a flood."""
 ALERT_LINGER: Final = 1.0
@@ -81,7 +85,7 @@ class TlsHandler(StreamHandler, Protocol):
 class TlsStream(Stream):
     """Begins with the handshake; ``close`` sends the close_notify that tells an end from a cut (RFC 8446 §6.1)."""
 
-    __slots__ = ("_handshaken", "_incoming", "_outgoing", "_received", "_tls", "_tls_handler")
+    __slots__ = ("_clear", "_handshaken", "_incoming", "_outgoing", "_received", "_tls", "_tls_handler")
 
     def __init__(
         self,
@@ -99,6 +103,7 @@ class TlsStream(Stream):
         self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side=True)
         self._handshaken = False
         self._received = 0
+        self._clear = b""
         self.resume_reading()
 
     def _handshake(self) -> None:
@@ -119,6 +124,29 @@ class TlsStream(Stream):
         if self._incoming.pending and not self.closed and not self._closing:
             self._take(b"")
 
+    def _greeted(self, data: bytes) -> None:
+        """Takes bytes from before the handshake's end."""
+        if self._clear or (not self._received and data[0] in LETTERS):
+            data = self._in_clear(data)
+        if data:
+            self._received += len(data)
+            self._incoming.write(data)
+            self._handshake()
+
+    def _in_clear(self, data: bytes) -> bytes:
+        """Answers HTTP without TLS in its own form. Returns other bytes once they are known, for OpenSSL to refuse."""
+        first = self._clear + data
+        protocol = misdirected.spoken(first)
+        if protocol is None:
+            self._clear = first
+            return b""
+        self._clear = b""
+        if protocol is Spoken.OTHER:
+            return first
+        self._send(misdirected.answer(protocol, first, NO_TLS))
+        self._fail("plaintext_http", f"{protocol.value} without TLS")
+        return b""
+
     def _fail(self, reason: str, detail: str) -> None:
         self._tls_handler.handshake_failed(reason, detail)
         super().close(ALERT_LINGER)
@@ -127,9 +155,7 @@ class TlsStream(Stream):
         """Decrypts all received data, and hands it on in one piece."""
         incoming = self._incoming
         if not self._handshaken:
-            self._received += len(data)
-            incoming.write(data)
-            self._handshake()
+            self._greeted(data)
             return
         rest: bytes | memoryview = b""
         if len(data) <= FED:
