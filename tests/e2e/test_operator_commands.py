@@ -83,12 +83,16 @@ def test_reload_waits_for_the_verdict_and_prints_what_changed(own_site: Site, wh
     assert status == 0
     assert re.match(r"(published|unchanged): .*generation 2\n", out)
     assert re.search(rf"\n  certificate CN=localhost changed: serial \w+ until .* → serial {serial:x} until ", out)
-    for line in ("role auditor added", "key api_key added", "setting service.http_port changed: 0 → 1"):
+    for line in (
+        "role auditor added: access r",
+        "key api_key added: access m",
+        "setting service.http_port changed: 0 → 1",
+    ):
         assert f"\n  {line}\n" in out
     assert err == "restart needed: service.http_port has changed\n"
     assert "s3cret" not in out
     status, out, _ = ran("reload", *options)
-    assert (status, "what they changed last, at " in out, "  role auditor added\n" in out) == (0, True, True)
+    assert (status, "what they changed last, at " in out, "  role auditor added: access r\n" in out) == (0, True, True)
 
 
 def test_a_reload_that_is_refused_says_why_and_changes_nothing(

@@ -63,7 +63,7 @@ def status(**more: Any) -> dict[str, Any]:
             "result": "ok", "trigger": "watch", "when": NOW - 3999, "generation": 4, "error": "",
             "changed_at": NOW - 3999,
             "changes": [
-                {"what": "role", "name": "search", "how": "changed", "detail": "access"},
+                {"what": "role", "name": "search", "how": "changed", "detail": "access r → rw on docs"},
                 {"what": "CA", "name": HOSTILE, "how": "added", "detail": ""},
             ],
         },

@@ -47,7 +47,10 @@ LISTS = st.lists(AFFECTED, max_size=10)
 
 def made(cut: list[Affected], barred: list[Affected], connections: int = 10) -> Consequences:
     barred = list({one.client: one for one in barred}.values())
-    return Consequences(connections, Group.of(cut), Group.of(cut[2:]), tuple(barred), Group.of(cut[:2]))
+    affected = {"admin": 1, "key a": 1}
+    return Consequences(
+        connections, Group.of(cut), Group.of(cut[2:]), tuple(barred), Group.of(cut[:2]), affected=affected
+    )
 
 
 @given(LISTS, LISTS, LISTS, LISTS)
@@ -57,6 +60,7 @@ def test_workers_say_together_what_one_would(
     one, two = made(cut, barred), made(more, others)
     merged = Consequences.merged([one, Consequences.decoded(orjson.loads(orjson.dumps(asdict(two))))], 1)
     assert merged.connections == 20
+    assert merged.affected == {"admin": 2, "key a": 2}
     assert merged.unheard == 1
     assert merged.cut.reasons == Group.of(cut + more).reasons
     assert merged.cut.count == len(cut) + len(more)
@@ -76,7 +80,8 @@ def test_a_few_are_named_and_all_are_counted() -> None:
     told = made([affected(number) for number in range(3 * NAMED)], []).as_json()
     assert (told["cut"]["count"], len(told["cut"]["named"])) == (3 * NAMED, NAMED)
     assert next(impact_report.sentences(told)) == "300 of 10 live connections cut (no_role 300): CN=a and others"
-    rows = list(impact_report.rows(told))
+    first, *rows = impact_report.rows(told)
+    assert first == "2 of 10 live connections affected (admin 1, key a 1)"
     assert rows[1] == "  0 rest 10.0.0.1 CN=a, role admin: no_role"
     assert rows[NAMED + 1] == "  and 200 more connections"
 
@@ -177,6 +182,35 @@ def test_each_is_asked_what_decides_after_the_publication(tmp_path: Path, monkey
         made.write("crl.pem", ROOT.crl_pem([CLIENT.serial]))
         made.configure(tls={"crl": ["crl.pem"]})
         assert (await bench.consider()).cut.reasons == {"certificate_revoked": 2, "certificate_required": 1}
+        bench.manager.close()
+
+    asyncio.run(run())
+
+
+def test_whom_a_publication_concerns_is_counted_by_role(tmp_path: Path) -> None:
+    made = site(tmp_path)
+    service = {**OPTIONAL, "api_key": "a-key"}
+    made.configure(service=service)
+
+    async def run() -> None:
+        bench = Bench(made)
+        alice = peer(bench.generation, tmp_path)
+        for who in (alice, alice, None, None):
+            bench.connect(who)
+        bench.connect(None).count(0, 0, "api_key")
+
+        async def affected(**sections: Any) -> Any:
+            made.configure(**{"service": service} | sections)
+            return dict((await bench.consider()).affected)
+
+        assert await affected(limits={"idle_timeout": 9}) == {}
+        assert await affected(roles={"other": {"access": "r"}}) == {}
+        assert await affected(roles={"admin": {"access": "r"}}) == {"admin": 2}
+        assert await affected(service=service | {"api_key": "another"}) == {"key api_key": 1}
+        config = yaml.safe_load(config_text(service=service))
+        made.config.write_text(yaml.safe_dump(config | {"identities": []}))
+        assert (await bench.consider()).affected == {"admin": 2}, "cut"
+        assert await affected(service=service | {"verify_https_client_certificate": True}) == {"": 2, "key api_key": 1}
         bench.manager.close()
 
     asyncio.run(run())

@@ -67,7 +67,7 @@ def checked(told: dict[str, Any], **options: Any) -> Document:
 def test_it_tells_what_an_operator_asks_first() -> None:
     text = re.sub(r"\s+", " ", checked(status()).text)
     for told in (
-        "serving", "rest on 0.0.0.0:6333", "Generation 4", "Last reload: ok", "role search changed: access",
+        "serving", "rest on 0.0.0.0:6333", "Generation 4", "Last reload: ok", "role search: access r → rw on docs",
         "Restart needed: service.http_port", "qdrant.example.org", "30 days left", "expired 3 days ago", "12 revoked",
         "spiffe://example.org/search/web", "needs_write", "unknown_ca", "unidentified", "key nightly",
         "CN=Partner root", "collection docs",

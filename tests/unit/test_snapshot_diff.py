@@ -83,11 +83,11 @@ def test_roles_and_rules(tmp_path: Path) -> None:
     made.config.write_text(yaml.safe_dump(config))
     middle = made.build(before)
     assert changes_between(before, middle) == (
-        Change("role", "fresh", "added"),
-        Change("role", "kept", "changed", "access"),
+        Change("role", "fresh", "added", "access r"),
+        Change("role", "kept", "changed", "access r → m"),
         Change("role", "old", "removed"),
-        Change("rule", "other", "added"),
-        Change("rule", "platform", "changed", "role"),
+        Change("rule", "other", "added", "match.cn x, role kept"),
+        Change("rule", "platform", "changed", "role admin → kept"),
     )
     assert reloaded(made, identities=rules[::-1]) == (
         Change("rules", "", "changed", "in another order: the first that matches decides"),
@@ -104,14 +104,16 @@ def test_keys_by_name_and_never_what_they_are(tmp_path: Path) -> None:
     )
     assert [(one.what, one.name, one.how, one.detail) for one in told] == [
         ("key", "api_key", "changed", "the key itself"),
-        ("key", "read_only_api_key", "added", ""),
-        ("key", "nightly", "added", ""),
+        ("key", "read_only_api_key", "added", "access r"),
+        ("key", "nightly", "added", f"file {tmp_path}/nightly.key, role admin"),
         ("setting", "service.api_key", "changed", ""),
         ("setting", "service.read_only_api_key", "changed", ""),
     ]
     assert "k3y" not in str([asdict(one) for one in told])
     expires = {"name": "nightly", "file": "nightly.key", "role": "admin", "expires": "2090-01-01T00:00:00Z"}
-    assert reloaded(made, keys=[expires]) == (Change("key", "nightly", "changed", "expires"),)
+    assert reloaded(made, keys=[expires]) == (
+        Change("key", "nightly", "changed", "expires none → 2090-01-01T00:00:00Z"),
+    )
     before = made.build()
     made.write("nightly.key", b"another-s3cret-k3y\n")
     assert changes_between(before, made.build(before)) == (Change("key", "nightly", "changed", "the key itself"),)
@@ -131,7 +133,14 @@ def test_an_issuer_and_its_keys(tmp_path: Path) -> None:
     made = site(tmp_path)
     issuer = {"name": "idp", "issuer": "https://idp", "audience": "qdrant", "algorithm": "ES256", "pem": "idp.pem"}
     made.write("idp.pem", public_key())
-    assert reloaded(made, jwt_issuers=[issuer]) == (Change("issuer", "idp", "added"),)
+    assert reloaded(made, jwt_issuers=[issuer]) == (
+        Change(
+            "issuer",
+            "idp",
+            "added",
+            f"issuer https://idp, audience qdrant, algorithm ES256, pem {tmp_path}/idp.pem",
+        ),
+    )
     before = made.build()
     made.write("idp.pem", public_key())
     assert changes_between(before, made.build(before)) == (
@@ -144,8 +153,18 @@ def test_an_issuer_and_its_keys(tmp_path: Path) -> None:
     [
         ("limits", {"expel_after": 3}, ("limits.expel_after", "1.0 → 3.0")),
         ("service", {"enable_cors": False}, ("service.enable_cors", "true → false")),
-        ("upstream", {"grpc": "http://127.0.0.1:26334"}, ("upstream.grpc", "")),
-        ("admin", {"listen": "127.0.0.1:9333"}, ("admin.listen", "")),
+        (
+            "upstream",
+            {"grpc": "http://127.0.0.1:26334"},
+            ("upstream.grpc", "http://127.0.0.1:16334 → http://127.0.0.1:26334"),
+        ),
+        ("admin", {"listen": "127.0.0.1:9333"}, ("admin.listen", "none → 127.0.0.1:9333")),
+        (
+            "limits",
+            {"per_identity": {"requests_per_second": 9}},
+            ("limits.per_identity.requests_per_second", "none → 9.0"),
+        ),
+        ("service", {"allowed_origins": ["https://a"]}, ("service.allowed_origins", "https://a added")),
     ],
 )
 def test_settings(tmp_path: Path, section: str, values: dict[str, Any], expected: tuple[str, str]) -> None:

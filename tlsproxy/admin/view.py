@@ -23,6 +23,8 @@ NO_ROLE: Final = "(no role)"
 
 LifetimeState: TypeAlias = Literal["ok", "soon", "over"]
 
+_BY_FIELD: Final = frozenset({"role", "rule", "key", "issuer", "listener"})
+"""Kinds of changes whose detail names the changed fields."""
 _UNITS: Final = ((86400, "day"), (3600, "hour"), (60, "minute"), (1, "second"))
 _SIZES: Final = ("B", "KiB", "MiB", "GiB", "TiB")
 _KIBI: Final = 1024
@@ -214,9 +216,10 @@ def last_reload(section: Mapping[str, Any], now: float) -> Reload:
 
 
 def sentence(change: Mapping[str, str]) -> str:
-    """One change of a reload: `role search changed: access`."""
+    """One change of a reload: `role search: access r → m`, `rule staff removed`, `setting workers changed: 1 → 2`."""
     detail = f": {change['detail']}" if change["detail"] else ""
-    return shown(" ".join(filter(None, (change["what"], change["name"], change["how"])))) + shown(detail)
+    how = "" if detail and change["how"] == "changed" and change["what"] in _BY_FIELD else change["how"]
+    return shown(" ".join(filter(None, (change["what"], change["name"], how)))) + shown(detail)
 
 
 def shown(text: str | None) -> str:

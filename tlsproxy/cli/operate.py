@@ -129,3 +129,5 @@ def _print_changes(result: Mapping[str, Any], reload: Reload) -> None:
         click.echo(f"  {change}")
     for row in impact_report.rows(result.get("consequences") or {}):
         click.echo(f"  {row}")
+    if reload.result != "unchanged" and "config_sha256" in result:  # not of a gateway older than this program
+        click.echo(f"  configuration SHA-256 {result['config_sha256']}")

@@ -14,6 +14,8 @@ from tlsproxy.config.limits import MassCut
 
 MAX_CLIENTS: Final = 10
 """Clients in a sentence."""
+MAX_ROLES: Final = 20
+"""Roles in a sentence."""
 
 _KINDS: Final = (("cut", "connections"), ("ended", "requests"), ("barred", "clients"), ("moved", "connections"))
 
@@ -24,6 +26,21 @@ def exceeds(consequences: Mapping[str, Any], bound: MassCut) -> bool:
     if number is None and share is None:
         return False
     return (number is None or cut > number) and (share is None or cut > share * consequences["connections"])
+
+
+def affected_roles(consequences: Mapping[str, Any]) -> str:
+    """Affected live connections by role, most first: `ingest 2, admin 1`."""
+    counts = sorted(consequences["affected"]["roles"].items(), key=lambda each: (-each[1], each[0]))
+    more = len(counts) - MAX_ROLES
+    named = [f"{shown(role) or NO_ROLE} {count}" for role, count in counts[:MAX_ROLES]]
+    return ", ".join([*named, f"{more} more roles"] if more > 0 else named)
+
+
+def affected(consequences: Mapping[str, Any]) -> str:
+    """The live connections that a publication concerns: `3 of 12 live connections affected (ingest 2, admin 1)`."""
+    count = consequences["affected"]["count"]
+    roles = f" ({affected_roles(consequences)})" if count else ""
+    return f"{count} of {_counted(consequences['connections'], 'live connection', 'live connections')} affected{roles}"
 
 
 def sentences(consequences: Mapping[str, Any]) -> Iterator[str]:
@@ -37,10 +54,12 @@ def sentences(consequences: Mapping[str, Any]) -> Iterator[str]:
 def rows(consequences: Mapping[str, Any]) -> Iterator[str]:
     """Lines for a terminal: a headline for each kind, and its clients or connections below it.
 
-    None for an empty mapping: a result without a candidate.
+    None for an empty mapping: a result without a candidate. A gateway older than this program counts nobody affected.
     """
     if not consequences:
         return
+    if "affected" in consequences:
+        yield affected(consequences)
     for kind, noun in _KINDS:
         group = consequences[kind]
         if group["count"]:

@@ -58,6 +58,7 @@ class ReloadResult:
 
     ``when`` is epoch seconds. ``changes`` are those of the last publication, at ``changed_at``: possibly of an earlier
     reload. ``consequences`` of the publication, also of one held back, are JSON values; None without one.
+    ``config_sha256`` is the digest of the configuration file in force; of a rehearsal, of the one that would be.
     """
 
     result: ReloadOutcome
@@ -69,6 +70,7 @@ class ReloadResult:
     changes: tuple[Change, ...] = ()
     consequences: Mapping[str, Any] | None = None
     inputs: tuple[InputStatus, ...] = ()
+    config_sha256: str = ""
 
 
 def input_statuses(config_path: Path, states: States, faults: Mapping[Input, Fault]) -> tuple[InputStatus, ...]:

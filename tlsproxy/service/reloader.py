@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -21,7 +21,7 @@ from tlsproxy.config.tokens import key_sources
 from tlsproxy.errors import FailureKind, TlsproxyError
 from tlsproxy.proxy.core.impact import Consequences
 from tlsproxy.proxy.core.wall_clock import Clock
-from tlsproxy.service import impact_report, logs
+from tlsproxy.service import impact_report, logs, reload_trail
 from tlsproxy.service.reload_result import InputStatus, ReloadResult, counted, input_statuses, outcome, problems, reason
 from tlsproxy.snapshot.diff import Change, changes_between
 from tlsproxy.snapshot.files import Inputs
@@ -31,7 +31,6 @@ from tlsproxy.snapshot.name_resolution import DEADLINE, NameResolver, names_of
 from tlsproxy.snapshot.states import Fault, Input, States
 from tlsproxy.snapshot.validation import InputReading
 from tlsproxy.snapshot.watch import Watcher
-from tlsproxy.text import rfc3339
 from tlsproxy.threads import in_thread
 from tlsproxy.tls.trust import NEVER
 
@@ -129,7 +128,13 @@ class Reloader:
         self._states, self._faults = generation.states, faults
         error = problems(faults)
         self.last = ReloadResult(
-            "partial" if error else "ok", "start", generation.built_at, generation.number, error, inputs=self._inputs
+            "partial" if error else "ok",
+            "start",
+            generation.built_at,
+            generation.number,
+            error,
+            inputs=self._inputs,
+            config_sha256=generation.config_sha256,
         )
         self._outdated_logged = 0, 0.0
         metrics.published(generation)
@@ -205,7 +210,7 @@ class Reloader:
         """The result and warnings that a reload would have now, as JSON values. Changes nothing."""
         async with self._lock:
             old = self._target.generation
-            result = ReloadResult("ok", "admin", time.time(), old.number)
+            result = ReloadResult("ok", "admin", time.time(), old.number, config_sha256=old.config_sha256)
             try:
                 candidate = await self._candidate(old, await self._watcher.read())
                 consequences = await self._consequences(candidate, old)
@@ -222,6 +227,7 @@ class Reloader:
             changes=candidate.changes,
             consequences=consequences,
             inputs=input_statuses(self._config_path, candidate.states, candidate.faults),
+            config_sha256=new.config_sha256,
         )
         if consequences is not None and impact_report.exceeds(consequences, old.config.limits.mass_cut):
             result = replace(
@@ -336,7 +342,9 @@ class Reloader:
         self._settle_retry(before)
         detail = {"connections": consequences["cut"]["count"], **(_certificates(old, serves) if renewed else {})}
         already_reported = trigger in _INTERNAL and self.last.result == "held" and not renewed
-        return self._report_kept(trigger, "held", serves, detail, consequences, already_reported=already_reported)
+        return self._report_kept(
+            trigger, "held", serves, detail, candidate.changes, consequences, already_reported=already_reported
+        )
 
     def _report_kept(
         self,
@@ -344,6 +352,7 @@ class Reloader:
         outcome: Literal["held", "failed"],
         in_force: Generation,
         detail: Mapping[str, str | int],
+        changes: Sequence[Change] = (),
         consequences: Mapping[str, Any] | None = None,
         *,
         already_reported: bool = False,
@@ -362,20 +371,14 @@ class Reloader:
             error=error,
             consequences=consequences,
             inputs=self._inputs,
+            config_sha256=in_force.config_sha256,
         )
         if already_reported:
             self.last = result
             return result
-        for problem in error.splitlines():
-            _log.error(
-                "reload (%s) %s, generation %d goes on serving: %s",
-                trigger,
-                outcome,
-                in_force.number,
-                problem,
-                extra={"trigger": trigger, "generation": in_force.number},
-            )
-        return self._record(result, "failed", {"error": error, **detail})
+        reload_trail.log_kept(trigger, outcome, in_force, changes, consequences, error)
+        fields = {"error": error, **detail, **reload_trail.audit_fields(changes, consequences)}
+        return self._record(result, "failed", fields)
 
     def _report_published(
         self,
@@ -391,21 +394,7 @@ class Reloader:
             return self.last
         if error and not changed:
             return self._report_kept(trigger, "failed", old, {})
-        _log.info(
-            "reload (%s): generation %d serves%s, certificate %s until %s",
-            trigger,
-            new.number,
-            "" if changed else " (the files are the same)",
-            new.material.leaf.serial,
-            rfc3339(new.material.leaf.not_after),
-            extra={"trigger": trigger, "generation": new.number},
-        )
-        for problem in error.splitlines():
-            _log.error("reload (%s): not in generation %d: %s", trigger, new.number, problem)
-        for name in new.restart_needed:
-            _log.warning("%s has changed, which takes effect at the next restart only", name)
-        for sentence in impact_report.sentences(consequences) if consequences is not None else ():
-            _log.warning("reload (%s): %s", trigger, sentence)
+        reload_trail.log_published(trigger, new, candidate.changes, consequences, error)
         for warning in self.warnings():
             _log.warning("%s", warning)
         result = replace(
@@ -417,10 +406,12 @@ class Reloader:
             error=error,
             consequences=consequences,
             inputs=self._inputs,
+            config_sha256=new.config_sha256,
         )
         if changed:
             result = replace(result, changed_at=result.when, changes=candidate.changes)
         detail = _certificates(old, new) | ({"error": error} if error else {})
+        detail |= reload_trail.audit_fields(candidate.changes, consequences)
         return self._record(result, "partial" if error else "ok", detail)
 
     def _record(self, result: ReloadResult, audit_result: EventResult, detail: Mapping[str, str | int]) -> ReloadResult:
@@ -433,7 +424,7 @@ class Reloader:
             remote=None,
             result=audit_result,
             reason=result.trigger,
-            detail={"generation": result.generation, **detail},
+            detail={"generation": result.generation, "config_sha256": result.config_sha256, **detail},
         )
         self._audit.write(line)
         return result
@@ -484,7 +475,7 @@ def _held_text(consequences: Mapping[str, Any], *, renewed: bool) -> str:
     return f"held back by limits.mass_cut{exception} {until}: {reasons}"
 
 
-def _certificates(old: Generation, new: Generation) -> dict[str, str]:
+def _certificates(old: Generation, new: Generation) -> dict[str, str | int]:
     return {
         "old_certificate_sha256": old.material.leaf.sha256,
         "new_certificate_sha256": new.material.leaf.sha256,

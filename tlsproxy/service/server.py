@@ -151,7 +151,7 @@ class _Program:
             jumps = ClockJumps(served.clock, served.counted)
             admin = await self._start_admin(stack, ServiceState(served, bound, reloader, self._key_sets, jumps))
             self._announce(bound, admin, reloader)
-            _event(audit, "start")
+            _event(audit, "start", self._generation.config_sha256)
             self._starting = None
             async with asyncio.TaskGroup() as tasks:
                 watched = tasks.create_task(watchdog.run())
@@ -168,7 +168,7 @@ class _Program:
                 await served.drain(self._ended)
                 for task in owned:
                     task.cancel()
-            _event(audit, "stop")
+            _event(audit, "stop", served.generation.config_sha256)
 
     async def _start_serving(
         self, stack: AsyncExitStack, bound: Sequence[Bound], audit: AuditLog | NoAudit, turn: Turn
@@ -235,6 +235,6 @@ class _Program:
             await reloader.reload("sighup")
 
 
-def _event(audit: AuditLog | NoAudit, event: Literal["start", "stop"]) -> None:
-    detail = {"version": tlsproxy.__version__}
+def _event(audit: AuditLog | NoAudit, event: Literal["start", "stop"], config_sha256: str) -> None:
+    detail = {"version": tlsproxy.__version__, "config_sha256": config_sha256}
     audit.write(event_line(when=time.time(), event=event, remote=None, result="ok", reason=event, detail=detail))

@@ -1,13 +1,11 @@
-"""Differences between two generations for operators: names, dates and serial numbers, never secrets.
+"""Differences between two generations for operators: names, values, dates and serial numbers, never secrets.
 
-A replaced key appears by its name. A changed setting appears by its name, and with its values only if they are numbers
-or switches: `limits.connections changed: 10000 → 5000`.
+A replaced key appears by its name. :mod:`tlsproxy.snapshot.field_changes` has the words for values.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final, Literal, TypeVar
 
@@ -15,9 +13,11 @@ from pydantic import BaseModel
 
 from tlsproxy.authz.keys import Key
 from tlsproxy.authz.tokens import VerificationKey
+from tlsproxy.config.callers import NamedKey
 from tlsproxy.config.endpoints import Endpoint
 from tlsproxy.config.listeners import listening
-from tlsproxy.config.model import Config, IdentityRule, ListenerConfig
+from tlsproxy.config.model import Config, ListenerConfig
+from tlsproxy.snapshot.field_changes import description, difference, entry_difference, joined
 from tlsproxy.snapshot.generation import Generation
 from tlsproxy.text import utc_time
 from tlsproxy.tls.certinfo import CertificateFacts, CrlFacts
@@ -27,7 +27,6 @@ MAX_CHANGES: Final = 200
 
 _BY_NAME: Final = frozenset({"roles", "identities", "keys", "jwt_issuers", "listeners"})
 """Sections whose entries are compared by name."""
-_KEY_FIELDS: Final = ("digest", "role", "rights", "expires", "certificate")
 
 T = TypeVar("T")
 
@@ -55,66 +54,67 @@ def changes_between(old: Generation, new: Generation) -> tuple[Change, ...]:
 
 def _compared(
     what: str,
-    old: Generation,
-    new: Generation,
-    by_key: Callable[[Generation], Mapping[str, T]],
-    detail: Callable[[T, T], str],
+    before: Mapping[str, T],
+    after: Mapping[str, T],
     *,
+    changed: Callable[[T, T], str],
+    added: Callable[[T], str] = lambda _: "",
+    removed: Callable[[T], str] = lambda _: "",
     name: Callable[[str, T], str] = lambda key, _: key,
-    alone: Callable[[T], str] = lambda _: "",
 ) -> Iterator[Change]:
-    """Compare two mappings. ``detail`` describes a changed entry, ``alone`` an added or removed one."""
-    before, after = by_key(old), by_key(new)
+    """Compare two mappings. ``changed``, ``added`` and ``removed`` describe such an entry."""
     for key, entry in after.items():
         if key not in before:
-            yield Change(what, name(key, entry), "added", alone(entry))
+            yield Change(what, name(key, entry), "added", added(entry))
         elif before[key] != entry:
-            yield Change(what, name(key, entry), "changed", detail(before[key], entry))
+            yield Change(what, name(key, entry), "changed", changed(before[key], entry))
     for key, entry in before.items():
         if key not in after:
-            yield Change(what, name(key, entry), "removed", alone(entry))
+            yield Change(what, name(key, entry), "removed", removed(entry))
 
 
 def _certificates(old: Generation, new: Generation) -> Iterator[Change]:
-    before, after = old.material.leaf, new.material.leaf
-    if before != after:
-        yield Change("certificate", after.subject, "changed", f"{_issue(before)} → {_issue(after)}")
+    before, after = old.material, new.material
+    if before.leaf != after.leaf:
+        yield Change("certificate", after.leaf.subject, "changed", f"{_issue(before.leaf)} → {_issue(after.leaf)}")
     yield from _compared(
         "CA",
-        old,
-        new,
-        lambda each: {entry.sha256: entry for entry in each.material.authorities},
-        lambda _, entry: _issue(entry),
+        {entry.sha256: entry for entry in before.authorities},
+        {entry.sha256: entry for entry in after.authorities},
+        changed=lambda _, entry: _issue(entry),
+        added=_issue,
+        removed=_issue,
         name=lambda _, entry: entry.subject,
-        alone=_issue,
     )
     yield from _compared(
         "CRL",
-        old,
-        new,
-        lambda each: {entry.scope: entry for entry in each.material.crls},
-        lambda former, current: f"{_edition(former)} → {_edition(current)}",
+        {entry.scope: entry for entry in before.crls},
+        {entry.scope: entry for entry in after.crls},
+        changed=lambda former, current: f"{_edition(former)} → {_edition(current)}",
+        added=_edition,
+        removed=_edition,
         name=lambda _, entry: entry.issuer,
-        alone=_edition,
     )
 
 
 def _callers(old: Generation, new: Generation) -> Iterator[Change]:
-    yield from _compared("role", old, new, lambda each: each.config.roles, _fields)
-    yield from _compared("rule", old, new, _rules, _fields)
-    before, after = _rules(old), _rules(new)
+    yield from _compared("role", old.config.roles, new.config.roles, changed=_fields, added=description)
+    before, after = ({rule.name: rule for rule in each.config.identities} for each in (old, new))
+    yield from _compared("rule", before, after, changed=_fields, added=description)
     if [name for name in before if name in after] != [name for name in after if name in before]:
         yield Change("rules", "", "changed", "in another order: the first that matches decides")
-    yield from _compared("key", old, new, lambda each: {key.name: key for key in each.policy.keys.keys}, _of_keys)
-    yield from _compared(
-        "issuer", old, new, lambda each: {entry.name: entry for entry in each.config.jwt_issuers}, _fields
+    yield from _compared("key", _keys(old), _keys(new), changed=_of_keys, added=_of_new_key)
+    issuers = ({issuer.name: issuer for issuer in each.config.jwt_issuers} for each in (old, new))
+    yield from _compared("issuer", *issuers, changed=_fields, added=description)
+    verifying = _compared(
+        "issuer", _verifying(old), _verifying(new), changed=lambda _was, _now: "the keys that verify its tokens"
     )
-    verifying = _compared("issuer", old, new, _verifying, lambda _was, _now: "the keys that verify its tokens")
     yield from (change for change in verifying if change.how == "changed")
 
 
-def _rules(generation: Generation) -> dict[str, IdentityRule]:
-    return {rule.name: rule for rule in generation.config.identities}
+def _keys(generation: Generation) -> dict[str, tuple[Key, NamedKey | None]]:
+    named = {entry.name: entry for entry in generation.config.keys}
+    return {key.name: (key, named.get(key.name)) for key in generation.policy.keys.keys}
 
 
 def _verifying(generation: Generation) -> dict[str, tuple[VerificationKey, ...]]:
@@ -124,9 +124,9 @@ def _verifying(generation: Generation) -> dict[str, tuple[VerificationKey, ...]]
 
 def _settings(old: Generation, new: Generation) -> Iterator[Change]:
     bound = {str(entry.endpoint) for entry in listening(new.started)}
-    for change in _compared("listener", old, new, _listeners, _fields):
+    for change in _compared("listener", _listeners(old), _listeners(new), changed=_fields, added=description):
         yield _with_restart(change, bound=change.name.partition(" ")[0] in bound)
-    yield from _compared("setting", old, new, lambda each: dict(_flat(each.config)), _values)
+    yield from _compared("setting", dict(_flat(old.config)), dict(_flat(new.config)), changed=difference)
     if old.upstream_api_key != new.upstream_api_key and old.config.upstream == new.config.upstream:
         yield Change("setting", "upstream.api_key_file", "changed", "its content")
 
@@ -145,35 +145,41 @@ def _with_restart(change: Change, *, bound: bool) -> Change:
     if change.how == "removed" and bound:
         return replace(change, detail="serves on until the next restart")
     if change.how == "added" and not bound:
-        return replace(change, detail="from the next restart on")
+        return replace(change, detail=f"{change.detail}; from the next restart on")
     return change
 
 
 def _flat(config: Config) -> Iterator[tuple[str, Any]]:
     """Settings by dotted name."""
     for name in sorted(type(config).model_fields.keys() - _BY_NAME):
-        value = getattr(config, name)
-        if isinstance(value, BaseModel):
-            yield from ((f"{name}.{field}", getattr(value, field)) for field in type(value).model_fields)
-        else:
-            yield name, value
+        yield from _leaves(name, getattr(config, name))
 
 
-def _values(former: Any, current: Any) -> str:
-    shown = all(entry is None or isinstance(entry, int | float) for entry in (former, current))
-    return f"{json.dumps(former)} → {json.dumps(current)}" if shown else ""
+def _leaves(name: str, value: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, BaseModel):
+        for field in type(value).model_fields:
+            yield from _leaves(f"{name}.{field}", getattr(value, field))
+    else:
+        yield name, value
 
 
 def _fields(former: BaseModel, current: BaseModel) -> str:
-    return _listed(type(current).model_fields, former, current)
+    return joined(entry_difference(former, current))
 
 
-def _of_keys(former: Key, current: Key) -> str:
-    return _listed(_KEY_FIELDS, former, current).replace("digest", "the key itself")
+def _of_keys(former: tuple[Key, NamedKey | None], current: tuple[Key, NamedKey | None]) -> str:
+    (was, named), (now, renamed) = former, current
+    phrases = ["the key itself"] if was.digest != now.digest else []
+    if was.rights != now.rights and was.role == now.role:
+        phrases.append("the rights of its role")
+    if named is not None and renamed is not None:
+        phrases += entry_difference(named, renamed)
+    return joined(phrases)
 
 
-def _listed(names: Iterable[str], former: object, current: object) -> str:
-    return ", ".join(name for name in names if getattr(former, name) != getattr(current, name))
+def _of_new_key(entry: tuple[Key, NamedKey | None]) -> str:
+    key, named = entry
+    return f"access {key.rights}" if named is None else description(named)
 
 
 def _issue(facts: CertificateFacts) -> str:

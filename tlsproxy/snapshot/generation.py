@@ -6,6 +6,7 @@ generation in force stays.
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
@@ -77,6 +78,11 @@ class Generation:
     restart_needed: tuple[str, ...]
     built_at: float
     _principals: Memo[tuple[str, ...], Principal] = field(repr=False, compare=False)
+
+    @property
+    def config_sha256(self) -> str:
+        """SHA-256 (hex) of the configuration file in force, as `sha256sum` prints it."""
+        return hashlib.sha256(self.states.configuration.data[0]).hexdigest()
 
     def principal_of(self, peer: Peer | None, issuers: Sequence[ChainCertificate] = ()) -> Principal:
         """The principal of a client, the same object for the same chain, so that memos can use it as a key.

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
@@ -23,7 +24,16 @@ from tlsproxy.audit.line import Refusal
 from tlsproxy.proxy.core.authorization import Standing
 from tlsproxy.proxy.core.gateway import Gateway
 from tlsproxy.proxy.core.impact import Affected, Consequences, Group
-from tlsproxy.proxy.core.impact_analysis import MOVED, Outlook, Visitors, affected, affects_nobody, client, interrupted
+from tlsproxy.proxy.core.impact_analysis import (
+    MOVED,
+    Altered,
+    Outlook,
+    Visitors,
+    affected,
+    affects_nobody,
+    client,
+    interrupted,
+)
 from tlsproxy.proxy.core.jitter import FEW, share
 from tlsproxy.proxy.core.refusals import record_refusal
 from tlsproxy.proxy.limits.addresses import network_of
@@ -110,6 +120,11 @@ class Entry:
         self.bytes_in += bytes_in
         self.bytes_out += bytes_out
         self.key = key
+
+    @property
+    def label(self) -> str:
+        """Role, else the key of the last request (`key NAME`); "" for neither."""
+        return self.standing.principal.role or (f"key {self.key}" if self.key else "")
 
     def request_ended(self, gateway: Gateway, reason: str) -> None:
         """Counts a request or call that lost its right (a key, a role) on a connection that goes on."""
@@ -223,15 +238,18 @@ class ConnectionManager:
         connections = len(self._entries)
         if affects_nobody(present, candidate):
             return Consequences(connections)
-        outlook = self._gateway.outlook(candidate)
+        outlook, altered = self._gateway.outlook(candidate), Altered.between(present, candidate)
         found: list[Affected] = []
         ended: list[Affected] = []
         clients: set[str] = set()
+        concerned: Counter[str] = Counter()
         async for entry in _in_slices(list(self._entries.values())):
             if entry.session is not None and not entry.end_reason:
                 clients.add(client(entry, entry.standing))
                 here = list(affected(entry, entry.standing, present, candidate, now))
                 found += here
+                if here or altered.concern(entry.standing.principal.role, entry.key):
+                    concerned[entry.label] += 1
                 if not any(one.reason for one in here):
                     ended += interrupted(entry, entry.session, entry.standing, outlook, now)
         barred: list[Affected] = []
@@ -243,6 +261,7 @@ class ConnectionManager:
             ended=Group.of(ended),
             barred=tuple(one for one in barred if one.reason not in {"", MOVED}),
             moved=Group.of(one for one in found if not one.reason),
+            affected=concerned,
         )
 
     def publish(self, generation: Generation) -> None:

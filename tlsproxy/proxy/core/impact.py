@@ -68,7 +68,9 @@ class Consequences:
     ``ended`` are requests and calls under way that would end on a connection that stays, e.g. because their key is
     removed: one entry for each. ``barred`` are clients without a connection, seen in the last minutes, that could not
     come back: one entry for each. ``moved`` would stay, with another role or none. ``unheard`` counts the workers that
-    did not answer, whose connections are missing here.
+    did not answer, whose connections are missing here. ``affected`` counts the live connections that the publication
+    concerns at all, by role, or without one by key (`key NAME`): those of ``cut`` and ``moved``, and those whose role
+    or key means something else from then on.
     """
 
     connections: int = 0
@@ -77,6 +79,7 @@ class Consequences:
     barred: tuple[Affected, ...] = ()
     moved: Group = Group()
     unheard: int = 0
+    affected: Mapping[str, int] = field(default_factory=dict)
 
     @classmethod
     def merged(cls, each: Iterable[Consequences], unheard: int) -> Self:
@@ -93,6 +96,7 @@ class Consequences:
             tuple(barred.values()),
             Group.joined(part.moved for part in parts),
             unheard,
+            dict(sum((Counter(part.affected) for part in parts), Counter[str]())),
         )
 
     def as_json(self) -> dict[str, Any]:
@@ -101,6 +105,7 @@ class Consequences:
         return {
             "connections": self.connections,
             "unheard": self.unheard,
+            "affected": {"count": sum(self.affected.values()), "roles": dict(self.affected)},
             **{name: {"count": group.count, **asdict(group)} for name, group in groups.items()},
         }
 
@@ -113,6 +118,7 @@ class Consequences:
             _group(values["ended"]),
             tuple(Affected(**one) for one in values["barred"]),
             _group(values["moved"]),
+            affected=values["affected"],
         )
 
 

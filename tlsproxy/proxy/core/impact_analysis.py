@@ -7,10 +7,10 @@ copy: nothing that serves changes.
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from copy import copy
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final, Protocol, Self
 
 from tlsproxy.memo import Memo
 from tlsproxy.proxy.core.authorization import Standing
@@ -35,6 +35,33 @@ class Outlook:
     generation: Generation
     plans: Plans
     calls: CallPlans
+
+
+@dataclass(frozen=True, slots=True)
+class Altered:
+    """Names of the present roles, keys and token verifiers that a candidate changes or removes."""
+
+    roles: frozenset[str]
+    keys: frozenset[str]
+
+    @classmethod
+    def between(cls, present: Generation, candidate: Generation) -> Self:
+        before, after = present.policy, candidate.policy
+        return cls(
+            roles=_altered(present.config.roles, candidate.config.roles),
+            keys=_altered({one.name: one for one in before.keys.keys}, {one.name: one for one in after.keys.keys})
+            | _altered(
+                {one.name: one for one in before.tokens.verifiers}, {one.name: one for one in after.tokens.verifiers}
+            ),
+        )
+
+    def concern(self, role: str, key: str) -> bool:
+        """Whether they concern a connection in this role, whose last request had this key."""
+        return role in self.roles or key in self.keys
+
+
+def _altered(before: Mapping[str, object], after: Mapping[str, object]) -> frozenset[str]:
+    return frozenset(name for name, one in before.items() if after.get(name) != one)
 
 
 class Busy(Protocol):
