@@ -97,6 +97,14 @@ class HeadTooLarge(BadRequest):
     reason = "head_too_large"
 
 
+class AmbiguousPath(BadRequest):
+    """A path that could be read in two ways. To Qdrant it would be a route or a name that does not exist."""
+
+    status = 404
+    reason = "ambiguous_path"
+    form = Form.EMPTY
+
+
 class UpgradeRefused(BadRequest):
     reason = "upgrade_refused"
 

@@ -12,6 +12,7 @@ from contextlib import closing
 from http.client import HTTPConnection
 from types import TracebackType
 from typing import Any, Self, TypeVar
+from urllib.parse import quote
 
 import httpx
 from qdrant_client import AsyncQdrantClient, QdrantClient
@@ -40,7 +41,7 @@ class EmbeddedUpstream:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         for name in self._collections():
-            self._ask("DELETE", f"/collections/{name}")
+            self._ask("DELETE", f"/collections/{quote(name, safe='')}")
 
     def _collections(self) -> list[str]:
         return [one["name"] for one in self._ask("GET", "/collections")["collections"]]

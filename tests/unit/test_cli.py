@@ -183,7 +183,7 @@ class TestExplain:
             ("ingest-1", "GET", "/collections/other", "403 Forbidden: Access to collection other is required"),
             ("stranger", "GET", "/collections", '403 Forbidden: no role for certificate "CN=stranger"'),
             ("searcher", "GET", "/nothing/here", "404 (empty body) (unknown_operation)"),
-            ("searcher", "GET", "/collections/%00", "400 "),
+            ("searcher", "GET", "/collections/%00", "404 "),
         ],
     )
     def test_refused(self, site: Path, name: str, method: str, path: str, says: str) -> None:

@@ -156,10 +156,6 @@ ERRORS: dict[str, tuple[dict[str, Any], str]] = {
         {"limits": {"inspection_memory_mb": 16}},
         "limits.inspection_memory_mb: less than service.max_request_size_mb (32)",
     ),
-    "slash_in_collection": (
-        {"roles": {"search": {"access": [{"collection": "a/b", "access": "r"}]}}},
-        "roles.search.access[0].collection: no collection name holds a '/'",
-    ),
     "collection_twice": (
         {"roles": {"search": {"access": [{"collection": "a", "access": "r"}, {"collection": "a", "access": "rw"}]}}},
         "roles.search.access[1].collection: 'a' is in this list already",

@@ -25,7 +25,7 @@ from tlsproxy.qdrant.operations import GRPC, Operation
 from tlsproxy.qdrant.rest_decision import HeadDecision, decide_request
 from tlsproxy.qdrant.router import recognise
 from tlsproxy.snapshot.files import CONFIG_LIMIT, read_file
-from tlsproxy.text import utc_time
+from tlsproxy.text import printable, utc_time
 
 
 @click.command()
@@ -77,7 +77,7 @@ def explain(config_path: Path, token: str | None, cert: Path, method: str, path:
         raise SystemExit(1) from None
     _print_operation(request.operation, "route, or not for this method")
     if request.collection is not None:
-        click.echo(f"collection {request.collection}")
+        click.echo(f"collection {printable(request.collection)}")
     _print_decision(decide_request(admitted, request), admitted, request.operation, _http_status)
 
 

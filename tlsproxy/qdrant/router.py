@@ -6,13 +6,19 @@ route does not exist, as in Qdrant: the response is 404, never 405, and HEAD is 
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
+from typing import Final
 
-from tlsproxy.errors import BadRequest
+from tlsproxy.errors import AmbiguousPath, BadRequest
 from tlsproxy.qdrant.operations import MAX_NAME_BYTES, OWN, REST, Operation
 from tlsproxy.wire.target import RequestTarget, parse_target
 
-_COLLECTION = "{collection_name}"
+_COLLECTION: Final = "{collection_name}"
+_FILES: Final = frozenset({"{snapshot_name}", "{snapshot}"})
+"""Parameters that Qdrant joins to the path of a directory."""
+_ELSEWHERE = re.compile(r"[/\\].*|(?:.*[/\\])?\.\.?(?:[/\\].*)?", re.DOTALL)
+"""A file's name that leads out of its directory, as `..%2Fother%2Fx.snapshot` and `%2Fetc%2Fpasswd` do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +37,7 @@ class _Node:
     literals: dict[str, _Node] = field(default_factory=dict)
     parameter: _Node | None = None
     names_collection: bool = False
+    names_file: bool = False
     operation: Operation | None = None
     tail: Operation | None = None
 
@@ -44,6 +51,7 @@ def _routes() -> dict[str, _Node]:
                 node.tail = operation
             elif segment.startswith("{"):
                 node.names_collection |= segment == _COLLECTION
+                node.names_file |= segment in _FILES
                 node.parameter = node = node.parameter or _Node()
             elif segment:
                 node = node.literals.setdefault(segment, _Node())
@@ -56,7 +64,7 @@ _ROUTES = _routes()
 
 
 def recognise(method: str, target: str) -> Recognised:
-    """Routes a request. Raises :class:`BadRequest` for an invalid target or collection name."""
+    """Routes a request. Raises :class:`BadRequest` for an invalid target or name, :class:`AmbiguousPath` among them."""
     parsed = parse_target(target)
     root = _ROUTES.get(method)
     found = _match(root, parsed.segments, 0, None) if root is not None else None
@@ -80,7 +88,18 @@ def _match(
     if literal is not None and (found := _match(literal, segments, index + 1, collection)) is not None:
         return found
     if node.parameter is not None:
+        if node.names_file:
+            _check_file(segment)
         name = segment if node.names_collection else collection
         if (found := _match(node.parameter, segments, index + 1, name)) is not None:
             return found
-    return (node.tail, collection) if node.tail is not None else None
+    if node.tail is None:
+        return None
+    for segment in segments[index:]:
+        _check_file(segment)
+    return node.tail, collection
+
+
+def _check_file(name: str) -> None:
+    if _ELSEWHERE.fullmatch(name) is not None:
+        raise AmbiguousPath("A file's name leads out of its directory")

@@ -1,9 +1,11 @@
 """Request targets: one canonical form, or a refusal.
 
-Qdrant merges ``//``, trims a trailing ``/``, matches on a path that is decoded except for ``%25 %2F %2B``, and decodes
-a captured segment a second time. Here a path is decoded exactly once, anything that a second decoding or another
-normaliser could read differently is refused (`%252F`, `..`), and the path for the upstream is rebuilt from the decoded
-segments: the decision and the request that Qdrant gets are about the same path.
+Qdrant's router (actix) decodes a path except for ``%25 %2F %2B``, cuts it into segments, and decodes what is left in a
+captured one: a name is decoded exactly once, whatever is in it. Example: `clip%2Fv1` is `clip/v1`, `a%2520b` is
+`a%20b`. Before that it merges ``//`` and trims a trailing ``/``. So it is here, and the path for the upstream is
+rebuilt from the decoded segments: the decision and the request that Qdrant gets are about the same names. A path with
+a second reading is refused: dot segments (a normaliser resolves them), NUL (it ends a text in C), bytes that are not
+UTF-8 (actix replaces them, so that many spellings become one name).
 """
 
 from __future__ import annotations
@@ -13,16 +15,14 @@ from dataclasses import dataclass
 from typing import Final
 from urllib.parse import quote, unquote_to_bytes
 
-from tlsproxy.errors import BadRequest
+from tlsproxy.errors import AmbiguousPath, BadRequest
 
 MAX_SEGMENT: Final = 1024
 
-# pchar and "/" (RFC 3986 §3.3); the query adds what browsers and clients leave unescaped there.
-_PATH = re.compile(r"/(?:[0-9A-Za-z\-._~!$&'()*+,;=:@/]|%[0-9A-Fa-f]{2})*")
+# pchar and "/" (RFC 3986 §3.3), and what clients leave unescaped besides and Qdrant takes: payload fields like a[].b
+_PATH = re.compile(r"/(?:[0-9A-Za-z\-._~!$&'()*+,;=:@/\[\]|^]|%[0-9A-Fa-f]{2})*")
 _QUERY = re.compile(r"(?:[0-9A-Za-z\-._~!$&'()*+,;=:@/?\[\]|{}^`]|%[0-9A-Fa-f]{2})*")
 _PLAIN = re.compile(r"(?:/[0-9A-Za-z\-_~]+)+|/")
-# A percent sign (of a second encoding), a separator, a C0 control or DEL.
-_AMBIGUOUS = re.compile(r"[%/\\\x00-\x1f\x7f]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,7 @@ class RequestTarget:
 
 
 def parse_target(target: str) -> RequestTarget:
-    """Parses a target in origin-form (RFC 9112 §3.2.1). Raises :class:`BadRequest`."""
+    """Parses a target in origin-form (RFC 9112 §3.2.1). Raises :class:`BadRequest` and :class:`AmbiguousPath`."""
     path, _, query = target.partition("?")
     if _QUERY.fullmatch(query) is None:
         raise BadRequest("Malformed query")
@@ -54,7 +54,9 @@ def _decoded(segment: str) -> str:
     try:
         decoded = unquote_to_bytes(segment).decode("utf-8")
     except UnicodeDecodeError:
-        raise BadRequest("The path is not UTF-8") from None
-    if decoded in {".", ".."} or _AMBIGUOUS.search(decoded) is not None or len(decoded) > MAX_SEGMENT:
-        raise BadRequest("The path holds a segment that could be read in two ways")
+        raise AmbiguousPath("The path is not UTF-8") from None
+    if decoded in {".", ".."} or "\0" in decoded:
+        raise AmbiguousPath("The path has a dot segment, or NUL")
+    if len(decoded) > MAX_SEGMENT:
+        raise BadRequest(f"A segment of the path has at most {MAX_SEGMENT} characters")
     return decoded
