@@ -30,7 +30,8 @@ SERVER = ROOT.issue(dns=["localhost"], ips=["127.0.0.1"], server=True)
 CLIENT = ROOT.issue(common_name="alice", organizational_unit="platform", client=True)
 
 
-def config_text(**changes: Mapping[str, Any]) -> str:
+def config_text(**changes: Mapping[str, Any] | list[Any]) -> str:
+    """A section that is given is merged into the usual one, a list replaces it."""
     sections: dict[str, Any] = {
         "service": {"host": "127.0.0.1", "http_port": 0, "enable_tls": True, "verify_https_client_certificate": True},
         "tls": {"cert": "server.pem", "key": "server.key", "ca_cert": "ca.pem"},
@@ -39,7 +40,7 @@ def config_text(**changes: Mapping[str, Any]) -> str:
         "identities": [{"name": "platform", "match": {"ou": "platform"}, "role": "admin"}],
     }
     for section, values in changes.items():
-        sections[section] = {**sections.get(section, {}), **values}
+        sections[section] = values if isinstance(values, list) else {**sections.get(section, {}), **values}
     return yaml.safe_dump(sections)
 
 
@@ -53,7 +54,7 @@ class SnapshotSite:
     def config(self) -> Path:
         return self.directory / "tlsproxy.yaml"
 
-    def configure(self, **changes: Mapping[str, Any]) -> None:
+    def configure(self, **changes: Mapping[str, Any] | list[Any]) -> None:
         self.config.write_text(config_text(**changes))
 
     def write(self, name: str, data: bytes) -> Path:
@@ -89,7 +90,7 @@ class SnapshotSite:
         return read_inputs(self.config, self.environ).digest
 
 
-def site(directory: Path, **changes: Mapping[str, Any]) -> SnapshotSite:
+def site(directory: Path, **changes: Mapping[str, Any] | list[Any]) -> SnapshotSite:
     made = SnapshotSite(directory)
     made.configure(**changes)
     made.serve(SERVER)

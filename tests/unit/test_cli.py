@@ -210,14 +210,11 @@ class TestExplain:
         [
             ("searcher", "/qdrant.Points/Upsert", "PERMISSION_DENIED Forbidden: "),
             ("stranger", "/qdrant.Points/Search", 'PERMISSION_DENIED Forbidden: no role for certificate "CN=stranger"'),
-            ("none", "/qdrant.Points/Search", "UNAUTHENTICATED "),
             ("searcher", "/qdrant.Points/Serach", "UNIMPLEMENTED (unknown_operation)"),
-            ("searcher", "qdrant.Points/Search", "UNIMPLEMENTED (unknown_operation)"),
         ],
     )
     def test_a_call_that_is_refused(self, site: Path, name: str, path: str, says: str) -> None:
-        cert = "none" if name == "none" else site / "certs" / f"{name}.pem"
-        result = call("explain", "--config", site / "tlsproxy.yaml", cert, "grpc", path)
+        result = self.explain(site, name, "grpc", path)
         assert result.exit_code == 1
         assert f"decision   refused: {says}" in result.stdout
 

@@ -346,13 +346,13 @@ def test_whatever_is_swapped_or_gone_between_two_calls_the_pair_is_of_one_versio
         gone()
         return tmp_path / str(version) / path.name
 
-    def read_of(path: Path, led: Path, limit: int) -> Any:
+    def read_of(path: Path, led: Path, limit: int, *advice: Any) -> Any:
         nonlocal call, swapped_at, gone_at
         if path in pair:
             return MaterialError(str(path), "is gone") if gone() else files._Content(b"", exposed=False)
         if path == made.config:
             call, (swapped_at, gone_at) = 0, next(plan, (CALM, CALM))
-        return read(path, led, limit)
+        return read(path, led, limit, *advice)
 
     made = site(tmp_path)
     inputs = read_inputs(made.config, {})

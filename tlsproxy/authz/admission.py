@@ -14,7 +14,7 @@ from typing import Literal
 from tlsproxy.authz.access import Condition, Decision, Rights
 from tlsproxy.authz.claims import ValueExists
 from tlsproxy.authz.identity import Identity
-from tlsproxy.authz.keys import NEVER
+from tlsproxy.authz.keys import NEVER, Key
 from tlsproxy.authz.roles import Policy, Principal
 from tlsproxy.authz.tokens import INVALID, Token, unauthenticated
 
@@ -87,6 +87,13 @@ def admit(principal: Principal, policy: Policy, presented: str | None, now: floa
         if isinstance(outcome, Decision):
             return outcome
         credential = outcome
+    return joined(principal, policy, credential)
+
+
+def joined(principal: Principal, policy: Policy, credential: Credential | None) -> Admission | Decision:
+    """Admits a request by its connection's principal and its valid credential, if any."""
+    if principal.refusal is not None:
+        return principal.refusal
     if credential is None and not principal.role:
         return NO_CREDENTIAL
     if principal.by_claim:
@@ -101,14 +108,19 @@ def admit(principal: Principal, policy: Policy, presented: str | None, now: floa
 def _credential(principal: Principal, policy: Policy, presented: str, now: float) -> Credential | Decision:
     key = policy.keys.find(presented, principal.identity, now)
     if key is not None:
-        rights = policy.confined(key.rights, key.role, principal.identity, {})
-        if isinstance(rights, Decision):
-            return rights
-        return Credential("ApiKey", key.name, (rights,), role=key.role, expires=key.expires)
+        return key_credential(key, policy, principal.identity)
     if not policy.tokens:
         return INVALID
     token = policy.tokens.verify(presented, principal.identity, now)
     return token if isinstance(token, Decision) else token_credential(token, policy, principal.identity)
+
+
+def key_credential(key: Key, policy: Policy, identity: Identity | None) -> Credential | Decision:
+    """A valid key as a credential, within its role's filter."""
+    rights = policy.confined(key.rights, key.role, identity, {})
+    if isinstance(rights, Decision):
+        return rights
+    return Credential("ApiKey", key.name, (rights,), role=key.role, expires=key.expires)
 
 
 def token_credential(token: Token, policy: Policy, identity: Identity | None) -> Credential | Decision:

@@ -11,6 +11,7 @@ import hashlib
 import unicodedata
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from math import inf
 from typing import Final
 
 from cryptography import x509
@@ -111,6 +112,13 @@ def identity_of(der: bytes) -> Identity:
         return Identity(subject="", issuer="", serial="", sha256=sha256, not_after=0.0, defect="unparsable")
 
 
+def identity_of_subject(subject: x509.Name, *, sha256: str = "") -> Identity:
+    """The identity as far as a subject tells: without alternative names, issuer and CA, and with no end."""
+    base = Identity(subject="", issuer="", serial="", sha256=sha256, not_after=inf)
+    identity = _with_subject(base, subject)
+    return replace(identity, defect=identity.defect or _text_defect(map(_text, subject), "subject"))
+
+
 def anchor_of(certificate: x509.Certificate) -> Anchor:
     """Raises what `cryptography` raises for a name or key that it cannot read."""
     key = certificate.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
@@ -123,30 +131,43 @@ def anchor_of(certificate: x509.Certificate) -> Anchor:
 
 def _read(certificate: x509.Certificate, sha256: str) -> Identity:
     subject = certificate.subject
-    common_names = _values(subject, NameOID.COMMON_NAME)
     base = Identity(
-        subject=_shown(subject.rfc4514_string()),
+        subject="",
         issuer=_shown(certificate.issuer.rfc4514_string()),
         serial=f"{certificate.serial_number:x}",
         sha256=sha256,
         not_after=certificate.not_valid_after_utc.timestamp(),
-        common_name=common_names[0] if len(common_names) == 1 else "",
-        organizations=_values(subject, NameOID.ORGANIZATION_NAME),
-        organizational_units=_values(subject, NameOID.ORGANIZATIONAL_UNIT_NAME),
     )
+    base = _with_subject(base, subject)
     try:
         extensions = certificate.extensions
     except Exception:  # noqa: BLE001 - as above, but with the subject for the log
         return replace(base, defect="unreadable extensions")
     identity = _with_alternative_names(base, extensions)
-    if len(common_names) > 1:
-        return replace(identity, defect="several common names")
+    if identity.defect:
+        return identity
     defect = _name_defect(subject, "subject") or _name_defect(certificate.issuer, "issuer")
     return replace(identity, defect=defect or _alternative_defect(identity) or _usage_defect(extensions))
 
 
+def _with_subject(base: Identity, subject: x509.Name) -> Identity:
+    common_names = _values(subject, NameOID.COMMON_NAME)
+    return replace(
+        base,
+        subject=_shown(subject.rfc4514_string()),
+        common_name=common_names[0] if len(common_names) == 1 else "",
+        organizations=_values(subject, NameOID.ORGANIZATION_NAME),
+        organizational_units=_values(subject, NameOID.ORGANIZATIONAL_UNIT_NAME),
+        defect="several common names" if len(common_names) > 1 else "",
+    )
+
+
 def _values(name: x509.Name, oid: x509.ObjectIdentifier) -> tuple[str, ...]:
-    return tuple(str(attribute.value) for attribute in name.get_attributes_for_oid(oid))
+    return tuple(map(_text, name.get_attributes_for_oid(oid)))
+
+
+def _text(attribute: x509.NameAttribute[str | bytes]) -> str:
+    return str(attribute.value)
 
 
 def _with_alternative_names(identity: Identity, extensions: x509.Extensions) -> Identity:
@@ -167,7 +188,7 @@ def _with_alternative_names(identity: Identity, extensions: x509.Extensions) -> 
 def _name_defect(name: x509.Name, which: str) -> str:
     if not _NAME_ENCODINGS.issuperset(_encodings(name.public_bytes())):
         return f"{which} in an encoding other than UTF8String, PrintableString or IA5String"
-    return _text_defect((str(attribute.value) for attribute in name), which)
+    return _text_defect(map(_text, name), which)
 
 
 def _alternative_defect(identity: Identity) -> str:

@@ -36,6 +36,14 @@ class Key:
     expires: float = NEVER
     certificate: Matcher | None = None
 
+    def counts(self, identity: Identity | None, now: float) -> bool:
+        """Whether it is valid now, on a connection of this client."""
+        if now >= self.expires:
+            return False
+        return self.certificate is None or (
+            identity is not None and not identity.defect and self.certificate.matches(identity)
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Keys:
@@ -68,14 +76,11 @@ class Keys:
         found = [key for key in self.keys if hmac.compare_digest(digest, key.digest)]
         if not found or not presented:
             return None
-        key = found[0]
-        if now >= key.expires:
-            return None
-        if key.certificate is not None and (
-            identity is None or identity.defect or not key.certificate.matches(identity)
-        ):
-            return None
-        return key
+        return found[0] if found[0].counts(identity, now) else None
+
+    def named(self, name: str, identity: Identity | None, now: float) -> Key | None:
+        """The valid key of this name, for a request whose key is not known any more."""
+        return next((key for key in self.keys if key.name == name and key.counts(identity, now)), None)
 
 
 def presented_key(api_key: str | None, authorization: str | None) -> str | None:

@@ -14,7 +14,7 @@ import click
 
 from tlsproxy.config.loader import parse
 from tlsproxy.errors import TlsproxyError
-from tlsproxy.snapshot.files import CONFIG_LIMIT, read_file
+from tlsproxy.snapshot.files import CONFIG_LIMIT, read_argument
 
 DEADLINE: Final = 10.0
 """Seconds to wait for an answer."""
@@ -54,7 +54,7 @@ def admin_of(config_path: Path | None, admin: str | None) -> AdminClient:
         return AdminClient(admin)
     if config_path is None:
         raise click.UsageError("say where the admin server is: --config FILE or --admin ADDRESS")
-    listen = parse(read_file(config_path, CONFIG_LIMIT), config_path, os.environ).config.admin.listen
+    listen = parse(read_argument(config_path, CONFIG_LIMIT), config_path, os.environ).config.admin.listen
     if listen is None:
         raise AdminError(f"{config_path}: admin.listen is not set, so there is no admin server")
     if listen.endswith(":0"):

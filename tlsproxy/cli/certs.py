@@ -17,7 +17,7 @@ import click
 from tlsproxy.cli.common import explained
 from tlsproxy.cli.show import described, read_certificates
 from tlsproxy.errors import MaterialError
-from tlsproxy.snapshot.files import PEM_LIMIT, read_file
+from tlsproxy.snapshot.files import PEM_LIMIT, read_argument
 from tlsproxy.tls.pki import Authority, Issued
 
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -127,7 +127,7 @@ def _authority(directory: Path) -> Authority:
             str(certificate), f"there is no CA: create one with `tlsproxy certs init --dir {directory}`"
         )
     try:
-        return Authority.load(read_file(certificate, PEM_LIMIT), read_file(key, PEM_LIMIT))
+        return Authority.load(read_argument(certificate, PEM_LIMIT), read_argument(key, PEM_LIMIT))
     except ValueError as error:
         raise MaterialError(str(certificate), f"is not a CA that can issue: {error}") from None
 

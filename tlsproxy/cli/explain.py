@@ -2,67 +2,142 @@
 
 from __future__ import annotations
 
-import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import click
 
 from tlsproxy.authz.access import UNREAD, Decision
-from tlsproxy.authz.admission import Admission, admit
-from tlsproxy.authz.keys import NEVER, Keys
-from tlsproxy.authz.tokens import Tokens
+from tlsproxy.authz.admission import Admission, admit, joined, key_credential
+from tlsproxy.authz.keys import NEVER
+from tlsproxy.authz.roles import Principal
+from tlsproxy.authz.tokens import INVALID
 from tlsproxy.cli.common import config_option, explained
-from tlsproxy.cli.secret import policy_with_secrets, read_secret, token_option
-from tlsproxy.cli.show import described, read_client
-from tlsproxy.config.loader import parse
-from tlsproxy.config.policy import policy_of
+from tlsproxy.cli.inspection import NoConnection, connected, inspected_generation
+from tlsproxy.cli.questions import Client, Line, Request, client_of, line_of
+from tlsproxy.cli.secret import read_secret, token_option
+from tlsproxy.cli.show import described
 from tlsproxy.errors import GrpcStatus, RequestError
 from tlsproxy.proxy.decision.call_plan import grpc_status
 from tlsproxy.qdrant.grpc_decision import decide_at_best, decide_call, operation_of
 from tlsproxy.qdrant.operations import GRPC, Operation
 from tlsproxy.qdrant.rest_decision import HeadDecision, decide_request
 from tlsproxy.qdrant.router import recognise
-from tlsproxy.snapshot.files import CONFIG_LIMIT, read_file
+from tlsproxy.snapshot.generation import Generation
 from tlsproxy.text import printable, utc_time
 
 
 @click.command()
 @config_option
 @token_option
-@click.argument("cert", type=click.Path(path_type=Path))
-@click.argument("method")
-@click.argument("path")
-def explain(config_path: Path, token: str | None, cert: Path, method: str, path: str) -> None:
-    """Show the identity of CERT (PEM or DER), and whether it may do METHOD PATH. Without a certificate, CERT is `none`.
+@click.option(
+    "--line",
+    "source",
+    metavar="FILE",
+    help="Explain the request of this line of the audit log again, in place of CERT, METHOD and PATH; - for stdin.",
+)
+@click.argument("cert", required=False)
+@click.argument("method", required=False)
+@click.argument("path", required=False)
+def explain(
+    config_path: Path, token: str | None, source: str | None, cert: str | None, method: str | None, path: str | None
+) -> None:
+    """Show whether the holder of CERT would get a connection, its identity and role, and whether it may do METHOD PATH.
+
+    CERT is a file (PEM or DER; intermediates that the client sends follow its certificate), `none` for no certificate,
+    or a subject such as CN=alice,OU=search. A file's chain is verified as in a handshake: dates, CA, purpose, CRLs. A
+    subject alone cannot be.
 
     For a gRPC call METHOD is `grpc`, and PATH its full method: /qdrant.Points/Search.
 
     Exits with 0 if allowed, 1 if not. With --token the decision is on a request with that key or token, and the
-    configuration's keys are read. The CA is found through the intermediates that follow CERT in its file. The chain is
-    not verified: that is the handshake's part.
+    configuration's keys are read.
     """
     now = time.time()
     with explained():
-        config = parse(read_file(config_path, CONFIG_LIMIT), config_path, os.environ).config
-        identity = None if str(cert) == "none" else read_client(cert, config)
-        presented = None if token is None else read_secret(token)
-        policy = policy_of(config, Keys(), Tokens()) if presented is None else policy_with_secrets(config)
-    principal = policy.principal_of(identity)
+        try:
+            if source is None:
+                _explain_arguments(config_path, token, cert, method, path, now)
+            elif cert is None and token is None:
+                _explain_line(config_path, line_of(source), now)
+            else:
+                raise click.UsageError("--line has the client, its key and the request: leave the others out")
+        except NoConnection as error:
+            click.echo(f"no connection: {error}")
+            raise SystemExit(1) from None
+
+
+def _explain_arguments(
+    config_path: Path, token: str | None, cert: str | None, method: str | None, path: str | None, now: float
+) -> None:
+    if cert is None or method is None:
+        raise click.UsageError("say CERT, METHOD and PATH, or give an audit line with --line")
+    request, client = Request.of(method, path), client_of(cert)
+    generation = inspected_generation(config_path, with_keys=token is not None)
+    presented = None if token is None else read_secret(token)
+    principal = _principal(generation, client, request, now)
+    _print_decision_on(request, admit(principal, generation.policy, presented, now), principal)
+
+
+def _explain_line(config_path: Path, line: Line, now: float) -> None:
+    click.echo(f"recorded   {line.recorded}")
+    request = line.request()
+    generation = inspected_generation(config_path, with_keys=False)
+    policy = generation.policy
+    principal = _principal(generation, line.client(generation.material.anchors), request, now)
+    credential = None
+    if line.token:
+        click.echo(f"not judged its token, which no log has; recorded rights: {printable(line.token)}")
+    elif line.key:
+        key = policy.keys.named(line.key, principal.identity, now)
+        outcome = INVALID if key is None else key_credential(key, policy, principal.identity)
+        if isinstance(outcome, Decision):
+            _print_decision_on(request, outcome, principal)
+            return
+        credential = outcome
+    _print_decision_on(request, joined(principal, policy, credential), principal)
+
+
+def _principal(generation: Generation, client: Client, request: Request, now: float) -> Principal:
+    """The principal of the client's connection, with its identity and rules printed. Raises NoConnection."""
+    identity, policy = client.identity, generation.policy
+    if client.chain is None:
+        principal = policy.principal_of(identity)
+    else:
+        try:
+            principal = connected(generation, request.protocol, client.chain, now).principal
+        except NoConnection:
+            _print_lines(described(identity, now=now) if identity is not None else ())
+            raise
+        if identity is not None and principal.identity is None:
+            click.echo("not judged the certificate: without tls.ca_cert none is asked for")
+        identity = principal.identity
     if identity is not None:
-        for line in described(identity, now=now):
-            click.echo(line)
-        for line in policy.why(identity):
-            click.echo(f"  {line}")
+        _print_lines(described(identity, now=now))
+        _print_lines(f"  {line}" for line in policy.why(identity))
+    if client.chain is None:
+        click.echo("not judged the connection: dates, CA, purpose and CRLs are those of a certificate file")
+        unsure = [rule.name for rule in policy.rules if {name for name, _ in rule.match.given()} - client.told]
+        if unsure:
+            click.echo(f"not judged rules that ask for more than is told here: {', '.join(unsure)}")
     click.echo(f"rule       {principal.rule or 'none'}")
-    admitted = admit(principal, policy, presented, now)
+    return principal
+
+
+def _print_lines(lines: Iterable[str]) -> None:
+    for line in lines:
+        click.echo(line)
+
+
+def _print_decision_on(request: Request, admitted: Admission | Decision, principal: Principal) -> None:
+    """Exits with 1 for a refusal."""
     caller = admitted.principal if isinstance(admitted, Admission) else principal
     click.echo(f"role       {caller.role or 'none'}{f' ({caller.rights})' if caller.role else ''}")
     if isinstance(admitted, Admission):
         _print_credential(admitted)
-    if method.lower() == "grpc":
-        called = operation_of(path)
+    if request.protocol == "grpc":
+        called = operation_of(request.path)
         _print_operation(called, "gRPC method")
         judgement = decide_call(admitted, called)
         if judgement.decision is UNREAD and isinstance(admitted, Admission) and called is not None:
@@ -71,14 +146,14 @@ def explain(config_path: Path, token: str | None, cert: Path, method: str, path:
         _print_decision(judgement, admitted, called, _grpc_status)
         return
     try:
-        request = recognise(method, path)
+        asked = recognise(request.method, request.path)
     except RequestError as error:
         click.echo(f"decision   refused: {error.status} {error} ({error.reason})")
         raise SystemExit(1) from None
-    _print_operation(request.operation, "route, or not for this method")
-    if request.collection is not None:
-        click.echo(f"collection {printable(request.collection)}")
-    _print_decision(decide_request(admitted, request), admitted, request.operation, _http_status)
+    _print_operation(asked.operation, "route, or not for this method")
+    if asked.collection is not None:
+        click.echo(f"collection {printable(asked.collection)}")
+    _print_decision(decide_request(admitted, asked), admitted, asked.operation, _http_status)
 
 
 def _print_credential(admission: Admission) -> None:

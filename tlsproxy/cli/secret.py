@@ -14,7 +14,7 @@ from tlsproxy.config.policy import policy_of
 from tlsproxy.config.secrets import resolve_keys
 from tlsproxy.config.tokens import key_sources, resolve_tokens
 from tlsproxy.errors import MaterialError
-from tlsproxy.snapshot.files import PEM_LIMIT, SECRET_LIMIT, read_file
+from tlsproxy.snapshot.files import PEM_LIMIT, SECRET_LIMIT, read_argument, read_file
 
 STDIN: Final = "-"
 
@@ -27,7 +27,7 @@ token_option = click.option(
 
 def read_secret(source: str) -> str:
     """One key or token. Raises MaterialError, whose text never shows the content."""
-    data = sys.stdin.buffer.read(SECRET_LIMIT + 1) if source == STDIN else read_file(Path(source), SECRET_LIMIT)
+    data = sys.stdin.buffer.read(SECRET_LIMIT + 1) if source == STDIN else read_argument(Path(source), SECRET_LIMIT)
     text = data.decode("latin-1").strip("\r\n")
     if len(data) > SECRET_LIMIT or not text or not text.isascii() or not text.isprintable():
         raise MaterialError(source, "does not hold a key or token: one line of printable ASCII is expected")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from math import inf
 from pathlib import Path
 
 from cryptography import x509
@@ -11,22 +12,29 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from tlsproxy.authz.identity import Identity, identity_of
 from tlsproxy.config.model import Config
 from tlsproxy.errors import MaterialError
-from tlsproxy.snapshot.files import PEM_LIMIT, read_file
+from tlsproxy.snapshot.files import PEM_LIMIT, read_argument, read_file
 from tlsproxy.text import printable, utc_time
 from tlsproxy.tls.authorities import anchors_of, chain_above
 from tlsproxy.tls.trust import load_authorities
 
 
-def read_certificates(path: Path) -> tuple[Identity, ...]:
-    """Certificates of a PEM or DER file, at least one. Raises MaterialError."""
-    data = read_file(path, PEM_LIMIT)
-    if b"-----BEGIN " not in data:
-        identities: tuple[Identity, ...] = (identity_of(data),)
-    else:
-        identities = tuple(identity_of(each.public_bytes(Encoding.DER)) for each in _pem_certificates(path, data))
-    if any(identity.defect == "unparsable" for identity in identities):
+def read_chain(path: Path) -> tuple[bytes, ...]:
+    """Certificates (DER) of a PEM or DER file, at least one. Raises MaterialError."""
+    data = read_argument(path, PEM_LIMIT)
+    chain = [data]
+    if b"-----BEGIN " in data:
+        try:
+            chain = [each.public_bytes(Encoding.DER) for each in x509.load_pem_x509_certificates(data)]
+        except ValueError:
+            raise MaterialError(str(path), "holds no certificate that can be read") from None
+    if any(identity_of(each).defect == "unparsable" for each in chain):
         raise MaterialError(str(path), "is not a certificate")
-    return identities
+    return tuple(chain)
+
+
+def read_certificates(path: Path) -> tuple[Identity, ...]:
+    """Identities of a PEM or DER file's certificates, at least one. Raises MaterialError."""
+    return tuple(map(identity_of, read_chain(path)))
 
 
 def read_client(path: Path, config: Config) -> Identity:
@@ -34,21 +42,14 @@ def read_client(path: Path, config: Config) -> Identity:
 
     Its intermediates follow that certificate in the file. Raises MaterialError.
     """
-    identity, data = read_certificates(path)[0], read_file(path, PEM_LIMIT)
+    chain = read_chain(path)
     authorities: tuple[x509.Certificate, ...] = ()
     if config.tls.ca_cert is not None:
         authorities = load_authorities(str(config.tls.ca_cert), read_file(config.tls.ca_cert, PEM_LIMIT))
-    sent = _pem_certificates(path, data) if b"-----BEGIN " in data else [x509.load_der_x509_certificate(data)]
+    sent = list(map(x509.load_der_x509_certificate, chain))
     anchors = anchors_of(config.tls, authorities)
     issuers = chain_above(sent, authorities) or list(anchors.trusted.values())[: len(authorities) == 1]
-    return anchors.identified(identity, issuers)
-
-
-def _pem_certificates(path: Path, data: bytes) -> list[x509.Certificate]:
-    try:
-        return x509.load_pem_x509_certificates(data)
-    except ValueError:
-        raise MaterialError(str(path), "holds no certificate that can be read") from None
+    return anchors.identified(identity_of(chain[0]), issuers)
 
 
 def described(identity: Identity, *, now: float) -> Iterator[str]:
@@ -72,6 +73,7 @@ def described(identity: Identity, *, now: float) -> Iterator[str]:
         for text in texts:
             if text:
                 yield f"{label:<10} {printable(text)}"
-    yield f"{'not after':<10} {utc_time(identity.not_after)}{' (expired)' if identity.not_after < now else ''}"
+    if identity.not_after < inf:  # else only its subject is known
+        yield f"{'not after':<10} {utc_time(identity.not_after)}{' (expired)' if identity.not_after < now else ''}"
     if identity.defect:
         yield f"{'defect':<10} {identity.defect}: no role, as a client's certificate"

@@ -21,7 +21,7 @@ from tlsproxy.cli.show import read_certificates, read_client
 from tlsproxy.config.loader import parse
 from tlsproxy.config.model import Config
 from tlsproxy.config.secrets import signing_keys
-from tlsproxy.snapshot.files import CONFIG_LIMIT, SECRET_LIMIT, read_file
+from tlsproxy.snapshot.files import CONFIG_LIMIT, SECRET_LIMIT, read_argument, read_file
 from tlsproxy.text import utc_time
 
 _FILE = click.argument("source", metavar="FILE")
@@ -128,7 +128,7 @@ def verify(config_path: Path, certificate: Path | None, source: str) -> None:
 
 
 def _config(path: Path) -> Config:
-    return parse(read_file(path, CONFIG_LIMIT), path, os.environ).config
+    return parse(read_argument(path, CONFIG_LIMIT), path, os.environ).config
 
 
 def _secret_file(path: Path) -> bytes:

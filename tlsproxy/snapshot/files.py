@@ -54,6 +54,12 @@ _ADVICE: Final = {
     errno.EACCES: "may not be read by this user; give the user that tlsproxy runs as read permission",
     errno.ELOOP: "is a link that leads back to itself; point it at the file",
 }
+_ARGUMENT_ADVICE: Final = {
+    errno.ENOENT: "does not exist",
+    errno.ENOTDIR: "does not exist: a part of its path is not a directory",
+    errno.EACCES: "may not be read by this user",
+    errno.ELOOP: _ADVICE[errno.ELOOP],
+}
 _PATH_ERRORS: Final = frozenset((errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENXIO))
 """Errors of a path that leads to no file. All others are the system's, and may pass by themselves."""
 _KINDS: Final = (
@@ -124,6 +130,14 @@ def read_file(path: Path, limit: int) -> bytes:
     return content.data
 
 
+def read_argument(path: Path, limit: int) -> bytes:
+    """Like :func:`read_file`, for a file that a command's argument names: its errors speak of no configuration."""
+    content = _read(path, path, limit, _ARGUMENT_ADVICE)
+    if isinstance(content, MaterialError):
+        raise content
+    return content.data
+
+
 def read_inputs(
     config_path: Path, environ: Mapping[str, str], *, earlier: Inputs | None = None, serving: Config | None = None
 ) -> Inputs:
@@ -181,7 +195,8 @@ def _agreed(
 
 def _configuration(config_path: Path, environ: Mapping[str, str], earlier: Inputs | None) -> _Configuration:
     timeout = Tls.model_fields["read_timeout"].default if earlier is None else earlier.loaded.config.tls.read_timeout
-    content = _each({config_path: partial(_read, config_path, config_path, CONFIG_LIMIT)}, timeout)[config_path]
+    read = partial(_read, config_path, config_path, CONFIG_LIMIT, _ARGUMENT_ADVICE)
+    content = _each({config_path: read}, timeout)[config_path]
     try:
         if isinstance(content, MaterialError):
             raise content
@@ -325,13 +340,13 @@ def _target(path: Path) -> Path | MaterialError:
         return MaterialError(str(path), _ADVICE[errno.ELOOP])
 
 
-def _read(path: Path, target: Path, limit: int) -> _Content | MaterialError:
+def _read(path: Path, target: Path, limit: int, advice: Mapping[int, str] = _ADVICE) -> _Content | MaterialError:
     """The content of ``target``; errors name ``path``, as configured."""
     try:
         # O_NONBLOCK: opening a named pipe must not wait for a writer.
         descriptor = os.open(target, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
     except OSError as error:
-        return _unreadable(path, error)
+        return _unreadable(path, error, advice)
     try:
         before = os.fstat(descriptor)
         if not stat.S_ISREG(before.st_mode):
@@ -343,7 +358,7 @@ def _read(path: Path, target: Path, limit: int) -> _Content | MaterialError:
         data = b"".join(_pieces(path, descriptor, limit))
         after = os.fstat(descriptor)
     except OSError as error:
-        return _unreadable(path, error)
+        return _unreadable(path, error, advice)
     except MemoryError:
         return _unreadable(path, OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)))
     finally:
@@ -362,9 +377,9 @@ def _pieces(path: Path, descriptor: int, limit: int) -> Iterator[bytes]:
         yield piece
 
 
-def _unreadable(path: Path, error: OSError) -> MaterialError:
+def _unreadable(path: Path, error: OSError, advice: Mapping[int, str] = _ADVICE) -> MaterialError:
     kind = FailureKind.INPUT if error.errno in _PATH_ERRORS else FailureKind.ENVIRONMENT
-    return MaterialError(str(path), _ADVICE.get(error.errno or 0, f"cannot be read: {error.strerror}"), kind)
+    return MaterialError(str(path), advice.get(error.errno or 0, f"cannot be read: {error.strerror}"), kind)
 
 
 def _kind(mode: int) -> str:

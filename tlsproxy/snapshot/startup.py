@@ -56,11 +56,11 @@ def first_generation(
     resolved = NameResolver().resolve(names_of(config, config), START_DEADLINE)
     proposal = propose(InputReading(config_path, environ, inputs, resolved, documents), None, time.time())
     faults = proposal.faults
-    if proposal.generation is None or any(_prevents_start(*each) for each in faults.items()):
+    if proposal.generation is None or any(prevents_start(*each) for each in faults.items()):
         raise CannotStart(faults.values())
     return FirstGeneration(proposal.generation, inputs, faults)
 
 
-def _prevents_start(subject: Input, fault: Fault) -> bool:
+def prevents_start(subject: Input, fault: Fault) -> bool:
     """An unreadable file does; a date in the future and an unresolved name do not."""
     return fault.kind in _PERMANENT or (fault.kind is FailureKind.ENVIRONMENT and subject.kind != "name")

@@ -37,6 +37,12 @@ def peer_of(ssl_object: ssl.SSLObject) -> Peer | None:
     return _peer(leaf, _chain(ssl_object, "verified"), kept_of(_chain(ssl_object, "unverified")))
 
 
+def tried_peer(server_side: ssl.SSLObject) -> Peer | None:
+    """The same of a trial (:func:`tlsproxy.tls.client_trial.present`), whose handshake does not end."""
+    verified = _chain(server_side, "verified")
+    return _peer(verified[0], verified, kept_of(_chain(server_side, "unverified"))) if verified else None
+
+
 @lru_cache(maxsize=CACHED)
 def _peer(leaf: bytes, verified: tuple[bytes, ...], sent: tuple[bytes, ...]) -> Peer:
     """The same object for all connections of a client: parsing takes a tenth of a handshake."""

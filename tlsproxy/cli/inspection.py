@@ -1,0 +1,94 @@
+"""The listener's verdict on a client without a connection: a generation of the configuration, and a trial with it."""
+
+from __future__ import annotations
+
+import os
+import ssl
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Final
+
+import click
+
+from tlsproxy.config.listeners import listening, titles
+from tlsproxy.config.model import Config, HttpProtocol
+from tlsproxy.config.tokens import key_sources
+from tlsproxy.errors import TlsproxyError
+from tlsproxy.proxy.core.authorization import Standing
+from tlsproxy.proxy.transport.tls import handshake_failure
+from tlsproxy.snapshot.files import Inputs, read_inputs
+from tlsproxy.snapshot.generation import Generation, propose
+from tlsproxy.snapshot.startup import prevents_start
+from tlsproxy.snapshot.states import InputKind
+from tlsproxy.snapshot.validation import InputReading
+from tlsproxy.tls.client_trial import present
+from tlsproxy.tls.peer import tried_peer
+from tlsproxy.tls.pki import Authority
+
+_TRUST: Final[tuple[InputKind, ...]] = ("configuration", "authorities", "crl")
+_KEYS: Final[tuple[InputKind, ...]] = ("secret", "public_keys")
+_PASSPHRASE: Final = b"-"
+
+
+class NoConnection(TlsproxyError):
+    """A client that the listener turns away. ``reason`` is the audit log's."""
+
+    def __init__(self, text: str, reason: str) -> None:
+        super().__init__(f"{text} ({reason})")
+        self.reason = reason
+
+
+def inspected_generation(config_path: Path, *, with_keys: bool) -> Generation:
+    """The generation that `run` would start with, but for a server certificate of its own and unresolved names.
+
+    So the server's key need not be readable by who asks. Without ``with_keys`` those of clients need not either.
+    Raises TlsproxyError.
+    """
+    inputs = read_inputs(config_path, os.environ)
+    config = inputs.loaded.config
+    if with_keys:
+        for source in key_sources(config):
+            text = f"{source.shown} is not fetched by this command: none of its tokens is accepted"
+            click.echo(f"warning: {text}", err=True)
+    reading = InputReading(config_path, os.environ, _with_own_certificate(inputs, config), {}, {})
+    proposal = propose(reading, None, time.time())
+    kinds = (*_TRUST, *_KEYS) if with_keys else _TRUST
+    faults = [fault for subject, fault in proposal.faults.items() if subject.kind in kinds]
+    if proposal.generation is None or any(
+        prevents_start(subject, fault) for subject, fault in proposal.faults.items() if fault in faults
+    ):
+        raise TlsproxyError("\n".join(fault.text for fault in faults))
+    return proposal.generation
+
+
+def _with_own_certificate(inputs: Inputs, config: Config) -> Inputs:
+    issued = Authority.create().issue(common_name="explain", server=True)
+    pair = issued.certificate_pem + issued.key_pem
+    own = {config.tls.cert: pair, config.tls.key: pair}
+    if config.tls.key_passphrase_file is not None:
+        own[config.tls.key_passphrase_file] = _PASSPHRASE
+    failures = {path: failure for path, failure in inputs.failures.items() if path not in own}
+    return replace(inputs, files={**inputs.files, **own}, failures=failures)
+
+
+def connected(generation: Generation, protocol: HttpProtocol, chain: Sequence[bytes], now: float) -> Standing:
+    """The standing of a client that sends these certificates (DER, leaf first; or none) on a new connection.
+
+    Raises NoConnection.
+    """
+    where = next((each for each in listening(generation.config) if protocol in each.protocols), None)
+    if where is None:
+        raise NoConnection(f"nothing listens for {titles((protocol,))}", "no_listener")
+    context, peer = generation.contexts[where.protocols], None
+    if context.verify_mode is not ssl.CERT_NONE:
+        try:
+            peer = tried_peer(present(context, chain))
+        except ssl.SSLError as error:
+            reason, text = handshake_failure(error)
+            raise NoConnection(text, reason) from None
+    standing = Standing(generation, peer, now)
+    if standing.refusal is not None:
+        raise NoConnection(f"{standing.refusal.status} {standing.refusal.text}", standing.refusal.reason)
+    return standing
