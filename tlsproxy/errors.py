@@ -216,6 +216,17 @@ class UpstreamTimeout(RequestError):
     reason = "upstream_timeout"
 
 
+class DeadlineExceeded(RequestError):
+    """The client's own deadline has passed."""
+
+    status = 504
+    grpc = GrpcStatus.DEADLINE_EXCEEDED
+    reason = "deadline_exceeded"
+
+    def __init__(self) -> None:
+        super().__init__("Deadline exceeded")
+
+
 class Overloaded(RequestError):
     status = 503
     grpc = GrpcStatus.UNAVAILABLE

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 from qdrant_client import grpc as pb
@@ -24,13 +25,19 @@ KEYS = {name: f"the-key-of-{name}" for name in ROLES}
 SEARCH, COUNT, LIST = "/qdrant.Points/Search", "/qdrant.Points/Count", "/qdrant.Collections/List"
 
 
-def relay_generation(site: Site, roles: Mapping[str, Any] = ROLES, upstream: str = "http://127.0.0.1:1") -> Generation:
+def relay_generation(
+    site: Site,
+    roles: Mapping[str, Any] = ROLES,
+    upstream: str = "http://127.0.0.1:1",
+    limits: Mapping[str, float] = MappingProxyType({}),
+) -> Generation:
     config = site.write_config(
         "http://127.0.0.1:1",
         grpc=upstream,
         service={"verify_https_client_certificate": False},
         audit={"dir": "-", "on_full": "block"},
         roles=dict(roles),
+        limits=dict(limits),
         identities=[],
         keys=[
             {"name": name, "role": name, "sha256": hashlib.sha256(key.encode()).hexdigest()}

@@ -15,6 +15,9 @@ from tlsproxy.snapshot.generation import Generation
 
 WINDOW, LATE, RATE = 30, 300, 1024
 """`body_timeout` and `write_timeout`, `response_timeout`, `min_data_rate`."""
+MOST, OF_SNAPSHOTS = 900, 1200
+"""`max_response_timeout`, `snapshot_timeout`."""
+SNAPSHOT = "/qdrant.Snapshots/CreateFull"
 DEADLINE_EXCEEDED = 4
 
 _memory = pytest.fixture(autouse=True)(in_memory)
@@ -37,7 +40,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 @pytest.fixture(scope="module")
 def generation(site: Site) -> Generation:
-    return relay_generation(site)
+    return relay_generation(site, limits={"max_response_timeout": MOST, "snapshot_timeout": OF_SNAPSHOTS})
 
 
 @pytest.fixture
@@ -165,3 +168,35 @@ def test_an_upstream_that_does_not_answer_is_not_waited_for_longer_for_what_its_
     ends.client.say(stream, prefixed(b""), [])
     assert LATE <= lives(ends, clock, 1000, lambda: ends.client.grant(stream, 1000)) <= LATE + 2
     assert reason(ends) == "upstream_timeout"
+
+
+@pytest.mark.parametrize(
+    ("path", "deadline", "seconds", "ended"),
+    [
+        pytest.param(SEARCH, b"10S", 10, "deadline_exceeded", id="shorter"),
+        pytest.param(SEARCH, b"0n", 1, "deadline_exceeded", id="none left"),
+        pytest.param(SEARCH, b"400000m", 400, "deadline_exceeded", id="longer than the upstream's"),
+        pytest.param(SEARCH, b"99999999H", MOST, "upstream_timeout", id="longer than allowed"),
+        pytest.param(SNAPSHOT, b"99999999H", OF_SNAPSHOTS, "upstream_timeout", id="a snapshot"),
+        pytest.param(SNAPSHOT, b"", OF_SNAPSHOTS, "upstream_timeout", id="a snapshot without a deadline"),
+        pytest.param(SNAPSHOT, b"1M", 60, "deadline_exceeded", id="a snapshot with a deadline"),
+    ],
+)
+def test_an_upstream_has_the_time_that_the_client_has(
+    ends: Ends, clock: Clock, path: str, deadline: bytes, seconds: int, ended: str
+) -> None:
+    own = [("grpc-timeout", deadline.decode())] if deadline else []
+    stream = ends.client.open([*asked(path, "plain"), *own])
+    ends.client.say(stream, prefixed(b""), [])
+    assert seconds <= lives(ends, clock, 2000) <= seconds + 2
+    assert ends.client.streams[stream].status == DEADLINE_EXCEEDED
+    assert reason(ends) == ended
+
+
+def test_an_answer_that_goes_on_ends_with_its_clients_deadline(ends: Ends, clock: Clock) -> None:
+    stream = ends.client.open([*asked(SEARCH, "plain"), ("grpc-timeout", "20S")])
+    ends.client.say(stream, prefixed(b""), [])
+    moved(ends)
+    ends.upstream.connection.send_headers(stream, ANSWERED)
+    assert 20 <= lives(ends, clock, 100, lambda: ends.upstream.say(stream, prefixed(b"more"))) <= 22
+    assert reason(ends) == "deadline_exceeded"

@@ -136,6 +136,12 @@ class LimitsConfig(Section):
     a worker together: received bytes, what they decode to, and what is made of them. More is refused (503,
     RESOURCE_EXHAUSTED). A body of vectors takes its own size if only names matter, eight times that for a tenant. At
     least `service.max_request_size_mb`, and `limits.max_message_size_mb` if gRPC is served."""
+    max_response_timeout: Seconds = 3600.0
+    """Most seconds to wait for the upstream where the client says how long it waits itself: by `grpc-timeout`, or by
+    Qdrant's `?timeout=`. Such a request may take longer than `upstream.response_timeout`, up to this."""
+    snapshot_timeout: Seconds = 3600.0
+    """Seconds to wait for the upstream, in place of `upstream.response_timeout`, where snapshots are made, recovered,
+    listed, deleted, uploaded and downloaded."""
     inspection_timeout: Seconds = 10.0
     """Seconds that a request waits for its part of that memory. A request that is open and waiting keeps the value that
     it began with."""

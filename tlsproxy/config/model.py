@@ -145,7 +145,8 @@ class UpstreamConfig(Section):
     connect_timeout: Seconds = 5.0
     """Seconds to wait for a connection."""
     response_timeout: Seconds = 300.0
-    """Seconds to wait for the head of a response, and between two pieces of its body."""
+    """Seconds to wait for the head of a response, and between two pieces of its body. Longer where the client says so
+    (`limits.max_response_timeout`) and for snapshots (`limits.snapshot_timeout`)."""
     idle_timeout: Seconds = 4.0
     """Seconds that an unused connection is kept. Qdrant closes one after 5 s, so this must be less."""
     on_change: Literal["drain", "keep"] = "drain"

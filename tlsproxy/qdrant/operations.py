@@ -46,6 +46,11 @@ class Operation:
         """Whether it changes nothing, so that it may be sent again after a connection was lost."""
         return not (self.requirement.write or self.requirement.manage)
 
+    @property
+    def snapshot(self) -> bool:
+        """Whether it is about snapshots, of the storage, a collection or a shard."""
+        return "/snapshot" in self.path or self.path.startswith("/qdrant.Snapshots/")
+
 
 MAX_NAME_BYTES: Final = 255
 """Most bytes of a collection's name, as in Qdrant."""

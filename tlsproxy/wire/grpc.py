@@ -22,6 +22,16 @@ TIMEOUT: Final = b"grpc-timeout"
 _DEADLINES: Final = tuple(literals(((TIMEOUT, bytes(length)),))[:-length] for length in range(1, 10))
 """Bytes before a deadline of one byte, of two and so on: the name and the length."""
 
+_UNITS: Final = {
+    ord("H"): 3600.0,
+    ord("M"): 60.0,
+    ord("S"): 1.0,
+    ord("m"): 1e-3,
+    ord("u"): 1e-6,
+    ord("n"): 1e-9,
+}
+"""Seconds of the units of a deadline."""
+
 _NAME = re.compile(rb"[!#$%&'*+\-.^_`|~0-9a-z]{1,256}")
 # field-vchar, obs-text, space and tab within (RFC 9113 §8.2.1).
 VALUE: Final = re.compile(rb"(?:[\x21-\x7e\x80-\xff](?:[\t\x20-\x7e\x80-\xff]*[\x21-\x7e\x80-\xff])?)?")
@@ -143,6 +153,12 @@ def is_timeout(value: bytes) -> bool:
 def deadline_block(timeout: bytes) -> bytes:
     """``timeout`` is one by :func:`is_timeout`."""
     return _DEADLINES[len(timeout) - 1] + timeout
+
+
+def seconds_in(deadline: bytes) -> float | None:
+    """Seconds of a deadline as :func:`deadline_block` writes it; None where it is empty."""
+    timeout = deadline[len(_DEADLINES[0]) :]
+    return int(timeout[:-1]) * _UNITS[timeout[-1]] if timeout else None
 
 
 def _split_unusual(fields: Fields) -> tuple[dict[bytes, bytes], Fields]:

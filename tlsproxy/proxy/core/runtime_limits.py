@@ -7,7 +7,12 @@ open connections too. Limits that were announced to a client in its SETTINGS (`l
 
 from __future__ import annotations
 
+from typing import Final
+
 from tlsproxy.config.model import Config
+
+LAST_ANSWER: Final = 5.0
+"""Seconds for the upstream to say that a client's own time is over."""
 
 
 class RuntimeLimits:
@@ -36,9 +41,11 @@ class RuntimeLimits:
         "max_connection_age",
         "max_head_size",
         "max_message_size",
+        "max_response_timeout",
         "max_streams",
         "min_data_rate",
         "response_timeout",
+        "snapshot_timeout",
         "streams_per_second",
         "tcp_idle_timeout",
         "upstream_connections",
@@ -71,6 +78,8 @@ class RuntimeLimits:
         self.inspection_timeout = limits.inspection_timeout
         self.connect_timeout = upstream.connect_timeout
         self.response_timeout = upstream.response_timeout
+        self.max_response_timeout = limits.max_response_timeout
+        self.snapshot_timeout = limits.snapshot_timeout
         self.kept_timeout = upstream.idle_timeout
         self.upstream_connections = upstream.max_connections
         self.drains_former = upstream.on_change == "drain"
@@ -78,6 +87,18 @@ class RuntimeLimits:
     def client_write(self) -> tuple[float, float]:
         """Slowest rate at which a client may read: (seconds of the window, bytes per second)."""
         return self.write_timeout, self.min_data_rate
+
+    def response_wait(self, asked: float, *, snapshot: bool) -> float:
+        """Seconds to wait for the upstream's response; ``asked`` are the client's own, 0 where it says none.
+
+        For example, with a `response_timeout` of 300 and a `max_response_timeout` of 3600: 300 for 10, 605 for 600,
+        3600 for a day.
+        """
+        if snapshot:
+            return self.snapshot_timeout
+        if not asked:
+            return self.response_timeout
+        return max(self.response_timeout, min(asked + LAST_ANSWER, self.max_response_timeout))
 
     def upstream_write(self) -> tuple[float, float]:
         """Slowest rate at which the upstream may read, in the same form."""

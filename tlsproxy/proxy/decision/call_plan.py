@@ -95,7 +95,8 @@ class CallPlan:
     ``exists``: the point that the caller's token requires. ``unread``: the message must be read before the call is
     decided. ``asked``: the question of the decision, None where that cannot matter any more. ``body_facts``: facts of
     the message that was read. ``limit_check`` as there; ``largest``: most bytes of the message, 0 if without limit;
-    ``of_role``: by the caller's role. ``length``: bytes of its DATA, where the client has said so.
+    ``of_role``: by the caller's role. ``length``: bytes of its DATA, where the client has said so. ``snapshot``:
+    snapshots have a time of their own.
     """
 
     operation: str
@@ -113,6 +114,7 @@ class CallPlan:
     largest: int = 0
     of_role: bool = True
     length: int | None = None
+    snapshot: bool = False
 
     def too_large(self) -> BodyTooLarge:
         """Error for a message of more than ``largest`` bytes."""
@@ -277,4 +279,5 @@ class CallPlans:
             largest=OPEN_MESSAGE if is_open else self._quotas.largest_body(admission) or 0,
             of_role=not is_open,
             length=head.length,
+            snapshot=operation is not None and operation.snapshot,
         )

@@ -6,8 +6,9 @@ answer until it takes it. All other time is the upstream's.
 
 from __future__ import annotations
 
-from tlsproxy.errors import ReaderTooSlow, RequestError, RequestTimeout, UpstreamTimeout
+from tlsproxy.errors import DeadlineExceeded, ReaderTooSlow, RequestError, RequestTimeout, UpstreamTimeout
 from tlsproxy.proxy.grpc.call import Call
+from tlsproxy.wire.grpc import seconds_in
 from tlsproxy.wire.throughput import Throughput
 
 
@@ -63,6 +64,20 @@ def overdue(call: Call, now: float) -> RequestError | None:
     left = call.reduction.left if call.reduction is not None else 0
     if waits_to_take and taken.too_low(now, call.record.bytes_out - left, limits.write_timeout, rate):
         return ReaderTooSlow("The answer was taken too slowly")
-    if now - call.last_activity > limits.response_timeout:
+    return _upstream_overdue(call, now)
+
+
+def deadline_passed(call: Call, now: float) -> bool:
+    """Whether the client's own deadline is over."""
+    seconds = seconds_in(call.deadline)
+    return seconds is not None and now - call.record.started >= seconds
+
+
+def _upstream_overdue(call: Call, now: float) -> RequestError | None:
+    """Error of a call whose client's own deadline is over, or whose upstream is silent for too long."""
+    if deadline_passed(call, now):
+        return DeadlineExceeded()
+    asked = seconds_in(call.deadline) or 0.0
+    if now - call.last_activity > call.relay.limits.response_wait(asked, snapshot=call.record.plan.snapshot):
         return UpstreamTimeout("The upstream did not answer in time")
     return None

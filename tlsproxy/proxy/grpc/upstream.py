@@ -9,8 +9,16 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from tlsproxy.errors import GrpcStatus, RequestError, UpstreamBroken, UpstreamTimeout, UpstreamUnreachable
+from tlsproxy.errors import (
+    DeadlineExceeded,
+    GrpcStatus,
+    RequestError,
+    UpstreamBroken,
+    UpstreamTimeout,
+    UpstreamUnreachable,
+)
 from tlsproxy.proxy.grpc.call import Call, ResponsePart
+from tlsproxy.proxy.grpc.call_timeouts import deadline_passed
 from tlsproxy.proxy.grpc.relay import Relay
 from tlsproxy.proxy.grpc.settings import SettingsExchange
 from tlsproxy.proxy.transport.deadlines import NEVER
@@ -355,6 +363,9 @@ class GrpcUpstream:
         if call.reduction is not None:
             if not call.reduction.whole:
                 call.refuse(UpstreamBroken("The upstream ended the call"))
+            return b""
+        if not call.recorded and deadline_passed(call, time.monotonic()):
+            call.refuse(DeadlineExceeded())
             return b""
         if not call.recorded:
             call.record.grpc_status = _RESET.get(code, GrpcStatus.INTERNAL).value

@@ -223,6 +223,11 @@ class Exchange:
         return account_of(self._link.entry.account, self.record.plan.audit.caller)
 
     @property
+    def response_timeout(self) -> float:
+        plan = self.record.plan
+        return self._gateway.bounds.response_wait(plan.timeout, snapshot=plan.snapshot)
+
+    @property
     def waits_for_client(self) -> bool:
         """Waits for more of the request, or until the client takes more of the response."""
         return self._stream.stalled or self.sending

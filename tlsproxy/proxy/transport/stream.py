@@ -392,7 +392,7 @@ class Stream:
             self.handler.connection_lost(error)
         finally:
             self.when_ended = self._error = None
-            del self.handler
+            del self.handler, self._lowest
 
     def rearm(self) -> None:
         """Limits have changed: a wait that goes on gets its new deadline, counted from now."""

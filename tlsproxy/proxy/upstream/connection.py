@@ -28,7 +28,8 @@ _SWITCHING: Final = 101
 
 
 class UpstreamRequest(Holder, Protocol):
-    """Request, as an upstream connection sees it, with the ``account`` that its connection counts for.
+    """Request, as an upstream connection sees it, with the ``account`` that its connection counts for, and the seconds
+    to wait for its response.
 
     ``response_done`` and ``upstream_lost`` end it: ``stale`` for a reused connection that ended before any byte of a
     response, ``answered`` if the response's head has come. ``request_sent``: the request is written whole. ``later``:
@@ -37,6 +38,8 @@ class UpstreamRequest(Holder, Protocol):
 
     @property
     def account(self) -> Account: ...
+    @property
+    def response_timeout(self) -> float: ...
     def request_sent(self) -> bool: ...
     def later(self, go_on: Work) -> None: ...
     def upstream_ready(self, upstream: UpstreamConnection) -> None: ...
@@ -72,6 +75,7 @@ class UpstreamConnection:
         "_keeper",
         "_paused",
         "_remaining",
+        "_timeout",
         "_to_head",
         "place",
         "request",
@@ -92,7 +96,8 @@ class UpstreamConnection:
         self._chunks: ChunkedBody | None = None
         self._to_head = self._awaited = self._paused = False
         addresses, bounds = gateway.generation.upstream_addresses["rest"], gateway.bounds
-        self.stream = DialledStream(gateway.loop, addresses, self, gateway.deadlines, bounds.upstream_write)
+        self._timeout = bounds.response_timeout
+        self.stream = DialledStream(gateway.loop, addresses, self, gateway.deadlines, self._lowest)
         self.stream.deadline = time.monotonic() + bounds.connect_timeout
 
     def begin(self, request: UpstreamRequest, data: bytes, *, to_head: bool, whole: bool) -> None:
@@ -100,8 +105,9 @@ class UpstreamConnection:
         self.request = request
         self._buffer, self._head, self._chunks = b"", None, None
         self._to_head, self._awaited, self._paused = to_head, whole, False
+        self._timeout = timeout = request.response_timeout
         stream = self.stream
-        stream.deadline = time.monotonic() + self._gateway.bounds.response_timeout if whole else NEVER
+        stream.deadline = time.monotonic() + timeout if whole else NEVER
         stream.write(data)
 
     def await_response(self) -> None:
@@ -117,7 +123,11 @@ class UpstreamConnection:
     def _await(self) -> None:
         stream = self.stream
         if not stream.stalled:  # else the deadline is that of the write
-            stream.deadline = time.monotonic() + self._gateway.bounds.response_timeout if self._awaited else NEVER
+            stream.deadline = time.monotonic() + self._timeout if self._awaited else NEVER
+
+    def _lowest(self) -> tuple[float, float]:
+        """Slowest rate at which the upstream may read the request: (seconds of the window, bytes per second)."""
+        return self._timeout, self._gateway.bounds.min_data_rate
 
     def pause(self) -> None:
         """Stops reading: the client takes the response slower than it comes."""
@@ -246,6 +256,7 @@ class UpstreamConnection:
         if self.request is None:
             self.stream.deadline = now + bounds.kept_timeout
         elif self.stream.established:
+            self._timeout = self.request.response_timeout
             self._await()
         else:
             self.stream.deadline = now + bounds.connect_timeout

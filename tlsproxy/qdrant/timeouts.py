@@ -1,0 +1,24 @@
+"""Qdrant's query parameter `timeout`: seconds that a request may take there."""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+from urllib.parse import parse_qsl
+
+_SECONDS: Final = re.compile(r"\+?[0-9]{1,20}", re.ASCII)
+_MOST_PARAMETERS: Final = 100
+
+
+def timeout_in(query: str) -> float:
+    """Seconds that the query asks for. 0 where there are none, or none that Qdrant takes: it wants one whole number
+    of 64 bits, for example `wait=true&timeout=600`.
+    """
+    if "=" not in query:
+        return 0.0
+    try:
+        parameters = parse_qsl(query, max_num_fields=_MOST_PARAMETERS)
+    except ValueError:
+        return 0.0
+    values = [value for name, value in parameters if name == "timeout"]
+    return float(values[0]) if len(values) == 1 and _SECONDS.fullmatch(values[0]) is not None else 0.0
