@@ -73,6 +73,9 @@ def test_all_mistakes_at_once_with_their_places(own_site: Site, command: str) ->
         ({"upstream": {"idle_timeout": 6}}, "upstream.idle_timeout"),
         ({"identities": [{"name": "x", "match": {}, "role": "admin"}]}, "identities[0].match"),
         ({"identities": [{"name": "x", "match": {"cn": "x"}, "role": "amdin"}]}, "did you mean 'admin'?"),
+        ({"roles": {"admin": {"access": "rw"}}}, "[{collection: docs, access: rw}]"),
+        ({"roles": {"admin": {"access": {"docs": "rw"}}}}, "[{collection: docs, access: rw}]"),
+        ({"roles": {"admin": {"collections": ["docs"], "access": "r"}}}, "collections stand under `access`"),
     ],
     ids=lambda value: value if isinstance(value, str) else None,
 )

@@ -89,6 +89,9 @@ def test_credential_is_a_name_and_no_path(name: str) -> None:
     ]
 
 
+LIST = 'for single collections a list: [{collection: docs, access: rw}] (all of them: "**")'
+
+
 def test_all_problems_come_at_once_in_order() -> None:
     text = """\
 tls: {cert: server.pem, kee: server.key, ca_cert: ca.pem}
@@ -115,11 +118,11 @@ log_level: WARNING
         "4:3 service.hots: unknown key (did you mean 'host'?)",
         "5:3 service.api_key: must be text: quote it",
         "6:1 rolse: unknown key (did you mean 'roles'?)",
-        "8:12 roles.search.access: must be 'r' or 'm'",
+        f"8:12 roles.search.access: must be 'r' or 'm'; {LIST}",
         "9:21 roles.ingest.access[0].access: is required",
         "9:40 roles.ingest.access[0].acces: unknown key (did you mean 'access'?)",
         "10:3 roles.bad name: must be 1 to 64 letters, digits, '.', '_' or '-', and begin with a letter or a digit",
-        "11:1 identities: must be a list",
+        '11:1 identities: must be a list: [{name: jobs, match: {cn: "ingest-*"}, role: ingest}]',
         "13:3 audit.rotation: must be 'daily' or 'hourly' (did you mean 'daily'?)",
         "14:3 audit.rotation: duplicate key (the first is in line 13)",
         "15:1 limits: must be a mapping",

@@ -18,6 +18,7 @@ from tlsproxy.config.callers import Section
 from tlsproxy.config.checks import ITEMS, findings
 from tlsproxy.config.environment import overlay
 from tlsproxy.config.findings import Finding
+from tlsproxy.config.hints import form_hint, place_hint
 from tlsproxy.config.model import Config
 from tlsproxy.config.positions import Path as TreePath
 from tlsproxy.config.positions import Tree, read_tree
@@ -35,13 +36,15 @@ _CREDENTIAL_NAME: Final = re.compile(r"[A-Za-z0-9@_-][A-Za-z0-9@._-]*")
 _MISSPELT_URL: Final = re.compile(r"https?:", re.IGNORECASE)
 """A malformed URL, which must not pass for a path: a problem would show it, and its query may be a secret."""
 _STAND_IN: Final = {"access": "r"}
-_TEXTS: Final = {
+_SHAPES: Final = {
     "missing": "is required",
     "string_type": "must be text: quote it",
-    "path_type": "must be a path: quote it",
     "model_type": "must be a mapping",
     "dict_type": "must be a mapping",
     "tuple_type": "must be a list",
+}
+_TEXTS: Final = {
+    "path_type": "must be a path: quote it",
     "string_pattern_mismatch": "must be 1 to 64 letters, digits, '.', '_' or '-', and begin with a letter or a digit",
 }
 
@@ -263,11 +266,14 @@ def _problem(tree: Tree, detail: ErrorDetails) -> Problem:
 
 
 def _text(tree: Tree, path: TreePath, detail: ErrorDetails) -> str:
-    kind = detail["type"]
+    kind, value = detail["type"], tree.get(path)
     if kind == "extra_forbidden":
-        return f"unknown key{did_you_mean(str(path[-1]), known_at(path[:-1]))}"
+        return f"unknown key{place_hint(path) or did_you_mean(str(path[-1]), known_at(path[:-1]))}"
+    hint = form_hint(path, value)
     if kind == "literal_error":
         expected = detail["ctx"]["expected"]
         words = re.findall(r"'([^']*)'", expected)
-        return f"must be {expected if words else expected.lower()}{did_you_mean(str(tree.get(path)), words)}"
+        return f"must be {expected if words else expected.lower()}{hint or did_you_mean(str(value), words)}"
+    if kind in _SHAPES:
+        return _SHAPES[kind] + hint
     return _TEXTS.get(kind) or detail["msg"].replace("Input should be", "must be").replace("Value", "value", 1)

@@ -1,0 +1,65 @@
+"""The right form of what is often written in another one: rights as in Qdrant's tokens, keys at another level.
+
+A hint shows example values only, and of the file's own nothing but words such as `rw`: the rest may be a secret.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from tlsproxy.authz.access import GRANTS
+from tlsproxy.config.callers import Match
+from tlsproxy.config.positions import Path
+
+_FIELDS: Final = frozenset(Match.model_fields)
+_GRANTS: Final = frozenset({"collection", "collections", "grants"})
+_RIGHTS: Final = frozenset({"access", *_GRANTS})
+
+
+def form_hint(path: Path, value: Any) -> str:
+    """The end of a text on a value of a wrong type or word, or a missing one: `: {access: r}`; "" without a hint."""
+    match path:
+        case ("roles",):
+            return ": {reader: {access: r}}"
+        case ("roles", _):
+            return f": {{access: r}}, or {{access: {_grants(value)}}}"
+        case ("roles", _, "access"):
+            return f'; for single collections a list: {_grants(value)} (all of them: "**")'
+        case ("roles", _, "access", int()):
+            return f": {_grant(value)}"
+        case ("roles", _, "access", int(), "collection"):
+            return f"; one name or glob for each entry: {_grant(value)}"
+        case ("roles", _, "access", int(), "access") if value == "m":
+            return " (m is of a role as a whole: `access: m`)"
+        case ("identities",):
+            return ': [{name: jobs, match: {cn: "ingest-*"}, role: ingest}]'
+        case ("identities", int(), "match"):
+            return ': {cn: "ingest-*"}'
+        case _:
+            return ""
+
+
+def place_hint(path: Path) -> str:
+    """The end of a text on an unknown key that belongs elsewhere; "" without a hint."""
+    match path:
+        case ("roles", _, "payload") | ("roles", _, "access", int(), "payload"):
+            return ': a role is confined to points by its `filter`: {tenant: "{cn}"}'
+        case ("roles", _, str(key)) if key in _GRANTS:
+            return f": collections stand under `access`: {_grants(None)}"
+        case ("roles", _, str(key)) if key in _FIELDS or key in {"match", "identities"}:
+            return ": certificates get their role under `identities`"
+        case ("identities", int(), str(key)) if key in _FIELDS:
+            return ': fields of a certificate stand under `match`: {cn: "ingest-*"}'
+        case (_, int(), str(key)) | (str(key),) if key in _RIGHTS:
+            return f": rights stand under `roles`, by the role's name: {{reader: {{access: {_grants(None)}}}}}"
+        case _:
+            return ""
+
+
+def _grants(value: Any) -> str:
+    return f"[{_grant(value)}]"
+
+
+def _grant(value: Any) -> str:
+    mode = value if isinstance(value, str) and value in GRANTS else "rw"
+    return f"{{collection: docs, access: {mode}}}"
