@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import uvloop
-from hypothesis import settings
+from hypothesis import Phase, settings
 from support import forked
 from support.gateway import Gateway
 from support.grpc_upstream import GrpcUpstream
@@ -17,7 +17,9 @@ from support.upstream import ScriptedUpstream
 
 settings.register_profile("brief", deadline=None, max_examples=40, derandomize=bool(os.environ.get("CI")))
 settings.register_profile("fuzz", deadline=None, max_examples=20_000)
-settings.register_profile("mutants", deadline=None, max_examples=15, derandomize=True)
+# That a mutant fails is enough: nobody reads its smallest example.
+_UNSHRUNK = (Phase.explicit, Phase.generate)
+settings.register_profile("mutants", deadline=None, max_examples=15, derandomize=True, phases=_UNSHRUNK)
 _profile = "fuzz" if os.environ.get("TLSPROXY_FUZZ") else "mutants" if os.environ.get("TLSPROXY_MUTANTS") else "brief"
 settings.load_profile(_profile)
 

@@ -77,10 +77,15 @@ def test_hostile_value_costs_linear_time() -> None:
 
 @pytest.mark.parametrize(
     ("pattern", "says"),
-    [("", "empty"), ("a" * (LONGEST + 1), "longer"), ("a\x00", "control"), ("a***", "neither")],
+    [
+        ("", "an empty pattern matches nothing"),
+        ("a" * (LONGEST + 1), f"longer than {LONGEST} characters"),
+        ("a\x00", "holds a control character"),
+        ("a***", "'***' is neither '*' (stops at '/' and '.') nor '**' (does not)"),
+    ],
 )
 def test_refused_pattern(pattern: str, says: str) -> None:
-    assert says in (glob_error(pattern) or "")
+    assert glob_error(pattern) == says
 
 
 @pytest.mark.parametrize(("pattern", "ending"), [("a*bcd", "bcd"), ("*.b?cd", "cd"), ("abc", "abc"), ("ab*", "")])
@@ -88,9 +93,8 @@ def test_the_ending_is_all_that_is_behind_the_last_wildcard(pattern: str, ending
     assert literal_ending(pattern) == ending
 
 
-def test_the_longest_pattern_is_accepted_and_one_more_is_not() -> None:
+def test_the_longest_pattern_is_accepted() -> None:
     assert glob_error("a" * LONGEST) is None
-    assert glob_error("a" * (LONGEST + 1)) == f"longer than {LONGEST} characters"
 
 
 @pytest.mark.parametrize("pattern", ["*", "**", "a*b**c?", "docs.v2", "[ab]", "ünï"])

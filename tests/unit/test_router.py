@@ -31,6 +31,8 @@ ROWS = tuple(
         ("/t/{tail...}",),
         ("/t/own",),
         ("/u/{collection_name}/{tail...}",),
+        ("/v/{collection_name}",),
+        ("/v/{name}/c",),
     )
 )
 
@@ -62,6 +64,8 @@ def _table(monkeypatch: pytest.MonkeyPatch) -> None:
         ("GET", "/t/own/x", "/t/{tail...}", None),
         ("GET", "/u/docs", "/u/{collection_name}/{tail...}", "docs"),
         ("GET", "/u/docs/x/y", "/u/{collection_name}/{tail...}", "docs"),
+        ("GET", "/v/docs", "/v/{collection_name}", "docs"),
+        ("GET", "/v/docs/c", "/v/{name}/c", "docs"),
     ],
 )
 def test_a_request_has_one_row(method: str, target: str, path: str, collection: str | None) -> None:

@@ -49,10 +49,10 @@ def _turn_of(identity: tuple[str, ...]) -> int:
 
 
 def network_of(address: str) -> str:
-    """Network that counts as one client, e.g. ``2001:db8:1:2::/64`` for ``2001:db8:1:2::7``."""
+    """Network that counts as one client, e.g. ``2001:db8:1:2::/64`` for ``2001:db8:1:2::7``. Zones do not count."""
     if ":" not in address:
         return address
-    return str(ipaddress.IPv6Network((address.partition("%")[0], 64), strict=False))
+    return str(ipaddress.IPv6Network((address, 64), strict=False))
 
 
 class Addresses:
