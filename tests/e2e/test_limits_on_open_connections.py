@@ -506,7 +506,7 @@ def test_no_other_is_there() -> None:
     for model in (LimitsConfig, UpstreamConfig):
         for name, field in model.model_fields.items():
             assert ("open" in str(field.description) and "keeps" in str(field.description)) == (name in KEPT), name
-    for section, applied in ((AuditConfig, {"log_api", "trust_forwarded_headers"}),):
+    for section, applied in ((AuditConfig, {"log_api", "probes", "trust_forwarded_headers"}),):
         needed = {name for name, field in section.model_fields.items() if needs_restart(field)}
         assert section.model_fields.keys() == needed | applied
     sizes = {name for name in Service.model_fields if name.startswith("max_")}

@@ -51,7 +51,7 @@ def test_not_even_health_is_answered(site: Site, shared_gateway: Gateway) -> Non
     [
         (b"GET /collections HTTP/1.1\r\nhost: localhost\r\n\r\n", "plaintext_http"),
         (b"\x00\x01\x02\x03\x04\x05\x06\x07\x08\x09", "not_tls"),
-        (b"", "client_closed"),
+        (b"\x16\x03\x01", "client_closed"),
     ],
 )
 def test_what_is_not_tls_is_closed_and_audited(

@@ -263,6 +263,14 @@ ERRORS: dict[str, tuple[dict[str, Any], str]] = {
         },
         "listeners[0]: [::]:6333 is taken: service.http_port listens on 10.0.0.1:6333",
     ),
+    "probes_from_a_name": (
+        {"health": {"probe_networks": ["10.0.0.0/24", "balancer.example.org"]}},
+        "health.probe_networks[1]: an address or a network such as 10.0.0.0/24 is expected",
+    ),
+    "probes_from_a_network_with_host_bits": (
+        {"health": {"probe_networks": ["10.0.0.7/24"]}},
+        "health.probe_networks[0]: an address or a network such as 10.0.0.0/24 is expected: 10.0.0.7/24 has host bits",
+    ),
     "listener_of_no_protocol": ({"listeners": [{"port": 443, "protocols": []}]}, "listeners[0]: protocols is missing"),
     "listener_without_protocols": ({"listeners": [{"port": 443}]}, "listeners[0]: protocols is missing"),
     "listener_of_both_modes": (

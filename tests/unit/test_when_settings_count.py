@@ -51,6 +51,7 @@ AT_ONCE: Final = {
     },
     "listeners": {"upstream", "allow"},
     "audit": {"log_api", "probes"},
+    "health": {"probe_networks"},
     "": {"log_level"},
 }
 """For open connections and those that come; and every setting of these sections that is named nowhere above."""

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from collections.abc import Set as AbstractSet
 from typing import Final
 
-from tlsproxy.config import ca_checks, listeners
+from tlsproxy.config import ca_checks, health, listeners
 from tlsproxy.config import credential_checks as credentials
 from tlsproxy.config.endpoints import check_origin, upstream_endpoint
 from tlsproxy.config.findings import Finding
@@ -142,6 +142,7 @@ _CHECKS: Final[tuple[tuple[frozenset[str], Check], ...]] = (
     (frozenset({"service", "listeners", "upstream"}), listeners.grpc_upstream),
     (frozenset({"service", "listeners", "limits"}), listeners.messages),
     (frozenset({"service", "listeners", "admin"}), listeners.admin),
+    (frozenset({"health"}), health.networks),
     (frozenset({"roles"}), roles),
     (frozenset({"identities"}), matches),
     (frozenset({"roles", "identities"}), names),

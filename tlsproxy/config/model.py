@@ -234,6 +234,14 @@ class AdminConfig(Section):
     server."""
 
 
+class HealthConfig(Section):
+    """Health checks by load balancers, which hold no client certificate."""
+
+    probe_networks: tuple[str, ...] = ()
+    """Addresses and networks of the balancers, such as `10.0.0.7` or `10.0.0.0/24`. A TLS connection of theirs that
+    brings no certificate, or ends during its handshake, is a check: no refusal and no failed authentication."""
+
+
 class Logger(Section):
     """Form of the log. The keys are Qdrant's, except `output`. All need a restart."""
 
@@ -273,6 +281,7 @@ class Config(Section):
     audit: AuditConfig = AuditConfig()
     limits: LimitsConfig = LimitsConfig()
     admin: AdminConfig = AdminConfig()
+    health: HealthConfig = HealthConfig()
     workers: Annotated[int, Field(ge=1, le=64), NEEDS_RESTART] = 1
     """Processes that serve, 1 to 64: one for each core to use. With more than 1, a supervisor process watches them."""
     log_level: Annotated[Literal["DEBUG", "INFO", "WARN", "ERROR"], BeforeValidator(_upper)] = "INFO"

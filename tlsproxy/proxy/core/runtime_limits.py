@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from tlsproxy.config.health import probe_networks
 from tlsproxy.config.model import Config
 
 LAST_ANSWER: Final = 5.0
@@ -18,7 +19,7 @@ LAST_ANSWER: Final = 5.0
 class RuntimeLimits:
     """Slots under the names of the configuration, times in seconds, sizes in bytes; ``kept_timeout`` is
     `upstream.idle_timeout`, ``upstream_connections`` is `upstream.max_connections`, ``drains_former`` says whether
-    `upstream.on_change` is drain.
+    `upstream.on_change` is drain, ``probe_networks`` are those of `health`.
 
     They stand in the configuration too, but an attribute of its models costs ten times as much.
     """
@@ -44,6 +45,7 @@ class RuntimeLimits:
         "max_response_timeout",
         "max_streams",
         "min_data_rate",
+        "probe_networks",
         "response_timeout",
         "snapshot_timeout",
         "streams_per_second",
@@ -83,6 +85,7 @@ class RuntimeLimits:
         self.kept_timeout = upstream.idle_timeout
         self.upstream_connections = upstream.max_connections
         self.drains_former = upstream.on_change == "drain"
+        self.probe_networks = probe_networks(config)
 
     def client_write(self) -> tuple[float, float]:
         """Slowest rate at which a client may read: (seconds of the window, bytes per second)."""

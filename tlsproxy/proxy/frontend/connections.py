@@ -53,7 +53,9 @@ class Connections:
         self._gateway.limiter.addresses.release(self._open.pop(connection))
         entry = connection.entry
         draining = self._when_empty is not None  # a client may have no time left for a request
-        if entry is not None and not (entry.requests or entry.end_audited or entry.protocol == "tcp" or draining):
+        if connection.probe and not draining:
+            self._rejections.probed(connection.address, connection.lived)
+        elif entry is not None and not (entry.requests or entry.end_audited or entry.protocol == "tcp" or draining):
             self._rejections.never_asked(entry)
         if not self._open and self._when_empty is not None:
             self._when_empty()

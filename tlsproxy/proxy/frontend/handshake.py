@@ -1,5 +1,8 @@
 """Accepted connection: its TLS handshake, and the choice of its protocol.
 
+A connection that ends before its first byte, or without a certificate from an address of `health.probe_networks`, is a
+health check, and no failed handshake.
+
 The TLS context is that of the present generation, for the protocols of the listener. ALPN (RFC 7301) selects REST or
 gRPC. A failed handshake, and one that agreed on no protocol served there, is closed and audited with its reason; in the
 latter case the client's first bytes are answered by a sentence.
@@ -11,6 +14,7 @@ import socket
 import ssl
 import time
 from collections.abc import Callable, Mapping
+from ipaddress import ip_address
 from typing import Final
 
 from tlsproxy.audit.line import Refusal
@@ -35,8 +39,13 @@ from tlsproxy.wire.misdirected import GRPC_ALONE
 _SPOKEN: Final[Mapping[str | None, ProtocolName]] = {name: protocol for protocol, name in ALPN.items()} | {None: "rest"}
 
 
+_OF_PROBES: Final = frozenset({"no_certificate", "client_closed"})
+"""Failures of a handshake that a health check without a certificate ends with."""
+
+
 class AcceptedConnection:
-    """``address`` is the client's, without its port. ``entry`` is None until the handshake is done.
+    """``address`` is the client's, without its port. ``entry`` is None until the handshake is done. ``probe``: it was a
+    health check.
 
     ``when_ended`` is called once, when the connection has ended.
     """
@@ -53,6 +62,7 @@ class AcceptedConnection:
         "_where",
         "address",
         "entry",
+        "probe",
         "stream",
     )
 
@@ -73,13 +83,18 @@ class AcceptedConnection:
         self._where = where
         self._when_ended = when_ended
         self._opened = time.monotonic()
-        self._failed = False
+        self._failed = self.probe = False
         self._first = b""
         self.entry: Entry | None = None
         self._session: RestConnection | GrpcConnection | TcpConnection | None = None
         context, bounds = gateway.generation.contexts[where.protocols], gateway.bounds
         self.stream = TlsStream(gateway.loop, sock, self, gateway.deadlines, bounds.client_write, context)
         self.stream.deadline = self._opened + bounds.handshake_timeout
+
+    @property
+    def lived(self) -> float:
+        """Seconds since it was accepted."""
+        return time.monotonic() - self._opened
 
     def handshake_done(self, tls: ssl.SSLObject) -> None:
         if tls.session_reused:  # no context of ours allows it: its certificate was not verified now
@@ -91,7 +106,7 @@ class AcceptedConnection:
         if protocol is None or protocol not in protocols:
             self.handshake_failed("no_protocol", "h2 was not agreed on")
             return
-        self._gateway.metrics.handshake("ok", time.monotonic() - self._opened)
+        self._gateway.metrics.handshake("ok", self.lived)
         gateway, stream = self._gateway, self.stream
         standing = Standing(gateway.generation, peer_of(tls), gateway.clock.now())
         if standing.refusal is not None:  # by a rule of ours that OpenSSL does not check
@@ -111,10 +126,21 @@ class AcceptedConnection:
     def handshake_failed(self, reason: str, detail: str) -> None:
         """``detail`` is OpenSSL's text, or empty."""
         self._failed = True
+        if reason in _OF_PROBES and self._may_probe:
+            self.probe = True
+            return
         self._count(reason)
-        self._gateway.metrics.handshake(reason, time.monotonic() - self._opened)
+        self._gateway.metrics.handshake(reason, self.lived)
         refusal = Refusal(time.time(), self.address, "handshake", reason)
         record_refusal(self._gateway, "handshake", refusal, {"error": detail} if detail else {})
+
+    @property
+    def _may_probe(self) -> bool:
+        networks = self._gateway.bounds.probe_networks
+        if not networks:
+            return False
+        address = ip_address(self.address.partition("%")[0])
+        return any(address in network for network in networks)
 
     def _count(self, reason: str) -> None:
         """Counts a refused certificate as a failed authentication, unless one of our CAs may be at fault."""
@@ -162,5 +188,7 @@ class AcceptedConnection:
 
     def connection_lost(self, error: Exception | None) -> None:
         if not self._failed:
-            self.handshake_failed("client_closed", str(error or ""))
+            self.probe = self.stream.silent
+            if not self.probe:
+                self.handshake_failed("client_closed", str(error or ""))
         self._ended()

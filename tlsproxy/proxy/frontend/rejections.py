@@ -43,6 +43,10 @@ class Rejections:
     def count(self, address: str, reason: str) -> None:
         self._count(_RejectionKey(reason, address), 0.0)
 
+    def probed(self, address: str, lived: float) -> None:
+        """Counts a health check, which ended before a handshake was done."""
+        self._count(_RejectionKey(NEVER_ASKED, address), lived)
+
     def never_asked(self, entry: Entry) -> None:
         """Counts a connection that ended after its handshake, before a request."""
         identity = entry.standing.identity

@@ -106,6 +106,11 @@ class TlsStream(Stream):
         self._clear = b""
         self.resume_reading()
 
+    @property
+    def silent(self) -> bool:
+        """Whether the client has sent nothing at all."""
+        return not (self._received or self._clear)
+
     def _handshake(self) -> None:
         try:
             self._tls.do_handshake()
