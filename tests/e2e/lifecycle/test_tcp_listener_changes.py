@@ -76,7 +76,8 @@ def test_another_upstream_drains_the_former(
     assert [said(one) for one in silent] == [b"old:x"] * 5
     status = through.edit({"upstream": through.new})
     assert status["generation"]["restart_needed"] == []
-    assert [(one["what"], one["detail"]) for one in status["last_reload"]["changes"]] == [("listener", "upstream")]
+    (change,) = status["last_reload"]["changes"]
+    assert (change["what"], change["detail"]) == ("listener", f"upstream {through.old} → {through.new}")
     assert said(through.connect()) == b"new:x"
     assert all(RawClient(one).ended() for one in silent)
     while json.loads(through.gateway.ask_admin("/status")[1])["former_upstream"]["tcp"]:
@@ -123,7 +124,8 @@ def test_allow_counts_at_once(own_site: Site, upstream: ScriptedUpstream, stack:
     assert RawClient(through.connect("ingest")).ended()
     status = through.edit({"allow": ["admin", "ingest"]})
     assert status["generation"]["restart_needed"] == []
-    assert [(one["what"], one["detail"]) for one in status["last_reload"]["changes"]] == [("listener", "allow")]
+    (change,) = status["last_reload"]["changes"]
+    assert (change["what"], change["detail"]) == ("listener", "allow ingest added, allow search removed")
     assert search.recv(1) == b""
     assert RawClient(through.connect("search")).ended()
     assert said(admin) == said(through.connect("ingest")) == b"old:x"
@@ -167,9 +169,10 @@ def test_what_takes_a_restart_is_told_with_the_change(
     assert through.gateway.log.wait(
         lambda line: "listeners has changed, which takes effect at the next restart" in line
     )
+    fields = f"mode tcp, upstream {through.old}, allow admin, search"
     assert changed(through.listener, through.listener | {"port": 1}) == [
-        ("127.0.0.1:0", "added", ""),
-        ("127.0.0.1:1", "added", "from the next restart on"),
+        ("127.0.0.1:0", "added", f"port 0, {fields}"),
+        ("127.0.0.1:1", "added", f"port 1, {fields}; from the next restart on"),
     ]
     assert changed(through.listener) == [("127.0.0.1:1", "removed", "")]
 
