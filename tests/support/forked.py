@@ -25,6 +25,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import IO, Any, Never
 
+from support import names
 from support.forked_workers import is_worker
 from support.wallclock import sitecustomize
 
@@ -173,6 +174,7 @@ def _serve(sock: socket.socket) -> None:
             signal.SIG_BLOCK, {signal.SIGHUP}
         )  # as `tlsproxy.cli` does where it is imported for `run`
         sitecustomize.install()
+        names.install()
         return
 
 

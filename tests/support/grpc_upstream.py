@@ -107,7 +107,8 @@ async def never(call: GrpcCall) -> None:
 class GrpcUpstream(grpc.GenericRpcHandler):
     """``answer`` may be replaced at any time; ``calls`` are those that have begun."""
 
-    def __init__(self, answer: GrpcAnswer | None = None) -> None:
+    def __init__(self, answer: GrpcAnswer | None = None, address: str = "127.0.0.1:0") -> None:
+        self._address = address
         self.answer = answer or replying(b"")
         self.calls: list[GrpcCall] = []
         self._begun = threading.Condition()
@@ -116,7 +117,7 @@ class GrpcUpstream(grpc.GenericRpcHandler):
 
     def __enter__(self) -> Self:
         self._thread.start()
-        self._port = asyncio.run_coroutine_threadsafe(self._start(), self.loop).result(DEADLINE)
+        self.port: int = asyncio.run_coroutine_threadsafe(self._start(), self.loop).result(DEADLINE)
         return self
 
     def __exit__(
@@ -133,7 +134,7 @@ class GrpcUpstream(grpc.GenericRpcHandler):
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self._port}"
+        return f"http://127.0.0.1:{self.port}"
 
     def wait(self, count: int = 1) -> list[GrpcCall]:
         """All calls, as soon as there are this many."""
@@ -144,7 +145,7 @@ class GrpcUpstream(grpc.GenericRpcHandler):
     async def _start(self) -> int:
         self._server = grpc.aio.server(options=_OPTIONS)
         self._server.add_generic_rpc_handlers([self])
-        port = int(self._server.add_insecure_port("127.0.0.1:0"))
+        port = int(self._server.add_insecure_port(self._address))
         await self._server.start()
         return port
 

@@ -309,7 +309,7 @@ class Ends:
         return self.session.relay
 
     async def _gateway(self, generation: Generation) -> Gateway:
-        gateway = Gateway(generation, self.audit, MagicMock(), MagicMock(), lambda: None, _TABLE)
+        gateway = Gateway(generation, self.audit, MagicMock(), MagicMock(), lambda _event: None, _TABLE)
         self.manager = ConnectionManager(gateway, itertools.count(1))
         return gateway
 

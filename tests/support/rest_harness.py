@@ -209,7 +209,7 @@ class RestEnds:
 
     async def _gateway(self, generation: Generation) -> Gateway:
         table = LimitTable.private()
-        gateway = Gateway(generation, self.audit, Uncounted(), MagicMock(), lambda: None, table)
+        gateway = Gateway(generation, self.audit, Uncounted(), MagicMock(), lambda _event: None, table)
         self.manager = ConnectionManager(gateway, itertools.count(1))
         return gateway
 

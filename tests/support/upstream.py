@@ -92,12 +92,13 @@ class ScriptedUpstream:
     port: int = 0
     requests: list[Received] = field(default_factory=list)
     connections: int = 0
+    host: str = "127.0.0.1"
     _listener: socket.socket = field(init=False)
     _open: set[socket.socket] = field(default_factory=set)
     _threads: list[threading.Thread] = field(default_factory=list)
 
     def __enter__(self) -> Self:
-        self._listener = socket.create_server(("127.0.0.1", self.port), backlog=1024)
+        self._listener = socket.create_server((self.host, self.port), backlog=1024)
         self._start(self._accept)
         return self
 
@@ -114,7 +115,11 @@ class ScriptedUpstream:
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+        return f"http://{self.host}:{self.bound_port}"
+
+    @property
+    def bound_port(self) -> int:
+        return int(self._listener.getsockname()[1])
 
     def _start(self, target: Callable[..., None], *args: object) -> None:
         thread = threading.Thread(target=target, args=args, daemon=True)

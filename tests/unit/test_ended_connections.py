@@ -94,7 +94,13 @@ async def ended(
         serving = stack.enter_context(
             closing(
                 Serving(
-                    generation, bound, NoAudit(), LimitTable.private(), lambda: None, itertools.count(1), alone=True
+                    generation,
+                    bound,
+                    NoAudit(),
+                    LimitTable.private(),
+                    lambda _event: None,
+                    itertools.count(1),
+                    alone=True,
                 )
             )
         )

@@ -131,12 +131,12 @@ def test_a_missing_key_brings_the_next_fetch_forward_and_no_more_than_that(monke
 
 @pytest.mark.parametrize(("reason", "told"), [(UNKNOWN_KEY, 1), ("token_signature", 0), ("allowed", 0)])
 def test_who_is_told_of_a_missing_key(reason: str, told: int) -> None:
-    calls: list[None] = []
+    calls: list[str] = []
     gateway: Any = SimpleNamespace(
         audit=SimpleNamespace(write=lambda _line: None),
         metrics=SimpleNamespace(**dict.fromkeys(("request", "refused"), lambda *_arguments: None)),
-        key_missing=lambda: calls.append(None),
+        notice=calls.append,
     )
     decision = Decision(allowed=False, reason=reason, status=403)
     Record(Plan("retrieve", "", decision, Prepared("", "", "", "", "", Caller("None"))), 0.0).finish(gateway, '""', "")
-    assert len(calls) == told
+    assert calls == ["key_missing"] * told

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from snapshot_site import ROOT, SnapshotSite, site
 from tlsproxy.audit.files import Turn
 from tlsproxy.audit.log import NoAudit
 from tlsproxy.errors import FailureKind
+from tlsproxy.proxy.core.gateway import Notice
 from tlsproxy.proxy.core.impact import Consequences
 from tlsproxy.service.workers import supervisor as module
 from tlsproxy.service.workers.process import WorkerLost, WorkerProcess, WorkerRefused
@@ -45,9 +46,9 @@ class Scripted:
         self.made.append(self)
 
     @classmethod
-    async def start(cls, number: int, descriptors: Sequence[int], on_event: Callable[[], None]) -> Scripted:
+    async def start(cls, number: int, descriptors: Sequence[int], notice: Notice) -> Scripted:
         assert descriptors
-        assert on_event
+        assert notice
         return cls(number, next(cls.scripts, {}))
 
     def _step(self, name: str) -> None:
@@ -117,7 +118,7 @@ class Bench:
     def __init__(self, made: SnapshotSite, workers: int) -> None:
         self.made = made
         turn = Turn(os.memfd_create("turn"))
-        self.supervisor = Supervisor(made.config, made.build(), [], NoAudit(), turn, lambda: None)
+        self.supervisor = Supervisor(made.config, made.build(), [], NoAudit(), turn, lambda _event: None)
         self.supervisor._slots = [WorkerSlot(number) for number in range(1, workers + 1)]
 
     def candidate(self) -> Generation:

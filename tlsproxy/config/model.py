@@ -149,6 +149,10 @@ class UpstreamConfig(Section):
     (`limits.max_response_timeout`) and for snapshots (`limits.snapshot_timeout`)."""
     idle_timeout: Seconds = 4.0
     """Seconds that an unused connection is kept. Qdrant closes one after 5 s, so this must be less."""
+    resolve_interval: Annotated[float, Field(ge=1, le=86400)] = 30.0
+    """Seconds after which the names of upstreams (`rest`, `grpc`, `listeners.upstream`) are resolved again; also at
+    once, but at most every second, where a connection fails. Other addresses are published as by a reload. While a
+    name does not resolve, its former addresses serve; without any, it is tried every 2 s."""
     on_change: Literal["drain", "keep"] = "drain"
     """Treatment of relayed TCP connections and gRPC calls whose upstream is another after a reload. drain: they end
     within `limits.drain_timeout` (a TCP connection once it is silent for `limits.drain_grace`). keep: they stay

@@ -42,8 +42,8 @@ LAST_RETRY: Final = 60.0
 CLOCK_CHECK: Final = 1.0
 """Seconds between two looks at the clock while an input waits for a date: the clock may be set."""
 
-_INTERNAL: Final = frozenset({"time", "retry"})
-"""Triggers of the retries, which are reported only if their outcome is a new one."""
+_INTERNAL: Final = frozenset({"time", "retry", "names"})
+"""Triggers of the retries and of names, which are reported only if their outcome is a new one."""
 
 _PUBLICATION: Final = Input("publication", "")
 

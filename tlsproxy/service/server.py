@@ -29,6 +29,7 @@ from tlsproxy.audit.log import AuditLog, NoAudit, audit_log
 from tlsproxy.config.listeners import scheme, titles
 from tlsproxy.config.problems import ConfigError
 from tlsproxy.errors import FailureKind, TlsproxyError
+from tlsproxy.proxy.core.gateway import Event
 from tlsproxy.proxy.frontend.listener import Bound
 from tlsproxy.proxy.limits.table import LimitTable
 from tlsproxy.service import logs
@@ -44,6 +45,8 @@ from tlsproxy.service.systemd.watchdog import Watchdog
 from tlsproxy.service.workers.supervisor import Supervisor
 from tlsproxy.snapshot.files import read_inputs
 from tlsproxy.snapshot.jwks import KeySets
+from tlsproxy.snapshot.name_resolution import NameResolver
+from tlsproxy.snapshot.name_watch import NameWatch
 from tlsproxy.snapshot.startup import FirstGeneration, first_generation
 from tlsproxy.snapshot.watch import Watcher
 
@@ -104,6 +107,7 @@ class _Program:
         self._config_path = config_path
         self._first = first
         self._key_sets = key_sets
+        self._names = NameWatch(NameResolver())
         self._generation = first.generation
         self._ready_file = ready_file
         self._notifier = notifier
@@ -161,6 +165,7 @@ class _Program:
                     tasks.create_task(self._reload_on_signal(reloader)),
                     tasks.create_task(jumps.run(reloader.reload)),
                     tasks.create_task(self._key_sets.run(lambda: served.generation.config, reloader.reload)),
+                    tasks.create_task(self._names.run(lambda: served.generation, reloader.reload)),
                 ]
                 await self._stopping.wait()
                 watched.cancel()
@@ -174,15 +179,22 @@ class _Program:
         self, stack: AsyncExitStack, bound: Sequence[Bound], audit: AuditLog | NoAudit, turn: Turn
     ) -> Served:
         """Start the data path in this process, or in worker processes."""
-        generation, key_missing = self._generation, self._key_sets.key_missing
+        generation = self._generation
         if generation.config.workers == 1:
             table = LimitTable.private()
-            serving = Serving(generation, bound, audit, table, key_missing, itertools.count(1), alone=True)
+            serving = Serving(generation, bound, audit, table, self._notice, itertools.count(1), alone=True)
             stack.callback(serving.close)
             return serving
-        supervisor = Supervisor(self._config_path, generation, bound, audit, turn, key_missing)
+        supervisor = Supervisor(self._config_path, generation, bound, audit, turn, self._notice)
         await stack.enter_async_context(supervisor.running())
         return supervisor
+
+    def _notice(self, event: Event) -> None:
+        """Act on what the data path has met."""
+        if event == "key_missing":
+            self._key_sets.key_missing()
+        else:
+            self._names.connect_failed()
 
     async def _start_admin(self, stack: AsyncExitStack, state: ServiceState) -> str | None:
         listen = self._generation.config.admin.listen

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from itertools import islice
 from typing import Any, Final, Protocol
@@ -18,7 +18,7 @@ from tlsproxy.audit.log import AuditLog, NoAudit
 from tlsproxy.config.model import ProtocolName
 from tlsproxy.metrics.metrics import Metrics
 from tlsproxy.proxy.core.connection_manager import ConnectionManager
-from tlsproxy.proxy.core.gateway import Gateway
+from tlsproxy.proxy.core.gateway import Gateway, Notice
 from tlsproxy.proxy.core.impact import Consequences
 from tlsproxy.proxy.core.wall_clock import Clock
 from tlsproxy.proxy.frontend.connections import Connections
@@ -66,7 +66,7 @@ class Serving:
         bound: Sequence[Bound],
         audit: AuditLog | NoAudit,
         table: LimitTable,
-        key_missing: Callable[[], None],
+        notice: Notice,
         numbers: Iterator[int],
         *,
         alone: bool,
@@ -82,7 +82,7 @@ class Serving:
             shares=lambda: {"memory": self._gateway.memory, "upstream": self._gateway.places},
         )
         self._deadlines = Deadlines(asyncio.get_running_loop())
-        self._gateway = Gateway(generation, audit, self.counted, self._deadlines, key_missing, table)
+        self._gateway = Gateway(generation, audit, self.counted, self._deadlines, notice, table)
         self._manager = ConnectionManager(self._gateway, numbers)
         self._upstreams = Upstreams(self._gateway)
         self._listeners = Listeners(

@@ -33,7 +33,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """``what``: certificate, CA, CRL, role, rule, key, issuer, listener or setting.
+    """``what``: certificate, CA, CRL, role, rule, key, issuer, listener, setting or address.
 
     ``name`` and ``detail`` may be empty.
     """
@@ -129,6 +129,17 @@ def _settings(old: Generation, new: Generation) -> Iterator[Change]:
     yield from _compared("setting", dict(_flat(old.config)), dict(_flat(new.config)), changed=difference)
     if old.upstream_api_key != new.upstream_api_key and old.config.upstream == new.config.upstream:
         yield Change("setting", "upstream.api_key_file", "changed", "its content")
+    yield from _compared("address", _addresses(old, new), _addresses(new, old), changed=difference)
+
+
+def _addresses(generation: Generation, other: Generation) -> dict[str, tuple[str, ...]]:
+    """Addresses of upstreams whose URL is the same in both."""
+    urls = {name: entry.url for name, entry in other.states.names.items()}
+    return {
+        name: tuple(sorted({str(address[0]) for _, address in entry.addresses}))
+        for name, entry in generation.states.names.items()
+        if urls.get(name) == entry.url
+    }
 
 
 def _listeners(generation: Generation) -> dict[str, ListenerConfig]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Final, Protocol
+from typing import Final, Literal, Protocol
 
 from tlsproxy.audit.line import Refusal
 from tlsproxy.audit.query import AuditQuery
@@ -22,6 +22,11 @@ from tlsproxy.proxy.limits.limiter import Limiter
 from tlsproxy.proxy.limits.table import LimitTable
 from tlsproxy.proxy.transport.deadlines import Deadlines
 from tlsproxy.snapshot.generation import Generation
+
+Event = Literal["key_missing", "connect_failed"]
+Notice = Callable[[Event], None]
+"""``key_missing``: a token names a key which its issuer does not have. ``connect_failed``: an upstream cannot be
+connected to. Each may come for every request."""
 
 MAX_WAITING: Final = 1024
 """Requests that wait for an upstream connection, and as many that wait for memory."""
@@ -71,7 +76,7 @@ class Gateway:
     ``bounds`` are the limits in force, to be read at the time of use. ``clock`` is the time that dates are judged by.
     ``scheduler`` shares the loop among work that takes more than one turn. ``memory`` is the budget of bodies and
     messages that are read, in bytes; ``places`` that of upstream connections, of requests and of gRPC clients.
-    ``key_missing`` is called for every token that names a key which its issuer does not have. ``probe`` is the address
+    ``notice`` is called with what another part of the service should act on. ``probe`` is the address
     from which our own watchdog is about to connect (:mod:`tlsproxy.proxy.frontend.watchdog_probe`), None at any other
     time. ``former`` are the gRPC and TCP connections with a connection to a former upstream; those of requests are
     counted by :class:`tlsproxy.proxy.upstream.pool.Pool`.
@@ -87,11 +92,11 @@ class Gateway:
         "draining",
         "former",
         "generation",
-        "key_missing",
         "limiter",
         "loop",
         "memory",
         "metrics",
+        "notice",
         "places",
         "plans",
         "probe",
@@ -104,7 +109,7 @@ class Gateway:
         audit: AuditSink,
         metrics: MetricsSink,
         deadlines: Deadlines,
-        key_missing: Callable[[], None],
+        notice: Notice,
         table: LimitTable,
     ) -> None:
         self.loop = asyncio.get_running_loop()
@@ -113,7 +118,7 @@ class Gateway:
         self.audit = audit
         self.metrics = metrics
         self.deadlines = deadlines
-        self.key_missing = key_missing
+        self.notice = notice
         self.limiter = Limiter(table)
         self.bounds = RuntimeLimits(generation.config)
         self.places = Shares(0, MAX_WAITING, lambda: Overloaded("Too many requests wait for the upstream"))
@@ -124,6 +129,11 @@ class Gateway:
         self.draining = False
         self.former: dict[ProtocolName, set[object]] = {"grpc": set(), "tcp": set()}
         self.probe: tuple[str, int] | None = None
+
+    def connect_failed(self, outcome: Literal["failed", "timeout"]) -> None:
+        """Counts a connection to the upstream that was not made; its name may have another address by now."""
+        self.metrics.upstream_connect(outcome)
+        self.notice("connect_failed")
 
     def publish(self, generation: Generation) -> None:
         """Replaces the generation, and with it all remembered decisions."""

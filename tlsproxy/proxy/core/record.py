@@ -122,7 +122,7 @@ class Record(Generic[P]):
         gateway.metrics.request(plan.operation, plan.role, "denied", reason or decision.reason, duration)
         self._refused(gateway, remote, reason or decision.reason)
         if decision.reason == UNKNOWN_KEY:
-            gateway.key_missing()
+            gateway.notice("key_missing")
 
     def _refused(self, gateway: Gateway, remote: str, reason: str) -> None:
         plan, caller = self.plan, self.plan.audit.caller

@@ -167,7 +167,7 @@ class GrpcUpstream:
 
     def deadline_passed(self) -> None:
         if not self.stream.established:
-            self.relay.gateway.metrics.upstream_connect("timeout")
+            self.relay.gateway.connect_failed("timeout")
         self.relay.session.upstream_lost(UpstreamTimeout("The upstream did not answer in time"))
         self.stream.abort()
 
@@ -176,7 +176,7 @@ class GrpcUpstream:
             return  # it was left
         lost: RequestError = UpstreamBroken("The upstream closed the connection")
         if not self.stream.established:
-            self.relay.gateway.metrics.upstream_connect("failed")
+            self.relay.gateway.connect_failed("failed")
             lost = UpstreamUnreachable(f"The upstream cannot be reached: {error}")
         self.relay.session.upstream_lost(lost)
 

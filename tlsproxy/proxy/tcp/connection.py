@@ -189,6 +189,7 @@ class TcpConnection:
             return  # another was dialled in its place
         self._upstream = None
         if not self._open:
+            self._gateway.notice("connect_failed")
             self._refuse(UNREACHABLE, str(error or ""))
             return
         self._reason = self._reason or ("upstream_broken" if error is not None else "")

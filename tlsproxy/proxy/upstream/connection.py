@@ -268,7 +268,7 @@ class UpstreamConnection:
             if not self.stream.takes():  # else it is still taking the request
                 self._fail(UpstreamTimeout("The upstream did not answer in time"))
         else:
-            self._gateway.metrics.upstream_connect("timeout")
+            self._gateway.connect_failed("timeout")
             self._fail(UpstreamTimeout("The upstream could not be reached in time"))
 
     def _fail(self, error: RequestError) -> None:
@@ -287,7 +287,7 @@ class UpstreamConnection:
 
     def _lose(self, request: UpstreamRequest, head: ResponseHead | None, error: Exception | None) -> None:
         if not self.stream.established:
-            self._gateway.metrics.upstream_connect("failed")
+            self._gateway.connect_failed("failed")
             request.upstream_lost(
                 UpstreamUnreachable(f"The upstream cannot be reached: {error}"), stale=False, answered=False
             )

@@ -11,12 +11,13 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Final, Self
 
 import orjson
 
 from tlsproxy.errors import FailureKind, TlsproxyError
+from tlsproxy.proxy.core.gateway import Notice
 from tlsproxy.proxy.core.impact import Consequences
 from tlsproxy.service.workers.channel import Channel, ChannelError, ChannelMessage
 from tlsproxy.service.workers.snapshot_codec import EncodedGeneration
@@ -55,19 +56,17 @@ class WorkerRefused(TlsproxyError):
 class WorkerProcess:
     """``committed`` is the generation that it was last ordered to serve, None before the first.
 
-    ``on_event`` is called for each event that it sends unasked.
+    ``notice`` is called for each event that it sends unasked.
     """
 
-    def __init__(
-        self, number: int, process: subprocess.Popen[bytes], channel: Channel, on_event: Callable[[], None]
-    ) -> None:
+    def __init__(self, number: int, process: subprocess.Popen[bytes], channel: Channel, notice: Notice) -> None:
         self.number = number
         self.committed: EncodedGeneration | None = None
         self._prepared: EncodedGeneration | None = None
         self.started_at = time.time()
         self._process = process
         self._channel = channel
-        self._on_event = on_event
+        self._notice = notice
         self._ids = itertools.count(1)
         self._pending: dict[int, asyncio.Future[ChannelMessage]] = {}
         self._ended = asyncio.Event()
@@ -77,13 +76,13 @@ class WorkerProcess:
         self._receiver = asyncio.create_task(self._receive())
 
     @classmethod
-    async def start(cls, number: int, descriptors: Sequence[int], on_event: Callable[[], None]) -> Self:
+    async def start(cls, number: int, descriptors: Sequence[int], notice: Notice) -> Self:
         """Start by exec of the same interpreter, with these descriptors of ours open and no others. Raises OSError."""
         own, remote = socket.socketpair()
         try:
             with remote:
                 process = _spawned(remote.fileno(), descriptors)
-            return cls(number, process, await Channel.over(own), on_event)
+            return cls(number, process, await Channel.over(own), notice)
         except BaseException:
             own.close()
             raise
@@ -226,7 +225,7 @@ class WorkerProcess:
             while (message := await self._channel.receive()) is not None:
                 number = message.head.get("id")
                 if number is None:
-                    self._on_event()
+                    self._notice(message.head["event"])
                 elif (answer := self._pending.get(number)) is not None and not answer.done():
                     answer.set_result(message)
         except ChannelError:

@@ -11,7 +11,7 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import ExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -28,6 +28,7 @@ from tlsproxy.config.limits import MassCut
 from tlsproxy.errors import TlsproxyError
 from tlsproxy.metrics.metrics import Metrics, exposition
 from tlsproxy.metrics.prometheus import counters, gauges
+from tlsproxy.proxy.core.gateway import Notice
 from tlsproxy.proxy.core.impact import Consequences
 from tlsproxy.proxy.core.wall_clock import Clock
 from tlsproxy.proxy.frontend.listener import Bound
@@ -141,7 +142,7 @@ class Supervisor:
         bound: Sequence[Bound],
         audit: AuditLog | NoAudit,
         turn: Turn,
-        key_missing: Callable[[], None],
+        notice: Notice,
     ) -> None:
         runtime.tune_allocator()
         self.counted = Metrics(
@@ -157,7 +158,7 @@ class Supervisor:
         self._bound = bound
         self._audit = audit
         self._turn = turn.descriptor
-        self._key_missing = key_missing
+        self._notice = notice
         self._slots = [
             WorkerSlot(number, auditcounts.shared(self._turn, number))
             for number in range(1, generation.config.workers + 1)
@@ -216,7 +217,7 @@ class Supervisor:
         """One process from start to end. Returns its exit status or signal."""
         sockets = [one.sock.fileno() for one in self._bound]
         shared = [self._limits, self._turn]
-        slot.process = process = await WorkerProcess.start(slot.number, [*sockets, *shared], self._key_missing)
+        slot.process = process = await WorkerProcess.start(slot.number, [*sockets, *shared], self._notice)
         exit_reason = ""
         try:
             await process.begin(

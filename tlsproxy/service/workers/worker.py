@@ -27,6 +27,7 @@ from tlsproxy.config import loader
 from tlsproxy.config.listeners import listening
 from tlsproxy.config.model import Config
 from tlsproxy.errors import TlsproxyError
+from tlsproxy.proxy.core.gateway import Event
 from tlsproxy.proxy.frontend.listener import Bound
 from tlsproxy.proxy.limits.table import LimitTable
 from tlsproxy.service import logs
@@ -41,8 +42,8 @@ from tlsproxy.threads import in_thread
 
 NUMBERS_EACH: Final = 1_000_000
 """Connection numbers reserved for each process of a slot, so that a successor repeats none of its predecessor's."""
-KEY_MISSING_INTERVAL: Final = 1.0
-"""Seconds between two reports of a token with an unknown key: anybody can send such a token."""
+NOTICE_INTERVAL: Final = 1.0
+"""Seconds between two notices of one event: any request may bring one."""
 
 _log = logging.getLogger(__name__)
 
@@ -68,7 +69,7 @@ class Worker:
         self._serving: Serving | None = None
         self._stopping = asyncio.Event()
         self._ended = asyncio.Event()
-        self._key_missing_at = float("-inf")
+        self._noticed_at: dict[Event, float] = {}
         self._handlers: Final[Mapping[str, Callable[[ChannelMessage], Awaitable[bytes]]]] = {
             "prepare": self._prepare,
             "consider": self._consider,
@@ -155,18 +156,18 @@ class Worker:
             bound,
             audit,
             LimitTable.shared(setup["limits"], number - 1, workers),
-            self._key_missing,
+            self._notice,
             numbers=itertools.count(number + setup["restarts"] * NUMBERS_EACH * workers, workers),
             alone=False,
         )
         stack.callback(serving.close)
         return serving
 
-    def _key_missing(self) -> None:
+    def _notice(self, event: Event) -> None:
         now = time.monotonic()
-        if now - self._key_missing_at >= KEY_MISSING_INTERVAL:
-            self._key_missing_at = now
-            self._channel.send_nowait(ChannelMessage({"event": "key_missing"}))
+        if now - self._noticed_at.get(event, float("-inf")) >= NOTICE_INTERVAL:
+            self._noticed_at[event] = now
+            self._channel.send_nowait(ChannelMessage({"event": event}))
 
     async def _ping(self, _message: ChannelMessage) -> bytes:
         return b""

@@ -1,0 +1,92 @@
+"""Addresses of the upstream's names, looked up again while they serve.
+
+`getaddrinfo` tells no TTL, so a name is resolved each `upstream.resolve_interval`, and at once where a connection to
+the upstream has failed. Other addresses than those in force are a reload. While a name cannot be resolved, its former
+addresses serve.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
+from typing import Any, Final
+
+from tlsproxy.config.endpoints import is_address, upstream_endpoint
+from tlsproxy.snapshot.generation import Generation
+from tlsproxy.snapshot.name_resolution import DEADLINE, NameResolver, Resolved, names_of
+from tlsproxy.threads import in_thread
+
+UNRESOLVED: Final = 2.0
+"""Most seconds between two attempts while a name has no address at all."""
+PAUSE: Final = 1.0
+"""Least seconds between two attempts, however many connections fail."""
+
+_log = logging.getLogger(__name__)
+
+
+class NameWatch:
+    """Watch of one process. For one event loop."""
+
+    def __init__(self, resolver: NameResolver) -> None:
+        self._resolver = resolver
+        self._failed = asyncio.Event()
+        self._tried = time.monotonic()
+        self._errors: dict[str, str] = {}
+
+    def connect_failed(self) -> None:
+        """Note that an upstream could not be connected to: its name may have another address by now."""
+        self._failed.set()
+
+    async def run(self, generation: Callable[[], Generation], reload: Callable[[str], Awaitable[Any]]) -> None:
+        """Resolve the names of the generation in force, and reload when an address has changed. Never ends."""
+        while True:
+            await self._wait(generation())
+            serving = generation()
+            answers = await self._answers(_watched(serving))
+            self._tried = time.monotonic()
+            self._log_errors(serving, answers)
+            if any(_differs(serving, name, answer) for name, answer in answers.items()):
+                await reload("names")
+
+    async def _answers(self, names: Mapping[str, str]) -> Mapping[str, Resolved]:
+        if not names:
+            return {}
+        try:
+            return await in_thread(self._resolver.resolve, names, DEADLINE)
+        except (OSError, RuntimeError, MemoryError) as error:  # no thread can be started
+            _log.error("names cannot be resolved now: %s", error)
+            return {}
+
+    async def _wait(self, serving: Generation) -> None:
+        interval = serving.config.upstream.resolve_interval
+        if any(not serving.states.names[name].addresses for name in _watched(serving)):
+            interval = min(interval, UNRESOLVED)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(max(self._tried + interval - time.monotonic(), 0)):
+                await self._failed.wait()
+        await asyncio.sleep(self._tried + PAUSE - time.monotonic())
+        self._failed.clear()
+
+    def _log_errors(self, serving: Generation, answers: Mapping[str, Resolved]) -> None:
+        """Log once that a name cannot be resolved any more, and once that it can again."""
+        errors = {name: answer.error for name, answer in answers.items() if answer.error}
+        for name in errors.keys() - self._errors.keys():
+            if serving.states.names[name].addresses:
+                _log.warning("%s: %s; its former addresses serve", name, errors[name])
+        for name in (self._errors.keys() - errors.keys()) & answers.keys():
+            _log.info("%s: can be resolved again", name)
+        self._errors = errors
+
+
+def _watched(serving: Generation) -> dict[str, str]:
+    """URLs by configuration key, but for those that name an address."""
+    urls = names_of(serving.config, serving.started)
+    return {name: url for name, url in urls.items() if not is_address(upstream_endpoint(url).host)}
+
+
+def _differs(serving: Generation, name: str, answer: Resolved) -> bool:
+    """Whether the name has other addresses than those in force; their order does not matter."""
+    return bool(answer.addresses) and set(answer.addresses) != set(serving.states.names[name].addresses)
