@@ -44,6 +44,7 @@ def test_requests_count_by_role_and_outcome_and_refusals_say_why(site: Site, gat
         "rule": "ingest-jobs",
         "role": "ingest",
         "collection": "secret",
+        "presented": None,
     }
     assert "v4lue" not in str(refusal)
     assert "b0dy" not in str(refusal)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
 from support.gateway import Gateway
 from support.raw_request import alert, ask
 from support.site import CLIENTS, Site
@@ -16,6 +20,19 @@ def refused(site: Site, gateway: Gateway, upstream: ScriptedUpstream, client: st
     assert alert(gateway, site.client(client)) == "TLSV1_ALERT_UNKNOWN_CA"
     record = gateway.audited(event="handshake")
     assert (record["result"], record["reason"]) == ("denied", "unknown_ca")
+    presented = x509.load_pem_x509_certificate((site.directory / f"{client}.pem").read_bytes())
+    named = ("certificate_subject", "certificate_issuer", "certificate_serial", "certificate_sha256")
+    assert tuple(record[name] for name in named) == (
+        presented.subject.rfc4514_string(),
+        presented.issuer.rfc4514_string(),
+        f"{presented.serial_number:x}",
+        presented.fingerprint(hashes.SHA256()).hex(),
+    )
+    assert "tls.ca_cert" in record["error"]
+    (latest,) = (
+        one for one in json.loads(gateway.ask_admin("/status")[1])["refusals"][:1] if one["operation"] == "handshake"
+    )
+    assert (latest["presented"], latest["identity"]) == (presented.subject.rfc4514_string(), None)
     assert len(upstream.requests) == before
 
 

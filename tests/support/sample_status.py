@@ -32,7 +32,14 @@ def connection(number: int, identity: str | None, **more: Any) -> dict[str, Any]
 
 def refusal(when: float, identity: str | None, **more: Any) -> dict[str, Any]:
     told = {"when": NOW - when, "remote": "192.0.2.7", "operation": "upsert_points", "reason": "needs_write"}
-    told |= {"identity": identity, "key": None, "rule": "search-svc", "role": "search", "collection": "docs"}
+    told |= {
+        "identity": identity,
+        "key": None,
+        "rule": "search-svc",
+        "role": "search",
+        "collection": "docs",
+        "presented": None,
+    }
     return told | more
 
 
@@ -98,7 +105,8 @@ def status(**more: Any) -> dict[str, Any]:
         "refusals": [
             refusal(3, "spiffe://example.org/search/web"),
             refusal(9, HOSTILE, collection="<b>docs</b>", operation="unknown", reason="no_role", rule=None, role=None),
-            refusal(30, None, operation="handshake", reason="unknown_ca", rule=None, role=None, collection=None),
+            refusal(30, None, operation="handshake", reason="no_certificate", rule=None, role=None, collection=None),
+            refusal(31, None, operation="handshake", reason="unknown_ca", rule=None, role=None, presented="CN=b"),
             refusal(80_000, None, key="nightly", reason="invalid_key"),
         ],
         "audit": {"queued": 2, "written": 48211, "dropped": 0},

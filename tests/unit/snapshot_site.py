@@ -17,6 +17,7 @@ from tlsproxy.snapshot.generation import Generation, Proposal, propose
 from tlsproxy.snapshot.name_resolution import NameResolver, names_of
 from tlsproxy.snapshot.validation import InputReading
 from tlsproxy.tls.pki import Authority
+from tlsproxy.tls.verification import Judge, shake_hands
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -112,7 +113,7 @@ def client_context(issued: Issued | None, directory: Path, version: ssl.TLSVersi
 
 
 def handshake(
-    server: ssl.SSLContext, client: ssl.SSLContext, session: ssl.SSLSession | None = None
+    server: ssl.SSLContext, client: ssl.SSLContext, session: ssl.SSLSession | None = None, judge: Judge | None = None
 ) -> tuple[ssl.SSLObject, ssl.SSLObject]:
     """(server's side, client's side), both finished, and the client has read what came after. Raises ssl.SSLError."""
     upward, downward = ssl.MemoryBIO(), ssl.MemoryBIO()
@@ -123,7 +124,10 @@ def handshake(
         side = (caller, answerer)[turn % 2]
         if side in waiting:
             try:
-                side.do_handshake()
+                if side is answerer and judge is not None:
+                    shake_hands(side, judge)
+                else:
+                    side.do_handshake()
                 waiting.remove(side)
             except ssl.SSLWantReadError:
                 pass

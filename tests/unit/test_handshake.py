@@ -21,7 +21,7 @@ def test_a_session_that_is_resumed_all_the_same_is_ended() -> None:
         metrics=SimpleNamespace(handshake=lambda *_: None, refused=lambda _: None),
         audit=SimpleNamespace(write=lines.append),
     )
-    tls: Any = SimpleNamespace(session_reused=True)
+    tls: Any = SimpleNamespace(session_reused=True, get_verified_chain=list)
     reception.handshake_done(tls)
     assert reception.entry is None
     assert len(closed) == 1

@@ -70,7 +70,7 @@ def test_it_tells_what_an_operator_asks_first() -> None:
         "serving", "rest on 0.0.0.0:6333", "Generation 4", "Last reload: ok", "role search: access r → rw on docs",
         "Restart needed: service.http_port", "qdrant.example.org", "30 days left", "expired 3 days ago", "12 revoked",
         "spiffe://example.org/search/web", "needs_write", "unknown_ca", "unidentified", "key nightly",
-        "CN=Partner root", "collection docs",
+        "unverified CN=b", "CN=Partner root", "collection docs",
     ):  # fmt: skip
         assert told in text
     document = checked(status())
@@ -91,7 +91,9 @@ def test_what_strangers_chose_is_text_and_nothing_else() -> None:
 @given(st.text(max_size=40), st.text(max_size=40))
 def test_no_text_makes_an_element(name: str, other: str) -> None:
     told = status(
-        refusals=[refusal(1, name, collection=other, key=name, rule=other, reason=name, operation=other)],
+        refusals=[
+            refusal(1, name, collection=other, key=name, rule=other, reason=name, operation=other, presented=name)
+        ],
         connections={"open": 1, "draining": True, "live": [connection(1, name, key=other, role=name, address=other)]},
         decisions={
             "seconds": 10,

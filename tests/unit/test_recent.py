@@ -144,6 +144,7 @@ def test_refusals_are_bounded_in_number_and_size_and_the_latest_come_first() -> 
         "rule": None,
         "role": None,
         "collection": None,
+        "presented": None,
     }
     assert len(json.dumps(told)) < 100_000
 

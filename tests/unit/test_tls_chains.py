@@ -391,21 +391,6 @@ def test_a_crl_counts_for_an_intermediate_that_comes_with_the_client(oracle: Ora
     assert refusal(chain, TRUSTED[0], crls=(data,), required=False) == ("certificate_revoked" if revoked else "")
     assert refusal(chain_below(leaf("R")[0], TRUSTED[0]), TRUSTED[0], crls=(data,)) == "crl_missing"
     assert (oracle.chain(TRUSTED[:1], "M", [middle], (data,)) is None) == revoked
-    loaded = load_crls("crl.pem", data)
-    assert Trust.of("ca.pem", TRUSTED[:1], loaded, CrlPolicy()).alerting(time.time()) == loaded
-
-
-def test_openssl_is_given_crls_where_it_comes_to_the_same_verdict() -> None:
-    """And where it costs a handshake nothing."""
-
-    def alerting(*crls: bytes, now: float | None = None, **policy: bool) -> int:
-        loaded = [one for data in crls for one in load_crls("crl.pem", data)]
-        return len(Trust.of("ca.pem", TRUSTED[:1], loaded, CrlPolicy(**policy)).alerting(now or time.time()))
-
-    assert alerting(crl("R", (1, 2))) == 1
-    assert alerting(crl("R", ()), required=False) == alerting(crl("R", ()), deny_expired=False) == 0
-    assert alerting(scoped(full_name=named("a"))) == alerting(crl("R", (), EARLY)) == 0
-    assert alerting(crl("R", tuple(range(1, 10_002)))) == 0
 
 
 def test_no_more_certificates_are_looked_at_than_a_chain_has() -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import ssl
+import time
 from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
@@ -15,7 +16,9 @@ from tlsproxy.snapshot import files
 from tlsproxy.tls import context as context_module
 from tlsproxy.tls.context import build_context, self_handshake
 from tlsproxy.tls.material import Material
+from tlsproxy.tls.peer import client_of
 from tlsproxy.tls.pki import Authority
+from tlsproxy.tls.verification import ChainRefused
 
 TLS12, TLS13 = ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3
 ALPN = ("http/1.1",)
@@ -110,30 +113,6 @@ def test_an_intermediate_in_the_ca_file_is_an_anchor_of_its_own(made: SnapshotSi
         handshake(context, client_context(CLIENT, tmp_path))
 
 
-@pytest.mark.parametrize("version", [TLS12, TLS13])
-def test_revoked_clients_are_refused_by_any_of_several_crls(
-    made: SnapshotSite, tmp_path: Path, version: ssl.TLSVersion
-) -> None:
-    stranger = OTHER.issue(common_name="b", client=True)
-    good = ROOT.issue(common_name="c", client=True)
-    made.configure(tls={"crl": ["all.crl"]})
-    made.write("ca.pem", ROOT.certificate_pem + OTHER.certificate_pem)
-    made.write("all.crl", ROOT.crl_pem([CLIENT.serial]) + OTHER.crl_pem([stranger.serial]))
-    context = server(made)
-    assert handshake(context, client_context(good, tmp_path, version))
-    for revoked in (CLIENT, stranger):
-        with pytest.raises(ssl.SSLCertVerificationError, match="revoked"):
-            handshake(context, client_context(revoked, tmp_path, version))
-
-
-def test_a_ca_without_a_crl_admits_nobody_while_others_have_one(made: SnapshotSite, tmp_path: Path) -> None:
-    made.configure(tls={"crl": ["all.crl"]})
-    made.write("ca.pem", ROOT.certificate_pem + OTHER.certificate_pem)
-    made.write("all.crl", OTHER.crl_pem())
-    with pytest.raises(ssl.SSLCertVerificationError, match="unable to get certificate CRL"):
-        handshake(server(made), client_context(CLIENT, tmp_path))
-
-
 def test_an_encrypted_key_and_a_combined_file_serve(made: SnapshotSite, tmp_path: Path) -> None:
     key = serialization.load_pem_private_key(SERVER.key_pem, None)
     encrypted = key.private_bytes(
@@ -224,8 +203,13 @@ def test_no_ticket_is_ever_sent_and_a_session_of_an_older_generation_proves_noth
     assert session is None or not session.has_ticket
     made.configure(tls={"crl": ["a.crl"]})
     made.write("a.crl", ROOT.crl_pem([CLIENT.serial]))
-    with pytest.raises(ssl.SSLCertVerificationError, match="revoked"):
-        handshake(server(made), client, session)
+    trust = material_of(made).trust
+
+    def judge(verified: tuple[bytes, ...], presented: tuple[bytes, ...]) -> str:
+        return trust.verdict_of(client_of(verified, presented).chain, time.time()).refusal
+
+    with pytest.raises(ChainRefused, match="revoked"):
+        handshake(server(made), client, session, judge)
     made.configure()
     made.write("ca.pem", OTHER.certificate_pem)
     with pytest.raises(ssl.SSLCertVerificationError):

@@ -31,11 +31,16 @@ class Owner(StreamOwner):
         self.goes_on = True
         self.stream: TlsStream | None = None
 
+    def certificate_verified(self, verified: tuple[bytes, ...], sent: tuple[bytes, ...]) -> str:
+        assert verified[0] == sent[0]
+        return ""
+
     def handshake_done(self, tls: ssl.SSLObject) -> None:
         del tls
         self.done.set()
 
-    def handshake_failed(self, reason: str, detail: str) -> None:
+    def handshake_failed(self, reason: str, detail: str, tls: ssl.SSLObject) -> None:
+        del tls
         raise AssertionError((reason, detail))
 
     def data_received(self, data: bytes) -> None:

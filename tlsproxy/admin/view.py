@@ -202,6 +202,8 @@ def _presented(refusal: Mapping[str, Any]) -> Iterator[str]:
         yield shown(refusal["identity"])
     if refusal["key"]:
         yield f"key {shown(refusal['key'])}"
+    if refusal["presented"]:
+        yield f"unverified {shown(refusal['presented'])}"
 
 
 def last_reload(section: Mapping[str, Any], now: float) -> Reload:

@@ -86,7 +86,8 @@ class Prepared:
 class Refusal:
     """A refusal for `status` and the page; its audit line has more. Empty fields do not apply.
 
-    ``operation`` is Qdrant's name, or ``handshake``, ``connection``, ``tcp``. ``identity`` is the certificate's name.
+    ``operation`` is Qdrant's name, or ``handshake``, ``connection``, ``tcp``. ``identity`` is the certificate's name,
+    ``presented`` that of one which a failed handshake presented, and which proves nothing.
     """
 
     when: float
@@ -98,6 +99,7 @@ class Refusal:
     rule: str = ""
     role: str = ""
     collection: str = ""
+    presented: str = ""
 
 
 def json_string(text: str) -> str:

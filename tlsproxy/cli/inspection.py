@@ -26,6 +26,7 @@ from tlsproxy.snapshot.validation import InputReading
 from tlsproxy.tls.client_trial import present
 from tlsproxy.tls.peer import tried_peer
 from tlsproxy.tls.pki import Authority
+from tlsproxy.tls.trust import REFUSALS
 
 _TRUST: Final[tuple[InputKind, ...]] = ("configuration", "authorities", "crl")
 _KEYS: Final[tuple[InputKind, ...]] = ("secret", "public_keys")
@@ -90,5 +91,6 @@ def connected(generation: Generation, protocol: HttpProtocol, chain: Sequence[by
             raise NoConnection(text, reason) from None
     standing = Standing(generation, peer, now)
     if standing.refusal is not None:
-        raise NoConnection(f"{standing.refusal.status} {standing.refusal.text}", standing.refusal.reason)
+        reason = standing.refusal.reason
+        raise NoConnection(REFUSALS.get(reason, standing.refusal.text), reason)
     return standing

@@ -140,7 +140,7 @@ def propose(
     config = reading.inputs.loaded.config
 
     def handshake(server: ServerCertificate) -> None:
-        self_handshake(material_of(config.tls, server, NO_TRUST, now), alpn=alpn_of(PROTOCOLS))
+        self_handshake(material_of(config.tls, server, NO_TRUST), alpn=alpn_of(PROTOCOLS))
 
     judgement = judge(reading, serving, faults or {}, now, handshake)
     best = judgement.states
@@ -178,7 +178,7 @@ def assemble(  # noqa: PLR0913 - the dependencies of a generation, by name
     """
     loaded = states.configuration.value
     config = loaded.config
-    material = _material(states, former, now)
+    material = _material(states, former)
     policy = _policy(states, former)
     findings = ca_warnings(config, material.anchors, material.configured)
     shared = former is not None and policy is former.policy and material.anchors is former.material.anchors
@@ -210,7 +210,7 @@ def assemble(  # noqa: PLR0913 - the dependencies of a generation, by name
     )
 
 
-def _material(states: States, former: Generation | None, now: float) -> Material:
+def _material(states: States, former: Generation | None) -> Material:
     """TLS material; unchanged trust is shared, since CRLs may be large."""
     tls = states.configuration.value.config.tls
     policy = crl_policy(tls)
@@ -226,7 +226,7 @@ def _material(states: States, former: Generation | None, now: float) -> Material
     if trust is None and states.authorities is not None:
         crls = [crl for state in states.crls.values() for crl in state.value]
         trust = Trust.of(str(tls.ca_cert), states.authorities.value, crls, policy)
-    return material_of(tls, states.server.value, trust or NO_TRUST, now)
+    return material_of(tls, states.server.value, trust or NO_TRUST)
 
 
 def _policy(states: States, former: Generation | None) -> Policy:

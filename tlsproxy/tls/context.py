@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final
 
 from tlsproxy.errors import MaterialError
 from tlsproxy.tls.sessions import CAN_SWITCH_OFF, keep_no_sessions
+from tlsproxy.tls.verification import judge_clients
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -32,7 +33,7 @@ FLIGHTS: Final = 4
 
 
 def build_context(material: Material, *, require_client_certificate: bool, alpn: Sequence[str]) -> ssl.SSLContext:
-    """A server context that verifies clients by the material's CAs and CRLs alone.
+    """A server context that verifies clients by the material's CAs alone.
 
     Without ``require_client_certificate`` a certificate is requested if there is a CA, and verified if one is sent.
     With it, and without a CA, every client is refused. Raises MaterialError if OpenSSL does not accept the material.
@@ -43,17 +44,12 @@ def build_context(material: Material, *, require_client_certificate: bool, alpn:
     try:
         if material.authorities_der:  # else CRLs revoke all of them, and no client is verified
             context.load_verify_locations(cadata=material.authorities_der)
-        if material.crls_pem:
-            with _as_file(material.crls_pem) as path:
-                context.load_verify_locations(cafile=path)
     except ssl.SSLError as error:
-        raise MaterialError(material.cert_path, f"OpenSSL does not take its CAs or CRLs: {_reason(error)}") from None
+        raise MaterialError(material.cert_path, f"OpenSSL does not take its CAs: {_reason(error)}") from None
     # An intermediate in the CA file is a trust anchor too, as in Qdrant (rustls). The file holds CAs only, so no leaf
     # becomes one.
     context.verify_flags |= ssl.VerifyFlags.VERIFY_X509_PARTIAL_CHAIN
-    if material.crls_pem:
-        # For the alert `certificate_revoked` alone: Trust.verdict_of checks the whole chain and all CRLs.
-        context.verify_flags |= ssl.VerifyFlags.VERIFY_CRL_CHECK_LEAF
+    judge_clients(context)  # OpenSSL gets no CRLs: Trust.verdict_of checks the whole chain by all of them
     context.verify_mode = ssl.CERT_REQUIRED if require_client_certificate else ssl.CERT_OPTIONAL
     return context
 

@@ -43,7 +43,6 @@ class Material:
     leaf_der: bytes = field(repr=False)
     chain_pem: bytes = field(repr=False)
     authorities_der: bytes = field(repr=False)
-    crls_pem: bytes = field(repr=False)
     anchors: Anchors = field(repr=False, compare=False)
     configured: tuple[Anchor, ...]
 
@@ -57,7 +56,7 @@ class Material:
 
     def same_tls(self, other: Material) -> bool:
         """Whether both make the same SSLContext."""
-        names = ("chain_pem", "key_pem", "passphrase", "authorities_der", "crls_pem")
+        names = ("chain_pem", "key_pem", "passphrase", "authorities_der")
         return all(getattr(self, name) == getattr(other, name) for name in names)
 
     def warnings(self, now: float) -> Iterator[str]:
@@ -76,8 +75,7 @@ def crl_policy(tls: Tls) -> CrlPolicy:
     return CrlPolicy(tls.crl_policy == "require", tls.crl_expired == "deny")
 
 
-def material_of(tls: Tls, server: ServerCertificate, trust: Trust, now: float) -> Material:
-    """``now`` is seconds since the epoch: CRLs dated ahead are not for OpenSSL."""
+def material_of(tls: Tls, server: ServerCertificate, trust: Trust) -> Material:
     sent = as_sent(server.chain, trust.authorities)
     return Material(
         leaf=facts_of(server.chain[0]),
@@ -91,9 +89,6 @@ def material_of(tls: Tls, server: ServerCertificate, trust: Trust, now: float) -
         leaf_der=server.chain[0].public_bytes(serialization.Encoding.DER),
         chain_pem=b"".join(certificate.public_bytes(serialization.Encoding.PEM) for certificate in sent),
         authorities_der=b"".join(each.public_bytes(serialization.Encoding.DER) for each in trust.authorities),
-        crls_pem=b"".join(
-            x509.load_der_x509_crl(crl.der).public_bytes(serialization.Encoding.PEM) for crl in trust.alerting(now)
-        ),
         anchors=anchors_of(tls, trust.authorities),
         configured=tuple(map(anchor_of, trust.configured)),
     )

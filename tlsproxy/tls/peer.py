@@ -40,7 +40,21 @@ def peer_of(ssl_object: ssl.SSLObject) -> Peer | None:
 def tried_peer(server_side: ssl.SSLObject) -> Peer | None:
     """The same of a trial (:func:`tlsproxy.tls.client_trial.present`), whose handshake does not end."""
     verified = _chain(server_side, "verified")
-    return _peer(verified[0], verified, kept_of(_chain(server_side, "unverified"))) if verified else None
+    return client_of(verified, _chain(server_side, "unverified")) if verified else None
+
+
+def client_of(verified: tuple[bytes, ...], sent: tuple[bytes, ...]) -> Peer:
+    """The client of a path that OpenSSL verified, and of the certificates as sent; both DER, leaf first."""
+    return _peer(verified[0], verified, kept_of(sent))
+
+
+def presented_by(ssl_object: ssl.SSLObject) -> Identity | None:
+    """The certificate that a failed handshake presented, which proves nothing; None if none came, or none was read.
+
+    OpenSSL keeps it as the beginning of the path that it could not complete.
+    """
+    path = _chain(ssl_object, "verified")
+    return identity_of(path[0]) if path else None
 
 
 @lru_cache(maxsize=CACHED)

@@ -2,16 +2,15 @@
 
 A resumed session skips the verification of the client's certificate, so that an intermediate or CRL that has expired
 meanwhile would go unnoticed. Without tickets TLS 1.3 has no sessions, but TLS 1.2 keeps them by id unless
-SSL_CTX_set_session_cache_mode is called. The pointer for that call follows the head of CPython's object.
+SSL_CTX_set_session_cache_mode is called.
 """
 
 from __future__ import annotations
 
-import _ssl
 import ctypes
-import sys
-import sysconfig
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
+
+from tlsproxy.tls import openssl
 
 if TYPE_CHECKING:
     import ssl
@@ -20,19 +19,9 @@ _SET_SESS_CACHE_MODE: Final = 44
 """SSL_CTRL_SET_SESS_CACHE_MODE (openssl/ssl.h)."""
 _SESS_CACHE_OFF: Final = 0
 
-
-def _call() -> Any:
-    """SSL_CTX_ctrl of the ssl module's own library; None where the object layout is unknown."""
-    if sys.implementation.name != "cpython" or sysconfig.get_config_var("Py_GIL_DISABLED"):
-        return None
-    function = getattr(ctypes.CDLL(getattr(_ssl, "__file__", None)), "SSL_CTX_ctrl", None)
-    if function is not None:
-        function.argtypes = (ctypes.c_void_p, ctypes.c_int, ctypes.c_long, ctypes.c_void_p)
-        function.restype = ctypes.c_long
-    return function
-
-
-_ctrl: Final = _call()
+_ctrl: Final = openssl.function(
+    "SSL_CTX_ctrl", ctypes.c_long, ctypes.c_void_p, ctypes.c_int, ctypes.c_long, ctypes.c_void_p
+)
 CAN_SWITCH_OFF: Final = _ctrl is not None
 """Otherwise resumed sessions are refused after their handshake, and nothing else protects from them."""
 
@@ -40,5 +29,4 @@ CAN_SWITCH_OFF: Final = _ctrl is not None
 def keep_no_sessions(context: ssl.SSLContext) -> None:
     """Switch off the context's session cache, if :data:`CAN_SWITCH_OFF`."""
     if _ctrl is not None:
-        pointer = ctypes.c_void_p.from_address(id(context) + object.__basicsize__)
-        _ctrl(pointer, _SET_SESS_CACHE_MODE, _SESS_CACHE_OFF, None)
+        _ctrl(openssl.pointer_of(context), _SET_SESS_CACHE_MODE, _SESS_CACHE_OFF, None)

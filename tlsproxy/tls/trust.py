@@ -7,6 +7,7 @@ serial number that one CA revoked is still valid for another CA of the same name
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, TypeAlias
 from weakref import WeakKeyDictionary
@@ -19,11 +20,11 @@ from tlsproxy.text import utc_time
 from tlsproxy.tls import pem
 from tlsproxy.tls.certinfo import CrlFacts, issuer_key
 from tlsproxy.tls.chains import authority_of, defect_of
-from tlsproxy.tls.crls import CrlScope, crl_age
+from tlsproxy.tls.crls import crl_age
 from tlsproxy.tls.servercert import certificate_of, is_authority, issued_by
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
+    from collections.abc import Iterable, Iterator, MutableMapping, Sequence
 
     from cryptography import x509
 
@@ -34,18 +35,17 @@ Issuer: TypeAlias = tuple[str, str]
 """A CA's name (:func:`tlsproxy.tls.certinfo.issuer_key`) and the SHA-256 (hex) of its public key."""
 
 NEVER: Final = float("inf")
-ALERTING: Final = 10_000
-"""Most CRL entries that OpenSSL is given: they cost each handshake 0.2 ms, where 500,000 cost 9 ms."""
 _UNTRUSTED: Final = "issuer_not_trusted"
-_RANKED: Final = (
-    "certificate_revoked",
-    "certificate_expired",
-    "certificate_not_yet_valid",
-    "crl_expired",
-    "crl_missing",
-    _UNTRUSTED,
-)
-"""Refusals by rank: of several paths' refusals the first in this order is reported."""
+REFUSALS: Final[Mapping[str, str]] = {
+    "certificate_revoked": "the client certificate, or one above it, was revoked",
+    "certificate_expired": "the client certificate, or one above it, has expired",
+    "certificate_not_yet_valid": "the client certificate, or one above it, is not valid yet",
+    "crl_expired": "no revocation list that covers the client certificate is current",
+    "crl_missing": "no revocation list covers the client certificate",
+    _UNTRUSTED: "the client certificate's issuer is not trusted any more",
+}
+"""Refusals and their sentences, by rank: of several paths' refusals the first in this order is reported."""
+_RANKED: Final = tuple(REFUSALS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +61,7 @@ class CrlPolicy:
 
 @dataclass(frozen=True, slots=True)
 class ChainVerdict:
-    """``refusal`` is "" or one of :data:`_RANKED`.
+    """``refusal`` is "" or one of :data:`REFUSALS`.
 
     Time alone changes nothing before ``until`` (seconds since the epoch).
 
@@ -179,17 +179,6 @@ class Trust:
             required = bool(self.crls or self.unbound) if leaf else any(crl.scope.authorities for crl in crls)
             return "crl_missing" if self.policy.required and required else ""
         return "crl_expired" if self.policy.deny_expired and all(crl.next_update <= now for crl in started) else ""
-
-    def alerting(self, now: float) -> tuple[Crl, ...]:
-        """CRLs for OpenSSL, so that a revoked client certificate gets its TLS alert.
-
-        All or none: OpenSSL must decide as :meth:`verdict_of` does, and it verifies their signatures in each handshake.
-        """
-        crls = self.in_use
-        if len({(crl.digest, crl.key_id) for crl in crls}) < len(crls):
-            return ()  # of two with the same name it would use one
-        same = self.policy == CrlPolicy() and all(crl.scope == CrlScope() and crl.this_update <= now for crl in crls)
-        return crls if same and sum(len(crl.serials) for crl in crls) <= ALERTING else ()
 
     def flawed(self, now: float) -> bool:
         """Whether a CA in force has a defect or is outdated, which may be why OpenSSL refuses a client certificate."""

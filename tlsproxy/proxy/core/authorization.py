@@ -13,17 +13,9 @@ from tlsproxy.authz.identity import Identity
 from tlsproxy.authz.roles import Principal
 from tlsproxy.snapshot.generation import Generation
 from tlsproxy.tls.peer import Peer
-from tlsproxy.tls.trust import NEVER, ChainVerdict
+from tlsproxy.tls.trust import NEVER, REFUSALS, ChainVerdict
 
-_ENDED: Final = {
-    "certificate_expired": "the client certificate, or one above it, has expired",
-    "certificate_not_yet_valid": "the client certificate, or one above it, is not valid yet",
-    "certificate_revoked": "the client certificate, or one above it, was revoked",
-    "crl_expired": "no revocation list that covers the client certificate is current",
-    "crl_missing": "no revocation list covers the client certificate",
-    "issuer_not_trusted": "the client certificate's issuer is not trusted any more",
-    "certificate_required": "a client certificate is required",
-}
+_ENDED: Final = {**REFUSALS, "certificate_required": "a client certificate is required"}
 
 _ANONYMOUS: Final = ChainVerdict("", NEVER)
 _REQUIRED: Final = ChainVerdict("certificate_required", NEVER)

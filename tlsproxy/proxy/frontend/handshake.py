@@ -18,6 +18,7 @@ from ipaddress import ip_address
 from typing import Final
 
 from tlsproxy.audit.line import Refusal
+from tlsproxy.authz.identity import Identity
 from tlsproxy.config.listeners import TCP, Listening
 from tlsproxy.config.model import ProtocolName
 from tlsproxy.proxy.core.authorization import Standing
@@ -31,12 +32,14 @@ from tlsproxy.proxy.tcp.connection import TcpConnection
 from tlsproxy.proxy.transport.tls import ALERT_LINGER, TlsStream
 from tlsproxy.proxy.upstream.upstreams import Upstreams
 from tlsproxy.snapshot.generation import ALPN
-from tlsproxy.tls.peer import peer_of
+from tlsproxy.tls.peer import Peer, client_of, peer_of, presented_by
 from tlsproxy.wire import misdirected
 from tlsproxy.wire.misdirected import GRPC_ALONE
 
 # HTTP/2 over TLS begins with ALPN (RFC 9113 §3.2): a client without ALPN speaks HTTP/1.1.
 _SPOKEN: Final[Mapping[str | None, ProtocolName]] = {name: protocol for protocol, name in ALPN.items()} | {None: "rest"}
+_NAME: Final = 256
+"""Most characters of a name that a stranger chose, in an audit line."""
 
 
 _OF_PROBES: Final = frozenset({"no_certificate", "client_closed"})
@@ -57,6 +60,7 @@ class AcceptedConnection:
         "_manager",
         "_opened",
         "_session",
+        "_standing",
         "_upstreams",
         "_when_ended",
         "_where",
@@ -86,6 +90,7 @@ class AcceptedConnection:
         self._failed = self.probe = False
         self._first = b""
         self.entry: Entry | None = None
+        self._standing: Standing | None = None
         self._session: RestConnection | GrpcConnection | TcpConnection | None = None
         context, bounds = gateway.generation.contexts[where.protocols], gateway.bounds
         self.stream = TlsStream(gateway.loop, sock, self, gateway.deadlines, bounds.client_write, context)
@@ -96,21 +101,29 @@ class AcceptedConnection:
         """Seconds since it was accepted."""
         return time.monotonic() - self._opened
 
+    def certificate_verified(self, verified: tuple[bytes, ...], sent: tuple[bytes, ...]) -> str:
+        """The refusal of a client that OpenSSL admits, by the rule for those who stay."""
+        self._standing = standing = self._standing_of(client_of(verified, sent))
+        return "" if standing.refusal is None else standing.refusal.reason
+
+    def _standing_of(self, peer: Peer | None) -> Standing:
+        return Standing(self._gateway.generation, peer, self._gateway.clock.now())
+
     def handshake_done(self, tls: ssl.SSLObject) -> None:
         if tls.session_reused:  # no context of ours allows it: its certificate was not verified now
-            self.handshake_failed("session_resumed", "")
+            self.handshake_failed("session_resumed", "", tls)
             self.stream.close(ALERT_LINGER)
             return
         protocols = self._where.protocols
         protocol = "tcp" if protocols == TCP else _SPOKEN.get(tls.selected_alpn_protocol())
         if protocol is None or protocol not in protocols:
-            self.handshake_failed("no_protocol", "h2 was not agreed on")
+            self.handshake_failed("no_protocol", "h2 was not agreed on", tls)
             return
         self._gateway.metrics.handshake("ok", self.lived)
         gateway, stream = self._gateway, self.stream
-        standing = Standing(gateway.generation, peer_of(tls), gateway.clock.now())
-        if standing.refusal is not None:  # by a rule of ours that OpenSSL does not check
-            self._count(standing.refusal.reason)
+        standing = self._standing or self._standing_of(peer_of(tls))
+        if (refusal := standing.ended(gateway.generation, gateway.clock.now())) is not None:
+            self._count(refusal.reason)
         route = str(self._where.endpoint) if protocol == "tcp" else ""
         self.entry = entry = self._manager.enter(protocol, self.address, standing, route)
         session: RestConnection | GrpcConnection | TcpConnection
@@ -123,16 +136,19 @@ class AcceptedConnection:
         entry.session = self._session = session
         stream.handler = session
 
-    def handshake_failed(self, reason: str, detail: str) -> None:
-        """``detail`` is OpenSSL's text, or empty."""
+    def handshake_failed(self, reason: str, detail: str, tls: ssl.SSLObject | None) -> None:
+        """``detail`` is a sentence or OpenSSL's text, or empty. ``tls`` is None if no handshake came to an end."""
         self._failed = True
         if reason in _OF_PROBES and self._may_probe:
             self.probe = True
             return
         self._count(reason)
         self._gateway.metrics.handshake(reason, self.lived)
-        refusal = Refusal(time.time(), self.address, "handshake", reason)
-        record_refusal(self._gateway, "handshake", refusal, {"error": detail} if detail else {})
+        presented = None if tls is None else presented_by(tls)
+        subject = "" if presented is None else presented.name
+        refusal = Refusal(time.time(), self.address, "handshake", reason, presented=subject)
+        fields = ({"error": detail} if detail else {}) | _fields_of(presented)
+        record_refusal(self._gateway, "handshake", refusal, fields)
 
     @property
     def _may_probe(self) -> bool:
@@ -183,12 +199,24 @@ class AcceptedConnection:
 
     def deadline_passed(self) -> None:
         if not self._failed:
-            self.handshake_failed("handshake_timeout", "")
+            self.handshake_failed("handshake_timeout", "", None)
         self.stream.abort()
 
     def connection_lost(self, error: Exception | None) -> None:
         if not self._failed:
             self.probe = self.stream.silent
             if not self.probe:
-                self.handshake_failed("client_closed", str(error or ""))
+                self.handshake_failed("client_closed", str(error or ""), None)
         self._ended()
+
+
+def _fields_of(presented: Identity | None) -> dict[str, str]:
+    if presented is None:
+        return {}
+    fields = {
+        "certificate_subject": presented.name[:_NAME],
+        "certificate_issuer": presented.issuer[:_NAME],
+        "certificate_serial": presented.serial,
+        "certificate_sha256": presented.sha256,
+    }
+    return {name: value for name, value in fields.items() if value}

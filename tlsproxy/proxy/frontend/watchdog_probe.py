@@ -29,11 +29,15 @@ class ProbeConnection:
         self._stream = TlsStream(gateway.loop, sock, self, gateway.deadlines, lowest, context)
         self._stream.deadline = time.monotonic() + DEADLINE
 
+    def certificate_verified(self, verified: tuple[bytes, ...], sent: tuple[bytes, ...]) -> str:
+        del verified, sent
+        return ""  # it is given nothing
+
     def handshake_done(self, tls: ssl.SSLObject) -> None:
         del tls
         self._stream.close(_LINGER)
 
-    def handshake_failed(self, reason: str, detail: str) -> None:
+    def handshake_failed(self, reason: str, detail: str, tls: ssl.SSLObject) -> None:
         """The stream has sent its alert."""
 
     def data_received(self, data: bytes) -> None:

@@ -28,15 +28,19 @@ FAILURES: Final = frozenset(
     {
         "no_certificate",
         "unknown_ca",
+        "certificate_chain",
+        "certificate_constraint",
         "certificate_expired",
         "certificate_invalid",
         "certificate_purpose",
         "certificate_revoked",
+        "certificate_signature",
+        "certificate_weak",
     }
 )
 """Refusals of a certificate by its client's fault. A missing CRL is our fault, and would block everybody; a certificate
 that is not valid yet was signed by a trusted CA, and two clocks differ."""
-AMBIGUOUS: Final = frozenset({"certificate_expired", "certificate_invalid", "certificate_purpose"})
+AMBIGUOUS: Final = FAILURES - {"no_certificate", "unknown_ca", "certificate_revoked"}
 """Refusals that OpenSSL reports for a CA's certificate too, without saying which certificate it was."""
 
 

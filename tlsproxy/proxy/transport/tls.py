@@ -16,6 +16,9 @@ from typing import Final, Protocol
 
 from tlsproxy.proxy.transport.deadlines import Deadlines
 from tlsproxy.proxy.transport.stream import Stream, StreamHandler
+from tlsproxy.tls.trust import REFUSALS
+from tlsproxy.tls.verification import ChainRefused, shake_hands
+from tlsproxy.tls.verify_errors import described
 from tlsproxy.wire import misdirected
 from tlsproxy.wire.content_coding import Content
 from tlsproxy.wire.misdirected import NO_TLS, Spoken
@@ -31,28 +34,6 @@ MAX_HANDSHAKE: Final = 131_072
 ALERT_LINGER: Final = 1.0
 """Seconds for a client to read why its handshake failed."""
 
-# X509_V_ERR_* (openssl/x509_vfy.h) → reason slug of a refused certificate, in metrics and audit.
-_VERIFY: Final = {
-    3: "crl_missing",
-    8: "crl_invalid",
-    9: "certificate_not_yet_valid",
-    10: "certificate_expired",
-    11: "crl_missing",  # not valid yet
-    12: "crl_expired",
-    15: "crl_invalid",
-    16: "crl_invalid",
-    18: "unknown_ca",
-    19: "unknown_ca",
-    20: "unknown_ca",
-    21: "unknown_ca",
-    23: "certificate_revoked",
-    26: "certificate_purpose",
-    33: "crl_invalid",
-    35: "crl_invalid",
-    36: "crl_invalid",
-    44: "crl_invalid",
-    54: "crl_invalid",
-}
 _REASONS: Final = {
     "PEER_DID_NOT_RETURN_A_CERTIFICATE": "no_certificate",
     "HTTP_REQUEST": "plaintext_http",
@@ -64,11 +45,13 @@ _REASONS: Final = {
 
 
 def handshake_failure(error: ssl.SSLError | None) -> tuple[str, str]:
-    """(reason slug, OpenSSL's text) of a failed handshake; without an error the client went away."""
+    """(reason slug, sentence or OpenSSL's text) of a failed handshake; without an error the client went away."""
     if error is None:
         return "client_closed", ""
+    if isinstance(error, ChainRefused):
+        return error.refusal, REFUSALS[error.refusal]
     if isinstance(error, ssl.SSLCertVerificationError):
-        return _VERIFY.get(error.verify_code, "certificate_invalid"), error.verify_message
+        return described(error.verify_code, error.verify_message)
     reason = error.reason or ""
     if "ALERT" in reason:
         return "client_alert", reason.lower()
@@ -76,10 +59,15 @@ def handshake_failure(error: ssl.SSLError | None) -> tuple[str, str]:
 
 
 class TlsHandler(StreamHandler, Protocol):
-    """A handshake callback comes first; ``data_received`` gets plaintext, and only after a finished handshake."""
+    """A handshake callback comes first; ``data_received`` gets plaintext, and only after a finished handshake.
 
+    ``certificate_verified`` is the :data:`~tlsproxy.tls.verification.Judge` of a client certificate. It is not called
+    without one, nor where it cannot be.
+    """
+
+    def certificate_verified(self, verified: tuple[bytes, ...], sent: tuple[bytes, ...]) -> str: ...
     def handshake_done(self, tls: ssl.SSLObject) -> None: ...
-    def handshake_failed(self, reason: str, detail: str) -> None: ...
+    def handshake_failed(self, reason: str, detail: str, tls: ssl.SSLObject) -> None: ...
 
 
 class TlsStream(Stream):
@@ -113,7 +101,7 @@ class TlsStream(Stream):
 
     def _handshake(self) -> None:
         try:
-            self._tls.do_handshake()
+            shake_hands(self._tls, self._tls_handler.certificate_verified)
         except ssl.SSLWantReadError:
             self._flush()
             if self._received > MAX_HANDSHAKE:
@@ -153,7 +141,7 @@ class TlsStream(Stream):
         return b""
 
     def _fail(self, reason: str, detail: str) -> None:
-        self._tls_handler.handshake_failed(reason, detail)
+        self._tls_handler.handshake_failed(reason, detail, self._tls)
         super().close(ALERT_LINGER)
 
     def _take(self, data: bytes) -> None:  # noqa: C901 - one row for each outcome of a read

@@ -1,0 +1,124 @@
+"""Verification of a client certificate in the handshake: OpenSSL's, then a judge of ours, before an alert is chosen.
+
+OpenSSL builds and verifies the path. The judge looks at the result, CRLs included, and its refusal becomes the alert
+that fits. So a revoked client gets `certificate_revoked` whatever the size of the CRL; OpenSSL itself would verify the
+CRL's signature in each handshake. Where the library cannot be called (:data:`CAN_JUDGE`), the judge is not asked: the
+same rule is applied to the finished handshake, without an alert.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import ssl
+import threading
+from collections.abc import Callable, Mapping
+from typing import Any, Final, TypeAlias
+
+from tlsproxy.tls import openssl
+
+Judge: TypeAlias = Callable[[tuple[bytes, ...], tuple[bytes, ...]], str]
+"""(verified path, certificates as sent), both DER and leaf first → refusal, of :data:`tlsproxy.tls.trust.REFUSALS`, or
+"" to admit."""
+
+_INTERNAL: Final = 1
+"""X509_V_ERR_UNSPECIFIED (openssl/x509_vfy.h), for which OpenSSL sends `internal_error`."""
+_CODES: Final[Mapping[str, int]] = {
+    "certificate_revoked": 23,
+    "certificate_expired": 10,
+    "certificate_not_yet_valid": 9,
+    "issuer_not_trusted": 20,
+}
+"""Refusal → X509_V_ERR_*, by which OpenSSL chooses the alert. A missing or expired CRL is our fault, and becomes
+`internal_error` ("unrelated to the peer", RFC 8446 section 6.2) in place of `unknown_ca` or `certificate_expired`."""
+
+_POINTER: Final = ctypes.c_void_p
+_Callback: Final = ctypes.CFUNCTYPE(ctypes.c_int, _POINTER, _POINTER)
+
+_set_callback: Final = openssl.function("SSL_CTX_set_cert_verify_callback", None, _POINTER, _Callback, _POINTER)
+_verify: Final = openssl.function("X509_verify_cert", ctypes.c_int, _POINTER)
+_set_error: Final = openssl.function("X509_STORE_CTX_set_error", None, _POINTER, ctypes.c_int)
+_path: Final = openssl.function("X509_STORE_CTX_get0_chain", _POINTER, _POINTER)
+_sent: Final = openssl.function("X509_STORE_CTX_get0_untrusted", _POINTER, _POINTER)
+_length: Final = openssl.function("OPENSSL_sk_num", ctypes.c_int, _POINTER)
+_item: Final = openssl.function("OPENSSL_sk_value", _POINTER, _POINTER, ctypes.c_int)
+_encode: Final = openssl.function("i2d_X509", ctypes.c_int, _POINTER, ctypes.POINTER(_POINTER))
+
+CAN_JUDGE: Final = None not in (_set_callback, _verify, _set_error, _path, _sent, _length, _item, _encode)
+
+
+class ChainRefused(ssl.SSLError):
+    """A handshake in which OpenSSL verified the certificate, and the judge refused it."""
+
+    def __init__(self, refusal: str) -> None:
+        super().__init__(refusal)
+        self.refusal = refusal
+
+
+class _Handshake(threading.local):
+    """The thread's handshake: OpenSSL calls back before it returns."""
+
+    judge: Judge | None = None
+    refusal = ""
+    failure: BaseException | None = None
+
+
+_now: Final = _Handshake()
+
+
+def shake_hands(tls: ssl.SSLObject, judge: Judge) -> None:
+    """One step of a handshake, as `do_handshake`. Raises ChainRefused by the judge's verdict, or the judge's error."""
+    _now.judge, _now.refusal, _now.failure = judge, "", None
+    try:
+        tls.do_handshake()
+    except ssl.SSLCertVerificationError:
+        if _now.failure is not None:
+            raise _now.failure from None
+        if _now.refusal:
+            raise ChainRefused(_now.refusal) from None
+        raise
+    finally:
+        _now.judge = _now.failure = None
+
+
+def judge_clients(context: ssl.SSLContext) -> None:
+    """Have the context's handshakes ask their judge, if :data:`CAN_JUDGE`. For :func:`shake_hands`."""
+    if CAN_JUDGE:
+        _set_callback(openssl.pointer_of(context), _callback, None)
+
+
+def _verified(store: Any, _: Any) -> int:
+    """1 admits. Nothing may be raised into C: OpenSSL would read garbage as the result."""
+    try:
+        return _judged(store)
+    except BaseException as error:  # noqa: BLE001 - shake_hands raises it
+        _now.failure = error
+        _set_error(store, _INTERNAL)
+        return 0
+
+
+def _judged(store: Any) -> int:
+    admitted: int = _verify(store)
+    if admitted != 1 or _now.judge is None:
+        return admitted
+    path, sent = _items(_path(store)), _items(_sent(store))
+    ders = {certificate: _der(certificate) for certificate in {*path, *sent}}
+    _now.refusal = refusal = _now.judge(tuple(map(ders.__getitem__, path)), tuple(map(ders.__getitem__, sent)))
+    if not refusal:
+        return 1
+    _set_error(store, _CODES.get(refusal, _INTERNAL))
+    return 0
+
+
+def _items(stack: Any) -> list[int]:
+    """Addresses of certificates: those that were sent are in the path too, as the same ones."""
+    return [_item(stack, place) for place in range(_length(stack))]
+
+
+def _der(certificate: int) -> bytes:
+    buffer = bytearray(_encode(certificate, None))
+    _encode(certificate, ctypes.byref(_POINTER(ctypes.addressof(ctypes.c_char.from_buffer(buffer)))))
+    return bytes(buffer)
+
+
+_callback: Final = _Callback(_verified)
+"""One for all contexts, since it must outlive them."""
