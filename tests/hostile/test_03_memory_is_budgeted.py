@@ -65,7 +65,7 @@ def within_budget(gateway: Gateway) -> Iterator[None]:
     end = time.monotonic() + DEADLINE
     while memory(gateway, "VmRSS") - before > SLACK and time.monotonic() < end:
         pass
-    assert (memory(gateway, "VmRSS") - before) >> 20 <= SLACK >> 20
+    assert memory(gateway, "VmRSS") - before <= SLACK
 
 
 def together(count: int, ask: Callable[[], int]) -> Counter[int]:

@@ -18,16 +18,18 @@ from support.grpc_upstream import GrpcUpstream
 from support.h2_raw_client import H2Client
 from support.raw_connection import GET
 from support.site import Site
-from support.upstream import ScriptedUpstream
+from support.upstream import ScriptedUpstream, plain
 
 from tlsproxy.audit.log import NoAudit
 from tlsproxy.config.listeners import TCP, listening
 from tlsproxy.proxy.core.connection_manager import Entry
 from tlsproxy.proxy.frontend.handshake import AcceptedConnection
 from tlsproxy.proxy.frontend.listener import Bound, bind
+from tlsproxy.proxy.grpc.call import Call
 from tlsproxy.proxy.grpc.relay import Relay
 from tlsproxy.proxy.limits.table import LimitTable
 from tlsproxy.proxy.rest.connection import RestConnection
+from tlsproxy.proxy.rest.exchange import Exchange
 from tlsproxy.proxy.tcp.connection import TcpConnection
 from tlsproxy.proxy.transport.stream import Stream
 from tlsproxy.service.serving import Serving
@@ -35,7 +37,7 @@ from tlsproxy.snapshot.files import read_inputs
 from tlsproxy.snapshot.generation import ALPN
 from tlsproxy.snapshot.startup import first_generation
 
-PARTS = (Stream, AcceptedConnection, Entry, RestConnection, Relay, TcpConnection, ssl.SSLObject)
+PARTS = (Stream, AcceptedConnection, Entry, RestConnection, Exchange, Relay, Call, TcpConnection, ssl.SSLObject)
 
 Talk = Callable[[ssl.SSLSocket], None]
 
@@ -80,11 +82,12 @@ def _no_collector() -> Iterator[None]:
 
 
 async def ended(
-    site: Site, rest_url: str, grpc_url: str, protocol: str, client: str | None, talk: Talk
+    site: Site, rest_url: str, grpc_url: str, protocol: str, client: str | None, talk: Talk, visits: int = 3
 ) -> list[object]:
     """What is left of a connection that its client has ended, once the gateway has told that it is over."""
     listener = {"port": 0, "mode": "tcp", "upstream": rest_url.removeprefix("http://"), "allow": ["admin"]}
-    path = site.write_config(rest_url, grpc=grpc_url, listeners=[listener])
+    limits = {"drain_grace": 0, "inspection_memory_mb": 64}
+    path = site.write_config(rest_url, grpc=grpc_url, listeners=[listener], limits=limits)
     generation = first_generation(path, {}, read_inputs(path, {}), {}).generation
     frozen = gc.get_freeze_count()
     with ExitStack() as stack:
@@ -122,7 +125,7 @@ async def ended(
             ):
                 talk(connected)
 
-        for _ in range(3):
+        for _ in range(visits):
             await asyncio.to_thread(visit)
         await serving.drain(asyncio.Event())
         serving._upstreams.pool.close()
@@ -157,3 +160,28 @@ def test_nothing_is_left_of_it(
     left = runner.run(ended(site, upstream.url, grpc_upstream.url, protocol, client, talk))
     mine = [type(one).__name__ for one in left if id(one) not in before]
     assert mine == []
+
+
+def too_many_reductions(sock: ssl.SSLSocket) -> None:
+    """Five at once, of which the memory budget holds two or three."""
+    with ExitStack() as stack:
+        others = [socket.create_connection(sock.getpeername(), timeout=10) for _ in range(4)]
+        clients = [
+            sock,
+            *(stack.enter_context(sock.context.wrap_socket(other, server_hostname="localhost")) for other in others),
+        ]
+        for client in clients:
+            client.sendall(b"GET /telemetry HTTP/1.1\r\nhost: h\r\n\r\n")
+        statuses = {client.recv(12) for client in clients}
+    assert statuses == {b"HTTP/1.1 200", b"HTTP/1.1 503"}
+
+
+@pytest.mark.usefixtures("_no_collector")
+def test_nothing_is_left_of_a_response_that_found_no_memory(
+    runner: asyncio.Runner, site: Site, upstream: ScriptedUpstream, grpc_upstream: GrpcUpstream
+) -> None:
+    content = b'{"result":{"id":"%b"},"status":"ok","time":0.0}' % (b"x" * (12 << 20))
+    upstream.answer = plain(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%b" % (len(content), content))
+    before = {id(one) for one in parts()}
+    left = runner.run(ended(site, upstream.url, grpc_upstream.url, "rest", "ingest", too_many_reductions, visits=1))
+    assert [type(one).__name__ for one in left if id(one) not in before] == []

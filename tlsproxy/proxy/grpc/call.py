@@ -8,7 +8,7 @@ room in the audit log or for what its token depends on, the client's DATA waits 
 from __future__ import annotations
 
 from functools import partial
-from typing import Final, NoReturn, Protocol
+from typing import Final, Protocol
 
 from tlsproxy.authz.access import Decision
 from tlsproxy.errors import AuditUnavailable, RequestError
@@ -86,10 +86,6 @@ class ResponsePart(StreamPart, Protocol):
     def release(self) -> None: ...
 
 
-def _give_way(error: RequestError) -> NoReturn:
-    raise error
-
-
 class Call:
     """``plain``: the client's DATA needs no look, and none of it is held. ``last_activity``: when the upstream last
     sent a frame of it, or its wait for the upstream began (monotonic clock).
@@ -157,7 +153,7 @@ class Call:
         )
 
     def give_way(self, error: RequestError) -> None:
-        self.relay.gateway.loop.call_soon(self.relay.stream.tell, self._go_on, partial(_give_way, error))
+        self.relay.gateway.loop.call_soon(self.relay.stream.tell, self.fail, error)
 
     # Admission
 
@@ -179,11 +175,12 @@ class Call:
         self.plain = self._is_plain
 
     def _readmit(self, points: Points, late: AuditUnavailable | None) -> None:
+        if late is not None:
+            self.fail(late)
+            return
         if self.recorded or not self.resumes():
             return
         try:
-            if late is not None:
-                raise late
             self.admit(points)
             self.begin()
         except RequestError as error:
@@ -377,6 +374,17 @@ class Call:
     def refuse(self, error: RequestError) -> None:
         """Ends it with an error that came up after its decision, or instead of one."""
         self._end(error.grpc.value, error.status, str(error), error.reason)
+
+    def fail(self, error: RequestError) -> None:
+        """Ends it, if it is open, with an error of another callback, which is not raised anew.
+
+        A frame that raises an error out of one of its variables and the error refer to each other: the message would
+        stay in memory until a garbage collection.
+        """
+        if self.recorded or not self.resumes():
+            return
+        self.refuse(error)
+        self.relay.session.settle()
 
     def deny(self) -> None:
         """Ends it with the refusal of its present plan."""

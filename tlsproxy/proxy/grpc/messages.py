@@ -212,13 +212,15 @@ class RebuiltMessage:
         if self._call.recorded or not self._call.resumes():
             return
         relay = self._call.relay
+        if moved(asked_of, relay.gateway.generation, "rest"):
+            current: Facts | RequestError | None = self._facts.known(collection)
+        else:
+            current = facts
+        if isinstance(current, RequestError):
+            self._call.fail(current)
+            return
         try:
-            if moved(asked_of, relay.gateway.generation, "rest"):
-                self._confine(collection, content, self._facts.known(collection))
-            elif isinstance(facts, RequestError):
-                raise facts
-            else:
-                self._confine(collection, content, facts)
+            self._confine(collection, content, current)
         except RequestError as error:
             self._call.refuse(error)
         relay.session.settle()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 from functools import partial
-from typing import Final, NoReturn
+from typing import Final
 
 from tlsproxy.authz.access import Decision
 from tlsproxy.errors import AuditUnavailable, Overloaded, RequestError, RequestTimeout, RightLost, UpstreamTimeout
@@ -42,10 +42,6 @@ SLOW_BODY: Final[Late] = (RequestTimeout, "The request body came too slowly", "b
 
 REPLAY: Final = 65_536
 """A request of at most this many bytes is kept until it is answered, to be sent again if that is safe."""
-
-
-def _give_way(error: RequestError) -> NoReturn:
-    raise error
 
 
 class Exchange:
@@ -125,13 +121,14 @@ class Exchange:
             self._client.advance()
 
     def _readmit(self, late: AuditUnavailable | None) -> None:
+        if late is not None:
+            self._fail(late)
+            return
         if not self._ended:
             self._client.present()
         if self._ended:
             return
         try:
-            if late is not None:
-                raise late
             self.admit()
         except RequestError as error:
             self._client.exchange_failed(error)
@@ -160,9 +157,10 @@ class Exchange:
             self.record.plan = self.record.plan.refused(verdict)
             self._client.exchange_settled()
             return
+        if verdict is not None:
+            self._client.exchange_failed(verdict)
+            return
         try:
-            if verdict is not None:
-                raise verdict
             self._connect()
         except RequestError as error:
             self._client.exchange_failed(error)
@@ -233,7 +231,18 @@ class Exchange:
         return self._stream.stalled or self.sending
 
     def give_way(self, error: RequestError) -> None:
-        self._gateway.loop.call_soon(self._stream.tell, self._go_on, partial(_give_way, error))
+        self._gateway.loop.call_soon(self._stream.tell, self._fail, error)
+
+    def _fail(self, error: RequestError) -> None:
+        """Ends it with an error of another callback, which is not raised anew.
+
+        A frame that raises an error out of one of its variables and the error refer to each other: the body would stay
+        in memory until a garbage collection.
+        """
+        if not self._ended:
+            self._client.present()
+        if not self._ended:
+            self._client.exchange_failed(error)
 
     @property
     def sending(self) -> bool:

@@ -140,13 +140,12 @@ class InspectedExchange(Exchange):
         self._client.present()
         if self._ended:
             return
+        published = unread is not self.record.plan.route  # since then, maybe with another upstream
+        if isinstance(facts, RequestError) and not published:
+            self._client.exchange_failed(facts)
+            return
         try:
-            if unread is not self.record.plan.route:  # published since, maybe with another upstream
-                self._decide_content(content)
-            elif isinstance(facts, RequestError):
-                raise facts
-            else:
-                self._decide_content(content, facts)
+            self._decide_content(content, None if published or isinstance(facts, RequestError) else facts)
         except RequestError as error:
             self._client.exchange_failed(error)
         else:

@@ -70,7 +70,8 @@ class CollectionFacts:
                 self.ask(collection, account, callback)
                 return
             if isinstance(release, RequestError):
-                raise release
+                callback(release)
+                return
             if release is not None:
                 self._release = (number, time.monotonic() + REMEMBERED, release)
             self._ask_collection(collection, account, callback, release)
