@@ -158,13 +158,27 @@ def test_hundreds_of_pipelined_refusals(site: Site, upstream: ScriptedUpstream) 
     assert [each.line for each in upstream.requests] == [SCROLL] * 200
 
 
-@pytest.mark.parametrize("collection", ["", ".", "..", "a/b", "docs/points/1#", "a\x00b", "%2e%2e", "x" * 300])
+@pytest.mark.parametrize("collection", ["", ".", "..", "a\x00b", "x" * 300])
 def test_a_collection_that_would_lead_elsewhere(site: Site, upstream: ScriptedUpstream, collection: str) -> None:
     scripted(upstream, FOUND)
     config = site.write_config(upstream.url, service=SERVICE)
     with Gateway(config) as gateway, Client(gateway, site.client(None)) as connection:
         assert connection.ask(*READ, [("api-key", token(collection))]).status == 403
     assert not upstream.requests
+
+
+@pytest.mark.parametrize(
+    ("collection", "sent"),
+    [("a/b", "a%2Fb"), ("docs/points/1#", "docs%2Fpoints%2F1%23"), ("%2e%2e", "%252e%252e")],
+)
+def test_a_collection_with_characters_of_a_path(
+    site: Site, upstream: ScriptedUpstream, collection: str, sent: str
+) -> None:
+    scripted(upstream, FOUND)
+    config = site.write_config(upstream.url, service=SERVICE)
+    with Gateway(config) as gateway, Client(gateway, site.client(None)) as connection:
+        assert connection.ask(*READ, [("api-key", token(collection))]).status == 200
+    assert upstream.requests[0].line == SCROLL.replace("users", sent)
 
 
 def test_an_upstream_that_is_down(site: Site) -> None:

@@ -86,7 +86,7 @@ async def ended(
 ) -> list[object]:
     """What is left of a connection that its client has ended, once the gateway has told that it is over."""
     listener = {"port": 0, "mode": "tcp", "upstream": rest_url.removeprefix("http://"), "allow": ["admin"]}
-    limits = {"drain_grace": 0, "inspection_memory_mb": 64}
+    limits = {"drain_grace": 0, "inspection_memory_mb": 64, "inspection_timeout": 1}
     path = site.write_config(rest_url, grpc=grpc_url, listeners=[listener], limits=limits)
     generation = first_generation(path, {}, read_inputs(path, {}), {}).generation
     frozen = gc.get_freeze_count()
@@ -164,8 +164,9 @@ def test_nothing_is_left_of_it(
 
 def too_many_reductions(sock: ssl.SSLSocket) -> None:
     """Five at once, of which the memory budget holds two or three."""
+    sock.settimeout(30)
     with ExitStack() as stack:
-        others = [socket.create_connection(sock.getpeername(), timeout=10) for _ in range(4)]
+        others = [socket.create_connection(sock.getpeername(), timeout=30) for _ in range(4)]
         clients = [
             sock,
             *(stack.enter_context(sock.context.wrap_socket(other, server_hostname="localhost")) for other in others),
