@@ -345,15 +345,15 @@ def test_what_is_not_a_socket_is_never_removed(tmp_path: Path, kind: str) -> Non
     assert path.is_symlink() or path.exists()
 
 
-@pytest.mark.parametrize("listen", ["0.0.0.0:0", "[::]:0", "192.0.2.1:0"])
+@pytest.mark.parametrize("listen", ["0.0.0.0:0", "[::]:0", "192.0.2.1:0", "example.org:9000"])
 def test_only_loopback_is_bound(listen: str) -> None:
-    with pytest.raises(AdminAddressError, match="is not a loopback address"):
+    with pytest.raises(AdminAddressError, match="has no authentication"):
         listening_socket(listen)
 
 
-@pytest.mark.parametrize("listen", ["", "9000", "example.org:9000", "127.0.0.1", "127.0.0.1:", "127.0.0.1:http"])
+@pytest.mark.parametrize("listen", ["", "9000", "127.0.0.1", "127.0.0.1:", "127.0.0.1:http"])
 def test_an_address_that_cannot_be_read(listen: str) -> None:
-    with pytest.raises(AdminAddressError, match="is neither"):
+    with pytest.raises(AdminAddressError, match="unix:/path or host:port is expected"):
         listening_socket(listen)
 
 

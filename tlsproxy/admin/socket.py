@@ -5,6 +5,7 @@ A connected client may reload and read the status, so no other address is bound,
 
 from __future__ import annotations
 
+import errno
 import ipaddress
 import os
 import socket
@@ -13,10 +14,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+from tlsproxy.config.endpoints import Endpoint, admin_endpoint
 from tlsproxy.errors import TlsproxyError
 
 _UNIX: Final = "unix:"
 _BACKLOG: Final = 64
+_LONGEST_PATH: Final = 107
+"""Bytes of a unix socket's path on Linux, without the final NUL (unix(7))."""
+_NO_SOCKET: Final = "exists and is not a socket; remove it, or choose another path"
 
 
 class AdminAddressError(TlsproxyError):
@@ -49,27 +54,50 @@ class AdminSocket:
 
 def listening_socket(listen: str) -> AdminSocket:
     """A bound and listening socket. Raises AdminAddressError."""
+    endpoint = _endpoint(listen)
     try:
-        return _unix(listen, Path(listen.removeprefix(_UNIX))) if listen.startswith(_UNIX) else _loopback(listen)
+        if isinstance(endpoint, Endpoint):
+            return _loopback(endpoint, endpoint.port)
+        return _unix(listen, Path(endpoint))
     except OSError as error:
         raise AdminAddressError(listen, error.strerror or str(error)) from error
 
 
-def _loopback(listen: str) -> AdminSocket:
-    host, _, port = listen.rpartition(":")
-    host = host.removeprefix("[").removesuffix("]")
+def check_listen(listen: str) -> None:
+    """Check that :func:`listening_socket` would bind it if it is free. Raises AdminAddressError."""
+    endpoint = _endpoint(listen)
     try:
-        address = ipaddress.ip_address("127.0.0.1" if host == "localhost" else host)
-        number = int(port)
+        if isinstance(endpoint, Endpoint):
+            _loopback(endpoint, 0).close()
+        else:
+            _check_path(listen, Path(endpoint))
+    except OSError as error:
+        raise AdminAddressError(listen, error.strerror or str(error)) from error
+
+
+def _endpoint(listen: str) -> Endpoint | str:
+    try:
+        return admin_endpoint(listen)
     except ValueError as error:
-        raise AdminAddressError(listen, "is neither unix:/path nor host:port") from error
-    if not address.is_loopback:
-        raise AdminAddressError(listen, "is not a loopback address; use 127.0.0.1, [::1] or unix:/path")
-    if isinstance(address, ipaddress.IPv6Address):
-        bound = socket.create_server((str(address), number), family=socket.AF_INET6, backlog=_BACKLOG)
-        return AdminSocket(bound, f"[{address}]:{bound.getsockname()[1]}")
-    bound = socket.create_server((str(address), number), backlog=_BACKLOG)
-    return AdminSocket(bound, f"{address}:{bound.getsockname()[1]}")
+        raise AdminAddressError(listen, str(error)) from error
+
+
+def _loopback(endpoint: Endpoint, port: int) -> AdminSocket:
+    address = ipaddress.ip_address("127.0.0.1" if endpoint.host == "localhost" else endpoint.host)
+    family = socket.AF_INET6 if isinstance(address, ipaddress.IPv6Address) else socket.AF_INET
+    bound = socket.create_server((str(address), port), family=family, backlog=_BACKLOG)
+    return AdminSocket(bound, str(Endpoint(str(address), bound.getsockname()[1])))
+
+
+def _check_path(listen: str, path: Path) -> None:
+    if not path.parent.is_dir():
+        raise FileNotFoundError(errno.ENOENT, f"there is no directory {path.parent}")
+    if len(os.fsencode(path)) > _LONGEST_PATH:
+        raise AdminAddressError(listen, f"a path of a unix socket has at most {_LONGEST_PATH} bytes")
+    if os.path.lexists(path) and not stat.S_ISSOCK(path.lstat().st_mode):
+        raise AdminAddressError(listen, _NO_SOCKET)
+    if not os.access(path.parent, os.W_OK | os.X_OK, effective_ids=True):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
 
 def _unix(listen: str, path: Path) -> AdminSocket:
@@ -94,7 +122,7 @@ def _remove_stale(listen: str, path: Path) -> None:
     except FileNotFoundError:
         return
     if not stat.S_ISSOCK(found.st_mode):
-        raise AdminAddressError(listen, "exists and is not a socket; remove it, or choose another path")
+        raise AdminAddressError(listen, _NO_SOCKET)
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         # A full backlog raises BlockingIOError: there is a listener.
         probe.setblocking(False)

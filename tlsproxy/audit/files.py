@@ -10,6 +10,7 @@ lines. Nothing here retries, and no other file of the directory is ever touched.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import logging
 import os
@@ -96,7 +97,7 @@ class AuditFiles:
         return f"AuditFiles({self._path})"
 
     def ready(self, when: float) -> bool:
-        path = self._directory / datetime.fromtimestamp(when, UTC).strftime(_FORMAT[self._rotation])
+        path = self._path_at(when)
         if self._fd >= 0 and path == self._path and self._in_place():
             return False
         self.close()
@@ -107,6 +108,24 @@ class AuditFiles:
         self._created = True
         self._prune()
         return True
+
+    def _path_at(self, when: float) -> Path:
+        return self._directory / datetime.fromtimestamp(when, UTC).strftime(_FORMAT[self._rotation])
+
+    def check(self, when: float) -> None:
+        """Check that :meth:`ready` would open its file, without making it or a directory. Raises OSError."""
+        path = self._path_at(when)
+        try:
+            found = path.lstat()
+        except (FileNotFoundError, NotADirectoryError):
+            place = next(each for each in path.parents if os.path.lexists(each))
+            if not place.is_dir():
+                raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR)) from None
+            _check_access(place, os.W_OK | os.X_OK)
+        else:
+            if not stat.S_ISREG(found.st_mode):
+                raise OSError(f"{path} is not a regular file")
+            _check_access(path, os.R_OK | os.W_OK)
 
     def append(self, data: memoryview) -> int:
         """Appends whole lines: one that the disk has no room for is truncated before another process appends to it."""
@@ -186,6 +205,11 @@ class StandardOutput:
 
     def close(self) -> None:
         pass
+
+
+def _check_access(path: Path, mode: int) -> None:
+    if not os.access(path, mode, effective_ids=True):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
 
 def _open(path: Path) -> int:

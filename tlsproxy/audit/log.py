@@ -375,6 +375,15 @@ def audit_log(settings: AuditConfig, turn: Turn = ALONE, counts: Counts | None =
     return AuditLog(settings, turn=turn, counts=counts) if settings.enabled else NoAudit()
 
 
+def check_place(settings: AuditConfig, when: float) -> None:
+    """Check that the log could be opened, without making anything. Raises AuditNotWritable."""
+    if settings.enabled and settings.dir != "-":
+        try:
+            AuditFiles(settings.dir, settings.rotation, settings.max_log_files).check(when)
+        except OSError as error:
+            raise AuditNotWritable(settings.dir, error) from None
+
+
 def _sink_of(settings: AuditConfig, turn: Turn) -> Sink:
     if settings.dir == "-":
         return StandardOutput(turn=turn)

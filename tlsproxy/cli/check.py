@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import click
@@ -17,6 +17,8 @@ from tlsproxy.config.model import Config, Role
 from tlsproxy.config.reference import as_markdown, as_yaml
 from tlsproxy.config.tokens import key_sources
 from tlsproxy.errors import FailureKind, TlsproxyError
+from tlsproxy.service.start_trial import start_faults, start_warnings
+from tlsproxy.service.systemd.units import socket_units
 from tlsproxy.snapshot.files import read_inputs
 from tlsproxy.snapshot.generation import Generation
 from tlsproxy.snapshot.startup import FirstGeneration, first_generation
@@ -30,8 +32,9 @@ from tlsproxy.tls.certinfo import CertificateFacts
 def check(config_path: Path, *, for_reload: bool) -> None:
     """Find all that `run` would refuse: in the configuration, certificates, keys and CRLs, and in a TLS handshake.
 
-    Exits with 2 for an error, with 1 where `run` could not start now but may later. It opens no listener, sends nothing
-    to the upstream, and fetches no URL.
+    Exits with 2 for an error, with 1 where `run` could not start now but may later: an address that this machine does
+    not have, an audit directory that cannot be written. An address that is taken is no error, as the gateway itself may
+    have it. It accepts no client, sends nothing to the upstream, and fetches no URL.
 
     With --reload, a fault that only a start cannot do with is a warning: a certificate that has expired or is not valid
     yet, a file that cannot be read now. A running gateway keeps the last good state in its place.
@@ -42,12 +45,15 @@ def check(config_path: Path, *, for_reload: bool) -> None:
         click.echo(f"{config_path}: ok for a reload")
         return
     generation = first.generation
+    units = socket_units(config_path, os.environ)
+    _tell_faults(start_faults(generation.config, units, time.time()), for_reload=for_reload)
     for line in _summary(generation):
         click.echo(line)
     for problem in generation.unused:
         click.echo(f"unused: {problem}")
     faults = (fault.text for fault in first.faults.values())
-    for warning in (*faults, *generation.warnings, *generation.material.warnings(time.time()), *first.inputs.warnings):
+    found = (*faults, *generation.warnings, *generation.material.warnings(time.time()), *first.inputs.warnings)
+    for warning in (*found, *start_warnings(generation.config, units)):
         click.echo(f"warning: {warning}", err=True)
     click.echo(f"{config_path}: ok")
 
@@ -82,6 +88,16 @@ def _first(config_path: Path, *, for_reload: bool) -> FirstGeneration | None:
         if for_reload:
             return None
         raise SystemExit(1) from None
+
+
+def _tell_faults(faults: Iterable[str], *, for_reload: bool) -> None:
+    """Exits with 1 for a fault, unless a running gateway has passed that step."""
+    label = "warning" if for_reload else "error"
+    found = list(faults)
+    for fault in found:
+        click.echo(f"{label}: {fault}", err=True)
+    if found and not for_reload:
+        raise SystemExit(1)
 
 
 def _summary(generation: Generation) -> Iterator[str]:

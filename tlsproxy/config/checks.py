@@ -135,6 +135,7 @@ _CHECKS: Final[tuple[tuple[frozenset[str], Check], ...]] = (
     (frozenset({"limits", "roles"}), _bursts),
     (frozenset({"logger", "audit"}), _logger),
     (frozenset({"listeners"}), listeners.repeated),
+    (frozenset({"service", "listeners"}), listeners.hosts),
     (frozenset({"service", "listeners"}), listeners.modes),
     (frozenset({"listeners", "roles"}), listeners.tcp_roles),
     (frozenset({"service", "listeners"}), listeners.addresses),

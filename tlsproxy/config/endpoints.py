@@ -9,6 +9,9 @@ from typing import Final
 from urllib.parse import urlsplit
 
 _HOST: Final = re.compile(r"[0-9a-z._-]+|[0-9a-f:.]+")
+_LABEL: Final = r"[0-9A-Za-z_](?:[0-9A-Za-z_-]{0,61}[0-9A-Za-z_])?"
+_NAME: Final = re.compile(rf"(?=.{{1,253}}\Z)(?:{_LABEL}\.)*{_LABEL}\.?")
+"""A host name (RFC 1123 section 2.1), with underscores."""
 _WEB_PORTS: Final = {"https": 443, "http": 80}
 
 
@@ -37,6 +40,18 @@ def is_address(host: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def check_host(host: str) -> None:
+    """Check an address to listen on: an IP address, or a name that can be resolved. Raises ValueError."""
+    if host.startswith("unix:"):
+        raise ValueError(
+            "clients connect over TCP: an address or host name is expected (admin.listen takes unix:/path)"
+        )
+    if host.startswith("[") or host.endswith("]"):
+        raise ValueError("an IPv6 address stands without brackets here: ::1")
+    if not (is_address(host) or _NAME.fullmatch(host)):
+        raise ValueError("an IP address or a host name is expected, without port or scheme")
 
 
 def upstream_endpoint(url: str) -> Endpoint:
@@ -116,7 +131,7 @@ def admin_endpoint(listen: str) -> Endpoint | str:
     """The path of `unix:/path`, or a loopback endpoint. Raises ValueError."""
     scheme, _, path = listen.partition(":")
     if scheme == "unix":
-        if not path.startswith("/"):
+        if not path.startswith("/") or not path.isprintable():
             raise ValueError("the path of a unix socket must be absolute: unix:/run/tlsproxy/admin.sock")
         return path
     try:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
-from tlsproxy.config.endpoints import Endpoint, admin_endpoint, tcp_endpoint, upstream_endpoint
+from tlsproxy.config.endpoints import Endpoint, admin_endpoint, check_host, tcp_endpoint, upstream_endpoint
 from tlsproxy.config.findings import Finding
 from tlsproxy.config.identity_checks import role_findings
 from tlsproxy.config.model import Config, HttpProtocol, ListenerConfig, Protocols, UpstreamConfig
@@ -98,6 +98,20 @@ def tcp_roles(config: Config, _tree: Tree) -> Iterator[Finding]:
         for place, role in enumerate(listener.allow)
     )
     yield from role_findings(roles, config)
+
+
+def hosts(config: Config, _tree: Tree) -> Iterator[Finding]:
+    given: list[tuple[Path, str]] = [(("service", "host"), config.service.host)]
+    given += (
+        (("listeners", index, "host"), listener.host)
+        for index, listener in enumerate(config.listeners)
+        if listener.host is not None
+    )
+    for path, host in given:
+        try:
+            check_host(host)
+        except ValueError as error:
+            yield Finding(path, str(error))
 
 
 def addresses(config: Config, tree: Tree) -> Iterator[Finding]:

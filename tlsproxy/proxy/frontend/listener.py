@@ -29,6 +29,20 @@ _log = logging.getLogger(__name__)
 
 def bind(host: str, port: int) -> socket.socket:
     """Listening socket. Raises OSError, which names the address."""
+    try:
+        sock = bound_socket(host, port)
+        try:
+            sock.listen(BACKLOG)
+        except OSError:
+            sock.close()
+            raise
+    except OSError as error:
+        raise OSError(error.errno, f"{Endpoint(host, port)}: {error.strerror}") from error
+    return sock
+
+
+def bound_socket(host: str, port: int) -> socket.socket:
+    """The same before it listens. Raises OSError."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:
@@ -37,10 +51,9 @@ def bind(host: str, port: int) -> socket.socket:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
         sock.setblocking(False)
         sock.bind((host, port))
-        sock.listen(BACKLOG)
-    except OSError as error:
+    except OSError:
         sock.close()
-        raise OSError(error.errno, f"{host}:{port}: {error.strerror}") from error
+        raise
     return sock
 
 

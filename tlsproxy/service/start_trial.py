@@ -1,0 +1,76 @@
+"""Trial of the start's last steps, for `check`: addresses, the admin server's too, and the audit log's place.
+
+Nothing is left behind: no client is accepted, and no directory or file is made. An address that another process has
+taken is no fault, for that may be the running gateway.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Final
+
+from tlsproxy.admin.socket import AdminAddressError, check_listen
+from tlsproxy.audit.log import AuditNotWritable, check_place
+from tlsproxy.config.listeners import Listening, listening
+from tlsproxy.config.model import Config
+from tlsproxy.config.positions import dotted
+from tlsproxy.proxy.frontend.listener import bound_socket
+from tlsproxy.service.systemd.units import SocketUnit
+
+MADE: Final = frozenset((Path("/run/tlsproxy"), Path("/var/log/tlsproxy")))
+"""Directories that systemd makes when it starts our unit, by its `RuntimeDirectory=` and `LogsDirectory=`."""
+PRIVILEGED: Final = 1024
+"""The first port that every user may bind."""
+
+
+def start_faults(config: Config, units: Sequence[SocketUnit], now: float) -> Iterator[str]:
+    """Reasons why `run` could not serve this valid configuration now, but for the addresses that ``units`` hold.
+
+    ``now`` is seconds since the epoch.
+    """
+    bound: dict[tuple[str, int], str] = {}
+    for where in _own(config, units):
+        key, endpoint = dotted(where.path), where.endpoint
+        try:
+            with closing(bound_socket(endpoint.host, 0)) as sock:
+                address = sock.getsockname()[0]
+        except OSError as error:
+            yield f"{key}: cannot listen on {endpoint.host}: {error.strerror}"
+            continue
+        other = bound.setdefault((address, endpoint.port), key) if endpoint.port else key
+        if other != key:
+            yield f"{key}: {endpoint} is taken: {other} listens on the same address"
+    listen = config.admin.listen
+    try:
+        if not _made_at_start(config.audit.dir):
+            check_place(config.audit, now)
+        if listen is not None and not _made_at_start(Path(listen.removeprefix("unix:")).parent):
+            check_listen(listen)
+    except (AuditNotWritable, AdminAddressError) as error:
+        yield str(error)
+
+
+def start_warnings(config: Config, units: Sequence[SocketUnit]) -> Iterator[str]:
+    """Socket units that do not fit, and ports that this user may not bind, though the service may."""
+    for unit in units:
+        yield from unit.problems(tuple(listening(config)))
+    for where in _own(config, units):
+        endpoint = where.endpoint
+        if 0 < endpoint.port < PRIVILEGED:
+            try:
+                bound_socket(endpoint.host, endpoint.port).close()
+            except OSError as error:
+                if error.errno == errno.EACCES:
+                    yield f"{dotted(where.path)}: port {endpoint.port} needs CAP_NET_BIND_SERVICE, or a socket unit"
+
+
+def _made_at_start(directory: Path | str) -> bool:
+    return directory in MADE and not Path(directory).exists()
+
+
+def _own(config: Config, units: Sequence[SocketUnit]) -> Iterator[Listening]:
+    """Listeners that `run` binds itself."""
+    return (where for where in listening(config) if not any(unit.holds(where) for unit in units))
