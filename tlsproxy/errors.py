@@ -63,12 +63,22 @@ class GrpcStatus(Enum):
 
 
 class MaterialError(TlsproxyError):
-    """A certificate, key, CA or CRL file that cannot be used. ``path`` is that of the file."""
+    """A certificate, key, CA or CRL file that cannot be used. ``path`` is that of the file.
+
+    ``unmatched``: it does not belong to another file, as while both are replaced one after the other.
+    """
 
     def __init__(
-        self, path: str, text: str, kind: FailureKind = FailureKind.INPUT, moment: float | None = None
+        self,
+        path: str,
+        text: str,
+        kind: FailureKind = FailureKind.INPUT,
+        moment: float | None = None,
+        *,
+        unmatched: bool = False,
     ) -> None:
         super().__init__(f"{path}: {text}")
+        self.unmatched = unmatched
         self.path = path
         self.text = text
         self.kind = kind

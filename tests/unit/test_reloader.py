@@ -124,6 +124,78 @@ def test_callers_that_come_during_a_build_share_the_next(tmp_path: Path, monkeyp
     asyncio.run(run())
 
 
+class SetClock(Clock):
+    """Shows what it is set to."""
+
+    moment = time.time()
+
+    def now(self) -> float:
+        return self.moment
+
+
+def test_a_pair_may_be_half_replaced_for_a_while(tmp_path: Path) -> None:
+    made = site(tmp_path, tls={"settle_time": 5})
+    first, second = (ROOT.issue(dns=["localhost"], server=True) for _ in range(2))
+
+    async def run() -> None:
+        bench = Bench(made)
+        bench.clock = SetClock()
+
+        async def reloaded(trigger: str, seconds: float = 0) -> tuple[str, str]:
+            bench.clock.moment += seconds
+            result = await bench.reloader.reload(trigger)
+            (pair,) = [one for one in result.inputs if one.input == "certificate"]
+            return result.result, pair.state
+
+        made.write("server.pem", first.chain_pem)
+        assert await reloaded("watch") == ("ok", "waits")
+        assert await reloaded("poll", 3) == ("ok", "waits")
+        assert (bench.counted, bench.lines, bench.reloader.faults) == ([], [], ())
+        made.serve(first)
+        assert await reloaded("watch", 1) == ("ok", "published")
+
+        made.write("server.pem", second.chain_pem)
+        assert await reloaded("watch", 10) == ("ok", "waits")
+        made.configure(tls={"settle_time": 5}, limits={"idle_timeout": 9})
+        assert await reloaded("watch", 4) == ("ok", "waits"), "what has changed beside it is published"
+        assert bench.generation.config.limits.idle_timeout == 9
+        (tmp_path / "server.key").unlink()
+        assert await reloaded("time", 2) == ("failed", "refused"), "from the first of them on, whatever follows"
+        assert bench.reloader.faults
+        made.serve(second)
+        assert await reloaded("watch") == ("ok", "published")
+
+        made.write("server.pem", first.chain_pem)
+        assert (await bench.reloader.rehearse())["result"] == "failed"
+        assert await reloaded("watch") == ("ok", "waits")
+        assert await reloaded("admin") == ("failed", "refused"), "who asks is told at once"
+        assert await reloaded("watch") == ("failed", "refused")
+        made.serve(first)
+        assert await reloaded("watch", -20) == ("ok", "published")
+        made.write("server.pem", second.chain_pem)
+        assert await reloaded("watch") == ("ok", "waits")
+        assert await reloaded("watch", -20) == ("ok", "waits")
+        assert await reloaded("time", 6) == ("failed", "refused"), "a clock that was set back prolongs nothing"
+
+    asyncio.run(run())
+
+
+def test_the_end_of_waiting_for_a_pair_needs_no_trigger(tmp_path: Path) -> None:
+    made = site(tmp_path, tls={"settle_time": 0.1})
+
+    async def run() -> None:
+        bench = Bench(made)
+        made.write("server.pem", ROOT.issue(dns=["localhost"], server=True).chain_pem)
+        await bench.reloader.reload("watch")
+        retrying = asyncio.create_task(bench.reloader.retry())
+        await bench.until(lambda: bool(bench.lines))
+        assert bench.counted == [("failed", "time")]
+        retrying.cancel()
+        await asyncio.gather(retrying, return_exceptions=True)
+
+    asyncio.run(run())
+
+
 def test_a_caller_that_gave_up_takes_nobody_with_it(tmp_path: Path) -> None:
     made = site(tmp_path)
 

@@ -12,7 +12,7 @@ from snapshot_site import OTHER, ROOT, SERVER, SnapshotSite, hour, site
 from tlsproxy.errors import FailureKind, MaterialError
 from tlsproxy.snapshot import files
 from tlsproxy.snapshot.files import read_inputs
-from tlsproxy.snapshot.startup import CannotStart, FirstGeneration, first_generation
+from tlsproxy.snapshot.startup import CannotStart, FirstGeneration, awaited_generation, first_generation
 
 
 @pytest.fixture(autouse=True)
@@ -73,3 +73,33 @@ def test_a_crl_of_a_ca_that_has_gone_keeps_nothing_from_starting(tmp_path: Path)
     first = start(made)
     assert first.faults == {}
     assert any("is not used: no CA of" in warning for warning in first.generation.material.warnings(0))
+
+
+def test_a_pair_that_does_not_match_yet_is_waited_for(tmp_path: Path) -> None:
+    made, other = site(tmp_path), ROOT.issue(dns=["localhost"], server=True)
+    made.write("server.pem", other.chain_pem)
+    reasons: list[str] = []
+
+    def announce(reason: str) -> None:
+        reasons.append(reason)
+        made.write("server.key", other.key_pem)
+
+    first = awaited_generation(made.config, {}, lambda _: {}, announce)
+    assert first.generation.material.leaf.serial == f"{other.serial:x}"
+    (reason,) = reasons
+    assert "does not belong to the first certificate" in reason
+    assert reason.endswith(": waiting for it for 5 s")
+
+
+@pytest.mark.parametrize(("patience", "data", "waits"), [(0.01, None, True), (0, None, False), (5, b"no PEM", False)])
+def test_a_pair_that_stays_wrong_waits_for_a_person(
+    tmp_path: Path, patience: float, data: bytes | None, *, waits: bool
+) -> None:
+    """A pair that is wrong in another way is not waited for."""
+    made = site(tmp_path, tls={"settle_time": patience})
+    made.write("server.key", ROOT.issue(dns=["localhost"], server=True).key_pem if data is None else data)
+    reasons: list[str] = []
+    with pytest.raises(CannotStart) as caught:
+        awaited_generation(made.config, {}, lambda _: {}, reasons.append)
+    assert caught.value.kind is FailureKind.INPUT
+    assert bool(reasons) is waits

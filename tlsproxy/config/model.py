@@ -122,6 +122,10 @@ class Tls(Section):
     """Seconds after which all files are read and judged anew, and what differs is published; 0 or null for never."""
     poll_interval: Seconds = 5.0
     """Seconds between two checks of the files' contents."""
+    settle_time: Annotated[float, Field(ge=0, le=60)] = 5.0
+    """Seconds for which `cert`, `key` and its passphrase may not fit together, or lack one of them, before that is an
+    error: while they are replaced one after the other, the pair in use stays and all other changes are published. A
+    start waits as long for a pair that does not match. 0 for not at all, as with `tlsproxy reload` and SIGHUP."""
     read_timeout: Seconds = 2.0
     """Seconds to wait for the next MiB of a file, or for a directory. A file that does not answer (its file server is
     gone) keeps its last contents, and is reported."""

@@ -22,7 +22,7 @@ _DISPOSITIONS: Final[Mapping[FailureKind, Disposition]] = {
     FailureKind.TIME: "waits",
     FailureKind.ENVIRONMENT: "retried",
 }
-
+_SETTLING: Final = "it may be half replaced"
 
 _WITHOUT: Final[Mapping[str, str]] = {
     "crl": "it is left out until then",
@@ -73,16 +73,12 @@ class ReloadResult:
     config_sha256: str = ""
 
 
-def input_statuses(config_path: Path, states: States, faults: Mapping[Input, Fault]) -> tuple[InputStatus, ...]:
-    """Status of all inputs; faulty ones first."""
-    faulty = [
-        InputStatus(
-            subject.kind, subject.name, _DISPOSITIONS[fault.kind], reason(subject, fault), fault.moment, fault.kept
-        )
-        for subject, fault in faults.items()
-    ]
+def input_statuses(
+    config_path: Path, states: States, faults: Mapping[Input, Fault], now: float
+) -> tuple[InputStatus, ...]:
+    """Status of all inputs at ``now``; faulty ones first."""
     return (
-        *faulty,
+        *(_faulty(subject, fault, now) for subject, fault in faults.items()),
         *(
             InputStatus(entry.kind, entry.name, "published")
             for entry in _inputs(config_path, states)
@@ -91,9 +87,28 @@ def input_statuses(config_path: Path, states: States, faults: Mapping[Input, Fau
     )
 
 
-def problems(faults: Mapping[Input, Fault]) -> str:
-    """Faults that make a reload partial, one a line. A name with former addresses is none: they still serve."""
-    return "\n".join(reason(*each) for each in faults.items() if each[0].kind != "name" or not each[1].kept)
+def _faulty(subject: Input, fault: Fault, now: float) -> InputStatus:
+    if fault.settling(now):
+        text = f"{fault.text}; {_SETTLING}"
+        return InputStatus(subject.kind, subject.name, "waits", text, fault.due, fault.kept)
+    state = _DISPOSITIONS[fault.kind]
+    return InputStatus(subject.kind, subject.name, state, reason(subject, fault), fault.moment, fault.kept)
+
+
+def problems(faults: Mapping[Input, Fault], now: float) -> str:
+    """Faults that make a reload partial, one a line.
+
+    None are a name with former addresses, which still serve, and a pair that may be half replaced.
+    """
+    return "\n".join(
+        reason(subject, fault)
+        for subject, fault in faults.items()
+        if (subject.kind != "name" or not fault.kept) and not fault.settling(now)
+    )
+
+
+def settling(faults: Mapping[Input, Fault], now: float) -> tuple[Fault, ...]:
+    return tuple(fault for fault in faults.values() if fault.settling(now))
 
 
 def reason(subject: Input, fault: Fault) -> str:

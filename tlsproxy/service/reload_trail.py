@@ -88,3 +88,18 @@ def audit_fields(changes: Sequence[Change], consequences: Mapping[str, Any] | No
     affected, roles = consequences["affected"]["count"], impact_report.affected_roles(consequences)
     fields: dict[str, str | int] = {"changes": sentences(changes), "affected": affected}
     return fields | ({"affected_roles": roles} if roles else {})
+
+
+def certificate_fields(old: Generation, new: Generation) -> dict[str, str | int]:
+    return {
+        "old_certificate_sha256": old.material.leaf.sha256,
+        "new_certificate_sha256": new.material.leaf.sha256,
+    }
+
+
+def held_text(consequences: Mapping[str, Any], *, renewed: bool) -> str:
+    """The reason of a held result. ``renewed``: a new server certificate was published."""
+    reasons = "; ".join(impact_report.sentences(consequences))
+    exception = ", but for the server's own certificate" if renewed else ""
+    until = "until `tlsproxy reload --force`, or until the files cut fewer"
+    return f"held back by limits.mass_cut{exception} {until}: {reasons}"

@@ -22,7 +22,16 @@ from tlsproxy.errors import FailureKind, TlsproxyError
 from tlsproxy.proxy.core.impact import Consequences
 from tlsproxy.proxy.core.wall_clock import Clock
 from tlsproxy.service import impact_report, logs, reload_trail
-from tlsproxy.service.reload_result import InputStatus, ReloadResult, counted, input_statuses, outcome, problems, reason
+from tlsproxy.service.reload_result import (
+    InputStatus,
+    ReloadResult,
+    counted,
+    input_statuses,
+    outcome,
+    problems,
+    reason,
+    settling,
+)
 from tlsproxy.snapshot.diff import Change, changes_between
 from tlsproxy.snapshot.files import Inputs
 from tlsproxy.snapshot.generation import Generation, assemble, propose
@@ -31,6 +40,7 @@ from tlsproxy.snapshot.name_resolution import DEADLINE, NameResolver, names_of
 from tlsproxy.snapshot.states import Fault, Input, States
 from tlsproxy.snapshot.validation import InputReading
 from tlsproxy.snapshot.watch import Watcher
+from tlsproxy.text import utc_time
 from tlsproxy.threads import in_thread
 from tlsproxy.tls.trust import NEVER
 
@@ -44,6 +54,8 @@ CLOCK_CHECK: Final = 1.0
 
 _INTERNAL: Final = frozenset({"time", "retry", "names"})
 """Triggers of the retries and of names, which are reported only if their outcome is a new one."""
+_ASKED: Final = frozenset({"admin", "sighup"})
+"""Triggers behind which somebody waits for the verdict, so that it waits for nothing."""
 
 _PUBLICATION: Final = Input("publication", "")
 
@@ -83,7 +95,7 @@ class ReloadObserver(Protocol):
 class Candidate:
     """A generation to publish, its changes, and the faults of inputs that it leaves out.
 
-    Without changes it is the generation in force.
+    Without changes it is the generation in force. ``judged_at`` is in seconds since the epoch.
     """
 
     generation: Generation
@@ -91,6 +103,7 @@ class Candidate:
     faults: Mapping[Input, Fault]
     inputs: Inputs
     changes: tuple[Change, ...]
+    judged_at: float
 
 
 class Reloader:
@@ -126,7 +139,9 @@ class Reloader:
         self._retry_at = time.monotonic() + FIRST_RETRY
         generation = target.generation
         self._states, self._faults = generation.states, faults
-        error = problems(faults)
+        self._judged_at = generation.built_at
+        self._reported = self._reportable
+        error = problems(faults, self._judged_at)
         self.last = ReloadResult(
             "partial" if error else "ok",
             "start",
@@ -161,7 +176,8 @@ class Reloader:
                     await self._validated.wait()
                     continue
             now = self._target.clock.now()
-            if any(fault.moment is not None and fault.moment <= now for fault in self._waiting()):
+            due = any(self._judged_at < fault.due <= now for fault in self._faults.values())
+            if due or any(fault.moment is not None and fault.moment <= now for fault in self._waiting()):
                 await self.reload("time")
             elif _has_environment_fault(self._faults) and time.monotonic() >= self._retry_at:
                 await self.reload("retry")
@@ -170,7 +186,8 @@ class Reloader:
         """Seconds until a retry may be due; None if none is."""
         now = self._target.clock.now()
         due = (crl.next_update for crl in self._target.generation.material.crls if crl.next_update > now)
-        moments = (*(fault.moment for fault in self._waiting() if fault.moment is not None), *due)
+        settled = (fault.due for fault in settling(self._faults, now))
+        moments = (*(fault.moment for fault in self._waiting() if fault.moment is not None), *due, *settled)
         pauses = [min(moment - now, CLOCK_CHECK) for moment in moments]
         if _has_environment_fault(self._faults):
             pauses.append(self._retry_at - time.monotonic())
@@ -196,10 +213,12 @@ class Reloader:
         """
         started = self._started
         async with self._lock:
-            if self._completed > started and not (force and self.last.result == "held"):
+            undecided = trigger in _ASKED and settling(self._faults, self._judged_at)
+            if self._completed > started and not undecided and not (force and self.last.result == "held"):
                 return self.last
             self._started += 1
             self._observer.reloading()
+            self._reported = self._reportable
             result = await self._attempt(trigger, force=force)
             self._observer.reloaded(result)
             self._completed = self._started
@@ -212,26 +231,28 @@ class Reloader:
             old = self._target.generation
             result = ReloadResult("ok", "admin", time.time(), old.number, config_sha256=old.config_sha256)
             try:
-                candidate = await self._candidate(old, await self._watcher.read())
+                candidate = await self._candidate(old, await self._watcher.read(), patient=False)
                 consequences = await self._consequences(candidate, old)
             except (TlsproxyError, OSError, MemoryError) as failure:
                 failed = replace(result, result="failed", error=str(failure))
                 return asdict(failed) | {"warnings": (), "restart_needed": old.restart_needed}
             if consequences is not None:
                 await self._target.dismiss()
-        new, error = candidate.generation, problems(candidate.faults)
+        new, error = candidate.generation, problems(candidate.faults, candidate.judged_at)
         result = replace(
             result,
             result=outcome(error, changed=new is not old),
             error=error,
             changes=candidate.changes,
             consequences=consequences,
-            inputs=input_statuses(self._config_path, candidate.states, candidate.faults),
+            inputs=input_statuses(self._config_path, candidate.states, candidate.faults, candidate.judged_at),
             config_sha256=new.config_sha256,
         )
         if consequences is not None and impact_report.exceeds(consequences, old.config.limits.mass_cut):
             result = replace(
-                result, result="held", error=_held_text(consequences, renewed=new.states.server != old.states.server)
+                result,
+                result="held",
+                error=reload_trail.held_text(consequences, renewed=new.states.server != old.states.server),
             )
         warnings = self._warnings(new, candidate.inputs, candidate.faults)
         return asdict(result) | {"warnings": warnings, "restart_needed": new.restart_needed}
@@ -242,7 +263,7 @@ class Reloader:
             inputs = await self._watcher.read()
             # Whatever the outcome, the watcher reports this state no more, but any other one.
             self._watcher.seen(inputs.digest)
-            candidate = await self._candidate(old, inputs)
+            candidate = await self._candidate(old, inputs, patient=trigger not in _ASKED)
             consequences = await self._consequences(candidate, old)
             if (
                 consequences is not None
@@ -260,7 +281,7 @@ class Reloader:
         except Exception as error:  # noqa: BLE001 - a defect of ours must not end the watching
             _log.critical("a defect in reload", exc_info=error)
             return self._defer(trigger, old, f"{type(error).__name__}: {error}")
-        self._states, self._faults = candidate.states, candidate.faults
+        self._states, self._faults, self._judged_at = candidate.states, candidate.faults, candidate.judged_at
         self._settle_retry(before)
         new = candidate.generation
         if new is not old:
@@ -268,7 +289,7 @@ class Reloader:
             self._metrics.published(new)
             self._watcher.serves(new.config)
         self._key_sets.published(new.config)
-        return self._report_published(trigger, old, candidate, before, consequences)
+        return self._report_published(trigger, old, candidate, consequences)
 
     async def _consequences(self, candidate: Candidate, old: Generation) -> Mapping[str, Any] | None:
         """Consequences of its publication, as JSON values; None if there is nothing to publish."""
@@ -280,12 +301,14 @@ class Reloader:
             _log.critical("a defect in considering", exc_info=error)
             return Consequences(unheard=1).as_json()
 
-    async def _candidate(self, old: Generation, inputs: Inputs) -> Candidate:
+    async def _candidate(self, old: Generation, inputs: Inputs, *, patient: bool) -> Candidate:
         """The candidate of these files and the last fetched key sets. Changes nothing."""
         config = inputs.loaded.config
         resolving = in_thread(self._resolver.resolve, names_of(config, old.started), DEADLINE)
         documents = await self._key_sets.of(config)
-        reading = InputReading(self._config_path, self._environ, inputs, await resolving, documents, old.started)
+        reading = InputReading(
+            self._config_path, self._environ, inputs, await resolving, documents, old.started, patient
+        )
         now = self._target.clock.now()
         proposal = await in_thread(propose, reading, old, now, states=self._states, faults=self._faults)
         new, states = proposal.generation, proposal.states
@@ -293,7 +316,7 @@ class Reloader:
             raise AssertionError("there is a good state of everything that serves")
         # Off the loop, since 10,000 rules take 60 ms, and before the publication, which is reported without a pause.
         changes = () if new is old else await in_thread(changes_between, old, new)
-        return Candidate(new, states, proposal.faults, inputs, changes)
+        return Candidate(new, states, proposal.faults, inputs, changes, now)
 
     def _settle_retry(self, before: Mapping[Input, Fault]) -> None:
         """The next pause: doubled while the environment is at fault, else the first."""
@@ -303,11 +326,11 @@ class Reloader:
 
     def _defer(self, trigger: str, old: Generation, error: str) -> ReloadResult:
         """Discard what was validated: the same files are to be validated and published again."""
-        before, now = self._faults, self._target.clock.now()
-        fault = Fault(error, FailureKind.ENVIRONMENT, None, "", now, kept=True)
+        before, self._judged_at = self._faults, self._target.clock.now()
+        fault = Fault(error, FailureKind.ENVIRONMENT, None, "", self._judged_at, kept=True)
         self._faults = {**before, _PUBLICATION: fault}
         self._settle_retry(before)
-        already_reported = trigger in _INTERNAL and _texts(before) == _texts(self._faults)
+        already_reported = trigger in _INTERNAL and self._reported == self._reportable
         return self.last if already_reported else self._report_kept(trigger, "failed", old, {})
 
     async def _hold_back(
@@ -336,11 +359,15 @@ class Reloader:
             self._metrics.published(serves)
             self._states = replace(self._states, server=server)
             self.last = replace(self.last, changed_at=time.time(), changes=changes)
-        error = _held_text(consequences, renewed=renewed)
-        fault = Fault(error, FailureKind.INPUT, None, "", self._target.clock.now(), kept=True)
+        error = reload_trail.held_text(consequences, renewed=renewed)
+        self._judged_at = candidate.judged_at
+        fault = Fault(error, FailureKind.INPUT, None, "", self._judged_at, kept=True)
         self._faults = {**candidate.faults, _PUBLICATION: fault}
         self._settle_retry(before)
-        detail = {"connections": consequences["cut"]["count"], **(_certificates(old, serves) if renewed else {})}
+        detail = {
+            "connections": consequences["cut"]["count"],
+            **(reload_trail.certificate_fields(old, serves) if renewed else {}),
+        }
         already_reported = trigger in _INTERNAL and self.last.result == "held" and not renewed
         return self._report_kept(
             trigger, "held", serves, detail, candidate.changes, consequences, already_reported=already_reported
@@ -361,7 +388,7 @@ class Reloader:
 
         ``already_reported``: in the status alone, since it was reported before.
         """
-        error = problems(self._faults)
+        error = problems(self._faults, self._judged_at)
         result = replace(
             self.last,
             result=outcome,
@@ -385,12 +412,14 @@ class Reloader:
         trigger: str,
         old: Generation,
         candidate: Candidate,
-        before: Mapping[Input, Fault],
         consequences: Mapping[str, Any] | None,
     ) -> ReloadResult:
-        new, error = candidate.generation, problems(self._faults)
-        changed = new is not old
-        if not changed and trigger in _INTERNAL and _texts(before) == _texts(self._faults):
+        new, error = candidate.generation, problems(self._faults, self._judged_at)
+        changed, waits = new is not old, settling(self._faults, self._judged_at)
+        for fault in waits:
+            _log.info("reload (%s): %s; it may be half replaced until %s", trigger, fault.text, utc_time(fault.due))
+        if not changed and self._reported == self._reportable and (waits or trigger in _INTERNAL):
+            self.last = replace(self.last, inputs=self._inputs)
             return self.last
         if error and not changed:
             return self._report_kept(trigger, "failed", old, {})
@@ -410,7 +439,7 @@ class Reloader:
         )
         if changed:
             result = replace(result, changed_at=result.when, changes=candidate.changes)
-        detail = _certificates(old, new) | ({"error": error} if error else {})
+        detail = reload_trail.certificate_fields(old, new) | ({"error": error} if error else {})
         detail |= reload_trail.audit_fields(candidate.changes, consequences)
         return self._record(result, "partial" if error else "ok", detail)
 
@@ -431,12 +460,17 @@ class Reloader:
 
     @property
     def _inputs(self) -> tuple[InputStatus, ...]:
-        return input_statuses(self._config_path, self._states, self._faults)
+        return input_statuses(self._config_path, self._states, self._faults, self._judged_at)
+
+    @property
+    def _reportable(self) -> Mapping[Input, str]:
+        return {subject: one.text for subject, one in self._faults.items() if not one.settling(self._judged_at)}
 
     @property
     def faults(self) -> tuple[str, ...]:
         """Reasons why inputs are not in force."""
-        return tuple(reason(*each) for each in self._faults.items())
+        reportable = self._reportable
+        return tuple(reason(*each) for each in self._faults.items() if each[0] in reportable)
 
     def warnings(self) -> tuple[str, ...]:
         """Warnings on the generation in force, at this moment, and on the files as last read."""
@@ -459,24 +493,5 @@ class Reloader:
         return asdict(self.last)
 
 
-def _texts(faults: Mapping[Input, Fault]) -> dict[Input, str]:
-    return {subject: fault.text for subject, fault in faults.items()}
-
-
 def _has_environment_fault(faults: Mapping[Input, Fault]) -> bool:
     return any(fault.kind is FailureKind.ENVIRONMENT for fault in faults.values())
-
-
-def _held_text(consequences: Mapping[str, Any], *, renewed: bool) -> str:
-    """The reason of a held result. ``renewed``: a new server certificate was published."""
-    reasons = "; ".join(impact_report.sentences(consequences))
-    exception = ", but for the server's own certificate" if renewed else ""
-    until = "until `tlsproxy reload --force`, or until the files cut fewer"
-    return f"held back by limits.mass_cut{exception} {until}: {reasons}"
-
-
-def _certificates(old: Generation, new: Generation) -> dict[str, str | int]:
-    return {
-        "old_certificate_sha256": old.material.leaf.sha256,
-        "new_certificate_sha256": new.material.leaf.sha256,
-    }

@@ -43,11 +43,10 @@ from tlsproxy.service.systemd.notify import Notifier
 from tlsproxy.service.systemd.sockets import Inherited, InheritedSocketError, inherited_sockets, open_sockets
 from tlsproxy.service.systemd.watchdog import Watchdog
 from tlsproxy.service.workers.supervisor import Supervisor
-from tlsproxy.snapshot.files import read_inputs
 from tlsproxy.snapshot.jwks import KeySets
 from tlsproxy.snapshot.name_resolution import NameResolver
 from tlsproxy.snapshot.name_watch import NameWatch
-from tlsproxy.snapshot.startup import FirstGeneration, first_generation
+from tlsproxy.snapshot.startup import FirstGeneration, awaited_generation
 from tlsproxy.snapshot.watch import Watcher
 
 _log = logging.getLogger(__name__)
@@ -64,10 +63,13 @@ def run(config_path: Path, ready_file: Path | None) -> int:
         try:
             notifier = Notifier.of(os.environ, os.getpid())
             inherited = inherited_sockets(os.environ, os.getpid())
-            inputs = read_inputs(config_path, os.environ)
             key_sets = KeySets()
-            documents = runner.run(key_sets.of(inputs.loaded.config))
-            first = first_generation(config_path, os.environ, inputs, documents)
+            first = awaited_generation(
+                config_path,
+                os.environ,
+                lambda config: runner.run(key_sets.of(config)),
+                lambda text: print(text, file=sys.stderr, flush=True),  # noqa: T201 - before there is a log
+            )
         except ConfigError as error:
             for problem in error.problems:
                 print(problem, file=sys.stderr)  # noqa: T201 - before there is a log

@@ -11,30 +11,38 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from tlsproxy.errors import FailureKind, TlsproxyError
+from tlsproxy.snapshot.files import read_inputs
 from tlsproxy.snapshot.generation import Generation, propose
 from tlsproxy.snapshot.name_resolution import START_DEADLINE, NameResolver, names_of
 from tlsproxy.snapshot.validation import InputReading
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
     from pathlib import Path
 
+    from tlsproxy.config.model import Config
     from tlsproxy.config.tokens import KeySource
     from tlsproxy.snapshot.files import Inputs
     from tlsproxy.snapshot.states import Fault, Input
 
+SETTLE_POLL: Final = 0.1
+"""Seconds between two readings of a server pair that does not match."""
 _PERMANENT: Final = (FailureKind.INPUT, FailureKind.AGE)
 """Kinds that need a person."""
 
 
 class CannotStart(TlsproxyError):
-    """Kind ``INPUT`` or ``AGE`` if a person has to change something, else ``ENVIRONMENT``: a retry may succeed."""
+    """Kind ``INPUT`` or ``AGE`` if a person has to change something, else ``ENVIRONMENT``: a retry may succeed.
+
+    ``unmatched``: all that is wrong is a server pair that does not match, as while it is being replaced.
+    """
 
     def __init__(self, faults: Iterable[Fault]) -> None:
         found = list(faults)
         wrong = [fault for fault in found if fault.kind in _PERMANENT]
         later = (f"{fault.text}: a start will be tried again" for fault in found)
         super().__init__("\n".join([fault.text for fault in wrong] or later))
+        self.unmatched = bool(wrong) and all(fault.unmatched for fault in wrong)
         kinds = {fault.kind for fault in wrong}
         self.kind = next((kind for kind in _PERMANENT if kind in kinds), FailureKind.ENVIRONMENT)
 
@@ -46,6 +54,31 @@ class FirstGeneration:
     generation: Generation
     inputs: Inputs
     faults: Mapping[Input, Fault]
+
+
+def awaited_generation(
+    config_path: Path,
+    environ: Mapping[str, str],
+    fetch: Callable[[Config], Mapping[KeySource, bytes]],
+    announce: Callable[[str], object],
+) -> FirstGeneration:
+    """Read all inputs and build it; wait `tls.settle_time` for a server pair that does not match yet.
+
+    ``announce`` is given the reason of the wait. Blocks. Raises as :func:`first_generation` does.
+    """
+    end = 0.0
+    while True:
+        inputs = read_inputs(config_path, environ)
+        try:
+            return first_generation(config_path, environ, inputs, fetch(inputs.loaded.config))
+        except CannotStart as error:
+            patience, now = inputs.loaded.config.tls.settle_time, time.monotonic()
+            if not (error.unmatched and patience) or (end and now >= end):
+                raise
+            if not end:
+                end = now + patience
+                announce(f"{error}: waiting for it for {patience:g} s")
+        time.sleep(SETTLE_POLL)
 
 
 def first_generation(

@@ -70,7 +70,8 @@ class Fault:
     """The reason why an input's files are not, or not completely, in force. Kind ``TIME`` has a ``moment``.
 
     ``read`` is the digest of the content validated at ``at`` (seconds since the epoch); empty if it is validated again
-    each time. ``kept``: the last good state is in force.
+    each time. ``kept``: the last good state is in force. ``due``: until then (seconds since the epoch) the files may be
+    half replaced, which is no error yet. ``unmatched``: as :class:`tlsproxy.errors.MaterialError` has it.
     """
 
     text: str
@@ -79,6 +80,12 @@ class Fault:
     read: str
     at: float
     kept: bool
+    due: float = 0.0
+    unmatched: bool = False
+
+    def settling(self, now: float) -> bool:
+        """Whether the files may be half replaced. After a clock that was set back they count as faulty."""
+        return self.at <= now < self.due
 
     def stands(self, now: float) -> bool:
         """Whether the same content would fail again. After a clock that was set back it is validated again."""

@@ -57,7 +57,8 @@ T = TypeVar("T")
 class InputReading:
     """Inputs to validate. ``resolved`` has the names of ``inputs.loaded``, ``documents`` its key sets by URL.
 
-    ``started`` is the configuration at the process's start; None for that of ``inputs``.
+    ``started`` is the configuration at the process's start; None for that of ``inputs``. ``patient``: nobody waits for
+    a verdict, so that a server pair may be half replaced for `tls.settle_time`.
     """
 
     config_path: Path
@@ -66,6 +67,7 @@ class InputReading:
     resolved: Mapping[str, Resolved]
     documents: Mapping[KeySource, bytes] = field(repr=False)
     started: Config | None = field(default=None, repr=False)
+    patient: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +172,7 @@ class _Validator:
         inputs, kept = self._reading.inputs, former is not None
         for path in paths:
             if (failure := inputs.failures.get(path)) is not None:
-                self._report(subject, failure, "", kept=kept)
+                self._report(subject, failure, "", kept=kept, settles=True)
                 return former
         if any(path not in inputs.files for path in paths):
             return former
@@ -181,12 +183,12 @@ class _Validator:
         judged = f"{read} {self._configuration.digest} {depends_on}"
         fault = self._former_faults.get(subject)
         if fault is not None and fault.read == judged and fault.stands(self._now):
-            self._faults[subject] = fault
+            self._faults[subject] = fault if self._reading.patient else replace(fault, due=0.0)
             return former
         try:
             state, left_out = candidate(data)
         except MaterialError as error:
-            self._report(subject, error, judged, kept=kept)
+            self._report(subject, error, judged, kept=kept, settles=error.unmatched)
             return former
         except (OSError, MemoryError) as error:  # no descriptor or no memory: no fault of the files
             reason = (error.strerror if isinstance(error, OSError) else "") or type(error).__name__
@@ -199,8 +201,16 @@ class _Validator:
             return replace(former, read=state.read)
         return state
 
-    def _report(self, subject: Input, error: TlsproxyError, read: str, *, kept: bool) -> None:
-        self._faults[subject] = Fault(str(error), error.kind, error.moment, read, self._now, kept)
+    def _report(self, subject: Input, error: TlsproxyError, read: str, *, kept: bool, settles: bool = False) -> None:
+        """``settles``: a server pair that is being replaced may look like this for a moment."""
+        due = self._due(subject) if settles and subject.kind == "certificate" and self._reading.patient else 0.0
+        unmatched = isinstance(error, MaterialError) and error.unmatched
+        self._faults[subject] = Fault(str(error), error.kind, error.moment, read, self._now, kept, due, unmatched)
+
+    def _due(self, subject: Input) -> float:
+        """The end of `tls.settle_time` after the first of a row of faults."""
+        end, former = self._now + self._config.tls.settle_time, self._former_faults.get(subject)
+        return end if former is None else min(former.due, end)
 
     # Certificates and CRLs
 

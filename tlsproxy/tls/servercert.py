@@ -94,7 +94,8 @@ def load_key(path: str, data: bytes, passphrase: bytes | None) -> tuple[PrivateK
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:
         # The library's text may quote the key file, whose content must not be in any message.
         hint = "is the passphrase in tls.key_passphrase_file the right one?" if encrypted else "write the file anew"
-        raise MaterialError(path, f"the private key cannot be read ({type(error).__name__}); {hint}") from None
+        text = f"the private key cannot be read ({type(error).__name__}); {hint}"
+        raise MaterialError(path, text, unmatched=encrypted) from None
     _check_strength(path, key)
     return key, block
 
@@ -111,6 +112,7 @@ def load_server_certificate(
         raise MaterialError(
             key_path,
             f"does not belong to the first certificate of {cert_path}; if they are being replaced, both must be",
+            unmatched=True,
         )
     warnings = []
     if cert_path != key_path and b"PRIVATE KEY-----" in cert_data:
