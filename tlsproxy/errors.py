@@ -212,6 +212,17 @@ class UpstreamBroken(RequestError):
     reason = "upstream_broken"
 
 
+class UpstreamKeyRefused(RequestError):
+    """Qdrant refused the gateway's own API key, or wants one: no fault of the client's."""
+
+    status = 502
+    grpc = GrpcStatus.UNAVAILABLE
+    reason = "upstream_key_refused"
+
+    def __init__(self) -> None:
+        super().__init__("The gateway's own key for Qdrant is missing or wrong; its operator can set it")
+
+
 class UpstreamChanged(RequestError):
     """The request ran for too long at a former upstream."""
 
@@ -241,6 +252,12 @@ class Overloaded(RequestError):
     status = 503
     grpc = GrpcStatus.UNAVAILABLE
     reason = "overloaded"
+
+
+class OutOfDescriptors(Overloaded):
+    """The process has no file descriptor left for an upstream connection."""
+
+    reason = "out_of_descriptors"
 
 
 class NoMemory(Overloaded):

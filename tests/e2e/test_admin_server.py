@@ -21,7 +21,8 @@ def test_alive_and_ready(gateway: Gateway) -> None:
     assert asked(gateway, "/livez") == (200, {"alive": True})
     status, ready = asked(gateway, "/readyz")
     assert status == 200
-    assert ready == {"ready": True, "parts": dict.fromkeys(("listeners", "generation", "upstream", "audit"), "ok")}
+    names = ("listeners", "upstream_rest", "server_certificate", "crl", "audit", "descriptors", "reload")
+    assert ready == {"ready": True, "state": "serving", "headline": "serving", "parts": dict.fromkeys(names, "ok")}
 
 
 def test_not_ready_without_the_upstream_but_alive(site: Site) -> None:
@@ -29,7 +30,7 @@ def test_not_ready_without_the_upstream_but_alive(site: Site) -> None:
         url = gone.url
     with Gateway(site.write_config(url)) as gateway:
         status, ready = asked(gateway, "/readyz")
-        assert (status, ready["ready"], ready["parts"]["upstream"]) == (503, False, "Connection refused")
+        assert (status, ready["ready"], ready["parts"]["upstream_rest"]) == (503, False, "Connection refused")
         assert ready["parts"]["listeners"] == "ok"
         assert asked(gateway, "/livez")[0] == 200
 

@@ -48,7 +48,7 @@ def in_trouble(gateway: Gateway, site: Site, trouble: Trouble) -> Iterator[Calla
 
     def end() -> None:
         relieve()
-        gateway.log.wait(lambda line: "can be written again" in line)
+        gateway.log.wait(lambda line: "ready again: audit" in line)
 
     yield end
 
@@ -62,6 +62,11 @@ def waits(sock: ssl.SSLSocket) -> bool:
         return True
     finally:
         sock.settimeout(DEADLINE)
+
+
+def becomes_ready(gateway: Gateway) -> None:
+    while gateway.ask_admin("/readyz")[0] != 200:
+        pass
 
 
 def written(directory: Path) -> list[dict[str, Any]]:
@@ -316,7 +321,10 @@ def test_a_disk_that_fills_under_load(own_site: Site, upstream: ScriptedUpstream
             while told.get(timeout=30) != 503:
                 pass
         relieve()
-        gateway.log.wait(lambda line: "can be written again" in line)
+        while (
+            gateway.ask_admin("/readyz")[0] != 200
+        ):  # not by the log, whose line may come when so small a disk is full
+            pass
         relieved.set()
         while not told.empty():
             told.get()

@@ -71,7 +71,7 @@ def test_who_is_connected_is_served(own_site: Site, upstream: ScriptedUpstream) 
                 assert "Too many open files" in verdict
                 client.send(GET)
                 assert client.response().status == 200, "a failed reload changes nothing"
-            gateway.log.wait(lambda line: "are accepted" in line)
+            gateway.log.wait(lambda line: "ready again: descriptors" in line)
             assert operator.ask("/readyz")[0] == 200
             assert json.loads(operator.ask("/reload", "POST")[1])["result"] in {"ok", "unchanged"}
             with connected(gateway, own_site.client()) as another:
@@ -97,7 +97,7 @@ def test_a_request_that_needs_one_is_told(site: Site, upstream: ScriptedUpstream
             assert response.fields["retry-after"] == "1"
             assert gateway.audited(status=503)["reason"] == "overloaded"
             assert upstream.connections == 0
-        gateway.log.wait(lambda line: "are accepted" in line)
+        gateway.log.wait(lambda line: "ready again: descriptors" in line)
         client.send(GET)
         assert client.response().status == 200
 

@@ -129,7 +129,7 @@ def test_rest(site: Site, port: int) -> None:
         with loaded(gateway) as (load, stack):
             clients = [stack.enter_context(Client(gateway, site.client())) for _ in range(CLIENTS)]
             load.start(partial(ask_rest, one, *REQUESTS[number % 2]) for number, one in enumerate(clients))
-            flap(load, gateway, lambda: ScriptedUpstream(port=port), "upstream")
+            flap(load, gateway, lambda: ScriptedUpstream(port=port), "upstream_rest")
         records = [one for one in gateway.stop() if "event" not in one]
     assert Counter(UP if one["status"] == 200 else DOWN for one in records) == load.seen
     reasons = {one["reason"] for one in records}

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self
 
+PROBE = "tlsproxy-readiness"
+"""The user agent of the gateway's questions whether its upstream can be reached."""
 OK = b'HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 15\r\n\r\n{"status":"ok"}'
 
 
@@ -83,12 +85,15 @@ def plain(response: bytes = OK) -> Answer:
 
 @dataclass(slots=True)
 class ScriptedUpstream:
-    """``answer`` may be replaced at any time; ``requests`` are those whose heads have come, ``raw`` all bytes.
+    """``answer`` may be replaced at any time; ``requests`` are those whose heads have come.
+
+    The gateway's own questions, whether it can be reached, get the answer ``probe`` and are not counted.
 
     ``port`` is 0 for one that the system chooses.
     """
 
     answer: Answer = field(default_factory=plain)
+    probe: Answer = field(default_factory=plain)
     port: int = 0
     requests: list[Received] = field(default_factory=list)
     connections: int = 0
@@ -132,7 +137,6 @@ class ScriptedUpstream:
                 sock, _ = self._listener.accept()
             except OSError:
                 return
-            self.connections += 1
             self._open.add(sock)
             self._start(self._serve, sock)
 
@@ -141,8 +145,14 @@ class ScriptedUpstream:
         try:
             with sock:
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                used = False
                 while True:
                     request = Received(connection.read_until(b"\r\n\r\n"))
+                    if request.fields.get("user-agent") == PROBE:
+                        self.probe(connection, request)
+                        continue
+                    self.connections += not used
+                    used = True
                     self.requests.append(request)
                     self.answer(connection, request)
         except (EOFError, OSError):

@@ -12,6 +12,7 @@ import pytest
 from support import sample_status as example
 
 from tlsproxy.admin.page import HEADERS
+from tlsproxy.admin.readiness import OK, Readiness, degraded, not_ready
 from tlsproxy.admin.server import AdminServer, _is_this_machine
 from tlsproxy.admin.socket import AdminAddressError, listening_socket
 
@@ -22,14 +23,14 @@ if TYPE_CHECKING:
 
 class State:
     def __init__(self) -> None:
-        self.parts = {"listeners": "ok", "upstream": "ok"}
+        self.parts = {"upstream_rest": OK, "reload": OK}
         self.verdict: Mapping[str, Any] = {"result": "ok", "generation": 2, "changed": ["tls.cert"]}
         self.reload_gate = asyncio.Event()
         self.reload_gate.set()
         self.triggers: list[str] = []
 
-    async def ready(self) -> Mapping[str, str]:
-        return self.parts
+    async def ready(self) -> Readiness:
+        return Readiness(self.parts)
 
     async def status(self) -> Mapping[str, Any]:
         return {"version": "1", "generation": {"number": 1}}
@@ -102,10 +103,16 @@ def test_alive(tmp_path: Path) -> None:
 def test_ready_names_each_part_and_is_503_while_one_is_not(tmp_path: Path) -> None:
     async def scenario(state: State, client: Client) -> None:
         status, body, _ = await client("GET", "/readyz")
-        assert (status, body) == (200, {"ready": True, "parts": {"listeners": "ok", "upstream": "ok"}})
-        state.parts = {"listeners": "ok", "upstream": "Connection refused"}
+        told = {"ready": True, "state": "serving", "headline": "serving"}
+        assert (status, body) == (200, {**told, "parts": {"upstream_rest": "ok", "reload": "ok"}})
+        state.parts = {"upstream_rest": OK, "reload": degraded("ca.pem: empty")}
         status, body, _ = await client("GET", "/readyz")
-        assert (status, body["ready"], body["parts"]["upstream"]) == (503, False, "Connection refused")
+        assert (status, body["ready"], body["headline"]) == (200, True, "DEGRADED: reload: ca.pem: empty")
+        state.parts = {"upstream_rest": not_ready("Connection refused"), "reload": degraded("ca.pem: empty")}
+        status, body, _ = await client("GET", "/readyz")
+        assert (status, body["ready"], body["state"]) == (503, False, "not_ready")
+        assert body["headline"] == "NOT READY: upstream_rest: Connection refused"
+        assert body["parts"] == {"upstream_rest": "Connection refused", "reload": "degraded: ca.pem: empty"}
 
     over_both(scenario, tmp_path)
 

@@ -283,9 +283,10 @@ def test_a_directory_that_vanishes_refuses_until_it_is_back_and_no_line_is_lost(
     async def scenario() -> None:
         with running(AuditLog(settings(directory), epoch)) as log:
             directory.rename(tmp_path / "gone")
-            with log_message("cannot be written") as failed:
-                log.write("one\n")
-                assert await asyncio.to_thread(failed.wait, WAIT)
+            changed = threading.Event()
+            log.when_health_changes(changed.set)
+            log.write("one\n")
+            assert await asyncio.to_thread(changed.wait, WAIT)
             assert not log.healthy
             assert not log.accepts()
             assert "No such file" in log.last_error
@@ -293,9 +294,9 @@ def test_a_directory_that_vanishes_refuses_until_it_is_back_and_no_line_is_lost(
             assert not log.take()
             back = asyncio.Event()
             log.when_writable(back.set)
-            with log_message("can be written again") as recovered:
-                (tmp_path / "gone").rename(directory)
-                assert await asyncio.to_thread(recovered.wait, WAIT)
+            changed.clear()
+            (tmp_path / "gone").rename(directory)
+            assert await asyncio.to_thread(changed.wait, WAIT)
             async with asyncio.timeout(WAIT):
                 await back.wait()
             assert log.healthy
@@ -310,10 +311,11 @@ def test_a_full_disk_fails_and_closing_tells_what_is_lost(caplog: pytest.LogCapt
     full = os.open("/dev/full", os.O_WRONLY)
     log = AuditLog(settings("-"), epoch, StandardOutput(full))
     log.start()
-    with log_message("cannot be written") as failed:
-        log.write("one\n")
-        assert failed.wait(WAIT)
-    assert "No space left" in log.last_error
+    failed = threading.Event()
+    log.when_health_changes(failed.set)
+    log.write("one\n")
+    assert failed.wait(WAIT)
+    assert log.last_error.endswith("cannot be written: No space left on device")
     log.close(0.05)
     os.close(full)
     assert "lines lost: 1 (" in caplog.text
@@ -447,9 +449,10 @@ def test_lost_lines_are_told_of_as_soon_as_any_can_be_written(tmp_path: Path) ->
     directory = tmp_path / "audit"
     with running(AuditLog(settings(directory, queue_size=2), epoch)) as log:
         directory.rename(tmp_path / "gone")
-        with log_message("cannot be written") as failed:
-            log.write("one\n")
-            assert failed.wait(WAIT)
+        failed = threading.Event()
+        log.when_health_changes(failed.set)
+        log.write("one\n")
+        assert failed.wait(WAIT)
         log.write("two\n")
         log.write("three\n")
         log.write("four\n")

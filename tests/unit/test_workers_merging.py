@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import orjson
@@ -9,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
+from tlsproxy.admin.readiness import OK, Readiness, degraded, not_ready
 from tlsproxy.metrics.metrics import Metrics, exposition
 from tlsproxy.metrics.recent import Recent
-from tlsproxy.service.workers.merging import Families, Totals, dump_families, merged_figures, merged_parts
+from tlsproxy.service.workers.merging import Families, Totals, dump_families, merged_figures, merged_readiness
 from tlsproxy.service.workers.supervisor import FIRST_PAUSE, LONGEST_PAUSE, STABLE, Backoff
 
 
@@ -102,13 +104,22 @@ def test_figures_are_summed_and_connections_listed_by_number() -> None:
     assert merged_figures([figures(2)], most=9) == figures(2)
 
 
-def test_a_part_is_ok_where_all_say_so() -> None:
-    assert merged_parts({1: {"audit": "ok"}, 2: {"audit": "ok", "upstream": "refused"}}) == {
-        "audit": "ok",
-        "upstream": "worker 2: refused",
+def test_a_part_is_as_bad_as_that_of_the_worst_worker() -> None:
+    full, gone, none_left = not_ready("full"), not_ready("refused"), not_ready("no descriptors")
+    each = {
+        1: Readiness({"audit": OK, "upstream_rest": gone, "crl": OK, "descriptors": OK}),
+        2: Readiness({"audit": full, "upstream_rest": gone, "crl": OK, "descriptors": none_left}),
     }
-    assert merged_parts({1: {"audit": "full"}, 2: {"audit": "ok"}, 3: {"audit": "x"}}) == {"audit": "worker 1: full"}
-    assert merged_parts({}) == {}
+    assert merged_readiness(each, 2) == {
+        "audit": replace(full, where="worker 2"),
+        "upstream_rest": gone,
+        "crl": OK,
+        "descriptors": replace(degraded("no descriptors"), where="worker 2"),
+    }
+    each[1] = each[2]
+    assert merged_readiness(each, 2)["descriptors"] == none_left
+    assert merged_readiness({3: Readiness({"audit": full})}, 3) == {"audit": replace(full, where="worker 3")}
+    assert merged_readiness({}, 2) == {}
 
 
 @given(st.lists(st.floats(0, 200), min_size=1, max_size=30))

@@ -43,6 +43,7 @@ def page(status: Mapping[str, Any], now: float, *, paused: bool = False) -> str:
     connections = view.connections(status["connections"], with_ca=len(status["authorities"]) > 1)
     return _template().render(
         status=status,
+        headline=view.headline(status),
         now=view.clock(now, now),
         since=view.clock(status["generation"]["built_at"], now),
         refresh=None if paused else REFRESH,

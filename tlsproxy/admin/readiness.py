@@ -1,102 +1,160 @@
-"""Parts of `/readyz`, each `ok` or the reason why not.
+"""The verdict on readiness, made of parts. `/readyz`, `/status`, page, terminal, systemd, log and metric read this one.
 
-Readiness changes nothing: a gateway that is not ready goes on serving as far as it can.
+Readiness changes nothing: a gateway that is not ready goes on serving as far as it can. A part that is degraded costs
+no readiness, since other gateways of a fleet would be degraded for the same reason.
 """
 
 from __future__ import annotations
 
-import asyncio
-import os
-import socket
-import time
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import TYPE_CHECKING, Any, Final, Self
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
-
     from tlsproxy.snapshot.generation import Generation
 
-OK: Final = "ok"
-
-INPUTS: Final = "inputs"
-"""The part that lists files which are not in force. It does not count: their last good state serves."""
-
+# Names of parts.
+LISTENERS: Final = "listeners"
+UPSTREAM: Final = {"rest": "upstream_rest", "grpc": "upstream_grpc"}
+CERTIFICATE: Final = "server_certificate"
+CRL: Final = "crl"
+AUDIT: Final = "audit"
+DESCRIPTORS: Final = "descriptors"
+RELOAD: Final = "reload"
 WORKERS: Final = "workers"
-"""The part that lists workers which do not serve. It does not count: the others take their clients."""
 
-_DEADLINE: Final = 1.0
+DRAINING: Final = "draining"
 _MAX_NAMED: Final = 3
-"""Inputs in a part's text."""
-_REUSED: Final = 1.0
-"""Seconds for which a probe's result is reused, so that probes put no load on the upstream."""
-
-Address = tuple[int, Any]
-"""Address family, and address as `socket.connect` takes it."""
+"""Faults in a part's text."""
 
 
-class UpstreamProbe:
-    """A TCP connect to the upstream, closed at once. ``addresses`` returns the current ones, tried in order."""
+class Level(IntEnum):
+    """``DEGRADED``: it serves, and a person must look."""
 
-    def __init__(self, addresses: Callable[[], Sequence[Address]], clock: Callable[[], float] = time.monotonic) -> None:
-        self._addresses = addresses
-        self._clock = clock
-        self._lock = asyncio.Lock()
-        self._answer = ""
-        self._probed_at = float("-inf")
-        self._probed: Sequence[Address] = ()
-
-    async def __call__(self) -> str:
-        async with self._lock:
-            addresses = self._addresses()
-            if addresses != self._probed or self._clock() - self._probed_at >= _REUSED:
-                self._answer = await self._probe(addresses)
-                self._probed_at, self._probed = self._clock(), addresses
-            return self._answer
-
-    async def _probe(self, addresses: Sequence[Address]) -> str:
-        answer = "no address"
-        try:
-            async with asyncio.timeout(_DEADLINE):
-                for family, address in addresses:
-                    answer = await _connect(family, address)
-                    if answer == OK:
-                        break
-        except TimeoutError:
-            return f"no connection within {_DEADLINE:g} s"
-        return answer
+    OK = 0
+    DEGRADED = 1
+    NOT_READY = 2
 
 
-async def _connect(family: int, address: Any) -> str:
-    try:
-        with socket.socket(family, socket.SOCK_STREAM) as probe:
-            probe.setblocking(False)
-            await asyncio.get_running_loop().sock_connect(probe, address)
-    except OSError as error:
-        # The text of asyncio ("Connect call failed") lacks the cause.
-        return os.strerror(error.errno) if error.errno else str(error)
-    return OK
+_HEADLINES: Final = {Level.DEGRADED: "DEGRADED", Level.NOT_READY: "NOT READY"}
+_STATES: Final = {Level.OK: "serving", Level.DEGRADED: "degraded", Level.NOT_READY: "not_ready"}
 
 
-def generation_part(generation: Generation, now: float) -> str:
-    """Not `ok` with an expired server certificate, or an expired CRL whose clients are refused (`tls.crl_expired`)."""
+@dataclass(frozen=True, slots=True)
+class Part:
+    """``text`` is the reason, empty for OK. ``where`` names the workers that it is about, if not all."""
+
+    level: Level = Level.OK
+    text: str = ""
+    where: str = ""
+
+    @property
+    def good(self) -> bool:
+        return self.level is Level.OK
+
+    @property
+    def reason(self) -> str:
+        return f"{self.where}: {self.text}" if self.where else self.text
+
+    def __str__(self) -> str:
+        return {Level.OK: "ok", Level.DEGRADED: f"degraded: {self.reason}", Level.NOT_READY: self.reason}[self.level]
+
+
+OK: Final = Part()
+
+
+def degraded(text: str) -> Part:
+    return Part(Level.DEGRADED, text)
+
+
+def not_ready(text: str) -> Part:
+    return Part(Level.NOT_READY, text)
+
+
+@dataclass(frozen=True, slots=True)
+class Readiness:
+    """``refused`` counts what each part has refused since the start: requests, or handshakes."""
+
+    parts: Mapping[str, Part]
+    refused: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def level(self) -> Level:
+        return max((part.level for part in self.parts.values()), default=Level.OK)
+
+    @property
+    def ready(self) -> bool:
+        return self.level is not Level.NOT_READY
+
+    @property
+    def draining(self) -> bool:
+        return self.parts.get(LISTENERS, OK).text == DRAINING
+
+    @property
+    def headline(self) -> str:
+        """`serving`, `draining`, `DEGRADED: …` or `NOT READY: …`, with every part of the worst level."""
+        if self.draining:
+            return DRAINING
+        worst = self.level
+        reasons = "; ".join(f"{name}: {part.reason}" for name, part in self.parts.items() if part.level is worst)
+        return "serving" if worst is Level.OK else f"{_HEADLINES[worst]}: {reasons}"
+
+    def with_part(self, name: str, part: Part) -> Self:
+        return type(self)({**self.parts, name: part}, self.refused)
+
+    def as_json(self) -> dict[str, Any]:
+        """`ready`, `state` (serving, degraded, not_ready), `headline` and `parts`: `ok` or the reason why not."""
+        return {
+            "ready": self.ready,
+            "state": DRAINING if self.draining else _STATES[self.level],
+            "headline": self.headline,
+            "parts": {name: str(part) for name, part in self.parts.items()},
+        }
+
+    def encoded(self) -> dict[str, Any]:
+        """As JSON values for :meth:`decoded`."""
+        return {
+            "parts": {name: [part.level, part.text, part.where] for name, part in self.parts.items()},
+            "refused": dict(self.refused),
+        }
+
+    @classmethod
+    def decoded(cls, values: Mapping[str, Any]) -> Self:
+        parts = {name: Part(Level(level), text, where) for name, (level, text, where) in values["parts"].items()}
+        return cls(parts, values["refused"])
+
+
+def certificate_part(generation: Generation, now: float) -> Part:
+    leaf = generation.material.leaf
+    if leaf.not_after <= now:
+        return not_ready("the server certificate has expired")
+    return not_ready("the server certificate is not valid yet") if leaf.not_before > now else OK
+
+
+def crl_part(generation: Generation, now: float) -> Part:
+    """An expired CRL costs readiness if its clients are refused (`tls.crl_expired`)."""
     material = generation.material
-    if material.leaf.not_after <= now:
-        return "the server certificate has expired"
-    deny = material.trust.policy.deny_expired
-    outdated = sorted({crl.issuer for crl in material.crls if deny and crl.next_update <= now})
-    return f"the CRL of {outdated[0]} is out of date" if outdated else OK
+    outdated = sorted({crl.issuer for crl in material.crls if crl.next_update <= now})
+    if not outdated:
+        return OK
+    text = f"the CRL of {_named(outdated)} is out of date"
+    if material.trust.policy.deny_expired:
+        return not_ready(f"{text}; the clients that it covers are refused (tls.crl)")
+    return degraded(f"{text}; it still counts")
 
 
-def inputs_part(faults: Sequence[str]) -> str:
-    more = f"and {len(faults) - _MAX_NAMED} more" if len(faults) > _MAX_NAMED else ""
-    return "; ".join(filter(None, [*(" ".join(fault.split()) for fault in faults[:_MAX_NAMED]), more]))
+def reload_part(faults: Sequence[str]) -> Part:
+    """``faults``: the files that are not in force as they are. Their last good state serves."""
+    return degraded(_named([" ".join(fault.split()) for fault in faults])) if faults else OK
 
 
-def is_ready(parts: Mapping[str, str]) -> bool:
-    return all(part == OK for name, part in parts.items() if name not in {INPUTS, WORKERS})
+def _named(each: Sequence[str]) -> str:
+    more = [f"and {len(each) - _MAX_NAMED} more"] if len(each) > _MAX_NAMED else []
+    return "; ".join([*each[:_MAX_NAMED], *more])
 
 
-def audit_part(*, healthy: bool, accepts: bool, last_error: str) -> str:
+def audit_part(*, healthy: bool, accepts: bool, last_error: str) -> Part:
     if not healthy:
-        return last_error or "not writing"
-    return OK if accepts else "the queue is full"
+        return not_ready(last_error or "not writing")
+    return OK if accepts else not_ready("the queue is full")

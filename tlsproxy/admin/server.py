@@ -17,12 +17,12 @@ import orjson
 from aiohttp import web
 
 from tlsproxy.admin import page
-from tlsproxy.admin.readiness import is_ready
 from tlsproxy.admin.socket import listening_socket
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
 
+    from tlsproxy.admin.readiness import Readiness
     from tlsproxy.admin.socket import AdminSocket
 
 _log = logging.getLogger(__name__)
@@ -39,8 +39,8 @@ _RESULT_STATUS: Final = {"ok": 200, "unchanged": 200, "partial": 409, "held": 40
 class AdminState(Protocol):
     """State of the service, and the operators' actions on it."""
 
-    async def ready(self) -> Mapping[str, str]:
-        """Parts of readiness, each `ok` or the reason why not."""
+    async def ready(self) -> Readiness:
+        """The verdict at this moment."""
 
     async def status(self) -> Mapping[str, Any]:
         """The whole status as JSON values, without secrets."""
@@ -100,9 +100,8 @@ class AdminServer:
         return _json({"alive": True})
 
     async def _readyz(self, _request: web.Request) -> web.Response:
-        parts = dict(await self._state.ready())
-        ready = is_ready(parts)
-        return _json({"ready": ready, "parts": parts}, 200 if ready else 503)
+        readiness = await self._state.ready()
+        return _json(readiness.as_json(), 200 if readiness.ready else 503)
 
     async def _metrics(self, _request: web.Request) -> web.Response:
         body, content_type = await self._state.metrics()

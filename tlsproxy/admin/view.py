@@ -29,6 +29,7 @@ _UNITS: Final = ((86400, "day"), (3600, "hour"), (60, "minute"), (1, "second"))
 _SIZES: Final = ("B", "KiB", "MiB", "GiB", "TiB")
 _KIBI: Final = 1024
 _SMALL: Final = 10
+_COLOURS: Final[Mapping[str, LifetimeState]] = {"serving": "ok", "draining": "soon", "degraded": "soon"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +100,14 @@ class Reload:
     error: str
     changed: str
     changes: tuple[str, ...]
+
+
+def headline(status: Mapping[str, Any]) -> tuple[str, LifetimeState]:
+    """The verdict on readiness and its colour. A gateway older than this program reports none."""
+    readiness = status.get("readiness")
+    if readiness is None:
+        return ("draining", "soon") if status["connections"]["draining"] else ("serving", "ok")
+    return shown(readiness["headline"]), _COLOURS.get(readiness["state"], "over")
 
 
 def lifetimes(status: Mapping[str, Any], now: float) -> list[Lifetime]:

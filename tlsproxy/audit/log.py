@@ -93,6 +93,9 @@ class NoAudit:
     def when_writable(self, callback: Callable[[], object]) -> None:
         asyncio.get_running_loop().call_soon(callback)
 
+    def when_health_changes(self, callback: Callable[[], object]) -> None:
+        pass
+
     def read(self, query: AuditQuery, largest: int) -> list[bytes]:  # noqa: ARG002 - the log's interface
         raise BadRequest("Audit logging is not enabled (audit.enabled is false): there is no log to search")
 
@@ -141,6 +144,7 @@ class AuditLog:
         self._pen = threading.Lock()
         self._reading = threading.Lock()
         self._waiters: list[tuple[asyncio.AbstractEventLoop, Callable[[], object]]] = []
+        self._health_changed: Callable[[], object] = lambda: None
         self._thread = threading.Thread(target=self._run, name="audit-writer", daemon=True)
         self.last_error = ""
 
@@ -215,6 +219,10 @@ class AuditLog:
                 return
         loop.call_soon(callback)
 
+    def when_health_changes(self, callback: Callable[[], object]) -> None:
+        """Calls `callback` from the writer's thread each time that lines cannot be written, or can again."""
+        self._health_changed = callback
+
     def read(self, query: AuditQuery, largest: int) -> list[bytes]:
         """The entries that match, at most ``largest`` bytes; one query at a time, off the event loop.
 
@@ -285,7 +293,7 @@ class AuditLog:
             self.last_error = f"the writer has failed: {error!r}"
             _log.exception("audit: the writer has failed; requests are refused")
         finally:
-            self._working = False
+            self._set_working(False)
             self._sink.close()
 
     def _next_batch(self) -> bool:
@@ -351,16 +359,13 @@ class AuditLog:
         return True
 
     def _failed(self, error: OSError) -> None:
-        self.last_error = str(error)
-        if self._working:
-            self._working = False
-            _log.error("audit: %r cannot be written: %s; requests are refused until it can", self._sink, error)
+        self.last_error = f"{self._sink!r} cannot be written: {error.strerror or error}"
+        self._set_working(False)
 
     def _wrote(self) -> None:
         if not self._working:
-            self._working = True
             self.last_error = ""
-            _log.warning("audit: %r can be written again; %d lines lost so far", self._sink, self.dropped)
+            self._set_working(True)
         with self._lock:
             self._progress += 1
             waiters, self._waiters = self._waiters, []
@@ -369,6 +374,11 @@ class AuditLog:
                 loop.call_soon_threadsafe(callback)
             except RuntimeError:
                 _log.debug("audit: a loop ended before there was room for what waited in it")
+
+    def _set_working(self, working: bool) -> None:  # noqa: FBT001 - the value of a flag
+        if working != self._working:
+            self._working = working
+            self._health_changed()
 
 
 def audit_log(settings: AuditConfig, turn: Turn = ALONE, counts: Counts | None = None) -> AuditLog | NoAudit:

@@ -105,10 +105,11 @@ def _overview(status: Mapping[str, Any], now: float, glyphs: Glyphs, rows: int |
 
 def _head(status: Mapping[str, Any], now: float, most: int | None) -> Iterator[Text]:
     generation, connections = status["generation"], status["connections"]
+    headline, colour = view.headline(status)
     reload = view.last_reload(status["last_reload"], now)
     yield Text.assemble(
         (f"tlsproxy {status['version']} ", "bold"),
-        ("draining" if connections["draining"] else "serving", "yellow" if connections["draining"] else "green"),
+        (headline, _STYLES[colour]),
         *(f", {' and '.join(one['protocols'])} on {one['address']}" for one in status["listeners"]),
     )
     yield Text.assemble(

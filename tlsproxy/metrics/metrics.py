@@ -78,6 +78,7 @@ class Metrics(Collector):
         self._certificates: dict[tuple[str, str], float] = {}
         self._crls: dict[str, float] = {}
         self._inputs: Mapping[tuple[str, str], int] = {}
+        self._ready: Mapping[str, bool] = {}
         self._registry = CollectorRegistry()
         self._registry.register(self)
         ProcessCollector(registry=self._registry)
@@ -155,6 +156,14 @@ class Metrics(Collector):
         """Sets the numbers of inputs by kind and state."""
         self._inputs = inputs
 
+    def readiness(self, parts: Mapping[str, bool]) -> None:
+        """Sets the parts of readiness: whether each is good."""
+        self._ready = parts
+
+    def refused_handshakes(self, outcome: str) -> int:
+        """Number of handshakes with this outcome so far."""
+        return self._handshakes.get(outcome, 0)
+
     def render(self) -> tuple[bytes, str]:
         """The exposition and its content type."""
         return generate_latest(self._registry), _CONTENT_TYPE
@@ -170,6 +179,7 @@ class Metrics(Collector):
         yield from self._collect_upstream()
         yield from self._collect_generation()
         yield from self._collect_audit()
+        yield from self._collect_readiness()
 
     def _collect_requests(self) -> Iterator[Metric]:
         labels = ("operation", "role", "outcome")
@@ -234,6 +244,10 @@ class Metrics(Collector):
         yield gauges("certificate_not_after_seconds", text, ("role", "sha256"), self._certificates.items())
         text = "When a CRL in use goes out of date, in seconds since the epoch."
         yield gauges("crl_next_update_seconds", text, ("issuer",), keyed(self._crls))
+
+    def _collect_readiness(self) -> Iterator[Metric]:
+        text = "1 where a part of readiness is good, 0 where it is degraded or not ready."
+        yield gauges("ready", text, ("part",), keyed(self._ready))
 
     def _collect_audit(self) -> Iterator[Metric]:
         queued, written, dropped = self._audit()

@@ -35,6 +35,7 @@ from tlsproxy.proxy.limits.table import LimitTable
 from tlsproxy.service import logs
 from tlsproxy.service.abort import write_out_and_end
 from tlsproxy.service.clock_jumps import ClockJumps
+from tlsproxy.service.readiness_monitor import ReadinessMonitor
 from tlsproxy.service.reloader import Reloader
 from tlsproxy.service.runtime import loop_factory
 from tlsproxy.service.serving import Served, Serving
@@ -118,6 +119,7 @@ class _Program:
         self._stopping = asyncio.Event()
         self._ended = asyncio.Event()
         self._reload = asyncio.Event()
+        self._impaired = asyncio.Event()
 
     async def serve(self) -> None:
         """Serve until SIGTERM or SIGINT, which cancel it during the start."""
@@ -155,13 +157,16 @@ class _Program:
                 announce=served.expect_probe,
             )
             jumps = ClockJumps(served.clock, served.counted)
-            admin = await self._start_admin(stack, ServiceState(served, bound, reloader, self._key_sets, jumps))
+            state = ServiceState(served, bound, reloader, self._key_sets, jumps)
+            monitor = ReadinessMonitor(state.ready, served.counted, self._notifier, self._impaired)
+            admin = await self._start_admin(stack, state)
             self._announce(bound, admin, reloader)
             _event(audit, "start", self._generation.config_sha256)
             self._starting = None
             async with asyncio.TaskGroup() as tasks:
                 watched = tasks.create_task(watchdog.run())
                 owned = [
+                    tasks.create_task(monitor.run()),
                     tasks.create_task(reloader.run()),
                     tasks.create_task(reloader.retry()),
                     tasks.create_task(self._reload_on_signal(reloader)),
@@ -195,8 +200,10 @@ class _Program:
         """Act on what the data path has met."""
         if event == "key_missing":
             self._key_sets.key_missing()
-        else:
+        elif event == "connect_failed":
             self._names.connect_failed()
+        else:
+            self._impaired.set()
 
     async def _start_admin(self, stack: AsyncExitStack, state: ServiceState) -> str | None:
         listen = self._generation.config.admin.listen

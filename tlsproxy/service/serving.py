@@ -7,19 +7,25 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import islice
 from typing import Any, Final, Protocol
 
-from tlsproxy.admin.readiness import OK, Address, UpstreamProbe, audit_part, generation_part
+from tlsproxy.admin import readiness
+from tlsproxy.admin.readiness import OK, Part, Readiness, not_ready
+from tlsproxy.admin.upstream_probe import Address, UpstreamProbe
 from tlsproxy.audit.log import AuditLog, NoAudit
 from tlsproxy.config.model import ProtocolName
+from tlsproxy.errors import AuditUnavailable, OutOfDescriptors
 from tlsproxy.metrics.metrics import Metrics
 from tlsproxy.proxy.core.connection_manager import ConnectionManager
 from tlsproxy.proxy.core.gateway import Gateway, Notice
 from tlsproxy.proxy.core.impact import Consequences
+from tlsproxy.proxy.core.impairments import UPSTREAM_FAILURES
 from tlsproxy.proxy.core.wall_clock import Clock
 from tlsproxy.proxy.frontend.connections import Connections
 from tlsproxy.proxy.frontend.listener import BATCH, Bound, Listeners
@@ -32,7 +38,9 @@ from tlsproxy.snapshot.generation import Generation
 MAX_CONNECTIONS: Final = 1000
 """Most connections in a status."""
 
-_PARTS: Final[Mapping[ProtocolName, str]] = {"rest": "upstream", "grpc": "upstream_grpc"}
+_REFUSALS: Final = {AuditUnavailable.reason: readiness.AUDIT, OutOfDescriptors.reason: readiness.DESCRIPTORS}
+_REFUSED_HANDSHAKES: Final = {"crl_expired": readiness.CRL, "client_alert": readiness.CERTIFICATE}
+"""Parts of readiness for which requests and handshakes are refused, by reason."""
 
 _log = logging.getLogger(__name__)
 
@@ -49,7 +57,7 @@ class Served(Protocol):
     async def consider(self, generation: Generation) -> Consequences: ...
     async def dismiss(self) -> None: ...
     async def publish(self, generation: Generation) -> None: ...
-    async def ready(self) -> Mapping[str, str]: ...
+    async def ready(self) -> Readiness: ...
     async def figures(self) -> Mapping[str, Any]: ...
     async def cut(self, number: int) -> bool: ...
     async def metrics(self) -> tuple[bytes, str]: ...
@@ -60,7 +68,7 @@ class Served(Protocol):
 class Serving:
     """Accepts from its creation until :meth:`drain` or :meth:`close`."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - parts of the process
         self,
         generation: Generation,
         bound: Sequence[Bound],
@@ -83,6 +91,9 @@ class Serving:
         )
         self._deadlines = Deadlines(asyncio.get_running_loop())
         self._gateway = Gateway(generation, audit, self.counted, self._deadlines, notice, table)
+        impaired: Callable[[], None] = partial(notice, "impaired")
+        self._gateway.impairments.notice = impaired
+        audit.when_health_changes(partial(asyncio.get_running_loop().call_soon_threadsafe, impaired))
         self._manager = ConnectionManager(self._gateway, numbers)
         self._upstreams = Upstreams(self._gateway)
         self._listeners = Listeners(
@@ -98,6 +109,8 @@ class Serving:
         self._manager.close()
         self._upstreams.pool.close()
         self._deadlines.close()
+        for probe in self._probes.values():
+            probe.close()
 
     def _addresses(self, protocol: ProtocolName) -> Sequence[Address]:
         return self.generation.upstream_addresses[protocol]
@@ -123,15 +136,39 @@ class Serving:
         self._manager.publish(generation)
         self._upstreams.pool.review()
 
-    async def ready(self) -> Mapping[str, str]:
-        audit = self._audit
-        upstream = {_PARTS[protocol]: await probe() for protocol, probe in self._probes.items()}
-        return {
-            "listeners": "draining" if self._gateway.draining else self._listeners.trouble or OK,
-            "generation": generation_part(self.generation, self._gateway.clock.now()),
+    async def ready(self) -> Readiness:
+        audit, now = self._audit, self._gateway.clock.now()
+        found = await asyncio.gather(*(probe() for probe in self._probes.values()))
+        upstream = {readiness.UPSTREAM[protocol]: part for protocol, part in zip(self._probes, found, strict=True)}
+        parts = {
+            readiness.LISTENERS: not_ready(readiness.DRAINING) if self._gateway.draining else OK,
             **upstream,
-            "audit": audit_part(healthy=audit.healthy, accepts=audit.accepts(), last_error=audit.last_error),
+            readiness.CERTIFICATE: readiness.certificate_part(self.generation, now),
+            readiness.CRL: readiness.crl_part(self.generation, now),
+            readiness.AUDIT: readiness.audit_part(
+                healthy=audit.healthy, accepts=audit.accepts(), last_error=audit.last_error
+            ),
+            readiness.DESCRIPTORS: self._descriptors_part(),
         }
+        return Readiness(parts, self._refused())
+
+    def _descriptors_part(self) -> Part:
+        if trouble := self._listeners.trouble:
+            return not_ready(trouble)
+        try:
+            os.close(os.open("/", os.O_PATH))
+        except OSError as error:
+            return not_ready(f"no connection to the upstream can be made: {error.strerror}")
+        return OK
+
+    def _refused(self) -> Mapping[str, int]:
+        refused: Counter[str] = Counter()
+        for (reason, grpc), count in self._gateway.impairments.failed.items():
+            upstream = readiness.UPSTREAM["grpc" if grpc else "rest"]
+            refused[upstream if reason in UPSTREAM_FAILURES else _REFUSALS[reason]] += count
+        for outcome, part in _REFUSED_HANDSHAKES.items():
+            refused[part] += self.counted.refused_handshakes(outcome)
+        return refused
 
     async def figures(self) -> Mapping[str, Any]:
         """The traffic-dependent part of a status."""

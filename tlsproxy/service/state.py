@@ -9,7 +9,7 @@ from dataclasses import asdict
 from typing import Any
 
 import tlsproxy
-from tlsproxy.admin.readiness import INPUTS, inputs_part
+from tlsproxy.admin.readiness import RELOAD, Readiness, reload_part
 from tlsproxy.metrics.recent import dated
 from tlsproxy.proxy.frontend.listener import Bound
 from tlsproxy.service.clock_jumps import ClockJumps
@@ -35,15 +35,17 @@ class ServiceState:
         self._key_sets = key_sets
         self._jumps = jumps
 
-    async def ready(self) -> Mapping[str, str]:
-        faults = self._reloader.faults
-        return {**await self._served.ready(), **({INPUTS: inputs_part(faults)} if faults else {})}
+    async def ready(self) -> Readiness:
+        last = self._reloader.last
+        faults = (last.error,) if last.result == "held" else self._reloader.faults
+        return (await self._served.ready()).with_part(RELOAD, reload_part(faults))
 
     async def status(self) -> Mapping[str, Any]:
         figures = await self._served.figures()
         generation = self._served.generation
         return {
             "version": tlsproxy.__version__,
+            "readiness": (await self.ready()).as_json(),
             "generation": {
                 "number": generation.number,
                 "digest": generation.digest,

@@ -12,6 +12,7 @@ from tlsproxy.config.model import HttpProtocol, ProtocolName
 from tlsproxy.errors import NoMemory, Overloaded
 from tlsproxy.proxy.core.audit_gate import AuditGate
 from tlsproxy.proxy.core.impact_analysis import Outlook
+from tlsproxy.proxy.core.impairments import Impairments
 from tlsproxy.proxy.core.runtime_limits import RuntimeLimits
 from tlsproxy.proxy.core.scheduler import Scheduler
 from tlsproxy.proxy.core.wall_clock import Clock
@@ -23,7 +24,7 @@ from tlsproxy.proxy.limits.table import LimitTable
 from tlsproxy.proxy.transport.deadlines import Deadlines
 from tlsproxy.snapshot.generation import Generation
 
-Event = Literal["key_missing", "connect_failed"]
+Event = Literal["key_missing", "connect_failed", "impaired"]
 Notice = Callable[[Event], None]
 """``key_missing``: a token names a key which its issuer does not have. ``connect_failed``: an upstream cannot be
 connected to. Each may come for every request."""
@@ -76,6 +77,7 @@ class Gateway:
     ``bounds`` are the limits in force, to be read at the time of use. ``clock`` is the time that dates are judged by.
     ``scheduler`` shares the loop among work that takes more than one turn. ``memory`` is the budget of bodies and
     messages that are read, in bytes; ``places`` that of upstream connections, of requests and of gRPC clients.
+    ``impairments`` counts what could not be served, for readiness.
     ``notice`` is called with what another part of the service should act on. ``probe`` is the address
     from which our own watchdog is about to connect (:mod:`tlsproxy.proxy.frontend.watchdog_probe`), None at any other
     time. ``former`` are the gRPC and TCP connections with a connection to a former upstream; those of requests are
@@ -92,6 +94,7 @@ class Gateway:
         "draining",
         "former",
         "generation",
+        "impairments",
         "limiter",
         "loop",
         "memory",
@@ -115,6 +118,7 @@ class Gateway:
         self.loop = asyncio.get_running_loop()
         self.scheduler = Scheduler(self.loop)
         self.clock = Clock()
+        self.impairments = Impairments()
         self.audit = audit
         self.metrics = metrics
         self.deadlines = deadlines

@@ -114,6 +114,8 @@ class Record(Generic[P]):
             gateway.audit.put(request_line(plan.audit, self, remote, duration, reason))
         elif reason or not plan.audit.probe:
             gateway.audit.write(request_line(plan.audit, self, remote, duration, reason))
+        if reason:
+            gateway.impairments.count(reason, grpc=self.grpc_status is not None)
         decision = plan.decision
         if decision.allowed:
             outcome = "failed" if reason else "allowed"

@@ -5,7 +5,6 @@ If the process has no descriptors left, accepting pauses instead of spinning.
 
 from __future__ import annotations
 
-import logging
 import socket
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -23,8 +22,6 @@ BATCH: Final = 32
 with that one, another worker accepts the next."""
 REST: Final = 0.2
 """Seconds without accepting after an error, most often EMFILE."""
-
-_log = logging.getLogger(__name__)
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -99,11 +96,12 @@ class _Acceptor:
             try:
                 sock, address = self._sock.accept()
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
-                self._log_trouble("")  # accept(2) takes a descriptor first, so there is one
+                self._note("")  # accept(2) takes a descriptor first, so there is one
                 return
             except OSError as error:
                 self._gateway.metrics.accept_error()
-                self._log_trouble(error.strerror or str(error))
+                reason = error.strerror or str(error)
+                self._note(f"cannot accept connections on {self._address} for the moment: {reason}")
                 self._pause()
                 self._gateway.loop.call_later(REST, self._resume)
                 return
@@ -113,13 +111,10 @@ class _Acceptor:
                 continue
             self._connections.admit(sock, address[0].removeprefix("::ffff:"), self._where)
 
-    def _log_trouble(self, trouble: str) -> None:
-        """Logs the beginning and the end of a trouble."""
-        if trouble and not self.trouble:
-            _log.warning("cannot accept connections on %s for the moment: %s", self._address, trouble)
-        elif self.trouble and not trouble:
-            _log.info("connections are accepted on %s again", self._address)
-        self.trouble = trouble
+    def _note(self, trouble: str) -> None:
+        if trouble != self.trouble:
+            self.trouble = trouble
+            self._gateway.impairments.notice()
 
     def stop(self) -> None:
         """Accepts no more. The kernel refuses connections in the backlog."""

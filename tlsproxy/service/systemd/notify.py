@@ -17,6 +17,8 @@ from tlsproxy.text import printable, rfc3339
 
 _SEND_DEADLINE: Final = 1.0
 """Seconds for systemd to make room for a message."""
+_SERVING: Final = "serving"
+"""The headline that a status does without."""
 _LONGEST: Final = 400
 """Most characters of a status, which `systemctl status` shows on one line."""
 
@@ -30,6 +32,8 @@ class Notifier:
         """``address`` is a path, or begins with `@` for an abstract socket; empty for no notifications."""
         self._address = f"\0{address[1:]}" if address.startswith("@") else address
         self._serving = ""
+        self._headline = _SERVING
+        self._result: ReloadResult | None = None
         self._stopping = False
         self.watchdog = watchdog if address else 0.0
 
@@ -56,8 +60,22 @@ class Notifier:
 
     def reloaded(self, result: ReloadResult) -> None:
         """READY again, whatever the result: a failed reload has changed nothing."""
+        self._result = result
         if self._serving and not self._stopping:
-            self._send("READY=1", _status(f"{_summary(result)}; {self._serving}"))
+            self._send("READY=1", self._status)
+
+    def headline(self, text: str) -> None:
+        """The verdict on readiness: its status is sent if it is a new one."""
+        if text != self._headline:
+            self._headline = text
+            if self._serving and not self._stopping:
+                self._send(self._status)
+
+    @property
+    def _status(self) -> str:
+        verdict = [] if self._headline == _SERVING else [self._headline]
+        result = [] if self._result is None else [_summary(self._result)]
+        return _status("; ".join([*verdict, *result, self._serving]))
 
     def stopping(self) -> None:
         self._stopping = True

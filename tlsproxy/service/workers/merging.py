@@ -7,13 +7,14 @@ worker counted after its last report is lost.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any, Final
 
 import orjson
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from tlsproxy.admin.readiness import OK
+from tlsproxy.admin.readiness import DESCRIPTORS, Level, Part, Readiness
 from tlsproxy.metrics.recent import merged_decisions, merged_refusals
 
 CUMULATIVE: Final = frozenset({"counter", "histogram"})
@@ -107,14 +108,23 @@ def _joined(own: Any, other: Any) -> Any:
             return own
 
 
-def merged_parts(parts: Mapping[int, Mapping[str, str]]) -> dict[str, str]:
-    """Parts of `/readyz`: `ok` where every worker is, else the reason of the first that is not.
+def merged_readiness(each: Mapping[int, Readiness], workers: int) -> dict[str, Part]:
+    """Parts of all workers that answer, by number: the worst of each. Of ``workers`` there are so many.
 
-    ``parts`` is by worker number. `{1: {"audit": "ok"}, 2: {"audit": "full"}}` becomes `{"audit": "worker 2: full"}`.
+    `audit: {1: ok, 2: full}` becomes `worker 2: full`. A worker without descriptors costs no readiness while another
+    accepts.
     """
-    merged: dict[str, str] = {}
-    for number, worker_parts in parts.items():
-        for name, text in worker_parts.items():
-            if merged.get(name, OK) == OK:
-                merged[name] = text if text == OK else f"worker {number}: {text}"
+    merged: dict[str, Part] = {}
+    for name in dict.fromkeys(name for readiness in each.values() for name in readiness.parts):
+        parts = {number: readiness.parts[name] for number, readiness in each.items() if name in readiness.parts}
+        worst = max(parts.values(), key=lambda part: part.level)
+        alike = [number for number, part in parts.items() if part == worst]
+        if worst.good or len(alike) == workers:
+            merged[name] = worst
+            continue
+        where = f"worker {', '.join(map(str, alike))}"
+        level = worst.level
+        if name == DESCRIPTORS and any(part.good for part in parts.values()):
+            level = Level.DEGRADED
+        merged[name] = replace(worst, level=level, where=where)
     return merged

@@ -11,6 +11,7 @@ import asyncio
 import logging
 import os
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import ExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
@@ -20,7 +21,8 @@ from typing import Any, Final
 
 import orjson
 
-from tlsproxy.admin.readiness import OK, WORKERS, generation_part
+from tlsproxy.admin import readiness
+from tlsproxy.admin.readiness import OK, Part, Readiness, degraded, not_ready
 from tlsproxy.audit import counters as auditcounts
 from tlsproxy.audit.files import Turn
 from tlsproxy.audit.log import WORKER_ENDED, AuditLog, NoAudit
@@ -35,7 +37,7 @@ from tlsproxy.proxy.frontend.listener import Bound
 from tlsproxy.proxy.limits import table
 from tlsproxy.service import runtime
 from tlsproxy.service.serving import MAX_CONNECTIONS
-from tlsproxy.service.workers.merging import Families, Totals, dump_families, merged_figures, merged_parts
+from tlsproxy.service.workers.merging import Families, Totals, dump_families, merged_figures, merged_readiness
 from tlsproxy.service.workers.process import ATTENTION, LAST, LAST_WORDS, PING, WorkerLost, WorkerProcess, WorkerRefused
 from tlsproxy.service.workers.publication import CHECK_INTERVAL, STOPPED, Publication
 from tlsproxy.service.workers.snapshot_codec import EncodedGeneration, encode
@@ -82,8 +84,8 @@ class Backoff:
 class WorkerSlot:
     """A worker's place, which several processes may have one after the other.
 
-    ``lines`` counts its audit lines, ``families`` are its last reported metrics. ``first`` is done once a process
-    serves here for the first time, or could not.
+    ``lines`` counts its audit lines, ``families`` and ``refused`` are its last reported metrics and refusals. ``first``
+    is done once a process serves here for the first time, or could not.
     """
 
     number: int
@@ -92,6 +94,7 @@ class WorkerSlot:
     restarts: int = 0
     served_since: float | None = None
     families: Families = field(default_factory=list)
+    refused: Mapping[str, int] = field(default_factory=dict)
     first: asyncio.Future[None] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
 
     @property
@@ -159,6 +162,8 @@ class Supervisor:
         self._audit = audit
         self._turn = turn.descriptor
         self._notice = notice
+        self._impaired = partial(notice, "impaired")
+        audit.when_health_changes(partial(asyncio.get_running_loop().call_soon_threadsafe, self._impaired))
         self._slots = [
             WorkerSlot(number, auditcounts.shared(self._turn, number))
             for number in range(1, generation.config.workers + 1)
@@ -167,6 +172,7 @@ class Supervisor:
         self._considered: tuple[Generation, EncodedGeneration] | None = None
         self._draining = asyncio.Event()
         self._ended_totals = Totals()
+        self._ended_refused: Counter[str] = Counter()
         self._slot_tasks: list[asyncio.Task[None]] = []
 
     @asynccontextmanager
@@ -245,7 +251,9 @@ class Supervisor:
         finally:
             slot.process = None
             self._ended_totals.add_ended(slot.families)
-            slot.families = []
+            self._ended_refused.update(slot.refused)
+            slot.families, slot.refused = [], {}
+            self._impaired()
             exit_reason = await process.end()
             lost = auditcounts.settle(slot.lines)
             if lost:
@@ -340,23 +348,37 @@ class Supervisor:
 
         await asyncio.gather(*map(notify, self._serving()))
 
-    async def ready(self) -> Mapping[str, str]:
-        """Ready if any worker accepts: it takes the connections of the others."""
+    async def ready(self) -> Readiness:
+        """Ready while any worker accepts: it takes the connections of the others."""
         draining = self._draining.is_set()  # read before they are asked: by the time of their answer they drain
-        answers = {worker.number: orjson.loads(body) for worker, body in await self._gather("ready")}
-        parts = merged_parts(answers)
-        if draining:
-            parts["listeners"] = "draining"
-        elif any(part["listeners"] == OK for part in answers.values()):
-            parts["listeners"] = OK
+        answers = {worker.number: Readiness.decoded(orjson.loads(body)) for worker, body in await self._gather("ready")}
+        for slot in self._slots:
+            if slot.number in answers:
+                slot.refused = answers[slot.number].refused
+        refused = self._ended_refused.copy()
+        for slot in self._slots:
+            refused.update(slot.refused)
+        now, audit = self.clock.now(), self._audit
+        own = readiness.audit_part(healthy=audit.healthy, accepts=audit.accepts(), last_error=audit.last_error)
+        parts = merged_readiness(answers, len(self._slots))
+        return Readiness(
+            {
+                **parts,
+                readiness.LISTENERS: not_ready(readiness.DRAINING) if draining else OK,
+                readiness.AUDIT: max(own, parts.get(readiness.AUDIT, OK), key=lambda part: part.level),
+                readiness.CERTIFICATE: readiness.certificate_part(self.generation, now),
+                readiness.CRL: readiness.crl_part(self.generation, now),
+                readiness.WORKERS: OK if draining else self._workers_part(serving=bool(answers)),
+            },
+            refused,
+        )
+
+    def _workers_part(self, *, serving: bool) -> Part:
         number = self.generation.number
         troubles = "; ".join(filter(None, (slot.trouble(number) for slot in self._slots)))
-        return {
-            "listeners": "no worker serves",
-            **parts,
-            "generation": generation_part(self.generation, self.clock.now()),
-            **({WORKERS: troubles} if troubles and not draining else {}),
-        }
+        if not serving:
+            return not_ready(troubles or "no worker answers")
+        return degraded(troubles) if troubles else OK
 
     async def figures(self) -> Mapping[str, Any]:
         upstream, audit = self.generation.config.upstream, self._audit

@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -173,7 +174,7 @@ class Worker:
         return b""
 
     async def _ready(self, _message: ChannelMessage) -> bytes:
-        return orjson.dumps(await self._require_serving().ready())
+        return orjson.dumps((await self._require_serving().ready()).encoded())
 
     async def _figures(self, _message: ChannelMessage) -> bytes:
         return orjson.dumps(await self._require_serving().figures())

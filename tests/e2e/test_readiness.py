@@ -1,0 +1,81 @@
+"""Serving means serving: page, status, `/readyz`, metric, systemd and log say the same of what is wrong."""
+
+from __future__ import annotations
+
+import json
+import re
+import socket
+from pathlib import Path
+
+import pytest
+from support.forked import run
+from support.gateway import Gateway
+from support.notify_socket import listening
+from support.raw_request import Client
+from support.site import Site
+from support.upstream import ScriptedUpstream
+
+
+@pytest.fixture
+def port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as reserved:
+        return int(reserved.getsockname()[1])
+
+
+def headline(gateway: Gateway, wanted: str) -> str:
+    """The headline of `/readyz`, as soon as it begins so; the other places say the same."""
+    while not (told := json.loads(gateway.ask_admin("/readyz")[1])["headline"]).startswith(wanted):
+        pass
+    return str(told)
+
+
+def bad_parts(gateway: Gateway) -> set[str]:
+    return set(re.findall(r'tlsproxy_ready{part="(\w+)"} 0', gateway.ask_admin("/metrics")[1]))
+
+
+def test_an_upstream_that_is_down_is_told_everywhere(site: Site, port: int, tmp_path: Path) -> None:
+    with (
+        listening(str(tmp_path / "notify")) as systemd,
+        Gateway(site.write_config(f"http://127.0.0.1:{port}"), NOTIFY_SOCKET=systemd.address) as gateway,
+    ):
+        gateway.log.wait(lambda line: "not ready: upstream_rest: " in line and "ERROR" in line)
+        told = headline(gateway, "NOT READY: upstream_rest: ")
+        assert gateway.ask_admin("/readyz")[0] == 503
+        assert told in gateway.ask_admin("/")[1]
+        assert json.loads(gateway.ask_admin("/status")[1])["readiness"]["headline"] == told
+        for command in (["status"], ["top", "--once"]):
+            assert told in run(*command, "--admin", gateway.admin).stdout
+        assert bad_parts(gateway) == {"upstream_rest"}
+        while told not in systemd.next().get("STATUS", ""):
+            pass
+        with Client(gateway, site.client()) as client:
+            assert [client.ask().status for _ in range(3)] == [502] * 3
+            with ScriptedUpstream(port=port):
+                line = gateway.log.wait(lambda line: "ready again: upstream_rest" in line)
+                assert "3 refused meanwhile" in line
+                assert headline(gateway, "serving") == "serving"
+        assert systemd.next()["STATUS"].startswith("generation 1 since ")
+        assert not bad_parts(gateway)
+
+
+def test_one_that_goes_is_noticed_by_the_requests_that_fail(own_site: Site) -> None:
+    """With workers too, whose refusals are counted together; and a refused reload costs no readiness."""
+    with ScriptedUpstream() as upstream:
+        config = own_site.write_config(upstream.url, workers=2)
+        gateway = Gateway(config).__enter__()
+        try:
+            own_site.replace("server.pem", b"no certificate")
+            gateway.reloaded("failed")
+            assert "server.pem" in headline(gateway, "DEGRADED: reload: ")
+            assert gateway.ask_admin("/readyz")[0] == 200
+            upstream.__exit__(None, None, None)
+            with Client(gateway, own_site.client()) as client:
+                assert [client.ask().status for _ in range(3)] == [502] * 3
+            line = gateway.log.wait(lambda line: "upstream_rest" in line)
+            assert "not ready: upstream_rest: " in line
+            assert gateway.ask_admin("/readyz")[0] == 503
+            with ScriptedUpstream(port=int(upstream.url.rpartition(":")[2])):
+                line = gateway.log.wait(lambda line: "ready again" in line)
+                assert "3 refused meanwhile" in line
+        finally:
+            gateway.__exit__(None, None, None)
