@@ -203,6 +203,9 @@ class UpstreamUnreachable(RequestError):
     grpc = GrpcStatus.UNAVAILABLE
     reason = "upstream_unreachable"
 
+    def __init__(self) -> None:
+        super().__init__("The upstream cannot be reached")
+
 
 class UpstreamBroken(RequestError):
     """The upstream closed before its response, or violated HTTP/1.1."""
@@ -258,6 +261,9 @@ class OutOfDescriptors(Overloaded):
     """The process has no file descriptor left for an upstream connection."""
 
     reason = "out_of_descriptors"
+
+    def __init__(self) -> None:
+        super().__init__("The gateway has too many open files to connect to the upstream")
 
 
 class NoMemory(Overloaded):

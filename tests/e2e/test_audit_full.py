@@ -321,10 +321,7 @@ def test_a_disk_that_fills_under_load(own_site: Site, upstream: ScriptedUpstream
             while told.get(timeout=30) != 503:
                 pass
         relieve()
-        while (
-            gateway.ask_admin("/readyz")[0] != 200
-        ):  # not by the log, whose line may come when so small a disk is full
-            pass
+        becomes_ready(gateway)  # not by the log: by its line so small a disk may be full again
         relieved.set()
         while not told.empty():
             told.get()

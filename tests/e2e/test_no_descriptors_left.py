@@ -95,7 +95,7 @@ def test_a_request_that_needs_one_is_told(site: Site, upstream: ScriptedUpstream
             response = client.response()
             assert response.status == 503
             assert response.fields["retry-after"] == "1"
-            assert gateway.audited(status=503)["reason"] == "overloaded"
+            assert gateway.audited(status=503)["reason"] == "out_of_descriptors"
             assert upstream.connections == 0
         gateway.log.wait(lambda line: "ready again: descriptors" in line)
         client.send(GET)
@@ -112,8 +112,8 @@ def test_a_grpc_client_with_none_for_its_upstream_is_told(site: Site, grpc_gatew
     with channel(grpc_gateway, site) as opened:
         told = call(opened, "/qdrant.Collections/List")
     assert told.code is grpc.StatusCode.UNAVAILABLE
-    assert "Too many open files" in told.text
-    assert grpc_gateway.audited(grpc_status=14)["reason"] == "upstream_unreachable"
+    assert "too many open files" in told.text
+    assert grpc_gateway.audited(grpc_status=14)["reason"] == "out_of_descriptors"
     resource.prlimit(pid, kind, before)
     with channel(grpc_gateway, site) as opened:
         assert call(opened, "/qdrant.Collections/List").code is grpc.StatusCode.OK

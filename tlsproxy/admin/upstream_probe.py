@@ -34,9 +34,14 @@ class UpstreamProbe:
         async with self._lock:
             addresses = self._addresses()
             if addresses != self._probed or self._clock() - self._probed_at >= _REUSED:
-                self._answer = await self._probe(addresses)
                 self._probed_at, self._probed = self._clock(), addresses
+                self._answer = await self._probe(addresses)
             return self._answer
+
+    def doubt(self) -> None:
+        """A request has failed since: what was found to be good is asked anew."""
+        if self._answer.good:
+            self._probed_at = float("-inf")
 
     def close(self) -> None:
         pass

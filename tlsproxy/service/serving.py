@@ -68,7 +68,7 @@ class Served(Protocol):
 class Serving:
     """Accepts from its creation until :meth:`drain` or :meth:`close`."""
 
-    def __init__(  # noqa: PLR0913 - parts of the process
+    def __init__(
         self,
         generation: Generation,
         bound: Sequence[Bound],
@@ -91,9 +91,9 @@ class Serving:
         )
         self._deadlines = Deadlines(asyncio.get_running_loop())
         self._gateway = Gateway(generation, audit, self.counted, self._deadlines, notice, table)
-        impaired: Callable[[], None] = partial(notice, "impaired")
-        self._gateway.impairments.notice = impaired
-        audit.when_health_changes(partial(asyncio.get_running_loop().call_soon_threadsafe, impaired))
+        self._impaired: Callable[[], None] = partial(notice, "impaired")
+        self._gateway.impairments.notice = self._doubt
+        audit.when_health_changes(partial(asyncio.get_running_loop().call_soon_threadsafe, self._impaired))
         self._manager = ConnectionManager(self._gateway, numbers)
         self._upstreams = Upstreams(self._gateway)
         self._listeners = Listeners(
@@ -111,6 +111,11 @@ class Serving:
         self._deadlines.close()
         for probe in self._probes.values():
             probe.close()
+
+    def _doubt(self) -> None:
+        for probe in self._probes.values():
+            probe.doubt()
+        self._impaired()
 
     def _addresses(self, protocol: ProtocolName) -> Sequence[Address]:
         return self.generation.upstream_addresses[protocol]

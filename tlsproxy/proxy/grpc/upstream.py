@@ -15,14 +15,13 @@ from tlsproxy.errors import (
     RequestError,
     UpstreamBroken,
     UpstreamTimeout,
-    UpstreamUnreachable,
 )
 from tlsproxy.proxy.grpc.call import Call, ResponsePart
 from tlsproxy.proxy.grpc.call_timeouts import deadline_passed
 from tlsproxy.proxy.grpc.relay import Relay
 from tlsproxy.proxy.grpc.settings import SettingsExchange
 from tlsproxy.proxy.transport.deadlines import NEVER
-from tlsproxy.proxy.transport.dial import DialledStream
+from tlsproxy.proxy.transport.dial import DialledStream, dial_failure
 from tlsproxy.wire import http2
 from tlsproxy.wire.field_block import FieldReader, write
 from tlsproxy.wire.flow_control import overspent
@@ -177,7 +176,7 @@ class GrpcUpstream:
         lost: RequestError = UpstreamBroken("The upstream closed the connection")
         if not self.stream.established:
             self.relay.gateway.connect_failed("failed")
-            lost = UpstreamUnreachable(f"The upstream cannot be reached: {error}")
+            lost = dial_failure(error)
         self.relay.session.upstream_lost(lost)
 
     # Frames

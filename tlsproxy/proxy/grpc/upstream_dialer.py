@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import time
 
-from tlsproxy.errors import Overloaded, RequestError, UpstreamUnreachable
+from tlsproxy.errors import Overloaded, RequestError
 from tlsproxy.proxy.grpc.call import Call
 from tlsproxy.proxy.grpc.call_timeouts import client_may_send, client_must_take
 from tlsproxy.proxy.grpc.relay import Relay
 from tlsproxy.proxy.grpc.session import RelayedCall
 from tlsproxy.proxy.limits.fair_shares import Share
+from tlsproxy.proxy.transport.dial import dial_failure
 from tlsproxy.proxy.upstream.pool import Pool
 from tlsproxy.wire.http2 import Code
 
@@ -31,7 +32,7 @@ class Dialler:
         self.since: float | None = None
 
     def ask(self, call: RelayedCall) -> None:
-        """The call may go up. Raises Overloaded, UpstreamUnreachable."""
+        """The call may go up. Raises RequestError."""
         if self._place is not None:
             return
         relay = self.relay
@@ -52,7 +53,7 @@ class Dialler:
         if self._place is not None:
             try:
                 self._dial(self._place)
-            except UpstreamUnreachable as error:
+            except RequestError as error:
                 self._refuse(error)
 
     def stir(self) -> None:
@@ -67,7 +68,7 @@ class Dialler:
         except OSError as error:
             self._place = None
             place.release()
-            raise UpstreamUnreachable(f"The upstream cannot be reached: {error}") from None
+            raise dial_failure(error) from None
 
     def _ready(self) -> None:
         self.relay.stream.tell(self._go_on)

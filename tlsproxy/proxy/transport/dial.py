@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from types import FunctionType
 from typing import Any, Final, Protocol, TypeVar
 
+from tlsproxy.errors import OutOfDescriptors, RequestError, UpstreamUnreachable
 from tlsproxy.proxy.transport.deadlines import Deadlines
 from tlsproxy.proxy.transport.stream import Stream, StreamHandler
 
@@ -38,6 +39,12 @@ def own_code(*names: str) -> Callable[[_Class], _Class]:
         return cls
 
     return decorate
+
+
+def dial_failure(error: Exception | None) -> RequestError:
+    """The error for a client whose upstream could not be dialled: without the system's words, which the log has."""
+    number = error.errno if isinstance(error, OSError) else None
+    return OutOfDescriptors() if number in {errno.EMFILE, errno.ENFILE} else UpstreamUnreachable()
 
 
 class DialHandler(StreamHandler, Protocol):

@@ -10,12 +10,12 @@ import time
 from functools import partial
 from typing import Final, Protocol
 
-from tlsproxy.errors import RequestError, UpstreamBroken, UpstreamTimeout, UpstreamUnreachable
+from tlsproxy.errors import RequestError, UpstreamBroken, UpstreamTimeout
 from tlsproxy.proxy.core.gateway import Gateway
 from tlsproxy.proxy.core.scheduler import Work
 from tlsproxy.proxy.limits.fair_shares import Account, Holder, Share
 from tlsproxy.proxy.transport.deadlines import NEVER
-from tlsproxy.proxy.transport.dial import DialledStream
+from tlsproxy.proxy.transport.dial import DialledStream, dial_failure
 from tlsproxy.wire.chunked import ChunkedBody
 from tlsproxy.wire.http1 import CHUNKED, END
 from tlsproxy.wire.http1_response import UNTIL_CLOSE, ResponseHead, parse_response
@@ -288,9 +288,7 @@ class UpstreamConnection:
     def _lose(self, request: UpstreamRequest, head: ResponseHead | None, error: Exception | None) -> None:
         if not self.stream.established:
             self._gateway.connect_failed("failed")
-            request.upstream_lost(
-                UpstreamUnreachable(f"The upstream cannot be reached: {error}"), stale=False, answered=False
-            )
+            request.upstream_lost(dial_failure(error), stale=False, answered=False)
         elif head is not None and head.length == UNTIL_CLOSE and error is None:
             request.response_done()
         else:

@@ -6,15 +6,15 @@ close by Qdrant is noticed before the next write.
 
 from __future__ import annotations
 
-import errno
 import time
 from collections.abc import Callable
 from functools import partial
 from typing import Protocol
 
-from tlsproxy.errors import Overloaded, UpstreamUnreachable
+from tlsproxy.errors import RequestError
 from tlsproxy.proxy.core.gateway import Gateway
 from tlsproxy.proxy.limits.fair_shares import Share
+from tlsproxy.proxy.transport.dial import dial_failure
 from tlsproxy.proxy.upstream.connection import UpstreamConnection, UpstreamRequest
 
 
@@ -47,7 +47,7 @@ class Pool:
     def acquire(self, request: UpstreamRequest) -> UpstreamConnection | None:
         """Established connection; None: ``request.upstream_ready`` gets one later.
 
-        Raises :class:`Overloaded` if too many requests wait, or no socket can be opened.
+        Raises :class:`RequestError` if too many requests wait, or no socket can be opened.
         """
         place = Share(self._places, request.account, request)
         if place.take(1):
@@ -73,7 +73,7 @@ class Pool:
         del self._waiting[request]
         try:
             upstream = self._connect(request, place)
-        except Overloaded as error:
+        except RequestError as error:
             request.upstream_lost(error, stale=False, answered=False)
         else:
             if upstream is not None:
@@ -90,21 +90,19 @@ class Pool:
         return None
 
     def dial_again(self, request: UpstreamRequest) -> None:
-        """Replaces a lost connection by a new one, which cannot be stale. Raises :class:`Overloaded`."""
+        """Replaces a lost connection by a new one, which cannot be stale. Raises :class:`RequestError`."""
         place = Share(self._places, request.account, request)
         place.replace()
         self._dial(request, place)
 
     def _dial(self, request: UpstreamRequest, place: Share) -> None:
-        """Raises :class:`Overloaded` if no socket can be opened, :class:`UpstreamUnreachable` without a route."""
+        """Raises :class:`RequestError` if no socket can be opened, or no address is known."""
         self.trim()
         try:
             upstream = UpstreamConnection(self._gateway, self, place, request)
         except OSError as error:
             place.release()
-            if error.errno == errno.EHOSTUNREACH:
-                raise UpstreamUnreachable(f"The upstream cannot be reached: {error.strerror}") from None
-            raise Overloaded(f"No connection to the upstream can be made: {error.strerror}") from error
+            raise dial_failure(error) from None
         self._all.add(upstream)
 
     def review(self) -> None:

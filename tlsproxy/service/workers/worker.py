@@ -15,7 +15,6 @@ import sys
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import ExitStack
-from functools import partial
 from pathlib import Path
 from typing import Any, Final
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import socket
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -58,24 +59,20 @@ def test_an_upstream_that_is_down_is_told_everywhere(site: Site, port: int, tmp_
         assert not bad_parts(gateway)
 
 
-def test_one_that_goes_is_noticed_by_the_requests_that_fail(own_site: Site) -> None:
+def test_one_that_goes_is_noticed_by_the_requests_that_fail(own_site: Site, port: int) -> None:
     """With workers too, whose refusals are counted together; and a refused reload costs no readiness."""
-    with ScriptedUpstream() as upstream:
-        config = own_site.write_config(upstream.url, workers=2)
-        gateway = Gateway(config).__enter__()
-        try:
-            own_site.replace("server.pem", b"no certificate")
-            gateway.reloaded("failed")
-            assert "server.pem" in headline(gateway, "DEGRADED: reload: ")
-            assert gateway.ask_admin("/readyz")[0] == 200
-            upstream.__exit__(None, None, None)
-            with Client(gateway, own_site.client()) as client:
-                assert [client.ask().status for _ in range(3)] == [502] * 3
-            line = gateway.log.wait(lambda line: "upstream_rest" in line)
-            assert "not ready: upstream_rest: " in line
-            assert gateway.ask_admin("/readyz")[0] == 503
-            with ScriptedUpstream(port=int(upstream.url.rpartition(":")[2])):
-                line = gateway.log.wait(lambda line: "ready again" in line)
-                assert "3 refused meanwhile" in line
-        finally:
-            gateway.__exit__(None, None, None)
+    with ExitStack() as stack:
+        upstream = stack.enter_context(ExitStack())
+        upstream.enter_context(ScriptedUpstream(port=port))
+        gateway = stack.enter_context(Gateway(own_site.write_config(f"http://127.0.0.1:{port}", workers=2)))
+        own_site.replace("server.pem", b"no certificate")
+        gateway.reloaded("failed")
+        assert "server.pem" in headline(gateway, "DEGRADED: reload: ")
+        assert gateway.ask_admin("/readyz")[0] == 200
+        upstream.close()
+        with Client(gateway, own_site.client()) as client:
+            assert [client.ask().status for _ in range(3)] == [502] * 3
+        gateway.log.wait(lambda line: "not ready: upstream_rest: " in line)
+        assert gateway.ask_admin("/readyz")[0] == 503
+        stack.enter_context(ScriptedUpstream(port=port))
+        assert "3 refused meanwhile" in gateway.log.wait(lambda line: "ready again" in line)
