@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from jwt import PyJWS
 
 from tlsproxy.authz.access import Decision, GlobalMode, Grant, Grants, Rights
-from tlsproxy.authz.claims import DUPLICATE, PAYLOAD
+from tlsproxy.authz.claims import DUPLICATE, PAYLOAD, MalformedToken, read_object
 from tlsproxy.authz.identity import Identity
 from tlsproxy.authz.tokens import UNKNOWN_KEY, Token, Tokens, VerificationKey, Verifier, mint, qdrant_verifier
 from tlsproxy.errors import Form
@@ -227,6 +227,25 @@ def test_a_header_chooses_nothing(header: str) -> None:
 )  # fmt: skip
 def test_a_payload_that_two_readers_could_read_differently(payload: str | bytes) -> None:
     assert refused(raw(payload)) == GENERIC
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (b"{", "not JSON"),
+        (b"[" * 100_000, "not JSON"),
+        (b"\xff", "not JSON"),
+        (b"[]", "not a JSON object"),
+        (b'{"a":[{"b":1,"b":2}]}', "a member comes twice"),
+        (b'{"a":-Infinity}', "-Infinity is not JSON"),
+        (b'{"a":"\\ud800"}', "half of a surrogate pair"),
+    ],
+)
+def test_an_object_that_is_refused_says_why(text: bytes, says: str) -> None:
+    """An operator reads it of a set of keys, and a client of a search in the audit log."""
+    with pytest.raises(MalformedToken) as error:
+        read_object(text)
+    assert str(error.value) == says
 
 
 def test_the_validators_texts() -> None:
