@@ -7,12 +7,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tlsproxy.authz.access import UNREAD, Decision, GlobalMode, Grant, Grants, Rights
-from tlsproxy.authz.admission import Admission, admit
+from tlsproxy.authz.admission import Admission, Credential, admit
 from tlsproxy.authz.identity import Identity
 from tlsproxy.authz.keys import Key, Keys, key_digest
 from tlsproxy.authz.matcher import Matcher
 from tlsproxy.authz.roles import Policy, Principal, Rule
 from tlsproxy.authz.tokens import Tokens, mint, qdrant_verifier
+from tlsproxy.errors import Form
 from tlsproxy.qdrant.operations import OWN, REST
 from tlsproxy.qdrant.rest_decision import decide_request
 from tlsproxy.qdrant.router import recognise
@@ -50,6 +51,43 @@ def test_an_unmapped_certificate() -> None:
     assert isinstance(nothing, Decision)
     assert nothing.status == 401
     assert isinstance(admitted(open_, ODD, "ci"), Decision)
+
+
+def test_without_a_credential_the_client_is_told_so() -> None:
+    refusal = admitted(policy(), None, None)
+    assert isinstance(refusal, Decision)
+    assert (refusal.allowed, refusal.status, refusal.reason) == (False, 401, "no_credential")
+    assert refusal.text == "Must provide an API key or an Authorization bearer token"
+    assert refusal.form is Form.BARE
+
+
+def test_a_key_and_a_token_are_told_as_what_they_are() -> None:
+    """For the audit log, the limits, and the end of what they give."""
+    held = policy(key(role="role", expires=NOW + 5), rights=READ)
+    of_key = admitted(held, None, "ci")
+    assert of_key == Admission(held_by(of_key), Credential("ApiKey", "ci", (READ,), role="role", expires=NOW + 5))
+    assert isinstance(of_key, Admission)
+    assert (of_key.role, of_key.expires) == ("role", NOW + 5)
+    claims = {"access": "r", "exp": int(NOW), "subject": "s", "value_exists": {"collection": "a", "matches": []}}
+    of_token = admitted(held, None, mint("secret", claims))
+    assert isinstance(of_token, Admission)
+    assert of_token.credential is not None
+    exists, texts = of_token.credential.exists, of_token.credential.texts
+    assert exists is not None
+    assert (exists.collection, texts) == ("a", {"access": "r", "subject": "s"})
+    assert of_token == Admission(
+        held_by(of_token),
+        Credential("Jwt", "api_key", (READ,), expires=NOW + 31, subject="s", exists=exists, texts=texts),
+    )
+    alone = admitted(held, IDENTITY, None)
+    assert isinstance(alone, Admission)
+    assert (alone.role, alone.expires, alone.credential) == ("role", float("inf"), None)
+    assert (of_token.role, of_token.conditions) == ("", ())
+
+
+def held_by(admission: Admission | Decision) -> Principal:
+    assert isinstance(admission, Admission)
+    return admission.principal
 
 
 def test_the_first_of_two_that_are_the_same_counts() -> None:

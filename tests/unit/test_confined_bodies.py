@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -458,6 +459,7 @@ def test_two_operations_in_one_place() -> None:
 IDENTITY = Identity(
     subject="CN=a", issuer="CN=ca", serial="1", sha256="00", not_after=2e9, common_name="a", organizations=("o", "p")
 )
+NAMELESS = replace(IDENTITY, common_name="", organizations=())
 
 
 def test_templates() -> None:
@@ -471,20 +473,50 @@ def test_templates() -> None:
     assert of_claim.filled(None, {"https://example.org/team": "a"}) == Condition("tenant", "x-a-y")
     for claims in ({}, {"https://example.org/team": ""}, {"team": "a"}):
         assert of_claim.filled(IDENTITY, claims) is None
-    for key, text in [
-        ("a.b", "x"),
-        ("", "x"),
-        ("a", ""),
-        ("a", "{}"),
-        ("a", "{o}{cn}"),
-        ("a", "{serial}"),
-        ("a", "{cn"),
-        ("a", "{claim:}"),
-        ("a", "{claim:a b}"),
-        ("a", "{claim:a}{cn}"),
-    ]:
-        with pytest.raises(ValueError, match=r"."):
-            parse_template(key, text)
+
+
+def test_each_field_of_a_certificate_fills_a_template() -> None:
+    every = replace(
+        IDENTITY, organizations=("o",), organizational_units=("ou",), uris=("spiffe://a/b",), dns_names=("a.org",),
+        emails=("a@a.org",),
+    )  # fmt: skip
+    values = {"cn": "a", "o": "o", "ou": "ou", "uri": "spiffe://a/b", "dns": "a.org", "email": "a@a.org"}
+    for field, value in values.items():
+        template = parse_template("tenant", f"{{{field}}}")
+        assert (template.of_claim, template.of_certificate) == (False, True)
+        assert template.filled(every, {field: "x"}) == Condition("tenant", value)
+        assert template.filled(replace(every, doubted=frozenset({field})), {}) is None, "the CA is not believed"
+        assert template.filled(replace(NAMELESS, common_name=""), {}) is None
+    of_claim, same = parse_template("tenant", "{claim:a}"), parse_template("tenant", "a")
+    assert (of_claim.of_claim, of_claim.of_certificate) == (True, False)
+    assert (same.of_claim, same.of_certificate) == (False, False)
+
+
+KEY_EXPECTED = "a payload key of letters, digits, '_' and '-' is expected: a path could be read in two ways"
+FIELD_EXPECTED = 'a text with at most one field is expected, for example "{cn}" or "team-{ou}"'
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "says"),
+    [
+        ("a.b", "x", KEY_EXPECTED),
+        ("", "x", KEY_EXPECTED),
+        ("a" * 65, "x", KEY_EXPECTED),
+        ("a", "", FIELD_EXPECTED),
+        ("a", "{}", FIELD_EXPECTED),
+        ("a", "{o}{cn}", FIELD_EXPECTED),
+        ("a", "{serial}", "{serial} is none of cn, o, ou, uri, dns, email, claim:NAME"),
+        ("a", "{cn", FIELD_EXPECTED),
+        ("a", "{claim:}", FIELD_EXPECTED),
+        ("a", "{claim:a b}", FIELD_EXPECTED),
+        ("a", "{claim:a}{cn}", FIELD_EXPECTED),
+    ],
+)
+def test_a_template_that_is_refused(key: str, text: str, says: str) -> None:
+    with pytest.raises(ValueError, match=r".") as error:
+        parse_template(key, text)
+    assert str(error.value) == says
+    assert parse_template("a" * 64, "x")
 
 
 def test_a_certificate_without_the_field_has_no_rights() -> None:

@@ -6,10 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tlsproxy.authz.access import GlobalMode, Grant, Grants, Rights
+from tlsproxy.authz.access import GlobalMode, Grant, Grants, Rights, forbidden
 from tlsproxy.authz.identity import Anchor, Identity
 from tlsproxy.authz.keys import Keys
 from tlsproxy.authz.roles import Matcher, Policy, Principal, Rule
+from tlsproxy.authz.templates import parse_template
 
 ALICE = Identity(
     subject="CN=alice,OU=platform,O=Acme",
@@ -215,6 +216,53 @@ def test_refusal_names_a_certificate_that_has_no_subject() -> None:
         assert f'no role for certificate "{shown}' in refusal.text
 
 
+def test_a_refusal_says_what_is_wrong_with_the_certificate() -> None:
+    everybody = policy(Rule("everybody", Matcher(cn="**"), "admin"))
+    name = 'no role for certificate "CN=alice,OU=platform,O=Acme"'
+    for identity, rules, reason, text in (
+        (
+            replace(ALICE, defect="odd"), everybody, "certificate_defect",
+            f"{name} (odd): issue it anew without this defect",
+        ),
+        (
+            replace(ALICE, foreign="DNS a.org"), everybody, "ca_constraint",
+            f"{name}: it has DNS a.org, and its CA is confined to other names (`tls.ca_constraints`)",
+        ),
+        (ALICE, policy(), "no_role", f"{name}: the gateway's administrator can add a rule for it to `identities`"),
+    ):  # fmt: skip
+        principal = rules.principal_of(identity)
+        assert (principal.identity, principal.rule, principal.role) == (identity, "", "")
+        assert (principal.rights, principal.by_claim) == (Rights(), False)
+        assert principal.refusal == forbidden(reason, text)
+
+
+def test_a_role_without_its_tenant_refuses_by_name() -> None:
+    rules = (Rule("rule", Matcher(cn="alice"), "admin"),)
+    for text, needs in (
+        ("{ou}", "certificates with exactly one ou"),
+        ("x-{claim:https://a/team}", "callers whose token has a text as its claim https://a/team"),
+    ):
+        strict = Policy({"admin": ADMIN}, rules, Keys(), filters={"admin": (parse_template("tenant", text),)})
+        refusal = strict.confined(ADMIN, "admin", ALICE, {})
+        assert refusal == forbidden("no_tenant", f'role "admin" is for {needs}')
+        principal = strict.principal_of(ALICE)
+        assert principal.rights == Rights()
+        assert principal.identity is ALICE
+        if "claim" in text:
+            assert (principal.rule, principal.role, principal.refusal) == ("rule", "admin", None)
+            assert principal.by_claim is True
+        else:
+            assert (principal.rule, principal.role, principal.refusal) == ("", "", refusal)
+            assert principal.by_claim is False
+
+
+def test_without_a_rule_a_certificate_may_be_one_of_nobody() -> None:
+    open_ = Policy({}, (), Keys(), unmapped_may_use_credentials=True)
+    principal = open_.principal_of(ALICE)
+    assert (principal.identity, principal.rule, principal.role, principal.refusal) == (ALICE, "", "", None)
+    assert (principal.rights, principal.by_claim) == (Rights(), False)
+
+
 def test_empty_policy_admits_nobody() -> None:
     refusal = policy().principal_of(ALICE).refusal
     assert refusal is not None
@@ -258,4 +306,9 @@ def test_why_says_which_field_did_not_hold() -> None:
     )
     assert rules.why(NOBODY)[-1] == "no rule matched"
     assert "absent" in rules.why(NOBODY)[0]
-    assert "several" in rules.why(replace(ALICE, defect="several common names"))[0]
+    assert rules.why(replace(ALICE, defect="several common names")) == (
+        "no rule is tried, for the certificate has a defect: several common names",
+    )
+    assert rules.why(replace(ALICE, foreign="DNS a.org")) == (
+        "no rule is tried, for tls.ca_constraints confines the CA to other names than DNS a.org",
+    )
