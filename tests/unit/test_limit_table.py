@@ -54,11 +54,11 @@ STEPS = st.lists(
 @pytest.mark.fuzz
 @given(steps=STEPS)
 def test_each_caller_is_counted_alone_and_all_limits_of_a_request_or_none(steps: list[tuple[int, list[str]]]) -> None:
-    """The twin keeps everything it ever heard, in a dictionary."""
-    table, clock = _TABLE, _CLOCK
+    """The twin keeps everything it ever heard, in a dictionary. Each example has a table: a fork would share it."""
+    clock = Clock()
+    table = LimitTable.private(clock)
     rates = {"a": Rate.of(1, 3), "b": Rate.of(0.5, 1), "c": None}
     most = {"a": 2, "b": 0, "c": 1}
-    names = {name: f"{name} {next(_NUMBERS)}" for name in "abc"}
     arrivals: dict[str, int] = {}
     going_on = dict.fromkeys("abc", 0)
     open_requests: list[tuple[list[str], tuple[int, ...]]] = []
@@ -72,7 +72,7 @@ def test_each_caller_is_counted_alone_and_all_limits_of_a_request_or_none(steps:
                 going_on[name] -= 1
         waits = {name: rate.wait(arrivals.get(name, 0), now) for name in asked if (rate := rates[name]) is not None}
         full = [name for name in asked if most[name] and going_on[name] >= most[name]]
-        outcome = table.take([charge(table, names[name], rates[name], most[name]) for name in asked])
+        outcome = table.take([charge(table, name, rates[name], most[name]) for name in asked])
         if any(waits.values()) or full:
             assert isinstance(outcome, Excess)
             assert outcome.wait == max(waits.values(), default=0)
@@ -222,15 +222,3 @@ def test_several_processes_keep_one_rate(descriptor: int) -> None:
 
 def _resident() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-
-
-def _numbers() -> Iterator[int]:
-    number = 0
-    while True:
-        yield number
-        number += 1
-
-
-_NUMBERS = _numbers()
-_CLOCK = Clock()
-_TABLE = LimitTable.private(_CLOCK)
