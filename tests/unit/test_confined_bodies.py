@@ -313,6 +313,7 @@ def test_changes_by_filter(name: str, method: str, path: str, body: dict[str, An
         ("delete_payload", "POST", "points/payload/delete", {"keys": ["tenant.x"], "filter": FILTER}),
         ("delete_payload", "POST", "points/payload/delete", {"keys": ["tenant[]"], "filter": FILTER}),
         ("delete_payload", "POST", "points/payload/delete", {"keys": ['"tenant"'], "filter": FILTER}),
+        ("delete_payload", "POST", "points/payload/delete", {"keys": [1], "filter": FILTER}),
         ("clear_payload", "POST", "points/batch", {"filter": FILTER}),
         ("create_index", "POST", "points/batch", {}),
     ],

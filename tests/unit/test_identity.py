@@ -16,7 +16,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tlsproxy.authz.identity import Identity, anchor_of, identity_of
+from tlsproxy.authz.identity import Identity, anchor_of, identity_of, identity_of_subject
 
 KEY = ec.generate_private_key(ec.SECP256R1())
 BEGIN = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
@@ -190,6 +190,17 @@ def test_non_ascii_dns_name_is_a_defect() -> None:
 def test_subject_is_fit_for_a_log() -> None:
     subject = identity_of(certificate(name((CN, "a\r\nb\x1b\u2028\x00")))).subject
     assert subject == r"CN=a\0d\0ab\1b\e2\80\a8\00"
+
+
+def test_a_subject_alone_is_an_identity_without_an_end() -> None:
+    subject = name((O, "Acme"), (OU, "search"), (CN, "alice"))
+    assert identity_of_subject(subject) == Identity(
+        subject="CN=alice,OU=search,O=Acme", issuer="", serial="", sha256="", not_after=float("inf"),
+        common_name="alice", organizations=("Acme",), organizational_units=("search",),
+    )  # fmt: skip
+    assert identity_of_subject(subject, sha256="ab").sha256 == "ab"
+    assert identity_of_subject(name((CN, "a\nb"))).defect == f"{INVISIBLE} subject"
+    assert identity_of_subject(name((CN, "a"), (CN, "b\n"))).defect == "several common names"
 
 
 def test_bytes_that_are_no_certificate() -> None:

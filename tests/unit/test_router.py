@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from tlsproxy.errors import AmbiguousPath
 from tlsproxy.qdrant import router
 from tlsproxy.qdrant.operations import REST, Operation
 
@@ -33,6 +34,8 @@ ROWS = tuple(
         ("/u/{collection_name}/{tail...}",),
         ("/v/{collection_name}",),
         ("/v/{name}/c",),
+        ("/f/{snapshot_name}",),
+        ("/f/{name}/c",),
     )
 )
 
@@ -72,6 +75,14 @@ def test_a_request_has_one_row(method: str, target: str, path: str, collection: 
     found = router.recognise(method, target)
     assert found.operation is not None
     assert (found.operation.method, found.operation.path, found.collection) == (method, path, collection)
+
+
+@pytest.mark.parametrize("target", ["/f/..%2Fx", "/f/..%2Fx/c", "/f/x%5C..", "/t/x/..%2Fy", "/u/docs/%2Fetc"])
+def test_a_files_name_stays_in_its_directory(target: str) -> None:
+    with pytest.raises(AmbiguousPath, match="A file's name leads out of its directory"):
+        router.recognise("GET", target)
+    assert router.recognise("GET", "/f/x..y").operation is not None
+    assert router.recognise("GET", "/s/..%2Fx").operation is not None, "another name is no path"
 
 
 @pytest.mark.parametrize(

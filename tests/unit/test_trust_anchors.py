@@ -130,6 +130,14 @@ def test_a_change_of_keys_under_one_name(*, direct: bool) -> None:
         assert Matcher(issuer=issuer.subject, ca="CN=Root").matches(identity)
 
 
+@pytest.mark.parametrize("keys", ["k", "kl"])
+def test_an_intermediate_with_the_name_of_its_root_is_believed_where_that_is_one_ca(keys: str) -> None:
+    roots = [anchor("CN=Root", key) for key in keys]
+    anchors = Anchors([*roots, anchor("CN=Other", "o")])
+    identity = anchors.identified(replace(LEAF, issuer="CN=Root"), [anchor("CN=Root", "i"), roots[0]])
+    assert Matcher(issuer="CN=Root").matches(identity) is (len(roots) == 1)
+
+
 def test_an_intermediate_beside_its_root_makes_no_second_ca() -> None:
     root, one, other = anchor("CN=Root", "r"), anchor("CN=One", "1"), anchor("CN=Other", "2")
     anchors = Anchors([root, one], {one.sha256: [root.sha256], root.sha256: [root.sha256]})
@@ -248,6 +256,17 @@ def test_confinement_is_of_a_key_and_of_what_it_issued() -> None:
             assert identity.doubted >= {"cn", "o", "ou", "subject"}
         assert anchors.identified(LEAF, [staff]).foreign == ""
         assert anchors.unconfined == (staff,)
+
+
+@pytest.mark.parametrize("issuer", ["CN=Partner CA", "CN=Issuing CA"])
+@pytest.mark.parametrize(("cn", "within"), [("a.partner.example", True), ("partner.example", True), ("alice", False)])
+def test_a_confined_ca_is_believed_about_a_common_name_within(issuer: str, cn: str, *, within: bool) -> None:
+    partner, issuing = anchor("CN=Partner CA", "p"), anchor("CN=Issuing CA", "i")
+    anchors = Anchors([partner, anchor("CN=Staff CA", "s")], {}, [OWN])
+    chain = [partner] if issuer == partner.subject else [issuing, partner]
+    identity = anchors.identified(replace(LEAF, issuer=issuer, common_name=cn), chain)
+    doubted = {"o", "ou", "subject", *(() if within else ("cn",)), *(("issuer",) if chain[0] is issuing else ())}
+    assert identity.doubted == doubted
 
 
 def test_the_names_of_two_confinements_must_both_hold() -> None:
