@@ -375,6 +375,30 @@ def response_timeout(on: Edited) -> None:
     assert calls.status(stream) == 4
 
 
+def max_response_timeout(on: Edited) -> None:
+    """A request and a call whose clients would wait for longer."""
+    rest, calls, begun = on.rest(), on.grpc(), on.stuck()
+    on.grpc_upstream.answer = never
+    on.edit(upstream={"response_timeout": SHORT})
+    rest.send(b"GET /collections?timeout=%d HTTP/1.1\r\nhost: h\r\n\r\n" % LONG)
+    stream = calls.call(b"", fields(COUNT, ("grpc-timeout", f"{LONG}S")))
+    assert begun.wait(DEADLINE)
+    on.limits(max_response_timeout=SHORT)
+    assert rest.response().status == 504
+    assert calls.status(stream) == 4
+
+
+def snapshot_timeout(on: Edited) -> None:
+    rest, calls, begun = on.rest(), on.grpc(), on.stuck()
+    on.grpc_upstream.answer = never
+    rest.send(b"POST /snapshots HTTP/1.1\r\nhost: h\r\ncontent-length: 0\r\n\r\n")
+    stream = calls.call(b"", fields("/qdrant.Snapshots/CreateFull"))
+    assert begun.wait(DEADLINE)
+    on.limits(snapshot_timeout=SHORT)
+    assert rest.response().status == 504
+    assert calls.status(stream) == 4
+
+
 def upstream_idle_timeout(on: Edited) -> None:
     rest = on.rest()
     on.edit(upstream={"idle_timeout": 4.9})
@@ -470,12 +494,14 @@ LIMITS: dict[str, Callable[[Edited], None]] = {
         max_head_size,
         max_headers,
         max_message_size_mb,
+        max_response_timeout,
         max_streams,
         max_upload_size_mb,
         min_data_rate,
         per_address,
         per_identity,
         per_key,
+        snapshot_timeout,
         streams_per_second,
         tcp_idle_timeout,
         write_timeout,
@@ -483,7 +509,7 @@ LIMITS: dict[str, Callable[[Edited], None]] = {
 } | {"drain_grace": drain_timeout, "inspection_timeout": inspection_memory_mb, "end_spread": max_connection_age}
 UPSTREAM: dict[str, Callable[[Edited], None]] = {
     one.__name__: one for one in (rest, grpc, api_key, max_connections, connect_timeout, response_timeout)
-} | {"idle_timeout": upstream_idle_timeout, "api_key_file": api_key, "on_change": rest}
+} | {"idle_timeout": upstream_idle_timeout, "api_key_file": api_key, "on_change": rest, "resolve_interval": rest}
 
 
 @pytest.mark.parametrize("name", [name for name, test in LIMITS.items() if name == test.__name__])
@@ -491,7 +517,9 @@ def test_a_limit(on: Edited, name: str) -> None:
     LIMITS[name](on)
 
 
-@pytest.mark.parametrize("name", [name for name in UPSTREAM if name not in {"api_key_file", "on_change"}])
+@pytest.mark.parametrize(
+    "name", [name for name in UPSTREAM if name not in {"api_key_file", "on_change", "resolve_interval"}]
+)
 def test_what_is_said_of_the_upstream(on: Edited, name: str) -> None:
     UPSTREAM[name](on)
 

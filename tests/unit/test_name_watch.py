@@ -61,10 +61,11 @@ class Bench:
         self.resolver = Resolver()
         self.watch = NameWatch(self.resolver)
         self.reloads: asyncio.Queue[str] = asyncio.Queue()
+        self.holds = False
 
     async def reload(self, trigger: str) -> None:
         answer = self.resolver.answers[URL]
-        if isinstance(answer, Resolved):
+        if isinstance(answer, Resolved) and not self.holds:
             self.serving = generation(URL, answer.addresses, self.serving.config.upstream.resolve_interval)
         self.reloads.put_nowait(trigger)
 
@@ -73,6 +74,8 @@ class Bench:
 def _hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(name_watch, "PAUSE", 0.01)
     monkeypatch.setattr(name_watch, "UNRESOLVED", 0.01)
+    monkeypatch.setattr(name_watch, "HELD", 0.02)
+    monkeypatch.setattr(name_watch, "CHECK", 0.01)
 
 
 def watching(serving: Any, script: Callable[[Bench], Awaitable[None]]) -> None:
@@ -99,6 +102,32 @@ def test_a_failed_connection_asks_at_once_and_the_same_addresses_change_nothing(
         bench.watch.connect_failed()
         assert await bench.reloads.get() == "names"
         assert bench.reloads.empty()
+
+    watching(generation(), script)
+
+
+def test_a_publication_that_is_held_is_asked_for_again() -> None:
+    async def script(bench: Bench) -> None:
+        bench.holds = True
+        bench.resolver.answers[URL] = Resolved(URL, (NEW,))
+        for _ in range(2):
+            bench.watch.connect_failed()
+            assert await bench.reloads.get() == "names"
+        bench.holds = False
+        bench.watch.connect_failed()
+        assert await bench.reloads.get() == "names"
+        bench.watch.connect_failed()
+        await bench.resolver.again()
+        assert bench.reloads.empty()
+
+    watching(generation(), script)
+
+
+def test_a_changed_interval_counts_at_once() -> None:
+    async def script(bench: Bench) -> None:
+        assert bench.resolver.asked == []
+        bench.serving = generation(interval=1)
+        await bench.resolver.again()
 
     watching(generation(), script)
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tlsproxy.config.model import Config
 from tlsproxy.proxy.core.runtime_limits import LAST_ANSWER, RuntimeLimits
 from tlsproxy.qdrant.operations import GRPC, OWN, REST
-from tlsproxy.qdrant.timeouts import timeout_in
+from tlsproxy.qdrant.timeouts import SNAPSHOT, timeout_in, timeout_of
 from tlsproxy.wire.grpc import deadline_block, seconds_in
 
 
@@ -73,13 +73,14 @@ SECONDS = st.floats(0.1, 1e6)
 @given(SECONDS, SECONDS, SECONDS, st.floats(0, 1e20))
 def test_a_wait_is_within_the_operators_limits(response: float, most: float, snapshots: float, asked: float) -> None:
     bounds = limits(response, most, snapshots)
-    assert bounds.response_wait(asked, snapshot=True) == snapshots
-    assert response <= bounds.response_wait(asked, snapshot=False) <= max(response, most)
+    assert bounds.response_wait(SNAPSHOT) == snapshots
+    assert response <= bounds.response_wait(asked) <= max(response, most)
     if asked + LAST_ANSWER <= most:
-        assert bounds.response_wait(asked, snapshot=False) >= asked
+        assert bounds.response_wait(asked) >= asked
 
 
 def test_snapshots_are_those_of_the_storage_collections_and_shards() -> None:
     paths = {one.path for one in (*REST, *OWN, *GRPC) if one.snapshot}
     assert paths == {one.path for one in (*REST, *GRPC) if "snapshot" in one.path.lower()}
     assert len(paths) >= 15
+    assert all(timeout_of(one, "timeout=5") == (SNAPSHOT if one.snapshot else 5) for one in REST)

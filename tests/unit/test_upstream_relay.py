@@ -22,7 +22,6 @@ class Exchange:
 
     account = ("identity", "somebody")
     waits_for_client = False
-    response_timeout = 5.0
 
     def __init__(self, *, stalls: bool = False, sent: bool = True) -> None:
         self.stalls, self.sent = stalls, sent

@@ -1,13 +1,24 @@
-"""Qdrant's query parameter `timeout`: seconds that a request may take there."""
+"""Seconds that a request may take in Qdrant: its query parameter `timeout`, or a snapshot's own time."""
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Final
 from urllib.parse import parse_qsl
 
+from tlsproxy.qdrant.operations import Operation
+
+SNAPSHOT: Final = math.inf
+"""In place of a client's seconds: snapshots have a limit of their own."""
+
 _SECONDS: Final = re.compile(r"\+?[0-9]{1,20}", re.ASCII)
 _MOST_PARAMETERS: Final = 100
+
+
+def timeout_of(operation: Operation | None, query: str) -> float:
+    """Seconds that a request gives Qdrant: 0 where it says none, :data:`SNAPSHOT` for a snapshot."""
+    return SNAPSHOT if operation is not None and operation.snapshot else timeout_in(query)
 
 
 def timeout_in(query: str) -> float:

@@ -23,6 +23,10 @@ UNRESOLVED: Final = 2.0
 """Most seconds between two attempts while a name has no address at all."""
 PAUSE: Final = 1.0
 """Least seconds between two attempts, however many connections fail."""
+HELD: Final = 10.0
+"""Least seconds after a reload that did not bring the addresses into force (`limits.mass_cut`)."""
+CHECK: Final = 5.0
+"""Seconds between two looks at the interval in force."""
 
 _log = logging.getLogger(__name__)
 
@@ -43,13 +47,15 @@ class NameWatch:
     async def run(self, generation: Callable[[], Generation], reload: Callable[[str], Awaitable[Any]]) -> None:
         """Resolve the names of the generation in force, and reload when an address has changed. Never ends."""
         while True:
-            await self._wait(generation())
+            await self._wait(generation)
             serving = generation()
             answers = await self._answers(_watched(serving))
             self._tried = time.monotonic()
             self._log_errors(serving, answers)
-            if any(_differs(serving, name, answer) for name, answer in answers.items()):
+            if _differ(serving, answers):
                 await reload("names")
+                if _differ(generation(), answers):
+                    await asyncio.sleep(HELD)
 
     async def _answers(self, names: Mapping[str, str]) -> Mapping[str, Resolved]:
         if not names:
@@ -60,13 +66,11 @@ class NameWatch:
             _log.error("names cannot be resolved now: %s", error)
             return {}
 
-    async def _wait(self, serving: Generation) -> None:
-        interval = serving.config.upstream.resolve_interval
-        if any(not serving.states.names[name].addresses for name in _watched(serving)):
-            interval = min(interval, UNRESOLVED)
-        with suppress(TimeoutError):
-            async with asyncio.timeout(max(self._tried + interval - time.monotonic(), 0)):
-                await self._failed.wait()
+    async def _wait(self, generation: Callable[[], Generation]) -> None:
+        while not self._failed.is_set() and (left := self._tried + _interval(generation()) - time.monotonic()) > 0:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(min(left, CHECK)):
+                    await self._failed.wait()
         await asyncio.sleep(self._tried + PAUSE - time.monotonic())
         self._failed.clear()
 
@@ -87,6 +91,17 @@ def _watched(serving: Generation) -> dict[str, str]:
     return {name: url for name, url in urls.items() if not is_address(upstream_endpoint(url).host)}
 
 
-def _differs(serving: Generation, name: str, answer: Resolved) -> bool:
-    """Whether the name has other addresses than those in force; their order does not matter."""
-    return bool(answer.addresses) and set(answer.addresses) != set(serving.states.names[name].addresses)
+def _interval(serving: Generation) -> float:
+    """Seconds between two attempts."""
+    interval: float = serving.config.upstream.resolve_interval
+    unresolved = any(not serving.states.names[name].addresses for name in _watched(serving))
+    return min(interval, UNRESOLVED) if unresolved else interval
+
+
+def _differ(serving: Generation, answers: Mapping[str, Resolved]) -> bool:
+    """Whether a name has other addresses than those in force; their order does not matter."""
+    known = serving.states.names
+    return any(
+        name in known and answer.addresses and set(answer.addresses) != set(known[name].addresses)
+        for name, answer in answers.items()
+    )

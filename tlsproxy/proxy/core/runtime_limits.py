@@ -11,6 +11,7 @@ from typing import Final
 
 from tlsproxy.config.health import probe_networks
 from tlsproxy.config.model import Config
+from tlsproxy.qdrant.timeouts import SNAPSHOT
 
 LAST_ANSWER: Final = 5.0
 """Seconds for the upstream to say that a client's own time is over."""
@@ -91,16 +92,17 @@ class RuntimeLimits:
         """Slowest rate at which a client may read: (seconds of the window, bytes per second)."""
         return self.write_timeout, self.min_data_rate
 
-    def response_wait(self, asked: float, *, snapshot: bool) -> float:
-        """Seconds to wait for the upstream's response; ``asked`` are the client's own, 0 where it says none.
+    def response_wait(self, asked: float) -> float:
+        """Seconds to wait for the upstream's response; ``asked`` are the client's own (0 where it says none), or
+        :data:`tlsproxy.qdrant.timeouts.SNAPSHOT`.
 
         For example, with a `response_timeout` of 300 and a `max_response_timeout` of 3600: 300 for 10, 605 for 600,
         3600 for a day.
         """
-        if snapshot:
-            return self.snapshot_timeout
         if not asked:
             return self.response_timeout
+        if asked == SNAPSHOT:
+            return self.snapshot_timeout
         return max(self.response_timeout, min(asked + LAST_ANSWER, self.max_response_timeout))
 
     def upstream_write(self) -> tuple[float, float]:

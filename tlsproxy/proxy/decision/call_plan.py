@@ -28,6 +28,7 @@ from tlsproxy.qdrant.grpc_tenancy import is_confinable_call
 from tlsproxy.qdrant.operations import Operation
 from tlsproxy.qdrant.rest_decision import UNREDUCED, BodyFacts, HeadDecision
 from tlsproxy.qdrant.rest_listings import Reducer
+from tlsproxy.qdrant.timeouts import timeout_of
 from tlsproxy.wire.field_block import Fields, write
 from tlsproxy.wire.grpc import CallHead, NotGrpc, parse_call, restate_call
 
@@ -95,8 +96,8 @@ class CallPlan:
     ``exists``: the point that the caller's token requires. ``unread``: the message must be read before the call is
     decided. ``asked``: the question of the decision, None where that cannot matter any more. ``body_facts``: facts of
     the message that was read. ``limit_check`` as there; ``largest``: most bytes of the message, 0 if without limit;
-    ``of_role``: by the caller's role. ``length``: bytes of its DATA, where the client has said so. ``snapshot``:
-    snapshots have a time of their own.
+    ``of_role``: by the caller's role. ``length``: bytes of its DATA, where the client has said so. ``timeout``: as
+    there, but for the deadline, which each call has for itself.
     """
 
     operation: str
@@ -114,7 +115,7 @@ class CallPlan:
     largest: int = 0
     of_role: bool = True
     length: int | None = None
-    snapshot: bool = False
+    timeout: float = 0.0
 
     def too_large(self) -> BodyTooLarge:
         """Error for a message of more than ``largest`` bytes."""
@@ -279,5 +280,5 @@ class CallPlans:
             largest=OPEN_MESSAGE if is_open else self._quotas.largest_body(admission) or 0,
             of_role=not is_open,
             length=head.length,
-            snapshot=operation is not None and operation.snapshot,
+            timeout=timeout_of(operation, ""),
         )

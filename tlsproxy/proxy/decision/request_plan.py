@@ -38,7 +38,7 @@ from tlsproxy.qdrant.rest_decision import (
 from tlsproxy.qdrant.rest_listings import Reducer
 from tlsproxy.qdrant.router import Recognised, recognise
 from tlsproxy.qdrant.scoring import Facts
-from tlsproxy.qdrant.timeouts import timeout_in
+from tlsproxy.qdrant.timeouts import timeout_of
 from tlsproxy.snapshot.generation import Generation
 from tlsproxy.wire.content_coding import Content, decoding
 from tlsproxy.wire.cooperative import Steps
@@ -119,8 +119,8 @@ class Plan:
     ``expires``: seconds since the epoch, from which the plan must be made anew, as the credential counts no longer.
     ``proviso``: a condition of the caller's token. ``streamed``: the body goes up as it comes, and `Expect` is the
     upstream's. ``fields``: header lines of every response of the gateway, ``readable`` of one that is passed on.
-    ``body_facts``: facts of the body, where it was read. ``timeout``: seconds that the client gives the upstream, 0
-    where it says none; ``snapshot``: snapshots have a time of their own.
+    ``body_facts``: facts of the body, where it was read. ``timeout``: seconds that the client gives the upstream,
+    as in :func:`tlsproxy.qdrant.timeouts.timeout_of`.
     """
 
     operation: str
@@ -144,7 +144,6 @@ class Plan:
     readable: bytes = b""
     body_facts: BodyFacts | None = None
     timeout: float = 0.0
-    snapshot: bool = False
 
     @property
     def upstream(self) -> bytes:
@@ -366,8 +365,7 @@ class Plans:
             proviso=proviso,
             fields=fields,
             readable=readable if self._origins and listing is None else b"",
-            timeout=timeout_in(asked.target.query) if asked is not None else 0.0,
-            snapshot=operation is not None and operation.snapshot,
+            timeout=timeout_of(operation, asked.target.query) if asked is not None else 0.0,
         )
 
 

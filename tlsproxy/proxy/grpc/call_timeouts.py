@@ -77,7 +77,7 @@ def _upstream_overdue(call: Call, now: float) -> RequestError | None:
     """Error of a call whose client's own deadline is over, or whose upstream is silent for too long."""
     if deadline_passed(call, now):
         return DeadlineExceeded()
-    asked = seconds_in(call.deadline) or 0.0
-    if now - call.last_activity > call.relay.limits.response_wait(asked, snapshot=call.record.plan.snapshot):
+    asked = call.record.plan.timeout or seconds_in(call.deadline) or 0.0
+    if now - call.last_activity > call.relay.limits.response_wait(asked):
         return UpstreamTimeout("The upstream did not answer in time")
     return None

@@ -221,11 +221,6 @@ class Exchange:
         return account_of(self._link.entry.account, self.record.plan.audit.caller)
 
     @property
-    def response_timeout(self) -> float:
-        plan = self.record.plan
-        return self._gateway.bounds.response_wait(plan.timeout, snapshot=plan.snapshot)
-
-    @property
     def waits_for_client(self) -> bool:
         """Waits for more of the request, or until the client takes more of the response."""
         return self._stream.stalled or self.sending
@@ -327,7 +322,7 @@ class Exchange:
         self._upstream = upstream
         self._begun = True
         whole = body.done
-        upstream.begin(self, out, to_head=plan.to_head, whole=whole)
+        upstream.begin(self, out, to_head=plan.to_head, whole=whole, asked=plan.timeout)
         if read:  # not copied to be sent with the head
             upstream.stream.write(read)
         if whole:

@@ -28,8 +28,7 @@ _SWITCHING: Final = 101
 
 
 class UpstreamRequest(Holder, Protocol):
-    """Request, as an upstream connection sees it, with the ``account`` that its connection counts for, and the seconds
-    to wait for its response.
+    """Request, as an upstream connection sees it, with the ``account`` that its connection counts for.
 
     ``response_done`` and ``upstream_lost`` end it: ``stale`` for a reused connection that ended before any byte of a
     response, ``answered`` if the response's head has come. ``request_sent``: the request is written whole. ``later``:
@@ -38,8 +37,6 @@ class UpstreamRequest(Holder, Protocol):
 
     @property
     def account(self) -> Account: ...
-    @property
-    def response_timeout(self) -> float: ...
     def request_sent(self) -> bool: ...
     def later(self, go_on: Work) -> None: ...
     def upstream_ready(self, upstream: UpstreamConnection) -> None: ...
@@ -67,6 +64,7 @@ class UpstreamConnection:
     """
 
     __slots__ = (
+        "_asked",
         "_awaited",
         "_buffer",
         "_chunks",
@@ -96,16 +94,20 @@ class UpstreamConnection:
         self._chunks: ChunkedBody | None = None
         self._to_head = self._awaited = self._paused = False
         addresses, bounds = gateway.generation.upstream_addresses["rest"], gateway.bounds
-        self._timeout = bounds.response_timeout
+        self._asked, self._timeout = 0.0, bounds.response_timeout
         self.stream = DialledStream(gateway.loop, addresses, self, gateway.deadlines, self._lowest)
         self.stream.deadline = time.monotonic() + bounds.connect_timeout
 
-    def begin(self, request: UpstreamRequest, data: bytes, *, to_head: bool, whole: bool) -> None:
-        """Sends the first bytes of a request on an established connection. ``whole``: they are all of it."""
+    def begin(self, request: UpstreamRequest, data: bytes, *, to_head: bool, whole: bool, asked: float = 0.0) -> None:
+        """Sends the first bytes of a request on an established connection. ``whole``: they are all of it.
+
+        ``asked``: seconds that its client gives it, as in :meth:`RuntimeLimits.response_wait`.
+        """
         self.request = request
         self._buffer, self._head, self._chunks = b"", None, None
         self._to_head, self._awaited, self._paused = to_head, whole, False
-        self._timeout = timeout = request.response_timeout
+        bounds, self._asked = self._gateway.bounds, asked
+        self._timeout = timeout = bounds.response_wait(asked) if asked else bounds.response_timeout
         stream = self.stream
         stream.deadline = time.monotonic() + timeout if whole else NEVER
         stream.write(data)
@@ -256,7 +258,7 @@ class UpstreamConnection:
         if self.request is None:
             self.stream.deadline = now + bounds.kept_timeout
         elif self.stream.established:
-            self._timeout = self.request.response_timeout
+            self._timeout = bounds.response_wait(self._asked)
             self._await()
         else:
             self.stream.deadline = now + bounds.connect_timeout

@@ -138,10 +138,6 @@ class _Subrequest(Generic[V]):
         self._may_retry = True
         self._response = CollectedResponse()
 
-    @property
-    def response_timeout(self) -> float:
-        return self._gateway.bounds.response_timeout
-
     def request_sent(self) -> bool:
         return True
 
