@@ -19,6 +19,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import yaml
+
 from support.documented import undescribed
 from support.forked import ForkedProcess
 from support.socket_activation import passing
@@ -81,7 +83,7 @@ class Gateway:
     """``ports`` has those of ``REST``, ``gRPC``, ``REST and gRPC`` and ``TCP``, in the order of the configuration.
 
     ``port`` is the first that serves REST, ``grpc_port`` the first that serves gRPC, ``admin`` the admin server's
-    ``host:port``.
+    ``host:port``, ``health`` the URL of the health listener.
     """
 
     def __init__(
@@ -113,6 +115,9 @@ class Gateway:
             if "admin:" in self.config.read_text():
                 line = self.log.wait(lambda line: "serving the operators on" in line)
                 self.admin = line.partition("serving the operators on ")[2].partition('"')[0]
+            if (yaml.safe_load(self.config.read_text()).get("health") or {}).get("listen"):
+                line = self.log.wait(lambda line: "serving health checks on" in line)
+                self.health = line.partition("serving health checks on ")[2].partition('"')[0]
         except BaseException:
             self.process.kill()
             self.process.wait()

@@ -263,6 +263,16 @@ ERRORS: dict[str, tuple[dict[str, Any], str]] = {
         },
         "listeners[0]: [::]:6333 is taken: service.http_port listens on 10.0.0.1:6333",
     ),
+    "health_without_a_port": ({"health": {"listen": "10.0.0.5"}}, "health.listen: host:port is expected"),
+    "health_on_a_socket": ({"health": {"listen": "unix:/run/health.sock"}}, "health.listen: host:port is expected"),
+    "health_where_clients_connect": (
+        {"health": {"listen": "10.0.0.5:6333"}},
+        "health.listen: 10.0.0.5:6333 is taken: service.http_port listens on 0.0.0.0:6333",
+    ),
+    "health_where_operators_connect": (
+        {"health": {"listen": "127.0.0.1:9333"}, "admin": {"listen": "127.0.0.1:9333"}},
+        "health.listen: admin.listen is the same address",
+    ),
     "probes_from_a_name": (
         {"health": {"probe_networks": ["10.0.0.0/24", "balancer.example.org"]}},
         "health.probe_networks[1]: an address or a network such as 10.0.0.0/24 is expected",

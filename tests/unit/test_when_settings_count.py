@@ -25,6 +25,7 @@ RESTART: Final = {
         "flush_interval",
     },
     "admin": {"listen"},
+    "health": {"listen", "tls"},
     "logger": {"format", "color", "output"},
     "": {"workers"},
 }
@@ -51,7 +52,7 @@ AT_ONCE: Final = {
     },
     "listeners": {"upstream", "allow"},
     "audit": {"log_api", "probes"},
-    "health": {"probe_networks"},
+    "health": {"metrics", "probe_networks"},
     "": {"log_level"},
 }
 """For open connections and those that come; and every setting of these sections that is named nowhere above."""

@@ -112,6 +112,13 @@ class Readiness:
             "parts": {name: str(part) for name, part in self.parts.items()},
         }
 
+    def without_reasons(self) -> dict[str, Any]:
+        """`ready` and `parts`, each `ok`, `degraded` or `not_ready`: reasons may hold names of files and callers."""
+        return {
+            "ready": self.ready,
+            "parts": {name: part.level.name.lower() for name, part in self.parts.items()},
+        }
+
     def encoded(self) -> dict[str, Any]:
         """As JSON values for :meth:`decoded`."""
         return {

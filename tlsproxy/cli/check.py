@@ -110,6 +110,9 @@ def _summary(generation: Generation) -> Iterator[str]:
         yield f"CRL of {crl.issuer}: {crl.count} revoked, next update {utc_time(crl.next_update)}"
     for entry in listening(generation.config):
         yield f"listens on {entry.endpoint} for {titles(entry.protocols)}"
+    health = generation.config.health
+    if health.listen is not None:
+        yield f"serves health checks on {'https' if health.tls else 'http'}://{health.listen}"
     if not generation.config.service.verify_https_client_certificate:
         yield "client certificates are optional"
     for source in key_sources(generation.config):

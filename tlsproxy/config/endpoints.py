@@ -127,6 +127,18 @@ def shown_url(url: str) -> str:
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
 
+def listen_endpoint(listen: str) -> Endpoint:
+    """`host:port` to listen on; port 0 is for one of the system's choice. Raises ValueError."""
+    try:
+        parts = urlsplit(f"//{listen}")
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        host, port, parts = None, None, urlsplit("")
+    if not host or port is None or parts.netloc != listen or "@" in listen:
+        raise ValueError("host:port is expected")
+    return Endpoint(host, port)
+
+
 def admin_endpoint(listen: str) -> Endpoint | str:
     """The path of `unix:/path`, or a loopback endpoint. Raises ValueError."""
     scheme, _, path = listen.partition(":")
@@ -135,13 +147,9 @@ def admin_endpoint(listen: str) -> Endpoint | str:
             raise ValueError("the path of a unix socket must be absolute: unix:/run/tlsproxy/admin.sock")
         return path
     try:
-        parts = urlsplit(f"//{listen}")
-        host, port = parts.hostname, parts.port
-    except ValueError:
-        host, port, parts = None, None, urlsplit("")
-    if not host or port is None or parts.netloc != listen or "@" in listen:
-        raise ValueError("unix:/path or host:port is expected")
-    endpoint = Endpoint(host, port)
+        endpoint = listen_endpoint(listen)
+    except ValueError as error:
+        raise ValueError(f"unix:/path or {error}") from None
     if not endpoint.loopback:
         raise ValueError("the admin server has no authentication: listen on 127.0.0.1, [::1] or a unix socket")
     return endpoint

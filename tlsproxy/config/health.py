@@ -1,19 +1,45 @@
-"""Checks of `health`, and the networks of its probes."""
+"""Address of the health listener, networks of probes, and the checks of `health`."""
 
 from __future__ import annotations
 
 import ipaddress
 from collections.abc import Iterator
 
+from tlsproxy.config.endpoints import Endpoint, listen_endpoint
 from tlsproxy.config.findings import Finding
+from tlsproxy.config.listeners import listening
 from tlsproxy.config.model import Config
-from tlsproxy.config.positions import Tree
+from tlsproxy.config.positions import Path, Tree, dotted
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
+def health_endpoint(config: Config) -> Endpoint | None:
+    """Address of the health listener. Raises ValueError."""
+    return None if config.health.listen is None else listen_endpoint(config.health.listen)
+
+
 def probe_networks(config: Config) -> tuple[Network, ...]:
     return tuple(map(ipaddress.ip_network, config.health.probe_networks))
+
+
+def listener(config: Config, _tree: Tree) -> Iterator[Finding]:
+    path: Path = ("health", "listen")
+    try:
+        endpoint = health_endpoint(config)
+    except ValueError as error:
+        yield Finding(path, str(error))
+        return
+    if endpoint is None:
+        for key in ("tls", "metrics"):
+            if getattr(config.health, key):
+                yield Finding(("health", key), "health.listen is missing: nothing is served", warning=True)
+        return
+    for entry in listening(config):
+        if entry.overlaps(endpoint):
+            yield Finding(path, f"{endpoint} is taken: {dotted(entry.path)} listens on {entry.endpoint}")
+    if config.admin.listen == config.health.listen and endpoint.port:
+        yield Finding(path, "admin.listen is the same address")
 
 
 def networks(config: Config, _tree: Tree) -> Iterator[Finding]:

@@ -17,6 +17,8 @@ from tlsproxy.config.positions import Path, Tree, dotted
 
 PROTOCOLS: Final[tuple[HttpProtocol, ...]] = ("rest", "grpc")
 TCP: Final[Protocols] = ("tcp",)
+HEALTH: Final[Protocols] = ()
+"""Stands for the health listener among TLS contexts: it asks for no client certificate."""
 _TITLES: Final = {"rest": "REST", "grpc": "gRPC", "tcp": "TCP"}
 
 

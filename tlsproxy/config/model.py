@@ -243,8 +243,18 @@ class AdminConfig(Section):
 
 
 class HealthConfig(Section):
-    """Health checks by load balancers, which hold no client certificate."""
+    """Health checks by load balancers, which hold no client certificate. Under systemd the gateway binds this address
+    itself.
+    """
 
+    listen: Annotated[str | None, NEEDS_RESTART] = None
+    """`host:port`, such as `10.0.0.5:9334`, for `/livez`, `/readyz` and nothing else, without authentication; null for
+    no such listener. Answers name no file and no caller."""
+    tls: Annotated[bool, NEEDS_RESTART] = False
+    """true: HTTPS with the server's certificate, without asking for one of the client's. false: plain HTTP."""
+    metrics: bool = False
+    """Whether `/metrics` is served there too. Metrics hold names of roles, operations and CAs: let the monitoring alone
+    reach them."""
     probe_networks: tuple[str, ...] = ()
     """Addresses and networks of the balancers, such as `10.0.0.7` or `10.0.0.0/24`. A TLS connection of theirs that
     brings no certificate, or ends during its handshake, is a check: no refusal and no failed authentication."""

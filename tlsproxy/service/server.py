@@ -14,6 +14,7 @@ import json
 import logging
 import os
 import signal
+import socket
 import sys
 import time
 from collections.abc import Sequence
@@ -22,15 +23,18 @@ from pathlib import Path
 from typing import Literal
 
 import tlsproxy
+from tlsproxy.admin.health import HealthServer
 from tlsproxy.audit import counters
 from tlsproxy.audit.files import ALONE, Turn
 from tlsproxy.audit.line import event_line
 from tlsproxy.audit.log import AuditLog, NoAudit, audit_log
+from tlsproxy.config.endpoints import Endpoint
+from tlsproxy.config.health import health_endpoint
 from tlsproxy.config.listeners import scheme, titles
 from tlsproxy.config.problems import ConfigError
 from tlsproxy.errors import FailureKind, TlsproxyError
 from tlsproxy.proxy.core.gateway import Event
-from tlsproxy.proxy.frontend.listener import Bound
+from tlsproxy.proxy.frontend.listener import Bound, bind
 from tlsproxy.proxy.limits.table import LimitTable
 from tlsproxy.service import logs
 from tlsproxy.service.abort import write_out_and_end
@@ -137,6 +141,7 @@ class _Program:
             bound = open_sockets(config, self._inherited)
             for one in bound:
                 stack.enter_context(one.sock)
+            for_health = self._bind_health(stack)
             self._handle_signals(asyncio.get_running_loop())
             served = await self._start_serving(stack, bound, audit, turn)
             reloader = Reloader(
@@ -160,7 +165,8 @@ class _Program:
             state = ServiceState(served, bound, reloader, self._key_sets, jumps)
             monitor = ReadinessMonitor(state.ready, served.counted, self._notifier, self._impaired)
             admin = await self._start_admin(stack, state)
-            self._announce(bound, admin, reloader)
+            health = self._start_health(stack, for_health, state, served)
+            self._announce(bound, admin, health, reloader)
             _event(audit, "start", self._generation.config_sha256)
             self._starting = None
             async with asyncio.TaskGroup() as tasks:
@@ -216,20 +222,39 @@ class _Program:
         stack.push_async_callback(server.stop)
         return bound
 
-    def _announce(self, bound: Sequence[Bound], admin: str | None, reloader: Reloader) -> None:
+    def _bind_health(self, stack: AsyncExitStack) -> socket.socket | None:
+        """Bound with the listeners, so that a taken address is told before anybody is served."""
+        endpoint = health_endpoint(self._generation.config)
+        return None if endpoint is None else stack.enter_context(bind(endpoint.host, endpoint.port))
+
+    def _start_health(
+        self, stack: AsyncExitStack, sock: socket.socket | None, state: ServiceState, served: Served
+    ) -> str | None:
+        """Serve health checks; the URL of their listener, if there is one."""
+        if sock is None:
+            return None
+        server = HealthServer(sock, state, lambda: served.generation, served.counted.accept_error)
+        stack.callback(server.close)
+        host, port = sock.getsockname()[:2]
+        return f"{'https' if self._generation.config.health.tls else 'http'}://{Endpoint(host, port)}"
+
+    def _announce(self, bound: Sequence[Bound], admin: str | None, health: str | None, reloader: Reloader) -> None:
         serving = ", ".join(
             f"{titles(one.where.protocols)} on {scheme(one.where.protocols)}://{one.address}" for one in bound
         )
         _log.info("tlsproxy %s: serving %s", tlsproxy.__version__, serving)
         if admin is not None:
             _log.info("serving the operators on %s", admin)
+        if health is not None:
+            _log.info("serving health checks on %s", health)
         for problem in reloader.last.error.splitlines():
             _log.error("not in force yet: %s", problem)
         for warning in reloader.warnings():
             _log.warning("%s", warning)
         if self._ready_file is not None:
             staged = self._ready_file.with_name(f"{self._ready_file.name}.{os.getpid()}")
-            staged.write_text(json.dumps({"listeners": described(bound), "admin": admin}), encoding="utf-8")
+            addresses = {"listeners": described(bound), "admin": admin} | ({"health": health} if health else {})
+            staged.write_text(json.dumps(addresses), encoding="utf-8")
             staged.replace(self._ready_file)
         self._notifier.serving(serving, reloader.last)
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from tlsproxy.config.ca_checks import warnings as ca_warnings
-from tlsproxy.config.listeners import PROTOCOLS, TCP, listening
+from tlsproxy.config.listeners import HEALTH, PROTOCOLS, TCP, listening
 from tlsproxy.config.listeners import tunnels as tunnels_of
 from tlsproxy.config.loader import located
 from tlsproxy.config.policy import policy_of
@@ -21,7 +21,7 @@ from tlsproxy.config.tokens import resolve_tokens
 from tlsproxy.memo import Memo
 from tlsproxy.snapshot.name_resolution import tunnel_name
 from tlsproxy.snapshot.validation import InputReading, ServingInputs, judge
-from tlsproxy.tls.context import build_context, self_handshake
+from tlsproxy.tls.context import build_context, self_handshake, server_context
 from tlsproxy.tls.material import Material, crl_policy, material_of
 from tlsproxy.tls.trust import NO_TRUST, Trust
 
@@ -58,8 +58,8 @@ class Generation:
     """``number`` counts from 1; ``digest`` is over all input states; ``built_at`` is seconds since the epoch.
 
     ``started`` is the configuration at the process's start; ``restart_needed`` names changed settings that wait for the
-    next one. ``contexts`` has an SSLContext for each set of protocols of a listener. ``upstream_addresses`` has REST,
-    and gRPC if it is served: (family, sockaddr), in the order to try.
+    next one. ``contexts`` has an SSLContext for each set of protocols of a listener, and for ``HEALTH`` if that one
+    has TLS. ``upstream_addresses`` has REST, and gRPC if it is served: (family, sockaddr), in the order to try.
     """
 
     number: int
@@ -262,13 +262,16 @@ def _contexts(
         and former.material.same_tls(material)
     ):
         return former.contexts
-    return {
+    contexts = {
         # In mode tcp a role comes from a certificate alone.
         protocols: build_context(
             material, require_client_certificate=required or protocols == TCP, alpn=alpn_of(protocols)
         )
         for protocols in {listener.protocols for listener in listening(started)}
     }
+    if started.health.listen is not None and started.health.tls:
+        contexts[HEALTH] = server_context(material, alpn_of(("rest",)))
+    return contexts
 
 
 def _tunnels(states: States, config: Config, started: Config, former: Mapping[str, Tunnel]) -> Mapping[str, Tunnel]:

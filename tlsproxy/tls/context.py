@@ -38,7 +38,7 @@ def build_context(material: Material, *, require_client_certificate: bool, alpn:
     Without ``require_client_certificate`` a certificate is requested if there is a CA, and verified if one is sent.
     With it, and without a CA, every client is refused. Raises MaterialError if OpenSSL does not accept the material.
     """
-    context = _server_context(material, alpn)
+    context = server_context(material, alpn)
     if not (material.configured or require_client_certificate):
         return context
     try:
@@ -59,7 +59,7 @@ def self_handshake(material: Material, *, alpn: Sequence[str]) -> None:
 
     There is no client key for it, so it uses a twin of the context that requests no certificate. Raises MaterialError.
     """
-    server = _server_context(material, alpn)
+    server = server_context(material, alpn)
     for version in VERSIONS:
         client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         # Instead of a verification, the certificate is compared byte by byte below.
@@ -83,7 +83,8 @@ def self_handshake(material: Material, *, alpn: Sequence[str]) -> None:
             raise MaterialError(material.cert_path, f"a trial handshake with {version.name} left a session behind")
 
 
-def _server_context(material: Material, alpn: Sequence[str]) -> ssl.SSLContext:
+def server_context(material: Material, alpn: Sequence[str]) -> ssl.SSLContext:
+    """A context that asks for no client certificate. Raises MaterialError."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.options |= OPTIONS

@@ -5,9 +5,11 @@ If the process has no descriptors left, accepting pauses instead of spinning.
 
 from __future__ import annotations
 
+import asyncio
 import socket
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Final, Self
 
 from tlsproxy.config.endpoints import Endpoint
@@ -68,16 +70,32 @@ class Bound:
         return cls(sock, where, str(Endpoint(host, port)))
 
 
-class _Acceptor:
-    """Accepts on one socket until :meth:`stop`. ``trouble``: the error for which it pauses, else empty."""
+Address = tuple[str, int]
+"""Of a peer; what IPv6 has behind the port is not used."""
 
-    def __init__(self, gateway: Gateway, connections: Connections, bound: Bound, batch: int) -> None:
-        self._where = bound.where
-        self._gateway = gateway
-        self._connections = connections
-        self._sock = bound.sock
+
+class Acceptor:
+    """Accepts on one socket until :meth:`stop`, at most ``batch`` connections in an iteration of the loop.
+
+    ``accepted`` takes each connection. ``trouble``: the error for which it pauses, else empty. ``failed`` is called for
+    each such error, ``changed`` when trouble begins or ends.
+    """
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        sock: socket.socket,
+        batch: int,
+        accepted: Callable[[socket.socket, Address], None],
+        failed: Callable[[], None],
+        changed: Callable[[], object],
+    ) -> None:
+        self._loop = loop
+        self._sock = sock
         self._batch = batch
-        self._address = bound.address
+        self._accepted = accepted
+        self._failed = failed
+        self._changed = changed
         self._accepting = False
         self.trouble = ""
         self._resume()
@@ -85,11 +103,11 @@ class _Acceptor:
     def _resume(self) -> None:
         if self._sock.fileno() >= 0:
             self._accepting = True
-            self._gateway.loop.add_reader(self._sock.fileno(), self._accept)
+            self._loop.add_reader(self._sock.fileno(), self._accept)
 
     def _pause(self) -> None:
         self._accepting = False
-        self._gateway.loop.remove_reader(self._sock.fileno())
+        self._loop.remove_reader(self._sock.fileno())
 
     def _accept(self) -> None:
         for _ in range(self._batch):
@@ -99,22 +117,19 @@ class _Acceptor:
                 self._note("")  # accept(2) takes a descriptor first, so there is one
                 return
             except OSError as error:
-                self._gateway.metrics.accept_error()
+                self._failed()
+                host, port = self._sock.getsockname()[:2]
                 reason = error.strerror or str(error)
-                self._note(f"cannot accept connections on {self._address} for the moment: {reason}")
+                self._note(f"cannot accept connections on {Endpoint(host, port)} for the moment: {reason}")
                 self._pause()
-                self._gateway.loop.call_later(REST, self._resume)
+                self._loop.call_later(REST, self._resume)
                 return
-            if address[:2] == self._gateway.probe:
-                self._gateway.probe = None
-                ProbeConnection(self._gateway, sock, self._where)
-                continue
-            self._connections.admit(sock, address[0].removeprefix("::ffff:"), self._where)
+            self._accepted(sock, address[:2])
 
     def _note(self, trouble: str) -> None:
         if trouble != self.trouble:
             self.trouble = trouble
-            self._gateway.impairments.notice()
+            self._changed()
 
     def stop(self) -> None:
         """Accepts no more. The kernel refuses connections in the backlog."""
@@ -128,7 +143,19 @@ class Listeners:
 
     def __init__(self, gateway: Gateway, connections: Connections, bound: Iterable[Bound], batch: int) -> None:
         self.connections = connections
-        self._all = [_Acceptor(gateway, self.connections, one, batch) for one in bound]
+        self._gateway = gateway
+        failed, changed = gateway.metrics.accept_error, gateway.impairments.notice
+        self._all = [
+            Acceptor(gateway.loop, one.sock, batch, partial(self._accepted, one.where), failed, changed)
+            for one in bound
+        ]
+
+    def _accepted(self, where: Listening, sock: socket.socket, address: Address) -> None:
+        if address == self._gateway.probe:
+            self._gateway.probe = None
+            ProbeConnection(self._gateway, sock, where)
+        else:
+            self.connections.admit(sock, address[0].removeprefix("::ffff:"), where)
 
     @property
     def trouble(self) -> str:
