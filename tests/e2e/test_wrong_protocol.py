@@ -11,6 +11,7 @@ import grpc
 import pytest
 from hyperframe.frame import DataFrame, GoAwayFrame, HeadersFrame
 from support.gateway import DEADLINE, Gateway
+from support.grpc_channels import certificates
 from support.grpc_upstream import GrpcUpstream
 from support.h2_raw_client import PREFACE, H2Client, fields, h2
 from support.operator_tools import curl, tool
@@ -187,7 +188,26 @@ def test_what_is_neither_is_closed(served: Gateway, said: bytes) -> None:
     assert served.audited(event="handshake", reason="not_tls")["result"] == "denied"
 
 
-# Other versions of HTTP on the port of REST
+# On the port of REST
+
+
+def test_a_grpc_call_over_http_1(site: Site, served: Gateway) -> None:
+    """As of Connect's clients over a transport that offers http/1.1 too."""
+    call = ["-X", "POST", "-H", "content-type: application/grpc+proto", "--data-binary", "x"]
+    for port in ("REST", "REST and gRPC"):
+        status, text = said_to(served, site, port, *call, path="/qdrant.Qdrant/HealthCheck")
+        assert (status, "ALPN h2" in text) == (415, True)
+        assert served.audited(reason="grpc_over_http_1")["status"] == 415
+
+
+def test_a_grpc_channel_agrees_on_no_protocol(site: Site, served: Gateway) -> None:
+    credentials = grpc.ssl_channel_credentials(**certificates(site))
+    with grpc.secure_channel(f"localhost:{served.port}", credentials) as channel:
+        call = channel.unary_unary("/qdrant.Qdrant/HealthCheck")
+        with pytest.raises(grpc.RpcError) as error:
+            call(b"", timeout=DEADLINE)
+    assert error.value.code() is grpc.StatusCode.UNAVAILABLE
+    assert "ALPN" in str(error.value.details())
 
 
 @pytest.mark.parametrize(

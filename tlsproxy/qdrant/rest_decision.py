@@ -28,6 +28,12 @@ UNKNOWN_OPERATION: Final = Decision(
     allowed=False, reason="unknown_operation", status=HTTPStatus.NOT_FOUND, form=Form.EMPTY
 )
 """There is no such route, or method."""
+GRPC_OVER_HTTP_1: Final = Decision(
+    allowed=False,
+    reason="grpc_over_http_1",
+    status=HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
+    text="gRPC is served over HTTP/2 alone: let the client offer ALPN h2 and not http/1.1, or use a port of gRPC",
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,6 +28,8 @@ from tlsproxy.proxy.decision.local_responses import LocalResponse, cors_fields, 
 from tlsproxy.proxy.limits.quotas import LimitCheck, Quotas
 from tlsproxy.qdrant.operations import AUDIT_LOGS, PREFLIGHT, WHOAMI, Operation
 from tlsproxy.qdrant.rest_decision import (
+    GRPC_OVER_HTTP_1,
+    UNKNOWN_OPERATION,
     UNREDUCED,
     BodyFacts,
     HeadDecision,
@@ -247,6 +249,9 @@ class Plans:
             judgement = HeadDecision(cross_site(asked.operation.form if asked.operation is not None else Form.JSON))
         else:
             judgement = decide_request(admitted, asked)
+            content_type = parsed.value(b"content-type") or ""
+            if judgement.decision is UNKNOWN_OPERATION and content_type.startswith("application/grpc"):
+                judgement = HeadDecision(GRPC_OVER_HTTP_1)
         return self._plan(principal, parsed, asked, admission, judgement)
 
     def reading(self, unread: Unread, content: Content, facts: Facts | None = None) -> Steps[tuple[Plan, Content]]:
