@@ -12,6 +12,7 @@ import itertools
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import tempfile
@@ -23,6 +24,7 @@ from typing import Any
 import aiohttp
 import pytest
 
+from support.documented import commands
 from support.gateway import DEADLINE
 from support.operator_tools import tool
 
@@ -155,12 +157,13 @@ class Page:
 
 
 def home_with_certificate(home: Path, files: Path, name: str) -> Path:
-    """``home``, with an NSS database that trusts the CA of ``files`` and holds the certificate NAME.pem."""
+    """``home``, with an NSS database that trusts the CA of ``files`` and holds NAME.pem, by the documents' recipe."""
     database = home / ".pki" / "nssdb"
     database.mkdir(parents=True)
     bundle = home / f"{name}.p12"
-    _made("openssl", "pkcs12", "-export", "-in", files / f"{name}.pem", "-inkey", files / f"{name}.key", "-out", bundle,
-          "-passout", "pass:p12")  # fmt: skip
+    (documented,) = commands("docs/clients.md", "openssl pkcs12")
+    command = documented.replace("certs/", f"{files}/").replace("alice.p12", str(bundle)).replace("alice", name)
+    _made(*shlex.split(command), "-passout", "pass:p12")
     _made("certutil", "-d", f"sql:{database}", "-N", "--empty-password")
     _made("certutil", "-d", f"sql:{database}", "-A", "-n", "site CA", "-t", "C,,", "-i", files / "ca.pem")
     _made("pk12util", "-d", f"sql:{database}", "-i", bundle, "-W", "p12", "-K", "")

@@ -1,4 +1,4 @@
-"""The reasons, audit fields and metrics that docs/observability.md describes."""
+"""The documents' recipes, as their readers would use them; reasons, audit fields and metrics of observability.md."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import re
 from functools import cache
 from pathlib import Path
 
-PAGE = Path(__file__).parents[2] / "docs" / "observability.md"
+ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "docs" / "observability.md"
 REASON = re.compile(r'"reason":"((?:[^"\\]|\\.)*)"')
 FIELD = re.compile(r'[{,]"(\w+)":')
 
@@ -29,3 +30,14 @@ def undescribed(lines: list[str]) -> set[str]:
 def labels_of(metric: str) -> frozenset[str]:
     row = re.search(rf"^\| `{metric}` \| \w+ \|([^|]*)\|", PAGE.read_text(), re.MULTILINE)
     return frozenset(re.findall(r"`(\w+)`", row.group(1) if row else ""))
+
+
+def recipes(page: str, language: str) -> list[str]:
+    """The blocks of code of a page in this language."""
+    return re.findall(rf"```{language}\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
+
+
+def commands(page: str, program: str) -> list[str]:
+    """The lines of a page's shell that call this program."""
+    lines = [line for block in recipes(page, "sh") for line in block.splitlines()]
+    return [line for line in lines if line.startswith(f"{program} ")]
