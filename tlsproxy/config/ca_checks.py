@@ -21,6 +21,8 @@ from tlsproxy.config.positions import Path, Tree
 
 MAX_WARNINGS: Final = 20
 """Rules with a warning of their own; one more counts the others."""
+BUNDLE: Final = 30
+"""Fewest CAs that pass for a bundle of public CAs, which has a hundred and more."""
 MAX_NAMED: Final = 5
 """CAs in one text."""
 
@@ -80,6 +82,9 @@ def warnings(config: Config, anchors: Anchors, configured: Sequence[Anchor]) -> 
     for name in anchors.shared_names():
         text = f'several CAs, with different keys, are called "{name}", and a rule with this name means all of them'
         yield Finding(("tls", "ca_cert"), f"{text}: ca_sha256 tells them apart", warning=True)
+    if len(anchors.trusted) >= BUNDLE:
+        text = f"{len(anchors.trusted)} CAs, as in a bundle of public ones: whoever has a certificate of any is let in"
+        yield Finding(("tls", "ca_cert"), f"{text}; name the CAs of your clients alone", warning=True)
     cas = _TrustedCas(
         frozenset(entry.subject for entry in anchors.trusted.values()),
         frozenset(anchors.trusted),

@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from tlsproxy.errors import FailureKind, MaterialError
 from tlsproxy.snapshot.states import InputState
 from tlsproxy.text import utc_time
+from tlsproxy.tls.chain_checks import needless_last
 from tlsproxy.tls.chains import defect_of
 from tlsproxy.tls.crls import crl_age, load_crls, older_than
 from tlsproxy.tls.renewal_checks import suspicions
@@ -94,7 +95,9 @@ class ServerPair:
             (str(tls.key), data[1]),
             None if secret is None else passphrase_of(str(secret), data[2]),
         )
-        check_dates(str(tls.cert), server.chain, now, 0.0 if self.sent else SKEW)
+        last = needless_last(server.chain, self.authorities)
+        expired = last is not None and last.not_valid_after_utc.timestamp() <= now
+        check_dates(str(tls.cert), server.chain[:-1] if expired else server.chain, now, 0.0 if self.sent else SKEW)
         self.trial(server)
         found = suspicions(self.sent, as_sent(server.chain, self.authorities))
         if found and tls.on_suspicious == "refuse":

@@ -7,6 +7,7 @@ generation in force stays.
 from __future__ import annotations
 
 import hashlib
+import ssl
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
@@ -18,15 +19,17 @@ from tlsproxy.config.policy import policy_of
 from tlsproxy.config.secrets import known_keys, upstream_api_key
 from tlsproxy.config.shape import restart_settings
 from tlsproxy.config.tokens import resolve_tokens
+from tlsproxy.errors import MaterialError
 from tlsproxy.memo import Memo
 from tlsproxy.snapshot.name_resolution import tunnel_name
 from tlsproxy.snapshot.validation import InputReading, ServingInputs, judge
+from tlsproxy.tls.chains import defect_of
+from tlsproxy.tls.client_trial import refusal_of_authority
 from tlsproxy.tls.context import build_context, self_handshake, server_context
 from tlsproxy.tls.material import Material, crl_policy, material_of
 from tlsproxy.tls.trust import NO_TRUST, Trust
 
 if TYPE_CHECKING:
-    import ssl
     from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
@@ -43,6 +46,8 @@ if TYPE_CHECKING:
 ALPN: Final[Mapping[ProtocolName, str]] = {"rest": "http/1.1", "grpc": "h2"}
 """ALPN names (RFC 7301), preferred first: a gRPC client offers h2 alone, a client of REST often both."""
 PRINCIPALS: Final = 4096
+TRIED: Final = 64
+"""Most CAs in a trial with a client certificate of theirs: one takes a millisecond."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +65,7 @@ class Generation:
     ``started`` is the configuration at the process's start; ``restart_needed`` names changed settings that wait for the
     next one. ``contexts`` has an SSLContext for each set of protocols of a listener, and for ``HEALTH`` if that one
     has TLS. ``upstream_addresses`` has REST, and gRPC if it is served: (family, sockaddr), in the order to try.
+    ``unfit`` are those ``warnings`` that a trial of the contexts found, about CAs whose clients they refuse.
     """
 
     number: int
@@ -74,6 +80,7 @@ class Generation:
     upstream_addresses: Mapping[ProtocolName, tuple[Address, ...]]
     tunnels: Mapping[str, Tunnel]
     warnings: tuple[str, ...]
+    unfit: tuple[str, ...]
     unused: tuple[Problem, ...]
     restart_needed: tuple[str, ...]
     built_at: float
@@ -181,6 +188,11 @@ def assemble(  # noqa: PLR0913 - the dependencies of a generation, by name
     material = _material(states, former)
     policy = _policy(states, former)
     findings = ca_warnings(config, material.anchors, material.configured)
+    contexts = _contexts(config, started, material, former)
+    if former is not None and contexts is former.contexts:
+        unfit = former.unfit
+    else:
+        unfit = tuple(_unfit(next(iter(contexts.values())), material.trust, now))
     shared = former is not None and policy is former.policy and material.anchors is former.material.anchors
     return Generation(
         number=number,
@@ -188,7 +200,7 @@ def assemble(  # noqa: PLR0913 - the dependencies of a generation, by name
         states=states,
         config=config,
         started=started,
-        contexts=_contexts(config, started, material, former),
+        contexts=contexts,
         material=material,
         policy=policy,
         upstream_api_key=upstream_api_key(config, _secrets(states)),
@@ -202,7 +214,9 @@ def assemble(  # noqa: PLR0913 - the dependencies of a generation, by name
             *map(str, loaded.warnings),
             *map(str, located(states.configuration.data[0], config_path, environ, findings)),
             *_removed_crls(material, former),
+            *unfit,
         ),
+        unfit=unfit,
         unused=loaded.unused,
         restart_needed=restart_needed(config, started),
         built_at=now,
@@ -272,6 +286,23 @@ def _contexts(
     if started.health.listen is not None and started.health.tls:
         contexts[HEALTH] = server_context(material, alpn_of(("rest",)))
     return contexts
+
+
+def _unfit(context: ssl.SSLContext, trust: Trust, now: float) -> Iterator[str]:
+    """Warnings on CAs in force whose client certificates the context refuses, though no check of ours says why.
+
+    Raises MaterialError if it admits a forged one.
+    """
+    if context.verify_mode is ssl.CERT_NONE:
+        return
+    for authority in trust.authorities[:TRIED]:
+        name = authority.subject.rfc4514_string()
+        try:
+            reason = "" if defect_of(authority) else refusal_of_authority(context, authority, now)
+        except ssl.SSLError as error:
+            raise MaterialError(trust.path, f"a trial with a client of {name} failed: {error}") from None
+        if reason:
+            yield f"{trust.path}: every client of {name} is refused: {reason}"
 
 
 def _tunnels(states: States, config: Config, started: Config, former: Mapping[str, Tunnel]) -> Mapping[str, Tunnel]:

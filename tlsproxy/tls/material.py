@@ -13,6 +13,7 @@ from tlsproxy.authz.trust_anchors import Anchors
 from tlsproxy.text import utc_time
 from tlsproxy.tls.authorities import anchors_of
 from tlsproxy.tls.certinfo import CertificateFacts, CrlFacts, facts_of
+from tlsproxy.tls.chain_checks import gaps, needless_last
 from tlsproxy.tls.servercert import ServerCertificate, as_sent
 from tlsproxy.tls.trust import CrlPolicy, Trust
 
@@ -29,6 +30,7 @@ SOON: Final = 86_400.0
 class Material:
     """``sent`` is the chain that clients are sent. The PEM and DER fields are for OpenSSL.
 
+    ``gaps`` are warnings on intermediates that it lacks; ``needless`` is its last certificate, if no client needs that.
     ``anchors`` are the trust anchors of ``authorities``; ``configured`` has those of revoked CAs too.
     """
 
@@ -45,6 +47,8 @@ class Material:
     authorities_der: bytes = field(repr=False)
     anchors: Anchors = field(repr=False, compare=False)
     configured: tuple[Anchor, ...]
+    gaps: tuple[str, ...]
+    needless: CertificateFacts | None
 
     @property
     def key_pem(self) -> bytes:
@@ -63,7 +67,13 @@ class Material:
         """Warnings at ``now`` (seconds since the epoch), also on material that expires while it serves."""
         yield from self.server.warnings
         yield from self.trust.warnings(now)
-        yield from _expiries(self.cert_path, map(facts_of, self.server.chain), now)
+        yield from self.gaps
+        needed = self.server.chain
+        if self.needless is not None and self.needless.not_after <= now:
+            needed = needed[:-1]
+            ended = f"{self.needless.subject} expired at {utc_time(self.needless.not_after)}"
+            yield f"{self.cert_path}: {ended}, and ends the chain needlessly: remove it, since old clients refuse it"
+        yield from _expiries(self.cert_path, map(facts_of, needed), now)
         soon = (one for one in self.authorities if one.not_before <= now < one.not_after)
         yield from _expiries(self.trust.path, soon, now)
         for crl in self.crls:
@@ -77,6 +87,7 @@ def crl_policy(tls: Tls) -> CrlPolicy:
 
 def material_of(tls: Tls, server: ServerCertificate, trust: Trust) -> Material:
     sent = as_sent(server.chain, trust.authorities)
+    last = needless_last(server.chain, trust.configured)
     return Material(
         leaf=facts_of(server.chain[0]),
         authorities=tuple(facts_of(certificate) for certificate in trust.authorities),
@@ -91,6 +102,8 @@ def material_of(tls: Tls, server: ServerCertificate, trust: Trust) -> Material:
         authorities_der=b"".join(each.public_bytes(serialization.Encoding.DER) for each in trust.authorities),
         anchors=anchors_of(tls, trust.authorities),
         configured=tuple(map(anchor_of, trust.configured)),
+        gaps=tuple(gaps(str(tls.cert), sent, trust.configured)),
+        needless=None if last is None else facts_of(last),
     )
 
 

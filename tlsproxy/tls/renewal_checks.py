@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
 from tlsproxy.text import utc_time
 from tlsproxy.tls.certinfo import facts_of, issuer_key
-from tlsproxy.tls.servercert import issued_by
+from tlsproxy.tls.servercert import issued_by, self_signed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -57,10 +57,10 @@ def _compared(former: Sequence[x509.Certificate], chain: Sequence[x509.Certifica
 def _path(former: Sequence[x509.Certificate], chain: Sequence[x509.Certificate]) -> Iterator[str]:
     """Whether clients that verified the former chain can verify this one, with the roots that they have."""
     last, above = chain[-1], former[1:]
-    issuer = None if _self_signed(last) else next((one for one in above if issued_by(last, one)), None)
-    if issuer is not None and not _self_signed(issuer):
+    issuer = None if self_signed(last) else next((one for one in above if issued_by(last, one)), None)
+    if issuer is not None and not self_signed(issuer):
         yield f"missing_intermediate: it comes without {_name(issuer)}, which was sent before; {_WHOLE}"
-    elif len(chain) == 1 and not _self_signed(last) and any(not _self_signed(one) for one in above):
+    elif len(chain) == 1 and not self_signed(last) and any(not self_signed(one) for one in above):
         yield f"missing_intermediate: it comes alone, where {_name(above[0])} was sent before; {_WHOLE}"
     elif issuer is None and not _same(_root(former[-1]), _root(last)):
         yield (
@@ -75,7 +75,7 @@ def _root(certificate: x509.Certificate) -> tuple[str, bytes | None]:
         known = certificate.extensions.get_extension_for_class(x509.AuthorityKeyIdentifier).value.key_identifier
     except x509.ExtensionNotFound:
         known = None
-    if _self_signed(certificate):
+    if self_signed(certificate):
         known = _own_identifier(certificate)
     return issuer_key(certificate.issuer), known
 
@@ -89,10 +89,6 @@ def _own_identifier(certificate: x509.Certificate) -> bytes:
 
 def _same(former: tuple[str, bytes | None], root: tuple[str, bytes | None]) -> bool:
     return former[0] == root[0] and (former[1] == root[1] or None in (former[1], root[1]))
-
-
-def _self_signed(certificate: x509.Certificate) -> bool:
-    return certificate.subject == certificate.issuer and issued_by(certificate, certificate)
 
 
 def _covered(name: str, by: CertificateFacts) -> bool:

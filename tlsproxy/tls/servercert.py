@@ -210,6 +210,10 @@ def issued_by(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
     return True
 
 
+def self_signed(certificate: x509.Certificate) -> bool:
+    return certificate.subject == certificate.issuer and issued_by(certificate, certificate)
+
+
 def _check_strength(path: str, key: object) -> None:
     """Check a private or public key against OpenSSL's security level 2 and the clients in use. Raises MaterialError."""
     match key:

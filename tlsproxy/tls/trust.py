@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, TypeAlias
 from weakref import WeakKeyDictionary
 
+from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from tlsproxy.authz.identity import anchor_of
@@ -250,6 +251,10 @@ class Trust:
         if self.policy.required and (self.crls or self.unbound) and not any(crl.scope.leaves for crl in crls):
             kind = "CRL of clients" if crls else "CRL"
             return f"{named} has no {kind} while others have; every client that it issued to is refused"
+        weak = certificate.signature_hash_algorithm
+        if isinstance(weak, hashes.SHA1 | hashes.MD5):
+            kind = weak.name.upper()
+            return f"{named} is signed with {kind}; clients whose certificates it signs so are refused; use SHA-256"
         return ""
 
 
