@@ -12,6 +12,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from tlsproxy.authz.identity import Identity, identity_of
 from tlsproxy.config.model import Config
 from tlsproxy.errors import MaterialError
+from tlsproxy.pem import blocks as pem
 from tlsproxy.snapshot.files import PEM_LIMIT, read_argument, read_file
 from tlsproxy.text import printable, utc_time
 from tlsproxy.tls.authorities import anchors_of, chain_above
@@ -21,15 +22,19 @@ from tlsproxy.tls.trust import load_authorities
 def read_chain(path: Path) -> tuple[bytes, ...]:
     """Certificates (DER) of a PEM or DER file, at least one. Raises MaterialError."""
     data = read_argument(path, PEM_LIMIT)
-    chain = [data]
-    if b"-----BEGIN " in data:
-        try:
-            chain = [each.public_bytes(Encoding.DER) for each in x509.load_pem_x509_certificates(data)]
-        except ValueError:
-            raise MaterialError(str(path), "holds no certificate that can be read") from None
-    if any(identity_of(each).defect == "unparsable" for each in chain):
-        raise MaterialError(str(path), "is not a certificate")
-    return tuple(chain)
+    if identity_of(data).defect != "unparsable":
+        return (data,)
+    try:
+        blocks = pem.blocks_of(str(path), data)
+    except MaterialError as error:
+        raise MaterialError(str(path), f"is not a certificate: {error.text}") from None
+    chain = [block for block in blocks if block.label == pem.CERTIFICATE]
+    if not chain:
+        raise MaterialError(str(path), pem.hinted(str(path), "is not a certificate", blocks[0]))
+    try:
+        return tuple(x509.load_pem_x509_certificate(block.data).public_bytes(Encoding.DER) for block in chain)
+    except ValueError:
+        raise MaterialError(str(path), "holds no certificate that can be read") from None
 
 
 def read_certificates(path: Path) -> tuple[Identity, ...]:

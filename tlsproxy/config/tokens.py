@@ -19,6 +19,7 @@ from tlsproxy.config.endpoints import shown_url
 from tlsproxy.config.model import Config
 from tlsproxy.config.secrets import Read, signing_keys
 from tlsproxy.errors import MaterialError
+from tlsproxy.pem import blocks as pem
 
 _JWS: Final = PyJWS()
 _KEY_TYPES: Final = {"RS": "RSA", "PS": "RSA", "ES": "EC", "Ed": "OKP"}
@@ -103,19 +104,27 @@ def _verifier(issuer: JwtIssuer, read: Read, documents: Mapping[KeySource, bytes
 
 
 def _pem(path: str, data: bytes, algorithm: str) -> Any:
+    text = "is not a public key in PEM form (-----BEGIN PUBLIC KEY-----)"
+    found = pem.blocks_of(path, data)
+    blocks = [block for block in found if block.label in pem.PUBLIC_KEYS]
+    if not blocks:
+        raise MaterialError(path, pem.hinted(path, text, found[0], public=True))
+    if len(blocks) > 1:
+        raise MaterialError(path, f"holds {len(blocks)} public keys; exactly one is needed")
     try:
-        key: Any = load_pem_public_key(data)
+        key: Any = load_pem_public_key(blocks[0].data)
     except (ValueError, UnsupportedAlgorithm):
-        raise MaterialError(path, "is not a public key in PEM form (-----BEGIN PUBLIC KEY-----)") from None
+        raise MaterialError(path, text) from None
     return _prepared(path, key, algorithm)
 
 
 def _key_set(path: str, data: bytes, algorithm: str) -> Iterator[VerificationKey]:
     """Keys of a set for the algorithm. Others are skipped (RFC 7517 §5), a broken one is an error."""
     try:
-        members = read_object(data).get("keys")
+        members = read_object(pem.text_of(path, data)).get("keys")
     except MalformedToken as error:
-        raise MaterialError(path, f"is not a JWK set: {error}") from None
+        hint = "; a PEM file is named by `pem`" if b"-----BEGIN " in data else ""
+        raise MaterialError(path, f"is not a JWK set: {error}{hint}") from None
     if not isinstance(members, list) or not all(isinstance(each, dict) for each in members):
         raise MaterialError(path, "is not a JWK set: `keys` must be a list of keys")
     for jwk in members:

@@ -18,7 +18,8 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ExtensionOID
 
 from tlsproxy.errors import MaterialError
-from tlsproxy.tls import pem
+from tlsproxy.pem import blocks as pem
+from tlsproxy.pem.foreign import foreign
 from tlsproxy.tls.certinfo import issuer_key
 from tlsproxy.tls.servercert import PARSE_ERRORS
 
@@ -128,7 +129,7 @@ def load_crls(path: str, data: bytes) -> tuple[Crl, ...]:
     found = []
     for block in pem.blocks_of(path, data):
         if block.label != pem.CRL:
-            raise MaterialError(path, f"holds a {block.label!r} block; only CRLs belong here")
+            raise pem.refused(path, block, "CRLs belong")
         found.append(_crl(path, block.data))
     return tuple(found)
 
@@ -170,7 +171,8 @@ def _crl(path: str, data: bytes) -> Crl:
         extensions = crl.extensions
         serials = Serials(entry.serial_number for entry in crl)
     except PARSE_ERRORS as error:
-        raise MaterialError(path, f"holds a CRL that cannot be parsed: {error}") from None
+        hint = "" if data.startswith(b"-") else f". Perhaps {foreign(path, data)}"
+        raise MaterialError(path, f"holds a CRL that cannot be parsed: {error}{hint}") from None
     issuer = crl.issuer.rfc4514_string()
     point = extension_of(extensions, x509.IssuingDistributionPoint)
     if partial := _partial(extensions, point):

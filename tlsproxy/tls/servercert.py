@@ -5,6 +5,7 @@ Each check prevents failed handshakes of all clients at once.
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import TYPE_CHECKING, Final
@@ -16,8 +17,8 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from tlsproxy.errors import FailureKind, MaterialError
+from tlsproxy.pem import blocks as pem
 from tlsproxy.text import utc_time
-from tlsproxy.tls import pem
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -53,14 +54,15 @@ class ServerCertificate:
 
 def load_chain(path: str, data: bytes) -> tuple[x509.Certificate, ...]:
     """The leaf and its intermediates, leaf first. Raises MaterialError for the first fault."""
-    chain = []
-    for block in pem.blocks_of(path, data):
+    chain, blocks = [], pem.blocks_of(path, data)
+    for block in blocks:
         if block.label == pem.CERTIFICATE:
             chain.append(certificate_of(path, block.data))
-        elif block.label not in pem.PRIVATE_KEYS and block.label != pem.EC_PARAMETERS:
-            raise MaterialError(path, f"holds a {block.label!r} block; only the certificate and its chain belong here")
+        elif block.label not in pem.PRIVATE_KEYS | pem.PARAMETERS:
+            raise pem.refused(path, block, "the certificate and its chain belong")
     if not chain:
-        raise MaterialError(path, "holds no certificate; put the server certificate first, then its intermediates")
+        text = "holds no certificate; put the server certificate first, then its intermediates"
+        raise MaterialError(path, pem.hinted(path, text, blocks[0]))
     _check_leaf(path, chain[0])
     for issued, issuer in pairwise(chain):
         _check_link(path, issued, issuer)
@@ -81,23 +83,40 @@ def as_sent(
 
 
 def load_key(path: str, data: bytes, passphrase: bytes | None) -> tuple[PrivateKeyTypes, bytes]:
-    """The only private key of a file, and its block; certificates beside it are ignored."""
-    blocks = [block for block in pem.blocks_of(path, data) if block.label in pem.PRIVATE_KEYS]
+    """The only private key of a file, and its PEM for OpenSSL; certificates beside it are ignored."""
+    found = pem.blocks_of(path, data)
+    blocks = [block for block in found if block.label in pem.PRIVATE_KEYS]
     if len(blocks) != 1:
-        raise MaterialError(path, f"holds {len(blocks)} private keys; exactly one is needed")
-    block = blocks[0].data
-    encrypted = blocks[0].label == "ENCRYPTED PRIVATE KEY" or b"Proc-Type: 4,ENCRYPTED" in block
+        text = f"holds {len(blocks)} private keys; exactly one is needed"
+        raise MaterialError(path, text if blocks else pem.hinted(path, text, found[0]))
+    block = blocks[0]
+    if block.label == pem.OPENSSH_KEY:
+        return _openssh_key(path, block.data)
+    encrypted = block.label == "ENCRYPTED PRIVATE KEY" or b"Proc-Type: 4,ENCRYPTED" in block.data
     if encrypted and passphrase is None:
         raise MaterialError(path, "the private key is encrypted; name its passphrase in tls.key_passphrase_file")
     try:
-        key = serialization.load_pem_private_key(block, passphrase if encrypted else None)
+        key = serialization.load_pem_private_key(block.data, passphrase if encrypted else None)
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:
         # The library's text may quote the key file, whose content must not be in any message.
         hint = "is the passphrase in tls.key_passphrase_file the right one?" if encrypted else "write the file anew"
-        text = f"the private key cannot be read ({type(error).__name__}); {hint}"
-        raise MaterialError(path, text, unmatched=encrypted) from None
+        raise MaterialError(path, f"the private key cannot be read ({type(error).__name__}); {hint}") from None
     _check_strength(path, key)
-    return key, block
+    return key, block.data
+
+
+def _openssh_key(path: str, data: bytes) -> tuple[PrivateKeyTypes, bytes]:
+    """An OpenSSH key, which OpenSSL does not read, and its PKCS#8."""
+    try:
+        key = serialization.load_ssh_private_key(data, None)
+    except (ValueError, TypeError, UnsupportedAlgorithm):
+        name = shlex.quote(path)
+        command = f"cp {name} {name}.pem && ssh-keygen -p -N '' -m PKCS8 -f {name}.pem"
+        text = "the OpenSSH key cannot be read, or is encrypted"
+        raise MaterialError(path, f"{text}. Decrypt and convert it: `{command}`") from None
+    _check_strength(path, key)
+    form = serialization.PrivateFormat.PKCS8
+    return key, key.private_bytes(serialization.Encoding.PEM, form, serialization.NoEncryption())
 
 
 def load_server_certificate(

@@ -17,8 +17,8 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from tlsproxy.authz.identity import anchor_of
 from tlsproxy.errors import MaterialError
+from tlsproxy.pem import blocks as pem
 from tlsproxy.text import utc_time
-from tlsproxy.tls import pem
 from tlsproxy.tls.certinfo import CrlFacts, issuer_key
 from tlsproxy.tls.chains import authority_of, defect_of
 from tlsproxy.tls.crls import crl_age
@@ -320,7 +320,7 @@ def load_authorities(path: str, data: bytes) -> tuple[x509.Certificate, ...]:
     found: dict[x509.Certificate, None] = {}
     for block in pem.blocks_of(path, data):
         if block.label != pem.CERTIFICATE:
-            raise MaterialError(path, f"holds a {block.label!r} block; only CA certificates belong here")
+            raise pem.refused(path, block, "CA certificates belong")
         certificate = certificate_of(path, block.data)
         if not is_authority(certificate):
             name = certificate.subject.rfc4514_string()

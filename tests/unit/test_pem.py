@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from snapshot_site import ROOT, SERVER
 
 from tlsproxy.errors import MaterialError
-from tlsproxy.tls.pem import blocks_of
+from tlsproxy.pem.blocks import blocks_of
 
 WHOLE = SERVER.chain_pem + SERVER.key_pem + ROOT.certificate_pem
 
