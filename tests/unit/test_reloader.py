@@ -127,7 +127,8 @@ def test_callers_that_come_during_a_build_share_the_next(tmp_path: Path, monkeyp
 class SetClock(Clock):
     """Shows what it is set to."""
 
-    moment = time.time()
+    def __init__(self) -> None:
+        self.moment = time.time()
 
     def now(self) -> float:
         return self.moment
