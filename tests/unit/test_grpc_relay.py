@@ -11,6 +11,7 @@ from support.relay_generation import COUNT, LIST, SEARCH, asked, collections, co
 from support.site import Site
 
 from tlsproxy.errors import BadRequest
+from tlsproxy.proxy.grpc import relay
 from tlsproxy.snapshot.generation import Generation
 from tlsproxy.wire import http2
 from tlsproxy.wire.protobuf import delimited
@@ -286,3 +287,55 @@ def test_an_answer_that_was_whole_before_the_upstream_broke_http2(ends: Ends) ->
     unread(ends)
     assert (ends.client.streams[whole].status, ends.client.streams[whole].data) == (0, prefixed(FOUND))
     assert ends.client.streams[none].status == 14
+
+
+# What is no gRPC call
+
+
+def rest(method: str = "PUT") -> Fields:
+    return [(":method", method), (":scheme", "https"), (":path", "/collections/docs"), (":authority", "localhost")]
+
+
+def calls_work(ends: Ends) -> None:
+    ends.connect()
+    answering(ends, FOUND)
+    stream = ends.client.open(asked(COUNT, "tenant"))
+    ends.client.say(stream, prefixed(count()), [])
+    until_quiet(ends)
+    assert (ends.client.streams[stream].status, ends.client.streams[stream].data) == (0, prefixed(FOUND))
+
+
+def test_the_body_of_a_request_of_rest_is_taken_to_its_end(ends: Ends) -> None:
+    """Some clients read the response only then."""
+    stream = ends.client.open(rest())
+    ends.client.say(stream, bytes(300_000), [])
+    until_quiet(ends)
+    sent = ends.client.streams[stream]
+    assert (dict(sent.fields)[":status"], sent.done, sent.reset) == ("421", True, None)
+    assert b"REST over HTTP/1.1" in sent.data
+    calls_work(ends)
+
+
+def test_but_not_for_ever(ends: Ends, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(relay, "DROPPED", 100_000)
+    stream = ends.client.open(rest())
+    ends.client.say(stream, bytes(300_000), [])
+    until_quiet(ends)
+    sent = ends.client.streams[stream]
+    assert (dict(sent.fields)[":status"], sent.done, sent.reset) == ("421", False, 0)
+    calls_work(ends)
+
+
+def test_bodies_of_responses_fit_into_the_clients_window(ends: Ends) -> None:
+    """Without room the head comes alone; what was sent counts against the upstream's room."""
+    streams = []
+    for _ in range(600):
+        streams.append(ends.client.open(rest("GET")))
+        ends.client.connection.end_stream(streams[-1])
+    unread(ends)
+    bodies = [bool(ends.client.streams[stream].data) for stream in streams]
+    assert bodies == sorted(bodies, reverse=True)
+    assert 0 < sum(bodies) < len(bodies)
+    assert all(ends.client.streams[stream].ended for stream in streams)
+    until_quiet(ends)
+    calls_work(ends)

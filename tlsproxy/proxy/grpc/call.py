@@ -445,7 +445,7 @@ class Call:
         """It is over on its connection."""
         relay = self.relay
         if self.state is not STREAM_CLOSED:
-            relay.ended_streams.remember(self.stream, None)
+            relay.ended(self.record, self.stream)
         relay.calls.pop(self.stream, None)
         if relay.wanting:
             relay.wanting.pop(self, None)

@@ -29,6 +29,8 @@ from tlsproxy.wire.tracing import id_field
 NO_METHOD: Final = "There is no such method here"
 REMEMBERED: Final = 1024
 """Streams that the gateway ended: frames that were on their way then are no fault of their sender."""
+DROPPED: Final = 16 << 20
+"""Bytes of a body that are taken and dropped, before its stream is reset."""
 
 C = TypeVar("C", bound=RelayedCall)
 
@@ -39,8 +41,9 @@ class Relay(Generic[C]):
 
     ``wanting`` are the calls that wait for room to send frames made here. ``pending_size`` counts the bytes of DATA
     that wait with their calls, ``deferred`` are frames that wait for the upstream's room. ``ended_streams`` are those
-    on which frames may still come. ``restates``: the client waits to be told that there is no dynamic table, and a
-    block of the upstream's that told it may not have reached it. ``last_stream`` is the client's latest.
+    on which frames may still come, with the bytes of DATA that are taken there and dropped. ``restates``: the client
+    waits to be told that there is no dynamic table, and a block of the upstream's that told it may not have reached it.
+    ``last_stream`` is the client's latest.
 
     ``measured``: the client may know other windows of streams than the upstream's, which has changed; DATA is measured.
     ``former``: its calls are at a former upstream (:mod:`tlsproxy.proxy.grpc.draining_upstream`).
@@ -81,7 +84,7 @@ class Relay(Generic[C]):
         self.session = session
         self.limits = gateway.bounds
         self.calls: dict[int, C] = {}
-        self.ended_streams = Memo[int, None](REMEMBERED)
+        self.ended_streams = Memo[int, int](REMEMBERED)
         self.wanting: dict[C, None] = {}
         self.deferred: deque[bytes] = deque()
         self.up: list[bytes] = []
@@ -275,12 +278,19 @@ class Relay(Generic[C]):
             self.down.append(http2.data(stream, body, end=True))
 
     def stop(self, record: Record[CallPlan], stream: int, code: Code) -> None:
-        """Asks the client to send no more on a stream (RFC 9113 §8.1), unless it is one of HTTP's own.
+        """Asks the client to send no more on a stream (RFC 9113 §8.1), unless it is no call.
 
-        Those stop by themselves, and some (curl 7.88) drop a response that is followed by a reset.
+        Of those clients some (curl 7.88) drop a response that is followed by a reset.
         """
         if code is not Code.NO_ERROR or record.plan.form is None:
             self.down.append(http2.reset(stream, code))
+
+    def ended(self, record: Record[CallPlan], stream: int) -> None:
+        """What still comes on a stream is dropped. The body of what is no call has room, up to a limit.
+
+        Some clients (Java's, Node's) read a response only once they have sent all of the request.
+        """
+        self.ended_streams.remember(stream, 0 if record.plan.form is None else DROPPED)
 
     def refuse_stream(self, record: Record[CallPlan], stream: int, *, done: bool, code: Code | None = None) -> None:
         """Refuses a stream that never became a call: by a gRPC status, or by a reset with ``code`` alone."""
@@ -292,5 +302,5 @@ class Relay(Generic[C]):
             code = None if done else Code.NO_ERROR
         if code is not None:
             self.stop(record, stream, code)
-            self.ended_streams.remember(stream, None)
+            self.ended(record, stream)
         self.finish(record, "")

@@ -156,7 +156,7 @@ class ClientStreams:
         call = self._relay.calls.get(stream)
         if call is None or call.state.client_done:
             self._relay.give_back(size)
-            return self._stray(stream, call)
+            return self._late(stream, call, size, flags)
         if padded := flags & PADDED:
             data, flags = self._without_padding(data[start + HEADER : end], flags, stream)
             start, end = 0, len(data)
@@ -183,6 +183,18 @@ class ClientStreams:
         if call.state is STREAM_CLOSED:
             call.forget("")
         return data if instead is None and padded else instead
+
+    def _late(self, stream: int, call: Call | None, size: int, flags: int) -> bytes:
+        """DATA on a stream that is over. The body of a request that was no call is dropped, up to a limit."""
+        relay = self._relay
+        left = relay.ended_streams.get(stream) if call is None else None
+        if not left:
+            return self._stray(stream, call)
+        relay.budgets.late.spend(self.now)
+        relay.ended_streams[stream] = left = 0 if flags & END_STREAM else max(0, left - size)
+        if not flags & END_STREAM:
+            relay.down.append(http2.window_update(stream, size) if left else http2.reset(stream, Code.NO_ERROR))
+        return b""
 
     def _without_padding(self, payload: bytes, flags: int, stream: int) -> tuple[bytes, int]:
         """The frame without it, and its flags: not every server takes padding, as gRPC's C library does not."""
