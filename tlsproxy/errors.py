@@ -203,8 +203,8 @@ class UpstreamUnreachable(RequestError):
     grpc = GrpcStatus.UNAVAILABLE
     reason = "upstream_unreachable"
 
-    def __init__(self) -> None:
-        super().__init__("The upstream cannot be reached")
+    def __init__(self, text: str = "The upstream cannot be reached") -> None:
+        super().__init__(text)
 
 
 class UpstreamBroken(RequestError):

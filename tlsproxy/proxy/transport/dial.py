@@ -41,8 +41,14 @@ def own_code(*names: str) -> Callable[[_Class], _Class]:
     return decorate
 
 
+class Unresolved(OSError):
+    """No address of the upstream is known."""
+
+
 def dial_failure(error: Exception | None) -> RequestError:
     """The error for a client whose upstream could not be dialled: without the system's words, which the log has."""
+    if isinstance(error, Unresolved):
+        return UpstreamUnreachable(f"The upstream cannot be reached: {error}")
     number = error.errno if isinstance(error, OSError) else None
     return OutOfDescriptors() if number in {errno.EMFILE, errno.ENFILE} else UpstreamUnreachable()
 
@@ -72,7 +78,7 @@ class DialledStream(Stream):
     ) -> None:
         """Raises OSError where no socket can be made, or no address is known."""
         if not addresses:
-            raise OSError(errno.EHOSTUNREACH, "its name does not resolve")
+            raise Unresolved("its name does not resolve")
         self._addresses = list(addresses)
         self._dial_handler = handler
         self.address = self._addresses.pop(0)
