@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Final
 
+_UNITS: Final = ((86400, "day"), (3600, "hour"), (60, "minute"), (1, "second"))
 _LAST: Final = datetime.max.replace(tzinfo=UTC, microsecond=0).timestamp()
 
 
@@ -28,3 +29,11 @@ def printable(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
+
+
+def span(seconds: float) -> str:
+    """A duration in the largest unit of which there are at least two: `3 hours`, `90 minutes`."""
+    for size_of, unit in _UNITS:
+        if seconds >= 2 * size_of:
+            return f"{int(seconds // size_of)} {unit}s"
+    return "1 second" if seconds >= 1 else "a moment"

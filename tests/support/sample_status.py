@@ -15,6 +15,12 @@ def certificate(subject: str, begins: float, ends: float, **more: Any) -> dict[s
     return facts | {"not_before": NOW + begins, "not_after": NOW + ends, "dns_names": [], "ips": []} | more
 
 
+def lifetime(kind: str, name: str, begins: float, ends: float, detail: str = "serial 5e1f00d5") -> dict[str, Any]:
+    """``begins`` and ``ends`` are in days from now."""
+    told = {"kind": kind, "name": name, "source": "a file", "detail": detail, "edition": "e"}
+    return told | {"start": NOW + begins * DAY, "end": NOW + ends * DAY}
+
+
 def connection(number: int, identity: str | None, **more: Any) -> dict[str, Any]:
     told = {
         "number": number,
@@ -88,6 +94,15 @@ def status(**more: Any) -> dict[str, Any]:
             "issuer": "CN=Example root", "number": 7, "count": 12, "scope": "s",
             "this_update": NOW - DAY, "next_update": NOW + 6 * DAY,
         }],
+        "lifetimes": [
+            lifetime("server", "CN=qdrant.example.org", -60, 30, "serial 5e1f00d5, for qdrant.example.org, 192.0.2.1"),
+            lifetime("intermediate", "CN=Example servers", -60, 1000),
+            lifetime("ca", "CN=Example root", -3000, 650),
+            lifetime("ca", "CN=Example issuing CA 2026", -360, 5),
+            lifetime("ca", HOSTILE, -300, -3),
+            lifetime("crl", "CN=Example root", -1, 6, "12 revoked"),
+            lifetime("key", "nightly", -85, 5, "role ingest"),
+        ],
         "key_sets": [],
         "listeners": [
             {"address": "0.0.0.0:6333", "protocols": ["rest"]},

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, cast
 
 import pytest
@@ -11,44 +11,43 @@ from prometheus_client import REGISTRY
 from prometheus_client.parser import text_string_to_metric_families
 
 import tlsproxy
+from tlsproxy.authz.keys import Keys
+from tlsproxy.authz.roles import Policy
+from tlsproxy.config.model import Config
 from tlsproxy.errors import Overloaded, RequestError
 from tlsproxy.metrics.metrics import HANDSHAKE_BUCKETS, REQUEST_BUCKETS, Metrics
 from tlsproxy.proxy.limits.fair_shares import Share, Shares
+from tlsproxy.tls.certinfo import CertificateFacts, CrlFacts
 
 if TYPE_CHECKING:
     from tlsproxy.snapshot.generation import Generation
 
+TLS = {"cert": "/server.pem", "key": "/server.key"}
 Series = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
 
-@dataclass
-class Certificate:
-    sha256: str
-    not_after: float
+def certificate(sha256: str, not_after: float) -> CertificateFacts:
+    return CertificateFacts(f"CN={sha256[:2]}", "CN=CA", "1", sha256, 0.0, not_after)
 
 
-@dataclass
-class Crl:
-    issuer: str
-    next_update: float
+def crl(issuer: str, next_update: float) -> CrlFacts:
+    return CrlFacts(issuer, 0.0, next_update, 1, 0, "scope", "ca.crl")
 
 
-@dataclass
-class Material:
-    leaf: Certificate
-    authorities: tuple[Certificate, ...]
-    crls: tuple[Crl, ...]
-
-
-@dataclass
-class Published:
-    number: int
-    material: Material
-
-
-def generation(number: int, leaf: str, authorities: tuple[str, ...] = (), crls: tuple[Crl, ...] = ()) -> Generation:
-    certificates = tuple(Certificate(sha256, 200.0) for sha256 in authorities)
-    return cast("Generation", Published(number, Material(Certificate(leaf, 100.0), certificates, crls)))
+def generation(
+    number: int, leaf: str, authorities: tuple[str, ...] = (), crls: tuple[CrlFacts, ...] = ()
+) -> Generation:
+    material = SimpleNamespace(
+        leaf=certificate(leaf, 100.0),
+        server=SimpleNamespace(chain=("the leaf",)),
+        cert_path="server.pem",
+        authorities=tuple(certificate(sha256, 200.0) for sha256 in authorities),
+        trust=SimpleNamespace(path="ca.pem"),
+        crls=crls,
+    )
+    published = SimpleNamespace(number=number, material=material, config=Config.model_validate({"tls": TLS}))
+    published.policy = Policy({}, (), Keys())
+    return cast("Generation", published)
 
 
 def series_of(metrics: Metrics) -> Series:
@@ -81,7 +80,7 @@ def everything(metrics: Metrics) -> None:
     metrics.upstream_connect("ok")
     metrics.upstream_retry()
     metrics.reload("ok", "sighup", 50.0)
-    metrics.published(generation(4, "aa" * 32, ("bb" * 32,), (Crl("CN=CA", 300.0),)))
+    metrics.published(generation(4, "aa" * 32, ("bb" * 32,), (crl("CN=CA", 300.0),)))
 
 
 def test_every_family_follows_the_conventions(metrics: Metrics) -> None:
@@ -114,6 +113,8 @@ def test_the_names_that_dashboards_rely_on(metrics: Metrics) -> None:
         "tlsproxy_connections",
         "tlsproxy_connections_total",
         "tlsproxy_crl_next_update_seconds",
+        "tlsproxy_expiry_start_timestamp_seconds",
+        "tlsproxy_expiry_timestamp_seconds",
         "tlsproxy_decisions_total",
         "tlsproxy_generation",
         "tlsproxy_handshake_duration_seconds_bucket",
@@ -202,7 +203,7 @@ def test_a_failed_reload_shows_until_one_succeeds_and_keeps_the_last_success(met
 
 
 def test_a_publication_replaces_all_that_was_told_of_the_one_before(metrics: Metrics) -> None:
-    metrics.published(generation(1, "aa" * 32, ("bb" * 32,), (Crl("CN=Old", 1.0),)))
+    metrics.published(generation(1, "aa" * 32, ("bb" * 32,), (crl("CN=Old", 1.0),)))
     metrics.published(generation(2, "cc" * 32, ("dd" * 32,)))
     series = series_of(metrics)
     certificates = {labels: number for (name, labels), number in series.items() if "not_after" in name}
@@ -215,10 +216,14 @@ def test_a_publication_replaces_all_that_was_told_of_the_one_before(metrics: Met
 
 
 def test_a_doubled_certificate_is_one_series_and_the_first_crl_to_expire_counts(metrics: Metrics) -> None:
-    crls = (Crl("CN=CA", 300.0), Crl("CN=CA", 200.0), Crl("CN=CA", 400.0))
+    crls = (crl("CN=CA", 300.0), crl("CN=CA", 200.0), crl("CN=CA", 400.0))
     metrics.published(generation(1, "aa" * 32, ("bb" * 32, "bb" * 32), crls))
     assert value(metrics, "tlsproxy_crl_next_update_seconds", issuer="CN=CA") == 200
     assert value(metrics, "tlsproxy_certificate_not_after_seconds", role="ca", sha256="bb" * 8) == 200
+    series = series_of(metrics)
+    labels = frozenset({("kind", "crl"), ("name", "CN=CA")})
+    assert series["tlsproxy_expiry_timestamp_seconds", labels] == 200
+    assert series["tlsproxy_expiry_start_timestamp_seconds", labels] == 0
 
 
 def test_audit_build_and_process(metrics: Metrics) -> None:

@@ -76,7 +76,7 @@ def test_it_tells_what_an_operator_asks_first() -> None:
     document = checked(status())
     assert {row["action"] for row in document.all("form")} == {"/connections/1/cut", "/connections/7/cut"}
     shares = [float(str(meter["value"])) for meter in document.all("meter")]
-    assert shares == pytest.approx([30 / 90, 650 / 3650, 5 / 365, 0, 6 / 7], abs=1e-3)
+    assert shares == pytest.approx([30 / 90, 1000 / 1060, 650 / 3650, 5 / 365, 0, 6 / 7, 5 / 90], abs=1e-3)
     assert len(document.all("svg")) == 3
 
 

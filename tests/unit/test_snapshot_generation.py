@@ -18,6 +18,7 @@ from tlsproxy.errors import MaterialError
 from tlsproxy.snapshot import files, name_resolution
 from tlsproxy.snapshot import generation as generation_module
 from tlsproxy.snapshot.files import read_inputs
+from tlsproxy.snapshot.lifetimes import lifetimes_of, warnings
 from tlsproxy.tls.chains import Chain
 from tlsproxy.tls.peer import Peer, peer_of
 
@@ -227,7 +228,10 @@ def test_warnings_of_all_sources_are_gathered(made: SnapshotSite) -> None:
     (made.directory / "server.key").chmod(0o644)
     made.serve(ROOT.issue(dns=["x"], server=True, lifetime=hour(2), not_before=datetime.now(UTC) - hour(1)))
     (made.directory / "server.key").chmod(0o644)
-    assert "is valid only until" in "\n".join(made.build().material.warnings(time.time()))
+    assert "is valid only until" not in "\n".join(warnings(lifetimes_of(made.build()), time.time()))
+    later = "\n".join(warnings(lifetimes_of(made.build()), time.time() + 3400))
+    assert "server.pem: " in later
+    assert " is valid only until" in later
     assert "chmod 600" in str(made.read)
 
 

@@ -9,32 +9,29 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Literal, TypeAlias
+from typing import Any, Final
 
 from tlsproxy.metrics.recent import OTHERS
-from tlsproxy.text import printable, utc_time
+from tlsproxy.snapshot.lifetimes import KINDS, State, remaining, state
+from tlsproxy.text import printable, span, utc_time
 
 OUTCOMES: Final = ("allowed", "denied", "failed")
 MAX_ROLES: Final = 24
 """Roles with a row of their own: the busiest."""
-SOON: Final = 0.15
-"""Remaining share of a lifetime from which a row is marked: automatic renewal comes long before."""
 NO_ROLE: Final = "(no role)"
-
-LifetimeState: TypeAlias = Literal["ok", "soon", "over"]
 
 _BY_FIELD: Final = frozenset({"role", "rule", "key", "issuer", "listener"})
 """Kinds of changes whose detail names the changed fields."""
-_UNITS: Final = ((86400, "day"), (3600, "hour"), (60, "minute"), (1, "second"))
+_HALF_DAY: Final = 43200.0
 _SIZES: Final = ("B", "KiB", "MiB", "GiB", "TiB")
 _KIBI: Final = 1024
 _SMALL: Final = 10
-_COLOURS: Final[Mapping[str, LifetimeState]] = {"serving": "ok", "draining": "soon", "degraded": "soon"}
+_COLOURS: Final[Mapping[str, State]] = {"serving": "ok", "draining": "soon", "degraded": "soon"}
 
 
 @dataclass(frozen=True, slots=True)
 class Lifetime:
-    """Lifetime of a certificate or CRL; ``share`` is the remaining part, 0 to 1."""
+    """Lifetime of a certificate, CRL or key; ``share`` is the remaining part, 0 to 1."""
 
     kind: str
     name: str
@@ -42,7 +39,7 @@ class Lifetime:
     until: str
     left: str
     share: float
-    state: LifetimeState
+    state: State
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +99,7 @@ class Reload:
     changes: tuple[str, ...]
 
 
-def headline(status: Mapping[str, Any]) -> tuple[str, LifetimeState]:
+def headline(status: Mapping[str, Any]) -> tuple[str, State]:
     """The verdict on readiness and its colour. A gateway older than this program reports none."""
     readiness = status.get("readiness")
     if readiness is None:
@@ -111,29 +108,15 @@ def headline(status: Mapping[str, Any]) -> tuple[str, LifetimeState]:
 
 
 def lifetimes(status: Mapping[str, Any], now: float) -> list[Lifetime]:
-    leaf = status["certificate"]
-    names = ", ".join([*leaf["dns_names"], *leaf["ips"]])
-    return [
-        _certificate("server certificate", leaf, names, now),
-        *(_certificate("client CA", authority, "", now) for authority in status["authorities"]),
-        *(
-            _lifetime("CRL", crl["issuer"], f"{crl['count']} revoked", crl["this_update"], crl["next_update"], now)
-            for crl in status["crls"]
-        ),
-    ]
+    """Rows of the section ``lifetimes``, which a gateway older than this program does not report."""
+    return [_lifetime(entry, now) for entry in status.get("lifetimes", ())]
 
 
-def _certificate(kind: str, facts: Mapping[str, Any], names: str, now: float) -> Lifetime:
-    detail = f"serial {facts['serial']}" + (f", for {names}" if names else "")
-    return _lifetime(kind, facts["subject"] or names, detail, facts["not_before"], facts["not_after"], now)
-
-
-def _lifetime(kind: str, name: str, detail: str, start: float, end: float, now: float) -> Lifetime:
-    left = end - now
-    share = min(max(left / (end - start), 0.0), 1.0) if end > start else 0.0
-    state: LifetimeState = "over" if left <= 0 else "soon" if share < SOON else "ok"
-    remaining = f"{span(left)} left" if left > 0 else f"expired {span(-left)} ago"
-    return Lifetime(kind, shown(name), shown(detail), utc_time(end), remaining, share, state)
+def _lifetime(entry: Mapping[str, Any], now: float) -> Lifetime:
+    start, end = entry["start"], entry["end"]
+    left = f"{span(end - now)} left" if end > now else f"expired {span(now - end)} ago"
+    kind, name, detail = KINDS[entry["kind"]], shown(entry["name"]), shown(entry["detail"])
+    return Lifetime(kind, name, detail, utc_time(end), left, remaining(start, end, now), state(start, end, now))
 
 
 def traffic(section: Mapping[str, Any], now: float) -> list[Traffic]:
@@ -238,14 +221,6 @@ def shown(text: str | None) -> str:
     return printable(text or "")
 
 
-def span(seconds: float) -> str:
-    """A duration in the largest unit of which there are at least two: `3 hours`, `90 minutes`."""
-    for size_of, unit in _UNITS:
-        if seconds >= 2 * size_of:
-            return f"{int(seconds // size_of)} {unit}s"
-    return "1 second" if seconds >= 1 else "a moment"
-
-
 def size(count: int) -> str:
     value, power = float(count), 0
     while value >= _KIBI and power < len(_SIZES) - 1:
@@ -255,5 +230,5 @@ def size(count: int) -> str:
 
 def clock(when: float, now: float) -> str:
     """A moment in UTC: `14:05:09` within half a day of ``now``, else `2026-11-28 14:05:09`."""
-    form = "%H:%M:%S" if abs(now - when) < _UNITS[0][0] / 2 else "%Y-%m-%d %H:%M:%S"
+    form = "%H:%M:%S" if abs(now - when) < _HALF_DAY else "%Y-%m-%d %H:%M:%S"
     return time.strftime(form, time.gmtime(when))

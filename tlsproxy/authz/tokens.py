@@ -19,6 +19,7 @@ from jwt import PyJWS
 from tlsproxy.authz.access import Decision, GlobalMode, Rights
 from tlsproxy.authz.claims import Claims, MalformedToken, read_claims, read_object, unpadded
 from tlsproxy.authz.identity import Identity
+from tlsproxy.authz.keys import NEVER
 from tlsproxy.errors import Form
 
 LEEWAY: Final = 30
@@ -52,10 +53,16 @@ INVALID: Final = unauthenticated("invalid_key")
 
 @dataclass(frozen=True, slots=True)
 class VerificationKey:
-    """``key`` is what PyJWT prepared for the verifier's algorithm; ``kid`` is empty where the key has none."""
+    """``key`` is what PyJWT prepared for the verifier's algorithm; ``kid`` is empty where the key has none.
+
+    ``begins`` (None if unknown) and ``ends`` are what its issuer says of it, in seconds since the epoch: it is warned
+    of, and verifies until it is removed.
+    """
 
     key: Any = field(repr=False)
     kid: str = ""
+    begins: float | None = None
+    ends: float = NEVER
 
 
 @dataclass(frozen=True, slots=True)

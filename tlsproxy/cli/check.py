@@ -21,6 +21,8 @@ from tlsproxy.service.start_trial import start_faults, start_warnings
 from tlsproxy.service.systemd.units import socket_units
 from tlsproxy.snapshot.files import read_inputs
 from tlsproxy.snapshot.generation import Generation
+from tlsproxy.snapshot.lifetimes import lifetimes_of
+from tlsproxy.snapshot.lifetimes import warnings as expiry_warnings
 from tlsproxy.snapshot.startup import FirstGeneration, first_generation
 from tlsproxy.text import utc_time
 from tlsproxy.tls.certinfo import CertificateFacts
@@ -52,7 +54,9 @@ def check(config_path: Path, *, for_reload: bool) -> None:
     for problem in generation.unused:
         click.echo(f"unused: {problem}")
     faults = (fault.text for fault in first.faults.values())
-    found = (*faults, *generation.warnings, *generation.material.warnings(time.time()), *first.inputs.warnings)
+    now = time.time()
+    dated = (*generation.material.warnings(now), *expiry_warnings(lifetimes_of(generation), now))
+    found = (*faults, *generation.warnings, *dated, *first.inputs.warnings)
     for warning in (*found, *start_warnings(generation.config, units)):
         click.echo(f"warning: {warning}", err=True)
     click.echo(f"{config_path}: ok")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from base64 import b64decode
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,9 +12,11 @@ from typing import Any, Final
 
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
+from cryptography.x509 import load_der_x509_certificate
 from jwt import PyJWS, PyJWTError
 
 from tlsproxy.authz.claims import MalformedToken, read_object
+from tlsproxy.authz.keys import NEVER
 from tlsproxy.authz.tokens import Tokens, VerificationKey, Verifier, qdrant_verifier
 from tlsproxy.config.callers import JwtIssuer
 from tlsproxy.config.endpoints import shown_url
@@ -138,8 +142,29 @@ def _key_set(path: str, data: bytes, algorithm: str) -> Iterator[VerificationKey
             key = _JWS.get_algorithm_by_name(algorithm).from_jwk(jwk)
         except (PyJWTError, ValueError, TypeError, KeyError):
             raise MaterialError(path, "holds a key that cannot be read") from None
-        kid = jwk.get("kid", "")
-        yield VerificationKey(_prepared(path, key, algorithm), kid if isinstance(kid, str) else "")
+        kid, (begins, ends) = jwk.get("kid", ""), _dates(jwk)
+        yield VerificationKey(_prepared(path, key, algorithm), kid if isinstance(kid, str) else "", begins, ends)
+
+
+def _dates(jwk: Mapping[str, Any]) -> tuple[float | None, float]:
+    """Beginning and end of a key: those of its certificate (`x5c`, RFC 7517 §4.7), else `nbf` and `exp`.
+
+    OpenID Federation §8.7 names the latter. What cannot be read is no date: it decides nothing.
+    """
+    chain = jwk.get("x5c")
+    if isinstance(chain, list) and chain and isinstance(chain[0], str):
+        try:
+            leaf = load_der_x509_certificate(b64decode(chain[0], validate=True))
+        except ValueError:
+            return None, NEVER
+        return leaf.not_valid_before_utc.timestamp(), leaf.not_valid_after_utc.timestamp()
+    begins, ends = (_moment(jwk.get(name)) for name in ("nbf", "exp"))
+    return begins, NEVER if ends is None else ends
+
+
+def _moment(value: object) -> float | None:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return float(value) if number and math.isfinite(value) else None  # type: ignore[arg-type]
 
 
 def _prepared(path: str, key: Any, name: str) -> Any:

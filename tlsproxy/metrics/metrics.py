@@ -17,6 +17,7 @@ import tlsproxy
 from tlsproxy.audit.line import Refusal
 from tlsproxy.metrics.prometheus import Histogram, counters, gauges, histograms, keyed
 from tlsproxy.metrics.recent import Recent
+from tlsproxy.snapshot.lifetimes import lifetimes_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -77,6 +78,7 @@ class Metrics(Collector):
         self._generation = 0
         self._certificates: dict[tuple[str, str], float] = {}
         self._crls: dict[str, float] = {}
+        self._lifetimes: dict[tuple[str, str], tuple[float, float]] = {}
         self._inputs: Mapping[tuple[str, str], int] = {}
         self._ready: Mapping[str, bool] = {}
         self._registry = CollectorRegistry()
@@ -145,6 +147,9 @@ class Metrics(Collector):
         """
         material = generation.material
         self._generation = generation.number
+        self._lifetimes = {}
+        for one in sorted(lifetimes_of(generation), key=lambda one: one.end, reverse=True):
+            self._lifetimes[one.kind, one.name] = one.start, one.end
         self._certificates = {("server", material.leaf.sha256[:_SHORT]): material.leaf.not_after}
         for authority in material.authorities:
             self._certificates["ca", authority.sha256[:_SHORT]] = authority.not_after
@@ -244,6 +249,12 @@ class Metrics(Collector):
         yield gauges("certificate_not_after_seconds", text, ("role", "sha256"), self._certificates.items())
         text = "When a CRL in use goes out of date, in seconds since the epoch."
         yield gauges("crl_next_update_seconds", text, ("issuer",), keyed(self._crls))
+        labels = ("kind", "name")
+        begins = [(names, start) for names, (start, _) in self._lifetimes.items()]
+        ends = [(names, end) for names, (_, end) in self._lifetimes.items()]
+        text = "When a lifetime ends, in seconds since the epoch; of several of one name the first."
+        yield gauges("expiry_timestamp_seconds", text, labels, ends)
+        yield gauges("expiry_start_timestamp_seconds", "When such a lifetime began.", labels, begins)
 
     def _collect_readiness(self) -> Iterator[Metric]:
         text = "1 where a part of readiness is good, 0 where it is degraded or not ready."

@@ -64,14 +64,15 @@ def log_kept(
     error: str,
 ) -> None:
     """Log that ``generation`` stays: a reload has failed, or is held back with its ``changes``."""
-    for problem in error.splitlines():
+    problems = error.splitlines()
+    for number, problem in enumerate(problems, 1):
         _log.error(
             "reload (%s) %s, generation %d goes on serving: %s%s",
             trigger,
             outcome,
             generation.number,
             problem,
-            log_text(changes, consequences),
+            log_text(changes, consequences) if number == len(problems) else "",
             extra={"trigger": trigger, "generation": generation.number},
         )
 

@@ -22,6 +22,7 @@ from tlsproxy.errors import FailureKind, TlsproxyError
 from tlsproxy.proxy.core.impact import Consequences
 from tlsproxy.proxy.core.wall_clock import Clock
 from tlsproxy.service import impact_report, logs, reload_trail
+from tlsproxy.service.expiry_log import ExpiryLog
 from tlsproxy.service.reload_result import (
     InputStatus,
     ReloadResult,
@@ -36,6 +37,7 @@ from tlsproxy.snapshot.diff import Change, changes_between
 from tlsproxy.snapshot.files import Inputs
 from tlsproxy.snapshot.generation import Generation, assemble, propose
 from tlsproxy.snapshot.jwks import KeySets
+from tlsproxy.snapshot.lifetimes import lifetimes_of, warnings
 from tlsproxy.snapshot.name_resolution import DEADLINE, NameResolver, names_of
 from tlsproxy.snapshot.states import Fault, Input, States
 from tlsproxy.snapshot.validation import InputReading
@@ -49,6 +51,8 @@ _WATCHER_PAUSE: Final = 5.0
 FIRST_RETRY: Final = 1.0
 LAST_RETRY: Final = 60.0
 """Seconds between two attempts after faults of the environment: 1, 2, 4 … 60."""
+EXPIRY_CHECK: Final = 3600.0
+"""Most seconds between two looks at what ends soon. A clock that is set is a trigger of its own."""
 CLOCK_CHECK: Final = 1.0
 """Seconds between two looks at the clock while an input waits for a date: the clock may be set."""
 
@@ -151,7 +155,7 @@ class Reloader:
             inputs=self._inputs,
             config_sha256=generation.config_sha256,
         )
-        self._outdated_logged = 0, 0.0
+        self._expiry = ExpiryLog()
         metrics.published(generation)
         metrics.judged(counted(self._inputs))
 
@@ -170,9 +174,9 @@ class Reloader:
         """Reload, until cancelled, when time or the environment may have mended a fault."""
         while True:
             self._validated.clear()
-            self._log_outdated()
+            expiry = self._expiry.report(self._target.generation, self._target.clock.now())
             with suppress(TimeoutError):
-                async with asyncio.timeout(self._next_retry()):
+                async with asyncio.timeout(self._next_retry(expiry)):
                     await self._validated.wait()
                     continue
             now = self._target.clock.now()
@@ -182,24 +186,16 @@ class Reloader:
             elif _has_environment_fault(self._faults) and time.monotonic() >= self._retry_at:
                 await self.reload("retry")
 
-    def _next_retry(self) -> float | None:
-        """Seconds until a retry may be due; None if none is."""
+    def _next_retry(self, expiry: float = NEVER) -> float | None:
+        """Seconds until a retry may be due, or a warning on expiry; None if none is."""
         now = self._target.clock.now()
-        due = (crl.next_update for crl in self._target.generation.material.crls if crl.next_update > now)
         settled = (fault.due for fault in settling(self._faults, now))
-        moments = (*(fault.moment for fault in self._waiting() if fault.moment is not None), *due, *settled)
+        moments = (*(fault.moment for fault in self._waiting() if fault.moment is not None), *settled)
         pauses = [min(moment - now, CLOCK_CHECK) for moment in moments]
+        pauses += [min(expiry - now, EXPIRY_CHECK)] if expiry < NEVER else []
         if _has_environment_fault(self._faults):
             pauses.append(self._retry_at - time.monotonic())
         return max(min(pauses), 0.0) if pauses else None
-
-    def _log_outdated(self) -> None:
-        """Log expired CRLs: at each publication, and when one expires."""
-        generation, now = self._target.generation, self._target.clock.now()
-        former, since = self._outdated_logged
-        for text in generation.material.trust.outdated(now, since if former == generation.number else -NEVER):
-            _log.error("%s", text)
-        self._outdated_logged = generation.number, now
 
     def _waiting(self) -> Iterable[Fault]:
         """Faults of inputs. After a failed publication all of them wait for its next attempt."""
@@ -424,7 +420,7 @@ class Reloader:
         if error and not changed:
             return self._report_kept(trigger, "failed", old, {})
         reload_trail.log_published(trigger, new, candidate.changes, consequences, error)
-        for warning in self.warnings():
+        for warning in self.notices():
             _log.warning("%s", warning)
         result = replace(
             self.last,
@@ -474,6 +470,10 @@ class Reloader:
 
     def warnings(self) -> tuple[str, ...]:
         """Warnings on the generation in force, at this moment, and on the files as last read."""
+        return (*self.notices(), *warnings(lifetimes_of(self._target.generation), self._target.clock.now()))
+
+    def notices(self) -> tuple[str, ...]:
+        """The same without those on expiry, which :mod:`tlsproxy.service.expiry_log` logs at their moments."""
         return self._warnings(self._target.generation, self._watcher.inputs, self._faults)
 
     def _warnings(self, generation: Generation, inputs: Inputs, faults: Mapping[Input, Fault]) -> tuple[str, ...]:

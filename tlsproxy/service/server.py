@@ -249,7 +249,7 @@ class _Program:
             _log.info("serving health checks on %s", health)
         for problem in reloader.last.error.splitlines():
             _log.error("not in force yet: %s", problem)
-        for warning in reloader.warnings():
+        for warning in reloader.notices():
             _log.warning("%s", warning)
         if self._ready_file is not None:
             staged = self._ready_file.with_name(f"{self._ready_file.name}.{os.getpid()}")

@@ -16,6 +16,7 @@ from tlsproxy.service.clock_jumps import ClockJumps
 from tlsproxy.service.reloader import Reloader
 from tlsproxy.service.serving import Served
 from tlsproxy.snapshot.jwks import KeySets
+from tlsproxy.snapshot.lifetimes import lifetimes_of
 
 
 def described(bound: Sequence[Bound]) -> list[dict[str, Any]]:
@@ -57,6 +58,7 @@ class ServiceState:
             "last_reload": self._reloader.status(),
             "certificate": asdict(generation.material.leaf),
             "authorities": [asdict(authority) for authority in generation.material.authorities],
+            "lifetimes": [asdict(one) for one in lifetimes_of(generation)],
             "crls": [asdict(crl) for crl in generation.material.crls],
             "key_sets": self._key_sets.status(generation.config),
             "clock": self._jumps.status(),

@@ -26,6 +26,8 @@ class CertificateFacts:
 class CrlFacts:
     """``scope`` digests the signer's key and the distribution point: a CRL replaces only one of its own scope.
 
+    ``path`` is its file.
+
     ``number`` is None where the CRL has none (RFC 5280 asks for one, `openssl ca` without a counter writes none).
     """
 
@@ -35,6 +37,7 @@ class CrlFacts:
     number: int | None
     count: int
     scope: str
+    path: str
 
 
 def facts_of(certificate: x509.Certificate) -> CertificateFacts:

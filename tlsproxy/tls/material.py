@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
@@ -18,12 +18,9 @@ from tlsproxy.tls.servercert import ServerCertificate, as_sent
 from tlsproxy.tls.trust import CrlPolicy, Trust
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterator
 
     from tlsproxy.config.model import Tls
-
-SOON: Final = 86_400.0
-"""Seconds before an expiry from which a warning is given."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,21 +61,17 @@ class Material:
         return all(getattr(self, name) == getattr(other, name) for name in names)
 
     def warnings(self, now: float) -> Iterator[str]:
-        """Warnings at ``now`` (seconds since the epoch), also on material that expires while it serves."""
+        """Warnings at ``now`` (seconds since the epoch); :mod:`tlsproxy.snapshot.lifetimes` has those on expiry."""
         yield from self.server.warnings
         yield from self.trust.warnings(now)
         yield from self.gaps
-        needed = self.server.chain
         if self.needless is not None and self.needless.not_after <= now:
-            needed = needed[:-1]
             ended = f"{self.needless.subject} expired at {utc_time(self.needless.not_after)}"
             yield f"{self.cert_path}: {ended}, and ends the chain needlessly: remove it, since old clients refuse it"
-        yield from _expiries(self.cert_path, map(facts_of, needed), now)
-        soon = (one for one in self.authorities if one.not_before <= now < one.not_after)
-        yield from _expiries(self.trust.path, soon, now)
-        for crl in self.crls:
-            if now < crl.next_update < now + SOON:
-                yield f"the CRL of {crl.issuer} is valid only until {utc_time(crl.next_update)}"
+        for facts in map(facts_of, self.server.chain):
+            if facts.not_before > now:
+                name = facts.subject or facts.serial
+                yield f"{self.cert_path}: {name} is not valid before {utc_time(facts.not_before)}: check the clock"
 
 
 def crl_policy(tls: Tls) -> CrlPolicy:
@@ -105,14 +98,3 @@ def material_of(tls: Tls, server: ServerCertificate, trust: Trust) -> Material:
         gaps=tuple(gaps(str(tls.cert), sent, trust.configured)),
         needless=None if last is None else facts_of(last),
     )
-
-
-def _expiries(path: str, certificates: Iterable[CertificateFacts], now: float) -> Iterator[str]:
-    for facts in certificates:
-        name = facts.subject or facts.serial
-        if facts.not_before > now:
-            yield f"{path}: {name} is not valid before {utc_time(facts.not_before)}: check the clock"
-        elif facts.not_after <= now:
-            yield f"{path}: {name} expired at {utc_time(facts.not_after)}"
-        elif facts.not_after < now + SOON:
-            yield f"{path}: {name} is valid only until {utc_time(facts.not_after)}"

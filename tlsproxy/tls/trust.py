@@ -213,6 +213,7 @@ class Trust:
                 number=crl.number,
                 count=len(crl.serials),
                 scope=f"{key} {crl.digest}",
+                path=crl.path,
             )
             for (_, key), crl in self._covering
         )
