@@ -78,6 +78,12 @@ def test_curl_as_it_comes_gets_rest(site: Site, served: Gateway) -> None:
         )[:2] == (0, 200)
 
 
+def test_a_grpc_channel_as_it_comes_gets_grpc(site: Site, served: Gateway) -> None:
+    credentials = grpc.ssl_channel_credentials(**certificates(site))
+    with grpc.secure_channel(f"localhost:{served.ports['REST and gRPC'][0]}", credentials) as channel:
+        assert channel.unary_unary("/qdrant.Qdrant/HealthCheck")(b"", timeout=DEADLINE) == b""
+
+
 def test_heads_and_uploads_over_http_2(site: Site, served: Gateway) -> None:
     assert said_to(served, site, "gRPC", "--http2-prior-knowledge", "--head", "-o", "/dev/null") == (421, "")
     upload = ["--http2-prior-knowledge", "-X", "PUT", "--data-binary", "x" * 100_000]

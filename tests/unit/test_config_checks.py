@@ -270,8 +270,8 @@ ERRORS: dict[str, tuple[dict[str, Any], str]] = {
         "health.listen: 10.0.0.5:6333 is taken: service.http_port listens on 0.0.0.0:6333",
     ),
     "health_where_operators_connect": (
-        {"health": {"listen": "127.0.0.1:9333"}, "admin": {"listen": "127.0.0.1:9333"}},
-        "health.listen: admin.listen is the same address",
+        {"health": {"listen": "[::]:9333"}, "admin": {"listen": "127.0.0.1:9333"}},
+        "health.listen: [::]:9333 is taken: admin.listen is 127.0.0.1:9333",
     ),
     "probes_from_a_name": (
         {"health": {"probe_networks": ["10.0.0.0/24", "balancer.example.org"]}},

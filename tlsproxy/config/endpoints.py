@@ -30,6 +30,10 @@ class Endpoint:
     def wildcard(self) -> bool:
         return is_address(self.host) and ipaddress.ip_address(self.host).is_unspecified
 
+    def overlaps(self, other: Endpoint) -> bool:
+        """Whether both cannot be bound together. Port 0 never overlaps."""
+        return self.port == other.port != 0 and (self.host == other.host or self.wildcard or other.wildcard)
+
     def __str__(self) -> str:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Iterator
 
-from tlsproxy.config.endpoints import Endpoint, listen_endpoint
+from tlsproxy.config.endpoints import Endpoint, admin_endpoint, listen_endpoint
 from tlsproxy.config.findings import Finding
 from tlsproxy.config.listeners import listening
 from tlsproxy.config.model import Config
@@ -36,10 +36,19 @@ def listener(config: Config, _tree: Tree) -> Iterator[Finding]:
                 yield Finding(("health", key), "health.listen is missing: nothing is served", warning=True)
         return
     for entry in listening(config):
-        if entry.overlaps(endpoint):
+        if entry.endpoint.overlaps(endpoint):
             yield Finding(path, f"{endpoint} is taken: {dotted(entry.path)} listens on {entry.endpoint}")
-    if config.admin.listen == config.health.listen and endpoint.port:
-        yield Finding(path, "admin.listen is the same address")
+    admin = _admin(config)
+    if isinstance(admin, Endpoint) and admin.overlaps(endpoint):
+        yield Finding(path, f"{endpoint} is taken: admin.listen is {admin}")
+
+
+def _admin(config: Config) -> Endpoint | str | None:
+    """Address of the admin server; None for one that its own check reports."""
+    try:
+        return None if config.admin.listen is None else admin_endpoint(config.admin.listen)
+    except ValueError:
+        return None
 
 
 def networks(config: Config, _tree: Tree) -> Iterator[Finding]:

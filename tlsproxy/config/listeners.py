@@ -30,11 +30,6 @@ class Listening:
     protocols: Protocols
     path: Path
 
-    def overlaps(self, other: Endpoint) -> bool:
-        """Whether both cannot be bound together. Port 0 never overlaps."""
-        own = self.endpoint
-        return own.port == other.port != 0 and (own.host == other.host or own.wildcard or other.wildcard)
-
 
 def listening(config: Config) -> Iterator[Listening]:
     service = config.service
@@ -119,7 +114,7 @@ def hosts(config: Config, _tree: Tree) -> Iterator[Finding]:
 def addresses(config: Config, tree: Tree) -> Iterator[Finding]:
     earlier: list[Listening] = []
     for entry in listening(config):
-        taken = next((other for other in earlier if other.overlaps(entry.endpoint)), None)
+        taken = next((other for other in earlier if other.endpoint.overlaps(entry.endpoint)), None)
         if taken is not None:
             yield Finding(entry.path, f"{entry.endpoint} is taken: {dotted(taken.path)} listens on {taken.endpoint}")
         earlier.append(entry)
