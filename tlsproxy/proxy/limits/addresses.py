@@ -65,20 +65,15 @@ class Addresses:
     def __init__(self, table: LimitTable) -> None:
         self._table = table
         self._all_key = table.key("connections")
-        self._rate: Rate | None = None
-        self._requests: Rate | None = None
-        self._penalty: Penalty | None = None
 
     def adopt(self, settings: Settings) -> None:
         own = settings.per_address
         self._all_connections = Charge(self._all_key, CONNECTION_LIMIT, None, settings.connections)
         self._per_address = settings.connections_per_address
         self._requests, self._concurrent_requests = rate_of(own.unidentified), own.unidentified.concurrent_requests or 0
-        self._rate = self._penalty = None
-        if own.handshakes_per_second is not None:
-            self._rate = Rate.of(own.handshakes_per_second, own.burst)
-        if own.failed_authentications is not None:
-            self._penalty = Penalty.of(own.failed_authentications, own.max_delay)
+        rate, failures = own.handshakes_per_second, own.failed_authentications
+        self._rate = None if rate is None else Rate.of(rate, own.burst)
+        self._penalty = None if failures is None else Penalty.of(failures, own.max_delay)
 
     def connect(self, address: str) -> tuple[int, ...] | str:
         """Rows to :meth:`release` when the connection has ended, or the reason for which it is closed."""
