@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from multiprocessing.queues import Queue
@@ -138,8 +140,65 @@ def test_a_time_without_a_row_of_its_own_is_that_of_the_overflow_row(table: Limi
     one = table.key("delay", "one")
     assert table.arrival(one, clock.now) <= clock.now
     full_bucket(table, clock, one)
-    table.put(one, clock.now + SECOND, clock.now)
-    assert (table.arrival(one, clock.now), table.overflows) == (clock.now + SECOND, 1)
+    for used in (1, 2):
+        table.put(one, clock.now + SECOND, clock.now)
+        assert (table.arrival(one, clock.now), table.overflows) == (clock.now + SECOND, used)
+
+
+def test_the_first_bucket_has_as_many_rows_as_any(table: LimitTable, clock: Clock) -> None:
+    keys = [BUCKETS * number for number in range(1, BUCKET + 1)]
+    for key in keys:
+        table.put(key, clock.now + key, clock.now)
+    assert [table.arrival(key, clock.now) - clock.now for key in keys] == keys
+    assert table.overflows == 0
+
+
+def test_the_longest_wait_is_told_and_the_first_of_equal_ones(table: LimitTable) -> None:
+    first, second = (charge(table, name, concurrent=1) for name in ("first", "second"))
+    slow, slower = (charge(table, name, Rate.of(rate, 1)) for name, rate in (("slow", 1), ("slower", 0.5)))
+    assert isinstance(table.take((first, second, slow, slower)), tuple)
+    for charges, told in (((first, second), first), ((first, slow, slower), slower), ((slower, slow, first), slower)):
+        outcome = table.take(charges)
+        assert isinstance(outcome, Excess)
+        assert outcome.charge == told
+
+
+HOLDER = """
+import fcntl, sys
+fd = int(sys.argv[1])
+for line in sys.stdin:
+    try:
+        fcntl.lockf(fd, fcntl.LOCK_UN if line == "give\\n" else fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        print("refused", flush=True)
+    else:
+        print("done", flush=True)
+"""
+
+
+def test_a_lock_that_another_keeps_is_gone_without_and_counted(descriptor: int) -> None:
+    lock = LimitTable.shared(descriptor, 0, 1).lock
+    command = [sys.executable, "-S", "-c", HOLDER, str(descriptor)]
+    with subprocess.Popen(
+        command, pass_fds=[descriptor], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
+    ) as other:
+        assert other.stdin is not None
+        assert other.stdout is not None
+
+        def ask(what: str) -> str:
+            other.stdin.write(f"{what}\n")
+            return other.stdout.readline().strip()
+
+        with lock:
+            assert ask("take") == "refused"
+        assert (ask("take"), lock.unlocked) == ("done", 0)
+        for unlocked in (1, 2):
+            with lock:
+                assert lock.unlocked == unlocked
+        assert ask("give") == "done"
+        with lock:
+            assert (ask("take"), lock.unlocked) == ("refused", 2)
+        other.stdin.close()
 
 
 def test_the_overflow_row_owes_what_its_callers_owe_together(table: LimitTable, clock: Clock) -> None:

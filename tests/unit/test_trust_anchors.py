@@ -269,6 +269,13 @@ def test_a_confined_ca_is_believed_about_a_common_name_within(issuer: str, cn: s
     assert identity.doubted == doubted
 
 
+def test_a_confined_ca_that_signed_itself_is_below_itself_once() -> None:
+    partner, staff = anchor("CN=Partner CA", "p"), anchor("CN=Staff CA", "s")
+    for signers in ([partner.sha256], [staff.sha256]):
+        anchors = Anchors([partner, staff], {partner.sha256: signers, staff.sha256: [partner.sha256]}, [OWN])
+        assert anchors.confinements(partner) == [OWN]
+
+
 def test_the_names_of_two_confinements_must_both_hold() -> None:
     partner = anchor("CN=Partner CA", "p")
     anchors = Anchors([partner], {}, [OWN, Confinement(ca_sha256=partner.sha256, dns=("a.partner.example",))])
