@@ -18,6 +18,7 @@ from support.run_steps import at_once
 
 from tlsproxy.authz.access import Condition
 from tlsproxy.errors import BadRequest, Unconfined
+from tlsproxy.qdrant import rest_tenancy
 from tlsproxy.qdrant.grpc_decision import confine_message as confining
 from tlsproxy.qdrant.grpc_decision import operation_of
 from tlsproxy.qdrant.grpc_tenancy import REWRITES, is_confinable_call
@@ -407,6 +408,46 @@ def test_a_flag_of_another_type_is_refused(name: str, message: bytes, text: str)
         confined(name, delimited(1, b"docs") + message)
 
 
+DOCUMENT, IMAGE, OBJECT = pb.Document(text="x", model="m"), pb.Image(model="m"), pb.InferenceObject(model="m")
+QUANTIZED = pb.SearchParams(quantization=pb.QuantizationSearchParams(rescore=True))
+OF_OWN_WORDS = pb.SearchParams(idf=pb.IdfParams(corpus=ONLY))
+BOTH = pb.SearchParams(quantization=QUANTIZED.quantization, idf=OF_OWN_WORDS.idf)
+
+
+@pytest.mark.parametrize(
+    ("vector", "weighted", "plain"),
+    [
+        (pb.VectorInput(dense=pb.DenseVector(data=[0.5])), QUANTIZED, QUANTIZED),
+        (pb.VectorInput(multi_dense=pb.MultiDenseVector()), QUANTIZED, QUANTIZED),
+        (pb.VectorInput(sparse=pb.SparseVector(values=[0.5], indices=[1])), OF_OWN_WORDS, None),
+        (pb.VectorInput(document=DOCUMENT), BOTH, QUANTIZED),
+        (pb.VectorInput(image=IMAGE), BOTH, QUANTIZED),
+        (pb.VectorInput(object=OBJECT), BOTH, QUANTIZED),
+    ],
+    ids=lambda one: "" if one is None else one.DESCRIPTOR.name,
+)
+def test_the_kind_of_a_vector_decides_what_its_scores_are_of(vector: Any, weighted: Any, plain: Any) -> None:
+    """`docs` is a sparse vector with IDF, `other` none: where words are counted, they are the caller's own."""
+    nearest = pb.Query(nearest=vector)
+    with_mmr = pb.Query(nearest_with_mmr=pb.NearestInputWithMmr(nearest=vector, mmr=pb.Mmr()))
+    for using, expected in (("docs", weighted), ("other", plain)):
+        for query in (nearest, with_mmr):
+            asked = confined("Query", pb.QueryPoints(query=query, using=using))
+            grouped = confined("QueryGroups", pb.QueryPointGroups(query=query, using=using))
+            below = confined("Query", pb.QueryPoints(prefetch=[pb.PrefetchQuery(query=query, using=using)]))
+            assert grouped.params.exact
+            grouped.params.ClearField("exact")
+            assert asked.params == grouped.params == below.prefetch[0].params == (expected or pb.SearchParams())
+            assert asked.HasField("params") is (expected is not None)
+
+
+def test_words_of_a_text_query_are_counted_whatever_the_vector() -> None:
+    query = qdrant.parse(pb.Query.DESCRIPTOR, delimited(12, b""))
+    assert confined("Query", pb.QueryPoints(query=query, using="other")).params == OF_OWN_WORDS
+    everybodys = pb.SearchParams(idf=pb.IdfParams())
+    assert confined("Query", pb.QueryPoints(params=everybodys)).params == OF_OWN_WORDS
+
+
 # Changes
 
 
@@ -513,6 +554,37 @@ def test_what_cannot_be_confined(name: str, request_: Any) -> None:
 def test_a_change_without_points_is_not_one_of_all_points(name: str, request_: Any) -> None:
     with pytest.raises(BadRequest):
         confined(name, request_)
+
+
+@pytest.mark.parametrize(
+    ("name", "request_", "says"),
+    [
+        ("Delete", pb.DeletePoints(points=pb.PointsSelector()), "Either points or a filter is expected"),
+        ("Delete", pb.DeletePoints(), "Field 3 of DeletePoints is missing"),
+        ("Delete", pb.DeletePoints(points=BY_IDS), f"Forbidden: {rest_tenancy.BY_IDS}"),
+        ("Query", pb.QueryPoints(query=pb.Query(nearest=ID)), f"Forbidden: {rest_tenancy.BY_EXAMPLE}"),
+        ("Query", pb.QueryPoints(query=pb.Query()), f"Forbidden: {rest_tenancy.BY_EXAMPLE}"),
+        (
+            "SetPayload", pb.SetPayloadPoints(points_selector=SELECTOR, payload={"tenant": text("acme")}),
+            f"Forbidden: {rest_tenancy.SET.format('tenant')}",
+        ),
+        (
+            "SetPayload", pb.SetPayloadPoints(points_selector=SELECTOR, key="a"),
+            f"Forbidden: {rest_tenancy.BELOW_A_KEY}",
+        ),
+        (
+            "Upsert", pb.UpsertPoints(points=[pb.PointStruct(payload={"tenant": text("other")})]),
+            f"Forbidden: {rest_tenancy.MARKED.format('tenant')}",
+        ),
+        ("UpdateBatch", pb.UpdateBatchPoints(operations=[Batch()]), f"Forbidden: {rest_tenancy.NOT_OF_A_BATCH}"),
+        ("Get", pb.GetPoints(), f"Forbidden: {rest_tenancy.NOT_CONFINED}"),
+    ],
+    ids=range(10),
+)  # fmt: skip
+def test_a_refusal_says_what_cannot_be(name: str, request_: Any, says: str) -> None:
+    with pytest.raises((BadRequest, Unconfined)) as refusal:
+        confined(name, request_)
+    assert str(refusal.value) == says
 
 
 DOCS = delimited(1, b"docs")

@@ -79,8 +79,9 @@ def test_a_request_has_one_row(method: str, target: str, path: str, collection: 
 
 @pytest.mark.parametrize("target", ["/f/..%2Fx", "/f/..%2Fx/c", "/f/x%5C..", "/t/x/..%2Fy", "/u/docs/%2Fetc"])
 def test_a_files_name_stays_in_its_directory(target: str) -> None:
-    with pytest.raises(AmbiguousPath, match="A file's name leads out of its directory"):
+    with pytest.raises(AmbiguousPath) as refusal:
         router.recognise("GET", target)
+    assert str(refusal.value) == "A file's name leads out of its directory"
     assert router.recognise("GET", "/f/x..y").operation is not None
     assert router.recognise("GET", "/s/..%2Fx").operation is not None, "another name is no path"
 

@@ -14,7 +14,16 @@ from tlsproxy.errors import BadRequest, Unconfined
 from tlsproxy.qdrant.operations import Operation
 from tlsproxy.qdrant.rest_tenancy import confine
 from tlsproxy.qdrant.router import recognise
-from tlsproxy.qdrant.scoring import Facts, FactsNeeded, Scored, check_matrix, described, needs_corpus, release_in
+from tlsproxy.qdrant.scoring import (
+    MATRIX,
+    Facts,
+    FactsNeeded,
+    Scored,
+    check_matrix,
+    described,
+    needs_corpus,
+    release_in,
+)
 
 ACME = (Condition("tenant", "acme"), Condition("team", "a"))
 OURS = [{"key": one.key, "match": {"value": one.value}} for one in ACME]
@@ -84,7 +93,7 @@ def test_only_what_errs_on_the_safe_side_is_remembered() -> None:
         check_matrix("splade", remembered)
     check_matrix("splade", LATEST)
     for using in (*WORDS, "coded"):
-        with pytest.raises(Unconfined):
+        with pytest.raises(Unconfined, match=MATRIX):
             check_matrix(using, LATEST)
     for unknown in (Facts((1, 20), None, NONE), Facts((1, 20), NONE, None)):
         with pytest.raises(Unconfined):

@@ -188,7 +188,7 @@ def _value_exists(value: Any) -> ValueExists | None:
         raise MalformedToken("value_exists is not a collection and matches")
     must = [_condition(match) for match in matches]
     body = {"limit": 1, "with_payload": False, "with_vector": False, "filter": {"must": must}}
-    return ValueExists(collection, json.dumps(body, sort_keys=True).encode())
+    return ValueExists(collection, json.dumps(body).encode())
 
 
 def _condition(match: Any) -> dict[str, Any]:
