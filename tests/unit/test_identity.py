@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509.name import _ASN1Type
-from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+from cryptography.x509.oid import ExtendedKeyUsageOID, ExtensionOID, NameOID
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -34,6 +34,7 @@ def certificate(
     *,
     ekus: Sequence[x509.ObjectIdentifier] = (),
     ca: bool | None = None,
+    more: Sequence[x509.ExtensionType] = (),
     issuer: x509.Name | None = None,
     serial: int = 0x0ABC,
 ) -> bytes:
@@ -52,6 +53,8 @@ def certificate(
         builder = builder.add_extension(x509.ExtendedKeyUsage(ekus), critical=False)
     if ca is not None:
         builder = builder.add_extension(x509.BasicConstraints(ca=ca, path_length=None), critical=True)
+    for extension in more:
+        builder = builder.add_extension(extension, critical=False)
     return builder.sign(KEY, hashes.SHA256()).public_bytes(Encoding.DER)
 
 
@@ -185,6 +188,24 @@ def test_defect(case: str) -> None:
 def test_non_ascii_dns_name_is_a_defect() -> None:
     der = certificate(sans=[x509.DNSName("abc.example")]).replace(b"abc.example", "äd.example".encode())
     assert identity_of(der).defect in {"unreadable extensions", "non-ASCII alternative name"}
+
+
+@pytest.mark.parametrize("units", [1, 2, 5, 9])
+def test_an_encoding_is_found_in_a_name_of_any_length(units: int) -> None:
+    """Lengths of one byte, and in the long form, of names with 64 to some 700 bytes."""
+    long = [x509.NameAttribute(OU, f"{number}" * 64) for number in range(units)]
+    odd = x509.NameAttribute(O, "Acme", _ASN1Type.BMPString)
+    assert identity_of(certificate(x509.Name([*long, x509.NameAttribute(CN, "alice")]))).defect == ""
+    for attributes in ([odd, *long], [*long, odd], [*long[:1], odd, *long[1:]]):
+        assert identity_of(certificate(x509.Name(attributes))).defect.startswith("subject in an encoding")
+
+
+@pytest.mark.parametrize("value", [b"", b"\x30\x05", b"\x30\x03\x82\x05a"])
+def test_extensions_that_cannot_be_read_are_a_defect(value: bytes) -> None:
+    der = certificate(more=[x509.UnrecognizedExtension(ExtensionOID.SUBJECT_ALTERNATIVE_NAME, value)])
+    identity = identity_of(der)
+    assert (identity.subject, identity.common_name) == ("CN=alice", "alice")
+    assert identity.defect == "unreadable extensions"
 
 
 def test_subject_is_fit_for_a_log() -> None:

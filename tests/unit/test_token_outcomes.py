@@ -138,6 +138,18 @@ def test_an_expiry_of_another_form_is_no_token(exp: object) -> None:
     assert refused(token(access="r", exp=exp)) == GENERIC
 
 
+def test_the_first_second_of_all_is_a_time() -> None:
+    assert refused(token(access="r", exp=0)) == EXPIRED
+    assert rights(token(access="r", nbf=0))
+
+
+def test_tokens_are_minted_as_they_are_read() -> None:
+    for number in range(100):
+        outcome = verify(mint(KEY, {"access": "r", "number": number}))
+        assert isinstance(outcome, Token), number
+    assert qdrant_verifier("name", KEY).name == "name"
+
+
 def test_a_plan_must_not_outlive_its_token() -> None:
     outcome = verify(token(access="r", exp=int(NOW)))
     assert isinstance(outcome, Token)

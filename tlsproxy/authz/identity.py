@@ -231,7 +231,7 @@ def _usage_defect(extensions: x509.Extensions) -> str:
 
 def _shown(text: str) -> str:
     return "".join(
-        "".join(f"\\{byte:02x}" for byte in character.encode(errors="surrogatepass"))
+        "".join(f"\\{byte:02x}" for byte in character.encode())
         if unicodedata.category(character) in _INVISIBLE
         else character
         for character in text
