@@ -464,3 +464,10 @@ def test_thousands_of_unknown_roles_are_told_of_without_a_near_one_for_each() ->
     ]
     assert len(told) == 2000
     assert sum("did you mean 'team-" in one for one in told) == HINTS
+
+
+def test_a_longest_wait_below_the_usual_one_is_warned_of() -> None:
+    (warning,) = warnings(limits={"max_response_timeout": 60})
+    assert warning.startswith("limits.max_response_timeout: less than upstream.response_timeout (300 s)")
+    assert warnings(limits={"max_response_timeout": 300}) == []
+    assert warnings(upstream={"response_timeout": 7200}) == [], "the default is nobody's mistake"

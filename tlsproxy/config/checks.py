@@ -88,6 +88,13 @@ def _upstream(config: Config, _tree: Tree) -> Iterator[Finding]:
         yield Finding(("upstream", "idle_timeout"), text)
 
 
+def _waits(config: Config, _tree: Tree) -> Iterator[Finding]:
+    limits, usual = config.limits, config.upstream.response_timeout
+    if "max_response_timeout" in limits.model_fields_set and limits.max_response_timeout < usual:
+        text = f"less than upstream.response_timeout ({usual:g} s), which every request has: no client gets longer"
+        yield Finding(("limits", "max_response_timeout"), text, warning=True)
+
+
 def _inspection(config: Config, _tree: Tree) -> Iterator[Finding]:
     if config.limits.inspection_memory_mb < config.service.max_request_size_mb:
         text = (
@@ -131,6 +138,7 @@ _CHECKS: Final[tuple[tuple[frozenset[str], Check], ...]] = (
     (frozenset({"jwt_issuers"}), credentials.issuers),
     (frozenset({"jwt_issuers", "roles"}), credentials.issuer_roles),
     (frozenset({"upstream"}), _upstream),
+    (frozenset({"upstream", "limits"}), _waits),
     (frozenset({"service", "limits"}), _inspection),
     (frozenset({"limits", "roles"}), _bursts),
     (frozenset({"logger", "audit"}), _logger),
