@@ -27,11 +27,12 @@ from cryptography.hazmat.primitives.serialization import (
 
 from tlsproxy.cli.show import read_chain
 from tlsproxy.config.callers import JwtIssuer
+from tlsproxy.config.secrets import secret_in
 from tlsproxy.config.tokens import keys_in
 from tlsproxy.errors import MaterialError
 from tlsproxy.tls.crls import load_crls
 from tlsproxy.tls.pki import Authority
-from tlsproxy.tls.servercert import load_chain, load_key
+from tlsproxy.tls.servercert import load_chain, load_key, passphrase_of
 from tlsproxy.tls.trust import load_authorities
 
 if TYPE_CHECKING:
@@ -264,3 +265,10 @@ def test_an_ec_key_with_its_parameters() -> None:
     old = key.private_bytes(Encoding.PEM, PrivateFormat.TraditionalOpenSSL, NoEncryption())
     parameters = b"-----BEGIN EC PARAMETERS-----\nBggqhkjOPQMBBw==\n-----END EC PARAMETERS-----\n"
     assert load_key("f.pem", parameters + old, None)[0].public_key() == key.public_key()
+
+
+@pytest.mark.parametrize("form", ["byte order mark", "CRLF", "UTF-16 of PowerShell", "UTF-16, big end first"])
+def test_secrets_are_read_as_they_were_meant(tmp_path: Path, form: str) -> None:
+    data = LEFT_BY_EDITORS[form](b"correct-horse\n")
+    assert secret_in(tmp_path / "key", data) == "correct-horse"
+    assert passphrase_of("f", data) == b"correct-horse"

@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import ssl
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 import pytest
 from snapshot_site import CLIENT, ROOT, client_context, handshake, site
+from support.certificates import certified
 
 from tlsproxy.proxy.transport.tls import handshake_failure
 from tlsproxy.tls import openssl, verification
@@ -119,6 +121,27 @@ def test_whom_openssl_refuses_the_judge_is_not_asked_about(server: ssl.SSLContex
     presented = presented_by(answerer)
     assert presented is not None
     assert (presented.subject, presented.serial) == ("CN=alice", f"{stranger.serial:x}")
+
+
+def test_an_authority_at_fault_is_named_and_the_gateways_own_is_no_fault_of_the_client(tmp_path: Path) -> None:
+    """An intermediate that the client sends is its own to renew; the CAs of `tls.ca_cert` are not."""
+    made = site(tmp_path)
+    sound = next(iter(made.build().contexts.values()))
+    middle = certified(ROOT.intermediate("middle"), ROOT, not_after=datetime.now(UTC) - timedelta(seconds=1))
+    below = middle.issue(common_name="below", client=True)
+    error, _, told = failed(sound, client_context(below, tmp_path), admit)
+    reason, sentence = handshake_failure(error)  # type: ignore[arg-type]
+    assert (reason, told) == ("certificate_expired", "SSLV3_ALERT_CERTIFICATE_EXPIRED")
+    assert "that of CN=middle (OpenSSL error 10: certificate has expired)" in sentence
+
+    own = Authority.create("old root", lifetime=timedelta(seconds=-1))
+    client = own.issue(common_name="below", client=True)
+    made.write("ca.pem", ROOT.certificate_pem + own.certificate_pem)
+    context = next(iter(made.build().contexts.values()))
+    error, _, told = failed(context, client_context(client, tmp_path), admit)
+    reason, sentence = handshake_failure(error)  # type: ignore[arg-type]
+    assert (reason, told) == ("certificate_expired", "TLSV1_ALERT_INTERNAL_ERROR")
+    assert "that of CN=old root" in sentence
 
 
 def test_without_a_certificate_none_is_presented(server: ssl.SSLContext, tmp_path: Path) -> None:

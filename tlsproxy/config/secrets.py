@@ -17,6 +17,7 @@ from tlsproxy.config.callers import NamedKey
 from tlsproxy.config.model import Config
 from tlsproxy.config.policy import rights_of
 from tlsproxy.errors import MaterialError
+from tlsproxy.pem.blocks import text_of
 
 Read: TypeAlias = Callable[[Path], bytes | None]
 
@@ -116,7 +117,7 @@ def key_error(key: str) -> str | None:
 def secret_in(path: Path, data: bytes) -> str:
     """The key in a file. Raises MaterialError."""
     # latin-1 reads any bytes; what is not ASCII is refused below, without showing what it was.
-    key = data.decode("latin-1").removesuffix("\n").removesuffix("\r")
+    key = text_of(str(path), data).decode("latin-1").removesuffix("\n").removesuffix("\r")
     if error := key_error(key):
         raise MaterialError(str(path), error)
     return key

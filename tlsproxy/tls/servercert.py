@@ -155,7 +155,7 @@ def check_dates(path: str, chain: Iterable[x509.Certificate], now: float, skew: 
 
 def passphrase_of(path: str, data: bytes) -> bytes:
     """The content of a passphrase file without a final line end."""
-    passphrase = data.removesuffix(b"\n").removesuffix(b"\r")
+    passphrase = pem.text_of(path, data).removesuffix(b"\n").removesuffix(b"\r")
     if not passphrase:
         raise MaterialError(path, "is empty; put the passphrase of the private key there")
     if len(passphrase) > PASSPHRASE_LIMIT:

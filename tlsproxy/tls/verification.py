@@ -37,13 +37,20 @@ _Callback: Final = ctypes.CFUNCTYPE(ctypes.c_int, _POINTER, _POINTER)
 _set_callback: Final = openssl.function("SSL_CTX_set_cert_verify_callback", None, _POINTER, _Callback, _POINTER)
 _verify: Final = openssl.function("X509_verify_cert", ctypes.c_int, _POINTER)
 _set_error: Final = openssl.function("X509_STORE_CTX_set_error", None, _POINTER, ctypes.c_int)
+_error: Final = openssl.function("X509_STORE_CTX_get_error", ctypes.c_int, _POINTER)
+_faulty: Final = openssl.function("X509_STORE_CTX_get_current_cert", _POINTER, _POINTER)
 _path: Final = openssl.function("X509_STORE_CTX_get0_chain", _POINTER, _POINTER)
 _sent: Final = openssl.function("X509_STORE_CTX_get0_untrusted", _POINTER, _POINTER)
 _length: Final = openssl.function("OPENSSL_sk_num", ctypes.c_int, _POINTER)
 _item: Final = openssl.function("OPENSSL_sk_value", _POINTER, _POINTER, ctypes.c_int)
+_text: Final = openssl.function("X509_verify_cert_error_string", ctypes.c_char_p, ctypes.c_long)
 _encode: Final = openssl.function("i2d_X509", ctypes.c_int, _POINTER, ctypes.POINTER(_POINTER))
 
-CAN_JUDGE: Final = None not in (_set_callback, _verify, _set_error, _path, _sent, _length, _item, _encode)
+CAN_JUDGE: Final = None not in (
+    *(_set_callback, _verify, _set_error, _error, _faulty, _text, _path, _sent, _length, _item, _encode),
+)
+_DATES: Final = frozenset({9, 10})
+"""X509_V_ERR_* of a certificate that is not valid yet, and of one that has expired."""
 
 
 class ChainRefused(ssl.SSLError):
@@ -54,11 +61,23 @@ class ChainRefused(ssl.SSLError):
         self.refusal = refusal
 
 
+class Unverified(ssl.SSLCertVerificationError):
+    """OpenSSL's refusal of a certificate, with the certificate (DER) of a CA that is at fault; b"" for the client's."""
+
+    def __init__(self, code: int, message: str, authority: bytes) -> None:
+        super().__init__(message)
+        self.verify_code = code
+        self.verify_message = message
+        self.authority = authority
+
+
 class _Handshake(threading.local):
     """The thread's handshake: OpenSSL calls back before it returns."""
 
     judge: Judge | None = None
     refusal = ""
+    code = 0
+    authority = b""
     failure: BaseException | None = None
 
 
@@ -66,16 +85,18 @@ _now: Final = _Handshake()
 
 
 def shake_hands(tls: ssl.SSLObject, judge: Judge) -> None:
-    """One step of a handshake, as `do_handshake`. Raises ChainRefused by the judge's verdict, or the judge's error."""
-    _now.judge, _now.refusal, _now.failure = judge, "", None
+    """One step of a handshake, as `do_handshake`. Raises ChainRefused, Unverified, or an error of the judge."""
+    _now.judge, _now.refusal, _now.code, _now.failure = judge, "", 0, None
     try:
         tls.do_handshake()
-    except ssl.SSLCertVerificationError:
+    except ssl.SSLCertVerificationError as error:
         if _now.failure is not None:
             raise _now.failure from None
         if _now.refusal:
             raise ChainRefused(_now.refusal) from None
-        raise
+        if _now.code:
+            raise Unverified(_now.code, _text(_now.code).decode(), _now.authority) from None
+        raise Unverified(error.verify_code, error.verify_message, b"") from None
     finally:
         _now.judge = _now.failure = None
 
@@ -98,15 +119,26 @@ def _verified(store: Any, _: Any) -> int:
 
 def _judged(store: Any) -> int:
     admitted: int = _verify(store)
-    if admitted != 1 or _now.judge is None:
+    if _now.judge is None:
         return admitted
     path, sent = _items(_path(store)), _items(_sent(store))
+    if admitted != 1:
+        _note_error(store, path, sent)
+        return admitted
     ders = {certificate: _der(certificate) for certificate in {*path, *sent}}
     _now.refusal = refusal = _now.judge(tuple(map(ders.__getitem__, path)), tuple(map(ders.__getitem__, sent)))
     if not refusal:
         return 1
     _set_error(store, _CODES.get(refusal, _INTERNAL))
     return 0
+
+
+def _note_error(store: Any, path: list[int], sent: list[int]) -> None:
+    """Notes OpenSSL's error. A CA of ours that is outdated is our fault, like a CRL: the alert is `internal_error`."""
+    _now.code, faulty = _error(store), _faulty(store)
+    _now.authority = _der(faulty) if faulty and faulty not in path[:1] else b""
+    if _now.code in _DATES and _now.authority and faulty not in sent:
+        _set_error(store, _INTERNAL)
 
 
 def _items(stack: Any) -> list[int]:

@@ -121,7 +121,11 @@ VERIFY_ERRORS: Final[Mapping[int, tuple[str, str]]] = {
 }
 
 
-def described(code: int, message: str) -> tuple[str, str]:
-    """(reason, sentence) of a failed verification; ``message`` is OpenSSL's, by which others know it."""
+def described(code: int, message: str, authority: str = "") -> tuple[str, str]:
+    """(reason, sentence) of a failed verification; ``message`` is OpenSSL's, by which others know it.
+
+    ``authority`` is the name of the CA whose certificate is at fault, "" for the client's own.
+    """
     reason, sentence = VERIFY_ERRORS.get(code, ("certificate_invalid", "OpenSSL refuses the client certificate"))
-    return reason, f"{sentence} (OpenSSL error {code}: {message})"
+    fault = f": that of {authority}" if authority else ""
+    return reason, f"{sentence}{fault} (OpenSSL error {code}: {message})"

@@ -14,10 +14,11 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Final, Protocol
 
+from tlsproxy.authz.identity import identity_of
 from tlsproxy.proxy.transport.deadlines import Deadlines
 from tlsproxy.proxy.transport.stream import Stream, StreamHandler
 from tlsproxy.tls.trust import REFUSALS
-from tlsproxy.tls.verification import ChainRefused, shake_hands
+from tlsproxy.tls.verification import ChainRefused, Unverified, shake_hands
 from tlsproxy.tls.verify_errors import described
 from tlsproxy.wire import misdirected
 from tlsproxy.wire.content_coding import Content
@@ -51,7 +52,8 @@ def handshake_failure(error: ssl.SSLError | None) -> tuple[str, str]:
     if isinstance(error, ChainRefused):
         return error.refusal, REFUSALS[error.refusal]
     if isinstance(error, ssl.SSLCertVerificationError):
-        return described(error.verify_code, error.verify_message)
+        at_fault = isinstance(error, Unverified) and error.authority
+        return described(error.verify_code, error.verify_message, identity_of(at_fault).name if at_fault else "")
     reason = error.reason or ""
     if "ALERT" in reason:
         return "client_alert", reason.lower()
