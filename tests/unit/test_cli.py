@@ -105,6 +105,48 @@ class TestCheck:
             "given by nobody, confines tokens of login-spare",
         ]
 
+    def test_says_what_is_served_how_and_to_whom(self, site: Path, tmp_path: Path) -> None:
+        secret, named, audit = "s" * 40, "n" * 31, tmp_path / "audit"
+        (tmp_path / "key").write_text(secret)
+        (tmp_path / "named").write_text(named)
+        more = f"""\
+upstream: {{api_key: {"u" * 8}, grpc: "http://127.0.0.1:16334"}}
+audit: {{dir: {audit}, on_full: block}}
+admin: {{listen: "unix:{tmp_path}/admin.sock"}}
+limits: {{connections: 500, per_identity: {{requests_per_second: 20, burst: 40}}}}
+workers: 3
+keys: [{{name: nightly, file: named, role: ingest, expires: "2099-01-01T00:00:00Z"}}]
+"""
+        config = tmp_path / "config.yaml"
+        text = CONFIG.replace("max_workers: 2", "api_key_file: key, read_only_api_key: short, jwt_rbac: true")
+        text = text.replace("certs/", f"{site}/certs/").replace("spare: {", "spare: {limits: {max_body_mb: 2}, ")
+        config.write_text(text + more)
+        result = call("check", "--config", config)
+        assert result.exit_code == 0, result.output
+        for line in (
+            "upstream for REST: http://127.0.0.1:16333, with upstream.api_key",
+            "upstream for gRPC: http://127.0.0.1:16334, with upstream.api_key",
+            f"audit log: {audit}, daily, 7 files kept; if it cannot be written, requests wait",
+            f"admin server: unix:{tmp_path}/admin.sock",
+            "workers: 3",
+            "keys: api_key, read_only_api_key, nightly (role ingest, until 2099-01-01 00:00:00 UTC)",
+            "tokens signed by: api_key",
+            "limits: 500 connections, 1000 of one address; bodies of 32 MiB, uploads of any size",
+            "limits of each identity: 20 requests per second, 40 at once",
+            "limits of role spare: bodies of 2 MiB",
+        ):
+            assert line in result.stdout.splitlines()
+        short = [line for line in result.stderr.splitlines() if "fewer than 32 characters" in line]
+        assert ["service.read_only_api_key: " in short[0], "keys[0].file: " in short[1]] == [True, True]
+        assert len(short) == 2
+        for each in (secret, named, "u" * 8, "short\n"):
+            assert each not in result.output
+
+    def test_says_what_there_is_not(self, site: Path) -> None:
+        lines = done("check", "--config", site / "tlsproxy.yaml").splitlines()
+        assert {"keys: none", "tokens signed by: nobody", "admin server: none", "workers: 1"} <= set(lines)
+        assert "upstream for REST: http://127.0.0.1:16333, without a key" in lines
+
     def test_tells_every_mistake_and_exits_with_2(self, site: Path, tmp_path: Path) -> None:
         wrong = tmp_path / "wrong.yaml"
         wrong.write_text(CONFIG.replace("role: search", "role: serach").replace("service:", "sevice:"))

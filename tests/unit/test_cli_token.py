@@ -11,6 +11,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from jwt import PyJWS
 
+from tlsproxy.authz import tokens
 from tlsproxy.cli import main
 
 KEY = "the-api-k3y"
@@ -155,3 +156,14 @@ def test_a_token_within_its_issuers_role(site: Path) -> None:
     assert 'confined to tenant = "acme"' in explained.stdout
     assert explain(token(), "POST", "/collections/docs/points/count").exit_code == 1
     assert explain(token(org="acme"), "PUT", "/collections/docs").exit_code == 1
+
+
+@pytest.mark.parametrize("exp", [4102444800000, 1 << 60])
+def test_an_end_in_milliseconds_is_told(site: Path, exp: int) -> None:
+    token = tokens.mint(KEY, {"access": "m", "exp": exp})
+    explained = ("explain", "--config", site / "tlsproxy.yaml", "--token", "-", "none", "GET", "/collections")
+    for result in (verify(site, token), call("token", "show", "-", stdin=token), call(*explained, stdin=token)):
+        assert result.exit_code == 0
+        assert "warning: it ends in the year 9999: exp is in seconds (RFC 7519 section 2)" in result.stderr
+    soon = mint(site, "--access", "r")
+    assert "warning" not in verify(site, soon).stderr

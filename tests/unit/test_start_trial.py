@@ -59,6 +59,7 @@ def test_a_host_that_is_no_address_is_a_mistake(tmp_path: Path, host: str, says:
     [
         ({"service": {"host": "no-such-host.invalid"}}, "service.http_port: cannot listen on no-such-host.invalid: "),
         ({"service": {"host": "192.0.2.7"}}, "service.http_port: cannot listen on 192.0.2.7: "),
+        ({"health": {"listen": "192.0.2.7:0"}}, "health.listen: cannot listen on 192.0.2.7: "),
         ({"audit": {"dir": "/dev/null/audit"}}, "audit.dir /dev/null/audit: Not a directory"),
         ({"admin": {"listen": "unix:/no/such/s"}}, "admin.listen unix:/no/such/s: there is no directory /no/such"),
         (

@@ -5,27 +5,22 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
 import click
 
 from tlsproxy.cli.common import config_option, explained
-from tlsproxy.config.listeners import listening, titles
+from tlsproxy.cli.summary import summary
 from tlsproxy.config.loader import schema
-from tlsproxy.config.model import Config, Role
 from tlsproxy.config.reference import as_markdown, as_yaml
-from tlsproxy.config.tokens import key_sources
 from tlsproxy.errors import FailureKind, TlsproxyError
 from tlsproxy.service.start_trial import start_faults, start_warnings
 from tlsproxy.service.systemd.units import socket_units
 from tlsproxy.snapshot.files import read_inputs
-from tlsproxy.snapshot.generation import Generation
 from tlsproxy.snapshot.lifetimes import lifetimes_of
 from tlsproxy.snapshot.lifetimes import warnings as expiry_warnings
 from tlsproxy.snapshot.startup import FirstGeneration, first_generation
-from tlsproxy.text import utc_time
-from tlsproxy.tls.certinfo import CertificateFacts
 
 
 @click.command()
@@ -49,7 +44,7 @@ def check(config_path: Path, *, for_reload: bool) -> None:
     generation = first.generation
     units = socket_units(config_path, os.environ)
     _tell_faults(start_faults(generation.config, units, time.time()), for_reload=for_reload)
-    for line in _summary(generation):
+    for line in summary(generation):
         click.echo(line)
     for problem in generation.unused:
         click.echo(f"unused: {problem}")
@@ -102,51 +97,3 @@ def _tell_faults(faults: Iterable[str], *, for_reload: bool) -> None:
         click.echo(f"{label}: {fault}", err=True)
     if found and not for_reload:
         raise SystemExit(1)
-
-
-def _summary(generation: Generation) -> Iterator[str]:
-    material = generation.material
-    yield from _certificate("certificate", material.leaf)
-    for authority, anchor in zip(material.authorities, material.anchors.trusted.values(), strict=True):
-        yield from _certificate("client CA", authority)
-        yield from (f"  only       {confinement}" for confinement in material.anchors.confinements(anchor))
-    for crl in material.crls:
-        yield f"CRL of {crl.issuer}: {crl.count} revoked, next update {utc_time(crl.next_update)}"
-    for entry in listening(generation.config):
-        yield f"listens on {entry.endpoint} for {titles(entry.protocols)}"
-    health = generation.config.health
-    if health.listen is not None:
-        yield f"serves health checks on {'https' if health.tls else 'http'}://{health.listen}"
-    if not generation.config.service.verify_https_client_certificate:
-        yield "client certificates are optional"
-    for source in key_sources(generation.config):
-        yield f"{source.shown}: not fetched by this command; until `run` has fetched it, its tokens are refused"
-    for name, role in generation.config.roles.items():
-        yield f"role {name}: {_access(role)}{_where(role)}; {_holders(generation.config, name)}"
-
-
-def _holders(config: Config, role: str) -> str:
-    rules = [rule.name for rule in config.identities if rule.role == role]
-    keys = [f"key {key.name}" for key in config.keys if key.role == role]
-    issuers = [f"confines tokens of {issuer.name}" for issuer in config.jwt_issuers if issuer.role == role]
-    return ", ".join([f"given by {', '.join([*rules, *keys]) or 'nobody'}", *issuers])
-
-
-def _certificate(label: str, facts: CertificateFacts) -> Iterator[str]:
-    yield f"{label}: {facts.subject or '(empty subject)'}"
-    names = [*(f"DNS:{name}" for name in facts.dns_names), *(f"IP:{ip}" for ip in facts.ips)]
-    if names:
-        yield f"  names      {', '.join(names)}"
-    yield f"  valid      {utc_time(facts.not_before)} to {utc_time(facts.not_after)}"
-    yield f"  SHA-256    {facts.sha256}"
-
-
-def _where(role: Role) -> str:
-    conditions = " and ".join(f'{key} = "{text}"' for key, text in role.filter.items())
-    return f" where {conditions}" if conditions else ""
-
-
-def _access(role: Role) -> str:
-    if isinstance(role.access, str):
-        return {"r": "reads everything (r)", "m": "everything (m)"}[role.access]
-    return ", ".join(f"{grant.collection} ({grant.access})" for grant in role.access) or "nothing"

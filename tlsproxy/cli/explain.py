@@ -16,7 +16,7 @@ from tlsproxy.authz.tokens import INVALID
 from tlsproxy.cli.common import config_option, explained
 from tlsproxy.cli.inspection import NoConnection, connected, inspected_generation
 from tlsproxy.cli.questions import Client, Line, Request, client_of, line_of
-from tlsproxy.cli.secret import read_secret, token_option
+from tlsproxy.cli.secret import read_secret, token_option, warn_of_end
 from tlsproxy.cli.show import described
 from tlsproxy.errors import GrpcStatus, RequestError
 from tlsproxy.proxy.decision.call_plan import grpc_status
@@ -166,6 +166,7 @@ def _print_credential(admission: Admission) -> None:
     )
     if credential.expires != NEVER:
         click.echo(f"until      {utc_time(credential.expires)}")
+        warn_of_end(credential.expires, time.time())
     if credential.exists is not None:
         click.echo(f"provided   a certain point exists in the collection {credential.exists.collection}")
 

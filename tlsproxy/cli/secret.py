@@ -8,6 +8,7 @@ from typing import Final
 
 import click
 
+from tlsproxy.authz.keys import NEVER
 from tlsproxy.authz.roles import Policy
 from tlsproxy.config.model import Config
 from tlsproxy.config.policy import policy_of
@@ -15,7 +16,9 @@ from tlsproxy.config.secrets import resolve_keys
 from tlsproxy.config.tokens import key_sources, resolve_tokens
 from tlsproxy.errors import MaterialError
 from tlsproxy.snapshot.files import PEM_LIMIT, SECRET_LIMIT, read_argument, read_file
+from tlsproxy.text import utc_time
 
+_FAR: Final = 100 * 365 * 86400.0
 STDIN: Final = "-"
 
 token_option = click.option(
@@ -32,6 +35,13 @@ def read_secret(source: str) -> str:
     if len(data) > SECRET_LIMIT or not text or not text.isascii() or not text.isprintable():
         raise MaterialError(source, "does not hold a key or token: one line of printable ASCII is expected")
     return text
+
+
+def warn_of_end(expires: float, now: float) -> None:
+    """Warn of a token whose end is so far that it was not written in seconds."""
+    if expires != NEVER and expires > now + _FAR:
+        told = f"it ends in the year {utc_time(expires)[:4]}"
+        click.echo(f"warning: {told}: exp is in seconds (RFC 7519 section 2), not milliseconds", err=True)
 
 
 def policy_with_secrets(config: Config) -> Policy:

@@ -16,7 +16,7 @@ from tlsproxy.authz.admission import token_credential
 from tlsproxy.authz.claims import read_claims, read_object, unpadded
 from tlsproxy.authz.tokens import Tokens, mint, qdrant_verifier
 from tlsproxy.cli.common import FAILED, config_option, explained
-from tlsproxy.cli.secret import policy_with_secrets, read_secret
+from tlsproxy.cli.secret import policy_with_secrets, read_secret, warn_of_end
 from tlsproxy.cli.show import read_certificates, read_client
 from tlsproxy.config.loader import parse
 from tlsproxy.config.model import Config
@@ -99,6 +99,7 @@ def show(source: str) -> None:
     if claims.expires is not None:
         expired = " (expired)" if claims.expires < time.time() else ""
         click.echo(f"expires    {utc_time(claims.expires)}{expired}")
+        warn_of_end(claims.expires, time.time())
     if claims.defect:
         click.echo(f"defect     {claims.defect}")
     click.echo("the signature was not verified")
@@ -124,6 +125,7 @@ def verify(config_path: Path, certificate: Path | None, source: str) -> None:
         click.echo(f"refused: {outcome.status} {outcome.text} ({outcome.reason})")
         raise SystemExit(1)
     role = f" (role {outcome.role})" if outcome.role else ""
+    warn_of_end(outcome.expires, time.time())
     click.echo(f"accepted: signed by {outcome.name}{role}, gives {outcome.gives}")
 
 

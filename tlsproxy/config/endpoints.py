@@ -54,8 +54,12 @@ def check_host(host: str) -> None:
         )
     if host.startswith("[") or host.endswith("]"):
         raise ValueError("an IPv6 address stands without brackets here: ::1")
-    if not (is_address(host) or _NAME.fullmatch(host)):
+    if not _is_host(host):
         raise ValueError("an IP address or a host name is expected, without port or scheme")
+
+
+def _is_host(host: str) -> bool:
+    return is_address(host) or _NAME.fullmatch(host) is not None
 
 
 def upstream_endpoint(url: str) -> Endpoint:
@@ -138,9 +142,9 @@ def listen_endpoint(listen: str) -> Endpoint:
         host, port = parts.hostname, parts.port
     except ValueError:
         host, port, parts = None, None, urlsplit("")
-    if not host or port is None or parts.netloc != listen or "@" in listen:
+    if port is None or parts.netloc != listen or "@" in listen or not _is_host(host or ""):
         raise ValueError("host:port is expected")
-    return Endpoint(host, port)
+    return Endpoint(host or "", port)
 
 
 def admin_endpoint(listen: str) -> Endpoint | str:

@@ -14,13 +14,17 @@ from pydantic import SecretStr
 from tlsproxy.authz.keys import NEVER, UNKNOWN_DIGEST, Key, Keys, key_digest
 from tlsproxy.authz.matcher import Matcher
 from tlsproxy.config.callers import NamedKey
+from tlsproxy.config.findings import Finding
 from tlsproxy.config.model import Config
 from tlsproxy.config.policy import rights_of
+from tlsproxy.config.positions import Path as ConfigPath
 from tlsproxy.errors import MaterialError
 from tlsproxy.pem.blocks import text_of
 
 Read: TypeAlias = Callable[[Path], bytes | None]
 
+SHORT: Final = 32
+"""Fewest characters of a key, as Qdrant advises and HS256 needs for tokens (RFC 7518 section 3.2)."""
 KEY_NAMES: Final = ("api_key", "alt_api_key", "read_only_api_key")
 """Keys of `service`; each may be given as `NAME_file` instead."""
 
@@ -88,6 +92,23 @@ def _named(config: Config, entry: NamedKey, read: Read) -> Key:
         expires=NEVER if entry.expires is None else entry.expires.timestamp(),
         certificate=None if match is None else Matcher(**match.model_dump()),
     )
+
+
+def short_keys(config: Config, read: Read) -> Iterator[Finding]:
+    """Warnings on clients' keys that can be guessed; of keys given by their digest nothing is known."""
+    service = config.service
+    found: list[tuple[ConfigPath, str | None]] = []
+    for name in KEY_NAMES:
+        path = getattr(service, f"{name}_file")
+        place = name if path is None else f"{name}_file"
+        found.append((("service", place), _resolve(getattr(service, name), path, read)))
+    for index, entry in enumerate(config.keys):
+        if entry.file is not None:
+            found.append((("keys", index, "file"), _resolve(None, entry.file, read)))
+    for where, key in found:
+        if key and len(key) < SHORT:
+            text = f"the key has fewer than {SHORT} characters and might be guessed: openssl rand -base64 32 makes one"
+            yield Finding(where, text, warning=True)
 
 
 def signing_keys(config: Config, read: Read) -> tuple[tuple[str, str], ...]:

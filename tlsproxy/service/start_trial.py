@@ -14,7 +14,9 @@ from typing import Final
 
 from tlsproxy.admin.socket import AdminAddressError, check_listen
 from tlsproxy.audit.log import AuditNotWritable, check_place
-from tlsproxy.config.listeners import Listening, listening
+from tlsproxy.config.endpoints import Endpoint
+from tlsproxy.config.health import health_endpoint
+from tlsproxy.config.listeners import listening
 from tlsproxy.config.model import Config
 from tlsproxy.config.positions import dotted
 from tlsproxy.proxy.frontend.listener import bound_socket
@@ -32,8 +34,7 @@ def start_faults(config: Config, units: Sequence[SocketUnit], now: float) -> Ite
     ``now`` is seconds since the epoch.
     """
     bound: dict[tuple[str, int], str] = {}
-    for where in _own(config, units):
-        key, endpoint = dotted(where.path), where.endpoint
+    for key, endpoint in _own(config, units):
         try:
             with closing(bound_socket(endpoint.host, 0)) as sock:
                 address = sock.getsockname()[0]
@@ -57,20 +58,24 @@ def start_warnings(config: Config, units: Sequence[SocketUnit]) -> Iterator[str]
     """Socket units that do not fit, and ports that this user may not bind, though the service may."""
     for unit in units:
         yield from unit.problems(tuple(listening(config)))
-    for where in _own(config, units):
-        endpoint = where.endpoint
+    for key, endpoint in _own(config, units):
         if 0 < endpoint.port < PRIVILEGED:
             try:
                 bound_socket(endpoint.host, endpoint.port).close()
             except OSError as error:
                 if error.errno == errno.EACCES:
-                    yield f"{dotted(where.path)}: port {endpoint.port} needs CAP_NET_BIND_SERVICE, or a socket unit"
+                    yield f"{key}: port {endpoint.port} needs CAP_NET_BIND_SERVICE, or a socket unit"
 
 
 def _made_at_start(directory: Path | str) -> bool:
     return directory in MADE and not Path(directory).exists()
 
 
-def _own(config: Config, units: Sequence[SocketUnit]) -> Iterator[Listening]:
-    """Listeners that `run` binds itself."""
-    return (where for where in listening(config) if not any(unit.holds(where) for unit in units))
+def _own(config: Config, units: Sequence[SocketUnit]) -> Iterator[tuple[str, Endpoint]]:
+    """Keys and addresses of the listeners that `run` binds itself."""
+    for where in listening(config):
+        if not any(unit.holds(where) for unit in units):
+            yield dotted(where.path), where.endpoint
+    health = health_endpoint(config)
+    if health is not None:
+        yield "health.listen", health

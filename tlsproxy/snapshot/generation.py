@@ -16,7 +16,7 @@ from tlsproxy.config.listeners import HEALTH, PROTOCOLS, TCP, listening
 from tlsproxy.config.listeners import tunnels as tunnels_of
 from tlsproxy.config.loader import located
 from tlsproxy.config.policy import policy_of
-from tlsproxy.config.secrets import known_keys, upstream_api_key
+from tlsproxy.config.secrets import known_keys, short_keys, upstream_api_key
 from tlsproxy.config.shape import restart_settings
 from tlsproxy.config.tokens import resolve_tokens
 from tlsproxy.errors import MaterialError
@@ -187,7 +187,10 @@ def assemble(  # noqa: PLR0913 - the dependencies of a generation, by name
     config = loaded.config
     material = _material(states, former)
     policy = _policy(states, former)
-    findings = ca_warnings(config, material.anchors, material.configured)
+    findings = (
+        *short_keys(config, _secrets(states)),
+        *ca_warnings(config, material.anchors, material.configured),
+    )
     contexts = _contexts(config, started, material, former)
     if former is not None and contexts is former.contexts:
         unfit = former.unfit

@@ -1,0 +1,134 @@
+"""Summary of a generation for people: listeners, upstream, callers, limits. Of keys it has the names alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from tlsproxy.authz.keys import NEVER, Key
+from tlsproxy.config.limits import Quota
+from tlsproxy.config.listeners import listening, titles
+from tlsproxy.config.model import AuditConfig, Config, Role, UpstreamConfig
+from tlsproxy.config.tokens import key_sources
+from tlsproxy.snapshot.generation import Generation
+from tlsproxy.text import utc_time
+from tlsproxy.tls.certinfo import CertificateFacts
+
+
+def summary(generation: Generation) -> Iterator[str]:
+    material = generation.material
+    yield from _certificate("certificate", material.leaf)
+    for authority, anchor in zip(material.authorities, material.anchors.trusted.values(), strict=True):
+        yield from _certificate("client CA", authority)
+        yield from (f"  only       {confinement}" for confinement in material.anchors.confinements(anchor))
+    for crl in material.crls:
+        yield f"CRL of {crl.issuer}: {crl.count} revoked, next update {utc_time(crl.next_update)}"
+    yield from _served(generation.config)
+    yield from _callers(generation)
+    yield from _limits(generation.config)
+
+
+def _served(config: Config) -> Iterator[str]:
+    for entry in listening(config):
+        yield f"listens on {entry.endpoint} for {titles(entry.protocols)}"
+    health = config.health
+    if health.listen is not None:
+        yield f"serves health checks on {'https' if health.tls else 'http'}://{health.listen}"
+    protocols = {protocol for entry in listening(config) for protocol in entry.protocols}
+    for protocol, url in (("rest", config.upstream.rest), ("grpc", config.upstream.grpc)):
+        if protocol in protocols:
+            yield f"upstream for {titles((protocol,))}: {url}, {_upstream_key(config.upstream)}"
+    for listener in config.listeners:
+        if listener.mode == "tcp":
+            yield f"upstream for TCP on port {listener.port}: {listener.upstream}, for {', '.join(listener.allow)}"
+    yield f"audit log: {_audit(config.audit)}"
+    yield f"admin server: {config.admin.listen or 'none'}"
+    yield f"workers: {config.workers}"
+
+
+def _upstream_key(upstream: UpstreamConfig) -> str:
+    if upstream.api_key_file is not None:
+        return f"with the key of {upstream.api_key_file}"
+    return "without a key" if upstream.api_key is None else "with upstream.api_key"
+
+
+def _audit(audit: AuditConfig) -> str:
+    if not audit.enabled:
+        return "none: no decision is recorded"
+    full = {"refuse": "requests are refused", "block": "requests wait"}[audit.on_full]
+    place = (
+        "standard output" if audit.dir == "-" else f"{audit.dir}, {audit.rotation}, {audit.max_log_files} files kept"
+    )
+    return f"{place}; if it cannot be written, {full}"
+
+
+def _callers(generation: Generation) -> Iterator[str]:
+    config = generation.config
+    if not config.service.verify_https_client_certificate:
+        yield "client certificates are optional"
+    yield f"keys: {', '.join(map(_key, generation.policy.keys.keys)) or 'none'}"
+    yield f"tokens signed by: {', '.join(one.name for one in generation.policy.tokens.verifiers) or 'nobody'}"
+    for source in key_sources(config):
+        yield f"{source.shown}: not fetched by this command; until `run` has fetched it, its tokens are refused"
+    for name, role in config.roles.items():
+        yield f"role {name}: {_access(role)}{_where(role)}; {_holders(config, name)}"
+
+
+def _key(key: Key) -> str:
+    facts = [f"role {key.role}"] if key.role else []
+    if key.expires != NEVER:
+        facts.append(f"until {utc_time(key.expires)}")
+    return f"{key.name} ({', '.join(facts)})" if facts else key.name
+
+
+def _limits(config: Config) -> Iterator[str]:
+    limits = config.limits
+    uploads = f"{limits.max_upload_size_mb} MiB" if limits.max_upload_size_mb else "any size"
+    yield (
+        f"limits: {limits.connections} connections, {limits.connections_per_address} of one address; bodies of "
+        f"{config.service.max_request_size_mb} MiB, uploads of {uploads}"
+    )
+    quotas = {"identity": limits.per_identity, "key": limits.per_key}
+    quotas |= {f"holder of role {name}": role.limits.per_identity or Quota() for name, role in config.roles.items()}
+    for name, quota in quotas.items():
+        if quota != Quota():
+            yield f"limits of each {name}: {_quota(quota)}"
+    for name, role in config.roles.items():
+        body = [] if role.limits.max_body_mb is None else [f"bodies of {role.limits.max_body_mb} MiB"]
+        if found := ", ".join(filter(None, (_quota(role.limits), *body))):
+            yield f"limits of role {name}: {found}"
+
+
+def _quota(quota: Quota) -> str:
+    parts = (
+        ("{:g} requests per second", quota.requests_per_second),
+        ("{} at once", quota.burst),
+        ("{} under way", quota.concurrent_requests),
+    )
+    return ", ".join(text.format(value) for text, value in parts if value is not None)
+
+
+def _holders(config: Config, role: str) -> str:
+    rules = [rule.name for rule in config.identities if rule.role == role]
+    keys = [f"key {key.name}" for key in config.keys if key.role == role]
+    issuers = [f"confines tokens of {issuer.name}" for issuer in config.jwt_issuers if issuer.role == role]
+    return ", ".join([f"given by {', '.join([*rules, *keys]) or 'nobody'}", *issuers])
+
+
+def _certificate(label: str, facts: CertificateFacts) -> Iterator[str]:
+    yield f"{label}: {facts.subject or '(empty subject)'}"
+    names = [*(f"DNS:{name}" for name in facts.dns_names), *(f"IP:{ip}" for ip in facts.ips)]
+    if names:
+        yield f"  names      {', '.join(names)}"
+    yield f"  valid      {utc_time(facts.not_before)} to {utc_time(facts.not_after)}"
+    yield f"  SHA-256    {facts.sha256}"
+
+
+def _where(role: Role) -> str:
+    conditions = " and ".join(f'{key} = "{text}"' for key, text in role.filter.items())
+    return f" where {conditions}" if conditions else ""
+
+
+def _access(role: Role) -> str:
+    if isinstance(role.access, str):
+        return {"r": "reads everything (r)", "m": "everything (m)"}[role.access]
+    return ", ".join(f"{grant.collection} ({grant.access})" for grant in role.access) or "nothing"
