@@ -12,6 +12,7 @@ from snapshot_site import ROOT, SnapshotSite, site
 from support.certificates import certified
 
 from tlsproxy.snapshot import files
+from tlsproxy.snapshot.lifetimes import lifetimes_of
 from tlsproxy.tls.chain_checks import gaps
 from tlsproxy.tls.pki import Authority, Issued
 
@@ -101,3 +102,12 @@ def test_any_other_expired_certificate_is_refused(tmp_path: Path, case: str) -> 
     made.write("server.pem", issued.certificate_pem + b"".join(one.certificate_pem for one in above))
     (fault,) = made.propose().faults.values()
     assert "CN=test root expired at" in fault.text
+
+
+@pytest.mark.parametrize("ended", [True, False])
+def test_only_an_expired_one_is_left_out_of_the_lifetimes(tmp_path: Path, *, ended: bool) -> None:
+    """Of a chain of three CAs the last may be needed: its end is told beforehand."""
+    made = site(tmp_path)
+    served(made, leaf(MIDDLE), MIDDLE, EXPIRED if ended else certified(ROOT, OLD))
+    names = [one.name for one in lifetimes_of(made.build()) if one.kind == "intermediate"]
+    assert names == ["CN=middle"] + ["CN=test root"] * (not ended)

@@ -96,7 +96,7 @@ def _all(generation: Generation) -> Iterator[Lifetime]:
     names = ", ".join([*material.leaf.dns_names, *material.leaf.ips])
     yield _certificate("server", material.leaf, material.cert_path, f", for {names}" if names else "")
     for facts in map(facts_of, material.server.chain[1:]):
-        if facts != material.needless:
+        if facts != material.needless or facts.not_after > generation.built_at:
             yield _certificate("intermediate", facts, material.cert_path)
     for facts in material.authorities:
         yield _certificate("ca", facts, material.trust.path)
