@@ -102,6 +102,7 @@ def gateway(site: Site, shared_upstream: ScriptedUpstream) -> Iterator[Gateway]:
         site.issue(client, client=True, common_name=client)
     config = site.write_config(
         shared_upstream.url,
+        audit={"probes": True},
         service={"verify_https_client_certificate": False, "api_key": "a-k3y-that-nobody-sends"},
         roles=roles,
         identities=[{"name": client, "match": {"cn": client}, "role": client} for client in roles],
