@@ -129,6 +129,12 @@ def test_http_1_on_the_port_of_grpc(site: Site, served: Gateway) -> None:
         assert served.audited(event="handshake")["reason"] == "no_protocol"
 
 
+def test_what_is_no_http_on_the_port_of_grpc(site: Site, served: Gateway) -> None:
+    with served.connect(site.client(), port=served.grpc_port) as sock:
+        sock.sendall(b"\x00\x01\x02")
+        assert sock.recv(4096) == b"", "a clean end"
+
+
 def test_http_2_without_alpn(site: Site, served: Gateway) -> None:
     with served.connect(site.client(), port=served.grpc_port) as sock:
         client = H2Client(sock)
@@ -184,6 +190,15 @@ def test_an_insecure_channel_of_grpc(served: Gateway) -> None:
             call(b"", timeout=DEADLINE)
     assert error.value.code() is grpc.StatusCode.UNAVAILABLE
     assert "This port speaks TLS" in str(error.value.details())
+
+
+@pytest.mark.parametrize("said", [b"PROXY TCP4 192.0.2.1 192.0.2.2 1 2\r\n", b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0"])
+def test_the_proxy_protocol_of_a_balancer_is_named(served: Gateway, said: bytes) -> None:
+    with socket.create_connection(("127.0.0.1", served.port), timeout=DEADLINE) as sock:
+        sock.sendall(said)
+        assert sock.recv(4096) == b""
+    record = served.audited(event="handshake", reason="proxy_protocol")
+    assert record["error"] == "the PROXY protocol is not spoken: switch it off at the balancer"
 
 
 @pytest.mark.parametrize("said", [b"SSH-2.0-OpenSSH_9.2\r\n", b"EHLO localhost\r\n", b"\x00\x01\x02\x03\x04\x05"])

@@ -25,5 +25,8 @@ def test_a_session_that_is_resumed_all_the_same_is_ended() -> None:
     reception.handshake_done(tls)
     assert reception.entry is None
     assert len(closed) == 1
+    reception._session = None
+    reception.drain()
+    assert len(closed) == 2, "a drain waits for no client that was refused"
     (line,) = map(orjson.loads, lines)
     assert (line["event"], line["result"], line["reason"]) == ("handshake", "denied", "session_resumed")

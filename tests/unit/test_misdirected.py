@@ -28,6 +28,10 @@ ENOUGH = 23
         (b"CONNECT host:443 HTTP/1.1\r\n", Spoken.HTTP_1),
         (http2.PREFACE, Spoken.HTTP_2),
         (b"PRI * HTTP/2.0\r\n\r\n", Spoken.HTTP_2),
+        (b"PROXY TCP4 192.0.2.1 192.0.2.2 1 2\r\n", Spoken.PROXY),
+        (b"PROXY UNKNOWN\r\n", Spoken.PROXY),
+        (b"\r\n\r\n\0\r\nQUIT\n\x21\x11", Spoken.PROXY),
+        (b"\r\n\r\nGET / HTTP/1.1\r\n", Spoken.OTHER),
         (b"SSH-2.0-OpenSSH_9.2\r\n", Spoken.OTHER),
         (b"EHLO localhost\r\n", Spoken.OTHER),
         (b"PING\r\n", Spoken.OTHER),
@@ -40,6 +44,8 @@ ENOUGH = 23
         (b"GET", None),
         (b"POST http", None),
         (b"CONNECT ", None),
+        (b"PROXY", None),
+        (b"\r\n\r\n\0\r\nQUI", None),
     ],
 )
 def test_protocols(said: bytes, protocol: Spoken | None) -> None:
@@ -49,7 +55,7 @@ def test_protocols(said: bytes, protocol: Spoken | None) -> None:
 @given(
     st.one_of(
         st.binary(max_size=64),
-        st.sampled_from([b"GET ", b"PRI * HT", b"CONNECT "]).flatmap(
+        st.sampled_from([b"GET ", b"PRI * HT", b"CONNECT ", b"PROXY", b"\r\n\r\n\0"]).flatmap(
             lambda begin: st.text(st.characters(codec="ascii"), max_size=30).map(lambda rest: begin + rest.encode())
         ),
     )

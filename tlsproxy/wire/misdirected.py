@@ -19,6 +19,7 @@ class Spoken(Enum):
 
     HTTP_1 = "HTTP/1"
     HTTP_2 = "HTTP/2"
+    PROXY = "the PROXY protocol"
     OTHER = "another protocol"
 
 
@@ -26,6 +27,8 @@ NO_TLS: Final = "This port speaks TLS: use https://, or for gRPC a channel with 
 GRPC_ALONE: Final = "This port serves gRPC alone (HTTP/2, ALPN h2): REST is served over HTTP/1.1 on another port"
 
 _PREFACE: Final = b"PRI * HTTP/2"
+# A balancer that is set to tell the client's address (haproxy.org/download/2.6/doc/proxy-protocol.txt): version 2, 1.
+_PROXY: Final = (b"\r\n\r\n\0\r\nQUIT\n", b"PROXY ")
 # method SP request-target (RFC 9112 §3): origin-form, absolute-form, asterisk-form, or authority-form after CONNECT.
 _REQUEST: Final = re.compile(rb"CONNECT [\x21-\x7e]|[A-Z]{1,16} (?:[/*]|https?:)")
 _BEGUN: Final = re.compile(rb"[A-Z]{1,16}(?: (?:h|ht|htt|https?)?)?")
@@ -35,7 +38,9 @@ def spoken(data: bytes) -> Spoken | None:
     """The protocol that begins with this, None if more of it is needed; 23 bytes are always enough."""
     if data.startswith(_PREFACE):
         return Spoken.HTTP_2
-    if not data or _PREFACE.startswith(data):
+    if data.startswith(_PROXY):
+        return Spoken.PROXY
+    if not data or any(begin.startswith(data) for begin in (_PREFACE, *_PROXY)):
         return None
     if _REQUEST.match(data):
         return Spoken.HTTP_1
@@ -46,7 +51,7 @@ def answer(protocol: Spoken, first: bytes, text: str) -> bytes:
     """The whole answer to a client whose ``first`` bytes these are; empty for another protocol than HTTP."""
     if protocol is Spoken.HTTP_2:
         return settings({}) + goaway(0, Code.INADEQUATE_SECURITY, text)
-    if protocol is Spoken.OTHER:
+    if protocol is not Spoken.HTTP_1:
         return b""
     body = error_body(text)
     head = (

@@ -167,9 +167,11 @@ class AcceptedConnection:
             gateway.limiter.addresses.failed(network_of(self.address), ())
 
     def drain(self) -> None:
-        """Drains its session; a handshake may be finished first."""
+        """Drains its session; a handshake may be finished first, but a refused client is not waited for."""
         if self._session is not None:
             self._session.drain()
+        elif self._failed:
+            self.stream.close(ALERT_LINGER)
 
     def _ended(self) -> None:
         if self.entry is not None:

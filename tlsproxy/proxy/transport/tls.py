@@ -28,8 +28,8 @@ RECORD: Final = 16_384
 """Bytes of plaintext in a record, at most (RFC 8446 §5.1)."""
 FED: Final = 24_576
 """Bytes of ciphertext given to a BIO at a time, a record and a half: a BIO never shrinks again."""
-LETTERS: Final = range(0x41, 0x5B)
-"""First bytes of a request in clear; those of TLS are below (RFC 8446 §5.1), those of SSL 2 above."""
+CLEAR: Final = frozenset((0x0D, *range(0x41, 0x5B)))
+"""First bytes of HTTP and of the PROXY protocol in clear. Those of TLS are none of them (RFC 8446 §5.1)."""
 MAX_HANDSHAKE: Final = 131_072
 """Bytes from a client before its handshake is done, at most: room for a long chain, not for a flood."""
 ALERT_LINGER: Final = 1.0
@@ -121,7 +121,7 @@ class TlsStream(Stream):
 
     def _greeted(self, data: bytes) -> None:
         """Takes bytes from before the handshake's end."""
-        if self._clear or (not self._received and data[0] in LETTERS):
+        if self._clear or (not self._received and data[0] in CLEAR):
             data = self._in_clear(data)
         if data:
             self._received += len(data)
@@ -138,6 +138,9 @@ class TlsStream(Stream):
         self._clear = b""
         if protocol is Spoken.OTHER:
             return first
+        if protocol is Spoken.PROXY:
+            self._fail("proxy_protocol", "the PROXY protocol is not spoken: switch it off at the balancer")
+            return b""
         self._send(misdirected.answer(protocol, first, NO_TLS))
         self._fail("plaintext_http", f"{protocol.value} without TLS")
         return b""
