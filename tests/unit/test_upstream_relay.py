@@ -7,31 +7,34 @@ from typing import Any
 
 from tlsproxy.config.model import Config
 from tlsproxy.errors import Overloaded, RequestError
-from tlsproxy.proxy.core.runtime_limits import RuntimeLimits
+from tlsproxy.proxy.core.runtime_limits import LAST_ANSWER, RuntimeLimits
 from tlsproxy.proxy.limits.fair_shares import Shares
 from tlsproxy.proxy.transport.deadlines import Deadlines
 from tlsproxy.proxy.upstream.connection import UpstreamConnection
 from tlsproxy.proxy.upstream.pool import Pool
+from tlsproxy.qdrant.timeouts import SNAPSHOT
 from tlsproxy.wire.http1_response import ResponseHead
 
 RESPONSE = b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhello"
 
 
 class Exchange:
-    """``stalls``: its client takes no more as soon as there is a body."""
+    """``stalls``: its client takes no more as soon as there is a body. ``window``: seconds that its upstream has."""
 
     account = ("identity", "somebody")
     waits_for_client = False
 
-    def __init__(self, *, stalls: bool = False, sent: bool = True) -> None:
-        self.stalls, self.sent = stalls, sent
+    def __init__(self, *, stalls: bool = False, sent: bool = True, asked: float = 0.0) -> None:
+        self.stalls, self.sent, self.asked = stalls, sent, asked
+        self.window = 0.0
         self.upstream: UpstreamConnection | None = None
         self.body = b""
         self.ended: asyncio.Future[RequestError | None] = asyncio.get_running_loop().create_future()
 
     def upstream_ready(self, upstream: UpstreamConnection) -> None:
         self.upstream = upstream
-        upstream.begin(self, b"GET / HTTP/1.1\r\n\r\n", to_head=False, whole=True)
+        upstream.begin(self, b"GET / HTTP/1.1\r\n\r\n", to_head=False, whole=True, asked=self.asked)
+        self.window, _ = upstream.stream._lowest()
 
     def give_way(self, error: RequestError) -> None:
         raise AssertionError(error)
@@ -86,7 +89,7 @@ async def serve(server: socket.socket, connections: list[asyncio.StreamWriter]) 
     return await asyncio.start_server(answer, sock=server)
 
 
-def relayed(*exchanges: dict[str, bool]) -> tuple[list[Exchange], int]:
+def relayed(*exchanges: dict[str, Any]) -> tuple[list[Exchange], int]:
     """The exchanges, one after the other through one pool; how many connections it took."""
 
     async def main() -> tuple[list[Exchange], int]:
@@ -122,3 +125,9 @@ def test_a_response_before_the_request_was_whole_leaves_none() -> None:
     done, connections = relayed({"sent": False}, {})
     assert [each.body for each in done] == [b"hello"] * 2
     assert connections == 2
+
+
+def test_the_time_of_a_request_ends_with_it() -> None:
+    done, connections = relayed({"asked": SNAPSHOT}, {}, {"asked": 100.0})
+    assert [each.window for each in done] == [3600.0, 5.0, 100.0 + LAST_ANSWER]
+    assert connections == 1
