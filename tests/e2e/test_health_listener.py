@@ -99,7 +99,7 @@ def test_a_request_that_comes_in_pieces(plain: Gateway) -> None:
         assert answer_to(sock, b"\r\n")[0] == 200
 
 
-def test_whoever_holds_connections_shuts_out_no_probe(plain: Gateway) -> None:
+def test_held_connections_shut_out_no_probe(plain: Gateway) -> None:
     held = [connected(plain) for _ in range(MAX_CONNECTIONS + 3)]
     try:
         assert asked(plain, "/livez")[0] == 200
@@ -112,7 +112,7 @@ def test_whoever_holds_connections_shuts_out_no_probe(plain: Gateway) -> None:
             sock.close()
 
 
-def test_what_speaks_tls_there_is_closed(site: Site, plain: Gateway) -> None:
+def test_tls_on_the_plain_port_is_closed(site: Site, plain: Gateway) -> None:
     with connected(plain) as sock, pytest.raises((ssl.SSLError, ConnectionError)):
         site.client().wrap_socket(sock, server_hostname="localhost")
 

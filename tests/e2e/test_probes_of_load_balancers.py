@@ -87,7 +87,7 @@ def test_tls_without_a_certificate_from_a_listed_address(site: Site, served: Gat
     assert handshakes(served) <= {"ok"}
 
 
-def test_what_else_a_listed_address_does_wrong_counts(served: Gateway) -> None:
+def test_other_faults_of_a_listed_address_count(served: Gateway) -> None:
     with connected(served, BALANCER) as sock:
         sock.sendall(b"GET / HTTP/1.1\r\n\r\n")
         assert sock.recv(4096).startswith(b"HTTP/1.1 400 ")

@@ -15,7 +15,7 @@ from support.grpc_channels import certificates
 from support.grpc_upstream import GrpcUpstream
 from support.h2_raw_client import PREFACE, H2Client, fields, h2
 from support.operator_tools import curl, tool
-from support.raw_request import read_response
+from support.raw_request import read_response, request
 from support.site import Site
 from support.upstream import ScriptedUpstream
 
@@ -129,7 +129,7 @@ def test_http_1_on_the_port_of_grpc(site: Site, served: Gateway) -> None:
         assert served.audited(event="handshake")["reason"] == "no_protocol"
 
 
-def test_what_is_no_http_on_the_port_of_grpc(site: Site, served: Gateway) -> None:
+def test_other_bytes_on_the_port_of_grpc(site: Site, served: Gateway) -> None:
     with served.connect(site.client(), port=served.grpc_port) as sock:
         sock.sendall(b"\x00\x01\x02")
         assert sock.recv(4096) == b"", "a clean end"
@@ -145,14 +145,9 @@ def test_http_2_without_alpn(site: Site, served: Gateway) -> None:
 # In clear
 
 
-@pytest.mark.parametrize("port", PORTS)
-@pytest.mark.parametrize("method", ["GET", "DELETE", "PUT"])
-def test_plain_http(served: Gateway, port: str, method: str) -> None:
+def test_plain_http_by_curl(served: Gateway) -> None:
     done = subprocess.run(
-        [
-            *(tool("curl"), "-sS", "--noproxy", "*", "-X", method, "-d", "{}", "-w", "\n%{http_code}"),
-            f"http://127.0.0.1:{served.ports[port][0]}/collections",
-        ],
+        [tool("curl"), "-sS", "--noproxy", "*", "-w", "\n%{http_code}", f"http://127.0.0.1:{served.port}/collections"],
         capture_output=True,
         text=True,
         timeout=DEADLINE,
@@ -162,6 +157,17 @@ def test_plain_http(served: Gateway, port: str, method: str) -> None:
     assert (status, "https://" in json.loads(body)["status"]["error"]) == ("400", True)
     record = served.audited(event="handshake", error="HTTP/1 without TLS")
     assert (record["result"], record["reason"]) == ("denied", "plaintext_http")
+
+
+@pytest.mark.parametrize("port", PORTS)
+@pytest.mark.parametrize("method", ["GET", "HEAD", "DELETE", "PUT", "PROPFIND"])
+def test_plain_http(served: Gateway, port: str, method: str) -> None:
+    with socket.create_connection(("127.0.0.1", served.ports[port][0]), timeout=DEADLINE) as sock:
+        sock.sendall(request(method, "/collections", body=b"{}" if method == "PUT" else b""))
+        response = read_response(sock, method)  # type: ignore[arg-type]
+    assert (response.status, response.closing) == (400, True)
+    assert (b"This port speaks TLS" in response.body) is (method != "HEAD")
+    assert served.audited(event="handshake", error="HTTP/1 without TLS")["reason"] == "plaintext_http"
 
 
 def test_plain_http_that_comes_byte_by_byte(served: Gateway) -> None:
@@ -202,7 +208,7 @@ def test_the_proxy_protocol_of_a_balancer_is_named(served: Gateway, said: bytes)
 
 
 @pytest.mark.parametrize("said", [b"SSH-2.0-OpenSSH_9.2\r\n", b"EHLO localhost\r\n", b"\x00\x01\x02\x03\x04\x05"])
-def test_what_is_neither_is_closed(served: Gateway, said: bytes) -> None:
+def test_other_protocols_are_closed(served: Gateway, said: bytes) -> None:
     with socket.create_connection(("127.0.0.1", served.port), timeout=DEADLINE) as sock:
         sock.sendall(said)
         assert not sock.recv(4096).startswith(b"HTTP")

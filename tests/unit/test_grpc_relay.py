@@ -289,7 +289,7 @@ def test_an_answer_that_was_whole_before_the_upstream_broke_http2(ends: Ends) ->
     assert ends.client.streams[none].status == 14
 
 
-# What is no gRPC call
+# Requests of REST
 
 
 def rest(method: str = "PUT") -> Fields:
@@ -316,7 +316,7 @@ def test_the_body_of_a_request_of_rest_is_taken_to_its_end(ends: Ends) -> None:
     calls_work(ends)
 
 
-def test_but_not_for_ever(ends: Ends, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_longer_body_is_reset(ends: Ends, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(relay, "DROPPED", 100_000)
     stream = ends.client.open(rest())
     ends.client.say(stream, bytes(300_000), [])

@@ -278,7 +278,7 @@ class Relay(Generic[C]):
             self.down.append(http2.data(stream, body, end=True))
 
     def stop(self, record: Record[CallPlan], stream: int, code: Code) -> None:
-        """Asks the client to send no more on a stream (RFC 9113 §8.1), unless it is no call.
+        """Asks the client to send no more on a stream (RFC 9113 §8.1), unless it is no gRPC call.
 
         Of those clients some (curl 7.88) drop a response that is followed by a reset.
         """
@@ -286,7 +286,7 @@ class Relay(Generic[C]):
             self.down.append(http2.reset(stream, code))
 
     def ended(self, record: Record[CallPlan], stream: int) -> None:
-        """What still comes on a stream is dropped. The body of what is no call has room, up to a limit.
+        """Later frames of a stream are dropped. The body of a request that is no call has room, up to a limit.
 
         Some clients (Java's, Node's) read a response only once they have sent all of the request.
         """
