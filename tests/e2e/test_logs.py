@@ -44,7 +44,7 @@ def test_json_is_an_object_a_line(own_site: Site, upstream: ScriptedUpstream) ->
     assert all(re.fullmatch(TIME, one["timestamp"]) for one in records)
     assert {one["pid"] for one in records} == {gateway.process.pid}
     failed = json.loads(line)
-    assert failed["logger"] == "tlsproxy.service.reloader"
+    assert failed["logger"] == "tlsproxy.service.reload_trail"
     assert "server.key" in failed["message"]
     assert failed["fields"]["generation"] == 1
 

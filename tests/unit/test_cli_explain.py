@@ -230,6 +230,11 @@ LINES: dict[str, tuple[dict[str, Any], int, str]] = {
     "a key that is gone": ({"auth_type": "ApiKey", "key": "gone"}, 1, "decision   refused: 401 "),
     "a token": ({"auth_type": "Jwt", "key_rights": "docs rw"}, 0, ALLOWED),
     "nobody": ({"auth_type": "None", "certificate_subject": None}, 1, "no connection: "),
+    "an ended connection": (
+        {"event": "connection", "reason": "certificate_revoked"},
+        1,
+        "no connection: at that time: ",
+    ),
     "a handshake": ({"event": "handshake", "reason": "unknown_ca", "error": "self\x1bsigned"}, 1, "no connection: at "),
 }
 
@@ -242,6 +247,7 @@ def test_the_request_of_an_audit_line(made: SnapshotSite, generation: Generation
     assert result.stdout.startswith("recorded   2026-11-28T19:34:13.326491Z denied (")
     assert result.stdout.splitlines()[-1].startswith(says)
     assert "\x1b" not in result.stdout
+    assert ("subject    CN=alice,OU=platform\n" in result.stdout) == ("certificate_subject" not in changes)
     assert ("its token, which no log has; recorded rights: docs rw" in result.stdout) == (name == "a token")
 
 

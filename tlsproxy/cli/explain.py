@@ -82,10 +82,15 @@ def _explain_arguments(
 
 def _explain_line(config_path: Path, line: Line, now: float) -> None:
     click.echo(f"recorded   {line.recorded}")
-    request = line.request()
-    generation = inspected_generation(config_path, with_keys=False)
+    try:
+        request = line.request()
+        generation = inspected_generation(config_path, with_keys=False)
+        client = line.client(generation.material.anchors)
+    except NoConnection:
+        _print_lines(line.presented)
+        raise
     policy = generation.policy
-    principal = _principal(generation, line.client(generation.material.anchors), request, now)
+    principal = _principal(generation, client, request, now)
     credential = None
     if line.token:
         click.echo(f"not judged its token, which no log has; recorded rights: {printable(line.token)}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import json
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -27,6 +28,7 @@ from tlsproxy.text import printable
 NOBODY: Final = "none"
 STDIN: Final = "-"
 _LINE_LIMIT: Final = 64 << 10
+_CONNECTIONS: Final = frozenset({"handshake", "connection", "tcp_open", "tcp_close"})
 _METHODS: Final = ("GET", "POST", "PUT", "PATCH", "DELETE", "HEAD")
 _ATTRIBUTES: Final = {"emailAddress": NameOID.EMAIL_ADDRESS, "serialNumber": NameOID.SERIAL_NUMBER}
 """OpenSSL's names of attributes, beside those of RFC 4514."""
@@ -82,6 +84,13 @@ class Line:
         return f"{when} {result} ({reason})" + (f": {error}" if error else "")
 
     @property
+    def presented(self) -> Iterator[str]:
+        """Lines of label and value on the certificate that a client presented."""
+        for label in ("subject", "issuer", "serial", "sha256"):
+            if value := self.fields.get(f"certificate_{label}"):
+                yield f"{label:<10} {printable(value)}"
+
+    @property
     def key(self) -> str:
         return self.fields.get("key", "") if self.fields.get("auth_type") == "ApiKey" else ""
 
@@ -90,10 +99,10 @@ class Line:
         return self.fields.get("key_rights", "unknown") if self.fields.get("auth_type") == "Jwt" else ""
 
     def request(self) -> Request:
-        """Raises MaterialError where the line does not have it, NoConnection for a refused handshake."""
+        """Raises MaterialError where the line does not have it, NoConnection for a client that was turned away."""
         fields = self.fields
-        if fields.get("event") == "handshake":
-            error = fields.get("error", "the handshake failed")
+        if fields.get("event") in _CONNECTIONS and fields["result"] == "denied":
+            error = fields.get("error", "it was refused or ended")
             raise NoConnection(f"at that time: {printable(error)}", printable(fields.get("reason", "")))
         if "event" in fields:
             raise MaterialError("the line", f"is of an event ({printable(fields['event'])}), not of a request")
