@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from snapshot_site import ROOT, SERVER
 
 from tlsproxy.errors import MaterialError
-from tlsproxy.pem.blocks import blocks_of
+from tlsproxy.pem.blocks import _boundaries, blocks_of
 
 WHOLE = SERVER.chain_pem + SERVER.key_pem + ROOT.certificate_pem
 
@@ -56,3 +56,10 @@ def test_a_file_cut_off_anywhere_is_refused_or_ends_at_a_block(end: int) -> None
 def test_any_bytes_are_answered_or_refused(data: bytes) -> None:
     with contextlib.suppress(MaterialError):
         assert blocks_of("f", data)
+
+
+@given(st.lists(st.sampled_from([b"-----BEGIN A-----", b"-----END A-----", b"-----", b"AAAA", b"", b"text"])))
+def test_boundaries_are_those_lines(lines: list[bytes]) -> None:
+    data = b"\n".join(lines)
+    wanted = [line for line in lines if line.startswith((b"-----BEGIN", b"-----END"))]
+    assert [boundary[0] for boundary in _boundaries(data)] == wanted

@@ -8,6 +8,7 @@ leave a byte order mark, UTF-16, other line ends, indentation and empty lines; b
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -29,9 +30,8 @@ _MARK: Final = b"\xef\xbb\xbf"
 _UTF_16: Final = ((b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16"), (b"-\0", "utf-16-le"), (b"\0-", "utf-16-be"))
 """Beginnings of a file in UTF-16: by its byte order mark, or by the first character of a boundary."""
 _ODD: Final = (b"#", b"\n ", b"\n\t", b" \n", b"\t\n")
-_ODD_LINES: Final = re.compile(rb"^[ \t]*#.*|^[ \t]+|[ \t]+$", re.MULTILINE)
-"""Comments, indentation and blanks at an end. Looked for by :data:`_ODD` first: a CRL may have 30 MB."""
-_BOUNDARY: Final = re.compile(rb"^-----(BEGIN|END) ([ -,.-~]{1,64})-----$", re.MULTILINE)
+"""Signs of comments, indentation and blanks at an end."""
+_BOUNDARY: Final = re.compile(rb"-----(BEGIN|END) ([ -,.-~]{1,64})-----$", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ def blocks_of(path: str, data: bytes) -> tuple[Block, ...]:
     plain = _plain(data)
     blocks: list[Block] = []
     opened: re.Match[bytes] | None = None
-    for boundary in _BOUNDARY.finditer(plain):
+    for boundary in _boundaries(plain):
         if boundary[1] == b"BEGIN":
             if opened is not None:
                 raise _broken(path, plain, opened)
@@ -97,8 +97,19 @@ def _plain(data: bytes) -> bytes:
     """Lines that end in a newline alone, without comments and indentation; their number stays."""
     data = data.replace(_MARK, b"").replace(b"\r\n", b"\n").replace(b"\r", b"\n")
     if data[:1] in {b" ", b"\t"} or any(odd in data for odd in _ODD):
-        return _ODD_LINES.sub(b"", data)
+        lines = (line.strip(b" \t") for line in data.split(b"\n"))
+        return b"\n".join(b"" if line.startswith(b"#") else line for line in lines)
     return data
+
+
+def _boundaries(data: bytes) -> Iterator[re.Match[bytes]]:
+    """Boundary lines. An expression over all lines of a large CRL would hold the interpreter for a second."""
+    start = before = 0
+    while before >= 0:
+        if data.startswith(b"-----", start) and (boundary := _BOUNDARY.match(data, start)):
+            yield boundary
+        before = data.find(b"\n-----", start)
+        start = before + 1
 
 
 def _block(label: bytes, body: bytes) -> Block:
