@@ -14,6 +14,7 @@ from tlsproxy.errors import (
     GrpcStatus,
     RequestError,
     UpstreamBroken,
+    UpstreamKeyRefused,
     UpstreamTimeout,
 )
 from tlsproxy.proxy.grpc.call import Call, ResponsePart
@@ -22,6 +23,7 @@ from tlsproxy.proxy.grpc.relay import Relay
 from tlsproxy.proxy.grpc.settings import SettingsExchange
 from tlsproxy.proxy.transport.deadlines import NEVER
 from tlsproxy.proxy.transport.dial import DialledStream, dial_failure
+from tlsproxy.qdrant.own_key import DENIED_CALLS, refuses_call
 from tlsproxy.wire import http2
 from tlsproxy.wire.field_block import FieldReader, write
 from tlsproxy.wire.flow_control import overspent
@@ -181,7 +183,7 @@ class GrpcUpstream:
 
     # Frames
 
-    def _read(self, data: bytes) -> None:  # noqa: C901 - the usual frames are seen to in place
+    def _read(self, data: bytes) -> None:  # noqa: C901, PLR0912, PLR0915 - the usual frames are seen to in place
         """Frames that pass as they are go in one piece, up to the next that does not, or that ends its call."""
         relay, frames = self.relay, self._frames
         calls, window, down = relay.calls, relay.to_client, relay.down
@@ -217,6 +219,11 @@ class GrpcUpstream:
                     block = frames.data[start + HEADER : end]
                     said = self._reader.read(block)
                     status = said.status
+                    if status in DENIED_CALLS and refuses_call(said.fields):
+                        down.append(frames.data[begin:start])
+                        begin, passed, latest = end, end, 0
+                        plain.refuse(UpstreamKeyRefused())
+                        continue
                     plain.answered = True
                     if said.beginning:
                         if begin < start:
@@ -303,6 +310,9 @@ class GrpcUpstream:
             more = call.id_block if said.beginning else b""
             raw = http2.headers(stream, stated + more, self._block_begin[1])
         call.last_activity = time.monotonic()
+        if said.status in DENIED_CALLS and refuses_call(said.fields):
+            call.refuse(UpstreamKeyRefused())
+            return b""
         if call.reduction is not None:
             return self._looked_at(call, lambda answer: answer.fields(raw, said.fields, end=ends))
         call.answered = True

@@ -27,6 +27,13 @@ class CollectedResponse:
         elif data:
             self._chunks.feed(data)
 
+    @property
+    def complete(self) -> bool:
+        """Whether the whole body has come; False for one that ends with its connection."""
+        if self._chunks is not None:
+            return self._chunks.done
+        return self.head is not None and 0 <= self.head.length <= len(self.content)
+
     def whole(self) -> tuple[ResponseHead, bytearray]:
         """Raises RuntimeError without a head."""
         if self.head is None:

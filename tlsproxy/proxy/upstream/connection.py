@@ -16,6 +16,8 @@ from tlsproxy.proxy.core.scheduler import Work
 from tlsproxy.proxy.limits.fair_shares import Account, Holder, Share
 from tlsproxy.proxy.transport.deadlines import NEVER
 from tlsproxy.proxy.transport.dial import DialledStream, dial_failure
+from tlsproxy.proxy.upstream.denied_response import DeniedResponse
+from tlsproxy.qdrant.own_key import DENIED
 from tlsproxy.wire.chunked import ChunkedBody
 from tlsproxy.wire.http1 import CHUNKED, END
 from tlsproxy.wire.http1_response import UNTIL_CLOSE, ResponseHead, parse_response
@@ -68,6 +70,7 @@ class UpstreamConnection:
         "_awaited",
         "_buffer",
         "_chunks",
+        "_denied",
         "_gateway",
         "_head",
         "_keeper",
@@ -92,6 +95,7 @@ class UpstreamConnection:
         self._head: ResponseHead | None = None
         self._remaining = 0
         self._chunks: ChunkedBody | None = None
+        self._denied: DeniedResponse | None = None
         self._to_head = self._awaited = self._paused = False
         addresses, bounds = gateway.generation.upstream_addresses["rest"], gateway.bounds
         self._asked, self._timeout = 0.0, bounds.response_timeout
@@ -104,7 +108,7 @@ class UpstreamConnection:
         ``asked``: seconds that its client gives it, as in :meth:`RuntimeLimits.response_wait`.
         """
         self.request = request
-        self._buffer, self._head, self._chunks = b"", None, None
+        self._buffer, self._head, self._chunks, self._denied = b"", None, None, None
         self._to_head, self._awaited, self._paused = to_head, whole, False
         bounds, self._asked = self._gateway.bounds, asked
         self._timeout = timeout = bounds.response_wait(asked) if asked else bounds.response_timeout
@@ -197,7 +201,10 @@ class UpstreamConnection:
         if head.length == CHUNKED:
             self._chunks = ChunkedBody()
         self._remaining = head.length
-        request.response_head(head)
+        if head.status in DENIED:
+            self._denied = DeniedResponse(request, head)
+        else:
+            request.response_head(head)
         self._read_body(request, head, data)
 
     def _read_body(self, request: UpstreamRequest, head: ResponseHead, data: bytes) -> None:
@@ -216,7 +223,10 @@ class UpstreamConnection:
             done = False
         if not done:
             self.await_response()
-        request.response_body(data)
+        if self._denied is None:
+            request.response_body(data)
+        else:
+            self._denied.body(data)
         if self.request is not request:
             return
         if done:
@@ -242,8 +252,12 @@ class UpstreamConnection:
         """Hands the connection back. After an early response it still expects the request's rest: it is not reused."""
         self.used += 1
         self.request = None
+        denied = self._denied
         self._keeper.release(self, keep=keep and request.request_sent())
-        request.response_done()
+        if denied is None:
+            request.response_done()
+        else:
+            denied.done()
 
     def pause_writing(self) -> None:
         if self.request is not None:
@@ -274,7 +288,7 @@ class UpstreamConnection:
             self._fail(UpstreamTimeout("The upstream could not be reached in time"))
 
     def _fail(self, error: RequestError) -> None:
-        request, answered = self.request, self._head is not None
+        request, answered = self.request, self._answered
         self.discard()
         if request is not None:
             request.upstream_lost(error, stale=False, answered=answered)
@@ -292,11 +306,19 @@ class UpstreamConnection:
             self._gateway.connect_failed("failed")
             request.upstream_lost(dial_failure(error), stale=False, answered=False)
         elif head is not None and head.length == UNTIL_CLOSE and error is None:
-            request.response_done()
+            if self._denied is None:
+                request.response_done()
+            else:
+                self._denied.done()
         else:
             untouched = head is None and not self._buffer
             request.upstream_lost(
                 UpstreamBroken("The upstream closed the connection before its response was whole"),
                 stale=untouched and self.used > 0,
-                answered=head is not None,
+                answered=self._answered,
             )
+
+    @property
+    def _answered(self) -> bool:
+        """Whether the request has had the beginning of a response."""
+        return self._head is not None if self._denied is None else self._denied.answered
