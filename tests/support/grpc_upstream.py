@@ -16,6 +16,7 @@ import grpc
 import grpc.aio
 
 from support.gateway import DEADLINE
+from support.upstream import PROBE
 
 Metadata = Sequence[tuple[str, str | bytes]]
 _OPTIONS = (
@@ -109,6 +110,7 @@ class GrpcUpstream(grpc.GenericRpcHandler):
 
     def __init__(self, answer: GrpcAnswer | None = None, address: str = "127.0.0.1:0") -> None:
         self._address = address
+        self.probe = replying(b"")
         self.answer = answer or replying(b"")
         self.calls: list[GrpcCall] = []
         self._begun = threading.Condition()
@@ -149,9 +151,15 @@ class GrpcUpstream(grpc.GenericRpcHandler):
         await self._server.start()
         return port
 
+    async def _probed(self, requests: AsyncIterator[bytes], context: Any) -> None:
+        """The gateway's own questions, which are not among the calls."""
+        await self.probe(GrpcCall("", {}, None, _requests=requests, _context=context))
+
     def service(self, details: grpc.HandlerCallDetails) -> Any:
         """Every method is there, with any number of messages either way: on the wire a unary call looks the same."""
         metadata = {item.key: item.value for item in details.invocation_metadata}
+        if str(metadata.get("user-agent")).startswith(PROBE):
+            return grpc.stream_stream_rpc_method_handler(self._probed)
 
         async def handle(requests: AsyncIterator[bytes], context: Any) -> None:
             call = GrpcCall(details.method, metadata, context.time_remaining(), _requests=requests, _context=context)

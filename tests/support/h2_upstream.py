@@ -18,6 +18,7 @@ import h2.connection
 import h2.events
 
 from support.gateway import DEADLINE
+from support.upstream import PROBE
 
 MAX_FRAME = 16_384
 OK = [(":status", "200"), ("content-type", "application/grpc")]
@@ -46,7 +47,8 @@ class H2Upstream:
     """``streams`` are those of all connections, in the order in which they began. ``answer`` is what each is sent.
 
     ``port`` is 0 for one that the system chooses. It ends as a process does that is killed. ``accepted`` are the
-    connections that there ever were, each with all that came on it, ``most`` is how many were open at once.
+    connections that there ever were, each with all that came on it, ``most`` is how many were open at once. The
+    gateway's own questions, whether it can be reached, are not among them.
     """
 
     answer: bytes = bytes(5)
@@ -57,6 +59,7 @@ class H2Upstream:
     _changed: threading.Condition = field(default_factory=threading.Condition)
     _listener: socket.socket = field(init=False)
     _open: list[socket.socket] = field(default_factory=list)
+    _counted: list[socket.socket] = field(default_factory=list)
     _threads: list[threading.Thread] = field(default_factory=list)
 
     def __enter__(self) -> Self:
@@ -95,17 +98,23 @@ class H2Upstream:
             while True:
                 sock, _ = self._listener.accept()
                 self._open.append(sock)
-                self.accepted.append(bytearray())
-                self.most = max(self.most, sum(map(_is_open, self._open)))
-                self._start(self._serve, sock, self.accepted[-1])
+                self._start(self._serve, sock)
 
-    def _serve(self, sock: socket.socket, came: bytearray) -> None:
+    def _count(self, sock: socket.socket, came: bytearray) -> None:
+        self._counted.append(sock)
+        self.accepted.append(came)
+        self.most = max(self.most, sum(map(_is_open, self._counted)))
+
+    def _serve(self, sock: socket.socket) -> None:
         connection = h2.connection.H2Connection(h2.config.H2Configuration(client_side=False, header_encoding="utf-8"))
         connection.initiate_connection()
         known: dict[int, Seen] = {}
+        came = bytearray()
         with sock, suppress(OSError):
             sock.sendall(connection.data_to_send())
             while data := sock.recv(65536):
+                if not came and PROBE.encode() not in data:
+                    self._count(sock, came)
                 came += data
                 for event in connection.receive_data(data):
                     self._on(connection, known, event)
@@ -116,7 +125,8 @@ class H2Upstream:
     def _on(self, connection: h2.connection.H2Connection, known: dict[int, Seen], event: h2.events.Event) -> None:
         if isinstance(event, h2.events.RequestReceived):
             seen = known[event.stream_id] = Seen([(str(name), str(value)) for name, value in event.headers])
-            self.streams.append(seen)
+            if ("user-agent", PROBE) not in seen.fields:
+                self.streams.append(seen)
         elif isinstance(event, h2.events.DataReceived):
             known[event.stream_id].data += event.data
             connection.acknowledge_received_data(event.flow_controlled_length, event.stream_id)

@@ -1,70 +1,226 @@
-"""Whether the upstream can be reached."""
+"""Questions of the gateway's own to its upstream: whether it answers, in the right protocol, and takes our API key.
+
+REST is asked `GET /`, gRPC its health check, over a connection that is kept. Both are free of credentials in Qdrant, so
+each new connection is first asked for the list of collections too, which is not: Qdrant reads its keys only when it
+starts. What does not answer so is asked in other protocols, to tell what it is.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import os
 import socket
+import ssl
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, Final
+from dataclasses import dataclass, field
+from errno import EMFILE, ENFILE
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import urlsplit
 
-from tlsproxy.admin.readiness import OK, Part, not_ready
+from tlsproxy.admin.probe_conversations import GrpcConversation, RestConversation
+from tlsproxy.admin.readiness import OK, Part
+from tlsproxy.admin.upstream_findings import Finding, Found, Speech, found_instead, speech_of
+from tlsproxy.config.model import HttpProtocol
+from tlsproxy.errors import TlsproxyError
+from tlsproxy.wire import http2
 
-_DEADLINE: Final = 1.0
-_REUSED: Final = 1.0
-"""Seconds for which a probe's result is reused, so that probes put no load on the upstream."""
+if TYPE_CHECKING:
+    from tlsproxy.snapshot.generation import Generation
 
-Address = tuple[int, Any]
-"""Address family, and address as `socket.connect` takes it."""
+DEADLINE: Final = 3.0
+"""Seconds for all of a question, its answer, and the search for another protocol."""
+PATIENCE: Final = 1.0
+"""Seconds that a caller waits for a running question. After that it is told the former answer."""
+REUSED: Final = 1.0
+"""Seconds for which an answer is reused."""
+LONGEST_PAUSE: Final = 4.0
+"""Seconds between two questions to an upstream that fails: 1, 2, 4."""
+
+_EXHAUSTED: Final = frozenset((EMFILE, ENFILE))
+_HTTP1: Final = b"GET / HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n"
+_HTTP2: Final = http2.PREFACE + http2.settings({})
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """An upstream by protocol, with its addresses in the order of trial."""
+
+    protocol: HttpProtocol
+    url: str
+    addresses: Sequence[tuple[int, Any]]
+    key: str | None = field(repr=False)
+
+    @classmethod
+    def of(cls, generation: Generation, protocol: HttpProtocol) -> Target:
+        url = getattr(generation.config.upstream, protocol)
+        return cls(protocol, url, generation.upstream_addresses[protocol], generation.upstream_api_key)
+
+    @property
+    def host(self) -> str:
+        return urlsplit(self.url).netloc
 
 
 class UpstreamProbe:
-    """A TCP connect to the upstream, closed at once. ``addresses`` returns the current ones, tried in order."""
+    """``target`` returns the present one; ``unreachable`` is called where none of its addresses takes a connection."""
 
-    def __init__(self, addresses: Callable[[], Sequence[Address]], clock: Callable[[], float] = time.monotonic) -> None:
-        self._addresses = addresses
+    def __init__(
+        self,
+        target: Callable[[], Target],
+        unreachable: Callable[[], object] = lambda: None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._target = target
+        self._unreachable = unreachable
         self._clock = clock
-        self._lock = asyncio.Lock()
-        self._answer = OK
-        self._probed_at = float("-inf")
-        self._probed: Sequence[Address] = ()
+        self._asked: Target | None = None
+        self._asking: asyncio.Task[None] | None = None
+        self._conversation: RestConversation | GrpcConversation | None = None
+        self._part = OK
+        self._pause = 0.0
+        self._due = float("-inf")
+        self._doubted = False
 
     async def __call__(self) -> Part:
-        async with self._lock:
-            addresses = self._addresses()
-            if addresses != self._probed or self._clock() - self._probed_at >= _REUSED:
-                self._probed_at, self._probed = self._clock(), addresses
-                self._answer = await self._probe(addresses)
-            return self._answer
+        target = self._target()
+        if target != self._asked:
+            self.close()
+            self._asked, self._due, self._pause = target, float("-inf"), 0.0
+            self._part = Found(Finding.SILENT, f"{PATIENCE:g}").part(target.protocol, target.url)
+        if self._asking is None or self._asking.done():
+            if self._clock() < self._due:
+                return self._part
+            self._asking = asyncio.create_task(self._ask(target))
+        await asyncio.wait([self._asking], timeout=PATIENCE)
+        return self._part
 
     def doubt(self) -> None:
-        """A request has failed since: what was found to be good is asked anew."""
-        if self._answer.good:
-            self._probed_at = float("-inf")
+        """A request has failed: an answer from before counts no more."""
+        self._doubted = True
+        if self._part.good:
+            self._due = float("-inf")
 
     def close(self) -> None:
-        pass
+        if self._asking is not None:
+            self._asking.cancel()
+            self._asking = None
+        self._hang_up()
 
-    async def _probe(self, addresses: Sequence[Address]) -> Part:
-        answer = not_ready("no address")
-        try:
-            async with asyncio.timeout(_DEADLINE):
-                for family, address in addresses:
-                    answer = await _connect(family, address)
-                    if answer == OK:
-                        break
-        except TimeoutError:
-            return not_ready(f"no connection within {_DEADLINE:g} s")
-        return answer
+    def _hang_up(self) -> None:
+        if self._conversation is not None:
+            self._conversation.close()
+            self._conversation = None
+
+    async def _ask(self, target: Target) -> None:
+        if self._doubted:  # its key may be another one by now
+            self._hang_up()
+        self._doubted = False
+        found = await self._found(target)
+        if found is not None:
+            self._part = found.part(target.protocol, target.url)
+        self._pause = 0.0 if self._part.good else min(max(2 * self._pause, REUSED), LONGEST_PAUSE)
+        self._due = self._clock() + max(self._pause, REUSED)
+        if self._doubted and self._part.good:
+            self._due = float("-inf")
+        if found is not None and found.finding is Finding.UNREACHABLE:
+            self._unreachable()
+
+    async def _found(self, target: Target) -> Found | None:
+        """None without a descriptor to ask by."""
+        if self._conversation is not None:
+            try:
+                async with asyncio.timeout(DEADLINE):
+                    return await self._conversation.ask()
+            except TimeoutError:
+                self._hang_up()
+                return Found(Finding.SILENT, f"{DEADLINE:g}")
+            except (OSError, ValueError, EOFError, TlsproxyError):  # the upstream has ended it meanwhile, as it may
+                self._hang_up()
+        found, self._conversation = await asked(target)
+        return found
 
 
-async def _connect(family: int, address: Any) -> Part:
+async def asked(target: Target) -> tuple[Found | None, RestConversation | GrpcConversation | None]:
+    """The finding, and the connection if it may be asked again. None without a descriptor to ask by."""
+    found: Found | None = Found(Finding.NO_ADDRESS)
     try:
-        with socket.socket(family, socket.SOCK_STREAM) as probe:
-            probe.setblocking(False)
-            await asyncio.get_running_loop().sock_connect(probe, address)
-    except OSError as error:
-        # The text of asyncio ("Connect call failed") lacks the cause.
-        return not_ready(os.strerror(error.errno) if error.errno else str(error))
-    return OK
+        async with asyncio.timeout(DEADLINE):
+            for address in target.addresses:
+                try:
+                    sock = await _connected(address)
+                except OSError as error:
+                    if error.errno in _EXHAUSTED:
+                        return None, None
+                    # The text of asyncio ("Connect call failed") lacks the cause.
+                    found = Found(Finding.UNREACHABLE, os.strerror(error.errno) if error.errno else str(error))
+                    continue
+                return await _asked_over(sock, target, address)
+    except TimeoutError:
+        return Found(Finding.SILENT, f"{DEADLINE:g}"), None
+    return found, None
+
+
+async def _asked_over(
+    sock: socket.socket, target: Target, address: tuple[int, Any]
+) -> tuple[Found, RestConversation | GrpcConversation | None]:
+    kind = RestConversation if target.protocol == "rest" else GrpcConversation
+    conversation = kind(sock, target.host, target.key)
+    kept = False
+    try:
+        found = await conversation.ask()
+        kept = conversation.usable
+    except TimeoutError:
+        raise
+    except (OSError, ValueError, EOFError, TlsproxyError):
+        found = await _otherwise(target.protocol, address, conversation.heard)
+    finally:
+        if not kept:
+            conversation.close()
+    return found, conversation if kept else None
+
+
+async def _otherwise(protocol: HttpProtocol, address: tuple[int, Any], heard: bytes) -> Found:
+    """The finding about a server that did not answer in our protocol. ``heard``: what it sent."""
+    speech = speech_of(heard)
+    if speech is Speech.UNKNOWN:
+        speech = await _recognised(protocol, address)
+    return Found(Finding.CLOSES) if speech is Speech.UNKNOWN and not heard else found_instead(protocol, speech)
+
+
+async def _recognised(protocol: HttpProtocol, address: tuple[int, Any]) -> Speech:
+    """The protocol of a server that did not answer in ours: it is greeted in all others."""
+    for greeting in (_HTTP2 if protocol == "rest" else _HTTP1, _client_hello()):
+        try:
+            with await _connected(address) as sock:
+                loop = asyncio.get_running_loop()
+                await loop.sock_sendall(sock, greeting)
+                speech = speech_of(await loop.sock_recv(sock, 4096))
+        except OSError:
+            continue
+        if speech is not Speech.UNKNOWN:
+            return speech
+    return Speech.UNKNOWN
+
+
+def _client_hello() -> bytes:
+    """The first message of a TLS handshake. Nothing is sent on after it, so nothing is trusted."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    outgoing = ssl.MemoryBIO()
+    try:
+        context.wrap_bio(ssl.MemoryBIO(), outgoing).do_handshake()
+    except ssl.SSLWantReadError:
+        return outgoing.read()
+    raise RuntimeError("a handshake without a peer")
+
+
+async def _connected(address: tuple[int, Any]) -> socket.socket:
+    family, where = address
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.setblocking(False)
+        await asyncio.get_running_loop().sock_connect(sock, where)
+    except BaseException:
+        sock.close()
+        raise
+    return sock

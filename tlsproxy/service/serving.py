@@ -17,9 +17,9 @@ from typing import Any, Final, Protocol
 
 from tlsproxy.admin import readiness
 from tlsproxy.admin.readiness import OK, Part, Readiness, not_ready
-from tlsproxy.admin.upstream_probe import Address, UpstreamProbe
+from tlsproxy.admin.upstream_probe import Target, UpstreamProbe
 from tlsproxy.audit.log import AuditLog, NoAudit
-from tlsproxy.config.model import ProtocolName
+from tlsproxy.config.model import HttpProtocol
 from tlsproxy.errors import AuditUnavailable, OutOfDescriptors
 from tlsproxy.metrics.metrics import Metrics
 from tlsproxy.proxy.core.connection_manager import ConnectionManager
@@ -100,7 +100,8 @@ class Serving:
             self._gateway, Connections(self._gateway, self._manager, self._upstreams), bound, BATCH if alone else 1
         )
         self._probes = {
-            protocol: UpstreamProbe(partial(self._addresses, protocol)) for protocol in generation.upstream_addresses
+            protocol: UpstreamProbe(partial(self._target, protocol), partial(notice, "connect_failed"))
+            for protocol in generation.upstream_addresses
         }
 
     def close(self) -> None:
@@ -117,8 +118,8 @@ class Serving:
             probe.doubt()
         self._impaired()
 
-    def _addresses(self, protocol: ProtocolName) -> Sequence[Address]:
-        return self.generation.upstream_addresses[protocol]
+    def _target(self, protocol: HttpProtocol) -> Target:
+        return Target.of(self.generation, protocol)
 
     @property
     def clock(self) -> Clock:

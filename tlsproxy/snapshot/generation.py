@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tlsproxy.authz.roles import Policy, Principal
-    from tlsproxy.config.model import Config, ProtocolName, Protocols
+    from tlsproxy.config.model import Config, HttpProtocol, ProtocolName, Protocols
     from tlsproxy.config.problems import Problem
     from tlsproxy.snapshot.name_resolution import Address
     from tlsproxy.snapshot.states import Fault, Input, States
@@ -77,7 +77,7 @@ class Generation:
     material: Material
     policy: Policy = field(repr=False)
     upstream_api_key: str | None = field(repr=False)
-    upstream_addresses: Mapping[ProtocolName, tuple[Address, ...]]
+    upstream_addresses: Mapping[HttpProtocol, tuple[Address, ...]]
     tunnels: Mapping[str, Tunnel]
     warnings: tuple[str, ...]
     unfit: tuple[str, ...]

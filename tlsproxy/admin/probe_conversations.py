@@ -1,0 +1,219 @@
+"""Questions to an upstream over one connection, in HTTP/1.1 and in gRPC over HTTP/2."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from http import HTTPStatus
+from typing import Final
+
+from tlsproxy.admin.upstream_findings import GOOD, Finding, Found
+from tlsproxy.proxy.upstream.collected_response import CollectedResponse
+from tlsproxy.qdrant.own_key import refuses_call, refuses_request
+from tlsproxy.wire import http2
+from tlsproxy.wire.field_block import FieldReader, Fields, write
+from tlsproxy.wire.http1 import END
+from tlsproxy.wire.http1_response import UNTIL_CLOSE, ResponseHead, parse_response
+from tlsproxy.wire.http2 import ACK, CONTINUATION, DATA, END_HEADERS, END_STREAM, HEADER, HEADERS, Kind, Setting
+
+AGENT: Final = b"tlsproxy-readiness"
+LARGEST: Final = 1 << 16
+"""Bytes of an answer that are read. What a longer one would say further is not needed."""
+
+_HEALTH: Final = b"/grpc.health.v1.Health/Check"
+_PROTECTED: Final = b"/qdrant.Collections/List"
+_NOT_SERVING: Final = b"\x08\x02"
+"""The message `status: NOT_SERVING` of the health check."""
+_NO_MESSAGE: Final = bytes(5)
+
+
+class _Socket:
+    """``heard``: the first bytes that came."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self._loop = asyncio.get_running_loop()
+        self.heard = b""
+
+    async def send(self, data: bytes) -> None:
+        await self._loop.sock_sendall(self._sock, data)
+
+    async def receive(self) -> bytes:
+        """Raises EOFError at the end."""
+        data = await self._loop.sock_recv(self._sock, LARGEST)
+        if not data:
+            raise EOFError
+        self.heard = self.heard or data
+        return data
+
+    def close(self) -> None:
+        self._sock.close()
+
+
+class RestConversation:
+    """``usable``: it may be asked again."""
+
+    def __init__(self, sock: socket.socket, host: str, key: str | None) -> None:
+        own = b"" if key is None else b"api-key: %b\r\n" % key.encode()
+        self._fields = b"host: %b\r\nuser-agent: %b\r\n%b\r\n" % (host.encode(), AGENT, own)
+        self._has_key = key is not None
+        self._socket = _Socket(sock)
+        self._key_taken = False
+        self.usable = True
+
+    @property
+    def heard(self) -> bytes:
+        return self._socket.heard
+
+    def close(self) -> None:
+        self._socket.close()
+
+    async def ask(self) -> Found:
+        """Raises OSError, EOFError, and ValueError for what is not HTTP/1.1."""
+        status, body = await self._get(b"/")
+        if not refuses_request(status, body) and status < HTTPStatus.INTERNAL_SERVER_ERROR and not self._key_taken:
+            if not self.usable:
+                return GOOD
+            denied, text = await self._get(b"/collections")
+            status, body = (denied, text) if refuses_request(denied, text) else (status, body)
+        if refuses_request(status, body):
+            return Found(Finding.KEY_REFUSED if self._has_key else Finding.KEY_MISSING)
+        self._key_taken = True
+        return GOOD if status < HTTPStatus.INTERNAL_SERVER_ERROR else Found(Finding.FAILS, f"GET / with {status}")
+
+    async def _get(self, path: bytes) -> tuple[int, bytes]:
+        await self._socket.send(b"GET %b HTTP/1.1\r\n%b" % (path, self._fields))
+        data = await self._socket.receive()
+        while END not in data:
+            if len(data) > LARGEST:
+                raise ValueError("a head without an end")
+            data += await self._socket.receive()
+        head, _, body = data.partition(END)
+        return await self._response(parse_response(head + END, to_head=False), body)
+
+    async def _response(self, head: ResponseHead, data: bytes) -> tuple[int, bytes]:
+        response = CollectedResponse()
+        response.begin(head)
+        response.feed(data)
+        while not response.complete and len(response.content) <= LARGEST:
+            try:
+                response.feed(await self._socket.receive())
+            except EOFError:
+                if head.length != UNTIL_CLOSE:
+                    raise
+                break
+        self.usable = self.usable and head.keep and response.complete
+        return head.status, bytes(response.content)
+
+
+class GrpcConversation:
+    """``usable``: it may be asked again."""
+
+    def __init__(self, sock: socket.socket, host: str, key: str | None) -> None:
+        self._own: Fields = () if key is None else ((b"api-key", key.encode()),)
+        self._host = host.encode()
+        self._socket = _Socket(sock)
+        self._frames = http2.Frames()
+        self._reader: FieldReader[Fields] = FieldReader(LARGEST, lambda fields: fields, table=False)
+        self._stream = -1
+        self._key_taken = False
+        self.usable = True
+
+    @property
+    def heard(self) -> bytes:
+        return self._socket.heard
+
+    def close(self) -> None:
+        self._socket.close()
+
+    async def ask(self) -> Found:
+        """Raises OSError, EOFError, and ValueError for what is not HTTP/2."""
+        answer = await self._call(_HEALTH)
+        if answer.is_grpc and not self._key_taken and not answer.refuses_key:
+            protected = await self._call(_PROTECTED)
+            answer = protected if protected.refuses_key else answer
+        if not answer.is_grpc:
+            return Found(Finding.NO_GRPC)
+        if answer.refuses_key:
+            return Found(Finding.KEY_REFUSED if self._own else Finding.KEY_MISSING)
+        self._key_taken = True
+        serving = answer.content[len(_NO_MESSAGE) :] != _NOT_SERVING
+        return GOOD if serving else Found(Finding.FAILS, "its health check with NOT_SERVING")
+
+    async def _call(self, method: bytes) -> _Answer:
+        self._stream += 2
+        begin = b""
+        if self._stream == 1:
+            begin = http2.PREFACE + http2.settings({Setting.HEADER_TABLE_SIZE: 0, Setting.ENABLE_PUSH: 0})
+        fields = (
+            (b":method", b"POST"),
+            (b":scheme", b"http"),
+            (b":path", method),
+            (b":authority", self._host),
+            (b"content-type", b"application/grpc"),
+            (b"user-agent", AGENT),
+            (b"te", b"trailers"),
+            *self._own,
+        )
+        asked = http2.headers(self._stream, write(fields), 0) + http2.data(self._stream, _NO_MESSAGE, end=True)
+        await self._socket.send(begin + asked)
+        answer = _Answer()
+        while not answer.ended:
+            await self._read(answer)
+        return answer
+
+    async def _read(self, answer: _Answer) -> None:
+        data = await self._socket.receive()
+        out = b""
+        for what, stream, start, end in self._frames.cut(data):
+            kind, flags, payload = what >> 8, what & 0xFF, self._frames.data[start + HEADER : end]
+            http2.check(kind, flags, stream, len(payload))
+            if stream == 0:
+                out += self._of_connection(kind, flags, payload)
+            elif kind == DATA and payload:
+                out += http2.window_update(0, len(payload))
+            if stream == self._stream:
+                self._of_stream(answer, kind, flags, payload)
+        if answer.ended and not answer.closes:
+            out += http2.reset(self._stream, http2.Code.CANCEL)
+        if out:
+            await self._socket.send(out)
+
+    @staticmethod
+    def _of_connection(kind: int, flags: int, payload: bytes) -> bytes:
+        """The answer to a frame of the connection. Raises EOFError where the upstream ends it."""
+        if kind == Kind.GOAWAY:
+            raise EOFError
+        if kind == Kind.SETTINGS and not flags & ACK:
+            return http2.SETTINGS_ACK
+        return http2.frame(Kind.PING, ACK, 0, payload) if kind == Kind.PING and not flags & ACK else b""
+
+    def _of_stream(self, answer: _Answer, kind: int, flags: int, payload: bytes) -> None:
+        if kind in {HEADERS, DATA}:
+            answer.closes = flags & END_STREAM != 0
+        if kind == DATA:
+            answer.content += http2.unpadded(flags, payload)
+        elif kind in {HEADERS, CONTINUATION}:
+            answer.block += http2.fragment(flags, payload) if kind == HEADERS else payload
+            if flags & END_HEADERS:
+                answer.fields, answer.block = (*answer.fields, *self._reader.read(answer.block)), b""
+        too_much = len(answer.content) + len(answer.block) > LARGEST // 2
+        answer.ended = too_much or kind == Kind.RST_STREAM or (answer.closes and not answer.block)
+
+
+class _Answer:
+    """``ended``: as far as it is of interest. ``closes``: the stream ends with its last DATA or fields."""
+
+    def __init__(self) -> None:
+        self.fields: Fields = ()
+        self.content = self.block = b""
+        self.ended = self.closes = False
+
+    @property
+    def is_grpc(self) -> bool:
+        named = dict(self.fields)
+        return b"grpc-status" in named or named.get(b"content-type", b"").startswith(b"application/grpc")
+
+    @property
+    def refuses_key(self) -> bool:
+        return refuses_call(self.fields)
