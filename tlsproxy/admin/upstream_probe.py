@@ -140,6 +140,19 @@ class UpstreamProbe:
         return found
 
 
+async def found_about(targets: Sequence[Target]) -> list[Part]:
+    """A part of readiness for each target, asked once."""
+    answers = await asyncio.gather(*map(asked, targets))
+    for _, conversation in answers:
+        if conversation is not None:
+            conversation.close()
+    exhausted = Found(Finding.UNREACHABLE, os.strerror(EMFILE))
+    return [
+        (found or exhausted).part(target.protocol, target.url)
+        for target, (found, _) in zip(targets, answers, strict=True)
+    ]
+
+
 async def asked(target: Target) -> tuple[Found | None, RestConversation | GrpcConversation | None]:
     """The finding, and the connection if it may be asked again. None without a descriptor to ask by."""
     found: Found | None = Found(Finding.NO_ADDRESS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import time
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import click
 
+from tlsproxy.admin.upstream_probe import Target, found_about
 from tlsproxy.cli.common import config_option, explained
 from tlsproxy.cli.summary import summary
 from tlsproxy.config.loader import schema
@@ -18,6 +20,7 @@ from tlsproxy.errors import FailureKind, TlsproxyError
 from tlsproxy.service.start_trial import start_faults, start_warnings
 from tlsproxy.service.systemd.units import socket_units
 from tlsproxy.snapshot.files import read_inputs
+from tlsproxy.snapshot.generation import Generation
 from tlsproxy.snapshot.lifetimes import lifetimes_of
 from tlsproxy.snapshot.lifetimes import warnings as expiry_warnings
 from tlsproxy.snapshot.startup import FirstGeneration, first_generation
@@ -26,12 +29,16 @@ from tlsproxy.snapshot.startup import FirstGeneration, first_generation
 @click.command()
 @config_option
 @click.option("--reload", "for_reload", is_flag=True, help="Check for a running gateway's reload instead of a start.")
-def check(config_path: Path, *, for_reload: bool) -> None:
+@click.option("--connect", is_flag=True, help="Ask the upstream too, with the gateway's own API key.")
+def check(config_path: Path, *, for_reload: bool, connect: bool) -> None:
     """Find all that `run` would refuse: in the configuration, certificates, keys and CRLs, and in a TLS handshake.
 
     Exits with 2 for an error, with 1 where `run` could not start now but may later: an address that this machine does
     not have, an audit directory that cannot be written. An address that is taken is no error, as the gateway itself may
     have it. It accepts no client, sends nothing to the upstream, and fetches no URL.
+
+    With --connect, Qdrant is asked over REST and gRPC, as the running gateway does for its readiness. Exits with 1 if
+    it does not answer, speaks another protocol, or refuses the gateway's own key.
 
     With --reload, a fault that only a start cannot do with is a warning: a certificate that has expired or is not valid
     yet, a file that cannot be read now. A running gateway keeps the last good state in its place.
@@ -54,6 +61,8 @@ def check(config_path: Path, *, for_reload: bool) -> None:
     found = (*faults, *generation.warnings, *dated, *first.inputs.warnings)
     for warning in (*found, *start_warnings(generation.config, units)):
         click.echo(f"warning: {warning}", err=True)
+    if connect:
+        _connect(generation)
     click.echo(f"{config_path}: ok")
 
 
@@ -96,4 +105,14 @@ def _tell_faults(faults: Iterable[str], *, for_reload: bool) -> None:
     for fault in found:
         click.echo(f"{label}: {fault}", err=True)
     if found and not for_reload:
+        raise SystemExit(1)
+
+
+def _connect(generation: Generation) -> None:
+    """Exits with 1 for an upstream that is not good."""
+    targets = [Target.of(generation, protocol) for protocol in generation.upstream_addresses]
+    found = asyncio.run(found_about(targets))
+    for target, part in zip(targets, found, strict=True):
+        click.echo(f"upstream.{target.protocol} {target.url}: ok" if part.good else f"error: {part}", err=not part.good)
+    if not all(part.good for part in found):
         raise SystemExit(1)
