@@ -80,6 +80,7 @@ def test_answered_cancelled_and_past_their_deadline(
 
     upstream.answer = held
     total = CONNECTIONS * STREAMS
+    assert gateway.ask_admin("/readyz")[0] == 200  # by connections that are kept
     before, used = sockets(gateway), 0
     for does, more in (
         (answered, ()),

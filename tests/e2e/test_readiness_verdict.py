@@ -11,10 +11,13 @@ from pathlib import Path
 import pytest
 from support.forked import run
 from support.gateway import Gateway
+from support.gateway_clock import WallClock
 from support.notify_socket import listening
 from support.raw_request import Client
 from support.site import Site
 from support.upstream import ScriptedUpstream
+
+BAD_REQUEST = b"HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\n\r\n"
 
 
 @pytest.fixture
@@ -76,3 +79,23 @@ def test_one_that_goes_is_noticed_by_the_requests_that_fail(own_site: Site, port
         assert gateway.ask_admin("/readyz")[0] == 503
         stack.enter_context(ScriptedUpstream(port=port))
         assert "3 refused meanwhile" in gateway.log.wait(lambda line: "ready again" in line)
+
+
+def test_wrong_protocols_and_a_certificate_that_runs_out(
+    own_site: Site, gateway: Gateway, upstream: ScriptedUpstream
+) -> None:
+    """A REST upstream that speaks TLS, which another gateway does; REST where gRPC is expected."""
+    wall = WallClock(own_site.directory)
+    upstream.answer = upstream.probe = lambda connection, _: connection.sock.sendall(BAD_REQUEST)
+    config = own_site.write_config(f"http://127.0.0.1:{gateway.port}", grpc=upstream.url)
+    told = run("check", "--connect", "--config", str(config)).stderr
+    assert re.search(r"error: upstream\.rest http://\S+: it speaks TLS", told)
+    assert re.search(r"error: upstream\.grpc http://\S+: it is Qdrant's REST port", told)
+    with Gateway(config, **wall.environ) as other:
+        lines = [other.log.wait(lambda line: "not ready: upstream_" in line) for _ in range(2)]
+        assert any("speaks TLS" in line for line in lines)
+        assert any("swapped" in line for line in lines)
+        wall.ahead = 40 * 365 * 86400.0
+        assert "expired" in other.log.wait(lambda line: "not ready: server_certificate" in line)
+        assert {"server_certificate", "upstream_rest", "upstream_grpc"} <= bad_parts(other)
+        assert "server_certificate: the server certificate has expired" in headline(other, "NOT READY")

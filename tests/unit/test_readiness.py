@@ -22,14 +22,27 @@ from tlsproxy.admin.readiness import (
 from tlsproxy.tls.trust import CrlPolicy
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from tlsproxy.snapshot.generation import Generation
 
 
+class Trust:
+    """CRLs by the moments of their next updates."""
+
+    def __init__(self, next_updates: tuple[float, ...], *, deny: bool) -> None:
+        self._next_updates = next_updates
+        self.policy = CrlPolicy(deny_expired=deny)
+
+    def outdated(self, now: float) -> Iterator[str]:
+        return (f"the CRL of {update:g}" for update in self._next_updates if update <= now)
+
+
 def generation(not_after: float, *next_updates: float, deny: bool = True, not_before: float = 0.0) -> Generation:
-    crls = [SimpleNamespace(issuer=f"CN={number}", next_update=update) for number, update in enumerate(next_updates)]
     leaf = SimpleNamespace(not_before=not_before, not_after=not_after)
-    trust = SimpleNamespace(policy=CrlPolicy(deny_expired=deny))
-    return cast("Generation", SimpleNamespace(material=SimpleNamespace(leaf=leaf, crls=crls, trust=trust)))
+    server = SimpleNamespace(chain=(leaf,))
+    material = SimpleNamespace(leaf=leaf, server=server, needless=None, trust=Trust(next_updates, deny=deny))
+    return cast("Generation", SimpleNamespace(material=material))
 
 
 def test_a_certificate_is_as_good_as_its_dates() -> None:
@@ -42,10 +55,7 @@ def test_a_certificate_is_as_good_as_its_dates() -> None:
 
 def test_an_expired_crl_costs_readiness_where_its_clients_are_refused() -> None:
     assert crl_part(generation(200.0, 101.0), 100.0) == OK
-    assert str(crl_part(generation(200.0, 150.0, 100.0), 100.0)).startswith(
-        "the CRL of CN=1 is out of date; the clients"
-    )
-    assert crl_part(generation(200.0, 100.0), 100.0).level is Level.NOT_READY
+    assert crl_part(generation(200.0, 150.0, 99.0, 98.0), 100.0) == not_ready("the CRL of 98; the CRL of 99")
     assert crl_part(generation(200.0, 100.0, deny=False), 100.0).level is Level.DEGRADED
 
 

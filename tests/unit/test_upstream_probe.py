@@ -66,6 +66,17 @@ def test_rest_with_and_without_the_key() -> None:
         assert not upstream.requests
 
 
+def test_rest_of_a_server_that_closes_after_each_answer() -> None:
+    def closing(connection: Connection, request: Received) -> None:
+        open_to_all = request.line.startswith("GET / ")
+        text = "hello" if open_to_all else MISSING
+        connection.sock.sendall(f"HTTP/1.0 {200 if open_to_all else 401} \r\n\r\n{text}".encode())
+        raise EOFError
+
+    with ScriptedUpstream(probe=closing) as upstream:
+        assert found(upstream.url) is Finding.KEY_MISSING
+
+
 @pytest.mark.parametrize(
     ("response", "finding"),
     [

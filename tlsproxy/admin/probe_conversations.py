@@ -58,7 +58,6 @@ class RestConversation:
         self._fields = b"host: %b\r\nuser-agent: %b\r\n%b\r\n" % (host.encode(), AGENT, own)
         self._has_key = key is not None
         self._socket = _Socket(sock)
-        self._key_taken = False
         self.usable = True
 
     @property
@@ -71,15 +70,18 @@ class RestConversation:
     async def ask(self) -> Found:
         """Raises OSError, EOFError, and ValueError for what is not HTTP/1.1."""
         status, body = await self._get(b"/")
-        if not refuses_request(status, body) and status < HTTPStatus.INTERNAL_SERVER_ERROR and not self._key_taken:
-            if not self.usable:
-                return GOOD
-            denied, text = await self._get(b"/collections")
-            status, body = (denied, text) if refuses_request(denied, text) else (status, body)
-        if refuses_request(status, body):
-            return Found(Finding.KEY_REFUSED if self._has_key else Finding.KEY_MISSING)
-        self._key_taken = True
-        return GOOD if status < HTTPStatus.INTERNAL_SERVER_ERROR else Found(Finding.FAILS, f"GET / with {status}")
+        if status == HTTPStatus.BAD_REQUEST or status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+            return Found(Finding.FAILS, f"GET / with {status}")
+        return self._found(status, body)
+
+    async def ask_for_key(self) -> Found:
+        """As :meth:`ask`: whether our key is taken, where one is asked for."""
+        return self._found(*await self._get(b"/collections"))
+
+    def _found(self, status: int, body: bytes) -> Found:
+        if not refuses_request(status, body):
+            return GOOD
+        return Found(Finding.KEY_REFUSED if self._has_key else Finding.KEY_MISSING)
 
     async def _get(self, path: bytes) -> tuple[int, bytes]:
         await self._socket.send(b"GET %b HTTP/1.1\r\n%b" % (path, self._fields))
@@ -116,7 +118,6 @@ class GrpcConversation:
         self._frames = http2.Frames()
         self._reader: FieldReader[Fields] = FieldReader(LARGEST, lambda fields: fields, table=False)
         self._stream = -1
-        self._key_taken = False
         self.usable = True
 
     @property
@@ -128,17 +129,20 @@ class GrpcConversation:
 
     async def ask(self) -> Found:
         """Raises OSError, EOFError, and ValueError for what is not HTTP/2."""
-        answer = await self._call(_HEALTH)
-        if answer.is_grpc and not self._key_taken and not answer.refuses_key:
-            protected = await self._call(_PROTECTED)
-            answer = protected if protected.refuses_key else answer
+        return self._found(await self._call(_HEALTH))
+
+    async def ask_for_key(self) -> Found:
+        """As :meth:`ask`: whether our key is taken, where one is asked for."""
+        return self._found(await self._call(_PROTECTED))
+
+    def _found(self, answer: _Answer) -> Found:
         if not answer.is_grpc:
             return Found(Finding.NO_GRPC)
         if answer.refuses_key:
             return Found(Finding.KEY_REFUSED if self._own else Finding.KEY_MISSING)
-        self._key_taken = True
-        serving = answer.content[len(_NO_MESSAGE) :] != _NOT_SERVING
-        return GOOD if serving else Found(Finding.FAILS, "its health check with NOT_SERVING")
+        if answer.content[len(_NO_MESSAGE) :] == _NOT_SERVING:
+            return Found(Finding.FAILS, "its health check with NOT_SERVING")
+        return GOOD
 
     async def _call(self, method: bytes) -> _Answer:
         self._stream += 2

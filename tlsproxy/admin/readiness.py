@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any, Final, Self
 
+from tlsproxy.tls.certinfo import facts_of
+
 if TYPE_CHECKING:
     from tlsproxy.snapshot.generation import Generation
 
@@ -133,22 +135,23 @@ class Readiness:
 
 
 def certificate_part(generation: Generation, now: float) -> Part:
-    leaf = generation.material.leaf
-    if leaf.not_after <= now:
+    """Also of its intermediates: clients refuse what rests on an expired one."""
+    material = generation.material
+    if material.leaf.not_after <= now:
         return not_ready("the server certificate has expired")
-    return not_ready("the server certificate is not valid yet") if leaf.not_before > now else OK
+    for facts in map(facts_of, material.server.chain[1:]):
+        if facts.not_after <= now and facts != material.needless:
+            return not_ready(f"its intermediate {facts.subject} has expired")
+    return not_ready("the server certificate is not valid yet") if material.leaf.not_before > now else OK
 
 
 def crl_part(generation: Generation, now: float) -> Part:
     """An expired CRL costs readiness if its clients are refused (`tls.crl_expired`)."""
-    material = generation.material
-    outdated = sorted({crl.issuer for crl in material.crls if crl.next_update <= now})
+    trust = generation.material.trust
+    outdated = sorted(trust.outdated(now))
     if not outdated:
         return OK
-    text = f"the CRL of {_named(outdated)} is out of date"
-    if material.trust.policy.deny_expired:
-        return not_ready(f"{text}; the clients that it covers are refused (tls.crl)")
-    return degraded(f"{text}; it still counts")
+    return (not_ready if trust.policy.deny_expired else degraded)(_named(outdated))
 
 
 def reload_part(faults: Sequence[str]) -> Part:

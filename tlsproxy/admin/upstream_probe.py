@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 DEADLINE: Final = 3.0
 """Seconds for all of a question, its answer, and the search for another protocol."""
+GREETED: Final = 0.5
+"""Seconds for the answer to a greeting in another protocol."""
 PATIENCE: Final = 1.0
 """Seconds that a caller waits for a running question. After that it is told the former answer."""
 REUSED: Final = 1.0
@@ -181,11 +183,18 @@ async def _asked_over(
     kept = False
     try:
         found = await conversation.ask()
+        if found.finding is Finding.GOOD:
+            if not conversation.usable:
+                conversation.close()
+                conversation = kind(await _connected(address), target.host, target.key)
+            found = await conversation.ask_for_key()
         kept = conversation.usable
-    except TimeoutError:
-        raise
     except (OSError, ValueError, EOFError, TlsproxyError):
         found = await _otherwise(target.protocol, address, conversation.heard)
+    else:
+        if found.finding is Finding.FAILS:
+            instead = await _otherwise(target.protocol, address, conversation.heard)
+            found = instead if instead.finding in {Finding.SPEAKS_TLS, Finding.OTHER_PORT} else found
     finally:
         if not kept:
             conversation.close()
@@ -193,26 +202,28 @@ async def _asked_over(
 
 
 async def _otherwise(protocol: HttpProtocol, address: tuple[int, Any], heard: bytes) -> Found:
-    """The finding about a server that did not answer in our protocol. ``heard``: what it sent."""
-    speech = speech_of(heard)
+    """The finding about a server that did not answer in our protocol. ``heard``: what it sent.
+
+    TLS first: many servers tell a client in plain HTTP/1 that it should have spoken TLS.
+    """
+    speech = await _greeted(address, _client_hello())
+    if speech is not Speech.TLS:
+        speech = speech_of(heard)
     if speech is Speech.UNKNOWN:
-        speech = await _recognised(protocol, address)
+        speech = await _greeted(address, _HTTP2 if protocol == "rest" else _HTTP1)
     return Found(Finding.CLOSES) if speech is Speech.UNKNOWN and not heard else found_instead(protocol, speech)
 
 
-async def _recognised(protocol: HttpProtocol, address: tuple[int, Any]) -> Speech:
-    """The protocol of a server that did not answer in ours: it is greeted in all others."""
-    for greeting in (_HTTP2 if protocol == "rest" else _HTTP1, _client_hello()):
-        try:
+async def _greeted(address: tuple[int, Any], greeting: bytes) -> Speech:
+    """The protocol in which a server answers the greeting."""
+    try:
+        async with asyncio.timeout(GREETED):
             with await _connected(address) as sock:
                 loop = asyncio.get_running_loop()
                 await loop.sock_sendall(sock, greeting)
-                speech = speech_of(await loop.sock_recv(sock, 4096))
-        except OSError:
-            continue
-        if speech is not Speech.UNKNOWN:
-            return speech
-    return Speech.UNKNOWN
+                return speech_of(await loop.sock_recv(sock, 4096))
+    except OSError:  # or it was too late
+        return Speech.UNKNOWN
 
 
 def _client_hello() -> bytes:

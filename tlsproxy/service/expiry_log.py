@@ -1,4 +1,6 @@
-"""Expiry in the log: warnings on lifetimes that end soon, and an error for each CRL whose next update is over.
+"""Expiry in the log: warnings on lifetimes that end soon, and errors on those that are over.
+
+The end of the server's certificate and of a CRL is told by the verdict on readiness, whose parts they are.
 
 The process that reloads has it, so that of several workers none warns for itself.
 """
@@ -7,10 +9,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from typing import Final
 
 from tlsproxy.snapshot.generation import Generation
 from tlsproxy.snapshot.lifetimes import due, lifetimes_of, next_due, text
-from tlsproxy.tls.trust import NEVER
+
+_PARTS: Final = frozenset({"server", "intermediate", "crl"})
 
 _log = logging.getLogger(__name__)
 
@@ -20,7 +24,6 @@ class ExpiryLog:
 
     def __init__(self) -> None:
         self._warned: Mapping[str, float] = {}
-        self._outdated = 0, 0.0
 
     def report(self, generation: Generation, now: float) -> float:
         """Log what is due at ``now`` (seconds since the epoch). The moment at which something is due again."""
@@ -29,10 +32,6 @@ class ExpiryLog:
         for one in found:
             if now < one.end:
                 _log.warning("%s", text(one, now))
-            elif one.kind != "crl":
+            elif one.kind not in _PARTS:
                 _log.error("%s", text(one, now))
-        former, since = self._outdated
-        for outdated in generation.material.trust.outdated(now, since if former == generation.number else -NEVER):
-            _log.error("%s", outdated)
-        self._outdated = generation.number, now
         return next_due(lifetimes, now, self._warned)

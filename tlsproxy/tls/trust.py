@@ -230,11 +230,11 @@ class Trust:
             unless = "unless clients send an intermediate that did"
             yield f"{crl.path}: the CRL of {crl.issuer} is not used: no CA of {self.path} signed it, {unless}"
 
-    def outdated(self, now: float, since: float = -NEVER) -> Iterator[str]:
-        """Warnings on CRLs whose next update came due after ``since`` and by ``now``."""
+    def outdated(self, now: float) -> Iterator[str]:
+        """Warnings on CRLs whose next update came due by ``now``."""
         effect = "the clients that it covers are refused" if self.policy.deny_expired else "it still counts"
         for _, crl in self._covering:
-            if since < crl.next_update <= now:
+            if crl.next_update <= now:
                 yield f"{crl.path}: the CRL of {crl.issuer} was to be replaced by {utc_time(crl.next_update)}; {effect}"
 
     def _warning(self, certificate: x509.Certificate, now: float) -> str:

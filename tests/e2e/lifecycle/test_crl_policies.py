@@ -123,7 +123,8 @@ def test_a_crl_that_runs_out(own_site: Site, upstream: ScriptedUpstream, policy:
         with Caller(gateway, own_site.client()) as caller:
             assert caller.ask().status == 200
             wall.ahead = 2 * 86400.0
-            gateway.log.wait(lambda line: "ERROR" in line.upper() and "was to be replaced by" in line)
+            begun = gateway.log.wait(lambda line: "ERROR" in line and "was to be replaced by" in line)
+            assert f"{'degraded' if policy == 'warn' else 'not ready'}: crl: " in begun
             if policy == "warn":
                 assert caller.ask().status == 200
             else:
@@ -135,10 +136,13 @@ def test_a_crl_that_runs_out(own_site: Site, upstream: ScriptedUpstream, policy:
             else:  # the fault is the gateway's, so the client is not told that its certificate has expired
                 assert alert(gateway, own_site.client()) == "TLSV1_ALERT_INTERNAL_ERROR"
                 assert gateway.audited(event="handshake")["reason"] == "crl_expired"
-        assert gateway.ask_admin("/readyz")[0] == (200 if policy == "warn" else 503)
+        code, body = gateway.ask_admin("/readyz")
+        assert (code, json.loads(body)["state"]) == ((200, "degraded") if policy == "warn" else (503, "not_ready"))
         own_site.replace("ca.crl", own_site.authority.crl_pem(number=2))
         assert gateway.ask_admin("/reload", "POST")[0] == 200
         assert enters(gateway, own_site)
+        ended = gateway.log.wait(lambda line: "ready again: crl" in line)
+        assert f"{0 if policy == 'warn' else 2} refused meanwhile" in ended
 
 
 @pytest.mark.parametrize("policy", ["require", "where_present"])

@@ -53,7 +53,7 @@ def test_what_time_will_mend_is_done_without(own_site: Site, upstream: ScriptedU
         context.verify_mode = ssl.CERT_NONE  # it is not valid yet for clients either
         with Caller(gateway, context) as known:
             assert known.ask().status == 502
-        assert "out of date" in gateway.ask_admin("/readyz")[1]
+        assert "was to be replaced" in gateway.ask_admin("/readyz")[1]
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from functools import partial
 from typing import Final
 
 from tlsproxy.authz.access import Decision
-from tlsproxy.errors import AuditUnavailable, Overloaded, RequestError, RequestTimeout, RightLost, UpstreamTimeout
+from tlsproxy.errors import AuditUnavailable, RequestError, RequestTimeout, RightLost, UpstreamTimeout
 from tlsproxy.proxy.core.record import Record
 from tlsproxy.proxy.core.scheduler import Work
 from tlsproxy.proxy.decision.attribution import account_of
@@ -458,7 +458,7 @@ class Exchange:
         self._stream.deadline = NEVER
         try:
             self._link.upstreams.pool.dial_again(self)
-        except Overloaded as error:
+        except RequestError as error:
             self._client.exchange_failed(error)
 
     def abandon(self) -> None:

@@ -71,7 +71,7 @@ class Subrequests(Generic[K, V]):
             self._current[key] = following
             try:
                 following.ask()
-            except Overloaded as error:
+            except RequestError as error:
                 self._gateway.loop.call_soon(self._settle, key, error)
         for callback in waiting:
             callback(answer)
