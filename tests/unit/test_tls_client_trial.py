@@ -7,6 +7,7 @@ import ssl
 import subprocess
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,13 +15,17 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import dsa, ec, ed448, ed25519, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
-from snapshot_site import ROOT, SnapshotSite, hour, site
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from snapshot_site import ROOT, SERVER, SnapshotSite, client_context, handshake, hour, site
+from support.certificates import certified
 
 from tlsproxy.config import ca_checks
 from tlsproxy.errors import MaterialError
 from tlsproxy.snapshot import files, generation
 from tlsproxy.tls import client_trial
-from tlsproxy.tls.pki import Authority
+from tlsproxy.tls.peer import Peer, peer_of, tried_peer
+from tlsproxy.tls.pki import Authority, Issued
 
 EXPLICIT = """openssl ecparam -name prime256v1 -genkey -noout -param_enc explicit -out key.pem
 openssl req -x509 -key key.pem -subj /CN=odd -days 90 -addext basicConstraints=critical,CA:true -out odd.pem"""
@@ -143,3 +148,43 @@ def test_trust_that_stays_is_not_tried_again(made: SnapshotSite, monkeypatch: py
     monkeypatch.setattr(generation, "refusal_of_authority", None)
     made.configure(roles={"admin": {"access": "r"}})
     assert made.build(first).unfit == first.unfit
+
+
+# Chains
+
+STAFF, PARTNER = Authority.create("Staff CA"), Authority.create("Partner CA")
+LOWER, FORGED = STAFF.intermediate("Issuing CA"), PARTNER.intermediate("Staff CA")
+POOL = (STAFF, certified(STAFF, STAFF), PARTNER, LOWER, certified(LOWER, PARTNER), FORGED)
+LEAVES = [one.issue(common_name="a", client=place % 3 != 2, server=place % 3 == 2) for place, one in enumerate(POOL)]
+
+
+@given(
+    st.lists(st.sampled_from(POOL), min_size=1, max_size=3, unique=True),
+    st.sampled_from(LEAVES),
+    st.lists(st.sampled_from(POOL), max_size=3, unique=True),
+)
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_a_presented_chain_has_the_verdict_of_a_handshake(
+    tmp_path_factory: pytest.TempPathFactory, trusted: list[Authority], leaf: Issued, sent: list[Authority]
+) -> None:
+    directory = tmp_path_factory.getbasetemp()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    server = directory / "server-of-trials.pem"
+    server.write_bytes(SERVER.chain_pem + SERVER.key_pem)
+    context.load_cert_chain(server)
+    context.load_verify_locations(cadata="\n".join(one.certificate_pem.decode() for one in trusted))
+    context.verify_flags |= ssl.VerifyFlags.VERIFY_X509_PARTIAL_CHAIN
+    context.verify_mode = ssl.CERT_REQUIRED
+    pems = [leaf.certificate_pem, *(one.certificate_pem for one in sent)]
+    issued = replace(leaf, chain_pem=b"".join(pems))
+    chain = [ssl.PEM_cert_to_DER_cert(pem.decode()) for pem in pems]
+    found = verdict(lambda: tried_peer(client_trial.present(context, chain)))
+    assert found == verdict(lambda: peer_of(handshake(context, client_context(issued, directory))[0]))
+
+
+def verdict(shaken: Callable[[], Peer | None]) -> object:
+    """The code of the refusal, or identity and paths of the client."""
+    try:
+        return shaken()
+    except ssl.SSLCertVerificationError as error:
+        return error.verify_code
