@@ -134,7 +134,11 @@ def test_no_certificate(tmp_path: Path, *, required: bool) -> None:
     own = site(tmp_path, service={"verify_https_client_certificate": required})
     result = explain(own, "none", "GET", "/collections")
     assert result.exit_code == 1
-    says = "(no_certificate)" if required else "decision   refused: 401 Must provide an API key"
+    says = (
+        "no connection: a client certificate is required (no_certificate)"
+        if required
+        else "decision   refused: 401 Must provide an API key"
+    )
     assert says in result.stdout.splitlines()[-1]
     assert ("no connection: " in result.stdout) == required
 
@@ -170,6 +174,11 @@ def test_rules_that_ask_for_more_than_a_subject_tells_are_named(tmp_path: Path) 
     result = explain(own, "CN=alice", "GET", "/collections")
     assert "not judged rules that ask for more than is told here: web\n" in result.stdout
     assert result.exit_code == 1
+    # One behind the rule that matches does not matter.
+    own.configure(identities=[{"name": "people", "match": {"cn": "alice"}, "role": "admin"}, *rules])
+    result = explain(own, "CN=alice", "GET", "/collections")
+    assert "not judged rules" not in result.stdout
+    assert result.exit_code == 0
 
 
 @pytest.mark.parametrize(

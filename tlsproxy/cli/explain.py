@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
+from itertools import takewhile
 from pathlib import Path
 
 import click
@@ -123,7 +124,8 @@ def _principal(generation: Generation, client: Client, request: Request, now: fl
         _print_lines(f"  {line}" for line in policy.why(identity))
     if client.chain is None:
         click.echo("not judged the connection: dates, CA, purpose and CRLs are those of a certificate file")
-        unsure = [rule.name for rule in policy.rules if {name for name, _ in rule.match.given()} - client.told]
+        earlier = takewhile(lambda rule: rule.name != principal.rule, policy.rules)
+        unsure = [rule.name for rule in earlier if {name for name, _ in rule.match.given()} - client.told]
         if unsure:
             click.echo(f"not judged rules that ask for more than is told here: {', '.join(unsure)}")
     click.echo(f"rule       {principal.rule or 'none'}")

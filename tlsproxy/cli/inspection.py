@@ -88,6 +88,7 @@ def connected(generation: Generation, protocol: HttpProtocol, chain: Sequence[by
             peer = tried_peer(present(context, chain))
         except ssl.SSLError as error:
             reason, text = handshake_failure(error)
+            text = text if chain else "a client certificate is required"
             raise NoConnection(text, reason) from None
     standing = Standing(generation, peer, now)
     if standing.refusal is not None:
