@@ -34,7 +34,7 @@ from tlsproxy.qdrant.rest_tenancy import (
     touches_no_points,
 )
 from tlsproxy.qdrant.router import recognise
-from tlsproxy.qdrant.scoring import Facts
+from tlsproxy.qdrant.scoring import MATRIX, Facts
 
 ACME = (Condition("tenant", "acme"),)
 MUST = {"key": "tenant", "match": {"value": "acme"}}
@@ -138,6 +138,22 @@ def test_a_decision_needs_the_conditions_in_the_body() -> None:
 def test_a_filter_is_narrowed(path: str, own: dict[str, Any], expected: dict[str, Any]) -> None:
     changed = confined("POST", path, {"limit": 3, **own})
     assert {name: changed[name] for name in ("limit", "filter")} == {"limit": 3, "filter": expected}
+
+
+@pytest.mark.parametrize("path", ["points/count", "facet"])
+@pytest.mark.parametrize("asked", [{}, {"exact": False}, {"exact": None}])
+def test_counts_are_exact(path: str, asked: dict[str, Any]) -> None:
+    """An estimate is made over all points."""
+    assert confined("POST", path, asked) == {"exact": True, "filter": ONLY}
+
+
+@pytest.mark.parametrize("kind", ["pairs", "offsets"])
+def test_a_matrix_over_words_or_codes_is_refused(kind: str) -> None:
+    path, facts = f"points/search/matrix/{kind}", Facts((1, 20), frozenset({"words"}), frozenset({""}))
+    for body in ({"using": "words"}, {}, {"using": None}):
+        with pytest.raises(Unconfined, match=MATRIX):
+            confined("POST", path, body, facts=facts)
+    assert confined("POST", path, {"using": "images"}, facts=facts)["filter"] == ONLY
 
 
 QUERIES: list[Any] = [

@@ -23,6 +23,7 @@ from tlsproxy.authz.access import (
 from tlsproxy.authz.admission import NO_CREDENTIAL, Admission, Credential
 from tlsproxy.authz.identity import Identity
 from tlsproxy.authz.roles import Principal
+from tlsproxy.errors import BadRequest
 from tlsproxy.qdrant.grpc_decision import (
     collection_finder,
     decide_at_best,
@@ -35,6 +36,7 @@ from tlsproxy.qdrant.grpc_tenancy import is_confinable_call
 from tlsproxy.qdrant.operations import ANY_CALLER, GRPC, OPEN, Operation
 from tlsproxy.qdrant.rest_decision import BodyFacts
 from tlsproxy.qdrant.rest_tenancy import touches_no_points
+from tlsproxy.wire.protobuf import delimited
 
 PASSES = {row["path"]: row["passes"].split() for row in ROWS if row["surface"] == "grpc"}
 PASSES["/qdrant.StorageRead/ReadMulti"] = PASSES["/qdrant.StorageRead/ReadBatch"]  # until 1.18
@@ -199,6 +201,23 @@ def test_further_collections_need_a_grant_of_any_mode() -> None:
     assert outcome(operation, message, CLASSES["r"]).allowed
     assert outcome(operation, message, WRITER).text == "Forbidden: Access to collection logs.a is required"
     assert outcome(operation, message, READER, WRITER).reason == "collection"
+
+
+def test_filters_nest_as_deep_as_qdrants_parser_lets_them() -> None:
+    def filters(depth: int) -> bytes:
+        nested = b""
+        for _ in range(depth):
+            nested = delimited(2, delimited(4, nested))  # a filter's condition that is a filter
+        return delimited(1, b"docs") + delimited(2, nested)
+
+    for depth, allowed in ((40, True), (60, False)):
+        finder = collection_finder(method("/qdrant.Points/Scroll"))
+        if allowed:
+            finder.feed(filters(depth))
+            assert finder.named() == ("docs", ())
+        else:
+            with pytest.raises(BadRequest, match="nested too deeply"):
+                finder.feed(filters(depth))
 
 
 @pytest.mark.parametrize("path", [row.path for row in GRPC if "Reflection" in row.path])

@@ -652,10 +652,12 @@ def test_depth_is_bounded() -> None:
     assert innermost.filter == ONLY
     assert confine_message(method("Query"), nested(MAX_DEPTH), ACME)
     for depth in (MAX_DEPTH + 1, 5000):
-        with pytest.raises(BadRequest, match="nested too deeply"):
+        with pytest.raises(BadRequest, match=r"^Malformed message: messages are nested too deeply$"):
             confined("Query", nested(depth))
     many = delimited(2, delimited(1, b"")) * 200  # each of a batch may go as deep again
     assert len(confined("Query", DOCS + many).prefetch) == 200
+    with pytest.raises(BadRequest, match="nested too deeply"):
+        confined("Query", DOCS + many + nested(MAX_DEPTH + 1).removeprefix(DOCS))
 
 
 def test_what_is_looked_at_is_bounded() -> None:

@@ -66,6 +66,8 @@ def policy(*rules: Rule) -> Policy:
 )
 def test_matches(matcher: Matcher) -> None:
     assert matcher.matches(ALICE)
+    principal = policy(Rule("other", Matcher(cn="bob"), "ingest"), Rule("rule", matcher, "admin")).principal_of(ALICE)
+    assert (principal.rule, principal.role, principal.rights) == ("rule", "admin", ADMIN)
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from tlsproxy.qdrant.operations import Operation
 from tlsproxy.qdrant.rest_tenancy import confine
 from tlsproxy.qdrant.router import recognise
 from tlsproxy.qdrant.scoring import (
+    CODED,
     MATRIX,
     Facts,
     FactsNeeded,
@@ -166,9 +167,9 @@ def test_the_vectors_whose_weights_are_coded() -> None:
     assert facts.coded == {"a", "e"}
     for using in facts.coded:
         for scored in (Scored.SPARSE, Scored.INFERRED):
-            with pytest.raises(Unconfined):
+            with pytest.raises(Unconfined, match=CODED):
                 needs_corpus(scored, using, facts)
-        with pytest.raises(Unconfined):
+        with pytest.raises(Unconfined, match=MATRIX):
             check_matrix(using, facts)
     assert not needs_corpus(Scored.SPARSE, "b", facts)
     check_matrix("b", facts)

@@ -284,6 +284,15 @@ def test_claims_that_do_not_matter() -> None:
     assert outcome.claims.subject == "alice"
 
 
+def test_claims_that_are_absent_are_empty() -> None:
+    for more in ({}, {"sub": None, "subject": None, "iss": 1, "aud": 1}):
+        outcome = verify(token(access="r", **more))
+        assert isinstance(outcome, Token)
+        claims = outcome.claims
+        assert (claims.subject, claims.issuer, claims.audience, claims.certificate) == ("", "", (), "")
+        assert (claims.expires, claims.not_before, claims.exists, claims.defect) == (None, None, None, "")
+
+
 def test_not_before_is_honoured() -> None:
     assert rights(token(access="r", nbf=int(NOW) + 30))
     assert refused(token(access="r", nbf=int(NOW) + 31)) == GENERIC
