@@ -107,7 +107,8 @@ def sends(data: bytes) -> Callable[[Gateway, Site], None]:
 OUTCOMES: dict[str, tuple[Callable[[Gateway, Site], None], tuple[str, int, str]]] = {
     "allowed": (sends(request("GET", "/collections")), ("ok", 200, "allowed")),
     "unknown route": (sends(request("GET", "/nothing")), ("denied", 404, "unknown_operation")),
-    "bad target": (sends(request("GET", "/%00")), ("denied", 400, "bad_request")),
+    "ambiguous path": (sends(request("GET", "/%00")), ("denied", 404, "ambiguous_path")),
+    "bad target": (sends(request("GET", "/%zz")), ("denied", 400, "bad_request")),
     "no HTTP": (sends(b"hello\r\n\r\n"), ("denied", 400, "bad_request")),
     "bare LF": (sends(b"GET / HTTP/1.1\nhost: localhost\n\n"), ("denied", 400, "bad_request")),
     "HTTP/1.0": (sends(b"GET / HTTP/1.0\r\nhost: localhost\r\n\r\n"), ("denied", 505, "http_version")),
