@@ -145,6 +145,7 @@ CONVERTED: dict[str, tuple[str, bytes]] = {
     "base64 alone": ("tls.cert", base64.b64encode(LEAF.public_bytes(DER))),
     "escaped line ends": ("tls.cert", SERVER.certificate_pem.replace(b"\n", b"\\n")),
     "blanks for line ends": ("tls.cert", SERVER.certificate_pem.replace(b"\n", b" ")),
+    "a manifest": ("tls.cert", b"apiVersion: v1\ndata:\n  tls.crt: " + base64.b64encode(SERVER.certificate_pem)),
     "no line ends": ("tls.key", SERVER.key_pem.replace(b"\n", b"")),
 }
 WITH_SSH = {
@@ -227,6 +228,9 @@ def test_a_trusted_certificate_is_converted_too(tmp_path: Path) -> None:
         ("pem of an issuer", JWKS, "named by `jwks`"),
         ("jwks of an issuer", PUBLIC, "named by `pem`"),
         ("tls.cert", b"\xff\xfe\x00", "begins as UTF-16"),
+        ("tls.cert", b'{"certificate": "-----BEGIN CERTIFICATE-----"}', "jq -r .certificate f.pem > f.pem.pem"),
+        ("jwks of an issuer", b'{"issuer": "https://a", "jwks_uri": "https://a/keys"}', "its `jwks_uri` is where"),
+        ("jwks of an issuer", json.dumps(json.loads(JWKS)["keys"][0]).encode(), "it is one key"),
     ],
 )
 def test_what_is_in_the_wrong_place_is_named(place: str, data: bytes, told: str) -> None:

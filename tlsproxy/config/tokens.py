@@ -125,12 +125,13 @@ def _pem(path: str, data: bytes, algorithm: str) -> Any:
 def _key_set(path: str, data: bytes, algorithm: str) -> Iterator[VerificationKey]:
     """Keys of a set for the algorithm. Others are skipped (RFC 7517 §5), a broken one is an error."""
     try:
-        members = read_object(pem.text_of(path, data)).get("keys")
+        document = read_object(pem.text_of(path, data))
     except MalformedToken as error:
         hint = "; a PEM file is named by `pem`" if b"-----BEGIN " in data else ""
         raise MaterialError(path, f"is not a JWK set: {error}{hint}") from None
+    members = document.get("keys")
     if not isinstance(members, list) or not all(isinstance(each, dict) for each in members):
-        raise MaterialError(path, "is not a JWK set: `keys` must be a list of keys")
+        raise MaterialError(path, f"is not a JWK set: `keys` must be a list of keys{_instead_of_set(document)}")
     for jwk in members:
         if jwk.get("kty") != _KEY_TYPES[algorithm[:2]] or jwk.get("alg", algorithm) != algorithm:
             continue
@@ -165,6 +166,12 @@ def _dates(jwk: Mapping[str, Any]) -> tuple[float | None, float]:
 def _moment(value: object) -> float | None:
     number = isinstance(value, int | float) and not isinstance(value, bool)
     return float(value) if number and math.isfinite(value) else None  # type: ignore[arg-type]
+
+
+def _instead_of_set(document: Mapping[str, Any]) -> str:
+    if "jwks_uri" in document:
+        return "; it is the configuration of an issuer (OpenID Connect Discovery): its `jwks_uri` is where the set is"
+    return '; it is one key: put it into `{"keys": [ … ]}`' if "kty" in document else ""
 
 
 def _prepared(path: str, key: Any, name: str) -> Any:

@@ -80,7 +80,14 @@ _CONTAINERS: Final = (
         re.compile(rb"\s*<(?:!|\?|html)", re.IGNORECASE),
         "it is a web page: the server that it was fetched from did not send the file",
     ),
-    (re.compile(rb"\s*\{"), "it is JSON: a set of keys is named by `jwks`"),
+    (
+        re.compile(rb"\s*\{"),
+        "it is JSON: a set of keys is named by `jwks`; a field is taken out by `jq -r .certificate {file} > {new}`",
+    ),
+    (
+        re.compile(rb"\s*apiVersion:"),
+        r"it is a manifest of Kubernetes. Take a field out: `sed -n 's/^ *tls\.crt: *//p' {file} | base64 -d > {new}`",
+    ),
 )
 """Beginning of a file → hint."""
 
@@ -94,26 +101,31 @@ def _private(data: bytes) -> Any:
         return None
 
 
+_CONVERTED: Final = "in DER form. Convert it: `openssl {command} -inform DER -in {file} -out {new}`"
 _DER: Final[tuple[tuple[Callable[[bytes], Any], str, str], ...]] = (
-    (x509.load_der_x509_certificate, "a certificate", "x509 -inform DER"),
-    (x509.load_der_x509_crl, "a CRL", "crl -inform DER"),
-    (x509.load_der_x509_csr, "a request for a certificate", "req -inform DER"),
-    (_private, "a private key", "pkey -inform DER"),
-    (serialization.load_der_public_key, "a public key", "pkey -pubin -inform DER"),
+    (x509.load_der_x509_certificate, f"it is a certificate {_CONVERTED}", "x509"),
+    (x509.load_der_x509_crl, "it is a CRL in DER form, which tls.crl takes as it is", "crl"),
+    (
+        x509.load_der_x509_csr,
+        "it is a request for a certificate: use the certificate that the CA answered it with",
+        "req",
+    ),
+    (_private, f"it is a private key {_CONVERTED}", "pkey"),
+    (serialization.load_der_public_key, f"it is a public key {_CONVERTED}", "pkey -pubin"),
 )
-"""Parser, noun and command of OpenSSL."""
+"""Parser, hint, and command of OpenSSL."""
 
 
 def foreign(path: str, data: bytes) -> str:
     """Hint on a file that holds no PEM block."""
-    if b"-----BEGIN " in data:
-        return own_lines(path)
     for beginning, hint in _CONTAINERS:
         if beginning.match(data):
             return _filled(hint, path)
+    if b"-----BEGIN " in data:
+        return own_lines(path)
     if kind := _der(data):
-        noun, command = kind
-        return _filled(f"it is {noun} in DER form. Convert it: `openssl {command} -in {{file}} -out {{new}}`", path)
+        hint, command = kind
+        return _filled(hint, path, command)
     return _of_base64(path, data) or _ANYTHING
 
 
@@ -138,22 +150,21 @@ def _of_base64(path: str, data: bytes) -> str:
     if decoded.startswith(b"-----BEGIN "):
         return _filled("it is base64 of PEM. Convert it: `base64 -d {file} > {new}`", path)
     if kind := _der(decoded):
-        noun, command = kind
-        return _filled(
-            f"it is {noun} in base64 alone. Convert it: `base64 -d {{file}} | openssl {command} -out {{new}}`", path
-        )
+        text = "it is base64 without PEM's boundaries. Convert it: "
+        return _filled(f"{text}`base64 -d {{file}} | openssl {{command}} -inform DER -out {{new}}`", path, kind[1])
     return ""
 
 
 def _der(data: bytes) -> tuple[str, str] | None:
-    for load, noun, command in _DER:
+    for load, hint, command in _DER:
         try:
             load(data)
         except (ValueError, TypeError, UnsupportedAlgorithm, x509.InvalidVersion):
             continue
-        return noun, command
+        return hint, command
     return None
 
 
-def _filled(hint: str, path: str) -> str:
-    return hint.replace("{file}", shlex.quote(path)).replace("{new}", shlex.quote(f"{path}.pem"))
+def _filled(hint: str, path: str, command: str = "") -> str:
+    names = {"{command}": command, "{file}": shlex.quote(path), "{new}": shlex.quote(f"{path}.pem")}
+    return re.sub("|".join(map(re.escape, names)), lambda found: names[found[0]], hint)

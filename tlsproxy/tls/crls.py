@@ -168,11 +168,14 @@ def _may_sign_crls(authority: x509.Certificate) -> bool:
 def _crl(path: str, data: bytes) -> Crl:
     try:
         crl = x509.load_pem_x509_crl(data) if data.startswith(b"-") else x509.load_der_x509_crl(data)
-        extensions = crl.extensions
-        serials = Serials(entry.serial_number for entry in crl)
     except PARSE_ERRORS as error:
         hint = "" if data.startswith(b"-") else f". Perhaps {foreign(path, data)}"
         raise MaterialError(path, f"holds a CRL that cannot be parsed: {error}{hint}") from None
+    try:
+        extensions = crl.extensions
+        serials = Serials(entry.serial_number for entry in crl)
+    except PARSE_ERRORS as error:
+        raise MaterialError(path, f"holds a CRL that cannot be parsed: {error}") from None
     issuer = crl.issuer.rfc4514_string()
     point = extension_of(extensions, x509.IssuingDistributionPoint)
     if partial := _partial(extensions, point):
