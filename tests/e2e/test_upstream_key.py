@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -13,7 +14,7 @@ from support.grpc_channels import call, channel
 from support.grpc_upstream import GrpcCall, GrpcUpstream, replying
 from support.raw_request import Client
 from support.site import Site
-from support.upstream import OK, Connection, Received, ScriptedUpstream, plain
+from support.upstream import OK, Answer, Connection, Received, ScriptedUpstream, plain
 
 KEY = "qdrants-own-key-that-nobody-guesses"
 BLAMED = "The gateway's own key for Qdrant is missing or wrong"
@@ -98,6 +99,41 @@ def test_a_key_that_is_missing_or_wrong(site: Site, own: str | None, told: str) 
                 gateway.log.wait(lambda line: "ready again: upstream_rest" in line and "8 refused" in line)
                 with Client(gateway, site.client()) as client:
                     assert client.ask().status == 200
+
+
+def test_a_key_that_may_not_write(site: Site) -> None:
+    """A read-only key passes every look; what Qdrant says of a write is told as it is meant, compressed or not."""
+    text = b'{"status":{"error":"Forbidden: Global manage access is required"},"time":0.0}'
+    head = b"HTTP/1.1 403 Forbidden\r\ncontent-type: application/json\r\n"
+    gzipped = b"content-encoding: gzip\r\ntransfer-encoding: chunked\r\n\r\n"
+    packed, brotli = gzip.compress(text), b"\x0b\x02\x80no matter\x03"
+    answers = {
+        b"content-length: %d\r\n\r\n%b" % (len(text), text): 502,
+        gzipped + b"%x\r\n%b\r\n0\r\n\r\n" % (len(packed), packed): 502,
+        b"connection: close\r\n\r\n%b" % text: 502,
+        b"content-encoding: br\r\ncontent-length: %d\r\n\r\n%b" % (len(brotli), brotli): 403,
+    }
+    with (
+        ScriptedUpstream() as upstream,
+        Gateway(site.write_config(upstream.url)) as gateway,
+        Client(gateway, site.client()) as client,
+    ):
+        for rest, status in answers.items():
+            upstream.answer = ending(head + rest)
+            answer = client.ask("PUT", "/collections/docs", (), b"{}")
+            assert answer.status == status
+            assert answer.body.startswith(b"\x0b") or answer.json["status"]["error"].startswith(BLAMED)
+
+
+def ending(response: bytes) -> Answer:
+    """An answer that closes its connection if it says so."""
+
+    def answer(connection: Connection, request: Received) -> None:
+        plain(response)(connection, request)
+        if b"connection: close" in response:
+            raise EOFError
+
+    return answer
 
 
 def test_a_refusal_of_something_else_is_the_clients(site: Site) -> None:

@@ -17,13 +17,13 @@ from qdrant_client.grpc import points_service_pb2
 from qdrant_client.http import models
 from qdrant_client.http.api import points_api, search_api
 from support import qdrant_messages as qdrant
-from support.run_steps import at_once
 
 from tlsproxy.qdrant.answer_statistics import ENVELOPE, FIELDS, MESSAGES, STEP, AnswerReducer, Population
 from tlsproxy.qdrant.grpc_decision import operation_of
 from tlsproxy.qdrant.grpc_tenancy import REWRITES
 from tlsproxy.qdrant.operations import REST
 from tlsproxy.qdrant.rest_tenancy import is_confinable
+from tlsproxy.wire.cooperative import at_once
 
 _BUILT = re.compile(r'type_=m\.(\w+),\s*method="(\w+)",\s*url="([^"]+)"')
 ANSWERS: dict[tuple[str, str], type[BaseModel]] = {

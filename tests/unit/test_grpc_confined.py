@@ -14,7 +14,6 @@ from qdrant_client import grpc as pb
 from qdrant_client import models
 from qdrant_client.conversions.conversion import GrpcToRest, RestToGrpc
 from support import qdrant_messages as qdrant
-from support.run_steps import at_once
 
 from tlsproxy.authz.access import Condition
 from tlsproxy.errors import BadRequest, Unconfined
@@ -27,6 +26,7 @@ from tlsproxy.qdrant.operations import GRPC, Operation
 from tlsproxy.qdrant.rest_tenancy import confine
 from tlsproxy.qdrant.router import recognise
 from tlsproxy.qdrant.scoring import Facts
+from tlsproxy.wire.cooperative import at_once
 from tlsproxy.wire.protobuf import MAX_DEPTH, ProtobufError, delimited
 
 ACME = (Condition("tenant", "acme"),)

@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from qdrant_client import grpc as pb
-from support.run_steps import at_once
 
 from tlsproxy.authz.access import GlobalMode, Grant, Grants, Rights
 from tlsproxy.qdrant.grpc_listings import ENTRIES, STEP, MessageListing, listing_of_call
 from tlsproxy.qdrant.operations import GRPC
 from tlsproxy.qdrant.rest_listings import Listing
+from tlsproxy.wire.cooperative import at_once
 
 DOCS = Grants(Grant("docs", write=False, extras=True), Grant("team.*", write=True, extras=False))
 ALIASES = ["list_aliases", "list_collection_aliases"]

@@ -17,7 +17,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.h2_harness import ANSWERED, End, Ends, Sent, in_memory, prefixed
 from support.relay_generation import COUNT, LIST, SEARCH, asked, collections, count, relay_generation
-from support.run_steps import at_once
 from support.site import Site
 
 from tlsproxy.authz.access import Condition
@@ -26,6 +25,7 @@ from tlsproxy.proxy.grpc import client
 from tlsproxy.qdrant.grpc_decision import confine_message, operation_of
 from tlsproxy.snapshot.generation import Generation
 from tlsproxy.wire import http2
+from tlsproxy.wire.cooperative import at_once
 from tlsproxy.wire.http2 import FIRST_WINDOW
 from tlsproxy.wire.protobuf import delimited
 

@@ -7,7 +7,6 @@ from dataclasses import replace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support.run_steps import at_once
 
 from tlsproxy.authz.access import UNREAD, Condition, Decision, GlobalMode, Grant, Grants, Rights
 from tlsproxy.authz.admission import Admission, admit
@@ -21,6 +20,7 @@ from tlsproxy.errors import RequestError
 from tlsproxy.qdrant.operations import OWN, REST, Operation
 from tlsproxy.qdrant.rest_decision import decide_request, deciding_body
 from tlsproxy.qdrant.router import recognise
+from tlsproxy.wire.cooperative import at_once
 
 IDENTITY = Identity(
     subject="CN=a", issuer="CN=ca", serial="1", sha256="00", not_after=2e9, common_name="a", organizations=("acme",)

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support.run_steps import at_once
 
 from tlsproxy.errors import BadRequest
 from tlsproxy.qdrant.rest_collections import named_collections
 from tlsproxy.qdrant.router import recognise
 from tlsproxy.wire.content_coding import Content
+from tlsproxy.wire.cooperative import at_once
 from tlsproxy.wire.json_skeleton import LONG, MOST, long_arrays, without
 from tlsproxy.wire.strict_json import reading_json
 

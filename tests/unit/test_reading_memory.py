@@ -5,8 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
-from support.run_steps import at_once
-
+from tlsproxy.wire.cooperative import at_once
 from tlsproxy.wire.strict_json import counting, memory_of
 
 SHAPES = {

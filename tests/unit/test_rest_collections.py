@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support.run_steps import at_once
 
 from tlsproxy.errors import BadRequest, BodyTooLarge, CodingRefused
 from tlsproxy.qdrant.operations import REST, Operation
 from tlsproxy.qdrant.rest_collections import named_collections
 from tlsproxy.wire.content_coding import decoding
+from tlsproxy.wire.cooperative import at_once
 
 INSPECTED = [operation for operation in REST if operation.names_others]
 SINGLE = [operation for operation in INSPECTED if not operation.path.endswith("/batch")]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-from support.run_steps import at_once
 
 from tlsproxy.authz.access import ALLOWED, UNREAD, Condition, Decision, GlobalMode, Grant, Grants, Rights, forbidden
 from tlsproxy.authz.admission import Admission, Credential, admit
@@ -21,6 +20,7 @@ from tlsproxy.qdrant.rest_decision import (
 )
 from tlsproxy.qdrant.router import recognise
 from tlsproxy.qdrant.scoring import Facts
+from tlsproxy.wire.cooperative import at_once
 
 KEYS = Keys.of("manage-key", "alternative", "reader")
 NO_KEYS = Keys.of()

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support.run_steps import at_once
 
 from tlsproxy.authz.access import GlobalMode, Grant, Grants, Rights
 from tlsproxy.qdrant.operations import REST
 from tlsproxy.qdrant.rest_listings import REDUCTIONS, STEP, Listing, listing_of
+from tlsproxy.wire.cooperative import at_once
 
 DOCS = Grants(Grant("docs", write=False, extras=True), Grant("team.*", write=True, extras=False))
 

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from support.run_steps import at_once
 
 from tlsproxy.errors import BadRequest
 from tlsproxy.wire import strict_json
+from tlsproxy.wire.cooperative import at_once
 from tlsproxy.wire.strict_json import MAX_CONTAINERS, MAX_DEPTH, MAX_STRINGS, MAX_VALUES, reading_json
 
 

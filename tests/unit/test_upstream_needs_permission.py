@@ -7,7 +7,6 @@ import time
 
 import pytest
 from support.relay_generation import KEYS, asked, relay_generation
-from support.run_steps import at_once
 from support.site import Site
 
 from tlsproxy.authz.access import UNREAD, Decision
@@ -17,6 +16,7 @@ from tlsproxy.proxy.limits.quotas import Quotas
 from tlsproxy.proxy.limits.table import LimitTable
 from tlsproxy.qdrant.operations import GRPC, REST, Operation
 from tlsproxy.snapshot.generation import Generation
+from tlsproxy.wire.cooperative import at_once
 
 NOW = time.time()
 ENDED = Decision(allowed=False, reason="certificate_revoked", status=401)

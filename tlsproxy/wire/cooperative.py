@@ -11,3 +11,12 @@ from typing import TypeAlias, TypeVar
 
 T = TypeVar("T")
 Steps: TypeAlias = Generator[int | None, None, T]
+
+
+def at_once(steps: Steps[T]) -> T:
+    """The result of work that is small enough to be done in one go."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as done:
+            return done.value  # type: ignore[no-any-return]

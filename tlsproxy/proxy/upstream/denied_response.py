@@ -5,12 +5,17 @@ Then its request fails with :class:`tlsproxy.errors.UpstreamKeyRefused`: the cli
 
 from __future__ import annotations
 
-from typing import Protocol
+import re
+from typing import Final, Protocol
 
 from tlsproxy.errors import RequestError, UpstreamKeyRefused
 from tlsproxy.proxy.upstream.collected_response import CollectedResponse
 from tlsproxy.qdrant.own_key import LONGEST, refuses_request
+from tlsproxy.wire.content_coding import decoding
+from tlsproxy.wire.cooperative import at_once
 from tlsproxy.wire.http1_response import ResponseHead
+
+_CODING: Final = re.compile(rb"^content-encoding:[ \t]*([!-~]+)[ \t]*\r$", re.IGNORECASE | re.MULTILINE)
 
 
 class Responded(Protocol):
@@ -48,10 +53,18 @@ class DeniedResponse:
     def _judge(self, raw: bytes) -> None:
         """Passed on while the connection is still the request's: the client may pause it."""
         self._raw = None
-        self._refused = refuses_request(self._head.status, bytes(self._collected.content))
+        self._refused = refuses_request(self._head.status, self._plain_content())
         if not self._refused:
             self._request.response_head(self._head)
             self._request.response_body(raw)
+
+    def _plain_content(self) -> bytes:
+        """The decoded body; empty for one in a coding that is not read, or too large to be a refusal of the key."""
+        coding = _CODING.search(self._head.fields)
+        try:
+            return bytes(at_once(decoding(self._collected.content, coding and coding[1].decode(), LONGEST)))
+        except RequestError:
+            return b""
 
     def done(self) -> None:
         if self._raw is not None:  # a body that ends with its connection
