@@ -13,6 +13,7 @@ from jwt import PyJWS
 
 from tlsproxy.authz import tokens
 from tlsproxy.cli import main
+from tlsproxy.tls.pki import Authority
 
 KEY = "the-api-k3y"
 CONFIG = f"""\
@@ -167,3 +168,11 @@ def test_an_end_in_milliseconds_is_told(site: Path, exp: int) -> None:
         assert "warning: it ends in the year 9999: exp is in seconds (RFC 7519 section 2)" in result.stderr
     soon = mint(site, "--access", "r")
     assert "warning" not in verify(site, soon).stderr
+
+
+def test_beside_a_certificate_without_a_connection_no_token_is_accepted(site: Path, tmp_path: Path) -> None:
+    foreign = tmp_path / "foreign.pem"
+    foreign.write_bytes(Authority.create().issue(common_name="ingest-1", client=True).certificate_pem)
+    result = verify(site, mint(site, "--access", "r"), "--certificate", foreign)
+    assert (result.exit_code, result.stdout.startswith("no connection: ")) == (1, True)
+    assert "(unknown_ca)" in result.stdout

@@ -12,7 +12,7 @@ from tlsproxy.authz.tokens import Tokens
 from tlsproxy.config.loader import parse
 from tlsproxy.config.model import Config
 from tlsproxy.config.policy import policy_of
-from tlsproxy.config.secrets import resolve_keys, secret_files, upstream_api_key
+from tlsproxy.config.secrets import known_keys, secret_files, upstream_api_key
 from tlsproxy.errors import MaterialError
 
 MANAGE, READ = Rights(everywhere=GlobalMode.M), Rights(everywhere=GlobalMode.R)
@@ -37,7 +37,7 @@ def test_keys_come_from_the_file_and_from_files(tmp_path: Path) -> None:
         upstream={"api_key_file": "up"},
     )
     assert secret_files(loaded) == (tmp_path / "ro", tmp_path / "up")
-    keys = resolve_keys(loaded, Path.read_bytes)
+    keys = known_keys(loaded, Path.read_bytes)
     assert rights(keys, "manager") == MANAGE
     assert rights(keys, "reader") == READ
     assert rights(keys, "reader\n") is None
@@ -51,7 +51,7 @@ def test_no_upstream_key_is_none(tmp_path: Path) -> None:
 def test_nothing_is_read_where_no_file_is_named(tmp_path: Path) -> None:
     loaded = config(tmp_path, service={"alt_api_key": "other"})
     assert secret_files(loaded) == ()
-    assert rights(resolve_keys(loaded, Path.read_bytes), "other") == MANAGE
+    assert rights(known_keys(loaded, Path.read_bytes), "other") == MANAGE
 
 
 @pytest.mark.parametrize("content", [b"", b"\n", b"two\nlines\n", b" padded", b"schl\xc3\xbcssel", b"\x00", b"a\n\n"])
@@ -59,7 +59,7 @@ def test_file_without_a_usable_key_is_refused(tmp_path: Path, content: bytes) ->
     (tmp_path / "key").write_bytes(content)
     loaded = config(tmp_path, service={"api_key_file": "key"})
     with pytest.raises(MaterialError) as caught:
-        resolve_keys(loaded, Path.read_bytes)
+        known_keys(loaded, Path.read_bytes)
     assert caught.value.path == str(tmp_path / "key")
     assert "lines" not in str(caught.value)
 

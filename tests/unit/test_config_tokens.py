@@ -14,7 +14,7 @@ from jwt.algorithms import ECAlgorithm
 
 from tlsproxy.authz.tokens import Tokens
 from tlsproxy.config.loader import parse
-from tlsproxy.config.secrets import resolve_keys
+from tlsproxy.config.secrets import known_keys, repeated_keys
 from tlsproxy.config.tokens import public_key_files, resolve_tokens
 from tlsproxy.errors import MaterialError
 
@@ -112,5 +112,5 @@ def test_one_key_has_one_name(tmp_path: Path) -> None:
     }
     (tmp_path / "ci.key").write_text("same")
     config = parse(yaml.safe_dump(tree).encode(), tmp_path / "f.yaml", {}).config
-    with pytest.raises(MaterialError, match="is the same key as api_key"):
-        resolve_keys(config, Path.read_bytes)
+    repeated = repeated_keys(config, known_keys(config, Path.read_bytes))
+    assert list(repeated) == [("ci", "api_key", (tmp_path / "ci.key",))]

@@ -18,7 +18,7 @@ from tlsproxy.authz.identity import anchor_of
 from tlsproxy.config.callers import CaConstraint
 from tlsproxy.config.model import Tls
 from tlsproxy.snapshot.generation import Generation
-from tlsproxy.tls.authorities import anchors_of, chain_above
+from tlsproxy.tls.authorities import anchors_of
 from tlsproxy.tls.context import build_context
 from tlsproxy.tls.peer import peer_of
 from tlsproxy.tls.pki import Authority, Issued
@@ -54,9 +54,6 @@ def test_the_anchor_is_openssls(
     der = b"".join(ssl.PEM_cert_to_DER_cert(one.certificate_pem.decode()) for one in trusted)
     material = replace(generation.material, authorities_der=der)
     context = build_context(material, require_client_certificate=True, alpn=())
-    found = chain_above(
-        [certificate(leaf.certificate_pem), *(certificate(one.certificate_pem) for one in sent)], authorities
-    )
     try:
         answerer, _ = handshake(context, client_context(issued, tmp_path))
     except ssl.SSLError:
@@ -66,15 +63,6 @@ def test_the_anchor_is_openssls(
     issuers = [one.anchor for one in peer.chain.issuers]
     identity = anchors_of(Tls(cert="c", key="k"), authorities).identified(peer.identity, issuers)
     assert identity.ca_sha256 == peer.chain.verified[-1].sha256
-    # Of two certificates of one CA either may be found.
-    assert (found[-1].subject, found[-1].key) == (identity.ca, identity.anchors[0].key)
-
-
-def test_no_anchor_is_found_where_an_intermediate_is_missing() -> None:
-    leaf, root = certificate(LEAVES[3].certificate_pem), certificate(STAFF.certificate_pem)
-    assert chain_above([leaf, certificate(LOWEST.certificate_pem)], [root]) == []
-    whole = [leaf, *map(certificate, (LOWER.certificate_pem, LOWEST.certificate_pem))]
-    assert [one.subject for one in chain_above(whole, [root])] == ["CN=Lowest CA", "CN=Issuing CA", "CN=Staff CA"]
 
 
 def test_a_constraint_is_read_as_it_is_written() -> None:

@@ -74,6 +74,11 @@ def _with_own_certificate(inputs: Inputs, config: Config) -> Inputs:
     return replace(inputs, files={**inputs.files, **own}, failures=failures)
 
 
+def served(generation: Generation) -> HttpProtocol:
+    """A protocol that is served: REST, if it is."""
+    return "rest" if any("rest" in each.protocols for each in listening(generation.config)) else "grpc"
+
+
 def connected(generation: Generation, protocol: HttpProtocol, chain: Sequence[bytes], now: float) -> Standing:
     """The standing of a client that sends these certificates (DER, leaf first; or none) on a new connection.
 

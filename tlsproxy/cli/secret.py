@@ -9,13 +9,8 @@ from typing import Final
 import click
 
 from tlsproxy.authz.keys import NEVER
-from tlsproxy.authz.roles import Policy
-from tlsproxy.config.model import Config
-from tlsproxy.config.policy import policy_of
-from tlsproxy.config.secrets import resolve_keys
-from tlsproxy.config.tokens import key_sources, resolve_tokens
 from tlsproxy.errors import MaterialError
-from tlsproxy.snapshot.files import PEM_LIMIT, SECRET_LIMIT, read_argument, read_file
+from tlsproxy.snapshot.files import SECRET_LIMIT, read_argument
 from tlsproxy.text import utc_time
 
 _FAR: Final = 100 * 365 * 86400.0
@@ -42,11 +37,3 @@ def warn_of_end(expires: float, now: float) -> None:
     if expires != NEVER and expires > now + _FAR:
         told = f"it ends in the year {utc_time(expires)[:4]}"
         click.echo(f"warning: {told}: exp is in seconds (RFC 7519 section 2), not milliseconds", err=True)
-
-
-def policy_with_secrets(config: Config) -> Policy:
-    """The configuration's policy with its keys. Raises MaterialError."""
-    for source in key_sources(config):
-        click.echo(f"warning: {source.shown} is not fetched by this command: none of its tokens is accepted", err=True)
-    keys = resolve_keys(config, lambda path: read_file(path, SECRET_LIMIT))
-    return policy_of(config, keys, resolve_tokens(config, lambda path: read_file(path, PEM_LIMIT)))

@@ -10,13 +10,10 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from tlsproxy.authz.identity import Identity, identity_of
-from tlsproxy.config.model import Config
 from tlsproxy.errors import MaterialError
 from tlsproxy.pem import blocks as pem
-from tlsproxy.snapshot.files import PEM_LIMIT, read_argument, read_file
+from tlsproxy.snapshot.files import PEM_LIMIT, read_argument
 from tlsproxy.text import printable, utc_time
-from tlsproxy.tls.authorities import anchors_of, chain_above
-from tlsproxy.tls.trust import load_authorities
 
 
 def read_chain(path: Path) -> tuple[bytes, ...]:
@@ -40,21 +37,6 @@ def read_chain(path: Path) -> tuple[bytes, ...]:
 def read_certificates(path: Path) -> tuple[Identity, ...]:
     """Identities of a PEM or DER file's certificates, at least one. Raises MaterialError."""
     return tuple(map(identity_of, read_chain(path)))
-
-
-def read_client(path: Path, config: Config) -> Identity:
-    """Identity in a file's first certificate, with its trust anchor among those of the configuration.
-
-    Its intermediates follow that certificate in the file. Raises MaterialError.
-    """
-    chain = read_chain(path)
-    authorities: tuple[x509.Certificate, ...] = ()
-    if config.tls.ca_cert is not None:
-        authorities = load_authorities(str(config.tls.ca_cert), read_file(config.tls.ca_cert, PEM_LIMIT))
-    sent = list(map(x509.load_der_x509_certificate, chain))
-    anchors = anchors_of(config.tls, authorities)
-    issuers = chain_above(sent, authorities) or list(anchors.trusted.values())[: len(authorities) == 1]
-    return anchors.identified(identity_of(chain[0]), issuers)
 
 
 def described(identity: Identity, *, now: float) -> Iterator[str]:

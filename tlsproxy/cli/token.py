@@ -14,14 +14,17 @@ import click
 from tlsproxy.authz.access import GRANTS, Decision
 from tlsproxy.authz.admission import token_credential
 from tlsproxy.authz.claims import read_claims, read_object, unpadded
+from tlsproxy.authz.identity import Identity
 from tlsproxy.authz.tokens import Tokens, mint, qdrant_verifier
 from tlsproxy.cli.common import FAILED, config_option, explained
-from tlsproxy.cli.secret import policy_with_secrets, read_secret, warn_of_end
-from tlsproxy.cli.show import read_certificates, read_client
+from tlsproxy.cli.inspection import NoConnection, connected, inspected_generation, served
+from tlsproxy.cli.secret import read_secret, warn_of_end
+from tlsproxy.cli.show import read_certificates, read_chain
 from tlsproxy.config.loader import parse
 from tlsproxy.config.model import Config
 from tlsproxy.config.secrets import signing_keys
 from tlsproxy.snapshot.files import CONFIG_LIMIT, SECRET_LIMIT, read_argument, read_file
+from tlsproxy.snapshot.generation import Generation
 from tlsproxy.text import utc_time
 
 _FILE = click.argument("source", metavar="FILE")
@@ -111,22 +114,33 @@ def show(source: str) -> None:
 @_FILE
 def verify(config_path: Path, certificate: Path | None, source: str) -> None:
     """Say whether a token would be accepted, and what it gives. Exits with 1 if it would not."""
+    now = time.time()
     with explained():
-        config = _config(config_path)
-        policy = policy_with_secrets(config)
-        identity = None if certificate is None else read_client(certificate, config)
+        generation = inspected_generation(config_path, with_keys=True)
+        policy, identity = generation.policy, None
         text = read_secret(source)
+        if certificate is not None:
+            identity = _identity(generation, certificate, now)
     if not policy.tokens:
         click.echo("refused: no token is accepted: service.jwt_rbac is false, or there is no key to sign one with")
         raise SystemExit(1)
-    token = policy.tokens.verify(text, identity, time.time())
+    token = policy.tokens.verify(text, identity, now)
     outcome = token if isinstance(token, Decision) else token_credential(token, policy, identity)
     if isinstance(outcome, Decision):
         click.echo(f"refused: {outcome.status} {outcome.text} ({outcome.reason})")
         raise SystemExit(1)
     role = f" (role {outcome.role})" if outcome.role else ""
-    warn_of_end(outcome.expires, time.time())
+    warn_of_end(outcome.expires, now)
     click.echo(f"accepted: signed by {outcome.name}{role}, gives {outcome.gives}")
+
+
+def _identity(generation: Generation, certificate: Path, now: float) -> Identity | None:
+    """The client of a connection with this certificate; exits with 1 where there is none."""
+    try:
+        return connected(generation, served(generation), read_chain(certificate), now).identity
+    except NoConnection as error:
+        click.echo(f"no connection: {error}")
+        raise SystemExit(1) from None
 
 
 def _config(path: Path) -> Config:

@@ -30,7 +30,7 @@ KEY_NAMES: Final = ("api_key", "alt_api_key", "read_only_api_key")
 
 
 def secret_files(config: Config) -> tuple[Path, ...]:
-    """Files that :func:`resolve_keys` and :func:`upstream_api_key` read, in a fixed order."""
+    """Files that :func:`known_keys` and :func:`upstream_api_key` read, in a fixed order."""
     service, upstream = config.service, config.upstream
     paths = (
         service.api_key_file,
@@ -40,16 +40,6 @@ def secret_files(config: Config) -> tuple[Path, ...]:
         *(key.file for key in config.keys),
     )
     return tuple(path for path in paths if path is not None)
-
-
-def resolve_keys(config: Config, read: Read) -> Keys:
-    """The clients' keys. Raises :class:`MaterialError` for a file that holds no usable key, for two names of one key,
-    or what ``read`` raises.
-    """
-    keys = known_keys(config, read)
-    for key, same, _ in repeated_keys(config, keys):
-        raise MaterialError(f"keys.{key}", f"is the same key as {same}: every name needs a key of its own")
-    return keys
 
 
 def repeated_keys(config: Config, keys: Keys) -> Iterator[tuple[str, str, tuple[Path, ...]]]:
@@ -70,7 +60,10 @@ def repeated_keys(config: Config, keys: Keys) -> Iterator[tuple[str, str, tuple[
 
 
 def known_keys(config: Config, read: Read) -> Keys:
-    """Like :func:`resolve_keys`, but a key may have several names."""
+    """The clients' keys; one may have several names (:func:`repeated_keys`).
+
+    Raises :class:`MaterialError` for a file that holds no usable key, or what ``read`` raises.
+    """
     service = config.service
     own = Keys.of(
         api_key=_resolve(service.api_key, service.api_key_file, read),
@@ -112,7 +105,7 @@ def short_keys(config: Config, read: Read) -> Iterator[Finding]:
 
 
 def signing_keys(config: Config, read: Read) -> tuple[tuple[str, str], ...]:
-    """(name, key) of the keys that sign tokens, in Qdrant's order. Raises like :func:`resolve_keys`."""
+    """(name, key) of the keys that sign tokens, in Qdrant's order. Raises like :func:`known_keys`."""
     service = config.service
     keys = (
         ("api_key", _resolve(service.api_key, service.api_key_file, read)),
@@ -122,7 +115,7 @@ def signing_keys(config: Config, read: Read) -> tuple[tuple[str, str], ...]:
 
 
 def upstream_api_key(config: Config, read: Read) -> str | None:
-    """The key for requests to Qdrant. Raises like :func:`resolve_keys`."""
+    """The key for requests to Qdrant. Raises like :func:`known_keys`."""
     return _resolve(config.upstream.api_key, config.upstream.api_key_file, read) or None
 
 

@@ -1,7 +1,4 @@
-"""Trust anchors from the CAs of `tls.ca_cert`, and the chain above a certificate in a file.
-
-Such chains are for `explain` alone: those of connections are OpenSSL's.
-"""
+"""Trust anchors from the CAs of `tls.ca_cert`."""
 
 from __future__ import annotations
 
@@ -17,7 +14,6 @@ if TYPE_CHECKING:
 
     from cryptography import x509
 
-    from tlsproxy.authz.identity import Anchor
     from tlsproxy.config.model import Tls
 
 
@@ -36,18 +32,3 @@ def anchors_of(tls: Tls, authorities: Sequence[x509.Certificate]) -> Anchors:
         for anchor, certificate in zip(anchors, authorities, strict=True)
     }
     return Anchors(anchors, issuers, map(confinement_of, tls.ca_constraints))
-
-
-def chain_above(certificates: Sequence[x509.Certificate], authorities: Sequence[x509.Certificate]) -> list[Anchor]:
-    """Issuers of the first certificate up to a trust anchor; the other certificates are its intermediates.
-
-    Empty if no anchor is reached. Dates and revocations are not checked.
-    """
-    chain = [certificates[0]]
-    while chain[-1] not in authorities or len(chain) == 1:
-        pool = (*authorities, *certificates)  # trusted ones first, as OpenSSL looks for them
-        issuer = next((one for one in pool if one not in chain and issued_by(chain[-1], one)), None)
-        if issuer is None:
-            return []
-        chain.append(issuer)
-    return [anchor_of(issuer) for issuer in chain[1:]]
