@@ -90,7 +90,7 @@ def loaded(gateway: Gateway) -> Iterator[tuple[Load, ExitStack]]:
         yield load, stack
         load.stop()
     end = time.monotonic() + DEADLINE
-    while sockets(gateway) > before:
+    while sockets(gateway) > before + 1:  # readiness may have asked since, and its connection be kept for the next
         assert time.monotonic() < end, "sockets are left"
     status = json.loads(gateway.ask_admin("/status")[1])
     assert (status["connections"]["open"], status["upstream"]["busy"]) == (0, 0)
