@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
+_LONGEST: Final = 256
+"""Most characters of a CA's name: a client may send it."""
 _CA: Final = "the certificate of a CA above the client's"
 
 VERIFY_ERRORS: Final[Mapping[int, tuple[str, str]]] = {
@@ -127,5 +129,5 @@ def described(code: int, message: str, authority: str = "") -> tuple[str, str]:
     ``authority`` is the name of the CA whose certificate is at fault, "" for the client's own.
     """
     reason, sentence = VERIFY_ERRORS.get(code, ("certificate_invalid", "OpenSSL refuses the client certificate"))
-    fault = f": that of {authority}" if authority else ""
+    fault = f": that of {authority[:_LONGEST]}" if authority else ""
     return reason, f"{sentence}{fault} (OpenSSL error {code}: {message})"

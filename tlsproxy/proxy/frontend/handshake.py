@@ -38,8 +38,8 @@ from tlsproxy.wire.misdirected import GRPC_ALONE
 
 # HTTP/2 over TLS begins with ALPN (RFC 9113 §3.2): a client without ALPN speaks HTTP/1.1.
 _SPOKEN: Final[Mapping[str | None, ProtocolName]] = {name: protocol for protocol, name in ALPN.items()} | {None: "rest"}
-_NAME: Final = 256
-"""Most characters of a name that a stranger chose, in an audit line."""
+_LONGEST: Final = 256
+"""Most characters of a field that a stranger chose, in an audit line: serial numbers have no limit either."""
 
 
 _OF_PROBES: Final = frozenset({"no_certificate", "client_closed"})
@@ -216,9 +216,9 @@ def _fields_of(presented: Identity | None) -> dict[str, str]:
     if presented is None:
         return {}
     fields = {
-        "certificate_subject": presented.name[:_NAME],
-        "certificate_issuer": presented.issuer[:_NAME],
+        "certificate_subject": presented.name,
+        "certificate_issuer": presented.issuer,
         "certificate_serial": presented.serial,
         "certificate_sha256": presented.sha256,
     }
-    return {name: value for name, value in fields.items() if value}
+    return {name: value[:_LONGEST] for name, value in fields.items() if value}
