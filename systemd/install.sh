@@ -95,7 +95,9 @@ install_all() {
     [ "$(stat -c %G "$CONFIG/certs")" != root ] || chgrp tlsproxy-tls "$CONFIG/certs"
     # There is no systemd to tell in a chroot or a container: it reads the units when it starts.
     [ ! -d /run/systemd/system ] || systemctl daemon-reload
-    if "$PREFIX/bin/tlsproxy" check --config "$CONFIG/tlsproxy.yaml"; then
+    set -- # the service's account is systemd's to tell
+    [ ! -d /run/systemd/system ] || set -- --as-user tlsproxy.service
+    if "$PREFIX/bin/tlsproxy" check --config "$CONFIG/tlsproxy.yaml" "$@"; then
         echo "installed; start it:   systemctl enable --now tlsproxy.socket tlsproxy-grpc.socket tlsproxy.service"
         echo "or after an upgrade:   systemctl restart tlsproxy"
     else

@@ -58,6 +58,7 @@ class Installed:
             "upstream": {"rest": upstream.url, "grpc": grpc_upstream.url},
             "limits": {"drain_grace": 10, "drain_timeout": 20},
         }
+        self.tls = self._config["tls"]
         self.write()
         secret = tree / "etc/tlsproxy/api-key"
         secret.touch(mode=0o600)
@@ -71,6 +72,10 @@ class Installed:
     def write(self, **sections: Any) -> None:
         """The configuration, as it is from then on."""
         self._file.write_text(yaml.safe_dump(self._config | sections))
+
+    def put(self, name: str, data: bytes) -> None:
+        """A file beside the certificates, for everybody to read."""
+        self.site.write(name, data).chmod(0o644)
 
     def spoil(self) -> None:
         self._file.write_text(self._file.read_text().replace("access:", "acess:"))
@@ -175,6 +180,34 @@ def test_a_bad_reload_fails_and_changes_nothing(machine: Machine, installed: Ins
     assert installed.status_of() == 200
     installed.write()
     machine.run("systemctl", "reload", "tlsproxy")
+
+
+def test_a_key_that_the_service_cannot_read_fails_the_reload(machine: Machine, installed: Installed) -> None:
+    """As certbot writes it: root's alone. The next start would fail."""
+    key = "/etc/tlsproxy/certs/server.key"
+    machine.run("chown", "root:root", key)
+    machine.run("chmod", "600", key)
+    failed = machine.run("systemctl", "reload", "tlsproxy", check=False)
+    assert failed.returncode == 1
+    assert "server.key: may not be read as tlsproxy.service (uid " in machine.journal("tlsproxy")
+    assert installed.status_of() == 200
+    machine.run("chgrp", "tlsproxy-tls", key)
+    machine.run("chmod", "640", key)
+
+
+def test_the_gateways_own_verdict_fails_the_reload(machine: Machine, installed: Installed) -> None:
+    """Of what is good in itself, and yet not in force. Without an admin server the log has it."""
+    installed.put("one.crl", installed.site.authority.crl_pem(number=7))
+    installed.write(tls={**installed.tls, "crl": ["certs/one.crl"]})
+    until(lambda: "setting tls.crl changed" in machine.journal("tlsproxy"), machine)
+    installed.put("one.crl", installed.site.authority.crl_pem(number=6))
+    failed = machine.run("systemctl", "reload", "tlsproxy", check=False)
+    assert failed.returncode == 1
+    assert "is older than the one in use" in machine.journal("tlsproxy")
+    installed.write(admin={})
+    machine.run("systemctl", "reload", "tlsproxy")
+    assert "admin.listen is not set, so there is no admin server: what became" in machine.journal("tlsproxy")
+    installed.write()
 
 
 def test_a_loop_that_stands_still_is_started_anew(machine: Machine, installed: Installed) -> None:

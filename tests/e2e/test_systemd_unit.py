@@ -67,6 +67,8 @@ def test_a_reload_is_vetoed_by_nothing() -> None:
     reloads = [line for line in SERVICE.read_text().splitlines() if line.startswith("ExecReload=")]
     assert reloads[0] == "ExecReload=/bin/kill -HUP $MAINPID"
     assert "tlsproxy check --reload --config" in reloads[1]
+    assert reloads[1].endswith(" --as-user %n")
+    assert "tlsproxy reload --if-admin --config" in reloads[2]
 
 
 def test_each_socket_is_one_listener_of_the_default_configuration() -> None:

@@ -32,6 +32,10 @@ class AdminError(TlsproxyError):
     """The admin server is not there, or gives an unexpected answer."""
 
 
+class NoAdminServer(AdminError):
+    """The configuration has none."""
+
+
 def admin_options(command: F) -> F:
     """Options by which a command finds the admin server, for :func:`admin_of`."""
     for option in (
@@ -56,7 +60,7 @@ def admin_of(config_path: Path | None, admin: str | None) -> AdminClient:
         raise click.UsageError("say where the admin server is: --config FILE or --admin ADDRESS")
     listen = parse(read_argument(config_path, CONFIG_LIMIT), config_path, os.environ).config.admin.listen
     if listen is None:
-        raise AdminError(f"{config_path}: admin.listen is not set, so there is no admin server")
+        raise NoAdminServer(f"{config_path}: admin.listen is not set, so there is no admin server")
     if listen.endswith(":0"):
         raise AdminError(f"{config_path}: admin.listen leaves the port to the system; name it with --admin HOST:PORT")
     return AdminClient(listen)

@@ -12,6 +12,7 @@ from pathlib import Path
 import click
 
 from tlsproxy.admin.upstream_probe import Target, found_about
+from tlsproxy.cli.account import Account, AccountError, account_of, unreadable
 from tlsproxy.cli.common import config_option, explained
 from tlsproxy.cli.summary import summary
 from tlsproxy.config.loader import schema
@@ -19,7 +20,7 @@ from tlsproxy.config.reference import as_markdown, as_yaml
 from tlsproxy.errors import FailureKind, TlsproxyError
 from tlsproxy.service.start_trial import start_faults, start_warnings
 from tlsproxy.service.systemd.units import socket_units
-from tlsproxy.snapshot.files import read_inputs
+from tlsproxy.snapshot.files import Inputs, read_inputs
 from tlsproxy.snapshot.generation import Generation
 from tlsproxy.snapshot.lifetimes import lifetimes_of
 from tlsproxy.snapshot.lifetimes import warnings as expiry_warnings
@@ -30,7 +31,12 @@ from tlsproxy.snapshot.startup import FirstGeneration, first_generation
 @config_option
 @click.option("--reload", "for_reload", is_flag=True, help="Check for a running gateway's reload instead of a start.")
 @click.option("--connect", is_flag=True, help="Ask the upstream too, with the gateway's own API key.")
-def check(config_path: Path, *, for_reload: bool, connect: bool) -> None:
+@click.option(
+    "--as-user",
+    metavar="ACCOUNT",
+    help="Read the files as the service does: USER, USER:GROUP,GROUP or NAME.service (as root).",
+)
+def check(config_path: Path, *, for_reload: bool, connect: bool, as_user: str | None) -> None:
     """Find all that `run` would refuse: in the configuration, certificates, keys and CRLs, and in a TLS handshake.
 
     Exits with 2 for an error, with 1 where `run` could not start now but may later: an address that this machine does
@@ -42,9 +48,12 @@ def check(config_path: Path, *, for_reload: bool, connect: bool) -> None:
 
     With --reload, a fault that only a start cannot do with is a warning: a certificate that has expired or is not valid
     yet, a file that cannot be read now. A running gateway keeps the last good state in its place.
+
+    With --as-user, a file that this account cannot read is an error, with --reload too: the next start would fail.
     """
     with explained():
-        first = _first(config_path, for_reload=for_reload)
+        account = None if as_user is None else account_of(as_user)
+        first = _first(config_path, account, for_reload=for_reload)
     if first is None:
         click.echo(f"{config_path}: ok for a reload")
         return
@@ -84,10 +93,13 @@ def config_reference(form: str) -> None:
     click.echo({"yaml": as_yaml, "markdown": as_markdown}[form](), nl=False)
 
 
-def _first(config_path: Path, *, for_reload: bool) -> FirstGeneration | None:
-    """None with ``for_reload`` where only a start would fail."""
+def _first(config_path: Path, account: Account | None, *, for_reload: bool) -> FirstGeneration | None:
+    """None with ``for_reload`` where only a start would fail. ``account`` must be able to read the files."""
     try:
-        return first_generation(config_path, os.environ, read_inputs(config_path, os.environ), {})
+        inputs = read_inputs(config_path, os.environ)
+        if account is not None:
+            _check_rights(account, inputs)
+        return first_generation(config_path, os.environ, inputs, {})
     except TlsproxyError as error:
         if error.kind is FailureKind.INPUT or (error.kind is FailureKind.AGE and not for_reload):
             raise
@@ -96,6 +108,15 @@ def _first(config_path: Path, *, for_reload: bool) -> FirstGeneration | None:
         if for_reload:
             return None
         raise SystemExit(1) from None
+
+
+def _check_rights(account: Account, inputs: Inputs) -> None:
+    """Open all files with the rights of the account. Raises AccountError for those that it may not read."""
+    denied = unreadable(account, sorted(inputs.files))
+    if denied:
+        rights = f"uid {account.uid}, groups {', '.join(map(str, (account.gid, *account.groups)))}"
+        text = f"may not be read as {account.name} ({rights}); give it read permission, by a group for example"
+        raise AccountError("\n".join(f"{path}: {text}" for path in denied))
 
 
 def _tell_faults(faults: Iterable[str], *, for_reload: bool) -> None:

@@ -16,7 +16,7 @@ from typing import Any, Final
 import click
 
 from tlsproxy.admin.view import Reload, last_reload, shown
-from tlsproxy.cli.admin_client import admin_of, admin_options
+from tlsproxy.cli.admin_client import NoAdminServer, admin_of, admin_options
 from tlsproxy.cli.common import FAILED, explained
 from tlsproxy.service import impact_report
 
@@ -64,7 +64,8 @@ def top(config_path: Path | None, admin: str | None, interval: float, *, once: b
 @admin_options
 @click.option("--dry-run", is_flag=True, help="Show what would change and for whom, and whether it would be held back.")
 @click.option("--force", is_flag=True, help="Publish even if that ends more connections than limits.mass_cut allows.")
-def reload_command(config_path: Path | None, admin: str | None, *, dry_run: bool, force: bool) -> None:
+@click.option("--if-admin", is_flag=True, help="Exit with 0 if the configuration has no admin server to ask.")
+def reload_command(config_path: Path | None, admin: str | None, *, dry_run: bool, force: bool, if_admin: bool) -> None:
     """Reload a running gateway's files, and print the changes.
 
     Exits with 0 if all files are in force, 1 if some are not (refused, waiting for a date, held back): the output names
@@ -73,7 +74,13 @@ def reload_command(config_path: Path | None, admin: str | None, *, dry_run: bool
     if dry_run and force:
         raise click.UsageError("--dry-run and --force exclude each other")
     with explained():
-        result = admin_of(config_path, admin).reload("?dry_run=1" if dry_run else "?force=1" if force else "")
+        try:
+            result = admin_of(config_path, admin).reload("?dry_run=1" if dry_run else "?force=1" if force else "")
+        except NoAdminServer as error:
+            if not if_admin:
+                raise
+            click.echo(f"{error}: what became of the files is in the gateway's log alone")
+            return
     if result["result"] == "pending":
         click.echo(f"error: {result['error']}", err=True)
         sys.exit(FAILED)
