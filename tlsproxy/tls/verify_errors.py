@@ -1,4 +1,4 @@
-"""OpenSSL's errors of certificate verification (X509_V_ERR_*, openssl/x509_vfy.h, 3.0 to 3.6): reason and sentence.
+"""OpenSSL's errors of certificate verification (X509_V_ERR_*, openssl/x509_vfy.h, 3.0 to 4.0): reason and sentence.
 
 Reasons are few, since they are labels of metrics; the sentence says which error it was and what to do about it.
 """
@@ -120,6 +120,9 @@ VERIFY_ERRORS: Final[Mapping[int, tuple[str, str]]] = {
     99: ("verification_failed", "the OCSP answer has expired"),
     100: ("verification_failed", "no OCSP answer came"),
     101: ("crl_invalid", "the CRL cannot be verified"),
+    102: ("certificate_chain", "a certificate has an empty authority key identifier"),
+    103: ("certificate_chain", "an authority key identifier has one of issuer and serial number without the other"),
+    104: ("certificate_invalid", "a certificate has an extension twice"),
 }
 
 
