@@ -140,6 +140,7 @@ def gateway(site: Site, shared_upstream: ScriptedUpstream, upstream_of_all: Grpc
     config = site.write_config(
         shared_upstream.url,
         grpc=upstream_of_all.url,
+        audit={"probes": True},
         service={
             "verify_https_client_certificate": False,
             "api_key": KEY,
