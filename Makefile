@@ -68,10 +68,11 @@ bench-scale: .venv/installed-demo
 install uninstall:
 	sh systemd/install.sh $@
 
-# The configuration reference, from the model's descriptions.
+# The references: of the configuration, from the model's descriptions, and of the metrics, from their table.
 reference: .venv/installed-demo
 	$(BIN)/tlsproxy config reference > config/tlsproxy.yaml
 	$(BIN)/tlsproxy config reference --format markdown > docs/configuration.md
+	$(BIN)/python -m tlsproxy.metrics.reference > docs/metrics.md
 
 format: .venv/installed-test
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format .

@@ -8,14 +8,23 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "observability.md"
+METRICS = ROOT / "docs" / "metrics.md"
 REASON = re.compile(r'"reason":"((?:[^"\\]|\\.)*)"')
 FIELD = re.compile(r'[{,]"(\w+)":')
 
 
 @cache
 def described(section: str) -> frozenset[str]:
-    """The names in the first column of a section's tables: `Metrics`, `Audit log` or `Reasons`."""
+    """The names in the first column of a section's tables: `Audit log` or `Reasons`."""
     text = PAGE.read_text().partition(f"\n## {section}\n")[2].partition("\n## ")[0]
+    return _first_column(text)
+
+
+def metrics() -> frozenset[str]:
+    return _first_column(METRICS.read_text())
+
+
+def _first_column(text: str) -> frozenset[str]:
     firsts = re.findall(r"^\| ([^|]+) \|", text, re.MULTILINE)
     return frozenset(name for cell in firsts for name in re.findall(r"`(\w+)`", cell))
 
@@ -28,7 +37,7 @@ def undescribed(lines: list[str]) -> set[str]:
 
 
 def labels_of(metric: str) -> frozenset[str]:
-    row = re.search(rf"^\| `{metric}` \| \w+ \|([^|]*)\|", PAGE.read_text(), re.MULTILINE)
+    row = re.search(rf"^\| `{metric}` \| \w+ \|([^|]*)\|", METRICS.read_text(), re.MULTILINE)
     return frozenset(re.findall(r"`(\w+)`", row.group(1) if row else ""))
 
 

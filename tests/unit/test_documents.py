@@ -13,7 +13,7 @@ import click
 import pytest
 import yaml
 from click.testing import CliRunner
-from support.documented import described
+from support.documented import described, metrics
 
 from bench.__main__ import main as bench
 from tlsproxy.cli import main as tlsproxy
@@ -191,7 +191,7 @@ def test_keys_are_there(page: Path) -> None:
 @pages
 def test_metrics_are_there(page: Path) -> None:
     named = set(re.findall(r"\btlsproxy_\w+", text_of(page)))
-    assert {name.removesuffix("_bucket") for name in named} <= described("Metrics")
+    assert {name.removesuffix("_bucket") for name in named} <= metrics()
 
 
 @pages

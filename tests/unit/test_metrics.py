@@ -68,7 +68,7 @@ def value(metrics: Metrics, name: str, **labels: str) -> float | None:
 
 @pytest.fixture
 def metrics() -> Metrics:
-    return Metrics(pool=lambda: (3, 2, 6), audit=lambda: (5, 7, 1), limits=lambda: (4, 2))
+    return Metrics(pool=lambda: (3, 2, 6), audit=lambda: (5, 7, 1, 9), limits=lambda: (4, 2))
 
 
 def everything(metrics: Metrics) -> None:
@@ -107,10 +107,12 @@ def test_the_names_that_dashboards_rely_on(metrics: Metrics) -> None:
         "tlsproxy_audit_dropped_total",
         "tlsproxy_audit_lines_total",
         "tlsproxy_audit_queue_length",
+        "tlsproxy_audit_queue_limit",
         "tlsproxy_build_info",
         "tlsproxy_certificate_not_after_seconds",
         "tlsproxy_clock_jumps_total",
         "tlsproxy_connections",
+        "tlsproxy_connections_limit",
         "tlsproxy_connections_total",
         "tlsproxy_crl_next_update_seconds",
         "tlsproxy_expiry_start_timestamp_seconds",
@@ -141,7 +143,7 @@ def test_the_names_that_dashboards_rely_on(metrics: Metrics) -> None:
 def test_the_registry_is_its_own(metrics: Metrics) -> None:
     everything(metrics)
     assert not [family.name for family in REGISTRY.collect() if family.name.startswith("tlsproxy")]
-    series_of(Metrics(pool=lambda: (0, 0, 0), audit=lambda: (0, 0, 0), limits=lambda: (0, 0)))
+    series_of(Metrics(pool=lambda: (0, 0, 0), audit=lambda: (0, 0, 0, 0), limits=lambda: (0, 0)))
 
 
 def test_requests_by_operation_role_and_outcome(metrics: Metrics) -> None:
@@ -228,6 +230,7 @@ def test_a_doubled_certificate_is_one_series_and_the_first_crl_to_expire_counts(
 
 def test_audit_build_and_process(metrics: Metrics) -> None:
     assert value(metrics, "tlsproxy_audit_queue_length") == 5
+    assert value(metrics, "tlsproxy_audit_queue_limit") == 9
     assert value(metrics, "tlsproxy_audit_lines_total") == 7
     assert value(metrics, "tlsproxy_audit_dropped_total") == 1
     assert value(metrics, "tlsproxy_build_info", version=tlsproxy.__version__) == 1
@@ -236,7 +239,7 @@ def test_audit_build_and_process(metrics: Metrics) -> None:
 
 @given(st.lists(st.floats(0, 200) | st.sampled_from(REQUEST_BUCKETS)))
 def test_a_bucket_counts_what_is_not_above_its_bound(durations: list[float]) -> None:
-    metrics = Metrics(pool=lambda: (0, 0, 0), audit=lambda: (0, 0, 0), limits=lambda: (0, 0))
+    metrics = Metrics(pool=lambda: (0, 0, 0), audit=lambda: (0, 0, 0, 0), limits=lambda: (0, 0))
     for seconds in durations:
         metrics.request("scroll_points", "search", "allowed", "allowed", seconds)
         metrics.handshake("ok", seconds)
@@ -265,8 +268,10 @@ def test_what_all_callers_share() -> None:
     with pytest.raises(Overloaded):
         three.take(1)
     shares = {"memory": memory, "upstream": places}
-    told = Metrics(pool=lambda: (0, 0, 0), audit=lambda: (0, 0, 0), limits=lambda: (0, 0), shares=lambda: shares)
+    told = Metrics(pool=lambda: (0, 0, 0), audit=lambda: (0, 0, 0, 0), limits=lambda: (0, 0), shares=lambda: shares)
     assert value(told, "tlsproxy_inspection_memory_bytes") == 5 << 20
+    assert value(told, "tlsproxy_inspection_memory_limit_bytes") == 5 << 20
+    assert value(told, "tlsproxy_upstream_connections_limit") == 1
     assert value(told, "tlsproxy_inspection_waiting") == 0
     assert value(told, "tlsproxy_share_refusals_total", resource="upstream", reason="full") == 1
     assert value(told, "tlsproxy_share_refusals_total", resource="memory", reason="gave_way") == 0

@@ -18,7 +18,7 @@ from tlsproxy.service.workers.supervisor import FIRST_PAUSE, LONGEST_PAUSE, STAB
 
 
 def metrics() -> Metrics:
-    return Metrics(pool=lambda: (1, 2, 0), audit=lambda: (3, 4, 5), limits=lambda: (0, 0))
+    return Metrics(pool=lambda: (1, 2, 0), audit=lambda: (3, 4, 5, 6), limits=lambda: (0, 0))
 
 
 def families(of: Metrics) -> Families:

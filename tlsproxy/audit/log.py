@@ -71,6 +71,7 @@ class NoAudit:
     queued: Final = 0
     written: Final = 0
     dropped: Final = 0
+    capacity: Final = 0
 
     def accepts(self) -> bool:
         return True
@@ -123,7 +124,7 @@ class AuditLog:
     ) -> None:
         self._destination = settings.dir
         self._sink: Sink = sink or _sink_of(settings, turn)
-        self._capacity = settings.queue_size
+        self.capacity = settings.queue_size
         self._flush_interval = settings.flush_interval
         self._clock = clock
         self._queue: deque[str] = deque()
@@ -171,7 +172,7 @@ class AuditLog:
 
     def accepts(self) -> bool:
         """Whether there is room for one more line."""
-        return self._working and self._taken - self._written < self._capacity
+        return self._working and self._taken - self._written < self.capacity
 
     def take(self) -> bool:
         """Promises room for one line, which is then to be :meth:`put`; False where there is none."""
@@ -188,7 +189,7 @@ class AuditLog:
         self._queue.append(line)
         self._put += 1
         # Events are set only when they change: setting takes a lock, a query is a call.
-        if (self._put - self._written) * 2 > self._capacity and not self._urgent.is_set():
+        if (self._put - self._written) * 2 > self.capacity and not self._urgent.is_set():
             self._urgent.set()
         if not self._awake:
             self._awake = True
@@ -196,7 +197,7 @@ class AuditLog:
 
     def write(self, line: str) -> None:
         """Queues a line without reserved room, or counts it as lost."""
-        if not self._closed and self._taken - self._written < self._capacity:
+        if not self._closed and self._taken - self._written < self.capacity:
             self._counts[_TAKEN] = self._taken = self._taken + 1
             self.put(line)
         else:

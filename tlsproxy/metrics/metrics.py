@@ -15,7 +15,8 @@ from prometheus_client.registry import Collector
 
 import tlsproxy
 from tlsproxy.audit.line import Refusal
-from tlsproxy.metrics.prometheus import Histogram, counters, gauges, histograms, keyed
+from tlsproxy.metrics import families
+from tlsproxy.metrics.prometheus import Histogram
 from tlsproxy.metrics.recent import Recent
 from tlsproxy.snapshot.lifetimes import lifetimes_of
 
@@ -42,7 +43,8 @@ _RELOADED: Final = frozenset({"ok", "unchanged"})
 
 
 class Metrics(Collector):
-    """`pool` returns upstream connections (idle, busy) and waiting requests, `audit` lines (queued, written, dropped).
+    """`pool` returns upstream connections (idle, busy) and waiting requests, `audit` lines (queued, written, dropped,
+    and the most that may be queued).
 
     `limits` returns how often the table of limits had no free row, and how often its lock was not acquired. `shares`
     returns those of `memory` and `upstream`, in processes that have them. `recent` are the last minutes.
@@ -52,7 +54,7 @@ class Metrics(Collector):
         self,
         *,
         pool: Callable[[], tuple[int, int, int]],
-        audit: Callable[[], tuple[int, int, int]],
+        audit: Callable[[], tuple[int, int, int, int]],
         limits: Callable[[], tuple[int, int]],
         shares: Callable[[], Mapping[str, Shares]] = dict,
     ) -> None:
@@ -67,6 +69,7 @@ class Metrics(Collector):
         self._handshake_durations = Histogram(HANDSHAKE_BUCKETS)
         self._connections: dict[str, int] = defaultdict(int)
         self._open_connections = 0
+        self._connections_limit: list[tuple[tuple[()], int]] = []
         self._accept_errors = 0
         self._ended: dict[str, int] = defaultdict(int)
         self._upstream_connects: dict[str, int] = defaultdict(int)
@@ -147,6 +150,7 @@ class Metrics(Collector):
         """
         material = generation.material
         self._generation = generation.number
+        self._connections_limit = [((), generation.config.limits.connections)]
         self._lifetimes = {}
         for one in sorted(lifetimes_of(generation), key=lambda one: one.end, reverse=True):
             self._lifetimes[one.kind, one.name] = one.start, one.end
@@ -178,16 +182,15 @@ class Metrics(Collector):
         return list(self._registry.collect())
 
     def collect(self) -> Iterator[Metric]:
-        yield gauges("build_info", "What this is: always 1.", ("version",), [((tlsproxy.__version__,), 1)])
+        yield families.BUILD_INFO.keyed({tlsproxy.__version__: 1})
         yield from self._collect_requests()
         yield from self._collect_connections()
         yield from self._collect_upstream()
         yield from self._collect_generation()
         yield from self._collect_audit()
-        yield from self._collect_readiness()
+        yield families.READY.keyed(self._ready)
 
     def _collect_requests(self) -> Iterator[Metric]:
-        labels = ("operation", "role", "outcome")
         requests: dict[tuple[str, str, str], int] = defaultdict(int)
         durations: dict[str, Histogram] = defaultdict(lambda: Histogram(REQUEST_BUCKETS))
         decisions = defaultdict(int, self._tcp)
@@ -195,76 +198,62 @@ class Metrics(Collector):
             requests[operation, role, outcome] += histogram.total
             durations[operation].add(histogram)
             decisions[reason] += histogram.total
-        yield counters("requests", "Requests that ended.", labels, requests.items())
-        yield histograms("request_duration_seconds", "How long requests took.", ("operation",), keyed(durations))
-        yield counters("decisions", "Decisions on requests.", ("reason",), keyed(decisions))
+        yield families.REQUESTS.of(requests.items())
+        yield families.REQUEST_DURATION.keyed(durations)
+        yield families.DECISIONS.keyed(decisions)
         overflows, unlocked = self._limits()
-        yield counters("limit_overflows", "Counts against the row of all that found none.", (), [((), overflows)])
+        yield families.LIMIT_OVERFLOWS.single(overflows)
+        yield families.LIMIT_UNLOCKED.single(unlocked)
         yield from self._collect_shares()
-        yield counters("limit_unlocked", "Counts made without the table's lock.", (), [((), unlocked)])
 
     def _collect_shares(self) -> Iterator[Metric]:
         shares = self._shares()
         refused = [((name, "full"), one.refused) for name, one in shares.items()]
         refused += [((name, "gave_way"), one.gave_way) for name, one in shares.items()]
-        text = "Requests refused for want of what all callers share, or in favour of one that had less of it."
-        yield counters("share_refusals", text, ("resource", "reason"), refused)
-        waiting = [((), one.waiting) for name, one in shares.items() if name == "memory"]
-        yield gauges("inspection_waiting", "Requests that wait for memory to be read in.", (), waiting)
-        held = [((), one.held) for name, one in shares.items() if name == "memory"]
-        yield gauges("inspection_memory_bytes", "Memory in use, of limits.inspection_memory_mb.", (), held)
+        yield families.SHARE_REFUSALS.of(refused)
+        memory = [one for name, one in shares.items() if name == "memory"]
+        yield families.INSPECTION_WAITING.of(((), one.waiting) for one in memory)
+        yield families.INSPECTION_MEMORY.of(((), one.held) for one in memory)
+        yield families.INSPECTION_MEMORY_LIMIT.of(((), one.capacity) for one in memory)
+        places = [one for name, one in shares.items() if name == "upstream"]
+        yield families.UPSTREAM_CONNECTIONS_LIMIT.of(((), one.capacity) for one in places)
 
     def _collect_connections(self) -> Iterator[Metric]:
-        yield counters("handshakes", "TLS handshakes that ended.", ("outcome",), keyed(self._handshakes))
-        durations = [((), self._handshake_durations)]
-        yield histograms("handshake_duration_seconds", "How long TLS handshakes took.", (), durations)
-        yield gauges("connections", "Client connections that are open.", (), [((), self._open_connections)])
-        yield counters("connections", "Client connections that came.", ("outcome",), keyed(self._connections))
-        text = "Client connections that were ended here, and requests that lost their right on others."
-        yield counters("connections_ended", text, ("reason",), keyed(self._ended))
-        yield counters("accept_errors", "Errors of accept: no descriptor left.", (), [((), self._accept_errors)])
+        yield families.HANDSHAKES.keyed(self._handshakes)
+        yield families.HANDSHAKE_DURATION.single(self._handshake_durations)
+        yield families.CONNECTIONS_OPEN.single(self._open_connections)
+        yield families.CONNECTIONS_LIMIT.of(self._connections_limit)
+        yield families.CONNECTIONS.keyed(self._connections)
+        yield families.CONNECTIONS_ENDED.keyed(self._ended)
+        yield families.ACCEPT_ERRORS.single(self._accept_errors)
 
     def _collect_upstream(self) -> Iterator[Metric]:
         idle, busy, waiting = self._pool()
-        states = [(("idle",), idle), (("busy",), busy)]
-        yield gauges("upstream_connections", "Connections to the upstream.", ("state",), states)
-        yield gauges("upstream_waiting", "Requests that wait for a connection.", (), [((), waiting)])
-        yield counters("upstream_connects", "Connects to the upstream.", ("outcome",), keyed(self._upstream_connects))
-        yield counters("upstream_retries", "Requests sent a second time.", (), [((), self._upstream_retries)])
+        yield families.UPSTREAM_CONNECTIONS.keyed({"idle": idle, "busy": busy})
+        yield families.UPSTREAM_WAITING.single(waiting)
+        yield families.UPSTREAM_CONNECTS.keyed(self._upstream_connects)
+        yield families.UPSTREAM_RETRIES.single(self._upstream_retries)
 
     def _collect_generation(self) -> Iterator[Metric]:
-        yield counters("reloads", "Attempts at a new generation.", ("result", "trigger"), self._reloads.items())
-        yield counters("clock_jumps", "Jumps of the wall clock.", ("direction",), keyed(self._jumps))
-        text = "When the files were last found good, in seconds since the epoch."
+        yield families.RELOADS.of(self._reloads.items())
+        yield families.CLOCK_JUMPS.keyed(self._jumps)
         success = [] if self._reload_last_success is None else [((), self._reload_last_success)]
-        yield gauges("reload_last_success_timestamp_seconds", text, (), success)
-        text = "1 where the last attempt at a new generation did not succeed."
-        yield gauges("reload_last_attempt_failed", text, (), [((), self._reload_failed)])
-        text = "1 where limits.mass_cut holds a new generation back."
-        yield gauges("reload_held", text, (), [((), self._reload_held)])
-        yield gauges("generation", "The number of the generation that serves.", (), [((), self._generation)])
-        text = "Inputs of the configuration: those in force as they are, waiting for a date, refused, or tried again."
-        yield gauges("inputs", text, ("input", "state"), self._inputs.items())
-        text = "When a certificate in use expires, in seconds since the epoch."
-        yield gauges("certificate_not_after_seconds", text, ("role", "sha256"), self._certificates.items())
-        text = "When a CRL in use goes out of date, in seconds since the epoch."
-        yield gauges("crl_next_update_seconds", text, ("issuer",), keyed(self._crls))
-        labels = ("kind", "name")
-        begins = [(names, start) for names, (start, _) in self._lifetimes.items()]
-        ends = [(names, end) for names, (_, end) in self._lifetimes.items()]
-        text = "When a lifetime ends, in seconds since the epoch; of several of one name the first."
-        yield gauges("expiry_timestamp_seconds", text, labels, ends)
-        yield gauges("expiry_start_timestamp_seconds", "When such a lifetime began.", labels, begins)
-
-    def _collect_readiness(self) -> Iterator[Metric]:
-        text = "1 where a part of readiness is good, 0 where it is degraded or not ready."
-        yield gauges("ready", text, ("part",), keyed(self._ready))
+        yield families.RELOAD_LAST_SUCCESS.of(success)
+        yield families.RELOAD_FAILED.single(self._reload_failed)
+        yield families.RELOAD_HELD.single(self._reload_held)
+        yield families.GENERATION.single(self._generation)
+        yield families.INPUTS.of(self._inputs.items())
+        yield families.CERTIFICATE_NOT_AFTER.of(self._certificates.items())
+        yield families.CRL_NEXT_UPDATE.keyed(self._crls)
+        yield families.EXPIRY.of((names, end) for names, (_, end) in self._lifetimes.items())
+        yield families.EXPIRY_START.of((names, start) for names, (start, _) in self._lifetimes.items())
 
     def _collect_audit(self) -> Iterator[Metric]:
-        queued, written, dropped = self._audit()
-        yield counters("audit_lines", "Audit lines written.", (), [((), written)])
-        yield counters("audit_dropped", "Audit lines that found no room.", (), [((), dropped)])
-        yield gauges("audit_queue_length", "Audit lines that are not written yet.", (), [((), queued)])
+        queued, written, dropped, limit = self._audit()
+        yield families.AUDIT_LINES.single(written)
+        yield families.AUDIT_DROPPED.single(dropped)
+        yield families.AUDIT_QUEUE.single(queued)
+        yield families.AUDIT_QUEUE_LIMIT.single(limit)
 
 
 def exposition(collector: Collector) -> tuple[bytes, str]:

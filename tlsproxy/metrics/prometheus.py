@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from typing import TYPE_CHECKING, Final, TypeVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
 
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
-Value = TypeVar("Value")
-
-_PREFIX: Final = "tlsproxy_"
+    from prometheus_client.metrics_core import Metric
 
 
 class Histogram:
@@ -40,43 +39,45 @@ class Histogram:
         self._counts = [one + more for one, more in zip(self._counts, other._counts, strict=True)]
         self._sum += other._sum
 
-    def add_to(self, family: HistogramMetricFamily, labels: Sequence[str]) -> None:
+    def exposed(self) -> tuple[list[tuple[str, float]], float]:
+        """Cumulated counts by upper bound, and the sum of the values."""
         buckets: list[tuple[str, float]] = []
         total = 0
         for bound, count in zip([*map(str, self._bounds), "+Inf"], self._counts, strict=True):
             total += count
             buckets.append((bound, float(total)))
-        family.add_metric(labels, buckets, self._sum)
+        return buckets, self._sum
 
 
-def counters(
-    name: str, text: str, labels: Sequence[str], values: Iterable[tuple[Sequence[str], float]]
-) -> CounterMetricFamily:
-    """A counter family; `name` is without the `_total` that the exposition adds."""
-    family = CounterMetricFamily(_PREFIX + name, text, labels=labels)
-    for key, value in values:
-        family.add_metric(key, value)
-    return family
+_EXPOSED: Final[dict[str, Callable[..., Any]]] = {
+    "counter": CounterMetricFamily,
+    "gauge": GaugeMetricFamily,
+    "histogram": HistogramMetricFamily,
+}
 
 
-def gauges(
-    name: str, text: str, labels: Sequence[str], values: Iterable[tuple[Sequence[str], float]]
-) -> GaugeMetricFamily:
-    family = GaugeMetricFamily(_PREFIX + name, text, labels=labels)
-    for key, value in values:
-        family.add_metric(key, value)
-    return family
+@dataclass(frozen=True, slots=True)
+class Family:
+    """A metric family: ``name`` as it is exposed, a counter's with `_total`; ``unit`` in words."""
 
+    kind: str
+    name: str
+    unit: str
+    text: str
+    labels: tuple[str, ...]
 
-def histograms(
-    name: str, text: str, labels: Sequence[str], values: Iterable[tuple[Sequence[str], Histogram]]
-) -> HistogramMetricFamily:
-    family = HistogramMetricFamily(_PREFIX + name, text, labels=labels)
-    for key, histogram in values:
-        histogram.add_to(family, key)
-    return family
+    def of(self, values: Iterable[tuple[Sequence[str], float | Histogram]]) -> Metric:
+        """The family with a sample for each pair of label values and value."""
+        family: HistogramMetricFamily | CounterMetricFamily | GaugeMetricFamily
+        family = _EXPOSED[self.kind](self.name, self.text, labels=self.labels)
+        for labels, value in values:
+            family.add_metric(labels, *(value.exposed() if isinstance(value, Histogram) else (value,)))
+        return family
 
+    def single(self, value: float | Histogram) -> Metric:
+        """The family without labels."""
+        return self.of([((), value)])
 
-def keyed(values: Mapping[str, Value]) -> Iterable[tuple[Sequence[str], Value]]:
-    """(labels, value) pairs of a family with one label."""
-    return (((key,), value) for key, value in values.items())
+    def keyed(self, values: Mapping[str, float] | Mapping[str, Histogram]) -> Metric:
+        """The family with one label."""
+        return self.of(((key,), value) for key, value in values.items())

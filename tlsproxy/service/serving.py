@@ -85,7 +85,7 @@ class Serving:
         self._audit = audit
         self.counted = Metrics(
             pool=lambda: self._upstreams.pool.counts,
-            audit=lambda: (audit.queued, audit.written, audit.dropped),
+            audit=lambda: (audit.queued, audit.written, audit.dropped, audit.capacity),
             limits=lambda: (table.overflows, table.lock.unlocked),
             shares=lambda: {"memory": self._gateway.memory, "upstream": self._gateway.places},
         )

@@ -28,8 +28,8 @@ from tlsproxy.audit.files import Turn
 from tlsproxy.audit.log import WORKER_ENDED, AuditLog, NoAudit
 from tlsproxy.config.limits import MassCut
 from tlsproxy.errors import TlsproxyError
+from tlsproxy.metrics import families
 from tlsproxy.metrics.metrics import Metrics, exposition
-from tlsproxy.metrics.prometheus import counters, gauges
 from tlsproxy.proxy.core.gateway import Notice
 from tlsproxy.proxy.core.impact import Consequences
 from tlsproxy.proxy.core.wall_clock import Clock
@@ -150,7 +150,7 @@ class Supervisor:
         runtime.tune_allocator()
         self.counted = Metrics(
             pool=lambda: (0, 0, 0),
-            audit=lambda: (audit.queued, audit.written, audit.dropped),
+            audit=lambda: (audit.queued, audit.written, audit.dropped, audit.capacity),
             limits=lambda: (0, 0),
         )
         self.clock = Clock()
@@ -419,20 +419,12 @@ class Supervisor:
         serving, restarts = len(self._serving()), sum(slot.restarts for slot in self._slots)
         return [
             *self.counted.families(),
-            gauges("workers", "Workers that serve.", (), [((), serving)]),
-            counters("worker_restarts", "Workers that ended and were replaced.", (), [((), restarts)]),
-            gauges(
-                "worker_generation",
-                "Number of the generation that a worker serves, 0 while it serves none.",
-                ("worker",),
-                [((str(each.number),), each.committed.number if each.committed else 0) for each in self._slots],
+            families.WORKERS.single(serving),
+            families.WORKER_RESTARTS.single(restarts),
+            families.WORKER_GENERATION.keyed(
+                {str(each.number): each.committed.number if each.committed else 0 for each in self._slots}
             ),
-            gauges(
-                "worker_silent_seconds",
-                "Seconds for which a worker has not answered its supervisor, 0 where it answers.",
-                ("worker",),
-                [((str(each.number),), each.silent) for each in self._slots],
-            ),
+            families.WORKER_SILENT.keyed({str(each.number): each.silent for each in self._slots}),
         ]
 
     async def _gather(self, do: str, deadline: float = ANSWER, **fields: Any) -> list[tuple[WorkerProcess, bytes]]:
