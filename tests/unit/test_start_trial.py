@@ -14,7 +14,7 @@ import pytest
 from click.testing import CliRunner, Result
 from snapshot_site import SnapshotSite, site
 
-from tlsproxy.admin.socket import AdminAddressError, check_listen, listening_socket
+from tlsproxy.admin.socket import AdminAddressError, check_path, listening_socket
 from tlsproxy.audit.files import AuditFiles
 from tlsproxy.cli import main
 from tlsproxy.proxy.frontend.listener import bound_socket
@@ -156,33 +156,42 @@ def test_another_users_places() -> None:
             for place in ("audit", "new"):
                 assert fails(lambda place=place: AuditFiles(directory / place, "daily", 7).check(time.time()))
             with pytest.raises(AdminAddressError, match="Permission denied"):
-                check_listen(f"unix:{directory / 's'}")
+                check_path(str(directory / "s"))
         finally:
             os.seteuid(0)
 
 
-BOUND = ["LOCALHOST:0", "localhost:0", "[::1]:0", "127.0.0.2:0"]
-NOT_BOUND = [
-    "127.1:0",
-    "example.org:0",
-    "::1:0",
-    "unix:s",
-    "unix:",
-    f"unix:/{'x' * 110}",
-    "unix:/dev",
-    "unix:/dev/null",
-]
+@pytest.mark.parametrize("path", [f"/{'x' * 110}", "/dev", "/dev/null", "/no/such/s"])
+def test_a_place_where_no_admin_socket_can_be(path: str) -> None:
+    for bound in (check_path, lambda each: listening_socket(f"unix:{each}").close()):
+        with pytest.raises(AdminAddressError):
+            bound(path)
 
 
-@pytest.mark.parametrize("listen", [*BOUND, *NOT_BOUND])
-def test_an_admin_address_is_good_exactly_if_it_can_be_bound(listen: str) -> None:
-    failures = []
-    for bound in (check_listen, lambda each: listening_socket(each).close()):
-        try:
-            bound(listen)
-        except AdminAddressError as error:
-            failures.append(str(error))
-    assert len(failures) == (2 if listen in NOT_BOUND else 0)
+@pytest.mark.parametrize("listen", ["LOCALHOST:0", "[::1]:0", "127.0.0.2:0", "127.1:0", "::1:0", "unix:s", "unix:/a\0"])
+def test_an_admin_address_is_read_alike_by_check_and_run(tmp_path: Path, listen: str) -> None:
+    try:
+        listening_socket(listen).close()
+        expected = 0
+    except AdminAddressError:
+        expected = 2
+    assert check(site(tmp_path, admin={"listen": listen})).exit_code == expected
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "same"),
+    [
+        ("127.0.0.1:9000", "localhost:9000", True),
+        ("[::1]:9000", "[0:0:0:0:0:0:0:1]:9000", True),
+        ("[::1]:9000", "127.0.0.1:9000", False),
+        ("127.0.0.1:9000", "localhost:9001", False),
+        ("127.0.0.1:0", "localhost:0", False),
+    ],
+)
+def test_two_names_of_one_address(tmp_path: Path, first: str, second: str, *, same: bool) -> None:
+    result = check(site(tmp_path, health={"listen": first}, admin={"listen": second}))
+    assert result.exit_code == same
+    assert ("is taken: health.listen listens on the same address" in result.stderr) == same
 
 
 # Socket units

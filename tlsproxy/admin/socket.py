@@ -57,20 +57,17 @@ def listening_socket(listen: str) -> AdminSocket:
     endpoint = _endpoint(listen)
     try:
         if isinstance(endpoint, Endpoint):
-            return _loopback(endpoint, endpoint.port)
+            return _loopback(endpoint)
         return _unix(listen, Path(endpoint))
     except OSError as error:
         raise AdminAddressError(listen, error.strerror or str(error)) from error
 
 
-def check_listen(listen: str) -> None:
-    """Check that :func:`listening_socket` would bind it if it is free. Raises AdminAddressError."""
-    endpoint = _endpoint(listen)
+def check_path(path: str) -> None:
+    """Check that a unix socket can be made there, if it is free. Raises AdminAddressError."""
+    listen = f"{_UNIX}{path}"
     try:
-        if isinstance(endpoint, Endpoint):
-            _loopback(endpoint, 0).close()
-        else:
-            _check_path(listen, Path(endpoint))
+        _check_path(listen, Path(path))
     except OSError as error:
         raise AdminAddressError(listen, error.strerror or str(error)) from error
 
@@ -82,10 +79,10 @@ def _endpoint(listen: str) -> Endpoint | str:
         raise AdminAddressError(listen, str(error)) from error
 
 
-def _loopback(endpoint: Endpoint, port: int) -> AdminSocket:
+def _loopback(endpoint: Endpoint) -> AdminSocket:
     address = ipaddress.ip_address("127.0.0.1" if endpoint.host == "localhost" else endpoint.host)
     family = socket.AF_INET6 if isinstance(address, ipaddress.IPv6Address) else socket.AF_INET
-    bound = socket.create_server((str(address), port), family=family, backlog=_BACKLOG)
+    bound = socket.create_server((str(address), endpoint.port), family=family, backlog=_BACKLOG)
     return AdminSocket(bound, str(Endpoint(str(address), bound.getsockname()[1])))
 
 

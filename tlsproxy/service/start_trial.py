@@ -12,9 +12,9 @@ from contextlib import closing
 from pathlib import Path
 from typing import Final
 
-from tlsproxy.admin.socket import AdminAddressError, check_listen
+from tlsproxy.admin.socket import AdminAddressError, check_path
 from tlsproxy.audit.log import AuditNotWritable, check_place
-from tlsproxy.config.endpoints import Endpoint
+from tlsproxy.config.endpoints import Endpoint, admin_endpoint
 from tlsproxy.config.health import health_endpoint
 from tlsproxy.config.listeners import listening
 from tlsproxy.config.model import Config
@@ -44,12 +44,12 @@ def start_faults(config: Config, units: Sequence[SocketUnit], now: float) -> Ite
         other = bound.setdefault((address, endpoint.port), key) if endpoint.port else key
         if other != key:
             yield f"{key}: {endpoint} is taken: {other} listens on the same address"
-    listen = config.admin.listen
+    admin = _admin(config)
     try:
         if not _made_at_start(config.audit.dir):
             check_place(config.audit, now)
-        if listen is not None and not _made_at_start(Path(listen.removeprefix("unix:")).parent):
-            check_listen(listen)
+        if isinstance(admin, str) and not _made_at_start(Path(admin).parent):
+            check_path(admin)
     except (AuditNotWritable, AdminAddressError) as error:
         yield str(error)
 
@@ -79,3 +79,10 @@ def _own(config: Config, units: Sequence[SocketUnit]) -> Iterator[tuple[str, End
     health = health_endpoint(config)
     if health is not None:
         yield "health.listen", health
+    admin = _admin(config)
+    if isinstance(admin, Endpoint):
+        yield "admin.listen", admin
+
+
+def _admin(config: Config) -> Endpoint | str | None:
+    return None if config.admin.listen is None else admin_endpoint(config.admin.listen)
