@@ -15,8 +15,6 @@ from tlsproxy.text import rfc3339
 
 MAX_CHANGES: Final = 40
 """Most changes in one line; the status has more of them."""
-SHORT: Final = 12
-"""Hex digits of the configuration's digest in a log line; the audit line has all of it."""
 
 _log = logging.getLogger(__name__)
 
@@ -37,13 +35,13 @@ def log_published(
 ) -> None:
     """Log that ``generation`` serves. ``consequences`` is None if it served before, ``error`` has a fault a line."""
     _log.info(
-        "reload (%s): generation %d serves%s, certificate %s until %s, configuration %s%s",
+        "reload (%s): generation %d serves%s, certificate %s until %s, configuration SHA-256 %s%s",
         trigger,
         generation.number,
         " (the files are the same)" if consequences is None else "",
         generation.material.leaf.serial,
         rfc3339(generation.material.leaf.not_after),
-        generation.config_sha256[:SHORT],
+        generation.config_sha256,
         log_text(changes, consequences),
         extra={"trigger": trigger, "generation": generation.number},
     )
@@ -79,7 +77,8 @@ def log_kept(
 
 def log_text(changes: Sequence[Change], consequences: Mapping[str, Any] | None) -> str:
     """Begins with `; `, and is empty without consequences."""
-    return "" if consequences is None else f"; {sentences(changes)}; {impact_report.affected(consequences)}"
+    told = [] if consequences is None else filter(None, (sentences(changes), impact_report.affected(consequences)))
+    return "".join(f"; {each}" for each in told)
 
 
 def audit_fields(changes: Sequence[Change], consequences: Mapping[str, Any] | None) -> dict[str, str | int]:
@@ -87,8 +86,8 @@ def audit_fields(changes: Sequence[Change], consequences: Mapping[str, Any] | No
     if consequences is None:
         return {}
     affected, roles = consequences["affected"]["count"], impact_report.affected_roles(consequences)
-    fields: dict[str, str | int] = {"changes": sentences(changes), "affected": affected}
-    return fields | ({"affected_roles": roles} if roles else {})
+    texts = {"changes": sentences(changes), "affected_roles": roles}
+    return {"affected": affected, **{name: text for name, text in texts.items() if text}}
 
 
 def certificate_fields(old: Generation, new: Generation) -> dict[str, str | int]:

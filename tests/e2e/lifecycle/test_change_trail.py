@@ -41,7 +41,7 @@ def test_what_was_changed_and_for_whom(own_site: Site, upstream: ScriptedUpstrea
         own_site.edit_config(config, **MORE)
         digest = hashlib.sha256(config.read_bytes()).hexdigest()
         line = gateway.log.wait(lambda line: "generation 2 serves" in line)
-        assert f"configuration {digest[:12]}; {'; '.join(TOLD)}; 3 of 4 live connections affected " in line
+        assert f"configuration SHA-256 {digest}; {'; '.join(TOLD)}; 3 of 4 live connections affected " in line
         assert "(ingest 2, search 1)" in line
         record = gateway.reloaded()
         assert record["changes"] == "; ".join(TOLD)
