@@ -15,7 +15,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import dsa, ec, ed448, ed25519, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from snapshot_site import ROOT, SERVER, SnapshotSite, client_context, handshake, hour, site
 from support.certificates import certified
@@ -163,7 +163,7 @@ LEAVES = [one.issue(common_name="a", client=place % 3 != 2, server=place % 3 == 
     st.sampled_from(LEAVES),
     st.lists(st.sampled_from(POOL), max_size=3, unique=True),
 )
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, deadline=None)
 def test_a_presented_chain_has_the_verdict_of_a_handshake(
     tmp_path_factory: pytest.TempPathFactory, trusted: list[Authority], leaf: Issued, sent: list[Authority]
 ) -> None:
