@@ -94,6 +94,17 @@ def test_it_shows_what_happens_and_its_button_cuts_a_connection(
             image = await page.screenshot("admin-page.png")
             assert image.startswith(b"\x89PNG")
             assert len(image) > 30_000, "a page with plots and tables"
+            await page.narrow(400)
+            document, window = await page.widths()
+            assert (document <= window, window) == (True, 400)
+            await page.screenshot("admin-page-400.png")
+            for selector, number_of in (
+                (".badge", 2), (".lifetimes .name", 2), (".lifetimes .left", 2), (".lifetimes .until", 2),
+                (".clients .name", 3), (".clients button", 3), (".refusals .when", 2), (".refusals .reason", 2),
+            ):  # fmt: skip
+                edges = await page.spans(selector)
+                assert len(edges) == number_of, selector
+                assert all(0 <= left < right <= 400 for left, right in edges), (selector, edges)
             after = await page.click(f'form[action="/connections/{number}/cut"] button')
             assert f"/connections/{number}/cut" not in after
             assert "cut_by_operator" in after

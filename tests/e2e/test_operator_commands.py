@@ -1,8 +1,9 @@
-"""`tlsproxy status`, `top` and `reload` against a running gateway, over loopback and its unix socket."""
+"""The operators' commands against a running gateway, over loopback and its unix socket."""
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import pty
@@ -15,8 +16,8 @@ from collections.abc import Iterator
 import pytest
 from support import forked
 from support.gateway import DEADLINE, Gateway
-from support.raw_request import Client
-from support.site import Site
+from support.raw_request import Client, ask
+from support.site import CONFIG, Site
 from support.upstream import ScriptedUpstream
 from support.workers import at_each
 
@@ -65,6 +66,49 @@ def test_status_shows_who_is_there_and_who_was_refused(own_site: Site, where: tu
     assert "\x1b" not in out
     assert told["connections"]["live"][0]["role"] == "search"
     assert told["refusals"][0]["reason"] == "needs_manage"
+
+
+def test_clients_are_listed_looked_up_and_cut(own_site: Site, upstream: ScriptedUpstream) -> None:
+    key = {"name": "nightly", "sha256": hashlib.sha256(b"k" * 40).hexdigest(), "role": "ingest"}
+    roles = {"mark": {"access": [{"collection": "docs", "access": "rw"}], "filter": {"owner": "{cn}"}}}
+    rules = [{"name": "guests", "match": {"cn": "nobody"}, "role": "mark"}, *CONFIG["identities"]]
+    config = own_site.write_config(upstream.url, keys=[key], roles=roles, identities=rules)
+    with (
+        Gateway(config) as gateway,
+        gateway.connect(own_site.client("search")) as search,
+        Client(gateway, own_site.client("stranger")) as guest,
+    ):
+        options = ["--admin", f"http://{gateway.admin}/"]
+        assert [ask(search).status, ask(search, "DELETE", "/collections/docs").status] == [200, 403]
+        assert guest.ask(target="/_tlsproxy/whoami").status == 200
+        status, listed, err = ran("connections", *options)
+        assert (status, err) == (0, "")
+        assert len(re.findall(r"^ *\d+  .*127\.0\.0\.1 rest", listed, re.MULTILINE)) == 2
+        live = json.loads(ran("connections", "--json", *options)[1])["live"]
+        (number,) = (one["number"] for one in live if one["role"] == "search")
+
+        status, told, err = ran("who", "EXAMPLE.org/search", *options)
+        assert (status, err) == (0, "")
+        lines = [line.strip() for line in told.splitlines()]
+        assert lines[:3] == ["spiffe://example.org/search/web", "rule        search-svc", "role        search: r"]
+        assert re.fullmatch(rf"connection  no\. {number}: rest from 127\.0\.0\.1 for .*, 2 requests, .*", lines[3])
+        assert re.fullmatch(
+            r"refused     \d{4}-\d\d-\d\d [\d:]+ UTC  needs_manage  delete_collection docs  from 127.0.0.1", lines[4]
+        )
+        assert 'role        mark: docs rw where owner = "{cn}"' in ran("who", "cn=nobody", *options)[1]
+        assert ran("who", "nightly", *options)[1] == "key nightly\n  role        ingest: docs rw\n"
+        assert list(json.loads(ran("who", "nightly", "--json", *options)[1])["keys"]) == ["nightly"]
+        status, told, err = ran("who", "CN=mallory", *options)
+        assert (status, told) == (1, "")
+        assert "nobody: " in err
+
+        assert ran("cut", str(number), *options) == (0, f"connection {number} is cut\n", "")
+        assert search.recv(1) == b""
+        assert ran("cut", str(number), "999999", *options) == (
+            1, "", f"there is no connection {number}\nthere is no connection 999999\n"
+        )  # fmt: skip
+        assert guest.ask(target="/_tlsproxy/whoami").status == 200
+        assert gateway.audited(event="connection", reason="cut_by_operator")["certificate_subject"]
 
 
 def test_reload_waits_for_the_verdict_and_prints_what_changed(own_site: Site, where: tuple[Gateway, list[str]]) -> None:

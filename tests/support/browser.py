@@ -147,6 +147,25 @@ class Page:
         await self._loaded()
         return await self.html()
 
+    async def narrow(self, width: int) -> None:
+        """A window of so many CSS pixels, as a telephone's."""
+        await self.call(
+            "Emulation.setDeviceMetricsOverride", width=width, height=800, deviceScaleFactor=1, mobile=False
+        )
+
+    async def widths(self) -> tuple[float, float]:
+        """(of the document, of the window) in CSS pixels."""
+        metrics = await self.call("Page.getLayoutMetrics")
+        return metrics["cssContentSize"]["width"], metrics["cssLayoutViewport"]["clientWidth"]
+
+    async def spans(self, selector: str) -> list[tuple[float, float]]:
+        """Left and right edges of each element that this CSS selector finds; it fails where one is not rendered."""
+        found = []
+        for node in await self._nodes(selector):
+            xs = (await self.call("DOM.getContentQuads", nodeId=node))["quads"][0][::2]
+            found.append((min(xs), max(xs)))
+        return found
+
     async def screenshot(self, name: str) -> bytes:
         """The whole page, kept among the artefacts."""
         shot = await self.call("Page.captureScreenshot", captureBeyondViewport=True)

@@ -241,7 +241,7 @@ def test_a_command_cuts_without_a_browsers_headers(tmp_path: Path) -> None:
     async def scenario(_state: State, client: Client) -> None:
         assert (await client("POST", "/connections/1/cut"))[:2] == (200, {"cut": 1})
         status, body, _ = await client("POST", "/connections/2/cut")
-        assert (status, list(body)) == (404, ["error"])
+        assert (status, list(body), body["cut"]) == (404, ["cut", "error"], None)
 
     over_both(scenario, tmp_path)
 

@@ -20,7 +20,7 @@ from tlsproxy.cli import main
 from tlsproxy.cli.admin_client import admin_of
 from tlsproxy.cli.terminal import BLOCKS, PLAIN, _overview
 
-COMMANDS = ("status", "top", "reload")
+COMMANDS = ("status", "top", "reload", "connections", "who nobody", "cut 1")
 
 
 def refused(*arguments: str) -> str:
@@ -36,9 +36,26 @@ def drawn(told: dict[str, Any], *, width: int = 160, rows: int | None = None, **
     return to.file.getvalue()  # type: ignore[attr-defined, no-any-return]
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_somebody_must_say_where_it_is(command: str) -> None:
-    assert "say where the admin server is: --config FILE or --admin ADDRESS" in refused(command)
+def test_without_a_configuration_all_places_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("tlsproxy.cli.common.DEFAULT_CONFIG", tmp_path / "tlsproxy.yaml")
+    for command in (*COMMANDS, "check", "run", "explain none GET /", "token verify -"):
+        told = refused(*command.split())
+        assert f"TLSPROXY_CONFIG is not set, and there is no {tmp_path}/tlsproxy.yaml" in told
+        assert ("--config FILE or --admin ADDRESS is not given" in told) == (command in COMMANDS)
+
+
+def test_the_configuration_of_the_environment_and_of_the_default_place(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    made = site(tmp_path)
+    monkeypatch.setattr("tlsproxy.cli.common.DEFAULT_CONFIG", made.config)
+    for environ, says in (
+        ({}, f"{made.config}: admin.listen is not set"),
+        ({"TLSPROXY_CONFIG": ""}, f"{made.config}: admin.listen is not set"),
+        ({"TLSPROXY_CONFIG": str(tmp_path / "other.yaml")}, "other.yaml"),
+    ):
+        done = CliRunner().invoke(main, ["status"], env=environ)
+        assert (done.exit_code, says in done.stderr) == (2, True), done.stderr
 
 
 def test_the_configuration_says_where_it_is(tmp_path: Path) -> None:
@@ -58,8 +75,11 @@ def test_nobody_is_there() -> None:
     with socket.create_server(("127.0.0.1", 0)) as unused:
         address = f"127.0.0.1:{unused.getsockname()[1]}"
     for command in COMMANDS:
-        assert f"{address}: Connection refused: is the gateway running?" in refused(command, "--admin", address)
+        for form in (address, f"http://{address}/", f"HTTP://{address}/status?paused#connections"):
+            told = refused(*command.split(), "--admin", form)
+            assert f"{address}: Connection refused: is the gateway running?" in told
     assert "is neither HOST:PORT nor unix:/path" in refused("status", "--admin", "127.0.0.1:http")
+    assert "speaks plain HTTP" in refused("status", "--admin", f"https://{address}/")
 
 
 @pytest.mark.parametrize(
@@ -84,7 +104,7 @@ def test_a_terminal_shows_what_the_page_shows() -> None:
     for told in (
         "serving, rest on 0.0.0.0:6333", "generation 4", "last reload ok", "role search: access r → rw on docs",
         "restart needed: service.http_port", "30 days left", "expired 3 days ago", "12 revoked", "needs_write",
-        "unknown_ca", "key nightly", "CN=Partner root", "certificate_revoked", "5.1 MiB out",
+        "unknown_ca", "key nightly", "CN=Partner root", "certificate_revoked", "5.1 MiB out", "2027-01-14 09:46:45 UTC",
     ):  # fmt: skip
         assert told in text
     assert re.search(r"^search .*█.*\s5405\s+54\s+0\s+6\.9", text, re.MULTILINE)

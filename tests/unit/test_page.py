@@ -70,7 +70,7 @@ def test_it_tells_what_an_operator_asks_first() -> None:
         "serving", "rest on 0.0.0.0:6333", "Generation 4", "Last reload: ok", "role search: access r → rw on docs",
         "Restart needed: service.http_port", "qdrant.example.org", "30 days left", "expired 3 days ago", "12 revoked",
         "spiffe://example.org/search/web", "needs_write", "unknown_ca", "unidentified", "key nightly",
-        "unverified CN=b", "CN=Partner root", "collection docs",
+        "unverified CN=b", "CN=Partner root", "collection docs", "2027-01-15 08:00:05 UTC. Refreshes",
     ):  # fmt: skip
         assert told in text
     document = checked(status())

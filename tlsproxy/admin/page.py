@@ -16,6 +16,7 @@ from jinja2 import Environment, StrictUndefined, Template
 from tlsproxy.admin import view
 from tlsproxy.admin.view import OUTCOMES, Traffic
 from tlsproxy.metrics.recent import SLOTS
+from tlsproxy.text import utc_time
 
 REFRESH: Final = 10
 """Seconds between two loads of the page, unless it is paused."""
@@ -44,18 +45,18 @@ def page(status: Mapping[str, Any], now: float, *, paused: bool = False) -> str:
     return _template().render(
         status=status,
         headline=view.headline(status),
-        now=view.clock(now, now),
-        since=view.clock(status["generation"]["built_at"], now),
+        now=utc_time(now),
+        since=utc_time(status["generation"]["built_at"]),
         refresh=None if paused else REFRESH,
         lifetimes=view.lifetimes(status, now),
-        reload=view.last_reload(status["last_reload"], now),
+        reload=view.last_reload(status["last_reload"]),
         traffic=[(row, list(_plot(row))) for row in view.traffic(status["decisions"], now)],
         outcomes=OUTCOMES,
         minutes=status["decisions"]["seconds"] * status["decisions"]["kept"] // 60,
         box=f"0 0 {SLOTS * _BAR} {_HEIGHT}",
         connections=connections[:MAX_CONNECTIONS],
         further=max(0, status["connections"]["open"] - min(len(connections), MAX_CONNECTIONS)),
-        refusals=view.refusals(status["refusals"], now),
+        refusals=view.refusals(status["refusals"]),
     )
 
 

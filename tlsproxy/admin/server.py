@@ -142,7 +142,7 @@ class AdminServer:
             raise web.HTTPSeeOther("/#connections")
         if was_live:
             return _json({"cut": number})
-        return _json({"error": f"there is no connection {number}; /status lists the live ones"}, 404)
+        return _json({"cut": None, "error": f"there is no connection {number}; /status lists the live ones"}, 404)
 
 
 def _from_a_page(request: web.Request) -> bool:

@@ -6,7 +6,6 @@ marks that reverse the order of a line. HTML escaping is up to the renderer.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -22,7 +21,6 @@ NO_ROLE: Final = "(no role)"
 
 _BY_FIELD: Final = frozenset({"role", "rule", "key", "issuer", "listener"})
 """Kinds of changes whose detail names the changed fields."""
-_HALF_DAY: Final = 43200.0
 _SIZES: Final = ("B", "KiB", "MiB", "GiB", "TiB")
 _KIBI: Final = 1024
 _SMALL: Final = 10
@@ -172,13 +170,13 @@ def connections(section: Mapping[str, Any], *, with_ca: bool) -> list[Connection
     ]
 
 
-def refusals(section: Sequence[Mapping[str, Any]], now: float) -> list[Refused]:
+def refusals(section: Sequence[Mapping[str, Any]]) -> list[Refused]:
     """Rows of the section ``refusals``, latest first."""
     return [
         Refused(
-            when=clock(entry["when"], now),
+            when=utc_time(entry["when"]),
             remote=shown(entry["remote"]),
-            client=" and ".join(_presented(entry)) or "unidentified",
+            client=" and ".join(presented(entry)) or "unidentified",
             role=shown(entry["role"]) or NO_ROLE,
             rule=shown(entry["rule"]),
             operation=shown(entry["operation"]),
@@ -189,22 +187,23 @@ def refusals(section: Sequence[Mapping[str, Any]], now: float) -> list[Refused]:
     ]
 
 
-def _presented(refusal: Mapping[str, Any]) -> Iterator[str]:
-    if refusal["identity"]:
-        yield shown(refusal["identity"])
-    if refusal["key"]:
-        yield f"key {shown(refusal['key'])}"
-    if refusal["presented"]:
-        yield f"unverified {shown(refusal['presented'])}"
+def presented(entry: Mapping[str, Any]) -> Iterator[str]:
+    """The names of a refused or connected client."""
+    if entry["identity"]:
+        yield shown(entry["identity"])
+    if entry["key"]:
+        yield f"key {shown(entry['key'])}"
+    if entry.get("presented"):
+        yield f"unverified {shown(entry['presented'])}"
 
 
-def last_reload(section: Mapping[str, Any], now: float) -> Reload:
+def last_reload(section: Mapping[str, Any]) -> Reload:
     return Reload(
         result=section["result"],
         trigger=section["trigger"],
-        when=clock(section["when"], now),
+        when=utc_time(section["when"]),
         error=shown(section["error"]),
-        changed=clock(section["changed_at"], now) if section["changed_at"] is not None else "",
+        changed=utc_time(section["changed_at"]) if section["changed_at"] is not None else "",
         changes=tuple(sentence(change) for change in section["changes"]),
     )
 
@@ -226,9 +225,3 @@ def size(count: int) -> str:
     while value >= _KIBI and power < len(_SIZES) - 1:
         value, power = value / _KIBI, power + 1
     return f"{value:.{1 if power and value < _SMALL else 0}f} {_SIZES[power]}"
-
-
-def clock(when: float, now: float) -> str:
-    """A moment in UTC: `14:05:09` within half a day of ``now``, else `2026-11-28 14:05:09`."""
-    form = "%H:%M:%S" if abs(now - when) < _HALF_DAY else "%Y-%m-%d %H:%M:%S"
-    return time.strftime(form, time.gmtime(when))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import re
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any, Final, Literal, TypeVar
 
 import click
 
+from tlsproxy.cli.common import config_option
 from tlsproxy.config.loader import parse
 from tlsproxy.errors import TlsproxyError
 from tlsproxy.snapshot.files import CONFIG_LIMIT, read_argument
@@ -38,32 +40,31 @@ class NoAdminServer(AdminError):
 
 def admin_options(command: F) -> F:
     """Options by which a command finds the admin server, for :func:`admin_of`."""
-    for option in (
-        click.option("--admin", metavar="ADDRESS", help="Where it listens: HOST:PORT or unix:/path."),
-        click.option(
-            "--config",
-            "config_path",
-            metavar="FILE",
-            type=click.Path(path_type=Path),
-            help="The gateway's configuration file, whose admin.listen is taken.",
-        ),
-    ):
-        command = option(command)
-    return command
+    where = "Where it listens: HOST:PORT, its page's URL, or unix:/path.  [default: admin.listen of the configuration]"
+    # Eager: the configuration need not be there then.
+    return config_option(click.option("--admin", metavar="ADDRESS", is_eager=True, help=where)(command))
 
 
-def admin_of(config_path: Path | None, admin: str | None) -> AdminClient:
+def admin_of(config_path: Path, admin: str | None) -> AdminClient:
     """The admin server's client. Raises AdminError, ConfigError or MaterialError."""
     if admin is not None:
-        return AdminClient(admin)
-    if config_path is None:
-        raise click.UsageError("say where the admin server is: --config FILE or --admin ADDRESS")
+        return AdminClient(_address(admin))
     listen = parse(read_argument(config_path, CONFIG_LIMIT), config_path, os.environ).config.admin.listen
     if listen is None:
         raise NoAdminServer(f"{config_path}: admin.listen is not set, so there is no admin server")
     if listen.endswith(":0"):
         raise AdminError(f"{config_path}: admin.listen leaves the port to the system; name it with --admin HOST:PORT")
     return AdminClient(listen)
+
+
+def _address(text: str) -> str:
+    """`127.0.0.1:9333` of `http://127.0.0.1:9333/`, or of a page there; any other text as it is."""
+    scheme, separator, rest = text.partition("://")
+    if not separator:
+        return text
+    if scheme.lower() != "http":
+        raise AdminError(f"{text}: the admin server speaks plain HTTP: http://HOST:PORT/, HOST:PORT or unix:/path")
+    return re.split(r"[/?#]", rest, maxsplit=1)[0]
 
 
 class AdminClient:
@@ -74,13 +75,18 @@ class AdminClient:
 
     def status(self) -> dict[str, Any]:
         """The whole status. Raises AdminError."""
-        return self._request("GET", "/status", DEADLINE)
+        return self._request("GET", "/status", DEADLINE, "generation")
 
     def reload(self, query: Literal["", "?force=1", "?dry_run=1"] = "") -> dict[str, Any]:
         """The result, whichever it is. Raises AdminError where there is none."""
-        return self._request("POST", f"/reload{query}", RELOAD_DEADLINE)
+        return self._request("POST", f"/reload{query}", RELOAD_DEADLINE, "result")
 
-    def _request(self, method: str, path: str, deadline: float) -> dict[str, Any]:
+    def cut(self, number: int) -> bool:
+        """End a live connection; False where there is none of this number. Raises AdminError."""
+        return self._request("POST", f"/connections/{number}/cut", DEADLINE, "cut")["cut"] is not None
+
+    def _request(self, method: str, path: str, deadline: float, expected: str) -> dict[str, Any]:
+        """The answer, an object that has ``expected``."""
         connection = self._connection(deadline)
         try:
             connection.request(method, path)
@@ -98,7 +104,7 @@ class AdminClient:
             raise AdminError(f"{self.address}: what answers there is not the admin server of a gateway") from None
         finally:
             connection.close()
-        if not isinstance(answer, dict) or ("result" not in answer and "generation" not in answer):
+        if not isinstance(answer, dict) or expected not in answer:
             reported = answer.get("error") if isinstance(answer, dict) else None
             raise AdminError(f"{self.address}: {reported or 'what answers there is not the admin server of a gateway'}")
         return answer

@@ -28,7 +28,7 @@ _DONE: Final = frozenset({"ok", "unchanged"})
 @click.command()
 @admin_options
 @click.option("--json", "as_json", is_flag=True, help="Print the admin server's JSON.")
-def status(config_path: Path | None, admin: str | None, *, as_json: bool) -> None:
+def status(config_path: Path, admin: str | None, *, as_json: bool) -> None:
     """Show a running gateway's generation, certificates, connections, and decisions of the last minutes."""
     with explained():
         gateway_status = admin_of(config_path, admin).status()
@@ -46,7 +46,7 @@ def status(config_path: Path | None, admin: str | None, *, as_json: bool) -> Non
     "--interval", type=click.FloatRange(0.2, 3600), default=2.0, show_default=True, help="Seconds between updates."
 )
 @click.option("--once", is_flag=True, help="Print it once, as if the output were no terminal.")
-def top(config_path: Path | None, admin: str | None, interval: float, *, once: bool) -> None:
+def top(config_path: Path, admin: str | None, interval: float, *, once: bool) -> None:
     """Show the status, updated until Ctrl-C."""
     with explained():
         server = admin_of(config_path, admin)
@@ -65,7 +65,7 @@ def top(config_path: Path | None, admin: str | None, interval: float, *, once: b
 @click.option("--dry-run", is_flag=True, help="Show what would change and for whom, and whether it would be held back.")
 @click.option("--force", is_flag=True, help="Publish even if that ends more connections than limits.mass_cut allows.")
 @click.option("--if-admin", is_flag=True, help="Exit with 0 if the configuration has no admin server to ask.")
-def reload_command(config_path: Path | None, admin: str | None, *, dry_run: bool, force: bool, if_admin: bool) -> None:
+def reload_command(config_path: Path, admin: str | None, *, dry_run: bool, force: bool, if_admin: bool) -> None:
     """Reload a running gateway's files, and print the changes.
 
     Exits with 0 if all files are in force, 1 if some are not (refused, waiting for a date, held back): the output names
@@ -84,7 +84,7 @@ def reload_command(config_path: Path | None, admin: str | None, *, dry_run: bool
     if result["result"] == "pending":
         click.echo(f"error: {result['error']}", err=True)
         sys.exit(FAILED)
-    reload = last_reload(result, time.time())
+    reload = last_reload(result)
     if dry_run:
         _print_rehearsed(result, reload)
     elif reload.result not in {*_DONE, "partial"}:
@@ -102,7 +102,7 @@ def _print_done(result: Mapping[str, Any], reload: Reload) -> None:
     else:
         click.echo(f"unchanged: the files are those that served already; generation {result['generation']}")
         if reload.changes:
-            click.echo(f"what they changed last, at {reload.changed} UTC:")
+            click.echo(f"what they changed last, at {reload.changed}:")
     _print_changes(result, reload)
     for name in result["restart_needed"]:
         click.echo(f"restart needed: {name} has changed", err=True)

@@ -19,6 +19,7 @@ from rich.text import Text
 from tlsproxy.admin import view
 from tlsproxy.admin.view import OUTCOMES, Traffic
 from tlsproxy.cli.admin_client import AdminError
+from tlsproxy.text import utc_time
 
 WIDTH: Final = 160
 """Columns where the output has no width: a pipe or a file."""
@@ -64,6 +65,11 @@ def follow(fetch: Callable[[], Mapping[str, Any]], interval: float) -> None:
             time.sleep(interval)
 
 
+def show_connections(status: Mapping[str, Any]) -> None:
+    rows = view.connections(status["connections"], with_ca=len(status["authorities"]) > 1)
+    _console().print(_connections(rows, status["connections"]["open"] - len(rows), short=False))
+
+
 def _console() -> Console:
     """The standard output; without colours and cursor movements where it is no terminal or NO_COLOR is set."""
     reconfigure = getattr(sys.stdout, "reconfigure", None)
@@ -86,13 +92,13 @@ def _overview(status: Mapping[str, Any], now: float, glyphs: Glyphs, rows: int |
     """
     short = rows is not None
     above: list[Text | Table] = [
-        *(_line(text, short=short) for text in _head(status, now, most=SHORT if short else None)),
+        *(_line(text, short=short) for text in _head(status, most=SHORT if short else None)),
         _lifetimes(status, now, glyphs, short=short),
         Text(""),
         _decisions(status, now, glyphs, short=short),
     ]
     connections = view.connections(status["connections"], with_ca=len(status["authorities"]) > 1)
-    refused = view.refusals(status["refusals"], now)
+    refused = view.refusals(status["refusals"])
     if rows is not None:
         fixed = sum(each.row_count + 1 if isinstance(each, Table) else 1 for each in above) + 2 * 2 + 1
         left = max(rows - fixed, 4)
@@ -103,17 +109,17 @@ def _overview(status: Mapping[str, Any], now: float, glyphs: Glyphs, rows: int |
     return Group(*above, Text(""), *below)
 
 
-def _head(status: Mapping[str, Any], now: float, most: int | None) -> Iterator[Text]:
+def _head(status: Mapping[str, Any], most: int | None) -> Iterator[Text]:
     generation, connections = status["generation"], status["connections"]
     headline, colour = view.headline(status)
-    reload = view.last_reload(status["last_reload"], now)
+    reload = view.last_reload(status["last_reload"])
     yield Text.assemble(
         (f"tlsproxy {status['version']} ", "bold"),
         (headline, _STYLES[colour]),
         *(f", {' and '.join(one['protocols'])} on {one['address']}" for one in status["listeners"]),
     )
     yield Text.assemble(
-        f"generation {generation['number']} since {view.clock(generation['built_at'], now)}, last reload ",
+        f"generation {generation['number']} since {utc_time(generation['built_at'])}, last reload ",
         (reload.result, _STYLES.get(reload.result, "bold red")),
         f" at {reload.when} ({reload.trigger})",
         (f": {reload.error}" if reload.error else "", "red"),

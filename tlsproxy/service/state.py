@@ -15,6 +15,7 @@ from tlsproxy.proxy.frontend.listener import Bound
 from tlsproxy.service.clock_jumps import ClockJumps
 from tlsproxy.service.reloader import Reloader
 from tlsproxy.service.serving import Served
+from tlsproxy.snapshot.generation import Generation
 from tlsproxy.snapshot.jwks import KeySets
 from tlsproxy.snapshot.lifetimes import lifetimes_of
 
@@ -22,6 +23,12 @@ from tlsproxy.snapshot.lifetimes import lifetimes_of
 def described(bound: Sequence[Bound]) -> list[dict[str, Any]]:
     """Addresses that are listened on, with their protocols."""
     return [{"address": entry.address, "protocols": entry.where.protocols} for entry in bound]
+
+
+def _rights(generation: Generation, role: str) -> str:
+    """A role's rights as configured: `docs rw where tenant = "{cn}"`."""
+    conditions = " and ".join(f'{key} = "{text}"' for key, text in generation.config.roles[role].filter.items())
+    return f"{generation.policy.roles[role]}{' where ' * bool(conditions)}{conditions}"
 
 
 class ServiceState:
@@ -44,6 +51,7 @@ class ServiceState:
     async def status(self) -> Mapping[str, Any]:
         figures = await self._served.figures()
         generation = self._served.generation
+        keys = generation.policy.keys.keys
         return {
             "version": tlsproxy.__version__,
             "readiness": (await self.ready()).as_json(),
@@ -63,6 +71,8 @@ class ServiceState:
             "key_sets": self._key_sets.status(generation.config),
             "clock": self._jumps.status(),
             "listeners": self._listeners,
+            "roles": {name: _rights(generation, name) for name in generation.policy.roles},
+            "keys": {key.name: {"role": key.role or None, "rights": str(key.rights)} for key in keys},
             **figures,
             "decisions": dated(figures["decisions"], time.time() - time.monotonic()),
         }
