@@ -103,10 +103,14 @@ class UpstreamProbe:
             self._due = float("-inf")
 
     def close(self) -> None:
-        if self._asking is not None:
-            self._asking.cancel()
-            self._asking = None
-        self._hang_up()
+        asking, self._asking = self._asking, None
+        if asking is None or asking.done():
+            self._hang_up()
+            return
+        conversation, self._conversation = self._conversation, None
+        asking.cancel()
+        if conversation is not None:  # once the loop no longer waits for its socket
+            asking.add_done_callback(lambda _: conversation.close())
 
     def _hang_up(self) -> None:
         if self._conversation is not None:
