@@ -30,7 +30,8 @@ def test_not_ready_without_the_upstream_but_alive(site: Site) -> None:
         url = gone.url
     with Gateway(site.write_config(url)) as gateway:
         status, ready = asked(gateway, "/readyz")
-        assert (status, ready["ready"], ready["parts"]["upstream_rest"]) == (503, False, "Connection refused")
+        assert (status, ready["ready"]) == (503, False)
+        assert "Connection refused" in ready["parts"]["upstream_rest"]
         assert ready["parts"]["listeners"] == "ok"
         assert asked(gateway, "/livez")[0] == 200
 

@@ -37,7 +37,8 @@ def test_each_is_told_with_its_protocols(site: Site, upstream: ScriptedUpstream,
 
         code, ready = gateway.ask_admin("/readyz")
         parts = json.loads(ready)["parts"]
-        assert (code, parts["upstream_rest"], parts["upstream_grpc"]) == (503, "ok", "Connection refused")
+        assert (code, parts["upstream_rest"]) == (503, "ok")
+        assert "Connection refused" in parts["upstream_grpc"]
 
 
 def test_without_a_port_of_its_own(site: Site, upstream: ScriptedUpstream) -> None:
