@@ -225,9 +225,8 @@ def test_a_subject_alone_is_an_identity_without_an_end() -> None:
 
 
 def test_bytes_that_are_no_certificate() -> None:
-    identity = identity_of(b"not one")
-    assert (identity.defect, identity.subject) == ("unparsable", "")
-    assert identity.sha256 == hashlib.sha256(b"not one").hexdigest()
+    sha256 = hashlib.sha256(b"not one").hexdigest()
+    assert identity_of(b"not one") == Identity("", "", "", sha256, not_after=0.0, defect="unparsable")
 
 
 WHOLE = certificate(
