@@ -144,6 +144,36 @@ def test_no_room_comes_free_from_one_that_waits_for_more(shares: Shares) -> None
     assert shares.is_at_work(other.share)
 
 
+def test_a_share_that_shrinks_gives_back_the_rest(shares: Shares) -> None:
+    (one,) = holders(shares, "a", 1, size=5)
+    other = waiting(shares, "b", 4)
+    for size, rest in ((9, 5), (5, 5), (4, 4), (4, 4)):
+        one.share.shrink(size)
+        assert (one.share.size, other.share.size, shares.held) == (rest, 4 if rest < 5 else 0, rest + (rest < 5) * 4)
+
+
+def test_an_account_that_gave_back_is_served_before_one_that_holds_more(shares: Shares) -> None:
+    (shrunk,) = holders(shares, "a", 1, size=6)
+    holders(shares, "b", 1, size=2)
+    shrunk.share.shrink(1)
+    (most,) = holders(shares, "c", 1, size=5)
+    greedy, modest = waiting(shares, "b"), waiting(shares, "a")
+    most.share.shrink(4)
+    assert (modest.share.size, greedy.share.size) == (1, 0)
+
+
+def test_a_share_that_gave_way_may_be_asked_again(shares: Shares) -> None:
+    idle = holders(shares, "a", CAPACITY, idle=True)[-1]
+    for account in "bc":
+        served = waiting(shares, account)
+        assert isinstance(idle.ended, GaveWay)
+        idle.share.shrink(0)
+        assert served.share.size == 1
+        served.share.release()
+        idle.ended = None
+        assert idle.share.take(1)
+
+
 def test_a_replacement_is_one_beyond_the_capacity(shares: Shares) -> None:
     held = holders(shares, "a", CAPACITY)
     replacement = Holder(shares, "a")
