@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -112,6 +115,17 @@ def test_a_key_beside_its_certificate_only() -> None:
     assert bound.keys.find("ci", ODD, NOW) is None
     nobody = policy(key(certificate=Matcher()))
     assert isinstance(admitted(nobody, None, "ci"), Decision)
+
+
+def test_a_token_beside_its_certificate_only() -> None:
+    thumbprint = base64.urlsafe_b64encode(bytes.fromhex(IDENTITY.sha256)).rstrip(b"=").decode()
+    bound = mint("secret", {"access": "r", "cnf": {"x5t#S256": thumbprint}})
+    held = policy(rights=READ)
+    assert isinstance(admitted(held, IDENTITY, bound), Admission)
+    for identity in (None, replace(IDENTITY, sha256="ef" * 32)):
+        refusal = admitted(held, identity, bound)
+        assert isinstance(refusal, Decision)
+        assert refusal.reason == "token_of_another_certificate"
 
 
 def test_the_empty_key_is_none_even_if_its_digest_is_configured() -> None:

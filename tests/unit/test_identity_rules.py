@@ -95,6 +95,25 @@ def test_does_not_match(matcher: Matcher) -> None:
     assert not matcher.matches(ALICE)
 
 
+@pytest.mark.parametrize(
+    ("field", "pattern", "form"),
+    [
+        ("dns", "API.Example.org", "api.example.org"),
+        ("sha256", "AB:CD", "abcd"),
+        ("ca_sha256", "AB:CD", "abcd"),
+        ("serial", "0A:BC", "abc"),
+        ("serial", "A0", "a0"),
+        ("serial", "0X", "x"),
+        ("serial", "00", "0"),
+        ("ip", "2001:0DB8:0::1", "2001:db8::1"),
+        ("ip", "10.0.0.*", "10.0.0.*"),
+        ("cn", "0A:BC", "0A:BC"),
+    ],
+)
+def test_a_pattern_has_the_form_of_the_values(field: str, pattern: str, form: str) -> None:
+    assert Matcher(**{field: pattern}).given() == ((field, form),)
+
+
 @pytest.mark.parametrize("field", ["issuer", "ou"])
 def test_what_is_in_doubt_holds_beside_the_name_of_the_ca_only(field: str) -> None:
     pattern = {"issuer": "CN=Clients CA,O=Acme", "ou": "platform"}[field]
