@@ -55,9 +55,12 @@ install_program() {
     if [ -n "$DESTDIR" ]; then # what the environment knows of its own place
         grep -rIlF "$program" "$program/bin" "$program/pyvenv.cfg" | xargs sed -i "s|$program|$PREFIX|g"
     fi
-    install -d "$program/share/doc/tlsproxy/docs" "$program/share/doc/tlsproxy/config" "$program/share/doc/tlsproxy/systemd"
+    for folder in docs config observability systemd; do
+        install -d "$program/share/doc/tlsproxy/$folder"
+    done
     install -m 0644 "$SOURCE"/*.md "$SOURCE/LICENSE" "$program/share/doc/tlsproxy/"
     install -m 0644 "$SOURCE"/docs/* "$program/share/doc/tlsproxy/docs/"
+    install -m 0644 "$SOURCE"/observability/* "$program/share/doc/tlsproxy/observability/"
     install -m 0644 "$SOURCE/config/tlsproxy.yaml" "$program/share/doc/tlsproxy/config/"
     install -m 0644 "$SOURCE/systemd/README.md" "$program/share/doc/tlsproxy/systemd/"
 }

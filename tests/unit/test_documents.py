@@ -33,7 +33,7 @@ PAGES = [
     ROOT / "bench" / "README.md",
     ROOT / "certs" / "README.md",
 ]
-FOLDERS = "tests|tlsproxy|docs|config|systemd|bench|certs"
+FOLDERS = "tests|tlsproxy|docs|observability|config|systemd|bench|certs"
 pages = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 
 

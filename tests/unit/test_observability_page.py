@@ -7,16 +7,12 @@ from __future__ import annotations
 
 import ast
 import re
-import subprocess
 from collections import defaultdict
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
-import yaml
 from support.documented import METRICS, described
-from support.gateway import DEADLINE
-from support.operator_tools import tool
 
 from tlsproxy.metrics.families import FAMILIES
 from tlsproxy.metrics.reference import as_markdown
@@ -102,10 +98,6 @@ def given_as_a_reason() -> Iterator[ast.expr | None]:
                     yield node.value
 
 
-def families() -> set[str]:
-    return {family.name for family in FAMILIES}
-
-
 def reasons() -> set[str]:
     return {text for value in given_as_a_reason() for text in literals(value) if text}
 
@@ -113,7 +105,7 @@ def reasons() -> set[str]:
 def test_the_page_of_metrics_is_that_of_the_table() -> None:
     """After a change of the table: `make reference`."""
     assert METRICS.read_text() == as_markdown()
-    assert len(families()) > 30
+    assert len(FAMILIES) > 30
 
 
 def test_each_reason_is_described() -> None:
@@ -124,18 +116,3 @@ def test_each_reason_is_described() -> None:
 def test_what_is_described_is_a_word_of_the_code() -> None:
     words = set(re.findall(r"\w+", "\n".join(sources().values())))
     assert (described("Reasons") | described("Audit log")) - words == set()
-
-
-def test_the_alerts_are_of_metrics_that_there_are() -> None:
-    text = (ROOT / "docs" / "alerts.yml").read_text()
-    assert set(re.findall(r"tlsproxy_\w+", text)) <= families()
-    reasons = {each for found in re.findall(r'reason=~?\\?"([^"]+)"', text) for each in found.split("|")}
-    assert reasons <= described("Reasons")
-    alerts = [rule["alert"] for group in yaml.safe_load(text)["groups"] for rule in group["rules"]]
-    assert set(alerts) == described("Alerts")
-
-
-def test_prometheus_takes_the_alerts() -> None:
-    command = [tool("promtool"), "check", "rules", str(ROOT / "docs" / "alerts.yml")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE, check=False)
-    assert done.returncode == 0, done.stderr
