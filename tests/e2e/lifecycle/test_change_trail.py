@@ -31,7 +31,8 @@ TOLD = (
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_what_was_changed_and_for_whom(own_site: Site, upstream: ScriptedUpstream, workers: int) -> None:
-    config = own_site.write_config(upstream.url, workers=workers)
+    """Held back first, so that it can be asked beforehand."""
+    config = own_site.write_config(upstream.url, workers=workers, limits={"mass_cut": {"number": 0}})
     with Gateway(config) as gateway, ExitStack() as stack:
         started = gateway.audited(event="start")
         assert started["config_sha256"] == hashlib.sha256(config.read_bytes()).hexdigest()
@@ -40,6 +41,17 @@ def test_what_was_changed_and_for_whom(own_site: Site, upstream: ScriptedUpstrea
         assert [caller.ask("/collections/docs").status for caller in callers] == [200, 200, 200, 200]
         own_site.edit_config(config, **MORE)
         digest = hashlib.sha256(config.read_bytes()).hexdigest()
+        held = gateway.reloaded("failed")
+        assert (held["changes"], held["affected_roles"]) == ("; ".join(TOLD), "ingest 2, search 1")
+        assert held["config_sha256"] == started["config_sha256"]
+
+        code, out, _ = operator(gateway, "reload", "--dry-run")
+        assert code == 1
+        for told in (*TOLD, "3 of 4 live connections affected (ingest 2, search 1)", f"configuration SHA-256 {digest}"):
+            assert f"  {told}" in out.splitlines()
+        assert re.search(r"\n  1 of 4 live connections cut \(no_role 1\)\n    \d+ rest .*, role search: no_role\n", out)
+
+        assert operator(gateway, "reload", "--force")[0] == 0
         line = gateway.log.wait(lambda line: "generation 2 serves" in line)
         assert f"configuration SHA-256 {digest}; {'; '.join(TOLD)}; 3 of 4 live connections affected " in line
         assert "(ingest 2, search 1)" in line
@@ -47,23 +59,4 @@ def test_what_was_changed_and_for_whom(own_site: Site, upstream: ScriptedUpstrea
         assert record["changes"] == "; ".join(TOLD)
         assert (record["affected"], record["affected_roles"]) == (3, "ingest 2, search 1")
         assert record["config_sha256"] == digest
-        assert "s3cret" not in line + str(record)
-
-
-def test_a_dry_run_says_all_of_it_beforehand(own_site: Site, upstream: ScriptedUpstream) -> None:
-    """Held back, so that nothing is published before it can be asked."""
-    config = own_site.write_config(upstream.url, workers=2, limits={"mass_cut": {"number": 0}})
-    with Gateway(config) as gateway, ExitStack() as stack:
-        callers = [stack.enter_context(Caller(gateway, own_site.client(name))) for name in ("ingest", "search")]
-        assert [caller.ask("/collections/docs").status for caller in callers] == [200, 200]
-        own_site.edit_config(config, **MORE)
-        held = gateway.reloaded("failed")
-        assert held["changes"] == "; ".join(TOLD)
-        assert held["affected_roles"] == "ingest 1, search 1"
-        code, out, _ = operator(gateway, "reload", "--dry-run")
-        assert code == 1
-        for told in (*TOLD, "2 of 2 live connections affected (ingest 1, search 1)"):
-            assert f"  {told}" in out.splitlines()
-        assert re.search(r"\n  1 of 2 live connections cut \(no_role 1\)\n    \d+ rest .*, role search: no_role\n", out)
-        assert f"\n  configuration SHA-256 {hashlib.sha256(config.read_bytes()).hexdigest()}\n" in out
-        assert "s3cret" not in out
+        assert "s3cret" not in out + line + str(record)
