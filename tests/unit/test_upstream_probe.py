@@ -16,6 +16,7 @@ import pytest
 from support.grpc_upstream import GrpcUpstream, failing
 from support.upstream import Connection, Received, ScriptedUpstream, plain
 
+from tlsproxy.admin import upstream_probe
 from tlsproxy.admin.readiness import Part
 from tlsproxy.admin.upstream_findings import Finding
 from tlsproxy.admin.upstream_probe import Target, UpstreamProbe, asked
@@ -250,7 +251,9 @@ def test_one_that_fails_is_asked_ever_more_rarely_and_another_at_once() -> None:
     with_probe(scenario, targets)
 
 
-def test_one_that_is_silent_keeps_nobody_waiting() -> None:
+def test_one_that_is_silent_keeps_nobody_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(upstream_probe, "DEADLINE", 0.2)
+
     async def scenario() -> None:
         with socket.create_server(("127.0.0.1", 0)) as listener:
             probe = UpstreamProbe(lambda: target(f"http://127.0.0.1:{listener.getsockname()[1]}"))

@@ -33,7 +33,7 @@ DEADLINE: Final = 3.0
 GREETED: Final = 0.5
 """Seconds for the answer to a greeting in another protocol."""
 PATIENCE: Final = 1.0
-"""Seconds that a caller waits for a running question. After that it is told the former answer."""
+"""Seconds that a caller waits for a running question; after that it is told the former answer, if there is one."""
 REUSED: Final = 1.0
 """Seconds for which an answer is reused."""
 LONGEST_PAUSE: Final = 4.0
@@ -78,7 +78,7 @@ class UpstreamProbe:
         self._asked: Target | None = None
         self._asking: asyncio.Task[None] | None = None
         self._conversation: RestConversation | GrpcConversation | None = None
-        self._part = OK
+        self._part, self._known = OK, False
         self._pause = 0.0
         self._due = float("-inf")
         self._doubted = False
@@ -88,12 +88,12 @@ class UpstreamProbe:
         if target != self._asked:
             self.close()
             self._asked, self._due, self._pause = target, float("-inf"), 0.0
-            self._part = Found(Finding.SILENT, f"{PATIENCE:g}").part(target.protocol, target.url)
+            self._part, self._known = Found(Finding.SILENT, f"{DEADLINE:g}").part(target.protocol, target.url), False
         if self._asking is None or self._asking.done():
             if self._clock() < self._due:
                 return self._part
             self._asking = asyncio.create_task(self._ask(target))
-        await asyncio.wait([self._asking], timeout=PATIENCE)
+        await asyncio.wait([self._asking], timeout=PATIENCE if self._known else DEADLINE)
         return self._part
 
     def doubt(self) -> None:
@@ -123,7 +123,7 @@ class UpstreamProbe:
         self._doubted = False
         found = await self._found(target)
         if found is not None:
-            self._part = found.part(target.protocol, target.url)
+            self._part, self._known = found.part(target.protocol, target.url), True
         self._pause = 0.0 if self._part.good else min(max(2 * self._pause, REUSED), LONGEST_PAUSE)
         self._due = self._clock() + max(self._pause, REUSED)
         if self._doubted and self._part.good:

@@ -46,6 +46,9 @@ from tlsproxy.snapshot.generation import Generation
 ANSWER: Final = 2.0
 """Seconds for a worker's status or metrics; without an answer it is left out."""
 
+READINESS: Final = 4.0
+"""Seconds for a worker's readiness: its first question to the upstream may take 3."""
+
 LOOP_DEADLINE: Final = 1.0
 """Seconds for a worker's loop to answer; without an answer its connections are not considered. With
 `limits.mass_cut`: ATTENTION."""
@@ -351,7 +354,10 @@ class Supervisor:
     async def ready(self) -> Readiness:
         """Ready while any worker accepts: it takes the connections of the others."""
         draining = self._draining.is_set()  # read before they are asked: by the time of their answer they drain
-        answers = {worker.number: Readiness.decoded(orjson.loads(body)) for worker, body in await self._gather("ready")}
+        answers = {
+            worker.number: Readiness.decoded(orjson.loads(body))
+            for worker, body in await self._gather("ready", READINESS)
+        }
         for slot in self._slots:
             if slot.number in answers:
                 slot.refused = answers[slot.number].refused
