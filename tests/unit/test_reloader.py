@@ -18,6 +18,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives import serialization
 from snapshot_site import OTHER, ROOT, SERVER, SnapshotSite, site
 
 from tlsproxy.errors import MaterialError
@@ -177,6 +178,29 @@ def test_a_pair_may_be_half_replaced_for_a_while(tmp_path: Path) -> None:
         assert await reloaded("watch") == ("ok", "waits")
         assert await reloaded("watch", -20) == ("ok", "waits")
         assert await reloaded("time", 6) == ("failed", "refused"), "a clock that was set back prolongs nothing"
+
+    asyncio.run(run())
+
+
+def test_a_passphrase_that_comes_after_its_key_is_waited_for(tmp_path: Path) -> None:
+    made, issued = site(tmp_path, tls={"key_passphrase_file": "pass"}), ROOT.issue(dns=["localhost"], server=True)
+    key = serialization.load_pem_private_key(issued.key_pem, None)
+
+    def encrypted(passphrase: bytes) -> bytes:
+        encryption = serialization.BestAvailableEncryption(passphrase)
+        return key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, encryption)
+
+    async def run() -> None:
+        made.write("server.pem", issued.chain_pem)
+        made.write("server.key", encrypted(b"one"))
+        made.write("pass", b"one")
+        bench = Bench(made)
+        made.write("server.key", encrypted(b"two"))
+        assert (await bench.reloader.reload("watch")).result == "ok"
+        assert (bench.counted, bench.generation.number) == ([], 1)
+        made.write("pass", b"two")
+        assert (await bench.reloader.reload("watch")).generation == 2
+        assert bench.counted == [("ok", "watch")]
 
     asyncio.run(run())
 

@@ -100,7 +100,8 @@ def load_key(path: str, data: bytes, passphrase: bytes | None) -> tuple[PrivateK
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:
         # The library's text may quote the key file, whose content must not be in any message.
         hint = "is the passphrase in tls.key_passphrase_file the right one?" if encrypted else "write the file anew"
-        raise MaterialError(path, f"the private key cannot be read ({type(error).__name__}); {hint}") from None
+        text = f"the private key cannot be read ({type(error).__name__}); {hint}"
+        raise MaterialError(path, text, unmatched=encrypted) from None
     _check_strength(path, key)
     return key, block.data
 
