@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 from pathlib import Path
@@ -18,6 +19,11 @@ from tlsproxy.snapshot.lifetimes import SOON, URGENT
 FILES = Path(__file__).parents[2] / "observability"
 ALERTS = (FILES / "alerts.yml").read_text()
 NAMES = {family.name for family in FAMILIES}
+
+
+DASHBOARD = json.loads((FILES / "grafana-dashboard.json").read_text())
+UNITS = {"none", "percentunit", "s", "bytes", "reqps", "ops"}
+"""Those of Grafana's that the dashboard uses."""
 
 
 def rules() -> list[dict[str, Any]]:
@@ -72,3 +78,63 @@ def test_the_cases_hold() -> None:
 def test_prometheus_takes_the_scrape_with_its_rules() -> None:
     status, said = promtool("check", "config", "scrape.yml")
     assert status == 0, said
+
+
+def panels() -> list[dict[str, Any]]:
+    return [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
+
+
+def queries() -> list[str]:
+    """Of panels, variables and annotations, as Grafana sends them."""
+    asked = [target["expr"] for panel in panels() for target in panel["targets"]]
+    asked += [one["expr"] for one in DASHBOARD["annotations"]["list"]]
+    return [each.replace("$__rate_interval", "1m").replace("$instance", ".*") for each in asked]
+
+
+def test_the_dashboard_asks_for_what_there_is(tmp_path: Path) -> None:
+    """Prometheus parses each query."""
+    assert len(queries()) > 40
+    assert unknown(DASHBOARD["templating"]["list"][1]["definition"] + "".join(queries())) == set()
+    assert "$" not in "".join(queries())
+    rules = [{"record": f"panel:{number}", "expr": expr} for number, expr in enumerate(queries())]
+    file = tmp_path / "queries.yml"
+    file.write_text(yaml.safe_dump({"groups": [{"name": "dashboard", "rules": rules}]}))
+    status, said = promtool("check", "rules", str(file))
+    assert status == 0, said
+
+
+def test_each_metric_is_on_the_dashboard_or_says_nothing_of_its_own() -> None:
+    asked = set(re.findall(r"tlsproxy_\w+", "".join(queries()) + DASHBOARD["templating"]["list"][1]["definition"]))
+    shown = {re.sub("_(bucket|sum|count)$", "", name) for name in asked}
+    # The same as lifetimes, as an age, and as readiness.
+    assert NAMES - shown == {
+        "tlsproxy_certificate_not_after_seconds",
+        "tlsproxy_crl_next_update_seconds",
+        "tlsproxy_reload_last_success_timestamp_seconds",
+        "tlsproxy_worker_generation",
+    }
+
+
+def test_the_dashboard_is_whole() -> None:
+    """Each panel has a number, a place, a unit, and its queries the data source that is chosen."""
+    every = DASHBOARD["panels"]
+    assert len({panel["id"] for panel in every}) == len(every)
+    assert len({panel["title"] for panel in every}) == len(every)
+    taken = [place for panel in every for place in places(panel["gridPos"])]
+    assert len(set(taken)) == len(taken)
+    variables = DASHBOARD["templating"]["list"]
+    assert [(each["name"], each["type"]) for each in variables] == [("datasource", "datasource"), ("instance", "query")]
+    asking = [*panels(), *DASHBOARD["annotations"]["list"], variables[1]]
+    asking += [target for panel in panels() for target in panel["targets"]]
+    assert {(each["datasource"]["type"], each["datasource"]["uid"]) for each in asking} == {
+        ("prometheus", "${datasource}")
+    }
+    assert {panel["fieldConfig"]["defaults"]["unit"] for panel in panels()} == UNITS
+    for panel in panels():
+        assert len({target["refId"] for target in panel["targets"]}) == len(panel["targets"])
+
+
+def places(grid: dict[str, int]) -> list[tuple[int, int]]:
+    assert grid["x"] >= 0
+    assert grid["x"] + grid["w"] <= 24
+    return [(x, y) for x in range(grid["x"], grid["x"] + grid["w"]) for y in range(grid["y"], grid["y"] + grid["h"])]
