@@ -8,7 +8,6 @@ import resource
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
-from pathlib import Path
 
 import grpc
 from support.gateway import DEADLINE, Gateway
@@ -103,17 +102,13 @@ def test_a_request_that_needs_one_is_told(site: Site, upstream: ScriptedUpstream
 
 
 def test_a_grpc_client_with_none_for_its_upstream_is_told(site: Site, grpc_gateway: Gateway) -> None:
-    """Each has an upstream connection of its own: the last descriptor is the client's."""
-    pid, kind = grpc_gateway.process.pid, resource.RLIMIT_NOFILE
-    used = {int(entry.name) for entry in Path(f"/proc/{pid}/fd").iterdir()}
-    free = next(number for number in range(1000) if number not in used)
-    before = resource.prlimit(pid, kind)
-    resource.prlimit(pid, kind, (free + 1, before[1]))
+    """Each has an upstream connection of its own, which its first call asks for."""
     with channel(grpc_gateway, site) as opened:
-        told = call(opened, "/qdrant.Collections/List")
+        grpc.channel_ready_future(opened).result(DEADLINE)
+        with exhausted(grpc_gateway, 60):
+            told = call(opened, "/qdrant.Collections/List")
     assert told.code is grpc.StatusCode.UNAVAILABLE
     assert "too many open files" in told.text
     assert grpc_gateway.audited(grpc_status=14)["reason"] == "out_of_descriptors"
-    resource.prlimit(pid, kind, before)
     with channel(grpc_gateway, site) as opened:
         assert call(opened, "/qdrant.Collections/List").code is grpc.StatusCode.OK
