@@ -101,7 +101,7 @@ def test_a_key_that_is_missing_or_wrong(site: Site, own: str | None, told: str) 
                     assert client.ask().status == 200
 
 
-def test_a_key_that_may_not_write(site: Site) -> None:
+def test_a_key_that_may_not_write(site: Site, shared_gateway: Gateway, shared_upstream: ScriptedUpstream) -> None:
     """A read-only key passes every look; what Qdrant says of a write is told as it is meant, compressed or not."""
     text = b'{"status":{"error":"Forbidden: Global manage access is required"},"time":0.0}'
     head = b"HTTP/1.1 403 Forbidden\r\ncontent-type: application/json\r\n"
@@ -113,13 +113,9 @@ def test_a_key_that_may_not_write(site: Site) -> None:
         b"connection: close\r\n\r\n%b" % text: 502,
         b"content-encoding: br\r\ncontent-length: %d\r\n\r\n%b" % (len(brotli), brotli): 403,
     }
-    with (
-        ScriptedUpstream() as upstream,
-        Gateway(site.write_config(upstream.url)) as gateway,
-        Client(gateway, site.client()) as client,
-    ):
+    with Client(shared_gateway, site.client()) as client:
         for rest, status in answers.items():
-            upstream.answer = ending(head + rest)
+            shared_upstream.answer = ending(head + rest)
             answer = client.ask("PUT", "/collections/docs", (), b"{}")
             assert answer.status == status
             assert answer.body.startswith(b"\x0b") or answer.json["status"]["error"].startswith(BLAMED)
@@ -136,7 +132,10 @@ def ending(response: bytes) -> Answer:
     return answer
 
 
-def test_a_refusal_of_something_else_is_the_clients(site: Site) -> None:
+def test_a_refusal_of_something_else_is_the_clients(
+    site: Site, shared_gateway: Gateway, shared_upstream: ScriptedUpstream
+) -> None:
+    gateway, upstream, before = shared_gateway, shared_upstream, shared_upstream.connections
     text = b'{"status":{"error":"Forbidden: write operations are locked"},"time":0.0}'
     locked = b"HTTP/1.1 403 Forbidden\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%b" % (
         len(text),
@@ -144,13 +143,12 @@ def test_a_refusal_of_something_else_is_the_clients(site: Site) -> None:
     )
     big = b"HTTP/1.1 401 Unauthorized\r\ncontent-length: 100000\r\n\r\n" + bytes(100_000)
     chunked = b"HTTP/1.1 403 Forbidden\r\ntransfer-encoding: chunked\r\n\r\n3\r\nno!\r\n0\r\n\r\n"
-    with ScriptedUpstream() as upstream, Gateway(site.write_config(upstream.url)) as gateway:
-        with Client(gateway, site.client()) as client:
-            for response, status, body in ((locked, 403, text), (big, 401, bytes(100_000)), (chunked, 403, b"no!")):
-                upstream.answer = plain(response)
-                for _ in range(2):
-                    answer = client.ask()
-                    assert (answer.status, answer.body) == (status, body)
-                    assert gateway.audited(status=status)["reason"] == "allowed"
-        assert upstream.connections == 1
-        assert gateway.ask_admin("/readyz")[0] == 200
+    with Client(gateway, site.client()) as client:
+        for response, status, body in ((locked, 403, text), (big, 401, bytes(100_000)), (chunked, 403, b"no!")):
+            upstream.answer = plain(response)
+            for _ in range(2):
+                answer = client.ask(target="/collections/elsewhere")
+                assert (answer.status, answer.body) == (status, body)
+                assert gateway.audited(status=status, collection="elsewhere")["reason"] == "allowed"
+    assert upstream.connections <= before + 1
+    assert gateway.ask_admin("/readyz")[0] == 200

@@ -88,6 +88,16 @@ def test_what_strangers_chose_is_text_and_nothing_else() -> None:
     assert not any(not each.isprintable() and each != "\n" for each in document.text)
 
 
+@pytest.mark.parametrize(("state", "colour"), [("serving", "ok"), ("degraded", "soon"), ("not_ready", "over")])
+def test_the_badge_is_the_verdict_on_readiness(state: str, colour: str) -> None:
+    told = status(readiness={"ready": True, "state": state, "headline": f"NOT READY: crl: {HOSTILE}", "parts": {}})
+    document = checked(told)
+    assert {"class": f"badge {colour}"} in document.all("strong")
+    assert "NOT READY: crl: CN=<script>" in document.text
+    del told["readiness"]  # of a gateway that is older than this program
+    assert "serving" in checked(told).text
+
+
 @given(st.text(max_size=40), st.text(max_size=40))
 def test_no_text_makes_an_element(name: str, other: str) -> None:
     told = status(
