@@ -1,7 +1,7 @@
 """A development PKI: a CA that issues server and client certificates, intermediates and CRLs.
 
 Certificates and CRLs follow RFC 5280 (SKI, AKI, key usage, basic constraints, EKU), so that OpenSSL's strict mode
-accepts them. All keys are ECDSA P-256. It is for `tlsproxy certs`, the demo and tests only.
+accepts them. Keys are ECDSA P-256 unless told otherwise. It is for `tlsproxy certs`, the demo and tests only.
 """
 
 from __future__ import annotations
@@ -9,11 +9,12 @@ from __future__ import annotations
 import ipaddress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Literal
 
 from cryptography import x509
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID, ObjectIdentifier
 
 if TYPE_CHECKING:
@@ -22,6 +23,11 @@ if TYPE_CHECKING:
 BACKDATED: Final = timedelta(minutes=1)
 """Time by which certificates start in the past, for peers whose clock is behind."""
 CRL_LIFETIME: Final = timedelta(days=30)
+
+KeyType = Literal["ecdsa", "rsa", "ed25519"]
+PrivateKey = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey | ed25519.Ed25519PrivateKey
+PublicKey = ec.EllipticCurvePublicKey | rsa.RSAPublicKey | ed25519.Ed25519PublicKey
+_RSA_BITS: Final = 3072
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,10 +50,14 @@ class Authority:
 
     @classmethod
     def create(
-        cls, common_name: str = "tlsproxy development CA", *, lifetime: timedelta = timedelta(days=3650)
+        cls,
+        common_name: str = "tlsproxy development CA",
+        *,
+        lifetime: timedelta = timedelta(days=3650),
+        key_type: KeyType = "ecdsa",
     ) -> Authority:
         """A new root CA."""
-        key = ec.generate_private_key(ec.SECP256R1())
+        key = _new_key(key_type)
         subject = _name(common_name=common_name)
         now = datetime.now(UTC)
         # RFC 5280 section 4.2.1.1 lets a self-signed certificate leave its AKI out; strict verifiers agree.
@@ -55,7 +65,7 @@ class Authority:
             _base(subject, subject, key.public_key(), now - BACKDATED, now + lifetime)
             .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
             .add_extension(_key_usage(ca=True), critical=True)
-            .sign(key, hashes.SHA256())
+            .sign(key, _digest(key))
         )
         return cls(certificate.public_bytes(serialization.Encoding.PEM), _key_pem(key))
 
@@ -88,12 +98,13 @@ class Authority:
         client: bool = False,
         lifetime: timedelta = timedelta(days=90),
         not_before: datetime | None = None,
+        key_type: KeyType = "ecdsa",
     ) -> Issued:
         """A leaf with a new key, valid for ``lifetime`` from now, or from ``not_before``.
 
         Without ``server`` and ``client`` it has no extended key usage.
         """
-        key = ec.generate_private_key(ec.SECP256R1())
+        key, own = _new_key(key_type), self._key()
         subject = _name(common_name, organization, organizational_unit)
         start = not_before if not_before is not None else datetime.now(UTC) - BACKDATED
         end = (not_before if not_before is not None else datetime.now(UTC)) + lifetime
@@ -115,13 +126,13 @@ class Authority:
         if names:
             # RFC 5280 section 4.2.1.6: critical where the subject is empty.
             builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=not subject.rdns)
-        certificate = builder.sign(self._key(), hashes.SHA256())
+        certificate = builder.sign(own, _digest(own))
         pem = certificate.public_bytes(serialization.Encoding.PEM)
         return Issued(pem, pem + self.intermediates_pem, _key_pem(key), certificate.serial_number)
 
     def intermediate(self, common_name: str) -> Authority:
         """An intermediate CA below this one, with the same lifetime. It may issue leaves and further intermediates."""
-        key = ec.generate_private_key(ec.SECP256R1())
+        key, own = _new_key("ecdsa"), self._key()
         issuer = self._certificate()
         certificate = (
             _base(
@@ -134,7 +145,7 @@ class Authority:
             .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
             .add_extension(_key_usage(ca=True), critical=True)
             .add_extension(self._authority_key_identifier(), critical=False)
-            .sign(self._key(), hashes.SHA256())
+            .sign(own, _digest(own))
         )
         pem = certificate.public_bytes(serialization.Encoding.PEM)
         return Authority(pem, _key_pem(key), pem + self.intermediates_pem)
@@ -149,35 +160,89 @@ class Authority:
     ) -> bytes:
         """A CRL of these serial numbers."""
         start = this_update if this_update is not None else datetime.now(UTC) - BACKDATED
-        entries = [
-            x509.RevokedCertificateBuilder().serial_number(serial).revocation_date(start).build() for serial in revoked
-        ]
+        return self._signed_crl(_entries(revoked, start), number, start, next_update)
+
+    def next_crl_pem(
+        self, former: x509.CertificateRevocationList | None, revoked: Iterable[int], lifetime: timedelta = CRL_LIFETIME
+    ) -> bytes:
+        """The CRL after ``former``, with all that it revokes and these serial numbers besides."""
+        now, number, entries = datetime.now(UTC), 1, []
+        if former is not None:
+            number = former.extensions.get_extension_for_class(x509.CRLNumber).value.crl_number + 1
+            entries = list(former)
+        return self._signed_crl([*entries, *_entries(revoked, now)], number, now - BACKDATED, now + lifetime)
+
+    def own_crl(self, data: bytes) -> x509.CertificateRevocationList:
+        """A CRL of this CA, from its file (PEM). Raises ValueError for anything else."""
+        crl = x509.load_pem_x509_crl(data)
+        if crl.issuer != self._certificate().subject or not crl.is_signature_valid(self._key().public_key()):
+            raise ValueError("it is of another CA")
+        return crl
+
+    def has_issued(self, certificate: x509.Certificate) -> bool:
+        try:
+            certificate.verify_directly_issued_by(self._certificate())
+        except (ValueError, TypeError, InvalidSignature):
+            return False
+        return True
+
+    def _signed_crl(
+        self, entries: list[x509.RevokedCertificate], number: int, start: datetime, end: datetime | None
+    ) -> bytes:
+        key = self._key()
         builder = (
             x509.CertificateRevocationListBuilder(revoked_certificates=entries)  # adding one by one copies all
             .issuer_name(self._certificate().subject)
             .last_update(start)
-            .next_update(next_update if next_update is not None else start + CRL_LIFETIME)
+            .next_update(end if end is not None else start + CRL_LIFETIME)
             .add_extension(x509.CRLNumber(number), critical=False)
             .add_extension(self._authority_key_identifier(), critical=False)
         )
-        return builder.sign(self._key(), hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
+        return builder.sign(key, _digest(key)).public_bytes(serialization.Encoding.PEM)
 
     def _certificate(self) -> x509.Certificate:
         return x509.load_pem_x509_certificate(self.certificate_pem)
 
-    def _key(self) -> ec.EllipticCurvePrivateKey:
-        key = serialization.load_pem_private_key(self.key_pem, password=None)
-        if not isinstance(key, ec.EllipticCurvePrivateKey):
-            raise ValueError("the key of a development CA is an ECDSA key")  # noqa: TRY004 - a bad file, not a bad call
-        return key
+    def _key(self) -> PrivateKey:
+        return read_key(self.key_pem)
 
     def _authority_key_identifier(self) -> x509.AuthorityKeyIdentifier:
         own = self._certificate().extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
         return x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(own)
 
 
+def read_key(pem: bytes) -> PrivateKey:
+    """An unencrypted private key. Raises ValueError."""
+    try:
+        key = serialization.load_pem_private_key(pem, password=None)
+    except TypeError:
+        raise ValueError("the key is encrypted") from None
+    if not isinstance(key, PrivateKey):
+        raise ValueError("the key is neither ECDSA, RSA nor Ed25519")  # noqa: TRY004 - a bad file, not a bad call
+    return key
+
+
+def _new_key(key_type: KeyType) -> PrivateKey:
+    match key_type:
+        case "ecdsa":
+            return ec.generate_private_key(ec.SECP256R1())
+        case "rsa":
+            return rsa.generate_private_key(65537, _RSA_BITS)
+        case "ed25519":
+            return ed25519.Ed25519PrivateKey.generate()
+
+
+def _digest(key: PrivateKey) -> hashes.SHA256 | None:
+    """The digest of a signature; Ed25519 has its own (RFC 8410)."""
+    return None if isinstance(key, ed25519.Ed25519PrivateKey) else hashes.SHA256()
+
+
+def _entries(serials: Iterable[int], when: datetime) -> list[x509.RevokedCertificate]:
+    return [x509.RevokedCertificateBuilder().serial_number(each).revocation_date(when).build() for each in serials]
+
+
 def _base(
-    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey, start: datetime, end: datetime
+    subject: x509.Name, issuer: x509.Name, key: PublicKey, start: datetime, end: datetime
 ) -> x509.CertificateBuilder:
     return (
         x509.CertificateBuilder()
@@ -219,7 +284,7 @@ def _key_usage(*, ca: bool) -> x509.KeyUsage:
     )
 
 
-def _key_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
+def _key_pem(key: PrivateKey) -> bytes:
     return key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
