@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import socket
 import ssl
@@ -277,6 +278,35 @@ def test_who_connects_starts_it(machine: Machine, installed: Installed) -> None:
     assert machine.shown("tlsproxy", "ActiveState") == "active"
 
 
+def test_a_group_of_the_operators_choice_reads_the_audit_log(machine: Machine, installed: Installed) -> None:
+    """By observability/audit-group.conf and what it says; the files of before come along."""
+    drop_in = "/opt/tlsproxy/share/doc/tlsproxy/observability/audit-group.conf"
+    text = machine.run("cat", drop_in).stdout
+    (commands,) = re.findall(r"^#   (groupadd .*)$", text, re.MULTILINE)
+    machine.run("sh", "-euc", f"{commands}; useradd --system --groups tlsproxy-audit shipper")
+    machine.run("install", "-m", "0644", drop_in, "/etc/systemd/system/tlsproxy.service.d/audit-group.conf")
+    installed.write(audit={"dir": "/var/log/tlsproxy", "group": "tlsproxy-audit"})
+    machine.run("systemctl", "daemon-reload")
+    machine.run("systemctl", "restart", "tlsproxy")
+    assert installed.status_of() == 200
+    read = [
+        "setpriv",
+        "--reuid=shipper",
+        "--regid=shipper",
+        "--init-groups",
+        "sh",
+        "-c",
+        "cat /var/log/tlsproxy/audit.*",
+    ]
+    until(lambda: '"event":"stop"' in machine.run(*read).stdout.partition('"event":"start"')[2], machine)
+    read[1:4] = ["--reuid=nobody", "--regid=nogroup", "--clear-groups"]
+    assert machine.run(*read, check=False).returncode
+    assert set(machine.run("find", "/var/log/tlsproxy/", "-printf", "%m %u %g\n").stdout.splitlines()) == {
+        "750 tlsproxy-gateway tlsproxy-audit",
+        "640 tlsproxy-gateway tlsproxy-audit",
+    }
+
+
 def test_uninstalling_leaves_what_an_operator_wrote(machine: Machine, installed: Installed) -> None:
     assert installed.status_of() == 200
     done = machine.run("sh", "/srv/systemd/install.sh", "uninstall")
@@ -284,7 +314,7 @@ def test_uninstalling_leaves_what_an_operator_wrote(machine: Machine, installed:
     assert machine.shown("tlsproxy", "LoadState") == "not-found"
     assert machine.run("ls", "/opt").stdout == ""
     assert machine.run("ls", "/etc/tlsproxy").stdout.split() == ["api-key", "certs", "tlsproxy.yaml"]
-    assert "audit." in machine.run("ls", "/var/log/private/tlsproxy").stdout
+    assert "audit." in machine.run("ls", "/var/log/tlsproxy/").stdout
     with pytest.raises(ConnectionRefusedError):
         installed.status_of()
 

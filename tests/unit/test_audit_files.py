@@ -7,7 +7,10 @@ import resource
 import stat
 import subprocess
 import sys
+from contextlib import contextmanager
 from datetime import UTC, datetime
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import pytest
@@ -16,7 +19,6 @@ from tlsproxy.audit.files import AuditFiles, StandardOutput
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 DAY = 86_400.0
 
@@ -71,6 +73,55 @@ def test_only_its_owner_reads_it(daily: AuditFiles, tmp_path: Path) -> None:
         os.umask(old)
     assert stat.S_IMODE((tmp_path / "audit").stat().st_mode) == 0o700
     assert stat.S_IMODE((tmp_path / "audit" / "audit.1970-01-01.log").stat().st_mode) == 0o600
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="another group is needed")
+@pytest.mark.parametrize("kind", ["new", "there"])
+def test_a_group_reads_it(tmp_path: Path, kind: str) -> None:
+    """Also today's file of a run without the group; a directory that was there keeps its mode."""
+    directory = tmp_path / "audit"
+    if kind == "there":
+        directory.mkdir(mode=0o711)
+        (directory / "audit.1970-01-01.log").touch(mode=0o600)
+    files = AuditFiles(directory, "daily", 3, group=65534)
+    for when in (0, DAY):
+        put(files, when, "one\n")
+    files.close()
+    for path in directory.iterdir():
+        assert (path.stat().st_gid, stat.S_IMODE(path.stat().st_mode)) == (65534, 0o640)
+    expected = (65534, 0o750) if kind == "new" else (os.getegid(), 0o711)
+    assert (directory.stat().st_gid, stat.S_IMODE(directory.stat().st_mode)) == expected
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="another user is needed")
+def test_its_own_group_needs_no_chown_and_another_is_refused() -> None:
+    """Our unit forbids chown: there `Group=` is the group."""
+    with TemporaryDirectory(dir="/tmp") as name:
+        directory = Path(name)
+        directory.chmod(0o777)
+        with as_user(65534, 65534):
+            files = AuditFiles(directory, "daily", 3, group=65534)
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(os, "fchown", None)
+                put(files, 0, "one\n")
+            files.close()
+            with pytest.raises(PermissionError):
+                AuditFiles(directory, "daily", 3, group=0).ready(DAY)
+        assert stat.S_IMODE((directory / "audit.1970-01-01.log").stat().st_mode) == 0o640
+
+
+@contextmanager
+def as_user(user: int, group: int) -> Iterator[None]:
+    groups = os.getgroups()
+    os.setgroups([])
+    os.setegid(group)
+    os.seteuid(user)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+        os.setegid(0)
+        os.setgroups(groups)
 
 
 def test_a_restart_appends(tmp_path: Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+import socket
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from support.documented import described
 from support.gateway import DEADLINE
 from support.operator_tools import tool
 
+from tlsproxy.audit.files import AuditFiles
 from tlsproxy.metrics.families import FAMILIES
 from tlsproxy.snapshot.lifetimes import SOON, URGENT
 
@@ -138,3 +141,65 @@ def places(grid: dict[str, int]) -> list[tuple[int, int]]:
     assert grid["x"] >= 0
     assert grid["x"] + grid["w"] <= 24
     return [(x, y) for x in range(grid["x"], grid["x"] + grid["w"]) for y in range(grid["y"], grid["y"] + grid["h"])]
+
+
+LOG = "/var/log/tlsproxy/audit.*.log"
+
+
+def test_rsyslog_ships_each_line_once_over_days_and_restarts(tmp_path: Path) -> None:
+    """Its file as it is, but for the places. Lines are of the real writer, and of several days."""
+    rsyslogd = tool("rsyslogd")
+    audit = AuditFiles(tmp_path / "audit", "daily", 3)
+    with socket.create_server(("127.0.0.1", 0)) as collector:
+        collector.settimeout(DEADLINE)
+        text = (FILES / "rsyslog.conf").read_text()
+        for ours, theirs in (
+            (LOG, f"{tmp_path}/audit/audit.*.log"),
+            ("logs.example.org", "127.0.0.1"),
+            ("6514", str(collector.getsockname()[1])),
+        ):
+            assert ours in text
+            text = text.replace(ours, theirs)
+        file = tmp_path / "rsyslog.conf"
+        file.write_text(f'global(workDirectory="{tmp_path}")\n{text}')
+        command = [rsyslogd, "-n", "-f", str(file), "-i", str(tmp_path / "pid")]
+        checked = subprocess.run([*command, "-N1"], capture_output=True, text=True, timeout=DEADLINE, check=False)
+        assert checked.returncode == 0, checked.stderr
+        for days in ((0, 0, 1), (1, 2)):
+            sent = b""
+            for number, day in enumerate(days):
+                line = b'{"timestamp":"day %d","number":%d,"api":"/caf\xc3\xa9"}\n' % (day, number)
+                audit.ready(86_400 * day)
+                audit.append(memoryview(line))
+                sent += line
+            with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as running:
+                try:
+                    arrived, _ = collector.accept()
+                    with arrived, arrived.makefile("rb") as lines:
+                        arrived.settimeout(DEADLINE)
+                        assert sorted(lines.readline() for _ in days) == sorted(sent.splitlines(keepends=True))
+                finally:
+                    running.terminate()
+    audit.close()
+
+
+def test_vector_and_fluent_bit_read_the_same_files() -> None:
+    """By their own words where they are installed; they are in no Debian package."""
+    for name, command in (
+        ("vector.yaml", ["vector", "validate", "--no-environment"]),
+        ("fluent-bit.yaml", ["fluent-bit", "--dry-run", "-c"]),
+    ):
+        tree = yaml.safe_load((FILES / name).read_text())
+        assert LOG in json.dumps(tree)
+        if shutil.which(command[0]):
+            done = subprocess.run([*command, str(FILES / name)], capture_output=True, timeout=DEADLINE, check=False)
+            assert done.returncode == 0, done.stdout + done.stderr
+    vector = yaml.safe_load((FILES / "vector.yaml").read_text())
+    made = vector["sources"].keys() | vector["transforms"].keys()
+    assert {
+        source for part in ("transforms", "sinks") for one in vector[part].values() for source in one["inputs"]
+    } <= made
+    fluent = yaml.safe_load((FILES / "fluent-bit.yaml").read_text())
+    (tail,), (sink,), (parser,) = fluent["pipeline"]["inputs"], fluent["pipeline"]["outputs"], fluent["parsers"]
+    assert (tail["parser"], sink["match"]) == (parser["name"], tail["tag"])
+    assert parser["time_key"] in described("Audit log")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import grp
 import os
 import socket
 import time
@@ -162,6 +163,20 @@ def test_another_users_places() -> None:
                 check_path(str(directory / "s"))
         finally:
             os.seteuid(0)
+
+
+def test_a_group_that_cannot_read_the_audit_log(tmp_path: Path) -> None:
+    directory = tmp_path / "audit"
+    directory.mkdir(mode=0o700)
+    own = grp.getgrgid(os.getegid()).gr_name
+    done = check(site(tmp_path, audit={"dir": "audit", "group": own}))
+    assert done.exit_code == 0
+    assert f"group {own} may not read it: chgrp {own} and chmod 750" in done.stderr
+    directory.chmod(0o750)
+    assert "may not read it" not in check(site(tmp_path, audit={"dir": "audit", "group": own})).stderr
+    done = check(site(tmp_path, audit={"dir": "audit", "group": "no-such-group"}))
+    assert done.exit_code == 1
+    assert "audit.group: there is no group no-such-group" in done.stderr
 
 
 @pytest.mark.parametrize("path", [f"/{'x' * 110}", "/dev", "/dev/null", "/no/such/s"])

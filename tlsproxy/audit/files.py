@@ -78,13 +78,16 @@ ALONE: Final = Turn()
 
 
 class AuditFiles:
-    """Rotating files of mode 0600 in one directory of mode 0700.
+    """Rotating files of mode 0600 in one directory of mode 0700; with ``group``, a gid, 0640 and 0750.
 
     The directory is created once, before the first write. If it vanishes later, a disk may have been unmounted: files
     in a directory created in its place would be hidden as soon as the disk is back.
     """
 
-    def __init__(self, directory: Path, rotation: Rotation, max_files: int, turn: Turn = ALONE) -> None:
+    def __init__(
+        self, directory: Path, rotation: Rotation, max_files: int, turn: Turn = ALONE, group: int | None = None
+    ) -> None:
+        self._group = group
         self._directory = directory
         self._rotation: Rotation = rotation
         self._max_files = max_files
@@ -102,12 +105,23 @@ class AuditFiles:
             return False
         self.close()
         if not self._created:
-            self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._fd = _open(path)
+            self._make_directory()
+        self._fd = _open(path, self._group)
         self._path = path
         self._created = True
         self._prune()
         return True
+
+    def _make_directory(self) -> None:
+        try:
+            self._directory.mkdir(mode=0o700, parents=True)
+        except OSError:
+            if not self._directory.is_dir():
+                raise
+            return  # with the mode that somebody gave it
+        if self._group is not None:
+            os.chown(self._directory, -1, self._group)
+            self._directory.chmod(0o750)
 
     def _path_at(self, when: float) -> Path:
         return self._directory / datetime.fromtimestamp(when, UTC).strftime(_FORMAT[self._rotation])
@@ -212,11 +226,16 @@ def _check_access(path: Path, mode: int) -> None:
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
 
-def _open(path: Path) -> int:
+def _open(path: Path, group: int | None) -> int:
     fd = os.open(path, _FLAGS, 0o600)
     try:
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
+        found = os.fstat(fd)
+        if not stat.S_ISREG(found.st_mode):
             raise OSError(f"{path} is not a regular file")  # noqa: TRY301 - the descriptor is closed in one place
+        if group is not None:
+            if found.st_gid != group:  # our unit allows no chown: there `Group=` has made it so
+                os.fchown(fd, -1, group)
+            os.fchmod(fd, 0o640)
     except BaseException:
         os.close(fd)
         raise

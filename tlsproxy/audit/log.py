@@ -12,10 +12,13 @@ counter has one writing thread, so that the hot path needs no lock. :mod:`tlspro
 from __future__ import annotations
 
 import asyncio
+import grp
 import logging
+import os
 import threading
 import time
 from collections import Counter, deque
+from contextlib import suppress
 from itertools import islice
 from typing import TYPE_CHECKING, Final
 
@@ -27,7 +30,7 @@ from tlsproxy.audit.search import matching_entries
 from tlsproxy.errors import BadRequest, Overloaded, TlsproxyError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from tlsproxy.audit.query import AuditQuery
@@ -42,6 +45,9 @@ _FIRST_PAUSE: Final = 0.05
 _LONGEST_PAUSE: Final = 1.0
 """Seconds between attempts: an attempt is cheap, and all requests are refused until one succeeds."""
 
+
+_ENTER: Final = 0o5
+"""Mode bits of a directory that may be listed and entered."""
 
 # Reasons for lost lines.
 QUEUE_FULL: Final = "queue_full"
@@ -61,6 +67,10 @@ class AuditNotWritable(TlsproxyError):
             f"audit.dir {where}: {error.strerror or error}; let the user that tlsproxy runs as write there, "
             "set audit.dir to a directory it can write, or to '-' for the standard output"
         )
+
+
+class AuditGroupError(TlsproxyError):
+    """`audit.group` cannot be given the files."""
 
 
 class NoAudit:
@@ -383,19 +393,47 @@ class AuditLog:
 
 
 def audit_log(settings: AuditConfig, turn: Turn = ALONE, counts: Counts | None = None) -> AuditLog | NoAudit:
+    """The log of these settings, to be started. Raises AuditGroupError."""
     return AuditLog(settings, turn=turn, counts=counts) if settings.enabled else NoAudit()
 
 
 def check_place(settings: AuditConfig, when: float) -> None:
-    """Check that the log could be opened, without making anything. Raises AuditNotWritable."""
-    if settings.enabled and settings.dir != "-":
+    """Check that the log could be opened, without making anything. Raises AuditNotWritable and AuditGroupError."""
+    sink = _sink_of(settings, ALONE) if settings.enabled else None
+    if isinstance(sink, AuditFiles):
         try:
-            AuditFiles(settings.dir, settings.rotation, settings.max_log_files).check(when)
+            sink.check(when)
         except OSError as error:
             raise AuditNotWritable(settings.dir, error) from None
+
+
+def place_warnings(settings: AuditConfig) -> Iterator[str]:
+    """A directory that `audit.group` cannot enter."""
+    if settings.enabled and settings.dir != "-" and settings.group is not None:
+        with suppress(OSError, AuditGroupError):  # what is wrong otherwise is not about the directory's mode
+            found, group = settings.dir.stat(), settings.group
+            mode = found.st_mode >> 3 if found.st_gid == _group_id(group) else found.st_mode
+            if mode & _ENTER != _ENTER:
+                yield (
+                    f"audit.dir {settings.dir}: group {group} may not read it: chgrp {group} and chmod 750; "
+                    f"under systemd Group={group} and LogsDirectoryMode=0750"
+                )
 
 
 def _sink_of(settings: AuditConfig, turn: Turn) -> Sink:
     if settings.dir == "-":
         return StandardOutput(turn=turn)
-    return AuditFiles(settings.dir, settings.rotation, settings.max_log_files, turn)
+    group = None if settings.group is None else _group_id(settings.group)
+    return AuditFiles(settings.dir, settings.rotation, settings.max_log_files, turn, group)
+
+
+def _group_id(name: str) -> int:
+    try:
+        found = grp.getgrnam(name).gr_gid
+    except KeyError:
+        raise AuditGroupError(f"audit.group: there is no group {name}") from None
+    if os.geteuid() and found not in {os.getegid(), *os.getgroups()}:
+        raise AuditGroupError(
+            f"audit.group: the user that tlsproxy runs as is not in group {name} (under systemd: Group={name})"
+        )
+    return found

@@ -219,6 +219,9 @@ class AuditConfig(Section):
     """Interval of new files (UTC): daily or hourly."""
     max_log_files: Annotated[Count, NEEDS_RESTART] = 7
     """Number of files to keep."""
+    group: Annotated[str | None, NEEDS_RESTART] = None
+    """Group that may read the files too, such as that of a log shipper: they have mode 0640 then. null: 0600. tlsproxy
+    must be a member; under systemd by `Group=` of the unit. A directory that is there already keeps its mode."""
     on_full: Annotated[Literal["refuse", "block"], NEEDS_RESTART] = "refuse"
     """Treatment of a request whose line cannot be queued: refuse (503) or block (it waits)."""
     queue_size: Annotated[Count, NEEDS_RESTART] = 65536

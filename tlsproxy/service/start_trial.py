@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from tlsproxy.admin.socket import AdminAddressError, check_path
-from tlsproxy.audit.log import AuditNotWritable, check_place
+from tlsproxy.audit.log import AuditGroupError, AuditNotWritable, check_place, place_warnings
 from tlsproxy.config.endpoints import Endpoint, admin_endpoint
 from tlsproxy.config.health import health_endpoint
 from tlsproxy.config.listeners import listening
@@ -50,12 +50,15 @@ def start_faults(config: Config, units: Sequence[SocketUnit], now: float) -> Ite
             check_place(config.audit, now)
         if isinstance(admin, str) and not _made_at_start(Path(admin).parent):
             check_path(admin)
-    except (AuditNotWritable, AdminAddressError) as error:
+    except (AuditNotWritable, AuditGroupError, AdminAddressError) as error:
         yield str(error)
 
 
 def start_warnings(config: Config, units: Sequence[SocketUnit]) -> Iterator[str]:
-    """Socket units that do not fit, and ports that this user may not bind, though the service may."""
+    """Socket units that do not fit, ports that this user may not bind, though the service may, and a directory that
+    `audit.group` may not read.
+    """
+    yield from place_warnings(config.audit)
     for unit in units:
         yield from unit.problems(tuple(listening(config)))
     for key, endpoint in _own(config, units):
