@@ -33,7 +33,7 @@ from tlsproxy.qdrant.grpc_decision import (
     operation_of,
 )
 from tlsproxy.qdrant.grpc_tenancy import is_confinable_call
-from tlsproxy.qdrant.operations import ANY_CALLER, GRPC, OPEN, Operation
+from tlsproxy.qdrant.operations import ANY_CALLER, GRPC, OPEN, READ_LISTING, Operation
 from tlsproxy.qdrant.rest_decision import BodyFacts
 from tlsproxy.qdrant.rest_tenancy import touches_no_points
 from tlsproxy.wire.protobuf import delimited
@@ -273,6 +273,19 @@ def test_a_call_in_progress_is_decided_again_by_what_its_message_was(
 ) -> None:
     decision = decide_call_again(admission(rights), method(f"/qdrant.{path}"), facts)
     assert (decision.reason, decision.allowed) == (reason, reason == "allowed")
+
+
+def test_a_listing_that_cannot_be_reduced_is_refused() -> None:
+    """Qdrant has none of one collection over gRPC today: a new one is refused until there is a reduction for it."""
+    new = Operation("list_parts", "POST", "/qdrant.Collections/ListParts", READ_LISTING)
+    aliases = Operation("list_collection_aliases", "POST", "/qdrant.Collections/ListCollectionAliases", READ_LISTING)
+    for rights in (CLASSES["cr"], CLASSES["crw"]):
+        caller = admission(rights)
+        refused = decide_message(caller, new, "docs", (), confined=False)
+        assert (refused.allowed, refused.reason) == (False, "unfiltered_listing")
+        assert decide_call_again(caller, new, BodyFacts(("docs",), ())) == refused
+        assert decide_message(caller, aliases, "docs", (), confined=False).allowed
+    assert decide_message(admission(CLASSES["r"]), new, "docs", (), confined=False).allowed
 
 
 collections = st.sampled_from(["docs", "docs.a", "other"])

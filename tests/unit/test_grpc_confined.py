@@ -20,7 +20,7 @@ from tlsproxy.errors import BadRequest, Unconfined
 from tlsproxy.qdrant import rest_tenancy
 from tlsproxy.qdrant.grpc_decision import confine_message as confining
 from tlsproxy.qdrant.grpc_decision import operation_of
-from tlsproxy.qdrant.grpc_tenancy import REWRITES, is_confinable_call
+from tlsproxy.qdrant.grpc_tenancy import COPIES, FIELD, REWRITES, SMALL, RewriteState, is_confinable_call
 from tlsproxy.qdrant.grpc_tenancy import confined as confined_message
 from tlsproxy.qdrant.operations import GRPC, Operation
 from tlsproxy.qdrant.rest_tenancy import confine
@@ -671,6 +671,20 @@ def test_what_is_looked_at_is_bounded() -> None:
     for message in (DOCS + points + delimited(3, b""), DOCS + delimited(3, delimited(1, b"")) * 300):
         with pytest.raises(ProtobufError, match="too many fields"):
             written(message)
+
+
+def test_memory_is_asked_for_the_messages_that_are_open() -> None:
+    """For a nested one beside that around it, and no longer for the one before."""
+    state = RewriteState(ACME)
+    assert state.begin(bytes(SMALL)) is None
+    assert state.begin(bytes(SMALL + 1)) == COPIES * (2 * SMALL + 1)
+    state.end(bytes(SMALL))
+    assert state.memory == COPIES * (SMALL + 1)
+    each = pb.QueryPoints(collection_name="docs", query=pb.Query(nearest=VECTOR), using="v" * SMALL).SerializeToString()
+    batch = DOCS + delimited(2, each) * 3
+    outer, *nested = list(confining(method("QueryBatch"), batch, ACME, FACTS))
+    assert outer == COPIES * len(batch)
+    assert nested == [COPIES * (len(batch) + len(each)) + FIELD * read for read in (2, 2 + 6, 2 + 12)]
 
 
 # As on REST
