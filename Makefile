@@ -64,7 +64,7 @@ bench-quick: .venv/installed-demo
 bench-scale: .venv/installed-demo
 	$(BIN)/python -m bench scale $(BENCH_ARGS)
 
-# As root, under systemd: PREFIX=/opt/tlsproxy, DESTDIR and PYTHON as usual. See systemd/README.md.
+# As root, under systemd: PREFIX=/opt/tlsproxy, LINKS=/usr/local, DESTDIR and PYTHON as usual. See systemd/README.md.
 install uninstall:
 	sh systemd/install.sh $@
 

@@ -3,6 +3,7 @@
 #
 #   PREFIX=/opt/tlsproxy   where the program goes: a directory of its own
 #   DESTDIR=               stands before every path: nothing is done to the running system then (for a package)
+#   LINKS=/usr/local       has links to the command, its manual page and completions: bin/, share/
 #   UNITDIR=/etc/systemd/system
 #   PYTHON=python3
 #
@@ -11,11 +12,15 @@ set -eu
 umask 022 # the service's account reads all of this
 PREFIX=${PREFIX:-/opt/tlsproxy}
 DESTDIR=${DESTDIR:-}
+LINKS=${LINKS:-/usr/local}
 UNITDIR=${UNITDIR:-/etc/systemd/system}
 PYTHON=${PYTHON:-python3}
 CONFIG=/etc/tlsproxy
 SOURCE=$(cd "$(dirname "$0")/.." && pwd)
 program=$DESTDIR$PREFIX
+# The same path below PREFIX, which has the file, and below LINKS, which has the link.
+linked='bin/tlsproxy share/man/man1/tlsproxy.1 share/bash-completion/completions/tlsproxy
+    share/zsh/site-functions/_tlsproxy share/fish/vendor_completions.d/tlsproxy.fish'
 
 fail() {
     echo "error: $*" >&2
@@ -31,6 +36,11 @@ checked() {
         /home | /home/* | /root | /root/* | /run/user | /run/user/*)
             fail "PREFIX=$PREFIX is hidden from the service (ProtectHome=yes): take one outside of home directories" ;;
     esac
+    case $LINKS in
+        /*) ;;
+        *) fail "LINKS=$LINKS must be an absolute path" ;;
+    esac
+    [ "$LINKS" != "$PREFIX" ] || fail "LINKS=$LINKS is PREFIX: links would replace the files"
     case $DESTDIR in
         '' | /*) ;;
         *) fail "DESTDIR=$DESTDIR must be an absolute path" ;;
@@ -52,6 +62,13 @@ install_program() {
     "$PYTHON" -m venv "$program" || fail "no virtual environment (Debian: apt install python3-venv)"
     "$program/bin/python" -m pip install --quiet --disable-pip-version-check --upgrade \
         --constraint "$SOURCE/constraints.txt" "$SOURCE"
+    for path in $linked; do
+        install -d "$program/${path%/*}"
+    done
+    "$program/bin/python" -m tlsproxy.cli.man >"$program/share/man/man1/tlsproxy.1"
+    completion bash >"$program/share/bash-completion/completions/tlsproxy"
+    completion zsh >"$program/share/zsh/site-functions/_tlsproxy"
+    completion fish >"$program/share/fish/vendor_completions.d/tlsproxy.fish"
     if [ -n "$DESTDIR" ]; then # what the environment knows of its own place
         grep -rIlF "$program" "$program/bin" "$program/pyvenv.cfg" | xargs sed -i "s|$program|$PREFIX|g"
     fi
@@ -63,6 +80,38 @@ install_program() {
     install -m 0644 "$SOURCE"/observability/* "$program/share/doc/tlsproxy/observability/"
     install -m 0644 "$SOURCE/config/tlsproxy.yaml" "$program/share/doc/tlsproxy/config/"
     install -m 0644 "$SOURCE/systemd/README.md" "$program/share/doc/tlsproxy/systemd/"
+}
+
+completion() {
+    env "_TLSPROXY_COMPLETE=$1_source" "$program/bin/tlsproxy"
+}
+
+# Whether there is nothing, or a link of ours.
+is_ours() {
+    if [ -L "$1" ]; then
+        [ "$(readlink "$1")" = "$2" ]
+    else
+        [ ! -e "$1" ]
+    fi
+}
+
+install_links() {
+    for path in $linked; do
+        if is_ours "$DESTDIR$LINKS/$path" "$PREFIX/$path"; then
+            install -d "$DESTDIR$LINKS/${path%/*}"
+            ln -sfn "$PREFIX/$path" "$DESTDIR$LINKS/$path"
+        else
+            echo "$DESTDIR$LINKS/$path is somebody else's and is kept; ours is $PREFIX/$path" >&2
+        fi
+    done
+}
+
+remove_links() {
+    for path in $linked; do
+        if is_ours "$DESTDIR$LINKS/$path" "$PREFIX/$path"; then
+            rm -f "$DESTDIR$LINKS/$path"
+        fi
+    done
 }
 
 install_units() {
@@ -88,6 +137,7 @@ install_configuration() {
 install_all() {
     checked
     install_program
+    install_links
     install_units
     install_configuration
     if [ -n "$DESTDIR" ]; then
@@ -120,9 +170,10 @@ uninstall_all() {
         rm -f "$DESTDIR$UNITDIR/$unit"
     done
     rm -f "$DESTDIR/etc/sysusers.d/tlsproxy.conf"
+    remove_links
     rm -rf "$program"
     [ -n "$DESTDIR" ] || [ ! -d /run/systemd/system ] || systemctl daemon-reload
-    echo "removed: $program and the units. Kept: $DESTDIR$CONFIG (configuration, certificates, keys),"
+    echo "removed: $program, the links to it and the units. Kept: $DESTDIR$CONFIG (configuration, certificates, keys),"
     echo "$DESTDIR/var/log/private/tlsproxy (audit log), units made by systemctl edit, and the group tlsproxy-tls."
 }
 

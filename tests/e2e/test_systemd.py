@@ -32,6 +32,14 @@ from support.upstream import ScriptedUpstream
 ROOT = Path(__file__).parents[2]
 PYTHON = "/usr/bin/python3"
 KEY = "a-key-that-only-root-can-read"
+LINKED = (
+    "bin/tlsproxy",
+    "share/man/man1/tlsproxy.1",
+    "share/bash-completion/completions/tlsproxy",
+    "share/zsh/site-functions/_tlsproxy",
+    "share/fish/vendor_completions.d/tlsproxy.fish",
+)
+FOREIGN = f"usr/local/{LINKED[-1]}"
 DYNAMIC_USERS = range(61184, 65520)
 
 pytestmark = pytest.mark.timeout(180)
@@ -104,9 +112,12 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if shutil.which(PYTHON) is None or subprocess.run([PYTHON, "-c", "import ensurepip"], check=False).returncode:
         pytest.skip(f"{PYTHON} makes no virtual environments (Debian: python3-venv)")
     tree = tmp_path_factory.mktemp("tree")
+    (tree / FOREIGN).parent.mkdir(parents=True)
+    (tree / FOREIGN).write_text("mine")
     done = make("install", tree, PYTHON=PYTHON)
     assert done.returncode == 0, done.stderr
     assert done.stdout == f"installed below {tree}\n"
+    assert done.stderr == f"{tree}/{FOREIGN} is somebody else's and is kept; ours is /opt/tlsproxy/{LINKED[-1]}\n"
     return tree
 
 
@@ -151,6 +162,18 @@ def test_it_runs_as_an_account_of_its_own_and_says_what_it_does(machine: Machine
     assert installed.status_of() == 200
     audit = machine.run("find", "/var/log/tlsproxy/", "-name", "audit.*.log", "-printf", "%m").stdout
     assert audit == "600"
+
+
+def test_the_command_is_on_path_with_its_manual_and_completions(machine: Machine, tree: Path) -> None:
+    for path in LINKED:
+        assert (tree / "opt/tlsproxy" / path).stat().st_size > 0
+        assert (tree / "usr/local" / path).is_symlink() == (f"usr/local/{path}" != FOREIGN)
+    assert "tlsproxy, version" in machine.run("/usr/local/bin/tlsproxy", "--version").stdout
+    assert "generation 1 since" in machine.run("/usr/local/bin/tlsproxy", "status").stdout, (
+        "by the default configuration"
+    )
+    completed = "source /usr/local/share/bash-completion/completions/tlsproxy; complete -p tlsproxy"
+    assert "_tlsproxy_completion" in machine.run("bash", "-c", completed).stdout
 
 
 def test_a_secret_comes_by_a_credential(machine: Machine, installed: Installed) -> None:
@@ -313,6 +336,7 @@ def test_uninstalling_leaves_what_an_operator_wrote(machine: Machine, installed:
     assert "Kept: /etc/tlsproxy (configuration, certificates, keys)" in done.stdout
     assert machine.shown("tlsproxy", "LoadState") == "not-found"
     assert machine.run("ls", "/opt").stdout == ""
+    assert machine.run("find", "/usr/local", "-name", "*tlsproxy*").stdout == f"/{FOREIGN}\n"
     assert machine.run("ls", "/etc/tlsproxy").stdout.split() == ["api-key", "certs", "tlsproxy.yaml"]
     assert "audit." in machine.run("ls", "/var/log/tlsproxy/").stdout
     with pytest.raises(ConnectionRefusedError):

@@ -49,7 +49,9 @@ def admin_of(config_path: Path, admin: str | None) -> AdminClient:
     """The admin server's client. Raises AdminError, ConfigError or MaterialError."""
     if admin is not None:
         return AdminClient(_address(admin))
-    listen = parse(read_argument(config_path, CONFIG_LIMIT), config_path, os.environ).config.admin.listen
+    # The service's credentials are its own, and none is read here.
+    environ = {"CREDENTIALS_DIRECTORY": "/", **os.environ}
+    listen = parse(read_argument(config_path, CONFIG_LIMIT), config_path, environ).config.admin.listen
     if listen is None:
         raise NoAdminServer(f"{config_path}: admin.listen is not set, so there is no admin server")
     if listen.endswith(":0"):

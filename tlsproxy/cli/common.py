@@ -10,6 +10,7 @@ from typing import Final
 
 import click
 from click.core import ParameterSource
+from click.shell_completion import CompletionItem
 
 from tlsproxy.errors import TlsproxyError
 
@@ -42,6 +43,7 @@ config_option = click.option(
     default=lambda: DEFAULT_CONFIG,
     show_default=str(DEFAULT_CONFIG),
     callback=_found,
+    shell_complete=lambda _context, _parameter, incomplete: [CompletionItem(incomplete, type="file")],
     type=Path,  # click.Path would stat it, and hang with its file system
     help="The configuration file; QDRANT__SECTION__KEY in the environment overrides it.",
 )
