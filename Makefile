@@ -5,7 +5,7 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint const
 # PYTEST_ARGS narrows a run: make pytest PYTEST_ARGS="-k reload"
 PYTEST_ARGS ?=
 
-.PHONY: test lint types layers pytest demo soak fuzz mutants bench bench-quick bench-scale install uninstall reference format clean
+.PHONY: test lint types layers pytest demo soak fuzz mutants bench bench-quick bench-scale install uninstall reference golden format clean
 
 # Types are checked beside the first tests.
 test: .venv/installed-test
@@ -73,6 +73,10 @@ reference: .venv/installed-demo
 	$(BIN)/tlsproxy config reference > config/tlsproxy.yaml
 	$(BIN)/tlsproxy config reference --format markdown > docs/configuration.md
 	$(BIN)/python -m tlsproxy.metrics.reference > docs/metrics.md
+
+# What our commands say of broken set-ups, as they say it now: read it before it is committed.
+golden: .venv/installed-test
+	TLSPROXY_GOLDEN=1 $(BIN)/python -m pytest -q tests/e2e/test_broken_setups.py
 
 format: .venv/installed-test
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format .

@@ -55,7 +55,7 @@ def test_status_shows_who_is_there_and_who_was_refused(own_site: Site, where: tu
         assert (status, err) == (0, "")
         told = json.loads(ran("status", "--json", *options)[1])
     for text in (
-        "serving, rest on 127.0.0.1",
+        "serving\nrest on 127.0.0.1",
         "generation 1",
         "spiffe://example.org/search/web",
         "needs_manage",
@@ -194,7 +194,7 @@ def test_top_prints_once_where_nobody_watches(shared_gateway: Gateway) -> None:
     arguments = command("top", "--admin", shared_gateway.admin)
     done = subprocess.run(arguments, capture_output=True, text=True, timeout=DEADLINE, check=False, env=environ)
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.count("serving, rest on") == 1
+    assert done.stdout.count("serving\nrest on") == 1
     assert done.stdout.isascii()
     assert "\x1b" not in done.stdout
     assert "CN=localhost" in done.stdout

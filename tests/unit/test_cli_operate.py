@@ -102,7 +102,7 @@ def test_another_server_is_not_taken_for_the_admin_server(answer: bytes) -> None
 def test_a_terminal_shows_what_the_page_shows() -> None:
     text = drawn(status())
     for told in (
-        "serving, rest on 0.0.0.0:6333", "generation 4", "last reload ok", "role search: access r → rw on docs",
+        "serving\nrest on 0.0.0.0:6333", "generation 4", "last reload ok", "role search: access r → rw on docs",
         "restart needed: service.http_port", "30 days left", "expired 3 days ago", "12 revoked", "needs_write",
         "unknown_ca", "key nightly", "CN=Partner root", "certificate_revoked", "5.1 MiB out", "2027-01-14 09:46:45 UTC",
     ):  # fmt: skip

@@ -156,7 +156,7 @@ def crl_part(generation: Generation, now: float) -> Part:
 
 def reload_part(faults: Sequence[str]) -> Part:
     """``faults``: the files that are not in force as they are. Their last good state serves."""
-    return degraded(_named([" ".join(fault.split()) for fault in faults])) if faults else OK
+    return degraded(_named(["; ".join(fault.splitlines()) for fault in faults])) if faults else OK
 
 
 def _named(each: Sequence[str]) -> str:

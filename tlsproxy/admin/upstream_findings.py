@@ -11,7 +11,7 @@ from tlsproxy.config.model import HttpProtocol
 
 
 class Finding(Enum):
-    """The text follows `upstream.rest http://host:port: `."""
+    """The text follows `http://host:port: `."""
 
     GOOD = ""
     NO_ADDRESS = "its name does not resolve"
@@ -29,7 +29,7 @@ class Finding(Enum):
     )
     KEY_REFUSED = (
         "Qdrant refuses the gateway's own key: "
-        "set upstream.api_key_file (or upstream.api_key) to the value of Qdrant's service.api_key"
+        "put the value of Qdrant's service.api_key in the file of upstream.api_key_file (or in upstream.api_key)"
     )
 
 
@@ -45,7 +45,7 @@ class Found:
         if self.finding is Finding.GOOD:
             return OK
         other = _TITLES["grpc" if protocol == "rest" else "rest"]
-        return not_ready(f"upstream.{protocol} {url}: {self.finding.value.format(detail=self.detail, other=other)}")
+        return not_ready(f"{url}: {self.finding.value.format(detail=self.detail, other=other)}")
 
 
 GOOD: Final = Found(Finding.GOOD)

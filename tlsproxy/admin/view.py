@@ -202,7 +202,7 @@ def last_reload(section: Mapping[str, Any]) -> Reload:
         result=section["result"],
         trigger=section["trigger"],
         when=utc_time(section["when"]),
-        error=shown(section["error"]),
+        error="; ".join(map(shown, (section["error"] or "").splitlines())),
         changed=utc_time(section["changed_at"]) if section["changed_at"] is not None else "",
         changes=tuple(sentence(change) for change in section["changes"]),
     )

@@ -14,7 +14,7 @@ from typing import Any, Final, Literal, TypeVar
 import click
 
 from tlsproxy.cli.common import config_option
-from tlsproxy.config.loader import parse
+from tlsproxy.config.loader import admin_listen
 from tlsproxy.errors import TlsproxyError
 from tlsproxy.snapshot.files import CONFIG_LIMIT, read_argument
 
@@ -49,9 +49,8 @@ def admin_of(config_path: Path, admin: str | None) -> AdminClient:
     """The admin server's client. Raises AdminError, ConfigError or MaterialError."""
     if admin is not None:
         return AdminClient(_address(admin))
-    # The service's credentials are its own, and none is read here.
-    environ = {"CREDENTIALS_DIRECTORY": "/", **os.environ}
-    listen = parse(read_argument(config_path, CONFIG_LIMIT), config_path, environ).config.admin.listen
+    # A mistake elsewhere in the file is the gateway's to tell, and the service's credentials are its own.
+    listen = admin_listen(read_argument(config_path, CONFIG_LIMIT), config_path, os.environ)
     if listen is None:
         raise NoAdminServer(f"{config_path}: admin.listen is not set, so there is no admin server")
     if listen.endswith(":0"):

@@ -134,6 +134,7 @@ def _connect(generation: Generation) -> None:
     targets = [Target.of(generation, protocol) for protocol in generation.upstream_addresses]
     found = asyncio.run(found_about(targets))
     for target, part in zip(targets, found, strict=True):
-        click.echo(f"upstream.{target.protocol} {target.url}: ok" if part.good else f"error: {part}", err=not part.good)
+        key = f"upstream.{target.protocol}"
+        click.echo(f"{key} {target.url}: ok" if part.good else f"error: {key} {part}", err=not part.good)
     if not all(part.good for part in found):
         raise SystemExit(1)

@@ -22,6 +22,14 @@ from tlsproxy.service import impact_report
 
 _INPUT_STATES: Final = {"published": "good", "retried": "cannot be read now"}
 """Words for an input state in a dry run, which publishes nothing."""
+_REHEARSED: Final = {
+    "ok": "would be published",
+    "unchanged": "unchanged: the files are those that serve",
+    "partial": "would be published in part",
+    "held": "would be held",
+    "failed": "would be refused",
+}
+"""The result of a dry run."""
 _DONE: Final = frozenset({"ok", "unchanged"})
 
 
@@ -96,7 +104,7 @@ def reload_command(config_path: Path, admin: str | None, *, dry_run: bool, force
 
 def _print_done(result: Mapping[str, Any], reload: Reload) -> None:
     if reload.error:
-        click.echo(f"{reload.result}: {reload.error}", err=True)
+        _print_outcome(reload.result, result)
     if reload.result != "unchanged":
         click.echo(f"published: generation {result['generation']}")
     else:
@@ -104,12 +112,14 @@ def _print_done(result: Mapping[str, Any], reload: Reload) -> None:
         if reload.changes:
             click.echo(f"what they changed last, at {reload.changed}:")
     _print_changes(result, reload)
+    for warning in result.get("warnings", ()):  # not of a gateway older than this program
+        click.echo(f"  warning: {shown(warning)}")
     for name in result["restart_needed"]:
         click.echo(f"restart needed: {name} has changed", err=True)
 
 
 def _print_refused(result: Mapping[str, Any], reload: Reload) -> None:
-    click.echo(f"{reload.result}: {reload.error}", err=True)
+    _print_outcome(reload.result, result)
     for row in impact_report.rows(result.get("consequences") or {}):
         click.echo(f"  {row}", err=True)
     number = result["generation"]
@@ -119,16 +129,24 @@ def _print_refused(result: Mapping[str, Any], reload: Reload) -> None:
 
 
 def _print_rehearsed(result: Mapping[str, Any], reload: Reload) -> None:
-    texts = {"ok": "would be published", "unchanged": "unchanged: the files are those that serve"}
-    click.echo(texts.get(reload.result, f"{reload.result}: {reload.error}"), err=reload.result not in _DONE)
+    _print_outcome(_REHEARSED[reload.result], result)
     _print_changes(result, reload)
     for one in result["inputs"]:
         click.echo(f"  {one['input']} {shown(one['name'])}: {_INPUT_STATES.get(one['state'], one['state'])}")
     for name in result["restart_needed"]:
         click.echo(f"  restart needed: {name} has changed")
     for warning in result["warnings"]:
-        click.echo(f"  warning: {warning}")
+        click.echo(f"  warning: {shown(warning)}")
     click.echo(f"nothing has changed: generation {result['generation']} goes on serving")
+
+
+def _print_outcome(outcome: str, result: Mapping[str, Any]) -> None:
+    """A line for each fault, if there are any."""
+    faults = result["error"].splitlines()
+    for fault in faults:
+        click.echo(f"{outcome}: {shown(fault)}", err=True)
+    if not faults:
+        click.echo(outcome)
 
 
 def _print_changes(result: Mapping[str, Any], reload: Reload) -> None:

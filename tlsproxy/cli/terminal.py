@@ -113,22 +113,20 @@ def _head(status: Mapping[str, Any], most: int | None) -> Iterator[Text]:
     generation, connections = status["generation"], status["connections"]
     headline, colour = view.headline(status)
     reload = view.last_reload(status["last_reload"])
-    yield Text.assemble(
-        (f"tlsproxy {status['version']} ", "bold"),
-        (headline, _STYLES[colour]),
-        *(f", {' and '.join(one['protocols'])} on {one['address']}" for one in status["listeners"]),
-    )
+    yield Text.assemble((f"tlsproxy {status['version']} ", "bold"), (headline, _STYLES[colour]))
+    yield Text(", ".join(f"{' and '.join(one['protocols'])} on {one['address']}" for one in status["listeners"]))
     yield Text.assemble(
         f"generation {generation['number']} since {utc_time(generation['built_at'])}, last reload ",
         (reload.result, _STYLES.get(reload.result, "bold red")),
         f" at {reload.when} ({reload.trigger})",
-        (f": {reload.error}" if reload.error else "", "red"),
+        (f": {reload.error}" if reload.error and reload.error not in headline else "", "red"),
     )
     if reload.changes:
         yield Text(f"last configuration change, at {reload.changed}:")
     yield from (Text(f"  {change}") for change in reload.changes[:most])
     yield from (Text(f"restart needed: {name} has changed", "yellow") for name in generation["restart_needed"])
-    yield from (Text(f"warning: {view.shown(warning)}", "yellow") for warning in generation["warnings"])
+    warnings = (view.shown(warning) for warning in generation["warnings"])
+    yield from (Text(f"warning: {warning}", "yellow") for warning in warnings if warning not in headline)
     audit, upstream = status["audit"], status["upstream"]
     dropped = f", {audit['dropped']} dropped" if audit["dropped"] else ""
     yield Text(

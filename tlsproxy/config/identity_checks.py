@@ -110,7 +110,8 @@ def nobody(config: Config, _tree: Tree) -> Iterator[Finding]:
     keys = [getattr(service, name) or getattr(service, f"{name}_file") for name in KEY_NAMES]
     useful = {name for name, role in config.roles.items() if role.access}
     holders = {rule.role for rule in config.identities} | {key.role for key in config.keys}
-    if not any(keys) and not config.jwt_issuers and useful.isdisjoint(holders):
+    unknown = holders - {None} - config.roles.keys()  # told by its own finding
+    if not any(keys) and not config.jwt_issuers and not unknown and useful.isdisjoint(holders):
         text = "nobody could do anything: give an identity a role, or set an API key"
         yield Finding(("identities",), f"{text} (Qdrant's 'no keys set: everybody may do everything' is not offered)")
 

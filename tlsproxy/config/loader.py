@@ -95,6 +95,17 @@ def _parsed(data: bytes, path: Path, base: Path, environ: Mapping[str, str]) -> 
     return Loaded(sound.config, unused, tuple(warnings))
 
 
+def admin_listen(data: bytes, path: Path, environ: Mapping[str, str]) -> str | None:
+    """`admin.listen` of a configuration that may have mistakes in other sections. Raises ConfigError."""
+    tree = read_tree(data, str(path), disclosed)
+    overlay(tree, environ)
+    _drop_empty(tree)
+    sound = _validate(tree)
+    if "admin" in sound.failed:
+        raise ConfigError(sound.problems)
+    return sound.config.admin.listen
+
+
 def located(data: bytes, path: Path, environ: Mapping[str, str], found: Iterable[Finding]) -> tuple[Problem, ...]:
     """Problems with line and column for findings in a parsed configuration. The last outcome is cached."""
     return _located(data, path, tuple(environ.items()), tuple(found))

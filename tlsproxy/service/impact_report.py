@@ -73,8 +73,9 @@ def rows(consequences: Mapping[str, Any]) -> Iterator[str]:
 def _headline(consequences: Mapping[str, Any], kind: str) -> str:
     group = consequences[kind]
     reasons = ", ".join(f"{shown(reason)} {count}" for reason, count in group["reasons"].items())
+    live = _counted(consequences["connections"], "live connection", "live connections")
     headline = {
-        "cut": f"{group['count']} of {consequences['connections']} live connections cut",
+        "cut": f"{group['count']} of {live} cut",
         "ended": f"{_counted(group['count'], 'request or call', 'requests or calls')} under way ended on what stays",
         "barred": f"{_counted(group['count'], 'client that was', 'clients that were')} here lately could not come back",
         "moved": f"{_counted(group['count'], 'live connection', 'live connections')} in another role",

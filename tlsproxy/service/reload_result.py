@@ -28,7 +28,7 @@ _WITHOUT: Final[Mapping[str, str]] = {
     "crl": "it is left out until then",
     "secret": "its key is nobody's until then",
     "public_keys": "the tokens that it verifies are refused until then",
-    "name": "what would go there is refused until then",
+    "name": "what would go there is refused until it can",
 }
 """Effect of an input without any good state."""
 

@@ -78,9 +78,13 @@ class ServiceState:
         }
 
     async def reload(self, trigger: str, *, force: bool) -> Mapping[str, Any]:
-        """Shielded: if the caller stops waiting, the reload goes on."""
+        """Shielded: if the caller stops waiting, the reload goes on. ``warnings`` are those that it brought."""
+        before = self._reloader.warnings()
         await asyncio.shield(self._reloader.reload(trigger, force=force))
-        return self._reloader.status() | {"restart_needed": self._served.generation.restart_needed}
+        return self._reloader.status() | {
+            "restart_needed": self._served.generation.restart_needed,
+            "warnings": [warning for warning in self._reloader.warnings() if warning not in before],
+        }
 
     async def rehearse(self) -> Mapping[str, Any]:
         return await self._reloader.rehearse()

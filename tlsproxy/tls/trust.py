@@ -41,8 +41,8 @@ REFUSALS: Final[Mapping[str, str]] = {
     "certificate_revoked": "the client certificate, or one above it, was revoked",
     "certificate_expired": "the client certificate, or one above it, has expired",
     "certificate_not_yet_valid": "the client certificate, or one above it, is not valid yet",
-    "crl_expired": "no revocation list that covers the client certificate is current",
-    "crl_missing": "no revocation list covers the client certificate",
+    "crl_expired": "the CRL that covers the client certificate is past its next update; publish a new one",
+    "crl_missing": "no CRL covers the client certificate; add its issuer's to tls.crl",
     _UNTRUSTED: "the client certificate's issuer is not trusted any more",
 }
 """Refusals and their sentences, by rank: of several paths' refusals the first in this order is reported."""
@@ -232,7 +232,7 @@ class Trust:
 
     def outdated(self, now: float) -> Iterator[str]:
         """Warnings on CRLs whose next update came due by ``now``."""
-        effect = "the clients that it covers are refused" if self.policy.deny_expired else "it still counts"
+        effect = "the clients that it covers are refused until it is" if self.policy.deny_expired else "it still counts"
         for _, crl in self._covering:
             if crl.next_update <= now:
                 yield f"{crl.path}: the CRL of {crl.issuer} was to be replaced by {utc_time(crl.next_update)}; {effect}"
@@ -250,8 +250,8 @@ class Trust:
             return f"{named} is not valid before {utc_time(start)}; its clients are refused"
         crls = self.crls.get(issuer_of(certificate), ())
         if self.policy.required and (self.crls or self.unbound) and not any(crl.scope.leaves for crl in crls):
-            kind = "CRL of clients" if crls else "CRL"
-            return f"{named} has no {kind} while others have; every client that it issued to is refused"
+            lacking = f"{named} has no {'CRL of clients' if crls else 'CRL'} while others have"
+            return f"{lacking}; every client that it issued to is refused: add it to tls.crl"
         weak = certificate.signature_hash_algorithm
         if isinstance(weak, hashes.SHA1 | hashes.MD5):
             kind = weak.name.upper()

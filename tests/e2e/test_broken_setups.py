@@ -1,0 +1,397 @@
+"""Our commands on broken set-ups say what is wrong and what to do: tests/data/golden has what they say.
+
+One gateway runs while its files are broken and mended in turn. `make golden` writes the files anew.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import ssl
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import grpc
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from support.gateway import DEADLINE, Gateway
+from support.grpc_upstream import GrpcUpstream, failing, replying
+from support.kept_connection import Caller
+from support.site import CONFIG, Site
+from support.transcript import GOLDEN, Transcript, kind_of, output_of
+from support.upstream import ScriptedUpstream, plain
+
+from tlsproxy.cli import terminal
+from tlsproxy.cli.admin_client import AdminClient
+from tlsproxy.tls.pki import Authority
+
+CHECK = "check --config tlsproxy.yaml"
+CONNECT = "check --config tlsproxy.yaml --connect"
+RELOAD = "reload --config tlsproxy.yaml"
+DRY_RUN = "reload --config tlsproxy.yaml --dry-run"
+STATUS = "status --config tlsproxy.yaml"
+ALICE = "explain --config tlsproxy.yaml alice.pem GET /collections"
+CRL = {"crl": ["ca.crl"]}
+SERVER = {"common_name": "localhost", "dns": ["localhost"], "ips": ["127.0.0.1"], "server": True}
+PERSON = {"common_name": "alice", "organizational_unit": "platform", "client": True}
+DAY = timedelta(days=1)
+MISSING = "Must provide an API key or an Authorization bearer token"
+WRONG = "Invalid API key or JWT"
+
+
+def unauthorized(text: str) -> bytes:
+    return f"HTTP/1.1 401 Unauthorized\r\ncontent-length: {len(text)}\r\n\r\n{text}".encode()
+
+
+@dataclass
+class Bench:
+    """A gateway and its files, which set-ups break. ``closing`` ends with the set-up."""
+
+    site: Site
+    gateway: Gateway
+    rest: ScriptedUpstream
+    grpc: GrpcUpstream
+    sound: dict[str, bytes] = field(default_factory=dict)
+    usual: dict[str, frozenset[str]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.admin = AdminClient(f"unix:{self.directory / 'admin.sock'}")
+        self.sound = {path.name: path.read_bytes() for path in self.directory.iterdir() if path.is_file()}
+
+    @property
+    def directory(self) -> Path:
+        return self.site.directory
+
+    def begin(self, title: str, *, whole: bool) -> None:
+        self.closing = ExitStack()
+        if not whole:
+            for command in (STATUS, DRY_RUN, *(() if self.usual else (CHECK,))):
+                self.usual[kind_of(command)] = frozenset(output_of(command, self.directory)[1])
+        self.transcript = Transcript(title, self.directory, {} if whole else self.usual)
+
+    def run(self, *commands: str) -> None:
+        for command in commands:
+            self.transcript.run(command)
+
+    def configure(self, **sections: object) -> None:
+        self.site.edit_config(self.directory / "tlsproxy.yaml", **sections)  # type: ignore[arg-type]
+
+    def wait(self, headline: str) -> None:
+        while not str(self.admin.status()["readiness"]["headline"]).startswith(headline):
+            pass
+
+    def mend(self) -> None:
+        self.closing.close()
+        for path in self.directory.iterdir():
+            if path.is_file() and path.name not in self.sound:
+                path.unlink()
+        for name, data in self.sound.items():
+            self.site.replace(name, data)
+        self.rest.probe, self.grpc.probe = plain(), replying(b"")
+        self.admin.reload("?force=1")
+        self.wait("serving")
+
+
+@pytest.fixture(scope="module")
+def bench() -> Iterator[Bench]:
+    with TemporaryDirectory(prefix="tlsproxy-") as directory:  # beside pytest's, which others may not enter
+        yield from running(Path(directory))
+
+
+def running(directory: Path) -> Iterator[Bench]:
+    directory.chmod(0o755)
+    site = Site(directory)
+    site.issue("alice", **PERSON)
+    with ScriptedUpstream() as rest, GrpcUpstream() as calls:
+        written = site.write_config(
+            rest.url, grpc=calls.url, admin={"listen": f"unix:{site.directory / 'admin.sock'}"},
+            tls={"poll_interval": 3600, "cert_ttl": None},
+        )  # fmt: skip
+        config = written.rename(site.directory / "tlsproxy.yaml")
+        # Reloads are asked for: one that the gateway makes by itself would come before.
+        late = {"WATCHFILES_FORCE_POLLING": "1", "WATCHFILES_POLL_DELAY_MS": "3600000"}
+        with Gateway(config, **late) as gateway:
+            yield Bench(site, gateway, rest, calls)
+
+
+Setup = Callable[[Bench], None]
+SETUPS: dict[str, tuple[str, Setup]] = {}
+"""By the name of the golden file: its first line, and what breaks and asks."""
+
+
+def setup(title: str) -> Callable[[Setup], Setup]:
+    def entered(function: Setup) -> Setup:
+        SETUPS[f"{len(SETUPS):02}-{function.__name__.replace('_', '-')}"] = title, function
+        return function
+
+    return entered
+
+
+@setup("A sound set-up. The other files leave out (…) what these commands say here.")
+def sound(bench: Bench) -> None:
+    bench.run(CHECK, CONNECT, ALICE, RELOAD, DRY_RUN, STATUS)
+
+
+# Certificates of clients
+
+
+@setup("Alice's certificate is from a CA that tls.ca_cert does not have.")
+def client_of_another_ca(bench: Bench) -> None:
+    bench.site.issue("alice", authority=Authority.create("Other CA"), **PERSON)
+    with suppress(ssl.SSLError, ConnectionError, EOFError), Caller(bench.gateway, bench.site.client("alice")) as caller:
+        caller.ask()
+    bench.gateway.audited(event="handshake", reason="unknown_ca")
+    bench.run(ALICE, STATUS)
+
+
+@setup("Alice's certificate has expired.")
+def client_certificate_expired(bench: Bench) -> None:
+    bench.site.issue("alice", not_before=datetime.now(UTC) - 3 * DAY, lifetime=DAY, **PERSON)
+    bench.run(ALICE)
+
+
+@setup("Alice's certificate begins tomorrow.")
+def client_certificate_not_yet_valid(bench: Bench) -> None:
+    bench.site.issue("alice", not_before=datetime.now(UTC) + DAY, lifetime=DAY, **PERSON)
+    bench.run(ALICE)
+
+
+@setup("Alice is connected, and a CRL is added that revokes her certificate.")
+def client_certificate_revoked(bench: Bench) -> None:
+    bench.configure(tls=CRL)
+    bench.site.write("ca.crl", bench.site.authority.crl_pem([bench.site.serial("alice")]))
+    with Caller(bench.gateway, bench.site.client("alice")) as caller:
+        assert caller.ask().status == 200
+        bench.run(CHECK, DRY_RUN, RELOAD, ALICE)
+
+
+@setup("Alice shows the certificate of a server.")
+def server_certificate_used_by_a_client(bench: Bench) -> None:
+    bench.run(ALICE.replace("alice", "server"))
+
+
+@setup("No rule of identities matches the certificate.")
+def client_without_a_role(bench: Bench) -> None:
+    bench.run(ALICE.replace("alice", "stranger"))
+
+
+# The server's certificate and key
+
+
+@setup("The new server certificate has expired already.")
+def server_certificate_expired(bench: Bench) -> None:
+    bench.site.issue("server", not_before=datetime.now(UTC) - 3 * DAY, lifetime=DAY, **SERVER)
+    bench.run(CHECK, f"{CHECK} --reload", DRY_RUN, RELOAD, STATUS)
+
+
+@setup("The renewed key is 0600 root:root, as certbot writes it, and the service is another user.")
+def key_of_root(bench: Bench) -> None:
+    for name in ("tlsproxy.yaml", "ca.pem", "server.pem"):
+        (bench.directory / name).chmod(0o644)
+    bench.run(f"{CHECK} --as-user nobody", f"{CHECK} --as-user nobody --reload")
+
+
+@setup("The server certificate is renewed, and the key is still the former one.")
+def half_replaced_pair(bench: Bench) -> None:
+    bench.site.replace("server.pem", bench.site.authority.issue(**SERVER).chain_pem)  # type: ignore[arg-type]
+    bench.run(CHECK, DRY_RUN, RELOAD, STATUS)
+
+
+@setup("The server's file has its certificate without the intermediate that signed it.")
+def chain_without_its_intermediate(bench: Bench) -> None:
+    issued = Authority.create("Public Root").intermediate("Public Intermediate").issue(**SERVER)  # type: ignore[arg-type]
+    bench.site.replace("server.pem", issued.certificate_pem)
+    bench.site.replace("server.key", issued.key_pem)
+    bench.run(CHECK, RELOAD, STATUS)
+
+
+# CAs and CRLs
+
+
+@setup("A CA of tls.ca_cert may not sign certificates: its key usage lacks keyCertSign.")
+def ca_without_key_cert_sign(bench: Bench) -> None:
+    authority = bench.site.authority
+    old = authority._certificate()
+    builder = x509.CertificateBuilder(old.issuer, old.subject, old.public_key(), old.serial_number)
+    builder = builder.not_valid_before(old.not_valid_before_utc).not_valid_after(old.not_valid_after_utc)
+    builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True).add_extension(
+        x509.KeyUsage(True, False, False, False, False, False, True, False, False), critical=True
+    )
+    made = builder.sign(authority._key(), hashes.SHA256())
+    bench.site.replace("ca.pem", made.public_bytes(serialization.Encoding.PEM))
+    bench.run(CHECK, RELOAD, ALICE, STATUS)
+
+
+@setup("The CRL is past its next update.")
+def crl_past_its_next_update(bench: Bench) -> None:
+    now = datetime.now(UTC)
+    crl = bench.site.authority.crl_pem(this_update=now - 9 * DAY, next_update=now - 2 * DAY)
+    bench.site.write("ca.crl", crl)
+    bench.configure(tls=CRL)
+    bench.run(CHECK, DRY_RUN, RELOAD, STATUS, ALICE)
+
+
+@setup("The CRL is another CA's.")
+def crl_of_another_ca(bench: Bench) -> None:
+    bench.site.write("ca.crl", Authority.create("Other CA").crl_pem())
+    bench.configure(tls=CRL)
+    bench.run(CHECK, RELOAD, STATUS, ALICE)
+
+
+# The upstream
+
+
+@setup("Qdrant is down.")
+def qdrant_down(bench: Bench) -> None:
+    bench.configure(upstream={"rest": "http://127.0.0.1:1", "grpc": "http://127.0.0.1:1"})
+    bench.run(CONNECT, RELOAD)
+    bench.wait("NOT READY")
+    bench.run(STATUS)
+
+
+@setup("Qdrant has service.api_key, and the gateway has no key for it.")
+def qdrant_wants_a_key(bench: Bench) -> None:
+    bench.rest.probe = plain(unauthorized(MISSING))
+    bench.grpc.probe = failing(grpc.StatusCode.UNAUTHENTICATED, MISSING)
+    bench.wait("NOT READY")
+    bench.run(CONNECT, STATUS)
+
+
+@setup("The gateway's key for Qdrant is not Qdrant's.")
+def qdrant_refuses_the_key(bench: Bench) -> None:
+    bench.rest.probe = plain(unauthorized(WRONG))
+    bench.grpc.probe = failing(grpc.StatusCode.UNAUTHENTICATED, WRONG)
+    bench.site.write("qdrant.key", b"a-key-of-forty-characters-or-so-of-yesterday")
+    bench.configure(upstream={"api_key_file": "qdrant.key"})
+    bench.run(CONNECT, RELOAD)
+    bench.wait("NOT READY")
+    bench.run(STATUS)
+
+
+@setup("upstream.rest and upstream.grpc are swapped.")
+def rest_and_grpc_swapped(bench: Bench) -> None:
+    bench.configure(upstream={"rest": bench.grpc.url, "grpc": bench.rest.url})
+    bench.run(CONNECT, RELOAD)
+    bench.wait("NOT READY")
+    bench.run(STATUS)
+
+
+@setup("Qdrant has service.enable_tls, and upstream.rest speaks plain HTTP to it.")
+def qdrant_speaks_tls(bench: Bench) -> None:
+    url = bench.closing.enter_context(tls_server(bench.directory))
+    bench.configure(upstream={"rest": url})
+    bench.run(CONNECT, RELOAD)
+    bench.wait("NOT READY")
+    bench.run(STATUS)
+
+
+@contextmanager
+def tls_server(directory: Path) -> Iterator[str]:
+    """Ends each connection after its handshake, or without one."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(directory / "server.pem", directory / "server.key")
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve() -> None:
+            with suppress(OSError):
+                while True:
+                    sock, _ = listener.accept()
+                    with sock, suppress(OSError):
+                        sock.settimeout(DEADLINE)
+                        context.wrap_socket(sock, server_side=True).close()
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            listener.shutdown(socket.SHUT_RDWR)
+            thread.join(DEADLINE)
+
+
+@setup("The name in upstream.rest does not resolve.")
+def upstream_name_unknown(bench: Bench) -> None:
+    bench.configure(upstream={"rest": "http://qdrant.invalid:6333"})
+    bench.run(CONNECT, RELOAD, STATUS)
+
+
+# Addresses and places
+
+
+@setup("Listeners: one on a unix socket, one on an address that another machine has, two on one port.")
+def addresses_that_cannot_be(bench: Bench) -> None:
+    bench.configure(service={"host": "unix:/run/tlsproxy/rest.sock"})
+    bench.run(CHECK)
+    bench.configure(service={"host": "192.0.2.1", "http_port": 6333, "grpc_port": 6333})
+    bench.run(CHECK)
+    bench.configure(service={"grpc_port": None})
+    bench.run(CHECK)
+
+
+@setup("The directory of the audit log is a file.")
+def audit_directory_not_writable(bench: Bench) -> None:
+    bench.site.write("audit", b"")
+    bench.configure(audit={"dir": str(bench.directory / "audit")})
+    bench.run(CHECK, RELOAD)
+
+
+# The configuration
+
+
+def rules(**changes: object) -> list[dict[str, object]]:
+    """The usual rules, with a change of the first."""
+    first, *others = CONFIG["identities"]
+    return [first | changes, *others]
+
+
+@setup("A rule gives a role that is not configured, and a key is misspelt.")
+def mistakes_in_the_configuration(bench: Bench) -> None:
+    bench.configure(identities=rules(role="amdin"), limits={"conections": 100})
+    bench.run(CHECK, DRY_RUN, RELOAD, STATUS)
+
+
+@setup("An API key of five characters.")
+def api_key_too_short(bench: Bench) -> None:
+    bench.configure(service={"api_key": "short"})
+    bench.run(CHECK)
+
+
+@setup("The port of REST is another one now.")
+def port_changed(bench: Bench) -> None:
+    bench.configure(service={"http_port": 16333})
+    bench.run(CHECK, DRY_RUN, RELOAD, STATUS)
+
+
+@setup("A changed rule would cut all connected clients, and limits.mass_cut allows none.")
+def mass_cut_held_back(bench: Bench) -> None:
+    with Caller(bench.gateway, bench.site.client("alice")) as caller:
+        assert caller.ask().status == 200
+        bench.configure(limits={"mass_cut": {"number": 0}})
+        bench.admin.reload()
+        bench.configure(identities=rules(match={"ou": "plattform"}))
+        bench.run(DRY_RUN, RELOAD, STATUS)
+
+
+@pytest.mark.parametrize("name", SETUPS)
+def test_the_commands_say_what_is_wrong(bench: Bench, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    title, broken = SETUPS[name]
+    if "key-of-root" in name and os.geteuid():
+        pytest.skip("needs root, to be somebody else")
+    monkeypatch.chdir(bench.directory)
+    monkeypatch.setattr(terminal, "WIDTH", 1000)  # where lines break depends on the lengths of paths and ports
+    bench.begin(title, whole=broken is sound)
+    try:
+        broken(bench)
+        bench.transcript.compare(name)
+    finally:
+        bench.mend()
+
+
+def test_each_golden_file_has_its_setup() -> None:
+    assert {path.stem for path in GOLDEN.iterdir()} == set(SETUPS)
