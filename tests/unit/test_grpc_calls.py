@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -24,6 +26,7 @@ from tlsproxy.authz.admission import NO_CREDENTIAL, Admission, Credential
 from tlsproxy.authz.identity import Identity
 from tlsproxy.authz.roles import Principal
 from tlsproxy.errors import BadRequest
+from tlsproxy.qdrant.answer_statistics import AnswerReducer
 from tlsproxy.qdrant.grpc_decision import (
     collection_finder,
     decide_at_best,
@@ -286,6 +289,14 @@ def test_a_listing_that_cannot_be_reduced_is_refused() -> None:
         assert decide_call_again(caller, new, BodyFacts(("docs",), ())) == refused
         assert decide_message(caller, aliases, "docs", (), confined=False).allowed
     assert decide_message(admission(CLASSES["r"]), new, "docs", (), confined=False).allowed
+
+
+@pytest.mark.parametrize("free", [CLASSES["m"], CLASSES["crw"]])
+def test_a_tenants_answer_is_reduced_too(free: Rights) -> None:
+    """To statistics of its own points, whether its rights are for one collection or for all."""
+    judged = decide_call(admission(replace(free, conditions=ACME)), method("/qdrant.Points/Search"))
+    assert judged.decision is UNREAD
+    assert isinstance(judged.listing, AnswerReducer)
 
 
 collections = st.sampled_from(["docs", "docs.a", "other"])

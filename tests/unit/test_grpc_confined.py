@@ -20,7 +20,7 @@ from tlsproxy.errors import BadRequest, Unconfined
 from tlsproxy.qdrant import rest_tenancy
 from tlsproxy.qdrant.grpc_decision import confine_message as confining
 from tlsproxy.qdrant.grpc_decision import operation_of
-from tlsproxy.qdrant.grpc_tenancy import COPIES, FIELD, REWRITES, SMALL, RewriteState, is_confinable_call
+from tlsproxy.qdrant.grpc_tenancy import COPIES, FIELD, REWRITES, SMALL, STEP, RewriteState, is_confinable_call
 from tlsproxy.qdrant.grpc_tenancy import confined as confined_message
 from tlsproxy.qdrant.operations import GRPC, Operation
 from tlsproxy.qdrant.rest_tenancy import confine
@@ -610,8 +610,6 @@ QUERY_BY_ID = delimited(1, ID.SerializeToString())
         ("Query", DOCS + b"\x28\x01"),  # the filter as a number
         ("Query", DOCS + delimited(6, delimited(7, b""))),
         ("Query", DOCS + delimited(6, delimited(6, b"") * 2)),
-        ("Upsert", DOCS + delimited(3, MARK + OTHER_MARK)),
-        ("Upsert", DOCS + delimited(3, MARK * 2)),
         ("Upsert", DOCS + delimited(3, delimited(2, b""))),
         ("Upsert", DOCS + delimited(3, delimited(3, delimited(1, b"a") * 2))),
         ("Upsert", DOCS + delimited(3, delimited(3, delimited(1, b"tenant") + delimited(2, b"\x22\x04acme\x28\x01")))),
@@ -623,6 +621,16 @@ QUERY_BY_ID = delimited(1, ID.SerializeToString())
 )
 def test_nothing_hides_where_readers_differ(name: str, message: bytes) -> None:
     with pytest.raises((BadRequest, Unconfined)):
+        confined(name, message)
+
+
+@pytest.mark.parametrize(("name", "message", "says"), [
+    ("Upsert", DOCS + delimited(3, MARK + OTHER_MARK), "A payload's key is there twice"),
+    ("Upsert", DOCS + delimited(3, MARK * 2), "A payload's key is there twice"),
+    ("Query", DOCS + delimited(99, b""), "Malformed message: field 99 of QueryPoints is not known here"),
+])  # fmt: skip
+def test_a_refusal_says_where_readers_differ(name: str, message: bytes, says: str) -> None:
+    with pytest.raises(BadRequest, match=f"^{says}$"):
         confined(name, message)
 
 
@@ -669,7 +677,7 @@ def test_what_is_looked_at_is_bounded() -> None:
     points = delimited(3, b"") * 599
     assert len(written(DOCS + points)) == len(DOCS + points) + 2
     for message in (DOCS + points + delimited(3, b""), DOCS + delimited(3, delimited(1, b"")) * 300):
-        with pytest.raises(ProtobufError, match="too many fields"):
+        with pytest.raises(ProtobufError, match=r"^too many fields$"):
             written(message)
 
 
@@ -685,6 +693,26 @@ def test_memory_is_asked_for_the_messages_that_are_open() -> None:
     outer, *nested = list(confining(method("QueryBatch"), batch, ACME, FACTS))
     assert outer == COPIES * len(batch)
     assert nested == [COPIES * (len(batch) + len(each)) + FIELD * read for read in (2, 2 + 6, 2 + 12)]
+
+
+def test_a_message_of_many_fields_is_confined_in_steps() -> None:
+    points = DOCS + delimited(3, b"") * (3 * STEP - 1)
+    asked = [one for one in confining(method("Upsert"), points, ACME) if one is not None]
+    assert asked == [COPIES * len(points) + FIELD * STEP * read for read in (1, 2, 3)]
+
+
+def test_prefetches_of_groups_are_as_exact_as_the_groups() -> None:
+    """Before and after a prefetch, which is not exact of itself."""
+    request = pb.QueryPointGroups(prefetch=[pb.PrefetchQuery(query=pb.Query(nearest=VECTOR))] * 2)
+    found = confined("QueryGroups", request)
+    assert [one.params.exact for one in (found, *found.prefetch)] == [True] * 3
+    apart = confined("Query", pb.QueryPoints(prefetch=[pb.PrefetchQuery(query=pb.Query(nearest=VECTOR))]))
+    assert [one.params.exact for one in (apart, *apart.prefetch)] == [False] * 2
+
+
+def test_a_vectors_name_that_is_no_text_is_left_to_qdrant() -> None:
+    name = delimited(4, b"\xff")
+    assert name in confine_message(method("Query"), DOCS + delimited(3, QUERY_BY_VECTOR) + name, ACME)
 
 
 # As on REST

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from tlsproxy.authz.access import ALLOWED, UNREAD, Condition, Decision, GlobalMode, Grant, Grants, Rights, forbidden
@@ -10,11 +12,13 @@ from tlsproxy.authz.identity import Identity
 from tlsproxy.authz.keys import Keys, presented_key
 from tlsproxy.authz.roles import Policy, Principal
 from tlsproxy.errors import BadRequest, Form
+from tlsproxy.qdrant.operations import READ_LISTING, Operation
 from tlsproxy.qdrant.rest_decision import (
     NOT_CONFINED,
     BodyFacts,
     HeadDecision,
     decide_again,
+    decide_all,
     decide_request,
     deciding_body,
 )
@@ -155,6 +159,23 @@ def test_a_listing_holds_what_all_rights_of_a_caller_know() -> None:
     assert listing is not None
     answer = b'{"result":{"collections":[{"name":"docs"},{"name":"dogs"}]}}'
     assert at_once(listing.reducing(answer)) == b'{"result":{"collections":[{"name":"docs"}]}}'
+
+
+def test_a_caller_without_rights_is_refused() -> None:
+    """No caller has none today: each has those of its certificate or key."""
+    operation = recognise("GET", "/collections/docs/snapshots/s").operation
+    assert operation is not None
+    decision = decide_all((), operation, "docs", reduced=True, confined=True)
+    assert decision == forbidden("no_rights", "Global access is required", Form.TEXT)
+    assert decide_all((LIMITED.rights,), operation, "other", confined=True).form is Form.TEXT
+
+
+def test_a_body_decides_no_listing() -> None:
+    """Qdrant has none whose body matters: its answer would not be reduced."""
+    asked = recognise("POST", "/collections/docs/points/query")
+    listing = Operation("list_parts", "POST", "/collections/{collection_name}/parts", READ_LISTING, names_others=True)
+    decision, _, _ = at_once(deciding_body(Admission(LIMITED, None), replace(asked, operation=listing), b"{}"))
+    assert (decision.allowed, decision.reason) == (False, "unfiltered_listing")
 
 
 def test_conditions_of_a_role_hold_whatever_comes_beside_it() -> None:

@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from tlsproxy.errors import AmbiguousPath
+from tlsproxy.errors import AmbiguousPath, BadRequest
 from tlsproxy.qdrant import router
-from tlsproxy.qdrant.operations import REST, Operation
+from tlsproxy.qdrant.operations import MAX_NAME_BYTES, REST, Operation
 
 SOME = next(row for row in REST if row.path == "/collections/{collection_name}")
 
@@ -84,6 +84,12 @@ def test_a_files_name_stays_in_its_directory(target: str) -> None:
     assert str(refusal.value) == "A file's name leads out of its directory"
     assert router.recognise("GET", "/f/x..y").operation is not None
     assert router.recognise("GET", "/s/..%2Fx").operation is not None, "another name is no path"
+
+
+def test_a_collections_name_is_as_long_as_qdrants() -> None:
+    assert router.recognise("GET", "/a/" + "x" * MAX_NAME_BYTES).operation is not None
+    with pytest.raises(BadRequest, match=r"^A collection name has at most 255 bytes$"):
+        router.recognise("GET", "/a/" + "%C3%A9" * 128)
 
 
 @pytest.mark.parametrize(
