@@ -21,6 +21,7 @@ import click
 from tlsproxy import __version__
 
 _COMMANDS: Final = {
+    "init": ("init", "init"),
     "run": ("run", "run"),
     "status": ("operate", "status"),
     "top": ("operate", "top"),

@@ -29,14 +29,13 @@ from cryptography.hazmat.primitives.serialization import (
 from tlsproxy.cli.common import explained
 from tlsproxy.cli.secret import read_secret
 from tlsproxy.cli.show import described, read_certificates, read_chain
+from tlsproxy.cli.writing import PUBLIC, SECRET, write_all
 from tlsproxy.errors import MaterialError
 from tlsproxy.snapshot.files import CRL_LIMIT, PEM_LIMIT, read_argument
 from tlsproxy.text import utc_time
 from tlsproxy.tls.pki import Authority, Issued, KeyType, read_key
 
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-_SECRET: Final = 0o600
-_PUBLIC: Final = 0o644
 
 _directory = click.option(
     "--dir",
@@ -200,7 +199,7 @@ def p12(directory: Path, passphrase_file: str | None, name: str, *, force: bool,
         bundle = pkcs12.serialize_key_and_certificates(
             name.encode(), private, chain[0], authorities, _encryption(passphrase.encode(), legacy=legacy)
         )
-        _write_all(directory, [(directory / f"{name}.p12", bundle, _SECRET)], force=force)
+        write_all([(directory / f"{name}.p12", bundle, SECRET)], force=force)
 
 
 @certs.command()
@@ -281,7 +280,7 @@ def _former_crl(authority: Authority, directory: Path) -> x509.CertificateRevoca
 
 def _write_crl(directory: Path, pem: bytes, *, first: bool) -> None:
     path, made = directory / "ca.crl", x509.load_pem_x509_crl(pem)
-    _write_all(directory, [(path, pem, _PUBLIC)], force=True)
+    write_all([(path, pem, PUBLIC)], force=True)
     number = made.extensions.get_extension_for_class(x509.CRLNumber).value.crl_number
     due = cast("datetime", made.next_update_utc)
     click.echo(f"number {number}, {len(made)} revoked, next update {utc_time(due.timestamp())}")
@@ -298,34 +297,5 @@ def _encryption(passphrase: bytes, *, legacy: bool) -> KeySerializationEncryptio
 
 def _write_pair(directory: Path, name: str, certificate_pem: bytes, key_pem: bytes, *, force: bool) -> None:
     """Write the key first: a gateway that watches these files waits for the certificate that belongs to it."""
-    pair = [(directory / f"{name}.key", key_pem, _SECRET), (directory / f"{name}.pem", certificate_pem, _PUBLIC)]
-    _write_all(directory, pair, force=force)
-
-
-def _write_all(directory: Path, files: list[tuple[Path, bytes, int]], *, force: bool) -> None:
-    """Write these files (path, content, mode), or none where one is there already and ``force`` is not given."""
-    for path, _, _ in files:
-        if not force and os.path.lexists(path):
-            raise MaterialError(str(path), "exists; --force overwrites it")
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        for path, data, mode in files:
-            _write(path, data, mode, force=force)
-            click.echo(f"wrote {path}")
-    except OSError as error:
-        raise MaterialError(str(error.filename or directory), f"cannot be written: {error.strerror}") from None
-
-
-def _write(path: Path, data: bytes, mode: int, *, force: bool) -> None:
-    """Write whole or not at all. With O_EXCL the mode is right from the first moment, and no link is followed."""
-    scratch = path.with_name(f".{path.name}.new")
-    scratch.unlink(missing_ok=True)
-    with os.fdopen(os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
-        file.write(data)
-    try:
-        if force:
-            scratch.replace(path)
-        else:
-            path.hardlink_to(scratch)  # unlike a rename, it fails where the name is taken
-    finally:
-        scratch.unlink(missing_ok=True)
+    pair = [(directory / f"{name}.key", key_pem, SECRET), (directory / f"{name}.pem", certificate_pem, PUBLIC)]
+    write_all(pair, force=force)
