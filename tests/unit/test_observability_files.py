@@ -15,6 +15,16 @@ from support.documented import described
 from support.gateway import DEADLINE
 from support.operator_tools import tool
 
+from tlsproxy.admin.readiness import (
+    AUDIT,
+    CERTIFICATE,
+    CRL,
+    DESCRIPTORS,
+    LISTENERS,
+    RELOAD,
+    UPSTREAM,
+    WORKERS,
+)
 from tlsproxy.audit.files import AuditFiles
 from tlsproxy.metrics.families import FAMILIES
 from tlsproxy.snapshot.lifetimes import SOON, URGENT
@@ -54,6 +64,15 @@ def test_the_alerts_are_of_what_there_is() -> None:
         "nothing",
     }
     assert {rule["alert"] for rule in rules() if "alert" in rule} == described("Alerts")
+
+
+def test_the_alerts_are_of_each_part_of_readiness() -> None:
+    """But for `listeners`: a gateway that drains is meant to."""
+    asked = [re.findall('part=~"([^"]+)"', rule["expr"]) for rule in rules()]
+    parts = {LISTENERS, *UPSTREAM.values(), CERTIFICATE, CRL, AUDIT, DESCRIPTORS, RELOAD, WORKERS}
+    told = {part for part in parts for patterns in asked for each in patterns if re.fullmatch(each, part)}
+    assert parts - told == {LISTENERS, RELOAD}
+    assert "tlsproxy_reload_last_attempt_failed" in ALERTS
 
 
 def test_lifetimes_are_near_their_end_where_the_log_says_so_too() -> None:
