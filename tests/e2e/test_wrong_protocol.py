@@ -48,12 +48,13 @@ def said_to(served: Gateway, site: Site, port: str, *options: str, path: str = "
 @pytest.mark.parametrize(
     ("options", "path"),
     [
-        ([], "/collections"),
+        ([], "/"),
+        ([], "/collections/docs?x=" + "a" * 8000),
         (["-X", "DELETE"], "/collections/docs"),
         (["--json", '{"vectors": {"size": 4, "distance": "Dot"}}', "-X", "PUT"], "/collections/docs"),
         (["--json", '{"vector": [1, 2], "limit": 1}'], "/collections/docs/points/search"),
     ],
-    ids=["GET", "DELETE", "PUT", "POST"],
+    ids=["root", "GET", "DELETE", "PUT", "POST"],
 )
 def test_rest_over_http_2_is_told_where_it_is_served(
     site: Site, served: Gateway, options: list[str], path: str

@@ -98,11 +98,36 @@ def test_unknown_ones(name: bytes) -> None:
 
 @pytest.mark.parametrize(
     "path",
-    [b"", b"*", b"qdrant.Points/Search", b"https://localhost" + PATH, b"/a b", b"/a\xc3\xa9", b"/", b"/a\x7f",
-     b"/" + b"a" * 513],
-)  # fmt: skip
+    [b"", b"*", b"qdrant.Points/Search", b"https://localhost" + PATH, b"/a b", b"/a\xc3\xa9", b"/a\x7f"],
+)
 def test_no_valid_path(path: bytes) -> None:
     malformed(replaced(b":path", path))
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        (b"GET", b"/"),
+        (b"POST", b"/"),
+        (b"OPTIONS", b"*"),
+        (b"GET", b"/collections/docs/points/1?x=" + b"a" * 8000),
+    ],
+)
+def test_paths_of_rest(method: bytes, path: bytes) -> None:
+    head = ((b":method", method), (b":scheme", b"https"), (b":path", path), (b":authority", b"localhost"))
+    with pytest.raises(NotGrpc, match="send REST over HTTP/1"):
+        parse_call(head)
+
+
+def test_connect_has_neither_scheme_nor_path() -> None:
+    with pytest.raises(NotGrpc):
+        parse_call(((b":method", b"CONNECT"), (b":authority", b"qdrant:6333")))
+
+
+def test_longest_path_of_a_method() -> None:
+    assert parse_call(replaced(b":path", b"/" + b"a" * 512)).path
+    with pytest.raises(HeadTooLarge):
+        parse_call(replaced(b":path", b"/" + b"a" * 513))
 
 
 def test_a_scheme_of_another_protocol() -> None:

@@ -35,7 +35,9 @@ _UNITS: Final = {
 _NAME = re.compile(rb"[!#$%&'*+\-.^_`|~0-9a-z]{1,256}")
 # field-vchar, obs-text, space and tab within (RFC 9113 §8.2.1).
 VALUE: Final = re.compile(rb"(?:[\x21-\x7e\x80-\xff](?:[\t\x20-\x7e\x80-\xff]*[\x21-\x7e\x80-\xff])?)?")
-_PATH = re.compile(rb"/[\x21-\x7e]{1,512}")
+_PATH = re.compile(rb"/[\x21-\x7e]*")
+_MAX_PATH: Final = 513
+"""Bytes of a method's path, at most."""
 _METHOD = re.compile(rb"/[A-Za-z0-9_]+(?:\.[A-Za-z0-9_]+)+/[A-Za-z0-9_]+")
 _LENGTH = re.compile(rb"[0-9]{1,18}")
 _TIMEOUT = re.compile(rb"[0-9]{1,8}[HMSmun]")
@@ -111,6 +113,8 @@ def parse_call(fields: Fields, *, max_fields: int = 100) -> CallHead:
             if name in once:
                 raise BadRequest(f"Metadata {name.decode()} is given more than once")
             once[name] = value
+    if pseudo.get(b":method") == b"CONNECT":  # neither :scheme nor :path (RFC 9113 §8.5)
+        raise _not_grpc(b"CONNECT", b"")
     _check_pseudo(pseudo, once)
     if _LENGTH.fullmatch(once.get(b"content-length", b"0")) is None:
         raise StreamError(Code.PROTOCOL_ERROR, "a content-length that is no number")
@@ -119,6 +123,8 @@ def parse_call(fields: Fields, *, max_fields: int = 100) -> CallHead:
     method, path = pseudo[b":method"], pseudo[b":path"]
     if method != b"POST" or _CONTENT_TYPE.fullmatch(once.get(b"content-type", b"")) is None:
         raise _not_grpc(method, path)
+    if len(path) > _MAX_PATH:
+        raise HeadTooLarge(f"The path of a method has at most {_MAX_PATH} bytes")
     if not is_timeout(once.get(TIMEOUT, b"1S")):
         raise BadRequest("Malformed grpc-timeout")
     return CallHead(path.decode(), regular, pseudo.get(b":authority") or once.get(b"host", b""))
@@ -181,7 +187,7 @@ def _split_unusual(fields: Fields) -> tuple[dict[bytes, bytes], Fields]:
 
 def _check_pseudo(pseudo: dict[bytes, bytes], once: dict[bytes, bytes]) -> None:
     """RFC 9113 §8.3.1, and the one connection-specific field that is allowed (§8.2.2)."""
-    if not {b":method", b":scheme", b":path"} <= pseudo.keys() or _PATH.fullmatch(pseudo[b":path"]) is None:
+    if not {b":method", b":scheme", b":path"} <= pseudo.keys() or not _is_path(pseudo[b":path"], pseudo[b":method"]):
         raise StreamError(Code.PROTOCOL_ERROR, "a request without one of :method, :scheme and :path, or no valid one")
     if pseudo[b":scheme"] not in {b"https", b"http"}:
         raise StreamError(Code.PROTOCOL_ERROR, "a :scheme that is not https")
@@ -192,6 +198,10 @@ def _check_pseudo(pseudo: dict[bytes, bytes], once: dict[bytes, bytes]) -> None:
         raise StreamError(Code.PROTOCOL_ERROR, "an :authority that differs from host")
     if _AUTHORITY.fullmatch(authority or host or b"") is None:
         raise StreamError(Code.PROTOCOL_ERROR, "neither :authority nor host, or no valid one")
+
+
+def _is_path(path: bytes, method: bytes) -> bool:
+    return _PATH.fullmatch(path) is not None or (path == b"*" and method == b"OPTIONS")
 
 
 def restate_call(head: CallHead, *, upstream_host: bytes, upstream_key: bytes | None) -> Fields:
