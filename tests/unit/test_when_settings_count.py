@@ -20,6 +20,7 @@ RESTART: Final = {
         "dir",
         "rotation",
         "max_log_files",
+        "group",
         "on_full",
         "queue_size",
         "flush_interval",
