@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -208,6 +210,135 @@ def test_what_waits_no_longer_is_not_served(shares: Shares) -> None:
     gone.share.release()
     held[0].share.release()
     assert (gone.share.size, served.share.size) == (0, 1)
+
+
+def test_an_impatient_claim_waits_within_the_fair_share_alone(shares: Shares) -> None:
+    holders(shares, "a", 1, size=5)
+    holders(shares, "b", 1, size=3)
+    for count in (1, 2):
+        with pytest.raises(Overloaded):
+            Holder(shares, "b").share.take(2, patient=False)
+        assert (shares.waiting, shares.refused) == (0, count)
+    assert not Holder(shares, "b").share.take(1, patient=False)
+
+
+def test_the_holder_with_most_is_served_first(shares: Shares) -> None:
+    most, least, middle = (holders(shares, "a", 1, size=size)[0] for size in (3, 1, 2))
+    (other,) = holders(shares, "b", 1, size=2)
+    for one in (most, least, middle):
+        assert not one.share.take(1)
+    other.share.release()
+    assert [one.share.size for one in (most, least, middle)] == [4, 1, 3]
+
+
+def test_what_is_served_is_served_after_another(shares: Shares) -> None:
+    """A claim that ends as soon as it is served does not serve the next one from within."""
+    (held,) = holders(shares, "a", 1, size=CAPACITY)
+    queue = [waiting(shares, "b", CAPACITY) for _ in range(MOST)]
+    within: list[Holder] = []
+    served = []
+
+    def serve(one: Holder) -> None:
+        assert not within
+        within.append(one)
+        one.share.release()
+        served.append(within.pop())
+
+    for one in queue:
+        one.share.ready = partial(serve, one)
+    held.share.release()
+    assert served == queue
+
+
+def test_all_claims_of_an_account_are_wanted_by_it(shares: Shares) -> None:
+    """Those that it took back are not: five by `a` (4 and 1), seven by `b` (4 and 3)."""
+    holders(shares, "a", 1, size=4)
+    holders(shares, "b", 1, size=4)
+    for gone in [waiting(shares, "a", 2) for _ in range(2)]:
+        gone.share.release()
+    spared, *greedy = waiting(shares, "a"), *(waiting(shares, "b") for _ in range(3))
+    others = [waiting(shares, "c") for _ in range(MOST - 4)]
+    for count in (1, 2):
+        waiting(shares, "d")
+        assert [one for one in (spared, *greedy, *others) if one.ended] == greedy[-count:]
+        assert shares.refused == count
+
+
+def test_who_waits_no_longer_leaves_room(shares: Shares) -> None:
+    first, second, third = (
+        holders(shares, account, 1, size=size)[0] for account, size in (("a", 3), ("b", 3), ("c", 2))
+    )
+    assert not first.share.take(1)
+    third.share.shrink(1)
+    assert first.share.size == 4
+    assert not second.share.take(3)
+
+
+@pytest.mark.parametrize(("size", "more", "stuck"), [(1, 7, False), (1, 8, True), (4, 4, False), (4, 5, True)])
+def test_a_claim_waits_for_no_room_that_it_takes_itself(shares: Shares, size: int, more: int, *, stuck: bool) -> None:
+    (one,) = holders(shares, "a", 1, size=size)
+    holders(shares, "b", 1, size=CAPACITY - size)
+    if stuck:
+        with pytest.raises(Overloaded):
+            one.share.take(more)
+    else:
+        assert not one.share.take(more)
+
+
+def test_of_claims_that_wait_for_each_other_the_second_is_refused(shares: Shares) -> None:
+    """It holds something, unlike the last; without a second one the last is refused, and then the first."""
+    first, second = (holders(shares, "a", 1, size=size)[0] for size in (3, 2))
+    (other,) = holders(shares, "b", 1, size=3)
+    last = waiting(shares, "a")
+    assert not second.share.take(1)
+    assert not first.share.take(4)
+    assert [one for one in (first, second, last) if one.ended] == [second]
+    second.share.release()
+    assert not other.share.take(3)
+    assert [one for one in (first, last, other) if one.ended] == [first, last]
+
+
+def test_of_too_many_claims_the_last_is_refused(shares: Shares) -> None:
+    begun = [holders(shares, "a", 1, size=size)[0] for size in (2, 1)]
+    holders(shares, "b", 1, size=5)
+    assert not any(one.share.take(1) for one in begun)
+    queue = [waiting(shares, "a") for _ in range(MOST - 2)]
+    with pytest.raises(Overloaded):
+        Holder(shares, "a").share.take(1)
+    assert not any(one.ended for one in (*begun, *queue))
+
+
+def test_holders_give_way_one_for_one(shares: Shares) -> None:
+    idle = holders(shares, "a", CAPACITY, idle=True)
+    waiting(shares, "b", 3)
+    shares.review()
+    assert [one for one in idle if one.ended] == idle[-3:]
+    assert shares.gave_way == 3
+
+
+def test_nobody_gives_way_to_an_account_beyond_its_fair_share(shares: Shares) -> None:
+    idle = holders(shares, "a", 4, idle=True)
+    holders(shares, "b", 2)
+    holders(shares, "c", 2)
+    waiting(shares, "b")
+    assert not any(one.ended for one in idle)
+
+
+def test_those_furthest_above_their_fair_share_give_way_down_to_it() -> None:
+    """Fair are 3 of 12: two of `a`, then one of `d`."""
+    shares = Shares(12, MOST, Overloaded)
+    lesser, greater = holders(shares, "d", 4, idle=True), holders(shares, "a", 5, idle=True)
+    holders(shares, "b", 3)
+    waiting(shares, "c", 3)
+    assert [one for one in (*lesser, *greater) if one.ended] == [lesser[-1], *greater[-2:]]
+
+
+def test_an_account_at_its_fair_share_gives_nothing() -> None:
+    shares = Shares(12, MOST, Overloaded)
+    idle = holders(shares, "a", 4, idle=True)
+    holders(shares, "b", 8)
+    waiting(shares, "c", 4)
+    assert not any(one.ended for one in idle)
 
 
 class Machine(RuleBasedStateMachine):

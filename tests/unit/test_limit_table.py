@@ -212,6 +212,18 @@ def test_the_overflow_row_owes_what_its_callers_owe_together(table: LimitTable, 
     assert outcome.wait == 10 * SECOND, "not capped by the smaller burst of another caller"
 
 
+def test_the_overflow_row_has_requests_in_flight_of_its_own(table: LimitTable, clock: Clock) -> None:
+    """It is the last row: neither they nor its time are those of a row of the first bucket."""
+    one = charge(table, "one", Rate.of(1, 10), concurrent=1)
+    full_bucket(table, clock, one.key)
+    assert isinstance(table.take((one,)), tuple)
+    assert isinstance(table.take((one,)), Excess)
+    used = table.overflows
+    for number in range(1, BUCKET + 1):
+        assert isinstance(table.take((Charge(BUCKETS * number, "other", None, 1),)), tuple)
+    assert table.overflows == used
+
+
 def test_a_worker_that_died_is_forgotten_by_who_takes_its_place(descriptor: int) -> None:
     first, second = (LimitTable.shared(descriptor, worker, 4) for worker in (0, 1))
     one = charge(first, "one", concurrent=3)
