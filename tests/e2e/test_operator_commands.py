@@ -86,6 +86,8 @@ def test_clients_are_listed_looked_up_and_cut(own_site: Site, upstream: Scripted
         assert len(re.findall(r"^ *\d+  .*127\.0\.0\.1 rest", listed, re.MULTILINE)) == 2
         live = json.loads(ran("connections", "--json", *options)[1])["live"]
         (number,) = (one["number"] for one in live if one["role"] == "search")
+        filtered = json.loads(gateway.ask_admin("/status?subject=WEB")[1])["connections"]
+        assert (filtered["open"], [one["number"] for one in filtered["live"]]) == (2, [number])
 
         status, told, err = ran("who", "EXAMPLE.org/search", *options)
         assert (status, err) == (0, "")
@@ -159,6 +161,8 @@ def test_several_workers_are_shown_as_one(site: Site, upstream: ScriptedUpstream
             assert client.response().status == 404
         out = ran("status", "--admin", gateway.admin)[1]
         page = gateway.ask_admin("/")[1]
+        assert ran("who", "cn=ALICE", "--admin", gateway.admin)[1].count(" no. ") == out.count("127.0.0.1 rest")
+        assert ran("who", "search", "--admin", gateway.admin)[0] == 1
     assert len(re.findall(r"^worker \d: process \d+, 0 restarts, generation 1$", out, re.MULTILINE)) == 2
     assert re.search(r"^admin .*\s[1-9]\d*\s+2\s+0 ", out, re.MULTILINE)
     assert out.count("unknown_operation") == 2

@@ -32,7 +32,7 @@ class State:
     async def ready(self) -> Readiness:
         return Readiness(self.parts)
 
-    async def status(self) -> Mapping[str, Any]:
+    async def status(self, subject: str) -> Mapping[str, Any]:  # noqa: ARG002
         return {"version": "1", "generation": {"number": 1}}
 
     async def reload(self, trigger: str, *, force: bool) -> Mapping[str, Any]:
@@ -248,7 +248,7 @@ def test_a_command_cuts_without_a_browsers_headers(tmp_path: Path) -> None:
 
 def test_the_page_and_its_stylesheet() -> None:
     class Telling(State):
-        async def status(self) -> Mapping[str, Any]:
+        async def status(self, subject: str) -> Mapping[str, Any]:  # noqa: ARG002
             return example.status()
 
     async def run() -> None:
@@ -281,7 +281,7 @@ def test_names_of_others(host: str) -> None:
 
 def test_an_error_of_ours_is_told_to_the_log_alone(caplog: pytest.LogCaptureFixture) -> None:
     class Broken(State):
-        async def status(self) -> Mapping[str, Any]:
+        async def status(self, subject: str) -> Mapping[str, Any]:  # noqa: ARG002
             raise RuntimeError("holding a secret")
 
     async def run() -> None:

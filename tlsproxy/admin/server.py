@@ -42,8 +42,8 @@ class AdminState(Protocol):
     async def ready(self) -> Readiness:
         """The verdict at this moment."""
 
-    async def status(self) -> Mapping[str, Any]:
-        """The whole status as JSON values, without secrets."""
+    async def status(self, subject: str) -> Mapping[str, Any]:
+        """The status as JSON values, without secrets. Lists connections of clients with ``subject`` in their names."""
 
     async def reload(self, trigger: str, *, force: bool) -> Mapping[str, Any]:
         """Reload. `result` is `ok`, `unchanged`, `partial`, `held` or `failed`; also changes, consequences, `error`.
@@ -107,11 +107,11 @@ class AdminServer:
         body, content_type = await self._state.metrics()
         return web.Response(body=body, headers={"Content-Type": content_type})
 
-    async def _status(self, _request: web.Request) -> web.Response:
-        return _json(await self._state.status())
+    async def _status(self, request: web.Request) -> web.Response:
+        return _json(await self._state.status(request.query.get("subject", "")))
 
     async def _page(self, request: web.Request) -> web.Response:
-        text = page.page(await self._state.status(), time.time(), paused="paused" in request.query)
+        text = page.page(await self._state.status(""), time.time(), paused="paused" in request.query)
         return web.Response(text=text, content_type="text/html", headers=page.HEADERS)
 
     async def _reload(self, request: web.Request) -> web.Response:

@@ -10,6 +10,7 @@ import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, Literal, TypeVar
+from urllib.parse import quote
 
 import click
 
@@ -74,9 +75,9 @@ class AdminClient:
     def __init__(self, address: str) -> None:
         self.address = address
 
-    def status(self) -> dict[str, Any]:
-        """The whole status. Raises AdminError."""
-        return self._request("GET", "/status", DEADLINE, "generation")
+    def status(self, subject: str = "") -> dict[str, Any]:
+        """The whole status, with the connections of clients whose name has ``subject``. Raises AdminError."""
+        return self._request("GET", f"/status?subject={quote(subject)}", DEADLINE, "generation")
 
     def reload(self, query: Literal["", "?force=1", "?dry_run=1"] = "") -> dict[str, Any]:
         """The result, whichever it is. Raises AdminError where there is none."""

@@ -58,7 +58,7 @@ class Served(Protocol):
     async def dismiss(self) -> None: ...
     async def publish(self, generation: Generation) -> None: ...
     async def ready(self) -> Readiness: ...
-    async def figures(self) -> Mapping[str, Any]: ...
+    async def figures(self, subject: str) -> Mapping[str, Any]: ...
     async def cut(self, number: int) -> bool: ...
     async def metrics(self) -> tuple[bytes, str]: ...
     async def expect_probe(self, address: tuple[str, int] | None) -> None: ...
@@ -176,15 +176,18 @@ class Serving:
             refused[part] += self.counted.refused_handshakes(outcome)
         return refused
 
-    async def figures(self) -> Mapping[str, Any]:
-        """The traffic-dependent part of a status."""
+    async def figures(self, subject: str) -> Mapping[str, Any]:
+        """The traffic-dependent part of a status. ``subject`` is a part of the names of listed clients."""
         idle, busy, _ = self._upstreams.pool.counts
         upstream, now = self.generation.config.upstream, time.monotonic()
         return {
             "connections": {
                 "open": len(self._listeners.connections),
                 "draining": self._gateway.draining,
-                "live": [entry.described(now) for entry in islice(self._manager, MAX_CONNECTIONS)],
+                "live": [
+                    entry.described(now)
+                    for entry in islice((one for one in self._manager if one.named(subject)), MAX_CONNECTIONS)
+                ],
             },
             "upstream": {
                 **{protocol: getattr(upstream, protocol) for protocol in self._probes},

@@ -48,8 +48,8 @@ class ServiceState:
         faults = (last.error,) if last.result == "held" else self._reloader.faults
         return (await self._served.ready()).with_part(RELOAD, reload_part(faults))
 
-    async def status(self) -> Mapping[str, Any]:
-        figures = await self._served.figures()
+    async def status(self, subject: str) -> Mapping[str, Any]:
+        figures = await self._served.figures(subject)
         generation = self._served.generation
         keys = generation.policy.keys.keys
         return {

@@ -148,6 +148,11 @@ class Entry:
         name = identity.name if identity is not None else ""
         return Refusal(now, self.address, operation, reason, identity=name, rule=principal.rule, role=principal.role)
 
+    def named(self, subject: str) -> bool:
+        """Whether the name of its certificate or key has this part, in whichever case."""
+        part, identity = subject.casefold(), self.standing.identity
+        return not part or part in self.key.casefold() or (identity is not None and part in identity.name.casefold())
+
     def described(self, now: float) -> dict[str, Any]:
         """As JSON values. ``now`` is of the monotonic clock."""
         identity, principal = self.standing.identity, self.standing.principal

@@ -386,7 +386,7 @@ class Supervisor:
             return not_ready(troubles or "no worker answers")
         return degraded(troubles) if troubles else OK
 
-    async def figures(self) -> Mapping[str, Any]:
+    async def figures(self, subject: str) -> Mapping[str, Any]:
         upstream, audit = self.generation.config.upstream, self._audit
         own: dict[str, Any] = {
             "connections": {"open": 0, "draining": self._draining.is_set(), "live": []},
@@ -400,7 +400,7 @@ class Supervisor:
             "refusals": self.counted.recent.refusals(),
             "audit": {"queued": audit.queued, "written": audit.written, "dropped": audit.dropped},
         }
-        answers = await self._gather("figures")
+        answers = await self._gather("figures", subject=subject)
         merged = merged_figures([own, *(orjson.loads(body) for _, body in answers)], MAX_CONNECTIONS)
         return merged | {"workers": [slot.described() for slot in self._slots]}
 

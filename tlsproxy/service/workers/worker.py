@@ -175,8 +175,8 @@ class Worker:
     async def _ready(self, _message: ChannelMessage) -> bytes:
         return orjson.dumps((await self._require_serving().ready()).encoded())
 
-    async def _figures(self, _message: ChannelMessage) -> bytes:
-        return orjson.dumps(await self._require_serving().figures())
+    async def _figures(self, message: ChannelMessage) -> bytes:
+        return orjson.dumps(await self._require_serving().figures(message.head["subject"]))
 
     async def _metrics(self, _message: ChannelMessage) -> bytes:
         return dump_families(self._require_serving().counted.families())
