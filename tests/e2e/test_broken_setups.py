@@ -6,6 +6,7 @@ One gateway runs while its files are broken and mended in turn. `make golden` wr
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 import ssl
 import threading
@@ -20,6 +21,9 @@ import grpc
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+from support.certificates import certified
 from support.gateway import DEADLINE, Gateway
 from support.grpc_upstream import GrpcUpstream, failing, replying
 from support.kept_connection import Caller
@@ -27,6 +31,7 @@ from support.site import CONFIG, Site
 from support.transcript import GOLDEN, Transcript, kind_of, output_of
 from support.upstream import ScriptedUpstream, plain
 
+from tlsproxy.authz.tokens import mint
 from tlsproxy.cli import terminal
 from tlsproxy.cli.admin_client import AdminClient
 from tlsproxy.tls.pki import Authority
@@ -364,7 +369,7 @@ def api_key_too_short(bench: Bench) -> None:
 
 @setup("The port of REST is another one now.")
 def port_changed(bench: Bench) -> None:
-    bench.configure(service={"http_port": 16333})
+    bench.configure(service={"http_port": 6443})
     bench.run(CHECK, DRY_RUN, RELOAD, STATUS)
 
 
@@ -378,12 +383,86 @@ def mass_cut_held_back(bench: Bench) -> None:
         bench.run(DRY_RUN, RELOAD, STATUS)
 
 
+# Warnings of check
+
+
+@setup("The chain of the server ends with an expired cross-signed certificate that nobody needs.")
+def chain_with_a_needless_end(bench: Bench) -> None:
+    root = Authority.create("Root")
+    middle = root.intermediate("Intermediate")
+    old = certified(root, Authority.create("Old Root"), not_after=datetime.now(UTC) - timedelta(seconds=20))
+    issued = middle.issue(**SERVER)  # type: ignore[arg-type]
+    bench.site.replace("server.pem", issued.certificate_pem + middle.certificate_pem + old.certificate_pem)
+    bench.site.replace("server.key", issued.key_pem)
+    bench.run(CHECK)
+
+
+@setup("CAs beside a good one that can vouch for no client: by key usage, purpose, key and signature; and 30 more.")
+def cas_that_vouch_for_nobody(bench: Bench) -> None:
+    key = rsa.generate_private_key(65537, 2048)
+    made = [
+        ca("No Signatures", key, x509.KeyUsage(True, False, False, False, False, False, True, False, False)),
+        ca("Servers Only", key, x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH])),
+        ca("Short Key", rsa.generate_private_key(65537, 1024)),  # noqa: S505 - it is to be refused
+        *(Authority.create(f"Public CA {number}").certificate_pem for number in range(30)),
+    ]
+    bench.site.replace("ca.pem", b"".join([bench.site.authority.certificate_pem, *made]))
+    bench.transcript.keep("error", "warning")
+    bench.run(CHECK)
+
+
+def ca(name: str, key: rsa.RSAPrivateKey, *extensions: x509.ExtensionType) -> bytes:
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    now = datetime.now(UTC)
+    builder = x509.CertificateBuilder(subject, subject, key.public_key(), x509.random_serial_number())
+    builder = builder.not_valid_before(now - DAY).not_valid_after(now + 900 * DAY)
+    for extension in (x509.BasicConstraints(ca=True, path_length=0), *extensions):
+        builder = builder.add_extension(extension, critical=True)
+    return builder.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
+
+
+@setup("The port of REST is another one now, and a socket unit still holds the former one.")
+def port_of_a_socket_unit(bench: Bench) -> None:
+    units = bench.directory / "units"
+    units.mkdir()
+    bench.closing.callback(shutil.rmtree, units)
+    config = bench.directory / "tlsproxy.yaml"
+    (units / "tlsproxy.service").write_text(f"[Service]\nExecStart=/opt/bin/tlsproxy run --config {config}\n")
+    (units / "tlsproxy.socket").write_text("[Socket]\nListenStream=127.0.0.1:6333\nFileDescriptorName=rest\n")
+    (units / "sockets.target.wants").mkdir()
+    (units / "sockets.target.wants" / "tlsproxy.socket").symlink_to(units / "tlsproxy.socket")
+    bench.configure(service={"http_port": 6443})
+    bench.run(CHECK.replace("tlsproxy.yaml", str(config)))
+
+
+# Questions to explain, and tokens
+
+
+@setup("Questions that were typed in haste.")
+def explain_in_haste(bench: Bench) -> None:
+    bench.run(
+        ALICE.replace("alice", "missing"),
+        ALICE.replace("alice.pem", "none"),
+        ALICE.replace("alice.pem GET /collections", "ingest.pem put /collections/docs/points"),
+        ALICE.replace("alice.pem GET /collections", "CN=ingest-9 grpc qdrant.Points/Upsert"),
+        ALICE.replace("alice.pem GET /collections", "ingest.pem GET /collections/other"),
+    )
+
+
+@setup("A token whose exp is in milliseconds.")
+def token_in_milliseconds(bench: Bench) -> None:
+    token = mint("a-key-for-tokens-of-forty-characters-here", {"access": "r", "exp": 1 << 42})
+    bench.site.write("token", token.encode())
+    bench.run("token show token")
+
+
 @pytest.mark.parametrize("name", SETUPS)
 def test_the_commands_say_what_is_wrong(bench: Bench, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     title, broken = SETUPS[name]
     if "key-of-root" in name and os.geteuid():
         pytest.skip("needs root, to be somebody else")
     monkeypatch.chdir(bench.directory)
+    monkeypatch.setenv("SYSTEMD_UNIT_PATH", str(bench.directory / "units"))
     monkeypatch.setattr(terminal, "WIDTH", 1000)  # where lines break depends on the lengths of paths and ports
     bench.begin(title, whole=broken is sound)
     try:

@@ -26,7 +26,7 @@ _PLACEHOLDERS: Final = tuple(
         (r"\b\d+ %", "<share> %"),
         (r"\b(?:[0-9a-f]{64}|(?:[0-9A-F]{2}:){31}[0-9A-F]{2})\b", "<sha256>"),
         (r"\b[0-9a-f]{38,40}\b", "<serial>"),
-        (r"(127\.0\.0\.1|localhost):(?!0\b|1\b)\d+", r"\1:<port>"),
+        (r"(127\.0\.0\.1|localhost):\d{5}\b", r"\1:<port>"),
         (r"\bgeneration \d+", "generation <number>"),
         (r"^tlsproxy \S+", "tlsproxy <version>"),
         (r"last reload (?:ok|unchanged)", "last reload <ok or unchanged>"),
@@ -55,15 +55,20 @@ class Transcript:
     def __init__(self, title: str, directory: Path, usual: dict[str, frozenset[str]]) -> None:
         self._directory = directory
         self._usual = usual
+        self._kept: tuple[str, ...] = ("",)
         self.lines = [title]
+
+    def keep(self, *beginnings: str) -> None:
+        """Leave out all lines that begin otherwise."""
+        self._kept = beginnings
 
     def run(self, command: str) -> None:
         """``command`` as it is typed, without `tlsproxy`."""
         usual = self._usual.get(kind_of(command), frozenset())
         code, output = output_of(command, self._directory)
-        self.lines += ["", f"$ tlsproxy {command}"]
+        self.lines += ["", f"$ tlsproxy {placeheld(command, self._directory)}"]
         for line in output:
-            if line not in usual:
+            if line not in usual and line.startswith(self._kept):
                 self.lines.append(line)
             elif self.lines[-1] != "…":
                 self.lines.append("…")
