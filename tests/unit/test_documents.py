@@ -200,6 +200,37 @@ def test_reasons_are_there(page: Path) -> None:
         assert set(re.findall(r"`(\w+)`", named)) - described("Reasons") == set(), named
 
 
+TROUBLES = ROOT / "docs" / "troubleshooting.md"
+SECTIONS = ("serving", "answers", "certificates", "doors", "daily work")
+
+
+def rows(page: Path) -> Iterator[list[str]]:
+    """The cells of the rows of all tables, without heads."""
+    for line in prose(page).splitlines():
+        cells = [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
+        if cells and not re.fullmatch(r"-+", cells[0]) and cells[0] not in {"symptom", "about"}:
+            yield cells
+
+
+def test_each_trouble_is_a_test() -> None:
+    """What each place says has no empty cell, and names its test; rows stand by section."""
+    found = [cells for cells in rows(TROUBLES) if cells[0] in SECTIONS]
+    assert len(found) > 40
+    assert [cells[0] for cells in found] == sorted((cells[0] for cells in found), key=SECTIONS.index)
+    for cells in found:
+        assert len(cells) == 6, cells
+        assert all(cells), cells
+        path, _, name = cells[-1].strip("`").partition("::")
+        assert path.startswith("tests/data/golden/" if not name else "tests/e2e/"), cells
+        assert not name or re.search(rf"^(async )?def {name}\(", (ROOT / path).read_text(), re.MULTILINE), cells
+        assert (ROOT / path).exists(), cells
+
+
+def test_each_symptom_has_its_cells() -> None:
+    for cells in rows(TROUBLES):
+        assert cells[0] in SECTIONS or (len(cells) == 3 and cells[0] and cells[1:] != ["", ""]), cells
+
+
 def test_readme_is_short() -> None:
     assert len(text_of(ROOT / "README.md").splitlines()) <= 150
 

@@ -70,7 +70,7 @@ def test_audit() -> None:
 
 def test_a_refused_reload_names_the_first_few_faults_on_one_line() -> None:
     assert reload_part(()) == OK
-    assert str(reload_part(["a: is missing\nb", "c"])) == "degraded: a: is missing b; c"
+    assert str(reload_part(["a: is missing\nb", "c"])) == "degraded: a: is missing; b; c"
     assert str(reload_part(list("abcde"))) == "degraded: a; b; c; and 2 more"
 
 

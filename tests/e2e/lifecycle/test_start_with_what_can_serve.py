@@ -34,7 +34,7 @@ def test_what_time_will_mend_is_done_without(own_site: Site, upstream: ScriptedU
         own_site.write(f"{name}.crl", authority.crl_pem(this_update=dates[0], next_update=dates[1]))
     cas = own_site.authority.certificate_pem + other.certificate_pem + later.certificate_pem
     own_site.write("ca.pem", cas)
-    own_site.issue("server", not_before=NOW + timedelta(seconds=200), **SERVER)
+    own_site.issue("server", not_before=datetime.now(UTC) + timedelta(seconds=200), **SERVER)
     own_site.issue("other", authority=other, client=True, common_name="other", organizational_unit="platform")
     config = own_site.write_config(
         upstream.url,
