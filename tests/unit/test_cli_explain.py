@@ -110,6 +110,9 @@ def test_there_is_a_connection_exactly_where_a_handshake_succeeds(
         (["gRPC", "qdrant.Points/Upsert"], "upsert_points"),
         (["put", "/collections/docs/points"], "upsert_points"),
         (["PUT", "collections/docs/points"], "upsert_points"),
+        (["put", "https://localhost:6333/collections/docs/points?wait=true"], "upsert_points"),
+        (["GET", "HTTPS://localhost"], "index"),
+        (["https://localhost:6334/qdrant.Points/Upsert"], "upsert_points"),
     ],
 )
 def test_requests_as_people_write_them(made: SnapshotSite, words: list[str], operation: str) -> None:
@@ -159,7 +162,15 @@ def test_a_protocol_that_nothing_listens_for(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("generation")
-@pytest.mark.parametrize("text", ["CN=alice,OU=platform", "CN = alice, OU = platform"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "CN=alice,OU=platform",
+        "CN = alice, OU = platform",
+        "subject=CN = alice, OU = platform",
+        "cn=alice,ou=platform",
+    ],
+)
 def test_a_subject_in_place_of_a_file(made: SnapshotSite, text: str) -> None:
     result = explain(made, text, "put", "collections/docs")
     assert result.exit_code == 0
@@ -201,7 +212,7 @@ def test_an_argument_that_is_no_client(made: SnapshotSite, client: str, says: st
 
 @pytest.mark.usefixtures("generation")
 def test_an_argument_that_is_no_request(made: SnapshotSite) -> None:
-    for words in (["none"], ["none", "GET"], [], ["--line", "-", "none", "GET", "/"]):
+    for words in (["none"], ["none", "GET"], ["none", "/collections/docs"], [], ["--line", "-", "none", "GET", "/"]):
         assert "Usage: " in explain(made, *words, stdin="").stderr
 
 

@@ -54,7 +54,7 @@ def qdrant(connection: Connection, request: Received) -> None:
     if request.line.startswith("GET / ") or sent == KEY:
         plain()(connection, request)
     else:
-        connection.sock.sendall(denying("401 Unauthorized", MISSING if sent is None else WRONG))
+        connection.sock.sendall(denying("401 Unauthorized", MISSING if sent is None else "words of a later version"))
 
 
 def test_rest_with_and_without_the_key() -> None:
@@ -82,16 +82,21 @@ def test_rest_of_a_server_that_closes_after_each_answer() -> None:
     ("response", "finding"),
     [
         (denying("403 Forbidden", "ExpiredSignature"), Finding.KEY_REFUSED),
-        (denying("403 Forbidden", "the collection is locked"), Finding.GOOD),
-        (denying("401 Unauthorized", "another realm"), Finding.GOOD),
+        (denying("403 Forbidden", "the collection is locked"), Finding.FAILS),
+        (denying("401 Unauthorized", "another realm"), Finding.FAILS),
+        (denying("301 Moved Permanently", ""), Finding.FAILS),
         (denying("404 Not Found", ""), Finding.GOOD),
         (denying("503 Service Unavailable", ""), Finding.FAILS),
         (b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\nab\r\n0\r\n\r\n", Finding.GOOD),
+        (b"HTTP/1.1 200 OK\r\ncontent-length: many\r\n\r\n", Finding.FAILS),
         (b"220 smtp.example.org ESMTP\r\n\r\n", Finding.NO_HTTP),
     ],
 )
 def test_rest_by_its_answer(response: bytes, finding: Finding) -> None:
-    with ScriptedUpstream(probe=lambda connection, _: connection.sock.sendall(response)) as upstream:
+    def answer(connection: Connection, _: Received) -> None:
+        connection.sock.sendall(response)
+
+    with ScriptedUpstream(answer, answer) as upstream:
         assert found(upstream.url, key=KEY) is finding
 
 
@@ -102,8 +107,8 @@ def test_grpc_with_and_without_the_key() -> None:
         assert found(upstream.url, "grpc", KEY) is Finding.KEY_REFUSED
         upstream.probe = failing(grpc.StatusCode.UNAUTHENTICATED, MISSING)
         assert found(upstream.url, "grpc") is Finding.KEY_MISSING
-        upstream.probe = failing(grpc.StatusCode.PERMISSION_DENIED, "of something else")
-        assert found(upstream.url, "grpc", KEY) is Finding.GOOD
+        upstream.probe = failing(grpc.StatusCode.PERMISSION_DENIED, "words of a later version")
+        assert found(upstream.url, "grpc", KEY) is Finding.KEY_REFUSED
         upstream.probe = failing(grpc.StatusCode.UNIMPLEMENTED)
         assert found(upstream.url, "grpc", KEY) is Finding.GOOD
         assert found(upstream.url, "rest") is Finding.OTHER_PORT

@@ -9,7 +9,7 @@ from typing import Final
 
 from tlsproxy.admin.upstream_findings import GOOD, Finding, Found
 from tlsproxy.proxy.upstream.collected_response import CollectedResponse
-from tlsproxy.qdrant.own_key import refuses_call, refuses_request
+from tlsproxy.qdrant.own_key import DENIED, DENIED_STATUSES, refuses_call, refuses_request
 from tlsproxy.wire import http2
 from tlsproxy.wire.field_block import FieldReader, Fields, write
 from tlsproxy.wire.http1 import END
@@ -19,6 +19,8 @@ from tlsproxy.wire.http2 import ACK, CONTINUATION, DATA, END_HEADERS, END_STREAM
 AGENT: Final = b"tlsproxy-readiness"
 LARGEST: Final = 1 << 16
 """Bytes of an answer that are read. What a longer one would say further is not needed."""
+_REDIRECTS: Final = 300
+"""From this status on `GET /` is no answer of Qdrant's, but of a proxy before it or of another server."""
 
 _HEALTH: Final = b"/grpc.health.v1.Health/Check"
 _PROTECTED: Final = b"/qdrant.Collections/List"
@@ -70,17 +72,18 @@ class RestConversation:
     async def ask(self) -> Found:
         """Raises OSError, EOFError, and ValueError for what is not HTTP/1.1."""
         status, body = await self._get(b"/")
-        if status == HTTPStatus.BAD_REQUEST or status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+        if refuses_request(status, body):
+            return self._refused()
+        if _REDIRECTS <= status != HTTPStatus.NOT_FOUND:
             return Found(Finding.FAILS, f"GET / with {status}")
-        return self._found(status, body)
+        return GOOD
 
     async def ask_for_key(self) -> Found:
         """As :meth:`ask`: whether our key is taken, where one is asked for."""
-        return self._found(*await self._get(b"/collections"))
+        status, _ = await self._get(b"/collections")
+        return self._refused() if status in DENIED else GOOD
 
-    def _found(self, status: int, body: bytes) -> Found:
-        if not refuses_request(status, body):
-            return GOOD
+    def _refused(self) -> Found:
         return Found(Finding.KEY_REFUSED if self._has_key else Finding.KEY_MISSING)
 
     async def _get(self, path: bytes) -> tuple[int, bytes]:
@@ -133,13 +136,17 @@ class GrpcConversation:
 
     async def ask_for_key(self) -> Found:
         """As :meth:`ask`: whether our key is taken, where one is asked for."""
-        return self._found(await self._call(_PROTECTED))
+        answer = await self._call(_PROTECTED)
+        return self._refused() if answer.denied else self._found(answer)
+
+    def _refused(self) -> Found:
+        return Found(Finding.KEY_REFUSED if self._own else Finding.KEY_MISSING)
 
     def _found(self, answer: _Answer) -> Found:
         if not answer.is_grpc:
             return Found(Finding.NO_GRPC)
         if answer.refuses_key:
-            return Found(Finding.KEY_REFUSED if self._own else Finding.KEY_MISSING)
+            return self._refused()
         if answer.content[len(_NO_MESSAGE) :] == _NOT_SERVING:
             return Found(Finding.FAILS, "its health check with NOT_SERVING")
         return GOOD
@@ -221,3 +228,8 @@ class _Answer:
     @property
     def refuses_key(self) -> bool:
         return refuses_call(self.fields)
+
+    @property
+    def denied(self) -> bool:
+        """With any text, as no later version of Qdrant need have the words that we know."""
+        return dict(self.fields).get(b"grpc-status") in DENIED_STATUSES

@@ -76,8 +76,10 @@ def speech_of(data: bytes) -> Speech:
 
 
 def found_instead(protocol: HttpProtocol, speech: Speech) -> Found:
-    """The finding about a server that does not speak what is expected of ``protocol``."""
+    """The finding about a server that does not speak well what is expected of ``protocol``."""
     if speech is Speech.TLS:
         return Found(Finding.SPEAKS_TLS)
-    other = Speech.HTTP2 if protocol == "rest" else Speech.HTTP1
+    own, other = (Speech.HTTP1, Speech.HTTP2) if protocol == "rest" else (Speech.HTTP2, Speech.HTTP1)
+    if speech is own:
+        return Found(Finding.FAILS, f"in {speech.value}, with a response that is malformed or cut off")
     return Found(Finding.OTHER_PORT if speech is other else Finding.NO_HTTP)

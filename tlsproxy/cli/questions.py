@@ -30,8 +30,16 @@ STDIN: Final = "-"
 _LINE_LIMIT: Final = 64 << 10
 _CONNECTIONS: Final = frozenset({"handshake", "connection", "tcp_open", "tcp_close"})
 _METHODS: Final = ("GET", "POST", "PUT", "PATCH", "DELETE", "HEAD")
-_ATTRIBUTES: Final = {"emailAddress": NameOID.EMAIL_ADDRESS, "serialNumber": NameOID.SERIAL_NUMBER}
-"""OpenSSL's names of attributes, beside those of RFC 4514."""
+_SCHEMES: Final = frozenset({"http", "https"})
+_ATTRIBUTES: Final = {
+    "emailAddress": NameOID.EMAIL_ADDRESS,
+    "serialNumber": NameOID.SERIAL_NUMBER,
+    "cn": NameOID.COMMON_NAME,
+    "ou": NameOID.ORGANIZATIONAL_UNIT_NAME,
+    "o": NameOID.ORGANIZATION_NAME,
+    "c": NameOID.COUNTRY_NAME,
+}
+"""OpenSSL's names of attributes, and common ones in lower case, beside those of RFC 4514."""
 _SUBJECT: Final = frozenset({"subject", "cn", "o", "ou"})
 """The fields of a rule that a subject tells."""
 
@@ -61,13 +69,13 @@ class Request:
 
     @classmethod
     def of(cls, method: str, path: str | None) -> Request:
-        """As typed: `put`, `collections/docs`, `qdrant.Points/Upsert` with or without `grpc` and a slash."""
+        """As typed: `put`, `collections/docs`, a URL, `qdrant.Points/Upsert` with or without `grpc` and a slash."""
         if path is None:
-            if "/" not in method:
+            service, separator, _ = _target(method).removeprefix("/").partition("/")
+            if not separator or "." not in service:
                 raise click.UsageError("say METHOD and PATH, or the full method of a gRPC call: qdrant.Points/Search")
             method, path = "grpc", method
-        method = "grpc" if method.lower() == "grpc" else method.upper()
-        return cls(method, path if path.startswith("/") else f"/{path}")
+        return cls("grpc" if method.lower() == "grpc" else method.upper(), _target(path))
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,9 +177,18 @@ def _method_of(path: str, operation: str) -> str:
     return _METHODS[0]
 
 
+def _target(text: str) -> str:
+    """The path of a request, with its query, also out of a URL."""
+    scheme, separator, rest = text.partition("://")
+    if separator and scheme.lower() in _SCHEMES:
+        text = rest[rest.index("/") :] if "/" in rest else "/"
+    return text if text.startswith("/") else f"/{text}"
+
+
 def _subject(text: str) -> x509.Name:
-    """A subject as RFC 4514 writes it, or with OpenSSL's spaces: `O = a, CN = b`. Raises ValueError."""
-    return x509.Name.from_rfc4514_string(text.replace(" = ", "=").replace(", ", ","), _ATTRIBUTES)
+    """A subject as RFC 4514 writes it, or as OpenSSL prints it: `subject=O = a, CN = b`. Raises ValueError."""
+    bare = text.removeprefix("subject=").strip()
+    return x509.Name.from_rfc4514_string(bare.replace(" = ", "=").replace(", ", ","), _ATTRIBUTES)
 
 
 def _named(name: str) -> Identity:

@@ -59,9 +59,9 @@ def refuses_request(status: int, body: bytes) -> bool:
 def refuses_call(fields: Fields) -> bool:
     """Whether the trailers of a gRPC call are one."""
     named = dict(fields)
-    if named.get(b"grpc-status") not in _CALL_STATUSES:
+    if named.get(b"grpc-status") not in DENIED_STATUSES:
         return False
     return is_refusal(unquote(named.get(b"grpc-message", b"").decode("latin-1")))
 
 
-_CALL_STATUSES: Final = frozenset(b"%d" % status for status in DENIED_CALLS)
+DENIED_STATUSES: Final = frozenset(b"%d" % status for status in DENIED_CALLS)
