@@ -121,6 +121,18 @@ def test_requests_as_people_write_them(made: SnapshotSite, words: list[str], ope
     assert result.stdout.endswith("decision   allowed\n")
 
 
+@pytest.mark.usefixtures("generation")
+def test_a_ca_made_anew_under_its_name_is_told_from_one_that_is_missing(made: SnapshotSite) -> None:
+    hint = "; the CA of this name in tls.ca_cert has another key (unknown_ca)\n"
+    for name, hinted in (
+        ("of a CA of the same name", True),
+        ("of a foreign CA", False),
+        ("without its intermediate", False),
+    ):
+        result = explain(made, made.directory / f"{name}.pem", "GET", "/collections")
+        assert result.stdout.endswith(hint) == hinted, result.stdout
+
+
 def test_a_revoked_intermediate_is_no_way_in_either(made: SnapshotSite, tmp_path: Path) -> None:
     """OpenSSL is not asked about it: the rule that ends live connections says so."""
     own = site(tmp_path, tls={"crl": ["crl.pem"], "crl_policy": "where_present"})
@@ -196,8 +208,8 @@ def test_rules_that_ask_for_more_than_a_subject_tells_are_named(tmp_path: Path) 
     ("client", "says"),
     [
         ("missing.pem", "error: missing.pem: does not exist\n"),
-        ("alice", "error: alice: does not exist\n"),
-        ("CN", "error: CN: does not exist\n"),
+        ("alice", "error: alice: is no file, and no subject: a subject is written as CN=alice,OU=search "),
+        ("CN", "error: CN: is no file, and no subject: "),
         ("=alice", "error: =alice: is no file, and no subject: "),
         (".", "error: .: is a directory; a regular file is needed\n"),
     ],

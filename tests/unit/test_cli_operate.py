@@ -71,6 +71,21 @@ def test_the_configuration_says_where_it_is(tmp_path: Path) -> None:
     assert "missing.yaml" in refused("status", "--config", str(tmp_path / "missing.yaml"))
 
 
+def test_mistakes_in_the_configuration_hide_no_running_gateway(tmp_path: Path) -> None:
+    config = tmp_path / "tlsproxy.yaml"
+    for mistake in (
+        "roles: {a: {access: rx}}", "identities: [{name: a, match: {cn: b}, role: nobody}]", "limits: 3", "x: y",
+        "tls: {cert: [1]}", "service: {http_port: many}",
+    ):  # fmt: skip
+        config.write_text(f"admin: {{listen: localhost:9333}}\n{mistake}\n")
+        assert admin_of(config, None).address == "localhost:9333"
+    for unread, says in (("admin: [\n", ":2:1 "), ("admin: {listen: 9333}\n", ":1:9 admin.listen: must be text")):
+        config.write_text(unread)
+        told = refused("status", "--config", str(config)).splitlines()
+        assert any(f"{config}{says}" in line for line in told)
+        assert told[-1] == "error: a gateway that runs serves on without this file: --admin ADDRESS asks it"
+
+
 def test_nobody_is_there() -> None:
     with socket.create_server(("127.0.0.1", 0)) as unused:
         address = f"127.0.0.1:{unused.getsockname()[1]}"

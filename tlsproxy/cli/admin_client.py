@@ -16,6 +16,7 @@ import click
 
 from tlsproxy.cli.common import config_option
 from tlsproxy.config.loader import admin_listen
+from tlsproxy.config.problems import ConfigError
 from tlsproxy.errors import TlsproxyError
 from tlsproxy.snapshot.files import CONFIG_LIMIT, read_argument
 
@@ -27,6 +28,7 @@ RELOAD_DEADLINE: Final = 70.0
 _UNIX: Final = "unix:"
 _SIZE_LIMIT: Final = 64 << 20
 _OTHER_CONFIG: Final = "(if it was started with another configuration, --admin ADDRESS says where it listens)"
+_UNREAD_CONFIG: Final = "a gateway that runs serves on without this file: --admin ADDRESS asks it"
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -47,11 +49,14 @@ def admin_options(command: F) -> F:
 
 
 def admin_of(config_path: Path, admin: str | None) -> AdminClient:
-    """The admin server's client. Raises AdminError, ConfigError or MaterialError."""
+    """The admin server's client. Raises AdminError or MaterialError."""
     if admin is not None:
         return AdminClient(_address(admin))
     # A mistake elsewhere in the file is the gateway's to tell, and the service's credentials are its own.
-    listen = admin_listen(read_argument(config_path, CONFIG_LIMIT), config_path, os.environ)
+    try:
+        listen = admin_listen(read_argument(config_path, CONFIG_LIMIT), config_path, os.environ)
+    except ConfigError as error:
+        raise AdminError(f"{error}\n{_UNREAD_CONFIG}") from None
     if listen is None:
         raise NoAdminServer(f"{config_path}: admin.listen is not set, so there is no admin server")
     if listen.endswith(":0"):

@@ -80,7 +80,8 @@ def who(config_path: Path, admin: str | None, subject: str, *, as_json: bool) ->
         for line in _told(status, live, refusals, keys):
             click.echo(line)
     if not (live or refusals or keys):
-        click.echo(f"nobody: no live connection, recent refusal or key is of {view.shown(subject)}", err=True)
+        text = f"no live connection, recent refusal or key is of {view.shown(subject)}"
+        click.echo(f"nobody: {text}; `tlsproxy explain` has what a certificate may do", err=True)
         sys.exit(1)
 
 

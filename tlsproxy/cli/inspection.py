@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Final
 
 import click
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 
 from tlsproxy.config.listeners import listening, titles
 from tlsproxy.config.model import Config, HttpProtocol
@@ -93,10 +95,31 @@ def connected(generation: Generation, protocol: HttpProtocol, chain: Sequence[by
             peer = tried_peer(present(context, chain))
         except ssl.SSLError as error:
             reason, text = handshake_failure(error)
-            text = text if chain else "a client certificate is required"
+            if not chain:
+                text = "a client certificate is required"
+            elif reason == "unknown_ca":
+                text += _namesakes(generation, x509.load_der_x509_certificate(chain[-1]))
             raise NoConnection(text, reason) from None
     standing = Standing(generation, peer, now)
     if standing.refusal is not None:
         reason = standing.refusal.reason
         raise NoConnection(REFUSALS.get(reason, standing.refusal.text), reason)
     return standing
+
+
+def _namesakes(generation: Generation, last: x509.Certificate) -> str:
+    """A hint where the issuer of a chain's last certificate is trusted by name, with another key: a CA made anew."""
+    named = [each for each in generation.material.trust.authorities if each.subject == last.issuer]
+    if not named or any(_may_have_issued(each, last) for each in named):
+        return ""
+    return "; the CA of this name in tls.ca_cert has another key"
+
+
+def _may_have_issued(authority: x509.Certificate, certificate: x509.Certificate) -> bool:
+    try:
+        certificate.verify_directly_issued_by(authority)
+    except (InvalidSignature, ValueError):  # ValueError: the keys are of different types
+        return False
+    except (TypeError, UnsupportedAlgorithm):  # nothing is known then
+        return True
+    return True

@@ -139,7 +139,7 @@ def client_of(text: str) -> Client:
     """CERT as typed: a file, a subject, or `none`. Raises MaterialError."""
     if text == NOBODY:
         return Client(None, ())
-    if "=" in text and not Path(text).exists():
+    if ("=" in text or not {"/", "."}.intersection(text)) and not Path(text).exists():
         try:
             return Client(identity_of_subject(_subject(text)), None, _SUBJECT)
         except ValueError:
