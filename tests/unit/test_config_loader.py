@@ -125,7 +125,7 @@ log_level: WARNING
         '11:1 identities: must be a list: [{name: jobs, match: {cn: "ingest-*"}, role: ingest}]',
         "13:3 audit.rotation: must be 'daily' or 'hourly' (did you mean 'daily'?)",
         "14:3 audit.rotation: duplicate key (the first is in line 13)",
-        "15:1 limits: must be a mapping",
+        "15:1 limits: must be a mapping: {connections: …, connections_per_address: …, per_address: …, …}",
         "16:1 log_level: must be 'DEBUG', 'INFO', 'WARN' or 'ERROR' (did you mean 'WARN'?)",
     ]
 

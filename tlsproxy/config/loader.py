@@ -24,7 +24,7 @@ from tlsproxy.config.positions import Path as TreePath
 from tlsproxy.config.positions import Tree, read_tree
 from tlsproxy.config.problems import ConfigError, Problem, did_you_mean
 from tlsproxy.config.qdrant_keys import KEYS, SECTIONS, is_unused
-from tlsproxy.config.shape import disclosed, known_at, lists, sections, takes_path, takes_url
+from tlsproxy.config.shape import disclosed, known_at, lists, model_at, sections, takes_path, takes_url
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
@@ -35,6 +35,7 @@ CREDENTIAL: Final = "credential:"
 _CREDENTIAL_NAME: Final = re.compile(r"[A-Za-z0-9@_-][A-Za-z0-9@._-]*")
 _MISSPELT_URL: Final = re.compile(r"https?:", re.IGNORECASE)
 """A malformed URL, which must not pass for a path: a problem would show it, and its query may be a secret."""
+_SHOWN_KEYS: Final = 3
 _STAND_IN: Final = {"access": "r"}
 _SHAPES: Final = {
     "missing": "is required",
@@ -261,5 +262,12 @@ def _text(tree: Tree, path: TreePath, detail: ErrorDetails) -> str:
         words = re.findall(r"'([^']*)'", expected)
         return f"must be {expected if words else expected.lower()}{hint or did_you_mean(str(value), words)}"
     if kind in _SHAPES:
-        return _SHAPES[kind] + hint
+        return _SHAPES[kind] + (hint or (_keys_hint(path) if kind == "model_type" else ""))
     return _TEXTS.get(kind) or detail["msg"].replace("Input should be", "must be").replace("Value", "value", 1)
+
+
+def _keys_hint(path: TreePath) -> str:
+    """`: {share: …, number: …}`, the keys of a section that was given as something else; of many only some."""
+    keys = tuple(model_at(path).model_fields)
+    shown = ", ".join(f"{key}: …" for key in keys[:_SHOWN_KEYS])
+    return f": {{{shown}{', …' if len(keys) > _SHOWN_KEYS else ''}}}"
