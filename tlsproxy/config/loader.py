@@ -71,6 +71,31 @@ def parse(data: bytes, path: Path, environ: Mapping[str, str]) -> Loaded:
     return outcome
 
 
+@lru_cache(maxsize=1)
+def _outcome(data: bytes, path: Path, base: Path, environ: tuple[tuple[str, str], ...]) -> Loaded | tuple[Problem, ...]:
+    try:
+        return _parsed(data, path, base, dict(environ))
+    except ConfigError as error:
+        return tuple(error.problems)
+
+
+def _parsed(data: bytes, path: Path, base: Path, environ: Mapping[str, str]) -> Loaded:
+    tree = read_tree(data, str(path), disclosed)
+    overlaid = overlay(tree, environ)
+    unused = (*_take_unused(tree), *overlaid.unused)
+    _drop_empty(tree)
+    problems = [*tree.problems, *overlaid.problems, *_resolve_paths(tree, base, environ)]
+    sound = _validate(tree)
+    problems += sound.problems
+    warnings = list(overlaid.warnings)
+    for finding in findings(sound.config, tree, sound.failed, sound.kept.keys()):
+        place = sound.place(finding.path)
+        (warnings if finding.warning else problems).append(tree.position(place).problem(place, finding.text))
+    if problems:
+        raise ConfigError(sorted(problems, key=lambda problem: (problem.line == 0, problem.line, problem.column)))
+    return Loaded(sound.config, unused, tuple(warnings))
+
+
 def admin_listen(data: bytes, path: Path, environ: Mapping[str, str]) -> str | None:
     """`admin.listen` of a configuration that may have mistakes in other sections. Raises ConfigError."""
     tree = read_tree(data, str(path), disclosed)
