@@ -84,6 +84,9 @@ def test_other_methods(plain: Gateway) -> None:
         (b"GET livez HTTP/1.1\r\n\r\n", 400),
         (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 400),
         (b"GET /livez HTTP/1.1\r\nx: " + b"x" * MAX_HEAD, 431),
+        (b"GET /livez HTTP/1.1\r\nx: " + b"x" * MAX_HEAD + b"\r\n\r\n", 431),
+        (b"GET /livez HTTP/1.1\r\ncontent-length: 20000\r\n\r\n" + b"x" * 20000, 200),
+        (b"POST /livez HTTP/1.1\r\ncontent-length: 20000\r\n\r\n" + b"x" * 20000, 405),
     ],
 )
 def test_requests_in_other_forms(plain: Gateway, said: bytes, status: int) -> None:

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 DEADLINE: Final = 5.0
 MAX_CONNECTIONS: Final = 64
 MAX_HEAD: Final = 8192
-"""Bytes of a request."""
+"""Bytes of a request's head."""
 _LINGER: Final = 1.0
 _LOWEST_RATE: Final = 1024.0
 # Probes of HAProxy speak HTTP/1.0 (`option httpchk`). Fields and bodies are ignored: the connection ends.
@@ -139,8 +139,8 @@ class _Connection:
         self._head += data
         if not self._head[:1].isalpha():  # TLS, for example: it would not understand a word
             self.stream.abort()
-        elif len(self._head) > MAX_HEAD:
-            self._tell(*_told(431, f"A request has at most {MAX_HEAD} bytes"), to_head=False)
+        elif len(self._head) > MAX_HEAD and END not in self._head[:MAX_HEAD]:
+            self._tell(*_told(431, f"A request's head has at most {MAX_HEAD} bytes"), to_head=False)
         elif END in self._head or has_bare_lf(self._head):
             self._asked()
 
