@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tlsproxy.qdrant.own_key import refuses_call, refuses_request
+from tlsproxy.qdrant.own_key import LONGEST, refuses_call, refuses_request
 from tlsproxy.wire.grpc import trailers
 
 REFUSALS = [
@@ -52,3 +52,21 @@ def test_refusals_of_something_else(text: str) -> None:
 def test_a_text_that_has_one_in_it_is_none(more: bytes, refusal: str) -> None:
     assert not refuses_request(401, refusal.encode() + more)
     assert not refuses_request(401, more + refusal.encode())
+
+
+def test_bodies_that_are_none() -> None:
+    padded = REFUSALS[0].encode().ljust(LONGEST)
+    assert refuses_request(401, padded)
+    assert not refuses_request(401, padded + b" ")
+    for body in (b"\xff", b"{", b"{}", b'{"status":"ok"}', b'{"status":{"error":1}}', b'{"error":"InvalidSignature"}'):
+        assert not refuses_request(401, body)
+
+
+def test_messages_of_calls() -> None:
+    """A collection's name is UTF-8, percent-encoded, and whatever else a server lets through."""
+    for name in ("d%C3%B6cs", "%FF", "\xff"):
+        message = f"Access to collection {name} is required".encode("latin-1")
+        assert refuses_call(((b"grpc-status", b"7"), (b"grpc-message", message)))
+    assert refuses_call(((b"grpc-status", b"16"), (b"grpc-message", b"Invalid%20API key or JWT")))
+    assert not refuses_call(((b"grpc-status", b"7"),))
+    assert not refuses_call(((b"grpc-message", b"InvalidSignature"),))
