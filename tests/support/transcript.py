@@ -41,7 +41,7 @@ _PLACEHOLDERS: Final = tuple(
 
 _EARLIER: Final = re.compile(
     r"last configuration change, at <time> UTC:|\w+  .*  \d+  \d+  \d+  \d+\.\d"
-    r"|\s*warning: .*: (?:other_authority: .* was CN=Public Intermediate|older_certificate: ).*"
+    r"|\s*warning: .*: (?:other_authority: .* predecessor of CN=Public Intermediate|older_certificate: ).*"
 )
 """Lines that depend on the set-ups before, and are left out: whether there was a change, decisions, what was mended."""
 

@@ -102,7 +102,7 @@ def test_each_says_what_is_different() -> None:
     assert "CN=intermediate one" in suspicions(chain(ONE), chain(ONE, count=1))[0]
     assert "fullchain.pem" in suspicions(chain(ONE), chain(ONE, count=1))[0]
     assert "*.example.net, 10.0.0.1" in suspicions(chain(ROOT), chain(ROOT, dns=["db.example.org"], ips=()))[0]
-    assert "CN=other root, where that was CN=test root" in suspicions(chain(ROOT), chain(OTHER))[0]
+    assert "CN=other root, its predecessor of CN=test root" in suspicions(chain(ROOT), chain(OTHER))[0]
     assert "2048 bits in place of 3072" in suspicions(keyed(RSA[3072]), keyed(RSA[2048]))[0]
 
 

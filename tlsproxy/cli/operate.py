@@ -25,11 +25,11 @@ _INPUT_STATES: Final = {"published": "good", "retried": "cannot be read now"}
 _REHEARSED: Final = {
     "ok": "would be published",
     "unchanged": "unchanged: the files are those that serve",
-    "partial": "would be published in part",
-    "held": "would be held",
-    "failed": "would be refused",
+    "partial": "would be published in part: ",
+    "held": "would be ",
+    "failed": "would be refused: ",
 }
-"""The result of a dry run."""
+"""The result of a dry run, or what precedes its faults; the one of `held` is `held back by limits.mass_cut …`."""
 _DONE: Final = frozenset({"ok", "unchanged"})
 
 
@@ -103,8 +103,7 @@ def reload_command(config_path: Path, admin: str | None, *, dry_run: bool, force
 
 
 def _print_done(result: Mapping[str, Any], reload: Reload) -> None:
-    if reload.error:
-        _print_outcome(reload.result, result)
+    _print_faults(f"{reload.result}: ", result)
     if reload.result != "unchanged":
         click.echo(f"published: generation {result['generation']}")
     else:
@@ -119,7 +118,7 @@ def _print_done(result: Mapping[str, Any], reload: Reload) -> None:
 
 
 def _print_refused(result: Mapping[str, Any], reload: Reload) -> None:
-    _print_outcome(reload.result, result)
+    _print_faults("" if reload.result == "held" else f"{reload.result}: ", result)
     for row in impact_report.rows(result.get("consequences") or {}):
         click.echo(f"  {row}", err=True)
     number = result["generation"]
@@ -129,7 +128,10 @@ def _print_refused(result: Mapping[str, Any], reload: Reload) -> None:
 
 
 def _print_rehearsed(result: Mapping[str, Any], reload: Reload) -> None:
-    _print_outcome(_REHEARSED[reload.result], result)
+    if reload.result in _DONE:
+        click.echo(_REHEARSED[reload.result])
+    else:
+        _print_faults(_REHEARSED[reload.result], result)
     _print_changes(result, reload)
     for one in result["inputs"]:
         click.echo(f"  {one['input']} {shown(one['name'])}: {_INPUT_STATES.get(one['state'], one['state'])}")
@@ -140,13 +142,9 @@ def _print_rehearsed(result: Mapping[str, Any], reload: Reload) -> None:
     click.echo(f"nothing has changed: generation {result['generation']} goes on serving")
 
 
-def _print_outcome(outcome: str, result: Mapping[str, Any]) -> None:
-    """A line for each fault, if there are any."""
-    faults = result["error"].splitlines()
-    for fault in faults:
-        click.echo(f"{outcome}: {shown(fault)}", err=True)
-    if not faults:
-        click.echo(outcome)
+def _print_faults(prefix: str, result: Mapping[str, Any]) -> None:
+    for fault in result["error"].splitlines():
+        click.echo(f"{prefix}{shown(fault)}", err=True)
 
 
 def _print_changes(result: Mapping[str, Any], reload: Reload) -> None:

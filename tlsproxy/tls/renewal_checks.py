@@ -64,8 +64,8 @@ def _path(former: Sequence[x509.Certificate], chain: Sequence[x509.Certificate])
         yield f"missing_intermediate: it comes alone, where {_name(above[0])} was sent before; {_WHOLE}"
     elif issuer is None and not _same(_root(former[-1]), _root(last)):
         yield (
-            f"other_authority: it is of the CA {_issuer(last)}, where that was {_issuer(former[-1])}; "
-            "clients that trust the former alone refuse it, so give them the new CA first"
+            f"other_authority: it is of the CA {_issuer(last)}, its predecessor of {_issuer(former[-1])}; "
+            "clients that trust the latter alone refuse it, so give them the new CA first"
         )
 
 

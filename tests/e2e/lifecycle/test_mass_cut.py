@@ -44,7 +44,7 @@ def told_everywhere(gateway: Gateway) -> None:
 
     code, out, err = operator(gateway, "reload")  # which considers it anew
     assert (code, out) == (1, "")
-    assert "held: held back by limits.mass_cut" in err
+    assert "held back by limits.mass_cut" in err
     assert "rest 127.0.0.1 CN=ingest-7, role ingest: no_role\n" in err
     assert err.endswith("generation 1 serves without it\n")
 
