@@ -152,6 +152,8 @@ def test_a_share_that_shrinks_gives_back_the_rest(shares: Shares) -> None:
     for size, rest in ((9, 5), (5, 5), (4, 4), (4, 4)):
         one.share.shrink(size)
         assert (one.share.size, other.share.size, shares.held) == (rest, 4 if rest < 5 else 0, rest + (rest < 5) * 4)
+    Holder(shares, "c").share.shrink(0)
+    assert shares.held == 8
 
 
 def test_an_account_that_gave_back_is_served_before_one_that_holds_more(shares: Shares) -> None:
