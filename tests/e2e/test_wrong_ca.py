@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import socket
+import ssl
 
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
-from support.gateway import Gateway
+from support.gateway import DEADLINE, Gateway
 from support.raw_request import alert, ask
 from support.site import CLIENTS, Site
 from support.upstream import ScriptedUpstream
@@ -68,3 +70,20 @@ def test_an_intermediate_that_was_sent_is_fine(site: Site, shared_gateway: Gatew
     with shared_gateway.connect(site.client("chained")) as sock:
         assert ask(sock).status == 200
     assert shared_gateway.audited(status=200)["role"] == "admin"
+
+
+@pytest.mark.parametrize(("trusted", "name"), [("other.pem", "localhost"), ("ca.pem", "qdrant.example.org")])
+def test_a_client_that_refuses_the_gateways_certificate(
+    site: Site, shared_gateway: Gateway, trusted: str, name: str
+) -> None:
+    """Its alert is in the audit line: it does not know the CA, or meant another name."""
+    site.write("other.pem", Authority.create("other").certificate_pem)
+    context = ssl.create_default_context(cafile=site.directory / trusted)
+    with (
+        socket.create_connection(("127.0.0.1", shared_gateway.port), timeout=DEADLINE) as sock,
+        pytest.raises(ssl.SSLCertVerificationError),
+    ):
+        context.wrap_socket(sock, server_hostname=name)
+    record = shared_gateway.audited(event="handshake")
+    ending = "alert_unknown_ca" if trusted == "other.pem" else "alert_bad_certificate"
+    assert (record["reason"], record["error"].endswith(ending)) == ("client_alert", True)
