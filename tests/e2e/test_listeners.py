@@ -56,7 +56,7 @@ def test_one_that_is_taken_stops_all(site: Site) -> None:
         config = site.write_config(NOWHERE, grpc=NOWHERE, listeners=listeners)
         done = forked.run("run", "--config", str(config))
     assert done.returncode == 1
-    assert f"cannot serve: [Errno 98] 127.0.0.1:{port}: Address already in use" in done.stderr
+    assert f"cannot serve: 127.0.0.1:{port}: Address already in use; `ss -ltnp 'sport = :{port}'`" in done.stderr
     assert ": serving " not in done.stderr
     assert done.stdout == "", "nobody was ever here"
 

@@ -6,6 +6,7 @@ If the process has no descriptors left, accepting pauses instead of spinning.
 from __future__ import annotations
 
 import asyncio
+import errno
 import socket
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ REST: Final = 0.2
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """Listening socket. Raises OSError, which names the address."""
+    """Listening socket. Raises OSError, whose text names the address and, for a taken one, the way to its owner."""
     try:
         sock = bound_socket(host, port)
         try:
@@ -36,7 +37,8 @@ def bind(host: str, port: int) -> socket.socket:
             sock.close()
             raise
     except OSError as error:
-        raise OSError(error.errno, f"{Endpoint(host, port)}: {error.strerror}") from error
+        owner = f"; `ss -ltnp 'sport = :{port}'` names its process" if error.errno == errno.EADDRINUSE else ""
+        raise OSError(f"{Endpoint(host, port)}: {error.strerror}{owner}") from error
     return sock
 
 
