@@ -18,7 +18,7 @@ from support.sample_status import HOSTILE, NOW, connection, refusal, status
 
 from tlsproxy.cli import main
 from tlsproxy.cli.admin_client import admin_of
-from tlsproxy.cli.terminal import BLOCKS, PLAIN, _overview
+from tlsproxy.cli.terminal import BLOCKS, PLAIN, _overview, show
 
 COMMANDS = ("status", "top", "reload", "connections", "who nobody", "cut 1")
 
@@ -123,6 +123,12 @@ def test_a_terminal_shows_what_the_page_shows() -> None:
     ):  # fmt: skip
         assert told in text
     assert re.search(r"^search .*█.*\s5405\s+54\s+0\s+6\.9", text, re.MULTILINE)
+
+
+def test_a_sentence_stays_on_one_line_of_a_pipe(capsys: pytest.CaptureFixture[str]) -> None:
+    told = f"NOT READY: {'so much is wrong that ' * 20}nothing serves"
+    show(status(readiness={"headline": told, "state": "not_ready"}), NOW)
+    assert f" {told}\n" in capsys.readouterr().out
 
 
 def test_what_strangers_chose_does_nothing_to_a_terminal() -> None:

@@ -49,7 +49,8 @@ PLAIN: Final = Glyphs(" .:-=+*#@", "#", ".")
 
 def show(status: Mapping[str, Any], now: float) -> None:
     console = _console()
-    console.print(_overview(status, now, _glyphs_for(console)))
+    # A sentence stays on one line for grep, where no terminal's edge cuts it.
+    console.print(_overview(status, now, _glyphs_for(console)), soft_wrap=not console.is_terminal)
 
 
 def follow(fetch: Callable[[], Mapping[str, Any]], interval: float) -> None:
