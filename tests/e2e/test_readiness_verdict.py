@@ -71,6 +71,7 @@ def test_one_that_goes_is_noticed_by_the_requests_that_fail(own_site: Site, port
         own_site.replace("server.pem", b"no certificate")
         gateway.reloaded("failed")
         assert "server.pem" in headline(gateway, "DEGRADED: reload: ")
+        assert bad_parts(gateway) == {"reload"}
         assert gateway.ask_admin("/readyz")[0] == 200
         upstream.close()
         with Client(gateway, own_site.client()) as client:

@@ -21,10 +21,19 @@ def name(*pairs: tuple[x509.ObjectIdentifier, str], encoding: _ASN1Type | None =
     return x509.Name([x509.NameAttribute(oid, value, encoding) for oid, value in pairs])
 
 
-def certified(authority: Authority, by: Authority, *, not_after: datetime | None = None) -> Authority:
-    """The same name and key, with a certificate of another CA: as CAs are cross-signed. By itself: issued anew."""
+def certified(
+    authority: Authority,
+    by: Authority,
+    *,
+    not_after: datetime | None = None,
+    extensions: Sequence[x509.ExtensionType] = (),
+) -> Authority:
+    """The same name and key, with a certificate of another CA: as CAs are cross-signed. By itself: issued anew.
+
+    ``extensions`` are critical.
+    """
     own, issuer = authority._certificate(), by._certificate()
-    certificate = (
+    builder = (
         x509.CertificateBuilder()
         .subject_name(own.subject)
         .issuer_name(issuer.subject)
@@ -34,8 +43,10 @@ def certified(authority: Authority, by: Authority, *, not_after: datetime | None
         .not_valid_after(not_after or issuer.not_valid_after_utc)
         .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(own.public_key()), critical=False)
-        .sign(by._key(), hashes.SHA256())
     )
+    for extension in extensions:
+        builder = builder.add_extension(extension, critical=True)
+    certificate = builder.sign(by._key(), hashes.SHA256())
     pem = certificate.public_bytes(serialization.Encoding.PEM)
     return Authority(pem, authority.key_pem, pem + by.intermediates_pem)
 

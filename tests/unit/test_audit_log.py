@@ -315,7 +315,7 @@ def test_a_full_disk_fails_and_closing_tells_what_is_lost(caplog: pytest.LogCapt
     log.when_health_changes(failed.set)
     log.write("one\n")
     assert failed.wait(WAIT)
-    assert log.last_error.endswith("cannot be written: No space left on device")
+    assert log.last_error == "the standard output cannot be written: No space left on device"
     log.close(0.05)
     os.close(full)
     assert "lines lost: 1 (" in caplog.text

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from cryptography import x509
+from cryptography.x509.oid import ExtendedKeyUsageOID
 from snapshot_site import ROOT, SnapshotSite, site
 from support.certificates import certified
 
@@ -90,6 +91,21 @@ def test_an_expired_cross_signed_certificate_at_the_end_is_needless(tmp_path: Pa
     # Without the root among the CAs an intermediate before it says that it is one.
     made.write("ca.pem", FOREIGN.certificate_pem)
     assert len(served(made, leaf(MIDDLE), MIDDLE, EXPIRED)) == 1
+
+
+@pytest.mark.parametrize(
+    ("extension", "says"),
+    [
+        (x509.NameConstraints([x509.DNSName("example.org")], None), "permitted subtree violation"),
+        (x509.ExtendedKeyUsage([ExtendedKeyUsageOID.CLIENT_AUTH]), "unsuitable certificate purpose"),
+        (x509.UnrecognizedExtension(x509.ObjectIdentifier("1.2.3.4"), b"\x05\x00"), "unhandled critical extension"),
+    ],
+)
+def test_a_chain_that_every_client_refuses(tmp_path: Path, extension: x509.ExtensionType, says: str) -> None:
+    made, middle = site(tmp_path), certified(MIDDLE, ROOT, extensions=[extension])
+    served(made, leaf(MIDDLE), middle)
+    (warning,) = made.build().warnings
+    assert warning.startswith(f"{tmp_path / 'server.pem'}: clients refuse the chain ({says}); ")
 
 
 @pytest.mark.parametrize("case", ["the issuer", "a root"])

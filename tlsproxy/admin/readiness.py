@@ -82,6 +82,11 @@ class Readiness:
     refused: Mapping[str, int] = field(default_factory=dict)
 
     @property
+    def good(self) -> Mapping[str, bool]:
+        """Whether each part is good."""
+        return {name: part.good for name, part in self.parts.items()}
+
+    @property
     def level(self) -> Level:
         return max((part.level for part in self.parts.values()), default=Level.OK)
 

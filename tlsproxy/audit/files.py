@@ -99,6 +99,9 @@ class AuditFiles:
     def __repr__(self) -> str:
         return f"AuditFiles({self._path})"
 
+    def __str__(self) -> str:
+        return str(self._path)
+
     def ready(self, when: float) -> bool:
         path = self._path_at(when)
         if self._fd >= 0 and path == self._path and self._in_place():
@@ -199,6 +202,9 @@ class StandardOutput:
 
     def __repr__(self) -> str:
         return "StandardOutput()"
+
+    def __str__(self) -> str:
+        return "the standard output"
 
     def ready(self, when: float) -> bool:  # noqa: ARG002 - it never changes
         return False

@@ -370,7 +370,7 @@ class AuditLog:
         return True
 
     def _failed(self, error: OSError) -> None:
-        self.last_error = f"{self._sink!r} cannot be written: {error.strerror or error}"
+        self.last_error = f"{self._sink} cannot be written: {error.strerror or error}"
         self._set_working(False)
 
     def _wrote(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from typing import Final, Protocol
 
@@ -20,7 +20,7 @@ _log = logging.getLogger(__name__)
 
 
 class ReadinessMetrics(Protocol):
-    def readiness(self, parts: dict[str, bool]) -> None: ...
+    def readiness(self, parts: Mapping[str, bool]) -> None: ...
 
 
 class ReadinessObserver(Protocol):
@@ -60,5 +60,5 @@ class ReadinessMonitor:
         """``now`` is of the monotonic clock."""
         for level, text in self._episodes.lines(readiness, now):
             _log.log(level, "%s", text)
-        self._metrics.readiness({name: part.good for name, part in readiness.parts.items()})
+        self._metrics.readiness(readiness.good)
         self._observer.headline(readiness.headline)

@@ -93,4 +93,6 @@ class ServiceState:
         return await self._served.cut(number)
 
     async def metrics(self) -> tuple[bytes, str]:
+        """With the verdict of this moment, as ``/readyz`` has it."""
+        self._served.counted.readiness((await self.ready()).good)
         return await self._served.metrics()

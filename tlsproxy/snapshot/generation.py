@@ -25,7 +25,7 @@ from tlsproxy.snapshot.name_resolution import tunnel_name
 from tlsproxy.snapshot.validation import InputReading, ServingInputs, judge
 from tlsproxy.tls.chains import defect_of
 from tlsproxy.tls.client_trial import refusal_of_authority
-from tlsproxy.tls.context import build_context, self_handshake, server_context
+from tlsproxy.tls.context import build_context, refusal_by_clients, self_handshake, server_context
 from tlsproxy.tls.material import Material, crl_policy, material_of
 from tlsproxy.tls.trust import NO_TRUST, Trust
 
@@ -65,7 +65,7 @@ class Generation:
     ``started`` is the configuration at the process's start; ``restart_needed`` names changed settings that wait for the
     next one. ``contexts`` has an SSLContext for each set of protocols of a listener, and for ``HEALTH`` if that one
     has TLS. ``upstream_addresses`` has REST, and gRPC if it is served: (family, sockaddr), in the order to try.
-    ``unfit`` are those ``warnings`` that a trial of the contexts found, about CAs whose clients they refuse.
+    ``unfit`` are those ``warnings`` that trials found: CAs whose clients are refused, a chain that clients refuse.
     """
 
     number: int
@@ -195,7 +195,7 @@ def assemble(  # noqa: PLR0913 - the dependencies of a generation, by name
     if former is not None and contexts is former.contexts:
         unfit = former.unfit
     else:
-        unfit = tuple(_unfit(next(iter(contexts.values())), material.trust, now))
+        unfit = (*_unverifiable(material), *_unfit(next(iter(contexts.values())), material.trust, now))
     shared = former is not None and policy is former.policy and material.anchors is former.material.anchors
     return Generation(
         number=number,
@@ -289,6 +289,11 @@ def _contexts(
     if started.health.listen is not None and started.health.tls:
         contexts[HEALTH] = server_context(material, alpn_of(("rest",)))
     return contexts
+
+
+def _unverifiable(material: Material) -> Iterator[str]:
+    if refusal := refusal_by_clients(material):
+        yield f"{material.cert_path}: clients refuse the chain ({refusal}); have it issued anew"
 
 
 def _unfit(context: ssl.SSLContext, trust: Trust, now: float) -> Iterator[str]:

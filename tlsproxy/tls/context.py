@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from cryptography.hazmat.primitives import serialization
+
 from tlsproxy.errors import MaterialError
 from tlsproxy.tls.sessions import CAN_SWITCH_OFF, keep_no_sessions
 from tlsproxy.tls.verification import judge_clients
@@ -28,6 +30,8 @@ CIPHERS: Final = "ECDHE+AESGCM:ECDHE+CHACHA20:@SECLEVEL=2"
 TLS 1.3 has nothing else."""
 OPTIONS: Final = ssl.OP_NO_TICKET | ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_COMPRESSION
 VERSIONS: Final = (ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3)
+_NO_CHECK_TIME: Final = 0x200000
+"""X509_V_FLAG_NO_CHECK_TIME (openssl/x509_vfy.h)."""
 FLIGHTS: Final = 4
 """Most flights of each side of a trial handshake; TLS 1.2, the longer one, needs two."""
 
@@ -81,6 +85,23 @@ def self_handshake(material: Material, *, alpn: Sequence[str]) -> None:
         # Not tried by resuming: each access to `SSLObject.session` leaks 5 KB (CPython 3.11).
         if server.session_stats()["number"] and CAN_SWITCH_OFF:
             raise MaterialError(material.cert_path, f"a trial handshake with {version.name} left a session behind")
+
+
+def refusal_by_clients(material: Material) -> str:
+    """OpenSSL's words for a chain as sent that no client verifies, whatever root it knows; "" for a good one.
+
+    A client that trusts the last certificate is the most lenient one: it misses path lengths, name constraints, usages
+    and critical extensions of no certificate that is sent. Dates and the host's name are not checked.
+    """
+    client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    client.check_hostname = False
+    client.verify_flags |= ssl.VerifyFlags.VERIFY_X509_PARTIAL_CHAIN | _NO_CHECK_TIME
+    client.load_verify_locations(cadata=material.sent[-1].public_bytes(serialization.Encoding.DER))
+    try:
+        _shake_hands(server_context(material, ()), client)
+    except ssl.SSLCertVerificationError as error:
+        return error.verify_message
+    return ""
 
 
 def server_context(material: Material, alpn: Sequence[str]) -> ssl.SSLContext:
