@@ -277,6 +277,10 @@ ERRORS: dict[str, tuple[dict[str, Any], str]] = {
         {"health": {"probe_networks": ["10.0.0.0/24", "balancer.example.org"]}},
         "health.probe_networks[1]: an address or a network such as 10.0.0.0/24 is expected",
     ),
+    "probes_from_a_mapped_network": (
+        {"health": {"probe_networks": ["::1", "::ffff:10.0.0.0/120"]}},
+        "health.probe_networks[1]: addresses of IPv4 are compared as such: write 10.0.0.0/24",
+    ),
     "probes_from_a_network_with_host_bits": (
         {"health": {"probe_networks": ["10.0.0.7/24"]}},
         "health.probe_networks[0]: an address or a network such as 10.0.0.0/24 is expected: 10.0.0.7/24 has host bits",

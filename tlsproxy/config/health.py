@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Iterator
+from typing import Final
 
 from tlsproxy.config.endpoints import Endpoint, admin_endpoint, listen_endpoint
 from tlsproxy.config.findings import Finding
@@ -12,6 +13,9 @@ from tlsproxy.config.model import Config
 from tlsproxy.config.positions import Path, Tree, dotted
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+_MAPPED: Final = ipaddress.IPv6Network("::ffff:0:0/96")
+"""Addresses of IPv4 on a socket of both (RFC 4291 §2.5.5.2). Listeners tell them as those of IPv4."""
 
 
 def health_endpoint(config: Config) -> Endpoint | None:
@@ -59,6 +63,10 @@ def networks(config: Config, _tree: Tree) -> Iterator[Finding]:
         except ValueError as error:
             yield Finding(path, f"an address or a network such as 10.0.0.0/24 is expected: {error}")
             continue
-        if not network.prefixlen:
+        if isinstance(network, ipaddress.IPv6Network) and network.subnet_of(_MAPPED):
+            base, bits = int(network.network_address) & 0xFFFFFFFF, network.prefixlen - _MAPPED.prefixlen
+            written = ipaddress.IPv4Network((base, bits))
+            yield Finding(path, f"addresses of IPv4 are compared as such: write {written}")
+        elif not network.prefixlen:
             warned = "this is everybody: a connection without a certificate is nobody's failed authentication any more"
             yield Finding(path, warned, warning=True)
