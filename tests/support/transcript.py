@@ -34,7 +34,8 @@ _PLACEHOLDERS: Final = tuple(
         (r"^\d+ connections, .*", "<counts of connections and audit lines>"),
         (r"[█░#]{16}", "<bar>"),
         (r" \((?:Name or service not known|Temporary failure in name resolution)\)", " (<error of the resolver>)"),
-        (r"^ {5,}|(?<=\S) {2,}", "  "),
+        (r"^ {5,}", ""),
+        (r"(?<=\S) {2,}", "  "),
     )
 )
 
