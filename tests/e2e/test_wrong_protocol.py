@@ -226,6 +226,9 @@ def test_a_grpc_call_over_http_1(site: Site, served: Gateway) -> None:
         status, text = said_to(served, site, port, *call, path="/qdrant.Qdrant/HealthCheck")
         assert (status, "ALPN h2" in text) == (415, True)
         assert served.audited(reason="grpc_over_http_1")["status"] == 415
+    web = ["-X", "POST", "-H", "content-type: application/grpc-web-text", "--data-binary", "x"]
+    status, text = said_to(served, site, "REST", *web, path="/qdrant.Qdrant/HealthCheck")
+    assert (status, "gRPC-Web is not served" in text) == (415, True), "another ALPN would not help"
 
 
 def test_a_grpc_channel_agrees_on_no_protocol(site: Site, served: Gateway) -> None:

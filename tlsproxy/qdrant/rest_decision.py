@@ -32,7 +32,8 @@ GRPC_OVER_HTTP_1: Final = Decision(
     allowed=False,
     reason="grpc_over_http_1",
     status=HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
-    text="gRPC is served over HTTP/2 alone: let the client offer ALPN h2 and not http/1.1, or use a port of gRPC",
+    text="gRPC is served over HTTP/2 alone: let the client offer ALPN h2 and not http/1.1, or use a port of gRPC; "
+    "gRPC-Web is not served",
 )
 
 
