@@ -56,8 +56,11 @@ def blocks_of(path: str, data: bytes) -> tuple[Block, ...]:
                 raise _broken(path, plain, opened)
             opened = boundary
             continue
-        if opened is None or opened[2] != boundary[2]:
-            raise _broken(path, plain, opened or boundary)
+        if opened is None:
+            text = "an END without a BEGIN before it, which may be commented out (#) or gone"
+            raise MaterialError(path, f"line {_line(plain, boundary)}: {text}; write the file anew")
+        if opened[2] != boundary[2]:
+            raise _broken(path, plain, opened)
         label = _OTHER_NAMES.get(opened[2], opened[2])
         blocks.append(_block(label, plain[opened.end() : boundary.start()]))
         opened = None
@@ -119,5 +122,8 @@ def _block(label: bytes, body: bytes) -> Block:
 
 
 def _broken(path: str, data: bytes, boundary: re.Match[bytes]) -> MaterialError:
-    line = data.count(b"\n", 0, boundary.start()) + 1
-    return MaterialError(path, f"line {line}: a PEM block is cut off; write the file anew")
+    return MaterialError(path, f"line {_line(data, boundary)}: a PEM block is cut off; write the file anew")
+
+
+def _line(data: bytes, boundary: re.Match[bytes]) -> int:
+    return data.count(b"\n", 0, boundary.start()) + 1
