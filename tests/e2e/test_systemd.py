@@ -103,7 +103,9 @@ def _drop_in(directory: Path, text: str) -> None:
 
 def make(target: str, tree: Path, **variables: str) -> subprocess.CompletedProcess[str]:
     command = ["make", "-s", target, f"DESTDIR={tree}", *(f"{name}={value}" for name, value in variables.items())]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=150, check=False)
+    # Not as a part of the `make` that runs the tests, of whose jobs it would warn.
+    environ = {name: value for name, value in os.environ.items() if name not in {"MAKEFLAGS", "MFLAGS", "MAKELEVEL"}}
+    return subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True, timeout=150, check=False)
 
 
 @pytest.fixture(scope="module")

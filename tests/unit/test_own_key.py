@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import orjson
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tlsproxy.qdrant.own_key import LONGEST, refuses_call, refuses_request
@@ -48,6 +48,7 @@ def test_refusals_of_something_else(text: str) -> None:
     assert not refuses_call(trailers(7, text))
 
 
+@example(b"\x1c", REFUSALS[0])
 @given(st.binary(min_size=1, max_size=80).filter(lambda data: data.strip()), st.sampled_from(REFUSALS[:4]))
 def test_a_text_that_has_one_in_it_is_none(more: bytes, refusal: str) -> None:
     assert not refuses_request(401, refusal.encode() + more)

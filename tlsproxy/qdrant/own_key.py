@@ -44,7 +44,7 @@ def refuses_request(status: int, body: bytes) -> bool:
     """Whether a REST response is one. Qdrant sends the text bare, or as `{"status": {"error": …}}`."""
     if status not in DENIED or len(body) > LONGEST:
         return False
-    text = body.decode("utf-8", "replace").strip()
+    text = body.strip().decode("utf-8", "replace")
     if text.startswith("{"):
         try:
             answer = orjson.loads(text)
