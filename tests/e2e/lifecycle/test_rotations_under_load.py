@@ -38,7 +38,7 @@ from support.upstream import ScriptedUpstream
 from tlsproxy.tls.pki import Authority
 
 LONG = bool(os.environ.get("TLSPROXY_SOAK"))
-ROTATIONS = 10_000 if LONG else 300
+ROTATIONS = 10_000 if LONG else 210
 AT_ONCE = (1, 2, 3, 4) if LONG else (4, 5, 6)
 IN_A_ROW = (1, 1, 2) if LONG else (1, 2, 3)
 TURNS = 120 if LONG else 3
