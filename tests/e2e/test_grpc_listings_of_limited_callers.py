@@ -161,8 +161,8 @@ def test_many_at_once(site: Site, gateway: Gateway, upstream_of_lists: GrpcUpstr
         async with aio_channel(gateway, site, "ingest") as opened:
             listed, counted = opened.unary_unary(f"{COLLECTIONS}List"), opened.unary_unary("/qdrant.Points/Count")
             message = pb.CountPoints(collection_name="docs").SerializeToString()
-            for _ in range(3):
-                calls = [counted(message) if n % 2 else listed(b"") for n in range(16)]
+            for _ in range(2):
+                calls = [counted(message) if n % 2 else listed(b"") for n in range(10)]
                 for n, answer in enumerate(await asyncio.gather(*calls)):
                     got = len(pb.ListCollectionsResponse.FromString(answer).collections)
                     assert got == (6_000 if n % 2 else 3_000)
