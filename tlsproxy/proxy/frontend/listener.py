@@ -73,7 +73,7 @@ class Bound:
 
 
 Address = tuple[str, int]
-"""Of a peer; what IPv6 has behind the port is not used."""
+"""Address of a peer, without the flow and scope that IPv6 adds."""
 
 
 class Acceptor:
