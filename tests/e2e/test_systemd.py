@@ -222,7 +222,7 @@ def test_a_key_that_the_service_cannot_read_fails_the_reload(machine: Machine, i
 
 
 def test_the_gateways_own_verdict_fails_the_reload(machine: Machine, installed: Installed) -> None:
-    """Of what is good in itself, and yet not in force. Without an admin server the log has it."""
+    """A file that is good in itself, and yet not in force. Without an admin server the log has it."""
     installed.put("one.crl", installed.site.authority.crl_pem(number=7))
     installed.write(tls={**installed.tls, "crl": ["certs/one.crl"]})
     until(lambda: "setting tls.crl changed" in machine.journal("tlsproxy"), machine)

@@ -213,7 +213,7 @@ def rows(page: Path) -> Iterator[list[str]]:
 
 
 def test_each_trouble_is_a_test() -> None:
-    """What each place says has no empty cell, and names its test; rows stand by section."""
+    """Rows of symptoms have no empty cell, name their test, and stand by section."""
     found = [cells for cells in rows(TROUBLES) if cells[0] in SECTIONS]
     assert len(found) > 40
     assert [cells[0] for cells in found] == sorted((cells[0] for cells in found), key=SECTIONS.index)

@@ -122,7 +122,7 @@ def test_what_is_going_on_keeps_its_row(table: LimitTable, clock: Clock) -> None
 
 
 def test_a_smaller_burst_counts_at_once(table: LimitTable) -> None:
-    """What is owed by an earlier rate is at most one burst of the present one."""
+    """The debt from an earlier rate is at most one burst of the present one."""
     for _ in range(100):
         assert isinstance(table.take((charge(table, "one", Rate.of(1, 100)),)), tuple)
     outcome = table.take((charge(table, "one", Rate.of(1, 2)),))

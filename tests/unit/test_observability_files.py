@@ -107,7 +107,7 @@ def panels() -> list[dict[str, Any]]:
 
 
 def queries() -> list[str]:
-    """Of panels, variables and annotations, as Grafana sends them."""
+    """Queries of panels, variables and annotations, as Grafana sends them."""
     asked = [target["expr"] for panel in panels() for target in panel["targets"]]
     asked += [one["expr"] for one in DASHBOARD["annotations"]["list"]]
     return [each.replace("$__rate_interval", "1m").replace("$instance", ".*") for each in asked]

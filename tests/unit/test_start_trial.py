@@ -1,4 +1,4 @@
-"""What `run` could not start with is found by `check`, which leaves nothing behind."""
+"""Places and addresses with which `run` could not start are found by `check`, which leaves nothing behind."""
 
 from __future__ import annotations
 

@@ -122,7 +122,7 @@ def test_any_other_expired_certificate_is_refused(tmp_path: Path, case: str) -> 
 
 @pytest.mark.parametrize("ended", [True, False])
 def test_only_an_expired_one_is_left_out_of_the_lifetimes(tmp_path: Path, *, ended: bool) -> None:
-    """Of a chain of three CAs the last may be needed: its end is told beforehand."""
+    """The last of three CAs may be needed: its end is told beforehand."""
     made = site(tmp_path)
     served(made, leaf(MIDDLE), MIDDLE, EXPIRED if ended else certified(ROOT, OLD))
     names = [one.name for one in lifetimes_of(made.build()) if one.kind == "intermediate"]

@@ -19,6 +19,8 @@ DENIED: Final = frozenset((401, 403))
 """REST statuses that such a refusal has."""
 DENIED_CALLS: Final = frozenset((7, 16))
 """gRPC's: PERMISSION_DENIED, UNAUTHENTICATED."""
+DENIED_STATUSES: Final = frozenset(b"%d" % status for status in DENIED_CALLS)
+"""The same as trailers have them."""
 LONGEST: Final = 1024
 """Bytes of such a refusal's body."""
 
@@ -62,6 +64,3 @@ def refuses_call(fields: Fields) -> bool:
     if named.get(b"grpc-status") not in DENIED_STATUSES:
         return False
     return is_refusal(unquote(named.get(b"grpc-message", b"").decode("latin-1")))
-
-
-DENIED_STATUSES: Final = frozenset(b"%d" % status for status in DENIED_CALLS)

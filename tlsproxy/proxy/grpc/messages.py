@@ -212,10 +212,7 @@ class RebuiltMessage:
         if self._call.recorded or not self._call.resumes():
             return
         relay = self._call.relay
-        if moved(asked_of, relay.gateway.generation, "rest"):
-            current: Facts | RequestError | None = self._facts.known(collection)
-        else:
-            current = facts
+        current = self._facts.known(collection) if moved(asked_of, relay.gateway.generation, "rest") else facts
         if isinstance(current, RequestError):
             self._call.fail(current)
             return
