@@ -38,7 +38,7 @@ def found(url: str, protocol: HttpProtocol = "rest", key: str | None = None) -> 
         finding, conversation = await asked(target(url, protocol, key))
         assert finding is not None
         if conversation is not None:
-            conversation.close()
+            conversation.socket.close()
         return finding.finding
 
     return asyncio.run(scenario())
@@ -180,7 +180,7 @@ def test_each_address_is_tried_and_there_may_be_none() -> None:
                 assert one is not None
                 assert one.finding is finding
                 if conversation is not None:
-                    conversation.close()
+                    conversation.socket.close()
 
     asyncio.run(scenario())
 

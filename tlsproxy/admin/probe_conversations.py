@@ -29,8 +29,8 @@ _NOT_SERVING: Final = b"\x08\x02"
 _NO_MESSAGE: Final = bytes(5)
 
 
-class _Socket:
-    """``heard``: the first bytes that came."""
+class ProbeSocket:
+    """Socket of a conversation. ``heard``: the first bytes that came."""
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
@@ -59,15 +59,8 @@ class RestConversation:
         own = b"" if key is None else b"api-key: %b\r\n" % key.encode()
         self._fields = b"host: %b\r\nuser-agent: %b\r\n%b\r\n" % (host.encode(), AGENT, own)
         self._has_key = key is not None
-        self._socket = _Socket(sock)
+        self.socket = ProbeSocket(sock)
         self.usable = True
-
-    @property
-    def heard(self) -> bytes:
-        return self._socket.heard
-
-    def close(self) -> None:
-        self._socket.close()
 
     async def ask(self) -> Found:
         """Raises OSError, EOFError, and ValueError for what is not HTTP/1.1."""
@@ -87,12 +80,12 @@ class RestConversation:
         return Found(Finding.KEY_REFUSED if self._has_key else Finding.KEY_MISSING)
 
     async def _get(self, path: bytes) -> tuple[int, bytes]:
-        await self._socket.send(b"GET %b HTTP/1.1\r\n%b" % (path, self._fields))
-        data = await self._socket.receive()
+        await self.socket.send(b"GET %b HTTP/1.1\r\n%b" % (path, self._fields))
+        data = await self.socket.receive()
         while END not in data:
             if len(data) > LARGEST:
                 raise ValueError("a head without an end")
-            data += await self._socket.receive()
+            data += await self.socket.receive()
         head, _, body = data.partition(END)
         return await self._response(parse_response(head + END, to_head=False), body)
 
@@ -102,7 +95,7 @@ class RestConversation:
         response.feed(data)
         while not response.complete and len(response.content) <= LARGEST:
             try:
-                response.feed(await self._socket.receive())
+                response.feed(await self.socket.receive())
             except EOFError:
                 if head.length != UNTIL_CLOSE:
                     raise
@@ -117,18 +110,11 @@ class GrpcConversation:
     def __init__(self, sock: socket.socket, host: str, key: str | None) -> None:
         self._own: Fields = () if key is None else ((b"api-key", key.encode()),)
         self._host = host.encode()
-        self._socket = _Socket(sock)
+        self.socket = ProbeSocket(sock)
         self._frames = http2.Frames()
         self._reader: FieldReader[Fields] = FieldReader(LARGEST, lambda fields: fields, table=False)
         self._stream = -1
         self.usable = True
-
-    @property
-    def heard(self) -> bytes:
-        return self._socket.heard
-
-    def close(self) -> None:
-        self._socket.close()
 
     async def ask(self) -> Found:
         """Raises OSError, EOFError, and ValueError for what is not HTTP/2."""
@@ -167,14 +153,14 @@ class GrpcConversation:
             *self._own,
         )
         asked = http2.headers(self._stream, write(fields), 0) + http2.data(self._stream, _NO_MESSAGE, end=True)
-        await self._socket.send(begin + asked)
+        await self.socket.send(begin + asked)
         answer = _Answer()
         while not answer.ended:
             await self._read(answer)
         return answer
 
     async def _read(self, answer: _Answer) -> None:
-        data = await self._socket.receive()
+        data = await self.socket.receive()
         out = b""
         for what, stream, start, end in self._frames.cut(data):
             kind, flags, payload = what >> 8, what & 0xFF, self._frames.data[start + HEADER : end]
@@ -188,7 +174,7 @@ class GrpcConversation:
         if answer.ended and not answer.closes:
             out += http2.reset(self._stream, http2.Code.CANCEL)
         if out:
-            await self._socket.send(out)
+            await self.socket.send(out)
 
     @staticmethod
     def _of_connection(kind: int, flags: int, payload: bytes) -> bytes:

@@ -110,11 +110,11 @@ class UpstreamProbe:
         conversation, self._conversation = self._conversation, None
         asking.cancel()
         if conversation is not None:  # once the loop no longer waits for its socket
-            asking.add_done_callback(lambda _: conversation.close())
+            asking.add_done_callback(lambda _: conversation.socket.close())
 
     def _hang_up(self) -> None:
         if self._conversation is not None:
-            self._conversation.close()
+            self._conversation.socket.close()
             self._conversation = None
 
     async def _ask(self, target: Target) -> None:
@@ -151,7 +151,7 @@ async def found_about(targets: Sequence[Target]) -> list[Part]:
     answers = await asyncio.gather(*map(asked, targets))
     for _, conversation in answers:
         if conversation is not None:
-            conversation.close()
+            conversation.socket.close()
     exhausted = Found(Finding.UNREACHABLE, os.strerror(EMFILE))
     return [
         (found or exhausted).part(target.protocol, target.url)
@@ -189,19 +189,19 @@ async def _asked_over(
         found = await conversation.ask()
         if found.finding is Finding.GOOD:
             if not conversation.usable:
-                conversation.close()
+                conversation.socket.close()
                 conversation = kind(await _connected(address), target.host, target.key)
             found = await conversation.ask_for_key()
         kept = conversation.usable
     except (OSError, ValueError, EOFError, TlsproxyError):
-        found = await _otherwise(target.protocol, address, conversation.heard)
+        found = await _otherwise(target.protocol, address, conversation.socket.heard)
     else:
         if found.finding is Finding.FAILS:
-            instead = await _otherwise(target.protocol, address, conversation.heard)
+            instead = await _otherwise(target.protocol, address, conversation.socket.heard)
             found = instead if instead.finding in {Finding.SPEAKS_TLS, Finding.OTHER_PORT} else found
     finally:
         if not kept:
-            conversation.close()
+            conversation.socket.close()
     return found, conversation if kept else None
 
 
