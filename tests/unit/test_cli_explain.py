@@ -68,9 +68,7 @@ def generation(made: SnapshotSite) -> Generation:
     return generation
 
 
-@pytest.fixture(autouse=True)
-def _hasty(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(files, "PAUSE", 0.0)
+pytestmark = pytest.mark.usefixtures("hasty")
 
 
 def explain(made: SnapshotSite, *arguments: str | Path, stdin: str | None = None) -> Result:

@@ -15,8 +15,8 @@ from snapshot_site import CLIENT, OTHER, ROOT, SnapshotSite, client_context, han
 
 from tlsproxy.config.problems import ConfigError
 from tlsproxy.errors import MaterialError
-from tlsproxy.snapshot import files, name_resolution
 from tlsproxy.snapshot import generation as generation_module
+from tlsproxy.snapshot import name_resolution
 from tlsproxy.snapshot.files import read_inputs
 from tlsproxy.snapshot.lifetimes import lifetimes_of, warnings
 from tlsproxy.tls.chains import Chain
@@ -27,14 +27,7 @@ if TYPE_CHECKING:
     from tlsproxy.tls.pki import Issued
 
 
-@pytest.fixture(autouse=True)
-def _hasty(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(files, "PAUSE", 0.0)
-
-
-@pytest.fixture
-def made(tmp_path: Path) -> SnapshotSite:
-    return site(tmp_path)
+pytestmark = pytest.mark.usefixtures("hasty")
 
 
 def peer_at(generation: Generation, issued: Issued, tmp_path: Path) -> Peer | None:

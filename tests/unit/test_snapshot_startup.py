@@ -10,14 +10,10 @@ import pytest
 from snapshot_site import OTHER, ROOT, SERVER, SnapshotSite, hour, site
 
 from tlsproxy.errors import FailureKind, MaterialError
-from tlsproxy.snapshot import files
 from tlsproxy.snapshot.files import read_inputs
 from tlsproxy.snapshot.startup import CannotStart, FirstGeneration, awaited_generation, first_generation
 
-
-@pytest.fixture(autouse=True)
-def _hasty(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(files, "PAUSE", 0.0)
+pytestmark = pytest.mark.usefixtures("hasty")
 
 
 def start(made: SnapshotSite) -> FirstGeneration:

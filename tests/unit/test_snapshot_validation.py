@@ -24,7 +24,7 @@ from test_config_tokens import EC_384, EC_KEY, pem
 
 from tlsproxy.config.listeners import TCP
 from tlsproxy.errors import FailureKind, MaterialError
-from tlsproxy.snapshot import files, name_resolution
+from tlsproxy.snapshot import name_resolution
 from tlsproxy.snapshot.files import read_inputs
 from tlsproxy.snapshot.generation import Generation
 from tlsproxy.tls import context
@@ -41,9 +41,7 @@ SHORT = ROOT.issue(dns=["localhost"], server=True, lifetime=timedelta(hours=1))
 LATER = NOW + 2 * 3600
 
 
-@pytest.fixture(autouse=True)
-def _hasty(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(files, "PAUSE", 0.0)
+pytestmark = pytest.mark.usefixtures("hasty")
 
 
 def sections() -> dict[str, Any]:

@@ -20,14 +20,11 @@ from tlsproxy.audit.files import AuditFiles
 from tlsproxy.cli import main
 from tlsproxy.proxy.frontend.listener import bound_socket
 from tlsproxy.service import start_trial
-from tlsproxy.snapshot import files
 
 TODAY = time.strftime("audit.%Y-%m-%d.log", time.gmtime())
 
 
-@pytest.fixture(autouse=True)
-def _hasty(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(files, "PAUSE", 0.0)
+pytestmark = pytest.mark.usefixtures("hasty")
 
 
 def check(made: SnapshotSite, *options: str) -> Result:

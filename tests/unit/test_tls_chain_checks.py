@@ -12,7 +12,6 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 from snapshot_site import ROOT, SnapshotSite, site
 from support.certificates import certified
 
-from tlsproxy.snapshot import files
 from tlsproxy.snapshot.lifetimes import lifetimes_of
 from tlsproxy.tls.chain_checks import gaps
 from tlsproxy.tls.pki import Authority, Issued
@@ -24,9 +23,7 @@ FOREIGN = Authority.create("foreign root")
 EXPIRED = certified(ROOT, OLD, not_after=datetime.now(UTC) - timedelta(seconds=20))
 
 
-@pytest.fixture(autouse=True)
-def _hasty(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(files, "PAUSE", 0.0)
+pytestmark = pytest.mark.usefixtures("hasty")
 
 
 def loaded(*pems: bytes) -> list[x509.Certificate]:

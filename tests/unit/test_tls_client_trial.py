@@ -17,12 +17,12 @@ from cryptography.hazmat.primitives.asymmetric import dsa, ec, ed448, ed25519, r
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from snapshot_site import ROOT, SERVER, SnapshotSite, client_context, handshake, hour, site
+from snapshot_site import ROOT, SERVER, SnapshotSite, client_context, handshake, hour
 from support.certificates import certified
 
 from tlsproxy.config import ca_checks
 from tlsproxy.errors import MaterialError
-from tlsproxy.snapshot import files, generation
+from tlsproxy.snapshot import generation
 from tlsproxy.tls import client_trial
 from tlsproxy.tls.peer import Peer, peer_of, tried_peer
 from tlsproxy.tls.pki import Authority, Issued
@@ -35,14 +35,7 @@ PSS = EXPLICIT.replace(
 )
 
 
-@pytest.fixture(autouse=True)
-def _hasty(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(files, "PAUSE", 0.0)
-
-
-@pytest.fixture
-def made(tmp_path: Path) -> SnapshotSite:
-    return site(tmp_path)
+pytestmark = pytest.mark.usefixtures("hasty")
 
 
 @functools.cache

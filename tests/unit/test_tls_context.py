@@ -9,10 +9,9 @@ from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives import serialization
-from snapshot_site import CLIENT, OTHER, ROOT, SERVER, SnapshotSite, client_context, handshake, hour, site
+from snapshot_site import CLIENT, OTHER, ROOT, SERVER, SnapshotSite, client_context, handshake, hour
 
 from tlsproxy.errors import MaterialError
-from tlsproxy.snapshot import files
 from tlsproxy.tls import context as context_module
 from tlsproxy.tls.context import build_context, self_handshake
 from tlsproxy.tls.material import Material
@@ -28,14 +27,7 @@ def material_of(made: SnapshotSite) -> Material:
     return made.build().material
 
 
-@pytest.fixture(autouse=True)
-def _hasty(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(files, "PAUSE", 0.0)
-
-
-@pytest.fixture
-def made(tmp_path: Path) -> SnapshotSite:
-    return site(tmp_path)
+pytestmark = pytest.mark.usefixtures("hasty")
 
 
 def server(made: SnapshotSite, *, required: bool = True) -> ssl.SSLContext:

@@ -10,10 +10,9 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import dsa, ec, ed448, ed25519, rsa
 from cryptography.x509.oid import NameOID
-from snapshot_site import CLIENT, OTHER, ROOT, SERVER, SnapshotSite, hour, site
+from snapshot_site import CLIENT, OTHER, ROOT, SERVER, SnapshotSite, hour
 
 from tlsproxy.errors import MaterialError
-from tlsproxy.snapshot import files
 from tlsproxy.tls.material import Material
 
 if TYPE_CHECKING:
@@ -23,14 +22,7 @@ NOW = time.time()
 PEM = serialization.Encoding.PEM
 
 
-@pytest.fixture(autouse=True)
-def _hasty(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(files, "PAUSE", 0.0)
-
-
-@pytest.fixture
-def made(tmp_path: Path) -> SnapshotSite:
-    return site(tmp_path)
+pytestmark = pytest.mark.usefixtures("hasty")
 
 
 def load(made: SnapshotSite, *, now: float | None = None) -> Material:

@@ -8,7 +8,6 @@ import pytest
 from snapshot_site import CLIENT, OTHER, ROOT, client_context, handshake, site
 from support.certificates import certified
 
-from tlsproxy.snapshot import files
 from tlsproxy.tls.chains import authority_of, chain_of
 from tlsproxy.tls.peer import peer_of
 
@@ -22,9 +21,7 @@ if TYPE_CHECKING:
 TLS12, TLS13 = ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3
 
 
-@pytest.fixture(autouse=True)
-def _hasty(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(files, "PAUSE", 0.0)
+pytestmark = pytest.mark.usefixtures("hasty")
 
 
 @pytest.fixture
