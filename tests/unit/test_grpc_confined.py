@@ -20,7 +20,8 @@ from tlsproxy.errors import BadRequest, Unconfined
 from tlsproxy.qdrant import rest_tenancy
 from tlsproxy.qdrant.grpc_decision import confine_message as confining
 from tlsproxy.qdrant.grpc_decision import operation_of
-from tlsproxy.qdrant.grpc_tenancy import COPIES, FIELD, REWRITES, SMALL, STEP, RewriteState, is_confinable_call
+from tlsproxy.qdrant.grpc_rewrite import COPIES, FIELD, SMALL, STEP, Reading
+from tlsproxy.qdrant.grpc_tenancy import REWRITES, is_confinable_call
 from tlsproxy.qdrant.grpc_tenancy import confined as confined_message
 from tlsproxy.qdrant.operations import GRPC, Operation
 from tlsproxy.qdrant.rest_tenancy import confine
@@ -683,11 +684,11 @@ def test_what_is_looked_at_is_bounded() -> None:
 
 def test_memory_is_asked_for_the_messages_that_are_open() -> None:
     """For a nested one beside that around it, and no longer for the one before."""
-    state = RewriteState(ACME)
-    assert state.begin(bytes(SMALL)) is None
-    assert state.begin(bytes(SMALL + 1)) == COPIES * (2 * SMALL + 1)
-    state.end(bytes(SMALL))
-    assert state.memory == COPIES * (SMALL + 1)
+    reading = Reading()
+    assert reading.begin(bytes(SMALL)) is None
+    assert reading.begin(bytes(SMALL + 1)) == COPIES * (2 * SMALL + 1)
+    reading.end(bytes(SMALL))
+    assert reading.memory == COPIES * (SMALL + 1)
     each = pb.QueryPoints(collection_name="docs", query=pb.Query(nearest=VECTOR), using="v" * SMALL).SerializeToString()
     batch = DOCS + delimited(2, each) * 3
     outer, *nested = list(confining(method("QueryBatch"), batch, ACME, FACTS))

@@ -1,8 +1,7 @@
 """Confines a gRPC message to the points that meet the caller's payload conditions, or refuses it.
 
 The rules are those of :mod:`tlsproxy.qdrant.rest_tenancy`, for the message of the method that corresponds to a route. A
-method without a row is refused. A message that is read must have known fields only, and no singular one twice: a second
-`filter` field would be merged with ours by Qdrant's parser.
+method without a row is refused.
 """
 
 from __future__ import annotations
@@ -14,24 +13,13 @@ from typing import Final
 from tlsproxy.authz.access import Condition
 from tlsproxy.errors import BadRequest, Unconfined
 from tlsproxy.qdrant import rest_tenancy, scoring
-from tlsproxy.qdrant.grpc_schema import PARTS, SHAPES
+from tlsproxy.qdrant.grpc_rewrite import MAX_FIELDS, Reading
 from tlsproxy.qdrant.operations import Operation
 from tlsproxy.qdrant.rest_tenancy import Conditions
 from tlsproxy.qdrant.scoring import Facts, Scored
 from tlsproxy.wire.cooperative import Steps
-from tlsproxy.wire.protobuf import MAX_DEPTH, VARINT, Field, ProtobufError, delimited, flag, shaped
+from tlsproxy.wire.protobuf import VARINT, Field, ProtobufError, delimited, flag
 
-MAX_FIELDS: Final = 300_000
-"""Most fields of one message, at some 2 to 10 microseconds each."""
-COPIES: Final = 5
-"""Copies of a message in memory: with and without its tag if it is nested; its parts, and their results."""
-FIELD: Final = 64
-"""Bytes of memory per field beside its content."""
-SMALL: Final = 4096
-"""A message of so many bytes is confined without asking for memory."""
-STEP: Final = 250
-"""Fields per step."""
-_MESSAGES: Final = SHAPES | PARTS
 _EXACT: Final = 2
 _QUANTIZATION: Final = 3
 _INDEXED_ONLY: Final = 4
@@ -43,52 +31,14 @@ _RESCORE: Final = 2
 
 @dataclass(slots=True)
 class RewriteState:
-    """The state of confining one message: the budgets of ``fields`` and of nested prefetches (``deeper``).
-
-    ``exact``: its searches are exact. ``facts``: of its collection, None until they are fetched.
+    """The state of confining one message. ``exact``: its searches are exact. ``facts``: of its collection, None until
+    they are fetched.
     """
 
     conditions: Conditions
+    reading: Reading
     facts: Facts | None = None
     exact: bool = False
-    fields: int = MAX_FIELDS
-    deeper: int = MAX_DEPTH
-    _fields_read: int = 0
-    _next_step: int = STEP
-    _content_memory: int = 0
-
-    def begin(self, content: bytes) -> int | None:
-        """Enters a message: the memory that is needed from here on, None for a small one."""
-        self._content_memory += COPIES * len(content)
-        return self.memory if len(content) > SMALL else None
-
-    def end(self, content: bytes) -> None:
-        self._content_memory -= COPIES * len(content)
-
-    @property
-    def memory(self) -> int:
-        """Bytes that the open messages take, nested ones included."""
-        return self._content_memory + FIELD * self._fields_read
-
-    def is_step(self) -> bool:
-        """Whether :data:`STEP` fields were read since the last step."""
-        if self._fields_read < self._next_step:
-            return False
-        self._next_step = self._fields_read + STEP
-        return True
-
-    def fields_of(self, message: str, content: bytes) -> Iterator[Field]:
-        """The fields of a message, which must match its shape. Raises :class:`ProtobufError`."""
-        for one in shaped(_MESSAGES[message], message, content):
-            self._fields_read += 1
-            if self._fields_read > self.fields:
-                raise ProtobufError("too many fields")
-            yield one
-
-    def alone(self, message: str, content: bytes) -> Field | None:
-        """The only field of a oneof message; None with more or less: readers may differ in which one counts."""
-        found = list(self.fields_of(message, content))
-        return found[0] if len(found) == 1 else None
 
 
 Change = Callable[[bytes, RewriteState], bytes]
@@ -99,7 +49,6 @@ Within = Callable[[bytes, RewriteState], Steps[bytes]]
 class _Found:
     """The parts of one message that its :class:`Rewrite` needs. ``numbers``: of all its fields."""
 
-    parts: list[bytes] = field(default_factory=list)
     numbers: set[int] = field(default_factory=set)
     filter: bytes = b""
     params: bytes | None = None
@@ -149,26 +98,23 @@ class Rewrite:
         """
         found = _Found()
         state.exact |= self.exact
-        yield state.begin(content)
-        for one in state.fields_of(self.message, content):
-            if state.is_step():
-                yield state.memory
-            if one.number in self.refused:
-                raise Unconfined(self.refused[one.number])
-            found.numbers.add(one.number)
-            within = self.within.get(one.number)
-            if within is None:
-                self._take(one, found, state)
-            else:
-                found.parts.append(delimited(one.number, (yield from within(one.content(), state))))
-        if self.needs and self.needs not in found.numbers:
-            raise BadRequest(f"Field {self.needs} of {self.message} is missing")
-        state.end(content)
-        return b"".join([*found.parts, *self._added(found, state)])
+        return (
+            yield from state.reading.rewritten(
+                self.message,
+                content,
+                lambda one: self._take(one, found, state),
+                lambda: self._added(found, state),
+            )
+        )
 
-    def _take(self, one: Field, found: _Found, state: RewriteState) -> None:
-        """Copies the field, changed or not, or sets it aside."""
+    def _take(self, one: Field, found: _Found, state: RewriteState) -> bytes | Steps[bytes]:
+        """The field's replacement; nothing where it is set aside."""
         number = one.number
+        if number in self.refused:
+            raise Unconfined(self.refused[number])
+        found.numbers.add(number)
+        if number in self.within:
+            return self._nested(one, state)
         if number == self.filter:
             found.filter = one.content()
         elif number == self.params:
@@ -180,12 +126,16 @@ class Rewrite:
             if key in found.payload:
                 raise BadRequest("A payload's key is there twice")
             found.payload[key] = value
-            found.parts.append(one.raw)
+            return one.raw
         elif number in self.changes:
-            found.parts.append(delimited(number, self.changes[number](one.content(), state)))
+            return delimited(number, self.changes[number](one.content(), state))
         else:
             self._note_vector(one, found, state)
-            found.parts.append(one.raw)
+            return one.raw
+        return b""
+
+    def _nested(self, one: Field, state: RewriteState) -> Steps[bytes]:
+        return delimited(one.number, (yield from self.within[one.number](one.content(), state)))
 
     def _note_vector(self, one: Field, found: _Found, state: RewriteState) -> None:
         """Notes the kind and the name of a search's vector."""
@@ -199,6 +149,8 @@ class Rewrite:
             found.using = one.content().decode(errors="replace")
 
     def _added(self, found: _Found, state: RewriteState) -> Iterator[bytes]:
+        if self.needs and self.needs not in found.numbers:
+            raise BadRequest(f"Field {self.needs} of {self.message} is missing")
         if self.payload:
             missing = _marks(found.payload, state.conditions, makes=self.makes)
             yield from (delimited(self.payload, mark) for mark in missing if self.marks)
@@ -230,7 +182,7 @@ def confined(
     rewrite = REWRITES.get(operation.path)
     if rewrite is None:
         raise Unconfined(rest_tenancy.NOT_CONFINED)
-    return (yield from rewrite.confined(message, RewriteState(conditions, facts, fields=fields)))
+    return (yield from rewrite.confined(message, RewriteState(conditions, Reading(fields), facts)))
 
 
 def narrowed(own: bytes, conditions: Conditions, *, alone: bool = False) -> bytes:
@@ -258,7 +210,7 @@ def _one_value(condition: Condition) -> bytes:
 
 def _selector(content: bytes, state: RewriteState) -> bytes:
     """PointsSelector: by ids (1) or by a filter (2)."""
-    chosen = state.alone("PointsSelector", content)
+    chosen = state.reading.alone("PointsSelector", content)
     if chosen is None:
         raise BadRequest("Either points or a filter is expected")
     if chosen.number != 2:  # noqa: PLR2004 - as the docstring has it
@@ -268,12 +220,12 @@ def _selector(content: bytes, state: RewriteState) -> bytes:
 
 def _scored(content: bytes, state: RewriteState) -> Scored:
     """The kind of a Query's vector: order_by (5), fusion (6), sample (7), formula (8) and rrf (10) have none."""
-    variant = state.alone("Query", content)
+    variant = state.reading.alone("Query", content)
     number = 0 if variant is None else variant.number
     if variant is not None and number == 1:
         return _scored_of_vector(variant.content(), state)
     if variant is not None and number == 9:  # noqa: PLR2004 - nearest_with_mmr
-        inputs = [one for one in state.fields_of("NearestInputWithMmr", variant.content()) if one.number == 1]
+        inputs = [one for one in state.reading.fields_of("NearestInputWithMmr", variant.content()) if one.number == 1]
         if inputs:
             return _scored_of_vector(inputs[0].content(), state)
     if variant is not None and number == 12:  # noqa: PLR2004 - text
@@ -286,7 +238,7 @@ def _scored(content: bytes, state: RewriteState) -> Scored:
 
 def _scored_of_vector(content: bytes, state: RewriteState) -> Scored:
     """The kind of a VectorInput: a point's id (1), one dense vector (2) or several (4), sparse (3), a model's (5…)."""
-    variant = state.alone("VectorInput", content)
+    variant = state.reading.alone("VectorInput", content)
     if variant is None or variant.number == 1:
         raise Unconfined(rest_tenancy.BY_EXAMPLE)
     variant.content()
@@ -301,11 +253,11 @@ def _search_params(found: _Found, state: RewriteState) -> bytes:
     """
     parts: list[bytes] = []
     corpus = quantization = None
-    for one in state.fields_of("SearchParams", found.params or b""):
+    for one in state.reading.fields_of("SearchParams", found.params or b""):
         if one.number in {_EXACT, _INDEXED_ONLY}:
             _check_flag(one, "SearchParams")
         if one.number == _IDF:
-            corpus = b"".join(filter_.content() for filter_ in state.fields_of("IdfParams", one.content()))
+            corpus = b"".join(filter_.content() for filter_ in state.reading.fields_of("IdfParams", one.content()))
         elif one.number == _QUANTIZATION:
             quantization = _quantization(one.content(), state)
         elif one.number != _INDEXED_ONLY and not (one.number == _EXACT and state.exact):
@@ -322,7 +274,7 @@ def _search_params(found: _Found, state: RewriteState) -> bytes:
 def _quantization(content: bytes, state: RewriteState) -> bytes:
     """QuantizationSearchParams, without its rescore."""
     parts = []
-    for one in state.fields_of("QuantizationSearchParams", content):
+    for one in state.reading.fields_of("QuantizationSearchParams", content):
         if one.number == _RESCORE:
             _check_flag(one, "QuantizationSearchParams")
         else:
@@ -342,7 +294,7 @@ def _path(content: bytes, state: RewriteState) -> bytes:
 
 def _entry(content: bytes, state: RewriteState) -> tuple[bytes, bytes]:
     """Key and value of a payload's entry; an absent one is empty, as in any map."""
-    found = {one.number: one.content() for one in state.fields_of("PointStruct.PayloadEntry", content)}
+    found = {one.number: one.content() for one in state.reading.fields_of("PointStruct.PayloadEntry", content)}
     return found.get(1, b""), found.get(2, b"")
 
 
@@ -366,7 +318,7 @@ def _marks(payload: dict[bytes, bytes], conditions: Conditions, *, makes: bool) 
 
 def _operation(content: bytes, state: RewriteState) -> Steps[bytes]:
     """PointsUpdateOperation."""
-    chosen = state.alone("PointsUpdateOperation", content)
+    chosen = state.reading.alone("PointsUpdateOperation", content)
     rewrite = None if chosen is None else _OPERATIONS.get(chosen.number)
     if chosen is None or rewrite is None:
         raise Unconfined(rest_tenancy.NOT_OF_A_BATCH)
@@ -374,11 +326,11 @@ def _operation(content: bytes, state: RewriteState) -> Steps[bytes]:
 
 
 def _prefetch(content: bytes, state: RewriteState) -> Steps[bytes]:
-    state.deeper -= 1
-    if state.deeper < 0:
+    state.reading.deeper -= 1
+    if state.reading.deeper < 0:
         raise ProtobufError("messages are nested too deeply")
     confined = yield from _PREFETCH.confined(content, state)
-    state.deeper += 1
+    state.reading.deeper += 1
     return confined
 
 
