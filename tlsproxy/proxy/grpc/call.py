@@ -70,12 +70,14 @@ class RequestPart(StreamPart, Protocol):
 
 
 class ResponsePart(StreamPart, Protocol):
-    """``whole``: the upstream's response is complete. ``listing`` reduces it. ``left``: bytes that the client has no
-    room for. ``room``: the frame that follows the call's fields upstream.
+    """``whole``: the upstream's response is complete. ``listing`` reduces it, after ``reshaping`` has made it that of
+    the method that was called, where another was asked. ``left``: bytes that the client has no room for. ``room``: the
+    frame that follows the call's fields upstream.
     """
 
     whole: bool
     listing: Reducer
+    reshaping: Reducer | None
 
     @property
     def left(self) -> int: ...

@@ -230,13 +230,14 @@ class RebuiltMessage:
 
 
 class ReducedAnswer:
-    """Takes the answer whole and sends what the caller may know of it."""
+    """Takes the answer whole and sends what the caller may know of it, in the form of the method that was called."""
 
     rebuilds = True
 
     def __init__(self, call: Call, listing: Reducer) -> None:
         self._call = call
         self.listing = listing
+        self.reshaping: Reducer | None = None
         self._message = Message()
         self._content = bytearray()
         self._head = b""
@@ -303,7 +304,10 @@ class ReducedAnswer:
         try:
             self._message.end()
             yield 3 * len(self._content)  # a copy of it, and what is made of it
-            return (yield from listing.reducing(bytes(self._content)))
+            reduced = bytes(self._content)
+            if self.reshaping is not None:
+                reduced = yield from self.reshaping.reducing(reduced)
+            return (yield from listing.reducing(reduced))
         except (ValueError, BadRequest):
             raise UpstreamBroken("The upstream's answer cannot be reduced to what you may know") from None
 
