@@ -1,11 +1,10 @@
-"""Each refusal of the access decision: its reason for the audit log, Qdrant's text, and the form that was asked for."""
+"""Each refusal of the access decision: its reason for the audit log, and Qdrant's text."""
 
 from __future__ import annotations
 
 import pytest
 
-from tlsproxy.authz.access import Condition, GlobalMode, Grant, Grants, Requirement, Rights, Scope, decide
-from tlsproxy.errors import Form
+from tlsproxy.authz.access import BodyNames, Condition, GlobalMode, Grant, Grants, Requirement, Rights, Scope, decide
 
 READER = Rights(everywhere=GlobalMode.R)
 DOCS = Rights(grants=Grants(Grant("docs", write=False, extras=True)))
@@ -62,19 +61,18 @@ MANY = Rights(
         ),
     ],
 )
-@pytest.mark.parametrize("form", list(Form))
-def test_a_refusal_has_its_reason_text_and_form(
-    rights: Rights, requirement: Requirement, collection: str | None, reason: str, text: str, form: Form
+def test_a_refusal_has_its_reason_and_text(
+    rights: Rights, requirement: Requirement, collection: str | None, reason: str, text: str
 ) -> None:
-    refusal = decide(rights, requirement, collection, form=form)
+    refusal = decide(rights, requirement, "scroll", collection)
     assert (refusal.allowed, refusal.status, refusal.reason) == (False, 403, reason)
-    assert (refusal.text, refusal.form) == (f"Forbidden: {text}", form)
+    assert refusal.text == f"Forbidden: {text}"
 
 
 def test_a_refused_further_collection_is_named() -> None:
-    refusal = decide(DOCS, Requirement(Scope.COLLECTION), "docs", named=("docs", "logs"), form=Form.TEXT)
+    refusal = decide(DOCS, Requirement(Scope.COLLECTION), "query", "docs", names=BodyNames(read=("docs", "logs")))
     assert (refusal.allowed, refusal.status, refusal.reason) == (False, 403, "collection")
-    assert (refusal.text, refusal.form) == ("Forbidden: Access to collection logs is required", Form.TEXT)
+    assert refusal.text == "Forbidden: Access to collection logs is required"
 
 
 @pytest.mark.parametrize(

@@ -118,8 +118,8 @@ def test_conditions_never_allow_more(everywhere: GlobalMode | None) -> None:
 def test_a_decision_needs_the_conditions_in_the_body() -> None:
     rights = Rights(everywhere=GlobalMode.M, conditions=ACME)
     requirement = operation("POST", "points/scroll").requirement
-    assert decide(rights, requirement, "docs").reason == "not_confined"
-    assert decide(rights, requirement, "docs", confined=True).allowed
+    assert decide(rights, requirement, "scroll", "docs").reason == "not_confined"
+    assert decide(rights, requirement, "scroll", "docs", confined=True).allowed
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,9 @@ from support.access_table import ROWS
 
 from tlsproxy.authz.access import (
     ALLOWED,
+    NO_NAMES,
     UNREAD,
+    BodyNames,
     Condition,
     Decision,
     GlobalMode,
@@ -217,7 +219,7 @@ def test_filters_nest_as_deep_as_qdrants_parser_lets_them() -> None:
         finder = collection_finder(method("/qdrant.Points/Scroll"))
         if allowed:
             finder.feed(filters(depth))
-            assert finder.named() == ("docs", ())
+            assert finder.named() == ("docs", NO_NAMES)
         else:
             with pytest.raises(BadRequest, match="nested too deeply"):
                 finder.feed(filters(depth))
@@ -259,16 +261,16 @@ def test_conditions_never_allow_more(operation: Operation, free: Rights) -> None
 @pytest.mark.parametrize(
     ("path", "rights", "facts", "reason"),
     [
-        ("Points/Scroll", Rights(GlobalMode.M, conditions=ACME), BodyFacts(("docs",), ACME), "allowed"),
-        ("Points/Scroll", Rights(GlobalMode.M, conditions=ACME), BodyFacts(("docs",), ()), "not_confined"),
-        ("Points/Get", Rights(GlobalMode.M, conditions=ACME), BodyFacts(("docs",), ACME), "not_confined"),
-        ("Points/Scroll", WRITER, BodyFacts(("docs",), ()), "allowed"),
-        ("Points/Scroll", WRITER, BodyFacts(("other",), ()), "collection"),
-        ("Points/Query", WRITER, BodyFacts(("docs", "docs"), ()), "allowed"),
-        ("Points/Query", WRITER, BodyFacts(("docs", "docs", "other"), ()), "collection"),
-        ("Points/Upsert", READER, BodyFacts(("docs",), ()), "needs_write"),
-        ("Collections/ListCollectionAliases", WRITER, BodyFacts(("docs",), ()), "allowed"),
-        ("Collections/ListCollectionAliases", WRITER, BodyFacts(("other",), ()), "collection"),
+        ("Points/Scroll", Rights(GlobalMode.M, conditions=ACME), BodyFacts(NO_NAMES, ACME, "docs"), "allowed"),
+        ("Points/Scroll", Rights(GlobalMode.M, conditions=ACME), BodyFacts(NO_NAMES, (), "docs"), "not_confined"),
+        ("Points/Get", Rights(GlobalMode.M, conditions=ACME), BodyFacts(NO_NAMES, ACME, "docs"), "not_confined"),
+        ("Points/Scroll", WRITER, BodyFacts(NO_NAMES, (), "docs"), "allowed"),
+        ("Points/Scroll", WRITER, BodyFacts(NO_NAMES, (), "other"), "collection"),
+        ("Points/Query", WRITER, BodyFacts(BodyNames(read=("docs",)), (), "docs"), "allowed"),
+        ("Points/Query", WRITER, BodyFacts(BodyNames(read=("docs", "other")), (), "docs"), "collection"),
+        ("Points/Upsert", READER, BodyFacts(NO_NAMES, (), "docs"), "needs_write"),
+        ("Collections/ListCollectionAliases", WRITER, BodyFacts(NO_NAMES, (), "docs"), "allowed"),
+        ("Collections/ListCollectionAliases", WRITER, BodyFacts(NO_NAMES, (), "other"), "collection"),
     ],
 )
 def test_a_call_in_progress_is_decided_again_by_what_its_message_was(
@@ -284,11 +286,11 @@ def test_a_listing_that_cannot_be_reduced_is_refused() -> None:
     aliases = Operation("list_collection_aliases", "POST", "/qdrant.Collections/ListCollectionAliases", READ_LISTING)
     for rights in (CLASSES["cr"], CLASSES["crw"]):
         caller = admission(rights)
-        refused = decide_message(caller, new, "docs", (), confined=False)
+        refused = decide_message(caller, new, "docs", NO_NAMES, confined=False)
         assert (refused.allowed, refused.reason) == (False, "unfiltered_listing")
-        assert decide_call_again(caller, new, BodyFacts(("docs",), ())) == refused
-        assert decide_message(caller, aliases, "docs", (), confined=False).allowed
-    assert decide_message(admission(CLASSES["r"]), new, "docs", (), confined=False).allowed
+        assert decide_call_again(caller, new, BodyFacts(NO_NAMES, (), "docs")) == refused
+        assert decide_message(caller, aliases, "docs", NO_NAMES, confined=False).allowed
+    assert decide_message(admission(CLASSES["r"]), new, "docs", NO_NAMES, confined=False).allowed
 
 
 @pytest.mark.parametrize("free", [CLASSES["m"], CLASSES["crw"]])

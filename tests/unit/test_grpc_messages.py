@@ -170,7 +170,8 @@ QUERY = "/qdrant.Points/Query"
 def named(path: str, message: Any) -> tuple[str, tuple[str, ...]]:
     reading = collection_finder(operation(path))
     reading.feed(message if isinstance(message, bytes) else message.SerializeToString())
-    return reading.named()
+    collection, names = reading.named()
+    return collection, names.read
 
 
 def lookup(name: str) -> Any:

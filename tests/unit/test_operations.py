@@ -11,9 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.access_table import ROWS
 
-from tlsproxy.authz.access import Decision, GlobalMode, Grant, Grants, Rights, Scope, decide
+from tlsproxy.authz.access import BodyNames, Decision, GlobalMode, Grant, Grants, Rights, Scope
 from tlsproxy.errors import BadRequest, Form
 from tlsproxy.qdrant.operations import ANY_CALLER, GRPC, REST, Operation
+from tlsproxy.qdrant.rest_decision import decide_all
 from tlsproxy.qdrant.router import recognise
 
 CLASSES = {
@@ -62,14 +63,14 @@ def test_who_passes_is_who_passes_in_qdrant(operation: Operation, surface: str) 
     assert row is not None
     assert operation.names_others is bool(row["body_names"])
     for name, rights in CLASSES.items():
-        decision = decide(rights, operation.requirement, "docs", reduced=True, form=operation.form)
+        decision = decide_all((rights,), operation, "docs", reduced=True, confined=False)
         assert decision.allowed is (name in row["passes"].split()), name
         if operation.requirement.listing and rights.limited:  # the answer as it is would name others' collections
-            assert not decide(rights, operation.requirement, "docs", form=operation.form).allowed
+            assert not decide_all((rights,), operation, "docs", confined=False).allowed
         if not decision.allowed and row["refusal"]:
             assert (decision.status, decision.form) == (403, Form(row["refusal"]))
         if rights.limited:  # an alias of it is another name: names are compared before aliases are resolved
-            alias = decide(rights, operation.requirement, "docs-now", form=operation.form)
+            alias = decide_all((rights,), operation, "docs-now", confined=False)
             assert alias.allowed is ("none" in row["passes"].split() or operation.requirement is ANY_CALLER), name
     assert (operation.requirement.scope is Scope.NONE) is ("none" in row["passes"].split())
     assert operation.requirement.listing is bool(row["listing"]) or ("Reflection" in operation.path)
@@ -205,15 +206,15 @@ def test_more_grants_never_allow_less(
     reduced: bool,  # noqa: FBT001
 ) -> None:
     def ask(rights: Rights) -> Decision:
-        return decide(rights, operation.requirement, name, named=named, reduced=reduced)
+        return decide_all((rights,), operation, name, names=BodyNames(read=named), reduced=reduced, confined=False)
 
     rights = Rights(grants=Grants(*held))
     for index in range(len(held)):
-        fewer = Rights(grants=Grants(*held[:index] + held[index + 1 :]))
-        assert ask(rights).allowed or not ask(fewer).allowed
+        without_one = Rights(grants=Grants(*held[:index] + held[index + 1 :]))
+        assert ask(rights).allowed or not ask(without_one).allowed
     for index in range(len(named)):  # nor does naming a further collection ever help
-        fewer_named = named[:index] + named[index + 1 :]
-        without = decide(rights, operation.requirement, name, named=fewer_named, reduced=reduced)
+        fewer = BodyNames(read=named[:index] + named[index + 1 :])
+        without = decide_all((rights,), operation, name, names=fewer, reduced=reduced, confined=False)
         assert without.allowed or not ask(rights).allowed
 
 
@@ -250,7 +251,7 @@ def test_more_grants_never_allow_less(
 def test_the_texts_are_qdrants(grant: Grant, path: str, method: str, text: str) -> None:
     asked = recognise(method, path)
     assert asked.operation is not None
-    decision = decide(Rights(grants=Grants(grant)), asked.operation.requirement, asked.collection)
+    decision = decide_all((Rights(grants=Grants(grant)),), asked.operation, asked.collection, confined=False)
     assert decision.text == f"Forbidden: {text}"
 
 
@@ -268,7 +269,7 @@ def test_the_texts_are_qdrants(grant: Grant, path: str, method: str, text: str) 
 def test_a_list_of_no_collections(method: str, path: str, text: str) -> None:
     asked = recognise(method, path)
     assert asked.operation is not None
-    decision = decide(Rights(), asked.operation.requirement, asked.collection, reduced=True)
+    decision = decide_all((Rights(),), asked.operation, asked.collection, reduced=True, confined=False)
     assert (decision.allowed, decision.text) == (False, f"Forbidden: {text}")
 
 
@@ -276,4 +277,4 @@ def test_two_grants_do_not_add_up_to_what_neither_gives() -> None:
     both = Rights(grants=Grants(Grant("docs", write=True, extras=False), Grant("doc*", write=False, extras=True)))
     asked = recognise("PUT", "/collections/docs/index")
     assert asked.operation is not None
-    assert not decide(both, asked.operation.requirement, asked.collection).allowed
+    assert not decide_all((both,), asked.operation, asked.collection, confined=False).allowed

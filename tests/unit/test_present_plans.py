@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tlsproxy.audit.line import Caller
-from tlsproxy.authz.access import UNREAD, Condition, Decision, GlobalMode, Grant, Grants, Rights
+from tlsproxy.authz.access import UNREAD, BodyNames, Condition, Decision, GlobalMode, Grant, Grants, Rights
 from tlsproxy.authz.admission import Admission
 from tlsproxy.authz.identity import Identity
 from tlsproxy.authz.roles import Principal
@@ -112,8 +112,9 @@ def called(admission: Admission, path: str, named: tuple[str, ...] | None) -> Ca
         return CallPlan("", "", judged.decision, NOTHING, asked=asked)
     if named is None:
         return CallPlan("", "", judged.decision, NOTHING, asked=asked, unread=True)
-    decision = decide_message(admission, operation, named[0], named[1:], confined=bool(asked.conditions))
-    return CallPlan("", "", decision, NOTHING, asked=asked, body_facts=BodyFacts(named, asked.conditions))
+    names = BodyNames(read=named[1:])
+    decision = decide_message(admission, operation, named[0], names, confined=bool(asked.conditions))
+    return CallPlan("", "", decision, NOTHING, asked=asked, body_facts=BodyFacts(names, asked.conditions, named[0]))
 
 
 @pytest.mark.fuzz

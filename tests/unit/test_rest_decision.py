@@ -6,7 +6,19 @@ from dataclasses import replace
 
 import pytest
 
-from tlsproxy.authz.access import ALLOWED, UNREAD, Condition, Decision, GlobalMode, Grant, Grants, Rights, forbidden
+from tlsproxy.authz.access import (
+    ALLOWED,
+    NO_NAMES,
+    UNREAD,
+    BodyNames,
+    Condition,
+    Decision,
+    GlobalMode,
+    Grant,
+    Grants,
+    Rights,
+    forbidden,
+)
 from tlsproxy.authz.admission import Admission, Credential, admit
 from tlsproxy.authz.identity import Identity
 from tlsproxy.authz.keys import Keys, presented_key
@@ -199,17 +211,17 @@ def test_the_facts_of_a_body_are_what_it_named_and_was_confined_to() -> None:
     _, changed, facts = at_once(
         deciding_body(Admission(holder(grants=OTHER_TOKEN.rights[0].grants), None), query, lookup)
     )
-    assert (changed, facts) == (None, BodyFacts(("dogs",), ()))
+    assert (changed, facts) == (None, BodyFacts(BodyNames(read=("dogs",)), ()))
     # A change has no lookups: to Qdrant the member is an unknown one.
     limited = holder(grants=LIMITED.rights.grants, conditions=ACME)
     body = b'{"filter":{},"lookup_from":{"collection":"other"}}'
     decision, changed, facts = at_once(deciding_body(Admission(limited, None), delete, body))
-    assert (decision.allowed, facts) == (True, BodyFacts((), ACME))
+    assert (decision.allowed, facts) == (True, BodyFacts(NO_NAMES, ACME))
     assert changed is not None
     assert at_once(deciding_body(Admission(LIMITED, None), recognise("POST", "/nothing"), b"{}")) == (
         UNREAD,
         None,
-        BodyFacts((), ()),
+        BodyFacts(NO_NAMES, ()),
     )
 
 
@@ -235,17 +247,29 @@ def test_memory_in_use_beside_the_content_is_asked_for_too() -> None:
 @pytest.mark.parametrize(
     ("principal", "method", "path", "facts", "reason"),
     [
-        (TENANT, "POST", "/collections/docs/points/scroll", BodyFacts((), ACME), "allowed"),
-        (TENANT, "POST", "/collections/docs/points/scroll", BodyFacts((), (*ACME, Condition("a", "b"))), "allowed"),
-        (TENANT, "POST", "/collections/docs/points/scroll", BodyFacts((), ()), NOT_CONFINED.reason),
-        (TENANT, "POST", "/collections/docs/points/scroll", BodyFacts((), (Condition("tenant", "b"),)), "not_confined"),
-        (TENANT, "GET", "/collections/docs", BodyFacts((), ACME), "not_confined"),
-        (TENANT, "GET", "/collections/docs/exists", BodyFacts((), ()), "allowed"),
-        (ADMIN, "POST", "/collections/docs/points/scroll", BodyFacts((), ()), "allowed"),
-        (LIMITED, "POST", "/collections/docs/points/query", BodyFacts(("docs",), ()), "allowed"),
-        (LIMITED, "POST", "/collections/docs/points/query", BodyFacts(("other",), ()), "collection"),
-        (LIMITED, "POST", "/collections/other/points/query", BodyFacts((), ()), "collection"),
-        (ADMIN, "POST", "/nothing", BodyFacts((), ()), "unknown_operation"),
+        (TENANT, "POST", "/collections/docs/points/scroll", BodyFacts(NO_NAMES, ACME), "allowed"),
+        (
+            TENANT,
+            "POST",
+            "/collections/docs/points/scroll",
+            BodyFacts(NO_NAMES, (*ACME, Condition("a", "b"))),
+            "allowed",
+        ),
+        (TENANT, "POST", "/collections/docs/points/scroll", BodyFacts(NO_NAMES, ()), NOT_CONFINED.reason),
+        (
+            TENANT,
+            "POST",
+            "/collections/docs/points/scroll",
+            BodyFacts(NO_NAMES, (Condition("tenant", "b"),)),
+            "not_confined",
+        ),
+        (TENANT, "GET", "/collections/docs", BodyFacts(NO_NAMES, ACME), "not_confined"),
+        (TENANT, "GET", "/collections/docs/exists", BodyFacts(NO_NAMES, ()), "allowed"),
+        (ADMIN, "POST", "/collections/docs/points/scroll", BodyFacts(NO_NAMES, ()), "allowed"),
+        (LIMITED, "POST", "/collections/docs/points/query", BodyFacts(BodyNames(read=("docs",)), ()), "allowed"),
+        (LIMITED, "POST", "/collections/docs/points/query", BodyFacts(BodyNames(read=("other",)), ()), "collection"),
+        (LIMITED, "POST", "/collections/other/points/query", BodyFacts(NO_NAMES, ()), "collection"),
+        (ADMIN, "POST", "/nothing", BodyFacts(NO_NAMES, ()), "unknown_operation"),
     ],
 )
 def test_a_request_in_progress_is_decided_again_by_what_its_body_was(

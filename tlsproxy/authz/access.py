@@ -4,12 +4,15 @@ Qdrant's own rules (RBAC of v1.19): a requirement is a scope and the flags *writ
 passes everything, global ``r`` passes what neither writes nor manages. A collection-limited caller passes nothing of
 global scope; on a collection it needs a grant for the very name (checked in the order extras, write, manage), and for
 every further collection that the request names, a grant of any mode. The texts are Qdrant's, so that clients behave.
+
+Not Qdrant's are `pr` (points, read only), `m` on collections, and filters of operations, which only narrow. No token
+of Qdrant's can have them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum, StrEnum
 from typing import Final
 
@@ -31,6 +34,8 @@ class Scope(Enum):
 class GlobalMode(StrEnum):
     R = "r"
     M = "m"
+    PR = "pr"
+    """Reading of points, in all collections."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +43,8 @@ class Requirement:
     """Rights that one Qdrant operation requires.
 
     ``listing``: the answer may name collections, so that a collection-limited caller sees it reduced or not at all.
+    ``files``: it reads the files of shards, which Qdrant counts as reading points, and `pr` does not. ``grantable``: of
+    global scope in Qdrant, but also allowed by `m` on every collection and alias that it changes.
     """
 
     scope: Scope
@@ -45,19 +52,80 @@ class Requirement:
     manage: bool = False
     extras: bool = False
     listing: bool = False
+    files: bool = False
+    grantable: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class OperationFilter:
+    """Operations by name, of those that rights permit: all, or those of ``allow``, but none of ``deny``."""
+
+    allow: frozenset[str] | None = None
+    deny: frozenset[str] = frozenset()
+
+    def refused(self, operations: tuple[str, ...]) -> str | None:
+        """The first of these that may not be used."""
+        return next((one for one in operations if not self.allows(one)), None)
+
+    def allows(self, operation: str) -> bool:
+        return operation not in self.deny and (self.allow is None or operation in self.allow)
+
+    def __str__(self) -> str:
+        """Example: `only count, scroll except scroll`; empty where it allows all."""
+        allow = "" if self.allow is None else f"only {', '.join(sorted(self.allow)) or 'nothing'}"
+        deny = f"except {', '.join(sorted(self.deny))}" if self.deny else ""
+        return " ".join(filter(None, (allow, deny)))
+
+
+EVERY: Final = OperationFilter()
+
+
+@dataclass(frozen=True, slots=True)
+class BodyNames:
+    """Names in a request's body: further collections to ``read``, collections and aliases to ``change``, and the
+    ``operations`` that a batch of changes carries.
+    """
+
+    read: tuple[str, ...] = ()
+    change: tuple[str, ...] = ()
+    operations: tuple[str, ...] = ()
+
+    @property
+    def characters(self) -> int:
+        return sum(map(len, (*self.read, *self.change, *self.operations)))
+
+
+NO_NAMES: Final = BodyNames()
 
 
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """Read access to one collection, and to more with the flags.
+    """Read access to one collection, and to more with the flags, by the operations of the filter.
 
     ``collection`` is a name or a glob (:mod:`tlsproxy.authz.globs`). ``extras``: operations on more than its points,
-    such as indexes, snapshots and cluster information.
+    such as indexes, snapshots and cluster information. ``manage``: creating, changing and deleting it and its aliases.
     """
 
     collection: str
     write: bool
     extras: bool
+    manage: bool = False
+    operations: OperationFilter = EVERY
+
+    def permits(self, requirement: Requirement) -> bool:
+        """Whether its mode does, whatever the collection and the operations."""
+        return (
+            (self.extras or not requirement.extras)
+            and (self.write or not requirement.write)
+            and (self.manage or not requirement.manage)
+            and (self.write or self.extras or not requirement.files)
+        )
+
+    def __str__(self) -> str:
+        """Example: `docs rw (except delete_points)`."""
+        operations = str(self.operations)
+        mode = f"{self.collection} {_SPELLINGS[self.write, self.extras, self.manage]}"
+        return f"{mode} ({operations})" if operations else mode
 
 
 class Grants:
@@ -93,12 +161,21 @@ class Grants:
         return self._patterns.matching(collection)
 
 
+GLOBAL_MODES: Final = frozenset({"r", "m"})
+"""Qdrant's spellings of rights everywhere."""
 GRANTS: Final = {"r": (False, True), "rw": (True, True), "prw": (True, False)}
 """Qdrant's spellings of a grant's (write, extras)."""
-_SPELLINGS: Final = {flags: name for name, flags in GRANTS.items()}
-
+MODES: Final = {name: (*flags, False) for name, flags in GRANTS.items()} | {
+    "pr": (False, False, False),
+    "m": (True, True, True),
+}
+"""A role's spellings of a grant's (write, extras, manage): Qdrant's, and ours."""
+_SPELLINGS: Final = {flags: name for name, flags in MODES.items()}
+ANY_COLLECTION: Final = "*"
+"""Name that stands for whichever collection a request will name."""
 
 NO_GRANTS: Final = Grants()
+_ALL_NAMES: Final = Grants(Grant("**", write=False, extras=False))
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,21 +189,34 @@ class Condition:
 @dataclass(frozen=True, slots=True)
 class Rights:
     """Access to all of Qdrant (``everywhere``), or by a list of grants, which may be empty; limited to the points that
-    meet all ``conditions``.
+    meet all ``conditions``, and to the ``operations``.
     """
 
     everywhere: GlobalMode | None = None
     grants: Grants = NO_GRANTS
     conditions: tuple[Condition, ...] = ()
+    operations: OperationFilter = EVERY
 
     @property
     def limited(self) -> bool:
         return self.everywhere is None
 
+    @property
+    def listed(self) -> Grants | None:
+        """Grants for the collections that a listing may name; None where it may be shown whole."""
+        if self.everywhere is None:
+            return self.grants
+        return _ALL_NAMES if self.everywhere is GlobalMode.PR else None
+
+    def at_best(self) -> Rights:
+        """The same rights, with every grant for :data:`ANY_COLLECTION`: what they refuse, they refuse of any."""
+        return replace(self, grants=Grants(*(replace(one, collection=ANY_COLLECTION) for one in self.grants)))
+
     def __str__(self) -> str:
-        """Spelled as in Qdrant's tokens, with the conditions: `m`, or `docs rw, logs.* r where tenant = "a"`."""
-        spelled = [f"{grant.collection} {_SPELLINGS[grant.write, grant.extras]}" for grant in self.grants]
-        access = self.everywhere.value if self.everywhere is not None else ", ".join(spelled) or "none"
+        """Spelled as in Qdrant's tokens, then the rest: `m`, or `docs rw, logs.* r; only scroll where team = "a"`."""
+        access = self.everywhere.value if self.everywhere is not None else ", ".join(map(str, self.grants)) or "none"
+        operations = str(self.operations)
+        access = f"{access}; {operations}" if operations else access
         conditions = " and ".join(f'{one.key} = "{one.value}"' for one in self.conditions)
         return f"{access} where {conditions}" if conditions else access
 
@@ -165,73 +255,97 @@ UNREAD: Final = Decision(
 def decide(
     rights: Rights,
     requirement: Requirement,
+    operation: str,
     collection: str | None,
     *,
-    named: tuple[str, ...] = (),
+    names: BodyNames = NO_NAMES,
     reduced: bool = False,
     confined: bool = False,
-    form: Form = Form.JSON,
 ) -> Decision:
     """Decides whether a caller with these rights may use an operation with this requirement.
 
-    ``collection`` is the name in the request's path, decoded once; ``named`` are those in its body. ``reduced``: the
+    ``collection`` is the name in the request's path, decoded once; ``names`` are those in its body. ``reduced``: the
     response will be reduced to the collections of a limited caller. ``confined``: the request carries the caller's
     conditions, or is about no points.
     """
     if requirement.scope in {Scope.NONE, Scope.CALLER}:
         return ALLOWED
+    operations = (operation, *names.operations)
     if rights.everywhere is None:
-        refusal = _limited_refusal(rights.grants, requirement, collection, named, reduced=reduced, form=form)
+        refusal = _limited_refusal(rights.grants, requirement, operations, collection, names)
+    elif rights.everywhere is GlobalMode.PR:
+        refusal = _points_refusal(requirement)
     elif rights.everywhere is GlobalMode.R and (requirement.write or requirement.manage):
-        refusal = forbidden("needs_manage", "Global manage access is required", form)
+        refusal = forbidden("needs_manage", "Global manage access is required")
     else:
         refusal = None
     if refusal is not None:
         return refusal
+    if rights.listed is not None and requirement.listing and not reduced:
+        return forbidden("unfiltered_listing", "Global access is required for this listing")
+    if (denied := rights.operations.refused(operations)) is not None:
+        return forbidden("operation", f"Operation {denied} is not allowed")
     if rights.conditions and not confined:
-        return forbidden("not_confined", "This operation cannot be confined to a tenant", form)
+        return forbidden("not_confined", "This operation cannot be confined to a tenant")
     return ALLOWED
 
 
-def _limited_refusal(
-    grants: Grants,
-    requirement: Requirement,
-    collection: str | None,
-    named: tuple[str, ...],
-    *,
-    reduced: bool,
-    form: Form,
-) -> Decision | None:
-    if requirement.scope is Scope.GLOBAL:
-        return forbidden("needs_global", "Global access is required", form)
-    if requirement.scope is Scope.CREDENTIAL:
-        if not grants:  # no rights at all; Qdrant answers the bearer of an empty list with an empty listing
-            return forbidden("no_rights", "Global access is required", form)
-    elif (refusal := _refusal(grants, requirement, collection, form)) is not None:
-        return refusal
-    if requirement.listing and not reduced:
-        return forbidden("unfiltered_listing", "Global access is required for this listing", form)
-    for name in named:
-        if not may_name(grants, name):
-            return forbidden("collection", f"Access to collection {name} is required", form)
+def _points_refusal(requirement: Requirement) -> Decision | None:
+    if requirement.write or requirement.manage:
+        return forbidden("needs_manage", "Global manage access is required")
+    if requirement.scope is Scope.GLOBAL or requirement.extras or requirement.files:
+        return forbidden("needs_extras", "Only points access is allowed")
     return None
 
 
-def may_name(grants: Grants, name: str) -> bool:
-    """Whether there is any grant for this collection, so that its name may be shown, and its vectors looked up."""
-    return bool(grants.covering(name))
+def _limited_refusal(
+    grants: Grants, requirement: Requirement, operations: tuple[str, ...], collection: str | None, names: BodyNames
+) -> Decision | None:
+    if requirement.scope is Scope.CREDENTIAL:
+        return _listing_refusal(grants, operations)
+    changed = names.change if collection is None else (collection,)
+    if requirement.scope is Scope.GLOBAL:
+        if not (requirement.grantable and changed and any(grant.manage for grant in grants)):
+            return forbidden("needs_global", "Global access is required")
+    elif collection is None:
+        return forbidden("no_collection", "Global access is required")
+    for name in changed:
+        if (refusal := _refusal(grants, requirement, operations, name)) is not None:
+            return refusal
+    for name in names.read:
+        if not may_name(grants, name, operations[0]):
+            return forbidden("collection", f"Access to collection {name} is required")
+    return None
 
 
-def _refusal(grants: Grants, requirement: Requirement, collection: str | None, form: Form) -> Decision | None:
-    if collection is None:
-        return forbidden("no_collection", "Global access is required", form)
+def _listing_refusal(grants: Grants, operations: tuple[str, ...]) -> Decision | None:
+    if not grants:  # no rights at all; Qdrant answers the bearer of an empty list with an empty listing
+        return forbidden("no_rights", "Global access is required")
+    if all(grant.operations.refused(operations) for grant in grants):
+        return forbidden("operation", f"Operation {operations[0]} is not allowed")
+    return None
+
+
+def may_name(grants: Grants, name: str, operation: str) -> bool:
+    """Whether a grant for this collection has the operation: its name may be shown then, and its vectors looked up."""
+    return any(grant.operations.allows(operation) for grant in grants.covering(name))
+
+
+def _refusal(grants: Grants, requirement: Requirement, operations: tuple[str, ...], collection: str) -> Decision | None:
+    """One grant must permit it and have all its operations. A refusal's reason is the first of Qdrant's."""
     covering = grants.covering(collection)
     if not covering:
-        return forbidden("collection", f"Access to collection {collection} is required", form)
+        return forbidden("collection", f"Access to collection {collection} is required")
+    permitting = [grant for grant in covering if grant.permits(requirement)]
+    refused = [grant.operations.refused(operations) for grant in permitting]
+    if None in refused:
+        return None
+    if refused:
+        return forbidden("operation", f"Operation {refused[0]} is not allowed for collection {collection}")
     if requirement.extras and not any(grant.extras for grant in covering):
-        return forbidden("needs_extras", f"Only points access is allowed for collection {collection}", form)
+        return forbidden("needs_extras", f"Only points access is allowed for collection {collection}")
+    if requirement.files and not any(grant.write or grant.extras for grant in covering):
+        return forbidden("needs_extras", f"Only points access is allowed for collection {collection}")
     if requirement.write and not any(grant.write and grant.extras >= requirement.extras for grant in covering):
-        return forbidden("needs_write", f"Write access to collection {collection} is required", form)
-    if requirement.manage:
-        return forbidden("needs_manage", "Manage access for this operation is required", form)
-    return None
+        return forbidden("needs_write", f"Write access to collection {collection} is required")
+    return forbidden("needs_manage", "Manage access for this operation is required")

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from tlsproxy.authz.access import GRANTS, GlobalMode, Grant, Grants, Rights
+from tlsproxy.authz.access import GLOBAL_MODES, GRANTS, GlobalMode, Grant, Grants, Rights
 from tlsproxy.authz.globs import glob_error
 
 DUPLICATE: Final = "access: Collection name should be unique"
@@ -133,7 +133,7 @@ def _audience(value: Any) -> tuple[str, ...]:
 
 def _rights(access: Any) -> tuple[Rights, str]:
     """(the rights, the text of the validator's first finding or "")."""
-    if isinstance(access, str) and access in tuple(GlobalMode):
+    if isinstance(access, str) and access in GLOBAL_MODES:
         return Rights(everywhere=GlobalMode(access)), ""
     if isinstance(access, dict):
         return _old_rights(access), ""

@@ -7,10 +7,9 @@ whole, and rewritten.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Final
 
-from tlsproxy.authz.access import ALLOWED, UNREAD, Condition, Decision, Grants, Scope
+from tlsproxy.authz.access import ALLOWED, ANY_COLLECTION, NO_NAMES, UNREAD, BodyNames, Condition, Decision, Scope
 from tlsproxy.authz.admission import Admission
 from tlsproxy.errors import BadRequest
 from tlsproxy.qdrant.answer_statistics import AnswerReducer
@@ -33,7 +32,6 @@ NAME_MEMORY: Final = 700
 MAX_FIELDS: Final = 2_000_000
 """Fields that are scanned in one message, without those within skipped fields: about a microsecond each."""
 
-_ANY: Final = "*"
 _METHODS: Final = {operation.path: operation for operation in GRPC}
 
 
@@ -74,12 +72,12 @@ def decide_call(admitted: Admission | Decision, operation: Operation | None) -> 
 
 def decide_at_best(admission: Admission, operation: Operation) -> Decision:
     """Decides as if every grant were for the collection that the message will name: a refusal holds for any message."""
-    granted = tuple(
-        replace(one, grants=Grants(*(replace(grant, collection=_ANY) for grant in one.grants)))
-        for one in admission.rights
-    )
     return decide_all(
-        granted, operation, _ANY, confined=is_confinable_call(operation) or touches_no_points(operation), reduced=True
+        tuple(one.at_best() for one in admission.rights),
+        operation,
+        ANY_COLLECTION,
+        confined=is_confinable_call(operation) or touches_no_points(operation),
+        reduced=True,
     )
 
 
@@ -110,8 +108,8 @@ class CollectionFinder:
         """The message's own collection, as soon as it has come: clients write it first."""
         return next((name for kind, name in self._scanner.found if kind == COLLECTION), None)
 
-    def named(self) -> tuple[str, tuple[str, ...]]:
-        """(the collection, further collections) of the message, which is complete. Raises :class:`BadRequest`.
+    def named(self) -> tuple[str, BodyNames]:
+        """(the collection, all other names) of the message, which is complete. Raises :class:`BadRequest`.
 
         Qdrant uses a batch's own collection and ignores those of its requests. A batch in which they differ is refused,
         since another release may use them.
@@ -125,13 +123,13 @@ class CollectionFinder:
         if not collection:
             raise BadRequest("Malformed message: no collection is named")
         if len(found) == 1:
-            return collection, ()
+            return collection, NO_NAMES
         if any(kind == INNER and name not in {"", collection} for kind, name in found):
             raise BadRequest("Malformed message: a request of a batch names another collection than the batch")
         others = tuple(name for kind, name in found if kind == OTHER)
         if "" in others:
             raise BadRequest("Malformed message: a lookup names no collection")
-        return collection, others
+        return collection, BodyNames(read=others)
 
 
 def collection_finder(operation: Operation) -> CollectionFinder:
@@ -140,14 +138,14 @@ def collection_finder(operation: Operation) -> CollectionFinder:
 
 
 def decide_message(
-    admission: Admission, operation: Operation, collection: str, named: tuple[str, ...], *, confined: bool
+    admission: Admission, operation: Operation, collection: str | None, names: BodyNames, *, confined: bool
 ) -> Decision:
     """Decides by method and message together. ``confined``: the message was rewritten by :func:`confine_message`."""
     return decide_all(
         admission.rights,
         operation,
         collection,
-        named=named,
+        names=names,
         reduced=operation.requirement.listing and listing_of_call(operation, admission.rights) is not None,
         confined=confined or touches_no_points(operation),
     )
@@ -155,11 +153,10 @@ def decide_message(
 
 def decide_call_again(admission: Admission, operation: Operation, body: BodyFacts) -> Decision:
     """Decides with present rights on a call in progress, whose message was decided on with earlier ones."""
-    collection, *named = body.named
     confinable = is_confinable_call(operation)
     if confinable and not body.suits(admission.conditions):
         return NOT_CONFINED
-    return decide_message(admission, operation, collection, tuple(named), confined=confinable)
+    return decide_message(admission, operation, body.collection, body.names, confined=confinable)
 
 
 def confine_message(

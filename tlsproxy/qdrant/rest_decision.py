@@ -5,13 +5,24 @@ The order of the checks is Qdrant's: authentication (401 or 403), the route (404
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from http import HTTPStatus
 from typing import Final
 
 import orjson
 
-from tlsproxy.authz.access import ALLOWED, UNREAD, Condition, Decision, Rights, Scope, decide, forbidden
+from tlsproxy.authz.access import (
+    ALLOWED,
+    NO_NAMES,
+    UNREAD,
+    BodyNames,
+    Condition,
+    Decision,
+    Rights,
+    Scope,
+    decide,
+    forbidden,
+)
 from tlsproxy.authz.admission import Admission
 from tlsproxy.errors import Form
 from tlsproxy.qdrant.operations import Operation
@@ -55,12 +66,14 @@ NOT_CONFINED: Final = forbidden("not_confined", "The request is not confined to 
 
 @dataclass(frozen=True, slots=True)
 class BodyFacts:
-    """Facts of a body that was decided on: the collections that it names beside that of the path, and the conditions
-    that it was confined to.
+    """Facts of a body that was decided on: the names in it, and the conditions that it was confined to.
+
+    ``collection`` is that of a gRPC message; REST has it in the path.
     """
 
-    named: tuple[str, ...]
+    names: BodyNames
     conditions: tuple[Condition, ...]
+    collection: str | None = None
 
     def suits(self, conditions: tuple[Condition, ...]) -> bool:
         """Whether it is confined to the points of these conditions, or fewer."""
@@ -104,17 +117,17 @@ def deciding_body(
     """
     operation = request.operation
     if operation is None:
-        return UNREAD, None, BodyFacts((), ())
+        return UNREAD, None, BodyFacts(NO_NAMES, ())
     conditions = admitted.conditions
     body = yield from reading_json(content, memory)
-    named = named_collections(operation, body) if operation.names_others else ()
+    names = BodyNames(read=named_collections(operation, body)) if operation.names_others else NO_NAMES
     changed = None
     if conditions:
         confined = confine(operation, body, conditions, facts)
         yield None
         changed = orjson.dumps(confined)
-    decision = decide_all(admitted.rights, operation, request.collection, named=named, confined=changed is not None)
-    return decision, changed, BodyFacts(named, conditions)
+    decision = decide_all(admitted.rights, operation, request.collection, names=names, confined=changed is not None)
+    return decision, changed, BodyFacts(names, conditions)
 
 
 def decide_again(admitted: Admission, request: Recognised, body: BodyFacts) -> Decision:
@@ -126,7 +139,7 @@ def decide_again(admitted: Admission, request: Recognised, body: BodyFacts) -> D
     if confinable and not body.suits(admitted.conditions):
         return NOT_CONFINED
     confined = confinable or touches_no_points(operation)
-    return decide_all(admitted.rights, operation, request.collection, named=body.named, confined=confined)
+    return decide_all(admitted.rights, operation, request.collection, names=body.names, confined=confined)
 
 
 def decide_all(
@@ -134,22 +147,16 @@ def decide_all(
     operation: Operation,
     collection: str | None,
     *,
-    named: tuple[str, ...] = (),
+    names: BodyNames = NO_NAMES,
     reduced: bool = False,
     confined: bool,
 ) -> Decision:
     """Decides with all rights: each must allow, the first that does not gives the reason."""
-    decision = forbidden("no_rights", "Global access is required", operation.form)
+    decision = forbidden("no_rights", "Global access is required")
     for each in rights:
         decision = decide(
-            each,
-            operation.requirement,
-            collection,
-            named=named,
-            reduced=reduced,
-            confined=confined,
-            form=operation.form,
+            each, operation.requirement, operation.name, collection, names=names, reduced=reduced, confined=confined
         )
         if not decision.allowed:
             break
-    return decision
+    return decision if decision.allowed else replace(decision, form=operation.form)

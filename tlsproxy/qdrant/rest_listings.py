@@ -51,12 +51,12 @@ class Listing:
         return orjson.dumps({"result": result} | _only(answer, "status", "time"))
 
     def _is_shown(self, name: Any) -> bool:
-        return isinstance(name, str) and all(may_name(grants, name) for grants in self.grants)
+        return isinstance(name, str) and all(may_name(grants, name, self.operation) for grants in self.grants)
 
 
 def listing_of(operation: Operation, rights: tuple[Rights, ...]) -> Listing | None:
     """The reduction for these rights; None where the response may be shown whole, or cannot be reduced."""
-    limited = tuple(one.grants for one in rights if one.limited)
+    limited = tuple(one.listed for one in rights if one.listed is not None)
     return Listing(operation.name, limited) if limited and operation.name in REDUCTIONS else None
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final, Self
 from urllib.parse import urlsplit
 
 from tlsproxy.audit.line import Prepared
-from tlsproxy.authz.access import ALLOWED, UNREAD, Condition, Decision
+from tlsproxy.authz.access import ALLOWED, UNREAD, BodyNames, Condition, Decision
 from tlsproxy.authz.admission import Admission, admit
 from tlsproxy.authz.claims import ValueExists
 from tlsproxy.authz.cross_site import cross_site, is_cross_site
@@ -158,7 +158,7 @@ class CallPlans:
         self._upstream_key = key.encode() if key is not None else None
         self._memo = Memo[tuple[Principal, Fields], CallPlan](MEMO_PLANS)
         self._refusals = Memo[tuple[Principal, Fields], CallPlan](MEMO_REFUSALS)
-        self._judged = Memo[tuple[Asked, str, tuple[str, ...]], CallPlan](MEMO_PLANS)
+        self._judged = Memo[tuple[Asked, str | None, BodyNames], CallPlan](MEMO_PLANS)
 
     def of(self, principal: Principal, fields: Fields, now: float) -> CallPlan:
         """``now`` is seconds since the epoch. Raises :class:`tlsproxy.wire.http2.StreamError`."""
@@ -206,13 +206,13 @@ class CallPlans:
         caller = caller_of(principal, None)
         return CallPlan("unreadable", principal.role, decision, prepared(caller, decision), form=form)
 
-    def judged(self, asked: Asked, collection: str, named: tuple[str, ...]) -> CallPlan:
+    def judged(self, asked: Asked, collection: str | None, names: BodyNames) -> CallPlan:
         """The plan of a call whose message names these. A pure function again, of a head that may be remembered."""
-        key = asked, collection, named
+        key = asked, collection, names
         plan = self._judged.get(key)
         if plan is None:
-            plan = self._judge(asked, collection, named)
-            if plan.decision.allowed and len(collection) + sum(map(len, named)) <= MEMO_NAMES:
+            plan = self._judge(asked, collection, names)
+            if plan.decision.allowed and len(collection or "") + names.characters <= MEMO_NAMES:
                 self._judged.remember(key, plan)
         return plan
 
@@ -224,8 +224,8 @@ class CallPlans:
             return ended or former
         return former.under(self._made(principal, former.asked.head, now, ended))
 
-    def _judge(self, asked: Asked, collection: str, named: tuple[str, ...]) -> CallPlan:
-        decision = decide_message(asked.admission, asked.operation, collection, named, confined=bool(asked.conditions))
+    def _judge(self, asked: Asked, collection: str | None, names: BodyNames) -> CallPlan:
+        decision = decide_message(asked.admission, asked.operation, collection, names, confined=bool(asked.conditions))
         plan = self._plan(
             asked.admission.principal,
             asked.head,
@@ -234,7 +234,7 @@ class CallPlans:
             HeadDecision(decision, asked.listing),
             collection=collection,
         )
-        return replace(plan, body_facts=BodyFacts((collection, *named), asked.conditions))
+        return replace(plan, body_facts=BodyFacts(names, asked.conditions, collection))
 
     def _plan(
         self,

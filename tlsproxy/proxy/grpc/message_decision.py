@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from tlsproxy.authz.access import Decision
+from tlsproxy.authz.access import NO_NAMES, Decision
 from tlsproxy.errors import BadRequest, BodyTooLarge, TooLargeToRead
 from tlsproxy.proxy.core.memory_budget import MemoryShare
 from tlsproxy.proxy.core.scheduler import Work
@@ -45,7 +45,7 @@ class MessageDecision:
     def judged(self, calls: CallPlans, asked: Asked) -> CallPlan | None:
         """By its collection alone; None until that has come."""
         collection = self.names.collection
-        return calls.judged(asked, collection, ()) if collection else None
+        return calls.judged(asked, collection, NO_NAMES) if collection else None
 
     def refusal(self) -> Decision | None:
         """Refusal by its collection alone: no more of it is taken, or sent half way upstream, in vain."""
