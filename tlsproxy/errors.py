@@ -167,6 +167,17 @@ class Unconfined(RequestError):
         super().__init__(f"Forbidden: {text}")
 
 
+class PolicyRefused(RequestError):
+    """A request beyond the query policy of the caller's role."""
+
+    status = 403
+    grpc = GrpcStatus.PERMISSION_DENIED
+    reason = "query_policy"
+
+    def __init__(self, text: str) -> None:
+        super().__init__(f"Forbidden: {text}")
+
+
 class CodingRefused(RequestError):
     """A body that must be read, in a content coding that is not supported."""
 

@@ -17,6 +17,7 @@ from enum import Enum, StrEnum
 from typing import Final
 
 from tlsproxy.authz.glob_index import Patterns
+from tlsproxy.authz.query_policy import NO_POLICY, QueryPolicy
 from tlsproxy.errors import Form
 
 
@@ -189,13 +190,14 @@ class Condition:
 @dataclass(frozen=True, slots=True)
 class Rights:
     """Access to all of Qdrant (``everywhere``), or by a list of grants, which may be empty; limited to the points that
-    meet all ``conditions``, and to the ``operations``.
+    meet all ``conditions``, to the ``operations``, and to the ``queries`` of a policy.
     """
 
     everywhere: GlobalMode | None = None
     grants: Grants = NO_GRANTS
     conditions: tuple[Condition, ...] = ()
     operations: OperationFilter = EVERY
+    queries: QueryPolicy = NO_POLICY
 
     @property
     def limited(self) -> bool:
@@ -213,12 +215,15 @@ class Rights:
         return replace(self, grants=Grants(*(replace(one, collection=ANY_COLLECTION) for one in self.grants)))
 
     def __str__(self) -> str:
-        """Spelled as in Qdrant's tokens, then the rest: `m`, or `docs rw, logs.* r; only scroll where team = "a"`."""
+        """Spelled as in Qdrant's tokens, then the rest: `m`, or `docs rw, logs.* r; only scroll where team = "a"`,
+        or `docs r within max_limit 100`.
+        """
         access = self.everywhere.value if self.everywhere is not None else ", ".join(map(str, self.grants)) or "none"
         operations = str(self.operations)
         access = f"{access}; {operations}" if operations else access
         conditions = " and ".join(f'{one.key} = "{one.value}"' for one in self.conditions)
-        return f"{access} where {conditions}" if conditions else access
+        confined = f"{access} where {conditions}" if conditions else access
+        return f"{confined} within {self.queries}" if self.queries else confined
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ from tlsproxy.authz.access import Condition, Decision, Rights
 from tlsproxy.authz.claims import ValueExists
 from tlsproxy.authz.identity import Identity
 from tlsproxy.authz.keys import NEVER, Key
+from tlsproxy.authz.query_policy import QueryPolicy, merged
 from tlsproxy.authz.roles import Policy, Principal
 from tlsproxy.authz.tokens import INVALID, Token, unauthenticated
 
@@ -62,6 +63,11 @@ class Admission:
     def conditions(self) -> tuple[Condition, ...]:
         """The payload conditions of all rights: the caller may use only points that meet all of them."""
         return tuple(condition for rights in self.rights for condition in rights.conditions)
+
+    @property
+    def queries(self) -> QueryPolicy:
+        """The query policies of all rights: the stricter of each part."""
+        return merged(rights.queries for rights in self.rights)
 
     @property
     def role(self) -> str:

@@ -14,6 +14,7 @@ from tlsproxy.config.findings import Finding
 from tlsproxy.config.model import Config, Role
 from tlsproxy.config.positions import Path, Tree
 from tlsproxy.config.problems import did_you_mean
+from tlsproxy.config.queries import query_findings
 from tlsproxy.config.secrets import KEY_NAMES
 
 _DIGEST: Final = re.compile(r"[0-9a-f]{64}")
@@ -30,6 +31,7 @@ def roles(config: Config, _tree: Tree) -> Iterator[Finding]:
                 parse_template(key, text)
             except ValueError as mistake:
                 yield Finding(("roles", name, "filter", key), str(mistake))
+        yield from query_findings(("roles", name, "queries"), role.queries)
         if isinstance(role.access, str):
             continue
         if not role.access:

@@ -14,6 +14,7 @@ from pydantic import BeforeValidator, Discriminator, Field, SecretStr, Tag
 
 from tlsproxy.config.callers import NEEDS_RESTART, CaConstraint, JwtIssuer, Label, Match, NamedKey, Section
 from tlsproxy.config.limits import Count, LimitsConfig, RoleLimits, Seconds
+from tlsproxy.config.queries import Queries
 
 Port = Annotated[int, Field(ge=0, le=65535)]
 HttpProtocol = Literal["rest", "grpc"]
@@ -192,6 +193,8 @@ class Role(Section):
     has at most one of {cn}, {o}, {ou}, {uri}, {dns}, {email}; a certificate without exactly one such field has no
     rights. {claim:NAME} is a claim of the token sent beside the certificate; without it there are no rights. Needs
     Qdrant 1.16 or later. See docs/tenants.md."""
+    queries: Queries = Queries()
+    """Bounds of the role's queries, and parts of points that it never sees. See docs/roles-and-rules.md."""
     limits: RoleLimits = RoleLimits()
     """Limits of all holders of the role together, over REST and gRPC together. Requests beyond are refused as by
     Qdrant's strict mode: 429 or RESOURCE_EXHAUSTED, with the seconds to wait in Retry-After."""

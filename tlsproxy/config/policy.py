@@ -9,6 +9,7 @@ from tlsproxy.authz.roles import Policy, Rule
 from tlsproxy.authz.templates import parse_template
 from tlsproxy.authz.tokens import Tokens
 from tlsproxy.config.model import CollectionGrant, Config, Role
+from tlsproxy.config.queries import query_policy_of
 
 
 def policy_of(config: Config, keys: Keys, tokens: Tokens) -> Policy:
@@ -29,9 +30,10 @@ def policy_of(config: Config, keys: Keys, tokens: Tokens) -> Policy:
 
 
 def rights_of(role: Role) -> Rights:
+    queries = query_policy_of(role.queries)
     if isinstance(role.access, str):
-        return Rights(everywhere=GlobalMode(role.access))
-    return Rights(grants=Grants(*map(_grant, role.access)))
+        return Rights(everywhere=GlobalMode(role.access), queries=queries)
+    return Rights(grants=Grants(*map(_grant, role.access)), queries=queries)
 
 
 def _grant(grant: CollectionGrant) -> Grant:

@@ -37,12 +37,17 @@ EXAMPLES: Final[Mapping[str, Any]] = {
         "search": {"access": "r", "limits": {"requests_per_second": 500, "max_body_mb": 4}},
         "ingest": {"access": [{"collection": "docs", "access": "rw"}, {"collection": "docs.*", "access": "prw"}]},
         "tenant": {"access": [{"collection": "shared", "access": "rw"}], "filter": {"tenant": "{ou}"}},
+        "analyst": {
+            "access": [{"collection": "people", "access": "r"}],
+            "queries": {"max_limit": 100, "vectors": "hide", "payload": {"hide": ["salary", "contact.email"]}},
+        },
     },
     "identities": [
         {"name": "platform", "match": {"cn": "admin-*", "ou": "platform"}, "role": "admin"},
         {"name": "ingest-jobs", "match": {"cn": "ingest-*"}, "role": "ingest"},
         {"name": "search-service", "match": {"uri": "spiffe://example.org/search/*"}, "role": "search"},
         {"name": "tenants", "match": {"cn": "tenant-*"}, "role": "tenant"},
+        {"name": "analysts", "match": {"ou": "analysts"}, "role": "analyst"},
     ],
     "keys": [
         {

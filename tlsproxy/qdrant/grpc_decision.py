@@ -19,7 +19,15 @@ from tlsproxy.qdrant.grpc_schema import COLLECTION, INNER, OTHER, REQUESTS, SHAP
 from tlsproxy.qdrant.grpc_tenancy import confined as confined_message
 from tlsproxy.qdrant.grpc_tenancy import is_confinable_call
 from tlsproxy.qdrant.operations import GRPC, MAX_NAME_BYTES, Operation
-from tlsproxy.qdrant.rest_decision import NOT_CONFINED, UNKNOWN_OPERATION, BodyFacts, HeadDecision, decide_all
+from tlsproxy.qdrant.query_policy import Treatment, treatment
+from tlsproxy.qdrant.rest_decision import (
+    NOT_CONFINED,
+    UNDER_POLICY,
+    UNKNOWN_OPERATION,
+    BodyFacts,
+    HeadDecision,
+    decide_all,
+)
 from tlsproxy.qdrant.rest_tenancy import touches_no_points
 from tlsproxy.qdrant.scoring import Facts
 from tlsproxy.wire.cooperative import Steps
@@ -51,6 +59,8 @@ def decide_call(admitted: Admission | Decision, operation: Operation | None) -> 
         return HeadDecision(admitted)
     if operation is None:
         return HeadDecision(UNKNOWN_OPERATION)
+    if treatment(operation, admitted.queries) is not Treatment.FREE:
+        return HeadDecision(UNDER_POLICY)
     rights, confinable = admitted.rights, is_confinable_call(operation)
     listing = listing_of_call(operation, rights)
     shown = AnswerReducer(operation) if confinable and any(one.conditions for one in rights) else listing

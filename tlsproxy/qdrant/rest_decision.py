@@ -26,6 +26,7 @@ from tlsproxy.authz.access import (
 from tlsproxy.authz.admission import Admission
 from tlsproxy.errors import Form
 from tlsproxy.qdrant.operations import Operation
+from tlsproxy.qdrant.query_policy import NOT_UNDER_POLICY, Treatment, treatment
 from tlsproxy.qdrant.rest_collections import named_collections
 from tlsproxy.qdrant.rest_listings import Reducer, listing_of
 from tlsproxy.qdrant.rest_tenancy import confine, is_confinable, touches_no_points
@@ -61,6 +62,7 @@ class HeadDecision:
 
 UNREDUCED: Final = forbidden("unfiltered_listing", "Global access is required for this listing")
 """The refusal of a response in progress that is not reduced to the caller's present rights."""
+UNDER_POLICY: Final = forbidden("query_policy", NOT_UNDER_POLICY)
 NOT_CONFINED: Final = forbidden("not_confined", "The request is not confined to the points that its caller may use now")
 
 
@@ -99,6 +101,8 @@ def decide_request(admitted: Admission | Decision, request: Recognised) -> HeadD
     )
     if not decision.allowed:
         return HeadDecision(decision)
+    if treatment(operation, admitted.queries) is not Treatment.FREE:
+        return HeadDecision(UNDER_POLICY)
     names_others = operation.names_others and any(rights.limited for rights in admitted.rights)
     if names_others or (confinable and any(rights.conditions for rights in admitted.rights)):
         return HeadDecision(UNREAD)
