@@ -15,6 +15,7 @@ from tlsproxy.authz.access import Condition, Decision, Rights
 from tlsproxy.authz.claims import ValueExists
 from tlsproxy.authz.identity import Identity
 from tlsproxy.authz.keys import NEVER, Key
+from tlsproxy.authz.locks import refusal as locked
 from tlsproxy.authz.query_policy import QueryPolicy, merged
 from tlsproxy.authz.roles import Policy, Principal
 from tlsproxy.authz.tokens import INVALID, Token, unauthenticated
@@ -114,11 +115,17 @@ def joined(principal: Principal, policy: Policy, credential: Credential | None) 
 def _credential(principal: Principal, policy: Policy, presented: str, now: float) -> Credential | Decision:
     key = policy.keys.find(presented, principal.identity, now)
     if key is not None:
+        if policy.locks.of_key(key.name, now) is not None:
+            return locked("key")
         return key_credential(key, policy, principal.identity)
     if not policy.tokens:
         return INVALID
     token = policy.tokens.verify(presented, principal.identity, now)
-    return token if isinstance(token, Decision) else token_credential(token, policy, principal.identity)
+    if isinstance(token, Decision):
+        return token
+    if policy.locks.of_token(token.verifier, token.claims.texts, now) is not None:
+        return locked("token")
+    return token_credential(token, policy, principal.identity)
 
 
 def key_credential(key: Key, policy: Policy, identity: Identity | None) -> Credential | Decision:

@@ -13,7 +13,9 @@ from dataclasses import dataclass, field, replace
 from tlsproxy.authz.access import Decision, Rights, forbidden
 from tlsproxy.authz.glob_index import Patterns, trait_of
 from tlsproxy.authz.identity import Identity
-from tlsproxy.authz.keys import Keys
+from tlsproxy.authz.keys import NEVER, Keys
+from tlsproxy.authz.locks import Locks
+from tlsproxy.authz.locks import refusal as locked
 from tlsproxy.authz.matcher import Matcher
 from tlsproxy.authz.templates import Template
 from tlsproxy.authz.tokens import Tokens
@@ -85,7 +87,7 @@ class Policy:
 
     ``unmapped_may_use_credentials``: with a certificate that no rule matches, a key or token may be used as without
     one; otherwise all requests are refused. A certificate with a defect is always refused. ``filters``: the condition
-    templates by role, filled in for each caller.
+    templates by role, filled in for each caller. ``locks`` hold callers whatever the others say.
     """
 
     roles: Mapping[str, Rights]
@@ -94,6 +96,7 @@ class Policy:
     tokens: Tokens = field(default_factory=Tokens)
     unmapped_may_use_credentials: bool = False
     filters: Mapping[str, tuple[Template, ...]] = field(default_factory=dict)
+    locks: Locks = field(default_factory=Locks, compare=False)
     _rules: Rules = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -126,6 +129,13 @@ class Policy:
             f'no role for certificate "{identity.name}": '
             "the gateway's administrator can add a rule for it to `identities`",
         )
+
+    def held(self, principal: Principal, now: float) -> tuple[Principal, float]:
+        """The principal as locks have it at ``now``, and the end of the lock that refuses it."""
+        lock = self.locks.of_identity(principal.identity, now)
+        if lock is None or principal.identity is None:
+            return principal, NEVER
+        return _without_rights(principal.identity, locked("certificate")), lock.until
 
     def _holder(self, identity: Identity, rule: Rule) -> Principal:
         if any(template.of_claim for template in self.filters.get(rule.role, ())):
@@ -167,4 +177,8 @@ class Policy:
 
 
 def _refused(identity: Identity, reason: str, text: str) -> Principal:
-    return Principal(identity, rule="", role="", rights=Rights(), refusal=forbidden(reason, text))
+    return _without_rights(identity, forbidden(reason, text))
+
+
+def _without_rights(identity: Identity, refusal: Decision) -> Principal:
+    return Principal(identity, rule="", role="", rights=Rights(), refusal=refusal)

@@ -12,9 +12,9 @@ from typing import Final
 
 import click
 from cryptography import x509
-from cryptography.x509.oid import NameOID
 
 from tlsproxy.authz.identity import Identity, identity_of, identity_of_subject
+from tlsproxy.authz.subject_names import parsed_subject
 from tlsproxy.authz.trust_anchors import Anchors
 from tlsproxy.cli.inspection import NoConnection
 from tlsproxy.cli.show import read_chain
@@ -31,15 +31,6 @@ _LINE_LIMIT: Final = 64 << 10
 _CONNECTIONS: Final = frozenset({"handshake", "connection", "tcp_open", "tcp_close"})
 _METHODS: Final = ("GET", "POST", "PUT", "PATCH", "DELETE", "HEAD")
 _SCHEMES: Final = frozenset({"http", "https"})
-_ATTRIBUTES: Final = {
-    "emailAddress": NameOID.EMAIL_ADDRESS,
-    "serialNumber": NameOID.SERIAL_NUMBER,
-    "cn": NameOID.COMMON_NAME,
-    "ou": NameOID.ORGANIZATIONAL_UNIT_NAME,
-    "o": NameOID.ORGANIZATION_NAME,
-    "c": NameOID.COUNTRY_NAME,
-}
-"""OpenSSL's names of attributes, and common ones in lower case, beside those of RFC 4514."""
 _SUBJECT: Final = frozenset({"subject", "cn", "o", "ou"})
 """The fields of a rule that a subject tells."""
 
@@ -141,7 +132,7 @@ def client_of(text: str) -> Client:
         return Client(None, ())
     if ("=" in text or not {"/", "."}.intersection(text)) and not Path(text).exists():
         try:
-            return Client(identity_of_subject(_subject(text)), None, _SUBJECT)
+            return Client(identity_of_subject(parsed_subject(text)), None, _SUBJECT)
         except ValueError:
             hint = "a subject is written as CN=alice,OU=search (openssl x509 -noout -subject -nameopt RFC2253)"
             raise MaterialError(text, f"is no file, and no subject: {hint}") from None
@@ -185,16 +176,10 @@ def _target(text: str) -> str:
     return text if text.startswith("/") else f"/{text}"
 
 
-def _subject(text: str) -> x509.Name:
-    """A subject as RFC 4514 writes it, or as OpenSSL prints it: `subject=O = a, CN = b`. Raises ValueError."""
-    bare = text.removeprefix("subject=").strip()
-    return x509.Name.from_rfc4514_string(bare.replace(" = ", "=").replace(", ", ","), _ATTRIBUTES)
-
-
 def _named(name: str) -> Identity:
     """The identity of a certificate's name: its subject, or an alternative name where that is empty."""
     try:
-        return identity_of_subject(_subject(name))
+        return identity_of_subject(parsed_subject(name))
     except ValueError:
         nameless = identity_of_subject(x509.Name([]))
     if "://" in name:

@@ -137,6 +137,7 @@ _CHECKS: Final[tuple[tuple[frozenset[str], Check], ...]] = (
     (frozenset({"keys", "roles"}), credentials.key_roles),
     (frozenset({"jwt_issuers"}), credentials.issuers),
     (frozenset({"jwt_issuers", "roles"}), credentials.issuer_roles),
+    (frozenset({"revoked"}), credentials.revoked),
     (frozenset({"upstream"}), _upstream),
     (frozenset({"upstream", "limits"}), _waits),
     (frozenset({"service", "limits"}), _inspection),
@@ -159,7 +160,7 @@ _CHECKS: Final[tuple[tuple[frozenset[str], Check], ...]] = (
     (frozenset({"roles", "identities", "keys", "jwt_issuers"}), role_use),
     (frozenset({"service", "roles", "identities", "keys", "jwt_issuers"}), nobody),
 )
-ITEMS: Final = frozenset({"listeners", "roles", "identities", "keys", "jwt_issuers"})
+ITEMS: Final = frozenset({"listeners", "roles", "identities", "keys", "jwt_issuers", "revoked"})
 """The sections that are lists or mappings of items."""
 _ITEM_BY_ITEM: Final = frozenset(
     {
@@ -179,5 +180,6 @@ _ITEM_BY_ITEM: Final = frozenset(
         credentials.key_roles,
         credentials.issuers,
         credentials.issuer_roles,
+        credentials.revoked,
     }
 )

@@ -102,3 +102,12 @@ def tokens(config: Config, _tree: Tree) -> Iterator[Finding]:
     if service.jwt_rbac and service.jwt_full_access_without_claim:
         text = "a token without an `access` claim has all rights"
         yield Finding(("service", "jwt_full_access_without_claim"), text, warning=True)
+
+
+def revoked(config: Config, _tree: Tree) -> Iterator[Finding]:
+    """Entries of `revoked` that hold nobody, or more than one caller."""
+    for index, entry in enumerate(config.revoked):
+        try:
+            entry.lock()
+        except ValueError as error:
+            yield Finding(("revoked", index), str(error))

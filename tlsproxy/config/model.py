@@ -14,6 +14,7 @@ from pydantic import BeforeValidator, Discriminator, Field, SecretStr, Tag
 
 from tlsproxy.config.callers import NEEDS_RESTART, CaConstraint, JwtIssuer, Label, Match, NamedKey, Section
 from tlsproxy.config.limits import Count, LimitsConfig, RoleLimits, Seconds
+from tlsproxy.config.locks import LockEntry
 from tlsproxy.config.queries import Queries
 
 Port = Annotated[int, Field(ge=0, le=65535)]
@@ -302,6 +303,8 @@ class Config(Section):
     jwt_issuers: tuple[JwtIssuer, ...] = ()
     """Issuers whose tokens are accepted beside tokens signed with an API key of `service`. Each signs with a key of its
     own."""
+    revoked: tuple[LockEntry, ...] = ()
+    """Callers that are refused whatever else is configured (403 `locked`): for good, or `until` a moment."""
     audit: AuditConfig = AuditConfig()
     limits: LimitsConfig = LimitsConfig()
     admin: AdminConfig = AdminConfig()

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from tlsproxy.authz.access import GRANTS, GlobalMode, Grant, Grants, Rights
 from tlsproxy.authz.keys import Keys
+from tlsproxy.authz.locks import Lock, Locks
 from tlsproxy.authz.matcher import Matcher
 from tlsproxy.authz.roles import Policy, Rule
 from tlsproxy.authz.templates import parse_template
@@ -12,8 +15,8 @@ from tlsproxy.config.model import CollectionGrant, Config, Role
 from tlsproxy.config.queries import query_policy_of
 
 
-def policy_of(config: Config, keys: Keys, tokens: Tokens) -> Policy:
-    """The policy of a checked ``config``, whose rules name existing roles."""
+def policy_of(config: Config, keys: Keys, tokens: Tokens, locks: Iterable[Lock] = ()) -> Policy:
+    """The policy of a checked ``config``, whose rules name existing roles. ``locks`` are those of its lock file."""
     unmapped = config.service.unmapped_certificate or ("deny" if config.identities else "token")
     return Policy(
         roles={name: rights_of(role) for name, role in config.roles.items()},
@@ -26,6 +29,7 @@ def policy_of(config: Config, keys: Keys, tokens: Tokens) -> Policy:
             for name, role in config.roles.items()
             if role.filter
         },
+        locks=Locks((*(entry.lock(configured=True) for entry in config.revoked), *locks)),
     )
 
 

@@ -67,6 +67,7 @@ EXAMPLES: Final[Mapping[str, Any]] = {
             "pem": "../certs/login.pub.pem",
         }
     ],
+    "revoked": [{"subject": "CN=contractor-7", "until": "2030-01-01T00:00:00Z", "reason": "laptop lost"}],
 }
 
 _YAML_HEAD: Final = """\
@@ -76,7 +77,7 @@ _YAML_HEAD: Final = """\
 # `service`, `tls` and `audit` use the keys of Qdrant's own config.yaml; its other keys are accepted and listed by
 # `tlsproxy check`, but not used. QDRANT__SECTION__KEY in the environment wins over this file, for example
 # QDRANT__SERVICE__HTTP_PORT=6333 or QDRANT__UPSTREAM__REST=http://127.0.0.1:16333; the sections
-# `listeners`, `roles`, `identities`, `keys` and `jwt_issuers` are set here only.
+# `listeners`, `roles`, `identities`, `keys`, `jwt_issuers` and `revoked` are set here only.
 #
 # Relative paths are relative to this file. A path may be `credential:NAME`: systemd's LoadCredential=NAME:… then names
 # the file. Times are seconds. An edited file is applied while tlsproxy runs, except where it says "Needs a restart"."""
@@ -93,7 +94,7 @@ config reference` prints it for the installed version, `tlsproxy config schema` 
   Qdrant configuration is a good start. Keys of Qdrant that tlsproxy does not use are accepted, and `tlsproxy check`
   lists them. Any other unknown key is an error.
 - **Environment.** `QDRANT__SECTION__KEY` wins over the file: `QDRANT__SERVICE__HTTP_PORT=6333`. The sections
-  `listeners`, `roles`, `identities`, `keys` and `jwt_issuers` are set in the file only.
+  `listeners`, `roles`, `identities`, `keys`, `jwt_issuers` and `revoked` are set in the file only.
 - **Paths** are relative to the configuration file. A path may be `credential:NAME`: the file of systemd's
   `LoadCredential=NAME:…`.
 - **Units.** Times are seconds, sizes bytes unless the key ends in `_mb` (MiB).

@@ -11,7 +11,8 @@ from typing import Any, Final, Literal, TypeVar
 
 from pydantic import BaseModel
 
-from tlsproxy.authz.keys import Key
+from tlsproxy.authz.keys import NEVER, Key
+from tlsproxy.authz.locks import Lock
 from tlsproxy.authz.tokens import VerificationKey
 from tlsproxy.config.callers import NamedKey
 from tlsproxy.config.endpoints import Endpoint
@@ -25,7 +26,7 @@ from tlsproxy.tls.certinfo import CertificateFacts, CrlFacts
 MAX_CHANGES: Final = 200
 """Most changes that a result lists one by one."""
 
-_BY_NAME: Final = frozenset({"roles", "identities", "keys", "jwt_issuers", "listeners"})
+_BY_NAME: Final = frozenset({"roles", "identities", "keys", "jwt_issuers", "listeners", "revoked"})
 """Sections whose entries are compared by name."""
 
 T = TypeVar("T")
@@ -33,7 +34,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """``what``: certificate, CA, CRL, role, rule, key, issuer, listener, setting or address.
+    """``what``: certificate, CA, CRL, role, rule, key, lock, issuer, listener, setting or address.
 
     ``name`` and ``detail`` may be empty.
     """
@@ -104,6 +105,7 @@ def _callers(old: Generation, new: Generation) -> Iterator[Change]:
     if [name for name in before if name in after] != [name for name in after if name in before]:
         yield Change("rules", "", "changed", "in another order: the first that matches decides")
     yield from _compared("key", _keys(old), _keys(new), changed=_of_keys, added=_of_new_key)
+    yield from _compared("lock", _locks(old), _locks(new), changed=lambda _, now: _end(now), added=_end)
     issuers = ({issuer.name: issuer for issuer in each.config.jwt_issuers} for each in (old, new))
     yield from _compared("issuer", *issuers, changed=_fields, added=description)
     verifying = _compared(
@@ -115,6 +117,14 @@ def _callers(old: Generation, new: Generation) -> Iterator[Change]:
 def _keys(generation: Generation) -> dict[str, tuple[Key, NamedKey | None]]:
     named = {entry.name: entry for entry in generation.config.keys}
     return {key.name: (key, named.get(key.name)) for key in generation.policy.keys.keys}
+
+
+def _locks(generation: Generation) -> dict[str, Lock]:
+    return {f"{lock.name}{' (revoked)' * lock.configured}": lock for lock in generation.policy.locks}
+
+
+def _end(lock: Lock) -> str:
+    return "" if lock.until == NEVER else f"until {utc_time(lock.until)}"
 
 
 def _verifying(generation: Generation) -> dict[str, tuple[VerificationKey, ...]]:

@@ -39,7 +39,9 @@ class Standing:
         elif generation.config.service.verify_https_client_certificate:
             verdict = _REQUIRED
         reason, self._until = verdict.refusal, verdict.until
-        self.principal: Principal = generation.principal_of(self._peer, verdict.issuers)
+        principal, held = generation.policy.held(generation.principal_of(self._peer, verdict.issuers), now)
+        self.principal: Principal = principal
+        self._until = min(self._until, held)
         self._admitted |= self.principal.refusal is None
         self.refusal: Decision | None = _ended(reason) if reason else None
 
