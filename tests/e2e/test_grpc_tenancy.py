@@ -13,7 +13,7 @@ from qdrant_client import grpc as pb
 from qdrant_client import models as m
 from support.gateway import Gateway
 from support.grpc_channels import Answered, call, channel
-from support.grpc_upstream import GrpcUpstream
+from support.grpc_upstream import GrpcUpstream, replying
 from support.qdrant_clients import EmbeddedUpstream, qdrant_by_grpc
 from support.site import Site
 from support.upstream import ScriptedUpstream
@@ -36,6 +36,7 @@ IDENTITIES = [
 ]
 SERVICE = {"api_key": KEY, "jwt_rbac": True}
 ALL = m.Filter()
+GET = "/qdrant.Points/Get"
 Use = Callable[[QdrantClient], object]
 
 
@@ -110,6 +111,8 @@ def test_reads(acme: QdrantClient, gateway: Gateway) -> None:
     assert ids(acme.scroll("docs", scroll_filter=mine)[0]) == {2}
     other = m.Filter(must=[m.FieldCondition(key="tenant", match=m.MatchValue(value="umbrella"))])
     assert acme.count("docs", count_filter=other).count == 0
+    assert [point.id for point in acme.retrieve("docs", [5, 3, 99, 1, 3])] == [3, 1]
+    assert acme.retrieve("docs", [4, 7, 99]) == acme.retrieve("docs", []) == []
     assert acme.collection_exists("docs")
     assert [one.name for one in acme.get_collections().collections] == ["docs"]
     record = gateway.audited(api="/qdrant.Points/Facet")
@@ -117,7 +120,6 @@ def test_reads(acme: QdrantClient, gateway: Gateway) -> None:
 
 
 REFUSED: dict[str, Use] = {
-    "retrieve": lambda client: client.retrieve("docs", [4]),
     "info": lambda client: client.get_collection("docs"),
     "by id": lambda client: client.query_points("docs", query=4),
     "by examples": lambda client: client.query_points(
@@ -252,6 +254,36 @@ def test_what_is_sent_is_the_confined_message(
     arrived = [one for sent in grpc_upstream.calls for one in sent.messages]
     assert [pb.ScrollPoints.FromString(one) for one in arrived] == [confined, confined]
     assert "grpc-encoding" not in grpc_upstream.calls[-1].metadata
+
+
+def test_a_retrieval_goes_up_as_a_scroll(
+    site: Site, shared_upstream: ScriptedUpstream, grpc_upstream: GrpcUpstream
+) -> None:
+    issue(site)
+    config = site.write_config(
+        shared_upstream.url, grpc=grpc_upstream.url, service=SERVICE, roles=ROLES, identities=IDENTITIES
+    )
+    three, one, nine = (pb.PointId(num=number) for number in (3, 1, 9))
+    found = [pb.RetrievedPoint(id=pb.PointId(num=number)) for number in (1, 3)]
+    grpc_upstream.answer = replying(pb.ScrollResponse(result=found, time=0.5).SerializeToString())
+    asked = pb.GetPoints(collection_name="docs", ids=[three, one, three, nine], timeout=7)
+    with Gateway(config) as gateway, channel(gateway, site, "acme") as opened:
+        for compression in (grpc.Compression.NoCompression, grpc.Compression.Gzip):
+            answered = call(opened, GET, asked.SerializeToString(), compression=compression)
+            assert answered.code is grpc.StatusCode.OK, answered
+            retrieved = pb.GetResponse.FromString(answered.message)
+            assert retrieved == pb.GetResponse(result=reversed(found), time=0.5)
+        with channel(gateway, site) as everybodys:
+            call(everybodys, GET, asked.SerializeToString())
+        assert gateway.audited(api=GET, role="tenant")["method"] == "retrieve"
+    assert [sent.method for sent in grpc_upstream.calls] == ["/qdrant.Points/Scroll"] * 2 + [GET]
+    has_id = pb.Condition(has_id=pb.HasIdCondition(has_id=[three, one, nine]))
+    keyword = pb.Condition(field=pb.FieldCondition(key="tenant", match=pb.Match(keyword="acme")))
+    without = pb.WithPayloadSelector(enable=False)
+    scroll = pb.ScrollPoints.FromString(grpc_upstream.calls[0].messages[0])
+    assert scroll == pb.ScrollPoints(
+        collection_name="docs", filter=pb.Filter(must=[has_id, keyword]), limit=3, with_payload=without, timeout=7
+    )
 
 
 # Large and many

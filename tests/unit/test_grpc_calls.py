@@ -162,7 +162,7 @@ WRITER = Rights(grants=Grants(Grant("docs", write=True, extras=True)))
         ("/qdrant.Collections/Delete", [WRITER], "needs_global"),
         ("/qdrant.Points/Get", [Rights()], "collection"),
         ("/qdrant.Collections/List", [Rights()], "no_rights"),
-        ("/qdrant.Points/Get", [Rights(grants=WRITER.grants, conditions=ACME)], "not_confined"),
+        ("/qdrant.Collections/Get", [Rights(grants=WRITER.grants, conditions=ACME)], "not_confined"),
         ("/qdrant.Points/Scroll", [Rights(grants=WRITER.grants, conditions=ACME)], "allowed"),
         ("/qdrant.Collections/CollectionExists", [Rights(grants=WRITER.grants, conditions=ACME)], "allowed"),
         ("/qdrant.Points/Search", [READER], "allowed"),
@@ -263,7 +263,7 @@ def test_conditions_never_allow_more(operation: Operation, free: Rights) -> None
     [
         ("Points/Scroll", Rights(GlobalMode.M, conditions=ACME), BodyFacts(NO_NAMES, ACME, "docs"), "allowed"),
         ("Points/Scroll", Rights(GlobalMode.M, conditions=ACME), BodyFacts(NO_NAMES, (), "docs"), "not_confined"),
-        ("Points/Get", Rights(GlobalMode.M, conditions=ACME), BodyFacts(NO_NAMES, ACME, "docs"), "not_confined"),
+        ("Collections/Get", Rights(GlobalMode.M, conditions=ACME), BodyFacts(NO_NAMES, ACME, "docs"), "not_confined"),
         ("Points/Scroll", WRITER, BodyFacts(NO_NAMES, (), "docs"), "allowed"),
         ("Points/Scroll", WRITER, BodyFacts(NO_NAMES, (), "other"), "collection"),
         ("Points/Query", WRITER, BodyFacts(BodyNames(read=("docs",)), (), "docs"), "allowed"),

@@ -68,3 +68,21 @@ def test_what_waits(generations: tuple[Generation, ...], role: str, waits_for: s
 def answer(ends: Ends, stream: int) -> None:
     ends.upstream.connection.send_headers(stream, ANSWERED)
     ends.upstream.say(stream, prefixed(b""), [("grpc-status", "0")])
+
+
+def test_a_confined_retrieval_stays_a_scroll(site: Site, generations: tuple[Generation, ...]) -> None:
+    """Its message is one, whatever its caller may do by now, and whichever upstream gets it."""
+    everything = relay_generation(site, ROLES | {"tenant": {"access": "m"}}, upstream="http://127.0.0.1:2")
+    ends = Ends(generations[0], dialled=False)
+    stream = ends.client.open(asked("/qdrant.Points/Get", "tenant"))
+    message = pb.GetPoints(collection_name="docs", ids=[pb.PointId(num=3)])
+    ends.client.say(stream, prefixed(message.SerializeToString()), [])
+    until_quiet(ends)
+    ends.manager.publish(everything)
+    ends.made = lambda end: setattr(end, "on_request", lambda stream, _: answer(ends, stream))
+    ends.connect()
+    until_quiet(ends)
+    assert ends.client.streams[stream].status == 0
+    sent = ends.upstream.streams[stream]
+    assert dict(sent.fields)[":path"] == "/qdrant.Points/Scroll"
+    assert pb.ScrollPoints.FromString(sent.data[5:]).limit == 1

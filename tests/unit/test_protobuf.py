@@ -21,6 +21,7 @@ from tlsproxy.wire.protobuf import (
     Shape,
     delimited,
     fields,
+    integer,
     shaped,
     varint,
 )
@@ -241,13 +242,24 @@ def test_fields_of_a_whole_message() -> None:
 @given(st.integers(0, 2**64 - 1))
 def test_numbers_are_written_as_they_are_read(value: int) -> None:
     message = descriptor_pb2.UninterpretedOption(positive_int_value=value)
-    assert varint(4 << 3) + varint(value) == message.SerializeToString()
+    assert integer(4, value) == message.SerializeToString()
+    (one,) = fields(integer(4, value))
+    assert one.integer() == value
 
 
 @given(st.integers(1, 2**29 - 1), st.binary(max_size=300))
 def test_what_is_written_is_read(number: int, value: bytes) -> None:
     (one,) = fields(delimited(number, value))
     assert (one.number, one.content()) == (number, value)
+    assert one.tagged(7) == delimited(7, value)
+    with pytest.raises(ProtobufError, match="has another type"):
+        one.integer()
+
+
+def test_a_long_tag_is_no_part_of_the_value() -> None:
+    """Parsers take `08` and `88 80 00` for the same tag."""
+    (one,) = fields(b"\x88\x80\x00\x96\x01")
+    assert (one.number, one.integer(), one.tagged(2)) == (1, 150, b"\x10\x96\x01")
 
 
 tokens = st.sampled_from(

@@ -84,7 +84,8 @@ MESSAGES: Final[Mapping[str, Mapping[int, Population]]] = {
     f"/qdrant.Points/{method}": _ANSWER
     for method in (
         *("Search", "SearchBatch", "SearchGroups", "SearchMatrixPairs", "SearchMatrixOffsets"),
-        *("Query", "QueryBatch", "QueryGroups", "Count", "Facet", "Upsert", "Delete", "UpdateVectors", "DeleteVectors"),
+        *("Query", "QueryBatch", "QueryGroups", "Count", "Facet", "Get"),
+        *("Upsert", "Delete", "UpdateVectors", "DeleteVectors"),
         *("SetPayload", "OverwritePayload", "DeletePayload", "UpdateBatch"),
     )
 } | {"/qdrant.Points/Scroll": {1: Population.OWN, 2: Population.WITHIN, 3: Population.TIME, 4: Population.REMOVED}}

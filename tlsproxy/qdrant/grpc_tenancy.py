@@ -10,11 +10,13 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
-from tlsproxy.authz.access import Condition
 from tlsproxy.errors import BadRequest, Unconfined
 from tlsproxy.qdrant import rest_tenancy, scoring
+from tlsproxy.qdrant.grpc_conditions import narrowed
+from tlsproxy.qdrant.grpc_retrieval import RetrievedPoints, scrolled
 from tlsproxy.qdrant.grpc_rewrite import MAX_FIELDS, Reading
 from tlsproxy.qdrant.operations import Operation
+from tlsproxy.qdrant.rest_listings import Reducer
 from tlsproxy.qdrant.rest_tenancy import Conditions
 from tlsproxy.qdrant.scoring import Facts, Scored
 from tlsproxy.wire.cooperative import Steps
@@ -182,27 +184,17 @@ def confined(
     rewrite = REWRITES.get(operation.path)
     if rewrite is None:
         raise Unconfined(rest_tenancy.NOT_CONFINED)
-    return (yield from rewrite.confined(message, RewriteState(conditions, Reading(fields), facts)))
+    return (yield from rewrite(message, RewriteState(conditions, Reading(fields), facts)))
 
 
-def narrowed(own: bytes, conditions: Conditions, *, alone: bool = False) -> bytes:
-    """A Filter of all conditions, with the caller's own filter as one of them; ``alone`` as in :class:`Rewrite`."""
-    must = [delimited(2, delimited(1, _match(one))) for one in conditions]
-    if alone:
-        must += (delimited(2, delimited(1, _one_value(one))) for one in conditions)
-    if own:
-        must.append(delimited(2, delimited(4, own)))
-    return b"".join(must)
+def method_of_confined(operation: Operation) -> str:
+    """Path of the method that takes the message which :func:`confined` makes."""
+    return _SENT_AS.get(operation.path, operation.path)
 
 
-def _match(condition: Condition) -> bytes:
-    """A FieldCondition: this key has this keyword."""
-    return delimited(1, condition.key.encode()) + delimited(2, delimited(1, condition.value.encode()))
-
-
-def _one_value(condition: Condition) -> bytes:
-    """A FieldCondition: this key has at most one value (values_count.lte)."""
-    return delimited(1, condition.key.encode()) + delimited(6, b"\x20\x01")
+def reshaping_of(operation: Operation, framed: bytes) -> Reducer | None:
+    """Makes an answer to the confined message, ``framed`` as for gRPC, one to the operation; None where it is one."""
+    return RetrievedPoints(framed) if operation.path == _GET else None
 
 
 # Contents of fields
@@ -316,6 +308,10 @@ def _marks(payload: dict[bytes, bytes], conditions: Conditions, *, makes: bool) 
     return missing
 
 
+def _retrieval(content: bytes, state: RewriteState) -> Steps[bytes]:
+    return (yield from scrolled(content, state.conditions, state.reading))
+
+
 def _operation(content: bytes, state: RewriteState) -> Steps[bytes]:
     """PointsUpdateOperation."""
     chosen = state.reading.alone("PointsUpdateOperation", content)
@@ -362,8 +358,11 @@ _OPERATIONS: Final = {
     8: Rewrite("PointsUpdateOperation.DeleteVectors", changes={1: _selector}, needs=1),
     9: Rewrite("PointsUpdateOperation.DeletePoints", changes={1: _selector}, needs=1),
 }  # fmt: skip
-REWRITES: Final = {
-    f"/qdrant.Points/{method}": rewrite
+_GET: Final = "/qdrant.Points/Get"
+_SENT_AS: Final = {_GET: "/qdrant.Points/Scroll"}
+"""Methods that cannot be confined → those that can, and do the same."""
+REWRITES: Final[Mapping[str, Within]] = {
+    f"/qdrant.Points/{method}": rewrite.confined
     for method, rewrite in {
         "Search": _SEARCH,
         "SearchBatch": Rewrite("SearchBatchPoints", within={2: _SEARCH.confined}),
@@ -394,5 +393,5 @@ REWRITES: Final = {
         "DeletePayload": Rewrite("DeletePayloadPoints", changes={3: _path, 5: _selector}, needs=5),
         "UpdateBatch": Rewrite("UpdateBatchPoints", within={3: _operation}),
     }.items()
-}  # fmt: skip
+} | {_GET: _retrieval}  # fmt: skip
 """By the method's path. The collections of a batch's requests are checked by `grpc_decision.CollectionFinder`."""

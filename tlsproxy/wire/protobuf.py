@@ -79,6 +79,22 @@ class Field:
             raise ProtobufError(f"field {self.number} has another type")
         return self.value
 
+    def integer(self) -> int:
+        """The value of a varint field, without a sign. Raises :class:`ProtobufError` for other types."""
+        read = _varint(self.raw, self._tag_bytes, _VARINT_BYTES) if self.wire_type == VARINT else None
+        if read is None:
+            raise ProtobufError(f"field {self.number} has another type")
+        return read[0]
+
+    def tagged(self, number: int) -> bytes:
+        """The field with another number."""
+        return varint(number << 3 | self.wire_type) + self.raw[self._tag_bytes :]
+
+    @property
+    def _tag_bytes(self) -> int:
+        """Bytes of the tag, which may be longer than it need be."""
+        return next(at for at, byte in enumerate(self.raw, start=1) if byte <= _SEVEN_BITS)
+
 
 def fields(message: bytes) -> Iterator[Field]:
     """All fields of a whole message in order. Raises :class:`ProtobufError`."""
@@ -118,9 +134,14 @@ def delimited(number: int, value: bytes) -> bytes:
     return varint(number << 3 | LEN) + varint(len(value)) + value
 
 
+def integer(number: int, value: int) -> bytes:
+    """A varint field: ``value`` is below 2**64 and not negative."""
+    return varint(number << 3 | VARINT) + varint(value)
+
+
 def flag(number: int) -> bytes:
     """A bool field that is true."""
-    return varint(number << 3 | VARINT) + b"\x01"
+    return integer(number, 1)
 
 
 def _head(data: bytes, position: int) -> tuple[int, int, int, int] | None:

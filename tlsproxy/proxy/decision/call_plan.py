@@ -24,7 +24,7 @@ from tlsproxy.memo import Memo
 from tlsproxy.proxy.decision.attribution import caller_of, error_of, expiry, prepared, refusal_of
 from tlsproxy.proxy.limits.quotas import LimitCheck, Quotas
 from tlsproxy.qdrant.grpc_decision import decide_call, decide_call_again, decide_message, operation_of
-from tlsproxy.qdrant.grpc_tenancy import is_confinable_call
+from tlsproxy.qdrant.grpc_tenancy import is_confinable_call, method_of_confined
 from tlsproxy.qdrant.operations import Operation
 from tlsproxy.qdrant.rest_decision import UNREDUCED, BodyFacts, HeadDecision
 from tlsproxy.qdrant.rest_listings import Reducer
@@ -72,12 +72,16 @@ def grpc_status(decision: Decision) -> int:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Asked:
-    """Inputs of a plan, for a plan that may take its place. Compared by identity, as the key of a memo."""
+    """Inputs of a plan, for a plan that may take its place. Compared by identity, as the key of a memo.
+
+    ``rebuilt``: the message is written anew, maybe as one of another method. That is settled when the call begins.
+    """
 
     head: CallHead
     operation: Operation
     admission: Admission
     listing: Reducer | None
+    rebuilt: bool = False
 
     @property
     def conditions(self) -> tuple[Condition, ...]:
@@ -138,7 +142,7 @@ class CallPlan:
         if asked is not None and self.asked is not None:
             if asked.listing is not None and self.asked.listing is None:
                 return UNREDUCED
-            asked = replace(asked, listing=asked.listing or self.asked.listing)
+            asked = replace(asked, listing=asked.listing or self.asked.listing, rebuilt=self.asked.rebuilt)
         return replace(self, asked=asked, expires=present.expires, block=present.block or self.block)
 
 
@@ -183,7 +187,9 @@ class CallPlans:
             )
         return self._made(principal, head, now, ended)
 
-    def _made(self, principal: Principal, head: CallHead, now: float, ended: Decision | None) -> CallPlan:
+    def _made(
+        self, principal: Principal, head: CallHead, now: float, ended: Decision | None, *, rebuilt: bool = False
+    ) -> CallPlan:
         presented = presented_key(head.value(b"api-key"), head.value(b"authorization"))
         admitted = ended or admit(principal, self._policy, presented, now)
         operation = operation_of(head.path)
@@ -192,7 +198,7 @@ class CallPlans:
         alone = admission is not None and presented is None and not (operation is not None and operation.open)
         if alone and is_cross_site(head.fields, head.authority, self._origins):
             judgement = HeadDecision(cross_site())
-        return self._plan(principal, head, operation, admission, judgement)
+        return self._plan(principal, head, operation, admission, judgement, rebuilt=rebuilt)
 
     def unreadable(self, principal: Principal, error: Exception) -> CallPlan:
         """Plan of a stream that is no call: with a RequestError's words, or a malformed stream's."""
@@ -222,7 +228,7 @@ class CallPlans:
         """Plan by which a call under way, planned as ``former`` at another moment, goes on; or its refusal."""
         if former.asked is None:  # of what is open to anybody nothing is known
             return ended or former
-        return former.under(self._made(principal, former.asked.head, now, ended))
+        return former.under(self._made(principal, former.asked.head, now, ended, rebuilt=former.asked.rebuilt))
 
     def _judge(self, asked: Asked, collection: str | None, names: BodyNames) -> CallPlan:
         decision = decide_message(asked.admission, asked.operation, collection, names, confined=bool(asked.conditions))
@@ -233,6 +239,7 @@ class CallPlans:
             asked.admission,
             HeadDecision(decision, asked.listing),
             collection=collection,
+            rebuilt=asked.rebuilt,
         )
         return replace(plan, body_facts=BodyFacts(names, asked.conditions, collection))
 
@@ -245,17 +252,20 @@ class CallPlans:
         judgement: HeadDecision,
         *,
         collection: str | None = None,
+        rebuilt: bool = False,
     ) -> CallPlan:
         decision, listing = judgement.decision, judgement.listing
         asked, block, exists, is_open = None, b"", None, operation is not None and operation.open
         if operation is not None and admission is not None:
             asked = Asked(head, operation, admission, listing)
+            if rebuilt or asked.conditions:
+                asked = replace(asked, rebuilt=True)
         if decision is ALLOWED or decision is UNREAD:
             sent = head
             if listing is not None:  # the answer will be read
                 sent = sent.without(b"grpc-accept-encoding")
-            if decision is UNREAD and asked is not None and asked.conditions:  # the message will be written anew
-                sent = sent.without(b"grpc-encoding")
+            if asked is not None and asked.rebuilt:
+                sent = replace(sent.without(b"grpc-encoding"), path=method_of_confined(asked.operation))
             block = write(restate_call(sent, upstream_host=self._upstream_host, upstream_key=self._upstream_key))
             if asked is not None and asked.admission.credential is not None and not asked.operation.open:
                 exists = asked.admission.credential.exists

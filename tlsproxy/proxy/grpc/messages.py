@@ -20,6 +20,7 @@ from tlsproxy.proxy.grpc.message_decision import MessageBuffer, MessageDecision
 from tlsproxy.proxy.grpc.outgoing import Outgoing
 from tlsproxy.proxy.upstream.facts import CollectionFacts
 from tlsproxy.qdrant.grpc_decision import confine_message
+from tlsproxy.qdrant.grpc_tenancy import reshaping_of
 from tlsproxy.qdrant.rest_listings import Reducer
 from tlsproxy.qdrant.scoring import Facts, FactsNeeded
 from tlsproxy.snapshot.generation import Generation
@@ -205,6 +206,8 @@ class RebuiltMessage:
             self._facts.ask(collection, self._call.account, told)
         else:
             self.decision.buffer().has_become(made)
+            if self._call.reduction is not None:
+                self._call.reduction.reshaping = reshaping_of(self.decision.asked.operation, made)
             self._out.put(made)
             self._out.finish(b"")
 
