@@ -114,7 +114,7 @@ def allows(admitted: Admission | Decision, operation: Operation, body: bytes) ->
     if decision is not UNREAD or isinstance(admitted, Decision):
         return decision.allowed
     try:
-        return at_once(deciding_body(admitted, asked, body))[0].allowed
+        return at_once(deciding_body(admitted, asked, body)).decision.allowed
     except RequestError:
         return False
 

@@ -70,10 +70,10 @@ def decided(plan: Plan, body: bytes) -> Plan:
     if not isinstance(plan.route, Unread):
         return plan
     try:
-        decision, _, body_facts = at_once(deciding_body(plan.route.admission, plan.route.asked, body))
+        read = at_once(deciding_body(plan.route.admission, plan.route.asked, body))
     except (BadRequest, Unconfined, FactsNeeded) as error:
         return plan.refused(Decision(allowed=False, reason=type(error).__name__))
-    return Plan("", "", decision, LINE, Relayed(b""), body_facts=body_facts)
+    return Plan("", "", read.decision, LINE, Relayed(b""), body_facts=read.facts)
 
 
 @pytest.mark.fuzz

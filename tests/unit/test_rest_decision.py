@@ -27,6 +27,7 @@ from tlsproxy.errors import BadRequest, Form
 from tlsproxy.qdrant.operations import READ_LISTING, Operation
 from tlsproxy.qdrant.rest_decision import (
     NOT_CONFINED,
+    BodyDecision,
     BodyFacts,
     HeadDecision,
     decide_again,
@@ -142,9 +143,9 @@ def test_a_body_that_may_name_another_collection_decides_with_the_head(path: str
     batch = path.endswith("batch")
 
     def ask_body(body: bytes, admission: Admission = admission) -> Decision:
-        decision, changed, _ = at_once(deciding_body(admission, asked, b'{"searches":[%b]}' % body if batch else body))
-        assert changed is None
-        return decision
+        read = at_once(deciding_body(admission, asked, b'{"searches":[%b]}' % body if batch else body))
+        assert (read.body, read.reducer) == (None, None)
+        return read.decision
 
     assert ask_body(b"{}") is ALLOWED
     assert ask_body(b'{"lookup_from":{"collection":"docs"}}') is ALLOWED
@@ -186,7 +187,7 @@ def test_a_body_decides_no_listing() -> None:
     """Qdrant has none whose body matters: its answer would not be reduced."""
     asked = recognise("POST", "/collections/docs/points/query")
     listing = Operation("list_parts", "POST", "/collections/{collection_name}/parts", READ_LISTING, names_others=True)
-    decision, _, _ = at_once(deciding_body(Admission(LIMITED, None), replace(asked, operation=listing), b"{}"))
+    decision = at_once(deciding_body(Admission(LIMITED, None), replace(asked, operation=listing), b"{}")).decision
     assert (decision.allowed, decision.reason) == (False, "unfiltered_listing")
 
 
@@ -195,9 +196,9 @@ def test_conditions_of_a_role_hold_whatever_comes_beside_it() -> None:
     asked = recognise("POST", "/collections/docs/points/scroll")
     for admission in (Admission(tenant, None), Admission(tenant, OTHER_TOKEN)):
         assert decide_request(admission, asked).decision is UNREAD
-        decision, changed, _ = at_once(deciding_body(admission, asked, b"{}"))
-        assert decision.allowed
-        assert changed == b'{"filter":{"must":[{"key":"tenant","match":{"value":"acme"}}]}}'
+        read = at_once(deciding_body(admission, asked, b"{}"))
+        assert read.decision.allowed
+        assert read.body == b'{"filter":{"must":[{"key":"tenant","match":{"value":"acme"}}]}}'
     assert ask(tenant, "GET", "/collections/docs", "manage-key").reason == "not_confined"
 
 
@@ -208,30 +209,25 @@ TENANT = holder(everywhere=GlobalMode.M, conditions=ACME)
 def test_the_facts_of_a_body_are_what_it_named_and_was_confined_to() -> None:
     query, delete = (recognise("POST", f"/collections/docs/points/{path}") for path in ("query", "delete"))
     lookup = b'{"lookup_from":{"collection":"dogs"}}'
-    _, changed, facts = at_once(
-        deciding_body(Admission(holder(grants=OTHER_TOKEN.rights[0].grants), None), query, lookup)
-    )
-    assert (changed, facts) == (None, BodyFacts(BodyNames(read=("dogs",)), ()))
+    read = at_once(deciding_body(Admission(holder(grants=OTHER_TOKEN.rights[0].grants), None), query, lookup))
+    assert (read.body, read.facts) == (None, BodyFacts(BodyNames(read=("dogs",)), ()))
     # A change has no lookups: to Qdrant the member is an unknown one.
     limited = holder(grants=LIMITED.rights.grants, conditions=ACME)
     body = b'{"filter":{},"lookup_from":{"collection":"other"}}'
-    decision, changed, facts = at_once(deciding_body(Admission(limited, None), delete, body))
-    assert (decision.allowed, facts) == (True, BodyFacts(NO_NAMES, ACME))
-    assert changed is not None
-    assert at_once(deciding_body(Admission(LIMITED, None), recognise("POST", "/nothing"), b"{}")) == (
-        UNREAD,
-        None,
-        BodyFacts(NO_NAMES, ()),
-    )
+    read = at_once(deciding_body(Admission(limited, None), delete, body))
+    assert (read.decision.allowed, read.facts) == (True, BodyFacts(NO_NAMES, ACME))
+    assert read.body is not None
+    nothing = at_once(deciding_body(Admission(LIMITED, None), recognise("POST", "/nothing"), b"{}"))
+    assert nothing == BodyDecision(UNREAD)
 
 
 def test_words_are_counted_by_the_facts_of_the_collection() -> None:
     query = b'{"query":{"indices":[1],"values":[1]},"using":"words"}'
     asked = recognise("POST", "/collections/docs/points/query")
     for weighted in (frozenset({"words"}), frozenset({"other"})):
-        _, changed, _ = at_once(
+        changed = at_once(
             deciding_body(Admission(TENANT, None), asked, query, Facts((1, 19), weighted, frozenset()))
-        )
+        ).body
         assert changed is not None
         assert (b'"corpus"' in changed) is ("words" in weighted)
 

@@ -109,19 +109,31 @@ def decide_request(admitted: Admission | Decision, request: Recognised) -> HeadD
     return HeadDecision(ALLOWED, listing)
 
 
+@dataclass(frozen=True, slots=True)
+class BodyDecision:
+    """``body`` is to be sent instead of the one that was read; None: that one, unchanged. ``reducer`` reduces the
+    answer, which is passed on as it is without one.
+    """
+
+    decision: Decision
+    facts: BodyFacts | None = None
+    body: bytes | None = None
+    reducer: Reducer | None = None
+
+
 def deciding_body(
     admitted: Admission, request: Recognised, content: Content, facts: Facts | None = None, memory: int = 0
-) -> Steps[tuple[Decision, bytes | None, BodyFacts]]:
-    """Decides by head and body, where the head left it open: (the decision, the body to send instead, its facts).
+) -> Steps[BodyDecision]:
+    """Decides by head and body, where the head left it open.
 
-    Without a new body this one is sent, unchanged. If only its names are needed, ``content`` may be the skeleton
+    If only its names are needed, ``content`` may be the skeleton
     (:mod:`tlsproxy.wire.json_skeleton`). ``memory``: bytes in use beside the content.
 
     Raises :class:`BadRequest`, :class:`Unconfined`, and :class:`FactsNeeded` where it depends on the facts.
     """
     operation = request.operation
     if operation is None:
-        return UNREAD, None, BodyFacts(NO_NAMES, ())
+        return BodyDecision(UNREAD)
     conditions = admitted.conditions
     body = yield from reading_json(content, memory)
     names = BodyNames(read=named_collections(operation, body)) if operation.names_others else NO_NAMES
@@ -131,7 +143,7 @@ def deciding_body(
         yield None
         changed = orjson.dumps(confined)
     decision = decide_all(admitted.rights, operation, request.collection, names=names, confined=changed is not None)
-    return decision, changed, BodyFacts(names, conditions)
+    return BodyDecision(decision, BodyFacts(names, conditions), changed)
 
 
 def decide_again(admitted: Admission, request: Recognised, body: BodyFacts) -> Decision:

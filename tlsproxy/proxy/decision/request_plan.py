@@ -31,6 +31,7 @@ from tlsproxy.qdrant.rest_decision import (
     GRPC_OVER_HTTP_1,
     UNKNOWN_OPERATION,
     UNREDUCED,
+    BodyDecision,
     BodyFacts,
     HeadDecision,
     decide_again,
@@ -273,14 +274,15 @@ class Plans:
                 if plan is not None and len(content) == head.length:
                     return plan, content
             held = 0 if plain is content else len(plain)
-            decision, changed, body_facts = yield from deciding_body(admission, asked, plain, facts, held)
+            read = yield from deciding_body(admission, asked, plain, facts, held)
         except RequestError as error:
-            decision, changed, body_facts = refusal_of(error), None, None
-        remembered = not unread.confined and decision is ALLOWED and len(content) == head.length
-        if changed is not None:
-            head, content = head.without(b"content-encoding", b"accept-encoding"), changed  # the answer will be read
-        plan = self._plan(admission.principal, head.with_length(len(content)), asked, admission, HeadDecision(decision))
-        plan = replace(plan, body_facts=body_facts)
+            read = BodyDecision(refusal_of(error))
+        remembered = not unread.confined and read.decision is ALLOWED and len(content) == head.length
+        if read.body is not None:
+            head, content = head.without(b"content-encoding", b"accept-encoding"), read.body  # the answer will be read
+        judgement = HeadDecision(read.decision, read.reducer)
+        plan = self._plan(admission.principal, head.with_length(len(content)), asked, admission, judgement)
+        plan = replace(plan, body_facts=read.facts)
         if remembered and len(plain) <= MEMO_HEAD:
             self._read.remember((unread, bytes(plain)), plan)
         return plan, content

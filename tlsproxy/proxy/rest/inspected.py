@@ -38,18 +38,19 @@ _UNKNOWN_FACTS: Final[Late] = (
 )
 
 
-class InspectedExchange(Exchange):
+class InspectedExchange(ReducedExchange):
     """Exchange with an inspected body.
 
     ``record.plan`` is decided by the head alone until the body is whole, then by both. ``_content`` is the inspected
-    body, kept as long as the request may have to start again. ``_answer`` is set where the caller is confined.
+    body, kept as long as the request may have to start again. ``_answer`` is set where the caller is confined, and its
+    response is not read whole.
     """
 
-    __slots__ = ("_answer", "_confined", "_content", "_memory", "_reading")
+    __slots__ = ("_answer", "_body_memory", "_confined", "_content", "_reading")
 
     def __init__(self, client: ExchangeHandler, record: Record[Plan], body: RequestBody) -> None:
         super().__init__(client, record, body)
-        self._memory = MemoryShare(self._gateway, self.account, self, TooLargeToRead)
+        self._body_memory = MemoryShare(self._gateway, self.account, self, TooLargeToRead)
         self._reading = True
         self._content: Content = b""
         self._confined = False
@@ -73,12 +74,12 @@ class InspectedExchange(Exchange):
         """Reads more of the body. Raises as :meth:`RequestBody.take` does, and NoMemory."""
         _, taken = self.body.take()
         self.record.bytes_in += taken
-        if self._memory.keep(len(self.body.content or b""), self._memory_granted):
+        if self._body_memory.keep(len(self.body.content or b""), self._body_granted):
             self._continue_reading()
         else:
             self.upstream_congested()
 
-    def _memory_granted(self) -> None:
+    def _body_granted(self) -> None:
         """Continues once the received data has its memory."""
         self.congested = False
         self._continue_reading()
@@ -125,7 +126,9 @@ class InspectedExchange(Exchange):
             return
         facts = facts or self._link.upstreams.facts.known(unread.asked.collection or "")
         self._stream.deadline = NEVER  # the gateway is at work, neither peer is late
-        in_slices(self._memory, self._decision_steps(unread, content, facts), partial(self._decided, unread, content))
+        in_slices(
+            self._body_memory, self._decision_steps(unread, content, facts), partial(self._decided, unread, content)
+        )
 
     def _decision_steps(
         self, unread: Unread, content: Content, facts: Facts | None
@@ -153,17 +156,17 @@ class InspectedExchange(Exchange):
 
     def _decided(self, unread: Unread, content: Content, outcome: tuple[Plan, Content] | None) -> None:
         if unread is not self.record.plan.route:  # published since
-            self._memory.settle(len(content))
+            self._body_memory.settle(len(content))
             self._decide_content(content)
             return
         if outcome is None:
-            self._memory.settle(len(content))
+            self._body_memory.settle(len(content))
             self._wait(_UNKNOWN_FACTS)
             callback = partial(self._facts_received, unread, content)
             self._link.upstreams.facts.ask(unread.asked.collection or "", self.account, callback)
             return
         self.record.plan, forwarded = outcome
-        self._memory.settle(len(forwarded) if forwarded is content else len(forwarded) + len(content))
+        self._body_memory.settle(len(forwarded) if forwarded is content else len(forwarded) + len(content))
         self._confined = unread.confined
         if self.record.plan.decision.allowed:
             self._whole_body = forwarded
@@ -176,16 +179,17 @@ class InspectedExchange(Exchange):
         if self._sent is None:
             self._content = b""
         if not self.congested:
-            self._memory.release()
+            self._body_memory.release()
 
     def upstream_drained(self) -> None:
-        self._memory.release()
+        self._body_memory.release()
         super().upstream_drained()
 
     # Response to a confined caller
 
     def response_head(self, head: ResponseHead) -> None:
-        if self._confined and head.length:
+        if self._confined and head.length and isinstance(self.record.plan.route, Relayed):
+            self._relays = True
             self._answer = StreamedAnswer(head)
         else:
             super().response_head(head)
@@ -226,7 +230,7 @@ class InspectedExchange(Exchange):
         super().over()
         self._content = b""
         self.body.hand_over()
-        self._memory.release()
+        self._body_memory.release()
 
 
 EXCHANGES: Final[dict[type, type[Exchange]]] = {
