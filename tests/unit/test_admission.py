@@ -14,7 +14,8 @@ from tlsproxy.authz.admission import Admission, Credential, admit
 from tlsproxy.authz.identity import Identity
 from tlsproxy.authz.keys import Key, Keys, key_digest
 from tlsproxy.authz.matcher import Matcher
-from tlsproxy.authz.roles import Policy, Principal, Rule
+from tlsproxy.authz.roles import Policy, Principal
+from tlsproxy.authz.rules import Rule
 from tlsproxy.authz.tokens import Tokens, mint, qdrant_verifier
 from tlsproxy.errors import Form
 from tlsproxy.qdrant.operations import OWN, REST
@@ -75,12 +76,12 @@ def test_a_key_and_a_token_are_told_as_what_they_are() -> None:
     of_token = admitted(held, None, mint("secret", claims))
     assert isinstance(of_token, Admission)
     assert of_token.credential is not None
-    exists, texts = of_token.credential.exists, of_token.credential.texts
+    exists, said = of_token.credential.exists, of_token.credential.claims
     assert exists is not None
-    assert (exists.collection, texts) == ("a", {"access": "r", "subject": "s"})
+    assert (exists.collection, said) == ("a", claims)
     assert of_token == Admission(
         held_by(of_token),
-        Credential("Jwt", "api_key", (READ,), expires=NOW + 31, subject="s", exists=exists, texts=texts),
+        Credential("Jwt", "api_key", (READ,), expires=NOW + 31, subject="s", exists=exists, claims=said),
     )
     alone = admitted(held, IDENTITY, None)
     assert isinstance(alone, Admission)

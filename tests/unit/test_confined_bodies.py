@@ -15,7 +15,8 @@ from tlsproxy.authz.admission import Admission
 from tlsproxy.authz.identity import Identity
 from tlsproxy.authz.keys import Keys
 from tlsproxy.authz.matcher import Matcher
-from tlsproxy.authz.roles import Policy, Principal, Rule
+from tlsproxy.authz.roles import Policy, Principal
+from tlsproxy.authz.rules import Rule
 from tlsproxy.authz.templates import Template, parse_template
 from tlsproxy.errors import BadRequest, Unconfined
 from tlsproxy.qdrant.operations import OPEN, REST, Operation

@@ -81,7 +81,7 @@ def test_hostile_value_costs_linear_time() -> None:
         ("", "an empty pattern matches nothing"),
         ("a" * (LONGEST + 1), f"longer than {LONGEST} characters"),
         ("a\x00", "holds a control character"),
-        ("a***", "'***' is neither '*' (stops at '/' and '.') nor '**' (does not)"),
+        ("a***", "'***' is neither '*' (stops at separators) nor '**' (does not)"),
     ],
 )
 def test_refused_pattern(pattern: str, says: str) -> None:

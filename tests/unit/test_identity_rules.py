@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 from tlsproxy.authz.access import GlobalMode, Grant, Grants, Rights, forbidden
 from tlsproxy.authz.identity import Anchor, Identity
 from tlsproxy.authz.keys import Keys
-from tlsproxy.authz.roles import Matcher, Policy, Principal, Rule
+from tlsproxy.authz.matcher import Matcher
+from tlsproxy.authz.roles import Policy, Principal
+from tlsproxy.authz.rules import Rule
 from tlsproxy.authz.templates import parse_template
 
 ALICE = Identity(

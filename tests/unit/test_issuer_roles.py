@@ -13,7 +13,8 @@ from tlsproxy.authz.admission import Admission, admit
 from tlsproxy.authz.identity import Identity
 from tlsproxy.authz.keys import Keys
 from tlsproxy.authz.matcher import Matcher
-from tlsproxy.authz.roles import Policy, Rule
+from tlsproxy.authz.roles import Policy
+from tlsproxy.authz.rules import Rule
 from tlsproxy.authz.templates import parse_template
 from tlsproxy.authz.tokens import Tokens, mint, qdrant_verifier
 from tlsproxy.errors import RequestError

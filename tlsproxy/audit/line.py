@@ -46,7 +46,8 @@ class Caller:
 
     ``subject`` is the claim of a token; if the certificate alone admits the caller, the line has the certificate's
     subject under that name. ``ca_sha256`` is the digest of the certificate's CA. ``key`` is the name of the API key or
-    of the token's verifier, ``key_rights`` are its rights.
+    of the token's verifier, ``key_rights`` are its rights. ``token_rule`` matched the token's claims, ``token_role`` is
+    its role, ``token_groups`` are the values of its groups' claim.
     """
 
     auth_type: AuthType
@@ -58,6 +59,9 @@ class Caller:
     subject: str = ""
     key: str = ""
     key_rights: str = ""
+    token_rule: str = ""
+    token_role: str = ""
+    token_groups: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,12 +133,16 @@ def prepare(
     by = _fields(
         ("key", caller.key),
         ("key_rights", _shortened(caller.key_rights)),
+        ("token_subject", _shortened(caller.subject)),
         ("role", caller.role),
         ("rule", caller.rule),
+        ("token_role", caller.token_role),
+        ("token_rule", caller.token_rule),
         ("certificate_subject", caller.certificate_subject),
         ("certificate_sha256", caller.certificate_sha256),
         ("ca_sha256", caller.ca_sha256),
     )
+    by = _groups(caller.token_groups) + by
     of_collection = _fields(("collection", collection))
     verdict = _verdict(error, allowed=allowed)
     return Prepared(f'{before},"remote":', of_collection, verdict, by, json_string(reason), caller, collection or "")
@@ -235,6 +243,19 @@ def _second(second: int) -> str:
 
 def _fields(*fields: tuple[str, str | None]) -> str:
     return "".join(f',"{name}":{json_string(value)}' for name, value in fields if value)
+
+
+def _groups(groups: tuple[str, ...]) -> str:
+    """At most `TRACING_ID_LIMIT` characters of names in all; `…` stands for the others."""
+    shown: list[str] = []
+    room = TRACING_ID_LIMIT
+    for group in groups:
+        room -= len(group) + 1
+        if room < 0:
+            shown.append("…")
+            break
+        shown.append(group)
+    return f',"token_groups":[{",".join(map(json_string, shown))}]' if shown else ""
 
 
 def _shortened(text: str | None) -> str | None:

@@ -1,7 +1,8 @@
 """Admission: certificate, key and token of a request → its caller, with all rights that apply.
 
 A key or token can only narrow the rights of the certificate's role. It stands alone where the certificate gives none:
-there is no certificate, or no rule matches it and the policy allows that. All rights that are collected here must allow
+there is no certificate, or no rule matches it and the policy allows that, or the token's own rule names that
+certificate. All rights that are collected here must allow
 a request, they are never united: a role with `docs r` and a key with `logs rw` allow nothing together.
 """
 
@@ -9,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 from tlsproxy.authz.access import Condition, Decision, Rights
 from tlsproxy.authz.claims import ValueExists
@@ -18,7 +19,8 @@ from tlsproxy.authz.keys import NEVER, Key
 from tlsproxy.authz.locks import refusal as locked
 from tlsproxy.authz.query_policy import QueryPolicy, merged
 from tlsproxy.authz.roles import Policy, Principal
-from tlsproxy.authz.tokens import INVALID, Token, unauthenticated
+from tlsproxy.authz.rules import Rule
+from tlsproxy.authz.tokens import INVALID, NO_RULE, Token, unauthenticated
 
 NO_CREDENTIAL = unauthenticated("no_credential", "Must provide an API key or an Authorization bearer token")
 
@@ -27,9 +29,9 @@ NO_CREDENTIAL = unauthenticated("no_credential", "Must provide an API key or an 
 class Credential:
     """The valid key or token of a request.
 
-    ``name`` is that of the key, or of the token's verifier; ``role`` that of a named key, or of the token's issuer. All
-    ``rights`` must allow, a token's own come first. ``expires``: seconds since the epoch, exclusive. ``subject`` is the
-    claim for the audit log, ``texts`` are all string claims of a token.
+    ``name`` is that of the key, or of the token's verifier; ``role`` that of a named key, or of the token's issuer.
+    ``rule`` matched the token's claims. All ``rights`` must allow, a token's own come first. ``expires``: seconds since
+    the epoch, exclusive. ``subject`` and ``groups`` are a token's, for the audit log; ``claims`` are all of them.
     """
 
     kind: Literal["ApiKey", "Jwt"]
@@ -39,7 +41,15 @@ class Credential:
     expires: float = NEVER
     subject: str = ""
     exists: ValueExists | None = None
-    texts: Mapping[str, str] = field(default_factory=dict, repr=False, hash=False)
+    rule: Rule | None = None
+    groups: tuple[str, ...] = ()
+    claims: Mapping[str, Any] = field(default_factory=dict, repr=False, hash=False)
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """All that hold: of a token that of its rule first."""
+        own = (self.rule.role,) if self.rule is not None else ()
+        return tuple(dict.fromkeys(role for role in (*own, self.role) if role))
 
     @property
     def gives(self) -> str:
@@ -73,7 +83,13 @@ class Admission:
     @property
     def role(self) -> str:
         """The certificate's role, else the credential's."""
-        return self.principal.role or (self.credential.role if self.credential is not None else "")
+        return self.principal.role or next(iter(self.credential.roles if self.credential is not None else ()), "")
+
+    @property
+    def rule(self) -> str:
+        """The name of the rule that gave the certificate its role, else of the token's."""
+        of_token = self.credential.rule if self.credential is not None else None
+        return self.principal.rule or (of_token.name if of_token is not None else "")
 
     @property
     def expires(self) -> float:
@@ -101,11 +117,14 @@ def joined(principal: Principal, policy: Policy, credential: Credential | None) 
     """Admits a request by its connection's principal and its valid credential, if any."""
     if principal.refusal is not None:
         return principal.refusal
+    rule = credential.rule if credential is not None else None
+    if principal.unmapped is not None and (rule is None or not rule.of_both):
+        return principal.unmapped
     if credential is None and not principal.role:
         return NO_CREDENTIAL
     if principal.by_claim:
-        texts = credential.texts if credential is not None else {}
-        rights = policy.confined(policy.roles[principal.role], principal.role, principal.identity, texts)
+        claims = credential.claims if credential is not None else {}
+        rights = policy.confined(policy.roles[principal.role], principal.role, principal.identity, claims)
         if isinstance(rights, Decision):
             return rights
         principal = replace(principal, rights=rights)
@@ -123,7 +142,7 @@ def _credential(principal: Principal, policy: Policy, presented: str, now: float
     token = policy.tokens.verify(presented, principal.identity, now)
     if isinstance(token, Decision):
         return token
-    if policy.locks.of_token(token.verifier, token.claims.texts, now) is not None:
+    if policy.locks.of_token(token.verifier.name, token.claims.claims, now) is not None:
         return locked("token")
     return token_credential(token, policy, principal.identity)
 
@@ -137,20 +156,26 @@ def key_credential(key: Key, policy: Policy, identity: Identity | None) -> Crede
 
 
 def token_credential(token: Token, policy: Policy, identity: Identity | None) -> Credential | Decision:
-    """A verified token as a credential, within its issuer's role if any: its claims fill that role's filter."""
-    rights: tuple[Rights, ...] = (token.rights,)
-    if token.role:
-        confined = policy.confined(policy.roles[token.role], token.role, identity, token.claims.texts)
-        if isinstance(confined, Decision):
-            return confined
-        rights = (token.rights, confined)
-    return Credential(
+    """A verified token as a credential: its own rights, within the roles of its rule and of its issuer, if any.
+
+    Its claims fill the filters of these roles. Without rights of its own it needs a rule.
+    """
+    rule = policy.rule_of(token, identity)
+    if token.rights is None and rule is None:
+        return NO_RULE
+    credential = Credential(
         "Jwt",
-        token.verifier,
-        rights,
-        role=token.role,
+        token.verifier.name,
+        (token.rights,) if token.rights is not None else (),
+        role=token.verifier.role,
         expires=token.expires,
-        subject=token.claims.subject,
+        subject=token.subject,
         exists=token.claims.exists,
-        texts=token.claims.texts,
+        rule=rule,
+        groups=token.groups,
+        claims=token.claims.claims,
     )
+    confined = [policy.confined(policy.roles[role], role, identity, credential.claims) for role in credential.roles]
+    if (refusal := next((one for one in confined if isinstance(one, Decision)), None)) is not None:
+        return refusal
+    return replace(credential, rights=(*credential.rights, *(one for one in confined if isinstance(one, Rights))))

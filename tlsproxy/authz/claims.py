@@ -46,7 +46,7 @@ class Claims:
 
     ``subject`` is for the audit log. ``certificate`` is the SHA-256 (hex) of the client certificate that the token is
     bound to (RFC 8705 §3.1), empty where it is bound to none. ``defect`` is the text of Qdrant's validator, which runs
-    last. ``texts`` are all claims that are strings, for the filters of roles.
+    last. ``claims`` are all of them as they were read, for rules and for the filters of roles.
     """
 
     rights: Rights | None
@@ -58,7 +58,7 @@ class Claims:
     exists: ValueExists | None = None
     certificate: str = ""
     defect: str = ""
-    texts: Mapping[str, str] = field(default_factory=dict, repr=False, hash=False)
+    claims: Mapping[str, Any] = field(default_factory=dict, repr=False, hash=False)
 
 
 def read_claims(payload: bytes) -> Claims:
@@ -76,7 +76,7 @@ def read_claims(payload: bytes) -> Claims:
         exists=_value_exists(claims.get("value_exists")),
         certificate=_thumbprint(claims),
         defect=defect,
-        texts={name: value for name, value in claims.items() if isinstance(value, str)},
+        claims=claims,
     )
 
 
@@ -97,9 +97,17 @@ def _members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result = dict(pairs)
     if len(result) != len(pairs):
         raise MalformedToken("a member comes twice")
-    if any(_SURROGATE.search(text) for pair in pairs for text in pair if isinstance(text, str)):
-        raise MalformedToken("half of a surrogate pair")
+    for name, value in pairs:
+        if _SURROGATE.search(name) or _has_surrogate(value):
+            raise MalformedToken("half of a surrogate pair")
     return result
+
+
+def _has_surrogate(value: Any) -> bool:
+    """In a text, or in one of a list; objects are read by :func:`_members` of their own."""
+    if isinstance(value, list):
+        return any(map(_has_surrogate, value))
+    return isinstance(value, str) and _SURROGATE.search(value) is not None
 
 
 def _refuse_constant(name: str) -> Any:

@@ -8,9 +8,10 @@ ones are looked up, and only globs with the value's beginning or end are tried: 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from collections.abc import Set as AbstractSet
 from typing import Final, Generic, TypeAlias, TypeVar
 
-from tlsproxy.authz.globs import glob_matches, literal_beginning, literal_ending
+from tlsproxy.authz.globs import SEPARATORS, glob_matches, literal_beginning, literal_ending
 
 EXACT: Final = "is"
 BEGINS: Final = "begins with"
@@ -32,9 +33,10 @@ def trait_of(pattern: str) -> Trait:
 class Patterns(Generic[T]):
     """Items by pattern."""
 
-    __slots__ = ("_by_trait", "_lengths")
+    __slots__ = ("_by_trait", "_lengths", "_separators")
 
-    def __init__(self, patterns: Iterable[tuple[str, T]]) -> None:
+    def __init__(self, patterns: Iterable[tuple[str, T]], separators: AbstractSet[str] = SEPARATORS) -> None:
+        self._separators = separators
         self._by_trait: dict[Trait, list[tuple[str, T]]] = {}
         for pattern, item in patterns:
             self._by_trait.setdefault(trait_of(pattern), []).append((pattern, item))
@@ -48,6 +50,6 @@ class Patterns(Generic[T]):
                 break
             text = value[:length] if kind == BEGINS else value[len(value) - length :]
             for pattern, item in self._by_trait.get((kind, text), ()):
-                if glob_matches(pattern, value):
+                if glob_matches(pattern, value, self._separators):
                     items.append(item)
         return items

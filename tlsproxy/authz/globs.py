@@ -1,9 +1,10 @@
-"""Globs over names: collections in grants, certificate fields in rules.
+"""Globs over names: collections in grants, certificate fields and claims in rules.
 
 ``*`` is any run of characters except ``/`` and ``.``, ``**`` any run at all, ``?`` one character except ``/`` and
 ``.``; everything else stands for itself, and case matters. So ``*`` alone matches the collection ``docs`` but not
 ``docs.v2`` (``**`` does), ``*.example.org`` covers one label as RFC 6125 §6.4.3 has it, and ``spiffe://a/*`` stops at
-the next ``/``.
+the next ``/``. In claims only ``/`` separates (``CLAIM_SEPARATORS``), for mail addresses and domains have dots:
+``alice@*`` matches ``alice@example.org``.
 
 A pattern is a nondeterministic automaton whose states are the bits of one integer, with one step for each character:
 the time is linear in the value for any pattern. A backtracking regex of ``*-*-*-*`` is not, and a client chooses the
@@ -13,12 +14,14 @@ collection name.
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final
 
 LONGEST: Final = 1024
 SEPARATORS: Final = frozenset("/.")
+CLAIM_SEPARATORS: Final = frozenset("/")
 _WILDCARDS: Final = frozenset("*?")
 
 
@@ -32,10 +35,10 @@ class _GlobAutomaton:
     loops_within: int
     loops_across: int
 
-    def matches(self, value: str) -> bool:
+    def matches(self, value: str, separators: AbstractSet[str]) -> bool:
         state = 1
         for character in value:
-            if character in SEPARATORS:
+            if character in separators:
                 moves, stays = 0, self.loops_across
             else:
                 moves, stays = self.any_one, self.loops_within
@@ -74,11 +77,11 @@ def is_exact(pattern: str) -> bool:
     return _WILDCARDS.isdisjoint(pattern)
 
 
-def glob_matches(pattern: str, value: str) -> bool:
+def glob_matches(pattern: str, value: str, separators: AbstractSet[str] = SEPARATORS) -> bool:
     """Whether ``pattern`` matches the whole of ``value``."""
     if _WILDCARDS.isdisjoint(pattern):
         return pattern == value
-    return _automaton(pattern).matches(value)
+    return _automaton(pattern).matches(value, separators)
 
 
 def literal_beginning(pattern: str) -> str:
@@ -100,5 +103,5 @@ def glob_error(pattern: str) -> str | None:
     if any(unicodedata.category(character) == "Cc" for character in pattern):
         return "holds a control character"
     if "***" in pattern:
-        return "'***' is neither '*' (stops at '/' and '.') nor '**' (does not)"
+        return "'***' is neither '*' (stops at separators) nor '**' (does not)"
     return None

@@ -1,13 +1,15 @@
-"""Matchers of certificate fields, in rules and keys."""
+"""Matchers of certificate fields, in rules and keys, and of claims, in rules."""
 
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
-from typing import Final
+from typing import Any, Final
 
-from tlsproxy.authz.globs import glob_matches, is_exact, literal_beginning
+from tlsproxy.authz.claim_paths import Scalar, literal, values_at
+from tlsproxy.authz.globs import CLAIM_SEPARATORS, glob_matches, is_exact, literal_beginning
 from tlsproxy.authz.identity import Identity
 
 
@@ -88,6 +90,53 @@ class Matcher:
         return bool(self.conditions)
 
 
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """An expected claim: ``pattern`` is an exact value or a glob, or JSON of a number or boolean if ``is_literal``."""
+
+    path: str
+    pattern: str
+    is_literal: bool = False
+
+    @classmethod
+    def of(cls, path: str, value: Scalar) -> Claim:
+        return cls(path, value) if isinstance(value, str) else cls(path, literal(value), is_literal=True)
+
+    def __str__(self) -> str:
+        return self.pattern if self.is_literal else json.dumps(self.pattern, ensure_ascii=False)
+
+    def values(self, claims: Mapping[str, Any]) -> Iterator[str]:
+        """The token's values of this kind, in the form of ``pattern``."""
+        for value in values_at(claims, self.path):
+            if isinstance(value, str) is not self.is_literal:
+                yield value if isinstance(value, str) else literal(value)
+
+    def matches(self, claims: Mapping[str, Any]) -> bool:
+        """Whether one of the token's values does."""
+        return any(glob_matches(self.pattern, value, CLAIM_SEPARATORS) for value in self.values(claims))
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimMatcher:
+    """Claims of a token that must all match; without any it matches no token."""
+
+    claims: tuple[Claim, ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.claims)
+
+    def matches(self, claims: Mapping[str, Any]) -> bool:
+        return bool(self.claims) and all(each.matches(claims) for each in self.claims)
+
+    def misses(self, claims: Mapping[str, Any]) -> Iterator[str]:
+        """One text for each claim that does not match; values of a stranger's token are in it as they are."""
+        for each in self.claims:
+            if not each.matches(claims):
+                shown = [json.dumps(value, ensure_ascii=False) for value in values_at(claims, each.path)]
+                more = f" and {len(shown) - _SHOWN} more" if len(shown) > _SHOWN else ""
+                yield f"{each.path} is {' or '.join(shown[:_SHOWN]) or 'absent'}{more}, not {each}"
+
+
 def normal_form(name: str, pattern: str) -> str:
     """A pattern in the form of :class:`Identity`'s values.
 
@@ -122,6 +171,8 @@ _ATTRIBUTES: Final = {
     "ca": "ca_subjects",
     "ca_sha256": "ca_digests",
 }
+_SHOWN: Final = 10
+"""Values of a claim in a text."""
 _CONFINED: Final = "tls.ca_constraints confines it to other names; a rule may name the CA too (ca, ca_sha256)"
 _ADVICE: Final = {"issuer": "another one may have issuers of this name; name the CA too (ca, ca_sha256)"}
 

@@ -1,4 +1,4 @@
-"""Identity → rule → role → rights: in an ordered list of rules the first match decides.
+"""Identity → rule → role → rights, and token → rule → role → rights (:mod:`tlsproxy.authz.rules`).
 
 Without a rule there is no role, and without a role no rights. A certificate with a defect, or with a name outside of
 its CA's constraint, matches no rule. :mod:`tlsproxy.authz.access` decides what the rights allow.
@@ -6,61 +6,18 @@ its CA's constraint, matches no rule. :mod:`tlsproxy.authz.access` decides what 
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from tlsproxy.authz.access import Decision, Rights, forbidden
-from tlsproxy.authz.glob_index import Patterns, trait_of
 from tlsproxy.authz.identity import Identity
 from tlsproxy.authz.keys import NEVER, Keys
 from tlsproxy.authz.locks import Locks
 from tlsproxy.authz.locks import refusal as locked
-from tlsproxy.authz.matcher import Matcher
+from tlsproxy.authz.rules import Rule, Rules
 from tlsproxy.authz.templates import Template
-from tlsproxy.authz.tokens import Tokens
-
-
-@dataclass(frozen=True, slots=True)
-class Rule:
-    """``name`` is for the audit log and `explain`; ``role`` is a key of the policy's roles."""
-
-    name: str
-    match: Matcher
-    role: str
-
-
-class Rules:
-    """An ordered list of rules, indexed: each by the most selective of its conditions.
-
-    The first match is found without trying the rules before it: 4 µs instead of 1,700 with 10,000 rules by name.
-    """
-
-    __slots__ = ("_index", "_rules")
-
-    def __init__(self, rules: tuple[Rule, ...]) -> None:
-        self._rules = rules
-        traits = [
-            [(attribute, trait_of(pattern), pattern) for attribute, pattern, _ in rule.match.conditions]
-            for rule in rules
-        ]
-        common = Counter(one[:2] for each in traits for one in each)
-        index: dict[str, list[tuple[str, int]]] = {}
-        for place, each in enumerate(traits):
-            if each:  # without a condition it matches no certificate
-                attribute, _, pattern = min(each, key=lambda one: common[one[:2]])
-                index.setdefault(attribute, []).append((pattern, place))
-        self._index = tuple((attribute, Patterns(places)) for attribute, places in index.items())
-
-    def first(self, identity: Identity) -> Rule | None:
-        """The first rule that matches."""
-        places: set[int] = set()
-        for attribute, patterns in self._index:
-            values = getattr(identity, attribute)
-            for value in (values,) if isinstance(values, str) else values:
-                places.update(patterns.matching(value))
-        rules = (self._rules[place] for place in sorted(places))
-        return next((rule for rule in rules if rule.match.matches(identity)), None)
+from tlsproxy.authz.tokens import Token, Tokens
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -70,7 +27,8 @@ class Principal:
     ``role`` is empty where the connection has no rights of its own: without a certificate, or with one that no rule
     matches but that may use a key or token. ``refusal`` answers every request that needs a caller; None where the
     rights decide. ``by_claim``: the role's filter needs a claim of each request's token; ``rights`` are empty until
-    :meth:`Policy.confined` fills it in.
+    :meth:`Policy.confined` fills it in. ``unmapped``: no rule gives this certificate a role, and this answers its
+    requests, but for those with a token whose rule names the certificate too.
     """
 
     identity: Identity | None
@@ -79,6 +37,7 @@ class Principal:
     rights: Rights
     refusal: Decision | None
     by_claim: bool = False
+    unmapped: Decision | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,16 +78,23 @@ class Policy:
                 f'no role for certificate "{identity.name}": it has {identity.foreign}, '
                 "and its CA is confined to other names (`tls.ca_constraints`)",
             )
-        if (rule := self._rules.first(identity)) is not None:
+        if (rule := self._rules.of_certificate(identity)) is not None:
             return self._holder(identity, rule)
         if self.unmapped_may_use_credentials:
             return Principal(identity, rule="", role="", rights=Rights(), refusal=None)
-        return _refused(
+        refused = _refused(
             identity,
             "no_role",
             f'no role for certificate "{identity.name}": '
             "the gateway's administrator can add a rule for it to `identities`",
         )
+        if self._rules.awaits_token(identity):
+            return replace(refused, refusal=None, unmapped=refused.refusal)
+        return refused
+
+    def rule_of(self, token: Token, identity: Identity | None) -> Rule | None:
+        """The rule that gives a token its role, beside a certificate of this ``identity``. Qdrant's own have none."""
+        return self._rules.of_token(token.claims.claims, identity) if token.verifier.issuer else None
 
     def held(self, principal: Principal, now: float) -> tuple[Principal, float]:
         """The principal as locks have it at ``now``, and the end of the lock that refuses it."""
@@ -146,11 +112,11 @@ class Policy:
         return Principal(identity, rule.name, rule.role, rights, refusal=None)
 
     def confined(
-        self, rights: Rights, role: str, identity: Identity | None, claims: Mapping[str, str]
+        self, rights: Rights, role: str, identity: Identity | None, claims: Mapping[str, Any]
     ) -> Rights | Decision:
         """Rights by this role with the conditions of its filter; a refusal if one of them cannot be filled in.
 
-        ``claims`` are the string claims of the verified token, if there is one.
+        ``claims`` are those of the verified token, if there is one.
         """
         conditions = []
         for template in self.filters.get(role, ()):
@@ -161,19 +127,36 @@ class Policy:
         return replace(rights, conditions=tuple(conditions))
 
     def why(self, identity: Identity) -> tuple[str, ...]:
-        """One line for each rule, in order: that it matched, or the fields that did not."""
+        """One line for each rule without claims, in order: that it matched, or the fields that did not."""
         if identity.defect:
             return (f"no rule is tried, for the certificate has a defect: {identity.defect}",)
         if identity.foreign:
             return (f"no rule is tried, for tls.ca_constraints confines the CA to other names than {identity.foreign}",)
-        lines: list[str] = []
-        for rule in self.rules:
-            label = f'rule "{rule.name}" (role "{rule.role}")'
-            misses = tuple(rule.match.misses(identity))
-            if not misses:
-                return (*lines, f"{label}: matched; later rules are not tried")
-            lines.append(f"{label}: {'; '.join(misses)}")
-        return (*lines, "no rule matched")
+        return _why((rule for rule in self.rules if not rule.claims), lambda rule: tuple(rule.match.misses(identity)))
+
+    def why_of_token(self, token: Token, identity: Identity | None) -> tuple[str, ...]:
+        """The same of each rule with claims; ``identity`` is of the certificate beside the token, if any."""
+        if not token.verifier.issuer:
+            return ("no rule is tried: its signer is no issuer of jwt_issuers",)
+
+        def misses(rule: Rule) -> tuple[str, ...]:
+            found = tuple(rule.claims.misses(token.claims.claims))
+            if not rule.match.conditions:
+                return found
+            return (*found, *(rule.match.misses(identity) if identity is not None else ("there is no certificate",)))
+
+        return _why((rule for rule in self.rules if rule.claims), misses)
+
+
+def _why(rules: Iterable[Rule], misses_of: Callable[[Rule], tuple[str, ...]]) -> tuple[str, ...]:
+    lines: list[str] = []
+    for rule in rules:
+        label = f'rule "{rule.name}" (role "{rule.role}")'
+        misses = misses_of(rule)
+        if not misses:
+            return (*lines, f"{label}: matched; later rules are not tried")
+        lines.append(f"{label}: {'; '.join(misses)}")
+    return (*lines, "no rule matched")
 
 
 def _refused(identity: Identity, reason: str, text: str) -> Principal:

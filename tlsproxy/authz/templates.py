@@ -10,9 +10,10 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from tlsproxy.authz.access import Condition
+from tlsproxy.authz.claim_paths import claim_at
 from tlsproxy.authz.identity import Identity
 
 _KEY = re.compile(r"[A-Za-z0-9_-]{1,64}")
@@ -53,13 +54,14 @@ class Template:
             return f"callers whose token has a text as its claim {self.field.removeprefix(_CLAIM)}"
         return f"certificates with exactly one {self.field}"
 
-    def filled(self, identity: Identity | None, claims: Mapping[str, str]) -> Condition | None:
-        """The condition; None without exactly one value of the field. ``claims``: string claims of a verified token."""
+    def filled(self, identity: Identity | None, claims: Mapping[str, Any]) -> Condition | None:
+        """The condition; None without exactly one value of the field. ``claims``: those of a verified token."""
         if not self.field:
             return Condition(self.key, self.before)
         if self.of_claim:
-            value = claims.get(self.field.removeprefix(_CLAIM), "")
-            return Condition(self.key, f"{self.before}{value}{self.after}") if value else None
+            value = claim_at(claims, self.field.removeprefix(_CLAIM))
+            text = value if isinstance(value, str) else ""
+            return Condition(self.key, f"{self.before}{text}{self.after}") if text else None
         if identity is None or self.field in identity.doubted:
             return None
         values = FIELDS[self.field](identity)

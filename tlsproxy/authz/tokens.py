@@ -17,6 +17,7 @@ from typing import Any, Final, Literal
 from jwt import PyJWS
 
 from tlsproxy.authz.access import Decision, GlobalMode, Rights
+from tlsproxy.authz.claim_paths import literal, values_at
 from tlsproxy.authz.claims import Claims, MalformedToken, read_claims, read_object, unpadded
 from tlsproxy.authz.identity import Identity
 from tlsproxy.authz.keys import NEVER
@@ -31,6 +32,7 @@ IssuerAlgorithm = Literal["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", 
 UNKNOWN_KEY: Final = "token_key_unknown"
 """The audit reason where an issuer has no key with the token's `kid`: our copy of its keys may be outdated."""
 
+WITHOUT_ACCESS: Final = "token_without_access"
 INVALID_TEXT: Final = "Invalid API key or JWT"
 _NO_ACCESS: Final = (
     f"{INVALID_TEXT}: the token has no `access` claim, which would mean full access; "
@@ -49,6 +51,10 @@ def _forbidden(reason: str, text: str) -> Decision:
 
 
 INVALID: Final = unauthenticated("invalid_key")
+NO_RULE: Final = unauthenticated(
+    WITHOUT_ACCESS,
+    f"{INVALID_TEXT}: the token has no `access` claim, and no rule of `identities` matches its claims",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +76,7 @@ class Verifier:
     """Verifies the tokens of one issuer; without an ``issuer`` Qdrant's own, signed with one of its API keys.
 
     ``role``: a key of the policy's roles, whose rights and filter limit these tokens; empty for none.
+    ``groups_claim``: the path of the claim whose values are in the audit log.
     """
 
     name: str
@@ -78,20 +85,33 @@ class Verifier:
     issuer: str = ""
     audience: str = ""
     role: str = ""
+    groups_claim: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Token:
     """A verified token. ``expires``: seconds since the epoch, exclusive.
 
-    ``rights`` are those of its own claims, ``role`` is its verifier's.
+    ``rights`` are those of its own claims; None for a token of an issuer without ``access``, to which only rules can
+    give any.
     """
 
-    verifier: str
-    role: str
-    rights: Rights
+    verifier: Verifier
+    rights: Rights | None
     claims: Claims
     expires: float
+
+    @property
+    def subject(self) -> str:
+        """Of an issuer's token `sub` (RFC 7519 §4.1.2), else `subject`; of Qdrant's own `subject`."""
+        own = self.claims.claims.get("sub") if self.verifier.issuer else ""
+        return own or self.claims.subject
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        path = self.verifier.groups_claim
+        values = values_at(self.claims.claims, path) if path else ()
+        return tuple(value if isinstance(value, str) else literal(value) for value in values)
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,13 +166,13 @@ class Tokens:
         if claims.certificate and (identity is None or identity.sha256 != claims.certificate):
             return unauthenticated("token_of_another_certificate")
         rights = claims.rights
-        if rights is None:
-            if verifier.issuer or not self.full_access_without_claim:
-                return unauthenticated("token_without_access", _NO_ACCESS)
+        if rights is None and not verifier.issuer:
+            if not self.full_access_without_claim:
+                return unauthenticated(WITHOUT_ACCESS, _NO_ACCESS)
             rights = Rights(everywhere=GlobalMode.M)
         # int(now) - LEEWAY > exp from this moment on
         expires = float("inf") if claims.expires is None else float(claims.expires + LEEWAY + 1)
-        return Token(verifier.name, verifier.role, rights, claims, expires)
+        return Token(verifier, rights, claims, expires)
 
 
 def _for_this_service(verifier: Verifier, claims: Claims) -> bool:

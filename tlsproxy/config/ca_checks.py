@@ -17,6 +17,7 @@ from tlsproxy.config.callers import CaConstraint
 from tlsproxy.config.findings import Finding
 from tlsproxy.config.identity_checks import filter_of
 from tlsproxy.config.model import Config
+from tlsproxy.config.policy import matcher_of
 from tlsproxy.config.positions import Path, Tree
 
 MAX_WARNINGS: Final = 20
@@ -119,11 +120,12 @@ class _TrustedCas:
 
 def _matchers(config: Config) -> Iterator[tuple[str, Path, Matcher]]:
     for index, rule in enumerate(config.identities):
-        yield f'rule "{rule.name}"', ("identities", index, "match"), Matcher(**rule.match.model_dump())
+        matcher = matcher_of(rule.match)
+        if matcher.conditions:
+            yield f'rule "{rule.name}"', ("identities", index, "match"), matcher
     for index, key in enumerate(config.keys):
         if key.require_certificate is not None:
-            matcher = Matcher(**key.require_certificate.model_dump())
-            yield f'key "{key.name}"', ("keys", index, "require_certificate"), matcher
+            yield f'key "{key.name}"', ("keys", index, "require_certificate"), matcher_of(key.require_certificate)
 
 
 def _of_match(subject: str, path: Path, matcher: Matcher, cas: _TrustedCas) -> Iterator[tuple[Path, str]]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Final
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr
 
+from tlsproxy.authz.claim_paths import LONGEST_PATH
 from tlsproxy.authz.tokens import IssuerAlgorithm
 
 Label = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
@@ -29,6 +30,9 @@ NEEDS_RESTART: Final = Field(json_schema_extra=_say_restart)
 """Marks a key that is read once, when the service starts, since something is bound or opened by it."""
 
 
+ClaimPath = Annotated[str, Field(min_length=1, max_length=LONGEST_PATH)]
+
+
 class Section(BaseModel):
     """A frozen mapping. An unknown key is an error; the loader removes Qdrant's unused ones first."""
 
@@ -36,8 +40,8 @@ class Section(BaseModel):
 
 
 class Match(Section):
-    """Certificate fields. All that are given must hold. A value is exact or a glob (`*` stops at `/` and `.`, `**` does
-    not); case matters except in `dns`.
+    """Certificate fields, and claims of a token. All that are given must hold. A value is exact or a glob; case matters
+    except in `dns`. `*` stops at `/` and, in certificate fields, at `.`; `**` does not.
     """
 
     cn: str | None = None
@@ -68,6 +72,11 @@ class Match(Section):
     them may give any name."""
     ca_sha256: str | None = None
     """SHA-256 fingerprint of that CA's certificate in hex, with or without colons."""
+    claims: dict[ClaimPath, StrictBool | StrictInt | StrictStr] = Field(default={})
+    """In `identities` only: claims of a token of `jwt_issuers`, by path: text, integer or boolean, such as `{groups:
+    sre, sub: "alice@*", "realm_access.roles": ops}`. A list holds if one of its values does. The exact name of a claim
+    comes before a path that is split at dots. With several issuers `iss` is required: each of them may give any claim.
+    With certificate fields, the token counts beside such a certificate only."""
 
 
 class CaConstraint(Section):
@@ -110,7 +119,9 @@ class JwtIssuer(Section):
     issuer: Annotated[str, Field(min_length=1)]
     """Required value of the `iss` claim."""
     audience: Annotated[str, Field(min_length=1)]
-    """Required value of the `aud` claim, or a member of it. `access` is required too, as in Qdrant's own tokens."""
+    """Required value of the `aud` claim, or a member of it. A token has the rights of its `access` claim, as in
+    Qdrant's own tokens, and of the role that a rule of `identities` gives its claims: both must allow, one is required.
+    """
     algorithm: IssuerAlgorithm
     """The only accepted algorithm."""
     pem: Path | None = None
@@ -124,3 +135,5 @@ class JwtIssuer(Section):
     """A key of `roles`: its rights and filter hold for these tokens too, and only narrow them. A {claim:NAME} in the
     filter is taken from the token, {cn} and the like from the certificate beside it; without it there are no rights.
     null for none."""
+    groups_claim: ClaimPath = "groups"
+    """Path of the claim whose values the audit log and `whoami` show as `token_groups`."""

@@ -48,8 +48,10 @@ def named_keys(config: Config, _tree: Tree) -> Iterator[Finding]:
         elif key.sha256 is not None and key.sha256.lower() == _EMPTY:
             yield Finding((*path, "sha256"), "is that of an empty key")
         if key.require_certificate is not None:
-            given = key.require_certificate.model_dump(exclude_none=True)
+            given = key.require_certificate.model_dump(exclude_none=True, exclude={"claims"})
             yield from match_findings((*path, "require_certificate"), given)
+            if key.require_certificate.claims:
+                yield Finding((*path, "require_certificate", "claims"), "who sends a key sends no token")
             if config.tls.ca_cert is None:
                 yield Finding((*path, "require_certificate"), "tls.ca_cert is needed: no certificate can be verified")
 

@@ -58,8 +58,8 @@ class Service(Section):
     """Whether a token without an `exp` claim is refused."""
     unmapped_certificate: Literal["deny", "token"] | None = None
     """Treatment of a certificate that no rule of `identities` matches. deny: its holder is refused, whatever key or
-    token is sent. token: a key or token alone counts. null: token if there are no `identities` (as in Qdrant), else
-    deny."""
+    token is sent, except a token whose rule names such a certificate too. token: a key or token alone counts. null:
+    token if there are no `identities` (as in Qdrant), else deny."""
     enable_cors: bool = True
     """Whether web pages of any origin may call, as in Qdrant: preflights are answered, and refusals can be read. With
     `allowed_origins`, only those origins may."""
@@ -202,12 +202,12 @@ class Role(Section):
 
 
 class IdentityRule(Section):
-    """A rule that gives certificates a role."""
+    """A rule that gives certificates, or tokens, a role."""
 
     name: Label
     """Name of the rule in `explain` and in the audit log."""
     match: Match
-    """Certificate fields that must hold."""
+    """Certificate fields and claims that must hold."""
     role: str
     """A key of `roles`."""
 
@@ -295,9 +295,10 @@ class Config(Section):
     roles: dict[Label, Role] = {}  # noqa: RUF012 - pydantic copies it
     """Roles and their rights."""
     identities: tuple[IdentityRule, ...] = ()
-    """Rules that give certificates their roles. The first rule that matches decides. A certificate that no rule matches
-    is refused (see `service.unmapped_certificate`), as is an ambiguous one (two common names, control characters, no
-    name at all). `tlsproxy explain` shows for a certificate which rule matches, and why the others do not."""
+    """Rules that give certificates and tokens their roles. The first rule without claims that matches a certificate
+    decides for it, the first with claims for a token; where both have a role, both must allow. A certificate that no
+    rule matches is refused (see `service.unmapped_certificate`), as is an ambiguous one (two common names, control
+    characters, no name at all). `tlsproxy explain` shows which rule matches, and why the others do not."""
     keys: tuple[NamedKey, ...] = ()
     """Named API keys beside those of `service`: the audit log says which was used, and each can be revoked alone."""
     jwt_issuers: tuple[JwtIssuer, ...] = ()

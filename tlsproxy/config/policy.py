@@ -7,11 +7,13 @@ from collections.abc import Iterable
 from tlsproxy.authz.access import GRANTS, GlobalMode, Grant, Grants, Rights
 from tlsproxy.authz.keys import Keys
 from tlsproxy.authz.locks import Lock, Locks
-from tlsproxy.authz.matcher import Matcher
-from tlsproxy.authz.roles import Policy, Rule
+from tlsproxy.authz.matcher import Claim, ClaimMatcher, Matcher
+from tlsproxy.authz.roles import Policy
+from tlsproxy.authz.rules import Rule
 from tlsproxy.authz.templates import parse_template
 from tlsproxy.authz.tokens import Tokens
-from tlsproxy.config.model import CollectionGrant, Config, Role
+from tlsproxy.config.callers import Match
+from tlsproxy.config.model import CollectionGrant, Config, IdentityRule, Role
 from tlsproxy.config.queries import query_policy_of
 
 
@@ -20,7 +22,7 @@ def policy_of(config: Config, keys: Keys, tokens: Tokens, locks: Iterable[Lock] 
     unmapped = config.service.unmapped_certificate or ("deny" if config.identities else "token")
     return Policy(
         roles={name: rights_of(role) for name, role in config.roles.items()},
-        rules=tuple(Rule(rule.name, Matcher(**rule.match.model_dump()), rule.role) for rule in config.identities),
+        rules=tuple(map(rule_of, config.identities)),
         keys=keys,
         tokens=tokens,
         unmapped_may_use_credentials=unmapped == "token",
@@ -31,6 +33,16 @@ def policy_of(config: Config, keys: Keys, tokens: Tokens, locks: Iterable[Lock] 
         },
         locks=Locks((*(entry.lock(configured=True) for entry in config.revoked), *locks)),
     )
+
+
+def rule_of(rule: IdentityRule) -> Rule:
+    claims = ClaimMatcher(tuple(Claim.of(path, value) for path, value in rule.match.claims.items()))
+    return Rule(rule.name, matcher_of(rule.match), rule.role, claims)
+
+
+def matcher_of(match: Match) -> Matcher:
+    """Certificate fields of a match."""
+    return Matcher(**match.model_dump(exclude={"claims"}))
 
 
 def rights_of(role: Role) -> Rights:

@@ -12,11 +12,10 @@ from typing import Final, TypeAlias
 from pydantic import SecretStr
 
 from tlsproxy.authz.keys import NEVER, UNKNOWN_DIGEST, Key, Keys, key_digest
-from tlsproxy.authz.matcher import Matcher
 from tlsproxy.config.callers import NamedKey
 from tlsproxy.config.findings import Finding
 from tlsproxy.config.model import Config
-from tlsproxy.config.policy import rights_of
+from tlsproxy.config.policy import matcher_of, rights_of
 from tlsproxy.config.positions import Path as ConfigPath
 from tlsproxy.errors import MaterialError
 from tlsproxy.pem.blocks import text_of
@@ -83,7 +82,7 @@ def _named(config: Config, entry: NamedKey, read: Read) -> Key:
         rights=rights_of(config.roles[entry.role]),
         role=entry.role,
         expires=NEVER if entry.expires is None else entry.expires.timestamp(),
-        certificate=None if match is None else Matcher(**match.model_dump()),
+        certificate=None if match is None else matcher_of(match),
     )
 
 

@@ -104,7 +104,9 @@ def _verifier(issuer: JwtIssuer, read: Read, documents: Mapping[KeySource, bytes
         source = KeySource(str(issuer.jwks), issuer.algorithm)
         document = documents.get(source)
         keys = () if document is None else key_set(source.shown, document, issuer.algorithm)
-    return Verifier(issuer.name, issuer.algorithm, keys, issuer.issuer, issuer.audience, issuer.role or "")
+    return Verifier(
+        issuer.name, issuer.algorithm, keys, issuer.issuer, issuer.audience, issuer.role or "", issuer.groups_claim
+    )
 
 
 def _pem(path: str, data: bytes, algorithm: str) -> Any:

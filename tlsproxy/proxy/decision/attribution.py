@@ -25,17 +25,21 @@ def refusal_of(error: RequestError) -> Decision:
 def caller_of(principal: Principal, admission: Admission | None) -> Caller:
     """Caller as admitted; ``admission`` is None if it was not, or not yet."""
     identity, credential = principal.identity, admission.credential if admission is not None else None
+    of_token = credential.rule if credential is not None else None
     auth_type = credential.kind if credential is not None else "Certificate" if identity is not None else "None"
     return Caller(
         auth_type,
         principal.role if admission is None else admission.role,
-        principal.rule,
+        principal.rule if admission is None else admission.rule,
         identity.name if identity is not None else "",
         identity.sha256 if identity is not None else "",
         identity.ca_sha256 if identity is not None else "",
         subject=credential.subject if credential is not None else "",
         key=credential.name if credential is not None else "",
         key_rights=credential.gives if credential is not None else "",
+        token_rule=of_token.name if of_token is not None else "",
+        token_role=of_token.role if of_token is not None else "",
+        token_groups=credential.groups if credential is not None else (),
     )
 
 

@@ -67,7 +67,7 @@ def whoami(admission: Admission) -> LocalResponse:
     identity = principal.identity
     described: dict[str, Any] = {
         "identity": None,
-        "rule": principal.rule or None,
+        "rule": admission.rule or None,
         "role": admission.role or None,
         "rights": [str(rights) for rights in admission.rights],
         "certificate": {"role": principal.role, "rights": str(principal.rights)} if principal.role else None,
@@ -89,12 +89,15 @@ def whoami(admission: Admission) -> LocalResponse:
             "not_after": _moment(identity.not_after),
         }
     if credential is not None:
+        rule = credential.rule
         described["credential"] = {
             "kind": credential.kind,
             "name": credential.name,
             "role": credential.role or None,
             "rights": credential.gives,
+            "rule": {"name": rule.name, "role": rule.role} if rule is not None else None,
             "subject": credential.subject or None,
+            "groups": credential.groups,
             "expires": _moment(credential.expires),
         }
     return LocalResponse(orjson.dumps(described), b"content-type: application/json\r\n")

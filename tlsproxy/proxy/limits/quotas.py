@@ -2,7 +2,8 @@
 
 A certificate and the key or token beside it may have a role each; both roles' limits count then, as both roles' rights
 do. The account of a certificate is its CA, issuer and subject: a renewed certificate starts no new account, and the
-same subject from another CA is another account. The account of a token is its signer and its subject.
+same subject from another CA is another account. The account of a token is its signer and its subject; it is the holder
+of the role that a rule gives it.
 """
 
 from __future__ import annotations
@@ -84,7 +85,8 @@ class Quotas:
             yield from self._charge(quota, "each client certificate", *identity.account)
         if credential is not None:
             names = ("key", credential.kind, credential.name, credential.subject)
-            yield from self._charge(self._each_key, "each key", *names)
+            own = self._roles[credential.rule.role].per_identity if credential.rule is not None else None
+            yield from self._charge(self._each_key if own is None else own, "each key", *names)
 
     def _charge(self, quota: Quota, whose: str, *names: str) -> Iterator[Charge]:
         rate = rate_of(quota)
@@ -99,8 +101,8 @@ def rate_of(quota: Quota) -> Rate | None:
 def _roles(admission: Admission | None) -> tuple[str, ...]:
     if admission is None:
         return ()
-    credential = admission.credential.role if admission.credential is not None else ""
-    return tuple(dict.fromkeys(role for role in (admission.principal.role, credential) if role))
+    roles = admission.credential.roles if admission.credential is not None else ()
+    return tuple(dict.fromkeys(role for role in (admission.principal.role, *roles) if role))
 
 
 def refusal_of(excess: Excess) -> Decision:
