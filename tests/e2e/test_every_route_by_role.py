@@ -52,6 +52,7 @@ EXPECTED: dict[Requirement, Expected] = {
     ops.GLOBAL_EXTRAS: limited(NEEDS_GLOBAL),
     ops.GLOBAL_WRITE: limited(NEEDS_GLOBAL, auditor=NEEDS_MANAGE),
     ops.MANAGE: limited(NEEDS_GLOBAL, auditor=NEEDS_MANAGE),
+    ops.MANAGE_NAMED: limited(NEEDS_GLOBAL, auditor=NEEDS_MANAGE),
     ops.READ: Expected(),
     ops.READ_LISTING: Expected(),
     ops.READ_EXTRAS: Expected(points=POINTS_ONLY),
@@ -158,7 +159,8 @@ def test_every_route(site: Site, gateway: Gateway, shared_upstream: ScriptedUpst
             if arrived != ([f"{operation.method} {target} HTTP/1.1"] if status == 200 else []):
                 wrong.append(f"{operation.method} {target}: arrived {arrived}")
             record = gateway.audited(status=response.status)
-            if (record["result"], record.get("method")) != ("ok" if status == 200 else "denied", operation.name):
+            audited = operation.audited or operation.name
+            if (record["result"], record.get("method")) != ("ok" if status == 200 else "denied", audited):
                 wrong.append(f"{operation.method} {target}: audited {record}")
     assert not wrong, "\n".join(wrong)
 

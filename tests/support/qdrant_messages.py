@@ -18,8 +18,8 @@ REQUESTS: dict[str, Descriptor] = {
     for method in service.methods
 }
 """The request of each method, by its path."""
-NAMING = frozenset({"collection_name", "collection"})
-"""What a field is called that holds a collection's name."""
+NAMING = frozenset({"collection_name", "collection", "alias_name", "old_alias_name", "new_alias_name"})
+"""What a field is called that holds a collection's name, or an alias."""
 
 MAX_DEPTH = 4
 NAMES = ["docs", "other", "third"]

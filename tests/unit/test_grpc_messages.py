@@ -16,7 +16,7 @@ from tlsproxy.authz.access import Scope
 from tlsproxy.errors import BadRequest
 from tlsproxy.qdrant.grpc_decision import MAX_NAMES, collection_finder, operation_of
 from tlsproxy.qdrant.grpc_nesting import NESTING
-from tlsproxy.qdrant.grpc_schema import COLLECTION, INNER, OTHER, PARTS, REQUESTS, SHAPES
+from tlsproxy.qdrant.grpc_schema import CHANGED, COLLECTION, INNER, OTHER, PARTS, REQUESTS, SHAPES
 from tlsproxy.qdrant.operations import GRPC, Operation
 from tlsproxy.wire.protobuf import ProtobufError, Scanner
 
@@ -33,7 +33,7 @@ def described(name: str) -> Descriptor:
 
 
 def test_every_method_on_a_collection_has_its_message() -> None:
-    about = {row.path for row in GRPC if row.requirement.scope is Scope.COLLECTION}
+    about = {row.path for row in GRPC if row.requirement.scope is Scope.COLLECTION or row.requirement.grantable}
     assert set(REQUESTS) == about
     assert {path: REQUESTS[path] for path in DESCRIBED} == {
         path: message.name for path, message in qdrant.REQUESTS.items() if path in about
@@ -50,8 +50,8 @@ def test_a_shape_is_what_qdrant_describes(name: str) -> None:
         assert (shape.names, shape.nested) == ({1: COLLECTION}, {})
         return
     fields = {field.number: field for field in described(name).fields}
-    assert fields.keys() == shape.skipped | shape.names.keys() | shape.nested.keys()
-    assert not shape.skipped & (shape.names.keys() | shape.nested.keys())
+    looked_at = [shape.names.keys(), shape.nested.keys(), shape.present.keys()]
+    assert sorted(fields) == sorted([*shape.skipped, *(number for numbers in looked_at for number in numbers)])
     assert {number for number, field in fields.items() if field.is_repeated} == shape.repeated
     for number in shape.names:
         assert fields[number].name in qdrant.NAMING
@@ -100,7 +100,10 @@ def test_names_are_what_they_are_taken_for() -> None:
     assert {name for name, kind in kinds.items() if kind == {INNER}} == {
         name for name in SHAPES if name.endswith(" of a batch")
     }
-    assert {name for name, kind in kinds.items() if not kind} == {"PrefetchQuery"}
+    assert {name for name, kind in kinds.items() if kind == {CHANGED}} == {"CreateAlias", "RenameAlias", "DeleteAlias"}
+    assert {name for name, kind in kinds.items() if not kind} == {
+        *("PrefetchQuery", "ChangeAliases", "AliasOperations", "PointsUpdateOperation")
+    }
     assert {name for name, shape in SHAPES.items() if set(shape.nested.values()) & {"LookupLocation", "WithLookup"}} > {
         row for path, row in REQUESTS.items() if operation(path).names_others and "Batch" not in path
     }
@@ -112,15 +115,28 @@ def operation(path: str) -> Operation:
     return found
 
 
+KINDS = {
+    **dict.fromkeys(("LookupLocation", "WithLookup"), OTHER),
+    **dict.fromkeys(("CreateAlias", "RenameAlias", "DeleteAlias"), CHANGED),
+}
+BATCHED = {name: name for name in pb.PointsUpdateOperation.DESCRIPTOR.fields_by_name} | {
+    "upsert": "upsert_points",
+    "delete": "delete_points",
+}
+
+
 def twin(message: Any, *, top: bool = True) -> set[tuple[str, str]]:
     """Every name in a parsed message, found by what its field is called."""
     found = set()
+    kind = COLLECTION if top else KINDS.get(message.DESCRIPTOR.name, INNER)
     for field in message.DESCRIPTOR.fields:
         if field.name in qdrant.NAMING:
-            other = message.DESCRIPTOR.name in {"LookupLocation", "WithLookup"}
-            found.add((COLLECTION if top else OTHER if other else INNER, getattr(message, field.name)))
+            found.add((kind, getattr(message, field.name)))
     for field, value in message.ListFields():
-        if field.message_type is not None and qdrant.leads_to_names(field.message_type):
+        batched = message.DESCRIPTOR.name == "PointsUpdateOperation"
+        if batched:
+            found.add((BATCHED[field.name.removesuffix("_deprecated")], ""))
+        if field.message_type is not None and (qdrant.leads_to_names(field.message_type) or field.name == "operations"):
             for one in value if field.is_repeated else [value]:
                 found |= twin(one, top=False)
     return found

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tlsproxy.errors import BadRequest
-from tlsproxy.qdrant.rest_collections import named_collections
+from tlsproxy.qdrant.rest_collections import body_names
 from tlsproxy.qdrant.router import recognise
 from tlsproxy.wire.content_coding import Content
 from tlsproxy.wire.cooperative import at_once
@@ -70,8 +70,8 @@ def test_names_are_found_as_in_the_whole_text(body: bytes) -> None:
     text = body.replace(b"%b", numbers)
     shown = outline(text)
     assert len(shown) < len(text)
-    found = named_collections(QUERY, at_once(reading_json(shown)))
-    assert found == named_collections(QUERY, at_once(reading_json(text)))
+    found = body_names(QUERY, at_once(reading_json(shown)))
+    assert found == body_names(QUERY, at_once(reading_json(text)))
     assert found
 
 

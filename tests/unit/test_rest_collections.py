@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from tlsproxy.errors import BadRequest, BodyTooLarge, CodingRefused
 from tlsproxy.qdrant.operations import REST, Operation
-from tlsproxy.qdrant.rest_collections import named_collections
+from tlsproxy.qdrant.rest_collections import body_names
 from tlsproxy.wire.content_coding import decoding
 from tlsproxy.wire.cooperative import at_once
 
@@ -33,6 +33,7 @@ BODIES: list[tuple[dict[str, Any], set[str]]] = [
     ({"lookup_from": at("a")}, {"a"}),
     ({"with_lookup": "a"}, {"a"}),
     ({"with_lookup": at("a"), "lookup_from": at("b")}, {"a", "b"}),
+    ({"init_from": {"collection": "a"}}, {"a"}),
     ({"prefetch": {"prefetch": {"lookup_from": at("a")}}}, {"a"}),
     ({"prefetch": [{}, {"lookup_from": at("a"), "prefetch": [{"lookup_from": at("b")}, {}]}]}, {"a", "b"}),
     # where Qdrant does not look, a name is somebody's data
@@ -44,20 +45,20 @@ BODIES: list[tuple[dict[str, Any], set[str]]] = [
 
 
 def test_which_operations_are_inspected() -> None:
-    assert len(SINGLE) == 6
+    assert len(SINGLE) == 7
     assert len(BATCH) == 3
 
 
 @pytest.mark.parametrize("operation", SINGLE, ids=lambda operation: operation.path)
 @pytest.mark.parametrize(("body", "names"), BODIES)
 def test_every_place(operation: Operation, body: dict[str, Any], names: set[str]) -> None:
-    assert set(named_collections(operation, body)) == names
+    assert set(body_names(operation, body).read) == names
 
 
 @pytest.mark.parametrize("operation", BATCH, ids=lambda operation: operation.path)
 @pytest.mark.parametrize(("body", "names"), BODIES)
 def test_every_place_of_a_batch(operation: Operation, body: dict[str, Any], names: set[str]) -> None:
-    assert set(named_collections(operation, {"searches": [{}, body, {"with_lookup": "z"}]})) == names | {"z"}
+    assert set(body_names(operation, {"searches": [{}, body, {"with_lookup": "z"}]}).read) == names | {"z"}
 
 
 @pytest.mark.parametrize(
@@ -83,9 +84,9 @@ def test_every_place_of_a_batch(operation: Operation, body: dict[str, Any], name
 )
 def test_a_form_that_is_not_documented_is_refused(body: Any) -> None:
     with pytest.raises(BadRequest, match="Format error in JSON body: "):
-        named_collections(QUERY, body)
+        body_names(QUERY, body)
     with pytest.raises(BadRequest, match="Format error in JSON body: "):
-        named_collections(BATCH[0], {"searches": [body]})
+        body_names(BATCH[0], {"searches": [body]})
 
 
 @pytest.mark.parametrize(
@@ -101,7 +102,7 @@ def test_a_form_that_is_not_documented_is_refused(body: Any) -> None:
 )
 def test_a_refusal_names_the_place(body: Any, text: str) -> None:
     with pytest.raises(BadRequest) as refusal:
-        named_collections(QUERY, body)
+        body_names(QUERY, body)
     assert str(refusal.value) == f"Format error in JSON body: {text}"
 
 
@@ -110,7 +111,7 @@ def test_a_refusal_names_the_place(body: Any, text: str) -> None:
 )
 def test_a_batch_is_a_list(body: Any) -> None:
     with pytest.raises(BadRequest):
-        named_collections(BATCH[0], body)
+        body_names(BATCH[0], body)
 
 
 names = st.sampled_from(["a", "b", "c"])
@@ -136,8 +137,8 @@ def everywhere(value: Any) -> set[str]:
 @pytest.mark.fuzz
 @given(queries)
 def test_no_name_is_overlooked(body: dict[str, Any]) -> None:
-    assert set(named_collections(QUERY, body)) == everywhere(body)
-    assert set(named_collections(BATCH[0], {"searches": [body, body]})) == everywhere(body)
+    assert set(body_names(QUERY, body).read) == everywhere(body)
+    assert set(body_names(BATCH[0], {"searches": [body, body]}).read) == everywhere(body)
 
 
 TEXT = json.dumps({"query": [0.5] * 100}).encode()

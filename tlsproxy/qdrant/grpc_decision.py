@@ -15,10 +15,10 @@ from tlsproxy.errors import BadRequest
 from tlsproxy.qdrant.answer_statistics import AnswerReducer
 from tlsproxy.qdrant.grpc_listings import listing_of_call
 from tlsproxy.qdrant.grpc_nesting import NESTING
-from tlsproxy.qdrant.grpc_schema import COLLECTION, INNER, OTHER, REQUESTS, SHAPES
+from tlsproxy.qdrant.grpc_schema import CHANGED, COLLECTION, INNER, OTHER, REQUESTS, SHAPES
 from tlsproxy.qdrant.grpc_tenancy import confined as confined_message
 from tlsproxy.qdrant.grpc_tenancy import is_confinable_call
-from tlsproxy.qdrant.operations import GRPC, MAX_NAME_BYTES, Operation
+from tlsproxy.qdrant.operations import BATCHED, GRPC, MAX_NAME_BYTES, Operation
 from tlsproxy.qdrant.query_policy import Treatment, treatment
 from tlsproxy.qdrant.rest_decision import (
     NOT_CONFINED,
@@ -26,7 +26,9 @@ from tlsproxy.qdrant.rest_decision import (
     UNKNOWN_OPERATION,
     BodyFacts,
     HeadDecision,
+    at_best,
     decide_all,
+    needs_names,
 )
 from tlsproxy.qdrant.rest_tenancy import touches_no_points
 from tlsproxy.qdrant.scoring import Facts
@@ -64,7 +66,11 @@ def decide_call(admitted: Admission | Decision, operation: Operation | None) -> 
     rights, confinable = admitted.rights, is_confinable_call(operation)
     listing = listing_of_call(operation, rights)
     shown = AnswerReducer(operation) if confinable and any(one.conditions for one in rights) else listing
-    if operation.requirement.scope is Scope.COLLECTION and any(one.limited for one in rights):
+    limited = any(one.limited for one in rights)
+    if limited and operation.requirement.grantable:
+        best = decide_at_best(admitted, operation)
+        return HeadDecision(UNREAD if best.allowed else best)
+    if limited and operation.requirement.scope is Scope.COLLECTION:
         return HeadDecision(UNREAD, shown)  # a refusal too: it names the collection
     decision = decide_all(
         rights,
@@ -75,17 +81,19 @@ def decide_call(admitted: Admission | Decision, operation: Operation | None) -> 
     )
     if not decision.allowed:
         return HeadDecision(decision)
-    if confinable and any(one.conditions for one in rights):
+    if needs_names(rights, operation) or (confinable and any(one.conditions for one in rights)):
         return HeadDecision(UNREAD, shown)
     return HeadDecision(ALLOWED, listing)
 
 
 def decide_at_best(admission: Admission, operation: Operation) -> Decision:
     """Decides as if every grant were for the collection that the message will name: a refusal holds for any message."""
+    rights, names = at_best(admission.rights)
     return decide_all(
-        tuple(one.at_best() for one in admission.rights),
+        rights,
         operation,
-        ANY_COLLECTION,
+        None if operation.names_changed else ANY_COLLECTION,
+        names=names,
         confined=is_confinable_call(operation) or touches_no_points(operation),
         reduced=True,
     )
@@ -118,8 +126,10 @@ class CollectionFinder:
         """The message's own collection, as soon as it has come: clients write it first."""
         return next((name for kind, name in self._scanner.found if kind == COLLECTION), None)
 
-    def named(self) -> tuple[str, BodyNames]:
+    def named(self) -> tuple[str | None, BodyNames]:
         """(the collection, all other names) of the message, which is complete. Raises :class:`BadRequest`.
+
+        Actions on aliases are about no single collection.
 
         Qdrant uses a batch's own collection and ignores those of its requests. A batch in which they differ is refused,
         since another release may use them.
@@ -129,21 +139,25 @@ class CollectionFinder:
         except ProtobufError as error:
             raise _malformed(error) from None
         found = self._scanner.found
-        collection, *_ = [name for kind, name in found if kind == COLLECTION]
-        if not collection:
+        collection = self.collection
+        if collection == "":
             raise BadRequest("Malformed message: no collection is named")
-        if len(found) == 1:
+        if collection is not None and len(found) == 1:
             return collection, NO_NAMES
         if any(kind == INNER and name not in {"", collection} for kind, name in found):
             raise BadRequest("Malformed message: a request of a batch names another collection than the batch")
         others = tuple(name for kind, name in found if kind == OTHER)
         if "" in others:
             raise BadRequest("Malformed message: a lookup names no collection")
-        return collection, BodyNames(read=others)
+        changed = tuple(name for kind, name in found if kind == CHANGED)
+        if "" in changed:
+            raise BadRequest("Malformed message: an action lacks a name")
+        batched = tuple(kind for kind, _ in found if kind in BATCHED)
+        return collection, BodyNames(read=others, change=changed, operations=batched)
 
 
 def collection_finder(operation: Operation) -> CollectionFinder:
-    """The finder for an operation on a collection; no other decision depends on the message."""
+    """The finder for an operation on a collection or on aliases; no other decision depends on the message."""
     return CollectionFinder(REQUESTS[operation.path])
 
 

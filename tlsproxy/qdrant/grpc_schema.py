@@ -17,10 +17,25 @@ OTHER: Final = "other"
 """A further collection, whose vectors or payloads are read."""
 INNER: Final = "inner"
 """The collection of a request within a batch. Qdrant uses that of the batch only."""
+CHANGED: Final = "changed"
+"""A collection or alias of an action on aliases."""
 
 _NAMED: Final = {1: COLLECTION}
 _NAMED_OTHER: Final = {1: OTHER}
 _NAMED_INNER: Final = {1: INNER}
+_BATCHED: Final = {
+    1: "upsert_points",
+    2: "delete_points",
+    3: "set_payload",
+    4: "overwrite_payload",
+    5: "delete_payload",
+    6: "clear_payload",
+    7: "update_vectors",
+    8: "delete_vectors",
+    9: "delete_points",
+    10: "clear_payload",
+}
+"""Fields of an operation of a batch → the operation's name."""
 
 
 def _about_collection(*more: int, repeated: tuple[int, ...] = ()) -> Shape:
@@ -65,6 +80,14 @@ SHAPES: Final[dict[str, Shape]] = {
     "ListCollectionAliasesRequest": _about_collection(),
     "CollectionClusterInfoRequest": _about_collection(),
     "CollectionExistsRequest": _about_collection(),
+    "CreateCollection": _about_collection(*range(4, 13), *range(14, 21), repeated=(18,)),
+    "UpdateCollection": _about_collection(*range(2, 11), repeated=(10,)),
+    "DeleteCollection": _about_collection(2),
+    "ChangeAliases": _read({}, {1: "AliasOperations"}, 2, repeated=(1,)),
+    "AliasOperations": _read({}, {1: "CreateAlias", 2: "RenameAlias", 3: "DeleteAlias"}),
+    "CreateAlias": Shape(names={1: CHANGED, 2: CHANGED}),
+    "RenameAlias": Shape(names={1: CHANGED, 2: CHANGED}),
+    "DeleteAlias": Shape(names={1: CHANGED}),
     "UpdateCollectionClusterSetupRequest": _about_collection(*range(2, 11)),
     "CreateShardKeyRequest": _about_collection(2, 3),
     "DeleteShardKeyRequest": _about_collection(2, 3),
@@ -77,7 +100,8 @@ SHAPES: Final[dict[str, Shape]] = {
     "SetPayloadPoints": _about_collection(2, 3, *range(5, 10), repeated=(3,)),
     "DeletePayloadPoints": _about_collection(2, 3, *range(5, 9), repeated=(3,)),
     "ClearPayloadPoints": _about_collection(*range(2, 7)),
-    "UpdateBatchPoints": _about_collection(*range(2, 6), repeated=(3,)),
+    "UpdateBatchPoints": _read(_NAMED, {3: "PointsUpdateOperation"}, 2, 4, 5, repeated=(3,)),
+    "PointsUpdateOperation": Shape(present=_BATCHED),
     "CreateFieldIndexCollection": _about_collection(*range(2, 8)),
     "DeleteFieldIndexCollection": _about_collection(*range(2, 6)),
     "CreateVectorNameRequest": _about_collection(*range(2, 8)),
@@ -144,7 +168,6 @@ PARTS: Final[dict[str, Shape]] = {
     "PointsSelector": _part(1, 2),
     "PointStruct": _part(1, 3, 4, repeated=(3,)),
     "PointStruct.PayloadEntry": _part(1, 2),
-    "PointsUpdateOperation": _part(*range(1, 11)),
     "PointsUpdateOperation.PointStructList": _part(*range(1, 5), repeated=(1,)),
     "PointsUpdateOperation.SetPayload": _part(*range(1, 5), repeated=(1,)),
     "PointsUpdateOperation.OverwritePayload": _part(*range(1, 5), repeated=(1,)),
@@ -153,11 +176,15 @@ PARTS: Final[dict[str, Shape]] = {
     "PointsUpdateOperation.DeleteVectors": _part(*range(1, 4)),
     "PointsUpdateOperation.DeletePoints": _part(1, 2),
 }
-"""Messages within those above that name no collection, and are scanned to confine a caller to its points."""
+"""Messages within those above that are scanned to confine a caller to its points."""
 
 _METHODS: Final = {
     "qdrant.Collections": {
         "Get": "GetCollectionInfoRequest",
+        "Create": "CreateCollection",
+        "Update": "UpdateCollection",
+        "Delete": "DeleteCollection",
+        "UpdateAliases": "ChangeAliases",
         "ListCollectionAliases": "ListCollectionAliasesRequest",
         "CollectionClusterInfo": "CollectionClusterInfoRequest",
         "CollectionExists": "CollectionExistsRequest",
@@ -220,4 +247,4 @@ _METHODS: Final = {
 REQUESTS: Final = {
     f"/{service}/{method}": message for service, methods in _METHODS.items() for method, message in methods.items()
 }
-"""The message of each method on a collection."""
+"""The message of each method on a collection, or on aliases."""

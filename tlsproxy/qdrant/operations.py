@@ -18,18 +18,23 @@ from tlsproxy.errors import Form
 class Operation:
     """One row of the table.
 
-    ``name``: Qdrant's audit ``method`` where it has one. ``names_others``: the body may name further collections.
-    ``upload``: a multipart body without a size limit, rather than JSON. ``form``: of the 403 that Qdrant sends.
-    ``own``: the gateway answers it itself, without the upstream. ``free``: it counts against no limit: a health check
-    must not fail under the load that it watches. ``probe``: a health check or a scrape, asked again and again by
-    machines: by default it has no audit line where it is allowed, as in Qdrant.
+    ``name``: Qdrant's audit ``method``, but where that is the request's route (``audited``). ``names_others``: the body
+    may name further collections, to read them. ``names_changed``: the body names the collections and aliases that it
+    changes, and the path none. ``carries``: operations that a body of changes may consist of. ``upload``: a multipart
+    body without a size limit, rather than JSON. ``form``: of the 403 that Qdrant sends. ``own``: the gateway answers it
+    itself, without the upstream. ``free``: it counts against no limit: a health check must not fail under the load that
+    it watches. ``probe``: a health check or a scrape, asked again and again by machines: by default it has no audit
+    line where it is allowed, as in Qdrant.
     """
 
     name: str
     method: str
     path: str
     requirement: Requirement
+    audited: str = ""
     names_others: bool = False
+    names_changed: bool = False
+    carries: tuple[str, ...] = ()
     upload: bool = False
     form: Form = Form.JSON
     own: bool = False
@@ -62,7 +67,9 @@ GLOBAL_READ: Final = Requirement(Scope.GLOBAL)
 GLOBAL_EXTRAS: Final = Requirement(Scope.GLOBAL, extras=True)
 GLOBAL_WRITE: Final = Requirement(Scope.GLOBAL, write=True)
 MANAGE: Final = Requirement(Scope.GLOBAL, manage=True)
+MANAGE_NAMED: Final = Requirement(Scope.GLOBAL, manage=True, grantable=True)
 READ: Final = Requirement(Scope.COLLECTION)
+READ_FILES: Final = Requirement(Scope.COLLECTION, files=True)
 READ_LISTING: Final = Requirement(Scope.COLLECTION, listing=True)
 READ_EXTRAS: Final = Requirement(Scope.COLLECTION, extras=True)
 WRITE: Final = Requirement(Scope.COLLECTION, write=True)
@@ -89,15 +96,35 @@ def _file(method: str, path: str, name: str, requirement: Requirement) -> Operat
     return replace(_rest(method, path, name, requirement), form=Form.TEXT)
 
 
-def _upload(path: str) -> Operation:
+def _upload(path: str, name: str) -> Operation:
     """An upload: needs global manage access, is refused as text/plain, and is audited under its route."""
-    row = _rest("POST", path, "", MANAGE)
-    return replace(row, name=row.path, upload=True, form=Form.TEXT)
+    row = _rest("POST", path, name, MANAGE)
+    return replace(row, audited=row.path, upload=True, form=Form.TEXT)
+
+
+def _aliases(row: Operation) -> Operation:
+    return replace(row, names_changed=True)
+
+
+def _batch(row: Operation) -> Operation:
+    return replace(row, carries=BATCHED)
 
 
 def _grpc(path: str, name: str, requirement: Requirement, *, others: bool = False) -> Operation:
     return Operation(name, "POST", path, requirement, names_others=others)
 
+
+BATCHED: Final = (
+    "upsert_points",
+    "delete_points",
+    "set_payload",
+    "overwrite_payload",
+    "delete_payload",
+    "clear_payload",
+    "update_vectors",
+    "delete_vectors",
+)
+"""Operations that a batch of changes may consist of."""
 
 AUDIT_LOGS: Final = replace(_rest("POST", "/audit/logs", "get_audit_logs", MANAGE), own=True)
 """Answered from the gateway's own audit log."""
@@ -136,7 +163,7 @@ REST: Final = (
     # Listings and aliases
     _rest("GET", "/collections", "list_collections", LISTING),
     _rest("GET", "/aliases", "list_aliases", LISTING),
-    _rest("POST", "/collections/aliases", "change_aliases", MANAGE),
+    _aliases(_rest("POST", "/collections/aliases", "change_aliases", MANAGE_NAMED)),
     # Snapshots of the whole storage
     _rest("GET", "/snapshots", "list_full_snapshots", GLOBAL_READ),
     _rest("POST", "/snapshots", "create_full_snapshot", MANAGE),
@@ -146,9 +173,9 @@ REST: Final = (
     _rest("GET", "/collections/{c}", "get_collection", READ),
     _rest("GET", "/collections/{c}/exists", "collection_exists", READ),
     _rest("GET", "/collections/{c}/aliases", "list_collection_aliases", READ_LISTING),
-    _rest("PUT", "/collections/{c}", "create_collection", MANAGE),
-    _rest("PATCH", "/collections/{c}", "update_collection", MANAGE),
-    _rest("DELETE", "/collections/{c}", "delete_collection", MANAGE),
+    _rest("PUT", "/collections/{c}", "create_collection", MANAGE_NAMED, others=True),  # others: before 1.16
+    _rest("PATCH", "/collections/{c}", "update_collection", MANAGE_NAMED),
+    _rest("DELETE", "/collections/{c}", "delete_collection", MANAGE_NAMED),
     _rest("GET", "/collections/{c}/cluster", "get_collection_cluster", READ_EXTRAS),
     _rest("POST", "/collections/{c}/cluster", "update_collection_cluster", MANAGE_COLLECTION),
     _rest("GET", "/collections/{c}/optimizations", "get_optimizations", READ),
@@ -186,11 +213,11 @@ REST: Final = (
     _rest("PUT", "/collections/{c}/points/payload", "overwrite_payload", WRITE),
     _rest("POST", "/collections/{c}/points/payload/delete", "delete_payload", WRITE),
     _rest("POST", "/collections/{c}/points/payload/clear", "clear_payload", WRITE),
-    _rest("POST", "/collections/{c}/points/batch", "update_batch", WRITE),
+    _batch(_rest("POST", "/collections/{c}/points/batch", "update_batch", WRITE)),
     # Snapshots of a collection
     _rest("GET", "/collections/{c}/snapshots", "list_snapshots", READ_EXTRAS),
     _rest("POST", "/collections/{c}/snapshots", "create_snapshot", WRITE_EXTRAS),
-    _upload("/collections/{c}/snapshots/upload"),
+    _upload("/collections/{c}/snapshots/upload", "upload_snapshot"),
     _rest("PUT", "/collections/{c}/snapshots/recover", "recover_from_snapshot", MANAGE),
     _file("GET", "/collections/{c}/snapshots/{snapshot_name}", "get_snapshot", READ_EXTRAS),
     _rest("DELETE", "/collections/{c}/snapshots/{snapshot_name}", "delete_collection_snapshot", WRITE_EXTRAS),
@@ -208,11 +235,11 @@ REST: Final = (
     _rest("POST", "/collections/{c}/shards/{s}/snapshots", "create_shard_snapshot", WRITE_EXTRAS),
     _file("GET", "/collections/{c}/shards/{s}/snapshot", "stream_shard_snapshot", WRITE_EXTRAS),
     _rest("PUT", "/collections/{c}/shards/{s}/snapshots/recover", "recover_shard_snapshot", MANAGE),
-    _upload("/collections/{c}/shards/{s}/snapshots/upload"),
+    _upload("/collections/{c}/shards/{s}/snapshots/upload", "upload_shard_snapshot"),
     _file("GET", "/collections/{c}/shards/{s}/snapshots/{snapshot}", "download_shard_snapshot", READ_EXTRAS),
     _rest("DELETE", "/collections/{c}/shards/{s}/snapshots/{snapshot}", "delete_shard_snapshot", WRITE_EXTRAS),
     _file("POST", "/collections/{c}/shards/{s}/snapshot/partial/create", "stream_shard_snapshot", WRITE_EXTRAS),
-    _upload("/collections/{c}/shards/{s}/snapshot/partial/recover"),
+    _upload("/collections/{c}/shards/{s}/snapshot/partial/recover", "upload_partial_snapshot"),
     _rest(
         "POST", "/collections/{c}/shards/{s}/snapshot/partial/recover_from", "partial_snapshot_recovery_lock", MANAGE
     ),
@@ -230,10 +257,10 @@ OWN: Final = (WHOAMI,)
 GRPC: Final = (
     _grpc("/qdrant.Collections/Get", "get_collection", READ),
     _grpc("/qdrant.Collections/List", "list_collections", LISTING),
-    _grpc("/qdrant.Collections/Create", "create_collection", MANAGE),
-    _grpc("/qdrant.Collections/Update", "update_collection", MANAGE),
-    _grpc("/qdrant.Collections/Delete", "delete_collection", MANAGE),
-    _grpc("/qdrant.Collections/UpdateAliases", "change_aliases", MANAGE),
+    _grpc("/qdrant.Collections/Create", "create_collection", MANAGE_NAMED),
+    _grpc("/qdrant.Collections/Update", "update_collection", MANAGE_NAMED),
+    _grpc("/qdrant.Collections/Delete", "delete_collection", MANAGE_NAMED),
+    _aliases(_grpc("/qdrant.Collections/UpdateAliases", "change_aliases", MANAGE_NAMED)),
     _grpc("/qdrant.Collections/ListCollectionAliases", "list_collection_aliases", READ_LISTING),
     _grpc("/qdrant.Collections/ListAliases", "list_aliases", LISTING),
     _grpc("/qdrant.Collections/CollectionClusterInfo", "get_collection_cluster", READ_EXTRAS),
@@ -266,7 +293,7 @@ GRPC: Final = (
     _grpc("/qdrant.Points/Discover", "discover", READ, others=True),
     _grpc("/qdrant.Points/DiscoverBatch", "discover_batch", READ, others=True),
     _grpc("/qdrant.Points/Count", "count", READ),
-    _grpc("/qdrant.Points/UpdateBatch", "update_batch", WRITE),
+    _batch(_grpc("/qdrant.Points/UpdateBatch", "update_batch", WRITE)),
     _grpc("/qdrant.Points/Query", "query_batch", READ, others=True),
     _grpc("/qdrant.Points/QueryBatch", "query_batch", READ, others=True),
     _grpc("/qdrant.Points/QueryGroups", "group", READ, others=True),
@@ -280,14 +307,14 @@ GRPC: Final = (
     _grpc("/qdrant.Snapshots/CreateFull", "create_full_snapshot", MANAGE),
     _grpc("/qdrant.Snapshots/ListFull", "list_full_snapshots", GLOBAL_READ),
     _grpc("/qdrant.Snapshots/DeleteFull", "delete_full_snapshot", MANAGE),
-    _grpc("/qdrant.StorageRead/ListFiles", "list_files", READ),
-    _grpc("/qdrant.StorageRead/FileExists", "file_exists", READ),
-    _grpc("/qdrant.StorageRead/FileLength", "file_length", READ),
-    _grpc("/qdrant.StorageRead/ReadBytes", "read_bytes", READ),
-    _grpc("/qdrant.StorageRead/ReadBytesStream", "read_bytes_stream", READ),
-    _grpc("/qdrant.StorageRead/ReadWhole", "read_whole", READ),
-    _grpc("/qdrant.StorageRead/ReadBatch", "read_batch", READ),
-    _grpc("/qdrant.StorageRead/ReadMulti", "read_multi", READ),  # 1.16 to 1.18
+    _grpc("/qdrant.StorageRead/ListFiles", "list_files", READ_FILES),
+    _grpc("/qdrant.StorageRead/FileExists", "file_exists", READ_FILES),
+    _grpc("/qdrant.StorageRead/FileLength", "file_length", READ_FILES),
+    _grpc("/qdrant.StorageRead/ReadBytes", "read_bytes", READ_FILES),
+    _grpc("/qdrant.StorageRead/ReadBytesStream", "read_bytes_stream", READ_FILES),
+    _grpc("/qdrant.StorageRead/ReadWhole", "read_whole", READ_FILES),
+    _grpc("/qdrant.StorageRead/ReadBatch", "read_batch", READ_FILES),
+    _grpc("/qdrant.StorageRead/ReadMulti", "read_multi", READ_FILES),  # 1.16 to 1.18
     _grpc("/grpc.reflection.v1.ServerReflection/ServerReflectionInfo", "server_reflection", ANY_CALLER),
     _grpc("/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo", "server_reflection", ANY_CALLER),
 )

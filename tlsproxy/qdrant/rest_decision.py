@@ -13,6 +13,7 @@ import orjson
 
 from tlsproxy.authz.access import (
     ALLOWED,
+    ANY_COLLECTION,
     NO_NAMES,
     UNREAD,
     BodyNames,
@@ -27,7 +28,7 @@ from tlsproxy.authz.admission import Admission
 from tlsproxy.errors import Form
 from tlsproxy.qdrant.operations import Operation
 from tlsproxy.qdrant.query_policy import NOT_UNDER_POLICY, Treatment, treatment
-from tlsproxy.qdrant.rest_collections import named_collections
+from tlsproxy.qdrant.rest_collections import body_names
 from tlsproxy.qdrant.rest_listings import Reducer, listing_of
 from tlsproxy.qdrant.rest_tenancy import confine, is_confinable, touches_no_points
 from tlsproxy.qdrant.router import Recognised
@@ -92,10 +93,12 @@ def decide_request(admitted: Admission | Decision, request: Recognised) -> HeadD
     if operation is None:
         return HeadDecision(UNKNOWN_OPERATION)
     listing, confinable = listing_of(operation, admitted.rights), is_confinable(operation)
+    rights, names = at_best(admitted.rights) if operation.names_changed else (admitted.rights, NO_NAMES)
     decision = decide_all(
-        admitted.rights,
+        rights,
         operation,
         request.collection,
+        names=names,
         reduced=listing is not None,
         confined=confinable or touches_no_points(operation),
     )
@@ -103,10 +106,22 @@ def decide_request(admitted: Admission | Decision, request: Recognised) -> HeadD
         return HeadDecision(decision)
     if treatment(operation, admitted.queries) is not Treatment.FREE:
         return HeadDecision(UNDER_POLICY)
-    names_others = operation.names_others and any(rights.limited for rights in admitted.rights)
-    if names_others or (confinable and any(rights.conditions for rights in admitted.rights)):
+    if needs_names(rights, operation) or (confinable and any(one.conditions for one in rights)):
         return HeadDecision(UNREAD)
     return HeadDecision(ALLOWED, listing)
+
+
+def at_best(rights: tuple[Rights, ...]) -> tuple[tuple[Rights, ...], BodyNames]:
+    """Rights, and names of a body, by which a refusal holds for any body that names what it changes."""
+    return tuple(one.at_best() for one in rights), BodyNames(change=(ANY_COLLECTION,))
+
+
+def needs_names(rights: tuple[Rights, ...], operation: Operation) -> bool:
+    """Whether the decision may depend on names in the body."""
+    if operation.carries:
+        filters = [each for one in rights for each in (one.operations, *(grant.operations for grant in one.grants))]
+        return any(each.refused(operation.carries) for each in filters)
+    return (operation.names_others or operation.names_changed) and any(one.limited for one in rights)
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +151,7 @@ def deciding_body(
         return BodyDecision(UNREAD)
     conditions = admitted.conditions
     body = yield from reading_json(content, memory)
-    names = BodyNames(read=named_collections(operation, body)) if operation.names_others else NO_NAMES
+    names = body_names(operation, body)
     changed = None
     if conditions:
         confined = confine(operation, body, conditions, facts)

@@ -40,21 +40,23 @@ class Shape:
     """The fields of one message, by their numbers.
 
     ``names``: strings to find, each with the name under which it is reported; ``nested``: messages to scan, each with
-    the name of its shape; ``skipped``: all other fields that the message is known to have; ``repeated``: fields of any
-    of these that may occur more than once.
+    the name of its shape; ``present``: fields whose presence alone is reported, each with a name for it; ``skipped``:
+    all other fields that the message is known to have; ``repeated``: fields of any of these that may occur more than
+    once.
     """
 
     names: Mapping[int, str] = field(default_factory=dict)
     nested: Mapping[int, str] = field(default_factory=dict)
+    present: Mapping[int, str] = field(default_factory=dict)
     skipped: frozenset[int] = frozenset()
     repeated: frozenset[int] = frozenset()
     known: frozenset[int] = field(init=False)
 
     def __post_init__(self) -> None:
         looked_at = self.names.keys() | self.nested.keys()
-        if looked_at & self.skipped:
+        if looked_at & self.skipped or self.present.keys() & (self.skipped | looked_at):
             raise ValueError("a field that is looked at is not skipped")
-        object.__setattr__(self, "known", self.skipped | looked_at)
+        object.__setattr__(self, "known", self.skipped | looked_at | self.present.keys())
 
     def check(self, number: int, seen: int, where: str) -> None:
         """``seen`` has a bit for the number of each earlier field of the message. Raises :class:`ProtobufError`."""
@@ -227,9 +229,10 @@ class Scanner:
     """Finds the strings that shapes ask for in one message of shape ``where``, fed in pieces of any size.
 
     ``found`` has them in order, once each, as (name in the shape, string); an absent one is the empty string there, as
-    in proto3. Limits: ``names`` strings of ``longest`` bytes each, ``fields`` fields in all. Skipped fields are not
-    buffered, and cost nothing for their length. They are followed only if ``nesting`` (of each message: its fields
-    that lead to recursive messages) and their size allow a depth beyond :data:`MAX_DEPTH`.
+    in proto3, and so is the string of a field that is only present. Limits: ``names`` strings of ``longest`` bytes
+    each, ``fields`` fields in all. Skipped fields are not buffered, and cost nothing for their length. They are
+    followed only if ``nesting`` (of each message: its fields that lead to recursive messages) and their size allow a
+    depth beyond :data:`MAX_DEPTH`.
     """
 
     __slots__ = ("_at", "_fields", "_frames", "_longest", "_names", "_nesting", "_partial", "_shapes", "_skip", "found")
@@ -298,7 +301,9 @@ class Scanner:
         shape = frame.shape
         if shape is not None:
             shape.check(number, frame.seen, frame.where)
-            if number not in shape.skipped:
+            if number in shape.present:
+                self._report(shape.present[number], b"")
+            elif number not in shape.skipped:
                 return self._scanned_field(frame, shape, head, data, start)
             frame.seen |= 1 << number
         if wire_type == LEN and number in frame.deep and size >= _LEAST[len(self._frames)]:
