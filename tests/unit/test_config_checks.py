@@ -207,7 +207,34 @@ ERRORS: dict[str, tuple[dict[str, Any], str]] = {
         {"jwt_issuers": [issuer(pem=None, jwks="https://h/k", refresh=0)]},
         "jwt_issuers[0].refresh: must be",
     ),
-    "issuer_without_a_key": ({"jwt_issuers": [issuer(pem=None)]}, "jwt_issuers[0]: one of pem and jwks is needed"),
+    "issuer_without_a_key": (
+        {"jwt_issuers": [issuer(pem=None)]},
+        "jwt_issuers[0]: one of pem, jwks and discovery is needed",
+    ),
+    "issuer_with_a_url_and_a_file": (
+        {"jwt_issuers": [issuer(discovery="https://h/")]},
+        "jwt_issuers[0]: keep one of pem and discovery",
+    ),
+    "issuer_with_two_urls": (
+        {"jwt_issuers": [issuer(pem=None, jwks="https://h/k", discovery="https://h/")]},
+        "jwt_issuers[0]: keep one of jwks and discovery",
+    ),
+    "discovery_in_the_clear": (
+        {"jwt_issuers": [issuer(pem=None, discovery="http://h/k")]},
+        "jwt_issuers[0].discovery: keys over plain http can be anybody's",
+    ),
+    "discovery_of_a_file": (
+        {"jwt_issuers": [issuer(pem=None, discovery="openid.json")]},
+        "jwt_issuers[0].discovery: https://host/path",
+    ),
+    "issuer_with_a_ca_and_a_file": (
+        {"jwt_issuers": [issuer(pem=None, jwks="keys.json", ca_cert="ca.pem")]},
+        "jwt_issuers[0].ca_cert: is for keys that are fetched",
+    ),
+    "issuer_with_a_bearer_token_and_a_file": (
+        {"jwt_issuers": [issuer(bearer_token_file="token")]},
+        "jwt_issuers[0].bearer_token_file: is for keys that are fetched",
+    ),
     "issuer_with_two": ({"jwt_issuers": [issuer(jwks="f")]}, "jwt_issuers[0]: keep one of pem and jwks"),
     "issuer_with_a_shared_secret": ({"jwt_issuers": [issuer(algorithm="HS256")]}, "jwt_issuers[0].algorithm: must be"),
     "issuer_twice": ({"jwt_issuers": [issuer(), issuer()]}, "jwt_issuers[1].name: 'login' is the name of another"),

@@ -46,6 +46,7 @@ LAYOUTS = [
     "keys:\n  - {{name: a, {secret}: b}}\n",
     "jwt_issuers:\n  - jwks: https://host/keys?{secret}\n",
     "jwt_issuers:\n  - jwks: https:/host/keys?{secret}\n",
+    "jwt_issuers:\n  - discovery: https:/host/?{secret}\n",
     "upstream:\n  rest: http://user:{secret}@127.0.0.1:6333\n",
 ]
 BEFORE = [

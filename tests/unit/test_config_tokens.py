@@ -20,6 +20,7 @@ from tlsproxy.errors import MaterialError
 
 EC_KEY = ec.generate_private_key(ec.SECP256R1())
 EC_384 = ec.generate_private_key(ec.SECP384R1())
+ED_KEY = {"kty": "OKP", "crv": "Ed25519", "x": "11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"}
 
 
 def resolved(directory: Path, algorithm: str = "ES256", **sections: Any) -> Tokens:
@@ -59,6 +60,9 @@ def key_set(*keys: Any) -> bytes:
         ("ES256", key_set(jwk(EC_KEY, kid="1", use="sig", alg="ES256"))),
         ("ES256", key_set({"kty": "oct", "k": "AA"}, {"kty": "RSA"}, jwk(EC_KEY), jwk(EC_384, alg="ES384"))),
         ("ES256", key_set(jwk(EC_KEY, use="enc"), jwk(EC_KEY))),
+        ("ES256", key_set({"kty": "EC", "use": "x509-svid"}, jwk(EC_KEY, use="jwt-svid"), jwk(EC_384, use="jwt-svid"))),
+        ("ES256", key_set({"kty": "EC", "crv": []}, {"kty": "EC", "use": {}}, jwk(EC_KEY))),
+        ("EdDSA", key_set({"kty": "OKP", "crv": "X25519", "x": "AA"}, ED_KEY)),
     ],
 )
 def test_usable_keys(tmp_path: Path, algorithm: str, content: bytes) -> None:

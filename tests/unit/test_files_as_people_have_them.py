@@ -229,7 +229,7 @@ def test_a_trusted_certificate_is_converted_too(tmp_path: Path) -> None:
         ("jwks of an issuer", PUBLIC, "named by `pem`"),
         ("tls.cert", b"\xff\xfe\x00", "begins as UTF-16"),
         ("tls.cert", b'{"certificate": "-----BEGIN CERTIFICATE-----"}', "jq -r .certificate f.pem > f.pem.pem"),
-        ("jwks of an issuer", b'{"issuer": "https://a", "jwks_uri": "https://a/keys"}', "its `jwks_uri` is where"),
+        ("jwks of an issuer", b'{"issuer": "https://a", "jwks_uri": "https://a/keys"}', "which `discovery` names"),
         ("jwks of an issuer", json.dumps(json.loads(JWKS)["keys"][0]).encode(), "it is one key"),
     ],
 )

@@ -16,6 +16,7 @@ import yaml
 from aiohttp import web
 from cryptography.hazmat.primitives.asymmetric import ec
 from jwt.algorithms import ECAlgorithm
+from support.token_issuer import TokenIssuer
 
 from tlsproxy.audit.line import Caller, Prepared
 from tlsproxy.authz.access import Decision
@@ -27,7 +28,8 @@ from tlsproxy.errors import MaterialError
 from tlsproxy.proxy.core.record import Record
 from tlsproxy.proxy.decision.request_plan import Plan
 from tlsproxy.snapshot import jwks
-from tlsproxy.snapshot.jwks import KeySets, fetch
+from tlsproxy.snapshot.jwks import KeySets, fetch, fetch_faults, fetched
+from tlsproxy.tls.pki import Authority
 
 JWK = ECAlgorithm.to_jwk(ec.generate_private_key(ec.SECP256R1()).public_key(), as_dict=True)
 GOOD = json.dumps({"keys": [JWK]}).encode()
@@ -79,6 +81,35 @@ def test_a_server_that_says_nothing_is_given_up_on(monkeypatch: pytest.MonkeyPat
 
     with socket.create_server(("127.0.0.1", 0)) as server, pytest.raises(MaterialError, match="no answer within"):
         asyncio.run(fetch(f"http://127.0.0.1:{server.getsockname()[1]}/"))
+
+
+@pytest.mark.parametrize(
+    ("files", "text"),
+    [
+        ({}, "CERTIFICATE_VERIFY_FAILED"),
+        ({"ca_cert": "other.pem"}, "CERTIFICATE_VERIFY_FAILED"),
+        ({"ca_cert": "missing.pem"}, "missing.pem: does not exist"),
+        ({"ca_cert": "server.pem"}, "is not a CA"),
+        ({"ca_cert": "ca.pem", "bearer_token_file": "missing"}, "missing: does not exist"),
+        ({"ca_cert": "ca.pem", "bearer_token_file": "two-lines"}, "two-lines: a key must be printable ASCII on one"),
+        ({"ca_cert": "ca.pem"}, "the answer was 404"),
+    ],
+)
+def test_files_of_a_fetch_that_do_not_do(tmp_path: Path, files: dict[str, str], text: str) -> None:
+    """They are told as the reason why there are no keys, and by `check`."""
+    authority = Authority.create()
+    issued = authority.issue(ips=["127.0.0.1"], server=True)
+    (tmp_path / "ca.pem").write_bytes(authority.certificate_pem)
+    (tmp_path / "other.pem").write_bytes(Authority.create().certificate_pem)
+    (tmp_path / "server.pem").write_bytes(issued.certificate_pem)
+    (tmp_path / "both.pem").write_bytes(issued.certificate_pem + issued.key_pem)
+    (tmp_path / "two-lines").write_text("a\nb\n")
+    paths = {name: tmp_path / file for name, file in files.items()}
+    with TokenIssuer(tmp_path / "both.pem") as issuer:
+        source = KeySource(f"{issuer.url}/keys", "ES256", **paths)
+        assert text in asyncio.run(fetched(source)).error
+        assert all(text in each for each in fetch_faults(source))
+        assert bool([*fetch_faults(source)]) == (text not in {"CERTIFICATE_VERIFY_FAILED", "the answer was 404"})
 
 
 def test_what_cannot_be_had_is_left_out_and_verifies_nothing() -> None:

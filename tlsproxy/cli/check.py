@@ -17,11 +17,13 @@ from tlsproxy.cli.common import config_option, explained
 from tlsproxy.cli.summary import summary
 from tlsproxy.config.loader import schema
 from tlsproxy.config.reference import as_markdown, as_yaml
+from tlsproxy.config.tokens import fetch_files, key_sources
 from tlsproxy.errors import FailureKind, TlsproxyError
 from tlsproxy.service.start_trial import start_faults, start_warnings
 from tlsproxy.service.systemd.units import socket_units
 from tlsproxy.snapshot.files import Inputs, read_inputs
 from tlsproxy.snapshot.generation import Generation
+from tlsproxy.snapshot.jwks import fetch_faults, fetched_from
 from tlsproxy.snapshot.lifetimes import lifetimes_of
 from tlsproxy.snapshot.lifetimes import warnings as expiry_warnings
 from tlsproxy.snapshot.startup import FirstGeneration, first_generation
@@ -30,7 +32,11 @@ from tlsproxy.snapshot.startup import FirstGeneration, first_generation
 @click.command()
 @config_option
 @click.option("--reload", "for_reload", is_flag=True, help="Check for a running gateway's reload instead of a start.")
-@click.option("--connect", is_flag=True, help="Ask the upstream too, with the gateway's own API key.")
+@click.option(
+    "--connect",
+    is_flag=True,
+    help="Ask the upstream too, with the gateway's own API key, and fetch the keys of token issuers.",
+)
 @click.option(
     "--as-user",
     metavar="ACCOUNT",
@@ -41,10 +47,11 @@ def check(config_path: Path, *, for_reload: bool, connect: bool, as_user: str | 
 
     Exits with 2 for an error, with 1 where `run` could not start now but may later: an address that this machine does
     not have, an audit directory that cannot be written. An address that is taken is no error, as the gateway itself may
-    have it. It accepts no client, sends nothing to the upstream, and fetches no URL.
+    have it. It accepts no client. Without --connect it sends nothing to the upstream, and fetches no URL.
 
-    With --connect, Qdrant is asked over REST and gRPC, as the running gateway does for its readiness. Exits with 1 if
-    it does not answer, speaks another protocol, or refuses the gateway's own key.
+    With --connect, Qdrant is asked over REST and gRPC, as the running gateway does for its readiness, and the keys of
+    token issuers are fetched. Exits with 1 if Qdrant does not answer, speaks another protocol, or refuses the gateway's
+    own key, and if there are keys that cannot be had.
 
     With --reload, a fault that only a start cannot do with is a warning: a certificate that has expired or is not valid
     yet, a file that cannot be read now. A running gateway keeps the last good state in its place.
@@ -67,7 +74,8 @@ def check(config_path: Path, *, for_reload: bool, connect: bool, as_user: str | 
     faults = (fault.text for fault in first.faults.values())
     now = time.time()
     dated = (*generation.material.warnings(now), *expiry_warnings(lifetimes_of(generation), now))
-    found = (*faults, *generation.warnings, *dated, *first.inputs.warnings)
+    fetching = (fault for source in key_sources(generation.config) for fault in fetch_faults(source))
+    found = (*faults, *generation.warnings, *dated, *first.inputs.warnings, *fetching)
     for warning in (*found, *start_warnings(generation.config, units)):
         click.echo(f"warning: {warning}", err=True)
     if connect:
@@ -112,7 +120,7 @@ def _first(config_path: Path, account: Account | None, *, for_reload: bool) -> F
 
 def _check_rights(account: Account, inputs: Inputs) -> None:
     """Open all files with the rights of the account. Raises AccountError for those that it may not read."""
-    denied = unreadable(account, sorted(inputs.files))
+    denied = unreadable(account, sorted({*inputs.files, *fetch_files(inputs.loaded.config)}))
     if denied:
         rights = f"uid {account.uid}, groups {', '.join(map(str, (account.gid, *account.groups)))}"
         text = f"may not be read as {account.name} ({rights}); give it read permission, by a group for example"
@@ -130,11 +138,16 @@ def _tell_faults(faults: Iterable[str], *, for_reload: bool) -> None:
 
 
 def _connect(generation: Generation) -> None:
-    """Exits with 1 for an upstream that is not good."""
+    """Exits with 1 for an upstream that is not good, and for keys that cannot be had."""
     targets = [Target.of(generation, protocol) for protocol in generation.upstream_addresses]
     found = asyncio.run(found_about(targets))
     for target, part in zip(targets, found, strict=True):
         key = f"upstream.{target.protocol}"
         click.echo(f"{key} {target.url}: ok" if part.good else f"error: {key} {part}", err=not part.good)
-    if not all(part.good for part in found):
+    fetched = asyncio.run(fetched_from(key_sources(generation.config)))
+    for source, outcome in fetched.items():
+        click.echo(f"error: {outcome.error}" if outcome.error else f"{source.shown}: ok", err=bool(outcome.error))
+        if outcome.openid is not None and (warning := outcome.openid.warning(source.algorithm)):
+            click.echo(f"warning: {source.shown}: {warning}", err=True)
+    if not all(part.good for part in found) or any(outcome.error for outcome in fetched.values()):
         raise SystemExit(1)

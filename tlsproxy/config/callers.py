@@ -117,7 +117,7 @@ class JwtIssuer(Section):
     name: Label
     """Name of the issuer in the audit log."""
     issuer: Annotated[str, Field(min_length=1)]
-    """Required value of the `iss` claim."""
+    """Required value of the `iss` claim, and of `issuer` in the document of `discovery`."""
     audience: Annotated[str, Field(min_length=1)]
     """Required value of the `aud` claim, or a member of it. A token has the rights of its `access` claim, as in
     Qdrant's own tokens, and of the role that a rule of `identities` gives its claims: both must allow, one is required.
@@ -125,12 +125,20 @@ class JwtIssuer(Section):
     algorithm: IssuerAlgorithm
     """The only accepted algorithm."""
     pem: Path | None = None
-    """PEM file: the public key. This or `jwks` is required."""
+    """PEM file: the public key. This, `jwks` or `discovery` is required."""
     jwks: KeySetUrl | Path | None = None
     """A set of public keys (JWKS, RFC 7517): a file, or an https:// URL (http:// on loopback only)."""
+    discovery: str | None = None
+    """URL of the issuer's OpenID configuration, which names that of its keys; both as for `jwks`. Where the path has no
+    `/.well-known/`, `/.well-known/openid-configuration` is added to it."""
     refresh: Annotated[float, Field(ge=1, le=86400)] = 300.0
     """Seconds between two fetches of a URL; at most 60 once a token names a key that is not there. The last good
     document counts until there is a newer one that can be used."""
+    ca_cert: Path | None = None
+    """PEM file of the CAs of the URL's server, read at each fetch; null for the system's."""
+    bearer_token_file: Path | None = None
+    """File with a bearer token for the URL, or `credential:NAME` (systemd), read at each fetch. A `jwks_uri` of another
+    scheme, host or port is fetched without it. null for none."""
     role: str | None = None
     """A key of `roles`: its rights and filter hold for these tokens too, and only narrow them. A {claim:NAME} in the
     filter is taken from the token, {cn} and the like from the certificate beside it; without it there are no rights.

@@ -14,6 +14,9 @@ from tlsproxy.config.positions import Path, Tree
 from tlsproxy.config.secrets import KEY_NAMES, key_error
 
 _EMPTY: Final = key_digest("").hex()
+_PUBLIC_KEYS: Final = ("pem", "jwks", "discovery")
+_ONE_OF: Final = "one of pem, jwks and discovery"
+_FETCH_FILES: Final = ("ca_cert", "bearer_token_file")
 
 
 def service_keys(config: Config, _tree: Tree) -> Iterator[Finding]:
@@ -75,13 +78,18 @@ def issuers(config: Config, _tree: Tree) -> Iterator[Finding]:
         if issuer.name in seen:
             yield Finding((*path, "name"), f"{issuer.name!r} is the name of another issuer or key")
         seen.add(issuer.name)
-        if (issuer.pem is None) == (issuer.jwks is None):
-            yield Finding(path, "one of pem and jwks is needed" if issuer.pem is None else "keep one of pem and jwks")
-        if isinstance(issuer.jwks, str):
+        given = [name for name in _PUBLIC_KEYS if getattr(issuer, name) is not None]
+        if len(given) != 1:
+            yield Finding(path, f"keep one of {' and '.join(given)}" if given else f"{_ONE_OF} is needed")
+        urls = {name: url for name in given if isinstance(url := getattr(issuer, name), str)}
+        for name, url in urls.items():
             try:
-                check_key_set_url(issuer.jwks)
+                check_key_set_url(url)
             except ValueError as error:
-                yield Finding((*path, "jwks"), str(error))
+                yield Finding((*path, name), str(error))
+        for name in _FETCH_FILES:
+            if getattr(issuer, name) is not None and not urls:
+                yield Finding((*path, name), "is for keys that are fetched from a URL, and these are in a file")
 
 
 def issuer_roles(config: Config, _tree: Tree) -> Iterator[Finding]:

@@ -12,7 +12,7 @@ _HOST: Final = re.compile(r"[0-9a-z._-]+|[0-9a-f:.]+")
 _LABEL: Final = r"[0-9A-Za-z_](?:[0-9A-Za-z_-]{0,61}[0-9A-Za-z_])?"
 _NAME: Final = re.compile(rf"(?=.{{1,253}}\Z)(?:{_LABEL}\.)*{_LABEL}\.?")
 """A host name (RFC 1123 section 2.1), with underscores."""
-_WEB_PORTS: Final = {"https": 443, "http": 80}
+WEB_PORTS: Final = {"https": 443, "http": 80}
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,11 +120,11 @@ def check_origin(origin: str) -> None:
         host, port = parts.hostname, parts.port
     except ValueError:
         host, port, parts = None, None, urlsplit("")
-    if parts.scheme not in _WEB_PORTS or not host or _HOST.fullmatch(host) is None or "@" in parts.netloc:
+    if parts.scheme not in WEB_PORTS or not host or _HOST.fullmatch(host) is None or "@" in parts.netloc:
         raise ValueError("https://host or https://host:port is expected, an international name as xn--…")
     if ":" in host and is_address(host):
         host = f"[{ipaddress.ip_address(host).compressed}]"
-    written = f"{parts.scheme}://{host}" + ("" if port in {None, _WEB_PORTS[parts.scheme]} else f":{port}")
+    written = f"{parts.scheme}://{host}" + ("" if port in {None, WEB_PORTS[parts.scheme]} else f":{port}")
     if origin != written:
         raise ValueError(f"is compared to the byte: a browser writes {written!r}")
 

@@ -19,6 +19,7 @@ from tlsproxy.authz.claims import MalformedToken, read_object
 from tlsproxy.authz.keys import NEVER
 from tlsproxy.authz.tokens import Tokens, VerificationKey, Verifier, qdrant_verifier
 from tlsproxy.config.callers import JwtIssuer
+from tlsproxy.config.discovery import configuration_url
 from tlsproxy.config.endpoints import shown_url
 from tlsproxy.config.model import Config
 from tlsproxy.config.secrets import Read, signing_keys
@@ -28,14 +29,25 @@ from tlsproxy.pem import blocks as pem
 _JWS: Final = PyJWS()
 _KEY_TYPES: Final = {"RS": "RSA", "PS": "RSA", "ES": "EC", "Ed": "OKP"}
 """Key type (RFC 7518 §6.1) by the beginning of the algorithm's name."""
+_CURVES: Final = {"ES256": ("P-256",), "ES384": ("P-384",), "ES512": ("P-521",), "EdDSA": ("Ed25519", "Ed448")}
+"""Values of `crv` (RFC 7518 §3.4, RFC 8037 §3.1) by the algorithm."""
+_USES: Final = ("sig", "jwt-svid")
+"""Values of `use` (RFC 7517 §4.2) of keys that sign tokens; the second is that of SPIFFE bundles."""
 
 
 @dataclass(frozen=True, slots=True)
 class KeySource:
-    """The URL of a key set, and the algorithm that it is validated for. ``shown`` is the URL without its secrets."""
+    """The URL of a key set, and the algorithm that it is validated for. ``shown`` is the URL without its secrets.
+
+    With an ``issuer`` it is the URL of that issuer's OpenID configuration, which names the key set's. ``ca_cert`` and
+    ``bearer_token_file`` are the files of a fetch.
+    """
 
     url: str = field(repr=False)
     algorithm: str
+    issuer: str = ""
+    ca_cert: Path | None = None
+    bearer_token_file: Path | None = None
 
     @property
     def shown(self) -> str:
@@ -56,10 +68,23 @@ def key_sources(config: Config) -> dict[KeySource, float]:
     """Key sets to fetch, with their intervals in seconds."""
     sources: dict[KeySource, float] = {}
     for issuer in config.jwt_issuers:
-        if isinstance(issuer.jwks, str):
-            source = KeySource(issuer.jwks, issuer.algorithm)
+        if (source := key_source(issuer)) is not None:
             sources[source] = min(issuer.refresh, sources.get(source, issuer.refresh))
     return sources
+
+
+def key_source(issuer: JwtIssuer) -> KeySource | None:
+    """None for an issuer whose keys are in a file."""
+    files = issuer.ca_cert, issuer.bearer_token_file
+    if issuer.discovery is not None:
+        return KeySource(configuration_url(issuer.discovery), issuer.algorithm, issuer.issuer, *files)
+    return KeySource(issuer.jwks, issuer.algorithm, "", *files) if isinstance(issuer.jwks, str) else None
+
+
+def fetch_files(config: Config) -> tuple[Path, ...]:
+    """Files that the fetches of :func:`key_sources` read."""
+    files = (path for source in key_sources(config) for path in (source.ca_cert, source.bearer_token_file))
+    return tuple(path for path in files if path is not None)
 
 
 def resolve_tokens(config: Config, read: Read, documents: Mapping[KeySource, bytes] = MappingProxyType({})) -> Tokens:
@@ -96,14 +121,14 @@ def keys_in(issuer: JwtIssuer, data: bytes) -> tuple[VerificationKey, ...]:
 
 
 def _verifier(issuer: JwtIssuer, read: Read, documents: Mapping[KeySource, bytes]) -> Verifier:
-    path = key_file(issuer)
+    path, source = key_file(issuer), key_source(issuer)
     if path is not None:
         data = read(path)
         keys = () if data is None else keys_in(issuer, data)
+    elif source is not None and (document := documents.get(source)) is not None:
+        keys = key_set(source.shown, document, issuer.algorithm)
     else:
-        source = KeySource(str(issuer.jwks), issuer.algorithm)
-        document = documents.get(source)
-        keys = () if document is None else key_set(source.shown, document, issuer.algorithm)
+        keys = ()
     return Verifier(
         issuer.name, issuer.algorithm, keys, issuer.issuer, issuer.audience, issuer.role or "", issuer.groups_claim
     )
@@ -137,7 +162,7 @@ def _key_set(path: str, data: bytes, algorithm: str) -> Iterator[VerificationKey
     for jwk in members:
         if jwk.get("kty") != _KEY_TYPES[algorithm[:2]] or jwk.get("alg", algorithm) != algorithm:
             continue
-        if jwk.get("use", "sig") != "sig":
+        if jwk.get("use", "sig") not in _USES or (algorithm in _CURVES and jwk.get("crv") not in _CURVES[algorithm]):
             continue
         if "d" in jwk:
             raise MaterialError(path, "holds a private key: keep only its public part here")
@@ -172,7 +197,7 @@ def _moment(value: object) -> float | None:
 
 def _instead_of_set(document: Mapping[str, Any]) -> str:
     if "jwks_uri" in document:
-        return "; it is the configuration of an issuer (OpenID Connect Discovery): its `jwks_uri` is where the set is"
+        return "; it is an OpenID configuration, which `discovery` names"
     return '; it is one key: put it into `{"keys": [ … ]}`' if "kty" in document else ""
 
 

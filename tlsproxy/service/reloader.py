@@ -486,6 +486,7 @@ class Reloader:
                 for source in key_sources(generation.config)
                 if source not in generation.states.documents
             ),
+            *self._key_sets.warnings(generation.config),
             *(fault.text for subject, fault in faults.items() if subject.kind == "name" and fault.kept),
         )
 

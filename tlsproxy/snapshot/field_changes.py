@@ -26,7 +26,7 @@ MAX_TEXT: Final = 200
 """Most characters of one value."""
 
 _WORD: Final = re.compile(r'[^\s",;→]+')
-_URLS: Final = frozenset({"jwks"})
+_URLS: Final = frozenset({"jwks", "discovery"})
 """Fields with a URL, whose query may be a secret."""
 
 

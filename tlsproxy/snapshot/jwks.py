@@ -1,7 +1,9 @@
 """Key sets by URL: public keys of token issuers, fetched, validated and cached.
 
 A document counts once it parses as a key set, and stays while later fetches fail: an outage of the issuer locks nobody
-out. New documents become part of the next generation, by a reload.
+out. New documents become part of the next generation, by a reload. An OpenID configuration is fetched before its key
+set, each time; while it cannot be used, the keys are fetched from where it said last, so that one that is withdrawn
+goes.
 """
 
 from __future__ import annotations
@@ -9,19 +11,35 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import ssl
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any, Final
+from functools import partial
+from pathlib import Path
+from typing import Any, Final, Literal, TypeVar
+from urllib.parse import urlsplit
 
-from tlsproxy.config.endpoints import shown_url
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from tlsproxy.config.discovery import OpenIdConfiguration, openid_configuration
+from tlsproxy.config.endpoints import WEB_PORTS, shown_url
 from tlsproxy.config.model import Config
+from tlsproxy.config.secrets import secret_in
 from tlsproxy.config.tokens import KeySource, key_set, key_sources
 from tlsproxy.errors import MaterialError
+from tlsproxy.snapshot import bounded_io
+from tlsproxy.snapshot.bounded_io import Unanswered
+from tlsproxy.snapshot.files import PEM_LIMIT, SECRET_LIMIT, read_file
+from tlsproxy.threads import in_thread
+from tlsproxy.tls.trust import load_authorities
+
+T = TypeVar("T")
 
 DEADLINE: Final = 5.0
-"""Seconds for a fetch. The start, and a reload with a new URL, wait at most that long."""
+"""Seconds for a document, and for each file that its fetch needs. The start, and a reload with a new URL, wait that
+long; for an OpenID configuration and its key set twice that."""
 SIZE_LIMIT: Final = 256 << 10
 RETRY: Final = 10.0
 """Seconds until the next attempt after a failed fetch, or `refresh` if that is less."""
@@ -40,8 +58,8 @@ _log = logging.getLogger(__name__)
 class _KeySetState:
     """State of one URL. ``tried`` (monotonic) and ``spread`` are of the last fetch; ``error`` is "" if it succeeded.
 
-    ``wanted``: a token has named an unknown key since. ``fetched_at`` is the last successful fetch, in seconds since
-    the epoch.
+    ``wanted``: a token has named an unknown key since. ``fetched_at`` is the last successful fetch of a key set, in
+    seconds since the epoch. ``openid`` is the last good OpenID configuration, where the URL is of one.
     """
 
     tried: float = 0.0
@@ -49,11 +67,21 @@ class _KeySetState:
     error: str = ""
     wanted: bool = False
     fetched_at: float | None = None
+    openid: OpenIdConfiguration | None = None
     document: bytes | None = field(default=None, repr=False)
 
     def due(self, refresh: float) -> float:
         after = self.spread * (min(refresh, RETRY) if self.error else refresh)
         return self.tried + (min(after, EARLY_REFRESH) if self.wanted else after)
+
+
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """Outcome of a fetch: ``document`` is a good key set, None if there is none; ``error`` is "" for none."""
+
+    openid: OpenIdConfiguration | None
+    document: bytes | None = field(repr=False)
+    error: str
 
 
 class KeySets:
@@ -104,12 +132,23 @@ class KeySets:
                     await self._woken.wait()
 
     def status(self, config: Config) -> list[dict[str, Any]]:
-        """Status of each URL as JSON values. Without keys ``fetched_at`` is null and ``error`` is the reason."""
+        """Status of each URL as JSON values. Without keys ``fetched_at`` is null and ``error`` is the reason.
+
+        ``keys_url`` is what an OpenID configuration names; null for the URL of a key set.
+        """
         entries = []
         for source in key_sources(config):
             current = self._sets.get(source, _KeySetState())
-            entries.append({"url": source.shown, "fetched_at": current.fetched_at, "error": current.error})
+            keys_url = None if current.openid is None else shown_url(current.openid.keys_url)
+            told = {"url": source.shown, "keys_url": keys_url}
+            entries.append({**told, "fetched_at": current.fetched_at, "error": current.error})
         return entries
+
+    def warnings(self, config: Config) -> tuple[str, ...]:
+        """Warnings on OpenID configurations."""
+        found = ((source, self._sets.get(source, _KeySetState()).openid) for source in key_sources(config))
+        warned = ((source, "" if openid is None else openid.warning(source.algorithm)) for source, openid in found)
+        return tuple(f"{source.shown}: {text}" for source, text in warned if text)
 
     def _due(self, source: KeySource, refresh: float) -> float:
         return self._sets[source].due(refresh)
@@ -120,46 +159,94 @@ class KeySets:
 
     async def _refresh(self, source: KeySource) -> bool:
         current = self._sets.setdefault(source, _KeySetState())
-        before, error, current.wanted = current.document, "", False
-        try:
-            document = await fetch(source.url)
-            key_set(source.shown, document, source.algorithm)
-        except MaterialError as failure:
-            error = str(failure)
-        except Exception as failure:  # noqa: BLE001 - a strange answer must not end the refreshing
-            error = f"{source.shown}: is not a key set that can be read ({type(failure).__name__})"
-        else:
-            current.document, current.fetched_at = document, time.time()
+        before, current.wanted = current.document, False
+        found = await fetched(source, current.openid)
+        current.openid = found.openid
+        if found.document is not None:
+            current.document, current.fetched_at = found.document, time.time()
         current.tried = time.monotonic()
         current.spread = random.uniform(1 - JITTER, 1 + JITTER)  # noqa: S311 - spreads load, guards nothing
-        if error != current.error:
-            if error:
-                _log.warning("%s; %s", error, "there are no keys yet" if before is None else "its former keys count")
-            else:
-                _log.info("%s: can be fetched again", source.shown)
-        current.error = error
+        if found.error and found.error != current.error:
+            _log.warning("%s; %s", found.error, _consequence(current, found))
+        elif current.error and not found.error:
+            _log.info("%s: can be fetched again", source.shown)
+        current.error = found.error
         return current.document != before
 
 
-async def fetch(url: str) -> bytes:
-    """The body of a 200 response, without redirects, content coding, cookies or proxy. Raises MaterialError."""
+def _consequence(current: _KeySetState, found: Fetched) -> str:
+    if found.document is not None and found.openid is not None:
+        return f"its keys are still fetched from {shown_url(found.openid.keys_url)}"
+    return "there are no keys yet" if current.document is None else "its former keys count"
+
+
+async def fetched(source: KeySource, former: OpenIdConfiguration | None = None) -> Fetched:
+    """Fetch a key set; ``former`` is the last good OpenID configuration. Raises nothing."""
+    url, openid, errors = source.url, former, []
+    if source.issuer:
+        answer = await _judged(url, source, partial(openid_configuration, issuer=source.issuer))
+        if isinstance(answer, str):
+            errors.append(answer)
+        else:
+            openid = answer
+        if openid is None:
+            return Fetched(None, None, errors[0])
+        url = openid.keys_url
+    document = await _judged(url, source, partial(_key_set, algorithm=source.algorithm))
+    if isinstance(document, str):
+        return Fetched(openid, None, "; ".join([*errors, document]))
+    return Fetched(openid, document, "; ".join(errors))
+
+
+async def fetched_from(sources: Iterable[KeySource]) -> dict[KeySource, Fetched]:
+    """Outcomes of a fetch of each."""
+    listed = list(sources)
+    return dict(zip(listed, await asyncio.gather(*map(fetched, listed)), strict=True))
+
+
+def _key_set(name: str, data: bytes, algorithm: str) -> bytes:
+    """The document itself, once its keys can be used."""
+    key_set(name, data, algorithm)
+    return data
+
+
+async def _judged(url: str, source: KeySource, judge: Callable[[str, bytes], T]) -> T | str:
+    """What ``judge`` makes of the URL's document, or the error."""
+    shown = shown_url(url)
+    try:
+        return judge(shown, await fetch(url, source))
+    except MaterialError as failure:
+        return str(failure)
+    except Exception as failure:  # noqa: BLE001 - a strange answer must not end the refreshing
+        return f"{shown}: is no document that can be read ({type(failure).__name__})"
+
+
+async def fetch(url: str, source: KeySource | None = None) -> bytes:
+    """The body of a 200 response, without redirects, content coding, cookies or proxy. Raises MaterialError.
+
+    With the CAs of ``source``, and its bearer token if the URL is of its server.
+    """
     # Imported late: it takes a quarter of a second, for a rare setting.
     import aiohttp  # noqa: PLC0415
 
     from tlsproxy.snapshot.http_resolver import HttpResolver  # noqa: PLC0415
 
     shown = shown_url(url)
+    headers = {"Accept": "application/json", "Accept-Encoding": "identity"}
+    context: ssl.SSLContext | Literal[True] = True
+    if source is not None and source.ca_cert is not None:
+        context = await in_thread(_trusting, source.ca_cert)
+    if source is not None and source.bearer_token_file is not None and _server(url) == _server(source.url):
+        headers["Authorization"] = f"Bearer {await in_thread(_bearer_token, source.bearer_token_file)}"
     try:
         async with (
             asyncio.timeout(DEADLINE),
             aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(resolver=HttpResolver()),
+                connector=aiohttp.TCPConnector(resolver=HttpResolver(), ssl=context),
                 auto_decompress=False,
                 cookie_jar=aiohttp.DummyCookieJar(),
             ) as session,
-            session.get(
-                url, allow_redirects=False, headers={"Accept": "application/json", "Accept-Encoding": "identity"}
-            ) as response,
+            session.get(url, allow_redirects=False, headers=headers) as response,
         ):
             if response.status != _OK:
                 raise MaterialError(shown, f"cannot be fetched: the answer was {response.status}")
@@ -175,3 +262,35 @@ async def fetch(url: str) -> bytes:
         # Texts of errors other than OSError may hold the whole URL (aiohttp.ClientResponseError, InvalidURL).
         cause = str(error) if isinstance(error, OSError) else type(error).__name__
         raise MaterialError(shown, f"cannot be fetched: {cause}") from None
+
+
+def fetch_faults(source: KeySource) -> Iterator[str]:
+    """Reasons why the files of a fetch cannot be used. Blocks."""
+    for path, use in ((source.ca_cert, _trusting), (source.bearer_token_file, _bearer_token)):
+        try:
+            if path is not None:
+                use(path)
+        except MaterialError as error:
+            yield str(error)
+
+
+def _trusting(path: Path) -> ssl.SSLContext:
+    """A client's context that trusts the CAs of a file alone. Blocks. Raises MaterialError."""
+    authorities = load_authorities(str(path), _content(path, PEM_LIMIT))
+    return ssl.create_default_context(cadata=b"".join(each.public_bytes(Encoding.DER) for each in authorities))
+
+
+def _bearer_token(path: Path) -> str:
+    return secret_in(path, _content(path, SECRET_LIMIT))
+
+
+def _content(path: Path, limit: int) -> bytes:
+    content = bounded_io.outcomes({path: partial(read_file, path, limit)}, DEADLINE)[path]
+    if isinstance(content, Unanswered):
+        raise MaterialError(str(path), f"its file system gives {content}", content.kind)
+    return content
+
+
+def _server(url: str) -> tuple[str, str | None, int | None]:
+    parts = urlsplit(url)
+    return parts.scheme, parts.hostname, parts.port or WEB_PORTS[parts.scheme]

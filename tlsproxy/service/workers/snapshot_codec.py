@@ -18,7 +18,7 @@ from cryptography import x509
 
 from tlsproxy.config import loader
 from tlsproxy.config.model import Config, Tls
-from tlsproxy.config.tokens import KeySource
+from tlsproxy.config.tokens import key_sources
 from tlsproxy.snapshot.generation import Generation, Tunnel, assemble
 from tlsproxy.snapshot.name_resolution import Address, Resolved
 from tlsproxy.snapshot.states import InputState, PublicKeys, States
@@ -55,11 +55,11 @@ def encode(generation: Generation) -> EncodedGeneration:
         "crls": [[str(path), stored(state)] for path, state in states.crls.items()],
         "secrets": [[str(path), stored(state)] for path, state in states.secrets.items()],
         "public_keys": [[str(path), stored(state)] for path, state in states.public_keys.items()],
-        "documents": [[source.url, source.algorithm, len(data)] for source, data in states.documents.items()],
+        "documents": [len(states.documents.get(source, b"")) for source in key_sources(generation.config)],
         "names": [[name, entry.url, entry.addresses] for name, entry in states.names.items()],
         "tunnels": [[where, entry.addresses, sorted(entry.allow)] for where, entry in generation.tunnels.items()],
     }
-    pieces.extend(states.documents.values())
+    pieces.extend(states.documents.get(source, b"") for source in key_sources(generation.config))
     return EncodedGeneration(generation.number, generation.digest, b"".join([orjson.dumps(head), b"\n", *pieces]))
 
 
@@ -96,7 +96,11 @@ def decode(
         secrets={Path(path): pieces.state(sizes, None, _no_value) for path, sizes in head["secrets"]},
         public_keys={Path(path): pieces.state(sizes, None, _no_keys) for path, sizes in head["public_keys"]},
         names={name: Resolved(url, _addresses(addresses)) for name, url, addresses in head["names"]},
-        documents={KeySource(url, algorithm): pieces.take(size) for url, algorithm, size in head["documents"]},
+        documents={
+            source: pieces.take(size)
+            for source, size in zip(key_sources(configuration.value.config), head["documents"], strict=True)
+            if size
+        },
     )
     return assemble(
         states,
