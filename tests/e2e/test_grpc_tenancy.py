@@ -213,7 +213,7 @@ def test_the_token_says_whose_points(site: Site, gateway: Gateway, admin: Qdrant
     with channel(gateway, site, "service") as opened:
         for tenant, count in (("acme", 3), ("umbrella", 3), ("nobody", 0), ("acme", 3)):
             assert counted(opened, token(tenant=tenant)) == count
-        for nobody in ([], [token()], [token(tenant="")], [token(tenant=1)], [("api-key", KEY)]):
+        for nobody in ([], [token()], [token(tenant="")], [token(tenant=1.5)], [("api-key", KEY)]):
             assert call(opened, "/qdrant.Points/Count", message, *nobody).code is grpc.StatusCode.PERMISSION_DENIED
         assert counted(opened, token(tenant="acme")) == 3
     _, key = token(tenant="umbrella")

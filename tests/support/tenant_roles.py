@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from tlsproxy.authz.access import Condition, Confinement, Confinements, Value
+
 ROLES = {
     "admin": {"access": "m"},
     "tenant": {"access": [{"collection": "docs", "access": "rw"}], "filter": {"tenant": "{ou}"}},
@@ -10,3 +12,8 @@ IDENTITIES = [
     {"name": "platform", "match": {"ou": "platform"}, "role": "admin"},
     {"name": "tenants", "match": {"cn": "tenant-*"}, "role": "tenant"},
 ]
+
+
+def confinement(**values: Value) -> Confinements:
+    """One role's filter, filled in with these values."""
+    return (Confinement(tuple(Condition(key, (value,)) for key, value in values.items())),)

@@ -9,10 +9,10 @@ from tlsproxy.authz.access import BodyNames, Condition, GlobalMode, Grant, Grant
 READER = Rights(everywhere=GlobalMode.R)
 DOCS = Rights(grants=Grants(Grant("docs", write=False, extras=True)))
 POINTS = Rights(grants=Grants(Grant("docs", write=True, extras=False)))
-TENANT = Rights(everywhere=GlobalMode.M, conditions=(Condition("tenant", "a"),))
+TENANT = Rights(everywhere=GlobalMode.M, conditions=(Condition("tenant", ("a",)),))
 MANY = Rights(
     grants=Grants(Grant("docs", write=True, extras=True), Grant("logs.*", write=False, extras=True)),
-    conditions=(Condition("tenant", "a"), Condition("team", "b")),
+    conditions=(Condition("tenant", ("a",)), Condition("team", ("b",))),
 )
 
 

@@ -86,7 +86,7 @@ def test_a_key_and_a_token_are_told_as_what_they_are() -> None:
     alone = admitted(held, IDENTITY, None)
     assert isinstance(alone, Admission)
     assert (alone.role, alone.expires, alone.credential) == ("role", float("inf"), None)
-    assert (of_token.role, of_token.conditions) == ("", ())
+    assert (of_token.role, of_token.confinements) == ("", ())
 
 
 def held_by(admission: Admission | Decision) -> Principal:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tlsproxy.authz.access import Condition, Decision, GlobalMode, Rights
+from tlsproxy.authz.access import Condition, Decision, GlobalMode, Rights, Value
 from tlsproxy.authz.admission import Admission, admit
 from tlsproxy.authz.claims import MalformedToken, read_claims
 from tlsproxy.authz.identity import Identity
@@ -61,29 +61,70 @@ def test_each_token_has_its_tenant() -> None:
     by_claim = policy(tenant="team-{claim:tenant}", org="{o}", kind="same")
     for name in ("acme", "umbrella"):
         assert conditions(outcome(by_claim, token(tenant=name))) == (
-            Condition("tenant", f"team-{name}"),
-            Condition("org", "acme"),
-            Condition("kind", "same"),
+            Condition("tenant", (f"team-{name}",)),
+            Condition("org", ("acme",)),
+            Condition("kind", ("same",)),
         )
 
 
-@pytest.mark.parametrize("claims", [{}, {"Tenant": "acme"}, {"tenant": ""}, {"tenant": None}, {"tenant": ["acme"]}])
+@pytest.mark.parametrize(
+    "claims",
+    [
+        {},
+        {"Tenant": "acme"},
+        {"tenant": ""},
+        {"tenant": None},
+        {"tenant": []},
+        {"tenant": [""]},
+        {"tenant": 1.0},
+        {"tenant": 1 << 63},
+        {"tenant": {"a": "acme"}},
+        {"tenant": [["acme"]]},
+        {"tenant": list(range(1001))},
+    ],
+)
 def test_without_the_claim_there_are_no_rights(claims: dict[str, object]) -> None:
     assert refusal(outcome(policy(tenant="{claim:tenant}"), token(**claims))) == "no_tenant"
 
 
-not_text = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False),
-    lambda inner: st.lists(inner | st.text()) | st.dictionaries(st.text(), inner | st.text()),
+@pytest.mark.parametrize(
+    ("claim", "values", "in_text"),
+    [
+        (["acme", "umbrella", "acme"], ("acme", "umbrella"), ("team-acme", "team-umbrella")),
+        ([1, True, "1"], (1, True, "1"), ("team-1",)),
+        (-7, (-7,), ("team--7",)),
+        (["acme", None, 1.5, ["x"], {}], ("acme",), ("team-acme",)),
+        (False, (False,), None),
+    ],
+)
+def test_the_values_of_a_claim(claim: object, values: tuple[Value, ...], in_text: tuple[Value, ...] | None) -> None:
+    """With text around it a claim is text, of which a boolean is none."""
+    assert conditions(outcome(policy(tenant="{claim:tenant}"), token(tenant=claim))) == (Condition("tenant", values),)
+    within = outcome(policy(tenant="team-{claim:tenant}"), token(tenant=claim))
+    if in_text is None:
+        assert refusal(within) == "no_tenant"
+    else:
+        assert conditions(within) == (Condition("tenant", in_text),)
+
+
+anything = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
     max_leaves=8,
 )
 
 
-@given(not_text)
-def test_what_is_no_text_is_no_tenant(value: object) -> None:
+@given(anything)
+def test_a_condition_names_values_of_the_claim_alone(value: object) -> None:
     """A surrogate somewhere in it makes the token none at all."""
     admitted = outcome(policy(tenant="{claim:tenant}"), token(tenant=value))
-    assert refusal(admitted) in {"no_tenant", "invalid_key"}
+    if isinstance(admitted, Decision):
+        assert refusal(admitted) in {"no_tenant", "invalid_key"}
+        return
+    (condition,) = conditions(admitted)
+    members = value if isinstance(value, list) else [value]
+    assert condition.values
+    assert all(any(type(one) is type(member) and one == member for member in members) for one in condition.values)
 
 
 def test_without_a_token_there_are_no_rights() -> None:
@@ -116,11 +157,12 @@ def test_a_claim_that_comes_twice_is_none() -> None:
 
 def test_a_key_has_the_filter_of_its_role() -> None:
     key = Key("ci", key_digest("ci"), ALL, role="role")
-    assert conditions(outcome(policy(key, unmapped=True, tenant="acme"), "ci", None)) == (Condition("tenant", "acme"),)
+    acme = Condition("tenant", ("acme",))
+    assert conditions(outcome(policy(key, unmapped=True, tenant="acme"), "ci", None)) == (acme,)
     both = policy(key, tenant="{o}")
-    assert conditions(outcome(both, "ci")) == (Condition("tenant", "acme"),) * 2
+    assert conditions(outcome(both, "ci")) == (acme, acme)
     from_certificate = policy(key, unmapped=True, tenant="{o}")
-    assert conditions(outcome(from_certificate, "ci")) == (Condition("tenant", "acme"),)
+    assert conditions(outcome(from_certificate, "ci")) == (Condition("tenant", ("acme",)),)
     assert refusal(outcome(from_certificate, "ci", None)) == "no_tenant"
     assert refusal(outcome(policy(key, unmapped=True, tenant="{claim:o}"), "ci")) == "no_tenant"
 

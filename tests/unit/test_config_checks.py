@@ -141,8 +141,28 @@ ERRORS: dict[str, tuple[dict[str, Any], str]] = {
         "jwt_issuers[0].role: no role is called 'serach' (did you mean 'search'?)",
     ),
     "path_in_filter": (
-        {"roles": {"search": {"access": "r", "filter": {"a.b": "x"}}}},
-        "roles.search.filter.a.b: a payload key of letters",
+        {"roles": {"search": {"access": "r", "filter": {"a[0].b": "x"}}}},
+        "roles.search.filter.a[0].b: a payload key of letters",
+    ),
+    "key_within_another_in_filter": (
+        {"roles": {"search": {"access": "r", "filter": {"a[].b": 1, "a": True}}}},
+        "roles.search.filter.a[].b: no point has values under both 'a' and 'a[].b'",
+    ),
+    "fraction_in_filter": (
+        {"roles": {"search": {"access": "r", "filter": {"a": 1.0}}}},
+        "roles.search.filter.a",
+    ),
+    "integer_of_65_bits_in_filter": (
+        {"roles": {"search": {"access": "r", "filter": {"a": 1 << 63}}}},
+        "roles.search.filter.a: an integer of at most 64 bits",
+    ),
+    "public_by_the_caller": (
+        {"roles": {"search": {"access": "r", "filter": {"a": "x"}, "or_public": {"b": "{cn}"}}}},
+        "roles.search.or_public.b: a fixed value is expected",
+    ),
+    "public_without_a_filter": (
+        {"roles": {"search": {"access": "r", "or_public": {"visibility": "public"}}}},
+        "roles.search.or_public: adds to a `filter`, and there is none",
     ),
     "two_fields_in_filter": (
         {"roles": {"search": {"access": "r", "filter": {"tenant": "{o}{cn}"}}}},

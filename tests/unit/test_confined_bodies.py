@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.tenant_roles import confinement
 
-from tlsproxy.authz.access import UNREAD, Condition, GlobalMode, Grant, Grants, Rights, decide
+from tlsproxy.authz.access import UNREAD, Condition, Confinements, GlobalMode, Grant, Grants, Rights, decide
 from tlsproxy.authz.admission import Admission
 from tlsproxy.authz.identity import Identity
 from tlsproxy.authz.keys import Keys
@@ -26,7 +27,6 @@ from tlsproxy.qdrant.rest_tenancy import (
     BY_EXAMPLE,
     BY_IDS,
     LOOKS_UP,
-    MARKED,
     NOT_CONFINED,
     NOT_OF_A_BATCH,
     SET,
@@ -36,12 +36,13 @@ from tlsproxy.qdrant.rest_tenancy import (
 )
 from tlsproxy.qdrant.router import recognise
 from tlsproxy.qdrant.scoring import MATRIX, Facts
+from tlsproxy.qdrant.tenant_filters import MARKED
 
-ACME = (Condition("tenant", "acme"),)
+ACME = confinement(tenant="acme")
 MUST = {"key": "tenant", "match": {"value": "acme"}}
 ONLY = {"must": [MUST]}
-ONE_VALUE = {"key": "tenant", "values_count": {"lte": 1}}
-ALONE = {"must": [MUST, ONE_VALUE]}
+OTHERS = {"key": "tenant", "match": {"except": ["acme"]}}
+ALONE = {"must": [MUST], "must_not": [OTHERS]}
 NO_IDF = Facts((1, 20), frozenset(), frozenset())
 RESCORED = {"quantization": {"rescore": True}}
 
@@ -52,10 +53,8 @@ def operation(method: str, path: str) -> Operation:
     return found
 
 
-def confined(
-    method: str, path: str, body: Any, conditions: tuple[Condition, ...] = ACME, facts: Facts | None = NO_IDF
-) -> Any:
-    return confine(operation(method, path), copy.deepcopy(body), conditions, facts)
+def confined(method: str, path: str, body: Any, confinements: Confinements = ACME, facts: Facts | None = NO_IDF) -> Any:
+    return confine(operation(method, path), copy.deepcopy(body), confinements, facts)
 
 
 def test_which_operations_a_tenant_has() -> None:
@@ -97,7 +96,7 @@ def test_conditions_never_allow_more(everywhere: GlobalMode | None) -> None:
     grants = Grants() if everywhere else Grants(Grant("docs", write=True, extras=True))
     identity = Identity(subject="CN=a", issuer="CN=ca", serial="1", sha256="00", not_after=2e9)
     free = Principal(identity, "rule", "role", Rights(everywhere, grants), refusal=None)
-    tenant = Principal(identity, "rule", "role", Rights(everywhere, grants, ACME), refusal=None)
+    tenant = Principal(identity, "rule", "role", Rights(everywhere, grants, ACME[0].conditions), refusal=None)
     for row in REST:
         target = (
             row.path.replace("{collection_name}", "docs").replace("{tail...}", "x").replace("{", "").replace("}", "")
@@ -117,7 +116,7 @@ def test_conditions_never_allow_more(everywhere: GlobalMode | None) -> None:
 
 
 def test_a_decision_needs_the_conditions_in_the_body() -> None:
-    rights = Rights(everywhere=GlobalMode.M, conditions=ACME)
+    rights = Rights(everywhere=GlobalMode.M, conditions=ACME[0].conditions)
     requirement = operation("POST", "points/scroll").requirement
     assert decide(rights, requirement, "scroll", "docs").reason == "not_confined"
     assert decide(rights, requirement, "scroll", "docs", confined=True).allowed
@@ -257,9 +256,9 @@ def every_request(value: Any) -> list[dict[str, Any]]:
 @pytest.mark.fuzz
 @given(requests, st.integers(1, 3))
 def test_every_level_is_filtered(body: dict[str, Any], count: int) -> None:
-    conditions = tuple(Condition(f"key{number}", "value") for number in range(count))
-    must = [{"key": one.key, "match": {"value": one.value}} for one in conditions]
-    changed = confined("POST", "points/query/batch", {"searches": [body, body]}, conditions)
+    confinements = confinement(**{f"key{number}": "value" for number in range(count)})
+    must = [{"key": f"key{number}", "match": {"value": "value"}} for number in range(count)]
+    changed = confined("POST", "points/query/batch", {"searches": [body, body]}, confinements)
     found = every_request(changed["searches"])
     assert len(found) == 2 * len(every_request(body))
     assert all(request["filter"]["must"][:count] == must for request in found)
@@ -274,7 +273,7 @@ def test_new_points_are_marked() -> None:
             {"id": 2, "payload": {"tenant": "acme"}},
             {"id": 3, "payload": {"a": 1, "tenant": "acme"}},
         ],
-        "update_filter": {"must": [MUST, ONE_VALUE, {"must": []}]},
+        "update_filter": {"must": [MUST, {"must": []}], "must_not": [OTHERS]},
     }
     assert confined("PUT", "points", {"batch": {"ids": [1, 2], "vectors": [[1], [2]]}}) == {
         "batch": {"ids": [1, 2], "vectors": [[1], [2]], "payloads": [{"tenant": "acme"}] * 2},
@@ -286,7 +285,7 @@ def test_new_points_are_marked() -> None:
 
 
 FILTER = {"must": [{"has_id": [1]}]}
-NARROWED = {"must": [MUST, ONE_VALUE, FILTER]}
+NARROWED = {"must": [MUST, FILTER], "must_not": [OTHERS]}
 CHANGES: list[tuple[str, str, str, dict[str, Any], dict[str, Any]]] = [
     ("delete", "POST", "points/delete", {"filter": FILTER}, {"filter": NARROWED}),
     ("delete_vectors", "POST", "points/vectors/delete", {"filter": FILTER, "vector": ["v"], "points": None},
@@ -462,7 +461,7 @@ def test_whatever_comes_is_confined_or_refused(row: Operation, body: Any) -> Non
         )
         of_points = {"upsert", "upsert_points", "update_vectors"}
         filters = [change["update_filter" if name in of_points else "filter"] for name, change in changes]
-        assert all(one["must"][:2] == [MUST, ONE_VALUE] for one in filters)
+        assert all(one["must"][0] == MUST and one["must_not"] == [OTHERS] for one in filters)
     elif not row.path.endswith("/batch"):
         assert all(request["filter"]["must"][0] == MUST for request in every_request(body))
         if row.path.endswith(("/count", "/facet")):
@@ -482,13 +481,13 @@ NAMELESS = replace(IDENTITY, common_name="", organizations=())
 
 def test_templates() -> None:
     assert parse_template("tenant", "{cn}") == Template("tenant", "", "cn", "")
-    assert parse_template("tenant", "x-{cn}-y").filled(IDENTITY, {}) == Condition("tenant", "x-a-y")
-    assert parse_template("tenant", "same").filled(None, {}) == Condition("tenant", "same")
+    assert parse_template("tenant", "x-{cn}-y").filled(IDENTITY, {}) == Condition("tenant", ("x-a-y",))
+    assert parse_template("tenant", "same").filled(None, {}) == Condition("tenant", ("same",))
     assert parse_template("tenant", "{o}").filled(IDENTITY, {"o": "x"}) is None
     assert parse_template("tenant", "{ou}").filled(IDENTITY, {}) is None
     assert parse_template("tenant", "{cn}").filled(None, {"cn": "a"}) is None
     of_claim = parse_template("tenant", "x-{claim:https://example.org/team}-y")
-    assert of_claim.filled(None, {"https://example.org/team": "a"}) == Condition("tenant", "x-a-y")
+    assert of_claim.filled(None, {"https://example.org/team": "a"}) == Condition("tenant", ("x-a-y",))
     for claims in ({}, {"https://example.org/team": ""}, {"team": "a"}):
         assert of_claim.filled(IDENTITY, claims) is None
 
@@ -502,7 +501,7 @@ def test_each_field_of_a_certificate_fills_a_template() -> None:
     for field, value in values.items():
         template = parse_template("tenant", f"{{{field}}}")
         assert (template.of_claim, template.of_certificate) == (False, True)
-        assert template.filled(every, {field: "x"}) == Condition("tenant", value)
+        assert template.filled(every, {field: "x"}) == Condition("tenant", (value,))
         assert template.filled(replace(every, doubted=frozenset({field})), {}) is None, "the CA is not believed"
         assert template.filled(replace(NAMELESS, common_name=""), {}) is None
     of_claim, same = parse_template("tenant", "{claim:a}"), parse_template("tenant", "a")
@@ -510,14 +509,21 @@ def test_each_field_of_a_certificate_fills_a_template() -> None:
     assert (same.of_claim, same.of_certificate) == (False, False)
 
 
-KEY_EXPECTED = "a payload key of letters, digits, '_' and '-' is expected: a path could be read in two ways"
+KEY_EXPECTED = (
+    "a payload key of letters, digits, '_' and '-' is expected, or a path of them: \"a.b\", or \"a[].b\" where "
+    "the payload has a list of objects"
+)
 FIELD_EXPECTED = 'a text with at most one field is expected, for example "{cn}" or "team-{ou}"'
 
 
 @pytest.mark.parametrize(
     ("key", "text", "says"),
     [
-        ("a.b", "x", KEY_EXPECTED),
+        ("a..b", "x", KEY_EXPECTED),
+        ("a[0].b", "x", KEY_EXPECTED),
+        ("a[]", "x", KEY_EXPECTED),
+        (".".join("abcdefghi"), "x", KEY_EXPECTED),
+        ("a", 1 << 63, "an integer of at most 64 bits is expected: Qdrant compares no others"),
         ("", "x", KEY_EXPECTED),
         ("a" * 65, "x", KEY_EXPECTED),
         ("a", "", FIELD_EXPECTED),
@@ -544,7 +550,9 @@ def test_a_certificate_without_the_field_has_no_rights() -> None:
         rule = Rule("rule", Matcher(cn="a"), "role")
         return Policy({"role": rights}, (rule,), Keys(), filters={"role": (parse_template("tenant", text),)})
 
-    assert policy("{cn}").principal_of(IDENTITY).rights == Rights(GlobalMode.M, conditions=(Condition("tenant", "a"),))
+    assert policy("{cn}").principal_of(IDENTITY).rights == Rights(
+        GlobalMode.M, conditions=(Condition("tenant", ("a",)),)
+    )
     for text in ("{o}", "{ou}", "{uri}"):
         principal = policy(text).principal_of(IDENTITY)
         assert principal.rights == Rights()

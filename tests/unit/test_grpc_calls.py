@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from qdrant_client import grpc as pb
 from support.access_table import ROWS
+from support.tenant_roles import confinement
 
 from tlsproxy.authz.access import (
     ALLOWED,
@@ -54,7 +55,8 @@ CLASSES = {
     "cprw": Rights(grants=Grants(Grant("docs", write=True, extras=False))),
 }
 IDENTITY = Identity(subject="CN=a", issuer="CN=ca", serial="1", sha256="00", not_after=2e9)
-ACME = (Condition("tenant", "acme"),)
+ACME = (Condition("tenant", ("acme",)),)
+CONFINED = BodyFacts(NO_NAMES, confinement(tenant="acme"), "docs")
 ABOUT_DOCS = pb.GetCollectionInfoRequest(collection_name="docs").SerializeToString()
 
 
@@ -261,9 +263,14 @@ def test_conditions_never_allow_more(operation: Operation, free: Rights) -> None
 @pytest.mark.parametrize(
     ("path", "rights", "facts", "reason"),
     [
-        ("Points/Scroll", Rights(GlobalMode.M, conditions=ACME), BodyFacts(NO_NAMES, ACME, "docs"), "allowed"),
+        ("Points/Scroll", Rights(GlobalMode.M, conditions=ACME), CONFINED, "allowed"),
         ("Points/Scroll", Rights(GlobalMode.M, conditions=ACME), BodyFacts(NO_NAMES, (), "docs"), "not_confined"),
-        ("Collections/Get", Rights(GlobalMode.M, conditions=ACME), BodyFacts(NO_NAMES, ACME, "docs"), "not_confined"),
+        (
+            "Collections/Get",
+            Rights(GlobalMode.M, conditions=ACME),
+            CONFINED,
+            "not_confined",
+        ),
         ("Points/Scroll", WRITER, BodyFacts(NO_NAMES, (), "docs"), "allowed"),
         ("Points/Scroll", WRITER, BodyFacts(NO_NAMES, (), "other"), "collection"),
         ("Points/Query", WRITER, BodyFacts(BodyNames(read=("docs",)), (), "docs"), "allowed"),

@@ -15,10 +15,11 @@ from qdrant_client import grpc as pb
 from qdrant_client import models
 from qdrant_client.conversions.conversion import GrpcToRest, RestToGrpc
 from support import qdrant_messages as qdrant
+from support.tenant_roles import confinement
 
-from tlsproxy.authz.access import Condition
+from tlsproxy.authz.access import Confinements
 from tlsproxy.errors import BadRequest, Unconfined
-from tlsproxy.qdrant import rest_tenancy
+from tlsproxy.qdrant import rest_tenancy, tenant_filters
 from tlsproxy.qdrant.grpc_decision import confine_message as confining
 from tlsproxy.qdrant.grpc_decision import operation_of
 from tlsproxy.qdrant.grpc_rewrite import COPIES, FIELD, SMALL, STEP, Reading
@@ -31,25 +32,27 @@ from tlsproxy.qdrant.scoring import Facts
 from tlsproxy.wire.cooperative import at_once
 from tlsproxy.wire.protobuf import MAX_DEPTH, ProtobufError, delimited
 
-ACME = (Condition("tenant", "acme"),)
-TWO = (Condition("tenant", "acme"), Condition("a", "x"))
-DIFFERING = (Condition("tenant", "acme"), Condition("tenant", "other"))
+ACME = confinement(tenant="acme")
+TWO = confinement(tenant="acme", a="x")
+DIFFERING = confinement(tenant="acme") + confinement(tenant="other")
 OURS = pb.Condition(field=pb.FieldCondition(key="tenant", match=pb.Match(keyword="acme")))
 OTHERS = pb.Condition(field=pb.FieldCondition(key="tenant", match=pb.Match(keyword="other")))
 ONLY = pb.Filter(must=[OURS])
 OWN = pb.Filter(must_not=[OTHERS])
 NARROWED = pb.Filter(must=[OURS, pb.Condition(filter=OWN)])
-ONE_VALUE = pb.Condition(field=pb.FieldCondition(key="tenant", values_count=pb.ValuesCount(lte=1)))
-ALONE = pb.Filter(must=[OURS, ONE_VALUE])
-NARROWED_ALONE = pb.Filter(must=[OURS, ONE_VALUE, pb.Condition(filter=OWN)])
+NOT_OURS = pb.Condition(
+    field=pb.FieldCondition(key="tenant", match=pb.Match(except_keywords=pb.RepeatedStrings(strings=["acme"])))
+)
+ALONE = pb.Filter(must=[OURS], must_not=[NOT_OURS])
+NARROWED_ALONE = pb.Filter(must=[OURS, pb.Condition(filter=OWN)], must_not=[NOT_OURS])
 WEIGHTED = ("docs", "tenant")
 FACTS = Facts((1, 20), frozenset(WEIGHTED), frozenset())
 
 
 def confine_message(
-    operation: Operation, message: bytes, conditions: tuple[Condition, ...], facts: Facts | None = FACTS
+    operation: Operation, message: bytes, confinements: Confinements, facts: Facts | None = FACTS
 ) -> bytes:
-    return at_once(confining(operation, message, conditions, facts))
+    return at_once(confining(operation, message, confinements, facts))
 
 
 def method(name: str) -> Operation:
@@ -58,11 +61,11 @@ def method(name: str) -> Operation:
     return found
 
 
-def confined(name: str, message: Any, conditions: tuple[Condition, ...] = ACME) -> Any:
+def confined(name: str, message: Any, confinements: Confinements = ACME) -> Any:
     if hasattr(message, "collection_name") and not message.collection_name:
         message.collection_name = "docs"
     content = message if isinstance(message, bytes) else message.SerializeToString()
-    return sent(method(name), confine_message(method(name), content, conditions))
+    return sent(method(name), confine_message(method(name), content, confinements))
 
 
 def sent(operation: Operation, content: bytes) -> Any:
@@ -103,36 +106,47 @@ def test_which_methods_a_tenant_has() -> None:
 # The slow twin: it changes parsed messages, by the fields' names.
 
 
-def narrow(message: Any, name: str, conditions: tuple[Condition, ...], *, alone: bool = False) -> None:
+def narrow(message: Any, name: str, confinements: Confinements, *, alone: bool = False) -> None:
     own = copy.deepcopy(getattr(message, name))
-    must = ours(conditions)
-    count = pb.ValuesCount(lte=1)
-    if alone:
-        must += [pb.Condition(field=pb.FieldCondition(key=one.key, values_count=count)) for one in conditions]
+    narrowed = narrowed_by(confinements, alone=alone)
     if own.SerializeToString():
-        must.append(pb.Condition(filter=own))
-    getattr(message, name).CopyFrom(pb.Filter(must=must))
+        narrowed.must.add().filter.CopyFrom(own)
+    getattr(message, name).CopyFrom(narrowed)
 
 
-def twin(message: Any, conditions: tuple[Condition, ...], *, marks: bool) -> None:
+def narrowed_by(confinements: Confinements, *, alone: bool = False) -> Any:
+    narrowed = pb.Filter()
+    for key, value in texts(confinements):
+        narrowed.must.add().field.CopyFrom(pb.FieldCondition(key=key, match=pb.Match(keyword=value)))
+        if alone:
+            others = pb.Match(except_keywords=pb.RepeatedStrings(strings=[value]))
+            narrowed.must_not.add().field.CopyFrom(pb.FieldCondition(key=key, match=others))
+    return narrowed
+
+
+def texts(confinements: Confinements) -> list[tuple[str, str]]:
+    return [(one.key, str(one.values[0])) for each in confinements for one in each.conditions]
+
+
+def twin(message: Any, confinements: Confinements, *, marks: bool) -> None:
     """Raises Unconfined or BadRequest, without a text."""
     fields = message.DESCRIPTOR.fields_by_name
-    twin_refusals(message, conditions)
+    twin_refusals(message, confinements)
     if message.DESCRIPTOR.name in {"UpsertPoints", "PointStructList"}:
         for point in message.points:
-            twin_payload(point.payload, conditions, marks=True, makes=True)
+            twin_payload(point.payload, confinements, marks=True, makes=True)
     elif "payload" in fields:
         marks |= message.DESCRIPTOR.name == "OverwritePayload"
-        twin_payload(message.payload, conditions, marks=marks, makes=False)
-    twin_filters(message, conditions)
+        twin_payload(message.payload, confinements, marks=marks, makes=False)
+    twin_filters(message, confinements)
     for name in ("prefetch", "search_points", "query_points"):
         for one in getattr(message, name, ()):
-            twin(one, conditions, marks=marks)
+            twin(one, confinements, marks=marks)
     for operation in getattr(message, "operations", ()):
-        twin(getattr(operation, operation.WhichOneof("operation")), conditions, marks=False)
+        twin(getattr(operation, operation.WhichOneof("operation")), confinements, marks=False)
 
 
-def twin_retrieval(message: Any, conditions: tuple[Condition, ...]) -> Any:
+def twin_retrieval(message: Any, confinements: Confinements) -> Any:
     """A scroll of these points; None where one of the ids is none."""
     ids: dict[object, Any] = {}
     for one in message.ids:
@@ -142,7 +156,7 @@ def twin_retrieval(message: Any, conditions: tuple[Condition, ...]) -> Any:
             return None
     scroll = pb.ScrollPoints(limit=max(1, len(ids)))
     scroll.filter.must.append(pb.Condition(has_id=pb.HasIdCondition(has_id=ids.values())))
-    scroll.filter.must.extend(ours(conditions))
+    scroll.filter.must.extend(narrowed_by(confinements).must)
     scroll.with_payload.enable = False
     for field, value in message.ListFields():
         if field.message_type is None:
@@ -152,21 +166,17 @@ def twin_retrieval(message: Any, conditions: tuple[Condition, ...]) -> Any:
     return scroll
 
 
-def ours(conditions: tuple[Condition, ...]) -> list[Any]:
-    return [pb.Condition(field=pb.FieldCondition(key=one.key, match=pb.Match(keyword=one.value))) for one in conditions]
-
-
-def twin_filters(message: Any, conditions: tuple[Condition, ...]) -> None:
+def twin_filters(message: Any, confinements: Confinements) -> None:
     for field in message.DESCRIPTOR.fields:
         if field.name in {"filter", "update_filter"}:
-            narrow(message, field.name, conditions, alone=field.name == "update_filter")
+            narrow(message, field.name, confinements, alone=field.name == "update_filter")
         elif field.message_type is not None and field.message_type.name == "PointsSelector":
-            twin_selector(getattr(message, field.name), conditions)
+            twin_selector(getattr(message, field.name), confinements)
     if message.DESCRIPTOR.name in {"CountPoints", "FacetCounts"}:
         message.exact = True
 
 
-def twin_search(message: Any, conditions: tuple[Condition, ...], *, exact: bool) -> None:
+def twin_search(message: Any, confinements: Confinements, *, exact: bool) -> None:
     """Of the searches of a message, at every depth: their parameters."""
     exact |= message.DESCRIPTOR.name.endswith("Groups")
     if "params" in message.DESCRIPTOR.fields_by_name:
@@ -181,12 +191,12 @@ def twin_search(message: Any, conditions: tuple[Condition, ...], *, exact: bool)
         if message.HasField("params"):
             message.params.ClearField("indexed_only")
             if message.params.HasField("idf"):
-                narrow(message.params.idf, "corpus", conditions)
+                narrow(message.params.idf, "corpus", confinements)
     elif message.DESCRIPTOR.name == "SearchMatrixPoints" and message.using in WEIGHTED:
         raise Unconfined("")
     for name in ("prefetch", "search_points", "query_points"):
         for one in getattr(message, name, ()):
-            twin_search(one, conditions, exact=exact)
+            twin_search(one, confinements, exact=exact)
 
 
 INFERRED = {"document", "image", "object"}
@@ -204,7 +214,7 @@ def twin_scored(message: Any) -> str:
     return "text" if variant == "text" else ""
 
 
-def twin_refusals(message: Any, conditions: tuple[Condition, ...]) -> None:
+def twin_refusals(message: Any, confinements: Confinements) -> None:
     fields = message.DESCRIPTOR.fields_by_name
     present = {field.name for field, _ in message.ListFields()}
     if present & {"lookup_from", "with_lookup"} or (
@@ -213,7 +223,7 @@ def twin_refusals(message: Any, conditions: tuple[Condition, ...]) -> None:
         raise Unconfined("")
     if "query" in present:
         twin_query(message.query)
-    kept = {one.key for one in conditions}
+    kept = {key for key, _ in texts(confinements)}
     for path in getattr(message, "keys", ()):
         if not path or not path.isascii() or path.partition(".")[0] in kept:
             raise Unconfined("")
@@ -237,24 +247,25 @@ def twin_query(query: Any) -> None:
         raise Unconfined("")
 
 
-def twin_selector(selector: Any, conditions: tuple[Condition, ...]) -> None:
+def twin_selector(selector: Any, confinements: Confinements) -> None:
     if selector.WhichOneof("points_selector_one_of") is None:
         raise BadRequest("")
     if selector.HasField("points"):
         raise Unconfined("")
-    narrow(selector, "filter", conditions, alone=True)
+    narrow(selector, "filter", confinements, alone=True)
 
 
-def twin_payload(payload: Any, conditions: tuple[Condition, ...], *, marks: bool, makes: bool) -> None:
-    if not makes and any(one.key in payload for one in conditions):
+def twin_payload(payload: Any, confinements: Confinements, *, marks: bool, makes: bool) -> None:
+    pairs = set(texts(confinements))
+    if not makes and any(key in payload for key, _ in pairs):
         raise Unconfined("")
-    if len({one.key for one in conditions}) < len(conditions):
+    if len({key for key, _ in pairs}) < len(pairs):
         raise Unconfined("")
-    for one in conditions:
-        if one.key in payload and payload[one.key] != pb.Value(string_value=one.value):
+    for key, value in pairs:
+        if key in payload and payload[key] != pb.Value(string_value=value):
             raise Unconfined("")
         if marks:
-            payload[one.key].string_value = one.value
+            payload[key].string_value = value
 
 
 ALSO = frozenset(
@@ -288,23 +299,23 @@ ALSO |= {
 }
 
 
-def outcome(path: str, content: bytes, conditions: tuple[Condition, ...]) -> Any:
+def outcome(path: str, content: bytes, confinements: Confinements) -> Any:
     """The new message, parsed; or None where it is refused."""
     operation = operation_of(path)
     assert operation is not None
     try:
-        return sent(operation, confine_message(operation, content, conditions))
+        return sent(operation, confine_message(operation, content, confinements))
     except (BadRequest, Unconfined):
         return None
 
 
-def expected(path: str, message: Any, conditions: tuple[Condition, ...]) -> Any:
+def expected(path: str, message: Any, confinements: Confinements) -> Any:
     if path.endswith("/Get"):
-        return twin_retrieval(message, conditions)
+        return twin_retrieval(message, confinements)
     changed = copy.deepcopy(message)
     try:
-        twin(changed, conditions, marks=path.endswith("/OverwritePayload"))
-        twin_search(changed, conditions, exact=False)
+        twin(changed, confinements, marks=path.endswith("/OverwritePayload"))
+        twin_search(changed, confinements, exact=False)
     except (BadRequest, Unconfined):
         return None
     return changed
@@ -319,13 +330,11 @@ def settle(message: Any) -> None:
 
 @pytest.mark.fuzz
 @given(st.data(), st.sampled_from([ACME, TWO, DIFFERING]))
-def test_whatever_is_asked_is_confined_as_the_twin_does_it(
-    data: st.DataObject, conditions: tuple[Condition, ...]
-) -> None:
+def test_whatever_is_asked_is_confined_as_the_twin_does_it(data: st.DataObject, confinements: Confinements) -> None:
     path = data.draw(st.sampled_from(sorted(REWRITES)))
     message = data.draw(qdrant.messages(qdrant.REQUESTS[path], ALSO))
     settle(message)
-    assert outcome(path, message.SerializeToString(), conditions) == expected(path, message, conditions)
+    assert outcome(path, message.SerializeToString(), confinements) == expected(path, message, confinements)
 
 
 @pytest.mark.fuzz
@@ -611,7 +620,7 @@ def test_a_change_without_points_is_not_one_of_all_points(name: str, request_: A
         ),
         (
             "Upsert", pb.UpsertPoints(points=[pb.PointStruct(payload={"tenant": text("other")})]),
-            f"Forbidden: {rest_tenancy.MARKED.format('tenant')}",
+            f"Forbidden: {tenant_filters.MARKED.format('tenant')}",
         ),
         ("UpdateBatch", pb.UpdateBatchPoints(operations=[Batch()]), f"Forbidden: {rest_tenancy.NOT_OF_A_BATCH}"),
     ],

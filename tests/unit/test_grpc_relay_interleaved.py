@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from support.h2_harness import ANSWERED, End, Ends, Sent, in_memory, prefixed
 from support.relay_generation import COUNT, LIST, SEARCH, asked, collections, count, relay_generation
 from support.site import Site
+from support.tenant_roles import confinement
 
-from tlsproxy.authz.access import Condition
 from tlsproxy.proxy.core import scheduler
 from tlsproxy.proxy.grpc import client
 from tlsproxy.qdrant.grpc_decision import confine_message, operation_of
@@ -51,7 +51,7 @@ def _memory() -> Iterator[None]:
 def confined(message: bytes) -> bytes:
     operation = operation_of(COUNT)
     assert operation is not None
-    return at_once(confine_message(operation, message, (Condition("tenant", "acme"),)))
+    return at_once(confine_message(operation, message, confinement(tenant="acme")))
 
 
 @dataclass(frozen=True, slots=True)

@@ -263,7 +263,7 @@ def test_a_role_without_its_tenant_refuses_by_name() -> None:
     rules = (Rule("rule", Matcher(cn="alice"), "admin"),)
     for text, needs in (
         ("{ou}", "certificates with exactly one ou"),
-        ("x-{claim:https://a/team}", "callers whose token has a text as its claim https://a/team"),
+        ("x-{claim:https://a/team}", "callers whose token has a value as its claim https://a/team"),
     ):
         strict = Policy({"admin": ADMIN}, rules, Keys(), filters={"admin": (parse_template("tenant", text),)})
         refusal = strict.confined(ADMIN, "admin", ALICE, {})

@@ -82,14 +82,14 @@ def test_whose_role_is_named() -> None:
 def test_its_filter_is_filled_from_that_token() -> None:
     by_claim = policy("role", tenant="{claim:tenant}")
     for tenant in ("acme", "umbrella"):
-        assert rights(outcome(by_claim, tenant=tenant))[-1].conditions == (Condition("tenant", tenant),)
+        assert rights(outcome(by_claim, tenant=tenant))[-1].conditions == (Condition("tenant", (tenant,)),)
     for claims in ({}, {"tenant": ""}, {"tenant": 1}, {"tenant": ["acme"]}, {"tenant": None}):
         assert refused(outcome(by_claim, **claims)) == "no_tenant"
 
 
 def test_its_filter_may_need_a_certificate() -> None:
     by_certificate = policy("role", tenant="{o}")
-    assert rights(outcome(by_certificate, IDENTITY))[-1].conditions == (Condition("tenant", "acme"),)
+    assert rights(outcome(by_certificate, IDENTITY))[-1].conditions == (Condition("tenant", ("acme",)),)
     assert refused(outcome(by_certificate)) == "no_tenant"
 
 

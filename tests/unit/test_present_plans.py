@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tlsproxy.audit.line import Caller
-from tlsproxy.authz.access import UNREAD, BodyNames, Condition, Decision, GlobalMode, Grant, Grants, Rights
+from tlsproxy.authz.access import UNREAD, BodyNames, Condition, Decision, GlobalMode, Grant, Grants, Rights, is_within
 from tlsproxy.authz.admission import Admission
 from tlsproxy.authz.identity import Identity
 from tlsproxy.authz.roles import Principal
@@ -45,7 +45,7 @@ REQUESTS = [
 ]
 
 grants = st.builds(Grant, st.sampled_from([*NAMES, "*"]), st.booleans(), st.booleans())
-conditions = st.sampled_from(["acme", "umbrella"]).map(lambda value: Condition("tenant", value))
+conditions = st.sampled_from(["acme", "umbrella"]).map(lambda value: Condition("tenant", (value,)))
 rights = st.builds(
     Rights,
     st.sampled_from([None, None, GlobalMode.R, GlobalMode.M]),
@@ -61,7 +61,7 @@ def planned(admission: Admission, request: tuple[str, str]) -> Plan:
     judged = decide_request(admission, asked)
     route: Route = Reduced(b"", judged.listing) if judged.listing is not None else Relayed(b"")
     if judged.decision is UNREAD:
-        route = Unread(NOTHING, asked, admission, None, bool(admission.conditions))
+        route = Unread(NOTHING, asked, admission, None, bool(admission.confinements))
     return Plan("", "", judged.decision, LINE, route)
 
 
@@ -85,10 +85,10 @@ def test_of_rest(before: Admission, now: Admission, request: tuple[str, str], bo
     if not former.decision.allowed:
         return
     outcome = former.under(head)
-    body_facts = former.body_facts.conditions if former.body_facts is not None else ()
+    body_facts = former.body_facts.confinements if former.body_facts is not None else ()
     operation = recognise(*request).operation
     confinable = operation is not None and is_confinable(operation)
-    confined = not isinstance(head.route, Unread) or not confinable or set(now.conditions) <= set(body_facts)
+    confined = not isinstance(head.route, Unread) or not confinable or is_within(body_facts, now.confinements)
     known = not isinstance(head.route, Unread) or former.body_facts is not None
     reduced = not isinstance(head.route, Reduced) or isinstance(former.route, Reduced)
     if isinstance(outcome, Plan):
@@ -113,8 +113,8 @@ def called(admission: Admission, path: str, named: tuple[str, ...] | None) -> Ca
     if named is None:
         return CallPlan("", "", judged.decision, NOTHING, asked=asked, unread=True)
     names = BodyNames(read=named[1:])
-    decision = decide_message(admission, operation, named[0], names, confined=bool(asked.conditions))
-    return CallPlan("", "", decision, NOTHING, asked=asked, body_facts=BodyFacts(names, asked.conditions, named[0]))
+    decision = decide_message(admission, operation, named[0], names, confined=bool(asked.confinements))
+    return CallPlan("", "", decision, NOTHING, asked=asked, body_facts=BodyFacts(names, asked.confinements, named[0]))
 
 
 @pytest.mark.fuzz
@@ -131,8 +131,8 @@ def test_of_grpc(before: Admission, now: Admission, path: str, named: tuple[str,
     assert former.asked is not None
     assert head.asked is not None
     outcome = former.under(head)
-    body_facts = former.body_facts.conditions if former.body_facts is not None else ()
-    confined = not head.unread or set(head.asked.conditions) <= set(body_facts)
+    body_facts = former.body_facts.confinements if former.body_facts is not None else ()
+    confined = not head.unread or is_within(body_facts, head.asked.confinements)
     known = not head.unread or former.body_facts is not None
     reduced = head.asked.listing is None or former.asked.listing is not None
     if isinstance(outcome, CallPlan):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from support.tenant_roles import confinement
 
 from tlsproxy.authz.access import (
     ALLOWED,
@@ -192,7 +193,7 @@ def test_a_body_decides_no_listing() -> None:
 
 
 def test_conditions_of_a_role_hold_whatever_comes_beside_it() -> None:
-    tenant = holder(everywhere=GlobalMode.M, conditions=(Condition("tenant", "acme"),))
+    tenant = holder(everywhere=GlobalMode.M, conditions=(Condition("tenant", ("acme",)),))
     asked = recognise("POST", "/collections/docs/points/scroll")
     for admission in (Admission(tenant, None), Admission(tenant, OTHER_TOKEN)):
         assert decide_request(admission, asked).decision is UNREAD
@@ -202,7 +203,7 @@ def test_conditions_of_a_role_hold_whatever_comes_beside_it() -> None:
     assert ask(tenant, "GET", "/collections/docs", "manage-key").reason == "not_confined"
 
 
-ACME = (Condition("tenant", "acme"),)
+ACME = (Condition("tenant", ("acme",)),)
 TENANT = holder(everywhere=GlobalMode.M, conditions=ACME)
 
 
@@ -215,7 +216,7 @@ def test_the_facts_of_a_body_are_what_it_named_and_was_confined_to() -> None:
     limited = holder(grants=LIMITED.rights.grants, conditions=ACME)
     body = b'{"filter":{},"lookup_from":{"collection":"other"}}'
     read = at_once(deciding_body(Admission(limited, None), delete, body))
-    assert (read.decision.allowed, read.facts) == (True, BodyFacts(NO_NAMES, ACME))
+    assert (read.decision.allowed, read.facts) == (True, BodyFacts(NO_NAMES, confinement(tenant="acme")))
     assert read.body is not None
     nothing = at_once(deciding_body(Admission(LIMITED, None), recognise("POST", "/nothing"), b"{}"))
     assert nothing == BodyDecision(UNREAD)
@@ -243,12 +244,12 @@ def test_memory_in_use_beside_the_content_is_asked_for_too() -> None:
 @pytest.mark.parametrize(
     ("principal", "method", "path", "facts", "reason"),
     [
-        (TENANT, "POST", "/collections/docs/points/scroll", BodyFacts(NO_NAMES, ACME), "allowed"),
+        (TENANT, "POST", "/collections/docs/points/scroll", BodyFacts(NO_NAMES, confinement(tenant="acme")), "allowed"),
         (
             TENANT,
             "POST",
             "/collections/docs/points/scroll",
-            BodyFacts(NO_NAMES, (*ACME, Condition("a", "b"))),
+            BodyFacts(NO_NAMES, confinement(tenant="acme", a="b")),
             "allowed",
         ),
         (TENANT, "POST", "/collections/docs/points/scroll", BodyFacts(NO_NAMES, ()), NOT_CONFINED.reason),
@@ -256,10 +257,10 @@ def test_memory_in_use_beside_the_content_is_asked_for_too() -> None:
             TENANT,
             "POST",
             "/collections/docs/points/scroll",
-            BodyFacts(NO_NAMES, (Condition("tenant", "b"),)),
+            BodyFacts(NO_NAMES, confinement(tenant="b")),
             "not_confined",
         ),
-        (TENANT, "GET", "/collections/docs", BodyFacts(NO_NAMES, ACME), "not_confined"),
+        (TENANT, "GET", "/collections/docs", BodyFacts(NO_NAMES, confinement(tenant="acme")), "not_confined"),
         (TENANT, "GET", "/collections/docs/exists", BodyFacts(NO_NAMES, ()), "allowed"),
         (ADMIN, "POST", "/collections/docs/points/scroll", BodyFacts(NO_NAMES, ()), "allowed"),
         (LIMITED, "POST", "/collections/docs/points/query", BodyFacts(BodyNames(read=("docs",)), ()), "allowed"),

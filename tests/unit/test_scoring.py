@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.tenant_roles import confinement
 
-from tlsproxy.authz.access import Condition
 from tlsproxy.errors import BadRequest, Unconfined
 from tlsproxy.qdrant.operations import Operation
 from tlsproxy.qdrant.rest_tenancy import confine
@@ -26,8 +26,8 @@ from tlsproxy.qdrant.scoring import (
     release_in,
 )
 
-ACME = (Condition("tenant", "acme"), Condition("team", "a"))
-OURS = [{"key": one.key, "match": {"value": one.value}} for one in ACME]
+ACME = confinement(tenant="acme", team="a")
+OURS = [{"key": "tenant", "match": {"value": "acme"}}, {"key": "team", "match": {"value": "a"}}]
 WORDS = frozenset({"words", ""})
 LATEST = Facts((1, 20), WORDS, frozenset({"coded"}))
 

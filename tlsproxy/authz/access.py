@@ -11,8 +11,9 @@ of Qdrant's can have them.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import Enum, StrEnum
 from typing import Final
 
@@ -179,29 +180,103 @@ NO_GRANTS: Final = Grants()
 _ALL_NAMES: Final = Grants(Grant("**", write=False, extras=False))
 
 
+Value = str | int | bool
+"""A payload value that a condition can name, as in Qdrant's `match`."""
+_SHOWN: Final = 5
+"""Values of a condition that are told; a claim may have a thousand."""
+
+
 @dataclass(frozen=True, slots=True)
 class Condition:
-    """A payload condition: the caller may use only points with this value under this key."""
+    """A payload condition: the point has one of these values under this key, a path such as `a`, `a.b` or `a[].b`.
+
+    ``kinds`` are the types of the values: to Python, True and 1 are equal.
+    """
 
     key: str
-    value: str
+    values: tuple[Value, ...]
+    kinds: tuple[type, ...] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "kinds", tuple(map(type, self.values)))
+
+    @property
+    def root(self) -> str:
+        """The payload's own key that holds the values: `a` of `a[].b`."""
+        return self.key.partition(".")[0].removesuffix("[]")
+
+    def allows(self, value: object) -> bool:
+        """Whether this is one of the values, of the same type."""
+        return any(one == value and type(one) is type(value) for one in self.values)
+
+    def __str__(self) -> str:
+        """`tenant = "acme"`, or `tenant in "acme", "umbrella"`."""
+        shown = ", ".join(json.dumps(value, ensure_ascii=False) for value in self.values[:_SHOWN])
+        if len(self.values) == 1:
+            return f"{self.key} = {shown}"
+        rest = len(self.values) - _SHOWN
+        return f"{self.key} in {shown}{f' and {rest} more' if rest > 0 else ''}"
+
+
+@dataclass(frozen=True, slots=True)
+class Confinement:
+    """The points of one set of rights: those that meet all ``conditions``, and for reading those that meet all of
+    ``public`` as well, where that is not empty.
+    """
+
+    conditions: tuple[Condition, ...]
+    public: tuple[Condition, ...] = ()
+
+    def __str__(self) -> str:
+        """`tenant = "acme"`, or `tenant = "acme" (to read, or visibility = "public")`."""
+        own, public = (" and ".join(map(str, each)) for each in (self.conditions, self.public))
+        return f"{own} (to read, or {public})" if public else own
+
+
+Confinements = tuple[Confinement, ...]
+
+
+def is_within(held: Confinements, present: Confinements) -> bool:
+    """Whether the points within all of ``held`` are within all of ``present``.
+
+    Conditions are compared one by one: it may say no where all together would do.
+    """
+    sure = tuple(condition for one in held if not one.public for condition in one.conditions)
+    return all(
+        _implies(sure, one.conditions)
+        or any(
+            _implies(sure + each.conditions, one.conditions) and one.public and _implies(sure + each.public, one.public)
+            for each in held
+            if each.public
+        )
+        for one in present
+    )
+
+
+def _implies(held: tuple[Condition, ...], wanted: tuple[Condition, ...]) -> bool:
+    return all(any(one.key == other.key and all(map(one.allows, other.values)) for other in held) for one in wanted)
 
 
 @dataclass(frozen=True, slots=True)
 class Rights:
     """Access to all of Qdrant (``everywhere``), or by a list of grants, which may be empty; limited to the points that
-    meet all ``conditions``, to the ``operations``, and to the ``queries`` of a policy.
+    meet all ``conditions`` (or to read, all of ``public``), to the ``operations``, and to the ``queries`` of a policy.
     """
 
     everywhere: GlobalMode | None = None
     grants: Grants = NO_GRANTS
     conditions: tuple[Condition, ...] = ()
+    public: tuple[Condition, ...] = ()
     operations: OperationFilter = EVERY
     queries: QueryPolicy = NO_POLICY
 
     @property
     def limited(self) -> bool:
         return self.everywhere is None
+
+    @property
+    def confinement(self) -> Confinement | None:
+        return Confinement(self.conditions, self.public) if self.conditions else None
 
     @property
     def listed(self) -> Grants | None:
@@ -221,8 +296,7 @@ class Rights:
         access = self.everywhere.value if self.everywhere is not None else ", ".join(map(str, self.grants)) or "none"
         operations = str(self.operations)
         access = f"{access}; {operations}" if operations else access
-        conditions = " and ".join(f'{one.key} = "{one.value}"' for one in self.conditions)
-        confined = f"{access} where {conditions}" if conditions else access
+        confined = f"{access} where {self.confinement}" if self.confinement is not None else access
         return f"{confined} within {self.queries}" if self.queries else confined
 
 

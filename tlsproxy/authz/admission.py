@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from tlsproxy.authz.access import Condition, Decision, Rights
+from tlsproxy.authz.access import Confinements, Decision, Rights
 from tlsproxy.authz.claims import ValueExists
 from tlsproxy.authz.identity import Identity
 from tlsproxy.authz.keys import NEVER, Key
@@ -71,9 +71,9 @@ class Admission:
         return own if self.credential is None else (*own, *self.credential.rights)
 
     @property
-    def conditions(self) -> tuple[Condition, ...]:
-        """The payload conditions of all rights: the caller may use only points that meet all of them."""
-        return tuple(condition for rights in self.rights for condition in rights.conditions)
+    def confinements(self) -> Confinements:
+        """Those of all rights: the caller may use only points that are within each of them."""
+        return tuple(rights.confinement for rights in self.rights if rights.confinement is not None)
 
     @property
     def queries(self) -> QueryPolicy:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from tlsproxy.authz.access import Decision, Rights, forbidden
+from tlsproxy.authz.access import Condition, Decision, Rights, forbidden
 from tlsproxy.authz.identity import Identity
 from tlsproxy.authz.keys import NEVER, Keys
 from tlsproxy.authz.locks import Locks
@@ -46,7 +46,8 @@ class Policy:
 
     ``unmapped_may_use_credentials``: with a certificate that no rule matches, a key or token may be used as without
     one; otherwise all requests are refused. A certificate with a defect is always refused. ``filters``: the condition
-    templates by role, filled in for each caller. ``locks`` hold callers whatever the others say.
+    templates by role, filled in for each caller; ``public``: what the same role may read besides. ``locks`` hold
+    callers whatever the others say.
     """
 
     roles: Mapping[str, Rights]
@@ -55,6 +56,7 @@ class Policy:
     tokens: Tokens = field(default_factory=Tokens)
     unmapped_may_use_credentials: bool = False
     filters: Mapping[str, tuple[Template, ...]] = field(default_factory=dict)
+    public: Mapping[str, tuple[Condition, ...]] = field(default_factory=dict)
     locks: Locks = field(default_factory=Locks, compare=False)
     _rules: Rules = field(init=False, repr=False, compare=False)
 
@@ -124,7 +126,7 @@ class Policy:
             if condition is None:
                 return forbidden("no_tenant", f'role "{role}" is for {template.needs}')
             conditions.append(condition)
-        return replace(rights, conditions=tuple(conditions))
+        return replace(rights, conditions=tuple(conditions), public=self.public.get(role, ()))
 
     def why(self, identity: Identity) -> tuple[str, ...]:
         """One line for each rule without claims, in order: that it matched, or the fields that did not."""

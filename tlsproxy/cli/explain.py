@@ -214,11 +214,11 @@ def _grpc_status(decision: Decision) -> str:
 
 def _condition(admission: Admission, operation: Operation | None) -> str:
     """The condition on the body or message of an undecided request."""
-    conditions = [entry for rights in admission.rights for entry in rights.conditions]
-    confined = "can be confined to " + " and ".join(f'{entry.key} = "{entry.value}"' for entry in conditions)
+    confinements = admission.confinements
+    confined = f"can be confined to {' and '.join(map(str, confinements))}"
     limited = any(rights.limited for rights in admission.rights)
     named = limited and operation is not None and (operation.names_others or operation in GRPC)
-    return " and ".join(["names only collections that the caller has"] * named + [confined] * bool(conditions))
+    return " and ".join(["names only collections that the caller has"] * named + [confined] * bool(confinements))
 
 
 def _requirement(operation: Operation) -> str:

@@ -8,6 +8,7 @@ from tlsproxy.authz.keys import NEVER, Key
 from tlsproxy.config.limits import Quota
 from tlsproxy.config.listeners import listening, titles
 from tlsproxy.config.model import AuditConfig, Config, Role, UpstreamConfig
+from tlsproxy.config.policy import confinement_text
 from tlsproxy.config.tokens import key_sources
 from tlsproxy.snapshot.generation import Generation
 from tlsproxy.text import utc_time
@@ -70,7 +71,7 @@ def _callers(generation: Generation) -> Iterator[str]:
     for source in key_sources(config):
         yield f"{source.shown}: not fetched by this command; until `run` has fetched it, its tokens are refused"
     for name, role in config.roles.items():
-        yield f"role {name}: {_access(role)}{_where(role)}; {_holders(config, name)}"
+        yield f"role {name}: {_access(role)}{confinement_text(role)}; {_holders(config, name)}"
 
 
 def _key(key: Key) -> str:
@@ -121,11 +122,6 @@ def _certificate(label: str, facts: CertificateFacts) -> Iterator[str]:
         yield f"  names      {', '.join(names)}"
     yield f"  valid      {utc_time(facts.not_before)} to {utc_time(facts.not_after)}"
     yield f"  SHA-256    {facts.sha256}"
-
-
-def _where(role: Role) -> str:
-    conditions = " and ".join(f'{key} = "{text}"' for key, text in role.filter.items())
-    return f" where {conditions}" if conditions else ""
 
 
 def _access(role: Role) -> str:

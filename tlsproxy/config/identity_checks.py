@@ -26,11 +26,7 @@ HINTS: Final = 20
 
 def roles(config: Config, _tree: Tree) -> Iterator[Finding]:
     for name, role in config.roles.items():
-        for key, text in role.filter.items():
-            try:
-                parse_template(key, text)
-            except ValueError as mistake:
-                yield Finding(("roles", name, "filter", key), str(mistake))
+        yield from _filter_findings(("roles", name), role)
         yield from query_findings(("roles", name, "queries"), role.queries)
         if isinstance(role.access, str):
             continue
@@ -45,6 +41,27 @@ def roles(config: Config, _tree: Tree) -> Iterator[Finding]:
             if grant.collection in seen:
                 yield Finding(path, f"{grant.collection!r} is in this list already")
             seen.add(grant.collection)
+
+
+def _filter_findings(path: Path, role: Role) -> Iterator[Finding]:
+    for section, values in (("filter", role.filter), ("or_public", role.or_public)):
+        for key, value in values.items():
+            try:
+                template = parse_template(key, value)
+            except ValueError as mistake:
+                yield Finding((*path, section, key), str(mistake))
+            else:
+                if template.field and section == "or_public":
+                    yield Finding((*path, section, key), "a fixed value is expected: the same points for all holders")
+    for key in role.filter:
+        parts = key.replace("[]", "").split(".")
+        for other in role.filter:
+            others = other.replace("[]", "").split(".")
+            if key != other and others[: len(parts)] == parts:
+                text = f"no point has values under both {key!r} and {other!r}: one of them is within the other"
+                yield Finding((*path, "filter", other), text)
+    if role.or_public and not role.filter:
+        yield Finding((*path, "or_public"), "adds to a `filter`, and there is none: without one the role may read all")
 
 
 def filter_of(role: Role) -> Iterator[Template]:

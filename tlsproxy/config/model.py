@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Discriminator, Field, SecretStr, Tag
+from pydantic import BeforeValidator, Discriminator, Field, SecretStr, StrictBool, StrictInt, StrictStr, Tag
 
 from tlsproxy.config.callers import NEEDS_RESTART, CaConstraint, JwtIssuer, Label, Match, NamedKey, Section
 from tlsproxy.config.limits import Count, LimitsConfig, RoleLimits, Seconds
@@ -177,6 +177,9 @@ class CollectionGrant(Section):
     As in Qdrant's tokens."""
 
 
+PayloadValue = StrictStr | StrictInt | StrictBool
+
+
 def _access_kind(value: object) -> str:
     return "grants" if isinstance(value, list | tuple) else "mode"
 
@@ -189,11 +192,15 @@ class Role(Section):
         Discriminator(_access_kind),
     ]
     """r (reads everything), m (everything), or a list of collections."""
-    filter: dict[str, str] = Field(default={})
-    """Confines the role to points whose payload has these values: `{tenant: "{cn}"}`, `{team: "team-{ou}"}`. A value
-    has at most one of {cn}, {o}, {ou}, {uri}, {dns}, {email}; a certificate without exactly one such field has no
-    rights. {claim:NAME} is a claim of the token sent beside the certificate; without it there are no rights. Needs
+    filter: dict[str, PayloadValue] = Field(default={})
+    """Confines the role to points whose payload has these values: `{tenant: "{cn}"}`, `{"meta.team": "team-{ou}"}`,
+    `{level: 3}`. A key may be a path: `a.b`, or `a[].b` for a list of objects. A text has at most one of {cn}, {o},
+    {ou}, {uri}, {dns}, {email}; a certificate without exactly one such field has no rights. {claim:NAME} is a claim of
+    the token sent beside the certificate, or any value of one that is a list; without it there are no rights. Needs
     Qdrant 1.16 or later. See docs/tenants.md."""
+    or_public: dict[str, PayloadValue] = Field(default={})
+    """Points that the role may read besides those of its `filter`, by fixed values that must all hold:
+    `{visibility: public}`. It may change none of them."""
     queries: Queries = Queries()
     """Bounds of the role's queries, and parts of points that it never sees. See docs/roles-and-rules.md."""
     limits: RoleLimits = RoleLimits()

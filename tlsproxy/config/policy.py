@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
-from tlsproxy.authz.access import GRANTS, GlobalMode, Grant, Grants, Rights
+from tlsproxy.authz.access import GRANTS, Condition, Confinement, GlobalMode, Grant, Grants, Rights, Value
 from tlsproxy.authz.keys import Keys
 from tlsproxy.authz.locks import Lock, Locks
 from tlsproxy.authz.matcher import Claim, ClaimMatcher, Matcher
@@ -31,6 +31,7 @@ def policy_of(config: Config, keys: Keys, tokens: Tokens, locks: Iterable[Lock] 
             for name, role in config.roles.items()
             if role.filter
         },
+        public={name: _conditions(role.or_public) for name, role in config.roles.items() if role.or_public},
         locks=Locks((*(entry.lock(configured=True) for entry in config.revoked), *locks)),
     )
 
@@ -43,6 +44,17 @@ def rule_of(rule: IdentityRule) -> Rule:
 def matcher_of(match: Match) -> Matcher:
     """Certificate fields of a match."""
     return Matcher(**match.model_dump(exclude={"claims"}))
+
+
+def confinement_text(role: Role) -> str:
+    """A role's filter as configured: ` where tenant = "{cn}"`; empty without one."""
+    if not role.filter:
+        return ""
+    return f" where {Confinement(_conditions(role.filter), _conditions(role.or_public))}"
+
+
+def _conditions(values: Mapping[str, Value]) -> tuple[Condition, ...]:
+    return tuple(Condition(key, (value,)) for key, value in values.items())
 
 
 def rights_of(role: Role) -> Rights:

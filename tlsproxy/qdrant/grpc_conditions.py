@@ -2,30 +2,60 @@
 
 from __future__ import annotations
 
-from tlsproxy.authz.access import Condition
-from tlsproxy.qdrant.rest_tenancy import Conditions
-from tlsproxy.wire.protobuf import delimited
+from typing import Any, Final
+
+from tlsproxy.authz.access import Confinements
+from tlsproxy.qdrant import tenant_filters
+from tlsproxy.wire.protobuf import VARINT, delimited, varint
+
+_CLAUSES: Final = {"should": 1, "must": 2, "must_not": 3}
 
 
-def narrowed(own: bytes, conditions: Conditions, *, alone: bool = False, ids: bytes | None = None) -> bytes:
-    """A Filter of all conditions, with the caller's own filter as one of them.
+def narrowed(own: bytes, confinements: Confinements, *, alone: bool = False, ids: bytes | None = None) -> bytes:
+    """A Filter of all confinements, with the caller's own filter as one more condition.
 
-    ``alone``: excludes shared points. ``ids``: a PointsIdsList, whose points alone are meant.
+    ``alone``: for a change. ``ids``: a PointsIdsList, whose points alone are meant.
     """
-    must = [] if ids is None else [delimited(2, delimited(3, ids))]  # HasIdCondition has the same field
-    must += (delimited(2, delimited(1, _match(one))) for one in conditions)
-    if alone:
-        must += (delimited(2, delimited(1, _one_value(one))) for one in conditions)
+    parts = [] if ids is None else [delimited(2, delimited(3, ids))]  # HasIdCondition has the same field
+    parts.append(encoded(tenant_filters.narrowed(None, confinements, alone=alone)))
     if own:
-        must.append(delimited(2, delimited(4, own)))
-    return b"".join(must)
+        parts.append(delimited(2, delimited(4, own)))
+    return b"".join(parts)
 
 
-def _match(condition: Condition) -> bytes:
-    """A FieldCondition: this key has this keyword."""
-    return delimited(1, condition.key.encode()) + delimited(2, delimited(1, condition.value.encode()))
+def encoded(clauses: dict[str, Any]) -> bytes:
+    """A Filter, from one in REST's form with the conditions that :mod:`tlsproxy.qdrant.tenant_filters` has."""
+    return b"".join(delimited(_CLAUSES[clause], _condition(one)) for clause, found in clauses.items() for one in found)
 
 
-def _one_value(condition: Condition) -> bytes:
-    """A FieldCondition: this key has at most one value (values_count.lte)."""
-    return delimited(1, condition.key.encode()) + delimited(6, b"\x20\x01")
+def _condition(condition: dict[str, Any]) -> bytes:
+    if "nested" in condition:
+        nested = condition["nested"]
+        return delimited(6, delimited(1, nested["key"].encode()) + delimited(2, encoded(nested["filter"])))
+    if "is_empty" in condition:
+        return delimited(2, delimited(1, condition["is_empty"]["key"].encode()))
+    if "key" not in condition:
+        return delimited(4, encoded(condition))
+    field = delimited(1, condition["key"].encode())
+    if "match" in condition:
+        field += delimited(2, _match(condition["match"]))
+    else:
+        field += delimited(6, _number(2, condition["values_count"]["gt"]))
+    return delimited(1, field)
+
+
+def _match(match: dict[str, Any]) -> bytes:
+    ((kind, value),) = match.items()
+    if kind != "value":
+        of_text = isinstance(value[0], str)
+        number = {("any", True): 5, ("any", False): 6, ("except", False): 7, ("except", True): 8}[kind, of_text]
+        listed = (delimited(1, one.encode()) for one in value) if of_text else (_number(1, one) for one in value)
+        return delimited(number, b"".join(listed))
+    if isinstance(value, str):
+        return delimited(1, value.encode())
+    return _number(3 if isinstance(value, bool) else 2, value)
+
+
+def _number(field: int, value: int) -> bytes:
+    """A field of type int64, uint64 or bool."""
+    return varint(field << 3 | VARINT) + varint(value % (1 << 64))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from tlsproxy.authz.access import ALLOWED, ANY_COLLECTION, NO_NAMES, UNREAD, BodyNames, Condition, Decision, Scope
+from tlsproxy.authz.access import ALLOWED, ANY_COLLECTION, NO_NAMES, UNREAD, BodyNames, Confinements, Decision, Scope
 from tlsproxy.authz.admission import Admission
 from tlsproxy.errors import BadRequest
 from tlsproxy.qdrant.answer_statistics import AnswerReducer
@@ -65,7 +65,7 @@ def decide_call(admitted: Admission | Decision, operation: Operation | None) -> 
         return HeadDecision(UNDER_POLICY)
     rights, confinable = admitted.rights, is_confinable_call(operation)
     listing = listing_of_call(operation, rights)
-    shown = AnswerReducer(operation) if confinable and any(one.conditions for one in rights) else listing
+    shown = AnswerReducer(operation) if confinable and admitted.confinements else listing
     limited = any(one.limited for one in rights)
     if limited and operation.requirement.grantable:
         best = decide_at_best(admitted, operation)
@@ -81,7 +81,7 @@ def decide_call(admitted: Admission | Decision, operation: Operation | None) -> 
     )
     if not decision.allowed:
         return HeadDecision(decision)
-    if needs_names(rights, operation) or (confinable and any(one.conditions for one in rights)):
+    if needs_names(rights, operation) or (confinable and admitted.confinements):
         return HeadDecision(UNREAD, shown)
     return HeadDecision(ALLOWED, listing)
 
@@ -178,20 +178,20 @@ def decide_message(
 def decide_call_again(admission: Admission, operation: Operation, body: BodyFacts) -> Decision:
     """Decides with present rights on a call in progress, whose message was decided on with earlier ones."""
     confinable = is_confinable_call(operation)
-    if confinable and not body.suits(admission.conditions):
+    if confinable and not body.suits(admission.confinements):
         return NOT_CONFINED
     return decide_message(admission, operation, body.collection, body.names, confined=confinable)
 
 
 def confine_message(
-    operation: Operation, message: bytes, conditions: tuple[Condition, ...], facts: Facts | None = None
+    operation: Operation, message: bytes, confinements: Confinements, facts: Facts | None = None
 ) -> Steps[bytes]:
-    """The message to send instead of this whole one, with the conditions in it.
+    """The message to send instead of this whole one, confined.
 
     Raises :class:`BadRequest`, :class:`Unconfined`, and :class:`FactsNeeded` where it depends on the facts.
     """
     try:
-        return (yield from confined_message(operation, message, conditions, facts))
+        return (yield from confined_message(operation, message, confinements, facts))
     except ProtobufError as error:
         raise _malformed(error) from None
 

@@ -11,10 +11,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import ClassVar, Final
 
+from tlsproxy.authz.access import Confinements
 from tlsproxy.qdrant.grpc_conditions import narrowed
 from tlsproxy.qdrant.grpc_rewrite import STEP, Reading
 from tlsproxy.qdrant.point_ids import PointId, canonical_uuid
-from tlsproxy.qdrant.rest_tenancy import Conditions
 from tlsproxy.wire.content_coding import Content
 from tlsproxy.wire.cooperative import Steps
 from tlsproxy.wire.grpc import PREFIX
@@ -53,7 +53,7 @@ def point_id(content: bytes) -> PointId:
     return canonical
 
 
-def scrolled(content: bytes, conditions: Conditions, reading: Reading) -> Steps[bytes]:
+def scrolled(content: bytes, confinements: Confinements, reading: Reading) -> Steps[bytes]:
     """ScrollPoints in place of GetPoints. Raises :class:`ProtobufError`."""
     ids: dict[PointId, bytes] = {}
     seen: set[int] = set()
@@ -66,7 +66,7 @@ def scrolled(content: bytes, conditions: Conditions, reading: Reading) -> Steps[
         return one.tagged(_ASKED[one.number])
 
     def added() -> Iterator[bytes]:
-        yield delimited(_FILTER, narrowed(b"", conditions, ids=b"".join(ids.values())))
+        yield delimited(_FILTER, narrowed(b"", confinements, ids=b"".join(ids.values())))
         yield integer(_LIMIT, max(1, len(ids)))  # a scroll of none is an error
         if _WITH_PAYLOAD not in seen:
             yield _NO_PAYLOAD

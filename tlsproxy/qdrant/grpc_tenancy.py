@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
+from tlsproxy.authz.access import Confinements, Value
 from tlsproxy.errors import BadRequest, Unconfined
 from tlsproxy.qdrant import rest_tenancy, scoring
 from tlsproxy.qdrant.grpc_conditions import narrowed
@@ -17,10 +18,10 @@ from tlsproxy.qdrant.grpc_retrieval import RetrievedPoints, scrolled
 from tlsproxy.qdrant.grpc_rewrite import MAX_FIELDS, Reading
 from tlsproxy.qdrant.operations import Operation
 from tlsproxy.qdrant.rest_listings import Reducer
-from tlsproxy.qdrant.rest_tenancy import Conditions
 from tlsproxy.qdrant.scoring import Facts, Scored
+from tlsproxy.qdrant.tenant_filters import MARKED, marks_of, roots_of
 from tlsproxy.wire.cooperative import Steps
-from tlsproxy.wire.protobuf import VARINT, Field, ProtobufError, delimited, flag
+from tlsproxy.wire.protobuf import VARINT, Field, ProtobufError, delimited, flag, varint
 
 _EXACT: Final = 2
 _QUANTIZATION: Final = 3
@@ -37,7 +38,7 @@ class RewriteState:
     they are fetched.
     """
 
-    conditions: Conditions
+    confinements: Confinements
     reading: Reading
     facts: Facts | None = None
     exact: bool = False
@@ -154,12 +155,12 @@ class Rewrite:
         if self.needs and self.needs not in found.numbers:
             raise BadRequest(f"Field {self.needs} of {self.message} is missing")
         if self.payload:
-            missing = _marks(found.payload, state.conditions, makes=self.makes)
+            missing = _marks(found.payload, state.confinements, makes=self.makes)
             yield from (delimited(self.payload, mark) for mark in missing if self.marks)
         if self.matrix:
             scoring.check_matrix(found.using, state.facts)
         if self.filter:
-            yield delimited(self.filter, narrowed(found.filter, state.conditions, alone=self.alone))
+            yield delimited(self.filter, narrowed(found.filter, state.confinements, alone=self.alone))
         if self.params:
             params = _search_params(found, state)
             if params or found.params is not None:
@@ -174,7 +175,7 @@ def is_confinable_call(operation: Operation) -> bool:
 
 
 def confined(
-    operation: Operation, message: bytes, conditions: Conditions, facts: Facts | None, *, fields: int = MAX_FIELDS
+    operation: Operation, message: bytes, confinements: Confinements, facts: Facts | None, *, fields: int = MAX_FIELDS
 ) -> Steps[bytes]:
     """Confines a whole message of at most so many ``fields``.
 
@@ -184,7 +185,7 @@ def confined(
     rewrite = REWRITES.get(operation.path)
     if rewrite is None:
         raise Unconfined(rest_tenancy.NOT_CONFINED)
-    return (yield from rewrite(message, RewriteState(conditions, Reading(fields), facts)))
+    return (yield from rewrite(message, RewriteState(confinements, Reading(fields), facts)))
 
 
 def method_of_confined(operation: Operation) -> str:
@@ -207,7 +208,7 @@ def _selector(content: bytes, state: RewriteState) -> bytes:
         raise BadRequest("Either points or a filter is expected")
     if chosen.number != 2:  # noqa: PLR2004 - as the docstring has it
         raise Unconfined(rest_tenancy.BY_IDS)
-    return delimited(2, narrowed(chosen.content(), state.conditions, alone=True))
+    return delimited(2, narrowed(chosen.content(), state.confinements, alone=True))
 
 
 def _scored(content: bytes, state: RewriteState) -> Scored:
@@ -259,7 +260,7 @@ def _search_params(found: _Found, state: RewriteState) -> bytes:
     if scoring.is_rescored(found.scored) or quantization is not None:
         parts.append(delimited(_QUANTIZATION, (quantization or b"") + flag(_RESCORE)))
     if scoring.needs_corpus(found.scored, found.using, state.facts) or corpus is not None:
-        parts.append(delimited(_IDF, delimited(1, narrowed(corpus or b"", state.conditions))))
+        parts.append(delimited(_IDF, delimited(1, narrowed(corpus or b"", state.confinements))))
     return b"".join(parts)
 
 
@@ -280,7 +281,7 @@ def _check_flag(one: Field, message: str) -> None:
 
 
 def _path(content: bytes, state: RewriteState) -> bytes:
-    rest_tenancy.check_deleted(content.decode(errors="replace"), state.conditions)
+    rest_tenancy.check_deleted(content.decode(errors="replace"), state.confinements)
     return content
 
 
@@ -290,26 +291,34 @@ def _entry(content: bytes, state: RewriteState) -> tuple[bytes, bytes]:
     return found.get(1, b""), found.get(2, b"")
 
 
-def _marks(payload: dict[bytes, bytes], conditions: Conditions, *, makes: bool) -> list[bytes]:
-    """Adds the conditions to the payload: the entries that were missing.
+def _marks(payload: dict[bytes, bytes], confinements: Confinements, *, makes: bool) -> list[bytes]:
+    """The marks that are missing in a payload, as its entries.
 
     Raises :class:`Unconfined` where it has another value under a key, or, unless it is that of a new point, any value.
     """
     missing = []
-    for one in () if makes else conditions:
-        if one.key.encode() in payload:
-            raise Unconfined(rest_tenancy.SET.format(one.key))
-    for one in conditions:
-        key, value = one.key.encode(), delimited(4, one.value.encode())  # Value.string_value
-        if key not in payload:
-            missing.append(delimited(1, key) + delimited(2, value))
-        if payload.setdefault(key, value) != value:
-            raise Unconfined(rest_tenancy.MARKED.format(one.key))
+    for root in () if makes else sorted(roots_of(confinements)):
+        if root.encode() in payload:
+            raise Unconfined(rest_tenancy.SET.format(root))
+    for mark in marks_of(confinements):
+        key, values = mark.key.encode(), list(map(_value, mark.values))
+        if key not in payload and len(values) == 1:
+            missing.append(delimited(1, key) + delimited(2, values[0]))
+            payload[key] = values[0]
+        if makes and (mark.root != mark.key or payload.get(key) not in values):
+            raise Unconfined(MARKED.format(mark.key))
     return missing
 
 
+def _value(value: Value) -> bytes:
+    """A Value: a string (4), a boolean (5) or an integer (3)."""
+    if isinstance(value, str):
+        return delimited(4, value.encode())
+    return varint((5 if isinstance(value, bool) else 3) << 3 | VARINT) + varint(value % (1 << 64))
+
+
 def _retrieval(content: bytes, state: RewriteState) -> Steps[bytes]:
-    return (yield from scrolled(content, state.conditions, state.reading))
+    return (yield from scrolled(content, state.confinements, state.reading))
 
 
 def _operation(content: bytes, state: RewriteState) -> Steps[bytes]:

@@ -17,12 +17,13 @@ from tlsproxy.authz.access import (
     NO_NAMES,
     UNREAD,
     BodyNames,
-    Condition,
+    Confinements,
     Decision,
     Rights,
     Scope,
     decide,
     forbidden,
+    is_within,
 )
 from tlsproxy.authz.admission import Admission
 from tlsproxy.errors import Form
@@ -69,18 +70,18 @@ NOT_CONFINED: Final = forbidden("not_confined", "The request is not confined to 
 
 @dataclass(frozen=True, slots=True)
 class BodyFacts:
-    """Facts of a body that was decided on: the names in it, and the conditions that it was confined to.
+    """Facts of a body that was decided on: the names in it, and the confinements that it was written anew for.
 
     ``collection`` is that of a gRPC message; REST has it in the path.
     """
 
     names: BodyNames
-    conditions: tuple[Condition, ...]
+    confinements: Confinements
     collection: str | None = None
 
-    def suits(self, conditions: tuple[Condition, ...]) -> bool:
-        """Whether it is confined to the points of these conditions, or fewer."""
-        return set(conditions) <= set(self.conditions)
+    def suits(self, present: Confinements) -> bool:
+        """Whether it is confined to the points of these, or fewer."""
+        return is_within(self.confinements, present)
 
 
 def decide_request(admitted: Admission | Decision, request: Recognised) -> HeadDecision:
@@ -106,7 +107,7 @@ def decide_request(admitted: Admission | Decision, request: Recognised) -> HeadD
         return HeadDecision(decision)
     if treatment(operation, admitted.queries) is not Treatment.FREE:
         return HeadDecision(UNDER_POLICY)
-    if needs_names(rights, operation) or (confinable and any(one.conditions for one in rights)):
+    if needs_names(rights, operation) or (confinable and admitted.confinements):
         return HeadDecision(UNREAD)
     return HeadDecision(ALLOWED, listing)
 
@@ -149,16 +150,16 @@ def deciding_body(
     operation = request.operation
     if operation is None:
         return BodyDecision(UNREAD)
-    conditions = admitted.conditions
+    confinements = admitted.confinements
     body = yield from reading_json(content, memory)
     names = body_names(operation, body)
     changed = None
-    if conditions:
-        confined = confine(operation, body, conditions, facts)
+    if confinements:
+        confined = confine(operation, body, confinements, facts)
         yield None
         changed = orjson.dumps(confined)
     decision = decide_all(admitted.rights, operation, request.collection, names=names, confined=changed is not None)
-    return BodyDecision(decision, BodyFacts(names, conditions), changed)
+    return BodyDecision(decision, BodyFacts(names, confinements), changed)
 
 
 def decide_again(admitted: Admission, request: Recognised, body: BodyFacts) -> Decision:
@@ -167,7 +168,7 @@ def decide_again(admitted: Admission, request: Recognised, body: BodyFacts) -> D
     if operation is None:
         return UNKNOWN_OPERATION
     confinable = is_confinable(operation)
-    if confinable and not body.suits(admitted.conditions):
+    if confinable and not body.suits(admitted.confinements):
         return NOT_CONFINED
     confined = confinable or touches_no_points(operation)
     return decide_all(admitted.rights, operation, request.collection, names=body.names, confined=confined)

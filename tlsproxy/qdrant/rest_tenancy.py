@@ -18,13 +18,12 @@ import re
 from collections.abc import Callable
 from typing import Any, Final
 
-from tlsproxy.authz.access import Condition
+from tlsproxy.authz.access import Confinements
 from tlsproxy.errors import BadRequest, Unconfined
 from tlsproxy.qdrant.operations import Operation
 from tlsproxy.qdrant.rest_collections import expect_object, prefetches_of, requests_of, wrong_type
 from tlsproxy.qdrant.scoring import Facts, Scored, check_matrix, is_rescored, needs_corpus
-
-Conditions = tuple[Condition, ...]
+from tlsproxy.qdrant.tenant_filters import marked, marks_of, narrowed, roots_of
 
 # Responses with names of collections and aliases only, which are decided on by grants.
 _NO_POINTS: Final = frozenset({"collection_exists", "list_collections", "list_aliases", "list_collection_aliases"})
@@ -34,7 +33,6 @@ LOOKS_UP: Final = "{} would read points of others: it cannot be confined to a te
 BY_EXAMPLE: Final = "A query by a point's id, or by examples, cannot be confined to a tenant: send its vector"
 BY_IDS: Final = "A change by ids cannot be confined to a tenant: use a filter with has_id"
 BELOW_A_KEY: Final = "A payload that is set below a key cannot be confined to a tenant"
-MARKED: Final = "The payload's {} is not yours to choose"
 SET: Final = "The payload's {} is not yours to set"
 _KEPT: Final = "The payload that marks a tenant's points cannot be deleted, nor a key of unusual form"
 
@@ -53,14 +51,14 @@ def is_confinable(operation: Operation) -> bool:
     return operation.path in _READS or (operation.method, operation.path) in _WRITES
 
 
-def confine(operation: Operation, body: Any, conditions: Conditions, facts: Facts | None = None) -> Any:
+def confine(operation: Operation, body: Any, confinements: Confinements, facts: Facts | None = None) -> Any:
     """Changes ``body`` and returns it.
 
     Raises :class:`Unconfined`, :class:`BadRequest`, and :class:`FactsNeeded` where it depends on the facts.
     """
     write = _WRITES.get((operation.method, operation.path))
     if write is not None:
-        write(expect_object(body, "the body"), conditions)
+        write(expect_object(body, "the body"), confinements)
         return body
     if operation.path not in _READS:
         raise Unconfined(NOT_CONFINED)
@@ -78,26 +76,21 @@ def confine(operation: Operation, body: Any, conditions: Conditions, facts: Fact
         if operation.path in _MATRICES:
             check_matrix(using, facts)
         corpus = needs_corpus(scored, using, facts)
-        _params(request, conditions, exact=operation.path in _GROUPED, corpus=corpus, rescored=is_rescored(scored))
+        _params(request, confinements, exact=operation.path in _GROUPED, corpus=corpus, rescored=is_rescored(scored))
         if operation.path in _COUNTED:
             request["exact"] = True
-        _filter(request, "filter", conditions)
+        _filter(request, "filter", confinements)
         pending += prefetches_of(request)
     return body
 
 
-def _filter(request: dict[str, Any], name: str, conditions: Conditions, *, alone: bool = False) -> None:
-    """Adds the conditions; the caller's own filter becomes one more of them. ``alone``: excludes shared points."""
+def _filter(request: dict[str, Any], name: str, confinements: Confinements, *, alone: bool = False) -> None:
+    """Adds the confinements; the caller's own filter becomes one more condition. ``alone``: for a change."""
     own = request.get(name)
-    must: list[dict[str, Any]] = [{"key": one.key, "match": {"value": one.value}} for one in conditions]
-    if alone:
-        must += ({"key": one.key, "values_count": {"lte": 1}} for one in conditions)
-    if own is not None and expect_object(own, name):
-        must.append(own)
-    request[name] = {"must": must}
+    request[name] = narrowed(None if own is None else expect_object(own, name), confinements, alone=alone)
 
 
-def _params(request: dict[str, Any], conditions: Conditions, *, exact: bool, corpus: bool, rescored: bool) -> None:
+def _params(request: dict[str, Any], confinements: Confinements, *, exact: bool, corpus: bool, rescored: bool) -> None:
     """Removes the influence of other tenants' points: which segments are indexed and the codes of quantized vectors
     depend on all points, and words must be counted over the caller's own.
     """
@@ -116,7 +109,7 @@ def _params(request: dict[str, Any], conditions: Conditions, *, exact: bool, cor
     idf = params.get("idf")
     if corpus or idf is not None:
         params["idf"] = {} if idf is None or idf == "global" else expect_object(idf, "params.idf")
-        _filter(params["idf"], "corpus", conditions)
+        _filter(params["idf"], "corpus", confinements)
 
 
 def _scored(query: Any) -> Scored:
@@ -175,80 +168,76 @@ _NUMBERS: Final = frozenset((float, int))
 # Changes. Each takes its body, or one operation of a batch.
 
 
-def _upsert(body: dict[str, Any], conditions: Conditions) -> None:
+def _upsert(body: dict[str, Any], confinements: Confinements) -> None:
     if ("points" in body) == ("batch" in body):
         raise BadRequest("Format error in JSON body: either points or batch is expected")
     if "points" in body:
         for one in _array(body["points"], "points"):
             point = expect_object(one, "points")
-            point["payload"] = _marked(point.get("payload"), conditions)
+            point["payload"] = _marked(point.get("payload"), confinements)
     else:
         batch = expect_object(body["batch"], "batch")
         ids, payloads = _array(batch.get("ids"), "ids"), batch.get("payloads")
         if payloads is None:
             payloads = [None] * len(ids)
-        batch["payloads"] = [_marked(payload, conditions) for payload in _array(payloads, "payloads")]
-    _filter(body, "update_filter", conditions, alone=True)
+        batch["payloads"] = [_marked(payload, confinements) for payload in _array(payloads, "payloads")]
+    _filter(body, "update_filter", confinements, alone=True)
 
 
-def _update_vectors(body: dict[str, Any], conditions: Conditions) -> None:
-    _filter(body, "update_filter", conditions, alone=True)
+def _update_vectors(body: dict[str, Any], confinements: Confinements) -> None:
+    _filter(body, "update_filter", confinements, alone=True)
 
 
-def _by_filter(body: dict[str, Any], conditions: Conditions) -> None:
+def _by_filter(body: dict[str, Any], confinements: Confinements) -> None:
     if body.get("points") is not None:
         raise Unconfined(BY_IDS)
     expect_object(
         body.get("filter"), "filter"
     )  # Qdrant requires one; the conditions alone would select all points of the tenant
-    _filter(body, "filter", conditions, alone=True)
+    _filter(body, "filter", confinements, alone=True)
 
 
-def _set_payload(body: dict[str, Any], conditions: Conditions) -> None:
+def _set_payload(body: dict[str, Any], confinements: Confinements) -> None:
     if body.get("key") is not None:
         raise Unconfined(BELOW_A_KEY)
     payload = expect_object(body.get("payload"), "payload")
-    for one in conditions:
-        if one.key in payload:
-            raise Unconfined(SET.format(one.key))
-    _marked({}, conditions)  # raises for conditions that exclude each other
-    _by_filter(body, conditions)
+    for root in sorted(roots_of(confinements)):
+        if root in payload:
+            raise Unconfined(SET.format(root))
+    marks_of(confinements)  # raises for conditions that exclude each other
+    _by_filter(body, confinements)
 
 
-def _overwrite_payload(body: dict[str, Any], conditions: Conditions) -> None:
-    _set_payload(body, conditions)
-    body["payload"] = _marked(body["payload"], conditions)
+def _overwrite_payload(body: dict[str, Any], confinements: Confinements) -> None:
+    _set_payload(body, confinements)
+    body["payload"] = _marked(body["payload"], confinements)
 
 
-def _delete_payload(body: dict[str, Any], conditions: Conditions) -> None:
+def _delete_payload(body: dict[str, Any], confinements: Confinements) -> None:
     for path in _array(body.get("keys"), "keys"):
-        check_deleted(path, conditions)
-    _by_filter(body, conditions)
+        check_deleted(path, confinements)
+    _by_filter(body, confinements)
 
 
-def check_deleted(path: Any, conditions: Conditions) -> None:
+def check_deleted(path: Any, confinements: Confinements) -> None:
     """Checks a payload path to delete. Raises :class:`Unconfined` for a condition's key."""
     match = _PLAIN_PATH.fullmatch(path) if isinstance(path, str) else None
-    if match is None or any(match.group(1) == one.key for one in conditions):
+    if match is None or match.group(1) in roots_of(confinements):
         raise Unconfined(_KEPT)
 
 
-def _batch(body: dict[str, Any], conditions: Conditions) -> None:
+def _batch(body: dict[str, Any], confinements: Confinements) -> None:
     for operation in _array(body.get("operations"), "operations"):
         pairs = list(expect_object(operation, "operations").items())
         change = _CHANGES.get(pairs[0][0]) if len(pairs) == 1 else None
         if change is None:
             raise Unconfined(NOT_OF_A_BATCH)
-        change(expect_object(pairs[0][1], pairs[0][0]), conditions)
+        change(expect_object(pairs[0][1], pairs[0][0]), confinements)
 
 
-def _marked(payload: Any, conditions: Conditions) -> dict[str, Any]:
-    """The payload with the conditions. Raises :class:`Unconfined` where it has another value under a key."""
-    marked = {} if payload is None else expect_object(payload, "payload")
-    for one in conditions:
-        if marked.setdefault(one.key, one.value) != one.value:
-            raise Unconfined(MARKED.format(one.key))
-    return marked
+def _marked(payload: Any, confinements: Confinements) -> dict[str, Any]:
+    """The payload of a new point with the marks. Raises :class:`Unconfined` where it has another value for one."""
+    return marked({} if payload is None else expect_object(payload, "payload"), confinements)
 
 
 def _text(value: Any, where: str) -> str:
@@ -286,7 +275,7 @@ _GROUPED: Final = frozenset({f"{_COLLECTION}/points/query/groups", f"{_COLLECTIO
 _SEARCHED: Final = frozenset(f"{_COLLECTION}/points/search{path}" for path in ("", "/batch", "/groups"))
 """Older routes that have ``vector`` instead of ``query`` and ``using``."""
 _MATRICES: Final = frozenset(f"{_COLLECTION}/points/search/matrix/{path}" for path in ("offsets", "pairs"))
-_Change = Callable[[dict[str, Any], Conditions], None]
+_Change = Callable[[dict[str, Any], Confinements], None]
 _CHANGES: Final[dict[str, _Change]] = {
     "upsert": _upsert,
     "delete": _by_filter,

@@ -10,6 +10,7 @@ from typing import Any
 
 import tlsproxy
 from tlsproxy.admin.readiness import RELOAD, Readiness, reload_part
+from tlsproxy.config.policy import confinement_text
 from tlsproxy.metrics.recent import dated
 from tlsproxy.proxy.frontend.listener import Bound
 from tlsproxy.service.clock_jumps import ClockJumps
@@ -27,8 +28,7 @@ def described(bound: Sequence[Bound]) -> list[dict[str, Any]]:
 
 def _rights(generation: Generation, role: str) -> str:
     """A role's rights as configured: `docs rw where tenant = "{cn}"`."""
-    conditions = " and ".join(f'{key} = "{text}"' for key, text in generation.config.roles[role].filter.items())
-    return f"{generation.policy.roles[role]}{' where ' * bool(conditions)}{conditions}"
+    return f"{generation.policy.roles[role]}{confinement_text(generation.config.roles[role])}"
 
 
 class ServiceState:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final, Self
 from urllib.parse import urlsplit
 
 from tlsproxy.audit.line import Prepared
-from tlsproxy.authz.access import ALLOWED, UNREAD, BodyNames, Condition, Decision
+from tlsproxy.authz.access import ALLOWED, UNREAD, BodyNames, Confinements, Decision
 from tlsproxy.authz.admission import Admission, admit
 from tlsproxy.authz.claims import ValueExists
 from tlsproxy.authz.cross_site import cross_site, is_cross_site
@@ -84,11 +84,11 @@ class Asked:
     rebuilt: bool = False
 
     @property
-    def conditions(self) -> tuple[Condition, ...]:
+    def confinements(self) -> Confinements:
         """Conditions of the caller's points; where there are any, the message is made anew."""
         if not is_confinable_call(self.operation):  # it is about no points, or was refused
             return ()
-        return self.admission.conditions
+        return self.admission.confinements
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,7 +231,8 @@ class CallPlans:
         return former.under(self._made(principal, former.asked.head, now, ended, rebuilt=former.asked.rebuilt))
 
     def _judge(self, asked: Asked, collection: str | None, names: BodyNames) -> CallPlan:
-        decision = decide_message(asked.admission, asked.operation, collection, names, confined=bool(asked.conditions))
+        confined = bool(asked.confinements)
+        decision = decide_message(asked.admission, asked.operation, collection, names, confined=confined)
         plan = self._plan(
             asked.admission.principal,
             asked.head,
@@ -241,7 +242,7 @@ class CallPlans:
             collection=collection,
             rebuilt=asked.rebuilt,
         )
-        return replace(plan, body_facts=BodyFacts(names, asked.conditions, collection))
+        return replace(plan, body_facts=BodyFacts(names, asked.confinements, collection))
 
     def _plan(
         self,
@@ -258,7 +259,7 @@ class CallPlans:
         asked, block, exists, is_open = None, b"", None, operation is not None and operation.open
         if operation is not None and admission is not None:
             asked = Asked(head, operation, admission, listing)
-            if rebuilt or asked.conditions:
+            if rebuilt or asked.confinements:
                 asked = replace(asked, rebuilt=True)
         if decision is ALLOWED or decision is UNREAD:
             sent = head

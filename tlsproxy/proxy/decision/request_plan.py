@@ -341,7 +341,7 @@ class Plans:
             route = Relayed(upstream) if listing is None else Reduced(upstream, listing)
             proviso = _proviso(head, asked, admission)
         elif decision is UNREAD and asked is not None and admission is not None:
-            confined = any(rights.conditions for rights in admission.rights)
+            confined = bool(admission.confinements)
             route = Unread(head, asked, admission, head.value(b"content-encoding"), confined)
         limit, largest = self._limit(operation), self._quotas.largest_body(admission)
         of_role = largest is not None and largest < limit

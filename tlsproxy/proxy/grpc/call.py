@@ -253,7 +253,7 @@ class Call:
     def _unconfined(self, plan: CallPlan) -> bool:
         """Whether its message was to be written anew, and was not from the beginning."""
         asked, reading = plan.asked, self.reading
-        return plan.unread and asked is not None and bool(asked.conditions) and not (reading and reading.rebuilds)
+        return plan.unread and asked is not None and bool(asked.confinements) and not (reading and reading.rebuilds)
 
     def renew(self, plan: CallPlan) -> Decision | None:
         """It goes on by this plan; or the refusal that it meets."""

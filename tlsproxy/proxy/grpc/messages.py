@@ -193,9 +193,9 @@ class RebuiltMessage:
     def _confining(self, content: bytes, facts: Facts | None) -> Steps[bytes | None]:
         """None where more must be known."""
         body_facts = self._call.record.plan.body_facts
-        conditions = body_facts.conditions if body_facts is not None else self.decision.asked.conditions
+        confinements = body_facts.confinements if body_facts is not None else self.decision.asked.confinements
         try:
-            return message((yield from confine_message(self.decision.asked.operation, content, conditions, facts)))
+            return message((yield from confine_message(self.decision.asked.operation, content, confinements, facts)))
         except FactsNeeded:
             return None
 

@@ -1,0 +1,46 @@
+"""Whose a point is, found in its payload alone: by no filter, and by none of the gateway's code but its types."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tlsproxy.authz.access import Condition, Confinements
+
+
+def is_readable(payload: dict[str, Any] | None, confinements: Confinements) -> bool:
+    """Whether a tenant may read the point: it has one of the values under each key, or all that makes it public."""
+    found = payload or {}
+    return all(
+        all(_has(found, each) for each in one.conditions)
+        or bool(one.public and all(_has(found, p) for p in one.public))
+        for one in confinements
+    )
+
+
+def is_owned(payload: dict[str, Any] | None, confinements: Confinements) -> bool:
+    """Whether a tenant may change the point: it is the tenant's, and nobody else's."""
+    found = payload or {}
+    return all(_has(found, each) and _has_no_other(found, each) for one in confinements for each in one.conditions)
+
+
+def values_under(payload: Any, path: str) -> list[Any]:
+    """What a payload has under `a`, `a.b` or `a[].b`; the members of a list one by one."""
+    found = [payload]
+    for step in path.split("."):
+        name = step.removesuffix("[]")
+        found = [one[name] for one in found if isinstance(one, dict) and name in one]
+        if name != step:
+            found = [member for one in found if isinstance(one, list) for member in one]
+    return [member for one in found for member in (one if isinstance(one, list) else [one])]
+
+
+def _has(payload: dict[str, Any], condition: Condition) -> bool:
+    return any(_is_one_of(value, condition) for value in values_under(payload, condition.key))
+
+
+def _has_no_other(payload: dict[str, Any], condition: Condition) -> bool:
+    return all(value is None or _is_one_of(value, condition) for value in values_under(payload, condition.key))
+
+
+def _is_one_of(value: Any, condition: Condition) -> bool:
+    return any(type(value) is type(one) and value == one for one in condition.values)
