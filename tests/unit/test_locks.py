@@ -15,7 +15,8 @@ from tlsproxy.authz.identity import Identity
 from tlsproxy.authz.keys import Key, Keys, key_digest
 from tlsproxy.authz.locks import KINDS, Lock, Locks, selector
 from tlsproxy.authz.matcher import Matcher
-from tlsproxy.authz.roles import Policy, Rule
+from tlsproxy.authz.roles import Policy
+from tlsproxy.authz.rules import Rule
 from tlsproxy.authz.tokens import Tokens, mint, qdrant_verifier
 
 ALICE = Identity(

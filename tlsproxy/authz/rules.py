@@ -39,6 +39,11 @@ class Rule:
         """Whether it names claims and certificate fields."""
         return bool(self.claims and self.match.conditions)
 
+    def concerns(self, issuer: str) -> bool:
+        """Whether a token of this issuer may match."""
+        of_issuer = (one for one in self.claims.claims if one.path == "iss")
+        return bool(self.claims) and all(one.matches({"iss": issuer}) for one in of_issuer)
+
     def matches(self, identity: Identity | None, claims: Mapping[str, Any]) -> bool:
         if self.claims and not self.claims.matches(claims):
             return False

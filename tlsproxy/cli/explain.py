@@ -12,7 +12,7 @@ import click
 from tlsproxy.authz.access import UNREAD, Decision
 from tlsproxy.authz.admission import Admission, admit, joined, key_credential
 from tlsproxy.authz.keys import NEVER
-from tlsproxy.authz.roles import Principal
+from tlsproxy.authz.roles import Policy, Principal
 from tlsproxy.authz.tokens import INVALID
 from tlsproxy.cli.common import config_option, explained
 from tlsproxy.cli.inspection import NoConnection, connected, inspected_generation
@@ -53,7 +53,7 @@ def explain(
     For a gRPC call METHOD is `grpc`, and PATH its full method: /qdrant.Points/Search.
 
     Exits with 0 if allowed, 1 if not. With --token the decision is on a request with that key or token, and the
-    configuration's keys are read.
+    configuration's keys are read; of a token the rules that name claims are shown too.
     """
     now = time.time()
     with explained():
@@ -78,6 +78,8 @@ def _explain_arguments(
     generation = inspected_generation(config_path, with_keys=token is not None)
     presented = None if token is None else read_secret(token)
     principal = _principal(generation, client, request, now)
+    if presented is not None and principal.refusal is None:
+        _print_token(generation.policy, presented, principal, now)
     _print_decision_on(request, admit(principal, generation.policy, presented, now), principal)
 
 
@@ -132,6 +134,17 @@ def _principal(generation: Generation, client: Client, request: Request, now: fl
     return principal
 
 
+def _print_token(policy: Policy, presented: str, principal: Principal, now: float) -> None:
+    """Subject and groups of a token that is valid in itself, with the rules that were tried on its claims."""
+    token = policy.tokens.verify(presented, principal.identity, now)
+    if isinstance(token, Decision):
+        return
+    facts = [f"subject {token.subject}" if token.subject else "without a subject"]
+    facts += [f"groups {', '.join(token.groups)}"] if token.groups else []
+    click.echo(f"token      {printable('; '.join(facts))}")
+    _print_lines(f"  {printable(line)}" for line in policy.why_of_token(token, principal.identity))
+
+
 def _print_lines(lines: Iterable[str]) -> None:
     for line in lines:
         click.echo(line)
@@ -168,6 +181,8 @@ def _print_credential(admission: Admission) -> None:
     if credential is None:
         return
     role = f", role {credential.role}" if credential.role else ""
+    if credential.rule is not None:
+        role = f", rule {credential.rule.name} (role {credential.rule.role}){role}"
     click.echo(
         f"{'key' if credential.kind == 'ApiKey' else 'token of':<10} {credential.name} ({credential.gives}){role}"
     )

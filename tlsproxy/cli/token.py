@@ -129,7 +129,9 @@ def verify(config_path: Path, certificate: Path | None, source: str) -> None:
     if isinstance(outcome, Decision):
         click.echo(f"refused: {outcome.status} {outcome.text} ({outcome.reason})")
         raise SystemExit(1)
-    role = f" (role {outcome.role})" if outcome.role else ""
+    gives = [f"rule {rule.name}: role {rule.role}"] if (rule := outcome.rule) is not None else []
+    gives += [f"role {outcome.role}"] if outcome.role else []
+    role = f" ({'; '.join(gives)})" if gives else ""
     warn_of_end(outcome.expires, now)
     click.echo(f"accepted: signed by {outcome.name}{role}, gives {outcome.gives}")
 

@@ -98,7 +98,7 @@ def warnings(config: Config, anchors: Anchors, configured: Sequence[Anchor]) -> 
         for subject, where, matcher in _matchers(config)
         for path, text in _of_match(subject, where, matcher, cas)
     ]
-    warned += (Finding(path, text, warning=True) for path, text in _of_issuers(config, cas))
+    warned += (Finding(path, text, warning=True) for path, text in _of_tokens(config, cas))
     yield from warned[:MAX_WARNINGS]
     if len(warned) > MAX_WARNINGS:
         yield Finding(("identities",), f"there is the like to say of {len(warned) - MAX_WARNINGS} more", warning=True)
@@ -149,16 +149,21 @@ def _is_among(pattern: str, values: AbstractSet[str]) -> bool:
     return pattern in values if is_exact(pattern) else any(glob_matches(pattern, value) for value in values)
 
 
-def _of_issuers(config: Config, cas: _TrustedCas) -> Iterator[tuple[Path, str]]:
-    """Warn of an issuer's role subject filter uses certificate fields: no rule restricts their CA."""
-    for index, issuer in enumerate(config.jwt_issuers if cas.free else ()):
-        role = config.roles.get(issuer.role or "")
+def _of_tokens(config: Config, cas: _TrustedCas) -> Iterator[tuple[Path, str]]:
+    """Warn of a role of tokens whose filter uses certificate fields, where no rule restricts their CA."""
+    roles: list[tuple[Path, str | None]] = [
+        (("jwt_issuers", index, "role"), issuer.role) for index, issuer in enumerate(config.jwt_issuers)
+    ]
+    roles += (
+        (("identities", index, "role"), rule.role)
+        for index, rule in enumerate(config.identities)
+        if rule.match.claims and not matcher_of(rule.match).conditions
+    )
+    for path, name in roles if cas.free else ():
+        role = config.roles.get(name or "")
         if role is not None and any(template.of_certificate for template in filter_of(role)):
-            text = f"the filter of role {issuer.role!r} takes names from certificates of any CA"
-            yield (
-                ("jwt_issuers", index, "role"),
-                f"{text}: confine them (tls.ca_constraints); there are {cas.free}",
-            )
+            text = f"the filter of role {name!r} takes names from certificates of any CA"
+            yield path, f"{text}: confine them (tls.ca_constraints); there are {cas.free}"
 
 
 def _names(anchors: Iterable[Anchor]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Final
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Discriminator, Field, StrictBool, StrictInt, StrictStr, Tag
 
 from tlsproxy.authz.claim_paths import LONGEST_PATH
 from tlsproxy.authz.tokens import IssuerAlgorithm
@@ -31,6 +31,17 @@ NEEDS_RESTART: Final = Field(json_schema_extra=_say_restart)
 
 
 ClaimPath = Annotated[str, Field(min_length=1, max_length=LONGEST_PATH)]
+
+
+def _kind(value: object) -> str:
+    return "boolean" if isinstance(value, bool) else "integer" if isinstance(value, int) else "text"
+
+
+Scalar = Annotated[
+    Annotated[StrictBool, Tag("boolean")] | Annotated[StrictInt, Tag("integer")] | Annotated[StrictStr, Tag("text")],
+    Discriminator(_kind),
+]
+"""Text, an integer or a boolean: each only as itself."""
 
 
 class Section(BaseModel):
@@ -72,7 +83,7 @@ class Match(Section):
     them may give any name."""
     ca_sha256: str | None = None
     """SHA-256 fingerprint of that CA's certificate in hex, with or without colons."""
-    claims: dict[ClaimPath, StrictBool | StrictInt | StrictStr] = Field(default={})
+    claims: dict[ClaimPath, Scalar] = Field(default={})
     """In `identities` only: claims of a token of `jwt_issuers`, by path: text, integer or boolean, such as `{groups:
     sre, sub: "alice@*", "realm_access.roles": ops}`. A list holds if one of its values does. The exact name of a claim
     comes before a path that is split at dots. With several issuers `iss` is required: each of them may give any claim.

@@ -2,7 +2,8 @@
 
 A check is skipped if one of its sections is invalid in itself, so that a mistake is reported once. One that checks
 items of a list runs on the valid items, so that a mistake hides no other: after a misspelt key in the first role the
-second role is still checked. Roles and identities: :mod:`tlsproxy.config.identity_checks`; keys and tokens:
+second role is still checked. Roles and identities: :mod:`tlsproxy.config.identity_checks`, rules with claims:
+:mod:`tlsproxy.config.claim_checks`; keys and tokens:
 :mod:`tlsproxy.config.credential_checks`; listeners: :mod:`tlsproxy.config.listeners`.
 """
 
@@ -12,13 +13,14 @@ from collections.abc import Callable, Iterator
 from collections.abc import Set as AbstractSet
 from typing import Final
 
-from tlsproxy.config import ca_checks, health, listeners
+from tlsproxy.config import ca_checks, claim_checks, health, listeners
 from tlsproxy.config import credential_checks as credentials
 from tlsproxy.config.endpoints import check_origin, upstream_endpoint
 from tlsproxy.config.findings import Finding
 from tlsproxy.config.identity_checks import matches, names, nobody, role_use, roles
 from tlsproxy.config.limits import Quota
 from tlsproxy.config.model import Config
+from tlsproxy.config.policy import matcher_of
 from tlsproxy.config.positions import Path, Tree
 
 QDRANT_IDLE_TIMEOUT: Final = 5.0
@@ -45,7 +47,7 @@ def _tls(config: Config, _tree: Tree) -> Iterator[Finding]:
         where = ("service", "verify_https_client_certificate")
         if config.service.verify_https_client_certificate:
             yield Finding(where, "tls.ca_cert is needed to verify client certificates: set it, or set this to false")
-        elif config.identities:
+        elif any(matcher_of(rule.match).conditions for rule in config.identities):
             yield Finding(("identities",), "tls.ca_cert is needed: without it no client certificate can be verified")
         for index, listener in enumerate(config.listeners):
             if listener.mode == "tcp":
@@ -156,6 +158,10 @@ _CHECKS: Final[tuple[tuple[frozenset[str], Check], ...]] = (
     (frozenset({"service", "listeners", "admin", "health"}), health.listener),
     (frozenset({"roles"}), roles),
     (frozenset({"identities"}), matches),
+    (frozenset({"identities"}), claim_checks.values),
+    (frozenset({"identities", "jwt_issuers"}), claim_checks.issuers),
+    (frozenset({"identities"}), claim_checks.reached),
+    (frozenset({"service", "identities"}), claim_checks.certificates),
     (frozenset({"roles", "identities"}), names),
     (frozenset({"roles", "identities", "keys", "jwt_issuers"}), role_use),
     (frozenset({"service", "roles", "identities", "keys", "jwt_issuers"}), nobody),
@@ -175,6 +181,8 @@ _ITEM_BY_ITEM: Final = frozenset(
         health.listener,
         roles,
         matches,
+        claim_checks.values,
+        claim_checks.reached,
         names,
         credentials.named_keys,
         credentials.key_roles,

@@ -35,8 +35,16 @@ def form_hint(path: Path, value: Any) -> str:
             return ': [{name: jobs, match: {cn: "ingest-*"}, role: ingest}]'
         case ("identities", int(), "match"):
             return ': {cn: "ingest-*"}'
+        case ("identities", int(), "match", "claims", *more):
+            return _claim_hint(value) if more else ': {groups: sre, sub: "alice@*"}'
         case _:
             return ""
+
+
+def _claim_hint(value: Any) -> str:
+    if isinstance(value, dict):
+        return '; a claim in a claim is named by its path: {"realm_access.roles": ops}'
+    return ", or an integer or a boolean; one of a token's values must be this one: for several, a rule each"
 
 
 def place_hint(path: Path) -> str:
@@ -48,6 +56,8 @@ def place_hint(path: Path) -> str:
             return f": collections stand under `access`: {_grants(None)}"
         case ("roles", _, str(key)) if key in _FIELDS or key in {"match", "identities"}:
             return ": certificates get their role under `identities`"
+        case ("identities", int(), "match", str()):
+            return ": claims of a token stand under `claims`: {groups: sre}"
         case ("identities", int(), str(key)) if key in _FIELDS:
             return ': fields of a certificate stand under `match`: {cn: "ingest-*"}'
         case (_, int(), str(key)) | (str(key),) if key in _RIGHTS:

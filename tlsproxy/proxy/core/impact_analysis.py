@@ -39,7 +39,11 @@ class Outlook:
 
 @dataclass(frozen=True, slots=True)
 class Altered:
-    """Names of the present roles, keys and token verifiers that a candidate changes or removes."""
+    """Names of the present roles, keys and token verifiers that a candidate changes or removes.
+
+    A verifier is changed with each rule and role that may be of its tokens: the claims of a connection's last token are
+    not kept.
+    """
 
     roles: frozenset[str]
     keys: frozenset[str]
@@ -50,14 +54,25 @@ class Altered:
         return cls(
             roles=_altered(present.config.roles, candidate.config.roles),
             keys=_altered({one.name: one for one in before.keys.keys}, {one.name: one for one in after.keys.keys})
-            | _altered(
-                {one.name: one for one in before.tokens.verifiers}, {one.name: one for one in after.tokens.verifiers}
-            ),
+            | _altered(_verifiers(present), _verifiers(candidate)),
         )
 
     def concern(self, role: str, key: str) -> bool:
         """Whether they concern a connection in this role, whose last request had this key."""
         return role in self.roles or key in self.keys
+
+
+def _verifiers(generation: Generation) -> dict[str, object]:
+    """Token verifiers by name, each with all that gives its tokens rights."""
+    roles, rules = generation.config.roles, [rule for rule in generation.policy.rules if rule.claims]
+    return {
+        one.name: (
+            one,
+            roles.get(one.role),
+            [(rule, roles.get(rule.role)) for rule in rules if one.issuer and rule.concerns(one.issuer)],
+        )
+        for one in generation.policy.tokens.verifiers
+    }
 
 
 def _altered(before: Mapping[str, object], after: Mapping[str, object]) -> frozenset[str]:
