@@ -38,6 +38,7 @@ ROLES: dict[str, Any] = {
     "sre": {"access": "m"},
     "docs": {"access": [{"collection": "docs", "access": "r"}]},
     "job": {"access": [{"collection": "docs", "access": "rw"}, {"collection": "logs", "access": "rw"}]},
+    "tenants": {"access": [{"collection": "docs", "access": "r"}], "filter": {"tenant": "{claim:org.teams}"}},
     "agent": {"access": [{"collection": "docs", "access": "rw"}], "limits": {"per_identity": {}}},
 }
 
@@ -50,6 +51,7 @@ RULES = [
     by_claims("delegated", "agent", {"iss": LOGIN, "act.sub": "agent-*"}, cn="rag-*"),
     by_claims("staff", "sre", {"iss": LOGIN, GROUPS: "sre"}),
     by_claims("readers", "docs", {"iss": LOGIN, "sub": "*@acme.example", "email_verified": True}),
+    by_claims("tenants", "tenants", {"iss": LOGIN, "org.plan": "*"}),
     *CONFIG["identities"],
     by_claims("jobs", "job", {"iss": "https://ci.example/", "realm_access.roles": "ingest", "level": 3}),
 ]
@@ -182,6 +184,30 @@ def test_an_agent_on_behalf_of_a_user(own: Site, gateway: Gateway) -> None:
     assert reach(gateway, own, None, "rag") == reach(gateway, own, OWN_KEY, "rag") == FORBIDDEN
     assert reach(gateway, own, token(sub="alice", act={"sub": "other"}), "rag") == UNKNOWN
     assert reach(gateway, own, token(**{GROUPS: "sre"}), "rag") == FORBIDDEN, "that rule does not name the certificate"
+
+
+def test_a_list_of_claims_is_a_tenant_of_each(own: Site, gateway: Gateway) -> None:
+    message = pb.CountPoints(collection_name="docs", exact=True).SerializeToString()
+    for teams, expected in (
+        (["acme", "initech"], 2),
+        ("acme", 1),
+        (["acme", "acme", "none"], 1),
+        (["none", ["acme"], {"acme": 1}, None, ""], 0),
+        ([f"team-{number}" for number in range(999)] + ["acme"], 1),
+        ([f"team-{number}" for number in range(1000)] + ["acme"], None),
+        ([], None),
+        ([None, ["acme"]], None),
+        (None, None),
+    ):
+        sent = token(org={"teams": teams, "plan": "free"})
+        answered = asked(gateway, own, sent, None, "POST", "/collections/docs/points/count")
+        with channel(gateway, own, None) as opened:
+            over_grpc = call(opened, "/qdrant.Points/Count", message, ("authorization", f"Bearer {sent}"))
+        if expected is None:
+            assert (answered.status, over_grpc.code) == (403, grpc.StatusCode.PERMISSION_DENIED), teams
+        else:
+            assert answered.json["result"]["count"] == expected, teams
+            assert pb.CountResponse.FromString(over_grpc.message).result.count == expected
 
 
 def test_it_is_told(own: Site, gateway: Gateway) -> None:

@@ -125,8 +125,9 @@ class ClaimMatcher:
     def __bool__(self) -> bool:
         return bool(self.claims)
 
-    def matches(self, claims: Mapping[str, Any]) -> bool:
-        return bool(self.claims) and all(each.matches(claims) for each in self.claims)
+    def matches(self, claims: Mapping[str, Any], met: Claim | None = None) -> bool:
+        """``met``: one of its claims that is known to match."""
+        return bool(self.claims) and all(each is met or each.matches(claims) for each in self.claims)
 
     def misses(self, claims: Mapping[str, Any]) -> Iterator[str]:
         """One text for each claim that does not match; values of a stranger's token are in it as they are."""
