@@ -131,19 +131,12 @@ REFUSED: dict[str, Use] = {
         "docs", query=[1.0, 0.0], lookup_from=m.LookupLocation(collection="docs")
     ),
     "with_lookup": lambda client: client.query_points_groups("docs", "n", query=[1.0, 0.0], with_lookup="docs"),
-    "delete by ids": lambda client: client.delete("docs", [4]),
-    "vectors by ids": lambda client: client.delete_vectors("docs", [""], [4]),
-    "payload by ids": lambda client: client.set_payload("docs", {"n": 0}, [4]),
     "another tenant's": lambda client: client.upsert(
         "docs", [m.PointStruct(id=9, vector=[1.0, 0.0], payload={"tenant": "umbrella"})]
     ),
     "give away": lambda client: client.set_payload("docs", {"tenant": "umbrella"}, ALL),
     "below a key": lambda client: client.set_payload("docs", {"a": 1}, ALL, key="tenant"),
     "unmark": lambda client: client.delete_payload("docs", ["tenant"], ALL),
-    "clear": lambda client: client.clear_payload("docs", ALL),
-    "clear in a batch": lambda client: client.batch_update_points(
-        "docs", [m.ClearPayloadOperation(clear_payload=m.FilterSelector(filter=ALL))]
-    ),
     "index": lambda client: client.create_payload_index("docs", "n", m.PayloadSchemaType.INTEGER),
     "snapshot": lambda client: client.create_snapshot("docs"),
     "drop": lambda client: client.delete_collection("docs"),
@@ -186,6 +179,33 @@ def test_changes(acme: QdrantClient, admin: QdrantClient) -> None:
     assert state(admin, 4, 5, 6, 7) == others
     acme.delete("docs", ALL)
     assert admin.count("docs").count == 4
+    assert state(admin, 4, 5, 6, 7) == others
+
+
+def test_changes_by_ids(acme: QdrantClient, admin: QdrantClient) -> None:
+    """Of another tenant's points as of missing ones: nothing happens, and nothing is said."""
+    others = state(admin, 4, 5, 6, 7)
+    every = [1, 4, 7, 99]
+    acme.set_payload("docs", {"seen": True}, every)
+    assert state(admin, 1)[0][1] == {"n": 1, "tenant": "acme", "seen": True}
+    acme.overwrite_payload("docs", {"over": True}, every)
+    assert state(admin, 1)[0][1] == {"over": True, "tenant": "acme"}
+    acme.delete_payload("docs", ["over"], every)
+    acme.clear_payload("docs", [2, 5])
+    assert [payload for _, payload, _ in state(admin, 1, 2)] == [{"tenant": "acme"}] * 2
+    acme.delete_vectors("docs", [""], every)
+    assert state(admin, 1)[0][2] in (None, {}, [])
+    acme.batch_update_points(
+        "docs",
+        [
+            m.SetPayloadOperation(set_payload=m.SetPayload(payload={"n": 0}, points=every)),
+            m.ClearPayloadOperation(clear_payload=m.PointIdsList(points=[3, 6])),
+            m.DeleteOperation(delete=m.PointIdsList(points=[1, 4])),
+        ],
+    )
+    assert [payload for _, payload, _ in state(admin, 1, 3)] == [{"tenant": "acme"}]
+    acme.delete("docs", [2, 5, 7, 99])
+    assert [point.id for point in admin.scroll("docs", limit=100)[0]] == [3, 4, 5, 6, 7]
     assert state(admin, 4, 5, 6, 7) == others
 
 

@@ -95,6 +95,23 @@ def messages(
     return message
 
 
+OF_NO_POINT = {"Formula", "Document", "Image", "InferenceObject"}
+"""A formula has conditions, which may be of ids: over the caller's own points, as in any filter."""
+
+
+def messages_in(message: Any) -> list[Any]:
+    """Those directly in it."""
+    nested = [value for field, value in message.ListFields() if field.message_type is not None]
+    return [one for value in nested for one in (value if hasattr(value, "__len__") else [value])]
+
+
+def ids_in(query: Any) -> list[int]:
+    """The numbers of the points that a query takes vectors of."""
+    if query.DESCRIPTOR.name in OF_NO_POINT:
+        return []
+    return [query.num] if query.DESCRIPTOR.name == "PointId" else [n for one in messages_in(query) for n in ids_in(one)]
+
+
 @st.composite
 def mutated(draw: st.DrawFn, content: bytes) -> bytes:
     """Cut, doubled in part, flipped in a bit, or with something put in: once, or a few times."""

@@ -20,7 +20,7 @@ from support import qdrant_messages as qdrant
 
 from tlsproxy.qdrant.answer_statistics import ENVELOPE, FIELDS, MESSAGES, STEP, AnswerReducer, Population
 from tlsproxy.qdrant.grpc_decision import operation_of
-from tlsproxy.qdrant.grpc_tenancy import REWRITES
+from tlsproxy.qdrant.grpc_tenancy import CONFINED
 from tlsproxy.qdrant.operations import REST
 from tlsproxy.qdrant.rest_tenancy import is_confinable
 from tlsproxy.wire.cooperative import at_once
@@ -79,7 +79,7 @@ def messages_below(
             yield from messages_below(field.message_type, None)
 
 
-@pytest.mark.parametrize("path", sorted(REWRITES))
+@pytest.mark.parametrize("path", sorted(CONFINED))
 def test_every_field_of_a_message_has_a_row(path: str) -> None:
     found = list(messages_below(OUTPUTS[path], dict(MESSAGES[path])))
     assert [(name, field) for name, field, over in found if over is None] == []
@@ -90,17 +90,17 @@ def test_every_field_of_a_message_has_a_row(path: str) -> None:
 
 
 def test_no_row_is_unused() -> None:
-    assert set(MESSAGES) == set(REWRITES)
+    assert set(MESSAGES) == set(CONFINED)
     models_of = [ANSWERS.get((row.method, row.path)) for row in REST if is_confinable(row)]
     rest = {name for model in models_of if model is not None for name, _ in below(model, dict(ENVELOPE))}
-    grpc = {name for path in REWRITES for name, _, _ in messages_below(OUTPUTS[path], dict(MESSAGES[path]))}
+    grpc = {name for path in CONFINED for name, _, _ in messages_below(OUTPUTS[path], dict(MESSAGES[path]))}
     assert set(FIELDS) <= rest | grpc
 
 
 @pytest.mark.fuzz
 @given(st.data())
 def test_what_is_removed_is_all_that_is(data: st.DataObject) -> None:
-    path = data.draw(st.sampled_from(sorted(REWRITES)))
+    path = data.draw(st.sampled_from(sorted(CONFINED)))
     operation = operation_of(path)
     assert operation is not None
     answer = data.draw(

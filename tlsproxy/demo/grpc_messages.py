@@ -84,6 +84,49 @@ def query(message: Any) -> dict[str, Any]:
     }
 
 
+def recommended(message: Any) -> Any:
+    """RecommendPoints or RecommendPointGroups as the query that it is."""
+    made = pb.RecommendInput(strategy=message.strategy if message.HasField("strategy") else None)
+    for name in ("positive", "negative"):
+        getattr(made, name).extend(pb.VectorInput(id=one) for one in getattr(message, name))
+        getattr(made, name).extend(map(_vector_input, getattr(message, f"{name}_vectors")))
+    return _as_query(message, pb.Query(recommend=made))
+
+
+def discovered(message: Any) -> Any:
+    """DiscoverPoints as the query that it is: with a target, or of contexts alone."""
+    pairs = [
+        pb.ContextInputPair(positive=_example_input(one.positive), negative=_example_input(one.negative))
+        for one in message.context
+    ]
+    context = pb.ContextInput(pairs=pairs)
+    if not message.HasField("target"):
+        return _as_query(message, pb.Query(context=context))
+    target = _example_input(message.target.single)
+    return _as_query(message, pb.Query(discover=pb.DiscoverInput(target=target, context=context)))
+
+
+def _as_query(message: Any, query_: Any) -> Any:
+    kind = pb.QueryPointGroups if "group_by" in message.DESCRIPTOR.fields_by_name else pb.QueryPoints
+    known = kind.DESCRIPTOR.fields_by_name
+    return kind(query=query_, **{field.name: value for field, value in message.ListFields() if field.name in known})
+
+
+def _example_input(example: Any) -> Any:
+    return pb.VectorInput(id=example.id) if example.HasField("id") else _vector_input(example.vector)
+
+
+def _vector_input(vector: Any) -> Any:
+    if vector.HasField("sparse"):
+        return pb.VectorInput(sparse=vector.sparse)
+    return pb.VectorInput(dense=vector.dense if vector.HasField("dense") else pb.DenseVector(data=vector.data))
+
+
+def batch_of(message: Any, requests: Any, query_of: Callable[[Any], Any]) -> Any:
+    """A batch of another kind of requests as one of queries."""
+    return pb.QueryBatchPoints(collection_name=message.collection_name, query_points=map(query_of, requests))
+
+
 def query_batch(message: Any) -> dict[str, Any]:
     """Queries of a batch. As in Qdrant, inner collection names are ignored."""
     renamed = {"query_filter": "filter", "search_params": "params", "with_vectors": "with_vector"}
@@ -129,6 +172,10 @@ def scrolled(page: tuple[list[models.Record], models.ExtendedPointId | None]) ->
 
 def scored(answer: models.QueryResponse) -> list[Any]:
     return [RestToGrpc.convert_scored_point(point) for point in answer.points]
+
+
+def batch(answers: list[models.QueryResponse]) -> list[Any]:
+    return [pb.BatchResult(result=scored(answer)) for answer in answers]
 
 
 def matrix(message: Any) -> dict[str, Any]:

@@ -35,6 +35,16 @@ def _write(name: str) -> Method:
     )
 
 
+def _queried(query: Callable[[Any], Any], response: Callable[..., Any]) -> Method:
+    """``query``: the message as QueryPoints."""
+
+    def arguments(message: Any) -> dict[str, Any]:
+        asked = query(message)
+        return {**messages.query(asked), **messages.given(asked, offset=("offset", messages.same))}
+
+    return Method("query_points", arguments, lambda answer: response(result=messages.scored(answer)))
+
+
 COLLECTIONS: Mapping[str, Method] = {
     "Get": Method(
         "get_collection",
@@ -100,17 +110,30 @@ POINTS: Mapping[str, Method] = {
         lambda message: messages.given(message, count_filter=("filter", GrpcToRest.convert_filter)),
         lambda counted: pb.CountResponse(result=pb.CountResult(count=counted.count)),
     ),
-    "Query": Method(
-        "query_points",
-        lambda message: {**messages.query(message), **messages.given(message, offset=("offset", messages.same))},
-        lambda answer: pb.QueryResponse(result=messages.scored(answer)),
-    ),
+    "Query": _queried(messages.same, pb.QueryResponse),
     "QueryBatch": Method(
         "query_batch_points",
         messages.query_batch,
-        lambda answers: pb.QueryBatchResponse(
-            result=[pb.BatchResult(result=messages.scored(answer)) for answer in answers]
+        lambda answers: pb.QueryBatchResponse(result=messages.batch(answers)),
+    ),
+    "Recommend": _queried(messages.recommended, pb.RecommendResponse),
+    "RecommendBatch": Method(
+        "query_batch_points",
+        lambda message: messages.query_batch(
+            messages.batch_of(message, message.recommend_points, messages.recommended)
         ),
+        lambda answers: pb.RecommendBatchResponse(result=messages.batch(answers)),
+    ),
+    "RecommendGroups": Method(
+        "query_points_groups",
+        lambda message: messages.query_groups(messages.recommended(message)),
+        lambda groups: pb.RecommendGroupsResponse(result=RestToGrpc.convert_groups_result(groups)),
+    ),
+    "Discover": _queried(messages.discovered, pb.DiscoverResponse),
+    "DiscoverBatch": Method(
+        "query_batch_points",
+        lambda message: messages.query_batch(messages.batch_of(message, message.discover_points, messages.discovered)),
+        lambda answers: pb.DiscoverBatchResponse(result=messages.batch(answers)),
     ),
     "QueryGroups": Method(
         "query_points_groups",

@@ -86,7 +86,7 @@ MESSAGES: Final[Mapping[str, Mapping[int, Population]]] = {
         *("Search", "SearchBatch", "SearchGroups", "SearchMatrixPairs", "SearchMatrixOffsets"),
         *("Query", "QueryBatch", "QueryGroups", "Count", "Facet", "Get"),
         *("Upsert", "Delete", "UpdateVectors", "DeleteVectors"),
-        *("SetPayload", "OverwritePayload", "DeletePayload", "UpdateBatch"),
+        *("SetPayload", "OverwritePayload", "DeletePayload", "ClearPayload", "UpdateBatch"),
     )
 } | {"/qdrant.Points/Scroll": {1: Population.OWN, 2: Population.WITHIN, 3: Population.TIME, 4: Population.REMOVED}}
 """The fields of each confinable method's answer, by their numbers."""

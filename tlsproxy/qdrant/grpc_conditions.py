@@ -2,11 +2,42 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Final
 
 from tlsproxy.authz.access import Confinements
 from tlsproxy.qdrant import tenant_filters
+from tlsproxy.qdrant.grpc_marks import Mark
+from tlsproxy.qdrant.grpc_rewrite import Reading
+from tlsproxy.qdrant.scoring import Facts
+from tlsproxy.qdrant.tenant_filters import marks_of
+from tlsproxy.wire.cooperative import Steps
 from tlsproxy.wire.protobuf import VARINT, delimited, varint
+
+Within = Callable[[bytes, "RewriteState"], Steps[bytes]]
+"""The confined form of a nested message, from its content."""
+
+
+@dataclass(slots=True)
+class RewriteState:
+    """The state of confining one message. ``exact``: its searches are exact. ``facts``: of its collection, None until
+    they are fetched.
+    """
+
+    confinements: Confinements
+    reading: Reading
+    facts: Facts | None = None
+    exact: bool = False
+    _marks: tuple[Mark, ...] | None = None
+
+    @property
+    def marks(self) -> tuple[Mark, ...]:
+        """The marks of a point of the caller's. Raises :class:`Unconfined` where there can be none."""
+        if self._marks is None:
+            self._marks = tuple(map(Mark.of, marks_of(self.confinements)))
+        return self._marks
+
 
 _CLAUSES: Final = {"should": 1, "must": 2, "must_not": 3}
 

@@ -1,0 +1,122 @@
+"""Changes of points in a gRPC message, confined: the filter that selects them, and the marks of those that they make.
+
+Ids in a message become a filter of these ids. A payload that is cleared is overwritten with the marks alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+from tlsproxy.errors import BadRequest, Unconfined
+from tlsproxy.qdrant import rest_tenancy
+from tlsproxy.qdrant.grpc_conditions import RewriteState, Within, narrowed
+from tlsproxy.qdrant.grpc_marks import Mark, entry, entry_of, twice
+from tlsproxy.wire.cooperative import Steps, at_once
+from tlsproxy.wire.protobuf import Field, delimited
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """How the message of a change is confined. The members are numbers of its fields.
+
+    ``update_filter`` gets the confinements, present or not; so does the PointsSelector ``selector``, which must be
+    there. ``within``: functions for nested messages. ``keys``: paths of a payload that are deleted. ``below``: a key of
+    a payload below which one is set, which is refused.
+
+    ``payload`` must not have the keys of marks; that of a new point (``makes``) may, with the caller's values. What is
+    missing is added as the field ``marks`` of the message that is sent. ``renumbered``: fields that have another number
+    there.
+    """
+
+    message: str
+    update_filter: int = 0
+    selector: int = 0
+    within: Mapping[int, Within] = field(default_factory=dict)
+    keys: int = 0
+    below: int = 0
+    payload: int = 0
+    makes: bool = False
+    marks: int = 0
+    renumbered: Mapping[int, int] = field(default_factory=dict)
+
+    def confined(self, content: bytes, state: RewriteState) -> Steps[bytes]:
+        """The new message. Raises :class:`Unconfined`, :class:`BadRequest`, :class:`ProtobufError`."""
+        seen: dict[int, bytes] = {}
+        payload: set[bytes] = set()
+        return (
+            yield from state.reading.rewritten(
+                self.message,
+                content,
+                lambda one: self._take(one, seen, payload, state),
+                lambda: self._added(seen, payload, state),
+            )
+        )
+
+    def _take(
+        self, one: Field, seen: dict[int, bytes], payload: set[bytes], state: RewriteState
+    ) -> bytes | Steps[bytes]:
+        """The field's replacement; nothing where it is set aside."""
+        number = one.number
+        if number in self.within:
+            return self._nested(one, state)
+        if number == self.payload:
+            return self._entry(one, payload, state)
+        if number == self.below:
+            raise Unconfined(rest_tenancy.BELOW_A_KEY)
+        if number == self.keys:
+            rest_tenancy.check_deleted(one.content().decode(errors="replace"), state.confinements)
+        elif number in {self.selector, self.update_filter}:
+            seen[number] = one.content()
+            return b""
+        return one.tagged(self.renumbered[number]) if number in self.renumbered else one.raw
+
+    def _nested(self, one: Field, state: RewriteState) -> Steps[bytes]:
+        return delimited(one.number, (yield from self.within[one.number](one.content(), state)))
+
+    def _entry(self, one: Field, payload: set[bytes], state: RewriteState) -> Steps[bytes]:
+        """An entry of the payload; a new point's has its marks."""
+        key, value = entry(one.content(), state.reading)
+        if key in payload:
+            raise twice()
+        payload.add(key)
+        changed = value
+        for mark in state.marks:
+            if mark.root == key and not self.makes:
+                raise Unconfined(rest_tenancy.SET.format(key.decode()))
+            if mark.root == key:
+                changed = yield from mark.marked(changed, state.reading)
+        return one.raw if changed is value else delimited(self.payload, entry_of(key, changed))
+
+    def _added(self, seen: dict[int, bytes], payload: set[bytes], state: RewriteState) -> Iterator[bytes]:
+        if self.payload or self.marks:
+            missing = [mark for mark in state.marks if mark.root not in payload]
+            yield from (delimited(self.marks, one) for one in _entries(missing, state) if self.marks)
+        if self.update_filter:
+            yield delimited(
+                self.update_filter, narrowed(seen.get(self.update_filter, b""), state.confinements, alone=True)
+            )
+        if self.selector:
+            if self.selector not in seen:
+                raise BadRequest(f"Field {self.selector} of {self.message} is missing")
+            number = self.renumbered.get(self.selector, self.selector)
+            yield delimited(number, _selected(seen[self.selector], state))
+
+
+def _entries(missing: list[Mark], state: RewriteState) -> list[bytes]:
+    """The marks as entries of a payload that has none of their keys."""
+    values: dict[bytes, bytes] = {}
+    for mark in missing:
+        values[mark.root] = at_once(mark.marked(values.get(mark.root), state.reading))
+    return [entry_of(key, value) for key, value in values.items()]
+
+
+def _selected(selector: bytes, state: RewriteState) -> bytes:
+    """A PointsSelector: by ids (1) or by a filter (2), of which a filter is made in either case."""
+    chosen = state.reading.alone("PointsSelector", selector)
+    if chosen is None:
+        raise BadRequest("Either points or a filter is expected")
+    if chosen.number == 1:
+        ids = b"".join(one.raw for one in state.reading.fields_of("PointsIdsList", chosen.content()))
+        return delimited(2, narrowed(b"", state.confinements, alone=True, ids=ids))
+    return delimited(2, narrowed(chosen.content(), state.confinements, alone=True))
