@@ -147,7 +147,11 @@ def check_limit(value: int, bound: int | None, name: str) -> None:
 def check_key(path: KeyPath, policy: QueryPolicy) -> None:
     """Raises :class:`PolicyRefused` for a hidden path, or one below or above it."""
     if policy.hidden.touch(path):
-        raise PolicyRefused(f'The payload key "{spelled(path)}" is hidden from you, in whole or in part')
+        raise hidden_refused(spelled(path))
+
+
+def hidden_refused(key: str) -> PolicyRefused:
+    return PolicyRefused(f'The payload key "{key}" is hidden from you, in whole or in part')
 
 
 def exact_refused() -> PolicyRefused:

@@ -1,0 +1,156 @@
+"""Hidden parts of points, taken out of the results of REST requests.
+
+Results have the documented forms of Qdrant's, or are no answers; members without a name here are removed too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from tlsproxy.authz.query_policy import HiddenKeys, KeyTree, QueryPolicy, parse_key_path
+from tlsproxy.qdrant.operations import Operation
+from tlsproxy.wire.cooperative import Steps
+
+STEP: Final = 200
+"""Points or values per step, at some microseconds each."""
+
+_POINT: Final = ("id", "version", "score", "payload", "vector", "shard_key", "order_value")
+_WITHOUT_VECTOR: Final = tuple(name for name in _POINT if name != "vector")
+
+Form = Callable[[Any], Iterator[dict[str, Any]]]
+"""The points in a result of this form, one by one; other members of its objects are removed. Raises ValueError."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stripping:
+    """The change of one operation's result under a policy."""
+
+    form: Form
+    policy: QueryPolicy
+
+    def __call__(self, result: Any) -> Steps[Any]:
+        names = _WITHOUT_VECTOR if self.policy.hides_vectors else _POINT
+        for count, point in enumerate(self.form(result), start=1):
+            if not count % STEP:
+                yield None
+            _keep(point, names)
+            if point.get("payload") is not None:
+                yield from strip_payload(_object(point["payload"]), self.policy.hidden)
+        return result
+
+
+@dataclass(frozen=True, slots=True)
+class SchemaStripping:
+    """The change of a collection's description: the indexes of hidden keys are left out."""
+
+    hidden: HiddenKeys
+
+    def __call__(self, result: Any) -> Steps[Any]:
+        schema = _object(_object(result).get("payload_schema", {}))
+        for count, key in enumerate(list(schema), start=1):
+            if not count % STEP:
+                yield None
+            if self._is_hidden(key):
+                del schema[key]
+        return result
+
+    def _is_hidden(self, key: str) -> bool:
+        try:
+            return self.hidden.cover(parse_key_path(key))
+        except ValueError:
+            return True
+
+
+def stripping_of(operation: Operation, policy: QueryPolicy) -> Stripping | SchemaStripping | None:
+    """The change of an operation's result; None where it has no points, or nothing of them is hidden."""
+    if operation.name == "get_collection":
+        return SchemaStripping(policy.hidden) if policy.hidden else None
+    form = _FORMS.get(operation.path.replace(_SHARD, "")) if operation.reads and policy.hides else None
+    return Stripping(form, policy) if form is not None else None
+
+
+def strip_payload(payload: dict[str, Any], hidden: HiddenKeys) -> Steps[None]:
+    """Takes hidden keys out of a payload, in all elements of its arrays too."""
+    pending: list[tuple[Any, KeyTree]] = [(payload, hidden.tree)]
+    count = 0
+    while pending:
+        value, tree = pending.pop()
+        count += 1
+        if not count % STEP:
+            yield None
+        if isinstance(value, list):
+            for begin in range(0, len(value), STEP):
+                pending += ((one, tree) for one in value[begin : begin + STEP] if isinstance(one, list | dict))
+                if begin:
+                    yield None
+        elif isinstance(value, dict):
+            for key, below in tree.items():
+                if below is None:
+                    value.pop(key, None)
+                elif key in value:
+                    pending.append((value[key], below))
+
+
+def _object(value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ValueError("not an object of Qdrant's")  # noqa: TRY004 - the answer is wrong as a whole
+    return value
+
+
+def _keep(value: dict[str, Any], names: Collection[str]) -> None:
+    for name in [name for name in value if name not in names]:
+        del value[name]
+
+
+def _point(value: Any) -> Iterator[dict[str, Any]]:
+    yield _object(value)
+
+
+def _scalar(value: Any) -> Iterator[dict[str, Any]]:
+    if isinstance(value, dict | list):
+        raise ValueError("not a value of Qdrant's")  # noqa: TRY004 - the answer is wrong as a whole
+    yield from ()
+
+
+def _each(inner: Form) -> Form:
+    def form(value: Any) -> Iterator[dict[str, Any]]:
+        if not isinstance(value, list):
+            raise ValueError("not a list of Qdrant's")  # noqa: TRY004 - the answer is wrong as a whole
+        for one in value:
+            yield from inner(one)
+
+    return form
+
+
+def _members(**inner: Form) -> Form:
+    def form(value: Any) -> Iterator[dict[str, Any]]:
+        _keep(_object(value), inner)
+        for name in value:
+            yield from inner[name](value[name])
+
+    return form
+
+
+def _optional(inner: Form) -> Form:
+    return lambda value: iter(()) if value is None else inner(value)
+
+
+_LIST: Final = _each(_point)
+_PAGE: Final = _members(points=_LIST, next_page_offset=_scalar)
+_QUERIED: Final = _members(points=_LIST)
+_GROUPED: Final = _members(groups=_each(_members(id=_scalar, hits=_LIST, lookup=_optional(_point))))
+_POINTS: Final = "/collections/{collection_name}/points"
+_SHARD: Final = "/shards/{shard}"
+_FORMS: Final[Mapping[str, Form]] = {
+    _POINTS: _LIST,
+    f"{_POINTS}/{{id}}": _point,
+    f"{_POINTS}/scroll": _PAGE,
+    f"{_POINTS}/query": _QUERIED,
+    f"{_POINTS}/query/batch": _each(_QUERIED),
+    **dict.fromkeys((f"{_POINTS}/{name}" for name in ("search", "recommend", "discover")), _LIST),
+    **dict.fromkeys((f"{_POINTS}/{name}/batch" for name in ("search", "recommend", "discover")), _each(_LIST)),
+    **dict.fromkeys((f"{_POINTS}/{name}/groups" for name in ("query", "search", "recommend")), _GROUPED),
+}
+"""The form of each result with points, by path."""
