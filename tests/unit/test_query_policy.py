@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,6 +15,7 @@ from tlsproxy.config.queries import Queries, query_findings, query_policy_of
 from tlsproxy.qdrant.operations import GRPC, OWN, PREFLIGHT, REST, Operation
 from tlsproxy.qdrant.query_policy import ROWS, Part, Treatment, parts_of, treatment
 
+PAGE = Path(__file__).parents[2] / "docs" / "roles-and-rules.md"
 KEYS = st.sampled_from(["a", "b", "c", "salary", "a key", "é", "a.b", ""])
 PATHS = st.lists(KEYS, min_size=1, max_size=3).map(tuple)
 BOUNDS = st.none() | st.integers(0, 50)
@@ -122,3 +126,14 @@ def test_paths_of_a_configuration_are_checked() -> None:
     queries = Queries.model_validate({"payload": {"hide": ["ok", "a..b", "people[0].name", '"a[0]"']}})
     found = list(query_findings(("roles", "r", "queries"), queries))
     assert [one.path[-1] for one in found] == [1, 2]
+
+
+def test_the_page_has_every_operation_that_a_policy_concerns() -> None:
+    """docs/roles-and-rules.md: one row for all operations of one treatment."""
+    table = PAGE.read_text().partition("| operations | `max_limit` |")[2].partition("\n\n")[0].splitlines()[2:]
+    shown = {}
+    for line in table:
+        names, *treatments = [cell.strip() for cell in line.strip("|").split("|")]
+        row = {part: Treatment[word.upper() or "FREE"] for part, word in zip(Part, treatments, strict=True)}
+        shown.update(dict.fromkeys(re.findall(r"`(\w+)`", names), row))
+    assert shown == {name: row for name, row in ROWS.items() if any(row.values())}

@@ -23,6 +23,7 @@ from tlsproxy.errors import GrpcStatus, RequestError
 from tlsproxy.proxy.decision.call_plan import grpc_status
 from tlsproxy.qdrant.grpc_decision import decide_at_best, decide_call, operation_of
 from tlsproxy.qdrant.operations import GRPC, Operation
+from tlsproxy.qdrant.query_policy import concerning
 from tlsproxy.qdrant.rest_decision import HeadDecision, decide_request
 from tlsproxy.qdrant.router import recognise
 from tlsproxy.snapshot.generation import Generation
@@ -233,7 +234,12 @@ def _condition(admission: Admission, operation: Operation | None) -> str:
     confined = f"can be confined to {' and '.join(map(str, confinements))}"
     limited = any(rights.limited for rights in admission.rights)
     named = limited and operation is not None and (operation.names_others or operation in GRPC)
-    return " and ".join(["names only collections that the caller has"] * named + [confined] * bool(confinements))
+    policed = bool(concerning(admission.queries, operation))
+    return " and ".join(
+        ["names only collections that the caller has"] * named
+        + ["keeps to the query policy of the role"] * policed
+        + [confined] * bool(confinements)
+    )
 
 
 def _requirement(operation: Operation) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from enum import Enum, IntEnum
 from typing import Final
 
-from tlsproxy.authz.query_policy import KeyPath, QueryPolicy, spelled
+from tlsproxy.authz.query_policy import NO_POLICY, KeyPath, QueryPolicy, spelled
 from tlsproxy.errors import PolicyRefused
 from tlsproxy.qdrant.operations import Operation
 
@@ -64,7 +64,7 @@ _NAMES_KEYS: Final = {**_FREE, Part.PAYLOAD: Treatment.REFUSED}
 
 ROWS: Final[Mapping[str, Row]] = {
     "query_batch": {**_SEARCHED, Part.PREFETCH: Treatment.READ},
-    "group": {**_SEARCHED, Part.PREFETCH: Treatment.READ},
+    "group": {**_SEARCHED, Part.PREFETCH: Treatment.READ, Part.OFFSET: Treatment.FREE},
     **dict.fromkeys(("core_search_batch", "recommend", "recommend_batch", "discover", "discover_batch"), _SEARCHED),
     **dict.fromkeys(("retrieve", "scroll"), _LISTED),
     "count": _COUNTED,
@@ -127,10 +127,18 @@ def parts_of(policy: QueryPolicy) -> tuple[Part, ...]:
     return tuple(part for part, has in given.items() if has)
 
 
-def treatment(operation: Operation, policy: QueryPolicy) -> Treatment:
-    """The strictest treatment of an operation for the parts of a policy."""
+def treatment(operation: Operation, policy: QueryPolicy, *, untimed: bool = False) -> Treatment:
+    """The strictest treatment of an operation for the parts of a policy. ``untimed``: without its timeout, which REST
+    has in the request's head.
+    """
     row = ROWS.get(operation.name, {})
-    return max((row.get(part, Treatment.REFUSED) for part in parts_of(policy)), default=Treatment.FREE)
+    parts = (part for part in parts_of(policy) if not (untimed and part is Part.TIMEOUT))
+    return max((row.get(part, Treatment.REFUSED) for part in parts), default=Treatment.FREE)
+
+
+def concerning(policy: QueryPolicy, operation: Operation | None) -> QueryPolicy:
+    """The policy, if it has a part that the operation is treated for."""
+    return NO_POLICY if operation is None or treatment(operation, policy) is Treatment.FREE else policy
 
 
 NOT_UNDER_POLICY: Final = "This operation is not available under your role's query policy"

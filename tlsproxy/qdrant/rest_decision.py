@@ -26,17 +26,20 @@ from tlsproxy.authz.access import (
     is_within,
 )
 from tlsproxy.authz.admission import Admission
-from tlsproxy.errors import Form
+from tlsproxy.errors import Form, RequestError
 from tlsproxy.qdrant.operations import Operation
-from tlsproxy.qdrant.query_policy import NOT_UNDER_POLICY, Treatment, treatment
+from tlsproxy.qdrant.query_policy import NOT_UNDER_POLICY, Treatment, concerning, treatment
 from tlsproxy.qdrant.rest_collections import body_names
+from tlsproxy.qdrant.rest_hidden import stripping_of
 from tlsproxy.qdrant.rest_listings import Reducer, listing_of
+from tlsproxy.qdrant.rest_query_policy import is_read_under, reading_under, target_under
 from tlsproxy.qdrant.rest_tenancy import confine, is_confinable, touches_no_points
 from tlsproxy.qdrant.router import Recognised
 from tlsproxy.qdrant.scoring import Facts
 from tlsproxy.wire.content_coding import Content
 from tlsproxy.wire.cooperative import Steps
 from tlsproxy.wire.strict_json import reading_json
+from tlsproxy.wire.target import RequestTarget
 
 UNKNOWN_OPERATION: Final = Decision(
     allowed=False, reason="unknown_operation", status=HTTPStatus.NOT_FOUND, form=Form.EMPTY
@@ -55,16 +58,19 @@ GRPC_OVER_HTTP_1: Final = Decision(
 class HeadDecision:
     """``decision`` is :data:`UNREAD` where it depends on the body (:func:`deciding_body`).
 
-    ``listing`` reduces the response to what the caller may see; None where it may see all of it.
+    ``listing`` reduces the response to what the caller may see; None where it may see all of it. ``target``: to send in
+    place of the client's.
     """
 
     decision: Decision
     listing: Reducer | None = None
+    target: RequestTarget | None = None
 
 
 UNREDUCED: Final = forbidden("unfiltered_listing", "Global access is required for this listing")
 """The refusal of a response in progress that is not reduced to the caller's present rights."""
 UNDER_POLICY: Final = forbidden("query_policy", NOT_UNDER_POLICY)
+BEYOND_POLICY: Final = forbidden("query_policy", "The request is beyond what its caller's query policy allows now")
 NOT_CONFINED: Final = forbidden("not_confined", "The request is not confined to the points that its caller may use now")
 
 
@@ -105,11 +111,18 @@ def decide_request(admitted: Admission | Decision, request: Recognised) -> HeadD
     )
     if not decision.allowed:
         return HeadDecision(decision)
-    if treatment(operation, admitted.queries) is not Treatment.FREE:
-        return HeadDecision(UNDER_POLICY)
-    if needs_names(rights, operation) or (confinable and admitted.confinements):
-        return HeadDecision(UNREAD)
-    return HeadDecision(ALLOWED, listing)
+    policy = concerning(admitted.queries, operation)
+    if treatment(operation, policy) is Treatment.REFUSED:
+        return HeadDecision(replace(UNDER_POLICY, form=operation.form))
+    try:
+        target = target_under(operation, request.target, policy) if policy else None
+    except RequestError as error:
+        return HeadDecision(
+            Decision(allowed=False, reason=error.reason, status=error.status, text=str(error), form=operation.form)
+        )
+    if needs_names(rights, operation) or (confinable and admitted.confinements) or is_read_under(operation, policy):
+        return HeadDecision(UNREAD, target=target)
+    return HeadDecision(ALLOWED, listing or stripping_of(operation, policy), target)
 
 
 def at_best(rights: tuple[Rights, ...]) -> tuple[tuple[Rights, ...], BodyNames]:
@@ -145,7 +158,8 @@ def deciding_body(
     If only its names are needed, ``content`` may be the skeleton
     (:mod:`tlsproxy.wire.json_skeleton`). ``memory``: bytes in use beside the content.
 
-    Raises :class:`BadRequest`, :class:`Unconfined`, and :class:`FactsNeeded` where it depends on the facts.
+    Raises :class:`BadRequest`, :class:`PolicyRefused`, :class:`Unconfined`, and :class:`FactsNeeded` where it depends
+    on the facts.
     """
     operation = request.operation
     if operation is None:
@@ -153,13 +167,16 @@ def deciding_body(
     confinements = admitted.confinements
     body = yield from reading_json(content, memory)
     names = body_names(operation, body)
-    changed = None
+    changed, policy = None, concerning(admitted.queries, operation)
+    if is_read_under(operation, policy):
+        yield from reading_under(operation, body, policy)
     if confinements:
-        confined = confine(operation, body, confinements, facts)
+        body = confine(operation, body, confinements, facts)
+    if confinements or is_read_under(operation, policy):
         yield None
-        changed = orjson.dumps(confined)
-    decision = decide_all(admitted.rights, operation, request.collection, names=names, confined=changed is not None)
-    return BodyDecision(decision, BodyFacts(names, confinements), changed)
+        changed = orjson.dumps(body)
+    decision = decide_all(admitted.rights, operation, request.collection, names=names, confined=bool(confinements))
+    return BodyDecision(decision, BodyFacts(names, confinements), changed, stripping_of(operation, policy))
 
 
 def decide_again(admitted: Admission, request: Recognised, body: BodyFacts) -> Decision:

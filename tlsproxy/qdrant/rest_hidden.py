@@ -11,6 +11,8 @@ from typing import Any, Final
 
 from tlsproxy.authz.query_policy import HiddenKeys, KeyTree, QueryPolicy, parse_key_path
 from tlsproxy.qdrant.operations import Operation
+from tlsproxy.qdrant.query_policy import Treatment, treatment
+from tlsproxy.qdrant.rest_answers import ChangedAnswer
 from tlsproxy.wire.cooperative import Steps
 
 STEP: Final = 200
@@ -63,12 +65,13 @@ class SchemaStripping:
             return True
 
 
-def stripping_of(operation: Operation, policy: QueryPolicy) -> Stripping | SchemaStripping | None:
-    """The change of an operation's result; None where it has no points, or nothing of them is hidden."""
+def stripping_of(operation: Operation, policy: QueryPolicy) -> ChangedAnswer | None:
+    """The reduction of an operation's answer; None where nothing that it may have is hidden."""
+    if treatment(operation, policy) is not Treatment.STRIPPED:
+        return None
     if operation.name == "get_collection":
-        return SchemaStripping(policy.hidden) if policy.hidden else None
-    form = _FORMS.get(operation.path.replace(_SHARD, "")) if operation.reads and policy.hides else None
-    return Stripping(form, policy) if form is not None else None
+        return ChangedAnswer((SchemaStripping(policy.hidden),))
+    return ChangedAnswer((Stripping(_FORMS[operation.path.replace(_SHARD, "")], policy),))
 
 
 def strip_payload(payload: dict[str, Any], hidden: HiddenKeys) -> Steps[None]:

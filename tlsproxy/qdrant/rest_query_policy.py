@@ -24,8 +24,12 @@ from tlsproxy.qdrant.query_policy import (
     DEFAULT_LIMIT,
     DEFAULT_PER_SAMPLE,
     NOT_UNDER_POLICY,
+    ROWS,
+    Part,
+    Treatment,
     check_key,
     check_limit,
+    treatment,
 )
 from tlsproxy.qdrant.rest_collections import expect_object, requests_of
 from tlsproxy.qdrant.rest_filters import Filters
@@ -57,11 +61,22 @@ STEP: Final = 1000
 """Points per step, at some microseconds each."""
 _SECONDS: Final = re.compile(r"\+?[0-9]{1,20}", re.ASCII)
 _MOST_PARAMETERS: Final = 100
+_WITH_BODY: Final = frozenset(("POST", "PUT"))
 
 
-def target_under(target: RequestTarget, policy: QueryPolicy) -> RequestTarget:
-    """The target of a read, with its `timeout`. Raises :class:`PolicyRefused` and :class:`BadRequest`."""
-    if policy.timeout is None:
+def is_read_under(operation: Operation, policy: QueryPolicy) -> bool:
+    """Whether the body of an operation is read for a policy, which does not refuse it."""
+    return operation.method in _WITH_BODY and treatment(operation, policy, untimed=True) is not Treatment.FREE
+
+
+def target_under(operation: Operation, target: RequestTarget, policy: QueryPolicy) -> RequestTarget:
+    """The target, with the `timeout` of a query, and no hidden key in its path.
+
+    Raises :class:`PolicyRefused` and :class:`BadRequest`.
+    """
+    if operation.path.endswith("/{field_name}"):
+        check_key(key_path(target.segments[-1], "field_name"), policy)
+    if policy.timeout is None or ROWS[operation.name][Part.TIMEOUT] is Treatment.FREE:
         return target
     try:
         given = parse_qsl(target.query, keep_blank_values=True, max_num_fields=_MOST_PARAMETERS)
@@ -89,12 +104,6 @@ def reading_under(operation: Operation, body: Any, policy: QueryPolicy) -> Steps
         raise PolicyRefused(NOT_UNDER_POLICY)
     for request in requests_of(operation, body):
         yield from reading.request(request, members)
-
-
-def check_path_key(operation: Operation, target: RequestTarget, policy: QueryPolicy) -> None:
-    """Checks a payload key in the request's path. Raises :class:`PolicyRefused` and :class:`BadRequest`."""
-    if operation.path.endswith("/{field_name}"):
-        check_key(key_path(target.segments[-1], "field_name"), policy)
 
 
 # Changes

@@ -20,6 +20,7 @@ from tlsproxy.authz.admission import Admission, admit
 from tlsproxy.authz.claims import ValueExists
 from tlsproxy.authz.cross_site import cross_site, is_cross_site
 from tlsproxy.authz.keys import NEVER, presented_key
+from tlsproxy.authz.query_policy import NO_POLICY, QueryPolicy
 from tlsproxy.authz.roles import Principal
 from tlsproxy.errors import Form, RequestError, UnexpectedBody
 from tlsproxy.memo import Memo
@@ -27,7 +28,9 @@ from tlsproxy.proxy.decision.attribution import caller_of, error_of, expiry, pre
 from tlsproxy.proxy.decision.local_responses import LocalResponse, cors_fields, is_preflight, preflight, whoami
 from tlsproxy.proxy.limits.quotas import LimitCheck, Quotas
 from tlsproxy.qdrant.operations import AUDIT_LOGS, PREFLIGHT, WHOAMI, Operation
+from tlsproxy.qdrant.query_policy import concerning
 from tlsproxy.qdrant.rest_decision import (
+    BEYOND_POLICY,
     GRPC_OVER_HTTP_1,
     UNKNOWN_OPERATION,
     UNREDUCED,
@@ -39,6 +42,7 @@ from tlsproxy.qdrant.rest_decision import (
     deciding_body,
 )
 from tlsproxy.qdrant.rest_listings import Reducer
+from tlsproxy.qdrant.rest_query_policy import is_read_under
 from tlsproxy.qdrant.router import Recognised, recognise
 from tlsproxy.qdrant.scoring import Facts
 from tlsproxy.qdrant.timeouts import timeout_of
@@ -76,7 +80,8 @@ class Proviso:
 class Unread:
     """A request whose body must be read before it is decided. Compared and hashed as the object that it is.
 
-    ``coding`` is what its body must be freed of. ``confined``: it is read whole, and written anew; else for its names.
+    ``coding`` is what its body must be freed of. ``confined``: to some points. ``whole``: the body is read whole, and
+    written anew; else it is read for its names.
     """
 
     head: RequestHead
@@ -84,6 +89,7 @@ class Unread:
     admission: Admission
     coding: str | None
     confined: bool
+    whole: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +129,7 @@ class Plan:
     ``proviso``: a condition of the caller's token. ``streamed``: the body goes up as it comes, and `Expect` is the
     upstream's. ``fields``: header lines of every response of the gateway, ``readable`` of one that is passed on.
     ``body_facts``: facts of the body, where it was read. ``timeout``: seconds that the client gives the upstream,
-    as in :func:`tlsproxy.qdrant.timeouts.timeout_of`.
+    as in :func:`tlsproxy.qdrant.timeouts.timeout_of`. ``queries``: the query policy that the request was decided by.
     """
 
     operation: str
@@ -147,6 +153,7 @@ class Plan:
     readable: bytes = b""
     body_facts: BodyFacts | None = None
     timeout: float = 0.0
+    queries: QueryPolicy = NO_POLICY
 
     @property
     def upstream(self) -> bytes:
@@ -166,6 +173,8 @@ class Plan:
             decision = decide_again(ahead.admission, ahead.asked, self.body_facts)
         if not decision.allowed:
             return decision
+        if not self.queries.meets(present.queries):
+            return BEYOND_POLICY
         if isinstance(ahead, Reduced):
             if not isinstance(route, Reduced):
                 return UNREDUCED
@@ -253,6 +262,8 @@ class Plans:
             content_type = parsed.value(b"content-type") or ""
             if judgement.decision is UNKNOWN_OPERATION and content_type.startswith("application/grpc"):
                 judgement = HeadDecision(GRPC_OVER_HTTP_1)
+        if judgement.target is not None:
+            asked = replace(asked, target=judgement.target)
         return self._plan(principal, parsed, asked, admission, judgement)
 
     def reading(self, unread: Unread, content: Content, facts: Facts | None = None) -> Steps[tuple[Plan, Content]]:
@@ -265,7 +276,7 @@ class Plans:
         try:
             if unread.coding is not None:
                 plain = yield from decoding(content, unread.coding, self._body_limit)
-            if not unread.confined:  # heads repeat, and bodies but for the numbers in them
+            if not unread.whole:  # heads repeat, and bodies but for the numbers in them
                 arrays = long_arrays(plain)
                 if arrays and len(plain) > MUCH:
                     yield len(plain) + (0 if plain is content else len(plain))
@@ -277,7 +288,7 @@ class Plans:
             read = yield from deciding_body(admission, asked, plain, facts, held)
         except RequestError as error:
             read = BodyDecision(refusal_of(error))
-        remembered = not unread.confined and read.decision is ALLOWED and len(content) == head.length
+        remembered = not unread.whole and read.decision is ALLOWED and len(content) == head.length
         if read.body is not None:
             head, content = head.without(b"content-encoding", b"accept-encoding"), read.body  # the answer will be read
         judgement = HeadDecision(read.decision, read.reducer)
@@ -320,6 +331,7 @@ class Plans:
     ) -> Plan:
         decision, listing = judgement.decision, judgement.listing
         operation = asked.operation if asked is not None else None
+        queries = concerning(admission.queries, operation) if admission is not None else NO_POLICY
         api = asked.target.path if asked is not None else head.target.partition("?")[0]
         streamed = head.length > READ_FIRST or (operation is not None and operation.upload)
         route: Route = None
@@ -342,7 +354,8 @@ class Plans:
             proviso = _proviso(head, asked, admission)
         elif decision is UNREAD and asked is not None and admission is not None:
             confined = bool(admission.confinements)
-            route = Unread(head, asked, admission, head.value(b"content-encoding"), confined)
+            whole = confined or (operation is not None and is_read_under(operation, queries))
+            route = Unread(head, asked, admission, head.value(b"content-encoding"), confined, whole)
         limit, largest = self._limit(operation), self._quotas.largest_body(admission)
         of_role = largest is not None and largest < limit
         return Plan(
@@ -373,6 +386,7 @@ class Plans:
             fields=fields,
             readable=readable if self._origins and listing is None else b"",
             timeout=timeout_of(operation, asked.target.query) if asked is not None else 0.0,
+            queries=queries,
         )
 
 
