@@ -17,7 +17,7 @@ from tlsproxy.authz.tokens import INVALID
 from tlsproxy.cli.common import config_option, explained
 from tlsproxy.cli.inspection import NoConnection, connected, inspected_generation
 from tlsproxy.cli.questions import Client, Line, Request, client_of, line_of
-from tlsproxy.cli.secret import read_secret, token_option, warn_of_end
+from tlsproxy.cli.secret import fetch_option, read_secret, token_option, warn_of_end
 from tlsproxy.cli.show import described
 from tlsproxy.errors import GrpcStatus, RequestError
 from tlsproxy.proxy.decision.call_plan import grpc_status
@@ -33,6 +33,7 @@ from tlsproxy.text import printable, utc_time
 @click.command()
 @config_option
 @token_option
+@fetch_option
 @click.option(
     "--line",
     "source",
@@ -43,7 +44,14 @@ from tlsproxy.text import printable, utc_time
 @click.argument("method", required=False)
 @click.argument("path", required=False)
 def explain(
-    config_path: Path, token: str | None, source: str | None, cert: str | None, method: str | None, path: str | None
+    config_path: Path,
+    token: str | None,
+    *,
+    fetch: bool,
+    source: str | None,
+    cert: str | None,
+    method: str | None,
+    path: str | None,
 ) -> None:
     """Show whether the holder of CERT would get a connection, its identity and role, and whether it may do METHOD PATH.
 
@@ -54,13 +62,14 @@ def explain(
     For a gRPC call METHOD is `grpc`, and PATH its full method: /qdrant.Points/Search.
 
     Exits with 0 if allowed, 1 if not. With --token the decision is on a request with that key or token, and the
-    configuration's keys are read; of a token the rules that name claims are shown too.
+    configuration's keys are read, those of a URL only with --fetch; of a token the rules that name claims are shown
+    too.
     """
     now = time.time()
     with explained():
         try:
             if source is None:
-                _explain_arguments(config_path, token, cert, method, path, now)
+                _explain_arguments(config_path, token, cert, method, path, now, fetch=fetch)
             elif cert is None and token is None:
                 _explain_line(config_path, line_of(source), now)
             else:
@@ -71,12 +80,19 @@ def explain(
 
 
 def _explain_arguments(
-    config_path: Path, token: str | None, cert: str | None, method: str | None, path: str | None, now: float
+    config_path: Path,
+    token: str | None,
+    cert: str | None,
+    method: str | None,
+    path: str | None,
+    now: float,
+    *,
+    fetch: bool,
 ) -> None:
     if cert is None or method is None:
         raise click.UsageError("say CERT, METHOD and PATH, or give an audit line with --line")
     request, client = Request.of(method, path), client_of(cert)
-    generation = inspected_generation(config_path, with_keys=token is not None)
+    generation = inspected_generation(config_path, with_keys=token is not None, fetch=fetch)
     presented = None if token is None else read_secret(token)
     principal = _principal(generation, client, request, now)
     if presented is not None and principal.refusal is None:

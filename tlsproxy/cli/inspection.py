@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import ssl
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
@@ -16,12 +17,13 @@ from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 
 from tlsproxy.config.listeners import listening, titles
 from tlsproxy.config.model import Config, HttpProtocol
-from tlsproxy.config.tokens import key_sources
+from tlsproxy.config.tokens import KeySource, key_sources
 from tlsproxy.errors import TlsproxyError
 from tlsproxy.proxy.core.authorization import Standing
 from tlsproxy.proxy.transport.tls import handshake_failure
 from tlsproxy.snapshot.files import Inputs, read_inputs
 from tlsproxy.snapshot.generation import Generation, propose
+from tlsproxy.snapshot.jwks import fetched_from
 from tlsproxy.snapshot.startup import prevents_start
 from tlsproxy.snapshot.states import InputKind
 from tlsproxy.snapshot.validation import InputReading
@@ -43,19 +45,16 @@ class NoConnection(TlsproxyError):
         self.reason = reason
 
 
-def inspected_generation(config_path: Path, *, with_keys: bool) -> Generation:
+def inspected_generation(config_path: Path, *, with_keys: bool, fetch: bool = False) -> Generation:
     """The generation that `run` would start with, but for a server certificate of its own and unresolved names.
 
     So the server's key need not be readable by who asks. Without ``with_keys`` those of clients need not either.
-    Raises TlsproxyError.
+    Key sets by URL are empty, unless they are to be fetched. Raises TlsproxyError.
     """
     inputs = read_inputs(config_path, os.environ)
     config = inputs.loaded.config
-    if with_keys:
-        for source in key_sources(config):
-            text = f"{source.shown} is not fetched by this command: none of its tokens is accepted"
-            click.echo(f"warning: {text}", err=True)
-    reading = InputReading(config_path, os.environ, _with_own_certificate(inputs, config), {}, {})
+    documents = _documents(key_sources(config), fetch=fetch) if with_keys else {}
+    reading = InputReading(config_path, os.environ, _with_own_certificate(inputs, config), {}, documents)
     proposal = propose(reading, None, time.time())
     kinds = (*_TRUST, *_KEYS) if with_keys else _TRUST
     faults = [fault for subject, fault in proposal.faults.items() if subject.kind in kinds]
@@ -64,6 +63,21 @@ def inspected_generation(config_path: Path, *, with_keys: bool) -> Generation:
     ):
         raise TlsproxyError("\n".join(fault.text for fault in faults))
     return proposal.generation
+
+
+def _documents(sources: Iterable[KeySource], *, fetch: bool) -> dict[KeySource, bytes]:
+    """Key sets that can be fetched, with a warning on each of the others."""
+    found = {}
+    fetched = asyncio.run(fetched_from(sources)) if fetch else dict.fromkeys(sources)
+    for source, outcome in fetched.items():
+        error = f"{source.shown} is not fetched without --fetch" if outcome is None else outcome.error
+        if outcome is not None and outcome.document is not None:
+            found[source] = outcome.document
+        else:
+            error += ": none of its tokens is accepted"
+        if error:
+            click.echo(f"warning: {error}", err=True)
+    return found
 
 
 def _with_own_certificate(inputs: Inputs, config: Config) -> Inputs:

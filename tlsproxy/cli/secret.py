@@ -21,6 +21,7 @@ token_option = click.option(
     metavar="FILE",
     help="A file that holds the API key or token that is sent as well, or - for the standard input.",
 )
+fetch_option = click.option("--fetch", is_flag=True, help="Fetch the keys of token issuers that have a URL.")
 
 
 def read_secret(source: str) -> str:

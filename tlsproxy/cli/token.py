@@ -18,7 +18,7 @@ from tlsproxy.authz.identity import Identity
 from tlsproxy.authz.tokens import Tokens, mint, qdrant_verifier
 from tlsproxy.cli.common import FAILED, config_option, explained
 from tlsproxy.cli.inspection import NoConnection, connected, inspected_generation, served
-from tlsproxy.cli.secret import read_secret, warn_of_end
+from tlsproxy.cli.secret import fetch_option, read_secret, warn_of_end
 from tlsproxy.cli.show import read_certificates, read_chain
 from tlsproxy.config.loader import parse
 from tlsproxy.config.model import Config
@@ -111,12 +111,13 @@ def show(source: str) -> None:
 @token.command()
 @config_option
 @click.option("--certificate", metavar="FILE", type=_CERTIFICATE, help="The client certificate that it is sent with.")
+@fetch_option
 @_FILE
-def verify(config_path: Path, certificate: Path | None, source: str) -> None:
+def verify(config_path: Path, certificate: Path | None, *, fetch: bool, source: str) -> None:
     """Say whether a token would be accepted, and what it gives. Exits with 1 if it would not."""
     now = time.time()
     with explained():
-        generation = inspected_generation(config_path, with_keys=True)
+        generation = inspected_generation(config_path, with_keys=True, fetch=fetch)
         policy, identity = generation.policy, None
         text = read_secret(source)
         if certificate is not None:
