@@ -5,7 +5,7 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint const
 # PYTEST_ARGS narrows a run: make pytest PYTEST_ARGS="-k reload"
 PYTEST_ARGS ?=
 
-.PHONY: test lint types layers pytest demo soak fuzz mutants bench bench-quick bench-scale install uninstall reference golden format clean
+.PHONY: test lint types layers pytest demo soak fuzz providers mutants bench bench-quick bench-scale install uninstall reference golden format clean
 
 # Types are checked beside the first tests.
 test: .venv/installed-test
@@ -44,6 +44,10 @@ soak: .venv/installed-test
 
 fuzz: .venv/installed-test
 	TLSPROXY_FUZZ=1 $(BIN)/python -m pytest -m fuzz --timeout=3600 $(PYTEST_ARGS)
+
+# Real identity providers, built from the Go module proxy: a minute the first time. Not part of `make test`.
+providers: .venv/installed-test
+	$(BIN)/python -m pytest tests/providers $(PYTEST_ARGS)
 
 # Changes of a decision that no test notices; all modules without MUTANTS, which takes hours. See CONTRIBUTING.md.
 MUTANTS ?=

@@ -161,14 +161,14 @@ class Gateway:
         self.log.drain()
         return [json.loads(line) for line in self._audit.drain()]
 
-    def audited(self, **fields: Any) -> dict[str, Any]:
+    def audited(self, deadline: float = DEADLINE, **fields: Any) -> dict[str, Any]:
         """The next audit record that has these values."""
 
         def matches(line: str) -> bool:
             record = json.loads(line)
             return all(record.get(name) == value for name, value in fields.items())
 
-        return dict(json.loads(self._audit.wait(matches)))
+        return dict(json.loads(self._audit.wait(matches, deadline)))
 
     def reloaded(self, result: str = "ok", **fields: Any) -> dict[str, Any]:
         """The next audit record of a reload with this result."""
