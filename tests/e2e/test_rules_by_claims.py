@@ -13,13 +13,19 @@ from click.testing import CliRunner
 from cryptography.hazmat.primitives.asymmetric import ec
 from jwt import PyJWS
 from jwt.algorithms import ECAlgorithm
+from qdrant_client import QdrantClient
 from qdrant_client import grpc as pb
 from qdrant_client import models as m
+from support.gated_answers import GatedAnswer
 from support.gateway import Gateway
 from support.grpc_channels import call, channel
-from support.qdrant_clients import EmbeddedUpstream, qdrant
+from support.grpc_upstream import GrpcUpstream, never
+from support.h2_raw_client import SEARCH, fields, h2
+from support.qdrant_clients import EmbeddedUpstream
+from support.raw_connection import GET, connected
 from support.raw_request import Client, Response
 from support.site import CONFIG, Site
+from support.upstream import ScriptedUpstream
 
 from tlsproxy.authz.tokens import mint
 from tlsproxy.cli import main
@@ -57,28 +63,29 @@ RULES = [
 ]
 
 
+def jwks(name: str) -> bytes:
+    jwk = ECAlgorithm.to_jwk(KEYS[name].public_key(), as_dict=True) | {"kid": name, "alg": "ES256", "use": "sig"}
+    return json.dumps({"keys": [jwk]}).encode()
+
+
 @pytest.fixture(scope="module")
 def own(tmp_path_factory: pytest.TempPathFactory) -> Site:
     made = Site(tmp_path_factory.mktemp("claims"))
-    for name, key in KEYS.items():
-        jwk = ECAlgorithm.to_jwk(key.public_key(), as_dict=True) | {"kid": name, "alg": "ES256", "use": "sig"}
-        made.write(f"{name}.json", json.dumps({"keys": [jwk]}).encode())
+    for name in KEYS:
+        made.write(f"{name}.json", jwks(name))
     made.issue("rag", client=True, common_name="rag-1")
     return made
 
 
 @pytest.fixture(scope="module")
-def embedded(own: Site) -> Iterator[EmbeddedUpstream]:
+def embedded() -> Iterator[EmbeddedUpstream]:
     with EmbeddedUpstream() as running:
-        with Gateway(own.write_config(running.url)) as gateway:
-            admin = qdrant(gateway, own.client("admin"))
-            for name in ("docs", "logs"):
-                admin.create_collection(name, vectors_config=m.VectorParams(size=2, distance=m.Distance.DOT))
-            tenants = {1: "acme", 2: "umbrella", 3: "initech"}
-            admin.upsert(
-                "docs", [m.PointStruct(id=n, vector=[1, n], payload={"tenant": t}) for n, t in tenants.items()]
-            )
-            admin.close()
+        direct = QdrantClient(running.url)
+        for name in ("docs", "logs"):
+            direct.create_collection(name, vectors_config=m.VectorParams(size=2, distance=m.Distance.DOT))
+        tenants = {1: "acme", 2: "umbrella", 3: "initech"}
+        direct.upsert("docs", [m.PointStruct(id=n, vector=[1, n], payload={"tenant": t}) for n, t in tenants.items()])
+        direct.close()
         yield running
 
 
@@ -320,6 +327,42 @@ def test_a_changed_rule_counts_at_once_for_who_is_connected(own: Site, embedded:
         gateway.reloaded()
         assert gateway.audited(event="connection")["reason"] == "no_role", "no rule names that certificate any more"
         assert other.ask("GET", "/collections").status == 200
+
+
+def test_what_is_under_way_ends_with_the_rule(
+    own_site: Site, upstream: ScriptedUpstream, grpc_upstream: GrpcUpstream
+) -> None:
+    """On connections that stay, and that others' requests do not notice."""
+    keep, lose = by_claims("keep", "admin", {"groups": "kept"}), by_claims("lose", "admin", {"groups": "sre"})
+    held, grpc_upstream.answer = GatedAnswer(), never
+    upstream.answer = held
+    own_site.write("login.json", jwks("login"))
+    config = own_site.write_config(
+        upstream.url,
+        grpc=grpc_upstream.url,
+        service={"verify_https_client_certificate": False},
+        identities=[keep, lose],
+        jwt_issuers=ISSUERS[:1],
+    )
+    sent, others = (f"authorization: Bearer {token(groups=group)}\r\n".encode() for group in ("sre", "kept"))
+    bearer = ("authorization", f"Bearer {token(groups=['dev', 'sre'])}")
+    with (
+        Gateway(config) as gateway,
+        connected(gateway, own_site.client(None)) as client,
+        connected(gateway, own_site.client(None)) as other,
+        h2(gateway, own_site, None) as calls,
+    ):
+        client.send(GET.replace(b"host", sent + b"host"))
+        other.send(GET.replace(b"host", others + b"host"))
+        stream = calls.call(b"", fields(SEARCH, bearer))
+        held.wait(2)
+        grpc_upstream.wait()
+        own_site.edit_config(config, identities=[keep])
+        assert client.response().status == 403
+        assert calls.status(stream) in {7, 16}
+        calls.lives()
+        held.release.set()
+        assert other.response().status == 200
 
 
 def test_a_subject_is_an_account_over_both_protocols_and_all_workers(own: Site, embedded: EmbeddedUpstream) -> None:

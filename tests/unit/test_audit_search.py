@@ -21,7 +21,7 @@ def directory(tmp_path: Path) -> Path:
     files = {
         "audit.2026-01-01.log": line("2026-01-01T10:00:00Z", n=1) + line("2026-01-01T23:00:00.5Z", n=2),
         "audit.2026-01-02.log": line("2026-01-02T00:00:00Z", n=3, ok=True) + "half a li",
-        "audit.2026-01-02-05.log": "[]\n\n" + line("2026-01-02T05:00:00Z", n=4),
+        "audit.2026-01-02-05.log": "[]\n\n" + line("2026-01-02T05:00:00Z", n=4, list=["sre", 5]),
         "audit.log": line("2026-01-01T00:00:00Z", n=5),
         "other.2026-01-01.log": line("2026-01-01T00:00:00Z", n=6),
     }
@@ -44,6 +44,9 @@ def found(directory: Path, body: str) -> set[int]:
         ('{"time_to": "2026-01-01T23:00:00.5Z"}', {1}),
         ('{"time_from": "2026-01-02T01:00:00+01:00", "time_to": "2026-01-02T00:00:01Z"}', {3}),
         ('{"filters": {"n": "2"}}', {2}),
+        ('{"filters": {"list": "sre"}}', {4}),
+        ('{"filters": {"list": "5"}}', {4}),
+        ('{"filters": {"list": "sr"}}', set()),
         ('{"filters": {"ok": "true"}}', {3}),
         ('{"filters": {"n": "2", "ok": "true"}}', set()),
         ('{"filters": {"absent": ""}}', set()),

@@ -49,6 +49,15 @@ def grants(**access: str) -> list[dict[str, str]]:
             f"match.cn ingest-* → none, match.sha256 none → {DIGEST}, role a → b",
         ),
         (
+            IdentityRule,
+            {"name": "x", "match": {"claims": {"level": 1, "admin": True, "text": "true", "gone": "a"}}, "role": "a"},
+            {"name": "x", "match": {"claims": {"level": True, "admin": 1, "text": True, "n": "b"}}, "role": "a"},
+            (
+                'match.claims level 1 → true, match.claims admin true → 1, match.claims text "true" → true, '
+                "match.claims n = b added, match.claims gone = a removed"
+            ),
+        ),
+        (
             NamedKey,
             {"name": "k", "sha256": DIGEST, "role": "a", "expires": "2090-01-01T01:00:00+01:00"},
             {"name": "k", "sha256": "ab" * 32, "role": "a", "require_certificate": {"cn": "x"}},

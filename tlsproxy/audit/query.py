@@ -20,7 +20,10 @@ LARGEST: Final = 32 << 20
 
 @dataclass(frozen=True, slots=True)
 class AuditQuery:
-    """``time_from`` is inclusive, ``time_to`` exclusive. ``filters``: (field, required value as text)."""
+    """``time_from`` is inclusive, ``time_to`` exclusive. ``filters``: (field, required value as text).
+
+    A list has each of its members as a value: `{"token_groups": "sre"}`.
+    """
 
     time_from: datetime | None = None
     time_to: datetime | None = None
@@ -34,7 +37,7 @@ class AuditQuery:
                 return False
             if self.time_to is not None and when >= self.time_to:
                 return False
-        return all(name in record and _text(record[name]) == text for name, text in self.filters)
+        return all(name in record and text in _texts(record[name]) for name, text in self.filters)
 
 
 def read_query(body: bytes) -> AuditQuery:
@@ -74,5 +77,8 @@ def _moment(value: Any) -> datetime | None:
     return when if when.tzinfo is not None else None
 
 
-def _text(value: Any) -> str:
-    return value if isinstance(value, str) else orjson.dumps(value).decode()
+def _texts(value: Any) -> list[str]:
+    return [
+        one if isinstance(one, str) else orjson.dumps(one).decode()
+        for one in (value if isinstance(value, list) else [value])
+    ]

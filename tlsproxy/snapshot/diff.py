@@ -18,7 +18,7 @@ from tlsproxy.config.callers import NamedKey
 from tlsproxy.config.endpoints import Endpoint
 from tlsproxy.config.listeners import listening
 from tlsproxy.config.model import Config, ListenerConfig
-from tlsproxy.snapshot.field_changes import description, difference, entry_difference, joined
+from tlsproxy.snapshot.field_changes import description, difference, entry_difference, joined, same
 from tlsproxy.snapshot.generation import Generation
 from tlsproxy.text import utc_time
 from tlsproxy.tls.certinfo import CertificateFacts, CrlFacts
@@ -67,7 +67,7 @@ def _compared(
     for key, entry in after.items():
         if key not in before:
             yield Change(what, name(key, entry), "added", added(entry))
-        elif before[key] != entry:
+        elif not same(before[key], entry):
             yield Change(what, name(key, entry), "changed", changed(before[key], entry))
     for key, entry in before.items():
         if key not in after:

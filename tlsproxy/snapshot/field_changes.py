@@ -30,6 +30,19 @@ _URLS: Final = frozenset({"jwks", "discovery"})
 """Fields with a URL, whose query may be a secret."""
 
 
+def same(former: Any, current: Any) -> bool:
+    """Equality that tells `true` from `1` in the mappings of rules and roles."""
+    if type(former) is not type(current) or former != current:
+        return False
+    match former:
+        case BaseModel():
+            nested = ((one, vars(current)[name]) for name, one in vars(former).items())
+            return all(same(one, other) for one, other in nested if isinstance(one, BaseModel | Mapping))
+        case Mapping():
+            return all(same(value, current[key]) for key, value in former.items())
+    return True
+
+
 def difference(former: Any, current: Any) -> str:
     """Phrases on a setting. Empty for a secret."""
     if isinstance(former, SecretStr) or isinstance(current, SecretStr):
@@ -69,7 +82,7 @@ def _told(entry: BaseModel) -> list[str]:
 
 
 def _phrases(name: str, former: Any, current: Any) -> Iterator[str]:
-    if former == current:
+    if same(former, current):
         return
     spaced = f"{name} " if name else ""
     match former, current:
@@ -88,8 +101,9 @@ def _of_mappings(former: Mapping[str, Any], current: Mapping[str, Any]) -> Itera
     for key, value in current.items():
         if key not in former:
             yield f"{key} = {_text(value)} added"
-        elif former[key] != value:
-            yield f"{key} {_text(former[key])} → {_text(value)}"
+        elif not same(former[key], value):
+            spelled = _text if type(former[key]) is type(value) else json.dumps  # true, "true"
+            yield f"{key} {spelled(former[key])} → {spelled(value)}"
     yield from (f"{key} = {_text(value)} removed" for key, value in former.items() if key not in current)
 
 
