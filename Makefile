@@ -72,11 +72,12 @@ bench-scale: .venv/installed-demo
 install uninstall:
 	sh systemd/install.sh $@
 
-# The references: of the configuration, from the model's descriptions, and of the metrics, from their table.
+# The references: of the configuration, from the model's descriptions; of metrics and operations, from their tables.
 reference: .venv/installed-demo
 	$(BIN)/tlsproxy config reference > config/tlsproxy.yaml
 	$(BIN)/tlsproxy config reference --format markdown > docs/configuration.md
 	$(BIN)/python -m tlsproxy.metrics.reference > docs/metrics.md
+	$(BIN)/python -m tlsproxy.qdrant.reference > docs/qdrant-operations.md
 
 # What our commands say of broken set-ups, as they say it now: read it before it is committed.
 golden: .venv/installed-test

@@ -149,7 +149,7 @@ def test_questions_are_answered_by_options(qdrant: Path) -> None:
         (("--from", "tls/cert.pem"), "tls/cert.pem:1:1"),
         (("--cert", "a.pem"), "--cert and --key belong together"),
         (("--role", "admin"), "NAME=ACCESS is expected"),
-        (("--role", "x=docs:all"), "roles.x.access[0].access: must be 'r', 'rw' or 'prw'"),
+        (("--role", "x=docs:all"), "roles.x.access[0].access: must be 'r', 'rw', 'prw', 'pr' or 'm'"),
         (("--rule", "ou=platform"), "FIELD=GLOB:ROLE is expected"),
         (("--role", "a=m", "--rule", "ou=x:b"), "no role is called 'b'"),
         (("--rest", "https://127.0.0.1:1"), "upstream.rest"),

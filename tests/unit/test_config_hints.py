@@ -28,7 +28,7 @@ def problems(role: str, rest: str = "", identities: str = "") -> list[str]:
 
 @pytest.mark.parametrize("access", ["rw", "w", "read", "R", "true", "null", "''", "{docs: rw}", f"{GRANT}"])
 def test_rights_on_everything_and_rights_on_collections(access: str) -> None:
-    assert problems(f"{{x: {{access: {access}}}}}") == [f"roles.x.access: must be 'r' or 'm'; {LIST}"]
+    assert problems(f"{{x: {{access: {access}}}}}") == [f"roles.x.access: must be 'r', 'm' or 'pr'; {LIST}"]
 
 
 def test_the_mode_that_was_meant() -> None:
@@ -50,8 +50,24 @@ def test_the_mode_that_was_meant() -> None:
             f"roles.x.access[0].collection: must be text: quote it; one name or glob for each entry: {GRANT}",
         ),
         (
-            "{x: {access: [{collection: a, access: m}]}}",
-            "roles.x.access[0].access: must be 'r', 'rw' or 'prw' (m is of a role as a whole: `access: m`)",
+            "{x: {access: [{collection: a, access: mrw}]}}",
+            "roles.x.access[0].access: must be 'r', 'rw', 'prw', 'pr' or 'm' (did you mean 'rw'?)",
+        ),
+        (
+            "{x: {access: r, operations: [scroll]}}",
+            "roles.x.operations: must be a mapping: {allow: [query_batch, scroll]}, or {deny: [delete_points]}",
+        ),
+        (
+            "{x: {access: r, operations: {deny: scroll}}}",
+            "roles.x.operations.deny: must be a list: [query_batch, scroll]",
+        ),
+        (
+            "{x: {access: r, deny: [scroll]}}",
+            "roles.x.deny: unknown key: it stands under `operations`: {deny: [delete_points]}",
+        ),
+        (
+            "{x: {access: [{collection: a, access: r, allow: [scroll]}]}}",
+            "roles.x.access[0].allow: unknown key: it stands under `operations`: {allow: [delete_points]}",
         ),
         (
             "{x: {collections: [a], access: r}}",
@@ -104,3 +120,74 @@ def test_rights_at_the_top(key: str) -> None:
 def test_another_mistake_has_the_nearest_word() -> None:
     assert "roles.x.acces: unknown key (did you mean 'access'?)" in problems("{x: {acces: r}}")
     assert "role: unknown key (did you mean 'roles'?)" in problems("{x: {access: r}}", rest="role: {}\n")
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("delete_point", " (did you mean 'delete_points'?)"),
+        ("qurey_batch", " (did you mean 'query_batch'?)"),
+        ("Upsert", " (did you mean 'upsert_points'?)"),
+        ("scrol", " (did you mean 'scroll'?)"),
+        ("search", " (did you mean 'core_search_batch'?)"),
+        ("query", " (did you mean 'query_batch'?)"),
+        ("matrix", " (did you mean 'search_points_matrix'?)"),
+        ("nothing_like_it_at_all", ""),
+        ("", ""),
+    ],
+)
+def test_an_operation_that_there_is_not(name: str, hint: str) -> None:
+    role = f"{{x: {{access: m, operations: {{deny: [scroll, '{name}']}}}}}}"
+    assert problems(role) == [f"roles.x.operations.deny[1]: no operation is called {name!r}{hint}"]
+    grant = f"{{x: {{access: [{{collection: a, access: m, operations: {{allow: ['{name}']}}}}]}}}}"
+    assert problems(grant) == [f"roles.x.access[0].operations.allow[0]: no operation is called {name!r}{hint}"]
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("healthz", "'healthz' needs no credential: no role can allow or deny it"),
+        ("web_ui", "'web_ui' needs no credential: no role can allow or deny it"),
+        ("whoami", "'whoami' is every caller's: no role can allow or deny it"),
+        ("server_reflection", "'server_reflection' is every caller's: no role can allow or deny it"),
+    ],
+)
+def test_an_operation_that_no_role_has_a_say_in(name: str, text: str) -> None:
+    for key in ("allow", "deny"):
+        found = problems(f"{{x: {{access: m, operations: {{{key}: [{name}]}}}}}}")
+        assert found == [f"roles.x.operations.{key}[0]: {text}"]
+
+
+@pytest.mark.parametrize(
+    ("role", "warning"),
+    [
+        ("{access: m, operations: {allow: []}}", "operations.allow: an empty list allows nothing"),
+        (
+            "{access: r, operations: {allow: [upsert_points]}}",
+            "operations.allow[0]: `access` does not permit 'upsert_points'",
+        ),
+        (
+            "{access: [{collection: a, access: prw}], operations: {allow: [create_snapshot]}}",
+            "operations.allow[0]: `access` does not permit 'create_snapshot'",
+        ),
+        (
+            "{access: [{collection: a, access: pr, operations: {allow: [delete_points]}}, {collection: b, access: m}]}",
+            "access[0].operations.allow[0]: `access` does not permit 'delete_points'",
+        ),
+        (
+            "{access: m, operations: {allow: [scroll], deny: [scroll]}}",
+            "operations.allow[0]: 'scroll' is denied too, which counts",
+        ),
+        (
+            '{access: [{collection: a, access: m}], filter: {tenant: "{cn}"}}',
+            "access[0].access: nobody confined by a `filter` manages collections: m gives what rw does",
+        ),
+        ("{access: [{collection: a, access: m, operations: {allow: [change_aliases, list_aliases]}}]}", ""),
+        ("{access: r, operations: {allow: [scroll], deny: [upsert_points]}}", ""),
+        ("{access: pr, operations: {allow: [scroll, telemetry]}}", ""),
+    ],
+)
+def test_operations_that_come_to_nothing(role: str, warning: str) -> None:
+    parsed = parse(f"{BASE}roles: {{x: {role}}}".encode(), Path("t.yaml"), {})
+    found = [f"{one.key}: {one.text}" for one in parsed.warnings if one.key.startswith("roles.x")]
+    assert found == ([f"roles.x.{warning}"] if warning else [])

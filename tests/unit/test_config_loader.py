@@ -118,7 +118,7 @@ log_level: WARNING
         "4:3 service.hots: unknown key (did you mean 'host'?)",
         "5:3 service.api_key: must be text: quote it",
         "6:1 rolse: unknown key (did you mean 'roles'?)",
-        f"8:12 roles.search.access: must be 'r' or 'm'; {LIST}",
+        f"8:12 roles.search.access: must be 'r', 'm' or 'pr'; {LIST}",
         "9:21 roles.ingest.access[0].access: is required",
         "9:40 roles.ingest.access[0].acces: unknown key (did you mean 'access'?)",
         "10:3 roles.bad name: must be 1 to 64 letters, digits, '.', '_' or '-', and begin with a letter or a digit",

@@ -12,9 +12,10 @@ import yaml
 from pydantic_core import PydanticUndefined
 
 from tlsproxy.config.callers import CaConstraint, JwtIssuer, Match, NamedKey, Section
+from tlsproxy.config.grants import CollectionGrant, Operations
 from tlsproxy.config.limits import MassCut, PerAddress, Quota, RoleLimits
 from tlsproxy.config.loader import parse
-from tlsproxy.config.model import CollectionGrant, Config, IdentityRule, ListenerConfig, Role
+from tlsproxy.config.model import Config, IdentityRule, ListenerConfig, Role
 from tlsproxy.config.qdrant_keys import KEYS, SECTIONS
 from tlsproxy.config.reference import as_markdown, as_yaml
 from tlsproxy.config.shape import sections
@@ -95,7 +96,7 @@ def test_it_shows_the_default(tree: dict[str, Any], section: str, key: str, defa
 
 def test_every_key_has_a_description() -> None:
     models: list[type[Section]] = [ListenerConfig, Role, CollectionGrant, IdentityRule, Match, NamedKey, JwtIssuer]
-    models += [CaConstraint]
+    models += [CaConstraint, Operations]
     models += [MassCut, PerAddress, Quota, RoleLimits]
     models += [model for _, model in sections()]
     for model in models:

@@ -40,7 +40,7 @@ _COMMENTS: Final = {
 @click.option("--ca-cert", metavar="FILE", help="The CAs of client certificates.  [default: Qdrant's, or certs/ca.pem]")
 @click.option("--optional-certificates", is_flag=True, help="Let clients in without a certificate, with a key alone.")
 @click.option(
-    "--role", "roles", metavar="NAME=ACCESS", multiple=True, help="r, m, or COLLECTION:rw,COLLECTION:r; repeatable."
+    "--role", "roles", metavar="NAME=ACCESS", multiple=True, help="r, pr, m, or COLLECTION:rw,COLLECTION:m; repeatable."
 )
 @click.option(
     "--rule", "rules", metavar="FIELD=GLOB:ROLE", multiple=True, help="Who has a role: ou=platform:admin; repeatable."

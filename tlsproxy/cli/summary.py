@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from tlsproxy.authz.access import EVERY
 from tlsproxy.authz.keys import NEVER, Key
+from tlsproxy.config.grants import CollectionGrant, filter_of
 from tlsproxy.config.limits import Quota
 from tlsproxy.config.listeners import listening, titles
 from tlsproxy.config.model import AuditConfig, Config, Role, UpstreamConfig
@@ -126,5 +128,14 @@ def _certificate(label: str, facts: CertificateFacts) -> Iterator[str]:
 
 def _access(role: Role) -> str:
     if isinstance(role.access, str):
-        return {"r": "reads everything (r)", "m": "everything (m)"}[role.access]
-    return ", ".join(f"{grant.collection} ({grant.access})" for grant in role.access) or "nothing"
+        access = {"r": "reads everything (r)", "pr": "reads all points (pr)", "m": "everything (m)"}[role.access]
+    else:
+        access = ", ".join(map(_grant, role.access)) or "nothing"
+    operations = filter_of(role.operations)
+    return access if operations is EVERY else f"{access}; {operations}"
+
+
+def _grant(grant: CollectionGrant) -> str:
+    operations = filter_of(grant.operations)
+    mode = grant.access if operations is EVERY else f"{grant.access}; {operations}"
+    return f"{grant.collection} ({mode})"

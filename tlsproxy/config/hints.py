@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from tlsproxy.authz.access import GRANTS
+from tlsproxy.authz.access import MODES
 from tlsproxy.config.callers import Match
 from tlsproxy.config.positions import Path
 
@@ -19,6 +19,18 @@ _RIGHTS: Final = frozenset({"access", *_GRANTS})
 def form_hint(path: Path, value: Any) -> str:
     """The end of a text on a value of a wrong type or word, or a missing one: `: {access: r}`; "" without a hint."""
     match path:
+        case ("roles", *_):
+            return _role_hint(path, value)
+        case ("identities",):
+            return ': [{name: jobs, match: {cn: "ingest-*"}, role: ingest}]'
+        case ("identities", int(), "match"):
+            return ': {cn: "ingest-*"}'
+        case _:
+            return ""
+
+
+def _role_hint(path: Path, value: Any) -> str:
+    match path:
         case ("roles",):
             return ": {reader: {access: r}}"
         case ("roles", _):
@@ -29,22 +41,12 @@ def form_hint(path: Path, value: Any) -> str:
             return f": {_grant(value)}"
         case ("roles", _, "access", int(), "collection"):
             return f"; one name or glob for each entry: {_grant(value)}"
-        case ("roles", _, "access", int(), "access") if value == "m":
-            return " (m is of a role as a whole: `access: m`)"
-        case ("identities",):
-            return ': [{name: jobs, match: {cn: "ingest-*"}, role: ingest}]'
-        case ("identities", int(), "match"):
-            return ': {cn: "ingest-*"}'
-        case ("identities", int(), "match", "claims", *more):
-            return _claim_hint(value) if more else ': {groups: sre, sub: "alice@*"}'
+        case ("roles", *_, "operations"):
+            return ": {allow: [query_batch, scroll]}, or {deny: [delete_points]}"
+        case ("roles", *_, "operations", "allow" | "deny"):
+            return ": [query_batch, scroll]"
         case _:
             return ""
-
-
-def _claim_hint(value: Any) -> str:
-    if isinstance(value, dict):
-        return '; a claim in a claim is named by its path: {"realm_access.roles": ops}'
-    return ", or an integer or a boolean; one of a token's values must be this one: for several, a rule each"
 
 
 def place_hint(path: Path) -> str:
@@ -54,6 +56,8 @@ def place_hint(path: Path) -> str:
             return ': a role is confined to points by its `filter`: {tenant: "{cn}"}'
         case ("roles", _, str(key)) if key in _GRANTS:
             return f": collections stand under `access`: {_grants(None)}"
+        case ("roles", _, "allow" | "deny" as key) | ("roles", _, "access", int(), "allow" | "deny" as key):
+            return f": it stands under `operations`: {{{key}: [delete_points]}}"
         case ("roles", _, str(key)) if key in _FIELDS or key in {"match", "identities"}:
             return ": certificates get their role under `identities`"
         case ("identities", int(), "match", str()):
@@ -71,5 +75,5 @@ def _grants(value: Any) -> str:
 
 
 def _grant(value: Any) -> str:
-    mode = value if isinstance(value, str) and value in GRANTS else "rw"
+    mode = value if isinstance(value, str) and value in MODES else "rw"
     return f"{{collection: docs, access: {mode}}}"

@@ -11,6 +11,7 @@ from tlsproxy.authz.globs import glob_error, is_exact
 from tlsproxy.authz.matcher import Matcher, normal_form
 from tlsproxy.authz.templates import Template, parse_template
 from tlsproxy.config.findings import Finding
+from tlsproxy.config.grants import operation_findings
 from tlsproxy.config.model import Config, Role
 from tlsproxy.config.positions import Path, Tree
 from tlsproxy.config.problems import did_you_mean
@@ -28,8 +29,11 @@ def roles(config: Config, _tree: Tree) -> Iterator[Finding]:
     for name, role in config.roles.items():
         yield from _filter_findings(("roles", name), role)
         yield from query_findings(("roles", name, "queries"), role.queries)
+        where: Path = ("roles", name, "operations")
         if isinstance(role.access, str):
+            yield from operation_findings(where, role.operations, role.access)
             continue
+        yield from operation_findings(where, role.operations, [grant.access for grant in role.access])
         if not role.access:
             yield Finding(("roles", name, "access"), "an empty list allows nothing", warning=True)
         seen: set[str] = set()
@@ -41,6 +45,10 @@ def roles(config: Config, _tree: Tree) -> Iterator[Finding]:
             if grant.collection in seen:
                 yield Finding(path, f"{grant.collection!r} is in this list already")
             seen.add(grant.collection)
+            yield from operation_findings((*path[:-1], "operations"), grant.operations, [grant.access])
+            if grant.access == "m" and role.filter:
+                text = "nobody confined by a `filter` manages collections: m gives what rw does"
+                yield Finding((*path[:-1], "access"), text, warning=True)
 
 
 def _filter_findings(path: Path, role: Role) -> Iterator[Finding]:

@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Discriminator, Field, SecretStr, StrictBool, StrictInt, StrictStr, Tag
 
 from tlsproxy.config.callers import NEEDS_RESTART, CaConstraint, JwtIssuer, Label, Match, NamedKey, Section
+from tlsproxy.config.grants import CollectionGrant, Operations
 from tlsproxy.config.limits import Count, LimitsConfig, RoleLimits, Seconds
 from tlsproxy.config.locks import LockEntry
 from tlsproxy.config.queries import Queries
@@ -166,17 +167,6 @@ class UpstreamConfig(Section):
     end where they began."""
 
 
-class CollectionGrant(Section):
-    """Access to the collections that one name or glob matches."""
-
-    collection: Annotated[str, Field(min_length=1, max_length=255)]
-    """Name or glob. In every glob of the configuration `*` stops at `/` and `.`, `**` does not, and `?` is one
-    character except those two: `*` does not match the collection `docs.v2`; `docs.*` and `**` do."""
-    access: Literal["r", "rw", "prw"]
-    """r: reads. rw: reads and writes. prw: reads and writes points only (no indexes, snapshots, cluster information).
-    As in Qdrant's tokens."""
-
-
 PayloadValue = StrictStr | StrictInt | StrictBool
 
 
@@ -188,10 +178,12 @@ class Role(Section):
     """Rights of a role."""
 
     access: Annotated[
-        Annotated[Literal["r", "m"], Tag("mode")] | Annotated[tuple[CollectionGrant, ...], Tag("grants")],
+        Annotated[Literal["r", "m", "pr"], Tag("mode")] | Annotated[tuple[CollectionGrant, ...], Tag("grants")],
         Discriminator(_access_kind),
     ]
-    """r (reads everything), m (everything), or a list of collections."""
+    """r (reads everything), pr (reads all points, and nothing else), m (everything), or a list of collections."""
+    operations: Operations = Operations()
+    """Operations that the role may use, of those that `access` permits."""
     filter: dict[str, PayloadValue] = Field(default={})
     """Confines the role to points whose payload has these values: `{tenant: "{cn}"}`, `{"meta.team": "team-{ou}"}`,
     `{level: 3}`. A key may be a path: `a.b`, or `a[].b` for a list of objects. A text has at most one of {cn}, {o},

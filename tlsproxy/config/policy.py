@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from tlsproxy.authz.access import GRANTS, Condition, Confinement, GlobalMode, Grant, Grants, Rights, Value
+from tlsproxy.authz.access import Condition, Confinement, GlobalMode, Grants, Rights, Value
 from tlsproxy.authz.keys import Keys
 from tlsproxy.authz.locks import Lock, Locks
 from tlsproxy.authz.matcher import Claim, ClaimMatcher, Matcher
@@ -13,7 +13,8 @@ from tlsproxy.authz.rules import Rule
 from tlsproxy.authz.templates import parse_template
 from tlsproxy.authz.tokens import Tokens
 from tlsproxy.config.callers import Match
-from tlsproxy.config.model import CollectionGrant, Config, IdentityRule, Role
+from tlsproxy.config.grants import filter_of, grant_of
+from tlsproxy.config.model import Config, IdentityRule, Role
 from tlsproxy.config.queries import query_policy_of
 
 
@@ -58,12 +59,7 @@ def _conditions(values: Mapping[str, Value]) -> tuple[Condition, ...]:
 
 
 def rights_of(role: Role) -> Rights:
-    queries = query_policy_of(role.queries)
+    operations, queries = filter_of(role.operations), query_policy_of(role.queries)
     if isinstance(role.access, str):
-        return Rights(everywhere=GlobalMode(role.access), queries=queries)
-    return Rights(grants=Grants(*map(_grant, role.access)), queries=queries)
-
-
-def _grant(grant: CollectionGrant) -> Grant:
-    write, extras = GRANTS[grant.access]
-    return Grant(grant.collection, write=write, extras=extras)
+        return Rights(everywhere=GlobalMode(role.access), operations=operations, queries=queries)
+    return Rights(grants=Grants(*map(grant_of, role.access)), operations=operations, queries=queries)

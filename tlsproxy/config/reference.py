@@ -35,7 +35,12 @@ EXAMPLES: Final[Mapping[str, Any]] = {
     "roles": {
         "admin": {"access": "m"},
         "search": {"access": "r", "limits": {"requests_per_second": 500, "max_body_mb": 4}},
-        "ingest": {"access": [{"collection": "docs", "access": "rw"}, {"collection": "docs.*", "access": "prw"}]},
+        "ingest": {
+            "access": [
+                {"collection": "docs", "access": "rw", "operations": {"deny": ["delete_points"]}},
+                {"collection": "docs.*", "access": "m"},
+            ]
+        },
         "tenant": {"access": [{"collection": "shared", "access": "rw"}], "filter": {"tenant": "{ou}"}},
         "analyst": {
             "access": [{"collection": "people", "access": "r"}],

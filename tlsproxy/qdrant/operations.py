@@ -8,6 +8,7 @@ are on the whole storage or on the collection in the path (``{c}``): *write*, *m
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Final
 
 from tlsproxy.authz.access import Requirement, Scope
@@ -318,3 +319,14 @@ GRPC: Final = (
     _grpc("/grpc.reflection.v1.ServerReflection/ServerReflectionInfo", "server_reflection", ANY_CALLER),
     _grpc("/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo", "server_reflection", ANY_CALLER),
 )
+
+
+def _by_name() -> dict[str, tuple[Operation, ...]]:
+    rows: dict[str, tuple[Operation, ...]] = {}
+    for row in chain(REST, OWN, GRPC):
+        rows[row.name] = (*rows.get(row.name, ()), row)
+    return rows
+
+
+OPERATIONS: Final = _by_name()
+"""The rows of each name."""

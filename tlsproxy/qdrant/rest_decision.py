@@ -130,6 +130,13 @@ def at_best(rights: tuple[Rights, ...]) -> tuple[tuple[Rights, ...], BodyNames]:
     return tuple(one.at_best() for one in rights), BodyNames(change=(ANY_COLLECTION,))
 
 
+def permits(rights: Rights, operation: Operation) -> bool:
+    """Whether rights permit an operation on collections that they cover, in a way that confines and reduces it."""
+    (best,), names = at_best((rights,))
+    collection = None if operation.names_changed else ANY_COLLECTION
+    return decide_all((best,), operation, collection, names=names, reduced=True, confined=True).allowed
+
+
 def needs_names(rights: tuple[Rights, ...], operation: Operation) -> bool:
     """Whether the decision may depend on names in the body."""
     if operation.carries:

@@ -17,7 +17,7 @@ from pydantic import BaseModel, SecretStr
 
 from tlsproxy.config.callers import NamedKey
 from tlsproxy.config.endpoints import shown_url
-from tlsproxy.config.model import CollectionGrant
+from tlsproxy.config.grants import CollectionGrant, filter_of
 from tlsproxy.text import rfc3339
 
 MAX_PHRASES: Final = 12
@@ -112,17 +112,22 @@ def _of_members(former: tuple[Any, ...], current: tuple[Any, ...]) -> Iterator[s
     gone, new = [one for one in former if one not in after], [one for one in current if one not in before]
     if not gone and not new:
         yield "in another order"
-    access = {one.collection: one.access for one in gone if isinstance(one, CollectionGrant)}
+    access = {one.collection: _mode(one) for one in gone if isinstance(one, CollectionGrant)}
     changed = set()
     for one in new:
         if isinstance(one, CollectionGrant) and one.collection in access:
             changed.add(one.collection)
-            yield f"on {_text(one.collection)} {access[one.collection]} → {one.access}"
+            yield f"on {_text(one.collection)} {access[one.collection]} → {_mode(one)}"
         else:
             yield f"{_text(one)} added"
     for one in gone:
         if not isinstance(one, CollectionGrant) or one.collection not in changed:
             yield f"{_text(one)} removed"
+
+
+def _mode(grant: CollectionGrant) -> str:
+    """`rw`, or `rw except delete_points`."""
+    return " ".join(filter(None, (grant.access, str(filter_of(grant.operations)))))
 
 
 def _text(value: Any, name: str = "") -> str:
@@ -132,6 +137,8 @@ def _text(value: Any, name: str = "") -> str:
 
 def _spelled(value: Any, name: str) -> str:
     match value:
+        case None if name.endswith("operations.allow"):
+            return "all"
         case None | () | {}:
             return "none"
         case bool() | int() | float():
@@ -139,7 +146,7 @@ def _spelled(value: Any, name: str) -> str:
         case datetime():
             return rfc3339(value.timestamp())
         case CollectionGrant():
-            return f"{value.access} on {_text(value.collection)}"
+            return f"{_mode(value)} on {_text(value.collection)}"
         case BaseModel():
             return f"({joined(_settings(value, ''))})"
         case Mapping():
