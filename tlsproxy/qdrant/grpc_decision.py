@@ -2,7 +2,7 @@
 
 The counterpart of :mod:`tlsproxy.qdrant.rest_decision`. A message is scanned as it arrives and is not buffered: a
 :class:`CollectionFinder` finds the collections in it. Only if the caller is confined to some of the points is it read
-whole, and rewritten.
+whole, and rewritten; or if a query policy concerns it.
 """
 
 from __future__ import annotations
@@ -11,16 +11,20 @@ from typing import Final
 
 from tlsproxy.authz.access import ALLOWED, ANY_COLLECTION, NO_NAMES, UNREAD, BodyNames, Confinements, Decision, Scope
 from tlsproxy.authz.admission import Admission
+from tlsproxy.authz.query_policy import QueryPolicy
 from tlsproxy.errors import BadRequest
 from tlsproxy.qdrant.answer_statistics import AnswerReducer
+from tlsproxy.qdrant.composed_reducer import composed
+from tlsproxy.qdrant.grpc_answers import stripper_of
 from tlsproxy.qdrant.grpc_listings import listing_of_call
 from tlsproxy.qdrant.grpc_nesting import NESTING
+from tlsproxy.qdrant.grpc_query_policy import is_possible_under, policy_of_message, under_policy
 from tlsproxy.qdrant.grpc_schema import CHANGED, COLLECTION, INNER, OTHER, REQUESTS, SHAPES
 from tlsproxy.qdrant.grpc_tenancy import confined as confined_message
 from tlsproxy.qdrant.grpc_tenancy import is_confinable_call
 from tlsproxy.qdrant.operations import BATCHED, GRPC, MAX_NAME_BYTES, Operation
-from tlsproxy.qdrant.query_policy import Treatment, treatment
 from tlsproxy.qdrant.rest_decision import (
+    BEYOND_POLICY,
     NOT_CONFINED,
     UNDER_POLICY,
     UNKNOWN_OPERATION,
@@ -61,17 +65,19 @@ def decide_call(admitted: Admission | Decision, operation: Operation | None) -> 
         return HeadDecision(admitted)
     if operation is None:
         return HeadDecision(UNKNOWN_OPERATION)
-    if treatment(operation, admitted.queries) is not Treatment.FREE:
-        return HeadDecision(UNDER_POLICY)
-    rights, confinable = admitted.rights, is_confinable_call(operation)
+    rights, confinable, queries = admitted.rights, is_confinable_call(operation), admitted.queries
+    confined = confinable and bool(admitted.confinements)
     listing = listing_of_call(operation, rights)
-    shown = AnswerReducer(operation) if confinable and admitted.confinements else listing
+    statistics = AnswerReducer(operation) if confined else None
+    shown = composed(listing, statistics, stripper_of(operation, queries))
+    possible = is_possible_under(queries, operation)
+    unread = UNREAD if possible else UNDER_POLICY
     limited = any(one.limited for one in rights)
     if limited and operation.requirement.grantable:
         best = decide_at_best(admitted, operation)
-        return HeadDecision(UNREAD if best.allowed else best)
+        return HeadDecision(unread if best.allowed else best)
     if limited and operation.requirement.scope is Scope.COLLECTION:
-        return HeadDecision(UNREAD, shown)  # a refusal too: it names the collection
+        return HeadDecision(unread, shown)  # a refusal too: it names the collection
     decision = decide_all(
         rights,
         operation,
@@ -81,9 +87,10 @@ def decide_call(admitted: Admission | Decision, operation: Operation | None) -> 
     )
     if not decision.allowed:
         return HeadDecision(decision)
-    if needs_names(rights, operation) or (confinable and admitted.confinements):
-        return HeadDecision(UNREAD, shown)
-    return HeadDecision(ALLOWED, listing)
+    if not possible:
+        return HeadDecision(UNDER_POLICY)
+    read = needs_names(rights, operation) or confined or bool(policy_of_message(queries, operation))
+    return HeadDecision(UNREAD if read else ALLOWED, shown)
 
 
 def decide_at_best(admission: Admission, operation: Operation) -> Decision:
@@ -180,7 +187,22 @@ def decide_call_again(admission: Admission, operation: Operation, body: BodyFact
     confinable = is_confinable_call(operation)
     if confinable and not body.suits(admission.confinements):
         return NOT_CONFINED
+    if not body.queries.meets(policy_of_message(admission.queries, operation)):
+        return BEYOND_POLICY
     return decide_message(admission, operation, body.collection, body.names, confined=confinable)
+
+
+def message_under_policy(operation: Operation, message: bytes, queries: QueryPolicy) -> Steps[bytes]:
+    """The message to send instead of this whole one under a query policy: itself where there is none.
+
+    Raises :class:`BadRequest`, :class:`PolicyRefused`.
+    """
+    if not queries:
+        return message
+    try:
+        return (yield from under_policy(operation, message, queries))
+    except ProtobufError as error:
+        raise _malformed(error) from None
 
 
 def confine_message(

@@ -30,10 +30,10 @@ _MESSAGES: Final = SHAPES | PARTS
 
 @dataclass(slots=True)
 class Reading:
-    """The budgets of one pass over a message: of ``fields`` in all, and of nested messages (``deeper``)."""
+    """The budget of one pass over a message: ``fields`` in all."""
 
     fields: int = MAX_FIELDS
-    deeper: int = MAX_DEPTH
+    _left: int = MAX_DEPTH
     _fields_read: int = 0
     _next_step: int = STEP
     _content_memory: int = 0
@@ -70,6 +70,15 @@ class Reading:
         """The only field of a oneof message; None with more or less: readers may differ in which one counts."""
         found = list(self.fields_of(message, content))
         return found[0] if len(found) == 1 else None
+
+    def deeper(self, rewriting: Steps[bytes]) -> Steps[bytes]:
+        """A step into a message that may be within itself. Raises :class:`ProtobufError` beyond :data:`MAX_DEPTH`."""
+        self._left -= 1
+        if self._left < 0:
+            raise ProtobufError("messages are nested too deeply")
+        rewritten = yield from rewriting
+        self._left += 1
+        return rewritten
 
     def rewritten(
         self,

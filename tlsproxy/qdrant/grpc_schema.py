@@ -190,8 +190,35 @@ PARTS: Final[dict[str, Shape]] = {
     "PointsUpdateOperation.DeleteVectors": _part(*range(1, 4)),
     "PointsUpdateOperation.DeletePoints": _part(1, 2),
     "PointsUpdateOperation.ClearPayload": _part(1, 2),
+    # What names payload keys
+    "Filter": _part(1, 2, 3, 4, repeated=(1, 2, 3)),
+    "MinShould": _part(1, 2, repeated=(1,)),
+    "Condition": _part(*range(1, 9)),
+    "FieldCondition": _part(*range(1, 11)),
+    "IsEmptyCondition": _part(1),
+    "IsNullCondition": _part(1),
+    "NestedCondition": _part(1, 2),
+    "OrderBy": _part(1, 2, 3),
+    "Formula": _part(1, 2, repeated=(2,)),
+    "Formula.DefaultsEntry": _part(1, 2),
+    "Expression": _part(*range(1, 23)),
+    "GeoDistance": _part(1, 2),
+    "MultExpression": _part(1, repeated=(1,)),
+    "SumExpression": _part(1, repeated=(1,)),
+    "DivExpression": _part(1, 2, 3),
+    "PowExpression": _part(1, 2),
+    "DecayParamsExpression": _part(*range(1, 5)),
+    "MaxExpression": _part(1, repeated=(1,)),
+    "MinExpression": _part(1, repeated=(1,)),
+    "WithPayloadSelector": _part(1, 2, 3),
+    "WithVectorsSelector": _part(1, 2),
+    "PayloadIncludeSelector": _part(1, repeated=(1,)),
+    "PayloadExcludeSelector": _part(1, repeated=(1,)),
+    "Mmr": _part(2, 3),
 }
-"""Messages within those above that are scanned to confine a caller to its points."""
+"""Messages within those above that are read to rewrite a message: to confine its caller to its points, or under a query
+policy.
+"""
 
 _METHODS: Final = {
     "qdrant.Collections": {

@@ -22,7 +22,7 @@ from tlsproxy.qdrant.operations import Operation
 from tlsproxy.qdrant.rest_listings import Reducer
 from tlsproxy.qdrant.scoring import Facts
 from tlsproxy.wire.cooperative import Steps
-from tlsproxy.wire.protobuf import ProtobufError, delimited
+from tlsproxy.wire.protobuf import delimited
 
 
 def is_confinable_call(operation: Operation) -> bool:
@@ -70,12 +70,7 @@ def _operation(content: bytes, state: RewriteState) -> Steps[bytes]:
 
 
 def _prefetch(content: bytes, state: RewriteState) -> Steps[bytes]:
-    state.reading.deeper -= 1
-    if state.reading.deeper < 0:
-        raise ProtobufError("messages are nested too deeply")
-    confined = yield from _PREFETCH.confined(content, state)
-    state.reading.deeper += 1
-    return confined
+    return (yield from state.reading.deeper(_PREFETCH.confined(content, state)))
 
 
 _LOOKUP_FROM: Final = rest_tenancy.LOOKS_UP.format("lookup_from")

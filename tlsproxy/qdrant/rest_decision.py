@@ -26,6 +26,7 @@ from tlsproxy.authz.access import (
     is_within,
 )
 from tlsproxy.authz.admission import Admission
+from tlsproxy.authz.query_policy import NO_POLICY, QueryPolicy
 from tlsproxy.errors import Form, RequestError
 from tlsproxy.qdrant.operations import Operation
 from tlsproxy.qdrant.query_policy import NOT_UNDER_POLICY, Treatment, concerning, treatment
@@ -76,7 +77,8 @@ NOT_CONFINED: Final = forbidden("not_confined", "The request is not confined to 
 
 @dataclass(frozen=True, slots=True)
 class BodyFacts:
-    """Facts of a body that was decided on: the names in it, and the confinements that it was written anew for.
+    """Facts of a body that was decided on: the names in it, the confinements that it was written anew for, and the
+    query policy.
 
     ``collection`` is that of a gRPC message; REST has it in the path.
     """
@@ -84,6 +86,7 @@ class BodyFacts:
     names: BodyNames
     confinements: Confinements
     collection: str | None = None
+    queries: QueryPolicy = NO_POLICY
 
     def suits(self, present: Confinements) -> bool:
         """Whether it is confined to the points of these, or fewer."""

@@ -18,12 +18,14 @@ from tlsproxy.authz.admission import Admission, admit
 from tlsproxy.authz.claims import ValueExists
 from tlsproxy.authz.cross_site import cross_site, is_cross_site
 from tlsproxy.authz.keys import NEVER, presented_key
+from tlsproxy.authz.query_policy import QueryPolicy
 from tlsproxy.authz.roles import Principal
 from tlsproxy.errors import BodyTooLarge, Form, GrpcStatus, RequestError, RoleBodyTooLarge
 from tlsproxy.memo import Memo
 from tlsproxy.proxy.decision.attribution import caller_of, error_of, expiry, prepared, refusal_of
 from tlsproxy.proxy.limits.quotas import LimitCheck, Quotas
 from tlsproxy.qdrant.grpc_decision import decide_call, decide_call_again, decide_message, operation_of
+from tlsproxy.qdrant.grpc_query_policy import policy_of_message
 from tlsproxy.qdrant.grpc_tenancy import is_confinable_call, method_of_confined
 from tlsproxy.qdrant.operations import Operation
 from tlsproxy.qdrant.rest_decision import UNREDUCED, BodyFacts, HeadDecision
@@ -74,7 +76,7 @@ def grpc_status(decision: Decision) -> int:
 class Asked:
     """Inputs of a plan, for a plan that may take its place. Compared by identity, as the key of a memo.
 
-    ``rebuilt``: the message is written anew, maybe as one of another method. That is settled when the call begins.
+    ``rebuilt``: the message is confined, maybe as one of another method. That is settled when the call begins.
     """
 
     head: CallHead
@@ -85,10 +87,20 @@ class Asked:
 
     @property
     def confinements(self) -> Confinements:
-        """Conditions of the caller's points; where there are any, the message is made anew."""
+        """Conditions of the caller's points."""
         if not is_confinable_call(self.operation):  # it is about no points, or was refused
             return ()
         return self.admission.confinements
+
+    @property
+    def queries(self) -> QueryPolicy:
+        """The query policy under which its message is rewritten."""
+        return policy_of_message(self.admission.queries, self.operation)
+
+    @property
+    def rewritten(self) -> bool:
+        """Whether another message is sent in place of its own."""
+        return self.rebuilt or bool(self.queries)
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,7 +254,7 @@ class CallPlans:
             collection=collection,
             rebuilt=asked.rebuilt,
         )
-        return replace(plan, body_facts=BodyFacts(names, asked.confinements, collection))
+        return replace(plan, body_facts=BodyFacts(names, asked.confinements, collection, asked.queries))
 
     def _plan(
         self,
@@ -265,8 +277,10 @@ class CallPlans:
             sent = head
             if listing is not None:  # the answer will be read
                 sent = sent.without(b"grpc-accept-encoding")
+            if asked is not None and asked.rewritten:
+                sent = sent.without(b"grpc-encoding")
             if asked is not None and asked.rebuilt:
-                sent = replace(sent.without(b"grpc-encoding"), path=method_of_confined(asked.operation))
+                sent = replace(sent, path=method_of_confined(asked.operation))
             block = write(restate_call(sent, upstream_host=self._upstream_host, upstream_key=self._upstream_key))
             if asked is not None and asked.admission.credential is not None and not asked.operation.open:
                 exists = asked.admission.credential.exists

@@ -21,7 +21,7 @@ from tlsproxy.proxy.grpc.relay import NO_METHOD, Relay
 from tlsproxy.proxy.grpc.states import STREAM_CLOSED, STREAM_OPEN
 from tlsproxy.proxy.limits.fair_shares import Account
 from tlsproxy.proxy.upstream.value_exists import Points, Verdict
-from tlsproxy.qdrant.rest_decision import NOT_CONFINED
+from tlsproxy.qdrant.rest_decision import BEYOND_POLICY, NOT_CONFINED
 from tlsproxy.qdrant.rest_listings import Reducer
 from tlsproxy.snapshot.generation import Generation
 from tlsproxy.wire import http2
@@ -243,22 +243,28 @@ class Call:
 
     def refusal(self, plan: CallPlan, calls: CallPlans) -> Decision | None:
         """The refusal that it would meet if it went on by this plan of ``calls``. Changes nothing."""
-        if self._unconfined(plan):
-            return NOT_CONFINED
+        if (refusal := self._not_rewritten(plan)) is not None:
+            return refusal
         if not plan.unread or plan.asked is None or self.reading is None:
             return None
         judged = self.reading.decision.judged(calls, plan.asked)
         return None if judged is None or judged.decision.allowed else judged.decision
 
-    def _unconfined(self, plan: CallPlan) -> bool:
-        """Whether its message was to be written anew, and was not from the beginning."""
+    def _not_rewritten(self, plan: CallPlan) -> Decision | None:
+        """Refusal of a message that was to be written anew, and was not from the beginning."""
         asked, reading = plan.asked, self.reading
-        return plan.unread and asked is not None and bool(asked.confinements) and not (reading and reading.rebuilds)
+        if not plan.unread or asked is None:
+            return None
+        if asked.confinements and not asked.rebuilt:
+            return NOT_CONFINED
+        if asked.queries and not (reading and reading.rebuilds):
+            return BEYOND_POLICY
+        return None
 
     def renew(self, plan: CallPlan) -> Decision | None:
         """It goes on by this plan; or the refusal that it meets."""
-        if self._unconfined(plan):
-            return NOT_CONFINED
+        if (refusal := self._not_rewritten(plan)) is not None:
+            return refusal
         asked = plan.asked
         self.record.plan = plan
         if self.reduction is not None and asked is not None and asked.listing is not None:

@@ -19,7 +19,7 @@ from tlsproxy.proxy.grpc.call import Call
 from tlsproxy.proxy.grpc.message_decision import MessageBuffer, MessageDecision
 from tlsproxy.proxy.grpc.outgoing import Outgoing
 from tlsproxy.proxy.upstream.facts import CollectionFacts
-from tlsproxy.qdrant.grpc_decision import confine_message
+from tlsproxy.qdrant.grpc_decision import confine_message, message_under_policy
 from tlsproxy.qdrant.grpc_tenancy import reshaping_of
 from tlsproxy.qdrant.rest_listings import Reducer
 from tlsproxy.qdrant.scoring import Facts, FactsNeeded
@@ -124,7 +124,9 @@ class FollowedMessage:
 
 
 class RebuiltMessage:
-    """Takes the message whole, decides, and sends one that is confined to the caller's points in its place."""
+    """Takes the message whole, decides, and sends one in its place that is within the caller's query policy, and
+    confined to the caller's points.
+    """
 
     rebuilds = True
 
@@ -192,12 +194,16 @@ class RebuiltMessage:
 
     def _confining(self, content: bytes, facts: Facts | None) -> Steps[bytes | None]:
         """None where more must be known."""
-        body_facts = self._call.record.plan.body_facts
-        confinements = body_facts.confinements if body_facts is not None else self.decision.asked.confinements
+        asked, body_facts = self.decision.asked, self._call.record.plan.body_facts
+        confinements = body_facts.confinements if body_facts is not None else asked.confinements
+        queries = body_facts.queries if body_facts is not None else asked.queries
         try:
-            return message((yield from confine_message(self.decision.asked.operation, content, confinements, facts)))
+            content = yield from message_under_policy(asked.operation, content, queries)
+            if asked.rebuilt:
+                content = yield from confine_message(asked.operation, content, confinements, facts)
         except FactsNeeded:
             return None
+        return message(content)
 
     def _send(self, collection: str, content: bytes, made: bytes | None) -> None:
         if made is None:

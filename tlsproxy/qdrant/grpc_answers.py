@@ -1,0 +1,170 @@
+"""Answers over gRPC without the payload keys and vectors that a query policy hides.
+
+A table of the messages of answers that have points, or name payload keys. A field without a row is removed, so that a
+newer Qdrant shows too little rather than too much.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar, Final
+
+from tlsproxy.authz.query_policy import KeyTree, QueryPolicy, parse_key_path
+from tlsproxy.qdrant.operations import Operation
+from tlsproxy.qdrant.query_policy import Treatment, treatment
+from tlsproxy.wire.content_coding import Content
+from tlsproxy.wire.cooperative import Steps
+from tlsproxy.wire.protobuf import Field, delimited, fields
+
+STEP: Final = 1000
+"""Fields per step, at some microseconds each."""
+MAX_NESTING: Final = 128
+"""Most lists and objects of a payload within each other, as Qdrant takes."""
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerPart:
+    """The fields of one message, by their numbers: those ``kept`` as they are, messages ``within`` by their names,
+    entries of a ``payload``, ``vectors``, and entries of a ``schema`` by payload paths.
+    """
+
+    kept: frozenset[int] = frozenset()
+    within: Mapping[int, str] = field(default_factory=dict)
+    payload: int = 0
+    vectors: int = 0
+    schema: int = 0
+
+
+PARTS: Final = {
+    "RetrievedPoint": AnswerPart(frozenset({1, 5, 6}), payload=2, vectors=4),
+    "ScoredPoint": AnswerPart(frozenset({1, 3, 5, 7, 8}), payload=2, vectors=6),
+    "BatchResult": AnswerPart(within={1: "ScoredPoint"}),
+    "GroupsResult": AnswerPart(within={1: "PointGroup"}),
+    "PointGroup": AnswerPart(frozenset({1}), within={2: "ScoredPoint", 3: "RetrievedPoint"}),
+    "CollectionInfo": AnswerPart(frozenset({1, 2, 3, 4, 7, *range(9, 14)}), schema=8),
+}
+"""By the message's name in Qdrant's .proto files."""
+
+
+def _answer(result: str) -> AnswerPart:
+    """A result, the time, and the usage."""
+    return AnswerPart(frozenset({2, 3}), within={1: result})
+
+
+ANSWERS: Final = {
+    f"/qdrant.Points/{method}": answer
+    for answer, methods in (
+        (_answer("RetrievedPoint"), ("Get",)),
+        (AnswerPart(frozenset({1, 3, 4}), within={2: "RetrievedPoint"}), ("Scroll",)),
+        (_answer("ScoredPoint"), ("Search", "Query", "Recommend", "Discover")),
+        (_answer("BatchResult"), ("SearchBatch", "QueryBatch", "RecommendBatch", "DiscoverBatch")),
+        (_answer("GroupsResult"), ("SearchGroups", "QueryGroups", "RecommendGroups")),
+    )
+    for method in methods
+} | {"/qdrant.Collections/Get": AnswerPart(frozenset({2}), within={1: "CollectionInfo"})}
+"""The answers that have points or payload keys, by the method's path."""
+
+_SCALARS: Final = frozenset(range(1, 6))
+_STRUCT: Final = 6
+_LIST: Final = 7
+"""Fields of Value."""
+
+
+@dataclass(frozen=True, slots=True)
+class PointStripper:
+    """Removes whatever the policy hides from one method's answer. Errors pass."""
+
+    hides_errors: ClassVar[bool] = False
+
+    operation: Operation
+    policy: QueryPolicy
+
+    def reducing(self, body: Content) -> Steps[bytes]:
+        """``body`` is one message. Raises ValueError if it is malformed, or nests too deeply."""
+        return (yield from _Stripping(self.policy).stripped(ANSWERS[self.operation.path], bytes(body)))
+
+
+def stripper_of(operation: Operation, policy: QueryPolicy) -> PointStripper | None:
+    """The stripper for the answers of an operation; None where there is nothing to take out."""
+    stripped = treatment(operation, policy) is Treatment.STRIPPED and operation.path in ANSWERS
+    return PointStripper(operation, policy) if stripped else None
+
+
+class _Stripping:
+    """One answer's stripping."""
+
+    def __init__(self, policy: QueryPolicy) -> None:
+        self._policy = policy
+        self._read = 0
+
+    def _is_step(self) -> bool:
+        self._read += 1
+        return not self._read % STEP
+
+    def stripped(self, part: AnswerPart, content: bytes) -> Steps[bytes]:
+        shown = []
+        for one in fields(content):
+            if self._is_step():
+                yield None
+            if one.number in part.within:
+                within = PARTS[part.within[one.number]]
+                shown.append(delimited(one.number, (yield from self.stripped(within, one.content()))))
+            elif one.number == part.payload:
+                shown += yield from self._entry(one, self._policy.hidden.tree, 0)
+            elif one.number == part.schema:
+                shown += self._index(one)
+            elif one.number in part.kept or (one.number == part.vectors and not self._policy.hides_vectors):
+                shown.append(one.raw)
+        return b"".join(shown)
+
+    def _index(self, one: Field) -> list[bytes]:
+        """An entry of a schema, or nothing."""
+        keys = [part.content().decode() for part in fields(one.content()) if part.number == 1]
+        try:
+            hidden = any(self._policy.hidden.cover(parse_key_path(key)) for key in keys)
+        except ValueError:
+            return []
+        return [] if hidden else [one.raw]
+
+    def _entry(self, one: Field, tree: KeyTree, depth: int) -> Steps[list[bytes]]:
+        """An entry of a payload or of an object within, or nothing. One with a key or value twice is removed: readers
+        differ in which one counts.
+        """
+        found = [(part.number, part.content()) for part in fields(one.content())]
+        entry = dict(found)
+        if len(entry) < len(found) or entry.keys() - {1, 2}:
+            return []
+        key = entry.get(1, b"").decode()
+        if key not in tree:
+            return [one.raw]
+        below = tree[key]
+        if below is None:
+            return []
+        value = yield from self._value(entry.get(2, b""), below, depth + 1)
+        return [delimited(one.number, delimited(1, key.encode()) + delimited(2, value))]
+
+    def _value(self, content: bytes, tree: KeyTree, depth: int) -> Steps[bytes]:
+        """A Value without the keys of the tree. A list has no key of its own: those of its objects count."""
+        if depth > MAX_NESTING:
+            raise ValueError("a payload is nested too deeply")
+        shown = []
+        for one in fields(content):
+            if one.number in {_STRUCT, _LIST}:
+                within = yield from self._items(one, tree, depth)
+                shown.append(delimited(one.number, within))
+            elif one.number in _SCALARS:
+                shown.append(one.raw)
+        return b"".join(shown)
+
+    def _items(self, composite: Field, tree: KeyTree, depth: int) -> Steps[bytes]:
+        """A Struct or a ListValue: entries or values in field 1."""
+        shown = []
+        for one in fields(composite.content()):
+            if self._is_step():
+                yield None
+            if one.number == 1 and composite.number == _STRUCT:
+                shown += yield from self._entry(one, tree, depth)
+            elif one.number == 1:
+                shown.append(delimited(1, (yield from self._value(one.content(), tree, depth + 1))))
+        return b"".join(shown)
