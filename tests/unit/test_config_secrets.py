@@ -8,6 +8,7 @@ import yaml
 from tlsproxy.authz.access import GlobalMode, Grant, Grants, Rights
 from tlsproxy.authz.identity import Identity
 from tlsproxy.authz.keys import Keys
+from tlsproxy.authz.locks import Locks
 from tlsproxy.authz.tokens import Tokens
 from tlsproxy.config.loader import parse
 from tlsproxy.config.model import Config
@@ -83,7 +84,7 @@ def test_policy_says_what_the_configuration_says(tmp_path: Path) -> None:
             {"name": "all", "match": {"o": "Acme"}, "role": "search"},
         ],
     )
-    policy = policy_of(loaded, Keys(), Tokens())
+    policy = policy_of(loaded, Keys(), Tokens(), Locks())
     assert policy.roles == {
         "admin": MANAGE,
         "search": READ,

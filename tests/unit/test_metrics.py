@@ -123,6 +123,7 @@ def test_the_names_that_dashboards_rely_on(metrics: Metrics) -> None:
         "tlsproxy_handshake_duration_seconds_count",
         "tlsproxy_handshake_duration_seconds_sum",
         "tlsproxy_handshakes_total",
+        "tlsproxy_locks",
         "tlsproxy_limit_overflows_total",
         "tlsproxy_limit_unlocked_total",
         "tlsproxy_reload_held",

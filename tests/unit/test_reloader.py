@@ -25,6 +25,8 @@ from tlsproxy.errors import MaterialError
 from tlsproxy.proxy.core.impact import Affected, Consequences, Group
 from tlsproxy.proxy.core.wall_clock import Clock
 from tlsproxy.service import reloader
+from tlsproxy.service.lock_publisher import LockPublisher
+from tlsproxy.service.lock_trail import LockTrail
 from tlsproxy.service.reloader import Reloader
 from tlsproxy.service.systemd.notify import Notifier
 from tlsproxy.service.workers.process import WorkerLost
@@ -32,6 +34,7 @@ from tlsproxy.snapshot import files, watch
 from tlsproxy.snapshot.files import read_inputs
 from tlsproxy.snapshot.generation import Generation
 from tlsproxy.snapshot.jwks import KeySets
+from tlsproxy.snapshot.lock_file import LockFileWatch
 from tlsproxy.snapshot.watch import Watcher
 
 
@@ -54,7 +57,9 @@ class Bench:
         metrics = SimpleNamespace(reload=lambda result, trigger, _when: self.counted.append((result, trigger)))
         metrics.published = lambda _generation: None
         metrics.judged = lambda _inputs: None
+        metrics.locked = lambda _kinds: None
         self.clock = Clock()
+        lock_watch = LockFileWatch(made.config, self.generation.states.locks)
         watcher = Watcher(made.config, made.environ, read_inputs(made.config, made.environ))
         self.reloader = Reloader(
             target=self,
@@ -66,6 +71,7 @@ class Bench:
             key_sets=KeySets(),
             observer=Notifier(),
             faults={},
+            locks=LockPublisher(self, lock_watch, LockTrail(self.audit, metrics, lock_watch.path)),  # type: ignore[arg-type]
         )
 
     async def consider(self, generation: Any) -> Consequences:

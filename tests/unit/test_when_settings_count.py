@@ -57,7 +57,7 @@ AT_ONCE: Final = {
     "": {"log_level"},
 }
 """For open connections and those that come; and every setting of these sections that is named nowhere above."""
-SECTIONS_AT_ONCE: Final = {"tls", "upstream", "limits", "roles", "identities", "keys", "jwt_issuers"}
+SECTIONS_AT_ONCE: Final = {"tls", "upstream", "limits", "roles", "identities", "keys", "jwt_issuers", "revoked"}
 
 SCHEMA: Final = Config.model_json_schema()
 CONFIG: Final = Config.model_validate({"tls": {"cert": "/c", "key": "/k"}, "listeners": [{"port": 1}]})

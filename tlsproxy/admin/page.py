@@ -56,6 +56,7 @@ def page(status: Mapping[str, Any], now: float, *, paused: bool = False) -> str:
         box=f"0 0 {SLOTS * _BAR} {_HEIGHT}",
         connections=connections[:MAX_CONNECTIONS],
         further=max(0, status["connections"]["open"] - min(len(connections), MAX_CONNECTIONS)),
+        locks=view.locks(status, now),
         refusals=view.refusals(status["refusals"]),
     )
 

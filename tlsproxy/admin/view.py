@@ -86,6 +86,15 @@ class Refused:
 
 
 @dataclass(frozen=True, slots=True)
+class Locked:
+    """A lock in force; ``origin`` says by whom it was made, or that it is configured, and why."""
+
+    name: str
+    left: str
+    origin: str
+
+
+@dataclass(frozen=True, slots=True)
 class Reload:
     """The last reload. ``changes`` are sentences on the last publication, at ``changed``, maybe by an earlier one."""
 
@@ -185,6 +194,21 @@ def refusals(section: Sequence[Mapping[str, Any]]) -> list[Refused]:
         )
         for entry in section
     ]
+
+
+def locks(status: Mapping[str, Any], now: float) -> list[Locked]:
+    """Rows of the section ``locks``, which a gateway older than this program does not report."""
+    return [_locked(entry, now) for entry in status.get("locks", {}).get("entries", ())]
+
+
+def _locked(entry: Mapping[str, Any], now: float) -> Locked:
+    until = entry["until"]
+    left = "no end" if until is None else f"{span(until - now)} left"
+    source = "revoked in the configuration" if entry["configured"] else "locked"
+    by = f" by {shown(entry['by'])}" if entry["by"] else ""
+    at = f" at {utc_time(entry['at'])}" if entry["at"] else ""
+    reason = f": {shown(entry['reason'])}" if entry["reason"] else ""
+    return Locked(shown(entry["lock"]), left, f"{source}{by}{at}{reason}")
 
 
 def presented(entry: Mapping[str, Any]) -> Iterator[str]:

@@ -27,7 +27,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 AuthType = Literal["Certificate", "ApiKey", "Jwt", "None"]
-EventKind = Literal["handshake", "connection", "tcp_open", "tcp_close", "reload", "start", "stop", "audit"]
+EventKind = Literal[
+    "handshake", "connection", "tcp_open", "tcp_close", "reload", "start", "stop", "audit", "lock", "unlock"
+]
 EventResult = Literal["ok", "denied", "partial", "failed"]
 
 TRACING_ID_LIMIT: Final = 256

@@ -98,6 +98,10 @@ class Policy:
         """The rule that gives a token its role, beside a certificate of this ``identity``. Qdrant's own have none."""
         return self._rules.of_token(token.claims.claims, identity) if token.verifier.issuer else None
 
+    def with_locks(self, locks: Locks) -> Policy:
+        """The same policy but for its locks, which no rule depends on."""
+        return replace(self, locks=locks)
+
     def held(self, principal: Principal, now: float) -> tuple[Principal, float]:
         """The principal as locks have it at ``now``, and the end of the lock that refuses it."""
         lock = self.locks.of_identity(principal.identity, now)

@@ -16,12 +16,13 @@ from tlsproxy.cli.account import Account, AccountError, account_of, unreadable
 from tlsproxy.cli.common import config_option, explained
 from tlsproxy.cli.summary import summary
 from tlsproxy.config.loader import schema
+from tlsproxy.config.locks import lock_path
 from tlsproxy.config.reference import as_markdown, as_yaml
 from tlsproxy.config.tokens import fetch_files, key_sources
 from tlsproxy.errors import FailureKind, TlsproxyError
 from tlsproxy.service.start_trial import start_faults, start_warnings
 from tlsproxy.service.systemd.units import socket_units
-from tlsproxy.snapshot.files import Inputs, read_inputs
+from tlsproxy.snapshot.files import read_inputs
 from tlsproxy.snapshot.generation import Generation
 from tlsproxy.snapshot.jwks import fetch_faults, fetched_from
 from tlsproxy.snapshot.lifetimes import lifetimes_of
@@ -106,7 +107,7 @@ def _first(config_path: Path, account: Account | None, *, for_reload: bool) -> F
     try:
         inputs = read_inputs(config_path, os.environ)
         if account is not None:
-            _check_rights(account, inputs)
+            _check_rights(account, {*inputs.files, *fetch_files(inputs.loaded.config), lock_path(config_path)})
         return first_generation(config_path, os.environ, inputs, {})
     except TlsproxyError as error:
         if error.kind is FailureKind.INPUT or (error.kind is FailureKind.AGE and not for_reload):
@@ -118,9 +119,9 @@ def _first(config_path: Path, account: Account | None, *, for_reload: bool) -> F
         raise SystemExit(1) from None
 
 
-def _check_rights(account: Account, inputs: Inputs) -> None:
+def _check_rights(account: Account, paths: Iterable[Path]) -> None:
     """Open all files with the rights of the account. Raises AccountError for those that it may not read."""
-    denied = unreadable(account, sorted({*inputs.files, *fetch_files(inputs.loaded.config)}))
+    denied = unreadable(account, sorted(paths))
     if denied:
         rights = f"uid {account.uid}, groups {', '.join(map(str, (account.gid, *account.groups)))}"
         text = f"may not be read as {account.name} ({rights}); give it read permission, by a group for example"

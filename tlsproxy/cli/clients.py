@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -43,8 +44,7 @@ def connections(config_path: Path, admin: str | None, *, as_json: bool) -> None:
 def cut(config_path: Path, admin: str | None, numbers: tuple[int, ...]) -> None:
     """End live connections at once, by their numbers in `tlsproxy connections`.
 
-    Exits with 1 if one of them is not live. Clients may connect again: to keep one out, take its role away or revoke
-    its certificate.
+    Exits with 1 if one of them is not live. Clients may connect again: `tlsproxy lock` keeps one out.
     """
     missing = False
     with explained():
@@ -65,21 +65,25 @@ def cut(config_path: Path, admin: str | None, numbers: tuple[int, ...]) -> None:
 def who(config_path: Path, admin: str | None, subject: str, *, as_json: bool) -> None:
     """Show a client: its rule, role and rights, live connections, and last refusals.
 
-    SUBJECT is a certificate's subject or the name of a key, or a part of one, in upper or lower case. Exits with 1 if
-    there is nobody of this name.
+    SUBJECT is a certificate's subject or the name of a key, or a part of one, in upper or lower case; locks of this
+    name are listed too. Exits with 1 if there is nobody of this name.
     """
     with explained():
         status = admin_of(config_path, admin).status(subject)
     live = [one for one in status["connections"]["live"] if _named(subject, one["identity"], one["key"])]
     refusals = [one for one in status["refusals"] if _named(subject, one["identity"], one["key"], one["presented"])]
     keys = [name for name in status.get("keys", ()) if _named(subject, name)]
+    locks = [each for each in status.get("locks", {}).get("entries", ()) if _named(subject, each["lock"])]
     if as_json:
-        found = {"connections": live, "refusals": refusals, "keys": {name: status["keys"][name] for name in keys}}
+        held = {name: status["keys"][name] for name in keys}
+        found = {"connections": live, "refusals": refusals, "keys": held, "locks": locks}
         click.echo(json.dumps(found, indent=2))
     else:
         for line in _told(status, live, refusals, keys):
             click.echo(line)
-    if not (live or refusals or keys):
+        for row in view.locks({"locks": {"entries": locks}}, time.time()):
+            click.echo(f"lock {row.name}: {row.left}, {row.origin}")
+    if not (live or refusals or keys or locks):
         text = f"no live connection, recent refusal or key is of {view.shown(subject)}"
         click.echo(f"nobody: {text}; `tlsproxy explain` has what a certificate may do", err=True)
         sys.exit(1)

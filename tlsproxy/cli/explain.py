@@ -12,6 +12,8 @@ import click
 from tlsproxy.authz.access import UNREAD, Decision
 from tlsproxy.authz.admission import Admission, admit, joined, key_credential
 from tlsproxy.authz.keys import NEVER
+from tlsproxy.authz.locks import Lock
+from tlsproxy.authz.locks import refusal as locked
 from tlsproxy.authz.roles import Policy, Principal
 from tlsproxy.authz.tokens import INVALID
 from tlsproxy.cli.common import config_option, explained
@@ -116,7 +118,11 @@ def _explain_line(config_path: Path, line: Line, now: float) -> None:
         click.echo(f"not judged its token, which no log has; recorded rights: {printable(line.token)}")
     elif line.key:
         key = policy.keys.named(line.key, principal.identity, now)
+        lock = policy.locks.of_key(line.key, now)
+        if lock is not None:
+            _print_lock(lock)
         outcome = INVALID if key is None else key_credential(key, policy, principal.identity)
+        outcome = outcome if lock is None else locked("key")
         if isinstance(outcome, Decision):
             _print_decision_on(request, outcome, principal)
             return
@@ -128,7 +134,7 @@ def _principal(generation: Generation, client: Client, request: Request, now: fl
     """The principal of the client's connection, with its identity and rules printed. Raises NoConnection."""
     identity, policy = client.identity, generation.policy
     if client.chain is None:
-        principal = policy.principal_of(identity)
+        principal, _ = policy.held(policy.principal_of(identity), now)
     else:
         try:
             principal = connected(generation, request.protocol, client.chain, now).principal
@@ -147,6 +153,8 @@ def _principal(generation: Generation, client: Client, request: Request, now: fl
         unsure = [rule.name for rule in earlier if {name for name, _ in rule.match.given()} - client.told]
         if unsure:
             click.echo(f"not judged rules that ask for more than is told here: {', '.join(unsure)}")
+    if (lock := policy.locks.of_identity(identity, now)) is not None:
+        _print_lock(lock)
     click.echo(f"rule       {principal.rule or 'none'}")
     return principal
 
@@ -160,6 +168,13 @@ def _print_token(policy: Policy, presented: str, principal: Principal, now: floa
     facts += [f"groups {', '.join(token.groups)}"] if token.groups else []
     click.echo(f"token      {printable('; '.join(facts))}")
     _print_lines(f"  {printable(line)}" for line in policy.why_of_token(token, principal.identity))
+
+
+def _print_lock(lock: Lock) -> None:
+    until = "" if lock.until == NEVER else f" until {utc_time(lock.until)}"
+    by = f", by {lock.by}" if lock.by else ""
+    reason = f": {lock.reason}" if lock.reason else ""
+    click.echo(f"locked     {printable(f'{lock.name}{until}{by}{reason}')}")
 
 
 def _print_lines(lines: Iterable[str]) -> None:

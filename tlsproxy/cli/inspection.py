@@ -24,6 +24,7 @@ from tlsproxy.proxy.transport.tls import handshake_failure
 from tlsproxy.snapshot.files import Inputs, read_inputs
 from tlsproxy.snapshot.generation import Generation, propose
 from tlsproxy.snapshot.jwks import fetched_from
+from tlsproxy.snapshot.lock_file import first_locks
 from tlsproxy.snapshot.startup import prevents_start
 from tlsproxy.snapshot.states import InputKind
 from tlsproxy.snapshot.validation import InputReading
@@ -53,8 +54,8 @@ def inspected_generation(config_path: Path, *, with_keys: bool, fetch: bool = Fa
     """
     inputs = read_inputs(config_path, os.environ)
     config = inputs.loaded.config
-    documents = _documents(key_sources(config), fetch=fetch) if with_keys else {}
-    reading = InputReading(config_path, os.environ, _with_own_certificate(inputs, config), {}, documents)
+    documents, locks = _documents(key_sources(config), fetch=fetch) if with_keys else {}, first_locks(config_path)
+    reading = InputReading(config_path, os.environ, _with_own_certificate(inputs, config), {}, documents, locks=locks)
     proposal = propose(reading, None, time.time())
     kinds = (*_TRUST, *_KEYS) if with_keys else _TRUST
     faults = [fault for subject, fault in proposal.faults.items() if subject.kind in kinds]

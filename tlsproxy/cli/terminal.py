@@ -94,6 +94,7 @@ def _overview(status: Mapping[str, Any], now: float, glyphs: Glyphs, rows: int |
     short = rows is not None
     above: list[Text | Table] = [
         *(_line(text, short=short) for text in _head(status, most=SHORT if short else None)),
+        *(_line(text, short=short) for text in _locks(status, now, most=SHORT if short else None)),
         _lifetimes(status, now, glyphs, short=short),
         Text(""),
         _decisions(status, now, glyphs, short=short),
@@ -108,6 +109,13 @@ def _overview(status: Mapping[str, Any], now: float, glyphs: Glyphs, rows: int |
     further = status["connections"]["open"] - len(connections)
     below = (_connections(connections, further, short=short), Text(""), _refusals(refused, short=short))
     return Group(*above, Text(""), *below)
+
+
+def _locks(status: Mapping[str, Any], now: float, most: int | None) -> Iterator[Text]:
+    rows = view.locks(status, now)
+    yield from (Text(f"{row.name}: {row.left}, {row.origin}", "yellow") for row in rows[:most])
+    if further := len(rows[most:]) if most is not None else 0:
+        yield Text(f"{further} more locks", "yellow")
 
 
 def _head(status: Mapping[str, Any], most: int | None) -> Iterator[Text]:

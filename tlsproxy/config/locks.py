@@ -16,7 +16,7 @@ from typing import Annotated, Any, Final, Self
 from pydantic import AwareDatetime, Field, ValidationError
 
 from tlsproxy.authz.keys import NEVER
-from tlsproxy.authz.locks import KINDS, Lock, LockKind
+from tlsproxy.authz.locks import KINDS, Lock, LockKind, Selector
 from tlsproxy.config.callers import Section
 from tlsproxy.errors import MaterialError
 
@@ -94,9 +94,28 @@ class FileEntry(LockEntry):
 
 
 class LockFile(Section):
-    """Content of a lock file."""
+    """Content of a lock file. Locks from before `all_lifted_at` were taken back together."""
 
+    all_lifted_at: AwareDatetime | None = None
+    all_lifted_by: Text = ""
     locks: tuple[FileEntry, ...] = ()
+
+    def in_force(self, now: float) -> dict[Selector, FileEntry]:
+        """Entries that hold at ``now``; a lock that was taken back does not."""
+        found = {entry.lock().selector: entry for entry in self.locks}
+        return {key: entry for key, entry in found.items() if entry.lifted_at is None and now < entry.lock().until}
+
+    def after(self, former: LockFile, now: float) -> LockFile:
+        """Adds the locks of ``former`` that it neither has nor took back: nothing is lifted by a loss."""
+        own = {entry.lock().selector for entry in self.locks}
+        lifted = -1.0 if self.all_lifted_at is None else self.all_lifted_at.timestamp()
+        held = former.in_force(now).items()
+        lost = [entry for key, entry in held if key not in own and entry.lock().at > lifted]
+        return self.model_copy(update={"locks": (*self.locks, *lost)}) if lost else self
+
+    def given(self) -> tuple[Lock, ...]:
+        """Locks that were not taken back."""
+        return tuple(entry.lock() for entry in self.locks if entry.lifted_at is None)
 
 
 def moment(when: float) -> datetime:
@@ -111,26 +130,31 @@ def lock_path(config_path: Path) -> Path:
 
 def read_lock_file(path: Path, data: bytes) -> LockFile:
     """Raises MaterialError, with the place of the first mistake."""
+    advice = "correct it, or have `tlsproxy unlock --all` write an empty one"
     try:
         file = LockFile.model_validate_json(data)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         where = _place(first["loc"])
-        raise MaterialError(str(path), f"is no lock file: {where}{first['msg']}") from None
+        raise MaterialError(str(path), f"is no lock file: {where}{first['msg']}; {advice}") from None
     for index, entry in enumerate(file.locks):
         try:
             entry.lock()
         except ValueError as error:
-            raise MaterialError(str(path), f"is no lock file: {_place(('locks', index))}{error}") from None
+            raise MaterialError(str(path), f"is no lock file: {_place(('locks', index))}{error}; {advice}") from None
     return file
 
 
-def write_lock_file(entries: Iterable[FileEntry]) -> bytes:
+def write_lock_file(file: LockFile) -> bytes:
     """One entry a line, for people and `diff`."""
-    lines = ",\n".join(
-        json.dumps(entry.model_dump(mode="json", exclude_defaults=True), ensure_ascii=False) for entry in entries
-    )
-    return f'{{"locks": [\n{lines}\n]}}\n'.encode() if lines else b'{"locks": []}\n'
+    head, *entries = map(_json, (file.model_copy(update={"locks": ()}), *file.locks))
+    before = f"{head[:-1]}, " if head != "{}" else "{"
+    lines = "".join(f"\n{entry}," for entry in entries).rstrip(",")
+    return f'{before}"locks": [{lines}\n]}}\n'.encode()
+
+
+def _json(section: Section) -> str:
+    return json.dumps(section.model_dump(mode="json", exclude_defaults=True), ensure_ascii=False)
 
 
 def _place(loc: Iterable[Any]) -> str:

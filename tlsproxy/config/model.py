@@ -304,7 +304,8 @@ class Config(Section):
     """Issuers whose tokens are accepted beside tokens signed with an API key of `service`. Each signs with a key of its
     own."""
     revoked: tuple[LockEntry, ...] = ()
-    """Callers that are refused whatever else is configured (403 `locked`): for good, or `until` a moment."""
+    """Callers that are refused whatever else is configured (403 `locked`): for good, or `until` a moment. `tlsproxy
+    lock` does it at once and without this file."""
     audit: AuditConfig = AuditConfig()
     limits: LimitsConfig = LimitsConfig()
     admin: AdminConfig = AdminConfig()

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 from tlsproxy.authz.access import Condition, Confinement, GlobalMode, Grants, Rights, Value
 from tlsproxy.authz.keys import Keys
-from tlsproxy.authz.locks import Lock, Locks
+from tlsproxy.authz.locks import Locks
 from tlsproxy.authz.matcher import Claim, ClaimMatcher, Matcher
 from tlsproxy.authz.roles import Policy
 from tlsproxy.authz.rules import Rule
@@ -14,12 +14,13 @@ from tlsproxy.authz.templates import parse_template
 from tlsproxy.authz.tokens import Tokens
 from tlsproxy.config.callers import Match
 from tlsproxy.config.grants import filter_of, grant_of
+from tlsproxy.config.locks import LockFile
 from tlsproxy.config.model import Config, IdentityRule, Role
 from tlsproxy.config.queries import query_policy_of
 
 
-def policy_of(config: Config, keys: Keys, tokens: Tokens, locks: Iterable[Lock] = ()) -> Policy:
-    """The policy of a checked ``config``, whose rules name existing roles. ``locks`` are those of its lock file."""
+def policy_of(config: Config, keys: Keys, tokens: Tokens, locks: Locks) -> Policy:
+    """The policy of a checked ``config``, whose rules name existing roles."""
     unmapped = config.service.unmapped_certificate or ("deny" if config.identities else "token")
     return Policy(
         roles={name: rights_of(role) for name, role in config.roles.items()},
@@ -33,8 +34,13 @@ def policy_of(config: Config, keys: Keys, tokens: Tokens, locks: Iterable[Lock] 
             if role.filter
         },
         public={name: _conditions(role.or_public) for name, role in config.roles.items() if role.or_public},
-        locks=Locks((*(entry.lock(configured=True) for entry in config.revoked), *locks)),
+        locks=locks,
     )
+
+
+def locks_of(config: Config, file: LockFile) -> Locks:
+    """The locks of a checked ``config`` and of its lock file."""
+    return Locks((*(entry.lock(configured=True) for entry in config.revoked), *file.given()))
 
 
 def rule_of(rule: IdentityRule) -> Rule:

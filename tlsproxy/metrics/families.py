@@ -115,6 +115,7 @@ INPUTS: Final = _gauge(
     "input",
     "state",
 )
+LOCKS: Final = _gauge("locks", "locks", "Locks in force, by what they hold.", "kind")
 EXPIRY: Final = _gauge(
     "expiry_timestamp_seconds",
     "seconds since 1970",

@@ -15,6 +15,7 @@ from prometheus_client.registry import Collector
 
 import tlsproxy
 from tlsproxy.audit.line import Refusal
+from tlsproxy.authz.locks import KINDS
 from tlsproxy.metrics import families
 from tlsproxy.metrics.prometheus import Histogram
 from tlsproxy.metrics.recent import Recent
@@ -83,6 +84,7 @@ class Metrics(Collector):
         self._crls: dict[str, float] = {}
         self._lifetimes: dict[tuple[str, str], tuple[float, float]] = {}
         self._inputs: Mapping[tuple[str, str], int] = {}
+        self._locks: Mapping[str, int] = dict.fromkeys(KINDS, 0)
         self._ready: Mapping[str, bool] = {}
         self._registry = CollectorRegistry()
         self._registry.register(self)
@@ -165,6 +167,10 @@ class Metrics(Collector):
         """Sets the numbers of inputs by kind and state."""
         self._inputs = inputs
 
+    def locked(self, kinds: Mapping[str, int]) -> None:
+        """Sets the numbers of locks in force by kind; kinds without one have 0."""
+        self._locks = {kind: kinds.get(kind, 0) for kind in KINDS}
+
     def readiness(self, parts: Mapping[str, bool]) -> None:
         """Sets the parts of readiness: whether each is good."""
         self._ready = parts
@@ -243,6 +249,7 @@ class Metrics(Collector):
         yield families.RELOAD_HELD.single(self._reload_held)
         yield families.GENERATION.single(self._generation)
         yield families.INPUTS.of(self._inputs.items())
+        yield families.LOCKS.keyed(self._locks)
         yield families.CERTIFICATE_NOT_AFTER.of(self._certificates.items())
         yield families.CRL_NEXT_UPDATE.keyed(self._crls)
         yield families.EXPIRY.of((names, end) for names, (_, end) in self._lifetimes.items())

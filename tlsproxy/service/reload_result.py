@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal, TypeAlias
 
+from tlsproxy.config.locks import lock_path
 from tlsproxy.errors import FailureKind
 from tlsproxy.snapshot.diff import Change
 from tlsproxy.snapshot.states import Fault, Input, InputKind, States
@@ -135,4 +136,6 @@ def _inputs(config_path: Path, states: States) -> Iterator[Input]:
     yield from (Input("crl", str(path)) for path in states.crls)
     yield from (Input("secret", str(path)) for path in states.secrets)
     yield from (Input("public_keys", str(path)) for path in states.public_keys)
+    if states.locks.value.locks:
+        yield Input("locks", str(lock_path(config_path)))
     yield from (Input("name", name) for name in states.names)

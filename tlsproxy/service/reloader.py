@@ -20,9 +20,10 @@ from tlsproxy.audit.line import EventResult, event_line
 from tlsproxy.config.tokens import key_sources
 from tlsproxy.errors import FailureKind, TlsproxyError
 from tlsproxy.proxy.core.impact import Consequences
-from tlsproxy.proxy.core.wall_clock import Clock
 from tlsproxy.service import impact_report, logs, reload_trail
 from tlsproxy.service.expiry_log import ExpiryLog
+from tlsproxy.service.lock_publisher import LockPublisher, Publisher
+from tlsproxy.service.lock_trail import AuditWriter
 from tlsproxy.service.reload_result import (
     InputStatus,
     ReloadResult,
@@ -64,22 +65,6 @@ _ASKED: Final = frozenset({"admin", "sighup"})
 _PUBLICATION: Final = Input("publication", "")
 
 _log = logging.getLogger(__name__)
-
-
-class Publisher(Protocol):
-    """Publishes generations. ``publish`` raises TlsproxyError if it cannot, and has changed nothing then."""
-
-    @property
-    def generation(self) -> Generation: ...
-    @property
-    def clock(self) -> Clock: ...
-    async def consider(self, generation: Generation) -> Consequences: ...
-    async def dismiss(self) -> None: ...
-    async def publish(self, generation: Generation) -> None: ...
-
-
-class AuditWriter(Protocol):
-    def write(self, line: str) -> None: ...
 
 
 class ReloadMetrics(Protocol):
@@ -125,6 +110,7 @@ class Reloader:
         key_sets: KeySets,
         observer: ReloadObserver,
         faults: Mapping[Input, Fault],
+        locks: LockPublisher,
     ) -> None:
         """``faults`` are those of the first generation."""
         self._target = target
@@ -134,6 +120,7 @@ class Reloader:
         self._environ = environ
         self._watcher = watcher
         self._key_sets = key_sets
+        self._locks = locks
         self._observer = observer
         self._lock = asyncio.Lock()
         self._started = self._completed = 0
@@ -256,6 +243,8 @@ class Reloader:
     async def _attempt(self, trigger: str, *, force: bool) -> ReloadResult:
         old, before = self._target.generation, self._faults
         try:
+            await self._locks.look()
+            old = self._target.generation
             inputs = await self._watcher.read()
             # Whatever the outcome, the watcher reports this state no more, but any other one.
             self._watcher.seen(inputs.digest)
@@ -269,7 +258,7 @@ class Reloader:
                 await self._target.dismiss()
                 return await self._hold_back(trigger, old, candidate, consequences)
             if candidate.generation is not old:
-                await self._target.publish(candidate.generation)
+                candidate = replace(candidate, generation=await self._locks.publish(candidate.generation))
         except TlsproxyError as error:
             return self._defer(trigger, old, str(error))
         except (OSError, MemoryError) as error:
@@ -312,7 +301,7 @@ class Reloader:
             raise AssertionError("there is a good state of everything that serves")
         # Off the loop, since 10,000 rules take 60 ms, and before the publication, which is reported without a pause.
         changes = () if new is old else await in_thread(changes_between, old, new)
-        return Candidate(new, states, proposal.faults, inputs, changes, now)
+        return Candidate(new, states, {**proposal.faults, **self._locks.faults}, inputs, changes, now)
 
     def _settle_retry(self, before: Mapping[Input, Fault]) -> None:
         """The next pause: doubled while the environment is at fault, else the first."""
@@ -351,7 +340,7 @@ class Reloader:
                 now=candidate.generation.built_at,
             )
             changes = await in_thread(changes_between, old, serves)
-            await self._target.publish(serves)
+            serves = await self._locks.publish(serves)
             self._metrics.published(serves)
             self._states = replace(self._states, server=server)
             self.last = replace(self.last, changed_at=time.time(), changes=changes)

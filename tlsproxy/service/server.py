@@ -39,6 +39,8 @@ from tlsproxy.proxy.limits.table import LimitTable
 from tlsproxy.service import logs
 from tlsproxy.service.abort import write_out_and_end
 from tlsproxy.service.clock_jumps import ClockJumps
+from tlsproxy.service.lock_publisher import LockPublisher
+from tlsproxy.service.lock_trail import LockTrail
 from tlsproxy.service.readiness_monitor import ReadinessMonitor
 from tlsproxy.service.reloader import Reloader
 from tlsproxy.service.runtime import loop_factory
@@ -49,6 +51,7 @@ from tlsproxy.service.systemd.sockets import Inherited, InheritedSocketError, in
 from tlsproxy.service.systemd.watchdog import Watchdog
 from tlsproxy.service.workers.supervisor import Supervisor
 from tlsproxy.snapshot.jwks import KeySets
+from tlsproxy.snapshot.lock_file import LockFileWatch
 from tlsproxy.snapshot.name_resolution import NameResolver
 from tlsproxy.snapshot.name_watch import NameWatch
 from tlsproxy.snapshot.startup import FirstGeneration, awaited_generation
@@ -144,6 +147,8 @@ class _Program:
             for_health = self._bind_health(stack)
             self._handle_signals(asyncio.get_running_loop())
             served = await self._start_serving(stack, bound, audit, turn)
+            watch = LockFileWatch(self._config_path, self._generation.states.locks)
+            locks = LockPublisher(served, watch, LockTrail(audit, served.counted, watch.path))
             reloader = Reloader(
                 target=served,
                 audit=audit,
@@ -154,6 +159,7 @@ class _Program:
                 key_sets=self._key_sets,
                 observer=self._notifier,
                 faults=self._first.faults,
+                locks=locks,
             )
             watchdog = Watchdog(
                 self._notifier,
@@ -162,7 +168,7 @@ class _Program:
                 announce=served.expect_probe,
             )
             jumps = ClockJumps(served.clock, served.counted)
-            state = ServiceState(served, bound, reloader, self._key_sets, jumps)
+            state = ServiceState(served, bound, reloader, self._key_sets, jumps, locks)
             monitor = ReadinessMonitor(state.ready, served.counted, self._notifier, self._impaired)
             admin = await self._start_admin(stack, state)
             health = self._start_health(stack, for_health, state, served)
@@ -175,6 +181,7 @@ class _Program:
                     tasks.create_task(monitor.run()),
                     tasks.create_task(reloader.run()),
                     tasks.create_task(reloader.retry()),
+                    tasks.create_task(locks.run(reloader.reload)),
                     tasks.create_task(self._reload_on_signal(reloader)),
                     tasks.create_task(jumps.run(reloader.reload)),
                     tasks.create_task(self._key_sets.run(lambda: served.generation.config, reloader.reload)),

@@ -14,6 +14,7 @@ from tlsproxy.config.policy import confinement_text
 from tlsproxy.metrics.recent import dated
 from tlsproxy.proxy.frontend.listener import Bound
 from tlsproxy.service.clock_jumps import ClockJumps
+from tlsproxy.service.lock_publisher import LockPublisher
 from tlsproxy.service.reloader import Reloader
 from tlsproxy.service.serving import Served
 from tlsproxy.snapshot.generation import Generation
@@ -35,13 +36,20 @@ class ServiceState:
     """Implements :class:`tlsproxy.admin.server.AdminState` by the parts of a running service."""
 
     def __init__(
-        self, served: Served, bound: Sequence[Bound], reloader: Reloader, key_sets: KeySets, jumps: ClockJumps
+        self,
+        served: Served,
+        bound: Sequence[Bound],
+        reloader: Reloader,
+        key_sets: KeySets,
+        jumps: ClockJumps,
+        locks: LockPublisher,
     ) -> None:
         self._served = served
         self._listeners = described(bound)
         self._reloader = reloader
         self._key_sets = key_sets
         self._jumps = jumps
+        self._locks = locks
 
     async def ready(self) -> Readiness:
         last = self._reloader.last
@@ -68,6 +76,7 @@ class ServiceState:
             "authorities": [asdict(authority) for authority in generation.material.authorities],
             "lifetimes": [asdict(one) for one in lifetimes_of(generation)],
             "crls": [asdict(crl) for crl in generation.material.crls],
+            "locks": self._locks.status(),
             "key_sets": self._key_sets.status(generation.config),
             "clock": self._jumps.status(),
             "listeners": self._listeners,

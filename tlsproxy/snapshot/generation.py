@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import ssl
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final
 
 from tlsproxy.config.ca_checks import warnings as ca_warnings
 from tlsproxy.config.listeners import HEALTH, PROTOCOLS, TCP, listening
 from tlsproxy.config.listeners import tunnels as tunnels_of
 from tlsproxy.config.loader import located
-from tlsproxy.config.policy import policy_of
+from tlsproxy.config.policy import locks_of, policy_of
 from tlsproxy.config.secrets import known_keys, short_keys, upstream_api_key
 from tlsproxy.config.shape import restart_settings
 from tlsproxy.config.tokens import resolve_tokens
@@ -34,10 +34,11 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tlsproxy.authz.roles import Policy, Principal
+    from tlsproxy.config.locks import LockFile
     from tlsproxy.config.model import Config, HttpProtocol, ProtocolName, Protocols
     from tlsproxy.config.problems import Problem
     from tlsproxy.snapshot.name_resolution import Address
-    from tlsproxy.snapshot.states import Fault, Input, States
+    from tlsproxy.snapshot.states import Fault, Input, InputState, States
     from tlsproxy.tls.chains import ChainCertificate
     from tlsproxy.tls.peer import Peer
     from tlsproxy.tls.servercert import ServerCertificate
@@ -143,7 +144,8 @@ def propose(
     """
     serving = None
     if former is not None:
-        serving = ServingInputs(states or former.states, former.material.trust, former.material.sent)
+        known = replace(states or former.states, locks=former.states.locks)
+        serving = ServingInputs(known, former.material.trust, former.material.sent)
     config = reading.inputs.loaded.config
 
     def handshake(server: ServerCertificate) -> None:
@@ -227,6 +229,13 @@ def assemble(  # noqa: PLR0913 - the dependencies of a generation, by name
     )
 
 
+def with_locks(generation: Generation, locks: InputState[LockFile], number: int) -> Generation:
+    """The same generation with other locks of its lock file. Blocks for as long as its rules take to be indexed."""
+    states = replace(generation.states, locks=locks)
+    policy = generation.policy.with_locks(locks_of(generation.config, locks.value))
+    return replace(generation, number=number, digest=states.digest, states=states, policy=policy)
+
+
 def _material(states: States, former: Generation | None) -> Material:
     """TLS material; unchanged trust is shared, since CRLs may be large."""
     tls = states.configuration.value.config.tls
@@ -251,14 +260,17 @@ def _policy(states: States, former: Generation | None) -> Policy:
         getattr(states, name) == getattr(former.states, name)
         for name in ("configuration", "secrets", "public_keys", "documents")
     ):
-        return former.policy
+        if states.locks == former.states.locks:
+            return former.policy
+        return former.policy.with_locks(locks_of(states.configuration.value.config, states.locks.value))
     config, secrets = states.configuration.value.config, _secrets(states)
 
     def read(path: Path) -> bytes | None:
         state = states.public_keys.get(path)
         return secrets(path) if state is None else state.data[0]
 
-    return policy_of(config, known_keys(config, secrets), resolve_tokens(config, read, states.documents))
+    keys, tokens = known_keys(config, secrets), resolve_tokens(config, read, states.documents)
+    return policy_of(config, keys, tokens, locks_of(config, states.locks.value))
 
 
 def _secrets(states: States) -> Callable[[Path], bytes | None]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 from tlsproxy.errors import FailureKind, TlsproxyError
 from tlsproxy.snapshot.files import read_inputs
 from tlsproxy.snapshot.generation import Generation, propose
+from tlsproxy.snapshot.lock_file import first_locks
 from tlsproxy.snapshot.name_resolution import START_DEADLINE, NameResolver, names_of
 from tlsproxy.snapshot.validation import InputReading
 
@@ -87,7 +88,8 @@ def first_generation(
     """Build it. Blocks. Raises ConfigError, MaterialError or CannotStart."""
     config = inputs.loaded.config
     resolved = NameResolver().resolve(names_of(config, config), START_DEADLINE)
-    proposal = propose(InputReading(config_path, environ, inputs, resolved, documents), None, time.time())
+    reading = InputReading(config_path, environ, inputs, resolved, documents, locks=first_locks(config_path))
+    proposal = propose(reading, None, time.time())
     faults = proposal.faults
     if proposal.generation is None or any(prevents_start(*each) for each in faults.items()):
         raise CannotStart(faults.values())

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from tlsproxy.authz.tokens import VerificationKey
     from tlsproxy.config.loader import Loaded
+    from tlsproxy.config.locks import LockFile
     from tlsproxy.config.tokens import KeySource
     from tlsproxy.snapshot.name_resolution import Resolved
     from tlsproxy.tls.crls import Crl
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 InputKind: TypeAlias = Literal[
-    "configuration", "certificate", "authorities", "crl", "secret", "public_keys", "name", "publication"
+    "configuration", "certificate", "authorities", "crl", "secret", "public_keys", "locks", "name", "publication"
 ]
 """``certificate`` is the server's, with its key and passphrase; ``public_keys`` are those of a token issuer.
 ``publication`` stands for a valid whole that could not be built or published."""
@@ -104,6 +105,7 @@ class States:
     crls: Mapping[Path, InputState[tuple[Crl, ...]]]
     secrets: Mapping[Path, InputState[str]]
     public_keys: Mapping[Path, InputState[PublicKeys]]
+    locks: InputState[LockFile]
     names: Mapping[str, Resolved]
     documents: Mapping[KeySource, bytes] = field(repr=False)
 
@@ -114,6 +116,7 @@ class States:
         found.append(("authorities", "" if self.authorities is None else self.authorities.digest))
         for states in (self.crls, self.secrets, self.public_keys):
             found += [(str(path), state.digest) for path, state in states.items()]
+        found.append(("locks", self.locks.digest))
         found += [(name, repr(entry.addresses)) for name, entry in self.names.items()]
         found += [(source.url, digest_of([document])) for source, document in self.documents.items()]
         return digest_of(text.encode("utf-8", "surrogateescape") for pair in found for text in pair)

@@ -30,6 +30,7 @@ from tlsproxy.snapshot.candidates import (
     series_among,
     without_early,
 )
+from tlsproxy.snapshot.lock_file import NO_LOCKS
 from tlsproxy.snapshot.name_resolution import Resolved, names_of
 from tlsproxy.snapshot.states import Fault, Input, InputState, PublicKeys, States, digest_of
 from tlsproxy.tls.material import crl_policy
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
 
     from tlsproxy.config.callers import JwtIssuer
     from tlsproxy.config.loader import Loaded
+    from tlsproxy.config.locks import LockFile
     from tlsproxy.config.model import Config
     from tlsproxy.config.problems import Problem
     from tlsproxy.config.tokens import KeySource
@@ -58,7 +60,8 @@ class InputReading:
     """Inputs to validate. ``resolved`` has the names of ``inputs.loaded``, ``documents`` its key sets by URL.
 
     ``started`` is the configuration at the process's start; None for that of ``inputs``. ``patient``: nobody waits for
-    a verdict, so that a server pair may be half replaced for `tls.settle_time`.
+    a verdict, so that a server pair may be half replaced for `tls.settle_time`. ``locks`` are those of a first
+    generation; later ones keep theirs, which are published apart (:mod:`tlsproxy.snapshot.lock_file`).
     """
 
     config_path: Path
@@ -68,6 +71,7 @@ class InputReading:
     documents: Mapping[KeySource, bytes] = field(repr=False)
     started: Config | None = field(default=None, repr=False)
     patient: bool = False
+    locks: InputState[LockFile] = NO_LOCKS
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +159,8 @@ class _Validator:
         fetched, former = self._reading.documents, {} if self._former is None else self._former.documents
         sources = key_sources(self._config)
         documents = {one: fetched.get(one) or former[one] for one in sources if one in fetched or one in former}
-        states = States(self._configuration, server, authorities, crls, secrets, public_keys, names, documents)
+        locks = self._reading.locks if self._former is None else self._former.locks
+        states = States(self._configuration, server, authorities, crls, secrets, public_keys, locks, names, documents)
         return InputJudgement(states, self._faults)
 
     # One input

@@ -17,6 +17,7 @@ import orjson
 from cryptography import x509
 
 from tlsproxy.config import loader
+from tlsproxy.config.locks import read_lock_file
 from tlsproxy.config.model import Config, Tls
 from tlsproxy.config.tokens import key_sources
 from tlsproxy.snapshot.generation import Generation, Tunnel, assemble
@@ -55,6 +56,7 @@ def encode(generation: Generation) -> EncodedGeneration:
         "crls": [[str(path), stored(state)] for path, state in states.crls.items()],
         "secrets": [[str(path), stored(state)] for path, state in states.secrets.items()],
         "public_keys": [[str(path), stored(state)] for path, state in states.public_keys.items()],
+        "locks": stored(states.locks),
         "documents": [len(states.documents.get(source, b"")) for source in key_sources(generation.config)],
         "names": [[name, entry.url, entry.addresses] for name, entry in states.names.items()],
         "tunnels": [[where, entry.addresses, sorted(entry.allow)] for where, entry in generation.tunnels.items()],
@@ -95,6 +97,9 @@ def decode(
         },
         secrets={Path(path): pieces.state(sizes, None, _no_value) for path, sizes in head["secrets"]},
         public_keys={Path(path): pieces.state(sizes, None, _no_keys) for path, sizes in head["public_keys"]},
+        locks=pieces.state(
+            head["locks"], None if before is None else before.locks, lambda data: read_lock_file(config_path, data[0])
+        ),
         names={name: Resolved(url, _addresses(addresses)) for name, url, addresses in head["names"]},
         documents={
             source: pieces.take(size)

@@ -1,0 +1,109 @@
+"""Publication of locks: apart from all other inputs, so that nothing holds them up.
+
+The lock file alone is read four times a second, and its locks are published beside the other inputs in force: no
+file that hangs, no broken configuration and no `limits.mass_cut` delays them. A reload that was built meanwhile gets
+the present locks as it is published.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Final, Protocol
+
+from tlsproxy.proxy.core.impact import Consequences
+from tlsproxy.proxy.core.wall_clock import Clock
+from tlsproxy.service.lock_trail import LockTrail
+from tlsproxy.snapshot.generation import Generation, with_locks
+from tlsproxy.snapshot.lock_file import LockFileWatch
+from tlsproxy.snapshot.states import Fault, Input
+from tlsproxy.threads import in_thread
+
+POLL: Final = 0.25
+"""Seconds between two readings of the lock file: a lock counts within two seconds, whatever `tls.poll_interval` is."""
+CONSIDERED: Final = 0.5
+"""Seconds to find the connections that a lock will end. It is published after them in any case."""
+
+_log = logging.getLogger(__name__)
+
+
+class Publisher(Protocol):
+    """Publishes generations. ``publish`` raises TlsproxyError if it cannot, and has changed nothing then."""
+
+    @property
+    def generation(self) -> Generation: ...
+    @property
+    def clock(self) -> Clock: ...
+    async def consider(self, generation: Generation) -> Consequences: ...
+    async def dismiss(self) -> None: ...
+    async def publish(self, generation: Generation) -> None: ...
+
+
+class LockPublisher:
+    """All publications after the start go through :meth:`publish`, one at a time."""
+
+    def __init__(self, target: Publisher, watch: LockFileWatch, trail: LockTrail) -> None:
+        self._target = target
+        self._watch = watch
+        self._trail = trail
+        self._looking, self._publishing = asyncio.Lock(), asyncio.Lock()
+        self._report(start=True)
+
+    @property
+    def faults(self) -> Mapping[Input, Fault]:
+        """The reason why the lock file is not in force as it is, if there is one."""
+        return {} if self._watch.fault is None else {self._watch.subject: self._watch.fault}
+
+    async def run(self, reload: Callable[[str], Awaitable[Any]]) -> None:
+        """Look until cancelled; a new fault is reported by a reload."""
+        while True:
+            try:
+                if await self.look():
+                    await reload("locks")
+            except Exception as error:  # noqa: BLE001 - nothing may end this: locks would neither come nor be reported
+                _log.critical("locks cannot be published now", exc_info=error)
+            await asyncio.sleep(POLL)
+
+    async def look(self) -> bool:
+        """Read the lock file, and publish its locks if they differ. Whether the file's fault is another one."""
+        async with self._looking:
+            changed = await self._watch.read(self._target.clock.now())
+            cut = None
+            if self._watch.state != self._target.generation.states.locks:
+                cut = await self._consequences()
+                async with self._publishing:
+                    await self._target.publish(await self._locked(self._target.generation))
+            self._report(cut=cut)
+            return changed
+
+    async def publish(self, generation: Generation) -> Generation:
+        """Publish it with the locks that are in force by now. Returns the one that serves."""
+        async with self._publishing:
+            present = self._target.generation
+            if present.number >= generation.number or present.states.locks != generation.states.locks:
+                generation = await in_thread(with_locks, generation, present.states.locks, present.number + 1)
+            await self._target.publish(generation)
+        self._report()
+        return generation
+
+    def status(self) -> Mapping[str, Any]:
+        return self._trail.status("" if self._watch.fault is None else self._watch.fault.text)
+
+    async def _locked(self, generation: Generation) -> Generation:
+        return await in_thread(with_locks, generation, self._watch.state, generation.number + 1)
+
+    async def _consequences(self) -> int | None:
+        """Connections, requests and calls that the locks will end; None if that is not found in time."""
+        try:
+            async with asyncio.timeout(CONSIDERED):
+                found = await self._target.consider(await self._locked(self._target.generation))
+        except TimeoutError:
+            return None
+        await self._target.dismiss()
+        return found.cut.count + found.ended.count
+
+    def _report(self, *, cut: int | None = None, start: bool = False) -> None:
+        generation = self._target.generation
+        file, now = generation.states.locks.value, self._target.clock.now()
+        self._trail.look(generation.policy.locks, file, now, cut=cut, start=start)

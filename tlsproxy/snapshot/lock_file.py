@@ -1,0 +1,114 @@
+"""The lock file as an input: read apart from all others, and more often.
+
+A lock is for the night when files are broken or hang and no CA is at hand. So it waits for no other input, and nothing
+but `tlsproxy unlock` or its end lifts it: a file that is broken, unreadable, gone or lost an entry keeps what holds.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Final
+
+from tlsproxy.config.locks import LIMIT, LockFile, lock_path, read_lock_file, write_lock_file
+from tlsproxy.errors import FailureKind, MaterialError
+from tlsproxy.snapshot import bounded_io
+from tlsproxy.snapshot.bounded_io import Unanswered
+from tlsproxy.snapshot.files import UnstableInputs, read_argument
+from tlsproxy.snapshot.states import Fault, Input, InputState
+from tlsproxy.threads import in_thread
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+READ_TIMEOUT: Final = 2.0
+"""Seconds for a file system to answer."""
+
+
+def _state(file: LockFile) -> InputState[LockFile]:
+    return InputState.of(file, (write_lock_file(file),))
+
+
+NO_LOCKS: Final = _state(LockFile())
+
+
+def first_locks(config_path: Path) -> InputState[LockFile]:
+    """The locks of a start, none without a file. Blocks. Raises MaterialError: it is unknown who is locked."""
+    path = lock_path(config_path)
+    found = _outcome(path)
+    if isinstance(found, MaterialError):
+        raise found
+    return NO_LOCKS if found is None else _state(read_lock_file(path, found))
+
+
+class LockFileWatch:
+    """``state`` are the locks that hold by the file, or did; ``fault`` is why the file is not in force as it is."""
+
+    def __init__(self, config_path: Path, state: InputState[LockFile]) -> None:
+        self.path = lock_path(config_path)
+        self.state = state
+        self.fault: Fault | None = None
+        self._read: bytes | None = None
+
+    @property
+    def subject(self) -> Input:
+        return Input("locks", str(self.path))
+
+    async def read(self, now: float) -> bool:
+        """Read the file. Whether its fault is another one. ``now`` is seconds since the epoch."""
+        found = await in_thread(_outcome, self.path)
+        if isinstance(found, UnstableInputs) or (found is not None and found == self._read and self.fault is None):
+            return False
+        self._read = found if isinstance(found, bytes) else None
+        text = await in_thread(self._adopt, found, now)
+        before = "" if self.fault is None else self.fault.text
+        self.fault = Fault(text, FailureKind.INPUT, None, "", now, kept=True) if text else None
+        return text != before
+
+    def _adopt(self, found: bytes | MaterialError | None, now: float) -> str:
+        """Take over the file's locks. The reason why they are not all in force, or that others are."""
+        former, lost = self.state.value, 0
+        try:
+            if isinstance(found, MaterialError):
+                raise found
+            if found is not None:
+                file = read_lock_file(self.path, found)
+                merged = file.after(former, now)
+                lost = len(merged.locks) - len(file.locks)
+                if merged != former:
+                    self.state = _state(merged)
+        except MaterialError as error:
+            holding = len(former.in_force(now))
+            return f"{error}; {_counted(holding)} stay in force" if holding else str(error)
+        if found is None:
+            lost = len(former.in_force(now))
+        if not lost:
+            return ""
+        what = "is gone" if found is None else "does not have all locks any more"
+        kept = f"{_counted(lost)} stay in force until `tlsproxy unlock`, or `tlsproxy unlock --all`"
+        return f"{self.path}: {what}: {kept}"
+
+
+def _counted(locks: int) -> str:
+    return f"{locks} lock{'s' * (locks != 1)}"
+
+
+def _outcome(path: Path) -> bytes | MaterialError | None:
+    """None where there is no file."""
+    try:
+        found = bounded_io.outcomes({path: partial(lock_data, path)}, READ_TIMEOUT)[path]
+    except MaterialError as error:
+        return error.with_traceback(None)
+    if isinstance(found, Unanswered):
+        return MaterialError(str(path), f"its file system gives {found}", found.kind)
+    return found
+
+
+def lock_data(path: Path) -> bytes | None:
+    """The content of a lock file; None where there is none, or a link to none. Raises MaterialError."""
+    try:
+        path.stat()
+    except FileNotFoundError:
+        return None
+    except OSError:
+        pass  # the reading says which
+    return read_argument(path, LIMIT)
