@@ -259,6 +259,20 @@ def test_roles_rule_subject_and_groups_of_an_admission() -> None:
     assert (beside.credential.subject, beside.credential.roles) == ("other", ("docs", "all"))
 
 
+def test_groups_of_a_token_are_bounded_and_its_claims_not_kept() -> None:
+    held = policy(rule("docs", iss="https://login/"))
+    for groups, shown in (
+        (["a" * 256], ("a" * 256,)),
+        (["a" * 200, "b" * 57, "c"], ("a" * 200, "…")),
+        ([f"{number:03}" for number in range(9000)], (*(f"{number:03}" for number in range(85)), "…")),
+        (["", None, [], {}], ()),
+    ):
+        admitted = outcome(held, token(groups=groups))
+        assert isinstance(admitted, Admission)
+        assert admitted.credential is not None
+        assert (admitted.credential.groups, admitted.credential.claims) == (shown, {})
+
+
 def test_half_a_surrogate_in_a_list_makes_it_no_token() -> None:
     for value in (["\ud800"], [["x", "\udc00"]], {"a": ["\ud800"]}, "\ud800", {"\ud800": 1}):
         with pytest.raises(MalformedToken):

@@ -83,7 +83,7 @@ def test_its_filter_is_filled_from_that_token() -> None:
     by_claim = policy("role", tenant="{claim:tenant}")
     for tenant in ("acme", "umbrella"):
         assert rights(outcome(by_claim, tenant=tenant))[-1].conditions == (Condition("tenant", (tenant,)),)
-    for claims in ({}, {"tenant": ""}, {"tenant": 1}, {"tenant": ["acme"]}, {"tenant": None}):
+    for claims in ({}, {"tenant": ""}, {"tenant": 1.5}, {"tenant": [["acme"]]}, {"tenant": None}):
         assert refused(outcome(by_claim, **claims)) == "no_tenant"
 
 

@@ -49,7 +49,7 @@ class Caller:
     ``subject`` is the claim of a token; if the certificate alone admits the caller, the line has the certificate's
     subject under that name. ``ca_sha256`` is the digest of the certificate's CA. ``key`` is the name of the API key or
     of the token's verifier, ``key_rights`` are its rights. ``token_rule`` matched the token's claims, ``token_role`` is
-    its role, ``token_groups`` are the values of its groups' claim.
+    its role, ``token_groups`` are the values of its groups' claim, which are few.
     """
 
     auth_type: AuthType
@@ -248,16 +248,7 @@ def _fields(*fields: tuple[str, str | None]) -> str:
 
 
 def _groups(groups: tuple[str, ...]) -> str:
-    """At most `TRACING_ID_LIMIT` characters of names in all; `…` stands for the others."""
-    shown: list[str] = []
-    room = TRACING_ID_LIMIT
-    for group in groups:
-        room -= len(group) + 1
-        if room < 0:
-            shown.append("…")
-            break
-        shown.append(group)
-    return f',"token_groups":[{",".join(map(json_string, shown))}]' if shown else ""
+    return f',"token_groups":[{",".join(map(json_string, groups))}]' if groups else ""
 
 
 def _shortened(text: str | None) -> str | None:

@@ -31,7 +31,8 @@ class Credential:
 
     ``name`` is that of the key, or of the token's verifier; ``role`` that of a named key, or of the token's issuer.
     ``rule`` matched the token's claims. All ``rights`` must allow, a token's own come first. ``expires``: seconds since
-    the epoch, exclusive. ``subject`` and ``groups`` are a token's, for the audit log; ``claims`` are all of them.
+    the epoch, exclusive. ``subject`` and ``groups`` are a token's, for the audit log; ``claims`` are all of them, until
+    the request is admitted: plans are remembered, and a token may have thousands.
     """
 
     kind: Literal["ApiKey", "Jwt"]
@@ -128,7 +129,7 @@ def joined(principal: Principal, policy: Policy, credential: Credential | None) 
         if isinstance(rights, Decision):
             return rights
         principal = replace(principal, rights=rights)
-    return Admission(principal, credential)
+    return Admission(principal, replace(credential, claims={}) if credential is not None else None)
 
 
 def _credential(principal: Principal, policy: Policy, presented: str, now: float) -> Credential | Decision:

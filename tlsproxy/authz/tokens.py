@@ -29,6 +29,7 @@ QDRANT_ALGORITHM: Final = "HS256"
 IssuerAlgorithm = Literal["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"]
 """Algorithms of external issuers: asymmetric ones, named in the configuration."""
 
+GROUPS: Final = 256
 UNKNOWN_KEY: Final = "token_key_unknown"
 """The audit reason where an issuer has no key with the token's `kid`: our copy of its keys may be outdated."""
 
@@ -109,9 +110,16 @@ class Token:
 
     @property
     def groups(self) -> tuple[str, ...]:
-        path = self.verifier.groups_claim
-        values = values_at(self.claims.claims, path) if path else ()
-        return tuple(value if isinstance(value, str) else literal(value) for value in values)
+        """Values of the groups' claim, of at most ``GROUPS`` characters in all; `…` stands for the others."""
+        path, room = self.verifier.groups_claim, GROUPS
+        shown: list[str] = []
+        for value in values_at(self.claims.claims, path) if path else ():
+            text = value if isinstance(value, str) else literal(value)
+            room -= len(text)
+            if room < 0:
+                return (*shown, "…")
+            shown.append(text)
+        return tuple(shown)
 
 
 @dataclass(frozen=True, slots=True)
