@@ -272,7 +272,7 @@ def test_every_name_of_every_action_must_be_under_m(actions: list[dict[str, Any]
             wanted = "Manage access for this operation" if missing == "logs" else f"Access to collection {missing}"
             assert decision.text == f"Forbidden: {wanted} is required"
     assert rest("POST", ALIASES, alias_actions(*actions), Rights(GlobalMode.M)).allowed
-    for others in (granted(("**", "rw")), granted(), replace(MANAGER, conditions=(Condition("tenant", "a"),))):
+    for others in (granted(("**", "rw")), granted(), replace(MANAGER, conditions=(Condition("tenant", ("a",)),))):
         assert not rest("POST", ALIASES, alias_actions(*actions), others).allowed
         assert not called("Collections/UpdateAliases", message_of(actions), others).allowed
     without = replace(MANAGER, operations=deny("change_aliases"))
@@ -338,7 +338,7 @@ def test_collections_are_managed_by_name(method: str, path: str, call: str, mess
         assert both(name, MANAGER) == {False}
     assert both("docs-a", MANAGER, Rights(GlobalMode.R)) == {False}
     assert both("docs-a", MANAGER, granted(("docs-a", "rw"))) == {False}
-    assert both("docs-a", replace(MANAGER, conditions=(Condition("tenant", "a"),))) == {False}
+    assert both("docs-a", replace(MANAGER, conditions=(Condition("tenant", ("a",)),))) == {False}
 
 
 def test_a_collection_that_is_made_from_another_needs_access_to_that_one() -> None:
