@@ -298,8 +298,11 @@ def test_check_warns_of_token_roles_that_believe_any_certificate(site: Site) -> 
     result = check(site, identities=[], **sections)
     assert result.exit_code == 0
     assert "jwt_issuers[0].role: the filter of role 'tenant' takes names from certificates of any CA" in result.stderr
+    by_claims = {"name": "sre", "match": {"claims": {"groups": "sre"}}, "role": "tenant"}
+    result = check(site, identities=[by_claims], **sections)
+    assert "identities[0].role: the filter of role 'tenant' takes names from certificates of any CA" in result.stderr
     confined = {"ca_cert": "clients.pem", "ca_constraints": [CONSTRAINT]}
-    assert "of any CA" not in check(site, identities=[], tls=confined, **sections).stderr
+    assert "of any CA" not in check(site, identities=[by_claims], tls=confined, **sections).stderr
 
 
 def test_a_rule_has_what_is_below_its_ca_with_intermediates_in_the_file_too(

@@ -9,7 +9,9 @@ import pytest
 from tlsproxy.authz.access import ALLOWED, GlobalMode, Rights, forbidden
 from tlsproxy.authz.admission import Admission, Credential
 from tlsproxy.authz.identity import Identity
+from tlsproxy.authz.matcher import Claim, ClaimMatcher, Matcher
 from tlsproxy.authz.roles import Principal
+from tlsproxy.authz.rules import Rule
 from tlsproxy.config.limits import LimitsConfig, PerAddress, Quota, RoleLimits
 from tlsproxy.config.model import Config, Role
 from tlsproxy.errors import Form
@@ -60,6 +62,22 @@ def test_the_smaller_limit_of_two_roles_counts(own: int | None, keys: int | None
     assert quotas.largest_body(Admission(holder("own"), key("keys"))) == expected
     assert quotas.largest_body(None) is None
     assert quotas.largest_body(Admission(holder(), None)) is None
+
+
+def test_the_subject_of_a_token_is_a_holder_of_its_rules_role() -> None:
+    own = RoleLimits(requests_per_second=3, per_identity=Quota(requests_per_second=2))
+    made = config({"role": own, "free": RoleLimits(per_identity=Quota())}, per_key=Quota(requests_per_second=7))
+    rows = {}
+    for role, rate in (("role", Rate.of(2, None)), ("free", None), ("", Rate.of(7, None))):
+        rule = Rule("r", Matcher(), role, ClaimMatcher((Claim("groups", "sre"),))) if role else None
+        token = Credential("Jwt", "login", (ALL,), subject="alice", rule=rule)
+        found = check(made, STRANGER, token)
+        charges = {charge.whose: charge for charge in found.charges} if found is not None else {}
+        each = charges.get("each key")
+        assert (each and each.rate) == rate
+        assert ('role "role"' in charges) is (role == "role")
+        rows[role] = each and each.key
+    assert rows["role"] == rows[""] == row_of("key", "Jwt", "login", "alice")
 
 
 def test_each_role_of_a_caller_is_charged_once() -> None:

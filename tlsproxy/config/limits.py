@@ -60,7 +60,8 @@ class RoleLimits(Quota):
     """Largest body of a request, or message of a call, in MiB as sent, uploads too (413, RESOURCE_EXHAUSTED). null for
     no limit of the role's."""
     per_identity: Quota | None = None
-    """Limits of each holder, in place of `limits.per_identity`; {} for no limit."""
+    """Limits of each holder, in place of `limits.per_identity`, or of `limits.per_key` for a token that has the role by
+    a rule; {} for no limit."""
 
 
 class LimitsConfig(Section):
