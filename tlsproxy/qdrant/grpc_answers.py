@@ -48,15 +48,15 @@ PARTS: Final = {
 
 
 def _answer(result: str) -> AnswerPart:
-    """A result, the time, and the usage."""
-    return AnswerPart(frozenset({2, 3}), within={1: result})
+    """A result, and the time: without the usage (3), which is of all that was read."""
+    return AnswerPart(frozenset({2}), within={1: result})
 
 
 ANSWERS: Final = {
     f"/qdrant.Points/{method}": answer
     for answer, methods in (
         (_answer("RetrievedPoint"), ("Get",)),
-        (AnswerPart(frozenset({1, 3, 4}), within={2: "RetrievedPoint"}), ("Scroll",)),
+        (AnswerPart(frozenset({1, 3}), within={2: "RetrievedPoint"}), ("Scroll",)),
         (_answer("ScoredPoint"), ("Search", "Query", "Recommend", "Discover")),
         (_answer("BatchResult"), ("SearchBatch", "QueryBatch", "RecommendBatch", "DiscoverBatch")),
         (_answer("GroupsResult"), ("SearchGroups", "QueryGroups", "RecommendGroups")),

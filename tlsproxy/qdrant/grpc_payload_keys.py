@@ -10,7 +10,7 @@ from typing import Final
 
 from tlsproxy.authz.query_policy import KeyPath, KeyTree, QueryPolicy, parse_key_path
 from tlsproxy.qdrant.grpc_rewrite import Reading
-from tlsproxy.qdrant.query_policy import check_key, check_limit, exact_refused
+from tlsproxy.qdrant.query_policy import check_key, check_limit, exact_refused, hidden_refused
 from tlsproxy.wire.cooperative import Steps
 from tlsproxy.wire.protobuf import Field, ProtobufError, delimited
 
@@ -143,9 +143,9 @@ def checking_payload(entry: bytes, policy: QueryPolicy, reading: Reading) -> Ste
 
     Raises :class:`PolicyRefused`, :class:`ProtobufError`.
     """
-    pending: list[tuple[str, bytes, KeyTree, KeyPath]] = [("Struct", delimited(1, entry), policy.hidden.tree, ())]
+    pending: list[tuple[str, bytes, KeyTree]] = [("Struct", delimited(1, entry), policy.hidden.tree)]
     while pending:
-        name, content, tree, path = pending.pop()
+        name, content, tree = pending.pop()
         for one in reading.fields_of(name, content):
             if reading.is_step():
                 yield reading.memory
@@ -153,16 +153,16 @@ def checking_payload(entry: bytes, policy: QueryPolicy, reading: Reading) -> Ste
                 key, value = entry_of(one.content(), reading)
                 below = tree.get(key, {})
                 if below is None:
-                    check_key((*path, key), policy)
-                elif below:
-                    pending.append(("Value", value, below, (*path, key)))
+                    raise hidden_refused(key)
+                if below:
+                    pending.append(("Value", value, below))
             elif name == "ListValue":
-                pending.append(("Value", one.content(), tree, path))
+                pending.append(("Value", one.content(), tree))
             elif one.number in {_STRUCT, _LIST}:
-                pending.append(("Struct" if one.number == _STRUCT else "ListValue", one.content(), tree, path))
+                pending.append(("Struct" if one.number == _STRUCT else "ListValue", one.content(), tree))
 
 
 def entry_of(content: bytes, reading: Reading) -> tuple[str, bytes]:
     """Key and value of an entry of a map; an absent one is empty."""
-    found = {one.number: one.content() for one in reading.fields_of("PointStruct.PayloadEntry", content)}
+    found = {one.number: one.content() for one in reading.fields_of("Struct.FieldsEntry", content)}
     return text_of(found.get(1, b"")), found.get(2, b"")

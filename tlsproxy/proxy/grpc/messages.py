@@ -212,8 +212,9 @@ class RebuiltMessage:
             self._facts.ask(collection, self._call.account, told)
         else:
             self.decision.buffer().has_become(made)
-            if self._call.reduction is not None:
-                self._call.reduction.reshaping = reshaping_of(self.decision.asked.operation, made)
+            asked = self.decision.asked
+            if self._call.reduction is not None and asked.rebuilt:
+                self._call.reduction.reshaping = reshaping_of(asked.operation, made)
             self._out.put(made)
             self._out.finish(b"")
 
