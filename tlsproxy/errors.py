@@ -53,6 +53,7 @@ class GrpcStatus(Enum):
     CANCELLED = 1
     INVALID_ARGUMENT = 3
     DEADLINE_EXCEEDED = 4
+    NOT_FOUND = 5
     ALREADY_EXISTS = 6
     PERMISSION_DENIED = 7
     RESOURCE_EXHAUSTED = 8
@@ -165,6 +166,14 @@ class Unconfined(RequestError):
 
     def __init__(self, text: str) -> None:
         super().__init__(f"Forbidden: {text}")
+
+
+class PointMissing(RequestError):
+    """A point that does not exist, or is not the caller's: which of the two is not told."""
+
+    status = 404
+    grpc = GrpcStatus.NOT_FOUND
+    reason = "point_missing"
 
 
 class PolicyRefused(RequestError):

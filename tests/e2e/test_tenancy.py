@@ -41,7 +41,7 @@ def admin(site: Site, gateway: Gateway) -> Iterator[QdrantClient]:
     client.create_collection("docs", vectors_config=VECTORS)
     tenants = {1: "acme", 2: "acme", 3: "acme", 4: "umbrella", 5: "umbrella", 6: "umbrella"}
     points = [
-        m.PointStruct(id=n, vector=[1.0, n / 10], payload={"n": n, **({"tenant": tenants[n]} if n in tenants else {})})
+        m.PointStruct(id=n, vector=[1.0, n / 8], payload={"n": n, **({"tenant": tenants[n]} if n in tenants else {})})
         for n in range(1, 8)
     ]
     client.upsert("docs", points)
@@ -91,26 +91,113 @@ def test_reads(acme: QdrantClient) -> None:
     assert [one.name for one in acme.get_collections().collections] == ["docs"]
 
 
+def recommended(*positive: int | str) -> m.RecommendQuery:
+    return m.RecommendQuery(recommend=m.RecommendInput(positive=list(positive)))
+
+
+def test_retrieves_by_ids(site: Site, gateway: Gateway, acme: QdrantClient, admin: QdrantClient) -> None:
+    found = acme.retrieve("docs", [3, 4, 1, 7, 99, 3], with_vectors=True)
+    assert [(point.id, point.payload, point.vector) for point in found] == state(admin, 3, 1)
+    assert acme.retrieve("docs", [4, 7]) == []
+    assert acme.retrieve("docs", []) == []
+    with Client(gateway, site.client("acme")) as client:
+        own = client.ask("GET", "/collections/docs/points/2")
+        foreign, missing = (client.ask("GET", f"/collections/docs/points/{number}") for number in (5, 98))
+        bare = client.ask("POST", "/collections/docs/points", (), b'{"ids":[1,5]}')
+        odd = client.ask("GET", "/collections/docs/points/0x2")
+    assert own.json["result"] == {"id": 2, "payload": {"n": 2, "tenant": "acme"}, "vector": [1.0, 0.25]}
+    for response, number in ((foreign, 5), (missing, 98)):
+        assert response.status == 404
+        assert response.json["status"]["error"] == f"Not found: Point with id {number} does not exists!"
+    assert set(foreign.fields) == set(missing.fields)
+    assert bare.json["result"] == [{"id": 1}]
+    assert (odd.status, odd.json["status"]["error"]) == (400, 'Wrong input: Can not recognize "0x2" as point id')
+    assert gateway.audited(method="retrieve", status=404)["reason"] == "point_missing"
+
+
+def test_queries_by_examples(acme: QdrantClient) -> None:
+    """The example is one of its own; it is no result, and neither is another's point."""
+    pair = m.ContextPair(positive=1, negative=2)
+    for query, found in (
+        (1, {2, 3}),
+        (recommended(1), {2, 3}),
+        (recommended(1, 2), {3}),
+        (m.DiscoverQuery(discover=m.DiscoverInput(target=3, context=[pair])), {1, 2, 3} - {1, 2, 3}),
+        (m.ContextQuery(context=[pair]), {3}),
+        (m.NearestQuery(nearest=1, mmr=m.Mmr(diversity=0.5)), {2, 3}),
+    ):
+        answer = acme.query_points("docs", query=query, limit=100).points
+        assert ids(answer) == found, query
+    lookup = m.LookupLocation(collection="docs")
+    assert ids(acme.query_points("docs", query=2, lookup_from=lookup, limit=100).points) <= {1, 2, 3}
+    nested = m.Prefetch(query=1, limit=100)
+    assert ids(acme.query_points("docs", query=[1.0, 0.0], prefetch=nested, limit=100).points) == {2, 3}
+    batch = acme.query_batch_points("docs", [m.QueryRequest(query=1), m.QueryRequest(query=recommended(2))])
+    assert [ids(answer.points) for answer in batch] == [{2, 3}, {1, 3}]
+    groups = acme.query_points_groups("docs", "n", query=1, limit=100).groups
+    assert {group.id for group in groups} == {2, 3}
+
+
+@pytest.mark.parametrize("example", [4, 7, 99, "5c56c793-69f3-4fbf-87e6-c4bf54c28c26"])
+def test_anothers_example_is_a_missing_one(acme: QdrantClient, gateway: Gateway, example: int | str) -> None:
+    lookup = m.LookupLocation(collection="docs")
+    for use in (
+        lambda: acme.query_points("docs", query=example),
+        lambda: acme.query_points("docs", query=recommended(1, example)),
+        lambda: acme.query_points("docs", query=[1.0, 0.0], prefetch=m.Prefetch(query=example)),
+        lambda: acme.query_points("docs", query=example, lookup_from=lookup),
+        lambda: acme.query_batch_points("docs", [m.QueryRequest(query=1), m.QueryRequest(query=example)]),
+        lambda: acme.query_points_groups("docs", "n", query=example),
+    ):
+        with pytest.raises(UnexpectedResponse) as caught:
+            use()
+        assert caught.value.status_code == 404
+        assert caught.value.structured()["status"]["error"] == f"Not found: No point with id {example} found"
+    assert gateway.audited(role="tenant", status=404)["reason"] == "point_missing"
+
+
+def test_an_example_of_a_collection_without_a_grant(acme: QdrantClient, gateway: Gateway) -> None:
+    with pytest.raises(UnexpectedResponse):
+        acme.query_points("docs", query=1, lookup_from=m.LookupLocation(collection="dogs"))
+    assert gateway.audited(role="tenant", status=403)["reason"] == "collection"
+
+
+def test_changes_by_ids(acme: QdrantClient, admin: QdrantClient) -> None:
+    others = state(admin, 4, 5, 6, 7)
+    acme.set_payload("docs", {"seen": True}, [1, 4, 7, 99])
+    acme.set_payload("docs", {"inner": 1}, [1, 4], key="below")
+    acme.overwrite_payload("docs", {"over": True}, [2, 5])
+    assert state(admin, 1) == [(1, {"n": 1, "tenant": "acme", "seen": True, "below": {"inner": 1}}, [1.0, 0.125])]
+    assert state(admin, 2) == [(2, {"over": True, "tenant": "acme"}, [1.0, 0.25])]
+    acme.delete_payload("docs", ["seen", "n"], [1, 4])
+    acme.clear_payload("docs", [2, 6])
+    assert state(admin, 2) == [(2, {"tenant": "acme"}, [1.0, 0.25])]
+    acme.clear_payload("docs", m.Filter(must=[m.HasIdCondition(has_id=[1])]))
+    assert state(admin, 1) == [(1, {"tenant": "acme"}, [1.0, 0.125])]
+    acme.delete_vectors("docs", [""], [3, 6])
+    assert [point.vector for point in admin.retrieve("docs", [3], with_vectors=True)] in ([{}], [None])
+    acme.batch_update_points(
+        "docs",
+        [
+            m.SetPayloadOperation(set_payload=m.SetPayload(payload={"a": 1}, points=[1, 4])),
+            m.ClearPayloadOperation(clear_payload=m.PointIdsList(points=[1, 5])),
+            m.DeleteOperation(delete=m.PointIdsList(points=[2, 6, 7])),
+        ],
+    )
+    assert state(admin, 1, 2) == [(1, {"tenant": "acme"}, [1.0, 0.125])]
+    acme.delete("docs", [1, 3, 4, 5, 7])
+    assert state(admin, 1, 2, 3) == []
+    assert state(admin, 4, 5, 6, 7) == others
+
+
 REFUSED: dict[str, Use] = {
-    "retrieve": lambda client: client.retrieve("docs", [4]),
     "info": lambda client: client.get_collection("docs"),
-    "by id": lambda client: client.query_points("docs", query=4),
-    "by examples": lambda client: client.query_points(
-        "docs", query=m.RecommendQuery(recommend=m.RecommendInput(positive=[4]))
-    ),
-    "by id below": lambda client: client.query_points("docs", prefetch=m.Prefetch(query=4), query=[1.0, 0.0]),
-    "lookup_from": lambda client: client.query_points(
-        "docs", query=[1.0, 0.0], lookup_from=m.LookupLocation(collection="docs")
-    ),
     "with_lookup": lambda client: client.query_points_groups("docs", "n", query=[1.0, 0.0], with_lookup="docs"),
-    "delete by ids": lambda client: client.delete("docs", [4]),
-    "payload by ids": lambda client: client.set_payload("docs", {"n": 0}, [4]),
     "another tenant's": lambda client: client.upsert(
         "docs", [m.PointStruct(id=9, vector=[1.0, 0.0], payload={"tenant": "umbrella"})]
     ),
     "give away": lambda client: client.set_payload("docs", {"tenant": "umbrella"}, ALL),
     "unmark": lambda client: client.delete_payload("docs", ["tenant"], ALL),
-    "clear": lambda client: client.clear_payload("docs", ALL),
     "index": lambda client: client.create_payload_index("docs", "n", m.PayloadSchemaType.INTEGER),
     "snapshot": lambda client: client.create_snapshot("docs"),
     "drop": lambda client: client.delete_collection("docs"),

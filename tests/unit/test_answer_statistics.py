@@ -31,7 +31,11 @@ ANSWERS: dict[tuple[str, str], type[BaseModel]] = {
     for module in (points_api, search_api)
     for name, method, path in _BUILT.findall(inspect.getsource(module))
 }
-GONE = {f"/collections/{{collection_name}}/points/search{path}" for path in ("", "/batch", "/groups")}
+GONE = {
+    f"/collections/{{collection_name}}/points/{kind}{path}"
+    for kind in ("search", "recommend", "discover")
+    for path in ("", "/batch", "/groups")
+}
 """Routes of Qdrant that its client no longer has. They answer as those of `query` did, before there were prefetches."""
 OUTPUTS: dict[str, Descriptor] = {
     f"/qdrant.Points/{method.name}": method.output_type

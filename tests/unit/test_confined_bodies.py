@@ -5,13 +5,25 @@ from __future__ import annotations
 import copy
 from dataclasses import replace
 from typing import Any
+from urllib.parse import quote
 
+import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from support.tenant_roles import confinement
 
-from tlsproxy.authz.access import UNREAD, Condition, Confinements, GlobalMode, Grant, Grants, Rights, decide
+from tlsproxy.authz.access import (
+    UNREAD,
+    Condition,
+    Confinement,
+    Confinements,
+    GlobalMode,
+    Grant,
+    Grants,
+    Rights,
+    decide,
+)
 from tlsproxy.authz.admission import Admission
 from tlsproxy.authz.identity import Identity
 from tlsproxy.authz.keys import Keys
@@ -19,24 +31,24 @@ from tlsproxy.authz.matcher import Matcher
 from tlsproxy.authz.roles import Policy, Principal
 from tlsproxy.authz.rules import Rule
 from tlsproxy.authz.templates import Template, parse_template
-from tlsproxy.errors import BadRequest, Unconfined
+from tlsproxy.errors import BadRequest, PointMissing, Unconfined
 from tlsproxy.qdrant.operations import OPEN, REST, Operation
 from tlsproxy.qdrant.rest_decision import decide_request
-from tlsproxy.qdrant.rest_tenancy import (
+from tlsproxy.qdrant.rest_tenancy import Confined, confine, is_confinable, touches_no_points
+from tlsproxy.qdrant.router import recognise
+from tlsproxy.qdrant.scoring import MATRIX, Facts
+from tlsproxy.qdrant.tenant_examples import Question, refusal_in
+from tlsproxy.qdrant.tenant_texts import (
     BELOW_A_KEY,
-    BY_EXAMPLE,
-    BY_IDS,
     LOOKS_UP,
+    MARKED,
     NOT_CONFINED,
     NOT_OF_A_BATCH,
     SET,
-    confine,
-    is_confinable,
-    touches_no_points,
+    UNUSUAL,
 )
-from tlsproxy.qdrant.router import recognise
-from tlsproxy.qdrant.scoring import MATRIX, Facts
-from tlsproxy.qdrant.tenant_filters import MARKED
+from tlsproxy.wire.cooperative import at_once
+from tlsproxy.wire.target import parse_target
 
 ACME = confinement(tenant="acme")
 MUST = {"key": "tenant", "match": {"value": "acme"}}
@@ -47,29 +59,37 @@ NO_IDF = Facts((1, 20), frozenset(), frozenset())
 RESCORED = {"quantization": {"rescore": True}}
 
 
-def operation(method: str, path: str) -> Operation:
-    found = recognise(method, f"/collections/docs/{path}").operation
-    assert found is not None
-    return found
+def confining(
+    method: str, path: str, body: Any, confinements: Confinements = ACME, facts: Facts | None = NO_IDF
+) -> Confined:
+    return confine(recognise(method, f"/collections/docs/{path}"), copy.deepcopy(body), confinements, facts)
 
 
 def confined(method: str, path: str, body: Any, confinements: Confinements = ACME, facts: Facts | None = NO_IDF) -> Any:
-    return confine(operation(method, path), copy.deepcopy(body), confinements, facts)
+    return confining(method, path, body, confinements, facts).body
 
 
 def test_which_operations_a_tenant_has() -> None:
     """Written down once more: whatever is new in the table of operations stays refused until somebody says how."""
     confinable = {(row.method, row.path.partition("{collection_name}")[2]) for row in REST if is_confinable(row)}
     assert confinable == {
+        ("GET", "/points/{id}"),
         ("POST", "/facet"),
+        ("POST", "/points"),
         ("POST", "/points/batch"),
         ("POST", "/points/count"),
         ("POST", "/points/delete"),
+        ("POST", "/points/discover"),
+        ("POST", "/points/discover/batch"),
         ("POST", "/points/payload"),
+        ("POST", "/points/payload/clear"),
         ("POST", "/points/payload/delete"),
         ("POST", "/points/query"),
         ("POST", "/points/query/batch"),
         ("POST", "/points/query/groups"),
+        ("POST", "/points/recommend"),
+        ("POST", "/points/recommend/batch"),
+        ("POST", "/points/recommend/groups"),
         ("POST", "/points/scroll"),
         ("POST", "/points/search"),
         ("POST", "/points/search/batch"),
@@ -117,7 +137,7 @@ def test_conditions_never_allow_more(everywhere: GlobalMode | None) -> None:
 
 def test_a_decision_needs_the_conditions_in_the_body() -> None:
     rights = Rights(everywhere=GlobalMode.M, conditions=ACME[0].conditions)
-    requirement = operation("POST", "points/scroll").requirement
+    requirement = recognise("POST", "/collections/docs/points/scroll").operation.requirement
     assert decide(rights, requirement, "scroll", "docs").reason == "not_confined"
     assert decide(rights, requirement, "scroll", "docs", confined=True).allowed
 
@@ -170,23 +190,46 @@ QUERIES: list[Any] = [
     {"sample": "random"},
     {"formula": {"sum": ["$score", 1]}, "defaults": {"a": 1}},
 ]
+UUID = "5c56c793-69f3-4fbf-87e6-c4bf54c28c26"
+BY_EXAMPLES: list[tuple[Any, list[Any]]] = [
+    (1, [1]),
+    (UUID, [UUID]),
+    (UUID.upper(), [UUID]),
+    ({"nearest": 1}, [1]),
+    ({"nearest": 1, "mmr": {"diversity": 0.5}}, [1]),
+    ({"recommend": {"positive": [1, [0.5], 2], "negative": [UUID, 1]}}, [1, 2, UUID]),
+    ({"recommend": {"positive": [[0.5]], "strategy": "best_score"}}, []),
+    ({"recommend": {"positive": None}}, []),
+    ({"discover": {"target": 1, "context": []}}, [1]),
+    ({"discover": {"target": [0.5], "context": {"positive": 2, "negative": [1]}}}, [2]),
+    ({"discover": {"target": 3, "context": [{"positive": 2, "negative": 1}]}}, [3, 2, 1]),
+    ({"context": {"positive": 1, "negative": 2}}, [1, 2]),
+    ({"context": [{"positive": 1, "negative": [0.5]}, {"positive": 2, "negative": 3}]}, [1, 2, 3]),
+    (
+        {"relevance_feedback": {"target": 1, "feedback": [{"example": 2, "score": 1}], "strategy": {"naive": {}}}},
+        [1, 2],
+    ),
+]
 NOT_QUERIES: list[Any] = [
-    1,
-    "5c56c793-69f3-4fbf-87e6-c4bf54c28c26",
+    "no id",
     True,
+    -1,
+    1 << 64,
+    1.5,
     {},
     [1, None],
     [[1, None]],
-    ["5c56c793-69f3-4fbf-87e6-c4bf54c28c26"],
+    [UUID],
     [True],
-    {"nearest": 1},
     {"nearest": {"nearest": [1]}},
     {"nearest": [1, None]},
     {"nearest": [1], "recommend": {"positive": [1]}},
-    {"recommend": {"positive": [1]}},
-    {"discover": {"target": 1, "context": []}},
-    {"context": {"positive": 1, "negative": 2}},
-    {"relevance_feedback": {"target": 1}},
+    {"recommend": {"positive": [1], "examples": [2]}},
+    {"recommend": {"positive": [True]}},
+    {"discover": {"target": 1, "also": 2}},
+    {"context": [{"positive": 1, "negative": 2, "neutral": 3}]},
+    {"relevance_feedback": {"target": 1, "feedback": [{"example": {}}]}},
+    {"relevance_feedback": {"feedback": []}},
     {"fusion": "rrf", "nearest": 1},
     {"text": "x", "model": "m", "nearest": 1},
     {"text": ["x"]},
@@ -194,6 +237,102 @@ NOT_QUERIES: list[Any] = [
     {"indices": 1, "values": [1]},
     {"unheard_of": [1]},
 ]
+NOT_DOCUMENTED: list[Any] = [
+    {"recommend": [[1], [2]]},
+    {"recommend": {"positive": 1}},
+    {"discover": [1, []]},
+    {"context": [[1, 2]]},
+    {"context": 1},
+    {"relevance_feedback": {"target": 1, "feedback": [[1, 0.5]]}},
+]
+
+
+def asked(questions: tuple[Question, ...]) -> list[tuple[str, list[Any]]]:
+    """The points that are asked about; what is asked of each is whether it is the caller's, and nobody else's."""
+    for question in questions:
+        own, others = orjson.loads(question.body)["searches"]
+        one_of = {"has_id": list(question.ids)}
+        assert own["filter"] == {"must": [one_of, ONLY]}
+        assert others["filter"] == {"must": [one_of], "must_not": [ONLY]}
+        assert (own["limit"], others["limit"]) == (len(question.ids), 1)
+    return [(question.collection, list(question.ids)) for question in questions]
+
+
+@pytest.mark.parametrize(("query", "ids"), BY_EXAMPLES)
+def test_examples_are_asked_of_first(query: Any, ids: list[Any]) -> None:
+    expected = [("docs", ids)] if ids else []
+    alone = confining("POST", "points/query", {"query": query})
+    assert asked(alone.questions) == expected
+    assert (alone.body["query"], alone.body["filter"]) == (query, ONLY)
+    nested = {"prefetch": [{"prefetch": [{}, {"query": query}]}]}
+    assert asked(confining("POST", "points/query", nested).questions) == expected
+    batch = {"searches": [nested, {"query": query}, {"query": 1}]}
+    (places, found) = ({place for place, _ in asked(confining("POST", "points/query/batch", batch).questions)}, set())
+    for _, each in asked(confining("POST", "points/query/batch", batch).questions):
+        found |= set(each)
+    assert (places, found) == ({"docs"}, {*ids, 1})
+
+
+def test_the_older_routes_have_examples_too() -> None:
+    recommend = {"positive": [1, [0.5]], "negative": [2], "limit": 1, "using": "images"}
+    for path, body in (
+        ("recommend", recommend),
+        ("recommend/groups", recommend | {"group_by": "a"}),
+        ("recommend/batch", {"searches": [recommend, {"positive": [1]}]}),
+    ):
+        found = confining("POST", f"points/{path}", body)
+        ((place, ids),) = asked(found.questions)
+        assert (place, sorted(ids)) == ("docs", [1, 2])
+    groups = confined("POST", "points/recommend/groups", recommend | {"group_by": "a"})
+    assert groups["params"] == {"exact": True, **RESCORED}
+    discover = {"target": 3, "context": [{"positive": 1, "negative": [0.5]}], "limit": 1}
+    for path, body in (("discover", discover), ("discover/batch", {"searches": [discover]})):
+        found = confining("POST", f"points/{path}", body)
+        assert asked(found.questions) == [("docs", [3, 1])]
+    assert confined("POST", "points/discover", discover)["filter"] == ONLY
+
+
+def test_examples_of_another_collection() -> None:
+    lookup = {"collection": "dogs", "vector": "v"}
+    sharded = {"collection": "dogs", "shard_key": ["a"]}
+    body = {
+        "query": 1,
+        "prefetch": [{"query": 1, "lookup_from": lookup}, {"query": [0.5], "lookup_from": lookup}],
+    }
+    assert asked(confining("POST", "points/query", body).questions) == [("docs", [1]), ("dogs", [1])]
+    (question,) = confining("POST", "points/query", {"query": 2, "lookup_from": sharded}).questions
+    assert all(one["shard_key"] == ["a"] for one in orjson.loads(question.body)["searches"])
+    assert confining("POST", "points/query", {"query": [0.5], "lookup_from": lookup}).questions == ()
+
+
+def test_examples_are_few() -> None:
+    many = {"query": {"recommend": {"positive": list(range(1001))}}}
+    places = {"searches": [{"query": 1, "lookup_from": {"collection": f"c{n}"}} for n in range(17)]}
+    for path, body in (("points/query", many), ("points/query/batch", places)):
+        with pytest.raises(BadRequest, match="at most 1000 points as examples, in 16 collections"):
+            confined("POST", path, body)
+
+
+@pytest.mark.parametrize(
+    ("own", "others", "missing"),
+    [
+        ([1, UUID], [], None),
+        ([UUID, 1], [], None),
+        ([1], [], UUID),
+        ([], [1], 1),
+        ([1, UUID], [1], 1),
+        ([], [], 1),
+    ],
+)
+def test_the_answer_about_examples(own: list[Any], others: list[Any], missing: Any) -> None:
+    question = Question("docs", (1, UUID), b"")
+    found = [{"points": [{"id": one, "version": 1, "score": 0.0} for one in each]} for each in (own, others)]
+    refusal = refusal_in(orjson.dumps({"result": found}), question)
+    text = None if refusal is None else (refusal.status, refusal.text)
+    assert text == (None if missing is None else (404, f"Not found: No point with id {missing} found"))
+    for unusual in (b"{}", b'{"result": []}', b'{"result": [{"points": [{}]}, {"points": []}]}', b"x"):
+        with pytest.raises(ValueError, match=r"."):
+            refusal_in(unusual, question)
 
 
 @pytest.mark.parametrize("query", QUERIES)
@@ -203,8 +342,14 @@ def test_queries_that_are_about_no_point(query: Any) -> None:
     assert changed == {"query": query, "filter": ONLY}
 
 
+@pytest.mark.parametrize("query", NOT_DOCUMENTED)
+def test_queries_of_another_form(query: Any) -> None:
+    with pytest.raises(BadRequest):
+        confined("POST", "points/query", {"query": query})
+
+
 @pytest.mark.parametrize("query", NOT_QUERIES)
-def test_queries_that_are(query: Any) -> None:
+def test_queries_of_unknown_forms(query: Any) -> None:
     for body in (
         {"query": query},
         {"prefetch": {"query": query}},
@@ -216,11 +361,10 @@ def test_queries_that_are(query: Any) -> None:
             confined("POST", "points/query/batch", {"searches": [{}, body]})
 
 
-@pytest.mark.parametrize("name", ["lookup_from", "with_lookup"])
-def test_a_lookup_is_of_all_points(name: str) -> None:
+def test_a_lookup_of_groups_is_of_all_points() -> None:
     with pytest.raises(Unconfined):
-        confined("POST", "points/query/groups", {name: {"collection": "docs"}})
-    assert confined("POST", "points/query/groups", {name: None})["filter"] == ONLY
+        confined("POST", "points/query/groups", {"with_lookup": {"collection": "docs"}})
+    assert confined("POST", "points/query/groups", {"with_lookup": None, "lookup_from": None})["filter"] == ONLY
 
 
 def test_words_are_counted_over_ones_own_points() -> None:
@@ -286,14 +430,23 @@ def test_new_points_are_marked() -> None:
 
 FILTER = {"must": [{"has_id": [1]}]}
 NARROWED = {"must": [MUST, FILTER], "must_not": [OTHERS]}
+BY_IDS = {"must": [MUST, {"has_id": [1]}], "must_not": [OTHERS]}
 CHANGES: list[tuple[str, str, str, dict[str, Any], dict[str, Any]]] = [
     ("delete", "POST", "points/delete", {"filter": FILTER}, {"filter": NARROWED}),
+    ("delete", "POST", "points/delete", {"points": [1], "shard_key": "a"}, {"filter": BY_IDS, "shard_key": "a"}),
+    ("delete", "POST", "points/delete", {"points": []}, {"filter": {**BY_IDS, "must": [MUST, {"has_id": []}]}}),
     ("delete_vectors", "POST", "points/vectors/delete", {"filter": FILTER, "vector": ["v"], "points": None},
-     {"filter": NARROWED, "vector": ["v"], "points": None}),
+     {"filter": NARROWED, "vector": ["v"]}),
+    ("delete_vectors", "POST", "points/vectors/delete", {"points": [1], "vector": ["v"]},
+     {"filter": BY_IDS, "vector": ["v"]}),
     ("update_vectors", "PUT", "points/vectors", {"points": [{"id": 1}]},
      {"points": [{"id": 1}], "update_filter": ALONE}),
     ("set_payload", "POST", "points/payload", {"payload": {"a": 1}, "filter": FILTER},
      {"payload": {"a": 1}, "filter": NARROWED}),
+    ("set_payload", "POST", "points/payload", {"payload": {"tenant": 1}, "key": "a.b", "points": [1], "filter": None},
+     {"payload": {"tenant": 1}, "key": "a.b", "filter": BY_IDS}),
+    ("overwrite_payload", "PUT", "points/payload", {"payload": {}, "points": [1]},
+     {"payload": {"tenant": "acme"}, "filter": BY_IDS}),
     ("overwrite_payload", "PUT", "points/payload", {"payload": {"a": 1}, "filter": FILTER},
      {"payload": {"a": 1, "tenant": "acme"}, "filter": NARROWED}),
     ("delete_payload", "POST", "points/payload/delete", {"keys": ["a", "b.tenant", "c[].d"], "filter": FILTER},
@@ -308,6 +461,96 @@ def test_changes_by_filter(name: str, method: str, path: str, body: dict[str, An
     assert confined("POST", "points/batch", batch) == {"operations": [{name: expected}, {name: expected}]}
 
 
+def test_a_payload_is_cleared_but_for_its_marks() -> None:
+    nested = confinement(**{"tenant": "acme", "acl[].level": 3, "meta.open": True})
+    for body, own in (({"points": [1], "shard_key": "a"}, {"has_id": [1]}), ({"filter": FILTER, "key": "a"}, FILTER)):
+        found = confining("POST", "points/payload/clear", body, nested)
+        assert (found.method, str(found.target(parse_target("/collections/a%2Fb/points/payload/clear?wait=true")))) == (
+            "PUT",
+            "/collections/a%2Fb/points/payload?wait=true",
+        )
+        assert found.body["payload"] == {"tenant": "acme", "acl": [{"level": 3}], "meta": {"open": True}}
+        assert found.body["filter"]["must"][-1] == own
+        assert found.body.get("shard_key") == body.get("shard_key")
+        assert "key" not in found.body
+        batch = {"operations": [{"clear_payload": body}, {"delete": {"points": [1]}}]}
+        changed = confined("POST", "points/batch", batch, nested)["operations"]
+        assert [list(one) for one in changed] == [["overwrite_payload"], ["delete"]]
+        assert changed[0]["overwrite_payload"] == found.body
+
+
+def test_a_payload_that_one_of_several_values_marks_is_overwritten() -> None:
+    groups = (Confinement((Condition("group", ("a", "b")),)),)
+    for method, path, body in (
+        ("POST", "points/payload/clear", {"points": [1]}),
+        ("POST", "points/batch", {"operations": [{"clear_payload": {"points": [1]}}]}),
+    ):
+        with pytest.raises(Unconfined, match="overwrite it with the one to keep"):
+            confined(method, path, body, groups)
+    over = {"payload": {"group": "b"}, "points": [1]}
+    assert confined("PUT", "points/payload", over, groups)["payload"] == {"group": "b"}
+    with pytest.raises(Unconfined, match=MARKED.format("group")):
+        confined("PUT", "points/payload", {"payload": {"a": 1}, "points": [1]}, groups)
+
+
+RETRIEVALS: list[tuple[dict[str, Any], dict[str, Any]]] = [
+    ({"ids": [3, 1]}, {"with_payload": False}),
+    ({"ids": [3, 1], "with_payload": None}, {"with_payload": False}),
+    ({"ids": [3, 1], "with_payload": True, "with_vector": ["v"]}, {"with_payload": True, "with_vector": ["v"]}),
+    ({"ids": [3, 1], "with_payload": ["a"], "with_vectors": True}, {"with_payload": ["a"], "with_vectors": True}),
+    ({"ids": [3, 1], "shard_key": "a"}, {"with_payload": False, "shard_key": "a"}),
+    ({"ids": [3, 1], "offset": 2, "order_by": "a", "limit": 9, "filter": {}}, {"with_payload": False}),
+]
+
+
+@pytest.mark.parametrize(("body", "expected"), RETRIEVALS)
+def test_a_retrieval_is_a_scroll(body: dict[str, Any], expected: dict[str, Any]) -> None:
+    found = confining("POST", "points", body)
+    assert found.body == {"filter": {"must": [MUST, {"has_id": [3, 1]}]}, "limit": 2, **expected}
+    target = parse_target("/collections/a%2Fb/points?consistency=all&timeout=3")
+    assert str(found.target(target)) == "/collections/a%2Fb/points/scroll?consistency=all&timeout=3"
+    assert found.method == "POST"
+
+
+def record(number: Any) -> dict[str, Any]:
+    return {"id": number, "payload": {"n": number}}
+
+
+def test_retrieved_points_come_in_the_order_of_their_ids() -> None:
+    ids = [3, UUID.upper(), 1, 3, UUID.replace("-", ""), 7]
+    found = confining("POST", "points", {"ids": ids})
+    assert found.body["limit"] == 4
+    assert found.body["filter"]["must"][-1] == {"has_id": [3, UUID, 1, 7]}
+    assert found.answered is not None
+    page = {"points": [record(1), record(3), record(UUID)], "next_page_offset": None}
+    assert at_once(found.answered(page)) == [record(3), record(UUID), record(1)]
+    for unusual in (None, [], {}, {"points": {}}, {"points": [{}]}, {"points": [1]}):
+        with pytest.raises(ValueError, match=r"."):
+            at_once(found.answered(unusual))
+    nothing = confining("POST", "points", {"ids": []})
+    assert (nothing.body["limit"], nothing.body["filter"]["must"][-1]) == (1, {"has_id": []})
+
+
+@pytest.mark.parametrize(
+    ("segment", "found"),
+    [("5", 5), ("+5", 5), ("007", 7), ("0", 0), (str((1 << 64) - 1), (1 << 64) - 1), (UUID.upper(), UUID)],
+)
+def test_one_point_by_its_id_in_the_path(segment: str, found: Any) -> None:
+    one = confining("GET", f"points/{segment}", None)
+    scroll = {"with_payload": True, "with_vector": True, "limit": 1}
+    assert one.body == {"filter": {"must": [MUST, {"has_id": [found]}]}, **scroll}
+    assert one.answered is not None
+    assert at_once(one.answered({"points": [record(found)]})) == record(found)
+    with pytest.raises(PointMissing, match=f"^Not found: Point with id {found} does not exists!$"):
+        at_once(one.answered({"points": []}))
+
+
+@pytest.mark.parametrize("segment", ["0x1", "-1", "1.0", "a", str(1 << 64), f"{UUID}0", "٣", "1_0"])
+def test_a_path_without_an_id(segment: str) -> None:
+    with pytest.raises(BadRequest, match=f'^Wrong input: Can not recognize "{segment}" as point id$'):
+        confining("GET", f"points/{quote(segment)}", None)
+
+
 @pytest.mark.parametrize(
     ("name", "method", "path", "body"),
     [
@@ -315,14 +558,12 @@ def test_changes_by_filter(name: str, method: str, path: str, body: dict[str, An
         ("upsert", "PUT", "points", {"points": [{"id": 1, "payload": {"tenant": ["acme", "other"]}}]}),
         ("upsert", "PUT", "points", {"points": [{"id": 1, "payload": {"tenant": None}}]}),
         ("upsert", "PUT", "points", {"batch": {"ids": [1], "payloads": [{"tenant": "other"}]}}),
-        ("delete", "POST", "points/delete", {"points": [1]}),
-        ("delete", "POST", "points/delete", {"points": [1], "filter": FILTER}),
-        ("delete_vectors", "POST", "points/vectors/delete", {"points": [1], "vector": ["v"]}),
-        ("set_payload", "POST", "points/payload", {"payload": {"a": 1}, "points": [1]}),
         ("set_payload", "POST", "points/payload", {"payload": {"tenant": "other"}, "filter": FILTER}),
         ("set_payload", "POST", "points/payload", {"payload": {"tenant": "acme"}, "filter": FILTER}),
         ("set_payload", "POST", "points/payload", {"payload": {"tenant": None}, "filter": FILTER}),
         ("set_payload", "POST", "points/payload", {"payload": {"x": "other"}, "key": "tenant", "filter": FILTER}),
+        ("set_payload", "POST", "points/payload", {"payload": {}, "key": "a b", "filter": FILTER}),
+        ("overwrite_payload", "PUT", "points/payload", {"payload": {}, "key": "a", "filter": FILTER}),
         ("overwrite_payload", "PUT", "points/payload", {"payload": {"tenant": "acme"}, "filter": FILTER}),
         ("overwrite_payload", "PUT", "points/payload", {"payload": {"tenant": "other"}, "filter": FILTER}),
         ("delete_payload", "POST", "points/payload/delete", {"keys": ["tenant"], "filter": FILTER}),
@@ -330,7 +571,6 @@ def test_changes_by_filter(name: str, method: str, path: str, body: dict[str, An
         ("delete_payload", "POST", "points/payload/delete", {"keys": ["tenant[]"], "filter": FILTER}),
         ("delete_payload", "POST", "points/payload/delete", {"keys": ['"tenant"'], "filter": FILTER}),
         ("delete_payload", "POST", "points/payload/delete", {"keys": [1], "filter": FILTER}),
-        ("clear_payload", "POST", "points/batch", {"filter": FILTER}),
         ("create_index", "POST", "points/batch", {}),
     ],
 )
@@ -375,8 +615,16 @@ def test_what_cannot_be_confined(name: str, method: str, path: str, body: dict[s
         ("PUT", "points", {"batch": {"ids": 1}}, "ids must be an array"),
         ("PUT", "points", {"batch": {"ids": [1], "payloads": {}}}, "payloads must be an array"),
         ("PUT", "points", {"points": [], "update_filter": []}, "update_filter must be an object"),
-        ("POST", "points/delete", {}, "filter must be an object"),
-        ("POST", "points/delete", {"filter": None}, "filter must be an object"),
+        ("POST", "points/delete", {}, "either points or filter is expected"),
+        ("POST", "points/delete", {"filter": None}, "either points or filter is expected"),
+        ("POST", "points/delete", {"points": [1], "filter": FILTER}, "either points or filter is expected"),
+        ("POST", "points/delete", {"filter": [FILTER]}, "filter must be an object"),
+        ("POST", "points/delete", {"points": 1}, "points must be an array"),
+        ("POST", "points/delete", {"points": [1, True]}, "points must be ids: unsigned integers or UUIDs"),
+        ("POST", "points", {"ids": ["1"]}, "ids must be ids: unsigned integers or UUIDs"),
+        ("POST", "points", {}, "ids must be an array"),
+        ("POST", "points/query", {"lookup_from": "dogs"}, "lookup_from must be an object"),
+        ("POST", "points/query", {"lookup_from": {}}, "lookup_from.collection must be a string"),
         ("POST", "points/payload", {"filter": FILTER}, "payload must be an object"),
         ("POST", "points/payload/delete", {"filter": FILTER}, "keys must be an array"),
         ("POST", "points/batch", {"operations": {}}, "operations must be an array"),
@@ -393,16 +641,14 @@ def test_forms_that_are_not_documented(method: str, path: str, body: Any, text: 
 @pytest.mark.parametrize(
     ("method", "path", "body", "text"),
     [
-        ("POST", "points/delete", {"points": [1]}, BY_IDS),
-        ("POST", "points/payload", {"payload": {}, "key": "a", "filter": FILTER}, BELOW_A_KEY),
+        ("POST", "points/payload", {"payload": {}, "key": "tenant.a", "filter": FILTER}, BELOW_A_KEY),
         ("POST", "points/payload", {"payload": {"tenant": "acme"}, "filter": FILTER}, SET.format("tenant")),
         ("PUT", "points", {"points": [{"payload": {"tenant": "other"}}]}, MARKED.format("tenant")),
         ("POST", "points/payload/delete", {"keys": ["tenant"]}, "The payload that marks a tenant's points"),
         ("POST", "points/batch", {"operations": [{}]}, NOT_OF_A_BATCH),
-        ("POST", "points/query", {"query": 1}, BY_EXAMPLE),
-        ("POST", "points/query", {"lookup_from": {}}, LOOKS_UP.format("lookup_from")),
+        ("POST", "points/query", {"query": {}}, UNUSUAL),
         ("POST", "points/query/groups", {"with_lookup": "docs"}, LOOKS_UP.format("with_lookup")),
-        ("POST", "points/recommend", {}, NOT_CONFINED),
+        ("POST", "shards/1/points", {"ids": [1]}, NOT_CONFINED),
     ],
 )
 def test_a_refusal_says_what_cannot_be(method: str, path: str, body: Any, text: str) -> None:
@@ -439,6 +685,7 @@ def test_the_older_search_has_the_kind_and_the_name_in_its_vector(vector: Any, k
 
 KEYS = """params idf corpus exact indexed_only indices values text using vector name
 points batch ids payloads payload filter update_filter keys key operations searches prefetch query nearest
+positive negative target context lookup_from collection ids with_payload clear_payload
 upsert delete set_payload overwrite_payload delete_payload update_vectors delete_vectors tenant must"""
 names = st.sampled_from(KEYS.split())
 anything: st.SearchStrategy[Any] = st.recursive(
@@ -451,21 +698,25 @@ anything: st.SearchStrategy[Any] = st.recursive(
 @pytest.mark.fuzz
 @given(st.sampled_from([row for row in REST if is_confinable(row)]), anything)
 def test_whatever_comes_is_confined_or_refused(row: Operation, body: Any) -> None:
+    asked = recognise(row.method, row.path.replace("{collection_name}", "docs").replace("{id}", "1"))
     try:
-        confine(row, body, ACME, NO_IDF)
+        found = confine(asked, body, ACME, NO_IDF).body
     except (BadRequest, Unconfined):
         return
     if not row.reads:
         changes = (
-            [pair for one in body["operations"] for pair in one.items()] if "batch" in row.path else [(row.name, body)]
+            [pair for one in found["operations"] for pair in one.items()]
+            if "batch" in row.path
+            else [(row.name, found)]
         )
         of_points = {"upsert", "upsert_points", "update_vectors"}
         filters = [change["update_filter" if name in of_points else "filter"] for name, change in changes]
         assert all(one["must"][0] == MUST and one["must_not"] == [OTHERS] for one in filters)
+        assert all("points" not in change for name, change in changes if name not in of_points)
     elif not row.path.endswith("/batch"):
-        assert all(request["filter"]["must"][0] == MUST for request in every_request(body))
+        assert all(request["filter"]["must"][0] == MUST for request in every_request(found))
         if row.path.endswith(("/count", "/facet")):
-            assert body["exact"] is True
+            assert found["exact"] is True
 
 
 def test_two_operations_in_one_place() -> None:

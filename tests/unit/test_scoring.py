@@ -11,9 +11,8 @@ from hypothesis import strategies as st
 from support.tenant_roles import confinement
 
 from tlsproxy.errors import BadRequest, Unconfined
-from tlsproxy.qdrant.operations import Operation
 from tlsproxy.qdrant.rest_tenancy import confine
-from tlsproxy.qdrant.router import recognise
+from tlsproxy.qdrant.router import Recognised, recognise
 from tlsproxy.qdrant.scoring import (
     CODED,
     MATRIX,
@@ -37,10 +36,8 @@ def again(body: Any) -> Any:
     return json.loads(json.dumps(body))
 
 
-def operation(path: str) -> Operation:
-    found = recognise("POST", f"/collections/docs/points/{path}").operation
-    assert found is not None
-    return found
+def operation(path: str) -> Recognised:
+    return recognise("POST", f"/collections/docs/points/{path}")
 
 
 def test_what_no_word_has_a_say_in_needs_no_facts() -> None:
@@ -280,7 +277,7 @@ def test_every_level_counts_its_words_over_ones_own_points(
 ) -> None:
     request, expected = asked
     body = {"searches": [request]} if path.endswith("batch") else request
-    changed = confine(operation(path), again(body), ACME, LATEST)
+    changed = confine(operation(path), again(body), ACME, LATEST).body
     found = levels(changed["searches"][0] if path.endswith("batch") else changed)
     assert len(found) == len(expected)
     for before, after, (words, name) in zip(levels(request), found, expected, strict=True):

@@ -18,7 +18,8 @@ from support.tenant_roles import confinement
 from tlsproxy.authz.access import Condition, Confinement, Confinements, Rights, is_within
 from tlsproxy.errors import Unconfined
 from tlsproxy.qdrant.grpc_conditions import encoded
-from tlsproxy.qdrant.tenant_filters import MARKED, MARKS_EXCLUDE, marked, marks_of, narrowed
+from tlsproxy.qdrant.tenant_filters import marked, marks_of, narrowed
+from tlsproxy.qdrant.tenant_texts import MARKED, MARKS_EXCLUDE
 
 KEYS = ("a", "b", "n.a", "l[].a")
 VALUES = ("x", "y", "", 0, 1, True, False)

@@ -236,6 +236,11 @@ class Confinement:
 Confinements = tuple[Confinement, ...]
 
 
+def without_public(confinements: Confinements) -> Confinements:
+    """What a change is confined to."""
+    return tuple(Confinement(one.conditions) for one in confinements)
+
+
 def is_within(held: Confinements, present: Confinements) -> bool:
     """Whether the points within all of ``held`` are within all of ``present``.
 

@@ -84,16 +84,15 @@ def _query_groups(body: m.QueryGroupsRequest) -> dict[str, Any]:
     return {**_query(body), **_given(group_by=body.group_by, group_size=body.group_size, with_lookup=body.with_lookup)}
 
 
-def _selection(body: m.PointRequest | m.ScrollRequest) -> dict[str, Any]:
-    return {
-        "with_payload": True if body.with_payload is None else body.with_payload,
-        "with_vectors": body.with_vector or False,
-    }
+def _retrieval(body: m.PointRequest) -> dict[str, Any]:
+    # Qdrant's default here is false, whatever its documentation says; the local client's is true.
+    return {"ids": body.ids, "with_payload": body.with_payload or False, "with_vectors": body.with_vector or False}
 
 
 def _scroll(body: m.ScrollRequest) -> dict[str, Any]:
     return {
-        **_selection(body),
+        "with_payload": True if body.with_payload is None else body.with_payload,
+        "with_vectors": body.with_vector or False,
         **_given(scroll_filter=body.filter, limit=body.limit, offset=body.offset, order_by=body.order_by),
     }
 
@@ -178,7 +177,7 @@ ROUTES: tuple[Route, ...] = (
         lambda body: {"update_operations": body.operations},
     ),
     Route("GET", _POINTS + "/{point_id}", "point"),
-    Route("POST", _POINTS, "retrieve", m.PointRequest, lambda body: {"ids": body.ids, **_selection(body)}),
+    Route("POST", _POINTS, "retrieve", m.PointRequest, _retrieval),
     Route(
         "POST",
         _POINTS + "/scroll",

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from tlsproxy.errors import BadRequest, Unconfined
-from tlsproxy.qdrant import rest_tenancy
+from tlsproxy.qdrant import rest_tenant_changes, tenant_texts
 from tlsproxy.qdrant.grpc_conditions import RewriteState, Within, narrowed
 from tlsproxy.qdrant.grpc_marks import Mark, entry, entry_of, twice
 from tlsproxy.wire.cooperative import Steps, at_once
@@ -63,9 +63,9 @@ class Change:
         if number == self.payload:
             return self._entry(one, payload, state)
         if number == self.below:
-            raise Unconfined(rest_tenancy.BELOW_A_KEY)
+            raise Unconfined(tenant_texts.BELOW_A_KEY)
         if number == self.keys:
-            rest_tenancy.check_deleted(one.content().decode(errors="replace"), state.confinements)
+            rest_tenant_changes.check_deleted(one.content().decode(errors="replace"), state.confinements)
         elif number in {self.selector, self.update_filter}:
             seen[number] = one.content()
             return b""
@@ -81,11 +81,12 @@ class Change:
             raise twice()
         payload.add(key)
         changed = value
-        for mark in state.marks:
-            if mark.root == key and not self.makes:
-                raise Unconfined(rest_tenancy.SET.format(key.decode()))
-            if mark.root == key:
-                changed = yield from mark.marked(changed, state.reading)
+        marks = [mark for mark in state.marks if mark.root == key]
+        chosen = self.makes or (self.marks and any(len(mark.values) > 1 for mark in marks))
+        for mark in marks:
+            if not chosen:
+                raise Unconfined(tenant_texts.SET.format(key.decode()))
+            changed = yield from mark.marked(changed, state.reading)
         return one.raw if changed is value else delimited(self.payload, entry_of(key, changed))
 
     def _added(self, seen: dict[int, bytes], payload: set[bytes], state: RewriteState) -> Iterator[bytes]:

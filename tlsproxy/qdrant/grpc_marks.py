@@ -8,7 +8,7 @@ from typing import Final, Self
 from tlsproxy.authz.access import Condition, Value
 from tlsproxy.errors import BadRequest, Unconfined
 from tlsproxy.qdrant.grpc_rewrite import Reading
-from tlsproxy.qdrant.tenant_filters import MARKED
+from tlsproxy.qdrant.tenant_texts import MARKED
 from tlsproxy.wire.cooperative import Steps
 from tlsproxy.wire.protobuf import delimited, integer
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from tlsproxy.errors import Unconfined
-from tlsproxy.qdrant import rest_tenancy, scoring
+from tlsproxy.qdrant import scoring, tenant_texts
 from tlsproxy.qdrant.grpc_conditions import RewriteState, Within, narrowed
 from tlsproxy.qdrant.grpc_examples import Inputs
 from tlsproxy.qdrant.scoring import Scored
@@ -112,7 +112,7 @@ class Search:
 
     def _added(self, found: _Found, state: RewriteState) -> Iterator[bytes]:
         if found.inputs.examples:
-            raise Unconfined(rest_tenancy.BY_EXAMPLE)
+            raise Unconfined(tenant_texts.BY_EXAMPLE)
         if self.matrix:
             scoring.check_matrix(found.using, state.facts)
         if self.filter:

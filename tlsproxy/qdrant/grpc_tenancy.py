@@ -12,7 +12,7 @@ from typing import Final
 
 from tlsproxy.authz.access import Confinements
 from tlsproxy.errors import Unconfined
-from tlsproxy.qdrant import rest_tenancy
+from tlsproxy.qdrant import tenant_texts
 from tlsproxy.qdrant.grpc_changes import Change
 from tlsproxy.qdrant.grpc_conditions import RewriteState, Within
 from tlsproxy.qdrant.grpc_retrieval import RetrievedPoints, scrolled
@@ -40,7 +40,7 @@ def confined(
     """
     confine = CONFINED.get(operation.path)
     if confine is None:
-        raise Unconfined(rest_tenancy.NOT_CONFINED)
+        raise Unconfined(tenant_texts.NOT_CONFINED)
     return (yield from confine(message, RewriteState(confinements, Reading(fields), facts)))
 
 
@@ -63,7 +63,7 @@ def _operation(content: bytes, state: RewriteState) -> Steps[bytes]:
     chosen = state.reading.alone("PointsUpdateOperation", content)
     number = 0 if chosen is None else _SELECTORS.get(chosen.number, chosen.number)
     if chosen is None or number not in _OPERATIONS:
-        raise Unconfined(rest_tenancy.NOT_OF_A_BATCH)
+        raise Unconfined(tenant_texts.NOT_OF_A_BATCH)
     change = chosen.content() if number == chosen.number else delimited(1, chosen.content())
     sent_as, row = _OPERATIONS[number]
     return delimited(sent_as, (yield from row.confined(change, state)))
@@ -73,8 +73,8 @@ def _prefetch(content: bytes, state: RewriteState) -> Steps[bytes]:
     return (yield from state.reading.deeper(_PREFETCH.confined(content, state)))
 
 
-_LOOKUP_FROM: Final = rest_tenancy.LOOKS_UP.format("lookup_from")
-_WITH_LOOKUP: Final = rest_tenancy.LOOKS_UP.format("with_lookup")
+_LOOKUP_FROM: Final = tenant_texts.LOOKS_UP.format("lookup_from")
+_WITH_LOOKUP: Final = tenant_texts.LOOKS_UP.format("with_lookup")
 
 _POINT: Final = Change("PointStruct", payload=3, makes=True, marks=3).confined
 _SEARCH: Final = Search("SearchPoints", filter=3, params=7, dense=2, sparse=15, using=10)

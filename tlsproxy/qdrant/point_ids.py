@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Final
+from typing import Any, Final
 
 PointId = int | str
 """A number, or a UUID in the spelling of Qdrant's answers."""
@@ -21,3 +21,30 @@ def canonical_uuid(text: str) -> str | None:
         return None
     digits = text.lower().removeprefix("urn:uuid:").strip("{}").replace("-", "")
     return "-".join((digits[:8], digits[8:12], digits[12:16], digits[16:20], digits[20:]))
+
+
+LARGEST: Final = (1 << 64) - 1
+_DIGITS: Final = re.compile(r"\+?[0-9]+", re.ASCII)
+
+
+def point_id_of(value: object) -> PointId | None:
+    """The id in a JSON value; None for what is none."""
+    if type(value) is int:
+        return value if 0 <= value <= LARGEST else None
+    return canonical_uuid(value) if isinstance(value, str) else None
+
+
+def point_id_in(point: Any) -> PointId:
+    """The id of a point in an answer. Raises ValueError where it has none."""
+    found = point_id_of(point.get("id")) if isinstance(point, dict) else None
+    if found is None:
+        raise ValueError("a point without an id")
+    return found
+
+
+def point_id_in_path(text: str) -> PointId | None:
+    """The id in a path, as Qdrant reads it: a number if it is one, leading zeros and all, else a UUID."""
+    if _DIGITS.fullmatch(text) is not None:
+        digits = text.lstrip("+0") or "0"
+        return point_id_of(int(digits)) if len(digits) <= len(str(LARGEST)) else None
+    return canonical_uuid(text)

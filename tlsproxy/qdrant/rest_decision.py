@@ -24,17 +24,19 @@ from tlsproxy.authz.access import (
     decide,
     forbidden,
     is_within,
+    without_public,
 )
 from tlsproxy.authz.admission import Admission
 from tlsproxy.authz.query_policy import NO_POLICY, QueryPolicy
 from tlsproxy.errors import Form, RequestError
 from tlsproxy.qdrant.operations import Operation
 from tlsproxy.qdrant.query_policy import NOT_UNDER_POLICY, Treatment, concerning, treatment
+from tlsproxy.qdrant.rest_answers import ChangedAnswer
 from tlsproxy.qdrant.rest_collections import body_names
 from tlsproxy.qdrant.rest_hidden import stripping_of
 from tlsproxy.qdrant.rest_listings import Reducer, listing_of
 from tlsproxy.qdrant.rest_query_policy import is_read_under, reading_under, target_under
-from tlsproxy.qdrant.rest_tenancy import confine, is_confinable, touches_no_points
+from tlsproxy.qdrant.rest_tenancy import Confined, confine, has_body, is_confinable, touches_no_points
 from tlsproxy.qdrant.router import Recognised
 from tlsproxy.qdrant.scoring import Facts
 from tlsproxy.wire.content_coding import Content
@@ -151,13 +153,14 @@ def needs_names(rights: tuple[Rights, ...], operation: Operation) -> bool:
 @dataclass(frozen=True, slots=True)
 class BodyDecision:
     """``body`` is to be sent instead of the one that was read; None: that one, unchanged. ``reducer`` reduces the
-    answer, which is passed on as it is without one.
+    answer, which is passed on as it is without one. ``confined``: the request was confined to the caller's points.
     """
 
     decision: Decision
     facts: BodyFacts | None = None
     body: bytes | None = None
     reducer: Reducer | None = None
+    confined: Confined | None = None
 
 
 def deciding_body(
@@ -175,18 +178,22 @@ def deciding_body(
     if operation is None:
         return BodyDecision(UNREAD)
     confinements = admitted.confinements
-    body = yield from reading_json(content, memory)
+    body = (yield from reading_json(content, memory)) if has_body(operation) else None
     names = body_names(operation, body)
-    changed, policy = None, concerning(admitted.queries, operation)
+    policy = concerning(admitted.queries, operation)
     if is_read_under(operation, policy):
         yield from reading_under(operation, body, policy)
-    if confinements:
-        body = confine(operation, body, confinements, facts)
-    if confinements or is_read_under(operation, policy):
+    confined = confine(request, body, confinements, facts) if confinements else None
+    decision = decide_all(admitted.rights, operation, request.collection, names=names, confined=confined is not None)
+    changed = None
+    if confined is not None or is_read_under(operation, policy):
         yield None
-        changed = orjson.dumps(body)
-    decision = decide_all(admitted.rights, operation, request.collection, names=names, confined=bool(confinements))
-    return BodyDecision(decision, BodyFacts(names, confinements), changed, stripping_of(operation, policy))
+        changed = orjson.dumps(body if confined is None else confined.body)
+    held = confinements if operation.reads else without_public(confinements)
+    reducer = stripping_of(operation, policy)
+    if confined is not None and confined.answered is not None:
+        reducer = ChangedAnswer((confined.answered, *(reducer.changes if reducer is not None else ())))
+    return BodyDecision(decision, BodyFacts(names, held), changed, reducer, confined)
 
 
 def decide_again(admitted: Admission, request: Recognised, body: BodyFacts) -> Decision:

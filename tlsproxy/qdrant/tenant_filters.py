@@ -13,9 +13,7 @@ from typing import Any
 
 from tlsproxy.authz.access import Condition, Confinements, Value
 from tlsproxy.errors import Unconfined
-
-MARKED = "The payload's {} is not yours to choose"
-MARKS_EXCLUDE = "No point can be yours: your conditions on {} exclude each other"
+from tlsproxy.qdrant import tenant_texts
 
 Json = dict[str, Any]
 
@@ -92,7 +90,7 @@ def marks_of(confinements: Confinements) -> tuple[Condition, ...]:
         key = condition.key
         common = tuple(filter(condition.allows, marks[key].values)) if key in marks else condition.values
         if not common:
-            raise Unconfined(MARKS_EXCLUDE.format(key))
+            raise Unconfined(tenant_texts.MARKS_EXCLUDE.format(key))
         marks[key] = Condition(key, common)
     return tuple(marks.values())
 
@@ -100,6 +98,11 @@ def marks_of(confinements: Confinements) -> tuple[Condition, ...]:
 def roots_of(confinements: Confinements) -> frozenset[str]:
     """The payload's own keys that hold marks."""
     return frozenset(condition.root for one in confinements for condition in one.conditions)
+
+
+def chosen_roots(confinements: Confinements) -> frozenset[str]:
+    """Those of them under which the caller chooses one of several possible values."""
+    return frozenset(mark.root for mark in marks_of(confinements) if len(mark.values) > 1)
 
 
 def marked(payload: Json, confinements: Confinements) -> Json:
@@ -120,13 +123,13 @@ def _mark(payload: Json, path: list[str], mark: Condition) -> None:
         if key not in payload and len(mark.values) == 1:
             payload[key] = mark.values[0]
         if not mark.allows(payload.get(key)):
-            raise Unconfined(MARKED.format(mark.key))
+            raise Unconfined(tenant_texts.MARKED.format(mark.key))
         return
     inner = payload.setdefault(key, [{}] if step != key else {})
     if step != key and inner == []:
         inner.append({})
     each = inner if step != key else [inner]
     if not isinstance(each, list) or not all(isinstance(one, dict) for one in each):
-        raise Unconfined(MARKED.format(mark.key))
+        raise Unconfined(tenant_texts.MARKED.format(mark.key))
     for one in each:
         _mark(one, rest, mark)

@@ -45,12 +45,14 @@ from tlsproxy.qdrant.rest_listings import Reducer
 from tlsproxy.qdrant.rest_query_policy import is_read_under
 from tlsproxy.qdrant.router import Recognised, recognise
 from tlsproxy.qdrant.scoring import Facts
+from tlsproxy.qdrant.tenant_examples import Question
 from tlsproxy.qdrant.timeouts import timeout_of
 from tlsproxy.snapshot.generation import Generation
 from tlsproxy.wire.content_coding import Content, decoding
 from tlsproxy.wire.cooperative import Steps
 from tlsproxy.wire.http1 import RequestHead, parse_request, restate_request
 from tlsproxy.wire.json_skeleton import long_arrays, without
+from tlsproxy.wire.target import RequestTarget
 from tlsproxy.wire.tracing import NO_TRACING, Tracing, tracing_from_head
 
 MEMO_PLANS: Final = 2048
@@ -128,8 +130,9 @@ class Plan:
     ``expires``: seconds since the epoch, from which the plan must be made anew, as the credential counts no longer.
     ``proviso``: a condition of the caller's token. ``streamed``: the body goes up as it comes, and `Expect` is the
     upstream's. ``fields``: header lines of every response of the gateway, ``readable`` of one that is passed on.
-    ``body_facts``: facts of the body, where it was read. ``timeout``: seconds that the client gives the upstream,
-    as in :func:`tlsproxy.qdrant.timeouts.timeout_of`. ``queries``: the query policy that the request was decided by.
+    ``body_facts``: facts of the body, where it was read. ``questions``: on the points that a confined query is made of,
+    to be asked of the upstream first. ``timeout``: seconds that the client gives the upstream, as in
+    :func:`tlsproxy.qdrant.timeouts.timeout_of`. ``queries``: the query policy that the request was decided by.
     """
 
     operation: str
@@ -152,6 +155,7 @@ class Plan:
     fields: bytes = b""
     readable: bytes = b""
     body_facts: BodyFacts | None = None
+    questions: tuple[Question, ...] = ()
     timeout: float = 0.0
     queries: QueryPolicy = NO_POLICY
 
@@ -289,11 +293,14 @@ class Plans:
         except RequestError as error:
             read = BodyDecision(refusal_of(error))
         remembered = not unread.whole and read.decision is ALLOWED and len(content) == head.length
+        target, confined = asked.target, read.confined
         if read.body is not None:
             head, content = head.without(b"content-encoding", b"accept-encoding"), read.body  # the answer will be read
+        if confined is not None:
+            head, target = head.of_json(confined.method or head.method), confined.target(target)
         judgement = HeadDecision(read.decision, read.reducer)
-        plan = self._plan(admission.principal, head.with_length(len(content)), asked, admission, judgement)
-        plan = replace(plan, body_facts=read.facts)
+        plan = self._plan(admission.principal, head.with_length(len(content)), asked, admission, judgement, target)
+        plan = replace(plan, body_facts=read.facts, questions=confined.questions if confined is not None else ())
         if remembered and len(plain) <= MEMO_HEAD:
             self._read.remember((unread, bytes(plain)), plan)
         return plan, content
@@ -328,7 +335,9 @@ class Plans:
         asked: Recognised | None,
         admission: Admission | None,
         judgement: HeadDecision,
+        target: RequestTarget | None = None,
     ) -> Plan:
+        """``target``: of the upstream's request, where it may be another than the client's."""
         decision, listing = judgement.decision, judgement.listing
         operation = asked.operation if asked is not None else None
         queries = concerning(admission.queries, operation) if admission is not None else NO_POLICY
@@ -346,7 +355,7 @@ class Plans:
         elif decision is ALLOWED and asked is not None and not (operation is not None and operation.own):
             upstream = restate_request(
                 self._sent(head, listing, streamed=streamed),
-                str(asked.target),
+                str(target or asked.target),
                 upstream_host=self._upstream_host,
                 upstream_key=self._upstream_key,
             )

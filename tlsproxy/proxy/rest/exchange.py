@@ -37,6 +37,11 @@ _UNCHECKED: Final[Late] = (
     "The upstream did not say in time whether the token is valid",
     "response_timeout",
 )
+_UNKNOWN_POINTS: Final[Late] = (
+    UpstreamTimeout,
+    "The upstream did not say in time whether the points of this query are yours",
+    "response_timeout",
+)
 NO_UPSTREAM: Final[Late] = (UpstreamTimeout, "No connection to the upstream became free in time", "connect_timeout")
 SLOW_BODY: Final[Late] = (RequestTimeout, "The request body came too slowly", "body_timeout")
 
@@ -84,7 +89,7 @@ class Exchange:
         self._first = b""  # of a body, before there is an upstream for it
         self._came: Throughput | None = None
 
-    # Admission: waits for the audit log, the token's point, an upstream
+    # Admission: waits for the audit log, the token's point, a query's examples, an upstream
 
     def admit(self) -> None:
         """Begins now, or waits for room as far as that is allowed. Raises AuditUnavailable, Overloaded."""
@@ -142,16 +147,24 @@ class Exchange:
     def _acquire(self) -> None:
         proviso = self.record.plan.proviso
         if proviso is None:
-            self._connect()
+            self._ask_of_examples()
             return
         self._wait(_UNCHECKED)
-        self._link.upstreams.points.ask(proviso.exists, proviso.head.fields, self.account, self._point_checked)
+        checked = partial(self._checked, self._ask_of_examples)
+        self._link.upstreams.points.ask(proviso.exists, proviso.head.fields, self.account, checked)
 
-    def _point_checked(self, verdict: Verdict) -> None:
-        """Result of the check that the token's point exists."""
+    def _ask_of_examples(self) -> None:
+        questions = self.record.plan.questions
+        if not questions:
+            self._connect()
+            return
+        self._wait(_UNKNOWN_POINTS)
+        self._link.upstreams.examples.ask(questions, self.account, partial(self._checked, self._connect))
+
+    def _checked(self, go_on: Work, verdict: Verdict) -> None:
+        """Result of a check that the upstream was asked for; None: it is passed."""
         self._client.present()
-        proviso = self.record.plan.proviso
-        if self._ended or proviso is None:
+        if self._ended:
             return
         if isinstance(verdict, Decision):
             self.record.plan = self.record.plan.refused(verdict)
@@ -161,7 +174,7 @@ class Exchange:
             self._client.exchange_failed(verdict)
             return
         try:
-            self._connect()
+            go_on()
         except RequestError as error:
             self._client.exchange_failed(error)
         else:
