@@ -103,6 +103,7 @@ async def ended(
                     LimitTable.private(),
                     lambda _event: None,
                     itertools.count(1),
+                    affinity_key=b"",
                     alone=True,
                 )
             )

@@ -214,6 +214,29 @@ def with_probe(
     asyncio.run(scenario())
 
 
+def test_the_release_is_told_of_the_present_target_alone() -> None:
+    told: list[tuple[Finding, tuple[int, int] | None]] = []
+
+    async def scenario() -> None:
+        body = b'{"title":"qdrant","version":"1.19.2"}'
+        versioned = plain(b"HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body))
+        with ScriptedUpstream(probe=versioned) as upstream, ScriptedUpstream() as unknown:
+            targets = [target(one.url) for one in (upstream, unknown)]
+            present = [targets[0]]
+            probe = UpstreamProbe(
+                lambda: present[0], answered=lambda found: told.append((found.finding, found.release)), clock=Clock()
+            )
+            await probe()
+            asking = asyncio.create_task(probe._ask(targets[0]))
+            present[0] = targets[1]
+            await asking
+            await probe()
+            probe.close()
+
+    asyncio.run(scenario())
+    assert told == [(Finding.GOOD, (1, 19)), (Finding.GOOD, None)]
+
+
 def lines(questions: list[Received]) -> list[str]:
     return [one.line.split()[1] for one in questions]
 

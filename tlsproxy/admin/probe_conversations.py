@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from dataclasses import replace
 from http import HTTPStatus
 from typing import Final
 
 from tlsproxy.admin.upstream_findings import GOOD, Finding, Found
 from tlsproxy.proxy.upstream.collected_response import CollectedResponse
 from tlsproxy.qdrant.own_key import DENIED, DENIED_STATUSES, refuses_call, refuses_request
+from tlsproxy.qdrant.scoring import release_in
 from tlsproxy.wire import http2
 from tlsproxy.wire.field_block import FieldReader, Fields, write
 from tlsproxy.wire.http1 import END
@@ -69,7 +71,7 @@ class RestConversation:
             return self._refused()
         if _REDIRECTS <= status != HTTPStatus.NOT_FOUND:
             return Found(Finding.FAILS, f"GET / with {status}")
-        return GOOD
+        return replace(GOOD, release=release_in(body))
 
     async def ask_for_key(self) -> Found:
         """As :meth:`ask`: whether our key is taken, where one is asked for."""

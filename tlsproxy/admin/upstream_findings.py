@@ -38,8 +38,11 @@ _TITLES: Final = {"rest": "REST", "grpc": "gRPC"}
 
 @dataclass(frozen=True, slots=True)
 class Found:
+    """``release`` is that of the Qdrant which answered, as far as it tells."""
+
     finding: Finding
     detail: str = ""
+    release: tuple[int, int] | None = None
 
     def part(self, protocol: HttpProtocol, url: str) -> Part:
         if self.finding is Finding.GOOD:

@@ -64,16 +64,20 @@ class Target:
 
 
 class UpstreamProbe:
-    """``target`` returns the present one; ``unreachable`` is called where none of its addresses takes a connection."""
+    """``target`` returns the present one; ``unreachable`` is called where none of its addresses takes a connection,
+    ``answered`` with what was found of the present target.
+    """
 
     def __init__(
         self,
         target: Callable[[], Target],
         unreachable: Callable[[], object] = lambda: None,
+        answered: Callable[[Found], object] = lambda _found: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._target = target
         self._unreachable = unreachable
+        self._answered = answered
         self._clock = clock
         self._asked: Target | None = None
         self._asking: asyncio.Task[None] | None = None
@@ -128,6 +132,8 @@ class UpstreamProbe:
         self._due = self._clock() + max(self._pause, REUSED)
         if self._doubted and self._part.good:
             self._due = float("-inf")
+        if found is not None and target == self._target():
+            self._answered(found)
         if found is not None and found.finding is Finding.UNREACHABLE:
             self._unreachable()
 
@@ -191,7 +197,8 @@ async def _asked_over(
             if not conversation.usable:
                 conversation.socket.close()
                 conversation = kind(await _connected(address), target.host, target.key)
-            found = await conversation.ask_for_key()
+            of_key = await conversation.ask_for_key()
+            found = found if of_key.finding is Finding.GOOD else of_key
         kept = conversation.usable
     except (OSError, ValueError, EOFError, TlsproxyError):
         found = await _otherwise(target.protocol, address, conversation.socket.heard)

@@ -160,6 +160,10 @@ class UpstreamConfig(Section):
     """Seconds after which the names of upstreams (`rest`, `grpc`, `listeners.upstream`) are resolved again; also at
     once, but at most every second, where a connection fails. Other addresses are published as by a reload. While a
     name does not resolve, its former addresses serve; without any, it is tried every 2 s."""
+    route_affinity: Literal["identity", "none"] = "identity"
+    """Replicas that a caller reads from, in a Qdrant of several nodes, 1.19 or later. identity: the same for all of its
+    requests, as `x-qdrant-route-affinity` is set from the token's subject, the certificate or the key, where the client
+    sends none. none: those that Qdrant chooses; also for one caller whose reads are to be spread."""
     on_change: Literal["drain", "keep"] = "drain"
     """Treatment of relayed TCP connections and gRPC calls whose upstream is another after a reload. drain: they end
     within `limits.drain_timeout` (a TCP connection once it is silent for `limits.drain_grace`). keep: they stay

@@ -13,6 +13,7 @@ import itertools
 import json
 import logging
 import os
+import secrets
 import signal
 import socket
 import sys
@@ -34,6 +35,7 @@ from tlsproxy.config.listeners import scheme, titles
 from tlsproxy.config.problems import ConfigError
 from tlsproxy.errors import FailureKind, TlsproxyError
 from tlsproxy.proxy.core.gateway import Event
+from tlsproxy.proxy.decision.affinity import KEY_SIZE
 from tlsproxy.proxy.frontend.listener import Bound, bind
 from tlsproxy.proxy.limits.table import LimitTable
 from tlsproxy.service import logs
@@ -202,7 +204,16 @@ class _Program:
         generation = self._generation
         if generation.config.workers == 1:
             table = LimitTable.private()
-            serving = Serving(generation, bound, audit, table, self._notice, itertools.count(1), alone=True)
+            serving = Serving(
+                generation,
+                bound,
+                audit,
+                table,
+                self._notice,
+                itertools.count(1),
+                affinity_key=secrets.token_bytes(KEY_SIZE),
+                alone=True,
+            )
             stack.callback(serving.close)
             return serving
         supervisor = Supervisor(self._config_path, generation, bound, audit, turn, self._notice)

@@ -17,6 +17,7 @@ from typing import Any, Final, Protocol
 
 from tlsproxy.admin import readiness
 from tlsproxy.admin.readiness import OK, Part, Readiness, not_ready
+from tlsproxy.admin.upstream_findings import Finding, Found
 from tlsproxy.admin.upstream_probe import Target, UpstreamProbe
 from tlsproxy.audit.log import AuditLog, NoAudit
 from tlsproxy.config.model import HttpProtocol
@@ -68,7 +69,7 @@ class Served(Protocol):
 class Serving:
     """Accepts from its creation until :meth:`drain` or :meth:`close`."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - parts of the service, by name
         self,
         generation: Generation,
         bound: Sequence[Bound],
@@ -77,6 +78,7 @@ class Serving:
         notice: Notice,
         numbers: Iterator[int],
         *,
+        affinity_key: bytes,
         alone: bool,
     ) -> None:
         """``alone``: no other process accepts from the same sockets."""
@@ -90,7 +92,7 @@ class Serving:
             shares=lambda: {"memory": self._gateway.memory, "upstream": self._gateway.places},
         )
         self._deadlines = Deadlines(asyncio.get_running_loop())
-        self._gateway = Gateway(generation, audit, self.counted, self._deadlines, notice, table)
+        self._gateway = Gateway(generation, audit, self.counted, self._deadlines, notice, table, affinity_key)
         self._impaired: Callable[[], None] = partial(notice, "impaired")
         self._gateway.impairments.notice = self._doubt
         audit.when_health_changes(partial(asyncio.get_running_loop().call_soon_threadsafe, self._impaired))
@@ -100,7 +102,11 @@ class Serving:
             self._gateway, Connections(self._gateway, self._manager, self._upstreams), bound, BATCH if alone else 1
         )
         self._probes = {
-            protocol: UpstreamProbe(partial(self._target, protocol), partial(notice, "connect_failed"))
+            protocol: UpstreamProbe(
+                partial(self._target, protocol),
+                partial(notice, "connect_failed"),
+                self._answered if protocol == "rest" else lambda _found: None,
+            )
             for protocol in generation.upstream_addresses
         }
 
@@ -117,6 +123,11 @@ class Serving:
         for probe in self._probes.values():
             probe.doubt()
         self._impaired()
+
+    def _answered(self, found: Found) -> None:
+        """Note what REST told; gRPC is the same Qdrant. One that does not answer is what it was."""
+        if found.finding is Finding.GOOD:
+            self._gateway.learn_release(found.release)
 
     def _target(self, protocol: HttpProtocol) -> Target:
         return Target.of(self.generation, protocol)

@@ -16,6 +16,7 @@ from tlsproxy.proxy.core.impairments import Impairments
 from tlsproxy.proxy.core.runtime_limits import RuntimeLimits
 from tlsproxy.proxy.core.scheduler import Scheduler
 from tlsproxy.proxy.core.wall_clock import Clock
+from tlsproxy.proxy.decision.affinity import SINCE
 from tlsproxy.proxy.decision.call_plan import CallPlans
 from tlsproxy.proxy.decision.request_plan import Plans
 from tlsproxy.proxy.limits.fair_shares import Shares
@@ -77,7 +78,8 @@ class Gateway:
     ``bounds`` are the limits in force, to be read at the time of use. ``clock`` is the time that dates are judged by.
     ``scheduler`` shares the loop among work that takes more than one turn. ``memory`` is the budget of bodies and
     messages that are read, in bytes; ``places`` that of upstream connections, of requests and of gRPC clients.
-    ``impairments`` counts what could not be served, for readiness.
+    ``impairments`` counts what could not be served, for readiness. ``release`` is that of the upstream, as far as it is
+    known.
     ``notice`` is called with what another part of the service should act on. ``probe`` is the address
     from which our own watchdog is about to connect (:mod:`tlsproxy.proxy.frontend.watchdog_probe`), None at any other
     time. ``former`` are the gRPC and TCP connections with a connection to a former upstream; those of requests are
@@ -85,6 +87,7 @@ class Gateway:
     """
 
     __slots__ = (
+        "_affinity_key",
         "audit",
         "audit_gate",
         "bounds",
@@ -103,6 +106,7 @@ class Gateway:
         "places",
         "plans",
         "probe",
+        "release",
         "scheduler",
     )
 
@@ -114,7 +118,9 @@ class Gateway:
         deadlines: Deadlines,
         notice: Notice,
         table: LimitTable,
+        affinity_key: bytes = b"",
     ) -> None:
+        """``affinity_key`` is one for all processes of the service."""
         self.loop = asyncio.get_running_loop()
         self.scheduler = Scheduler(self.loop)
         self.clock = Clock()
@@ -129,6 +135,8 @@ class Gateway:
         self.memory = Shares(0, MAX_WAITING, lambda: NoMemory("Too many bodies are being read at once"))
         self.audit_gate = AuditGate(audit, self.bounds, blocks=generation.started.audit.on_full == "block")
         deadlines.each += (self.places.review, self.memory.review, self.audit_gate.sweep)
+        self._affinity_key = affinity_key
+        self.release: tuple[int, int] | None = None
         self._adopt(generation)
         self.draining = False
         self.former: dict[ProtocolName, set[object]] = {"grpc": set(), "tcp": set()}
@@ -142,9 +150,22 @@ class Gateway:
     def publish(self, generation: Generation) -> None:
         """Replaces the generation, and with it all remembered decisions."""
         before, after = self.generation.config, generation.config
+        if moved(self.generation, generation, "rest"):
+            self.release = None
         self._adopt(generation)
         if (before.limits, before.upstream) != (after.limits, after.upstream):
             self.deadlines.rearm()
+
+    def learn_release(self, release: tuple[int, int] | None) -> None:
+        """Note the upstream's release. Remembered plans are given up where it decides whether affinities are sent."""
+        before, self.release = self._affinity_of(self.generation), release
+        if self._affinity_of(self.generation) != before:
+            self._plan_anew()
+
+    def _affinity_of(self, generation: Generation) -> bytes | None:
+        """The key of affinities; None where none are sent."""
+        wanted = generation.config.upstream.route_affinity == "identity"
+        return self._affinity_key if wanted and self.release is not None and self.release >= SINCE else None
 
     def outlook(self, candidate: Generation) -> Outlook:
         """Plans by which requests and calls would be decided under ``candidate``."""
@@ -157,5 +178,9 @@ class Gateway:
         self.bounds.adopt(generation.config)
         self.places.capacity = self.bounds.upstream_connections
         self.memory.capacity = self.bounds.inspection_memory
-        self.plans = Plans(generation, self.limiter.quotas)
-        self.calls = CallPlans(generation, self.limiter.quotas)
+        self._plan_anew()
+
+    def _plan_anew(self) -> None:
+        key = self._affinity_of(self.generation)
+        self.plans = Plans(self.generation, self.limiter.quotas, key)
+        self.calls = CallPlans(self.generation, self.limiter.quotas, key)

@@ -22,6 +22,7 @@ from tlsproxy.authz.query_policy import QueryPolicy
 from tlsproxy.authz.roles import Principal
 from tlsproxy.errors import BodyTooLarge, Form, GrpcStatus, RequestError, RoleBodyTooLarge
 from tlsproxy.memo import Memo
+from tlsproxy.proxy.decision.affinity import with_affinity
 from tlsproxy.proxy.decision.attribution import caller_of, error_of, expiry, prepared, refusal_of
 from tlsproxy.proxy.limits.quotas import LimitCheck, Quotas
 from tlsproxy.qdrant.grpc_decision import decide_call, decide_call_again, decide_message, operation_of
@@ -161,8 +162,10 @@ class CallPlan:
 class CallPlans:
     """The plans of one generation."""
 
-    def __init__(self, generation: Generation, quotas: Quotas) -> None:
+    def __init__(self, generation: Generation, quotas: Quotas, affinity_key: bytes | None = None) -> None:
+        """``affinity_key``: that of :func:`with_affinity`; None for none."""
         self._quotas = quotas
+        self._affinity_key = affinity_key
         config = generation.config
         self._policy = generation.policy
         self._log_api = config.audit.log_api
@@ -268,6 +271,8 @@ class CallPlans:
         rebuilt: bool = False,
     ) -> CallPlan:
         decision, listing = judgement.decision, judgement.listing
+        if decision is ALLOWED or decision is UNREAD:
+            head = with_affinity(head, self._affinity_key, admission)
         asked, block, exists, is_open = None, b"", None, operation is not None and operation.open
         if operation is not None and admission is not None:
             asked = Asked(head, operation, admission, listing)

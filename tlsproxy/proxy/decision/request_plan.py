@@ -24,6 +24,7 @@ from tlsproxy.authz.query_policy import NO_POLICY, QueryPolicy
 from tlsproxy.authz.roles import Principal
 from tlsproxy.errors import Form, RequestError, UnexpectedBody
 from tlsproxy.memo import Memo
+from tlsproxy.proxy.decision.affinity import with_affinity
 from tlsproxy.proxy.decision.attribution import caller_of, error_of, expiry, prepared, refusal_of
 from tlsproxy.proxy.decision.local_responses import LocalResponse, cors_fields, is_preflight, preflight, whoami
 from tlsproxy.proxy.limits.quotas import LimitCheck, Quotas
@@ -189,8 +190,10 @@ class Plan:
 class Plans:
     """The plans of one generation."""
 
-    def __init__(self, generation: Generation, quotas: Quotas) -> None:
+    def __init__(self, generation: Generation, quotas: Quotas, affinity_key: bytes | None = None) -> None:
+        """``affinity_key``: that of :func:`with_affinity`; None for none."""
         config = generation.config
+        self._affinity_key = affinity_key
         self._quotas = quotas
         self._policy = generation.policy
         self._cors = config.service.enable_cors
@@ -353,6 +356,7 @@ class Plans:
         elif decision is ALLOWED and operation is AUDIT_LOGS:
             route = AUDIT_SEARCH
         elif decision is ALLOWED and asked is not None and not (operation is not None and operation.own):
+            head = with_affinity(head, self._affinity_key, admission)
             upstream = restate_request(
                 self._sent(head, listing, streamed=streamed),
                 str(target or asked.target),

@@ -1,7 +1,7 @@
 """Whether a point exists that a token names (its `value_exists` claim): asked of the upstream for each request.
 
 Nothing is remembered, as in Qdrant: who deletes the point and then uses the token is refused. Identical questions share
-an answer as far as that stays true (:mod:`tlsproxy.proxy.upstream.subrequests`). The caller's `x-qdrant-route-affinity`
+an answer as far as that stays true (:mod:`tlsproxy.proxy.upstream.subrequests`). The head's `x-qdrant-route-affinity`
 goes with the question, as in Qdrant, and is a part of what is identical.
 """
 
@@ -18,6 +18,7 @@ from tlsproxy.authz.access import Decision
 from tlsproxy.authz.claims import ValueExists
 from tlsproxy.errors import Form, RequestError, UpstreamBroken
 from tlsproxy.proxy.core.gateway import Gateway
+from tlsproxy.proxy.decision.affinity import HEADER as AFFINITY
 from tlsproxy.proxy.decision.attribution import STORAGE_ERROR
 from tlsproxy.proxy.limits.fair_shares import Account
 from tlsproxy.proxy.upstream.pool import Pool
@@ -29,7 +30,6 @@ LARGEST_ANSWER: Final = 1 << 16
 LONGEST_TEXT: Final = 1024
 """Characters of an error that are handed on: they are in the audit line too."""
 
-_AFFINITY: Final = b"x-qdrant-route-affinity"
 _AFFINITY_VALUE: Final = re.compile(rb"[\x20-\x7e]{1,256}")
 _TEXT: Final = "Invalid JWT, stateful validation failed"
 _NO_COLLECTION: Final = Decision(
@@ -65,14 +65,14 @@ class Points:
         if path is None:
             self._gateway.loop.call_soon(callback, _NO_COLLECTION)
             return
-        more = affinity and b"%b: %b\r\n" % (_AFFINITY, affinity)
+        more = affinity and b"%b: %b\r\n" % (AFFINITY, affinity)
         request = own_request(f"POST {path}", more, asked.body)
         self._subrequests.ask((generation.number, asked, affinity), request, account, callback)
 
 
 def _affinity(fields: Fields) -> bytes:
     """The first value, as Qdrant reads it; empty where there is none, or none that is sent on with a question."""
-    value = next((value for name, value in fields if name == _AFFINITY), b"")
+    value = next((value for name, value in fields if name == AFFINITY), b"")
     return value if _AFFINITY_VALUE.fullmatch(value) else b""
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import secrets
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -33,6 +34,7 @@ from tlsproxy.metrics.metrics import Metrics, exposition
 from tlsproxy.proxy.core.gateway import Notice
 from tlsproxy.proxy.core.impact import Consequences
 from tlsproxy.proxy.core.wall_clock import Clock
+from tlsproxy.proxy.decision.affinity import KEY_SIZE
 from tlsproxy.proxy.frontend.listener import Bound
 from tlsproxy.proxy.limits import table
 from tlsproxy.service import runtime
@@ -164,6 +166,7 @@ class Supervisor:
         self._bound = bound
         self._audit = audit
         self._turn = turn.descriptor
+        self._affinity_key = secrets.token_hex(KEY_SIZE)
         self._notice = notice
         self._impaired = partial(notice, "impaired")
         audit.when_health_changes(partial(asyncio.get_running_loop().call_soon_threadsafe, self._impaired))
@@ -238,6 +241,7 @@ class Supervisor:
                 sockets=sockets,
                 limits=self._limits,
                 audit=self._turn,
+                affinity_key=self._affinity_key,
             )
             while True:
                 prepared = self._current

@@ -158,6 +158,7 @@ class Worker:
             LimitTable.shared(setup["limits"], number - 1, workers),
             self._notice,
             numbers=itertools.count(number + setup["restarts"] * NUMBERS_EACH * workers, workers),
+            affinity_key=bytes.fromhex(setup["affinity_key"]),
             alone=False,
         )
         stack.callback(serving.close)
