@@ -29,6 +29,8 @@ _ALIASES: Final = {"top": "limit", "with_vectors": "with_vector"}
 
 @dataclass(frozen=True, slots=True)
 class Reading:
+    """Requests that are read under one policy."""
+
     policy: QueryPolicy
     filters: Filters
 
@@ -115,7 +117,7 @@ def of_limit(default: int | None) -> Check:
 
 
 def of_product(**defaults: int | None) -> Check:
-    """A limit that is the product of two members; their defaults are as in :func:`_limit`."""
+    """A limit that is the product of two members; their defaults are as in :func:`of_limit`."""
 
     def check(reading: Reading, request: Request, name: str) -> Steps[None]:
         del name
@@ -247,7 +249,7 @@ def of_query(reading: Reading, request: Request, name: str) -> Steps[None]:
     """A query may order by a key, compute a formula of keys, or rank by the text of one, which `using` names then."""
     query = request.get(name)
     if isinstance(query, list):
-        if any(type(one) not in _ROWS for one in query):  # serde would read ["salary"] as {"order_by": "salary"}
+        if not _ROWS.issuperset(map(type, query)):  # serde would read ["salary"] as {"order_by": "salary"}
             raise wrong_type(name, "a vector")
         return
     if not isinstance(query, dict):
@@ -279,7 +281,7 @@ _MMR: Final[Members] = {"candidates_limit": of_limit(None), "diversity": free}
 _LOOKUP: Final[Members] = {
     "collection": free,
     "with_payload": of_with_payload(default=True),
-    "with_vectors": of_with_vector,
+    **dict.fromkeys(("with_vectors", "with_vector"), of_with_vector),
 }
 _PREFETCH: Final[Members] = {
     "query": of_query,
