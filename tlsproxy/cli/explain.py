@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import time
 from collections.abc import Callable, Iterable
 from itertools import takewhile
@@ -18,9 +20,12 @@ from tlsproxy.authz.roles import Policy, Principal
 from tlsproxy.authz.tokens import INVALID
 from tlsproxy.cli.common import config_option, explained
 from tlsproxy.cli.inspection import NoConnection, connected, inspected_generation
+from tlsproxy.cli.matrix import matrix_of
 from tlsproxy.cli.questions import Client, Line, Request, client_of, line_of
 from tlsproxy.cli.secret import fetch_option, read_secret, token_option, warn_of_end
 from tlsproxy.cli.show import described
+from tlsproxy.config.loader import parse
+from tlsproxy.config.problems import did_you_mean
 from tlsproxy.errors import GrpcStatus, RequestError
 from tlsproxy.proxy.decision.call_plan import grpc_status
 from tlsproxy.qdrant.grpc_decision import decide_at_best, decide_call, operation_of
@@ -28,6 +33,7 @@ from tlsproxy.qdrant.operations import GRPC, Operation
 from tlsproxy.qdrant.query_policy import concerning
 from tlsproxy.qdrant.rest_decision import HeadDecision, decide_request
 from tlsproxy.qdrant.router import recognise
+from tlsproxy.snapshot.files import CONFIG_LIMIT, read_argument
 from tlsproxy.snapshot.generation import Generation
 from tlsproxy.text import printable, utc_time
 
@@ -42,15 +48,19 @@ from tlsproxy.text import printable, utc_time
     metavar="FILE",
     help="Explain the request of this line of the audit log again, in place of CERT, METHOD and PATH; - for stdin.",
 )
+@click.option("--matrix", "role", metavar="ROLE", help="Print what a role may do: all operations, by its collections.")
+@click.option("--json", "as_json", is_flag=True, help="Print the matrix as JSON.")
 @click.argument("cert", required=False)
 @click.argument("method", required=False)
 @click.argument("path", required=False)
-def explain(
+def explain(  # noqa: PLR0913 - one for each option and argument
     config_path: Path,
     token: str | None,
     *,
     fetch: bool,
     source: str | None,
+    role: str | None,
+    as_json: bool,
     cert: str | None,
     method: str | None,
     path: str | None,
@@ -66,9 +76,19 @@ def explain(
     Exits with 0 if allowed, 1 if not. With --token the decision is on a request with that key or token, and the
     configuration's keys are read, those of a URL only with --fetch; of a token the rules that name claims are shown
     too.
+
+    With --matrix ROLE in place of a client and its request, all operations of Qdrant are shown, and what a holder of
+    that role may do on the collections of each of its grants. Nothing but the configuration is read.
     """
     now = time.time()
     with explained():
+        if role is not None:
+            if any(one is not None for one in (token, source, cert)):
+                raise click.UsageError("--matrix is about a role: leave the client and its request out")
+            _explain_matrix(config_path, role, as_json=as_json)
+            return
+        if as_json:
+            raise click.UsageError("--json is for --matrix")
         try:
             if source is None:
                 _explain_arguments(config_path, token, cert, method, path, now, fetch=fetch)
@@ -79,6 +99,20 @@ def explain(
         except NoConnection as error:
             click.echo(f"no connection: {error}")
             raise SystemExit(1) from None
+
+
+def _explain_matrix(config_path: Path, name: str, *, as_json: bool) -> None:
+    roles = parse(read_argument(config_path, CONFIG_LIMIT), config_path, os.environ).config.roles
+    role = roles.get(name)
+    if role is None:
+        raise click.UsageError(f"no role is called {printable(name)!r}{did_you_mean(name, roles)}")
+    matrix = matrix_of(name, role)
+    if as_json:
+        click.echo(json.dumps(matrix.as_json(), indent=2))
+    else:
+        from tlsproxy.cli import terminal  # noqa: PLC0415
+
+        terminal.show_matrix(matrix)
 
 
 def _explain_arguments(
@@ -92,7 +126,7 @@ def _explain_arguments(
     fetch: bool,
 ) -> None:
     if cert is None or method is None:
-        raise click.UsageError("say CERT, METHOD and PATH, or give an audit line with --line")
+        raise click.UsageError("say CERT, METHOD and PATH, or give an audit line with --line, or a role with --matrix")
     request, client = Request.of(method, path), client_of(cert)
     generation = inspected_generation(config_path, with_keys=token is not None, fetch=fetch)
     presented = None if token is None else read_secret(token)

@@ -19,6 +19,7 @@ from rich.text import Text
 from tlsproxy.admin import view
 from tlsproxy.admin.view import OUTCOMES, Traffic
 from tlsproxy.cli.admin_client import AdminError
+from tlsproxy.cli.matrix import WORDS, Matrix, Row
 from tlsproxy.text import utc_time
 
 WIDTH: Final = 160
@@ -26,6 +27,11 @@ WIDTH: Final = 160
 _BAR: Final = 16
 _STYLES: Final = {"ok": "green", "unchanged": "green", "soon": "yellow", "over": "bold red", "failed": "bold red"}
 _CELLS: Final = {"allowed": "blue", "denied": "red", "failed": "magenta"}
+MATRIX_WIDTH: Final = 100
+"""Columns of the table of what a role may do."""
+_WIDEST: Final = 24
+"""Of a pattern in it."""
+_GAP: Final = 2
 SHORT: Final = 3
 """Changes of a reload on a small screen."""
 STEP: Final = 2
@@ -69,6 +75,49 @@ def follow(fetch: Callable[[], Mapping[str, Any]], interval: float) -> None:
 def show_connections(status: Mapping[str, Any]) -> None:
     rows = view.connections(status["connections"], with_ca=len(status["authorities"]) > 1)
     _console().print(_connections(rows, status["connections"]["open"] - len(rows), short=False))
+
+
+def show_matrix(matrix: Matrix) -> None:
+    """As many columns beside each other as fit; their tables are printed one after the other."""
+    console = _console()
+    console.print(Text(f"role {matrix.role}: {matrix.rights}"), soft_wrap=True)
+    labels = max(len(label) for heading, rows in matrix.groups for label in (heading, *map(_label, rows)))
+    widths = [min(max(map(len, (name, *cells))), _WIDEST) for name, cells in matrix.by_column()]
+    first = 0
+    while first < len(widths):
+        last, left = first + 1, MATRIX_WIDTH - labels - widths[first] - _GAP
+        while last < len(widths) and left >= widths[last] + _GAP:
+            left -= widths[last] + _GAP
+            last += 1
+        console.print(Text(""), _matrix(matrix, slice(first, last), labels))
+        first = last
+    if not widths:
+        console.print(Text("It may do nothing but what is open to every caller."))
+    for word in matrix.words():
+        console.print(Text(f"{word:<14}{WORDS[word]}"))
+
+
+def _matrix(matrix: Matrix, columns: slice, labels: int) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, _GAP, 0, 0), header_style="bold")
+    table.add_column("", width=labels, no_wrap=True)
+    for name in matrix.columns[columns]:
+        table.add_column(Text(name), max_width=_WIDEST, no_wrap=True)
+    for heading, rows in matrix.groups:
+        table.add_row(Text(heading, "bold"))
+        for row in rows:
+            table.add_row(Text(_label(row)), *(Text(cell, _cell_style(cell)) for cell in row.cells[columns]))
+        table.add_row("")
+    return table
+
+
+def _label(row: Row) -> str:
+    return f"    {row.routes[0].replace('/collections/{c}', '…')}" if row.exception else f"  {row.operation}"
+
+
+def _cell_style(cell: str) -> str:
+    if cell == "yes":
+        return "green"
+    return "dim" if cell.startswith("no") else "yellow"
 
 
 def _console() -> Console:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from tlsproxy.authz.access import Condition, Confinement, GlobalMode, Grants, Rights, Value
 from tlsproxy.authz.keys import Keys
@@ -58,6 +59,11 @@ def confinement_text(role: Role) -> str:
     if not role.filter:
         return ""
     return f" where {Confinement(_conditions(role.filter), _conditions(role.or_public))}"
+
+
+def configured_rights(role: Role) -> Rights:
+    """A role's rights with its filter as configured, templates and all: for people, not for decisions."""
+    return replace(rights_of(role), conditions=_conditions(role.filter), public=_conditions(role.or_public))
 
 
 def _conditions(values: Mapping[str, Value]) -> tuple[Condition, ...]:
