@@ -108,6 +108,9 @@ def test_a_rule_behind_a_wider_one_is_never_reached() -> None:
         ({"claims": wide}, {"claims": both}),
         ({"claims": wide}, {"claims": both, "cn": "agent"}),
         ({"claims": wide, "cn": "agent"}, {"claims": both, "cn": "agent"}),
+        ({"claims": {"groups": "**"}}, {"claims": both}),
+        ({"claims": {"groups": "s?e"}}, {"claims": {"groups": "sre", "level": "*"}}),
+        ({"claims": {"groups": "s*"}}, {"claims": {"groups": "s*", "level": "*"}, "cn": "agent"}),
     ):
         assert found(rule(first), rule(second, "b")) == [f"W identities[2]: {never}"]
         assert found(rule(second), rule(first, "b")) == ([f"W identities[2]: {never}"] if first == second else [])
@@ -117,6 +120,10 @@ def test_a_rule_behind_a_wider_one_is_never_reached() -> None:
         ({"claims": wide, "cn": "agent"}, {"claims": both, "cn": "agent", "ca": "CN=a"}),
         ({"claims": wide, "cn": "agent"}, {"claims": wide}),
         ({"cn": "agent"}, {"claims": wide, "cn": "agent"}),
+        ({"claims": {"groups": "s?e"}}, {"claims": {"groups": "s*e"}}),
+        ({"claims": {"groups": "s*"}}, {"claims": {"groups": "s**"}}),
+        ({"claims": {"groups": "*"}}, {"claims": {"groups": "a/b"}}),
+        ({"claims": {"a.b": "x"}}, {"claims": {"a": "x"}}),
     ):
         assert found(rule(first), rule(second, "b")) == []
 

@@ -25,8 +25,16 @@ def form_hint(path: Path, value: Any) -> str:
             return ': [{name: jobs, match: {cn: "ingest-*"}, role: ingest}]'
         case ("identities", int(), "match"):
             return ': {cn: "ingest-*"}'
+        case ("identities", int(), "match", "claims", *more):
+            return _claim_hint(value) if more else ': {groups: sre, sub: "alice@*"}'
         case _:
             return ""
+
+
+def _claim_hint(value: Any) -> str:
+    if isinstance(value, dict):
+        return '; a claim in a claim is named by its path: {"realm_access.roles": ops}'
+    return ", or an integer or a boolean; one of a token's values must be this one: for several, a rule each"
 
 
 def _role_hint(path: Path, value: Any) -> str:
