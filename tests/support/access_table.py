@@ -13,6 +13,6 @@ def _rows(name: str) -> list[dict[str, str]]:
         return list(csv.DictReader(line for line in lines if not line.startswith("#")))
 
 
-ROWS = _rows("qdrant-1.19-access.csv")
+ROWS = _rows("qdrant-1.20-access.csv")
 FINER = {(row["surface"], row["method"], row["path"]): row["passes"].split() for row in _rows("finer-grants.csv")}
 """Each row of these → the gateway's own modes that pass it."""

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import importlib.util
 import re
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+import qdrant_client.http.api
 from hypothesis import given
 from hypothesis import strategies as st
+from qdrant_client.grpc import collections_service_pb2, points_service_pb2, qdrant_pb2, snapshots_service_pb2
 from support.access_table import ROWS
 
 from tlsproxy.authz.access import BodyNames, Decision, GlobalMode, Grant, Grants, Rights, Scope
 from tlsproxy.errors import BadRequest, Form
-from tlsproxy.qdrant.operations import ANY_CALLER, GRPC, REST, Operation
+from tlsproxy.qdrant.operations import ALWAYS, ANY_CALLER, GRPC, REST, Operation
+from tlsproxy.qdrant.releases import NEWEST, OLDEST, missing, outside, release_of, version_in
 from tlsproxy.qdrant.rest_decision import decide_all
 from tlsproxy.qdrant.router import recognise
 
@@ -47,7 +51,6 @@ def test_every_row_of_qdrant_is_here_and_no_other() -> None:
     assert theirs - ours == set()
     assert ours - theirs == {
         ("rest", "HEAD", "/dashboard/{tail...}"),  # served beside GET by Qdrant's file service
-        ("grpc", "POST", "/qdrant.StorageRead/ReadMulti"),  # until 1.18
     }
 
 
@@ -58,9 +61,8 @@ def test_every_row_of_qdrant_is_here_and_no_other() -> None:
 )
 def test_who_passes_is_who_passes_in_qdrant(operation: Operation, surface: str) -> None:
     row = row_of(operation, surface)
-    if row is None:
-        row = row_of(next(other for other in GRPC if other.path == "/qdrant.StorageRead/ReadBatch"), "grpc")
     assert row is not None
+    assert (operation.since, operation.until) == (release_of(row["since"]) or ALWAYS, release_of(row["until"]))
     before_1_16 = surface == "rest" and operation.name == "create_collection"  # `init_from`
     assert operation.names_others is (bool(row["body_names"]) or before_1_16)
     for name, rights in CLASSES.items():
@@ -279,3 +281,51 @@ def test_two_grants_do_not_add_up_to_what_neither_gives() -> None:
     asked = recognise("PUT", "/collections/docs/index")
     assert asked.operation is not None
     assert not decide_all((both,), asked.operation, asked.collection, confined=False).allowed
+
+
+def test_the_newest_release_is_that_of_the_client() -> None:
+    """Of each method and route that its library has, there is a row, and it is of this release."""
+    assert release_of(version("qdrant-client")) == NEWEST
+    rows = {(row.method, re.sub(r"\{[^}]+\}", "{}", row.path)): row for row in REST}
+    client = Path(qdrant_client.http.api.__path__[0])
+    found = set()
+    for module in client.glob("*_api.py"):
+        found.update(re.findall(r'method="(\w+)",\s*url="([^"]+)"', module.read_text()))
+    assert len(found) > 60
+    for method, path in found:
+        assert rows[method, re.sub(r"\{[^}]+\}", "{}", path)].served_by(NEWEST), (method, path)
+    methods = {row.path: row for row in GRPC}
+    for services in (collections_service_pb2, points_service_pb2, snapshots_service_pb2, qdrant_pb2):
+        for service in services.DESCRIPTOR.services_by_name.values():
+            for each in service.methods:
+                assert methods[f"/{service.full_name}/{each.name}"].served_by(NEWEST), each.full_name
+
+
+def test_operations_of_a_release() -> None:
+    assert {row.name for row in missing(NEWEST)} == {"read_multi"}
+    assert {row.name for row in missing((1, 18))} == {"get_quotas", "update_quotas", "get_consensus_lag"}
+    assert {row.name for row in missing((1, 17))} - {row.name for row in missing((1, 18))} == {
+        "get_collection_memory",
+        "create_named_vector",
+        "delete_named_vector",
+    }
+    assert {row.name for row in missing(OLDEST)} > {row.name for row in missing((1, 17))}
+
+
+@pytest.mark.parametrize(
+    ("answer", "release", "words"),
+    [
+        (b'{"version":"1.20.0"}', (1, 20), ""),
+        (b'{"version":"1.16.3-dev"}', (1, 16), ""),
+        (b'{"version":"1.15.1"}', (1, 15), "1.15 is older than 1.16 to 1.20"),
+        (b'{"version":"2.0.0"}', (2, 0), "2.0 is newer than 1.16 to 1.20"),
+        (b'{"version":"latest"}', None, ""),
+        (b'{"version":7}', None, ""),
+        (b"[]", None, ""),
+        (b"no JSON", None, ""),
+    ],
+)
+def test_releases(answer: bytes, release: tuple[int, int] | None, words: str) -> None:
+    assert release_of(version_in(answer)) == release
+    assert release is None or outside(release).startswith(words)
+    assert release is None or bool(outside(release)) is bool(words)

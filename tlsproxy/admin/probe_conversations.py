@@ -11,7 +11,7 @@ from typing import Final
 from tlsproxy.admin.upstream_findings import GOOD, Finding, Found
 from tlsproxy.proxy.upstream.collected_response import CollectedResponse
 from tlsproxy.qdrant.own_key import DENIED, DENIED_STATUSES, refuses_call, refuses_request
-from tlsproxy.qdrant.scoring import release_in
+from tlsproxy.qdrant.releases import version_in
 from tlsproxy.wire import http2
 from tlsproxy.wire.field_block import FieldReader, Fields, write
 from tlsproxy.wire.http1 import END
@@ -71,7 +71,7 @@ class RestConversation:
             return self._refused()
         if _REDIRECTS <= status != HTTPStatus.NOT_FOUND:
             return Found(Finding.FAILS, f"GET / with {status}")
-        return replace(GOOD, release=release_in(body))
+        return replace(GOOD, version=version_in(body))
 
     async def ask_for_key(self) -> Found:
         """As :meth:`ask`: whether our key is taken, where one is asked for."""

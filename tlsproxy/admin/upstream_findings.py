@@ -8,6 +8,8 @@ from typing import Final
 
 from tlsproxy.admin.readiness import OK, Part, not_ready
 from tlsproxy.config.model import HttpProtocol
+from tlsproxy.qdrant.operations import Release
+from tlsproxy.qdrant.releases import release_of
 
 
 class Finding(Enum):
@@ -38,11 +40,15 @@ _TITLES: Final = {"rest": "REST", "grpc": "gRPC"}
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """``release`` is that of the Qdrant which answered, as far as it tells."""
+    """``version`` is that of the Qdrant which answered, as far as it tells."""
 
     finding: Finding
     detail: str = ""
-    release: tuple[int, int] | None = None
+    version: str = ""
+
+    @property
+    def release(self) -> Release | None:
+        return release_of(self.version)
 
     def part(self, protocol: HttpProtocol, url: str) -> Part:
         if self.finding is Finding.GOOD:

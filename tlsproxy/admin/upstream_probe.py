@@ -152,15 +152,15 @@ class UpstreamProbe:
         return found
 
 
-async def found_about(targets: Sequence[Target]) -> list[Part]:
-    """A part of readiness for each target, asked once."""
+async def found_about(targets: Sequence[Target]) -> list[tuple[Part, str]]:
+    """A part of readiness for each target, asked once, and the version that a good one says."""
     answers = await asyncio.gather(*map(asked, targets))
     for _, conversation in answers:
         if conversation is not None:
             conversation.socket.close()
     exhausted = Found(Finding.UNREACHABLE, os.strerror(EMFILE))
     return [
-        (found or exhausted).part(target.protocol, target.url)
+        ((found or exhausted).part(target.protocol, target.url), found.version if found is not None else "")
         for target, (found, _) in zip(targets, answers, strict=True)
     ]
 

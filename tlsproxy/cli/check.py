@@ -20,6 +20,8 @@ from tlsproxy.config.locks import lock_path
 from tlsproxy.config.reference import as_markdown, as_yaml
 from tlsproxy.config.tokens import fetch_files, key_sources
 from tlsproxy.errors import FailureKind, TlsproxyError
+from tlsproxy.qdrant.operations import Release
+from tlsproxy.qdrant.releases import missing, outside, release_of, shown
 from tlsproxy.service.start_trial import start_faults, start_warnings
 from tlsproxy.service.systemd.units import socket_units
 from tlsproxy.snapshot.files import read_inputs
@@ -28,6 +30,7 @@ from tlsproxy.snapshot.jwks import fetch_faults, fetched_from
 from tlsproxy.snapshot.lifetimes import lifetimes_of
 from tlsproxy.snapshot.lifetimes import warnings as expiry_warnings
 from tlsproxy.snapshot.startup import FirstGeneration, first_generation
+from tlsproxy.text import printable
 
 
 @click.command()
@@ -142,13 +145,28 @@ def _connect(generation: Generation) -> None:
     """Exits with 1 for an upstream that is not good, and for keys that cannot be had."""
     targets = [Target.of(generation, protocol) for protocol in generation.upstream_addresses]
     found = asyncio.run(found_about(targets))
-    for target, part in zip(targets, found, strict=True):
+    for target, (part, version) in zip(targets, found, strict=True):
         key = f"upstream.{target.protocol}"
-        click.echo(f"{key} {target.url}: ok" if part.good else f"error: {key} {part}", err=not part.good)
+        named = f", Qdrant {printable(version)}" if version else ""
+        click.echo(f"{key} {target.url}: ok{named}" if part.good else f"error: {key} {part}", err=not part.good)
+        if part.good and target.protocol == "rest":
+            _tell_release(release_of(version))
     fetched = asyncio.run(fetched_from(key_sources(generation.config)))
     for source, outcome in fetched.items():
         click.echo(f"error: {outcome.error}" if outcome.error else f"{source.shown}: ok", err=bool(outcome.error))
         if outcome.openid is not None and (warning := outcome.openid.warning(source.algorithm)):
             click.echo(f"warning: {source.shown}: {warning}", err=True)
-    if not all(part.good for part in found) or any(outcome.error for outcome in fetched.values()):
+    if not all(part.good for part, _ in found) or any(outcome.error for outcome in fetched.values()):
         raise SystemExit(1)
+
+
+def _tell_release(release: Release | None) -> None:
+    """Tell whether the tables are made for the upstream's release, and which of their operations it does not have."""
+    if release is None:
+        click.echo("warning: the upstream does not say which release of Qdrant it is", err=True)
+        return
+    if text := outside(release):
+        click.echo(f"warning: Qdrant {text}", err=True)
+    absent = list(dict.fromkeys(row.name for row in missing(release) if row.until is None))
+    if absent:
+        click.echo(f"  Qdrant {shown(release)} does not have: {', '.join(absent)}")

@@ -1,4 +1,4 @@
-"""The operation table: every REST route and gRPC method of Qdrant 1.16 to 1.19, and what each requires.
+"""The operation table: every REST route and gRPC method of Qdrant 1.16 to 1.20, and what each requires.
 
 A row is a request line, the name under which Qdrant audits it, and its requirement. Operations without a row are
 refused. An open operation needs no credential; a listing is reduced to the caller's collections; other requirements
@@ -14,6 +14,10 @@ from typing import Final
 from tlsproxy.authz.access import Requirement, Scope
 from tlsproxy.errors import Form
 
+Release = tuple[int, int]
+"""Major and minor number of a release of Qdrant."""
+ALWAYS: Final[Release] = (0, 0)
+
 
 @dataclass(frozen=True, slots=True)
 class Operation:
@@ -25,7 +29,8 @@ class Operation:
     body without a size limit, rather than JSON. ``form``: of the 403 that Qdrant sends. ``own``: the gateway answers it
     itself, without the upstream. ``free``: it counts against no limit: a health check must not fail under the load that
     it watches. ``probe``: a health check or a scrape, asked again and again by machines: by default it has no audit
-    line where it is allowed, as in Qdrant.
+    line where it is allowed, as in Qdrant. ``since`` is the first release that has it, if not all of the table have;
+    ``until`` the last one.
     """
 
     name: str
@@ -41,6 +46,12 @@ class Operation:
     own: bool = False
     free: bool = False
     probe: bool = False
+    since: Release = ALWAYS
+    until: Release | None = None
+
+    def served_by(self, release: Release) -> bool:
+        """Whether this release of Qdrant has it."""
+        return self.since <= release and (self.until is None or release <= self.until)
 
     @property
     def open(self) -> bool:
@@ -103,6 +114,10 @@ def _upload(path: str, name: str) -> Operation:
     return replace(row, audited=row.path, upload=True, form=Form.TEXT)
 
 
+def _since(minor: int, row: Operation) -> Operation:
+    return replace(row, since=(1, minor))
+
+
 def _aliases(row: Operation) -> Operation:
     return replace(row, names_changed=True)
 
@@ -127,7 +142,7 @@ BATCHED: Final = (
 )
 """Operations that a batch of changes may consist of."""
 
-AUDIT_LOGS: Final = replace(_rest("POST", "/audit/logs", "get_audit_logs", MANAGE), own=True)
+AUDIT_LOGS: Final = _since(18, replace(_rest("POST", "/audit/logs", "get_audit_logs", MANAGE), own=True))
 """Answered from the gateway's own audit log."""
 
 REST: Final = (
@@ -147,20 +162,20 @@ REST: Final = (
     _rest("GET", "/cluster/metadata/keys/{key}", "get_cluster_metadata_key", GLOBAL_READ),
     _rest("PUT", "/cluster/metadata/keys/{key}", "update_cluster_metadata_key", GLOBAL_WRITE),
     _rest("DELETE", "/cluster/metadata/keys/{key}", "delete_cluster_metadata_key", GLOBAL_WRITE),
-    _scrape("/cluster/telemetry", "get_cluster_telemetry", LISTING),
+    _since(17, _scrape("/cluster/telemetry", "get_cluster_telemetry", LISTING)),
     _rest("GET", "/debugger", "get_debugger_config", MANAGE),
     _rest("PATCH", "/debugger", "update_debugger_config", MANAGE),
     _rest("GET", "/issues", "issues", LISTING),
     _rest("DELETE", "/issues", "clear_issues", MANAGE),
     _rest("GET", "/profiler/slow_requests", "get_slow_requests", MANAGE),
-    _rest("GET", "/quotas", "get_quotas", GLOBAL_READ),
-    _rest("PUT", "/quotas", "update_quotas", MANAGE),
+    _since(19, _rest("GET", "/quotas", "get_quotas", GLOBAL_READ)),
+    _since(19, _rest("PUT", "/quotas", "update_quotas", MANAGE)),
     _scrape("/telemetry", "telemetry", LISTING),
     _scrape("/metrics", "metrics", GLOBAL_READ),
     _rest("GET", "/stacktrace", "get_stacktrace", MANAGE),
     _rest("GET", "/logger", "get_logger_config", GLOBAL_READ),
     _rest("POST", "/logger", "update_logger_config", MANAGE),
-    _rest("GET", "/profiler/consensus_lag", "get_consensus_lag", MANAGE),
+    _since(19, _rest("GET", "/profiler/consensus_lag", "get_consensus_lag", MANAGE)),
     # Listings and aliases
     _rest("GET", "/collections", "list_collections", LISTING),
     _rest("GET", "/aliases", "list_aliases", LISTING),
@@ -179,14 +194,14 @@ REST: Final = (
     _rest("DELETE", "/collections/{c}", "delete_collection", MANAGE_NAMED),
     _rest("GET", "/collections/{c}/cluster", "get_collection_cluster", READ_EXTRAS),
     _rest("POST", "/collections/{c}/cluster", "update_collection_cluster", MANAGE_COLLECTION),
-    _rest("GET", "/collections/{c}/optimizations", "get_optimizations", READ),
-    _rest("GET", "/collections/{c}/memory", "get_collection_memory", READ),
-    _rest("POST", "/collections/{c}/truncate_unapplied_wal", "truncate_unapplied_wal", MANAGE),
+    _since(17, _rest("GET", "/collections/{c}/optimizations", "get_optimizations", READ)),
+    _since(18, _rest("GET", "/collections/{c}/memory", "get_collection_memory", READ)),
+    _since(17, _rest("POST", "/collections/{c}/truncate_unapplied_wal", "truncate_unapplied_wal", MANAGE)),
     _rest("PUT", "/collections/{c}/index", "create_payload_index", WRITE_EXTRAS),
     _rest("DELETE", "/collections/{c}/index/{field_name}", "drop_payload_index", WRITE_EXTRAS),
     _rest("POST", "/collections/{c}/debug", "debug", WRITE),
-    _rest("PUT", "/collections/{c}/vectors/{vector_name}", "create_named_vector", WRITE_EXTRAS),
-    _rest("DELETE", "/collections/{c}/vectors/{vector_name}", "delete_named_vector", WRITE_EXTRAS),
+    _since(18, _rest("PUT", "/collections/{c}/vectors/{vector_name}", "create_named_vector", WRITE_EXTRAS)),
+    _since(18, _rest("DELETE", "/collections/{c}/vectors/{vector_name}", "delete_named_vector", WRITE_EXTRAS)),
     # Points
     _rest("POST", "/collections/{c}/points/count", "count", READ),
     _rest("POST", "/collections/{c}/points/discover", "discover", READ, others=True),
@@ -229,7 +244,7 @@ REST: Final = (
     _rest("POST", "/collections/{c}/shards/{s}/points/scroll", "scroll", READ),
     _rest("POST", "/collections/{c}/shards/{s}/points/count", "count", READ),
     _rest("POST", "/collections/{c}/shards/{s}/cleanup", "cleanup_local_shard", WRITE),
-    _rest("GET", "/collections/{c}/shards", "get_collection_shard_keys", READ),
+    _since(17, _rest("GET", "/collections/{c}/shards", "get_collection_shard_keys", READ)),
     _rest("PUT", "/collections/{c}/shards", "update_collection_cluster", MANAGE_COLLECTION),
     _rest("POST", "/collections/{c}/shards/delete", "update_collection_cluster", MANAGE_COLLECTION),
     _rest("GET", "/collections/{c}/shards/{s}/snapshots", "list_shard_snapshots", READ_EXTRAS),
@@ -269,7 +284,7 @@ GRPC: Final = (
     _grpc("/qdrant.Collections/UpdateCollectionClusterSetup", "update_collection_cluster", MANAGE_COLLECTION),
     _grpc("/qdrant.Collections/CreateShardKey", "update_collection_cluster", MANAGE_COLLECTION),
     _grpc("/qdrant.Collections/DeleteShardKey", "update_collection_cluster", MANAGE_COLLECTION),
-    _grpc("/qdrant.Collections/ListShardKeys", "get_collection_shard_keys", READ),
+    _since(17, _grpc("/qdrant.Collections/ListShardKeys", "get_collection_shard_keys", READ)),
     _probe("/grpc.health.v1.Health/Check", "healthz", "POST"),
     _grpc("/qdrant.Points/Upsert", "upsert_points", WRITE),
     _grpc("/qdrant.Points/Delete", "delete_points", WRITE),
@@ -282,8 +297,8 @@ GRPC: Final = (
     _grpc("/qdrant.Points/ClearPayload", "clear_payload", WRITE),
     _grpc("/qdrant.Points/CreateFieldIndex", "create_payload_index", WRITE_EXTRAS),
     _grpc("/qdrant.Points/DeleteFieldIndex", "drop_payload_index", WRITE_EXTRAS),
-    _grpc("/qdrant.Points/CreateVectorName", "create_named_vector", WRITE_EXTRAS),
-    _grpc("/qdrant.Points/DeleteVectorName", "delete_named_vector", WRITE_EXTRAS),
+    _since(18, _grpc("/qdrant.Points/CreateVectorName", "create_named_vector", WRITE_EXTRAS)),
+    _since(18, _grpc("/qdrant.Points/DeleteVectorName", "delete_named_vector", WRITE_EXTRAS)),
     _grpc("/qdrant.Points/Search", "core_search_batch", READ),
     _grpc("/qdrant.Points/SearchBatch", "core_search_batch", READ),
     _grpc("/qdrant.Points/SearchGroups", "group", READ, others=True),
@@ -315,7 +330,7 @@ GRPC: Final = (
     _grpc("/qdrant.StorageRead/ReadBytesStream", "read_bytes_stream", READ_FILES),
     _grpc("/qdrant.StorageRead/ReadWhole", "read_whole", READ_FILES),
     _grpc("/qdrant.StorageRead/ReadBatch", "read_batch", READ_FILES),
-    _grpc("/qdrant.StorageRead/ReadMulti", "read_multi", READ_FILES),  # 1.16 to 1.18
+    replace(_grpc("/qdrant.StorageRead/ReadMulti", "read_multi", READ_FILES), until=(1, 18)),
     _grpc("/grpc.reflection.v1.ServerReflection/ServerReflectionInfo", "server_reflection", ANY_CALLER),
     _grpc("/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo", "server_reflection", ANY_CALLER),
 )

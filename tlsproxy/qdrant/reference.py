@@ -9,8 +9,9 @@ from typing import Final
 from tlsproxy.authz.access import ANY_COLLECTION, MODES, GlobalMode, Grant, Grants, Rights, Scope
 from tlsproxy.qdrant.grpc_tenancy import is_confinable_call
 from tlsproxy.qdrant.operation_groups import OperationGroup, grouped
-from tlsproxy.qdrant.operations import GRPC, Operation
+from tlsproxy.qdrant.operations import ALWAYS, GRPC, Operation
 from tlsproxy.qdrant.query_policy import ROWS, Part, Treatment
+from tlsproxy.qdrant.releases import shown
 from tlsproxy.qdrant.rest_decision import permits
 from tlsproxy.qdrant.rest_tenancy import is_confinable, touches_no_points
 
@@ -64,9 +65,18 @@ def _granted(mode: str) -> Rights:
 
 
 def _routes(rows: tuple[Operation, ...]) -> str:
-    routes = dict.fromkeys(row.path if row in GRPC else f"{row.method} {row.path}" for row in rows)
-    shorter = (route.replace("{collection_name}", "{c}").replace("{shard}", "{s}") for route in routes)
-    return "<br>".join(f"`{route}`" for route in shorter)
+    routes = {row.path if row in GRPC else f"{row.method} {row.path}": row for row in rows}
+    shorter = (
+        (route.replace("{collection_name}", "{c}").replace("{shard}", "{s}"), row) for route, row in routes.items()
+    )
+    return "<br>".join(f"`{route}`{_releases(row)}" for route, row in shorter)
+
+
+def _releases(row: Operation) -> str:
+    """The releases that have it, where not all have."""
+    if row.until is not None:
+        return f" (until {shown(row.until)})"
+    return f" (since {shown(row.since)})" if row.since != ALWAYS else ""
 
 
 def _tenant(rows: tuple[Operation, ...]) -> str:

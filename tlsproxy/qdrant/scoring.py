@@ -19,12 +19,11 @@ from typing import Any, Final
 import orjson
 
 from tlsproxy.errors import Unconfined
+from tlsproxy.qdrant.releases import release_of, version_in
 
 CORPUS: Final = (1, 19)
 TEXT: Final = (1, 20)
 """The first releases of Qdrant with the parameter, and with the query."""
-
-_LONGEST_VERSION: Final = 64
 
 _NO_CORPUS: Final = (
     "Sparse and inferred queries cannot be confined to a tenant by this upstream: Qdrant {}.{} or later is needed"
@@ -111,13 +110,7 @@ def _require(release: tuple[int, int], facts: Facts, text: str) -> None:
 
 def release_in(answer: bytes) -> tuple[int, int] | None:
     """The release in Qdrant's answer to `GET /`; None for anything else."""
-    match _parsed(answer):
-        case {"version": str(version)}:
-            major, _, rest = version.partition(".")
-            minor = rest.partition(".")[0]
-            if major.isdecimal() and minor.isdecimal() and len(version) <= _LONGEST_VERSION:
-                return int(major), int(minor)
-    return None
+    return release_of(version_in(answer))
 
 
 def described(release: tuple[int, int] | None, answer: bytes) -> Facts:
