@@ -15,14 +15,21 @@ from support import qdrant_messages as qdrant
 
 from tlsproxy.authz.query_policy import KeyPath, QueryPolicy, hidden_keys, parse_key_path, spelled
 from tlsproxy.errors import BadRequest, PolicyRefused
-from tlsproxy.qdrant.grpc_answers import ANSWERS, PARTS, AnswerPart
+from tlsproxy.qdrant.answer_statistics import AnswerReducer
+from tlsproxy.qdrant.composed_reducer import ComposedReducer, composed
+from tlsproxy.qdrant.grpc_answers import ANSWERS, COPIES, MAX_NESTING, PARTS, AnswerPart, stripper_of
+from tlsproxy.qdrant.grpc_answers import STEP as ANSWER_STEP
 from tlsproxy.qdrant.grpc_decision import message_under_policy, operation_of
-from tlsproxy.qdrant.grpc_payload_keys import LOOKS
+from tlsproxy.qdrant.grpc_payload_keys import LOOKS, checking_payload
 from tlsproxy.qdrant.grpc_query_policy import _OPERATIONS, _PREFETCH, ROWS, Row, policy_of_message
+from tlsproxy.qdrant.grpc_rewrite import Reading
+from tlsproxy.qdrant.grpc_schema import PARTS as SHAPE_PARTS
+from tlsproxy.qdrant.grpc_schema import SHAPES
 from tlsproxy.qdrant.operations import GRPC, Operation
 from tlsproxy.qdrant.query_policy import ROWS as TREATMENTS
 from tlsproxy.qdrant.query_policy import Part, Treatment
 from tlsproxy.wire.cooperative import at_once
+from tlsproxy.wire.protobuf import delimited
 
 SALARY = QueryPolicy(hidden=hidden_keys([("salary",), ("contact", "email")]))
 OUTPUTS: dict[str, Descriptor] = {
@@ -413,3 +420,118 @@ def test_another_policy_never_widens(request: tuple[str, Any], one: QueryPolicy,
     except (PolicyRefused, BadRequest):
         with pytest.raises((PolicyRefused, BadRequest)):
             rewritten(name, message, one.merged(other))
+
+
+def test_every_message_that_is_read_has_a_shape() -> None:
+    rows = {row.message for row in EACH.values()}
+    assert {*rows, *LOOKS, "WithLookup", "PointStruct", "PayloadIncludeSelector", "WithPayloadSelector"} <= {
+        *SHAPES,
+        *SHAPE_PARTS,
+    }
+    entry = pb.PointStruct(payload={"a": pb.Value(bool_value=True)}).SerializeToString()
+    assert at_once(checking_payload(entry[2:], SALARY, Reading())) is None
+
+
+# Answers
+
+
+def hide(message: Any, policy: QueryPolicy) -> None:
+    """Removes what is hidden from a parsed answer, at every depth."""
+    if "usage" in message.DESCRIPTOR.fields_by_name:
+        message.ClearField("usage")
+    for field, value in message.ListFields():
+        if field.name == "payload":
+            hide_keys(value, policy.hidden.tree)
+        elif field.name == "payload_schema":
+            for key in [one for one in value if (path := path_of(one)) is None or policy.hidden.cover(path)]:
+                del value[key]
+        elif field.name == "vectors" and policy.hides_vectors:
+            message.ClearField("vectors")
+        elif field.message_type is not None and not field.message_type.GetOptions().map_entry:
+            for one in value if field.is_repeated else [value]:
+                hide(one, policy)
+
+
+def hide_keys(entries: Any, tree: Any) -> None:
+    for key in [key for key in entries if key in tree]:
+        if tree[key] is None:
+            del entries[key]
+            continue
+        pending = [entries[key]]
+        while pending:
+            one = pending.pop()
+            pending += one.list_value.values
+            if one.WhichOneof("kind") == "struct_value":
+                hide_keys(one.struct_value.fields, tree[key])
+
+
+SHOWN = frozenset(
+    {
+        *("result", "groups", "hits", "lookup", "payload", "vectors", "struct_value", "list_value", "values", "fields"),
+        *("usage", "time", "payload_schema", "value"),
+    }
+)
+
+
+@pytest.mark.fuzz
+@given(st.data(), st.sampled_from(sorted(ANSWERS)), POLICIES)
+def test_an_answer_loses_what_is_hidden_and_nothing_else(data: st.DataObject, path: str, policy: QueryPolicy) -> None:
+    stripper = stripper_of(operation := method(path.removeprefix("/qdrant.")), policy)
+    assert (stripper is not None) == (bool(policy.hidden) or (policy.hides_vectors and "Points" in operation.path))
+    if stripper is None:
+        return
+    answer = data.draw(qdrant.messages(OUTPUTS[path], SHOWN, depth=8))
+    shown = qdrant.parse(OUTPUTS[path], at_once(stripper.reducing(answer.SerializeToString())))
+    hide(answer, policy)
+    assert shown == answer
+
+
+def stripped(answer: bytes, path: str = "Points/Get", policy: QueryPolicy = SALARY) -> bytes:
+    stripper = stripper_of(method(path), policy)
+    assert stripper is not None
+    return at_once(stripper.reducing(answer))
+
+
+def test_what_readers_could_see_differently_is_left_out() -> None:
+    """An entry with two keys, or two values; a field that a newer Qdrant has, at any depth."""
+    name, salary = delimited(1, b"name"), delimited(1, b"salary")
+    value = delimited(2, b"\x18\x01")
+    for entry in (name + salary + value, salary + name + value, name + value + value, name + value + delimited(3, b"")):
+        assert stripped(delimited(1, delimited(2, entry))) == delimited(1, b"")
+    assert stripped(delimited(1, delimited(2, value + name))) == delimited(1, delimited(2, value + name))
+    assert stripped(delimited(1, delimited(7, b"salary"))) == delimited(1, b"")
+    assert stripped(delimited(9, b"salary")) == b""
+    below = delimited(1, b"contact") + delimited(2, delimited(6, delimited(2, b"x")) + delimited(8, b"x"))
+    kept = delimited(1, b"contact") + delimited(2, delimited(6, b""))
+    assert stripped(delimited(1, delimited(2, below))) == delimited(1, delimited(2, kept))
+
+
+def test_depth_and_length_of_an_answer() -> None:
+    def nested(depth: int) -> bytes:
+        value = delimited(6, delimited(1, delimited(1, b"email") + delimited(2, b"")))
+        for _ in range(depth):
+            value = delimited(7, delimited(1, value))
+        return delimited(1, delimited(2, delimited(1, b"contact") + delimited(2, value)))
+
+    assert b"email" not in stripped(nested(MAX_NESTING - 1))
+    with pytest.raises(ValueError, match="nested too deeply"):
+        stripped(nested(MAX_NESTING))
+    with pytest.raises(ValueError, match="within a field"):
+        stripped(b"\x0a\x05")
+    stripper = stripper_of(method("Points/Get"), SALARY)
+    assert stripper is not None
+    long = delimited(1, b"") * 3 * ANSWER_STEP
+    assert list(stripper.reducing(long)) == [COPIES * len(long), None, None, None]
+
+
+def test_reducers_are_applied_one_after_the_other() -> None:
+    """Those of a tenant under a policy: each has its own fields."""
+    operation = method("Points/Scroll")
+    both = composed(None, AnswerReducer(operation), stripper_of(operation, SALARY))
+    assert isinstance(both, ComposedReducer)
+    assert not both.hides_errors
+    entry = delimited(1, b"salary") + delimited(2, b"\x18\x01")
+    answer = delimited(2, delimited(2, entry)) + delimited(4, b"") + delimited(9, b"")
+    assert at_once(both.reducing(answer)) == delimited(2, b"")
+    assert composed(None, None) is None
+    assert composed(None, one := AnswerReducer(operation)) is one

@@ -70,6 +70,45 @@ def answer(ends: Ends, stream: int) -> None:
     ends.upstream.say(stream, prefixed(b""), [("grpc-status", "0")])
 
 
+@pytest.fixture(scope="module")
+def bounded(site: Site) -> dict[int | None, Generation]:
+    """By the largest limit of a role."""
+    return {
+        most: relay_generation(site, ROLES | {"limited": {"access": READ, "queries": {"max_limit": most}}})
+        for most in (None, 3, 5, 9)
+    }
+
+
+@pytest.mark.parametrize(("former", "present"), [(None, 3), (5, 3), (5, 9), (5, None)])
+@pytest.mark.parametrize("comes", ["its beginning", "all of it"])
+def test_the_policy_of_a_call(
+    bounded: dict[int | None, Generation], former: int | None, present: int | None, comes: str
+) -> None:
+    """A message goes on if it was rewritten by a policy as strict as the present one, or still can be."""
+    ends = Ends(bounded[former])
+    stream = ends.client.open(asked("/qdrant.Points/Scroll", "limited"))
+    message = prefixed(pb.ScrollPoints(collection_name="docs").SerializeToString())
+    whole = comes == "all of it"
+    ends.client.say(stream, message if whole else message[:-2], [] if whole else None)
+    until_quiet(ends)
+    ends.connect()
+    until_quiet(ends)
+    ends.publish(bounded[present])
+    until_quiet(ends)
+    if not whole:
+        ends.client.say(stream, message[-2:], [])
+        until_quiet(ends)
+    sent = ends.upstream.streams.get(stream)
+    stricter = present is not None and (former is None or present < former)
+    refused = stricter and (whole or former is None)
+    assert ends.client.streams[stream].status == (PERMISSION_DENIED if refused else None)
+    if not refused:
+        most = former if whole else present
+        assert sent is not None
+        asked_for = pb.ScrollPoints.FromString(sent.data[5:])
+        assert asked_for.limit == (0 if most is None else min(most, 10))
+
+
 def test_a_confined_retrieval_stays_a_scroll(site: Site, generations: tuple[Generation, ...]) -> None:
     """Its message is one, whatever its caller may do by now, and whichever upstream gets it."""
     everything = relay_generation(site, ROLES | {"tenant": {"access": "m"}}, upstream="http://127.0.0.1:2")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from tlsproxy.audit.line import Caller
 from tlsproxy.authz.access import UNREAD, BodyNames, Condition, Decision, GlobalMode, Grant, Grants, Rights, is_within
 from tlsproxy.authz.admission import Admission
 from tlsproxy.authz.identity import Identity
+from tlsproxy.authz.query_policy import NO_POLICY, QueryPolicy
 from tlsproxy.authz.roles import Principal
 from tlsproxy.errors import BadRequest, Unconfined
 from tlsproxy.proxy.decision.attribution import prepared
@@ -53,6 +55,12 @@ rights = st.builds(
     st.lists(conditions, max_size=2, unique=True).map(tuple),
 )
 admissions = rights.map(lambda held: Admission(Principal(IDENTITY, "rule", "role", held, None), None))
+policies = st.sampled_from(
+    [NO_POLICY, QueryPolicy(max_limit=5), QueryPolicy(max_limit=3, hides_vectors=True), QueryPolicy(timeout=1)]
+)
+bounded = st.builds(lambda held, queries: replace(held, queries=queries), rights, policies).map(
+    lambda held: Admission(Principal(IDENTITY, "rule", "role", held, None), None)
+)
 
 
 def planned(admission: Admission, request: tuple[str, str]) -> Plan:
@@ -114,13 +122,14 @@ def called(admission: Admission, path: str, named: tuple[str, ...] | None) -> Ca
         return CallPlan("", "", judged.decision, NOTHING, asked=asked, unread=True)
     names = BodyNames(read=named[1:])
     decision = decide_message(admission, operation, named[0], names, confined=bool(asked.confinements))
-    return CallPlan("", "", decision, NOTHING, asked=asked, body_facts=BodyFacts(names, asked.confinements, named[0]))
+    facts = BodyFacts(names, asked.confinements, named[0], asked.queries)
+    return CallPlan("", "", decision, NOTHING, asked=asked, body_facts=facts)
 
 
 @pytest.mark.fuzz
 @given(
-    admissions,
-    admissions,
+    bounded,
+    bounded,
     st.sampled_from([operation.path for operation in GRPC]),
     st.lists(st.sampled_from(NAMES), min_size=1, max_size=2).map(tuple),
 )
@@ -134,12 +143,14 @@ def test_of_grpc(before: Admission, now: Admission, path: str, named: tuple[str,
     body_facts = former.body_facts.confinements if former.body_facts is not None else ()
     confined = not head.unread or is_within(body_facts, head.asked.confinements)
     known = not head.unread or former.body_facts is not None
+    met = not head.unread or former.body_facts is None or former.body_facts.queries.meets(head.asked.queries)
     reduced = head.asked.listing is None or former.asked.listing is not None
     if isinstance(outcome, CallPlan):
         assert fresh.decision.allowed
         assert confined
         assert known
+        assert met
         assert reduced
     else:
         assert not outcome.allowed
-        assert not (fresh.decision.allowed and confined and known and reduced)
+        assert not (fresh.decision.allowed and confined and known and met and reduced)

@@ -19,6 +19,8 @@ from tlsproxy.wire.protobuf import Field, delimited, fields
 
 STEP: Final = 1000
 """Fields per step, at some microseconds each."""
+COPIES: Final = 4
+"""Copies of an answer in memory: as it is read, one point of it, its parts, and what they make."""
 MAX_NESTING: Final = 128
 """Most lists and objects of a payload within each other, as Qdrant takes."""
 
@@ -82,6 +84,7 @@ class PointStripper:
 
     def reducing(self, body: Content) -> Steps[bytes]:
         """``body`` is one message. Raises ValueError if it is malformed, or nests too deeply."""
+        yield COPIES * len(body)
         return (yield from _Stripping(self.policy).stripped(ANSWERS[self.operation.path], bytes(body)))
 
 
