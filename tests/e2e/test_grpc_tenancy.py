@@ -5,16 +5,19 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from typing import Any
 
 import grpc
 import pytest
 from qdrant_client import AsyncQdrantClient, QdrantClient
 from qdrant_client import grpc as pb
 from qdrant_client import models as m
+from qdrant_client.http.exceptions import UnexpectedResponse
 from support.gateway import Gateway
 from support.grpc_channels import Answered, call, channel
 from support.grpc_upstream import GrpcUpstream, replying
-from support.qdrant_clients import EmbeddedUpstream, qdrant_by_grpc
+from support.qdrant_clients import EmbeddedUpstream, qdrant, qdrant_by_grpc
+from support.qdrant_messages import messages_in
 from support.site import Site
 from support.upstream import ScriptedUpstream
 
@@ -121,21 +124,12 @@ def test_reads(acme: QdrantClient, gateway: Gateway) -> None:
 
 REFUSED: dict[str, Use] = {
     "info": lambda client: client.get_collection("docs"),
-    "by id": lambda client: client.query_points("docs", query=4),
-    "by examples": lambda client: client.query_points(
-        "docs", query=m.RecommendQuery(recommend=m.RecommendInput(positive=[4]))
-    ),
-    "by id below": lambda client: client.query_points("docs", prefetch=m.Prefetch(query=4), query=[1.0, 0.0]),
-    "by id in a batch": lambda client: client.query_batch_points("docs", [m.QueryRequest(query=4)]),
-    "lookup_from": lambda client: client.query_points(
-        "docs", query=[1.0, 0.0], lookup_from=m.LookupLocation(collection="docs")
-    ),
     "with_lookup": lambda client: client.query_points_groups("docs", "n", query=[1.0, 0.0], with_lookup="docs"),
     "another tenant's": lambda client: client.upsert(
         "docs", [m.PointStruct(id=9, vector=[1.0, 0.0], payload={"tenant": "umbrella"})]
     ),
     "give away": lambda client: client.set_payload("docs", {"tenant": "umbrella"}, ALL),
-    "below a key": lambda client: client.set_payload("docs", {"a": 1}, ALL, key="tenant"),
+    "below the mark": lambda client: client.set_payload("docs", {"a": 1}, ALL, key="tenant"),
     "unmark": lambda client: client.delete_payload("docs", ["tenant"], ALL),
     "index": lambda client: client.create_payload_index("docs", "n", m.PayloadSchemaType.INTEGER),
     "snapshot": lambda client: client.create_snapshot("docs"),
@@ -207,6 +201,123 @@ def test_changes_by_ids(acme: QdrantClient, admin: QdrantClient) -> None:
     acme.delete("docs", [2, 5, 7, 99])
     assert [point.id for point in admin.scroll("docs", limit=100)[0]] == [3, 4, 5, 6, 7]
     assert state(admin, 4, 5, 6, 7) == others
+
+
+PAIR = m.ContextPair(positive=1, negative=2)
+LOOKUP = m.LookupLocation(collection="docs")
+
+
+def recommended(*positive: m.ExtendedPointId) -> m.RecommendQuery:
+    return m.RecommendQuery(recommend=m.RecommendInput(positive=list(positive)))
+
+
+def queried(client: QdrantClient, query: m.Query | int | str, **more: object) -> list[tuple[object, float]]:
+    answer = client.query_points("docs", query=query, limit=100, **more)
+    return [(point.id, round(point.score, 4)) for point in answer.points]
+
+
+def by_examples(example: int | str) -> dict[str, Use]:
+    """Each way to query by a point's vector."""
+    discover = m.DiscoverInput(target=example, context=[PAIR])
+    return {
+        "nearest": lambda client: queried(client, example),
+        "mmr": lambda client: queried(client, m.NearestQuery(nearest=example, mmr=m.Mmr(diversity=0.5))),
+        "recommend": lambda client: queried(client, recommended(1, example)),
+        "discover": lambda client: queried(client, m.DiscoverQuery(discover=discover)),
+        "context": lambda client: queried(
+            client, m.ContextQuery(context=[PAIR, m.ContextPair(positive=example, negative=1)])
+        ),
+        "prefetch": lambda client: queried(client, [1.0, 0.0], prefetch=m.Prefetch(query=example, limit=100)),
+        "lookup": lambda client: queried(client, example, lookup_from=LOOKUP),
+        "batch": lambda client: [
+            [point.id for point in answer.points]
+            for answer in client.query_batch_points("docs", [m.QueryRequest(query=1), m.QueryRequest(query=example)])
+        ],
+        "groups": lambda client: [
+            group.id for group in client.query_points_groups("docs", "n", query=example, limit=100).groups
+        ],
+    }
+
+
+def outcome(client: QdrantClient, use: Use) -> object:
+    """The result, or the kind and text of the refusal."""
+    try:
+        return use(client)
+    except grpc.RpcError as error:
+        return error.code(), error.details()
+    except UnexpectedResponse as error:
+        return OF_STATUS[error.status_code or 0], error.structured()["status"]["error"]
+
+
+OF_STATUS = {
+    400: grpc.StatusCode.INVALID_ARGUMENT,
+    403: grpc.StatusCode.PERMISSION_DENIED,
+    404: grpc.StatusCode.NOT_FOUND,
+}
+MISSING = "5c56c793-69f3-4fbf-87e6-c4bf54c28c26"
+
+
+@pytest.mark.parametrize("example", [3, 4, 7, 99, MISSING])
+def test_queries_by_examples_over_both_apis(
+    site: Site, gateway: Gateway, acme: QdrantClient, example: int | str
+) -> None:
+    """The example is one of its own; another tenant's is a missing one."""
+    with closing(qdrant(gateway, site.client("acme"))) as by_rest:
+        for name, use in by_examples(example).items():
+            by_grpc = outcome(acme, use)
+            assert by_grpc == outcome(by_rest, use), name
+            if example == 3:
+                assert isinstance(by_grpc, list), name
+            else:
+                assert by_grpc == (grpc.StatusCode.NOT_FOUND, f"Not found: No point with id {example} found"), name
+    if example != 3:
+        record = gateway.audited(role="tenant", grpc_status=5)
+        assert (record["result"], record["reason"]) == ("denied", "point_missing")
+
+
+@pytest.mark.usefixtures("admin")
+def test_older_methods_by_examples(site: Site, gateway: Gateway) -> None:
+    def messages(number: int) -> dict[str, Any]:
+        asked = pb.PointId(num=number)
+        inner = pb.RecommendPoints(collection_name="docs", positive=[asked], limit=100)
+        target = pb.TargetVector(single=pb.VectorExample(id=asked))
+        discover = pb.DiscoverPoints(collection_name="docs", target=target, limit=100)
+        groups = pb.RecommendPointGroups(
+            collection_name="docs", positive=[asked], group_by="n", limit=100, group_size=1
+        )
+        return {
+            "Recommend": inner,
+            "RecommendBatch": pb.RecommendBatchPoints(collection_name="docs", recommend_points=[inner]),
+            "RecommendGroups": groups,
+            "Discover": discover,
+            "DiscoverBatch": pb.DiscoverBatchPoints(collection_name="docs", discover_points=[discover]),
+        }
+
+    missing = {
+        number: Answered(grpc.StatusCode.NOT_FOUND, f"Not found: No point with id {number} found") for number in (4, 99)
+    }
+    with channel(gateway, site, "acme") as opened:
+        for name, message in messages(1).items():
+            answered = call(opened, f"/qdrant.Points/{name}", message.SerializeToString())
+            assert answered.code is grpc.StatusCode.OK, answered
+            found = getattr(pb, f"{name}Response").FromString(answered.message)
+            assert set(numbers_in(found)) == {2, 3}, name
+        for number, refused in missing.items():
+            for name, message in messages(number).items():
+                assert call(opened, f"/qdrant.Points/{name}", message.SerializeToString()) == refused
+
+
+def numbers_in(message: Any) -> list[int]:
+    if message.DESCRIPTOR.name == "PointId":
+        return [message.num]
+    return [number for one in messages_in(message) for number in numbers_in(one)]
+
+
+def test_an_example_of_a_collection_without_a_grant(acme: QdrantClient, gateway: Gateway) -> None:
+    with pytest.raises(grpc.RpcError) as caught:
+        acme.query_points("docs", query=1, lookup_from=m.LookupLocation(collection="dogs"))
+    assert caught.value.code() is grpc.StatusCode.PERMISSION_DENIED
+    assert gateway.audited(role="tenant", grpc_status=7)["reason"] == "collection"
 
 
 def test_a_tenant_that_only_reads(site: Site, gateway: Gateway, admin: QdrantClient) -> None:

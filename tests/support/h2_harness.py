@@ -275,6 +275,26 @@ class Audit:
             callback()
 
 
+class HeldQuestions:
+    """Questions about the examples of queries, in the order of their asking, which a test answers. ``refuses``: an
+    error for whoever asks.
+    """
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[Any, Callable[[Any], None]]] = []
+        self.refuses: Exception | None = None
+
+    def ask(self, questions: Any, _account: Any, callback: Callable[[Any], None]) -> None:
+        if self.refuses is not None:
+            raise self.refuses
+        self.asked.append((questions, callback))
+
+    def answer(self, verdict: Any) -> None:
+        """The one that was asked first."""
+        _, callback = self.asked.pop(0)
+        callback(verdict)
+
+
 class Ends:
     """The two ends, and the connection between. ``up`` is what it has dialled, standing once it can :meth:`connect`.
 
@@ -292,7 +312,9 @@ class Ends:
         entry = self.manager.enter("grpc", "127.0.0.1", Standing(generation, None, time.time()))
         self.resting: set[Any] = set()
         pool = SimpleNamespace(rests=self.resting.add, stirs=self.resting.discard, trim=lambda: None)
-        upstreams = SimpleNamespace(pool=pool, points=None, facts=CollectionFacts(self.gateway, pool))
+        self.examples = HeldQuestions()
+        facts = CollectionFacts(self.gateway, pool)
+        upstreams = SimpleNamespace(pool=pool, points=None, facts=facts, examples=self.examples)
         self.down.handler = self.session = GrpcConnection(self.gateway, upstreams, self.down, entry, lambda: None)
         self.up: MemoryStream | None = None
         self.ups: list[tuple[MemoryStream, End]] = []

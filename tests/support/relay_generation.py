@@ -30,9 +30,10 @@ def relay_generation(
     roles: Mapping[str, Any] = ROLES,
     upstream: str = "http://127.0.0.1:1",
     limits: Mapping[str, float] = MappingProxyType({}),
+    rest: str = "http://127.0.0.1:1",
 ) -> Generation:
     config = site.write_config(
-        "http://127.0.0.1:1",
+        rest,
         grpc=upstream,
         service={"verify_https_client_certificate": False},
         audit={"dir": "-", "on_full": "block"},

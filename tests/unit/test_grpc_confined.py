@@ -27,7 +27,8 @@ from tlsproxy.qdrant.grpc_rewrite import COPIES, FIELD, SMALL, STEP, Reading
 from tlsproxy.qdrant.grpc_tenancy import CONFINED, is_confinable_call, method_of_confined
 from tlsproxy.qdrant.grpc_tenancy import confined as confined_message
 from tlsproxy.qdrant.operations import GRPC, Operation
-from tlsproxy.qdrant.rest_tenancy import confine
+from tlsproxy.qdrant.point_ids import PointId
+from tlsproxy.qdrant.rest_tenancy import Confined, confine
 from tlsproxy.qdrant.router import recognise
 from tlsproxy.qdrant.scoring import Facts
 from tlsproxy.wire.cooperative import at_once
@@ -53,7 +54,7 @@ FACTS = Facts((1, 20), frozenset(WEIGHTED), frozenset())
 def confine_message(
     operation: Operation, message: bytes, confinements: Confinements, facts: Facts | None = FACTS
 ) -> bytes:
-    return at_once(confining(operation, message, confinements, facts))
+    return at_once(confining(operation, "docs", message, confinements, facts)).content
 
 
 def method(name: str) -> Operation:
@@ -82,12 +83,17 @@ def test_which_methods_a_tenant_has() -> None:
         "Delete",
         "DeletePayload",
         "DeleteVectors",
+        "Discover",
+        "DiscoverBatch",
         "Facet",
         "Get",
         "OverwritePayload",
         "Query",
         "QueryBatch",
         "QueryGroups",
+        "Recommend",
+        "RecommendBatch",
+        "RecommendGroups",
         "Scroll",
         "Search",
         "SearchBatch",
@@ -106,6 +112,9 @@ def test_which_methods_a_tenant_has() -> None:
 
 
 # The slow twin: it changes parsed messages, by the fields' names.
+
+SEARCHES = ("prefetch", "search_points", "query_points", "recommend_points", "discover_points")
+INPUTS = frozenset({"query", "positive", "negative", "positive_vectors", "negative_vectors", "target", "context"})
 
 
 def narrow(message: Any, name: str, confinements: Confinements, *, alone: bool = False) -> None:
@@ -139,9 +148,12 @@ def twin(message: Any, confinements: Confinements, *, marks: bool) -> None:
             twin_payload(point.payload, confinements, marks=True, makes=True)
     elif "payload" in fields:
         marks |= message.DESCRIPTOR.name == "OverwritePayload"
-        twin_payload(message.payload, confinements, marks=marks, makes=False)
+        if marks and message.HasField("key"):
+            raise Unconfined("")
+        payload = {} if message.HasField("key") else message.payload
+        twin_payload(payload, confinements, marks=marks, makes=False)
     twin_filters(message, confinements)
-    for name in ("prefetch", "search_points", "query_points"):
+    for name in SEARCHES:
         for one in getattr(message, name, ()):
             twin(one, confinements, marks=marks)
     for operation in getattr(message, "operations", ()):
@@ -176,10 +188,9 @@ def twin_retrieval(message: Any, confinements: Confinements) -> Any:
     """A scroll of these points; None where one of the ids is none."""
     ids: dict[object, Any] = {}
     for one in message.ids:
-        try:
-            ids.setdefault(one.num if one.WhichOneof("point_id_options") == "num" else UUID(one.uuid), one)
-        except ValueError:
+        if not is_id(one):
             return None
+        ids.setdefault(UUID(one.uuid) if one.uuid else one.num, one)
     scroll = pb.ScrollPoints(limit=max(1, len(ids)))
     scroll.filter.must.append(pb.Condition(has_id=pb.HasIdCondition(has_id=ids.values())))
     scroll.filter.must.extend(narrowed_by(confinements).must)
@@ -220,61 +231,98 @@ def twin_search(message: Any, confinements: Confinements, *, exact: bool) -> Non
                 narrow(message.params.idf, "corpus", confinements)
     elif message.DESCRIPTOR.name == "SearchMatrixPoints" and message.using in WEIGHTED:
         raise Unconfined("")
-    for name in ("prefetch", "search_points", "query_points"):
+    for name in SEARCHES:
         for one in getattr(message, name, ()):
             twin_search(one, confinements, exact=exact)
 
 
-INFERRED = {"document", "image", "object"}
+INFERRED = {"document", "image", "object", "id"}
 
 
 def twin_scored(message: Any) -> str:
     """What the message is by: the kind of vector, "text", or ""."""
     if "sparse_indices" in message.DESCRIPTOR.fields_by_name:
         return "sparse" if message.HasField("sparse_indices") else "dense" if message.vector else ""
-    if message.query.WhichOneof("variant") == "text":
+    if "query" in message.DESCRIPTOR.fields_by_name and message.query.WhichOneof("variant") == "text":
         return "text"
-    kinds = set(kinds_in(message.query))
+    kinds = {kind for one in inputs_of(message) for kind in kinds_in(one)}
     return kinds.pop() if len(kinds) == 1 else "document" if kinds else ""
 
 
+def inputs_of(message: Any) -> list[Any]:
+    """Messages of a search that are its inputs, or lead to them."""
+    found = [value for field, value in message.ListFields() if field.name in INPUTS]
+    return [one for value in found for one in (value if hasattr(value, "__len__") else [value])]
+
+
 def kinds_in(message: Any) -> list[str]:
-    """The kinds of all inputs in a query."""
-    if message.DESCRIPTOR.name == "VectorInput":
+    """The kinds of all inputs in a message."""
+    name = message.DESCRIPTOR.name
+    if name == "PointId":
+        return ["id"]
+    if name == "Vector":
+        numbers = {field.number for field, _ in message.ListFields()}
+        dense, sparse = ({1}, {1, 3}, {101}, {103}), ({1, 2}, {102})
+        return ["dense" if numbers in dense else "sparse" if numbers in sparse else "document"]
+    if name == "VectorInput":
         return [str(message.WhichOneof("variant")).replace("multi_dense", "dense")]
     return [kind for one in messages_in(message) for kind in kinds_in(one)]
 
 
 def twin_refusals(message: Any, confinements: Confinements) -> None:
-    fields = message.DESCRIPTOR.fields_by_name
     present = {field.name for field, _ in message.ListFields()}
-    if present & {"lookup_from", "with_lookup"} or (
-        "payload" in fields and "key" in fields and message.HasField("key")
-    ):
+    if "with_lookup" in present:
         raise Unconfined("")
-    if "query" in present:
-        twin_query(message.query)
+    for one in inputs_of(message):
+        twin_input(one)
+    if any(map(ids_in, inputs_of(message))) and "lookup_from" in present:
+        twin_place(message.lookup_from)
     kept = {key for key, _ in texts(confinements)}
     for path in getattr(message, "keys", ()):
-        if not path or not path.isascii() or path.partition(".")[0] in kept:
+        if not elsewhere(path, kept):
             raise Unconfined("")
+    if "key" in present and "payload" in message.DESCRIPTOR.fields_by_name and not elsewhere(message.key, kept):
+        raise Unconfined("")
     for operation in getattr(message, "operations", ()):
         chosen = operation.WhichOneof("operation")
         if chosen is None:
             raise Unconfined("")
 
 
-def twin_query(query: Any) -> None:
-    if ids_in(query):
-        raise Unconfined("")
-    if not are_whole(query):
+def elsewhere(path: str, kept: set[str]) -> bool:
+    return bool(path) and path.isascii() and path.partition(".")[0] not in kept
+
+
+CHOICES = {"Query": "variant", "VectorInput": "variant", "TargetVector": "target", "VectorExample": "example"}
+
+
+def twin_input(message: Any) -> None:
+    """Each message with a choice of inputs has chosen, and ids are ids."""
+    name = message.DESCRIPTOR.name
+    chosen = name not in CHOICES or message.WhichOneof(CHOICES[name]) is not None
+    if not chosen or (name == "PointId" and not is_id(message)):
         raise BadRequest("")
+    for one in [] if name in OF_NO_POINT else messages_in(message):
+        twin_input(one)
 
 
-def are_whole(message: Any) -> bool:
-    """Whether each message with a choice of inputs has chosen."""
-    chosen = message.DESCRIPTOR.name not in {"Query", "VectorInput"} or message.WhichOneof("variant") is not None
-    return chosen and (message.DESCRIPTOR.name in OF_NO_POINT or all(map(are_whole, messages_in(message))))
+def is_id(one: Any) -> bool:
+    if one.WhichOneof("point_id_options") == "num":
+        return True
+    try:
+        return bool(UUID(one.uuid))
+    except ValueError:
+        return False
+
+
+def twin_place(lookup: Any) -> None:
+    """A shard key has chosen, and a fallback is one for a single key."""
+    selector = lookup.shard_key_selector
+    keys = [*selector.shard_keys, *([selector.fallback] if selector.HasField("fallback") else [])]
+    if any(one.WhichOneof("key") is None for one in keys):
+        raise BadRequest("")
+    if selector.HasField("fallback") and len(selector.shard_keys) != 1:
+        raise BadRequest("")
 
 
 def twin_selector(selector: Any, confinements: Confinements) -> None:
@@ -358,7 +406,7 @@ def expected(path: str, message: Any, confinements: Confinements) -> Any:
 
 def settle(message: Any) -> None:
     """What any limited caller is refused: a request of a batch that names another collection."""
-    for name in ("search_points", "query_points"):
+    for name in SEARCHES[1:]:
         for one in getattr(message, name, ()):
             one.collection_name = ""
 
@@ -416,24 +464,93 @@ EXAMPLES = [
 ]
 
 
+def asked(name: str, message: Any) -> list[tuple[str, tuple[PointId, ...], Any]]:
+    """The questions that are asked first: collection, ids, shard key."""
+    message.collection_name = "docs"
+    made = at_once(confining(method(name), "docs", message.SerializeToString(), ACME, FACTS))
+    found = []
+    for one in made.questions:
+        own, others = json.loads(one.body)["searches"]
+        assert own["filter"]["must"][0] == others["filter"]["must"][0] == {"has_id": list(one.ids)}
+        found.append((one.collection, one.ids, own.get("shard_key")))
+    return found
+
+
 @pytest.mark.parametrize("query", EXAMPLES, ids=str)
-def test_queries_that_are_about_points(query: Any) -> None:
+def test_examples_are_asked_for(query: Any) -> None:
     inner = pb.PrefetchQuery(prefetch=[pb.PrefetchQuery(), pb.PrefetchQuery(query=query)])
     for request in (pb.QueryPoints(query=query), pb.QueryPoints(prefetch=[inner])):
-        with pytest.raises(Unconfined):
-            confined("Query", request)
-        with pytest.raises(Unconfined):
-            confined("QueryBatch", pb.QueryBatchPoints(query_points=[pb.QueryPoints(), request]))
+        assert asked("Query", request) == [("docs", (1,), None)]
+        batch = pb.QueryBatchPoints(query_points=[pb.QueryPoints(), request, request])
+        assert asked("QueryBatch", batch) == [("docs", (1,), None)]
+    assert asked("QueryGroups", pb.QueryPointGroups(query=query)) == [("docs", (1,), None)]
 
 
-def test_a_lookup_is_of_all_points() -> None:
-    lookup = pb.LookupLocation(collection_name="docs")
+NUMBERS = [pb.PointId(num=number) for number in range(4)]
+TARGET = pb.TargetVector(single=pb.VectorExample(id=NUMBERS[3]))
+CONTEXT = pb.ContextExamplePair(
+    positive=pb.VectorExample(id=NUMBERS[1]), negative=pb.VectorExample(vector=pb.Vector(data=[0.5]))
+)
+
+
+def test_examples_of_older_methods_are_asked_for() -> None:
+    recommend = pb.RecommendPoints(
+        positive=NUMBERS[1:3], negative=NUMBERS[2:], positive_vectors=[pb.Vector(data=[1.0])]
+    )
+    groups = pb.RecommendPointGroups(positive=NUMBERS[1:3], negative=NUMBERS[2:])
+    discover = pb.DiscoverPoints(target=TARGET, context=[CONTEXT, CONTEXT])
+    assert asked("Recommend", recommend) == asked("RecommendGroups", groups) == [("docs", (1, 2, 3), None)]
+    assert asked("Discover", discover) == [("docs", (3, 1), None)]
+    assert asked("RecommendBatch", pb.RecommendBatchPoints(recommend_points=[recommend])) == [("docs", (1, 2, 3), None)]
+    assert asked("DiscoverBatch", pb.DiscoverBatchPoints(discover_points=[discover] * 2)) == [("docs", (3, 1), None)]
+    assert asked("Discover", pb.DiscoverPoints(context=[CONTEXT])) == [("docs", (1,), None)]
+    assert asked("Recommend", pb.RecommendPoints(positive_vectors=[pb.Vector(data=[1.0])])) == []
+
+
+@pytest.mark.parametrize(
+    ("selector", "shard_key"),
+    [
+        (None, None),
+        (pb.ShardKeySelector(shard_keys=[pb.ShardKey(keyword="a"), pb.ShardKey(number=7)]), ["a", 7]),
+        (
+            pb.ShardKeySelector(shard_keys=[pb.ShardKey(keyword="a")], fallback=pb.ShardKey(keyword="b")),
+            {"target": "a", "fallback": "b"},
+        ),
+    ],
+)
+def test_examples_of_another_collection_are_asked_for_there(selector: Any, shard_key: Any) -> None:
+    lookup = pb.LookupLocation(collection_name="other", vector_name="v", shard_key_selector=selector)
+    query, one = pb.Query(nearest=ID), (1,)
+    expected = [("other", one, shard_key)]
+    assert asked("Query", pb.QueryPoints(query=query, lookup_from=lookup)) == expected
+    below = pb.PrefetchQuery(query=query, lookup_from=lookup)
+    assert asked("Query", pb.QueryPoints(query=query, prefetch=[below])) == [*expected, ("docs", one, None)]
+    assert asked("QueryGroups", pb.QueryPointGroups(query=query, lookup_from=lookup)) == expected
+    recommend = pb.RecommendPoints(positive=[NUMBERS[1]], lookup_from=lookup)
+    groups = pb.RecommendPointGroups(positive=[NUMBERS[1]], lookup_from=lookup)
+    discover = pb.DiscoverPoints(context=[CONTEXT], lookup_from=lookup)
+    assert asked("Recommend", recommend) == asked("RecommendGroups", groups) == asked("Discover", discover) == expected
+    assert asked("Query", pb.QueryPoints(query=pb.Query(nearest=VECTOR), lookup_from=lookup)) == []
+
+
+def test_a_shard_key_has_one_form() -> None:
+    a, b = pb.ShardKey(keyword="a"), pb.ShardKey(keyword="b")
+    for selector in (
+        pb.ShardKeySelector(shard_keys=[pb.ShardKey()]),
+        pb.ShardKeySelector(fallback=a),
+        pb.ShardKeySelector(shard_keys=[a, b], fallback=a),
+    ):
+        lookup = pb.LookupLocation(collection_name="other", shard_key_selector=selector)
+        with pytest.raises(BadRequest):
+            asked("Query", pb.QueryPoints(query=pb.Query(nearest=ID), lookup_from=lookup))
+
+
+def test_payloads_of_another_collection_are_of_all_points() -> None:
+    lookup = pb.WithLookup(collection="docs")
     for name, request in (
-        ("Query", pb.QueryPoints(lookup_from=lookup)),
-        ("Query", pb.QueryPoints(prefetch=[pb.PrefetchQuery(lookup_from=lookup)])),
-        ("QueryGroups", pb.QueryPointGroups(lookup_from=lookup)),
-        ("QueryGroups", pb.QueryPointGroups(with_lookup=pb.WithLookup(collection="docs"))),
-        ("SearchGroups", pb.SearchPointGroups(with_lookup=pb.WithLookup(collection="docs"))),
+        ("QueryGroups", pb.QueryPointGroups(with_lookup=lookup)),
+        ("RecommendGroups", pb.RecommendPointGroups(with_lookup=lookup)),
+        ("SearchGroups", pb.SearchPointGroups(with_lookup=lookup)),
     ):
         with pytest.raises(Unconfined, match="would read points of others"):
             confined(name, request)
@@ -593,6 +710,7 @@ def test_changes(name: str, request_: Any, operation: Any) -> None:
         ("SetPayload", pb.SetPayloadPoints(points_selector=SELECTOR, payload={"tenant": text("acme")})),
         ("OverwritePayload", pb.SetPayloadPoints(points_selector=SELECTOR, payload={"tenant": text("acme")})),
         ("SetPayload", pb.SetPayloadPoints(points_selector=SELECTOR, key="")),
+        ("SetPayload", pb.SetPayloadPoints(points_selector=SELECTOR, key="tenant")),
         ("OverwritePayload", pb.SetPayloadPoints(points_selector=SELECTOR, key="a")),
         ("OverwritePayload", pb.SetPayloadPoints(points_selector=SELECTOR, payload={"tenant": text("other")})),
         *(
@@ -629,14 +747,13 @@ def test_a_change_without_points_is_not_one_of_all_points(name: str, request_: A
     [
         ("Delete", pb.DeletePoints(points=pb.PointsSelector()), "Either points or a filter is expected"),
         ("Delete", pb.DeletePoints(), "Field 3 of DeletePoints is missing"),
-        ("Query", pb.QueryPoints(query=pb.Query(nearest=ID)), f"Forbidden: {tenant_texts.BY_EXAMPLE}"),
         ("Query", pb.QueryPoints(query=pb.Query()), "A Query has one field"),
         (
             "SetPayload", pb.SetPayloadPoints(points_selector=SELECTOR, payload={"tenant": text("acme")}),
             f"Forbidden: {tenant_texts.SET.format('tenant')}",
         ),
         (
-            "SetPayload", pb.SetPayloadPoints(points_selector=SELECTOR, key="a"),
+            "SetPayload", pb.SetPayloadPoints(points_selector=SELECTOR, key="tenant.a"),
             f"Forbidden: {tenant_texts.BELOW_A_KEY}",
         ),
         (
@@ -645,7 +762,7 @@ def test_a_change_without_points_is_not_one_of_all_points(name: str, request_: A
         ),
         ("UpdateBatch", pb.UpdateBatchPoints(operations=[Batch()]), f"Forbidden: {tenant_texts.NOT_OF_A_BATCH}"),
     ],
-    ids=range(8),
+    ids=range(7),
 )  # fmt: skip
 def test_a_refusal_says_what_cannot_be(name: str, request_: Any, says: str) -> None:
     with pytest.raises((BadRequest, Unconfined)) as refusal:
@@ -738,7 +855,7 @@ def test_what_is_looked_at_is_bounded() -> None:
     """The fields of messages within count as well."""
 
     def written(message: bytes) -> bytes:
-        return at_once(confined_message(method("Upsert"), message, (), FACTS, fields=600))
+        return at_once(confined_message(method("Upsert"), "docs", message, (), FACTS, fields=600)).content
 
     points = delimited(3, b"") * 599
     assert len(written(DOCS + points)) == len(DOCS + points) + 2
@@ -756,14 +873,14 @@ def test_memory_is_asked_for_the_messages_that_are_open() -> None:
     assert reading.memory == COPIES * (SMALL + 1)
     each = pb.QueryPoints(collection_name="docs", query=pb.Query(nearest=VECTOR), using="v" * SMALL).SerializeToString()
     batch = DOCS + delimited(2, each) * 3
-    outer, *nested = list(confining(method("QueryBatch"), batch, ACME, FACTS))
+    outer, *nested = list(confining(method("QueryBatch"), "docs", batch, ACME, FACTS))
     assert outer == COPIES * len(batch)
     assert nested == [COPIES * (len(batch) + len(each)) + FIELD * read for read in (2, 2 + 6, 2 + 12)]
 
 
 def test_a_message_of_many_fields_is_confined_in_steps() -> None:
     points = DOCS + delimited(3, b"") * (3 * STEP - 1)
-    asked = [one for one in confining(method("Upsert"), points, ACME) if one is not None]
+    asked = [one for one in confining(method("Upsert"), "docs", points, ACME) if one is not None]
     assert asked == [COPIES * len(points) + FIELD * STEP * read for read in (1, 2, 3)]
 
 
@@ -784,8 +901,8 @@ def test_a_vectors_name_that_is_no_text_is_left_to_qdrant() -> None:
 # As on REST
 
 
-def rest(path: str, body: dict[str, Any]) -> Any:
-    return confine(recognise("POST", f"/collections/docs/points/{path}"), body, TWO, FACTS).body
+def rest(path: str, body: dict[str, Any]) -> Confined:
+    return confine(recognise("POST", f"/collections/docs/points/{path}"), body, TWO, FACTS)
 
 
 conditions: st.SearchStrategy[Any] = st.sampled_from(
@@ -810,7 +927,7 @@ def test_both_apis_narrow_a_filter_alike(own: models.Filter) -> None:
     request = pb.ScrollPoints(collection_name="docs", filter=RestToGrpc.convert_filter(own))
     body = json.loads(own.model_dump_json(exclude_none=True))
     narrowed = GrpcToRest.convert_filter(confined("Scroll", request, TWO).filter)
-    assert without_empty(narrowed) == without_empty(models.Filter(**rest("scroll", {"filter": body})["filter"]))
+    assert without_empty(narrowed) == without_empty(models.Filter(**rest("scroll", {"filter": body}).body["filter"]))
 
 
 def without_empty(value: Any) -> Any:
@@ -837,24 +954,32 @@ QUERIES: list[Any] = [
     models.OrderByQuery(order_by="a"),
     models.SampleQuery(sample=models.Sample.RANDOM),
     models.FormulaQuery(formula=models.SumExpression(sum=["$score", 1.0])),
+    models.RecommendQuery(recommend=models.RecommendInput(positive=[[0.5], 3], negative=[1, 3])),
+    models.RecommendQuery(recommend=models.RecommendInput(positive=[[0.5]])),
+    models.DiscoverQuery(discover=models.DiscoverInput(target=[0.5], context=[])),
+    models.DiscoverQuery(discover=models.DiscoverInput(target=9, context=[models.ContextPair(positive=1, negative=2)])),
     models.ContextQuery(context=models.ContextPair(positive=1, negative=2)),
+    models.RelevanceFeedbackQuery(
+        relevance_feedback=models.RelevanceFeedbackInput(
+            target=4,
+            feedback=[models.FeedbackItem(example=2, score=0.5)],
+            strategy=models.NaiveFeedbackStrategy(naive=models.NaiveFeedbackStrategyParams(a=1.0, b=1.0, c=1.0)),
+        )
+    ),
 ]
 
 
 @pytest.mark.parametrize("query", QUERIES, ids=str)
 def test_both_apis_confine_the_same_queries(query: Any) -> None:
     body = {"query": json.loads(query.model_dump_json(exclude_none=True))}
-    request = pb.QueryPoints(query=RestToGrpc.convert_query(query))
-    try:
-        rest("query", body)
-    except Unconfined:
-        with pytest.raises(Unconfined):
-            confined("Query", request)
-        return
-    if body["query"].keys() & {"recommend", "discover", "context"} or isinstance(
-        body["query"].get("nearest"), int | str
-    ):
-        with pytest.raises(Unconfined):  # by examples, which REST has asked of first
-            confined("Query", request)
-    else:
-        assert confined("Query", request).query == RestToGrpc.convert_query(query)
+    request = pb.QueryPoints(collection_name="docs", query=RestToGrpc.convert_query(query))
+    by_rest = rest("query", body)
+    made = at_once(confining(method("Query"), "docs", request.SerializeToString(), TWO, FACTS))
+    by_grpc = pb.QueryPoints.FromString(made.content)
+    assert by_grpc.query == request.query
+    assert made.questions == by_rest.questions
+    assert by_grpc.HasField("params") is ("params" in by_rest.body)
+    if by_grpc.HasField("params"):
+        params = models.SearchParams(**by_rest.body["params"])
+        assert by_grpc.params.quantization.rescore is bool(params.quantization and params.quantization.rescore)
+        assert by_grpc.params.HasField("idf") is (params.idf is not None)

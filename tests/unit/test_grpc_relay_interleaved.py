@@ -51,7 +51,7 @@ def _memory() -> Iterator[None]:
 def confined(message: bytes) -> bytes:
     operation = operation_of(COUNT)
     assert operation is not None
-    return at_once(confine_message(operation, message, confinement(tenant="acme")))
+    return at_once(confine_message(operation, "docs", message, confinement(tenant="acme"))).content
 
 
 @dataclass(frozen=True, slots=True)

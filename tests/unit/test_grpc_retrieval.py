@@ -28,7 +28,7 @@ def scroll(asked: list[pb.PointId]) -> RetrievedPoints:
     operation = operation_of("/qdrant.Points/Get")
     assert operation is not None
     request = pb.GetPoints(collection_name="docs", ids=asked).SerializeToString()
-    return RetrievedPoints(message(at_once(confine_message(operation, request, ()))))
+    return RetrievedPoints(message(at_once(confine_message(operation, "docs", request, ())).content))
 
 
 @pytest.mark.fuzz

@@ -85,6 +85,7 @@ MESSAGES: Final[Mapping[str, Mapping[int, Population]]] = {
     for method in (
         *("Search", "SearchBatch", "SearchGroups", "SearchMatrixPairs", "SearchMatrixOffsets"),
         *("Query", "QueryBatch", "QueryGroups", "Count", "Facet", "Get"),
+        *("Recommend", "RecommendBatch", "RecommendGroups", "Discover", "DiscoverBatch"),
         *("Upsert", "Delete", "UpdateVectors", "DeleteVectors"),
         *("SetPayload", "OverwritePayload", "DeletePayload", "ClearPayload", "UpdateBatch"),
     )

@@ -9,9 +9,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from tlsproxy.errors import BadRequest, Unconfined
-from tlsproxy.qdrant import rest_tenant_changes, tenant_texts
+from tlsproxy.qdrant import tenant_texts
 from tlsproxy.qdrant.grpc_conditions import RewriteState, Within, narrowed
-from tlsproxy.qdrant.grpc_marks import Mark, entry, entry_of, twice
+from tlsproxy.qdrant.grpc_marks import entry, entry_of, twice
+from tlsproxy.qdrant.rest_tenant_changes import is_elsewhere
 from tlsproxy.wire.cooperative import Steps, at_once
 from tlsproxy.wire.protobuf import Field, delimited
 
@@ -21,12 +22,11 @@ class Change:
     """How the message of a change is confined. The members are numbers of its fields.
 
     ``update_filter`` gets the confinements, present or not; so does the PointsSelector ``selector``, which must be
-    there. ``within``: functions for nested messages. ``keys``: paths of a payload that are deleted. ``below``: a key of
-    a payload below which one is set, which is refused.
+    there. ``within``: functions for nested messages. ``keys``: paths of a payload that are deleted.
 
-    ``payload`` must not have the keys of marks; that of a new point (``makes``) may, with the caller's values. What is
-    missing is added as the field ``marks`` of the message that is sent. ``renumbered``: fields that have another number
-    there.
+    ``payload`` must not have the keys of marks; that of a new point (``makes``) may, with the caller's values, as may
+    one that has to choose one of several. What is missing is added as the field ``marks`` of the message that is sent.
+    ``key``: a path below which a payload is set. ``renumbered``: fields that have another number there.
     """
 
     message: str
@@ -34,10 +34,10 @@ class Change:
     selector: int = 0
     within: Mapping[int, Within] = field(default_factory=dict)
     keys: int = 0
-    below: int = 0
     payload: int = 0
     makes: bool = False
     marks: int = 0
+    key: int = 0
     renumbered: Mapping[int, int] = field(default_factory=dict)
 
     def confined(self, content: bytes, state: RewriteState) -> Steps[bytes]:
@@ -62,14 +62,22 @@ class Change:
             return self._nested(one, state)
         if number == self.payload:
             return self._entry(one, payload, state)
-        if number == self.below:
-            raise Unconfined(tenant_texts.BELOW_A_KEY)
-        if number == self.keys:
-            rest_tenant_changes.check_deleted(one.content().decode(errors="replace"), state.confinements)
+        if number in {self.keys, self.key}:
+            self._check_path(one, state)
         elif number in {self.selector, self.update_filter}:
             seen[number] = one.content()
             return b""
+        if number == self.key:
+            seen[number] = b""
         return one.tagged(self.renumbered[number]) if number in self.renumbered else one.raw
+
+    def _check_path(self, one: Field, state: RewriteState) -> None:
+        """Checks that a change at a path touches no mark."""
+        elsewhere = is_elsewhere(one.content().decode(errors="replace"), state.confinements)
+        if one.number == self.keys and not elsewhere:
+            raise Unconfined(tenant_texts.KEPT)
+        if one.number == self.key and (self.marks or not elsewhere):
+            raise Unconfined(tenant_texts.BELOW_A_KEY)
 
     def _nested(self, one: Field, state: RewriteState) -> Steps[bytes]:
         return delimited(one.number, (yield from self.within[one.number](one.content(), state)))
@@ -81,18 +89,20 @@ class Change:
             raise twice()
         payload.add(key)
         changed = value
-        marks = [mark for mark in state.marks if mark.root == key]
-        chosen = self.makes or (self.marks and any(len(mark.values) > 1 for mark in marks))
+        marks = [mark for mark in state.marks if mark.root == key] if self.makes or self.marks else []
+        if marks and not self.makes and all(len(mark.values) == 1 for mark in marks):
+            raise Unconfined(tenant_texts.SET.format(key.decode()))
         for mark in marks:
-            if not chosen:
-                raise Unconfined(tenant_texts.SET.format(key.decode()))
             changed = yield from mark.marked(changed, state.reading)
         return one.raw if changed is value else delimited(self.payload, entry_of(key, changed))
 
     def _added(self, seen: dict[int, bytes], payload: set[bytes], state: RewriteState) -> Iterator[bytes]:
-        if self.payload or self.marks:
-            missing = [mark for mark in state.marks if mark.root not in payload]
-            yield from (delimited(self.marks, one) for one in _entries(missing, state) if self.marks)
+        if self.marks:
+            yield from (delimited(self.marks, one) for one in self._missing(payload, state))
+        elif self.payload:
+            for mark in state.marks:
+                if mark.root in payload and self.key not in seen:
+                    raise Unconfined(tenant_texts.SET.format(mark.condition.root))
         if self.update_filter:
             yield delimited(
                 self.update_filter, narrowed(seen.get(self.update_filter, b""), state.confinements, alone=True)
@@ -103,13 +113,15 @@ class Change:
             number = self.renumbered.get(self.selector, self.selector)
             yield delimited(number, _selected(seen[self.selector], state))
 
-
-def _entries(missing: list[Mark], state: RewriteState) -> list[bytes]:
-    """The marks as entries of a payload that has none of their keys."""
-    values: dict[bytes, bytes] = {}
-    for mark in missing:
-        values[mark.root] = at_once(mark.marked(values.get(mark.root), state.reading))
-    return [entry_of(key, value) for key, value in values.items()]
+    def _missing(self, payload: set[bytes], state: RewriteState) -> list[bytes]:
+        """Entries of the marks whose keys the payload does not have."""
+        values: dict[bytes, bytes] = {}
+        for mark in state.marks:
+            if mark.root not in payload:
+                if not self.payload and len(mark.values) > 1:
+                    raise Unconfined(tenant_texts.SEVERAL_MARKS)
+                values[mark.root] = at_once(mark.marked(values.get(mark.root), state.reading))
+        return [entry_of(key, value) for key, value in values.items()]
 
 
 def _selected(selector: bytes, state: RewriteState) -> bytes:

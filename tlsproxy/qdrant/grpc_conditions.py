@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from tlsproxy.authz.access import Confinements
@@ -11,6 +11,7 @@ from tlsproxy.qdrant import tenant_filters
 from tlsproxy.qdrant.grpc_marks import Mark
 from tlsproxy.qdrant.grpc_rewrite import Reading
 from tlsproxy.qdrant.scoring import Facts
+from tlsproxy.qdrant.tenant_examples import Examples
 from tlsproxy.qdrant.tenant_filters import marks_of
 from tlsproxy.wire.cooperative import Steps
 from tlsproxy.wire.protobuf import VARINT, delimited, varint
@@ -21,14 +22,16 @@ Within = Callable[[bytes, "RewriteState"], Steps[bytes]]
 
 @dataclass(slots=True)
 class RewriteState:
-    """The state of confining one message. ``exact``: its searches are exact. ``facts``: of its collection, None until
-    they are fetched.
+    """The state of confining one message about a ``collection``. ``exact``: its searches are exact. ``facts``: of the
+    collection, None until they are fetched. ``examples``: points by whose vectors it queries.
     """
 
+    collection: str
     confinements: Confinements
     reading: Reading
     facts: Facts | None = None
     exact: bool = False
+    examples: Examples = field(default_factory=Examples)
     _marks: tuple[Mark, ...] | None = None
 
     @property

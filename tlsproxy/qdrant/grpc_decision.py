@@ -20,8 +20,8 @@ from tlsproxy.qdrant.grpc_listings import listing_of_call
 from tlsproxy.qdrant.grpc_nesting import NESTING
 from tlsproxy.qdrant.grpc_query_policy import is_possible_under, policy_of_message, under_policy
 from tlsproxy.qdrant.grpc_schema import CHANGED, COLLECTION, INNER, OTHER, REQUESTS, SHAPES
+from tlsproxy.qdrant.grpc_tenancy import ConfinedMessage, is_confinable_call
 from tlsproxy.qdrant.grpc_tenancy import confined as confined_message
-from tlsproxy.qdrant.grpc_tenancy import is_confinable_call
 from tlsproxy.qdrant.operations import BATCHED, GRPC, MAX_NAME_BYTES, Operation
 from tlsproxy.qdrant.rest_decision import (
     BEYOND_POLICY,
@@ -206,14 +206,14 @@ def message_under_policy(operation: Operation, message: bytes, queries: QueryPol
 
 
 def confine_message(
-    operation: Operation, message: bytes, confinements: Confinements, facts: Facts | None = None
-) -> Steps[bytes]:
-    """The message to send instead of this whole one, confined.
+    operation: Operation, collection: str, message: bytes, confinements: Confinements, facts: Facts | None = None
+) -> Steps[ConfinedMessage]:
+    """Confines this whole message about a collection.
 
     Raises :class:`BadRequest`, :class:`Unconfined`, and :class:`FactsNeeded` where it depends on the facts.
     """
     try:
-        return (yield from confined_message(operation, message, confinements, facts))
+        return (yield from confined_message(operation, collection, message, confinements, facts))
     except ProtobufError as error:
         raise _malformed(error) from None
 

@@ -94,6 +94,40 @@ class Inputs:
             raise BadRequest(f"A {message} has one field")
 
 
+def place_of(lookup: bytes, reading: Reading) -> tuple[str, object]:
+    """The collection of a LookupLocation, and its shard key in the form of REST, None without one.
+
+    Raises :class:`BadRequest`, :class:`ProtobufError`.
+    """
+    collection, key = "", None
+    for one in reading.fields_of("LookupLocation", lookup):
+        if one.number == 1:
+            collection = one.content().decode(errors="replace")
+        elif one.number == 3:  # noqa: PLR2004 - shard_key_selector
+            key = _shard_key(one.content(), reading)
+    return collection, key
+
+
+def _shard_key(selector: bytes, reading: Reading) -> object:
+    """A ShardKeySelector in the form of REST."""
+    keys: list[PointId] = []
+    fallback: PointId | None = None
+    for one in reading.fields_of("ShardKeySelector", selector):
+        chosen = reading.alone("ShardKey", one.content())
+        if chosen is None:
+            raise BadRequest("A shard key is a keyword or a number")
+        key = chosen.content().decode(errors="replace") if chosen.number == 1 else chosen.integer()
+        if one.number == 1:
+            keys.append(key)
+        else:
+            fallback = key
+    if fallback is None:
+        return keys
+    if len(keys) != 1:
+        raise BadRequest("A fallback is for one shard key")
+    return {"target": keys[0], "fallback": fallback}
+
+
 def _kind_of_vector(numbers: frozenset[int]) -> Scored:
     if numbers in _DENSE_VECTORS:
         return Scored.DENSE

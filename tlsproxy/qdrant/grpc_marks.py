@@ -7,8 +7,8 @@ from typing import Final, Self
 
 from tlsproxy.authz.access import Condition, Value
 from tlsproxy.errors import BadRequest, Unconfined
+from tlsproxy.qdrant import tenant_texts
 from tlsproxy.qdrant.grpc_rewrite import Reading
-from tlsproxy.qdrant.tenant_texts import MARKED
 from tlsproxy.wire.cooperative import Steps
 from tlsproxy.wire.protobuf import delimited, integer
 
@@ -86,7 +86,7 @@ class Mark:
         return chosen.content()
 
     def _refusal(self) -> Unconfined:
-        return Unconfined(MARKED.format(self.condition.key))
+        return Unconfined(tenant_texts.MARKED.format(self.condition.key))
 
 
 def twice() -> BadRequest:

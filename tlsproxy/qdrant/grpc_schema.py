@@ -171,6 +171,8 @@ PARTS: Final[dict[str, Shape]] = {
     "TargetVector": _part(1),
     "ContextExamplePair": _part(1, 2),
     "VectorExample": _part(1, 2),
+    "ShardKeySelector": _part(1, 2, repeated=(1,)),
+    "ShardKey": _part(1, 2),
     "Vector": _part(1, 2, 3, *range(101, 107), repeated=(1,)),
     "SearchParams": _part(*range(1, 7)),
     "QuantizationSearchParams": _part(1, 2, 3),

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from tlsproxy.errors import Unconfined
-from tlsproxy.qdrant import scoring, tenant_texts
+from tlsproxy.qdrant import scoring
 from tlsproxy.qdrant.grpc_conditions import RewriteState, Within, narrowed
-from tlsproxy.qdrant.grpc_examples import Inputs
+from tlsproxy.qdrant.grpc_examples import Inputs, place_of
 from tlsproxy.qdrant.scoring import Scored
 from tlsproxy.wire.cooperative import Steps
 from tlsproxy.wire.protobuf import VARINT, Field, ProtobufError, delimited, flag
@@ -30,6 +30,7 @@ class _Found:
     filter: bytes = b""
     params: bytes | None = None
     inputs: Inputs = field(default_factory=Inputs)
+    lookup: bytes | None = None
     using: str = ""
 
 
@@ -41,8 +42,8 @@ class Search:
     that are refused, with the text. ``set``: a flag that is set, whatever the caller sends.
 
     The ``params`` of a search depend on its vector: ``inputs`` (field → its message), or ``dense``, which the indices
-    of ``sparse`` make a sparse one; ``using`` is the vector's name. Searches of groups are ``exact``. A ``matrix`` has
-    no such parameters.
+    of ``sparse`` make a sparse one; ``using`` is the vector's name. Examples among the inputs are of the collection of
+    ``lookup``, if there is one. Searches of groups are ``exact``. A ``matrix`` has no such parameters.
     """
 
     message: str
@@ -52,6 +53,7 @@ class Search:
     set: int = 0
     params: int = 0
     inputs: Mapping[int, str] = field(default_factory=dict)
+    lookup: int = 0
     dense: int = 0
     sparse: int = 0
     using: int = 0
@@ -90,7 +92,7 @@ class Search:
         elif number == self.set:
             _check_flag(one, self.message)
         else:
-            self._note_vector(one, found)
+            self._note(one, found)
             return one.raw
         return b""
 
@@ -101,9 +103,11 @@ class Search:
         yield from found.inputs.reading(self.inputs[one.number], one.content(), state.reading)
         return one.raw
 
-    def _note_vector(self, one: Field, found: _Found) -> None:
-        """Notes the kind and the name of a search's vector."""
-        if one.number == self.sparse:
+    def _note(self, one: Field, found: _Found) -> None:
+        """Notes the kind and the name of a search's vector, and the place of its examples."""
+        if one.number == self.lookup:
+            found.lookup = one.content()
+        elif one.number == self.sparse:
             found.inputs.scored = Scored.SPARSE
         elif one.number == self.dense and found.inputs.scored is Scored.NOTHING:
             found.inputs.scored = Scored.DENSE
@@ -112,7 +116,9 @@ class Search:
 
     def _added(self, found: _Found, state: RewriteState) -> Iterator[bytes]:
         if found.inputs.examples:
-            raise Unconfined(tenant_texts.BY_EXAMPLE)
+            place = (state.collection, None) if found.lookup is None else place_of(found.lookup, state.reading)
+            for example in found.inputs.examples:
+                state.examples.add(*place, example)
         if self.matrix:
             scoring.check_matrix(found.using, state.facts)
         if self.filter:

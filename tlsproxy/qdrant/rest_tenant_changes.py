@@ -75,7 +75,7 @@ def _set_payload(body: Body, confinements: Confinements) -> str:
     payload, key = expect_object(body.get("payload"), "payload"), body.get("key")
     if key is None:
         _check_set(payload, roots_of(confinements))
-    elif not _is_elsewhere(key, confinements):
+    elif not is_elsewhere(key, confinements):
         raise Unconfined(tenant_texts.BELOW_A_KEY)
     marks_of(confinements)  # raises for conditions that exclude each other
     _select(body, confinements)
@@ -140,11 +140,11 @@ def _check_set(payload: Body, roots: frozenset[str]) -> None:
 
 def check_deleted(path: Any, confinements: Confinements) -> None:
     """Checks a payload path to delete. Raises :class:`Unconfined` for a condition's key."""
-    if not _is_elsewhere(path, confinements):
+    if not is_elsewhere(path, confinements):
         raise Unconfined(tenant_texts.KEPT)
 
 
-def _is_elsewhere(path: Any, confinements: Confinements) -> bool:
+def is_elsewhere(path: Any, confinements: Confinements) -> bool:
     """Whether a payload path surely touches no mark."""
     match = _PLAIN_PATH.fullmatch(path) if isinstance(path, str) else None
     return match is not None and match.group(1) not in roots_of(confinements)

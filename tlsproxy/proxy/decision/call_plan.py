@@ -29,7 +29,7 @@ from tlsproxy.qdrant.grpc_decision import decide_call, decide_call_again, decide
 from tlsproxy.qdrant.grpc_query_policy import policy_of_message
 from tlsproxy.qdrant.grpc_tenancy import is_confinable_call, method_of_confined
 from tlsproxy.qdrant.operations import Operation
-from tlsproxy.qdrant.rest_decision import UNREDUCED, BodyFacts, HeadDecision
+from tlsproxy.qdrant.rest_decision import UNKNOWN_OPERATION, UNREDUCED, BodyFacts, HeadDecision
 from tlsproxy.qdrant.rest_listings import Reducer
 from tlsproxy.qdrant.timeouts import timeout_of
 from tlsproxy.wire.field_block import Fields, write
@@ -54,7 +54,7 @@ _GRPC: Final = {
     400: GrpcStatus.INVALID_ARGUMENT,
     401: GrpcStatus.UNAUTHENTICATED,
     403: GrpcStatus.PERMISSION_DENIED,
-    404: GrpcStatus.UNIMPLEMENTED,
+    404: GrpcStatus.NOT_FOUND,
     405: GrpcStatus.UNIMPLEMENTED,
     408: GrpcStatus.DEADLINE_EXCEEDED,
     409: GrpcStatus.ALREADY_EXISTS,
@@ -70,6 +70,8 @@ _GRPC: Final = {
 
 
 def grpc_status(decision: Decision) -> int:
+    if decision is UNKNOWN_OPERATION:
+        return GrpcStatus.UNIMPLEMENTED.value
     return _GRPC.get(decision.status, GrpcStatus.INTERNAL).value
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Final
 
+from tlsproxy.authz.access import Decision
 from tlsproxy.errors import BadRequest, NoMemory, RequestError, UpstreamBroken
 from tlsproxy.proxy.core.gateway import moved
 from tlsproxy.proxy.core.memory_budget import MemoryShare
@@ -18,9 +19,10 @@ from tlsproxy.proxy.decision.call_plan import Asked
 from tlsproxy.proxy.grpc.call import Call
 from tlsproxy.proxy.grpc.message_decision import MessageBuffer, MessageDecision
 from tlsproxy.proxy.grpc.outgoing import Outgoing
-from tlsproxy.proxy.upstream.facts import CollectionFacts
+from tlsproxy.proxy.upstream.examples import Verdict
+from tlsproxy.proxy.upstream.upstreams import Upstreams
 from tlsproxy.qdrant.grpc_decision import confine_message, message_under_policy
-from tlsproxy.qdrant.grpc_tenancy import reshaping_of
+from tlsproxy.qdrant.grpc_tenancy import ConfinedMessage, reshaping_of
 from tlsproxy.qdrant.rest_listings import Reducer
 from tlsproxy.qdrant.scoring import Facts, FactsNeeded
 from tlsproxy.snapshot.generation import Generation
@@ -130,10 +132,10 @@ class RebuiltMessage:
 
     rebuilds = True
 
-    def __init__(self, call: Call, asked: Asked, facts: CollectionFacts) -> None:
+    def __init__(self, call: Call, asked: Asked, upstreams: Upstreams) -> None:
         self._call = call
         self.decision = MessageDecision(call, asked)
-        self._facts = facts
+        self._upstreams = upstreams
         self._out = Outgoing(call, call.relay.to_upstream, call.relay.up.append)
         self._ended = False
         self._ungranted = 0  # bytes that have come, whose room the client has not back yet
@@ -186,43 +188,43 @@ class RebuiltMessage:
     def _decided(self, content: bytes | None) -> None:
         if content is not None:
             collection = self.decision.names.collection or ""
-            self._confine(collection, content, self._facts.known(collection))
+            self._confine(collection, content, self._upstreams.facts.known(collection))
 
     def _confine(self, collection: str, content: bytes, facts: Facts | None) -> None:
-        steps = self._confining(content, facts)
-        in_slices(self.decision.buffer().holding, steps, partial(self._send, collection, content))
+        steps = self._confining(collection, content, facts)
+        in_slices(self.decision.buffer().holding, steps, partial(self._confined, collection, content))
 
-    def _confining(self, content: bytes, facts: Facts | None) -> Steps[bytes | None]:
+    def _confining(self, collection: str, content: bytes, facts: Facts | None) -> Steps[ConfinedMessage | None]:
         """None where more must be known."""
         asked, body_facts = self.decision.asked, self._call.record.plan.body_facts
         confinements = body_facts.confinements if body_facts is not None else asked.confinements
         queries = body_facts.queries if body_facts is not None else asked.queries
         try:
             content = yield from message_under_policy(asked.operation, content, queries)
-            if asked.rebuilt:
-                content = yield from confine_message(asked.operation, content, confinements, facts)
+            if not asked.rebuilt:
+                return ConfinedMessage(content)
+            return (yield from confine_message(asked.operation, collection, content, confinements, facts))
         except FactsNeeded:
             return None
-        return message(content)
 
-    def _send(self, collection: str, content: bytes, made: bytes | None) -> None:
+    def _confined(self, collection: str, content: bytes, made: ConfinedMessage | None) -> None:
         if made is None:
             self.decision.buffer().has_become(content)
             told = partial(self._facts_known, collection, content, self._call.relay.gateway.generation)
-            self._facts.ask(collection, self._call.account, told)
+            self._upstreams.facts.ask(collection, self._call.account, told)
         else:
-            self.decision.buffer().has_become(made)
-            asked = self.decision.asked
-            if self._call.reduction is not None and asked.rebuilt:
-                self._call.reduction.reshaping = reshaping_of(asked.operation, made)
-            self._out.put(made)
-            self._out.finish(b"")
+            self.decision.buffer().has_become(made.content)
+            if made.questions:
+                self._ask(made)
+            else:
+                self._send(made.content)
 
     def _facts_known(self, collection: str, content: bytes, asked_of: Generation, facts: Facts | RequestError) -> None:
         if self._call.recorded or not self._call.resumes():
             return
         relay = self._call.relay
-        current = self._facts.known(collection) if moved(asked_of, relay.gateway.generation, "rest") else facts
+        known = self._upstreams.facts.known
+        current = known(collection) if moved(asked_of, relay.gateway.generation, "rest") else facts
         if isinstance(current, RequestError):
             self._call.fail(current)
             return
@@ -231,6 +233,36 @@ class RebuiltMessage:
         except RequestError as error:
             self._call.refuse(error)
         relay.session.settle()
+
+    def _ask(self, made: ConfinedMessage) -> None:
+        """Asks whether the examples in it are the caller's."""
+        told = partial(self._examples_known, made, self._call.relay.gateway.generation)
+        self._upstreams.examples.ask(made.questions, self._call.account, told)
+
+    def _examples_known(self, made: ConfinedMessage, asked_of: Generation, verdict: Verdict) -> None:
+        if self._call.recorded or not self._call.resumes():
+            return
+        record, relay = self._call.record, self._call.relay
+        try:
+            if moved(asked_of, relay.gateway.generation, "rest"):
+                self._ask(made)
+            elif isinstance(verdict, Decision):
+                record.plan = record.plan.refused(verdict)
+                self._call.deny()
+            elif verdict is not None:
+                self._call.refuse(verdict)
+            else:
+                self._send(made.content)
+        except RequestError as error:
+            self._call.refuse(error)
+        relay.session.settle()
+
+    def _send(self, content: bytes) -> None:
+        framed, asked = message(content), self.decision.asked
+        if self._call.reduction is not None and asked.rebuilt:
+            self._call.reduction.reshaping = reshaping_of(asked.operation, framed)
+        self._out.put(framed)
+        self._out.finish(b"")
 
     def granted(self, size: int) -> None:
         self._out.granted(size)

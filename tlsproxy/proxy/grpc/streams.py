@@ -142,7 +142,7 @@ class ClientStreams:
     def _look(self, call: Call, asked: Asked, *, unread: bool) -> None:
         """Gives the call the parts that look at its messages."""
         if unread and asked.rewritten:
-            call.reading = RebuiltMessage(call, asked, self._upstreams.facts)
+            call.reading = RebuiltMessage(call, asked, self._upstreams)
         elif unread:
             call.reading = FollowedMessage(call, asked)
         if asked.listing is not None:
