@@ -18,6 +18,7 @@ from support.documented import ROOT
 from tlsproxy.authz.access import Decision
 from tlsproxy.authz.admission import admit
 from tlsproxy.authz.keys import Keys
+from tlsproxy.authz.locks import Locks
 from tlsproxy.authz.roles import Policy
 from tlsproxy.config.loader import parse
 from tlsproxy.config.model import Config
@@ -67,7 +68,13 @@ TOKENS: list[tuple[str, dict[str, Any], str]] = [
         "ingest",
     ),
     ("SPIFFE JWT-SVID", {"sub": "spiffe://example.org/search/web/deep"}, "token_without_access"),
-    ("SPIFFE JWT-SVID", {"sub": "spiffe://example.org/search/web", "iss": None}, "token_issuer"),
+    ("SPIFFE JWT-SVID", {"sub": "spiffe://example.org/search/web", "iss": None}, "search"),
+    ("SPIFFE JWT-SVID", {"sub": "spiffe://example.org/search/web", "iss": "https://oidc.example.org"}, "search"),
+    ("SPIFFE JWT-SVID", {"sub": "spiffe://example.org.evil/search/web"}, "token_issuer"),
+    ("SPIFFE JWT-SVID", {"sub": "spiffe://other.org/search/web"}, "token_issuer"),
+    ("SPIFFE JWT-SVID", {"sub": None}, "token_issuer"),
+    ("SPIFFE JWT-SVID", {"sub": "spiffe://example.org/search/web", "exp": None}, "token_without_exp"),
+    ("SPIFFE JWT-SVID", {"sub": "spiffe://example.org/search/web", "aud": ["spiffe://example.org/x"]}, "token_issuer"),
     ("Dex", {"groups": ["sre", "staff"], "email": "a@example.org", "email_verified": True}, "admin"),
     ("Dex", {"email": "a@example.org", "email_verified": True}, "search"),
     ("Dex", {"email": "a@example.org", "email_verified": False}, "token_without_access"),
@@ -91,7 +98,7 @@ def recipe(provider: str) -> tuple[Config, Policy]:
     )
     (source,) = key_sources(config)
     tokens = resolve_tokens(config, Path.read_bytes, {source: json.dumps({"keys": public}).encode()})
-    return config, policy_of(config, Keys(()), tokens)
+    return config, policy_of(config, Keys(()), tokens, Locks())
 
 
 @pytest.mark.parametrize(("provider", "claims", "expected"), TOKENS)
