@@ -235,6 +235,14 @@ ERRORS: dict[str, tuple[dict[str, Any], str]] = {
         {"jwt_issuers": [issuer(discovery="https://h/")]},
         "jwt_issuers[0]: keep one of pem and discovery",
     ),
+    "issuer_of_spiffe_ids": (
+        {"jwt_issuers": [issuer(issuer="spiffe://example.org/a")]},
+        "jwt_issuers[0].issuer: a trust domain is expected",
+    ),
+    "discovery_of_a_trust_domain": (
+        {"jwt_issuers": [issuer(pem=None, issuer="spiffe://example.org", discovery="https://h/")]},
+        "jwt_issuers[0].discovery: a trust domain has no OpenID configuration",
+    ),
     "issuer_with_two_urls": (
         {"jwt_issuers": [issuer(pem=None, jwks="https://h/k", discovery="https://h/")]},
         "jwt_issuers[0]: keep one of jwks and discovery",

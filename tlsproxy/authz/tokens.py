@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from base64 import urlsafe_b64encode
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http import HTTPStatus
 from typing import Any, Final, Literal
 
@@ -23,6 +23,7 @@ from tlsproxy.authz.identity import Identity
 from tlsproxy.authz.keys import NEVER
 from tlsproxy.errors import Form
 
+TRUST_DOMAIN: Final = "spiffe://"
 LEEWAY: Final = 30
 """Seconds by which clocks may differ, as in Qdrant."""
 QDRANT_ALGORITHM: Final = "HS256"
@@ -87,6 +88,23 @@ class Verifier:
     audience: str = ""
     role: str = ""
     groups_claim: str = ""
+
+    @property
+    def of_trust_domain(self) -> bool:
+        """Whether the issuer is a SPIFFE trust domain, such as `spiffe://example.org`."""
+        return self.issuer.startswith(TRUST_DOMAIN)
+
+    def claims_in(self, payload: bytes) -> Claims:
+        """The claims of a token. Of a trust domain the issuer is the one that ``sub`` says.
+
+        A JWT-SVID needs no ``iss``, and one that is there means nothing: its SPIFFE ID must be of the domain whose keys
+        verified it (JWT-SVID §3 and §4). Raises MalformedToken.
+        """
+        claims = read_claims(payload)
+        if not self.of_trust_domain:
+            return claims
+        issuer = self.issuer if str(claims.claims.get("sub")).startswith(f"{self.issuer}/") else ""
+        return replace(claims, issuer=issuer, claims={**claims.claims, "iss": issuer})
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +178,7 @@ class Tokens:
         keys = parts.keys_of(verifier)
         if not parts.signed_with(keys, verifier.algorithm):
             return _forbidden("token_signature" if keys else UNKNOWN_KEY, "InvalidSignature")
-        claims = read_claims(unpadded(parts.payload))
+        claims = verifier.claims_in(unpadded(parts.payload))
         if claims.expires is not None and claims.expires < now - LEEWAY:
             return _forbidden("token_expired", "ExpiredSignature")
         if claims.defect:
@@ -169,7 +187,7 @@ class Tokens:
             return unauthenticated("token_issuer")
         if claims.not_before is not None and claims.not_before > now + LEEWAY:
             return unauthenticated("token_not_yet_valid")
-        if claims.expires is None and self.require_exp:
+        if claims.expires is None and (self.require_exp or verifier.of_trust_domain):
             return unauthenticated("token_without_exp", f"{INVALID_TEXT}: the token has no `exp` claim")
         if claims.certificate and (identity is None or identity.sha256 != claims.certificate):
             return unauthenticated("token_of_another_certificate")

@@ -128,7 +128,8 @@ class JwtIssuer(Section):
     name: Label
     """Name of the issuer in the audit log."""
     issuer: Annotated[str, Field(min_length=1)]
-    """Required value of the `iss` claim, and of `issuer` in the document of `discovery`."""
+    """Required value of the `iss` claim, and of `issuer` in the document of `discovery`. A SPIFFE trust domain
+    (`spiffe://example.org`) requires `exp` and a `sub` of that domain instead."""
     audience: Annotated[str, Field(min_length=1)]
     """Required value of the `aud` claim, or a member of it. A token has the rights of its `access` claim, as in
     Qdrant's own tokens, and of the role that a rule of `identities` gives its claims: both must allow, one is required.

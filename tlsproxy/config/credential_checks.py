@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Final
 
 from tlsproxy.authz.keys import key_digest
+from tlsproxy.authz.tokens import TRUST_DOMAIN
+from tlsproxy.config.callers import JwtIssuer
 from tlsproxy.config.endpoints import check_key_set_url
 from tlsproxy.config.findings import Finding
 from tlsproxy.config.identity_checks import filter_of, match_findings, role_findings
@@ -16,6 +19,8 @@ from tlsproxy.config.secrets import KEY_NAMES, key_error
 _EMPTY: Final = key_digest("").hex()
 _PUBLIC_KEYS: Final = ("pem", "jwks", "discovery")
 _ONE_OF: Final = "one of pem, jwks and discovery"
+_TRUST_DOMAIN: Final = re.compile(r"spiffe://[a-z0-9._-]{1,255}")
+"""SPIFFE-ID §2.1."""
 _FETCH_FILES: Final = ("ca_cert", "bearer_token_file")
 
 
@@ -87,9 +92,18 @@ def issuers(config: Config, _tree: Tree) -> Iterator[Finding]:
                 check_key_set_url(url)
             except ValueError as error:
                 yield Finding((*path, name), str(error))
+        if issuer.issuer.startswith(TRUST_DOMAIN):
+            yield from _trust_domain(path, issuer)
         for name in _FETCH_FILES:
             if getattr(issuer, name) is not None and not urls:
                 yield Finding((*path, name), "is for keys that are fetched from a URL, and these are in a file")
+
+
+def _trust_domain(path: Path, issuer: JwtIssuer) -> Iterator[Finding]:
+    if _TRUST_DOMAIN.fullmatch(issuer.issuer) is None:
+        yield Finding((*path, "issuer"), "a trust domain is expected, without a path: spiffe://example.org")
+    if issuer.discovery is not None:
+        yield Finding((*path, "discovery"), "a trust domain has no OpenID configuration: name its keys by jwks")
 
 
 def issuer_roles(config: Config, _tree: Tree) -> Iterator[Finding]:
