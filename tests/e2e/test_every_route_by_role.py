@@ -159,8 +159,10 @@ def test_every_route(site: Site, gateway: Gateway, shared_upstream: ScriptedUpst
             if arrived != ([f"{operation.method} {target} HTTP/1.1"] if status == 200 else []):
                 wrong.append(f"{operation.method} {target}: arrived {arrived}")
             record = gateway.audited(status=response.status)
-            audited = operation.audited or operation.name
-            if (record["result"], record.get("method")) != ("ok" if status == 200 else "denied", audited):
+            if (record["result"], record.get("method")) != (
+                "ok" if status == 200 else "denied",
+                operation.audit_method,
+            ):
                 wrong.append(f"{operation.method} {target}: audited {record}")
     assert not wrong, "\n".join(wrong)
 

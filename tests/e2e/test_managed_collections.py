@@ -140,6 +140,16 @@ def test_an_ingest_job_has_collections_of_its_own(client_of: Make) -> None:
     assert named(client_of("admin")) == ({"secret", "labels"}, {"public"})
 
 
+def test_more_aliases_than_a_window_holds(client_of: Make) -> None:
+    job = client_of("builder")
+    client_of("admin").create_collection("docs-1", vectors_config=SPACE)
+    names = {f"docs-{number}-{'a' * 230}" for number in range(400)}
+    assert job.update_collection_aliases([aliased("docs-1", name) for name in names])
+    assert named(job)[1] == names
+    assert "collection out is" in refusal(job, changing(*map(dropped, (*names, "out"))))
+    assert named(job)[1] == names
+
+
 def test_and_nothing_else(client_of: Make) -> None:
     job, admin = client_of("builder"), client_of("admin")
     job.create_collection("docs-1", vectors_config=SPACE)

@@ -254,6 +254,16 @@ LINES: dict[str, tuple[dict[str, Any], int, str]] = {
     "a name without a subject": ({"certificate_subject": "spiffe://a/b"}, 1, LIMITED),
     "a call": ({"api": "/qdrant.Points/Upsert", "grpc_status": 7}, 0, ALLOWED),
     "an operation of GET": ({"api": "/collections/docs", "method": "get_collection"}, 0, ALLOWED),
+    "an upload, which is audited under its route": (
+        {
+            "api": "/collections/docs/snapshots/upload",
+            "method": "/collections/{collection_name}/snapshots/upload",
+            "auth_type": "ApiKey",
+            "key": "nightly",
+        },
+        1,
+        "decision   refused: 403 Forbidden: Global access is required",
+    ),
     "an unknown operation": ({"api": "/nothing", "method": None}, 1, "decision   refused: 404 "),
     "another CA": ({"ca_sha256": "ab" * 32}, 1, "no connection: its CA (SHA-256 abab"),
     "a key": ({"auth_type": "ApiKey", "key": "nightly"}, 1, LIMITED),

@@ -163,7 +163,7 @@ def _method_of(path: str, operation: str) -> str:
             found = recognise(method, path).operation
         except RequestError:
             break
-        if found is not None and found.name == operation:
+        if found is not None and found.audit_method == operation:
             return method
     return _METHODS[0]
 

@@ -23,7 +23,7 @@ ALWAYS: Final[Release] = (0, 0)
 class Operation:
     """One row of the table.
 
-    ``name``: Qdrant's audit ``method``, but where that is the request's route (``audited``). ``names_others``: the body
+    ``name``: as Qdrant audits it, but where that is the request's route (``audited``). ``names_others``: the body
     may name further collections, to read them. ``names_changed``: the body names the collections and aliases that it
     changes, and the path none. ``carries``: operations that a body of changes may consist of. ``upload``: a multipart
     body without a size limit, rather than JSON. ``form``: of the 403 that Qdrant sends. ``own``: the gateway answers it
@@ -52,6 +52,11 @@ class Operation:
     def served_by(self, release: Release) -> bool:
         """Whether this release of Qdrant has it."""
         return self.since <= release and (self.until is None or release <= self.until)
+
+    @property
+    def audit_method(self) -> str:
+        """Its `method` in the audit log."""
+        return self.audited or self.name
 
     @property
     def open(self) -> bool:

@@ -298,7 +298,7 @@ class CallPlans:
             audit=prepared(
                 caller_of(principal, admission),
                 decision,
-                method=(operation.audited or operation.name) if operation is not None else None,
+                method=operation.audit_method if operation is not None else None,
                 api=head.path if self._log_api or not decision.allowed else None,
                 collection=collection,
                 probe=operation is not None and operation.probe and not self._audit_probes,

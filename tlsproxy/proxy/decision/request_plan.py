@@ -378,7 +378,7 @@ class Plans:
             audit=prepared(
                 caller_of(principal, admission),
                 decision,
-                method=(operation.audited or operation.name) if operation is not None else None,
+                method=operation.audit_method if operation is not None else None,
                 api=api if self._log_api or not decision.allowed else None,
                 collection=asked.collection if asked is not None else None,
                 probe=operation is not None and operation.probe and not self._audit_probes,
