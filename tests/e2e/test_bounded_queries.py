@@ -222,6 +222,12 @@ def test_what_is_sent_and_what_may_come_back(site: Site) -> None:
                 assert b"salary" not in response.body
                 if parsed is not None:
                     assert response.json == parsed
+            for number in (1, 2, -77 * 10**17):  # which looks like what stands for a vector while the rest is read
+                answers.append(b'{"result":[]}')
+                searched = {"vector": [number / 8] * 200, "top": 3, "filter": {"must": [{"has_id": [number]}]}}
+                assert post(client, "points/search", searched).status == 200
+                limited = {name: value for name, value in searched.items() if name != "top"} | {"limit": 3}
+                assert json.loads(upstream.requests[-1].body) == limited
             answers.append(gzip.compress(ANSWERS["stripped"][0]))
             assert client.ask("GET", f"{PEOPLE}/points/1").status == 502
             answers.append(b'{"result":true}')

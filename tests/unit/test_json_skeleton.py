@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from tlsproxy.qdrant.rest_collections import body_names
 from tlsproxy.qdrant.router import recognise
 from tlsproxy.wire.content_coding import Content
 from tlsproxy.wire.cooperative import at_once
-from tlsproxy.wire.json_skeleton import LONG, MOST, long_arrays, without
+from tlsproxy.wire.json_skeleton import LONG, MOST, long_arrays, marked, restored, without
 from tlsproxy.wire.strict_json import reading_json
 
 _numbers = st.lists(st.integers(-9, 9) | st.floats(allow_nan=False, allow_infinity=False) | st.none() | st.booleans())
@@ -85,3 +86,24 @@ def test_a_string_without_an_end_is_not_waited_for() -> None:
 def test_many_brackets_are_not_looked_at_one_by_one() -> None:
     text = b"[" * 1_000_000
     assert outline(text) == text
+
+
+@given(_values, _spaces)
+def test_marked_parts_are_put_back(value: Any, spaces: tuple[str, str]) -> None:
+    text = json.dumps(value, separators=spaces).encode()
+    parts = long_arrays(text, 0, 10_000)
+    stands_in = marked(text, parts)
+    assert emptied(json.loads(stands_in)) == emptied(value)
+    assert restored(bytes(stands_in), text, parts) == text
+    if parts:
+        with pytest.raises(ValueError, match="one mark"):
+            restored(bytes(stands_in) * 2, text, parts)
+        with pytest.raises(ValueError, match="one mark"):
+            restored(text, text, parts)
+
+
+def test_marked_parts_may_change_places() -> None:
+    text = b'{"a":[1, 2],"b":[3,4 ],"c":[]}'
+    parts = long_arrays(text, 0)
+    of_a, of_b, of_c = re.findall(rb"-\d+", marked(text, parts))
+    assert restored(b"[%b][%b][%b]" % (of_b, of_c, of_a), text, parts) == b"[3,4 ][][1, 2]"

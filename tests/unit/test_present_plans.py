@@ -69,7 +69,9 @@ def planned(admission: Admission, request: tuple[str, str]) -> Plan:
     judged = decide_request(admission, asked)
     route: Route = Reduced(b"", judged.listing) if judged.listing is not None else Relayed(b"")
     if judged.decision is UNREAD:
-        route = Unread(NOTHING, asked, admission, None, confined=bool(admission.confinements), whole=True)
+        route = Unread(
+            NOTHING, asked, admission, None, confined=bool(admission.confinements), rewritten=True, whole=True
+        )
     return Plan("", "", judged.decision, LINE, route)
 
 

@@ -69,6 +69,11 @@ def is_read_under(operation: Operation, policy: QueryPolicy) -> bool:
     return operation.method in _WITH_BODY and treatment(operation, policy, untimed=True) is not Treatment.FREE
 
 
+def counts_numbers(operation: Operation) -> bool:
+    """Whether the number of elements in an array of numbers has a say: that of ids in a retrieval."""
+    return operation.name == "retrieve"
+
+
 def target_under(operation: Operation, target: RequestTarget, policy: QueryPolicy) -> RequestTarget:
     """The target, with the `timeout` of a query, and no hidden key in its path.
 

@@ -3,7 +3,7 @@
 `{"vector":[0.1, …],"with_lookup":"x"}` becomes `{"vector":[],"with_lookup":"x"}`. An array without a string, an object
 or an array in it can name nothing, and no reader can place what follows it elsewhere. So long ones are emptied before
 the text is parsed: a search of 13 KB takes 5 µs instead of 160. Their content is not validated; Qdrant refuses what is
-no JSON.
+no JSON. Where the value is changed and written anew, marks stand for the contents, which are put back afterwards.
 """
 
 from __future__ import annotations
@@ -62,3 +62,36 @@ def without(text: Content, parts: list[tuple[int, int]]) -> Content:
         begin = end
     rest.append(view[begin:])
     return b"".join(rest)
+
+
+_MARK: Final = b"-77%017d"
+"""An integer of 64 bits."""
+
+
+def marked(text: Content, parts: list[tuple[int, int]]) -> Content:
+    """The text with a number in place of each part; the same object where there are none."""
+    if not parts:
+        return text
+    view, begin = memoryview(text), 0
+    rest: list[bytes | memoryview] = []
+    for number, (start, end) in enumerate(parts):
+        rest += [view[begin:start], _MARK % number]
+        begin = end
+    rest.append(view[begin:])
+    return b"".join(rest)
+
+
+def restored(text: bytes, original: Content, parts: list[tuple[int, int]]) -> bytes:
+    """A text, made of a marked one, with the parts of the original in their places again.
+
+    Raises ValueError where a mark is not there, or another number looks like it.
+    """
+    view, rest, begin = memoryview(original), [], 0
+    places = [(text.find(_MARK % number), number) for number in range(len(parts))]
+    if any(place < 0 or text.count(_MARK % number) > 1 for place, number in places):
+        raise ValueError("not one mark for each part")
+    for place, number in sorted(places):
+        start, end = parts[number]
+        rest += [memoryview(text)[begin:place], view[start:end]]
+        begin = place + len(_MARK % number)
+    return b"".join([*rest, memoryview(text)[begin:]])

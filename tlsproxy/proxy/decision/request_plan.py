@@ -43,7 +43,7 @@ from tlsproxy.qdrant.rest_decision import (
     deciding_body,
 )
 from tlsproxy.qdrant.rest_listings import Reducer
-from tlsproxy.qdrant.rest_query_policy import is_read_under
+from tlsproxy.qdrant.rest_query_policy import counts_numbers, is_read_under
 from tlsproxy.qdrant.router import Recognised, recognise
 from tlsproxy.qdrant.scoring import Facts
 from tlsproxy.qdrant.tenant_examples import Question
@@ -52,7 +52,7 @@ from tlsproxy.snapshot.generation import Generation
 from tlsproxy.wire.content_coding import Content, decoding
 from tlsproxy.wire.cooperative import Steps
 from tlsproxy.wire.http1 import RequestHead, parse_request, restate_request
-from tlsproxy.wire.json_skeleton import long_arrays, without
+from tlsproxy.wire.json_skeleton import long_arrays, marked, restored, without
 from tlsproxy.wire.target import RequestTarget
 from tlsproxy.wire.tracing import NO_TRACING, Tracing, tracing_from_head
 
@@ -83,8 +83,8 @@ class Proviso:
 class Unread:
     """A request whose body must be read before it is decided. Compared and hashed as the object that it is.
 
-    ``coding`` is what its body must be freed of. ``confined``: to some points. ``whole``: the body is read whole, and
-    written anew; else it is read for its names.
+    ``coding`` is what its body must be freed of. ``confined``: to some points. ``rewritten``: the body is read, and
+    written anew; else it is read for its names. ``whole``: with the numbers in it.
     """
 
     head: RequestHead
@@ -92,7 +92,12 @@ class Unread:
     admission: Admission
     coding: str | None
     confined: bool
+    rewritten: bool
     whole: bool
+
+    def decoded(self, plain: Content) -> int:
+        """Bytes that a body takes beside the received one."""
+        return 0 if self.coding is None else len(plain)
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,7 +213,7 @@ class Plans:
         self._upstream_key = key.encode() if key is not None else None
         self._memo = Memo[tuple[Principal, bytes], Plan](MEMO_PLANS)
         self._refusals = Memo[tuple[Principal, bytes], Plan](MEMO_REFUSALS)
-        self._read = Memo[tuple[Unread, bytes], Plan](MEMO_PLANS)
+        self._read = Memo[tuple[Unread, bytes], tuple[Plan, bytes | None]](MEMO_PLANS)
 
     def of(self, principal: Principal, head: bytes, now: float, ended: Decision | None) -> tuple[Plan, Tracing]:
         """The plan, and what the client said besides that differs from request to request.
@@ -279,23 +284,22 @@ class Plans:
         Raises :class:`tlsproxy.qdrant.scoring.FactsNeeded` where ``facts`` do not do.
         """
         head, asked, admission = unread.head, unread.asked, unread.admission
-        plain = content
+        plain, template, key = content, None, None
         try:
             if unread.coding is not None:
                 plain = yield from decoding(content, unread.coding, self._body_limit)
-            if not unread.whole:  # heads repeat, and bodies but for the numbers in them
-                arrays = long_arrays(plain)
-                if arrays and len(plain) > MUCH:
-                    yield len(plain) + (0 if plain is content else len(plain))
-                plain = without(plain, arrays)
-                plan = self._read.get((unread, bytes(plain))) if len(plain) <= MEMO_HEAD else None
-                if plan is not None and len(content) == head.length:
-                    return plan, content
-            held = 0 if plain is content else len(plain)
-            read = yield from deciding_body(admission, asked, plain, facts, held)
+            arrays = [] if unread.whole else long_arrays(plain)  # heads repeat, and bodies but for the numbers in them
+            if arrays and len(plain) > MUCH:
+                yield len(plain) + unread.decoded(plain)
+            text = marked(plain, arrays) if unread.rewritten else without(plain, arrays)
+            if not unread.whole and len(text) <= MEMO_HEAD and len(content) == head.length == len(plain):
+                key = unread, bytes(text)
+                if (known := self._read.get(key)) is not None:
+                    plan, template = known
+                    return plan, content if template is None else restored(template, plain, arrays)
+            read, template = yield from _decided(unread, text, plain, arrays, facts)
         except RequestError as error:
             read = BodyDecision(refusal_of(error))
-        remembered = not unread.whole and read.decision is ALLOWED and len(content) == head.length
         target, confined = asked.target, read.confined
         if read.body is not None:
             head, content = head.without(b"content-encoding", b"accept-encoding"), read.body  # the answer will be read
@@ -304,8 +308,8 @@ class Plans:
         judgement = HeadDecision(read.decision, read.reducer)
         plan = self._plan(admission.principal, head.with_length(len(content)), asked, admission, judgement, target)
         plan = replace(plan, body_facts=read.facts, questions=confined.questions if confined is not None else ())
-        if remembered and len(plain) <= MEMO_HEAD:
-            self._read.remember((unread, bytes(plain)), plan)
+        if key is not None and read.decision is ALLOWED and (template is not None or not unread.rewritten):
+            self._read.remember(key, (plan, template))
         return plan, content
 
     def _sent(self, head: RequestHead, listing: Reducer | None, *, streamed: bool) -> RequestHead:
@@ -367,8 +371,10 @@ class Plans:
             proviso = _proviso(head, asked, admission)
         elif decision is UNREAD and asked is not None and admission is not None:
             confined = bool(admission.confinements)
-            whole = confined or (operation is not None and is_read_under(operation, queries))
-            route = Unread(head, asked, admission, head.value(b"content-encoding"), confined, whole)
+            policed = operation is not None and is_read_under(operation, queries)
+            whole = confined or (policed and operation is not None and counts_numbers(operation))
+            coding = head.value(b"content-encoding")
+            route = Unread(head, asked, admission, coding, confined, rewritten=confined or policed, whole=whole)
         limit, largest = self._limit(operation), self._quotas.largest_body(admission)
         of_role = largest is not None and largest < limit
         return Plan(
@@ -401,6 +407,22 @@ class Plans:
             timeout=timeout_of(operation, asked.target.query) if asked is not None else 0.0,
             queries=queries,
         )
+
+
+def _decided(
+    unread: Unread, text: Content, plain: Content, arrays: list[tuple[int, int]], facts: Facts | None
+) -> Steps[tuple[BodyDecision, bytes | None]]:
+    """The decision on a body by its skeleton, and the new body's: None where there is none, or none to remember."""
+    held = unread.decoded(plain)
+    read = yield from deciding_body(unread.admission, unread.asked, text, facts, held)
+    if read.body is None or not arrays:
+        return read, read.body
+    if len(plain) > MUCH:
+        yield 2 * len(plain) + held
+    try:
+        return replace(read, body=restored(read.body, plain, arrays)), read.body
+    except ValueError:  # a number in it is like a mark
+        return (yield from deciding_body(unread.admission, unread.asked, plain, facts, held)), None
 
 
 def _presented(head: RequestHead) -> str | None:
