@@ -29,7 +29,7 @@ from support.grpc_upstream import GrpcUpstream, failing, replying
 from support.kept_connection import Caller
 from support.site import CONFIG, Site
 from support.transcript import GOLDEN, Transcript, kind_of, output_of
-from support.upstream import ScriptedUpstream, plain
+from support.upstream import QDRANT, ScriptedUpstream, plain
 
 from tlsproxy.authz.tokens import mint
 from tlsproxy.cli import terminal
@@ -115,7 +115,7 @@ def running(directory: Path) -> Iterator[Bench]:
     directory.chmod(0o755)
     site = Site(directory)
     site.issue("alice", **PERSON)
-    with ScriptedUpstream() as rest, GrpcUpstream() as calls:
+    with ScriptedUpstream(probe=plain(QDRANT)) as rest, GrpcUpstream() as calls:
         written = site.write_config(
             rest.url, grpc=calls.url, admin={"listen": f"unix:{site.directory / 'admin.sock'}"},
             tls={"poll_interval": 3600, "cert_ttl": None},

@@ -14,6 +14,9 @@ PROBE = "tlsproxy-readiness"
 """The user agent of the gateway's questions whether its upstream can be reached."""
 OK = b'HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 15\r\n\r\n{"status":"ok"}'
 
+QDRANT = b'HTTP/1.1 200 OK\r\ncontent-length: 60\r\n\r\n{"title":"qdrant - vector search engine","version":"1.20.0"}'
+"""The answer of a Qdrant to `GET /`."""
+
 
 @dataclass(slots=True)
 class Received:
