@@ -107,6 +107,8 @@ def test_every_live_connection(served: tuple[Gateway, GrpcUpstream], gateway: Ga
     assert record["until"].endswith("Z")
     assert gateway.audited(event="connection", reason="locked")["certificate_subject"] == ALICE
     assert 'tlsproxy_locks{kind="subject"} 1.0' in gateway.ask_admin("/metrics")[1]
+    with gateway.connect(site.client(), port=gateway.ports["TCP"][0]) as tunnel:
+        assert tunnel.recv(1) == b""
     with Caller(gateway, site.client()) as again:
         refused = again.ask()
         assert (refused.status, "laptop" in refused.body) == (403, False)

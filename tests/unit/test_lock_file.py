@@ -66,6 +66,14 @@ def test_the_service_can_read_it(config: Path) -> None:
     assert locked(config) == set()
 
 
+def test_its_author_is_the_person_behind_sudo(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SUDO_USER", "carol\x1b")
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    assert "by carol\\x1b: theft" in command(config, "lock", "alice", "--reason", "theft")[1]
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    assert "carol" not in command(config, "lock", "bob")[1]
+
+
 def test_a_link_stays_one(config: Path, tmp_path: Path) -> None:
     there = tmp_path / "shared"
     there.mkdir()

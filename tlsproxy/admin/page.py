@@ -22,6 +22,8 @@ REFRESH: Final = 10
 """Seconds between two loads of the page, unless it is paused."""
 MAX_CONNECTIONS: Final = 200
 """Connections on the page: the newest."""
+MAX_LOCKS: Final = 200
+"""Locks on the page: the first."""
 
 HEADERS: Final[Mapping[str, str]] = {
     "Content-Security-Policy": "default-src 'none'; style-src 'self'; img-src data:; form-action 'self'; "
@@ -42,6 +44,7 @@ _LEAST: Final = 2
 def page(status: Mapping[str, Any], now: float, *, paused: bool = False) -> str:
     """The document; ``now`` is seconds since the epoch. ``paused``: without the automatic refresh."""
     connections = view.connections(status["connections"], with_ca=len(status["authorities"]) > 1)
+    locks = view.locks(status, now)
     return _template().render(
         status=status,
         headline=view.headline(status),
@@ -56,7 +59,8 @@ def page(status: Mapping[str, Any], now: float, *, paused: bool = False) -> str:
         box=f"0 0 {SLOTS * _BAR} {_HEIGHT}",
         connections=connections[:MAX_CONNECTIONS],
         further=max(0, status["connections"]["open"] - min(len(connections), MAX_CONNECTIONS)),
-        locks=view.locks(status, now),
+        locks=locks[:MAX_LOCKS],
+        further_locks=max(0, len(locks) - MAX_LOCKS),
         refusals=view.refusals(status["refusals"]),
     )
 

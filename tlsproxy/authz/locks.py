@@ -90,10 +90,11 @@ class Lock:
 class Locks:
     """Locks by what they hold. Those that are over are kept, and hold nobody."""
 
-    __slots__ = ("_by_value", "_locks")
+    __slots__ = ("_by_value", "_locks", "_names_subjects")
 
     def __init__(self, locks: Iterable[Lock] = ()) -> None:
         self._locks = tuple(locks)
+        self._names_subjects = any(lock.kind == "subject" for lock in self._locks)
         self._by_value: dict[tuple[str, str], list[Lock]] = {}
         for lock in self._locks:
             self._by_value.setdefault(lock.selector[:2], []).append(lock)
@@ -109,11 +110,15 @@ class Locks:
         """The lock that holds this certificate, if any."""
         if identity is None or not self._by_value:
             return None
-        for kind, value in _names(identity):
-            for lock in self._by_value.get((kind, value), ()):
-                if now < lock.until and lock.selector[2] in {"", folded_subject(identity.issuer)}:
-                    return lock
-        return None
+        numbered = self._by_value.get(("serial", identity.serial), ())
+        issuer = folded_subject(identity.issuer) if numbered else ""
+        for lock in numbered:
+            if now < lock.until and lock.selector[2] in {"", issuer}:
+                return lock
+        found = self._first("sha256", identity.sha256, now)
+        if found is not None or not self._names_subjects:
+            return found
+        return next(filter(None, (self._first("subject", name, now) for name in _names(identity))), None)
 
     def of_key(self, name: str, now: float) -> Lock | None:
         """The lock that holds a key of this name, or the tokens of an issuer or signing key of this name."""
@@ -132,14 +137,11 @@ class Locks:
         return next((lock for lock in self._by_value.get((kind, value), ()) if now < lock.until), None)
 
 
-def _names(identity: Identity) -> Iterator[tuple[LockKind, str]]:
-    yield "sha256", identity.sha256
-    yield "serial", identity.serial
-    yield "subject", folded_subject(identity.subject)
-    for name in (identity.name, identity.common_name, *identity.uris, *identity.dns_names, *identity.emails):
-        yield "subject", folded(name)
-    for address in identity.ips:
-        yield "subject", folded(address)
+def _names(identity: Identity) -> Iterator[str]:
+    """All names that a lock of a subject may have of it."""
+    yield folded_subject(identity.subject)
+    names = (identity.name, identity.common_name, *identity.uris, *identity.dns_names, *identity.emails, *identity.ips)
+    yield from map(folded, names)
 
 
 def _subjects(claims: Mapping[str, Any]) -> Iterator[Any]:

@@ -75,14 +75,18 @@ def _address(text: str) -> str:
 
 
 class AdminClient:
-    """``address`` is in the form of `admin.listen`. Each call opens a connection of its own."""
+    """``address`` is in the form of `admin.listen`. Each call opens a connection of its own.
+
+    ``silent``: the last call was answered too late, though somebody listens there.
+    """
 
     def __init__(self, address: str) -> None:
         self.address = address
+        self.silent = False
 
-    def status(self, subject: str = "") -> dict[str, Any]:
+    def status(self, subject: str = "", deadline: float = DEADLINE) -> dict[str, Any]:
         """The whole status, with the connections of clients whose name has ``subject``. Raises AdminError."""
-        return self._request("GET", f"/status?subject={quote(subject)}", DEADLINE, "generation")
+        return self._request("GET", f"/status?subject={quote(subject)}", deadline, "generation")
 
     def reload(self, query: Literal["", "?force=1", "?dry_run=1"] = "") -> dict[str, Any]:
         """The result, whichever it is. Raises AdminError where there is none."""
@@ -94,11 +98,12 @@ class AdminClient:
 
     def _request(self, method: str, path: str, deadline: float, expected: str) -> dict[str, Any]:
         """The answer, an object that has ``expected``."""
-        connection = self._connection(deadline)
+        connection, self.silent = self._connection(deadline), False
         try:
             connection.request(method, path)
             answer = json.loads(connection.getresponse().read(_SIZE_LIMIT))
         except TimeoutError:
+            self.silent = True
             raise AdminError(f"{self.address}: no answer within {deadline:g} s") from None
         except PermissionError:
             text = "only its owner may open it: run this as the gateway's user or as root"

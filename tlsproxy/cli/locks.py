@@ -33,6 +33,8 @@ from tlsproxy.text import printable, span, utc_time
 PATIENCE: Final = 5.0
 """Seconds to wait for the gateway: it reads the file four times a second."""
 POLL: Final = 0.1
+ASKED: Final = 1.0
+"""Seconds for a status: a gateway that does not answer holds up no lock."""
 _NAMED: Final = 20
 """Connected clients that are listed."""
 _UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
@@ -221,12 +223,15 @@ def _marked(entry: FileEntry, reason: str, now: float) -> FileEntry:
 
 
 def _asked(config_path: Path, admin: str | None) -> tuple[AdminClient | None, dict[str, Any] | None]:
-    """The running gateway and its status, if its admin server answers."""
+    """The running gateway and its status, if its admin server is there and answers soon."""
     try:
         server = admin_of(config_path, admin)
-        return server, server.status()
     except TlsproxyError:
         return None, None
+    try:
+        return server, server.status(deadline=ASKED)
+    except AdminError:
+        return (server if server.silent else None), None
 
 
 def _awaited(config_path: Path, server: AdminClient | None, found: Callable[[Mapping[str, Any]], Any]) -> Any:
@@ -237,7 +242,7 @@ def _awaited(config_path: Path, server: AdminClient | None, found: Callable[[Map
     end, trouble = time.monotonic() + PATIENCE, ""
     while time.monotonic() < end:
         try:
-            status = server.status()
+            status = server.status(deadline=ASKED)
         except AdminError as error:
             trouble = str(error)
         else:

@@ -12,6 +12,7 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final, Protocol
 
+from tlsproxy.errors import TlsproxyError
 from tlsproxy.proxy.core.impact import Consequences
 from tlsproxy.proxy.core.wall_clock import Clock
 from tlsproxy.service.lock_trail import LockTrail
@@ -56,14 +57,21 @@ class LockPublisher:
         return {} if self._watch.fault is None else {self._watch.subject: self._watch.fault}
 
     async def run(self, reload: Callable[[str], Awaitable[Any]]) -> None:
-        """Look until cancelled; a new fault is reported by a reload."""
-        while True:
-            try:
-                if await self.look():
-                    await reload("locks")
-            except Exception as error:  # noqa: BLE001 - nothing may end this: locks would neither come nor be reported
-                _log.critical("locks cannot be published now", exc_info=error)
-            await asyncio.sleep(POLL)
+        """Look until cancelled; a new fault is reported by a reload, which may wait for other files."""
+        trouble = ""
+        async with asyncio.TaskGroup() as reports:
+            while True:
+                try:
+                    if await self.look():
+                        reports.create_task(_reported(reload))
+                    trouble = ""
+                except (TlsproxyError, OSError, RuntimeError, MemoryError) as error:
+                    if trouble != str(error):
+                        trouble = str(error)
+                        _log.error("locks cannot be read and published now: %s", trouble or type(error).__name__)
+                except Exception as error:  # noqa: BLE001 - nothing may end this: locks would not come any more
+                    _log.critical("a defect in the publication of locks", exc_info=error)
+                await asyncio.sleep(POLL)
 
     async def look(self) -> bool:
         """Read the lock file, and publish its locks if they differ. Whether the file's fault is another one."""
@@ -107,3 +115,10 @@ class LockPublisher:
         generation = self._target.generation
         file, now = generation.states.locks.value, self._target.clock.now()
         self._trail.look(generation.policy.locks, file, now, cut=cut, start=start)
+
+
+async def _reported(reload: Callable[[str], Awaitable[Any]]) -> None:
+    try:
+        await reload("locks")
+    except Exception as error:  # noqa: BLE001 - it must not end the publication of locks
+        _log.critical("a defect in the report of a lock file", exc_info=error)

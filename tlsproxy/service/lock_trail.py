@@ -18,7 +18,7 @@ from tlsproxy.authz.locks import Lock, Locks, Selector
 from tlsproxy.config.locks import FileEntry, LockFile
 from tlsproxy.text import printable, rfc3339
 
-MAX_LISTED: Final = 1000
+MAX_LISTED: Final = 10_000
 """Most locks in a status."""
 
 _log = logging.getLogger(__name__)

@@ -9,6 +9,7 @@ import pytest
 from support.gateway import DEADLINE, Gateway
 from support.hung_files import Unanswering, inputs, wait_for_inputs
 from support.kept_connection import Caller
+from support.operator_tools import operator
 from support.site import CONFIG, Site
 from support.upstream import ScriptedUpstream
 
@@ -36,6 +37,10 @@ def test_one_that_hangs_is_told_of_and_holds_nothing_up(
         unanswering.hang(mount / "a.crl")
         assert "no answer since" in gateway.log.wait(lambda line: "a.crl" in line)
         assert "mount/a.crl: its file system gives no answer since" in inputs(gateway)
+        with Caller(gateway, own_site.client()) as alice:
+            assert alice.ask().status == 200
+            assert operator(gateway, "lock", "alice", "--config", str(config))[0] == 0
+            assert alice.is_closed()
         rules = [rule for rule in CONFIG["identities"] if rule["name"] != "search-svc"]
         own_site.edit_config(config, identities=rules)
         gateway.audited(event="connection", reason="no_role")
