@@ -122,7 +122,6 @@ READS: dict[str, Use] = {
     "retrieve hidden keys": lambda client: client.retrieve(
         "people", [1, 2], with_payload=["salary", "contact.email", "contact", "name"]
     ),
-    "retrieve nothing else": lambda client: client.retrieve("people", [1, 2], with_payload=["salary"]),
     "scroll": lambda client: client.scroll("people", limit=5, with_vectors=[""])[0],
     "scroll without": lambda client: client.scroll(
         "people", limit=5, with_payload=m.PayloadSelectorExclude(exclude=["name"])
@@ -289,9 +288,8 @@ def test_a_tenant_with_a_policy(clients: Clients) -> None:
     assert [point.id for point in points] == [2, 4, 6, 8]
     others = scroll(m.FieldCondition(key="team", match=m.MatchValue(value="b")))
     assert "is hidden" in str(same(clients, "tenant", others, ()))
-    found = clients["tenant"][1].retrieve("people", [3, 4, 2], with_vectors=True)  # upstream it is a scroll
+    found = same(clients, "tenant", lambda client: client.retrieve("people", [3, 4, 2], with_vectors=True), hidden)
     assert [point.id for point in found] == [4, 2]
-    assert not any(secret in str(found) for secret in hidden)
 
 
 def test_files_of_shards_are_not_read(site: Site, gateway: Gateway) -> None:

@@ -311,7 +311,7 @@ def named_paths(message: Any, above: KeyPath = ()) -> Iterator[KeyPath | None]:
     if name in {"SetPayloadPoints", "SetPayload"} and message.HasField("key"):
         yield path_of(message.key)
     if name in {"QueryPoints", "QueryPointGroups", "PrefetchQuery"} and message.query.WhichOneof("variant") == "text":
-        yield path_of(message.using)
+        yield path_of(message.using or "none")
 
 
 def written_paths(message: Any) -> Iterator[KeyPath]:

@@ -167,7 +167,7 @@ class Row:
         policy = state.policy
         for key in found.entries:
             check_key((*found.below, key), policy)
-        if policy.hidden and any(one.number == _TEXT for one in state.reading.fields_of("Query", found.query)):
+        if found.using and any(one.number == _TEXT for one in state.reading.fields_of("Query", found.query)):
             check_path(found.using, (), policy)
         if policy.max_limit is not None:
             check_limit(found.ids, policy.max_limit, "ids")
