@@ -28,6 +28,9 @@ identities:
 """
 
 
+MANAGED = "names only collections and aliases that the caller may manage"
+
+
 def call(*arguments: str | Path) -> Result:
     return CliRunner().invoke(main, [str(argument) for argument in arguments])
 
@@ -204,6 +207,32 @@ class TestExplain:
         result = self.explain(site, "ingest-1", method, f"/collections/docs/{path}")
         assert result.exit_code == 0
         assert result.stdout.endswith(f"decision   allowed {says}\n")
+
+    @pytest.mark.parametrize(
+        ("asked", "says"),
+        [
+            (
+                ("POST", "/collections/aliases"),
+                f"if its body {MANAGED}",
+            ),
+            (("POST", "/collections/docs/points/batch"), "if its body has no operation in it that is left out"),
+            (("PUT", "/collections/docs"), "if its body names only collections that the caller has"),
+            (
+                ("qdrant.Collections/UpdateAliases",),
+                f"if its body {MANAGED}",
+            ),
+            (("DELETE", "/collections/docs"), ""),
+        ],
+    )
+    def test_who_manages_a_collection(self, site: Path, tmp_path: Path, asked: tuple[str, ...], says: str) -> None:
+        config = tmp_path / "managed.yaml"
+        access = "ingest: {access: [{collection: docs, access: rw}]"
+        managed = "ingest: {access: [{collection: docs, access: m, operations: {deny: [delete_points]}}]"
+        config.write_text(CONFIG.replace(access, managed).replace("certs/", f"{site}/certs/"))
+        result = call("explain", "--config", config, site / "certs" / "ingest-1.pem", *asked)
+        assert (result.exit_code, result.stderr) == (0, "")
+        assert result.stdout.endswith(f"decision   allowed {says}".rstrip() + "\n")
+        assert "role       ingest (docs m (except delete_points))" in result.stdout
 
     def test_a_tenant(self, site: Path, tmp_path: Path) -> None:
         config = tmp_path / "tenants.yaml"

@@ -106,8 +106,7 @@ TABLE = [(operation, "rest") for operation in REST] + [(operation, "grpc") for o
 @pytest.mark.parametrize(("operation", "surface"), TABLE, ids=lambda one: getattr(one, "path", one))
 def test_modes_pass_what_they_are_defined_to_pass(operation: Operation, surface: str) -> None:
     method = "GET" if operation.path.startswith("/dashboard") else operation.method
-    path = operation.path.replace("ReadMulti", "ReadBatch")  # until 1.18
-    passes = FINER[surface, method, path]
+    passes = FINER[surface, method, operation.path]
     collection, names = ("docs", BodyNames()) if "lias" not in operation.path else (None, BodyNames(change=("docs",)))
     if operation.name == "list_collection_aliases":
         collection = "docs"

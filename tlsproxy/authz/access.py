@@ -67,6 +67,8 @@ class OperationFilter:
 
     def refused(self, operations: tuple[str, ...]) -> str | None:
         """The first of these that may not be used."""
+        if self.allow is None and not self.deny:
+            return None
         return next((one for one in operations if not self.allows(one)), None)
 
     def allows(self, operation: str) -> bool:
@@ -365,7 +367,7 @@ def decide(
         refusal = None
     if refusal is not None:
         return refusal
-    if rights.listed is not None and requirement.listing and not reduced:
+    if requirement.listing and not reduced and rights.listed is not None:
         return forbidden("unfiltered_listing", "Global access is required for this listing")
     if (denied := rights.operations.refused(operations)) is not None:
         return forbidden("operation", f"Operation {denied} is not allowed")
@@ -420,12 +422,15 @@ def _refusal(grants: Grants, requirement: Requirement, operations: tuple[str, ..
     covering = grants.covering(collection)
     if not covering:
         return forbidden("collection", f"Access to collection {collection} is required")
-    permitting = [grant for grant in covering if grant.permits(requirement)]
-    refused = [grant.operations.refused(operations) for grant in permitting]
-    if None in refused:
-        return None
-    if refused:
-        return forbidden("operation", f"Operation {refused[0]} is not allowed for collection {collection}")
+    denied = ""
+    for grant in covering:
+        if grant.permits(requirement):
+            refused = grant.operations.refused(operations)
+            if refused is None:
+                return None
+            denied = denied or refused
+    if denied:
+        return forbidden("operation", f"Operation {denied} is not allowed for collection {collection}")
     if requirement.extras and not any(grant.extras for grant in covering):
         return forbidden("needs_extras", f"Only points access is allowed for collection {collection}")
     if requirement.files and not any(grant.write or grant.extras for grant in covering):

@@ -31,7 +31,7 @@ from tlsproxy.proxy.decision.call_plan import grpc_status
 from tlsproxy.qdrant.grpc_decision import decide_at_best, decide_call, operation_of
 from tlsproxy.qdrant.operations import GRPC, Operation
 from tlsproxy.qdrant.query_policy import concerning
-from tlsproxy.qdrant.rest_decision import HeadDecision, decide_request
+from tlsproxy.qdrant.rest_decision import HeadDecision, decide_request, needs_names
 from tlsproxy.qdrant.router import recognise
 from tlsproxy.snapshot.files import CONFIG_LIMIT, read_argument
 from tlsproxy.snapshot.generation import Generation
@@ -274,7 +274,7 @@ def _print_decision(
 ) -> None:
     """Exits with 1 for a refusal."""
     decision = judgement.decision
-    if decision is UNREAD and isinstance(admitted, Admission):
+    if decision is UNREAD and isinstance(admitted, Admission) and operation is not None:
         click.echo(f"decision   allowed if its body {_condition(admitted, operation)}")
         return
     if decision.allowed:
@@ -293,22 +293,25 @@ def _grpc_status(decision: Decision) -> str:
     return f"{GrpcStatus(grpc_status(decision)).name} {decision.text}".rstrip()
 
 
-def _condition(admission: Admission, operation: Operation | None) -> str:
+def _condition(admission: Admission, operation: Operation) -> str:
     """The condition on the body or message of an undecided request."""
     confinements = admission.confinements
-    confined = f"can be confined to {' and '.join(map(str, confinements))}"
     limited = any(rights.limited for rights in admission.rights)
-    named = limited and operation is not None and (operation.names_others or operation in GRPC)
-    policed = bool(concerning(admission.queries, operation))
-    return " and ".join(
-        ["names only collections that the caller has"] * named
-        + ["keeps to the query policy of the role"] * policed
-        + [confined] * bool(confinements)
-    )
+    conditions = {
+        "names only collections and aliases that the caller may manage": operation.names_changed,
+        "names only collections that the caller has": limited
+        and not operation.names_changed
+        and (operation.names_others or operation in GRPC),
+        "has no operation in it that is left out": bool(operation.carries) and needs_names(admission.rights, operation),
+        "keeps to the query policy of the role": bool(concerning(admission.queries, operation)),
+        f"can be confined to {' and '.join(map(str, confinements))}": bool(confinements),
+    }
+    return " and ".join(text for text, holds in conditions.items() if holds)
 
 
 def _requirement(operation: Operation) -> str:
     needs = operation.requirement
-    flags = [name for name in ("write", "manage", "extras") if getattr(needs, name)]
+    flags = [name for name in ("write", "manage", "extras", "files") if getattr(needs, name)]
+    flags += ["or m on all that it names"] * needs.grantable
     others = ["its body may name further collections"] if operation.names_others else []
     return ", ".join([f"scope {needs.scope.value}", *flags, *others])
