@@ -123,7 +123,6 @@ def test_reads(acme: QdrantClient, gateway: Gateway) -> None:
 
 
 REFUSED: dict[str, Use] = {
-    "info": lambda client: client.get_collection("docs"),
     "with_lookup": lambda client: client.query_points_groups("docs", "n", query=[1.0, 0.0], with_lookup="docs"),
     "another tenant's": lambda client: client.upsert(
         "docs", [m.PointStruct(id=9, vector=[1.0, 0.0], payload={"tenant": "umbrella"})]

@@ -107,6 +107,7 @@ def test_which_operations_a_tenant_has() -> None:
         "/aliases",
         "/collections/{collection_name}/aliases",
         "/collections/{collection_name}/exists",
+        "/collections/{collection_name}",
     }
 
 

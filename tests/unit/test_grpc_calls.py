@@ -164,7 +164,7 @@ WRITER = Rights(grants=Grants(Grant("docs", write=True, extras=True)))
         ("/qdrant.Collections/Delete", [WRITER], "needs_global"),
         ("/qdrant.Points/Get", [Rights()], "collection"),
         ("/qdrant.Collections/List", [Rights()], "no_rights"),
-        ("/qdrant.Collections/Get", [Rights(grants=WRITER.grants, conditions=ACME)], "not_confined"),
+        ("/qdrant.Collections/ListShardKeys", [Rights(grants=WRITER.grants, conditions=ACME)], "not_confined"),
         ("/qdrant.Points/Scroll", [Rights(grants=WRITER.grants, conditions=ACME)], "allowed"),
         ("/qdrant.Collections/CollectionExists", [Rights(grants=WRITER.grants, conditions=ACME)], "allowed"),
         ("/qdrant.Points/Search", [READER], "allowed"),
@@ -266,7 +266,7 @@ def test_conditions_never_allow_more(operation: Operation, free: Rights) -> None
         ("Points/Scroll", Rights(GlobalMode.M, conditions=ACME), CONFINED, "allowed"),
         ("Points/Scroll", Rights(GlobalMode.M, conditions=ACME), BodyFacts(NO_NAMES, (), "docs"), "not_confined"),
         (
-            "Collections/Get",
+            "Collections/ListShardKeys",
             Rights(GlobalMode.M, conditions=ACME),
             CONFINED,
             "not_confined",

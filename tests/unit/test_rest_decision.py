@@ -200,7 +200,7 @@ def test_conditions_of_a_role_hold_whatever_comes_beside_it() -> None:
         read = at_once(deciding_body(admission, asked, b"{}"))
         assert read.decision.allowed
         assert read.body == b'{"filter":{"must":[{"key":"tenant","match":{"value":"acme"}}]}}'
-    assert ask(tenant, "GET", "/collections/docs", "manage-key").reason == "not_confined"
+    assert ask(tenant, "GET", "/collections/docs/shards", "manage-key").reason == "not_confined"
 
 
 ACME = (Condition("tenant", ("acme",)),)
@@ -260,7 +260,7 @@ def test_memory_in_use_beside_the_content_is_asked_for_too() -> None:
             BodyFacts(NO_NAMES, confinement(tenant="b")),
             "not_confined",
         ),
-        (TENANT, "GET", "/collections/docs", BodyFacts(NO_NAMES, confinement(tenant="acme")), "not_confined"),
+        (TENANT, "GET", "/collections/docs/shards", BodyFacts(NO_NAMES, confinement(tenant="acme")), "not_confined"),
         (TENANT, "GET", "/collections/docs/exists", BodyFacts(NO_NAMES, ()), "allowed"),
         (ADMIN, "POST", "/collections/docs/points/scroll", BodyFacts(NO_NAMES, ()), "allowed"),
         (LIMITED, "POST", "/collections/docs/points/query", BodyFacts(BodyNames(read=("docs",)), ()), "allowed"),

@@ -15,6 +15,7 @@ from tlsproxy.authz.query_policy import QueryPolicy
 from tlsproxy.errors import BadRequest
 from tlsproxy.qdrant.answer_statistics import AnswerReducer
 from tlsproxy.qdrant.composed_reducer import composed
+from tlsproxy.qdrant.descriptions import DescriptionReducer, is_described
 from tlsproxy.qdrant.grpc_answers import stripper_of
 from tlsproxy.qdrant.grpc_listings import listing_of_call
 from tlsproxy.qdrant.grpc_nesting import NESTING
@@ -34,6 +35,7 @@ from tlsproxy.qdrant.rest_decision import (
     decide_all,
     needs_names,
 )
+from tlsproxy.qdrant.rest_listings import Reducer
 from tlsproxy.qdrant.rest_tenancy import touches_no_points
 from tlsproxy.qdrant.scoring import Facts
 from tlsproxy.wire.cooperative import Steps
@@ -68,7 +70,9 @@ def decide_call(admitted: Admission | Decision, operation: Operation | None) -> 
     rights, confinable, queries = admitted.rights, is_confinable_call(operation), admitted.queries
     confined = confinable and bool(admitted.confinements)
     listing = listing_of_call(operation, rights)
-    statistics = AnswerReducer(operation) if confined else None
+    statistics: Reducer | None = AnswerReducer(operation) if confined else None
+    if admitted.confinements and is_described(operation):
+        statistics = DescriptionReducer()
     shown = composed(listing, statistics, stripper_of(operation, queries))
     possible = is_possible_under(queries, operation)
     unread = UNREAD if possible else UNDER_POLICY

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from tlsproxy.authz.access import ANY_COLLECTION, MODES, GlobalMode, Grant, Grants, Rights, Scope
+from tlsproxy.qdrant.descriptions import is_described
 from tlsproxy.qdrant.grpc_tenancy import is_confinable_call
 from tlsproxy.qdrant.operation_groups import OperationGroup, grouped
 from tlsproxy.qdrant.operations import ALWAYS, GRPC, Operation
@@ -24,6 +25,7 @@ audited under its route.
 
 - **on a collection**: the modes of a grant that permit it. **on all**: the modes of a whole role (`access: r`).
 - **tenant**: whether a role with a [`filter`](tenants.md) may use it. *names*: it is about no points.
+  *reduced*: its answer has no numbers of all points.
 - **query policy**: keys of a role's `queries` under which it is refused, since it cannot be checked or reduced. Under
   the others it can be used.
 
@@ -80,6 +82,8 @@ def _releases(row: Operation) -> str:
 
 
 def _tenant(rows: tuple[Operation, ...]) -> str:
+    if all(map(is_described, rows)):
+        return "reduced"
     if all(map(touches_no_points, rows)):
         return "names"
     usable = [row for row in rows if (is_confinable_call(row) if row in GRPC else is_confinable(row))]

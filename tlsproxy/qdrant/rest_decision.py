@@ -29,6 +29,7 @@ from tlsproxy.authz.access import (
 from tlsproxy.authz.admission import Admission
 from tlsproxy.authz.query_policy import NO_POLICY, QueryPolicy
 from tlsproxy.errors import Form, RequestError
+from tlsproxy.qdrant.descriptions import describing, is_described
 from tlsproxy.qdrant.operations import Operation
 from tlsproxy.qdrant.query_policy import NOT_UNDER_POLICY, Treatment, concerning, treatment
 from tlsproxy.qdrant.rest_answers import ChangedAnswer
@@ -127,7 +128,14 @@ def decide_request(admitted: Admission | Decision, request: Recognised) -> HeadD
         )
     if needs_names(rights, operation) or (confinable and admitted.confinements) or is_read_under(operation, policy):
         return HeadDecision(UNREAD, target=target)
-    return HeadDecision(ALLOWED, listing or stripping_of(operation, policy), target)
+    return HeadDecision(ALLOWED, listing or _reduction(operation, admitted, policy), target)
+
+
+def _reduction(operation: Operation, admitted: Admission, policy: QueryPolicy) -> Reducer | None:
+    stripping = stripping_of(operation, policy)
+    if not (admitted.confinements and is_described(operation)):
+        return stripping
+    return ChangedAnswer((describing, *(stripping.changes if stripping is not None else ())))
 
 
 def at_best(rights: tuple[Rights, ...]) -> tuple[tuple[Rights, ...], BodyNames]:

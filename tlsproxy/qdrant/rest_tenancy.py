@@ -15,6 +15,7 @@ from typing import Any, Final
 from tlsproxy.authz.access import Confinements
 from tlsproxy.errors import Unconfined
 from tlsproxy.qdrant import tenant_texts
+from tlsproxy.qdrant.descriptions import is_described
 from tlsproxy.qdrant.operations import Operation
 from tlsproxy.qdrant.rest_answers import ResultChange
 from tlsproxy.qdrant.rest_collections import expect_object
@@ -59,8 +60,8 @@ class Confined:
 
 
 def touches_no_points(operation: Operation) -> bool:
-    """Whether it is about no points, so that conditions do not apply."""
-    return operation.name in _NO_POINTS
+    """Whether it is about no points, so that conditions do not apply: its answer has names alone, or is described."""
+    return operation.name in _NO_POINTS or is_described(operation)
 
 
 def is_confinable(operation: Operation) -> bool:
