@@ -456,6 +456,13 @@ WARNINGS: dict[str, tuple[dict[str, Any], str]] = {
         {"identities": [rule(dns="A.example"), rule("b", dns="a.EXAMPLE")]},
         "identities[1]: never reached: rule 'a' has the same match",
     ),
+    "bounds_of_relayed_bytes": (
+        {
+            "roles": {"search": {"access": "r", "queries": {"vectors": "hide"}}},
+            "listeners": [{"port": 7000, "mode": "tcp", "upstream": "127.0.0.1:7001", "allow": ["search"]}],
+        },
+        "listeners[0].allow[0]: its `filter` and `queries` hold nothing here",
+    ),
     "glob_over_a_subject": ({"identities": [rule(subject="CN=*,O=Acme")]}, "identities[0].match.subject: a '*' here"),
 }
 

@@ -14,14 +14,15 @@ from tlsproxy.audit.line import Caller
 from tlsproxy.authz.access import UNREAD, BodyNames, Condition, Decision, GlobalMode, Grant, Grants, Rights, is_within
 from tlsproxy.authz.admission import Admission
 from tlsproxy.authz.identity import Identity
-from tlsproxy.authz.query_policy import NO_POLICY, QueryPolicy
+from tlsproxy.authz.query_policy import NO_POLICY, QueryPolicy, hidden_keys
 from tlsproxy.authz.roles import Principal
-from tlsproxy.errors import BadRequest, Unconfined
+from tlsproxy.errors import BadRequest, PolicyRefused, Unconfined
 from tlsproxy.proxy.decision.attribution import prepared
 from tlsproxy.proxy.decision.call_plan import Asked, CallPlan
 from tlsproxy.proxy.decision.request_plan import Plan, Reduced, Relayed, Route, Unread
 from tlsproxy.qdrant.grpc_decision import decide_call, decide_message, operation_of
 from tlsproxy.qdrant.operations import GRPC
+from tlsproxy.qdrant.query_policy import concerning
 from tlsproxy.qdrant.rest_decision import BodyFacts, decide_request, deciding_body
 from tlsproxy.qdrant.rest_tenancy import is_confinable
 from tlsproxy.qdrant.router import recognise
@@ -56,7 +57,10 @@ rights = st.builds(
 )
 admissions = rights.map(lambda held: Admission(Principal(IDENTITY, "rule", "role", held, None), None))
 policies = st.sampled_from(
-    [NO_POLICY, QueryPolicy(max_limit=5), QueryPolicy(max_limit=3, hides_vectors=True), QueryPolicy(timeout=1)]
+    [
+        *(NO_POLICY, QueryPolicy(max_limit=5), QueryPolicy(max_limit=3, hides_vectors=True), QueryPolicy(timeout=1)),
+        QueryPolicy(hidden=hidden_keys([("n",)])),
+    ]
 )
 bounded = st.builds(lambda held, queries: replace(held, queries=queries), rights, policies).map(
     lambda held: Admission(Principal(IDENTITY, "rule", "role", held, None), None)
@@ -72,7 +76,7 @@ def planned(admission: Admission, request: tuple[str, str]) -> Plan:
         route = Unread(
             NOTHING, asked, admission, None, confined=bool(admission.confinements), rewritten=True, whole=True
         )
-    return Plan("", "", judged.decision, LINE, route)
+    return Plan("", "", judged.decision, LINE, route, queries=concerning(admission.queries, asked.operation))
 
 
 def decided(plan: Plan, body: bytes) -> Plan:
@@ -81,13 +85,13 @@ def decided(plan: Plan, body: bytes) -> Plan:
         return plan
     try:
         read = at_once(deciding_body(plan.route.admission, plan.route.asked, body))
-    except (BadRequest, Unconfined, FactsNeeded) as error:
+    except (BadRequest, PolicyRefused, Unconfined, FactsNeeded) as error:
         return plan.refused(Decision(allowed=False, reason=type(error).__name__))
-    return Plan("", "", read.decision, LINE, Relayed(b""), body_facts=read.facts)
+    return Plan("", "", read.decision, LINE, Relayed(b""), body_facts=read.facts, queries=plan.queries)
 
 
 @pytest.mark.fuzz
-@given(admissions, admissions, st.sampled_from(REQUESTS), st.sampled_from(BODIES))
+@given(bounded, bounded, st.sampled_from(REQUESTS), st.sampled_from(BODIES))
 def test_of_rest(before: Admission, now: Admission, request: tuple[str, str], body: bytes) -> None:
     head = planned(now, request)
     former = decided(planned(before, request), body)
@@ -101,15 +105,17 @@ def test_of_rest(before: Admission, now: Admission, request: tuple[str, str], bo
     confined = not isinstance(head.route, Unread) or not confinable or is_within(body_facts, now.confinements)
     known = not isinstance(head.route, Unread) or former.body_facts is not None
     reduced = not isinstance(head.route, Reduced) or isinstance(former.route, Reduced)
+    strict = former.queries.meets(head.queries)
     if isinstance(outcome, Plan):
         assert fresh.decision.allowed
         assert confined
+        assert strict
         assert known
         assert reduced
         assert not isinstance(head.route, Reduced) or outcome.route == head.route
     else:
         assert not outcome.allowed
-        assert not (fresh.decision.allowed and confined and known and reduced)
+        assert not (fresh.decision.allowed and confined and known and reduced and strict)
 
 
 def called(admission: Admission, path: str, named: tuple[str, ...] | None) -> CallPlan:

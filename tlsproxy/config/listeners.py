@@ -14,6 +14,7 @@ from tlsproxy.config.findings import Finding
 from tlsproxy.config.identity_checks import role_findings
 from tlsproxy.config.model import Config, HttpProtocol, ListenerConfig, Protocols, UpstreamConfig
 from tlsproxy.config.positions import Path, Tree, dotted
+from tlsproxy.config.queries import query_policy_of
 
 PROTOCOLS: Final[tuple[HttpProtocol, ...]] = ("rest", "grpc")
 TCP: Final[Protocols] = ("tcp",)
@@ -89,12 +90,16 @@ def modes(config: Config, _tree: Tree) -> Iterator[Finding]:
 
 
 def tcp_roles(config: Config, _tree: Tree) -> Iterator[Finding]:
-    roles = (
+    roles: list[tuple[Path, str]] = [
         (("listeners", index, "allow", place), role)
         for index, listener in enumerate(config.listeners)
         for place, role in enumerate(listener.allow)
-    )
+    ]
     yield from role_findings(roles, config)
+    for path, name in roles:
+        role = config.roles.get(name)
+        if role is not None and (role.filter or query_policy_of(role.queries)):
+            yield Finding(path, "its `filter` and `queries` hold nothing here: bytes are relayed unread", warning=True)
 
 
 def hosts(config: Config, _tree: Tree) -> Iterator[Finding]:

@@ -80,7 +80,8 @@ def target_under(operation: Operation, target: RequestTarget, policy: QueryPolic
     Raises :class:`PolicyRefused` and :class:`BadRequest`.
     """
     if operation.path.endswith("/{field_name}"):
-        check_key(key_path(target.segments[-1], "field_name"), policy)
+        for key in target.segments[-1:]:  # none where any request of the operation is meant
+            check_key(key_path(key, "field_name"), policy)
     if policy.timeout is None or ROWS[operation.name][Part.TIMEOUT] is Treatment.FREE:
         return target
     try:
