@@ -23,15 +23,32 @@ def is_owned(payload: dict[str, Any] | None, confinements: Confinements) -> bool
     return all(_has(found, each) and _has_no_other(found, each) for one in confinements for each in one.conditions)
 
 
+def is_changeable(payload: dict[str, Any] | None, confinements: Confinements) -> bool:
+    """Whether its tenant can change it: values of one type, and of booleans only one at each place."""
+    if not is_owned(payload, confinements):
+        return False
+    for condition in (each for one in confinements for each in one.conditions):
+        found = leaves_under(payload or {}, condition.key)
+        kinds = {type(value) for value in values_under(payload or {}, condition.key) if value is not None}
+        if len(kinds) > 1 or (kinds == {bool} and any(isinstance(one, list) and len(one) > 1 for one in found)):
+            return False
+    return True
+
+
 def values_under(payload: Any, path: str) -> list[Any]:
-    """What a payload has under `a`, `a.b` or `a[].b`; the members of a list one by one."""
+    """Values of a payload under `a`, `a.b` or `a[].b`; the members of a list one by one."""
+    return [member for one in leaves_under(payload, path) for member in (one if isinstance(one, list) else [one])]
+
+
+def leaves_under(payload: Any, path: str) -> list[Any]:
+    """The same, with lists as they are."""
     found = [payload]
     for step in path.split("."):
         name = step.removesuffix("[]")
         found = [one[name] for one in found if isinstance(one, dict) and name in one]
         if name != step:
             found = [member for one in found if isinstance(one, list) for member in one]
-    return [member for one in found for member in (one if isinstance(one, list) else [one])]
+    return found
 
 
 def _has(payload: dict[str, Any], condition: Condition) -> bool:

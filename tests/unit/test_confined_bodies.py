@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import re
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -109,6 +111,20 @@ def test_which_operations_a_tenant_has() -> None:
         "/collections/{collection_name}/exists",
         "/collections/{collection_name}",
     }
+
+
+def test_the_documents_have_every_route_on_a_collection() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "tenants.md").read_text(encoding="utf-8")
+    listed = text.partition("The other 40 are refused")[2].partition("\n## ")[0]
+    told = set(re.findall(r"`((?:GET|PUT|POST|PATCH|DELETE)(?: [^`]+)?)`", listed))
+    rows = [row for row in REST if row.path.startswith("/collections/{collection_name}")]
+    routes = {
+        f"{row.method} {row.path.removeprefix('/collections/{collection_name}').removeprefix('/')}".strip()
+        for row in rows
+        if not is_confinable(row) and not touches_no_points(row)
+    }
+    assert told == routes
+    assert (len(rows), len(routes), sum(map(is_confinable, rows))) == (69, 40, 27)
 
 
 @pytest.mark.parametrize("everywhere", [GlobalMode.M, None])

@@ -26,6 +26,7 @@ TITLE = "qdrant - vector search engine (embedded in tlsproxy)"
 VERSION = version("qdrant-client")
 
 _NO_COLLECTION = re.compile(r"Collection (.+) not found", re.DOTALL)
+_NO_POINT = re.compile(r"Point (.+) is not found in the collection", re.DOTALL)
 _SHOWN_VALIDATION_ERRORS = 3
 
 
@@ -37,7 +38,7 @@ class EngineError(TlsproxyError):
         self.status = status
 
 
-class _Local(QdrantLocal):
+class Local(QdrantLocal):
     """Local mode with two more calls of the REST API."""
 
     def point(self, collection_name: str, point_id: str) -> models.Record:
@@ -58,7 +59,7 @@ class Engine:
     """Owner of the data. Calls run one after the other, since QdrantLocal is not thread-safe."""
 
     def __init__(self) -> None:
-        self._local = _Local(":memory:")
+        self._local = Local(":memory:")
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine")
 
     async def call(self, method: str, /, **arguments: Any) -> Any:
@@ -98,6 +99,8 @@ def _bad_input(text: str) -> EngineError:
     """Qdrant's status by the text: local mode raises ValueError for all of them."""
     if missing := _NO_COLLECTION.fullmatch(text):
         return EngineError(HTTPStatus.NOT_FOUND, f"Not found: Collection `{missing[1]}` doesn't exist!")
+    if missing := _NO_POINT.fullmatch(text):
+        return EngineError(HTTPStatus.NOT_FOUND, f"Not found: No point with id {missing[1]} found")
     if text.startswith("Alias ") and text.endswith(" does not exist"):
         return EngineError(HTTPStatus.NOT_FOUND, f"Not found: {text}")
     if text.startswith(("Collection ", "Alias ")) and text.endswith(" already exists"):

@@ -103,17 +103,58 @@ def _matrix(body: m.SearchMatrixRequest) -> dict[str, Any]:
     return defaults | _given(query_filter=body.filter, sample=body.sample, limit=body.limit, using=body.using)
 
 
-def _search(body: dict[str, Any]) -> dict[str, Any]:
+def _search(body: dict[str, Any]) -> m.QueryRequest:
     """The search of Qdrant before 1.10 as a query, since the local client has dropped it."""
     if "vector" not in body:
         raise ValueError("missing field `vector`")
-    rest = {key: value for key, value in body.items() if key not in {"vector", "offset"}}
     named = body["vector"]
     if isinstance(named, dict) and {"name", "vector"} <= named.keys():
-        request = m.QueryRequest(query=named["vector"], using=named["name"], **rest)
-    else:
-        request = m.QueryRequest(query=named, **rest)
-    return {**_query(request), **_given(offset=body.get("offset"))}
+        return m.QueryRequest(**_without(body, "vector"), query=named["vector"], using=named["name"])
+    return m.QueryRequest(**_without(body, "vector"), query=named)
+
+
+def _recommend(body: dict[str, Any]) -> m.QueryRequest:
+    """The recommendation of the same age."""
+    members = ("positive", "negative", "strategy")
+    examples = m.RecommendInput(**{name: body[name] for name in members if body.get(name) is not None})
+    return m.QueryRequest(**_without(body, *members), query=m.RecommendQuery(recommend=examples))
+
+
+def _discover(body: dict[str, Any]) -> m.QueryRequest:
+    """The discovery of the same age, which without a target is a query by context."""
+    context = body.get("context") or []
+    query: m.Query = m.ContextQuery(context=context)
+    if body.get("target") is not None:
+        query = m.DiscoverQuery(discover=m.DiscoverInput(target=body["target"], context=context))
+    return m.QueryRequest(**_without(body, "target", "context"), query=query)
+
+
+def _without(body: dict[str, Any], *names: str) -> dict[str, Any]:
+    return {name: value for name, value in body.items() if name not in names}
+
+
+def _older(path: str, query: Callable[[dict[str, Any]], m.QueryRequest]) -> tuple[Route, Route]:
+    """A route of that age, and that of its batches."""
+
+    def one(body: dict[str, Any]) -> dict[str, Any]:
+        request = query(body)
+        return {**_query(request), **_given(offset=request.offset)}
+
+    def batch(body: dict[str, Any]) -> dict[str, Any]:
+        return _query_batch(m.QueryRequestBatch(searches=[query(each) for each in body["searches"]]))
+
+    def listed(answers: list[m.QueryResponse]) -> list[Any]:
+        return [answer.points for answer in answers]
+
+    return (
+        Route("POST", f"{_POINTS}/{path}", "query_points", dict[str, Any], one, lambda answer: answer.points),
+        Route("POST", f"{_POINTS}/{path}/batch", "query_batch_points", dict[str, Any], batch, listed),
+    )
+
+
+def _recommend_groups(body: dict[str, Any]) -> dict[str, Any]:
+    own: dict[str, Any] = {name: body[name] for name in ("group_by", "group_size") if name in body}
+    return {**_query(_recommend(_without(body, *own, "with_lookup"))), **own}
 
 
 def _write(method: str, path: str, body: Any, operation: Callable[[Any], Any]) -> Route:
@@ -196,7 +237,10 @@ ROUTES: tuple[Route, ...] = (
     ),
     Route("POST", _POINTS + "/query/batch", "query_batch_points", m.QueryRequestBatch, _query_batch),
     Route("POST", _POINTS + "/query/groups", "query_points_groups", m.QueryGroupsRequest, _query_groups),
-    Route("POST", _POINTS + "/search", "query_points", dict[str, Any], _search, lambda answer: answer.points),
+    *_older("search", _search),
+    *_older("recommend", _recommend),
+    *_older("discover", _discover),
+    Route("POST", _POINTS + "/recommend/groups", "query_points_groups", dict[str, Any], _recommend_groups),
     Route("POST", _POINTS + "/search/matrix/pairs", "search_matrix_pairs", m.SearchMatrixRequest, _matrix),
     Route("POST", _POINTS + "/search/matrix/offsets", "search_matrix_offsets", m.SearchMatrixRequest, _matrix),
     Route(
@@ -234,11 +278,5 @@ UNSUPPORTED: tuple[tuple[str, str], ...] = (
     ("PUT", _COLLECTION + "/snapshots/recover"),
     ("GET", _COLLECTION + "/snapshots/{snapshot_name}"),
     ("DELETE", _COLLECTION + "/snapshots/{snapshot_name}"),
-    ("POST", _POINTS + "/search/batch"),
     ("POST", _POINTS + "/search/groups"),
-    ("POST", _POINTS + "/recommend"),
-    ("POST", _POINTS + "/recommend/batch"),
-    ("POST", _POINTS + "/recommend/groups"),
-    ("POST", _POINTS + "/discover"),
-    ("POST", _POINTS + "/discover/batch"),
 )
