@@ -537,3 +537,27 @@ def test_a_longest_wait_below_the_usual_one_is_warned_of() -> None:
     assert warning.startswith("limits.max_response_timeout: less than upstream.response_timeout (300 s)")
     assert warnings(limits={"max_response_timeout": 300}) == []
     assert warnings(upstream={"response_timeout": 7200}) == [], "the default is nobody's mistake"
+
+
+@pytest.mark.parametrize(
+    ("entry", "mistake"),
+    [
+        ({}, "revoked[0]: must name exactly one caller, by subject, sha256, serial, key or jti"),
+        ({"subject": "a", "jti": "b"}, "revoked[0]: must name exactly one caller"),
+        ({"sha256": "ab"}, "revoked[0]: sha256: is not a SHA-256 fingerprint"),
+        ({"serial": "0xyz"}, "revoked[0]: serial: is not hexadecimal"),
+        ({"subject": "a", "issuer": "CN=ca"}, "revoked[0]: subject: an issuer goes with a serial number only"),
+        ({"subject": " "}, "revoked[0]: subject: must have 1 to 1024 characters"),
+        ({"subject": "a", "until": "2030-01-01"}, "revoked[0].until: "),
+        ({"subjct": "a"}, "revoked[0].subjct: unknown key (did you mean 'subject'?)"),
+        ({"serial": 17}, "revoked[0].serial: must be text: quote it"),
+    ],
+)
+def test_locks_that_hold_nobody(entry: dict[str, Any], mistake: str) -> None:
+    assert any(problem.startswith(mistake) for problem in errors(revoked=[entry])), errors(revoked=[entry])
+
+
+def test_a_lock_of_an_unknown_key() -> None:
+    more = {"keys": [key(name="nightly-import")], "jwt_issuers": [issuer()]}
+    found = warnings(revoked=[{"key": "nightly-imprt"}, {"key": "login"}, {"key": "api_key"}], **more)
+    assert found == ["revoked[0].key: no key or issuer has this name (did you mean 'nightly-import'?)"]

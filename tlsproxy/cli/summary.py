@@ -13,7 +13,7 @@ from tlsproxy.config.model import AuditConfig, Config, Role, UpstreamConfig
 from tlsproxy.config.policy import confinement_text
 from tlsproxy.config.tokens import key_sources
 from tlsproxy.snapshot.generation import Generation
-from tlsproxy.text import utc_time
+from tlsproxy.text import printable, utc_time
 from tlsproxy.tls.certinfo import CertificateFacts
 
 
@@ -74,6 +74,8 @@ def _callers(generation: Generation) -> Iterator[str]:
         yield f"{source.shown}: not fetched by this command; until `run` has fetched it, its tokens are refused"
     for name, role in config.roles.items():
         yield f"role {name}: {_access(role)}{confinement_text(role)}; {_holders(config, name)}"
+    for lock in generation.policy.locks.in_force(generation.built_at).values():
+        yield f"locked: {printable(lock.name)}{'' if lock.until == NEVER else f', until {utc_time(lock.until)}'}"
 
 
 def _key(key: Key) -> str:

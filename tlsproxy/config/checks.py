@@ -140,6 +140,7 @@ _CHECKS: Final[tuple[tuple[frozenset[str], Check], ...]] = (
     (frozenset({"jwt_issuers"}), credentials.issuers),
     (frozenset({"jwt_issuers", "roles"}), credentials.issuer_roles),
     (frozenset({"revoked"}), credentials.revoked),
+    (frozenset({"revoked", "keys", "jwt_issuers"}), credentials.revoked_keys),
     (frozenset({"upstream"}), _upstream),
     (frozenset({"upstream", "limits"}), _waits),
     (frozenset({"service", "limits"}), _inspection),

@@ -14,6 +14,7 @@ from tlsproxy.config.findings import Finding
 from tlsproxy.config.identity_checks import filter_of, match_findings, role_findings
 from tlsproxy.config.model import Config
 from tlsproxy.config.positions import Path, Tree
+from tlsproxy.config.problems import did_you_mean
 from tlsproxy.config.secrets import KEY_NAMES, key_error
 
 _EMPTY: Final = key_digest("").hex()
@@ -135,3 +136,13 @@ def revoked(config: Config, _tree: Tree) -> Iterator[Finding]:
             entry.lock()
         except ValueError as error:
             yield Finding(("revoked", index), str(error))
+
+
+def revoked_keys(config: Config, _tree: Tree) -> Iterator[Finding]:
+    """Entries of `revoked` with a key that there is not: perhaps one that was removed, perhaps a slip."""
+    named = (*(key.name for key in config.keys), *(issuer.name for issuer in config.jwt_issuers))
+    known = ("api_key", "alt_api_key", "read_only_api_key", *named)
+    for index, entry in enumerate(config.revoked):
+        if entry.key is not None and entry.key.strip() not in known:
+            hint = did_you_mean(entry.key, known)
+            yield Finding(("revoked", index, "key"), f"no key or issuer has this name{hint}", warning=True)

@@ -82,7 +82,12 @@ class LockTrail:
             }
             for held in self._held.values()
         ]
-        return {"file": str(self._path), "error": fault, "count": len(entries), "entries": entries[:MAX_LISTED]}
+        return {
+            "file": str(self._path.absolute()),
+            "error": fault,
+            "count": len(entries),
+            "entries": entries[:MAX_LISTED],
+        }
 
     def _tell_lock(self, lock: Lock, now: float, cut: int | None, *, start: bool) -> None:
         source = "start" if start else "configuration" if lock.configured else "operator"
