@@ -37,6 +37,18 @@ def calls() -> Iterator[GrpcUpstream]:
         yield running
 
 
+def of_points(connection: Connection, request: Received) -> None:
+    """A point that is the tenant's alone, in a collection of a Qdrant that has no weighted vectors."""
+    answer = b'{"version":"1.19.2","result":{"config":{"params":{"vectors":{}}}}}'
+    if " /collections/docs/points/query/batch " in request.line:
+        answer = b'{"result":[{"points":[{"id":1}]},{"points":[]}]}'
+    plain(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%b" % (len(answer), answer))(connection, request)
+
+
+def asked_of(upstream: ScriptedUpstream, path: str) -> list[str | None]:
+    return [each.fields.get(HEADER) for each in upstream.requests if path in each.line]
+
+
 def ready(gateway: Gateway) -> None:
     """Every worker has asked the upstream what it is."""
     assert gateway.ask_admin("/readyz")[0] == 200
@@ -45,7 +57,8 @@ def ready(gateway: Gateway) -> None:
 def test_one_value_over_both_protocols_and_all_workers(
     own_site: Site, upstream: ScriptedUpstream, calls: GrpcUpstream
 ) -> None:
-    config = own_site.write_config(upstream.url, grpc=calls.url, workers=2, service=KEYS)
+    tenant = {"access": [{"collection": "docs", "access": "rw"}], "filter": {"tenant": "{cn}"}}
+    config = own_site.write_config(upstream.url, grpc=calls.url, workers=2, service=KEYS, roles={"ingest": tenant})
     exists = {"collection": "docs", "matches": [{"key": "name", "value": "alice"}]}
     user = mint(KEYS["api_key"], {"access": "r", "subject": "alice"})
     conditional = mint(KEYS["api_key"], {"access": "r", "subject": "alice", "value_exists": exists})
@@ -78,6 +91,14 @@ def test_one_value_over_both_protocols_and_all_workers(
         upstream.answer = plain(answer)
         assert asked(None, api_key=conditional) == [token] * 4, "the question whether the point exists, too"
         assert "alice" not in f"{alice}{token}"
+        with Client(gateway, own_site.client("ingest")) as connection:
+            connection.ask("POST", "/collections/docs/points/query", (), b'{"query": [0.5]}')
+            (tenant,) = asked_of(upstream, "/points/query ")
+            upstream.answer = of_points
+            connection.ask("POST", "/collections/docs/points/query", (), b'{"query": 1}')
+        assert asked_of(upstream, "/points/query/batch ") == [tenant], "whether the example is the tenant's"
+        assert asked_of(upstream, "/points/query ") == [tenant] * 2
+        assert tenant not in {None, alice, search}
 
 
 def test_a_qdrant_that_is_upgraded_and_one_that_is_not_to_have_it(own_site: Site, upstream: ScriptedUpstream) -> None:

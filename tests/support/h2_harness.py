@@ -284,7 +284,7 @@ class HeldQuestions:
         self.asked: list[tuple[Any, Callable[[Any], None]]] = []
         self.refuses: Exception | None = None
 
-    def ask(self, questions: Any, _account: Any, callback: Callable[[Any], None]) -> None:
+    def ask(self, questions: Any, _affinity: bytes, _account: Any, callback: Callable[[Any], None]) -> None:
         if self.refuses is not None:
             raise self.refuses
         self.asked.append((questions, callback))

@@ -116,7 +116,7 @@ class Bench:
         self.points = Points(gateway, SimpleNamespace(acquire=self.waiting.append))  # type: ignore[arg-type]
 
     def arrive(self) -> None:
-        self.points.ask(ValueExists("users", b"{}"), (), ("subject", "a"), partial(self._tell, self.now))
+        self.points.ask(ValueExists("users", b"{}"), b"", ("subject", "a"), partial(self._tell, self.now))
 
     def _tell(self, arrived: int, verdict: Verdict) -> None:
         assert isinstance(verdict, Decision)

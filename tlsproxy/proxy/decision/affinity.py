@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hmac
 import json
+import re
 from dataclasses import replace
 from typing import Final, TypeVar
 
@@ -24,6 +25,9 @@ KEY_SIZE: Final = 32
 """Bytes of a key."""
 _DIGITS: Final = 24
 """Hexadecimal digits of a value: 96 bits."""
+
+_VALUE: Final = re.compile(rb"[\x20-\x7e]{1,256}")
+"""Values that go with the gateway's own questions too."""
 
 Head = TypeVar("Head", RequestHead, CallHead)
 
@@ -41,6 +45,12 @@ def with_affinity(head: Head, key: bytes | None, admission: Admission | None) ->
         return head
     digest = hmac.digest(key, json.dumps(caller).encode(), "sha256").hex()
     return replace(head, fields=(*head.fields, (HEADER, digest[:_DIGITS].encode())))
+
+
+def affinity_in(head: RequestHead | CallHead) -> bytes:
+    """The first value, as Qdrant reads it, for questions that a request brings; empty for none or a strange one."""
+    value = next((value for name, value in head.fields if name == HEADER), b"")
+    return value if _VALUE.fullmatch(value) else b""
 
 
 def _caller(admission: Admission) -> tuple[str, ...] | None:

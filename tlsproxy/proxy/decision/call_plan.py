@@ -22,7 +22,7 @@ from tlsproxy.authz.query_policy import QueryPolicy
 from tlsproxy.authz.roles import Principal
 from tlsproxy.errors import BodyTooLarge, Form, GrpcStatus, RequestError, RoleBodyTooLarge
 from tlsproxy.memo import Memo
-from tlsproxy.proxy.decision.affinity import with_affinity
+from tlsproxy.proxy.decision.affinity import affinity_in, with_affinity
 from tlsproxy.proxy.decision.attribution import caller_of, error_of, expiry, prepared, refusal_of
 from tlsproxy.proxy.limits.quotas import LimitCheck, Quotas
 from tlsproxy.qdrant.grpc_decision import decide_call, decide_call_again, decide_message, operation_of
@@ -112,11 +112,11 @@ class CallPlan:
 
     ``form`` is that of a refusal's body where no gRPC was spoken, else None. ``expires`` as in
     :class:`tlsproxy.proxy.decision.request_plan.Plan`;
-    ``exists``: the point that the caller's token requires. ``unread``: the message must be read before the call is
-    decided. ``asked``: the question of the decision, None where that cannot matter any more. ``body_facts``: facts of
-    the message that was read. ``limit_check`` as there; ``largest``: most bytes of the message, 0 if without limit;
-    ``of_role``: by the caller's role. ``length``: bytes of its DATA, where the client has said so. ``timeout``: as
-    there, but for the deadline, which each call has for itself.
+    ``exists``: the point that the caller's token requires. ``affinity`` goes with the gateway's own questions.
+    ``unread``: the message must be read before the call is decided. ``asked``: the question of the decision, None where
+    that cannot matter any more. ``body_facts``: facts of the message that was read. ``limit_check`` as there;
+    ``largest``: most bytes of the message, 0 if without limit; ``of_role``: by the caller's role. ``length``: bytes of
+    its DATA, where the client has said so. ``timeout``: as there, but for the deadline, which each call has for itself.
     """
 
     operation: str
@@ -127,6 +127,7 @@ class CallPlan:
     form: Form | None = None
     expires: float = NEVER
     exists: ValueExists | None = None
+    affinity: bytes = b""
     unread: bool = False
     asked: Asked | None = None
     body_facts: BodyFacts | None = None
@@ -304,6 +305,7 @@ class CallPlans:
                 probe=operation is not None and operation.probe and not self._audit_probes,
             ),
             block=block,
+            affinity=affinity_in(head),
             expires=expiry(admission, decision, presented_key(head.value(b"api-key"), head.value(b"authorization"))),
             exists=exists,
             unread=decision is UNREAD,

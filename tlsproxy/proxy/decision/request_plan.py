@@ -24,7 +24,7 @@ from tlsproxy.authz.query_policy import NO_POLICY, QueryPolicy
 from tlsproxy.authz.roles import Principal
 from tlsproxy.errors import Form, RequestError, UnexpectedBody
 from tlsproxy.memo import Memo
-from tlsproxy.proxy.decision.affinity import with_affinity
+from tlsproxy.proxy.decision.affinity import affinity_in, with_affinity
 from tlsproxy.proxy.decision.attribution import caller_of, error_of, expiry, prepared, refusal_of
 from tlsproxy.proxy.decision.local_responses import LocalResponse, cors_fields, is_preflight, preflight, whoami
 from tlsproxy.proxy.limits.quotas import LimitCheck, Quotas
@@ -69,14 +69,6 @@ MUCH: Final = 65_536
 UNLIMITED: Final = 1 << 62
 AUDIT_QUERY: Final = 65_536
 """Bytes of a question about the audit log."""
-
-
-@dataclass(frozen=True, slots=True)
-class Proviso:
-    """What must be found out before an allowed request is carried out, and the head that asks for it."""
-
-    exists: ValueExists
-    head: RequestHead
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -134,11 +126,12 @@ class Plan:
     known. ``limit``: of the body, in bytes; ``of_role``: by the caller's role. ``limit_check`` has the limits that it
     counts against, if there are any. ``resend``: the request may be sent again after its connection was lost.
     ``expires``: seconds since the epoch, from which the plan must be made anew, as the credential counts no longer.
-    ``proviso``: a condition of the caller's token. ``streamed``: the body goes up as it comes, and `Expect` is the
-    upstream's. ``fields``: header lines of every response of the gateway, ``readable`` of one that is passed on.
-    ``body_facts``: facts of the body, where it was read. ``questions``: on the points that a confined query is made of,
-    to be asked of the upstream first. ``timeout``: seconds that the client gives the upstream, as in
-    :func:`tlsproxy.qdrant.timeouts.timeout_of`. ``queries``: the query policy that the request was decided by.
+    ``exists``: the point that the caller's token requires. ``affinity`` goes with the gateway's own questions.
+    ``streamed``: the body goes up as it comes, and `Expect` is the upstream's. ``fields``: header lines of every
+    response of the gateway, ``readable`` of one that is passed on. ``body_facts``: facts of the body, where it was
+    read. ``questions``: on the points that a confined query is made of, to be asked of the upstream first. ``timeout``:
+    seconds that the client gives the upstream, as in :func:`tlsproxy.qdrant.timeouts.timeout_of`. ``queries``: the
+    query policy that the request was decided by.
     """
 
     operation: str
@@ -157,7 +150,8 @@ class Plan:
     limit_check: LimitCheck | None = None
     resend: bool = False
     expires: float = NEVER
-    proviso: Proviso | None = None
+    exists: ValueExists | None = None
+    affinity: bytes = b""
     fields: bytes = b""
     readable: bytes = b""
     body_facts: BodyFacts | None = None
@@ -174,7 +168,7 @@ class Plan:
     def refused(self, decision: Decision) -> Self:
         """The same request, which is not carried out after all."""
         audit = self.audit.denied(error_of(decision), decision.reason)
-        return replace(self, decision=decision, audit=audit, route=None, proviso=None)
+        return replace(self, decision=decision, audit=audit, route=None, exists=None)
 
     def under(self, present: Plan) -> Plan | Decision:
         """Plan by which a request under way goes on, where its head is planned like ``present`` now; or its refusal."""
@@ -351,7 +345,7 @@ class Plans:
         api = asked.target.path if asked is not None else head.target.partition("?")[0]
         streamed = head.length > READ_FIRST or (operation is not None and operation.upload)
         route: Route = None
-        proviso: Proviso | None = None
+        exists: ValueExists | None = None
         fields = readable = cors_fields(head, self._origins) if self._cors else b""
         if decision is ALLOWED and operation is PREFLIGHT:
             route, fields = preflight(head, self._origins), b""
@@ -368,7 +362,7 @@ class Plans:
                 upstream_key=self._upstream_key,
             )
             route = Relayed(upstream) if listing is None else Reduced(upstream, listing)
-            proviso = _proviso(head, asked, admission)
+            exists = _exists(asked, admission)
         elif decision is UNREAD and asked is not None and admission is not None:
             confined = bool(admission.confinements)
             policed = operation is not None and is_read_under(operation, queries)
@@ -401,7 +395,8 @@ class Plans:
             limit_check=self._quotas.check(principal, admission, operation, decision),
             resend=operation is not None and operation.reads,
             expires=expiry(admission, decision, _presented(head)),
-            proviso=proviso,
+            exists=exists,
+            affinity=affinity_in(head),
             fields=fields,
             readable=readable if self._origins and listing is None else b"",
             timeout=timeout_of(operation, asked.target.query) if asked is not None else 0.0,
@@ -429,11 +424,9 @@ def _presented(head: RequestHead) -> str | None:
     return presented_key(head.value(b"api-key"), head.value(b"authorization"))
 
 
-def _proviso(head: RequestHead, asked: Recognised, admission: Admission | None) -> Proviso | None:
+def _exists(asked: Recognised, admission: Admission | None) -> ValueExists | None:
     """What is open to anybody is open to the bearer of any token too."""
     credential = admission.credential if admission is not None else None
-    if admission is None or credential is None or credential.exists is None:
+    if credential is None or (asked.operation is not None and asked.operation.open):
         return None
-    if asked.operation is not None and asked.operation.open:
-        return None
-    return Proviso(credential.exists, head)
+    return credential.exists

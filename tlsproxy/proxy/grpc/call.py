@@ -170,10 +170,10 @@ class Call:
             self.deny()
         else:
             exists = record.plan.exists
-            if exists is not None and (asked := record.plan.asked) is not None:
+            if exists is not None:
                 self.waiting = True
                 told = partial(self._value_known, points, gateway.generation)
-                points.ask(exists, asked.head.fields, self.account, told)
+                points.ask(exists, record.plan.affinity, self.account, told)
         self.plain = self._is_plain
 
     def _readmit(self, points: Points, late: AuditUnavailable | None) -> None:

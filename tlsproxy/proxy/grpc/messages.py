@@ -237,7 +237,7 @@ class RebuiltMessage:
     def _ask(self, made: ConfinedMessage) -> None:
         """Asks whether the examples in it are the caller's."""
         told = partial(self._examples_known, made, self._call.relay.gateway.generation)
-        self._upstreams.examples.ask(made.questions, self._call.account, told)
+        self._upstreams.examples.ask(made.questions, self._call.record.plan.affinity, self._call.account, told)
 
     def _examples_known(self, made: ConfinedMessage, asked_of: Generation, verdict: Verdict) -> None:
         if self._call.recorded or not self._call.resumes():

@@ -145,21 +145,22 @@ class Exchange:
         self._acquire()
 
     def _acquire(self) -> None:
-        proviso = self.record.plan.proviso
-        if proviso is None:
+        plan = self.record.plan
+        if plan.exists is None:
             self._ask_of_examples()
             return
         self._wait(_UNCHECKED)
         checked = partial(self._checked, self._ask_of_examples)
-        self._link.upstreams.points.ask(proviso.exists, proviso.head.fields, self.account, checked)
+        self._link.upstreams.points.ask(plan.exists, plan.affinity, self.account, checked)
 
     def _ask_of_examples(self) -> None:
-        questions = self.record.plan.questions
-        if not questions:
+        plan = self.record.plan
+        if not plan.questions:
             self._connect()
             return
         self._wait(_UNKNOWN_POINTS)
-        self._link.upstreams.examples.ask(questions, self.account, partial(self._checked, self._connect))
+        checked = partial(self._checked, self._connect)
+        self._link.upstreams.examples.ask(plan.questions, plan.affinity, self.account, checked)
 
     def _checked(self, go_on: Work, verdict: Verdict) -> None:
         """Result of a check that the upstream was asked for; None: it is passed."""

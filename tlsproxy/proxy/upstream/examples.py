@@ -1,7 +1,8 @@
 """Whether points are a tenant's by whose vectors it queries: asked of the upstream before the query goes there.
 
-Nothing is remembered. Between question and query a point may be deleted and made anew by another: the query then tells
-of the new one's vector. Over REST, for gRPC calls too (:mod:`tlsproxy.qdrant.tenant_examples`).
+With the affinity of the query, so that both read from one replica. Nothing is remembered. Between question and query a
+point may be deleted and made anew by another: the query then tells of the new one's vector. Over REST, for gRPC calls
+too (:mod:`tlsproxy.qdrant.tenant_examples`).
 """
 
 from __future__ import annotations
@@ -33,11 +34,11 @@ class ExamplePoints:
 
     def __init__(self, gateway: Gateway, pool: Pool) -> None:
         self._gateway = gateway
-        self._subrequests: Subrequests[tuple[int, Question], _Answer] = Subrequests(
+        self._subrequests: Subrequests[tuple[int, Question, bytes], _Answer] = Subrequests(
             gateway, pool, lambda status, body: (status, body), largest=LARGEST_ANSWER
         )
 
-    def ask(self, questions: tuple[Question, ...], account: Account, callback: Callback) -> None:
+    def ask(self, questions: tuple[Question, ...], affinity: bytes, account: Account, callback: Callback) -> None:
         """Asks one question after the other, at least one; calls ``callback`` later, never at once.
 
         Raises :class:`tlsproxy.errors.Overloaded`.
@@ -47,14 +48,15 @@ class ExamplePoints:
         if path is None:
             self._gateway.loop.call_soon(callback, no_collection(question.collection))
             return
-        answered = partial(self._answered, question, tuple(rest), account, callback)
-        key = self._gateway.generation.number, question
-        self._subrequests.ask(key, own_request(f"POST {path}", body=question.body), account, answered)
+        answered = partial(self._answered, question, tuple(rest), affinity, account, callback)
+        key = self._gateway.generation.number, question, affinity
+        self._subrequests.ask(key, own_request(f"POST {path}", affinity, question.body), account, answered)
 
     def _answered(
         self,
         question: Question,
         rest: tuple[Question, ...],
+        affinity: bytes,
         account: Account,
         callback: Callback,
         answer: _Answer | RequestError,
@@ -64,7 +66,7 @@ class ExamplePoints:
             callback(verdict)
             return
         try:
-            self.ask(rest, account, callback)
+            self.ask(rest, affinity, account, callback)
         except RequestError as error:
             callback(error)
 

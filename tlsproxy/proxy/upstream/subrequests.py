@@ -13,6 +13,7 @@ from urllib.parse import quote, urlsplit
 
 from tlsproxy.errors import BadRequest, Overloaded, RequestError
 from tlsproxy.proxy.core.gateway import Gateway
+from tlsproxy.proxy.decision.affinity import HEADER as AFFINITY
 from tlsproxy.proxy.limits.fair_shares import Account
 from tlsproxy.proxy.upstream.collected_response import CollectedResponse
 from tlsproxy.proxy.upstream.connection import UpstreamConnection
@@ -91,8 +92,8 @@ def operation_path(collection: str, method: str, suffix: str, operation: str) ->
     return recognised.target.path
 
 
-def own_request(line: str, fields: bytes = b"", body: bytes = b"") -> Request:
-    """A request with the gateway's own credentials. ``line``: method and path."""
+def own_request(line: str, affinity: bytes = b"", body: bytes = b"") -> Request:
+    """A request with the gateway's own credentials. ``line``: method and path. ``affinity``: the client's request's."""
 
     def request_bytes(generation: Generation) -> bytes:
         key = generation.upstream_api_key
@@ -101,7 +102,7 @@ def own_request(line: str, fields: bytes = b"", body: bytes = b"") -> Request:
             urlsplit(generation.config.upstream.rest).netloc.encode(),
             body and b"content-type: application/json\r\ncontent-length: %d\r\n" % len(body),
             b"" if key is None else b"api-key: %b\r\n" % key.encode(),
-            fields,
+            affinity and b"%b: %b\r\n" % (AFFINITY, affinity),
             body,
         )
 

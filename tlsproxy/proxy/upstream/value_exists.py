@@ -7,7 +7,6 @@ goes with the question, as in Qdrant, and is a part of what is identical.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from http import HTTPStatus
 from typing import Final
@@ -18,19 +17,16 @@ from tlsproxy.authz.access import Decision
 from tlsproxy.authz.claims import ValueExists
 from tlsproxy.errors import Form, RequestError, UpstreamBroken
 from tlsproxy.proxy.core.gateway import Gateway
-from tlsproxy.proxy.decision.affinity import HEADER as AFFINITY
 from tlsproxy.proxy.decision.attribution import STORAGE_ERROR
 from tlsproxy.proxy.limits.fair_shares import Account
 from tlsproxy.proxy.upstream.pool import Pool
 from tlsproxy.proxy.upstream.subrequests import Subrequests, operation_path, own_request
-from tlsproxy.wire.field_block import Fields
 
 LARGEST_ANSWER: Final = 1 << 16
 """Bytes: it holds one id, or the text of an error."""
 LONGEST_TEXT: Final = 1024
 """Characters of an error that are handed on: they are in the audit line too."""
 
-_AFFINITY_VALUE: Final = re.compile(rb"[\x20-\x7e]{1,256}")
 _TEXT: Final = "Invalid JWT, stateful validation failed"
 _NO_COLLECTION: Final = Decision(
     allowed=False, reason="token_collection_missing", status=HTTPStatus.FORBIDDEN, text=_TEXT, form=Form.BARE
@@ -55,25 +51,18 @@ class Points:
         self._gateway = gateway
         self._subrequests: Subrequests[_Key, Verdict] = Subrequests(gateway, pool, verdict_of, largest=LARGEST_ANSWER)
 
-    def ask(self, asked: ValueExists, fields: Fields, account: Account, callback: Callback) -> None:
-        """Asks the upstream; calls ``callback`` later. ``fields`` are the caller's.
+    def ask(self, asked: ValueExists, affinity: bytes, account: Account, callback: Callback) -> None:
+        """Asks the upstream; calls ``callback`` later. ``affinity`` is that of the caller's request.
 
         The upstream connection counts for the ``account`` of the first caller. Raises Overloaded.
         """
-        generation, affinity = self._gateway.generation, _affinity(fields)
+        generation = self._gateway.generation
         path = operation_path(asked.collection, "POST", "/points/scroll", "scroll")
         if path is None:
             self._gateway.loop.call_soon(callback, _NO_COLLECTION)
             return
-        more = affinity and b"%b: %b\r\n" % (AFFINITY, affinity)
-        request = own_request(f"POST {path}", more, asked.body)
+        request = own_request(f"POST {path}", affinity, asked.body)
         self._subrequests.ask((generation.number, asked, affinity), request, account, callback)
-
-
-def _affinity(fields: Fields) -> bytes:
-    """The first value, as Qdrant reads it; empty where there is none, or none that is sent on with a question."""
-    value = next((value for name, value in fields if name == AFFINITY), b"")
-    return value if _AFFINITY_VALUE.fullmatch(value) else b""
 
 
 def verdict_of(status: int, body: bytes) -> Verdict:
