@@ -57,6 +57,7 @@ RULES = [
     by_claims("delegated", "agent", {"iss": LOGIN, "act.sub": "agent-*"}, cn="rag-*"),
     by_claims("staff", "sre", {"iss": LOGIN, GROUPS: "sre"}),
     by_claims("readers", "docs", {"iss": LOGIN, "sub": "*@acme.example", "email_verified": True}),
+    by_claims("gates", "docs", {"iss": LOGIN, "gate": True}, dns="gate.example"),
     by_claims("tenants", "tenants", {"iss": LOGIN, "org.plan": "*"}),
     *CONFIG["identities"],
     by_claims("jobs", "job", {"iss": "https://ci.example/", "realm_access.roles": "ingest", "level": 3}),
@@ -286,6 +287,10 @@ def test_explain_shows_the_rules_of_a_token(own: Site, gateway: Gateway) -> None
     assert f'  rule "staff" (role "sre"): {GROUPS} is "dev", not "sre"\n' in told
     assert '  rule "readers" (role "docs"): email_verified is false, not true\n' in told
     assert "(token_without_access)" in told
+    subject = ["explain", "--config", str(gateway.config), "CN=alice,OU=platform", "GET", "/collections"]
+    told = CliRunner().invoke(main, subject).stdout
+    assert "not judged rules" not in told, "those with claims are no rules of a certificate"
+    assert "delegated" not in told
     code, told = explained(mint(OWN_KEY, {"access": "m"}))
     assert (code, "no rule is tried: its signer is no issuer" in told) == (0, True)
 

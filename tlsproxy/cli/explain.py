@@ -183,7 +183,9 @@ def _principal(generation: Generation, client: Client, request: Request, now: fl
         _print_lines(f"  {line}" for line in policy.why(identity))
     if client.chain is None:
         click.echo("not judged the connection: dates, CA, purpose and CRLs are those of a certificate file")
-        earlier = takewhile(lambda rule: rule.name != principal.rule, policy.rules)
+        earlier = takewhile(
+            lambda rule: rule.name != principal.rule, (rule for rule in policy.rules if not rule.claims)
+        )
         unsure = [rule.name for rule in earlier if {name for name, _ in rule.match.given()} - client.told]
         if unsure:
             click.echo(f"not judged rules that ask for more than is told here: {', '.join(unsure)}")
