@@ -48,9 +48,9 @@ def gateway(site: Site) -> Iterator[Gateway]:
             yield running
 
 
-@pytest.fixture(params=["rest", "grpc"])
-def client_of(request: pytest.FixtureRequest, site: Site, gateway: Gateway) -> Iterator[Make]:
-    """Makes the client of a role; collections and aliases of a test before are gone."""
+@pytest.fixture(scope="module", params=["rest", "grpc"])
+def clients(request: pytest.FixtureRequest, site: Site, gateway: Gateway) -> Iterator[Make]:
+    """Makes the client of a role, once."""
     made: dict[str, QdrantClient] = {}
 
     def make(role: str) -> QdrantClient:
@@ -61,16 +61,22 @@ def client_of(request: pytest.FixtureRequest, site: Site, gateway: Gateway) -> I
             )
         return made[role]
 
-    admin = make("admin")
+    yield make
+    for client in made.values():
+        client.close()
+
+
+@pytest.fixture
+def client_of(clients: Make) -> Make:
+    """The same; collections and aliases of a test before are gone."""
+    admin = clients("admin")
     for one in admin.get_collections().collections:
         admin.delete_collection(one.name)
     for name in ("secret", "labels"):
         admin.create_collection(name, vectors_config=SPACE)
         admin.upsert(name, [POINT])
     admin.update_collection_aliases([aliased("secret", "public")])
-    yield make
-    for client in made.values():
-        client.close()
+    return clients
 
 
 def aliased(collection: str, alias: str) -> m.CreateAliasOperation:
