@@ -19,6 +19,8 @@ from tlsproxy.authz.admission import Admission
 from tlsproxy.authz.identity import Identity
 from tlsproxy.authz.query_policy import QueryPolicy, hidden_keys, parse_key_path
 from tlsproxy.authz.roles import Principal
+from tlsproxy.cli.matrix import matrix_of
+from tlsproxy.config.model import Role
 from tlsproxy.errors import BadRequest, PolicyRefused, RequestError
 from tlsproxy.qdrant.operations import REST
 from tlsproxy.qdrant.rest_decision import BodyDecision, decide_request, deciding_body
@@ -203,6 +205,13 @@ def test_heads_are_decided_too() -> None:
     assert head(BOUNDS, "POST", "/collections/docs/snapshots/upload").reason == "query_policy"
     assert head(SALARY, "PUT", "/collections/docs/points/payload").reason == "query_policy"
     assert head(SALARY, "GET", "/healthz").allowed
+
+
+def test_the_matrix_of_a_role_is_about_any_key() -> None:
+    role = Role.model_validate({"access": "m", "queries": {"payload": {"hide": ["salary"]}}})
+    cells = {row.operation: row.cells for _, rows in matrix_of("analyst", role).groups for row in rows}
+    expected = {"drop_payload_index": "bounded", "scroll": "reduced", "get_snapshot": "no: policy"}
+    assert {name: cells[name] for name in expected} == {name: (word,) for name, word in expected.items()}
 
 
 CHANGED: list[tuple[QueryPolicy, str, Any, Any]] = [

@@ -109,7 +109,7 @@ class QueryPolicy:
 
     def __bool__(self) -> bool:
         """Whether it has any part."""
-        return self != NO_POLICY
+        return self is not NO_POLICY and self != NO_POLICY
 
     @property
     def hides(self) -> bool:

@@ -8,7 +8,7 @@ from typing import Annotated, Final, Literal
 
 from pydantic import Field
 
-from tlsproxy.authz.query_policy import QueryPolicy, hidden_keys, parse_key_path
+from tlsproxy.authz.query_policy import NO_POLICY, QueryPolicy, hidden_keys, parse_key_path
 from tlsproxy.config.callers import Section
 from tlsproxy.config.findings import Finding
 from tlsproxy.config.limits import Count
@@ -50,7 +50,7 @@ class Queries(Section):
 
 def query_policy_of(queries: Queries) -> QueryPolicy:
     """The policy of a checked section."""
-    return QueryPolicy(
+    policy = QueryPolicy(
         max_limit=queries.max_limit,
         max_offset=queries.max_offset,
         max_prefetch=queries.max_prefetch,
@@ -59,6 +59,7 @@ def query_policy_of(queries: Queries) -> QueryPolicy:
         hides_vectors=queries.vectors == "hide",
         hidden=hidden_keys(map(parse_key_path, queries.payload.hide)),
     )
+    return policy or NO_POLICY
 
 
 _ELEMENT: Final = re.compile(r"\[[0-9]")

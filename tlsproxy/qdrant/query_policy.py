@@ -131,6 +131,8 @@ def treatment(operation: Operation, policy: QueryPolicy, *, untimed: bool = Fals
     """The strictest treatment of an operation for the parts of a policy. ``untimed``: without its timeout, which REST
     has in the request's head.
     """
+    if not policy:
+        return Treatment.FREE
     row = ROWS.get(operation.name, {})
     parts = (part for part in parts_of(policy) if not (untimed and part is Part.TIMEOUT))
     return max((row.get(part, Treatment.REFUSED) for part in parts), default=Treatment.FREE)
