@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,25 +14,39 @@ from qdrant_client import grpc as pb
 from qdrant_client.grpc import collections_service_pb2, points_service_pb2
 from support import qdrant_messages as qdrant
 
-from tlsproxy.authz.query_policy import KeyPath, QueryPolicy, hidden_keys, parse_key_path, spelled
+from tlsproxy.authz.access import ALLOWED, UNREAD, GlobalMode, Grant, Grants, Rights
+from tlsproxy.authz.admission import Admission
+from tlsproxy.authz.identity import Identity
+from tlsproxy.authz.query_policy import NO_POLICY, KeyPath, QueryPolicy, hidden_keys, parse_key_path, spelled
+from tlsproxy.authz.roles import Principal
 from tlsproxy.errors import BadRequest, PolicyRefused
 from tlsproxy.qdrant.answer_statistics import AnswerReducer
 from tlsproxy.qdrant.composed_reducer import ComposedReducer, composed
-from tlsproxy.qdrant.grpc_answers import ANSWERS, COPIES, MAX_NESTING, PARTS, AnswerPart, stripper_of
+from tlsproxy.qdrant.grpc_answers import ANSWERS, COPIES, MAX_NESTING, PARTS, AnswerPart, PointStripper, stripper_of
 from tlsproxy.qdrant.grpc_answers import STEP as ANSWER_STEP
-from tlsproxy.qdrant.grpc_decision import message_under_policy, operation_of
+from tlsproxy.qdrant.grpc_decision import decide_call, message_under_policy, operation_of
 from tlsproxy.qdrant.grpc_payload_keys import LOOKS, checking_payload
-from tlsproxy.qdrant.grpc_query_policy import _OPERATIONS, _PREFETCH, ROWS, Row, policy_of_message
+from tlsproxy.qdrant.grpc_query_policy import _OPERATIONS, _PREFETCH, ROWS, Row, policy_of_message, under_policy
 from tlsproxy.qdrant.grpc_rewrite import Reading
 from tlsproxy.qdrant.grpc_schema import PARTS as SHAPE_PARTS
 from tlsproxy.qdrant.grpc_schema import SHAPES
-from tlsproxy.qdrant.operations import GRPC, Operation
+from tlsproxy.qdrant.operations import GRPC, READ, Operation
 from tlsproxy.qdrant.query_policy import ROWS as TREATMENTS
 from tlsproxy.qdrant.query_policy import Part, Treatment
+from tlsproxy.qdrant.rest_decision import UNDER_POLICY
 from tlsproxy.wire.cooperative import at_once
 from tlsproxy.wire.protobuf import delimited
 
 SALARY = QueryPolicy(hidden=hidden_keys([("salary",), ("contact", "email")]))
+PART_POLICIES = {
+    Part.LIMIT: QueryPolicy(max_limit=5),
+    Part.OFFSET: QueryPolicy(max_offset=5),
+    Part.PREFETCH: QueryPolicy(max_prefetch=5),
+    Part.EXACT: QueryPolicy(forbids_exact=True),
+    Part.TIMEOUT: QueryPolicy(timeout=5),
+    Part.VECTORS: QueryPolicy(hides_vectors=True),
+    Part.PAYLOAD: SALARY,
+}
 OUTPUTS: dict[str, Descriptor] = {
     f"/{service.full_name}/{method.name}": method.output_type
     for module in (collections_service_pb2, points_service_pb2)
@@ -84,6 +99,42 @@ def test_no_other_method_has_a_row() -> None:
         *ROWS,
         "/qdrant.Collections/Get",
     }
+
+
+RIGHTS = [Rights(GlobalMode.M), Rights(GlobalMode.R), Rights(grants=Grants(Grant("docs", write=True, extras=True)))]
+
+
+@pytest.mark.parametrize("rights", RIGHTS, ids=str)
+@pytest.mark.parametrize("part", PART_POLICIES)
+def test_a_call_under_a_part_of_a_policy(part: Part, rights: Rights) -> None:
+    """It is refused, or its message read, or its answer stripped, as the table says, and never more allowed."""
+    policy = PART_POLICIES[part]
+    for operation in GRPC:
+        free, bounded = decide_call(held(rights), operation), decide_call(held(rights, policy), operation)
+        treated = TREATMENTS[operation.name][part]
+        if treated is Treatment.FREE or not (free.decision.allowed or free.decision is UNREAD):
+            assert bounded == free
+        elif treated is Treatment.REFUSED:
+            assert bounded.decision == UNDER_POLICY
+        else:
+            assert bounded.decision is (UNREAD if operation.path in ROWS else free.decision)
+            stripper = PointStripper(operation, policy) if treated is Treatment.STRIPPED else None
+            assert bounded.listing == (stripper or free.listing)
+
+
+def test_a_method_without_a_row_is_refused_under_a_policy() -> None:
+    new = Operation("count", "POST", "/qdrant.Points/CountMore", READ)
+    points = Operation("scroll", "POST", "/qdrant.Points/ScrollMore", READ)
+    for operation, policy in ((new, QueryPolicy(timeout=1)), (points, SALARY)):
+        assert decide_call(held(RIGHTS[0]), operation).decision is ALLOWED
+        assert decide_call(held(RIGHTS[0], policy), operation).decision == UNDER_POLICY
+        with pytest.raises(PolicyRefused):
+            at_once(under_policy(operation, b"", policy))
+
+
+def held(rights: Rights, policy: QueryPolicy = NO_POLICY) -> Admission:
+    identity = Identity(subject="CN=a", issuer="CN=ca", serial="1", sha256="00", not_after=2e9)
+    return Admission(Principal(identity, "rule", "role", replace(rights, queries=policy), None), None)
 
 
 def described(name: str) -> Descriptor:

@@ -12,7 +12,7 @@ from tlsproxy.authz.query_policy import KeyPath, KeyTree, QueryPolicy, parse_key
 from tlsproxy.qdrant.grpc_rewrite import Reading
 from tlsproxy.qdrant.query_policy import check_key, check_limit, exact_refused, hidden_refused
 from tlsproxy.wire.cooperative import Steps
-from tlsproxy.wire.protobuf import Field, ProtobufError, delimited
+from tlsproxy.wire.protobuf import Field, ProtobufError
 
 _KEY: Final = "key"
 _VARIABLE: Final = "variable"
@@ -143,23 +143,27 @@ def checking_payload(entry: bytes, policy: QueryPolicy, reading: Reading) -> Ste
 
     Raises :class:`PolicyRefused`, :class:`ProtobufError`.
     """
-    pending: list[tuple[str, bytes, KeyTree]] = [("Struct", delimited(1, entry), policy.hidden.tree)]
+    pending = _below(entry, policy.hidden.tree, reading)
     while pending:
         name, content, tree = pending.pop()
         for one in reading.fields_of(name, content):
             if reading.is_step():
                 yield reading.memory
             if name == "Struct":
-                key, value = entry_of(one.content(), reading)
-                below = tree.get(key, {})
-                if below is None:
-                    raise hidden_refused(key)
-                if below:
-                    pending.append(("Value", value, below))
+                pending += _below(one.content(), tree, reading)
             elif name == "ListValue":
                 pending.append(("Value", one.content(), tree))
             elif one.number in {_STRUCT, _LIST}:
                 pending.append(("Struct" if one.number == _STRUCT else "ListValue", one.content(), tree))
+
+
+def _below(entry: bytes, tree: KeyTree, reading: Reading) -> list[tuple[str, bytes, KeyTree]]:
+    """Checks the key of an entry; its value, where something below the key is hidden."""
+    key, value = entry_of(entry, reading)
+    below = tree.get(key, {})
+    if below is None:
+        raise hidden_refused(key)
+    return [("Value", value, below)] if below else []
 
 
 def entry_of(content: bytes, reading: Reading) -> tuple[str, bytes]:
