@@ -491,7 +491,7 @@ def hide(message: Any, policy: QueryPolicy) -> None:
     if "usage" in message.DESCRIPTOR.fields_by_name:
         message.ClearField("usage")
     for field, value in message.ListFields():
-        if field.name == "payload":
+        if field.name == "payload" and field.is_repeated:
             hide_keys(value, policy.hidden.tree)
         elif field.name == "payload_schema":
             for key in [one for one in value if (path := path_of(one)) is None or policy.hidden.cover(path)]:

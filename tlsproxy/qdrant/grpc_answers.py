@@ -15,7 +15,7 @@ from tlsproxy.qdrant.operations import Operation
 from tlsproxy.qdrant.query_policy import Treatment, treatment
 from tlsproxy.wire.content_coding import Content
 from tlsproxy.wire.cooperative import Steps
-from tlsproxy.wire.protobuf import Field, delimited, fields
+from tlsproxy.wire.protobuf import Field, delimited, entry, fields
 
 STEP: Final = 1000
 """Fields per step, at some microseconds each."""
@@ -67,6 +67,8 @@ ANSWERS: Final = {
 } | {"/qdrant.Collections/Get": AnswerPart(frozenset({2}), within={1: "CollectionInfo"})}
 """The answers that have points or payload keys, by the method's path."""
 
+_SHOWN: Final[KeyTree] = {}
+"""The keys below one that nothing hidden is below."""
 _SCALARS: Final = frozenset(range(1, 6))
 _STRUCT: Final = 6
 _LIST: Final = 7
@@ -94,6 +96,38 @@ def stripper_of(operation: Operation, policy: QueryPolicy) -> PointStripper | No
     return PointStripper(operation, policy) if stripped else None
 
 
+@dataclass(frozen=True, slots=True)
+class _Deeper:
+    """An entry of a payload or an object, below whose ``key`` some keys are hidden."""
+
+    key: bytes
+    value: bytes
+    hidden: KeyTree
+
+
+def _entry(one: Field, tree: KeyTree) -> bytes | _Deeper:
+    """An entry as it is shown: nothing where its key is hidden. One with a key or a value twice is hidden too: readers
+    differ in which one counts.
+    """
+    content = one.content()
+    key, value = entry(content) or _unusual_entry(content)
+    if key is None:
+        return b""
+    hidden = tree.get(key.decode(), _SHOWN)
+    if hidden is _SHOWN:
+        return one.raw
+    return b"" if hidden is None else _Deeper(key, value, hidden)
+
+
+def _unusual_entry(content: bytes) -> tuple[bytes | None, bytes]:
+    """Key and value, which are empty where they are absent; no key where one of them is there twice."""
+    found = [(part.number, part.content()) for part in fields(content)]
+    contents = dict(found)
+    if len(contents) < len(found) or contents.keys() - {1, 2}:
+        return None, b""
+    return contents.get(1, b""), contents.get(2, b"")
+
+
 class _Stripping:
     """One answer's stripping."""
 
@@ -101,20 +135,19 @@ class _Stripping:
         self._policy = policy
         self._read = 0
 
-    def _is_step(self) -> bool:
-        self._read += 1
-        return not self._read % STEP
-
     def stripped(self, part: AnswerPart, content: bytes) -> Steps[bytes]:
-        shown = []
+        shown: list[bytes] = []
+        tree = self._policy.hidden.tree
         for one in fields(content):
-            if self._is_step():
+            self._read += 1
+            if not self._read % STEP:
                 yield None
-            if one.number in part.within:
+            if one.number == part.payload:
+                found = _entry(one, tree)
+                shown.append(found if isinstance(found, bytes) else (yield from self._deeper(one.number, found, 0)))
+            elif one.number in part.within:
                 within = PARTS[part.within[one.number]]
                 shown.append(delimited(one.number, (yield from self.stripped(within, one.content()))))
-            elif one.number == part.payload:
-                shown += yield from self._entry(one, self._policy.hidden.tree, 0)
             elif one.number == part.schema:
                 shown += self._index(one)
             elif one.number in part.kept or (one.number == part.vectors and not self._policy.hides_vectors):
@@ -130,22 +163,10 @@ class _Stripping:
             return []
         return [] if hidden else [one.raw]
 
-    def _entry(self, one: Field, tree: KeyTree, depth: int) -> Steps[list[bytes]]:
-        """An entry of a payload or of an object within, or nothing. One with a key or value twice is removed: readers
-        differ in which one counts.
-        """
-        found = [(part.number, part.content()) for part in fields(one.content())]
-        entry = dict(found)
-        if len(entry) < len(found) or entry.keys() - {1, 2}:
-            return []
-        key = entry.get(1, b"").decode()
-        if key not in tree:
-            return [one.raw]
-        below = tree[key]
-        if below is None:
-            return []
-        value = yield from self._value(entry.get(2, b""), below, depth + 1)
-        return [delimited(one.number, delimited(1, key.encode()) + delimited(2, value))]
+    def _deeper(self, number: int, found: _Deeper, depth: int) -> Steps[bytes]:
+        """The entry without what is hidden below its key."""
+        value = yield from self._value(found.value, found.hidden, depth + 1)
+        return delimited(number, delimited(1, found.key) + delimited(2, value))
 
     def _value(self, content: bytes, tree: KeyTree, depth: int) -> Steps[bytes]:
         """A Value without the keys of the tree. A list has no key of its own: those of its objects count."""
@@ -162,12 +183,14 @@ class _Stripping:
 
     def _items(self, composite: Field, tree: KeyTree, depth: int) -> Steps[bytes]:
         """A Struct or a ListValue: entries or values in field 1."""
-        shown = []
+        shown: list[bytes] = []
         for one in fields(composite.content()):
-            if self._is_step():
+            self._read += 1
+            if not self._read % STEP:
                 yield None
             if one.number == 1 and composite.number == _STRUCT:
-                shown += yield from self._entry(one, tree, depth)
+                found = _entry(one, tree)
+                shown.append(found if isinstance(found, bytes) else (yield from self._deeper(1, found, depth)))
             elif one.number == 1:
                 shown.append(delimited(1, (yield from self._value(one.content(), tree, depth + 1))))
         return b"".join(shown)

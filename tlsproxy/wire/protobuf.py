@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, NamedTuple
 
 VARINT: Final = 0
 I64: Final = 1
@@ -66,8 +66,7 @@ class Shape:
             raise ProtobufError(f"field {number} of {where} is there twice")
 
 
-@dataclass(frozen=True, slots=True)
-class Field:
+class Field(NamedTuple):
     """``value`` is the content of a length-delimited field, and empty for others; ``raw`` is the field with its tag."""
 
     number: int
@@ -119,6 +118,20 @@ def shaped(shape: Shape, where: str, message: bytes) -> Iterator[Field]:
         shape.check(one.number, seen, where)
         seen |= 1 << one.number
         yield one
+
+
+def entry(content: bytes) -> tuple[bytes, bytes] | None:
+    """Key and value of a map's entry, strings or messages in fields 1 and 2, as every writer has them: once each, in
+    this order, and nothing else. None for another form. Raises :class:`ProtobufError`.
+    """
+    key = _head(content, 0)
+    if key is None or key[:2] != (1, LEN):
+        return None
+    stop = key[3] + key[2]
+    value = _head(content, stop)
+    if value is None or value[:2] != (2, LEN) or value[3] + value[2] != len(content):
+        return None
+    return content[key[3] : stop], content[value[3] :]
 
 
 def varint(value: int) -> bytes:
