@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import threading
 from contextlib import suppress
@@ -16,6 +17,7 @@ from tlsproxy.authz.locks import Lock
 from tlsproxy.cli import lock_store, main
 from tlsproxy.config.locks import FileEntry, LockFile, lock_path, moment, read_lock_file, write_lock_file
 from tlsproxy.errors import MaterialError
+from tlsproxy.snapshot.lock_file import LockFileWatch, first_locks
 
 NOW = 1e9
 PATH = Path("tlsproxy.yaml.locks")
@@ -110,7 +112,7 @@ def test_no_caller(config: Path, words: tuple[str, ...]) -> None:
 def test_a_lock_is_extended_and_never_shortened(config: Path) -> None:
     assert "locked: " in command(config, "lock", "alice", "--for", "1h")[1]
     assert "locked already: " in command(config, "lock", "CN=Alice", "--for", "30m")[1]
-    assert "locked: subject Alice: 2 days left" in command(config, "lock", "Alice", "--for", "49h")[1]
+    assert "2 days left" in command(config, "lock", "Alice", "--for", "49h")[1]
     assert "until unlocked" in command(config, "lock", "alice")[1]
     assert len(lock_store.read(config).in_force(NOW)) == 1
 
@@ -157,3 +159,16 @@ def test_only_a_mark_or_time_lifts(former: LockFile, file: LockFile) -> None:
 def test_anything_else_is_no_lock_file(data: bytes) -> None:
     with suppress(MaterialError):
         assert isinstance(read_lock_file(PATH, data), LockFile)
+
+
+def test_a_file_that_goes_before_the_first_look(config: Path) -> None:
+    command(config, "lock", "alice")
+    watch = LockFileWatch(config, first_locks(config))
+    lock_path(config).unlink()
+    assert asyncio.run(watch.read(NOW))
+    assert not asyncio.run(watch.read(NOW + 1))
+    assert watch.fault is not None
+    assert "is gone: 1 lock in force until" in watch.fault.text
+    command(config, "unlock", "--all")
+    assert asyncio.run(watch.read(NOW + 2))
+    assert (watch.fault, watch.state.value.in_force(NOW)) == (None, {})

@@ -94,7 +94,10 @@ def lock(config_path: Path, admin: str | None, duration: float | None, reason: s
     entry = _awaited(config_path, server, lambda status: _entry(status, found))
     if entry is None:
         sys.exit(1 if server is not None else 0)
-    _tell_effect(entry, found, before or {})
+    if found is not wanted:
+        click.echo("in force")
+    else:
+        _tell_effect(entry, found, before or {})
 
 
 @click.command()
@@ -372,8 +375,10 @@ def _as_json(lock: Lock) -> dict[str, Any]:
 
 
 def _line(lock: Lock, now: float) -> str:
-    """`subject CN=alice: 59 minutes left, since 2026-11-29 01:00:00 UTC by root: laptop stolen`."""
-    left = "until unlocked" if lock.until == NEVER else f"{span(lock.until - now)} left"
+    """`subject CN=alice: until 2026-11-29 02:00:00 UTC, 59 minutes left, since … by root: theft`."""
+    left = "no end" if lock.configured else "until unlocked"
+    if lock.until != NEVER:
+        left = f"until {utc_time(lock.until)}, {span(lock.until - now)} left"
     since = f", since {utc_time(lock.at)}" if lock.at else ""
     by = f" by {printable(lock.by)}" if lock.by else ""
     reason = f": {printable(lock.reason)}" if lock.reason else ""

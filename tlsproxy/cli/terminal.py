@@ -162,7 +162,7 @@ def _overview(status: Mapping[str, Any], now: float, glyphs: Glyphs, rows: int |
 
 def _locks(status: Mapping[str, Any], now: float, most: int | None) -> Iterator[Text]:
     rows = view.locks(status, now)
-    yield from (Text(f"{row.name}: {row.left}, {row.origin}", "yellow") for row in rows[:most])
+    yield from (Text(f"lock {row.name}: {row.left}, {row.origin}", "yellow") for row in rows[:most])
     if further := len(rows[most:]) if most is not None else 0:
         yield Text(f"{further} more locks", "yellow")
 

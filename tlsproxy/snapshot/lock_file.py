@@ -20,6 +20,8 @@ from tlsproxy.threads import in_thread
 if TYPE_CHECKING:
     from pathlib import Path
 
+JUDGED_AGAIN: Final = 5.0
+"""Seconds after which a fault is judged again, for locks that are over by then."""
 READ_TIMEOUT: Final = 2.0
 """Seconds for a file system to answer."""
 
@@ -47,7 +49,8 @@ class LockFileWatch:
         self.path = lock_path(config_path)
         self.state = state
         self.fault: Fault | None = None
-        self._read: bytes | None = None
+        self._found: bytes | str | None = ""
+        self._judged = float("-inf")
 
     @property
     def subject(self) -> Input:
@@ -56,9 +59,11 @@ class LockFileWatch:
     async def read(self, now: float) -> bool:
         """Read the file. Whether its fault is another one. ``now`` is seconds since the epoch."""
         found = await in_thread(_outcome, self.path)
-        if isinstance(found, UnstableInputs) or (found is not None and found == self._read and self.fault is None):
+        outcome = str(found) if isinstance(found, MaterialError) else found
+        judged = self.fault is None or abs(now - self._judged) < JUDGED_AGAIN
+        if isinstance(found, UnstableInputs) or (outcome == self._found and judged):
             return False
-        self._read = found if isinstance(found, bytes) else None
+        self._found, self._judged = outcome, now
         text = await in_thread(self._adopt, found, now)
         before = "" if self.fault is None else self.fault.text
         self.fault = Fault(text, FailureKind.INPUT, None, "", now, kept=True) if text else None
@@ -78,13 +83,13 @@ class LockFileWatch:
                     self.state = _state(merged)
         except MaterialError as error:
             holding = len(former.in_force(now))
-            return f"{error}; {_counted(holding)} stay in force" if holding else str(error)
+            return f"{error}; {_counted(holding)} in force as before" if holding else str(error)
         if found is None:
             lost = len(former.in_force(now))
         if not lost:
             return ""
         what = "is gone" if found is None else "does not have all locks any more"
-        kept = f"{_counted(lost)} stay in force until `tlsproxy unlock`, or `tlsproxy unlock --all`"
+        kept = f"{_counted(lost)} in force until `tlsproxy unlock`, or `tlsproxy unlock --all`"
         return f"{self.path}: {what}: {kept}"
 
 
