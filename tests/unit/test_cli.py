@@ -244,6 +244,8 @@ class TestExplain:
         asked = ("--config", config, site / "certs" / "ingest-1.pem", "POST", "/collections/docs/points/scroll")
         result = call("explain", *asked)
         assert result.stdout.endswith('decision   allowed if its body can be confined to tenant = "ingest-1"\n')
+        by_id = call("explain", "--config", config, asked[2], "GET", "/collections/docs/points/5")
+        assert by_id.stdout.endswith('decision   allowed if it can be confined to tenant = "ingest-1"\n')
         assert 'role ingest: docs (rw) where tenant = "{cn}"; given by jobs' in call("check", "--config", config).stdout
 
     @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from support import qdrant_messages as qdrant
 from support.qdrant_messages import OF_NO_POINT, ids_in, messages_in
 from support.tenant_roles import confinement
 
-from tlsproxy.authz.access import Confinements
+from tlsproxy.authz.access import Condition, Confinement, Confinements
 from tlsproxy.errors import BadRequest, Unconfined
 from tlsproxy.qdrant import tenant_texts
 from tlsproxy.qdrant.grpc_decision import confine_message as confining
@@ -815,6 +815,17 @@ def test_nothing_hides_where_readers_differ(name: str, message: bytes) -> None:
 def test_a_refusal_says_where_readers_differ(name: str, message: bytes, says: str) -> None:
     with pytest.raises(BadRequest, match=f"^{says}$"):
         confined(name, message)
+
+
+def test_a_list_of_values_is_not_multiplied_without_end() -> None:
+    groups = (Confinement((Condition("group", tuple(f"g{number}" for number in range(1000))),)),)
+    for count in (200, 201):
+        content = pb.SearchBatchPoints(collection_name="docs", search_points=[pb.SearchPoints()] * count)
+        if count == 200:
+            assert confine_message(method("SearchBatch"), content.SerializeToString(), groups)
+            continue
+        with pytest.raises(BadRequest, match=r"^Too many queries or operations at once"):
+            confine_message(method("SearchBatch"), content.SerializeToString(), groups)
 
 
 def test_two_conditions_on_one_key() -> None:

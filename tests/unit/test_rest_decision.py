@@ -23,6 +23,7 @@ from tlsproxy.authz.access import (
 from tlsproxy.authz.admission import Admission, Credential, admit
 from tlsproxy.authz.identity import Identity
 from tlsproxy.authz.keys import Keys, presented_key
+from tlsproxy.authz.query_policy import QueryPolicy
 from tlsproxy.authz.roles import Policy, Principal
 from tlsproxy.errors import BadRequest, Form
 from tlsproxy.qdrant.operations import READ_LISTING, Operation
@@ -239,6 +240,42 @@ def test_memory_in_use_beside_the_content_is_asked_for_too() -> None:
     assert needs[0] == needs[1]
     assert needs[0] is not None
     assert needs[2] == needs[0] + 1000
+
+
+def test_a_tenants_retrieval_is_reshaped_and_then_stripped() -> None:
+    """A policy of the same role hides parts of what the confined request brings."""
+    policy = QueryPolicy(hides_vectors=True, timeout=5)
+    tenant = Admission(holder(everywhere=GlobalMode.M, conditions=ACME, queries=policy), None)
+    asked = recognise("GET", "/collections/docs/points/5")
+    head = decide_request(tenant, asked)
+    assert head.decision is UNREAD
+    assert head.target is not None
+    read = at_once(deciding_body(tenant, replace(asked, target=head.target), b""))
+    assert read.confined is not None
+    assert str(read.confined.target(head.target)) == "/collections/docs/points/scroll?timeout=5"
+    assert read.reducer is not None
+    page = b'{"result":{"points":[{"id":5,"payload":{"a":1},"vector":[1]}]},"status":"ok","time":0,"usage":{}}'
+    assert at_once(read.reducer.reducing(page)) == b'{"result":{"id":5,"payload":{"a":1}},"status":"ok","time":0}'
+
+
+def test_what_a_request_in_progress_was_confined_to() -> None:
+    """With the values, their types, and what was public, as they were."""
+    groups = Condition("group", ("a", "b"))
+    public = (Condition("visibility", ("public",)),)
+    reading = holder(everywhere=GlobalMode.M, conditions=(groups,), public=public)
+    scroll, delete = (recognise("POST", f"/collections/docs/points/{path}") for path in ("scroll", "delete"))
+    for asked, body in ((scroll, b"{}"), (delete, b'{"points":[1]}')):
+        facts = at_once(deciding_body(Admission(reading, None), asked, body)).facts
+        assert facts is not None
+        for present, allowed in (
+            (Rights(GlobalMode.M, conditions=(groups,), public=public), True),
+            (Rights(GlobalMode.M, conditions=(Condition("group", ("b", "a", "c")),), public=public), True),
+            (Rights(GlobalMode.M, conditions=(groups,)), asked is delete),
+            (Rights(GlobalMode.M, conditions=(Condition("group", ("a",)),), public=public), False),
+            (Rights(GlobalMode.M, conditions=(Condition("group", ("a", True)),), public=public), False),
+        ):
+            now = Admission(replace(reading, rights=present), None)
+            assert decide_again(now, asked, facts).allowed is allowed
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,7 @@ from tlsproxy.qdrant.grpc_decision import decide_at_best, decide_call, operation
 from tlsproxy.qdrant.operations import GRPC, Operation
 from tlsproxy.qdrant.query_policy import concerning
 from tlsproxy.qdrant.rest_decision import HeadDecision, decide_request, needs_names
+from tlsproxy.qdrant.rest_tenancy import has_body
 from tlsproxy.qdrant.router import recognise
 from tlsproxy.snapshot.files import CONFIG_LIMIT, read_argument
 from tlsproxy.snapshot.generation import Generation
@@ -277,7 +278,8 @@ def _print_decision(
     """Exits with 1 for a refusal."""
     decision = judgement.decision
     if decision is UNREAD and isinstance(admitted, Admission) and operation is not None:
-        click.echo(f"decision   allowed if its body {_condition(admitted, operation)}")
+        subject = "its body" if has_body(operation) else "it"
+        click.echo(f"decision   allowed if {subject} {_condition(admitted, operation)}")
         return
     if decision.allowed:
         suffix = " (the answer is reduced to what the caller may know)" if judgement.listing is not None else ""

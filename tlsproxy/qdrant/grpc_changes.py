@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from tlsproxy.errors import BadRequest, Unconfined
 from tlsproxy.qdrant import tenant_texts
-from tlsproxy.qdrant.grpc_conditions import RewriteState, Within, narrowed
+from tlsproxy.qdrant.grpc_conditions import RewriteState, Within
 from tlsproxy.qdrant.grpc_marks import entry, entry_of, twice
 from tlsproxy.qdrant.rest_tenant_changes import is_elsewhere
 from tlsproxy.wire.cooperative import Steps, at_once
@@ -104,9 +104,7 @@ class Change:
                 if mark.root in payload and self.key not in seen:
                     raise Unconfined(tenant_texts.SET.format(mark.condition.root))
         if self.update_filter:
-            yield delimited(
-                self.update_filter, narrowed(seen.get(self.update_filter, b""), state.confinements, alone=True)
-            )
+            yield delimited(self.update_filter, state.narrowed(seen.get(self.update_filter, b""), alone=True))
         if self.selector:
             if self.selector not in seen:
                 raise BadRequest(f"Field {self.selector} of {self.message} is missing")
@@ -131,5 +129,5 @@ def _selected(selector: bytes, state: RewriteState) -> bytes:
         raise BadRequest("Either points or a filter is expected")
     if chosen.number == 1:
         ids = b"".join(one.raw for one in state.reading.fields_of("PointsIdsList", chosen.content()))
-        return delimited(2, narrowed(b"", state.confinements, alone=True, ids=ids))
-    return delimited(2, narrowed(chosen.content(), state.confinements, alone=True))
+        return delimited(2, state.narrowed(b"", alone=True, ids=ids))
+    return delimited(2, state.narrowed(chosen.content(), alone=True))

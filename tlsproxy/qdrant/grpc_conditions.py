@@ -32,7 +32,14 @@ class RewriteState:
     facts: Facts | None = None
     exact: bool = False
     examples: Examples = field(default_factory=Examples)
+    _filters: int = 0
     _marks: tuple[Mark, ...] | None = None
+
+    def narrowed(self, own: bytes, *, alone: bool = False, ids: bytes | None = None) -> bytes:
+        """One more filter, as :func:`narrowed` makes it. Raises :class:`BadRequest` for too many of them."""
+        self._filters += 1
+        tenant_filters.check_count(self._filters, self.confinements)
+        return narrowed(own, self.confinements, alone=alone, ids=ids)
 
     @property
     def marks(self) -> tuple[Mark, ...]:

@@ -8,7 +8,7 @@ from typing import Final
 
 from tlsproxy.errors import Unconfined
 from tlsproxy.qdrant import scoring
-from tlsproxy.qdrant.grpc_conditions import RewriteState, Within, narrowed
+from tlsproxy.qdrant.grpc_conditions import RewriteState, Within
 from tlsproxy.qdrant.grpc_examples import Inputs, place_of
 from tlsproxy.qdrant.scoring import Scored
 from tlsproxy.wire.cooperative import Steps
@@ -122,7 +122,7 @@ class Search:
         if self.matrix:
             scoring.check_matrix(found.using, state.facts)
         if self.filter:
-            yield delimited(self.filter, narrowed(found.filter, state.confinements))
+            yield delimited(self.filter, state.narrowed(found.filter))
         if self.params:
             params = _search_params(found, state)
             if params or found.params is not None:
@@ -151,7 +151,7 @@ def _search_params(found: _Found, state: RewriteState) -> bytes:
     if scoring.is_rescored(found.inputs.scored) or quantization is not None:
         parts.append(delimited(_QUANTIZATION, (quantization or b"") + flag(_RESCORE)))
     if scoring.needs_corpus(found.inputs.scored, found.using, state.facts) or corpus is not None:
-        parts.append(delimited(_IDF, delimited(1, narrowed(corpus or b"", state.confinements))))
+        parts.append(delimited(_IDF, delimited(1, state.narrowed(corpus or b""))))
     return b"".join(parts)
 
 

@@ -15,7 +15,7 @@ from tlsproxy.errors import BadRequest, Unconfined
 from tlsproxy.qdrant import tenant_texts
 from tlsproxy.qdrant.point_ids import point_id_of
 from tlsproxy.qdrant.rest_collections import expect_object, wrong_type
-from tlsproxy.qdrant.tenant_filters import chosen_roots, marked, marks_of, narrowed, roots_of
+from tlsproxy.qdrant.tenant_filters import check_count, chosen_roots, marked, marks_of, narrowed, roots_of
 
 _PLAIN_PATH = re.compile(r"([A-Za-z0-9_-]+)(?:(?:\.[A-Za-z0-9_-]+)|\[[0-9]*\])*")
 
@@ -110,6 +110,7 @@ def _delete_payload(body: Body, confinements: Confinements) -> str:
 
 def _batch(body: Body, confinements: Confinements) -> str:
     operations = _array(body.get("operations"), "operations")
+    check_count(len(operations), confinements)
     for index, operation in enumerate(operations):
         pairs = list(expect_object(operation, "operations").items())
         change = CHANGES.get(pairs[0][0]) if len(pairs) == 1 else None

@@ -20,7 +20,7 @@ from tlsproxy.qdrant.point_ids import point_id_of
 from tlsproxy.qdrant.rest_collections import expect_object, prefetches_of, requests_of, wrong_type
 from tlsproxy.qdrant.scoring import Facts, Scored, check_matrix, is_rescored, needs_corpus
 from tlsproxy.qdrant.tenant_examples import Examples
-from tlsproxy.qdrant.tenant_filters import narrowed
+from tlsproxy.qdrant.tenant_filters import check_count, narrowed
 
 _QUERIES_OF_NO_POINT: Final = frozenset({"fusion", "rrf", "order_by", "sample", "formula", "defaults"})
 _BY_EXAMPLES: Final = {
@@ -42,10 +42,12 @@ def confine_read(
 
     Raises :class:`Unconfined`, :class:`BadRequest`, and :class:`FactsNeeded` where it depends on the facts.
     """
-    examples = Examples()
+    examples, count = Examples(), 0
     pending = requests_of(operation, body)
     while pending:
         request = pending.pop()
+        count += 1
+        check_count(count, confinements)
         if request.get("with_lookup") is not None:
             raise Unconfined(tenant_texts.LOOKS_UP.format("with_lookup"))
         using = _text(request.get("using"), "using")

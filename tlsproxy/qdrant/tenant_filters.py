@@ -9,13 +9,23 @@ point with values of two types is read, and not changed.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 from tlsproxy.authz.access import Condition, Confinements, Value
-from tlsproxy.errors import Unconfined
+from tlsproxy.errors import BadRequest, Unconfined
 from tlsproxy.qdrant import tenant_texts
 
 Json = dict[str, Any]
+
+MOST_WRITTEN: Final = 200_000
+"""Values in all filters of one request: a batch may have many queries, and a list claim many values."""
+
+
+def check_count(filters: int, confinements: Confinements) -> None:
+    """Checks the number of filters that are written into one request. Raises :class:`BadRequest`."""
+    each = sum(len(condition.values) for one in confinements for condition in (*one.conditions, *one.public))
+    if filters * each > MOST_WRITTEN:
+        raise BadRequest(tenant_texts.TOO_MANY.format(each, filters))
 
 
 def narrowed(own: Json | None, confinements: Confinements, *, alone: bool = False) -> Json:

@@ -15,3 +15,4 @@ SEVERAL_MARKS: Final = "A payload that one of several values marks cannot be cle
 SET: Final = "The payload's {} is not yours to set"
 KEPT: Final = "The payload that marks a tenant's points cannot be deleted, nor a key of unusual form"
 BELOW_A_KEY: Final = "A payload below a key that marks a tenant's points, or of unusual form, cannot be set"
+TOO_MANY: Final = "Too many queries or operations at once: each gets {} values of your role's filter, and there are {}"
