@@ -183,6 +183,11 @@ def test_an_operation_that_no_role_has_a_say_in(name: str, text: str) -> None:
             "access[0].access: nobody confined by a `filter` manages collections: m gives what rw does",
         ),
         ("{access: [{collection: a, access: m, operations: {allow: [change_aliases, list_aliases]}}]}", ""),
+        (
+            "{access: m, operations: {allow: [scroll, update_batch]}}",
+            "operations.allow[1]: allows no batch alone: name what one may have in it too, such as 'upsert_points'",
+        ),
+        ("{access: m, operations: {allow: [delete_points, update_batch]}}", ""),
         ("{access: r, operations: {allow: [scroll], deny: [upsert_points]}}", ""),
         ("{access: pr, operations: {allow: [scroll, telemetry]}}", ""),
     ],

@@ -362,6 +362,37 @@ def test_snapshots_from_elsewhere_stay_global() -> None:
         assert rest(method, path, {}, Rights(GlobalMode.M)).allowed
 
 
+# Listings
+
+
+def test_who_reads_points_alone_sees_listings_by_name_and_without_sums() -> None:
+    answer = {
+        "result": {"id": "x", "collections": {"collections": [{"id": "docs"}]}, "memory": {"all": 1}},
+        "time": 0.1,
+    }
+    for rights in (CLASSES["pr"], granted(("**", "pr")), granted(("docs", "pr"))):
+        listing = decide_request(admission(rights), recognise("GET", "/telemetry")).listing
+        assert listing is not None
+        shown = json.loads(at_once(listing.reducing(json.dumps(answer).encode())))["result"]
+        assert shown == {"id": "x", "collections": {"number_of_collections": 1, "collections": [{"id": "docs"}]}}
+
+
+def test_a_listing_names_what_a_grant_with_its_operation_covers() -> None:
+    held = granted(grant("docs", "r"), grant("logs", "rw", deny("list_collections")), grant("l*", "r", allow("scroll")))
+    listing = decide_request(admission(held), recognise("GET", "/collections")).listing
+    assert listing is not None
+    answer = {"result": {"collections": [{"name": "docs"}, {"name": "logs"}]}}
+    assert json.loads(at_once(listing.reducing(json.dumps(answer).encode()))) == {
+        "result": {"collections": [{"name": "docs"}]}
+    }
+    hidden = granted(grant("logs", "rw", allow("scroll")))
+    assert rest("GET", "/collections", {}, hidden).reason == "operation"
+    assert rest("POST", "/collections/logs/points/query", {"lookup_from": {"collection": "docs"}}, held).allowed
+    named = {"lookup_from": {"collection": "logs"}}
+    assert rest("POST", "/collections/docs/points/query", named, held).allowed
+    assert not rest("POST", "/collections/docs/points/query", named, granted(("docs", "r"), *hidden.grants)).allowed
+
+
 # Batches
 
 BATCH = "/collections/docs/points/batch"

@@ -22,7 +22,7 @@ from tlsproxy.config.callers import Section
 from tlsproxy.config.findings import Finding
 from tlsproxy.config.positions import Path
 from tlsproxy.config.problems import did_you_mean
-from tlsproxy.qdrant.operations import OPERATIONS
+from tlsproxy.qdrant.operations import BATCH, BATCHED, OPERATIONS
 from tlsproxy.qdrant.rest_decision import permits
 
 
@@ -71,6 +71,9 @@ def operation_findings(path: Path, operations: Operations, modes: str | Iterable
     allow = operations.allow
     if allow == ():
         yield Finding((*path, "allow"), "an empty list allows nothing", warning=True)
+    if allow and BATCH in allow and not set(BATCHED).intersection(allow):
+        text = f"allows no batch alone: name what one may have in it too, such as {BATCHED[0]!r}"
+        yield Finding((*path, "allow", allow.index(BATCH)), text, warning=True)
     for key, names in (("allow", allow or ()), ("deny", operations.deny)):
         for index, name in enumerate(names):
             place: Path = (*path, key, index)

@@ -135,6 +135,8 @@ def _grpc(path: str, name: str, requirement: Requirement, *, others: bool = Fals
     return Operation(name, "POST", path, requirement, names_others=others)
 
 
+BATCH: Final = "update_batch"
+"""The operation that is a batch of changes."""
 BATCHED: Final = (
     "upsert_points",
     "delete_points",
@@ -234,7 +236,7 @@ REST: Final = (
     _rest("PUT", "/collections/{c}/points/payload", "overwrite_payload", WRITE),
     _rest("POST", "/collections/{c}/points/payload/delete", "delete_payload", WRITE),
     _rest("POST", "/collections/{c}/points/payload/clear", "clear_payload", WRITE),
-    _batch(_rest("POST", "/collections/{c}/points/batch", "update_batch", WRITE)),
+    _batch(_rest("POST", "/collections/{c}/points/batch", BATCH, WRITE)),
     # Snapshots of a collection
     _rest("GET", "/collections/{c}/snapshots", "list_snapshots", READ_EXTRAS),
     _rest("POST", "/collections/{c}/snapshots", "create_snapshot", WRITE_EXTRAS),
@@ -314,7 +316,7 @@ GRPC: Final = (
     _grpc("/qdrant.Points/Discover", "discover", READ, others=True),
     _grpc("/qdrant.Points/DiscoverBatch", "discover_batch", READ, others=True),
     _grpc("/qdrant.Points/Count", "count", READ),
-    _batch(_grpc("/qdrant.Points/UpdateBatch", "update_batch", WRITE)),
+    _batch(_grpc("/qdrant.Points/UpdateBatch", BATCH, WRITE)),
     _grpc("/qdrant.Points/Query", "query_batch", READ, others=True),
     _grpc("/qdrant.Points/QueryBatch", "query_batch", READ, others=True),
     _grpc("/qdrant.Points/QueryGroups", "group", READ, others=True),
