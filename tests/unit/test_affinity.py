@@ -17,7 +17,7 @@ from tlsproxy.authz.admission import Admission, Credential
 from tlsproxy.authz.identity import Identity
 from tlsproxy.authz.roles import Principal
 from tlsproxy.proxy.core.gateway import Gateway
-from tlsproxy.proxy.decision.affinity import HEADER, with_affinity
+from tlsproxy.proxy.decision.affinity import HEADER, clients_affinity, own_affinity
 from tlsproxy.proxy.limits.table import LimitTable
 from tlsproxy.snapshot.files import read_inputs
 from tlsproxy.snapshot.generation import Generation
@@ -33,10 +33,9 @@ CALL = CallHead("/qdrant.Points/Search", (), b"h")
 
 def affinity(identity: Identity | None, credential: Credential | None = None, key: bytes | None = KEY) -> bytes:
     admission = Admission(Principal(identity, "", "", Rights(), None), credential)
-    sent = with_affinity(HEAD, key, admission)
-    called = with_affinity(CALL, key, admission)
-    assert sent.value(HEADER) == called.value(HEADER), "both protocols read from one replica"
-    return dict(sent.fields).get(HEADER, b"")
+    sent = own_affinity(HEAD, key, admission)
+    assert sent == own_affinity(CALL, key, admission), "both protocols read from one replica"
+    return sent
 
 
 def token(subject: str, issuer: str = "login") -> Credential:
@@ -78,8 +77,9 @@ def test_it_is_not_sent_without_a_key_or_a_caller_or_in_place_of_the_clients() -
     admission = Admission(Principal(ALICE, "", "", Rights(), None), None)
     for given_value in (b"own", b""):
         head = replace(HEAD, fields=((HEADER, given_value),))
-        assert with_affinity(head, KEY, admission) is head
-    assert with_affinity(HEAD, KEY, None) is HEAD
+        assert own_affinity(head, KEY, admission) == b""
+        assert clients_affinity(head) == given_value
+    assert own_affinity(HEAD, KEY, None) == clients_affinity(HEAD) == b""
 
 
 @given(st.tuples(st.text(), st.text()), st.tuples(st.text(), st.text()))

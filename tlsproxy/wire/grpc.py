@@ -204,8 +204,11 @@ def _is_path(path: bytes, method: bytes) -> bool:
     return _PATH.fullmatch(path) is not None or (path == b"*" and method == b"OPTIONS")
 
 
-def restate_call(head: CallHead, *, upstream_host: bytes, upstream_key: bytes | None) -> Fields:
-    """The fields as they go upstream, short of the connection's own; what carries identity or credentials is gone."""
+def restate_call(head: CallHead, *, upstream_host: bytes, upstream_key: bytes | None, more: Fields = ()) -> Fields:
+    """The fields as they go upstream, short of the connection's own; what carries identity or credentials is gone.
+
+    ``more`` are fields of the gateway's.
+    """
     fields = [
         (b":method", b"POST"),
         (b":scheme", b"http"),
@@ -215,6 +218,7 @@ def restate_call(head: CallHead, *, upstream_host: bytes, upstream_key: bytes | 
         (b"content-type", (head.value(b"content-type") or "").encode("latin-1")),
     ]
     fields += [field for field in head.fields if field[0] not in _OURS and not is_identity(field[0])]
+    fields += more
     if upstream_key is not None:
         fields.append((b"api-key", upstream_key))
     fields.append((b"x-forwarded-host", head.authority))

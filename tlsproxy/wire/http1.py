@@ -171,15 +171,23 @@ def _options(fields: tuple[tuple[bytes, bytes], ...]) -> frozenset[bytes]:
     return options
 
 
-def restate_request(head: RequestHead, target: str, *, upstream_host: bytes, upstream_key: bytes | None) -> bytes:
+def restate_request(
+    head: RequestHead,
+    target: str,
+    *,
+    upstream_host: bytes,
+    upstream_key: bytes | None,
+    more: tuple[tuple[bytes, bytes], ...] = (),
+) -> bytes:
     """The head for the upstream, without per-connection lines (`x-forwarded-for`) and without the empty line.
 
-    ``target`` is the canonical one that was decided on. Hop-by-hop fields, fields that Connection names, and all that
-    carry identity or credentials are removed (RFC 9110 §7.6.1).
+    ``target`` is the canonical one that was decided on, ``more`` are fields of the gateway's. Hop-by-hop fields, fields
+    that Connection names, and all that carry identity or credentials are removed (RFC 9110 §7.6.1).
     """
     dropped = _HOP_BY_HOP | _options(head.fields) | {b"host"}
     lines = [b"%b %b HTTP/1.1" % (head.method.encode(), target.encode()), b"host: " + upstream_host]
     lines += [b"%b: %b" % field for field in head.fields if field[0] not in dropped and not is_identity(field[0])]
+    lines += [b"%b: %b" % field for field in more]
     if head.length == CHUNKED:
         lines.append(b"transfer-encoding: chunked")
     if upstream_key is not None:

@@ -7,11 +7,9 @@ the caller, so it tells nobody who that is.
 
 from __future__ import annotations
 
-import hmac
-import json
 import re
-from dataclasses import replace
-from typing import Final, TypeVar
+from hashlib import blake2b
+from typing import Final
 
 from tlsproxy.authz.admission import Admission
 from tlsproxy.wire.grpc import CallHead
@@ -23,38 +21,31 @@ SINCE: Final = (1, 19)
 
 KEY_SIZE: Final = 32
 """Bytes of a key."""
-_DIGITS: Final = 24
-"""Hexadecimal digits of a value: 96 bits."""
-
-_VALUE: Final = re.compile(rb"[\x20-\x7e]{1,256}")
-"""Values that go with the gateway's own questions too."""
-
-Head = TypeVar("Head", RequestHead, CallHead)
+_SIZE: Final = 12
+"""Bytes of a value, which is sent in hexadecimal."""
+_ASKED_WITH: Final = re.compile(rb"[\x20-\x7e]{1,256}")
+"""Values of clients that go with the gateway's own questions too."""
 
 
-def with_affinity(head: Head, key: bytes | None, admission: Admission | None) -> Head:
-    """The head with the caller's affinity; the same one without a ``key``, a caller, or where the client has its own.
+def own_affinity(head: RequestHead | CallHead, key: bytes | None, admission: Admission | None) -> bytes:
+    """The caller's, to be sent; empty without a ``key`` or a caller, and where the client has sent its own.
 
     It is that of the token's subject, else of the certificate, else of the key or of the token's issuer: a user who
     asks through several services reads from one replica.
     """
     if key is None or admission is None or head.value(HEADER) is not None:
-        return head
-    caller = _caller(admission)
-    if caller is None:
-        return head
-    digest = hmac.digest(key, json.dumps(caller).encode(), "sha256").hex()
-    return replace(head, fields=(*head.fields, (HEADER, digest[:_DIGITS].encode())))
-
-
-def affinity_in(head: RequestHead | CallHead) -> bytes:
-    """The first value, as Qdrant reads it, for questions that a request brings; empty for none or a strange one."""
-    value = next((value for name, value in head.fields if name == HEADER), b"")
-    return value if _VALUE.fullmatch(value) else b""
-
-
-def _caller(admission: Admission) -> tuple[str, ...] | None:
+        return b""
     identity, credential = admission.principal.identity, admission.credential
     if credential is not None and (credential.subject or identity is None):
-        return credential.kind, credential.name, credential.subject
-    return None if identity is None else identity.account
+        caller: tuple[str, ...] = credential.kind, credential.name, credential.subject
+    elif identity is not None:
+        caller = identity.account
+    else:
+        return b""
+    return blake2b(repr(caller).encode(), key=key, digest_size=_SIZE).hexdigest().encode()
+
+
+def clients_affinity(head: RequestHead | CallHead) -> bytes:
+    """The client's first value, as Qdrant reads it; empty for none, and for one that is not asked with."""
+    value = next((value for name, value in head.fields if name == HEADER), b"")
+    return value if _ASKED_WITH.fullmatch(value) else b""

@@ -22,7 +22,7 @@ from tlsproxy.authz.query_policy import QueryPolicy
 from tlsproxy.authz.roles import Principal
 from tlsproxy.errors import BodyTooLarge, Form, GrpcStatus, RequestError, RoleBodyTooLarge
 from tlsproxy.memo import Memo
-from tlsproxy.proxy.decision.affinity import affinity_in, with_affinity
+from tlsproxy.proxy.decision.affinity import HEADER, clients_affinity, own_affinity
 from tlsproxy.proxy.decision.attribution import caller_of, error_of, expiry, prepared, refusal_of
 from tlsproxy.proxy.limits.quotas import LimitCheck, Quotas
 from tlsproxy.qdrant.grpc_decision import decide_call, decide_call_again, decide_message, operation_of
@@ -166,7 +166,7 @@ class CallPlans:
     """The plans of one generation."""
 
     def __init__(self, generation: Generation, quotas: Quotas, affinity_key: bytes | None = None) -> None:
-        """``affinity_key``: that of :func:`with_affinity`; None for none."""
+        """``affinity_key``: that of :func:`own_affinity`; None for none."""
         self._quotas = quotas
         self._affinity_key = affinity_key
         config = generation.config
@@ -274,9 +274,7 @@ class CallPlans:
         rebuilt: bool = False,
     ) -> CallPlan:
         decision, listing = judgement.decision, judgement.listing
-        if decision is ALLOWED or decision is UNREAD:
-            head = with_affinity(head, self._affinity_key, admission)
-        asked, block, exists, is_open = None, b"", None, operation is not None and operation.open
+        asked, block, exists, affinity, is_open = None, b"", None, b"", operation is not None and operation.open
         if operation is not None and admission is not None:
             asked = Asked(head, operation, admission, listing)
             if rebuilt or asked.confinements:
@@ -289,7 +287,15 @@ class CallPlans:
                 sent = sent.without(b"grpc-encoding")
             if asked is not None and asked.rebuilt:
                 sent = replace(sent, path=method_of_confined(asked.operation))
-            block = write(restate_call(sent, upstream_host=self._upstream_host, upstream_key=self._upstream_key))
+            own = own_affinity(head, self._affinity_key, admission)
+            affinity = own or clients_affinity(head)
+            restated = restate_call(
+                sent,
+                upstream_host=self._upstream_host,
+                upstream_key=self._upstream_key,
+                more=((HEADER, own),) if own else (),
+            )
+            block = write(restated)
             if asked is not None and asked.admission.credential is not None and not asked.operation.open:
                 exists = asked.admission.credential.exists
         return CallPlan(
@@ -305,7 +311,7 @@ class CallPlans:
                 probe=operation is not None and operation.probe and not self._audit_probes,
             ),
             block=block,
-            affinity=affinity_in(head),
+            affinity=affinity,
             expires=expiry(admission, decision, presented_key(head.value(b"api-key"), head.value(b"authorization"))),
             exists=exists,
             unread=decision is UNREAD,

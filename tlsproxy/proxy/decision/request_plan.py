@@ -24,7 +24,7 @@ from tlsproxy.authz.query_policy import NO_POLICY, QueryPolicy
 from tlsproxy.authz.roles import Principal
 from tlsproxy.errors import Form, RequestError, UnexpectedBody
 from tlsproxy.memo import Memo
-from tlsproxy.proxy.decision.affinity import affinity_in, with_affinity
+from tlsproxy.proxy.decision.affinity import HEADER, clients_affinity, own_affinity
 from tlsproxy.proxy.decision.attribution import caller_of, error_of, expiry, prepared, refusal_of
 from tlsproxy.proxy.decision.local_responses import LocalResponse, cors_fields, is_preflight, preflight, whoami
 from tlsproxy.proxy.limits.quotas import LimitCheck, Quotas
@@ -190,7 +190,7 @@ class Plans:
     """The plans of one generation."""
 
     def __init__(self, generation: Generation, quotas: Quotas, affinity_key: bytes | None = None) -> None:
-        """``affinity_key``: that of :func:`with_affinity`; None for none."""
+        """``affinity_key``: that of :func:`own_affinity`; None for none."""
         config = generation.config
         self._affinity_key = affinity_key
         self._quotas = quotas
@@ -346,6 +346,7 @@ class Plans:
         streamed = head.length > READ_FIRST or (operation is not None and operation.upload)
         route: Route = None
         exists: ValueExists | None = None
+        affinity = b""
         fields = readable = cors_fields(head, self._origins) if self._cors else b""
         if decision is ALLOWED and operation is PREFLIGHT:
             route, fields = preflight(head, self._origins), b""
@@ -354,12 +355,14 @@ class Plans:
         elif decision is ALLOWED and operation is AUDIT_LOGS:
             route = AUDIT_SEARCH
         elif decision is ALLOWED and asked is not None and not (operation is not None and operation.own):
-            head = with_affinity(head, self._affinity_key, admission)
+            own = own_affinity(head, self._affinity_key, admission)
+            affinity = own or clients_affinity(head)
             upstream = restate_request(
                 self._sent(head, listing, streamed=streamed),
                 str(target or asked.target),
                 upstream_host=self._upstream_host,
                 upstream_key=self._upstream_key,
+                more=((HEADER, own),) if own else (),
             )
             route = Relayed(upstream) if listing is None else Reduced(upstream, listing)
             exists = _exists(asked, admission)
@@ -396,7 +399,7 @@ class Plans:
             resend=operation is not None and operation.reads,
             expires=expiry(admission, decision, _presented(head)),
             exists=exists,
-            affinity=affinity_in(head),
+            affinity=affinity,
             fields=fields,
             readable=readable if self._origins and listing is None else b"",
             timeout=timeout_of(operation, asked.target.query) if asked is not None else 0.0,
