@@ -285,8 +285,12 @@ def test_a_body_is_decided_by_the_rights_of_its_last_byte(
 
 @pytest.mark.parametrize(
     ("client", "filtered", "reason"),
-    [("ingest", {}, "collection"), ("tenant", {"filter": {"tenant": "umbrella"}}, "not_confined")],
-    ids=["a collection that is looked up", "the points of a tenant"],
+    [
+        ("ingest", {}, "collection"),
+        ("tenant", {"filter": {"tenant": "umbrella"}}, "not_confined"),
+        ("tenant", {**ROLES["tenant"], "queries": {"payload": {"hide": ["salary"]}}}, "query_policy"),
+    ],
+    ids=["a collection that is looked up", "the points of a tenant", "a key that is hidden now"],
 )
 @pytest.mark.parametrize("protocol", ["REST", "gRPC"])
 def test_what_a_body_asked_for_is_not_learned_any_more(

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_args, get_origin
 
 import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from qdrant_client.http import models as m
 from support import fake_points
 from support.fake_points import Point
 from support.tenant_roles import confinement
@@ -284,6 +285,77 @@ def test_every_body_that_is_to_be_read_can_be(operation: Any) -> None:
     if decide_request(admission(everything), asked).decision is UNREAD:
         with pytest.raises(RequestError, match=r"cannot be checked|must be an array"):
             at_once(reading_under(operation, {"surprise": 1}, everything))
+
+
+MODELS: list[tuple[str, str, Any]] = [
+    ("POST", "/points", m.PointRequest),
+    ("POST", "/points/scroll", m.ScrollRequest),
+    ("POST", "/points/count", m.CountRequest),
+    ("POST", "/facet", m.FacetRequest),
+    ("POST", "/points/query", m.QueryRequest),
+    ("POST", "/points/query/groups", m.QueryGroupsRequest),
+    ("POST", "/points/search/matrix/pairs", m.SearchMatrixRequest),
+    ("PUT", "/points", m.PointsList),
+    ("PUT", "/points", m.PointsBatch),
+    ("PUT", "/points/vectors", m.UpdateVectors),
+    ("POST", "/points/vectors/delete", m.DeleteVectors),
+    ("POST", "/points/payload", m.SetPayload),
+    ("POST", "/points/payload/delete", m.DeletePayload),
+    ("POST", "/points/delete", m.FilterSelector),
+    ("POST", "/points/delete", m.PointIdsList),
+    ("PUT", "/index", m.CreateFieldIndex),
+]
+INNER: list[tuple[str, Any]] = [("prefetch", m.Prefetch), ("params", m.SearchParams), ("with_lookup", m.WithLookup)]
+
+
+def refusal(method: str, path: str, body: dict[str, Any]) -> str:
+    operation = recognise(method, f"/collections/docs{path}").operation
+    assert operation is not None
+    try:
+        at_once(reading_under(operation, body, SALARY.merged(BOUNDS).merged(VECTORS)))
+    except PolicyRefused as error:
+        return str(error)
+    except BadRequest:
+        pass
+    return ""
+
+
+@pytest.mark.parametrize(("method", "path", "model"), MODELS, ids=lambda value: getattr(value, "__name__", value))
+def test_every_member_of_the_client_library_is_known(method: str, path: str, model: Any) -> None:
+    for name in model.model_fields:
+        assert refusal(method, path, {name: None}) == ""
+    assert "cannot be checked" in refusal(method, path, {"surprise": None})
+
+
+@pytest.mark.parametrize(("member", "model"), INNER, ids=lambda value: getattr(value, "__name__", value))
+def test_every_member_of_an_inner_object_is_known(member: str, model: Any) -> None:
+    for name in model.model_fields:
+        assert refusal("POST", "/points/query/groups", {member: {name: None}}) == ""
+    assert "cannot be checked" in refusal("POST", "/points/query/groups", {member: {"surprise": None}})
+
+
+def test_every_kind_of_query_and_condition_is_known() -> None:
+    """Those of the client library; a new one is refused until it is known here."""
+    for query in (*get_args(m.Query), m.Document, m.Image, m.InferenceObject, m.SparseVector):
+        assert refusal("POST", "/points/query", {"query": dict.fromkeys(query.model_fields)}) == ""
+    for condition in get_args(m.Condition):
+        if condition is m.NestedCondition:
+            body: dict[str, Any] = {"nested": {"key": "a", "filter": {}}}
+        elif condition in {m.IsEmptyCondition, m.IsNullCondition}:
+            body = {next(iter(condition.model_fields)): {"key": "a"}}
+        else:
+            body = {name: "a" if name == "key" else None for name in condition.model_fields}
+        assert refusal("POST", "/points/count", {"filter": {"must": [body]}}) == ""
+    for expression in get_args(m.Expression):
+        fields = getattr(expression, "model_fields", {})
+        if len(fields) == 1 and expression not in get_args(m.Condition):
+            (name,) = fields
+            value: Any = [] if get_origin(fields[name].annotation) is list else 1
+            for params in (m.DivParams, m.PowParams, m.DecayParamsExpression, m.GeoDistanceParams):
+                if params.__name__ in str(fields[name].annotation):
+                    value = {each: "a" if each == "to" else 1 for each in params.model_fields}
+            value = "a" if name in {"datetime", "datetime_key"} else value
+            assert refusal("POST", "/points/query", {"query": {"formula": {name: value}}}) == ""
 
 
 def test_large_requests_and_answers_hold_up_nobody() -> None:
