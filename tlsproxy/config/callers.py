@@ -156,4 +156,4 @@ class JwtIssuer(Section):
     filter is taken from the token, {cn} and the like from the certificate beside it; without it there are no rights.
     null for none."""
     groups_claim: ClaimPath = "groups"
-    """Path of the claim whose values the audit log and `whoami` show as `token_groups`."""
+    """Path of the claim whose values are `token_groups` in the audit log, and the credential's `groups` in `whoami`."""

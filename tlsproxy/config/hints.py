@@ -10,8 +10,10 @@ from typing import Any, Final
 from tlsproxy.authz.access import MODES
 from tlsproxy.config.callers import Match
 from tlsproxy.config.positions import Path
+from tlsproxy.config.problems import nearest
 
 _FIELDS: Final = frozenset(Match.model_fields)
+_CLAIMS: Final = frozenset({"act", "aud", "azp", "groups", "iss", "jti", "roles", "scope", "sub"})
 _GRANTS: Final = frozenset({"collection", "collections", "grants"})
 _RIGHTS: Final = frozenset({"access", *_GRANTS})
 
@@ -68,7 +70,7 @@ def place_hint(path: Path) -> str:
             return f": it stands under `operations`: {{{key}: [delete_points]}}"
         case ("roles", _, str(key)) if key in _FIELDS or key in {"match", "identities"}:
             return ": certificates get their role under `identities`"
-        case ("identities", int(), "match", str()):
+        case ("identities", int(), "match", str(key)) if key in _CLAIMS or not nearest(key, _FIELDS):
             return ": claims of a token stand under `claims`: {groups: sre}"
         case ("identities", int(), str(key)) if key in _FIELDS:
             return ': fields of a certificate stand under `match`: {cn: "ingest-*"}'
