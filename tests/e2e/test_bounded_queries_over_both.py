@@ -273,7 +273,7 @@ def test_defaults_are_what_may_be_had(site: Site, gateway: Gateway, clients: Cli
             assert not any(point.HasField("vectors") for point in found.result)
             assert all(("name" in point.payload) == (name == "Scroll") for point in found.result)
             assert not found.HasField("usage")
-    assert gateway.audited(api="/qdrant.Points/Query")["result"] == "ok"
+    assert gateway.audited(grpc_status=7, method="facet")["reason"] == "query_policy"
     assert same(clients, "reader", lambda client: client.get_collection("people").payload_schema) == {}
 
 
@@ -288,6 +288,8 @@ def test_a_tenant_with_a_policy(clients: Clients) -> None:
     assert [point.id for point in points] == [2, 4, 6, 8]
     others = scroll(m.FieldCondition(key="team", match=m.MatchValue(value="b")))
     assert "is hidden" in str(same(clients, "tenant", others, ()))
+    near = same(clients, "tenant", lambda client: client.query_points("people", 2, limit=9).points, hidden)
+    assert [point.id for point in near] == [8, 6, 4]
     found = same(clients, "tenant", lambda client: client.retrieve("people", [3, 4, 2], with_vectors=True), hidden)
     assert [point.id for point in found] == [4, 2]
 

@@ -27,7 +27,7 @@ from tlsproxy.qdrant.grpc_answers import STEP as ANSWER_STEP
 from tlsproxy.qdrant.grpc_decision import decide_call, message_under_policy, operation_of
 from tlsproxy.qdrant.grpc_payload_keys import LOOKS, checking_payload
 from tlsproxy.qdrant.grpc_query_policy import _OPERATIONS, _PREFETCH, ROWS, Row, policy_of_message, under_policy
-from tlsproxy.qdrant.grpc_rewrite import Reading
+from tlsproxy.qdrant.grpc_rewrite import STEP, Reading
 from tlsproxy.qdrant.grpc_schema import PARTS as SHAPE_PARTS
 from tlsproxy.qdrant.grpc_schema import SHAPES
 from tlsproxy.qdrant.operations import GRPC, READ, Operation
@@ -35,7 +35,7 @@ from tlsproxy.qdrant.query_policy import ROWS as TREATMENTS
 from tlsproxy.qdrant.query_policy import Part, Treatment
 from tlsproxy.qdrant.rest_decision import UNDER_POLICY
 from tlsproxy.wire.cooperative import at_once
-from tlsproxy.wire.protobuf import delimited
+from tlsproxy.wire.protobuf import MAX_DEPTH, ProtobufError, delimited, integer
 
 SALARY = QueryPolicy(hidden=hidden_keys([("salary",), ("contact", "email")]))
 PART_POLICIES = {
@@ -586,3 +586,30 @@ def test_reducers_are_applied_one_after_the_other() -> None:
     assert at_once(both.reducing(answer)) == delimited(2, b"")
     assert composed(None, None) is None
     assert composed(None, one := AnswerReducer(operation)) is one
+
+
+def test_depth_and_length_of_a_message() -> None:
+    """Prefetches and filters nest as deep as Qdrant takes them; memory is asked for, and fields are counted."""
+
+    def nested(number: int, depth: int) -> bytes:
+        message = b""
+        for _ in range(depth):
+            message = delimited(number, message)
+        return message
+
+    strict = QueryPolicy(max_limit=5, hidden=SALARY.hidden)
+    query_points, scroll = method("Points/Query"), method("Points/Scroll")
+    deep = at_once(message_under_policy(query_points, delimited(2, nested(1, MAX_DEPTH - 1)), strict))
+    assert deep.endswith(integer(8, 5))
+    assert deep.count(integer(7, 5)) == MAX_DEPTH
+    with pytest.raises(BadRequest, match="nested too deeply"):
+        at_once(message_under_policy(query_points, delimited(2, nested(1, MAX_DEPTH)), strict))
+    condition = b""
+    for _ in range(MAX_DEPTH):
+        condition = delimited(2, delimited(4, condition))
+    assert at_once(message_under_policy(scroll, delimited(2, condition), strict))
+    many = delimited(2, delimited(2, b"") * 3 * STEP)
+    asked_for = [one for one in message_under_policy(scroll, many, strict) if one is not None]
+    assert len(asked_for) >= 3
+    with pytest.raises(ProtobufError, match="too many fields"):
+        at_once(under_policy(scroll, many, strict, fields=2 * STEP))
