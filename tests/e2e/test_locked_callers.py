@@ -148,6 +148,11 @@ def test_tokens(served: tuple[Gateway, GrpcUpstream], gateway: Gateway, site: Si
         assert caller.ask().status == 200
         if lock == ("--key", "api_key"):
             assert caller.ask(api_key=KEY).status == 403
+        if lock == ("--jti", "t-1"):
+            (secret := site.directory / "token").write_text(token)
+            certificate = str(site.directory / "admin.pem")
+            code, said, _ = alone(gateway.config, "explain", certificate, "GET", "/", "--token", str(secret))
+            assert (code, "locked     jti t-1, by " in said) == (0, True), said
         assert tell(gateway, "unlock", *lock)[0] == 0
         assert caller.ask(api_key=token).status == 200
 

@@ -154,8 +154,7 @@ def _explain_line(config_path: Path, line: Line, now: float) -> None:
     elif line.key:
         key = policy.keys.named(line.key, principal.identity, now)
         lock = policy.locks.of_key(line.key, now)
-        if lock is not None:
-            _print_lock(lock)
+        _print_lock(lock)
         outcome = INVALID if key is None else key_credential(key, policy, principal.identity)
         outcome = outcome if lock is None else locked("key")
         if isinstance(outcome, Decision):
@@ -190,14 +189,20 @@ def _principal(generation: Generation, client: Client, request: Request, now: fl
         unsure = [rule.name for rule in earlier if {name for name, _ in rule.match.given()} - client.told]
         if unsure:
             click.echo(f"not judged rules that ask for more than is told here: {', '.join(unsure)}")
-    if (lock := policy.locks.of_identity(identity, now)) is not None:
-        _print_lock(lock)
+    _print_lock(policy.locks.of_identity(identity, now))
     click.echo(f"rule       {principal.rule or 'none'}")
     return principal
 
 
 def _print_token(policy: Policy, presented: str, principal: Principal, now: float) -> None:
-    """Subject and groups of a token that is valid in itself, with the rules that were tried on its claims."""
+    """Subject and groups of a token that is valid in itself, with the rules that were tried on its claims.
+
+    The lock that holds it, or a key.
+    """
+    key = policy.keys.find(presented, principal.identity, now)
+    if key is not None:
+        _print_lock(policy.locks.of_key(key.name, now))
+        return
     token = policy.tokens.verify(presented, principal.identity, now)
     if isinstance(token, Decision):
         return
@@ -205,9 +210,12 @@ def _print_token(policy: Policy, presented: str, principal: Principal, now: floa
     facts += [f"groups {', '.join(token.groups)}"] if token.groups else []
     click.echo(f"token      {printable('; '.join(facts))}")
     _print_lines(f"  {printable(line)}" for line in policy.why_of_token(token, principal.identity))
+    _print_lock(policy.locks.of_token(token.verifier.name, token.claims.claims, now))
 
 
-def _print_lock(lock: Lock) -> None:
+def _print_lock(lock: Lock | None) -> None:
+    if lock is None:
+        return
     until = "" if lock.until == NEVER else f" until {utc_time(lock.until)}"
     by = f", by {lock.by}" if lock.by else ""
     reason = f": {lock.reason}" if lock.reason else ""
