@@ -21,9 +21,10 @@ import pytest
 import yaml
 from click.testing import CliRunner
 from support.gateway import DEADLINE, Gateway, Lines
+from support.qdrant_clients import qdrant
 from support.raw_request import Client
 from support.site import Site
-from support.upstream import ScriptedUpstream
+from support.upstream import ScriptedUpstream, plain
 
 from tlsproxy.cli import main
 
@@ -151,6 +152,11 @@ def test_groups_and_a_rotation(own_site: Site, upstream: ScriptedUpstream, dex: 
         assert [ask("DELETE", token) for token in first.values()] == [200, 403, 401]
         line = gateway.audited(status=403)
         assert (line["token_rule"], line["token_role"], line["token_groups"]) == ("staff", "search", ["staff"])
+        listed = b'{"result":{"collections":[{"name":"docs"}]},"status":"ok","time":0.0}'
+        upstream.answer = plain(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%b" % (len(listed), listed))
+        real = qdrant(gateway, own_site.client(None), auth_token_provider=lambda: dex.token_of("bob"))
+        assert [one.name for one in real.get_collections().collections] == ["docs"]
+        real.close()
         # It signs with another key, and still tells the one of before.
         gateway.audited(ROTATION, event="reload", reason="jwks")
         assert [ask("GET", token) for token in (first["bob"], dex.token_of("bob"))] == [200, 200]
