@@ -9,7 +9,7 @@ import pytest
 from support.relay_generation import KEYS, asked, relay_generation
 from support.site import Site
 
-from tlsproxy.authz.access import UNREAD, Decision
+from tlsproxy.authz.access import NO_NAMES, UNREAD, Decision
 from tlsproxy.proxy.decision.call_plan import CallPlans
 from tlsproxy.proxy.decision.request_plan import Plans, Unread
 from tlsproxy.proxy.limits.quotas import Quotas
@@ -73,7 +73,7 @@ def test_a_call(generation: Generation, call_plans: CallPlans, caller: str) -> N
         if caller in {"wrong", ""} and not operation.open:
             assert plan.decision.status == 401, operation.path
         if plan.unread and plan.asked is not None:
-            theirs, others = call_plans.judged(plan.asked, "docs", ()), call_plans.judged(plan.asked, "other", ())
+            theirs, others = (call_plans.judged(plan.asked, name, NO_NAMES) for name in ("docs", "other"))
             assert bool(theirs.block) is theirs.decision.allowed, operation.path
             assert (others.decision.allowed, others.block) == (False, b""), operation.path
         assert not call_plans.make(principal, fields, NOW, ended=ENDED).block
