@@ -275,6 +275,8 @@ def test_defaults_are_what_may_be_had(site: Site, gateway: Gateway, clients: Cli
             assert not found.HasField("usage")
     assert gateway.audited(grpc_status=7, method="facet")["reason"] == "query_policy"
     assert same(clients, "reader", lambda client: client.get_collection("people").payload_schema) == {}
+    (bare,) = clients["reader"][1].retrieve("people", [1], with_payload=False)
+    assert bare.payload == {}
 
 
 def by_vector() -> pb.Query:

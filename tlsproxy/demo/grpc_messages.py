@@ -162,10 +162,15 @@ def scroll(message: Any) -> dict[str, Any]:
     }
 
 
+def retrieved(record: models.Record) -> Any:
+    """Without a payload it has an empty one: a map is never absent."""
+    return RestToGrpc.convert_record(record.model_copy(update={"payload": record.payload or {}}))
+
+
 def scrolled(page: tuple[list[models.Record], models.ExtendedPointId | None]) -> Any:
     records, offset = page
     return pb.ScrollResponse(
-        result=[RestToGrpc.convert_record(record) for record in records],
+        result=[retrieved(record) for record in records],
         next_page_offset=None if offset is None else RestToGrpc.convert_extended_point_id(offset),
     )
 

@@ -102,7 +102,7 @@ POINTS: Mapping[str, Method] = {
             "ids": [GrpcToRest.convert_point_id(one) for one in message.ids],
             **messages.selection(message),
         },
-        lambda records: pb.GetResponse(result=[RestToGrpc.convert_record(record) for record in records]),
+        lambda records: pb.GetResponse(result=[messages.retrieved(record) for record in records]),
     ),
     "Scroll": Method("scroll", messages.scroll, messages.scrolled),
     "Count": Method(
