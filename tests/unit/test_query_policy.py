@@ -13,7 +13,7 @@ from tlsproxy.authz.access import GlobalMode, Rights
 from tlsproxy.authz.query_policy import NO_POLICY, KeyPath, QueryPolicy, hidden_keys, merged, parse_key_path, spelled
 from tlsproxy.config.queries import Queries, query_findings, query_policy_of
 from tlsproxy.qdrant.operations import GRPC, OWN, PREFLIGHT, REST, Operation
-from tlsproxy.qdrant.query_policy import ROWS, Part, Treatment, parts_of, treatment
+from tlsproxy.qdrant.query_policy import ROWS, Part, Treatment, concerning, parts_of, treatment
 
 PAGE = Path(__file__).parents[2] / "docs" / "roles-and-rules.md"
 KEYS = st.sampled_from(["a", "b", "c", "salary", "a key", "é", "a.b", ""])
@@ -84,6 +84,10 @@ def test_the_stricter_of_each_part_counts(one: QueryPolicy, other: QueryPolicy, 
     assert set(parts_of(both)) == {*parts_of(one), *parts_of(other)}
     assert one.merged(NO_POLICY) == NO_POLICY.merged(one) == one
     for operation in OPERATIONS:
+        concerned = concerning(both, operation)
+        assert treatment(operation, concerned) is treatment(operation, both)
+        assert both.meets(concerned)
+        assert all(treatment(operation, both) for _ in parts_of(concerned))
         assert treatment(operation, both) == max(treatment(operation, one), treatment(operation, other))
 
 
@@ -137,3 +141,11 @@ def test_the_page_has_every_operation_that_a_policy_concerns() -> None:
         row = {part: Treatment[word.upper() or "FREE"] for part, word in zip(Part, treatments, strict=True)}
         shown.update(dict.fromkeys(re.findall(r"`(\w+)`", names), row))
     assert shown == {name: row for name, row in ROWS.items() if any(row.values())}
+
+
+def test_only_parts_that_concern_an_operation_end_it() -> None:
+    narrow, wide = QueryPolicy(max_limit=5), QueryPolicy(max_limit=5, max_prefetch=1, hides_vectors=True)
+    named = {operation.name: operation for operation in OPERATIONS}
+    assert concerning(narrow, named["facet"]).meets(concerning(wide, named["facet"]))
+    assert concerning(NO_POLICY, named["upsert_points"]).meets(concerning(wide, named["upsert_points"]))
+    assert not concerning(narrow, named["scroll"]).meets(concerning(wide, named["scroll"]))

@@ -8,6 +8,7 @@ for, the operation is refused. How a request is read: :mod:`tlsproxy.qdrant.rest
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from enum import Enum, IntEnum
 from typing import Final
 
@@ -113,18 +114,21 @@ ROWS: Final[Mapping[str, Row]] = {
 """By the operation's name, which REST and gRPC share. Uploads have none: an archive is not read."""
 
 
+_FIELDS: Final = {
+    Part.LIMIT: "max_limit",
+    Part.OFFSET: "max_offset",
+    Part.PREFETCH: "max_prefetch",
+    Part.EXACT: "forbids_exact",
+    Part.TIMEOUT: "timeout",
+    Part.VECTORS: "hides_vectors",
+    Part.PAYLOAD: "hidden",
+}
+"""The field of a policy that each part is."""
+
+
 def parts_of(policy: QueryPolicy) -> tuple[Part, ...]:
     """The parts that a policy has."""
-    given = {
-        Part.LIMIT: policy.max_limit is not None,
-        Part.OFFSET: policy.max_offset is not None,
-        Part.PREFETCH: policy.max_prefetch is not None,
-        Part.EXACT: policy.forbids_exact,
-        Part.TIMEOUT: policy.timeout is not None,
-        Part.VECTORS: policy.hides_vectors,
-        Part.PAYLOAD: bool(policy.hidden),
-    }
-    return tuple(part for part, has in given.items() if has)
+    return tuple(part for part, name in _FIELDS.items() if getattr(policy, name) != getattr(NO_POLICY, name))
 
 
 def treatment(operation: Operation, policy: QueryPolicy, *, untimed: bool = False) -> Treatment:
@@ -139,8 +143,13 @@ def treatment(operation: Operation, policy: QueryPolicy, *, untimed: bool = Fals
 
 
 def concerning(policy: QueryPolicy, operation: Operation | None) -> QueryPolicy:
-    """The policy, if it has a part that the operation is treated for."""
-    return NO_POLICY if operation is None or treatment(operation, policy) is Treatment.FREE else policy
+    """The parts of a policy that an operation is treated for: a request under way is not ended for another's sake."""
+    if operation is None or not policy:
+        return NO_POLICY
+    row = ROWS.get(operation.name, {})
+    free = [part for part in parts_of(policy) if row.get(part) is Treatment.FREE]
+    without = {_FIELDS[part]: getattr(NO_POLICY, _FIELDS[part]) for part in free}
+    return (replace(policy, **without) if without else policy) or NO_POLICY
 
 
 NOT_UNDER_POLICY: Final = "This operation is not available under your role's query policy"

@@ -24,8 +24,6 @@ from tlsproxy.qdrant.query_policy import (
     DEFAULT_LIMIT,
     DEFAULT_PER_SAMPLE,
     NOT_UNDER_POLICY,
-    ROWS,
-    Part,
     Treatment,
     check_key,
     check_limit,
@@ -75,14 +73,14 @@ def counts_numbers(operation: Operation) -> bool:
 
 
 def target_under(operation: Operation, target: RequestTarget, policy: QueryPolicy) -> RequestTarget:
-    """The target, with the `timeout` of a query, and no hidden key in its path.
+    """The target, with the `timeout` of a query, and no hidden key in its path. ``policy``: the parts that concern it.
 
     Raises :class:`PolicyRefused` and :class:`BadRequest`.
     """
     if operation.path.endswith("/{field_name}"):
         for key in target.segments[-1:]:  # none where any request of the operation is meant
             check_key(key_path(key, "field_name"), policy)
-    if policy.timeout is None or ROWS[operation.name][Part.TIMEOUT] is Treatment.FREE:
+    if policy.timeout is None:
         return target
     try:
         given = parse_qsl(target.query, keep_blank_values=True, max_num_fields=_MOST_PARAMETERS)
