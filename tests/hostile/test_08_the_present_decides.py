@@ -280,7 +280,8 @@ def test_a_body_is_decided_by_the_rights_of_its_last_byte(
         stage.publish(roles=after)
         sent.send(chunk(rest) + b"0\r\n\r\n" if chunked else rest)
         assert sent.response().status == status
-    assert taking.whole == ([LOOKUP] if status == 200 else [])
+    bodies = [body for body in taking.whole if body]  # questions about the collection have none
+    assert bodies == ([LOOKUP] if status == 200 else [])
 
 
 @pytest.mark.parametrize(
