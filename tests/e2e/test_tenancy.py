@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 from collections.abc import Callable, Iterator
 
+import orjson
 import pytest
 from qdrant_client import QdrantClient
 from qdrant_client import models as m
@@ -136,6 +137,25 @@ def test_queries_by_examples(acme: QdrantClient) -> None:
     assert [ids(answer.points) for answer in batch] == [{2, 3}, {1, 3}]
     groups = acme.query_points_groups("docs", "n", query=1, limit=100).groups
     assert {group.id for group in groups} == {2, 3}
+
+
+def test_the_older_routes_of_examples(site: Site, gateway: Gateway, acme: QdrantClient) -> None:
+    assert acme.count("docs").count == 3
+    recommend, discover = {"positive": [1], "limit": 9}, {"target": 2, "context": [], "limit": 9}
+    with Client(gateway, site.client("acme")) as client:
+        for path, body, found in (
+            ("recommend", recommend, {2, 3}),
+            ("discover", discover, {1, 3}),
+            ("recommend", recommend | {"negative": [4]}, None),
+            ("discover", discover | {"target": 7}, None),
+            ("recommend/batch", {"searches": [recommend, recommend | {"positive": [99]}]}, None),
+        ):
+            answer = client.ask("POST", f"/collections/docs/points/{path}", (), orjson.dumps(body))
+            if found is None:
+                assert answer.status == 404
+                assert answer.json["status"]["error"].startswith("Not found: No point with id ")
+            else:
+                assert {point["id"] for point in answer.json["result"]} == found
 
 
 @pytest.mark.parametrize("example", [4, 7, 99, "5c56c793-69f3-4fbf-87e6-c4bf54c28c26"])

@@ -51,7 +51,8 @@ confinements: st.SearchStrategy[Confinements] = st.lists(
 ).map(tuple)
 """Of one role, or of two."""
 
-_ids = st.lists(st.sampled_from((*IDS, 99)), max_size=4)
+_ids = st.lists(st.sampled_from((*IDS, 99)), max_size=4, unique=True)
+"""Of one that is there twice Qdrant answers with one, and local mode with two."""
 _field = st.fixed_dictionaries({"key": st.just("c"), "match": st.sampled_from([{"value": "x"}, {"any": ["x", "y"]}])})
 _filters = st.fixed_dictionaries(
     {},

@@ -84,6 +84,19 @@ def test_the_mode_that_was_meant() -> None:
             "{x: {access: r, match: {cn: b}}}",
             "roles.x.match: unknown key: certificates get their role under `identities`",
         ),
+        ("{x: {access: r, filter: [a]}}", 'roles.x.filter: must be a mapping: {tenant: "{cn}"}'),
+        (
+            "{x: {access: r, filter: {a: 1.5}}}",
+            "roles.x.filter.a: must be text: quote it, or an integer or a boolean: Qdrant compares no others",
+        ),
+        (
+            "{x: {access: r, or_public: {a: [S3CRET]}}}",
+            "roles.x.or_public.a: must be text: quote it; a claim that is a list gives several values: {claim:groups}",
+        ),
+        (
+            "{x: {access: r, filter: {meta: {tenant: S3CRET}}}}",
+            'roles.x.filter.meta: must be text: quote it; a key below a key has a path: {"meta.tenant": "{cn}"}',
+        ),
         (
             "{x: {access: r, payload: {a: S3CRET}}}",
             'roles.x.payload: unknown key: a role is confined to points by its `filter`: {tenant: "{cn}"}',

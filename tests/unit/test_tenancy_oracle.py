@@ -12,7 +12,7 @@ from typing import Any
 
 import orjson
 import pytest
-from hypothesis import event, given
+from hypothesis import assume, event, given
 from support.tenancy_oracle import is_changeable, is_owned, is_readable
 from support.tenancy_requests import CHANGES, MARK_ROOTS, READS, Answer, Request, Upstream, confinements, points
 
@@ -72,6 +72,7 @@ def test_a_read_is_of_the_tenants_points_alone(found: Points, confined: Confinem
     answer = asked(Upstream(found), request, confined)
     event(f"{request.method} {request.path.rstrip('0123456789')} {answer.status}")
     expected = Upstream(own).ask(request.method, request.path, request.body)
+    assume("Cannot cast" not in str(expected.result))  # a fault of local mode: discovery in an empty collection
     if answer.status == 404:  # which of several missing examples is named first is nobody's promise
         missing = re.search(r"[0-9]+", answer.result)
         assert missing is not None
@@ -86,12 +87,14 @@ def unnumbered(text: str) -> str:
 
 
 def sorted_by_id(result: Any) -> Any:
-    """Equal scores and counts come in any order, and a matrix is a sample."""
+    """Equal scores and counts come in any order, a matrix is a sample, and sums of floats differ in their last bits."""
+    if isinstance(result, float):
+        return round(result, 4)
     if isinstance(result, list):
         inner = [sorted_by_id(one) for one in result]
         return sorted(inner, key=repr) if inner and all(isinstance(one, dict) for one in inner) else inner
     if isinstance(result, dict) and result.keys() == {"a", "b", "score"}:
-        return {"pair": sorted((result["a"], result["b"])), "score": pytest.approx(result["score"])}
+        return {"pair": sorted((result["a"], result["b"])), "score": round(result["score"], 4)}
     return {name: sorted_by_id(one) for name, one in result.items()} if isinstance(result, dict) else result
 
 
@@ -112,7 +115,8 @@ def test_a_change_is_of_the_tenants_points_alone(found: Points, confined: Confin
         return
     assert all(is_owned(point.get("payload"), confined) for one, point in after.items() if one not in others)
     alone = Upstream(own)
-    alone.ask(request.method, request.path, of_own(request.body, own))
+    expected = alone.ask(request.method, request.path, of_own(request.body, own))
+    assume("Empty update request" not in str(expected.result))  # of no ids; the gateway sends a filter
     left = {one: point for one, point in alone.points().items() if one not in others}
     assert unmarked({one: point for one, point in after.items() if one not in others}) == unmarked(left)
 

@@ -21,6 +21,10 @@ _RIGHTS: Final = frozenset({"access", *_GRANTS})
 def form_hint(path: Path, value: Any) -> str:
     """The end of a text on a value of a wrong type or word, or a missing one: `: {access: r}`; "" without a hint."""
     match path:
+        case ("roles", _, "filter" | "or_public"):
+            return ': {tenant: "{cn}"}'
+        case ("roles", _, "filter" | "or_public", _):
+            return _value_hint(value)
         case ("roles", *_):
             return _role_hint(path, value)
         case ("identities",):
@@ -31,6 +35,14 @@ def form_hint(path: Path, value: Any) -> str:
             return _claim_hint(value) if more else ': {groups: sre, sub: "alice@*"}'
         case _:
             return ""
+
+
+def _value_hint(value: Any) -> str:
+    if isinstance(value, list):
+        return "; a claim that is a list gives several values: {claim:groups}"
+    if isinstance(value, dict):
+        return '; a key below a key has a path: {"meta.tenant": "{cn}"}'
+    return ", or an integer or a boolean: Qdrant compares no others"
 
 
 def _claim_hint(value: Any) -> str:

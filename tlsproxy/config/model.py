@@ -10,9 +10,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Discriminator, Field, SecretStr, StrictBool, StrictInt, StrictStr, Tag
+from pydantic import BeforeValidator, Discriminator, Field, SecretStr, Tag
 
-from tlsproxy.config.callers import NEEDS_RESTART, CaConstraint, JwtIssuer, Label, Match, NamedKey, Section
+from tlsproxy.config.callers import NEEDS_RESTART, CaConstraint, JwtIssuer, Label, Match, NamedKey, Scalar, Section
 from tlsproxy.config.grants import CollectionGrant, Operations
 from tlsproxy.config.limits import Count, LimitsConfig, RoleLimits, Seconds
 from tlsproxy.config.locks import LockEntry
@@ -171,9 +171,6 @@ class UpstreamConfig(Section):
     end where they began."""
 
 
-PayloadValue = StrictStr | StrictInt | StrictBool
-
-
 def _access_kind(value: object) -> str:
     return "grants" if isinstance(value, list | tuple) else "mode"
 
@@ -188,13 +185,13 @@ class Role(Section):
     """r (reads everything), pr (reads all points, and nothing else), m (everything), or a list of collections."""
     operations: Operations = Operations()
     """Operations that the role may use, of those that `access` permits."""
-    filter: dict[str, PayloadValue] = Field(default={})
+    filter: dict[str, Scalar] = Field(default={})
     """Confines the role to points whose payload has these values: `{tenant: "{cn}"}`, `{"meta.team": "team-{ou}"}`,
     `{level: 3}`. A key may be a path: `a.b`, or `a[].b` for a list of objects. A text has at most one of {cn}, {o},
     {ou}, {uri}, {dns}, {email}; a certificate without exactly one such field has no rights. {claim:NAME} is a claim of
     the token sent beside the certificate, or any value of one that is a list; without it there are no rights. Needs
     Qdrant 1.16 or later. See docs/tenants.md."""
-    or_public: dict[str, PayloadValue] = Field(default={})
+    or_public: dict[str, Scalar] = Field(default={})
     """Points that the role may read besides those of its `filter`, by fixed values that must all hold:
     `{visibility: public}`. It may change none of them."""
     queries: Queries = Queries()

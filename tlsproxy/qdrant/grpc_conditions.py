@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, Final
 
 from tlsproxy.authz.access import Confinements
@@ -58,10 +59,15 @@ def narrowed(own: bytes, confinements: Confinements, *, alone: bool = False, ids
     ``alone``: for a change. ``ids``: a PointsIdsList, whose points alone are meant.
     """
     parts = [] if ids is None else [delimited(2, delimited(3, ids))]  # HasIdCondition has the same field
-    parts.append(encoded(tenant_filters.narrowed(None, confinements, alone=alone)))
+    parts.append(_encoded_clauses(confinements, alone=alone))
     if own:
         parts.append(delimited(2, delimited(4, own)))
     return b"".join(parts)
+
+
+@lru_cache(maxsize=64)
+def _encoded_clauses(confinements: Confinements, *, alone: bool) -> bytes:
+    return encoded(tenant_filters.clauses_of(confinements, alone=alone))
 
 
 def encoded(clauses: dict[str, Any]) -> bytes:

