@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -468,6 +469,28 @@ def test_a_refusal_before_the_message_holds_for_every_message(
     elif head.allowed:  # what the message names does not matter then
         assert body.operations
         assert not operation.carries
+
+
+@pytest.mark.fuzz
+@given(st.sampled_from(REST), rights, names, bodies)
+def test_a_decision_by_the_head_holds_for_every_body(
+    operation: Operation, held: Rights, collection: str, body: BodyNames
+) -> None:
+    target = operation.path.replace("{collection_name}", collection).replace("{tail...}", "x")
+    asked, caller = recognise(operation.method, re.sub(r"\{\w+\}", "7", target)), admission(held)
+    assert asked.operation is operation
+    possible = BodyNames(
+        body.read if operation.names_others else (),
+        body.change if operation.names_changed else (),
+        body.operations if operation.carries else (),
+    )
+    head = decide_request(caller, asked)
+    reduced = head.listing is not None
+    whole = decide_all(caller.rights, operation, asked.collection, names=possible, reduced=reduced, confined=False)
+    if head.decision is not UNREAD:
+        assert head.decision.allowed is whole.allowed
+    elif operation.requirement.listing:
+        assert not whole.allowed
 
 
 # Qdrant's own tokens
