@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from qdrant_client import grpc as pb
 from qdrant_client import models
@@ -93,6 +93,7 @@ BOTH = st.builds(
 
 
 @pytest.mark.fuzz
+@settings(suppress_health_check=[HealthCheck.too_slow])  # the client's models are slow to make on a busy machine
 @given(asked_of_both, BOTH)
 def test_both_apis_say_the_same(request: models.QueryRequest, policy: QueryPolicy) -> None:
     body = json.loads(request.model_dump_json(exclude_none=True))
