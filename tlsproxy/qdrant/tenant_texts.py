@@ -7,7 +7,6 @@ from typing import Final
 NOT_CONFINED: Final = "This operation cannot be confined to a tenant"
 NOT_OF_A_BATCH: Final = "An operation of this batch cannot be confined to a tenant"
 LOOKS_UP: Final = "{} would read points of others: it cannot be confined to a tenant"
-BY_EXAMPLE: Final = "A query by a point's id, or by examples, cannot be confined to a tenant: send its vector"
 UNUSUAL: Final = "A query of this form cannot be confined to a tenant"
 MARKED: Final = "The payload's {} is not yours to choose"
 MARKS_EXCLUDE: Final = "No point can be yours: your conditions on {} exclude each other"
