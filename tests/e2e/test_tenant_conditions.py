@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
+import grpc
 import pytest
 from click.testing import CliRunner
 from qdrant_client import QdrantClient
 from qdrant_client import models as m
 from qdrant_client.http.exceptions import UnexpectedResponse
 from support.gateway import Gateway
-from support.qdrant_clients import EmbeddedUpstream, qdrant
+from support.qdrant_clients import EmbeddedUpstream, qdrant, qdrant_by_grpc
 from support.site import Site
 
 from tlsproxy.authz.tokens import mint
@@ -29,6 +30,8 @@ IDENTITIES = [
     {"name": "platform", "match": {"ou": "platform"}, "role": "admin"},
     *({"name": name, "match": {"cn": name}, "role": name} for name in ("member", "level", "nested")),
 ]
+REFUSED = (UnexpectedResponse, grpc.RpcError)
+Tenant = Callable[..., QdrantClient]
 PAYLOADS: dict[int, dict[str, Any]] = {
     1: {"acl": [{"group": "red"}], "meta": {"org": 7}},
     2: {"acl": [{"group": "red"}, {"group": "blue"}], "meta": {"org": "7"}},
@@ -48,7 +51,9 @@ def gateway(site: Site) -> Iterator[Gateway]:
     service = {"api_key": SECRET, "jwt_rbac": True}
     with (
         EmbeddedUpstream() as embedded,
-        Gateway(site.write_config(embedded.url, service=service, roles=ROLES, identities=IDENTITIES)) as running,
+        Gateway(
+            site.write_config(embedded.url, grpc=embedded.grpc_url, service=service, roles=ROLES, identities=IDENTITIES)
+        ) as running,
     ):
         yield running
 
@@ -64,8 +69,15 @@ def admin(site: Site, gateway: Gateway) -> Iterator[QdrantClient]:
     client.close()
 
 
-def tenant(gateway: Gateway, site: Site, name: str, **claims: object) -> QdrantClient:
-    return qdrant(gateway, site.client(name), api_key=mint(SECRET, {"access": "m", **claims}) if claims else None)
+@pytest.fixture(params=["rest", "grpc"])
+def tenant(request: pytest.FixtureRequest, gateway: Gateway, site: Site) -> Tenant:
+    def client(name: str, **claims: object) -> QdrantClient:
+        key = mint(SECRET, {"access": "m", **claims}) if claims else None
+        if request.param == "rest":
+            return qdrant(gateway, site.client(name), api_key=key)
+        return qdrant_by_grpc(QdrantClient, gateway, site, name, api_key=key)
+
+    return client
 
 
 def seen(client: QdrantClient) -> set[object]:
@@ -100,15 +112,14 @@ def changed(client: QdrantClient, admin: QdrantClient) -> set[object]:
     ],
 )
 def test_the_points_of_a_tenant(
-    site: Site,
-    gateway: Gateway,
+    tenant: Tenant,
     admin: QdrantClient,
     name: str,
     claims: dict[str, object],
     readable: set[object],
     writable: set[object],
 ) -> None:
-    client = tenant(gateway, site, name, **claims)
+    client = tenant(name, **claims)
     assert seen(client) == readable
     assert changed(client, admin) == writable
     client.delete("docs", list(PAYLOADS))
@@ -120,10 +131,10 @@ def payload_of(admin: QdrantClient, number: int) -> object:
     return admin.retrieve("docs", [number])[0].payload
 
 
-def test_marks_of_new_points(site: Site, gateway: Gateway, admin: QdrantClient) -> None:
-    level = tenant(gateway, site, "level")
-    nested = tenant(gateway, site, "nested", **{"https://acme.example/org": [7]})
-    one, several = (tenant(gateway, site, "member", groups=groups) for groups in (["red"], ["red", "blue"]))
+def test_marks_of_new_points(tenant: Tenant, admin: QdrantClient) -> None:
+    level = tenant("level")
+    nested = tenant("nested", **{"https://acme.example/org": [7]})
+    one, several = (tenant("member", groups=groups) for groups in (["red"], ["red", "blue"]))
     level.upsert("docs", [m.PointStruct(id=11, vector=[0.0, 1.0], payload={"a": 1})])
     nested.upsert("docs", [m.PointStruct(id=12, vector=[0.0, 1.0], payload={"meta": {"a": 1}})])
     one.upsert("docs", [m.PointStruct(id=13, vector=[0.0, 1.0], payload={"acl": [{}, {"a": 1}]})])
@@ -143,11 +154,11 @@ def test_marks_of_new_points(site: Site, gateway: Gateway, admin: QdrantClient) 
         (several, {}),
         (several, {"acl": [{"group": "blue"}, {"group": "green"}]}),
     ):
-        with pytest.raises(UnexpectedResponse, match="is not yours to choose"):
+        with pytest.raises(REFUSED, match="is not yours to choose"):
             client.upsert("docs", [m.PointStruct(id=15, vector=[0.0, 1.0], payload=payload)])
     level.clear_payload("docs", [11])
     assert payload_of(admin, 11) == {"level": 3, "draft": False}
-    with pytest.raises(UnexpectedResponse, match="overwrite it with the one to keep"):
+    with pytest.raises(REFUSED, match="overwrite it with the one to keep"):
         several.clear_payload("docs", [14])
     several.overwrite_payload("docs", {"acl": [{"group": "red"}]}, [14])
     assert payload_of(admin, 14) == {"acl": [{"group": "red"}]}

@@ -18,6 +18,13 @@ REQUESTS: dict[str, Descriptor] = {
     for method in service.methods
 }
 """The request of each method, by its path."""
+RESPONSES: dict[str, Descriptor] = {
+    f"/{service.full_name}/{method.name}": method.output_type
+    for module in SERVICES
+    for service in module.DESCRIPTOR.services_by_name.values()
+    for method in service.methods
+}
+"""The response of each."""
 NAMING = frozenset({"collection_name", "collection", "alias_name", "old_alias_name", "new_alias_name"})
 """What a field is called that holds a collection's name, or an alias."""
 

@@ -21,6 +21,8 @@ from tlsproxy.demo.engine import EngineError, Local, refusals
 from tlsproxy.demo.rest import plain
 from tlsproxy.demo.rest_routes import ROUTES
 
+Points = dict[int, dict[str, Any]]
+"""Id → payload."""
 KEYS: Final = ("t", "n.t", "l[].t", "u")
 VALUES: Final = ("a", "b", 1, True)
 IDS: Final = tuple(range(1, 8))
@@ -40,7 +42,6 @@ _payloads = st.fixed_dictionaries(
 _vectors = st.sampled_from([[1.0, 0.0], [0.3, -1.7], [-0.9, 0.2]])
 VECTORS: Final = {one: [math.cos(one), math.sin(one * one)] for one in range(10)}
 points = st.lists(_payloads, min_size=2, max_size=len(IDS)).map(lambda each: dict(enumerate(each, start=1)))
-"""Id → payload."""
 
 _conditions = st.builds(
     Condition, st.sampled_from(("t", *KEYS)), st.lists(_scalars, min_size=1, max_size=2, unique_by=repr).map(tuple)
@@ -175,12 +176,12 @@ class Answer:
 class Upstream:
     """Qdrant's local mode with these points in the collection `docs`, by the routes of the embedded upstream."""
 
-    def __init__(self, found: dict[int, dict[str, Any]]) -> None:
-        self._local = Local(":memory:")
-        self._local.create_collection("docs", vectors_config=m.VectorParams(size=2, distance=m.Distance.DOT))
+    def __init__(self, found: Points) -> None:
+        self.local = Local(":memory:")
+        self.local.create_collection("docs", vectors_config=m.VectorParams(size=2, distance=m.Distance.DOT))
         if found:
             each = [m.PointStruct(id=one, vector=VECTORS[one], payload=found[one]) for one in found]
-            self._local.upsert("docs", copy.deepcopy(each))
+            self.local.upsert("docs", copy.deepcopy(each))
 
     def ask(self, method: str, path: str, body: Any = None) -> Answer:
         """``path``: below the collection."""
@@ -190,7 +191,7 @@ class Upstream:
                 try:
                     with refusals():
                         parsed = TypeAdapter(route.body).validate_python(body) if route.body is not None else None
-                        found = getattr(self._local, route.call)(**match.groupdict(), **route.arguments(parsed))
+                        found = getattr(self.local, route.call)(**match.groupdict(), **route.arguments(parsed))
                         return Answer(200, plain(route.result(found)))
                 except EngineError as error:
                     return Answer(int(error.status), str(error))
@@ -202,3 +203,22 @@ class Upstream:
 
 
 _PATTERNS: Final = [(re.compile(re.sub(r"\{(\w+)\}", r"(?P<\1>[^/]+)", route.path)), route) for route in ROUTES]
+
+
+def of_own(body: dict[str, Any]) -> dict[str, Any]:
+    """The same change by filters, as the local mode takes no id of a point that is missing."""
+    changed = copy.deepcopy(body)
+    for operation in changed.get("operations", [{"": changed}]):
+        for each in operation.values():
+            chosen = each.get("points")
+            if isinstance(chosen, list) and not any(isinstance(one, dict) for one in chosen):
+                each["filter"] = {"must": [{"has_id": each.pop("points")}]}
+    return changed
+
+
+def unmarked(found: dict[int, Any]) -> dict[int, Any]:
+    """Without the marks, which the gateway adds and keeps."""
+    return {
+        one: point | {"payload": {key: value for key, value in point["payload"].items() if key not in MARK_ROOTS}}
+        for one, point in found.items()
+    }

@@ -125,3 +125,18 @@ def test_a_confined_retrieval_stays_a_scroll(site: Site, generations: tuple[Gene
     sent = ends.upstream.streams[stream]
     assert dict(sent.fields)[":path"] == "/qdrant.Points/Scroll"
     assert pb.ScrollPoints.FromString(sent.data[5:]).limit == 1
+
+
+@pytest.mark.parametrize(("path", "message", "goes_on"), [(UPSERT, POINTS, True), (COUNT, prefixed(count()), False)])
+def test_public_points_that_are_no_longer(site: Site, path: str, message: bytes, goes_on: bool) -> None:  # noqa: FBT001
+    """A change was confined to the tenant's own, a read was not."""
+    public = {"access": [{"collection": "docs", "access": "rw"}], "filter": {"tenant": "acme"}}
+    ends = Ends(relay_generation(site, ROLES | {"tenant": public | {"or_public": {"seen": "all"}}}), dialled=False)
+    ends.upstream.on_request = lambda stream, _: answer(ends, stream)
+    stream = ends.client.open(asked(path, "tenant"))
+    ends.client.say(stream, message, [])
+    until_quiet(ends)
+    ends.manager.publish(relay_generation(site, ROLES | {"tenant": public}))
+    ends.connect()
+    until_quiet(ends)
+    assert ends.client.streams[stream].status == (0 if goes_on else PERMISSION_DENIED)

@@ -40,6 +40,11 @@ class ConfinedMessage:
     content: bytes = field(repr=False)
     questions: tuple[Question, ...] = ()
 
+    @property
+    def beside(self) -> int:
+        """Bytes that the questions take: their ids, and twice these as text."""
+        return 2 * sum(len(one.body) for one in self.questions)
+
 
 def confined(
     operation: Operation,
@@ -59,8 +64,10 @@ def confined(
     if confine is None:
         raise Unconfined(tenant_texts.NOT_CONFINED)
     state = RewriteState(collection, confinements, Reading(fields), facts)
-    content = yield from confine(message, state)
-    return ConfinedMessage(content, state.examples.questions(confinements))
+    made = ConfinedMessage((yield from confine(message, state)), state.examples.questions(confinements))
+    if made.questions:
+        yield state.reading.memory + made.beside
+    return made
 
 
 def method_of_confined(operation: Operation) -> str:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final, Self
 from urllib.parse import urlsplit
 
 from tlsproxy.audit.line import Prepared
-from tlsproxy.authz.access import ALLOWED, UNREAD, BodyNames, Confinements, Decision
+from tlsproxy.authz.access import ALLOWED, UNREAD, BodyNames, Confinements, Decision, without_public
 from tlsproxy.authz.admission import Admission, admit
 from tlsproxy.authz.claims import ValueExists
 from tlsproxy.authz.cross_site import cross_site, is_cross_site
@@ -260,7 +260,8 @@ class CallPlans:
             collection=collection,
             rebuilt=asked.rebuilt,
         )
-        return replace(plan, body_facts=BodyFacts(names, asked.confinements, collection, asked.queries))
+        held = asked.confinements if asked.operation.reads else without_public(asked.confinements)
+        return replace(plan, body_facts=BodyFacts(names, held, collection, asked.queries))
 
     def _plan(
         self,

@@ -135,9 +135,9 @@ class MessageBuffer:
         yield 2 * len(plain)
         return bytes(plain)
 
-    def has_become(self, made: bytes) -> None:
-        """Which alone is kept from now on; there was memory for it."""
-        self.holding.settle(len(made) + self._names)
+    def has_become(self, made: bytes, beside: int = 0) -> None:
+        """Which alone is kept from now on, with so many bytes beside it; there was memory for it."""
+        self.holding.settle(len(made) + beside + self._names)
 
     def release(self) -> None:
         self._content.clear()

@@ -213,7 +213,7 @@ class RebuiltMessage:
             told = partial(self._facts_known, collection, content, self._call.relay.gateway.generation)
             self._upstreams.facts.ask(collection, self._call.account, told)
         else:
-            self.decision.buffer().has_become(made.content)
+            self.decision.buffer().has_become(made.content, made.beside)
             if made.questions:
                 self._ask(made)
             else:
