@@ -58,6 +58,9 @@ def typed(value: Any) -> Any:
 
 @pytest.mark.fuzz
 @example({"a": [{"b": "acme"}, {}]}, [Condition("a[].b", ("acme",))])
+@example({"a": None}, [Condition("a.b", ("x",))])
+@example({"a": {"b": None}}, [Condition("a.b", ("x",))])
+@example({"a": None}, [Condition("a[].b", ("x",)), Condition("b", (1,))])
 @example({"a": {"b": 1}}, [Condition("a.b", (True,))])
 @example({}, [Condition("a.b", ("x",)), Condition("a.c[].b", (1,))])
 @given(payloads, st.lists(conditions, min_size=1, max_size=2))

@@ -18,6 +18,8 @@ _BOOLEAN: Final = 5
 _STRUCT: Final = 6
 _LIST: Final = 7
 """Fields of a Value."""
+_NULL: Final = integer(1, 0)
+"""A Value: null."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +51,8 @@ class Mark:
             if value not in self.values:
                 raise self._refusal()
             return value
+        if value == _NULL:
+            value = None
         if not step.endswith("[]"):
             struct = b"" if value is None else self._content(_STRUCT, value, reading)
             return delimited(_STRUCT, (yield from self._in_struct(struct, reading, depth + 1)))

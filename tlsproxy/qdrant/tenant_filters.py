@@ -125,7 +125,7 @@ def marked(payload: Json, confinements: Confinements) -> Json:
     """Marks the payload of a new point, and returns it: each missing mark that has one possible value is written.
 
     A mark that is there must be one of the possible values, and no list. Below `a[]` each object of the list has its
-    mark. Raises :class:`Unconfined`.
+    mark. Null above a mark is missing: LangChain writes `metadata: null`. Raises :class:`Unconfined`.
     """
     for mark in marks_of(confinements):
         _mark(payload, mark.key.split("."), mark)
@@ -141,7 +141,9 @@ def _mark(payload: Json, path: list[str], mark: Condition) -> None:
         if not mark.allows(payload.get(key)):
             raise Unconfined(tenant_texts.MARKED.format(mark.key))
         return
-    inner = payload.setdefault(key, [{}] if step != key else {})
+    if payload.get(key) is None:
+        payload[key] = {} if step == key else []
+    inner = payload[key]
     if step != key and inner == []:
         inner.append({})
     each = inner if step != key else [inner]
