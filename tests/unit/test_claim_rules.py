@@ -239,6 +239,12 @@ def test_both_kinds_in_a_rule_mean_both() -> None:
     assert rights(held, "wrong", AGENT) == "invalid_key"
 
 
+def test_a_certificate_that_needs_a_token_is_told() -> None:
+    alone = policy(rule("docs", Matcher(cn="agent"), groups="sre")).principal_of(AGENT)
+    assert alone.unmapped is not None
+    assert "alone: a rule of `identities` gives it one beside a token" in alone.unmapped.text
+
+
 def test_a_rule_by_claims_alone_does_not_admit_an_unmapped_certificate() -> None:
     by_claims, both = rule("docs", groups="sre"), rule("logs", Matcher(cn="agent"), groups="sre")
     assert rights(policy(by_claims), token(groups="sre"), AGENT) == "no_role"

@@ -248,6 +248,14 @@ class TestExplain:
         assert by_id.stdout.endswith('decision   allowed if it can be confined to tenant = "ingest-1"\n')
         assert 'role ingest: docs (rw) where tenant = "{cn}"; given by jobs' in call("check", "--config", config).stdout
 
+    def test_a_query_policy(self, site: Path, tmp_path: Path) -> None:
+        config = tmp_path / "bounded.yaml"
+        access = "ingest: {access: [{collection: docs, access: rw}]"
+        bounded = f"{access}, queries: {{max_limit: 9, payload: {{hide: [a]}}}}"
+        config.write_text(CONFIG.replace(access, bounded).replace("certs/", f"{site}/certs/"))
+        said = call("check", "--config", config).stdout
+        assert "role ingest: docs (rw) within max_limit 9, payload hide a; given by jobs" in said
+
     @pytest.mark.parametrize(
         ("name", "method", "path", "says"),
         [

@@ -73,7 +73,7 @@ def test_the_subject_of_a_token_is_a_holder_of_its_rules_role() -> None:
         token = Credential("Jwt", "login", (ALL,), subject="alice", rule=rule)
         found = check(made, STRANGER, token)
         charges = {charge.whose: charge for charge in found.charges} if found is not None else {}
-        each = charges.get("each key")
+        each = charges.get("each subject of tokens")
         assert (each and each.rate) == rate
         assert ('role "role"' in charges) is (role == "role")
         rows[role] = each and each.key
@@ -122,7 +122,7 @@ def test_a_certificate_has_the_limit_of_its_role_or_else_that_of_all() -> None:
 def test_keys_and_subjects_have_rows_of_their_own() -> None:
     made = config(per_key=Quota(concurrent_requests=1))
     rows = {
-        charged(made, STRANGER, each)["each key"]
+        charged(made, STRANGER, each)["each subject of tokens" if each.subject else "each key"]
         for each in (key(), key(name="other"), key(subject="s"), key(kind="Jwt"), key(subject="t"))
     }
     assert len(rows) == 5

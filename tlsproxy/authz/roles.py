@@ -84,15 +84,20 @@ class Policy:
             return self._holder(identity, rule)
         if self.unmapped_may_use_credentials:
             return Principal(identity, rule="", role="", rights=Rights(), refusal=None)
-        refused = _refused(
+        if self._rules.awaits_token(identity):
+            refused = _refused(
+                identity,
+                "no_role",
+                f'no role for certificate "{identity.name}" alone: a rule of `identities` gives it one beside a token '
+                "with other claims",
+            )
+            return replace(refused, refusal=None, unmapped=refused.refusal)
+        return _refused(
             identity,
             "no_role",
             f'no role for certificate "{identity.name}": '
             "the gateway's administrator can add a rule for it to `identities`",
         )
-        if self._rules.awaits_token(identity):
-            return replace(refused, refusal=None, unmapped=refused.refusal)
-        return refused
 
     def rule_of(self, token: Token, identity: Identity | None) -> Rule | None:
         """The rule that gives a token its role, beside a certificate of this ``identity``. Qdrant's own have none."""

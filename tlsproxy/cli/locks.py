@@ -90,7 +90,7 @@ def lock(config_path: Path, admin: str | None, duration: float | None, reason: s
             click.echo(f"locked already: {_line(found, now)}")
         else:
             lock_store.change(config_path, lambda file: _with(file, _extended(file, wanted, now)))
-            click.echo(f"locked: {_line(wanted, now)}")
+            click.echo(f"locked: {_line(wanted, wanted.at)}")
     entry = _awaited(config_path, server, lambda status: _entry(status, found))
     if entry is None:
         sys.exit(1 if server is not None else 0)
@@ -323,7 +323,8 @@ def _tell_effect(entry: Mapping[str, Any], lock: Lock, before: Mapping[str, Any]
             return
     hint = did_you_mean(lock.value, names)
     shown = ", ".join(map(printable, names[:_NAMED])) + (f" and {len(names) - _NAMED} more" * (len(names) > _NAMED))
-    text = f"nobody of this name is connected{hint}"
+    held = "; if it is of tokens, they are refused from now on" if lock.kind == "subject" else ""
+    text = f"nobody of this name is connected{hint}{held}"
     known = f"; {'keys' if lock.kind == 'key' else 'connected are'}: {shown}" if names else ""
     click.echo(f"warning: {text}{known}", err=True)
 

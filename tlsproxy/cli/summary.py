@@ -11,6 +11,7 @@ from tlsproxy.config.limits import Quota
 from tlsproxy.config.listeners import listening, titles
 from tlsproxy.config.model import AuditConfig, Config, Role, UpstreamConfig
 from tlsproxy.config.policy import confinement_text
+from tlsproxy.config.queries import query_policy_of
 from tlsproxy.config.tokens import key_sources
 from tlsproxy.snapshot.generation import Generation
 from tlsproxy.text import printable, utc_time
@@ -73,7 +74,7 @@ def _callers(generation: Generation) -> Iterator[str]:
     for source in key_sources(config):
         yield f"{source.shown}: not fetched by this command; until `run` has fetched it, its tokens are refused"
     for name, role in config.roles.items():
-        yield f"role {name}: {_access(role)}{confinement_text(role)}; {_holders(config, name)}"
+        yield f"role {name}: {_access(role)}{confinement_text(role)}{_queries(role)}; {_holders(config, name)}"
     for lock in generation.policy.locks.in_force(generation.built_at).values():
         yield f"locked: {printable(lock.name)}{'' if lock.until == NEVER else f', until {utc_time(lock.until)}'}"
 
@@ -135,6 +136,11 @@ def _access(role: Role) -> str:
         access = ", ".join(map(_grant, role.access)) or "nothing"
     operations = filter_of(role.operations)
     return access if operations is EVERY else f"{access}; {operations}"
+
+
+def _queries(role: Role) -> str:
+    policy = query_policy_of(role.queries)
+    return f" within {policy}" if policy else ""
 
 
 def _grant(grant: CollectionGrant) -> str:

@@ -86,7 +86,8 @@ class Quotas:
         if credential is not None:
             names = ("key", credential.kind, credential.name, credential.subject)
             own = self._roles[credential.rule.role].per_identity if credential.rule is not None else None
-            yield from self._charge(self._each_key if own is None else own, "each key", *names)
+            whose = "each subject of tokens" if credential.subject else "each key"
+            yield from self._charge(self._each_key if own is None else own, whose, *names)
 
     def _charge(self, quota: Quota, whose: str, *names: str) -> Iterator[Charge]:
         rate = rate_of(quota)
