@@ -34,12 +34,17 @@ KEPT: Final = {"max_streams", "max_head_size", "inspection_timeout"}
 """Limits that an open connection, or a wait that goes on, keeps, as their descriptions say."""
 
 
+NEW = b'HTTP/1.1 200 OK\r\ncontent-length: 61\r\n\r\n{"title":"qdrant - vector search engine","version":"1.20.0"} '
+"""Answer of an upstream that reads the affinity of a route."""
+
+
 class Edited:
     """A gateway of long times and large limits. A test opens its connections before it edits any."""
 
     def __init__(self, site: Site, stack: ExitStack) -> None:
         self.site, self.stack = site, stack
-        self.upstream, self.grpc_upstream = stack.enter_context(ScriptedUpstream()), stack.enter_context(GrpcUpstream())
+        self.upstream = stack.enter_context(ScriptedUpstream(probe=plain(NEW)))
+        self.grpc_upstream = stack.enter_context(GrpcUpstream())
         self.tunnelled = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
         address = f"127.0.0.1:{self.tunnelled.getsockname()[1]}"
         self.config = site.write_config(
@@ -439,6 +444,17 @@ def grpc(on: Edited) -> None:
         on.reset()
 
 
+def route_affinity(on: Edited) -> None:
+    client = on.rest()
+    while on.gateway.ask_admin("/readyz")[0] != 200:  # it has not been asked for its release yet
+        pass
+    assert on.asks(client, GET) == 200
+    assert "x-qdrant-route-affinity" in on.upstream.requests[-1].fields
+    on.edit(upstream={"route_affinity": "none"})
+    assert on.asks(client, GET) == 200
+    assert "x-qdrant-route-affinity" not in on.upstream.requests[-1].fields
+
+
 def max_connections(on: Edited) -> None:
     begun = on.stuck()
     clients = [on.opened.enter_context(connected(on.gateway, on.site.client())) for _ in range(3)]
@@ -508,7 +524,8 @@ LIMITS: dict[str, Callable[[Edited], None]] = {
     )
 } | {"drain_grace": drain_timeout, "inspection_timeout": inspection_memory_mb, "end_spread": max_connection_age}
 UPSTREAM: dict[str, Callable[[Edited], None]] = {
-    one.__name__: one for one in (rest, grpc, api_key, max_connections, connect_timeout, response_timeout)
+    one.__name__: one
+    for one in (rest, grpc, api_key, max_connections, connect_timeout, response_timeout, route_affinity)
 } | {"idle_timeout": upstream_idle_timeout, "api_key_file": api_key, "on_change": rest, "resolve_interval": rest}
 
 

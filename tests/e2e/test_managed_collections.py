@@ -38,6 +38,12 @@ Use = Callable[[QdrantClient], object]
 
 
 @pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Site:
+    """One of its own, whose certificates it issues anew."""
+    return Site(tmp_path_factory.mktemp("managed"))
+
+
+@pytest.fixture(scope="module")
 def gateway(site: Site) -> Iterator[Gateway]:
     for name in ROLES:
         site.issue(name, client=True, common_name=name)
