@@ -273,7 +273,9 @@ def test_defaults_are_what_may_be_had(site: Site, gateway: Gateway, clients: Cli
             assert not any(point.HasField("vectors") for point in found.result)
             assert all(("name" in point.payload) == (name == "Scroll") for point in found.result)
             assert not found.HasField("usage")
-    assert gateway.audited(grpc_status=7, method="facet")["reason"] == "query_policy"
+    record = gateway.audited(grpc_status=7, method="facet")
+    assert (record["result"], record["reason"]) == ("denied", "query_policy")
+    assert record["error"].startswith("Forbidden: ")
     assert same(clients, "reader", lambda client: client.get_collection("people").payload_schema) == {}
     (bare,) = clients["reader"][1].retrieve("people", [1], with_payload=False)
     assert bare.payload == {}

@@ -146,6 +146,7 @@ def test_what_cannot_be_confined(acme: QdrantClient, admin: QdrantClient, gatewa
     assert state(admin, *range(1, 10)) == before
     record = gateway.audited(role="tenant", grpc_status=7)
     assert record["reason"] in {"not_confined", "needs_global"}
+    assert (record["result"], record["error"]) == ("denied", caught.value.details())
 
 
 def test_changes(acme: QdrantClient, admin: QdrantClient) -> None:

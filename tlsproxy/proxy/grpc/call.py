@@ -11,11 +11,11 @@ from functools import partial
 from typing import Final, Protocol
 
 from tlsproxy.authz.access import Decision
-from tlsproxy.errors import AuditUnavailable, RequestError
+from tlsproxy.errors import AuditUnavailable, PolicyRefused, RequestError, Unconfined
 from tlsproxy.proxy.core.gateway import moved
 from tlsproxy.proxy.core.record import Record
 from tlsproxy.proxy.core.scheduler import Work
-from tlsproxy.proxy.decision.attribution import account_of
+from tlsproxy.proxy.decision.attribution import account_of, refusal_of
 from tlsproxy.proxy.decision.call_plan import Asked, CallPlan, CallPlans, grpc_status
 from tlsproxy.proxy.grpc.relay import NO_METHOD, Relay
 from tlsproxy.proxy.grpc.states import STREAM_CLOSED, STREAM_OPEN
@@ -381,6 +381,10 @@ class Call:
 
     def refuse(self, error: RequestError) -> None:
         """Ends it with an error that came up after its decision, or instead of one."""
+        if isinstance(error, (Unconfined, PolicyRefused)):  # the message had a say in the decision
+            self.record.plan = self.record.plan.refused(refusal_of(error))
+            self.deny()
+            return
         self._end(error.grpc.value, error.status, str(error), error.reason)
 
     def fail(self, error: RequestError) -> None:
