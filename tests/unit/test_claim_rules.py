@@ -242,7 +242,7 @@ def test_both_kinds_in_a_rule_mean_both() -> None:
 def test_a_certificate_that_needs_a_token_is_told() -> None:
     alone = policy(rule("docs", Matcher(cn="agent"), groups="sre")).principal_of(AGENT)
     assert alone.unmapped is not None
-    assert "alone: a rule of `identities` gives it one beside a token" in alone.unmapped.text
+    assert "alone: a rule of `identities` gives it one together with claims of a token" in alone.unmapped.text
 
 
 def test_a_rule_by_claims_alone_does_not_admit_an_unmapped_certificate() -> None:

@@ -88,8 +88,8 @@ class Policy:
             refused = _refused(
                 identity,
                 "no_role",
-                f'no role for certificate "{identity.name}" alone: a rule of `identities` gives it one beside a token '
-                "with other claims",
+                f'no role for certificate "{identity.name}" alone: '
+                "a rule of `identities` gives it one together with claims of a token",
             )
             return replace(refused, refusal=None, unmapped=refused.refusal)
         return _refused(
