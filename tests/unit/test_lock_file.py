@@ -92,7 +92,7 @@ def test_no_durations(config: Path, given: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "left"), [("45s", "44 sec"), ("90m", "89 min"), ("1h30m", "89 min"), ("2d", "47 h"), ("1W", "6 d")]
+    ("given", "left"), [("45s", "45 sec"), ("90m", "90 min"), ("1h30m", "90 min"), ("2d", "2 d"), ("1W", "7 d")]
 )
 def test_durations(config: Path, given: str, left: str) -> None:
     code, said, _ = command(config, "lock", "alice", "--for", given)
@@ -115,6 +115,21 @@ def test_a_lock_is_extended_and_never_shortened(config: Path) -> None:
     assert "2 days left" in command(config, "lock", "Alice", "--for", "49h")[1]
     assert "until unlocked" in command(config, "lock", "alice")[1]
     assert len(lock_store.read(config).in_force(NOW)) == 1
+
+
+@pytest.mark.parametrize("ends", [(9, 99), (99, 9)])
+def test_one_unlock_for_all_entries_of_a_caller(config: Path, ends: tuple[int, int]) -> None:
+    twice = [
+        FileEntry.of(Lock("subject", name, until=NOW + end))
+        for name, end in zip(("alice", "CN=Alice"), ends, strict=True)
+    ]
+    lifted = twice[0].model_copy(update={"lifted_at": moment(NOW)})
+    file = LockFile(locks=(*twice, lifted))
+    assert {entry.lock().until for entry in file.in_force(NOW).values()} == {NOW + 99}
+    later = (entry.model_copy(update={"until": None}) for entry in twice)
+    lock_store.change(config, lambda _: LockFile(locks=(lifted, *later, lifted)))
+    assert command(config, "unlock", "alice")[0] == 0
+    assert lock_store.read(config).given() == ()
 
 
 def test_what_cannot_be_done_is_said(config: Path, tmp_path: Path) -> None:

@@ -39,7 +39,7 @@ BOB = Identity(
     not_after=2e9,
     common_name="bob",
 )
-CLAIMS = {"access": "m", "sub": "user-7", "subject": "Carol", "jti": "t-1"}
+CLAIMS = {"access": "m", "sub": "user-7", "subject": "Carol", "jti": "t-1 "}
 NOW = 1e9
 
 
@@ -56,6 +56,9 @@ NOW = 1e9
         ("subject", "API.example.org", ""),
         ("subject", "alice@example.org", ""),
         ("subject", "10.0.0.1", ""),
+        ("subject", "/O=Acme/OU=platform/CN=alice", ""),
+        ("subject", ' subject= o="Acme"; 2.5.4.3 = alice; OU=#0c08706c6174666f726d ', ""),
+        ("subject", r"CN=alic\65,organizationalUnitName=platform,OID.2.5.4.10=Acme", ""),
         ("sha256", "ab" * 32, ""),
         ("sha256", "SHA256 Fingerprint=" + ":".join(["AB"] * 32), ""),
         ("sha256", "sha256:" + "AB" * 32, ""),
@@ -79,6 +82,8 @@ def test_every_spelling_of_a_certificate(kind: Any, value: str, issuer: str) -> 
         ("serial", "abc", "CN=another"),
         ("subject", "OU=platform,O=Acme", ""),
         ("subject", "ali", ""),
+        ("subject", "CN=", ""),
+        ("subject", "*", ""),
         ("key", "alice", ""),
         ("jti", "alice", ""),
     ],
@@ -88,7 +93,7 @@ def test_others_are_not_held(kind: Any, value: str, issuer: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "value"), [("subject", "USER-7"), ("subject", "carol"), ("jti", "t-1"), ("key", "login")]
+    ("kind", "value"), [("subject", "USER-7"), ("subject", "carol"), ("jti", " t-1"), ("key", "login")]
 )
 def test_tokens(kind: Any, value: str) -> None:
     locks = Locks([Lock(kind, value)])
@@ -124,6 +129,7 @@ def test_it_ends_at_its_moment() -> None:
     assert locks.of_identity(ALICE, NOW - 0.001) is not None
     assert locks.of_identity(ALICE, NOW) is None
     assert (len(locks.in_force(NOW - 1)), len(locks.in_force(NOW))) == (1, 0)
+    assert (locks.differ(NOW - 2, NOW - 1), locks.differ(NOW - 1, NOW), locks.differ(NOW, NOW - 1)) == (0, 1, 1)
 
 
 NAMES = st.sampled_from(["alice", "CN=bob", "O=Acme,OU=platform,CN=alice", "user-7", "ci", "t-1", "abc", "ab" * 32])

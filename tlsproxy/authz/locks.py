@@ -10,6 +10,7 @@ Example: `subject alice` holds a certificate with that common name, and each tok
 from __future__ import annotations
 
 import string
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, get_args
@@ -90,10 +91,11 @@ class Lock:
 class Locks:
     """Locks by what they hold. Those that are over are kept, and hold nobody."""
 
-    __slots__ = ("_by_value", "_locks", "_names_subjects")
+    __slots__ = ("_by_value", "_ends", "_locks", "_names_subjects")
 
     def __init__(self, locks: Iterable[Lock] = ()) -> None:
         self._locks = tuple(locks)
+        self._ends = sorted(lock.until for lock in self._locks)
         self._names_subjects = any(lock.kind == "subject" for lock in self._locks)
         self._by_value: dict[tuple[str, str], list[Lock]] = {}
         for lock in self._locks:
@@ -105,6 +107,10 @@ class Locks:
     def in_force(self, now: float) -> dict[tuple[Selector, bool], Lock]:
         """Locks that hold at ``now``; the configuration's and others of one selector are two."""
         return {(lock.selector, lock.configured): lock for lock in self._locks if now < lock.until}
+
+    def differ(self, then: float, now: float) -> bool:
+        """Whether other locks hold at one moment than at the other."""
+        return bisect_right(self._ends, then) != bisect_right(self._ends, now)
 
     def of_identity(self, identity: Identity | None, now: float) -> Lock | None:
         """The lock that holds this certificate, if any."""
@@ -128,7 +134,7 @@ class Locks:
         """The lock that holds a token: by its verifier, `jti`, `sub` or `subject`, or by who acts in it."""
         if not self._by_value:
             return None
-        found = self._first("key", verifier, now) or self._first("jti", str(claims.get("jti", "")), now)
+        found = self._first("key", verifier, now) or self._first("jti", str(claims.get("jti", "")).strip(), now)
         names = [claims.get("subject"), *_subjects(claims)]
         texts = (name for name in names if isinstance(name, str))
         return found or next(filter(None, (self._first("subject", folded_subject(each), now) for each in texts)), None)

@@ -207,7 +207,7 @@ def _with(file: LockFile, lock: Lock) -> LockFile:
 
 def _lifted(file: LockFile, wanted: Lock, reason: str, now: float) -> LockFile:
     entry = next((each for each in file.locks if each.lock().selector == wanted.selector), FileEntry.of(wanted))
-    others = [each for each in file.locks if each is not entry]
+    others = [each for each in file.locks if each.lock().selector != wanted.selector]
     return file.model_copy(update={"locks": (*others, _marked(entry, reason, now))})
 
 

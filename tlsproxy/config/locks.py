@@ -101,9 +101,10 @@ class LockFile(Section):
     locks: tuple[FileEntry, ...] = ()
 
     def in_force(self, now: float) -> dict[Selector, FileEntry]:
-        """Entries that hold at ``now``; a lock that was taken back does not."""
-        found = {entry.lock().selector: entry for entry in self.locks}
-        return {key: entry for key, entry in found.items() if entry.lifted_at is None and now < entry.lock().until}
+        """Entries that hold at ``now``; a lock that was taken back does not. Of several for one caller the longest."""
+        given = ((entry, entry.lock()) for entry in self.locks if entry.lifted_at is None)
+        held = sorted(((entry, lock) for entry, lock in given if now < lock.until), key=lambda each: each[1].until)
+        return {lock.selector: entry for entry, lock in held}
 
     def after(self, former: LockFile, now: float) -> LockFile:
         """Adds the locks of ``former`` that it neither has nor took back: nothing is lifted by a loss."""

@@ -48,9 +48,14 @@ class LockTrail:
         self._metrics = metrics
         self._path = path
         self._held: dict[_Key, _Held] = {}
+        self._looked: tuple[Locks | None, float] = None, 0.0
 
     def look(self, locks: Locks, file: LockFile, now: float, *, cut: int | None = None, start: bool = False) -> None:
         """Report what differs from the last look. ``now`` is seconds since the epoch, ``cut`` as in :class:`_Held`."""
+        former, then = self._looked
+        self._looked = locks, now
+        if locks is former and not locks.differ(then, now):
+            return
         present = locks.in_force(now)
         if present.keys() == self._held.keys() and all(self._held[key].lock == each for key, each in present.items()):
             return
