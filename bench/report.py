@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from bench.peers import OURS, WORKERS
 from bench.results import Results
 from bench.standing import standings
-from bench.targets import IDLE, TARGETS
+from bench.targets import BESIDE, IDLE, TARGETS
 
 
 def report(results: Results) -> Iterator[str]:
@@ -16,6 +16,7 @@ def report(results: Results) -> Iterator[str]:
     if results.workloads:
         yield from _costs(results, [OURS, *peers])
         yield from _ratios(results, peers)
+        yield from _besides(results)
         yield from _speeds(results, [OURS, *peers])
         yield from _workers(results)
     if results.idle:
@@ -76,6 +77,18 @@ def _ratios(results: Results, peers: Sequence[str]) -> Iterator[str]:
         rows.append([measured.title, *cells])
     yield from table("CPU of tlsproxy / peer: median (minimum) of paired rounds", peers, rows)
     yield "  + reaches the target, ! misses it"
+
+
+def _besides(results: Results) -> Iterator[str]:
+    """Workloads of ours beside those that they are paired with."""
+    rows = []
+    for name, (other, target) in BESIDE.items():
+        told = results.beside(name, other)
+        if told is not None:
+            titles = (results.workloads[each].title for each in (name, other))
+            rows.append([" / ".join(titles), _against(told.median, target) + f" ({told.min:.2f})"])
+    if rows:
+        yield from table("CPU of tlsproxy beside another workload: median (minimum) of paired rounds", ["ratio"], rows)
 
 
 def _against(value: float, target: float | None) -> str:

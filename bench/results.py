@@ -52,6 +52,11 @@ class Results:
             return None
         return ours.bytes_each / theirs.bytes_each
 
+    def beside(self, name: str, other: str) -> Ratio | None:
+        """Of our cost of a workload to that of another one in the same rounds."""
+        ours = [self.workloads[each].rounds(OURS) if each in self.workloads else () for each in (name, other)]
+        return ratio(ours[0], ours[1], "request")
+
     @property
     def is_whole(self) -> bool:
         """Whether the run came to its end."""

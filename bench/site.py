@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import random
 import ssl
 import struct
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from tlsproxy.tls.pki import Authority
 
 ORGANIZATION = "bench"
 CLIENT = "search-svc"
 LIMITED = "limited-svc"
-"""The common names of a caller with global rights, and of one that is limited to a collection. Peers let both in."""
+"""The common names of a caller with global rights, and of one that is limited to a collection."""
+BOUNDED, BLINDED = "bounded-svc", "blinded-svc"
+"""The same under a query policy: one whose queries are bounded, and one from whom a payload key is hidden besides."""
+CALLERS = (CLIENT, LIMITED, BOUNDED, BLINDED)
+"""Peers let all of them in."""
+ISSUER, AUDIENCE = "https://id.bench", "bench"
+GROUP = "search"
+"""Of the token that is sent with a search, in its claim ``groups``."""
 
 HEAD = "host: localhost\r\nuser-agent: python-httpx/0.28.1\r\naccept: */*\r\n"
 IDENTITY, GZIP = ("accept-encoding: identity\r\n", "accept-encoding: gzip, deflate\r\n")
@@ -26,15 +38,20 @@ DIMENSIONS = 1180
 UPSERT_SIZE = 4 << 20
 DOWNLOAD_SIZE = 64 << 20
 _GRPC_DIMENSIONS = 48
+_WITH_PAYLOAD = b"\x32\x02\x08\x01"
+"""The field ``with_payload`` (6) of a search over gRPC: ``enable``."""
+_NEVER = 4_102_444_800
+"""The year 2100, in seconds since the epoch."""
 _RANDOM = 20
 """The seed: every run sends the same."""
 
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """A directory with ``ca.pem``, and NAME.pem and NAME.key of ``server``, ``client`` and ``limited``.
+    """A directory with ``ca.pem``, and NAME.pem and NAME.key of ``server`` and the clients.
 
-    ``server-both.pem`` is what HAProxy and hitch read: certificate and key in one file.
+    ``server-both.pem`` is what HAProxy and hitch read: certificate and key in one file. ``issuer.pem`` is the public
+    key of the token's issuer.
     """
 
     directory: Path
@@ -46,7 +63,7 @@ class Site:
         site = cls(directory, Authority.create())
         (directory / "ca.pem").write_bytes(site.authority.certificate_pem)
         site.renew_server()
-        for label, name in (("client", CLIENT), ("limited", LIMITED)):
+        for label, name in (("client", CLIENT), ("limited", LIMITED), ("bounded", BOUNDED), ("blinded", BLINDED)):
             issued = site.authority.issue(
                 common_name=name, organization=ORGANIZATION, uris=[f"spiffe://bench/{name}"], client=True
             )
@@ -89,12 +106,24 @@ class Site:
             "get-varying": http("GET", "/collections/items", fields=VARYING),
             "search": search(DIMENSIONS),
             "search-chunked": search(DIMENSIONS, GZIP),
+            "search-token": search(DIMENSIONS, fields=f"authorization: Bearer {self._token()}\r\n"),
+            "search-payload": search(DIMENSIONS, with_payload=True),
             "upsert": http("PUT", "/collections/items/points?wait=true", upsert(UPSERT_SIZE)),
             "download": http("GET", "/collections/items/snapshots/items.snapshot"),
             "grpc-search": grpc_search(_GRPC_DIMENSIONS),
+            "grpc-search-payload": grpc_search(_GRPC_DIMENSIONS, _WITH_PAYLOAD),
         }
         for name, content in requests.items():
             self.request(name).write_bytes(content)
+
+    def _token(self) -> str:
+        """One of the issuer's: its rights are those of a rule for the group."""
+        key = Ed25519PrivateKey.generate()
+        pem = key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+        self._replace("issuer.pem", pem)
+        claims = {"iss": ISSUER, "aud": AUDIENCE, "sub": "alice", "groups": ["staff", GROUP], "exp": _NEVER}
+        signed = ".".join(_base64(json.dumps(part).encode()) for part in ({"alg": "EdDSA", "typ": "JWT"}, claims))
+        return f"{signed}.{_base64(key.sign(signed.encode()))}"
 
 
 def http(method: str, target: str, body: bytes = b"", *, fields: str = "", coding: str = IDENTITY) -> bytes:
@@ -107,10 +136,14 @@ def _vector(dimensions: int) -> list[float]:
     return [round(source.uniform(0.1, 1), 7) for _ in range(dimensions)]
 
 
-def search(dimensions: int, coding: str = IDENTITY) -> bytes:
+def _base64(data: bytes) -> str:
+    return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
+
+
+def search(dimensions: int, coding: str = IDENTITY, *, fields: str = "", **members: Any) -> bytes:
     """A request of the kind that clients search with, and that may name another collection (``lookup_from``)."""
-    body = json.dumps({"query": _vector(dimensions), "limit": 10}, separators=(",", ":")).encode()
-    return http("POST", "/collections/items/points/query", body, coding=coding)
+    body = json.dumps({"query": _vector(dimensions), "limit": 10, **members}, separators=(",", ":")).encode()
+    return http("POST", "/collections/items/points/query", body, fields=fields, coding=coding)
 
 
 def upsert(size: int) -> bytes:
@@ -119,10 +152,10 @@ def upsert(size: int) -> bytes:
     return b'{"points":[' + b",".join([point] * (size // len(point) + 1)) + b"]}"
 
 
-def grpc_search(dimensions: int) -> bytes:
+def grpc_search(dimensions: int, more: bytes = b"") -> bytes:
     """A ``qdrant.SearchPoints`` with gRPC's prefix: collection_name (1), vector (2, packed), limit (4)."""
     vector = struct.pack(f"<{dimensions}f", *_vector(dimensions))
-    message = b"\x0a\x05items" + b"\x12" + _varint(len(vector)) + vector + b"\x20\x0a"
+    message = b"\x0a\x05items" + b"\x12" + _varint(len(vector)) + vector + b"\x20\x0a" + more
     return struct.pack(">BI", 0, len(message)) + message
 
 

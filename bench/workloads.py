@@ -54,6 +54,11 @@ WORKLOADS: tuple[Workload, ...] = (
     _SEARCH,
     replace(_SEARCH, name="search-chunked", title="search, answer in chunks", request="search-chunked"),
     replace(_SEARCH, name="search-inspected", title="search, body inspected", client="limited"),
+    replace(_SEARCH, name="search-claims", title="search, role by a token's claims", request="search-token"),
+    replace(_SEARCH, name="search-policy", title="search, query policy", client="bounded"),
+    replace(
+        _SEARCH, name="search-hidden", title="search, payload key hidden", request="search-payload", client="blinded"
+    ),
     Workload("upsert", "upsert, 4 MB", "upsert", SMALL_ANSWER, connections=8, unit="MB", seconds=2),
     _DOWNLOAD,
     replace(_GET, name="handshake", title="full mTLS handshake", mode="new", connections=16),
@@ -61,11 +66,18 @@ WORKLOADS: tuple[Workload, ...] = (
     replace(_GRPC, name="grpc-varying", title="gRPC, varying metadata", fields="varying"),
     replace(_GRPC, name="grpc-huffman", title="gRPC, varying, Huffman-coded", fields="huffman"),
     replace(_GRPC, name="grpc-inspected", title="gRPC, message inspected", client="limited"),
+    replace(_GRPC, name="grpc-policy", title="gRPC, query policy", client="bounded"),
+    replace(
+        _GRPC, name="grpc-hidden", title="gRPC, payload key hidden", request="grpc-search-payload", client="blinded"
+    ),
     replace(_GET, name="tcp", title="TCP, small messages", kind="tcp"),
     replace(_DOWNLOAD, name="tcp-download", title="TCP, download 64 MB", kind="tcp"),
     replace(_GET, name="tcp-handshake", title="TCP, full mTLS handshake", kind="tcp", mode="new", connections=16),
 )
 BY_NAME = {workload.name: workload for workload in WORKLOADS}
-QUICK = ("get", "search", "search-inspected", "upsert", "download", "handshake", "grpc", "grpc-varying", "tcp")
+QUICK = (
+    *("get", "search", "search-inspected", "search-claims", "search-policy", "search-hidden", "upsert", "download"),
+    *("handshake", "grpc", "grpc-varying", "tcp"),
+)
 """Those of `make bench-quick`."""
 IDLE_CONNECTIONS = (2_000, 10_000)

@@ -1,7 +1,7 @@
 /* The server behind every proxy: HTTP/1.1 on one port, gRPC over h2c on another, and as little work as can be.
  *
  * upstream DOWNLOAD_BYTES prints its two ports. HTTP/1.1: a path with /snapshots/ is answered with DOWNLOAD_BYTES, one
- * that ends in /query with 2048, any other with 200, once the request's body is there. Heads are those of Qdrant's
+ * that ends in /query with 2048 of JSON, any other with 200, once the request's body is there. Heads are those of Qdrant's
  * actix-web: its fields, another date each second, and chunks where the client accepts gzip (which it then says of them,
  * and nobody here looks). Where heads never changed, a proxy that remembers them would look better than it is. */
 #define _GNU_SOURCE
@@ -23,18 +23,21 @@
 #define SMALL 200
 #define SEARCH 2048
 #define LARGE_PIECE (1 << 20)
+#define TEXT "A title, and as much of the text that it is of as makes ten points with their payload an answer of two kilobytes"
 
 struct answer {
     char head[320];
     size_t head_size, end_size;      /* what stands before the body, and after it */
     long body;
+    const char *content;
 };
 
 enum { PLAIN, CHUNKED };
 
 static struct answer small[2], search[2], download;
 static const char end[] = "\r\n0\r\n\r\n";
-static char *content;                /* LARGE_PIECE bytes, of which every body is made */
+static char *content;                /* LARGE_PIECE bytes, of which other bodies are made */
+static char points[SEARCH + 1];      /* what a search finds, as Qdrant writes it */
 char date[30];
 static int epoll;
 
@@ -43,7 +46,22 @@ void fail(const char *what) {
     exit(2);
 }
 
-static void answer_init(struct answer *a, long body, const char *type, int chunked) {
+/* As many points as there is room for; the last one has a longer text. */
+static void points_init(void) {
+    static const char begin[] = "{\"result\":{\"points\":[", end[] = "]},\"status\":\"ok\",\"time\":0.000729}";
+    static const char point[] = "{\"id\":%d,\"version\":3,\"score\":0.7%d5,\"payload\":{\"title\":\"" TEXT "%*s\",\"year\":2024}}";
+    size_t left = SEARCH - (sizeof begin - 1) - (sizeof end - 1);
+    char *at = points + sprintf(points, "%s", begin);
+    for (int id = 1001, one = snprintf(NULL, 0, point, id, id, 0, ""); left; id++) {
+        int pad = left < 2 * (size_t)(one + 1) ? (int)left - one : 0;
+        at += sprintf(at, point, id, id, pad, "");
+        left -= one + pad;
+        if (left) *at++ = ',', left--;
+    }
+    strcpy(at, end);
+}
+
+static void answer_init(struct answer *a, long body, const char *content, const char *type, int chunked) {
     static const char cors[] = "Origin, Access-Control-Request-Method, Access-Control-Request-Headers";
     char *at = a->head + sprintf(a->head, "HTTP/1.1 200 OK\r\n");
     if (chunked) at += sprintf(at, "transfer-encoding: chunked\r\ncontent-encoding: gzip\r\nvary: accept-encoding, %s\r\n", cors);
@@ -53,6 +71,7 @@ static void answer_init(struct answer *a, long body, const char *type, int chunk
     a->head_size = at - a->head;
     a->end_size = chunked ? sizeof end - 1 : 0;
     a->body = body;
+    a->content = content;
 }
 
 /* All heads anew, when a second is over: they differ in nothing but the date, so that one may be under way. */
@@ -63,10 +82,10 @@ static void tell_time(long download_size) {
     told = now;
     strftime(date, sizeof date, "%a, %d %b %Y %H:%M:%S GMT", gmtime(&now));
     for (int chunked = PLAIN; chunked <= CHUNKED; chunked++) {
-        answer_init(&small[chunked], SMALL, "application/json", chunked);
-        answer_init(&search[chunked], SEARCH, "application/json", chunked);
+        answer_init(&small[chunked], SMALL, content, "application/json", chunked);
+        answer_init(&search[chunked], SEARCH, points, "application/json", chunked);
     }
-    answer_init(&download, download_size, "application/octet-stream", PLAIN);
+    answer_init(&download, download_size, content, "application/octet-stream", PLAIN);
 }
 
 static long whole(const struct answer *a) { return a->head_size + a->body + a->end_size; }
@@ -82,7 +101,10 @@ static int http1_flush(struct peer *p) {
             parts[n_parts++] = (struct iovec){(char *)a->head + done, a->head_size - done};
             body = a->body;
         }
-        if (body > 0) parts[n_parts++] = (struct iovec){content, body < LARGE_PIECE ? body : LARGE_PIECE};
+        if (body > 0) {
+            const char *at = a->content == content ? content : a->content + a->body - body;
+            parts[n_parts++] = (struct iovec){(char *)at, body < LARGE_PIECE ? body : LARGE_PIECE};
+        }
         if (body <= LARGE_PIECE && a->end_size) {
             size_t left = body >= 0 ? a->end_size : (size_t)p->out_left;
             parts[n_parts++] = (struct iovec){(char *)end + a->end_size - left, left};
@@ -199,6 +221,7 @@ int main(int count, char **arguments) {
     signal(SIGPIPE, SIG_IGN);
     if (!(content = malloc(LARGE_PIECE))) fail("memory");
     memset(content, 'x', LARGE_PIECE);
+    points_init();
     long download_size = count > 1 ? atol(arguments[1]) : 64L << 20;
     tell_time(download_size);
     epoll = epoll_create1(0);

@@ -32,7 +32,12 @@ struct h2 {
     unsigned char out[OUT];
 };
 
-static unsigned char message[MESSAGE] = {0, 0, 0, 0, MESSAGE - 5};
+#define POINT(size, entry, value, string, text) "\x0a" size "\x0a\x02\x08\x07\x12" entry "\x0a\x05title\x12" value "\x22" string text "\x1d\0\0\0\x3f\x28\x03"
+#define SHORT POINT("\x1c", "\x0f", "\x06", "\x04", "text")
+
+/* A SearchResponse: five points with id, payload, score and version, a longer one, and the time. */
+static const unsigned char message[MESSAGE + 1] = "\0\0\0\0\xc8" SHORT SHORT SHORT SHORT SHORT
+    POINT("\x27", "\x1a", "\x11", "\x0f", "text of a point") "\x11\xfc\xa9\xf1\xd2\x4d\x62\x50\x3f";
 
 static int put_frame(struct h2 *h, int type, int flags, unsigned stream, const void *data, size_t size) {
     unsigned char start[9] = {size >> 16, size >> 8, size, type, flags, stream >> 24, stream >> 16, stream >> 8, stream};

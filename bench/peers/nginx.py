@@ -8,7 +8,7 @@ from pathlib import Path
 
 from bench.errors import AbsentError
 from bench.peers.peer import WITH_TWO, Peer, Place, Program, debian
-from bench.site import CLIENT, LIMITED, ORGANIZATION
+from bench.site import CALLERS, ORGANIZATION
 
 STREAM_MODULE = Path("/usr/lib/nginx/modules/ngx_stream_module.so")
 
@@ -27,7 +27,7 @@ http {{
   access_log {directory}/access.log audit;
   upstream rest {{ server 127.0.0.1:{upstream_http}; keepalive 128; }}
   upstream grpc {{ server 127.0.0.1:{upstream_grpc}; keepalive 128; }}
-  map $ssl_client_s_dn $role {{ default none; "CN={client},O={organization}" rw; "CN={limited},O={organization}" rw; }}
+  map $ssl_client_s_dn $role {{ default none; {callers} }}
   map "$role:$request_method:$uri" $allowed {{
     default 0;
     "~^rw:GET:/collections" 1;
@@ -83,9 +83,7 @@ def configuration(place: Place, *, own_http2: bool, buffers: str = "", stream: b
         tcp=place.tcp,
         upstream_http=place.upstream_http,
         upstream_grpc=place.upstream_grpc,
-        client=CLIENT,
-        limited=LIMITED,
-        organization=ORGANIZATION,
+        callers=" ".join(f'"CN={name},O={ORGANIZATION}" rw;' for name in CALLERS),
         buffers=buffers,
         http2="http2 on;" if own_http2 else "",
         http2_listen="" if own_http2 else " http2",

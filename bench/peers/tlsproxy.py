@@ -12,17 +12,24 @@ import yaml
 
 import tlsproxy
 from bench.peers.peer import WITH_TWO, Peer, Place, Program
-from bench.site import CLIENT, LIMITED
+from bench.site import AUDIENCE, BLINDED, BOUNDED, CLIENT, GROUP, ISSUER, LIMITED
 
+_ITEMS = [{"collection": "items", "access": "rw"}]
+_BOUNDS = {"max_limit": 100, "max_offset": 1000, "exact": "forbid", "timeout": 10}
 ROLES: dict[str, Any] = {
     "admin": {"access": "m"},
     "reader": {"access": "r"},
-    "limited": {"access": [{"collection": "items", "access": "rw"}]},
+    "limited": {"access": _ITEMS},
+    "bounded": {"access": _ITEMS, "queries": _BOUNDS},
+    "blinded": {"access": _ITEMS, "queries": {**_BOUNDS, "payload": {"hide": ["salary"]}}},
 }
 IDENTITIES: list[Any] = [
     {"name": "operators", "match": {"ou": "operators"}, "role": "admin"},
     {"name": "search", "match": {"uri": f"spiffe://bench/{CLIENT}"}, "role": "admin"},
     {"name": "limited", "match": {"cn": LIMITED, "o": "bench"}, "role": "limited"},
+    {"name": "bounded", "match": {"cn": BOUNDED, "o": "bench"}, "role": "bounded"},
+    {"name": "blinded", "match": {"cn": BLINDED, "o": "bench"}, "role": "blinded"},
+    {"name": "group", "match": {"claims": {"iss": ISSUER, "groups": GROUP}}, "role": "limited"},
 ]
 
 
@@ -45,6 +52,15 @@ def configuration(place: Place, **sections: Mapping[str, Any] | list[Any]) -> di
         },
         "roles": ROLES,
         "identities": IDENTITIES,
+        "jwt_issuers": [
+            {
+                "name": "bench",
+                "issuer": ISSUER,
+                "audience": AUDIENCE,
+                "algorithm": "EdDSA",
+                "pem": str(site.path("issuer.pem")),
+            }
+        ],
         "workers": place.workers,
         "audit": {"dir": str(place.directory / "audit")},
         "admin": {"listen": f"unix:{place.directory}/admin.sock"},

@@ -65,7 +65,7 @@ def tlsproxy(setting: Setting, tmp_path_factory: pytest.TempPathFactory) -> Iter
 
 def short(workload: Workload) -> Workload:
     length = DOWNLOAD if workload.request == "download" else workload.length
-    return replace(workload, length=length, connections=min(workload.connections, 4), seconds=1)
+    return replace(workload, length=length, connections=min(workload.connections, 4), seconds=0.5)
 
 
 def under_way(workload: Workload) -> int:

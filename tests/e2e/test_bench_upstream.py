@@ -65,7 +65,7 @@ def test_client_that_accepts_gzip_is_answered_in_chunks(ports: tuple[int, int]) 
             ]  # fmt: skip
             assert is_now(head[-1].removeprefix("date: "))
             assert int(answers.readline(), 16) == length
-            assert answers.read(length + 2).endswith(b"x\r\n")
+            assert answers.read(length + 2).endswith(b"\r\n")
             assert answers.read(5) == b"0\r\n\r\n"
 
 

@@ -169,6 +169,16 @@ def test_targets_are_marked_and_counted() -> None:
     ]
 
 
+def test_a_workload_is_told_beside_the_one_that_it_is_paired_with() -> None:
+    told = results(costing(20), costing(10))
+    for name, ours in {"search-inspected": costing(20, 40), "search-policy": costing(24, 40)}.items():
+        told.workloads[name] = Measured(name, "request", {OURS: ours})
+    lines = [line for line in report(told) if line.startswith("search-policy / search-inspected")]
+    assert [line.split()[-2:] for line in lines] == [["1.10+", "(1.00)"]]
+    told.workloads["search-policy"].samples[OURS] = costing(25, 50)
+    assert any(line.split()[-3:] == ["1.25!", "1.10", "(1.25)"] for line in report(told))
+
+
 def test_one_worker_and_two_stand_side_by_side() -> None:
     told = results(costing(20), costing(10))
     (twice,) = costing(30)
