@@ -69,7 +69,7 @@ def run(
 @_data
 @_only
 def quick(directory: Path, only: tuple[str, ...]) -> None:
-    """The main workloads in two minutes, beside the peers that have targets, unless --only names others."""
+    """The main workloads in three minutes, beside the peers that have targets, unless --only names others."""
     _run(directory, Plan(only or AIMED_AT, QUICK, rounds=5, seconds=0.1, connections=(), rotation=False))
 
 

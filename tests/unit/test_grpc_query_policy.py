@@ -544,11 +544,19 @@ def stripped(answer: bytes, path: str = "Points/Get", policy: QueryPolicy = SALA
 
 
 def test_what_readers_could_see_differently_is_left_out() -> None:
-    """An entry with two keys, or two values; a field that a newer Qdrant has, at any depth."""
+    """An entry with two keys, or two values; a field that a newer Qdrant has, at any depth. A point is shown as it is
+    where nothing in the answer has the name of a hidden key.
+    """
     name, salary = delimited(1, b"name"), delimited(1, b"salary")
     value = delimited(2, b"\x18\x01")
     for entry in (name + salary + value, salary + name + value, name + value + value, name + value + delimited(3, b"")):
-        assert stripped(delimited(1, delimited(2, entry))) == delimited(1, b"")
+        assert stripped(delimited(1, delimited(2, entry) + delimited(2, salary + value))) == delimited(1, b"")
+    assert stripped(delimited(1, delimited(2, name + value + value))) == delimited(
+        1, delimited(2, name + value + value)
+    )
+    assert stripped(delimited(1, delimited(2, name + value) + delimited(8, b""))) == delimited(
+        1, delimited(2, name + value)
+    )
     assert stripped(delimited(1, delimited(2, value + name))) == delimited(1, delimited(2, value + name))
     assert stripped(delimited(1, delimited(7, b"salary"))) == delimited(1, b"")
     assert stripped(delimited(9, b"salary")) == b""

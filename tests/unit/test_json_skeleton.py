@@ -15,7 +15,7 @@ from tlsproxy.qdrant.rest_collections import body_names
 from tlsproxy.qdrant.router import recognise
 from tlsproxy.wire.content_coding import Content
 from tlsproxy.wire.cooperative import at_once
-from tlsproxy.wire.json_skeleton import LONG, MOST, long_arrays, marked, restored, without
+from tlsproxy.wire.json_skeleton import LONG, MOST, long_arrays, marked, template_of, without
 from tlsproxy.wire.strict_json import reading_json
 
 _numbers = st.lists(st.integers(-9, 9) | st.floats(allow_nan=False, allow_infinity=False) | st.none() | st.booleans())
@@ -94,16 +94,16 @@ def test_marked_parts_are_put_back(value: Any, spaces: tuple[str, str]) -> None:
     parts = long_arrays(text, 0, 10_000)
     stands_in = marked(text, parts)
     assert emptied(json.loads(stands_in)) == emptied(value)
-    assert restored(bytes(stands_in), text, parts) == text
+    assert template_of(bytes(stands_in), len(parts)).filled(text, parts) == text
     if parts:
         with pytest.raises(ValueError, match="one mark"):
-            restored(bytes(stands_in) * 2, text, parts)
+            template_of(bytes(stands_in) * 2, len(parts))
         with pytest.raises(ValueError, match="one mark"):
-            restored(text, text, parts)
+            template_of(text, len(parts))
 
 
 def test_marked_parts_may_change_places() -> None:
     text = b'{"a":[1, 2],"b":[3,4 ],"c":[]}'
     parts = long_arrays(text, 0)
     of_a, of_b, of_c = re.findall(rb"-\d+", marked(text, parts))
-    assert restored(b"[%b][%b][%b]" % (of_b, of_c, of_a), text, parts) == b"[3,4 ][][1, 2]"
+    assert template_of(b"[%b][%b][%b]" % (of_b, of_c, of_a), len(parts)).filled(text, parts) == b"[3,4 ][][1, 2]"

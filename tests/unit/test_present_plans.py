@@ -123,7 +123,7 @@ def called(admission: Admission, path: str, named: tuple[str, ...] | None) -> Ca
     operation = operation_of(path)
     assert operation is not None
     judged = decide_call(admission, operation)
-    asked = Asked(NOTHING, operation, admission, judged.listing)
+    asked = Asked.of(NOTHING, operation, admission, judged.listing)
     if judged.decision is not UNREAD:
         return CallPlan("", "", judged.decision, NOTHING, asked=asked)
     if named is None:

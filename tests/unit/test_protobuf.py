@@ -22,6 +22,7 @@ from tlsproxy.wire.protobuf import (
     delimited,
     fields,
     integer,
+    numbers_of,
     shaped,
     varint,
 )
@@ -281,3 +282,14 @@ def test_pieces_make_no_difference(data: st.DataObject) -> None:
     whole = outcome(message)
     assert outcome(*(bytes([byte]) for byte in message)) == whole
     assert outcome(*data.draw(pieces(message))) == whole
+
+
+@given(st.binary(max_size=40))
+def test_numbers_of_a_message_are_those_of_its_fields(message: bytes) -> None:
+    try:
+        expected = [one.number for one in fields(message)]
+    except ProtobufError:
+        with pytest.raises(ProtobufError):
+            numbers_of(message)
+    else:
+        assert numbers_of(message) == expected

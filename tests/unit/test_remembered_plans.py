@@ -5,16 +5,17 @@ from __future__ import annotations
 import time
 
 import pytest
-from support.relay_generation import LIST, asked, relay_generation
+from support.relay_generation import LIST, ROLES, asked, relay_generation
 from support.site import Site
 
 from tlsproxy.authz.roles import Principal
 from tlsproxy.proxy.decision import call_plan, request_plan
 from tlsproxy.proxy.decision.call_plan import CallPlans
-from tlsproxy.proxy.decision.request_plan import Plans
+from tlsproxy.proxy.decision.request_plan import Plans, Unread
 from tlsproxy.proxy.limits.quotas import Quotas
 from tlsproxy.proxy.limits.table import LimitTable
 from tlsproxy.snapshot.generation import Generation
+from tlsproxy.wire.cooperative import at_once
 
 NOW = time.time()
 GOOD = b"GET /collections HTTP/1.1\r\nhost: h\r\napi-key: the-key-of-plain\r\n\r\n"
@@ -88,3 +89,24 @@ def test_made_up_refusals_drive_out_no_permission(generation: Generation, quotas
     assert called.of(principal, good, NOW) is call
     assert len(plans._refusals) == request_plan.MEMO_REFUSALS
     assert len(called._refusals) == call_plan.MEMO_REFUSALS
+
+
+@pytest.mark.parametrize(
+    ("members", "written"), [(b',"limit":10', b',"limit":10'), (b"", b',"limit":10'), (b', "limit": 9', b',"limit":9')]
+)
+def test_bodies_under_a_query_policy_are_remembered_but_for_their_numbers(
+    site: Site, members: bytes, written: bytes
+) -> None:
+    """Also where it is sent as it is."""
+    bounded = relay_generation(site, ROLES | {"plain": {"access": "m", "queries": {"max_limit": 10}}})
+    plans = Plans(bounded, Quotas(bounded.config, LimitTable.private().key))
+    vectors = [b"[" + b",".join([number] * 200) + b"]" for number in (b"0.1", b"0.2")]
+    bodies = [b'{"query":%b%b}' % (vector, members) for vector in vectors]
+    lines = ("api-key: the-key-of-plain", f"content-length: {len(bodies[0])}")
+    search = head("/collections/docs/points/query", *lines).replace(b"GET", b"POST", 1)
+    plan, _ = plans.of(bounded.principal_of(None), search, NOW, None)
+    assert isinstance(plan.route, Unread)
+    read = [at_once(plans.reading(plan.route, body)) for body in bodies]
+    assert read[0][0] is read[1][0]
+    assert [content for _, content in read] == [b'{"query":%b%b}' % (vector, written) for vector in vectors]
+    assert b"\r\ncontent-length: %d" % len(read[1][1]) in read[1][0].upstream

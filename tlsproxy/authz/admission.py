@@ -60,26 +60,25 @@ class Credential:
 
 @dataclass(frozen=True, slots=True)
 class Admission:
-    """``principal`` is the connection's, with its rights in this request; at least one of the two has rights."""
+    """``principal`` is the connection's, with its rights in this request; at least one of the two has rights.
+
+    All ``rights`` must allow; those of the certificate's role come first. ``confinements`` are those of all: the caller
+    may use only points that are within each of them. ``queries``: their query policies, the stricter of each part.
+    """
 
     principal: Principal
     credential: Credential | None
+    rights: tuple[Rights, ...] = field(init=False, repr=False, compare=False)
+    confinements: Confinements = field(init=False, repr=False, compare=False)
+    queries: QueryPolicy = field(init=False, repr=False, compare=False)
 
-    @property
-    def rights(self) -> tuple[Rights, ...]:
-        """All of them must allow; those of the certificate's role come first."""
+    def __post_init__(self) -> None:
         own = (self.principal.rights,) if self.principal.role else ()
-        return own if self.credential is None else (*own, *self.credential.rights)
-
-    @property
-    def confinements(self) -> Confinements:
-        """Those of all rights: the caller may use only points that are within each of them."""
-        return tuple(rights.confinement for rights in self.rights if rights.confinement is not None)
-
-    @property
-    def queries(self) -> QueryPolicy:
-        """The query policies of all rights: the stricter of each part."""
-        return merged(rights.queries for rights in self.rights)
+        rights = own if self.credential is None else (*own, *self.credential.rights)
+        confinements = tuple(one.confinement for one in rights if one.confinement is not None)
+        object.__setattr__(self, "rights", rights)
+        object.__setattr__(self, "confinements", confinements)
+        object.__setattr__(self, "queries", merged(one.queries for one in rights))
 
     @property
     def role(self) -> str:

@@ -15,10 +15,12 @@ from tlsproxy.qdrant.operations import Operation
 from tlsproxy.qdrant.query_policy import Treatment, treatment
 from tlsproxy.wire.content_coding import Content
 from tlsproxy.wire.cooperative import Steps
-from tlsproxy.wire.protobuf import Field, delimited, entry, fields
+from tlsproxy.wire.protobuf import Field, delimited, entry, fields, numbers_of
 
 STEP: Final = 1000
 """Fields per step, at some microseconds each."""
+GLANCE: Final = 4096
+"""Bytes of a point that is looked at in one step."""
 COPIES: Final = 4
 """Copies of an answer in memory: as it is read, one point of it, its parts, and what they make."""
 MAX_NESTING: Final = 128
@@ -36,6 +38,12 @@ class AnswerPart:
     payload: int = 0
     vectors: int = 0
     schema: int = 0
+    of_point: frozenset[int] = field(init=False)
+    """All of them, if it is a point."""
+
+    def __post_init__(self) -> None:
+        point = self.kept | {self.payload, self.vectors} if self.payload else frozenset[int]()
+        object.__setattr__(self, "of_point", point)
 
 
 PARTS: Final = {
@@ -87,7 +95,8 @@ class PointStripper:
     def reducing(self, body: Content) -> Steps[bytes]:
         """``body`` is one message. Raises ValueError if it is malformed, or nests too deeply."""
         yield COPIES * len(body)
-        return (yield from _Stripping(self.policy).stripped(ANSWERS[self.operation.path], bytes(body)))
+        message = bytes(body)
+        return (yield from _Stripping(self.policy, message).stripped(ANSWERS[self.operation.path], message))
 
 
 def stripper_of(operation: Operation, policy: QueryPolicy) -> PointStripper | None:
@@ -131,23 +140,45 @@ def _unusual_entry(content: bytes) -> tuple[bytes | None, bytes]:
 class _Stripping:
     """One answer's stripping."""
 
-    def __init__(self, policy: QueryPolicy) -> None:
+    def __init__(self, policy: QueryPolicy, message: bytes) -> None:
         self._policy = policy
         self._read = 0
+        self._next_step = STEP
+        self._has_none = not any(key.encode() in message for key in policy.hidden.tree)
+        """Whether no hidden key can be in it, nor one that they are below."""
+
+    def _is_step(self, fields_read: int = 1) -> bool:
+        self._read += fields_read
+        if self._read < self._next_step:
+            return False
+        self._next_step = self._read + STEP
+        return True
+
+    def _unchanged(self, part: AnswerPart, content: bytes) -> int:
+        """The number of fields of a point that is shown as it is; 0 where that is not certain at a glance."""
+        if not self._has_none or len(content) > GLANCE:
+            return 0
+        found = numbers_of(content)
+        whole = part.of_point.issuperset(found) and not (self._policy.hides_vectors and part.vectors in found)
+        return len(found) if whole else 0
 
     def stripped(self, part: AnswerPart, content: bytes) -> Steps[bytes]:
         shown: list[bytes] = []
         tree = self._policy.hidden.tree
         for one in fields(content):
-            self._read += 1
-            if not self._read % STEP:
+            if self._is_step():
                 yield None
             if one.number == part.payload:
                 found = _entry(one, tree)
                 shown.append(found if isinstance(found, bytes) else (yield from self._deeper(one.number, found, 0)))
             elif one.number in part.within:
                 within = PARTS[part.within[one.number]]
-                shown.append(delimited(one.number, (yield from self.stripped(within, one.content()))))
+                if fields_read := self._unchanged(within, one.content()):
+                    shown.append(one.raw)
+                    if self._is_step(fields_read):
+                        yield None
+                else:
+                    shown.append(delimited(one.number, (yield from self.stripped(within, one.content()))))
             elif one.number == part.schema:
                 shown += self._index(one)
             elif one.number in part.kept or (one.number == part.vectors and not self._policy.hides_vectors):
@@ -185,8 +216,7 @@ class _Stripping:
         """A Struct or a ListValue: entries or values in field 1."""
         shown: list[bytes] = []
         for one in fields(composite.content()):
-            self._read += 1
-            if not self._read % STEP:
+            if self._is_step():
                 yield None
             if one.number == 1 and composite.number == _STRUCT:
                 found = _entry(one, tree)

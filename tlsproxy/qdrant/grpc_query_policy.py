@@ -102,6 +102,13 @@ class Row:
     written: int = 0
     query: int = 0
     using: int = 0
+    looked_at: frozenset[int] = field(init=False)
+    """Others are kept as they are, and most are of these."""
+
+    def __post_init__(self) -> None:
+        single = (self.limit.field, self.each.field, self.ids, self.offset, self.timeout, self.exact, self.payload)
+        more = (self.vectors, self.entries, self.below, self.written, self.query, self.using)
+        object.__setattr__(self, "looked_at", frozenset((*single, *more, *self.within, *self.checked, *self.keys)))
 
     def rewritten(self, content: bytes, state: PolicyState) -> Steps[bytes]:
         """The new message. Raises :class:`PolicyRefused`, :class:`BadRequest`, :class:`ProtobufError`."""
@@ -119,6 +126,8 @@ class Row:
         """The field's replacement; nothing for a selector of hidden vectors."""
         number, policy = one.number, state.policy
         found.numbers.add(number)
+        if number not in self.looked_at:
+            return one.raw
         if number in self.within:
             return self._nested(one, state)
         if number == self.query:

@@ -5,7 +5,8 @@ Results have the documented forms of Qdrant's, or are no answers; members withou
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -18,8 +19,8 @@ from tlsproxy.wire.cooperative import Steps
 STEP: Final = 200
 """Points or values per step, at some microseconds each."""
 
-_POINT: Final = ("id", "version", "score", "payload", "vector", "shard_key", "order_value")
-_WITHOUT_VECTOR: Final = tuple(name for name in _POINT if name != "vector")
+_POINT: Final = frozenset(("id", "version", "score", "payload", "vector", "shard_key", "order_value"))
+_WITHOUT_VECTOR: Final = _POINT - {"vector"}
 
 Form = Callable[[Any], Iterator[dict[str, Any]]]
 """The points in a result of this form, one by one; other members of its objects are removed. Raises ValueError."""
@@ -33,13 +34,14 @@ class Stripping:
     policy: QueryPolicy
 
     def __call__(self, result: Any) -> Steps[Any]:
-        names = _WITHOUT_VECTOR if self.policy.hides_vectors else _POINT
+        names, hidden = _WITHOUT_VECTOR if self.policy.hides_vectors else _POINT, self.policy.hidden
         for count, point in enumerate(self.form(result), start=1):
             if not count % STEP:
                 yield None
             _keep(point, names)
-            if point.get("payload") is not None:
-                yield from strip_payload(_object(point["payload"]), self.policy.hidden)
+            payload = point.get("payload")
+            if payload is not None and not _object(payload).keys().isdisjoint(hidden.tree):
+                yield from strip_payload(payload, hidden)
         return result
 
 
@@ -102,8 +104,8 @@ def _object(value: Any) -> dict[str, Any]:
     return value
 
 
-def _keep(value: dict[str, Any], names: Collection[str]) -> None:
-    for name in [name for name in value if name not in names]:
+def _keep(value: dict[str, Any], names: AbstractSet[str]) -> None:
+    for name in value.keys() - names:
         del value[name]
 
 
@@ -129,7 +131,7 @@ def _each(inner: Form) -> Form:
 
 def _members(**inner: Form) -> Form:
     def form(value: Any) -> Iterator[dict[str, Any]]:
-        _keep(_object(value), inner)
+        _keep(_object(value), inner.keys())
         for name in value:
             yield from inner[name](value[name])
 

@@ -9,6 +9,7 @@ no JSON. Where the value is changed and written anew, marks stand for the conten
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from typing import Final
 
 from tlsproxy.wire.content_coding import Content
@@ -81,17 +82,29 @@ def marked(text: Content, parts: list[tuple[int, int]]) -> Content:
     return b"".join(rest)
 
 
-def restored(text: bytes, original: Content, parts: list[tuple[int, int]]) -> bytes:
-    """A text, made of a marked one, with the parts of the original in their places again.
+@dataclass(frozen=True, slots=True)
+class Template:
+    """A text that was made of a marked one: ``texts``, and between them the parts of these numbers."""
 
-    Raises ValueError where a mark is not there, or another number looks like it.
-    """
-    view, rest, begin = memoryview(original), [], 0
-    places = [(text.find(_MARK % number), number) for number in range(len(parts))]
+    texts: tuple[bytes, ...]
+    numbers: tuple[int, ...]
+
+    def filled(self, original: Content, parts: list[tuple[int, int]]) -> bytes:
+        """The text with the parts of an original in their places again."""
+        view, rest = memoryview(original), list[bytes | memoryview](self.texts[:1])
+        for number, text in zip(self.numbers, self.texts[1:], strict=True):
+            start, end = parts[number]
+            rest += (view[start:end], text)
+        return b"".join(rest)
+
+
+def template_of(text: bytes, count: int) -> Template:
+    """Raises ValueError where one of ``count`` marks is not there, or another number looks like it."""
+    places = sorted((text.find(_MARK % number), number) for number in range(count))
     if any(place < 0 or text.count(_MARK % number) > 1 for place, number in places):
         raise ValueError("not one mark for each part")
-    for place, number in sorted(places):
-        start, end = parts[number]
-        rest += [memoryview(text)[begin:place], view[start:end]]
+    texts, begin = [], 0
+    for place, number in places:
+        texts.append(text[begin:place])
         begin = place + len(_MARK % number)
-    return b"".join([*rest, memoryview(text)[begin:]])
+    return Template((*texts, text[begin:]), tuple(number for _, number in places))

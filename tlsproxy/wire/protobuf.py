@@ -111,6 +111,20 @@ def fields(message: bytes) -> Iterator[Field]:
         position = stop
 
 
+def numbers_of(message: bytes) -> list[int]:
+    """The numbers of all fields of a whole message in order. Raises :class:`ProtobufError`."""
+    found, position, end = [], 0, len(message)
+    while position < end:
+        head = _head(message, position)
+        if head is None:
+            raise ProtobufError("the message ends within a field")
+        found.append(head[0])
+        position = head[3] + head[2]
+    if position > end:
+        raise ProtobufError("the message ends within a field")
+    return found
+
+
 def shaped(shape: Shape, where: str, message: bytes) -> Iterator[Field]:
     """As :func:`fields`, refusing fields that are not in the shape and singular fields that occur twice."""
     seen = 0

@@ -79,26 +79,33 @@ def grpc_status(decision: Decision) -> int:
 class Asked:
     """Inputs of a plan, for a plan that may take its place. Compared by identity, as the key of a memo.
 
-    ``rebuilt``: the message is confined, maybe as one of another method. That is settled when the call begins.
+    ``confinements``: conditions of the caller's points. ``queries``: the query policy under which the message is
+    rewritten. ``rebuilt``: the message is confined, maybe as one of another method. That is settled when the call
+    begins.
     """
 
     head: CallHead
     operation: Operation
     admission: Admission
     listing: Reducer | None
-    rebuilt: bool = False
+    confinements: Confinements
+    queries: QueryPolicy
+    rebuilt: bool
 
-    @property
-    def confinements(self) -> Confinements:
-        """Conditions of the caller's points."""
-        if not is_confinable_call(self.operation):  # it is about no points, or was refused
-            return ()
-        return self.admission.confinements
-
-    @property
-    def queries(self) -> QueryPolicy:
-        """The query policy under which its message is rewritten."""
-        return policy_of_message(self.admission.queries, self.operation)
+    @classmethod
+    def of(
+        cls,
+        head: CallHead,
+        operation: Operation,
+        admission: Admission,
+        listing: Reducer | None,
+        *,
+        rebuilt: bool = False,
+    ) -> Asked:
+        """Of an operation that is not confinable the message is not confined: it is about no points, or was refused."""
+        confinements = admission.confinements if is_confinable_call(operation) else ()
+        queries = policy_of_message(admission.queries, operation)
+        return cls(head, operation, admission, listing, confinements, queries, rebuilt or bool(confinements))
 
     @property
     def rewritten(self) -> bool:
@@ -277,9 +284,7 @@ class CallPlans:
         decision, listing = judgement.decision, judgement.listing
         asked, block, exists, affinity, is_open = None, b"", None, b"", operation is not None and operation.open
         if operation is not None and admission is not None:
-            asked = Asked(head, operation, admission, listing)
-            if rebuilt or asked.confinements:
-                asked = replace(asked, rebuilt=True)
+            asked = Asked.of(head, operation, admission, listing, rebuilt=rebuilt)
         if decision is ALLOWED or decision is UNREAD:
             sent = head
             if listing is not None:  # the answer will be read

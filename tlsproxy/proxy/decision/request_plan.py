@@ -52,7 +52,7 @@ from tlsproxy.snapshot.generation import Generation
 from tlsproxy.wire.content_coding import Content, decoding
 from tlsproxy.wire.cooperative import Steps
 from tlsproxy.wire.http1 import RequestHead, parse_request, restate_request
-from tlsproxy.wire.json_skeleton import long_arrays, marked, restored, without
+from tlsproxy.wire.json_skeleton import Template, long_arrays, marked, template_of, without
 from tlsproxy.wire.target import RequestTarget
 from tlsproxy.wire.tracing import NO_TRACING, Tracing, tracing_from_head
 
@@ -207,7 +207,7 @@ class Plans:
         self._upstream_key = key.encode() if key is not None else None
         self._memo = Memo[tuple[Principal, bytes], Plan](MEMO_PLANS)
         self._refusals = Memo[tuple[Principal, bytes], Plan](MEMO_REFUSALS)
-        self._read = Memo[tuple[Unread, bytes], tuple[Plan, bytes | None]](MEMO_PLANS)
+        self._read = Memo[tuple[Unread, bytes], tuple[Plan, Template | None]](MEMO_PLANS)
 
     def of(self, principal: Principal, head: bytes, now: float, ended: Decision | None) -> tuple[Plan, Tracing]:
         """The plan, and what the client said besides that differs from request to request.
@@ -290,7 +290,9 @@ class Plans:
                 key = unread, bytes(text)
                 if (known := self._read.get(key)) is not None:
                     plan, template = known
-                    return plan, content if template is None else restored(template, plain, arrays)
+                    if template is not None:
+                        return plan, template.filled(plain, arrays)
+                    return plan, plain if unread.rewritten else content
             read, template = yield from _decided(unread, text, plain, arrays, facts)
         except RequestError as error:
             read = BodyDecision(refusal_of(error))
@@ -303,7 +305,7 @@ class Plans:
         plan = self._plan(admission.principal, head.with_length(len(content)), asked, admission, judgement, target)
         plan = replace(plan, body_facts=read.facts, questions=confined.questions if confined is not None else ())
         if key is not None and read.decision is ALLOWED and (template is not None or not unread.rewritten):
-            self._read.remember(key, (plan, template))
+            self._read.remember(key, (plan, None if read.body == plain else template))
         return plan, content
 
     def _sent(self, head: RequestHead, listing: Reducer | None, *, streamed: bool) -> RequestHead:
@@ -409,16 +411,17 @@ class Plans:
 
 def _decided(
     unread: Unread, text: Content, plain: Content, arrays: list[tuple[int, int]], facts: Facts | None
-) -> Steps[tuple[BodyDecision, bytes | None]]:
+) -> Steps[tuple[BodyDecision, Template | None]]:
     """The decision on a body by its skeleton, and the new body's: None where there is none, or none to remember."""
     held = unread.decoded(plain)
     read = yield from deciding_body(unread.admission, unread.asked, text, facts, held)
-    if read.body is None or not arrays:
-        return read, read.body
-    if len(plain) > MUCH:
+    if read.body is None:
+        return read, None
+    if arrays and len(plain) > MUCH:
         yield 2 * len(plain) + held
     try:
-        return replace(read, body=restored(read.body, plain, arrays)), read.body
+        template = template_of(read.body, len(arrays))
+        return replace(read, body=template.filled(plain, arrays)), template
     except ValueError:  # a number in it is like a mark
         return (yield from deciding_body(unread.admission, unread.asked, plain, facts, held)), None
 
