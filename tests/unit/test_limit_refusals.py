@@ -12,6 +12,7 @@ from tlsproxy.proxy.limits.quotas import refusal_of
     ("rate", "wait", "reason", "text", "seconds"),
     [
         (Rate.of(2.5, None), 1, "rate_limited", 'role "r" has 2.5 requests per second', 1),
+        (Rate.of(1, None), 1, "rate_limited", 'role "r" has 1 request per second', 1),
         (Rate.of(0.5, 9), SECOND + 1, "rate_limited", 'role "r" has 0.5 requests per second', 2),
         (Rate.of(2.5, None), 0, "too_many_requests_in_flight", 'role "r" has 7 requests at a time', 1),
         (None, 0, "too_many_requests_in_flight", 'role "r" has 7 requests at a time', 1),

@@ -106,7 +106,7 @@ def _limits(config: Config) -> Iterator[str]:
 
 def _quota(quota: Quota) -> str:
     parts = (
-        ("{:g} requests per second", quota.requests_per_second),
+        (f"{{:g}} request{'s' * (quota.requests_per_second != 1)} per second", quota.requests_per_second),
         ("{} at once", quota.burst),
         ("{} under way", quota.concurrent_requests),
     )

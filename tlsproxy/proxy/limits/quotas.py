@@ -110,7 +110,8 @@ def refusal_of(excess: Excess) -> Decision:
     """Refusal in the form of Qdrant's strict mode (429, RESOURCE_EXHAUSTED): same beginning, whole seconds."""
     charge, seconds = excess.charge, max(1, ceil(excess.wait / SECOND))
     if excess.wait and charge.rate is not None:
-        most = f"{SECOND / charge.rate.interval:g} requests per second"
+        rate = SECOND / charge.rate.interval
+        most = f"{rate:g} request{'s' * (rate != 1)} per second"
     else:
         most = f"{charge.concurrent} requests at a time"
     return too_many(RATE if excess.wait else IN_FLIGHT, f"{charge.whose} has {most}", seconds)
