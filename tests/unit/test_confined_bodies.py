@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -65,7 +66,8 @@ RESCORED = {"quantization": {"rescore": True}}
 def confining(
     method: str, path: str, body: Any, confinements: Confinements = ACME, facts: Facts | None = NO_IDF
 ) -> Confined:
-    return confine(recognise(method, f"/collections/docs/{path}"), copy.deepcopy(body), confinements, facts)
+    asked = recognise(method, f"/collections/docs/{path}")
+    return at_once(confine(asked, copy.deepcopy(body), confinements, facts))
 
 
 def confined(method: str, path: str, body: Any, confinements: Confinements = ACME, facts: Facts | None = NO_IDF) -> Any:
@@ -718,7 +720,7 @@ anything: st.SearchStrategy[Any] = st.recursive(
 def test_whatever_comes_is_confined_or_refused(row: Operation, body: Any) -> None:
     asked = recognise(row.method, row.path.replace("{collection_name}", "docs").replace("{id}", "1"))
     try:
-        found = confine(asked, body, ACME, NO_IDF).body
+        found = at_once(confine(asked, body, ACME, NO_IDF)).body
     except (BadRequest, Unconfined):
         return
     if not row.reads:
@@ -840,3 +842,41 @@ def test_a_certificate_without_the_field_has_no_rights() -> None:
         assert principal.rights == Rights()
         assert principal.refusal is not None
         assert principal.refusal.reason == "no_tenant"
+
+
+def steps_of(method: str, path: str, body: Any, confinements: Confinements) -> int:
+    asked = recognise(method, f"/collections/docs/{path}")
+    return sum(1 for _ in confine(asked, body, confinements, NO_IDF))
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body"),
+    [
+        ("PUT", "points", {"points": [{"id": 1, "vector": [1]} for _ in range(5000)]}),
+        ("PUT", "points", {"batch": {"ids": [1] * 5000, "vectors": []}}),
+        ("POST", "points", {"ids": [1] * 5000}),
+        ("POST", "points/delete", {"points": [1] * 5000}),
+        ("POST", "points/payload/delete", {"points": [1], "keys": ["n"] * 5000}),
+        ("POST", "points/batch", {"operations": [{"delete": {"points": [1]}} for _ in range(5000)]}),
+        ("POST", "points/search/batch", {"searches": [{"vector": [1], "limit": 1} for _ in range(5000)]}),
+    ],
+)
+def test_a_long_body_is_confined_in_steps(method: str, path: str, body: Any) -> None:
+    assert steps_of(method, path, body, ACME) >= 9
+
+
+def test_a_point_costs_the_same_by_however_many_values() -> None:
+    """A token's list may have 1,000 of them, and two roles a filter by it."""
+    groups = (Confinement((Condition("group", tuple(f"group-{number}" for number in range(1000))),)),)
+    points = [{"id": 1, "vector": [1], "payload": {"group": "group-999"}} for _ in range(200)]
+    calls = [0]
+
+    def count(*_: object) -> None:
+        calls[0] += 1
+
+    sys.setprofile(count)
+    try:
+        steps_of("PUT", "points", {"points": points}, groups * 2)
+    finally:
+        sys.setprofile(None)
+    assert calls[0] < 50_000

@@ -913,7 +913,7 @@ def test_a_vectors_name_that_is_no_text_is_left_to_qdrant() -> None:
 
 
 def rest(path: str, body: dict[str, Any]) -> Confined:
-    return confine(recognise("POST", f"/collections/docs/points/{path}"), body, TWO, FACTS)
+    return at_once(confine(recognise("POST", f"/collections/docs/points/{path}"), body, TWO, FACTS))
 
 
 conditions: st.SearchStrategy[Any] = st.sampled_from(

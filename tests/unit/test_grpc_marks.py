@@ -17,7 +17,7 @@ from tlsproxy.qdrant.grpc_decision import confine_message, operation_of
 from tlsproxy.qdrant.grpc_rewrite import STEP
 from tlsproxy.qdrant.rest_tenancy import confine
 from tlsproxy.qdrant.router import recognise
-from tlsproxy.qdrant.tenant_filters import marked
+from tlsproxy.qdrant.tenant_filters import marked, marks_of
 from tlsproxy.wire.cooperative import at_once
 from tlsproxy.wire.protobuf import ProtobufError, delimited
 
@@ -67,7 +67,7 @@ def typed(value: Any) -> Any:
 def test_both_apis_mark_alike(payload: dict[str, Any], mine: list[Condition]) -> None:
     confinement = Confinement(tuple(mine))
     try:
-        expected = typed(marked(copy.deepcopy(payload), (confinement,)))
+        expected = typed(marked(copy.deepcopy(payload), marks_of((confinement,))))
     except Unconfined:
         expected = None
     try:
@@ -87,7 +87,7 @@ def test_both_apis_set_payloads_alike(
     confinements = (Confinement(tuple(mine)),)
     try:
         asked = recognise(method, "/collections/docs/points/payload")
-        expected = typed(confine(asked, body, confinements).body["payload"])
+        expected = typed(at_once(confine(asked, body, confinements)).body["payload"])
     except Unconfined:
         expected = None
     message = pb.SetPayloadPoints(

@@ -24,6 +24,7 @@ from tlsproxy.qdrant.scoring import (
     needs_corpus,
     release_in,
 )
+from tlsproxy.wire.cooperative import at_once
 
 ACME = confinement(tenant="acme", team="a")
 OURS = [{"key": "tenant", "match": {"value": "acme"}}, {"key": "team", "match": {"value": "a"}}]
@@ -277,7 +278,7 @@ def test_every_level_counts_its_words_over_ones_own_points(
 ) -> None:
     request, expected = asked
     body = {"searches": [request]} if path.endswith("batch") else request
-    changed = confine(operation(path), again(body), ACME, LATEST).body
+    changed = at_once(confine(operation(path), again(body), ACME, LATEST)).body
     found = levels(changed["searches"][0] if path.endswith("batch") else changed)
     assert len(found) == len(expected)
     for before, after, (words, name) in zip(levels(request), found, expected, strict=True):
@@ -314,9 +315,9 @@ def test_no_level_is_asked_of_an_upstream_that_would_count_everybodys_words(
     for facts in (Facts((1, 18), WORDS), Facts(None, WORDS)):
         if counts:
             with pytest.raises(Unconfined):
-                confine(operation("query"), again(request), ACME, facts)
+                at_once(confine(operation("query"), again(request), ACME, facts))
         else:
-            confine(operation("query"), again(request), ACME, facts)
+            at_once(confine(operation("query"), again(request), ACME, facts))
 
 
 @pytest.mark.parametrize(
@@ -334,10 +335,10 @@ def test_no_level_is_asked_of_an_upstream_that_would_count_everybodys_words(
 def test_the_older_search_takes_documented_vectors_only(vector: Any) -> None:
     for path, body in (("search", {"vector": vector}), ("search/batch", {"searches": [{"vector": vector}]})):
         with pytest.raises(BadRequest):
-            confine(operation(path), again(body), ACME, LATEST)
+            at_once(confine(operation(path), again(body), ACME, LATEST))
 
 
 def test_using_is_a_text() -> None:
     for odd in (1, ["words"], {"name": "words"}):
         with pytest.raises(BadRequest):
-            confine(operation("query"), {"query": [0.5], "using": odd}, ACME, LATEST)
+            at_once(confine(operation("query"), {"query": [0.5], "using": odd}, ACME, LATEST))

@@ -69,12 +69,12 @@ def test_the_points_of_a_confinement(confined: Confinements, payload: dict[str, 
 @given(confinements, payloads)
 def test_a_marked_payload_is_the_tenants_alone(confined: Confinements, payload: dict[str, Any]) -> None:
     try:
-        changed = marked(copy.deepcopy(payload), confined)
+        changed = marked(copy.deepcopy(payload), marks_of(confined))
     except Unconfined:
         return
     assert is_owned(changed, confined)
     assert meets(changed, confined, alone=True)
-    assert marked(copy.deepcopy(changed), confined) == changed
+    assert marked(copy.deepcopy(changed), marks_of(confined)) == changed
     assert {key: value for key, value in changed.items() if key not in "abnl"} == {}
     assert all(changed[key] == payload[key] for key in payload if key in "ab")
 
@@ -110,7 +110,7 @@ def test_one_is_not_true() -> None:
     assert len({Condition("a", (1,)), Condition("a", (True,)), Condition("a", (1,))}) == 2
     assert Rights(conditions=(Condition("a", (1,)),)) != Rights(conditions=(Condition("a", (True,)),))
     with pytest.raises(Unconfined, match=MARKED.format("a")):
-        marked({"a": True}, confinement(a=1))
+        marked({"a": True}, marks_of(confinement(a=1)))
 
 
 @pytest.mark.parametrize(
@@ -139,24 +139,24 @@ def test_marks_below_a_key(key: str, payload: dict[str, Any], expected: dict[str
     confined = confinement(**{key: "acme"})
     if expected is None:
         with pytest.raises(Unconfined, match=r"is not yours to choose$"):
-            marked(payload, confined)
+            marked(payload, marks_of(confined))
     else:
-        assert marked(payload, confined) == expected
+        assert marked(payload, marks_of(confined)) == expected
 
 
 def test_one_of_several_marks_is_chosen_by_the_caller() -> None:
     groups = (Confinement((Condition("group", ("a", "b", 1)),)),)
     for value in ("a", "b", 1):
-        assert marked({"group": value}, groups) == {"group": value}
+        assert marked({"group": value}, marks_of(groups)) == {"group": value}
     for payload in ({}, {"group": "c"}, {"group": ["a"]}, {"group": True}, {"group": 1.0}, {"group": None}):
         with pytest.raises(Unconfined, match=MARKED.format("group")):
-            marked(payload, groups)
+            marked(payload, marks_of(groups))
 
 
 def test_the_marks_of_two_roles_are_those_that_both_allow() -> None:
     both = (Confinement((Condition("group", ("a", "b")),)), Confinement((Condition("group", ("b", "c")),)))
     assert marks_of(both) == (Condition("group", ("b",)),)
-    assert marked({}, both) == {"group": "b"}
+    assert marked({}, marks_of(both)) == {"group": "b"}
     with pytest.raises(Unconfined, match=MARKS_EXCLUDE.format("group")):
         marks_of(both + confinement(group="a"))
 

@@ -192,15 +192,15 @@ _SHOWN: Final = 5
 class Condition:
     """A payload condition: the point has one of these values under this key, a path such as `a`, `a.b` or `a[].b`.
 
-    ``kinds`` are the types of the values: to Python, True and 1 are equal.
+    ``typed`` has the values with their types: to Python, True and 1 are equal.
     """
 
     key: str
     values: tuple[Value, ...]
-    kinds: tuple[type, ...] = field(init=False, repr=False)
+    typed: frozenset[tuple[type, Value]] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "kinds", tuple(map(type, self.values)))
+        object.__setattr__(self, "typed", frozenset((type(value), value) for value in self.values))
 
     @property
     def root(self) -> str:
@@ -209,7 +209,7 @@ class Condition:
 
     def allows(self, value: object) -> bool:
         """Whether this is one of the values, of the same type."""
-        return any(one == value and type(one) is type(value) for one in self.values)
+        return isinstance(value, str | int) and (type(value), value) in self.typed
 
     def __str__(self) -> str:
         """`tenant = "acme"`, or `tenant in "acme", "umbrella"`."""

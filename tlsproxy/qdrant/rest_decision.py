@@ -191,7 +191,7 @@ def deciding_body(
     policy = concerning(admitted.queries, operation)
     if is_read_under(operation, policy):
         yield from reading_under(operation, body, policy)
-    confined = confine(request, body, confinements, facts) if confinements else None
+    confined = (yield from confine(request, body, confinements, facts)) if confinements else None
     decision = decide_all(admitted.rights, operation, request.collection, names=names, confined=confined is not None)
     changed = None
     if confined is not None or is_read_under(operation, policy):

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from tlsproxy.authz.access import Confinements
 from tlsproxy.errors import BadRequest, PointMissing
-from tlsproxy.qdrant.point_ids import PointId, point_id_in, point_id_in_path, point_id_of
+from tlsproxy.qdrant.point_ids import PointId, point_id_in, point_id_in_path
 from tlsproxy.qdrant.rest_collections import expect_object
 from tlsproxy.qdrant.rest_tenant_changes import point_ids
 from tlsproxy.qdrant.tenant_filters import narrowed
@@ -65,11 +65,10 @@ def _points(result: Any) -> list[Any]:
     return points
 
 
-def scroll_of(body: Any, confinements: Confinements) -> tuple[dict[str, Any], RetrievedPoints]:
+def scroll_of(body: Any, confinements: Confinements) -> Steps[tuple[dict[str, Any], RetrievedPoints]]:
     """The scroll in place of a retrieval, and what makes its answer one. Raises :class:`BadRequest`."""
     asked = expect_object(body, "the body")
-    ids = point_ids(asked.get("ids"), "ids")
-    found = dict.fromkeys(one for one in map(point_id_of, ids) if one is not None)
+    found = dict.fromkeys((yield from point_ids(asked.get("ids"), "ids")))
     scroll: dict[str, Any] = {name: asked[name] for name in _KEPT if name in asked}
     if scroll.get("with_payload") is None:
         scroll["with_payload"] = False

@@ -25,6 +25,7 @@ from tlsproxy.qdrant.rest_tenant_reads import READS, confine_read
 from tlsproxy.qdrant.router import Recognised
 from tlsproxy.qdrant.scoring import Facts
 from tlsproxy.qdrant.tenant_examples import Question
+from tlsproxy.wire.cooperative import Steps
 from tlsproxy.wire.target import RequestTarget
 
 # Responses with names of collections and aliases only, which are decided on by grants.
@@ -75,7 +76,7 @@ def has_body(operation: Operation) -> bool:
     return operation.method != "GET"
 
 
-def confine(asked: Recognised, body: Any, confinements: Confinements, facts: Facts | None = None) -> Confined:
+def confine(asked: Recognised, body: Any, confinements: Confinements, facts: Facts | None = None) -> Steps[Confined]:
     """Confines a request, and may change its ``body``.
 
     Raises :class:`Unconfined`, :class:`BadRequest`, and :class:`FactsNeeded` where it depends on the facts.
@@ -88,13 +89,13 @@ def confine(asked: Recognised, body: Any, confinements: Confinements, facts: Fac
         scroll, answered = scroll_of_one(asked.target.segments[-1], confinements)
         return Confined(scroll, "POST", "scroll", answered)
     if route == _RETRIEVAL:
-        scroll, in_order = scroll_of(body, confinements)
+        scroll, in_order = yield from scroll_of(body, confinements)
         return Confined(scroll, "POST", "scroll", in_order)
     change = ROUTES.get(route)
     if change is not None:
-        change(expect_object(body, "the body"), confinements)
+        yield from change(expect_object(body, "the body"), confinements)
         return Confined(body, "PUT", "payload") if route == _CLEARING else Confined(body)
     if operation.path not in READS:
         raise Unconfined(tenant_texts.NOT_CONFINED)
-    examples = confine_read(operation, collection, body, confinements, facts)
+    examples = yield from confine_read(operation, collection, body, confinements, facts)
     return Confined(body, questions=examples.questions(confinements))

@@ -1,7 +1,7 @@
 """Changes in a REST body, confined to a tenant's points: by filter or by ids, and the marks of points that are made.
 
 Each change takes its body, or that of one operation of a batch, and returns the name of the operation that it becomes:
-a payload that is cleared is overwritten by one of the marks alone.
+a payload that is cleared is overwritten by one of the marks alone. Bodies may be long, so it is done in steps.
 """
 
 from __future__ import annotations
@@ -13,43 +13,57 @@ from typing import Any, Final
 from tlsproxy.authz.access import Confinements
 from tlsproxy.errors import BadRequest, Unconfined
 from tlsproxy.qdrant import tenant_texts
-from tlsproxy.qdrant.point_ids import point_id_of
+from tlsproxy.qdrant.point_ids import PointId, point_id_of
 from tlsproxy.qdrant.rest_collections import expect_object, wrong_type
-from tlsproxy.qdrant.tenant_filters import check_count, chosen_roots, marked, marks_of, narrowed, roots_of
+from tlsproxy.qdrant.tenant_filters import Marks, check_count, chosen_roots, marked, marks_of, narrowed, roots_of
+from tlsproxy.wire.cooperative import Steps
+
+STEP: Final = 500
+"""Points, ids, keys or operations per step, at some microseconds each."""
 
 _PLAIN_PATH = re.compile(r"([A-Za-z0-9_-]+)(?:(?:\.[A-Za-z0-9_-]+)|\[[0-9]*\])*")
 
 Body = dict[str, Any]
-Change = Callable[[Body, Confinements], str]
+Change = Callable[[Body, Confinements], Steps[str]]
 
 
-def point_ids(value: Any, where: str) -> list[Any]:
+def point_ids(value: Any, where: str) -> Steps[list[PointId]]:
     """A list of ids. Raises :class:`BadRequest`."""
-    if not isinstance(value, list):
-        raise wrong_type(where, "an array")
-    if any(point_id_of(one) is None for one in value):
-        raise wrong_type(where, "ids: unsigned integers or UUIDs")
-    return value
+    ids: list[PointId] = []
+    for one in _array(value, where):
+        found = point_id_of(one)
+        if found is None:
+            raise wrong_type(where, "ids: unsigned integers or UUIDs")
+        ids.append(found)
+        if not len(ids) % STEP:
+            yield None
+    return ids
 
 
-def _upsert(body: Body, confinements: Confinements) -> str:
+def _upsert(body: Body, confinements: Confinements) -> Steps[str]:
     if ("points" in body) == ("batch" in body):
         raise BadRequest("Format error in JSON body: either points or batch is expected")
+    marks = marks_of(confinements)
     if "points" in body:
-        for one in _array(body["points"], "points"):
+        for count, one in enumerate(_array(body["points"], "points"), start=1):
             point = expect_object(one, "points")
-            point["payload"] = _marked(point.get("payload"), confinements)
+            point["payload"] = _marked(point.get("payload"), marks)
+            if not count % STEP:
+                yield None
     else:
         batch = expect_object(body["batch"], "batch")
         ids, payloads = _array(batch.get("ids"), "ids"), batch.get("payloads")
-        if payloads is None:
-            payloads = [None] * len(ids)
-        batch["payloads"] = [_marked(payload, confinements) for payload in _array(payloads, "payloads")]
+        batch["payloads"] = payloads = _array([None] * len(ids) if payloads is None else payloads, "payloads")
+        for index, payload in enumerate(payloads):
+            payloads[index] = _marked(payload, marks)
+            if not (index + 1) % STEP:
+                yield None
     _limit_update(body, confinements)
     return "upsert"
 
 
-def _update_vectors(body: Body, confinements: Confinements) -> str:
+def _update_vectors(body: Body, confinements: Confinements) -> Steps[str]:
+    yield from ()
     _limit_update(body, confinements)
     return "update_vectors"
 
@@ -61,54 +75,58 @@ def _limit_update(body: Body, confinements: Confinements) -> None:
     body["update_filter"] = narrowed(own, confinements, alone=True)
 
 
-def _delete(body: Body, confinements: Confinements) -> str:
-    _select(body, confinements)
+def _delete(body: Body, confinements: Confinements) -> Steps[str]:
+    yield from _select(body, confinements)
     return "delete"
 
 
-def _delete_vectors(body: Body, confinements: Confinements) -> str:
-    _select(body, confinements)
+def _delete_vectors(body: Body, confinements: Confinements) -> Steps[str]:
+    yield from _select(body, confinements)
     return "delete_vectors"
 
 
-def _set_payload(body: Body, confinements: Confinements) -> str:
+def _set_payload(body: Body, confinements: Confinements) -> Steps[str]:
     payload, key = expect_object(body.get("payload"), "payload"), body.get("key")
     if key is None:
         _check_set(payload, roots_of(confinements))
     elif not is_elsewhere(key, confinements):
         raise Unconfined(tenant_texts.BELOW_A_KEY)
     marks_of(confinements)  # raises for conditions that exclude each other
-    _select(body, confinements)
+    yield from _select(body, confinements)
     return "set_payload"
 
 
-def _overwrite_payload(body: Body, confinements: Confinements) -> str:
+def _overwrite_payload(body: Body, confinements: Confinements) -> Steps[str]:
     if body.get("key") is not None:
         raise Unconfined(tenant_texts.BELOW_A_KEY)
     payload = expect_object(body.get("payload"), "payload")
     _check_set(payload, roots_of(confinements) - chosen_roots(confinements))
-    body["payload"] = marked(payload, confinements)
-    _select(body, confinements)
+    body["payload"] = marked(payload, marks_of(confinements))
+    yield from _select(body, confinements)
     return "overwrite_payload"
 
 
-def _clear_payload(body: Body, confinements: Confinements) -> str:
-    if any(len(mark.values) > 1 for mark in marks_of(confinements)):
+def _clear_payload(body: Body, confinements: Confinements) -> Steps[str]:
+    marks = marks_of(confinements)
+    if any(len(mark.values) > 1 for mark in marks):
         raise Unconfined(tenant_texts.SEVERAL_MARKS)
-    body["payload"] = marked({}, confinements)
+    body["payload"] = marked({}, marks)
     body.pop("key", None)
-    _select(body, confinements)
+    yield from _select(body, confinements)
     return "overwrite_payload"
 
 
-def _delete_payload(body: Body, confinements: Confinements) -> str:
-    for path in _array(body.get("keys"), "keys"):
-        check_deleted(path, confinements)
-    _select(body, confinements)
+def _delete_payload(body: Body, confinements: Confinements) -> Steps[str]:
+    for count, path in enumerate(_array(body.get("keys"), "keys"), start=1):
+        if not is_elsewhere(path, confinements):
+            raise Unconfined(tenant_texts.KEPT)
+        if not count % STEP:
+            yield None
+    yield from _select(body, confinements)
     return "delete_payload"
 
 
-def _batch(body: Body, confinements: Confinements) -> str:
+def _batch(body: Body, confinements: Confinements) -> Steps[str]:
     operations = _array(body.get("operations"), "operations")
     check_count(len(operations), confinements)
     for index, operation in enumerate(operations):
@@ -117,11 +135,13 @@ def _batch(body: Body, confinements: Confinements) -> str:
         if change is None:
             raise Unconfined(tenant_texts.NOT_OF_A_BATCH)
         inner = expect_object(pairs[0][1], pairs[0][0])
-        operations[index] = {change(inner, confinements): inner}
+        operations[index] = {(yield from change(inner, confinements)): inner}
+        if not (index + 1) % STEP:
+            yield None
     return "batch"
 
 
-def _select(body: Body, confinements: Confinements) -> None:
+def _select(body: Body, confinements: Confinements) -> Steps[None]:
     """Replaces ids, or a filter, by the filter of the tenant's own points among them.
 
     Qdrant takes one of the two, and without either changes nothing: the conditions alone would select all points.
@@ -129,7 +149,7 @@ def _select(body: Body, confinements: Confinements) -> None:
     ids, own = body.pop("points", None), body.get("filter")
     if (ids is None) == (own is None):
         raise BadRequest("Format error in JSON body: either points or filter is expected")
-    own = expect_object(own, "filter") if ids is None else {"has_id": point_ids(ids, "points")}
+    own = expect_object(own, "filter") if ids is None else {"has_id": (yield from point_ids(ids, "points"))}
     body["filter"] = narrowed(own, confinements, alone=True)
 
 
@@ -139,21 +159,15 @@ def _check_set(payload: Body, roots: frozenset[str]) -> None:
             raise Unconfined(tenant_texts.SET.format(root))
 
 
-def check_deleted(path: Any, confinements: Confinements) -> None:
-    """Checks a payload path to delete. Raises :class:`Unconfined` for a condition's key."""
-    if not is_elsewhere(path, confinements):
-        raise Unconfined(tenant_texts.KEPT)
-
-
 def is_elsewhere(path: Any, confinements: Confinements) -> bool:
     """Whether a payload path surely touches no mark."""
     match = _PLAIN_PATH.fullmatch(path) if isinstance(path, str) else None
     return match is not None and match.group(1) not in roots_of(confinements)
 
 
-def _marked(payload: Any, confinements: Confinements) -> Body:
+def _marked(payload: Any, marks: Marks) -> Body:
     """The payload of a new point with the marks. Raises :class:`Unconfined` where it has another value for one."""
-    return marked({} if payload is None else expect_object(payload, "payload"), confinements)
+    return marked({} if payload is None else expect_object(payload, "payload"), marks)
 
 
 def _array(value: Any, where: str) -> list[Any]:

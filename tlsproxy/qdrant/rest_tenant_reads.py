@@ -21,6 +21,10 @@ from tlsproxy.qdrant.rest_collections import expect_object, prefetches_of, reque
 from tlsproxy.qdrant.scoring import Facts, Scored, check_matrix, is_rescored, needs_corpus
 from tlsproxy.qdrant.tenant_examples import Examples
 from tlsproxy.qdrant.tenant_filters import check_count, narrowed
+from tlsproxy.wire.cooperative import Steps
+
+STEP: Final = 100
+"""Requests and prefetches per step, at some ten microseconds each."""
 
 _QUERIES_OF_NO_POINT: Final = frozenset({"fusion", "rrf", "order_by", "sample", "formula", "defaults"})
 _BY_EXAMPLES: Final = {
@@ -37,7 +41,7 @@ Request = dict[str, Any]
 
 def confine_read(
     operation: Operation, collection: str, body: Any, confinements: Confinements, facts: Facts | None
-) -> Examples:
+) -> Steps[Examples]:
     """Confines each request of a body, and returns the points that they are made of.
 
     Raises :class:`Unconfined`, :class:`BadRequest`, and :class:`FactsNeeded` where it depends on the facts.
@@ -68,6 +72,8 @@ def confine_read(
             request["exact"] = True
         _filter(request, "filter", confinements)
         pending += prefetches_of(request)
+        if not count % STEP:
+            yield None
     return examples
 
 

@@ -18,6 +18,9 @@ from tlsproxy.qdrant import tenant_texts
 
 Json = dict[str, Any]
 
+Marks = tuple[Condition, ...]
+"""The conditions that a new point must meet: one for each key."""
+
 MOST_WRITTEN: Final = 200_000
 """Values in all filters of one request: a batch may have many queries, and a list claim many values."""
 
@@ -96,8 +99,9 @@ def _by_type(condition: Condition) -> list[list[Value]]:
     return list(found.values())
 
 
-def marks_of(confinements: Confinements) -> tuple[Condition, ...]:
-    """The conditions that a new point must meet: one for each key, with the values that all confinements allow.
+@lru_cache(maxsize=64)
+def marks_of(confinements: Confinements) -> Marks:
+    """The marks, with the values that all confinements allow.
 
     Raises :class:`Unconfined` where no point can meet them all.
     """
@@ -121,13 +125,13 @@ def chosen_roots(confinements: Confinements) -> frozenset[str]:
     return frozenset(mark.root for mark in marks_of(confinements) if len(mark.values) > 1)
 
 
-def marked(payload: Json, confinements: Confinements) -> Json:
+def marked(payload: Json, marks: Marks) -> Json:
     """Marks the payload of a new point, and returns it: each missing mark that has one possible value is written.
 
     A mark that is there must be one of the possible values, and no list. Below `a[]` each object of the list has its
     mark. Null above a mark is missing: LangChain writes `metadata: null`. Raises :class:`Unconfined`.
     """
-    for mark in marks_of(confinements):
+    for mark in marks:
         _mark(payload, mark.key.split("."), mark)
     return payload
 
