@@ -5,14 +5,10 @@ from __future__ import annotations
 import gc
 from collections.abc import Iterator
 from functools import partial
+from typing import TYPE_CHECKING
 from uuid import UUID, uuid5
 
 import pytest
-from langchain_core.embeddings import DeterministicFakeEmbedding
-from langchain_qdrant import QdrantVectorStore as LangChainStore
-from llama_index.core.schema import NodeRelationship, RelatedNodeInfo, TextNode
-from llama_index.core.vector_stores.types import ExactMatchFilter, MetadataFilters, VectorStoreQuery
-from llama_index.vector_stores.qdrant import QdrantVectorStore as LlamaIndexStore
 from qdrant_client import QdrantClient
 from qdrant_client import models as m
 from support.gateway import Gateway
@@ -20,10 +16,14 @@ from support.qdrant_clients import EmbeddedUpstream, qdrant, qdrant_by_grpc
 from support.site import Site
 from support.tenant_roles import IDENTITIES, ROLES
 
+# Each test process imports this file, and one runs it: so the tests import the frameworks, which takes seconds.
+if TYPE_CHECKING:
+    from langchain_core.embeddings import DeterministicFakeEmbedding
+    from llama_index.core.schema import TextNode
+
 TENANTS = ("acme", "umbrella")
 TEXTS = ("a red fox", "a blue whale", "a grey wolf")
 KINDS = ("land", "sea", "land")
-MODEL = DeterministicFakeEmbedding(size=4)
 POINTS = UUID(int=0)
 
 
@@ -66,6 +66,13 @@ def tenants(
         client.close()
 
 
+@pytest.fixture
+def model() -> DeterministicFakeEmbedding:
+    from langchain_core.embeddings import DeterministicFakeEmbedding  # noqa: PLC0415
+
+    return DeterministicFakeEmbedding(size=4)
+
+
 def owners(admin: QdrantClient) -> dict[str, int]:
     """Number of points of each tenant, as they are upstream."""
     points = admin.scroll("docs", limit=100)[0]
@@ -73,8 +80,10 @@ def owners(admin: QdrantClient) -> dict[str, int]:
     return {name: marks.count(name) for name in TENANTS}
 
 
-def test_langchain(tenants: list[QdrantClient], admin: QdrantClient) -> None:
-    stores = [LangChainStore(client, "docs", MODEL) for client in tenants]
+def test_langchain(tenants: list[QdrantClient], admin: QdrantClient, model: DeterministicFakeEmbedding) -> None:
+    from langchain_qdrant import QdrantVectorStore  # noqa: PLC0415
+
+    stores = [QdrantVectorStore(client, "docs", model) for client in tenants]
     for name, store in zip(TENANTS, stores, strict=True):
         metadata = [{"kind": kind, "of": name} for kind in KINDS]
         assert store.add_texts(list(TEXTS), metadata, ids=ids_of(name)) == ids_of(name)
@@ -103,8 +112,10 @@ def test_langchain(tenants: list[QdrantClient], admin: QdrantClient) -> None:
     assert acme.similarity_search("a red fox", k=10) == []
 
 
-def nodes_of(tenant: str) -> list[TextNode]:
-    embeddings = MODEL.embed_documents(list(TEXTS))
+def nodes_of(tenant: str, model: DeterministicFakeEmbedding) -> list[TextNode]:
+    from llama_index.core.schema import NodeRelationship, RelatedNodeInfo, TextNode  # noqa: PLC0415
+
+    embeddings = model.embed_documents(list(TEXTS))
     return [
         TextNode(
             id_=id_,
@@ -119,14 +130,21 @@ def nodes_of(tenant: str) -> list[TextNode]:
 
 # qdrant-client closes the connections of an upload only when they are collected.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_llama_index(tenants: list[QdrantClient], admin: QdrantClient) -> None:
-    stores = [LlamaIndexStore("docs", client=client) for client in tenants]
+def test_llama_index(tenants: list[QdrantClient], admin: QdrantClient, model: DeterministicFakeEmbedding) -> None:
+    from llama_index.core.vector_stores.types import (  # noqa: PLC0415
+        ExactMatchFilter,
+        MetadataFilters,
+        VectorStoreQuery,
+    )
+    from llama_index.vector_stores.qdrant import QdrantVectorStore  # noqa: PLC0415
+
+    stores = [QdrantVectorStore("docs", client=client) for client in tenants]
     for name, store in zip(TENANTS, stores, strict=True):
-        assert store.add(nodes_of(name)) == ids_of(name)
+        assert store.add(nodes_of(name, model)) == ids_of(name)
     assert owners(admin) == {"acme": 3, "umbrella": 3}
     acme, umbrella = stores
     own, foreign = ids_of("acme"), ids_of("umbrella")
-    question = partial(VectorStoreQuery, query_embedding=MODEL.embed_query("a red fox"), similarity_top_k=10)
+    question = partial(VectorStoreQuery, query_embedding=model.embed_query("a red fox"), similarity_top_k=10)
     sea = MetadataFilters(filters=[ExactMatchFilter(key="kind", value="sea")])
 
     answer = acme.query(question())

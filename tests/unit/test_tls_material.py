@@ -16,6 +16,7 @@ from tlsproxy.errors import MaterialError
 from tlsproxy.tls.material import Material
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 NOW = time.time()
@@ -168,31 +169,31 @@ def test_an_expired_intermediate_is_refused(made: SnapshotSite) -> None:
 
 
 @pytest.mark.parametrize(
-    "key",
+    "generate",
     [
-        ed25519.Ed25519PrivateKey.generate(),
-        ec.generate_private_key(ec.SECP384R1()),
-        rsa.generate_private_key(65537, 2048),
+        ed25519.Ed25519PrivateKey.generate,
+        lambda: ec.generate_private_key(ec.SECP384R1()),
+        lambda: rsa.generate_private_key(65537, 2048),
     ],
     ids=["ed25519", "p384", "rsa2048"],
 )
-def test_strong_keys_are_taken(made: SnapshotSite, key: Any) -> None:
-    serve(made, key)
+def test_strong_keys_are_taken(made: SnapshotSite, generate: Callable[[], Any]) -> None:
+    serve(made, generate())
     assert "names no host" in warnings(made)[0]
 
 
 @pytest.mark.parametrize(
-    ("key", "expected"),
+    ("generate", "expected"),
     [
-        (rsa.generate_private_key(65537, 1024), "1024 bits is too short"),  # noqa: S505 - what must be refused
-        (ec.generate_private_key(ec.SECP256K1()), "secp256k1 is not used in TLS"),
-        (ed448.Ed448PrivateKey.generate(), "neither RSA nor ECDSA"),
-        (dsa.generate_private_key(2048), "neither RSA nor ECDSA"),
+        (lambda: rsa.generate_private_key(65537, 1024), "1024 bits is too short"),  # noqa: S505 - what must be refused
+        (lambda: ec.generate_private_key(ec.SECP256K1()), "secp256k1 is not used in TLS"),
+        (ed448.Ed448PrivateKey.generate, "neither RSA nor ECDSA"),
+        (lambda: dsa.generate_private_key(1024), "neither RSA nor ECDSA"),  # noqa: S505 - of any size
     ],
     ids=["rsa1024", "secp256k1", "ed448", "dsa"],
 )
-def test_weak_and_odd_keys_are_refused(made: SnapshotSite, key: Any, expected: str) -> None:
-    serve(made, key)
+def test_weak_and_odd_keys_are_refused(made: SnapshotSite, generate: Callable[[], Any], expected: str) -> None:
+    serve(made, generate())
     assert expected in reason(made)
 
 
