@@ -129,6 +129,9 @@ REFUSED: list[tuple[QueryPolicy, str, Any]] = [
     (SALARY, "/points/scroll", {"order_by": ["salary"]}),
     (SALARY, "/points/query", {"query": {"order_by": {"key": "salary"}}}),
     (SALARY, "/points/query", {"query": ["salary"]}),
+    (SALARY, "/points/query", {"query": [["salary", "asc", None]]}),
+    (SALARY, "/points/query", {"prefetch": {"query": [["salary", None, None]]}}),
+    (SALARY, "/points/query", {"query": [[0.5], [["salary"]]]}),
     (SALARY, "/points/query", {"query": {"text": "words"}, "using": "salary"}),
     (SALARY, "/points/query", {"query": {"surprise": "salary"}}),
     *(

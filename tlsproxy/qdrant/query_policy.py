@@ -178,5 +178,5 @@ def exact_refused() -> PolicyRefused:
 
 
 def unknown_refused(name: str) -> PolicyRefused:
-    """The refusal of a part of a request that may name a hidden key in a way unknown here."""
-    return PolicyRefused(f'"{name}" cannot be checked for what is hidden from you')
+    """The refusal of a part of a request that may be about a bound, or a hidden key, in a way unknown here."""
+    return PolicyRefused(f'"{name}" cannot be checked under your role\'s query policy')

@@ -129,5 +129,12 @@ def expect_object(value: Any, where: str) -> dict[str, Any]:
     return value
 
 
+def are_numbers(value: Any) -> bool:
+    return isinstance(value, list) and _NUMBERS.issuperset(map(type, value))  # in C: there may be millions
+
+
+_NUMBERS: Final = frozenset((float, int))
+
+
 def wrong_type(where: str, expected: str) -> BadRequest:
     return BadRequest(f"Format error in JSON body: {where} must be {expected}")

@@ -14,7 +14,7 @@ from typing import Any, Final
 from tlsproxy.authz.query_policy import KeyPath, QueryPolicy, parse_key_path, spelled
 from tlsproxy.errors import BadRequest
 from tlsproxy.qdrant.query_policy import DEFAULT_LIMIT, check_key, check_limit, exact_refused, unknown_refused
-from tlsproxy.qdrant.rest_collections import expect_object, prefetches_of, wrong_type
+from tlsproxy.qdrant.rest_collections import are_numbers, expect_object, prefetches_of, wrong_type
 from tlsproxy.qdrant.rest_filters import Filters
 from tlsproxy.wire.cooperative import Steps
 
@@ -249,7 +249,8 @@ def of_query(reading: Reading, request: Request, name: str) -> Steps[None]:
     """A query may order by a key, compute a formula of keys, or rank by the text of one, which `using` names then."""
     query = request.get(name)
     if isinstance(query, list):
-        if not _ROWS.issuperset(map(type, query)):  # serde would read ["salary"] as {"order_by": "salary"}
+        # serde would read ["salary"] and [["salary", "asc", null]] as {"order_by": …}
+        if not (are_numbers(query) or all(map(are_numbers, query))):
             raise wrong_type(name, "a vector")
         return
     if not isinstance(query, dict):
@@ -265,9 +266,6 @@ def of_query(reading: Reading, request: Request, name: str) -> Steps[None]:
         reading.check_path(request["using"], "using")
     if query.get("formula") is not None:
         yield from reading.filters.checking_formula(query["formula"], query.get("defaults"))
-
-
-_ROWS: Final = frozenset((float, int, list))
 
 
 # Objects within requests

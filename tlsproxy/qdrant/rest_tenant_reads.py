@@ -17,7 +17,7 @@ from tlsproxy.errors import BadRequest, Unconfined
 from tlsproxy.qdrant import tenant_texts
 from tlsproxy.qdrant.operations import Operation
 from tlsproxy.qdrant.point_ids import point_id_of
-from tlsproxy.qdrant.rest_collections import expect_object, prefetches_of, requests_of, wrong_type
+from tlsproxy.qdrant.rest_collections import are_numbers, expect_object, prefetches_of, requests_of, wrong_type
 from tlsproxy.qdrant.scoring import Facts, Scored, check_matrix, is_rescored, needs_corpus
 from tlsproxy.qdrant.tenant_examples import Examples
 from tlsproxy.qdrant.tenant_filters import check_count, narrowed
@@ -167,14 +167,14 @@ class _Vectors:
         `[[1, 2], [0.1, 0.2]]` are two dense vectors, or to serde a sparse one as (indices, values): it counts as both.
         """
         if isinstance(value, dict):
-            if value.keys() == {"indices", "values"} and all(map(_are_numbers, value.values())):
+            if value.keys() == {"indices", "values"} and all(map(are_numbers, value.values())):
                 return Scored.SPARSE
             if "model" in value and value.keys() <= _INFERENCE:
                 return Scored.INFERRED
         elif isinstance(value, list):
-            if _are_numbers(value):
+            if are_numbers(value):
                 return Scored.DENSE
-            if all(map(_are_numbers, value)):
+            if all(map(are_numbers, value)):
                 positional = len(value) == len(("indices", "values")) and all(type(one) is int for one in value[0])
                 return Scored.INFERRED if positional else Scored.DENSE
         elif (example := point_id_of(value)) is not None:
@@ -195,21 +195,14 @@ def _scored_of_search(vector: Any) -> tuple[Scored, str]:
     """Kind and name of the older search's vector: a dense one, or one with its name. Raises :class:`BadRequest`."""
     if vector is None:
         return Scored.NOTHING, ""
-    if _are_numbers(vector):
+    if are_numbers(vector):
         return Scored.DENSE, ""
     named = expect_object(vector, "vector")
     if isinstance(named.get("vector"), dict):
         return Scored.SPARSE, _text(named.get("name"), "vector.name")
-    if not _are_numbers(named.get("vector")):
+    if not are_numbers(named.get("vector")):
         raise BadRequest("Format error in JSON body: vector.vector must be numbers, or indices and values")
     return Scored.DENSE, _text(named.get("name"), "vector.name")
-
-
-def _are_numbers(value: Any) -> bool:
-    return isinstance(value, list) and _NUMBERS.issuperset(map(type, value))  # in C: there may be millions
-
-
-_NUMBERS: Final = frozenset((float, int))
 
 
 def _with_members(value: Any, where: str, names: set[str]) -> Request:
