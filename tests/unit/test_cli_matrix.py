@@ -101,6 +101,14 @@ def test_words() -> None:
     assert set(made.words()) <= WORDS.keys()
 
 
+def test_a_reader_is_told_of_writing_before_the_policy() -> None:
+    found = outcomes(matrix(access=[{"collection": "docs", "access": "pr"}], queries={"payload": {"hide": ["salary"]}}))
+    assert found["/qdrant.Points/ClearPayload"] == found["POST /collections/{c}/points/payload/clear"] == "no: writing"
+    assert found["/qdrant.StorageRead/ReadWhole"] == found["GET /collections/{c}/snapshots/{snapshot_name}"]
+    tenant = outcomes(matrix(access=[{"collection": "docs", "access": "rw"}], filter={"tenant": "{cn}"}))
+    assert tenant["GET /collections/{c}"] == tenant["/qdrant.Collections/Get"] == "reduced"
+
+
 def test_a_pattern_has_what_each_grant_for_it_gives(config: Path) -> None:
     told = json.loads(explain(config, "--matrix", "builder", "--json").stdout)
     on = {one["operation"]: one["on"] for one in told["operations"]}

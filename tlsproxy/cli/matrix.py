@@ -13,6 +13,7 @@ from tlsproxy.authz.globs import is_exact
 from tlsproxy.authz.roles import Principal
 from tlsproxy.config.model import Role
 from tlsproxy.config.policy import configured_rights
+from tlsproxy.qdrant.descriptions import is_described
 from tlsproxy.qdrant.grpc_decision import decide_at_best, decide_call
 from tlsproxy.qdrant.operation_groups import grouped
 from tlsproxy.qdrant.operations import GRPC, Operation
@@ -133,8 +134,9 @@ def _route(row: Operation) -> str:
 def _cell(row: Operation, caller: Admission) -> str:
     collection = None if row.names_changed else ANY_COLLECTION
     if row in GRPC:
-        head = decide_call(caller, row)
-        decision = decide_at_best(caller, row) if head.decision is UNREAD else head.decision
+        head, best = decide_call(caller, row), decide_at_best(caller, row)
+        # Rights before the policy, as over REST: here the policy refuses before the collection is known.
+        decision = best if head.decision is UNREAD or not best.allowed else head.decision
     else:
         head = decide_request(caller, Recognised(_TARGET, row, collection))
         decision = head.decision
@@ -142,10 +144,11 @@ def _cell(row: Operation, caller: Admission) -> str:
         reason = "needs_manage" if row.requirement.grantable and decision.reason == "needs_global" else decision.reason
         return _REASONS.get(reason, "no")
     treated = treatment(row, caller.queries)
+    about_collections = row.requirement.listing or is_described(row)
     words = {
         "confined": bool(caller.confinements) and row.requirement.scope not in _OPEN and not touches_no_points(row),
         "partly": bool(row.carries) and needs_names(caller.rights, row),
         "bounded": treated is Treatment.READ,
-        "reduced": treated is Treatment.STRIPPED or (head.listing is not None and row.requirement.listing),
+        "reduced": treated is Treatment.STRIPPED or (head.listing is not None and about_collections),
     }
     return ", ".join(word for word, holds in words.items() if holds) or "yes"
