@@ -23,7 +23,7 @@ from tlsproxy.proxy.decision.request_plan import Plan, Reduced, Relayed, Route, 
 from tlsproxy.qdrant.grpc_decision import decide_call, decide_message, operation_of
 from tlsproxy.qdrant.operations import GRPC
 from tlsproxy.qdrant.query_policy import concerning
-from tlsproxy.qdrant.rest_decision import BodyFacts, decide_request, deciding_body
+from tlsproxy.qdrant.rest_decision import BEYOND_POLICY, BodyFacts, decide_request, deciding_body
 from tlsproxy.qdrant.rest_tenancy import is_confinable
 from tlsproxy.qdrant.router import recognise
 from tlsproxy.qdrant.scoring import FactsNeeded
@@ -162,3 +162,16 @@ def test_of_grpc(before: Admission, now: Admission, path: str, named: tuple[str,
     else:
         assert not outcome.allowed
         assert not (fresh.decision.allowed and confined and known and met and reduced)
+
+
+def test_an_unread_body_under_a_new_policy() -> None:
+    """It was not read, as nothing required that; the reason is the policy."""
+    before = Rights(GlobalMode.R)
+    free, bound = (
+        Admission(Principal(IDENTITY, "rule", "role", held, None), None)
+        for held in (before, replace(before, queries=QueryPolicy(max_limit=5)))
+    )
+    request = ("POST", "/collections/docs/points/query")
+    assert planned(free, request).under(planned(bound, request)) is BEYOND_POLICY
+    path = "/qdrant.Points/Query"
+    assert called(free, path, ("docs",)).under(called(bound, path, None)) is BEYOND_POLICY

@@ -29,7 +29,7 @@ from tlsproxy.qdrant.grpc_decision import decide_call, decide_call_again, decide
 from tlsproxy.qdrant.grpc_query_policy import policy_of_message
 from tlsproxy.qdrant.grpc_tenancy import is_confinable_call, method_of_confined
 from tlsproxy.qdrant.operations import Operation
-from tlsproxy.qdrant.rest_decision import UNKNOWN_OPERATION, UNREDUCED, BodyFacts, HeadDecision
+from tlsproxy.qdrant.rest_decision import BEYOND_POLICY, UNKNOWN_OPERATION, UNREDUCED, BodyFacts, HeadDecision
 from tlsproxy.qdrant.rest_listings import Reducer
 from tlsproxy.qdrant.timeouts import timeout_of
 from tlsproxy.wire.field_block import Fields, write
@@ -161,7 +161,7 @@ class CallPlan:
         if decision is UNREAD and asked is not None and self.body_facts is not None:
             decision = decide_call_again(asked.admission, asked.operation, self.body_facts)
         if not (decision.allowed or (decision is UNREAD and self.unread)):
-            return decision
+            return BEYOND_POLICY if decision is UNREAD and asked is not None and asked.queries else decision
         if asked is not None and self.asked is not None:
             if asked.listing is not None and self.asked.listing is None:
                 return UNREDUCED

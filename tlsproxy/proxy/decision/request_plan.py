@@ -175,10 +175,10 @@ class Plan:
         decision, route, ahead = present.decision, self.route, present.route
         if isinstance(ahead, Unread) and self.body_facts is not None:
             decision = decide_again(ahead.admission, ahead.asked, self.body_facts)
+        if (decision.allowed or decision is UNREAD) and not self.queries.meets(present.queries):
+            return BEYOND_POLICY
         if not decision.allowed:
             return decision
-        if not self.queries.meets(present.queries):
-            return BEYOND_POLICY
         if isinstance(ahead, Reduced):
             if not isinstance(route, Reduced):
                 return UNREDUCED
