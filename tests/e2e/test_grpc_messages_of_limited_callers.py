@@ -282,7 +282,7 @@ def test_what_two_readers_could_read_differently(
     assert answered.code is INVALID
     assert text in answered.text
     record = gateway.audited(grpc_status=INVALID.value[0])
-    assert (record["result"], record["reason"]) == ("denied", "bad_request")
+    assert (record["result"], record["reason"], record["error"]) == ("denied", "bad_request", answered.text)
     assert arrived(messages) == []
 
 

@@ -22,6 +22,7 @@ from support.site import Site
 from support.upstream import ScriptedUpstream
 
 from tlsproxy.authz.tokens import mint
+from tlsproxy.wire.protobuf import delimited
 
 KEY = "the-s1gning-key"
 DOCS = [{"collection": "docs", "access": "rw"}]
@@ -134,6 +135,17 @@ REFUSED: dict[str, Use] = {
     "snapshot": lambda client: client.create_snapshot("docs"),
     "drop": lambda client: client.delete_collection("docs"),
 }
+
+
+def test_a_message_that_cannot_be_read(site: Site, gateway: Gateway) -> None:
+    """Two entries of one payload key: a refusal as over REST, with its text."""
+    entry = delimited(3, delimited(1, b"a"))
+    message = pb.UpsertPoints(collection_name="docs").SerializeToString() + delimited(3, entry + entry)
+    with channel(gateway, site, "acme") as opened:
+        answered = call(opened, "/qdrant.Points/Upsert", message)
+    assert answered.code is grpc.StatusCode.INVALID_ARGUMENT
+    record = gateway.audited(grpc_status=3)
+    assert (record["result"], record["reason"], record["error"]) == ("denied", "bad_request", answered.text)
 
 
 @pytest.mark.parametrize("name", REFUSED)

@@ -11,7 +11,7 @@ from functools import partial
 from typing import Final, Protocol
 
 from tlsproxy.authz.access import Decision
-from tlsproxy.errors import AuditUnavailable, PolicyRefused, RequestError, Unconfined
+from tlsproxy.errors import AuditUnavailable, BadRequest, PolicyRefused, RequestError, Unconfined
 from tlsproxy.proxy.core.gateway import moved
 from tlsproxy.proxy.core.record import Record
 from tlsproxy.proxy.core.scheduler import Work
@@ -381,7 +381,8 @@ class Call:
 
     def refuse(self, error: RequestError) -> None:
         """Ends it with an error that came up after its decision, or instead of one."""
-        if isinstance(error, (Unconfined, PolicyRefused)):  # the message had a say in the decision
+        undecided = self.reading is not None and not self.reading.passed
+        if undecided and isinstance(error, (BadRequest, Unconfined, PolicyRefused)):  # the message had a say
             self.record.plan = self.record.plan.refused(refusal_of(error))
             self.deny()
             return
