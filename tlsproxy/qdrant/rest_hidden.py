@@ -105,8 +105,9 @@ def _object(value: Any) -> dict[str, Any]:
 
 
 def _keep(value: dict[str, Any], names: AbstractSet[str]) -> None:
-    for name in value.keys() - names:
-        del value[name]
+    if not value.keys() <= names:  # Qdrant has written no others
+        for name in value.keys() - names:
+            del value[name]
 
 
 def _point(value: Any) -> Iterator[dict[str, Any]]:
