@@ -147,6 +147,22 @@ def test_another_upstream_is_asked_anew(ends: Ends, site: Site) -> None:
     assert outcome(ends) == (UNAVAILABLE, b"")
 
 
+def test_the_upstream_that_is_asked_is_that_of_the_call(ends: Ends, site: Site) -> None:
+    """A call that began at a former upstream ends there: by what that one said, never by another's answer."""
+    late = ends.client.open(asked(QUERY, "tenant"))
+    until_quiet(ends)
+    elsewhere = "http://127.0.0.1:3"
+    ends.manager.publish(relay_generation(site, upstream=elsewhere, rest=elsewhere))
+    until_quiet(ends)
+    ends.examples.answer(None)
+    until_quiet(ends)
+    ends.client.say(late, prefixed(BY_EXAMPLE.SerializeToString()), [])
+    until_quiet(ends)
+    first, second = ends.client.streams.values()
+    assert (first.status, second.status) == (0, UNAVAILABLE)
+    assert [bool(one.data) for one in ends.upstream.streams.values()] in ([True], [True, False])
+
+
 def test_a_connection_that_drains_waits_for_it(ends: Ends) -> None:
     ends.session.drain()
     assert (len(ends.relay.calls), ends.down.closed) == (1, False)

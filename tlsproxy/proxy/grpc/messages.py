@@ -11,7 +11,7 @@ from functools import partial
 from typing import Final
 
 from tlsproxy.authz.access import Decision
-from tlsproxy.errors import BadRequest, NoMemory, RequestError, UpstreamBroken
+from tlsproxy.errors import BadRequest, NoMemory, RequestError, UpstreamBroken, UpstreamChanged
 from tlsproxy.proxy.core.gateway import moved
 from tlsproxy.proxy.core.memory_budget import MemoryShare
 from tlsproxy.proxy.core.scheduler import in_slices
@@ -188,7 +188,7 @@ class RebuiltMessage:
     def _decided(self, content: bytes | None) -> None:
         if content is not None:
             collection = self.decision.names.collection or ""
-            self._confine(collection, content, self._upstreams.facts.known(collection))
+            self._confine(collection, content, self._known(collection))
 
     def _confine(self, collection: str, content: bytes, facts: Facts | None) -> None:
         steps = self._confining(collection, content, facts)
@@ -209,6 +209,7 @@ class RebuiltMessage:
 
     def _confined(self, collection: str, content: bytes, made: ConfinedMessage | None) -> None:
         if made is None:
+            self._check_asked()
             self.decision.buffer().has_become(content)
             told = partial(self._facts_known, collection, content, self._call.relay.gateway.generation)
             self._upstreams.facts.ask(collection, self._call.account, told)
@@ -222,20 +223,36 @@ class RebuiltMessage:
     def _facts_known(self, collection: str, content: bytes, asked_of: Generation, facts: Facts | RequestError) -> None:
         if self._call.recorded or not self._call.resumes():
             return
-        relay = self._call.relay
-        known = self._upstreams.facts.known
-        current = known(collection) if moved(asked_of, relay.gateway.generation, "rest") else facts
-        if isinstance(current, RequestError):
-            self._call.fail(current)
-            return
         try:
+            current = facts if self._is_of_its_upstream(asked_of) else self._known(collection)
+            if isinstance(current, RequestError):
+                self._call.fail(current)
+                return
             self._confine(collection, content, current)
         except RequestError as error:
             self._call.refuse(error)
-        relay.session.settle()
+        self._call.relay.session.settle()
+
+    def _known(self, collection: str) -> Facts | None:
+        """Facts that are remembered of the upstream that the message goes to."""
+        return None if self._call.relay.upstream_moved else self._upstreams.facts.known(collection)
+
+    def _is_of_its_upstream(self, asked_of: Generation) -> bool:
+        """Whether an answer to the gateway's question is of the upstream that the message goes to, and counts."""
+        relay = self._call.relay
+        side = relay.upstream
+        if side is None or not relay.upstream_moved:
+            return not moved(asked_of, relay.gateway.generation, "rest")
+        return side.stream.address in asked_of.upstream_addresses["grpc"]
+
+    def _check_asked(self) -> None:
+        """Checks that the upstream that is asked would get the message. Raises :class:`UpstreamChanged`."""
+        if self._call.relay.upstream_moved:
+            raise UpstreamChanged("The upstream is elsewhere now, and the former one cannot be asked about this query")
 
     def _ask(self, made: ConfinedMessage) -> None:
         """Asks whether the examples in it are the caller's."""
+        self._check_asked()
         told = partial(self._examples_known, made, self._call.relay.gateway.generation)
         self._upstreams.examples.ask(made.questions, self._call.record.plan.affinity, self._call.account, told)
 
@@ -244,7 +261,7 @@ class RebuiltMessage:
             return
         record, relay = self._call.record, self._call.relay
         try:
-            if moved(asked_of, relay.gateway.generation, "rest"):
+            if not self._is_of_its_upstream(asked_of):
                 self._ask(made)
             elif isinstance(verdict, Decision):
                 record.plan = record.plan.refused(verdict)
