@@ -226,14 +226,15 @@ def test_what_is_sent_and_what_may_come_back(site: Site) -> None:
                 answers.append(b'{"result":[]}')
                 searched = {"vector": [number / 8] * 200, "top": 3, "filter": {"must": [{"has_id": [number]}]}}
                 assert post(client, "points/search", searched).status == 200
-                limited = {name: value for name, value in searched.items() if name != "top"} | {"limit": 3}
+                limited = {"vector": searched["vector"], "filter": searched["filter"], "limit": 3, "with_vector": False}
                 assert json.loads(upstream.requests[-1].body) == limited
             answers.append(gzip.compress(ANSWERS["stripped"][0]))
             assert client.ask("GET", f"{PEOPLE}/points/1").status == 502
             answers.append(b'{"result":true}')
             assert client.ask("PUT", f"{PEOPLE}/points?wait=true", (), b'{"points":[]}').status == 200
     first = upstream.requests[0]
-    assert json.loads(first.body) == {"ids": [1], "with_payload": {"exclude": ["contact.email", "salary"]}}
+    hidden = {"with_payload": {"exclude": ["contact.email", "salary"]}, "with_vector": False}
+    assert json.loads(first.body) == {"ids": [1]} | hidden
     assert first.line == f"POST {PEOPLE}/points?timeout=10 HTTP/1.1"
     assert not {"content-encoding", "accept-encoding"} & first.fields.keys()
     assert upstream.requests[-1].line == f"PUT {PEOPLE}/points?wait=true HTTP/1.1"

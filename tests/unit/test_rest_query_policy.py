@@ -251,15 +251,22 @@ CHANGED: list[tuple[QueryPolicy, str, Any, Any]] = [
         {"group_by": "a", "with_lookup": "docs"},
         {
             "group_by": "a",
-            "with_lookup": {"collection": "docs", "with_payload": {"exclude": ["contact.email", "salary"]}},
+            "with_lookup": {
+                "collection": "docs",
+                "with_payload": {"exclude": ["contact.email", "salary"]},
+                "with_vectors": False,
+            },
+            "with_vector": False,
         },
     ),
+    (VECTORS, "/points/scroll", {}, {"with_vector": False}),
+    (VECTORS, "/points/query/batch", {"searches": [{}]}, {"searches": [{"with_vector": False}]}),
     (VECTORS, "/points/query", {"with_vectors": ["a"]}, {"with_vector": False}),
     (
         VECTORS,
         "/points/query/groups",
         {"with_lookup": {"collection": "a", "with_vector": True}},
-        {"with_lookup": {"collection": "a", "with_vector": False}},
+        {"with_lookup": {"collection": "a", "with_vectors": False}, "with_vector": False},
     ),
 ]
 

@@ -182,7 +182,7 @@ def _idf(reading: Reading, request: Request, name: str) -> Steps[None]:
 
 def of_with_vector(reading: Reading, request: Request, name: str) -> Steps[None]:
     yield from ()
-    if reading.policy.hides_vectors and name in request:
+    if reading.policy.hides_vectors:
         request[name] = False
 
 
@@ -226,7 +226,9 @@ def of_with_lookup(reading: Reading, request: Request, name: str) -> Steps[None]
     if isinstance(lookup, str):
         lookup = {"collection": lookup}
     request[name] = expect_object(lookup, name)
-    yield from reading.members(request[name], _LOOKUP)
+    if "with_vector" in lookup and "with_vectors" not in lookup:
+        lookup["with_vectors"] = lookup.pop("with_vector")
+    yield from reading.members(lookup, _LOOKUP)
 
 
 def of_order_by(reading: Reading, request: Request, name: str) -> Steps[None]:
@@ -279,7 +281,7 @@ _MMR: Final[Members] = {"candidates_limit": of_limit(None), "diversity": free}
 _LOOKUP: Final[Members] = {
     "collection": free,
     "with_payload": of_with_payload(default=True),
-    **dict.fromkeys(("with_vectors", "with_vector"), of_with_vector),
+    "with_vectors": of_with_vector,
 }
 _PREFETCH: Final[Members] = {
     "query": of_query,
