@@ -130,8 +130,20 @@ class Like:
         self._pattern = pattern
 
     def __eq__(self, other: object) -> bool:
-        parts = (re.escape(one) for one in _on_one_line(self._pattern).split("…"))
-        return isinstance(other, str) and re.fullmatch(".*".join(parts), _on_one_line(other)) is not None
+        if not isinstance(other, str):
+            return NotImplemented
+        first, *parts = (_on_one_line(one) for one in self._pattern.split("…"))
+        text = _on_one_line(other)
+        if not parts:
+            return text == first
+        *middle, last = parts
+        position = len(first)
+        for part in middle:
+            found = text.find(part, position)
+            if found < 0:
+                return False
+            position = found + len(part)
+        return text.startswith(first) and text[position:].endswith(last)
 
     __hash__ = None  # type: ignore[assignment]
 
