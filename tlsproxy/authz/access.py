@@ -239,7 +239,7 @@ Confinements = tuple[Confinement, ...]
 
 
 def without_public(confinements: Confinements) -> Confinements:
-    """What a change is confined to."""
+    """The confinements of a change: without the points that are public to read."""
     return tuple(Confinement(one.conditions) for one in confinements)
 
 

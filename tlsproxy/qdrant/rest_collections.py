@@ -56,7 +56,7 @@ def _changed(body: Any) -> tuple[str, ...]:
     if expect_object(body, "the body").keys() != {"actions"}:
         raise wrong_type("the body", "an object of actions")
     for kind, action in _actions(body["actions"], "actions", _ALIAS_ACTIONS):
-        if action.keys() != _ALIAS_ACTIONS[kind] or not all(isinstance(name, str) for name in action.values()):
+        if action.keys() != _ALIAS_ACTIONS[kind] or not all(name and isinstance(name, str) for name in action.values()):
             raise wrong_type(f"actions.{kind}", f"an object of {' and '.join(sorted(_ALIAS_ACTIONS[kind]))}")
         names.update(dict.fromkeys(action.values()))
     return tuple(names)
