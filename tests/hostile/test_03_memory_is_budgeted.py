@@ -26,7 +26,7 @@ from support.grpc_upstream import GrpcUpstream
 from support.h2_raw_client import SEARCH, fields, h2, message
 from support.raw_connection import Truncated, connected, memory
 from support.site import Site
-from support.upstream import ScriptedUpstream, plain
+from support.upstream import Connection, Received, ScriptedUpstream, plain
 
 from tlsproxy.wire.protobuf import delimited
 
@@ -256,3 +256,34 @@ def test_large_messages_of_a_tenant(gateway: Gateway, site: Site) -> None:
     with within_budget(gateway):
         told = together(4, call)
     assert set(told) <= {0, 8}
+
+
+def test_ids_of_a_retrieval_are_counted_until_its_answer(
+    gateway: Gateway, site: Site, shared_upstream: ScriptedUpstream
+) -> None:
+    """A tenant's answer is put in the order of the ids, which are kept until then."""
+    asked, answered = threading.Event(), threading.Event()
+
+    def answer(connection: Connection, request: Received) -> None:
+        connection.read_body(request)
+        asked.set()
+        answered.wait(DEADLINE)
+        connection.sock.sendall(b'HTTP/1.1 200 OK\r\ncontent-length: 24\r\n\r\n{"result":{"points":[]}}')
+
+    def in_use() -> float:
+        return float(gateway.ask_admin("/metrics")[1].split("\ntlsproxy_inspection_memory_bytes ")[1].split()[0])
+
+    shared_upstream.answer = answer
+    body = json.dumps({"ids": [f"{number:032x}" for number in range(10_000)]}).encode()
+    head = b"POST /collections/docs/points HTTP/1.1\r\nhost: h\r\ncontent-length: %d\r\n\r\n" % len(body)
+    with connected(gateway, site.client("search")) as client:
+        client.send(head, body)
+        assert asked.wait(DEADLINE)
+        assert in_use() > 10_000 * 36
+        answered.set()
+        assert client.response().status == 200
+    end = time.monotonic() + DEADLINE
+    while in_use() and time.monotonic() < end:
+        pass
+    assert not in_use()
+    shared_upstream.answer = plain()

@@ -30,11 +30,15 @@ _ENVELOPE: Final = ("status", "time")
 
 @dataclass(frozen=True, slots=True)
 class ChangedAnswer:
-    """A reducer of these changes, in their order. Errors of the upstream keep their text."""
+    """A reducer of these changes, in their order. Errors of the upstream keep their text.
+
+    ``memory``: bytes that the changes themselves take, until the answer is here.
+    """
 
     hides_errors: ClassVar[bool] = False
 
     changes: tuple[ResultChange, ...]
+    memory: int = 0
 
     def reducing(self, body: Content) -> Steps[bytes]:
         """The changed answer. Raises as :data:`ResultChange`."""

@@ -200,7 +200,8 @@ def deciding_body(
     held = confinements if operation.reads else without_public(confinements)
     reducer = stripping_of(operation, policy)
     if confined is not None and confined.answered is not None:
-        reducer = ChangedAnswer((confined.answered, *(reducer.changes if reducer is not None else ())))
+        changes = (confined.answered, *(reducer.changes if reducer is not None else ()))
+        reducer = ChangedAnswer(changes, confined.answered_memory)
     return BodyDecision(decision, BodyFacts(names, held), changed, reducer, confined)
 
 

@@ -20,6 +20,8 @@ from tlsproxy.wire.cooperative import Steps
 
 STEP: Final = 1000
 """Points per step, at a few microseconds each."""
+ID_MEMORY: Final = 100
+"""Bytes of an id: a UUID's text, and its place in a tuple."""
 _KEPT: Final = ("with_payload", "with_vector", "with_vectors", "shard_key")
 """Members of the request that a scroll has too; it has others that a retrieval ignores."""
 
@@ -32,6 +34,11 @@ class RetrievedPoints:
     """Makes the result of a scroll that of a retrieval of these ids."""
 
     ids: tuple[PointId, ...]
+
+    @property
+    def memory(self) -> int:
+        """Bytes that the ids take."""
+        return ID_MEMORY * len(self.ids)
 
     def __call__(self, result: Any) -> Steps[list[Any]]:
         """Raises ValueError if it is no result of a scroll."""

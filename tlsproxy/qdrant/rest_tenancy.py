@@ -42,13 +42,15 @@ class Confined:
     """The request to send instead: by this ``method`` to this path below the collection's ``points``, where that is
     another than the client's, with this ``body``.
 
-    ``answered``: makes the result of its answer one to the client's request. ``questions``: to be asked first.
+    ``answered``: makes the result of its answer one to the client's request; it takes ``answered_memory`` bytes until
+    then. ``questions``: to be asked first.
     """
 
     body: Any
     method: str = ""
     path: str = ""
     answered: ResultChange | None = None
+    answered_memory: int = 0
     questions: tuple[Question, ...] = ()
 
     def target(self, asked: RequestTarget) -> RequestTarget:
@@ -90,7 +92,7 @@ def confine(asked: Recognised, body: Any, confinements: Confinements, facts: Fac
         return Confined(scroll, "POST", "scroll", answered)
     if route == _RETRIEVAL:
         scroll, in_order = yield from scroll_of(body, confinements)
-        return Confined(scroll, "POST", "scroll", in_order)
+        return Confined(scroll, "POST", "scroll", in_order, in_order.memory)
     change = ROUTES.get(route)
     if change is not None:
         yield from change(expect_object(body, "the body"), confinements)

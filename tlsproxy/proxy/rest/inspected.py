@@ -24,6 +24,7 @@ from tlsproxy.proxy.rest.responses import CONTINUE
 from tlsproxy.proxy.rest.tenant_response import StreamedAnswer
 from tlsproxy.proxy.transport.deadlines import NEVER
 from tlsproxy.proxy.upstream.connection import UpstreamConnection
+from tlsproxy.qdrant.rest_answers import ChangedAnswer
 from tlsproxy.qdrant.scoring import Facts, FactsNeeded
 from tlsproxy.wire.chunked import in_chunks
 from tlsproxy.wire.content_coding import Content
@@ -179,11 +180,17 @@ class InspectedExchange(ReducedExchange):
         if self._sent is None:
             self._content = b""
         if not self.congested:
-            self._body_memory.release()
+            self._body_sent()
 
     def upstream_drained(self) -> None:
-        self._body_memory.release()
+        self._body_sent()
         super().upstream_drained()
+
+    def _body_sent(self) -> None:
+        """Gives back the body's memory, but for so much as the answer's reduction keeps of it."""
+        route = self.record.plan.route
+        reducer = route.reducer if isinstance(route, Reduced) else None
+        self._body_memory.settle(reducer.memory if isinstance(reducer, ChangedAnswer) else 0)
 
     # Response to a confined caller
 
