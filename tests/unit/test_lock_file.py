@@ -139,8 +139,26 @@ def test_what_cannot_be_done_is_said(config: Path, tmp_path: Path) -> None:
     lock_path(config).write_text('{"locks": [{"subject": "a"}, {"subject": "b", "key": "c"}]}')
     code, _, said = command(config, "lock", "alice")
     assert (code, "entry 2: must name exactly one caller" in said, "unlock --all" in said) == (2, True, True)
+    lock_path(config).write_text('{"locks": [{"subject": "a", "subject": "b"}]}')
+    assert "a member comes twice" in command(config, "locks")[2]
     assert command(config, "unlock", "--all")[0] == 0
     assert locked(config) == set()
+    lock_path(config).unlink()
+    lock_path(config).symlink_to(lock_path(config).name)
+    for name in ("lock", "unlock"):
+        code, _, said = command(config, name, "alice")
+        assert (code, "back to itself" in said) == (2, True), said
+    assert "Too many levels" in command(config, "unlock", "--all")[2]
+
+
+def test_a_full_file_is_unlocked_at_once(config: Path) -> None:
+    entry = FileEntry.of(Lock("subject", "x" * 1000, at=NOW, reason="r" * 400))
+    file = LockFile(
+        locks=tuple(entry.model_copy(update={"jti": str(number), "subject": None}) for number in range(2200))
+    )
+    lock_path(config).write_bytes(write_lock_file(file))
+    assert command(config, "unlock", "--all")[0] == 0
+    assert (lock_store.read(config).locks, lock_store.read(config).after(file, NOW).in_force(NOW)) == ((), {})
 
 
 @st.composite

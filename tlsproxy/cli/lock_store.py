@@ -49,7 +49,7 @@ def change(config_path: Path, changed: Callable[[LockFile], LockFile], *, broken
     """
     path = lock_path(config_path)
     try:
-        real = path.resolve()
+        real = Path(os.path.realpath(path))  # Path.resolve() fails in its own way where links lead back to themselves
         model = _model(real, config_path)
         with _exclusive(real.parent):
             try:

@@ -24,7 +24,7 @@ from tlsproxy.cli import lock_store
 from tlsproxy.cli.admin_client import AdminClient, AdminError, admin_of, admin_options
 from tlsproxy.cli.common import explained
 from tlsproxy.config.loader import parse
-from tlsproxy.config.locks import MAX_TEXT, FileEntry, LockFile, lock_path, moment
+from tlsproxy.config.locks import LIMIT, MAX_TEXT, FileEntry, LockFile, lock_path, moment, write_lock_file
 from tlsproxy.config.problems import did_you_mean
 from tlsproxy.errors import TlsproxyError
 from tlsproxy.snapshot.files import CONFIG_LIMIT, read_argument
@@ -214,7 +214,8 @@ def _lifted(file: LockFile, wanted: Lock, reason: str, now: float) -> LockFile:
 def _all_lifted(file: LockFile, empty: LockFile, reason: str) -> LockFile:
     now = time.time()
     marked = (each if each.lifted_at is not None else _marked(each, reason, now) for each in file.locks)
-    return empty.model_copy(update={"locks": tuple(marked)})
+    told = empty.model_copy(update={"locks": tuple(marked)})
+    return told if len(write_lock_file(told)) <= LIMIT else empty
 
 
 def _marked(entry: FileEntry, reason: str, now: float) -> FileEntry:

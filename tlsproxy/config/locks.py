@@ -15,6 +15,7 @@ from typing import Annotated, Any, Final, Self
 
 from pydantic import AwareDatetime, Field, ValidationError
 
+from tlsproxy.authz.claims import MalformedToken, read_object
 from tlsproxy.authz.keys import NEVER
 from tlsproxy.authz.locks import KINDS, Lock, LockKind, Selector
 from tlsproxy.config.callers import Section
@@ -134,6 +135,9 @@ def read_lock_file(path: Path, data: bytes) -> LockFile:
     advice = "correct it, or have `tlsproxy unlock --all` write an empty one"
     try:
         file = LockFile.model_validate_json(data)
+        read_object(data)  # no member twice, of which one would be lost
+    except MalformedToken as error:
+        raise MaterialError(str(path), f"is no lock file: {error}; {advice}") from None
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         where = _place(first["loc"])
