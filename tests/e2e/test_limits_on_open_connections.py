@@ -294,18 +294,12 @@ def _large() -> bytes:
     return pb.CountPoints(collection_name="docs", filter=pb.Filter(must=[condition])).SerializeToString()
 
 
-def held(on: Edited) -> float:
-    """Bytes of what is read."""
-    lines = on.gateway.ask_admin("/metrics")[1].splitlines()
-    return float(next(line.split()[1] for line in lines if line.startswith("tlsproxy_inspection_memory_bytes ")))
-
-
 def inspection_memory_mb(on: Edited) -> None:
     first, second = on.rest("ingest"), on.rest("ingest")
     on.edit(service={"max_request_size_mb": 1}, limits={"inspection_memory_mb": 1, "max_message_size_mb": 1})
     body = b'{"points": [{"id": 1, "vector": [%b]}]}' % b",".join([b"1.25"] * 150_000)
     first.send(UPSERT, b"content-length: %d\r\n\r\n" % len(body), body[:-1])
-    while held(on) < len(body) - 1:
+    while on.gateway.inspection_memory() < len(body) - 1:
         pass
     second.send(UPSERT, b"content-length: %d\r\n\r\n" % len(body))
     with suppress(ConnectionError, ssl.SSLError):

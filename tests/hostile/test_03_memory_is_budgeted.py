@@ -222,11 +222,6 @@ def test_compressed_messages(gateway: Gateway, site: Site, who: str, method: str
 
 def test_what_a_message_names_before_it_ends_is_counted(gateway: Gateway, site: Site) -> None:
     """A call is followed while it comes, and is never whole: its names are kept until then."""
-
-    def in_use() -> float:
-        exposition = gateway.ask_admin("/metrics")[1]
-        return float(exposition.split("\ntlsproxy_inspection_memory_bytes ")[1].split()[0])
-
     looked_up = (delimited(1, b"%0250d" % number) for number in range(200))
     named = b"".join(delimited(2, delimited(8, one)) for one in looked_up)
     content = message(delimited(1, b"docs") + named + bytes(1000))[:-1000]
@@ -234,12 +229,12 @@ def test_what_a_message_names_before_it_ends_is_counted(gateway: Gateway, site: 
         stream = client.open(fields("/qdrant.Points/Query"))
         client.send(*(DataFrame(stream, content[begin : begin + 16_000]) for begin in range(0, len(content), 16_000)))
         end = time.monotonic() + DEADLINE
-        while in_use() < 200 * 250 and time.monotonic() < end:
+        while gateway.inspection_memory() < 200 * 250 and time.monotonic() < end:
             pass
-        assert 200 * 250 <= in_use() < BUDGET
-    while in_use() and time.monotonic() < end:
+        assert 200 * 250 <= gateway.inspection_memory() < BUDGET
+    while gateway.inspection_memory() and time.monotonic() < end:
         pass
-    assert not in_use()
+    assert not gateway.inspection_memory()
 
 
 def test_large_messages_of_a_tenant(gateway: Gateway, site: Site) -> None:

@@ -8,7 +8,6 @@ ended, whatever came before.
 from __future__ import annotations
 
 import gzip
-import re
 import select
 import threading
 import time
@@ -181,21 +180,16 @@ def inspecting(request: pytest.FixtureRequest, site: Site, shared_upstream: Scri
             yield running
 
 
-def in_use(gateway: Gateway) -> float:
-    found = re.search(r"^tlsproxy_inspection_memory_bytes (\S+)$", gateway.ask_admin("/metrics")[1], re.MULTILINE)
-    return float(found[1]) if found is not None else 0.0
-
-
 def use_up(gateway: Gateway, begin: Callable[[], None]) -> None:
     """Begins until all workers have no room for one more."""
     for _ in range(40):
         begin()
         end = time.monotonic() + 0.5
-        while in_use(gateway) < gateway.memory * 0.8 and time.monotonic() < end:
+        while gateway.inspection_memory() < gateway.memory * 0.8 and time.monotonic() < end:
             pass
-        if in_use(gateway) >= gateway.memory * 0.8:
+        if gateway.inspection_memory() >= gateway.memory * 0.8:
             return
-    raise AssertionError(in_use(gateway))
+    raise AssertionError(gateway.inspection_memory())
 
 
 def test_bodies_that_nearly_came_give_way(inspecting: Gateway, site: Site) -> None:

@@ -186,6 +186,11 @@ class Gateway:
             with error:
                 return error.code, error.read().decode()
 
+    def inspection_memory(self) -> float:
+        """Bytes in use, in all workers."""
+        exposition = self.ask_admin("/metrics")[1]
+        return float(exposition.split("\ntlsproxy_inspection_memory_bytes ")[1].split()[0])
+
     def connect(
         self, context: ssl.SSLContext, session: ssl.SSLSession | None = None, port: int | None = None
     ) -> ssl.SSLSocket:
