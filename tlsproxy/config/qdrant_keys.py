@@ -1,7 +1,8 @@
-"""Keys of Qdrant's config.yaml (1.16 to 1.19) that have no effect here.
+"""Keys of Qdrant's config.yaml that have no effect here: of 1.16 to 1.19 by its source, of 1.20 by its documentation.
 
 They are accepted, so that a Qdrant configuration works as it is, and `check` lists them as unused. Keys with an effect
-are in :mod:`tlsproxy.config.model`.
+are in :mod:`tlsproxy.config.model`. The documentation of 1.20 names no new key outside `storage`, which is accepted
+whole. A key that it leaves out is refused here as unknown, with its line.
 """
 
 from __future__ import annotations
