@@ -66,6 +66,7 @@ def test_a_point_without_an_id_is_malformed(body: bytes) -> None:
 def test_spellings_of_a_uuid(one: UUID, upper: bool) -> None:  # noqa: FBT001
     for text in (str(one), one.hex, one.urn, f"{{{one}}}"):
         assert canonical_uuid(text.upper() if upper else text) == str(one)
+    assert canonical_uuid(canonical := str(one)) is canonical, "no copy of it"
     for text in (
         f"{{{one}",
         f"{one}}}",

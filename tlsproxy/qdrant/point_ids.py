@@ -11,12 +11,17 @@ PointId = int | str
 _HYPHENATED: Final = "[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
 _UUID: Final = re.compile(rf"[0-9a-f]{{32}}|(?:urn:uuid:)?{_HYPHENATED}|\{{{_HYPHENATED}\}}", re.IGNORECASE)
 
+_CANONICAL: Final = re.compile(_HYPHENATED, re.ASCII)
+
 
 def canonical_uuid(text: str) -> str | None:
     """The spelling of Qdrant's answers: lower case, with hyphens. None for what is no UUID.
 
-    Example: `{936DA01F-9ABD-4D9D-80C7-02AF85C822A8}` is `936da01f-9abd-4d9d-80c7-02af85c822a8`.
+    Example: `{936DA01F-9ABD-4D9D-80C7-02AF85C822A8}` is `936da01f-9abd-4d9d-80c7-02af85c822a8`. A text in that spelling
+    is returned itself: of a million ids there is no second copy.
     """
+    if _CANONICAL.fullmatch(text) is not None:
+        return text
     if _UUID.fullmatch(text) is None:
         return None
     digits = text.lower().removeprefix("urn:uuid:").strip("{}").replace("-", "")
