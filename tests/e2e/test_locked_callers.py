@@ -14,6 +14,7 @@ import pytest
 import yaml
 from click.testing import CliRunner
 from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.hashes import SHA256
 from support.gateway import Gateway
 from support.grpc_upstream import GrpcUpstream, never
@@ -23,6 +24,7 @@ from support.operator_tools import operator
 from support.raw_connection import connected
 from support.site import Site
 from support.sockets import serving
+from support.token_issuer import key_set
 from support.upstream import ScriptedUpstream
 from support.workers import at_each
 
@@ -44,6 +46,8 @@ def echo(sock: socket.socket) -> None:
 @pytest.fixture(scope="module")
 def served(site: Site, shared_upstream: ScriptedUpstream) -> Iterator[tuple[Gateway, GrpcUpstream]]:
     """One gateway for the file. It polls its other files once in a minute."""
+    (site.directory / "login.json").write_bytes(key_set(k1=ec.generate_private_key(ec.SECP256R1())))
+    login = {"name": "login", "issuer": "https://login.example", "audience": "qdrant", "algorithm": "ES256"}
     with GrpcUpstream() as grpc, serving(echo) as echoing:
         config = site.write_config(
             shared_upstream.url,
@@ -52,6 +56,7 @@ def served(site: Site, shared_upstream: ScriptedUpstream) -> Iterator[tuple[Gate
             service={"verify_https_client_certificate": False, "api_key": KEY, "jwt_rbac": True},
             listeners=[{"port": 0, "mode": "tcp", "upstream": echoing, "allow": ["admin"]}],
             limits={"mass_cut": {"number": 1}},
+            jwt_issuers=[login | {"jwks": "login.json"}],
         )
         with Gateway(config) as running:
             yield running, grpc
@@ -187,7 +192,8 @@ def test_nobody_of_that_name(gateway: Gateway, site: Site) -> None:
         code, _, said = tell(gateway, "lock", "CN=alicia")
         assert (code, f"connected are: {ALICE}" in said, "if it is of tokens" in said) == (0, True, True)
         code, _, said = tell(gateway, "lock", "--key", "nightly")
-        assert (code, "keys: api_key" in said) == (0, True)
+        assert (code, "keys and token issuers: api_key, login" in said) == (0, True)
+        assert "warning" not in tell(gateway, "lock", "--key", "login")[2], "an issuer, whose tokens are refused now"
 
 
 def test_a_broken_configuration_and_no_admin_server(gateway: Gateway, site: Site) -> None:

@@ -319,14 +319,14 @@ def _tell_effect(entry: Mapping[str, Any], lock: Lock, before: Mapping[str, Any]
     field = "identity" if lock.kind == "subject" else "key"
     names = list(dict.fromkeys(each[field] for each in live if each[field]))
     if lock.kind == "key":
-        names = list(dict.fromkeys([*names, *before.get("keys", ())]))
+        names = list(dict.fromkeys([*names, *before.get("keys", ()), *before.get("token_issuers", ())]))
         if lock.value in names:
             return
     hint = did_you_mean(lock.value, names)
     shown = ", ".join(map(printable, names[:_NAMED])) + (f" and {len(names) - _NAMED} more" * (len(names) > _NAMED))
     held = "; if it is of tokens, they are refused from now on" if lock.kind == "subject" else ""
     text = f"nobody of this name is connected{hint}{held}"
-    known = f"; {'keys' if lock.kind == 'key' else 'connected are'}: {shown}" if names else ""
+    known = f"; {'keys and token issuers' if lock.kind == 'key' else 'connected are'}: {shown}" if names else ""
     click.echo(f"warning: {text}{known}", err=True)
 
 

@@ -82,6 +82,7 @@ class ServiceState:
             "listeners": self._listeners,
             "roles": {name: _rights(generation, name) for name in generation.policy.roles},
             "keys": {key.name: {"role": key.role or None, "rights": str(key.rights)} for key in keys},
+            "token_issuers": [issuer.name for issuer in generation.config.jwt_issuers],
             **figures,
             "decisions": dated(figures["decisions"], time.time() - time.monotonic()),
         }
