@@ -211,13 +211,17 @@ def test_a_passphrase_that_comes_after_its_key_is_waited_for(tmp_path: Path) -> 
     asyncio.run(run())
 
 
-def test_the_end_of_waiting_for_a_pair_needs_no_trigger(tmp_path: Path) -> None:
+@pytest.mark.parametrize("late", [0.0, 1.0], ids=["ahead", "passed while the reload ended"])
+def test_the_end_of_waiting_for_a_pair_needs_no_trigger(tmp_path: Path, late: float) -> None:
     made = site(tmp_path, tls={"settle_time": 0.1})
 
     async def run() -> None:
         bench = Bench(made)
+        bench.clock = Clock() if not late else SetClock()
         made.write("server.pem", ROOT.issue(dns=["localhost"], server=True).chain_pem)
         await bench.reloader.reload("watch")
+        if isinstance(bench.clock, SetClock):
+            bench.clock.moment += late
         retrying = asyncio.create_task(bench.reloader.retry())
         await bench.until(lambda: bool(bench.lines))
         assert bench.counted == [("failed", "time")]

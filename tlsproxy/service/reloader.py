@@ -176,7 +176,8 @@ class Reloader:
     def _next_retry(self, expiry: float = NEVER) -> float | None:
         """Seconds until a retry may be due, or a warning on expiry; None if none is."""
         now = self._target.clock.now()
-        settled = (fault.due for fault in settling(self._faults, now))
+        # Also one that has passed since the verdict: a reload can take longer than `tls.settle_time`.
+        settled = (fault.due for fault in settling(self._faults, self._judged_at))
         moments = (*(fault.moment for fault in self._waiting() if fault.moment is not None), *settled)
         pauses = [min(moment - now, CLOCK_CHECK) for moment in moments]
         pauses += [min(expiry - now, EXPIRY_CHECK)] if expiry < NEVER else []
