@@ -227,6 +227,17 @@ class UpstreamUnreachable(RequestError):
         super().__init__(text)
 
 
+class UpstreamTlsFailed(RequestError):
+    """TLS with the upstream failed. Clients are not told how: the log, metrics and readiness say it."""
+
+    status = 502
+    grpc = GrpcStatus.UNAVAILABLE
+    reason = "upstream_tls"
+
+    def __init__(self) -> None:
+        super().__init__("The upstream cannot be reached securely; its operator can see why")
+
+
 class UpstreamBroken(RequestError):
     """The upstream closed before its response, or violated HTTP/1.1."""
 

@@ -31,8 +31,8 @@ from tlsproxy.config.secrets import secret_in
 from tlsproxy.config.tokens import keys_in
 from tlsproxy.errors import MaterialError
 from tlsproxy.tls.crls import load_crls
+from tlsproxy.tls.owncert import load_chain, load_key, passphrase_of
 from tlsproxy.tls.pki import Authority
-from tlsproxy.tls.servercert import load_chain, load_key, passphrase_of
 from tlsproxy.tls.trust import load_authorities
 
 if TYPE_CHECKING:

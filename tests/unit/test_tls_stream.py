@@ -14,7 +14,8 @@ from support.stream_owner import StreamOwner
 
 from tests.unit.snapshot_site import CLIENT, client_context, site
 from tlsproxy.proxy.transport.deadlines import Deadlines
-from tlsproxy.proxy.transport.tls import RECORD, TlsStream
+from tlsproxy.proxy.transport.records import RECORD
+from tlsproxy.proxy.transport.tls import TlsStream
 
 WAIT = 5.0
 DATA = bytes(range(256)) * 2048

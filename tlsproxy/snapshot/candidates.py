@@ -18,8 +18,8 @@ from tlsproxy.text import utc_time
 from tlsproxy.tls.chain_checks import needless_last
 from tlsproxy.tls.chains import defect_of
 from tlsproxy.tls.crls import crl_age, load_crls, older_than
+from tlsproxy.tls.owncert import SKEW, as_sent, check_dates, load_certificate, passphrase_of
 from tlsproxy.tls.renewal_checks import suspicions
-from tlsproxy.tls.servercert import SKEW, as_sent, check_dates, load_server_certificate, passphrase_of
 from tlsproxy.tls.trust import issuer_of, load_authorities
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from tlsproxy.config.model import Tls
     from tlsproxy.tls.crls import Crl
-    from tlsproxy.tls.servercert import ServerCertificate
+    from tlsproxy.tls.owncert import OwnCertificate
     from tlsproxy.tls.trust import Trust
 
 T = TypeVar("T")
@@ -84,13 +84,13 @@ class ServerPair:
     tls: Tls
     authorities: Sequence[x509.Certificate]
     sent: Sequence[x509.Certificate]
-    trial: Callable[[ServerCertificate], None]
+    trial: Callable[[OwnCertificate], None]
 
-    def candidate(self, data: Data, now: float) -> Candidate[ServerCertificate]:
+    def candidate(self, data: Data, now: float) -> Candidate[OwnCertificate]:
         """Without one in force, a certificate that is not valid for up to :data:`SKEW` seconds more is accepted."""
         tls = self.tls
         secret = tls.key_passphrase_file
-        server = load_server_certificate(
+        server = load_certificate(
             (str(tls.cert), data[0]),
             (str(tls.key), data[1]),
             None if secret is None else passphrase_of(str(secret), data[2]),

@@ -40,8 +40,8 @@ if TYPE_CHECKING:
     from tlsproxy.snapshot.name_resolution import Address
     from tlsproxy.snapshot.states import Fault, Input, InputState, States
     from tlsproxy.tls.chains import ChainCertificate
+    from tlsproxy.tls.owncert import OwnCertificate
     from tlsproxy.tls.peer import Peer
-    from tlsproxy.tls.servercert import ServerCertificate
     from tlsproxy.tls.trust import ChainVerdict
 
 ALPN: Final[Mapping[ProtocolName, str]] = {"rest": "http/1.1", "grpc": "h2"}
@@ -148,7 +148,7 @@ def propose(
         serving = ServingInputs(known, former.material.trust, former.material.sent)
     config = reading.inputs.loaded.config
 
-    def handshake(server: ServerCertificate) -> None:
+    def handshake(server: OwnCertificate) -> None:
         self_handshake(material_of(config.tls, server, NO_TRUST), alpn=alpn_of(PROTOCOLS))
 
     judgement = judge(reading, serving, faults or {}, now, handshake)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from tlsproxy.config.tokens import KeySource
     from tlsproxy.snapshot.name_resolution import Resolved
     from tlsproxy.tls.crls import Crl
-    from tlsproxy.tls.servercert import ServerCertificate
+    from tlsproxy.tls.owncert import OwnCertificate
 
 T = TypeVar("T")
 
@@ -100,7 +100,7 @@ class States:
     """The best state of each input. ``names`` and ``documents`` are the configuration's."""
 
     configuration: InputState[Loaded]
-    server: InputState[ServerCertificate]
+    server: InputState[OwnCertificate]
     authorities: InputState[tuple[x509.Certificate, ...]] | None
     crls: Mapping[Path, InputState[tuple[Crl, ...]]]
     secrets: Mapping[Path, InputState[str]]

@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from tlsproxy.config.tokens import KeySource
     from tlsproxy.snapshot.files import Inputs
     from tlsproxy.tls.crls import Crl
-    from tlsproxy.tls.servercert import ServerCertificate
+    from tlsproxy.tls.owncert import OwnCertificate
     from tlsproxy.tls.trust import Trust
 
 T = TypeVar("T")
@@ -91,7 +91,7 @@ class InputJudgement:
     faults: Mapping[Input, Fault]
 
 
-Trial: TypeAlias = "Callable[[ServerCertificate], None]"
+Trial: TypeAlias = "Callable[[OwnCertificate], None]"
 Authorities: TypeAlias = "InputState[tuple[x509.Certificate, ...]] | None"
 
 
@@ -257,7 +257,7 @@ class _Validator:
         if problems := self._located(found):
             raise ConfigError(problems)
 
-    def _server(self, authorities: Authorities) -> InputState[ServerCertificate] | None:
+    def _server(self, authorities: Authorities) -> InputState[OwnCertificate] | None:
         tls, serving = self._config.tls, self._serving
         paths = [path for path in (tls.cert, tls.key, tls.key_passphrase_file) if path is not None]
         pair = ServerPair(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from tlsproxy.authz.identity import anchor_of
 from tlsproxy.authz.trust_anchors import Anchors, folded
 from tlsproxy.config.ca_checks import confinement_of
-from tlsproxy.tls.servercert import issued_by
+from tlsproxy.tls.owncert import issued_by
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from tlsproxy.tls.servercert import issued_by, self_signed
+from tlsproxy.tls.owncert import issued_by, self_signed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

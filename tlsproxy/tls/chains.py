@@ -23,7 +23,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, ExtensionOID
 from tlsproxy.authz.identity import Anchor, anchor_of
 from tlsproxy.tls.certinfo import issuer_key
 from tlsproxy.tls.crls import extension_of, point_names
-from tlsproxy.tls.servercert import is_authority, issued_by
+from tlsproxy.tls.owncert import is_authority, issued_by
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives import serialization
 
 from tlsproxy.errors import MaterialError
 from tlsproxy.tls.sessions import CAN_SWITCH_OFF, keep_no_sessions
-from tlsproxy.tls.verification import judge_clients
+from tlsproxy.tls.verification import judge_peers
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -53,7 +53,7 @@ def build_context(material: Material, *, require_client_certificate: bool, alpn:
     # An intermediate in the CA file is a trust anchor too, as in Qdrant (rustls). The file holds CAs only, so no leaf
     # becomes one.
     context.verify_flags |= ssl.VerifyFlags.VERIFY_X509_PARTIAL_CHAIN
-    judge_clients(context)  # OpenSSL gets no CRLs: Trust.verdict_of checks the whole chain by all of them
+    judge_peers(context)  # OpenSSL gets no CRLs: Trust.verdict_of checks the whole chain by all of them
     context.verify_mode = ssl.CERT_REQUIRED if require_client_certificate else ssl.CERT_OPTIONAL
     return context
 
@@ -114,16 +114,18 @@ def server_context(material: Material, alpn: Sequence[str]) -> ssl.SSLContext:
     context.set_ciphers(CIPHERS)
     if alpn:
         context.set_alpn_protocols(list(alpn))
-    passphrase = material.passphrase
-    try:
-        with _as_file(material.chain_pem) as chain, _as_file(material.key_pem) as key:
-            # Without a passphrase OpenSSL would ask on the terminal: a callable prevents that.
-            context.load_cert_chain(chain, key, password=lambda: passphrase or b"")
-    except (ssl.SSLError, ValueError) as error:
-        raise MaterialError(
-            material.key_path, f"OpenSSL does not take this key and certificate: {_reason(error)}"
-        ) from None
+    load_pair(context, material.key_path, material.chain_pem, material.key_pem, material.passphrase)
     return context
+
+
+def load_pair(context: ssl.SSLContext, key_path: str, chain_pem: bytes, key_pem: bytes, secret: bytes | None) -> None:
+    """Give a new context its certificate and key; ``secret`` is the key's passphrase. Raises MaterialError."""
+    try:
+        with _as_file(chain_pem) as chain, _as_file(key_pem) as key:
+            # Without a passphrase OpenSSL would ask on the terminal: a callable prevents that.
+            context.load_cert_chain(chain, key, password=lambda: secret or b"")
+    except (ssl.SSLError, ValueError) as error:
+        raise MaterialError(key_path, f"OpenSSL does not take this key and certificate: {_reason(error)}") from None
 
 
 def _shake_hands(server: ssl.SSLContext, client: ssl.SSLContext) -> tuple[ssl.SSLObject, ssl.SSLObject]:

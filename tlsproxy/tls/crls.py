@@ -21,7 +21,7 @@ from tlsproxy.errors import MaterialError
 from tlsproxy.pem import blocks as pem
 from tlsproxy.pem.foreign import foreign
 from tlsproxy.tls.certinfo import issuer_key
-from tlsproxy.tls.servercert import PARSE_ERRORS
+from tlsproxy.tls.owncert import PARSE_ERRORS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

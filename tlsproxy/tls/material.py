@@ -14,7 +14,7 @@ from tlsproxy.text import utc_time
 from tlsproxy.tls.authorities import anchors_of
 from tlsproxy.tls.certinfo import CertificateFacts, CrlFacts, facts_of
 from tlsproxy.tls.chain_checks import gaps, needless_last
-from tlsproxy.tls.servercert import ServerCertificate, as_sent
+from tlsproxy.tls.owncert import OwnCertificate, as_sent
 from tlsproxy.tls.trust import CrlPolicy, Trust
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ class Material:
     leaf: CertificateFacts
     authorities: tuple[CertificateFacts, ...]
     crls: tuple[CrlFacts, ...]
-    server: ServerCertificate
+    server: OwnCertificate
     cert_path: str
     key_path: str
     trust: Trust = field(repr=False)
@@ -78,7 +78,7 @@ def crl_policy(tls: Tls) -> CrlPolicy:
     return CrlPolicy(tls.crl_policy == "require", tls.crl_expired == "deny")
 
 
-def material_of(tls: Tls, server: ServerCertificate, trust: Trust) -> Material:
+def material_of(tls: Tls, server: OwnCertificate, trust: Trust) -> Material:
     sent = as_sent(server.chain, trust.authorities)
     last = needless_last(server.chain, trust.configured)
     return Material(

@@ -1,6 +1,6 @@
 """Comparison of a renewed server certificate with the one in force: valid changes that break clients.
 
-An invalid certificate is refused by :mod:`tlsproxy.tls.servercert`. Each suspicion is one line: its name, the
+An invalid certificate is refused by :mod:`tlsproxy.tls.owncert`. Each suspicion is one line: its name, the
 difference and a remedy, such as "names_gone: it is not for b.example any more; …". `tls.on_suspicious` makes it a
 warning or a refusal.
 """
@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
 from tlsproxy.text import utc_time
 from tlsproxy.tls.certinfo import facts_of, issuer_key
-from tlsproxy.tls.servercert import issued_by, self_signed
+from tlsproxy.tls.owncert import issued_by, self_signed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

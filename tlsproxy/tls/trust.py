@@ -22,7 +22,7 @@ from tlsproxy.text import utc_time
 from tlsproxy.tls.certinfo import CrlFacts, issuer_key
 from tlsproxy.tls.chains import authority_of, defect_of
 from tlsproxy.tls.crls import crl_age
-from tlsproxy.tls.servercert import certificate_of, is_authority, issued_by
+from tlsproxy.tls.owncert import certificate_of, is_authority, issued_by
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, MutableMapping, Sequence

@@ -1,4 +1,4 @@
-"""Verification of a client certificate in the handshake: OpenSSL's, then a judge of ours, before an alert is chosen.
+"""Verification of the peer's certificate in a handshake: OpenSSL's, then a judge of ours, before an alert is chosen.
 
 OpenSSL builds and verifies the path. The judge looks at the result, CRLs included, and its refusal becomes the alert
 that fits. So a revoked client gets `certificate_revoked` whatever the size of the CRL; OpenSSL itself would verify the
@@ -17,8 +17,8 @@ from typing import Any, Final, TypeAlias
 from tlsproxy.tls import openssl
 
 Judge: TypeAlias = Callable[[tuple[bytes, ...], tuple[bytes, ...]], str]
-"""(verified path, certificates as sent), both DER and leaf first → refusal, of :data:`tlsproxy.tls.trust.REFUSALS`, or
-"" to admit."""
+"""(verified path, certificates as sent), both DER and leaf first → refusal, or "" to admit. Refusals of a client are
+those of :data:`tlsproxy.tls.trust.REFUSALS`, of a server those of :data:`tlsproxy.tls.client_context.MISMATCHES`."""
 
 _INTERNAL: Final = 1
 """X509_V_ERR_UNSPECIFIED (openssl/x509_vfy.h), for which OpenSSL sends `internal_error`."""
@@ -27,9 +27,12 @@ _CODES: Final[Mapping[str, int]] = {
     "certificate_expired": 10,
     "certificate_not_yet_valid": 9,
     "issuer_not_trusted": 20,
+    "spiffe_mismatch": 62,
+    "pin_mismatch": 62,
 }
 """Refusal → X509_V_ERR_*, by which OpenSSL chooses the alert. A missing or expired CRL is our fault, and becomes
-`internal_error` ("unrelated to the peer", RFC 8446 section 6.2) in place of `unknown_ca` or `certificate_expired`."""
+`internal_error` ("unrelated to the peer", RFC 8446 section 6.2) in place of `unknown_ca` or `certificate_expired`. A
+server that is another than expected gets `bad_certificate`."""
 
 _POINTER: Final = ctypes.c_void_p
 _Callback: Final = ctypes.CFUNCTYPE(ctypes.c_int, _POINTER, _POINTER)
@@ -101,7 +104,7 @@ def shake_hands(tls: ssl.SSLObject, judge: Judge) -> None:
         _now.judge = _now.failure = None
 
 
-def judge_clients(context: ssl.SSLContext) -> None:
+def judge_peers(context: ssl.SSLContext) -> None:
     """Have the context's handshakes ask their judge, if :data:`CAN_JUDGE`. For :func:`shake_hands`."""
     if CAN_JUDGE:
         _set_callback(openssl.pointer_of(context), _callback, None)

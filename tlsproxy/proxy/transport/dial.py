@@ -1,4 +1,4 @@
-"""An outgoing stream: written data waits until the connection stands."""
+"""Outgoing streams, in plaintext or over TLS: written data waits until the connection stands."""
 
 from __future__ import annotations
 
@@ -6,14 +6,19 @@ import asyncio
 import errno
 import os
 import socket
+import ssl
 import struct
 from collections.abc import Callable, Sequence
 from types import FunctionType
 from typing import Any, Final, Protocol, TypeVar
 
-from tlsproxy.errors import OutOfDescriptors, RequestError, UpstreamUnreachable
+from tlsproxy.errors import OutOfDescriptors, RequestError, UpstreamTlsFailed, UpstreamUnreachable
 from tlsproxy.proxy.transport.deadlines import Deadlines
-from tlsproxy.proxy.transport.stream import Stream, StreamHandler
+from tlsproxy.proxy.transport.records import MAX_HANDSHAKE, Records
+from tlsproxy.proxy.transport.stream import HIGH_WATER, LOW_WATER, Stream, StreamHandler
+from tlsproxy.tls.client_context import ClientTls, ServerRefused, server_refused
+from tlsproxy.tls.verification import shake_hands
+from tlsproxy.wire.content_coding import Content
 
 _TCP_INFO: Final = struct.Struct("=44xI4xI")
 """Two fields of Linux' `struct tcp_info`: `tcpi_last_data_sent` and `tcpi_last_data_recv`, milliseconds ago."""
@@ -49,6 +54,8 @@ def dial_failure(error: Exception | None) -> RequestError:
     """The error for a client whose upstream could not be dialled: without the system's words, which the log has."""
     if isinstance(error, Unresolved):
         return UpstreamUnreachable(f"The upstream cannot be reached: {error}")
+    if isinstance(error, ServerRefused):
+        return UpstreamTlsFailed()
     number = error.errno if isinstance(error, OSError) else None
     return OutOfDescriptors() if number in {errno.EMFILE, errno.ENFILE} else UpstreamUnreachable()
 
@@ -83,7 +90,7 @@ class DialledStream(Stream):
         self._dial_handler = handler
         self.address = self._addresses.pop(0)
         super().__init__(loop, self._socket(self.address[0]), handler, deadlines, lowest)
-        self.established = False
+        self.established = self._connected = False
         self._dial()
 
     @staticmethod
@@ -107,6 +114,11 @@ class DialledStream(Stream):
         if error:
             self._try_next(OSError(error, os.strerror(error)))
             return
+        self._connected = True
+        self._begin()
+
+    def _begin(self) -> None:
+        """The socket is connected."""
         self.established = True
         self.tell(self._dial_handler.connected)
         self.resume_reading()
@@ -141,3 +153,145 @@ class DialledStream(Stream):
             return
         self._fd = self._sock.fileno()
         self._dial()
+
+
+class DialledTlsStream(DialledStream):
+    """The same over TLS: the connection stands once the handshake is done and the server is the expected one.
+
+    Else ``connection_lost`` comes with :class:`ServerRefused`. That may also come later, without any data in between:
+    with TLS 1.3 a server judges our certificate after our handshake is done. An end without close_notify is a cut
+    (RFC 8446 §6.1), and thus an error.
+    """
+
+    __slots__ = ("_answered", "_early", "_early_size", "_received", "_records", "_tls")
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        addresses: Sequence[Address],
+        handler: DialHandler,
+        deadlines: Deadlines,
+        lowest: Callable[[], tuple[float, float]],
+        tls: ClientTls,
+    ) -> None:
+        """Raises OSError as in plaintext."""
+        self._tls = tls
+        self._records = Records(tls.context, tls.server_name)
+        self._early: list[Content] = []
+        self._early_size = self._received = 0
+        self._answered = False
+        super().__init__(loop, addresses, handler, deadlines, lowest)
+
+    def _begin(self) -> None:
+        self.resume_reading()
+        self._handshake()
+
+    def _handshake(self) -> None:
+        try:
+            shake_hands(self._records.tls, self._tls.expected.judge)
+        except ssl.SSLWantReadError:
+            self._flush()
+            if self._received > MAX_HANDSHAKE:
+                self.abort(ServerRefused("handshake_too_large", f"{self._received} bytes without an end"))
+            return
+        except ssl.SSLError as error:
+            self._flush()  # the alert
+            self.abort(server_refused(error))
+            return
+        if refusal := self._tls.refusal(self._records.tls):
+            self.abort(refusal)
+            return
+        self.established = True
+        self._flush()
+        self.tell(self._dial_handler.connected)
+        self._send_early()
+        if self._records.incoming.pending and not self.closed and not self._closing:
+            self._take(b"")
+
+    def _send_early(self) -> None:
+        """Sends all that was written before the handshake was done."""
+        early, self._early = self._early, []
+        if not early or self.closed or self._closing:
+            return
+        stalled, self._early_size = self.stalled, 0
+        self._send(self._records.sealed(b"".join(early)))
+        if stalled and self._queued > LOW_WATER:
+            self._await_room()
+        elif stalled and not self.closed:
+            self.stalled = False
+            self.tell(self.handler.resume_writing)
+
+    def _take(self, data: bytes) -> None:
+        records = self._records
+        if not self.established:
+            self._received += len(data)
+            records.incoming.write(data)
+            self._handshake()
+            return
+        data, ended = records.opened(data)
+        if records.outgoing.pending:  # a key update, an alert
+            self._flush()
+        if data:
+            self._answered = True
+            self.handler.data_received(data)
+        if ended is True:
+            if self.when_ended is None:
+                self.abort()
+            else:
+                self._half_ended(self.when_ended)
+        elif ended:
+            self.abort(ended if self._answered else server_refused(ended))
+
+    def _at_eof(self) -> None:
+        if self._error is not None or self._closing:
+            self.abort(self._error)
+        else:
+            self.abort(ConnectionAbortedError("the server ended the connection without a close_notify"))
+
+    def _lost(self, error: Exception | None) -> None:
+        if isinstance(error, ConnectionError) and self._connected and not self.established:
+            error = ServerRefused("closed", "the server ended the connection during the handshake")
+        super()._lost(error)
+
+    def write(self, data: Content) -> None:
+        if self.corked is not None:
+            self.corked.append(data)
+        elif self.established:
+            if not self.closed and not self._closing:
+                self._send(self._records.sealed(data))
+        elif not self.closed and not self._closing:
+            self._early.append(data)
+            self._early_size += len(data)
+            if self._early_size > HIGH_WATER and not self.stalled:
+                self.stalled = True
+                self.handler.pause_writing()
+
+    def _flush(self) -> None:
+        if self._records.outgoing.pending and not self.closed:
+            self._send(self._records.outgoing.read())
+
+    def shut(self) -> None:
+        if self.established and not (self.closed or self._closing or self._shutting):
+            self._records.say_goodbye()
+            self._flush()
+        super().shut()
+
+    def close(self, linger: float) -> None:
+        if self.established and not (self.closed or self._closing):
+            self._records.say_goodbye()
+            self._flush()
+        super().close(linger)
+
+
+def dial(
+    loop: asyncio.AbstractEventLoop,
+    addresses: Sequence[Address],
+    handler: DialHandler,
+    deadlines: Deadlines,
+    lowest: Callable[[], tuple[float, float]],
+    tls: ClientTls | None = None,
+) -> DialledStream:
+    """A stream to the first address that answers, over TLS if ``tls`` says how. Raises OSError as the stream does."""
+    if tls is None:
+        return DialledStream(loop, addresses, handler, deadlines, lowest)
+    return DialledTlsStream(loop, addresses, handler, deadlines, lowest, tls)

@@ -54,13 +54,15 @@ class Stream:
     """A plaintext stream, the ground of the TLS and the dialled one. What one recv took is handed on in one piece.
 
     ``handler`` may be replaced. ``reading``: received data is taken from the kernel. ``ended``: the peer has ended its
-    half; ``when_ended`` is called then, and without it the stream ends too. ``established``: the connection stands.
+    half; ``when_ended`` is called then, and without it the stream ends too. ``established``: the connection stands,
+    with TLS after its handshake.
     ``stalled``: the peer takes no more for now. ``broken``: some written data is lost. ``corked``: data that is held
     back until :meth:`uncork` sends it as one, else None.
     """
 
     __slots__ = (
         "_closing",
+        "_connected",
         "_deadlines",
         "_error",
         "_fd",
@@ -113,7 +115,7 @@ class Stream:
         self._writing = self._shutting = False
         self.stalled = self.broken = False
         self.corked: list[Content] | None = None
-        self.established = True
+        self.established = self._connected = True
         self.deadline = NEVER
         deadlines.add(self)
 
@@ -216,7 +218,7 @@ class Stream:
 
     def _send(self, data: Content) -> None:
         sent = 0
-        if not self._out and self.established:
+        if not self._out and self._connected:
             try:
                 sent = self._sock.send(data)
             except BlockingIOError:
@@ -231,7 +233,7 @@ class Stream:
             self._out = deque()
         self._out.append(rest)
         self._queued += len(rest)
-        if self.established:
+        if self._connected:
             self._start_writing()
         if self._queued > HIGH_WATER and not self.stalled:
             self.stalled = True

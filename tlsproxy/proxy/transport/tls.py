@@ -1,8 +1,7 @@
-"""The TLS layer: an SSLObject between two memory BIOs, on a stream.
+"""The server's side of TLS on a stream.
 
 Its context is set when the connection is accepted and never changes. A failed handshake sends its alert and has a
-reason. Records are read greedily and written once for each direction. Received data is decrypted to its end at once,
-even if the handler pauses reading meanwhile: no socket event would announce data that is left in a BIO.
+reason.
 """
 
 from __future__ import annotations
@@ -11,11 +10,11 @@ import asyncio
 import socket
 import ssl
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Final, Protocol
 
 from tlsproxy.authz.identity import identity_of
 from tlsproxy.proxy.transport.deadlines import Deadlines
+from tlsproxy.proxy.transport.records import MAX_HANDSHAKE, Records
 from tlsproxy.proxy.transport.stream import Stream, StreamHandler
 from tlsproxy.tls.trust import REFUSALS
 from tlsproxy.tls.verification import ChainRefused, Unverified, shake_hands
@@ -24,14 +23,8 @@ from tlsproxy.wire import misdirected
 from tlsproxy.wire.content_coding import Content
 from tlsproxy.wire.misdirected import NO_TLS, Spoken
 
-RECORD: Final = 16_384
-"""Bytes of plaintext in a record, at most (RFC 8446 §5.1)."""
-FED: Final = 24_576
-"""Bytes of ciphertext given to a BIO at a time, a record and a half: a BIO never shrinks again."""
 CLEAR: Final = frozenset((0x0D, *range(0x41, 0x5B)))
 """First bytes of HTTP and of the PROXY protocol in clear. Those of TLS are none of them (RFC 8446 §5.1)."""
-MAX_HANDSHAKE: Final = 131_072
-"""Bytes from a client before its handshake is done, at most: room for a long chain, not for a flood."""
 ALERT_LINGER: Final = 1.0
 """Seconds for a client to read why its handshake failed."""
 
@@ -75,7 +68,7 @@ class TlsHandler(StreamHandler, Protocol):
 class TlsStream(Stream):
     """Begins with the handshake; ``close`` sends the close_notify that tells an end from a cut (RFC 8446 §6.1)."""
 
-    __slots__ = ("_clear", "_handshaken", "_incoming", "_outgoing", "_received", "_tls", "_tls_handler")
+    __slots__ = ("_clear", "_handshaken", "_received", "_records", "_tls_handler")
 
     def __init__(
         self,
@@ -88,9 +81,7 @@ class TlsStream(Stream):
     ) -> None:
         super().__init__(loop, sock, handler, deadlines, lowest)
         self._tls_handler = handler
-        self._incoming = ssl.MemoryBIO()
-        self._outgoing = ssl.MemoryBIO()
-        self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side=True)
+        self._records = Records(context)
         self._handshaken = False
         self._received = 0
         self._clear = b""
@@ -103,7 +94,7 @@ class TlsStream(Stream):
 
     def _handshake(self) -> None:
         try:
-            shake_hands(self._tls, self._tls_handler.certificate_verified)
+            shake_hands(self._records.tls, self._tls_handler.certificate_verified)
         except ssl.SSLWantReadError:
             self._flush()
             if self._received > MAX_HANDSHAKE:
@@ -115,8 +106,8 @@ class TlsStream(Stream):
             return
         self._handshaken = True
         self._flush()
-        self.tell(self._tls_handler.handshake_done, self._tls)
-        if self._incoming.pending and not self.closed and not self._closing:
+        self.tell(self._tls_handler.handshake_done, self._records.tls)
+        if self._records.incoming.pending and not self.closed and not self._closing:
             self._take(b"")
 
     def _greeted(self, data: bytes) -> None:
@@ -125,7 +116,7 @@ class TlsStream(Stream):
             data = self._in_clear(data)
         if data:
             self._received += len(data)
-            self._incoming.write(data)
+            self._records.incoming.write(data)
             self._handshake()
 
     def _in_clear(self, data: bytes) -> bytes:
@@ -146,66 +137,22 @@ class TlsStream(Stream):
         return b""
 
     def _fail(self, reason: str, detail: str) -> None:
-        self._tls_handler.handshake_failed(reason, detail, self._tls)
+        self._tls_handler.handshake_failed(reason, detail, self._records.tls)
         super().close(ALERT_LINGER)
 
-    def _take(self, data: bytes) -> None:  # noqa: C901 - one row for each outcome of a read
+    def _take(self, data: bytes) -> None:
         """Decrypts all received data, and hands it on in one piece."""
-        incoming = self._incoming
         if not self._handshaken:
             self._greeted(data)
             return
-        rest: bytes | memoryview = b""
-        if len(data) <= FED:
-            incoming.write(data)
-        else:
-            rest = memoryview(data)[FED:]
-            incoming.write(memoryview(data)[:FED])
-        ended: bool | ssl.SSLError = False
-        try:
-            data = self._tls.read(RECORD)
-            if not data:
-                ended = True
-            elif rest or incoming.pending:
-                data, ended = self._read_records(data, rest)
-        except ssl.SSLWantReadError:
-            data = b""
-            if rest:
-                data, ended = self._read_records(data, rest)
-        except ssl.SSLError as error:
-            data, ended = b"", error
-        if self._outgoing.pending:  # a key update, an alert
+        records = self._records
+        data, ended = records.opened(data)
+        if records.outgoing.pending:  # a key update, an alert
             self._flush()
         if data:
             self.handler.data_received(data)
         if ended:
             self._end(None if ended is True else ended)
-
-    def _read_records(self, data: bytes, rest: bytes | memoryview) -> tuple[bytes, bool | ssl.SSLError]:
-        """Reads the records behind the first one: (plaintext of all, True or the error where the stream ended)."""
-        read, incoming = self._tls.read, self._incoming
-        records = [data]
-        ended: bool | ssl.SSLError = False
-        while not ended:
-            if rest and incoming.pending <= FED:
-                incoming.write(rest[:FED])
-                rest = rest[FED:]
-            if not incoming.pending:
-                break
-            try:
-                data = read(RECORD)
-            except ssl.SSLWantReadError:
-                if not rest:
-                    break
-                incoming.write(rest[:FED])
-                rest = rest[FED:]
-                continue
-            except ssl.SSLError as error:
-                ended = error
-                break
-            records.append(data)
-            ended = not data
-        return b"".join(records), ended
 
     def _end(self, error: ssl.SSLError | None) -> None:
         if error is not None:
@@ -222,16 +169,7 @@ class TlsStream(Stream):
             return
         if self.closed or self._closing:
             return
-        write, read, size = self._tls.write, self._outgoing.read, len(data)
-        if size <= RECORD:
-            write(data)
-            self._send(read())
-            return
-        view, sealed = memoryview(data), []
-        for start in range(0, size, RECORD):  # one at a time: the BIO keeps the size of the largest
-            write(view[start : start + RECORD])
-            sealed.append(read())
-        self._send(b"".join(sealed))
+        self._send(self._records.sealed(data))
 
     def _at_eof(self) -> None:
         """Aborts: an end without a close_notify is a cut (RFC 8446 §6.1), not the end of the client's data."""
@@ -243,8 +181,8 @@ class TlsStream(Stream):
             super().shut()
 
     def _flush(self) -> None:
-        if self._outgoing.pending and not self.closed:
-            self._send(self._outgoing.read())
+        if self._records.outgoing.pending and not self.closed:
+            self._send(self._records.outgoing.read())
 
     def close(self, linger: float) -> None:
         if self.closed or self._closing:
@@ -254,9 +192,7 @@ class TlsStream(Stream):
         super().close(linger)
 
     def _close_notify(self) -> None:
-        # Ours is written first; the error says that theirs is not here yet, or that data precedes it.
-        with suppress(ssl.SSLError):
-            self._tls.unwrap()
+        self._records.say_goodbye()
         self._flush()
 
     def _write_failed(self, error: OSError) -> None:

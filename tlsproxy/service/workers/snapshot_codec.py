@@ -24,7 +24,7 @@ from tlsproxy.snapshot.generation import Generation, Tunnel, assemble
 from tlsproxy.snapshot.name_resolution import Address, Resolved
 from tlsproxy.snapshot.states import InputState, PublicKeys, States
 from tlsproxy.tls.crls import Crl, load_crls
-from tlsproxy.tls.servercert import ServerCertificate, load_server_certificate, passphrase_of
+from tlsproxy.tls.owncert import OwnCertificate, load_certificate, passphrase_of
 from tlsproxy.tls.trust import load_authorities
 
 T = TypeVar("T")
@@ -141,11 +141,9 @@ class _Pieces:
         return InputState.of(make(data), data)
 
 
-def _server(tls: Tls, data: tuple[bytes, ...], warnings: tuple[str, ...]) -> ServerCertificate:
+def _server(tls: Tls, data: tuple[bytes, ...], warnings: tuple[str, ...]) -> OwnCertificate:
     passphrase = passphrase_of(str(tls.key_passphrase_file), data[2]) if len(data) > 2 else None  # noqa: PLR2004
-    return replace(
-        load_server_certificate((str(tls.cert), data[0]), (str(tls.key), data[1]), passphrase), warnings=warnings
-    )
+    return replace(load_certificate((str(tls.cert), data[0]), (str(tls.key), data[1]), passphrase), warnings=warnings)
 
 
 def _authorities(tls: Tls, data: tuple[bytes, ...]) -> tuple[x509.Certificate, ...]:

@@ -1,6 +1,6 @@
-"""The server's certificate, chain and key, checked before they are published.
+"""A certificate of ours with its chain and key, a server's or a client's, checked before it is published.
 
-Each check prevents failed handshakes of all clients at once.
+Each check prevents failed handshakes of all connections at once.
 """
 
 from __future__ import annotations
@@ -43,7 +43,21 @@ PARSE_ERRORS: Final = (
 
 
 @dataclass(frozen=True, slots=True)
-class ServerCertificate:
+class Use:
+    """Use of a certificate in TLS, with its extended key usage. ``section`` is that of the configuration."""
+
+    title: str
+    purpose: x509.ObjectIdentifier
+    usage: str
+    section: str
+
+
+SERVER: Final = Use("server", ExtendedKeyUsageOID.SERVER_AUTH, "serverAuth", "tls")
+CLIENT: Final = Use("client", ExtendedKeyUsageOID.CLIENT_AUTH, "clientAuth", "upstream.tls")
+
+
+@dataclass(frozen=True, slots=True)
+class OwnCertificate:
     """``key_pem`` is the key as configured; an encrypted one needs ``passphrase``."""
 
     chain: tuple[x509.Certificate, ...]
@@ -52,7 +66,7 @@ class ServerCertificate:
     warnings: tuple[str, ...]
 
 
-def load_chain(path: str, data: bytes) -> tuple[x509.Certificate, ...]:
+def load_chain(path: str, data: bytes, use: Use = SERVER) -> tuple[x509.Certificate, ...]:
     """The leaf and its intermediates, leaf first. Raises MaterialError for the first fault."""
     chain, blocks = [], pem.blocks_of(path, data)
     for block in blocks:
@@ -61,9 +75,9 @@ def load_chain(path: str, data: bytes) -> tuple[x509.Certificate, ...]:
         elif block.label not in pem.PRIVATE_KEYS | pem.PARAMETERS:
             raise pem.refused(path, block, "the certificate and its chain belong")
     if not chain:
-        text = "holds no certificate; put the server certificate first, then its intermediates"
+        text = f"holds no certificate; put the {use.title} certificate first, then its intermediates"
         raise MaterialError(path, pem.hinted(path, text, blocks[0]))
-    _check_leaf(path, chain[0])
+    _check_leaf(path, chain[0], use)
     for issued, issuer in pairwise(chain):
         _check_link(path, issued, issuer)
     return tuple(chain)
@@ -82,7 +96,7 @@ def as_sent(
     return (*chain, *sorted(issuers, key=lambda issuer: issuer.not_valid_after_utc)[-1:])
 
 
-def load_key(path: str, data: bytes, passphrase: bytes | None) -> tuple[PrivateKeyTypes, bytes]:
+def load_key(path: str, data: bytes, passphrase: bytes | None, use: Use = SERVER) -> tuple[PrivateKeyTypes, bytes]:
     """The only private key of a file, and its PEM for OpenSSL; certificates beside it are ignored."""
     found = pem.blocks_of(path, data)
     blocks = [block for block in found if block.label in pem.PRIVATE_KEYS]
@@ -94,12 +108,14 @@ def load_key(path: str, data: bytes, passphrase: bytes | None) -> tuple[PrivateK
         return _openssh_key(path, block.data)
     encrypted = block.label == "ENCRYPTED PRIVATE KEY" or b"Proc-Type: 4,ENCRYPTED" in block.data
     if encrypted and passphrase is None:
-        raise MaterialError(path, "the private key is encrypted; name its passphrase in tls.key_passphrase_file")
+        setting = f"{use.section}.key_passphrase_file"
+        raise MaterialError(path, f"the private key is encrypted; name its passphrase in {setting}")
     try:
         key = serialization.load_pem_private_key(block.data, passphrase if encrypted else None)
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:
         # The library's text may quote the key file, whose content must not be in any message.
-        hint = "is the passphrase in tls.key_passphrase_file the right one?" if encrypted else "write the file anew"
+        right = f"is the passphrase in {use.section}.key_passphrase_file the right one?"
+        hint = right if encrypted else "write the file anew"
         text = f"the private key cannot be read ({type(error).__name__}); {hint}"
         raise MaterialError(path, text, unmatched=encrypted) from None
     _check_strength(path, key)
@@ -120,14 +136,14 @@ def _openssh_key(path: str, data: bytes) -> tuple[PrivateKeyTypes, bytes]:
     return key, key.private_bytes(serialization.Encoding.PEM, form, serialization.NoEncryption())
 
 
-def load_server_certificate(
-    cert: tuple[str, bytes], key: tuple[str, bytes], passphrase: bytes | None
-) -> ServerCertificate:
+def load_certificate(
+    cert: tuple[str, bytes], key: tuple[str, bytes], passphrase: bytes | None, use: Use = SERVER
+) -> OwnCertificate:
     """Certificate, chain and key, each given as path and bytes. Dates are not checked. Raises MaterialError."""
     cert_path, cert_data = cert
     key_path, key_data = key
-    chain = load_chain(cert_path, cert_data)
-    private, block = load_key(key_path, key_data, passphrase)
+    chain = load_chain(cert_path, cert_data, use)
+    private, block = load_key(key_path, key_data, passphrase, use)
     if private.public_key() != chain[0].public_key():
         raise MaterialError(
             key_path,
@@ -137,9 +153,9 @@ def load_server_certificate(
     warnings = []
     if cert_path != key_path and b"PRIVATE KEY-----" in cert_data:
         warnings.append(f"{cert_path}: holds a private key that is not used; the key is read from {key_path}")
-    if not _has_names(chain[0]):
+    if use is SERVER and not _has_names(chain[0]):
         warnings.append(f"{cert_path}: names no host in subjectAltName; clients that verify host names refuse it")
-    return ServerCertificate(chain, block, passphrase, tuple(warnings))
+    return OwnCertificate(chain, block, passphrase, tuple(warnings))
 
 
 def check_dates(path: str, chain: Iterable[x509.Certificate], now: float, skew: float) -> None:
@@ -184,10 +200,12 @@ def is_authority(certificate: x509.Certificate) -> bool:
         return False
 
 
-def _check_leaf(path: str, leaf: x509.Certificate) -> None:
+def _check_leaf(path: str, leaf: x509.Certificate, use: Use) -> None:
     name = leaf.subject.rfc4514_string() or "the first certificate"
     if is_authority(leaf):
-        raise MaterialError(path, f"{name} is a CA; the server certificate must come first, and not be a CA itself")
+        raise MaterialError(
+            path, f"{name} is a CA; the {use.title} certificate must come first, and not be a CA itself"
+        )
     if isinstance(leaf.signature_hash_algorithm, hashes.SHA1 | hashes.MD5):
         raise MaterialError(
             path, f"{name} is signed with {leaf.signature_hash_algorithm.name}; issue it anew with SHA-256"
@@ -197,8 +215,8 @@ def _check_leaf(path: str, leaf: x509.Certificate) -> None:
         purposes = leaf.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
     except x509.ExtensionNotFound:
         purposes = None
-    if purposes is not None and ExtendedKeyUsageOID.SERVER_AUTH not in purposes:
-        raise MaterialError(path, f"{name} is not for servers: its extended key usage lacks serverAuth")
+    if purposes is not None and use.purpose not in purposes:
+        raise MaterialError(path, f"{name} is not for {use.title}s: its extended key usage lacks {use.usage}")
     try:
         usage = leaf.extensions.get_extension_for_class(x509.KeyUsage).value
     except x509.ExtensionNotFound:
