@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from copy import copy
 
 import pytest
 from support.h2_harness import ANSWERED, Ends, Fields, Sent, in_memory, prefixed
@@ -187,6 +188,33 @@ def test_a_listing_in_the_smallest_windows(ends: Ends) -> None:
     ends.client.say(stream, prefixed(b""), [])
     until_quiet(ends)
     assert (ends.client.streams[stream].status, ends.client.streams[stream].data) == (0, prefixed(said))
+
+
+def test_a_turn_is_written_as_one_however_busy_its_account_is(ends: Ends, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another connection of the account always has work: calls that are rebuilt, and answers that are reduced, do not
+    wait one by one behind it.
+    """
+    begun(ends)
+    answering(ends, collections("docs"))
+    assert ends.up is not None
+    scheduler, neighbour = ends.gateway.scheduler, copy(ends.relay.entry)
+    written: list[str] = []
+    for side, stream in (("up", ends.up), ("down", ends.down)):
+        write = stream.write
+        monkeypatch.setattr(stream, "write", lambda data, side=side, write=write: (written.append(side), write(data)))
+
+    def work() -> None:
+        if len(ends.audit.lines) < 8:
+            scheduler.add(neighbour, ends.down, work)
+
+    work()
+    streams = [ends.client.open(asked(*call)) for call in [(COUNT, "tenant"), (LIST, "limited")] * 4]
+    for stream in streams:
+        ends.client.say(stream, prefixed(count()), [])
+    until_quiet(ends)
+    assert {ends.client.streams[stream].ended for stream in streams} == {True}
+    assert written.count("up") <= 3
+    assert written.count("down") <= 3
 
 
 def test_what_waits_is_bounded(ends: Ends) -> None:

@@ -146,6 +146,20 @@ def test_who_has_ended_is_served_no_more() -> None:
     assert not scheduler.crowded(stays)
 
 
+def test_a_connection_does_in_its_turn_what_comes_up() -> None:
+    """Others of its account wait for theirs, and it does again once its turn is over."""
+    loop, crowded = Loop(), []
+    scheduler, mine, other = slices.Scheduler(loop), Participant("A"), Participant("A")  # type: ignore[arg-type]
+    teller = SimpleNamespace(tell=lambda what: what())
+    for one in (mine, other):
+        scheduler.add(one, teller, lambda: crowded.append((scheduler.crowded(mine), scheduler.crowded(other))))
+    loop.run()
+    assert crowded == [(False, True)]
+    assert scheduler.crowded(mine)
+    loop.run()
+    assert crowded[1:] == [(False, False)]
+
+
 async def turns(count: int) -> None:
     for _ in range(count):
         await asyncio.sleep(0)

@@ -2,8 +2,8 @@
 
 One slice runs in each iteration of the loop, so that all sockets are served between two slices. Round robin over
 accounts, then over the connections of an account, then over the work of a connection: a caller with 1,000 busy
-connections gets no more of the loop than a caller with one. A connection with work waiting here reads no more, so the
-queue is bounded by what the connections may hold.
+connections gets no more of the loop than a caller with one. In its turn a connection does at once what else comes up. A
+connection with work waiting here reads no more, so the queue is bounded by what the connections may hold.
 """
 
 from __future__ import annotations
@@ -41,11 +41,12 @@ class ScheduledConnection(Protocol):
 class Scheduler:
     """``waiting``: work by account, then by connection; the next to be served is first."""
 
-    __slots__ = ("_loop", "_running", "waiting")
+    __slots__ = ("_loop", "_running", "_served", "waiting")
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._running = False
+        self._served: ScheduledConnection | None = None
         self.waiting: dict[Account, dict[ScheduledConnection, deque[tuple[GuardedStream, Work]]]] = {}
 
     def add(self, connection: ScheduledConnection, stream: GuardedStream, work: Work) -> None:
@@ -57,8 +58,11 @@ class Scheduler:
             self._loop.call_soon(self._serve)
 
     def crowded(self, connection: ScheduledConnection) -> bool:
-        """Whether its account has work waiting, behind which more work has to wait."""
-        return bool(self.waiting) and connection.account in self.waiting
+        """Whether its account has work waiting, behind which more work has to wait, unless it is the connection's turn.
+
+        Without that exception one long slice of a busy account would have all its later work queued, piece by piece.
+        """
+        return bool(self.waiting) and connection is not self._served and connection.account in self.waiting
 
     def forget(self, connection: ScheduledConnection) -> None:
         """Drops the work of a connection that has ended."""
@@ -81,7 +85,11 @@ class Scheduler:
             connections[connection] = work  # behind the others
         if connections:
             self.waiting[account] = connections
-        stream.tell(go_on)
+        self._served = connection
+        try:
+            stream.tell(go_on)
+        finally:
+            self._served = None
 
 
 class SlicedJob(Protocol):

@@ -17,6 +17,7 @@ from tlsproxy.errors import (
     UpstreamKeyRefused,
     UpstreamTimeout,
 )
+from tlsproxy.proxy.core.scheduler import SLICE
 from tlsproxy.proxy.grpc.call import Call, ResponsePart
 from tlsproxy.proxy.grpc.call_timeouts import deadline_passed
 from tlsproxy.proxy.grpc.relay import Relay
@@ -131,6 +132,25 @@ class GrpcUpstream:
         relay.session.settle()
 
     def data_received(self, data: bytes) -> None:
+        scheduler = self.relay.gateway.scheduler
+        if scheduler.waiting and self._reduces and scheduler.crowded(self.relay.entry):
+            self._frames.add(data)
+            self._wait_for_turn()
+        else:
+            self._turn(data)
+
+    @property
+    def _reduces(self) -> bool:
+        """Whether an answer may be work: many that come together are reduced in one turn, and written together."""
+        return any(call.reduction is not None for call in self.relay.calls.values())
+
+    def _wait_for_turn(self) -> None:
+        if not self._queued:
+            self._queued = True
+            self.relay.gateway.scheduler.add(self.relay.entry, self.stream, self._take_turn)
+            self.reading_changed()
+
+    def _turn(self, data: bytes) -> None:
         self.relay.session.present()
         relay = self.relay  # by what is published now
         window = relay.to_client
@@ -142,16 +162,14 @@ class GrpcUpstream:
             self.stream.abort()
         if relay.former:  # of which the client hears when it is its turn
             relay.give_back_upstream(credit - window.credit)
-        if self._frames.more and not self._queued:
-            self._queued = True
-            relay.gateway.scheduler.add(relay.entry, self.stream, self._take_turn)
-            self.reading_changed()
+        if self._frames.more:
+            self._wait_for_turn()
         relay.session.settle()
 
     def _take_turn(self) -> None:
         self._queued = False
         if not (self.stream.closed or self.blocked):
-            self.data_received(b"")
+            self._turn(b"")
             self.reading_changed()
 
     def pause_writing(self) -> None:
@@ -203,6 +221,10 @@ class GrpcUpstream:
                     instead = self._other(what >> 8, what & 0xFF, stream, start, end)
                     down.append(frames.data[start:end] if instead is None else instead)
                     latest, ready = 0, self.established and self._block is None
+                    if time.monotonic() - now > SLICE:  # an answer was reduced
+                        frames.keep(end)
+                        frames.more = True
+                        break
                     continue
                 if what < ANY_DATA:
                     status, size = None, end - start - HEADER
