@@ -235,7 +235,7 @@ class RestEnds:
     def _written(self, stream: Stream, data: bytes) -> None:
         if REQUEST_LINE.match(data):
             present = self.gateway.generation
-            assert stream.address in present.upstream_addresses["rest"]
+            assert stream.address in present.nodes[0].rest.addresses
             url = present.config.upstream.rest.encode()
             assert {b"host: " + url.removeprefix(b"http://"), b"api-key: " + url} <= set(data.split(b"\r\n"))
         Stream.write(stream, data)

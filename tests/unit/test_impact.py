@@ -268,7 +268,8 @@ def test_relayed_connections_follow_allow_and_upstream(tmp_path: Path) -> None:
         relay("127.0.0.1:9", "other")
         found = await bench.consider()
         assert (found.cut.reasons, found.cut.named[0].protocol) == ({"role_not_allowed": 1}, "tcp")
-        lost = {route: replace(bench.generation.tunnels[route], addresses=())}  # its name is not resolved
+        tunnel = bench.generation.tunnels[route]
+        lost = {route: replace(tunnel, upstream=replace(tunnel.upstream, addresses=()))}  # its name is not resolved
         unresolved = replace(bench.generation, tunnels=lost)
         assert (await bench.manager.consider(unresolved)).cut.reasons == {"upstream_changed": 1}
         bench.manager._gateway.generation = unresolved

@@ -695,11 +695,11 @@ def test_a_name_is_asked_for_until_it_resolves(tmp_path: Path, monkeypatch: pyte
         bench = Bench(made)
         made.configure(upstream={"rest": "http://qdrant.example:1", "grpc": "http://127.0.0.1:2"})
         assert (await bench.reloader.reload("sighup")).result == "partial"
-        assert bench.generation.upstream_addresses["rest"] == ()
+        assert bench.generation.nodes[0].rest.addresses == ()
         assert (await bench.reloader.reload("retry")).result == "partial"  # as it was told
         known = True
         async with mending(bench):
-            await bench.until(lambda: bench.generation.upstream_addresses["rest"] != ())
+            await bench.until(lambda: bench.generation.nodes[0].rest.addresses != ())
         known = False
         assert (await bench.reloader.reload("sighup")).result == "unchanged"  # its former addresses do
         counted = list(bench.counted)

@@ -13,12 +13,14 @@ import yaml
 from cryptography import x509
 from snapshot_site import CLIENT, OTHER, ROOT, SnapshotSite, client_context, handshake, hour, site
 
+from tlsproxy.config.listeners import PROTOCOLS
 from tlsproxy.config.problems import ConfigError
 from tlsproxy.errors import MaterialError
 from tlsproxy.snapshot import generation as generation_module
 from tlsproxy.snapshot import name_resolution
 from tlsproxy.snapshot.files import read_inputs
 from tlsproxy.snapshot.lifetimes import lifetimes_of, warnings
+from tlsproxy.snapshot.nodes import Node, Upstream
 from tlsproxy.tls.chains import Chain
 from tlsproxy.tls.peer import Peer, peer_of
 
@@ -37,10 +39,9 @@ def peer_at(generation: Generation, issued: Issued, tmp_path: Path) -> Peer | No
 def test_a_generation_serves_and_decides(made: SnapshotSite, tmp_path: Path) -> None:
     generation = made.build()
     assert generation.number == 1
-    assert generation.upstream_addresses == {
-        "rest": ((socket.AF_INET, ("127.0.0.1", 16333)),),
-        "grpc": ((socket.AF_INET, ("127.0.0.1", 16334)),),
-    }
+    rest = Upstream("http://127.0.0.1:16333", b"127.0.0.1:16333", ((socket.AF_INET, ("127.0.0.1", 16333)),))
+    grpc = Upstream("http://127.0.0.1:16334", b"127.0.0.1:16334", ((socket.AF_INET, ("127.0.0.1", 16334)),))
+    assert generation.nodes == (Node("upstream", rest, grpc, drained=False, max_connections=None),)
     peer = peer_at(generation, CLIENT, tmp_path)
     assert generation.principal_of(peer).role == "admin"
     assert generation.verdict_of(peer, time.time()).refusal == ""
@@ -177,7 +178,7 @@ def test_each_set_of_protocols_has_a_context_as_long_as_it_is_bound(made: Snapsh
     second = made.build(first)
     assert second.restart_needed == ("service.grpc_port", "listeners")
     for generation in (first, second):
-        assert generation.upstream_addresses.keys() == {"rest", "grpc"}
+        assert generation.protocols == ("rest", "grpc")
         chosen = {}
         for protocols, context in generation.contexts.items():
             client = client_context(CLIENT, tmp_path)
@@ -186,18 +187,18 @@ def test_each_set_of_protocols_has_a_context_as_long_as_it_is_bound(made: Snapsh
         assert chosen == {("rest",): "http/1.1", ("grpc",): "h2", ("rest", "grpc"): "http/1.1"}
     alone = made.build()
     assert alone.contexts.keys() == {("rest",)}
-    assert alone.upstream_addresses.keys() == {"rest"}
+    assert alone.protocols == ("rest",)
 
 
 def test_upstream_names_are_resolved_and_a_resolver_that_is_down_changes_nothing(
     made: SnapshotSite, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made.configure(upstream={"rest": "http://[::1]:16333", "grpc": "http://[::1]:16334"})
-    assert made.build().upstream_addresses["rest"] == ((socket.AF_INET6, ("::1", 16333, 0, 0)),)
+    assert made.build().nodes[0].rest.addresses == ((socket.AF_INET6, ("::1", 16333, 0, 0)),)
     made.configure(upstream={"rest": "http://localhost:16333", "grpc": "http://localhost:16334"})
     first = made.build()
-    assert (socket.AF_INET, ("127.0.0.1", 16333)) in first.upstream_addresses["rest"]
-    assert (socket.AF_INET, ("127.0.0.1", 16334)) in first.upstream_addresses["grpc"]
+    assert (socket.AF_INET, ("127.0.0.1", 16333)) in first.nodes[0].rest.addresses
+    assert (socket.AF_INET, ("127.0.0.1", 16334)) in first.nodes[0].api("grpc").addresses
 
     def down(*_args: object, **_more: object) -> None:
         raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
@@ -213,7 +214,7 @@ def test_upstream_names_are_resolved_and_a_resolver_that_is_down_changes_nothing
     proposal = made.propose(first)
     second = proposal.generation
     assert second is not None
-    assert second.upstream_addresses == {"rest": first.upstream_addresses["rest"], "grpc": ()}
+    assert [second.nodes[0].api(name).addresses for name in PROTOCOLS] == [first.nodes[0].rest.addresses, ()]
     assert "upstream.grpc: elsewhere cannot be resolved" in str(proposal.faults)
 
 

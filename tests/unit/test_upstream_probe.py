@@ -21,6 +21,7 @@ from tlsproxy.admin.readiness import Part
 from tlsproxy.admin.upstream_findings import Finding
 from tlsproxy.admin.upstream_probe import Target, UpstreamProbe, asked
 from tlsproxy.config.model import HttpProtocol
+from tlsproxy.snapshot.nodes import Upstream
 from tlsproxy.tls.pki import Authority
 
 KEY = "upstream-key"
@@ -30,7 +31,11 @@ WRONG = "Invalid API key or JWT"
 
 def target(url: str, protocol: HttpProtocol = "rest", key: str | None = None) -> Target:
     host, port = url.removeprefix("http://").rsplit(":", 1)
-    return Target(protocol, url, [(socket.AF_INET, (host, int(port)))], key)
+    return target_at(url, ((socket.AF_INET, (host, int(port))),), protocol, key)
+
+
+def target_at(url: str, addresses: tuple[Any, ...], protocol: HttpProtocol = "rest", key: str | None = None) -> Target:
+    return Target(protocol, Upstream(url, url.removeprefix("http://").encode(), addresses), key)
 
 
 def found(url: str, protocol: HttpProtocol = "rest", key: str | None = None) -> Finding:
@@ -174,9 +179,9 @@ def test_each_address_is_tried_and_there_may_be_none() -> None:
         with socket.create_server(("127.0.0.1", 0)) as listener:
             dead = (socket.AF_INET, listener.getsockname())
         with ScriptedUpstream() as upstream:
-            alive = target(upstream.url).addresses[0]
-            for addresses, finding in (([dead, alive], Finding.GOOD), ([], Finding.NO_ADDRESS)):
-                one, conversation = await asked(Target("rest", upstream.url, addresses, None))
+            alive = target(upstream.url).upstream.addresses[0]
+            for addresses, finding in (((dead, alive), Finding.GOOD), ((), Finding.NO_ADDRESS)):
+                one, conversation = await asked(target_at(upstream.url, addresses))
                 assert one is not None
                 assert one.finding is finding
                 if conversation is not None:

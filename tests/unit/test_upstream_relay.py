@@ -13,6 +13,7 @@ from tlsproxy.proxy.transport.deadlines import Deadlines
 from tlsproxy.proxy.upstream.connection import UpstreamConnection
 from tlsproxy.proxy.upstream.pool import Pool
 from tlsproxy.qdrant.timeouts import SNAPSHOT
+from tlsproxy.snapshot.nodes import Node, Upstream
 from tlsproxy.wire.http1_response import ResponseHead
 
 RESPONSE = b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhello"
@@ -62,13 +63,15 @@ class Exchange:
 def gateway(server: socket.socket, **settings: float) -> Any:
     upstream = {"response_timeout": 5.0, "connect_timeout": 5.0, "idle_timeout": 5.0, "max_connections": 1} | settings
     loop = asyncio.get_running_loop()
+    rest = Upstream("http://upstream", b"upstream", ((socket.AF_INET, server.getsockname()),))
+    node = Node("upstream", rest, None, drained=False, max_connections=None)
     return SimpleNamespace(
         loop=loop,
         deadlines=Deadlines(loop),
         places=Shares(upstream["max_connections"], 1, Overloaded),
         metrics=SimpleNamespace(upstream_connect=lambda _outcome: None),
         bounds=RuntimeLimits(Config.model_validate({"tls": {"cert": "/c", "key": "/k"}, "upstream": upstream})),
-        generation=SimpleNamespace(upstream_addresses={"rest": [(socket.AF_INET, server.getsockname())]}),
+        generation=SimpleNamespace(nodes=(node,)),
     )
 
 

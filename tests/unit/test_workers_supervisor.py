@@ -338,7 +338,7 @@ def test_a_worker_builds_the_very_same(tmp_path: Path) -> None:
     assert b"PRIVATE KEY" in encoded.data
     assert "PRIVATE KEY" not in repr(encoded)
     assert again.digest == generation.digest == encoded.digest
-    for name in ("number", "states", "config", "material", "upstream_addresses", "warnings", "built_at"):
+    for name in ("number", "states", "config", "material", "nodes", "warnings", "built_at"):
         assert getattr(again, name) == getattr(generation, name), name
 
 

@@ -16,7 +16,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from errno import EMFILE, ENFILE
 from typing import TYPE_CHECKING, Any, Final
-from urllib.parse import urlsplit
 
 from tlsproxy.admin.probe_conversations import GrpcConversation, RestConversation
 from tlsproxy.admin.readiness import OK, Part
@@ -26,7 +25,7 @@ from tlsproxy.errors import TlsproxyError
 from tlsproxy.wire import http2
 
 if TYPE_CHECKING:
-    from tlsproxy.snapshot.generation import Generation
+    from tlsproxy.snapshot.nodes import Upstream
 
 DEADLINE: Final = 3.0
 """Seconds for all of a question, its answer, and the search for another protocol."""
@@ -46,21 +45,19 @@ _HTTP2: Final = http2.PREFACE + http2.settings({})
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """An upstream by protocol, with its addresses in the order of trial."""
+    """One API of a node, with the API key it asks for."""
 
     protocol: HttpProtocol
-    url: str
-    addresses: Sequence[tuple[int, Any]]
+    upstream: Upstream
     key: str | None = field(repr=False)
 
-    @classmethod
-    def of(cls, generation: Generation, protocol: HttpProtocol) -> Target:
-        url = getattr(generation.config.upstream, protocol)
-        return cls(protocol, url, generation.upstream_addresses[protocol], generation.upstream_api_key)
+    @property
+    def url(self) -> str:
+        return self.upstream.url
 
     @property
     def host(self) -> str:
-        return urlsplit(self.url).netloc
+        return self.upstream.authority.decode()
 
 
 class UpstreamProbe:
@@ -170,7 +167,7 @@ async def asked(target: Target) -> tuple[Found | None, RestConversation | GrpcCo
     found: Found | None = Found(Finding.NO_ADDRESS)
     try:
         async with asyncio.timeout(DEADLINE):
-            for address in target.addresses:
+            for address in target.upstream.addresses:
                 try:
                     sock = await _connected(address)
                 except OSError as error:

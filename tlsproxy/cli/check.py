@@ -29,6 +29,7 @@ from tlsproxy.snapshot.generation import Generation
 from tlsproxy.snapshot.jwks import fetch_faults, fetched_from
 from tlsproxy.snapshot.lifetimes import lifetimes_of
 from tlsproxy.snapshot.lifetimes import warnings as expiry_warnings
+from tlsproxy.snapshot.name_resolution import node_name
 from tlsproxy.snapshot.startup import FirstGeneration, first_generation
 from tlsproxy.text import printable
 
@@ -143,12 +144,16 @@ def _tell_faults(faults: Iterable[str], *, for_reload: bool) -> None:
 
 def _connect(generation: Generation) -> None:
     """Exits with 1 for an upstream that is not good, and for keys that cannot be had."""
-    targets = [Target.of(generation, protocol) for protocol in generation.upstream_addresses]
-    found = asyncio.run(found_about(targets))
-    for target, (part, version) in zip(targets, found, strict=True):
-        key = f"upstream.{target.protocol}"
+    config, key = generation.config, generation.upstream_api_key
+    targets = {
+        node_name(config, node.name, protocol): Target(protocol, node.api(protocol), key)
+        for node in generation.nodes
+        for protocol in generation.protocols
+    }
+    found = asyncio.run(found_about([*targets.values()]))
+    for (name, target), (part, version) in zip(targets.items(), found, strict=True):
         named = f", Qdrant {printable(version)}" if version else ""
-        click.echo(f"{key} {target.url}: ok{named}" if part.good else f"error: {key} {part}", err=not part.good)
+        click.echo(f"{name} {target.url}: ok{named}" if part.good else f"error: {name} {part}", err=not part.good)
         if part.good and target.protocol == "rest":
             _tell_release(release_of(version))
     fetched = asyncio.run(fetched_from(key_sources(generation.config)))

@@ -8,11 +8,12 @@ from tlsproxy.authz.access import EVERY
 from tlsproxy.authz.keys import NEVER, Key
 from tlsproxy.config.grants import CollectionGrant, filter_of
 from tlsproxy.config.limits import Quota
-from tlsproxy.config.listeners import listening, titles
-from tlsproxy.config.model import AuditConfig, Config, Role, UpstreamConfig
+from tlsproxy.config.listeners import PROTOCOLS, listening, titles
+from tlsproxy.config.model import AuditConfig, Config, Role
 from tlsproxy.config.policy import confinement_text
 from tlsproxy.config.queries import query_policy_of
 from tlsproxy.config.tokens import key_sources
+from tlsproxy.config.upstream import UpstreamConfig, nodes_of
 from tlsproxy.snapshot.generation import Generation
 from tlsproxy.text import printable, utc_time
 from tlsproxy.tls.certinfo import CertificateFacts
@@ -38,9 +39,10 @@ def _served(config: Config) -> Iterator[str]:
     if health.listen is not None:
         yield f"serves health checks on {'https' if health.tls else 'http'}://{health.listen}"
     protocols = {protocol for entry in listening(config) for protocol in entry.protocols}
-    for protocol, url in (("rest", config.upstream.rest), ("grpc", config.upstream.grpc)):
-        if protocol in protocols:
-            yield f"upstream for {titles((protocol,))}: {url}, {_upstream_key(config.upstream)}"
+    nodes = nodes_of(config.upstream)
+    for protocol in (one for one in PROTOCOLS if one in protocols):
+        urls = ", ".join(getattr(node, protocol) + " (drained)" * node.drain for node in nodes)
+        yield f"upstream for {titles((protocol,))}: {urls}, {_upstream_key(config.upstream)}"
     for listener in config.listeners:
         if listener.mode == "tcp":
             yield f"upstream for TCP on port {listener.port}: {listener.upstream}, for {', '.join(listener.allow)}"

@@ -15,13 +15,14 @@ from typing import Final
 
 from tlsproxy.config import ca_checks, claim_checks, health, listeners
 from tlsproxy.config import credential_checks as credentials
-from tlsproxy.config.endpoints import check_origin, upstream_endpoint
+from tlsproxy.config.endpoints import check_origin, upstream_url
 from tlsproxy.config.findings import Finding
 from tlsproxy.config.identity_checks import matches, names, nobody, role_use, roles
 from tlsproxy.config.limits import Quota
 from tlsproxy.config.model import Config
 from tlsproxy.config.policy import matcher_of
 from tlsproxy.config.positions import Path, Tree
+from tlsproxy.config.upstream import urls_of
 
 QDRANT_IDLE_TIMEOUT: Final = 5.0
 """Seconds after which Qdrant closes an idle connection (actix keep-alive)."""
@@ -76,10 +77,9 @@ def _crl(config: Config, _tree: Tree) -> Iterator[Finding]:
 
 
 def _upstream(config: Config, _tree: Tree) -> Iterator[Finding]:
-    for key, url in (("rest", config.upstream.rest), ("grpc", config.upstream.grpc)):
-        path: Path = ("upstream", key)
+    for path, url in urls_of(config.upstream):
         try:
-            endpoint = upstream_endpoint(url)
+            endpoint = upstream_url(url).endpoint
         except ValueError as error:
             yield Finding(path, str(error))
         else:
@@ -88,6 +88,22 @@ def _upstream(config: Config, _tree: Tree) -> Iterator[Finding]:
     if config.upstream.idle_timeout >= QDRANT_IDLE_TIMEOUT:
         text = f"must be less than {QDRANT_IDLE_TIMEOUT:g} s, after which Qdrant closes an idle connection"
         yield Finding(("upstream", "idle_timeout"), text)
+
+
+def _nodes(config: Config, _tree: Tree) -> Iterator[Finding]:
+    upstream = config.upstream
+    if not upstream.nodes:
+        return
+    for key in ("rest", "grpc"):
+        if key in upstream.model_fields_set:
+            yield Finding(("upstream", key), "`nodes` names each node with its `rest` and `grpc`: leave this out")
+    names: set[str] = set()
+    for index, node in enumerate(upstream.nodes):
+        if node.name in names:
+            yield Finding(("upstream", "nodes", index, "name"), f"{node.name} is another node's name: choose a second")
+        names.add(node.name)
+    if all(node.drain for node in upstream.nodes):
+        yield Finding(("upstream", "nodes"), "every node is drained: set drain to false for one, or nothing is served")
 
 
 def _waits(config: Config, _tree: Tree) -> Iterator[Finding]:
@@ -142,6 +158,7 @@ _CHECKS: Final[tuple[tuple[frozenset[str], Check], ...]] = (
     (frozenset({"revoked"}), credentials.revoked),
     (frozenset({"revoked", "keys", "jwt_issuers"}), credentials.revoked_keys),
     (frozenset({"upstream"}), _upstream),
+    (frozenset({"upstream"}), _nodes),
     (frozenset({"upstream", "limits"}), _waits),
     (frozenset({"service", "limits"}), _inspection),
     (frozenset({"limits", "roles"}), _bursts),

@@ -62,7 +62,15 @@ def _is_host(host: str) -> bool:
     return is_address(host) or _NAME.fullmatch(host) is not None
 
 
-def upstream_endpoint(url: str) -> Endpoint:
+@dataclass(frozen=True, slots=True)
+class UpstreamUrl:
+    """A parsed URL of an upstream. ``authority``: the host and port as they were written."""
+
+    endpoint: Endpoint
+    authority: str
+
+
+def upstream_url(url: str) -> UpstreamUrl:
     """Parse `http://host:port`. Raises ValueError, whose text never has the URL: it may hold a password."""
     try:
         parts = urlsplit(url)
@@ -81,7 +89,7 @@ def upstream_endpoint(url: str) -> Endpoint:
         raise ValueError("only http://host:port is expected, without a path")
     if not port:
         raise ValueError("the port is missing: Qdrant's own default is 6333 for REST and 6334 for gRPC")
-    return Endpoint(host, port)
+    return UpstreamUrl(Endpoint(host, port), parts.netloc)
 
 
 def tcp_endpoint(address: str) -> Endpoint:

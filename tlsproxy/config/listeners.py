@@ -9,12 +9,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
-from tlsproxy.config.endpoints import Endpoint, admin_endpoint, check_host, tcp_endpoint, upstream_endpoint
+from tlsproxy.config.endpoints import Endpoint, admin_endpoint, check_host, tcp_endpoint, upstream_url
 from tlsproxy.config.findings import Finding
 from tlsproxy.config.identity_checks import role_findings
-from tlsproxy.config.model import Config, HttpProtocol, ListenerConfig, Protocols, UpstreamConfig
+from tlsproxy.config.model import Config, HttpProtocol, ListenerConfig, Protocols
 from tlsproxy.config.positions import Path, Tree, dotted
 from tlsproxy.config.queries import query_policy_of
+from tlsproxy.config.upstream import UpstreamConfig, urls_of
 
 PROTOCOLS: Final[tuple[HttpProtocol, ...]] = ("rest", "grpc")
 TCP: Final[Protocols] = ("tcp",)
@@ -128,17 +129,17 @@ def addresses(config: Config, tree: Tree) -> Iterator[Finding]:
 
 
 def loop(config: Config, _tree: Tree) -> Iterator[Finding]:
-    for key, url in (("rest", config.upstream.rest), ("grpc", config.upstream.grpc)):
+    for path, url in urls_of(config.upstream):
         upstream = _readable(url)
         if upstream is not None and any(_reaches(upstream, entry.endpoint) for entry in listening(config)):
             text = f"{upstream} is where tlsproxy itself listens: let Qdrant listen on another port"
-            yield Finding(("upstream", key), text)
+            yield Finding(path, text)
 
 
 def _readable(url: str) -> Endpoint | None:
     """The endpoint; None for one that the check of `upstream` reports."""
     try:
-        return upstream_endpoint(url)
+        return upstream_url(url).endpoint
     except ValueError:
         return None
 
@@ -149,17 +150,24 @@ def _reaches(upstream: Endpoint, own: Endpoint) -> bool:
 
 
 def grpc_upstream(config: Config, tree: Tree) -> Iterator[Finding]:
-    """Check that `upstream.grpc` is set if `rest` is not the default: both must be the same Qdrant."""
-    default = UpstreamConfig()
+    """Check that gRPC goes to the same Qdrant as REST: `grpc` is set unless `rest` is the default."""
+    default, upstream = UpstreamConfig(), config.upstream
     served = next((entry for entry in listening(config) if "grpc" in entry.protocols), None)
-    written = tree.get(("upstream", "grpc")) is not None
-    if served is None or written or _readable(config.upstream.rest) in {None, upstream_endpoint(default.rest)}:
+    if served is None:
         return
-    text = (
-        f"{dotted(served.path)} serves gRPC, and upstream.rest is not its default: write the gRPC API of the same "
-        f"Qdrant (grpc: {default.grpc}), or serve none (service.grpc_port: null)"
-    )
-    yield Finding(("upstream", "grpc"), text)
+    none = "or serve none (service.grpc_port: null)"
+    for index, node in enumerate(upstream.nodes):
+        if node.grpc is None:
+            text = f"grpc is missing: {dotted(served.path)} serves gRPC; write the gRPC API of this node, {none}"
+            yield Finding(("upstream", "nodes", index), text)
+    if upstream.nodes or tree.get(("upstream", "grpc")) is not None:
+        return
+    if _readable(upstream.rest) not in {None, upstream_url(default.rest).endpoint}:
+        text = (
+            f"{dotted(served.path)} serves gRPC, and upstream.rest is not its default: write the gRPC API of the same "
+            f"Qdrant (grpc: {default.grpc}), {none}"
+        )
+        yield Finding(("upstream", "grpc"), text)
 
 
 def messages(config: Config, _tree: Tree) -> Iterator[Finding]:

@@ -17,6 +17,7 @@ from tlsproxy.config.grants import CollectionGrant, Operations
 from tlsproxy.config.limits import Count, LimitsConfig, RoleLimits, Seconds
 from tlsproxy.config.locks import LockEntry
 from tlsproxy.config.queries import Queries
+from tlsproxy.config.upstream import UpstreamConfig
 
 Port = Annotated[int, Field(ge=0, le=65535)]
 HttpProtocol = Literal["rest", "grpc"]
@@ -132,43 +133,6 @@ class Tls(Section):
     read_timeout: Seconds = 2.0
     """Seconds to wait for the next MiB of a file, or for a directory. A file that does not answer (its file server is
     gone) keeps its last contents, and is reported."""
-
-
-class UpstreamConfig(Section):
-    """The plaintext Qdrant behind the gateway. Keep it on loopback."""
-
-    rest: str = "http://127.0.0.1:16333"
-    """Qdrant's REST API: `http://host:port`."""
-    grpc: str = "http://127.0.0.1:16334"
-    """Qdrant's gRPC API: `http://host:port`. It must be the same Qdrant. Must be set if gRPC is served and `rest` is
-    not the default."""
-    api_key: SecretStr | None = None
-    """API key that Qdrant itself asks for; clients never see it. Prefer `api_key_file`."""
-    api_key_file: Path | None = None
-    """File that holds the upstream's `api_key`, or `credential:NAME`."""
-    max_connections: Count = 256
-    """Most connections to Qdrant at a time, both protocols together (each worker); a request beyond waits for one. A
-    gRPC client has one of its own while it makes calls; beyond as many clients, one without calls has to reconnect."""
-    connect_timeout: Seconds = 5.0
-    """Seconds to wait for a connection."""
-    response_timeout: Seconds = 300.0
-    """Seconds to wait for the head of a response, and between two pieces of its body. Longer where the client says so
-    (`limits.max_response_timeout`) and for snapshots (`limits.snapshot_timeout`)."""
-    idle_timeout: Seconds = 4.0
-    """Seconds that an unused connection is kept. Qdrant closes one after 5 s, so this must be less."""
-    resolve_interval: Annotated[float, Field(ge=1, le=86400)] = 30.0
-    """Seconds after which the names of upstreams (`rest`, `grpc`, `listeners.upstream`) are resolved again; also at
-    once, but at most every second, where a connection fails. Other addresses are published as by a reload. While a
-    name does not resolve, its former addresses serve; without any, it is tried every 2 s."""
-    route_affinity: Literal["identity", "none"] = "identity"
-    """Replicas that a caller reads from, in a Qdrant of several nodes, 1.19 or later. identity: the same for all of its
-    requests, as `x-qdrant-route-affinity` is set from the token's subject, the certificate or the key, where the client
-    sends none. none: those that Qdrant chooses; also for one caller whose reads are to be spread."""
-    on_change: Literal["drain", "keep"] = "drain"
-    """Treatment of relayed TCP connections and gRPC calls whose upstream is another after a reload. drain: they end
-    within `limits.drain_timeout` (a TCP connection once it is silent for `limits.drain_grace`). keep: they stay
-    until they end. New ones go to the new upstream, also the next call of an open gRPC connection; requests that run
-    end where they began."""
 
 
 def _access_kind(value: object) -> str:

@@ -46,6 +46,13 @@ _REFUSED_HANDSHAKES: Final = {"crl_expired": readiness.CRL, "client_alert": read
 _log = logging.getLogger(__name__)
 
 
+def shown_upstreams(generation: Generation) -> Mapping[str, str]:
+    """URLs by protocol, as a status shows them."""
+    return {
+        protocol: ", ".join(node.api(protocol).url for node in generation.nodes) for protocol in generation.protocols
+    }
+
+
 class Served(Protocol):
     """A data path: of one process, or of several workers. ``counted`` are the metrics of this process."""
 
@@ -107,7 +114,7 @@ class Serving:
                 partial(notice, "connect_failed"),
                 self._answered if protocol == "rest" else lambda _found: None,
             )
-            for protocol in generation.upstream_addresses
+            for protocol in generation.protocols
         }
 
     def close(self) -> None:
@@ -130,7 +137,8 @@ class Serving:
             self._gateway.learn_release(found.release)
 
     def _target(self, protocol: HttpProtocol) -> Target:
-        return Target.of(self.generation, protocol)
+        generation = self.generation
+        return Target(protocol, generation.nodes[0].api(protocol), generation.upstream_api_key)
 
     @property
     def clock(self) -> Clock:
@@ -190,7 +198,7 @@ class Serving:
     async def figures(self, subject: str) -> Mapping[str, Any]:
         """The traffic-dependent part of a status. ``subject`` is a part of the names of listed clients."""
         idle, busy, _ = self._upstreams.pool.counts
-        upstream, now = self.generation.config.upstream, time.monotonic()
+        now = time.monotonic()
         return {
             "connections": {
                 "open": len(self._listeners.connections),
@@ -201,7 +209,7 @@ class Serving:
                 ],
             },
             "upstream": {
-                **{protocol: getattr(upstream, protocol) for protocol in self._probes},
+                **shown_upstreams(self.generation),
                 "idle": idle,
                 "busy": busy,
             },

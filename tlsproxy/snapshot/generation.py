@@ -22,6 +22,7 @@ from tlsproxy.config.tokens import resolve_tokens
 from tlsproxy.errors import MaterialError
 from tlsproxy.memo import Memo
 from tlsproxy.snapshot.name_resolution import tunnel_name
+from tlsproxy.snapshot.nodes import Node, Upstream, nodes_in
 from tlsproxy.snapshot.validation import InputReading, ServingInputs, judge
 from tlsproxy.tls.chains import defect_of
 from tlsproxy.tls.client_trial import refusal_of_authority
@@ -37,7 +38,6 @@ if TYPE_CHECKING:
     from tlsproxy.config.locks import LockFile
     from tlsproxy.config.model import Config, HttpProtocol, ProtocolName, Protocols
     from tlsproxy.config.problems import Problem
-    from tlsproxy.snapshot.name_resolution import Address
     from tlsproxy.snapshot.states import Fault, Input, InputState, States
     from tlsproxy.tls.chains import ChainCertificate
     from tlsproxy.tls.owncert import OwnCertificate
@@ -53,9 +53,9 @@ TRIED: Final = 64
 
 @dataclass(frozen=True, slots=True)
 class Tunnel:
-    """Upstream addresses of a listener of mode tcp, and the roles that may connect."""
+    """Upstream of a listener of mode tcp, and the roles that may connect."""
 
-    addresses: tuple[Address, ...]
+    upstream: Upstream
     allow: frozenset[str]
 
 
@@ -65,7 +65,7 @@ class Generation:
 
     ``started`` is the configuration at the process's start; ``restart_needed`` names changed settings that wait for the
     next one. ``contexts`` has an SSLContext for each set of protocols of a listener, and for ``HEALTH`` if that one
-    has TLS. ``upstream_addresses`` has REST, and gRPC if it is served: (family, sockaddr), in the order to try.
+    has TLS. ``nodes`` are those of Qdrant, at least one.
     ``unfit`` are those ``warnings`` that trials found: CAs whose clients are refused, a chain that clients refuse.
     """
 
@@ -78,7 +78,7 @@ class Generation:
     material: Material
     policy: Policy = field(repr=False)
     upstream_api_key: str | None = field(repr=False)
-    upstream_addresses: Mapping[HttpProtocol, tuple[Address, ...]]
+    nodes: tuple[Node, ...]
     tunnels: Mapping[str, Tunnel]
     warnings: tuple[str, ...]
     unfit: tuple[str, ...]
@@ -86,6 +86,11 @@ class Generation:
     restart_needed: tuple[str, ...]
     built_at: float
     _principals: Memo[tuple[str, ...], Principal] = field(repr=False, compare=False)
+
+    @property
+    def protocols(self) -> tuple[HttpProtocol, ...]:
+        """Protocols that the nodes are asked in: REST always, and gRPC if it is served."""
+        return tuple(protocol for protocol in PROTOCOLS if self.nodes[0].api(protocol) is not None)
 
     @property
     def config_sha256(self) -> str:
@@ -209,11 +214,7 @@ def assemble(  # noqa: PLR0913 - the dependencies of a generation, by name
         material=material,
         policy=policy,
         upstream_api_key=upstream_api_key(config, _secrets(states)),
-        upstream_addresses={
-            protocol: states.names[name].addresses
-            for protocol in PROTOCOLS
-            if (name := f"upstream.{protocol}") in states.names
-        },
+        nodes=nodes_in(config, states.names),
         tunnels=_tunnels(states, config, started, tunnels),
         warnings=(
             *map(str, loaded.warnings),
@@ -329,7 +330,7 @@ def _tunnels(states: States, config: Config, started: Config, former: Mapping[st
     """Tunnels by address. One that the configuration has lost is bound until the restart, and stays as it was."""
     host = started.service.host
     tunnels = {
-        where: Tunnel(states.names[tunnel_name(where)].addresses, frozenset(one.allow))
+        where: Tunnel(Upstream.of(states.names[tunnel_name(where)]), frozenset(one.allow))
         for where, one in tunnels_of(config, host).items()
     }
     still_bound = tunnels_of(started, host).keys() & former.keys() - tunnels.keys()

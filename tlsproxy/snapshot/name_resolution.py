@@ -8,13 +8,14 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
-from tlsproxy.config.endpoints import is_address, upstream_endpoint
+from tlsproxy.config.endpoints import is_address, upstream_url
 from tlsproxy.config.listeners import PROTOCOLS, listening, tunnels
+from tlsproxy.config.upstream import nodes_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from tlsproxy.config.model import Config
+    from tlsproxy.config.model import Config, HttpProtocol
 
 DEADLINE: Final = 1.0
 """Seconds for all names of a reload together. A later answer is there at the next attempt."""
@@ -36,13 +37,23 @@ class Resolved:
 def names_of(config: Config, started: Config) -> dict[str, str]:
     """URLs to dial, by configuration key; ``started`` has the bound listeners.
 
-    `upstream.rest` is always among them: the `value_exists` condition of a token is checked there.
+    The REST API of each node is always among them: the `value_exists` condition of a token is checked there.
     """
     served = {"rest", *(protocol for listener in listening(started) for protocol in listener.protocols)}
-    names = {f"upstream.{name}": getattr(config.upstream, name) for name in PROTOCOLS if name in served}
+    names = {
+        node_name(config, node.name, protocol): url
+        for node in nodes_of(config.upstream)
+        for protocol in PROTOCOLS
+        if protocol in served and (url := getattr(node, protocol)) is not None
+    }
     return names | {
         tunnel_name(where): f"http://{one.upstream}" for where, one in tunnels(config, started.service.host).items()
     }
+
+
+def node_name(config: Config, name: str, protocol: HttpProtocol) -> str:
+    """Key of a node's API: `upstream.rest`, of several nodes `upstream.nodes.NAME.rest`."""
+    return f"upstream.nodes.{name}.{protocol}" if config.upstream.nodes else f"upstream.{protocol}"
 
 
 def tunnel_name(where: str) -> str:
@@ -64,7 +75,7 @@ class NameResolver:
         self._pending = {url: lookup for url, lookup in lookups.items() if not lookup.done.is_set()}
         late = f"has not been resolved within {deadline:g} s"
         return {
-            name: lookups[url].answer or Resolved(url, error=f"{upstream_endpoint(url).host} {late}")
+            name: lookups[url].answer or Resolved(url, error=f"{upstream_url(url).endpoint.host} {late}")
             for name, url in urls.items()
         }
 
@@ -72,7 +83,7 @@ class NameResolver:
         if (lookup := self._pending.get(url)) is not None:
             return lookup
         lookup = _Lookup(url)
-        if is_address(upstream_endpoint(url).host):
+        if is_address(upstream_url(url).endpoint.host):
             lookup.run()
         else:
             threading.Thread(target=lookup.run, name=f"resolve {url}", daemon=True).start()
@@ -86,7 +97,7 @@ class _Lookup:
         self.done = threading.Event()
 
     def run(self) -> None:
-        endpoint = upstream_endpoint(self._url)
+        endpoint = upstream_url(self._url).endpoint
         flags = socket.AI_NUMERICHOST if is_address(endpoint.host) else 0
         try:
             found = socket.getaddrinfo(endpoint.host, endpoint.port, type=socket.SOCK_STREAM, flags=flags)

@@ -149,7 +149,7 @@ def _moves(route: str, present: Generation, candidate: Generation) -> bool:
     """Whether `upstream.on_change` would end connections there, which lead to the first address as a rule."""
     if not route or candidate.config.upstream.on_change == "keep":
         return False
-    return not set(present.tunnels[route].addresses[:1]) <= set(candidate.tunnels[route].addresses)
+    return not set(present.tunnels[route].upstream.addresses[:1]) <= set(candidate.tunnels[route].upstream.addresses)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final, Self
-from urllib.parse import urlsplit
 
 from tlsproxy.audit.line import Prepared
 from tlsproxy.authz.access import ALLOWED, UNREAD, BodyNames, Confinements, Decision, without_public
@@ -182,7 +181,7 @@ class CallPlans:
         self._audit_probes = config.audit.probes
         self._max_fields = config.limits.max_headers
         self._origins = frozenset(origin.encode() for origin in config.service.allowed_origins)
-        self._upstream_host = urlsplit(config.upstream.grpc or "").netloc.encode()
+        self._upstream_host = grpc.authority if (grpc := generation.nodes[0].grpc) is not None else b""
         key = generation.upstream_api_key
         self._upstream_key = key.encode() if key is not None else None
         self._memo = Memo[tuple[Principal, Fields], CallPlan](MEMO_PLANS)

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from typing import Final, Self
-from urllib.parse import urlsplit
 
 from tlsproxy.audit.line import Prepared
 from tlsproxy.authz.access import ALLOWED, UNREAD, Decision
@@ -202,7 +201,7 @@ class Plans:
         self._max_fields = config.limits.max_headers
         self._body_limit = config.service.max_request_size_mb << 20
         self._upload_limit = config.limits.max_upload_size_mb << 20 or UNLIMITED
-        self._upstream_host = urlsplit(config.upstream.rest).netloc.encode()
+        self._upstream_host = generation.nodes[0].rest.authority
         key = generation.upstream_api_key
         self._upstream_key = key.encode() if key is not None else None
         self._memo = Memo[tuple[Principal, bytes], Plan](MEMO_PLANS)

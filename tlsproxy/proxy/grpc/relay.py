@@ -175,7 +175,7 @@ class Relay(Generic[C]):
     def upstream_moved(self) -> bool:
         """Whether its upstream connection leads where the upstream is no more."""
         side = self.upstream
-        return side is not None and side.stream.address not in self.gateway.generation.upstream_addresses["grpc"]
+        return side is not None and side.stream.address not in self.gateway.generation.nodes[0].api("grpc").addresses
 
     @property
     def all_written(self) -> bool:

@@ -91,7 +91,7 @@ class GrpcUpstream:
         self.established = self.stands = self.blocked = self._queued = False
         self._own_settings = True
         gateway = relay.gateway
-        addresses, bounds = gateway.generation.upstream_addresses["grpc"], gateway.bounds
+        addresses, bounds = gateway.generation.nodes[0].api("grpc").addresses, gateway.bounds
         self.stream = DialledStream(gateway.loop, addresses, self, gateway.deadlines, bounds.upstream_write)
         self.stream.deadline = time.monotonic() + bounds.connect_timeout
 

@@ -107,7 +107,7 @@ class TcpConnection:
         self._refuse(reason, error)
 
     def _dial(self, gateway: Gateway) -> DialledStream:
-        self._addresses = addresses = gateway.generation.tunnels[self._entry.route].addresses
+        self._addresses = addresses = gateway.generation.tunnels[self._entry.route].upstream.addresses
         upstream = DialledStream(
             gateway.loop, addresses, _UpstreamHandler(self), gateway.deadlines, self._limits.client_write
         )
@@ -283,7 +283,7 @@ class TcpConnection:
 
     def _check_address(self, upstream: DialledStream) -> None:
         """Applies `upstream.on_change` where the upstream's address has changed."""
-        addresses = self._gateway.generation.tunnels[self._entry.route].addresses
+        addresses = self._gateway.generation.tunnels[self._entry.route].upstream.addresses
         if not self._open:
             if addresses != self._addresses:
                 self._dial_again(upstream)

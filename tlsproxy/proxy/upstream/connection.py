@@ -97,7 +97,7 @@ class UpstreamConnection:
         self._chunks: ChunkedBody | None = None
         self._denied: DeniedResponse | None = None
         self._to_head = self._awaited = self._paused = False
-        addresses, bounds = gateway.generation.upstream_addresses["rest"], gateway.bounds
+        addresses, bounds = gateway.generation.nodes[0].api("rest").addresses, gateway.bounds
         self._asked, self._timeout = 0.0, bounds.response_timeout
         self.stream = DialledStream(gateway.loop, addresses, self, gateway.deadlines, self._lowest)
         self.stream.deadline = time.monotonic() + bounds.connect_timeout

@@ -116,7 +116,7 @@ class Pool:
         return sum(map(self._is_former, self._all))
 
     def _is_former(self, upstream: UpstreamConnection) -> bool:
-        return upstream.stream.address not in self._gateway.generation.upstream_addresses["rest"]
+        return upstream.stream.address not in self._gateway.generation.nodes[0].api("rest").addresses
 
     def release(self, upstream: UpstreamConnection, *, keep: bool) -> None:
         """Takes back a connection after a whole response. ``keep``: reusable, if its upstream is still current."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from typing import Final, Generic, TypeVar
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
 from tlsproxy.errors import BadRequest, Overloaded, RequestError
 from tlsproxy.proxy.core.gateway import Gateway
@@ -99,7 +99,7 @@ def own_request(line: str, affinity: bytes = b"", body: bytes = b"") -> Request:
         key = generation.upstream_api_key
         return b"%b HTTP/1.1\r\nhost: %b\r\n%b%b%b\r\n%b" % (
             line.encode(),
-            urlsplit(generation.config.upstream.rest).netloc.encode(),
+            generation.nodes[0].rest.authority,
             body and b"content-type: application/json\r\ncontent-length: %d\r\n" % len(body),
             b"" if key is None else b"api-key: %b\r\n" % key.encode(),
             affinity and b"%b: %b\r\n" % (AFFINITY, affinity),

@@ -22,6 +22,7 @@ from tlsproxy.config.model import Config, Tls
 from tlsproxy.config.tokens import key_sources
 from tlsproxy.snapshot.generation import Generation, Tunnel, assemble
 from tlsproxy.snapshot.name_resolution import Address, Resolved
+from tlsproxy.snapshot.nodes import Upstream
 from tlsproxy.snapshot.states import InputState, PublicKeys, States
 from tlsproxy.tls.crls import Crl, load_crls
 from tlsproxy.tls.owncert import OwnCertificate, load_certificate, passphrase_of
@@ -59,7 +60,10 @@ def encode(generation: Generation) -> EncodedGeneration:
         "locks": stored(states.locks),
         "documents": [len(states.documents.get(source, b"")) for source in key_sources(generation.config)],
         "names": [[name, entry.url, entry.addresses] for name, entry in states.names.items()],
-        "tunnels": [[where, entry.addresses, sorted(entry.allow)] for where, entry in generation.tunnels.items()],
+        "tunnels": [
+            [where, one.upstream.url, one.upstream.addresses, sorted(one.allow)]
+            for where, one in generation.tunnels.items()
+        ],
     }
     pieces.extend(states.documents.get(source, b"") for source in key_sources(generation.config))
     return EncodedGeneration(generation.number, generation.digest, b"".join([orjson.dumps(head), b"\n", *pieces]))
@@ -114,7 +118,10 @@ def decode(
         environ=environ,
         started=started,
         former=former,
-        tunnels={where: Tunnel(_addresses(addresses), frozenset(allow)) for where, addresses, allow in head["tunnels"]},
+        tunnels={
+            where: Tunnel(Upstream.of(Resolved(url, _addresses(addresses))), frozenset(allow))
+            for where, url, addresses, allow in head["tunnels"]
+        },
         now=head["built_at"],
     )
 

@@ -38,7 +38,7 @@ from tlsproxy.proxy.decision.affinity import KEY_SIZE
 from tlsproxy.proxy.frontend.listener import Bound
 from tlsproxy.proxy.limits import table
 from tlsproxy.service import runtime
-from tlsproxy.service.serving import MAX_CONNECTIONS
+from tlsproxy.service.serving import MAX_CONNECTIONS, shown_upstreams
 from tlsproxy.service.workers.merging import Families, Totals, dump_families, merged_figures, merged_readiness
 from tlsproxy.service.workers.process import ATTENTION, LAST, LAST_WORDS, PING, WorkerLost, WorkerProcess, WorkerRefused
 from tlsproxy.service.workers.publication import CHECK_INTERVAL, STOPPED, Publication
@@ -391,11 +391,11 @@ class Supervisor:
         return degraded(troubles) if troubles else OK
 
     async def figures(self, subject: str) -> Mapping[str, Any]:
-        upstream, audit = self.generation.config.upstream, self._audit
+        audit = self._audit
         own: dict[str, Any] = {
             "connections": {"open": 0, "draining": self._draining.is_set(), "live": []},
             "upstream": {
-                **{name: getattr(upstream, name) for name in self.generation.upstream_addresses},
+                **shown_upstreams(self.generation),
                 "idle": 0,
                 "busy": 0,
             },

@@ -1,0 +1,65 @@
+"""Nodes of Qdrant behind the gateway, as they are dialled: of one generation, with resolved addresses."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Self
+
+from tlsproxy.config.endpoints import upstream_url
+from tlsproxy.config.upstream import nodes_of
+from tlsproxy.snapshot.name_resolution import node_name
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from tlsproxy.config.model import Config, HttpProtocol
+    from tlsproxy.snapshot.name_resolution import Address, Resolved
+
+
+@dataclass(frozen=True, slots=True)
+class Upstream:
+    """One server to dial. ``authority``: its `Host` or `:authority`. ``addresses``: (family, sockaddr), in the order to
+    try; none while its name does not resolve.
+    """
+
+    url: str
+    authority: bytes
+    addresses: tuple[Address, ...]
+
+    @classmethod
+    def of(cls, resolved: Resolved) -> Self:
+        return cls(resolved.url, upstream_url(resolved.url).authority.encode(), resolved.addresses)
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """``grpc`` is None where no gRPC is served. ``drained``: it gets nothing new. ``max_connections``: most connections
+    to it at a time, of each process.
+    """
+
+    name: str
+    rest: Upstream
+    grpc: Upstream | None
+    drained: bool
+    max_connections: int | None
+
+    def api(self, protocol: HttpProtocol) -> Upstream:
+        """Its server of ``protocol``, which must be served."""
+        upstream: Upstream = getattr(self, protocol)
+        return upstream
+
+
+def nodes_in(config: Config, names: Mapping[str, Resolved]) -> tuple[Node, ...]:
+    """Nodes of a configuration. ``names`` has the addresses of those APIs that are served."""
+
+    def upstream(name: str, protocol: HttpProtocol) -> Upstream | None:
+        resolved = names.get(node_name(config, name, protocol))
+        return None if resolved is None else Upstream.of(resolved)
+
+    nodes = []
+    for one in nodes_of(config.upstream):
+        rest = upstream(one.name, "rest")
+        if rest is None:
+            raise AssertionError(f"no state of the REST API of {one.name}")
+        nodes.append(Node(one.name, rest, upstream(one.name, "grpc"), one.drain, one.max_connections))
+    return tuple(nodes)
