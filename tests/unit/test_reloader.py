@@ -541,6 +541,26 @@ def test_a_moment_that_comes_while_something_is_held_is_tried_once(tmp_path: Pat
     asyncio.run(run())
 
 
+def test_a_pair_that_never_matches_is_reported_while_something_is_held(tmp_path: Path) -> None:
+    made = site(tmp_path, limits={"mass_cut": {"number": 2}}, tls={"settle_time": 1})
+
+    async def run() -> None:
+        bench = Bench(made)
+        bench.clock = clock = SetClock()
+        made.configure(**UNGUARDED, tls={"settle_time": 1})
+        made.write("server.pem", ROOT.issue(dns=["localhost"], server=True).chain_pem)
+        bench.consequences = cutting(3, 4)
+        assert "does not belong" not in (await bench.reloader.reload("watch")).error
+        for connections in (4, 5):
+            bench.consequences = cutting(3, connections)
+            clock.moment += 2
+            await bench.reloader.reload("time")
+        assert bench.counted == [("held", "watch"), ("held", "time")]
+        assert "does not belong" in bench.lines[-1]["error"]
+
+    asyncio.run(run())
+
+
 def test_a_defect_in_considering_keeps_nothing_from_being_published(tmp_path: Path) -> None:
     made = site(tmp_path, limits={"mass_cut": {"number": 0}})
 

@@ -354,7 +354,9 @@ class Reloader:
             "connections": consequences["cut"]["count"],
             **(reload_trail.certificate_fields(old, serves) if renewed else {}),
         }
-        already_reported = trigger in _INTERNAL and self.last.result == "held" and not renewed
+        # What would be cut is counted anew each time, and no news.
+        same_faults = _faults_of_inputs(self._reported) == _faults_of_inputs(self._reportable)
+        already_reported = trigger in _INTERNAL and self.last.result == "held" and not renewed and same_faults
         return self._report_kept(
             trigger, "held", serves, detail, candidate.changes, consequences, already_reported=already_reported
         )
@@ -486,3 +488,7 @@ class Reloader:
 
 def _has_environment_fault(faults: Mapping[Input, Fault]) -> bool:
     return any(fault.kind is FailureKind.ENVIRONMENT for fault in faults.values())
+
+
+def _faults_of_inputs(faults: Mapping[Input, str]) -> Mapping[Input, str]:
+    return {subject: text for subject, text in faults.items() if subject != _PUBLICATION}
