@@ -114,7 +114,7 @@ log_level: WARNING
     assert problems(text) == [
         "1:1 tls.key: is required",
         "1:25 tls.kee: unknown key (did you mean 'key'?)",
-        "3:3 service.http_port: must be a valid integer, unable to parse string as an integer",
+        "3:3 service.http_port: must be a valid integer",
         "4:3 service.hots: unknown key (did you mean 'host'?)",
         "5:3 service.api_key: must be text: quote it",
         "6:1 rolse: unknown key (did you mean 'roles'?)",
@@ -197,8 +197,25 @@ def test_empty_api_key_is_unset_as_in_qdrant() -> None:
     assert (config.service.api_key, config.service.read_only_api_key, config.upstream.api_key) == (None, None, None)
 
 
+@pytest.mark.parametrize("value", ["true", '"100"', "1.0", "1e2"])
+def test_a_number_is_a_number(value: str) -> None:
+    roles = MINIMAL.replace("access: r", f"access: r, queries: {{max_limit: {value}}}")
+    assert problems(f"{roles}limits: {{max_headers: {value}}}") == [
+        "2:39 roles.search.queries.max_limit: must be a valid integer",
+        "4:10 limits.max_headers: must be a valid integer",
+    ]
+
+
+def test_a_number_of_seconds_or_of_the_environment() -> None:
+    for text in ("limits: {handshake_timeout: true}", 'limits: {handshake_timeout: "5"}'):
+        assert problems(MINIMAL + text) == ["4:10 limits.handshake_timeout: must be a valid number"]
+    environ = {"QDRANT__LIMITS__HANDSHAKE_TIMEOUT": "5", "QDRANT__SERVICE__HTTP_PORT": "7000"}
+    config = load(MINIMAL, environ).config
+    assert (config.limits.handshake_timeout, config.service.http_port) == (5, 7000)
+
+
 def test_problem_of_a_variable_names_it() -> None:
-    not_a_number = "must be a valid integer, unable to parse string as an integer"
+    not_a_number = "must be a valid integer"
     environ = {
         "QDRANT__SERVICE__HTTP_PORT": "x",
         "QDRANT__TLS__CRL": "[",

@@ -5,7 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Final
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Discriminator, Field, StrictBool, StrictInt, StrictStr, Tag
+from pydantic import (
+    AwareDatetime,
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    StrictBool,
+    StrictFloat,
+    StrictInt,
+    StrictStr,
+    Tag,
+)
 
 from tlsproxy.authz.claim_paths import LONGEST_PATH
 from tlsproxy.authz.tokens import IssuerAlgorithm
@@ -143,7 +154,7 @@ class JwtIssuer(Section):
     discovery: str | None = None
     """URL of the issuer's OpenID configuration, which names that of its keys; both as for `jwks`. Where the path has no
     `/.well-known/`, `/.well-known/openid-configuration` is added to it."""
-    refresh: Annotated[float, Field(ge=1, le=86400)] = 300.0
+    refresh: Annotated[StrictFloat, Field(ge=1, le=86400)] = 300.0
     """Seconds between two fetches of a URL; at most 60 once a token names a key that is not there. The last good
     document counts until there is a newer one that can be used."""
     ca_cert: Path | None = None

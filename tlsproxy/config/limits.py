@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import Field, StrictFloat, StrictInt
 
 from tlsproxy.config.callers import Section
 
-Seconds = Annotated[float, Field(gt=0, le=86400 * 365)]
-Count = Annotated[int, Field(ge=1, le=10_000_000)]
-Size = Annotated[int, Field(ge=1024, le=1 << 40)]
-PerSecond = Annotated[float, Field(ge=0.001, le=1_000_000)]
-Burst = Annotated[int, Field(ge=1, le=1_000_000)]
+Seconds = Annotated[StrictFloat, Field(gt=0, le=86400 * 365)]
+Count = Annotated[StrictInt, Field(ge=1, le=10_000_000)]
+Size = Annotated[StrictInt, Field(ge=1024, le=1 << 40)]
+PerSecond = Annotated[StrictFloat, Field(ge=0.001, le=1_000_000)]
+Burst = Annotated[StrictInt, Field(ge=1, le=1_000_000)]
 
 
 class Quota(Section):
@@ -33,11 +33,11 @@ class PerAddress(Section):
     """Most new connections per second over time; more are closed before TLS. null for no limit."""
     burst: Burst | None = None
     """Most new connections at once after a pause; null for what one second allows."""
-    failed_authentications: Annotated[int, Field(ge=1, le=100_000)] | None = None
+    failed_authentications: Annotated[StrictInt, Field(ge=1, le=100_000)] | None = None
     """Failed handshakes, and missing or wrong keys and tokens, per minute before a delay begins. From there on no new
     connection is taken for 1 s, twice as long after each further failure. Keys and tokens beside a good certificate
     count for that identity at that address: they get 429 meanwhile. null for no limit."""
-    max_delay: Annotated[float, Field(ge=1, le=3600)] = 60.0
+    max_delay: Annotated[StrictFloat, Field(ge=1, le=3600)] = 60.0
     """Longest such delay, in seconds. After each delay everybody at the address is heard for 2 s."""
     unidentified: Quota = Quota()
     """Limits of clients without certificate, key and token, all of an address together: the dashboard and refusals
@@ -47,16 +47,16 @@ class PerAddress(Section):
 class MassCut(Section):
     """Live connections that one publication may end."""
 
-    share: Annotated[float, Field(ge=0, le=1)] | None = None
+    share: Annotated[StrictFloat, Field(ge=0, le=1)] | None = None
     """Fraction of all live connections, 0 to 1. null: it does not count."""
-    number: Annotated[int, Field(ge=0, le=10_000_000)] | None = None
+    number: Annotated[StrictInt, Field(ge=0, le=10_000_000)] | None = None
     """Number of live connections. null: it does not count."""
 
 
 class RoleLimits(Quota):
     """Limits of all holders of a role together."""
 
-    max_body_mb: Annotated[int, Field(ge=1, le=1 << 20)] | None = None
+    max_body_mb: Annotated[StrictInt, Field(ge=1, le=1 << 20)] | None = None
     """Largest body of a request, or message of a call, in MiB as sent, uploads too (413, RESOURCE_EXHAUSTED). null for
     no limit of the role's."""
     per_identity: Quota | None = None
@@ -90,7 +90,7 @@ class LimitsConfig(Section):
     write_timeout: Seconds = 30.0
     """Seconds over which a client must keep up `min_data_rate` in taking what waits to be sent to it, as far as its
     system has acknowledged it."""
-    min_data_rate: Annotated[float, Field(ge=1, le=1 << 30)] = 1024.0
+    min_data_rate: Annotated[StrictFloat, Field(ge=1, le=1 << 30)] = 1024.0
     """Bytes per second. Slower clients are cut (408, DEADLINE_EXCEEDED, client_stalled), up to a fifth of the window
     later."""
     tcp_idle_timeout: Seconds = 600.0
@@ -108,13 +108,13 @@ class LimitsConfig(Section):
     expel_after: Seconds = 1.0
     """Seconds in which a change that Qdrant has received whole may still be answered after its client lost the right to
     it. All else under way ends at once."""
-    end_spread: Annotated[float, Field(ge=0, le=1)] = 0.5
+    end_spread: Annotated[StrictFloat, Field(ge=0, le=1)] = 0.5
     """Seconds over which connections are closed if many end together (a removed role, a shutdown), so that their
     clients do not all reconnect at once. Clients that lost a right are refused meanwhile. 0 closes all at once."""
-    max_connection_age: Annotated[float, Field(ge=0)] = 0.0
+    max_connection_age: Annotated[StrictFloat, Field(ge=0)] = 0.0
     """Seconds after which a connection is ended, once it has finished what it is doing; 0 for never. Some end up to a
     tenth before, so that connections opened together do not end together."""
-    drain_grace: Annotated[float, Field(ge=0, le=60)] = 1.0
+    drain_grace: Annotated[StrictFloat, Field(ge=0, le=60)] = 1.0
     """Seconds at shutdown in which a connection without a request may send one more, which is answered as its last.
     Also the silence after which a relayed TCP connection to a former upstream ends."""
     drain_timeout: Seconds = 30.0
@@ -124,15 +124,15 @@ class LimitsConfig(Section):
     """Largest request head, in bytes. An open gRPC connection keeps the size that its client was told."""
     max_headers: Count = 100
     """Most headers of a request."""
-    max_upload_size_mb: Annotated[int, Field(ge=0)] = 0
+    max_upload_size_mb: Annotated[StrictInt, Field(ge=0)] = 0
     """Largest snapshot upload, in MiB; 0 for no limit, as in Qdrant."""
     max_streams: Count = 128
     """Most calls at a time of one gRPC connection. An open connection keeps the number that its client was told."""
     streams_per_second: Count = 2_000
     """Most new calls of one gRPC connection, per second."""
-    max_message_size_mb: Annotated[int, Field(ge=1, le=1 << 20)] = 64
+    max_message_size_mb: Annotated[StrictInt, Field(ge=1, le=1 << 20)] = 64
     """Largest gRPC message, in MiB, of a caller whose messages must be rebuilt or decompressed to be decided."""
-    inspection_memory_mb: Annotated[int, Field(ge=1, le=1 << 20)] = 256
+    inspection_memory_mb: Annotated[StrictInt, Field(ge=1, le=1 << 20)] = 256
     """Most memory, in MiB, for bodies, messages and answers that are read to decide or to reduce them, all requests of
     a worker together: received bytes, what they decode to, and what is made of them. More is refused (503,
     RESOURCE_EXHAUSTED). A body of vectors takes its own size if only names matter, eight times that for a tenant. At

@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Discriminator, Field, SecretStr, Tag
+from pydantic import BeforeValidator, Discriminator, Field, SecretStr, StrictFloat, StrictInt, Tag
 
 from tlsproxy.config.callers import NEEDS_RESTART, CaConstraint, JwtIssuer, Label, Match, NamedKey, Scalar, Section
 from tlsproxy.config.grants import CollectionGrant, Operations
@@ -19,7 +19,7 @@ from tlsproxy.config.locks import LockEntry
 from tlsproxy.config.queries import Queries
 from tlsproxy.config.upstream import UpstreamConfig
 
-Port = Annotated[int, Field(ge=0, le=65535)]
+Port = Annotated[StrictInt, Field(ge=0, le=65535)]
 HttpProtocol = Literal["rest", "grpc"]
 ProtocolName = Literal["rest", "grpc", "tcp"]
 Protocols = tuple[ProtocolName, ...]
@@ -68,7 +68,7 @@ class Service(Section):
     allowed_origins: tuple[str, ...] = ()
     """Origins (`https://host[:port]`) whose pages may use the certificates of their visitors. Pages of other origins
     need a key or token."""
-    max_request_size_mb: Annotated[int, Field(ge=1, le=1 << 20)] = 32
+    max_request_size_mb: Annotated[StrictInt, Field(ge=1, le=1 << 20)] = 32
     """Largest JSON request body, in MiB. Snapshot uploads have `limits.max_upload_size_mb`."""
 
 
@@ -122,11 +122,11 @@ class Tls(Section):
     """Names that CAs of `ca_cert` are confined to, such as a partner's CA to the partner's own names. A certificate
     below such a CA with any other alternative name, or with none, is refused; its cn, o, ou and subject count only
     in rules that name the CA."""
-    cert_ttl: Annotated[int, Field(ge=0)] | None = 3600
+    cert_ttl: Annotated[StrictInt, Field(ge=0)] | None = 3600
     """Seconds after which all files are read and judged anew, and what differs is published; 0 or null for never."""
     poll_interval: Seconds = 5.0
     """Seconds between two checks of the files' contents."""
-    settle_time: Annotated[float, Field(ge=0, le=60)] = 5.0
+    settle_time: Annotated[StrictFloat, Field(ge=0, le=60)] = 5.0
     """Seconds for which `cert`, `key` and its passphrase may not fit together, or lack one of them, before that is an
     error: while they are replaced one after the other, the pair in use stays and all other changes are published. A
     start waits as long for a pair that does not match. 0 for not at all, as with `tlsproxy reload` and SIGHUP."""
@@ -275,7 +275,7 @@ class Config(Section):
     limits: LimitsConfig = LimitsConfig()
     admin: AdminConfig = AdminConfig()
     health: HealthConfig = HealthConfig()
-    workers: Annotated[int, Field(ge=1, le=64), NEEDS_RESTART] = 1
+    workers: Annotated[StrictInt, Field(ge=1, le=64), NEEDS_RESTART] = 1
     """Processes that serve, 1 to 64: one for each core to use. With more than 1, a supervisor process watches them."""
     log_level: Annotated[Literal["DEBUG", "INFO", "WARN", "ERROR"], BeforeValidator(_upper)] = "INFO"
     """DEBUG, INFO, WARN or ERROR."""

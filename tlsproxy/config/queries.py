@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from typing import Annotated, Final, Literal
 
-from pydantic import Field
+from pydantic import Field, StrictInt
 
 from tlsproxy.authz.query_policy import NO_POLICY, QueryPolicy, hidden_keys, parse_key_path
 from tlsproxy.config.callers import Section
@@ -14,7 +14,7 @@ from tlsproxy.config.findings import Finding
 from tlsproxy.config.limits import Count
 from tlsproxy.config.positions import Path
 
-AtMost = Annotated[int, Field(ge=0, le=10_000_000)]
+AtMost = Annotated[StrictInt, Field(ge=0, le=10_000_000)]
 
 
 class PayloadPolicy(Section):
@@ -39,7 +39,7 @@ class Queries(Section):
     """Most prefetches of a query, nested ones included. null for no bound."""
     exact: Literal["allow", "forbid"] = "allow"
     """forbid: `exact: true` is refused, and counts are estimates."""
-    timeout: Annotated[int, Field(ge=1, le=86400)] | None = None
+    timeout: Annotated[StrictInt, Field(ge=1, le=86400)] | None = None
     """Most seconds that Qdrant may take for a query, and what it gets where the client asks for none. null for no
     bound."""
     vectors: Literal["show", "hide"] = "show"

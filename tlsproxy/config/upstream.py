@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Final, Literal
 
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, StrictFloat
 
 from tlsproxy.config.callers import Label, Section
 from tlsproxy.config.limits import Count, Seconds
@@ -42,7 +42,7 @@ class UpstreamConfig(Section):
     nodes: Annotated[tuple[NodeConfig, ...], Field(max_length=64)] = ()
     """Nodes of one Qdrant cluster, in place of `rest` and `grpc`: each request goes to the one with the fewest under
     way."""
-    check_interval: Annotated[float, Field(ge=0, le=3600)] = 2.0
+    check_interval: Annotated[StrictFloat, Field(ge=0, le=3600)] = 2.0
     """Seconds between two checks of each node (`/readyz`, over gRPC its health service), by each worker; 0 for none. A
     node is out after two failures, and back after two successes. Only where there are several nodes."""
     affinity: Literal["none", "identity"] = "none"
@@ -62,7 +62,7 @@ class UpstreamConfig(Section):
     (`limits.max_response_timeout`) and for snapshots (`limits.snapshot_timeout`)."""
     idle_timeout: Seconds = 4.0
     """Seconds that an unused connection is kept. Qdrant closes one after 5 s, so this must be less."""
-    resolve_interval: Annotated[float, Field(ge=1, le=86400)] = 30.0
+    resolve_interval: Annotated[StrictFloat, Field(ge=1, le=86400)] = 30.0
     """Seconds after which the names of upstreams (`rest`, `grpc`, `listeners.upstream`) are resolved again; also at
     once, but at most every second, where a connection fails. Other addresses are published as by a reload. While a
     name does not resolve, its former addresses serve; without any, it is tried every 2 s."""
